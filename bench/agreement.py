@@ -27,22 +27,22 @@ from statistics import fmean
 
 from table import Row, comparing, goals, measuring, write
 
-from fairlead.fleet import Objectives
-from fairlead.fleetfile import write_atomic
-from fairlead.profile import EngineProfile, preset
+from fairlead.fleet import SloTargets
+from fairlead.fleetfile import write_fleet_file
+from fairlead.profile import EngineProfile, builtin_profile
 from fairlead.testing.sim_engine import engine_processes
 from fairlead.testing.valkey import Valkey
-from fairlead_cli.replaying.client import Client
-from fairlead_cli.replaying.outcome import Outcome
-from fairlead_cli.replaying.prompts import PromptBuilder, Target, live_chains, plan
-from fairlead_cli.replaying.simulated import ENGINE_BLOCK_TOKENS, JITTER_SECONDS, jittered
-from fairlead_cli.replaying.summary import on_clock
+from fairlead_cli.replaying.client import OpenLoopClient
+from fairlead_cli.replaying.outcome import ReplayResult
+from fairlead_cli.replaying.prompts import PromptBuilder, ReplayTarget, plan_requests, prefix_chains
+from fairlead_cli.replaying.simulated import ENGINE_BLOCK_TOKENS, JITTER_SECONDS, jitter_arrivals
+from fairlead_cli.replaying.summary import scale_times
 from fairlead_gateway.routing import PrefixChain
-from fairlead_gateway.testing import KEY, fleet_of
+from fairlead_gateway.testing import MODEL_KEY, fleet_of
 from fairlead_gateway.testing_process import gateway_process
-from fairlead_sim.course import Course, Served
-from fairlead_sim.gateways import Gateways
-from fairlead_sim.knowledge import Knowledge
+from fairlead_sim.course import FleetSimulation, RequestResult
+from fairlead_sim.gateways import GatewayCluster
+from fairlead_sim.knowledge import InformationDelays
 from fairlead_sim.tokenizer import Tokenizer
 from fairlead_sim.traces import TraceRequest, at_rate
 from fairlead_sim.traffic import FAMILIES
@@ -61,7 +61,7 @@ DRAWS = 5
 TIE = 0.03
 SEED = 21
 SECRET = "the secret of all gateways of this benchmark"
-OBJECTIVES = Objectives(ttft_seconds=5.0)
+OBJECTIVES = SloTargets(ttft_seconds=5.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,7 @@ class Engines:
     block_tokens: int = ENGINE_BLOCK_TOKENS
 
 
-SAME_AS_LIVE = Engines(NAMES, preset(PROFILE))
+SAME_AS_LIVE = Engines(NAMES, builtin_profile(PROFILE))
 
 
 def simulated(
@@ -101,7 +101,7 @@ def simulated(
     """The mean over draws of arrivals."""
     found = []
     for draw in range(DRAWS):
-        arrivals = jittered(requests, JITTER_SECONDS, draw) if draw else requests
+        arrivals = jitter_arrivals(requests, JITTER_SECONDS, draw) if draw else requests
         served = _served(count, rule, arrivals, engines, chain=chain)
         cached = sum(one.cached_tokens for one in served) / sum(one.prompt_tokens for one in served)
         found.append(Result(cached, _mean_ttft(served)))
@@ -116,12 +116,12 @@ def _served(
     *,
     chain: Callable[[TraceRequest], PrefixChain] | None = None,
     choices: Mapping[str, str] | None = None,
-) -> list[Served]:
-    front = Gateways(
+) -> list[RequestResult]:
+    front = GatewayCluster(
         count,
         engines.names,
         engines.profile,
-        knowledge=Knowledge(),
+        delays=InformationDelays(),
         objectives=OBJECTIVES,
         secret=SECRET.encode(),
         seed=SEED,
@@ -130,10 +130,10 @@ def _served(
         chain=chain,
         choices=choices,
     )
-    return Course(front, engines.names, engines.profile, block_tokens=engines.block_tokens).serve(requests)
+    return FleetSimulation(front, engines.names, engines.profile, block_tokens=engines.block_tokens).run(requests)
 
 
-def _mean_ttft(served: Sequence[Served]) -> float:
+def _mean_ttft(served: Sequence[RequestResult]) -> float:
     return fmean(one.ttft_seconds for one in served if one.ttft_seconds is not None)
 
 
@@ -149,10 +149,12 @@ async def live(count: int, rule: str, requests: Sequence[TraceRequest], builder:
         ))
         # fmt: on
         fleet = fleet_of([engine.url for engine in engines], preset=rule, objectives=OBJECTIVES)
-        profile = preset(PROFILE).faster(speed)
-        fleet = replace(fleet, instances={KEY: tuple(replace(one, profile=profile) for one in fleet.instances[KEY])})
+        profile = builtin_profile(PROFILE).sped_up(speed)
+        fleet = replace(
+            fleet, instances={MODEL_KEY: tuple(replace(one, profile=profile) for one in fleet.instances[MODEL_KEY])}
+        )
         path = folder / "fleet.yaml"
-        write_atomic(path, fleet)
+        write_fleet_file(path, fleet)
         sharing: list[str] = []
         if count > 1:
             server = Valkey(folder)
@@ -167,7 +169,7 @@ async def live(count: int, rule: str, requests: Sequence[TraceRequest], builder:
 def result(
     count: int,
     rule: str,
-    outcomes: Sequence[Outcome],
+    outcomes: Sequence[ReplayResult],
     requests: Sequence[TraceRequest],
     engines: Engines = SAME_AS_LIVE,
 ) -> Result:
@@ -184,17 +186,17 @@ def result(
 
 async def replayed(
     urls: Sequence[str], requests: Sequence[TraceRequest], builder: PromptBuilder, speed: float
-) -> list[Outcome]:
+) -> list[ReplayResult]:
     """Each request at the gateway that the simulator draws for it, too."""
     draw = Random(f"which gateway {SEED}")
     ways = [draw.randrange(len(urls)) for _ in requests]
     runs = []
     for number, url in enumerate(urls):
         mine = [one for one, way in zip(requests, ways, strict=True) if way == number]
-        target = Target(url, model=KEY.partition("/")[2])
-        planned = plan(mine, target, speed=speed, builder=builder)
-        runs.append(Client(target.host, target.port).run(planned))
-    return [one for run in await asyncio.gather(*runs) for one in on_clock(run.outcomes, speed)]
+        target = ReplayTarget(url, model=MODEL_KEY.partition("/")[2])
+        planned = plan_requests(mine, target, speed=speed, builder=builder)
+        runs.append(OpenLoopClient(target.host, target.port).run(planned))
+    return [one for run in await asyncio.gather(*runs) for one in scale_times(run.results, speed)]
 
 
 def rows(found: Mapping[tuple[int, str], Both], busy: Mapping[int, Both]) -> list[Row]:
@@ -257,7 +259,7 @@ def crossed(pairs: Sequence[tuple[Result, Result]], what: Callable[[Result], flo
 async def _main(count: int, speed: float, out: Path) -> None:
     asked = FAMILIES[FAMILY](count, seed=SEED)
     builder = PromptBuilder(Tokenizer())
-    chain = live_chains(builder, secret=SECRET.encode(), model_key=KEY)
+    chain = prefix_chains(builder, secret=SECRET.encode(), model_key=MODEL_KEY)
     chains = {request.id: chain(request) for request in asked}
     loads = [os.getloadavg()[0]]
 

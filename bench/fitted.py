@@ -39,12 +39,12 @@ from engines import BLOCK_TOKENS, Engine, Stage  # noqa: E402
 from install import Installed, install  # noqa: E402
 from table import Row, comparing, goals, measuring, write  # noqa: E402
 
-from fairlead.fleetfile import write_atomic  # noqa: E402
+from fairlead.fleetfile import write_fleet_file  # noqa: E402
 from fairlead.fleetfile.schema import FileProfile  # noqa: E402
-from fairlead.profile import EngineProfile, preset  # noqa: E402
-from fairlead_cli.replaying.outcome import Outcome  # noqa: E402
-from fairlead_cli.replaying.prompts import PromptBuilder, live_chains  # noqa: E402
-from fairlead_gateway.testing import KEY, fleet_of  # noqa: E402
+from fairlead.profile import EngineProfile, builtin_profile  # noqa: E402
+from fairlead_cli.replaying.outcome import ReplayResult  # noqa: E402
+from fairlead_cli.replaying.prompts import PromptBuilder, prefix_chains  # noqa: E402
+from fairlead_gateway.testing import MODEL_KEY, fleet_of  # noqa: E402
 from fairlead_gateway.testing_process import GatewayProcess, gateway_process  # noqa: E402
 from fairlead_sim.tokenizer import Tokenizer  # noqa: E402
 from fairlead_sim.traces import TraceRequest, at_rate  # noqa: E402
@@ -61,7 +61,7 @@ OPTIONS = (
     *("--max-num-seqs", str(SEQUENCES), "--num-gpu-blocks-override", str(BLOCKS)),
 )
 UNKNOWN = replace(
-    preset("h100-llama8b"),
+    builtin_profile("h100-llama8b"),
     name="nobody-profiled",
     kv_tokens=BLOCKS * BLOCK_TOKENS,
     max_sequences=SEQUENCES,
@@ -81,7 +81,7 @@ class Words(Tokenizer):
         letters = [piece[1:] for piece in known if len(piece) == 4 and piece[0] == "Ġ" and piece[1:].isascii()]
         self._words = sorted(f" {word}" for word in letters if word.isalpha() and word.islower())
 
-    def text_of(self, n_tokens: int, seed: int | str) -> str:
+    def random_text(self, n_tokens: int, seed: int | str) -> str:
         """So many of them, drawn from ``seed``."""
         return "".join(Random(str(seed)).choices(self._words, k=n_tokens))
 
@@ -103,7 +103,7 @@ def profile_of(told: Mapping[str, Any]) -> EngineProfile:
     known = [one["profile"] for one in told["models"][0]["instances"]]
     if not all(one is not None and one["learned"] for one in known):
         raise RuntimeError(f"nothing was learned: {known}")
-    profiles = [FileProfile.model_validate(one["coefficients"]).value("learned") for one in known]
+    profiles = [FileProfile.model_validate(one["coefficients"]).to_engine_profile("learned") for one in known]
     first = profiles[0]
     costs = [name for name in EngineProfile.__slots__ if name.endswith("_seconds")]
     mean = {name: statistics.fmean([getattr(one, name) for one in profiles]) for name in costs}
@@ -151,7 +151,7 @@ class Bench:
         async with gateway_process(self._fleet) as gateway:
             await self._replayed(gateway, lessons)
             await asyncio.sleep(TOLD_SECONDS)
-            told: Mapping[str, Any] = await gateway.told("/api/fleet")
+            told: Mapping[str, Any] = await gateway.get_json("/api/fleet")
             return told
 
     async def live(self, rule: str, profile: EngineProfile, requests: Sequence[TraceRequest]) -> Result:
@@ -173,14 +173,14 @@ class Bench:
             wrong += answer.json()["count"] != request.prompt_tokens
         return wrong
 
-    async def _replayed(self, gateway: GatewayProcess, requests: Sequence[TraceRequest]) -> list[Outcome]:
-        with ahead([gateway.process.pid, *gateway.workers(), *[engine.process.pid for engine in self._engines]]):
+    async def _replayed(self, gateway: GatewayProcess, requests: Sequence[TraceRequest]) -> list[ReplayResult]:
+        with ahead([gateway.process.pid, *gateway.worker_pids(), *[engine.process.pid for engine in self._engines]]):
             return await replayed([gateway.url], requests, self._builder, 1.0)
 
     def _write(self, rule: str, profile: EngineProfile) -> None:
         fleet = fleet_of([engine.url for engine in self._engines], preset=rule, objectives=OBJECTIVES)
-        instances = tuple(replace(one, profile=profile) for one in fleet.instances[KEY])
-        write_atomic(self._fleet, replace(fleet, instances={KEY: instances}))
+        instances = tuple(replace(one, profile=profile) for one in fleet.instances[MODEL_KEY])
+        write_fleet_file(self._fleet, replace(fleet, instances={MODEL_KEY: instances}))
 
 
 @contextmanager
@@ -225,7 +225,7 @@ async def measured(bench: Bench, builder: PromptBuilder, given: argparse.Namespa
     told = await bench.learned(traffic(given.lessons, seed=LESSON_SEED, rate=given.rate))
     profile = profile_of(told)
     print(profile, flush=True)
-    chain = live_chains(builder, secret=SECRET.encode(), model_key=KEY)
+    chain = prefix_chains(builder, secret=SECRET.encode(), model_key=MODEL_KEY)
     chains = {request.id: chain(request) for request in requests}
     engines = Engines(NAMES, profile, BLOCK_TOKENS)
     found = {}

@@ -27,14 +27,14 @@ from typing import Any
 from table import Row, comparing, goals, measuring, write
 
 from fairlead.fleet import Fleet
-from fairlead.fleetfile import write_atomic
-from fairlead.profile import preset
-from fairlead.testing.raw_http import ask
+from fairlead.fleetfile import write_fleet_file
+from fairlead.profile import builtin_profile
+from fairlead.testing.raw_http import request
 from fairlead.testing.sim_engine import engine_processes
-from fairlead.testing.slow import slow_way
+from fairlead.testing.slow import slow_link
 from fairlead.testing.valkey import Valkey
-from fairlead.testing.waiting import until_async
-from fairlead_gateway.testing import KEY, fleet_of
+from fairlead.testing.waiting import wait_until_async
+from fairlead_gateway.testing import MODEL_KEY, fleet_of
 from fairlead_gateway.testing_process import GatewayProcess, gateway_process
 
 ENGINES = 4
@@ -139,7 +139,7 @@ async def drive(
             for messages, drawn in zip(session, way, strict=True):
                 body = {"model": "tiny", "messages": messages, "max_tokens": 8}
                 begun = time.perf_counter()
-                answer = await ask(urls[int(drawn * len(urls))], body)
+                answer = await request(urls[int(drawn * len(urls))], body)
                 whole.append(time.perf_counter() - begun)
                 totals[2] += 1
                 if answer.status != 200:
@@ -182,7 +182,7 @@ async def measured(
             "--max-model-len", "16384", "--profile", setting.profile, "--speed", str(setting.speed),
         ))
         # fmt: on
-        write_atomic(path, _fleet([engine.url for engine in engines], setting))
+        write_fleet_file(path, _fleet([engine.url for engine in engines], setting))
         sharing = ["--redis", redis] if redis is not None else []
         running = [await stack.enter_async_context(gateway_process(path, *sharing)) for _ in range(gateways)]
         if redis is not None:
@@ -194,15 +194,17 @@ async def measured(
 
 def _fleet(urls: list[str], setting: Setting) -> Fleet:
     fleet = fleet_of(urls)
-    profile = replace(preset(setting.profile).faster(setting.speed), kv_tokens=setting.blocks * BLOCK_TOKENS)
-    return replace(fleet, instances={KEY: tuple(replace(one, profile=profile) for one in fleet.instances[KEY])})
+    profile = replace(builtin_profile(setting.profile).sped_up(setting.speed), kv_tokens=setting.blocks * BLOCK_TOKENS)
+    return replace(
+        fleet, instances={MODEL_KEY: tuple(replace(one, profile=profile) for one in fleet.instances[MODEL_KEY])}
+    )
 
 
 async def _all_heard(gateways: Sequence[GatewayProcess]) -> None:
     async def all_heard() -> bool:
         return all([await one.metric("fairlead_gateway_peers") == len(gateways) - 1 for one in gateways])
 
-    await until_async(all_heard)
+    await wait_until_async(all_heard)
 
 
 class _Step:
@@ -224,7 +226,7 @@ class _Step:
                     return False
             return True
 
-        await until_async(all_heard)
+        await wait_until_async(all_heard)
 
 
 def rows(found: Mapping[str, Sequence[Sequence[Figures]]]) -> list[Row]:
@@ -296,7 +298,7 @@ async def _redis(stack: AsyncExitStack, folder: Path, away_seconds: float) -> st
     stack.callback(server.kill)
     if not away_seconds:
         return server.url
-    return f"redis://127.0.0.1:{await stack.enter_async_context(slow_way(server.path, away_seconds))}/0"
+    return f"redis://127.0.0.1:{await stack.enter_async_context(slow_link(server.path, away_seconds))}/0"
 
 
 async def _main(seeds: int, out: Path) -> None:

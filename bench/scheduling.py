@@ -18,57 +18,57 @@ from pathlib import Path
 
 from table import Row, comparing, goals, measuring, write
 
-from fairlead.fleet import Model, Objectives
+from fairlead.fleet import Model, SloTargets
 from fairlead.limits import Limits
-from fairlead.profile import EngineProfile, preset
-from fairlead_gateway.learning.lengths import Lengths
-from fairlead_gateway.queueing.gate import Engine, Gate
-from fairlead_gateway.queueing.order import Line, Turn, Waiting
+from fairlead.profile import EngineProfile, builtin_profile
+from fairlead_gateway.learning.lengths import OutputLengths
+from fairlead_gateway.queueing.gate import AdmissionPolicy, EngineLoad
+from fairlead_gateway.queueing.order import NextRequest, QueuedRequest, RequestQueue
 from fairlead_gateway.routing import ModelRouter
-from fairlead_sim.course import Course
-from fairlead_sim.fleet import MODEL, NAMESPACE, OneRouter, instances_of
-from fairlead_sim.gated import Gated
-from fairlead_sim.served import Served
-from fairlead_sim.trace_prompts import Prompts
+from fairlead_sim.course import FleetSimulation
+from fairlead_sim.fleet import MODEL, NAMESPACE, SingleGateway, instances_of
+from fairlead_sim.gated import AdmissionControlledGateway
+from fairlead_sim.served import RequestResult
+from fairlead_sim.trace_prompts import TracePromptCache
 from fairlead_sim.traces import TRACE_BLOCK_TOKENS, TraceRequest
 
-H100 = preset("h100-llama8b")
-A100 = replace(preset("a100-qwen7b"), kv_tokens=120_000)
+H100 = builtin_profile("h100-llama8b")
+A100 = replace(builtin_profile("a100-qwen7b"), kv_tokens=120_000)
 ENGINES = 8
 SHORT_SECONDS, LONG_SECONDS = 0.25, 4.0
 LAPS_SHORT_SECONDS = 0.4
 SHARE = 0.9
 _SECRET = b"bench"
-_PLENTY = replace(Limits(), hold_requests=10**9, hold_bytes=10**15, hold_seconds=1e9)
+_PLENTY = replace(Limits(), queued_requests=10**9, queued_bytes=10**15, queue_seconds=1e9)
 
 Objective = Callable[[TraceRequest], float]
 
 
-class By(Line):
+class By(RequestQueue):
     """Whoever is first by a ``key``, whether or not his objective can be met."""
 
-    def __init__(self, key: Callable[[Waiting], float]) -> None:
+    def __init__(self, key: Callable[[QueuedRequest], float]) -> None:
         super().__init__()
         self._key = key
 
-    def peek(self, now: float, closed: Collection[bool] = ()) -> Turn | None:
+    def peek(self, now: float, closed: Collection[bool] = ()) -> NextRequest | None:
         """The first of all that are held."""
-        first = min(self.held(), key=self._key, default=None)
-        return None if first is None else Turn(first, "first", "is first by the order that is compared")
+        first = min(self.requests(), key=self._key, default=None)
+        return None if first is None else NextRequest(first, "first", "is first by the order that is compared")
 
 
-class OneAtATime(Gated):
+class OneAtATime(AdmissionControlledGateway):
     """Before whom an engine has room when nothing waits there."""
 
-    def _engines(self, now: float) -> list[Engine]:
+    def _engines(self, now: float) -> list[EngineLoad]:
         return [replace(one, step_seconds=_NO_SECONDS) for one in super()._engines(now)]
 
 
-ORDERS: Mapping[str, Callable[[Waiting], float]] = {
+ORDERS: Mapping[str, Callable[[QueuedRequest], float]] = {
     "edf": lambda one: one.deadline,
     "edf placed": lambda one: one.deadline,
     "edf one at a time": lambda one: one.deadline,
-    "one queue": lambda one: one.arrival,
+    "one queue": lambda one: one.arrived_at,
 }
 """Of the ways to hold that the gate is compared with; ``sedf`` is the gate's own order."""
 PLACED = ("gate", "edf placed")
@@ -89,7 +89,7 @@ class Traffic:
         """Poisson arrivals at a load of all engines' prefill."""
         draw = random.Random(seed)
         sizes = [self.sizes(draw) for _ in range(count)]
-        rate = load * ENGINES * count / sum(H100.prefill(size) for size in sizes)
+        rate = load * ENGINES * count / sum(H100.prefill_time(size) for size in sizes)
         return arriving(draw, rate, [(size, 16) for size in sizes])
 
 
@@ -129,20 +129,22 @@ def run(
     block_tokens: int = TRACE_BLOCK_TOKENS,
     reserve_tokens: int | None = None,
     most_tokens: int | None = None,
-) -> list[Served]:
+) -> list[RequestResult]:
     """``how``: one of ``AT_ONCE``, or who holds: ``gate``, ``sedf`` (its order, long prompts go as others do), ``ORDERS``."""
     names = [f"sim-{number}/0/0" for number in range(engines)]
-    model = Model(NAMESPACE, MODEL, Objectives(ttft_seconds=LONG_SECONDS), AT_ONCE.get(how, "dual-hash"))
+    model = Model(NAMESPACE, MODEL, SloTargets(ttft_seconds=LONG_SECONDS), AT_ONCE.get(how, "dual-hash"))
     router = ModelRouter(secret=_SECRET)
     router.update(model, instances_of(names, profile), 1)
-    prompts = Prompts(block_tokens, secret=_SECRET, seed=model.key.encode())
-    front: OneRouter = OneRouter(router, prompts.chain, {}, model, profile, at_once=True)
+    prompts = TracePromptCache(block_tokens, secret=_SECRET, seed=model.key.encode())
+    front: SingleGateway = SingleGateway(router, prompts.prefix_chain, {}, model, profile, never_queues=True)
     if how not in AT_ONCE:
-        gate = Gate(_PLENTY, By(ORDERS[how]) if how in ORDERS else None, pooled=how in PLACED)
-        kind = OneAtATime if how == "edf one at a time" else Gated
-        front = kind(router, prompts.chain, model, profile, gate, objective=objective, most_tokens=most_tokens)
-    course = Course(front, names, profile, block_tokens=block_tokens, prompts=prompts, reserve_tokens=reserve_tokens)
-    return course.serve(requests)
+        gate = AdmissionPolicy(_PLENTY, By(ORDERS[how]) if how in ORDERS else None, separate_long=how in PLACED)
+        kind = OneAtATime if how == "edf one at a time" else AdmissionControlledGateway
+        front = kind(router, prompts.prefix_chain, model, profile, gate, objective=objective, max_tokens=most_tokens)
+    course = FleetSimulation(
+        front, names, profile, block_tokens=block_tokens, prompts=prompts, reserve_tokens=reserve_tokens
+    )
+    return course.run(requests)
 
 
 def kept(traffic: Traffic, how: str, load: float, seeds: Sequence[int], count: int) -> tuple[float, float, float]:
@@ -249,9 +251,9 @@ def memory_rows(wanted: dict[str, str], seeds: Sequence[int], count: int) -> Ite
         yield comparing(metric, "share", found["gate"][1], "aggressive", found["fcfs"][1], wanted.get(metric))
 
 
-def _good(one: Served) -> bool:
+def _good(one: RequestResult) -> bool:
     """First token within 5 s, then 0.1 s a token at most."""
-    pace = one.itl_mean_seconds
+    pace = one.tpot_seconds
     return one.ttft_seconds is not None and one.ttft_seconds <= 5.0 and (pace is None or pace <= 0.1)
 
 
@@ -259,7 +261,7 @@ def length_rows(wanted: dict[str, str], seeds: Sequence[int]) -> Iterator[Row]:
     """How far the share of answers within the ninth decile is from nine tenths, after 500 answers."""
     covered = total = 0
     for seed in range(12 * len(seeds)):
-        draw, lengths = random.Random(seed), Lengths(most=64)
+        draw, lengths = random.Random(seed), OutputLengths(max_classes=64)
         for number in range(500):
             lengths.learn("chat", 900.0, answers(draw)[1], number * 0.5)
         bound = lengths.quantile(0.9, "chat", 900.0, 250.0)

@@ -21,12 +21,12 @@ from statistics import fmean
 
 from table import Row, comparing, goals, measuring, write
 
-from fairlead.fleet import Objectives
-from fairlead.profile import preset
-from fairlead_cli.replaying.traffic import traffic
-from fairlead_sim.course import Course, Served
-from fairlead_sim.gateways import Gateways, Restart
-from fairlead_sim.knowledge import NOTHING, PERFECT, Knowledge
+from fairlead.fleet import SloTargets
+from fairlead.profile import builtin_profile
+from fairlead_cli.replaying.traffic import load_traffic
+from fairlead_sim.course import FleetSimulation, RequestResult
+from fairlead_sim.gateways import GatewayCluster, GatewayRestart
+from fairlead_sim.knowledge import NO_SHARING, PERFECT_KNOWLEDGE, InformationDelays
 from fairlead_sim.traces import TRACE_BLOCK_TOKENS, TraceRequest
 from fairlead_sim.traffic import agent_sessions
 
@@ -35,7 +35,7 @@ REQUESTS = 10_091
 RATE, SCARCE, ENGINES = 8.0, 0.04, 8
 WARMING = 0.1
 """Of the conversations' requests: they fill the caches and do not count."""
-SHARED = Knowledge(index=True)
+SHARED = InformationDelays(index=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,24 +43,24 @@ class Form:
     """So many gateways with such knowledge, and whether one of them is restarted in the middle."""
 
     gateways: int
-    knowledge: Knowledge
+    knowledge: InformationDelays
     restarted: bool = False
 
 
 CONVERSATIONS = {
-    "one gateway": Form(1, NOTHING),
-    "one that knows everything, restarted": Form(1, PERFECT, True),
-    "three apart, one restarted": Form(3, NOTHING, True),
+    "one gateway": Form(1, NO_SHARING),
+    "one that knows everything, restarted": Form(1, PERFECT_KNOWLEDGE, True),
+    "three apart, one restarted": Form(3, NO_SHARING, True),
     "three that share, one restarted": Form(3, SHARED, True),
-    "three that share without the index, one restarted": Form(3, Knowledge(), True),
+    "three that share without the index, one restarted": Form(3, InformationDelays(), True),
     "three that share": Form(3, SHARED),
 }
 SHORT = {
-    "one gateway": Form(1, NOTHING),
-    "three that know everything, and of load what was said": Form(3, replace(PERFECT, as_said=True)),
-    "three apart": Form(3, NOTHING),
+    "one gateway": Form(1, NO_SHARING),
+    "three that know everything, and of load what was said": Form(3, replace(PERFECT_KNOWLEDGE, raw_loads=True)),
+    "three apart": Form(3, NO_SHARING),
     "three that share": Form(3, SHARED),
-    "three that share, load as it was said": Form(3, replace(SHARED, as_said=True)),
+    "three that share, load as it was said": Form(3, replace(SHARED, raw_loads=True)),
     "three that share, no load": Form(3, replace(SHARED, loads=False)),
     "three that share, no prompts": Form(3, replace(SHARED, sent=False)),
     "three that share, no table of hot prefixes": Form(3, replace(SHARED, hot=False)),
@@ -81,42 +81,44 @@ def conversations(requests: Sequence[TraceRequest], form: Form, seed: int, *, sh
     """One run in the open loop; the engines hold such a ``share`` of the different tokens together."""
     different = TRACE_BLOCK_TOKENS * len({block for request in requests for block in request.blocks})
     blocks = int(different * share / ENGINES) // TRACE_BLOCK_TOKENS
-    profile = replace(preset("h100-llama8b"), kv_tokens=blocks * TRACE_BLOCK_TOKENS)
+    profile = replace(builtin_profile("h100-llama8b"), kv_tokens=blocks * TRACE_BLOCK_TOKENS)
     names = [f"e-{index}" for index in range(ENGINES)]
-    front = Gateways(
+    front = GatewayCluster(
         form.gateways,
         names,
         profile,
-        knowledge=form.knowledge,
-        objectives=Objectives(ttft_seconds=5.0),
+        delays=form.knowledge,
+        objectives=SloTargets(ttft_seconds=5.0),
         secret=f"secret {seed}".encode(),
         seed=seed,
         block_tokens=TRACE_BLOCK_TOKENS,
-        restart=Restart(form.gateways - 1, len(requests) // 2) if form.restarted else None,
+        restart=GatewayRestart(form.gateways - 1, len(requests) // 2) if form.restarted else None,
     )
-    course = Course(front, names, profile, block_tokens=TRACE_BLOCK_TOKENS, events=form.knowledge.index)
-    return _figures(course.serve(requests)[int(WARMING * len(requests)) :])
+    course = FleetSimulation(front, names, profile, block_tokens=TRACE_BLOCK_TOKENS, events=form.knowledge.index)
+    return _figures(course.run(requests)[int(WARMING * len(requests)) :])
 
 
 def short(form: Form, seed: int) -> Figures:
     """One run in the closed loop."""
-    profile = replace(preset("tiny-cpu"), kv_tokens=24_000)
+    profile = replace(builtin_profile("tiny-cpu"), kv_tokens=24_000)
     names = [f"e-{index}" for index in range(4)]
-    front = Gateways(
+    front = GatewayCluster(
         form.gateways,
         names,
         profile,
-        knowledge=form.knowledge,
-        objectives=Objectives(),
+        delays=form.knowledge,
+        objectives=SloTargets(),
         secret=f"secret {seed}".encode(),
         seed=seed,
         block_tokens=16,
     )
-    course = Course(front, names, profile, block_tokens=16, events=form.knowledge.index)
-    return _figures(course.converse(agent_sessions(20, seed=seed), at_once=10, way_seconds=0.01, seed=seed))
+    course = FleetSimulation(front, names, profile, block_tokens=16, events=form.knowledge.index)
+    return _figures(
+        course.run_sessions(agent_sessions(20, seed=seed), concurrency=10, round_trip_seconds=0.01, seed=seed)
+    )
 
 
-def _figures(served: Sequence[Served]) -> Figures:
+def _figures(served: Sequence[RequestResult]) -> Figures:
     firsts = [one.ttft_seconds for one in served if one.ttft_seconds is not None]
     return Figures(
         sum(one.cached_tokens for one in served) / sum(one.prompt_tokens for one in served),
@@ -170,7 +172,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--out", type=Path, default=Path("out/bench/sharing.json"))
     given = parser.parse_args(arguments)
     loads = [os.getloadavg()[0]]
-    wanted = traffic(given.trace, limit=given.requests, rate=RATE)
+    wanted = load_traffic(given.trace, limit=given.requests, rate=RATE)
     print(f"traffic: {wanted.name}, {len(wanted.requests)} requests")
     with ProcessPoolExecutor(max_workers=2) as pool:
         seeds = range(given.seeds)

@@ -49,7 +49,8 @@ def goals(benchmark: str) -> dict[str, str]:
 
 
 def reaches(goal: str, measured: float | None) -> bool:
-    """Whether ``measured`` meets a goal like ``<= 0.5``, ``<= 20 ms`` (in seconds), ``within 10 %`` (a ratio) or ``0.97..1.03``."""
+    """Whether ``measured`` meets a goal like ``<= 0.5``, ``<= 20 ms`` (measured in seconds), ``within 10 %`` (a ratio)
+    or ``0.97..1.03``."""
     if measured is None:
         return False
     words = goal.split()

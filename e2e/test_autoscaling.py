@@ -15,9 +15,9 @@ from pathlib import Path
 
 import httpx
 
-from fairlead.testing.processes import PATIENCE_SECONDS, alive, process_of, wait_until
-from fairlead.testing.raw_http import ask
-from fairlead.testing.stack import UpProcess
+from fairlead.testing.processes import PATIENCE_SECONDS, find_process, is_alive, wait_until
+from fairlead.testing.raw_http import request
+from fairlead.testing.stack import LocalStack
 
 SPEED = 10
 PER_SECOND = 0.5
@@ -64,7 +64,7 @@ class Load:
         words = " ".join(f"w{self._random.getrandbits(30):x}" for _ in range(400))
         body = {"model": "tiny", "messages": [{"role": "user", "content": words}], "max_tokens": 60, "stream": True}
         try:
-            answer = await ask(self.url, body)
+            answer = await request(self.url, body)
         except (OSError, TimeoutError, AssertionError) as error:
             self.failed.append(repr(error))
             return
@@ -77,7 +77,7 @@ class Load:
             await asyncio.wait(self._tasks)
 
 
-def ready(up: UpProcess) -> int:
+def ready(up: LocalStack) -> int:
     """Engines that get requests, as the gateway sees it."""
     fleet = httpx.get(f"{up.manage}/api/fleet", timeout=PATIENCE_SECONDS).json()
     return sum(one["state"] == "Ready" for model in fleet["models"] for one in model["instances"])
@@ -88,7 +88,7 @@ async def until(seen: Callable[[], bool], what: str) -> None:
     await asyncio.to_thread(wait_until, seen, what)
 
 
-def notes(up: UpProcess) -> str:
+def notes(up: LocalStack) -> str:
     """What the autoscaler says is wrong; nothing while it starts."""
     try:
         return httpx.get(f"{up.state()['autoscaler']}/readyz", timeout=PATIENCE_SECONDS).text
@@ -96,7 +96,7 @@ def notes(up: UpProcess) -> str:
         return ""
 
 
-def said(up: UpProcess, *words: str) -> str:
+def said(up: LocalStack, *words: str) -> str:
     """What a verb prints of this stack."""
     done = subprocess.run(
         [sys.executable, "-m", "fairlead_cli", *words], env=up.environment, capture_output=True, text=True, check=True
@@ -105,13 +105,13 @@ def said(up: UpProcess, *words: str) -> str:
 
 
 def test_a_pool_follows_its_load_from_nothing_and_back_and_no_request_fails(tmp_path: Path) -> None:
-    with UpProcess(tmp_path, "--speed", f"{SPEED}", manifest=MANIFEST) as up:
-        up.ready()
+    with LocalStack(tmp_path, "--speed", f"{SPEED}", manifest=MANIFEST) as up:
+        up.wait_ready()
         assert ready(up) == 0
         asyncio.run(_story(up))
 
 
-async def _story(up: UpProcess) -> None:
+async def _story(up: LocalStack) -> None:
     load = Load(up.url)
     await load.one()
     assert load.failed == []
@@ -120,11 +120,11 @@ async def _story(up: UpProcess) -> None:
     await until(lambda: load.sent > 20, "one engine's load is served")
     load.rate *= 5
     await until(lambda: ready(up) >= 3, "the pool grows")
-    gone = process_of(up.process.pid, "fairlead_autoscaler")
+    gone = find_process(up.process.pid, "fairlead_autoscaler")
     os.kill(gone, signal.SIGKILL)
     await until(lambda: ready(up) >= MANY, "the pool carries five times the load")
-    assert not alive(gone)
-    helper = process_of(up.process.pid, "fairlead_gateway")
+    assert not is_alive(gone)
+    helper = find_process(up.process.pid, "fairlead_gateway")
     os.kill(helper, signal.SIGSTOP)  # its workers serve on, and nobody tells what arrives
     await until(lambda: "is missing" in notes(up), "the autoscaler misses the gateway")
     os.kill(helper, signal.SIGCONT)

@@ -23,13 +23,13 @@ import pytest
 import redis
 
 from fairlead.fleet import Fleet, Model
-from fairlead.fleetfile import write_atomic
-from fairlead.testing.engine import Call, Hangup, event, honest, scripted_engine, token
-from fairlead.testing.raw_http import Connection, get, post
-from fairlead.testing.split import Split, engine
+from fairlead.fleetfile import write_fleet_file
+from fairlead.testing.engine import EngineCall, HangUp, event, scripted_engine, token, well_behaved
+from fairlead.testing.raw_http import RawConnection, get_request, post_request
+from fairlead.testing.split import DisaggregatedModel, killable_engine
 from fairlead.testing.valkey import Valkey
-from fairlead.testing.waiting import until, until_async
-from fairlead_gateway.testing import fleet_of, run
+from fairlead.testing.waiting import wait_until, wait_until_async
+from fairlead_gateway.testing import fleet_of, run_async
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -46,93 +46,93 @@ CHAT = "/v1/chat/completions"
 HEAD = f"POST {CHAT} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\n".encode()
 
 
-async def script(call: Call) -> None:
+async def script(call: EngineCall) -> None:
     """An engine that does what a request's ``user`` says."""
     body = call.body
     if call.path.startswith(("/metrics", "/health")):
-        await call.plain(b"", kind="text/plain")
+        await call.respond(b"", kind="text/plain")
         return
     user = re.search(rb'"user":"([a-z-]+)"', body)
     await BEHAVIOURS[user[1].decode() if user else "honest"](call)
 
 
-async def _hang_up(call: Call) -> None:
-    raise Hangup
+async def _hang_up(call: EngineCall) -> None:
+    raise HangUp
 
 
-async def _reset(call: Call) -> None:
+async def _reset(call: EngineCall) -> None:
     call.reset()
-    raise Hangup
+    raise HangUp
 
 
-async def _quote_500(call: Call) -> None:
-    await call.plain({"error": {"message": call.body.decode(), "code": 500}}, "500 Internal Server Error")
+async def _quote_500(call: EngineCall) -> None:
+    await call.respond({"error": {"message": call.body.decode(), "code": 500}}, "500 Internal Server Error")
 
 
-async def _quote_400(call: Call) -> None:
-    await call.plain({"error": {"message": call.body.decode(), "type": CANARY, "code": CANARY}}, "400 Bad Request")
+async def _quote_400(call: EngineCall) -> None:
+    await call.respond({"error": {"message": call.body.decode(), "type": CANARY, "code": CANARY}}, "400 Bad Request")
 
 
-async def _quote_503(call: Call) -> None:
-    await call.plain({"error": {"message": TEXT, "code": 503}}, "503 Service Unavailable", more="retry-after: 1\r\n")
+async def _quote_503(call: EngineCall) -> None:
+    await call.respond({"error": {"message": TEXT, "code": 503}}, "503 Service Unavailable", more="retry-after: 1\r\n")
 
 
-async def _html(call: Call) -> None:
-    await call.plain(b"<html>" + call.body, kind="text/html")
+async def _html(call: EngineCall) -> None:
+    await call.respond(b"<html>" + call.body, kind="text/html")
 
 
-async def _garbage(call: Call) -> None:
+async def _garbage(call: EngineCall) -> None:
     await call.send(call.body)
-    raise Hangup
+    raise HangUp
 
 
-async def _cut(call: Call) -> None:
+async def _cut(call: EngineCall) -> None:
     if b"continue_final_message" in call.body:
-        await honest(call)
+        await well_behaved(call)
         return
-    await call.begin()
+    await call.start_stream()
     await call.event(token(CANARY) | {"id": "c", "created": 1, "model": "tiny"})
-    raise Hangup
+    raise HangUp
 
 
-async def _abort(call: Call) -> None:
-    await call.begin()
+async def _abort(call: EngineCall) -> None:
+    await call.start_stream()
     await call.event(token(CANARY))
     await call.event(token(CANARY, "abort"))
-    raise Hangup
+    raise HangUp
 
 
-async def _error_event(call: Call) -> None:
-    await call.begin()
+async def _error_event(call: EngineCall) -> None:
+    await call.start_stream()
     await call.chunk(event({"error": {"message": TEXT, "type": CANARY, "code": 500}}))
-    raise Hangup
+    raise HangUp
 
 
-async def _late_error_event(call: Call) -> None:
-    await call.begin()
+async def _late_error_event(call: EngineCall) -> None:
+    await call.start_stream()
     await call.event(token(CANARY))
     await call.chunk(event({"error": {"message": TEXT, "type": CANARY, "code": CANARY}}))
-    raise Hangup
+    raise HangUp
 
 
-async def _no_json(call: Call) -> None:
-    await call.begin()
+async def _no_json(call: EngineCall) -> None:
+    await call.start_stream()
     await call.chunk(f"data: {TEXT}\n\n".encode())
-    raise Hangup
+    raise HangUp
 
 
-async def _silent(call: Call) -> None:
-    await call.gone()
+async def _silent(call: EngineCall) -> None:
+    await call.wait_closed()
 
 
-async def _long(call: Call) -> None:
-    await call.begin()
+async def _long(call: EngineCall) -> None:
+    await call.start_stream()
     while not call.writer.is_closing():
         await call.event(token(CANARY))
 
 
 BEHAVIOURS = {
-    "honest": honest,
+    "honest": well_behaved,
     "hang-up": _hang_up,
     "reset": _reset,
     "quote-five": _quote_500,
@@ -209,7 +209,7 @@ def bad_ones() -> Iterator[bytes]:
     yield signed("/nowhere", chat())
     yield signed(CHAT, chat()).replace(b"POST", b"PUT", 1)
     yield signed(CHAT, chat()).replace(KEY.encode(), CANARY.encode())
-    yield post(chat())
+    yield post_request(chat())
     for body in (
         b"", b'{"model":"tiny","messages":"' + CANARY.encode(), CANARY.encode(), b'["' + CANARY.encode() + b'"]',
         b'{"' + CANARY.encode() + b'":NaN}', b'{"model":"tiny","x":"' + CANARY.encode() + b'\xff"}',
@@ -237,12 +237,12 @@ def bad_ones() -> Iterator[bytes]:
     yield f"{CANARY} / HTTP/9.9\r\n\r\n".encode()
     yield b"\x16\x03\x01" + canary
     for target in (f"/v1/odd?q={CANARY}&model={CANARY}", f"/v1/odd?q={CANARY}&model=tiny", f"/readyz?{CANARY}"):
-        yield get(target, more=f"authorization: Bearer {KEY}\r\n")
+        yield get_request(target, more=f"authorization: Bearer {KEY}\r\n")
 
 
 def signed(path: str, body: object, more: str = "", *, close: bool = True) -> bytes:
     """A whole request with the key."""
-    return post(
+    return post_request(
         body,
         path=path,
         more=f"authorization: Bearer {KEY}\r\ntraceparent: 00-{'a' * 32}-{'b' * 16}-01\r\n{more}",
@@ -256,19 +256,19 @@ class Collector:
     def __init__(self) -> None:
         self.got = b""
 
-    async def take(self, call: Call) -> None:
+    async def take(self, call: EngineCall) -> None:
         self.got += call.body
-        await call.plain({})
+        await call.respond({})
 
 
 async def answered(url: str, data: bytes, *, half_close: bool = False) -> list[int]:
     """The statuses of what comes back; a connection that breaks is an answer, too."""
-    connection = await Connection.to(url)
+    connection = await RawConnection.connect(url)
     try:
         await connection.send(data)
         if half_close:
             connection.writer.write_eof()
-        return [answer.status for answer in await connection.rest()]
+        return [answer.status for answer in await connection.read_all_responses()]
     except (AssertionError, ConnectionError, asyncio.IncompleteReadError):
         return [0]
     except TimeoutError:
@@ -279,7 +279,7 @@ async def answered(url: str, data: bytes, *, half_close: bool = False) -> list[i
 
 async def leaves(url: str, data: bytes, after: bytes) -> None:
     """A client that goes in the middle of its answer, or before it."""
-    connection = await Connection.to(url)
+    connection = await RawConnection.connect(url)
     await connection.send(data)
     if after:
         await connection.reader.readuntil(after)
@@ -291,7 +291,7 @@ async def gateway_process(
     folder: Path, fleet: Fleet, redis_url: str, collector: str
 ) -> AsyncIterator[tuple[str, str, Any]]:
     """A gateway with everything on that writes anything down: its two URLs and the process."""
-    write_atomic(folder / "fleet.yaml", fleet)
+    write_fleet_file(folder / "fleet.yaml", fleet)
     digest = hmac.new(PEPPER.encode(), KEY.encode(), hashlib.sha256).hexdigest()
     (folder / "keys.yaml").write_text(f'keys:\n  - {{name: somebody, digest: "{digest}"}}\n')
     environ = {
@@ -351,10 +351,10 @@ async def pages(manage: str) -> dict[str, str]:
 
 
 async def _page(manage: str, path: str) -> str:
-    connection = await Connection.to(manage)
+    connection = await RawConnection.connect(manage)
     try:
-        await connection.send(get(path).replace(b"host: x", b"host: 127.0.0.1"))
-        answer = await connection.answer()
+        await connection.send(get_request(path).replace(b"host: x", b"host: 127.0.0.1"))
+        answer = await connection.read_response()
         return str(answer.fields) + answer.body.decode()
     finally:
         await connection.close()
@@ -378,7 +378,7 @@ def stored(valkey: Valkey) -> str:
         return "\n".join(found)
 
 
-def fleet(scripted: str, split: Split) -> Fleet:
+def fleet(scripted: str, split: DisaggregatedModel) -> Fleet:
     """``tiny`` on three addresses of a scripted engine, ``split`` on engines that hand prompts over."""
     plain = fleet_of([scripted] * 3)
     (parts,) = split.fleet().instances.values()
@@ -391,7 +391,7 @@ def fleet(scripted: str, split: Split) -> Fleet:
     )
 
 
-async def faults(url: str, process: Any, split: Split) -> None:
+async def faults(url: str, process: Any, split: DisaggregatedModel) -> None:
     """Deadlines, clients that leave, hand-offs whose engines die, quarantine, and a storm of bytes."""
     for stream in (False, True):
         for user in ("silent", "long"):
@@ -429,7 +429,7 @@ async def faults(url: str, process: Any, split: Split) -> None:
 
 
 def test_no_prompt_and_no_key_is_written_down_anywhere(tmp_path: Path) -> None:
-    async def main(valkey: Valkey, split: Split) -> dict[str, str]:
+    async def main(valkey: Valkey, split: DisaggregatedModel) -> dict[str, str]:
         collector = Collector()
         async with AsyncExitStack() as stack:
             scripted = await stack.enter_async_context(scripted_engine(script))
@@ -452,9 +452,9 @@ def test_no_prompt_and_no_key_is_written_down_anywhere(tmp_path: Path) -> None:
             async def told() -> bool:
                 return "default/tiny" in await asyncio.to_thread(stored, valkey)
 
-            await until_async(told)
+            await wait_until_async(told)
             written["redis"] = await asyncio.to_thread(stored, valkey)
-            await until(lambda: b"/v1/traces" in collector.got or bool(collector.got))
+            await wait_until(lambda: b"/v1/traces" in collector.got or bool(collector.got))
             process.send_signal(signal.SIGTERM)
             assert await asyncio.wait_for(process.wait(), 60) == 0
             written["stdout"] = (await process.stdout.read()).decode()
@@ -468,8 +468,12 @@ def test_no_prompt_and_no_key_is_written_down_anywhere(tmp_path: Path) -> None:
     valkey.start()
     try:
         produces, consumes = (*_SPLIT, "--kv-role", "kv_producer"), (*_SPLIT, "--kv-role", "kv_consumer")
-        with engine(*produces) as prefill, engine(*consumes) as decode, engine(*consumes) as other:
-            written = run(main(valkey, Split([prefill], [decode, other])))
+        with (
+            killable_engine(*produces) as prefill,
+            killable_engine(*consumes) as decode,
+            killable_engine(*consumes) as other,
+        ):
+            written = run_async(main(valkey, DisaggregatedModel([prefill], [decode, other])))
     finally:
         valkey.kill()
     for place, text in written.items():

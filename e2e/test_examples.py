@@ -6,7 +6,7 @@ from pathlib import Path
 import openai
 import pytest
 
-from fairlead.testing.stack import UpProcess
+from fairlead.testing.stack import LocalStack
 
 ROOT = Path(__file__).parents[1] / "examples"
 INTENTS = [path for path in sorted(ROOT.glob("*/simulated*.yaml")) if path.parent.name != "external-engines"]
@@ -17,7 +17,7 @@ EXAMPLES = [*sorted(ROOT.glob("*.yaml")), *INTENTS]
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_an_example_serves_each_of_its_models(path: Path, tmp_path: Path) -> None:
-    with UpProcess(tmp_path, "--speed", "10", manifest=path.read_text()).ready() as up:
+    with LocalStack(tmp_path, "--speed", "10", manifest=path.read_text()).wait_ready() as up:
         with openai.OpenAI(base_url=f"{up.url}/v1", api_key="none", max_retries=0) as client:
             names = [model.id for model in client.models.list()]
             assert names

@@ -13,10 +13,10 @@ from pathlib import Path
 import httpx
 
 from fairlead.fleet import Instance, InstanceState
-from fairlead.fleetfile import parse
-from fairlead.testing.processes import PATIENCE_SECONDS, alive, process_of, wait_until
-from fairlead.testing.raw_http import ask
-from fairlead.testing.stack import UpProcess
+from fairlead.fleetfile import parse_fleet_file
+from fairlead.testing.processes import PATIENCE_SECONDS, find_process, is_alive, wait_until
+from fairlead.testing.raw_http import request
+from fairlead.testing.stack import LocalStack
 
 MANIFEST = """
 apiVersion: serving.fairlead.io/v1alpha1
@@ -31,13 +31,13 @@ spec:
 """
 
 
-def instances(up: UpProcess) -> tuple[Instance, ...]:
+def instances(up: LocalStack) -> tuple[Instance, ...]:
     """What the supervisor says of its engines."""
     path = Path(up.state()["fleet_file"])
-    return parse(path.read_text(), file=str(path)).instances["default/tiny"]
+    return parse_fleet_file(path.read_text(), file=str(path)).instances["default/tiny"]
 
 
-def sleeps(up: UpProcess) -> bool:
+def sleeps(up: LocalStack) -> bool:
     """There is one engine, and it sleeps by everybody's word."""
     found = instances(up)
     if [one.state for one in found] != [InstanceState.SLEEPING]:
@@ -49,33 +49,33 @@ async def until(seen: Callable[[], bool], what: str) -> None:
     await asyncio.to_thread(wait_until, seen, what)
 
 
-async def one(up: UpProcess) -> str:
+async def one(up: LocalStack) -> str:
     """A request, answered whole."""
     body = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 20, "seed": 1}
-    answer = await ask(up.url, body)
+    answer = await request(up.url, body)
     assert answer.status == 200, answer.body
     return str(answer.json["choices"][0]["message"]["content"])
 
 
 def test_engines_sleep_where_nobody_asks_and_wake_with_the_next_request(tmp_path: Path) -> None:
-    with UpProcess(tmp_path, "--speed", "10", manifest=MANIFEST) as up:
-        up.ready()
+    with LocalStack(tmp_path, "--speed", "10", manifest=MANIFEST) as up:
+        up.wait_ready()
         assert instances(up) == ()
         asyncio.run(_story(up))
 
 
-async def _story(up: UpProcess) -> None:
+async def _story(up: LocalStack) -> None:
     before = await one(up)
     await until(lambda: sleeps(up), "the engine sleeps")
     (engine,) = instances(up)
-    autoscaler = process_of(up.process.pid, "fairlead_autoscaler")
+    autoscaler = find_process(up.process.pid, "fairlead_autoscaler")
     os.kill(autoscaler, signal.SIGKILL)
     assert await one(up) == before, "the weights were loaded anew before the first request"
-    assert not alive(autoscaler)
+    assert not is_alive(autoscaler)
     assert [found.id for found in instances(up)] == [engine.id], "it was woken, and nobody started"
     assert "main-0 is awake" in "".join(up.lines)
     await until(lambda: sleeps(up), "it sleeps again")
-    os.kill(process_of(up.process.pid, "fairlead_sim"), signal.SIGKILL)
+    os.kill(find_process(up.process.pid, "fairlead_sim"), signal.SIGKILL)
     await until(lambda: "main-0 is ready again" in "".join(up.lines), "the engine that died is started")
     await until(lambda: sleeps(up), "and sleeps")
     assert await one(up) == before

@@ -27,7 +27,7 @@ class SystemClock:
     wall = staticmethod(time.time)
 
 
-class FasterClock:
+class AcceleratedClock:
     """A clock on which ``speed`` seconds pass in each of another; the time of day stays. For simulated engines that run so fast."""
 
     def __init__(self, clock: Clock, speed: float) -> None:

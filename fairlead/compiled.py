@@ -15,8 +15,8 @@ from importlib.machinery import EXTENSION_SUFFIXES
 from importlib.util import find_spec
 from pathlib import Path
 
-PACKAGES = ("fairlead", "fairlead_gateway", "fairlead_kvstore")
-COMPLETE = "complete"
+COMPILED_PACKAGES = ("fairlead", "fairlead_gateway", "fairlead_kvstore")
+COMPLETE_MARKER = "complete"
 
 
 def cache_folder(environ: Mapping[str, str]) -> Path:
@@ -27,7 +27,7 @@ def cache_folder(environ: Mapping[str, str]) -> Path:
 
 def package_folders() -> list[Path]:
     """Where the packages that may be compiled lie."""
-    found = [find_spec(name) for name in PACKAGES]
+    found = [find_spec(name) for name in COMPILED_PACKAGES]
     return [Path(spec.origin).parent for spec in found if spec is not None and spec.origin]
 
 
@@ -41,28 +41,30 @@ def sources_digest(folders: Iterable[Path]) -> str:
     return digest.hexdigest()[:16]
 
 
-def copy_of(folders: Iterable[Path], cache: Path) -> Path:
+def compiled_copy_path(folders: Iterable[Path], cache: Path) -> Path:
     """The folder that holds, or would hold, the compiled copy of these sources."""
     return cache / f"compiled-{sources_digest(folders)}"
 
 
 def worker_environment(environ: Mapping[str, str]) -> dict[str, str]:
     """The environment of a worker or an indexer: the compiled copy in front of everything else, if there is one and it is wanted."""
-    made = dict(environ)
+    environment = dict(environ)
     if environ.get("FAIRLEAD_COMPILED") == "0":
-        return made
+        return environment
     try:
-        copy = copy_of(package_folders(), cache_folder(environ))
-        if not (copy / COMPLETE).is_file():
-            return made
+        copy = compiled_copy_path(package_folders(), cache_folder(environ))
+        if not (copy / COMPLETE_MARKER).is_file():
+            return environment
     except (OSError, RuntimeError):  # no such folder, or no home: then there is no copy either
-        return made
-    made["PYTHONSAFEPATH"] = "1"  # the folder that a worker is started in may hold the sources, and would come first
+        return environment
+    environment["PYTHONSAFEPATH"] = (
+        "1"  # the folder that a worker is started in may hold the sources, and would come first
+    )
     before = environ.get("PYTHONPATH")
     if before is not None and before.split(os.pathsep)[0] == str(copy):
         return dict(environ)  # it runs from there already
-    made["PYTHONPATH"] = f"{copy}{os.pathsep}{before}" if before else str(copy)
-    return made
+    environment["PYTHONPATH"] = f"{copy}{os.pathsep}{before}" if before else str(copy)
+    return environment
 
 
 def is_compiled(file: str) -> bool:

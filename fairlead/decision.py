@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Protocol
 
-_NOTHING: Mapping[str, "Input"] = MappingProxyType({})
+_NO_INPUTS: Mapping[str, "DecisionInput"] = MappingProxyType({})
 
 
 @dataclass(slots=True)
-class Input:
+class DecisionInput:
     """One number that a choice was made from, and how old it was (seconds; None = computed just then)."""
 
     value: float | None
@@ -24,25 +24,25 @@ class Input:
 
 
 @dataclass(slots=True)
-class Rejected:
+class RejectedCandidate:
     """A candidate that was not taken, and why, in words."""
 
     id: str
     why: str
 
 
-class Account(Protocol):
+class Explanation(Protocol):
     """Writes out why a choice was made; asked at most once for each."""
 
     def reason(self) -> str:
         """One sentence."""
         ...
 
-    def rejected(self) -> tuple[Rejected, ...]:
+    def rejected(self) -> tuple[RejectedCandidate, ...]:
         """The candidates that were not taken."""
         ...
 
-    def inputs(self) -> Mapping[str, Input]:
+    def inputs(self) -> Mapping[str, DecisionInput]:
         """The numbers used, by name."""
         ...
 
@@ -58,7 +58,7 @@ class Decision:
     """
 
     __slots__ = (
-        "_account",
+        "_explanation",
         "_inputs",
         "_reason",
         "_rejected",
@@ -76,13 +76,13 @@ class Decision:
         chosen: str | None,
         rule: str,
         reason: str | None = None,
-        rejected: tuple[Rejected, ...] | None = None,
-        inputs: Mapping[str, Input] | None = None,
+        rejected: tuple[RejectedCandidate, ...] | None = None,
+        inputs: Mapping[str, DecisionInput] | None = None,
         cost_seconds: float | None = None,
         home: bool | None = None,
         matched_tokens: float | None = None,
         ttft_seconds: float | None = None,
-        account: Account | None = None,
+        explanation: Explanation | None = None,
         source: str | None = None,
     ) -> None:
         self.chosen = chosen
@@ -95,31 +95,35 @@ class Decision:
         self._reason = reason
         self._rejected = rejected
         self._inputs = inputs
-        self._account = account
+        self._explanation = explanation
 
     @property
     def reason(self) -> str:
         """Why, in one sentence."""
         if self._reason is None:
-            self._reason = self._account.reason() if self._account is not None else ""
+            self._reason = self._explanation.reason() if self._explanation is not None else ""
         return self._reason
 
     @property
-    def rejected(self) -> tuple[Rejected, ...]:
+    def rejected(self) -> tuple[RejectedCandidate, ...]:
         """The candidates that were not taken."""
         if self._rejected is None:
-            self._rejected = self._account.rejected() if self._account is not None else ()
+            self._rejected = self._explanation.rejected() if self._explanation is not None else ()
         return self._rejected
 
     @property
-    def inputs(self) -> Mapping[str, Input]:
+    def inputs(self) -> Mapping[str, DecisionInput]:
         """The numbers used, by name."""
         if self._inputs is None:
-            self._inputs = self._account.inputs() if self._account is not None else _NOTHING
+            self._inputs = self._explanation.inputs() if self._explanation is not None else _NO_INPUTS
         return self._inputs
 
-    def told(
-        self, *, rule: str | None = None, reason: str | None = None, rejected: tuple[Rejected, ...] | None = None
+    def with_text(
+        self,
+        *,
+        rule: str | None = None,
+        reason: str | None = None,
+        rejected: tuple[RejectedCandidate, ...] | None = None,
     ) -> "Decision":
         """The same choice in other words."""
         return Decision(
@@ -132,17 +136,17 @@ class Decision:
             self.home,
             self.matched_tokens,
             self.ttft_seconds,
-            self._account,
+            self._explanation,
             self.source,
         )
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Decision):
             return NotImplemented
-        return self._shown() == other._shown()
+        return self._comparison_key() == other._comparison_key()
 
     def __repr__(self) -> str:
         return f"Decision({self.chosen!r}, {self.rule!r}, {self.reason!r})"
 
-    def _shown(self) -> tuple[object, ...]:
+    def _comparison_key(self) -> tuple[object, ...]:
         return self.chosen, self.rule, self.reason, self.rejected, dict(self.inputs), self.cost_seconds

@@ -33,7 +33,7 @@ class BadInput(FairleadError):
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
+class FileProblem:
     """One finding in a file: where it is, what is wrong, how to mend it. ``line`` counts from 1."""
 
     file: str
@@ -49,7 +49,7 @@ class Problem:
 class ManifestError(BadInput):
     """Raised when a file cannot be used; carries every problem found, not only the first."""
 
-    def __init__(self, problems: tuple[Problem, ...]) -> None:
+    def __init__(self, problems: tuple[FileProblem, ...]) -> None:
         super().__init__("\n".join(str(problem) for problem in problems))
         self.problems = problems
 

@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 
 
-def replace_whole(path: Path, data: bytes, *, mode: int = 0o600) -> None:
+def write_atomic(path: Path, data: bytes, *, mode: int = 0o600) -> None:
     """Put ``data`` in the place of the file at ``path``, which need not exist; ``mode`` is who may read it. Raises OSError."""
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:

@@ -51,12 +51,12 @@ class RoutingPreset(StrEnum):
     PREBLE = "preble"
 
 
-TRANSFERS = ("nixl", "mooncake", "sglang")
+KV_TRANSFERS = ("nixl", "mooncake", "sglang")
 """The ways in which engines hand over KV that the gateway knows."""
 
 
 @dataclass(frozen=True, slots=True)
-class Objectives:
+class SloTargets:
     """What a request should see; None = no such objective. ``target`` is the share of requests (0..1)."""
 
     target: float = 0.95
@@ -64,7 +64,7 @@ class Objectives:
     ttft_per_kilo_token_seconds: float = 0.0
     itl_seconds: float | None = None
 
-    def ttft_limit(self, prompt_tokens: float) -> float | None:
+    def ttft_limit_seconds(self, prompt_tokens: float) -> float | None:
         """The first-token objective of a prompt of that length, in seconds; None when there is none."""
         if self.ttft_seconds is None:
             return None
@@ -72,7 +72,7 @@ class Objectives:
 
 
 @dataclass(frozen=True, slots=True)
-class Access:
+class EngineAuth:
     """Where the secrets lie that reaching an engine takes: whose certificates it shows, and what holds its bearer token."""
 
     ca_file: str | None = None
@@ -80,13 +80,13 @@ class Access:
     token_file: str | None = None
 
     @property
-    def shows_token(self) -> bool:
+    def has_token(self) -> bool:
         """The engine is to be shown a token."""
         return self.token_env is not None or self.token_file is not None
 
 
 @dataclass(frozen=True, slots=True)
-class Pull:
+class KvPull:
     """Where other instances get blocks from this one's cache (``HOST:PORT`` of its peer-to-peer tier), and what that takes: bytes of
     a token, bytes a second between two instances, and seconds before the first."""
 
@@ -95,7 +95,7 @@ class Pull:
     bytes_per_second: float
     latency_seconds: float = 0.0
 
-    def seconds(self, tokens: float) -> float:
+    def transfer_seconds(self, tokens: float) -> float:
         """How long so many tokens travel."""
         return self.latency_seconds + tokens * self.bytes_per_token / self.bytes_per_second
 
@@ -129,12 +129,12 @@ class Instance:
     kv_replay: str | None = None
     transfer: str | None = None
     bootstrap: str | None = None
-    access: Access = Access()
+    access: EngineAuth = EngineAuth()
     served_name: str | None = None
-    pull: Pull | None = None
+    pull: KvPull | None = None
 
 
-def served_as(name: str | None, model: str) -> str | None:
+def served_name_override(name: str | None, model: str) -> str | None:
     """The ``served_name`` of an instance of ``model`` whose engine calls it ``name``. None: the model's own."""
     return None if name == model else name
 
@@ -149,7 +149,7 @@ class Model:
 
     namespace: str
     name: str
-    objectives: Objectives = field(default_factory=Objectives)
+    objectives: SloTargets = field(default_factory=SloTargets)
     preset: str = RoutingPreset.DUAL_HASH.value
     shadowed: bool = False
     wakes: bool = False
@@ -169,7 +169,7 @@ class Fleet:
     models: Mapping[str, Model] = field(default_factory=dict)
     instances: Mapping[str, tuple[Instance, ...]] = field(default_factory=dict)
 
-    def resolve(self, name: str) -> str | None:
+    def resolve_model(self, name: str) -> str | None:
         """A client's model name → key. ``namespace/name`` always works, a bare name when it is unique."""
         if name in self.models:
             return name
@@ -184,7 +184,7 @@ class FleetSource(Protocol):
         """Yield the present snapshot, then a new one after every change."""
         ...
 
-    def notes(self) -> list[str]:
+    def warnings(self) -> list[str]:
         """What is wrong with it now, in words for people; empty when the last snapshot is how things are."""
         ...
 
@@ -193,7 +193,7 @@ class FleetSource(Protocol):
         ...
 
 
-class Scaler(Protocol):
+class ReplicaScaler(Protocol):
     """How replicas are written: the ``/scale`` subresource in a cluster, the supervisor locally."""
 
     async def scale(self, key: str, pool: str, replicas: int, leaving: Sequence[str] = (), asleep: int = 0) -> None:

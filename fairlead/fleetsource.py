@@ -12,7 +12,7 @@ if TYPE_CHECKING:  # read before anything else of a gateway, whose workers start
     from fairlead.limits import Limits
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_fleet_arguments(parser: argparse.ArgumentParser) -> None:
     """One of the two is to be given."""
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--fleet", metavar="FILE", help="the fleet file; edits apply without a restart")
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def source_of(
+def open_fleet_source(
     options: argparse.Namespace,
     environ: Mapping[str, str],
     clock: "Clock",
@@ -41,6 +41,6 @@ def source_of(
         from fairlead.fleetfile import FileFleetSource
 
         return FileFleetSource(Path(options.fleet), clock, limits=limits, report=report)
-    from fairlead.kubefleet.opening import kube_source
+    from fairlead.kubefleet.opening import open_kube_source
 
-    return kube_source(options.kube, environ, clock, chance, agent=agent, limits=limits)
+    return open_kube_source(options.kube, environ, clock, chance, agent=agent, limits=limits)

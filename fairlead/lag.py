@@ -7,9 +7,9 @@ from collections import deque
 class LoopLag:
     """Asks the loop to wake every ``interval`` seconds and remembers how late it did (seconds; the last ``keep``)."""
 
-    def __init__(self, interval: float = 0.02, keep: int = 30_000) -> None:
+    def __init__(self, interval: float = 0.02, max_samples: int = 30_000) -> None:
         self._interval = interval
-        self._late: deque[float] = deque(maxlen=keep)
+        self._lags: deque[float] = deque(maxlen=max_samples)
         self._handle: asyncio.TimerHandle | None = None
         self._due = 0.0
 
@@ -27,18 +27,18 @@ class LoopLag:
 
     def clear(self) -> None:
         """Forget what was measured, to measure one stretch of work alone."""
-        self._late.clear()
+        self._lags.clear()
 
     def quantile(self, share: float) -> float | None:
         """Lateness in seconds that ``share`` of the wakes stayed below; None before the first wake."""
-        if not self._late:
+        if not self._lags:
             return None
-        ordered = sorted(self._late)
+        ordered = sorted(self._lags)
         return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
     def _wake(self) -> None:
         loop = asyncio.get_running_loop()
         now = loop.time()
-        self._late.append(max(0.0, now - self._due))
+        self._lags.append(max(0.0, now - self._due))
         self._due = now + self._interval
         self._handle = loop.call_at(self._due, self._wake)

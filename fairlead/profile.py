@@ -32,7 +32,7 @@ class EngineProfile:
     max_sequences: int = 256
     step_tokens: int = 8_192
 
-    def step(self, *, computed: int, sequences: int, resident: int, attention: float = 0.0, hit: int = 0) -> float:
+    def step_time(self, *, computed: int, sequences: int, resident: int, attention: float = 0.0, hit: int = 0) -> float:
         """Seconds of one step; ``attention`` is the sum of n·(context + n/2) over the step's prompt chunks."""
         return (
             self.step_seconds
@@ -43,7 +43,7 @@ class EngineProfile:
             + self.hit_token_seconds * hit
         )
 
-    def prefill(self, prompt: float, hit: float = 0.0) -> float:
+    def prefill_time(self, prompt: float, hit: float = 0.0) -> float:
         """Seconds of engine time to prefill ``prompt`` tokens of which ``hit`` are cached, alone, overheads
         included."""
         new = max(1.0, prompt - hit)
@@ -55,7 +55,7 @@ class EngineProfile:
             + self.hit_token_seconds * hit
         )
 
-    def faster(self, speed: float) -> "EngineProfile":
+    def sped_up(self, speed: float) -> "EngineProfile":
         """The same engine on a clock that runs ``speed`` times as fast: every second shrinks, capacities stay."""
         if speed <= 0:
             raise BadInput(f"speed must be positive, got {speed}", field="speed")
@@ -71,7 +71,7 @@ class EngineProfile:
         )
 
 
-def presets() -> dict[str, EngineProfile]:
+def builtin_profiles() -> dict[str, EngineProfile]:
     """The profiles that are known by name; ``tiny-cpu`` was fitted to a real two-layer model on a CPU engine."""
     known = (
         EngineProfile("h100-llama8b", 3.6e-5, 1.2e-9, 5.5e-3, 1.5e-3, 0.0, 4.9e-8, 0.0, 840 * 512, 256, 8_192),
@@ -83,9 +83,9 @@ def presets() -> dict[str, EngineProfile]:
     return {profile.name: profile for profile in known}
 
 
-def preset(name: str, *, field: str = "profile") -> EngineProfile:
+def builtin_profile(name: str, *, field: str = "profile") -> EngineProfile:
     """A profile by name. Raises BadInput naming the known ones."""
-    known = presets()
+    known = builtin_profiles()
     if name not in known:
         raise BadInput(f"no engine profile is called {name!r}", field=field, hint=f"known: {', '.join(sorted(known))}")
     return known[name]

@@ -25,7 +25,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from fairlead.errors import BadInput, ManifestError, Problem
+from fairlead.errors import BadInput, FileProblem, ManifestError
 
 COLUMNS = ("accelerator", "cost_per_hour", "prompt_tokens", "output_tokens", "requests_per_second")
 
@@ -72,26 +72,26 @@ def parse_csv(text: str, *, file: str = "table.csv") -> ProfileTable:
         lines = [(reader.line_num, cells) for cells in reader]
     except csv.Error as error:
         found.add(reader.line_num, "", str(error), "write plain CSV")
-        found.stop()
+        found.raise_if_any()
     header = [name.strip() for name in lines[0][1]] if lines else []
     for missing in [name for name in COLUMNS if name not in header]:
         found.add(1, missing, "the header lacks this column", f"the first line is {','.join(COLUMNS)}")
-    found.stop()
+    found.raise_if_any()
     cells: dict[str, dict[tuple[float, float], float]] = {}
     costs: dict[str, float] = {}
     for number, row in lines[1:]:
         if row:
-            _line(dict(zip(header, row, strict=False)), number, cells, costs, found)
+            _parse_row(dict(zip(header, row, strict=False)), number, cells, costs, found)
     if not cells and not found.problems:
         found.add(1, "accelerator", "the table has no lines", "one line for each accelerator and shape")
-    found.stop()
+    found.raise_if_any()
     prompts = sorted({prompt for shapes in cells.values() for prompt, _ in shapes})
     outputs = sorted({output for shapes in cells.values() for _, output in shapes})
     for name, shapes in cells.items():
         for prompt, output in [(one, two) for one in prompts for two in outputs if (one, two) not in shapes]:
             said = f"{name} has no line for {prompt:g} prompt and {output:g} output tokens"
             found.add(lines[-1][0], "requests_per_second", said, "give every shape, 0 where it cannot be served")
-    found.stop()
+    found.raise_if_any()
     accelerators = tuple(
         TableAccelerator(name, costs[name], tuple(tuple(shapes[one, two] for two in outputs) for one in prompts))
         for name, shapes in cells.items()
@@ -106,15 +106,15 @@ def parse_json(text: str, *, file: str = "table.json") -> ProfileTable:
         content = json.loads(text)
     except json.JSONDecodeError as error:
         found.add(error.lineno, f"column {error.colno}", error.msg, "write JSON")
-        found.stop()
+        found.raise_if_any()
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, a list thousands deep
         found.add(1, "", str(error), "write a table")
-        found.stop()
+        found.raise_if_any()
     if not isinstance(content, dict):
         found.add(1, "", "this is no object", "write an object with accelerators, or with gpu_info")
-        found.stop()
-    table = _melange(content, found) if "gpu_info" in content else _ours(content, found)
-    found.stop()
+        found.raise_if_any()
+    table = _parse_melange(content, found) if "gpu_info" in content else _parse_native(content, found)
+    found.raise_if_any()
     return table
 
 
@@ -123,19 +123,19 @@ class _Problems:
 
     def __init__(self, file: str) -> None:
         self.file = file
-        self.problems: list[Problem] = []
+        self.problems: list[FileProblem] = []
 
     def add(self, line: int, field: str, message: str, fix: str) -> None:
         """One more."""
-        self.problems.append(Problem(self.file, line, field, message, fix))
+        self.problems.append(FileProblem(self.file, line, field, message, fix))
 
-    def stop(self) -> None:
+    def raise_if_any(self) -> None:
         """Raises ManifestError if there is anything."""
         if self.problems:
             raise ManifestError(tuple(self.problems))
 
 
-def _line(
+def _parse_row(
     row: Mapping[str, Any],
     line: int,
     cells: dict[str, dict[tuple[float, float], float]],
@@ -147,7 +147,7 @@ def _line(
     if not name:
         found.add(line, "accelerator", "this is empty", "name the accelerator")
         return
-    values = [_number(row.get(column), line, column, found, least=0.0) for column in COLUMNS[1:]]
+    values = [_parse_number(row.get(column), line, column, found, least=0.0) for column in COLUMNS[1:]]
     if any(value is None for value in values):
         return
     cost, prompt, output, rate = [value for value in values if value is not None]
@@ -160,7 +160,7 @@ def _line(
     shapes[prompt, output] = rate
 
 
-def _number(value: Any, line: int, field: str, found: _Problems, *, least: float) -> float | None:
+def _parse_number(value: Any, line: int, field: str, found: _Problems, *, least: float) -> float | None:
     """A finite number from ``least`` on, or None with a problem added."""
     try:
         number = float(value)
@@ -172,14 +172,14 @@ def _number(value: Any, line: int, field: str, found: _Problems, *, least: float
     return number
 
 
-def _ours(content: Mapping[str, Any], found: _Problems) -> ProfileTable:
-    prompts = _lengths(content, "prompt_tokens", found)
-    outputs = _lengths(content, "output_tokens", found)
+def _parse_native(content: Mapping[str, Any], found: _Problems) -> ProfileTable:
+    prompts = _parse_lengths(content, "prompt_tokens", found)
+    outputs = _parse_lengths(content, "output_tokens", found)
     listed = content.get("accelerators")
     if not isinstance(listed, list) or not listed:
         found.add(1, "accelerators", "this is no list of accelerators", "give at least one")
-        found.stop()
-    found.stop()
+        found.raise_if_any()
+    found.raise_if_any()
     accelerators = []
     assert isinstance(listed, list)
     for place, one in enumerate(listed):
@@ -187,20 +187,22 @@ def _ours(content: Mapping[str, Any], found: _Problems) -> ProfileTable:
         if not isinstance(one, dict) or not isinstance(one.get("name"), str):
             found.add(1, f"{at}.name", "an accelerator has a name", "write {name, cost_per_hour, requests_per_second}")
             continue
-        cost = _number(one.get("cost_per_hour"), 1, f"{at}.cost_per_hour", found, least=0.0)
-        grid = _grid(one.get("requests_per_second"), f"{at}.requests_per_second", found, (len(prompts), len(outputs)))
+        cost = _parse_number(one.get("cost_per_hour"), 1, f"{at}.cost_per_hour", found, least=0.0)
+        grid = _parse_grid(
+            one.get("requests_per_second"), f"{at}.requests_per_second", found, (len(prompts), len(outputs))
+        )
         accelerators.append(TableAccelerator(one["name"], cost or 0.0, grid))
     return ProfileTable(prompts, outputs, tuple(accelerators))
 
 
-def _melange(content: Mapping[str, Any], found: _Problems) -> ProfileTable:
-    shares = _grid(content.get("workload_distribution"), "workload_distribution", found, None)
-    total = _number(content.get("total_request_rate"), 1, "total_request_rate", found, least=0.0)
+def _parse_melange(content: Mapping[str, Any], found: _Problems) -> ProfileTable:
+    shares = _parse_grid(content.get("workload_distribution"), "workload_distribution", found, None)
+    total = _parse_number(content.get("total_request_rate"), 1, "total_request_rate", found, least=0.0)
     info = content["gpu_info"]
     if not isinstance(info, dict) or not info:
         found.add(1, "gpu_info", "this is no object of accelerators", "name → {cost, tputs}")
-        found.stop()
-    found.stop()
+        found.raise_if_any()
+    found.raise_if_any()
     size = (len(shares), len(shares[0]))
     accelerators = []
     for name, one in info.items():
@@ -208,19 +210,21 @@ def _melange(content: Mapping[str, Any], found: _Problems) -> ProfileTable:
         if not isinstance(one, dict):
             found.add(1, at, "this is no object", "write {cost, tputs}")
             continue
-        cost = _number(one.get("cost"), 1, f"{at}.cost", found, least=0.0)
-        accelerators.append(TableAccelerator(name, cost or 0.0, _grid(one.get("tputs"), f"{at}.tputs", found, size)))
+        cost = _parse_number(one.get("cost"), 1, f"{at}.cost", found, least=0.0)
+        accelerators.append(
+            TableAccelerator(name, cost or 0.0, _parse_grid(one.get("tputs"), f"{at}.tputs", found, size))
+        )
     rates = tuple(tuple(share * (total or 0.0) for share in row) for row in shares)
     return ProfileTable(None, None, tuple(accelerators), rates)
 
 
-def _lengths(content: Mapping[str, Any], field: str, found: _Problems) -> tuple[float, ...]:
+def _parse_lengths(content: Mapping[str, Any], field: str, found: _Problems) -> tuple[float, ...]:
     """Upper edges of buckets, rising."""
     given = content.get(field)
     if not isinstance(given, list) or not given:
         found.add(1, field, "this is no list of lengths", "upper edges of the buckets in tokens, rising")
         return ()
-    values = [_number(value, 1, f"{field}[{place}]", found, least=1.0) for place, value in enumerate(given)]
+    values = [_parse_number(value, 1, f"{field}[{place}]", found, least=1.0) for place, value in enumerate(given)]
     known = tuple(value for value in values if value is not None)
     for place, (one, two) in enumerate(pairwise(known)):
         if two <= one:
@@ -228,7 +232,9 @@ def _lengths(content: Mapping[str, Any], field: str, found: _Problems) -> tuple[
     return known
 
 
-def _grid(value: Any, field: str, found: _Problems, size: tuple[int, int] | None) -> tuple[tuple[float, ...], ...]:
+def _parse_grid(
+    value: Any, field: str, found: _Problems, size: tuple[int, int] | None
+) -> tuple[tuple[float, ...], ...]:
     """A grid of numbers, of ``size`` where one is given; of what its first row says else."""
     if not isinstance(value, list) or not value or not all(isinstance(row, list) and row for row in value):
         found.add(1, field, "this is no grid", "a list for each prompt length, of one number for each output length")
@@ -242,11 +248,14 @@ def _grid(value: Any, field: str, found: _Problems, size: tuple[int, int] | None
                 1, f"{field}[{place}]", f"{len(row)} numbers where there are {columns} output lengths", "one for each"
             )
     return tuple(
-        tuple(_number(one, 1, f"{field}[{row}][{column}]", found, least=0.0) or 0.0 for column, one in enumerate(cells))
+        tuple(
+            _parse_number(one, 1, f"{field}[{row}][{column}]", found, least=0.0) or 0.0
+            for column, one in enumerate(cells)
+        )
         for row, cells in enumerate(value)
     )
 
 
-def flat(grid: Sequence[Sequence[float]]) -> tuple[float, ...]:
+def flatten(grid: Sequence[Sequence[float]]) -> tuple[float, ...]:
     """A grid as one row after the other, which is how shapes are counted."""
     return tuple(value for row in grid for value in row)

@@ -11,9 +11,9 @@ from types import MappingProxyType
 from typing import Any, TypeVar, cast
 
 from fairlead.errors import SettingsError
-from fairlead.names import nearest
+from fairlead.names import closest_matches
 
-PREFIX = "FAIRLEAD_"
+VARIABLE_PREFIX = "FAIRLEAD_"
 TOOL_VARIABLES: Mapping[str, str] = MappingProxyType(
     {
         "FAIRLEAD_CACHE": "where `make` keeps the dependencies, instead of `~/.cache/fairlead`",
@@ -30,8 +30,8 @@ TOOL_VARIABLES: Mapping[str, str] = MappingProxyType(
 """Read by the Makefile and the tests, not by a process of Fairlead: variable → what it means."""
 
 
-def _setting(says: str, *, default: str | None = None, secret: bool = False, reloadable: bool = False) -> Any:
-    return field(default=default, metadata={"says": says, "secret": secret, "reloadable": reloadable})
+def _setting(description: str, *, default: str | None = None, secret: bool = False, reloadable: bool = False) -> Any:
+    return field(default=default, metadata={"says": description, "secret": secret, "reloadable": reloadable})
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -98,7 +98,7 @@ class GatewaySettings:
     )
 
     def __repr__(self) -> str:
-        return masked(self)
+        return masked_repr(self)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -133,7 +133,7 @@ class OperatorSettings:
     )
 
     def __repr__(self) -> str:
-        return masked(self)
+        return masked_repr(self)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -153,7 +153,7 @@ class AutoscalerSettings:
     )
 
     def __repr__(self) -> str:
-        return masked(self)
+        return masked_repr(self)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -175,7 +175,7 @@ class IndexerSettings:
     )
 
     def __repr__(self) -> str:
-        return masked(self)
+        return masked_repr(self)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -194,22 +194,22 @@ class CliSettings:
     manage_token: str | None = _setting("bearer token for the gateway's management API", secret=True)
 
     def __repr__(self) -> str:
-        return masked(self)
+        return masked_repr(self)
 
 
 @dataclass(frozen=True, slots=True)
-class Setting:
+class SettingRow:
     """One row of the reference."""
 
     variable: str
     process: str
-    says: str
+    description: str
     default: str | None
     secret: bool
     reloadable: bool
 
 
-def processes() -> dict[str, type]:
+def settings_types() -> dict[str, type]:
     """Process → the type of its settings."""
     return {
         "fairlead-gateway": GatewaySettings,
@@ -220,50 +220,50 @@ def processes() -> dict[str, type]:
     }
 
 
-def settings_table() -> list[Setting]:
+def settings_table() -> list[SettingRow]:
     """Every setting of every process, in the order of the reference."""
-    return [_row(process, item) for process, settings in processes().items() for item in fields(settings)]
+    return [_row(process, item) for process, settings in settings_types().items() for item in fields(settings)]
 
 
-def _row(process: str, item: "Field[Any]") -> Setting:
+def _row(process: str, item: "Field[Any]") -> SettingRow:
     default = None if item.default is MISSING else item.default
     meta = item.metadata
-    return Setting(variable(item.name), process, meta["says"], default, meta["secret"], meta["reloadable"])
+    return SettingRow(variable_name(item.name), process, meta["says"], default, meta["secret"], meta["reloadable"])
 
 
-def variable(name: str) -> str:
+def variable_name(name: str) -> str:
     """``manage_token`` → ``FAIRLEAD_MANAGE_TOKEN``."""
-    return PREFIX + name.upper()
+    return VARIABLE_PREFIX + name.upper()
 
 
 _Settings = TypeVar("_Settings")
 
 
-def read(kind: type[_Settings], environ: Mapping[str, str]) -> _Settings:
+def read_settings(settings_type: type[_Settings], environ: Mapping[str, str]) -> _Settings:
     """The settings of one process. An empty variable counts as unset. Raises SettingsError for undecodable text."""
     values: dict[str, str] = {}
-    for item in fields(cast(Any, kind)):
-        text = environ.get(variable(item.name), "")
+    for item in fields(cast(Any, settings_type)):
+        text = environ.get(variable_name(item.name), "")
         if any(0xDC80 <= ord(char) <= 0xDCFF or ord(char) < 0x20 for char in text):
-            message = f"{variable(item.name)} holds a control character or bytes that are not UTF-8"
-            raise SettingsError(message, field=variable(item.name), hint="set it to plain text")
+            message = f"{variable_name(item.name)} holds a control character or bytes that are not UTF-8"
+            raise SettingsError(message, field=variable_name(item.name), hint="set it to plain text")
         if text:
             values[item.name] = text
-    return kind(**values)
+    return settings_type(**values)
 
 
-def unknown(environ: Mapping[str, str]) -> list[str]:
+def unknown_variables(environ: Mapping[str, str]) -> list[str]:
     """One line for each variable with our prefix that nothing reads, naming the nearest known one."""
     known = {row.variable for row in settings_table()}.union(TOOL_VARIABLES)
     lines = []
     for name in sorted(environ):
-        if name.startswith(PREFIX) and name not in known:
-            close = nearest(name, known, count=1)
+        if name.startswith(VARIABLE_PREFIX) and name not in known:
+            close = closest_matches(name, known, count=1)
             lines.append(f"{name} is not a setting" + (f"; did you mean {close[0]}?" if close else ""))
     return lines
 
 
-def masked(settings: Any) -> str:
+def masked_repr(settings: Any) -> str:
     """A representation for logs: secrets show only whether they are set."""
     parts = []
     for item in fields(settings):

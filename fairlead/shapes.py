@@ -9,36 +9,36 @@ from dataclasses import dataclass
 
 from fairlead.errors import BadInput
 
-PROMPT_EDGES = (16.0, 65_536.0)
-OUTPUT_EDGES = (4.0, 8_192.0)
-BUCKETS = 10
+PROMPT_TOKEN_BOUNDS = (16.0, 65_536.0)
+OUTPUT_TOKEN_BOUNDS = (4.0, 8_192.0)
+BUCKETS_PER_AXIS = 10
 
 
-def log_edges(least: float, most: float, buckets: int) -> tuple[float, ...]:
+def log_edges(lower: float, upper: float, buckets: int) -> tuple[float, ...]:
     """``buckets`` + 1 edges from ``least`` to ``most``, each the same factor above the one before."""
-    if not 0.0 < least < most or buckets < 1:
-        raise BadInput(f"{buckets} buckets from {least:g} to {most:g} are no grid", field="edges")
-    step = math.log(most / least) / buckets
-    return tuple(least * math.exp(step * index) for index in range(buckets + 1))
+    if not 0.0 < lower < upper or buckets < 1:
+        raise BadInput(f"{buckets} buckets from {lower:g} to {upper:g} are no grid", field="edges")
+    step = math.log(upper / lower) / buckets
+    return tuple(lower * math.exp(step * index) for index in range(buckets + 1))
 
 
 @dataclass(frozen=True, slots=True)
-class ShapeGrid:
+class RequestShapeGrid:
     """Upper and lower edges in tokens. What lies outside counts in the outermost bucket."""
 
-    prompt: tuple[float, ...] = log_edges(*PROMPT_EDGES, BUCKETS)
-    output: tuple[float, ...] = log_edges(*OUTPUT_EDGES, BUCKETS)
+    prompt: tuple[float, ...] = log_edges(*PROMPT_TOKEN_BOUNDS, BUCKETS_PER_AXIS)
+    output: tuple[float, ...] = log_edges(*OUTPUT_TOKEN_BOUNDS, BUCKETS_PER_AXIS)
 
     @property
     def size(self) -> int:
         """Buckets in all; bucket (i, j) of prompt and answer has the index i · answer buckets + j."""
         return (len(self.prompt) - 1) * (len(self.output) - 1)
 
-    def index(self, prompt_tokens: float, output_tokens: float) -> int:
+    def bucket_index(self, prompt_tokens: float, output_tokens: float) -> int:
         """The bucket of a request."""
-        return _place(self.prompt, prompt_tokens) * (len(self.output) - 1) + _place(self.output, output_tokens)
+        return _bucket(self.prompt, prompt_tokens) * (len(self.output) - 1) + _bucket(self.output, output_tokens)
 
-    def middle(self, index: int) -> tuple[float, float]:
+    def bucket_center(self, index: int) -> tuple[float, float]:
         """Prompt and answer tokens that stand for a bucket of which nothing is known."""
         row, column = divmod(index, len(self.output) - 1)
         return (
@@ -47,5 +47,5 @@ class ShapeGrid:
         )
 
 
-def _place(edges: tuple[float, ...], value: float) -> int:
+def _bucket(edges: tuple[float, ...], value: float) -> int:
     return min(len(edges) - 2, max(0, bisect_right(edges, value) - 1))

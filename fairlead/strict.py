@@ -24,10 +24,10 @@ from pydantic_core import CoreSchema, PydanticCustomError
 
 from fairlead import units
 from fairlead.errors import BadInput
-from fairlead.fleet import Objectives as ObjectiveValues
 from fairlead.fleet import RoutingPreset
-from fairlead.names import SERVED_NAME
-from fairlead.profile import EngineProfile, presets
+from fairlead.fleet import SloTargets as ObjectiveValues
+from fairlead.names import SERVED_NAME_PATTERN
+from fairlead.profile import EngineProfile, builtin_profiles
 
 FieldPath = tuple[str | int, ...]
 
@@ -44,7 +44,7 @@ class Rule:
     message: str
     fix: str
     at: tuple[str, ...] = ()
-    broken: Callable[[Any], "bool | FieldPath"] | None = None
+    violation: Callable[[Any], "bool | FieldPath"] | None = None
 
     def schema(self) -> dict[str, str]:
         """As the API server wants it; its message is what ``kubectl apply`` prints."""
@@ -52,7 +52,7 @@ class Rule:
         return {"rule": self.cel, "message": f"{self.message}: {self.fix}", **place}
 
 
-class Strict(BaseModel):
+class StrictModel(BaseModel):
     """The base of every type that is read from a file."""
 
     model_config = ConfigDict(
@@ -63,7 +63,7 @@ class Strict(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _null_is_absent(cls, data: Any) -> Any:
+    def _drop_nulls(cls, data: Any) -> Any:
         """``pools:`` without a value counts as left out, as the API server has it."""
         if not isinstance(data, dict):
             return data
@@ -71,11 +71,11 @@ class Strict(BaseModel):
         return {key: value for key, value in data.items() if value is not None or key not in known}
 
     @model_validator(mode="after")
-    def _rules_hold(self) -> Self:
+    def _check_rules(self) -> Self:
         for rule in self.rules:
-            found = rule.broken(self) if rule.broken is not None else False
+            found = rule.violation(self) if rule.violation is not None else False
             if found is not False:
-                raise wrong(rule.message, rule.fix, at=rule.at if found is True else found)
+                raise field_error(rule.message, rule.fix, at=rule.at if found is True else found)
         return self
 
     @classmethod
@@ -92,39 +92,41 @@ def field_names(model: type[BaseModel]) -> list[str]:
     return [info.alias or name for name, info in model.model_fields.items()]
 
 
-def wrong(message: str, fix: str, at: FieldPath = ()) -> PydanticCustomError:
+def field_error(message: str, fix: str, at: FieldPath = ()) -> PydanticCustomError:
     """The error that a validator raises; ``fix`` says how to mend the value, ``at`` where below the validator it is."""
     return PydanticCustomError("fairlead", "{message}", {"message": message, "fix": fix, "at": at})
 
 
-def _unit(value: Any) -> Any:
+def _require_unit(value: Any) -> Any:
     if isinstance(value, int | float) and not isinstance(value, bool):
-        raise wrong(f"{value} has no unit", f"write {value:g}ms or {value:g}s")
+        raise field_error(f"{value} has no unit", f"write {value:g}ms or {value:g}s")
     return value
 
 
-def _duration(text: str) -> str:
+def _check_duration(text: str) -> str:
     try:
-        units.seconds(text)
+        units.parse_duration(text)
     except BadInput as error:
-        raise wrong(error.message, error.hint or "") from error
+        raise field_error(error.message, error.hint or "") from error
     return text
 
 
-def _positive_duration(text: str) -> str:
-    if units.seconds(_duration(text)) <= 0:
-        raise wrong("must be longer than nothing", "write a duration such as 800ms, or leave the field out")
+def _check_positive_duration(text: str) -> str:
+    if units.parse_duration(_check_duration(text)) <= 0:
+        raise field_error("must be longer than nothing", "write a duration such as 800ms, or leave the field out")
     return text
 
 
 _DURATION_FIELD = Field(json_schema_extra={"pattern": units.DURATION_PATTERN, "maxLength": 32})
-Duration = Annotated[str, BeforeValidator(_unit), AfterValidator(_duration), _DURATION_FIELD]
-PositiveDuration = Annotated[str, BeforeValidator(_unit), AfterValidator(_positive_duration), _DURATION_FIELD]
+Duration = Annotated[str, BeforeValidator(_require_unit), AfterValidator(_check_duration), _DURATION_FIELD]
+PositiveDuration = Annotated[
+    str, BeforeValidator(_require_unit), AfterValidator(_check_positive_duration), _DURATION_FIELD
+]
 
 
-def _served_name(text: str) -> str:
-    if not SERVED_NAME.fullmatch(text):
-        raise wrong(
+def _check_served_name(text: str) -> str:
+    if not SERVED_NAME_PATTERN.fullmatch(text):
+        raise field_error(
             f'"{text:.70}" is not what an engine calls a model',
             "use 1 to 253 of letters, digits and . _ / : @ + -, such as Qwen/Qwen3-8B",
         )
@@ -133,13 +135,13 @@ def _served_name(text: str) -> str:
 
 ServedName = Annotated[
     str,
-    AfterValidator(_served_name),
-    Field(json_schema_extra={"pattern": f"^{SERVED_NAME.pattern}$", "minLength": 1, "maxLength": 253}),
+    AfterValidator(_check_served_name),
+    Field(json_schema_extra={"pattern": f"^{SERVED_NAME_PATTERN.pattern}$", "minLength": 1, "maxLength": 253}),
 ]
 """What an engine calls a model."""
 
 
-class Routing(Strict):
+class Routing(StrictModel):
     """How requests find an instance."""
 
     preset: Annotated[
@@ -153,7 +155,7 @@ class Routing(Strict):
     ] = RoutingPreset.DUAL_HASH
 
 
-class Objectives(Strict):
+class Slo(StrictModel):
     """What a request should see. Attained means: time to first token and mean inter-token latency are both within."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
@@ -162,7 +164,7 @@ class Objectives(Strict):
             message="ttftPerKiloToken is added to ttft, which is missing",
             fix="add `ttft: 800ms`",
             at=("ttftPerKiloToken",),
-            broken=lambda one: one.ttft_per_kilo_token is not None and one.ttft is None,
+            violation=lambda one: one.ttft_per_kilo_token is not None and one.ttft is None,
         ),
     )
 
@@ -182,21 +184,21 @@ class Objectives(Strict):
         Field(description="mean inter-token latency; left out = no such objective", examples=["40ms"]),
     ] = None
 
-    def values(self) -> ObjectiveValues:
+    def to_targets(self) -> ObjectiveValues:
         """The same in seconds, as routing reads it."""
         return ObjectiveValues(
             target=self.target,
-            ttft_seconds=None if self.ttft is None else units.seconds(self.ttft),
-            ttft_per_kilo_token_seconds=units.seconds(self.ttft_per_kilo_token or "0s"),
-            itl_seconds=None if self.itl is None else units.seconds(self.itl),
+            ttft_seconds=None if self.ttft is None else units.parse_duration(self.ttft),
+            ttft_per_kilo_token_seconds=units.parse_duration(self.ttft_per_kilo_token or "0s"),
+            itl_seconds=None if self.itl is None else units.parse_duration(self.itl),
         )
 
 
-Seconds = Annotated[float | None, Field(ge=0, le=3600)]
-Count = Annotated[int | None, Field(ge=1, le=2**40)]
+OptionalSeconds = Annotated[float | None, Field(ge=0, le=3600)]
+OptionalCount = Annotated[int | None, Field(ge=1, le=2**40)]
 
 
-class Profile(Strict):
+class Profile(StrictModel):
     """What a step of an engine costs: a preset, coefficients of your own, or a preset with some of them changed."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
@@ -204,7 +206,7 @@ class Profile(Strict):
             cel="has(self.preset) || has(self.prefillTokenSeconds)",
             message="a profile needs a preset or at least prefillTokenSeconds",
             fix="add `preset:` with the name of a built-in profile, such as h100-llama8b",
-            broken=lambda one: one.preset is None and one.prefill_token_seconds is None,
+            violation=lambda one: one.preset is None and one.prefill_token_seconds is None,
         ),
     )
 
@@ -214,28 +216,34 @@ class Profile(Strict):
     prefill_token_seconds: Annotated[
         float | None, Field(gt=0, le=3600, description="p: one computed token (prompt or decode)", examples=["3.6e-5"])
     ] = None
-    attention_seconds: Annotated[Seconds, Field(description="q: attention of one token on one token before it")] = None
-    weights_seconds: Annotated[Seconds, Field(description="w: the least a step takes, reading the weights once")] = None
-    step_seconds: Annotated[Seconds, Field(description="d: fixed overhead of a step")] = None
-    sequence_seconds: Annotated[Seconds, Field(description="s: one sequence in the batch")] = None
-    resident_token_seconds: Annotated[Seconds, Field(description="c: one resident KV token read by decoding")] = None
-    hit_token_seconds: Annotated[Seconds, Field(description="h: one prompt token found in the cache")] = None
-    kv_tokens: Annotated[Count, Field(description="tokens that the KV cache holds")] = None
-    max_sequences: Annotated[Count, Field(description="sequences in one batch")] = None
-    step_tokens: Annotated[Count, Field(description="token budget of one step")] = None
+    attention_seconds: Annotated[
+        OptionalSeconds, Field(description="q: attention of one token on one token before it")
+    ] = None
+    weights_seconds: Annotated[
+        OptionalSeconds, Field(description="w: the least a step takes, reading the weights once")
+    ] = None
+    step_seconds: Annotated[OptionalSeconds, Field(description="d: fixed overhead of a step")] = None
+    sequence_seconds: Annotated[OptionalSeconds, Field(description="s: one sequence in the batch")] = None
+    resident_token_seconds: Annotated[
+        OptionalSeconds, Field(description="c: one resident KV token read by decoding")
+    ] = None
+    hit_token_seconds: Annotated[OptionalSeconds, Field(description="h: one prompt token found in the cache")] = None
+    kv_tokens: Annotated[OptionalCount, Field(description="tokens that the KV cache holds")] = None
+    max_sequences: Annotated[OptionalCount, Field(description="sequences in one batch")] = None
+    step_tokens: Annotated[OptionalCount, Field(description="token budget of one step")] = None
 
     @model_validator(mode="after")
-    def _known(self) -> Self:
-        known = presets()
+    def _check_preset(self) -> Self:
+        known = builtin_profiles()
         if self.preset is not None and self.preset not in known:
             message = f'no engine profile is called "{self.preset}"'
-            raise wrong(message, f"use one of {', '.join(sorted(known))}, or give coefficients", at=("preset",))
+            raise field_error(message, f"use one of {', '.join(sorted(known))}, or give coefficients", at=("preset",))
         return self
 
-    def value(self, name: str) -> EngineProfile:
+    def to_engine_profile(self, name: str) -> EngineProfile:
         """The profile as a value; ``name`` is used where it is not just a preset."""
         given = self.model_dump(exclude_none=True, exclude={"preset", "name"})
         if self.preset is None:
             return EngineProfile(name=name, **given)
-        base = presets()[self.preset]
+        base = builtin_profiles()[self.preset]
         return replace(base, name=name, **given) if given else base

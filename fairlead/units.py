@@ -5,30 +5,30 @@ from decimal import Decimal
 
 from fairlead.errors import BadInput
 
-_PART = re.compile(r"(\d+(?:\.\d+)?)(us|ms|s|m|h|d)")
-_SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(us|ms|s|m|h|d)")
+_UNIT_SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 DURATION_PATTERN = r"^(\d+(\.\d+)?(us|ms|s|m|h|d))+$"
 """The same grammar as a regular expression, for schemas."""
 
 
-def seconds(text: str, *, field: str = "duration") -> float:
+def parse_duration(text: str, *, field: str = "duration") -> float:
     """``"1m30s"`` → ``90.0``. Raises BadInput naming ``field`` when the text is no duration."""
     total, position = 0.0, 0
-    for match in _PART.finditer(text):
+    for match in _DURATION_PART.finditer(text):
         if match.start() != position:
             break
-        total += float(match[1]) * _SECONDS[match[2]]
+        total += float(match[1]) * _UNIT_SECONDS[match[2]]
         position = match.end()
     if not text or position != len(text):
         raise BadInput(f"{text!r} is not a duration", field=field, hint="write it like 800ms, 2s or 1m30s")
     return total
 
 
-def duration(value: float) -> str:
+def format_duration(value: float) -> str:
     """Seconds for people: ``0.0415`` → ``"41.5ms"``, ``90`` → ``"1m30s"``."""
     if value < 0:
-        return "-" + duration(-value)
+        return "-" + format_duration(-value)
     if value < 1e-3:
         return f"{value * 1e6:.3g}us"
     if value < 1:
@@ -40,18 +40,18 @@ def duration(value: float) -> str:
     return "".join(f"{n}{u}" for n, u in ((hours, "h"), (minutes, "m"), (rest, "s")) if n)
 
 
-def exact(value: float) -> str:
+def format_exact_duration(value: float) -> str:
     """Seconds as a duration that reads back to exactly ``value``, for files: ``0.8`` → ``"0.8s"``."""
     return f"{Decimal(repr(float(value))):f}s"
 
 
 SIZE_PATTERN = r"^[1-9][0-9]{0,8}(\.[0-9]{1,3})?(Mi|Gi|Ti)$"
 """Sizes in powers of two, as Kubernetes writes them."""
-_SIZES = {"Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+_SIZE_UNITS = {"Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 
 
-def size_bytes(text: str, *, field: str = "size") -> int:
+def parse_size(text: str, *, field: str = "size") -> int:
     """``"1.5Gi"`` → ``1610612736``. Raises BadInput naming ``field`` when the text is no size."""
     if not re.fullmatch(SIZE_PATTERN.strip("^$"), text):
         raise BadInput(f"{text!r} is not a size", field=field, hint="write it like 512Mi, 64Gi or 2Ti")
-    return int(Decimal(text[:-2]) * _SIZES[text[-2:]])
+    return int(Decimal(text[:-2]) * _SIZE_UNITS[text[-2:]])

@@ -14,20 +14,20 @@ Seconds = Annotated[int, Field(ge=1, le=3600)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Duration = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(ms|s|m|h)$")]
 LogLevel = Annotated[str, Field(pattern="^(debug|info|warning|error)$")]
-Free = dict[str, Any]
+FreeForm = dict[str, Any]
 """A part of a Kubernetes object, passed on as it is: the API server knows its fields."""
 
 
-class Part(BaseModel):
+class ValuesPart(BaseModel):
     """What is not a field here is refused by helm."""
 
     model_config = ConfigDict(extra="forbid", alias_generator=to_camel)
 
 
-def _value(says: str, default: Any) -> Any:
+def _value(description: str, default: Any) -> Any:
     if isinstance(default, type):
-        return Field(default_factory=default, description=says)
-    return Field(default=default, description=says)
+        return Field(default_factory=default, description=description)
+    return Field(default=default, description=description)
 
 
 class Global(BaseModel):
@@ -38,7 +38,7 @@ class Global(BaseModel):
     image_pull_secrets: Names = _value("names of pull secrets of the control plane's pods", [])
 
 
-class Image(Part):
+class Image(ValuesPart):
     registry: str = _value("where the image is; `global.imageRegistry` goes before", "serving.fairlead.io")
     tag: str = _value("its tag; the chart's `appVersion` when empty", "")
     digest: str = _value("`sha256:…` instead of a tag", "")
@@ -67,14 +67,14 @@ class RedisImage(Image):
     repository: str = _value("its name there", "valkey")
 
 
-class Placement(Part):
+class Placement(ValuesPart):
     """Where pods of one component run, and what they are given."""
 
-    node_selector: Free = _value("labels of the nodes that may run it", {})
-    tolerations: list[Free] = _value("taints of nodes that it bears", [])
-    affinity: Free = _value("its affinity", {})
+    node_selector: FreeForm = _value("labels of the nodes that may run it", {})
+    tolerations: list[FreeForm] = _value("taints of nodes that it bears", [])
+    affinity: FreeForm = _value("its affinity", {})
     priority_class_name: str = _value("its priority class", "")
-    pod_annotations: Free = _value("annotations of its pods", {})
+    pod_annotations: FreeForm = _value("annotations of its pods", {})
 
 
 def _resources(cpu: str, memory: str, limit: str) -> dict[str, Any]:
@@ -84,7 +84,7 @@ def _resources(cpu: str, memory: str, limit: str) -> dict[str, Any]:
 class Operator(Placement):
     replicas: Count = _value("replicas, of which one leads", 2)
     image: OperatorImage = _value("its image", OperatorImage)
-    resources: Free = _value("its resources", _resources("50m", "128Mi", "512Mi"))
+    resources: FreeForm = _value("its resources", _resources("50m", "128Mi", "512Mi"))
     reconcilers: Annotated[int, Field(ge=1, le=256)] = _value("models that are worked on at once", 8)
     resync: Duration = _value("how often all models are listed besides being watched", "60s")
     lease: Duration = _value("how long the leader may be silent before another replica takes over", "15s")
@@ -92,13 +92,13 @@ class Operator(Placement):
     log_level: LogLevel = _value("`debug`, `info`, `warning` or `error`", "info")
 
 
-class EngineImages(Part):
+class EngineImages(ValuesPart):
     vllm: str = _value("image of vLLM engines whose model names none", "")
     sglang: str = _value("of SGLang engines", "")
     sim: str = _value("of simulated engines; Fairlead's own of this version when empty", "")
 
 
-class Engines(Part):
+class Engines(ValuesPart):
     images: EngineImages = _value("images of engines", EngineImages)
     pull_secrets: Names = _value(
         "names of pull secrets that every engine's pod gets; they lie in the models' namespaces", []
@@ -108,17 +108,17 @@ class Engines(Part):
     )
 
 
-class Tls(Part):
+class Tls(ValuesPart):
     secret: str = _value("a Secret of type `kubernetes.io/tls`; the public port is then HTTPS", "")
 
 
-class Service(Part):
+class Service(ValuesPart):
     type: Annotated[str, Field(pattern="^(ClusterIP|NodePort|LoadBalancer)$")] = _value("its type", "ClusterIP")
     port: Port = _value("its port", 80)
-    annotations: Free = _value("its annotations", {})
+    annotations: FreeForm = _value("its annotations", {})
 
 
-class Autoscaling(Part):
+class Autoscaling(ValuesPart):
     enabled: bool = _value("let a HorizontalPodAutoscaler set the replicas", False)
     min_replicas: Count = _value("at least", 2)
     max_replicas: Count = _value("at most", 10)
@@ -127,12 +127,12 @@ class Autoscaling(Part):
     )
 
 
-class Trace(Part):
+class Trace(ValuesPart):
     endpoint: str = _value("an OpenTelemetry collector that takes OTLP over HTTP; without it no span is made", "")
     sample: Annotated[float, Field(ge=0, le=1)] = _value("share of the requests without a trace context to record", 0)
 
 
-class Tokenizers(Part):
+class Tokenizers(ValuesPart):
     claim: str = _value(
         "a PersistentVolumeClaim with `NAMESPACE/MODEL/tokenizer.json`: prompts of text are then tokenized beside the gateway, where "
         "engines tell what they hold; give it 200 MB of memory more for each large vocabulary",
@@ -140,8 +140,8 @@ class Tokenizers(Part):
     )
 
 
-class Fleet(Part):
-    models: list[Free] = _value(
+class Fleet(ValuesPart):
+    models: list[FreeForm] = _value(
         "models and their engines, as in a fleet file, instead of the cluster's; edits apply without a restart", []
     )
 
@@ -152,7 +152,7 @@ class Gateway(Placement):
         "processes in each that carry requests: one for each processor", 1
     )
     image: GatewayImage = _value("its image", GatewayImage)
-    resources: Free = _value(
+    resources: FreeForm = _value(
         "its resources; near the memory limit large bodies are refused", _resources("500m", "192Mi", "1Gi")
     )
     fleet: Fleet = _value("what it serves", Fleet)
@@ -173,7 +173,7 @@ class Indexer(Placement):
     enabled: bool = _value("run it where gateways have a Redis; without one each gateway indexes by itself", True)
     replicas: Count = _value("replicas, of which one reads each model", 2)
     image: IndexerImage = _value("its image", IndexerImage)
-    resources: Free = _value("its resources; a million cached blocks are 64 MB", _resources("100m", "128Mi", "1Gi"))
+    resources: FreeForm = _value("its resources; a million cached blocks are 64 MB", _resources("100m", "128Mi", "1Gi"))
     log_level: LogLevel = _value("`debug`, `info`, `warning` or `error`", "info")
 
 
@@ -181,7 +181,7 @@ class Autoscaler(Placement):
     enabled: bool = _value("run it; it scales only models whose `autoscaling.mode` is `Auto`", True)
     replicas: Count = _value("replicas, of which one writes", 2)
     image: AutoscalerImage = _value("its image", AutoscalerImage)
-    resources: Free = _value("its resources", _resources("50m", "128Mi", "512Mi"))
+    resources: FreeForm = _value("its resources", _resources("50m", "128Mi", "512Mi"))
     freeze: bool = _value("stop every change of a number of instances; what would be done is still said", False)
     guard: bool = _value(
         "hold it, by a ValidatingAdmissionPolicy, to the one annotation of pods and the one number that it writes", True
@@ -189,12 +189,12 @@ class Autoscaler(Placement):
     log_level: LogLevel = _value("`debug`, `info`, `warning` or `error`", "info")
 
 
-class Auth(Part):
+class Auth(ValuesPart):
     enabled: bool = _value("ask callers for an API key; without it anyone who reaches the gateway may call", True)
     keys_secret: str = _value("a Secret of yours with `keys.yaml` and `pepper`; a first key is made when empty", "")
 
 
-class Redis(Part):
+class Redis(ValuesPart):
     enabled: bool = _value("run one without persistence, for trials", True)
     url: Annotated[str, Field(pattern=r"^$|^(rediss?(\+sentinel|\+cluster)?|unix)://[^@]*$")] = _value(
         "the URL of your own Redis instead, where it takes no password: `redis://`, `redis+sentinel://`, `redis+cluster://`, or "
@@ -203,64 +203,64 @@ class Redis(Part):
     )
     url_secret: str = _value("a Secret whose `url` holds that URL, with a password in it", "")
     image: RedisImage = _value("its image, of Valkey or Redis", RedisImage)
-    resources: Free = _value("its resources", _resources("50m", "64Mi", "384Mi"))
+    resources: FreeForm = _value("its resources", _resources("50m", "64Mi", "384Mi"))
     max_memory_megabytes: Annotated[int, Field(ge=16, le=1_000_000)] = _value(
         "memory for data; then the oldest goes", 256
     )
-    node_selector: Free = _value("labels of the nodes that may run it", {})
-    tolerations: list[Free] = _value("taints of nodes that it bears", [])
+    node_selector: FreeForm = _value("labels of the nodes that may run it", {})
+    tolerations: list[FreeForm] = _value("taints of nodes that it bears", [])
 
 
-class Rbac(Part):
+class Rbac(ValuesPart):
     aggregate: bool = _value("add rights on models to the cluster's own roles `view`, `edit` and `admin`", True)
 
 
-class NetworkPolicies(Part):
+class NetworkPolicies(ValuesPart):
     enabled: bool = _value("make NetworkPolicies for the control plane's pods", True)
-    metrics_from: list[Free] = _value("who may scrape, as NetworkPolicy peers, besides pods of this namespace", [])
+    metrics_from: list[FreeForm] = _value("who may scrape, as NetworkPolicy peers, besides pods of this namespace", [])
 
 
-class ServiceMonitors(Part):
+class ServiceMonitors(ValuesPart):
     enabled: bool = _value("make ServiceMonitors, where the cluster knows them", False)
-    labels: Free = _value("labels by which your Prometheus finds them", {})
+    labels: FreeForm = _value("labels by which your Prometheus finds them", {})
     interval: Duration = _value("how often to scrape", "15s")
 
 
-class Alerts(Part):
+class Alerts(ValuesPart):
     enabled: bool = _value("make a PrometheusRule, where the cluster knows them", False)
-    labels: Free = _value("labels by which your Prometheus finds it", {})
-    alert_labels: Free = _value("labels that every alert gets besides, such as a team's", {})
+    labels: FreeForm = _value("labels by which your Prometheus finds it", {})
+    alert_labels: FreeForm = _value("labels that every alert gets besides, such as a team's", {})
     without: Names = _value("names of alerts that are left out", [])
     runbooks: str = _value(
         "where this release's runbooks are shown; each alert points to its heading", "docs/runbooks.md"
     )
 
 
-class Dashboards(Part):
+class Dashboards(ValuesPart):
     enabled: bool = _value("make a ConfigMap for each dashboard, which Grafana's sidecar takes", False)
-    labels: Free = _value("labels by which the sidecar finds them", {"grafana_dashboard": "1"})
-    annotations: Free = _value("their annotations, such as a folder's name", {})
+    labels: FreeForm = _value("labels by which the sidecar finds them", {"grafana_dashboard": "1"})
+    annotations: FreeForm = _value("their annotations, such as a folder's name", {})
 
 
-class Ingress(Part):
+class Ingress(ValuesPart):
     enabled: bool = _value("make an Ingress to the gateway", False)
     class_name: str = _value("its class", "")
     host: str = _value("the host it is for; any when empty", "")
     tls_secret: str = _value("a Secret with a certificate for that host", "")
-    annotations: Free = _value("its annotations", {})
+    annotations: FreeForm = _value("its annotations", {})
 
 
-class HttpRoute(Part):
+class HttpRoute(ValuesPart):
     enabled: bool = _value("make an HTTPRoute to the gateway, where the cluster knows them", False)
-    parent_refs: list[Free] = _value("the Gateways it is attached to", [])
+    parent_refs: list[FreeForm] = _value("the Gateways it is attached to", [])
     hostnames: Names = _value("the hosts it is for; any when empty", [])
 
 
-class Test(Part):
+class Test(ValuesPart):
     model: str = _value("a model that `helm test` asks for a completion; else it only lists them", "")
 
 
-class Values(Part):
+class Values(ValuesPart):
     """All of them, in the order in which they are shown."""
 
     global_: Global = Field(default_factory=Global, alias="global", description="shared with other charts")

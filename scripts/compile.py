@@ -189,12 +189,12 @@ def main() -> int:
     parser.add_argument("--print", action="store_true", help="only say where the copy lies, if it is there")
     options = parser.parse_args()
     folders = compiled_sim.package_folders() if options.sim else compiled.package_folders()
-    target = options.into or compiled.copy_of(folders, compiled.cache_folder(os.environ))
+    target = options.into or compiled.compiled_copy_path(folders, compiled.cache_folder(os.environ))
     if options.print:
-        if (target / compiled.COMPLETE).is_file():
+        if (target / compiled.COMPLETE_MARKER).is_file():
             print(target)
         return 0
-    if (target / compiled.COMPLETE).is_file():
+    if (target / compiled.COMPLETE_MARKER).is_file():
         return 0
     if shutil.which(os.environ.get("CC", "cc")) is None:
         print(
@@ -231,7 +231,7 @@ def _build(folders: list[Path], target: Path, modules: list[str]) -> int:
         for leftover in ("build", ".mypy_cache", "setup.py", "mypy.ini"):
             path = work / leftover
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        (work / compiled.COMPLETE).touch()
+        (work / compiled.COMPLETE_MARKER).touch()
         shutil.rmtree(target, ignore_errors=True)
         work.rename(target)
     print(f"compiled: {target}", file=sys.stderr)

@@ -17,18 +17,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tap import Tap
+from tap import WireTap
 
 from fairlead.loops import loop_factory
-from fairlead.testing.raw_http import Answer, Connection, get, post
-from fairlead_gateway.keys import Keys, digest
+from fairlead.testing.raw_http import RawConnection, RawResponse, get_request, post_request
+from fairlead_gateway.keys import ApiKeys, key_digest
 from fairlead_gateway.testing import fleet_of, running_gateway
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGE = ROOT / "docs" / "reference" / "conformance.md"
-SEEN = ROOT / "bench" / "results" / "vllm.json"
+REFERENCE_PAGE = ROOT / "docs" / "reference" / "conformance.md"
+REAL_ENGINE_RESULTS = ROOT / "bench" / "results" / "vllm.json"
 MODEL = "tiny"
-YES, NOT_ITS = "yes", "–"
+YES, NOT_APPLICABLE = "yes", "–"
 _KEY, _PEPPER = "a-key-of-the-probes", b"a pepper of the probes"
 _AUTHORIZED = f"authorization: Bearer {_KEY}\r\n"
 _PATIENCE_SECONDS = 30.0
@@ -86,13 +86,13 @@ ENDPOINTS = (
 
 
 @dataclass(slots=True)
-class Bench:
+class ProbeRig:
     """A gateway that asks for keys, two taps, and behind both the same kind of engine."""
 
     url: str
-    taps: list[Tap]
+    taps: list[WireTap]
 
-    def fault(self, kind: str) -> None:
+    def set_fault(self, kind: str) -> None:
         """Arm both taps for the next request."""
         for tap in self.taps:
             tap.fault = kind
@@ -102,47 +102,49 @@ class Bench:
         """Bodies that the gateway sent to engines."""
         return [body for tap in self.taps for body in tap.sent]
 
-    async def ask(
+    async def send(
         self, endpoint: Endpoint, body: bytes | Mapping[str, Any] | None = None, *, more: str = _AUTHORIZED
-    ) -> Answer:
+    ) -> RawResponse:
         """One request to the endpoint."""
-        async with self.asking(endpoint, body, more=more) as connection:
-            return await connection.answer()
+        async with self.sending(endpoint, body, more=more) as connection:
+            return await connection.read_response()
 
     @asynccontextmanager
-    async def asking(
+    async def sending(
         self, endpoint: Endpoint, body: bytes | Mapping[str, Any] | None = None, *, more: str = _AUTHORIZED
-    ) -> AsyncIterator[Connection]:
+    ) -> AsyncIterator[RawConnection]:
         """A connection on which the request has been sent; leaving the block closes it."""
-        connection = await Connection.to(self.url)
+        connection = await RawConnection.connect(self.url)
         try:
             if endpoint.body is None:
-                await connection.send(get(endpoint.path, more=more))
+                await connection.send(get_request(endpoint.path, more=more))
             else:
                 asked = body if isinstance(body, bytes) else {"model": MODEL, **endpoint.body, **(body or {})}
-                await connection.send(post(asked, path=endpoint.path, more=f"content-type: application/json\r\n{more}"))
+                await connection.send(
+                    post_request(asked, path=endpoint.path, more=f"content-type: application/json\r\n{more}")
+                )
             yield connection
         finally:
             await connection.close()
 
 
 @asynccontextmanager
-async def bench(engine: str) -> AsyncIterator[Bench]:
+async def probe_rig(engine: str) -> AsyncIterator[ProbeRig]:
     """A fresh gateway, so that no probe feels what another one did."""
     async with AsyncExitStack() as stack:
-        taps = [Tap(engine), Tap(engine)]
-        taps[0].others, taps[1].others = [taps[1]], [taps[0]]
-        taps[1].asked, taps[1].left = taps[0].asked, taps[0].left
+        taps = [WireTap(engine), WireTap(engine)]
+        taps[0].peers, taps[1].peers = [taps[1]], [taps[0]]
+        taps[1].request_seen, taps[1].gateway_left = taps[0].request_seen, taps[0].gateway_left
         for tap in taps:
             server = await asyncio.start_server(tap.accept, "127.0.0.1", 0)
             tap.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
             stack.push_async_callback(_closed, server, tap)
-        keys = Keys(_PEPPER, {digest(_KEY.encode(), _PEPPER): "probes"})
-        running = await stack.enter_async_context(running_gateway(fleet_of([tap.url for tap in taps]), keys=keys))
-        yield Bench(running.url, taps)
+        keys = ApiKeys(_PEPPER, {key_digest(_KEY.encode(), _PEPPER): "probes"})
+        running = await stack.enter_async_context(running_gateway(fleet_of([tap.url for tap in taps]), api_keys=keys))
+        yield ProbeRig(running.url, taps)
 
 
-async def _closed(server: asyncio.Server, tap: Tap) -> None:
+async def _closed(server: asyncio.Server, tap: WireTap) -> None:
     server.close()
     for task in list(tap.tasks):
         task.cancel()
@@ -151,10 +153,10 @@ async def _closed(server: asyncio.Server, tap: Tap) -> None:
 
 # The probes -----------------------------------------------------------------------------------------------------------------
 
-Probe = Callable[[Bench, Endpoint], Awaitable[str]]
+Probe = Callable[[ProbeRig, Endpoint], Awaitable[str]]
 
 
-def told(answer: Answer) -> str:
+def describe_answer(answer: RawResponse) -> str:
     """An answer in a word or two."""
     if answer.status == 200:
         return YES
@@ -164,95 +166,99 @@ def told(answer: Answer) -> str:
         return str(answer.status)
 
 
-async def answers(on: Bench, endpoint: Endpoint) -> str:
+async def answers(on: ProbeRig, endpoint: Endpoint) -> str:
     """A plain request."""
-    return told(await on.ask(endpoint))
+    return describe_answer(await on.send(endpoint))
 
 
-async def streams(on: Bench, endpoint: Endpoint) -> str:
+async def streams(on: ProbeRig, endpoint: Endpoint) -> str:
     """The same as a stream, to its proper end."""
     if not endpoint.streams:
-        return NOT_ITS
-    answer = await on.ask(endpoint, {"stream": True})
+        return NOT_APPLICABLE
+    answer = await on.send(endpoint, {"stream": True})
     whole = answer.status == 200 and answer.complete and (not endpoint.events or answer.events[-1] == "[DONE]")
-    return YES if whole else f"{told(answer)}, not to its end"
+    return YES if whole else f"{describe_answer(answer)}, not to its end"
 
 
-async def usage(on: Bench, endpoint: Endpoint) -> str:
+async def usage(on: ProbeRig, endpoint: Endpoint) -> str:
     """Asked of the engine in any case, shown to those who ask."""
     if not endpoint.events:
-        return NOT_ITS
-    silent = await on.ask(endpoint, {"stream": True})
+        return NOT_APPLICABLE
+    silent = await on.send(endpoint, {"stream": True})
     asked = json.loads(on.sent[-1] if len(on.taps[0].sent) + len(on.taps[1].sent) == 1 else b"{}")
-    shown = await on.ask(endpoint, {"stream": True, "stream_options": {"include_usage": True}})
+    shown = await on.send(endpoint, {"stream": True, "stream_options": {"include_usage": True}})
     injected = asked.get("stream_options", {}).get("include_usage") is True
     stripped = not any('"usage":{' in event for event in silent.events)
     seen = any('"usage":{' in event for event in shown.events)
     return YES if injected and stripped and seen else f"injected {injected}, stripped {stripped}, shown {seen}"
 
 
-async def unknown_kept(on: Bench, endpoint: Endpoint) -> str:
+async def unknown_kept(on: ProbeRig, endpoint: Endpoint) -> str:
     """What nobody here knows arrives as it was written."""
     if endpoint.body is None:
-        return NOT_ITS
-    await on.ask(endpoint, _with(endpoint, _UNKNOWN))
+        return NOT_APPLICABLE
+    await on.send(endpoint, _with(endpoint, _UNKNOWN))
     return YES if on.sent and _UNKNOWN in on.sent[0] else "changed"
 
 
-async def handoff_dropped(on: Bench, endpoint: Endpoint) -> str:
+async def handoff_dropped(on: ProbeRig, endpoint: Endpoint) -> str:
     """What engines tell each other never comes from a client."""
     if endpoint.body is None:
-        return NOT_ITS
-    await on.ask(endpoint, _with(endpoint, _HANDOFF))
+        return NOT_APPLICABLE
+    await on.send(endpoint, _with(endpoint, _HANDOFF))
     return YES if on.sent and b"transfer_params" not in on.sent[0] else "passed on"
 
 
-async def bad_field(on: Bench, endpoint: Endpoint) -> str:
+async def bad_field(on: ProbeRig, endpoint: Endpoint) -> str:
     """400, which names it, and no engine is asked."""
     if endpoint.body is None:
-        return NOT_ITS
-    answer = await on.ask(endpoint, endpoint.wrong)
+        return NOT_APPLICABLE
+    answer = await on.send(endpoint, endpoint.wrong)
     named = answer.status == 400 and answer.error["param"] == next(iter(endpoint.wrong)) and not on.sent
-    return f"`{answer.error['param']}`" if named else told(answer)
+    return f"`{answer.error['param']}`" if named else describe_answer(answer)
 
 
-async def no_key(on: Bench, endpoint: Endpoint) -> str:
+async def no_key(on: ProbeRig, endpoint: Endpoint) -> str:
     """401."""
-    answer = await on.ask(endpoint, more="")
-    return YES if told(answer) == "401 `invalid_api_key`" and not on.sent else told(answer)
+    answer = await on.send(endpoint, more="")
+    return YES if describe_answer(answer) == "401 `invalid_api_key`" and not on.sent else describe_answer(answer)
 
 
-async def no_model(on: Bench, endpoint: Endpoint) -> str:
+async def no_model(on: ProbeRig, endpoint: Endpoint) -> str:
     """404."""
     if endpoint.body is None:
         if endpoint.path == "/v1/models":
-            return NOT_ITS
+            return NOT_APPLICABLE
         endpoint = Endpoint("", "/v1/models/nobody", engine=False)
-    answer = await on.ask(endpoint, {"model": "nobody"})
-    return YES if told(answer) == "404 `model_not_found`" and not on.sent else told(answer)
+    answer = await on.send(endpoint, {"model": "nobody"})
+    return YES if describe_answer(answer) == "404 `model_not_found`" and not on.sent else describe_answer(answer)
 
 
-async def dead_before(on: Bench, endpoint: Endpoint) -> str:
+async def dead_before(on: ProbeRig, endpoint: Endpoint) -> str:
     """Another engine answers."""
     if not endpoint.engine:
-        return NOT_ITS
-    on.fault("before")
-    answer = await on.ask(endpoint, {"stream": True} if endpoint.streams else None)
+        return NOT_APPLICABLE
+    on.set_fault("before")
+    answer = await on.send(endpoint, {"stream": True} if endpoint.streams else None)
     return await _elsewhere(on, endpoint, answer)
 
 
-async def _elsewhere(on: Bench, endpoint: Endpoint, answer: Answer) -> str:
+async def _elsewhere(on: ProbeRig, endpoint: Endpoint, answer: RawResponse) -> str:
     """Whether the answer is a retry that is as good as any other answer."""
     retried = answer.fields["x-fairlead-reason"].startswith("retry-") and all(len(tap.sent) == 1 for tap in on.taps)
-    return "retried" if retried and told(answer) == told(await on.ask(endpoint)) else told(answer)
+    return (
+        "retried"
+        if retried and describe_answer(answer) == describe_answer(await on.send(endpoint))
+        else describe_answer(answer)
+    )
 
 
-async def dead_within(on: Bench, endpoint: Endpoint) -> str:
+async def dead_within(on: ProbeRig, endpoint: Endpoint) -> str:
     """A plain answer comes from another engine; a stream with its own chances says that it is not whole."""
     if not endpoint.engine:
-        return NOT_ITS
-    on.fault("middle")
-    answer = await on.ask(endpoint, {"stream": True} if endpoint.streams else None)
+        return NOT_APPLICABLE
+    on.set_fault("middle")
+    answer = await on.send(endpoint, {"stream": True} if endpoint.streams else None)
     if not endpoint.streams:
         return await _elsewhere(on, endpoint, answer)
     if not endpoint.events:
@@ -261,42 +267,42 @@ async def dead_within(on: Bench, endpoint: Endpoint) -> str:
     return f"`{code}`" if code else "looks whole"
 
 
-async def continued(on: Bench, endpoint: Endpoint) -> str:
+async def continued(on: ProbeRig, endpoint: Endpoint) -> str:
     """A greedy stream goes on from another engine."""
     if not endpoint.events:
-        return NOT_ITS
-    on.fault("middle")
-    answer = await on.ask(endpoint, {"stream": True, "temperature": 0})
+        return NOT_APPLICABLE
+    on.set_fault("middle")
+    answer = await on.send(endpoint, {"stream": True, "temperature": 0})
     whole = answer.events[-1] == "[DONE]" and not any('"error"' in event for event in answer.events)
     return YES if whole and len(on.sent) == 2 else "no"
 
 
-async def client_leaves(on: Bench, endpoint: Endpoint) -> str:
+async def client_leaves(on: ProbeRig, endpoint: Endpoint) -> str:
     """The engine's connection is closed, which stops its work; streams after their first words."""
     if not endpoint.engine:
-        return NOT_ITS
-    on.fault("stall" if endpoint.streams else "silence")
-    async with on.asking(endpoint, {"stream": True} if endpoint.streams else None) as connection:
+        return NOT_APPLICABLE
+    on.set_fault("stall" if endpoint.streams else "silence")
+    async with on.sending(endpoint, {"stream": True} if endpoint.streams else None) as connection:
         if endpoint.streams:
             await connection.reader.readuntil(b"data: ")
         else:
-            await on.taps[0].asked.wait()
+            await on.taps[0].request_seen.wait()
     try:
         async with asyncio.timeout(_PATIENCE_SECONDS):
-            await on.taps[0].left.wait()
+            await on.taps[0].gateway_left.wait()
     except TimeoutError:
         return "the engine goes on"
     return YES
 
 
-async def deadline(on: Bench, endpoint: Endpoint) -> str:
+async def deadline(on: ProbeRig, endpoint: Endpoint) -> str:
     """The client's own, in ``x-request-timeout``."""
     if not endpoint.engine:
-        return NOT_ITS
-    on.fault("silence")
+        return NOT_APPLICABLE
+    on.set_fault("silence")
     more = f"{_AUTHORIZED}x-request-timeout: {_DEADLINE_SECONDS}\r\n"
-    answer = await on.ask(endpoint, {"stream": True} if endpoint.streams else None, more=more)
-    return YES if told(answer) == "504 `deadline_exceeded`" else told(answer)
+    answer = await on.send(endpoint, {"stream": True} if endpoint.streams else None, more=more)
+    return YES if describe_answer(answer) == "504 `deadline_exceeded`" else describe_answer(answer)
 
 
 PROBES: dict[str, Probe] = {
@@ -329,7 +335,7 @@ async def probe(engine: str, *, pooling: str | None = None) -> dict[str, dict[st
         row = table[endpoint.shown] = {}
         for name, one in PROBES.items():
             async with (
-                bench(pooling if endpoint.pooling and pooling else engine) as on,
+                probe_rig(pooling if endpoint.pooling and pooling else engine) as on,
                 asyncio.timeout(_PROBE_SECONDS),
             ):
                 row[name] = await one(on, endpoint)
@@ -365,7 +371,7 @@ _LEGEND = """
 """
 
 
-def page(table: Mapping[str, Mapping[str, str]], real: Mapping[str, Any] | None) -> str:
+def render_page(table: Mapping[str, Mapping[str, str]], real: Mapping[str, Any] | None) -> str:
     """The table with what was seen at a real engine."""
     lines = [f"{_HEAD} {' | '.join(PROBES)} | real engine |", "|---" * (len(PROBES) + 2) + "|"]
     for shown, row in table.items():
@@ -386,17 +392,17 @@ def _compared(row: Mapping[str, str], shown: str, real: Mapping[str, Any] | None
 async def simulated() -> dict[str, dict[str, str]]:
     """The table before a simulated engine."""
     from fairlead_sim.server.settings import EngineSettings
-    from fairlead_sim.server.testing import serving
+    from fairlead_sim.server.testing import running_engine
 
-    async with serving(EngineSettings(model=MODEL, served_names=(MODEL,), speed=50.0)) as engine:
+    async with running_engine(EngineSettings(model=MODEL, served_names=(MODEL,), speed=50.0)) as engine:
         return await probe(engine.url)
 
 
-def wanted() -> str:
+def expected_page() -> str:
     """What the page should hold."""
-    real = json.loads(SEEN.read_text()).get("conformance") if SEEN.exists() else None
+    real = json.loads(REAL_ENGINE_RESULTS.read_text()).get("conformance") if REAL_ENGINE_RESULTS.exists() else None
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
-        return page(runner.run(simulated()), real)
+        return render_page(runner.run(simulated()), real)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -404,14 +410,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--check", action="store_true", help="compare only")
     check = parser.parse_args(arguments).check
-    text = wanted()
-    if PAGE.is_file() and PAGE.read_text(encoding="utf-8") == text:
+    text = expected_page()
+    if REFERENCE_PAGE.is_file() and REFERENCE_PAGE.read_text(encoding="utf-8") == text:
         return 0
     if check:
-        print(f"out of date: {PAGE.relative_to(ROOT)} (run `python scripts/conformance.py`)\n{text}", file=sys.stderr)
+        print(
+            f"out of date: {REFERENCE_PAGE.relative_to(ROOT)} (run `python scripts/conformance.py`)\n{text}",
+            file=sys.stderr,
+        )
         return 1
-    PAGE.write_text(text, encoding="utf-8")
-    print(f"wrote {PAGE.relative_to(ROOT)}")
+    REFERENCE_PAGE.write_text(text, encoding="utf-8")
+    print(f"wrote {REFERENCE_PAGE.relative_to(ROOT)}")
     return 0
 
 

@@ -20,9 +20,9 @@ class Panel:
     """One picture. ``lines``: expressions with their legends. ``unit`` as Grafana calls it; ``kind``: timeseries, stat or table."""
 
     title: str
-    lines: Sequence[tuple[str, str]]
+    expressions: Sequence[tuple[str, str]]
     unit: str = "short"
-    says: str = ""
+    description: str = ""
     kind: str = "timeseries"
     width: int = 8
 
@@ -46,7 +46,7 @@ def _rate(metric: str, by: str, more: str = "", where: str = _WHERE) -> str:
     return f"sum by ({by}) (rate({metric}{{{inside}}}[$__rate_interval]))"
 
 
-def _share(of: str, whole: str, by: str = "model", more: str = "") -> str:
+def _ratio(of: str, whole: str, by: str = "model", more: str = "") -> str:
     return f"{_rate(of, by, more)}\n  / {_rate(whole, by, more)}"
 
 
@@ -66,7 +66,7 @@ def _sum(metric: str, by: str, more: str = "", where: str = _WHERE, of: str = "s
 
 def models() -> Dashboard:
     """How models serve."""
-    failing = _share(f"{_G}errors_total", f"{_G}requests_total")
+    failing = _ratio(f"{_G}errors_total", f"{_G}requests_total")
     requests = (
         Panel("Requests by status", [(_rate(f"{_G}requests_total", "status"), "{{status}}")], "reqps"),
         Panel("Share that fails", [(failing, "{{model}}")], "percentunit", "By no fault of the client."),
@@ -77,7 +77,7 @@ def models() -> Dashboard:
         _quantiles("Between pieces of a stream", "itl_seconds"),
         _quantiles("To the last byte", "duration_seconds"),
     )
-    within = _share(f"{_G}within_objective_total", f"{_G}judged_total", "model, objective")
+    within = _ratio(f"{_G}within_objective_total", f"{_G}judged_total", "model, objective")
     flight = [
         (_sum(f"{_G}in_flight", "model"), "{{model}}"),
         (_sum(f"{_G}queue", "model"), "{{model}} without a token"),
@@ -86,13 +86,17 @@ def models() -> Dashboard:
     load = (
         Panel("Share within objectives", [(within, "{{model}} {{objective}}")], "percentunit"),
         Panel("In flight", flight),
-        Panel("Instances by state", [(states, "{{model}} {{state}}")], says="As the gateway that sees the most does."),
+        Panel(
+            "Instances by state",
+            [(states, "{{model}} {{state}}")],
+            description="As the gateway that sees the most does.",
+        ),
     )
     tokens = [
         (_rate(f"{_G}prompt_tokens_total", "model"), "{{model}} prompt"),
         (_rate(f"{_G}output_tokens_total", "model"), "{{model}} generated"),
     ]
-    cached = _share(f"{_G}cached_tokens_total", f"{_G}cache_reported_prompt_tokens_total")
+    cached = _ratio(f"{_G}cached_tokens_total", f"{_G}cache_reported_prompt_tokens_total")
     holds = f"max by (model, type, reason) ({_O}model_condition{{{_WHERE}}}) == 1"
     rest = (
         Panel("Tokens", tokens, "cps"),
@@ -141,7 +145,7 @@ def engines() -> Dashboard:
             "Cache predicted wrongly",
             [
                 (
-                    _share(f"{_G}cache_prediction_error_tokens_total", f"{_G}cache_reported_prompt_tokens_total"),
+                    _ratio(f"{_G}cache_prediction_error_tokens_total", f"{_G}cache_reported_prompt_tokens_total"),
                     "{{model}}",
                 )
             ],
@@ -199,7 +203,7 @@ def _operators() -> Rows:
         operator("queue_later", "put off", "namespace"),
     )
     working = (
-        Panel("Leads", [operator("leading")], says="1 for the replica that works."),
+        Panel("Leads", [operator("leading")], description="1 for the replica that works."),
         Panel("Work", work, "ops"),
         Panel("Models that wait", waiting),
     )
@@ -221,7 +225,7 @@ def _indexers() -> Rows:
         indexer("incomplete", "{{model}} known in part"),
     )
     index = (
-        Panel("Engines read", engines, says="By the indexer that has the model's lease."),
+        Panel("Engines read", engines, description="By the indexer that has the model's lease."),
         Panel("Blocks known", [indexer("blocks", "{{model}}")]),
         Panel("Age of the last events", [indexer("lag_seconds", "{{model}}", of="max")], "s"),
     )
@@ -331,13 +335,13 @@ def _panel(panel: Panel, number: int, place: dict[str, int]) -> dict[str, Any]:
             "legendFormat": legend,
             **({"format": "table", "instant": True} if table else {}),
         }
-        for index, (expression, legend) in enumerate(panel.lines)
+        for index, (expression, legend) in enumerate(panel.expressions)
     ]
     return {
         "id": number,
         "type": panel.kind,
         "title": panel.title,
-        "description": panel.says,
+        "description": panel.description,
         "datasource": _SOURCE,
         "gridPos": place,
         "fieldConfig": {"defaults": {"unit": panel.unit, "min": 0}, "overrides": []},

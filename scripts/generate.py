@@ -16,8 +16,8 @@ from reference_checks import checks_page
 from reference_cli import cli_page
 from reference_engines import engines_page
 
-from fairlead.api.crd import definition
-from fairlead.api.kinds import kinds
+from fairlead.api.crd import crd_manifest
+from fairlead.api.kinds import served_kinds
 
 ROOT = Path(__file__).resolve().parent.parent
 CRDS = ("crds", f"{CHART}/crds")
@@ -34,8 +34,8 @@ def outputs() -> dict[str, str]:
         "docs/reference/limits.md": limits_page(),
         "docs/reference/settings.md": settings_page(),
     }
-    for kind in kinds():
-        text = yaml.safe_dump(definition(kind), sort_keys=False, width=116, allow_unicode=True)
+    for kind in served_kinds():
+        text = yaml.safe_dump(crd_manifest(kind), sort_keys=False, width=116, allow_unicode=True)
         for folder in CRDS:
             pages[f"{folder}/{kind.plural}.yaml"] = (
                 f"# Generated from fairlead/api by `make generate`. Do not edit.\n{text}"

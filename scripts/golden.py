@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 from fairlead.testing import chart
-from fairlead_operator.render import CURRENT_VERSION, render
-from fairlead_operator.testing import golden_text, read_case, usual_facts
+from fairlead_operator.render import CURRENT_VERSION, render_model
+from fairlead_operator.testing import default_context, golden_text, read_case
 
 TESTS = Path(__file__).resolve().parent.parent / "tests"
 FOLDER = TESTS / "operator" / "render"
@@ -21,17 +21,17 @@ def main() -> int:
     target.mkdir(parents=True, exist_ok=True)
     for case in sorted((FOLDER / "cases").glob("*.yaml")):
         model, classes = read_case(case)
-        rendered = render(model, classes, usual_facts())
+        rendered = render_model(model, classes, default_context())
         for problem in rendered.problems:
-            print(f"{case.name}: {problem.text}", file=sys.stderr)
+            print(f"{case.name}: {problem.message_with_fix}", file=sys.stderr)
             return 1
         (target / case.name).write_text(golden_text(rendered.manifests), encoding="utf-8")
-    helm = chart.helm()
+    helm = chart.helm_program()
     if helm is None:
-        print(chart.NEEDED, file=sys.stderr)
+        print(chart.MISSING_HELM_MESSAGE, file=sys.stderr)
         return 1
     for case in sorted((TESTS / "charts" / "values").glob("*.yaml")):
-        text = chart.golden_text(chart.rendered(helm, f"--values={case}"))
+        text = chart.golden_text(chart.render_chart(helm, f"--values={case}"))
         (TESTS / "charts" / "golden" / case.name).write_text(text, encoding="utf-8")
     return 0
 

@@ -24,8 +24,8 @@ from fairlead.compiled import is_compiled
 from fairlead.testing.reports import commit, machine
 from fairlead_sim import engine
 from fairlead_sim.compiled import run_compiled
-from fairlead_sim.nights import Night, night
-from fairlead_sim.trouble import drawn
+from fairlead_sim.nights import RunReport, run_seed
+from fairlead_sim.trouble import from_seed
 
 ROOT = Path(__file__).parents[1]
 SEEDS = 10_000
@@ -48,23 +48,23 @@ def main() -> int:
     options = _options()
     run_compiled()
     if options.replay is not None:
-        print(drawn(options.replay).described())
-        again = night(options.replay)
+        print(from_seed(options.replay).describe())
+        again = run_seed(options.replay)
         print(again)
-        if again.broken:
-            print(again.told())
-        return 1 if again.broken else 0
-    begun, nights = time.monotonic(), list[Night]()
+        if again.violations:
+            print(again.describe())
+        return 1 if again.violations else 0
+    begun, nights = time.monotonic(), list[RunReport]()
     path = Path(options.out)
     before = json.loads(path.read_text()) if options.go_on and path.exists() else None
     if before is not None and before["first"] != options.first:
         raise SystemExit(f"{path} begins with seed {before['first']}, not with {options.first}")
     seeds = range(options.first + (before["seeds"] if before else 0), options.first + options.seeds)
     with ProcessPoolExecutor(options.jobs) as pool:
-        for one in pool.map(night, seeds, chunksize=_AT_ONCE):
+        for one in pool.map(run_seed, seeds, chunksize=_AT_ONCE):
             nights.append(one)
-            if one.broken:
-                print(one.told(), flush=True)
+            if one.violations:
+                print(one.describe(), flush=True)
             seconds = time.monotonic() - begun
             over = len(nights) == len(seeds) or (options.minutes is not None and seconds > 60.0 * options.minutes)
             if over or len(nights) % _WRITTEN_EVERY == 0:
@@ -73,7 +73,7 @@ def main() -> int:
             if over:
                 pool.shutdown(cancel_futures=True)
                 break
-    return 1 if any(one.broken for one in nights) else 0
+    return 1 if any(one.violations for one in nights) else 0
 
 
 def together(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
@@ -99,13 +99,13 @@ def _write(path: Path, result: dict[str, Any]) -> None:
     print(f"{result['seeds']:,} seeds, {len(result['found'])} broken, {result['seconds']} s -> {path}", flush=True)
 
 
-def _result(options: argparse.Namespace, nights: list[Night], seconds: float) -> dict[str, Any]:
-    scenes = [drawn(one.seed) for one in nights]
+def _result(options: argparse.Namespace, nights: list[RunReport], seconds: float) -> dict[str, Any]:
+    scenes = [from_seed(one.seed) for one in nights]
     happened = Counter[str]()
     for scene in scenes:
-        happened.update([str(one.what) for one in scene.script])
+        happened.update([str(one.kind) for one in scene.fleet_events])
         happened.update({"partition": len(scene.partitions), "gateway killed": len(scene.kills)})
-        happened.update({"spell of lost, late or doubled messages": len(scene.spells)})
+        happened.update({"spell of lost, late or doubled messages": len(scene.network_faults)})
     return {
         "machine": machine(),
         "commit": commit(ROOT),
@@ -114,16 +114,16 @@ def _result(options: argparse.Namespace, nights: list[Night], seconds: float) ->
         "seeds": len(nights),
         "jobs": options.jobs,
         "seconds": round(seconds, 1),
-        "fronts": dict(sorted(Counter([scene.front for scene in scenes]).items())),
+        "fronts": dict(sorted(Counter([scene.router for scene in scenes]).items())),
         "presets": dict(sorted(Counter([scene.preset for scene in scenes]).items())),
         "happened": dict(sorted(happened.items())),
         "requests": sum([one.requests for one in nights]),
         "answers_cut": sum([one.cut for one in nights]),
         "requests_sent_again": sum([one.retried for one in nights]),
-        "requests_without_any_engine": sum([one.nobody for one in nights]),
-        "looks": sum([one.looks for one in nights]),
+        "requests_without_any_engine": sum([one.unserved for one in nights]),
+        "looks": sum([one.checks for one in nights]),
         "least_attainment_after": round(min([one.attainment_after for one in nights], default=0.0), 3),
-        "found": [{"seed": one.seed, "broken": one.broken} for one in nights if one.broken],
+        "found": [{"seed": one.seed, "broken": one.violations} for one in nights if one.violations],
     }
 
 

@@ -2,8 +2,8 @@
 
 from itertools import groupby
 
-from fairlead_cli.cluster.catalogue import Check, When, checks
-from fairlead_cli.cluster.faults import FAULTS
+from fairlead_cli.cluster.catalogue import Check, CheckStage, all_checks
+from fairlead_cli.cluster.faults import SEEDED_FAULTS
 
 _HEAD = """# Checks
 
@@ -20,19 +20,23 @@ Each of these was seeded, on values and in a real API server. The check beside i
 | fault | check | seeded how |
 |---|---|---|
 """
-_WHEN = {When.PRE: "Before an installation.", When.BOTH: "Before an installation and after it.", When.POST: ""}
+_WHEN = {
+    CheckStage.PRE: "Before an installation.",
+    CheckStage.BOTH: "Before an installation and after it.",
+    CheckStage.POST: "",
+}
 
 
 def checks_page(note: str) -> str:
     """The whole page."""
-    faults = "".join(f"| {one.name} | [{one.check}](#{one.check}) | {one.seeded} |\n" for one in FAULTS)
+    faults = "".join(f"| {one.name} | [{one.check}](#{one.check}) | {one.how} |\n" for one in SEEDED_FAULTS)
     sections = [
         f"\n## {section}\n" + "".join(map(_check, found))
-        for section, found in groupby(checks(), lambda one: one.section)
+        for section, found in groupby(all_checks(), lambda one: one.section)
     ]
     return f"{note}{_HEAD}{faults}{''.join(sections)}"
 
 
 def _check(one: Check) -> str:
-    when = f" {_WHEN[one.when]}" if _WHEN[one.when] else ""
-    return f"\n### {one.id}\n\n√ {one.says}.{when}\n\n{one.means}\n\nWhat to do: {one.do}\n"
+    when = f" {_WHEN[one.stage]}" if _WHEN[one.stage] else ""
+    return f"\n### {one.id}\n\n√ {one.title}.{when}\n\n{one.meaning}\n\nWhat to do: {one.remedy}\n"

@@ -6,14 +6,14 @@ from typing import Any
 
 from cyclopts import App
 
-from fairlead_cli.app import VERBS, build
+from fairlead_cli.app import VERBS, build_app
 
 _KINDS = {"str": "TEXT", "int": "N", "float": "X", "pathlib.Path": "PATH"}
 
 
 def cli_page(note: str) -> str:
     """The whole page."""
-    app = build()
+    app = build_app()
     intro = (
         f"{note}# Command line\n\n"
         "`fairlead VERB …` and `kubectl fairlead VERB …` are the same program; in a checkout it is `.venv/bin/fairlead`\n"

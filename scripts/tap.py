@@ -12,7 +12,7 @@ _ENDLESS = ("silence", "stall")
 
 
 @dataclass(slots=True)
-class Tap:
+class WireTap:
     """Stands before an engine. ``fault`` is what befalls the next request: the connection breaks ``before`` the first byte of
     its answer or in the ``middle`` of it, the engine says nothing (``silence``) or stops speaking (``stall``); None passes
     everything. A fault happens once, whichever tap meets the request. ``asked``: a request has come; ``left``: the gateway
@@ -21,26 +21,26 @@ class Tap:
     engine: str
     sent: list[bytes] = field(default_factory=list)
     fault: str | None = None
-    others: "list[Tap]" = field(default_factory=list)
-    asked: asyncio.Event = field(default_factory=asyncio.Event)
-    left: asyncio.Event = field(default_factory=asyncio.Event)
+    peers: "list[WireTap]" = field(default_factory=list)
+    request_seen: asyncio.Event = field(default_factory=asyncio.Event)
+    gateway_left: asyncio.Event = field(default_factory=asyncio.Event)
     url: str = ""
     tasks: "set[asyncio.Task[None]]" = field(default_factory=set)
 
     def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """A connection of the gateway."""
-        task = asyncio.get_running_loop().create_task(self._carry(reader, writer))
+        task = asyncio.get_running_loop().create_task(self._relay(reader, writer))
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
 
-    def strike(self) -> str | None:
+    def take_fault(self) -> str | None:
         """Take the fault, everywhere."""
         found = self.fault
-        for tap in (self, *self.others):
+        for tap in (self, *self.peers):
             tap.fault = None
         return found
 
-    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         parts = urlsplit(self.engine)
         try:
             from_engine, to_engine = await asyncio.open_connection(parts.hostname, parts.port)
@@ -50,12 +50,12 @@ class Tap:
                     head = await reader.readuntil(b"\r\n\r\n")
                     body = await reader.readexactly(_length(head))
                     self.sent.append(body)
-                    self.asked.set()
-                    fault = self.strike()
+                    self.request_seen.set()
+                    fault = self.take_fault()
                     if fault == "before":
                         return
                     if fault in _ENDLESS:
-                        stack.callback(self.left.set)
+                        stack.callback(self.gateway_left.set)
                     if fault != "silence":
                         to_engine.write(head + body)
                         await _pass(from_engine, writer, part=fault is not None)

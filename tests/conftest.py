@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from fairlead.testing import chart, kube
-from fairlead.testing.kube import ApiServer, for_a_test
+from fairlead.testing.kube import ApiServer, api_server_for_test
 
 if TYPE_CHECKING:
     from fairlead.testing.valkey import Valkey
@@ -64,9 +64,9 @@ def _cannot_run() -> list[str]:
     """Returns the tests that are skipped or left out here, with reason and remedy."""
     outside = Path(__file__).parents[2] / "shared"
     needs = {
-        f"tests on a real API server ({kube.NEEDED})": kube.assets() is not None,
-        f"tests of the chart ({chart.NEEDED})": chart.helm() is not None,
-        f"tests of alert rules and schemas ({chart.TOOLS_NEEDED})": chart.tools() is not None,
+        f"tests on a real API server ({kube.MISSING_API_SERVER_MESSAGE})": kube.binaries_folder() is not None,
+        f"tests of the chart ({chart.MISSING_HELM_MESSAGE})": chart.helm_program() is not None,
+        f"tests of alert rules and schemas ({chart.MISSING_TOOLS_MESSAGE})": chart.chart_tools() is not None,
         "tests with certificates (no openssl command)": shutil.which("openssl") is not None,
         "tests of the status page's script (no node command)": shutil.which("node") is not None,
         "tests of the load generator (no C compiler)": shutil.which("cc") is not None,
@@ -81,7 +81,7 @@ def _cannot_run() -> list[str]:
 @pytest.fixture(scope="session")
 def api_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
     """etcd and kube-apiserver for this session; tests keep to namespaces of their own."""
-    with for_a_test(tmp_path_factory.mktemp("cluster") / "run") as server:
+    with api_server_for_test(tmp_path_factory.mktemp("cluster") / "run") as server:
         yield server
 
 

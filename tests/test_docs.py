@@ -15,9 +15,9 @@ import pytest
 from cyclopts import CycloptsError
 
 from fairlead.settings import TOOL_VARIABLES, settings_table
-from fairlead_cli.app import VERBS, build
+from fairlead_cli.app import VERBS, build_app
 from fairlead_gateway.routing import PRESETS
-from fairlead_gateway.routing.convertible import GOES, STAYS
+from fairlead_gateway.routing.convertible import LOCAL_RULES, REMOTE_RULES
 
 ROOT = Path(__file__).parents[1]
 REFERENCE = ROOT / "docs" / "reference"
@@ -119,7 +119,7 @@ def commands(page: Path) -> list[list[str]]:
 
 @cache
 def options_of(verb: str) -> frozenset[str]:
-    app = build()
+    app = build_app()
     arguments = app[verb].assemble_argument_collection(default_parameter=app.default_parameter)
     return frozenset(name for one in arguments for name in one.names if name.startswith("-") and "--empty-" not in name)
 
@@ -135,7 +135,7 @@ def test_every_command_that_is_shown_parses(page: Path) -> None:
         flags = {word.partition("=")[0] for word in words if word.startswith("-") and word != "-"}
         assert flags - options_of(words[0]) - {"--help"} == set(), f"fairlead {' '.join(words)}"
         try:
-            build().parse_args(words, exit_on_error=False, print_error=False)
+            build_app().parse_args(words, exit_on_error=False, print_error=False)
         except CycloptsError as error:
             pytest.fail(f"fairlead {' '.join(words)}: {error}")
 
@@ -281,7 +281,7 @@ def test_every_rule_is_documented_and_every_documented_rule_exists() -> None:
 
 
 def test_every_rule_of_who_computes_a_prompt_is_documented_and_every_documented_one_exists() -> None:
-    assert column("prefill-decode.md", "Who computes a prompt") == STAYS | GOES
+    assert column("prefill-decode.md", "Who computes a prompt") == LOCAL_RULES | REMOTE_RULES
 
 
 def test_every_preset_is_explained_and_its_decisions_carry_its_name() -> None:

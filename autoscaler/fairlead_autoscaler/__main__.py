@@ -11,29 +11,29 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fairlead.clock import Clock, FasterClock, SystemClock
+from fairlead.clock import AcceleratedClock, Clock, SystemClock
 from fairlead.errors import FairleadError, SettingsError
-from fairlead.fleet import Scaler
+from fairlead.fleet import ReplicaScaler
 from fairlead.limits import Limits
 from fairlead.loops import loop_factory
-from fairlead.settings import AutoscalerSettings, read, unknown
-from fairlead.starting import address, log_to_stderr
-from fairlead_autoscaler.local import THERE, WISHES, FileScaler, LocalWorld
-from fairlead_autoscaler.process import Plan, Process
-from fairlead_autoscaler.world import World
+from fairlead.settings import AutoscalerSettings, read_settings, unknown_variables
+from fairlead.starting import configure_stderr_logging, parse_address
+from fairlead_autoscaler.local import DESIRED_FILE, STATE_FILE, FileScaler, LocalTarget
+from fairlead_autoscaler.process import AutoscalerService, ServiceConfig
+from fairlead_autoscaler.world import ScaleTarget
 
 if TYPE_CHECKING:
-    from fairlead_autoscaler.cluster.operation import Operation
+    from fairlead_autoscaler.cluster.operation import Manager
 
 _LOG = logging.getLogger("fairlead.autoscaler")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run until SIGTERM or SIGINT (0); 2 when it cannot start."""
-    options = _options(arguments)
+    options = _parse_arguments(arguments)
     try:
-        settings = read(AutoscalerSettings, os.environ)
-        log_to_stderr(_LOG, settings.log_level, unknown(os.environ))
+        settings = read_settings(AutoscalerSettings, os.environ)
+        configure_stderr_logging(_LOG, settings.log_level, unknown_variables(os.environ))
         limits, clock = Limits(), SystemClock()
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
             runner.run(_run(options, settings, clock, limits))
@@ -44,21 +44,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 async def _run(options: argparse.Namespace, settings: AutoscalerSettings, clock: Clock, limits: Limits) -> None:
-    process = _made(options, settings, clock, limits)
+    process = _create_process(options, settings, clock, limits)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, process.stop)
     await process.run()
 
 
-def _made(
+def _create_process(
     options: argparse.Namespace, settings: AutoscalerSettings, clock: Clock, limits: Limits
-) -> "Process | Operation":
+) -> "AutoscalerService | Manager":
     """The whole process; to be made on its loop."""
-    host, port = address(options.listen, "--listen", "127.0.0.1:9092")
+    host, port = parse_address(options.listen, "--listen", "127.0.0.1:9092")
 
-    def plan(world: World, scaler: Scaler) -> Plan:
-        return Plan(
+    def plan(world: ScaleTarget, scaler: ReplicaScaler) -> ServiceConfig:
+        return ServiceConfig(
             world=world,
             scaler=scaler,
             gateways=options.gateway,
@@ -66,36 +66,41 @@ def _made(
             port=port,
             token=settings.manage_token,
             record=options.record,
-            frozen=_yes(settings.scaling_freeze),
+            frozen=_parse_flag(settings.scaling_freeze),
             speed=options.speed,
         )
 
     if options.kube is None:
-        there, wishes = options.local / THERE, options.local / WISHES
+        there, wishes = options.local / STATE_FILE, options.local / DESIRED_FILE
         speed = options.speed
-        fast = clock if speed == 1.0 else FasterClock(clock, speed)
+        fast = clock if speed == 1.0 else AcceleratedClock(clock, speed)
         # Two ticks are never closer than the limit says, however fast time runs.
-        interval = max(limits.autoscaler_tick_seconds, limits.autoscaler_wake_seconds * speed)
-        return Process(
-            plan(LocalWorld(there, fast, interval, speed), FileScaler(wishes)), fast, announce=_say, limits=limits
+        interval = max(limits.autoscaler_tick_seconds, limits.autoscaler_min_tick_seconds * speed)
+        return AutoscalerService(
+            plan(LocalTarget(there, fast, interval, speed), FileScaler(wishes)),
+            fast,
+            announce=_print_line,
+            limits=limits,
         )
     # What speaks with an API server is not loaded by local mode.
-    from fairlead.kube.access import find_access
-    from fairlead.kube.lease import identity
-    from fairlead.kubefleet.opening import namespaces_of
-    from fairlead_autoscaler.cluster.operation import Cluster, Operation
+    from fairlead.kube.access import load_config
+    from fairlead.kube.lease import candidate_identity
+    from fairlead.kubefleet.opening import parse_namespaces
+    from fairlead_autoscaler.cluster.operation import KubernetesConfig, Manager
 
     chance = random.SystemRandom().random
-    access = find_access(os.environ, Path(os.environ.get("HOME", "/")))
-    cluster = Cluster(access, identity(os.environ, chance), namespaces_of(options.kube), options.lease_namespace)
-    return Operation(cluster, plan, clock, chance, announce=_say, limits=limits)
+    access = load_config(os.environ, Path(os.environ.get("HOME", "/")))
+    cluster = KubernetesConfig(
+        access, candidate_identity(os.environ, chance), parse_namespaces(options.kube), options.lease_namespace
+    )
+    return Manager(cluster, plan, clock, chance, announce=_print_line, limits=limits)
 
 
-def _say(line: str) -> None:
+def _print_line(line: str) -> None:
     print(line, flush=True)
 
 
-def _yes(text: str | None) -> bool:
+def _parse_flag(text: str | None) -> bool:
     if text in (None, "0", "1"):
         return text == "1"
     raise SettingsError(
@@ -110,7 +115,7 @@ def _speed(text: str) -> float:
     return speed
 
 
-def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="fairlead-autoscaler", description="Sizes pools so that their objectives hold at the lowest cost."
     )

@@ -14,59 +14,65 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
-Key: TypeAlias = tuple[str, ...]
+CounterKey: TypeAlias = tuple[str, ...]
 
 
-def risen(before: Mapping[Key, float], now: Mapping[Key, float], *, began: bool) -> dict[Key, float]:
+def counter_increases(
+    before: Mapping[CounterKey, float], now: Mapping[CounterKey, float], *, starts_at_zero: bool
+) -> dict[CounterKey, float]:
     """By how much each counter rose."""
-    found: dict[Key, float] = {}
+    found: dict[CounterKey, float] = {}
     for key, value in now.items():
-        if not _counts(value):
+        if not _is_count(value):
             continue
         last = before.get(key)
         if last is None:
-            if began:
+            if starts_at_zero:
                 found[key] = value
         else:
             found[key] = value - last if value >= last else value
     return found
 
 
-def _counts(value: float) -> bool:
+def _is_count(value: float) -> bool:
     return math.isfinite(value) and value >= 0.0
 
 
 @dataclass(frozen=True, slots=True)
-class Tally:
+class CounterTracker:
     """The counters of one source: as they were when it last answered (``read_at``), and what they then rose by a second."""
 
-    counters: Mapping[Key, float]
+    counters: Mapping[CounterKey, float]
     read_at: float
-    looked_at: float
-    rates: Mapping[Key, float] = field(default_factory=dict)
+    checked_at: float
+    rates: Mapping[CounterKey, float] = field(default_factory=dict)
 
 
-def begun(counters: Mapping[Key, float], now: float) -> Tally:
+def start_tracking(counters: Mapping[CounterKey, float], now: float) -> CounterTracker:
     """A source that is seen for the first time."""
-    return Tally(dict(counters), now, now)
+    return CounterTracker(dict(counters), now, now)
 
 
-def advanced(tally: Tally, counters: Mapping[Key, float], now: float, *, began: bool) -> tuple[Tally, dict[Key, float]]:
+def advance(
+    tracker: CounterTracker, counters: Mapping[CounterKey, float], now: float, *, starts_at_zero: bool
+) -> tuple[CounterTracker, dict[CounterKey, float]]:
     """The source answered. Of a time in which it did not, only the share since the last look is told: the rest was assumed then."""
-    rises = risen(tally.counters, counters, began=began)
-    span, since = now - tally.read_at, now - tally.looked_at
+    rises = counter_increases(tracker.counters, counters, starts_at_zero=starts_at_zero)
+    span, since = now - tracker.read_at, now - tracker.checked_at
     if span <= 0.0:
-        return replace(tally, looked_at=now), {}
+        return replace(tracker, checked_at=now), {}
     rates = {key: rise / span for key, rise in rises.items()}
     told = rises if span <= since else {key: rate * since for key, rate in rates.items()}
-    kept = {key: value for key, value in counters.items() if _counts(value)}
-    return Tally(kept, now, now, rates), told
+    kept = {key: value for key, value in counters.items() if _is_count(value)}
+    return CounterTracker(kept, now, now, rates), told
 
 
-def carried(tally: Tally, now: float, most_seconds: float) -> tuple[Tally, dict[Key, float] | None]:
+def extrapolate(
+    tracker: CounterTracker, now: float, max_seconds: float
+) -> tuple[CounterTracker, dict[CounterKey, float] | None]:
     """The source did not answer: what it may have counted since the last look; None when it is silent for too long to say."""
-    since = now - tally.looked_at
-    looked = replace(tally, looked_at=now)
-    if now - tally.read_at > most_seconds or not tally.rates:
+    since = now - tracker.checked_at
+    looked = replace(tracker, checked_at=now)
+    if now - tracker.read_at > max_seconds or not tracker.rates:
         return looked, None
-    return looked, {key: rate * since for key, rate in tally.rates.items()}
+    return looked, {key: rate * since for key, rate in tracker.rates.items()}

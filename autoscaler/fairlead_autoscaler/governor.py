@@ -16,18 +16,18 @@ from dataclasses import dataclass, field, replace
 
 from fairlead.api import Autoscaling, ScalingMode
 from fairlead.fleet import Role
-from fairlead.units import seconds
-from fairlead_autoscaler.scaling import Plan, PoolFacts, PoolPlan, PoolSeen, ScaledModel
+from fairlead.units import parse_duration
+from fairlead_autoscaler.scaling import ModelSpec, PoolObservation, PoolPlan, PoolSpec, ScalingPlan
 from fairlead_autoscaler.world import ModelState, PoolState
 
 STEP_SECONDS = 60.0
 WAKE_SECONDS = 30.0
 """A wake hint holds this long: by then a look at the gateways has seen who is held, or they are not held any more."""
-_HELD_LATELY = f"a request was held within the last {WAKE_SECONDS:.0f} s, for which this one was woken"
+_RECENT_WAKE_REASON = f"a request was held within the last {WAKE_SECONDS:.0f} s, for which this one was woken"
 
 
 @dataclass(frozen=True, slots=True)
-class Ruling:
+class EnforcedPlan:
     """What becomes of one pool: ``replicas`` from ``desired``, by the core's rule or one of ours. ``unwritten`` is why it is not
     written, in words; None: it is to be written, if it differs. ``bounds`` are the least and the most of this hour; None in
     recordings of before they were kept. ``asleep`` are to sleep beside those that serve, and ``asleep_desired`` are now."""
@@ -48,79 +48,88 @@ class Ruling:
         return self.replicas + self.asleep
 
     @property
-    def grows(self) -> bool:
+    def is_growing(self) -> bool:
         """There are to be more than there are, awake or asleep."""
         return self.instances > self.desired + self.asleep_desired
 
     @property
-    def writes(self) -> bool:
+    def needs_write(self) -> bool:
         """There is something to write."""
         return self.unwritten is None and (self.replicas, self.asleep) != (self.desired, self.asleep_desired)
 
 
 @dataclass(frozen=True, slots=True)
-class Watch:
+class PolicyState:
     """What is remembered of a model: by pool the numbers asked for within the last minute, and when something was last asked of
     it."""
 
-    sizes: Mapping[str, tuple[tuple[float, int], ...]] = field(default_factory=dict)
-    asked_at: float | None = None
+    recent_sizes: Mapping[str, tuple[tuple[float, int], ...]] = field(default_factory=dict)
+    last_request_at: float | None = None
 
 
-def watched(watch: Watch, state: ModelState, now: float, *, asked: bool) -> Watch:
+def update_policy_state(before: PolicyState, state: ModelState, now: float, *, has_requests: bool) -> PolicyState:
     """``watch`` with this moment; ``asked``: requests arrived or are held. The first look counts as one, since what was before is
     not known."""
     sizes = {
-        name: (*(one for one in watch.sizes.get(name, ()) if now - one[0] < STEP_SECONDS), (now, pool.desired))
+        name: (*(one for one in before.recent_sizes.get(name, ()) if now - one[0] < STEP_SECONDS), (now, pool.desired))
         for name, pool in state.pools.items()
     }
-    return Watch(sizes, now if asked or watch.asked_at is None else watch.asked_at)
+    return PolicyState(sizes, now if has_requests or before.last_request_at is None else before.last_request_at)
 
 
-def governed(
-    watch: Watch, state: ModelState, plan: Plan, now: float, wall: float, *, woken: bool, frozen: bool
-) -> dict[str, Ruling]:
+def enforce(
+    memory: PolicyState,
+    state: ModelState,
+    plan: ScalingPlan,
+    now: float,
+    wall: float,
+    *,
+    is_woken: bool,
+    is_frozen: bool,
+) -> dict[str, EnforcedPlan]:
     """What to do about each pool. ``woken``: a gateway lately asked for a replica. ``wall`` is Unix time."""
-    wakes = _to_wake(state, plan) if woken else frozenset()
-    found: dict[str, Ruling] = {}
+    wakes = _pools_to_wake(state, plan) if is_woken else frozenset()
+    found: dict[str, EnforcedPlan] = {}
     for facts in state.model.pools:
         pool = state.pools.get(facts.name)
         if pool is None:
             continue
-        low, high = state.policy.bounds(facts.name, facts.minimum, facts.maximum, wall)
-        bounds = max(low, least(facts)), high
-        ruling = _ruled(watch, state.policy, facts, pool, plan.pools.get(facts.name), bounds, now, facts.name in wakes)
-        found[facts.name] = replace(ruling, unwritten=_unwritten(state.policy, pool, frozen), bounds=bounds)
+        low, high = state.policy.bounds_at(facts.name, facts.minimum, facts.maximum, wall)
+        bounds = max(low, min_replicas(facts)), high
+        ruling = _enforce_pool(
+            memory, state.policy, facts, pool, plan.pools.get(facts.name), bounds, now, facts.name in wakes
+        )
+        found[facts.name] = replace(ruling, unwritten=_unwritten_reason(state.policy, pool, is_frozen), bounds=bounds)
     return found
 
 
-def _ruled(
-    watch: Watch,
+def _enforce_pool(
+    watch: PolicyState,
     policy: Autoscaling,
-    facts: PoolFacts,
+    facts: PoolSpec,
     pool: PoolState,
     planned: PoolPlan | None,
     bounds: tuple[int, int],
     now: float,
     wakes: bool,
-) -> Ruling:
+) -> EnforcedPlan:
     desired = pool.desired
     if planned is None:
-        ruling = Ruling(desired, desired, "no-plan", "nothing was planned for this pool")
+        ruling = EnforcedPlan(desired, desired, "no-plan", "nothing was planned for this pool")
     else:
-        ruling = Ruling(planned.replicas, desired, planned.rule, planned.reason, planned.replicas)
+        ruling = EnforcedPlan(planned.replicas, desired, planned.rule, planned.reason, planned.replicas)
     asleep = pool.asleep if planned is None else planned.asleep
     total = ruling.replicas + asleep
     if wakes:
-        held = "a request is held and there is no replica" if desired == 0 else _HELD_LATELY
+        held = "a request is held and there is no replica" if desired == 0 else _RECENT_WAKE_REASON
         ruling = replace(ruling, replicas=1, rule="wake", reason=held)
-    after = seconds(policy.zero.after)
-    silent = now - watch.asked_at if watch.asked_at is not None else 0.0
+    after = parse_duration(policy.zero.after)
+    silent = now - watch.last_request_at if watch.last_request_at is not None else 0.0
     if ruling.replicas == asleep == 0 < desired + pool.asleep and silent < after:
         reason = f"nothing was asked for {silent:.0f} s, and only after {after:.0f} s there may be none"
         kept = min(1, desired) if facts.tier is None else 0  # where it may, it sleeps: the load needs nobody
         ruling, total, asleep = replace(ruling, replicas=kept, rule="zero-after", reason=reason), 1, 1 - kept
-    ruling = _stepped(ruling, policy, [size for _, size in watch.sizes.get(facts.name, ())] or [desired])
+    ruling = _limit_step(ruling, policy, [size for _, size in watch.recent_sizes.get(facts.name, ())] or [desired])
     low, high = bounds
     if not low <= ruling.replicas <= high:
         reason = f"{ruling.replicas} lies outside {low} to {high}; before that: {ruling.reason}"
@@ -132,38 +141,38 @@ def _ruled(
     return replace(ruling, asleep=max(0, beside), asleep_desired=pool.asleep)
 
 
-def _stepped(ruling: Ruling, policy: Autoscaling, sizes: list[int]) -> Ruling:
+def _limit_step(ruling: EnforcedPlan, policy: Autoscaling, sizes: list[int]) -> EnforcedPlan:
     if policy.step_up is not None:
-        most = min(sizes) + amount(policy.step_up, min(sizes))
+        most = min(sizes) + step_size(policy.step_up, min(sizes))
         if ruling.replicas > max(most, ruling.desired):
             reason = f"{ruling.replicas} would be more than {policy.step_up} within a minute; {ruling.reason}"
             return replace(ruling, replicas=max(most, ruling.desired), rule="step-up", reason=reason)
     if policy.step_down is not None:
-        least = max(sizes) - amount(policy.step_down, max(sizes))
+        least = max(sizes) - step_size(policy.step_down, max(sizes))
         if ruling.replicas < min(least, ruling.desired):
             reason = f"{ruling.replicas} would be {policy.step_down} fewer within a minute, or more; {ruling.reason}"
             return replace(ruling, replicas=min(least, ruling.desired), rule="step-down", reason=reason)
     return ruling
 
 
-def in_words(replicas: int, asleep: int) -> str:
+def describe_replicas(replicas: int, asleep: int) -> str:
     """A number of replicas for people: ``3``, or ``3 and 2 asleep``."""
     return f"{replicas} and {asleep} asleep" if asleep else f"{replicas}"
 
 
-def least(facts: PoolFacts) -> int:
+def min_replicas(facts: PoolSpec) -> int:
     """The fewest that a pool may ever have: of prefill and decode one, since a prompt cannot wait at a gateway for both."""
     return 0 if facts.role is Role.SERVE else min(1, facts.maximum)
 
 
-def amount(step: int | str, size: int) -> int:
+def step_size(step: int | str, size: int) -> int:
     """``2`` → 2; ``"50%"`` of 5 → 2, and one at least."""
     if isinstance(step, int):
         return step
     return max(1, size * int(step.removesuffix("%")) // 100)
 
 
-def _to_wake(state: ModelState, plan: Plan) -> frozenset[str]:
+def _pools_to_wake(state: ModelState, plan: ScalingPlan) -> frozenset[str]:
     """Of each role the first pool, where all of them have, and would have, nothing."""
     first: dict[str, str] = {}
     alive: set[str] = set()
@@ -179,34 +188,34 @@ def _to_wake(state: ModelState, plan: Plan) -> frozenset[str]:
     return frozenset(name for role, name in first.items() if role not in alive)
 
 
-def _unwritten(policy: Autoscaling, pool: PoolState, frozen: bool) -> str | None:
+def _unwritten_reason(policy: Autoscaling, pool: PoolState, frozen: bool) -> str | None:
     if policy.mode is not ScalingMode.AUTO:
         return f"the mode is {policy.mode.value}"
     if frozen:
         return "all scaling is frozen"
-    if pool.held_by is not None:
-        return f"{pool.held_by} sets the number"
-    return pool.paused
+    if pool.replicas_owner is not None:
+        return f"{pool.replicas_owner} sets the number"
+    return pool.pause_reason
 
 
-def widest(model: ScaledModel, policy: Autoscaling) -> ScaledModel:
+def with_widest_bounds(model: ModelSpec, policy: Autoscaling) -> ModelSpec:
     """The model with bounds as wide as they ever become: the core plans within these, and ``governed`` keeps to those of the hour, so
     that nothing learned is lost when an hour changes."""
-    return replace(model, pools=tuple(widest_pool(facts, policy) for facts in model.pools))
+    return replace(model, pools=tuple(widest_pool_bounds(facts, policy) for facts in model.pools))
 
 
-def widest_pool(facts: PoolFacts, policy: Autoscaling) -> PoolFacts:
+def widest_pool_bounds(facts: PoolSpec, policy: Autoscaling) -> PoolSpec:
     """One pool of it."""
     own = [one for one in policy.schedules if one.pool in (None, facts.name)]
     lows = [one.min for one in own if one.min is not None] + [one.max for one in own if one.max is not None]
     highs = [one.max for one in own if one.max is not None] + [one.min for one in own if one.min is not None]
-    lowest = max(min([facts.minimum, *lows]), least(facts))
+    lowest = max(min([facts.minimum, *lows]), min_replicas(facts))
     return replace(facts, minimum=lowest, maximum=max([facts.maximum, *highs]))
 
 
-def asked(seen: Mapping[str, PoolSeen], arrivals: float | None, held: float | None) -> bool:
+def has_requests(pools: Mapping[str, PoolObservation], arrivals: float | None, held: float | None) -> bool:
     """Whether anything was asked of a model; what is not known counts as if there had been."""
     if arrivals is None or held is None:
         return True
-    running = any(one.running or one.waiting for pool in seen.values() for one in pool.replicas or ())
+    running = any(one.running or one.waiting for pool in pools.values() for one in pool.replicas or ())
     return arrivals > 0 or held > 0 or running

@@ -15,15 +15,15 @@ import msgspec
 from fairlead.api import Autoscaling
 from fairlead.clock import Clock
 from fairlead.errors import Unavailable
-from fairlead.files import replace_whole
-from fairlead.fleet import Objectives
-from fairlead_autoscaler.scaling import PoolFacts, ReplicaState, Woken
+from fairlead.files import write_atomic
+from fairlead.fleet import SloTargets
+from fairlead_autoscaler.scaling import PoolSpec, ReplicaState, WakeTiming
 from fairlead_autoscaler.seen import scaled_model
 from fairlead_autoscaler.world import ModelState, PoolState, Replica
 
 
 @dataclass(frozen=True, slots=True)
-class Engine:
+class LocalEngine:
     """An engine's process: when it was last started, and when it was ready (None: it is not); ``woken`` is of its last waking."""
 
     id: str
@@ -31,16 +31,16 @@ class Engine:
     started: float
     ready: float | None = None
     instances: tuple[str, ...] = ()
-    woken: Woken | None = None
+    woken: WakeTiming | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class LocalPool:
     """A pool, how many replicas are asked for to serve and how many to sleep, and its processes."""
 
-    facts: PoolFacts
+    facts: PoolSpec
     desired: int
-    engines: tuple[Engine, ...] = ()
+    engines: tuple[LocalEngine, ...] = ()
     asleep: int = 0
 
 
@@ -48,13 +48,13 @@ class LocalPool:
 class LocalModel:
     """A model; ``policy`` is ``spec.autoscaling`` as JSON."""
 
-    objectives: Objectives
+    objectives: SloTargets
     policy: Mapping[str, Any]
     pools: tuple[LocalPool, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class DesiredPool:
     """The number that a pool should have, who leaves first where that is fewer, and how many are to sleep beside them."""
 
     replicas: int
@@ -63,41 +63,41 @@ class Wish:
 
 
 @dataclass(frozen=True, slots=True)
-class There:
+class LocalState:
     """The supervisor's file: models by ``namespace/name``."""
 
     models: Mapping[str, LocalModel] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
-class Wishes:
+class DesiredPools:
     """The autoscaler's file: by model and pool."""
 
-    pools: Mapping[str, Mapping[str, Wish]] = field(default_factory=dict)
+    pools: Mapping[str, Mapping[str, DesiredPool]] = field(default_factory=dict)
 
 
-THERE: Final = "scaling-there.json"
+STATE_FILE: Final = "scaling-there.json"
 """The supervisor's file in the run directory."""
-WISHES: Final = "scaling-wishes.json"
+DESIRED_FILE: Final = "scaling-wishes.json"
 """The autoscaler's."""
 _Value = TypeVar("_Value")
-_there: Final = msgspec.json.Decoder(There)
-_wishes: Final = msgspec.json.Decoder(Wishes)
+_state_decoder: Final = msgspec.json.Decoder(LocalState)
+_desired_decoder: Final = msgspec.json.Decoder(DesiredPools)
 
 
-def write(path: Path, value: There | Wishes) -> None:
+def write_file(path: Path, value: LocalState | DesiredPools) -> None:
     """Replace a file by ``value``, in one step. Raises OSError."""
-    replace_whole(path, msgspec.json.encode(value))
+    write_atomic(path, msgspec.json.encode(value))
 
 
-def read_there(path: Path) -> There:
+def read_state(path: Path) -> LocalState:
     """What the supervisor wrote. Raises Unavailable."""
-    return _read(path, _there)
+    return _read(path, _state_decoder)
 
 
-def read_wishes(path: Path) -> Wishes:
+def read_desired(path: Path) -> DesiredPools:
     """What the autoscaler wrote. Raises Unavailable."""
-    return _read(path, _wishes)
+    return _read(path, _desired_decoder)
 
 
 def _read(path: Path, decoder: "msgspec.json.Decoder[_Value]") -> _Value:
@@ -107,7 +107,7 @@ def _read(path: Path, decoder: "msgspec.json.Decoder[_Value]") -> _Value:
         raise Unavailable(f"{path} cannot be read ({type(error).__name__})") from error
 
 
-class LocalWorld:
+class LocalTarget:
     """What the supervisor says there is, on a clock that runs ``speed`` times as fast as the machine's."""
 
     def __init__(self, path: Path, clock: Clock, interval_seconds: float, speed: float = 1.0) -> None:
@@ -116,10 +116,10 @@ class LocalWorld:
         self._clock = clock
         self._interval = interval_seconds
 
-    async def look(self) -> Mapping[str, ModelState]:
+    async def observe(self) -> Mapping[str, ModelState]:
         """Every model that it scales. Raises Unavailable while its file cannot be read."""
         now = self._clock.now()
-        return {key: self._model(key, model, now) for key, model in read_there(self._path).models.items()}
+        return {key: self._model(key, model, now) for key, model in read_state(self._path).models.items()}
 
     def _model(self, key: str, model: LocalModel, now: float) -> ModelState:
         facts = [pool.facts for pool in model.pools]
@@ -132,7 +132,7 @@ class LocalWorld:
         return ModelState(scaled, policy, pools)
 
 
-def _replicas(engines: Sequence[Engine], now: float, speed: float) -> tuple[Replica, ...]:
+def _replicas(engines: Sequence[LocalEngine], now: float, speed: float) -> tuple[Replica, ...]:
     return tuple(
         Replica(
             one.id,
@@ -140,7 +140,7 @@ def _replicas(engines: Sequence[Engine], now: float, speed: float) -> tuple[Repl
             max(0.0, now - one.started * speed),
             None if one.ready is None else (one.ready - one.started) * speed,
             one.instances,
-            woken=None if one.woken is None else replace(one.woken, seconds=one.woken.seconds * speed),
+            last_wake=None if one.woken is None else replace(one.woken, seconds=one.woken.seconds * speed),
         )
         for one in engines
     )
@@ -155,11 +155,11 @@ class FileScaler:
     async def scale(self, key: str, pool: str, replicas: int, leaving: Sequence[str] = (), asleep: int = 0) -> None:
         """Ask for ``replicas``. Raises Unavailable when the file cannot be written."""
         try:
-            wishes = read_wishes(self._path).pools
+            wishes = read_desired(self._path).pools
         except Unavailable:  # nobody has wished for anything yet, or what was wished is no more to be read
             wishes = {}
-        pools = {**wishes.get(key, {}), pool: Wish(replicas, tuple(leaving), asleep)}
+        pools = {**wishes.get(key, {}), pool: DesiredPool(replicas, tuple(leaving), asleep)}
         try:
-            write(self._path, Wishes({**wishes, key: pools}))
+            write_file(self._path, DesiredPools({**wishes, key: pools}))
         except OSError as error:
             raise Unavailable(f"{self._path} cannot be written ({error.strerror})") from error

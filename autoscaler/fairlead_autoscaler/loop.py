@@ -18,16 +18,24 @@ from typing import Protocol
 from fairlead.api import Autoscaling, ScalingMode
 from fairlead.clock import Clock
 from fairlead.errors import FairleadError
-from fairlead.fleet import Scaler
+from fairlead.fleet import ReplicaScaler
 from fairlead.limits import Limits
-from fairlead.units import seconds
+from fairlead.units import parse_duration
 from fairlead_autoscaler import governor
-from fairlead_autoscaler.governor import Ruling, Watch
-from fairlead_autoscaler.recording import Look
-from fairlead_autoscaler.scaling import MixAsked, MixTold, Observation, Plan, ScaledModel, ScalingSettings, State
-from fairlead_autoscaler.seen import Readings, observation
-from fairlead_autoscaler.victims import leaving
-from fairlead_autoscaler.world import ModelState, World
+from fairlead_autoscaler.governor import EnforcedPlan, PolicyState
+from fairlead_autoscaler.recording import TickRecord
+from fairlead_autoscaler.scaling import (
+    CoreState,
+    MixRequest,
+    MixResult,
+    ModelSpec,
+    Observation,
+    ScalingPlan,
+    ScalingSettings,
+)
+from fairlead_autoscaler.seen import GatewaySnapshot, build_observation
+from fairlead_autoscaler.victims import removal_order
+from fairlead_autoscaler.world import ModelState, ScaleTarget
 
 STATE_EVERY = 60
 """Of so many looks one carries what the core remembered before it, so that a replay can begin there."""
@@ -35,55 +43,55 @@ _MINUTE = 60.0
 _log = logging.getLogger("fairlead.autoscaler")
 
 
-class Sizer(Protocol):
+class ModelCore(Protocol):
     """The pure core of one model, with what it has learned (``scaling.Core``). ``model`` and ``settings`` may be replaced."""
 
-    model: ScaledModel
+    model: ModelSpec
     settings: ScalingSettings
-    state: State
+    state: CoreState
 
-    def step(self, seen: Observation) -> Plan:
+    def step(self, observation: Observation) -> ScalingPlan:
         """What to do now."""
         ...
 
 
-class Reader(Protocol):
+class GatewayReader(Protocol):
     """What reads all gateways (``reading.Gateways``)."""
 
-    async def read(self, models: "frozenset[str]") -> Readings:
+    async def scrape(self, models: "frozenset[str]") -> GatewaySnapshot:
         """Everybody's part since the last look."""
         ...
 
 
-class Solving(Protocol):
+class MixSolver(Protocol):
     """Where cores' questions are solved (``mix.Desk``); nothing here waits."""
 
-    def ask(self, model: str, asks: Mapping[str, MixAsked]) -> None:
+    def submit(self, model: str, asks: Mapping[str, MixRequest]) -> None:
         """Have these solved, by role."""
         ...
 
-    def told(self, model: str) -> Mapping[str, MixTold]:
+    def take_results(self, model: str) -> Mapping[str, MixResult]:
         """The answers, by role, that came since this was asked last."""
         ...
 
-    def keep(self, models: Collection[str]) -> None:
+    def retain(self, models: Collection[str]) -> None:
         """Forget what others asked."""
         ...
 
 
 @dataclass(slots=True)
-class _Known:
+class _ModelRun:
     """What is kept of a model from tick to tick."""
 
-    sizer: Sizer
+    core: ModelCore
     ticks: int = 0
-    watch: Watch = field(default_factory=Watch)
-    look: Look | None = None
-    failed: str | None = None
+    policy_state: PolicyState = field(default_factory=PolicyState)
+    last_record: TickRecord | None = None
+    failure: str | None = None
 
 
 @dataclass(slots=True)
-class Counts:
+class LoopCounters:
     """Since the start. Writes are by (model, pool, ``up``, ``down`` or ``asleep``), decisions by (model, pool, rule)."""
 
     ticks: int = 0
@@ -95,7 +103,7 @@ class Counts:
     decisions: Counter[tuple[str, str, str]] = field(default_factory=Counter)
 
 
-class Loop:
+class ControlLoop:
     """``sizer`` makes the core of a model, to begin with ``settings``. ``keep`` is told every look. ``leads``: this process is the
     one that writes; one that does not decides all the same, so that it is warm when it takes over. ``frozen``: nothing is written at
     all. ``desk`` has cores' questions solved; without one they stay unanswered. ``clock`` runs ``speed`` times as fast as the
@@ -103,40 +111,40 @@ class Loop:
 
     def __init__(
         self,
-        world: World,
-        scaler: Scaler,
-        gateways: Reader,
-        sizer: Callable[[ScaledModel, ScalingSettings], Sizer],
+        target: ScaleTarget,
+        scaler: ReplicaScaler,
+        gateways: GatewayReader,
+        make_core: Callable[[ModelSpec, ScalingSettings], ModelCore],
         *,
         clock: Clock,
         limits: Limits,
-        keep: Callable[[Look], None],
+        on_record: Callable[[TickRecord], None],
         settings: ScalingSettings | None = None,
         frozen: bool = False,
         leads: Callable[[], bool] = lambda: True,
-        desk: Solving | None = None,
+        mix_solver: MixSolver | None = None,
         speed: float = 1.0,
     ) -> None:
-        self._world = world
+        self._target = target
         self._scaler = scaler
-        self._gateways = gateways
-        self._sizer = sizer
+        self._gateway_reader = gateways
+        self._make_core = make_core
         self._clock = clock
         self._limits = limits
-        self._keep = keep
+        self._on_record = on_record
         self._settings = settings or ScalingSettings()
         self._frozen = frozen
-        self._leads = leads
-        self._desk = desk
+        self._is_leader = leads
+        self._mix_solver = mix_solver
         self._speed = speed
-        self._known: dict[str, _Known] = {}
+        self._runs: dict[str, _ModelRun] = {}
         self._hints: dict[str, float] = {}
-        self._hastened: list[float] = []
-        self._soon = asyncio.Event()
-        self.counts = Counts()
+        self._early_ticks: list[float] = []
+        self._tick_now = asyncio.Event()
+        self.counters = LoopCounters()
         self.decided_at: float | None = None
-        self.away: str | None = "nothing has been looked at yet"
-        self.readings = Readings()
+        self.unavailable_reason: str | None = "nothing has been looked at yet"
+        self.gateways = GatewaySnapshot()
         self.problems: dict[tuple[str, str], str] = {}
 
     async def run(self) -> None:
@@ -144,48 +152,48 @@ class Loop:
         while True:
             began = self._clock.now()
             await self.tick()
-            self.counts.tick_seconds = self._clock.now() - began
+            self.counters.tick_seconds = self._clock.now() - began
             await self._pause(began + self._limits.autoscaler_tick_seconds)
 
     async def _pause(self, until: float) -> None:
         """Until the next tick is due, or somebody waits for it; two are never closer than the limit says."""
-        await asyncio.sleep(self._limits.autoscaler_wake_seconds)
+        await asyncio.sleep(self._limits.autoscaler_min_tick_seconds)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(max(0.0, until - self._clock.now()) / self._speed):
-                await self._soon.wait()
+                await self._tick_now.wait()
 
     def wake(self, model: str) -> bool:
         """A gateway holds a request of a model for which there is no replica. False: no such model is scaled."""
-        if model not in self._known:
+        if model not in self._runs:
             return False
         now = self._clock.now()
-        self.counts.wakes += 1
+        self.counters.wakes += 1
         self._hints[model] = now
-        self._hastened = [at for at in self._hastened if now - at < _MINUTE]
-        if not self._soon.is_set() and len(self._hastened) < self._limits.autoscaler_hastened:
-            self._hastened.append(now)
-            self._soon.set()
+        self._early_ticks = [at for at in self._early_ticks if now - at < _MINUTE]
+        if not self._tick_now.is_set() and len(self._early_ticks) < self._limits.autoscaler_hinted_ticks_per_minute:
+            self._early_ticks.append(now)
+            self._tick_now.set()
         return True
 
-    def looks(self) -> Mapping[str, Look]:
+    def last_records(self) -> Mapping[str, TickRecord]:
         """The last look at each model."""
-        return {key: known.look for key, known in self._known.items() if known.look is not None}
+        return {key: known.last_record for key, known in self._runs.items() if known.last_record is not None}
 
     @property
-    def frozen(self) -> bool:
+    def is_frozen(self) -> bool:
         """Nothing is written."""
         return self._frozen
 
     @property
-    def leads(self) -> bool:
+    def is_leader(self) -> bool:
         """This process writes."""
-        return self._leads()
+        return self._is_leader()
 
     def notes(self) -> list[str]:
         """What is wrong now, in words."""
-        found = [] if self.away is None else [self.away]
-        found += self.readings.notes
-        found += [f"{key}: {known.failed}" for key, known in self._known.items() if known.failed is not None]
+        found = [] if self.unavailable_reason is None else [self.unavailable_reason]
+        found += self.gateways.notes
+        found += [f"{key}: {known.failure}" for key, known in self._runs.items() if known.failure is not None]
         found += [f"{key}/{pool}: {why}" for (key, pool), why in sorted(self.problems.items())]
         return found
 
@@ -193,105 +201,112 @@ class Loop:
 
     async def tick(self) -> None:
         """Look, decide, act, once."""
-        self._soon.clear()
+        self._tick_now.clear()
         try:
-            async with asyncio.timeout(self._limits.autoscaler_world_seconds):
-                found = await self._world.look()
+            async with asyncio.timeout(self._limits.autoscaler_cluster_seconds):
+                found = await self._target.observe()
         except (FairleadError, TimeoutError) as error:
-            self.counts.skipped += 1
-            self.away = f"what there is to scale cannot be told: {error or 'no answer in time'}"
+            self.counters.skipped += 1
+            self.unavailable_reason = f"what there is to scale cannot be told: {error or 'no answer in time'}"
             return
         states = {key: state for key, state in found.items() if state.policy.mode is not ScalingMode.OFF}
-        self.readings = await self._gateways.read(frozenset(states))
+        self.gateways = await self._gateway_reader.scrape(frozenset(states))
         now = self._clock.now()
-        self.away = None
-        for gone in self._known.keys() - states.keys():
-            del self._known[gone]
-        if self._desk is not None:
-            self._desk.keep(self._known.keys())
+        self.unavailable_reason = None
+        for gone in self._runs.keys() - states.keys():
+            del self._runs[gone]
+        if self._mix_solver is not None:
+            self._mix_solver.retain(self._runs.keys())
         self._hints = {key: at for key, at in self._hints.items() if now - at < governor.WAKE_SECONDS}
-        rulings = {key: self._decided(key, state, now) for key, state in states.items()}
-        self.counts.ticks += 1
+        rulings = {key: self._decide(key, state, now) for key, state in states.items()}
+        self.counters.ticks += 1
         self.decided_at = now
-        if self._leads():
+        if self._is_leader():
             await asyncio.gather(*(self._act(key, states[key], ones) for key, ones in rulings.items()))
 
-    def _decided(self, key: str, state: ModelState, now: float) -> dict[str, Ruling]:
-        known, wall = self._of(key, state), self._clock.wall()
-        seen = observation(state, self.readings, now, self._limits.autoscaler_signals_seconds, wall)
-        if self._desk is not None:
-            seen = replace(seen, mixes=self._desk.told(key))
-        before = known.sizer.state if known.ticks % STATE_EVERY == 0 else None
+    def _decide(self, key: str, state: ModelState, now: float) -> dict[str, EnforcedPlan]:
+        known, wall = self._model_run(key, state), self._clock.wall()
+        seen = build_observation(state, self.gateways, now, self._limits.autoscaler_signals_seconds, wall)
+        if self._mix_solver is not None:
+            seen = replace(seen, mixes=self._mix_solver.take_results(key))
+        before = known.core.state if known.ticks % STATE_EVERY == 0 else None
         known.ticks += 1
-        plan = self._planned(key, known, seen)
-        if self._desk is not None:
-            self._desk.ask(key, plan.asks)
+        plan = self._plan(key, known, seen)
+        if self._mix_solver is not None:
+            self._mix_solver.submit(key, plan.asks)
         told = seen.gateway
         arrivals, held = (None, None) if told is None else (told.arrivals, told.held)
-        known.watch = governor.watched(known.watch, state, now, asked=governor.asked(seen.pools, arrivals, held))
+        known.policy_state = governor.update_policy_state(
+            known.policy_state, state, now, has_requests=governor.has_requests(seen.pools, arrivals, held)
+        )
         woken = key in self._hints
-        rulings = governor.governed(known.watch, state, plan, now, wall, woken=woken, frozen=self._frozen)
-        if not self._leads():
+        rulings = governor.enforce(known.policy_state, state, plan, now, wall, is_woken=woken, is_frozen=self._frozen)
+        if not self._is_leader():
             other = "another replica of the autoscaler leads"
             rulings = {pool: replace(one, unwritten=one.unwritten or other) for pool, one in rulings.items()}
-        mode, model = state.policy.mode.value, known.sizer.model
-        known.look = Look(wall, model, seen, plan, rulings, mode, self.readings.notes, known.sizer.settings, before)
-        self.counts.decisions.update((key, pool, one.rule) for pool, one in rulings.items())
-        self._keep(known.look)
+        mode, model = state.policy.mode.value, known.core.model
+        known.last_record = TickRecord(
+            wall, model, seen, plan, rulings, mode, self.gateways.notes, known.core.settings, before
+        )
+        self.counters.decisions.update((key, pool, one.rule) for pool, one in rulings.items())
+        self._on_record(known.last_record)
         return rulings
 
-    def _planned(self, key: str, known: _Known, seen: Observation) -> Plan:
+    def _plan(self, key: str, known: _ModelRun, seen: Observation) -> ScalingPlan:
         try:
-            plan = known.sizer.step(seen)
+            plan = known.core.step(seen)
         except Exception as error:  # noqa: BLE001 - whatever it is, the other models go on, and this one stays as it is
             _log.error("the core of %s failed; it begins anew", key, exc_info=error)
-            known.failed = f"its core failed ({type(error).__name__}); everything stays"
-            known.sizer = self._sizer(known.sizer.model, known.sizer.settings)
-            return Plan()
-        known.failed = None
+            known.failure = f"its core failed ({type(error).__name__}); everything stays"
+            known.core = self._make_core(known.core.model, known.core.settings)
+            return ScalingPlan()
+        known.failure = None
         return plan
 
-    def _of(self, key: str, state: ModelState) -> _Known:
+    def _model_run(self, key: str, state: ModelState) -> _ModelRun:
         """What is known of a model, as it is wanted now."""
-        facts, settings = governor.widest(state.model, state.policy), wanted_settings(self._settings, state.policy)
-        known = self._known.get(key)
+        facts, settings = (
+            governor.with_widest_bounds(state.model, state.policy),
+            settings_for(self._settings, state.policy),
+        )
+        known = self._runs.get(key)
         if known is None:
-            known = self._known[key] = _Known(self._sizer(facts, settings))
-        elif (known.sizer.model, known.sizer.settings) != (facts, settings):
-            known.sizer.model, known.sizer.settings = facts, settings
+            known = self._runs[key] = _ModelRun(self._make_core(facts, settings))
+        elif (known.core.model, known.core.settings) != (facts, settings):
+            known.core.model, known.core.settings = facts, settings
         return known
 
-    async def _act(self, key: str, state: ModelState, rulings: Mapping[str, Ruling]) -> None:
+    async def _act(self, key: str, state: ModelState, rulings: Mapping[str, EnforcedPlan]) -> None:
         # Those that shrink first: of pools that share a number of engines there are never more than that.
-        for pool, ruling in sorted(rulings.items(), key=lambda one: one[1].grows):
-            if not ruling.writes:
+        for pool, ruling in sorted(rulings.items(), key=lambda one: one[1].is_growing):
+            if not ruling.needs_write:
                 self.problems.pop((key, pool), None)
                 continue
             down = ruling.replicas < ruling.desired
             rests = ruling.asleep != ruling.asleep_desired
-            order = leaving(key, state.pools[pool].replicas, self.readings) if down or rests else ()
+            order = removal_order(key, state.pools[pool].replicas, self.gateways) if down or rests else ()
             try:
-                async with asyncio.timeout(self._limits.autoscaler_world_seconds):
+                async with asyncio.timeout(self._limits.autoscaler_cluster_seconds):
                     await self._scaler.scale(key, pool, ruling.replicas, order, ruling.asleep)
             except (FairleadError, TimeoutError) as error:
-                self.counts.refused[key, pool] += 1
+                self.counters.refused[key, pool] += 1
                 self.problems[key, pool] = f"{ruling.replicas} could not be written: {error or 'no answer in time'}"
                 _log.warning("%s/%s: %s", key, pool, self.problems[key, pool])
                 continue
             self.problems.pop((key, pool), None)
             if ruling.replicas != ruling.desired:
-                self.counts.writes[key, pool, "down" if down else "up"] += 1
+                self.counters.writes[key, pool, "down" if down else "up"] += 1
             if rests:
-                self.counts.writes[key, pool, "asleep"] += 1
+                self.counters.writes[key, pool, "asleep"] += 1
             change = f"{ruling.desired} -> {ruling.replicas}"
             if rests:
                 change += f", asleep {ruling.asleep_desired} -> {ruling.asleep}"
             _log.info("%s/%s: %s (%s: %s)", key, pool, change, ruling.rule, ruling.reason)
 
 
-def wanted_settings(settings: ScalingSettings, policy: Autoscaling) -> ScalingSettings:
+def settings_for(settings: ScalingSettings, policy: Autoscaling) -> ScalingSettings:
     """The settings of a model whose owner has said something about them."""
     if policy.down_window is None:
         return settings
-    window = seconds(policy.down_window)
+    window = parse_duration(policy.down_window)
     return replace(settings, window_seconds=window, window_least_seconds=window)

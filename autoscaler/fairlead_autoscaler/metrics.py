@@ -6,33 +6,33 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from fairlead.clock import Clock
-from fairlead_autoscaler.governor import Ruling
-from fairlead_autoscaler.loop import Loop
-from fairlead_autoscaler.recording import Look
-from fairlead_autoscaler.scaling import PoolSeen
+from fairlead_autoscaler.governor import EnforcedPlan
+from fairlead_autoscaler.loop import ControlLoop
+from fairlead_autoscaler.recording import TickRecord
+from fairlead_autoscaler.scaling import PoolObservation
 from fairlead_autoscaler.scaling.cost import usd_per_hour
 
 PREFIX = "fairlead_autoscaler_"
 _POOL = ["model", "pool"]
 
 
-class Metrics(Collector):
+class AutoscalerMetrics(Collector):
     """Families by model and pool, of which there are as many as people have written."""
 
-    def __init__(self, loop: Loop, clock: Clock) -> None:
+    def __init__(self, loop: ControlLoop, clock: Clock) -> None:
         self._loop = loop
         self._clock = clock
 
     def collect(self) -> Iterator[Metric]:
         """Every family."""
-        looks = dict(sorted(self._loop.looks().items()))
+        looks = dict(sorted(self._loop.last_records().items()))
         yield from _pools(looks)
         yield _inputs(looks)
         yield from self._models(looks)
         yield from self._counters()
         yield from self._process()
 
-    def _models(self, looks: Mapping[str, Look]) -> Iterator[Metric]:
+    def _models(self, looks: Mapping[str, TickRecord]) -> Iterator[Metric]:
         ages = GaugeMetricFamily(
             f"{PREFIX}decision_age_seconds", "time since the model was decided on", labels=["model"]
         )
@@ -53,7 +53,7 @@ class Metrics(Collector):
         yield from (ages, seen, cost)
 
     def _counters(self) -> Iterator[Metric]:
-        counts = self._loop.counts
+        counts = self._loop.counters
         decisions = CounterMetricFamily(
             f"{PREFIX}decisions", "decisions on a pool, by the rule that decided", labels=[*_POOL, "rule"]
         )
@@ -74,22 +74,22 @@ class Metrics(Collector):
 
     def _process(self) -> Iterator[Metric]:
         loop = self._loop
-        missing = sum(one.why is not None for one in loop.readings.gateways)
-        yield GaugeMetricFamily(f"{PREFIX}gateways", "gateways that are read", len(loop.readings.gateways))
+        missing = sum(one.error is not None for one in loop.gateways.gateways)
+        yield GaugeMetricFamily(f"{PREFIX}gateways", "gateways that are read", len(loop.gateways.gateways))
         yield GaugeMetricFamily(f"{PREFIX}gateways_missing", "of them, those that did not answer", missing)
-        yield GaugeMetricFamily(f"{PREFIX}tick_seconds", "how long the last tick took", loop.counts.tick_seconds)
-        yield GaugeMetricFamily(f"{PREFIX}frozen", "1 while nothing is written", float(loop.frozen))
-        yield GaugeMetricFamily(f"{PREFIX}leads", "1 in the process that writes", float(loop.leads))
+        yield GaugeMetricFamily(f"{PREFIX}tick_seconds", "how long the last tick took", loop.counters.tick_seconds)
+        yield GaugeMetricFamily(f"{PREFIX}frozen", "1 while nothing is written", float(loop.is_frozen))
+        yield GaugeMetricFamily(f"{PREFIX}leads", "1 in the process that writes", float(loop.is_leader))
 
 
-_SEEN: Mapping[str, tuple[str, Callable[[PoolSeen], float]]] = {
+_OBSERVED_GAUGES: Mapping[str, tuple[str, Callable[[PoolObservation], float]]] = {
     "ready_replicas": ("replicas that are ready", lambda pool: pool.ready),
     "pending_replicas": ("replicas that start", lambda pool: pool.pending),
     "draining_replicas": ("replicas that finish what they have and leave", lambda pool: pool.draining),
     "asleep_replicas": ("replicas that sleep, or drain to sleep", lambda pool: pool.asleep),
     "waking_replicas": ("of those that start, those that wake", lambda pool: pool.waking),
 }
-_RULED: Mapping[str, tuple[str, Callable[[Ruling], float | None]]] = {
+_PLAN_GAUGES: Mapping[str, tuple[str, Callable[[EnforcedPlan], float | None]]] = {
     "desired_replicas": ("replicas that are asked for now", lambda one: one.desired),
     "wanted_replicas": ("replicas that there should be", lambda one: one.replicas),
     "asleep_wanted_replicas": ("replicas that should sleep beside them", lambda one: one.asleep),
@@ -98,14 +98,14 @@ _RULED: Mapping[str, tuple[str, Callable[[Ruling], float | None]]] = {
 }
 
 
-def _pools(looks: Mapping[str, Look]) -> Iterator[Metric]:
-    for name, (says, of_pool) in _SEEN.items():
+def _pools(looks: Mapping[str, TickRecord]) -> Iterator[Metric]:
+    for name, (says, of_pool) in _OBSERVED_GAUGES.items():
         family = GaugeMetricFamily(PREFIX + name, says, labels=_POOL)
         for key, look in looks.items():
             for pool, seen in look.observation.pools.items():
                 family.add_metric([key, pool], of_pool(seen))
         yield family
-    for name, (says, of_ruling) in _RULED.items():
+    for name, (says, of_ruling) in _PLAN_GAUGES.items():
         family = GaugeMetricFamily(PREFIX + name, says, labels=_POOL)
         for key, look in looks.items():
             for pool, ruling in look.rulings.items():
@@ -115,7 +115,7 @@ def _pools(looks: Mapping[str, Look]) -> Iterator[Metric]:
         yield family
 
 
-def _inputs(looks: Mapping[str, Look]) -> Metric:
+def _inputs(looks: Mapping[str, TickRecord]) -> Metric:
     """The numbers that led to the plan; their names are a closed list of the core's (docs/guides/autoscaling.md)."""
     family = GaugeMetricFamily(f"{PREFIX}input", "a number that led to the plan", labels=[*_POOL, "name"])
     for key, look in looks.items():

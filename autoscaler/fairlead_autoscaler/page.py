@@ -13,10 +13,10 @@ from typing import Final
 from prometheus_client.parser import text_string_to_metric_families
 
 from fairlead.errors import Unavailable
-from fairlead_autoscaler.deltas import Key
+from fairlead_autoscaler.deltas import CounterKey
 
-_P: Final = "fairlead_gateway_"
-_COUNTED: Final[Mapping[str, str]] = MappingProxyType(
+_PREFIX: Final = "fairlead_gateway_"
+_COUNTERS: Final[Mapping[str, str]] = MappingProxyType(
     {
         "received_total": "arrivals",
         "received_prompt_tokens_total": "prompt_tokens",
@@ -36,7 +36,7 @@ _COUNTED: Final[Mapping[str, str]] = MappingProxyType(
     }
 )
 """What a gateway counts itself; a name that is not on its page is a zero."""
-_RELAYED: Final[Mapping[str, str]] = MappingProxyType(
+_ENGINE_COUNTERS: Final[Mapping[str, str]] = MappingProxyType(
     {
         "engine_prompt_tokens_total": "prompt_tokens",
         "engine_generation_tokens_total": "generated_tokens",
@@ -61,59 +61,61 @@ _GAUGES: Final[Mapping[str, str]] = MappingProxyType(
 )
 _LABELS: Final = ("instance", "objective", "prompt_tokens", "output_tokens", "state")
 _SECONDS: Final = frozenset({"ttft_seconds", "gap_seconds"})
-_MOST: Final = 1e15
+_MAX_VALUE: Final = 1e15
 """More was never counted. One gateway's nonsense is not to drown what the others count, nor to make a sum that is no number."""
-_UPTIME: Final = _P + "uptime_seconds"
-_WANTED: Final = frozenset(_P + name for names in (_COUNTED, _RELAYED, _GAUGES) for name in names) | {_UPTIME}
+_UPTIME_METRIC: Final = _PREFIX + "uptime_seconds"
+_METRIC_NAMES: Final = frozenset(
+    _PREFIX + name for names in (_COUNTERS, _ENGINE_COUNTERS, _GAUGES) for name in names
+) | {_UPTIME_METRIC}
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
+class GatewayPage:
     """One gateway at one moment. Keys are (name, model) or (name, model, instance), with the objective behind where there is one;
     of a shape (name, model, prompt tokens, generated tokens), of the numbers of instances (name, model, state)."""
 
     uptime_seconds: float
-    counted: Mapping[Key, float] = field(default_factory=dict)
-    relayed: Mapping[Key, float] = field(default_factory=dict)
-    gauges: Mapping[Key, float] = field(default_factory=dict)
+    counters: Mapping[CounterKey, float] = field(default_factory=dict)
+    engine_counters: Mapping[CounterKey, float] = field(default_factory=dict)
+    gauges: Mapping[CounterKey, float] = field(default_factory=dict)
 
 
-def read(text: str, models: Iterable[str], speed: float = 1.0) -> Page:
+def parse_page(text: str, models: Iterable[str], speed: float = 1.0) -> GatewayPage:
     """The part of a page that is about ``models``; its seconds are told on a clock that runs ``speed`` times as fast, but for the
     age of what engines said. Raises Unavailable when it is no gateway's."""
     known = frozenset(models)
-    lines = [line for line in text.splitlines() if _name(line) in _WANTED]
-    counted: dict[Key, float] = {}
-    relayed: dict[Key, float] = {}
-    gauges: dict[Key, float] = {}
+    lines = [line for line in text.splitlines() if _metric_name(line) in _METRIC_NAMES]
+    counted: dict[CounterKey, float] = {}
+    relayed: dict[CounterKey, float] = {}
+    gauges: dict[CounterKey, float] = {}
     uptime: float | None = None
     try:
         for family in text_string_to_metric_families("\n".join(lines) + "\n"):
             for sample in family.samples:
-                if sample.name == _UPTIME:
+                if sample.name == _UPTIME_METRIC:
                     uptime = sample.value * speed
                     continue
                 model = sample.labels.get("model", "")
                 if model not in known:
                     continue
-                name = sample.name.removeprefix(_P)
-                for table, into in ((_COUNTED, counted), (_RELAYED, relayed), (_GAUGES, gauges)):
+                name = sample.name.removeprefix(_PREFIX)
+                for table, into in ((_COUNTERS, counted), (_ENGINE_COUNTERS, relayed), (_GAUGES, gauges)):
                     if name in table:
                         times = speed if table[name] in _SECONDS else 1.0
-                        if not abs(sample.value) <= _MOST:
+                        if not abs(sample.value) <= _MAX_VALUE:
                             continue
-                        into[(table[name], model, *_rest(sample.labels))] = sample.value * times
+                        into[(table[name], model, *_label_values(sample.labels))] = sample.value * times
     except (ValueError, KeyError, IndexError) as error:
         raise Unavailable(f"its metrics cannot be read ({type(error).__name__})") from error
     if uptime is None or not 0.0 <= uptime < math.inf:
         raise Unavailable("what it answers is no gateway's metrics")
-    return Page(uptime, counted, relayed, gauges)
+    return GatewayPage(uptime, counted, relayed, gauges)
 
 
-def _name(line: str) -> str:
+def _metric_name(line: str) -> str:
     """The metric's name of a line; comments have none."""
     return line.partition("{")[0].partition(" ")[0]
 
 
-def _rest(labels: Mapping[str, str]) -> tuple[str, ...]:
+def _label_values(labels: Mapping[str, str]) -> tuple[str, ...]:
     return tuple(labels[name] for name in _LABELS if name in labels)

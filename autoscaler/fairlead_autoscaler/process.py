@@ -11,28 +11,28 @@ from aiohttp import web
 
 from fairlead import system
 from fairlead.clock import Clock
-from fairlead.fleet import Scaler
+from fairlead.fleet import ReplicaScaler
 from fairlead.limits import Limits
-from fairlead.tasks import ended, failed
-from fairlead_autoscaler.loop import Loop
-from fairlead_autoscaler.management import application
-from fairlead_autoscaler.mix import Desk, solver
-from fairlead_autoscaler.reading import Gateways, HttpFetch, resolve
-from fairlead_autoscaler.recording import Files, Look, Ring, line_of
-from fairlead_autoscaler.scaling import Core
-from fairlead_autoscaler.world import World
+from fairlead.tasks import cancel_and_wait, first_failure
+from fairlead_autoscaler.loop import ControlLoop
+from fairlead_autoscaler.management import create_app
+from fairlead_autoscaler.mix import SolverQueue, create_solver
+from fairlead_autoscaler.reading import GatewayScraper, HttpPageFetcher, resolve_name
+from fairlead_autoscaler.recording import RecordBuffer, RecordFiles, TickRecord, encode_record
+from fairlead_autoscaler.scaling import ScalingCore
+from fairlead_autoscaler.world import ScaleTarget
 
 _LOG: Final = logging.getLogger("fairlead.autoscaler")
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class ServiceConfig:
     """``gateways`` are the URLs of their management ports; ``record`` is a folder for a recording, None: it stays in memory.
     ``speed``: the clock that the process is given runs so much faster than the machine's. ``leads`` says whether this process is the
     one that writes; ``told`` is given every look."""
 
-    world: World
-    scaler: Scaler
+    world: ScaleTarget
+    scaler: ReplicaScaler
     gateways: Sequence[str]
     host: str
     port: int
@@ -42,43 +42,45 @@ class Plan:
     speed: float = 1.0
     leads: Callable[[], bool] = lambda: True
     notes: Callable[[], list[str]] = list
-    told: Callable[[Look], None] = lambda _: None
+    on_tick: Callable[[TickRecord], None] = lambda _: None
 
 
-class Process:
+class AutoscalerService:
     """Make it on the loop that it runs on. ``announce`` is given one line once the port is open."""
 
-    def __init__(self, plan: Plan, clock: Clock, *, announce: Callable[[str], None], limits: Limits) -> None:
+    def __init__(self, plan: ServiceConfig, clock: Clock, *, announce: Callable[[str], None], limits: Limits) -> None:
         self._plan = plan
         self._announce = announce
         self._stop = asyncio.Event()
-        self._fetch = HttpFetch(limits)
-        self._ring = Ring(limits)
-        self._desk = Desk(solver())
-        self._files = None if plan.record is None else Files(plan.record, limits)
-        self.loop = Loop(
+        self._fetch = HttpPageFetcher(limits)
+        self._ring = RecordBuffer(limits)
+        self._desk = SolverQueue(create_solver())
+        self._files = None if plan.record is None else RecordFiles(plan.record, limits)
+        self.control_loop = ControlLoop(
             plan.world,
             plan.scaler,
-            Gateways(plan.gateways, fetch=self._fetch, resolve=resolve, clock=clock, limits=limits, speed=plan.speed),
-            Core,
+            GatewayScraper(
+                plan.gateways, fetch=self._fetch, resolve=resolve_name, clock=clock, limits=limits, speed=plan.speed
+            ),
+            ScalingCore,
             clock=clock,
             limits=limits,
-            keep=self._keep,
+            on_record=self._record,
             frozen=plan.frozen,
             leads=plan.leads,
-            desk=self._desk,
+            mix_solver=self._desk,
             speed=plan.speed,
         )
-        self._app = application(self.loop, self._ring, self.notes, clock, plan.token)
+        self._app = create_app(self.control_loop, self._ring, self.problems, clock, plan.token)
 
     def stop(self) -> None:
         """End; what was written stays as it is."""
         self._stop.set()
 
-    def notes(self) -> list[str]:
+    def problems(self) -> list[str]:
         """What is wrong now, in words."""
         problem = None if self._files is None else self._files.problem
-        return [*self.loop.notes(), *self._plan.notes(), *([] if problem is None else [problem])]
+        return [*self.control_loop.notes(), *self._plan.notes(), *([] if problem is None else [problem])]
 
     async def run(self) -> None:
         """Until ``stop``. Raises OSError when the port is taken, and what a defect of the loop raised."""
@@ -89,27 +91,27 @@ class Process:
         try:
             site = web.TCPSite(runner, self._plan.host or None, self._plan.port)
             await site.start()
-            system.settled()
-            self._announce(f"ready http://{_shown(runner)}")
-            ticking = asyncio.create_task(self.loop.run(), name="ticks")
-            error = await failed([ticking], stopped)
+            system.freeze_heap()
+            self._announce(f"ready http://{_listening_address(runner)}")
+            ticking = asyncio.create_task(self.control_loop.run(), name="ticks")
+            error = await first_failure([ticking], stopped)
             if error is not None:
                 raise error
         finally:
-            await ended(stopped)
-            await ended(ticking)
+            await cancel_and_wait(stopped)
+            await cancel_and_wait(ticking)
             await runner.cleanup()
             await self._fetch.close()
             self._desk.close()
 
-    def _keep(self, look: Look) -> None:
-        line = line_of(look)
+    def _record(self, look: TickRecord) -> None:
+        line = encode_record(look)
         self._ring.add(look, line)
-        self._plan.told(look)
+        self._plan.on_tick(look)
         if self._files is not None:
             self._files.add(line)
 
 
-def _shown(runner: web.AppRunner) -> str:
+def _listening_address(runner: web.AppRunner) -> str:
     host, port = runner.addresses[0][:2]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -18,12 +18,12 @@ from fairlead.clock import Clock
 from fairlead.errors import Unavailable
 from fairlead.limits import Limits
 from fairlead_autoscaler import page
-from fairlead_autoscaler.deltas import Tally, advanced, begun, carried
-from fairlead_autoscaler.page import Page
-from fairlead_autoscaler.seen import Readings, Told
+from fairlead_autoscaler.deltas import CounterTracker, advance, extrapolate, start_tracking
+from fairlead_autoscaler.page import GatewayPage
+from fairlead_autoscaler.seen import GatewayMetrics, GatewaySnapshot
 
 
-class Fetch(Protocol):
+class FetchPage(Protocol):
     """One GET to a gateway."""
 
     async def __call__(self, url: str) -> str:
@@ -31,7 +31,7 @@ class Fetch(Protocol):
         ...
 
 
-class Resolve(Protocol):
+class ResolveName(Protocol):
     """From a name to addresses."""
 
     async def __call__(self, host: str, port: int) -> list[str]:
@@ -40,20 +40,27 @@ class Resolve(Protocol):
 
 
 @dataclass(slots=True)
-class _Gateway:
+class _GatewayState:
     """What is remembered of one. ``page`` is the last that it gave."""
 
-    counted: Tally
-    relayed: Tally
-    page: Page
+    counted: CounterTracker
+    relayed: CounterTracker
+    page: GatewayPage
 
 
-class Gateways:
+class GatewayScraper:
     """``urls`` are those that were given; ``fetch`` and ``resolve`` are how they are reached. ``clock`` runs ``speed`` times as
     fast as the gateways'."""
 
     def __init__(
-        self, urls: Sequence[str], *, fetch: Fetch, resolve: Resolve, clock: Clock, limits: Limits, speed: float = 1.0
+        self,
+        urls: Sequence[str],
+        *,
+        fetch: FetchPage,
+        resolve: ResolveName,
+        clock: Clock,
+        limits: Limits,
+        speed: float = 1.0,
     ) -> None:
         self._speed = speed
         self._urls = tuple(urls)
@@ -61,24 +68,24 @@ class Gateways:
         self._resolve = resolve
         self._clock = clock
         self._limits = limits
-        self._known: dict[str, _Gateway] = {}
+        self._known: dict[str, _GatewayState] = {}
         self._addresses: dict[str, list[str]] = {}
         self._looked_at: float | None = None
 
-    async def read(self, models: Collection[str]) -> Readings:
+    async def scrape(self, models: Collection[str]) -> GatewaySnapshot:
         """Everybody's part since the last look, of these models."""
         notes: list[str] = []
-        names = await self._names(notes)
-        pages = await asyncio.gather(*(self._page(name, models) for name in names))
+        names = await self._resolve_urls(notes)
+        pages = await asyncio.gather(*(self._fetch_page(name, models) for name in names))
         now = self._clock.now()
-        told = [self._told(name, found, now) for name, found in zip(names, pages, strict=True)]
-        notes += [f"gateway {one.name} is missing: {one.why}" for one in told if one.why is not None]
+        told = [self._gateway_metrics(name, found, now) for name, found in zip(names, pages, strict=True)]
+        notes += [f"gateway {one.name} is missing: {one.error}" for one in told if one.error is not None]
         for gone in self._known.keys() - set(names):
             del self._known[gone]
         self._looked_at = now
-        return Readings(tuple(told), tuple(notes))
+        return GatewaySnapshot(tuple(told), tuple(notes))
 
-    async def _names(self, notes: list[str]) -> list[str]:
+    async def _resolve_urls(self, notes: list[str]) -> list[str]:
         """The URLs of all gateways there are now, at most so many."""
         found: dict[str, None] = {}
         for url in self._urls:
@@ -100,35 +107,37 @@ class Gateways:
             notes.append(f"of {len(found)} gateways only {most} are read")
         return list(found)[:most]
 
-    async def _page(self, name: str, models: Collection[str]) -> Page | str:
+    async def _fetch_page(self, name: str, models: Collection[str]) -> GatewayPage | str:
         """Its page, or why there is none."""
         try:
             text = await self._fetch(f"{name}/metrics")
-            return await asyncio.to_thread(page.read, text, models, self._speed)
+            return await asyncio.to_thread(page.parse_page, text, models, self._speed)
         except Unavailable as error:
             return error.message
 
-    def _told(self, name: str, found: Page | str, now: float) -> Told:
+    def _gateway_metrics(self, name: str, found: GatewayPage | str, now: float) -> GatewayMetrics:
         known = self._known.get(name)
         if isinstance(found, str):
             if known is None:
-                return Told(name, why=found)
-            known.counted, counted = carried(known.counted, now, self._limits.autoscaler_carry_seconds)
-            return Told(name, counted, None, {} if counted is None else known.page.gauges, why=found)
+                return GatewayMetrics(name, error=found)
+            known.counted, counted = extrapolate(known.counted, now, self._limits.autoscaler_carry_forward_seconds)
+            return GatewayMetrics(name, counted, None, {} if counted is None else known.page.gauges, error=found)
         if known is None:
-            return self._first(name, found, now)
-        known.counted, counted = advanced(known.counted, found.counted, now, began=True)
-        known.relayed, relayed = advanced(known.relayed, found.relayed, now, began=False)
+            return self._first_metrics(name, found, now)
+        known.counted, counted = advance(known.counted, found.counters, now, starts_at_zero=True)
+        known.relayed, relayed = advance(known.relayed, found.engine_counters, now, starts_at_zero=False)
         known.page = found
-        return Told(name, counted, relayed, found.gauges)
+        return GatewayMetrics(name, counted, relayed, found.gauges)
 
-    def _first(self, name: str, found: Page, now: float) -> Told:
+    def _first_metrics(self, name: str, found: GatewayPage, now: float) -> GatewayMetrics:
         """A gateway that is new: all that it counted is of the time since the last look, where it is younger than that."""
-        self._known[name] = _Gateway(begun(found.counted, now), begun(found.relayed, now), found)
+        self._known[name] = _GatewayState(
+            start_tracking(found.counters, now), start_tracking(found.engine_counters, now), found
+        )
         last = self._looked_at
         if last is None or found.uptime_seconds > now - last:
-            return Told(name, None, None, found.gauges)
-        return Told(name, dict(found.counted), None, found.gauges)
+            return GatewayMetrics(name, None, None, found.gauges)
+        return GatewayMetrics(name, dict(found.counters), None, found.gauges)
 
 
 def _is_address(host: str) -> bool:
@@ -139,7 +148,7 @@ def _is_address(host: str) -> bool:
     return True
 
 
-class HttpFetch:
+class HttpPageFetcher:
     """``Fetch`` by httpx. Nothing is followed, and no proxy is used."""
 
     def __init__(self, limits: Limits) -> None:
@@ -172,7 +181,7 @@ class HttpFetch:
         await self._client.aclose()
 
 
-async def resolve(host: str, port: int) -> list[str]:
+async def resolve_name(host: str, port: int) -> list[str]:
     """The addresses of a name, as the system finds them. Raises OSError."""
     found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return [str(address[0]) for *_, address in found]

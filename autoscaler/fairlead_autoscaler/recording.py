@@ -17,38 +17,38 @@ import msgspec
 
 from fairlead.errors import BadInput
 from fairlead.limits import Limits
-from fairlead_autoscaler.governor import Ruling
-from fairlead_autoscaler.scaling import Observation, Plan, ScaledModel, ScalingSettings, State
+from fairlead_autoscaler.governor import EnforcedPlan
+from fairlead_autoscaler.scaling import CoreState, ModelSpec, Observation, ScalingPlan, ScalingSettings
 
 _NUMBERED: Final = re.compile(r"^scaling-(\d{6})\.jsonl$")
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class TickRecord:
     """One model at one tick; ``wall`` is Unix time. ``notes`` say what was wrong then, such as gateways that were missing. ``before``
     is what the core remembered until then; only some looks have it."""
 
     wall: float
-    model: ScaledModel
+    model: ModelSpec
     observation: Observation
-    plan: Plan
-    rulings: Mapping[str, Ruling] = field(default_factory=dict)
+    plan: ScalingPlan
+    rulings: Mapping[str, EnforcedPlan] = field(default_factory=dict)
     mode: str = "Auto"
     notes: tuple[str, ...] = ()
     settings: ScalingSettings = field(default_factory=ScalingSettings)
-    before: State | None = None
+    before: CoreState | None = None
 
 
 _encode: Final = msgspec.json.Encoder().encode
-_decode: Final = msgspec.json.Decoder(Look).decode
+_decode: Final = msgspec.json.Decoder(TickRecord).decode
 
 
-def line_of(look: Look) -> bytes:
+def encode_record(look: TickRecord) -> bytes:
     """Without the line's end."""
     return _encode(look)
 
 
-def look_of(line: bytes) -> Look:
+def decode_record(line: bytes) -> TickRecord:
     """Raises BadInput where it is none."""
     try:
         return _decode(line)
@@ -56,7 +56,7 @@ def look_of(line: bytes) -> Look:
         raise BadInput(f"a line is no look of the autoscaler: {error}") from error
 
 
-class Ring:
+class RecordBuffer:
     """The last looks of all models, as lines."""
 
     def __init__(self, limits: Limits) -> None:
@@ -64,21 +64,21 @@ class Ring:
         self._bytes = 0
         self._lines: deque[tuple[float, str, bytes]] = deque()
 
-    def add(self, look: Look, line: bytes) -> None:
+    def add(self, look: TickRecord, line: bytes) -> None:
         """Keep one more."""
         self._lines.append((look.wall, look.model.name, line))
         self._bytes += len(line)
         while self._bytes > self._most and len(self._lines) > 1:
             self._bytes -= len(self._lines.popleft()[2])
 
-    def at(self, model: str, wall: float | None = None) -> bytes | None:
+    def last_at(self, model: str, wall: float | None = None) -> bytes | None:
         """The last of a model at or before a moment; None: there is none."""
         for when, name, line in reversed(self._lines):
             if name == model and (wall is None or when <= wall):
                 return line
         return None
 
-    def begins(self, model: str) -> float | None:
+    def first_time(self, model: str) -> float | None:
         """When the first one of a model was that is still kept; None: there is none."""
         return next((when for when, name, _ in self._lines if name == model), None)
 
@@ -89,7 +89,7 @@ class Ring:
                 yield line
 
 
-class Files:
+class RecordFiles:
     """A recording in ``directory``, which is made. ``problem`` is what kept the last line from being written."""
 
     def __init__(self, directory: Path, limits: Limits) -> None:
@@ -113,28 +113,28 @@ class Files:
     def _path(self, more: int) -> Path:
         if self._number == 0:
             self._directory.mkdir(parents=True, exist_ok=True)
-            self._number = max((number for number, _ in files_of(self._directory)), default=0)
+            self._number = max((number for number, _ in record_files(self._directory)), default=0)
             self._bytes = self._limits.autoscaler_file_bytes  # what an earlier process wrote is not gone on with
         if self._bytes + more > self._limits.autoscaler_file_bytes:
             self._number, self._bytes = self._number + 1, 0
-            for number, path in files_of(self._directory):
+            for number, path in record_files(self._directory):
                 if number <= self._number - self._limits.autoscaler_files:
                     path.unlink(missing_ok=True)
         return self._directory / f"scaling-{self._number:06}.jsonl"
 
 
-def files_of(directory: Path) -> list[tuple[int, Path]]:
+def record_files(directory: Path) -> list[tuple[int, Path]]:
     """The files of a recording with their numbers, in order."""
     found = ((_NUMBERED.match(path.name), path) for path in directory.iterdir())
     return sorted((int(match[1]), path) for match, path in found if match)
 
 
-def read(path: Path) -> Iterator[Look]:
+def read_records(path: Path) -> Iterator[TickRecord]:
     """The looks of a file, or of a folder's files, in order. A last line that was cut off is left out.
 
     Raises BadInput naming file and line of what is no look, and for a folder without a recording.
     """
-    paths = [file for _, file in files_of(path)] if path.is_dir() else [path]
+    paths = [file for _, file in record_files(path)] if path.is_dir() else [path]
     if not paths:
         raise BadInput(f"{path} holds no recording", field="RECORDING", hint="it has files like scaling-000001.jsonl")
     for file in paths:
@@ -143,6 +143,6 @@ def read(path: Path) -> Iterator[Look]:
                 if not line.endswith(b"\n"):
                     break
                 try:
-                    yield look_of(line)
+                    yield decode_record(line)
                 except BadInput as error:
                     raise BadInput(f"{file}:{number}: {error.message}", field="RECORDING") from error

@@ -10,28 +10,28 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from fairlead_autoscaler.scaling import ReplicaState
-from fairlead_autoscaler.seen import Readings
+from fairlead_autoscaler.seen import GatewaySnapshot
 from fairlead_autoscaler.world import Replica
 
-_SERVE = (ReplicaState.PENDING, ReplicaState.WAKING, ReplicaState.READY)
+_SERVING_STATES = (ReplicaState.PENDING, ReplicaState.WAKING, ReplicaState.READY)
 
 
-def leaving(key: str, replicas: Sequence[Replica], readings: Readings) -> tuple[str, ...]:
+def removal_order(key: str, replicas: Sequence[Replica], readings: GatewaySnapshot) -> tuple[str, ...]:
     """The ids of all replicas that serve or are about to, in the order in which they should leave."""
-    there = [one for one in replicas if one.state in _SERVE]
-    unique = {one.id: _unique(key, one, readings) for one in there}
+    there = [one for one in replicas if one.state in _SERVING_STATES]
+    unique = {one.id: _unique_blocks(key, one, readings) for one in there}
     known = [value for value in unique.values() if value is not None]
     usual = fmean(known) if known else 0.0
 
     def order(one: Replica) -> tuple[bool, float, float, float, str]:
         blocks = unique[one.id]
         ready = one.state is ReplicaState.READY
-        return ready, usual if blocks is None else blocks, _work(key, one, readings), one.age_seconds, one.id
+        return ready, usual if blocks is None else blocks, _in_flight(key, one, readings), one.age_seconds, one.id
 
     return tuple(one.id for one in sorted(there, key=order))
 
 
-def _unique(key: str, replica: Replica, readings: Readings) -> float | None:
+def _unique_blocks(key: str, replica: Replica, readings: GatewaySnapshot) -> float | None:
     """As the first gateway tells it that knows: all have it from the same index."""
     for told in readings.gateways:
         found = [told.gauges.get(("unique_used_blocks", key, one)) for one in replica.instances]
@@ -41,5 +41,5 @@ def _unique(key: str, replica: Replica, readings: Readings) -> float | None:
     return None
 
 
-def _work(key: str, replica: Replica, readings: Readings) -> float:
+def _in_flight(key: str, replica: Replica, readings: GatewaySnapshot) -> float:
     return sum(told.gauges.get(("in_flight", key, one), 0.0) for told in readings.gateways for one in replica.instances)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from fairlead.api import Autoscaling
-from fairlead_autoscaler.scaling import ReplicaState, ScaledModel, Woken
+from fairlead_autoscaler.scaling import ModelSpec, ReplicaState, WakeTiming
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class Replica:
     startup_seconds: float | None = None
     instances: tuple[str, ...] = ()
     node: str = ""
-    woken: Woken | None = None
+    last_wake: WakeTiming | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +37,8 @@ class PoolState:
 
     desired: int
     replicas: tuple[Replica, ...] = ()
-    held_by: str | None = None
-    paused: str | None = None
+    replicas_owner: str | None = None
+    pause_reason: str | None = None
     asleep: int = 0
 
 
@@ -47,15 +47,15 @@ class ModelState:
     """A model as it is. The bounds in ``model`` are the pools' own; ``policy`` says what is to be done, and other bounds by the
     hour."""
 
-    model: ScaledModel
+    model: ModelSpec
     policy: Autoscaling
     pools: Mapping[str, PoolState] = field(default_factory=dict)
 
 
-class World(Protocol):
+class ScaleTarget(Protocol):
     """What is scaled."""
 
-    async def look(self) -> Mapping[str, ModelState]:
+    async def observe(self) -> Mapping[str, ModelState]:
         """Every model with a pool to scale, by ``namespace/name``. Raises Unavailable when that cannot be told: then nothing is
         decided, and everything stays."""
         ...

@@ -18,25 +18,25 @@ FILE = Path(__file__).with_name("oracles.json")
 
 def main(arguments: list[str]) -> int:
     """Search, compare, keep."""
-    from fairlead_sim.scaling.known import Known
-    from fairlead_sim.scaling.oracle import replayed, search
-    from fairlead_sim.scaling.scenarios import KINDS
+    from fairlead_sim.scaling.known import OracleCache
+    from fairlead_sim.scaling.oracle import replay_schedule, search_schedule
+    from fairlead_sim.scaling.scenarios import SCENARIOS
 
     parser = argparse.ArgumentParser(description="The clairvoyant's schedules.")
-    parser.add_argument("scenarios", nargs="*", choices=[*KINDS, []])
+    parser.add_argument("scenarios", nargs="*", choices=[*SCENARIOS, []])
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--runs", type=int, default=300)
     parser.add_argument("--traces", type=Path)
     given = parser.parse_args(arguments)
-    for name in given.scenarios or KINDS:
-        scenario = KINDS[name](given.seed, given.traces)
+    for name in given.scenarios or SCENARIOS:
+        scenario = SCENARIOS[name](given.seed, given.traces)
         begun = time.monotonic()
-        before = Known(FILE).found(scenario)
+        before = OracleCache(FILE).get(scenario)
         if before is not None:
-            before = replayed(scenario, before.steps)
-        found = search(scenario, runs=given.runs)
-        if before is None or not before.better(found):
-            Known(FILE).keep(scenario, found)
+            before = replay_schedule(scenario, before.steps)
+        found = search_schedule(scenario, runs=given.runs)
+        if before is None or not before.is_better_than(found):
+            OracleCache(FILE).put(scenario, found)
         was = "" if before is None else f", known {100 * before.attainment:.2f} % at {before.cost:.3f}"
         print(
             f"{name}: {100 * found.attainment:.2f} % at {found.cost:.3f}{was}; {time.monotonic() - begun:.0f} s",

@@ -28,57 +28,57 @@ from redis import Redis
 from fairlead.clock import SystemClock
 from fairlead.limits import Limits
 from fairlead.testing.valkey import Valkey
-from fairlead_kvstore.index.feed import Feed
-from fairlead_kvstore.index.left import KeptInstance, Left
-from fairlead_kvstore.index.mirror import IndexMirror
+from fairlead_kvstore.index.feed import IndexSubscriber
+from fairlead_kvstore.index.left import InstanceCheckpoint, RecoveredIndex
+from fairlead_kvstore.index.mirror import IndexReplica
 from fairlead_kvstore.index.writer import IndexWriter
 from fairlead_kvstore.redis import RedisLink
-from fairlead_kvstore.truth.blocks import Blocks
-from fairlead_kvstore.truth.changes import Change, Removed, Stored
-from fairlead_kvstore.truth.kept import KeptAdapters, KeptSlice, kept_table, parts
-from fairlead_kvstore.truth.tiers import Tier
+from fairlead_kvstore.truth.blocks import BlockTable
+from fairlead_kvstore.truth.changes import BlocksRemoved, BlocksStored, Change
+from fairlead_kvstore.truth.kept import AdapterSnapshot, InstanceSnapshot, table_parts, table_snapshot
+from fairlead_kvstore.truth.tiers import StorageTier
 
 MODEL = "default/bench"
 PER_PROMPT = 64
-LIMITS = replace(Limits(), index_lease_seconds=600.0, redis_deadline_seconds=60.0)
+LIMITS = replace(Limits(), index_lease_seconds=600.0, redis_timeout_seconds=60.0)
 """A busy machine is measured slowly, not cut off."""
 Row = dict[str, Any]
 
 
-class Rows:
+class RowsOwner:
     """An indexer that has rows and no engines: what a truth would hold after the changes."""
 
     def __init__(self, instances: int) -> None:
-        self.blocks = {f"pod-{number}/8000/0": Blocks() for number in range(instances)}
+        self.blocks = {f"pod-{number}/8000/0": BlockTable() for number in range(instances)}
 
-    def begin(self, model_key: str, found: Left) -> None:
+    def start_model(self, model_key: str, recovered: RecoveredIndex) -> None:
         """Nothing to read."""
 
-    def end(self, model_key: str) -> None:
+    def stop_model(self, model_key: str) -> None:
         """Nothing to stop."""
 
     def instances(self, model_key: str) -> Sequence[str]:
         """All."""
         return list(self.blocks)
 
-    def hints(self, model_key: str) -> Iterable[tuple[int, float]]:
+    def shared_store_hints(self, model_key: str) -> Iterable[tuple[int, float]]:
         """None."""
         return ()
 
-    def keep(self, instance: str) -> KeptInstance:
+    def checkpoint(self, instance: str) -> InstanceCheckpoint:
         """As of now."""
         blocks = self.blocks[instance]
-        kept = KeptSlice(0.0, True, "bench", 0.0, [kept_table(blocks)], KeptAdapters())
-        return KeptInstance(kept, dict(parts(blocks, 0)))
+        kept = InstanceSnapshot(0.0, True, "bench", 0.0, [table_snapshot(blocks)], AdapterSnapshot())
+        return InstanceCheckpoint(kept, dict(table_parts(blocks, 0)))
 
     def apply(self, changes: Iterable[Change]) -> None:
         """What the truth has done before it tells."""
         for one in changes:
-            if isinstance(one, Stored):
+            if isinstance(one, BlocksStored):
                 blocks = self.blocks[one.instance]
                 for depth, own in enumerate(one.hashes):
                     blocks.add(own ^ 1, own, 0, depth, 0, 1, 0)
-            elif isinstance(one, Removed):
+            elif isinstance(one, BlocksRemoved):
                 blocks = self.blocks[one.instance]
                 for own in one.hashes:
                     blocks.release(blocks.by_own.find(own))
@@ -94,9 +94,9 @@ def batches(names: Sequence[str], blocks: int, kept: int) -> list[list[Change]]:
         if not number % 8:
             found.append([])
         if len(held[name]) >= kept:
-            found[-1].append(Removed(name, Tier.GPU, held[name].pop(0)[::-1]))
+            found[-1].append(BlocksRemoved(name, StorageTier.GPU, held[name].pop(0)[::-1]))
         held[name].append([draw.getrandbits(64) for _ in range(PER_PROMPT)])
-        found[-1].append(Stored(name, Tier.GPU, 0, held[name][-1]))
+        found[-1].append(BlocksStored(name, StorageTier.GPU, 0, held[name][-1]))
     return found
 
 
@@ -119,10 +119,13 @@ async def logged(url: str, blocks: int, instances: int, kept: int) -> Row:
     await link.wait_connected()
     redis = Redis.from_url(url)
     redis.flushall()
-    owner = Rows(instances)
-    writer, feed = IndexWriter(link, owner, clock, holder="bench", limits=limits), Feed(link, clock, limits=limits)
-    writer.serve([MODEL])
-    feed.follow([MODEL])
+    owner = RowsOwner(instances)
+    writer, feed = (
+        IndexWriter(link, owner, clock, holder="bench", limits=limits),
+        IndexSubscriber(link, clock, limits=limits),
+    )
+    writer.set_models([MODEL])
+    feed.set_models([MODEL])
     for _ in range(3):
         await writer.step()
         await feed.step()
@@ -138,12 +141,12 @@ async def logged(url: str, blocks: int, instances: int, kept: int) -> Row:
         begun = time.process_time()
         await feed.step()
         timed(spent, "mirror", begun)
-    changed = sum(len(one.hashes) for batch in made for one in batch if isinstance(one, Stored | Removed))
+    changed = sum(len(one.hashes) for batch in made for one in batch if isinstance(one, BlocksStored | BlocksRemoved))
     share = 100_000 / changed
     row = {f"{name}_cpu_ms_per_100k": round(seconds * 1_000 * share, 1) for name, seconds in spent.items()}
     row["redis_cpu_ms_per_100k"] = round((cpu(redis) - before) * 1_000 * share, 1)
-    mirror = feed.mirror(MODEL)
-    assert mirror is not None, feed.words(MODEL)
+    mirror = feed.replica(MODEL)
+    assert mirror is not None, feed.describe(MODEL)
     assert len(mirror) == sum(len(one) for one in owner.blocks.values()), "the mirror has followed"
     row["redis_bytes_per_block"] = round(redis.info("memory")["used_memory"] / len(mirror), 1)
     redis.close()
@@ -162,19 +165,19 @@ def hashed(url: str, blocks: int, instances: int, kept: int) -> Row:
     for batch in made:
         with redis.pipeline(transaction=False) as pipe:
             for one in batch:
-                if isinstance(one, Stored):
+                if isinstance(one, BlocksStored):
                     for own in one.hashes:
                         pipe.hset(f"b:{own:x}", one.instance, "0")
-                elif isinstance(one, Removed):
+                elif isinstance(one, BlocksRemoved):
                     for own in one.hashes:
                         pipe.hdel(f"b:{own:x}", one.instance)
-                changed += len(one.hashes) if isinstance(one, Stored | Removed) else 0
+                changed += len(one.hashes) if isinstance(one, BlocksStored | BlocksRemoved) else 0
             pipe.execute()
     share = 100_000 / changed
     row: Row = {"writer_cpu_ms_per_100k": round((time.process_time() - begun) * 1_000 * share, 1)}
     row["redis_cpu_ms_per_100k"] = round((cpu(redis) - before) * 1_000 * share, 1)
     row["redis_bytes_per_block"] = round(redis.info("memory")["used_memory"] / redis.dbsize(), 1)
-    last = [own for one in made[-1] + made[-2] if isinstance(one, Stored) for own in one.hashes][:128]
+    last = [own for one in made[-1] + made[-2] if isinstance(one, BlocksStored) for own in one.hashes][:128]
     row["lookup_ms"] = round(best(lambda: _looked_up(redis, last), 20) * 1_000, 3)
     redis.close()
     return row
@@ -193,21 +196,24 @@ async def cold(url: str, blocks: int, instances: int) -> Row:
     link = RedisLink(url, clock, limits=limits)
     link.start()
     await link.wait_connected()
-    owner = Rows(instances)
+    owner = RowsOwner(instances)
     for batch in batches(list(owner.blocks), blocks, blocks):
         owner.apply(batch)
-    writer, feed = IndexWriter(link, owner, clock, holder="bench", limits=limits), Feed(link, clock, limits=limits)
-    writer.serve([MODEL])
+    writer, feed = (
+        IndexWriter(link, owner, clock, holder="bench", limits=limits),
+        IndexSubscriber(link, clock, limits=limits),
+    )
+    writer.set_models([MODEL])
     begun = time.monotonic()
     await writer.step()
     written = time.monotonic() - begun
     gc.collect()
     before, begun, used = resident(), time.monotonic(), time.process_time()
-    feed.follow([MODEL])
+    feed.set_models([MODEL])
     await feed.step()
     taken, used = time.monotonic() - begun, time.process_time() - used
-    mirror = feed.mirror(MODEL)
-    assert mirror is not None, feed.words(MODEL)
+    mirror = feed.replica(MODEL)
+    assert mirror is not None, feed.describe(MODEL)
     gc.collect()
     row = {
         "blocks": len(mirror),
@@ -232,11 +238,11 @@ def matches() -> Row:
     chain = [draw.getrandbits(64) for _ in range(128)]
     found: Row = {}
     for name, depth in shapes.items():
-        mirror = IndexMirror()
+        mirror = IndexReplica()
         for number in range(64):
             others = array("Q", [draw.getrandbits(64) for _ in range(15_625)])
-            mirror.load(f"pod-{number}", others, array("I", [1]) * len(others))
-            mirror.apply([Stored(f"pod-{number}", Tier.GPU, 0, chain[: depth(number)])])
+            mirror.load_rows(f"pod-{number}", others, array("I", [1]) * len(others))
+            mirror.apply([BlocksStored(f"pod-{number}", StorageTier.GPU, 0, chain[: depth(number)])])
         found[name] = round(best(lambda mirror=mirror: mirror.match(chain), 3_000) * 1e6, 1)  # type: ignore[misc]
     return found
 

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import msgspec
 
-from fairlead_kvstore.events.decode import decode
-from fairlead_kvstore.truth.truth import Truth
+from fairlead_kvstore.events.decode import decode_events
+from fairlead_kvstore.truth.truth import BlockStore
 
 PER_PROMPT = 64
 KEPT = 200
@@ -91,13 +91,13 @@ def rate(payloads: list[bytes], blocks: int) -> tuple[float, float]:
     for _ in range(3):
         begun = time.process_time()
         for payload in payloads:
-            decode(payload)
+            decode_events(payload)
         best[0] = max(best[0], blocks / (time.process_time() - begun))
-        truth = Truth(secret=b"bench")
+        truth = BlockStore(secret=b"bench")
         truth.attach("i", "default/tiny", 0.0)
         begun = time.process_time()
         for number, payload in enumerate(payloads):
-            truth.apply("i", decode(payload), number * 0.01)
+            truth.apply("i", decode_events(payload), number * 0.01)
         best[1] = max(best[1], blocks / (time.process_time() - begun))
     return best[0], best[1]
 
@@ -105,15 +105,15 @@ def rate(payloads: list[bytes], blocks: int) -> tuple[float, float]:
 def grown(blocks: int, size: int) -> tuple[float, float]:
     """(bytes of the tables, bytes that the process grew by) per block, 16 instances."""
     payloads = prompts(blocks // 16, size)
-    truth = Truth()
+    truth = BlockStore()
     gc.collect()
     before = resident()
     for number in range(16):
         truth.attach(str(number), "default/tiny", 0.0)
         for payload in payloads:
-            truth.apply(str(number), decode(payload), 1.0)
+            truth.apply(str(number), decode_events(payload), 1.0)
     gc.collect()
-    return truth.bytes / truth.blocks, (resident() - before) / truth.blocks
+    return truth.bytes / truth.block_count, (resident() - before) / truth.block_count
 
 
 def resident() -> int:

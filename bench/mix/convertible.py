@@ -12,11 +12,11 @@ from itertools import product, repeat
 from table import Mapped, Row, comparing, measuring
 
 from fairlead.fleet import Role
-from fairlead_sim.scaling.book import Load
-from fairlead_sim.scaling.loop import Outcome, Schedule, run
-from fairlead_sim.scaling.plant import Scenario
-from fairlead_sim.scaling.pools import WARM, large, model, pool
-from fairlead_sim.scaling.prefilling import Computing
+from fairlead_sim.scaling.book import ArrivalTrace
+from fairlead_sim.scaling.loop import ControllerOutcome, ScheduleController, run_controller
+from fairlead_sim.scaling.plant import AutoscalingScenario
+from fairlead_sim.scaling.pools import WARM_START, large_profile, reference_model, reference_pool
+from fairlead_sim.scaling.prefilling import PrefillPolicy
 
 ENGINES = 8
 TTFT_SECONDS, ITL_SECONDS = 2.0, 0.1
@@ -28,14 +28,14 @@ LONG_SHARE = 0.25
 KEPT_SHARE = 0.99
 _RATES = (4.0, 32.0)
 _STEP = 1.0
-NAMES: Mapping[Computing, str] = {
-    Computing.APART: "always handed over",
-    Computing.BY_LENGTH: "handed over by length",
-    Computing.SLACK: "decided from slack",
+NAMES: Mapping[PrefillPolicy, str] = {
+    PrefillPolicy.APART: "always handed over",
+    PrefillPolicy.BY_LENGTH: "handed over by length",
+    PrefillPolicy.SLACK: "decided from slack",
 }
 
 
-def mixed(rate: float, seed: int) -> Load:
+def mixed(rate: float, seed: int) -> ArrivalTrace:
     """Poisson arrivals: a quarter has 4,000 to 12,000 tokens and answers of 150 on the mean, the others 100 to 1,500 and 300."""
     draw = random.Random(f"convertible {seed}")
     arrivals: list[float] = []
@@ -47,19 +47,24 @@ def mixed(rate: float, seed: int) -> Load:
         arrivals.append(at)
         prompts.append(draw.randint(4_000, 12_000) if long else draw.randint(100, 1_500))
         outputs.append(max(1, min(2_000, round(draw.expovariate(1.0 / (150.0 if long else 300.0))))))
-    return Load(arrivals, prompts, outputs)
+    return ArrivalTrace(arrivals, prompts, outputs)
 
 
-def served(rate: float, prefill: int | None, computing: Computing, seed: int) -> Outcome:
+def served(rate: float, prefill: int | None, computing: PrefillPolicy, seed: int) -> ControllerOutcome:
     """So many of the engines prefill; None: each does both."""
     split = ((Role.SERVE, ENGINES),) if prefill is None else ((Role.PREFILL, prefill), (Role.DECODE, ENGINES - prefill))
-    pools = [pool(large(), count, role=role, name=role.value.lower(), startup=WARM) for role, count in split]
-    facts = model(pools, TTFT_SECONDS, ITL_SECONDS)
-    made = Scenario("convertible", seed, SECONDS, facts, tuple(pools), mixed(rate, seed), computing=computing)
-    return run(made, Schedule([]))
+    pools = [
+        reference_pool(large_profile(), count, role=role, name=role.value.lower(), startup=WARM_START)
+        for role, count in split
+    ]
+    facts = reference_model(pools, TTFT_SECONDS, ITL_SECONDS)
+    made = AutoscalingScenario(
+        "convertible", seed, SECONDS, facts, tuple(pools), mixed(rate, seed), prefill_policy=computing
+    )
+    return run_controller(made, ScheduleController([]))
 
 
-def capacity(prefill: int | None, computing: Computing, seed: int) -> float:
+def capacity(prefill: int | None, computing: PrefillPolicy, seed: int) -> float:
     """The highest rate at which enough are within both objectives, to one request a second; 0 where none is."""
     low, high = 0, round((_RATES[1] - _RATES[0]) / _STEP)
     while low < high:
@@ -69,7 +74,7 @@ def capacity(prefill: int | None, computing: Computing, seed: int) -> float:
     return _RATES[0] + _STEP * low
 
 
-def attained(prefill: int | None, computing: Computing, seed: int) -> float:
+def attained(prefill: int | None, computing: PrefillPolicy, seed: int) -> float:
     """The share within the objectives at one rate."""
     return served(RATE, prefill, computing, seed).attainment
 
@@ -78,28 +83,30 @@ def convertible_rows(seed: int, bars: Mapping[str, str], each: Mapped) -> list[R
     """Attainment of each division at one rate, and the capacity of each way at its best and at its worst one; none has a bar."""
     rows: list[Row] = []
     what = f"{ENGINES} engines, short and long prompts"
-    calls = [*product(DIVISIONS, Computing), (None, Computing.APART)]
+    calls = [*product(DIVISIONS, PrefillPolicy), (None, PrefillPolicy.APART)]
     prefills, ways = zip(*calls, strict=True)
     shares, most = (each(call, prefills, ways, repeat(seed)) for call in (attained, capacity))
     share, carried = (dict(zip(calls, found, strict=True)) for found in (shares, most))
     for prefill in DIVISIONS:
-        for how in (Computing.APART, Computing.BY_LENGTH):
+        for how in (PrefillPolicy.APART, PrefillPolicy.BY_LENGTH):
             metric = f"P/D, {what}: within the objectives at {RATE:.0f}/s, {prefill} prefill: slack ÷ {NAMES[how]}"
-            slack, other = share[prefill, Computing.SLACK], share[prefill, how]
+            slack, other = share[prefill, PrefillPolicy.SLACK], share[prefill, how]
             rows.append(comparing(metric, "share", slack, NAMES[how], other, bars.get(metric)))
     metric = f"P/D, {what}: within the objectives at {RATE:.0f}/s, each engine does both"
-    rows.append(measuring(metric, "share", share[None, Computing.APART], None))
-    rows += _capacities(what, {how: [carried[prefill, how] for prefill in DIVISIONS] for how in Computing})
+    rows.append(measuring(metric, "share", share[None, PrefillPolicy.APART], None))
+    rows += _capacities(what, {how: [carried[prefill, how] for prefill in DIVISIONS] for how in PrefillPolicy})
     metric = f"P/D, {what}: capacity at the best division: slack ÷ each engine does both"
-    best = max(carried[prefill, Computing.SLACK] for prefill in DIVISIONS)
-    rows.append(comparing(metric, "requests/s", best, "each engine does both", carried[None, Computing.APART], None))
+    best = max(carried[prefill, PrefillPolicy.SLACK] for prefill in DIVISIONS)
+    rows.append(
+        comparing(metric, "requests/s", best, "each engine does both", carried[None, PrefillPolicy.APART], None)
+    )
     return rows
 
 
-def _capacities(what: str, carried: Mapping[Computing, Sequence[float]]) -> list[Row]:
+def _capacities(what: str, carried: Mapping[PrefillPolicy, Sequence[float]]) -> list[Row]:
     rows: list[Row] = []
-    ours = carried[Computing.SLACK]
-    for how in (Computing.APART, Computing.BY_LENGTH):
+    ours = carried[PrefillPolicy.SLACK]
+    for how in (PrefillPolicy.APART, PrefillPolicy.BY_LENGTH):
         for name, pick in (("best", max), ("worst", min)):
             metric = f"P/D, {what}: capacity at the {name} of {len(DIVISIONS)} divisions: slack ÷ {NAMES[how]}"
             rows.append(comparing(metric, "requests/s", pick(ours), NAMES[how], pick(carried[how]), None))

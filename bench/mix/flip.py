@@ -10,17 +10,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from fairlead.fleet import Role
-from fairlead_autoscaler.scaling import Core
-from fairlead_sim.scaling.book import Load
-from fairlead_sim.scaling.loop import Outcome, Schedule, run
-from fairlead_sim.scaling.plant import Scenario
-from fairlead_sim.scaling.pools import PATIENCE_SECONDS, WARM, large, model, pool
-from fairlead_sim.scaling.prefilling import Computing
+from fairlead_autoscaler.scaling import ScalingCore
+from fairlead_sim.scaling.book import ArrivalTrace
+from fairlead_sim.scaling.loop import ControllerOutcome, ScheduleController, run_controller
+from fairlead_sim.scaling.plant import AutoscalingScenario
+from fairlead_sim.scaling.pools import PATIENCE_SECONDS, WARM_START, large_profile, reference_model, reference_pool
+from fairlead_sim.scaling.prefilling import PrefillPolicy
 
 TTFT_SECONDS, ITL_SECONDS = 2.0, 0.1
 LONG, CHATTY = (8_000, 100), (1_000, 800)
 ENGINES = 16
-STARTUP_SECONDS = WARM.least_seconds
+STARTUP_SECONDS = WARM_START.min_seconds
 BEST = {LONG: 14, CHATTY: 6}
 """Engines that prefill in the division that carries most of each kind, where each does what its role says."""
 SATURATED = {LONG: 17.2, CHATTY: 57.0}
@@ -36,8 +36,8 @@ def scenario(
     seed: int,
     *,
     patience: float = PATIENCE_SECONDS,
-    computing: Computing = Computing.SLACK,
-) -> Scenario:
+    computing: PrefillPolicy = PrefillPolicy.SLACK,
+) -> AutoscalingScenario:
     """Poisson arrivals, one part after the other, and time to end what is left."""
     draw = random.Random(seed)
     arrivals: list[float] = []
@@ -52,21 +52,23 @@ def scenario(
             outputs.append(output)
         begin += seconds
     pools = [
-        pool(large(), count, role=role, name=role.value.lower(), startup=WARM)
+        reference_pool(large_profile(), count, role=role, name=role.value.lower(), startup=WARM_START)
         for role, count in ((Role.PREFILL, prefill), (Role.DECODE, ENGINES - prefill))
     ]
-    facts = replace(model(pools, TTFT_SECONDS, ITL_SECONDS, patience=patience), replicas_most=ENGINES)
-    return Scenario("flip", seed, begin, facts, tuple(pools), Load(arrivals, prompts, outputs), computing=computing)
+    facts = replace(reference_model(pools, TTFT_SECONDS, ITL_SECONDS, patience=patience), replicas_most=ENGINES)
+    return AutoscalingScenario(
+        "flip", seed, begin, facts, tuple(pools), ArrivalTrace(arrivals, prompts, outputs), prefill_policy=computing
+    )
 
 
-def balanced(made: Scenario) -> Outcome:
+def balanced(made: AutoscalingScenario) -> ControllerOutcome:
     """Under the production core."""
-    return run(made, Core(made.model))
+    return run_controller(made, ScalingCore(made.model))
 
 
-def fixed(made: Scenario) -> Outcome:
+def fixed(made: AutoscalingScenario) -> ControllerOutcome:
     """Divided as it begins, to the end."""
-    return run(made, Schedule([]))
+    return run_controller(made, ScheduleController([]))
 
 
 def flip(
@@ -76,29 +78,31 @@ def flip(
     seed: int,
     *,
     patience: float = PATIENCE_SECONDS,
-    computing: Computing = Computing.SLACK,
-) -> tuple[Scenario, float]:
+    computing: PrefillPolicy = PrefillPolicy.SLACK,
+) -> tuple[AutoscalingScenario, float]:
     """As many requests of one kind as of the other, arriving at ``load`` times what the best division of each carries;
     and when the second kind begins."""
     long, chatty = ((shape, load * SATURATED[shape], requests / (load * SATURATED[shape])) for shape in BEST)
     return scenario([long, chatty], prefill, seed, patience=patience, computing=computing), long[2]
 
 
-def throughput(outcome: Outcome, begin: float = 0.0) -> float:
+def throughput(outcome: ControllerOutcome, begin: float = 0.0) -> float:
     """Requests per second of those that arrived from ``begin`` on, until the last of them was done."""
     ends = [
-        end - begin for arrival, end in zip(outcome.book.arrival, outcome.book.end, strict=True) if arrival >= begin
+        end - begin
+        for arrival, end in zip(outcome.request_table.arrival, outcome.request_table.end, strict=True)
+        if arrival >= begin
     ]
     return len(ends) / max(ends)
 
 
-def settled(outcome: Outcome, begin: float, best: int, within: int = 1) -> float | None:
+def settled(outcome: ControllerOutcome, begin: float, best: int, within: int = 1) -> float | None:
     """Seconds from ``begin`` until the ready engines are as near as that to a division with ``best`` of 16 for prefill,
     and as near they stay for the next two minutes at least; None = never. Where fewer than 16 are asked for, the ratio is
     compared."""
     looks = [
         (look.now, abs(ENGINES * look.ready[0] / sum(look.ready) - best) <= within)
-        for look in outcome.looks
+        for look in outcome.samples
         if look.now >= begin
     ]
     for at, _ in looks:
@@ -114,10 +118,10 @@ def saturated(
     *,
     begin: float = 100.0,
     end: float = 400.0,
-    computing: Computing = Computing.APART,
+    computing: PrefillPolicy = PrefillPolicy.APART,
 ) -> float:
     """Requests per second that a division finishes between ``begin`` and ``end`` seconds, when more arrive all the time
     than it can."""
     made = scenario([(shape, 1.3 * SATURATED[shape], end)], prefill, seed, patience=1e9, computing=computing)
-    ends = run(made, Schedule([])).book.end
+    ends = run_controller(made, ScheduleController([])).request_table.end
     return sum([begin < at <= end for at in ends]) / (end - begin)

@@ -24,13 +24,13 @@ from random import Random
 
 from roofline import ITL_SECONDS, Priced, objectives, profiles
 
-from fairlead.fleet import Objectives, Role
+from fairlead.fleet import Role, SloTargets
 from fairlead.profile import EngineProfile
-from fairlead.shapes import ShapeGrid
-from fairlead_autoscaler.mix import Candidate, throughput
-from fairlead_sim.scaling.book import Book, Load
-from fairlead_sim.scaling.engine import AggregatedEngine, Tally
-from fairlead_sim.scaling.loop import inside
+from fairlead.shapes import RequestShapeGrid
+from fairlead_autoscaler.mix import PoolCandidate, throughput
+from fairlead_sim.scaling.book import ArrivalTrace, RequestTable
+from fairlead_sim.scaling.engine import AggregatedEngine, StepTotals
+from fairlead_sim.scaling.loop import is_within_slo
 
 FILE = Path(__file__).with_name("tables") / "measured.json"
 REQUESTS, FILLING = 10_000, 2_000
@@ -43,11 +43,11 @@ _SLOWEST = 1 / 64
 """How far below the knee it is sought."""
 
 
-def served(profile: EngineProfile, prompt: int, output: int, arrivals: Sequence[float]) -> Book:
+def served(profile: EngineProfile, prompt: int, output: int, arrivals: Sequence[float]) -> RequestTable:
     """What becomes of requests of one shape on one engine."""
     count = len(arrivals)
-    book = Book(Load(arrivals, [prompt] * count, [output] * count), float("inf"))
-    engine = AggregatedEngine(profile, Role.SERVE, book, Tally((), ()))
+    book = RequestTable(ArrivalTrace(arrivals, [prompt] * count, [output] * count), float("inf"))
+    engine = AggregatedEngine(profile, Role.SERVE, book, StepTotals((), ()))
     for request, arrival in enumerate(arrivals):
         engine.advance(arrival)
         book.sent[request] = arrival
@@ -56,17 +56,17 @@ def served(profile: EngineProfile, prompt: int, output: int, arrivals: Sequence[
     return book
 
 
-def attained(profile: EngineProfile, prompt: int, output: int, rate: float, objectives: Objectives, seed: int) -> float:
+def attained(profile: EngineProfile, prompt: int, output: int, rate: float, objectives: SloTargets, seed: int) -> float:
     """The share of the judged requests within the objectives, at ``rate`` a second on one engine."""
     draw, at, arrivals = Random(seed), 0.0, []
     for _ in range(REQUESTS):
         at += draw.expovariate(1.0) / rate
         arrivals.append(at)
     book = served(profile, prompt, output, arrivals)
-    limit = objectives.ttft_limit(prompt)
+    limit = objectives.ttft_limit_seconds(prompt)
     ttft = float("inf") if limit is None else limit
     itl = float("inf") if objectives.itl_seconds is None else objectives.itl_seconds
-    return sum([inside(book, request, ttft, itl) for request in range(FILLING, REQUESTS)]) / (REQUESTS - FILLING)
+    return sum([is_within_slo(book, request, ttft, itl) for request in range(FILLING, REQUESTS)]) / (REQUESTS - FILLING)
 
 
 def saturated(profile: EngineProfile, prompt: int, output: int) -> float:
@@ -76,7 +76,7 @@ def saturated(profile: EngineProfile, prompt: int, output: int) -> float:
     return (REQUESTS - 2 * quarter) / (ends[-quarter] - ends[quarter])
 
 
-def measured(profile: EngineProfile, shape: tuple[float, float], objectives: Objectives, seed: int) -> float:
+def measured(profile: EngineProfile, shape: tuple[float, float], objectives: SloTargets, seed: int) -> float:
     """The largest rate of a shape (prompt and answer tokens) that keeps the objectives; 0 where none does."""
     knee = throughput(profile, *shape, objectives)
     if knee <= 0.0:
@@ -106,22 +106,22 @@ def measured(profile: EngineProfile, shape: tuple[float, float], objectives: Obj
     return low
 
 
-def digest(profile: EngineProfile, objectives: Objectives) -> str:
+def digest(profile: EngineProfile, objectives: SloTargets) -> str:
     """Of what a row was measured with."""
     return sha256(
-        f"{profile!r} {objectives!r} {ShapeGrid()!r} {REQUESTS} {FILLING} {PRECISION} {BUSIEST}".encode()
+        f"{profile!r} {objectives!r} {RequestShapeGrid()!r} {REQUESTS} {FILLING} {PRECISION} {BUSIEST}".encode()
     ).hexdigest()[:16]
 
 
-def row(profile: EngineProfile, objectives: Objectives, seed: int) -> list[float]:
+def row(profile: EngineProfile, objectives: SloTargets, seed: int) -> list[float]:
     """Every shape of the grid on one accelerator, to three digits."""
-    grid = ShapeGrid()
-    found = [measured(profile, grid.middle(index), objectives, seed) for index in range(grid.size)]
+    grid = RequestShapeGrid()
+    found = [measured(profile, grid.bucket_center(index), objectives, seed) for index in range(grid.size)]
     return [float(f"{rate:.3g}") for rate in found]
 
 
 def rows(
-    profiles: Sequence[EngineProfile], wanted: Sequence[Objectives], seed: int, processes: int
+    profiles: Sequence[EngineProfile], wanted: Sequence[SloTargets], seed: int, processes: int
 ) -> Iterator[dict[str, object]]:
     """The table, line by line, as they are done."""
     pairs = list(product(profiles, wanted))
@@ -142,11 +142,11 @@ def load(file: Path = FILE) -> dict[str, tuple[float, ...]]:
     return {one["digest"]: tuple(one["requests_per_second"]) for one in table["rows"]}
 
 
-def tabled(priced: Sequence[Priced], wanted: Objectives) -> list[Candidate]:
+def tabled(priced: Sequence[Priced], wanted: SloTargets) -> list[PoolCandidate]:
     """Every accelerator with its throughput of every shape, out of the checked-in table. Raises KeyError where the table was measured
     with another profile, objective or way."""
     table = load()
-    return [Candidate(one.profile.name, one.cost_per_hour, table[digest(one.profile, wanted)]) for one in priced]
+    return [PoolCandidate(one.profile.name, one.cost_per_hour, table[digest(one.profile, wanted)]) for one in priced]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -8,11 +8,11 @@ from dataclasses import replace
 
 from roofline import price_lists
 
-from fairlead_autoscaler.mix import unhurried
-from fairlead_autoscaler.scaling import Core
-from fairlead_sim.scaling.loop import Outcome, run
+from fairlead_autoscaler.mix import simulation_solver
+from fairlead_autoscaler.scaling import ScalingCore
+from fairlead_sim.scaling.loop import ControllerOutcome, run_controller
 from fairlead_sim.scaling.pool import PoolSetup
-from fairlead_sim.scaling.pools import pool
+from fairlead_sim.scaling.pools import reference_pool
 from fairlead_sim.scaling.scenarios import mixed_shapes
 
 PRICES = "hyperscalers"
@@ -20,14 +20,16 @@ SMALL, LARGE = "L4", "H100-80GB"
 WAYS = ("mix, by shape", "mean request, by shape", "mix, by load", "mean request, by load", SMALL, LARGE)
 
 
-def planted(way: str, seed: int) -> Outcome:
+def planted(way: str, seed: int) -> ControllerOutcome:
     """The two hours in one of ``WAYS``: how the need is divided among pools, and how the gateway chooses between them; or the only
     accelerator."""
     pools = (_pool(way, 3, 1),) if way in (SMALL, LARGE) else (_pool(SMALL, 8, 0), _pool(LARGE, 1, 0))
     scenario = replace(mixed_shapes(seed, pools), by_shape=way.endswith("by shape"))
-    return run(scenario, Core(scenario.model), solver=unhurried() if way.startswith("mix") else None)
+    return run_controller(
+        scenario, ScalingCore(scenario.model), solver=simulation_solver() if way.startswith("mix") else None
+    )
 
 
 def _pool(name: str, initial: int, minimum: int) -> PoolSetup:
     one = next(one for one in price_lists()[PRICES] if one.profile.name == name)
-    return pool(one.profile, initial, cost=one.cost_per_hour, minimum=minimum, name=name)
+    return reference_pool(one.profile, initial, cost=one.cost_per_hour, minimum=minimum, name=name)

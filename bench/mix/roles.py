@@ -12,7 +12,7 @@ from convertible import convertible_rows
 from flip import BEST, CHATTY, ENGINES, LONG, STARTUP_SECONDS, balanced, fixed, flip, saturated, settled, throughput
 from table import Mapped, Row, comparing, measuring
 
-from fairlead_sim.scaling.prefilling import Computing
+from fairlead_sim.scaling.prefilling import PrefillPolicy
 
 SEEDS = 5
 CALM = 8_000
@@ -27,7 +27,7 @@ CROWDED = 1.3
 """Times what the best division carries, as where what one carries is measured."""
 
 
-def turn(seed: int, computing: Computing) -> tuple[float, int, float]:
+def turn(seed: int, computing: PrefillPolicy) -> tuple[float, int, float]:
     """A turn under the core: seconds until within one engine of the best division, requests that were lost or given up, and the share
     within the objectives."""
     made, turned = flip(LOAD, CALM, BEST[LONG], seed, computing=computing)
@@ -36,7 +36,7 @@ def turn(seed: int, computing: Computing) -> tuple[float, int, float]:
     return math.inf if near is None else near, calm.abandoned + calm.lost, calm.attainment
 
 
-def halved(seed: int, computing: Computing) -> float:
+def halved(seed: int, computing: PrefillPolicy) -> float:
     """The share within the objectives where the same is divided 1:1."""
     return fixed(flip(LOAD, CALM, ENGINES // 2, seed, computing=computing)[0]).attainment
 
@@ -44,8 +44,8 @@ def halved(seed: int, computing: Computing) -> float:
 def turn_rows(seed: int, bars: Mapping[str, str], each: Mapped) -> list[Row]:
     """How fast the division follows, and who waits for it; of several seeds the worst."""
     seeds = range(seed, seed + SEEDS)
-    slack, apart = (each(turn, seeds, repeat(how)) for how in (Computing.SLACK, Computing.APART))
-    halves = each(halved, repeat(seed), (Computing.SLACK, Computing.APART))
+    slack, apart = (each(turn, seeds, repeat(how)) for how in (PrefillPolicy.SLACK, PrefillPolicy.APART))
+    halves = each(halved, repeat(seed), (PrefillPolicy.SLACK, PrefillPolicy.APART))
     nears, lost, kept = zip(*slack, strict=True)
     plain = [share for _, _, share in apart]
     metric = "P/D: until within one engine of the best division, less a start"
@@ -59,7 +59,7 @@ def turn_rows(seed: int, bars: Mapping[str, str], each: Mapped) -> list[Row]:
     return rows
 
 
-def carries(count: int, shape: tuple[int, int], seed: int, computing: Computing) -> float:
+def carries(count: int, shape: tuple[int, int], seed: int, computing: PrefillPolicy) -> float:
     """Requests per second that a division with so many engines for prefill finishes of one kind."""
     return saturated(count, shape, seed, computing=computing)
 
@@ -70,7 +70,7 @@ def division_rows(seed: int, bars: Mapping[str, str], each: Mapped) -> list[Row]
     shapes = ((LONG, "8k in, 100 out"), (CHATTY, "1k in, 800 out"))
     plain, slack = (
         [each(carries, counts[shape], repeat(shape), repeat(seed), repeat(how)) for shape, _ in shapes]
-        for counts, how in ((DIVISIONS, Computing.APART), (SLACK_DIVISIONS, Computing.SLACK))
+        for counts, how in ((DIVISIONS, PrefillPolicy.APART), (SLACK_DIVISIONS, PrefillPolicy.SLACK))
     )
     for (shape, name), without, with_slack in zip(shapes, plain, slack, strict=True):
         split = dict(zip(DIVISIONS[shape], without, strict=True))
@@ -89,7 +89,7 @@ def division_rows(seed: int, bars: Mapping[str, str], each: Mapped) -> list[Row]
     return rows
 
 
-def finished(load: float, requests: int, prefill: int | None, seed: int, computing: Computing) -> float:
+def finished(load: float, requests: int, prefill: int | None, seed: int, computing: PrefillPolicy) -> float:
     """Requests per second over the turn, divided as that says to the end, or by the core (None)."""
     began = BEST[LONG] if prefill is None else prefill
     made = flip(load, requests, began, seed, patience=1e9, computing=computing)[0]
@@ -100,7 +100,7 @@ def finished(load: float, requests: int, prefill: int | None, seed: int, computi
 def full_rows(seed: int, bars: Mapping[str, str], each: Mapped) -> list[Row]:
     """What is finished over the turn at saturation. The bar is against engines that do as their role says."""
     cases = [(1.0, requests) for requests in FULL] + [(CROWDED, FULL[0])]
-    both = (Computing.SLACK, Computing.APART)
+    both = (PrefillPolicy.SLACK, PrefillPolicy.APART)
     calls = [(*case, prefill, how) for case in cases for prefill in (None, ENGINES // 2) for how in both]
     loads, requests, prefills, ways = zip(*calls, strict=True)
     found = dict(zip(calls, each(finished, loads, requests, prefills, repeat(seed), ways), strict=True))
@@ -111,12 +111,14 @@ def full_rows(seed: int, bars: Mapping[str, str], each: Mapped) -> list[Row]:
             what += f" at {load} times the rate"
         ours = {how: found[load, count, None, how] for how in both}
         halves = {how: found[load, count, ENGINES // 2, how] for how in both}
-        base, metric = halves[Computing.APART], f"{what}: balanced ÷ 1:1"
-        rows.append(comparing(metric, "requests/s", ours[Computing.SLACK], "1:1", base, bars.get(metric)))
+        base, metric = halves[PrefillPolicy.APART], f"{what}: balanced ÷ 1:1"
+        rows.append(comparing(metric, "requests/s", ours[PrefillPolicy.SLACK], "1:1", base, bars.get(metric)))
         metric = f"{what}: balanced, every prompt handed over ÷ 1:1"
-        rows.append(comparing(metric, "requests/s", ours[Computing.APART], "1:1", base, None))
+        rows.append(comparing(metric, "requests/s", ours[PrefillPolicy.APART], "1:1", base, None))
         metric = f"{what}: balanced ÷ 1:1, convertible decoders in both"
-        rows.append(comparing(metric, "requests/s", ours[Computing.SLACK], "1:1", halves[Computing.SLACK], None))
+        rows.append(
+            comparing(metric, "requests/s", ours[PrefillPolicy.SLACK], "1:1", halves[PrefillPolicy.SLACK], None)
+        )
     return rows
 
 

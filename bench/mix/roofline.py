@@ -20,10 +20,10 @@ from typing import Any
 
 import yaml
 
-from fairlead.fleet import Objectives
+from fairlead.fleet import SloTargets
 from fairlead.profile import EngineProfile
-from fairlead.shapes import ShapeGrid
-from fairlead_autoscaler.mix import Candidate, throughput
+from fairlead.shapes import RequestShapeGrid
+from fairlead_autoscaler.mix import PoolCandidate, throughput
 
 ITL_SECONDS = (0.12, 0.04)
 FILE = Path(__file__).with_name("accelerators.yaml")
@@ -76,16 +76,16 @@ def profile(one: Mapping[str, Any], model: Mapping[str, Any], reached: Mapping[s
     )
 
 
-def objectives(itl_seconds: float) -> Objectives:
+def objectives(itl_seconds: float) -> SloTargets:
     """First tokens within 3 s and half a second more for each 1,000 tokens of prompt."""
-    return Objectives(target=0.99, ttft_seconds=3.0, ttft_per_kilo_token_seconds=0.5, itl_seconds=itl_seconds)
+    return SloTargets(target=0.99, ttft_seconds=3.0, ttft_per_kilo_token_seconds=0.5, itl_seconds=itl_seconds)
 
 
-def by_knee(priced: Sequence[Priced], grid: ShapeGrid, objectives: Objectives) -> list[Candidate]:
+def by_knee(priced: Sequence[Priced], grid: RequestShapeGrid, objectives: SloTargets) -> list[PoolCandidate]:
     """Every accelerator with its throughput of every shape of the grid (at the middle of the bucket) by the core's knee."""
-    shapes = [grid.middle(index) for index in range(grid.size)]
+    shapes = [grid.bucket_center(index) for index in range(grid.size)]
     return [
-        Candidate(
+        PoolCandidate(
             one.profile.name,
             one.cost_per_hour,
             tuple(throughput(one.profile, prompt, output, objectives) for prompt, output in shapes),

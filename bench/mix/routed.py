@@ -6,32 +6,32 @@ The router is not told how long answers are. Engines are token-level ones with t
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from fairlead.fleet import Instance, Model, Objectives
+from fairlead.fleet import Instance, Model, SloTargets
 from fairlead.profile import EngineProfile
 from fairlead_gateway.routing import ModelRouter
-from fairlead_sim.course import Course
-from fairlead_sim.figures import counted
-from fairlead_sim.fleet import MODEL, NAMESPACE, OneRouter
-from fairlead_sim.served import Served
-from fairlead_sim.trace_prompts import Prompts
+from fairlead_sim.course import FleetSimulation
+from fairlead_sim.figures import without_warmup
+from fairlead_sim.fleet import MODEL, NAMESPACE, SingleGateway
+from fairlead_sim.served import RequestResult
+from fairlead_sim.trace_prompts import TracePromptCache
 from fairlead_sim.traces import TraceRequest
 
 BLOCK_TOKENS = 128
 _SECRET = b"mix"
 
 
-class Unforeseen(OneRouter):
+class Unforeseen(SingleGateway):
     """As of clients that do not say how long an answer may be."""
 
-    def arrive(self, request: TraceRequest, now: float) -> tuple[str | None, str]:
+    def route(self, request: TraceRequest, now: float) -> tuple[str | None, str]:
         """As the router decides."""
-        return super().arrive(replace(request, output_tokens=0), now)
+        return super().route(replace(request, output_tokens=0), now)
 
 
 def kept(
     fleet: Mapping[str, tuple[EngineProfile, int]],
     requests: Sequence[TraceRequest],
-    objectives: Objectives,
+    objectives: SloTargets,
     *,
     apart: bool,
     seed: int,
@@ -46,18 +46,20 @@ def kept(
     model = Model(NAMESPACE, MODEL, objectives)
     router = ModelRouter(secret=_SECRET, seed=seed)
     router.update(model, ones, 1)
-    prompts = Prompts(BLOCK_TOKENS, secret=_SECRET, seed=model.key.encode())
+    prompts = TracePromptCache(BLOCK_TOKENS, secret=_SECRET, seed=model.key.encode())
     profiles = {one.id: one.profile for one in ones if one.profile is not None}
     first = next(iter(profiles.values()))
-    front = Unforeseen(router, prompts.chain, {}, model, first)
-    course = Course(front, list(profiles), first, block_tokens=BLOCK_TOKENS, prompts=prompts, profiles=profiles)
-    served = counted(course.serve(requests))
+    front = Unforeseen(router, prompts.prefix_chain, {}, model, first)
+    course = FleetSimulation(
+        front, list(profiles), first, block_tokens=BLOCK_TOKENS, prompts=prompts, profiles=profiles
+    )
+    served = without_warmup(course.run(requests))
     return sum([_within(one, objectives) for one in served]) / len(served)
 
 
-def _within(one: Served, objectives: Objectives) -> bool:
-    limit, itl = objectives.ttft_limit(one.prompt_tokens), objectives.itl_seconds
+def _within(one: RequestResult, objectives: SloTargets) -> bool:
+    limit, itl = objectives.ttft_limit_seconds(one.prompt_tokens), objectives.itl_seconds
     if one.error is not None or one.ttft_seconds is None:
         return False
     late = limit is not None and one.ttft_seconds > limit
-    return not late and (itl is None or (one.itl_mean_seconds or 0.0) <= itl)
+    return not late and (itl is None or (one.tpot_seconds or 0.0) <= itl)

@@ -36,19 +36,19 @@ from table import Mapped, Row, comparing, goals, measuring, write  # noqa: E402 
 from workloads import WORKLOADS, dense, histogram, homogeneous, skewed, traffic  # noqa: E402
 
 from fairlead.errors import FairleadError  # noqa: E402
-from fairlead.profile_tables import flat, load_profile_table  # noqa: E402
-from fairlead.shapes import ShapeGrid  # noqa: E402
-from fairlead_autoscaler.mix import Candidate, Mix, MixSettings, candidates_of, plan_mix  # noqa: E402
-from fairlead_autoscaler.mix.greedy import deal  # noqa: E402
-from fairlead_autoscaler.mix.program import solve  # noqa: E402
-from fairlead_sim.capacity import capacity  # noqa: E402
+from fairlead.profile_tables import flatten, load_profile_table  # noqa: E402
+from fairlead.shapes import RequestShapeGrid  # noqa: E402
+from fairlead_autoscaler.mix import AcceleratorMix, MixSettings, PoolCandidate, candidates_of, solve_mix  # noqa: E402
+from fairlead_autoscaler.mix.greedy import solve_greedily  # noqa: E402
+from fairlead_autoscaler.mix.program import solve_milp  # noqa: E402
+from fairlead_sim.capacity import search_capacity  # noqa: E402
 from fairlead_sim.traces import at_rate  # noqa: E402
 
 RESULTS = Path(__file__).parents[1] / "results" / "mix.json"
 PARTS = MIX, ROLES = "mix", "roles"
 OF_ROLES = "P/D"
 """What the metrics of prefill and decode begin with."""
-GRID = ShapeGrid()
+GRID = RequestShapeGrid()
 RATES = (2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
 SLICES = 4
 SLICED_SECONDS = 30.0
@@ -71,7 +71,7 @@ class Problem:
 
     group: str
     rates: Sequence[float]
-    types: Sequence[Candidate]
+    types: Sequence[PoolCandidate]
     slices: bool = False
 
 
@@ -80,7 +80,7 @@ class Case:
     """One problem and what came of it. ``sliced`` is the cost with slices, and whether it is proven cheapest; None where
     not tried."""
 
-    mix: Mix
+    mix: AcceleratorMix
     seconds: float
     single: float
     greedy: float
@@ -93,18 +93,20 @@ class Case:
         return self.mix.cost_per_hour / self.single
 
 
-def solved(rates: Sequence[float], types: Sequence[Candidate]) -> Case:
+def solved(rates: Sequence[float], types: Sequence[PoolCandidate]) -> Case:
     """One problem by every method but slices."""
     began = time.perf_counter()
-    mix = plan_mix(rates, types, _STATIC)
+    mix = solve_mix(rates, types, _STATIC)
     seconds = time.perf_counter() - began
-    greedy = sum([count * one.cost_per_hour for count, one in zip(deal(rates, types).replicas, types, strict=True)])
+    greedy = sum(
+        [count * one.cost_per_hour for count, one in zip(solve_greedily(rates, types).replicas, types, strict=True)]
+    )
     return Case(mix, seconds, homogeneous(rates, types), greedy)
 
 
-def sliced(rates: Sequence[float], types: Sequence[Candidate]) -> tuple[float, bool]:
+def sliced(rates: Sequence[float], types: Sequence[PoolCandidate]) -> tuple[float, bool]:
     """What the same costs in slices, and whether it is proven cheapest."""
-    found = solve(rates, types, replace(_STATIC, solve_seconds=SLICED_SECONDS), slices=SLICES)
+    found = solve_milp(rates, types, replace(_STATIC, solve_seconds=SLICED_SECONDS), slices=SLICES)
     assert found.replicas is not None
     cost = sum([count * one.cost_per_hour for count, one in zip(found.replicas, types, strict=True)])
     return cost, found.status == "optimal"
@@ -191,7 +193,7 @@ def routed(workload: str, how: str, seed: int) -> tuple[str, float]:
     rates = [ROUTED_RATE * share for share in histogram(workload, GRID, seed)]
     fleet = best_single(rates, types)
     if how != "one kind":
-        fleet = {name: count for name, count in plan_mix(rates, types, _STATIC).replicas.items() if count}
+        fleet = {name: count for name, count in solve_mix(rates, types, _STATIC).replicas.items() if count}
     requests = traffic(workload, ROUTED_RATE, ROUTED_REQUESTS, seed)
     profiles = {one.profile.name: one.profile for one in priced}
     ones = {name: (profiles[name], count) for name, count in fleet.items()}
@@ -205,7 +207,9 @@ def carried(apart: bool, seed: int) -> float:
     requests = traffic(ROUTED_SKEWED, 1.0, ROUTED_REQUESTS, seed)
     fleet = {name: (profiles[name], count) for name, count in ROUTED_FLEET.items()}
     wanted = objectives(ROUTED_ITL)
-    return capacity(lambda rate: kept(fleet, at_rate(requests, rate), wanted, apart=apart, seed=seed) >= 0.99, 10.0)
+    return search_capacity(
+        lambda rate: kept(fleet, at_rate(requests, rate), wanted, apart=apart, seed=seed) >= 0.99, 10.0
+    )
 
 
 def routed_rows(seed: int, bars: Mapping[str, str], each: Mapped) -> list[Row]:
@@ -230,7 +234,7 @@ def routed_rows(seed: int, bars: Mapping[str, str], each: Mapped) -> list[Row]:
 def planted_figures(way: str, seed: int) -> tuple[float, float, float]:
     """Of two hours: the share within the objectives, USD, and changes of direction per hour."""
     found = planted(way, seed)
-    return found.attainment, found.cost, found.turns_per_hour
+    return found.attainment, found.cost, found.reversals_per_hour
 
 
 def planted_rows(seed: int, each: Mapped) -> list[Row]:
@@ -246,7 +250,7 @@ def planted_rows(seed: int, each: Mapped) -> list[Row]:
     return rows
 
 
-def best_single(rates: Sequence[float], types: Sequence[Candidate]) -> dict[str, int]:
+def best_single(rates: Sequence[float], types: Sequence[PoolCandidate]) -> dict[str, int]:
     """The cheapest fleet of one type that serves every shape."""
     found = {
         one.name: math.ceil(
@@ -265,7 +269,7 @@ def imported(file: Path, rate: float | None) -> None:
     table = load_profile_table(file)
     types = candidates_of(table)
     shapes = len(types[0].throughput)
-    rates = list(flat(table.rates)) if table.rates is not None else [1.0 / shapes] * shapes
+    rates = list(flatten(table.rates)) if table.rates is not None else [1.0 / shapes] * shapes
     if rate is not None:
         rates = [rate * one / sum(rates) for one in rates]
     case = solved(rates, types)

@@ -10,8 +10,8 @@ import math
 import random
 from collections.abc import Sequence
 
-from fairlead.shapes import ShapeGrid
-from fairlead_autoscaler.mix import Candidate
+from fairlead.shapes import RequestShapeGrid
+from fairlead_autoscaler.mix import PoolCandidate
 from fairlead_sim.traces import TRACE_BLOCK_TOKENS, TraceRequest
 
 DRAWN = 20_000
@@ -31,13 +31,13 @@ WORKLOADS = {
 """Shares of requests by kind."""
 
 
-def histogram(workload: str, grid: ShapeGrid, seed: int) -> tuple[float, ...]:
+def histogram(workload: str, grid: RequestShapeGrid, seed: int) -> tuple[float, ...]:
     """Share of requests in each bucket."""
     draw = random.Random(f"{workload} {seed}")
     counts = [0] * grid.size
     for kind, share in WORKLOADS[workload].items():
         for _ in range(round(DRAWN * share)):
-            counts[grid.index(*lengths(kind, draw))] += 1
+            counts[grid.bucket_index(*lengths(kind, draw))] += 1
     total = sum(counts)
     return tuple(count / total for count in counts)
 
@@ -63,7 +63,7 @@ def traffic(workload: str, rate: float, count: int, seed: int) -> list[TraceRequ
     return found
 
 
-def skewed(grid: ShapeGrid, seed: int, types: int = 6) -> list[Candidate]:
+def skewed(grid: RequestShapeGrid, seed: int, types: int = 6) -> list[PoolCandidate]:
     """Types of rising price, of which each is the cheapest by a factor of two or more in a band of shapes, small ones for
     short requests."""
     draw = random.Random(f"skewed {seed}")
@@ -73,17 +73,17 @@ def skewed(grid: ShapeGrid, seed: int, types: int = 6) -> list[Candidate]:
     owner = [(row + column) * types // (rows + columns - 1) for row, column in cheapest]
     throughput: list[list[float]] = [[] for _ in range(types)]
     for index in range(grid.size):
-        prompt, output = grid.middle(index)
+        prompt, output = grid.bucket_center(index)
         each = (
             (prompt + 20.0 * output) * draw.uniform(0.8, 1.2) * 4e-5
         )  # USD × seconds an hour that a request costs at best
         for place in range(types):
             worse = 1.0 if place == owner[index] else draw.uniform(2.0, 5.0)
             throughput[place].append(costs[place] / (each * worse))
-    return [Candidate(f"type-{place + 1}", costs[place], tuple(throughput[place])) for place in range(types)]
+    return [PoolCandidate(f"type-{place + 1}", costs[place], tuple(throughput[place])) for place in range(types)]
 
 
-def dense(grid: ShapeGrid, draw: random.Random, types: int = 6) -> tuple[list[float], list[Candidate]]:
+def dense(grid: RequestShapeGrid, draw: random.Random, types: int = 6) -> tuple[list[float], list[PoolCandidate]]:
     """Rates of all shapes and types that are best here and there by chance: hard to solve, like nothing in particular."""
     rates = [draw.expovariate(1.0) * 0.3 for _ in range(grid.size)]
     candidates = []
@@ -91,13 +91,13 @@ def dense(grid: ShapeGrid, draw: random.Random, types: int = 6) -> tuple[list[fl
         cost = 0.5 * 1.6**place
         each = [
             (prompt + 20.0 * output) * 1e-4 * draw.uniform(0.5, 2.0)
-            for prompt, output in map(grid.middle, range(grid.size))
+            for prompt, output in map(grid.bucket_center, range(grid.size))
         ]
-        candidates.append(Candidate(f"type-{place + 1}", cost, tuple(cost / one for one in each)))
+        candidates.append(PoolCandidate(f"type-{place + 1}", cost, tuple(cost / one for one in each)))
     return rates, candidates
 
 
-def homogeneous(rates: Sequence[float], candidates: Sequence[Candidate]) -> float:
+def homogeneous(rates: Sequence[float], candidates: Sequence[PoolCandidate]) -> float:
     """USD per hour of the cheapest fleet of one type that serves every shape; infinite where none does."""
     costs = [math.inf]
     for one in candidates:

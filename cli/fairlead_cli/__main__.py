@@ -14,10 +14,10 @@ def main() -> None:
         from pathlib import Path
 
         from fairlead.errors import FairleadError
-        from fairlead_cli.app import build
+        from fairlead_cli.app import build_app
 
         try:
-            build(Path(sys.argv[0]).name, next(iter(sys.argv[1:]), None))()
+            build_app(Path(sys.argv[0]).name, next(iter(sys.argv[1:]), None))()
         except FairleadError as error:
             print(f"fairlead: {error}", file=sys.stderr)
             sys.exit(2)

@@ -43,7 +43,7 @@ VERBS = {
 """Verb → where its function lives, and what it does in a sentence; tests hold the documentation to this table."""
 
 
-def build(program: str = "fairlead", asked: str | None = None) -> App:
+def build_app(program: str = "fairlead", requested_verb: str | None = None) -> App:
     """The application with all verbs, called as ``program`` was; nothing behind them is imported yet.
 
     ``asked`` is the verb that will run: its ``--help`` has all that its function says of itself, exit codes too.
@@ -55,5 +55,5 @@ def build(program: str = "fairlead", asked: str | None = None) -> App:
         default_parameter=Parameter(negative_iterable=()),  # no --empty-presets
     )
     for verb, (place, sentence) in VERBS.items():
-        app.command(place, name=verb, help=None if verb == asked else sentence)
+        app.command(place, name=verb, help=None if verb == requested_verb else sentence)
     return app

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable
 from typing import Final, TypeVar
 
-from fairlead_cli.errors import NoStack
+from fairlead_cli.errors import StackUnreachable
 
 T = TypeVar("T")
 OK: Final = 0
@@ -13,8 +13,8 @@ USAGE: Final = 2
 UNREACHABLE: Final = 3
 
 
-def asked(
-    verb: str, ask: Callable[[], T], show: Callable[[T], str], *, misuse: tuple[type[Exception], ...] = ()
+def run_query(
+    verb: str, fetch: Callable[[], T], render: Callable[[T], str], *, misuse: tuple[type[Exception], ...] = ()
 ) -> int:
     """The exit code of ``verb``.
 
@@ -22,17 +22,17 @@ def asked(
     its caller did wrong; other errors pass.
     """
     try:
-        found = ask()
+        found = fetch()
     except misuse as error:
-        return _failed(verb, error, USAGE)
-    except NoStack as error:
-        return _failed(verb, error, UNREACHABLE)
+        return _report_failure(verb, error, USAGE)
+    except StackUnreachable as error:
+        return _report_failure(verb, error, UNREACHABLE)
     except LookupError as error:
-        return _failed(verb, error.args[0], PROBLEM)
-    print(show(found))
+        return _report_failure(verb, error.args[0], PROBLEM)
+    print(render(found))
     return OK
 
 
-def _failed(verb: str, why: object, code: int) -> int:
+def _report_failure(verb: str, why: object, code: int) -> int:
     print(f"fairlead {verb}: {why}", file=sys.stderr)
     return code

@@ -21,6 +21,6 @@ def chat(
 
     Exits 0 when answered, 1 on an error answer, 3 when no gateway can be reached.
     """
-    from fairlead_cli.local.chatting import Chat, run
+    from fairlead_cli.local.chatting import ChatOptions, run
 
-    return run(Chat(model, url, manage, message, system, max_tokens))
+    return run(ChatOptions(model, url, manage, message, system, max_tokens))

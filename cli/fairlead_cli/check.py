@@ -33,7 +33,7 @@ def check(
     --pre, one pod is sent as a dry run. Exits 0 when nothing failed, 1 when something did, 2 on wrong usage, 3 when no API server
     can be reached.
     """
-    from fairlead_cli.cluster.checking import Asked, run
-    from fairlead_cli.cluster.way import Way
+    from fairlead_cli.cluster.checking import CheckOptions, run
+    from fairlead_cli.cluster.way import ClusterOptions
 
-    return run(Asked(Way(kubeconfig, context, namespace), pre, wait, output))
+    return run(CheckOptions(ClusterOptions(kubeconfig, context, namespace), pre, wait, output))

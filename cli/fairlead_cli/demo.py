@@ -28,33 +28,33 @@ def demo(
     "valid": false, and so does the last line); 1 when requests failed; 2 when a stack could not be started or stopped.
     """
     from fairlead.clock import SystemClock
-    from fairlead.fleet import Objectives
-    from fairlead.profile import preset
-    from fairlead_cli.paper import paper
-    from fairlead_cli.replaying.comparison import Comparison
-    from fairlead_cli.replaying.files import write
-    from fairlead_cli.replaying.tables import show
-    from fairlead_cli.replaying.traffic import traffic
+    from fairlead.fleet import SloTargets
+    from fairlead.profile import builtin_profile
+    from fairlead_cli.paper import stdout_console
+    from fairlead_cli.replaying.comparison import PresetComparison
+    from fairlead_cli.replaying.files import write_report
+    from fairlead_cli.replaying.tables import print_report
+    from fairlead_cli.replaying.traffic import load_traffic
 
-    console = paper()
-    wanted = traffic(trace, limit=limit, rate=rate)
+    console = stdout_console()
+    wanted = load_traffic(trace, limit=limit, rate=rate)
     console.print(
         f"traffic: {wanted.name}, {len(wanted.requests)} requests at {wanted.rate:g} simulated requests/s"
         + ("" if trace is not None else " (no trace was given; this has the shape of the Mooncake conversation trace)"),
         highlight=False,
     )
-    comparison = Comparison(
+    comparison = PresetComparison(
         traffic=wanted,
         presets=presets,
-        profile=preset("910b4"),
+        profile=builtin_profile("910b4"),
         engines=8,
-        objectives=Objectives(ttft_seconds=5.0, itl_seconds=0.3),
+        objectives=SloTargets(ttft_seconds=5.0, itl_seconds=0.3),
         speed=speed,
         light_rate=light_rate,
         folder=out,
     )
     report = comparison.run(lambda line: console.print(line, highlight=False), SystemClock())
-    files = write(report, out)
-    show(report, console, files)
+    files = write_report(report, out)
+    print_report(report, console, files)
     failed = sum(policy.live.summary.errors for policy in report.policies.values() if policy.live is not None)
     return 1 if failed else 0

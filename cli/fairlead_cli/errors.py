@@ -14,11 +14,11 @@ FairleadError
 from fairlead.errors import BadInput, FairleadError, Unavailable
 
 
-class BadIndex(FairleadError):
+class UnusableIndex(FairleadError):
     """Raised when Redis answers, but what it holds cannot be used: damaged, of another release, or not written down yet."""
 
 
-class PortBusy(BadInput):
+class PortInUse(BadInput):
     """Raised when somebody else listens on the address that ``field`` (a flag) names."""
 
 
@@ -26,13 +26,13 @@ class StartFailed(Unavailable):
     """Raised when a process of the stack ended before it was ready and trying again did not help."""
 
 
-class NoStack(Unavailable):
+class StackUnreachable(Unavailable):
     """Raised when no running stack was found, or it does not answer."""
 
 
-class NoCluster(Unavailable):
+class ClusterUnreachable(Unavailable):
     """Raised when no API server answers; the message names where the way to it was found, the hint what to do."""
 
 
-class NoIndex(Unavailable):
+class IndexUnreachable(Unavailable):
     """Raised when no Redis answers; the message names its place without the password."""

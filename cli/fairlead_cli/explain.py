@@ -53,16 +53,16 @@ def explain(
     Exits 0 when told, 1 when the request is not (or no longer) in the log or would be refused, 2 on wrong usage, 3 when no gateway
     can be reached.
     """
-    from fairlead_cli.local.explaining import Route, misused, run, run_route
+    from fairlead_cli.local.explaining import RouteQuery, print_usage, run_request, run_route
 
     if what == "scale" and model is None and file is None and session is None:
         from fairlead_cli.scaling.explaining import run as run_scale
 
         return run_scale(of, at, manage, json)
     if of is not None or at is not None:
-        return misused()
+        return print_usage()
     if what == "route" and file is not None:
-        return run_route(Route(model, file, session), manage, json)
+        return run_route(RouteQuery(model, file, session), manage, json)
     if what == "route" or model is not None or file is not None or session is not None:
-        return misused()
-    return run(what, manage, json)
+        return print_usage()
+    return run_request(what, manage, json)

@@ -5,21 +5,23 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from fairlead.errors import BadInput
-from fairlead.manifests import STDIN
-from fairlead.names import nearest
+from fairlead.manifests import STDIN_PATH
+from fairlead.names import closest_matches
 
 
-def named(command: Callable[..., Any], words: Sequence[str], flagged: Sequence[str] | None) -> tuple[str, ...]:
+def collect_paths(
+    command: Callable[..., Any], arguments: Sequence[str], option_values: Sequence[str] | None
+) -> tuple[str, ...]:
     """All of them in the order given. Raises BadInput for a word that was meant as an option of ``command``.
 
     The parser hands words with a leading hyphen over as files, since otherwise it would refuse ``-``.
     """
-    for word in words:
-        if word.startswith("-") and word != STDIN:
-            close = nearest(word, _options(command), count=1)
+    for word in arguments:
+        if word.startswith("-") and word != STDIN_PATH:
+            close = closest_matches(word, _options(command), count=1)
             hint = f"did you mean {close[0]}?" if close else f"fairlead {command.__name__} --help lists the options"
             raise BadInput(f"unknown option: {word}", field=word, hint=hint)
-    return (*words, *(flagged or ()))
+    return (*arguments, *(option_values or ()))
 
 
 def _options(command: Callable[..., Any]) -> list[str]:

@@ -55,7 +55,7 @@ def index(
     Exits 0 when all is well; 1 when the index cannot be used, nobody writes it, or verify found a difference; 2 on wrong usage or
     an unknown model; 3 when Redis cannot be reached.
     """
-    from fairlead_cli.indexing.asked import Asked
+    from fairlead_cli.indexing.asked import IndexOptions
     from fairlead_cli.indexing.running import run
 
-    return run(Asked(action, model, redis, tokens, adapter, salt, instance, kind, count, output))
+    return run(IndexOptions(action, model, redis, tokens, adapter, salt, instance, kind, count, output))

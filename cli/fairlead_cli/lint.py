@@ -12,12 +12,12 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from fairlead import fleetfile, manifests
-from fairlead.documents import documents
-from fairlead.errors import BadInput, ManifestError, Problem
+from fairlead.documents import parse_documents
+from fairlead.errors import BadInput, FileProblem, ManifestError
 from fairlead.limits import Limits
-from fairlead_cli.files import named
+from fairlead_cli.files import collect_paths
 
-MOST_SHOWN = 50
+MAX_SHOWN = 50
 """Findings printed; what lies behind is counted. Nobody reads more before the first ones are mended."""
 
 
@@ -34,17 +34,17 @@ def lint(
     Exit code 0: no problem; 1: problems, each with line, field and fix; 2: wrong usage. A note is no problem: what it stands on
     is right, and may not do what was meant.
     """
-    paths = named(lint, files, file)
+    paths = collect_paths(lint, files, file)
     if not paths:
         raise BadInput("no file was given", field="FILES", hint="fairlead lint FILE, or - for standard input")
     for path in paths:
-        if path != manifests.STDIN and not Path(path).exists():
+        if path != manifests.STDIN_PATH and not Path(path).exists():
             raise BadInput(f"no such file: {path}", field="FILES")
-    problems, counts = check(paths)
-    for problem in problems[:MOST_SHOWN]:
+    problems, counts = lint_paths(paths)
+    for problem in problems[:MAX_SHOWN]:
         print(problem)
-    if len(problems) > MOST_SHOWN:
-        print(f"… and {len(problems) - MOST_SHOWN:,} more")
+    if len(problems) > MAX_SHOWN:
+        print(f"… and {len(problems) - MAX_SHOWN:,} more")
     if problems:
         where = len({problem.file for problem in problems})
         print(f"\n{_count(len(problems), 'problem')} in {_count(where, 'file')}", file=sys.stderr)
@@ -54,24 +54,24 @@ def lint(
     return 0
 
 
-def check(paths: Iterable[str]) -> tuple[list[Problem], list[str]]:
+def lint_paths(paths: Iterable[str]) -> tuple[list[FileProblem], list[str]]:
     """Every problem in the order of the files; and, of files that are right, notes and a line on what they hold."""
     limits = Limits()
-    texts, problems = manifests.texts_of(list(paths), limits=limits)
+    texts, problems = manifests.read_texts(list(paths), limits=limits)
     objects: list[tuple[str, str]] = []
     counts: list[str] = []
     for name, text in texts:
-        if not _is_fleet(name, text, limits):
+        if not _is_fleet_file(name, text, limits):
             objects.append((name, text))
             continue
         try:
-            fleet = fleetfile.parse(text, file=name, limits=limits)
+            fleet = fleetfile.parse_fleet_file(text, file=name, limits=limits)
         except ManifestError as error:
             problems += error.problems
             continue
         instances = sum(len(members) for members in fleet.instances.values())
         counts.append(f"{name}: ok, a fleet of {_count(len(fleet.models), 'model')} on {_count(instances, 'instance')}")
-    found, more = manifests.combine(objects, limits=limits, complete=not problems)
+    found, more = manifests.combine_texts(objects, limits=limits, complete=not problems)
     counts += map(str, found.notes)
     if objects:
         names = objects[0][0] if len(objects) == 1 else _count(len(objects), "file")
@@ -80,10 +80,10 @@ def check(paths: Iterable[str]) -> tuple[list[Problem], list[str]]:
     return sorted(problems + more, key=lambda problem: order.get(problem.file, -1)), counts
 
 
-def _is_fleet(name: str, text: str, limits: Limits) -> bool:
+def _is_fleet_file(name: str, text: str, limits: Limits) -> bool:
     """A file that is no YAML at all is left to the manifest reader, which says what is wrong."""
     try:
-        nodes = documents(text, file=name, limits=limits)
+        nodes = parse_documents(text, file=name, limits=limits)
     except ManifestError:
         return False
     return (

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 PIPE_WIDTH: Final = 2_000
 
 
-def paper() -> "Console":
+def stdout_console() -> "Console":
     """Standard output. Rich is imported only here: most commands answer before it would have been."""
     from rich.console import Console
 

@@ -29,22 +29,22 @@ def replay(
 
     Prompts over 20,480 tokens are left out; requests with one timestamp are spread up to the next. Exits 1 when requests failed.
     """
-    from fairlead_cli.paper import paper
-    from fairlead_cli.replaying.files import write
-    from fairlead_cli.replaying.running import find, replay_once
-    from fairlead_cli.replaying.tables import show
-    from fairlead_cli.replaying.traffic import traffic
+    from fairlead_cli.paper import stdout_console
+    from fairlead_cli.replaying.files import write_report
+    from fairlead_cli.replaying.running import find_gateway, replay_once
+    from fairlead_cli.replaying.tables import print_report
+    from fairlead_cli.replaying.traffic import load_traffic
 
-    console = paper()
-    place = find(url=url, manage=manage, fleet_file=fleet, model=model)
-    wanted = traffic(trace, limit=limit, rate=rate, seed=seed)
+    console = stdout_console()
+    place = find_gateway(url=url, manage=manage, fleet_file=fleet, model=model)
+    wanted = load_traffic(trace, limit=limit, rate=rate, seed=seed)
     console.print(
         f"traffic: {wanted.name}, {len(wanted.requests)} requests at {wanted.rate:.3g} simulated requests/s "
         f"to {place.model} at {place.url}",
         highlight=False,
     )
-    report = replay_once(wanted, place, speed=speed, say=lambda line: console.print(line, highlight=False))
-    files = write(report, out)
-    show(report, console, files)
+    report = replay_once(wanted, place, speed=speed, on_progress=lambda line: console.print(line, highlight=False))
+    files = write_report(report, out)
+    print_report(report, console, files)
     failed = sum(policy.live.summary.errors for policy in report.policies.values() if policy.live is not None)
     return 1 if failed else 0

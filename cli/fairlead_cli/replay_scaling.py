@@ -36,6 +36,6 @@ def replay_scaling(
     What was seen stays as it was: the replay says what would have been decided at each moment, not what would have come of it.
     Exits 0 when told, 1 when nothing of that model is recorded, 2 on wrong usage, 3 when no autoscaler can be reached.
     """
-    from fairlead_cli.scaling.replaying import Wish, run
+    from fairlead_cli.scaling.replaying import ReplayScalingOptions, run
 
-    return run(Wish(recording, set, model, since, manage, json))
+    return run(ReplayScalingOptions(recording, set, model, since, manage, json))

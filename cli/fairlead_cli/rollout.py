@@ -40,7 +40,7 @@ def rollout(
     Exits 0 when done, and of `status` or with --wait when every instance is of the revision that runs and ready; 1 when not (yet);
     2 on wrong usage; 3 when no API server can be reached.
     """
-    from fairlead_cli.cluster.way import Way
-    from fairlead_cli.rollouts.doing import Asked, run
+    from fairlead_cli.cluster.way import ClusterOptions
+    from fairlead_cli.rollouts.doing import RolloutOptions, run
 
-    return run(Asked(Way(kubeconfig, context, namespace), action, model, to, wait))
+    return run(RolloutOptions(ClusterOptions(kubeconfig, context, namespace), action, model, to, wait))

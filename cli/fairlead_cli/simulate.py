@@ -40,13 +40,13 @@ def simulate(
     from fairlead_sim.compiled import run_compiled
 
     run_compiled()  # it starts this program anew where a compiled copy is there (make compile: scripts/compile.py --sim)
-    from fairlead_cli.paper import paper
-    from fairlead_cli.simulating.asked import asked
-    from fairlead_cli.simulating.comparing import compare
-    from fairlead_cli.simulating.showing import show, write
+    from fairlead_cli.paper import stdout_console
+    from fairlead_cli.simulating.asked import build_options
+    from fairlead_cli.simulating.comparing import compare_presets
+    from fairlead_cli.simulating.showing import print_results, write_json
 
-    console = paper()
-    wanted = asked(
+    console = stdout_console()
+    wanted = build_options(
         traffic,
         presets=presets,
         profile=profile,
@@ -57,10 +57,10 @@ def simulate(
         limit=limit,
         seed=seed,
     )
-    console.print(wanted.words(), highlight=False, soft_wrap=True)
-    results = compare(wanted, lambda line: console.print(line, highlight=False))
-    show(wanted, results, console)
+    console.print(wanted.describe(), highlight=False, soft_wrap=True)
+    results = compare_presets(wanted, lambda line: console.print(line, highlight=False))
+    print_results(wanted, results, console)
     if out is not None:
-        write(wanted, results, out)
+        write_json(wanted, results, out)
         console.print(f"  {out}", highlight=False, soft_wrap=True)
     return 1 if any(one.figures.errors for one in results) else 0

@@ -32,11 +32,11 @@ def status(
 
     Exits 0 when all is well, 1 when something is wrong, 2 on wrong usage, 3 when no gateway, or no API server, can be reached.
     """
-    from fairlead_cli.cluster.way import Way
-    from fairlead_cli.where import means_cluster
+    from fairlead_cli.cluster.way import ClusterOptions
+    from fairlead_cli.where import is_cluster_target
 
-    way = Way(kubeconfig, context, namespace)
-    if means_cluster(way, manage):
+    way = ClusterOptions(kubeconfig, context, namespace)
+    if is_cluster_target(way, manage):
         from fairlead_cli.cluster.telling import run as of_cluster
 
         return of_cluster(model, way, output)

@@ -31,6 +31,6 @@ def support_bundle(
     written, 2 on wrong usage, 3 when no API server can be reached.
     """
     from fairlead_cli.cluster.bundling import run
-    from fairlead_cli.cluster.way import Way
+    from fairlead_cli.cluster.way import ClusterOptions
 
-    return run(Way(kubeconfig, context, namespace), output)
+    return run(ClusterOptions(kubeconfig, context, namespace), output)

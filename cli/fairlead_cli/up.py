@@ -44,12 +44,12 @@ def up(
 
     Engines are simulated unless --real is given. Nothing is left behind, however it ends.
     """
-    from fairlead_cli.files import named
-    from fairlead_cli.local.launch import Wishes, launch
+    from fairlead_cli.files import collect_paths
+    from fairlead_cli.local.launch import UpOptions, launch
 
-    paths = named(up, files, file)
+    paths = collect_paths(up, files, file)
     return launch(
-        Wishes(
+        UpOptions(
             paths, listen, manage, speed, seed, preset, engines_per_process, real, insecure, redis, workers, logs, plain
         )
     )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from kube.kubectl import eventually
 from kube.release import Release
 
-from fairlead.testing.prometheus import scraped
+from fairlead.testing.prometheus import parse_scrape
 
 _PAGE = "import urllib.request as u; print(u.urlopen('http://127.0.0.1:{port}/metrics', timeout=10).read().decode())"
 _PORTS = {"indexer": 8080, "gateway": 8081}
@@ -24,7 +24,7 @@ class Index:
         wanted = {"model": self.model, **labels}.items()
         found = []
         for page in self._pages(component):
-            series = scraped(page).items()
+            series = parse_scrape(page).items()
             found += [value for (metric, has), value in series if metric == name and wanted <= set(has)]
         return found
 

@@ -11,12 +11,12 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from fairlead.clock import SystemClock
-from fairlead.kube.access import find_access
-from fairlead.kube.credentials import Credentials
-from fairlead.kube.resource import KNOWN, Resource
+from fairlead.kube.access import load_config
+from fairlead.kube.credentials import ClusterCredentials
+from fairlead.kube.resource import RESOURCES_BY_KIND, Resource
 
 WORDS: Mapping[str, Resource] = {
-    word: one for one in KNOWN.values() if one.namespaced for word in (one.plural, one.kind.lower())
+    word: one for one in RESOURCES_BY_KIND.values() if one.namespaced for word in (one.plural, one.kind.lower())
 }
 """Kinds as ``kubectl`` is told of them."""
 SECONDS = 30.0
@@ -39,8 +39,8 @@ class Reader:
     """Reads as whom the environment's KUBECONFIG names."""
 
     def __init__(self, environ: Mapping[str, str]) -> None:
-        access = find_access(environ, Path.home())
-        self._credentials = Credentials(access, SystemClock(), REREAD_SECONDS)
+        access = load_config(environ, Path.home())
+        self._credentials = ClusterCredentials(access, SystemClock(), REREAD_SECONDS)
         self._server = urlsplit(access.server)
         self._one = threading.Lock()
         self._connection: http.client.HTTPConnection | None = None
@@ -71,7 +71,7 @@ class Reader:
         return answer.status, answer.read()
 
     def _opened(self) -> http.client.HTTPConnection:
-        host, port, tls = self._server.hostname or "", self._server.port, self._credentials.tls()
+        host, port, tls = self._server.hostname or "", self._server.port, self._credentials.tls_context()
         if isinstance(tls, ssl.SSLContext):
             return http.client.HTTPSConnection(host, port, timeout=SECONDS, context=tls)
         return http.client.HTTPConnection(host, port, timeout=SECONDS)

@@ -8,14 +8,14 @@ import os
 from pathlib import Path
 from typing import Any
 
-from fairlead.testing.reports import Line, commit, machine, verdict
+from fairlead.testing.reports import ReportLine, commit, lines_as_json, machine
 
 ROOT = Path(__file__).parents[2]
 FULL = os.environ.get("FAIRLEAD_E2E", "") == "full"
 REPORTS = ROOT / "bench" / "results" if FULL else ROOT / "out"
 
 
-def record(part: str, lines: list[Line], *, into: str = "e2e", **figures: Any) -> None:
+def record(part: str, lines: list[ReportLine], *, into: str = "e2e", **figures: Any) -> None:
     """Add one part to the report of this name; its parts of another machine, or of another state of the sources, are dropped."""
     REPORTS.mkdir(parents=True, exist_ok=True)
     path = REPORTS / f"{into}.json"
@@ -23,7 +23,7 @@ def record(part: str, lines: list[Line], *, into: str = "e2e", **figures: Any) -
     head = {"machine": machine(), "commit": commit(ROOT)}
     if {name: report.get(name) for name in head} != head:
         report = head | {"full": FULL, "holds": True, "parts": {}}
-    report["parts"][part] = {**figures, "verdict": verdict(lines)}
+    report["parts"][part] = {**figures, "verdict": lines_as_json(lines)}
     report["parts"] = dict(sorted(report["parts"].items()))
     report["holds"] = all(line["holds"] for one in report["parts"].values() for line in one["verdict"])
     path.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")

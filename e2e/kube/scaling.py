@@ -7,7 +7,7 @@ from kube.kubectl import Kubectl, eventually
 from kube.manifests import NARROW, Manifest, model
 from kube.models import Model
 
-from fairlead.kube.managers import replicas_writers
+from fairlead.kube.managers import replicas_managers
 
 ONE, TOKENS = 1.0, 40
 """Streams a second that one engine carries within its objectives, of so many tokens each: half of what it has places for."""
@@ -35,7 +35,7 @@ def desired(here: Kubectl, name: str, pool: str = "main") -> int:
 
 def writers(here: Kubectl, workload: str) -> set[str]:
     """Who has written that number."""
-    return set(replicas_writers(here.get(workload, "--show-managed-fields")))
+    return set(replicas_managers(here.get(workload, "--show-managed-fields")))
 
 
 def ready(found: Model) -> int:

@@ -19,7 +19,7 @@ from kube.models import Model
 from kube.release import SPACE, Release
 from kube.scaling import ONE, RESULTS, TOKENS, desired, handed_back, ready, reason, scaled, until, writers
 
-from fairlead.testing.reports import Line
+from fairlead.testing.reports import ReportLine
 
 AUTOSCALER = "deployment/fairlead-autoscaler"
 
@@ -120,7 +120,7 @@ def test_the_number_follows_one_five_and_one_times_what_an_engine_carries(here: 
     usual = phase("one", ONE, lambda count: count >= 1, 60.0)
     crowd = phase("five", 5 * ONE, lambda count: count > usual, 300.0)
     phase("one_again", ONE, lambda count: count <= usual < crowd, 900.0)
-    bars = [Line("0 failed streams while the load goes 1 x, 5 x, 1 x", len(failures), not failures)]
+    bars = [ReportLine("0 failed streams while the load goes 1 x, 5 x, 1 x", len(failures), not failures)]
     report.record("one_five_one", bars, into=RESULTS, **figures)
     assert failures == []
 
@@ -147,7 +147,7 @@ def test_nothing_is_lost_when_it_is_killed_or_blind_in_the_midst_of_a_ramp(
             assert desired(here, "ramp") >= before
             _blind(installation, f"http://fairlead-gateway-manage.{SPACE}.svc:8081")
         took = until("it has as many as it needs", found, lambda: ready(found) >= 5, 300)
-    bars = [Line(f"0 failed streams when it loses its {what}", len(streams.failures), streams.failures == [])]
+    bars = [ReportLine(f"0 failed streams when it loses its {what}", len(streams.failures), streams.failures == [])]
     report.record(f"without_{what}", bars, into=RESULTS, before=before, seconds_to_grow=took, **streams.end)
     assert streams.failures == []
 
@@ -168,7 +168,7 @@ def test_nothing_is_lost_when_the_api_server_is_killed_in_the_midst_of_a_ramp(
     took = until("it has as many as it needs", found, lambda: ready(found) >= 5, 300)
     figures = end()
     failed = sum(count for outcome, count in figures["outcomes"].items() if outcome != "complete")
-    bars = [Line("0 failed streams when the API server is killed", failed, failed == 0)]
+    bars = [ReportLine("0 failed streams when the API server is killed", failed, failed == 0)]
     report.record("without_the_api_server", bars, into=RESULTS, seconds_to_grow=took, **figures)
     assert failed == 0, figures["outcomes"]
 

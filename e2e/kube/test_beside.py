@@ -25,7 +25,7 @@ from kube.scaling import (
 )
 from kube.watching import Numbers
 
-from fairlead.testing.reports import Line
+from fairlead.testing.reports import ReportLine
 
 HPA = "kube-controller-manager"
 OURS = "fairlead-autoscaler"
@@ -105,7 +105,7 @@ def test_an_hpa_takes_the_number_under_load_and_gives_it_back(here: Kubectl, ins
         took = until("it decides again", found, lambda: reason(found) == "Deciding" and desired(here, "held") >= 3, 90)
         assert writers(here, f"deployment/{name}") == {OURS}
     lost = len(streams.failures)
-    bars = [Line("0 failed streams while an HPA takes the number and gives it back", lost, lost == 0)]
+    bars = [ReportLine("0 failed streams while an HPA takes the number and gives it back", lost, lost == 0)]
     report.record(
         "beside_an_hpa", bars, into=RESULTS, numbers=numbers.changes, seconds_to_take_over=took, **streams.end
     )
@@ -139,7 +139,9 @@ def test_switched_to_advise_and_off_in_the_midst_of_a_ramp(here: Kubectl, instal
         assert writers(here, f"deployment/{name}") == {OURS}
     lost = len(streams.failures)
     bars = [
-        Line("0 failed streams while the mode is Advise, Off and Auto again in the midst of a ramp", lost, lost == 0)
+        ReportLine(
+            "0 failed streams while the mode is Advise, Off and Auto again in the midst of a ramp", lost, lost == 0
+        )
     ]
     report.record("switched", bars, into=RESULTS, numbers=numbers.changes, seconds_to_go_on=took, **streams.end)
     assert streams.failures == []
@@ -185,8 +187,8 @@ def test_prefill_and_decode_share_a_number_of_engines_and_change_sides(here: Kub
         figures["prompts"] = {"seconds_until_right": took, **prompts.end}
     failures = answers.failures + prompts.failures
     bars = [
-        Line("0 failed streams while prefill and decode change sides", len(failures), not failures),
-        Line(
+        ReportLine("0 failed streams while prefill and decode change sides", len(failures), not failures),
+        ReportLine(
             f"never more than {TOGETHER} engines are asked for",
             numbers.most_together,
             numbers.most_together <= TOGETHER,

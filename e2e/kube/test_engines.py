@@ -7,8 +7,8 @@ from kube.kubectl import Kubectl, eventually
 from kube.manifests import Manifest, image
 
 from fairlead.api import EngineKind
-from fairlead_operator.render import Installation, render
-from fairlead_operator.testing import read_case, usual_facts
+from fairlead_operator.render import InstallationDefaults, render_model
+from fairlead_operator.testing import default_context, read_case
 
 CASES = Path(__file__).parents[2] / "tests" / "operator" / "render" / "cases"
 TOKENS = 600
@@ -24,8 +24,8 @@ print(len(lines), lines[-1].decode().strip())
 def rendered(here: Kubectl, case: str) -> list[Manifest]:
     """The manifests of one case in the test's namespace, with our image; their owner is not there, so they name none."""
     model, classes = read_case(CASES / f"{case}.yaml")
-    installation = Installation(images={EngineKind.SIM: image("sim")})
-    found = render(model, classes, usual_facts(installation=installation))
+    installation = InstallationDefaults(images={EngineKind.SIM: image("sim")})
+    found = render_model(model, classes, default_context(installation=installation))
     assert found.problems == ()
     for one in found.manifests:
         one["metadata"]["namespace"] = here.namespace

@@ -14,7 +14,7 @@ from kube.models import Model
 from kube.moving import Moves, everything_moves
 from kube.release import KINDS, Release
 
-from fairlead.testing.reports import Line
+from fairlead.testing.reports import ReportLine
 
 RATE, TOKENS, STILL = (20.0, 200, 40.0) if report.FULL else (2.0, 60, 4.0)
 
@@ -41,7 +41,7 @@ def test_a_model_is_served_soon_after_it_is_applied(here: Kubectl, empty: Releas
     found = Model(here, "tiny")
     found.settled(pods=1)
     seconds = {"installation": ready - begun, "apply_to_first_token": first}
-    bar = Line("from apply to the first streamed token: at most 30 s", round(first, 1), first <= 30.0)
+    bar = ReportLine("from apply to the first streamed token: at most 30 s", round(first, 1), first <= 30.0)
     report.record("first_token", [bar], seconds={name: round(value, 1) for name, value in seconds.items()})
     empty.upgrade(test={"model": f"{here.namespace}/tiny"})
     assert "completion 200" in empty.test()
@@ -56,8 +56,8 @@ def test_nothing_is_lost_while_everything_moves(here: Kubectl, installed: Releas
     figures = everything_moves(moves, rate=RATE, tokens=TOKENS, still=STILL)
     lost, outcomes = figures["failures"], figures["outcomes"]
     bars = [
-        Line("every stream is whole", outcomes, lost == [] and set(outcomes) == {"complete"}),
-        Line(f"a constant {RATE:g} streams a second", figures["per_second"], figures["per_second"] > 0.98 * RATE),
+        ReportLine("every stream is whole", outcomes, lost == [] and set(outcomes) == {"complete"}),
+        ReportLine(f"a constant {RATE:g} streams a second", figures["per_second"], figures["per_second"] > 0.98 * RATE),
     ]
     report.record("under_load", bars, **figures)
     assert lost == []

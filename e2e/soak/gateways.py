@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fairlead.fleet import Fleet, Instance, InstanceState, Model, Objectives
-from fairlead.fleetfile import write_atomic
-from fairlead.testing.raw_http import Answer, Connection, get, post
+from fairlead.fleet import Fleet, Instance, InstanceState, Model, SloTargets
+from fairlead.fleetfile import write_fleet_file
+from fairlead.testing.raw_http import RawConnection, RawResponse, get_request, post_request
 
 HANG_SECONDS = 30.0
 _READY = re.compile(r"ready (http://\S+) manage (http://\S+)")
@@ -46,12 +46,12 @@ class GatewayProcess:
 
 def write_fleet(path: Path, urls: Sequence[str], model: str = "tiny") -> None:
     """One model with an instance for each URL, all ready."""
-    served = Model("default", model, Objectives(), "dual-hash")
+    served = Model("default", model, SloTargets(), "dual-hash")
     instances = tuple(
         Instance(f"e-{number}/{number}/0", "default", model, "main", url, state=InstanceState.READY)
         for number, url in enumerate(urls)
     )
-    write_atomic(path, Fleet(1, 1, {served.key: served}, {served.key: instances}))
+    write_fleet_file(path, Fleet(1, 1, {served.key: served}, {served.key: instances}))
 
 
 async def start(
@@ -88,12 +88,12 @@ async def gateway(
         await running.process.wait()
 
 
-async def managed(gateway: GatewayProcess, path: str) -> Answer:
+async def managed(gateway: GatewayProcess, path: str) -> RawResponse:
     """What the management port says."""
-    connection = await Connection.to(gateway.manage)
+    connection = await RawConnection.connect(gateway.manage)
     try:
-        await connection.send(get(path).replace(b"host: x", b"host: 127.0.0.1"))
-        return await connection.answer()
+        await connection.send(get_request(path).replace(b"host: x", b"host: 127.0.0.1"))
+        return await connection.read_response()
     finally:
         await connection.close()
 
@@ -119,7 +119,7 @@ def chat(number: int, *, stream: bool, tokens: int, greedy: bool, topics: int = 
     return body | ({"stream": True} if stream else {})
 
 
-def judged(answer: Answer, tokens: int) -> tuple[str, str]:
+def judged(answer: RawResponse, tokens: int) -> tuple[str, str]:
     """What a client makes of an answer to ``chat``, and its text."""
     if answer.status != 200:
         return f"status {answer.status} {json.loads(answer.body)['error']['code']}", ""
@@ -145,10 +145,10 @@ async def one(url: str, body: dict[str, Any]) -> tuple[str, str, str]:
     """Ask over a new connection: what came of it, the text, the instance."""
     try:
         async with asyncio.timeout(HANG_SECONDS):
-            connection = await Connection.to(url)
+            connection = await RawConnection.connect(url)
             try:
-                await connection.send(post(body))
-                answer = await connection.answer()
+                await connection.send(post_request(body))
+                answer = await connection.read_response()
             finally:
                 connection.writer.transport.abort()
     except TimeoutError:

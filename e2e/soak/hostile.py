@@ -20,8 +20,8 @@ from soak.engines import engines
 from soak.gateways import HANG_SECONDS, GatewayProcess, gateway, managed, metric, write_fleet
 from soak.report import FULL, ROOT, SEED, count, flat, resident, write
 
-from fairlead.testing.raw_http import Connection, post
-from fairlead.testing.reports import Line
+from fairlead.testing.raw_http import RawConnection, post_request
+from fairlead.testing.reports import ReportLine
 
 sys.path.insert(0, str(ROOT / "tests" / "fuzz"))
 from fuzzing.mutate import Mutator
@@ -45,7 +45,9 @@ class Good:
     def next(self) -> bytes:
         """One more, unlike the others."""
         self._number += 1
-        return post({"model": "tiny", "messages": [{"role": "user", "content": f"{self._number} hi"}], "max_tokens": 1})
+        return post_request(
+            {"model": "tiny", "messages": [{"role": "user", "content": f"{self._number} hi"}], "max_tokens": 1}
+        )
 
 
 class Hostile:
@@ -65,8 +67,10 @@ class Hostile:
         if kind < 0.4:
             return self._wire.next()
         if kind < 0.8:
-            return post(self._body.next(), path=draw.choice(_PATHS))
-        good = bytearray(post({"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 1}))
+            return post_request(self._body.next(), path=draw.choice(_PATHS))
+        good = bytearray(
+            post_request({"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 1})
+        )
         for _ in range(draw.randint(1, 4)):
             at = draw.randrange(len(good))
             good[at : at + draw.randint(0, 3)] = draw.randbytes(draw.randint(0, 3))
@@ -76,7 +80,7 @@ class Hostile:
 async def lane(url: str, hostile: "Hostile | Good", share: int, seen: Counter[int]) -> None:
     """Send, close our side, read what comes until the other side closes too; 0 is no answer, -1 no end of it."""
     for _ in range(share):
-        connection = await Connection.to(url)
+        connection = await RawConnection.connect(url)
         try:
             async with asyncio.timeout(HANG_SECONDS):
                 await connection.send(hostile.next())
@@ -116,7 +120,7 @@ async def worst_lag(running: GatewayProcess) -> float:
     return max(await metric(running, "fairlead_gateway_loop_lag_seconds", 'quantile="1"'), default=0.0)
 
 
-async def run(folder: Path) -> list[Line]:
+async def run(folder: Path) -> list[ReportLine]:
     """The part; the lines that do not hold."""
     begun, requests = time.monotonic(), count(*REQUESTS)
     seen: Counter[int] = Counter()
@@ -136,15 +140,15 @@ async def run(folder: Path) -> list[Line]:
             alive = running.process.returncode is None and (await managed(running, "/readyz")).status == 200
     bad = {str(status): number for status, number in sorted(seen.items()) if status >= 500}
     lines = [
-        Line(f"{requests} malformed requests: 0 5xx", bad, not bad),
-        Line("0 crashes", int(not alive), alive),
-        Line("0 hangs", seen[-1], not seen[-1]),
-        Line(
+        ReportLine(f"{requests} malformed requests: 0 5xx", bad, not bad),
+        ReportLine("0 crashes", int(not alive), alive),
+        ReportLine("0 hangs", seen[-1], not seen[-1]),
+        ReportLine(
             "loop stall at most 20 ms (the latest that the loop ever woke, seconds)",
             round(max(late), 4),
             max(late) <= STALL_SECONDS or not FULL,  # among other tests the machine is busy with other things
         ),
-        Line("memory flat", sizes, flat(sizes)),
+        ReportLine("memory flat", sizes, flat(sizes)),
     ]
     figures = {
         "requests": requests,

@@ -16,7 +16,7 @@ from soak.engines import Engines, engines
 from soak.gateways import chat, gateway, metric, one, write_fleet
 from soak.report import SEED, count, write
 
-from fairlead.testing.reports import Line
+from fairlead.testing.reports import ReportLine
 
 ENGINES = 8
 TOKENS = 40
@@ -90,7 +90,7 @@ async def kill_engines(load: Load, found: Engines, kills: int, draw: random.Rand
         await found.start(number)
 
 
-async def run(folder: Path) -> list[Line]:
+async def run(folder: Path) -> list[ReportLine]:
     """The part; the lines that do not hold."""
     begun, kills = time.monotonic(), count(*KILLS)
     async with engines(ENGINES, "--model", "tiny", "--served-model-name", "tiny", "--speed", "1") as found:
@@ -110,15 +110,15 @@ async def run(folder: Path) -> list[Line]:
     untrue = seen["looks complete and is not"] + seen["cut silently"]
     different = sum(len(texts) > 1 for texts in load.texts.values())
     lines = [
-        Line(f"{kills} engine kills under load", found.kills, found.kills == kills),
-        Line(
+        ReportLine(f"{kills} engine kills under load", found.kills, found.kills == kills),
+        ReportLine(
             "0 lost requests that had not started",
             lost,
             not any(name.startswith(("status", "no answer")) for name in lost),
         ),
-        Line("0 hangs", seen["hangs"], not seen["hangs"]),
-        Line("0 streams that look complete and are not", untrue, not untrue),
-        Line("greedy answers of one conversation are one text, continued or not", different, not different),
+        ReportLine("0 hangs", seen["hangs"], not seen["hangs"]),
+        ReportLine("0 streams that look complete and are not", untrue, not untrue),
+        ReportLine("greedy answers of one conversation are one text, continued or not", different, not different),
     ]
     figures = {
         "kills": found.kills,

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fairlead.testing.reports import Line, commit, machine, verdict
+from fairlead.testing.reports import ReportLine, commit, lines_as_json, machine
 
 ROOT = Path(__file__).parents[2]
 SEED = int(os.environ.get("FAIRLEAD_SOAK_SEED", "7"))
@@ -18,7 +18,7 @@ FULL = os.environ.get("FAIRLEAD_SOAK", "") == "full"
 REPORT = ROOT / "bench" / "results" / "soak.json" if FULL else ROOT / "out" / "soak.json"
 
 
-def write(part: str, begun: float, figures: Mapping[str, Any], lines: list[Line]) -> list[Line]:
+def write(part: str, begun: float, figures: Mapping[str, Any], lines: list[ReportLine]) -> list[ReportLine]:
     """Add one part, begun at that monotonic time, to the report; the lines that do not hold."""
     REPORT.parent.mkdir(parents=True, exist_ok=True)
     report = json.loads(REPORT.read_text()) if REPORT.exists() else {}
@@ -28,7 +28,7 @@ def write(part: str, begun: float, figures: Mapping[str, Any], lines: list[Line]
         "seed": SEED,
         "seconds": round(time.monotonic() - begun, 1),
         **figures,
-        "verdict": verdict(lines),
+        "verdict": lines_as_json(lines),
     }
     holds = all(line["holds"] for one in parts.values() for line in one["verdict"])
     text = json.dumps(

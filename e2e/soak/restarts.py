@@ -17,8 +17,8 @@ from soak.engines import engines
 from soak.gateways import HANG_SECONDS, GatewayProcess, chat, judged, start, write_fleet
 from soak.report import SEED, count, write
 
-from fairlead.testing.raw_http import Connection, post
-from fairlead.testing.reports import Line
+from fairlead.testing.raw_http import RawConnection, post_request
+from fairlead.testing.reports import ReportLine
 
 CLIENTS = 24
 TOKENS = 20
@@ -37,11 +37,11 @@ class Addresses:
         self.errors: list[dict[str, object]] = []
         self._draw = draw
 
-    async def connect(self) -> tuple[Connection, str]:
+    async def connect(self) -> tuple[RawConnection, str]:
         """A connection to any of them. Raises OSError when none takes one."""
         for url in self._draw.sample(self.urls, len(self.urls)):
             try:
-                return await Connection.to(url), url
+                return await RawConnection.connect(url), url
             except ConnectionRefusedError:
                 self.refused += 1
         raise ConnectionRefusedError("no address takes a connection")
@@ -57,7 +57,7 @@ class Addresses:
 
 async def client(number: int, addresses: Addresses, outcomes: Counter[str], done: asyncio.Event) -> None:
     """Ask again and again over one connection until it is said to end, then over the next."""
-    connection: Connection | None = None
+    connection: RawConnection | None = None
     turn, asked, url, last, idle = number, 0, "", 0.0, 0.0
     while not done.is_set():
         turn += CLIENTS
@@ -68,9 +68,9 @@ async def client(number: int, addresses: Addresses, outcomes: Counter[str], done
                     connection, url = await addresses.connect()
                     asked, last = 0, time.monotonic()
                 idle = time.monotonic() - last
-                connection.writer.write(post(body, close=False))
+                connection.writer.write(post_request(body, close=False))
                 await connection.writer.drain()
-                answer = await connection.answer()
+                answer = await connection.read_response()
         except TimeoutError:
             outcomes["hangs"] += 1
             connection = None
@@ -101,7 +101,7 @@ async def restart(old: GatewayProcess, fleet: Path, addresses: Addresses) -> tup
     return new, asyncio.create_task(old.ended())
 
 
-async def run(folder: Path) -> list[Line]:
+async def run(folder: Path) -> list[ReportLine]:
     """The part; the lines that do not hold."""
     begun, restarts = time.monotonic(), count(*RESTARTS)
     outcomes: Counter[str] = Counter()
@@ -124,9 +124,9 @@ async def run(folder: Path) -> list[Line]:
         await clients
     errors = {name: number for name, number in outcomes.items() if name != "complete"}
     lines = [
-        Line(f"{restarts} rolling restarts of gateways", len(codes), len(codes) == restarts),
-        Line("0 errors", errors, not errors),
-        Line(
+        ReportLine(f"{restarts} rolling restarts of gateways", len(codes), len(codes) == restarts),
+        ReportLine("0 errors", errors, not errors),
+        ReportLine(
             "every gateway drained and exited with 0",
             {str(code): number for code, number in ended.items()},
             set(ended) == {0},

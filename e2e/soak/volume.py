@@ -13,7 +13,7 @@ from typing import Any
 from soak.gateways import gateway, write_fleet
 from soak.report import FULL, ROOT, SEED, count, flat, resident, write
 
-from fairlead.testing.reports import Line
+from fairlead.testing.reports import ReportLine
 
 sys.path[:0] = [str(ROOT / "bench" / "gateway"), str(ROOT / "bench")]
 from gatewaybench.bodies import UNIQUE, bodies  # noqa: E402 - found through the line above
@@ -31,7 +31,7 @@ STRETCHES = 6
 150,000), and of two stretches, which 20,000 take where a second has 10,000, no first third can be left out."""
 
 
-async def run(folder: Path) -> list[Line]:
+async def run(folder: Path) -> list[ReportLine]:
     """The part; the lines that do not hold."""
     begun, requests = time.monotonic(), count(*REQUESTS)
     programs = build()
@@ -51,9 +51,9 @@ async def run(folder: Path) -> list[Line]:
         left = mock.stats()["open"]
     bad = {name: totals[name] for name in ("errors", "wrong", "unfinished") if totals[name]}
     lines = [
-        Line(f"{requests:,} requests, every answer whole and right", bad, not bad),
-        Line("memory flat", sizes, flat(sizes)),
-        Line("no stream is left at the engines", left, not left),
+        ReportLine(f"{requests:,} requests, every answer whole and right", bad, not bad),
+        ReportLine("memory flat", sizes, flat(sizes)),
+        ReportLine("no stream is left at the engines", left, not left),
     ]
     return write("volume", begun, {**totals, "unique_prompts": FULL}, lines)
 

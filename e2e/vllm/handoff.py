@@ -103,12 +103,12 @@ class Handoff:
 
         The only decode engine is sometimes stuck in a transfer for half a minute. What got a 504 then is asked again, once.
         """
-        limits = Limits(handoff_least_tokens=1, handoff_suspect_seconds=0.001)
+        limits = Limits(handoff_min_tokens=1, handoff_suspect_seconds=0.001)
         async with running_gateway(self._as_value(), limits) as running:
 
             def reason(request_id: str) -> str:
                 record = running.gateway.decisions.get(request_id)
-                return record.last.decision.reason if record is not None else "forgotten"
+                return record.latest.decision.reason if record is not None else "forgotten"
 
             numbers = await self._compared(await asked(self.decode.url, MODEL, seed=2), running.url, reason, again=True)
         demand(numbers["handed_over"] >= 45, "too few were handed over", numbers)

@@ -25,7 +25,7 @@ from tiered import Tiered
 from traffic import LONG, SHORT, mixed, under_eviction, without_eviction
 from watched import Shape, Watched
 
-from fairlead_kvstore.truth.tiers import Tier
+from fairlead_kvstore.truth.tiers import StorageTier
 
 LARGE_BLOCKS = 8_192
 SMALL_BLOCKS = 40
@@ -73,7 +73,7 @@ class Index:
             (Shape("index-clears", large), self._clears),
             (Shape("index-eviction", small, buffer=SHORT_BUFFER), self._small),
             (Shape("index-ranks", ranks, ranks=2, environment=binding), self._ranks),
-            (Shape("index-tiers", tiers, environment=beside, tier=Tier.CPU), lambda: Tiered(self.at).story()),
+            (Shape("index-tiers", tiers, environment=beside, tier=StorageTier.CPU), lambda: Tiered(self.at).story()),
         ]
         return {shape.name: (shape, story) for shape, story in stories}
 
@@ -393,7 +393,7 @@ class Index:
         try:
             for name, index in late.items():
                 await index.follow(self.at.sources)
-                await until(lambda at=index: bool(content(at.mirror(), instance, Tier.GPU)))
+                await until(lambda at=index: bool(content(at.mirror(), instance, StorageTier.GPU)))
                 await self.at.quiet()
                 complete, reason = standing(index.mirror(), instance)
                 found = self.at.compare(index)

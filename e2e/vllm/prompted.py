@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 
-from fairlead_kvstore.truth.identity import block_extras, cached_tokens, own_hashes, root
+from fairlead_kvstore.truth.identity import block_extras, block_hashes, cached_tokens, chain_root
 
 VOCABULARY = 8_000
 FIRST_TOKEN = 100
@@ -36,7 +36,7 @@ class Prompt:
     def chain(self, model_key: str, size: int, secret: bytes) -> list[int]:
         """Its whole blocks as the index names them."""
         extras = block_extras(len(self.tokens) // size, size, salt=self.salt)
-        return own_hashes(root(model_key, self.adapter, secret=secret), self.tokens, size, extras)
+        return block_hashes(chain_root(model_key, self.adapter, secret=secret), self.tokens, size, extras)
 
     def body(self, model: str) -> dict[str, Any]:
         """What is posted to ``/v1/completions``."""

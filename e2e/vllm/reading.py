@@ -19,15 +19,15 @@ from fairlead.clock import SystemClock
 from fairlead.fleet import Fleet, Instance, Model
 from fairlead.limits import Limits
 from fairlead.testing.valkey import Valkey
-from fairlead_kvstore.index.feed import Feed
-from fairlead_kvstore.index.mirror import IndexMirror
+from fairlead_kvstore.index.feed import IndexSubscriber
+from fairlead_kvstore.index.mirror import IndexReplica
 from fairlead_kvstore.index.sink import LocalSink
 from fairlead_kvstore.indexer import Indexer
-from fairlead_kvstore.reader.asking import Http
+from fairlead_kvstore.reader.asking import HttpEngineQuery
 from fairlead_kvstore.redis import RedisLink
-from fairlead_kvstore.truth.changes import Change, Removed, Stored
-from fairlead_kvstore.truth.tiers import Tier
-from fairlead_kvstore.truth.truth import Truth
+from fairlead_kvstore.truth.changes import BlocksRemoved, BlocksStored, Change
+from fairlead_kvstore.truth.tiers import StorageTier
+from fairlead_kvstore.truth.truth import BlockStore
 
 MODEL = "tiny"
 MODEL_KEY = f"default/{MODEL}"
@@ -65,7 +65,7 @@ class Known(Protocol):
         """Something else whenever anything arrived."""
         ...
 
-    def mirror(self) -> IndexMirror | None:
+    def mirror(self) -> IndexReplica | None:
         """What is known; None before anything is."""
         ...
 
@@ -81,21 +81,21 @@ class Within:
         self._heard = 0
         self.arrivals: list[float] = []
         self._limits = Limits()
-        self._http = Http({}, self._limits)
+        self._http = HttpEngineQuery({}, self._limits)
         self._sink = LocalSink(on_changes=self._changed)
         self._indexer = Indexer(
-            Truth(secret=SECRET),
+            BlockStore(secret=SECRET),
             self._sink,
             SystemClock(),
-            ask=self._http,
+            query=self._http,
             loop=asyncio.get_running_loop(),
-            chance=random.Random(1).random,
+            random=random.Random(1).random,
         )
 
     async def follow(self, sources: Sequence[Source]) -> None:
         """Begin."""
         members = tuple(Instance(one.instance, "default", MODEL, "main", one.url, dp_rank=one.rank) for one in sources)
-        self._indexer.fleet(Fleet(models={MODEL_KEY: Model("default", MODEL)}, instances={MODEL_KEY: members}))
+        self._indexer.update_fleet(Fleet(models={MODEL_KEY: Model("default", MODEL)}, instances={MODEL_KEY: members}))
 
     async def close(self) -> None:
         """End."""
@@ -106,13 +106,13 @@ class Within:
         """Changes that were heard."""
         return self._heard
 
-    def mirror(self) -> IndexMirror | None:
+    def mirror(self) -> IndexReplica | None:
         """Always there."""
-        return self._sink.mirror(MODEL_KEY)
+        return self._sink.replica(MODEL_KEY)
 
     def cleared_by_us(self, instance: str) -> bool:
         """Said to the indexer."""
-        return self._indexer.cleared_by_us(instance)
+        return self._indexer.on_cache_cleared(instance)
 
     def _changed(self, _: str, changes: Sequence[Change]) -> None:
         self._heard += len(changes)
@@ -136,8 +136,8 @@ class Through:
             self._start, {"models": [{"name": MODEL, "instances": [_told(one) for one in sources]}]}
         )
         self._link = RedisLink(self._redis.url, SystemClock())
-        self._feed = Feed(self._link, SystemClock(), on_changes=self._changed, on_reload=self._reloaded)
-        self._feed.follow([MODEL_KEY])
+        self._feed = IndexSubscriber(self._link, SystemClock(), on_changes=self._changed, on_reload=self._reloaded)
+        self._feed.set_models([MODEL_KEY])
         self._link.start()
         self._feed.start()
 
@@ -176,9 +176,9 @@ class Through:
         """Changes that were heard, and reloads."""
         return self._heard
 
-    def mirror(self) -> IndexMirror | None:
+    def mirror(self) -> IndexReplica | None:
         """None before the first load."""
-        return self._feed.mirror(MODEL_KEY)
+        return self._feed.replica(MODEL_KEY)
 
     def cleared_by_us(self, instance: str) -> bool:
         """Nobody can say it to an indexer that is another process; it hears it from the engine."""
@@ -188,30 +188,30 @@ class Through:
         self._heard += len(changes)
         self.arrivals += arrived(changes)
 
-    def _reloaded(self, _: str, __: IndexMirror) -> None:
+    def _reloaded(self, _: str, __: IndexReplica) -> None:
         self._heard += 1
 
 
 def arrived(changes: Sequence[Change]) -> list[float]:
     """Now, for every block that was stored or removed."""
-    return [time.monotonic()] * sum(len(one.hashes) for one in changes if isinstance(one, Stored | Removed))
+    return [time.monotonic()] * sum(len(one.hashes) for one in changes if isinstance(one, BlocksStored | BlocksRemoved))
 
 
-def blocks(mirror: IndexMirror | None, instance: str, chain: Sequence[int], tier: Tier) -> int:
+def blocks(mirror: IndexReplica | None, instance: str, chain: Sequence[int], tier: StorageTier) -> int:
     """How many blocks of a chain the instance holds, up to a tier."""
     held = () if mirror is None else mirror.match(chain)
     return next((one.blocks[tier] for one in held if one.instance == instance), 0)
 
 
-def content(mirror: IndexMirror | None, instance: str, tier: Tier) -> set[int]:
+def content(mirror: IndexReplica | None, instance: str, tier: StorageTier) -> set[int]:
     """All blocks of an instance in a tier."""
-    there: Iterable[tuple[int, Tier]] = () if mirror is None else mirror.content(instance)
+    there: Iterable[tuple[int, StorageTier]] = () if mirror is None else mirror.blocks_of(instance)
     return {own for own, at in there if at is tier}
 
 
-def standing(mirror: IndexMirror | None, instance: str) -> tuple[bool, str]:
+def standing(mirror: IndexReplica | None, instance: str) -> tuple[bool, str]:
     """Whether the index says that it knows all of the instance, and what it says if not."""
-    known = None if mirror is None else mirror.standing(instance)
+    known = None if mirror is None else mirror.completeness(instance)
     return (known.complete, known.reason) if known is not None else (False, "nothing is known")
 
 

@@ -20,7 +20,7 @@ import msgspec
 import zmq
 import zmq.asyncio
 
-from fairlead_kvstore.truth.identity import own_hashes, root
+from fairlead_kvstore.truth.identity import block_hashes, chain_root
 
 Name = bytes
 GPU, CPU = "GPU", "CPU"
@@ -120,11 +120,11 @@ class Recorder:
         while at is not None and at not in known:
             line.append(at)
             at = self._blocks[at].parent
-        own = known[at] if at is not None else root(model_key, self._blocks[name].adapter, secret=secret)
+        own = known[at] if at is not None else chain_root(model_key, self._blocks[name].adapter, secret=secret)
         for one in reversed(line):
             block = self._blocks[one]
             extras = [key for key in block.extras if key != block.adapter]
-            own = own_hashes(own, block.tokens, len(block.tokens), [extras or None])[0]
+            own = block_hashes(own, block.tokens, len(block.tokens), [extras or None])[0]
             known[one] = own
         return own
 

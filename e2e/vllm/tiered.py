@@ -7,7 +7,7 @@ from report import Numbers, demand
 from traffic import LONG, mixed
 from watched import Watched
 
-from fairlead_kvstore.truth.tiers import Tier
+from fairlead_kvstore.truth.tiers import StorageTier
 
 PROMPT = 1_500
 MIXED = 200
@@ -35,7 +35,7 @@ class Tiered:
         await self._at.quiet()
         prompt = Prompt(tokens(("big", 0), PROMPT))
         index = next(iter(self._at.indexes.values()))
-        device, both = self._at.predict(prompt, index, Tier.GPU), self._at.predict(prompt, index)
+        device, both = self._at.predict(prompt, index, StorageTier.GPU), self._at.predict(prompt, index)
         await self._at.ask(prompt)
         reported = self._at.rows[-1].reported
         demand(device < both, f"nothing was only in the tier: {device} tokens on the device, {both} with the tier")

@@ -22,9 +22,9 @@ from reading import MODEL, MODEL_KEY, SECRET, Known, Source, blocks, content, st
 from recorder import Recorder
 from report import Numbers, Report, demand
 
-from fairlead_kvstore.index.mirror import IndexMirror
-from fairlead_kvstore.links.flying import Flying
-from fairlead_kvstore.truth.tiers import Tier
+from fairlead_kvstore.index.mirror import IndexReplica
+from fairlead_kvstore.links.flying import InflightBlocks
+from fairlead_kvstore.truth.tiers import StorageTier
 
 HOST = "127.0.0.1"
 LATE_SECONDS = 3.0
@@ -43,7 +43,7 @@ class Shape:
     core: int = 0
     buffer: int = 10_000
     environment: Mapping[str, str] = field(default_factory=dict)
-    tier: Tier = Tier.GPU
+    tier: StorageTier = StorageTier.GPU
     starts: int = 0
     port: int = field(default_factory=free_port)
     events: int = field(default_factory=lambda: _ports(2))
@@ -97,7 +97,7 @@ class Watched:
         self._stage = stage
         self._report = report
         self._context = zmq.asyncio.Context()
-        self._flying = [Flying() for _ in self.sources]
+        self._flying = [InflightBlocks() for _ in self.sources]
 
     async def __aenter__(self) -> "Watched":
         self.recorders = [Recorder(one.events, self._context, self.loaded) for one in self.sources]
@@ -142,13 +142,13 @@ class Watched:
         expected = reach(chain, lambda own: own in flying or (mirror is not None and _held(mirror, own, instance)))
         return max(self.predict(prompt, index), predicted(expected, prompt, BLOCK_TOKENS))
 
-    def predict(self, prompt: Prompt, index: Known, tier: Tier | None = None) -> int:
+    def predict(self, prompt: Prompt, index: Known, tier: StorageTier | None = None) -> int:
         """What an index says of a prompt now, in tokens; up to ``tier``, or all that the engine has."""
         chain = prompt.chain(MODEL_KEY, BLOCK_TOKENS, SECRET)
         instance = self.sources[prompt.rank or 0].instance
         slowest = self.shape.tier if tier is None else tier
-        held, slower = (blocks(index.mirror(), instance, chain, one) for one in (Tier.GPU, slowest))
-        return predicted(held, prompt, BLOCK_TOKENS, 0 if slowest is Tier.GPU else slower)
+        held, slower = (blocks(index.mirror(), instance, chain, one) for one in (StorageTier.GPU, slowest))
+        return predicted(held, prompt, BLOCK_TOKENS, 0 if slowest is StorageTier.GPU else slower)
 
     def reference(self, prompt: Prompt) -> int:
         """The same from counting copies at the engine."""
@@ -163,11 +163,11 @@ class Watched:
         rank, flying = prompt.rank or 0, self._flying[prompt.rank or 0]
         there = self.recorders[rank].holds(prompt.tokens, BLOCK_TOKENS, prompt.adapter, prompt.salt)
         both = reach(range(len(chain)), lambda number: there[number] or chain[number] in flying)
-        flying.take_off(chain)
+        flying.add(chain)
         try:
             answer = await ask(self.client, MODEL, prompt)
         finally:
-            flying.land(chain)
+            flying.remove(chain)
         expected = max(reference, predicted(both, prompt, BLOCK_TOKENS))
         return Row(len(prompt.tokens), guesses, answer.cached, reference, excused, told, expected), answer
 
@@ -207,10 +207,10 @@ class Watched:
         mirror = index.mirror()
         numbers: Numbers = {"blocks": 0, "ghosts": 0, "missing": 0}
         for source, recorder in zip(self.sources, self.recorders, strict=True):
-            for tier in (Tier.GPU, self.shape.tier)[: 1 + self.shape.tier]:
+            for tier in (StorageTier.GPU, self.shape.tier)[: 1 + self.shape.tier]:
                 held = content(mirror, source.instance, tier)
                 there = recorder.own(MODEL_KEY, SECRET, tier.name)
-                name = "blocks" if tier is Tier.GPU else f"blocks_{tier.name.lower()}"
+                name = "blocks" if tier is StorageTier.GPU else f"blocks_{tier.name.lower()}"
                 numbers[name] = numbers.get(name, 0) + len(there)
                 numbers["ghosts"] += len(held - there)
                 numbers["missing"] += len(there - held)
@@ -274,7 +274,7 @@ class Watched:
         for name in names:
             mirror = self.indexes[name].mirror
             empty = await until(
-                lambda at=mirror: not any(content(at(), one.instance, Tier.GPU) for one in self.sources)
+                lambda at=mirror: not any(content(at(), one.instance, StorageTier.GPU) for one in self.sources)
             )
             found[name] = round(time.monotonic() - since, 3) if empty else None
         return found
@@ -295,8 +295,8 @@ def reach(chain: Sequence[int], held: Callable[[int], bool]) -> int:
     return next((number for number, one in enumerate(chain) if not held(one)), len(chain))
 
 
-def _held(mirror: IndexMirror, own: int, instance: str) -> bool:
-    return Tier.GPU in mirror.holders(own).get(instance, ())
+def _held(mirror: IndexReplica, own: int, instance: str) -> bool:
+    return StorageTier.GPU in mirror.holders(own).get(instance, ())
 
 
 def _differs(numbers: Numbers) -> bool:

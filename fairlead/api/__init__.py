@@ -7,10 +7,10 @@ from fairlead.api.autoscaling import Autoscaling, ScalingMode, Schedule
 from fairlead.api.conditions import ConditionType, Reason
 from fairlead.api.engine import Engine, EngineKind
 from fairlead.api.environment import EnvironmentSource, EnvironmentVariable
-from fairlead.api.kvcache import KvCache, Offload, OffloadKind, Peers, Transfer
+from fairlead.api.kvcache import KvCache, Offload, OffloadKind, PeerTransfer, Transfer
 from fairlead.api.metadata import Metadata
-from fairlead.api.model import Credentials, ModelCache, ModelSource
-from fairlead.api.pools import Endpoint, Parallelism, PodSelector, PodTemplate, Pool, PoolRole, Replicas
+from fairlead.api.model import ModelCache, ModelCredentials, ModelSource
+from fairlead.api.pools import ExternalEndpoint, Parallelism, PodSelector, PodTemplate, Pool, PoolRole, Replicas
 from fairlead.api.rollout import Rollout
 from fairlead.api.status import Condition, ConditionStatus, ModelDeploymentStatus, PoolStatus
 from fairlead.api.v1alpha1 import (
@@ -22,7 +22,7 @@ from fairlead.api.v1alpha1 import (
     ModelDeploymentSpec,
 )
 from fairlead.fleet import RoutingPreset
-from fairlead.strict import Objectives, Profile, Routing
+from fairlead.strict import Profile, Routing, Slo
 
 __all__ = [
     "API_VERSION",
@@ -36,24 +36,23 @@ __all__ = [
     "ConditionStatus",
     "ConditionType",
     "CountRule",
-    "Credentials",
-    "Endpoint",
     "Engine",
     "EngineKind",
     "EnvironmentSource",
     "EnvironmentVariable",
+    "ExternalEndpoint",
     "KvCache",
     "Metadata",
     "ModelCache",
+    "ModelCredentials",
     "ModelDeployment",
     "ModelDeploymentSpec",
     "ModelDeploymentStatus",
     "ModelSource",
-    "Objectives",
     "Offload",
     "OffloadKind",
     "Parallelism",
-    "Peers",
+    "PeerTransfer",
     "PodSelector",
     "PodTemplate",
     "Pool",
@@ -67,6 +66,7 @@ __all__ = [
     "RoutingPreset",
     "ScalingMode",
     "Schedule",
+    "Slo",
     "Toleration",
     "Transfer",
     "builtin_accelerators",

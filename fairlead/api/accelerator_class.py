@@ -7,7 +7,7 @@ from pydantic import Field
 
 from fairlead.api.pools import Parallelism
 from fairlead.api.values import Cost, Labels, ResourceName
-from fairlead.strict import Profile, Rule, Strict
+from fairlead.strict import Profile, Rule, StrictModel
 
 
 class CountRule(StrEnum):
@@ -32,7 +32,7 @@ class TaintEffect(StrEnum):
     NO_EXECUTE = "NoExecute"
 
 
-class Toleration(Strict):
+class Toleration(StrictModel):
     """As in a pod: which taint of a node is no hindrance."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
@@ -41,21 +41,21 @@ class Toleration(Strict):
             message="a toleration without key is for every taint, and its operator is Exists",
             fix="add key, or write `operator: Exists`",
             at=("operator",),
-            broken=lambda one: one.key is None and one.operator is not TolerationOperator.EXISTS,
+            violation=lambda one: one.key is None and one.operator is not TolerationOperator.EXISTS,
         ),
         Rule(
             cel="!has(self.value) || self.operator == 'Equal'",
             message="the operator Exists looks at no value",
             fix="remove value, or write `operator: Equal`",
             at=("value",),
-            broken=lambda one: one.value is not None and one.operator is not TolerationOperator.EQUAL,
+            violation=lambda one: one.value is not None and one.operator is not TolerationOperator.EQUAL,
         ),
         Rule(
             cel="!has(self.tolerationSeconds) || has(self.effect) && self.effect == 'NoExecute'",
             message="tolerationSeconds is for the effect NoExecute",
             fix="write `effect: NoExecute`, or remove tolerationSeconds",
             at=("tolerationSeconds",),
-            broken=lambda one: one.toleration_seconds is not None and one.effect is not TaintEffect.NO_EXECUTE,
+            violation=lambda one: one.toleration_seconds is not None and one.effect is not TaintEffect.NO_EXECUTE,
         ),
     )
 
@@ -83,7 +83,7 @@ class Toleration(Strict):
     ] = None
 
 
-class AcceleratorClassSpec(Strict):
+class AcceleratorClassSpec(StrictModel):
     """How pods get this accelerator, and what an instance on it costs in time and money."""
 
     resource: Annotated[

@@ -14,11 +14,11 @@ from fairlead.api.metadata import Metadata
 from fairlead.api.v1alpha1 import API_VERSION, AcceleratorClass
 from fairlead.strict import Profile
 
-_NVIDIA = "nvidia.com/gpu"
-_PRESETS: dict[str, tuple[str, str | None]] = {
-    "nvidia-l4": ("l4-qwen8b", _NVIDIA),
-    "nvidia-a100": ("a100-qwen7b", _NVIDIA),
-    "nvidia-h100": ("h100-llama8b", _NVIDIA),
+_NVIDIA_GPU = "nvidia.com/gpu"
+_BUILTIN: dict[str, tuple[str, str | None]] = {
+    "nvidia-l4": ("l4-qwen8b", _NVIDIA_GPU),
+    "nvidia-a100": ("a100-qwen7b", _NVIDIA_GPU),
+    "nvidia-h100": ("h100-llama8b", _NVIDIA_GPU),
     "npu-910b4": ("910b4", "huawei.com/Ascend910"),
     "cpu": ("tiny-cpu", None),
 }
@@ -37,7 +37,7 @@ def builtin_accelerators() -> Mapping[str, AcceleratorClass]:
                     profile=Profile(preset=preset), resource=resource, tolerations=_tolerations(resource)
                 ),
             )
-            for name, (preset, resource) in _PRESETS.items()
+            for name, (preset, resource) in _BUILTIN.items()
         }
     )
 

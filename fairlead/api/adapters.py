@@ -4,10 +4,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from fairlead.strict import Strict
+from fairlead.strict import StrictModel
 
 
-class Adapters(Strict):
+class Adapters(StrictModel):
     """Room for LoRA adapters in every engine; left out, an engine takes none."""
 
     slots: Annotated[

@@ -8,8 +8,8 @@ from zoneinfo import ZoneInfo
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from fairlead.api.values import CountOrPercent, Label, list_map, unique
-from fairlead.strict import PositiveDuration, Rule, Strict, wrong
+from fairlead.api.values import CountOrPercent, Label, check_unique, list_map_schema
+from fairlead.strict import PositiveDuration, Rule, StrictModel, field_error
 
 _INT32 = {"format": "int32"}
 _TIME_PATTERN = r"^([01][0-9]|2[0-3]):[0-5][0-9]$"
@@ -36,20 +36,22 @@ class Weekday(StrEnum):
     SUN = "Sun"
 
 
-def _zone(text: str) -> str:
+def _check_time_zone(text: str) -> str:
     try:
         ZoneInfo(text)
     except (ValueError, OSError, KeyError):  # ZoneInfoNotFoundError is a KeyError; a folder of zones an OSError
-        raise wrong(f'no time zone is called "{text:.70}"', "write it like UTC or Europe/Berlin") from None
+        raise field_error(f'no time zone is called "{text:.70}"', "write it like UTC or Europe/Berlin") from None
     return text
 
 
-def _mode(value: Any) -> Any:
+def _check_mode(value: Any) -> Any:
     """YAML of before 2009, which most tools still read, has ``Off`` for false."""
     if value is False:
-        raise wrong("must be one of Auto, Advise, Off; YAML reads Off without quotes as false", 'write `mode: "Off"`')
+        raise field_error(
+            "must be one of Auto, Advise, Off; YAML reads Off without quotes as false", 'write `mode: "Off"`'
+        )
     if value is True:
-        raise wrong(
+        raise field_error(
             "must be one of Auto, Advise, Off; YAML reads on and yes without quotes as true", "write `mode: Auto`"
         )
     return value
@@ -58,12 +60,12 @@ def _mode(value: Any) -> Any:
 TimeOfDay = Annotated[str, Field(pattern=_TIME_PATTERN, max_length=5)]
 TimeZone = Annotated[
     str,
-    AfterValidator(_zone),
+    AfterValidator(_check_time_zone),
     Field(json_schema_extra={"pattern": _ZONE_PATTERN, "minLength": 1, "maxLength": 64}),
 ]
 
 
-class Schedule(Strict):
+class Schedule(StrictModel):
     """Other bounds for some hours of the week. They stand instead of the pool's own while it is on."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
@@ -71,14 +73,14 @@ class Schedule(Strict):
             cel="has(self.min) || has(self.max)",
             message="a schedule needs a min or a max",
             fix="add one, for example `min: 4`",
-            broken=lambda one: one.min is None and one.max is None,
+            violation=lambda one: one.min is None and one.max is None,
         ),
         Rule(
             cel="!has(self.min) || !has(self.max) || self.max >= self.min",
             message="max is less than min",
             fix="raise max, or lower min",
             at=("max",),
-            broken=lambda one: one.min is not None and one.max is not None and one.max < one.min,
+            violation=lambda one: one.min is not None and one.max is not None and one.max < one.min,
         ),
     )
 
@@ -109,10 +111,10 @@ class Schedule(Strict):
         Field(ge=1, le=4096, description="instead of the pool's max", examples=["16"], json_schema_extra=_INT32),
     ] = None
 
-    def on(self, wall: float) -> bool:
+    def is_active(self, wall: float) -> bool:
         """Does it hold at this Unix time?"""
         here = datetime.fromtimestamp(wall, ZoneInfo(self.time_zone))
-        begin, end, now = _minutes(self.begin), _minutes(self.end), here.hour * 60 + here.minute
+        begin, end, now = _minute_of_day(self.begin), _minute_of_day(self.end), here.hour * 60 + here.minute
         weekdays = list(Weekday)
         today = weekdays[here.weekday()] in self.days
         yesterday = weekdays[(here - timedelta(days=1)).weekday()] in self.days
@@ -121,11 +123,11 @@ class Schedule(Strict):
         return (today and now >= begin) or (yesterday and now < end)
 
 
-def _minutes(text: str) -> int:
+def _minute_of_day(text: str) -> int:
     return int(text[:2]) * 60 + int(text[3:])
 
 
-class Zero(Strict):
+class ZeroPolicy(StrictModel):
     """When a pool whose min is 0 may have no instance."""
 
     after: Annotated[
@@ -134,7 +136,7 @@ class Zero(Strict):
     ] = "10m"
 
 
-class Sleep(Strict):
+class SleepPolicy(StrictModel):
     """How many instances of a pool may sleep instead of ending. One that sleeps keeps its process and gives its device's memory back;
     to serve again takes it seconds, where a start takes minutes."""
 
@@ -144,7 +146,7 @@ class Sleep(Strict):
             message="max is less than min",
             fix="raise max, or lower min",
             at=("max",),
-            broken=lambda one: one.max < one.min,
+            violation=lambda one: one.max < one.min,
         ),
     )
 
@@ -188,7 +190,7 @@ class Sleep(Strict):
     ] = None
 
 
-class Autoscaling(Strict):
+class Autoscaling(StrictModel):
     """Who decides on the numbers of instances of the pools whose max is above their min."""
 
     mode: Annotated[
@@ -199,7 +201,7 @@ class Autoscaling(Strict):
             "somebody else sets a number (`spec.replicas`, `kubectl scale`, an HPA, KEDA), Auto leaves it alone and says so",
             examples=["Auto"],
         ),
-        BeforeValidator(_mode),
+        BeforeValidator(_check_mode),
     ] = ScalingMode.OFF
     max: Annotated[
         int | None,
@@ -234,9 +236,9 @@ class Autoscaling(Strict):
             examples=["1"],
         ),
     ] = None
-    zero: Annotated[Zero, Field(examples=["{after: 10m}"])] = Zero()
+    zero: Annotated[ZeroPolicy, Field(examples=["{after: 10m}"])] = ZeroPolicy()
     sleep: Annotated[
-        Sleep | None,
+        SleepPolicy | None,
         Field(
             description="instances of each pool that are not needed sleep instead of ending; of engines of the kinds vllm and sim",
             examples=["{max: 2}"],
@@ -247,22 +249,22 @@ class Autoscaling(Strict):
         max_length=16,
         description="other bounds for some hours of the week; of several that are on, the highest min and the highest max hold",
         examples=['[{name: day, begin: "08:00", end: "20:00", min: 4}]'],
-        json_schema_extra=list_map("name"),
+        json_schema_extra=list_map_schema("name"),
     )
 
     @model_validator(mode="after")
-    def _names_differ(self) -> Self:
-        unique("schedules", [one.name for one in self.schedules])
+    def _check_unique_names(self) -> Self:
+        check_unique("schedules", [one.name for one in self.schedules])
         return self
 
-    def bounds(self, pool: str, least: int, most: int, wall: float) -> tuple[int, int]:
+    def bounds_at(self, pool: str, minimum: int, maximum: int, wall: float) -> tuple[int, int]:
         """The bounds of a pool at this Unix time, whose own are ``least`` and ``most``."""
-        on = [one for one in self.schedules if one.pool in (None, pool) and one.on(wall)]
-        low = max((one.min for one in on if one.min is not None), default=least)
-        high = max((one.max for one in on if one.max is not None), default=most)
+        on = [one for one in self.schedules if one.pool in (None, pool) and one.is_active(wall)]
+        low = max((one.min for one in on if one.min is not None), default=minimum)
+        high = max((one.max for one in on if one.max is not None), default=maximum)
         # A lone max below the pool's own min is meant to lower it; a lone min above its max to raise it.
-        return (low, max(low, high)) if _gives_least(on) else (min(low, high), high)
+        return (low, max(low, high)) if _sets_minimum(on) else (min(low, high), high)
 
 
-def _gives_least(on: Sequence[Schedule]) -> bool:
+def _sets_minimum(on: Sequence[Schedule]) -> bool:
     return any(one.min is not None for one in on)

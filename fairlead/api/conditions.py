@@ -20,7 +20,7 @@ class ConditionType(StrEnum):
     AUTOSCALING = "Autoscaling"
 
 
-class Owner(StrEnum):
+class ConditionOwner(StrEnum):
     """Who writes a condition; nobody else does."""
 
     OPERATOR = "operator"
@@ -71,50 +71,52 @@ class Reason(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class TypeMeaning:
+class ConditionTypeInfo:
     """``says`` is what True means."""
 
     type: ConditionType
-    owner: Owner
+    owner: ConditionOwner
     always: bool
-    says: str
+    meaning: str
 
 
 @dataclass(frozen=True, slots=True)
-class ReasonMeaning:
+class ReasonInfo:
     """``type`` is the condition that carries the reason; a Ready that is False because of a Stalled carries the same one."""
 
     reason: Reason
     type: ConditionType
     when: str
-    do: str
+    advice: str
 
 
-def condition_types() -> tuple[TypeMeaning, ...]:
+def condition_types() -> tuple[ConditionTypeInfo, ...]:
     """Every type, in the order in which people read them."""
-    operator, autoscaler = Owner.OPERATOR, Owner.AUTOSCALER
+    operator, autoscaler = ConditionOwner.OPERATOR, ConditionOwner.AUTOSCALER
     return (
-        TypeMeaning(
+        ConditionTypeInfo(
             ConditionType.READY,
             operator,
             True,
             "every pool has as many ready instances as are asked of it; requests are served",
         ),
-        TypeMeaning(ConditionType.RECONCILING, operator, False, "what runs is being brought to what is asked"),
-        TypeMeaning(ConditionType.STALLED, operator, False, "it goes no further until somebody does something"),
-        TypeMeaning(
+        ConditionTypeInfo(ConditionType.RECONCILING, operator, False, "what runs is being brought to what is asked"),
+        ConditionTypeInfo(ConditionType.STALLED, operator, False, "it goes no further until somebody does something"),
+        ConditionTypeInfo(
             ConditionType.NAME_TAKEN,
             operator,
             False,
             "clients reach the model by `namespace/name` only: an older one has its name",
         ),
-        TypeMeaning(
+        ConditionTypeInfo(
             ConditionType.OBJECTIVES_MET,
             autoscaler,
             False,
             "requests attain the objectives as often as the target says",
         ),
-        TypeMeaning(ConditionType.AUTOSCALING, autoscaler, False, "the autoscaler decides on the numbers of instances"),
+        ConditionTypeInfo(
+            ConditionType.AUTOSCALING, autoscaler, False, "the autoscaler decides on the numbers of instances"
+        ),
     )
 
 
@@ -312,7 +314,7 @@ _OBJECTIVES_MET = (
 )
 
 
-def reasons() -> tuple[ReasonMeaning, ...]:
+def reasons() -> tuple[ReasonInfo, ...]:
     """Every reason, by type."""
     listed = (
         (ConditionType.READY, _READY),
@@ -322,4 +324,4 @@ def reasons() -> tuple[ReasonMeaning, ...]:
         (ConditionType.AUTOSCALING, _AUTOSCALING),
         (ConditionType.OBJECTIVES_MET, _OBJECTIVES_MET),
     )
-    return tuple(ReasonMeaning(reason, kind, when, do) for kind, rows in listed for reason, when, do in rows)
+    return tuple(ReasonInfo(reason, kind, when, do) for kind, rows in listed for reason, when, do in rows)

@@ -10,12 +10,12 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from fairlead.api.kinds import Column, Kind
+from fairlead.api.kinds import CustomResourceKind, PrinterColumn
 from fairlead.api.v1alpha1 import GROUP, VERSION
 
 Schema = dict[str, Any]
 
-_KEPT = (
+_KEPT_KEYWORDS = (
     "description",
     "type",
     "format",
@@ -31,10 +31,10 @@ _KEPT = (
     "maxProperties",
     "required",
 )
-_EXCLUSIVE = {"exclusiveMinimum": "minimum", "exclusiveMaximum": "maximum"}
+_EXCLUSIVE_BOUNDS = {"exclusiveMinimum": "minimum", "exclusiveMaximum": "maximum"}
 
 
-def definition(kind: Kind) -> Schema:
+def crd_manifest(kind: CustomResourceKind) -> Schema:
     """The CustomResourceDefinition of one kind."""
     version = {
         "name": VERSION,
@@ -49,7 +49,7 @@ def definition(kind: Kind) -> Schema:
         "listKind": f"{kind.name}List",
         "plural": kind.plural,
         "singular": kind.name.lower(),
-        "shortNames": [kind.short],
+        "shortNames": [kind.short_name],
         "categories": ["fairlead"],
     }
     scope = "Namespaced" if kind.namespaced else "Cluster"
@@ -61,48 +61,48 @@ def definition(kind: Kind) -> Schema:
     }
 
 
-def _column(column: Column) -> Schema:
+def _column(column: PrinterColumn) -> Schema:
     shown = {"name": column.name, "type": column.type, "jsonPath": column.path}
     return {**shown, "priority": 1} if column.wide else shown
 
 
-def _subresources(kind: Kind) -> Schema:
+def _subresources(kind: CustomResourceKind) -> Schema:
     """What is written by itself: status by controllers, scale by ``kubectl scale`` and autoscalers."""
     scale = {
         "specReplicasPath": ".spec.replicas",
         "statusReplicasPath": ".status.replicas",
         "labelSelectorPath": ".status.selector",
     }
-    return {"status": {}, **({"scale": scale} if kind.scaled else {})}
+    return {"status": {}, **({"scale": scale} if kind.has_scale else {})}
 
 
-def _object_schema(kind: Kind) -> Schema:
+def _object_schema(kind: CustomResourceKind) -> Schema:
     """The schema of a whole object: the server knows apiVersion, kind and metadata itself."""
-    status = {"status": structural(kind.status)} if kind.status is not None else {}
+    status = {"status": structural_schema(kind.status)} if kind.status is not None else {}
     # Of metadata the server knows more than the schema says, so a rule about it cannot point there.
     rules = [{key: text for key, text in rule.schema().items() if key != "fieldPath"} for rule in kind.model.rules]
     return {
         "type": "object",
-        "description": kind.says,
+        "description": kind.description,
         "required": ["spec"],
         "properties": {
             "apiVersion": {"type": "string"},
             "kind": {"type": "string"},
             "metadata": {"type": "object"},
-            "spec": structural(kind.model)["properties"]["spec"],
+            "spec": structural_schema(kind.model)["properties"]["spec"],
             **status,
         },
         **({"x-kubernetes-validations": rules} if rules else {}),
     }
 
 
-def structural(model: type[BaseModel]) -> Schema:
+def structural_schema(model: type[BaseModel]) -> Schema:
     """The structural schema of a type. Raises TypeError for what has none."""
     root = model.model_json_schema(by_alias=True)
-    return _Translator(root.get("$defs", {})).translate(root, model.__name__, ())
+    return _SchemaTranslator(root.get("$defs", {})).translate(root, model.__name__, ())
 
 
-class _Translator:
+class _SchemaTranslator:
     """Holds the definitions that references point to."""
 
     def __init__(self, definitions: Mapping[str, Schema]) -> None:
@@ -117,13 +117,13 @@ class _Translator:
                 raise TypeError(f"{path}: the type {name} contains itself")
             siblings = {key: value for key, value in schema.items() if key != "$ref"}
             return self.translate({**self._definitions[name], **siblings}, path, (*inside, name))
-        result = _kept(schema)
+        result = _copy_keywords(schema)
         if "properties" in schema:
             fields = schema["properties"]
             result["properties"] = {name: self.translate(fields[name], f"{path}.{name}", inside) for name in fields}
             if "default" in result:
                 # The server holds a default against the object's rules before it fills in what lies below.
-                result["default"] = _defaults(result["properties"])
+                result["default"] = _nested_defaults(result["properties"])
         elif isinstance(schema.get("additionalProperties"), dict):
             result["additionalProperties"] = self.translate(schema["additionalProperties"], f"{path}.*", inside)
         if "items" in schema:
@@ -145,19 +145,19 @@ def _without_null(schema: Schema, path: str) -> Schema:
     return {**choices[0], **{key: value for key, value in schema.items() if key != "anyOf"}}
 
 
-def _defaults(fields: Mapping[str, Schema]) -> Schema:
+def _nested_defaults(fields: Mapping[str, Schema]) -> Schema:
     """What an object becomes of which nothing is written."""
     return {name: field["default"] for name, field in fields.items() if "default" in field}
 
 
-def _kept(schema: Schema) -> Schema:
+def _copy_keywords(schema: Schema) -> Schema:
     """The keywords that both languages share, and those that only differ in spelling."""
-    result = {key: schema[key] for key in _KEPT if key in schema}
+    result = {key: schema[key] for key in _KEPT_KEYWORDS if key in schema}
     if "description" in result:
         result["description"] = " ".join(result["description"].split())
     if "const" in schema:
         result["enum"] = [schema["const"]]
-    for exclusive, bound in _EXCLUSIVE.items():
+    for exclusive, bound in _EXCLUSIVE_BOUNDS.items():
         if exclusive in schema:
             result[bound] = schema[exclusive]
             result[exclusive] = True

@@ -6,8 +6,8 @@ from typing import Annotated, ClassVar, Self
 from pydantic import Field, model_validator
 
 from fairlead.api.environment import EnvironmentVariable
-from fairlead.api.values import Subdomain, list_map, unique
-from fairlead.strict import Rule, ServedName, Strict
+from fairlead.api.values import Subdomain, check_unique, list_map_schema
+from fairlead.strict import Rule, ServedName, StrictModel
 
 
 class EngineKind(StrEnum):
@@ -20,34 +20,34 @@ class EngineKind(StrEnum):
     EXTERNAL = "external"
 
 
-class PullSecret(Strict):
+class PullSecret(StrictModel):
     """A Secret of the same namespace that opens an image registry."""
 
     name: Annotated[Subdomain, Field(description="of the Secret", examples=["registry"])]
 
 
-def _given(engine: "Engine") -> tuple[str, ...] | bool:
+def _external_violation(engine: "Engine") -> tuple[str, ...] | bool:
     """Which field says how to run an engine that Fairlead does not run."""
     fields = ("image", "command", "args", "env", "image_pull_secrets", "port", "health_path")
     found = next((name for name in fields if getattr(engine, name)), None)
     return (Engine.model_fields[found].alias or found,) if engine.kind is EngineKind.EXTERNAL and found else False
 
 
-_NAMING = "--served-model-name"
-_ONLY_CUSTOM = "{} is for engines of kind custom; Fairlead knows {} of the others"
+_SERVED_NAME_FLAG = "--served-model-name"
+_CUSTOM_ONLY_MESSAGE = "{} is for engines of kind custom; Fairlead knows {} of the others"
 
 
-def _only_custom(field: str, attribute: str, knows: str) -> Rule:
+def _custom_only_rule(field: str, attribute: str, known_part: str) -> Rule:
     return Rule(
         cel=f"!has(self.{field}) || self.kind in ['custom', 'external']",  # external has a rule of its own
-        message=_ONLY_CUSTOM.format(field, knows),
+        message=_CUSTOM_ONLY_MESSAGE.format(field, known_part),
         fix=f"remove {field}, or write `kind: custom`",
         at=(field,),
-        broken=lambda one: getattr(one, attribute) not in (None, []) and one.kind not in ("custom", "external"),
+        violation=lambda one: getattr(one, attribute) not in (None, []) and one.kind not in ("custom", "external"),
     )
 
 
-class Engine(Strict):
+class Engine(StrictModel):
     """The program that serves the model."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
@@ -57,30 +57,30 @@ class Engine(Strict):
             "self.imagePullSecrets.size() > 0 || has(self.port) || has(self.healthPath))",
             message="an external engine is not run by Fairlead, which cannot change how it runs",
             fix="leave only kind and servedModelName, and give pools endpoints or a selector",
-            broken=_given,
+            violation=_external_violation,
         ),
         Rule(
             cel="self.kind != 'custom' || has(self.image)",
             message="an engine of kind custom needs an image",
             fix="add `image:`, and `command:` unless the image's own is meant",
-            broken=lambda one: one.kind is EngineKind.CUSTOM and one.image is None,
+            violation=lambda one: one.kind is EngineKind.CUSTOM and one.image is None,
         ),
         Rule(
             # A custom engine's arguments are its own affair, and may hold $(MODEL_NAME).
             cel="!has(self.servedModelName) || !has(self.args) || self.kind == 'custom' || "
-            f"!self.args.exists(arg, arg == '{_NAMING}' || arg.startsWith('{_NAMING}='))",
+            f"!self.args.exists(arg, arg == '{_SERVED_NAME_FLAG}' || arg.startsWith('{_SERVED_NAME_FLAG}='))",
             message="the engine is given its name twice",
-            fix=f"remove {_NAMING} from args, or remove servedModelName",
+            fix=f"remove {_SERVED_NAME_FLAG} from args, or remove servedModelName",
             at=("servedModelName",),
-            broken=lambda one: (
+            violation=lambda one: (
                 one.served_model_name is not None
                 and one.kind is not EngineKind.CUSTOM
-                and any(arg.partition("=")[0] == _NAMING for arg in one.args)
+                and any(arg.partition("=")[0] == _SERVED_NAME_FLAG for arg in one.args)
             ),
         ),
-        _only_custom("command", "command", "the command"),
-        _only_custom("port", "port", "the port"),
-        _only_custom("healthPath", "health_path", "the health path"),
+        _custom_only_rule("command", "command", "the command"),
+        _custom_only_rule("port", "port", "the port"),
+        _custom_only_rule("healthPath", "health_path", "the health path"),
     )
 
     kind: Annotated[
@@ -130,14 +130,14 @@ class Engine(Strict):
         max_length=128,
         description="environment of the engine's process",
         examples=["[{name: VLLM_LOGGING_LEVEL, value: WARNING}]"],
-        json_schema_extra=list_map("name"),
+        json_schema_extra=list_map_schema("name"),
     )
     image_pull_secrets: list[PullSecret] = Field(
         default_factory=list,
         max_length=16,
         description="Secrets that open the image's registry, beside the installation's",
         examples=["[{name: registry}]"],
-        json_schema_extra=list_map("name"),
+        json_schema_extra=list_map_schema("name"),
     )
     port: Annotated[
         int | None,
@@ -161,7 +161,7 @@ class Engine(Strict):
     ] = None
 
     @model_validator(mode="after")
-    def _names_differ(self) -> Self:
-        unique("env", [variable.name for variable in self.env])
-        unique("imagePullSecrets", [secret.name for secret in self.image_pull_secrets])
+    def _check_unique_names(self) -> Self:
+        check_unique("env", [variable.name for variable in self.env])
+        check_unique("imagePullSecrets", [secret.name for secret in self.image_pull_secrets])
         return self

@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from fairlead.api.values import Subdomain
-from fairlead.strict import Rule, Strict
+from fairlead.strict import Rule, StrictModel
 
 _NAME_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]*$"
 _KEY_PATTERN = r"^[-._a-zA-Z0-9]+$"
@@ -15,7 +15,7 @@ _FIELD_PATTERN = (
 )
 
 
-class KeyReference(Strict):
+class KeyReference(StrictModel):
     """One entry of a Secret or ConfigMap of the same namespace."""
 
     name: Annotated[Subdomain, Field(description="of the Secret or ConfigMap", examples=["engine-secrets"])]
@@ -27,7 +27,7 @@ class KeyReference(Strict):
     ] = False
 
 
-class FieldReference(Strict):
+class FieldReference(StrictModel):
     """A field of the engine's own pod."""
 
     field_path: Annotated[
@@ -42,7 +42,7 @@ class FieldReference(Strict):
     ]
 
 
-class EnvironmentSource(Strict):
+class EnvironmentSource(StrictModel):
     """Where a value comes from; exactly one."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
@@ -50,7 +50,7 @@ class EnvironmentSource(Strict):
             cel="[has(self.secretKeyRef), has(self.configMapKeyRef), has(self.fieldRef)].filter(given, given).size() == 1",
             message="a value comes from exactly one place",
             fix="give one of secretKeyRef, configMapKeyRef and fieldRef",
-            broken=lambda one: [one.secret_key_ref, one.config_map_key_ref, one.field_ref].count(None) != 2,
+            violation=lambda one: [one.secret_key_ref, one.config_map_key_ref, one.field_ref].count(None) != 2,
         ),
     )
 
@@ -63,7 +63,7 @@ class EnvironmentSource(Strict):
     field_ref: Annotated[FieldReference | None, Field(examples=["{fieldPath: status.podIP}"])] = None
 
 
-class EnvironmentVariable(Strict):
+class EnvironmentVariable(StrictModel):
     """One environment variable of the engine's process."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
@@ -72,7 +72,7 @@ class EnvironmentVariable(Strict):
             message="value and valueFrom exclude one another",
             fix="remove one of them",
             at=("valueFrom",),
-            broken=lambda one: one.value_from is not None and one.value != "",
+            violation=lambda one: one.value_from is not None and one.value != "",
         ),
     )
 

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 from fairlead.api.status import ModelDeploymentStatus
 from fairlead.api.v1alpha1 import AcceleratorClass, ModelDeployment
-from fairlead.strict import Strict
+from fairlead.strict import StrictModel
 
 
 @dataclass(frozen=True, slots=True)
-class Column:
+class PrinterColumn:
     """One column of ``kubectl get``; ``wide`` ones only with ``-o wide``."""
 
     name: str
@@ -17,25 +17,25 @@ class Column:
     wide: bool = False
 
 
-def _condition(type_: str, field: str) -> str:
+def _condition_path(type_: str, field: str) -> str:
     return f'.status.conditions[?(@.type=="{type_}")].{field}'
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class CustomResourceKind:
     """One kind of the API. ``says`` is its line in the reference; one with a ``status`` has it written as a subresource.
 
     ``scaled``: ``spec.replicas``, ``status.replicas`` and ``status.selector`` make up its scale subresource.
     """
 
-    model: type[Strict]
+    model: type[StrictModel]
     plural: str
-    short: str
+    short_name: str
     namespaced: bool
-    says: str
-    columns: tuple[Column, ...]
-    status: type[Strict] | None = None
-    scaled: bool = False
+    description: str
+    columns: tuple[PrinterColumn, ...]
+    status: type[StrictModel] | None = None
+    has_scale: bool = False
 
     @property
     def name(self) -> str:
@@ -43,43 +43,43 @@ class Kind:
         return self.model.__name__
 
 
-def kinds() -> tuple[Kind, ...]:
+def served_kinds() -> tuple[CustomResourceKind, ...]:
     """The kinds that this release honours, in the order of the reference."""
     return (
-        Kind(
+        CustomResourceKind(
             ModelDeployment,
             plural="modeldeployments",
-            short="mdep",
+            short_name="mdep",
             namespaced=True,
-            says="A model that is served: source, engine, pools, objectives, routing.",
+            description="A model that is served: source, engine, pools, objectives, routing.",
             columns=(
-                Column("Client-Name", ".status.clientName"),
-                Column("Ready", ".status.ready"),
-                Column("Objectives", _condition("ObjectivesMet", "status")),
-                Column("Reason", _condition("Ready", "reason")),
-                Column("Age", ".metadata.creationTimestamp", "date"),
-                Column("Source", ".spec.model.source", wide=True),
-                Column("Engine", ".spec.engine.kind", wide=True),
-                Column("Routing", ".spec.routing.preset", wide=True),
-                Column("TTFT", ".spec.objectives.ttft", wide=True),
-                Column("Autoscaling", _condition("Autoscaling", "reason"), wide=True),
-                Column("Message", _condition("Ready", "message"), wide=True),
+                PrinterColumn("Client-Name", ".status.clientName"),
+                PrinterColumn("Ready", ".status.ready"),
+                PrinterColumn("Objectives", _condition_path("ObjectivesMet", "status")),
+                PrinterColumn("Reason", _condition_path("Ready", "reason")),
+                PrinterColumn("Age", ".metadata.creationTimestamp", "date"),
+                PrinterColumn("Source", ".spec.model.source", wide=True),
+                PrinterColumn("Engine", ".spec.engine.kind", wide=True),
+                PrinterColumn("Routing", ".spec.routing.preset", wide=True),
+                PrinterColumn("TTFT", ".spec.objectives.ttft", wide=True),
+                PrinterColumn("Autoscaling", _condition_path("Autoscaling", "reason"), wide=True),
+                PrinterColumn("Message", _condition_path("Ready", "message"), wide=True),
             ),
             status=ModelDeploymentStatus,
-            scaled=True,
+            has_scale=True,
         ),
-        Kind(
+        CustomResourceKind(
             AcceleratorClass,
             plural="acceleratorclasses",
-            short="accel",
+            short_name="accel",
             namespaced=False,
-            says="A kind of accelerator: how pods get it, and what an engine on it costs.",
+            description="A kind of accelerator: how pods get it, and what an engine on it costs.",
             columns=(
-                Column("Resource", ".spec.resource"),
-                Column("Cost-Per-Hour", ".spec.costPerHour"),
-                Column("Profile", ".spec.profile.preset"),
-                Column("KV-Tokens", ".spec.profile.kvTokens", "integer"),
-                Column("Age", ".metadata.creationTimestamp", "date"),
+                PrinterColumn("Resource", ".spec.resource"),
+                PrinterColumn("Cost-Per-Hour", ".spec.costPerHour"),
+                PrinterColumn("Profile", ".spec.profile.preset"),
+                PrinterColumn("KV-Tokens", ".spec.profile.kvTokens", "integer"),
+                PrinterColumn("Age", ".metadata.creationTimestamp", "date"),
             ),
         ),
     )

@@ -6,9 +6,9 @@ from typing import Annotated, ClassVar, Final
 from pydantic import Field
 
 from fairlead.api.values import Size
-from fairlead.strict import PositiveDuration, Rule, Strict
+from fairlead.strict import PositiveDuration, Rule, StrictModel
 
-_STORE: Final = r"^(lm|rediss?|mooncakestore)://[A-Za-z0-9.:\[\]-]+(/[A-Za-z0-9._/-]*)?$"
+_STORE_PATTERN: Final = r"^(lm|rediss?|mooncakestore)://[A-Za-z0-9.:\[\]-]+(/[A-Za-z0-9._/-]*)?$"
 """No user and no password: what stands in a spec is no secret."""
 
 
@@ -27,7 +27,7 @@ class Transfer(StrEnum):
     MOONCAKE = "Mooncake"
 
 
-class Peers(Strict):
+class PeerTransfer(StrictModel):
     """Instances of a model get from one another's offloaded KV what they lack, where that takes less time than computing it. Measure
     both numbers: routing compares them with the engines' own speed for every prompt."""
 
@@ -40,7 +40,7 @@ class Peers(Strict):
     ] = "10ms"
 
 
-class Offload(Strict):
+class Offload(StrictModel):
     """Slower and larger places for KV that leaves the accelerator."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
@@ -49,21 +49,21 @@ class Offload(Strict):
             message="only LMCache offloads to disk",
             fix="write `kind: LMCache`, or remove disk",
             at=("disk",),
-            broken=lambda one: one.disk is not None and one.kind is not OffloadKind.LMCACHE,
+            violation=lambda one: one.disk is not None and one.kind is not OffloadKind.LMCACHE,
         ),
         Rule(
             cel="!has(self.store) || self.kind == 'LMCache'",
             message="only LMCache shares a store",
             fix="write `kind: LMCache`, or remove store",
             at=("store",),
-            broken=lambda one: one.store is not None and one.kind is not OffloadKind.LMCACHE,
+            violation=lambda one: one.store is not None and one.kind is not OffloadKind.LMCACHE,
         ),
         Rule(
             cel="!has(self.peers) || self.kind == 'Native'",
             message="only Native offloading lends to peers",
             fix="write `kind: Native`, or remove peers",
             at=("peers",),
-            broken=lambda one: one.peers is not None and one.kind is not OffloadKind.NATIVE,
+            violation=lambda one: one.peers is not None and one.kind is not OffloadKind.NATIVE,
         ),
     )
 
@@ -86,13 +86,13 @@ class Offload(Strict):
         Field(
             description="a store that all instances share, behind memory and disk: a server of LMCache, a Redis without a password, "
             "or a Mooncake store. Engines look there by themselves for what they lack",
-            pattern=_STORE,
+            pattern=_STORE_PATTERN,
             max_length=256,
             examples=["lm://kv-store.chat.svc:65432"],
         ),
     ] = None
     peers: Annotated[
-        Peers | None,
+        PeerTransfer | None,
         Field(
             description="lend to the model's other instances, and borrow from them; vllm and sim",
             examples=["{bytesPerToken: 131072, bandwidth: 10Gi}"],
@@ -100,7 +100,7 @@ class Offload(Strict):
     ] = None
 
 
-class KvCache(Strict):
+class KvCache(StrictModel):
     """What becomes of KV beyond one engine's own memory."""
 
     offload: Annotated[Offload | None, Field(examples=["{memory: 64Gi}"])] = None

@@ -5,10 +5,10 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field
 
 from fairlead.api.values import Label, Subdomain
-from fairlead.strict import Strict
+from fairlead.strict import StrictModel
 
 
-class Metadata(Strict):
+class Metadata(StrictModel):
     """Names of an object. What a cluster adds (resourceVersion, managedFields, …) may be there and is not read."""
 
     model_config = ConfigDict(alias_generator=None)

@@ -5,24 +5,24 @@ from typing import Annotated, ClassVar
 from pydantic import AfterValidator, Field
 
 from fairlead.api.values import Size, Subdomain
-from fairlead.strict import Rule, Strict, wrong
+from fairlead.strict import Rule, StrictModel, field_error
 
 _SOURCE_PATTERN = r"^((hf|s3|gs|oci|file)://|pvc:).+$"
 _REVISION_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._/-]*$"
 
 
-def _source(text: str) -> str:
+def _check_source(text: str) -> str:
     scheme = text.partition(":")[0]
     if scheme not in ("hf", "s3", "gs", "oci", "pvc", "file"):
         message = f'"{text:.70}" does not say where the model is'
-        raise wrong(message, f"begin with hf://, s3://, gs://, oci://, pvc: or file://, such as hf://{text:.40}")
+        raise field_error(message, f"begin with hf://, s3://, gs://, oci://, pvc: or file://, such as hf://{text:.40}")
     rest = text[len(scheme) + 1 :]
     if not (rest.strip("/") and (scheme == "pvc" or rest.startswith("//"))):
-        raise wrong(f'"{text:.70}" names nothing behind {scheme}:', "write it like hf://Qwen/Qwen3-8B")
+        raise field_error(f'"{text:.70}" names nothing behind {scheme}:', "write it like hf://Qwen/Qwen3-8B")
     return text
 
 
-class Credentials(Strict):
+class ModelCredentials(StrictModel):
     """What proves the right to read the weights."""
 
     secret_name: Annotated[
@@ -35,7 +35,7 @@ class Credentials(Strict):
     ]
 
 
-class ModelCache(Strict):
+class ModelCache(StrictModel):
     """Where downloaded weights are kept. Left out: in a scratch volume of the pod, downloaded anew by every pod."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
@@ -43,14 +43,14 @@ class ModelCache(Strict):
             cel="has(self.claimName) != has(self.size)",
             message="a cache is either a claim that exists or a volume of some size",
             fix="give exactly one of claimName and size",
-            broken=lambda one: (one.claim_name is None) == (one.size is None),
+            violation=lambda one: (one.claim_name is None) == (one.size is None),
         ),
         Rule(
             cel="!has(self.storageClassName) || has(self.size)",
             message="storageClassName is for a volume that is made, not for a claim that exists",
             fix="give size, or remove storageClassName",
             at=("storageClassName",),
-            broken=lambda one: one.storage_class_name is not None and one.size is None,
+            violation=lambda one: one.storage_class_name is not None and one.size is None,
         ),
     )
 
@@ -73,7 +73,7 @@ class ModelCache(Strict):
     ] = None
 
 
-class ModelSource(Strict):
+class ModelSource(StrictModel):
     """Which weights to serve."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
@@ -82,27 +82,27 @@ class ModelSource(Strict):
             message="revision is for hf:// sources",
             fix="put the version into the source, or remove revision",
             at=("revision",),
-            broken=lambda one: one.revision is not None and one.scheme != "hf",
+            violation=lambda one: one.revision is not None and one.scheme != "hf",
         ),
         Rule(
             cel="!has(self.credentials) || !(self.source.startsWith('pvc:') || self.source.startsWith('file://'))",
             message="weights that are not downloaded need no credentials",
             fix="remove credentials",
             at=("credentials",),
-            broken=lambda one: one.credentials is not None and not one.downloaded,
+            violation=lambda one: one.credentials is not None and not one.is_downloaded,
         ),
         Rule(
             cel="!has(self.cache) || !(self.source.startsWith('pvc:') || self.source.startsWith('file://'))",
             message="weights that are not downloaded need no cache",
             fix="remove cache",
             at=("cache",),
-            broken=lambda one: one.cache is not None and not one.downloaded,
+            violation=lambda one: one.cache is not None and not one.is_downloaded,
         ),
     )
 
     source: Annotated[
         str,
-        AfterValidator(_source),
+        AfterValidator(_check_source),
         Field(
             min_length=1,
             max_length=1024,
@@ -123,7 +123,7 @@ class ModelSource(Strict):
             examples=["main"],
         ),
     ] = None
-    credentials: Annotated[Credentials | None, Field(examples=["{secretName: hf-token}"])] = None
+    credentials: Annotated[ModelCredentials | None, Field(examples=["{secretName: hf-token}"])] = None
     cache: Annotated[ModelCache | None, Field(examples=["{claimName: models}"])] = None
 
     @property
@@ -132,12 +132,12 @@ class ModelSource(Strict):
         return self.source.partition(":")[0]
 
     @property
-    def place(self) -> str:
+    def location(self) -> str:
         """What stands behind the scheme: ``Qwen/Qwen3-8B``, ``bucket/path``, ``claim/path``, ``/path``."""
         rest = self.source.partition(":")[2]
         return rest.lstrip("/") if self.scheme == "pvc" else rest.removeprefix("//")
 
     @property
-    def downloaded(self) -> bool:
+    def is_downloaded(self) -> bool:
         """The weights come over the network, and so may need credentials and a cache."""
         return self.scheme not in ("pvc", "file")

@@ -5,8 +5,8 @@ from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from fairlead.api.values import EngineUrl, Label, Labels, ShortName, list_map, unique
-from fairlead.strict import Rule, Strict
+from fairlead.api.values import EngineUrl, Label, Labels, ShortName, check_unique, list_map_schema
+from fairlead.strict import Rule, StrictModel
 
 _INT32 = {"format": "int32"}
 
@@ -19,7 +19,7 @@ class PoolRole(StrEnum):
     DECODE = "Decode"
 
 
-class Replicas(Strict):
+class Replicas(StrictModel):
     """How many instances a pool has."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
@@ -28,7 +28,7 @@ class Replicas(Strict):
             message="max is less than min",
             fix="raise max, or lower min",
             at=("max",),
-            broken=lambda one: one.max is not None and one.max < one.min,
+            violation=lambda one: one.max is not None and one.max < one.min,
         ),
     )
 
@@ -49,12 +49,12 @@ class Replicas(Strict):
     ] = None
 
     @property
-    def scaled(self) -> bool:
+    def is_scalable(self) -> bool:
         """There is room between its bounds, which is what the autoscaler needs."""
         return self.max is not None and self.max > self.min
 
 
-class Parallelism(Strict):
+class Parallelism(StrictModel):
     """How one instance is spread over devices and nodes. Its ranks are tensor × pipeline × data."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
@@ -63,7 +63,7 @@ class Parallelism(Strict):
             message="the ranks (tensor × pipeline × data) cannot be shared evenly by the nodes",
             fix="make their product a multiple of nodes",
             at=("nodes",),
-            broken=lambda one: one.ranks % one.nodes != 0,
+            violation=lambda one: one.ranks % one.nodes != 0,
         ),
         Rule(
             cel="(self.nodes > 1) == (oldSelf.nodes > 1)",
@@ -113,7 +113,7 @@ class Parallelism(Strict):
         return self.ranks // self.nodes
 
 
-class TemplateMetadata(Strict):
+class TemplateMetadata(StrictModel):
     """What a pod carries besides Fairlead's own."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
@@ -122,7 +122,7 @@ class TemplateMetadata(Strict):
             message="labels that begin with fairlead.io/ are how Fairlead finds its pods",
             fix="use a prefix of your own",
             at=("labels",),
-            broken=lambda one: any(key.startswith("fairlead.io/") for key in one.labels),
+            violation=lambda one: any(key.startswith("fairlead.io/") for key in one.labels),
         ),
     )
 
@@ -140,7 +140,7 @@ class TemplateMetadata(Strict):
     )
 
 
-class PodTemplate(Strict):
+class PodTemplate(StrictModel):
     """Merged over the pod template that Fairlead makes, the strategic way: lists by name, scalars replaced."""
 
     metadata: Annotated[TemplateMetadata, Field(examples=["{labels: {team: search}}"])] = TemplateMetadata()
@@ -152,13 +152,13 @@ class PodTemplate(Strict):
     )
 
 
-class Endpoint(Strict):
+class ExternalEndpoint(StrictModel):
     """An engine that runs already."""
 
     url: Annotated[EngineUrl, Field(description="scheme, host and port, no path", examples=["http://10.0.0.5:8000"])]
 
 
-class PodSelector(Strict):
+class PodSelector(StrictModel):
     """Pods of the same namespace that run already."""
 
     match_labels: Labels = Field(
@@ -173,7 +173,7 @@ class PodSelector(Strict):
     ] = 8000
 
 
-class Pool(Strict):
+class Pool(StrictModel):
     """Replicas of one template: one accelerator, one role."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
@@ -188,7 +188,7 @@ class Pool(Strict):
             message="endpoints and selector exclude one another",
             fix="remove one of them, or make two pools",
             at=("selector",),
-            broken=lambda one: bool(one.endpoints) and one.selector is not None,
+            violation=lambda one: bool(one.endpoints) and one.selector is not None,
         ),
     )
 
@@ -212,21 +212,21 @@ class Pool(Strict):
     replicas: Annotated[Replicas, Field(examples=["{min: 8}"])] = Replicas()
     parallelism: Annotated[Parallelism, Field(examples=["{tensor: 4}"])] = Parallelism()
     template: Annotated[PodTemplate | None, Field(examples=["{spec: {priorityClassName: high}}"])] = None
-    endpoints: list[Endpoint] = Field(
+    endpoints: list[ExternalEndpoint] = Field(
         default_factory=list,
         max_length=256,
         description="of an external engine: its addresses",
         examples=['[{url: "http://10.0.0.5:8000"}]'],
-        json_schema_extra=list_map("url"),
+        json_schema_extra=list_map_schema("url"),
     )
     selector: Annotated[PodSelector | None, Field(examples=["{matchLabels: {app: my-vllm}}"])] = None
 
     @model_validator(mode="after")
-    def _names_differ(self) -> Self:
-        unique("endpoints", [endpoint.url for endpoint in self.endpoints])
+    def _check_unique_names(self) -> Self:
+        check_unique("endpoints", [endpoint.url for endpoint in self.endpoints])
         return self
 
     @property
-    def adopts(self) -> bool:
+    def is_external(self) -> bool:
         """It names engines that run already."""
         return bool(self.endpoints) or self.selector is not None

@@ -7,12 +7,12 @@ from pydantic import Field
 
 from fairlead import units
 from fairlead.api.values import CountOrPercent
-from fairlead.strict import PositiveDuration, Rule, Strict
+from fairlead.strict import PositiveDuration, Rule, StrictModel
 
-DRAIN_MOST_SECONDS = 24 * 3600.0
+MAX_DRAIN_SECONDS = 24 * 3600.0
 
 
-class Rollout(Strict):
+class Rollout(StrictModel):
     """How a change reaches the instances: new ones first, old ones once those are ready and the last request is done."""
 
     planned: ClassVar[frozenset[str]] = frozenset({"canary"})
@@ -23,7 +23,7 @@ class Rollout(Strict):
             message="drain is at most 24h, in hours and less",
             fix="write it like 10m or 2h30m",
             at=("drain",),
-            broken=lambda one: "d" in one.drain or units.seconds(one.drain) > DRAIN_MOST_SECONDS,
+            violation=lambda one: "d" in one.drain or units.parse_duration(one.drain) > MAX_DRAIN_SECONDS,
         ),
     )
 
@@ -45,7 +45,7 @@ class Rollout(Strict):
         False
     )
 
-    def surge_of(self, instances: int) -> int:
+    def surge_for(self, instances: int) -> int:
         """How many more than ``instances`` may run; at least one."""
         if isinstance(self.surge, int):
             return self.surge
@@ -54,4 +54,4 @@ class Rollout(Strict):
     @property
     def drain_seconds(self) -> float:
         """``drain`` as a number."""
-        return units.seconds(self.drain)
+        return units.parse_duration(self.drain)

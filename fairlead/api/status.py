@@ -9,8 +9,8 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from fairlead.api.pools import PoolRole
-from fairlead.api.values import list_map
-from fairlead.strict import Strict
+from fairlead.api.values import list_map_schema
+from fairlead.strict import StrictModel
 
 _INT32: dict[str, Any] = {"format": "int32"}
 _INT64: dict[str, Any] = {"format": "int64"}
@@ -25,7 +25,7 @@ class ConditionStatus(StrEnum):
     UNKNOWN = "Unknown"
 
 
-class Condition(Strict):
+class Condition(StrictModel):
     """As everywhere in Kubernetes; types and reasons are in docs/reference/conditions.md."""
 
     type: Annotated[str, Field(min_length=1, max_length=64, description="what it is about")]
@@ -45,7 +45,7 @@ class Condition(Strict):
     ] = None
 
 
-class PoolStatus(Strict):
+class PoolStatus(StrictModel):
     """What one pool has."""
 
     name: Annotated[str, Field(max_length=63, description="as in spec.pools")]
@@ -55,7 +55,7 @@ class PoolStatus(Strict):
     updated: Annotated[_Count, Field(description="instances made of the present spec, ready or not")]
 
 
-class ModelDeploymentStatus(Strict):
+class ModelDeploymentStatus(StrictModel):
     """What the cluster has of a model."""
 
     observed_generation: Annotated[
@@ -76,8 +76,8 @@ class ModelDeploymentStatus(Strict):
         str | None, Field(max_length=1024, description="finds the pods of those instances, for autoscalers")
     ] = None
     pools: list[PoolStatus] = Field(
-        default_factory=list, max_length=32, description="every pool", json_schema_extra=list_map("name")
+        default_factory=list, max_length=32, description="every pool", json_schema_extra=list_map_schema("name")
     )
     conditions: list[Condition] = Field(
-        default_factory=list, max_length=16, description="how it stands", json_schema_extra=list_map("type")
+        default_factory=list, max_length=16, description="how it stands", json_schema_extra=list_map_schema("type")
     )

@@ -12,42 +12,42 @@ from fairlead.api.accelerator_class import AcceleratorClassSpec
 from fairlead.api.adapters import Adapters
 from fairlead.api.autoscaling import Autoscaling, ScalingMode
 from fairlead.api.engine import Engine, EngineKind
-from fairlead.api.kvcache import KvCache, Peers, Transfer
+from fairlead.api.kvcache import KvCache, PeerTransfer, Transfer
 from fairlead.api.metadata import Metadata
 from fairlead.api.model import ModelSource
 from fairlead.api.pools import Parallelism, Pool, PoolRole, Replicas
 from fairlead.api.rollout import Rollout
-from fairlead.api.values import LABEL_VALUE_LENGTH, list_map, unique
-from fairlead.strict import FieldPath, Objectives, Routing, Rule, Strict, wrong
+from fairlead.api.values import MAX_LABEL_VALUE_LENGTH, check_unique, list_map_schema
+from fairlead.strict import FieldPath, Routing, Rule, Slo, StrictModel, field_error
 
 GROUP = "serving.fairlead.io"
 VERSION = "v1alpha1"
 API_VERSION: Final = "serving.fairlead.io/v1alpha1"
 
 
-def _first(spec: "ModelDeploymentSpec", field: str, broken: list[bool]) -> FieldPath | bool:
+def _first_pool(spec: "ModelDeploymentSpec", field: str, broken: list[bool]) -> FieldPath | bool:
     """The first pool that breaks a rule, with the field in it."""
     return ("pools", broken.index(True), field) if True in broken else False
 
 
-def _adopts_nothing(spec: "ModelDeploymentSpec") -> FieldPath | bool:
-    broken = [not pool.adopts for pool in spec.pools]
-    return ("pools", broken.index(True)) if spec.external and True in broken else False
+def _missing_endpoints(spec: "ModelDeploymentSpec") -> FieldPath | bool:
+    broken = [not pool.is_external for pool in spec.pools]
+    return ("pools", broken.index(True)) if spec.is_external and True in broken else False
 
 
-def _adopts_something(spec: "ModelDeploymentSpec") -> FieldPath | bool:
-    found = next((pool for pool in spec.pools if pool.adopts), None)
+def _unexpected_endpoints(spec: "ModelDeploymentSpec") -> FieldPath | bool:
+    found = next((pool for pool in spec.pools if pool.is_external), None)
     field = "endpoints" if found is not None and found.endpoints else "selector"
-    return False if spec.external else _first(spec, field, [pool.adopts for pool in spec.pools])
+    return False if spec.is_external else _first_pool(spec, field, [pool.is_external for pool in spec.pools])
 
 
-def _no_accelerator(spec: "ModelDeploymentSpec") -> FieldPath | bool:
+def _missing_accelerator(spec: "ModelDeploymentSpec") -> FieldPath | bool:
     broken = [pool.accelerator is None for pool in spec.pools]
-    return False if spec.external else _first(spec, "accelerator", broken)
+    return False if spec.is_external else _first_pool(spec, "accelerator", broken)
 
 
-def _shapes_external(spec: "ModelDeploymentSpec") -> FieldPath | bool:
-    if not spec.external:
+def _unsupported_external_fields(spec: "ModelDeploymentSpec") -> FieldPath | bool:
+    if not spec.is_external:
         return False
     for index, pool in enumerate(spec.pools):
         given = {
@@ -60,18 +60,18 @@ def _shapes_external(spec: "ModelDeploymentSpec") -> FieldPath | bool:
     return False
 
 
-def _schedules_nobody(spec: "ModelDeploymentSpec") -> FieldPath | bool:
+def _unknown_schedule_pool(spec: "ModelDeploymentSpec") -> FieldPath | bool:
     known = {pool.name for pool in spec.pools}
     found = [n for n, one in enumerate(spec.autoscaling.schedules) if one.pool is not None and one.pool not in known]
     return ("autoscaling", "schedules", found[0], "pool") if found else False
 
 
-_SPLIT = "self.pools.exists(pool, pool.role == 'Prefill')"
-_OWN = "self.engine.kind in ['custom', 'external']"
-_NO_SLEEP = "!has(self.autoscaling.sleep)"
+_HAS_PREFILL_CEL = "self.pools.exists(pool, pool.role == 'Prefill')"
+_OPAQUE_ENGINE_CEL = "self.engine.kind in ['custom', 'external']"
+_NO_SLEEP_CEL = "!has(self.autoscaling.sleep)"
 
 
-class ModelDeploymentSpec(Strict):
+class ModelDeploymentSpec(StrictModel):
     """What to serve, on what, and how well."""
 
     planned: ClassVar[frozenset[str]] = frozenset({"price"})
@@ -81,7 +81,7 @@ class ModelDeploymentSpec(Strict):
             message="a pool needs an accelerator",
             fix="add it, for example `accelerator: nvidia-l4`",
             at=("pools",),
-            broken=_no_accelerator,
+            violation=_missing_accelerator,
         ),
         Rule(
             cel="self.engine.kind != 'external' || self.pools.all(pool, has(pool.selector) || has(pool.endpoints) && "
@@ -89,7 +89,7 @@ class ModelDeploymentSpec(Strict):
             message="a pool of an external engine needs to know where its engines are",
             fix="add `endpoints: [{url: ...}]` or `selector: {matchLabels: {...}}`",
             at=("pools",),
-            broken=_adopts_nothing,
+            violation=_missing_endpoints,
         ),
         Rule(
             cel="self.engine.kind == 'external' || self.pools.all(pool, !has(pool.selector) && (!has(pool.endpoints) || "
@@ -97,7 +97,7 @@ class ModelDeploymentSpec(Strict):
             message="endpoints and selector are for engines that run already",
             fix="write `engine: {kind: external}`, or remove endpoints and selector",
             at=("pools",),
-            broken=_adopts_something,
+            violation=_unexpected_endpoints,
         ),
         Rule(
             cel="self.engine.kind != 'external' || self.pools.all(pool, !has(pool.template) && pool.replicas.min == 1 && "
@@ -106,70 +106,70 @@ class ModelDeploymentSpec(Strict):
             message="an external engine is not run by Fairlead, which cannot set its replicas, parallelism or template",
             fix="remove them",
             at=("pools",),
-            broken=_shapes_external,
+            violation=_unsupported_external_fields,
         ),
         Rule(
-            cel=f"{_SPLIT} == self.pools.exists(pool, pool.role == 'Decode')",
+            cel=f"{_HAS_PREFILL_CEL} == self.pools.exists(pool, pool.role == 'Decode')",
             message="the roles Prefill and Decode need one another",
             fix="add a pool of the other role, or use Serve",
             at=("pools",),
-            broken=lambda one: one.has_role(PoolRole.PREFILL) != one.has_role(PoolRole.DECODE),
+            violation=lambda one: one.has_role(PoolRole.PREFILL) != one.has_role(PoolRole.DECODE),
         ),
         Rule(
-            cel=f"!{_SPLIT} || self.kvCache.transfer != 'None'",
+            cel=f"!{_HAS_PREFILL_CEL} || self.kvCache.transfer != 'None'",
             message="pools of role Prefill hand their KV to those of role Decode",
             fix="say how, for example `kvCache: {transfer: Nixl}`",
             at=("pools",),
-            broken=lambda one: one.has_role(PoolRole.PREFILL) and one.kv_cache.transfer is Transfer.NONE,
+            violation=lambda one: one.has_role(PoolRole.PREFILL) and one.kv_cache.transfer is Transfer.NONE,
         ),
         Rule(
-            cel=f"{_SPLIT} || self.kvCache.transfer == 'None'",
+            cel=f"{_HAS_PREFILL_CEL} || self.kvCache.transfer == 'None'",
             message="nothing is handed over without pools of role Prefill and Decode",
             fix="remove transfer, or give pools those roles",
             at=("kvCache", "transfer"),
-            broken=lambda one: not one.has_role(PoolRole.PREFILL) and one.kv_cache.transfer is not Transfer.NONE,
+            violation=lambda one: not one.has_role(PoolRole.PREFILL) and one.kv_cache.transfer is not Transfer.NONE,
         ),
         Rule(
-            cel=f"!has(self.kvCache.offload) || !({_OWN})",
+            cel=f"!has(self.kvCache.offload) || !({_OPAQUE_ENGINE_CEL})",
             message="Fairlead does not know how an engine of this kind offloads",
             fix="say so in its own arguments, and remove offload",
             at=("kvCache", "offload"),
-            broken=lambda one: one.kv_cache.offload is not None and one.own,
+            violation=lambda one: one.kv_cache.offload is not None and one.has_opaque_engine,
         ),
         Rule(
             cel="!has(self.kvCache.offload) || !has(self.kvCache.offload.peers) || self.engine.kind in ['vllm', 'sim']",
             message="Fairlead does not know how engines of this kind borrow KV from one another",
             fix="remove peers",
             at=("kvCache", "offload", "peers"),
-            broken=lambda one: one.peers is not None and one.engine.kind not in (EngineKind.VLLM, EngineKind.SIM),
+            violation=lambda one: one.peers is not None and one.engine.kind not in (EngineKind.VLLM, EngineKind.SIM),
         ),
         Rule(
-            cel=f"!has(self.kvCache.offload) || !has(self.kvCache.offload.peers) || !{_SPLIT}",
+            cel=f"!has(self.kvCache.offload) || !has(self.kvCache.offload.peers) || !{_HAS_PREFILL_CEL}",
             message="where prefill and decode are split, KV goes from one to the other and not between peers",
             fix="remove peers",
             at=("kvCache", "offload", "peers"),
-            broken=lambda one: one.peers is not None and one.has_role(PoolRole.PREFILL),
+            violation=lambda one: one.peers is not None and one.has_role(PoolRole.PREFILL),
         ),
         Rule(
-            cel=f"!has(self.adapters) || !({_OWN})",
+            cel=f"!has(self.adapters) || !({_OPAQUE_ENGINE_CEL})",
             message="Fairlead does not know how an engine of this kind takes adapters",
             fix="say so in its own arguments, and remove adapters",
             at=("adapters",),
-            broken=lambda one: one.adapters is not None and one.own,
+            violation=lambda one: one.adapters is not None and one.has_opaque_engine,
         ),
         Rule(
             cel="!has(self.replicas) || self.pools.size() == 1",
             message="replicas is for a model with one pool",
             fix="remove it, and give each pool its own replicas",
             at=("replicas",),
-            broken=lambda one: one.replicas is not None and len(one.pools) > 1,
+            violation=lambda one: one.replicas is not None and len(one.pools) > 1,
         ),
         Rule(
             cel="!has(self.replicas) || self.engine.kind != 'external'",
             message="an external engine is not run by Fairlead, which cannot set its replicas",
             fix="remove replicas",
             at=("replicas",),
-            broken=lambda one: one.replicas is not None and one.external,
+            violation=lambda one: one.replicas is not None and one.is_external,
         ),
         Rule(
             cel="self.autoscaling.mode == 'Off' || self.engine.kind == 'external' || self.pools.exists(pool, "
@@ -177,10 +177,10 @@ class ModelDeploymentSpec(Strict):
             message="there is nothing to scale: no pool may have more instances than its min",
             fix="give a pool a max above its min, for example `replicas: {min: 1, max: 8}`",
             at=("autoscaling", "mode"),
-            broken=lambda one: (
+            violation=lambda one: (
                 one.autoscaling.mode is not ScalingMode.OFF
-                and not one.external
-                and not any(pool.replicas.scaled for pool in one.pools)
+                and not one.is_external
+                and not any(pool.replicas.is_scalable for pool in one.pools)
                 and not one.autoscaling.schedules
             ),
         ),
@@ -189,7 +189,7 @@ class ModelDeploymentSpec(Strict):
             message="an external engine is not run by Fairlead, which cannot set its replicas",
             fix="write `mode: Off`",
             at=("autoscaling", "mode"),
-            broken=lambda one: one.autoscaling.mode is not ScalingMode.OFF and one.external,
+            violation=lambda one: one.autoscaling.mode is not ScalingMode.OFF and one.is_external,
         ),
         Rule(
             cel="!has(self.autoscaling.schedules) || self.autoscaling.schedules.all(schedule, !has(schedule.pool) || "
@@ -197,35 +197,35 @@ class ModelDeploymentSpec(Strict):
             message="a schedule names a pool that there is not",
             fix="write the name of a pool, or leave it out for all of them",
             at=("autoscaling",),
-            broken=_schedules_nobody,
+            violation=_unknown_schedule_pool,
         ),
         Rule(
-            cel=f"{_NO_SLEEP} || self.engine.kind in ['vllm', 'sim']",
+            cel=f"{_NO_SLEEP_CEL} || self.engine.kind in ['vllm', 'sim']",
             message="Fairlead does not know how engines of this kind sleep",
             fix="remove sleep",
             at=("autoscaling", "sleep"),
-            broken=lambda one: one.sleeps and one.engine.kind not in (EngineKind.VLLM, EngineKind.SIM),
+            violation=lambda one: one.can_sleep and one.engine.kind not in (EngineKind.VLLM, EngineKind.SIM),
         ),
         Rule(
-            cel=f"{_NO_SLEEP} || self.pools.all(pool, pool.parallelism.nodes == 1)",
+            cel=f"{_NO_SLEEP_CEL} || self.pools.all(pool, pool.parallelism.nodes == 1)",
             message="an instance that spans nodes does not sleep",
             fix="remove sleep, or give each instance one node",
             at=("autoscaling", "sleep"),
-            broken=lambda one: one.sleeps and any(pool.parallelism.nodes > 1 for pool in one.pools),
+            violation=lambda one: one.can_sleep and any(pool.parallelism.nodes > 1 for pool in one.pools),
         ),
         Rule(
-            cel=f"{_NO_SLEEP} || !{_SPLIT} && !(has(self.kvCache.offload) && has(self.kvCache.offload.peers))",
+            cel=f"{_NO_SLEEP_CEL} || !{_HAS_PREFILL_CEL} && !(has(self.kvCache.offload) && has(self.kvCache.offload.peers))",
             message="an engine whose KV others read over the network does not sleep: its memory is registered there",
             fix="remove sleep",
             at=("autoscaling", "sleep"),
-            broken=lambda one: one.sleeps and (one.has_role(PoolRole.PREFILL) or one.peers is not None),
+            violation=lambda one: one.can_sleep and (one.has_role(PoolRole.PREFILL) or one.peers is not None),
         ),
         Rule(
-            cel=f"{_NO_SLEEP} || self.autoscaling.sleep.level == 1 || !has(self.adapters)",
+            cel=f"{_NO_SLEEP_CEL} || self.autoscaling.sleep.level == 1 || !has(self.adapters)",
             message="an engine that has forgotten its weights does not get its adapters back",
             fix="write `level: 1`, or remove adapters",
             at=("autoscaling", "sleep", "level"),
-            broken=lambda one: one.sleeps and one.autoscaling.sleep.level > 1 and one.adapters is not None,
+            violation=lambda one: one.can_sleep and one.autoscaling.sleep.level > 1 and one.adapters is not None,
         ),
     )
 
@@ -247,43 +247,43 @@ class ModelDeploymentSpec(Strict):
         max_length=16,
         description="where the instances run",
         examples=["[{accelerator: nvidia-l4}]"],
-        json_schema_extra=list_map("name"),
+        json_schema_extra=list_map_schema("name"),
     )
     kv_cache: Annotated[KvCache, Field(examples=["{transfer: Nixl}"])] = KvCache()
     adapters: Annotated[Adapters | None, Field(examples=["{slots: 8, maxRank: 64}"])] = None
-    objectives: Annotated[Objectives, Field(examples=["{ttft: 800ms, itl: 40ms}"])] = Objectives()
+    objectives: Annotated[Slo, Field(examples=["{ttft: 800ms, itl: 40ms}"])] = Slo()
     routing: Annotated[Routing, Field(examples=["{preset: dual-hash}"])] = Routing()
     autoscaling: Annotated[Autoscaling, Field(examples=["{mode: Auto}"])] = Autoscaling()
     rollout: Annotated[Rollout, Field(examples=["{surge: 2, drain: 10m}"])] = Rollout()
 
     @model_validator(mode="after")
-    def _names_differ(self) -> Self:
-        unique("pools", [pool.name for pool in self.pools])
+    def _check_unique_names(self) -> Self:
+        check_unique("pools", [pool.name for pool in self.pools])
         return self
 
     @property
-    def external(self) -> bool:
+    def is_external(self) -> bool:
         """Its engines run already, and Fairlead only adopts them."""
         return self.engine.kind is EngineKind.EXTERNAL
 
     @property
-    def own(self) -> bool:
+    def has_opaque_engine(self) -> bool:
         """How its engines are started is not Fairlead's business."""
         return self.engine.kind in (EngineKind.CUSTOM, EngineKind.EXTERNAL)
 
     @property
-    def peers(self) -> Peers | None:
+    def peers(self) -> PeerTransfer | None:
         """How its instances borrow KV from one another; None where they do not."""
         offload = self.kv_cache.offload
         return None if offload is None else offload.peers
 
     @property
-    def sleeps(self) -> bool:
+    def can_sleep(self) -> bool:
         """Its engines must know how to sleep, whether anybody puts them to sleep now or not."""
         return self.autoscaling.sleep is not None
 
     @property
-    def wakes(self) -> bool:
+    def scales_from_zero(self) -> bool:
         """It may have no instance at all, and gets one when a request waits for it. Prompts of a model whose prefill and decode are
         split cannot wait for a first one: of these, one of each always runs."""
         if self.autoscaling.mode is not ScalingMode.AUTO or self.has_role(PoolRole.PREFILL):
@@ -298,9 +298,9 @@ class ModelDeploymentSpec(Strict):
         """Some pool has it."""
         return any(pool.role is role for pool in self.pools)
 
-    def instances(self, pool: Pool) -> int:
+    def desired_instances(self, pool: Pool) -> int:
         """How many instances of ``pool`` this spec asks for; zero of one that adopts, whose number is what is found."""
-        if pool.adopts:
+        if pool.is_external:
             return 0
         if self.replicas is None:
             return pool.replicas.min
@@ -309,15 +309,15 @@ class ModelDeploymentSpec(Strict):
 
 
 _NAME_RULE = Rule(
-    cel=f"self.metadata.name.size() <= {LABEL_VALUE_LENGTH}",
-    message=f"the name is longer than {LABEL_VALUE_LENGTH} characters, and it becomes a label",
+    cel=f"self.metadata.name.size() <= {MAX_LABEL_VALUE_LENGTH}",
+    message=f"the name is longer than {MAX_LABEL_VALUE_LENGTH} characters, and it becomes a label",
     fix="shorten it",
     at=("metadata", "name"),
-    broken=lambda one: len(one.metadata.name) > LABEL_VALUE_LENGTH,
+    violation=lambda one: len(one.metadata.name) > MAX_LABEL_VALUE_LENGTH,
 )
 
 
-class ModelDeployment(Strict):
+class ModelDeployment(StrictModel):
     """A model that is served: the one object a platform team applies."""
 
     rules: ClassVar[tuple[Rule, ...]] = (_NAME_RULE,)
@@ -334,7 +334,7 @@ class ModelDeployment(Strict):
         return f"{self.metadata.namespace or 'default'}/{self.metadata.name}"
 
 
-class AcceleratorClass(Strict):
+class AcceleratorClass(StrictModel):
     """A kind of accelerator that pools may name. Cluster-scoped."""
 
     rules: ClassVar[tuple[Rule, ...]] = (_NAME_RULE,)
@@ -347,8 +347,8 @@ class AcceleratorClass(Strict):
 
     @field_validator("metadata")
     @classmethod
-    def _cluster_scoped(cls, metadata: Metadata) -> Metadata:
+    def _check_cluster_scoped(cls, metadata: Metadata) -> Metadata:
         if metadata.namespace is not None:
             message = "an AcceleratorClass belongs to the cluster, not to a namespace"
-            raise wrong(message, "remove it", at=("namespace",))
+            raise field_error(message, "remove it", at=("namespace",))
         return metadata

@@ -1,12 +1,12 @@
 """Engine adapters: one file per kind of engine, found by name. Adding an engine is one file and its recorded metrics as tests."""
 
-from fairlead.engines.base import EngineAdapter, Launch, Replica
+from fairlead.engines.base import EngineAdapter, EngineLaunch, EngineReplica
 from fairlead.engines.sglang import Sglang
 from fairlead.engines.sim import SimulatedEngine
 from fairlead.engines.vllm import Vllm
 from fairlead.errors import BadInput
 
-__all__ = ["EngineAdapter", "Launch", "Replica", "adapter", "engine_kinds"]
+__all__ = ["EngineAdapter", "EngineLaunch", "EngineReplica", "engine_adapter", "engine_kinds"]
 
 
 def _adapters() -> dict[str, EngineAdapter]:
@@ -18,7 +18,7 @@ def engine_kinds() -> tuple[str, ...]:
     return tuple(_adapters())
 
 
-def adapter(kind: str) -> EngineAdapter:
+def engine_adapter(kind: str) -> EngineAdapter:
     """The adapter of one kind. Raises BadInput naming the known ones."""
     known = _adapters()
     if kind not in known:

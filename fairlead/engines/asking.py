@@ -4,19 +4,22 @@ import asyncio
 
 import httpx
 
-from fairlead.engines.sleep import Answer, Bedside, Patience
+from fairlead.engines.sleep import EngineSleepClient, SleepResponse, SleepTimeouts
 from fairlead.errors import Unavailable
 from fairlead.limits import Limits
 
-_MOST_BYTES = 65_536
+_MAX_RESPONSE_BYTES = 65_536
 
 
-def bedside(limits: Limits) -> Bedside:
+def sleep_client(limits: Limits) -> EngineSleepClient:
     """Engines over HTTP, with the patience of the limits."""
-    return Bedside(ask, Patience(limits.engine_ask_seconds, limits.engine_sleep_seconds, limits.engine_wake_seconds))
+    return EngineSleepClient(
+        send_request,
+        SleepTimeouts(limits.engine_query_seconds, limits.engine_sleep_seconds, limits.engine_wake_seconds),
+    )
 
 
-async def ask(method: str, url: str, body: bytes | None, seconds: float) -> Answer:
+async def send_request(method: str, url: str, body: bytes | None, seconds: float) -> SleepResponse:
     """One request on a connection of its own. Raises Unavailable when there is no answer within ``seconds``."""
     headers = {} if body is None else {"content-type": "application/json"}
     try:
@@ -28,9 +31,9 @@ async def ask(method: str, url: str, body: bytes | None, seconds: float) -> Answ
             read = bytearray()
             async for part in answer.aiter_bytes():
                 read += part
-                if len(read) > _MOST_BYTES:
-                    raise Unavailable(f"its answer is longer than {_MOST_BYTES} bytes")
-            return Answer(answer.status_code, bytes(read))
+                if len(read) > _MAX_RESPONSE_BYTES:
+                    raise Unavailable(f"its answer is longer than {_MAX_RESPONSE_BYTES} bytes")
+            return SleepResponse(answer.status_code, bytes(read))
     except TimeoutError:
         raise Unavailable(f"no answer within {seconds:g} s") from None
     except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:

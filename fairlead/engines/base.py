@@ -9,7 +9,7 @@ from fairlead.signals import EngineSignals
 
 
 @dataclass(frozen=True, slots=True)
-class Replica:
+class EngineReplica:
     """One engine process to start. ``args`` are the manifest's; ``profile``, ``speed`` and ``seed`` shape a simulated one.
 
     ``kind`` is the engine that the manifest names: a simulated engine takes only those ``args`` that change what it simulates.
@@ -28,7 +28,7 @@ class Replica:
 
 
 @dataclass(frozen=True, slots=True)
-class Launch:
+class EngineLaunch:
     """A command to run, ``env`` on top of the environment. ``ignored`` are arguments that this engine has no use for.
 
     ``says_ready``: it prints a line ``ready URL`` per endpoint on stdout; otherwise its health path is asked.
@@ -36,8 +36,8 @@ class Launch:
 
     command: tuple[str, ...]
     env: Mapping[str, str]
-    says_ready: bool
-    ignored: tuple[str, ...] = ()
+    prints_ready_line: bool
+    ignored_args: tuple[str, ...] = ()
 
 
 class EngineAdapter(Protocol):
@@ -58,10 +58,10 @@ class EngineAdapter(Protocol):
         """GET answers the text that ``signals`` reads."""
         ...
 
-    def launch(self, replica: Replica, ports: Sequence[int]) -> Launch:
+    def launch_command(self, replica: EngineReplica, ports: Sequence[int]) -> EngineLaunch:
         """The process that serves one replica on each of ``ports`` of 127.0.0.1. Raises BadInput when it cannot."""
         ...
 
-    def signals(self, metrics: bytes, rank: int | None = None) -> EngineSignals:
+    def parse_signals(self, metrics: bytes, rank: int | None = None) -> EngineSignals:
         """What a metrics page says; of one data-parallel rank, or of all together."""
         ...

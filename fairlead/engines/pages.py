@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from math import isfinite
 
 
-def samples(page: bytes, name: bytes, wanted: bytes | None) -> Iterator[tuple[bytes, float]]:
+def parse_samples(page: bytes, name: bytes, label: bytes | None) -> Iterator[tuple[bytes, float]]:
     """(labels, value) of every sample of one series that has the label ``wanted``; values that are no numbers are left out."""
     start = page.find(b"\n" + name)
     while start >= 0:
@@ -20,7 +20,7 @@ def samples(page: bytes, name: bytes, wanted: bytes | None) -> Iterator[tuple[by
         if line[len(name) : len(name) + 1] not in (b"{", b" "):
             continue  # a longer name, such as …_waiting_by_reason
         labels, _, number = line[len(name) :].rstrip().rpartition(b" ")
-        if wanted is not None and wanted not in labels:
+        if label is not None and label not in labels:
             continue
         try:
             value = float(number)
@@ -30,23 +30,23 @@ def samples(page: bytes, name: bytes, wanted: bytes | None) -> Iterator[tuple[by
             yield labels, value
 
 
-def values(page: bytes, names: tuple[bytes, ...], wanted: bytes | None) -> list[float]:
+def first_values(page: bytes, names: tuple[bytes, ...], label: bytes | None) -> list[float]:
     """The values of the first of ``names`` that the page has: newer releases renamed some."""
     for name in names:
-        if found := [value for _, value in samples(page, name, wanted)]:
+        if found := [value for _, value in parse_samples(page, name, label)]:
             return found
     return []
 
 
-def total(page: bytes, names: tuple[bytes, ...], wanted: bytes | None) -> float | None:
+def sum_samples(page: bytes, names: tuple[bytes, ...], label: bytes | None) -> float | None:
     """Their sum; None when the page has none of them."""
-    read = values(page, names, wanted)
+    read = first_values(page, names, label)
     found = sum(read)
     return found if read and isfinite(found) else None
 
 
-def mean(page: bytes, names: tuple[bytes, ...], wanted: bytes | None) -> float | None:
+def mean_samples(page: bytes, names: tuple[bytes, ...], label: bytes | None) -> float | None:
     """Their mean; None when the page has none of them."""
-    read = values(page, names, wanted)
+    read = first_values(page, names, label)
     found = sum(read)
     return found / len(read) if read and isfinite(found) else None

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from fairlead.engines.base import Launch, Replica
-from fairlead.engines.pages import mean, total
+from fairlead.engines.base import EngineLaunch, EngineReplica
+from fairlead.engines.pages import mean_samples, sum_samples
 from fairlead.errors import BadInput
 from fairlead.signals import EngineSignals
 
@@ -23,22 +23,22 @@ class Sglang:
     health_path = "/health"
     metrics_path = "/metrics"
 
-    def launch(self, replica: Replica, ports: Sequence[int]) -> Launch:
+    def launch_command(self, replica: EngineReplica, ports: Sequence[int]) -> EngineLaunch:
         """Raises BadInput: local mode starts vLLM and simulated engines."""
         raise BadInput("local mode starts no real sglang", field="spec.engine.kind", hint="let the engine be simulated")
 
-    def signals(self, metrics: bytes, rank: int | None = None) -> EngineSignals:
+    def parse_signals(self, metrics: bytes, rank: int | None = None) -> EngineSignals:
         """As for vLLM. Prompt tokens are looked up in the cache, all of them, and those found are counted by tier."""
         page, wanted = b"\n" + metrics, None if rank is None else b'dp_rank="%d"' % rank
-        prompts = total(page, _PROMPT_TOKENS, wanted)
+        prompts = sum_samples(page, _PROMPT_TOKENS, wanted)
         return EngineSignals(
-            running=total(page, _RUNNING, wanted),
-            waiting=total(page, _WAITING, wanted),
-            kv_usage=mean(page, _KV_USAGE, wanted),
+            running=sum_samples(page, _RUNNING, wanted),
+            waiting=sum_samples(page, _WAITING, wanted),
+            kv_usage=mean_samples(page, _KV_USAGE, wanted),
             prompt_tokens_total=prompts,
-            generation_tokens_total=total(page, _GENERATION_TOKENS, wanted),
+            generation_tokens_total=sum_samples(page, _GENERATION_TOKENS, wanted),
             prefix_queries_total=prompts,
-            prefix_hits_total=total(page, _CACHED_TOKENS, wanted),
-            preemptions_total=total(page, _RETRACTIONS, wanted),
+            prefix_hits_total=sum_samples(page, _CACHED_TOKENS, wanted),
+            preemptions_total=sum_samples(page, _RETRACTIONS, wanted),
             sleeping=None,
         )

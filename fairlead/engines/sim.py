@@ -6,13 +6,13 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
-from fairlead.engines.base import Launch, Replica
+from fairlead.engines.base import EngineLaunch, EngineReplica
 from fairlead.engines.vllm import Vllm
 from fairlead.errors import BadInput
-from fairlead.profile import EngineProfile, presets
+from fairlead.profile import EngineProfile, builtin_profiles
 from fairlead.signals import EngineSignals
 
-_SHARED_WITH_VLLM = {
+_SHARED_VLLM_FLAGS = {
     "--block-size": re.compile(r"\d+"),
     "--max-model-len": re.compile(r"\d+"),
     "--max-num-batched-tokens": re.compile(r"\d+"),
@@ -24,8 +24,8 @@ _SHARED_WITH_VLLM = {
 }
 """vLLM's switches that change what is simulated, and the values understood; all others concern the real engine alone."""
 
-CONTEXT_SWITCH = "--max-model-len"
-USUAL_CONTEXT_TOKENS = 32_768
+CONTEXT_FLAG = "--max-model-len"
+DEFAULT_CONTEXT_TOKENS = 32_768
 """The simulated engine's own default."""
 
 
@@ -36,7 +36,7 @@ class SimulatedEngine:
     health_path = "/health"
     metrics_path = "/metrics"
 
-    def launch(self, replica: Replica, ports: Sequence[int]) -> Launch:
+    def launch_command(self, replica: EngineReplica, ports: Sequence[int]) -> EngineLaunch:
         """The simulator's command line; the ports must follow one another, since it is told the first and a count."""
         if list(ports) != list(range(ports[0], ports[0] + len(ports))):
             raise BadInput("the engines of one process need neighbouring ports", field="ports")
@@ -47,42 +47,42 @@ class SimulatedEngine:
         command += ["--profile", profile_argument(replica.profile), "--speed", f"{replica.speed:g}"]
         command += ["--seed", str(replica.seed)]
         taken, ignored = (replica.args, ()) if replica.kind == self.kind else split_args(replica.args)
-        command += context(replica.profile, taken)
-        return Launch((*command, *taken), dict(replica.env), says_ready=True, ignored=ignored)
+        command += context_args(replica.profile, taken)
+        return EngineLaunch((*command, *taken), dict(replica.env), prints_ready_line=True, ignored_args=ignored)
 
-    def signals(self, metrics: bytes, rank: int | None = None) -> EngineSignals:
+    def parse_signals(self, metrics: bytes, rank: int | None = None) -> EngineSignals:
         """Its metrics carry vLLM's names."""
-        return Vllm().signals(metrics, rank)
+        return Vllm().parse_signals(metrics, rank)
 
 
 def profile_argument(profile: EngineProfile) -> str:
     """A preset's name, or the coefficients as JSON."""
-    return profile.name if presets().get(profile.name) == profile else json.dumps(asdict(profile))
+    return profile.name if builtin_profiles().get(profile.name) == profile else json.dumps(asdict(profile))
 
 
-def context(profile: EngineProfile, args: Sequence[str]) -> list[str]:
+def context_args(profile: EngineProfile, args: Sequence[str]) -> list[str]:
     """The context length of an engine that was told none: the usual one, or what its KV memory holds where that is less.
 
     A longer one than the memory keeps an engine from starting, simulated or real.
     """
-    told = any(argument.partition("=")[0] == CONTEXT_SWITCH for argument in args)
-    return [] if told or profile.kv_tokens >= USUAL_CONTEXT_TOKENS else [CONTEXT_SWITCH, str(profile.kv_tokens)]
+    told = any(argument.partition("=")[0] == CONTEXT_FLAG for argument in args)
+    return [] if told or profile.kv_tokens >= DEFAULT_CONTEXT_TOKENS else [CONTEXT_FLAG, str(profile.kv_tokens)]
 
 
 def split_args(args: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """vLLM's arguments → (those that the simulator takes, the others); a switch keeps its value."""
     taken: list[str] = []
     ignored: list[str] = []
-    for group in _groups(args):
+    for group in _flag_groups(args):
         name, equals, value = group[0].partition("=")
         values = [value, *group[1:]] if equals else group[1:]
-        known = _SHARED_WITH_VLLM.get(name)
+        known = _SHARED_VLLM_FLAGS.get(name)
         fits = known is not None and len(values) == 1 and known.fullmatch(values[0])
         (taken if fits else ignored).extend(group)
     return tuple(taken), tuple(ignored)
 
 
-def _groups(args: Sequence[str]) -> Iterator[list[str]]:
+def _flag_groups(args: Sequence[str]) -> Iterator[list[str]]:
     """Every switch with the values that follow it."""
     group: list[str] = []
     for argument in args:

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from fairlead.engines.base import Launch, Replica
-from fairlead.engines.pages import mean, samples, total
-from fairlead.engines.sleep import DEV_MODE, SLEEP_SWITCH
+from fairlead.engines.base import EngineLaunch, EngineReplica
+from fairlead.engines.pages import mean_samples, parse_samples, sum_samples
+from fairlead.engines.sleep import DEV_MODE_VARIABLE, SLEEP_MODE_FLAG
 from fairlead.errors import BadInput
 from fairlead.signals import EngineSignals
 
@@ -26,35 +26,35 @@ class Vllm:
     health_path = "/health"
     metrics_path = "/metrics"
 
-    def launch(self, replica: Replica, ports: Sequence[int]) -> Launch:
+    def launch_command(self, replica: EngineReplica, ports: Sequence[int]) -> EngineLaunch:
         """``vllm serve`` on one port. Cached tokens are reported, since that is what routing is judged by."""
         if len(ports) != 1:
             raise BadInput("one vllm process serves one port", field="ports", hint="start one process per replica")
-        command = ["vllm", "serve", local_source(replica.source), "--served-model-name", replica.name]
+        command = ["vllm", "serve", local_model_argument(replica.source), "--served-model-name", replica.name]
         command += ["--host", "127.0.0.1", "--port", str(ports[0]), "--enable-prompt-tokens-details"]
         env = dict(replica.env)
         if replica.sleeps:
-            command.append(SLEEP_SWITCH)
-            env |= dict((DEV_MODE,))
-        return Launch((*command, *replica.args), env, says_ready=False)
+            command.append(SLEEP_MODE_FLAG)
+            env |= dict((DEV_MODE_VARIABLE,))
+        return EngineLaunch((*command, *replica.args), env, prints_ready_line=False)
 
-    def signals(self, metrics: bytes, rank: int | None = None) -> EngineSignals:
+    def parse_signals(self, metrics: bytes, rank: int | None = None) -> EngineSignals:
         """Counts are summed over ranks, ``kv_usage`` is their mean; what the page does not say stays None."""
         page, wanted = b"\n" + metrics, None if rank is None else b'engine="%d"' % rank
         return EngineSignals(
-            running=total(page, _RUNNING, wanted),
-            waiting=total(page, _WAITING, wanted),
-            kv_usage=mean(page, _KV_USAGE, wanted),
-            prompt_tokens_total=total(page, _PROMPT_TOKENS, wanted),
-            generation_tokens_total=total(page, _GENERATION_TOKENS, wanted),
-            prefix_queries_total=total(page, _PREFIX_QUERIES, wanted),
-            prefix_hits_total=total(page, _PREFIX_HITS, wanted),
-            preemptions_total=total(page, _PREEMPTIONS, wanted),
+            running=sum_samples(page, _RUNNING, wanted),
+            waiting=sum_samples(page, _WAITING, wanted),
+            kv_usage=mean_samples(page, _KV_USAGE, wanted),
+            prompt_tokens_total=sum_samples(page, _PROMPT_TOKENS, wanted),
+            generation_tokens_total=sum_samples(page, _GENERATION_TOKENS, wanted),
+            prefix_queries_total=sum_samples(page, _PREFIX_QUERIES, wanted),
+            prefix_hits_total=sum_samples(page, _PREFIX_HITS, wanted),
+            preemptions_total=sum_samples(page, _PREEMPTIONS, wanted),
             sleeping=_sleeping(page, wanted),
         )
 
 
-def local_source(source: str) -> str:
+def local_model_argument(source: str) -> str:
     """What vLLM is given as the model: a hub name or a path. Raises BadInput for a source it cannot load by itself."""
     for scheme in ("hf://", "file://"):
         if source.startswith(scheme):
@@ -67,5 +67,5 @@ def local_source(source: str) -> str:
 
 def _sleeping(page: bytes, wanted: bytes | None) -> bool | None:
     """True when no rank is awake; None for a release that does not say."""
-    awake = [value for labels, value in samples(page, _SLEEP_STATE, wanted) if b'sleep_state="awake"' in labels]
+    awake = [value for labels, value in parse_samples(page, _SLEEP_STATE, wanted) if b'sleep_state="awake"' in labels]
     return not any(awake) if awake else None

@@ -4,8 +4,8 @@
 See ``docs/reference/fleet-file.md``.
 """
 
-from fairlead.fleetfile.reading import parse
+from fairlead.fleetfile.reading import parse_fleet_file
 from fairlead.fleetfile.source import FileFleetSource
-from fairlead.fleetfile.writing import dump, dump_profile, write_atomic
+from fairlead.fleetfile.writing import format_fleet_file, profile_fields, write_fleet_file
 
-__all__ = ["FileFleetSource", "dump", "dump_profile", "parse", "write_atomic"]
+__all__ = ["FileFleetSource", "format_fleet_file", "parse_fleet_file", "profile_fields", "write_fleet_file"]

@@ -6,101 +6,113 @@ from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from fairlead.documents import shown
-from fairlead.endpoints import engine_url
+from fairlead.documents import format_value
+from fairlead.endpoints import normalize_engine_url
 from fairlead.engines import engine_kinds
 from fairlead.errors import BadInput
-from fairlead.fleet import TRANSFERS, InstanceState, Pull, Role
-from fairlead.names import DNS_LABEL, model_name
-from fairlead.settings import PREFIX
-from fairlead.strict import Objectives, Profile, Routing, ServedName, Strict, wrong
+from fairlead.fleet import KV_TRANSFERS, InstanceState, KvPull, Role
+from fairlead.names import DNS_LABEL_PATTERN, normalize_model_name
+from fairlead.settings import VARIABLE_PREFIX
+from fairlead.strict import Profile, Routing, ServedName, Slo, StrictModel, field_error
 
-_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
+_VARIABLE_PATTERN = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _PEER_PATTERN = r"^[^\s:]+:\d{1,5}$|^\[[0-9A-Fa-f:.]+\]:\d{1,5}$"
 _ZMQ_PATTERN = r"^tcp://\S+:\d+$"
 
 
-def _checked_name(text: str) -> str:
+def _check_name(text: str) -> str:
     try:
-        return model_name(text)
+        return normalize_model_name(text)
     except BadInput as error:
-        raise wrong(error.message, "use a name of 1 to 253 bytes without control characters") from error
+        raise field_error(error.message, "use a name of 1 to 253 bytes without control characters") from error
 
 
-def _checked_namespace(text: str) -> str:
-    if not DNS_LABEL.fullmatch(text):
-        raise wrong(f"{shown(text)} is not a namespace", "use lower-case letters, digits and -, at most 63")
+def _check_namespace(text: str) -> str:
+    if not DNS_LABEL_PATTERN.fullmatch(text):
+        raise field_error(
+            f"{format_value(text)} is not a namespace", "use lower-case letters, digits and -, at most 63"
+        )
     return text
 
 
-def _checked_id(text: str) -> str:
+def _check_id(text: str) -> str:
     if not 0 < len(text) <= 253 or not all("!" <= char <= "~" for char in text):
-        raise wrong(f"{shown(text)} is not an instance id", "use 1 to 253 visible ASCII characters without spaces")
+        raise field_error(
+            f"{format_value(text)} is not an instance id", "use 1 to 253 visible ASCII characters without spaces"
+        )
     return text
 
 
-def _checked_engine(text: str) -> str:
+def _check_engine(text: str) -> str:
     known = engine_kinds()
     if text not in known:
-        raise wrong(f"must be one of {', '.join(known)}, not {shown(text)}", "write the kind of the engine")
+        raise field_error(
+            f"must be one of {', '.join(known)}, not {format_value(text)}", "write the kind of the engine"
+        )
     return text
 
 
-def _checked_transfer(text: str) -> str:
-    if text not in TRANSFERS:
-        raise wrong(f"must be one of {', '.join(TRANSFERS)}, not {shown(text)}", "write how the engines hand over KV")
+def _check_transfer(text: str) -> str:
+    if text not in KV_TRANSFERS:
+        raise field_error(
+            f"must be one of {', '.join(KV_TRANSFERS)}, not {format_value(text)}", "write how the engines hand over KV"
+        )
     return text
 
 
-def _checked_url(text: str) -> str:
+def _check_url(text: str) -> str:
     try:
-        return engine_url(text)
+        return normalize_engine_url(text)
     except BadInput as error:
-        raise wrong(error.message, error.hint or "") from error
+        raise field_error(error.message, error.hint or "") from error
 
 
-def _optional(check: Callable[[str], str]) -> Callable[[str | None], str | None]:
+def _check_optional(check: Callable[[str], str]) -> Callable[[str | None], str | None]:
     return lambda text: None if text is None else check(text)
 
 
-def _preset_shorthand(value: Any) -> Any:
+def _expand_preset(value: Any) -> Any:
     return {"preset": value} if isinstance(value, str) else value
 
 
-def _checked_path(text: str) -> str:
+def _check_path(text: str) -> str:
     if not text.startswith("/") or not text.isprintable():
-        raise wrong(f"{shown(text)} is not an absolute path", "write it from the root, like /etc/fairlead/ca.pem")
+        raise field_error(
+            f"{format_value(text)} is not an absolute path", "write it from the root, like /etc/fairlead/ca.pem"
+        )
     return text
 
 
-def _checked_variable(text: str) -> str:
-    if not _VARIABLE.fullmatch(text):
-        raise wrong(f"{shown(text)} is not an environment variable", "write it like ENGINE_TOKEN")
-    if text.startswith(PREFIX):
-        raise wrong(f"{shown(text)} belongs to Fairlead itself", "put the engine's token into a variable of its own")
+def _check_variable(text: str) -> str:
+    if not _VARIABLE_PATTERN.fullmatch(text):
+        raise field_error(f"{format_value(text)} is not an environment variable", "write it like ENGINE_TOKEN")
+    if text.startswith(VARIABLE_PREFIX):
+        raise field_error(
+            f"{format_value(text)} belongs to Fairlead itself", "put the engine's token into a variable of its own"
+        )
     return text
 
 
-class FileTls(Strict):
+class FileTls(StrictModel):
     """Whom an engine's certificate must come from."""
 
-    ca_file: Annotated[str, AfterValidator(_checked_path), Field(examples=["/etc/fairlead/ca.pem"])]
+    ca_file: Annotated[str, AfterValidator(_check_path), Field(examples=["/etc/fairlead/ca.pem"])]
 
 
-class FileAuth(Strict):
+class FileAuth(StrictModel):
     """Where the bearer token is that an engine wants to see."""
 
-    token_env: Annotated[str, AfterValidator(_checked_variable), Field(examples=["ENGINE_TOKEN"])] | None = None
-    token_file: Annotated[str, AfterValidator(_checked_path), Field(examples=["/run/secrets/token"])] | None = None
+    token_env: Annotated[str, AfterValidator(_check_variable), Field(examples=["ENGINE_TOKEN"])] | None = None
+    token_file: Annotated[str, AfterValidator(_check_path), Field(examples=["/run/secrets/token"])] | None = None
 
     @model_validator(mode="after")
-    def _one_of_them(self) -> Self:
+    def _check_one_source(self) -> Self:
         if (self.token_env is None) == (self.token_file is None):
-            raise wrong("exactly one place holds the token", "write either tokenEnv or tokenFile")
+            raise field_error("exactly one place holds the token", "write either tokenEnv or tokenFile")
         return self
 
 
-class FilePull(Strict):
+class FileKvPull(StrictModel):
     """That instances get prefixes out of one another's caches, and what that takes."""
 
     address: Annotated[str, Field(pattern=_PEER_PATTERN, examples=["10.0.0.1:5710"])]
@@ -108,9 +120,9 @@ class FilePull(Strict):
     bytes_per_second: Annotated[float, Field(gt=0, le=1e15, examples=["1.25e9"])]
     latency_seconds: Annotated[float, Field(ge=0, le=60)] = 0.01
 
-    def value(self) -> Pull:
+    def to_kv_pull(self) -> KvPull:
         """As routing has it."""
-        return Pull(self.address, self.bytes_per_token, self.bytes_per_second, self.latency_seconds)
+        return KvPull(self.address, self.bytes_per_token, self.bytes_per_second, self.latency_seconds)
 
 
 class FileProfile(Profile):
@@ -119,50 +131,54 @@ class FileProfile(Profile):
     name: Annotated[str | None, Field(min_length=1, max_length=253)] = None
 
 
-class FileInstance(Strict):
+class FileInstance(StrictModel):
     """One engine endpoint."""
 
-    url: Annotated[str, AfterValidator(_checked_url), Field(examples=["http://127.0.0.1:9001"])]
-    id: Annotated[str, AfterValidator(_checked_id)] | None = None
-    pool: Annotated[str, AfterValidator(_checked_id)] = "main"
-    engine: Annotated[str, AfterValidator(_checked_engine), Field(examples=["vllm"])] = "vllm"
+    url: Annotated[str, AfterValidator(_check_url), Field(examples=["http://127.0.0.1:9001"])]
+    id: Annotated[str, AfterValidator(_check_id)] | None = None
+    pool: Annotated[str, AfterValidator(_check_id)] = "main"
+    engine: Annotated[str, AfterValidator(_check_engine), Field(examples=["vllm"])] = "vllm"
     served_model_name: Annotated[ServedName | None, Field(examples=["Qwen/Qwen3-8B"])] = None
     role: Annotated[Role, Field(strict=False)] = Role.SERVE
     state: Annotated[InstanceState, Field(strict=False)] = InstanceState.READY
     weight: Annotated[float, Field(gt=0, le=100)] = 1.0
-    adapters: list[Annotated[str, AfterValidator(_checked_name)]] = Field(default_factory=list)
+    adapters: list[Annotated[str, AfterValidator(_check_name)]] = Field(default_factory=list)
     dp_rank: Annotated[int | None, Field(ge=0, le=65_535)] = None
     kv_events: Annotated[str | None, Field(pattern=_ZMQ_PATTERN, examples=["tcp://127.0.0.1:5557"])] = None
     kv_replay: Annotated[str | None, Field(pattern=_ZMQ_PATTERN, examples=["tcp://127.0.0.1:5558"])] = None
-    kv_transfer: Annotated[str | None, AfterValidator(_optional(_checked_transfer)), Field(examples=["nixl"])] = None
+    kv_transfer: Annotated[str | None, AfterValidator(_check_optional(_check_transfer)), Field(examples=["nixl"])] = (
+        None
+    )
     bootstrap: Annotated[
-        str | None, AfterValidator(_optional(_checked_url)), Field(examples=["http://127.0.0.1:8998"])
+        str | None, AfterValidator(_check_optional(_check_url)), Field(examples=["http://127.0.0.1:8998"])
     ] = None
     kv_pull: Annotated[
-        FilePull | None,
+        FileKvPull | None,
         Field(examples=['{address: "10.0.0.1:5710", bytesPerToken: 131072, bytesPerSecond: 1.25e9}']),
     ] = None
     tls: FileTls | None = None
     auth: FileAuth | None = None
-    profile: Annotated[FileProfile | None, BeforeValidator(_preset_shorthand), Field(examples=["910b4"])] = None
+    profile: Annotated[FileProfile | None, BeforeValidator(_expand_preset), Field(examples=["910b4"])] = None
 
 
-class FileModel(Strict):
+class FileModel(StrictModel):
     """A client-visible model and the engines that serve it."""
 
-    name: Annotated[str, AfterValidator(_checked_name), Field(examples=["tiny"])]
-    namespace: Annotated[str, AfterValidator(_checked_namespace), Field(examples=["default"])] = "default"
-    objectives: Objectives = Objectives()
+    name: Annotated[str, AfterValidator(_check_name), Field(examples=["tiny"])]
+    namespace: Annotated[str, AfterValidator(_check_namespace), Field(examples=["default"])] = "default"
+    objectives: Slo = Slo()
     routing: Routing = Routing()
     served_model_name: Annotated[ServedName | None, Field(examples=["Qwen/Qwen3-8B"])] = None
-    kv_transfer: Annotated[str | None, AfterValidator(_optional(_checked_transfer)), Field(examples=["nixl"])] = None
+    kv_transfer: Annotated[str | None, AfterValidator(_check_optional(_check_transfer)), Field(examples=["nixl"])] = (
+        None
+    )
     tls: FileTls | None = None
     auth: FileAuth | None = None
     wakes: bool = False
     instances: list[FileInstance] = Field(default_factory=list, examples=['[{url: "http://127.0.0.1:9001"}]'])
 
 
-class FileFleet(Strict):
+class FileFleet(StrictModel):
     """The whole file."""
 
     models: Annotated[list[FileModel], Field(examples=["[{name: tiny, instances: [...]}]"])]

@@ -6,13 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from fairlead.clock import Clock
-from fairlead.documents import decode
+from fairlead.documents import decode_file
 from fairlead.errors import FairleadError, Unavailable
 from fairlead.fleet import Fleet, InstanceState
-from fairlead.fleetfile.reading import parse
+from fairlead.fleetfile.reading import parse_fleet_file
 from fairlead.limits import Limits
 
-Signature = tuple[int, int, int]  # inode, modification time in ns, size
+FileSignature = tuple[int, int, int]  # inode, modification time in ns, size
 
 
 class FileFleetSource:
@@ -42,8 +42,8 @@ class FileFleetSource:
     async def watch(self) -> AsyncIterator[Fleet]:
         """The present fleet, then one more after every edit that changes it. Raises when the first read fails."""
         done = _signature(self._path)
-        yield await self._first()
-        pending: Signature | None = None
+        yield await self._load_first()
+        pending: FileSignature | None = None
         while True:
             await asyncio.sleep(self._poll_seconds)
             now = _signature(self._path)
@@ -55,11 +55,11 @@ class FileFleetSource:
                 pending = now
                 continue
             done, pending = now, None
-            fleet = await self._again()
+            fleet = await self._reload()
             if fleet is not None:
                 yield fleet
 
-    def notes(self) -> list[str]:
+    def warnings(self) -> list[str]:
         """What is wrong with the file, while an older fleet stays in use."""
         return [f"the fleet file cannot be used: {self.problem}"] if self.problem is not None else []
 
@@ -67,15 +67,15 @@ class FileFleetSource:
         """None: a file is as old as its last edit, and true until the next."""
         return None
 
-    async def _first(self) -> Fleet:
-        self._fleet = await asyncio.to_thread(self._read)
+    async def _load_first(self) -> Fleet:
+        self._fleet = await asyncio.to_thread(self._load)
         self.loaded_at = self._clock.now()
         return self._fleet
 
-    async def _again(self) -> Fleet | None:
+    async def _reload(self) -> Fleet | None:
         """Read after an edit; None when the file is broken or says what it said before."""
         try:
-            found = await asyncio.to_thread(self._read)
+            found = await asyncio.to_thread(self._load)
         except FairleadError as error:
             self.problem = error
             if self._report is not None:
@@ -86,21 +86,21 @@ class FileFleetSource:
         last = self._fleet
         if last is None or (found.models, found.instances) == (last.models, last.instances):
             return None
-        epoch = last.membership_epoch + (_members(found) != _members(last))
+        epoch = last.membership_epoch + (_membership(found) != _membership(last))
         self._fleet = replace(found, version=last.version + 1, membership_epoch=epoch)
         return self._fleet
 
-    def _read(self) -> Fleet:
+    def _load(self) -> Fleet:
         try:
             raw = self._path.read_bytes()
         except OSError as error:
             message = f"cannot read the fleet file {self._path}: {error.strerror or error}"
             raise Unavailable(message, hint="the last good fleet stays in use") from error
-        text = decode(raw, file=str(self._path), limits=self._limits)
-        return parse(text, file=str(self._path), limits=self._limits)
+        text = decode_file(raw, file=str(self._path), limits=self._limits)
+        return parse_fleet_file(text, file=str(self._path), limits=self._limits)
 
 
-def _signature(path: Path) -> Signature | None:
+def _signature(path: Path) -> FileSignature | None:
     try:
         found = path.stat()
     except OSError:
@@ -108,7 +108,7 @@ def _signature(path: Path) -> Signature | None:
     return found.st_ino, found.st_mtime_ns, found.st_size
 
 
-def _members(fleet: Fleet) -> frozenset[tuple[str, str]]:
+def _membership(fleet: Fleet) -> frozenset[tuple[str, str]]:
     """The instances that homes are computed over: all but the sleeping ones."""
     return frozenset(
         (key, one.id)

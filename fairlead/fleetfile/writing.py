@@ -8,61 +8,61 @@ from typing import Any
 from pydantic.alias_generators import to_camel
 
 from fairlead import units
-from fairlead.documents import resolve
-from fairlead.files import replace_whole
-from fairlead.fleet import Fleet, Instance, Model, Pull
-from fairlead.profile import EngineProfile, presets
+from fairlead.documents import resolve_scalar
+from fairlead.files import write_atomic
+from fairlead.fleet import Fleet, Instance, KvPull, Model
+from fairlead.profile import EngineProfile, builtin_profiles
 
-_BARE = re.compile(r"[A-Za-z][A-Za-z0-9.-]*")
+_BARE_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9.-]*")
 
 
-def dump(fleet: Fleet) -> str:
+def format_fleet_file(fleet: Fleet) -> str:
     """The fleet as the text of a fleet file, one instance a line; ``signals`` are not part of it."""
     lines = ["models:" if fleet.models else "models: []"]
     for key, model in fleet.models.items():
-        lines.append(f"  - name: {_flow(model.name)}")
-        lines.append(f"    namespace: {_flow(model.namespace)}")
-        lines.append(f"    objectives: {_flow(_dump_objectives(model))}")
-        lines.append(f"    routing: {_flow({'preset': model.preset})}")
+        lines.append(f"  - name: {_format_flow(model.name)}")
+        lines.append(f"    namespace: {_format_flow(model.namespace)}")
+        lines.append(f"    objectives: {_format_flow(_slo_fields(model))}")
+        lines.append(f"    routing: {_format_flow({'preset': model.preset})}")
         if model.wakes:
             lines.append("    wakes: true")
         instances = fleet.instances.get(key, ())
         lines.append("    instances:" if instances else "    instances: []")
-        lines += [f"      - {_flow(_dump_instance(one))}" for one in instances]
+        lines += [f"      - {_format_flow(_instance_fields(one))}" for one in instances]
     return "\n".join(lines) + "\n"
 
 
-def _flow(value: Any) -> str:
+def _format_flow(value: Any) -> str:
     """A value on one line. Text is left bare only where no YAML reader can take it for anything else."""
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{key}: {_flow(item)}" for key, item in value.items()) + "}"
+        return "{" + ", ".join(f"{key}: {_format_flow(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list):
-        return "[" + ", ".join(_flow(item) for item in value) + "]"
+        return "[" + ", ".join(_format_flow(item) for item in value) + "]"
     if isinstance(value, str):
-        bare = _BARE.fullmatch(value) and isinstance(resolve(value), str)
-        return value if bare else '"' + "".join(_escaped(char) for char in value) + '"'
+        bare = _BARE_TEXT.fullmatch(value) and isinstance(resolve_scalar(value), str)
+        return value if bare else '"' + "".join(_escape(char) for char in value) + '"'
     return repr(value)
 
 
-def _escaped(char: str) -> str:
+def _escape(char: str) -> str:
     if char in '"\\':
         return "\\" + char
     return char if char == " " or (char.isprintable() and not char.isspace()) else f"\\U{ord(char):08x}"
 
 
-def _dump_objectives(model: Model) -> dict[str, Any]:
+def _slo_fields(model: Model) -> dict[str, Any]:
     values = model.objectives
     entry: dict[str, Any] = {"target": values.target}
     if values.ttft_seconds is not None:
-        entry["ttft"] = units.exact(values.ttft_seconds)
+        entry["ttft"] = units.format_exact_duration(values.ttft_seconds)
         if values.ttft_per_kilo_token_seconds:
-            entry["ttftPerKiloToken"] = units.exact(values.ttft_per_kilo_token_seconds)
+            entry["ttftPerKiloToken"] = units.format_exact_duration(values.ttft_per_kilo_token_seconds)
     if values.itl_seconds is not None:
-        entry["itl"] = units.exact(values.itl_seconds)
+        entry["itl"] = units.format_exact_duration(values.itl_seconds)
     return entry
 
 
-def _dump_instance(one: Instance) -> dict[str, Any]:
+def _instance_fields(one: Instance) -> dict[str, Any]:
     entry: dict[str, Any] = {"id": one.id, "url": one.url, "pool": one.pool, "engine": one.engine}
     entry["role"] = one.role.value
     entry["state"] = one.state.value
@@ -80,26 +80,26 @@ def _dump_instance(one: Instance) -> dict[str, Any]:
     }
     entry.update({name: value for name, value in optional.items() if value is not None})
     if one.pull is not None:
-        entry["kvPull"] = {to_camel(item.name): getattr(one.pull, item.name) for item in fields(Pull)}
+        entry["kvPull"] = {to_camel(item.name): getattr(one.pull, item.name) for item in fields(KvPull)}
     if one.access.ca_file is not None:
         entry["tls"] = {"caFile": one.access.ca_file}
     auth = {"tokenEnv": one.access.token_env, "tokenFile": one.access.token_file}
     if any(auth.values()):
         entry["auth"] = {name: value for name, value in auth.items() if value is not None}
     if one.profile is not None:
-        entry["profile"] = _dump_profile(one.profile)
+        entry["profile"] = _profile_value(one.profile)
     return entry
 
 
-def _dump_profile(profile: EngineProfile) -> str | dict[str, Any]:
-    return profile.name if presets().get(profile.name) == profile else dump_profile(profile)
+def _profile_value(profile: EngineProfile) -> str | dict[str, Any]:
+    return profile.name if builtin_profiles().get(profile.name) == profile else profile_fields(profile)
 
 
-def dump_profile(profile: EngineProfile) -> dict[str, Any]:
+def profile_fields(profile: EngineProfile) -> dict[str, Any]:
     """A profile as the fleet file has it, number by number."""
     return {to_camel(item.name): getattr(profile, item.name) for item in fields(EngineProfile)}
 
 
-def write_atomic(path: Path, fleet: Fleet) -> None:
+def write_fleet_file(path: Path, fleet: Fleet) -> None:
     """Replace the file at ``path``: a reader sees the old fleet or the new one, never a part."""
-    replace_whole(path, dump(fleet).encode(), mode=0o644)  # it holds no secret
+    write_atomic(path, format_fleet_file(fleet).encode(), mode=0o644)  # it holds no secret

@@ -16,7 +16,7 @@ import yaml
 
 from fairlead.errors import BadInput
 
-SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+SERVICE_ACCOUNT_FOLDER = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _CLUSTER_KEYS = {
     *("server", "certificate-authority", "certificate-authority-data", "insecure-skip-tls-verify", "tls-server-name"),
     *("extensions", "disable-compression"),
@@ -25,7 +25,7 @@ _USER_KEYS = {
     *("client-certificate", "client-certificate-data", "client-key", "client-key-data", "token", "tokenFile"),
     *("as", "as-groups", "extensions"),
 }
-_FIXES = {
+_HINTS = {
     "exec": "run the plugin yourself and give its token, or use a service account's token",
     "auth-provider": "give a token",
     "username": "API servers take no passwords any more; give a token or a client certificate",
@@ -33,19 +33,19 @@ _FIXES = {
 }
 
 
-class AccessError(BadInput):
+class ClusterConfigError(BadInput):
     """Raised when there is no way to an API server, or one that Fairlead does not honour."""
 
 
 @dataclass(frozen=True, slots=True)
-class Access:
+class ClusterConfig:
     """How to reach an API server. PEM texts are bytes; ``found`` says in words where all this was found."""
 
     server: str
-    found: str
+    source: str
     namespace: str = "default"
-    authority: bytes | None = None
-    authority_file: Path | None = None
+    ca_data: bytes | None = None
+    ca_file: Path | None = None
     certificate: bytes | None = None
     certificate_file: Path | None = None
     key: bytes | None = field(default=None, repr=False)
@@ -53,13 +53,13 @@ class Access:
     token: str | None = field(default=None, repr=False)
     token_file: Path | None = None
     server_name: str | None = None
-    verified: bool = True
-    acting_as: str | None = None
-    acting_groups: tuple[str, ...] = ()
+    verify_tls: bool = True
+    impersonate_user: str | None = None
+    impersonate_groups: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class Credential:
+class PluginCredential:
     """What a plugin made: a bearer token, a client certificate with its key (PEM), or both."""
 
     token: str | None = field(default=None, repr=False)
@@ -67,46 +67,50 @@ class Credential:
     key: bytes | None = field(default=None, repr=False)
 
 
-Login = Callable[[Mapping[str, Any], Path, Access], Credential]
+CredentialPlugin = Callable[[Mapping[str, Any], Path, ClusterConfig], PluginCredential]
 """Runs the plugin of a user: its ``exec`` entry, the kubeconfig that holds it, and the way to the cluster without a credential."""
 
 
-def find_access(environment: Mapping[str, str], home: Path, account: Path = SERVICE_ACCOUNT) -> Access:
+def load_config(environment: Mapping[str, str], home: Path, account: Path = SERVICE_ACCOUNT_FOLDER) -> ClusterConfig:
     """The first way that this process is given. Raises AccessError when there is none, or a broken one."""
     if named := environment.get("KUBECONFIG", ""):
-        return from_kubeconfig([Path(part) for part in named.split(os.pathsep) if part])
+        return config_from_kubeconfig([Path(part) for part in named.split(os.pathsep) if part])
     if "KUBERNETES_SERVICE_HOST" in environment:
-        return in_cluster(environment, account)
+        return in_cluster_config(environment, account)
     usual = home / ".kube" / "config"
     if usual.exists():
-        return from_kubeconfig([usual])
-    raise AccessError("no Kubernetes cluster is named", hint="set KUBECONFIG, or run in a pod with a service account")
+        return config_from_kubeconfig([usual])
+    raise ClusterConfigError(
+        "no Kubernetes cluster is named", hint="set KUBECONFIG, or run in a pod with a service account"
+    )
 
 
-def in_cluster(environment: Mapping[str, str], account: Path = SERVICE_ACCOUNT) -> Access:
+def in_cluster_config(environment: Mapping[str, str], account: Path = SERVICE_ACCOUNT_FOLDER) -> ClusterConfig:
     """The service account of this pod. The token's file is named, not read: the cluster rotates it."""
     host = environment.get("KUBERNETES_SERVICE_HOST", "")
     port = environment.get("KUBERNETES_SERVICE_PORT_HTTPS") or environment.get("KUBERNETES_SERVICE_PORT", "443")
     token, authority = account / "token", account / "ca.crt"
     for file in (token, authority):
         if not file.exists():
-            raise AccessError(
+            raise ClusterConfigError(
                 f"this pod has no {file}", hint="automountServiceAccountToken is off, or the volume is missing"
             )
     try:
         namespace = (account / "namespace").read_text().strip()
     except OSError:
         namespace = ""
-    return Access(
+    return ClusterConfig(
         server=f"https://{f'[{host}]' if ':' in host else host}:{port}",
-        found=f"the service account in {account}",
+        source=f"the service account in {account}",
         namespace=namespace or "default",
-        authority_file=authority,
+        ca_file=authority,
         token_file=token,
     )
 
 
-def from_kubeconfig(paths: list[Path], context: str | None = None, login: Login | None = None) -> Access:
+def config_from_kubeconfig(
+    paths: list[Path], context: str | None = None, login: CredentialPlugin | None = None
+) -> ClusterConfig:
     """The current (or a named) context of kubeconfig files; of entries with one name, the first file's counts.
 
     ``login`` runs plugins that make credentials; without it, a user that has one is refused.
@@ -114,52 +118,52 @@ def from_kubeconfig(paths: list[Path], context: str | None = None, login: Login 
     merged: dict[str, dict[str, tuple[dict[str, Any], Path]]] = {"clusters": {}, "users": {}, "contexts": {}}
     current, there = context or "", [path for path in paths if path.exists()]
     if not there:
-        raise AccessError(f"no kubeconfig at {', '.join(map(str, paths))}", field="KUBECONFIG")
+        raise ClusterConfigError(f"no kubeconfig at {', '.join(map(str, paths))}", field="KUBECONFIG")
     for path in there:
-        document = _read(path)
+        document = _read_yaml(path)
         current = current or str(document.get("current-context") or "")
         for section, entries in merged.items():
-            for name, entry in _entries(document, section, path):
+            for name, entry in _named_entries(document, section, path):
                 entries.setdefault(name, (entry, path))
     names = ", ".join(map(str, there))
     if not current:
-        raise AccessError(f"{names} names no current context", field="current-context")
-    chosen, _ = _entry(merged["contexts"], current, "context", names)
-    cluster, cluster_file = _entry(merged["clusters"], str(chosen.get("cluster", "")), "cluster", names)
+        raise ClusterConfigError(f"{names} names no current context", field="current-context")
+    chosen, _ = _find_entry(merged["contexts"], current, "context", names)
+    cluster, cluster_file = _find_entry(merged["clusters"], str(chosen.get("cluster", "")), "cluster", names)
     user: dict[str, Any] = {}
     user_file = cluster_file
     if chosen.get("user"):
-        user, user_file = _entry(merged["users"], str(chosen["user"]), "user", names)
-    _refuse(cluster, _CLUSTER_KEYS, cluster_file, "cluster")
-    _refuse(user, _USER_KEYS | ({"exec"} if login else set()), user_file, "user")
-    found = _access(chosen, (cluster, cluster_file), (user, user_file), f"the context {current} of {names}")
+        user, user_file = _find_entry(merged["users"], str(chosen["user"]), "user", names)
+    _reject_unsupported(cluster, _CLUSTER_KEYS, cluster_file, "cluster")
+    _reject_unsupported(user, _USER_KEYS | ({"exec"} if login else set()), user_file, "user")
+    found = _to_config(chosen, (cluster, cluster_file), (user, user_file), f"the context {current} of {names}")
     plugin = user.get("exec")
     if login is None or not plugin or found.token or found.token_file or found.certificate or found.certificate_file:
         return found
     if not isinstance(plugin, dict):
-        raise AccessError(f"{user_file}: exec of a user is no mapping", field="exec")
+        raise ClusterConfigError(f"{user_file}: exec of a user is no mapping", field="exec")
     made = login(plugin, user_file, found)
     return replace(found, token=made.token, certificate=made.certificate, key=made.key)
 
 
-def _access(
+def _to_config(
     chosen: dict[str, Any], cluster: tuple[dict[str, Any], Path], user: tuple[dict[str, Any], Path], found: str
-) -> Access:
+) -> ClusterConfig:
     server = str(cluster[0].get("server") or "").rstrip("/")
     if not server.startswith(("https://", "http://")):
-        raise AccessError(f"{cluster[1]}: the cluster's server {server!r} is no http(s) address", field="server")
+        raise ClusterConfigError(f"{cluster[1]}: the cluster's server {server!r} is no http(s) address", field="server")
     authority, authority_file = _data_or_file(*cluster, "certificate-authority")
     certificate, certificate_file = _data_or_file(*user, "client-certificate")
     key, key_file = _data_or_file(*user, "client-key")
     if (certificate or certificate_file) is not None and (key or key_file) is None:
-        raise AccessError(f"{user[1]}: a client certificate without its key", field="client-key")
+        raise ClusterConfigError(f"{user[1]}: a client certificate without its key", field="client-key")
     token_file = user[0].get("tokenFile")
-    return Access(
+    return ClusterConfig(
         server=server,
-        found=found,
+        source=found,
         namespace=str(chosen.get("namespace") or "default"),
-        authority=authority,
-        authority_file=authority_file,
+        ca_data=authority,
+        ca_file=authority_file,
         certificate=certificate,
         certificate_file=certificate_file,
         key=key,
@@ -167,49 +171,49 @@ def _access(
         token=None if token_file else user[0].get("token"),
         token_file=user[1].parent / str(token_file) if token_file else None,
         server_name=cluster[0].get("tls-server-name"),
-        verified=not cluster[0].get("insecure-skip-tls-verify", False),
-        acting_as=user[0].get("as"),
-        acting_groups=tuple(map(str, user[0].get("as-groups") or ())),
+        verify_tls=not cluster[0].get("insecure-skip-tls-verify", False),
+        impersonate_user=user[0].get("as"),
+        impersonate_groups=tuple(map(str, user[0].get("as-groups") or ())),
     )
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         document = yaml.safe_load(path.read_bytes())
     except OSError as error:
-        raise AccessError(
+        raise ClusterConfigError(
             f"cannot read the kubeconfig {path}: {error.strerror or error}", field="KUBECONFIG"
         ) from error
     except yaml.YAMLError as error:
-        raise AccessError(f"the kubeconfig {path} is no YAML", field="KUBECONFIG") from error
+        raise ClusterConfigError(f"the kubeconfig {path} is no YAML", field="KUBECONFIG") from error
     if not isinstance(document, dict):
-        raise AccessError(f"the kubeconfig {path} is empty or no mapping", field="KUBECONFIG")
+        raise ClusterConfigError(f"the kubeconfig {path} is empty or no mapping", field="KUBECONFIG")
     return document
 
 
-def _entries(document: dict[str, Any], section: str, path: Path) -> list[tuple[str, dict[str, Any]]]:
+def _named_entries(document: dict[str, Any], section: str, path: Path) -> list[tuple[str, dict[str, Any]]]:
     """The named entries of a section: ``clusters: [{name: x, cluster: {…}}]``."""
     inside, found = section.removesuffix("s"), []
     for entry in document.get(section) or []:
         value = entry.get(inside) if isinstance(entry, dict) else None
         if not isinstance(value, dict | None) or not isinstance(entry, dict) or "name" not in entry:
-            raise AccessError(f"{path}: an entry of {section} is not {{name, {inside}}}", field=section)
+            raise ClusterConfigError(f"{path}: an entry of {section} is not {{name, {inside}}}", field=section)
         found.append((str(entry["name"]), value or {}))
     return found
 
 
-def _entry(
+def _find_entry(
     entries: dict[str, tuple[dict[str, Any], Path]], name: str, kind: str, names: str
 ) -> tuple[dict[str, Any], Path]:
     if name not in entries:
-        raise AccessError(f"{names} has no {kind} {name!r}", field=f"{kind}s")
+        raise ClusterConfigError(f"{names} has no {kind} {name!r}", field=f"{kind}s")
     return entries[name]
 
 
-def _refuse(entry: dict[str, Any], honoured: set[str], path: Path, kind: str) -> None:
+def _reject_unsupported(entry: dict[str, Any], honoured: set[str], path: Path, kind: str) -> None:
     for name, value in entry.items():
         if name not in honoured and value:
-            raise AccessError(f"{path}: {name} of a {kind} is not honoured", field=name, hint=_FIXES.get(name))
+            raise ClusterConfigError(f"{path}: {name} of a {kind} is not honoured", field=name, hint=_HINTS.get(name))
 
 
 def _data_or_file(entry: dict[str, Any], path: Path, name: str) -> tuple[bytes | None, Path | None]:
@@ -218,5 +222,5 @@ def _data_or_file(entry: dict[str, Any], path: Path, name: str) -> tuple[bytes |
         try:
             return base64.b64decode(data, validate=True), None
         except (binascii.Error, TypeError, ValueError) as error:
-            raise AccessError(f"{path}: {name}-data is no base64", field=f"{name}-data") from error
+            raise ClusterConfigError(f"{path}: {name}-data is no base64", field=f"{name}-data") from error
     return None, (path.parent / str(entry[name]) if entry.get(name) else None)

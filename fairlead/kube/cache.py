@@ -6,50 +6,50 @@ happened while nobody was watching.
 
 from collections.abc import Callable, Iterable
 
-from fairlead.kube.changes import Change, ChangeKind
+from fairlead.kube.changes import WatchEvent, WatchEventType
 from fairlead.kube.resource import Manifest, key_of, metadata_of, uid_of
 
 
-class Cache:
+class ObjectStore:
     """``items`` by ``namespace/name``, as ``trim`` leaves them; they are not to be changed by those who read them."""
 
     def __init__(self, trim: Callable[[Manifest], Manifest] | None = None) -> None:
         self.items: dict[str, Manifest] = {}
-        self._trim = trim or without_owners
+        self._trim = trim or drop_managed_fields
 
-    def replace(self, listed: Iterable[Manifest]) -> Iterable[Change]:
+    def replace(self, listed: Iterable[Manifest]) -> Iterable[WatchEvent]:
         """Make ``items`` those; yields each difference after having made it. Objects that did not change are none."""
         found = {key_of(item): item for item in listed}
         for key in [key for key in self.items if key not in found]:
-            yield Change(ChangeKind.DELETED, self.items.pop(key))
+            yield WatchEvent(WatchEventType.DELETED, self.items.pop(key))
         for key, item in found.items():
-            yield from self._put(key, item)
+            yield from self._store(key, item)
 
-    def take(self, change: Change) -> Iterable[Change]:
+    def apply(self, change: WatchEvent) -> Iterable[WatchEvent]:
         """Make one change of a watch; yields what it means for ``items``: nothing, where it is known already."""
         key = key_of(change.object)
-        if change.kind is not ChangeKind.DELETED:
-            yield from self._put(key, change.object)
+        if change.type is not WatchEventType.DELETED:
+            yield from self._store(key, change.object)
         elif self.items.pop(key, None) is not None:
-            yield Change(ChangeKind.DELETED, self._trim(change.object))
+            yield WatchEvent(WatchEventType.DELETED, self._trim(change.object))
 
-    def _put(self, key: str, item: Manifest) -> Iterable[Change]:
+    def _store(self, key: str, item: Manifest) -> Iterable[WatchEvent]:
         before = self.items.get(key)
         if before is not None and uid_of(before) != uid_of(item):
             del self.items[key]
-            yield Change(ChangeKind.DELETED, before)
+            yield WatchEvent(WatchEventType.DELETED, before)
             before = None
-        if before is not None and _version(before) == _version(item):
+        if before is not None and _resource_version(before) == _resource_version(item):
             return
         self.items[key] = item = self._trim(item)
-        yield Change(ChangeKind.ADDED if before is None else ChangeKind.MODIFIED, item)
+        yield WatchEvent(WatchEventType.ADDED if before is None else WatchEventType.MODIFIED, item)
 
 
-def without_owners(item: Manifest) -> Manifest:
+def drop_managed_fields(item: Manifest) -> Manifest:
     """Without ``metadata.managedFields``: who set which field, half of many objects."""
     metadata_of(item).pop("managedFields", None)
     return item
 
 
-def _version(item: Manifest) -> object:
+def _resource_version(item: Manifest) -> object:
     return metadata_of(item).get("resourceVersion")

@@ -14,9 +14,9 @@ from typing import Any, Self
 import msgspec
 
 from fairlead.clock import Clock
-from fairlead.kube.access import Access
-from fairlead.kube.changes import Change, Known, Lines, change_of
-from fairlead.kube.credentials import Credentials
+from fairlead.kube.access import ClusterConfig
+from fairlead.kube.changes import KnownObjectFinder, LineSplitter, WatchEvent, parse_watch_event
+from fairlead.kube.credentials import ClusterCredentials
 from fairlead.kube.errors import (
     AlreadyExists,
     Conflict,
@@ -25,25 +25,25 @@ from fairlead.kube.errors import (
     NotFound,
     Unauthenticated,
     Unreachable,
-    error_of,
+    error_from_response,
 )
-from fairlead.kube.feed import BROKEN, Feed, Opened
+from fairlead.kube.feed import CONNECTION_ERRORS, WatchStream, WatchTransport
 from fairlead.kube.resource import PODS, Manifest, Resource, metadata_of, name_of, namespace_of, resource_of, uid_of
-from fairlead.kube.retry import again
-from fairlead.kube.wire import Ask, Headers, Reply, Unsent, Wire
+from fairlead.kube.retry import decide_retry
+from fairlead.kube.wire import Headers, HttpRequest, HttpResponse, HttpTransport, NotSent
 from fairlead.limits import Limits
 
 _APPLY = "application/apply-patch+yaml"
 _MERGE = "application/merge-patch+json"
 _JSON = "application/json"
 _ERROR_BYTES = 65_536
-_NO_OBJECTS_VERSION = "1"
+_UNUSED_VERSION = "1"
 """etcd counts from 1, so that what is written first has 2."""
 _Query = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Listing:
+class ObjectList:
     """All objects of a kind at one moment; a watch goes on from ``resource_version``."""
 
     items: list[Manifest]
@@ -51,13 +51,13 @@ class Listing:
 
 
 @dataclass(frozen=True, slots=True)
-class Answered:
+class RawResponse:
     """What came back for a path: any status, the body (its beginning when ``cut``), and the API server's ``Date``."""
 
     status: int
     body: bytes
     date: str = ""
-    cut: bool = False
+    truncated: bool = False
 
 
 class KubeApi:
@@ -69,7 +69,7 @@ class KubeApi:
 
     def __init__(
         self,
-        access: Access,
+        config: ClusterConfig,
         clock: Clock,
         chance: Callable[[], float],
         *,
@@ -77,16 +77,16 @@ class KubeApi:
         limits: Limits | None = None,
         pause: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
-        self.access = access
+        self.config = config
         # Within a cluster compression costs more than it saves, and it would hold back a watch's events.
         self._plain = (("Accept", _JSON), ("Accept-Encoding", "identity"), ("User-Agent", agent))
         self._chance = chance
         self._pause = pause
         self._limits = limits or Limits()
-        self._credentials = Credentials(access, clock, self._limits.kube_token_seconds)
+        self._credentials = ClusterCredentials(config, clock, self._limits.kube_token_seconds)
         seconds = self._limits.kube_connect_seconds
-        self._wire = Wire(access.server, self._credentials.tls, access.server_name, seconds)
-        self._feed = Feed(access.server, self._credentials, access.server_name, seconds)
+        self._transport = HttpTransport(config.server, self._credentials.tls_context, config.server_name, seconds)
+        self._watch_transport = WatchTransport(config.server, self._credentials, config.server_name, seconds)
 
     async def __aenter__(self) -> Self:
         return self
@@ -98,8 +98,8 @@ class KubeApi:
 
     async def close(self) -> None:
         """End all connections, those of watches too."""
-        await self._wire.close()
-        await self._feed.close()
+        await self._transport.close()
+        await self._watch_transport.close()
 
     # --- reading --------------------------------------------------------------------------------------------------------
 
@@ -107,7 +107,7 @@ class KubeApi:
         self, resource: Resource, namespace: str | None, name: str, subresource: str | None = None
     ) -> Manifest:
         """One object. Raises NotFound."""
-        return await self._ask(Ask("GET", resource.path(namespace, name, subresource)))
+        return await self._request(HttpRequest("GET", resource.path(namespace, name, subresource)))
 
     async def list(
         self,
@@ -117,14 +117,14 @@ class KubeApi:
         *,
         fields: str | None = None,
         limit: int | None = None,
-    ) -> Listing:
+    ) -> ObjectList:
         """All objects, page by page of ``limit``; those of all namespaces without one. ``labels``, ``fields`` are selectors."""
         path = resource.path(namespace)
         query = _query(limit=str(limit or self._limits.kube_page_items), labelSelector=labels, fieldSelector=fields)
         try:
-            return await self._pages(resource, path, query)
+            return await self._list_pages(resource, path, query)
         except Gone:  # the snapshot that the pages came from is forgotten: once more, in one piece
-            return await self._pages(resource, path, tuple(pair for pair in query if pair[0] != "limit"))
+            return await self._list_pages(resource, path, tuple(pair for pair in query if pair[0] != "limit"))
 
     async def watch(
         self,
@@ -135,9 +135,9 @@ class KubeApi:
         fields: str | None = None,
         resource_version: str,
         seconds: float | None = None,
-        opened: Callable[[], None] = lambda: None,
-        known: Known | None = None,
-    ) -> AsyncGenerator[Change, None]:
+        on_opened: Callable[[], None] = lambda: None,
+        find_known: KnownObjectFinder | None = None,
+    ) -> AsyncGenerator[WatchEvent, None]:
         """What happens after ``resource_version``, bookmarks included, until the API server ends it; ``seconds`` asks it when to.
 
         ``opened`` is called when the API server has agreed to it, which may be long before anything happens; ``known`` finds objects
@@ -154,53 +154,53 @@ class KubeApi:
             fieldSelector=fields,
             timeoutSeconds=None if seconds is None else str(max(1, round(seconds))),
         )
-        asked = Ask("GET", resource.path(namespace), query)
+        asked = HttpRequest("GET", resource.path(namespace), query)
         what = f"watching {asked.path}"
         try:
-            async with await self._opened(asked) as response:
+            async with await self._open_watch(asked) as response:
                 if response.status != 200:
-                    refused = await response.beginning(_ERROR_BYTES)
-                    raise _refusal(response.status, refused, response.header("Retry-After"), what)
-                opened()
-                lines = Lines(self._limits.kube_event_bytes)
-                async for data in response.parts():
-                    for line in lines.take(data):
-                        yield change_of(line, what, known)
-        except BROKEN as error:
-            raise self._unreachable(what, error) from error
+                    refused = await response.read_prefix(_ERROR_BYTES)
+                    raise _error_response(response.status, refused, response.header("Retry-After"), what)
+                on_opened()
+                lines = LineSplitter(self._limits.kube_event_bytes)
+                async for data in response.iter_bytes():
+                    for line in lines.feed(data):
+                        yield parse_watch_event(line, what, find_known)
+        except CONNECTION_ERRORS as error:
+            raise self._unreachable_error(what, error) from error
 
-    async def serves(self, resource: Resource) -> bool:
+    async def has_resource(self, resource: Resource) -> bool:
         """Does the API server know this kind at this version? False too while its definition is not established."""
         path = f"/apis/{resource.group}/{resource.version}" if resource.group else f"/api/{resource.version}"
         try:
-            found = await self._ask(Ask("GET", path))
+            found = await self._request(HttpRequest("GET", path))
         except NotFound:
             return False
         return any(one.get("name") == resource.plural for one in found.get("resources") or [])
 
     async def version(self) -> str:
         """The API server's version, such as ``v1.36.3``."""
-        return str((await self._ask(Ask("GET", "/version"))).get("gitVersion", ""))
+        return str((await self._request(HttpRequest("GET", "/version"))).get("gitVersion", ""))
 
-    async def raw(
+    async def get_raw(
         self,
         path: str,
-        most_bytes: int,
+        max_bytes: int,
         seconds: float,
         *,
         query: Mapping[str, str] | None = None,
         host: str | None = None,
-    ) -> Answered:
+    ) -> RawResponse:
         """Any path, once, whatever it answers: logs, and what pods say through the API server's proxy, which is given ``host``.
 
         What is longer than ``most_bytes`` is cut. Raises Unreachable when nothing comes within ``seconds``.
         """
-        asked = Ask("GET", path, tuple((query or {}).items()), host=host)
+        asked = HttpRequest("GET", path, tuple((query or {}).items()), host=host)
         try:
-            reply = await self._known(asked, seconds, most_bytes, most_bytes)
+            reply = await self._send_authenticated(asked, seconds, max_bytes, max_bytes)
         except OSError as error:
-            raise self._unreachable(str(asked), error) from error
-        return Answered(reply.status, reply.body, reply.header("date"), reply.cut)
+            raise self._unreachable_error(str(asked), error) from error
+        return RawResponse(reply.status, reply.body, reply.header("date"), reply.truncated)
 
     # --- writing --------------------------------------------------------------------------------------------------------
 
@@ -214,7 +214,7 @@ class KubeApi:
 
     async def apply_status(self, manifest: Manifest, manager: str, *, force: bool = True) -> Manifest:
         """The same for ``status``; everything else of the manifest but its name is left out."""
-        metadata = {name: metadata_of(manifest)[name] for name in _NAMING if name in metadata_of(manifest)}
+        metadata = {name: metadata_of(manifest)[name] for name in _IDENTITY_FIELDS if name in metadata_of(manifest)}
         body = {"apiVersion": manifest.get("apiVersion"), "kind": manifest.get("kind"), "metadata": metadata}
         return await self._apply({**body, "status": manifest.get("status") or {}}, manager, "status", force, False)
 
@@ -228,14 +228,14 @@ class KubeApi:
         body = {"apiVersion": "autoscaling/v1", "kind": "Scale", "metadata": names, "spec": {"replicas": replicas}}
         path = resource_of(live).path(namespace_of(live), name_of(live), "scale")
         query = _query(fieldManager=manager, force="true", fieldValidation="Strict")
-        return await self._ask(Ask("PATCH", path, query, msgspec.json.encode(body), _APPLY))
+        return await self._request(HttpRequest("PATCH", path, query, msgspec.json.encode(body), _APPLY))
 
     async def apply_new(self, manifest: Manifest, manager: str) -> Manifest:
         """The same for what is not there yet, in one request that never touches what is. Raises AlreadyExists.
 
         It is asked for at a version that no object can have. The API server compares versions only where there is an object.
         """
-        metadata = {**metadata_of(manifest), "resourceVersion": _NO_OBJECTS_VERSION}
+        metadata = {**metadata_of(manifest), "resourceVersion": _UNUSED_VERSION}
         try:
             return await self._apply({**manifest, "metadata": metadata}, manager, None, True, False)
         except Conflict as error:
@@ -245,7 +245,7 @@ class KubeApi:
         """A new object. Raises AlreadyExists. When the answer is lost it is not tried again: look, then decide."""
         path = resource_of(manifest).path(namespace_of(manifest))
         query = _query(fieldManager=manager, fieldValidation="Strict")
-        return await self._ask(Ask("POST", path, query, msgspec.json.encode(manifest), repeatable=False))
+        return await self._request(HttpRequest("POST", path, query, msgspec.json.encode(manifest), repeatable=False))
 
     async def patch_merge(
         self,
@@ -260,7 +260,7 @@ class KubeApi:
         """Change the fields that ``patch`` names; null removes one. Raises Conflict when its ``metadata.resourceVersion`` is old."""
         path = resource.path(namespace, name, subresource)
         query = _query(fieldManager=manager, fieldValidation="Strict")
-        return await self._ask(Ask("PATCH", path, query, msgspec.json.encode(patch), _MERGE))
+        return await self._request(HttpRequest("PATCH", path, query, msgspec.json.encode(patch), _MERGE))
 
     async def delete(
         self,
@@ -279,9 +279,11 @@ class KubeApi:
                 uid = uid_of(await self.get(resource, namespace, name))
             except NotFound:
                 return False
-        options: Manifest = {"propagationPolicy": propagation, **_precondition(uid)}
+        options: Manifest = {"propagationPolicy": propagation, **_uid_precondition(uid)}
         try:
-            await self._ask(Ask("DELETE", resource.path(namespace, name), body=msgspec.json.encode(options)))
+            await self._request(
+                HttpRequest("DELETE", resource.path(namespace, name), body=msgspec.json.encode(options))
+            )
         except NotFound:
             return False
         except Conflict as error:
@@ -296,11 +298,11 @@ class KubeApi:
             "apiVersion": "policy/v1",
             "kind": "Eviction",
             "metadata": {"name": name, "namespace": namespace},
-            "deleteOptions": _precondition(uid),
+            "deleteOptions": _uid_precondition(uid),
         }
         path = PODS.path(namespace, name, "eviction")
         try:
-            await self._ask(Ask("POST", path, body=msgspec.json.encode(body), repeatable=uid is not None))
+            await self._request(HttpRequest("POST", path, body=msgspec.json.encode(body), repeatable=uid is not None))
         except NotFound:
             return False
         return True
@@ -315,50 +317,50 @@ class KubeApi:
             fieldValidation="Strict",
             dryRun="All" if dry_run else None,
         )
-        return await self._ask(Ask("PATCH", path, query, msgspec.json.encode(manifest), _APPLY))
+        return await self._request(HttpRequest("PATCH", path, query, msgspec.json.encode(manifest), _APPLY))
 
     # --- the wire -------------------------------------------------------------------------------------------------------
 
-    async def _pages(self, resource: Resource, path: str, query: _Query) -> Listing:
+    async def _list_pages(self, resource: Resource, path: str, query: _Query) -> ObjectList:
         items: list[Manifest] = []
         more = ""
         while True:
-            page = await self._ask(Ask("GET", path, (*query, *_query(**{"continue": more or None}))))
+            page = await self._request(HttpRequest("GET", path, (*query, *_query(**{"continue": more or None}))))
             for item in page.get("items") or []:
                 item.setdefault("apiVersion", resource.api_version)  # lists leave out what is the same for all
                 item.setdefault("kind", resource.kind)
                 items.append(item)
             more = metadata_of(page).get("continue") or ""
             if not more:
-                return Listing(items, str(metadata_of(page).get("resourceVersion", "")))
+                return ObjectList(items, str(metadata_of(page).get("resourceVersion", "")))
 
-    async def _ask(self, asked: Ask) -> Manifest:
+    async def _request(self, asked: HttpRequest) -> Manifest:
         """Send it until there is an answer, or no sense in another attempt."""
         attempt = 0
         while True:
             attempt += 1
             sent = True
             try:
-                return await self._once(asked)
+                return await self._request_once(asked)
             except OSError as error:
-                sent = not isinstance(error, Unsent)
-                failure: KubeError = self._unreachable(str(asked), error)
+                sent = not isinstance(error, NotSent)
+                failure: KubeError = self._unreachable_error(str(asked), error)
                 failure.__cause__ = error
             except Unreachable as error:
                 failure = error
-            then = again(
+            then = decide_retry(
                 failure, attempt, repeatable=asked.repeatable, sent=sent, chance=self._chance(), limits=self._limits
             )
             if then.pause_seconds is None:
                 raise failure
             await self._pause(then.pause_seconds)
 
-    async def _once(self, asked: Ask) -> Manifest:
-        most = self._limits.kube_answer_bytes
-        reply = await self._known(asked, self._limits.kube_answer_seconds, most, _ERROR_BYTES)
+    async def _request_once(self, asked: HttpRequest) -> Manifest:
+        most = self._limits.kube_response_bytes
+        reply = await self._send_authenticated(asked, self._limits.kube_response_seconds, most, _ERROR_BYTES)
         if reply.status not in (200, 201, 202):
-            raise _refusal(reply.status, reply.body, reply.header("retry-after"), str(asked))
-        if reply.cut:
+            raise _error_response(reply.status, reply.body, reply.header("retry-after"), str(asked))
+        if reply.truncated:
             raise Unreachable(f"{asked}: the answer has more than {most} bytes")
         try:
             found = msgspec.json.decode(reply.body)
@@ -368,54 +370,56 @@ class KubeApi:
             raise Unreachable(f"{asked}: the answer is no object", status=reply.status)
         return found
 
-    async def _known(self, asked: Ask, seconds: float, most: int, most_refused: int) -> Reply:
+    async def _send_authenticated(
+        self, asked: HttpRequest, seconds: float, most: int, most_refused: int
+    ) -> HttpResponse:
         """An answer; once more with fresh credentials when the API server does not know us."""
         reply = await self._send(asked, seconds, most, most_refused)
-        if reply.status == 401 and self._credentials.renew():
+        if reply.status == 401 and self._credentials.invalidate():
             reply = await self._send(asked, seconds, most, most_refused)
         return reply
 
-    async def _send(self, asked: Ask, seconds: float, most: int, most_refused: int) -> Reply:
+    async def _send(self, asked: HttpRequest, seconds: float, most: int, most_refused: int) -> HttpResponse:
         try:
-            return await self._wire.ask(asked, self._headers(), seconds, most, most_refused)
-        except Unsent as error:
+            return await self._transport.send(asked, self._headers(), seconds, most, most_refused)
+        except NotSent as error:
             if isinstance(error.__cause__, ssl.SSLError):
-                self._credentials.renew()  # the authority may have been replaced
+                self._credentials.invalidate()  # the authority may have been replaced
             raise
 
-    async def _opened(self, asked: Ask) -> Opened:
+    async def _open_watch(self, asked: HttpRequest) -> WatchStream:
         """The beginning of a watch, likewise."""
-        response = await self._feed.open(asked.target, self._headers())
-        if response.status == 401 and self._credentials.renew():
+        response = await self._watch_transport.open(asked.target, self._headers())
+        if response.status == 401 and self._credentials.invalidate():
             async with response:
                 pass
-            response = await self._feed.open(asked.target, self._headers())
+            response = await self._watch_transport.open(asked.target, self._headers())
         return response
 
     def _headers(self) -> Headers:
         return (*self._plain, *self._credentials.headers())
 
-    def _unreachable(self, asked: str, error: Exception) -> Unreachable:
+    def _unreachable_error(self, asked: str, error: Exception) -> Unreachable:
         """A connection that broke, in words; some of these exceptions have none."""
         words = str(error) or type(error).__name__
         return Unreachable(
-            f"{asked}: {words}", hint=f"the API server is {self.access.server}, from {self.access.found}"
+            f"{asked}: {words}", hint=f"the API server is {self.config.server}, from {self.config.source}"
         )
 
 
-_NAMING = ("name", "namespace", "resourceVersion", "uid")
+_IDENTITY_FIELDS = ("name", "namespace", "resourceVersion", "uid")
 
 
 def _query(**values: str | None) -> _Query:
     return tuple((name, value) for name, value in values.items() if value is not None)
 
 
-def _precondition(uid: str | None) -> dict[str, Any]:
+def _uid_precondition(uid: str | None) -> dict[str, Any]:
     return {} if uid is None else {"preconditions": {"uid": uid}}
 
 
-def _refusal(status: int, body: bytes, told: str, asked: str) -> KubeError:
-    error = error_of(status, body, asked, float(told) if told.isdecimal() else None)
+def _error_response(status: int, body: bytes, told: str, asked: str) -> KubeError:
+    error = error_from_response(status, body, asked, float(told) if told.isdecimal() else None)
     if isinstance(error, Unauthenticated):
         error.hint = "the token or certificate is not accepted, or has run out"
     return error

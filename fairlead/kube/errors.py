@@ -25,7 +25,7 @@ from fairlead.errors import FairleadError, Unavailable
 
 
 @dataclass(frozen=True, slots=True)
-class Cause:
+class ErrorCause:
     """One thing that is wrong with an object: ``field`` is its path (``spec.replicas``), ``reason`` a word of the API's."""
 
     field: str
@@ -42,7 +42,7 @@ class KubeError(FairleadError):
         *,
         status: int = 0,
         reason: str = "",
-        causes: tuple[Cause, ...] = (),
+        causes: tuple[ErrorCause, ...] = (),
         retry_after_seconds: float | None = None,
         hint: str | None = None,
     ) -> None:
@@ -81,7 +81,7 @@ class Invalid(KubeError):
     """Raised when the API server refuses the object itself; ``causes`` says which fields and why."""
 
 
-class Refused(KubeError):
+class EvictionBlocked(KubeError):
     """Raised when a disruption budget does not allow an eviction now."""
 
 
@@ -103,25 +103,25 @@ _BY_STATUS: dict[int, type[KubeError]] = {
     422: Invalid,
     429: TooManyRequests,
 }
-_UNTYPED = "failed to create typed patch object"
+_UNTYPED_PATCH_MESSAGE = "failed to create typed patch object"
 """How the API server (1.36) says, with 500, that what is applied does not fit the schema."""
-_PATH = re.compile(r"^\s*(\.[^:\s]+): (.+)$", re.MULTILINE)
+_FIELD_LINE = re.compile(r"^\s*(\.[^:\s]+): (.+)$", re.MULTILINE)
 
 
-def error_of(status: int, body: bytes, asked: str, retry_after_seconds: float | None = None) -> KubeError:
+def error_from_response(status: int, body: bytes, request: str, retry_after_seconds: float | None = None) -> KubeError:
     """The error that an answer means. ``asked`` says what for (``GET /api/v1/pods``); the body may be anything at all."""
-    return error_from(_object(body), asked, status, retry_after_seconds)
+    return error_from_status(_parse_status(body), request, status, retry_after_seconds)
 
 
-def error_from(
-    told: dict[str, Any], asked: str, status: int = 0, retry_after_seconds: float | None = None
+def error_from_status(
+    status_object: dict[str, Any], request: str, status: int = 0, retry_after_seconds: float | None = None
 ) -> KubeError:
     """The error that a ``Status`` object means, as it comes in answers and within watches."""
-    code = told.get("code")
+    code = status_object.get("code")
     status = status or (code if isinstance(code, int) else 0)
-    reason, details = str(told.get("reason") or ""), told.get("details")
+    reason, details = str(status_object.get("reason") or ""), status_object.get("details")
     details = details if isinstance(details, dict) else {}
-    causes = _causes(details.get("causes"))
+    causes = _parse_causes(details.get("causes"))
     seconds = details.get("retryAfterSeconds")
     if retry_after_seconds is None and isinstance(seconds, int) and seconds > 0:
         retry_after_seconds = float(seconds)
@@ -129,18 +129,18 @@ def error_from(
     if kind is Conflict and reason == "AlreadyExists":
         kind = AlreadyExists
     if kind is TooManyRequests and any(cause.reason == "DisruptionBudget" for cause in causes):
-        kind = Refused
-    message = str(told.get("message") or "")
-    if message.startswith(_UNTYPED):
+        kind = EvictionBlocked
+    message = str(status_object.get("message") or "")
+    if message.startswith(_UNTYPED_PATCH_MESSAGE):
         kind, listed = Invalid, message.partition("): ")[2]
-        causes = tuple(Cause(path.lstrip("."), "Invalid", words) for path, words in _PATH.findall(listed))
+        causes = tuple(ErrorCause(path.lstrip("."), "Invalid", words) for path, words in _FIELD_LINE.findall(listed))
     message = message or (f"HTTP {status}" if status else "an error that names no cause")
     return kind(
-        f"{asked}: {message}", status=status, reason=reason, causes=causes, retry_after_seconds=retry_after_seconds
+        f"{request}: {message}", status=status, reason=reason, causes=causes, retry_after_seconds=retry_after_seconds
     )
 
 
-def _object(body: bytes) -> dict[str, Any]:
+def _parse_status(body: bytes) -> dict[str, Any]:
     """A ``Status``, or what a proxy in between wrote as one."""
     try:
         found = msgspec.json.decode(body)
@@ -152,11 +152,11 @@ def _object(body: bytes) -> dict[str, Any]:
     return {"message": text} if text else {}
 
 
-def _causes(listed: object) -> tuple[Cause, ...]:
+def _parse_causes(listed: object) -> tuple[ErrorCause, ...]:
     if not isinstance(listed, list):
         return ()
     return tuple(
-        Cause(str(one.get("field") or ""), str(one.get("reason") or ""), str(one.get("message") or ""))
+        ErrorCause(str(one.get("field") or ""), str(one.get("reason") or ""), str(one.get("message") or ""))
         for one in listed
         if isinstance(one, dict)
     )

@@ -11,15 +11,15 @@ from fairlead.clock import Clock
 from fairlead.errors import FairleadError
 from fairlead.kube.client import KubeApi
 from fairlead.kube.errors import AlreadyExists, NotFound, Unreachable
-from fairlead.kube.ledger import EventType, Happening, Ledger, Write, count_of, reference_of
+from fairlead.kube.ledger import EventAggregator, EventKey, EventType, EventWrite, object_reference, write_count
 from fairlead.kube.resource import EVENTS, Manifest
 from fairlead.limits import Limits
-from fairlead.tasks import ended
+from fairlead.tasks import cancel_and_wait
 
 FLUSH_SECONDS = 5.0
 
 
-class Recorder:
+class EventRecorder:
     """The events of one process: ``controller`` is a qualified name (``fairlead.io/operator``), ``instance`` its pod."""
 
     def __init__(
@@ -37,78 +37,78 @@ class Recorder:
         self._manager = controller.rpartition("/")[2]
         self._clock = clock
         self._pause = pause
-        self._ledger = Ledger(controller, instance, limits or Limits())
-        self._news = asyncio.Event()
+        self._aggregator = EventAggregator(controller, instance, limits or Limits())
+        self._wakeup = asyncio.Event()
 
     @property
     def dropped(self) -> int:
         """Events that were never written: too many at once, or not taken by the API server."""
-        return self._ledger.dropped
+        return self._aggregator.dropped
 
     def record(self, about: Manifest, type: EventType, reason: str, action: str, note: str) -> None:
         """``note`` is a sentence for people, ``reason`` and ``action`` are CamelCase words. No prompt and no key belongs in it."""
-        happening = Happening(reference_of(about), type, reason, action, note)
-        self._ledger.note(happening, self._clock.now(), self._clock.wall())
-        self._news.set()
+        happening = EventKey(object_reference(about), type, reason, action, note)
+        self._aggregator.add(happening, self._clock.now(), self._clock.wall())
+        self._wakeup.set()
 
     async def run(self) -> None:
         """Write what is due, until cancelled."""
         while True:
-            self._news.clear()
-            for write in self._ledger.due(self._clock.now()):
+            self._wakeup.clear()
+            for write in self._aggregator.due_writes(self._clock.now()):
                 await self._write(write)
-            due_at = self._ledger.next_due_at()
-            await self._wait(None if due_at is None else due_at - self._clock.now())
+            due_at = self._aggregator.next_due_at()
+            await self._wait_for_work(None if due_at is None else due_at - self._clock.now())
 
     async def flush(self) -> None:
         """At the end of a process: write what is left, for five seconds at most."""
         timer = asyncio.ensure_future(self._pause(FLUSH_SECONDS))
-        writing = asyncio.ensure_future(self._write_all(self._ledger.rest()))
+        writing = asyncio.ensure_future(self._write_all(self._aggregator.pending_writes()))
         try:
             await asyncio.wait({timer, writing}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            await ended(writing)
-            await ended(timer)
+            await cancel_and_wait(writing)
+            await cancel_and_wait(timer)
 
-    async def _write_all(self, writes: list[Write]) -> None:
+    async def _write_all(self, writes: list[EventWrite]) -> None:
         for write in writes:
             await self._write(write)
 
-    async def _wait(self, seconds: float | None) -> None:
+    async def _wait_for_work(self, seconds: float | None) -> None:
         """Until there is news, or that much time has passed."""
         if seconds is not None and seconds <= 0:
             return
-        news = asyncio.ensure_future(self._news.wait())
+        news = asyncio.ensure_future(self._wakeup.wait())
         timer = None if seconds is None else asyncio.ensure_future(self._pause(seconds))
         try:
             await asyncio.wait({news} if timer is None else {news, timer}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            await ended(news)
-            await ended(timer)
+            await cancel_and_wait(news)
+            await cancel_and_wait(timer)
 
-    async def _write(self, write: Write) -> None:
-        count = count_of(write)
+    async def _write(self, write: EventWrite) -> None:
+        count = write_count(write)
         try:
             if write.manifest is not None:
                 await self._api.create(write.manifest, self._manager)
             else:
                 await self._api.patch_merge(EVENTS, write.namespace, write.name, write.patch or {}, self._manager)
         except AlreadyExists:
-            self._ledger.written(write, count, self._clock.now())
+            self._aggregator.on_written(write, count, self._clock.now())
         except Unreachable as error:
             self.problem = error
-            self._ledger.later(write, self._clock.now())
+            self._aggregator.on_postponed(write, self._clock.now())
         except NotFound as error:
             if write.patch is not None:
-                self._ledger.gone(write)
+                self._aggregator.on_deleted(write)
             else:
                 self._drop(write, error)
         except FairleadError as error:
             self._drop(write, error)
         else:
             self.problem = None
-            self._ledger.written(write, count, self._clock.now())
+            self._aggregator.on_written(write, count, self._clock.now())
 
-    def _drop(self, write: Write, error: FairleadError) -> None:
+    def _drop(self, write: EventWrite, error: FairleadError) -> None:
         self.problem = error
-        self._ledger.lost(write)
+        self._aggregator.on_rejected(write)

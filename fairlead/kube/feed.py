@@ -11,15 +11,15 @@ from typing import Self
 import aiohttp
 from yarl import URL
 
-from fairlead.kube.credentials import Credentials
+from fairlead.kube.credentials import ClusterCredentials
 from fairlead.kube.wire import Headers
 
-BROKEN = (aiohttp.ClientError, OSError, TimeoutError)
+CONNECTION_ERRORS = (aiohttp.ClientError, OSError, TimeoutError)
 """What a connection that breaks, or never comes about, raises here."""
 
 
 @dataclass(frozen=True, slots=True)
-class Opened:
+class WatchStream:
     """An answer that has begun; leave its ``async with`` to end it."""
 
     response: aiohttp.ClientResponse
@@ -30,7 +30,7 @@ class Opened:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._end()
+        self._abort()
 
     @property
     def status(self) -> int:
@@ -41,22 +41,22 @@ class Opened:
         """Empty where there is none."""
         return self.response.headers.get(name, "")
 
-    def parts(self) -> AsyncIterator[bytes]:
+    def iter_bytes(self) -> AsyncIterator[bytes]:
         """The body as it comes."""
         return self.response.content.iter_any()
 
-    async def beginning(self, most: int) -> bytes:
+    async def read_prefix(self, max_bytes: int) -> bytes:
         """At most so many bytes of the body."""
         parts, size = [], 0
-        async for data in self.parts():
+        async for data in self.iter_bytes():
             parts.append(data)
             size += len(data)
-            if size > most:
-                self._end()
+            if size > max_bytes:
+                self._abort()
                 break
-        return b"".join(parts)[:most]
+        return b"".join(parts)[:max_bytes]
 
-    def _end(self) -> None:
+    def _abort(self) -> None:
         """Of an answer that was not read to its end the connection is cut: a polite end of TLS waits for the other side, and one that
         the loop does not live to see stays open."""
         connection = self.response.connection
@@ -65,32 +65,34 @@ class Opened:
         self.response.release()
 
 
-class Feed:
+class WatchTransport:
     """Opens watches at ``server``. ``server_name`` is whom the certificate must be for, where that is not the host."""
 
-    def __init__(self, server: str, credentials: Credentials, server_name: str | None, connect_seconds: float) -> None:
+    def __init__(
+        self, server: str, credentials: ClusterCredentials, server_name: str | None, connect_seconds: float
+    ) -> None:
         self._server = server
         self._credentials = credentials
         self._server_name = server_name
         self._connect_seconds = connect_seconds
         self._session: aiohttp.ClientSession | None = None
 
-    async def open(self, target: str, headers: Headers) -> Opened:
+    async def open(self, target: str, headers: Headers) -> WatchStream:
         """The beginning of the answer to a GET of ``target`` (path and query, escaped). Raises what is ``BROKEN``."""
         try:
-            return Opened(
-                await self._opened().request(
+            return WatchStream(
+                await self._get_session().request(
                     "GET",
                     URL(f"{self._server}{target}", encoded=True),
                     headers=list(headers),
-                    ssl=self._credentials.tls(),
+                    ssl=self._credentials.tls_context(),
                     server_hostname=self._server_name,
                     allow_redirects=False,  # a redirection would carry our token elsewhere
                     timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._connect_seconds),
                 )
             )
         except (aiohttp.ClientConnectorCertificateError, aiohttp.ClientConnectorSSLError):
-            self._credentials.renew()  # the authority may have been replaced
+            self._credentials.invalidate()  # the authority may have been replaced
             raise
 
     async def close(self) -> None:
@@ -99,7 +101,7 @@ class Feed:
         if session is not None:
             await session.close()
 
-    def _opened(self) -> aiohttp.ClientSession:
+    def _get_session(self) -> aiohttp.ClientSession:
         if self._session is None:
             # Every watch holds a connection for itself, one a kind and namespace; the usual 100 may not be enough.
             connector = aiohttp.TCPConnector(limit=0)

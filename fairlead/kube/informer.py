@@ -18,17 +18,17 @@ from types import MappingProxyType
 
 from fairlead.clock import Clock
 from fairlead.errors import FairleadError
-from fairlead.kube.cache import Cache, without_owners
-from fairlead.kube.changes import Change, ChangeKind, Known
+from fairlead.kube.cache import ObjectStore, drop_managed_fields
+from fairlead.kube.changes import KnownObjectFinder, WatchEvent, WatchEventType
 from fairlead.kube.client import KubeApi
 from fairlead.kube.errors import Gone, KubeError, TooManyRequests, Unreachable
 from fairlead.kube.resource import Manifest, Resource, metadata_of
 from fairlead.kube.retry import backoff_seconds
 from fairlead.limits import Limits
-from fairlead.tasks import ended
+from fairlead.tasks import cancel_and_wait
 
 
-class Action(StrEnum):
+class InformerAction(StrEnum):
     """How it goes on."""
 
     RESUME = "resume"
@@ -36,50 +36,58 @@ class Action(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Next:
+class InformerStep:
     """What to do after ``pause_seconds``, and why."""
 
-    action: Action
+    action: InformerAction
     pause_seconds: float
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
+class WatchEnd:
     """How a watch ended: by an error, by silence, or cleanly. ``heard``: it had told something, if only a bookmark."""
 
     error: FairleadError | None = None
     silent: bool = False
-    heard: bool = False
+    received: bool = False
 
 
-def after_watch(end: Ended, failures: int, chance: float, limits: Limits) -> Next:
+def step_after_watch(end: WatchEnd, failures: int, chance: float, limits: Limits) -> InformerStep:
     """How to go on after a watch. ``failures``: ends in a row, this one included, that had told nothing; ``chance`` from 0 to 1."""
     error = end.error
     if end.silent:
         if failures > 1:  # a cluster put back from a backup is behind our version, and silent until it gets there
-            return Next(Action.RELIST, chance * limits.kube_relist_seconds, "watches stay silent")
-        return Next(Action.RESUME, 0.0, f"nothing was heard for {limits.kube_silent_seconds:g} s")
+            return InformerStep(
+                InformerAction.RELIST, chance * limits.kube_relist_spread_seconds, "watches stay silent"
+            )
+        return InformerStep(
+            InformerAction.RESUME, 0.0, f"nothing was heard for {limits.kube_watch_silence_seconds:g} s"
+        )
     pause = backoff_seconds(failures, chance, limits) if failures else 0.0
     if error is None:
-        return Next(Action.RESUME, pause, "the API server ended the watch")
+        return InformerStep(InformerAction.RESUME, pause, "the API server ended the watch")
     if isinstance(error, Gone):
-        return Next(Action.RELIST, pause + chance * limits.kube_relist_seconds, "the API server forgot our version")
+        return InformerStep(
+            InformerAction.RELIST,
+            pause + chance * limits.kube_relist_spread_seconds,
+            "the API server forgot our version",
+        )
     if not isinstance(error, Unreachable):
-        return Next(Action.RELIST, pause, f"it may not be watched so: {error}")
+        return InformerStep(InformerAction.RELIST, pause, f"it may not be watched so: {error}")
     overloaded = isinstance(error, TooManyRequests)  # listing would make that worse
-    if error.status and not overloaded and failures >= limits.kube_resumes:
-        return Next(Action.RELIST, pause, f"refused {failures} times: {error}")
-    return Next(Action.RESUME, pause + _asked(error, limits), str(error))
+    if error.status and not overloaded and failures >= limits.kube_max_resumes:
+        return InformerStep(InformerAction.RELIST, pause, f"refused {failures} times: {error}")
+    return InformerStep(InformerAction.RESUME, pause + _retry_after_seconds(error, limits), str(error))
 
 
-def after_list(error: FairleadError, failures: int, chance: float, limits: Limits) -> Next:
+def step_after_list(error: FairleadError, failures: int, chance: float, limits: Limits) -> InformerStep:
     """When to list again after it failed ``failures`` times in a row."""
     pause = backoff_seconds(failures, chance, limits)
-    return Next(Action.RELIST, pause + _asked(error, limits), str(error))
+    return InformerStep(InformerAction.RELIST, pause + _retry_after_seconds(error, limits), str(error))
 
 
-def _asked(error: FairleadError, limits: Limits) -> float:
+def _retry_after_seconds(error: FairleadError, limits: Limits) -> float:
     seconds = error.retry_after_seconds if isinstance(error, KubeError) else None
     return min(seconds or 0.0, limits.kube_retry_after_seconds)
 
@@ -102,17 +110,17 @@ class Informer:
         namespace: str | None = None,
         labels: str | None = None,
         fields: str | None = None,
-        trim: Callable[[Manifest], Manifest] = without_owners,
-        known: Known | None = None,
-        on_change: Callable[[Change], None] | None = None,
-        report: Callable[[Next], None] | None = None,
+        trim: Callable[[Manifest], Manifest] = drop_managed_fields,
+        find_known: KnownObjectFinder | None = None,
+        on_change: Callable[[WatchEvent], None] | None = None,
+        report: Callable[[InformerStep], None] | None = None,
         limits: Limits | None = None,
         pause: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
         self.resource = resource
         self.problem: FairleadError | None = None
-        self.lists = 0
-        self.watches = 0
+        self.list_count = 0
+        self.watch_count = 0
         self._api = api
         self._clock = clock
         self._chance = chance
@@ -121,16 +129,16 @@ class Informer:
         self._report = report
         self._limits = limits or Limits()
         self._pause = pause
-        self._known = known
-        self._cache = Cache(trim)
-        self.items: Mapping[str, Manifest] = MappingProxyType(self._cache.items)
+        self._find_known = find_known
+        self._store = ObjectStore(trim)
+        self.items: Mapping[str, Manifest] = MappingProxyType(self._store.items)
         self._version = ""
-        self._heard_at: float | None = None
-        self._heard = False
+        self._contact_at: float | None = None
+        self._received = False
         self._synced = asyncio.Event()
 
     @property
-    def synced(self) -> bool:
+    def is_synced(self) -> bool:
         """Has everything been listed once?"""
         return self._synced.is_set()
 
@@ -140,7 +148,7 @@ class Informer:
 
     def age_seconds(self) -> float | None:
         """How long ago the API server last said how things are, if only by a bookmark; None before it ever did."""
-        return None if self._heard_at is None else self._clock.now() - self._heard_at
+        return None if self._contact_at is None else self._clock.now() - self._contact_at
 
     async def run(self) -> None:
         """Keep the copy until cancelled. Failures are no end: ``problem`` holds the present one, ``report`` is told of each step."""
@@ -152,55 +160,55 @@ class Informer:
             except FairleadError as error:
                 unlisted += 1
                 self.problem = error
-                await self._go_on(after_list(error, unlisted, self._chance(), self._limits))
+                await self._report_and_pause(step_after_list(error, unlisted, self._chance(), self._limits))
                 continue
             unlisted = 0
             end = await self._watch()
-            untold = 0 if end.heard else untold + 1
+            untold = 0 if end.received else untold + 1
             self.problem = end.error
-            await self._go_on(after_watch(end, untold, self._chance(), self._limits))
+            await self._report_and_pause(step_after_watch(end, untold, self._chance(), self._limits))
 
-    async def _go_on(self, then: Next) -> None:
+    async def _report_and_pause(self, then: InformerStep) -> None:
         if self._report is not None:
             self._report(then)
-        if then.action is Action.RELIST:
+        if then.action is InformerAction.RELIST:
             self._version = ""
         if then.pause_seconds > 0:
             await self._pause(then.pause_seconds)
 
     async def _list(self) -> None:
-        self.lists += 1
+        self.list_count += 1
         found = await self._api.list(self.resource, self._namespace, self._labels, fields=self._fields)
-        for change in self._cache.replace(found.items):
-            self._tell(change)
+        for change in self._store.replace(found.items):
+            self._notify(change)
         self._version = found.resource_version
-        self._hear()
+        self._mark_contact()
         self._synced.set()
 
-    async def _watch(self) -> Ended:
+    async def _watch(self) -> WatchEnd:
         """One watch, until it ends or nothing is heard of it for too long."""
-        self.watches += 1
-        self._heard = False
+        self.watch_count += 1
+        self._received = False
         opened_at = self._clock.now()
         reader = asyncio.ensure_future(self._read())
         try:
             while not reader.done():
-                heard_at = self._heard_at if self._heard and self._heard_at is not None else opened_at
-                left = heard_at + self._limits.kube_silent_seconds - self._clock.now()
+                heard_at = self._contact_at if self._received and self._contact_at is not None else opened_at
+                left = heard_at + self._limits.kube_watch_silence_seconds - self._clock.now()
                 if left <= 0:
-                    return Ended(silent=True, heard=self._heard)
+                    return WatchEnd(silent=True, received=self._received)
                 timer = asyncio.ensure_future(self._pause(left))
                 try:
                     await asyncio.wait({reader, timer}, return_when=asyncio.FIRST_COMPLETED)
                 finally:
-                    await ended(timer)
+                    await cancel_and_wait(timer)
         finally:
-            await ended(reader)
+            await cancel_and_wait(reader)
         try:
             reader.result()
         except FairleadError as error:
-            return Ended(error, heard=self._heard)
-        return Ended(heard=self._heard)
+            return WatchEnd(error, received=self._received)
+        return WatchEnd(received=self._received)
 
     async def _read(self) -> None:
         longest = self._limits.kube_watch_seconds * (1.0 + self._chance())
@@ -211,39 +219,39 @@ class Informer:
             fields=self._fields,
             resource_version=self._version,
             seconds=longest,
-            opened=self._opened,
-            known=self._known,
+            on_opened=self._on_opened,
+            find_known=self._find_known,
         )
         async with aclosing(watch) as changes:
             async for change in changes:
-                self._heard = True
-                self._hear()
-                if change.kind is not ChangeKind.BOOKMARK:
-                    for real in self._cache.take(change):
-                        self._tell(real)
+                self._received = True
+                self._mark_contact()
+                if change.type is not WatchEventType.BOOKMARK:
+                    for real in self._store.apply(change):
+                        self._notify(real)
                 self._version = str(metadata_of(change.object).get("resourceVersion") or self._version)
 
-    def _opened(self) -> None:
+    def _on_opened(self) -> None:
         """It is watched again: what went wrong before is over, though nothing has been heard yet."""
         self.problem = None
 
-    def _hear(self) -> None:
-        self._heard_at = self._clock.now()
+    def _mark_contact(self) -> None:
+        self._contact_at = self._clock.now()
         self.problem = None
 
-    def _tell(self, change: Change) -> None:
+    def _notify(self, change: WatchEvent) -> None:
         if self._on_change is not None:
             self._on_change(change)
 
 
-def logged_once(
+def log_failures_once(
     log: logging.Logger, resource: Resource, problem: Callable[[], FairleadError | None]
-) -> Callable[[Next], None]:
+) -> Callable[[InformerStep], None]:
     """A ``report`` that logs each failure of an informer once, however often it is tried again: what may not be listed is waited for
     without end. ``problem`` is the informer's."""
     said = ""
 
-    def report(step: Next) -> None:
+    def report(step: InformerStep) -> None:
         nonlocal said
         text = step.reason if problem() is not None else ""
         if text and text != said:

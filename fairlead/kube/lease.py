@@ -19,12 +19,12 @@ from fairlead.clock import Clock
 from fairlead.errors import FairleadError
 from fairlead.kube.client import KubeApi
 from fairlead.kube.errors import Conflict, NotFound
-from fairlead.kube.resource import LEASES, Manifest, metadata_of, micro_time
-from fairlead.tasks import ended
+from fairlead.kube.resource import LEASES, Manifest, format_micro_time, metadata_of
+from fairlead.tasks import cancel_and_wait
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
+class LeaseTiming:
     """Seconds: others take the lease when it has not changed for ``lease``, a holder stops leading ``renew`` after its last
     renewal, and everybody looks every ``retry``. Raises ValueError unless lease > renew > retry > 0.
     """
@@ -39,7 +39,7 @@ class Terms:
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class ObservedLease:
     """A lease as last read; ``since`` is our clock when it was first seen so."""
 
     version: str
@@ -47,10 +47,10 @@ class Seen:
     lease_seconds: float
     transitions: int
     acquired: str
-    since: float
+    observed_at: float
 
 
-class Act(StrEnum):
+class LeaseAction(StrEnum):
     """What to do about the lease."""
 
     CREATE = "create"
@@ -60,59 +60,59 @@ class Act(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class LeaseStep:
     """One decision and its reason."""
 
-    act: Act
+    action: LeaseAction
     reason: str
 
 
-def seen(lease: Manifest, before: Seen | None, now: float) -> Seen:
+def observe_lease(lease: Manifest, previous: ObservedLease | None, now: float) -> ObservedLease:
     """What a lease says, with the moment since when it has said so."""
     spec, version = lease.get("spec") or {}, str(metadata_of(lease).get("resourceVersion", ""))
-    return Seen(
+    return ObservedLease(
         version=version,
         holder=str(spec.get("holderIdentity") or ""),
-        lease_seconds=float(spec.get("leaseDurationSeconds") or Terms().lease_seconds),
+        lease_seconds=float(spec.get("leaseDurationSeconds") or LeaseTiming().lease_seconds),
         transitions=int(spec.get("leaseTransitions") or 0),
         acquired=str(spec.get("acquireTime") or ""),
-        since=before.since if before is not None and before.version == version else now,
+        observed_at=previous.observed_at if previous is not None and previous.version == version else now,
     )
 
 
-def decide(found: Seen | None, me: str, now: float) -> Step:
+def decide(lease: ObservedLease | None, identity: str, now: float) -> LeaseStep:
     """What to do about a lease that was found so (None: not there). ``me`` is unique for the life of a process."""
-    if found is None:
-        return Step(Act.CREATE, "there is no lease")
-    if found.holder == me:
-        return Step(Act.RENEW, "it is ours")
-    if not found.holder:
-        return Step(Act.TAKE, "it was given back")
-    still = now - found.since
-    if still >= found.lease_seconds:
-        return Step(Act.TAKE, f"{found.holder} has not renewed it for {still:.1f} s")
-    return Step(Act.WAIT, f"{found.holder} holds it")
+    if lease is None:
+        return LeaseStep(LeaseAction.CREATE, "there is no lease")
+    if lease.holder == identity:
+        return LeaseStep(LeaseAction.RENEW, "it is ours")
+    if not lease.holder:
+        return LeaseStep(LeaseAction.TAKE, "it was given back")
+    still = now - lease.observed_at
+    if still >= lease.lease_seconds:
+        return LeaseStep(LeaseAction.TAKE, f"{lease.holder} has not renewed it for {still:.1f} s")
+    return LeaseStep(LeaseAction.WAIT, f"{lease.holder} holds it")
 
 
-def record(found: Seen | None, me: str, terms: Terms, wall: float) -> Manifest:
+def lease_spec(lease: ObservedLease | None, identity: str, timing: LeaseTiming, wall: float) -> Manifest:
     """The ``spec`` that ``me`` writes when it takes or renews the lease at the Unix time ``wall``."""
-    ours = found is not None and found.holder == me
+    ours = lease is not None and lease.holder == identity
     return {
-        "holderIdentity": me,
-        "leaseDurationSeconds": max(1, round(terms.lease_seconds)),
-        "acquireTime": found.acquired if found is not None and ours and found.acquired else micro_time(wall),
-        "renewTime": micro_time(wall),
-        "leaseTransitions": 0 if found is None else found.transitions + (not ours),
+        "holderIdentity": identity,
+        "leaseDurationSeconds": max(1, round(timing.lease_seconds)),
+        "acquireTime": lease.acquired if lease is not None and ours and lease.acquired else format_micro_time(wall),
+        "renewTime": format_micro_time(wall),
+        "leaseTransitions": 0 if lease is None else lease.transitions + (not ours),
     }
 
 
-def identity(environment: Mapping[str, str], chance: Callable[[], float]) -> str:
+def candidate_identity(environment: Mapping[str, str], chance: Callable[[], float]) -> str:
     """A name that no other process ever has: the pod's, with something drawn for each start."""
     host = environment.get("HOSTNAME") or socket.gethostname()
     return f"{host}_{os.getpid()}_{int(chance() * 0xFFFFFFFF):08x}"
 
 
-class Election:
+class LeaderElector:
     """One candidate, ``me``, for the lease ``namespace/name``: ``acquire``, then ``hold``; ``release`` when going."""
 
     def __init__(
@@ -120,67 +120,67 @@ class Election:
         api: KubeApi,
         namespace: str,
         name: str,
-        me: str,
+        identity: str,
         clock: Clock,
         chance: Callable[[], float],
         *,
-        terms: Terms | None = None,
+        timing: LeaseTiming | None = None,
         manager: str = "fairlead",
         pause: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
         self.reason = "it has not begun"
         self._api = api
-        self._namespace, self._name, self._me = namespace, name, me
+        self._namespace, self._name, self._identity = namespace, name, identity
         self._clock = clock
         self._chance = chance
-        self._terms = terms or Terms()
+        self._timing = timing or LeaseTiming()
         self._manager = manager
         self._pause = pause
-        self._seen: Seen | None = None
-        self._until: float | None = None
+        self._lease: ObservedLease | None = None
+        self._leads_until: float | None = None
 
     @property
-    def leading(self) -> bool:
+    def is_leading(self) -> bool:
         """May we act now? Look before each write: a process that was stopped for a while hears the truth here."""
-        return self._until is not None and self._clock.now() < self._until
+        return self._leads_until is not None and self._clock.now() < self._leads_until
 
     @property
     def holder(self) -> str:
         """Who held the lease when it was last read; empty for nobody."""
-        return self._seen.holder if self._seen is not None else ""
+        return self._lease.holder if self._lease is not None else ""
 
     async def acquire(self) -> None:
         """Return once the lease is ours. Failures of the API server are waited out; ``reason`` says what it waits for."""
         while True:
-            await self._within(self._terms.renew_seconds)
-            if self.leading:
+            await self._attempt_within(self._timing.renew_seconds)
+            if self.is_leading:
                 return
-            await self._pause(self._terms.retry_seconds * (1.0 + 0.2 * self._chance()))
+            await self._pause(self._timing.retry_seconds * (1.0 + 0.2 * self._chance()))
 
     async def hold(self) -> str:
         """Renew the lease; returns when it is lost, with the reason. Whatever leads must then stop at once."""
-        while (left := self._left()) > 0:
-            await self._pause(min(self._terms.retry_seconds, left))
-            if (left := self._left()) > 0:
-                await self._within(left)
-        self._until = None
+        while (left := self._seconds_left()) > 0:
+            await self._pause(min(self._timing.retry_seconds, left))
+            if (left := self._seconds_left()) > 0:
+                await self._attempt_within(left)
+        self._leads_until = None
         return self.reason
 
     async def release(self) -> None:
         """Give the lease back, so that the next one need not wait. Failures are ignored: then it runs out."""
-        held, self._until = self._until is not None, None
-        if not held or self._seen is None:
+        held, self._leads_until = self._leads_until is not None, None
+        if not held or self._lease is None:
             return
-        spec = {"holderIdentity": "", "leaseDurationSeconds": 1, "renewTime": micro_time(self._clock.wall())}
+        spec = {"holderIdentity": "", "leaseDurationSeconds": 1, "renewTime": format_micro_time(self._clock.wall())}
         try:
-            await self._write(self._seen, spec)
+            await self._write_lease(self._lease, spec)
         except FairleadError as error:
             self.reason = f"it could not be given back: {error}"
 
-    def _left(self) -> float:
-        return self._until - self._clock.now() if self._until is not None else 0.0
+    def _seconds_left(self) -> float:
+        return self._leads_until - self._clock.now() if self._leads_until is not None else 0.0
 
-    async def _within(self, seconds: float) -> None:
+    async def _attempt_within(self, seconds: float) -> None:
         """One attempt, given up after ``seconds``: an API server that is silent must not keep us believing."""
         attempt, timer = asyncio.ensure_future(self._attempt()), asyncio.ensure_future(self._pause(seconds))
         try:
@@ -190,51 +190,53 @@ class Election:
             else:
                 self.reason = f"the API server did not answer within {seconds:.1f} s"
         finally:
-            await ended(attempt)
-            await ended(timer)
+            await cancel_and_wait(attempt)
+            await cancel_and_wait(timer)
 
     async def _attempt(self) -> None:
         """Look, decide, write. A leader writes without looking: the version it knows tells whether somebody else did."""
         began = self._clock.now()
         try:
-            if self._seen is None or self._seen.holder != self._me:
-                await self._look()
-            step = decide(self._seen, self._me, self._clock.now())
+            if self._lease is None or self._lease.holder != self._identity:
+                await self._read_lease()
+            step = decide(self._lease, self._identity, self._clock.now())
             self.reason = step.reason
-            if step.act is Act.WAIT:
-                self._until = None
+            if step.action is LeaseAction.WAIT:
+                self._leads_until = None
                 return
-            lease = await self._write(self._seen, record(self._seen, self._me, self._terms, self._clock.wall()))
-            self._seen = seen(lease, self._seen, self._clock.now())
-            self._until = began + self._terms.renew_seconds
+            lease = await self._write_lease(
+                self._lease, lease_spec(self._lease, self._identity, self._timing, self._clock.wall())
+            )
+            self._lease = observe_lease(lease, self._lease, self._clock.now())
+            self._leads_until = began + self._timing.renew_seconds
         except Conflict:
-            await self._beaten()
+            await self._on_conflict()
         except NotFound:  # somebody deleted it
-            self._seen = None
+            self._lease = None
             self.reason = "the lease is gone"
         except FairleadError as error:
             self.reason = str(error)
 
-    async def _look(self) -> None:
+    async def _read_lease(self) -> None:
         try:
             lease = await self._api.get(LEASES, self._namespace, self._name)
         except NotFound:
-            self._seen = None
+            self._lease = None
         else:
-            self._seen = seen(lease, self._seen, self._clock.now())
+            self._lease = observe_lease(lease, self._lease, self._clock.now())
 
-    async def _beaten(self) -> None:
+    async def _on_conflict(self) -> None:
         """Somebody wrote before us; perhaps we did, and the answer was lost. Read it; the next attempt decides."""
         try:
-            await self._look()
+            await self._read_lease()
         except FairleadError as error:
             self.reason = str(error)
             return
-        if self._seen is not None and self._seen.holder != self._me:
-            self._until = None
-            self.reason = f"{self._seen.holder or 'nobody'} holds it"
+        if self._lease is not None and self._lease.holder != self._identity:
+            self._leads_until = None
+            self.reason = f"{self._lease.holder or 'nobody'} holds it"
 
-    async def _write(self, found: Seen | None, spec: Manifest) -> Manifest:
+    async def _write_lease(self, found: ObservedLease | None, spec: Manifest) -> Manifest:
         if found is None:
             metadata = {"name": self._name, "namespace": self._namespace}
             lease = {"apiVersion": LEASES.api_version, "kind": LEASES.kind, "metadata": metadata, "spec": spec}

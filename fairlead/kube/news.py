@@ -6,7 +6,7 @@ from fairlead.kube.ledger import EventType
 
 
 @dataclass(frozen=True, slots=True)
-class News:
+class EventDraft:
     """One sentence. ``reason`` and ``action`` are CamelCase words."""
 
     type: EventType

@@ -38,16 +38,16 @@ class Resource:
             raise BadInput(f"the {self.kind} {name!r} needs a namespace", field="metadata.namespace")
         parts = ["/apis", self.group, self.version] if self.group else ["/api", self.version]
         if namespace is not None:
-            parts += ["namespaces", _segment(namespace)]
+            parts += ["namespaces", _path_segment(namespace)]
         parts.append(self.plural)
         if name is not None:
-            parts.append(_segment(name))
+            parts.append(_path_segment(name))
         if subresource is not None:
             parts.append(subresource)
         return "/".join(parts)
 
 
-def _segment(name: str) -> str:
+def _path_segment(name: str) -> str:
     """A name as a part of a path: what would lead elsewhere is refused, as the API server does."""
     if name in ("", ".", "..") or "/" in name or "%" in name:
         raise BadInput(f"{name!r} cannot name an object", field="metadata.name")
@@ -66,7 +66,7 @@ RESOURCE_QUOTAS = Resource("", "v1", "resourcequotas", "ResourceQuota")
 VOLUME_CLAIMS = Resource("", "v1", "persistentvolumeclaims", "PersistentVolumeClaim")
 DEPLOYMENTS = Resource("apps", "v1", "deployments", "Deployment")
 REPLICA_SETS = Resource("apps", "v1", "replicasets", "ReplicaSet")
-REVISIONS = Resource("apps", "v1", "controllerrevisions", "ControllerRevision")
+CONTROLLER_REVISIONS = Resource("apps", "v1", "controllerrevisions", "ControllerRevision")
 JOBS = Resource("batch", "v1", "jobs", "Job")
 DISRUPTION_BUDGETS = Resource("policy", "v1", "poddisruptionbudgets", "PodDisruptionBudget")
 NETWORK_POLICIES = Resource("networking.k8s.io", "v1", "networkpolicies", "NetworkPolicy")
@@ -84,7 +84,7 @@ SELF_REVIEWS = Resource(
 )
 ACCESS_REVIEWS = Resource("authorization.k8s.io", "v1", "subjectaccessreviews", "SubjectAccessReview", namespaced=False)
 STORAGE_CLASSES = Resource("storage.k8s.io", "v1", "storageclasses", "StorageClass", namespaced=False)
-DEFINITIONS = Resource(
+CUSTOM_RESOURCE_DEFINITIONS = Resource(
     "apiextensions.k8s.io", "v1", "customresourcedefinitions", "CustomResourceDefinition", namespaced=False
 )
 LEADER_WORKER_SETS = Resource("leaderworkerset.x-k8s.io", "v1", "leaderworkersets", "LeaderWorkerSet")
@@ -95,7 +95,7 @@ ACCELERATOR_CLASSES = Resource(
     "serving.fairlead.io", "v1alpha1", "acceleratorclasses", "AcceleratorClass", namespaced=False
 )
 
-KNOWN: Mapping[tuple[str, str], Resource] = {
+RESOURCES_BY_KIND: Mapping[tuple[str, str], Resource] = {
     (one.api_version, one.kind): one for one in list(globals().values()) if isinstance(one, Resource)
 }
 """Every resource above, by ``apiVersion`` and ``kind``."""
@@ -104,7 +104,7 @@ KNOWN: Mapping[tuple[str, str], Resource] = {
 def resource_of(manifest: Manifest) -> Resource:
     """The resource that a manifest belongs to. Raises BadInput when it is none of the table."""
     pair = str(manifest.get("apiVersion", "")), str(manifest.get("kind", ""))
-    found = KNOWN.get(pair)
+    found = RESOURCES_BY_KIND.get(pair)
     if found is None:
         raise BadInput(f"Fairlead does not know objects of kind {pair[0]} {pair[1]}", field="kind")
     return found
@@ -134,7 +134,7 @@ def uid_of(manifest: Manifest) -> str:
     return str(metadata_of(manifest).get("uid", ""))
 
 
-def version_of(manifest: Manifest) -> int:
+def resource_version_of(manifest: Manifest) -> int:
     """``metadata.resourceVersion``, which grows with each change of an object; 0 for what is no number."""
     text = str(metadata_of(manifest).get("resourceVersion", ""))
     return int(text) if text.isdecimal() else 0
@@ -155,22 +155,22 @@ def annotations_of(manifest: Manifest) -> Mapping[str, str]:
     return metadata_of(manifest).get("annotations") or {}
 
 
-def leaving(manifest: Manifest) -> bool:
+def is_deleting(manifest: Manifest) -> bool:
     """Its deletion has begun."""
     return bool(metadata_of(manifest).get("deletionTimestamp"))
 
 
-def says_ready(pod: Manifest) -> bool:
+def is_ready(pod: Manifest) -> bool:
     """Its condition ``Ready`` holds, also while it is leaving."""
     conditions = (pod.get("status") or {}).get("conditions") or []
     return any(one.get("type") == "Ready" and one.get("status") == "True" for one in conditions)
 
 
-def selector(labels: Mapping[str, str]) -> str:
+def label_selector(labels: Mapping[str, str]) -> str:
     """A label selector that asks for all of these labels: ``app=x,role=y``."""
     return ",".join(f"{name}={value}" for name, value in sorted(labels.items()))
 
 
-def micro_time(wall: float) -> str:
+def format_micro_time(wall: float) -> str:
     """A Unix time as the API's ``MicroTime``: ``2026-11-20T17:43:20.000000Z``."""
     return datetime.fromtimestamp(wall, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

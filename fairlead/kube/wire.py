@@ -29,22 +29,22 @@ from fairlead.errors import BadInput
 
 IDLE_SECONDS = 15.0
 """Connections that wait longer are closed: load balancers forget them without a word."""
-_HEAD_BYTES = 65_536
+_MAX_HEAD_BYTES = 65_536
 """Of an answer before its body; the API server sends less than one thousand."""
-_PIECE_BYTES = 262_144
-_UNSAFE = re.compile(r"[\x00-\x20\x7f-\U0010ffff]")
-_NO_VALUE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
-_PORTS = {"http": 80, "https": 443}
+_WRITE_CHUNK_BYTES = 262_144
+_UNSAFE_TARGET = re.compile(r"[\x00-\x20\x7f-\U0010ffff]")
+_UNSAFE_VALUE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+_DEFAULT_PORTS = {"http": 80, "https": 443}
 Headers = Sequence[tuple[str, str]]
 """Names and values."""
 
 
-class Unsent(OSError):
+class NotSent(OSError):
     """Raised when there is no connection: the request has not been sent. ``__cause__`` says why."""
 
 
 @dataclass(slots=True)
-class Ask:
+class HttpRequest:
     """One request, as often as it is sent. ``path`` is escaped. ``repeatable``: sending it twice is the same as once.
 
     ``host`` is what the header of that name says, where that is not the server.
@@ -65,20 +65,20 @@ class Ask:
     def target(self) -> str:
         """Path and query. Raises BadInput for what is none."""
         target = f"{self.path}?{urlencode(self.query)}" if self.query else self.path
-        if _UNSAFE.search(target):
+        if _UNSAFE_TARGET.search(target):
             raise BadInput(f"{target!r} is no target of a request", field="path")
         return target
 
 
-class Reply:
+class HttpResponse:
     """An answer. ``cut``: the body has more bytes than were asked for."""
 
-    __slots__ = ("_headers", "body", "cut", "status")
+    __slots__ = ("_headers", "body", "status", "truncated")
 
-    def __init__(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes, cut: bool) -> None:
+    def __init__(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes, truncated: bool) -> None:
         self.status = status
         self.body = body
-        self.cut = cut
+        self.truncated = truncated
         self._headers = headers
 
     def header(self, name: str) -> str:
@@ -87,7 +87,7 @@ class Reply:
         return next((value.decode("latin-1") for key, value in self._headers if key.lower() == wanted), "")
 
 
-class Wire:
+class HttpTransport:
     """The connections to ``server`` (``https://host:port/path``). ``tls`` gives the present context, True where there is none.
 
     ``server_name`` is whom the certificate must be for, where that is not the host.
@@ -98,8 +98,8 @@ class Wire:
     ) -> None:
         parts = urlsplit(server)
         self._host = parts.hostname or ""
-        self._port = parts.port or _PORTS[parts.scheme]
-        self._named = parts.netloc.rpartition("@")[2]
+        self._port = parts.port or _DEFAULT_PORTS[parts.scheme]
+        self._authority = parts.netloc.rpartition("@")[2]
         self._path = parts.path.rstrip("/")
         self._tls = tls
         self._server_name = server_name
@@ -108,29 +108,31 @@ class Wire:
         self._all: set[_Connection] = set()
         self._sweep: asyncio.TimerHandle | None = None
         self._closed = False
-        self._known: tuple[Headers, str] = ((), "")
+        self._header_cache: tuple[Headers, str] = ((), "")
 
     @property
-    def connections(self) -> int:
+    def connection_count(self) -> int:
         """How many are open, used or kept."""
         return len(self._all)
 
-    async def ask(self, ask: Ask, headers: Headers, seconds: float, most: int, most_refused: int) -> Reply:
+    async def send(
+        self, request: HttpRequest, headers: Headers, seconds: float, max_bytes: int, max_error_bytes: int
+    ) -> HttpResponse:
         """The answer; of its body at most ``most`` bytes, ``most_refused`` of a refusal (a status from 300 on).
 
         Raises Unsent, another OSError when the connection breaks, TimeoutError after ``seconds``.
         """
-        head, context, loop = self._head(ask, headers), self._tls(), asyncio.get_running_loop()
-        until, wanted = loop.time() + seconds, (most, most_refused)
-        kept = self._kept(context)
+        head, context, loop = self._format_head(request, headers), self._tls(), asyncio.get_running_loop()
+        until, wanted = loop.time() + seconds, (max_bytes, max_error_bytes)
+        kept = self._take_idle(context)
         if kept is not None:
             try:
-                return await self._exchanged(kept, head, ask.body or b"", until, wanted)
+                return await self._exchange(kept, head, request.body or b"", until, wanted)
             except OSError:
-                if kept.heard or kept.timed_out or not ask.repeatable:
+                if kept.response_started or kept.timed_out or not request.repeatable:
                     raise
-        made = await self._connected(context, until - loop.time())
-        return await self._exchanged(made, head, ask.body or b"", until, wanted)
+        made = await self._connect(context, until - loop.time())
+        return await self._exchange(made, head, request.body or b"", until, wanted)
 
     async def close(self) -> None:
         """End all connections; one that is being made ends as soon as it is."""
@@ -143,17 +145,22 @@ class Wire:
         if gone:
             await asyncio.wait(gone, timeout=1.0)
 
-    def _head(self, ask: Ask, headers: Headers) -> bytes:
-        if self._known[0] != headers:
+    def _format_head(self, request: HttpRequest, headers: Headers) -> bytes:
+        if self._header_cache[0] != headers:
             for name, value in headers:
-                if _NO_VALUE.search(value):
+                if _UNSAFE_VALUE.search(value):
                     raise BadInput("holds a control character, which no header may", field=name)
-            self._known = (headers, "".join(f"{name}: {value}\r\n" for name, value in headers))
-        sized = "" if ask.body is None else f"Content-Type: {ask.content}\r\nContent-Length: {len(ask.body)}\r\n"
-        host = ask.host or self._named
-        return f"{ask.method} {self._path}{ask.target} HTTP/1.1\r\nHost: {host}\r\n{self._known[1]}{sized}\r\n".encode()
+            self._header_cache = (headers, "".join(f"{name}: {value}\r\n" for name, value in headers))
+        sized = (
+            ""
+            if request.body is None
+            else f"Content-Type: {request.content}\r\nContent-Length: {len(request.body)}\r\n"
+        )
+        host = request.host or self._authority
+        line = f"{request.method} {self._path}{request.target} HTTP/1.1"
+        return f"{line}\r\nHost: {host}\r\n{self._header_cache[1]}{sized}\r\n".encode()
 
-    def _kept(self, context: ssl.SSLContext | bool) -> "_Connection | None":
+    def _take_idle(self, context: ssl.SSLContext | bool) -> "_Connection | None":
         """The one that was used last, of those that are still good."""
         while self._idle:
             found = self._idle.pop()
@@ -162,7 +169,7 @@ class Wire:
             found.abort()
         return None
 
-    async def _connected(self, context: ssl.SSLContext | bool, seconds: float) -> "_Connection":
+    async def _connect(self, context: ssl.SSLContext | bool, seconds: float) -> "_Connection":
         loop = asyncio.get_running_loop()
         secure = context if isinstance(context, ssl.SSLContext) else None
         name = (self._server_name or self._host) if secure is not None else None
@@ -177,26 +184,26 @@ class Wire:
                 )
         except OSError as error:
             words = str(error) or type(error).__name__
-            raise Unsent(f"cannot connect to {self._named}: {words}") from error
+            raise NotSent(f"cannot connect to {self._authority}: {words}") from error
         self._all.add(made)
         if self._closed:
             made.abort()
-            raise Unsent(f"the client of {self._named} is closed")
+            raise NotSent(f"the client of {self._authority} is closed")
         return made
 
-    async def _exchanged(
+    async def _exchange(
         self, connection: "_Connection", head: bytes, body: bytes, until: float, wanted: tuple[int, int]
-    ) -> Reply:
+    ) -> HttpResponse:
         loop = asyncio.get_running_loop()
-        timer = loop.call_at(until, connection.expire)
+        timer = loop.call_at(until, connection.on_timeout)
         try:
-            waiter = connection.begin(loop, wanted)
-            if len(body) <= _PIECE_BYTES:
+            waiter = connection.start_request(loop, wanted)
+            if len(body) <= _WRITE_CHUNK_BYTES:
                 connection.write(head + body)
             else:  # in pieces, so that other connections get their turn
                 connection.write(head)
-                for start in range(0, len(body), _PIECE_BYTES):
-                    connection.write(body[start : start + _PIECE_BYTES])
+                for start in range(0, len(body), _WRITE_CHUNK_BYTES):
+                    connection.write(body[start : start + _WRITE_CHUNK_BYTES])
                     await asyncio.sleep(0)
             reply = await waiter
         except BaseException:
@@ -208,12 +215,12 @@ class Wire:
             connection.idle_since = loop.time()
             self._idle.append(connection)
             if self._sweep is None:
-                self._sweep = loop.call_later(IDLE_SECONDS, self._swept)
+                self._sweep = loop.call_later(IDLE_SECONDS, self._close_expired)
         else:
             connection.abort()
         return reply
 
-    def _swept(self) -> None:
+    def _close_expired(self) -> None:
         """Close what has waited too long."""
         loop = asyncio.get_running_loop()
         oldest, kept = loop.time() - IDLE_SECONDS, []
@@ -223,7 +230,7 @@ class Wire:
             else:
                 kept.append(one)
         self._idle = kept
-        self._sweep = loop.call_later(IDLE_SECONDS, self._swept) if kept else None
+        self._sweep = loop.call_later(IDLE_SECONDS, self._close_expired) if kept else None
 
 
 class _Connection(asyncio.Protocol):
@@ -231,22 +238,22 @@ class _Connection(asyncio.Protocol):
 
     def __init__(self, context: ssl.SSLContext | bool, gone: Callable[["_Connection"], None]) -> None:
         self.context = context
-        self.lost = self.heard = self.timed_out = self.reusable = False
+        self.lost = self.response_started = self.timed_out = self.reusable = False
         self.idle_since = 0.0
-        self._gone = gone
+        self._on_closed = gone
         self._closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._transport: asyncio.Transport | None = None
         self._parser = httptools.HttpResponseParser(self)
-        self._waiter: asyncio.Future[Reply] | None = None
-        self._most = self._most_refused = self._size = self._early = self._status = 0
+        self._waiter: asyncio.Future[HttpResponse] | None = None
+        self._max_bytes = self._max_error_bytes = self._size = self._head_size = self._status = 0
         self._headers: list[tuple[bytes, bytes]] = []
         self._parts: list[bytes] = []
 
-    def begin(self, loop: asyncio.AbstractEventLoop, wanted: tuple[int, int]) -> asyncio.Future[Reply]:
+    def start_request(self, loop: asyncio.AbstractEventLoop, wanted: tuple[int, int]) -> asyncio.Future[HttpResponse]:
         """What will be the answer to what is written next. ``wanted``: most bytes of its body, and of that of a refusal."""
-        self._most, self._most_refused = wanted
-        self.heard = self.reusable = False
-        self._size = self._early = self._status = 0
+        self._max_bytes, self._max_error_bytes = wanted
+        self.response_started = self.reusable = False
+        self._size = self._head_size = self._status = 0
         self._headers, self._parts = [], []
         self._waiter = waiter = loop.create_future()
         if self.lost:
@@ -258,7 +265,7 @@ class _Connection(asyncio.Protocol):
         if self._transport is not None and not self.lost:
             self._transport.write(data)
 
-    def expire(self) -> None:
+    def on_timeout(self) -> None:
         """The time for the answer is over."""
         self.timed_out = True
         self._fail(TimeoutError())
@@ -280,23 +287,23 @@ class _Connection(asyncio.Protocol):
         if self._waiter is None:  # nobody asked
             self.abort()
             return
-        self.heard = True
+        self.response_started = True
         if not self._status:
-            self._early += len(data)
+            self._head_size += len(data)
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             self._fail(ConnectionError(f"the answer is no HTTP: {error}"))
-        if not self._status and self._early > _HEAD_BYTES:
-            self._fail(ConnectionError(f"the head of the answer has more than {_HEAD_BYTES} bytes"))
+        if not self._status and self._head_size > _MAX_HEAD_BYTES:
+            self._fail(ConnectionError(f"the head of the answer has more than {_MAX_HEAD_BYTES} bytes"))
 
     def connection_lost(self, error: Exception | None) -> None:
         """It is closed, by whomever. An answer of which nothing says how long it is ends so."""
         self.lost = True
-        self._gone(self)
+        self._on_closed(self)
         if not self._closed.done():
             self._closed.set_result(None)
-        if self._status and self._endless() and error is None:
+        if self._status and self._is_close_delimited() and error is None:
             self._finish(cut=False)
         else:
             self._fail(error if isinstance(error, OSError) else ConnectionResetError("Server disconnected"))
@@ -312,13 +319,13 @@ class _Connection(asyncio.Protocol):
         status = self._parser.get_status_code()
         if status >= 200:
             self._status = status
-            self._most = self._most if status < 300 else self._most_refused
+            self._max_bytes = self._max_bytes if status < 300 else self._max_error_bytes
 
     def on_body(self, data: bytes) -> None:
         """A part of the body."""
         self._parts.append(data)
         self._size += len(data)
-        if self._size > self._most:
+        if self._size > self._max_bytes:
             self._finish(cut=True)
 
     def on_message_complete(self) -> None:
@@ -329,7 +336,7 @@ class _Connection(asyncio.Protocol):
         else:
             self._headers = []
 
-    def _endless(self) -> bool:
+    def _is_close_delimited(self) -> bool:
         return not any(name.lower() in (b"content-length", b"transfer-encoding") for name, _ in self._headers)
 
     def _finish(self, *, cut: bool) -> None:
@@ -338,7 +345,7 @@ class _Connection(asyncio.Protocol):
             return
         body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
         self._parts = []
-        waiter.set_result(Reply(self._status, self._headers, body[: self._most] if cut else body, cut))
+        waiter.set_result(HttpResponse(self._status, self._headers, body[: self._max_bytes] if cut else body, cut))
 
     def _fail(self, error: Exception) -> None:
         waiter, self._waiter = self._waiter, None

@@ -9,44 +9,44 @@ from dataclasses import dataclass, field, replace
 from urllib.parse import urlsplit
 
 from fairlead.api import EngineKind, ModelDeploymentSpec, Pool, Transfer
-from fairlead.cluster_labels import MODEL, POOL
-from fairlead.fleet import Fleet, Instance, InstanceState, Model, Role, served_as
-from fairlead.kube.resource import Manifest, key_of, labels_of, namespace_of, selector
-from fairlead.kubefleet.pods import Adopter, Found, adopted, groups, own
-from fairlead.kubefleet.specs import ModelRead
+from fairlead.cluster_labels import MODEL_LABEL, POOL_LABEL
+from fairlead.fleet import Fleet, Instance, InstanceState, Model, Role, served_name_override
+from fairlead.kube.resource import Manifest, key_of, label_selector, labels_of, namespace_of
+from fairlead.kubefleet.pods import ExternalPool, PodInstances, external_instances, group_addresses, managed_instances
+from fairlead.kubefleet.specs import ParsedModel
 from fairlead.limits import Limits
-from fairlead.profile import EngineProfile, presets
+from fairlead.profile import EngineProfile, builtin_profiles
 
-Selection = tuple[str, str]
+PodSelection = tuple[str, str]
 """A namespace and a label selector: the pods that a pool adopts."""
 
 
 @dataclass(frozen=True, slots=True)
-class Objects:
+class ClusterObjects:
     """What is known of the cluster. ``models`` with the oldest first; ``pods`` are those that Fairlead runs.
 
     ``chosen`` are the pods of each selection that a model names; one that was never listed is not in it.
     """
 
-    models: Sequence[ModelRead] = ()
+    models: Sequence[ParsedModel] = ()
     profiles: Mapping[str, EngineProfile] = field(default_factory=dict)
     pods: Mapping[str, Manifest] = field(default_factory=dict)
-    chosen: Mapping[Selection, Mapping[str, Manifest]] = field(default_factory=dict)
+    selected_pods: Mapping[PodSelection, Mapping[str, Manifest]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class FleetResult:
     """A fleet; ``problems`` are for people to mend; ``left_out`` says of each pod or address that is not in it why."""
 
     fleet: Fleet
     problems: tuple[str, ...] = ()
-    left_out: Mapping[str, str] = field(default_factory=dict)
+    excluded: Mapping[str, str] = field(default_factory=dict)
 
 
-def fleet_of(objects: Objects, previous: Fleet | None, limits: Limits) -> Outcome:
+def build_fleet(objects: ClusterObjects, previous: Fleet | None, limits: Limits) -> FleetResult:
     """The fleet after ``previous``, which is answered itself when nothing differs. ``membership_epoch`` grows with the ready set."""
-    making = _Making(objects, previous or Fleet(), limits)
-    models, instances = making.models(), making.instances()
+    making = _FleetBuilder(objects, previous or Fleet(), limits)
+    models, instances = making.build_models(), making.build_instances()
     held = {key: instances.get(key, ()) for key in models}
     if previous is None:
         fleet = Fleet(1, 1, models, held)
@@ -54,15 +54,15 @@ def fleet_of(objects: Objects, previous: Fleet | None, limits: Limits) -> Outcom
         fleet = previous
     else:
         fleet = Fleet(previous.version + 1, previous.membership_epoch, models, held)
-        if members(fleet) != members(previous):
+        if membership(fleet) != membership(previous):
             fleet = replace(fleet, membership_epoch=previous.membership_epoch + 1)
-    return Outcome(fleet, tuple(dict.fromkeys(making.problems)), making.left_out)
+    return FleetResult(fleet, tuple(dict.fromkeys(making.problems)), making.excluded)
 
 
-def selections(models: Sequence[ModelRead]) -> set[Selection]:
+def pod_selections(models: Sequence[ParsedModel]) -> set[PodSelection]:
     """Which pods of others must be watched."""
     return {
-        (model.namespace, selector(pool.selector.match_labels))
+        (model.namespace, label_selector(pool.selector.match_labels))
         for model in models
         if model.spec is not None
         for pool in model.spec.pools
@@ -70,7 +70,7 @@ def selections(models: Sequence[ModelRead]) -> set[Selection]:
     }
 
 
-def members(fleet: Fleet) -> frozenset[tuple[str, str]]:
+def membership(fleet: Fleet) -> frozenset[tuple[str, str]]:
     """The instances that homes are computed over: those that get requests."""
     return frozenset(
         (key, one.id)
@@ -80,24 +80,24 @@ def members(fleet: Fleet) -> frozenset[tuple[str, str]]:
     )
 
 
-class _Making:
+class _FleetBuilder:
     """One fleet in the making, with what is said about it on the way."""
 
-    def __init__(self, objects: Objects, previous: Fleet, limits: Limits) -> None:
+    def __init__(self, objects: ClusterObjects, previous: Fleet, limits: Limits) -> None:
         self.problems: list[str] = [one.problem for one in objects.models if one.problem]
-        self.left_out: dict[str, str] = {}
+        self.excluded: dict[str, str] = {}
         self._objects = objects
         self._previous = previous
         self._limits = limits
-        self._served = self._at_most_models()
+        self._served = self._limit_models()
 
-    def _at_most_models(self) -> list[ModelRead]:
+    def _limit_models(self) -> list[ParsedModel]:
         models, most = list(self._objects.models), self._limits.models
         if len(models) > most:
             self.problems.append(f"{len(models):,} models, the oldest {most:,} are served")
         return models[:most]
 
-    def models(self) -> dict[str, Model]:
+    def build_models(self) -> dict[str, Model]:
         """By key. Of several with one name the oldest has it, as the operator's ``status.clientName`` says."""
         found: dict[str, Model] = {}
         names: set[str] = set()
@@ -106,7 +106,11 @@ class _Making:
             if one.spec is not None:
                 spec = one.spec
                 model = Model(
-                    one.namespace, one.name, spec.objectives.values(), spec.routing.preset.value, wakes=spec.wakes
+                    one.namespace,
+                    one.name,
+                    spec.objectives.to_targets(),
+                    spec.routing.preset.value,
+                    wakes=spec.scales_from_zero,
                 )
             else:
                 model = before or Model(one.namespace, one.name)
@@ -114,13 +118,13 @@ class _Making:
             names.add(one.name)
         return dict(sorted(found.items()))
 
-    def instances(self) -> dict[str, tuple[Instance, ...]]:
+    def build_instances(self) -> dict[str, tuple[Instance, ...]]:
         """By the key of their model. An id that two models claim is the older one's."""
         found: dict[str, Instance] = {}
-        for one in self._all():
+        for one in self._all_instances():
             there = found.setdefault(one.id, one)
             if there is not one and (there.namespace, there.model) != (one.namespace, one.model):
-                self.left_out[f"{one.namespace}/{one.model}: {one.id}"] = (
+                self.excluded[f"{one.namespace}/{one.model}: {one.id}"] = (
                     f"it is the model {there.namespace}/{there.model}'s already"
                 )
                 self.problems.append(
@@ -128,11 +132,11 @@ class _Making:
                     "only the older model uses it"
                 )
         grouped: dict[str, list[Instance]] = {}
-        for one in sorted(self._at_most_instances(found), key=lambda one: one.id):
+        for one in sorted(self._limit_instances(found), key=lambda one: one.id):
             grouped.setdefault(f"{one.namespace}/{one.model}", []).append(one)
         return {key: tuple(group) for key, group in grouped.items()}
 
-    def _at_most_instances(self, found: Mapping[str, Instance]) -> list[Instance]:
+    def _limit_instances(self, found: Mapping[str, Instance]) -> list[Instance]:
         """Those that are served already go before others."""
         most = self._limits.instances
         if len(found) <= most:
@@ -140,48 +144,48 @@ class _Making:
         self.problems.append(f"{len(found):,} instances, at most {most:,} are served")
         known = {one.id for group in self._previous.instances.values() for one in group}
         ordered = sorted(found.values(), key=lambda one: (one.id not in known, one.id))
-        self.left_out |= {one.id: "there are more instances than are served" for one in ordered[most:]}
+        self.excluded |= {one.id: "there are more instances than are served" for one in ordered[most:]}
         return ordered[:most]
 
-    def _all(self) -> Iterator[Instance]:
-        managed = self._managed()
+    def _all_instances(self) -> Iterator[Instance]:
+        managed = self._managed_instances()
         for model in self._served:
             yield from managed.get(model.key, ())
-            if model.spec is not None and model.spec.external:
+            if model.spec is not None and model.spec.is_external:
                 for pool in model.spec.pools:
-                    yield from self._external(model, model.spec, pool)
+                    yield from self._external_instances(model, model.spec, pool)
             elif model.spec is None and not managed.get(model.key):
                 yield from self._previous.instances.get(model.key, ())
 
-    def _managed(self) -> dict[str, list[Instance]]:
+    def _managed_instances(self) -> dict[str, list[Instance]]:
         """The instances in pods that Fairlead runs, by the key of their model."""
         served = {one.key: one for one in self._served}
-        spans = groups(self._objects.pods)
+        spans = group_addresses(self._objects.pods)
         found: dict[str, list[Instance]] = {}
         for pod in self._objects.pods.values():
             labels = labels_of(pod)
-            key = f"{namespace_of(pod)}/{labels.get(MODEL, '')}"
+            key = f"{namespace_of(pod)}/{labels.get(MODEL_LABEL, '')}"
             model = served.get(key)
             if model is None:
-                self.left_out[key_of(pod)] = f"there is no model {key}"
+                self.excluded[key_of(pod)] = f"there is no model {key}"
                 continue
-            profile = self._profile(model, str(labels.get(POOL, "")))
+            profile = self._engine_profile(model, str(labels.get(POOL_LABEL, "")))
             peers = None if model.spec is None else model.spec.peers
-            found.setdefault(key, []).extend(self._of(pod, own(pod, profile, spans, peers)))
+            found.setdefault(key, []).extend(self._record_exclusion(pod, managed_instances(pod, profile, spans, peers)))
         return found
 
-    def _external(self, model: ModelRead, spec: ModelDeploymentSpec, pool: Pool) -> Iterator[Instance]:
+    def _external_instances(self, model: ParsedModel, spec: ModelDeploymentSpec, pool: Pool) -> Iterator[Instance]:
         """The instances of a pool that adopts."""
         transfer = None if spec.kv_cache.transfer is Transfer.NONE else spec.kv_cache.transfer.value.lower()
-        profile, role = self._profile(model, pool.name), Role(pool.role.value)
-        named = served_as(spec.engine.served_model_name, model.name)
-        adopter = Adopter(model.namespace, model.name, pool.name, role, transfer, profile, named)
+        profile, role = self._engine_profile(model, pool.name), Role(pool.role.value)
+        named = served_name_override(spec.engine.served_model_name, model.name)
+        adopter = ExternalPool(model.namespace, model.name, pool.name, role, transfer, profile, named)
         for endpoint in pool.endpoints:
             parts = urlsplit(endpoint.url)
-            yield adopter.instance(f"{parts.hostname}/{parts.port}/0", endpoint.url)
+            yield adopter.make_instance(f"{parts.hostname}/{parts.port}/0", endpoint.url)
         if pool.selector is None:
             return
-        chosen = self._objects.chosen.get((model.namespace, selector(pool.selector.match_labels)))
+        chosen = self._objects.selected_pods.get((model.namespace, label_selector(pool.selector.match_labels)))
         if chosen is None:
             before = self._previous.instances.get(model.key, ())
             yield from (one for one in before if one.pool == pool.name)
@@ -189,14 +193,14 @@ class _Making:
         wanted = pool.selector.match_labels.items()
         for pod in chosen.values():
             if wanted <= labels_of(pod).items():
-                yield from self._of(pod, adopted(pod, pool.selector.port, adopter))
+                yield from self._record_exclusion(pod, external_instances(pod, pool.selector.port, adopter))
 
-    def _of(self, pod: Manifest, found: Found) -> tuple[Instance, ...]:
-        if found.why:
-            self.left_out[key_of(pod)] = found.why
+    def _record_exclusion(self, pod: Manifest, found: PodInstances) -> tuple[Instance, ...]:
+        if found.exclusion_reason:
+            self.excluded[key_of(pod)] = found.exclusion_reason
         return found.instances
 
-    def _profile(self, model: ModelRead, pool: str) -> EngineProfile | None:
+    def _engine_profile(self, model: ParsedModel, pool: str) -> EngineProfile | None:
         """What routing expects of the pool's engines; None for its default."""
         if model.spec is None:
             before = self._previous.instances.get(model.key, ())
@@ -206,7 +210,7 @@ class _Making:
             return None  # an external one, or a pool that was removed and is going
         found = self._objects.profiles.get(name)
         if found is None and model.spec.engine.kind is EngineKind.SIM:
-            found = presets().get(name)
+            found = builtin_profiles().get(name)
         if found is None:
             self.problems.append(
                 f"{model.key}: there is no AcceleratorClass {name!r}; its pool {pool} is routed to with the default profile"

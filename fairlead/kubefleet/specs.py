@@ -12,7 +12,7 @@ from fairlead.profile import EngineProfile
 
 
 @dataclass(frozen=True, slots=True)
-class ModelRead:
+class ParsedModel:
     """A ModelDeployment. ``spec`` is None where this release cannot read it; ``problem`` then says why."""
 
     namespace: str
@@ -27,22 +27,22 @@ class ModelRead:
         return f"{self.namespace}/{self.name}"
 
 
-class Specs:
+class SpecCache:
     """Reads specs, and remembers what it read: status and labels change often, specs seldom."""
 
     def __init__(self) -> None:
-        self._models: dict[str, tuple[Any, ModelRead]] = {}
+        self._models: dict[str, tuple[Any, ParsedModel]] = {}
         self._classes: dict[str, tuple[Any, EngineProfile | str]] = {}
-        self._builtin = {name: one.spec.profile.value(name) for name, one in builtin_accelerators().items()}
+        self._builtin = {name: one.spec.profile.to_engine_profile(name) for name, one in builtin_accelerators().items()}
 
-    def models(self, items: Mapping[str, Manifest]) -> tuple[ModelRead, ...]:
+    def models(self, items: Mapping[str, Manifest]) -> tuple[ParsedModel, ...]:
         """All models, the oldest first."""
-        self._models = {key: self._model(key, one) for key, one in items.items()}
+        self._models = {key: self._parse_model(key, one) for key, one in items.items()}
         return tuple(sorted((read for _, read in self._models.values()), key=lambda one: (one.created, one.key)))
 
     def profiles(self, items: Iterable[Manifest]) -> tuple[dict[str, EngineProfile], tuple[str, ...]]:
         """The profile of every accelerator, the cluster's own classes before the built-in ones; and what is wrong with classes."""
-        self._classes = {name_of(one): self._class(name_of(one), one) for one in items}
+        self._classes = {name_of(one): self._parse_class(name_of(one), one) for one in items}
         found, problems = dict(self._builtin), []
         for name, (_, read) in sorted(self._classes.items()):
             if isinstance(read, str):
@@ -51,7 +51,7 @@ class Specs:
                 found[name] = read
         return found, tuple(problems)
 
-    def _model(self, key: str, item: Manifest) -> tuple[Any, ModelRead]:
+    def _parse_model(self, key: str, item: Manifest) -> tuple[Any, ParsedModel]:
         written, known = item.get("spec"), self._models.get(key)
         metadata = metadata_of(item)
         created = str(metadata.get("creationTimestamp") or "")
@@ -61,20 +61,20 @@ class Specs:
         try:
             spec = ModelDeploymentSpec.model_validate(written or {})
         except ValidationError as error:
-            problem = f"the spec of the model {key} cannot be read: {words(error)}"
-        return written, ModelRead(str(metadata.get("namespace") or "default"), name_of(item), created, spec, problem)
+            problem = f"the spec of the model {key} cannot be read: {describe_error(error)}"
+        return written, ParsedModel(str(metadata.get("namespace") or "default"), name_of(item), created, spec, problem)
 
-    def _class(self, name: str, item: Manifest) -> tuple[Any, EngineProfile | str]:
+    def _parse_class(self, name: str, item: Manifest) -> tuple[Any, EngineProfile | str]:
         written, known = item.get("spec"), self._classes.get(name)
         if known is not None and known[0] == written:
             return known
         try:
-            return written, AcceleratorClassSpec.model_validate(written or {}).profile.value(name)
+            return written, AcceleratorClassSpec.model_validate(written or {}).profile.to_engine_profile(name)
         except ValidationError as error:
-            return written, f"the AcceleratorClass {name} cannot be read: {words(error)}"
+            return written, f"the AcceleratorClass {name} cannot be read: {describe_error(error)}"
 
 
-def words(error: ValidationError) -> str:
+def describe_error(error: ValidationError) -> str:
     """The first finding, with its field."""
     found = error.errors(include_url=False, include_input=False)
     more = f"; and {len(found) - 1} more" if len(found) > 1 else ""

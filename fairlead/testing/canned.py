@@ -9,7 +9,7 @@ from typing import Self
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class CannedResponse:
     """One answer; several ``parts`` go out as chunks. ``cut`` closes the connection instead of ending the body."""
 
     parts: Sequence[bytes] = (b"",)
@@ -19,7 +19,7 @@ class Answer:
 
 
 @dataclass(slots=True)
-class Asked:
+class ReceivedRequest:
     """A request as it arrived."""
 
     method: str
@@ -31,9 +31,9 @@ class Asked:
 class CannedServer:
     """``answers`` by path without its query; what is not there is a 404. ``asked`` keeps every request."""
 
-    def __init__(self, answers: Mapping[str, Answer]) -> None:
-        self.answers = dict(answers)
-        self.asked: list[Asked] = []
+    def __init__(self, answers: Mapping[str, CannedResponse]) -> None:
+        self.responses = dict(answers)
+        self.requests: list[ReceivedRequest] = []
         canned = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -41,11 +41,11 @@ class CannedServer:
 
             def do_GET(self) -> None:
                 """As written down."""
-                canned._answer(self)
+                canned._respond(self)
 
             def do_POST(self) -> None:
                 """As written down."""
-                canned._answer(self)
+                canned._respond(self)
 
             def log_message(self, format: str, *args: object) -> None:
                 """Quiet."""
@@ -66,12 +66,12 @@ class CannedServer:
         self._server.server_close()
         self._thread.join()
 
-    def _answer(self, request: BaseHTTPRequestHandler) -> None:
+    def _respond(self, request: BaseHTTPRequestHandler) -> None:
         length = int(request.headers.get("content-length", "0"))
-        self.asked.append(
-            Asked(request.command, request.path, dict(request.headers.items()), request.rfile.read(length))
+        self.requests.append(
+            ReceivedRequest(request.command, request.path, dict(request.headers.items()), request.rfile.read(length))
         )
-        answer = self.answers.get(request.path.partition("?")[0], Answer((b"{}",), 404))
+        answer = self.responses.get(request.path.partition("?")[0], CannedResponse((b"{}",), 404))
         request.close_connection = True
         request.send_response(answer.status)
         for name, value in answer.headers.items():

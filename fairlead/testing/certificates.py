@@ -6,7 +6,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-HERE = "IP:127.0.0.1,IP:::1,DNS:localhost"
+LOOPBACK_NAMES = "IP:127.0.0.1,IP:::1,DNS:localhost"
 _CONFIG = """
 [req]
 distinguished_name = name
@@ -23,47 +23,47 @@ subjectAltName = {names}
 """
 
 
-def possible() -> bool:
+def has_openssl() -> bool:
     """Is there an ``openssl`` command?"""
     return shutil.which("openssl") is not None
 
 
 @dataclass(frozen=True, slots=True)
-class Issued:
+class Certificate:
     """A certificate and its key, as PEM files."""
 
     certificate: Path
     key: Path
 
-    def serving(self) -> ssl.SSLContext:
+    def server_context(self) -> ssl.SSLContext:
         """A context for a server that shows it."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(self.certificate, self.key)
         return context
 
 
-class Authority:
+class CertificateAuthority:
     """A certificate authority of one test; its files lie in ``folder``."""
 
     def __init__(self, folder: Path, name: str = "authority") -> None:
         self._folder = folder
-        self.own = self._make(name, "authority", HERE, "ec", None)
+        self.own = self._make(name, "authority", LOOPBACK_NAMES, "ec", None)
 
     @property
-    def file(self) -> Path:
+    def ca_file(self) -> Path:
         """What a client trusts."""
         return self.own.certificate
 
-    def issue(self, name: str, *, names: str = HERE, kind: str = "ec") -> Issued:
+    def issue(self, name: str, *, names: str = LOOPBACK_NAMES, kind: str = "ec") -> Certificate:
         """A server's certificate; ``kind`` of its key is ``ec`` or ``rsa``."""
         return self._make(name, "server", names, kind, self.own)
 
-    def trusting(self) -> ssl.SSLContext:
+    def client_context(self) -> ssl.SSLContext:
         """A context for a client that trusts this authority alone."""
-        return ssl.create_default_context(cafile=str(self.file))
+        return ssl.create_default_context(cafile=str(self.ca_file))
 
-    def _make(self, name: str, section: str, names: str, kind: str, signer: Issued | None) -> Issued:
-        made = Issued(self._folder / f"{name}.pem", self._folder / f"{name}.key")
+    def _make(self, name: str, section: str, names: str, kind: str, signer: Certificate | None) -> Certificate:
+        made = Certificate(self._folder / f"{name}.pem", self._folder / f"{name}.key")
         config = self._folder / f"{name}.cnf"
         config.write_text(_CONFIG.format(name=name, names=names))
         curve = ["-pkeyopt", "ec_paramgen_curve:prime256v1"] if kind == "ec" else []

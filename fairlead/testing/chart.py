@@ -12,23 +12,23 @@ from typing import Any
 
 import yaml
 
-from fairlead.testing.kube import CLUSTER, assets
+from fairlead.testing.kube import CLUSTER_TOOL, binaries_folder
 
-CHART = Path(__file__).parents[2] / "charts" / "fairlead"
-NEEDED = "no helm: `make test-tools` compiles it, or have one on PATH"
-TOOLS_NEEDED = "no promtool, or no OpenAPI of two releases: `make test-tools` makes them"
-SERVED = ("monitoring.coreos.com/v1", "gateway.networking.k8s.io/v1")
+CHART_FOLDER = Path(__file__).parents[2] / "charts" / "fairlead"
+MISSING_HELM_MESSAGE = "no helm: `make test-tools` compiles it, or have one on PATH"
+MISSING_TOOLS_MESSAGE = "no promtool, or no OpenAPI of two releases: `make test-tools` makes them"
+OPTIONAL_API_VERSIONS = ("monitoring.coreos.com/v1", "gateway.networking.k8s.io/v1")
 """Groups that clusters need not know, and that the chart then makes objects of."""
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _DUMPER: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 
-class Refused(Exception):
+class HelmError(Exception):
     """Raised with helm's own words when it does not render."""
 
 
 @dataclass(frozen=True, slots=True)
-class Tools:
+class ChartTools:
     """What the tests of the chart need. ``openapi``: release → the folder of its files."""
 
     helm: Path
@@ -36,42 +36,46 @@ class Tools:
     openapi: Mapping[str, Path]
 
 
-def tools() -> Tools | None:
+def chart_tools() -> ChartTools | None:
     """Those that were made for tests; None where they were not."""
-    if not CLUSTER.exists():
+    if not CLUSTER_TOOL.exists():
         return None
-    command = [sys.executable, str(CLUSTER), "tools", "--look"]
+    command = [sys.executable, str(CLUSTER_TOOL), "tools", "--look"]
     asked = subprocess.run(command, capture_output=True, text=True, check=False)
     if asked.returncode:
         return None
     found = {name: Path(path) for name, path in json.loads(asked.stdout).items()}
-    return Tools(found["helm"], found["promtool"], {name: path for name, path in found.items() if name.startswith("v")})
+    return ChartTools(
+        found["helm"], found["promtool"], {name: path for name, path in found.items() if name.startswith("v")}
+    )
 
 
-def helm() -> Path | None:
+def helm_program() -> Path | None:
     """The program: the one that was compiled for clusters, else one on PATH, else None."""
-    made = tools()
+    made = chart_tools()
     if made is not None:
         return made.helm
-    folder = assets()
+    folder = binaries_folder()
     if folder is not None and (folder / "helm").exists():
         return folder / "helm"
     found = shutil.which("helm")
     return None if found is None else Path(found)
 
 
-def rendered(program: Path, *arguments: str, served: tuple[str, ...] = SERVED) -> list[dict[str, Any]]:
+def render_chart(
+    program: Path, *arguments: str, served: tuple[str, ...] = OPTIONAL_API_VERSIONS
+) -> list[dict[str, Any]]:
     """What ``helm install`` would create as the release ``fairlead`` in the namespace ``fairlead``. Raises Refused."""
     versions = [f"--api-versions={one}" for one in served]
-    command = [str(program), "template", "fairlead", str(CHART), "--namespace=fairlead", *versions, *arguments]
+    command = [str(program), "template", "fairlead", str(CHART_FOLDER), "--namespace=fairlead", *versions, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise Refused(done.stderr.strip())
+        raise HelmError(done.stderr.strip())
     return [one for one in yaml.load_all(done.stdout, Loader=_LOADER) if one is not None]
 
 
 @dataclass(frozen=True, slots=True)
-class Helm:
+class HelmRelease:
     """The release ``fairlead`` of one namespace on a real API server. ``folder`` takes helm's own caches."""
 
     program: Path
@@ -91,7 +95,7 @@ class Helm:
             check=False,
         )
         if done.returncode:
-            raise Refused(done.stderr.strip())
+            raise HelmError(done.stderr.strip())
         return done.stdout
 
 
@@ -103,7 +107,7 @@ def golden_text(manifests: list[dict[str, Any]]) -> str:
     return str(yaml.dump_all(shown, Dumper=_DUMPER, sort_keys=True, width=116))
 
 
-def pods(manifests: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def pod_specs(manifests: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Kind and name → the spec of the pods that it makes."""
     found = {}
     for one in manifests:

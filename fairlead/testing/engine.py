@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 
-class Hangup(Exception):
+class HangUp(Exception):
     """A script raises it to close the connection."""
 
 
 @dataclass(slots=True)
-class Call:
+class EngineCall:
     """One request. ``fields`` are its header fields in order, names in lower case."""
 
     path: str
@@ -43,7 +43,7 @@ class Call:
         self.writer.write(data)
         await self.writer.drain()
 
-    async def plain(
+    async def respond(
         self, value: object, status: str = "200 OK", kind: str = "application/json", more: str = ""
     ) -> None:
         """A whole answer with Content-Length; ``value`` is JSON unless it is bytes."""
@@ -51,7 +51,7 @@ class Call:
         head = f"HTTP/1.1 {status}\r\ncontent-type: {kind}\r\ncontent-length: {len(body)}\r\n{more}\r\n"
         await self.send(head.encode() + body)
 
-    async def begin(self, kind: str = "text/event-stream; charset=utf-8") -> None:
+    async def start_stream(self, kind: str = "text/event-stream; charset=utf-8") -> None:
         """The head of a chunked stream."""
         await self.send(f"HTTP/1.1 200 OK\r\ncontent-type: {kind}\r\ntransfer-encoding: chunked\r\n\r\n".encode())
 
@@ -68,7 +68,7 @@ class Call:
         await self.event("[DONE]")
         await self.chunk(b"")
 
-    async def gone(self) -> None:
+    async def wait_closed(self) -> None:
         """Wait until the other side has closed the connection."""
         try:
             while await self.reader.read(65_536):
@@ -83,7 +83,7 @@ class Call:
         self.writer.transport.abort()
 
 
-Script = Callable[[Call], Awaitable[None]]
+Script = Callable[[EngineCall], Awaitable[None]]
 
 
 @dataclass(slots=True)
@@ -91,7 +91,7 @@ class ScriptedEngine:
     """``calls`` in the order in which they came; ``connections`` counts those ever opened, ``open`` the present ones."""
 
     url: str = ""
-    calls: list[Call] = field(default_factory=list)
+    calls: list[EngineCall] = field(default_factory=list)
     connections: int = 0
     open: int = 0
     server: asyncio.Server | None = None
@@ -117,14 +117,14 @@ def usage(prompt: int, cached: int, output: int) -> dict[str, Any]:
     }
 
 
-async def honest(call: Call) -> None:
+async def well_behaved(call: EngineCall) -> None:
     """Three tokens for a stream, a small completion otherwise."""
     asked = call.json
     if not asked.get("stream"):
         counted = usage(7, 4, 3)["usage"]
-        await call.plain({"object": "chat.completion", "choices": [{"index": 0}], "usage": counted})
+        await call.respond({"object": "chat.completion", "choices": [{"index": 0}], "usage": counted})
         return
-    await call.begin()
+    await call.start_stream()
     for text in ("a", "b", "c"):
         await call.event(token(text, "stop" if text == "c" else None))
     if (asked.get("stream_options") or {}).get("include_usage"):
@@ -132,18 +132,18 @@ async def honest(call: Call) -> None:
     await call.finish()
 
 
-class Gate:
+class PausedStream:
     """A script whose streams wait after their first token, ``a``, until ``go_on`` is set; all else is answered as by ``honest``."""
 
     def __init__(self) -> None:
         self.go_on = asyncio.Event()
 
-    async def script(self, call: Call) -> None:
+    async def script(self, call: EngineCall) -> None:
         """The script itself."""
         if not call.json.get("stream"):
-            await honest(call)
+            await well_behaved(call)
             return
-        await call.begin()
+        await call.start_stream()
         await call.event(token("a"))
         await self.go_on.wait()
         await call.finish()
@@ -151,7 +151,7 @@ class Gate:
 
 @asynccontextmanager
 async def scripted_engine(
-    script: Script = honest, *, tls: ssl.SSLContext | None = None, host: str = "127.0.0.1"
+    script: Script = well_behaved, *, tls: ssl.SSLContext | None = None, host: str = "127.0.0.1"
 ) -> AsyncIterator[ScriptedEngine]:
     """Listen on a free loopback port and answer every request with ``script``."""
     engine = ScriptedEngine()
@@ -185,7 +185,7 @@ async def _connection(
             call = await _read(reader, writer)
             engine.calls.append(call)
             await script(call)
-    except (Hangup, asyncio.IncompleteReadError, ConnectionError):
+    except (HangUp, asyncio.IncompleteReadError, ConnectionError):
         pass
     finally:
         engine.open -= 1
@@ -196,8 +196,8 @@ async def _connection(
             pass
 
 
-async def _read(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Call:
+async def _read(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> EngineCall:
     lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")[:-2]
     fields = [(name.lower(), value.strip()) for name, _, value in (line.partition(":") for line in lines[1:])]
     body = await reader.readexactly(int(dict(fields).get("content-length", "0")))
-    return Call(lines[0].split(" ")[1], fields, body, reader, writer)
+    return EngineCall(lines[0].split(" ")[1], fields, body, reader, writer)

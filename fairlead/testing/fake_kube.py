@@ -17,7 +17,7 @@ from urllib.parse import unquote
 
 from aiohttp import web
 
-from fairlead.kube.access import Access
+from fairlead.kube.access import ClusterConfig
 from fairlead.kube.resource import Manifest, Resource
 
 _END = None
@@ -27,7 +27,7 @@ open, and the warning of that came in whatever test ran when they were collected
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class OrderedResponse:
     """An answer that was ordered: a ``Status`` by code, or any bytes.
 
     ``reset`` breaks the connection instead, ``mute`` never answers. ``done`` lets the request take effect first, so that only its
@@ -42,11 +42,11 @@ class Answer:
     body: bytes | None = None
     reset: bool = False
     mute: bool = False
-    done: bool = False
+    takes_effect: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class ReceivedCall:
     """One request that arrived. ``query`` holds its last values."""
 
     method: str
@@ -56,19 +56,19 @@ class Asked:
     content: str
 
     @property
-    def watching(self) -> bool:
+    def is_watch(self) -> bool:
         """Is it a watch?"""
         return self.query.get("watch") == "1"
 
 
-class FakeKube:
+class FakeApiServer:
     """The state and the orders. Keys of objects are their paths (``/api/v1/namespaces/x/pods/y``)."""
 
     def __init__(self) -> None:
         self.objects: dict[str, Manifest] = {}
-        self.asked: list[Asked] = []
-        self.answers: deque[Answer] = deque()
-        self.watch_answers: deque[Answer] = deque()
+        self.calls: list[ReceivedCall] = []
+        self.ordered_responses: deque[OrderedResponse] = deque()
+        self.ordered_watch_responses: deque[OrderedResponse] = deque()
         self.token: str | None = None
         self.url = ""
         self.bare = False
@@ -81,9 +81,9 @@ class FakeKube:
 
     # --- what a test does to it -----------------------------------------------------------------------------------------
 
-    def access(self, **more: Any) -> Access:
+    def config(self, **more: Any) -> ClusterConfig:
         """How to reach it."""
-        return Access(server=self.url, found="a test", **more)
+        return ClusterConfig(server=self.url, source="a test", **more)
 
     def put(self, resource: Resource, namespace: str | None, name: str, **more: Any) -> Manifest:
         """Create or change an object, as somebody else would."""
@@ -102,51 +102,51 @@ class FakeKube:
 
     def end_watches(self) -> None:
         """End every watch cleanly."""
-        self._tell(_END)
+        self._notify(_END)
 
-    def say(self, event: Manifest) -> None:
+    def send_event(self, event: Manifest) -> None:
         """Send one event of your own to every watch."""
-        self._tell(json.dumps(event).encode() + b"\n")
+        self._notify(json.dumps(event).encode() + b"\n")
 
     def bookmark(self) -> None:
         """Send a bookmark of the present version to every watch."""
-        self.say({"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": str(self._version)}}})
+        self.send_event({"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": str(self._version)}}})
 
     @property
-    def watching(self) -> int:
+    def watch_count(self) -> int:
         """How many watches are open."""
         return len(self._watches)
 
-    def count(self, method: str, watching: bool = False) -> int:
+    def call_count(self, method: str, watching: bool = False) -> int:
         """How many requests of this method came."""
-        return sum(one.method == method and one.watching == watching for one in self.asked)
+        return sum(one.method == method and one.is_watch == watching for one in self.calls)
 
     # --- the server -----------------------------------------------------------------------------------------------------
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Any request at all."""
         token = request.headers.get("Authorization", "").removeprefix("Bearer ")
-        asked = Asked(
+        asked = ReceivedCall(
             request.method, unquote(request.path), dict(request.query), token, request.headers.get("Content-Type", "")
         )
-        self.asked.append(asked)
+        self.calls.append(asked)
         body = await request.read()
         if self.token is not None and token != self.token:
-            return _status(Answer(401, "Unauthorized", "Unauthorized"))
-        orders = self.watch_answers if asked.watching else self.answers
+            return _status(OrderedResponse(401, "Unauthorized", "Unauthorized"))
+        orders = self.ordered_watch_responses if asked.is_watch else self.ordered_responses
         if not orders:
-            return await self._served(request, asked, body)
+            return await self._serve(request, asked, body)
         order = orders.popleft()
-        if order.done:
-            await self._served(request, asked, body)
+        if order.takes_effect:
+            await self._serve(request, asked, body)
         if order.mute:
             await asyncio.Event().wait()
         if order.reset and request.transport is not None:
             request.transport.abort()
         return _status(order)
 
-    async def _served(self, request: web.BaseRequest, asked: Asked, body: bytes) -> web.StreamResponse:
-        if asked.watching:
+    async def _serve(self, request: web.BaseRequest, asked: ReceivedCall, body: bytes) -> web.StreamResponse:
+        if asked.is_watch:
             return await self._watch(request, asked)
         if asked.method == "PATCH":
             return self._patch(asked, json.loads(body))
@@ -157,9 +157,9 @@ class FakeKube:
             return self._delete(asked, json.loads(body))
         if asked.method == "GET" and found is None and asked.path.rpartition("/")[2].endswith("s"):
             return self._list(asked)
-        return web.json_response(found) if found is not None else _status(Answer(404, "NotFound", "not found"))
+        return web.json_response(found) if found is not None else _status(OrderedResponse(404, "NotFound", "not found"))
 
-    def _list(self, asked: Asked) -> web.Response:
+    def _list(self, asked: ReceivedCall) -> web.Response:
         under = [item for path, item in sorted(self.objects.items()) if self._within(path, asked.path)]
         start, page = int(asked.query.get("continue", 0)), int(asked.query.get("limit", 0)) or len(under)
         metadata = {"resourceVersion": str(self._version)}
@@ -179,7 +179,7 @@ class FakeKube:
         head, _, tail = parent.partition("/namespaces/")
         return bool(tail) and f"{head}/{tail.partition('/')[2]}" == collection
 
-    async def _watch(self, request: web.BaseRequest, asked: Asked) -> web.StreamResponse:
+    async def _watch(self, request: web.BaseRequest, asked: ReceivedCall) -> web.StreamResponse:
         since = int(asked.query["resourceVersion"])
         response = web.StreamResponse(headers={"Content-Type": "application/json"})
         await response.prepare(request)
@@ -199,31 +199,31 @@ class FakeKube:
             del self._watches[queue]
         return response
 
-    def _patch(self, asked: Asked, body: Manifest) -> web.Response:
+    def _patch(self, asked: ReceivedCall, body: Manifest) -> web.Response:
         path = asked.path.removesuffix("/status")
         before = self.objects.get(path)
         if before is None and "apply" not in asked.content:
-            return _status(Answer(404, "NotFound", "not found"))
+            return _status(OrderedResponse(404, "NotFound", "not found"))
         version = body.get("metadata", {}).pop("resourceVersion", None)
         if before is not None and version not in (None, before["metadata"]["resourceVersion"]):
-            return _status(Answer(409, "Conflict", "the object has been modified"))
+            return _status(OrderedResponse(409, "Conflict", "the object has been modified"))
         return web.json_response(self._store(path, _merged(before or {}, body)))
 
-    def _create(self, asked: Asked, body: Manifest) -> web.Response:
+    def _create(self, asked: ReceivedCall, body: Manifest) -> web.Response:
         if asked.path.endswith("/eviction"):
             pod = asked.path.removesuffix("/eviction")
-            return self._delete(Asked("DELETE", pod, {}, "", ""), {})
+            return self._delete(ReceivedCall("DELETE", pod, {}, "", ""), {})
         path = f"{asked.path}/{body['metadata']['name']}"
         if path in self.objects:
-            return _status(Answer(409, "AlreadyExists", "already exists"))
+            return _status(OrderedResponse(409, "AlreadyExists", "already exists"))
         return web.json_response(self._store(path, body), status=201)
 
-    def _delete(self, asked: Asked, body: Manifest) -> web.Response:
+    def _delete(self, asked: ReceivedCall, body: Manifest) -> web.Response:
         found = self.objects.get(asked.path)
         if found is None:
-            return _status(Answer(404, "NotFound", "not found"))
+            return _status(OrderedResponse(404, "NotFound", "not found"))
         if body.get("preconditions", {}).get("uid") not in (None, found["metadata"]["uid"]):
-            return _status(Answer(409, "Conflict", "Precondition failed: UID in precondition"))
+            return _status(OrderedResponse(409, "Conflict", "Precondition failed: UID in precondition"))
         self._drop(asked.path)
         return web.json_response(found)
 
@@ -244,21 +244,21 @@ class FakeKube:
         self._version += 1
         metadata["resourceVersion"] = str(self._version)
         self.objects[path] = body
-        self._happened("ADDED" if before is None else "MODIFIED", path, body)
+        self._record("ADDED" if before is None else "MODIFIED", path, body)
         return body
 
     def _drop(self, path: str) -> None:
         body = copy.deepcopy(self.objects.pop(path))
         self._version += 1
         body["metadata"]["resourceVersion"] = str(self._version)
-        self._happened("DELETED", path, body)
+        self._record("DELETED", path, body)
 
-    def _happened(self, kind: str, path: str, body: Manifest) -> None:
+    def _record(self, kind: str, path: str, body: Manifest) -> None:
         self._log.append((self._version, kind, path, copy.deepcopy(body)))
         if not self.frozen:
-            self._tell(_event(kind, body), path)
+            self._notify(_event(kind, body), path)
 
-    def _tell(self, line: bytes | None, path: str | None = None) -> None:
+    def _notify(self, line: bytes | None, path: str | None = None) -> None:
         for queue, collection in self._watches.items():
             if path is None or self._within(path, collection):
                 queue.put_nowait(line)
@@ -268,7 +268,7 @@ def _event(kind: str, body: Manifest) -> bytes:
     return json.dumps({"type": kind, "object": body}).encode() + b"\n"
 
 
-def _status(order: Answer) -> web.Response:
+def _status(order: OrderedResponse) -> web.Response:
     body = {"kind": "Status", "code": order.status, "reason": order.reason, "message": order.message}
     if order.causes:
         body["details"] = {"causes": list(order.causes)}
@@ -290,9 +290,9 @@ def _merged(before: Any, patch: Any) -> Any:
 
 
 @asynccontextmanager
-async def fake_kube() -> AsyncIterator[FakeKube]:
+async def fake_api_server() -> AsyncIterator[FakeApiServer]:
     """A running one on a free port of loopback."""
-    fake = FakeKube()
+    fake = FakeApiServer()
     server = web.Server(fake.handle, handler_cancellation=True)
     runner = web.ServerRunner(server, shutdown_timeout=0.0)
     await runner.setup()

@@ -16,7 +16,7 @@ class _Connection:
         self.asked = 0
 
 
-class Gap:
+class CutLink:
     """``port`` on loopback leads to the server."""
 
     def __init__(self) -> None:
@@ -67,9 +67,9 @@ class Gap:
 
 
 @asynccontextmanager
-async def gap_to(host: str, port: int) -> AsyncIterator[Gap]:
+async def cut_link(host: str, port: int) -> AsyncIterator[CutLink]:
     """A way to ``host:port``."""
-    gap = Gap()
+    gap = CutLink()
     tasks: set[asyncio.Task[None]] = set()
 
     def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -10,7 +10,7 @@ from fairlead.kube.resource import Manifest, labels_of, name_of
 
 
 @dataclass
-class Group:
+class LwsGroup:
     """One instance. ``revision`` is that of the template which it was made of."""
 
     revision: str
@@ -37,16 +37,16 @@ class Group:
 
 
 @dataclass
-class Controllers:
+class LwsControllers:
     """Of LeaderWorkerSets and StatefulSets, over groups by place. ``live`` is what was applied last."""
 
     live: Manifest
-    groups: dict[int, Group] = field(default_factory=dict)
+    groups: dict[int, LwsGroup] = field(default_factory=dict)
     replicas: int = 0
     partition: int = 0
-    told: int = 0
-    before: str = ""
-    update: str = ""
+    seen_replicas: int = 0
+    old_revision: str = ""
+    new_revision: str = ""
 
     def step(self) -> None:
         """One look of each."""
@@ -66,18 +66,18 @@ class Controllers:
         states = [self.groups.get(place) for place in range(self.replicas)]
         news = [one is not None and one.ready and one.revision == revision for one in states]
         unready = sum(not (place < len(news) and news[place]) for place in range(asked))
-        if not self.update:
-            partition, replicas, self.before = 0, asked, revision
-        elif revision != self.update:
+        if not self.new_revision:
+            partition, replicas, self.old_revision = 0, asked, revision
+        elif revision != self.new_revision:
             partition, replicas = min(asked, self.replicas), number(asked)
         elif self.partition == 0 and self.replicas == asked:
             partition, replicas = 0, asked
-        elif self.told != asked:
+        elif self.seen_replicas != asked:
             partition, replicas = min(self.partition, burst), number(unready)
         else:
             step = rolling["maxUnavailable"] + surge - (burst - self.replicas)
             partition, replicas = self._rolled(news, step), number(unready)
-        self.update, self.told = revision, asked
+        self.new_revision, self.seen_replicas = revision, asked
         self.partition, self.replicas = max(partition, floor), replicas
 
     def _rolled(self, news: list[bool], step: int) -> int:
@@ -87,7 +87,7 @@ class Controllers:
         partition = first + sum(one is None or not one.ready for one in states[:first])
         for place in range(min(partition, self.replicas - 1), first - 1, -1):
             one = states[place]
-            if one is not None and one.ready and one.revision != self.update:
+            if one is not None and one.ready and one.revision != self.new_revision:
                 break
             partition = place
         return min(partition, self.partition)
@@ -96,12 +96,12 @@ class Controllers:
         """At the worst: it ends at once all that it may. What is made anew below the partition is as before."""
         for place in range(self.replicas):
             if place not in self.groups:
-                self.groups[place] = Group(self.update if place >= self.partition else self.before)
+                self.groups[place] = LwsGroup(self.new_revision if place >= self.partition else self.old_revision)
         for place, one in self.groups.items():
-            old = one.revision != self.update and place >= self.partition
+            old = one.revision != self.new_revision and place >= self.partition
             one.leaving |= place >= self.replicas or old
-        if {one.revision for one in self.groups.values()} == {self.update} and not self.partition:
-            self.before = self.update
+        if {one.revision for one in self.groups.values()} == {self.new_revision} and not self.partition:
+            self.old_revision = self.new_revision
 
     @property
     def pods(self) -> list[Manifest]:
@@ -109,6 +109,6 @@ class Controllers:
         return [pod for place, one in self.groups.items() for pod in one.pods(place, self.live)]
 
     @property
-    def serving(self) -> int:
+    def serving_count(self) -> int:
         """Groups that are ready and stay."""
         return sum(one.ready and not one.leaving for one in self.groups.values())

@@ -5,7 +5,7 @@ from typing import Any
 PREFILL = {"do_remote_decode": True, "do_remote_prefill": False}
 
 
-def prompt_of(tokens: int, first: str = "aaa") -> str:
+def make_prompt(tokens: int, first: str = "aaa") -> str:
     """A prompt that the simulated tokenizer cuts into so many tokens; another ``first`` word makes another prompt."""
     letters = "bcdfghjklm"
     words = [

@@ -10,16 +10,16 @@ import yaml
 
 from fairlead.kube.client import KubeApi
 from fairlead.kube.resource import MODEL_DEPLOYMENTS, Manifest
-from fairlead.testing.chart import CHART
-from fairlead.testing.kube import ApiServer, assets
-from fairlead.testing.waiting import until_async
+from fairlead.testing.chart import CHART_FOLDER
+from fairlead.testing.kube import ApiServer, binaries_folder
+from fairlead.testing.waiting import wait_until_async
 
-RIGHTS = {"ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding"}
+RBAC_KINDS = {"ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding"}
 
 
 def kubectl(server: ApiServer, *arguments: str, text: str | None = None) -> str:
     """What kubectl says. Raises AssertionError with its complaint."""
-    program = (assets() or Path()) / "kubectl"
+    program = (binaries_folder() or Path()) / "kubectl"
     assert program.exists(), (
         "no kubectl beside kube-apiserver: unset KUBEBUILDER_ASSETS, and `make test-tools` compiles one"
     )
@@ -29,37 +29,37 @@ def kubectl(server: ApiServer, *arguments: str, text: str | None = None) -> str:
     return done.stdout
 
 
-async def namespace(api: KubeApi, name: str) -> None:
+async def apply_namespace(api: KubeApi, name: str) -> None:
     """A namespace, there or not."""
     await api.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}, "test")
 
 
-def manifests(folder: Path) -> list[Manifest]:
+def read_manifests(folder: Path) -> list[Manifest]:
     """Those of a folder's files, one in each, in their order."""
     return [yaml.safe_load(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.yaml"))]
 
 
-async def crds(api: KubeApi, folder: Path = CHART / "crds") -> None:
+async def apply_crds(api: KubeApi, folder: Path = CHART_FOLDER / "crds") -> None:
     """Fairlead's kinds, which the server serves afterwards."""
-    for manifest in manifests(folder):
+    for manifest in read_manifests(folder):
         await api.apply(manifest, "test")
-    await until_async(lambda: api.serves(MODEL_DEPLOYMENTS))
+    await wait_until_async(lambda: api.has_resource(MODEL_DEPLOYMENTS))
 
 
-async def rights(api: KubeApi, found: Iterable[Manifest], place: str) -> None:
+async def apply_rights(api: KubeApi, found: Iterable[Manifest], namespace_name: str) -> None:
     """The CRDs, the namespace ``place``, and of the chart's manifests those that are rights."""
-    await crds(api)
-    await namespace(api, place)
+    await apply_crds(api)
+    await apply_namespace(api, namespace_name)
     for one in found:
-        if one["kind"] in RIGHTS:
+        if one["kind"] in RBAC_KINDS:
             await api.apply(one, "test")
 
 
-async def as_account(server: ApiServer, place: str, account: str) -> str:
+async def kubeconfig_for_account(server: ApiServer, namespace_name: str, account: str) -> str:
     """The administrator's kubeconfig with a token of this service account in place of the certificate."""
-    token = await asyncio.to_thread(kubectl, server, "-n", place, "create", "token", account)
+    token = await asyncio.to_thread(kubectl, server, "-n", namespace_name, "create", "token", account)
     config: dict[str, Any] = yaml.safe_load(server.kubeconfig.read_text(encoding="utf-8"))
     config["users"] = [{"name": one["name"], "user": {"token": token.strip()}} for one in config["users"]]
     for one in config["contexts"]:
-        one["context"]["namespace"] = place
+        one["context"]["namespace"] = namespace_name
     return yaml.safe_dump(config)

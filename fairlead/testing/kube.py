@@ -17,19 +17,19 @@ from pathlib import Path
 from unittest import SkipTest
 
 from fairlead.clock import SystemClock
-from fairlead.kube.access import Access, from_kubeconfig
-from fairlead.kube.credentials import Credentials
-from fairlead.testing.processes import alive, wait_until
+from fairlead.kube.access import ClusterConfig, config_from_kubeconfig
+from fairlead.kube.credentials import ClusterCredentials
+from fairlead.testing.processes import is_alive, wait_until
 
-CLUSTER = Path(__file__).parents[2] / "e2e" / "cluster"
-NEEDED = "no kube-apiserver: `make test-tools` compiles it, or KUBEBUILDER_ASSETS names a folder"
+CLUSTER_TOOL = Path(__file__).parents[2] / "e2e" / "cluster"
+MISSING_API_SERVER_MESSAGE = "no kube-apiserver: `make test-tools` compiles it, or KUBEBUILDER_ASSETS names a folder"
 
 
-def assets() -> Path | None:
+def binaries_folder() -> Path | None:
     """The folder with etcd and kube-apiserver: that of KUBEBUILDER_ASSETS, else what was compiled into the cache, else None."""
-    if not CLUSTER.exists():
+    if not CLUSTER_TOOL.exists():
         return None
-    asked = subprocess.run([sys.executable, str(CLUSTER), "assets"], capture_output=True, text=True, check=False)
+    asked = subprocess.run([sys.executable, str(CLUSTER_TOOL), "assets"], capture_output=True, text=True, check=False)
     return Path(asked.stdout.strip()) if asked.returncode == 0 else None
 
 
@@ -43,9 +43,9 @@ class ApiServer:
         self._pid = int(loads((run / "record.json").read_text())["processes"]["apiserver"][0])
         self._command = Path(f"/proc/{self._pid}/cmdline").read_bytes().decode().rstrip("\0").split("\0")
 
-    def access(self) -> Access:
+    def config(self) -> ClusterConfig:
         """As its administrator."""
-        return from_kubeconfig([self.kubeconfig])
+        return config_from_kubeconfig([self.kubeconfig])
 
     def kill(self) -> None:
         """SIGKILL to the API server; what it stored stays in etcd."""
@@ -53,7 +53,7 @@ class ApiServer:
         if self._again is not None:
             self._again.wait()
             self._again = None
-        wait_until(lambda: not alive(self._pid), "the API server is dead")
+        wait_until(lambda: not is_alive(self._pid), "the API server is dead")
 
     def start(self) -> None:
         """Bring it back on its port; returns when it is ready.
@@ -83,15 +83,15 @@ class ApiServer:
         """SIGCONT."""
         os.kill(self._pid, signal.SIGCONT)
 
-    def end(self) -> None:
+    def stop(self) -> None:
         """End one that ``start`` brought back, since nobody else knows of it."""
         if self._again is not None:
             self.thaw()
             self.kill()
 
     def _ready(self) -> bool:
-        access = self.access()
-        context = Credentials(access, SystemClock(), 0.0).tls()
+        access = self.config()
+        context = ClusterCredentials(access, SystemClock(), 0.0).tls_context()
         assert isinstance(context, ssl.SSLContext)
         try:
             with urllib.request.urlopen(f"{access.server}/readyz", context=context, timeout=5.0) as answer:
@@ -101,16 +101,16 @@ class ApiServer:
 
 
 @contextmanager
-def for_a_test(run: Path) -> Iterator[ApiServer]:
+def api_server_for_test(run: Path) -> Iterator[ApiServer]:
     """``started``, for tests: where there are no binaries the test is skipped and says what would make them."""
-    if assets() is None:
-        raise SkipTest(NEEDED)
-    with started(run) as server:
+    if binaries_folder() is None:
+        raise SkipTest(MISSING_API_SERVER_MESSAGE)
+    with running_api_server(run) as server:
         yield server
 
 
 @contextmanager
-def started(run: Path) -> Iterator[ApiServer]:
+def running_api_server(run: Path) -> Iterator[ApiServer]:
     """A fresh one in the folder ``run``, which is removed at the end. Raises AssertionError when it does not come up."""
     try:
         _cluster("up", "--level", "api", "--run", str(run))
@@ -118,12 +118,12 @@ def started(run: Path) -> Iterator[ApiServer]:
         try:
             yield server
         finally:
-            server.end()
+            server.stop()
     finally:
         _cluster("down", "--run", str(run))
 
 
 def _cluster(*arguments: str) -> None:
-    done = subprocess.run([sys.executable, str(CLUSTER), *arguments], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, str(CLUSTER_TOOL), *arguments], capture_output=True, text=True, check=False)
     if done.returncode:
         raise AssertionError(f"e2e/cluster {arguments[0]}: {done.stderr[-4_000:]}")

@@ -10,8 +10,8 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from fairlead.kube.changes import Change, ChangeKind
-from fairlead.kube.client import Listing
+from fairlead.kube.changes import WatchEvent, WatchEventType
+from fairlead.kube.client import ObjectList
 from fairlead.kube.errors import AlreadyExists, Conflict, Invalid, KubeError, NotFound
 from fairlead.kube.resource import Manifest, Resource, metadata_of, name_of, namespace_of, resource_of
 
@@ -20,7 +20,7 @@ _Key = tuple[str, str | None, str]
 _SERVER = ("resourceVersion", "uid", "generation", "creationTimestamp", "managedFields", "deletionTimestamp")
 
 
-class MemoryKube:
+class InMemoryKube:
     """As much of an API server as a reconciler sees. ``before_write`` is called with each write, and may raise instead of it.
 
     ``refuse`` are objects that are not taken, ``unkept`` fields that are taken and dropped, as those of a feature that is off.
@@ -31,9 +31,9 @@ class MemoryKube:
         self.reads = 0
         self.before_write: Callable[[str], None] = lambda _: None
         self.after_write: Callable[[str], None] = lambda _: None
-        self.listeners: list[Callable[[Change], None]] = []
-        self.refuse: dict[_Key, KubeError] = {}
-        self.unkept: set[_Path] = set()
+        self.listeners: list[Callable[[WatchEvent], None]] = []
+        self.rejections: dict[_Key, KubeError] = {}
+        self.dropped_fields: set[_Path] = set()
         self._objects: dict[_Key, Manifest] = {}
         self._owners: dict[_Key, dict[str, set[_Path]]] = {}
         self._version = 1_000
@@ -48,14 +48,16 @@ class MemoryKube:
             raise NotFound(f"no {resource.kind} {name}", status=404)
         return copy.deepcopy(found)
 
-    async def list(self, resource: Resource, namespace: str | None = None, labels: str | None = None) -> Listing:
+    async def list(self, resource: Resource, namespace: str | None = None, labels: str | None = None) -> ObjectList:
         """All objects of a kind with these labels."""
         self.reads += 1
         wanted = dict(pair.split("=", 1) for pair in labels.split(",")) if labels else {}
         items = [
-            one for one in self.all(resource.kind) if wanted.items() <= (metadata_of(one).get("labels") or {}).items()
+            one
+            for one in self.objects_of(resource.kind)
+            if wanted.items() <= (metadata_of(one).get("labels") or {}).items()
         ]
-        return Listing([one for one in items if namespace in (None, namespace_of(one))], str(self._version))
+        return ObjectList([one for one in items if namespace in (None, namespace_of(one))], str(self._version))
 
     async def apply(self, manifest: Manifest, manager: str) -> Manifest:
         """Server-side apply, by force."""
@@ -103,7 +105,7 @@ class MemoryKube:
         found = copy.deepcopy(self._objects[key])
         notes = {**(found["metadata"].get("annotations") or {}), **patch["metadata"]["annotations"]}
         found["metadata"]["annotations"] = {name: value for name, value in notes.items() if value is not None}
-        self._changed(key, found)
+        self._store(key, found)
         return copy.deepcopy(found)
 
     async def delete(self, resource: Resource, namespace: str | None, name: str, uid: str | None = None) -> bool:
@@ -121,7 +123,7 @@ class MemoryKube:
 
     # --- as somebody else -----------------------------------------------------------------------------------------------
 
-    def all(self, kind: str) -> "builtins.list[Manifest]":
+    def objects_of(self, kind: str) -> "builtins.list[Manifest]":
         """Every object of a kind, by name."""
         return [copy.deepcopy(one) for key, one in sorted(self._objects.items(), key=str) if key[0] == kind]
 
@@ -136,15 +138,15 @@ class MemoryKube:
         found = self._objects.pop((kind, namespace, name))
         self._owners.pop((kind, namespace, name), None)
         found["metadata"]["resourceVersion"] = str(self._version)
-        self._tell(Change(ChangeKind.DELETED, found))
+        self._notify(WatchEvent(WatchEventType.DELETED, found))
 
-    def retire(self, kind: str, namespace: str | None, name: str) -> None:
+    def mark_deleting(self, kind: str, namespace: str | None, name: str) -> None:
         """Its deletion has begun."""
         found = copy.deepcopy(self._objects[kind, namespace, name])
         found["metadata"]["deletionTimestamp"] = "2026-01-01T01:00:00Z"
-        self._changed((kind, namespace, name), found)
+        self._store((kind, namespace, name), found)
 
-    def strip(self, kind: str, namespace: str | None, name: str, path: _Path) -> None:
+    def remove_field(self, kind: str, namespace: str | None, name: str, path: _Path) -> None:
         """Somebody takes a field away, and all below it: it is nobody's then."""
         key = kind, namespace, name
         found = copy.deepcopy(self._objects[key])
@@ -153,7 +155,7 @@ class MemoryKube:
         for paths in owners.values():
             paths -= {one for one in paths if one[: len(path)] == path}
         found["metadata"]["managedFields"] = _entries(owners)
-        self._changed(key, found)
+        self._store(key, found)
 
     def collect_garbage(self) -> None:
         """Remove everything whose owner is gone."""
@@ -170,8 +172,8 @@ class MemoryKube:
         what = f"{verb} {key[0]} {key[2]}"
         self.before_write(what)
         self.writes.append(what)
-        if key in self.refuse:
-            raise self.refuse[key]
+        if key in self.rejections:
+            raise self.rejections[key]
         controllers = [one for one in metadata_of(manifest).get("ownerReferences") or [] if one.get("controller")]
         there = metadata_of(self._objects.get(key) or {})
         asked = metadata_of(manifest).get("uid")
@@ -205,24 +207,24 @@ class MemoryKube:
             _put(found, path, copy.deepcopy(value))
         owners[manager] = values.keys() | (owners.get(manager, set()) if kept else set())
         found["metadata"]["managedFields"] = _entries(owners)
-        for path in self.unkept:
+        for path in self.dropped_fields:
             _remove(found, path)
         if before is not None and found == before:
             return copy.deepcopy(found)
         if before is not None and found.get("spec") != before.get("spec"):
             found["metadata"]["generation"] += 1
-        self._changed(key, found)
+        self._store(key, found)
         return copy.deepcopy(found)
 
-    def _changed(self, key: _Key, found: Manifest) -> None:
+    def _store(self, key: _Key, found: Manifest) -> None:
         """It is this from now on, and everybody hears of it."""
-        kind = ChangeKind.MODIFIED if key in self._objects else ChangeKind.ADDED
+        kind = WatchEventType.MODIFIED if key in self._objects else WatchEventType.ADDED
         self._version += 1
         found["metadata"]["resourceVersion"] = str(self._version)
         self._objects[key] = found
-        self._tell(Change(kind, copy.deepcopy(found)))
+        self._notify(WatchEvent(kind, copy.deepcopy(found)))
 
-    def _tell(self, change: Change) -> None:
+    def _notify(self, change: WatchEvent) -> None:
         for listener in self.listeners:
             listener(change)
 

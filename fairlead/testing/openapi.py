@@ -24,7 +24,7 @@ _TYPES: Mapping[str, tuple[type, ...]] = {
 }
 
 
-class Release:
+class KubernetesRelease:
     """One release: ``folder`` holds its OpenAPI files, one for each group and version."""
 
     def __init__(self, folder: Path) -> None:
@@ -43,19 +43,19 @@ class Release:
         name = self._kinds.get(said)
         if name is None:
             return [f"no kind {said[1]} in {said[0]}"]
-        return list(self._look(manifest, {"$ref": _REF + name}, ""))
+        return list(self._check(manifest, {"$ref": _REF + name}, ""))
 
-    def _look(self, value: Any, schema: Mapping[str, Any], path: str) -> Iterator[str]:
+    def _check(self, value: Any, schema: Mapping[str, Any], path: str) -> Iterator[str]:
         reference = schema.get("$ref")
         if reference is not None:
             name = reference.removeprefix(_REF)
             if name in _EITHER and isinstance(value, dict):
                 name = _CRD
-            yield from self._look(value, self._schemas[name], path)
+            yield from self._check(value, self._schemas[name], path)
             return
         for part in schema.get("allOf", ()):
-            yield from self._look(value, part, path)
-        if "oneOf" in schema and all(any(self._look(value, one, path)) for one in schema["oneOf"]):
+            yield from self._check(value, part, path)
+        if "oneOf" in schema and all(any(self._check(value, one, path)) for one in schema["oneOf"]):
             yield f"{path}: fits none of what it may be: {value!r}"
         kind = schema.get("type")
         if kind is not None and (
@@ -64,19 +64,19 @@ class Release:
             yield f"{path}: not of type {kind}: {value!r}"
         elif kind == "array":
             for index, one in enumerate(value):
-                yield from self._look(one, schema["items"], f"{path}[{index}]")
+                yield from self._check(one, schema["items"], f"{path}[{index}]")
         elif kind == "object":
-            yield from self._fields(value, schema, path)
+            yield from self._check_fields(value, schema, path)
 
-    def _fields(self, value: Mapping[str, Any], schema: Mapping[str, Any], path: str) -> Iterator[str]:
+    def _check_fields(self, value: Mapping[str, Any], schema: Mapping[str, Any], path: str) -> Iterator[str]:
         known, others = schema.get("properties"), schema.get("additionalProperties")
         for name in schema.get("required", ()):
             if name not in value:
                 yield f"{path}.{name}: missing"
         for name, one in value.items():
             if known is not None and name in known:
-                yield from self._look(one, known[name], f"{path}.{name}")
+                yield from self._check(one, known[name], f"{path}.{name}")
             elif isinstance(others, dict):
-                yield from self._look(one, others, f"{path}.{name}")
+                yield from self._check(one, others, f"{path}.{name}")
             elif known is not None:
                 yield f"{path}.{name}: no such field"

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fairlead.testing.valkey_servers import free_port
-from fairlead.testing.waiting import until_async
+from fairlead.testing.waiting import wait_until_async
 
 PATIENCE_SECONDS = 120.0
-_TAKEN = "address already in use"
+_PORT_TAKEN_MESSAGE = "address already in use"
 
 
 @dataclass(slots=True)
@@ -27,20 +27,20 @@ class OperatorProcess:
     url: str
     log: Path
 
-    async def asked(self, path: str) -> str:
+    async def get(self, path: str) -> str:
         """What it answers there, also with a status of failure. Raises OSError when it does not."""
-        return await asyncio.to_thread(self._ask, path)
+        return await asyncio.to_thread(self._get, path)
 
-    async def leads(self) -> bool:
+    async def is_leading(self) -> bool:
         """Whether it leads and has listed everything."""
-        return "fairlead_operator_synced 1.0" in await self.asked("/metrics")
+        return "fairlead_operator_synced 1.0" in await self.get("/metrics")
 
-    async def ended(self) -> int:
+    async def stop(self) -> int:
         """Tell it to stop, and wait; the exit code."""
         self.process.send_signal(signal.SIGTERM)
         return await asyncio.wait_for(self.process.wait(), PATIENCE_SECONDS)
 
-    def _ask(self, path: str) -> str:
+    def _get(self, path: str) -> str:
         try:
             with urllib.request.urlopen(self.url + path, timeout=10.0) as answer:
                 return str(answer.read().decode())
@@ -58,12 +58,12 @@ async def operator_process(
     given = {f"FAIRLEAD_{name.upper()}": value for name, value in variables.items()}
     usual = {"KUBECONFIG": str(kubeconfig), "FAIRLEAD_ENGINE_IMAGES": "sim=example.com/sim:1"}
     environ = others | usual | given
-    operator = await _started(log, options, environ)
+    operator = await _start(log, options, environ)
     try:
         while not await _answers(operator):
             await operator.process.wait()
-            assert _TAKEN in await asyncio.to_thread(log.read_text), f"it ended: see {log}"
-            operator = await _started(log, options, environ)
+            assert _PORT_TAKEN_MESSAGE in await asyncio.to_thread(log.read_text), f"it ended: see {log}"
+            operator = await _start(log, options, environ)
         yield operator
     finally:
         with contextlib.suppress(ProcessLookupError):
@@ -71,7 +71,7 @@ async def operator_process(
         await operator.process.wait()
 
 
-async def _started(log: Path, options: tuple[str, ...], environ: dict[str, str]) -> OperatorProcess:
+async def _start(log: Path, options: tuple[str, ...], environ: dict[str, str]) -> OperatorProcess:
     """On a port that was free a moment ago: another test may take it first."""
     port = free_port()
     with log.open("wb") as out:
@@ -93,8 +93,8 @@ async def _answers(operator: OperatorProcess) -> bool:
         if operator.process.returncode is not None:
             return True
         with contextlib.suppress(OSError):
-            found = bool(await operator.asked("/healthz"))
+            found = bool(await operator.get("/healthz"))
         return found
 
-    await until_async(decided)
+    await wait_until_async(decided)
     return found

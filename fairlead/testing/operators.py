@@ -14,29 +14,29 @@ import yaml
 from fairlead.kube.client import KubeApi
 from fairlead.kube.resource import DEPLOYMENTS, MODEL_DEPLOYMENTS, metadata_of, name_of
 from fairlead.testing.processes import unused_port
-from fairlead.testing.waiting import until_async
+from fairlead.testing.waiting import wait_until_async
 
 ROOT = Path(__file__).parents[2]
-MODULE = ("-m", "fairlead_operator")
+OPERATOR_MODULE = ("-m", "fairlead_operator")
 
 
 @dataclass(slots=True)
-class One:
+class RunningOperator:
     """One process; ``started`` as it was asked for, so that it can be started again."""
 
     process: "subprocess.Popen[bytes]"
     port: int
 
 
-class Operators:
+class OperatorProcesses:
     """Processes for the models of ``namespace``, each with a port of its own; ``more`` are further settings."""
 
     def __init__(self, kubeconfig: Path, namespace: str, logs: Path, more: Mapping[str, str] | None = None) -> None:
-        self.running: list[One] = []
+        self.running: list[RunningOperator] = []
         self._kubeconfig, self._namespace, self._logs = kubeconfig, namespace, logs
         self._more = dict(more or {})
 
-    def start(self, *, lease_namespace: str | None = None, command: Sequence[str] = MODULE) -> int:
+    def start(self, *, lease_namespace: str | None = None, command: Sequence[str] = OPERATOR_MODULE) -> int:
         """Another one; its place in ``running``. With another ``lease_namespace`` it knows nothing of the rest."""
         port = unused_port()
         environment = {
@@ -51,10 +51,10 @@ class Operators:
         whole += ["--lease-namespace", lease_namespace or self._namespace]
         with (self._logs / f"{self._namespace}-{len(self.running)}.log").open("wb") as log:
             process = subprocess.Popen(whole, env=environment, stdout=log, stderr=log)
-        self.running.append(One(process, port))
+        self.running.append(RunningOperator(process, port))
         return len(self.running) - 1
 
-    def ask(self, which: int, path: str) -> str:
+    def get(self, which: int, path: str) -> str:
         """What one answers; empty when it does not, or not well."""
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{self.running[which].port}{path}", timeout=5.0) as answer:
@@ -62,31 +62,31 @@ class Operators:
         except OSError:
             return ""
 
-    def leads(self, which: int) -> bool:
+    def is_leading(self, which: int) -> bool:
         """Does this one work?"""
-        return "leading" in self.ask(which, "/readyz")
+        return "leading" in self.get(which, "/readyz")
 
-    def alive(self, which: int) -> bool:
+    def is_alive(self, which: int) -> bool:
         """Has it not ended?"""
         return self.running[which].process.poll() is None
 
-    def tell(self, which: int, number: signal.Signals) -> None:
+    def send_signal(self, which: int, number: signal.Signals) -> None:
         """Send it a signal."""
         self.running[which].process.send_signal(number)
 
-    def end(self, which: int, number: signal.Signals = signal.SIGTERM) -> int:
+    def stop(self, which: int, number: signal.Signals = signal.SIGTERM) -> int:
         """Its exit status."""
-        self.tell(which, number)
+        self.send_signal(which, number)
         return self.running[which].process.wait(60.0)
 
-    def figures(self, which: int) -> dict[str, float]:
+    def metrics(self, which: int) -> dict[str, float]:
         """Its metrics without labels; empty when it does not answer."""
-        lines = (line.rsplit(" ", 1) for line in self.ask(which, "/metrics").splitlines() if line[:1] != "#")
+        lines = (line.rsplit(" ", 1) for line in self.get(which, "/metrics").splitlines() if line[:1] != "#")
         return {name.removeprefix("fairlead_operator_"): float(value) for name, value in lines}
 
-    def rests(self, which: int) -> bool:
+    def is_idle(self, which: int) -> bool:
         """Has it looked at everything, and has nothing to do?"""
-        found = self.figures(which)
+        found = self.metrics(which)
         return found.get("reconciles_total", 0) >= 1 and found.get("queue_waiting") == 0 == found.get("queue_running")
 
     def close(self) -> None:
@@ -102,11 +102,11 @@ class Operators:
         return "\n".join(path.read_text()[-3_000:] for path in sorted(self._logs.glob(f"{self._namespace}-*.log")))
 
 
-async def prepare(api: KubeApi, *namespaces: str) -> None:
+async def apply_crds_and_namespaces(api: KubeApi, *namespaces: str) -> None:
     """Fairlead's kinds, established, and namespaces."""
     for path in sorted((ROOT / "crds").glob("*.yaml")):
         await api.apply(yaml.safe_load(path.read_text()), "test")
-    await until_async(lambda: api.serves(MODEL_DEPLOYMENTS))
+    await wait_until_async(lambda: api.has_resource(MODEL_DEPLOYMENTS))
     for name in namespaces:
         await api.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}, "test")
 

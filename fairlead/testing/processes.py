@@ -10,7 +10,7 @@ from pathlib import Path
 PATIENCE_SECONDS = 120.0
 
 
-def alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
     """Does this process run? A zombie has ended: only its parent has not noticed yet."""
     try:
         os.kill(pid, 0)
@@ -35,7 +35,7 @@ def descendants(pid: int) -> set[int]:
     return found
 
 
-def process_of(pid: int, module: str) -> int:
+def find_process(pid: int, module: str) -> int:
     """The process below ``pid`` that runs a module, as ``python -m`` does. Raises AssertionError when there is none."""
     for one in descendants(pid):
         if module.encode() in Path(f"/proc/{one}/cmdline").read_bytes().split(b"\0"):
@@ -43,7 +43,7 @@ def process_of(pid: int, module: str) -> int:
     raise AssertionError(f"no {module} runs")
 
 
-def listens(port: int, host: str = "127.0.0.1") -> bool:
+def is_listening(port: int, host: str = "127.0.0.1") -> bool:
     """Does somebody accept connections there?"""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.settimeout(1.0)

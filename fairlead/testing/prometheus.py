@@ -32,14 +32,14 @@ _AGGREGATIONS = {"sum", "min", "max", "avg", "count", "topk", "bottomk", "quanti
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class ExpressionNames:
     """``metrics``: name and the labels that it is selected by, for each place. ``grouped``: labels that results are grouped by."""
 
     metrics: tuple[tuple[str, frozenset[str]], ...]
     grouped: frozenset[str]
 
 
-def asked(expression: str) -> Asked:
+def expression_names(expression: str) -> ExpressionNames:
     """The names in an expression of PromQL; that it is one is for promtool to say."""
     tokens = _TOKEN.findall(expression)
     metrics: list[tuple[str, frozenset[str]]] = []
@@ -62,13 +62,13 @@ def asked(expression: str) -> Asked:
             at = end
         else:
             metrics.append((token, frozenset()))
-    return Asked(tuple(metrics), frozenset(grouped))
+    return ExpressionNames(tuple(metrics), frozenset(grouped))
 
 
 # --- what fires ---------------------------------------------------------------------------------------------------------
 
 
-def scraped(text: str, **target: str) -> Scrape:
+def parse_scrape(text: str, **target: str) -> Scrape:
     """The series of one scrape, with the labels that Prometheus gives the target where it has none of its own."""
     found: dict[tuple[str, Labels], float] = {}
     for family in text_string_to_metric_families(text):
@@ -77,18 +77,18 @@ def scraped(text: str, **target: str) -> Scrape:
     return found
 
 
-class Recording:
+class SeriesRecording:
     """Series over time, a value each ``STEP_SECONDS``. One that is not scraped any more ends, as Prometheus marks it."""
 
     def __init__(self) -> None:
         self._steps = 0
         self._values: dict[tuple[str, Labels], list[str]] = {}
 
-    def steady(self, minutes: float, *scrapes: Scrape) -> None:
+    def hold(self, minutes: float, *scrapes: Scrape) -> None:
         """For so long everything stays as these targets say."""
-        self.growing(minutes, *((one, one) for one in scrapes))
+        self.grow(minutes, *((one, one) for one in scrapes))
 
-    def growing(self, minutes: float, *pairs: tuple[Scrape, Scrape], aging: str = "") -> None:
+    def grow(self, minutes: float, *pairs: tuple[Scrape, Scrape], aging: str = "") -> None:
         """For so long counters grow each step as they did between two scrapes of each target, and everything else stays as in the
         second; but the ages called ``aging``, where they had grown, grow with the time. What is in no pair is absent."""
         steps = round(minutes * 60 / STEP_SECONDS)
@@ -105,7 +105,7 @@ class Recording:
         """Those of these names in promtool's notation."""
         wanted = set(names)
         return {
-            written(name, labels): " ".join(told)
+            format_series(name, labels): " ".join(told)
             for (name, labels), told in self._values.items()
             if name.removesuffix("_bucket") in wanted or name in wanted
         }
@@ -123,18 +123,18 @@ def _slope(name: str, difference: float, aging: bool) -> float:
     return float(STEP_SECONDS) if name.endswith("_uptime_seconds") or (aging and difference > 0.0) else 0.0
 
 
-def written(name: str, labels: Iterable[tuple[str, str]]) -> str:
+def format_series(name: str, labels: Iterable[tuple[str, str]]) -> str:
     """A series as PromQL writes it."""
-    inside = ",".join(f'{key}="{escape(value)}"' for key, value in labels)
+    inside = ",".join(f'{key}="{escape_label(value)}"' for key, value in labels)
     return f"{name}{{{inside}}}"
 
 
-def escape(value: str) -> str:
+def escape_label(value: str) -> str:
     """A label's value within quotes."""
     return value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
 
 
-class Rules:
+class AlertRules:
     """``groups`` are those of a PrometheusRule; ``folder`` takes the files that promtool reads."""
 
     def __init__(self, promtool: Path, groups: Sequence[Mapping[str, Any]], folder: Path) -> None:
@@ -148,7 +148,7 @@ class Rules:
         """promtool's own look at the file. Raises AssertionError with its words when something is wrong."""
         return self._run("check", "rules", "--lint=all", "--lint-fatal", str(self.path))
 
-    def fire(
+    def expect_firing(
         self, cases: Mapping[str, tuple[Mapping[str, str], float, Iterable[str]]], label: str = "alertname"
     ) -> None:
         """By name: series, minutes, and what of ``label`` the alerts have that fire then, no other. Raises AssertionError."""

@@ -12,7 +12,7 @@ PATIENCE_SECONDS = 120.0
 
 
 @dataclass(slots=True)
-class Answer:
+class RawResponse:
     """One response; ``pieces`` are its chunks, or the whole body as one."""
 
     status: int
@@ -45,7 +45,7 @@ class Answer:
         return [part[6:] for part in self.body.decode().split("\n\n") if part.startswith("data: ")]
 
 
-class Connection:
+class RawConnection:
     """One client connection."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -53,13 +53,13 @@ class Connection:
         self.writer = writer
 
     @classmethod
-    async def to(cls, url: str, tls: ssl.SSLContext | None = None) -> "Connection":
+    async def connect(cls, url: str, tls: ssl.SSLContext | None = None) -> "RawConnection":
         """Connect; an https URL needs ``tls``."""
         parts = urlsplit(url)
         return cls(*await asyncio.open_connection(parts.hostname, parts.port, limit=1 << 24, ssl=tls))
 
     @classmethod
-    async def over(cls, connected: socket.socket) -> "Connection":
+    async def from_socket(cls, connected: socket.socket) -> "RawConnection":
         """Use a socket that is connected already."""
         return cls(*await asyncio.open_connection(sock=connected, limit=1 << 24))
 
@@ -71,7 +71,7 @@ class Connection:
         except ConnectionError:
             pass
 
-    async def answer(self, *, head_only: bool = False) -> Answer:
+    async def read_response(self, *, head_only: bool = False) -> RawResponse:
         """Read one response. Raises IncompleteReadError when the connection ends before its head."""
         async with asyncio.timeout(PATIENCE_SECONDS):
             lines = (await self.reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")[:-2]
@@ -81,14 +81,14 @@ class Connection:
             fields = dict(pairs)
             assert len(fields) == len(pairs), pairs
             if head_only or status < 200:
-                return Answer(status, fields, [])
+                return RawResponse(status, fields, [])
             if fields.get("transfer-encoding") == "chunked":
-                return await self._chunked(Answer(status, fields, [], complete=False))
+                return await self._read_chunked(RawResponse(status, fields, [], complete=False))
             if "content-length" in fields:
-                return Answer(status, fields, [await self.reader.readexactly(int(fields["content-length"]))])
-            return Answer(status, fields, [await self.reader.read()])
+                return RawResponse(status, fields, [await self.reader.readexactly(int(fields["content-length"]))])
+            return RawResponse(status, fields, [await self.reader.read()])
 
-    async def _chunked(self, answer: Answer) -> Answer:
+    async def _read_chunked(self, answer: RawResponse) -> RawResponse:
         try:
             while True:
                 size = int((await self.reader.readuntil(b"\r\n"))[:-2], 16)
@@ -101,12 +101,12 @@ class Connection:
         except (asyncio.IncompleteReadError, ConnectionError):
             return answer
 
-    async def rest(self) -> list[Answer]:
+    async def read_all_responses(self) -> list[RawResponse]:
         """Every answer until the server closes the connection."""
         found = []
         while True:
             try:
-                found.append(await self.answer())
+                found.append(await self.read_response())
             except asyncio.IncompleteReadError as error:
                 if error.partial:
                     raise AssertionError(f"half an answer: {error.partial!r}") from error
@@ -123,31 +123,31 @@ class Connection:
             pass
 
 
-def post(body: object, *, path: str = "/v1/chat/completions", more: str = "", close: bool = True) -> bytes:
+def post_request(body: object, *, path: str = "/v1/chat/completions", more: str = "", close: bool = True) -> bytes:
     """A whole request; ``body`` is JSON unless it is bytes."""
     data = body if isinstance(body, bytes) else json.dumps(body, separators=(",", ":")).encode()
     last = "connection: close\r\n" if close else ""
     return f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(data)}\r\n{more}{last}\r\n".encode() + data
 
 
-def get(path: str, *, more: str = "", close: bool = True, method: str = "GET") -> bytes:
+def get_request(path: str, *, more: str = "", close: bool = True, method: str = "GET") -> bytes:
     """A whole request without a body."""
     last = "connection: close\r\n" if close else ""
     return f"{method} {path} HTTP/1.1\r\nhost: x\r\n{more}{last}\r\n".encode()
 
 
-async def send(url: str, data: bytes, tls: ssl.SSLContext | None = None) -> list[Answer]:
+async def send(url: str, data: bytes, tls: ssl.SSLContext | None = None) -> list[RawResponse]:
     """Send bytes over a new connection and read every answer until the server closes it."""
-    connection = await Connection.to(url, tls)
+    connection = await RawConnection.connect(url, tls)
     try:
         await connection.send(data)
-        return await connection.rest()
+        return await connection.read_all_responses()
     finally:
         await connection.close()
 
 
-async def ask(url: str, body: object, *, path: str = "/v1/chat/completions", more: str = "") -> Answer:
+async def request(url: str, body: object, *, path: str = "/v1/chat/completions", more: str = "") -> RawResponse:
     """One request, one answer."""
-    answers = await send(url, post(body, path=path, more=more))
+    answers = await send(url, post_request(body, path=path, more=more))
     assert len(answers) == 1, answers
     return answers[0]

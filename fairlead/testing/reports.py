@@ -10,17 +10,17 @@ from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class ReportLine:
     """One line of the bar."""
 
-    says: str
+    goal: str
     measured: object
     holds: bool
 
 
-def verdict(lines: Iterable[Line]) -> list[dict[str, object]]:
+def lines_as_json(lines: Iterable[ReportLine]) -> list[dict[str, object]]:
     """The lines as JSON."""
-    return [{"line": one.says, "measured": one.measured, "holds": one.holds} for one in lines]
+    return [{"line": one.goal, "measured": one.measured, "holds": one.holds} for one in lines]
 
 
 def machine() -> dict[str, Any]:

@@ -12,7 +12,7 @@ Manifest = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
+class RefusedCase:
     """``lint`` begins what ``fairlead lint`` says (message: fix) about ``field``; what the server says contains ``server``."""
 
     name: str
@@ -23,7 +23,7 @@ class Refused:
 
 
 @dataclass(frozen=True, slots=True)
-class Changed:
+class ChangedCase:
     """``before`` is taken, ``after`` as well, but not as a change of it: the server says ``says``."""
 
     name: str
@@ -33,7 +33,7 @@ class Changed:
 
 
 @dataclass(frozen=True, slots=True)
-class Accepted:
+class AcceptedCase:
     """``becomes`` is the spec with its defaults; None where only taking it matters."""
 
     name: str
@@ -41,25 +41,25 @@ class Accepted:
     becomes: Manifest | None
 
 
-def refused(folder: Path) -> Iterator[Refused]:
+def refused_cases(folder: Path) -> Iterator[RefusedCase]:
     """The objects of ``refused.yaml``."""
     table = _table(folder / "refused.yaml")
     for case in table["cases"]:
         merged = merge(table["bases"][case["base"]], case["change"])
         both = case.get("says")
-        yield Refused(case["name"], merged, case["field"], both or case["lint"], both or case["server"])
+        yield RefusedCase(case["name"], merged, case["field"], both or case["lint"], both or case["server"])
 
 
-def changed(folder: Path) -> Iterator[Changed]:
+def changed_cases(folder: Path) -> Iterator[ChangedCase]:
     """The changes of ``changed.yaml``."""
     for case in _table(folder / "changed.yaml")["cases"]:
-        yield Changed(case["name"], case["before"], merge(case["before"], case["change"]), case["says"])
+        yield ChangedCase(case["name"], case["before"], merge(case["before"], case["change"]), case["says"])
 
 
-def accepted(folder: Path) -> Iterator[Accepted]:
+def accepted_cases(folder: Path) -> Iterator[AcceptedCase]:
     """The objects of ``accepted.yaml``."""
     for case in _table(folder / "accepted.yaml")["cases"]:
-        yield Accepted(case["name"], case["object"], case.get("becomes"))
+        yield AcceptedCase(case["name"], case["object"], case.get("becomes"))
 
 
 def merge(base: Manifest, change: Manifest) -> Manifest:

@@ -12,13 +12,13 @@ _Piece = tuple[float, bytes]
 
 
 @asynccontextmanager
-async def slow_way(server: Path, seconds: float) -> AsyncIterator[int]:
+async def slow_link(server: Path, seconds: float) -> AsyncIterator[int]:
     """A port on loopback that leads to a server's unix socket, ``seconds`` away in each direction."""
 
     open_ones: set[asyncio.Task[None]] = set()
 
     def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.create_task(_lead(reader, writer, server, seconds))
+        task = asyncio.create_task(_forward_both(reader, writer, server, seconds))
         open_ones.add(task)
         task.add_done_callback(open_ones.discard)
 
@@ -32,14 +32,16 @@ async def slow_way(server: Path, seconds: float) -> AsyncIterator[int]:
         await asyncio.gather(*open_ones, return_exceptions=True)
 
 
-async def _lead(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, server: Path, seconds: float) -> None:
+async def _forward_both(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, server: Path, seconds: float
+) -> None:
     """One connection, until either side ends it."""
     try:
         there_reader, there_writer = await asyncio.open_unix_connection(server)
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(_carry(reader, there_writer, seconds))
-                group.create_task(_carry(there_reader, writer, seconds))
+                group.create_task(_forward(reader, there_writer, seconds))
+                group.create_task(_forward(there_reader, writer, seconds))
         finally:
             there_writer.transport.abort()
     except* OSError:
@@ -48,7 +50,7 @@ async def _lead(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, serv
         writer.transport.abort()
 
 
-async def _carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, seconds: float) -> None:
+async def _forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, seconds: float) -> None:
     """One direction, until the side that sends ends it; then the whole connection ends."""
     under_way: asyncio.Queue[_Piece] = asyncio.Queue()
     loop = asyncio.get_running_loop()

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 
 from fairlead.fleet import Fleet, Instance, InstanceState, Model, Role
 
-KEY = "default/tiny"
+MODEL_KEY = "default/tiny"
 
 
 @dataclass(slots=True)
-class Engine:
+class KillableEngine:
     """One engine process."""
 
     url: str
@@ -31,7 +31,7 @@ class Engine:
 
 
 @contextmanager
-def engine(*arguments: str) -> Iterator[Engine]:
+def killable_engine(*arguments: str) -> Iterator[KillableEngine]:
     """A simulated engine on a free port, gone at the end of the block."""
     command = [sys.executable, "-m", "fairlead_sim", "engine", "--served-model-name", "tiny", *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -39,19 +39,19 @@ def engine(*arguments: str) -> Iterator[Engine]:
             assert process.stdout is not None
             line = process.stdout.readline()
             assert line.startswith("ready http://"), line
-            yield Engine(line.split()[1], process)
+            yield KillableEngine(line.split()[1], process)
         finally:
             process.kill()
 
 
 @dataclass(slots=True)
-class Split:
+class DisaggregatedModel:
     """Engines by what they do."""
 
-    prefill: Sequence[Engine]
-    decode: Sequence[Engine]
+    prefill: Sequence[KillableEngine]
+    decode: Sequence[KillableEngine]
     transfer: str = "nixl"
-    serve: Sequence[Engine] = field(default_factory=list)
+    serve: Sequence[KillableEngine] = field(default_factory=list)
 
     def fleet(self) -> Fleet:
         """One model; ids are ``prefill-0``, ``decode-0``, ``serve-0`` and so on."""
@@ -71,4 +71,4 @@ class Split:
             for role, group in groups
             for number, one in enumerate(group)
         )
-        return Fleet(1, 1, {KEY: Model("default", "tiny")}, {KEY: found})
+        return Fleet(1, 1, {MODEL_KEY: Model("default", "tiny")}, {MODEL_KEY: found})

@@ -14,7 +14,7 @@ from typing import Any
 Script = Callable[[dict[str, Any]], AsyncIterator[bytes]]
 
 
-class Hangup(Exception):
+class CloseConnection(Exception):
     """A script raises it to close the connection at once."""
 
 
@@ -73,7 +73,7 @@ async def _serve(
             async for data in script(body):
                 writer.write(data)
                 await writer.drain()
-    except (Hangup, asyncio.IncompleteReadError, ConnectionError):
+    except (CloseConnection, asyncio.IncompleteReadError, ConnectionError):
         pass
     finally:
         writer.close()
@@ -84,7 +84,7 @@ async def _serve(
 
 
 @asynccontextmanager
-async def serving(script: Script) -> AsyncIterator[ScriptedServer]:
+async def scripted_server(script: Script) -> AsyncIterator[ScriptedServer]:
     """Listen on a free loopback port and answer every request with ``script``."""
     seen = ScriptedServer()
     handlers: set[asyncio.Task[None]] = set()

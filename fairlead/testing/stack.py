@@ -11,10 +11,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from fairlead.fleetfile import parse
-from fairlead.testing.processes import PATIENCE_SECONDS, alive, descendants, listens, wait_until
+from fairlead.fleetfile import parse_fleet_file
+from fairlead.testing.processes import PATIENCE_SECONDS, descendants, is_alive, is_listening, wait_until
 
-SMALL = """
+SMALL_MANIFEST = """
 apiVersion: serving.fairlead.io/v1alpha1
 kind: ModelDeployment
 metadata: {name: tiny}
@@ -25,11 +25,11 @@ spec:
 """
 
 
-class UpProcess:
+class LocalStack:
     """A running ``fairlead up`` on free ports. Its run directory lies below ``runtime``; leaving the block ends it."""
 
     def __init__(
-        self, runtime: Path, *arguments: str, manifest: str | None = SMALL, stdout: int = subprocess.PIPE
+        self, runtime: Path, *arguments: str, manifest: str | None = SMALL_MANIFEST, stdout: int = subprocess.PIPE
     ) -> None:
         files: list[str] = []
         if manifest is not None:
@@ -68,7 +68,7 @@ class UpProcess:
         if self.process.stdout is not None:
             self.process.stdout.close()
 
-    def ready(self) -> Self:
+    def wait_ready(self) -> Self:
         """Wait for the line that begins with ``ready``. Raises AssertionError with everything printed when it ends first."""
         wait_until(lambda: self._ready.is_set() or self.process.poll() is not None, "fairlead up is ready")
         if not self._ready.is_set():
@@ -76,7 +76,7 @@ class UpProcess:
             raise AssertionError("fairlead up ended:\n" + "".join(self.lines))
         return self
 
-    def ended(self) -> int:
+    def wait_exit(self) -> int:
         """Wait for its end; the exit code."""
         code = self.process.wait(PATIENCE_SECONDS)
         self._reader.join(PATIENCE_SECONDS)
@@ -120,21 +120,25 @@ class UpProcess:
                 self._ready.set()
 
 
-class Left:
+class StackFootprint:
     """What a stack consists of at one moment, to see later that nothing of it is left."""
 
-    def __init__(self, up: UpProcess) -> None:
+    def __init__(self, up: LocalStack) -> None:
         self.pids = {up.process.pid, *up.children()}
         ports = {int(url.rsplit(":", 1)[1]) for url in (up.url, up.manage)}
         file = Path(up.state()["fleet_file"])
-        fleet = parse(file.read_text(), file=str(file))
+        fleet = parse_fleet_file(file.read_text(), file=str(file))
         ports |= {int(one.url.rsplit(":", 1)[1]) for ones in fleet.instances.values() for one in ones}
         self.ports: Sequence[int] = sorted(ports)
         self.runtime = up.runtime
 
-    def gone(self) -> bool:
+    def is_gone(self) -> bool:
         """No process, no port, no directory."""
-        return not any(alive(pid) for pid in self.pids) and not any(map(listens, self.ports)) and not self.directories()
+        return (
+            not any(is_alive(pid) for pid in self.pids)
+            and not any(map(is_listening, self.ports))
+            and not self.directories()
+        )
 
     def directories(self) -> list[Path]:
         """Run directories that are still there."""

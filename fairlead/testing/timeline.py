@@ -4,10 +4,10 @@ import asyncio
 from collections.abc import Callable
 
 from fairlead.clock import ManualClock
-from fairlead.testing.waiting import until
+from fairlead.testing.waiting import wait_until
 
 
-class Timeline(ManualClock):
+class FakeTime(ManualClock):
     """A clock whose ``pause`` stands for ``asyncio.sleep`` in the parts under test."""
 
     def __init__(self) -> None:
@@ -33,24 +33,24 @@ class Timeline(ManualClock):
             if due <= self.now() and not future.done():
                 future.set_result(None)
 
-    async def passing(self, condition: Callable[[], bool], below: float) -> None:
+    async def advance_until(self, condition: Callable[[], bool], below: float) -> None:
         """Let one pause of less than ``below`` seconds after the other be over, until ``condition`` holds."""
 
         def turned() -> bool:
-            waiting = self.waiting
+            waiting = self.pending_pauses
             if waiting and waiting[0] < below:
                 self.advance(waiting[0])
             return condition()
 
-        await until(turned)
+        await wait_until(turned)
 
     @property
-    def waiting(self) -> list[float]:
+    def pending_pauses(self) -> list[float]:
         """How many seconds each present pause still has."""
         return sorted(due - self.now() for due, future in self._due if not future.done())
 
 
-class Straight(ManualClock):
+class InstantTime(ManualClock):
     """A clock whose pauses are over at once, having moved it; what they were stands in ``pauses``."""
 
     def __init__(self) -> None:

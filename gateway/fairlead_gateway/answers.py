@@ -8,85 +8,87 @@ import msgspec
 from fairlead_gateway import channel_messages as say
 from fairlead_gateway.errors import GatewayError
 from fairlead_gateway.gateway import Gateway
-from fairlead_gateway.telemetry.parts import part_of
-from fairlead_gateway.wired import wire_logged
+from fairlead_gateway.telemetry.parts import snapshot_of
+from fairlead_gateway.wired import encode_logged_request
 
-_DECISIONS_A_PIECE = 16
+_DECISIONS_PER_CHUNK = 16
 _QUANTILES = (0.5, 0.99, 1.0)
 _encode = msgspec.msgpack.Encoder().encode
 
 
-class Answers:
+class QueryHandler:
     """What one gateway answers; ``send`` puts a message on the channel."""
 
     def __init__(self, gateway: Gateway, send: Callable[[msgspec.Struct], bool]) -> None:
         self._gateway = gateway
         self._send = send
 
-    async def to(self, question: say.Question) -> None:
+    async def handle(self, query: say.Query) -> None:
         """Answer one question."""
-        if isinstance(question, say.AskState):
-            self._send(say.Piece(question.ask, _encode(self._state()), True))
-        elif isinstance(question, say.AskCounters):
-            await self._counters(question)
-        elif isinstance(question, say.AskDecisions):
-            await self._decisions(question)
-        elif isinstance(question, say.AskWhere):
-            self._send(say.Piece(question.ask, _encode(self._would(question)), True))
+        if isinstance(query, say.GetState):
+            self._send(say.ReplyChunk(query.ask, _encode(self._state()), True))
+        elif isinstance(query, say.GetCounters):
+            await self._send_counters(query)
+        elif isinstance(query, say.GetDecisions):
+            await self._send_decisions(query)
+        elif isinstance(query, say.PreviewRoute):
+            self._send(say.ReplyChunk(query.ask, _encode(self._preview(query)), True))
         else:
-            found = self._gateway.decisions.get(question.request_id)
-            data = _encode([] if found is None else [wire_logged(found)])
-            self._send(say.Piece(question.ask, data, True))
+            found = self._gateway.decisions.get(query.request_id)
+            data = _encode([] if found is None else [encode_logged_request(found)])
+            self._send(say.ReplyChunk(query.ask, data, True))
 
-    def _would(self, question: say.AskWhere) -> say.Would:
+    def _preview(self, query: say.PreviewRoute) -> say.RoutePreview:
         try:
-            return say.Would(wire_logged(self._gateway.would(question.path, question.body, question.session)))
+            return say.RoutePreview(
+                encode_logged_request(self._gateway.preview_route(query.path, query.body, query.session))
+            )
         except GatewayError as error:
-            return say.Would(None, (error.status, str(error), error.param, error.code))
+            return say.RoutePreview(None, (error.status, str(error), error.param, error.code))
 
-    def last(self) -> say.Last:
+    def final_counters(self) -> say.FinalCounters:
         """The counters at the end."""
         telemetry = self._gateway.telemetry
-        models = [part_of(key, series, None) for key, series in telemetry.models.items()]
-        return say.Last(models, dict(telemetry.own))
+        models = [snapshot_of(key, series, None) for key, series in telemetry.models.items()]
+        return say.FinalCounters(models, dict(telemetry.process_counters))
 
-    async def _counters(self, question: say.AskCounters) -> None:
+    async def _send_counters(self, query: say.GetCounters) -> None:
         telemetry = self._gateway.telemetry
-        telemetry.forget(self._gateway.fleet(), question.now)
+        telemetry.remove_departed(self._gateway.fleet(), query.now)
         for key in list(telemetry.models):
-            part = part_of(key, telemetry.models[key], question.now if question.windows else None)
-            self._send(say.Piece(question.ask, _encode(part), False))
+            part = snapshot_of(key, telemetry.models[key], query.now if query.windows else None)
+            self._send(say.ReplyChunk(query.ask, _encode(part), False))
             await asyncio.sleep(0)
-        self._send(say.Piece(question.ask, b"", True))
+        self._send(say.ReplyChunk(query.ask, b"", True))
 
-    async def _decisions(self, question: say.AskDecisions) -> None:
-        found = self._gateway.decisions.last(question.limit, question.model)
-        for begin in range(0, len(found), _DECISIONS_A_PIECE):
-            wired = [wire_logged(logged) for logged in found[begin : begin + _DECISIONS_A_PIECE]]
-            self._send(say.Piece(question.ask, _encode(wired), False))
+    async def _send_decisions(self, query: say.GetDecisions) -> None:
+        found = self._gateway.decisions.latest(query.limit, query.model)
+        for begin in range(0, len(found), _DECISIONS_PER_CHUNK):
+            wired = [encode_logged_request(logged) for logged in found[begin : begin + _DECISIONS_PER_CHUNK]]
+            self._send(say.ReplyChunk(query.ask, _encode(wired), False))
             await asyncio.sleep(0)
-        self._send(say.Piece(question.ask, b"", True))
+        self._send(say.ReplyChunk(query.ask, b"", True))
 
-    def _state(self) -> say.State:
+    def _state(self) -> say.WorkerState:
         gateway = self._gateway
-        ready, notes = gateway.ready()
+        ready, notes = gateway.readiness()
         lags = [(share, gateway.lag.quantile(share)) for share in _QUANTILES]
-        return say.State(
+        return say.WorkerState(
             ready,
             notes,
             {
-                item: say.WireLoad(load.inflight, load.waiting, load.backlog_seconds, load.inflight_tokens)
+                item: say.EncodedLoad(load.inflight, load.waiting, load.backlog_seconds, load.inflight_tokens)
                 for item, load in gateway.loads().items()
             },
-            self._standings(),
+            self._health_states(),
             [(share, value) for share, value in lags if value is not None],
-            dict(gateway.telemetry.own),
-            gateway.in_flight(),
-            gateway.holding.held(),
+            dict(gateway.telemetry.process_counters),
+            gateway.inflight_count(),
+            gateway.admission.queued(),
         )
 
-    def _standings(self) -> dict[str, tuple[str, str]]:
-        standing = self._gateway.telemetry.standing
+    def _health_states(self) -> dict[str, tuple[str, str]]:
+        standing = self._gateway.telemetry.health_state
         if standing is None:
             return {}
         fleet = self._gateway.fleet()

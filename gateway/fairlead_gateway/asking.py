@@ -10,62 +10,71 @@ from typing import Final
 from fairlead.clock import Clock
 from fairlead.limits import Limits
 from fairlead_gateway import handoff_plan as plan
-from fairlead_gateway.decision_log import DecisionRecord, Logged
+from fairlead_gateway.decision_log import DecisionRecord, LoggedRequest
 from fairlead_gateway.errors import UnknownPath
-from fairlead_gateway.handoff_story import BYPASSED, HandoffStory
-from fairlead_gateway.head import Head
-from fairlead_gateway.model import PATHS, understand
-from fairlead_gateway.prefill import Prefill
-from fairlead_gateway.prompt import route_request
-from fairlead_gateway.route import Routes
-from fairlead_gateway.routing.convertible import STAYS
+from fairlead_gateway.handoff_story import BYPASSED, HandoffRecord
+from fairlead_gateway.head import RequestHead
+from fairlead_gateway.model import BODY_TYPES, parse_request
+from fairlead_gateway.prefill import PrefillCoordinator
+from fairlead_gateway.prompt import build_route_request
+from fairlead_gateway.route import RouterRegistry
+from fairlead_gateway.routing.convertible import LOCAL_RULES
 
-_ID: Final = "asked"
-_NOBODY: Final[frozenset[str]] = frozenset()
+_PREVIEW_ID: Final = "asked"
+_NO_IDS: Final[frozenset[str]] = frozenset()
 
 
-def would(
+def preview_route(
     path: str,
     body: bytes,
     session: str | None,
     *,
-    routes: Routes,
-    prefilling: Routes,
-    prefill: Prefill,
+    routers: RouterRegistry,
+    prefill_routers: RouterRegistry,
+    prefill_coordinator: PrefillCoordinator,
     limits: Limits,
     clock: Clock,
-) -> Logged:
+) -> LoggedRequest:
     """The choices that a request would get: of the engine that prefills where another one than the one that answers would, then of
     that one.
 
     ``body`` as a client would send it to ``path``; ``session`` as in the header x-session-id. Raises GatewayError as a request would.
     """
-    if path not in PATHS:
-        raise UnknownPath(f"nothing is routed by its prompt under {path}", hint=f"one of {', '.join(PATHS)}")
+    if path not in BODY_TYPES:
+        raise UnknownPath(f"nothing is routed by its prompt under {path}", hint=f"one of {', '.join(BODY_TYPES)}")
     fields = [] if session is None else [(b"x-session-id", session.encode("latin-1", "replace"))]
-    head = Head("POST", path, fields, 11, len(body), keep_alive=True, continues=False)
-    ask = understand(path, body, routes.fleet, limits)
-    request = route_request(ask, head, _ID, routes.secret)
+    head = RequestHead("POST", path, fields, 11, len(body), keep_alive=True, expects_continue=False)
+    request = parse_request(path, body, routers.fleet, limits)
+    route_request = build_route_request(request, head, _PREVIEW_ID, routers.secret)
     now = clock.now()
-    answers = routes.choose(ask.key, request, now, _NOBODY, asking=True)
-    choices = [(routes, answers)]
-    story = None
-    if prefilling.has(ask.key) and answers.chosen is not None:
-        story = HandoffStory()
-        against = plan.why_not(ask.parsed, ask.body)
+    answers = routers.choose(request.model_key, route_request, now, _NO_IDS, preview=True)
+    choices = [(routers, answers)]
+    record = None
+    if prefill_routers.has_instances(request.model_key) and answers.chosen is not None:
+        record = HandoffRecord()
+        against = plan.ineligible_reason(request.fields, request.body)
         if against is None:
-            story.where = prefill.where(ask, request, answers.chosen, now)
-            story.reason, story.words = story.where.rule, story.where.reason
+            record.placement = prefill_coordinator.place_prefill(request, route_request, answers.chosen, now)
+            record.reason, record.message = record.placement.rule, record.placement.reason
         else:
-            story.reason, story.words = against
-        if story.where is None or story.where.rule in STAYS:
-            story.outcome = BYPASSED
-        elif story.where.chosen is not None:
-            first = prefilling.choose(ask.key, request, now, _NOBODY, asking=True)
-            choices.insert(0, (prefilling, first.told(reason=f"to prefill it: {first.reason}")))
-    return Logged(
+            record.reason, record.message = against
+        if record.placement is None or record.placement.rule in LOCAL_RULES:
+            record.outcome = BYPASSED
+        elif record.placement.chosen is not None:
+            first = prefill_routers.choose(request.model_key, route_request, now, _NO_IDS, preview=True)
+            choices.insert(0, (prefill_routers, first.with_text(reason=f"to prefill it: {first.reason}")))
+    return LoggedRequest(
         [
-            DecisionRecord(_ID, clock.wall(), ask.key, made, 1, place.prompt_tokens(ask.key, request), None, story)
+            DecisionRecord(
+                _PREVIEW_ID,
+                clock.wall(),
+                request.model_key,
+                made,
+                1,
+                place.prompt_tokens(request.model_key, route_request),
+                None,
+                record,
+            )
             for place, made in choices
         ]
     )

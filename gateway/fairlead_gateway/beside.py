@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING
 from fairlead.clock import Clock
 from fairlead.fleet import Fleet, InstanceState
 from fairlead.limits import Limits
-from fairlead_gateway.management.scrape import Scraper
-from fairlead_gateway.reach import Reach
-from fairlead_gateway.telemetry import Load
+from fairlead_gateway.management.scrape import MetricsScraper
+from fairlead_gateway.reach import EngineCredentials
+from fairlead_gateway.telemetry import LoadView
 
 if TYPE_CHECKING:  # without a Redis its client is not loaded
-    from fairlead_gateway.others import Others, Workers
-    from fairlead_kvstore.decisions import Decisions
+    from fairlead_gateway.others import PeerSync, WorkerBroadcast
+    from fairlead_kvstore.decisions import DecisionStream
     from fairlead_kvstore.redis import RedisLink
 
 
-class Beside:
+class BackgroundServices:
     """Start and stop it on the running loop. ``fleet`` is the present snapshot, ``loads`` what the gateway has in flight by
     instance; ``redis`` is a URL, or None to stay alone; ``workers`` hear of other gateways, whose hashes mean the same under the same
     ``secret``."""
@@ -26,28 +26,28 @@ class Beside:
         self,
         *,
         fleet: Callable[[], Fleet],
-        loads: Callable[[], Mapping[str, Load]],
+        loads: Callable[[], Mapping[str, LoadView]],
         clock: Clock,
         limits: Limits,
         gateway_id: str,
         secret: bytes,
-        workers: "Workers",
-        redis: str | None = None,
-        reach: Reach | None = None,
+        workers: "WorkerBroadcast",
+        redis_url: str | None = None,
+        credentials: EngineCredentials | None = None,
     ) -> None:
         self._fleet = fleet
-        self.scraper = Scraper(fleet, clock, limits, reach)
-        self.link: RedisLink | None = None
-        self.decisions: Decisions | None = None
-        self.others: Others | None = None
-        if redis is not None:
+        self.scraper = MetricsScraper(fleet, clock, limits, credentials)
+        self.redis_link: RedisLink | None = None
+        self.decision_stream: DecisionStream | None = None
+        self.peers: PeerSync | None = None
+        if redis_url is not None:
             from fairlead_gateway import others
             from fairlead_kvstore import decisions
             from fairlead_kvstore import redis as links
 
-            link = self.link = links.RedisLink(redis, clock, limits=limits, name=f"fairlead-{gateway_id}")
-            self.decisions = decisions.Decisions(link, gateway_id, clock, limits=limits)
-            self.others = others.Others(
+            link = self.redis_link = links.RedisLink(redis_url, clock, limits=limits, name=f"fairlead-{gateway_id}")
+            self.decision_stream = decisions.DecisionStream(link, gateway_id, clock, limits=limits)
+            self.peers = others.PeerSync(
                 link,
                 workers,
                 fleet=fleet,
@@ -61,48 +61,48 @@ class Beside:
     def start(self) -> None:
         """Begin on the running loop; neither engines nor Redis are waited for."""
         self.scraper.start()
-        if self.link is not None:
-            self.link.start()
-        if self.decisions is not None:
-            self.decisions.start()
-        if self.others is not None:
-            self.others.start()
+        if self.redis_link is not None:
+            self.redis_link.start()
+        if self.decision_stream is not None:
+            self.decision_stream.start()
+        if self.peers is not None:
+            self.peers.start()
 
     async def stop(self) -> None:
         """Tell the last decisions, take leave of the other gateways, stop asking."""
         await self.scraper.stop()
-        if self.others is not None:
-            await self.others.stop()
-        if self.decisions is not None:
-            await self.decisions.stop()
-        if self.link is not None:
-            await self.link.stop()
+        if self.peers is not None:
+            await self.peers.stop()
+        if self.decision_stream is not None:
+            await self.decision_stream.stop()
+        if self.redis_link is not None:
+            await self.redis_link.stop()
 
     def fleet(self) -> Fleet:
         """The present snapshot with the engines' last signals."""
-        return self.scraper.merge(self._fleet())
+        return self.scraper.with_signals(self._fleet())
 
-    def notes(self) -> list[str]:
+    def warnings(self) -> list[str]:
         """What is missing or degraded, in words."""
-        found = [self._redis_note(), self._signals_note()]
-        if self.others is not None:
-            found += self.others.notes()
+        found = [self._redis_warning(), self._signals_warning()]
+        if self.peers is not None:
+            found += self.peers.warnings()
         return [note for note in found if note]
 
-    def _redis_note(self) -> str | None:
-        if self.decisions is None:
+    def _redis_warning(self) -> str | None:
+        if self.decision_stream is None:
             return "no Redis: limits and index stay local"
-        return self.decisions.problem()
+        return self.decision_stream.warning()
 
-    def _signals_note(self) -> str | None:
+    def _signals_warning(self) -> str | None:
         ready = [
             instance
             for instances in self._fleet().instances.values()
             for instance in instances
             if instance.state is InstanceState.READY
         ]
-        mute = [instance for instance in ready if instance.id in self.scraper.problems]
+        mute = [instance for instance in ready if instance.id in self.scraper.errors]
         if not mute:
             return None
         first = mute[0].id
-        return f"{len(mute)} of {len(ready)} ready engines do not tell their metrics: {first}: {self.scraper.problems[first]}"
+        return f"{len(mute)} of {len(ready)} ready engines do not tell their metrics: {first}: {self.scraper.errors[first]}"

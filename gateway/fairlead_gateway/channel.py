@@ -14,21 +14,23 @@ import msgspec
 from fairlead.limits import Limits
 
 T = TypeVar("T")
-_HEAD = 4
+_LENGTH_BYTES = 4
 _encode = msgspec.msgpack.Encoder().encode
 
 
 class Channel(asyncio.Protocol, Generic[T]):
     """One end. ``received`` gets each message in order; ``closed`` is called once, when the other end is gone or talks nonsense."""
 
-    def __init__(self, kind: Any, received: Callable[[T], None], closed: Callable[[], None], limits: Limits) -> None:
-        self._decoder = msgspec.msgpack.Decoder(kind)
-        self._received = received
-        self._closed = closed
-        self._most_bytes = limits.channel_message_bytes
-        self._most_waiting = limits.channel_waiting_bytes
+    def __init__(
+        self, message_type: Any, on_message: Callable[[T], None], on_closed: Callable[[], None], limits: Limits
+    ) -> None:
+        self._decoder = msgspec.msgpack.Decoder(message_type)
+        self._on_message = on_message
+        self._on_closed = on_closed
+        self._max_message_bytes = limits.channel_message_bytes
+        self._max_unsent_bytes = limits.channel_pending_bytes
         self._transport: asyncio.Transport | None = None
-        self._rest = bytearray()
+        self._buffer = bytearray()
         self.dropped = 0
 
     async def open(self, sock: socket.socket) -> None:
@@ -42,39 +44,39 @@ class Channel(asyncio.Protocol, Generic[T]):
 
     def data_received(self, data: bytes) -> None:
         """Hand over every message that is whole."""
-        rest = self._rest
-        rest += data
+        buffer = self._buffer
+        buffer += data
         begin = 0
-        while len(rest) - begin >= _HEAD:
-            size = int.from_bytes(rest[begin : begin + _HEAD], "big")
-            if size > self._most_bytes:
+        while len(buffer) - begin >= _LENGTH_BYTES:
+            size = int.from_bytes(buffer[begin : begin + _LENGTH_BYTES], "big")
+            if size > self._max_message_bytes:
                 self.close()
                 return
-            end = begin + _HEAD + size
-            if len(rest) < end:
+            end = begin + _LENGTH_BYTES + size
+            if len(buffer) < end:
                 break
-            message = bytes(memoryview(rest)[begin + _HEAD : end])
+            message = bytes(memoryview(buffer)[begin + _LENGTH_BYTES : end])
             begin = end
             try:
                 found = self._decoder.decode(message)
             except msgspec.MsgspecError:
                 self.close()
                 return
-            self._received(found)
-        del rest[:begin]
+            self._on_message(found)
+        del buffer[:begin]
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The other end is gone."""
         self._transport = None
-        self._closed()
+        self._on_closed()
 
     @property
-    def open_still(self) -> bool:
+    def is_open(self) -> bool:
         """Whether anything can be sent."""
         return self._transport is not None and not self._transport.is_closing()
 
     @property
-    def waiting_bytes(self) -> int:
+    def unsent_bytes(self) -> int:
         """What the other end has not read yet, beyond what the system holds."""
         return self._transport.get_write_buffer_size() if self._transport is not None else 0
 
@@ -88,10 +90,10 @@ class Channel(asyncio.Protocol, Generic[T]):
         if transport is None or transport.is_closing():
             return False
         waiting = transport.get_write_buffer_size()
-        if len(message) > self._most_bytes or (waiting and waiting + len(message) > self._most_waiting):
+        if len(message) > self._max_message_bytes or (waiting and waiting + len(message) > self._max_unsent_bytes):
             self.dropped += 1
             return False
-        transport.write(len(message).to_bytes(_HEAD, "big") + message)
+        transport.write(len(message).to_bytes(_LENGTH_BYTES, "big") + message)
         return True
 
     def close(self) -> None:
@@ -100,6 +102,6 @@ class Channel(asyncio.Protocol, Generic[T]):
             self._transport.close()
 
 
-def encoded(message: msgspec.Struct) -> bytes:
+def encode_message(message: msgspec.Struct) -> bytes:
     """For ``send_encoded``."""
     return _encode(message)

@@ -6,14 +6,14 @@ import msgspec
 
 from fairlead.fleet import Fleet
 from fairlead.profile import EngineProfile
-from fairlead_gateway.learning.rows import Rows
-from fairlead_gateway.telemetry.parts import ModelPart
-from fairlead_kvstore.links.bridge import Correction
+from fairlead_gateway.learning.rows import TimingEvents
+from fairlead_gateway.telemetry.parts import ModelSnapshot
+from fairlead_kvstore.links.bridge import CacheCorrection
 
 # From the helper ---------------------------------------------------------------------------------------------------------
 
 
-class Setup(msgspec.Struct, tag=True):
+class Configure(msgspec.Struct, tag=True):
     """The first message: who the worker is and what it serves. ``keys`` maps digests to names, None where nobody is asked for
     one; ``rows`` says how much memory is shared, ``siblings`` whose rows in it are in use; ``publish``: there is a Redis;
     ``indexed``: there is an index where engines tell what they hold."""
@@ -35,36 +35,36 @@ class Setup(msgspec.Struct, tag=True):
     notes: list[str]
 
 
-class Snapshot(msgspec.Struct, tag=True):
+class FleetUpdate(msgspec.Struct, tag=True):
     """A fleet that takes the place of the last one; ``slots`` are the instances' places in the shared rows."""
 
     fleet: Fleet
     slots: dict[str, int]
 
 
-class Keys(msgspec.Struct, tag=True):
+class KeyUpdate(msgspec.Struct, tag=True):
     """The keys file was read again."""
 
     keys: dict[bytes, str]
 
 
-class Renew(msgspec.Struct, tag=True):
+class ReloadCertificate(msgspec.Struct, tag=True):
     """The certificate's files have changed and fit each other."""
 
 
-class Siblings(msgspec.Struct, tag=True):
+class ActiveRows(msgspec.Struct, tag=True):
     """The rows of the other workers that serve or drain just now."""
 
     rows: list[int]
 
 
-class Notes(msgspec.Struct, tag=True):
+class WarningsUpdate(msgspec.Struct, tag=True):
     """What is wrong or degraded beside the workers, in words."""
 
     notes: list[str]
 
 
-class Heard(msgspec.Struct, tag=True):
+class PeerUpdates(msgspec.Struct, tag=True):
     """What a sibling, or another gateway, has sent where: a list of ``Sent``, as it encoded it; on which bodies which engines broke
     off, since when they had them and when; and which of those bodies were answered, and when."""
 
@@ -73,7 +73,7 @@ class Heard(msgspec.Struct, tag=True):
     cleared: list[tuple[bytes, float]] = []
 
 
-class Hot(msgspec.Struct, tag=True):
+class HotPrefixUpdate(msgspec.Struct, tag=True):
     """The hot prefixes of a model as all gateways see them: hashes (64-bit, native order) of prompts for instances that answer,
     and for those that only prefill. Epoch 0: nobody tells them any more."""
 
@@ -83,14 +83,14 @@ class Hot(msgspec.Struct, tag=True):
     prefilling: bytes
 
 
-class Corrected(msgspec.Struct, tag=True):
+class IndexCorrections(msgspec.Struct, tag=True):
     """What the index says of a model's instances."""
 
     model: str
-    corrections: list[Correction]
+    corrections: list[CacheCorrection]
 
 
-class Want(msgspec.Struct, tag=True):
+class SampleRequest(msgspec.Struct, tag=True):
     """Prompts of a model that the index wants to see, by the hashes of their ends; answered by ``Given`` with those that are still
     there."""
 
@@ -98,23 +98,23 @@ class Want(msgspec.Struct, tag=True):
     tails: list[int]
 
 
-class Profiles(msgspec.Struct, tag=True):
+class ProfileUpdate(msgspec.Struct, tag=True):
     """What was learned of engines, by instance."""
 
     profiles: dict[str, EngineProfile]
 
 
-class Drain(msgspec.Struct, tag=True):
+class StartDrain(msgspec.Struct, tag=True):
     """Take no more, let what is under way finish, end."""
 
 
-class AskState(msgspec.Struct, tag=True):
+class GetState(msgspec.Struct, tag=True):
     """Answered by one ``State``."""
 
     ask: int
 
 
-class AskCounters(msgspec.Struct, tag=True):
+class GetCounters(msgspec.Struct, tag=True):
     """Answered by one ``ModelPart`` per model; with windows, the last minute until ``now`` too."""
 
     ask: int
@@ -122,7 +122,7 @@ class AskCounters(msgspec.Struct, tag=True):
     windows: bool
 
 
-class AskDecisions(msgspec.Struct, tag=True):
+class GetDecisions(msgspec.Struct, tag=True):
     """Answered by lists of ``WireLogged``, newest first."""
 
     ask: int
@@ -130,14 +130,14 @@ class AskDecisions(msgspec.Struct, tag=True):
     model: str | None
 
 
-class AskDecision(msgspec.Struct, tag=True):
+class GetDecision(msgspec.Struct, tag=True):
     """Answered by a list of at most one ``WireLogged``."""
 
     ask: int
     request_id: str
 
 
-class AskWhere(msgspec.Struct, tag=True):
+class PreviewRoute(msgspec.Struct, tag=True):
     """Where would this request go? Answered by one ``Would``."""
 
     ask: int
@@ -147,93 +147,93 @@ class AskWhere(msgspec.Struct, tag=True):
 
 
 ToWorker: TypeAlias = (
-    Setup
-    | Snapshot
-    | Keys
-    | Renew
-    | Siblings
-    | Notes
-    | Heard
-    | Hot
-    | Corrected
-    | Want
-    | Profiles
-    | Drain
-    | AskState
-    | AskCounters
-    | AskDecisions
-    | AskDecision
-    | AskWhere
+    Configure
+    | FleetUpdate
+    | KeyUpdate
+    | ReloadCertificate
+    | ActiveRows
+    | WarningsUpdate
+    | PeerUpdates
+    | HotPrefixUpdate
+    | IndexCorrections
+    | SampleRequest
+    | ProfileUpdate
+    | StartDrain
+    | GetState
+    | GetCounters
+    | GetDecisions
+    | GetDecision
+    | PreviewRoute
 )
-Question: TypeAlias = AskState | AskCounters | AskDecisions | AskDecision | AskWhere
+Query: TypeAlias = GetState | GetCounters | GetDecisions | GetDecision | PreviewRoute
 
 # From a worker -----------------------------------------------------------------------------------------------------------
 
 
-class Ready(msgspec.Struct, tag=True):
+class WorkerReady(msgspec.Struct, tag=True):
     """It listens, with the fleet of this version."""
 
     version: int
 
 
-class Failed(msgspec.Struct, tag=True):
+class StartFailed(msgspec.Struct, tag=True):
     """It could not start, and ends."""
 
     message: str
 
 
-class Applied(msgspec.Struct, tag=True):
+class FleetApplied(msgspec.Struct, tag=True):
     """From now on nothing is routed by an older snapshot than this version; ``problem`` says why this one was not taken."""
 
     version: int
     problem: str | None = None
 
 
-class Leaving(msgspec.Struct, tag=True):
+class DrainRequested(msgspec.Struct, tag=True):
     """It was told to go, and asks to be drained as soon as somebody has taken its place."""
 
 
-class Last(msgspec.Struct, tag=True):
+class FinalCounters(msgspec.Struct, tag=True):
     """Its counters as it ends."""
 
-    models: list[ModelPart]
+    models: list[ModelSnapshot]
     own: dict[str, int]
 
 
-class Told(msgspec.Struct, tag=True):
+class WorkerReport(msgspec.Struct, tag=True):
     """What has happened since the last time. ``sent`` (a list of ``Sent``, encoded), ``deaths`` and ``cleared`` (as in ``Heard``) are
     for the siblings; ``sent``, ``records`` and ``loads`` for Redis (loads None: as before)."""
 
     sent: bytes | None
     deaths: list[tuple[bytes, str, float, float]]
-    records: list["WireRecord"]
-    loads: dict[str, "WireLoad"] | None
+    records: list["EncodedDecisionRecord"]
+    loads: dict[str, "EncodedLoad"] | None
     dropped: int
     cleared: list[tuple[bytes, float]] = []
 
 
-class Seen(msgspec.Struct, tag=True):
+class IndexReport(msgspec.Struct, tag=True):
     """For the index: what was sent to instances that tell what they hold, and what of it is over; ``dropped`` rows did not fit."""
 
-    sent: list["SentRow"]
-    ended: list["EndedRow"]
+    sent: list["PromptDispatched"]
+    ended: list["PromptFinished"]
     dropped: int
 
 
-class Given(msgspec.Struct, tag=True):
+class PromptSamples(msgspec.Struct, tag=True):
     """Prompts that the helper asked for."""
 
     model: str
-    samples: list["Sample"]
+    samples: list["PromptSample"]
 
 
-class Waking(msgspec.Struct, tag=True):
+class NeedsInstance(msgspec.Struct, tag=True):
     """Requests of a model wait for a first instance."""
 
     model: str
 
 
-class Piece(msgspec.Struct, tag=True):
+class ReplyChunk(msgspec.Struct, tag=True):
     """A part of an answer, encoded."""
 
     ask: int
@@ -241,12 +241,24 @@ class Piece(msgspec.Struct, tag=True):
     last: bool
 
 
-FromWorker: TypeAlias = Ready | Failed | Applied | Leaving | Last | Told | Seen | Given | Rows | Waking | Piece
+FromWorker: TypeAlias = (
+    WorkerReady
+    | StartFailed
+    | FleetApplied
+    | DrainRequested
+    | FinalCounters
+    | WorkerReport
+    | IndexReport
+    | PromptSamples
+    | TimingEvents
+    | NeedsInstance
+    | ReplyChunk
+)
 
 # Within them -------------------------------------------------------------------------------------------------------------
 
 
-class Sent(msgspec.Struct, array_like=True):
+class Dispatch(msgspec.Struct, array_like=True):
     """A prompt was sent to an instance: the hashes of its blocks (64-bit, native order), of its end and of its session (0: it has
     none)."""
 
@@ -257,7 +269,7 @@ class Sent(msgspec.Struct, array_like=True):
     pin: int = 0
 
 
-class SentRow(msgspec.Struct, array_like=True):
+class PromptDispatched(msgspec.Struct, array_like=True):
     """A prompt on its way: its end's hash, those of its blocks (64-bit, native order), the bytes of its text."""
 
     model: str
@@ -267,7 +279,7 @@ class SentRow(msgspec.Struct, array_like=True):
     size: int
 
 
-class EndedRow(msgspec.Struct, array_like=True):
+class PromptFinished(msgspec.Struct, array_like=True):
     """It is over. Tokens as the engine reported them; the shares of the prompt that should have been held there, by the index and by
     all that was known. None: not known."""
 
@@ -280,7 +292,7 @@ class EndedRow(msgspec.Struct, array_like=True):
     matched: float
 
 
-class Sample(msgspec.Struct, array_like=True):
+class PromptSample(msgspec.Struct, array_like=True):
     """A request's body; ``kind`` as in ``samples``."""
 
     tail: int
@@ -288,7 +300,7 @@ class Sample(msgspec.Struct, array_like=True):
     body: bytes
 
 
-class WireLoad(msgspec.Struct, array_like=True, frozen=True):
+class EncodedLoad(msgspec.Struct, array_like=True, frozen=True):
     """A worker's own work on one instance; as ``telemetry.Load``."""
 
     inflight: int
@@ -297,13 +309,13 @@ class WireLoad(msgspec.Struct, array_like=True, frozen=True):
     inflight_tokens: float
 
 
-class State(msgspec.Struct, array_like=True):
+class WorkerState(msgspec.Struct, array_like=True):
     """How a worker is. ``standings`` are those of instances that are not simply healthy: (standing, why in words); ``held`` are
     requests that wait, by model."""
 
     ready: bool
     notes: list[str]
-    loads: dict[str, WireLoad]
+    loads: dict[str, EncodedLoad]
     standings: dict[str, tuple[str, str]]
     lag: list[tuple[float, float]]
     own: dict[str, int]
@@ -311,7 +323,7 @@ class State(msgspec.Struct, array_like=True):
     held: dict[str, int]
 
 
-class WireDecision(msgspec.Struct, array_like=True):
+class EncodedDecision(msgspec.Struct, array_like=True):
     """A ``Decision``."""
 
     chosen: str | None
@@ -322,49 +334,49 @@ class WireDecision(msgspec.Struct, array_like=True):
     cost_seconds: float | None
 
 
-class WireLeg(msgspec.Struct, array_like=True):
+class EncodedPrefillAttempt(msgspec.Struct, array_like=True):
     """A ``PrefillLeg``."""
 
     instance_id: str
-    decision: WireDecision
+    decision: EncodedDecision
     began: float
     seconds: float | None
     result: str
 
 
-class WireStory(msgspec.Struct, array_like=True):
+class EncodedHandoff(msgspec.Struct, array_like=True):
     """A ``HandoffStory``."""
 
     outcome: str
     reason: str
     words: str
     waited_seconds: float
-    legs: list[WireLeg]
-    where: WireDecision | None
+    legs: list[EncodedPrefillAttempt]
+    where: EncodedDecision | None
 
 
-class WireRecord(msgspec.Struct, array_like=True):
+class EncodedDecisionRecord(msgspec.Struct, array_like=True):
     """A ``DecisionRecord``."""
 
     request_id: str
     wall: float
     model_key: str
-    decision: WireDecision
+    decision: EncodedDecision
     attempt: int
     prompt_tokens: float
     caller: str | None
-    story: WireStory | None
+    story: EncodedHandoff | None
 
 
-class Would(msgspec.Struct):
+class RoutePreview(msgspec.Struct):
     """Where a request would go; ``refused`` (status, message, param, code) in its place is what it would be answered."""
 
-    found: "WireLogged | None"
+    found: "EncodedLoggedRequest | None"
     refused: tuple[int, str, str | None, str | None] | None = None
 
 
-class WireLogged(msgspec.Struct, array_like=True):
+class EncodedLoggedRequest(msgspec.Struct, array_like=True):
     """A ``Logged``; ``outcome`` holds the outcome's fields by name."""
 
-    records: list[WireRecord]
+    records: list[EncodedDecisionRecord]
     outcome: dict[str, object] | None

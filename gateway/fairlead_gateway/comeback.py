@@ -9,47 +9,47 @@ import math
 from fairlead.fleet import Fleet, InstanceState
 from fairlead.limits import Limits
 
-_UNKNOWN_SECONDS = 2
-_PACE = 0.3
+_DEFAULT_SECONDS = 2
+_SMOOTHING = 0.3
 
 
-class Starts:
+class StartupTimes:
     """How long instances take to start, watched in the snapshots of the fleet."""
 
     def __init__(self, limits: Limits) -> None:
-        self._most = limits.retry_after_most_seconds
-        self._since: dict[str, float] = {}
-        self._usual: dict[str, float] = {}
+        self._max_seconds = limits.max_retry_after_seconds
+        self._starting_since: dict[str, float] = {}
+        self._mean_seconds: dict[str, float] = {}
 
-    def seen(self, fleet: Fleet, now: float) -> None:
+    def observe_fleet(self, fleet: Fleet, now: float) -> None:
         """A new snapshot."""
         since: dict[str, float] = {}
         for key, instances in fleet.instances.items():
             for one in instances:
-                begun = self._since.get(one.id)
+                begun = self._starting_since.get(one.id)
                 if one.state is InstanceState.STARTING:
                     since[one.id] = now if begun is None else begun
                 elif one.state is InstanceState.READY and begun is not None:
-                    usual = self._usual.get(key, now - begun)
-                    self._usual[key] = usual + _PACE * (now - begun - usual)
-        self._since = since
-        for gone in self._usual.keys() - fleet.models.keys():
-            del self._usual[gone]
+                    usual = self._mean_seconds.get(key, now - begun)
+                    self._mean_seconds[key] = usual + _SMOOTHING * (now - begun - usual)
+        self._starting_since = since
+        for gone in self._mean_seconds.keys() - fleet.models.keys():
+            del self._mean_seconds[gone]
 
     def retry_after(self, fleet: Fleet, key: str, now: float) -> int:
         """Seconds until an instance of the model should be ready."""
-        begun = [self._since[one.id] for one in fleet.instances.get(key, ()) if one.id in self._since]
-        usual = self._usual.get(key)
+        begun = [self._starting_since[one.id] for one in fleet.instances.get(key, ()) if one.id in self._starting_since]
+        usual = self._mean_seconds.get(key)
         if not begun or usual is None:
-            return _UNKNOWN_SECONDS
-        return whole_seconds(min(begun) + usual - now, self._most)
+            return _DEFAULT_SECONDS
+        return retry_after_seconds(min(begun) + usual - now, self._max_seconds)
 
 
-def drained(backlog_seconds: float, limits: Limits) -> int:
+def retry_after_for_backlog(backlog_seconds: float, limits: Limits) -> int:
     """Seconds until the least busy instance has done what it was sent: its backlog."""
-    return whole_seconds(backlog_seconds, limits.retry_after_most_seconds)
+    return retry_after_seconds(backlog_seconds, limits.max_retry_after_seconds)
 
 
-def whole_seconds(value: float, most: float) -> int:
+def retry_after_seconds(value: float, max_seconds: float) -> int:
     """As Retry-After wants it."""
-    return max(1, min(math.ceil(value), int(most)))
+    return max(1, min(math.ceil(value), int(max_seconds)))

@@ -15,110 +15,112 @@ from typing import Any
 import msgspec
 
 from fairlead_gateway import given
-from fairlead_gateway.fields import Chat, Completion, Generation, StreamOptions
-from fairlead_gateway.model import Ask
-from fairlead_gateway.splice import splice
+from fairlead_gateway.fields import ChatRequest, CompletionRequest, GenerationFields, StreamOptions
+from fairlead_gateway.model import ModelRequest
+from fairlead_gateway.splice import set_members
 from fairlead_gateway.sse import Usage
 
-_MORE_THAN_TEXT = (b'"continue_final_message"', b'"return_token_ids"', b'"use_beam_search"')
-_RUNNING_USAGE = b"continuous_usage_stats"
-_KNOWN_DELTA = frozenset(
+_UNRESUMABLE_FIELDS = (b'"continue_final_message"', b'"return_token_ids"', b'"use_beam_search"')
+_CONTINUOUS_USAGE_KEY = b"continuous_usage_stats"
+_KNOWN_DELTA_FIELDS = frozenset(
     {"role", "content", "refusal", "function_call", "tool_calls", "reasoning", "reasoning_content"}
 )
 
 
-def continuable(ask: Ask) -> bool:
+def can_resume(request: ModelRequest) -> bool:
     """Whether this request may go on elsewhere in the middle of its answer."""
-    parsed = ask.parsed
-    if not isinstance(parsed, Generation) or not ask.stream:
+    parsed = request.fields
+    if not isinstance(parsed, GenerationFields) or not request.stream:
         return False
     steady = parsed.temperature == 0 or parsed.seed is not None
     one = (parsed.n or 1) == 1
-    plain = not given.value(parsed.stop) and not parsed.min_tokens and not given.value(parsed.logit_bias)
+    plain = not given.has_value(parsed.stop) and not parsed.min_tokens and not given.has_value(parsed.logit_bias)
     unpunished = not parsed.frequency_penalty and not parsed.presence_penalty and parsed.repetition_penalty in (None, 1)
-    free = not given.value(parsed.response_format) and not given.value(parsed.structured_outputs)
+    free = not given.has_value(parsed.response_format) and not given.has_value(parsed.structured_outputs)
     if not (steady and one and plain and unpunished and free and parsed.prompt_logprobs is None):
         return False
-    if given.any_of(_MORE_THAN_TEXT, ask.body) or _running_usage(parsed):
+    if given.is_any_enabled(_UNRESUMABLE_FIELDS, request.body) or _has_continuous_usage(parsed):
         return False
-    if isinstance(parsed, Chat):
-        return not given.value(parsed.tools) and not parsed.logprobs
-    if isinstance(parsed, Completion):
+    if isinstance(parsed, ChatRequest):
+        return not given.has_value(parsed.tools) and not parsed.logprobs
+    if isinstance(parsed, CompletionRequest):
         text = bytes(parsed.prompt)[:1] == b'"' and not parsed.echo and not parsed.suffix and parsed.logprobs is None
         return text and (parsed.best_of or 1) == 1
     return False
 
 
-def _running_usage(parsed: Generation) -> bool:
+def _has_continuous_usage(parsed: GenerationFields) -> bool:
     options = b"" if parsed.stream_options is msgspec.UNSET else bytes(parsed.stream_options)
-    if _RUNNING_USAGE not in options:
+    if _CONTINUOUS_USAGE_KEY not in options:
         return False
     return bool(msgspec.json.decode(options, type=StreamOptions).continuous_usage_stats)
 
 
-class Said:
+class SentText:
     """What a client has of a stream, kept as bytes and read only when it is needed."""
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
         self._events: list[bytes] = []
         self._size = 0
         self.text = ""
         self.tokens = 0
-        self.same: dict[str, Any] = {}
+        self.shared_fields: dict[str, Any] = {}
 
     def add(self, events: Iterable[bytes]) -> None:
         """Events on their way to the client."""
         for event in events:
             self._size += len(event)
-            if self._size <= self._limit:
+            if self._size <= self._max_bytes:
                 self._events.append(event)
 
-    def read(self) -> bool:
+    def parse(self) -> bool:
         """Fill ``text``, ``tokens`` and ``same``; whether that is all that the client has, and nothing but text."""
-        if self._size > self._limit:
+        if self._size > self._max_bytes:
             return False
         try:
-            objects = list(_objects(b"".join(self._events)))
+            objects = list(_decode_events(b"".join(self._events)))
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return False
         texts: list[str] = []
         for found in objects:
-            self.same = self.same or {name: found[name] for name in ("id", "created", "model") if name in found}
+            self.shared_fields = self.shared_fields or {
+                name: found[name] for name in ("id", "created", "model") if name in found
+            }
             choices = found.get("choices")
             if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], dict):
                 return False
-            said = _text(choices[0])
+            said = _event_text(choices[0])
             if said is None or choices[0].get("finish_reason") is not None:
                 return False
             texts.append(said)
             self.tokens += bool(said)
         self.text = "".join(texts)
-        return bool(self.same)
+        return bool(self.shared_fields)
 
 
-def continued_body(ask: Ask, said: Said) -> bytes | None:
+def resume_body(request: ModelRequest, sent: SentText) -> bytes | None:
     """The request that another engine gets; None when there is nothing left to say."""
-    parsed = ask.parsed
+    parsed = request.fields
     changes: dict[str, bytes] = {}
     for name in ("max_tokens", "max_completion_tokens"):
         most = getattr(parsed, name, None)
         if most is not None:
-            if most <= said.tokens:
+            if most <= sent.tokens:
                 return None
-            changes[name] = b"%d" % (most - said.tokens)
-    if isinstance(parsed, Completion):
+            changes[name] = b"%d" % (most - sent.tokens)
+    if isinstance(parsed, CompletionRequest):
         prompt = msgspec.json.decode(parsed.prompt, type=str)
-        changes["prompt"] = msgspec.json.encode(prompt + said.text)
-    elif isinstance(parsed, Chat) and said.text:
-        message = msgspec.json.encode({"role": "assistant", "content": said.text})
-        changes["messages"] = ask.messages().rstrip()[:-1] + b"," + message + b"]"
+        changes["prompt"] = msgspec.json.encode(prompt + sent.text)
+    elif isinstance(parsed, ChatRequest) and sent.text:
+        message = msgspec.json.encode({"role": "assistant", "content": sent.text})
+        changes["messages"] = request.messages().rstrip()[:-1] + b"," + message + b"]"
         changes["continue_final_message"] = b"true"
         changes["add_generation_prompt"] = b"false"
-    return splice(ask.body, changes)
+    return set_members(request.body, changes)
 
 
-def fitted(events: Iterable[bytes], said: Said) -> list[bytes]:
+def splice_events(events: Iterable[bytes], sent: SentText) -> list[bytes]:
     """Another engine's events as part of the stream that the client has."""
     out: list[bytes] = []
     for event in b"".join(events).replace(b"\r\n", b"\n").split(b"\n\n"):
@@ -131,12 +133,12 @@ def fitted(events: Iterable[bytes], said: Said) -> list[bytes]:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             out.append(event + b"\n\n")
             continue
-        found.update(said.same)
+        found.update(sent.shared_fields)
         usage = found.get("usage")
         if isinstance(usage, dict) and isinstance(usage.get("completion_tokens"), int):
-            usage["completion_tokens"] += said.tokens
+            usage["completion_tokens"] += sent.tokens
             if isinstance(usage.get("prompt_tokens"), int):
-                usage["prompt_tokens"] = max(0, usage["prompt_tokens"] - said.tokens)
+                usage["prompt_tokens"] = max(0, usage["prompt_tokens"] - sent.tokens)
         choices = found.get("choices")
         if isinstance(choices, list) and choices and isinstance(choices[0], dict):
             delta = choices[0].get("delta")
@@ -147,22 +149,22 @@ def fitted(events: Iterable[bytes], said: Said) -> list[bytes]:
     return out
 
 
-def whole_usage(usage: Usage | None, said: Said) -> Usage | None:
+def total_usage(usage: Usage | None, sent: SentText) -> Usage | None:
     """What both engines counted, as one answer."""
     if usage is None or usage.completion_tokens is None:
         return usage
-    prompt = None if usage.prompt_tokens is None else max(0, usage.prompt_tokens - said.tokens)
-    return Usage(prompt, usage.completion_tokens + said.tokens, usage.cached_tokens)
+    prompt = None if usage.prompt_tokens is None else max(0, usage.prompt_tokens - sent.tokens)
+    return Usage(prompt, usage.completion_tokens + sent.tokens, usage.cached_tokens)
 
 
-def _objects(stream: bytes) -> Iterable[dict[str, Any]]:
+def _decode_events(stream: bytes) -> Iterable[dict[str, Any]]:
     for line in stream.splitlines():
         data = line[5:].strip() if line.startswith(b"data:") else b""
         if data[:1] == b"{":
             yield msgspec.json.decode(data, type=dict)
 
 
-def _text(choice: dict[str, Any]) -> str | None:
+def _event_text(choice: dict[str, Any]) -> str | None:
     """The text of one event; None when there is more in it than text."""
     if "delta" not in choice:
         text = choice.get("text")
@@ -170,7 +172,7 @@ def _text(choice: dict[str, Any]) -> str | None:
     delta = choice["delta"]
     if not isinstance(delta, dict):
         return None
-    if delta.keys() - _KNOWN_DELTA or any(delta.get(name) for name in _KNOWN_DELTA - {"role", "content"}):
+    if delta.keys() - _KNOWN_DELTA_FIELDS or any(delta.get(name) for name in _KNOWN_DELTA_FIELDS - {"role", "content"}):
         return None
     content = delta.get("content")
     return content if isinstance(content, str) else "" if content is None else None

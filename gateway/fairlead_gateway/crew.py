@@ -20,26 +20,26 @@ from fairlead.clock import Clock
 from fairlead.errors import Unavailable
 from fairlead.fleet import Fleet
 from fairlead.limits import Limits
-from fairlead.units import duration
+from fairlead.units import format_duration
 from fairlead_gateway import channel_messages as say
-from fairlead_gateway.channel import encoded
-from fairlead_gateway.early import ROWS_EACH, Early, Spawned, rows_of, spawn
-from fairlead_gateway.hand import Events, Hand
-from fairlead_gateway.learning.rows import Rows
-from fairlead_gateway.others_row import OthersRow
+from fairlead_gateway.channel import encode_message
+from fairlead_gateway.early import ROWS_PER_WORKER, PreforkedWorkers, SpawnedWorker, shared_row_count, spawn_worker
+from fairlead_gateway.hand import WorkerHandle, WorkerListener
+from fairlead_gateway.learning.rows import TimingEvents
+from fairlead_gateway.others_row import PeerLoadRow
 from fairlead_gateway.routing import shared
-from fairlead_gateway.slots import Slots
-from fairlead_gateway.telemetry.parts import ModelPart, sum_of
+from fairlead_gateway.slots import SlotAllocator
+from fairlead_gateway.telemetry.parts import ModelSnapshot, sum_snapshots
 
 T = TypeVar("T")
 _log = logging.getLogger("fairlead.gateway")
-_SHOWN_SECONDS = 60.0
+_CRASH_WARNING_SECONDS = 60.0
 _DRAIN_POLL_SECONDS = 0.02
-_SOUND_SECONDS = 10.0  # a worker that lived this long was no part of a series of deaths
+_STABLE_SECONDS = 10.0  # a worker that lived this long was no part of a series of deaths
 
 
 @dataclass(frozen=True, slots=True)
-class Death:
+class WorkerCrash:
     """One end that nobody asked for."""
 
     at: float
@@ -47,371 +47,397 @@ class Death:
     cause: str
 
 
-class Crew:
+class WorkerPool:
     """``setup`` makes the first message for (number, row, rows of the siblings); ``told`` hears what workers tell for Redis,
     ``indexed`` of what workers tell the index, ``learned`` of what engines are learned from, ``waking`` of models whose requests
     wait for a first engine, ``joined`` that one of them knows nothing of index and engines yet."""
 
     def __init__(
         self,
-        early: Early,
+        preforked: PreforkedWorkers,
         *,
-        setup: Callable[[int, int, list[int], dict[str, int]], say.Setup],
-        told: Callable[[say.Told], None],
-        indexed: Callable[[Hand, say.Seen | say.Given], None],
-        learned: Callable[[Rows], None],
-        waking: Callable[[str], None],
-        joined: Callable[[], None],
+        configure: Callable[[int, int, list[int], dict[str, int]], say.Configure],
+        on_report: Callable[[say.WorkerReport], None],
+        on_index_report: Callable[[WorkerHandle, say.IndexReport | say.PromptSamples], None],
+        on_timings: Callable[[TimingEvents], None],
+        on_needs_instance: Callable[[str], None],
+        on_worker_ready: Callable[[], None],
         clock: Clock,
         limits: Limits,
     ) -> None:
-        self._early = early
-        self._setup = setup
-        self._told = told
-        self._indexed = indexed
-        self._learned = learned
-        self._waking = waking
-        self._joined = joined
+        self._preforked = preforked
+        self._configure = configure
+        self._forward_report = on_report
+        self._on_index_report = on_index_report
+        self._on_timings = on_timings
+        self._on_needs_instance = on_needs_instance
+        self._on_worker_ready = on_worker_ready
         self._clock = clock
         self._limits = limits
-        self.hands: list[Hand] = []
-        self.deaths = 0
-        self.stopping = False
+        self.workers: list[WorkerHandle] = []
+        self.crash_count = 0
+        self.is_stopping = False
         self._started = False
-        self._recent: deque[Death] = deque(maxlen=64)
-        self._series: dict[int, int] = {}
-        self._buried: dict[str, ModelPart] = {}
-        self._buried_own: dict[str, int] = {}
+        self._recent_crashes: deque[WorkerCrash] = deque(maxlen=64)
+        self._crash_streaks: dict[int, int] = {}
+        self._exited_counters: dict[str, ModelSnapshot] = {}
+        self._exited_process_counters: dict[str, int] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
-        self._free_rows = list(range(early.count * ROWS_EACH - 1, -1, -1))
-        self._cells = (
+        self._free_rows = list(range(preforked.count * ROWS_PER_WORKER - 1, -1, -1))
+        self._load_cells = (
             None
-            if early.rows is None
-            else memoryview(mmap.mmap(early.rows, shared.bytes_of(rows_of(early.count), limits.shared_slots))).cast("q")
+            if preforked.shared_memory_fd is None
+            else memoryview(
+                mmap.mmap(
+                    preforked.shared_memory_fd,
+                    shared.table_bytes(shared_row_count(preforked.count), limits.shared_slots),
+                )
+            ).cast("q")
         )
-        self._others = (
-            OthersRow(self._cells, limits.shared_slots, rows_of(early.count) - 1)
-            if self._cells is not None and early.shares
+        self._peer_load_row = (
+            PeerLoadRow(self._load_cells, limits.shared_slots, shared_row_count(preforked.count) - 1)
+            if self._load_cells is not None and preforked.has_peers
             else None
         )
-        self._hot: dict[str, say.Hot] = {}
-        self._slots = Slots(limits.shared_slots if self._cells is not None else 0, self._idle)
-        self._placed: dict[str, int] = {}
+        self._hot_tables: dict[str, say.HotPrefixUpdate] = {}
+        self._slot_allocator = SlotAllocator(
+            limits.shared_slots if self._load_cells is not None else 0, self._is_slot_idle
+        )
+        self._slot_of: dict[str, int] = {}
         self._fleet = Fleet()
-        self._pending: deque[Fleet] = deque()
-        self._shown = Fleet()
+        self._pending_fleets: deque[Fleet] = deque()
+        self._applied_fleet = Fleet()
 
     # Start and end -------------------------------------------------------------------------------------------------------
 
     async def start(self, fleet: Fleet) -> None:
         """Give every worker its work and wait until all serve. Raises Unavailable when one cannot."""
-        self._fleet = self._shown = fleet
-        self._place(fleet)
-        taken, self._early.spawned = self._early.spawned, []
+        self._fleet = self._applied_fleet = fleet
+        self._assign_slots(fleet)
+        taken, self._preforked.spawned = self._preforked.spawned, []
         for number, spawned in enumerate(taken, 1):
-            self.hands.append(self._hand(number, spawned))
-        first = list(self.hands)
-        for hand in first:
-            await self._open(hand)
-        await self._until(lambda: all(hand.is_ready for hand in first) or any(hand.exited.done() for hand in first))
-        for hand in first:
-            if hand.exited.done():
-                raise Unavailable(hand.failure or f"worker {hand.number} {hand.cause()} before it was ready")
+            self.workers.append(self._create_handle(number, spawned))
+        first = list(self.workers)
+        for worker in first:
+            await self._open_worker(worker)
+        await self._wait_until(
+            lambda: all(worker.is_ready for worker in first) or any(worker.exited.done() for worker in first)
+        )
+        for worker in first:
+            if worker.exited.done():
+                raise Unavailable(
+                    worker.start_error or f"worker {worker.number} {worker.exit_cause()} before it was ready"
+                )
         self._started = True
 
     async def stop(self, hurry: asyncio.Event) -> None:
         """Drain all workers, and end those that have not gone when the limit is over, or when there is no time left."""
-        self.stopping = True
+        self.is_stopping = True
         for task in self._tasks:
             task.cancel()
-        for hand in self.hands:
-            if not hand.send(say.Drain()) and not hand.connected:
-                hand.kill()  # it has no channel yet, and so nothing to lose
-        end = self._clock.now() + self._limits.drain_seconds + 2 * self._limits.worker_answer_seconds
-        while not (hurry.is_set() or self._clock.now() >= end or all(hand.mute_since for hand in self.hands)):  # noqa: ASYNC110
+        for worker in self.workers:
+            if not worker.send(say.StartDrain()) and not worker.is_connected:
+                worker.kill()  # it has no channel yet, and so nothing to lose
+        end = self._clock.now() + self._limits.drain_seconds + 2 * self._limits.worker_query_seconds
+        while not (  # noqa: ASYNC110
+            hurry.is_set() or self._clock.now() >= end or all(worker.unresponsive_since for worker in self.workers)
+        ):
             await asyncio.sleep(_DRAIN_POLL_SECONDS)
-        await self.end()
+        await self.kill_all()
 
-    async def end(self) -> None:
+    async def kill_all(self) -> None:
         """End whatever still runs, at once."""
-        self.stopping = True
+        self.is_stopping = True
         for task in self._tasks:
             task.cancel()
-        for hand in self.hands:
-            hand.kill()
-        living = [hand.exited for hand in self.hands if not hand.exited.done()]
+        for worker in self.workers:
+            worker.kill()
+        living = [worker.exited for worker in self.workers if not worker.exited.done()]
         if living:
             await asyncio.wait(living)
 
-    def _hand(self, number: int, spawned: Spawned) -> Hand:
-        events = Events(
-            self._ready,
-            self._applied,
-            self._leaving,
-            self._heard,
-            self._indexed,
-            self._learned,
-            self._waking,
-            self._ended,
+    def _create_handle(self, number: int, spawned: SpawnedWorker) -> WorkerHandle:
+        events = WorkerListener(
+            self._on_ready,
+            self._on_fleet_applied,
+            self._on_leaving,
+            self._on_report,
+            self._on_index_report,
+            self._on_timings,
+            self._on_needs_instance,
+            self._on_exit,
         )
-        return Hand(number, self._free_rows.pop(), spawned, events, self._clock, self._limits)
+        return WorkerHandle(number, self._free_rows.pop(), spawned, events, self._clock, self._limits)
 
-    async def _open(self, hand: Hand) -> None:
-        await hand.open()
-        hand.send(self._setup(hand.number, hand.row, self._rows_beside(hand), self._placed))
-        self._tell_siblings()
-        self._later(self._limits.worker_start_seconds, lambda: None if hand.is_ready else hand.kill())
+    async def _open_worker(self, worker: WorkerHandle) -> None:
+        await worker.open()
+        worker.send(self._configure(worker.number, worker.row, self._rows_of_others(worker), self._slot_of))
+        self._broadcast_active_rows()
+        self._call_later(self._limits.worker_start_seconds, lambda: None if worker.is_ready else worker.kill())
 
     # What becomes of them ------------------------------------------------------------------------------------------------
 
-    def _ready(self, hand: Hand) -> None:
+    def _on_ready(self, worker: WorkerHandle) -> None:
         self._changed.set()
-        for other in self.hands:
-            if other.is_leaving and other.number == hand.number:
-                other.send(say.Drain())
-        if hand.owed or hand.version != self._fleet.version:
-            self._send_all(hand)
+        for other in self.workers:
+            if other.is_leaving and other.number == worker.number:
+                other.send(say.StartDrain())
+        if worker.needs_resync or worker.fleet_version != self._fleet.version:
+            self._resync(worker)
         else:
-            for table in self._hot.values():
-                hand.owed |= not hand.send(table)
-        self._joined()
+            for table in self._hot_tables.values():
+                worker.needs_resync |= not worker.send(table)
+        self._on_worker_ready()
 
-    def _leaving(self, hand: Hand) -> None:
-        self._show_applied()
-        if self.stopping or not self._started:
-            hand.send(say.Drain())
+    def _on_leaving(self, worker: WorkerHandle) -> None:
+        self._advance_applied_fleet()
+        if self.is_stopping or not self._started:
+            worker.send(say.StartDrain())
             return
-        _log.info("worker %d leaves and is replaced", hand.number)
-        self._replace(hand.number, 0.0)
+        _log.info("worker %d leaves and is replaced", worker.number)
+        self._start_replacement(worker.number, 0.0)
 
-    def _ended(self, hand: Hand) -> None:
-        self.hands.remove(hand)
-        self._bury(hand)
+    def _on_exit(self, worker: WorkerHandle) -> None:
+        self.workers.remove(worker)
+        self._release_worker(worker)
         self._changed.set()
-        self._show_applied()
-        if self.stopping or hand.is_leaving or not self._started:
+        self._advance_applied_fleet()
+        if self.is_stopping or worker.is_leaving or not self._started:
             return
-        if hand.process.returncode == -signal.SIGTERM:  # told to go before it had begun
-            self._replace(hand.number, self._limits.worker_restart_seconds)
+        if worker.process.returncode == -signal.SIGTERM:  # told to go before it had begun
+            self._start_replacement(worker.number, self._limits.worker_restart_seconds)
             return
         now = self._clock.now()
-        self.deaths += 1
-        self._recent.append(Death(now, hand.number, hand.cause()))
-        _log.error("worker %d died: %s", hand.number, hand.cause())
-        series = self._series.get(hand.number, 0) if now - hand.started_at < _SOUND_SECONDS else 0
-        self._series[hand.number] = series + 1
+        self.crash_count += 1
+        self._recent_crashes.append(WorkerCrash(now, worker.number, worker.exit_cause()))
+        _log.error("worker %d died: %s", worker.number, worker.exit_cause())
+        series = self._crash_streaks.get(worker.number, 0) if now - worker.started_at < _STABLE_SECONDS else 0
+        self._crash_streaks[worker.number] = series + 1
         limits = self._limits
-        self._replace(
-            hand.number, min(limits.worker_restart_most_seconds, limits.worker_restart_seconds * 2.0 ** min(series, 16))
+        self._start_replacement(
+            worker.number,
+            min(limits.max_worker_restart_seconds, limits.worker_restart_seconds * 2.0 ** min(series, 16)),
         )
 
-    def _bury(self, hand: Hand) -> None:
+    def _release_worker(self, worker: WorkerHandle) -> None:
         """Its requests are over, and its row is free; what it counted counts on."""
-        if self._cells is not None:
-            shared.clear(self._cells, self._limits.shared_slots, hand.row)
-        self._free_rows.append(hand.row)
-        self._buried = sum_of([self._buried, _without_windows(hand.counters)])
-        self._buried_own = summed([self._buried_own, hand.own])
-        self._tell_siblings()
+        if self._load_cells is not None:
+            shared.clear_row(self._load_cells, self._limits.shared_slots, worker.row)
+        self._free_rows.append(worker.row)
+        self._exited_counters = sum_snapshots([self._exited_counters, _without_windows(worker.model_counters)])
+        self._exited_process_counters = merge_counts([self._exited_process_counters, worker.process_counters])
+        self._broadcast_active_rows()
 
-    def _replace(self, number: int, pause_seconds: float) -> None:
+    def _start_replacement(self, number: int, pause_seconds: float) -> None:
         async def again() -> None:
             await asyncio.sleep(pause_seconds)
             while not self._free_rows:  # too many still drain
-                await self._until(lambda: bool(self._free_rows))
+                await self._wait_until(lambda: bool(self._free_rows))
             try:
-                spawned = spawn(number, self._early.rows, self._early.environ, talks=self._early.talk)
+                spawned = spawn_worker(
+                    number,
+                    self._preforked.shared_memory_fd,
+                    self._preforked.environ,
+                    inherits_stdout=self._preforked.inherits_stdout,
+                )
             except OSError as error:
                 _log.error("worker %d cannot be started: %s", number, error)
-                self._replace(number, self._limits.worker_restart_most_seconds)
+                self._start_replacement(number, self._limits.max_worker_restart_seconds)
                 return
-            hand = self._hand(number, spawned)
-            self.hands.append(hand)
-            await self._open(hand)
+            hand = self._create_handle(number, spawned)
+            self.workers.append(hand)
+            await self._open_worker(hand)
 
-        self._start(again())
+        self._start_task(again())
 
-    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+    def _start_task(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _later(self, seconds: float, call: Callable[[], object]) -> None:
+    def _call_later(self, seconds: float, call: Callable[[], object]) -> None:
         asyncio.get_running_loop().call_later(seconds, call)
 
-    async def _until(self, condition: Callable[[], bool]) -> None:
+    async def _wait_until(self, condition: Callable[[], bool]) -> None:
         while not condition():
             self._changed.clear()
             await self._changed.wait()
 
     # The fleet -----------------------------------------------------------------------------------------------------------
 
-    def apply(self, fleet: Fleet) -> None:
+    def update_fleet(self, fleet: Fleet) -> None:
         """Give all workers a new snapshot."""
         self._fleet = fleet
-        for gone in self._hot.keys() - fleet.models.keys():
-            del self._hot[gone]
-        self._pending.append(fleet)
-        self._place(fleet)
-        message = encoded(say.Snapshot(fleet, self._placed))
-        for hand in self.hands:
-            hand.owed |= not hand.send_encoded(message)
-        self._show_applied()
+        for gone in self._hot_tables.keys() - fleet.models.keys():
+            del self._hot_tables[gone]
+        self._pending_fleets.append(fleet)
+        self._assign_slots(fleet)
+        message = encode_message(say.FleetUpdate(fleet, self._slot_of))
+        for worker in self.workers:
+            worker.needs_resync |= not worker.send_encoded(message)
+        self._advance_applied_fleet()
 
-    def fleet(self) -> Fleet:
+    def applied_fleet(self) -> Fleet:
         """The newest snapshot that every worker that answers has taken over: nobody routes by an older one any more."""
-        return self._shown
+        return self._applied_fleet
 
-    def _send_all(self, hand: Hand) -> None:
+    def _resync(self, worker: WorkerHandle) -> None:
         """Everything that a worker has to know, once more: something did not reach it."""
-        now = self._setup(hand.number, hand.row, self._rows_beside(hand), self._placed)
-        messages: list[msgspec.Struct] = [say.Snapshot(self._fleet, self._placed), say.Siblings(now.siblings)]
-        messages.append(say.Notes(now.notes))
+        now = self._configure(worker.number, worker.row, self._rows_of_others(worker), self._slot_of)
+        messages: list[msgspec.Struct] = [say.FleetUpdate(self._fleet, self._slot_of), say.ActiveRows(now.siblings)]
+        messages.append(say.WarningsUpdate(now.notes))
         if now.keys is not None:
-            messages.append(say.Keys(now.keys))
+            messages.append(say.KeyUpdate(now.keys))
         if now.certificate is not None:
-            messages.append(say.Renew())
-        messages += self._hot.values()
-        hand.owed = not all(hand.send(message) for message in messages)
+            messages.append(say.ReloadCertificate())
+        messages += self._hot_tables.values()
+        worker.needs_resync = not all(worker.send(message) for message in messages)
 
-    def _applied(self, hand: Hand) -> None:
-        del hand
-        self._show_applied()
+    def _on_fleet_applied(self, worker: WorkerHandle) -> None:
+        del worker
+        self._advance_applied_fleet()
 
-    def _show_applied(self) -> None:
-        taken = [hand.version for hand in self.hands if hand.is_ready and hand.mute_since is None]
-        while self._pending and all(version >= self._pending[0].version for version in taken):
-            fleet = self._pending.popleft()
-            if not any(hand.problem for hand in self.hands):
-                self._shown = fleet
+    def _advance_applied_fleet(self) -> None:
+        taken = [
+            worker.fleet_version for worker in self.workers if worker.is_ready and worker.unresponsive_since is None
+        ]
+        while self._pending_fleets and all(version >= self._pending_fleets[0].version for version in taken):
+            fleet = self._pending_fleets.popleft()
+            if not any(worker.fleet_problem for worker in self.workers):
+                self._applied_fleet = fleet
 
-    def _idle(self, slot: int) -> bool:
-        rows = rows_of(self._early.count)
-        return self._cells is None or shared.idle(self._cells, self._limits.shared_slots, rows, slot)
+    def _is_slot_idle(self, slot: int) -> bool:
+        rows = shared_row_count(self._preforked.count)
+        return self._load_cells is None or shared.is_slot_idle(self._load_cells, self._limits.shared_slots, rows, slot)
 
-    def _place(self, fleet: Fleet) -> None:
-        self._placed = self._slots.place(fleet, self._clock.now())
-        if self._others is not None:
-            self._others.place(self._placed)
+    def _assign_slots(self, fleet: Fleet) -> None:
+        self._slot_of = self._slot_allocator.assign(fleet, self._clock.now())
+        if self._peer_load_row is not None:
+            self._peer_load_row.set_slots(self._slot_of)
 
     # Telling -------------------------------------------------------------------------------------------------------------
 
-    def tell(self, message: msgspec.Struct) -> None:
+    def broadcast(self, message: msgspec.Struct) -> None:
         """Tell all workers."""
-        data = encoded(message)
-        for hand in self.hands:
-            hand.owed |= not hand.send_encoded(data)
+        data = encode_message(message)
+        for worker in self.workers:
+            worker.needs_resync |= not worker.send_encoded(data)
 
-    def _heard(self, hand: Hand, told: say.Told) -> None:
-        if (told.sent is not None or told.deaths or told.cleared) and len(self.hands) > 1:
-            data = encoded(say.Heard(told.sent, told.deaths, told.cleared))
-            room = self._limits.channel_waiting_bytes // 4  # the rest is for what must arrive
-            for sibling in self.hands:
-                if sibling is not hand and sibling.is_ready and sibling.waiting_bytes < room:
+    def _on_report(self, worker: WorkerHandle, report: say.WorkerReport) -> None:
+        if (report.sent is not None or report.deaths or report.cleared) and len(self.workers) > 1:
+            data = encode_message(say.PeerUpdates(report.sent, report.deaths, report.cleared))
+            room = self._limits.channel_pending_bytes // 4  # the rest is for what must arrive
+            for sibling in self.workers:
+                if sibling is not worker and sibling.is_ready and sibling.unsent_bytes < room:
                     sibling.send_encoded(data)
-        self._told(told)
+        self._forward_report(report)
 
-    def hear(self, sent: bytes) -> None:
+    def broadcast_peer_dispatches(self, dispatches: bytes) -> None:
         """Tell all workers what other gateways have sent where; what a worker does not read in time is dropped."""
-        data = encoded(say.Heard(sent, []))
-        room = self._limits.channel_waiting_bytes // 4
-        for hand in self.hands:
-            if hand.is_ready and hand.waiting_bytes < room:
-                hand.send_encoded(data)
+        data = encode_message(say.PeerUpdates(dispatches, []))
+        room = self._limits.channel_pending_bytes // 4
+        for worker in self.workers:
+            if worker.is_ready and worker.unsent_bytes < room:
+                worker.send_encoded(data)
 
-    def show(self, loads: Mapping[str, tuple[int, int, float, float]]) -> None:
+    def set_peer_loads(self, loads: Mapping[str, tuple[int, int, float, float]]) -> None:
         """What other gateways have in flight is this now: in flight, waiting, seconds, tokens."""
-        if self._others is not None:
-            self._others.show(loads)
+        if self._peer_load_row is not None:
+            self._peer_load_row.set_loads(loads)
 
-    def hot(self, table: say.Hot) -> None:
+    def set_hot_prefixes(self, table: say.HotPrefixUpdate) -> None:
         """Tell all workers which prefixes are hot."""
-        self._hot[table.model] = table
-        self.tell(table)
+        self._hot_tables[table.model] = table
+        self.broadcast(table)
 
-    def _tell_siblings(self) -> None:
-        if self._cells is not None:
-            for hand in self.hands:
-                hand.owed |= not hand.send(say.Siblings(self._rows_beside(hand)))
+    def _broadcast_active_rows(self) -> None:
+        if self._load_cells is not None:
+            for worker in self.workers:
+                worker.needs_resync |= not worker.send(say.ActiveRows(self._rows_of_others(worker)))
 
-    def _rows_beside(self, hand: Hand) -> list[int]:
-        rows = [other.row for other in self.hands if other is not hand]
-        return rows if self._others is None else [*rows, self._others.row]
+    def _rows_of_others(self, worker: WorkerHandle) -> list[int]:
+        rows = [other.row for other in self.workers if other is not worker]
+        return rows if self._peer_load_row is None else [*rows, self._peer_load_row.row]
 
     # Asking --------------------------------------------------------------------------------------------------------------
 
-    async def ask(self, question: Callable[[int], say.Question], kind: type[T]) -> list[tuple[Hand, list[T]]]:
+    async def query(self, make_query: Callable[[int], say.Query], kind: type[T]) -> list[tuple[WorkerHandle, list[T]]]:
         """The answers of those that answer, by worker."""
-        hands = [hand for hand in self.hands if hand.is_ready]
-        for hand in hands:
-            if hand.owed:
-                self._send_all(hand)
-        found = await asyncio.gather(*[hand.ask(question, kind) for hand in hands])
-        self._show_applied()
-        return [(hand, answer) for hand, answer in zip(hands, found, strict=True) if answer is not None]
+        workers = [worker for worker in self.workers if worker.is_ready]
+        for worker in workers:
+            if worker.needs_resync:
+                self._resync(worker)
+        found = await asyncio.gather(*[worker.query(make_query, kind) for worker in workers])
+        self._advance_applied_fleet()
+        return [(worker, answer) for worker, answer in zip(workers, found, strict=True) if answer is not None]
 
-    async def count(self, *, windows: bool) -> dict[str, ModelPart]:
+    async def counters(self, *, windows: bool) -> dict[str, ModelSnapshot]:
         """The counters of all workers, of those that have ended and of those that are mute as last known, added up."""
         now = self._clock.now()
-        parts: list[dict[str, ModelPart]] = []
-        answers = await self.ask(lambda number: say.AskCounters(number, now, windows), ModelPart)
-        for hand, pieces in answers:
-            if not hand.said_last:
-                hand.counters = {part.key: part for part in pieces}
-        answered = {hand for hand, _ in answers}
-        parts += [hand.counters if hand in answered else _without_windows(hand.counters) for hand in self.hands]
+        parts: list[dict[str, ModelSnapshot]] = []
+        answers = await self.query(lambda number: say.GetCounters(number, now, windows), ModelSnapshot)
+        for worker, pieces in answers:
+            if not worker.sent_final_counters:
+                worker.model_counters = {part.key: part for part in pieces}
+        answered = {worker for worker, _ in answers}
+        parts += [
+            worker.model_counters if worker in answered else _without_windows(worker.model_counters)
+            for worker in self.workers
+        ]
         present = {item for models in parts for part in models.values() for item in part.instances}
         present.update(one.id for instances in self._fleet.instances.values() for one in instances)
-        for part in self._buried.values():
+        for part in self._exited_counters.values():
             for gone in part.instances.keys() - present:
                 del part.instances[gone]
-        processes = [self._buried, *parts]
-        found: dict[str, ModelPart] = {}
+        processes = [self._exited_counters, *parts]
+        found: dict[str, ModelSnapshot] = {}
         for key in dict.fromkeys(key for models in processes for key in models):
-            found |= sum_of([{key: models[key]} for models in processes if key in models])
+            found |= sum_snapshots([{key: models[key]} for models in processes if key in models])
             await asyncio.sleep(0)
         return found
 
-    def own(self) -> dict[str, int]:
+    def process_counters(self) -> dict[str, int]:
         """What belongs to no model, as last known, added up."""
-        return summed([self._buried_own, *(hand.own for hand in self.hands)])
+        return merge_counts([self._exited_process_counters, *(worker.process_counters for worker in self.workers)])
 
-    def loads(self) -> dict[str, say.WireLoad]:
+    def loads(self) -> dict[str, say.EncodedLoad]:
         """What is in flight by instance, as the workers last told it."""
-        return together(hand.loads for hand in self.hands)
+        return merge_loads(worker.loads for worker in self.workers)
 
     # For people ----------------------------------------------------------------------------------------------------------
 
     @property
     def size(self) -> int:
         """How many workers there should be."""
-        return self._early.count
+        return self._preforked.count
 
     @property
-    def serving(self) -> int:
+    def serving_count(self) -> int:
         """Workers that take connections and answer."""
-        return sum(hand.serves and hand.mute_since is None for hand in self.hands)
+        return sum(worker.is_serving and worker.unresponsive_since is None for worker in self.workers)
 
-    def notes(self) -> list[str]:
+    def warnings(self) -> list[str]:
         """What is wrong with workers, in words."""
         now = self._clock.now()
         found = []
-        for hand in sorted(self.hands, key=lambda one: one.number):
-            if hand.mute_since is not None:
-                found.append(f"worker {hand.number} does not answer since {duration(now - hand.mute_since)}")
-            elif hand.is_leaving:
-                found.append(f"worker {hand.number} leaves")
-            if hand.problem is not None:
-                found.append(f"the last fleet was not taken: {hand.problem}")
-        found += self._deaths_note(now)
-        missing = self._early.count - sum(hand.serves for hand in self.hands)
-        if missing > 0 and not self.stopping:
-            found.append(f"{missing} of {self._early.count} workers do not serve yet")
+        for worker in sorted(self.workers, key=lambda one: one.number):
+            if worker.unresponsive_since is not None:
+                found.append(
+                    f"worker {worker.number} does not answer since {format_duration(now - worker.unresponsive_since)}"
+                )
+            elif worker.is_leaving:
+                found.append(f"worker {worker.number} leaves")
+            if worker.fleet_problem is not None:
+                found.append(f"the last fleet was not taken: {worker.fleet_problem}")
+        found += self._crash_warnings(now)
+        missing = self._preforked.count - sum(worker.is_serving for worker in self.workers)
+        if missing > 0 and not self.is_stopping:
+            found.append(f"{missing} of {self._preforked.count} workers do not serve yet")
         return list(dict.fromkeys(found))
 
-    def _deaths_note(self, now: float) -> Sequence[str]:
-        recent = [death for death in self._recent if now - death.at < _SHOWN_SECONDS]
+    def _crash_warnings(self, now: float) -> Sequence[str]:
+        recent = [death for death in self._recent_crashes if now - death.at < _CRASH_WARNING_SECONDS]
         if not recent:
             return ()
         last = recent[-1]
@@ -419,17 +445,17 @@ class Crew:
         return (f"{times} in the last minute: worker {last.number} {last.cause}",)
 
 
-def together(workers: Iterable[Mapping[str, say.WireLoad]]) -> dict[str, say.WireLoad]:
+def merge_loads(workers: Iterable[Mapping[str, say.EncodedLoad]]) -> dict[str, say.EncodedLoad]:
     """The loads of all workers, added up."""
-    found: dict[str, say.WireLoad] = {}
+    found: dict[str, say.EncodedLoad] = {}
     for loads in workers:
         for item, load in loads.items():
             known = found.get(item)
-            found[item] = load if known is None else _both(known, load)
+            found[item] = load if known is None else _add_loads(known, load)
     return found
 
 
-def summed(workers: Iterable[Mapping[str, int]]) -> dict[str, int]:
+def merge_counts(workers: Iterable[Mapping[str, int]]) -> dict[str, int]:
     """Counts of all workers, added up by name."""
     found: dict[str, int] = {}
     for counts in workers:
@@ -438,8 +464,8 @@ def summed(workers: Iterable[Mapping[str, int]]) -> dict[str, int]:
     return found
 
 
-def _both(one: say.WireLoad, other: say.WireLoad) -> say.WireLoad:
-    return say.WireLoad(
+def _add_loads(one: say.EncodedLoad, other: say.EncodedLoad) -> say.EncodedLoad:
+    return say.EncodedLoad(
         one.inflight + other.inflight,
         one.waiting + other.waiting,
         one.backlog_seconds + other.backlog_seconds,
@@ -447,7 +473,7 @@ def _both(one: say.WireLoad, other: say.WireLoad) -> say.WireLoad:
     )
 
 
-def _without_windows(models: dict[str, ModelPart]) -> dict[str, ModelPart]:
+def _without_windows(models: dict[str, ModelSnapshot]) -> dict[str, ModelSnapshot]:
     """The totals alone: a minute that nobody rolled on is no window."""
     for part in models.values():
         part.window = None

@@ -8,56 +8,56 @@ import asyncio
 from collections.abc import Callable
 
 
-class Deadline:
+class IdleTimer:
     """Calls ``passed`` once when ``seconds`` after the last ``set`` have gone by without ``clear``."""
 
-    __slots__ = ("_armed", "_due", "_handle", "_loop", "_now", "_passed", "_waits")
+    __slots__ = ("_active", "_armed_until", "_due", "_handle", "_loop", "_now", "_on_expired")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, passed: Callable[[], None]) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, on_expired: Callable[[], None]) -> None:
         self._loop = loop
         self._now = loop.time
-        self._passed = passed
-        self._waits = False
+        self._on_expired = on_expired
+        self._active = False
         self._due = 0.0
         self._handle: asyncio.TimerHandle | None = None
-        self._armed = 0.0  # when the handle fires
+        self._armed_until = 0.0  # when the handle fires
 
-    def set(self, seconds: float) -> None:
+    def restart(self, seconds: float) -> None:
         """Move the deadline to ``seconds`` from now."""
         due = self._due = self._now() + seconds
-        self._waits = True
+        self._active = True
         if self._handle is None:
             self._arm(due)
-        elif self._armed > due:
+        elif self._armed_until > due:
             self._handle.cancel()
             self._arm(due)
 
-    def clear(self) -> None:
+    def pause(self) -> None:
         """No deadline for now; the timer stays armed and will find nothing to do."""
-        self._waits = False
+        self._active = False
 
     def cancel(self) -> None:
         """No deadline ever again, and no timer left behind; whom it would have called is let go."""
-        self._waits = False
-        self._passed = _nothing
+        self._active = False
+        self._on_expired = _ignore
         if self._handle is not None:
             self._handle.cancel()
             self._handle = None
 
     def _arm(self, due: float) -> None:
-        self._armed = due
-        self._handle = self._loop.call_at(due, self._fire)
+        self._armed_until = due
+        self._handle = self._loop.call_at(due, self._on_timer)
 
-    def _fire(self) -> None:
+    def _on_timer(self) -> None:
         self._handle = None
-        if not self._waits:
+        if not self._active:
             return
         if self._now() < self._due - 0.001:
             self._arm(self._due)
             return
-        self._waits = False
-        self._passed()
+        self._active = False
+        self._on_expired()
 
 
-def _nothing() -> None:
+def _ignore() -> None:
     """Nobody waits any more."""

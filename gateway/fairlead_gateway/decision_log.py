@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from itertools import islice
 
 from fairlead.decision import Decision
-from fairlead_gateway.handoff_story import HandoffStory
-from fairlead_gateway.telemetry import Outcome
+from fairlead_gateway.handoff_story import HandoffRecord
+from fairlead_gateway.telemetry import RequestOutcome
 
-CONTINUED = "continue-1"
+CONTINUATION_RULE = "continue-1"
 """The rule of a choice that was made for the rest of a stream that had begun."""
 
 
@@ -27,7 +27,7 @@ class DecisionRecord:
     attempt: int
     prompt_tokens: float
     caller: str | None
-    story: HandoffStory | None
+    handoff: HandoffRecord | None
 
     def __init__(
         self,
@@ -38,7 +38,7 @@ class DecisionRecord:
         attempt: int,
         prompt_tokens: float,
         caller: str | None = None,
-        story: HandoffStory | None = None,
+        handoff: HandoffRecord | None = None,
     ) -> None:
         self.request_id = request_id
         self.wall = wall
@@ -47,35 +47,35 @@ class DecisionRecord:
         self.attempt = attempt
         self.prompt_tokens = prompt_tokens
         self.caller = caller
-        self.story = story
+        self.handoff = handoff
 
 
 @dataclass(slots=True)
-class Logged:
+class LoggedRequest:
     """All choices made for one request, in order, and how it ended (None while it runs)."""
 
     records: list[DecisionRecord]
-    outcome: Outcome | None
+    outcome: RequestOutcome | None
 
-    def __init__(self, records: list[DecisionRecord], outcome: Outcome | None = None) -> None:
+    def __init__(self, records: list[DecisionRecord], outcome: RequestOutcome | None = None) -> None:
         self.records = records
         self.outcome = outcome
 
     @property
-    def last(self) -> DecisionRecord:
+    def latest(self) -> DecisionRecord:
         """The choice that stood."""
         return self.records[-1]
 
 
-class _Entry(Logged):
+class _LogEntry(LoggedRequest):
     """One in the log. It knows its neighbours, so that the oldest leaves, and an id that comes again moves up, at once."""
 
     __slots__ = ("newer", "older")
 
-    def __init__(self, record: DecisionRecord, older: "_Entry | None") -> None:
+    def __init__(self, record: DecisionRecord, older: "_LogEntry | None") -> None:
         super().__init__([record])
         self.older = older
-        self.newer: _Entry | None = None
+        self.newer: _LogEntry | None = None
 
 
 class DecisionLog:
@@ -84,52 +84,52 @@ class DecisionLog:
     ``told`` is handed every record at once; it must only put it aside (the board's ``offer`` does).
     """
 
-    def __init__(self, limit: int, told: Callable[[DecisionRecord], None] | None = None) -> None:
-        self._limit = max(1, limit)
-        self.told = told
-        self._requests: dict[str, _Entry] = {}
-        self._oldest: _Entry | None = None
-        self._newest: _Entry | None = None
+    def __init__(self, max_requests: int, on_record: Callable[[DecisionRecord], None] | None = None) -> None:
+        self._max_requests = max(1, max_requests)
+        self.on_record = on_record
+        self._entries: dict[str, _LogEntry] = {}
+        self._oldest: _LogEntry | None = None
+        self._newest: _LogEntry | None = None
 
     def __len__(self) -> int:
-        return len(self._requests)
+        return len(self._entries)
 
     def append(self, record: DecisionRecord) -> None:
         """Remember a choice; a retry, and what follows a hand-off that failed, joins the choices of its request."""
-        if self.told is not None:
-            self.told(record)
-        requests, name = self._requests, record.request_id
+        if self.on_record is not None:
+            self.on_record(record)
+        requests, name = self._entries, record.request_id
         known = requests.get(name)
         if known is not None:
-            if record.attempt > 1 or (record.story is not None and known.last.story is record.story):
+            if record.attempt > 1 or (record.handoff is not None and known.latest.handoff is record.handoff):
                 known.records.append(record)
                 return
-            self._forget(known)
+            self._remove(known)
         before = self._newest
-        entry = requests[name] = self._newest = _Entry(record, before)
+        entry = requests[name] = self._newest = _LogEntry(record, before)
         if before is None:
             self._oldest = entry
         else:
             before.newer = entry
-        if len(requests) > self._limit and self._oldest is not None:
-            self._forget(self._oldest)
+        if len(requests) > self._max_requests and self._oldest is not None:
+            self._remove(self._oldest)
 
-    def settle(self, outcome: Outcome) -> None:
+    def complete(self, outcome: RequestOutcome) -> None:
         """Say how a request ended; one that has left the log is ignored."""
-        known = self._requests.get(outcome.request_id)
+        known = self._entries.get(outcome.request_id)
         if known is not None:
             known.outcome = outcome
 
-    def last(self, count: int, model_key: str | None = None) -> list[Logged]:
+    def latest(self, count: int, model_key: str | None = None) -> list[LoggedRequest]:
         """The newest ``count`` requests, newest first, of one model or of all."""
         return list(islice(self._newest_first(model_key), max(0, count)))
 
-    def get(self, request_id: str) -> Logged | None:
+    def get(self, request_id: str) -> LoggedRequest | None:
         """Everything known of one request; None when it is not (or no longer) in the log."""
-        return self._requests.get(request_id)
+        return self._entries.get(request_id)
 
-    def _forget(self, entry: _Entry) -> None:
-        del self._requests[entry.records[0].request_id]
+    def _remove(self, entry: _LogEntry) -> None:
+        del self._entries[entry.records[0].request_id]
         older, newer = entry.older, entry.newer
         entry.older = entry.newer = None
         if older is None:
@@ -141,9 +141,9 @@ class DecisionLog:
         else:
             newer.older = older
 
-    def _newest_first(self, model_key: str | None) -> Iterator[Logged]:
+    def _newest_first(self, model_key: str | None) -> Iterator[LoggedRequest]:
         entry = self._newest
         while entry is not None:
-            if model_key is None or entry.last.model_key == model_key:
+            if model_key is None or entry.latest.model_key == model_key:
                 yield entry
             entry = entry.older

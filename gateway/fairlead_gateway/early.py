@@ -11,81 +11,86 @@ from fairlead.compiled import worker_environment
 from fairlead.limits import Limits
 
 _MODULE = "fairlead_gateway.worker"
-_LEAVE_SECONDS = 10.0
-ROWS_EACH = 2
+_EXIT_SECONDS = 10.0
+ROWS_PER_WORKER = 2
 """Rows of shared memory for each worker: one for it, one for whoever replaces it while it drains."""
 
 
 @dataclass(slots=True)
-class Spawned:
+class SpawnedWorker:
     """A process that was started, and our end of its channel."""
 
     process: subprocess.Popen[bytes]
-    sock: socket.socket
+    channel_socket: socket.socket
 
 
-def spawn(number: int, rows: int | None, environ: Mapping[str, str], *, talks: bool = False) -> Spawned:
+def spawn_worker(
+    number: int, shared_memory_fd: int | None, environ: Mapping[str, str], *, inherits_stdout: bool = False
+) -> SpawnedWorker:
     """Start worker ``number``; ``rows`` is the descriptor of the shared memory, ``environ`` its environment.
     Standard output is ours too where it ``talks`` there; else nobody who reads ours should wait for the worker's end."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     with theirs:
         command = [sys.executable, "-m", _MODULE, "--number", str(number), "--channel", str(theirs.fileno())]
         handed = [theirs.fileno()]
-        if rows is not None:
-            command += ["--rows", str(rows)]
-            handed.append(rows)
+        if shared_memory_fd is not None:
+            command += ["--rows", str(shared_memory_fd)]
+            handed.append(shared_memory_fd)
         try:
-            stdout = None if talks else subprocess.DEVNULL
+            stdout = None if inherits_stdout else subprocess.DEVNULL
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=stdout, pass_fds=handed, env=environ)
         except OSError:
             ours.close()
             raise
-    return Spawned(process, ours)
+    return SpawnedWorker(process, ours)
 
 
-class Early:
+class PreforkedWorkers:
     """Workers that were started before anything else was done: they import their modules while the helper does. ``shares``: there
     are other gateways, of whose load they read."""
 
-    def __init__(self, count: int, limits: Limits, *, talk: bool = False, shares: bool = False) -> None:
+    def __init__(self, count: int, limits: Limits, *, inherits_stdout: bool = False, has_peers: bool = False) -> None:
         self.count = count
-        self.shares = shares
-        self.talk = talk
-        self.rows: int | None = None
+        self.has_peers = has_peers
+        self.inherits_stdout = inherits_stdout
+        self.shared_memory_fd: int | None = None
         self.environ = worker_environment(os.environ)  # once: it looks at every source
-        self.spawned: list[Spawned] = []
-        if count > 1 or shares:
-            from fairlead_gateway.routing.shared import bytes_of
+        self.spawned: list[SpawnedWorker] = []
+        if count > 1 or has_peers:
+            from fairlead_gateway.routing.shared import table_bytes
 
-            self.rows = _shared_memory(bytes_of(rows_of(count), limits.shared_slots))
+            self.shared_memory_fd = _create_shared_memory(table_bytes(shared_row_count(count), limits.shared_slots))
         try:
-            self.spawned.extend(spawn(number, self.rows, self.environ, talks=talk) for number in range(1, count + 1))
+            self.spawned.extend(
+                spawn_worker(number, self.shared_memory_fd, self.environ, inherits_stdout=inherits_stdout)
+                for number in range(1, count + 1)
+            )
         except OSError:
-            self.end()
+            self.close()
             raise
 
-    def end(self) -> None:
+    def close(self) -> None:
         """Workers that were given no work leave when their channels end. Does nothing about those that a crew has taken."""
         waiting, self.spawned = self.spawned, []
         for one in waiting:
-            one.sock.close()
+            one.channel_socket.close()
         for one in waiting:
             try:
-                one.process.wait(_LEAVE_SECONDS)
+                one.process.wait(_EXIT_SECONDS)
             except subprocess.TimeoutExpired:
                 one.process.kill()
                 one.process.wait()
-        if self.rows is not None:
-            os.close(self.rows)
-            self.rows = None
+        if self.shared_memory_fd is not None:
+            os.close(self.shared_memory_fd)
+            self.shared_memory_fd = None
 
 
-def rows_of(count: int) -> int:
+def shared_row_count(count: int) -> int:
     """Rows of the memory that so many workers share; the last is for what other gateways have in flight."""
-    return count * ROWS_EACH + 1
+    return count * ROWS_PER_WORKER + 1
 
 
-def _shared_memory(size: int) -> int:
+def _create_shared_memory(size: int) -> int:
     """A descriptor of so many zero bytes that processes can share."""
     if hasattr(os, "memfd_create"):
         made = os.memfd_create("fairlead-rows")

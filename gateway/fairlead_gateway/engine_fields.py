@@ -7,32 +7,32 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 from msgspec.json import Decoder
 
 
-class PromptDetails(Struct, gc=False):
+class PromptTokensDetails(Struct, gc=False):
     """``usage.prompt_tokens_details``."""
 
     cached_tokens: int | None = None
 
 
-class Counts(Struct, gc=False):
+class UsageFields(Struct, gc=False):
     """``usage``: what an engine counted, or says that it did."""
 
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
-    prompt_tokens_details: PromptDetails | None = None
+    prompt_tokens_details: PromptTokensDetails | None = None
 
 
-class Event(Struct):
+class StreamEvent(Struct):
     """The part of an event that matters here."""
 
-    usage: Counts | None = None
+    usage: UsageFields | None = None
     error: Raw | UnsetType = UNSET
     choices: list[Raw] | None = None
 
 
-class PlainAnswer(Struct, gc=False):
+class PlainResponse(Struct, gc=False):
     """The part of a whole answer that matters here."""
 
-    usage: Counts | None = None
+    usage: UsageFields | None = None
     error: Raw | UnsetType = UNSET
 
 
@@ -44,7 +44,7 @@ class EngineError(Struct):
     code: int | str | None = None
 
 
-COUNTS = Decoder(Counts)
-EVENT = Decoder(Event)
-ERROR = Decoder(EngineError)
-PLAIN_ANSWER = Decoder(PlainAnswer)
+USAGE_DECODER = Decoder(UsageFields)
+EVENT_DECODER = Decoder(StreamEvent)
+ERROR_DECODER = Decoder(EngineError)
+PLAIN_RESPONSE_DECODER = Decoder(PlainResponse)

@@ -28,7 +28,7 @@ class GatewayError(FairleadError):
     """Raised on the request's way; becomes the answer. ``fields`` are extra header fields of that answer."""
 
     status = 500
-    kind = "server_error"
+    error_type = "server_error"
     code = "internal_error"
 
     def __init__(
@@ -38,20 +38,20 @@ class GatewayError(FairleadError):
         param: str | None = None,
         code: str | None = None,
         hint: str | None = None,
-        fields: Sequence[tuple[str, str]] = (),
+        headers: Sequence[tuple[str, str]] = (),
     ) -> None:
         super().__init__(message, hint=hint)
         self.param = param
-        self.fields = tuple(fields)
+        self.headers = tuple(headers)
         if code is not None:
             self.code = code
 
     def body(self, request_id: str) -> bytes:
         """The OpenAI error object, with the request's id beside it."""
-        return error_body(str(self), self.kind, self.param, self.code, request_id)
+        return error_body(str(self), self.error_type, self.param, self.code, request_id)
 
 
-class Refused(GatewayError):
+class RelayedError(GatewayError):
     """Raised when another process of the gateway says what a request would be answered."""
 
     def __init__(self, status: int, message: str, param: str | None, code: str | None) -> None:
@@ -63,7 +63,7 @@ class BadRequest(GatewayError):
     """Raised when a request cannot be understood or holds a value that is out of range."""
 
     status = 400
-    kind = "invalid_request_error"
+    error_type = "invalid_request_error"
     code = "invalid_request"
 
 
@@ -88,41 +88,41 @@ class BodyTooLarge(BadRequest):
     code = "body_too_large"
 
 
-class BodyType(BadRequest):
+class UnsupportedBodyType(BadRequest):
     """Raised when a body is compressed."""
 
     status = 415
     code = "unsupported_media_type"
 
 
-class BadExpectation(BadRequest):
+class UnsupportedExpectation(BadRequest):
     """Raised when a client expects something else than 100-continue."""
 
     status = 417
     code = "expectation_failed"
 
 
-class BadVersion(BadRequest):
+class UnsupportedHttpVersion(BadRequest):
     """Raised for anything but HTTP/1.0 and HTTP/1.1."""
 
     code = "http_version_not_supported"
 
 
-class TooSlow(BadRequest):
+class RequestTimeout(BadRequest):
     """Raised when the rest of a request does not arrive in time."""
 
     status = 408
     code = "request_timeout"
 
 
-class NoKey(BadRequest):
+class InvalidApiKey(BadRequest):
     """Raised when a caller shows no API key or an unknown one."""
 
     status = 401
     code = "invalid_api_key"
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
-        super().__init__(message, hint=hint, fields=(("www-authenticate", 'Bearer realm="fairlead"'),))
+        super().__init__(message, hint=hint, headers=(("www-authenticate", 'Bearer realm="fairlead"'),))
 
 
 class UnknownPath(BadRequest):
@@ -139,14 +139,14 @@ class UnknownModel(BadRequest):
     code = "model_not_found"
 
 
-class WrongMethod(BadRequest):
+class MethodNotAllowed(BadRequest):
     """Raised when a path exists and the method does not."""
 
     status = 405
     code = "method_not_allowed"
 
 
-class Quarantined(BadRequest):
+class QuarantinedRequest(BadRequest):
     """Raised when engines broke off on this very request before; ``seconds`` are left until it may be tried again."""
 
     status = 422
@@ -156,19 +156,19 @@ class Quarantined(BadRequest):
         super().__init__(
             "two engines broke off on this request; it is not given to another one",
             hint="change it, or ask the operator with this id",
-            fields=(("x-should-retry", "false"), ("retry-after", f"{max(1, round(seconds))}")),
+            headers=(("x-should-retry", "false"), ("retry-after", f"{max(1, round(seconds))}")),
         )
 
 
-class Shed(GatewayError):
+class RequestShed(GatewayError):
     """Raised when a request of a sheddable tier could not meet its objective behind those that are held."""
 
     status = 429
-    kind = "rate_limit_error"
+    error_type = "rate_limit_error"
     code = "shed"
 
 
-class NoInstance(GatewayError):
+class NoReadyInstance(GatewayError):
     """Raised when no instance of a model is ready."""
 
     status = 503
@@ -189,7 +189,7 @@ class EngineFailed(GatewayError):
     code = "engine_failed"
 
 
-class EngineSilent(GatewayError):
+class EngineTimeout(GatewayError):
     """Raised when an engine took a request and said nothing until the deadline."""
 
     status = 504
@@ -199,13 +199,13 @@ class EngineSilent(GatewayError):
 _encode = msgspec.json.Encoder().encode
 
 
-def error_body(message: str, kind: str, param: str | None, code: str | int | None, request_id: str) -> bytes:
+def error_body(message: str, error_type: str, param: str | None, code: str | int | None, request_id: str) -> bytes:
     """An OpenAI error object as bytes."""
     return _encode(
-        {"error": {"message": message, "type": kind, "param": param, "code": code}, "request_id": request_id}
+        {"error": {"message": message, "type": error_type, "param": param, "code": code}, "request_id": request_id}
     )
 
 
 def error_event(message: str, code: str, request_id: str) -> bytes:
     """The same object as the last event of a stream that broke."""
-    return b"data: " + error_body(message, GatewayError.kind, None, code, request_id) + b"\n\n"
+    return b"data: " + error_body(message, GatewayError.error_type, None, code, request_id) + b"\n\n"

@@ -10,38 +10,47 @@ from typing import Final
 
 import msgspec
 
-from fairlead_gateway.engine_fields import EVENT
-from fairlead_gateway.sse import Fault, Usage, engine_fault, usage_of
+from fairlead_gateway.engine_fields import EVENT_DECODER
+from fairlead_gateway.sse import InBandError, Usage, parse_in_band_error, parse_usage
 
-_ENDS: Final = (b"\n\n", b"\r\n\r\n")
+_EVENT_ENDS: Final = (b"\n\n", b"\r\n\r\n")
 _LONGEST_END: Final = 4
 _ANY_EVENT: Final = re.compile(rb".*?(?:\n\n|\r\n\r\n)[\r\n]*", re.DOTALL)
 _EVENT_STARTS: Final = (b"data:", b":", b"event:", b"id:", b"retry:")
 
 
-class Events:
+class SseScanner:
     """One stream. ``strip`` drops the usage event that the client did not ask for."""
 
-    __slots__ = ("_held", "_limit", "aborted", "count", "done", "fault", "strip", "usage")
+    __slots__ = (
+        "_max_event_bytes",
+        "_partial",
+        "error",
+        "event_count",
+        "is_aborted",
+        "is_done",
+        "strip_usage",
+        "usage",
+    )
 
-    def __init__(self, *, strip: bool, limit: int) -> None:
-        self._held = bytearray()
-        self._limit = limit
-        self.strip = strip
+    def __init__(self, *, strip_usage: bool, max_event_bytes: int) -> None:
+        self._partial = bytearray()
+        self._max_event_bytes = max_event_bytes
+        self.strip_usage = strip_usage
         self.usage: Usage | None = None
-        self.fault: Fault | None = None
-        self.aborted = False
-        self.done = False
-        self.count = 0
+        self.error: InBandError | None = None
+        self.is_aborted = False
+        self.is_done = False
+        self.event_count = 0
 
-    def passing(self, pieces: list[bytes]) -> list[bytes]:
+    def filter_chunks(self, chunks: list[bytes]) -> list[bytes]:
         """What of ``pieces`` may go to the client now. After ``fault``, ``aborted`` or ``done`` nothing follows."""
         out: list[bytes] = []
-        for piece in pieces:
-            if self._held or not piece.endswith(b"\n\n"):
-                piece = self._whole(piece)
+        for piece in chunks:
+            if self._partial or not piece.endswith(b"\n\n"):
+                piece = self._take_complete(piece)
                 if not piece:
-                    if self.fault is not None:
+                    if self.error is not None:
                         break
                     continue
             if (  # found, not asked for with ``in``, which tries first whether the bytes are a number
@@ -51,95 +60,95 @@ class Events:
                 or piece.find(b"[DONE]") >= 0
                 or not piece.startswith(b"data: ")
             ):
-                piece = self._look(piece)
+                piece = self._inspect_events(piece)
             else:
-                self.count += 1
+                self.event_count += 1
             if piece:
                 out.append(piece)
-            if self.fault is not None or self.aborted or self.done:
+            if self.error is not None or self.is_aborted or self.is_done:
                 break
         return out
 
     @property
-    def ended(self) -> bool:
+    def is_finished(self) -> bool:
         """The stream said that it is over, well or badly."""
-        return self.done or self.aborted or self.fault is not None
+        return self.is_done or self.is_aborted or self.error is not None
 
-    def _whole(self, piece: bytes) -> bytes:
+    def _take_complete(self, piece: bytes) -> bytes:
         """Everything up to the last event boundary; the rest is held for the next piece."""
-        held = self._held
+        held = self._partial
         new = max(0, len(held) - _LONGEST_END + 1)  # before that, no boundary: it would have been cut there
         held += piece
         whole = b""
         if b"\n" in piece:
-            cut = max(at + len(end) if (at := held.rfind(end, new)) >= 0 else 0 for end in _ENDS)
+            cut = max(at + len(end) if (at := held.rfind(end, new)) >= 0 else 0 for end in _EVENT_ENDS)
             whole = bytes(held[:cut])
             del held[:cut]
-        if len(held) > self._limit:
-            self.fault = Fault(502, "an event of the engine's stream is too long")
+        if len(held) > self._max_event_bytes:
+            self.error = InBandError(502, "an event of the engine's stream is too long")
         return whole
 
-    def _look(self, piece: bytes) -> bytes:
+    def _inspect_events(self, piece: bytes) -> bytes:
         """Go through the events of a piece one by one."""
         kept: list[bytes] = []
-        for event in _split(piece):
-            if self.ended:
+        for event in _split_events(piece):
+            if self.is_finished:
                 break
-            if self._keep(event):
+            if self._inspect_event(event):
                 kept.append(event)
         return b"".join(kept)
 
-    def _keep(self, event: bytes) -> bool:
-        data = _data(event)
+    def _inspect_event(self, event: bytes) -> bool:
+        data = _event_data(event)
         if data is None:
             said = event.lstrip()
             if said and not said.startswith(_EVENT_STARTS):
-                self.fault = Fault(502, "the engine's stream is not an event stream")
+                self.error = InBandError(502, "the engine's stream is not an event stream")
                 return False
             return True
         if data == b"[DONE]":
-            self.done = True
+            self.is_done = True
             return True
         try:
-            found = EVENT.decode(data)
+            found = EVENT_DECODER.decode(data)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            self.fault = Fault(502, "the engine's stream holds an event that is not JSON")
+            self.error = InBandError(502, "the engine's stream holds an event that is not JSON")
             return False
         if found.error is not msgspec.UNSET and bytes(found.error) != b"null":
-            self.fault = engine_fault(bytes(found.error), 500)
+            self.error = parse_in_band_error(bytes(found.error), 500)
             return False
         if found.usage is not None:
-            self.usage = usage_of(found.usage)
-            if self.strip and not found.choices:
+            self.usage = parse_usage(found.usage)
+            if self.strip_usage and not found.choices:
                 return False
         if b'"finish_reason":"abort"' in data:
-            self.aborted = True
+            self.is_aborted = True
             return False
-        self.count += 1
+        self.event_count += 1
         return True
 
 
-def first_event(events: Events, pieces: list[bytes]) -> list[bytes]:
+def filter_first_chunks(scanner: SseScanner, chunks: list[bytes]) -> list[bytes]:
     """Pass the beginning of a stream with every event looked into, so that nothing that is not a stream gets through."""
     out: list[bytes] = []
-    for piece in pieces:
-        if events.ended:
+    for piece in chunks:
+        if scanner.is_finished:
             break
-        whole = events._whole(piece)
-        kept = events._look(whole) if whole and not events.ended else b""
+        whole = scanner._take_complete(piece)
+        kept = scanner._inspect_events(whole) if whole and not scanner.is_finished else b""
         if kept:
             out.append(kept)
     return out
 
 
-def _split(piece: bytes) -> list[bytes]:
+def _split_events(piece: bytes) -> list[bytes]:
     """The events of a piece, each with its empty lines."""
     if b"\r" in piece or b"\n\n\n" in piece:
         return _ANY_EVENT.findall(piece)
     return [part + b"\n\n" for part in piece.split(b"\n\n") if part]
 
 
-def _data(event: bytes) -> bytes | None:
+def _event_data(event: bytes) -> bytes | None:
     """The data of an event, None when it has none (a comment)."""
     lines = [line[5:].strip() for line in event.splitlines() if line.startswith(b"data:")]
     return b"\n".join(lines) if lines else None

@@ -8,13 +8,13 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
-Text = str | None
-Number = float | None
-Whole = int | None
-Tokens = str | list[str | int | list[int]]
+OptionalText = str | None
+OptionalNumber = float | None
+OptionalInt = int | None
+PromptInput = str | list[str | int | list[int]]
 
 
-_NO_JSON = Raw(b"null")
+_NULL = Raw(b"null")
 
 
 class StreamOptions(Struct):
@@ -24,17 +24,17 @@ class StreamOptions(Struct):
     continuous_usage_stats: bool | None = None
 
 
-class Part(Struct):
+class MessagePart(Struct):
     """One part of a message's content."""
 
-    type: Text = None
-    text: Text = None
+    type: OptionalText = None
+    text: OptionalText = None
 
 
-class Function(Struct):
+class ToolCallFunction(Struct):
     """The function of a tool call."""
 
-    name: Text = None
+    name: OptionalText = None
     arguments: str | dict[str, Raw] | None = None
 
 
@@ -47,103 +47,103 @@ class ToolFunction(Struct):
 class Tool(Struct):
     """One thing that the model may call."""
 
-    type: Text = None
+    type: OptionalText = None
     function: ToolFunction | None = None
 
 
 class ToolCall(Struct):
     """A call that the assistant made."""
 
-    id: Text = None
-    type: Text = None
-    function: Function | None = None
+    id: OptionalText = None
+    type: OptionalText = None
+    function: ToolCallFunction | None = None
 
 
 class Message(Struct):
     """One message of a conversation."""
 
     role: str
-    content: str | list[str | Part] | None = None
-    name: Text = None
-    tool_call_id: Text = None
+    content: str | list[str | MessagePart] | None = None
+    name: OptionalText = None
+    tool_call_id: OptionalText = None
     tool_calls: list[ToolCall] | None = None
 
 
-class KnownPart(Struct, forbid_unknown_fields=True, gc=False):
+class PlainPart(Struct, forbid_unknown_fields=True, gc=False):
     """One part of a message's content that is nothing but text."""
 
-    type: Text = None
-    text: Text = None
+    type: OptionalText = None
+    text: OptionalText = None
 
 
-class KnownFunction(Struct, forbid_unknown_fields=True, gc=False):
+class PlainFunction(Struct, forbid_unknown_fields=True, gc=False):
     """The function of a tool call with nothing in it that is not known."""
 
-    name: Text = None
-    arguments: Text = None
+    name: OptionalText = None
+    arguments: OptionalText = None
 
 
-class KnownToolCall(Struct, forbid_unknown_fields=True, gc=False):
+class PlainToolCall(Struct, forbid_unknown_fields=True, gc=False):
     """A call that the assistant made, likewise."""
 
-    id: Text = None
-    type: Text = None
-    index: Whole = None
-    function: KnownFunction | None = None
+    id: OptionalText = None
+    type: OptionalText = None
+    index: OptionalInt = None
+    function: PlainFunction | None = None
 
 
-class KnownMessage(Struct, forbid_unknown_fields=True, gc=False):
+class PlainMessage(Struct, forbid_unknown_fields=True, gc=False):
     """A message with nothing in it that is not known: it is a ``Message``, too, and no deeper than this."""
 
     role: str
-    content: str | list[KnownPart] | None = None
-    name: Text = None
-    tool_call_id: Text = None
-    tool_calls: list[KnownToolCall] | None = None
-    reasoning_content: Text = None
-    refusal: Text = None
+    content: str | list[PlainPart] | None = None
+    name: OptionalText = None
+    tool_call_id: OptionalText = None
+    tool_calls: list[PlainToolCall] | None = None
+    reasoning_content: OptionalText = None
+    refusal: OptionalText = None
     function_call: None = None
     audio: None = None
 
 
-class Common(Struct, kw_only=True):
+class CommonFields(Struct, kw_only=True):
     """Fields of every request for a model."""
 
     model: str
-    user: Text = None
-    session_id: Text = None
-    request_id: Text = None
-    cache_salt: Text = None
-    priority: Whole = None
-    encoding_format: Text = None
+    user: OptionalText = None
+    session_id: OptionalText = None
+    request_id: OptionalText = None
+    cache_salt: OptionalText = None
+    priority: OptionalInt = None
+    encoding_format: OptionalText = None
     kv_transfer_params: Raw | UnsetType = UNSET
     ec_transfer_params: Raw | UnsetType = UNSET
     kv_cache_report_mode: Raw | UnsetType = UNSET
     vllm_xargs: Raw | UnsetType = UNSET
 
-    def forget(self) -> None:
+    def release_body(self) -> None:
         """Let go what refers to the body's bytes."""
         for name in self.__struct_fields__:
             if isinstance(getattr(self, name), Raw):
-                setattr(self, name, _NO_JSON)
+                setattr(self, name, _NULL)
 
 
-class Generation(Common, kw_only=True):
+class GenerationFields(CommonFields, kw_only=True):
     """Fields of every request that generates."""
 
     stream: bool | None = None
-    max_tokens: Whole = None
-    temperature: Number = None
-    top_p: Number = None
-    min_p: Number = None
-    frequency_penalty: Number = None
-    presence_penalty: Number = None
-    repetition_penalty: Number = None
-    n: Whole = None
-    top_k: Whole = None
-    min_tokens: Whole = None
-    seed: Whole = None
-    prompt_logprobs: Whole = None
+    max_tokens: OptionalInt = None
+    temperature: OptionalNumber = None
+    top_p: OptionalNumber = None
+    min_p: OptionalNumber = None
+    frequency_penalty: OptionalNumber = None
+    presence_penalty: OptionalNumber = None
+    repetition_penalty: OptionalNumber = None
+    n: OptionalInt = None
+    top_k: OptionalInt = None
+    min_tokens: OptionalInt = None
+    seed: OptionalInt = None
+    prompt_logprobs: OptionalInt = None
     stream_options: Raw | UnsetType = UNSET
     stop: Raw | UnsetType = UNSET
     logit_bias: Raw | UnsetType = UNSET
@@ -151,55 +151,55 @@ class Generation(Common, kw_only=True):
     structured_outputs: Raw | UnsetType = UNSET
 
 
-class Chat(Generation, kw_only=True, gc=False):
+class ChatRequest(GenerationFields, kw_only=True, gc=False):
     """``POST /v1/chat/completions``. The fields from ``n`` to ``tools`` are those that most conversations have none of."""
 
-    max_completion_tokens: Whole = None
-    top_logprobs: Whole = None
+    max_completion_tokens: OptionalInt = None
+    top_logprobs: OptionalInt = None
     tools: Raw | UnsetType = UNSET
     messages: Raw
     logprobs: bool | None = None
     tool_choice: str | dict[str, Raw] | None = None
 
 
-class Completion(Generation, kw_only=True):
+class CompletionRequest(GenerationFields, kw_only=True):
     """``POST /v1/completions``."""
 
     prompt: Raw
-    suffix: Text = None
+    suffix: OptionalText = None
     echo: bool | None = None
-    best_of: Whole = None
-    logprobs: Whole = None
+    best_of: OptionalInt = None
+    logprobs: OptionalInt = None
 
 
-class Embedding(Common, kw_only=True):
+class EmbeddingRequest(CommonFields, kw_only=True):
     """``POST /v1/embeddings``."""
 
     input: Raw
-    dimensions: Whole = None
+    dimensions: OptionalInt = None
 
 
-class Other(Common, kw_only=True):
+class GenericRequest(CommonFields, kw_only=True):
     """A request for a model that is neither read nor changed any further: counts that have killed engines are bounded."""
 
-    n: Whole = None
-    best_of: Whole = None
-    max_tokens: Whole = None
-    max_completion_tokens: Whole = None
-    max_output_tokens: Whole = None
-    top_logprobs: Whole = None
+    n: OptionalInt = None
+    best_of: OptionalInt = None
+    max_tokens: OptionalInt = None
+    max_completion_tokens: OptionalInt = None
+    max_output_tokens: OptionalInt = None
+    top_logprobs: OptionalInt = None
 
 
-KNOWN_DEPTH = 6
+PLAIN_MESSAGES_DEPTH = 6
 """Levels of a body whose messages are all ``KnownMessage``; its other fields may have more."""
 
-DECODERS: dict[type[Common], msgspec.json.Decoder[Any]] = {
-    kind: msgspec.json.Decoder(kind) for kind in (Chat, Completion, Embedding, Other)
+BODY_DECODERS: dict[type[CommonFields], msgspec.json.Decoder[Any]] = {
+    kind: msgspec.json.Decoder(kind) for kind in (ChatRequest, CompletionRequest, EmbeddingRequest, GenericRequest)
 }
-MESSAGES = msgspec.json.Decoder(list[Message])
-KNOWN_MESSAGES = msgspec.json.Decoder(list[KnownMessage])
-STREAM_OPTIONS = msgspec.json.Decoder(StreamOptions | None)
-TOKENS = msgspec.json.Decoder(Tokens)
-STOP = msgspec.json.Decoder(str | list[str] | None)
-LOGIT_BIAS = msgspec.json.Decoder(dict[str, float] | None)
-TOOLS = msgspec.json.Decoder(list[Tool] | None)
+MESSAGES_DECODER = msgspec.json.Decoder(list[Message])
+PLAIN_MESSAGES_DECODER = msgspec.json.Decoder(list[PlainMessage])
+STREAM_OPTIONS_DECODER = msgspec.json.Decoder(StreamOptions | None)
+PROMPT_INPUT_DECODER = msgspec.json.Decoder(PromptInput)
+STOP_DECODER = msgspec.json.Decoder(str | list[str] | None)
+LOGIT_BIAS_DECODER = msgspec.json.Decoder(dict[str, float] | None)
+TOOLS_DECODER = msgspec.json.Decoder(list[Tool] | None)

@@ -16,31 +16,39 @@ from fairlead.clock import Clock
 from fairlead.decision import Decision
 from fairlead.fleet import Instance
 from fairlead.limits import Limits
-from fairlead_gateway.answer import Answer
-from fairlead_gateway.continuation import Said, continuable
+from fairlead_gateway.answer import EngineResponse
+from fairlead_gateway.continuation import SentText, can_resume
 from fairlead_gateway.decision_log import DecisionLog, DecisionRecord
-from fairlead_gateway.errors import GatewayError, Quarantined, error_body, error_event
-from fairlead_gateway.health import Health
-from fairlead_gateway.holding import Holding
-from fairlead_gateway.job import Job
-from fairlead_gateway.judge import is_error_object, judge, not_served
-from fairlead_gateway.keepalive import KeepAlive
-from fairlead_gateway.lateness import FIELD, allowed, remaining, too_late
-from fairlead_gateway.learning.rows import RowTeller
-from fairlead_gateway.prefill import Prefill
-from fairlead_gateway.quarantine import Quarantine
-from fairlead_gateway.resume import Resume
-from fairlead_gateway.retry import Failure, RetryBudget, as_error, worth_retrying
-from fairlead_gateway.route import Routes, as_retry
+from fairlead_gateway.errors import GatewayError, QuarantinedRequest, error_body, error_event
+from fairlead_gateway.health import FailureAttribution
+from fairlead_gateway.holding import AdmissionController
+from fairlead_gateway.job import RequestContext
+from fairlead_gateway.judge import check_response, is_error_object, not_served_body
+from fairlead_gateway.keepalive import SseKeepAlive
+from fairlead_gateway.lateness import TIMEOUT_HEADER, remaining_timeout_header, timeout_error, total_timeout
+from fairlead_gateway.learning.rows import TimingReporter
+from fairlead_gateway.prefill import PrefillCoordinator
+from fairlead_gateway.quarantine import PoisonRequestGuard
+from fairlead_gateway.resume import StreamResume
+from fairlead_gateway.retry import AttemptFailure, RetryBudget, should_retry, to_client_error
+from fairlead_gateway.route import RouterRegistry, as_retry_decision
 from fairlead_gateway.routing import ModelRouter
-from fairlead_gateway.samples import Samples
-from fairlead_gateway.served_name import Renaming, body_for, target_for
+from fairlead_gateway.samples import PromptSampleBuffer
+from fairlead_gateway.served_name import ServedNameRewriter, body_with_model, target_with_model
 from fairlead_gateway.steps import ATTEMPT
-from fairlead_gateway.telemetry import Telemetry
-from fairlead_gateway.upstream import Broken, Pool, Upstream
-from fairlead_gateway.wire import JSON, Named, Starts, framed, named, passed_back, timing
+from fairlead_gateway.telemetry import MetricsRecorder
+from fairlead_gateway.upstream import ConnectionPool, EngineConnection, UpstreamError
+from fairlead_gateway.wire import (
+    JSON_TYPE,
+    RequestPrefixCache,
+    RouteHeaderCache,
+    encode_with_prefix,
+    relayed_headers,
+    route_header,
+    server_timing,
+)
 
-_WORDS = {
+_STREAM_ERROR_TEXTS = {
     "cut": "the engine broke off",
     "timeout": "the engine fell silent",
     "gone": "the engine fell silent and takes no connections",
@@ -54,443 +62,497 @@ _JSON_OR_EVENTS: Final = re.compile(rb"json|text/event-stream", re.IGNORECASE)
 
 
 @dataclass(slots=True)
-class Begun:
+class StartedAttempt:
     """An attempt that ``short`` began and that has met its verdict, or found no idle connection (then without ``connection``)."""
 
     instance: Instance
-    connection: Upstream | None = None
-    answer: Answer | None = None
+    connection: EngineConnection | None = None
+    engine_response: EngineResponse | None = None
     message: list[bytes] | None = None
-    broken: Broken | None = None
+    error: UpstreamError | None = None
 
 
-class _Moved(Exception):
+class _NoLongerReady(Exception):
     """Raised when the instance stopped being ready between the choice and the first byte to it."""
 
 
-class Forward:
+class Forwarder:
     """Carries jobs to engines. One object serves all requests of a gateway."""
 
     def __init__(
         self,
         *,
-        routes: Routes,
-        pool: Pool,
-        telemetry: Telemetry,
+        routers: RouterRegistry,
+        pool: ConnectionPool,
+        telemetry: MetricsRecorder,
         decisions: DecisionLog,
         clock: Clock,
         limits: Limits,
-        health: Health,
-        quarantine: Quarantine,
-        prefill: Prefill,
-        budget: RetryBudget,
-        samples: Samples | None = None,
-        rows: RowTeller | None = None,
-        holding: Holding,
+        failures: FailureAttribution,
+        poison_guard: PoisonRequestGuard,
+        prefill_coordinator: PrefillCoordinator,
+        retry_budget: RetryBudget,
+        prompt_samples: PromptSampleBuffer | None = None,
+        timing_reporter: TimingReporter | None = None,
+        admission: AdmissionController,
     ) -> None:
-        self._routes = routes
-        self._holding = holding
-        self._rows = rows
-        self._samples = samples
-        self._prefill = prefill
-        self._health = health
-        self._quarantine = quarantine
+        self._routers = routers
+        self._admission = admission
+        self._timing_reporter = timing_reporter
+        self._prompt_samples = prompt_samples
+        self._prefill_coordinator = prefill_coordinator
+        self._failures = failures
+        self._poison_guard = poison_guard
         self._pool = pool
         self._telemetry = telemetry
         self._decisions = decisions
         self._clock = clock
         self._now = clock.now  # called more often than anything: without a look at the clock each time
         self._limits = limits
-        self._starts = Starts()
-        self._named = Named()
-        self.budget = budget
-        self._resume = Resume(
-            routes=routes,
+        self._request_prefixes = RequestPrefixCache()
+        self._route_headers = RouteHeaderCache()
+        self.retry_budget = retry_budget
+        self._stream_resume = StreamResume(
+            routers=routers,
             pool=pool,
             telemetry=telemetry,
-            chosen=self._chosen,
+            record_choice=self._record_choice,
             clock=clock,
             limits=limits,
-            health=health,
-            budget=self.budget,
-            follow=_follow_pace,
-            died=self._died,
+            failures=failures,
+            budget=self.retry_budget,
+            apply_backpressure=_apply_backpressure,
+            on_crash=self._on_crash,
         )
 
-    async def carry(self, job: Job, begun: Begun | None = None) -> None:
+    async def forward(self, context: RequestContext, begun: StartedAttempt | None = None) -> None:
         """Get an answer for ``job`` and pass it on, in the time that it may take. Raises GatewayError when none comes."""
-        seconds = allowed(job.request.head, job.ask.stream, self._limits)
+        seconds = total_timeout(context.http_request.head, context.request.stream, self._limits)
         if seconds is None:
-            await self._carry(job, begun)
+            await self._run_attempts(context, begun)
             return
-        job.until = job.request.received + seconds
+        context.deadline = context.http_request.received_at + seconds
         try:
-            async with asyncio.timeout(job.until - self._now()):
-                await self._carry(job, begun)
+            async with asyncio.timeout(context.deadline - self._now()):
+                await self._run_attempts(context, begun)
         except TimeoutError:
-            self._late(job, too_late(job.request.head, seconds))
+            self._on_timeout(context, timeout_error(context.http_request.head, seconds))
 
-    def _late(self, job: Job, error: GatewayError) -> None:
+    def _on_timeout(self, context: RequestContext, error: GatewayError) -> None:
         """The time is over: raise the error, or say it in the stream that has begun."""
-        self._health.late(job)
-        if not job.reply.begun:
+        self._failures.on_timeout(context)
+        if not context.response.started:
             raise error
-        job.error = error.code
-        if job.ask.stream:
-            job.reply.broken(error_event(f"{error}; the answer is incomplete", error.code, job.request.id))
+        context.error = error.code
+        if context.request.stream:
+            context.response.end_with_error(
+                error_event(f"{error}; the answer is incomplete", error.code, context.http_request.id)
+            )
         else:
-            job.reply.cut()
+            context.response.abort()
 
-    async def _carry(self, job: Job, begun: Begun | None) -> None:
+    async def _run_attempts(self, context: RequestContext, begun: StartedAttempt | None) -> None:
         excluded: frozenset[str] = frozenset()
         if begun is None:
-            left = self._quarantine.seconds_left(job.ask.body, self._now())
+            left = self._poison_guard.seconds_left(context.request.body, self._now())
             if left is not None:
-                raise Quarantined(left)
-            self.budget.request(self._now())
-            await self._holding.turn(job)
-            await self._prefill.before(job)
+                raise QuarantinedRequest(left)
+            self.retry_budget.on_request(self._now())
+            await self._admission.wait_for_admission(context)
+            await self._prefill_coordinator.prefill_remotely(context)
         while True:
             first, begun = begun, None
-            instance = first.instance if first is not None else self.choose(job, excluded, self._now())
-            asked = first if first is not None and first.answer is not None else None
+            instance = first.instance if first is not None else self.choose_instance(context, excluded, self._now())
+            asked = first if first is not None and first.engine_response is not None else None
             try:
-                if asked is not None or await self._holding.berth(job):
-                    await self._attempt(job, instance, asked)
+                if asked is not None or await self._admission.wait_for_slot(context):
+                    await self._attempt(context, instance, asked)
                     return
-            except _Moved:
-                if job.trace is not None:
-                    job.trace.ended(ATTEMPT, "moved")
+            except _NoLongerReady:
+                if context.trace is not None:
+                    context.trace.finish_span(ATTEMPT, "moved")
                 continue
-            except Failure as failure:
-                failure.where = instance.id
-                if job.trace is not None:
-                    job.trace.ended(ATTEMPT, failure.why)
-                if self._prefill.forgives(job, failure):
+            except AttemptFailure as failure:
+                failure.instance_id = instance.id
+                if context.trace is not None:
+                    context.trace.finish_span(ATTEMPT, failure.cause)
+                if self._prefill_coordinator.retry_without_transfer(context, failure):
                     continue
-                job.failures.append(failure)
-                self._health.failed(job, failure)
-                held = failure.died and self._died(job, instance.id, job.dispatched_at)
+                context.failures.append(failure)
+                self._failures.on_attempt_failed(context, failure)
+                held = failure.crashed and self._on_crash(context, instance.id, context.dispatched_at)
                 excluded |= {instance.id}
-                if not worth_retrying(job.failures, self._limits):
-                    raise self._given_up(job) from None
+                if not should_retry(context.failures, self._limits):
+                    raise self._give_up(context) from None
                 if held:  # others like it have been the end of another engine
-                    raise Quarantined(self._limits.quarantine_seconds) from None
+                    raise QuarantinedRequest(self._limits.quarantine_seconds) from None
 
-    def choose(self, job: Job, excluded: frozenset[str], now: float) -> Instance:
+    def choose_instance(self, context: RequestContext, excluded: frozenset[str], now: float) -> Instance:
         """Ask for a decision, log it, and make it the job's."""
-        decision = self._prefill.choice(job, excluded, now)
-        if job.release is not None and not job.failures:
-            decision = decision.told(reason=f"{job.release.words()}; then {decision.rule}: {decision.reason}")
-        if job.story is not None:
-            decision = self._prefill.told(job, decision)
+        decision = self._prefill_coordinator.choose_decode_instance(context, excluded, now)
+        if context.admitted is not None and not context.failures:
+            decision = decision.with_text(
+                reason=f"{context.admitted.describe()}; then {decision.rule}: {decision.reason}"
+            )
+        if context.handoff_record is not None:
+            decision = self._prefill_coordinator.annotate_decision(context, decision)
         chosen = decision.chosen
         if chosen is None:
-            raise self._given_up(job)
-        if job.failures:
-            if not job.failures[-1].free and not self.budget.take(now):
-                raise self._given_up(job)
-            assert job.instance is not None
-            self._telemetry.retried(job.ask.key, job.instance.id, job.failures[-1].why)
-            decision = as_retry(decision, len(job.failures), job.failures[-1].why)
-        instance = self._routes.ready(job.ask.key, chosen)
+            raise self._give_up(context)
+        if context.failures:
+            if not context.failures[-1].is_exempt_from_budget and not self.retry_budget.take(now):
+                raise self._give_up(context)
+            assert context.instance is not None
+            self._telemetry.record_retry(context.request.model_key, context.instance.id, context.failures[-1].cause)
+            decision = as_retry_decision(decision, len(context.failures), context.failures[-1].cause)
+        instance = self._routers.ready_instance(context.request.model_key, chosen)
         if instance is None:
-            raise self._routes.none_ready(job.ask.key, now)
-        self._chosen(job, instance, decision, len(job.failures) + 1)
+            raise self._routers.no_ready_instance(context.request.model_key, now)
+        self._record_choice(context, instance, decision, len(context.failures) + 1)
         return instance
 
-    def _chosen(self, job: Job, instance: Instance, decision: Decision, attempt: int) -> None:
+    def _record_choice(self, context: RequestContext, instance: Instance, decision: Decision, attempt: int) -> None:
         """A choice is the job's from now on: counted and logged."""
-        job.attempt, job.instance, job.decision, job.instance_id = attempt, instance, decision, instance.id
-        self._telemetry.routed(job.ask.key, job.instance_id, decision)
+        context.attempt_number, context.instance, context.decision, context.instance_id = (
+            attempt,
+            instance,
+            decision,
+            instance.id,
+        )
+        self._telemetry.record_routed(context.request.model_key, context.instance_id, decision)
         self._decisions.append(
             DecisionRecord(
-                job.id,
-                job.request.wall,
-                job.ask.key,
+                context.id,
+                context.http_request.received_wall,
+                context.request.model_key,
                 decision,
-                job.attempt,
-                _rounded(self._routes.prompt_tokens(job.ask.key, job.route)),
-                job.request.caller,
-                job.story,
+                context.attempt_number,
+                _round_half_even(self._routers.prompt_tokens(context.request.model_key, context.route_request)),
+                context.http_request.caller,
+                context.handoff_record,
             )
         )
 
-    def _given_up(self, job: Job) -> GatewayError:
+    def _give_up(self, context: RequestContext) -> GatewayError:
         """What the client is told now that no engine answered."""
-        self._health.gave_up(job)
-        return as_error(job.failures, self._routes.drain_seconds(job.ask.key))
+        self._failures.on_all_attempts_failed(context)
+        return to_client_error(context.failures, self._routers.drain_seconds(context.request.model_key))
 
-    async def _attempt(self, job: Job, instance: Instance, begun: Begun | None) -> None:
+    async def _attempt(self, context: RequestContext, instance: Instance, begun: StartedAttempt | None) -> None:
         """One engine: send, wait for the verdict, pass on. The ledger knows of it from here to the end."""
-        router = job.router if begun is not None else self.dispatched(job, self._now())
+        router = context.router if begun is not None else self.on_dispatch(context, self._now())
         assert router is not None
         finished = False
         try:
-            finished = await self._exchange(job, instance, begun)
+            finished = await self._exchange(context, instance, begun)
         finally:
-            self.ended(job, router, finished, self._now())
+            self.on_finish(context, router, finished, self._now())
 
-    def dispatched(self, job: Job, now: float) -> ModelRouter:
+    def on_dispatch(self, context: RequestContext, now: float) -> ModelRouter:
         """Ledger and breaker learn of an attempt."""
-        router = job.router = self._routes.router(job.ask.key)
+        router = context.router = self._routers.router(context.request.model_key)
         assert router is not None
-        if job.assigned != job.instance_id:
-            router.dispatched(job.route, job.instance_id, now, elsewhere=job.handoff is not None)
-        self._holding.sent(job, now)
-        if self._samples is not None and router.followed:
-            self._samples.offer(job.ask, job.route)
-        if self._rows is not None and job.handoff is None:
-            decision = job.decision
+        if context.counted_at != context.instance_id:
+            router.on_dispatch(
+                context.route_request, context.instance_id, now, prefilled_elsewhere=context.handoff is not None
+            )
+        self._admission.on_dispatch(context, now)
+        if self._prompt_samples is not None and router.is_indexed:
+            self._prompt_samples.offer(context.request, context.route_request)
+        if self._timing_reporter is not None and context.handoff is None:
+            decision = context.decision
             matched = decision.matched_tokens if decision is not None and decision.source is None else None
-            tokens = router.prompt_tokens(job.route)
-            self._rows.sent(job.route.id, job.instance_id, now, tokens, 0.0 if matched is None else matched)
-        self._health.breaker.sent(job.instance_id)
+            tokens = router.prompt_tokens(context.route_request)
+            self._timing_reporter.on_dispatch(
+                context.route_request.id, context.instance_id, now, tokens, 0.0 if matched is None else matched
+            )
+        self._failures.outlier_detector.on_dispatch(context.instance_id)
         return router
 
-    def ended(self, job: Job, router: ModelRouter, finished: bool, now: float) -> None:
+    def on_finish(self, context: RequestContext, router: ModelRouter, finished: bool, now: float) -> None:
         """Ledger and breaker learn of an attempt's end."""
-        if finished and len(self._quarantine) and job.status < 400:
-            self._acquit(job, now)
+        if finished and len(self._poison_guard) and context.status < 400:
+            self._clear_suspicion(context, now)
         if finished:
-            router.finished(
-                job.route.id,
+            router.on_finish(
+                context.route_request.id,
                 now,
-                prompt_tokens=job.prompt_tokens,
-                cached_tokens=None if job.handed_over else job.cached_tokens,  # says nothing then
-                output_tokens=job.output_tokens,
+                prompt_tokens=context.prompt_tokens,
+                cached_tokens=None if context.kv_transferred else context.cached_tokens,  # says nothing then
+                output_tokens=context.output_tokens,
             )
-            if self._rows is not None and job.handoff is None:
-                self._rows.done(job.route.id, now, job.cached_tokens, job.output_tokens)
+            if self._timing_reporter is not None and context.handoff is None:
+                self._timing_reporter.on_finish(
+                    context.route_request.id, now, context.cached_tokens, context.output_tokens
+                )
         else:
-            router.abandoned(job.route.id, now)
-            if self._rows is not None and job.handoff is None:
-                self._rows.gone(job.route.id, now)
-        self._health.breaker.unknown(job.instance_id)
-        self._holding.ended(job, finished, now)
+            router.on_abandoned(context.route_request.id, now)
+            if self._timing_reporter is not None and context.handoff is None:
+                self._timing_reporter.on_abandoned(context.route_request.id, now)
+        self._failures.outlier_detector.on_inconclusive(context.instance_id)
+        self._admission.on_finish(context, finished, now)
 
-    def message(self, job: Job, instance: Instance) -> list[bytes]:
+    def encode_request(self, context: RequestContext, instance: Instance) -> list[bytes]:
         """The request as this attempt's engine gets it."""
-        head, body = job.request.head, job.ask.body if job.handoff is None else self._prefill.body(job)
-        if job.decision is not None and job.decision.source is not None:
-            body = self._prefill.with_source(job, body, job.decision.source)
-        more = remaining(head, job.until, self._now()) if head.get(FIELD) is not None and job.until is not None else ""
-        if job.trace is not None:
-            more += job.trace.asked(instance, ATTEMPT, job.decision.rule if job.decision is not None else "")
-        target = job.ask.target
+        head, body = (
+            context.http_request.head,
+            context.request.body if context.handoff is None else self._prefill_coordinator.request_body(context),
+        )
+        if context.decision is not None and context.decision.source is not None:
+            body = self._prefill_coordinator.add_kv_source(context, body, context.decision.source)
+        more = (
+            remaining_timeout_header(head, context.deadline, self._now())
+            if head.get(TIMEOUT_HEADER) is not None and context.deadline is not None
+            else ""
+        )
+        if context.trace is not None:
+            more += context.trace.start_span(
+                instance, ATTEMPT, context.decision.rule if context.decision is not None else ""
+            )
+        target = context.request.target
         if instance.served_name is not None:
-            body = body_for(instance.served_name, body)
-            target = None if target is None else target_for(instance.served_name, target)
-        start = self._starts.of(job.ask.method, head.path if target is None else target, instance.url)
-        return framed(start, head, body, job.request.id, rank=instance.dp_rank, more=more)
+            body = body_with_model(instance.served_name, body)
+            target = None if target is None else target_with_model(instance.served_name, target)
+        start = self._request_prefixes.get(
+            context.request.method, head.path if target is None else target, instance.url
+        )
+        return encode_with_prefix(
+            start, head, body, context.http_request.id, dp_rank=instance.dp_rank, extra_headers=more
+        )
 
-    def ask(
+    def send_request(
         self,
-        job: Job,
-        connection: Upstream,
+        context: RequestContext,
+        connection: EngineConnection,
         message: list[bytes],
-        decided: Callable[[Broken | None], None] | None = None,
-    ) -> Answer:
+        on_verdict: Callable[[UpstreamError | None], None] | None = None,
+    ) -> EngineResponse:
         """Send a request; the answer's verdict is awaited, or told to ``decided``."""
-        patience = job.patience = self._health.patience(job, connection.peer)
-        answer = Answer(
-            stream=job.ask.stream,
-            strip=job.ask.strip_usage,
+        patience = context.stall_timeout = self._failures.stall_timeout(context, connection.activity)
+        engine_response = EngineResponse(
+            stream_requested=context.request.stream,
+            strip_usage=context.request.strip_usage,
             clock=self._clock,
             limits=self._limits,
             loop=self._pool.loop,
-            silent=patience.more,
-            decided=decided,
+            on_silence=patience.on_silence,
+            on_verdict=on_verdict,
         )
-        answer.opaque = job.ask.opaque
+        engine_response.is_passthrough = context.request.is_passthrough
         now = self._now()
-        job.dispatched_at = now
-        connection.ask(message, answer, patience.begin(now))
-        return answer
+        context.dispatched_at = now
+        connection.send_request(message, engine_response, patience.start(now))
+        return engine_response
 
-    async def _exchange(self, job: Job, instance: Instance, begun: Begun | None) -> bool:
+    async def _exchange(self, context: RequestContext, instance: Instance, begun: StartedAttempt | None) -> bool:
         """Whether the engine's answer was complete. Raises Failure while another engine may still be asked."""
         if begun is not None and begun.message is not None:
             message, connection = begun.message, begun.connection
         else:
-            message, connection = self.message(job, instance), self._pool.idle(instance.url)
+            message, connection = self.encode_request(context, instance), self._pool.take_idle(instance.url)
         stale = False
         while True:
             if connection is None:
                 connection = await self._connect(instance, stale)
-            if begun is not None and begun.answer is not None:
-                answer, broken = begun.answer, begun.broken
+            if begun is not None and begun.engine_response is not None:
+                engine_response, broken = begun.engine_response, begun.error
             else:
-                if self._routes.ready(job.ask.key, instance.id) is None:
-                    self._pool.park(connection)
-                    raise _Moved
-                answer, broken = self.ask(job, connection, message), None
+                if self._routers.ready_instance(context.request.model_key, instance.id) is None:
+                    self._pool.release(connection)
+                    raise _NoLongerReady
+                engine_response, broken = self.send_request(context, connection, message), None
             used, waiting, begun = connection, begun is None, None
             try:
                 if waiting:
-                    with self._prefill.deadline(job, instance, answer):
-                        broken = await answer.verdict
-                stale = broken is not None and broken.stale
+                    with self._prefill_coordinator.first_event_deadline(context, instance, engine_response):
+                        broken = await engine_response.verdict
+                stale = broken is not None and broken.is_stale
                 if not stale:
-                    judge(job, answer, broken, job.patience is not None and job.patience.exhausted)
-                    self._health.answered(job, self._now())
-                    self._prefill.accepted(job)
+                    check_response(
+                        context,
+                        engine_response,
+                        broken,
+                        context.stall_timeout is not None and context.stall_timeout.is_exhausted,
+                    )
+                    self._failures.on_answered(context, self._now())
+                    self._prefill_coordinator.on_decode_accepted(context)
                     message = []  # a stream may take minutes
-                    return await self._pass(job, instance, answer, used)
+                    return await self._relay(context, instance, engine_response, used)
             finally:
-                if not stale and not answer.complete and not answer.events.done:
+                if not stale and not engine_response.is_complete and not engine_response.scanner.is_done:
                     used.abort()
             connection = None
 
-    async def _connect(self, instance: Instance, stale: bool) -> Upstream:
+    async def _connect(self, instance: Instance, stale: bool) -> EngineConnection:
         try:
             return await self._pool.connect(instance.url)
-        except Broken as error:
+        except UpstreamError as error:
             # Gone between two connections: what closed the first one may be this very request.
-            raise Failure("reset" if stale else error.why, died=stale, sent=stale) from None
+            raise AttemptFailure("reset" if stale else error.cause, crashed=stale, was_sent=stale) from None
 
-    async def _pass(self, job: Job, instance: Instance, answer: Answer, connection: Upstream) -> bool:
+    async def _relay(
+        self, context: RequestContext, instance: Instance, engine_response: EngineResponse, connection: EngineConnection
+    ) -> bool:
         """Send the answer to the client as it comes."""
-        reply = job.reply
-        job.status = answer.status
-        job.first_at, job.last_at = answer.first_at, answer.last_at
-        if answer.stream and answer.events.fault is not None:
-            fault = answer.events.fault
-            job.status, job.error = fault.status, "engine-refused"
-            reply.whole(
+        response = context.response
+        context.status = engine_response.status
+        context.first_at, context.last_at = engine_response.first_at, engine_response.last_at
+        if engine_response.is_stream and engine_response.scanner.error is not None:
+            fault = engine_response.scanner.error
+            context.status, context.error = fault.status, "engine-refused"
+            response.send(
                 fault.status,
-                self.fields(job, self._now()),
-                error_body(fault.message, "invalid_request_error", None, "engine_refused", job.request.id),
+                self.response_headers(context, self._now()),
+                error_body(fault.message, "invalid_request_error", None, "engine_refused", context.http_request.id),
             )
             return True
-        if not answer.stream and answer.complete:
-            self.pass_whole(job, answer, self._now())
+        if not engine_response.is_stream and engine_response.is_complete:
+            self.relay_buffered(context, engine_response, self._now())
             return True
-        key, name, telemetry = job.ask.key, instance.id, self._telemetry
-        if answer.stream:
-            if job.router is not None:
-                job.router.first_token(job.route.id, self._now())
-                self._holding.first_token(job, self._now())
-            if self._rows is not None and job.handoff is None and answer.first_at is not None:
-                self._rows.first_token(job.route.id, answer.first_at)
-            assert answer.first_at is not None
-            limit = job.ask.model.objectives.ttft_limit(self._routes.prompt_tokens(key, job.route))
-            telemetry.first_token(key, name, answer.first_at - job.request.received, limit)
-        renaming = _renaming(job, answer)
+        key, name, telemetry = context.request.model_key, instance.id, self._telemetry
+        if engine_response.is_stream:
+            if context.router is not None:
+                context.router.on_first_token(context.route_request.id, self._now())
+                self._admission.on_first_token(context, self._now())
+            if self._timing_reporter is not None and context.handoff is None and engine_response.first_at is not None:
+                self._timing_reporter.on_first_token(context.route_request.id, engine_response.first_at)
+            assert engine_response.first_at is not None
+            limit = context.request.model.objectives.ttft_limit_seconds(
+                self._routers.prompt_tokens(key, context.route_request)
+            )
+            telemetry.record_first_token(key, name, engine_response.first_at - context.http_request.received_at, limit)
+        renaming = _served_name_rewriter(context, engine_response)
         if renaming is not None:
-            answer.rewrite, answer.rewrite_plain = renaming.events, renaming.pieces
-        length = None if answer.stream or renaming is not None else _length(answer.fields)
-        reply.flow = partial(_follow_pace, answer, connection)
-        reply.begin(answer.status, passed_back(answer.fields) + self.fields(job, self._now()), length=length)
-        reply.pulses = reply.pulses and answer.stream
-        job.said = Said(self._limits.continued_bytes) if answer.stream and continuable(job.ask) else None
-        answer.told = job.said.add if job.said is not None else None
+            engine_response.rewrite_events, engine_response.rewrite_chunks = (
+                renaming.rewrite_events,
+                renaming.rewrite_chunks,
+            )
+        length = None if engine_response.is_stream or renaming is not None else _content_length(engine_response.headers)
+        response.on_backpressure = partial(_apply_backpressure, engine_response, connection)
+        response.start_stream(
+            engine_response.status,
+            relayed_headers(engine_response.headers) + self.response_headers(context, self._now()),
+            length=length,
+        )
+        response.accepts_comments = response.accepts_comments and engine_response.is_stream
+        context.sent_text = (
+            SentText(self._limits.resumable_bytes)
+            if engine_response.is_stream and can_resume(context.request)
+            else None
+        )
+        engine_response.on_relayed = context.sent_text.add if context.sent_text is not None else None
         if (
-            answer.stream and job.said is None
+            engine_response.is_stream and context.sent_text is None
         ):  # nobody will be asked again: thousands of streams need not keep their prompts
-            job.fingerprint = job.known_by(self._quarantine.fingerprint)
-            job.request.body = b""
-            job.ask.forget()
-        answer.pass_to(reply, lambda seconds: telemetry.inter_token(key, name, seconds))
-        why = await self._passed_on(job, instance, answer, connection)
+            context.fingerprint = context.body_fingerprint(self._poison_guard.fingerprint)
+            context.http_request.body = b""
+            context.request.release_body()
+        engine_response.relay_to(response, lambda seconds: telemetry.record_inter_token(key, name, seconds))
+        why = await self._relay_to_end(context, instance, engine_response, connection)
         if why is None:
             return True
-        if why == "timeout" and answer.paused:
-            job.client_gone = (
+        if why == "timeout" and engine_response.is_paused:
+            context.client_disconnected = (
                 True  # the silence is the client's: it has not read for so long that the engine was paused
             )
-            reply.cut()
+            response.abort()
             return False
-        job.error = why
-        if answer.stream:
-            text = f"{_WORDS.get(why, 'the engine failed')}; the answer is incomplete"
-            reply.broken(error_event(text, f"stream_{why.replace('-', '_')}", job.request.id))
+        context.error = why
+        if engine_response.is_stream:
+            text = f"{_STREAM_ERROR_TEXTS.get(why, 'the engine failed')}; the answer is incomplete"
+            response.end_with_error(error_event(text, f"stream_{why.replace('-', '_')}", context.http_request.id))
         else:
-            reply.cut()
+            response.abort()
         return False
 
-    def _died(self, job: Job, instance: str, began: float | None) -> bool:
+    def _on_crash(self, context: RequestContext, instance: str, began: float | None) -> bool:
         """An engine broke off on a request that it had been sent at ``began``; whether no engine should get it any more."""
         now = self._now()
-        return self._quarantine.died(
-            job.known_by(self._quarantine.fingerprint), instance, now if began is None else began, now
+        return self._poison_guard.on_crash(
+            context.body_fingerprint(self._poison_guard.fingerprint), instance, now if began is None else began, now
         )
 
-    def _acquit(self, job: Job, now: float) -> None:
+    def _clear_suspicion(self, context: RequestContext, now: float) -> None:
         """An engine has done what the request asked for; hashes the body only when it may be a suspect's."""
-        if job.story is not None and job.story.suspicious:
+        if context.handoff_record is not None and context.handoff_record.is_suspicious:
             return
-        if job.fingerprint is not None or self._quarantine.knows(job.ask.body):
-            self._quarantine.answered(job.known_by(self._quarantine.fingerprint), now)
+        if context.fingerprint is not None or self._poison_guard.may_contain(context.request.body):
+            self._poison_guard.on_answered(context.body_fingerprint(self._poison_guard.fingerprint), now)
 
-    async def _passed_on(self, job: Job, instance: Instance, answer: Answer, connection: Upstream) -> str | None:
+    async def _relay_to_end(
+        self, context: RequestContext, instance: Instance, engine_response: EngineResponse, connection: EngineConnection
+    ) -> str | None:
         """Wait until the answer has been sent, perhaps its rest by another engine; None or what went wrong."""
-        kept = KeepAlive(job.reply, self._limits.keep_alive_seconds, self._pool.loop)
+        kept = SseKeepAlive(context.response, self._limits.keep_alive_seconds, self._pool.loop)
         try:
-            if answer.stream:
-                kept.begin(answer)
-            why = await answer.ended
-            job.last_at, job.events = answer.last_at, answer.events.count
-            job.counted(answer.events.usage)
-            if why is None or (why == "timeout" and answer.paused):
+            if engine_response.is_stream:
+                kept.start(engine_response)
+            why = await engine_response.finished
+            context.last_at, context.event_count = engine_response.last_at, engine_response.scanner.event_count
+            context.record_usage(engine_response.scanner.usage)
+            if why is None or (why == "timeout" and engine_response.is_paused):
                 return why
-            self._health.broke(job, instance.id, why)
-            held = why == "cut" and self._died(job, instance.id, job.dispatched_at)
-            if job.said is None or held:
+            self._failures.on_stream_failed(context, instance.id, why)
+            held = why == "cut" and self._on_crash(context, instance.id, context.dispatched_at)
+            if context.sent_text is None or held:
                 return why
-            if not answer.complete:
+            if not engine_response.is_complete:
                 connection.abort()
-            return await self._resume.rest(job, job.said, why, kept)
+            return await self._stream_resume.resume(context, context.sent_text, why, kept)
         finally:
-            kept.end()
-            job.reply.flow = None
+            kept.stop()
+            context.response.on_backpressure = None
 
-    def pass_whole(self, job: Job, answer: Answer, now: float) -> None:
+    def relay_buffered(self, context: RequestContext, engine_response: EngineResponse, now: float) -> None:
         """Send a whole plain answer."""
-        body, kind = answer.whole_body, JSON
-        fields = passed_back(answer.fields, but=b"content-type") + self.fields(job, now)
-        if job.ask.opaque and b"content-type" in answer.fields:
-            kind = answer.fields[b"content-type"].decode("latin-1")
-        if answer.status >= 400:
-            job.error = "engine-refused"
+        body, kind = engine_response.buffered_body, JSON_TYPE
+        fields = relayed_headers(engine_response.headers, exclude=b"content-type") + self.response_headers(context, now)
+        if context.request.is_passthrough and b"content-type" in engine_response.headers:
+            kind = engine_response.headers[b"content-type"].decode("latin-1")
+        if engine_response.status >= 400:
+            context.error = "engine-refused"
             if not is_error_object(body):
-                kind, body = JSON, not_served(answer.status, job.request.id)
-        renaming = _renaming(job, answer)
-        body = body if renaming is None else renaming.whole(body)
-        job.reply.whole(answer.status, fields, body, kind=kind)
+                kind, body = JSON_TYPE, not_served_body(engine_response.status, context.http_request.id)
+        renaming = _served_name_rewriter(context, engine_response)
+        body = body if renaming is None else renaming.rewrite(body)
+        context.response.send(engine_response.status, fields, body, content_type=kind)
 
-    def fields(self, job: Job, now: float) -> str:
+    def response_headers(self, context: RequestContext, now: float) -> str:
         """The header fields that say where a request went and why, and how long that took."""
-        where = self._named.of(job.instance_id) if job.instance is not None else named("gateway")
-        rule = job.decision.rule if job.decision is not None else "none"
-        sent = job.dispatched_at
-        begun = job.request.received
-        times = timing(now - begun, -1.0) if sent is None else timing(sent - begun, now - sent)
-        traced = job.trace.reply_field if job.trace is not None else ""
-        return f"{where}{rule}\r\nx-fairlead-decision: {job.id}\r\nserver-timing: {times}\r\n{traced}"
+        where = (
+            self._route_headers.get(context.instance_id) if context.instance is not None else route_header("gateway")
+        )
+        rule = context.decision.rule if context.decision is not None else "none"
+        sent = context.dispatched_at
+        begun = context.http_request.received_at
+        times = server_timing(now - begun, -1.0) if sent is None else server_timing(sent - begun, now - sent)
+        traced = context.trace.response_header if context.trace is not None else ""
+        return f"{where}{rule}\r\nx-fairlead-decision: {context.id}\r\nserver-timing: {times}\r\n{traced}"
 
 
-def _follow_pace(answer: Answer, connection: Upstream, paused: bool) -> None:
+def _apply_backpressure(engine_response: EngineResponse, connection: EngineConnection, paused: bool) -> None:
     """The client keeps up, or not: so does the engine."""
-    answer.paused = paused
-    connection.pause(paused)
+    engine_response.is_paused = paused
+    connection.set_paused(paused)
 
 
-def _renaming(job: Job, answer: Answer) -> Renaming | None:
+def _served_name_rewriter(context: RequestContext, engine_response: EngineResponse) -> ServedNameRewriter | None:
     """How the client comes to see the name that it asked for; None where the engine knows the model by its own, or says no JSON."""
-    name = None if job.instance is None else job.instance.served_name
-    if name is None or not (answer.stream or _JSON_OR_EVENTS.search(answer.fields.get(b"content-type", b""))):
+    name = None if context.instance is None else context.instance.served_name
+    if name is None or not (
+        engine_response.is_stream or _JSON_OR_EVENTS.search(engine_response.headers.get(b"content-type", b""))
+    ):
         return None
-    return Renaming(name, job.ask.parsed.model)
+    return ServedNameRewriter(name, context.request.fields.model)
 
 
-def _rounded(tokens: float) -> int:
+def _round_half_even(tokens: float) -> int:
     """As ``round`` does it, without the call."""
     whole = int(tokens)
     more = tokens - whole
     return whole + 1 if more > 0.5 or (more == 0.5 and whole % 2 == 1) else whole
 
 
-def _length(fields: dict[bytes, bytes]) -> int | None:
+def _content_length(fields: dict[bytes, bytes]) -> int | None:
     value = fields.get(b"content-length", b"")
     return int(value) if value.isdigit() else None

@@ -21,46 +21,46 @@ from fairlead.lag import LoopLag
 from fairlead.limits import Limits
 from fairlead.profile import EngineProfile
 from fairlead_gateway import asking, quiet_log
-from fairlead_gateway.breaker import Breaker
-from fairlead_gateway.decision_log import DecisionLog, Logged
-from fairlead_gateway.errors import GatewayError, UnknownPath, WrongMethod
-from fairlead_gateway.forward import Begun, Forward
-from fairlead_gateway.head import Head
-from fairlead_gateway.health import Health
-from fairlead_gateway.holding import Holding
-from fairlead_gateway.job import Job
-from fairlead_gateway.keys import Keys
-from fairlead_gateway.learning.rows import RowTeller
-from fairlead_gateway.listen import Listener, Request
-from fairlead_gateway.memory import Memory, Share
-from fairlead_gateway.model import PATHS, Ask, find, shown_names, understand
-from fairlead_gateway.passed import METHODS, passed_on, passes
-from fairlead_gateway.prefill import Prefill
-from fairlead_gateway.prompt import route_request
-from fairlead_gateway.quarantine import Quarantine
-from fairlead_gateway.reach import Reach
-from fairlead_gateway.reply import Reply
+from fairlead_gateway.breaker import OutlierDetector
+from fairlead_gateway.decision_log import DecisionLog, LoggedRequest
+from fairlead_gateway.errors import GatewayError, MethodNotAllowed, UnknownPath
+from fairlead_gateway.forward import Forwarder, StartedAttempt
+from fairlead_gateway.head import RequestHead
+from fairlead_gateway.health import FailureAttribution
+from fairlead_gateway.holding import AdmissionController
+from fairlead_gateway.job import RequestContext
+from fairlead_gateway.keys import ApiKeys
+from fairlead_gateway.learning.rows import TimingReporter
+from fairlead_gateway.listen import HttpRequest, Listener
+from fairlead_gateway.memory import MemoryPressure, MemoryShare
+from fairlead_gateway.model import BODY_TYPES, ModelRequest, parse_request, public_model_names, resolve_model
+from fairlead_gateway.passed import PASSTHROUGH_METHODS, is_passthrough_path, parse_passthrough_request
+from fairlead_gateway.prefill import PrefillCoordinator
+from fairlead_gateway.prompt import build_route_request
+from fairlead_gateway.quarantine import PoisonRequestGuard
+from fairlead_gateway.reach import EngineCredentials
+from fairlead_gateway.reply import ResponseWriter
 from fairlead_gateway.retry import RetryBudget
-from fairlead_gateway.route import Routes
+from fairlead_gateway.route import RouterRegistry
 from fairlead_gateway.routing import InstanceLoad, PrefixChain, RouteRequest
-from fairlead_gateway.routing.index import Told
-from fairlead_gateway.routing.shared import Siblings
-from fairlead_gateway.samples import Samples
-from fairlead_gateway.settle import CLIENT_GONE, settle
-from fairlead_gateway.short import Host, Short, ShortWay
-from fairlead_gateway.telemetry import Telemetry
-from fairlead_gateway.upstream import Pool
+from fairlead_gateway.routing.index import DispatchHooks
+from fairlead_gateway.routing.shared import SiblingWorkers
+from fairlead_gateway.samples import PromptSampleBuffer
+from fairlead_gateway.settle import CLIENT_CLOSED_STATUS, record_outcome
+from fairlead_gateway.short import FastPath, FastPathAttempt, RequestLifecycle
+from fairlead_gateway.telemetry import MetricsRecorder
+from fairlead_gateway.upstream import ConnectionPool
 
 if TYPE_CHECKING:  # most gateways observe nothing, and then need none of it
-    from fairlead_gateway.observing import Observing
+    from fairlead_gateway.observing import RequestObservers
 
-_IN_A_THREAD_BYTES = 256 * 1024
-_MODELS = "/v1/models"
-_DEFECT = "the gateway met a defect; it was logged with this id"
+_MIN_THREADED_BYTES = 256 * 1024
+_MODELS_PATH = "/v1/models"
+_INTERNAL_ERROR_MESSAGE = "the gateway met a defect; it was logged with this id"
 _log = logging.getLogger("fairlead.gateway")
 
 
-class Gateway(Host):
+class Gateway(RequestLifecycle):
     """One process's data plane. ``new_id`` makes request ids; ``secret`` keys all prompt hashes; no ``keys``: anyone may call;
     ``environ`` holds the tokens of engines; ``memory`` says how full it is; ``observing`` is told of every request;
     ``siblings`` are the other workers of this gateway; ``told`` hears what is sent where, for the index, which may ask for
@@ -74,173 +74,192 @@ class Gateway(Host):
         loop: asyncio.AbstractEventLoop,
         secret: bytes,
         new_id: Callable[[], str],
-        keys: Keys | None = None,
+        api_keys: ApiKeys | None = None,
         environ: Mapping[str, str] = MappingProxyType({}),
-        memory: Share | None = None,
-        observing: "Observing | None" = None,
-        siblings: Siblings | None = None,
-        told: Told | None = None,
-        samples: Samples | None = None,
-        rows: RowTeller | None = None,
+        memory_share: MemoryShare | None = None,
+        observers: "RequestObservers | None" = None,
+        siblings: SiblingWorkers | None = None,
+        dispatch_hooks: DispatchHooks | None = None,
+        prompt_samples: PromptSampleBuffer | None = None,
+        timing_reporter: TimingReporter | None = None,
     ) -> None:
         self.clock = clock
         self._now = clock.now
         self.limits = limits
-        self.lag = LoopLag(keep=3_000)  # one minute: every look at it sorts them
-        telemetry = self.telemetry = Telemetry(clock, limits, self.lag)
-        self._observe(observing)
+        self.lag = LoopLag(max_samples=3_000)  # one minute: every look at it sorts them
+        telemetry = self.telemetry = MetricsRecorder(clock, limits, self.lag)
+        self._attach_observers(observers)
         self.decisions = DecisionLog(limits.decision_log)
-        self.listener = Listener(self, clock=clock, limits=limits, loop=loop, new_id=new_id)
-        self.memory = Memory(limits, memory, self.listener.memory_short)
-        self.memory.watch(loop)
-        self.problems: Callable[[], list[str]] = list
-        self._keys = keys
+        self.listener = Listener(self, clock=clock, limits=limits, loop=loop, create_request_id=new_id)
+        self.memory_pressure = MemoryPressure(limits, memory_share, self.listener.set_memory_pressure)
+        self.memory_pressure.start(loop)
+        self.warnings: Callable[[], list[str]] = list
+        self._api_keys = api_keys
         draw = random.Random(f"{clock.wall()}").random
-        breaker = Breaker(limits, draw)
-        self._samples = samples
-        self._rows = rows
-        self._routes = Routes(secret=secret, limits=limits, breaker=breaker, siblings=siblings, told=told)
-        self._prefill_routes = Routes(
-            secret=secret, limits=limits, breaker=breaker, prefill=True, siblings=siblings, told=told
+        breaker = OutlierDetector(limits, draw)
+        self._prompt_samples = prompt_samples
+        self._timing_reporter = timing_reporter
+        self._routers = RouterRegistry(
+            secret=secret, limits=limits, outlier_detector=breaker, siblings=siblings, dispatch_hooks=dispatch_hooks
+        )
+        self._prefill_routers = RouterRegistry(
+            secret=secret,
+            limits=limits,
+            outlier_detector=breaker,
+            prefill=True,
+            siblings=siblings,
+            dispatch_hooks=dispatch_hooks,
         )
         budget = RetryBudget(limits)
-        self._health = Health(
-            breaker, ready=self._routes.ready_ids, telemetry=telemetry, clock=clock, limits=limits, budget=budget
+        self._failures = FailureAttribution(
+            breaker,
+            ready_instances=self._routers.ready_instances,
+            telemetry=telemetry,
+            clock=clock,
+            limits=limits,
+            retry_budget=budget,
         )
-        self.telemetry.standing = self._health.words
-        self.reach = Reach(environ, clock.now)
-        self._pool = Pool(limits, loop, self.reach)
-        deaths = (siblings.died, siblings.cleared) if siblings is not None else (None, None)
-        quarantine = self.quarantine = Quarantine(secret, limits, *deaths)
-        self._prefill = Prefill(
-            decoding=self._routes,
-            prefilling=self._prefill_routes,
+        self.telemetry.health_state = self._failures.describe
+        self.credentials = EngineCredentials(environ, clock.now)
+        self._pool = ConnectionPool(limits, loop, self.credentials)
+        deaths = (siblings.report_crash, siblings.report_cleared) if siblings is not None else (None, None)
+        quarantine = self.poison_guard = PoisonRequestGuard(secret, limits, *deaths)
+        self._prefill_coordinator = PrefillCoordinator(
+            decode_routers=self._routers,
+            prefill_routers=self._prefill_routers,
             pool=self._pool,
             telemetry=self.telemetry,
             clock=clock,
             limits=limits,
-            quarantine=quarantine,
-            draw=draw,
+            poison_guard=quarantine,
+            random=draw,
         )
         self._loop = loop
-        self._build_ways(quarantine, budget)
+        self._build_forwarding(quarantine, budget)
         # One thread: more would not be faster, and each would make the loop wait longer for its turn.
-        self._reader = ThreadPoolExecutor(1, thread_name_prefix="large-bodies")
+        self._parser_thread = ThreadPoolExecutor(1, thread_name_prefix="large-bodies")
         self._new_id = new_id
         self._started_wall = int(clock.wall())
         self._loaded = self._draining = False
-        self._under_way: dict[str, asyncio.Task[None] | Short] = {}
+        self._inflight: dict[str, asyncio.Task[None] | FastPathAttempt] = {}
 
-    def _build_ways(self, quarantine: Quarantine, budget: RetryBudget) -> None:
+    def _build_forwarding(self, quarantine: PoisonRequestGuard, budget: RetryBudget) -> None:
         """The two ways to an engine and back, and who waits before them."""
-        self.holding = Holding(
-            routes=self._routes,
+        self.admission = AdmissionController(
+            routers=self._routers,
             telemetry=self.telemetry,
             limits=self.limits,
             clock=self.clock,
             loop=self._loop,
-            keyed=self._keys is not None,
+            has_api_keys=self._api_keys is not None,
         )
-        self._forward = Forward(
-            routes=self._routes,
+        self._forwarder = Forwarder(
+            routers=self._routers,
             pool=self._pool,
             telemetry=self.telemetry,
             decisions=self.decisions,
             clock=self.clock,
             limits=self.limits,
-            health=self._health,
-            quarantine=quarantine,
-            prefill=self._prefill,
-            budget=budget,
-            samples=self._samples,
-            rows=self._rows,
-            holding=self.holding,
+            failures=self._failures,
+            poison_guard=quarantine,
+            prefill_coordinator=self._prefill_coordinator,
+            retry_budget=budget,
+            prompt_samples=self._prompt_samples,
+            timing_reporter=self._timing_reporter,
+            admission=self.admission,
         )
-        self._short = ShortWay(
+        self._fast_path = FastPath(
             self,
-            forward=self._forward,
+            forwarder=self._forwarder,
             pool=self._pool,
-            health=self._health,
-            quarantine=quarantine,
-            prefilling=self._prefill_routes,
-            holding=self.holding,
+            failures=self._failures,
+            poison_guard=quarantine,
+            prefill_routers=self._prefill_routers,
+            admission=self.admission,
             limits=self.limits,
             clock=self.clock,
         )
 
-    def _observe(self, observing: "Observing | None") -> None:
+    def _attach_observers(self, observers: "RequestObservers | None") -> None:
         """Who is told of requests besides metrics and the decision log; nobody costs nothing."""
-        self._observing = observing
-        self._observers = tuple(observing.observers) if observing is not None else ()
-        self._tracer = observing.tracer if observing is not None else None
-        if observing is not None:
-            observing.attach(self.telemetry)
+        self._observers = observers
+        self._finish_callbacks = tuple(observers.finish_callbacks) if observers is not None else ()
+        self._tracer = observers.tracer if observers is not None else None
+        if observers is not None:
+            observers.attach_counters(self.telemetry)
 
     # The fleet and what the management port sees.
 
-    def apply(self, fleet: Fleet) -> None:
+    def update_fleet(self, fleet: Fleet) -> None:
         """Take over a snapshot; what is in flight goes on where it is."""
-        self._routes.apply(fleet, self.clock.now())
-        self._prefill_routes.apply(fleet, self.clock.now())
-        self.reach.apply(fleet)
-        self._prefill.keep_only(fleet.models)
-        self._pool.keep_only(self._routes.addresses())
-        self.holding.apply(fleet)
+        self._routers.update_fleet(fleet, self.clock.now())
+        self._prefill_routers.update_fleet(fleet, self.clock.now())
+        self.credentials.update_fleet(fleet)
+        self._prefill_coordinator.retain(fleet.models)
+        self._pool.retain(self._routers.addresses())
+        self.admission.update_fleet(fleet)
         self._loaded = True
 
-    def heard(self, key: str, instance_id: str, chain: PrefixChain, pin: Hashable) -> None:
+    def on_peer_dispatch(self, key: str, instance_id: str, chain: PrefixChain, pin: Hashable) -> None:
         """A sibling or another gateway sent a prompt there, of the session ``pin`` where that is not None."""
         now = self.clock.now()
-        self._routes.heard(key, instance_id, chain, now, pin)
-        self._prefill_routes.heard(key, instance_id, chain, now, pin)
+        self._routers.on_peer_dispatch(key, instance_id, chain, now, pin)
+        self._prefill_routers.on_peer_dispatch(key, instance_id, chain, now, pin)
 
-    def hot(self, key: str, epoch: int, serving: frozenset[Hashable], prefilling: frozenset[Hashable]) -> None:
+    def set_hot_prefixes(
+        self, key: str, epoch: int, serving: frozenset[Hashable], prefilling: frozenset[Hashable]
+    ) -> None:
         """The hot prefixes of a model as all gateways see them; epoch 0: nobody tells them any more."""
-        self._routes.hot(key, epoch, serving)
-        self._prefill_routes.hot(key, epoch, prefilling)
+        self._routers.set_hot_prefixes(key, epoch, serving)
+        self._prefill_routers.set_hot_prefixes(key, epoch, prefilling)
 
-    def corrected(
+    def apply_corrections(
         self, key: str, instance_id: str, forget: str, gone: Sequence[Hashable], held: Sequence[tuple[Hashable, ...]]
     ) -> None:
         """What the index says of an instance of a model."""
-        self._routes.corrected(key, instance_id, forget, gone, held)
-        self._prefill_routes.corrected(key, instance_id, forget, gone, held)
+        self._routers.apply_corrections(key, instance_id, forget, gone, held)
+        self._prefill_routers.apply_corrections(key, instance_id, forget, gone, held)
 
-    def profiled(self, profiles: Mapping[str, EngineProfile]) -> None:
+    def set_learned_profiles(self, profiles: Mapping[str, EngineProfile]) -> None:
         """What was learned of engines, by instance: from now on they are routed by that."""
-        self._routes.profiled(profiles, self._now())
+        self._routers.set_learned_profiles(profiles, self._now())
 
-    def show_again(self) -> None:
+    def republish_loads(self) -> None:
         """The slots of the rows that siblings share have been given out anew."""
-        self._routes.show_again()
-        self._prefill_routes.show_again()
+        self._routers.republish_loads()
+        self._prefill_routers.republish_loads()
 
     def fleet(self) -> Fleet:
         """The present snapshot."""
-        return self._routes.fleet
+        return self._routers.fleet
 
     def loads(self) -> Mapping[str, InstanceLoad]:
         """This gateway's own load by instance id."""
-        return {**self._routes.loads(), **self._prefill_routes.loads()}
+        return {**self._routers.loads(), **self._prefill_routers.loads()}
 
-    def would(self, path: str, body: bytes, session: str | None) -> Logged:
+    def preview_route(self, path: str, body: bytes, session: str | None) -> LoggedRequest:
         """Where a request would go just now, and why. Raises GatewayError as a request would be answered."""
-        return asking.would(
+        return asking.preview_route(
             path,
             body,
             session,
-            routes=self._routes,
-            prefilling=self._prefill_routes,
-            prefill=self._prefill,
+            routers=self._routers,
+            prefill_routers=self._prefill_routers,
+            prefill_coordinator=self._prefill_coordinator,
             limits=self.limits,
             clock=self.clock,
         )
 
-    def ready(self) -> tuple[bool, list[str]]:
+    def readiness(self) -> tuple[bool, list[str]]:
         """Whether requests are answered, and what is wrong or degraded, in words."""
-        notes = [*self.problems(), *self.reach.problems(), *self.memory.problems(), *quiet_log.problems()]
-        if self._observing is not None:
-            notes += self._observing.problems()
+        notes = [
+            *self.warnings(),
+            *self.credentials.warnings(),
+            *self.memory_pressure.warnings(),
+            *quiet_log.log_warnings(),
+        ]
+        if self._observers is not None:
+            notes += self._observers.warnings()
         if self._draining:
             return False, ["draining", *notes]
         if not self._loaded:
@@ -249,54 +268,60 @@ class Gateway(Host):
 
     # Requests, as listen hands them over.
 
-    def admit(self, head: Head) -> str | None:
+    def check_headers(self, head: RequestHead) -> str | None:
         """The name of the key that a request shows, None where nobody is asked for one. Raises NoKey."""
-        caller = None if self._keys is None or head.path == "/readyz" else self._keys.caller(head)
-        if self.memory.body_most is not None:
-            self.memory.admit(head.length or 0)
+        caller = None if self._api_keys is None or head.path == "/readyz" else self._api_keys.caller(head)
+        if self.memory_pressure.max_body_bytes is not None:
+            self.memory_pressure.check_body(head.length or 0)
         return caller
 
-    def handle(self, request: Request, reply: Reply) -> None:
+    def handle(self, http_request: HttpRequest, response: ResponseWriter) -> None:
         """Answer now what needs no engine; start a task for the rest."""
-        if self._observing is not None:
-            request.client = reply.client()
+        if self._observers is not None:
+            http_request.client_address = response.client_address()
         try:
-            request.caller = self.admit(request.head)
-            if self.memory.body_most is not None:
-                self.memory.admit(len(request.body))
-            path, method = request.head.path, request.head.method
-            if path in PATHS:
-                if _method_fits(method, ("POST",), reply):
-                    self._start(request, reply)
-            elif path == "/readyz" or path == _MODELS or path.startswith(_MODELS + "/"):
-                if _method_fits(method, ("GET", "HEAD"), reply):
-                    self._answer_here(path, reply)
-                    if self._observing is not None and path != "/readyz":
-                        self._observing.answered(request, reply, 200, None)
-            elif passes(path):
-                if _method_fits(method, METHODS, reply):
-                    self._start(request, reply)
+            http_request.caller = self.check_headers(http_request.head)
+            if self.memory_pressure.max_body_bytes is not None:
+                self.memory_pressure.check_body(len(http_request.body))
+            path, method = http_request.head.path, http_request.head.method
+            if path in BODY_TYPES:
+                if _check_method(method, ("POST",), response):
+                    self._start_request(http_request, response)
+            elif path == "/readyz" or path == _MODELS_PATH or path.startswith(_MODELS_PATH + "/"):
+                if _check_method(method, ("GET", "HEAD"), response):
+                    self._answer_locally(path, response)
+                    if self._observers is not None and path != "/readyz":
+                        self._observers.on_answered_locally(http_request, response, 200, None)
+            elif is_passthrough_path(path):
+                if _check_method(method, PASSTHROUGH_METHODS, response):
+                    self._start_request(http_request, response)
             elif path == "*":
-                _method_fits(method, ("GET", "HEAD", "POST"), reply)
+                _check_method(method, ("GET", "HEAD", "POST"), response)
             else:
                 raise UnknownPath("nothing is served under this path", hint="the API lies under /v1")
-            if self._observing is not None and method == "OPTIONS":
-                self._observing.answered(request, reply, 200, None)
+            if self._observers is not None and method == "OPTIONS":
+                self._observers.on_answered_locally(http_request, response, 200, None)
         except GatewayError as error:
-            self.refused(error, reply, request)
+            self.on_rejected(error, response, http_request)
 
-    def refused(
-        self, error: GatewayError, reply: Reply, request: Request | None = None, job: Job | None = None
+    def on_rejected(
+        self,
+        error: GatewayError,
+        response: ResponseWriter,
+        http_request: HttpRequest | None = None,
+        context: RequestContext | None = None,
     ) -> None:
         """Answer with an error object; for what never reached an engine."""
-        self.telemetry.rejected(job.ask.key if job is not None else None, error.status, error.code)
-        if self._observing is not None:
-            self._observing.answered(request, reply, error.status, error.code, job)
-        self._send_error(error, reply, _own_fields(error.code))
+        self.telemetry.record_rejected(
+            context.request.model_key if context is not None else None, error.status, error.code
+        )
+        if self._observers is not None:
+            self._observers.on_answered_locally(http_request, response, error.status, error.code, context)
+        self._send_error(error, response, _local_response_headers(error.code))
 
-    def in_flight(self) -> int:
+    def inflight_count(self) -> int:
         """Requests that engines are working on."""
-        return len(self._under_way)
+        return len(self._inflight)
 
     def drain(self) -> None:
         """Be unready, take no new connection's request, let what is under way finish."""
@@ -306,193 +331,221 @@ class Gateway(Host):
     def close(self) -> None:
         """Cut what is left."""
         self.listener.close()
-        for one in list(self._under_way.values()):
+        for one in list(self._inflight.values()):
             one.cancel()
-        self._short.overdue.close()
-        self._prefill.close()
+        self._fast_path.timeouts.clear()
+        self._prefill_coordinator.close()
         self._pool.close()
-        self.memory.close()
-        if self._observing is not None:
-            self._observing.close()
-        self._reader.shutdown(wait=False, cancel_futures=True)
+        self.memory_pressure.close()
+        if self._observers is not None:
+            self._observers.close()
+        self._parser_thread.shutdown(wait=False, cancel_futures=True)
 
     # The request's way.
 
-    def _start(self, request: Request, reply: Reply) -> None:
+    def _start_request(self, http_request: HttpRequest, response: ResponseWriter) -> None:
         """Understand a request and send it on its way; large bodies are read in a thread, so that others get their turn."""
-        unique = request.id if request.id not in self._under_way else f"{request.id}~{self._new_id()}"
-        if len(request.body) > _IN_A_THREAD_BYTES:
-            self._run(unique, reply, self._understand(request, reply, unique))
+        unique = http_request.id if http_request.id not in self._inflight else f"{http_request.id}~{self._new_id()}"
+        if len(http_request.body) > _MIN_THREADED_BYTES:
+            self._run_as_task(unique, response, self._parse_in_thread(http_request, response, unique))
             return
-        job: Job | None = None
+        context: RequestContext | None = None
         try:
-            ask, route = self._read(request, self._routes.fleet, unique)
-            job = self._job(request, reply, unique, ask, route)
-            if self._short.fits(job):
-                self._short.go(job)
+            request, route = self._parse(http_request, self._routers.fleet, unique)
+            context = self._create_context(http_request, response, unique, request, route)
+            if self._fast_path.is_eligible(context):
+                self._fast_path.start(context)
             else:
-                self._run(unique, reply, self._serve(job, None))
+                self._run_as_task(unique, response, self._serve(context, None))
         except GatewayError as error:
-            self._ended(job, error, reply, request)
+            self._fail_request(context, error, response, http_request)
         except Exception as error:  # noqa: BLE001 - the boundary of a request: whatever happens, it gets an answer
-            self._defect(unique, job, error, reply, request)
+            self._fail_internally(unique, context, error, response, http_request)
 
-    def _job(self, request: Request, reply: Reply, unique: str, ask: Ask, route: RouteRequest) -> Job:
-        self.telemetry.received(ask.key, self._routes.prompt_tokens(ask.key, route))
-        job = Job(request, reply, unique, ask, route)
+    def _create_context(
+        self,
+        http_request: HttpRequest,
+        response: ResponseWriter,
+        unique: str,
+        request: ModelRequest,
+        route: RouteRequest,
+    ) -> RequestContext:
+        self.telemetry.record_received(request.model_key, self._routers.prompt_tokens(request.model_key, route))
+        context = RequestContext(http_request, response, unique, request, route)
         if self._tracer is not None:
-            job.trace = self._tracer.begin(request)
-        return job
+            context.trace = self._tracer.start_trace(http_request)
+        return context
 
-    def _run(self, unique: str, reply: Reply, work: Coroutine[None, None, None]) -> None:
+    def _run_as_task(self, unique: str, response: ResponseWriter, work: Coroutine[None, None, None]) -> None:
         """Go on as a task."""
-        task = self._under_way[unique] = self._loop.create_task(work)
-        task.add_done_callback(partial(self._under_way.pop, unique))
-        reply.gone = task.cancel
+        task = self._inflight[unique] = self._loop.create_task(work)
+        task.add_done_callback(partial(self._inflight.pop, unique))
+        response.on_client_gone = task.cancel
 
-    async def _understand(self, request: Request, reply: Reply, unique: str) -> None:
-        job: Job | None = None
+    async def _parse_in_thread(self, http_request: HttpRequest, response: ResponseWriter, unique: str) -> None:
+        context: RequestContext | None = None
         try:
-            ask, route = await self._loop.run_in_executor(self._reader, self._read, request, self._routes.fleet, unique)
-            job = self._job(request, reply, unique, ask, route)
+            request, route = await self._loop.run_in_executor(
+                self._parser_thread, self._parse, http_request, self._routers.fleet, unique
+            )
+            context = self._create_context(http_request, response, unique, request, route)
         except GatewayError as error:
-            self._failed(None, error, reply, request)
+            self._send_failure(None, error, response, http_request)
         except asyncio.CancelledError:
-            self._left_early(request, reply, None)
+            self._on_client_disconnected(http_request, response, None)
         except Exception as error:  # noqa: BLE001 - the boundary of a request: whatever happens, it gets an answer
-            self._defect(unique, None, error, reply, request)
-        if job is not None:
-            await self._serve(job, None)
+            self._fail_internally(unique, None, error, response, http_request)
+        if context is not None:
+            await self._serve(context, None)
 
-    async def _serve(self, job: Job, begun: Begun | None) -> None:
-        request, reply = job.request, job.reply
+    async def _serve(self, context: RequestContext, begun: StartedAttempt | None) -> None:
+        request, response = context.http_request, context.response
         try:
-            await self._forward.carry(job, begun)
+            await self._forwarder.forward(context, begun)
         except GatewayError as error:
-            self._failed(job, error, reply, request)
+            self._send_failure(context, error, response, request)
         except asyncio.CancelledError:
-            job.client_gone = True
-            if not job.attempt:
-                self._left_early(request, reply, job)
+            context.client_disconnected = True
+            if not context.attempt_number:
+                self._on_client_disconnected(request, response, context)
         except Exception as error:  # noqa: BLE001 - the boundary of a request: whatever happens, it gets an answer
-            self._log_defect(job.id, error)
-            self._failed(job, GatewayError(_DEFECT), reply, request)
+            self._log_internal_error(context.id, error)
+            self._send_failure(context, GatewayError(_INTERNAL_ERROR_MESSAGE), response, request)
         finally:
-            self._settle(job)
+            self._record_outcome(context)
 
     # What ``short`` says.
 
-    def under_way(self, job: Job, short: Short) -> None:
+    def on_started(self, context: RequestContext, attempt: FastPathAttempt) -> None:
         """The request is in flight; ``short.cancel`` ends it."""
-        self._under_way[job.id] = short
-        job.reply.gone = short.cancel
+        self._inflight[context.id] = attempt
+        context.response.on_client_gone = attempt.cancel
 
-    def longer(self, job: Job, begun: Begun) -> None:
+    def continue_as_task(self, context: RequestContext, begun: StartedAttempt) -> None:
         """Go on as a task."""
-        self._run(job.id, job.reply, self._serve(job, begun))
+        self._run_as_task(context.id, context.response, self._serve(context, begun))
 
-    def done(self, job: Job, error: GatewayError | None = None) -> None:
+    def on_finished(self, context: RequestContext, error: GatewayError | None = None) -> None:
         """It has ended; with ``error`` the client has still to be told."""
-        if job.id in self._under_way:
-            del self._under_way[job.id]
+        if context.id in self._inflight:
+            del self._inflight[context.id]
         if error is not None:
-            self._failed(job, error, job.reply, job.request)
-        self._settle(job)
+            self._send_failure(context, error, context.response, context.http_request)
+        self._record_outcome(context)
 
-    def defect(self, job: Job, error: Exception) -> None:
+    def on_internal_error(self, context: RequestContext, error: Exception) -> None:
         """Something of ours failed."""
-        self._under_way.pop(job.id, None)
-        self._defect(job.id, job, error, job.reply, job.request)
+        self._inflight.pop(context.id, None)
+        self._fail_internally(context.id, context, error, context.response, context.http_request)
 
     # How requests end.
 
-    def _ended(self, job: Job | None, error: GatewayError, reply: Reply, request: Request) -> None:
-        self._failed(job, error, reply, request)
-        if job is not None:
-            self._settle(job)
+    def _fail_request(
+        self, context: RequestContext | None, error: GatewayError, response: ResponseWriter, http_request: HttpRequest
+    ) -> None:
+        self._send_failure(context, error, response, http_request)
+        if context is not None:
+            self._record_outcome(context)
 
-    def _defect(self, unique: str, job: Job | None, error: Exception, reply: Reply, request: Request) -> None:
-        self._log_defect(unique, error)
-        self._ended(job, GatewayError(_DEFECT), reply, request)
+    def _fail_internally(
+        self,
+        unique: str,
+        context: RequestContext | None,
+        error: Exception,
+        response: ResponseWriter,
+        http_request: HttpRequest,
+    ) -> None:
+        self._log_internal_error(unique, error)
+        self._fail_request(context, GatewayError(_INTERNAL_ERROR_MESSAGE), response, http_request)
 
-    def _log_defect(self, unique: str, error: Exception) -> None:
-        _log.error("request %s met a defect: %s\n%s", unique, type(error).__name__, _where(error))
+    def _log_internal_error(self, unique: str, error: Exception) -> None:
+        _log.error("request %s met a defect: %s\n%s", unique, type(error).__name__, _location_of(error))
 
-    def _left_early(self, request: Request, reply: Reply, job: Job | None) -> None:
+    def _on_client_disconnected(
+        self, http_request: HttpRequest, response: ResponseWriter, context: RequestContext | None
+    ) -> None:
         """The client left before any engine was asked."""
-        if job is not None:
-            self.telemetry.left_early(job.ask.key)
-        if self._observing is not None:
-            self._observing.answered(request, reply, CLIENT_GONE, "client-gone", job)
+        if context is not None:
+            self.telemetry.record_abandoned(context.request.model_key)
+        if self._observers is not None:
+            self._observers.on_answered_locally(http_request, response, CLIENT_CLOSED_STATUS, "client-gone", context)
 
-    def _settle(self, job: Job) -> None:
-        if job.attempt:
-            settle(
-                job,
+    def _record_outcome(self, context: RequestContext) -> None:
+        if context.attempt_number:
+            record_outcome(
+                context,
                 now=self._now(),
                 telemetry=self.telemetry,
                 decisions=self.decisions,
-                observers=self._observers,
+                callbacks=self._finish_callbacks,
             )
 
-    def _read(self, request: Request, fleet: Fleet, unique: str) -> tuple[Ask, RouteRequest]:
-        if request.head.path in PATHS:
-            ask = understand(request.head.path, request.body, fleet, self.limits)
+    def _parse(self, http_request: HttpRequest, fleet: Fleet, unique: str) -> tuple[ModelRequest, RouteRequest]:
+        if http_request.head.path in BODY_TYPES:
+            request = parse_request(http_request.head.path, http_request.body, fleet, self.limits)
         else:
-            ask = passed_on(request.head, request.body, fleet, self.limits)
-        return ask, route_request(ask, request.head, unique, self._routes.secret)
+            request = parse_passthrough_request(http_request.head, http_request.body, fleet, self.limits)
+        return request, build_route_request(request, http_request.head, unique, self._routers.secret)
 
-    def _failed(self, job: Job | None, error: GatewayError, reply: Reply, request: Request) -> None:
-        if job is None or not job.attempt:
-            self.refused(error, reply, request, job)
+    def _send_failure(
+        self, context: RequestContext | None, error: GatewayError, response: ResponseWriter, http_request: HttpRequest
+    ) -> None:
+        if context is None or not context.attempt_number:
+            self.on_rejected(error, response, http_request, context)
             return
-        job.status, job.error = error.status, error.code
-        if reply.begun:
-            reply.cut()
+        context.status, context.error = error.status, error.code
+        if response.started:
+            response.abort()
         else:
-            self._send_error(error, reply, self._forward.fields(job, self._now()))
+            self._send_error(error, response, self._forwarder.response_headers(context, self._now()))
 
-    def _send_error(self, error: GatewayError, reply: Reply, fields: str) -> None:
-        more = "".join(f"{name}: {value}\r\n" for name, value in error.fields)
-        reply.whole(error.status, more + fields, error.body(reply.request_id))
+    def _send_error(self, error: GatewayError, response: ResponseWriter, fields: str) -> None:
+        more = "".join(f"{name}: {value}\r\n" for name, value in error.headers)
+        response.send(error.status, more + fields, error.body(response.request_id))
 
     # Answers without an engine.
 
-    def _answer_here(self, path: str, reply: Reply) -> None:
+    def _answer_locally(self, path: str, response: ResponseWriter) -> None:
         if path == "/readyz":
-            ready, notes = self.ready()
+            ready, notes = self.readiness()
             body = msgspec.json.encode({"ready": ready, "notes": notes})
-            reply.whole(200 if ready else 503, _own_fields("readyz"), body)
+            response.send(200 if ready else 503, _local_response_headers("readyz"), body)
             return
-        shown = shown_names(self._routes.fleet)
-        if path in (_MODELS, _MODELS + "/"):
+        shown = public_model_names(self._routers.fleet)
+        if path in (_MODELS_PATH, _MODELS_PATH + "/"):
             listed = [self._model_object(name, model.namespace) for name, model in shown.items()]
-            reply.whole(200, _own_fields("models"), msgspec.json.encode({"object": "list", "data": listed}))
+            response.send(
+                200, _local_response_headers("models"), msgspec.json.encode({"object": "list", "data": listed})
+            )
             return
-        name = path[len(_MODELS) + 1 :]
-        model = find(name, self._routes.fleet)
-        reply.whole(200, _own_fields("models"), msgspec.json.encode(self._model_object(name, model.namespace)))
+        name = path[len(_MODELS_PATH) + 1 :]
+        model = resolve_model(name, self._routers.fleet)
+        response.send(
+            200, _local_response_headers("models"), msgspec.json.encode(self._model_object(name, model.namespace))
+        )
 
     def _model_object(self, name: str, namespace: str) -> dict[str, str | int]:
         return {"id": name, "object": "model", "created": self._started_wall, "owned_by": namespace}
 
 
-def _method_fits(method: str, known: Sequence[str], reply: Reply) -> bool:
+def _check_method(method: str, known: Sequence[str], response: ResponseWriter) -> bool:
     """Whether the path may be asked this way; OPTIONS is answered here. Raises WrongMethod."""
     if method in known:
         return True
     allow = ", ".join((*known, "OPTIONS"))
     if method != "OPTIONS":
-        raise WrongMethod("this path is not asked with this method", hint=f"use {allow}", fields=(("allow", allow),))
-    reply.whole(200, f"allow: {allow}\r\n{_own_fields('options')}", b"")
+        raise MethodNotAllowed(
+            "this path is not asked with this method", hint=f"use {allow}", headers=(("allow", allow),)
+        )
+    response.send(200, f"allow: {allow}\r\n{_local_response_headers('options')}", b"")
     return False
 
 
-def _own_fields(reason: str) -> str:
+def _local_response_headers(reason: str) -> str:
     """The header fields of an answer that no engine was asked for."""
     return f"x-fairlead-instance: gateway\r\nx-fairlead-reason: {reason}\r\nx-fairlead-decision: none\r\nserver-timing: gateway\r\n"
 
 
-def _where(error: Exception) -> str:
+def _location_of(error: Exception) -> str:
     """The lines of code that an error came through; its text is left out, it may hold a part of a prompt."""
     return "".join(traceback.format_tb(error.__traceback__))

@@ -13,60 +13,60 @@ import socket
 import sys
 from collections.abc import Callable
 
-_DELAYS = (0.001, 0.004, 0.02, 0.1, 0.25, 0.5)
-_LAST_DELAY = 1.0
+_POLL_DELAYS = (0.001, 0.004, 0.02, 0.1, 0.25, 0.5)
+_MAX_POLL_DELAY = 1.0
 _TCP_INFO: int | None = getattr(socket, "TCP_INFO", None) if sys.platform == "linux" else None
 _CLOSE_WAIT = 8  # the first byte of struct tcp_info: the other side has sent FIN
 
 
-class HalfClosed:
+class DisconnectDetector:
     """Calls ``gone`` when the socket has met an error, ``ended`` once the other side has sent FIN; ``cancel`` when the answer
     is out."""
 
-    __slots__ = ("_ended", "_gone", "_handle", "_loop", "_rounds", "_socket")
+    __slots__ = ("_handle", "_loop", "_on_disconnect", "_on_half_close", "_polls", "_socket")
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
         transport: asyncio.BaseTransport,
-        gone: Callable[[], None],
-        ended: Callable[[], None] | None = None,
+        on_disconnect: Callable[[], None],
+        on_half_close: Callable[[], None] | None = None,
     ) -> None:
         self._loop = loop
         self._socket: socket.socket | None = transport.get_extra_info("socket")
-        self._gone = gone
-        self._ended = ended
-        self._rounds = 0
+        self._on_disconnect = on_disconnect
+        self._on_half_close = on_half_close
+        self._polls = 0
         self._handle: asyncio.TimerHandle | None = None
-        self._wait()
+        self._schedule_poll()
 
     def cancel(self) -> None:
         """Stop asking."""
         if self._handle is not None:
             self._handle.cancel()
             self._handle = None
-        self._ended = None
+        self._on_half_close = None
 
-    def _wait(self) -> None:
-        delay = _DELAYS[self._rounds] if self._rounds < len(_DELAYS) else _LAST_DELAY
-        self._rounds += 1
-        self._handle = self._loop.call_later(delay, self._look)
+    def _schedule_poll(self) -> None:
+        delay = _POLL_DELAYS[self._polls] if self._polls < len(_POLL_DELAYS) else _MAX_POLL_DELAY
+        self._polls += 1
+        self._handle = self._loop.call_later(delay, self._poll)
 
-    def _look(self) -> None:
+    def _poll(self) -> None:
         self._handle = None
         try:
             failed = self._socket is None or self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) != 0
         except OSError:
             failed = True
         if failed:
-            self._gone()
-        elif self._ended is not None and self._socket is not None and _sent_fin(self._socket):
-            self._ended()
+            self._on_disconnect()
+        elif self._on_half_close is not None and self._socket is not None and _has_received_fin(self._socket):
+            self._on_half_close()
         else:
-            self._wait()
+            self._schedule_poll()
 
 
-def _sent_fin(connection: socket.socket) -> bool:
+def _has_received_fin(connection: socket.socket) -> bool:
     """Whether the other side has closed its sending side, read or not; False where the system does not tell."""
     if _TCP_INFO is None:
         return False

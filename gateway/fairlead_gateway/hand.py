@@ -17,63 +17,67 @@ from fairlead.clock import Clock
 from fairlead.limits import Limits
 from fairlead_gateway import channel_messages as say
 from fairlead_gateway.channel import Channel
-from fairlead_gateway.early import Spawned
-from fairlead_gateway.learning.rows import Rows
-from fairlead_gateway.telemetry.parts import ModelPart
+from fairlead_gateway.early import SpawnedWorker
+from fairlead_gateway.learning.rows import TimingEvents
+from fairlead_gateway.telemetry.parts import ModelSnapshot
 
 T = TypeVar("T")
 _log = logging.getLogger("fairlead.gateway")
 
 
 @dataclass(slots=True)
-class Events:
+class WorkerListener:
     """What the crew wants to hear of a worker."""
 
-    ready: Callable[["Hand"], None]
-    applied: Callable[["Hand"], None]
-    leaving: Callable[["Hand"], None]
-    told: Callable[["Hand", say.Told], None]
-    indexed: Callable[["Hand", say.Seen | say.Given], None]
-    learned: Callable[[Rows], None]
-    waking: Callable[[str], None]
-    ended: Callable[["Hand"], None]
+    on_ready: Callable[["WorkerHandle"], None]
+    on_fleet_applied: Callable[["WorkerHandle"], None]
+    on_leaving: Callable[["WorkerHandle"], None]
+    on_report: Callable[["WorkerHandle", say.WorkerReport], None]
+    on_index_report: Callable[["WorkerHandle", say.IndexReport | say.PromptSamples], None]
+    on_timings: Callable[[TimingEvents], None]
+    on_needs_instance: Callable[[str], None]
+    on_exit: Callable[["WorkerHandle"], None]
 
 
 @dataclass(slots=True)
-class _Asked:
-    at: float
-    answer: asyncio.Future[list[bytes] | None]
-    pieces: list[bytes] = field(default_factory=list)
+class _PendingQuery:
+    sent_at: float
+    reply: asyncio.Future[list[bytes] | None]
+    chunks: list[bytes] = field(default_factory=list)
 
 
-class Hand:
+class WorkerHandle:
     """``number`` is what people call it, ``row`` its place in the shared memory."""
 
-    def __init__(self, number: int, row: int, spawned: Spawned, events: Events, clock: Clock, limits: Limits) -> None:
+    def __init__(
+        self, number: int, row: int, spawned: SpawnedWorker, listener: WorkerListener, clock: Clock, limits: Limits
+    ) -> None:
         self.number = number
         self.row = row
         self.process = spawned.process
         self.started_at = clock.now()
         self.is_ready = False
         self.is_leaving = False
-        self.failure: str | None = None
-        self.version = -1
-        self.problem: str | None = None
-        self.owed = False  # something that it must know did not reach it
-        self.said_last = False
-        self.mute_since: float | None = None
-        self.counters: dict[str, ModelPart] = {}
-        self.own: dict[str, int] = {}
-        self.loads: Mapping[str, say.WireLoad] = {}
+        self.start_error: str | None = None
+        self.fleet_version = -1
+        self.fleet_problem: str | None = None
+        self.needs_resync = False  # something that it must know did not reach it
+        self.sent_final_counters = False
+        self.unresponsive_since: float | None = None
+        self.model_counters: dict[str, ModelSnapshot] = {}
+        self.process_counters: dict[str, int] = {}
+        self.loads: Mapping[str, say.EncodedLoad] = {}
         self.exited: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self._sock = spawned.sock
-        self._events = events
+        self._sock = spawned.channel_socket
+        self._listener = listener
         self._clock = clock
         self._limits = limits
-        self._asked: dict[int, _Asked] = {}
-        self._count = 0
-        self._channel: Channel[say.FromWorker] = Channel(say.FromWorker, self._received, self._lost, limits)
-        self._waiting_for: asyncio.Task[None] | None = None
+        self._pending_queries: dict[int, _PendingQuery] = {}
+        self._query_count = 0
+        self._channel: Channel[say.FromWorker] = Channel(
+            say.FromWorker, self._on_message, self._on_channel_closed, limits
+        )
+        self._reaping: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
         """Begin to listen to it."""
@@ -88,37 +92,37 @@ class Hand:
         return self._channel.send_encoded(message)
 
     @property
-    def waiting_bytes(self) -> int:
+    def unsent_bytes(self) -> int:
         """What it has not read yet."""
-        return self._channel.waiting_bytes
+        return self._channel.unsent_bytes
 
     @property
-    def connected(self) -> bool:
+    def is_connected(self) -> bool:
         """Whether it can be told anything."""
-        return self._channel.open_still
+        return self._channel.is_open
 
     @property
-    def serves(self) -> bool:
+    def is_serving(self) -> bool:
         """Whether it takes new connections."""
         return self.is_ready and not self.is_leaving and not self.exited.done()
 
-    async def ask(self, question: Callable[[int], say.Question], kind: type[T]) -> list[T] | None:
+    async def query(self, make_query: Callable[[int], say.Query], kind: type[T]) -> list[T] | None:
         """The pieces of its answer; None where it does not answer in time, or has not answered the question before."""
-        if not self.is_ready or self.exited.done() or self.mute_since is not None:
+        if not self.is_ready or self.exited.done() or self.unresponsive_since is not None:
             return None
-        self._count += 1
-        number = self._count
-        asked = _Asked(self._clock.now(), asyncio.get_running_loop().create_future())
-        self._asked[number] = asked
-        if not self._channel.send(question(number)):
-            del self._asked[number]
+        self._query_count += 1
+        number = self._query_count
+        asked = _PendingQuery(self._clock.now(), asyncio.get_running_loop().create_future())
+        self._pending_queries[number] = asked
+        if not self._channel.send(make_query(number)):
+            del self._pending_queries[number]
             return None
-        await asyncio.wait({asked.answer}, timeout=self._limits.worker_answer_seconds)
-        if not asked.answer.done():
-            self.mute_since = asked.at
+        await asyncio.wait({asked.reply}, timeout=self._limits.worker_query_seconds)
+        if not asked.reply.done():
+            self.unresponsive_since = asked.sent_at
             _log.warning("worker %d does not answer", self.number)
             return None
-        pieces = asked.answer.result()
+        pieces = asked.reply.result()
         if pieces is None:
             return None
         return [msgspec.msgpack.decode(piece, type=kind) for piece in pieces if piece]
@@ -127,79 +131,79 @@ class Hand:
         """End it now; ``exited`` tells when it has."""
         if self.process.poll() is None:
             self.process.kill()
-        self._wait_for_it()
+        self._start_reaping()
 
-    def cause(self) -> str:
+    def exit_cause(self) -> str:
         """How it ended, in words."""
         code = self.process.returncode
-        if self.failure is not None:
-            return self.failure
+        if self.start_error is not None:
+            return self.start_error
         return f"killed by signal {-code}" if code is not None and code < 0 else f"ended with exit code {code}"
 
     # What it says --------------------------------------------------------------------------------------------------------
 
-    def _received(self, message: say.FromWorker) -> None:
+    def _on_message(self, message: say.FromWorker) -> None:
         match message:
-            case say.Told():
+            case say.WorkerReport():
                 if message.loads is not None:
                     self.loads = message.loads
-                self._events.told(self, message)
-            case say.Seen() | say.Given():
-                self._events.indexed(self, message)
-            case Rows():
-                self._events.learned(message)
-            case say.Waking(model):
-                self._events.waking(model)
-            case say.Piece(ask, data, last):
-                self._piece(ask, data, last)
-            case say.Applied(version, problem):
-                self.version, self.problem = version, problem
-                self._events.applied(self)
-            case say.Ready(version):
-                self.is_ready, self.version = True, version
-                self._events.ready(self)
-            case say.Leaving():
+                self._listener.on_report(self, message)
+            case say.IndexReport() | say.PromptSamples():
+                self._listener.on_index_report(self, message)
+            case TimingEvents():
+                self._listener.on_timings(message)
+            case say.NeedsInstance(model):
+                self._listener.on_needs_instance(model)
+            case say.ReplyChunk(ask, data, last):
+                self._on_reply_chunk(ask, data, last)
+            case say.FleetApplied(version, problem):
+                self.fleet_version, self.fleet_problem = version, problem
+                self._listener.on_fleet_applied(self)
+            case say.WorkerReady(version):
+                self.is_ready, self.fleet_version = True, version
+                self._listener.on_ready(self)
+            case say.DrainRequested():
                 self.is_leaving = True
-                self._events.leaving(self)
-            case say.Last(models, own):
-                self.counters = {part.key: part for part in models}
-                self.own, self.said_last = own, True
-            case say.Failed(text):
-                self.failure = text
+                self._listener.on_leaving(self)
+            case say.FinalCounters(models, own):
+                self.model_counters = {part.key: part for part in models}
+                self.process_counters, self.sent_final_counters = own, True
+            case say.StartFailed(text):
+                self.start_error = text
 
-    def _piece(self, number: int, data: bytes, last: bool) -> None:
-        asked = self._asked.get(number)
+    def _on_reply_chunk(self, number: int, data: bytes, last: bool) -> None:
+        asked = self._pending_queries.get(number)
         if asked is None:
             return
-        asked.pieces.append(data)
+        asked.chunks.append(data)
         if last:
-            del self._asked[number]
-            if self.mute_since is not None and not self._asked:
+            del self._pending_queries[number]
+            if self.unresponsive_since is not None and not self._pending_queries:
                 _log.info("worker %d answers again", self.number)
-                self.mute_since = None
-            asked.answer.set_result(asked.pieces)
+                self.unresponsive_since = None
+            asked.reply.set_result(asked.chunks)
 
-    def _lost(self) -> None:
+    def _on_channel_closed(self) -> None:
         """The channel ended, and with it the process; one that lingers is helped."""
         self.is_ready = False
-        for asked in self._asked.values():
-            asked.answer.set_result(None)
-        self._asked.clear()
-        self._wait_for_it()
+        for asked in self._pending_queries.values():
+            asked.reply.set_result(None)
+        self._pending_queries.clear()
+        self._start_reaping()
 
-    def _wait_for_it(self) -> None:
-        if not self.exited.done() and self._waiting_for is None:
-            self._waiting_for = asyncio.get_running_loop().create_task(self._wait())
+    def _start_reaping(self) -> None:
+        if not self.exited.done() and self._reaping is None:
+            self._reaping = asyncio.get_running_loop().create_task(self._reap())
 
-    async def _wait(self) -> None:
-        code = await asyncio.get_running_loop().run_in_executor(None, self._waited)
+    async def _reap(self) -> None:
+        code = await asyncio.get_running_loop().run_in_executor(None, self._wait_for_exit)
         self._channel.close()
         self.exited.set_result(code)
-        self._events.ended(self)
+        self._listener.on_exit(self)
 
-    def _waited(self) -> int:
+    def _wait_for_exit(self) -> int:
         try:
-            return self.process.wait(self._limits.worker_answer_seconds)
+            return self.process.wait(self._limits.worker_query_seconds)
         except subprocess.TimeoutExpired:
             self.process.kill()
             return self.process.wait()

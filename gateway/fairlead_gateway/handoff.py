@@ -7,11 +7,11 @@ and who counts copies would believe in them for ever (docs/decisions/0022). vLLM
 it is given.
 """
 
-from fairlead_gateway.splice import rewritten
+from fairlead_gateway.splice import rewrite_members
 
-FIELDS = frozenset({"kv_transfer_params", "ec_transfer_params", "kv_cache_report_mode"})
-_LAID_OVER = "vllm_xargs"
-_SUSPECT = (
+KV_TRANSFER_FIELDS = frozenset({"kv_transfer_params", "ec_transfer_params", "kv_cache_report_mode"})
+_OVERLAY_FIELD = "vllm_xargs"
+_TRIGGER_BYTES = (
     b"transfer_params",
     b"kv_cache_report_mode",
     b"u005",
@@ -20,16 +20,16 @@ _SUSPECT = (
 )  # the names, or letters of theirs as escapes
 
 
-def without_handoff(body: bytes) -> bytes:
+def strip_kv_transfer_fields(body: bytes) -> bytes:
     """A JSON object without hand-off fields; every other byte stays. Bodies that cannot hold one are not walked at all."""
-    return rewritten(body, _top) if any(text in body for text in _SUSPECT) else body
+    return rewrite_members(body, _strip_top_level) if any(text in body for text in _TRIGGER_BYTES) else body
 
 
-def _top(key: str, value: bytes) -> bytes | None:
-    if key == _LAID_OVER and value[:1] == b"{":
-        return rewritten(value, _inner)
-    return _inner(key, value)
+def _strip_top_level(key: str, value: bytes) -> bytes | None:
+    if key == _OVERLAY_FIELD and value[:1] == b"{":
+        return rewrite_members(value, _strip_member)
+    return _strip_member(key, value)
 
 
-def _inner(key: str, value: bytes) -> bytes | None:
-    return None if key in FIELDS else value
+def _strip_member(key: str, value: bytes) -> bytes | None:
+    return None if key in KV_TRANSFER_FIELDS else value

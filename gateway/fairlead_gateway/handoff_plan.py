@@ -18,11 +18,11 @@ import msgspec
 from fairlead.fleet import Instance
 from fairlead.limits import Limits
 from fairlead_gateway import given
-from fairlead_gateway.fields import Chat, Common, Completion, Generation
-from fairlead_gateway.splice import splice
+from fairlead_gateway.fields import ChatRequest, CommonFields, CompletionRequest, GenerationFields
+from fairlead_gateway.splice import set_members
 
-_PARAMS = "kv_transfer_params"
-_PREFILL = {"do_remote_decode": True, "do_remote_prefill": False}
+_KV_TRANSFER_PARAMS = "kv_transfer_params"
+_PREFILL_PARAMS = {"do_remote_decode": True, "do_remote_prefill": False}
 _ECHO = (b'"echo"',)
 
 
@@ -32,12 +32,12 @@ class Handoff:
 
     prefill: Instance
     fields: Mapping[str, bytes]
-    until: float
-    words: str
-    decode: str | None = None
+    expires_at: float
+    description: str
+    decode_id: str | None = None
 
 
-class _Nixl(msgspec.Struct):
+class _NixlParams(msgspec.Struct):
     """What must be there, with the types that it must have; everything else is the engines' business."""
 
     do_remote_prefill: bool
@@ -49,48 +49,48 @@ class _Nixl(msgspec.Struct):
     tp_size: int
 
 
-class _Answer(msgspec.Struct):
+class _PrefillResponse(msgspec.Struct):
     kv_transfer_params: msgspec.Raw = msgspec.Raw(b"null")
 
 
-_NIXL = msgspec.json.Decoder(_Nixl)
-_ANSWER = msgspec.json.Decoder(_Answer)
+_NIXL_DECODER = msgspec.json.Decoder(_NixlParams)
+_PREFILL_RESPONSE_DECODER = msgspec.json.Decoder(_PrefillResponse)
 
 
-def why_not(parsed: Common, body: bytes) -> tuple[str, str] | None:
+def ineligible_reason(parsed: CommonFields, body: bytes) -> tuple[str, str] | None:
     """Why one engine has to do it all, in one word and in several; None when two can."""
-    if not isinstance(parsed, Generation):
+    if not isinstance(parsed, GenerationFields):
         return "not-generation", "nothing is generated"
-    if isinstance(parsed, Completion) and not _one_prompt(bytes(parsed.prompt)):
+    if isinstance(parsed, CompletionRequest) and not _is_one_prompt(bytes(parsed.prompt)):
         return "several-prompts", "several prompts in one request"
-    if parsed.prompt_logprobs is not None or given.any_of(_ECHO, body):
+    if parsed.prompt_logprobs is not None or given.is_any_enabled(_ECHO, body):
         return "prompt-asked", "the prompt's own probabilities or text are asked for"
     return None
 
 
-def prefill_body(parsed: Common, body: bytes, fields: Mapping[str, bytes]) -> bytes:
+def prefill_body(parsed: CommonFields, body: bytes, fields: Mapping[str, bytes]) -> bytes:
     """The client's body for the prefill engine: one token, whole and not as a stream, everything else as it is."""
     changes = {"max_tokens": b"1", "min_tokens": b"1", "stream": b"false", **fields}
-    if isinstance(parsed, Chat) and parsed.max_completion_tokens is not None:
+    if isinstance(parsed, ChatRequest) and parsed.max_completion_tokens is not None:
         changes["max_completion_tokens"] = b"1"
-    if isinstance(parsed, Generation) and parsed.n is not None:
+    if isinstance(parsed, GenerationFields) and parsed.n is not None:
         changes["n"] = b"1"
     if b'"stream_options"' in body:
         changes["stream_options"] = b"null"  # refused where nothing is streamed; null is as good as absent
-    return splice(body, changes)
+    return set_members(body, changes)
 
 
-def nixl_prefill() -> dict[str, bytes]:
+def nixl_prefill_fields() -> dict[str, bytes]:
     """What makes an engine keep what it computed."""
-    return {_PARAMS: msgspec.json.encode(_PREFILL)}
+    return {_KV_TRANSFER_PARAMS: msgspec.json.encode(_PREFILL_PARAMS)}
 
 
-def nixl_decode(answer: bytes) -> dict[str, bytes] | None:
+def nixl_decode_fields(answer: bytes) -> dict[str, bytes] | None:
     """The prefill's object for the decode engine, byte for byte; None unless all of it is there."""
     try:
-        raw = bytes(_ANSWER.decode(answer).kv_transfer_params)
+        raw = bytes(_PREFILL_RESPONSE_DECODER.decode(answer).kv_transfer_params)
         str(raw, "utf-8")  # fields that nobody here reads, too: the decode engine would refuse the whole request
-        found = _NIXL.decode(raw)
+        found = _NIXL_DECODER.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     whole = (
@@ -103,15 +103,15 @@ def nixl_decode(answer: bytes) -> dict[str, bytes] | None:
         and 0 < found.remote_port < 65_536
         and found.tp_size > 0
     )
-    return {_PARAMS: raw} if whole else None
+    return {_KV_TRANSFER_PARAMS: raw} if whole else None
 
 
-def mooncake_prefill(transfer_id: str) -> dict[str, bytes]:
+def mooncake_prefill_fields(transfer_id: str) -> dict[str, bytes]:
     """The same, under a name."""
-    return {_PARAMS: msgspec.json.encode({**_PREFILL, "transfer_id": transfer_id})}
+    return {_KV_TRANSFER_PARAMS: msgspec.json.encode({**_PREFILL_PARAMS, "transfer_id": transfer_id})}
 
 
-def mooncake_decode(transfer_id: str, engine_id: str, bootstrap: str) -> dict[str, bytes]:
+def mooncake_decode_fields(transfer_id: str, engine_id: str, bootstrap: str) -> dict[str, bytes]:
     """Whom to ask for it."""
     told = {
         "do_remote_prefill": True,
@@ -120,10 +120,10 @@ def mooncake_decode(transfer_id: str, engine_id: str, bootstrap: str) -> dict[st
         "remote_bootstrap_addr": bootstrap,
         "transfer_id": transfer_id,
     }
-    return {_PARAMS: msgspec.json.encode(told)}
+    return {_KV_TRANSFER_PARAMS: msgspec.json.encode(told)}
 
 
-def mooncake_engine(answer: bytes, rank: int) -> str | None:
+def parse_mooncake_engine_id(answer: bytes, rank: int) -> str | None:
     """The engine's id from its bootstrap server's answer; None when it is not there."""
     try:
         ranks = msgspec.json.decode(answer, type=dict[str, dict[str, msgspec.Raw]])
@@ -140,15 +140,15 @@ def sglang_fields(bootstrap: str, room: int) -> dict[str, bytes]:
     return {name: msgspec.json.encode(value) for name, value in meeting.items()}
 
 
-def source_fields(address: str, name: str) -> dict[str, bytes]:
+def kv_source_fields(address: str, name: str) -> dict[str, bytes]:
     """Has a vLLM engine look for the prompt's blocks in the cache of the peer whose tier listens at ``address`` (``HOST:PORT``),
     under a ``name`` that no other request has."""
     host, _, port = address.rpartition(":")
     told = {"kv_request_id": name, "remote_host": host.strip("[]"), "remote_port": int(port)}
-    return {_PARAMS: msgspec.json.encode({"remote_kv_source": told})}
+    return {_KV_TRANSFER_PARAMS: msgspec.json.encode({"remote_kv_source": told})}
 
 
-def bootstrap_of(instance: Instance) -> str:
+def bootstrap_url(instance: Instance) -> str:
     """The bootstrap server of a prefill instance: as given, else the engines' default port on its host."""
     if instance.bootstrap is not None:
         return instance.bootstrap
@@ -156,15 +156,15 @@ def bootstrap_of(instance: Instance) -> str:
     return f"http://[{host}]:8998" if ":" in host else f"http://{host}:8998"
 
 
-def patience_seconds(stream: bool, max_tokens: float | None, limits: Limits) -> float:
+def first_event_timeout_seconds(stream: bool, max_tokens: float | None, limits: Limits) -> float:
     """How long a decode engine may take until its first event; a whole answer takes the time of its tokens, too."""
     if stream:
         return limits.handoff_first_event_seconds
-    tokens = limits.handoff_answer_tokens if max_tokens is None else max_tokens
-    return limits.handoff_first_event_seconds + tokens * limits.handoff_answer_token_seconds
+    tokens = limits.handoff_output_tokens if max_tokens is None else max_tokens
+    return limits.handoff_first_event_seconds + tokens * limits.handoff_output_token_seconds
 
 
-def _one_prompt(raw: bytes) -> bool:
+def _is_one_prompt(raw: bytes) -> bool:
     """Text, or token ids; a list of texts or of lists is several prompts."""
     inner = raw.lstrip()
     return inner[:1] != b"[" or inner[1:].lstrip()[:1] not in (b'"', b"[")

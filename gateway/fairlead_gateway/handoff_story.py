@@ -13,38 +13,38 @@ FAILED: Final = "failed"
 
 
 @dataclass(slots=True)
-class PrefillLeg:
+class PrefillAttempt:
     """One prefill engine that was asked. ``result`` is ``pending``, ``ok`` or one word for what went wrong; ``began`` is
     monotonic seconds, ``seconds`` None until it ended. ``died``: it had the prompt and broke off."""
 
     instance_id: str
     decision: Decision
-    began: float
+    started_at: float
     seconds: float | None = None
     result: str = PENDING
-    died: bool = False
+    crashed: bool = False
 
 
 @dataclass(slots=True)
-class HandoffStory:
+class HandoffRecord:
     """``outcome`` is ``pending``, ``done``, ``bypassed`` or ``failed``, ``reason`` one word of a closed list, ``words`` the same for
     people. ``where`` is the decision who computes the prompt (``routing.convertible``), None where two engines cannot.
     ``waited_seconds`` passed before a decode engine could be chosen."""
 
     outcome: str = PENDING
     reason: str = "none"
-    words: str = ""
+    message: str = ""
     waited_seconds: float = 0.0
-    legs: list[PrefillLeg] = field(default_factory=list)
-    where: Decision | None = None
+    attempts: list[PrefillAttempt] = field(default_factory=list)
+    placement: Decision | None = None
 
     @property
-    def kept(self) -> bool:
+    def prefilled_locally(self) -> bool:
         """No prefill engine has computed the prompt: the one that answers does."""
-        return not any(leg.result == OK for leg in self.legs)
+        return not any(leg.result == OK for leg in self.attempts)
 
     @property
-    def suspicious(self) -> bool:
+    def is_suspicious(self) -> bool:
         """A prefill engine broke off on the prompt and no other has computed it: whoever answered it then has not shown that it
         is harmless to those that prefill."""
-        return self.outcome != DONE and any(leg.died for leg in self.legs)
+        return self.outcome != DONE and any(leg.crashed for leg in self.attempts)

@@ -10,29 +10,29 @@ from typing import Final
 
 from fairlead.limits import Limits
 
-PACE: Final = 0.1
+SMOOTHING: Final = 0.1
 """How fast the mean follows: some ten hand-offs."""
 
 
-class Ways:
+class TransferEstimator:
     """Of all models of one process."""
 
     def __init__(self, limits: Limits) -> None:
-        self._fixed = limits.handoff_way_seconds
-        self._each: dict[str, float] = {}
+        self._fixed_seconds = limits.handoff_transfer_seconds
+        self._token_seconds: dict[str, float] = {}
 
-    def keep(self, models: Collection[str]) -> None:
+    def retain(self, models: Collection[str]) -> None:
         """Forget the others."""
-        self._each = {key: each for key, each in self._each.items() if key in models}
+        self._token_seconds = {key: each for key, each in self._token_seconds.items() if key in models}
 
-    def seconds(self, model: str, prompt_tokens: float) -> float:
+    def predict_seconds(self, model: str, prompt_tokens: float) -> float:
         """For a prompt of that length."""
-        return self._fixed + self._each.get(model, 0.0) * prompt_tokens
+        return self._fixed_seconds + self._token_seconds.get(model, 0.0) * prompt_tokens
 
-    def took(self, model: str, prompt_tokens: float, seconds: float) -> None:
+    def observe(self, model: str, prompt_tokens: float, seconds: float) -> None:
         """A hand-off's second leg had its first event after so many seconds, the engine's own steps not counted."""
         if prompt_tokens <= 0.0:
             return
-        each = max(0.0, seconds - self._fixed) / prompt_tokens
-        known = self._each.get(model)
-        self._each[model] = each if known is None else known + PACE * (each - known)
+        each = max(0.0, seconds - self._fixed_seconds) / prompt_tokens
+        known = self._token_seconds.get(model)
+        self._token_seconds[model] = each if known is None else known + SMOOTHING * (each - known)

@@ -15,31 +15,31 @@ from urllib.parse import unquote_to_bytes
 
 from fairlead.limits import Limits
 from fairlead_gateway.errors import (
-    BadExpectation,
     BadRequest,
-    BadVersion,
     BodyTooLarge,
-    BodyType,
     HeadTooLarge,
     TargetTooLong,
+    UnsupportedBodyType,
+    UnsupportedExpectation,
+    UnsupportedHttpVersion,
 )
 
-Fields = list[tuple[bytes, bytes]]
+HeaderFields = list[tuple[bytes, bytes]]
 
 _TOKEN: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
-_LINE: Final = re.compile(rb"([A-Za-z][A-Za-z0-9_-]*) ([!-~]+) HTTP/([0-9])\.([0-9])")
-_FIELDS: Final = re.compile(rb"(?:\r\n" + _TOKEN + rb":[\t\x20-\x7e\x80-\xff]*)*")
-_HOST: Final = re.compile(rb"[0-9A-Za-z\-._~%!$&'()*+,;=:\[\]]*")
+_REQUEST_LINE: Final = re.compile(rb"([A-Za-z][A-Za-z0-9_-]*) ([!-~]+) HTTP/([0-9])\.([0-9])")
+_FIELD_LINES: Final = re.compile(rb"(?:\r\n" + _TOKEN + rb":[\t\x20-\x7e\x80-\xff]*)*")
+_HOST_VALUE: Final = re.compile(rb"[0-9A-Za-z\-._~%!$&'()*+,;=:\[\]]*")
 _AUTHORITY: Final = re.compile(rb"([^/?#]+)(.*)")
-_LENGTH: Final = re.compile(rb"[0-9]{1,15}")
-_LENGTH_DIGITS: Final = 15
-_ZERO: Final = 0x30  # the digit
+_LENGTH_VALUE: Final = re.compile(rb"[0-9]{1,15}")
+_MAX_LENGTH_DIGITS: Final = 15
+_DIGIT_ZERO: Final = 0x30  # the digit
 _LENGTH_FIELD: Final = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]+)(?=[ \t]*(?:\r\n|\Z))", re.IGNORECASE)
-_STRAY: Final = re.compile(rb"(?<!\r)\n|\r(?!\n)|\x00")
-_STRAY_PARTIAL: Final = re.compile(rb"(?<!\r)\n|\r[^\n]|\x00")
+_STRAY_CONTROL: Final = re.compile(rb"(?<!\r)\n|\r(?!\n)|\x00")
+_STRAY_CONTROL_PARTIAL: Final = re.compile(rb"(?<!\r)\n|\r[^\n]|\x00")
 
 
-class Head:
+class RequestHead:
     """``path`` is without query and scheme, percent-decoded; ``query`` is as it came; ``length`` is None for a chunked body.
 
     ``fields`` are without Content-Length. ``passed_on`` is for ``wire``: what of them engines get, once somebody has asked.
@@ -47,16 +47,16 @@ class Head:
     """
 
     __slots__ = (
-        "_table",
-        "continues",
+        "_fields_by_name",
+        "caller_cache",
+        "expects_continue",
         "fields",
+        "forwarded_fields",
         "keep_alive",
         "length",
         "method",
-        "passed_on",
         "path",
         "query",
-        "shown",
         "version",
     )
 
@@ -64,11 +64,11 @@ class Head:
         self,
         method: str,
         path: str,
-        fields: Fields,
+        fields: HeaderFields,
         version: int,  # 10 or 11
         length: int | None,
         keep_alive: bool,
-        continues: bool,
+        expects_continue: bool,
         query: bytes = b"",
     ) -> None:
         self.method = method
@@ -77,86 +77,90 @@ class Head:
         self.version = version
         self.length = length
         self.keep_alive = keep_alive
-        self.continues = continues
+        self.expects_continue = expects_continue
         self.query = query
-        self.passed_on: bytes | None = None
-        self.shown: tuple[object, str] | None = None
-        self._table: dict[bytes, bytes] | None = None
+        self.forwarded_fields: bytes | None = None
+        self.caller_cache: tuple[object, str] | None = None
+        self._fields_by_name: dict[bytes, bytes] | None = None
 
     def get(self, name: bytes) -> bytes | None:
         """The first field of that (lower-case) name."""
-        table = self._table
+        table = self._fields_by_name
         if table is None:
-            table = self._table = dict(reversed(self.fields))
+            table = self._fields_by_name = dict(reversed(self.fields))
         return table.get(name)
 
-    def again(self, length: int) -> "Head":
+    def with_content_length(self, length: int) -> "RequestHead":
         """The head of a further request that differs in its length only."""
         self.get(b"")  # so that all share one table
-        head = Head(self.method, self.path, self.fields, self.version, length, self.keep_alive, False, self.query)
-        head.passed_on = self.passed_on
-        head.shown = self.shown
-        head._table = self._table
+        head = RequestHead(
+            self.method, self.path, self.fields, self.version, length, self.keep_alive, False, self.query
+        )
+        head.forwarded_fields = self.forwarded_fields
+        head.caller_cache = self.caller_cache
+        head._fields_by_name = self._fields_by_name
         return head
 
 
-class Template:
+class HeadTemplate:
     """The text of a head that was read strictly, around the digits of its Content-Length, with the empty line behind it.
 
     ``end`` is where the head ended that was read last.
     """
 
-    __slots__ = ("_after", "_after_bytes", "_before", "_head", "_most", "_start", "end")
+    __slots__ = ("_head", "_max_body_bytes", "_prefix", "_prefix_bytes", "_suffix", "_suffix_bytes", "head_end")
 
-    def __init__(self, before: bytes, after: bytes, head: Head, limits: Limits) -> None:
-        self._before = before
-        self._after = after
-        self._start = len(before)
-        self._after_bytes = len(after)
+    def __init__(self, prefix: bytes, suffix: bytes, head: RequestHead, limits: Limits) -> None:
+        self._prefix = prefix
+        self._suffix = suffix
+        self._prefix_bytes = len(prefix)
+        self._suffix_bytes = len(suffix)
         self._head = head
-        self._most = limits.body_bytes
-        self.end = 0
+        self._max_body_bytes = limits.body_bytes
+        self.head_end = 0
 
-    def read(self, data: bytes) -> Head | None:
+    def match(self, data: bytes) -> RequestHead | None:
         """The head that ``data`` begins with, None when it is not the same text around other digits."""
-        if not data.startswith(self._before):
+        if not data.startswith(self._prefix):
             return None
-        at, length = self._start, 0
-        most = min(len(data), at + _LENGTH_DIGITS)
-        while at < most:  # by hand: it is four digits, and to cut them out and convert them is a dozen calls
-            digit = data[at] - _ZERO
+        position, length = self._prefix_bytes, 0
+        end_of_digits = min(len(data), position + _MAX_LENGTH_DIGITS)
+        while (
+            position < end_of_digits
+        ):  # by hand: it is four digits, and to cut them out and convert them is a dozen calls
+            digit = data[position] - _DIGIT_ZERO
             if digit < 0 or digit > 9:
                 break
             length = length * 10 + digit
-            at += 1
-        end = at + self._after_bytes
-        if at == self._start or length > self._most or data[at:end] != self._after:
+            position += 1
+        end = position + self._suffix_bytes
+        if position == self._prefix_bytes or length > self._max_body_bytes or data[position:end] != self._suffix:
             return None
-        self.end = end
-        return self._head.again(length)
+        self.head_end = end
+        return self._head.with_content_length(length)
 
 
-def template(raw: bytes, head: Head, limits: Limits) -> Template | None:
+def create_template(raw: bytes, head: RequestHead, limits: Limits) -> HeadTemplate | None:
     """What to know further heads of the connection by; None for a request that has no plain body or an expectation."""
-    found = _LENGTH_FIELD.search(raw) if head.length and not head.continues else None
+    found = _LENGTH_FIELD.search(raw) if head.length and not head.expects_continue else None
     if found is None:
         return None
-    return Template(raw[: found.start(1)], raw[found.end(1) :] + b"\r\n\r\n", head, limits)
+    return HeadTemplate(raw[: found.start(1)], raw[found.end(1) :] + b"\r\n\r\n", head, limits)
 
 
-def check_partial(part: bytes | bytearray, start: int, limits: Limits) -> None:
+def check_partial_head(received: bytes | bytearray, start: int, limits: Limits) -> None:
     """Refuse a head that can no longer become right, so that nobody waits for its end. ``start``: checked before."""
-    if not part[0:1].isalpha():
+    if not received[0:1].isalpha():
         raise BadRequest("this is not an HTTP request", code="malformed_http")
-    if _STRAY_PARTIAL.search(part, max(0, start - 1)):
+    if _STRAY_CONTROL_PARTIAL.search(received, max(0, start - 1)):
         raise BadRequest("the request head holds a bare CR, a bare LF or a NUL", code="malformed_http")
-    if len(part) > limits.request_line_bytes and part.find(b"\r\n", 0, limits.request_line_bytes + 2) < 0:
+    if len(received) > limits.request_line_bytes and received.find(b"\r\n", 0, limits.request_line_bytes + 2) < 0:
         raise TargetTooLong(f"the request line is longer than {limits.request_line_bytes} bytes")
-    if len(part) > limits.request_line_bytes + limits.header_bytes:
+    if len(received) > limits.request_line_bytes + limits.header_bytes:
         raise HeadTooLarge(f"the header fields are longer than {limits.header_bytes} bytes")
 
 
-def read_head(raw: bytes, limits: Limits) -> Head:
+def parse_head(raw: bytes, limits: Limits) -> RequestHead:
     """Read a whole head (without its final empty line). Raises BadRequest and its kin."""
     line_end = raw.find(b"\r\n")
     line_end = len(raw) if line_end < 0 else line_end
@@ -164,54 +168,58 @@ def read_head(raw: bytes, limits: Limits) -> Head:
         raise TargetTooLong(f"the request line is longer than {limits.request_line_bytes} bytes")
     if len(raw) - line_end > limits.header_bytes:
         raise HeadTooLarge(f"the header fields are longer than {limits.header_bytes} bytes")
-    line = _LINE.fullmatch(raw, 0, line_end)
-    if line is None or _FIELDS.fullmatch(raw, line_end) is None:
-        raise _malformed(raw, line is None)
+    line = _REQUEST_LINE.fullmatch(raw, 0, line_end)
+    if line is None or _FIELD_LINES.fullmatch(raw, line_end) is None:
+        raise _malformed_head(raw, line is None)
     method, target, major, minor = line.groups()
     if major != b"1" or minor not in b"01":
-        raise BadVersion("only HTTP/1.0 and HTTP/1.1 are spoken here")
-    fields: Fields = []
+        raise UnsupportedHttpVersion("only HTTP/1.0 and HTTP/1.1 are spoken here")
+    fields: HeaderFields = []
     for text in raw[line_end + 2 :].split(b"\r\n") if line_end < len(raw) else ():
         name, _, value = text.partition(b":")
         fields.append((name.lower(), value.strip(b" \t")))
     if len(fields) > limits.headers_count:
         raise HeadTooLarge(f"more than {limits.headers_count} header fields")
-    return _framed(method.decode("ascii"), target, 11 if minor == b"1" else 10, fields, limits)
+    return _parse_framing(method.decode("ascii"), target, 11 if minor == b"1" else 10, fields, limits)
 
 
-def _framed(method: str, target: bytes, version: int, fields: Fields, limits: Limits) -> Head:
-    table = dict(fields)
-    if len(table) != len(fields):
-        _refuse_repeats(fields)
-    host = table.get(b"host")
-    if (host is None and version == 11) or (host is not None and _HOST.fullmatch(host) is None):
+def _parse_framing(method: str, target: bytes, version: int, fields: HeaderFields, limits: Limits) -> RequestHead:
+    by_name = dict(fields)
+    if len(by_name) != len(fields):
+        _reject_repeats(fields)
+    host = by_name.get(b"host")
+    if (host is None and version == 11) or (host is not None and _HOST_VALUE.fullmatch(host) is None):
         raise BadRequest("the Host header is missing or malformed", code="malformed_http", param="host")
-    chunked = b"transfer-encoding" in table
+    chunked = b"transfer-encoding" in by_name
     length: int | None = None
     if chunked:
-        if version == 10 or b"content-length" in table or table[b"transfer-encoding"].lower() != b"chunked":
+        if version == 10 or b"content-length" in by_name or by_name[b"transfer-encoding"].lower() != b"chunked":
             raise BadRequest(
                 "Transfer-Encoding must be exactly `chunked`, on HTTP/1.1, without Content-Length",
                 code="malformed_http",
                 param="transfer-encoding",
             )
     else:
-        length = _length(table.get(b"content-length"), limits)
-    if b"content-encoding" in table and table[b"content-encoding"].lower() not in (b"", b"identity"):
-        raise BodyType("compressed request bodies are not accepted", param="content-encoding", hint="send plain JSON")
+        length = _parse_length(by_name.get(b"content-length"), limits)
+    if b"content-encoding" in by_name and by_name[b"content-encoding"].lower() not in (b"", b"identity"):
+        raise UnsupportedBodyType(
+            "compressed request bodies are not accepted", param="content-encoding", hint="send plain JSON"
+        )
     connection = b",".join(value for name, value in fields if name == b"connection").lower()
     options = {option.strip(b" \t") for option in connection.split(b",")} if connection else frozenset()
     keep_alive = b"close" not in options and (version == 11 or b"keep-alive" in options)
-    expect = table.get(b"expect")
+    expect = by_name.get(b"expect")
     if expect is not None and expect.lower() != b"100-continue":
-        raise BadExpectation("the only expectation met here is 100-continue", param="expect")
-    continues = expect is not None and version == 11 and length != 0
+        raise UnsupportedExpectation("the only expectation met here is 100-continue", param="expect")
+    expects_continue = expect is not None and version == 11 and length != 0
     query = target.partition(b"#")[0].partition(b"?")[2]
     fields = [pair for pair in fields if pair[0] != b"content-length"]
-    return Head(method, _path(method, target), fields, version, length, keep_alive, continues, query)
+    return RequestHead(
+        method, _parse_path(method, target), fields, version, length, keep_alive, expects_continue, query
+    )
 
 
-def _refuse_repeats(fields: Fields) -> None:
+def _reject_repeats(fields: HeaderFields) -> None:
     names = [name for name, _ in fields]
     for name in (b"host", b"content-length", b"transfer-encoding", b"expect", b"content-encoding"):
         if names.count(name) > 1:
@@ -219,10 +227,10 @@ def _refuse_repeats(fields: Fields) -> None:
             raise BadRequest(f"the header {word} is given more than once", code="malformed_http", param=word)
 
 
-def _length(value: bytes | None, limits: Limits) -> int:
+def _parse_length(value: bytes | None, limits: Limits) -> int:
     if value is None:
         return 0
-    if _LENGTH.fullmatch(value) is None:
+    if _LENGTH_VALUE.fullmatch(value) is None:
         raise BadRequest("Content-Length is not a plain number", code="malformed_http", param="content-length")
     length = int(value)
     if length > limits.body_bytes:
@@ -230,14 +238,14 @@ def _length(value: bytes | None, limits: Limits) -> int:
     return length
 
 
-def _path(method: str, target: bytes) -> str:
+def _parse_path(method: str, target: bytes) -> str:
     """The path of an origin-form or absolute-form target; ``*`` stays what it is."""
     if target == b"*" and method == "OPTIONS":
         return "*"
     scheme, found, rest = target.partition(b"://")
     if found and scheme.lower() in (b"http", b"https"):
         parts = _AUTHORITY.fullmatch(rest)
-        if parts is None or b"@" in parts[1] or _HOST.fullmatch(parts[1]) is None:
+        if parts is None or b"@" in parts[1] or _HOST_VALUE.fullmatch(parts[1]) is None:
             raise BadRequest("the request target is malformed", code="malformed_http")
         target = parts[2] if parts[2].startswith(b"/") else b"/" + parts[2]
     if not target.startswith(b"/"):
@@ -246,11 +254,11 @@ def _path(method: str, target: bytes) -> str:
     return unquote_to_bytes(path).decode("utf-8", "replace") if b"%" in path else path.decode("ascii")
 
 
-def _malformed(raw: bytes, in_line: bool) -> BadRequest:
+def _malformed_head(raw: bytes, in_request_line: bool) -> BadRequest:
     """Say what is wrong without repeating a byte of it."""
-    if _STRAY.search(raw):
+    if _STRAY_CONTROL.search(raw):
         what = "it holds a bare CR, a bare LF or a NUL"
-    elif in_line:
+    elif in_request_line:
         what = "its first line is not `METHOD target HTTP/1.1`"
     elif b"\r\n " in raw or b"\r\n\t" in raw:
         what = "it holds a folded header line"

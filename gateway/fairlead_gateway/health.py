@@ -15,144 +15,175 @@ from typing import Final
 
 from fairlead.clock import Clock
 from fairlead.limits import Limits
-from fairlead_gateway.breaker import Breaker, Standing
-from fairlead_gateway.job import Job
-from fairlead_gateway.patience import Patience
-from fairlead_gateway.retry import Failure, RetryBudget, worth_retrying
-from fairlead_gateway.telemetry import Telemetry
-from fairlead_gateway.upstream import Peer
+from fairlead_gateway.breaker import HealthState, OutlierDetector
+from fairlead_gateway.job import RequestContext
+from fairlead_gateway.patience import StallTimeout
+from fairlead_gateway.retry import AttemptFailure, RetryBudget, should_retry
+from fairlead_gateway.telemetry import MetricsRecorder
+from fairlead_gateway.upstream import EndpointActivity
 
-_LATE_SECONDS = 1.0
-_AT_ONCE = frozenset({"refused", "connect-timeout", "timeout", "gone"})
-_GUESSED_TOKEN_SECONDS: Final = 1e-3
-_GUESSED_OUTPUT_SECONDS: Final = 0.05
+_MIN_STALL_SECONDS = 1.0
+_IMMEDIATE_CAUSES = frozenset({"refused", "connect-timeout", "timeout", "gone"})
+_DEFAULT_PROMPT_TOKEN_SECONDS: Final = 1e-3
+_DEFAULT_OUTPUT_TOKEN_SECONDS: Final = 0.05
 
 
-class Health:
+class FailureAttribution:
     """The breaker, and what the request's way tells it. ``ready`` gives the ids of a model's ready instances."""
 
     def __init__(
         self,
-        breaker: Breaker,
+        outlier_detector: OutlierDetector,
         *,
-        ready: Callable[[str], Mapping[str, object]],
-        telemetry: Telemetry,
+        ready_instances: Callable[[str], Mapping[str, object]],
+        telemetry: MetricsRecorder,
         clock: Clock,
         limits: Limits,
-        budget: RetryBudget,
+        retry_budget: RetryBudget,
     ) -> None:
-        self.breaker = breaker
-        self._budget = budget
-        self._ready = ready
+        self.outlier_detector = outlier_detector
+        self._retry_budget = retry_budget
+        self._ready_instances = ready_instances
         self._telemetry = telemetry
         self._limits = limits
         self._now = clock.now
-        self._leaves = self._elsewhere  # bound once, not for each request
-        self._floor_seconds = limits.first_token_floor_seconds
+        self._on_soft_stall = self._should_abandon  # bound once, not for each request
+        self._floor_seconds = limits.first_token_min_seconds
         self._factor = limits.first_token_factor
-        self._most_seconds = limits.first_token_seconds
+        self._max_seconds = limits.first_token_seconds
 
-    def failed(self, job: Job, failure: Failure) -> None:
+    def on_attempt_failed(self, context: RequestContext, failure: AttemptFailure) -> None:
         """An attempt failed before the first byte."""
-        if failure.overloaded:
-            self.breaker.unknown(failure.where)
-        elif failure.why in _AT_ONCE and not _blamed(job, failure.why):
-            self._fault(job.ask.key, failure.where, failure.why)
+        if failure.is_overload:
+            self.outlier_detector.on_inconclusive(failure.instance_id)
+        elif failure.cause in _IMMEDIATE_CAUSES and not _is_stall_counted(context, failure.cause):
+            self._count_failure(context.request.model_key, failure.instance_id, failure.cause)
 
-    def answered(self, job: Job, now: float) -> None:
+    def on_answered(self, context: RequestContext, now: float) -> None:
         """An attempt gave an answer that can be passed on: the former ones were the engines' fault."""
-        self.breaker.good(job.instance_id, now)
-        if job.failures:
-            self._blame(job, job.failures)
+        self.outlier_detector.on_success(context.instance_id, now)
+        if context.failures:
+            self._count_failures(context, context.failures)
 
-    def gave_up(self, job: Job) -> None:
+    def on_all_attempts_failed(self, context: RequestContext) -> None:
         """No engine answered. Where several answered badly, it may be the request."""
-        bad = [failure for failure in job.failures if failure.why not in _AT_ONCE and not failure.overloaded]
+        bad = [
+            failure
+            for failure in context.failures
+            if failure.cause not in _IMMEDIATE_CAUSES and not failure.is_overload
+        ]
         if len(bad) == 1:
-            self._blame(job, bad)
+            self._count_failures(context, bad)
         for failure in bad:
-            self.breaker.unknown(failure.where)
+            self.outlier_detector.on_inconclusive(failure.instance_id)
 
-    def broke(self, job: Job, instance: str, why: str) -> None:
+    def on_stream_failed(self, context: RequestContext, instance: str, why: str) -> None:
         """A stream broke after its first byte, or its continuation before."""
-        if not _blamed(job, why):
-            self._fault(job.ask.key, instance, why)
+        if not _is_stall_counted(context, why):
+            self._count_failure(context.request.model_key, instance, why)
 
-    def late(self, job: Job) -> None:
+    def on_timeout(self, context: RequestContext) -> None:
         """The request's own time is over. Its engine is to blame only when it has been silent to everybody for long enough."""
-        patience = job.patience
-        if patience is not None and not patience.blamed and patience.silence_seconds() > self._long(job):
-            self._fault(job.ask.key, patience.instance, "timeout")
+        patience = context.stall_timeout
+        if (
+            patience is not None
+            and not patience.is_counted
+            and patience.silence_seconds() > self._stall_limit_seconds(context)
+        ):
+            self._count_failure(context.request.model_key, patience.instance_id, "timeout")
 
-    def _long(self, job: Job) -> float:
-        predicted = _predicted(job)
-        return math.inf if predicted is None else max(_LATE_SECONDS, self._factor * predicted)
+    def _stall_limit_seconds(self, context: RequestContext) -> float:
+        predicted = _predicted_seconds(context)
+        return math.inf if predicted is None else max(_MIN_STALL_SECONDS, self._factor * predicted)
 
-    def patience(self, job: Job, peer: Peer) -> Patience:
+    def stall_timeout(self, context: RequestContext, activity: EndpointActivity) -> StallTimeout:
         """How long the engine that ``job`` goes to now may be silent."""
-        until = job.request.received + self._most_seconds
-        elsewhere = self._leaves if job.handoff is None else _at_once
-        soft = self._soft(job)
-        return Patience(peer, soft, until, self._now, elsewhere, job.ask.key, job.instance_id, job.failures)
+        until = context.http_request.received_at + self._max_seconds
+        elsewhere = self._on_soft_stall if context.handoff is None else _abandon_always
+        soft = self._soft_stall_seconds(context)
+        return StallTimeout(
+            activity,
+            soft,
+            until,
+            self._now,
+            elsewhere,
+            context.request.model_key,
+            context.instance_id,
+            context.failures,
+        )
 
-    def last_patience(self, job: Job, peer: Peer) -> Patience:
+    def resume_stall_timeout(self, context: RequestContext, activity: EndpointActivity) -> StallTimeout:
         """The same for the engine that continues a stream: there is no other after it, and the stream may be old."""
-        soft, until = self._soft(job), self._now() + self._limits.stream_idle_seconds
-        return Patience(peer, soft, until, self._now, self._stays, job.ask.key, job.instance_id, job.failures)
+        soft, until = self._soft_stall_seconds(context), self._now() + self._limits.stream_idle_seconds
+        return StallTimeout(
+            activity,
+            soft,
+            until,
+            self._now,
+            self._count_stall_once,
+            context.request.model_key,
+            context.instance_id,
+            context.failures,
+        )
 
-    def _soft(self, job: Job) -> float | None:
-        predicted = _predicted(job)
+    def _soft_stall_seconds(self, context: RequestContext) -> float | None:
+        predicted = _predicted_seconds(context)
         return None if predicted is None else max(self._floor_seconds, self._factor * predicted)
 
-    def _elsewhere(self, patience: Patience) -> bool:
+    def _should_abandon(self, patience: StallTimeout) -> bool:
         """Whether a request should leave an engine that has been silent to everybody for long."""
         now = self._now()
-        tried = {failure.where for failure in patience.failures}
+        tried = {failure.instance_id for failure in patience.failures}
         others = any(
-            one != patience.instance and one not in tried and self.breaker.may_try(one, now)
-            for one in self._ready(patience.key)
+            one != patience.instance_id and one not in tried and self.outlier_detector.is_usable(one, now)
+            for one in self._ready_instances(patience.model_key)
         )
-        again = others and worth_retrying([*patience.failures, Failure("timeout")], self._limits)
-        return (again and self._budget.left(now)) or self._stays(patience)
+        again = others and should_retry([*patience.failures, AttemptFailure("timeout")], self._limits)
+        return (again and self._retry_budget.has_left(now)) or self._count_stall_once(patience)
 
-    def _stays(self, patience: Patience) -> bool:
+    def _count_stall_once(self, patience: StallTimeout) -> bool:
         """The request stays there, and the silence counts already, once."""
-        if not patience.blamed:
-            patience.blamed = True
-            self._fault(patience.key, patience.instance, "timeout")
+        if not patience.is_counted:
+            patience.is_counted = True
+            self._count_failure(patience.model_key, patience.instance_id, "timeout")
         return False
 
-    def words(self, instance: str) -> tuple[Standing, str]:
+    def describe(self, instance: str) -> tuple[HealthState, str]:
         """An instance's standing and why."""
-        return self.breaker.standing(instance, self._now())
+        return self.outlier_detector.health(instance, self._now())
 
-    def _blame(self, job: Job, failures: Iterable[Failure]) -> None:
+    def _count_failures(self, context: RequestContext, failures: Iterable[AttemptFailure]) -> None:
         for failure in failures:
-            if failure.why not in _AT_ONCE and not failure.overloaded:
-                self._fault(job.ask.key, failure.where, failure.why)
+            if failure.cause not in _IMMEDIATE_CAUSES and not failure.is_overload:
+                self._count_failure(context.request.model_key, failure.instance_id, failure.cause)
 
-    def _fault(self, key: str, instance: str, why: str) -> None:
-        if self.breaker.fault(instance, why, self._now(), self._ready(key)):
-            self._telemetry.ejected(key, instance, why)
+    def _count_failure(self, key: str, instance: str, why: str) -> None:
+        if self.outlier_detector.on_failure(instance, why, self._now(), self._ready_instances(key)):
+            self._telemetry.record_ejection(key, instance, why)
 
 
-def _at_once(patience: Patience) -> bool:
+def _abandon_always(patience: StallTimeout) -> bool:
     """Whether a hand-off leaves a silent engine: the same request goes again plainly, there or elsewhere."""
     del patience
     return True
 
 
-def _blamed(job: Job, why: str) -> bool:
+def _is_stall_counted(context: RequestContext, why: str) -> bool:
     """Whether this silence has been counted already."""
-    return why == "timeout" and job.patience is not None and job.patience.blamed and job.patience.silence_seconds() > 0
+    return (
+        why == "timeout"
+        and context.stall_timeout is not None
+        and context.stall_timeout.is_counted
+        and context.stall_timeout.silence_seconds() > 0
+    )
 
 
-def _predicted(job: Job) -> float | None:
+def _predicted_seconds(context: RequestContext) -> float | None:
     """Seconds until this job's engine should have said something; None when nobody can know."""
-    first = job.decision.ttft_seconds if job.decision is not None else None
+    first = context.decision.ttft_seconds if context.decision is not None else None
     if first is None:
-        first = job.route.prompt_tokens * _GUESSED_TOKEN_SECONDS
-    if job.ask.stream:
+        first = context.route_request.prompt_tokens * _DEFAULT_PROMPT_TOKEN_SECONDS
+    if context.request.stream:
         return first
-    tokens = job.route.max_tokens
-    return None if tokens is None else first + tokens * _GUESSED_OUTPUT_SECONDS
+    tokens = context.route_request.max_tokens
+    return None if tokens is None else first + tokens * _DEFAULT_OUTPUT_TOKEN_SECONDS

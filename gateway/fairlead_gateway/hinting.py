@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterable, Sequence
 
 from fairlead.clock import Clock
 from fairlead.limits import Limits
-from fairlead.tasks import ended
+from fairlead.tasks import cancel_and_wait
 from fairlead_kvstore import keys
-from fairlead_kvstore.index.hints import Hint, packed
+from fairlead_kvstore.index.hints import ReplicationHint, encode_replication_hints
 from fairlead_kvstore.redis import RedisLink
 from fairlead_kvstore.servers import Command
 
 
-class Hinting:
+class ReplicationHintPublisher:
     """``models`` are those whose table is ours; ``hints`` are what is to be told of one."""
 
     def __init__(
@@ -22,7 +22,7 @@ class Hinting:
         clock: Clock,
         *,
         models: Callable[[], Iterable[str]],
-        hints: Callable[[str], Sequence[Hint]],
+        hints: Callable[[str], Sequence[ReplicationHint]],
         limits: Limits,
     ) -> None:
         self._link = link
@@ -40,13 +40,19 @@ class Hinting:
     async def stop(self) -> None:
         """Tell no more; what was told is over in a while."""
         task, self._task = self._task, None
-        await ended(task)
+        await cancel_and_wait(task)
 
-    async def tell(self) -> None:
+    async def publish(self) -> None:
         """Once."""
-        milliseconds = int(3_000 * self._limits.hint_seconds)
+        milliseconds = int(3_000 * self._limits.rehome_hint_seconds)
         commands: list[Command] = [
-            ("SET", keys.hints(model), packed(list(self._hints(model)), self._clock.wall()), "PX", milliseconds)
+            (
+                "SET",
+                keys.replication_hints(model),
+                encode_replication_hints(list(self._hints(model)), self._clock.wall()),
+                "PX",
+                milliseconds,
+            )
             for model in self._models()
         ]
         if commands:
@@ -54,5 +60,5 @@ class Hinting:
 
     async def _run(self) -> None:
         while True:
-            await asyncio.sleep(self._limits.hint_seconds)
-            await self.tell()
+            await asyncio.sleep(self._limits.rehome_hint_seconds)
+            await self.publish()

@@ -22,323 +22,343 @@ from typing import Final
 from fairlead.clock import Clock
 from fairlead.fleet import Fleet, InstanceState, Model, Role
 from fairlead.limits import Limits
-from fairlead_gateway.berths import Berths
-from fairlead_gateway.comeback import whole_seconds
-from fairlead_gateway.errors import GatewayError, Overloaded, Shed
-from fairlead_gateway.job import Job
-from fairlead_gateway.queueing.gate import LOOK_SECONDS, Asked, Engine, Gate, Kind, Release, Verdict
-from fairlead_gateway.queueing.order import Waiting
-from fairlead_gateway.route import Routes
-from fairlead_gateway.telemetry import Telemetry
+from fairlead_gateway.berths import DispatchQueue
+from fairlead_gateway.comeback import retry_after_seconds
+from fairlead_gateway.errors import GatewayError, Overloaded, RequestShed
+from fairlead_gateway.job import RequestContext
+from fairlead_gateway.queueing.gate import (
+    POLL_SECONDS,
+    AdmissionAction,
+    AdmissionPolicy,
+    AdmissionRequest,
+    AdmissionVerdict,
+    Admitted,
+    EngineLoad,
+)
+from fairlead_gateway.queueing.order import QueuedRequest
+from fairlead_gateway.route import RouterRegistry
+from fairlead_gateway.telemetry import MetricsRecorder
 
-OBJECTIVE_DEFAULT_SECONDS: Final = 5.0
+DEFAULT_TTFT_SECONDS: Final = 5.0
 
 
-def _nobody(key: str) -> None:
+def _ignore(key: str) -> None:
     """Nobody hears that requests of a model wait."""
 
 
-class Holding:
+class AdmissionController:
     """``keyed``: callers are told apart, and share a model's engines fairly. ``waking`` hears, now and then, of each model whose
     requests wait for a first instance."""
 
     def __init__(
         self,
         *,
-        routes: Routes,
-        telemetry: Telemetry,
+        routers: RouterRegistry,
+        telemetry: MetricsRecorder,
         limits: Limits,
         clock: Clock,
         loop: asyncio.AbstractEventLoop,
-        keyed: bool,
+        has_api_keys: bool,
     ) -> None:
-        self._routes = routes
+        self._routers = routers
         self._telemetry = telemetry
         self._limits = limits
         self._now = clock.now
         self._loop = loop
-        self._keyed = keyed
-        self.waking = _nobody
-        self._doors: dict[str, Door] = {}
-        self._berths = Berths(routes, clock.now, loop, telemetry.held)
-        self.begins = self._berths.begins
+        self._has_api_keys = has_api_keys
+        self.on_needs_instance = _ignore
+        self._models: dict[str, ModelAdmission] = {}
+        self._dispatch_queue = DispatchQueue(routers, clock.now, loop, telemetry.record_queue_exit)
+        self.can_start = self._dispatch_queue.can_start
 
-    def apply(self, fleet: Fleet) -> None:
+    def update_fleet(self, fleet: Fleet) -> None:
         """A snapshot has been taken over by the routes."""
-        self._berths.apply()
-        for key in self._doors.keys() - fleet.models.keys():
-            self._doors.pop(key).close()
+        self._dispatch_queue.on_fleet_update()
+        for key in self._models.keys() - fleet.models.keys():
+            self._models.pop(key).close()
         for key, model in fleet.models.items():
-            door = self._doors.get(key)
+            door = self._models.get(key)
             if door is None:
-                if not self._needs(key, model, fleet):
+                if not self._needs_queue(key, model, fleet):
                     continue
-                door = self._doors[key] = Door(
+                door = self._models[key] = ModelAdmission(
                     key,
-                    self._routes,
+                    self._routers,
                     self._telemetry,
                     self._limits,
                     self._now,
                     self._loop,
-                    self._keyed,
-                    self._told,
+                    self._has_api_keys,
+                    self._notify,
                 )
-            door.apply(model, fleet)
+            door.update_fleet(model, fleet)
 
-    def _needs(self, key: str, model: Model, fleet: Fleet) -> bool:
+    def _needs_queue(self, key: str, model: Model, fleet: Fleet) -> bool:
         instances = fleet.instances.get(key, ())
         if any(one.role is Role.PREFILL for one in instances):
             return False
         states = {one.state for one in instances}
         waking = model.wakes or (InstanceState.STARTING in states and InstanceState.READY not in states)
         grows = model.objectives.ttft_per_kilo_token_seconds > 0.0
-        return waking or grows or self._keyed or any(one.profile is not None for one in instances)
+        return waking or grows or self._has_api_keys or any(one.profile is not None for one in instances)
 
-    def _told(self, key: str) -> None:
-        self.waking(key)
+    def _notify(self, key: str) -> None:
+        self.on_needs_instance(key)
 
-    def straight(self, job: Job) -> bool:
+    def admit_now(self, context: RequestContext) -> bool:
         """Whether the request may go at once."""
-        door = self._doors.get(job.ask.key)
-        return door is None or door.passes(job)
+        door = self._models.get(context.request.model_key)
+        return door is None or door.admit_now(context)
 
-    async def turn(self, job: Job) -> None:
+    async def wait_for_admission(self, context: RequestContext) -> None:
         """Until the request may go. Raises GatewayError when it may not."""
-        door = self._doors.get(job.ask.key)
-        if door is not None and (job.asked is not None or not door.passes(job)):
-            await door.wait(job)
+        door = self._models.get(context.request.model_key)
+        if door is not None and (context.admission_request is not None or not door.admit_now(context)):
+            await door.wait(context)
 
-    async def berth(self, job: Job) -> bool:
+    async def wait_for_slot(self, context: RequestContext) -> bool:
         """Until the engine that was chosen can begin it. False: it is not ready any more, and another is to be chosen."""
-        job.assigned = ""
-        return self.begins(job) or await self._berths.wait(job)
+        context.counted_at = ""
+        return self.can_start(context) or await self._dispatch_queue.wait(context)
 
-    def held(self) -> dict[str, int]:
+    def queued(self) -> dict[str, int]:
         """Requests that wait, by model; models of which nobody waits are left out."""
-        berths = self._berths.held()
-        doors = {key: len(door) for key, door in self._doors.items() if len(door)}
+        berths = self._dispatch_queue.queued()
+        doors = {key: len(door) for key, door in self._models.items() if len(door)}
         return {key: doors.get(key, 0) + berths.get(key, 0) for key in doors.keys() | berths.keys()}
 
     def doors(self) -> int:
         """Models whose requests may be held."""
-        return len(self._doors)
+        return len(self._models)
 
-    def sent(self, job: Job, now: float) -> None:
+    def on_dispatch(self, context: RequestContext, now: float) -> None:
         """A request went to an engine."""
-        door = self._doors.get(job.ask.key)
+        door = self._models.get(context.request.model_key)
         if door is not None:
-            door.sent(job, now)
+            door.on_dispatch(context, now)
 
-    def first_token(self, job: Job, now: float) -> None:
+    def on_first_token(self, context: RequestContext, now: float) -> None:
         """Its first token came."""
-        self._berths.look_soon(job.ask.key)
-        door = self._doors.get(job.ask.key)
+        self._dispatch_queue.schedule_dispatch(context.request.model_key)
+        door = self._models.get(context.request.model_key)
         if door is not None:
-            door.first_token(job, now)
+            door.on_first_token(context, now)
 
-    def ended(self, job: Job, finished: bool, now: float) -> None:
+    def on_finish(self, context: RequestContext, finished: bool, now: float) -> None:
         """It is over on its engine; ``finished``: its answer was complete."""
-        self._berths.look_soon(job.ask.key)
-        door = self._doors.get(job.ask.key)
+        self._dispatch_queue.schedule_dispatch(context.request.model_key)
+        door = self._models.get(context.request.model_key)
         if door is not None:
-            door.ended(job, finished, now)
+            door.on_finish(context, finished, now)
 
 
-class Door:
+class ModelAdmission:
     """Of one model."""
 
     def __init__(
         self,
         key: str,
-        routes: Routes,
-        telemetry: Telemetry,
+        routers: RouterRegistry,
+        telemetry: MetricsRecorder,
         limits: Limits,
         now: Callable[[], float],
         loop: asyncio.AbstractEventLoop,
-        keyed: bool,
-        waking: Callable[[str], None],
+        has_api_keys: bool,
+        notify: Callable[[str], None],
     ) -> None:
         self._key = key
-        self._tell = waking
-        self._told_at = -math.inf
+        self._notify = notify
+        self._notified_at = -math.inf
         self._ready_since = -math.inf
-        self._routes = routes
+        self._routers = routers
         self._telemetry = telemetry
         self._limits = limits
         self._now = now
         self._loop = loop
-        self._keyed = keyed
-        self._gate = Gate(limits)
+        self._has_api_keys = has_api_keys
+        self._policy = AdmissionPolicy(limits)
         self._model: Model | None = None
-        self._kv: dict[str, float] = {}
-        self._least_kv = 0.0
-        self._plain = False
-        self._any_ready = self._waking = False
-        self._held: dict[str, tuple[Job, asyncio.Future[Release]]] = {}
+        self._kv_tokens: dict[str, float] = {}
+        self._min_kv_tokens = 0.0
+        self._is_plain = False
+        self._has_ready = self._expects_instance = False
+        self._queued: dict[str, tuple[RequestContext, asyncio.Future[Admitted]]] = {}
         self._timer: asyncio.TimerHandle | None = None
-        self._soon = False
+        self._release_scheduled = False
 
     def __len__(self) -> int:
-        return len(self._held)
+        return len(self._queued)
 
-    def apply(self, model: Model, fleet: Fleet) -> None:
+    def update_fleet(self, model: Model, fleet: Fleet) -> None:
         """The model and its instances as they are now."""
         instances = fleet.instances.get(self._key, ())
         ready = [one for one in instances if one.state is InstanceState.READY]
         self._model = model
-        self._kv = {one.id: float(one.profile.kv_tokens) for one in ready if one.profile is not None}
-        self._least_kv = min(self._kv.values(), default=float("inf"))
-        self._plain = bool(ready) and not self._keyed and model.objectives.ttft_per_kilo_token_seconds <= 0.0
-        if ready and not self._any_ready:
+        self._kv_tokens = {one.id: float(one.profile.kv_tokens) for one in ready if one.profile is not None}
+        self._min_kv_tokens = min(self._kv_tokens.values(), default=float("inf"))
+        self._is_plain = bool(ready) and not self._has_api_keys and model.objectives.ttft_per_kilo_token_seconds <= 0.0
+        if ready and not self._has_ready:
             self._ready_since = self._now()
-        self._any_ready = bool(ready)
-        self._waking = not ready and (model.wakes or any(one.state is InstanceState.STARTING for one in instances))
-        self._gate.memory.keep(frozenset(one.id for one in ready))
-        self._look()
+        self._has_ready = bool(ready)
+        self._expects_instance = not ready and (
+            model.wakes or any(one.state is InstanceState.STARTING for one in instances)
+        )
+        self._policy.kv_capacity.retain(frozenset(one.id for one in ready))
+        self._release_ready()
 
-    def passes(self, job: Job) -> bool:
+    def admit_now(self, context: RequestContext) -> bool:
         """Whether it may go at once; what it asks is noted on the job."""
-        gate, now = self._gate, self._now()
-        if self._plain and not self._held and gate.memory.roomy(job.route, self._least_kv):
+        gate, now = self._policy, self._now()
+        if (
+            self._is_plain
+            and not self._queued
+            and gate.kv_capacity.has_headroom(context.route_request, self._min_kv_tokens)
+        ):
             return True
-        if not self._waking and not self._routes.ready_ids(self._key):
+        if not self._expects_instance and not self._routers.ready_instances(self._key):
             return True  # routing says that there is none
-        asked = job.asked = self._asked(job)
-        verdict = gate.passes(asked, self._engines(now), now)
+        asked = context.admission_request = self._admission_request(context)
+        verdict = gate.admit_now(asked, self._engine_loads(now), now)
         if verdict is None:
             return False
-        job.avoid = verdict.full
+        context.full_instances = verdict.full_instances
         return True
 
-    async def wait(self, job: Job) -> None:
+    async def wait(self, context: RequestContext) -> None:
         """Its turn. Raises GatewayError when it is refused, at once or after a while."""
-        asked, now = job.asked, self._now()
+        asked, now = context.admission_request, self._now()
         assert asked is not None
-        verdict = self._gate.joins(asked, self._engines(now), now)
-        if verdict.kind is Kind.REFUSE:
-            self._telemetry.held(self._key, verdict.rule)
-            raise self._error(verdict)
-        turn: asyncio.Future[Release] = self._loop.create_future()
-        self._held[job.id] = (job, turn)
-        self._look_soon()
+        verdict = self._policy.enqueue(asked, self._engine_loads(now), now)
+        if verdict.action is AdmissionAction.REFUSE:
+            self._telemetry.record_queue_exit(self._key, verdict.rule)
+            raise self._refusal_error(verdict)
+        turn: asyncio.Future[Admitted] = self._loop.create_future()
+        self._queued[context.id] = (context, turn)
+        self._schedule_release()
         try:
             release = await turn
         finally:
-            if self._held.pop(job.id, None) is not None:
-                self._gate.left(job.id)
-                self._telemetry.held(self._key, "left")
-        job.avoid, job.release = release.full, release
+            if self._queued.pop(context.id, None) is not None:
+                self._policy.remove(context.id)
+                self._telemetry.record_queue_exit(self._key, "left")
+        context.full_instances, context.admitted = release.full_instances, release
 
-    def sent(self, job: Job, now: float) -> None:
+    def on_dispatch(self, context: RequestContext, now: float) -> None:
         """A request went to an engine."""
-        router = self._routes.router(self._key)
-        tokens = job.route.prompt_tokens if router is None else router.prompt_tokens(job.route)
-        self._gate.memory.sent(job.route, job.instance_id, tokens, job.request.caller, now)
+        router = self._routers.router(self._key)
+        tokens = context.route_request.prompt_tokens if router is None else router.prompt_tokens(context.route_request)
+        self._policy.kv_capacity.on_dispatch(
+            context.route_request, context.instance_id, tokens, context.http_request.caller, now
+        )
 
-    def first_token(self, job: Job, now: float) -> None:
+    def on_first_token(self, context: RequestContext, now: float) -> None:
         """Its first token came."""
-        self._gate.memory.first_token(job.route.id, now)
-        if self._held:
-            self._look_soon()
+        self._policy.kv_capacity.on_first_token(context.route_request.id, now)
+        if self._queued:
+            self._schedule_release()
 
-    def ended(self, job: Job, finished: bool, now: float) -> None:
+    def on_finish(self, context: RequestContext, finished: bool, now: float) -> None:
         """It is over on its engine."""
-        output = job.output_tokens if finished else None
-        self._gate.finished(job.route.id, job.request.caller, job.route.prompt_tokens, output, now)
-        if self._held:
-            self._look_soon()
+        output = context.output_tokens if finished else None
+        self._policy.on_finish(
+            context.route_request.id, context.http_request.caller, context.route_request.prompt_tokens, output, now
+        )
+        if self._queued:
+            self._schedule_release()
 
     def close(self) -> None:
         """The model is gone."""
-        for name in list(self._held):
-            self._refuse(name, self._routes.none_ready(self._key, self._now()))
+        for name in list(self._queued):
+            self._refuse(name, self._routers.no_ready_instance(self._key, self._now()))
 
     # Looking ---------------------------------------------------------------------------------------------------------------
 
-    def _asked(self, job: Job) -> Asked:
-        route, model = job.route, self._model
-        router = self._routes.router(self._key)
+    def _admission_request(self, context: RequestContext) -> AdmissionRequest:
+        route, model = context.route_request, self._model
+        router = self._routers.router(self._key)
         assert router is not None
         assert model is not None
-        prompt, standing = router.prompt_tokens(route), router.standing()
-        limit = model.objectives.ttft_limit(prompt)
-        own = standing[0][0].profile.prefill(prompt, prompt - router.uncached(route)) if standing else 0.0
-        caller = job.request.caller
-        waiting = Waiting(
-            job.id,
-            job.request.received,
-            OBJECTIVE_DEFAULT_SECONDS if limit is None else limit,
+        prompt, standing = router.prompt_tokens(route), router.endpoint_loads()
+        limit = model.objectives.ttft_limit_seconds(prompt)
+        own = standing[0][0].profile.prefill_time(prompt, prompt - router.uncached_tokens(route)) if standing else 0.0
+        caller = context.http_request.caller
+        waiting = QueuedRequest(
+            context.id,
+            context.http_request.received_at,
+            DEFAULT_TTFT_SECONDS if limit is None else limit,
             own,
             tenant=caller,
-            size=len(job.ask.body),
+            body_bytes=len(context.request.body),
         )
-        return Asked(waiting, route, prompt, caller)
+        return AdmissionRequest(waiting, route, prompt, caller)
 
-    def _engines(self, now: float) -> list[Engine]:
-        router = self._routes.router(self._key)
+    def _engine_loads(self, now: float) -> list[EngineLoad]:
+        router = self._routers.router(self._key)
         if router is None:
             return []
         return [
-            self._gate.engine(
+            self._policy.engine_load(
                 place.id,
                 seen.backlog_seconds,
-                place.profile.prefill(place.profile.step_tokens),
-                self._kv.get(place.id),
-                max(0.0, seen.inflight_tokens - place.tally.inflight_tokens),
+                place.profile.prefill_time(place.profile.step_tokens),
+                self._kv_tokens.get(place.id),
+                max(0.0, seen.inflight_tokens - place.load.inflight_tokens),
                 now,
             )
-            for place, seen in router.standing()
+            for place, seen in router.endpoint_loads()
         ]
 
-    def _look_soon(self) -> None:
+    def _schedule_release(self) -> None:
         """Once for all that happens in this turn of the loop, after those who were let go have been counted where they went."""
-        if not self._soon:
-            self._soon = True
-            self._loop.call_soon(self._look)
+        if not self._release_scheduled:
+            self._release_scheduled = True
+            self._loop.call_soon(self._release_ready)
 
-    def _look(self) -> None:
-        self._soon = False
+    def _release_ready(self) -> None:
+        self._release_scheduled = False
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if not self._held:
+        if not self._queued:
             return
         now = self._now()
-        engines = self._engines(now)
+        engines = self._engine_loads(now)
         if not engines:
-            self._without(now)
-        for name, verdict in self._gate.expired(len(engines), now, self._ready_since) if engines else ():
-            self._telemetry.held(self._key, verdict.rule)
-            self._refuse(name, self._error(verdict))
-        release = self._gate.release(engines, now)
+            self._refuse_without_engines(now)
+        for name, verdict in self._policy.take_expired(len(engines), now, self._ready_since) if engines else ():
+            self._telemetry.record_queue_exit(self._key, verdict.rule)
+            self._refuse(name, self._refusal_error(verdict))
+        release = self._policy.release_next(engines, now)
         if release is not None:
-            self._telemetry.held(self._key, release.rule)
-            _, turn = self._held.pop(release.id)
+            self._telemetry.record_queue_exit(self._key, release.rule)
+            _, turn = self._queued.pop(release.id)
             if not turn.done():
                 turn.set_result(release)
-            self._look_soon()
-        elif self._held:
-            self._timer = self._loop.call_later(LOOK_SECONDS, self._look)
+            self._schedule_release()
+        elif self._queued:
+            self._timer = self._loop.call_later(POLL_SECONDS, self._release_ready)
 
-    def _without(self, now: float) -> None:
+    def _refuse_without_engines(self, now: float) -> None:
         """No engine is ready: who has waited long enough for one, or for nothing, is told so."""
         limits, wakes = self._limits, self._model is not None and self._model.wakes
-        most = limits.hold_waking_seconds if wakes else limits.hold_starting_seconds if self._waking else 0.0
-        if wakes and now - self._told_at >= limits.wake_seconds:
-            self._told_at = now
-            self._tell(self._key)
-        for name, (job, _) in list(self._held.items()):
-            if now - job.request.received >= most:
-                self._telemetry.held(self._key, "none-ready")
-                self._gate.left(name)
-                self._refuse(name, self._routes.none_ready(self._key, now))
+        most = (
+            limits.queue_waking_seconds if wakes else limits.queue_starting_seconds if self._expects_instance else 0.0
+        )
+        if wakes and now - self._notified_at >= limits.wake_hint_seconds:
+            self._notified_at = now
+            self._notify(self._key)
+        for name, (context, _) in list(self._queued.items()):
+            if now - context.http_request.received_at >= most:
+                self._telemetry.record_queue_exit(self._key, "none-ready")
+                self._policy.remove(name)
+                self._refuse(name, self._routers.no_ready_instance(self._key, now))
 
     def _refuse(self, name: str, error: GatewayError) -> None:
-        held = self._held.pop(name, None)
+        held = self._queued.pop(name, None)
         if held is not None and not held[1].done():
             held[1].set_exception(error)
 
-    def _error(self, verdict: Verdict) -> GatewayError:
-        seconds = whole_seconds(verdict.retry_after or 1.0, self._limits.retry_after_most_seconds)
-        kind = Shed if verdict.shed else Overloaded
-        return kind(verdict.reason, hint="try again later", fields=(("retry-after", str(seconds)),))
+    def _refusal_error(self, verdict: AdmissionVerdict) -> GatewayError:
+        seconds = retry_after_seconds(verdict.retry_after or 1.0, self._limits.max_retry_after_seconds)
+        kind = RequestShed if verdict.is_shed else Overloaded
+        return kind(verdict.reason, hint="try again later", headers=(("retry-after", str(seconds)),))

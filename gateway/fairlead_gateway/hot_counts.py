@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 from fairlead.fleet import Fleet, InstanceState, Role
 from fairlead.limits import Limits
-from fairlead_gateway.routing.hotness import HotPrefixes, level_blocks, wanted
+from fairlead_gateway.routing.hotness import HotPrefixes, level_blocks, window_size
 from fairlead_gateway.routing.prefix import PrefixChain
-from fairlead_gateway.telling import hashes_of
-from fairlead_kvstore.exchange.records import HotTable
+from fairlead_gateway.telling import unpack_hashes
+from fairlead_kvstore.exchange.records import HotPrefixTable
 
 ACTIVE_SECONDS = 60.0
 
@@ -28,71 +28,71 @@ class HotShare(NamedTuple):
     per_second: float
 
 
-class _Side:
+class _RoleCounts:
     """The instances of one kind, and what is counted of prompts for them. ``last``: when the last ones were sent, and the hashes of
     their levels."""
 
-    __slots__ = ("count", "last", "ready")
+    __slots__ = ("hot_prefixes", "ready", "recent")
 
     def __init__(self) -> None:
         self.ready: frozenset[str] = frozenset()
-        self.count = HotPrefixes()
-        self.last: deque[tuple[float, tuple[Any, ...]]] = deque()
+        self.hot_prefixes = HotPrefixes()
+        self.recent: deque[tuple[float, tuple[Any, ...]]] = deque()
 
-    def sent(self, chain: PrefixChain, now: float) -> None:
+    def on_dispatch(self, chain: PrefixChain, now: float) -> None:
         """A prompt was sent to one of them."""
-        self.count.observe(chain, len(self.ready))
+        self.hot_prefixes.observe(chain, len(self.ready))
         if chain.ends:
-            self.last.append((now, tuple([chain.hashes[block] for block in level_blocks(chain.ends)])))
-        while len(self.last) > wanted(len(self.ready)):
-            self.last.popleft()
+            self.recent.append((now, tuple([chain.hashes[block] for block in level_blocks(chain.ends)])))
+        while len(self.recent) > window_size(len(self.ready)):
+            self.recent.popleft()
 
 
-class _Model:
-    __slots__ = ("at", "prefilling", "serving")
+class _ModelCounts:
+    __slots__ = ("last_dispatch_at", "prefilling", "serving")
 
     def __init__(self) -> None:
-        self.serving = _Side()
-        self.prefilling = _Side()
-        self.at = float("-inf")
+        self.serving = _RoleCounts()
+        self.prefilling = _RoleCounts()
+        self.last_dispatch_at = float("-inf")
 
 
-class HotCounts:
+class HotPrefixCounter:
     """Of all models of the fleet."""
 
     def __init__(self, limits: Limits) -> None:
-        self._most = limits.hot_prefixes
-        self._models: dict[str, _Model] = {}
+        self._max_prefixes = limits.hot_prefixes
+        self._models: dict[str, _ModelCounts] = {}
 
-    def apply(self, fleet: Fleet) -> None:
+    def update_fleet(self, fleet: Fleet) -> None:
         """Take over who is ready for what."""
-        self._models = {key: self._models.get(key) or _Model() for key in fleet.models}
+        self._models = {key: self._models.get(key) or _ModelCounts() for key in fleet.models}
         for key, model in self._models.items():
             ready = [one for one in fleet.instances.get(key, ()) if one.state is InstanceState.READY]
             model.prefilling.ready = frozenset([one.id for one in ready if one.role is Role.PREFILL])
             model.serving.ready = frozenset([one.id for one in ready if one.role is not Role.PREFILL])
 
-    def sent(self, key: str, instance: str, chain: PrefixChain, now: float) -> None:
+    def on_dispatch(self, key: str, instance: str, chain: PrefixChain, now: float) -> None:
         """A prompt was sent there, by whomever."""
         model = self._models.get(key)
         if model is None:
             return
         for side in (model.serving, model.prefilling):
             if instance in side.ready:
-                side.sent(chain, now)
-                model.at = now
+                side.on_dispatch(chain, now)
+                model.last_dispatch_at = now
 
-    def active(self, now: float) -> list[str]:
+    def active_models(self, now: float) -> list[str]:
         """The models that had traffic within a minute."""
-        return [key for key, model in self._models.items() if now - model.at <= ACTIVE_SECONDS]
+        return [key for key, model in self._models.items() if now - model.last_dispatch_at <= ACTIVE_SECONDS]
 
-    def shared(self, key: str, now: float) -> list[HotShare]:
+    def hot_prefixes(self, key: str, now: float) -> list[HotShare]:
         """The hot prefixes of prompts for instances that answer, as counted here, deepest or not, and how much they are used."""
         model = self._models.get(key)
-        if model is None or not model.serving.last:
+        if model is None or not model.serving.recent:
             return []
-        last = model.serving.last
-        hot = dict.fromkeys(model.serving.count.table(self._most), 0)
+        last = model.serving.recent
+        hot = dict.fromkeys(model.serving.hot_prefixes.top_prefixes(self._max_prefixes), 0)
         for _, levels in last:
             for digest in levels:
                 if digest in hot:
@@ -100,20 +100,25 @@ class HotCounts:
         seconds = max(1.0, now - last[0][0])
         return [HotShare(digest, count / len(last), count / seconds) for digest, count in hot.items() if count]  # type: ignore[arg-type]
 
-    def table(self, key: str) -> HotTable | None:
+    def table(self, key: str) -> HotPrefixTable | None:
         """As counted here."""
         model = self._models.get(key)
         if model is None:
             return None
-        return HotTable(*[_packed(side.count.table(self._most)) for side in (model.serving, model.prefilling)])
+        return HotPrefixTable(
+            *[
+                _pack_hashes(side.hot_prefixes.top_prefixes(self._max_prefixes))
+                for side in (model.serving, model.prefilling)
+            ]
+        )
 
-    def adopt(self, key: str, table: HotTable) -> None:
+    def start_from_table(self, key: str, table: HotPrefixTable) -> None:
         """Go on from the table of a gateway that kept it until now."""
         model = self._models.get(key)
         if model is not None:
-            model.serving.count.adopt(hashes_of(table.serving))
-            model.prefilling.count.adopt(hashes_of(table.prefilling))
+            model.serving.hot_prefixes.start_from_table(unpack_hashes(table.serving))
+            model.prefilling.hot_prefixes.start_from_table(unpack_hashes(table.prefilling))
 
 
-def _packed(hashes: Iterable[Any]) -> bytes:
+def _pack_hashes(hashes: Iterable[Any]) -> bytes:
     return array("Q", sorted(hashes)).tobytes()

@@ -11,12 +11,20 @@ from typing import Protocol
 import msgspec
 
 from fairlead.limits import Limits
-from fairlead_gateway.channel_messages import Corrected, EndedRow, Given, Sample, Seen, SentRow, Want
+from fairlead_gateway.channel_messages import (
+    IndexCorrections,
+    IndexReport,
+    PromptDispatched,
+    PromptFinished,
+    PromptSample,
+    PromptSamples,
+    SampleRequest,
+)
 from fairlead_gateway.gateway import Gateway
 from fairlead_gateway.routing import RouteRequest
-from fairlead_gateway.routing.index import Told
+from fairlead_gateway.routing.index import DispatchHooks
 from fairlead_gateway.routing.prefix import BYTES_PER_TOKEN
-from fairlead_gateway.samples import Samples
+from fairlead_gateway.samples import PromptSampleBuffer
 
 
 class Sink(Protocol):
@@ -27,33 +35,33 @@ class Sink(Protocol):
         ...
 
 
-class IndexTeller:
+class IndexReporter:
     """One worker's end. ``hooks`` are the routers'."""
 
-    def __init__(self, sink: Sink, loop: asyncio.AbstractEventLoop, limits: Limits) -> None:
-        self._sink = sink
+    def __init__(self, sender: Sink, loop: asyncio.AbstractEventLoop, limits: Limits) -> None:
+        self._sender = sender
         self._loop = loop
-        self._most = limits.link_rows
-        self._seconds = limits.link_correction_seconds
-        self._sent: list[SentRow] = []
-        self._ended: list[EndedRow] = []
-        self._waiting = False
+        self._max_rows = limits.prefix_map_reports_pending
+        self._seconds = limits.prefix_map_correction_seconds
+        self._dispatched: list[PromptDispatched] = []
+        self._finished: list[PromptFinished] = []
+        self._is_scheduled = False
         self._dropped = 0
-        self.samples = Samples(limits)
-        self.hooks = Told(self.sent, self.ended)
+        self.samples = PromptSampleBuffer(limits)
+        self.hooks = DispatchHooks(self.on_dispatch, self.on_finish)
 
-    def sent(self, model: str, request: RouteRequest, instance: str) -> None:
+    def on_dispatch(self, model: str, request: RouteRequest, instance: str) -> None:
         """A prompt was sent to an instance."""
         chain = request.chain
-        if len(self._sent) >= self._most:
+        if len(self._dispatched) >= self._max_rows:
             self._dropped += 1
             return
         hashes = array("Q", chain.hashes).tobytes()
         size = int(request.prompt_tokens * BYTES_PER_TOKEN)
-        self._sent.append(SentRow(model, instance, chain.tail, hashes, size))
-        self._later()
+        self._dispatched.append(PromptDispatched(model, instance, chain.tail, hashes, size))
+        self._schedule_flush()
 
-    def ended(
+    def on_finish(
         self,
         model: str,
         request: RouteRequest,
@@ -64,41 +72,41 @@ class IndexTeller:
         matched: float,
     ) -> None:
         """It is over."""
-        if len(self._ended) >= self._most:
+        if len(self._finished) >= self._max_rows:
             self._dropped += 1
             return
         credited = indexed if indexed >= 0.0 else None
-        self._ended.append(EndedRow(model, instance, request.chain.tail, prompt, cached, credited, matched))
-        self._later()
+        self._finished.append(PromptFinished(model, instance, request.chain.tail, prompt, cached, credited, matched))
+        self._schedule_flush()
 
-    def wanted(self, want: Want) -> None:
+    def send_samples(self, want: SampleRequest) -> None:
         """The helper asks for prompts."""
         found = []
         for tail in want.tails:
             sample = self.samples.take(want.model, tail)
             if sample is not None:
-                found.append(Sample(tail, sample[0], sample[1]))
+                found.append(PromptSample(tail, sample[0], sample[1]))
         if found:
-            self._sink.send(Given(want.model, found))
+            self._sender.send(PromptSamples(want.model, found))
 
-    def _later(self) -> None:
-        if not self._waiting:
-            self._waiting = True
+    def _schedule_flush(self) -> None:
+        if not self._is_scheduled:
+            self._is_scheduled = True
             self._loop.call_later(self._seconds, self._flush)
 
     def _flush(self) -> None:
-        self._waiting = False
-        sent, self._sent = self._sent, []
-        ended, self._ended = self._ended, []
-        if self._sink.send(Seen(sent, ended, self._dropped)):
+        self._is_scheduled = False
+        sent, self._dispatched = self._dispatched, []
+        ended, self._finished = self._finished, []
+        if self._sender.send(IndexReport(sent, ended, self._dropped)):
             self._dropped = 0
         else:
             self._dropped += len(sent) + len(ended)
 
 
-def correct(gateway: Gateway, told: Corrected) -> None:
+def apply_corrections(gateway: Gateway, told: IndexCorrections) -> None:
     """Do what the helper says of a model's instances."""
     for one in told.corrections:
         gone = tuple(array("Q", one.gone))
         held = [tuple(array("Q", chain)) for chain in one.held]
-        gateway.corrected(told.model, one.instance, one.forget, gone, held)
+        gateway.apply_corrections(told.model, one.instance, one.forget, gone, held)

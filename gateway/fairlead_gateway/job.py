@@ -5,23 +5,23 @@ from typing import Final
 
 from fairlead.decision import Decision
 from fairlead.fleet import Instance
-from fairlead_gateway.continuation import Said
+from fairlead_gateway.continuation import SentText
 from fairlead_gateway.handoff_plan import Handoff
-from fairlead_gateway.handoff_story import HandoffStory
-from fairlead_gateway.listen import Request
-from fairlead_gateway.model import Ask
-from fairlead_gateway.patience import Patience
-from fairlead_gateway.queueing.gate import Asked, Release
-from fairlead_gateway.reply import Reply
-from fairlead_gateway.retry import Failure
+from fairlead_gateway.handoff_story import HandoffRecord
+from fairlead_gateway.listen import HttpRequest
+from fairlead_gateway.model import ModelRequest
+from fairlead_gateway.patience import StallTimeout
+from fairlead_gateway.queueing.gate import AdmissionRequest, Admitted
+from fairlead_gateway.reply import ResponseWriter
+from fairlead_gateway.retry import AttemptFailure
 from fairlead_gateway.routing import ModelRouter, RouteRequest
 from fairlead_gateway.sse import Usage
-from fairlead_gateway.steps import Trace
+from fairlead_gateway.steps import TraceRecord
 
-_NOBODY: Final[frozenset[str]] = frozenset()
+_NO_IDS: Final[frozenset[str]] = frozenset()
 
 
-class Job:
+class RequestContext:
     """Filled from left to right: ``ask`` by model, ``route`` by prompt, the rest by route and forward. ``fingerprint`` is what the
     body is known by in quarantine; from then on the body may have been let go. ``asked`` is what it asked of the gate before engines,
     ``avoid`` the engines that had no room for it, ``release`` how it was let go where it was held. ``judged`` is the first choice of
@@ -29,90 +29,90 @@ class Job:
     it counts already, since it waited until that could begin."""
 
     __slots__ = (
-        "ask",
-        "asked",
-        "assigned",
-        "attempt",
-        "avoid",
+        "admission_request",
+        "admitted",
+        "attempt_number",
         "cached_tokens",
-        "client_gone",
+        "client_disconnected",
+        "counted_at",
+        "deadline",
         "decision",
         "dispatched_at",
         "error",
-        "events",
+        "event_count",
         "failures",
         "fingerprint",
         "first_at",
-        "handed_over",
+        "full_instances",
         "handoff",
+        "handoff_record",
+        "http_request",
         "id",
         "instance",
         "instance_id",
-        "judged",
+        "kv_transferred",
         "last_at",
         "output_tokens",
-        "patience",
+        "preselected",
         "prompt_tokens",
-        "release",
-        "reply",
         "request",
-        "route",
+        "response",
+        "route_request",
         "router",
-        "said",
+        "sent_text",
+        "stall_timeout",
         "status",
-        "story",
         "trace",
-        "until",
     )
 
     def __init__(
         self,
-        request: Request,
-        reply: Reply,
+        http_request: HttpRequest,
+        response: ResponseWriter,
         id: str,
-        ask: Ask,
-        route: RouteRequest,
+        request: ModelRequest,
+        route_request: RouteRequest,
     ) -> None:
-        self.request = request
-        self.reply = reply
+        self.http_request = http_request
+        self.response = response
         self.id = id
-        self.ask = ask
-        self.route = route
+        self.request = request
+        self.route_request = route_request
         self.router: ModelRouter | None = None
         self.instance: Instance | None = None
         self.instance_id: str = ""  # the instance's, empty without one
         self.decision: Decision | None = None
-        self.attempt: int = 0
-        self.judged: Decision | None = None
-        self.failures: list[Failure] = []
+        self.attempt_number: int = 0
+        self.preselected: Decision | None = None
+        self.failures: list[AttemptFailure] = []
         self.dispatched_at: float | None = None
         self.first_at: float | None = None
         self.last_at: float | None = None
-        self.events: int = 0
+        self.event_count: int = 0
         self.status: int = 0
         self.error: str | None = None
         self.prompt_tokens: int | None = None
         self.output_tokens: int | None = None
         self.cached_tokens: int | None = None
-        self.client_gone: bool = False
-        self.until: float | None = None
-        self.patience: Patience | None = None
-        self.said: Said | None = None
+        self.client_disconnected: bool = False
+        self.deadline: float | None = None
+        self.stall_timeout: StallTimeout | None = None
+        self.sent_text: SentText | None = None
         self.handoff: Handoff | None = None
-        self.story: HandoffStory | None = None
-        self.handed_over: bool = False
-        self.trace: Trace | None = None
+        self.handoff_record: HandoffRecord | None = None
+        self.kv_transferred: bool = False
+        self.trace: TraceRecord | None = None
         self.fingerprint: bytes | None = None
-        self.asked: Asked | None = None
-        self.assigned: str = ""
-        self.avoid: frozenset[str] = _NOBODY
-        self.release: Release | None = None
+        self.admission_request: AdmissionRequest | None = None
+        self.counted_at: str = ""
+        self.full_instances: frozenset[str] = _NO_IDS
+        self.admitted: Admitted | None = None
 
-    def known_by(self, fingerprint: Callable[[bytes], bytes]) -> bytes:
+    def body_fingerprint(self, fingerprint: Callable[[bytes], bytes]) -> bytes:
         """The fingerprint of the body, whether or not that is still here."""
-        return fingerprint(self.ask.body) if self.fingerprint is None else self.fingerprint
+        return fingerprint(self.request.body) if self.fingerprint is None else self.fingerprint
 
-    def counted(self, usage: Usage | None) -> None:
+    def record_usage(self, usage: Usage | None) -> None:
         """Take what the engine counted, once: every look into a message costs more than it says. None: it did not tell."""
         if usage is None:
             self.prompt_tokens = self.output_tokens = self.cached_tokens = None

@@ -6,44 +6,44 @@ not to a client that does not read what it has already.
 
 import asyncio
 
-from fairlead_gateway.answer import Answer
-from fairlead_gateway.reply import Reply
+from fairlead_gateway.answer import EngineResponse
+from fairlead_gateway.reply import ResponseWriter
 
 COMMENT = b": keep-alive\n\n"
 
 
-class KeepAlive:
+class SseKeepAlive:
     """One stream's comments, from ``begin`` to ``end``."""
 
-    __slots__ = ("_answer", "_handle", "_last", "_loop", "_reply", "_seconds")
+    __slots__ = ("_engine_response", "_handle", "_last", "_loop", "_response", "_seconds")
 
-    def __init__(self, reply: Reply, seconds: float, loop: asyncio.AbstractEventLoop) -> None:
-        self._reply = reply
+    def __init__(self, response: ResponseWriter, seconds: float, loop: asyncio.AbstractEventLoop) -> None:
+        self._response = response
         self._seconds = seconds
         self._loop = loop
-        self._answer: Answer | None = None
+        self._engine_response: EngineResponse | None = None
         self._last: float | None = None
         self._handle: asyncio.TimerHandle | None = None
 
-    def begin(self, answer: Answer) -> None:
+    def start(self, engine_response: EngineResponse) -> None:
         """The stream has begun, or goes on with another engine's answer."""
-        self._answer = answer
-        self._last = answer.last_at
+        self._engine_response = engine_response
+        self._last = engine_response.last_at
         if self._handle is None:
-            self._handle = self._loop.call_later(self._seconds, self._look)
+            self._handle = self._loop.call_later(self._seconds, self._on_timer)
 
-    def end(self) -> None:
+    def stop(self) -> None:
         """No more comments."""
-        self._answer = None
+        self._engine_response = None
         if self._handle is not None:
             self._handle.cancel()
             self._handle = None
 
-    def _look(self) -> None:
-        answer, self._handle = self._answer, None
-        if answer is None or self._reply.ended:
+    def _on_timer(self) -> None:
+        engine_response, self._handle = self._engine_response, None
+        if engine_response is None or self._response.finished:
             return
-        if answer.last_at == self._last and not answer.paused:
-            self._reply.pieces([COMMENT])
-        self._last = answer.last_at
-        self._handle = self._loop.call_later(self._seconds, self._look)
+        if engine_response.last_at == self._last and not engine_response.is_paused:
+            self._response.write_chunks([COMMENT])
+        self._last = engine_response.last_at
+        self._handle = self._loop.call_later(self._seconds, self._on_timer)

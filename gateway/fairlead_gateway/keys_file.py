@@ -13,68 +13,72 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, ValidationError
 from pydantic_core import ErrorDetails
 
-from fairlead.documents import Node, decode, documents, dotted
-from fairlead.errors import ManifestError, Problem, Unavailable
+from fairlead.documents import YamlNode, decode_file, format_path, parse_documents
+from fairlead.errors import FileProblem, ManifestError, Unavailable
 from fairlead.limits import Limits
-from fairlead.strict import Strict, wrong
+from fairlead.strict import StrictModel, field_error
 
-_HEX = re.compile(r"[0-9a-fA-F]{64}")
+_DIGEST_PATTERN = re.compile(r"[0-9a-fA-F]{64}")
 
 
-class KeysFile:
+class KeyFile:
     """One file; ``names`` is what it said when it was last read well."""
 
     def __init__(self, path: Path, limits: Limits) -> None:
         self.path = path
         self._limits = limits
-        self.names: Mapping[bytes, str] = {}
+        self.names_by_digest: Mapping[bytes, str] = {}
 
     async def load(self) -> None:
         """Read the file. Raises FairleadError and keeps what it had."""
-        self.names = await asyncio.to_thread(self._read)
+        self.names_by_digest = await asyncio.to_thread(self._read)
 
     def _read(self) -> Mapping[bytes, str]:
         try:
             raw = self.path.read_bytes()
         except OSError as error:
             raise Unavailable(f"cannot read {self.path}: {error.strerror or error}") from error
-        return parse(decode(raw, file=str(self.path), limits=self._limits), file=str(self.path), limits=self._limits)
+        return parse_key_file(
+            decode_file(raw, file=str(self.path), limits=self._limits), file=str(self.path), limits=self._limits
+        )
 
 
-def parse(text: str, *, file: str, limits: Limits) -> Mapping[bytes, str]:
+def parse_key_file(text: str, *, file: str, limits: Limits) -> Mapping[bytes, str]:
     """Digest → name. Raises ManifestError with every problem; no message repeats what stands for a digest."""
-    found = documents(text, file=file, limits=limits)
+    found = parse_documents(text, file=file, limits=limits)
     if len(found) != 1:
         message = "the file is empty" if not found else f"{len(found)} YAML documents, a keys file has one"
-        raise ManifestError((Problem(file, 1, "(document)", message, "begin with `keys:`"),))
+        raise ManifestError((FileProblem(file, 1, "(document)", message, "begin with `keys:`"),))
     node = found[0]
     try:
-        content = _File.model_validate(node.plain(), by_alias=True, by_name=False)
+        content = _KeyFileContent.model_validate(node.to_python(), by_alias=True, by_name=False)
     except ValidationError as error:
         raise ManifestError(tuple(_problem(item, node, file) for item in error.errors(include_url=False))) from None
     if len(content.keys) > limits.keys:
         message = f"{len(content.keys):,} keys, at most {limits.keys:,} are read"
-        raise ManifestError((Problem(file, node.at(("keys",)).line, "keys", message, "remove those not in use"),))
+        raise ManifestError(
+            (FileProblem(file, node.locate(("keys",)).line, "keys", message, "remove those not in use"),)
+        )
     _refuse_repeats(content, node, file)
     return {bytes.fromhex(one.digest): one.name for one in content.keys}
 
 
-def _refuse_repeats(content: "_File", node: Node, file: str) -> None:
+def _refuse_repeats(content: "_KeyFileContent", node: YamlNode, file: str) -> None:
     """One key cannot be two callers. One caller may have several keys: that is how keys are changed."""
     taken: dict[str, int] = {}
     problems = []
     for number, one in enumerate(content.keys):
         path = ("keys", number, "digest")
-        line = node.at(path).line
+        line = node.locate(path).line
         if one.digest.lower() in taken:
             message = f"this digest is already given on line {taken[one.digest.lower()]}"
-            problems.append(Problem(file, line, dotted(path), message, "keep one of the two"))
+            problems.append(FileProblem(file, line, format_path(path), message, "keep one of the two"))
         taken.setdefault(one.digest.lower(), line)
     if problems:
         raise ManifestError(tuple(problems))
 
 
-def _problem(item: ErrorDetails, node: Node, file: str) -> Problem:
+def _problem(item: ErrorDetails, node: YamlNode, file: str) -> FileProblem:
     """A finding without the value: what stands in the wrong place here may be a key."""
     unknown = item["type"] == "extra_forbidden"
     path = item["loc"][:-1] if unknown else item["loc"]
@@ -86,27 +90,27 @@ def _problem(item: ErrorDetails, node: Node, file: str) -> Problem:
             item["type"], "is malformed"
         )
         fix = "write `keys: [{name: team-a, digest: 64 hexadecimal digits}]`"
-    return Problem(file, node.at(path).line, dotted(path), message, fix)
+    return FileProblem(file, node.locate(path).line, format_path(path), message, fix)
 
 
-def _checked_name(text: str) -> str:
+def _check_name(text: str) -> str:
     if not 0 < len(text) <= 253 or not all("!" <= char <= "~" for char in text):
-        raise wrong("this cannot name a key", "use 1 to 253 visible ASCII characters without spaces")
+        raise field_error("this cannot name a key", "use 1 to 253 visible ASCII characters without spaces")
     return text
 
 
-def _checked_digest(value: Any) -> Any:
-    if not isinstance(value, str) or not _HEX.fullmatch(value):
-        raise wrong(
+def _check_digest(value: Any) -> Any:
+    if not isinstance(value, str) or not _DIGEST_PATTERN.fullmatch(value):
+        raise field_error(
             "this is not a digest", "write the key's HMAC-SHA-256 as 64 hexadecimal digits, in quotes; never the key"
         )
     return value
 
 
-class _Key(Strict):
-    name: Annotated[str, AfterValidator(_checked_name)]
-    digest: Annotated[str, BeforeValidator(_checked_digest)]
+class _KeyEntry(StrictModel):
+    name: Annotated[str, AfterValidator(_check_name)]
+    digest: Annotated[str, BeforeValidator(_check_digest)]
 
 
-class _File(Strict):
-    keys: list[_Key]
+class _KeyFileContent(StrictModel):
+    keys: list[_KeyEntry]

@@ -9,26 +9,26 @@ from typing import Final
 
 from fairlead.errors import BadInput
 from fairlead.limits import Limits
-from fairlead.units import duration, seconds
-from fairlead_gateway.errors import BadRequest, EngineSilent, GatewayError
-from fairlead_gateway.head import Head
+from fairlead.units import format_duration, parse_duration
+from fairlead_gateway.errors import BadRequest, EngineTimeout, GatewayError
+from fairlead_gateway.head import RequestHead
 
-FIELD: Final = b"x-request-timeout"
-_CHARACTERS = 32
+TIMEOUT_HEADER: Final = b"x-request-timeout"
+_MAX_CHARACTERS = 32
 
 
-def timeout_of(head: Head) -> float | None:
+def client_timeout(head: RequestHead) -> float | None:
     """The client's own timeout in seconds. Raises BadRequest naming the field."""
-    given = head.get(FIELD)
+    given = head.get(TIMEOUT_HEADER)
     if given is None:
         return None
     text = given.decode("latin-1")
     try:
-        found = _seconds(text) if len(text) <= _CHARACTERS else 0.0
+        found = _parse_seconds(text) if len(text) <= _MAX_CHARACTERS else 0.0
     except (BadInput, ValueError):
         found = 0.0
     if not 0.0 < found < math.inf:
-        name = FIELD.decode()
+        name = TIMEOUT_HEADER.decode()
         raise BadRequest(
             f"{name}: a positive number of seconds or a duration is expected",
             param=name,
@@ -38,29 +38,30 @@ def timeout_of(head: Head) -> float | None:
     return found
 
 
-def allowed(head: Head, stream: bool, limits: Limits) -> float | None:
+def total_timeout(head: RequestHead, stream: bool, limits: Limits) -> float | None:
     """Seconds that the whole answer may take; None for a stream whose client says nothing. Raises BadRequest."""
-    told = timeout_of(head)
+    told = client_timeout(head)
     if stream:
         return told
-    return limits.answer_seconds if told is None else min(told, limits.answer_seconds)
+    return limits.response_seconds if told is None else min(told, limits.response_seconds)
 
 
-def remaining(head: Head, until: float | None, now: float) -> str:
+def remaining_timeout_header(head: RequestHead, deadline: float | None, now: float) -> str:
     """What is left of the client's time, as the header text that an engine gets."""
-    if until is None or head.get(FIELD) is None:
+    if deadline is None or head.get(TIMEOUT_HEADER) is None:
         return ""
-    return f"{FIELD.decode()}: {max(0.001, until - now):.3f}\r\n"
+    return f"{TIMEOUT_HEADER.decode()}: {max(0.001, deadline - now):.3f}\r\n"
 
 
-def too_late(head: Head, taken: float) -> GatewayError:
+def timeout_error(head: RequestHead, allowed_seconds: float) -> GatewayError:
     """What the client is told when its request took too long."""
-    if head.get(FIELD) is not None:
-        return EngineSilent(
-            f"no answer within the request's own deadline ({duration(taken)})", code="deadline_exceeded"
+    if head.get(TIMEOUT_HEADER) is not None:
+        return EngineTimeout(
+            f"no answer within the request's own deadline ({format_duration(allowed_seconds)})",
+            code="deadline_exceeded",
         )
-    return EngineSilent(f"the answer was not complete after {duration(taken)}", code="answer_timeout")
+    return EngineTimeout(f"the answer was not complete after {format_duration(allowed_seconds)}", code="answer_timeout")
 
 
-def _seconds(text: str) -> float:
-    return float(text) if text[-1:].isdigit() or text[-1:] == "." else seconds(text)
+def _parse_seconds(text: str) -> float:
+    return float(text) if text[-1:].isdigit() or text[-1:] == "." else parse_duration(text)

@@ -5,27 +5,29 @@ from collections.abc import Sequence
 
 from fairlead.errors import FairleadError
 from fairlead.limits import Limits
-from fairlead_gateway.retry import DIED
-from fairlead_gateway.upstream import Broken, Pool
+from fairlead_gateway.retry import CRASH_CAUSES
+from fairlead_gateway.upstream import ConnectionPool, UpstreamError
 
 
-class LegFailed(FairleadError):
+class EngineCallFailed(FairleadError):
     """Raised when no usable answer came; ``suspicious``: the engine should be left alone for a while.
 
     ``final``: the request is at fault, and no other engine would take it. ``died``: the engine had the request and broke off.
     ``word`` is ``why`` in one word of a closed list.
     """
 
-    def __init__(self, why: str, *, word: str, suspicious: bool, final: bool = False, died: bool = False) -> None:
-        super().__init__(why)
-        self.why = why
-        self.word = word
-        self.suspicious = suspicious
-        self.final = final
-        self.died = died
+    def __init__(
+        self, reason: str, *, cause: str, is_suspicious: bool, is_final: bool = False, crashed: bool = False
+    ) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.cause = cause
+        self.is_suspicious = is_suspicious
+        self.is_final = is_final
+        self.crashed = crashed
 
 
-class _Whole:
+class _BufferedResponse:
     """Collects an answer; the ``Sink`` of a connection."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, limit: int) -> None:
@@ -34,66 +36,72 @@ class _Whole:
         self._size = 0
         self.status = 0
         self.complete = False
-        self.done: asyncio.Future[Broken | None] = loop.create_future()
+        self.finished: asyncio.Future[UpstreamError | None] = loop.create_future()
 
     @property
     def content(self) -> bytes:
         """The body."""
         return b"".join(self._pieces)
 
-    def head(self, status: int, fields: dict[bytes, bytes]) -> None:
+    def on_head(self, status: int, fields: dict[bytes, bytes]) -> None:
         """Only the status matters."""
         del fields
         self.status = status
 
-    def body(self, pieces: list[bytes], complete: bool) -> None:
+    def on_body(self, pieces: list[bytes], complete: bool) -> None:
         """Keep, as far as the limit goes."""
         self._pieces += pieces
         self._size += sum(map(len, pieces))
         self.complete = complete
         if self._size > self._limit:
-            self._end(Broken("too long"))
+            self._finish(UpstreamError("too long"))
         elif complete:
-            self._end(None)
+            self._finish(None)
 
-    def broken(self, error: Broken) -> None:
+    def on_error(self, error: UpstreamError) -> None:
         """No answer."""
-        self._end(error)
+        self._finish(error)
 
-    def silent(self) -> float:
+    def on_silence(self) -> float:
         """The time limit is the whole patience."""
         return 0.0
 
-    def _end(self, error: Broken | None) -> None:
-        if not self.done.done():
-            self.done.set_result(error)
+    def _finish(self, error: UpstreamError | None) -> None:
+        if not self.finished.done():
+            self.finished.set_result(error)
 
 
-async def leg(pool: Pool, address: str, message: Sequence[bytes], seconds: float, limits: Limits) -> bytes:
+async def call_engine(
+    pool: ConnectionPool, address: str, message: Sequence[bytes], seconds: float, limits: Limits
+) -> bytes:
     """The body of a 200. Raises LegFailed; the connection is closed when the answer is not waited for."""
     try:
         async with asyncio.timeout(seconds):
-            return await _asked(pool, address, message, seconds, limits)
+            return await _exchange(pool, address, message, seconds, limits)
     except TimeoutError:
-        raise LegFailed(f"no answer within {seconds:g} s", word="timeout", suspicious=True) from None
-    except Broken as error:
-        word = error.why.replace(" ", "-")
-        raise LegFailed(error.why, word=word, suspicious=True, died=error.why in DIED) from None
+        raise EngineCallFailed(f"no answer within {seconds:g} s", cause="timeout", is_suspicious=True) from None
+    except UpstreamError as error:
+        word = error.cause.replace(" ", "-")
+        raise EngineCallFailed(
+            error.cause, cause=word, is_suspicious=True, crashed=error.cause in CRASH_CAUSES
+        ) from None
 
 
-async def _asked(pool: Pool, address: str, message: Sequence[bytes], seconds: float, limits: Limits) -> bytes:
-    connection = pool.idle(address)
+async def _exchange(
+    pool: ConnectionPool, address: str, message: Sequence[bytes], seconds: float, limits: Limits
+) -> bytes:
+    connection = pool.take_idle(address)
     while True:
         if connection is None:
             connection = await pool.connect(address)
-        answer = _Whole(pool.loop, limits.answer_held_bytes)
-        connection.ask(message, answer, seconds)
+        answer = _BufferedResponse(pool.loop, limits.response_buffer_bytes)
+        connection.send_request(message, answer, seconds)
         try:
-            broken = await answer.done
+            broken = await answer.finished
         finally:
             if not answer.complete:
                 connection.abort()
-        if broken is not None and broken.stale:
+        if broken is not None and broken.is_stale:
             connection = None
             continue
         if broken is not None:
@@ -102,5 +110,7 @@ async def _asked(pool: Pool, address: str, message: Sequence[bytes], seconds: fl
             status = answer.status
             refused = 400 <= status < 500 and status != 429
             suspicious = status >= 500 and status != 503
-            raise LegFailed(f"status {status}", word=f"status-{status}", suspicious=suspicious, final=refused)
+            raise EngineCallFailed(
+                f"status {status}", cause=f"status-{status}", is_suspicious=suspicious, is_final=refused
+            )
         return answer.content

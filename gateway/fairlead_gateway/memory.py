@@ -16,50 +16,50 @@ from pathlib import Path
 
 from fairlead.errors import SettingsError
 from fairlead.limits import Limits
-from fairlead.system import free_goes_back
+from fairlead.system import trim_heap
 from fairlead_gateway.errors import Overloaded
 
-LARGE_BYTES = 64 * 1024
+LARGE_BODY_BYTES = 64 * 1024
 _RETRY_AFTER = (("retry-after", "1"),)
 _SIZE = re.compile(r"(\d{1,9}(?:\.\d{1,3})?)(B|KiB|MiB|GiB|K|M|G|k|KB|MB|GB)?")
 _UNITS = {None: 1, "B": 1, "K": 1 << 10, "k": 1 << 10, "KiB": 1 << 10, "KB": 1_000, "M": 1 << 20, "MiB": 1 << 20, "MB": 10**6,
           "G": 1 << 30, "GiB": 1 << 30, "GB": 10**9}  # fmt: skip
 _STATM = Path("/proc/self/statm")
 _CGROUP = Path("/sys/fs/cgroup")
-_LOOKS_BETWEEN = 4
+_POLLS_PER_RELEASE = 4
 """Looks from one giving back to the next: it takes milliseconds, in which nothing else runs."""
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
-Share = Callable[[], float | None]
+MemoryShare = Callable[[], float | None]
 """Memory that is used, as a share of what may be used; None when that cannot be read."""
 
 
-class Memory:
+class MemoryPressure:
     """One process's watermarks. ``share`` is asked again and again once ``watch`` was called, until ``close``;
     ``told`` hears whether memory is short."""
 
     def __init__(
         self,
         limits: Limits,
-        share: Share | None,
-        told: Callable[[bool], None],
-        give_back: Callable[[], None] = free_goes_back,
+        share: MemoryShare | None,
+        on_pressure: Callable[[bool], None],
+        release_free: Callable[[], None] = trim_heap,
     ) -> None:
         self._limits = limits
         self._share = share
-        self._told = told
-        self._give_back = give_back
-        self._short_looks = 0
+        self._on_pressure = on_pressure
+        self._release_free = release_free
+        self._pressure_polls = 0
         self._timer: asyncio.TimerHandle | None = None
-        self.used: float | None = None
-        self.body_most: int | None = None
+        self.used_share: float | None = None
+        self.max_body_bytes: int | None = None
         """Bytes of the largest body that is taken now; None: as ever."""
 
-    def watch(self, loop: asyncio.AbstractEventLoop) -> None:
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Look now, and then four times a second."""
-        self.look()
+        self.poll()
         if self._share is not None and not loop.is_closed():
-            self._timer = loop.call_later(self._limits.memory_look_seconds, self.watch, loop)
+            self._timer = loop.call_later(self._limits.memory_check_seconds, self.start, loop)
 
     def close(self) -> None:
         """Look no more."""
@@ -67,55 +67,55 @@ class Memory:
             self._timer.cancel()
             self._timer = None
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """Read the present share and draw the consequence."""
         limits = self._limits
-        used = self._used()
-        if used is not None and used >= limits.memory_high_share and self._short_looks % _LOOKS_BETWEEN == 0:
-            self._give_back()
-            used = self._used()
-        self.used = used
+        used = self._read_share()
+        if used is not None and used >= limits.memory_high_share and self._pressure_polls % _POLLS_PER_RELEASE == 0:
+            self._release_free()
+            used = self._read_share()
+        self.used_share = used
         if used is None or used < limits.memory_high_share:
-            self._short_looks = 0
-            self.body_most = None
+            self._pressure_polls = 0
+            self.max_body_bytes = None
         else:
-            self._short_looks += 1
-            self.body_most = LARGE_BYTES if used < limits.memory_full_share else 0
-        self._told(self.body_most is not None)
+            self._pressure_polls += 1
+            self.max_body_bytes = LARGE_BODY_BYTES if used < limits.memory_full_share else 0
+        self._on_pressure(self.max_body_bytes is not None)
 
-    def _used(self) -> float | None:
+    def _read_share(self) -> float | None:
         return None if self._share is None else self._share()
 
-    def admit(self, length: int) -> None:
+    def check_body(self, length: int) -> None:
         """Raises Overloaded when a body of so many bytes is too much now."""
-        if self.body_most is not None and length > self.body_most:
-            which = "large bodies are" if self.body_most else "nothing is"
-            hint = "try again later, or send a shorter body" if self.body_most else "try again later"
-            raise Overloaded(f"memory is short: {which} taken for a moment", hint=hint, fields=_RETRY_AFTER)
+        if self.max_body_bytes is not None and length > self.max_body_bytes:
+            which = "large bodies are" if self.max_body_bytes else "nothing is"
+            hint = "try again later, or send a shorter body" if self.max_body_bytes else "try again later"
+            raise Overloaded(f"memory is short: {which} taken for a moment", hint=hint, headers=_RETRY_AFTER)
 
-    def problems(self) -> list[str]:
+    def warnings(self) -> list[str]:
         """What people should know, in words."""
-        if self.body_most is None or self.used is None:
+        if self.max_body_bytes is None or self.used_share is None:
             return []
-        what = f"bodies over {self.body_most // 1024} KiB are" if self.body_most else "every body is"
-        return [f"memory: {100 * self.used:.0f} % of the limit is used; {what} answered 503"]
+        what = f"bodies over {self.max_body_bytes // 1024} KiB are" if self.max_body_bytes else "every body is"
+        return [f"memory: {100 * self.used_share:.0f} % of the limit is used; {what} answered 503"]
 
 
-def reader(limit: str | None, *, statm: Path = _STATM, cgroup: Path = _CGROUP) -> Share | None:
+def memory_share_reader(limit: str | None, *, statm: Path = _STATM, cgroup: Path = _CGROUP) -> MemoryShare | None:
     """How the share is read: of this process where ``limit`` names one, else of the container; None where there is neither.
 
     Raises SettingsError when ``limit`` is no size."""
     if limit is not None:
-        most = size(limit)
-        return lambda: _resident(statm, most)
+        most = parse_size(limit)
+        return lambda: _process_share(statm, most)
     try:
         text = (cgroup / "memory.max").read_text().strip()
     except OSError:
         return None
-    return (lambda: _container(cgroup, int(text))) if text.isdigit() and int(text) else None
+    return (lambda: _container_share(cgroup, int(text))) if text.isdigit() and int(text) else None
 
 
-def size(text: str) -> int:
+def parse_size(text: str) -> int:
     """``"512MiB"`` → bytes. Raises SettingsError."""
     found = _SIZE.fullmatch(text.strip())
     most = int(float(found[1]) * _UNITS[found[2]]) if found is not None else 0
@@ -125,14 +125,14 @@ def size(text: str) -> int:
     return most
 
 
-def _resident(statm: Path, most: int) -> float | None:
+def _process_share(statm: Path, limit_bytes: int) -> float | None:
     try:
-        return int(statm.read_bytes().split()[1]) * _PAGE_BYTES / most
+        return int(statm.read_bytes().split()[1]) * _PAGE_BYTES / limit_bytes
     except (OSError, ValueError, IndexError):
         return None
 
 
-def _container(cgroup: Path, most: int) -> float | None:
+def _container_share(cgroup: Path, limit_bytes: int) -> float | None:
     """All processes of the container, without the files that the kernel only keeps at hand."""
     try:
         used = int((cgroup / "memory.current").read_bytes())
@@ -142,4 +142,4 @@ def _container(cgroup: Path, most: int) -> float | None:
                 break
     except (OSError, ValueError):
         return None
-    return max(0, used) / most
+    return max(0, used) / limit_bytes

@@ -16,56 +16,56 @@ from fairlead.clock import Clock
 from fairlead.errors import SettingsError
 from fairlead.limits import Limits
 from fairlead.settings import GatewaySettings
-from fairlead_gateway.job import Job
-from fairlead_gateway.listen import Request
-from fairlead_gateway.reply import Reply
-from fairlead_gateway.telemetry import Outcome, Telemetry
+from fairlead_gateway.job import RequestContext
+from fairlead_gateway.listen import HttpRequest
+from fairlead_gateway.reply import ResponseWriter
+from fairlead_gateway.telemetry import MetricsRecorder, RequestOutcome
 
 if TYPE_CHECKING:
     from fairlead_gateway.access_log import AccessLog
     from fairlead_gateway.spans import Tracer
 
-_LAST_SECONDS = 1.0
-_YES, _NO = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
+_CLOSE_SECONDS = 1.0
+_TRUE_WORDS, _FALSE_WORDS = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class ObservabilitySettings:
     """The settings, checked. ``access_log`` None: no log; ``endpoint`` None: no tracing."""
 
     access_log: str | None = None
-    clients: bool = True
-    endpoint: str | None = None
-    headers: tuple[tuple[str, str], ...] = ()
-    share: float = 0.0
+    log_clients: bool = True
+    trace_endpoint: str | None = None
+    trace_headers: tuple[tuple[str, str], ...] = ()
+    trace_share: float = 0.0
 
 
-def wanted(settings: GatewaySettings) -> Wanted:
+def parse_observability_settings(settings: GatewaySettings) -> ObservabilitySettings:
     """What the settings ask for. Raises SettingsError."""
-    log = _log(settings.access_log)
-    endpoint = _endpoint(settings.trace_endpoint) if settings.trace_endpoint else None
-    share = _share(settings.trace_sample)
+    log = _access_log_target(settings.access_log)
+    endpoint = _check_endpoint(settings.trace_endpoint) if settings.trace_endpoint else None
+    share = _sample_share(settings.trace_sample)
     if share > 0 and endpoint is None:
         raise SettingsError(
             "FAIRLEAD_TRACE_SAMPLE is set and there is nowhere to send spans to",
             field="FAIRLEAD_TRACE_ENDPOINT",
             hint="set it to the collector's address, such as http://otel-collector:4318",
         )
-    return Wanted(
+    return ObservabilitySettings(
         access_log=log,
-        clients=_yes(settings.access_log_clients, "FAIRLEAD_ACCESS_LOG_CLIENTS"),
-        endpoint=endpoint,
-        headers=tuple(_headers(settings.trace_headers).items()),
-        share=share,
+        log_clients=_parse_bool(settings.access_log_clients, "FAIRLEAD_ACCESS_LOG_CLIENTS"),
+        trace_endpoint=endpoint,
+        trace_headers=tuple(_parse_headers(settings.trace_headers).items()),
+        trace_share=share,
     )
 
 
-class Observing:
+class RequestObservers:
     """``draw`` gives random numbers of so many bits."""
 
     def __init__(
         self,
-        what: Wanted,
+        settings: ObservabilitySettings,
         *,
         clock: Clock,
         limits: Limits,
@@ -73,90 +73,96 @@ class Observing:
         draw: Callable[[int], int],
     ) -> None:
         self._lock = threading.Lock()
-        self._own: dict[str, int] = {}
+        self._counters: dict[str, int] = {}
         self._closers: list[Callable[[float], None]] = []
-        self._problems: list[Callable[[], str | None]] = []
-        self.observers: list[Callable[[Job, Outcome], None]] = []
+        self._warnings: list[Callable[[], str | None]] = []
+        self.finish_callbacks: list[Callable[[RequestContext, RequestOutcome], None]] = []
         self.tracer: Tracer | None = None
         self.log: AccessLog | None = None
-        if what.access_log is not None:
+        if settings.access_log is not None:
             from fairlead_gateway import access_log
 
-            self._own["access_log_dropped_total"] = 0
+            self._counters["access_log_dropped_total"] = 0
             self.log = access_log.AccessLog(
-                what.access_log,
-                clients=what.clients,
+                settings.access_log,
+                log_clients=settings.log_clients,
                 limits=limits,
-                lost=lambda number: self._count("access_log_dropped_total", number),
+                on_dropped=lambda number: self._count("access_log_dropped_total", number),
                 wall=clock.wall,
             )
-            self.observers.append(self.log.ended)
+            self.finish_callbacks.append(self.log.on_finished)
             self._closers.append(self.log.close)
-            self._problems.append(self.log.problem)
-        if what.endpoint is not None:
+            self._warnings.append(self.log.warning)
+        if settings.trace_endpoint is not None:
             from fairlead_gateway import otlp, spans
 
-            self._own |= {"spans_exported_total": 0, "spans_dropped_total": 0}
-            exporter = otlp.Exporter(
-                what.endpoint,
-                headers=dict(what.headers),
+            self._counters |= {"spans_exported_total": 0, "spans_dropped_total": 0}
+            exporter = otlp.OtlpExporter(
+                settings.trace_endpoint,
+                headers=dict(settings.trace_headers),
                 instance_id=instance_id,
                 limits=limits,
-                exported=lambda number: self._count("spans_exported_total", number),
-                lost=lambda number: self._count("spans_dropped_total", number),
+                on_exported=lambda number: self._count("spans_exported_total", number),
+                on_dropped=lambda number: self._count("spans_dropped_total", number),
             )
-            self.tracer = spans.Tracer(share=what.share, now=clock.now, draw=draw, export=exporter.export)
-            self.observers.append(self.tracer.ended)
+            self.tracer = spans.Tracer(
+                sample_share=settings.trace_share, now=clock.now, draw=draw, export=exporter.export
+            )
+            self.finish_callbacks.append(self.tracer.on_finished)
             self._closers.append(exporter.close)
-            self._problems.append(exporter.problem)
+            self._warnings.append(exporter.warning)
 
-    def attach(self, telemetry: Telemetry) -> None:
+    def attach_counters(self, telemetry: MetricsRecorder) -> None:
         """Count in there from now on."""
         with self._lock:
-            telemetry.own |= self._own
-            self._own = telemetry.own
+            telemetry.process_counters |= self._counters
+            self._counters = telemetry.process_counters
 
-    def answered(
+    def on_answered_locally(
         self,
-        request: Request | None,
-        reply: Reply,
+        http_request: HttpRequest | None,
+        response: ResponseWriter,
         status: int,
         error: str | None,
-        job: Job | None = None,
+        context: RequestContext | None = None,
         model_key: str | None = None,
     ) -> None:
         """A request ended without an engine."""
         if self.log is not None:
-            self.log.answered(request, reply, status, error, job.ask.key if job is not None else model_key)
-        if self.tracer is not None and job is not None:
-            self.tracer.refused(job, status, error or "")
+            self.log.on_answered_locally(
+                http_request, response, status, error, context.request.model_key if context is not None else model_key
+            )
+        if self.tracer is not None and context is not None:
+            self.tracer.on_rejected(context, status, error or "")
 
-    def problems(self) -> list[str]:
+    def warnings(self) -> list[str]:
         """What is being lost and why, in words."""
-        return [found for problem in self._problems if (found := problem()) is not None]
+        return [found for problem in self._warnings if (found := problem()) is not None]
 
     def close(self) -> None:
         """Hand over what waits, for a second at most."""
         for close in self._closers:
-            close(_LAST_SECONDS)
+            close(_CLOSE_SECONDS)
 
     def _count(self, name: str, number: int) -> None:
         with self._lock:
-            self._own[name] += number
+            self._counters[name] += number
 
 
-def observing(what: Wanted, *, clock: Clock, limits: Limits, instance_id: str) -> Observing | None:
+def create_observers(
+    settings: ObservabilitySettings, *, clock: Clock, limits: Limits, instance_id: str
+) -> RequestObservers | None:
     """What is wanted; None when that is nothing."""
-    if what.access_log is None and what.endpoint is None:
+    if settings.access_log is None and settings.trace_endpoint is None:
         return None
-    return Observing(what, clock=clock, limits=limits, instance_id=instance_id, draw=Random().getrandbits)
+    return RequestObservers(settings, clock=clock, limits=limits, instance_id=instance_id, draw=Random().getrandbits)
 
 
-def _log(text: str | None) -> str | None:
+def _access_log_target(text: str | None) -> str | None:
     """Where lines go. A folder that is not there is said now; whatever happens later costs lines only."""
-    if text is None or text.lower() in _NO:
+    if text is None or text.lower() in _FALSE_WORDS:
         return None
-    if text.lower() in _YES:
+    if text.lower() in _TRUE_WORDS:
         return "1"
     if text != "-" and not Path(text).absolute().parent.is_dir():
         raise SettingsError(
@@ -167,7 +173,7 @@ def _log(text: str | None) -> str | None:
     return text
 
 
-def _share(text: str | None) -> float:
+def _sample_share(text: str | None) -> float:
     try:
         share = float(text or "0")
     except ValueError:
@@ -181,15 +187,15 @@ def _share(text: str | None) -> float:
     return share
 
 
-def _yes(text: str | None, field: str) -> bool:
-    if text is None or text.lower() in _YES:
+def _parse_bool(text: str | None, field: str) -> bool:
+    if text is None or text.lower() in _TRUE_WORDS:
         return True
-    if text.lower() in _NO:
+    if text.lower() in _FALSE_WORDS:
         return False
     raise SettingsError(f"{field} is neither 1 nor 0", field=field, hint="write 1 or 0")
 
 
-def _endpoint(text: str) -> str:
+def _check_endpoint(text: str) -> str:
     """The setting, checked. Raises SettingsError."""
     try:
         parts = urlsplit(text)
@@ -205,7 +211,7 @@ def _endpoint(text: str) -> str:
     return text
 
 
-def _headers(text: str | None) -> dict[str, str]:
+def _parse_headers(text: str | None) -> dict[str, str]:
     """``name=value,name=value``. Raises SettingsError without repeating a value."""
     found: dict[str, str] = {}
     for part in (text or "").split(","):

@@ -16,48 +16,48 @@ from fairlead.clock import Clock
 from fairlead.fleet import Fleet, Instance, InstanceState
 from fairlead.limits import Limits
 from fairlead_gateway import channel_messages as say
-from fairlead_gateway.hinting import Hinting
-from fairlead_gateway.hot_counts import HotCounts, HotShare
+from fairlead_gateway.hinting import ReplicationHintPublisher
+from fairlead_gateway.hot_counts import HotPrefixCounter, HotShare
 from fairlead_gateway.routing.prefix import PrefixChain, block_ends
-from fairlead_gateway.telemetry import Load
-from fairlead_kvstore.exchange.exchange import Exchange, Hooks
-from fairlead_kvstore.exchange.hot import HotTables
-from fairlead_kvstore.exchange.peers import Groups
-from fairlead_kvstore.exchange.records import HotTable, Sent, secret_print
-from fairlead_kvstore.exchange.records import Load as Shared
-from fairlead_kvstore.index.hints import Hint
+from fairlead_gateway.telemetry import LoadView
+from fairlead_kvstore.exchange.exchange import ExchangeHooks, PeerExchange
+from fairlead_kvstore.exchange.hot import HotPrefixLeases
+from fairlead_kvstore.exchange.peers import InstanceGroups
+from fairlead_kvstore.exchange.records import HotPrefixTable, SentPrompt, secret_fingerprint
+from fairlead_kvstore.exchange.records import PeerLoad as Shared
+from fairlead_kvstore.index.hints import ReplicationHint
 from fairlead_kvstore.redis import RedisLink
 
-_sent = msgspec.msgpack.Decoder(list[say.Sent])
+_dispatch_decoder = msgspec.msgpack.Decoder(list[say.Dispatch])
 _encode = msgspec.msgpack.Encoder().encode
 
 
-class Workers(Protocol):
+class WorkerBroadcast(Protocol):
     """Who is told what others do; the crew."""
 
-    def hear(self, sent: bytes) -> None:
+    def broadcast_peer_dispatches(self, dispatches: bytes) -> None:
         """A list of ``channel_messages.Sent``, encoded; what does not fit is dropped."""
         ...
 
-    def show(self, loads: Mapping[str, Shared]) -> None:
+    def set_peer_loads(self, loads: Mapping[str, Shared]) -> None:
         """All that other gateways have in flight, by instance."""
         ...
 
-    def hot(self, table: say.Hot) -> None:
+    def set_hot_prefixes(self, table: say.HotPrefixUpdate) -> None:
         """A table of hot prefixes that takes the place of the model's last."""
         ...
 
 
-class Others:
+class PeerSync:
     """``loads`` says what this gateway has in flight by instance; ``link`` is somebody else's to start and to stop."""
 
     def __init__(
         self,
         link: RedisLink,
-        workers: Workers,
+        workers: WorkerBroadcast,
         *,
         fleet: Callable[[], Fleet],
-        loads: Callable[[], Mapping[str, Load]],
+        loads: Callable[[], Mapping[str, LoadView]],
         gateway_id: str,
         secret: bytes,
         clock: Clock,
@@ -67,33 +67,37 @@ class Others:
         self._fleet = fleet
         self._loads = loads
         self._clock = clock
-        self.elsewhere: Callable[[str, str, int, Sequence[int]], None] | None = None
+        self.on_peer_dispatch: Callable[[str, str, int, Sequence[int]], None] | None = None
         """Hears of each prompt that another gateway sent: model, instance, the hashes of its end and of its blocks."""
-        self.hints: Callable[[str], Sequence[Hint]] = lambda _: ()
+        self.hints_of: Callable[[str], Sequence[ReplicationHint]] = lambda _: ()
         """Which of a model's hot prefixes want another home."""
-        self._applied: Fleet | None = None
+        self._applied_fleet: Fleet | None = None
         self._model_of: dict[str, str] = {}
-        self._ready: dict[str, Groups] = {}
-        self._counts = HotCounts(limits)
+        self._ready_groups: dict[str, InstanceGroups] = {}
+        self._hot_prefix_counter = HotPrefixCounter(limits)
         name = f"{gateway_id}/{secrets.token_hex(4)}"  # another run of the same gateway is another one
-        hooks = Hooks(self._models, self._own_loads, self._heard, workers.show)
-        self.exchange = Exchange(link, name, clock, hooks, secret=secret_print(secret), limits=limits)
-        self.tables = HotTables(
+        hooks = ExchangeHooks(self._models, self._own_loads, self._on_peer_dispatches, workers.set_peer_loads)
+        self.exchange = PeerExchange(
+            link, name, clock, hooks, secret_fingerprint=secret_fingerprint(secret), limits=limits
+        )
+        self.tables = HotPrefixLeases(
             link,
             name,
             clock,
-            active=self._active,
-            mine=self._table,
-            adopt=self._counts.adopt,
-            told=self._hot,
+            active_models=self._active_models,
+            local_table=self._hot_table,
+            on_acquired=self._hot_prefix_counter.start_from_table,
+            on_table=self._on_hot_table,
             limits=limits,
         )
 
-        self._hinting = Hinting(
+        self._hint_publisher = ReplicationHintPublisher(
             link,
             clock,
-            models=lambda: [key for key in self._active() if (term := self.tables.term(key)) is not None and term.ours],
-            hints=lambda key: self.hints(key),
+            models=lambda: [
+                key for key in self._active_models() if (term := self.tables.lease(key)) is not None and term.is_ours
+            ],
+            hints=lambda key: self.hints_of(key),
             limits=limits,
         )
 
@@ -101,35 +105,35 @@ class Others:
         """Begin on the running loop."""
         self.exchange.start()
         self.tables.start()
-        self._hinting.start()
+        self._hint_publisher.start()
 
     async def stop(self) -> None:
         """Take leave of the others."""
-        await self._hinting.stop()
+        await self._hint_publisher.stop()
         await self.tables.stop()
         await self.exchange.stop()
 
     # What our workers do -------------------------------------------------------------------------------------------------
 
-    def told(self, message: say.Told) -> None:
+    def on_worker_report(self, message: say.WorkerReport) -> None:
         """One worker has told what it did."""
         if message.sent is not None:
             now = self._clock.now()
-            self._apply()
-            for item in _sent.decode(message.sent):
+            self._update_fleet()
+            for item in _dispatch_decoder.decode(message.sent):
                 hashes = array("Q", item.hashes)
                 chain = PrefixChain(tuple(hashes), block_ends(len(hashes)), item.tail)
-                self._counts.sent(item.model, item.instance, chain, now)
-                self.exchange.sent(item.model, item.instance, item.hashes, item.tail, item.pin)
+                self._hot_prefix_counter.on_dispatch(item.model, item.instance, chain, now)
+                self.exchange.add_dispatch(item.model, item.instance, item.hashes, item.tail, item.pin)
         if message.loads is not None:
-            self.exchange.loads_changed()
+            self.exchange.on_loads_changed()
 
-    def _models(self) -> Mapping[str, Groups]:
-        self._apply()
-        return self._ready
+    def _models(self) -> Mapping[str, InstanceGroups]:
+        self._update_fleet()
+        return self._ready_groups
 
     def _own_loads(self) -> dict[str, dict[str, Shared]]:
-        self._apply()
+        self._update_fleet()
         found: dict[str, dict[str, Shared]] = {}
         for instance, load in self._loads().items():
             model = self._model_of.get(instance)
@@ -138,68 +142,70 @@ class Others:
                 found.setdefault(model, {})[instance] = (load.inflight, max(0, load.waiting), seconds, tokens)
         return found
 
-    def _apply(self) -> None:
+    def _update_fleet(self) -> None:
         fleet = self._fleet()
-        if fleet is self._applied:
+        if fleet is self._applied_fleet:
             return
-        self._applied = fleet
+        self._applied_fleet = fleet
         self._model_of = {one.id: key for key, instances in fleet.instances.items() for one in instances}
-        self._ready = {key: _by_role(fleet.instances.get(key, ())) for key in fleet.models}
-        self._counts.apply(fleet)
-        self.tables.keep_only(fleet.models)
+        self._ready_groups = {key: _ready_by_role(fleet.instances.get(key, ())) for key in fleet.models}
+        self._hot_prefix_counter.update_fleet(fleet)
+        self.tables.retain(fleet.models)
 
     # What the others do --------------------------------------------------------------------------------------------------
 
-    def _heard(self, model: str, items: Sequence[Sent]) -> None:
+    def _on_peer_dispatches(self, model: str, items: Sequence[SentPrompt]) -> None:
         now = self._clock.now()
-        self._apply()
+        self._update_fleet()
         for instance, packed, tail, _ in items:
             hashes = array("Q", packed)
-            self._counts.sent(model, instance, PrefixChain(tuple(hashes), block_ends(len(hashes)), tail), now)
-            if self.elsewhere is not None:
-                self.elsewhere(model, instance, tail, hashes)
-        self._workers.hear(_encode([say.Sent(model, *item) for item in items]))
+            self._hot_prefix_counter.on_dispatch(
+                model, instance, PrefixChain(tuple(hashes), block_ends(len(hashes)), tail), now
+            )
+            if self.on_peer_dispatch is not None:
+                self.on_peer_dispatch(model, instance, tail, hashes)
+        self._workers.broadcast_peer_dispatches(_encode([say.Dispatch(model, *item) for item in items]))
 
     # Hot prefixes --------------------------------------------------------------------------------------------------------
 
-    def _active(self) -> list[str]:
-        return self._counts.active(self._clock.now())
+    def _active_models(self) -> list[str]:
+        return self._hot_prefix_counter.active_models(self._clock.now())
 
-    def _table(self, model: str) -> HotTable | None:
+    def _hot_table(self, model: str) -> HotPrefixTable | None:
         """None while the past is still being read back: then another's count is better."""
-        return self._counts.table(model) if self.exchange.live(model) else None
+        return self._hot_prefix_counter.table(model) if self.exchange.is_model_caught_up(model) else None
 
-    def _hot(self, model: str, epoch: int, table: HotTable | None) -> None:
-        found = table or HotTable()
-        self._workers.hot(say.Hot(model, epoch, found.serving, found.prefilling))
+    def _on_hot_table(self, model: str, epoch: int, table: HotPrefixTable | None) -> None:
+        found = table or HotPrefixTable()
+        self._workers.set_hot_prefixes(say.HotPrefixUpdate(model, epoch, found.serving, found.prefilling))
 
-    def shared(self, model: str) -> list[HotShare]:
+    def hot_prefixes(self, model: str) -> list[HotShare]:
         """The model's hot prefixes, and how much they are used."""
-        return self._counts.shared(model, self._clock.now())
+        return self._hot_prefix_counter.hot_prefixes(model, self._clock.now())
 
     # For people ----------------------------------------------------------------------------------------------------------
 
-    def notes(self) -> list[str]:
+    def warnings(self) -> list[str]:
         """What is missing or late, in words."""
-        return [*self.exchange.notes(), *self.tables.notes()]
+        return [*self.exchange.warnings(), *self.tables.warnings()]
 
-    def heard(self) -> list[tuple[str, float]]:
+    def present_peers(self) -> list[tuple[str, float]]:
         """The gateways that are heard, and the seconds since."""
-        return [(one.name.rpartition("/")[0], one.age_seconds) for one in self.exchange.present()]
+        return [(one.name.rpartition("/")[0], one.age_seconds) for one in self.exchange.known_peers()]
 
-    def own(self) -> dict[str, float]:
+    def counters(self) -> dict[str, float]:
         """Counters and gauges for the metrics page."""
         exchange = self.exchange
-        heard = exchange.present()
+        heard = exchange.known_peers()
         found: dict[str, float] = {
             "peers": len(heard),
-            "peer_in_flight": sum(load[0] for load in exchange.peers.loads().values()),
-            "peer_sent_total": exchange.counts.told,
-            "peer_heard_total": exchange.counts.heard,
-            "peer_dropped_total": exchange.out.dropped,
-            "peer_missed_total": exchange.peers.missed,
-            "peer_poisoned_total": exchange.counts.poisoned + self.tables.poisoned,
-            "hot_tables_kept": self.tables.kept,
+            "peer_in_flight": sum(load[0] for load in exchange.peer_state.reported_loads().values()),
+            "peer_sent_total": exchange.stats.sent,
+            "peer_heard_total": exchange.stats.received,
+            "peer_dropped_total": exchange.outbox.dropped,
+            "peer_missed_total": exchange.peer_state.missed_batches,
+            "peer_poisoned_total": exchange.stats.undecodable + self.tables.undecodable,
+            "hot_tables_kept": self.tables.owned_tables,
         }
         if heard:
             found["peer_age_seconds"] = round(max(one.age_seconds for one in heard), 3)
@@ -209,7 +215,7 @@ class Others:
         return found
 
 
-def _by_role(instances: Sequence[Instance]) -> Groups:
+def _ready_by_role(instances: Sequence[Instance]) -> InstanceGroups:
     """Those that are ready; of one role, since no other takes their place."""
     groups: dict[str, list[str]] = {}
     for one in instances:

@@ -5,26 +5,26 @@ The helper writes it whenever it hears something; to a worker it is the row of o
 
 from collections.abc import Mapping
 
-from fairlead_gateway.routing.shared import SharedRows
+from fairlead_gateway.routing.shared import SharedLoadTable
 
 
-class OthersRow:
+class PeerLoadRow:
     """``row`` is its place in the memory."""
 
     def __init__(self, cells: memoryview, slots_each: int, row: int) -> None:
         self.row = row
-        self._rows = SharedRows(cells, slots_each, row)
+        self._rows = SharedLoadTable(cells, slots_each, row)
         self._slots: Mapping[str, int] = {}
         self._written: set[str] = set()
         self._loads: Mapping[str, tuple[int, int, float, float]] = {}
 
-    def place(self, slots: Mapping[str, int]) -> None:
+    def set_slots(self, slots: Mapping[str, int]) -> None:
         """Where each instance has its slot from now on."""
         self._slots = slots
-        self._rows.place(slots)
-        self.show(self._loads)
+        self._rows.set_slots(slots)
+        self.set_loads(self._loads)
 
-    def show(self, loads: Mapping[str, tuple[int, int, float, float]]) -> None:
+    def set_loads(self, loads: Mapping[str, tuple[int, int, float, float]]) -> None:
         """All that they have in flight, by instance: requests, those without a first token, seconds before them, tokens."""
         self._loads = loads
         for gone in self._written - loads.keys():

@@ -14,7 +14,7 @@ T = TypeVar("T")
 _log = logging.getLogger("fairlead.gateway")
 
 
-class Outbox(Generic[T]):
+class BackgroundWriter(Generic[T]):
     """``write`` gets batches of at most ``batch`` items, in a thread; what it raises loses the batch. ``lost`` is told how many
     items were dropped, from any thread; ``gather_seconds`` pass between the first item and its batch. ``stopping`` is set when
     ``write`` should not wait any longer. ``problem`` says why the last batch was lost, None when it was not."""
@@ -24,28 +24,28 @@ class Outbox(Generic[T]):
         name: str,
         write: Callable[[list[T]], None],
         *,
-        limit: int,
-        lost: Callable[[int], None],
-        batch: int = 1_000,
+        max_waiting: int,
+        on_dropped: Callable[[int], None],
+        max_batch: int = 1_000,
         gather_seconds: float = 0.02,
         stopping: threading.Event | None = None,
     ) -> None:
         self._name = name
         self._write = write
-        self._limit = limit
-        self._lost = lost
-        self._batch = batch
+        self._max_waiting = max_waiting
+        self._on_dropped = on_dropped
+        self._max_batch = max_batch
         self._gather_seconds = gather_seconds
         self._waiting: deque[T] = deque()
         self._wake = threading.Event()
         self._stopping = stopping or threading.Event()
         self._thread: threading.Thread | None = None
-        self.problem: str | None = None
+        self.warning: str | None = None
 
     def offer(self, *items: T) -> None:
         """Take them, or drop them together when too many wait already."""
-        if len(self._waiting) + len(items) > self._limit:
-            self._lost(len(items))
+        if len(self._waiting) + len(items) > self._max_waiting:
+            self._on_dropped(len(items))
             return
         self._waiting.extend(items)
         if not self._wake.is_set():
@@ -68,23 +68,26 @@ class Outbox(Generic[T]):
             self._wake.clear()  # before looking: what is offered from here on wakes us again
             ending = self._stopping.is_set()
             while self._waiting:
-                self._hand_over([self._waiting.popleft() for _ in range(min(self._batch, len(self._waiting)))])
+                self._write_batch([self._waiting.popleft() for _ in range(min(self._max_batch, len(self._waiting)))])
             if ending:
                 return
 
-    def _hand_over(self, batch: list[T]) -> None:
+    def _write_batch(self, batch: list[T]) -> None:
         try:
             self._write(batch)
         except Exception as error:  # noqa: BLE001 - whatever it is, requests go on and the thread lives
-            self._lost(len(batch))
-            known, self.problem = self.problem, f"{self._name}: {_words(error)}; what cannot be handed over is dropped"
+            self._on_dropped(len(batch))
+            known, self.warning = (
+                self.warning,
+                f"{self._name}: {_describe(error)}; what cannot be handed over is dropped",
+            )
             if known is None:
-                _log.warning("%s", self.problem)
+                _log.warning("%s", self.warning)
         else:
-            self.problem = None
+            self.warning = None
 
 
-def _words(error: Exception) -> str:
+def _describe(error: Exception) -> str:
     """The kind of an error and, of the system's errors, its text; other texts may hold what should not be logged."""
     return (
         f"{type(error).__name__}: {error.strerror}"

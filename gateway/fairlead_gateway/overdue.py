@@ -5,74 +5,74 @@ from abc import abstractmethod
 from collections.abc import Callable
 
 
-class Endable:
+class TimeoutEntry:
     """What can be too late. It knows who began before and after it, so that it can leave the row at once."""
 
-    __slots__ = ("_after", "_before", "_due")
+    __slots__ = ("_due", "_newer", "_older")
 
     def __init__(self) -> None:
         self._due = 0.0
-        self._before: Endable | None = None
-        self._after: Endable | None = None
+        self._older: TimeoutEntry | None = None
+        self._newer: TimeoutEntry | None = None
 
     @abstractmethod
-    def late(self) -> None:
+    def on_timeout(self) -> None:
         """The time is over."""
 
 
-class Overdue:
+class TimeoutQueue:
     """``seconds`` are what each may take, by the clock ``now``."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, seconds: float, now: Callable[[], float]) -> None:
         self._loop = loop
         self._seconds = seconds
         self._now = now
-        self._oldest: Endable | None = None
-        self._newest: Endable | None = None
+        self._oldest: TimeoutEntry | None = None
+        self._newest: TimeoutEntry | None = None
         self._timer: asyncio.TimerHandle | None = None
 
-    def begin(self, one: Endable, began: float) -> None:
+    def add(self, entry: TimeoutEntry, started_at: float) -> None:
         """Its time began then: not before that of those who are here."""
-        one._due = began + self._seconds
-        last = one._before = self._newest
-        if last is None:
-            self._oldest = one
+        entry._due = started_at + self._seconds
+        older = entry._older = self._newest
+        if older is None:
+            self._oldest = entry
         else:
-            last._after = one
-        self._newest = one
+            older._newer = entry
+        self._newest = entry
         if self._timer is None:
-            self._timer = self._loop.call_later(self._seconds, self._fire)
+            self._timer = self._loop.call_later(self._seconds, self._on_timer)
 
-    def end(self, one: Endable) -> None:
+    def remove(self, entry: TimeoutEntry) -> None:
         """It is done; nothing happens when it had been before."""
-        before, after = one._before, one._after
-        if before is None and self._oldest is not one:
+        older, newer = entry._older, entry._newer
+        if older is None and self._oldest is not entry:
             return
-        one._before = one._after = None
-        if before is None:
-            self._oldest = after
+        entry._older = entry._newer = None
+        if older is None:
+            self._oldest = newer
         else:
-            before._after = after
-        if after is None:
-            self._newest = before
+            older._newer = newer
+        if newer is None:
+            self._newest = older
         else:
-            after._before = before
+            newer._older = older
 
-    def close(self) -> None:
+    def clear(self) -> None:
         """Nobody is watched any more."""
         while self._oldest is not None:
-            self.end(self._oldest)
+            self.remove(self._oldest)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
-    def _fire(self) -> None:
+    def _on_timer(self) -> None:
         self._timer = None
         now = self._now() + 0.001
         while self._oldest is not None:
-            one = self._oldest
-            if one._due > now:
-                self._timer = self._loop.call_later(one._due - now, self._fire)
+            entry = self._oldest
+            if entry._due > now:
+                self._timer = self._loop.call_later(entry._due - now, self._on_timer)
                 return
-            self.end(one)
-            one.late()
+            self.remove(entry)
+            entry.on_timeout()

@@ -12,63 +12,63 @@ import msgspec
 
 from fairlead.fleet import Fleet
 from fairlead.limits import Limits
-from fairlead_gateway.body import parse
-from fairlead_gateway.errors import BadRequest, BodyType, UnknownPath
-from fairlead_gateway.fields import Other
-from fairlead_gateway.handoff import FIELDS, without_handoff
-from fairlead_gateway.head import Head
-from fairlead_gateway.model import Ask, find
-from fairlead_gateway.splice import splice
-from fairlead_gateway.usual import beside
+from fairlead_gateway.body import decode_body
+from fairlead_gateway.errors import BadRequest, UnknownPath, UnsupportedBodyType
+from fairlead_gateway.fields import GenericRequest
+from fairlead_gateway.handoff import KV_TRANSFER_FIELDS, strip_kv_transfer_fields
+from fairlead_gateway.head import RequestHead
+from fairlead_gateway.model import ModelRequest, resolve_model
+from fairlead_gateway.splice import set_members
+from fairlead_gateway.usual import parsed_body
 
-METHODS = ("GET", "POST")
-_PLAIN = re.compile(r"/v1(?:/(?!\.\.?(?:/|$))[A-Za-z0-9._~:@-]+)+")
-_CHANGES_ENGINES = frozenset({"/v1/load_lora_adapter", "/v1/unload_lora_adapter"})
-_QUERY_FIELDS = 50
+PASSTHROUGH_METHODS = ("GET", "POST")
+_PLAIN_PATH = re.compile(r"/v1(?:/(?!\.\.?(?:/|$))[A-Za-z0-9._~:@-]+)+")
+_ENGINE_ADMIN_PATHS = frozenset({"/v1/load_lora_adapter", "/v1/unload_lora_adapter"})
+_MAX_QUERY_FIELDS = 50
 _HINT = "other paths under /v1 go to the engine of the model that the JSON body, or ?model=, names"
 
 
-def passes(path: str) -> bool:
+def is_passthrough_path(path: str) -> bool:
     """Whether a path that is not served here may be an engine's."""
-    return _PLAIN.fullmatch(path) is not None and path not in _CHANGES_ENGINES
+    return _PLAIN_PATH.fullmatch(path) is not None and path not in _ENGINE_ADMIN_PATHS
 
 
-def passed_on(head: Head, body: bytes, fleet: Fleet, limits: Limits) -> Ask:
+def parse_passthrough_request(head: RequestHead, body: bytes, fleet: Fleet, limits: Limits) -> ModelRequest:
     """The request as an engine gets it. Raises UnknownPath when it names no model."""
-    query = _query(head.query)
+    query = _parse_query(head.query)
     if head.method == "GET" or not body:
         named = next((value for name, value in query if name == "model"), None)
         if named is None:
             raise UnknownPath("nothing is served under this path", hint=_HINT)
-        parsed, body = Other(model=named), b""
+        parsed, body = GenericRequest(model=named), b""
     else:
-        parsed = _parsed(head, body, limits)
-        body = without_handoff(body)
-    model = find(parsed.model, fleet)
+        parsed = _decode_json_body(head, body, limits)
+        body = strip_kv_transfer_fields(body)
+    model = resolve_model(parsed.model, fleet)
     if body and parsed.model != model.name:
-        body = splice(body, {"model": msgspec.json.encode(model.name)})
-    kept = [(name, model.name if name == "model" else value) for name, value in query if name not in FIELDS]
+        body = set_members(body, {"model": msgspec.json.encode(model.name)})
+    kept = [(name, model.name if name == "model" else value) for name, value in query if name not in KV_TRANSFER_FIELDS]
     target = f"{head.path}?{urlencode(kept)}" if kept else head.path
-    return Ask(beside(parsed), model.key, model, body, method=head.method, target=target)
+    return ModelRequest(parsed_body(parsed), model.key, model, body, method=head.method, target=target)
 
 
-def _parsed(head: Head, body: bytes, limits: Limits) -> Other:
+def _decode_json_body(head: RequestHead, body: bytes, limits: Limits) -> GenericRequest:
     kind = (head.get(b"content-type") or b"application/json").partition(b";")[0].strip().lower()
     if kind != b"application/json" and not kind.endswith(b"+json"):
-        raise BodyType("only JSON bodies are passed on to engines", param="content-type", hint=_HINT)
+        raise UnsupportedBodyType("only JSON bodies are passed on to engines", param="content-type", hint=_HINT)
     try:
-        found = parse(Other, body, limits)
+        found = decode_body(GenericRequest, body, limits)
     except BadRequest as error:
         if error.param == "model" and error.code == "missing_field":
             raise UnknownPath("nothing is served under this path", hint=_HINT) from None
         raise
-    assert isinstance(found, Other)
+    assert isinstance(found, GenericRequest)
     return found
 
 
-def _query(raw: bytes) -> list[tuple[str, str]]:
+def _parse_query(raw: bytes) -> list[tuple[str, str]]:
     try:
         text = raw.decode("ascii")
-        return parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=_QUERY_FIELDS)
+        return parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=_MAX_QUERY_FIELDS)
     except ValueError:
         raise BadRequest("the query is malformed or has too many fields", param="query") from None

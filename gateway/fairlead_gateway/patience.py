@@ -3,11 +3,11 @@ request another engine can take, and to the end where there is no other."""
 
 from collections.abc import Callable
 
-from fairlead_gateway.retry import Failure
-from fairlead_gateway.upstream import Peer
+from fairlead_gateway.retry import AttemptFailure
+from fairlead_gateway.upstream import EndpointActivity
 
 
-class Patience:
+class StallTimeout:
     """One attempt's right to silence. When ``soft`` seconds have passed without a byte from the engine to anybody, ``elsewhere``
     says whether to give it up; without ``soft`` nobody is asked. At ``until`` on the clock the right ends in any case.
 
@@ -15,66 +15,70 @@ class Patience:
     against the engine: ``blamed``."""
 
     __slots__ = (
-        "_begun",
-        "_elsewhere",
-        "_heard",
-        "_heard_first",
+        "_activity",
+        "_deadline",
         "_now",
-        "_peer",
-        "_soft",
-        "_until",
-        "blamed",
+        "_receive_count",
+        "_receive_count_at_start",
+        "_should_abandon",
+        "_soft_seconds",
+        "_started_at",
         "failures",
-        "instance",
-        "key",
+        "instance_id",
+        "is_counted",
+        "model_key",
     )
 
     def __init__(
         self,
-        peer: Peer,
-        soft: float | None,
-        until: float,
+        activity: EndpointActivity,
+        soft_seconds: float | None,
+        deadline: float,
         now: Callable[[], float],
-        elsewhere: "Callable[[Patience], bool]",
-        key: str,
-        instance: str,
-        failures: list[Failure],
+        should_abandon: "Callable[[StallTimeout], bool]",
+        model_key: str,
+        instance_id: str,
+        failures: list[AttemptFailure],
     ) -> None:
-        self._peer = peer
-        self._heard = self._heard_first = peer.heard
-        self._begun = 0.0
-        self._soft = soft
-        self._until = until
+        self._activity = activity
+        self._receive_count = self._receive_count_at_start = activity.receive_count
+        self._started_at = 0.0
+        self._soft_seconds = soft_seconds
+        self._deadline = deadline
         self._now = now
-        self._elsewhere = elsewhere
-        self.key = key
-        self.instance = instance
+        self._should_abandon = should_abandon
+        self.model_key = model_key
+        self.instance_id = instance_id
         self.failures = failures
-        self.blamed = False
+        self.is_counted = False
 
-    def begin(self, now: float) -> float:
+    def start(self, now: float) -> float:
         """The request is sent ``now``: seconds until silence is looked into."""
-        self._begun = now
-        return self._left(now)
+        self._started_at = now
+        return self._seconds_left(now)
 
-    def _left(self, now: float) -> float:
-        left, soft = self._until - now, self._soft
+    def _seconds_left(self, now: float) -> float:
+        left, soft = self._deadline - now, self._soft_seconds
         if soft is not None and soft < left:
             left = soft
         return left if left > 0.0 else 0.0
 
-    def more(self) -> float:
+    def on_silence(self) -> float:
         """Silence has lasted that long: seconds more to wait, 0 to give up."""
-        heard, self._heard = self._heard, self._peer.heard
-        if heard != self._heard:
-            return self._left(self._now())
-        return 0.0 if self._soft is None or self.exhausted or self._elsewhere(self) else self._left(self._now())
+        heard, self._receive_count = self._receive_count, self._activity.receive_count
+        if heard != self._receive_count:
+            return self._seconds_left(self._now())
+        return (
+            0.0
+            if self._soft_seconds is None or self.is_exhausted or self._should_abandon(self)
+            else self._seconds_left(self._now())
+        )
 
     def silence_seconds(self) -> float:
         """Seconds since the request was sent, 0 when the engine has said anything to anybody since."""
-        return self._now() - self._begun if self._peer.heard == self._heard_first else 0.0
+        return self._now() - self._started_at if self._activity.receive_count == self._receive_count_at_start else 0.0
 
     @property
-    def exhausted(self) -> bool:
+    def is_exhausted(self) -> bool:
         """Nobody has time for another engine."""
-        return self._now() >= self._until
+        return self._now() >= self._deadline

@@ -20,43 +20,45 @@ import xxhash
 from fairlead.limits import Limits
 
 _LENGTH_BYTES = 8
-_DEATHS_KEPT = 8
+_MAX_CRASHES = 8
 
 
-class _Death:
+class _Crash:
     """``instance`` had the body from ``began`` on and broke off ``at`` that time."""
 
-    __slots__ = ("at", "began", "instance")
+    __slots__ = ("crashed_at", "instance", "sent_at")
 
-    def __init__(self, instance: str, began: float, at: float) -> None:
+    def __init__(self, instance: str, sent_at: float, crashed_at: float) -> None:
         self.instance = instance
-        self.began = began
-        self.at = at
+        self.sent_at = sent_at
+        self.crashed_at = crashed_at
 
-    def one_after_the_other(self, other: "_Death") -> bool:
+    def is_sequential_with(self, other: "_Crash") -> bool:
         """Whether one of two instances got the body when the other had died of it."""
-        return self.instance != other.instance and (self.began >= other.at or other.began >= self.at)
+        return self.instance != other.instance and (
+            self.sent_at >= other.crashed_at or other.sent_at >= self.crashed_at
+        )
 
 
-class _Suspect:
+class _SuspectBody:
     """``last`` is the time of the last death; ``held``: two of them speak against the body."""
 
-    __slots__ = ("deaths", "held", "last")
+    __slots__ = ("crashes", "is_blocked", "last_crash_at")
 
-    def __init__(self, last: float) -> None:
-        self.deaths: list[_Death] = []
-        self.held = False
-        self.last = last
+    def __init__(self, last_crash_at: float) -> None:
+        self.crashes: list[_Crash] = []
+        self.is_blocked = False
+        self.last_crash_at = last_crash_at
 
-    def add(self, death: _Death) -> None:
+    def add(self, crash: _Crash) -> None:
         """One more. The first few are enough, since whatever comes later is held against those."""
-        self.held = self.held or any(death.one_after_the_other(known) for known in self.deaths)
-        if len(self.deaths) < _DEATHS_KEPT:
-            self.deaths.append(death)
-        self.last = max(self.last, death.at)
+        self.is_blocked = self.is_blocked or any(crash.is_sequential_with(known) for known in self.crashes)
+        if len(self.crashes) < _MAX_CRASHES:
+            self.crashes.append(crash)
+        self.last_crash_at = max(self.last_crash_at, crash.crashed_at)
 
 
-class Quarantine:
+class PoisonRequestGuard:
     """Fingerprints of bodies that engines broke off on. ``secret`` keys them. So that the other workers of a gateway refuse the
     same bodies, ``told`` hears of each death (fingerprint, instance, since when it had the body, time) and ``told_cleared`` of
     each suspect that was answered (fingerprint, time). Times are seconds of the machine's monotonic clock."""
@@ -65,24 +67,28 @@ class Quarantine:
         self,
         secret: bytes,
         limits: Limits,
-        told: Callable[[bytes, str, float, float], None] | None = None,
-        told_cleared: Callable[[bytes, float], None] | None = None,
+        report_crash: Callable[[bytes, str, float, float], None] | None = None,
+        report_cleared: Callable[[bytes, float], None] | None = None,
     ) -> None:
-        self._told = told
-        self._told_cleared = told_cleared
+        self._report_crash = report_crash
+        self._report_cleared = report_cleared
         self._seed = int.from_bytes(blake2b(secret, digest_size=8, person=b"quarantine").digest(), "big")
         self._limits = limits
-        self._suspects: OrderedDict[bytes, _Suspect] = OrderedDict()
+        self._suspects: OrderedDict[bytes, _SuspectBody] = OrderedDict()
         self._lengths: dict[int, int] = {}
 
-    def knows(self, body: bytes) -> bool:
+    def may_contain(self, body: bytes) -> bool:
         """Whether the body may be a suspect's: cheap, and nearly always no."""
         return len(body) in self._lengths
 
     def seconds_left(self, body: bytes, now: float) -> float | None:
         """How long this body is still refused; None when it is not."""
-        suspect = self._suspects.get(self.fingerprint(body)) if self.knows(body) else None
-        left = suspect.last + self._limits.quarantine_seconds - now if suspect is not None and suspect.held else 0.0
+        suspect = self._suspects.get(self.fingerprint(body)) if self.may_contain(body) else None
+        left = (
+            suspect.last_crash_at + self._limits.quarantine_seconds - now
+            if suspect is not None and suspect.is_blocked
+            else 0.0
+        )
         return left if left > 0.0 else None
 
     def fingerprint(self, body: bytes) -> bytes:
@@ -91,48 +97,50 @@ class Quarantine:
             return b""
         return len(body).to_bytes(_LENGTH_BYTES, "big") + xxhash.xxh3_128_digest(body, self._seed)
 
-    def died(self, print_: bytes, instance: str, began: float, now: float) -> bool:
+    def on_crash(self, fingerprint: bytes, instance: str, sent_at: float, now: float) -> bool:
         """An instance broke off while it had, since ``began``, the body with this fingerprint; whether that is refused now.
         Without a fingerprint there is nothing to know the request by."""
-        if not print_:
+        if not fingerprint:
             return False
-        if self._told is not None:
-            self._told(print_, instance, began, now)
-        return self.heard(print_, instance, began, now)
+        if self._report_crash is not None:
+            self._report_crash(fingerprint, instance, sent_at, now)
+        return self.on_peer_crash(fingerprint, instance, sent_at, now)
 
-    def heard(self, print_: bytes, instance: str, began: float, at: float) -> bool:
+    def on_peer_crash(self, fingerprint: bytes, instance: str, sent_at: float, crashed_at: float) -> bool:
         """The same, of a sibling's request."""
-        suspect = self._forget(print_)
-        if suspect is None or self._over(suspect, at):
-            suspect = _Suspect(at)
-        suspect.add(_Death(instance, began, at))
-        self._suspects[print_] = suspect
-        length = int.from_bytes(print_[:_LENGTH_BYTES], "big")
+        suspect = self._remove(fingerprint)
+        if suspect is None or self._is_expired(suspect, crashed_at):
+            suspect = _SuspectBody(crashed_at)
+        suspect.add(_Crash(instance, sent_at, crashed_at))
+        self._suspects[fingerprint] = suspect
+        length = int.from_bytes(fingerprint[:_LENGTH_BYTES], "big")
         self._lengths[length] = self._lengths.get(length, 0) + 1
         while True:
             oldest = next(iter(self._suspects))
-            if len(self._suspects) <= self._limits.quarantine and not self._over(self._suspects[oldest], at):
-                return suspect.held
-            self._forget(oldest)
+            if len(self._suspects) <= self._limits.quarantined_fingerprints and not self._is_expired(
+                self._suspects[oldest], crashed_at
+            ):
+                return suspect.is_blocked
+            self._remove(oldest)
 
-    def answered(self, print_: bytes, now: float) -> None:
+    def on_answered(self, fingerprint: bytes, now: float) -> None:
         """An engine answered the body with this fingerprint to the end: it is harmless."""
-        if self._forget(print_) is not None and self._told_cleared is not None:
-            self._told_cleared(print_, now)
+        if self._remove(fingerprint) is not None and self._report_cleared is not None:
+            self._report_cleared(fingerprint, now)
 
-    def cleared(self, print_: bytes, at: float) -> None:
+    def on_peer_cleared(self, fingerprint: bytes, answered_at: float) -> None:
         """The same, of a sibling's request; what an engine has died of since stays."""
-        suspect = self._suspects.get(print_)
-        if suspect is not None and suspect.last <= at:
-            self._forget(print_)
+        suspect = self._suspects.get(fingerprint)
+        if suspect is not None and suspect.last_crash_at <= answered_at:
+            self._remove(fingerprint)
 
-    def _over(self, suspect: _Suspect, now: float) -> bool:
-        return suspect.last + self._limits.quarantine_seconds <= now
+    def _is_expired(self, suspect: _SuspectBody, now: float) -> bool:
+        return suspect.last_crash_at + self._limits.quarantine_seconds <= now
 
-    def _forget(self, print_: bytes) -> _Suspect | None:
-        suspect = self._suspects.pop(print_, None)
+    def _remove(self, fingerprint: bytes) -> _SuspectBody | None:
+        suspect = self._suspects.pop(fingerprint, None)
         if suspect is not None:
-            length = int.from_bytes(print_[:_LENGTH_BYTES], "big")
+            length = int.from_bytes(fingerprint[:_LENGTH_BYTES], "big")
             self._lengths[length] -= 1
             if not self._lengths[length]:
                 del self._lengths[length]

@@ -10,177 +10,182 @@ from typing import Final
 from fairlead.limits import Limits
 from fairlead_gateway.chunked import ChunkedBody
 from fairlead_gateway.errors import BadRequest
-from fairlead_gateway.head import Head, Template, check_partial, read_head, template
+from fairlead_gateway.head import HeadTemplate, RequestHead, check_partial_head, create_template, parse_head
 
-_EMPTY_LINES: Final = 16
-_EMPTY: Final = re.compile(rb"(?:\r\n){0,%d}" % (_EMPTY_LINES + 1))
-
-
-NOTHING_YET: Final = 1  # what is missing for the next request
-HEAD_END: Final = 2
-BODY_END: Final = 3
+_MAX_EMPTY_LINES: Final = 16
+_LEADING_EMPTY_LINES: Final = re.compile(rb"(?:\r\n){0,%d}" % (_MAX_EMPTY_LINES + 1))
 
 
-class RequestReader:
+AWAITING_REQUEST: Final = 1  # what is missing for the next request
+AWAITING_HEAD_END: Final = 2
+AWAITING_BODY_END: Final = 3
+
+
+class RequestParser:
     """``feed`` it what arrives, take requests with ``next`` until it says None."""
 
     __slots__ = (
-        "_ahead",
-        "_at",
-        "_checked",
-        "_chunked",
-        "_empty",
+        "_body_parts",
+        "_body_start",
+        "_buffer",
+        "_checked_bytes",
+        "_chunked_body",
+        "_empty_lines",
         "_head",
         "_limits",
-        "_missing",
-        "_parts",
+        "_missing_bytes",
         "_template",
     )
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._ahead: bytes | bytearray = b""
-        self._at = 0  # of ``_ahead``, where the body begins whose head has just been read
-        self._checked = 0
-        self._empty = 0
-        self._head: Head | None = None
-        self._chunked: ChunkedBody | None = None
-        self._parts: list[bytes] = []
-        self._missing = 0
-        self._template: Template | None = None
+        self._buffer: bytes | bytearray = b""
+        self._body_start = 0  # of ``_ahead``, where the body begins whose head has just been read
+        self._checked_bytes = 0
+        self._empty_lines = 0
+        self._head: RequestHead | None = None
+        self._chunked_body: ChunkedBody | None = None
+        self._body_parts: list[bytes] = []
+        self._missing_bytes = 0
+        self._template: HeadTemplate | None = None
 
     @property
-    def waiting(self) -> int:
+    def awaited(self) -> int:
         """What ``next`` found missing: one of the three above."""
         if self._head is not None:
-            return BODY_END
-        return HEAD_END if self._ahead else NOTHING_YET
+            return AWAITING_BODY_END
+        return AWAITING_HEAD_END if self._buffer else AWAITING_REQUEST
 
     @property
-    def head(self) -> Head | None:
+    def head(self) -> RequestHead | None:
         """The head of a request whose body is not whole yet."""
         return self._head
 
     @property
-    def owes_continue(self) -> bool:
+    def needs_100_continue(self) -> bool:
         """The client waits for ``100 Continue`` before it sends its body; true at most once a request."""
         head = self._head
-        if head is None or not head.continues:
+        if head is None or not head.expects_continue:
             return False
-        head.continues = False
-        return not self._parts and not self._ahead
+        head.expects_continue = False
+        return not self._body_parts and not self._buffer
 
     @property
-    def full(self) -> bool:
+    def should_pause_reading(self) -> bool:
         """So much is read ahead that reading should pause."""
-        return len(self._ahead) > self._limits.header_bytes or (
-            self._ahead.count(b"\r\n\r\n") >= self._limits.pipelined_requests
+        return len(self._buffer) > self._limits.header_bytes or (
+            self._buffer.count(b"\r\n\r\n") >= self._limits.pipelined_requests
         )
 
     @property
-    def held(self) -> int:
+    def buffered_bytes(self) -> int:
         """Bytes kept: of an unfinished body, and read ahead."""
         head = self._head
         if head is None:
-            return len(self._ahead)
-        return len(self._chunked) if self._chunked is not None else (head.length or 0) - self._missing
+            return len(self._buffer)
+        return len(self._chunked_body) if self._chunked_body is not None else (head.length or 0) - self._missing_bytes
 
     @property
-    def empty(self) -> bool:
+    def is_empty(self) -> bool:
         """Nothing of a further request is here."""
-        return self._head is None and not self._ahead
+        return self._head is None and not self._buffer
 
     def feed(self, data: bytes) -> None:
         """Add what arrived."""
-        if not self._ahead:
-            self._ahead = data
-        elif isinstance(self._ahead, bytearray):
-            self._ahead += data
+        if not self._buffer:
+            self._buffer = data
+        elif isinstance(self._buffer, bytearray):
+            self._buffer += data
         else:
-            self._ahead = bytearray(self._ahead) + data
+            self._buffer = bytearray(self._buffer) + data
 
-    def next(self) -> tuple[Head, bytes] | None:
+    def next_request(self) -> tuple[RequestHead, bytes] | None:
         """The next whole request, or None while bytes are missing. Raises BadRequest and its kin."""
         head = self._head
         if head is None:
             head = self._next_head()
             if head is None:
                 return None
-        body = self._body()
+        body = self._take_body()
         if body is None:
             return None
         self._head = None
         return head, body
 
-    def ended(self) -> None:
+    def on_eof(self) -> None:
         """The client sends no more. Raises BadRequest when that leaves a request unfinished."""
-        if not self.empty:
+        if not self.is_empty:
             raise BadRequest("the request ends before it is whole", code="malformed_http")
 
-    def _next_head(self) -> Head | None:
-        ahead = self._ahead
-        if not ahead:
+    def _next_head(self) -> RequestHead | None:
+        buffered = self._buffer
+        if not buffered:
             return None
-        known = self._template
-        if known is not None and isinstance(ahead, bytes):
-            head = known.read(ahead)
+        template = self._template
+        if template is not None and isinstance(buffered, bytes):
+            head = template.match(buffered)
             if head is not None:
-                return self._begin(head, known.end)
-        if not self._checked and ahead[:1] in (b"\r", b"\n"):
-            ahead = self._ahead = self._without_empty_lines(ahead)
-        if not ahead or ahead == b"\r":
+                return self._start_body(head, template.head_end)
+        if not self._checked_bytes and buffered[:1] in (b"\r", b"\n"):
+            buffered = self._buffer = self._skip_empty_lines(buffered)
+        if not buffered or buffered == b"\r":
             return None
-        end = ahead.find(b"\r\n\r\n", max(0, self._checked - 3))
+        end = buffered.find(b"\r\n\r\n", max(0, self._checked_bytes - 3))
         if end < 0:
-            check_partial(ahead, self._checked, self._limits)
-            self._checked = len(ahead)
+            check_partial_head(buffered, self._checked_bytes, self._limits)
+            self._checked_bytes = len(buffered)
             return None
-        raw = bytes(ahead[:end])
-        head = read_head(raw, self._limits)
-        self._template = template(raw, head, self._limits)
-        return self._begin(head, end + 4)
+        raw = bytes(buffered[:end])
+        head = parse_head(raw, self._limits)
+        self._template = create_template(raw, head, self._limits)
+        return self._start_body(head, end + 4)
 
-    def _begin(self, head: Head, at: int) -> Head:
+    def _start_body(self, head: RequestHead, body_start: int) -> RequestHead:
         """The body of ``head`` comes next; it begins at ``at`` of what is here."""
-        self._checked = self._empty = 0
-        self._at = at
+        self._checked_bytes = self._empty_lines = 0
+        self._body_start = body_start
         self._head = head
         length = head.length
-        self._missing = length if length is not None else 0
-        self._chunked = ChunkedBody(self._limits) if length is None else None
+        self._missing_bytes = length if length is not None else 0
+        self._chunked_body = ChunkedBody(self._limits) if length is None else None
         return head
 
-    def _body(self) -> bytes | None:
-        ahead, at, missing = self._ahead, self._at, self._missing
-        self._at = 0
-        if self._chunked is None and not self._parts and isinstance(ahead, bytes) and len(ahead) >= at + missing:
-            stop = at + missing  # all of it came at once: most do
-            self._ahead = ahead[stop:] if len(ahead) > stop else b""
-            return ahead[at:stop]
-        ahead, self._ahead = bytes(ahead[at:]), b""
-        if self._chunked is not None:
-            rest = self._chunked.feed(ahead)
+    def _take_body(self) -> bytes | None:
+        buffered, start, missing = self._buffer, self._body_start, self._missing_bytes
+        self._body_start = 0
+        if (
+            self._chunked_body is None
+            and not self._body_parts
+            and isinstance(buffered, bytes)
+            and len(buffered) >= start + missing
+        ):
+            stop = start + missing  # all of it came at once: most do
+            self._buffer = buffered[stop:] if len(buffered) > stop else b""
+            return buffered[start:stop]
+        buffered, self._buffer = bytes(buffered[start:]), b""
+        if self._chunked_body is not None:
+            rest = self._chunked_body.feed(buffered)
             if rest is None:
                 return None
-            self._ahead = rest
-            body, self._chunked = self._chunked.whole(), None
+            self._buffer = rest
+            body, self._chunked_body = self._chunked_body.body(), None
             return body
-        if len(ahead) < missing:
-            if ahead:
-                self._parts.append(ahead)
-                self._missing -= len(ahead)
+        if len(buffered) < missing:
+            if buffered:
+                self._body_parts.append(buffered)
+                self._missing_bytes -= len(buffered)
             return None
-        body, self._ahead = ahead[:missing], ahead[missing:]
-        if self._parts:
-            body = b"".join([*self._parts, body])
-            self._parts = []
+        body, self._buffer = buffered[:missing], buffered[missing:]
+        if self._body_parts:
+            body = b"".join([*self._body_parts, body])
+            self._body_parts = []
         return body
 
-    def _without_empty_lines(self, data: bytes | bytearray) -> bytes:
+    def _skip_empty_lines(self, data: bytes | bytearray) -> bytes:
         """A few empty lines before a request line are passed over (RFC 9112, 2.2); a lone CR or LF is not one."""
-        found = _EMPTY.match(data)
+        found = _LEADING_EMPTY_LINES.match(data)
         skipped = found.end() if found else 0
-        self._empty += skipped // 2
-        if self._empty > _EMPTY_LINES:
+        self._empty_lines += skipped // 2
+        if self._empty_lines > _MAX_EMPTY_LINES:
             raise BadRequest("too many empty lines before the request", code="malformed_http")
         return bytes(data[skipped:])

@@ -7,24 +7,24 @@ from fairlead.clock import Clock
 from fairlead.decision import Decision
 from fairlead.fleet import Instance
 from fairlead.limits import Limits
-from fairlead_gateway.answer import Answer
-from fairlead_gateway.continuation import Said, continued_body, fitted, whole_usage
-from fairlead_gateway.decision_log import CONTINUED
-from fairlead_gateway.errors import NoInstance
-from fairlead_gateway.health import Health
-from fairlead_gateway.job import Job
-from fairlead_gateway.keepalive import KeepAlive
-from fairlead_gateway.lateness import remaining
-from fairlead_gateway.retry import DIED, RetryBudget
-from fairlead_gateway.route import Routes
-from fairlead_gateway.served_name import body_for
+from fairlead_gateway.answer import EngineResponse
+from fairlead_gateway.continuation import SentText, resume_body, splice_events, total_usage
+from fairlead_gateway.decision_log import CONTINUATION_RULE
+from fairlead_gateway.errors import NoReadyInstance
+from fairlead_gateway.health import FailureAttribution
+from fairlead_gateway.job import RequestContext
+from fairlead_gateway.keepalive import SseKeepAlive
+from fairlead_gateway.lateness import remaining_timeout_header
+from fairlead_gateway.retry import CRASH_CAUSES, RetryBudget
+from fairlead_gateway.route import RouterRegistry
+from fairlead_gateway.served_name import body_with_model
 from fairlead_gateway.steps import ATTEMPT, CONTINUATION
-from fairlead_gateway.telemetry import Telemetry
-from fairlead_gateway.upstream import Broken, Pool, Upstream
-from fairlead_gateway.wire import engine_request
+from fairlead_gateway.telemetry import MetricsRecorder
+from fairlead_gateway.upstream import ConnectionPool, EngineConnection, UpstreamError
+from fairlead_gateway.wire import encode_request
 
 
-class Resume:
+class StreamResume:
     """Continues streams. One object serves all requests of a gateway.
 
     ``chosen`` makes a choice the job's, under the attempt's number.
@@ -33,121 +33,156 @@ class Resume:
     def __init__(
         self,
         *,
-        routes: Routes,
-        pool: Pool,
-        telemetry: Telemetry,
-        chosen: Callable[[Job, Instance, Decision, int], None],
+        routers: RouterRegistry,
+        pool: ConnectionPool,
+        telemetry: MetricsRecorder,
+        record_choice: Callable[[RequestContext, Instance, Decision, int], None],
         clock: Clock,
         limits: Limits,
-        health: Health,
+        failures: FailureAttribution,
         budget: RetryBudget,
-        follow: Callable[[Answer, Upstream, bool], None],
-        died: Callable[[Job, str, float], bool],
+        apply_backpressure: Callable[[EngineResponse, EngineConnection, bool], None],
+        on_crash: Callable[[RequestContext, str, float], bool],
     ) -> None:
-        self._routes = routes
+        self._routers = routers
         self._pool = pool
         self._telemetry = telemetry
-        self._chosen = chosen
+        self._record_choice = record_choice
         self._clock = clock
         self._limits = limits
-        self._health = health
+        self._failures = failures
         self._budget = budget
-        self._follow = follow
-        self._died = died
+        self._apply_backpressure = apply_backpressure
+        self._on_crash = on_crash
 
-    async def rest(self, job: Job, said: Said, why: str, kept: KeepAlive) -> str | None:
+    async def resume(self, context: RequestContext, said: SentText, why: str, kept: SseKeepAlive) -> str | None:
         """The rest of the answer from another instance: None when it is complete now, else what went wrong."""
-        if job.trace is not None:
-            job.trace.ended(ATTEMPT, why)
-        if not said.read():
+        if context.trace is not None:
+            context.trace.finish_span(ATTEMPT, why)
+        if not said.parse():
             return why
-        body = continued_body(job.ask, said)
-        instance = self._choose(job, why) if body is not None else None
+        body = resume_body(context.request, said)
+        instance = self._choose_instance(context, why) if body is not None else None
         if body is None or instance is None:
             return why
         if instance.served_name is not None:
-            body = body_for(instance.served_name, body)
-        key, breaker = job.ask.key, self._health.breaker
-        connection: Upstream | None = None
-        answer: Answer | None = None
-        breaker.sent(instance.id)
+            body = body_with_model(instance.served_name, body)
+        key, breaker = context.request.model_key, self._failures.outlier_detector
+        connection: EngineConnection | None = None
+        engine_response: EngineResponse | None = None
+        breaker.on_dispatch(instance.id)
         began = self._clock.now()
         try:
-            connection = self._pool.idle(instance.url) or await self._pool.connect(instance.url)
-            answer = self._ask(job, instance, body, said, connection)
-            broken = await answer.verdict
-            if broken is not None and not broken.stale:
-                self._health.broke(job, instance.id, broken.why)
-                if broken.why in DIED:
-                    self._died(job, instance.id, began)
-            if broken is not None or not answer.stream or answer.events.fault is not None or answer.events.aborted:
+            connection = self._pool.take_idle(instance.url) or await self._pool.connect(instance.url)
+            engine_response = self._send_request(context, instance, body, said, connection)
+            broken = await engine_response.verdict
+            if broken is not None and not broken.is_stale:
+                self._failures.on_stream_failed(context, instance.id, broken.cause)
+                if broken.cause in CRASH_CAUSES:
+                    self._on_crash(context, instance.id, began)
+            if (
+                broken is not None
+                or not engine_response.is_stream
+                or engine_response.scanner.error is not None
+                or engine_response.scanner.is_aborted
+            ):
                 return why
-            breaker.good(instance.id, self._clock.now())
-            rest = await self._pass(job, instance, answer, connection, said, kept)
+            breaker.on_success(instance.id, self._clock.now())
+            rest = await self._relay(context, instance, engine_response, connection, said, kept)
             if rest == "cut":
-                self._died(job, instance.id, began)
+                self._on_crash(context, instance.id, began)
             return rest
-        except Broken as error:
-            self._health.broke(job, instance.id, error.why)
+        except UpstreamError as error:
+            self._failures.on_stream_failed(context, instance.id, error.cause)
             return why
         finally:
-            breaker.unknown(instance.id)
-            done = answer is not None and answer.ended.done() and answer.ended.result() is None
-            if connection is not None and answer is not None and not answer.complete and not answer.events.done:
+            breaker.on_inconclusive(instance.id)
+            done = (
+                engine_response is not None
+                and engine_response.finished.done()
+                and engine_response.finished.result() is None
+            )
+            if (
+                connection is not None
+                and engine_response is not None
+                and not engine_response.is_complete
+                and not engine_response.scanner.is_done
+            ):
                 connection.abort()
-            self._telemetry.continued(key, "whole" if done else "broken")
+            self._telemetry.record_resumption(key, "whole" if done else "broken")
 
-    def _choose(self, job: Job, why: str) -> Instance | None:
+    def _choose_instance(self, context: RequestContext, why: str) -> Instance | None:
         now = self._clock.now()
-        assert job.instance is not None
+        assert context.instance is not None
         if why not in ("cut", "gone") and not self._budget.take(now):
             return None
         try:
-            decision = self._routes.choose(job.ask.key, job.route, now, frozenset({job.instance.id}))
-        except NoInstance:
+            decision = self._routers.choose(
+                context.request.model_key, context.route_request, now, frozenset({context.instance.id})
+            )
+        except NoReadyInstance:
             return None
-        instance = self._routes.ready(job.ask.key, decision.chosen) if decision.chosen is not None else None
+        instance = (
+            self._routers.ready_instance(context.request.model_key, decision.chosen)
+            if decision.chosen is not None
+            else None
+        )
         if instance is None:
             return None
-        decision = decision.told(rule=CONTINUED, reason=f"continued after {why}; {decision.rule}: {decision.reason}")
-        self._chosen(job, instance, decision, job.attempt + 1)
+        decision = decision.with_text(
+            rule=CONTINUATION_RULE, reason=f"continued after {why}; {decision.rule}: {decision.reason}"
+        )
+        self._record_choice(context, instance, decision, context.attempt_number + 1)
         return instance
 
-    def _ask(self, job: Job, instance: Instance, body: bytes, said: Said, connection: Upstream) -> Answer:
-        head = job.request.head
-        more = remaining(head, job.until, self._clock.now())
-        if job.trace is not None:
-            more += job.trace.asked(instance, CONTINUATION, CONTINUED)
-        message = engine_request(instance.url, head.path, head, body, job.request.id, rank=instance.dp_rank, more=more)
-        patience = job.patience = self._health.last_patience(job, connection.peer)
-        answer = Answer(
-            stream=True,
-            strip=job.ask.strip_usage,
+    def _send_request(
+        self, context: RequestContext, instance: Instance, body: bytes, said: SentText, connection: EngineConnection
+    ) -> EngineResponse:
+        head = context.http_request.head
+        more = remaining_timeout_header(head, context.deadline, self._clock.now())
+        if context.trace is not None:
+            more += context.trace.start_span(instance, CONTINUATION, CONTINUATION_RULE)
+        message = encode_request(
+            instance.url, head.path, head, body, context.http_request.id, dp_rank=instance.dp_rank, extra_headers=more
+        )
+        patience = context.stall_timeout = self._failures.resume_stall_timeout(context, connection.activity)
+        engine_response = EngineResponse(
+            stream_requested=True,
+            strip_usage=context.request.strip_usage,
             clock=self._clock,
             limits=self._limits,
             loop=self._pool.loop,
-            silent=patience.more,
+            on_silence=patience.on_silence,
         )
-        answer.rewrite = partial(fitted, said=said)
-        if job.router is not None:
-            job.router.dispatched(job.route, instance.id, self._clock.now())
-        connection.ask(message, answer, patience.begin(self._clock.now()))
-        return answer
+        engine_response.rewrite_events = partial(splice_events, sent=said)
+        if context.router is not None:
+            context.router.on_dispatch(context.route_request, instance.id, self._clock.now())
+        connection.send_request(message, engine_response, patience.start(self._clock.now()))
+        return engine_response
 
-    async def _pass(
-        self, job: Job, instance: Instance, answer: Answer, connection: Upstream, said: Said, kept: KeepAlive
+    async def _relay(
+        self,
+        context: RequestContext,
+        instance: Instance,
+        engine_response: EngineResponse,
+        connection: EngineConnection,
+        said: SentText,
+        kept: SseKeepAlive,
     ) -> str | None:
-        now, key, name, telemetry = self._clock.now(), job.ask.key, instance.id, self._telemetry
-        if job.router is not None:
-            job.router.first_token(job.route.id, now)
-        if job.last_at is not None:
-            telemetry.inter_token(key, name, now - job.last_at)
-        job.reply.flow = partial(self._follow, answer, connection)
-        kept.begin(answer)
-        answer.pass_to(job.reply, lambda seconds: telemetry.inter_token(key, name, seconds))
-        why = await answer.ended
-        job.last_at, job.events = answer.last_at, job.events + answer.events.count
-        job.counted(whole_usage(answer.events.usage, said))
+        now, key, name, telemetry = self._clock.now(), context.request.model_key, instance.id, self._telemetry
+        if context.router is not None:
+            context.router.on_first_token(context.route_request.id, now)
+        if context.last_at is not None:
+            telemetry.record_inter_token(key, name, now - context.last_at)
+        context.response.on_backpressure = partial(self._apply_backpressure, engine_response, connection)
+        kept.start(engine_response)
+        engine_response.relay_to(context.response, lambda seconds: telemetry.record_inter_token(key, name, seconds))
+        why = await engine_response.finished
+        context.last_at, context.event_count = (
+            engine_response.last_at,
+            context.event_count + engine_response.scanner.event_count,
+        )
+        context.record_usage(total_usage(engine_response.scanner.usage, said))
         if why is not None:
-            self._health.broke(job, name, why)
+            self._failures.on_stream_failed(context, name, why)
         return why

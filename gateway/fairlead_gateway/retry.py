@@ -11,16 +11,16 @@ broken off on the same request: one request that kills engines must not take the
 from typing import Final
 
 from fairlead.limits import Limits
-from fairlead_gateway.errors import EngineFailed, EngineSilent, GatewayError, Overloaded
+from fairlead_gateway.errors import EngineFailed, EngineTimeout, GatewayError, Overloaded
 
 _WINDOW_SECONDS: Final = 10
-_ALWAYS: Final = 3
-_DEATHS: Final = 2
-DIED = ("reset", "cut")
+_MIN_RETRIES: Final = 3
+_MAX_CRASHES: Final = 2
+CRASH_CAUSES = ("reset", "cut")
 """How it is called when an engine breaks off."""
 
 
-class Failure(Exception):
+class AttemptFailure(Exception):
     """Raised when one engine failed a request before its first byte; ``why`` is one word of a closed list.
 
     ``died``: the engine had the request and broke off. ``final``: no other engine would do better. ``sent``: the request
@@ -28,20 +28,26 @@ class Failure(Exception):
     """
 
     def __init__(
-        self, why: str, *, died: bool = False, final: bool = False, overloaded: bool = False, sent: bool = True
+        self,
+        cause: str,
+        *,
+        crashed: bool = False,
+        is_final: bool = False,
+        is_overload: bool = False,
+        was_sent: bool = True,
     ) -> None:
-        super().__init__(why)
-        self.why = why
-        self.died = died
-        self.final = final
-        self.overloaded = overloaded
-        self.sent = sent
-        self.where = ""
+        super().__init__(cause)
+        self.cause = cause
+        self.crashed = crashed
+        self.is_final = is_final
+        self.is_overload = is_overload
+        self.was_sent = was_sent
+        self.instance_id = ""
 
     @property
-    def free(self) -> bool:
+    def is_exempt_from_budget(self) -> bool:
         """Trying elsewhere is not charged to the budget."""
-        return self.died or not self.sent or self.why == "gone"
+        return self.crashed or not self.was_sent or self.cause == "gone"
 
 
 class RetryBudget:
@@ -53,25 +59,25 @@ class RetryBudget:
         self._requests = [0] * _WINDOW_SECONDS
         self._retries = [0] * _WINDOW_SECONDS
 
-    def request(self, now: float) -> None:
+    def on_request(self, now: float) -> None:
         """A request has come."""
-        self._roll(now)
+        self._advance(now)
         at, requests = self._second % _WINDOW_SECONDS, self._requests
         requests[at] = requests[at] + 1
 
-    def left(self, now: float) -> bool:
+    def has_left(self, now: float) -> bool:
         """May there be one more retry?"""
-        self._roll(now)
-        return sum(self._retries) < max(_ALWAYS, self._share * sum(self._requests))
+        self._advance(now)
+        return sum(self._retries) < max(_MIN_RETRIES, self._share * sum(self._requests))
 
     def take(self, now: float) -> bool:
         """The same; if so, it is counted."""
-        if not self.left(now):
+        if not self.has_left(now):
             return False
         self._retries[self._second % _WINDOW_SECONDS] += 1
         return True
 
-    def _roll(self, now: float) -> None:
+    def _advance(self, now: float) -> None:
         second = int(now)
         if second == self._second:
             return
@@ -81,28 +87,30 @@ class RetryBudget:
         self._second = max(self._second, second)
 
 
-def worth_retrying(failures: list[Failure], limits: Limits) -> bool:
+def should_retry(failures: list[AttemptFailure], limits: Limits) -> bool:
     """Whether another engine may be asked for the request that met ``failures``, as far as the request goes."""
     # Refusals take no time; attempts that do are counted.
-    if failures[-1].final or sum(failure.why != "refused" for failure in failures) >= limits.attempts:
+    if failures[-1].is_final or sum(failure.cause != "refused" for failure in failures) >= limits.max_attempts:
         return False
-    return sum(failure.died for failure in failures) < _DEATHS
+    return sum(failure.crashed for failure in failures) < _MAX_CRASHES
 
 
-def as_error(failures: list[Failure], seconds: int = 1) -> GatewayError:
+def to_client_error(failures: list[AttemptFailure], retry_after_seconds: int = 1) -> GatewayError:
     """What the client is told when no engine answered; ``seconds`` until one that is full should have room."""
-    tried = f"{len(failures)} engine{'s' if len(failures) > 1 else ''} tried, last: {failures[-1].why}"
-    if sum(failure.died for failure in failures) >= _DEATHS:
+    tried = f"{len(failures)} engine{'s' if len(failures) > 1 else ''} tried, last: {failures[-1].cause}"
+    if sum(failure.crashed for failure in failures) >= _MAX_CRASHES:
         return EngineFailed(
             f"two engines broke off on this request ({tried})",
             code="engines_broke_off",
             hint="do not send it again unchanged",
-            fields=(("x-should-retry", "false"),),
+            headers=(("x-should-retry", "false"),),
         )
-    if all(failure.overloaded for failure in failures):
+    if all(failure.is_overload for failure in failures):
         return Overloaded(
-            f"the engines are full ({tried})", hint="try again later", fields=(("retry-after", str(seconds)),)
+            f"the engines are full ({tried})",
+            hint="try again later",
+            headers=(("retry-after", str(retry_after_seconds)),),
         )
-    if failures[-1].why == "timeout":
-        return EngineSilent(f"the engine did not answer in time ({tried})")
-    return EngineFailed(f"no engine answered ({tried})", hint="try again", fields=(("retry-after", "1"),))
+    if failures[-1].cause == "timeout":
+        return EngineTimeout(f"the engine did not answer in time ({tried})")
+    return EngineFailed(f"no engine answered ({tried})", hint="try again", headers=(("retry-after", "1"),))

@@ -9,42 +9,48 @@ from collections import OrderedDict
 from typing import Final
 
 from fairlead.limits import Limits
-from fairlead_gateway.fields import Chat, Completion
-from fairlead_gateway.model import Ask
+from fairlead_gateway.fields import ChatRequest, CompletionRequest
+from fairlead_gateway.model import ModelRequest
 from fairlead_gateway.routing import RouteRequest
 
-CHAT: Final = "chat"
-COMPLETION: Final = "completion"
+CHAT_SAMPLE: Final = "chat"
+COMPLETION_SAMPLE: Final = "completion"
 
 
-class Samples:
+class PromptSampleBuffer:
     """By model and the hash of all of the prompt's text."""
 
     def __init__(self, limits: Limits) -> None:
-        self._most = limits.link_samples
-        self._most_bytes = limits.link_sample_bytes
-        self._kept: OrderedDict[tuple[str, int], tuple[str, bytes]] = OrderedDict()
+        self._max_count = limits.prefix_map_samples
+        self._max_bytes = limits.prefix_map_sample_bytes
+        self._samples: OrderedDict[tuple[str, int], tuple[str, bytes]] = OrderedDict()
         self._bytes = 0
 
-    def offer(self, ask: Ask, route: RouteRequest) -> None:
+    def offer(self, request: ModelRequest, route: RouteRequest) -> None:
         """A prompt is being sent."""
-        parsed = ask.parsed
-        kind = CHAT if isinstance(parsed, Chat) else COMPLETION if isinstance(parsed, Completion) else None
-        size = len(ask.body)
-        if kind is None or not route.chain.hashes or size * 4 > self._most_bytes:
+        parsed = request.fields
+        kind = (
+            CHAT_SAMPLE
+            if isinstance(parsed, ChatRequest)
+            else COMPLETION_SAMPLE
+            if isinstance(parsed, CompletionRequest)
+            else None
+        )
+        size = len(request.body)
+        if kind is None or not route.chain.hashes or size * 4 > self._max_bytes:
             return
-        key = (ask.key, route.chain.tail)
-        if key in self._kept:
+        key = (request.model_key, route.chain.tail)
+        if key in self._samples:
             return
-        self._kept[key] = kind, ask.body
+        self._samples[key] = kind, request.body
         self._bytes += size
-        while len(self._kept) > self._most or self._bytes > self._most_bytes:
-            _, (_, oldest) = self._kept.popitem(last=False)
+        while len(self._samples) > self._max_count or self._bytes > self._max_bytes:
+            _, (_, oldest) = self._samples.popitem(last=False)
             self._bytes -= len(oldest)
 
     def take(self, model: str, tail: int) -> tuple[str, bytes] | None:
         """One of them, and its kind; None when it is not here any more."""
-        found = self._kept.pop((model, tail), None)
+        found = self._samples.pop((model, tail), None)
         if found is not None:
             self._bytes -= len(found[1])
         return found

@@ -11,17 +11,17 @@ from urllib.parse import parse_qsl, urlencode
 
 import msgspec
 
-from fairlead_gateway.splice import splice
+from fairlead_gateway.splice import set_members
 
 _KEYS: Final = (b'"model":', b'"model": ')
 
 
-def body_for(name: str, body: bytes) -> bytes:
+def body_with_model(name: str, body: bytes) -> bytes:
     """A request's body that asks for ``name``; one that is empty stays so."""
-    return splice(body, {"model": msgspec.json.encode(name)}) if body else body
+    return set_members(body, {"model": msgspec.json.encode(name)}) if body else body
 
 
-def target_for(name: str, target: str) -> str:
+def target_with_model(name: str, target: str) -> str:
     """A request's target whose ``?model=`` asks for ``name``."""
     path, mark, query = target.partition("?")
     if not mark:
@@ -30,34 +30,34 @@ def target_for(name: str, target: str) -> str:
     return f"{path}?{urlencode(fields)}"
 
 
-class Renaming:
+class ServedNameRewriter:
     """One answer in which the engine's name for the model becomes the client's."""
 
-    def __init__(self, engine: str, client: str) -> None:
-        old, new = msgspec.json.encode(engine), msgspec.json.encode(client)
+    def __init__(self, engine_name: str, client_name: str) -> None:
+        old, new = msgspec.json.encode(engine_name), msgspec.json.encode(client_name)
         self._pairs = [(key + old, key + new) for key in _KEYS]
         self._longest = max([len(found) for found, _ in self._pairs])
-        self._held = b""
+        self._pending = b""
 
-    def whole(self, data: bytes) -> bytes:
+    def rewrite(self, data: bytes) -> bytes:
         """Bytes in which no name is cut."""
         for found, put in self._pairs:
             data = data.replace(found, put)
         return data
 
-    def events(self, events: list[bytes]) -> list[bytes]:
+    def rewrite_events(self, events: list[bytes]) -> list[bytes]:
         """Whole events."""
-        return [self.whole(event) for event in events]
+        return [self.rewrite(event) for event in events]
 
-    def pieces(self, pieces: list[bytes], last: bool) -> list[bytes]:
+    def rewrite_chunks(self, chunks: list[bytes], last: bool) -> list[bytes]:
         """Pieces as the network cut them; the beginning of a name waits for the next one, which ``last`` says not to come."""
-        data = self.whole(self._held + b"".join(pieces))
-        keep = 0 if last else self._begun(data)
-        self._held = data[len(data) - keep :]
+        data = self.rewrite(self._pending + b"".join(chunks))
+        keep = 0 if last else self._partial_name_length(data)
+        self._pending = data[len(data) - keep :]
         passed = data[: len(data) - keep]
         return [passed] if passed else []
 
-    def _begun(self, data: bytes) -> int:
+    def _partial_name_length(self, data: bytes) -> int:
         """How many bytes at the end may be the beginning of a name."""
         for size in range(min(self._longest - 1, len(data)), 0, -1):
             end = data[len(data) - size :]

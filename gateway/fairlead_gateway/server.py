@@ -7,24 +7,24 @@ import asyncio
 import socket
 
 from fairlead_gateway.gateway import Gateway
-from fairlead_gateway.ports import BACKLOG, turn_away
-from fairlead_gateway.tls import Certificate
+from fairlead_gateway.ports import LISTEN_BACKLOG, refuse_new_connections
+from fairlead_gateway.tls import TlsCertificate
 
 _DRAIN_POLL_SECONDS = 0.02
-KNOCKED_SECONDS = 0.05  # for handshakes that are under way: whom the kernel has let in is served too
-_GOODBYE_SECONDS = 2.0  # for a TLS client to say goodbye too
-QUIET_SECONDS = 1.0  # for clients to read their last bytes, or to learn on their next request that this is the end
+HANDSHAKE_SECONDS = 0.05  # for handshakes that are under way: whom the kernel has let in is served too
+_TLS_SHUTDOWN_SECONDS = 2.0  # for a TLS client to say goodbye too
+IDLE_SECONDS = 1.0  # for clients to read their last bytes, or to learn on their next request that this is the end
 
 
-class Server:
+class PublicServer:
     """Serves a gateway on a listening socket; ``certificate`` (loaded) is what the port shows."""
 
-    def __init__(self, gateway: Gateway, public: socket.socket, certificate: Certificate | None = None) -> None:
+    def __init__(self, gateway: Gateway, public: socket.socket, certificate: TlsCertificate | None = None) -> None:
         self._gateway = gateway
         self._public = public
         self._certificate = certificate
         self._server: asyncio.Server | None = None
-        self._knocks: list[asyncio.Task[object]] = []
+        self._pending_accepts: list[asyncio.Task[object]] = []
 
     async def start(self) -> None:
         """Accept connections."""
@@ -32,31 +32,31 @@ class Server:
         secure = self._certificate.context if self._certificate is not None else None
         gateway.lag.start()
         self._server = await asyncio.get_running_loop().create_server(
-            gateway.listener.protocol,
+            gateway.listener.create_connection,
             sock=self._public,
-            backlog=BACKLOG,
+            backlog=LISTEN_BACKLOG,
             ssl=secure,
-            ssl_handshake_timeout=gateway.limits.header_deadline_seconds if secure is not None else None,
-            ssl_shutdown_timeout=_GOODBYE_SECONDS if secure is not None else None,
+            ssl_handshake_timeout=gateway.limits.header_timeout_seconds if secure is not None else None,
+            ssl_shutdown_timeout=_TLS_SHUTDOWN_SECONDS if secure is not None else None,
         )
 
     async def drain(self) -> None:
         """Be unready, let nobody new in, accept whom the kernel has let in, and wait until nothing is in flight, or the limit."""
         self._gateway.drain()
-        turn_away(self._public)
-        await asyncio.sleep(KNOCKED_SECONDS)
+        refuse_new_connections(self._public)
+        await asyncio.sleep(HANDSHAKE_SECONDS)
         if self._server is not None:
-            self._let_in()
+            self._accept_pending()
             self._server.close()
-        await asyncio.gather(*self._knocks, return_exceptions=True)
-        await self._quiet()
+        await asyncio.gather(*self._pending_accepts, return_exceptions=True)
+        await self._wait_until_idle()
 
-    def _let_in(self) -> None:
+    def _accept_pending(self) -> None:
         """Take what the kernel has let in until this very moment: closing the port would reset it, and its clients may have
         sent a request already."""
-        loop, make = asyncio.get_running_loop(), self._gateway.listener.protocol
+        loop, make = asyncio.get_running_loop(), self._gateway.listener.create_connection
         secure = self._certificate.context if self._certificate is not None else None
-        patience = self._gateway.limits.header_deadline_seconds if secure is not None else None
+        patience = self._gateway.limits.header_timeout_seconds if secure is not None else None
         with self._public.dup() as port:
             while True:
                 try:
@@ -65,7 +65,7 @@ class Server:
                     return
                 knocked.setblocking(False)
                 made = loop.connect_accepted_socket(make, knocked, ssl=secure, ssl_handshake_timeout=patience)
-                self._knocks.append(loop.create_task(made))
+                self._pending_accepts.append(loop.create_task(made))
 
     def close(self) -> None:
         """Cut what is left."""
@@ -76,7 +76,7 @@ class Server:
         self._gateway.lag.stop()
         self._gateway.close()
 
-    async def _quiet(self) -> None:
+    async def _wait_until_idle(self) -> None:
         """Until nobody is connected, or nothing has been in flight for a moment. A request that still comes over an idle connection
         is answered whole, and the moment begins anew.
 
@@ -85,12 +85,12 @@ class Server:
         gateway, listener = self._gateway, self._gateway.listener
         end, idle_since = gateway.clock.now() + gateway.limits.drain_seconds, None
         while (now := gateway.clock.now()) < end:
-            if gateway.in_flight() or listener.busy():
+            if gateway.inflight_count() or listener.count_busy():
                 idle_since = None
             elif not listener.connections:
                 return
             else:
                 idle_since = now if idle_since is None else idle_since
-                if now - idle_since >= QUIET_SECONDS:
+                if now - idle_since >= IDLE_SECONDS:
                     return
             await asyncio.sleep(_DRAIN_POLL_SECONDS)

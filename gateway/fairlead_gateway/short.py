@@ -12,163 +12,172 @@ from typing import Final
 
 from fairlead.clock import Clock
 from fairlead.limits import Limits
-from fairlead_gateway.answer import Answer
+from fairlead_gateway.answer import EngineResponse
 from fairlead_gateway.errors import GatewayError
-from fairlead_gateway.forward import Begun, Forward
-from fairlead_gateway.health import Health
-from fairlead_gateway.holding import Holding
-from fairlead_gateway.job import Job
-from fairlead_gateway.judge import judge
-from fairlead_gateway.lateness import FIELD, too_late
-from fairlead_gateway.overdue import Endable, Overdue
-from fairlead_gateway.quarantine import Quarantine
-from fairlead_gateway.retry import Failure
-from fairlead_gateway.route import Routes
+from fairlead_gateway.forward import Forwarder, StartedAttempt
+from fairlead_gateway.health import FailureAttribution
+from fairlead_gateway.holding import AdmissionController
+from fairlead_gateway.job import RequestContext
+from fairlead_gateway.judge import check_response
+from fairlead_gateway.lateness import TIMEOUT_HEADER, timeout_error
+from fairlead_gateway.overdue import TimeoutEntry, TimeoutQueue
+from fairlead_gateway.quarantine import PoisonRequestGuard
+from fairlead_gateway.retry import AttemptFailure
+from fairlead_gateway.route import RouterRegistry
 from fairlead_gateway.routing import ModelRouter
-from fairlead_gateway.upstream import Broken, Pool, Upstream
+from fairlead_gateway.upstream import ConnectionPool, EngineConnection, UpstreamError
 
-_NOBODY: Final[frozenset[str]] = frozenset()
+_NO_IDS: Final[frozenset[str]] = frozenset()
 
 
-class Host:
+class RequestLifecycle:
     """Whose requests they are. (A base, not a Protocol: compiled, its methods are called directly.)"""
 
     @abstractmethod
-    def under_way(self, job: Job, short: "Short") -> None:
+    def on_started(self, context: RequestContext, attempt: "FastPathAttempt") -> None:
         """The request is in flight; ``short.cancel`` ends it."""
 
     @abstractmethod
-    def longer(self, job: Job, begun: Begun) -> None:
+    def continue_as_task(self, context: RequestContext, begun: StartedAttempt) -> None:
         """Go on as a task."""
 
     @abstractmethod
-    def done(self, job: Job, error: GatewayError | None = None) -> None:
+    def on_finished(self, context: RequestContext, error: GatewayError | None = None) -> None:
         """It has ended; with ``error`` the client has still to be told."""
 
     @abstractmethod
-    def defect(self, job: Job, error: Exception) -> None:
+    def on_internal_error(self, context: RequestContext, error: Exception) -> None:
         """Something of ours failed."""
 
 
-class ShortWay:
+class FastPath:
     """What all short requests of a gateway share; ``prefilling`` are the routers of engines that only prefill."""
 
     def __init__(
         self,
-        host: Host,
+        lifecycle: RequestLifecycle,
         *,
-        forward: Forward,
-        pool: Pool,
-        health: Health,
-        quarantine: Quarantine,
-        prefilling: Routes,
-        holding: Holding,
+        forwarder: Forwarder,
+        pool: ConnectionPool,
+        failures: FailureAttribution,
+        poison_guard: PoisonRequestGuard,
+        prefill_routers: RouterRegistry,
+        admission: AdmissionController,
         limits: Limits,
         clock: Clock,
     ) -> None:
-        self.host = host
-        self.forward = forward
+        self.lifecycle = lifecycle
+        self.forwarder = forwarder
         self.pool = pool
-        self.health = health
-        self.answer_seconds: float = limits.answer_seconds
+        self.failures = failures
+        self.answer_seconds: float = limits.response_seconds
         self.now = clock.now
-        self.overdue = Overdue(pool.loop, self.answer_seconds, clock.now)
-        self._quarantine = quarantine
-        self._prefilling = prefilling
-        self._holding = holding
+        self.timeouts = TimeoutQueue(pool.loop, self.answer_seconds, clock.now)
+        self._poison_guard = poison_guard
+        self._prefill_routers = prefill_routers
+        self._admission = admission
 
-    def fits(self, job: Job) -> bool:
+    def is_eligible(self, context: RequestContext) -> bool:
         """Whether nothing of the request asks for more, and it need not wait."""
-        ask = job.ask
+        request = context.request
         plain = not (
-            ask.stream
-            or ask.opaque
-            or job.trace is not None
-            or self._quarantine.knows(ask.body)
-            or job.request.head.get(FIELD) is not None
-            or self._prefilling.has(ask.key)
+            request.stream
+            or request.is_passthrough
+            or context.trace is not None
+            or self._poison_guard.may_contain(request.body)
+            or context.http_request.head.get(TIMEOUT_HEADER) is not None
+            or self._prefill_routers.has_instances(request.model_key)
         )
-        return plain and self._holding.straight(job)
+        return plain and self._admission.admit_now(context)
 
-    def go(self, job: Job) -> None:
+    def start(self, context: RequestContext) -> None:
         """Send it. Raises GatewayError when it cannot go anywhere."""
-        forward, now = self.forward, job.request.received
-        forward.budget.request(now)
-        instance = forward.choose(job, _NOBODY, now)
-        connection = self.pool.idle(instance.url) if self._holding.begins(job) else None
+        forward, now = self.forwarder, context.http_request.received_at
+        forward.retry_budget.on_request(now)
+        instance = forward.choose_instance(context, _NO_IDS, now)
+        connection = self.pool.take_idle(instance.url) if self._admission.can_start(context) else None
         if connection is None:
-            self.host.longer(job, Begun(instance))
+            self.lifecycle.continue_as_task(context, StartedAttempt(instance))
             return
-        job.until = now + self.answer_seconds
-        message = forward.message(job, instance)
-        short = Short(self, job, forward.dispatched(job, now), connection, message)
-        self.overdue.begin(short, now)
-        self.host.under_way(job, short)
-        short.answer = forward.ask(job, connection, message, short.decided)
+        context.deadline = now + self.answer_seconds
+        message = forward.encode_request(context, instance)
+        short = FastPathAttempt(self, context, forward.on_dispatch(context, now), connection, message)
+        self.timeouts.add(short, now)
+        self.lifecycle.on_started(context, short)
+        short.engine_response = forward.send_request(context, connection, message, short.on_verdict)
 
 
-class Short(Endable):
+class FastPathAttempt(TimeoutEntry):
     """One of them."""
 
-    __slots__ = ("_connection", "_job", "_message", "_over", "_router", "_way", "answer")
+    __slots__ = ("_connection", "_context", "_fast_path", "_is_finished", "_message", "_router", "engine_response")
 
     def __init__(
-        self, way: ShortWay, job: Job, router: ModelRouter, connection: Upstream, message: list[bytes]
+        self,
+        fast_path: FastPath,
+        context: RequestContext,
+        router: ModelRouter,
+        connection: EngineConnection,
+        message: list[bytes],
     ) -> None:
         super().__init__()
-        self._way = way
-        self._job = job
+        self._fast_path = fast_path
+        self._context = context
         self._router = router
         self._connection = connection
         self._message = message
-        self._over = False
-        self.answer: Answer | None = None
+        self._is_finished = False
+        self.engine_response: EngineResponse | None = None
 
-    def decided(self, broken: Broken | None) -> None:
+    def on_verdict(self, broken: UpstreamError | None) -> None:
         """The engine answered, or failed."""
-        job, way, answer = self._job, self._way, self.answer
-        if self._over or answer is None:
+        context, way, engine_response = self._context, self._fast_path, self.engine_response
+        if self._is_finished or engine_response is None:
             return
-        self._over = True
-        way.overdue.end(self)
+        self._is_finished = True
+        way.timeouts.remove(self)
         try:
-            if broken is not None or not answer.complete or not self._good(answer):
-                assert job.instance is not None
-                way.host.longer(job, Begun(job.instance, self._connection, answer, self._message, broken))
+            if broken is not None or not engine_response.is_complete or not self._is_relayable(engine_response):
+                assert context.instance is not None
+                way.lifecycle.continue_as_task(
+                    context, StartedAttempt(context.instance, self._connection, engine_response, self._message, broken)
+                )
                 return
-            job.status = answer.status
-            job.first_at, job.last_at = answer.first_at, answer.last_at
-            now = job.last_at if job.last_at is not None else way.now()  # it came in this very turn of the loop
-            way.health.answered(job, now)
-            way.forward.ended(job, self._router, True, now)
-            way.forward.pass_whole(job, answer, now)
-            way.host.done(job)
+            context.status = engine_response.status
+            context.first_at, context.last_at = engine_response.first_at, engine_response.last_at
+            now = context.last_at if context.last_at is not None else way.now()  # it came in this very turn of the loop
+            way.failures.on_answered(context, now)
+            way.forwarder.on_finish(context, self._router, True, now)
+            way.forwarder.relay_buffered(context, engine_response, now)
+            way.lifecycle.on_finished(context)
         except Exception as error:  # noqa: BLE001 - the boundary of a request: whatever happens, it gets an answer
-            way.host.defect(job, error)
+            way.lifecycle.on_internal_error(context, error)
 
     def cancel(self) -> None:
         """Nobody waits for the answer any more."""
-        if not self._over:
-            self._give_up()
-            self._job.client_gone = True
-            self._way.host.done(self._job)
+        if not self._is_finished:
+            self._abort()
+            self._context.client_disconnected = True
+            self._fast_path.lifecycle.on_finished(self._context)
 
-    def late(self) -> None:
+    def on_timeout(self) -> None:
         """It took longer than any answer may."""
-        if not self._over:
-            self._give_up()
-            self._way.health.late(self._job)
-            self._way.host.done(self._job, too_late(self._job.request.head, self._way.answer_seconds))
+        if not self._is_finished:
+            self._abort()
+            self._fast_path.failures.on_timeout(self._context)
+            self._fast_path.lifecycle.on_finished(
+                self._context, timeout_error(self._context.http_request.head, self._fast_path.answer_seconds)
+            )
 
-    def _good(self, answer: Answer) -> bool:
+    def _is_relayable(self, engine_response: EngineResponse) -> bool:
         try:
-            judge(self._job, answer, None, False)
-        except Failure:
+            check_response(self._context, engine_response, None, False)
+        except AttemptFailure:
             return False  # said again, and acted on, on the long way
         return True
 
-    def _give_up(self) -> None:
-        self._over = True
-        self._way.overdue.end(self)
+    def _abort(self) -> None:
+        self._is_finished = True
+        self._fast_path.timeouts.remove(self)
         self._connection.abort()
-        self._way.forward.ended(self._job, self._router, False, self._way.now())
+        self._fast_path.forwarder.on_finish(self._context, self._router, False, self._fast_path.now())

@@ -11,27 +11,27 @@ from fairlead.fleet import Fleet
 _RETIRED_SECONDS = 60.0
 
 
-class Slots:
+class SlotAllocator:
     """At most ``most`` slots; ``idle`` says whether all rows are empty at one."""
 
-    def __init__(self, most: int, idle: Callable[[int], bool]) -> None:
-        self._idle = idle
-        self._free = list(range(most - 1, -1, -1))
+    def __init__(self, count: int, is_idle: Callable[[int], bool]) -> None:
+        self._is_idle = is_idle
+        self._free = list(range(count - 1, -1, -1))
         self._slots: dict[str, int] = {}
-        self._left: dict[str, float] = {}
+        self._left_at: dict[str, float] = {}
 
-    def place(self, fleet: Fleet, now: float) -> dict[str, int]:
+    def assign(self, fleet: Fleet, now: float) -> dict[str, int]:
         """The slots for this fleet, those of instances that left not long ago included."""
         present = {one.id for instances in fleet.instances.values() for one in instances}
         for item in self._slots:
             if item in present:
-                self._left.pop(item, None)
+                self._left_at.pop(item, None)
             else:
-                self._left.setdefault(item, now)
-        for item, since in list(self._left.items()):
-            if now - since >= _RETIRED_SECONDS and self._idle(self._slots[item]):
+                self._left_at.setdefault(item, now)
+        for item, since in list(self._left_at.items()):
+            if now - since >= _RETIRED_SECONDS and self._is_idle(self._slots[item]):
                 self._free.append(self._slots.pop(item))
-                del self._left[item]
+                del self._left_at[item]
         for instances in fleet.instances.values():
             for one in instances:
                 if one.id not in self._slots and self._free:

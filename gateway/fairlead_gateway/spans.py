@@ -10,21 +10,21 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from fairlead_gateway import trace
-from fairlead_gateway.job import Job
-from fairlead_gateway.listen import Request
-from fairlead_gateway.steps import PREFILL, Step, Trace, new_id
-from fairlead_gateway.telemetry import Outcome
-from fairlead_gateway.wire import fields_for_engines
+from fairlead_gateway.job import RequestContext
+from fairlead_gateway.listen import HttpRequest
+from fairlead_gateway.steps import PREFILL, SpanRecord, TraceRecord, random_id
+from fairlead_gateway.telemetry import RequestOutcome
+from fairlead_gateway.wire import forwarded_headers
 
-Value = str | int | float | bool
-SERVER, CLIENT = 2, 3
+AttributeValue = str | int | float | bool
+KIND_SERVER, KIND_CLIENT = 2, 3
 _OPERATIONS = {
     "/v1/chat/completions": "chat",
     "/v1/completions": "text_completion",
     "/v1/embeddings": "embeddings",
 }
 PROVIDER = "fairlead"
-_PATH_CHARS = 200
+_MAX_PATH_CHARS = 200
 
 
 @dataclass(slots=True)
@@ -37,10 +37,10 @@ class Span:
     state: str
     name: str
     kind: int
-    began: float
-    ended: float
+    started_at: float
+    ended_at: float
     error: str | None
-    attributes: dict[str, Value]
+    attributes: dict[str, AttributeValue]
 
 
 class Tracer:
@@ -49,73 +49,83 @@ class Tracer:
     def __init__(
         self,
         *,
-        share: float,
+        sample_share: float,
         now: Callable[[], float],
         draw: Callable[[int], int],
         export: Callable[[list[Span]], None],
     ) -> None:
-        self._below = int(share * (1 << 53))
+        self._sample_threshold = int(sample_share * (1 << 53))
         self._now = now
         self._draw = draw
         self._export = export
 
-    def begin(self, request: Request) -> Trace | None:
+    def start_trace(self, http_request: HttpRequest) -> TraceRecord | None:
         """The trace of a request that is sampled; its own context then takes the place of the client's."""
-        head = request.head
-        found = trace.context(head.fields) if head.get(trace.PARENT) is not None else None
-        if not (found.sampled if found is not None else self._draw(53) < self._below):
+        head = http_request.head
+        found = trace.extract_context(head.fields) if head.get(trace.TRACEPARENT) is not None else None
+        if not (found.is_sampled if found is not None else self._draw(53) < self._sample_threshold):
             return None
         if found is not None:
-            head.passed_on = fields_for_engines(head, traced=True)
-        span_id = new_id(self._draw, 64)
+            head.forwarded_fields = forwarded_headers(head, traced=True)
+        span_id = random_id(self._draw, 64)
         if found is None:
-            return Trace(new_id(self._draw, 128), span_id, "", 1, "", self._now, self._draw)
-        return Trace(found.trace_id, span_id, found.span_id, found.flags, found.state, self._now, self._draw)
+            return TraceRecord(random_id(self._draw, 128), span_id, "", 1, "", self._now, self._draw)
+        return TraceRecord(found.trace_id, span_id, found.span_id, found.flags, found.state, self._now, self._draw)
 
-    def ended(self, job: Job, outcome: Outcome) -> None:
+    def on_finished(self, context: RequestContext, outcome: RequestOutcome) -> None:
         """A request that was routed is over."""
-        if job.trace is not None:
-            self._export(_spans(job, job.trace, outcome.status, outcome.error, self._now(), outcome))
+        if context.trace is not None:
+            self._export(_build_spans(context, context.trace, outcome.status, outcome.error, self._now(), outcome))
 
-    def refused(self, job: Job, status: int, error: str) -> None:
+    def on_rejected(self, context: RequestContext, status: int, error: str) -> None:
         """A request that was sampled never reached an engine."""
-        if job.trace is not None:
-            self._export(_spans(job, job.trace, status, error, self._now(), None))
+        if context.trace is not None:
+            self._export(_build_spans(context, context.trace, status, error, self._now(), None))
 
 
-def _spans(job: Job, found: Trace, status: int, error: str | None, now: float, outcome: Outcome | None) -> list[Span]:
-    offset = job.request.wall - job.request.received
-    operation = _OPERATIONS.get(job.request.head.path, job.request.head.path.rpartition("/")[2][:64])
-    name = f"{operation} {job.ask.model.name}"
+def _build_spans(
+    context: RequestContext,
+    found: TraceRecord,
+    status: int,
+    error: str | None,
+    now: float,
+    outcome: RequestOutcome | None,
+) -> list[Span]:
+    offset = context.http_request.received_wall - context.http_request.received_at
+    operation = _OPERATIONS.get(context.http_request.head.path, context.http_request.head.path.rpartition("/")[2][:64])
+    name = f"{operation} {context.request.model.name}"
     own = Span(
         found.trace_id,
         found.span_id,
         found.parent_id,
         found.state,
         name,
-        SERVER,
-        job.request.wall,
+        KIND_SERVER,
+        context.http_request.received_wall,
         now + offset,
         error if status >= 500 or (status < 400 and error is not None) else None,
-        _request_attributes(job, operation, status, error, outcome),
+        _request_attributes(context, operation, status, error, outcome),
     )
-    steps = [_step(job, found, step, operation, now, offset) for step in found.steps]
+    steps = [_attempt_span(context, found, step, operation, now, offset) for step in found.spans]
     return [own, *steps]
 
 
 def _request_attributes(
-    job: Job, operation: str, status: int, error: str | None, outcome: Outcome | None
-) -> dict[str, Value]:
-    head = job.request.head
-    optional: dict[str, Value | None] = {
+    context: RequestContext, operation: str, status: int, error: str | None, outcome: RequestOutcome | None
+) -> dict[str, AttributeValue]:
+    head = context.http_request.head
+    optional: dict[str, AttributeValue | None] = {
         "error.type": error,
-        "gen_ai.request.max_tokens": job.ask.max_tokens,
-        "fairlead.caller": job.request.caller,
-        "fairlead.instance": job.instance.id if job.instance is not None else None,
-        "fairlead.rule": job.decision.rule if job.decision is not None else None,
+        "gen_ai.request.max_tokens": context.request.max_tokens,
+        "fairlead.caller": context.http_request.caller,
+        "fairlead.instance": context.instance.id if context.instance is not None else None,
+        "fairlead.rule": context.decision.rule if context.decision is not None else None,
     }
-    if job.story is not None:
-        optional |= {"fairlead.handoff.outcome": job.story.outcome, "fairlead.handoff.reason": job.story.reason}
+    if context.handoff_record is not None:
+        optional |= {
+            "fairlead.handoff.outcome": context.handoff_record.outcome,
+            "fairlead.handoff.reason": context.handoff_record.reason,
+        }
     if outcome is not None:
         optional |= {
             "gen_ai.usage.input_tokens": outcome.prompt_tokens,
@@ -126,33 +136,40 @@ def _request_attributes(
             "fairlead.overhead_seconds": outcome.overhead_seconds,
             "fairlead.attempts": outcome.attempts,
         }
-    required: dict[str, Value] = {
+    required: dict[str, AttributeValue] = {
         "gen_ai.operation.name": operation,
         "gen_ai.provider.name": PROVIDER,
-        "gen_ai.request.model": job.ask.key,
-        "gen_ai.request.stream": job.ask.stream,
+        "gen_ai.request.model": context.request.model_key,
+        "gen_ai.request.stream": context.request.stream,
         "http.request.method": head.method,
-        "url.path": head.path[:_PATH_CHARS],
+        "url.path": head.path[:_MAX_PATH_CHARS],
         "http.response.status_code": status,
-        "fairlead.request_id": job.id,
+        "fairlead.request_id": context.id,
     }
     return required | {key: value for key, value in optional.items() if value is not None}
 
 
-def _step(job: Job, found: Trace, step: Step, operation: str, now: float, offset: float) -> Span:
+def _attempt_span(
+    context: RequestContext, found: TraceRecord, step: SpanRecord, operation: str, now: float, offset: float
+) -> Span:
     address = urlsplit(step.instance.url)
-    attributes: dict[str, Value] = {
+    attributes: dict[str, AttributeValue] = {
         "gen_ai.operation.name": operation,
         "gen_ai.provider.name": step.instance.engine,
-        "gen_ai.request.model": job.ask.key,
+        "gen_ai.request.model": context.request.model_key,
         "server.address": address.hostname or "",
         "server.port": address.port or (443 if address.scheme == "https" else 80),
         "fairlead.instance": step.instance.id,
-        "fairlead.step": step.what,
+        "fairlead.step": step.kind,
         "fairlead.rule": step.rule,
     }
-    broke = step.ended is None and step.what != PREFILL and not job.client_gone and job.error != "engine-refused"
-    why = job.error if broke else step.why
+    broke = (
+        step.ended_at is None
+        and step.kind != PREFILL
+        and not context.client_disconnected
+        and context.error != "engine-refused"
+    )
+    why = context.error if broke else step.error
     if why is not None:
         attributes["error.type"] = why
     return Span(
@@ -160,10 +177,10 @@ def _step(job: Job, found: Trace, step: Step, operation: str, now: float, offset
         step.span_id,
         found.span_id,
         found.state,
-        f"{step.what} {job.ask.model.name}",
-        CLIENT,
-        step.began + offset,
-        (now if step.ended is None else step.ended) + offset,
+        f"{step.kind} {context.request.model.name}",
+        KIND_CLIENT,
+        step.started_at + offset,
+        (now if step.ended_at is None else step.ended_at) + offset,
         why,
         attributes,
     )

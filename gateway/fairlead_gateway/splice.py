@@ -20,12 +20,12 @@ from fairlead_gateway.errors import BadRequest
 _STRING_PART = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*+', re.DOTALL)
 _FLAT = re.compile(rb'(?:[^"\[\]{}]++|"[^"\\]*+(?:\\.[^"\\]*+)*+")*+', re.DOTALL)
 _SLICE_BYTES = 1 << 20
-_MOST_FIELDS = Limits().json_fields
+_MAX_FIELDS = Limits().json_fields
 _SCALAR = re.compile(rb"[^,}\s]+")
 _SPACE = re.compile(rb"[ \t\r\n]*")
 
 
-def added(body: bytes, fields: Mapping[str, bytes]) -> bytes:
+def prepend_members(body: bytes, fields: Mapping[str, bytes]) -> bytes:
     """``body`` with fields that it does not have yet in front."""
     opening = body.index(b"{") + 1
     text = b",".join(msgspec.json.encode(key) + b":" + value for key, value in fields.items())
@@ -34,7 +34,7 @@ def added(body: bytes, fields: Mapping[str, bytes]) -> bytes:
     return b"".join((body[:opening], text, comma, body[opening:]))
 
 
-def splice(body: bytes, changes: Mapping[str, bytes]) -> bytes:
+def set_members(body: bytes, changes: Mapping[str, bytes]) -> bytes:
     """``body`` with the top-level fields of ``changes`` set to the given JSON text; absent ones are added in front."""
     parts: list[bytes] = []
     done = 0
@@ -46,10 +46,10 @@ def splice(body: bytes, changes: Mapping[str, bytes]) -> bytes:
             missing.pop(key, None)
     parts.append(body[done:])
     text = b"".join(parts)
-    return added(text, missing) if missing else text
+    return prepend_members(text, missing) if missing else text
 
 
-def rewritten(body: bytes, change: Callable[[str, bytes], bytes | None]) -> bytes:
+def rewrite_members(body: bytes, change: Callable[[str, bytes], bytes | None]) -> bytes:
     """``body`` with every top-level value as ``change(key, value)`` says: the same, another, or None for not at all."""
     parts: list[bytes] = []
     done = 0
@@ -75,7 +75,7 @@ def rewritten(body: bytes, change: Callable[[str, bytes], bytes | None]) -> byte
 def _members(body: bytes) -> Iterator[tuple[str, int, int, int]]:
     """Every top-level key with where its name begins and the span of its value. Raises BadRequest when they are too many."""
     position = body.index(b"{") + 1
-    for _ in range(_MOST_FIELDS):
+    for _ in range(_MAX_FIELDS):
         name = _after_space(body, position)
         if body[name : name + 1] != b'"':
             return
@@ -88,7 +88,7 @@ def _members(body: bytes) -> Iterator[tuple[str, int, int, int]]:
         if body[position : position + 1] != b",":
             return
         position += 1
-    raise BadRequest(f"the body has more than {_MOST_FIELDS} fields", code="invalid_json")
+    raise BadRequest(f"the body has more than {_MAX_FIELDS} fields", code="invalid_json")
 
 
 def _value_end(body: bytes, start: int) -> int:

@@ -5,9 +5,9 @@ from typing import Final
 
 import msgspec
 
-from fairlead_gateway.engine_fields import ERROR, Counts
+from fairlead_gateway.engine_fields import ERROR_DECODER, UsageFields
 
-_MOST_TOKENS: Final = 1 << 40
+_MAX_TOKENS: Final = 1 << 40
 
 
 class Usage:
@@ -22,33 +22,33 @@ class Usage:
 
 
 @dataclass(slots=True)
-class Fault:
+class InBandError:
     """An error that an engine put into its stream; ``status`` is the HTTP status it meant."""
 
     status: int
     message: str
 
 
-def usage_of(told: Counts | None) -> Usage | None:
+def parse_usage(told: UsageFields | None) -> Usage | None:
     """What an engine told; a count that cannot be one is not known."""
     if told is None:
         return None
     details = told.prompt_tokens_details
-    cached = _count(details.cached_tokens) if details is not None else None
-    return Usage(_count(told.prompt_tokens), _count(told.completion_tokens), cached)
+    cached = _valid_count(details.cached_tokens) if details is not None else None
+    return Usage(_valid_count(told.prompt_tokens), _valid_count(told.completion_tokens), cached)
 
 
-def _count(told: int | None) -> int | None:
-    return told if told is not None and 0 <= told <= _MOST_TOKENS else None
+def _valid_count(told: int | None) -> int | None:
+    return told if told is not None and 0 <= told <= _MAX_TOKENS else None
 
 
-def engine_fault(raw: bytes, status: int) -> Fault:
+def parse_in_band_error(raw: bytes, status: int) -> InBandError:
     """An engine's error object as a Fault; its code, where it is an HTTP status, says more than the head did."""
     try:
-        found = ERROR.decode(raw)
+        found = ERROR_DECODER.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return Fault(status, "")
+        return InBandError(status, "")
     code = found.code
     if isinstance(code, str) and len(code) == 3 and code.isascii() and code.isdigit():
         code = int(code)
-    return Fault(code if isinstance(code, int) and 400 <= code <= 599 else status, found.message)
+    return InBandError(code if isinstance(code, int) and 400 <= code <= 599 else status, found.message)

@@ -9,28 +9,28 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from fairlead.clock import SystemClock
-from fairlead.fleet import Fleet, Instance, InstanceState, Model, Objectives
+from fairlead.fleet import Fleet, Instance, InstanceState, Model, SloTargets
 from fairlead.limits import Limits
 from fairlead.loops import loop_factory
 from fairlead.testing.engine import Script, scripted_engine
 from fairlead_gateway.gateway import Gateway
-from fairlead_gateway.keys import Keys
-from fairlead_gateway.memory import Share
-from fairlead_gateway.observing import Observing
-from fairlead_gateway.ports import url
+from fairlead_gateway.keys import ApiKeys
+from fairlead_gateway.memory import MemoryShare
+from fairlead_gateway.observing import RequestObservers
+from fairlead_gateway.ports import socket_url
 
-KEY = "default/tiny"
+MODEL_KEY = "default/tiny"
 T = TypeVar("T")
 
 
-def run(main: Coroutine[Any, Any, T]) -> T:
+def run_async(main: Coroutine[Any, Any, T]) -> T:
     """Run a test's coroutine on the loop that carries a real gateway."""
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         return runner.run(main)
 
 
 @dataclass(slots=True)
-class Running:
+class RunningGateway:
     """A listening gateway."""
 
     url: str
@@ -43,16 +43,16 @@ def fleet_of(
     version: int = 1,
     preset: str = "dual-hash",
     states: Sequence[InstanceState] = (),
-    objectives: Objectives | None = None,
+    objectives: SloTargets | None = None,
 ) -> Fleet:
     """One model ``tiny`` with an instance ``e-<n>`` for each URL; missing ``states`` are Ready."""
-    model = Model("default", "tiny", objectives or Objectives(), preset)
+    model = Model("default", "tiny", objectives or SloTargets(), preset)
     known = [*states, *[InstanceState.READY] * (len(urls) - len(states))]
     instances = tuple(
         Instance(f"e-{number}/{number}/0", "default", "tiny", "main", url, state=known[number])
         for number, url in enumerate(urls)
     )
-    return Fleet(version, version, {KEY: model}, {KEY: instances})
+    return Fleet(version, version, {MODEL_KEY: model}, {MODEL_KEY: instances})
 
 
 @asynccontextmanager
@@ -60,13 +60,13 @@ async def running_gateway(
     fleet: Fleet,
     limits: Limits | None = None,
     *,
-    keys: Keys | None = None,
+    api_keys: ApiKeys | None = None,
     environ: Mapping[str, str] | None = None,
     tls: ssl.SSLContext | None = None,
     host: str = "127.0.0.1",
-    observing: Observing | None = None,
-    memory: Share | None = None,
-) -> AsyncIterator[Running]:
+    observers: RequestObservers | None = None,
+    memory_share: MemoryShare | None = None,
+) -> AsyncIterator[RunningGateway]:
     """Listen on a free loopback port until the block ends."""
     loop = asyncio.get_running_loop()
     count = itertools.count(1)
@@ -76,25 +76,25 @@ async def running_gateway(
         loop=loop,
         secret=b"a secret of the test",
         new_id=lambda: f"req-{next(count)}",
-        keys=keys,
+        api_keys=api_keys,
         environ=environ or {},
-        memory=memory,
-        observing=observing,
+        memory_share=memory_share,
+        observers=observers,
     )
-    gateway.apply(fleet)
-    server = await loop.create_server(gateway.listener.protocol, host, 0, ssl=tls)
+    gateway.update_fleet(fleet)
+    server = await loop.create_server(gateway.listener.create_connection, host, 0, ssl=tls)
     try:
-        yield Running(url(server.sockets[0], secure=tls is not None), gateway)
+        yield RunningGateway(socket_url(server.sockets[0], secure=tls is not None), gateway)
     finally:
         server.close()
         gateway.close()
-        while gateway.listener.connections or gateway.in_flight():  # noqa: ASYNC110 - transports close a turn later
+        while gateway.listener.connections or gateway.inflight_count():  # noqa: ASYNC110 - transports close a turn later
             await asyncio.sleep(0)
         await server.wait_closed()
 
 
 async def with_engines(
-    scripts: list[Script], use: Callable[[Running], Awaitable[None]], limits: Limits | None = None
+    scripts: list[Script], use: Callable[[RunningGateway], Awaitable[None]], limits: Limits | None = None
 ) -> None:
     """A gateway before one engine for each script; afterwards the ledger must be empty."""
     async with asyncio.TaskGroup() as group:

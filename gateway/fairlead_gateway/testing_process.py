@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from fairlead.testing.processes import descendants
-from fairlead.testing.raw_http import Answer, Connection, get, post, send
+from fairlead.testing.raw_http import RawConnection, RawResponse, get_request, post_request, send
 
-PATIENCE_SECONDS = 120.0
+TIMEOUT_SECONDS = 120.0
 COMMAND = (sys.executable, "-m", "fairlead_gateway")
 
 
@@ -26,42 +26,42 @@ class GatewayProcess:
     url: str
     manage: str
 
-    async def ended(self) -> int:
+    async def wait(self) -> int:
         """Wait for its end; the exit code."""
-        return await asyncio.wait_for(self.process.wait(), PATIENCE_SECONDS)
+        return await asyncio.wait_for(self.process.wait(), TIMEOUT_SECONDS)
 
-    def workers(self) -> set[int]:
+    def worker_pids(self) -> set[int]:
         """The process ids of its workers."""
         return {pid for pid in descendants(self.process.pid) if b"fairlead_gateway.worker" in _command(pid)}
 
-    async def told(self, path: str) -> Any:
+    async def get_json(self, path: str) -> Any:
         """The JSON that the management port answers."""
-        return (await self.asked(path)).json
+        return (await self.get(path)).json
 
-    async def asked(self, path: str) -> Answer:
+    async def get(self, path: str) -> RawResponse:
         """What the management port answers."""
-        return (await send(self.manage, get(path).replace(b"host: x", b"host: 127.0.0.1")))[0]
+        return (await send(self.manage, get_request(path).replace(b"host: x", b"host: 127.0.0.1")))[0]
 
-    async def notes(self) -> str:
+    async def warnings(self) -> str:
         """The notes of the management port's readiness."""
-        return "; ".join((await self.told("/readyz"))["notes"])
+        return "; ".join((await self.get_json("/readyz"))["notes"])
 
     async def metric(self, name: str) -> float:
         """The sum of a metric over all its labels; 0 where it has no line."""
-        text = (await self.asked("/metrics")).body.decode()
+        text = (await self.get("/metrics")).body.decode()
         return sum(float(value) for value in re.findall(rf"^{name}(?:{{[^}}]*}})? (\S+)$", text, re.MULTILINE))
 
-    async def lines(self, count: int, *, but: str = "") -> "list[Line]":
+    async def connections(self, count: int, *, exclude: str = "") -> "list[WorkerClient]":
         """One kept connection to each of ``count`` workers ``but`` that one, told apart by the ids that they make."""
-        found: dict[str, Line] = {}
+        found: dict[str, WorkerClient] = {}
         spare = []
-        async with asyncio.timeout(PATIENCE_SECONDS):
+        async with asyncio.timeout(TIMEOUT_SECONDS):
             while len(found) < count:
-                line = Line(await Connection.to(self.url))
+                line = WorkerClient(await RawConnection.connect(self.url))
                 spare.append(line)
                 with contextlib.suppress(OSError, asyncio.IncompleteReadError):  # one that leaves may close it
-                    name = await line.worker()
-                    if name != but:
+                    name = await line.worker_name()
+                    if name != exclude:
                         found.setdefault(name, line)
         for line in spare:
             if line not in found.values():
@@ -69,25 +69,25 @@ class GatewayProcess:
         return list(found.values())
 
 
-class Line:
+class WorkerClient:
     """A kept connection to one worker."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: RawConnection) -> None:
         self.connection = connection
 
-    async def worker(self) -> str:
+    async def worker_name(self) -> str:
         """What tells this worker's requests from those of others."""
-        await self.connection.send(get("/readyz", close=False))
-        return (await self.connection.answer()).fields["x-request-id"].rpartition("-")[0]
+        await self.connection.send(get_request("/readyz", close=False))
+        return (await self.connection.read_response()).fields["x-request-id"].rpartition("-")[0]
 
-    async def ask(self, body: object) -> Answer:
+    async def ask(self, body: object) -> RawResponse:
         """One request and its answer."""
-        await self.begin(body)
-        return await self.connection.answer()
+        await self.send(body)
+        return await self.connection.read_response()
 
-    async def begin(self, body: object) -> None:
+    async def send(self, body: object) -> None:
         """One request."""
-        await self.connection.send(post(body, close=False))
+        await self.connection.send(post_request(body, close=False))
 
 
 @asynccontextmanager
@@ -101,7 +101,7 @@ async def gateway_process(
     )
     try:
         assert process.stdout is not None
-        line = (await asyncio.wait_for(process.stdout.readline(), PATIENCE_SECONDS)).decode()
+        line = (await asyncio.wait_for(process.stdout.readline(), TIMEOUT_SECONDS)).decode()
         found = re.fullmatch(r"ready (https?://\S+) manage (http://\S+)\n", line)
         assert found, line
         yield GatewayProcess(process, found[1], found[2])

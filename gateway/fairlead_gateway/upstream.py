@@ -18,100 +18,100 @@ from urllib.parse import urlsplit
 import httptools
 
 from fairlead.limits import Limits
-from fairlead_gateway.deadline import Deadline
-from fairlead_gateway.reach import Reach
+from fairlead_gateway.deadline import IdleTimer
+from fairlead_gateway.reach import EngineCredentials
 
-_TURN_BYTES: Final = 65_536  # read at once, they let others have a turn before the next
+_YIELD_BYTES: Final = 65_536  # read at once, they let others have a turn before the next
 
 
-class Broken(Exception):
+class UpstreamError(Exception):
     """Raised when an engine cannot be reached, breaks off or speaks no HTTP; ``why`` is one word of a closed list."""
 
-    def __init__(self, why: str, *, stale: bool = False, sent: bool = True) -> None:
-        super().__init__(why)
-        self.why = why
-        self.stale = stale
-        self.sent = sent
+    def __init__(self, cause: str, *, is_stale: bool = False, was_sent: bool = True) -> None:
+        super().__init__(cause)
+        self.cause = cause
+        self.is_stale = is_stale
+        self.was_sent = was_sent
 
 
-class Peer:
+class EndpointActivity:
     """One engine's address; ``heard`` counts the times that anybody received bytes from there, ``waiting`` are the
     connections that want to know whether it still listens."""
 
-    __slots__ = ("heard", "waiting")
+    __slots__ = ("probing", "receive_count")
 
     def __init__(self) -> None:
-        self.heard = 0
-        self.waiting: list[Upstream] = []
+        self.receive_count = 0
+        self.probing: list[EngineConnection] = []
 
 
-class Sink(Protocol):
+class ResponseSink(Protocol):
     """Who listens to an engine's answer. Everything is called from the event loop, in order."""
 
-    def head(self, status: int, fields: dict[bytes, bytes]) -> None:
+    def on_head(self, status: int, fields: dict[bytes, bytes]) -> None:
         """The answer's head has come."""
         ...
 
-    def body(self, pieces: list[bytes], complete: bool) -> None:
+    def on_body(self, chunks: list[bytes], complete: bool) -> None:
         """Parts of the body, one for each chunk; ``complete`` with the last."""
         ...
 
-    def broken(self, error: Broken) -> None:
+    def on_error(self, error: UpstreamError) -> None:
         """Nothing more will come."""
         ...
 
-    def silent(self) -> float:
+    def on_silence(self) -> float:
         """No part of the body has come in time: seconds more to wait, 0 to give up."""
         ...
 
 
-class Upstream:
+class EngineConnection:
     """One connection to one engine, answering one request at a time; a Protocol, not derived from asyncio's (as in ``listen``)."""
 
-    def __init__(self, pool: "Pool", address: str) -> None:
+    def __init__(self, pool: "ConnectionPool", address: str) -> None:
         self._pool = pool
-        self._head_most = pool.limits.response_head_bytes
+        self._max_head_bytes = pool.limits.response_head_bytes
         self._idle_seconds = pool.limits.stream_idle_seconds
-        self._mute_seconds = pool.limits.mute_seconds
+        self._probe_after_seconds = pool.limits.unresponsive_seconds
         self.address = address
-        self.peer = pool.peer(address)
-        self.parked_at = 0.0
+        self.activity = pool.activity(address)
+        self.idle_since = 0.0
         self._transport: asyncio.Transport = cast(asyncio.Transport, None)
         self._parser = httptools.HttpResponseParser(self)
-        self._deadline = Deadline(pool.loop, self._silent)
-        self._sink: Sink | None = None
-        self._served = 0
-        self._left_seconds = 0.0
-        self._heard_before = 0
+        self._silence_timer = IdleTimer(pool.loop, self._on_silence)
+        self._sink: ResponseSink | None = None
+        self._response_count = 0
+        self._silence_left_seconds = 0.0
+        self._receive_count_before = 0
         self._reset()
 
     def _reset(self) -> None:
         self._fields: dict[bytes, bytes] = {}
-        self._pieces: list[bytes] = []
+        self._chunks: list[bytes] = []
         self._status = 0
-        self._head_bytes = self._unread_head = 0
+        self._head_bytes = self._pending_head_bytes = 0
         self._paused = False
-        self._heard = self._spoke = self._complete = self._keep = self._extra = False
+        self._received_any = self._body_started = self._complete = self._keep_alive = self._has_extra_message = False
 
     @property
-    def usable(self) -> bool:
+    def is_usable(self) -> bool:
         """Another request may be written to it."""
         return self._sink is None and not self._transport.is_closing()
 
-    def ask(self, message: Sequence[bytes], sink: Sink, first_seconds: float) -> None:
+    def send_request(self, message: Sequence[bytes], sink: ResponseSink, first_seconds: float) -> None:
         """Write a request; its answer goes to ``sink``, whose first part should come within ``first_seconds``."""
         self._reset()
         self._sink = sink
-        shown = self._pool.reach.shown(self.address)
+        shown = self._pool.credentials.authorization_for(self.address)
         if shown:
-            message = _with(shown, message)
+            message = _insert_header(shown, message)
         if len(message) == 1:
             self._transport.write(message[0])
         else:
             self._transport.writelines(message)
-        self._listen(first_seconds)
+        self._arm_silence_timer(first_seconds)
 
-    def pause(self, paused: bool) -> None:
+    def set_paused(self, paused: bool) -> None:
         """Stop or go on reading: the client's pace becomes the engine's."""
         self._paused = paused
         if not self._transport.is_closing():
@@ -123,7 +123,7 @@ class Upstream:
     def abort(self) -> None:
         """Close at once: the engine sees that nobody listens any more."""
         self._sink = None
-        self._deadline.cancel()
+        self._silence_timer.cancel()
         self._transport.abort()
 
     # What asyncio calls.
@@ -137,32 +137,32 @@ class Upstream:
             self._transport.abort()
             return
         before = self._status
-        self._heard = True
-        self.peer.heard += 1
+        self._received_any = True
+        self.activity.receive_count += 1
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             self._fail("garbage")
             return
         if not before:
-            self._unread_head += 0 if self._status else len(data)
-            if max(self._unread_head, self._head_bytes) > self._head_most:
+            self._pending_head_bytes += 0 if self._status else len(data)
+            if max(self._pending_head_bytes, self._head_bytes) > self._max_head_bytes:
                 self._fail("garbage")
                 return
             if not self._status:
                 return
-        pieces, self._pieces = self._pieces, []
+        pieces, self._chunks = self._chunks, []
         if self._complete:
             self._sink = None
-            self._park()
-            sink.body(pieces, True)
+            self._release()
+            sink.on_body(pieces, True)
         elif pieces:
-            self._spoke = True
-            self._listen(self._idle_seconds)
-            sink.body(pieces, False)
-        if len(data) >= _TURN_BYTES and self._sink is not None and not self._transport.is_closing():
+            self._body_started = True
+            self._arm_silence_timer(self._idle_seconds)
+            sink.on_body(pieces, False)
+        if len(data) >= _YIELD_BYTES and self._sink is not None and not self._transport.is_closing():
             self._transport.pause_reading()  # an engine that floods would be read from again and again
-            self._pool.loop.call_soon(self._go_on)
+            self._pool.loop.call_soon(self._resume_reading)
 
     def eof_received(self) -> bool:
         return False
@@ -174,20 +174,20 @@ class Upstream:
         """It has been read."""
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._deadline.cancel()
+        self._silence_timer.cancel()
         self._parser = cast(httptools.HttpResponseParser, None)  # it knows us, and nobody should wait for the collector
-        self._pool.forget(self)
+        self._pool.discard(self)
         sink, self._sink = self._sink, None
         if sink is None:
             return
         framed = b"content-length" in self._fields or b"transfer-encoding" in self._fields
         if self._status and not framed and exc is None:
-            sink.body([], True)  # a body without length ends with its connection
+            sink.on_body([], True)  # a body without length ends with its connection
             return
-        stale = self._served > 0 and not self._heard
-        sink.broken(Broken("cut" if self._heard else "reset", stale=stale))
+        stale = self._response_count > 0 and not self._received_any
+        sink.on_error(UpstreamError("cut" if self._received_any else "reset", is_stale=stale))
 
-    def _go_on(self) -> None:
+    def _resume_reading(self) -> None:
         if not self._paused and not self._transport.is_closing():
             self._transport.resume_reading()
 
@@ -195,7 +195,7 @@ class Upstream:
 
     def on_message_begin(self) -> None:
         """A second message on the heels of a complete one was never asked for."""
-        self._extra = self._complete
+        self._has_extra_message = self._complete
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """A header field, or a trailer, which is dropped."""
@@ -212,53 +212,53 @@ class Upstream:
             self._fields = {}
         elif not self._status and self._sink is not None:
             self._status = status
-            self._sink.head(status, self._fields)
+            self._sink.on_head(status, self._fields)
 
     def on_body(self, part: bytes) -> None:
         """A chunk's data, or a part of it."""
         if not self._complete:
-            self._pieces.append(part)
+            self._chunks.append(part)
 
     def on_message_complete(self) -> None:
         """The end; whether the connection stays is only known in this call."""
         if self._status:
             self._complete = True
-            self._keep = self._parser.should_keep_alive()
+            self._keep_alive = self._parser.should_keep_alive()
 
     # Ends.
 
-    def _park(self) -> None:
-        self._deadline.clear()
-        self._served += 1
-        if self._keep and not self._extra and not self._transport.is_closing():
+    def _release(self) -> None:
+        self._silence_timer.pause()
+        self._response_count += 1
+        if self._keep_alive and not self._has_extra_message and not self._transport.is_closing():
             if self._paused:
                 self._paused = False
                 self._transport.resume_reading()
-            self._pool.park(self)
+            self._pool.release(self)
         else:
             self._transport.close()
 
-    def gone(self) -> None:
+    def mark_unreachable(self) -> None:
         """The engine has said nothing to anybody and takes no connections."""
         if self._sink is not None and not self._paused:
             self._fail("gone")
 
-    def _listen(self, seconds: float) -> None:
+    def _arm_silence_timer(self, seconds: float) -> None:
         """So long may silence last from now on; meanwhile it is looked into."""
-        step = min(seconds, self._mute_seconds)
-        self._left_seconds = seconds - step
-        self._heard_before = self.peer.heard
-        self._deadline.set(step)
+        step = min(seconds, self._probe_after_seconds)
+        self._silence_left_seconds = seconds - step
+        self._receive_count_before = self.activity.receive_count
+        self._silence_timer.restart(step)
 
-    def _silent(self) -> None:
-        if self._left_seconds > 0.0:
-            if not self._paused and self.peer.heard == self._heard_before:
-                self._pool.knock(self)
-            self._listen(self._left_seconds)
+    def _on_silence(self) -> None:
+        if self._silence_left_seconds > 0.0:
+            if not self._paused and self.activity.receive_count == self._receive_count_before:
+                self._pool.probe_listening(self)
+            self._arm_silence_timer(self._silence_left_seconds)
             return
-        more = self._sink.silent() if self._sink is not None and not self._spoke else 0.0
+        more = self._sink.on_silence() if self._sink is not None and not self._body_started else 0.0
         if more > 0:
-            self._listen(more)
+            self._arm_silence_timer(more)
         else:
             self._fail("timeout")
 
@@ -266,76 +266,78 @@ class Upstream:
         sink, self._sink = self._sink, None
         self._transport.abort()
         if sink is not None:
-            sink.broken(Broken(why))
+            sink.on_error(UpstreamError(why))
 
 
-def _with(field: bytes, message: Sequence[bytes]) -> list[bytes]:
+def _insert_header(field: bytes, message: Sequence[bytes]) -> list[bytes]:
     """A request with one more header field, behind its first line."""
     line, _, rest = message[0].partition(b"\r\n")
     return [b"%b\r\n%b%b" % (line, field, rest), *message[1:]]
 
 
-class Pool:
+class ConnectionPool:
     """Idle connections by engine address, newest used first; new ones where there is none."""
 
-    def __init__(self, limits: Limits, loop: asyncio.AbstractEventLoop, reach: Reach) -> None:
-        self.reach = reach
+    def __init__(self, limits: Limits, loop: asyncio.AbstractEventLoop, credentials: EngineCredentials) -> None:
+        self.credentials = credentials
         self.limits = limits
         self.loop = loop
         self._now = loop.time
-        self._most_idle = limits.upstream_idle_per_instance
+        self._max_idle = limits.upstream_idle_per_instance
         self._idle_seconds = limits.upstream_idle_seconds
-        self._idle: dict[str, list[Upstream]] = {}  # oldest first
-        self._peers: dict[str, Peer] = {}
-        self._knocks: set[asyncio.Task[None]] = set()
+        self._idle: dict[str, list[EngineConnection]] = {}  # oldest first
+        self._activities: dict[str, EndpointActivity] = {}
+        self._probes: set[asyncio.Task[None]] = set()
         self._sweeper: asyncio.TimerHandle | None = None
         self._closed = False
 
-    def idle(self, address: str) -> Upstream | None:
+    def take_idle(self, address: str) -> EngineConnection | None:
         """A connection that is ready to use."""
         waiting = self._idle.get(address)
         while waiting:
             connection = waiting.pop()
-            if connection.usable and self._now() - connection.parked_at < self._idle_seconds:
+            if connection.is_usable and self._now() - connection.idle_since < self._idle_seconds:
                 return connection
             connection.abort()
         return None
 
-    def peer(self, address: str) -> Peer:
+    def activity(self, address: str) -> EndpointActivity:
         """What is known of an address."""
-        found = self._peers.get(address)
+        found = self._activities.get(address)
         if found is None:
-            found = self._peers[address] = Peer()
+            found = self._activities[address] = EndpointActivity()
         return found
 
-    async def connect(self, address: str) -> Upstream:
+    async def connect(self, address: str) -> EngineConnection:
         """A new connection. Raises Broken when the engine does not accept one in time."""
         url = urlsplit(address)
         try:
-            secure = self.reach.context(self.reach.of(address)) if url.scheme == "https" else None
+            secure = self.credentials.tls_context(self.credentials.auth_for(address)) if url.scheme == "https" else None
             async with asyncio.timeout(self.limits.connect_seconds):
-                connection = Upstream(self, address)
+                connection = EngineConnection(self, address)
                 made = cast(asyncio.Protocol, connection)
                 await self.loop.create_connection(lambda: made, url.hostname or "", url.port or 80, ssl=secure)
         except TimeoutError:
-            raise Broken("connect-timeout", sent=False) from None
+            raise UpstreamError("connect-timeout", was_sent=False) from None
         except ssl.SSLError:
-            raise Broken("tls", sent=False) from None
+            raise UpstreamError("tls", was_sent=False) from None
         except OSError:
-            raise Broken("refused", sent=False) from None
+            raise UpstreamError("refused", was_sent=False) from None
         return connection
 
-    def knock(self, connection: Upstream) -> None:
+    def probe_listening(self, connection: EngineConnection) -> None:
         """Find out whether a silent engine still takes connections; those that wait for one that does not are told. Once at a
         time, however many wait."""
-        waiting = connection.peer.waiting
+        waiting = connection.activity.probing
         waiting.append(connection)
         if len(waiting) == 1:
-            task = self.loop.create_task(self._knock(connection.peer, connection.address, connection.peer.heard))
-            self._knocks.add(task)
-            task.add_done_callback(self._knocks.discard)
+            task = self.loop.create_task(
+                self._probe(connection.activity, connection.address, connection.activity.receive_count)
+            )
+            self._probes.add(task)
+            task.add_done_callback(self._probes.discard)
 
-    def park(self, connection: Upstream) -> None:
+    def release(self, connection: EngineConnection) -> None:
         """Keep a connection for the next request, unless there will be none."""
         if self._closed:
             connection.abort()
@@ -343,56 +345,56 @@ class Pool:
         waiting = self._idle.get(connection.address)
         if waiting is None:
             waiting = self._idle[connection.address] = []
-        elif len(waiting) >= self._most_idle:
+        elif len(waiting) >= self._max_idle:
             waiting.pop(0).abort()
-        connection.parked_at = self._now()
+        connection.idle_since = self._now()
         waiting.append(connection)
         if self._sweeper is None:
-            self._sweeper = self.loop.call_later(self._idle_seconds / 4, self._sweep)
+            self._sweeper = self.loop.call_later(self._idle_seconds / 4, self._close_expired)
 
-    def forget(self, connection: Upstream) -> None:
+    def discard(self, connection: EngineConnection) -> None:
         """A connection has closed."""
         waiting = self._idle.get(connection.address)
         if waiting and connection in waiting:
             waiting.remove(connection)
 
-    def keep_only(self, addresses: frozenset[str]) -> None:
+    def retain(self, addresses: frozenset[str]) -> None:
         """Close what leads to engines that are no longer in the fleet."""
         for address in [known for known in self._idle if known not in addresses]:
             for connection in list(self._idle.pop(address)):
                 connection.abort()
-        for address in self._peers.keys() - addresses:
-            del self._peers[address]
+        for address in self._activities.keys() - addresses:
+            del self._activities[address]
 
     def close(self) -> None:
         """Close every idle connection, and each that is in use when its answer is over."""
         self._closed = True
-        self.keep_only(frozenset())
-        for task in self._knocks:
+        self.retain(frozenset())
+        for task in self._probes:
             task.cancel()
         if self._sweeper is not None:
             self._sweeper.cancel()
             self._sweeper = None
 
-    async def _knock(self, peer: Peer, address: str, heard: int) -> None:
+    async def _probe(self, activity: EndpointActivity, address: str, receive_count: int) -> None:
         refused = False
         try:
             (await self.connect(address)).abort()
-        except Broken as error:
-            refused = error.why == "refused"
+        except UpstreamError as error:
+            refused = error.cause == "refused"
         finally:
-            waiting, peer.waiting = peer.waiting, []
-        if refused and peer.heard == heard:
+            waiting, activity.probing = activity.probing, []
+        if refused and activity.receive_count == receive_count:
             for connection in waiting:
-                connection.gone()
+                connection.mark_unreachable()
 
-    def _sweep(self) -> None:
+    def _close_expired(self) -> None:
         self._sweeper = None
         oldest = self._now() - self._idle_seconds
         for address, waiting in list(self._idle.items()):
-            while waiting and waiting[0].parked_at <= oldest:
+            while waiting and waiting[0].idle_since <= oldest:
                 waiting.pop(0).abort()
             if not waiting:
                 del self._idle[address]
         if self._idle:
-            self._sweeper = self.loop.call_later(self._idle_seconds / 4, self._sweep)
+            self._sweeper = self.loop.call_later(self._idle_seconds / 4, self._close_expired)

@@ -11,12 +11,12 @@ import msgspec
 from fairlead.clock import Clock
 from fairlead.errors import SettingsError, Unavailable
 from fairlead.limits import Limits
-from fairlead_gateway.management.fetch import get
+from fairlead_gateway.management.fetch import fetch
 
-_ANSWER_BYTES = 4_096
+_MAX_RESPONSE_BYTES = 4_096
 
 
-def checked(url: str) -> str:
+def check_autoscaler_url(url: str) -> str:
     """The setting, without a slash at its end. Raises SettingsError."""
     try:
         parts = urlsplit(url)
@@ -32,31 +32,33 @@ def checked(url: str) -> str:
     return url.rstrip("/")
 
 
-class Waker:
+class ScaleUpNotifier:
     """``url`` is the autoscaler's, ``token`` the management token."""
 
     def __init__(self, url: str, token: str | None, clock: Clock, limits: Limits) -> None:
         self._url = f"{url}/wake"
-        self._more = b"" if token is None else b"authorization: Bearer " + token.encode() + b"\r\n"
+        self._auth_header = b"" if token is None else b"authorization: Bearer " + token.encode() + b"\r\n"
         self._clock = clock
         self._limits = limits
-        self._told: dict[str, float] = {}
+        self._notified_at: dict[str, float] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._problem: str | None = None
+        self._warning: str | None = None
 
-    def heard(self, model: str) -> None:
+    def notify(self, model: str) -> None:
         """A worker holds requests of a model; of several that say so, the first is enough."""
         now = self._clock.now()
-        self._told = {key: at for key, at in self._told.items() if now - at < self._limits.wake_seconds}
-        if model not in self._told:
-            self._told[model] = now
-            task = asyncio.get_running_loop().create_task(self._tell(model))
+        self._notified_at = {
+            key: at for key, at in self._notified_at.items() if now - at < self._limits.wake_hint_seconds
+        }
+        if model not in self._notified_at:
+            self._notified_at[model] = now
+            task = asyncio.get_running_loop().create_task(self._post(model))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    def notes(self) -> list[str]:
+    def warnings(self) -> list[str]:
         """What is wrong, in words."""
-        return [] if self._problem is None else [self._problem]
+        return [] if self._warning is None else [self._warning]
 
     async def close(self) -> None:
         """Tell nobody any more."""
@@ -64,17 +66,17 @@ class Waker:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _tell(self, model: str) -> None:
+    async def _post(self, model: str) -> None:
         limits = self._limits
         try:
-            await get(
+            await fetch(
                 self._url,
-                deadline_seconds=limits.wake_seconds,
-                most_bytes=_ANSWER_BYTES,
-                more=self._more,
-                question=msgspec.json.encode({"model": model}),
+                timeout_seconds=limits.wake_hint_seconds,
+                max_bytes=_MAX_RESPONSE_BYTES,
+                extra_headers=self._auth_header,
+                json_body=msgspec.json.encode({"model": model}),
             )
         except Unavailable as error:
-            self._problem = f"the autoscaler was not told that requests of {model} wait: {error.message}"
+            self._warning = f"the autoscaler was not told that requests of {model} wait: {error.message}"
         else:
-            self._problem = None
+            self._warning = None

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 from fairlead.errors import FairleadError
-from fairlead.tasks import ended
+from fairlead.tasks import cancel_and_wait
 
 POLL_SECONDS = 0.2
 _log = logging.getLogger("fairlead.gateway")
@@ -18,7 +18,7 @@ _log = logging.getLogger("fairlead.gateway")
 Signature = tuple[tuple[int, int, int], ...]
 
 
-class Watch:
+class FileWatcher:
     """Calls ``load`` whenever ``files`` have changed; what it raises is kept as ``problem`` and changes nothing else.
 
     ``what`` names the files in that problem, as in "the keys file".
@@ -36,27 +36,27 @@ class Watch:
 
     async def start(self) -> None:
         """Load, and follow from now on. Raises what ``load`` raises: there is nothing good to fall back to yet."""
-        seen = signature(self._files)
+        seen = file_signature(self._files)
         await self._load()
-        self._task = asyncio.create_task(self._follow(seen), name=f"watch {self._what}")
+        self._task = asyncio.create_task(self._poll_loop(seen), name=f"watch {self._what}")
 
     async def stop(self) -> None:
         """Look no more."""
         task, self._task = self._task, None
-        await ended(task)
+        await cancel_and_wait(task)
 
-    async def _follow(self, done: Signature) -> None:
+    async def _poll_loop(self, done: Signature) -> None:
         pending = done
         while True:
             await asyncio.sleep(self._poll_seconds)
-            now = signature(self._files)
+            now = file_signature(self._files)
             if now != pending:
                 pending = now
             elif now != done:
                 done = now
-                await self._again()
+                await self._reload()
 
-    async def _again(self) -> None:
+    async def _reload(self) -> None:
         try:
             await self._load()
         except (FairleadError, OSError, ValueError) as error:
@@ -67,12 +67,12 @@ class Watch:
             _log.info("%s: read again", self._what)
 
 
-def signature(files: Sequence[Path]) -> Signature:
+def file_signature(files: Sequence[Path]) -> Signature:
     """Changes when one of ``files`` is edited, replaced or removed."""
-    return tuple(_one(path) for path in files)
+    return tuple(_stat_signature(path) for path in files)
 
 
-def _one(path: Path) -> tuple[int, int, int]:
+def _stat_signature(path: Path) -> tuple[int, int, int]:
     try:
         found = path.stat()
     except OSError:

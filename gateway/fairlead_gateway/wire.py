@@ -7,19 +7,19 @@ from a proxy or from Fairlead, and names with an underscore, which some servers 
 from typing import Final
 
 from fairlead_gateway import trace
-from fairlead_gateway.head import Head
+from fairlead_gateway.head import RequestHead
 
-_DROPPED: Final = frozenset(
+_DROPPED_HEADERS: Final = frozenset(
     b"host content-length content-type content-encoding transfer-encoding connection keep-alive te trailer upgrade "
     b"proxy-authenticate proxy-authorization proxy-connection http2-settings expect accept-encoding authorization "
     b"x-api-key cookie forwarded via x-real-ip x-request-id x-request-timeout x-data-parallel-rank traceparent tracestate".split()
 )
-_WRITTEN_WHOLE_BYTES: Final = 65_536
-_KEPT: Final = 4_096
+_MAX_JOINED_BYTES: Final = 65_536
+_MAX_CACHED: Final = 4_096
 _THOUSANDTHS: Final[tuple[str, ...]] = tuple(f"{number:03d}" for number in range(1_000))
-JSON: Final = "application/json"
+JSON_TYPE: Final = "application/json"
 _DROPPED_PREFIXES: Final = (b"x-fairlead-", b"x-forwarded-", b"proxy-")
-_PASSED_BACK: Final[tuple[bytes, ...]] = (
+_RELAYED_HEADERS: Final[tuple[bytes, ...]] = (
     b"content-type",
     b"cache-control",
     b"retry-after",
@@ -29,24 +29,26 @@ _PASSED_BACK: Final[tuple[bytes, ...]] = (
 )
 
 
-def engine_request(
+def encode_request(
     url: str,
     path: str,
-    head: Head,
+    head: RequestHead,
     body: bytes,
     request_id: str,
     *,
     method: str = "POST",
-    rank: int | None = None,
-    more: str = "",
+    dp_rank: int | None = None,
+    extra_headers: str = "",
 ) -> list[bytes]:
     """The request as an engine gets it: own framing, own Host, the body's very bytes; ``rank`` of a data-parallel one.
 
     ``more`` is ready header text."""
-    return framed(start_of(method, path, url), head, body, request_id, rank=rank, more=more)
+    return encode_with_prefix(
+        request_prefix(method, path, url), head, body, request_id, dp_rank=dp_rank, extra_headers=extra_headers
+    )
 
 
-class Start:
+class RequestPrefix:
     """How a request begins: up to its length, or, of a GET, to the end of its Host."""
 
     __slots__ = ("method", "target", "text")
@@ -57,66 +59,68 @@ class Start:
         self.text = text
 
 
-def start_of(method: str, target: str, url: str) -> Start:
+def request_prefix(method: str, target: str, url: str) -> RequestPrefix:
     """The beginning of a request for ``target`` at ``url``."""
     authority, _, base = url.partition("://")[2].partition("/")
     base = f"/{base}".rstrip("/") if base else ""
     framing = "content-type: application/json\r\ncontent-length: " if method != "GET" else ""
-    return Start(method, target, f"{method} {base}{target} HTTP/1.1\r\nhost: {authority}\r\n{framing}")
+    return RequestPrefix(method, target, f"{method} {base}{target} HTTP/1.1\r\nhost: {authority}\r\n{framing}")
 
 
-def framed(start: Start, head: Head, body: bytes, request_id: str, *, rank: int | None, more: str) -> list[bytes]:
+def encode_with_prefix(
+    prefix: RequestPrefix, head: RequestHead, body: bytes, request_id: str, *, dp_rank: int | None, extra_headers: str
+) -> list[bytes]:
     """A request behind a beginning that is known already."""
-    own = f"x-data-parallel-rank: {rank}\r\n" if rank is not None else ""
-    if start.method != "GET":
-        begin = f"{start.text}{len(body)}\r\nx-request-id: {request_id}\r\n{more}{own}".encode("latin-1")
+    own = f"x-data-parallel-rank: {dp_rank}\r\n" if dp_rank is not None else ""
+    if prefix.method != "GET":
+        begin = f"{prefix.text}{len(body)}\r\nx-request-id: {request_id}\r\n{extra_headers}{own}".encode("latin-1")
     else:
-        begin = f"{start.text}x-request-id: {request_id}\r\n{more}{own}".encode("latin-1")
-    if head.passed_on is None:
-        head.passed_on = fields_for_engines(head)
-    if len(body) < _WRITTEN_WHOLE_BYTES:
-        return [b"%b%b\r\n%b" % (begin, head.passed_on, body)]
-    return [b"%b%b\r\n" % (begin, head.passed_on), body]
+        begin = f"{prefix.text}x-request-id: {request_id}\r\n{extra_headers}{own}".encode("latin-1")
+    if head.forwarded_fields is None:
+        head.forwarded_fields = forwarded_headers(head)
+    if len(body) < _MAX_JOINED_BYTES:
+        return [b"%b%b\r\n%b" % (begin, head.forwarded_fields, body)]
+    return [b"%b%b\r\n" % (begin, head.forwarded_fields), body]
 
 
-class Starts:
+class RequestPrefixCache:
     """How requests to engines begin: each engine's last one is kept, since the next is most often alike."""
 
     def __init__(self) -> None:
-        self._kept: dict[str, Start] = {}
+        self._prefixes: dict[str, RequestPrefix] = {}
 
-    def of(self, method: str, target: str, url: str) -> Start:
+    def get(self, method: str, target: str, url: str) -> RequestPrefix:
         """The beginning of a request for ``target`` at ``url``."""
-        kept = self._kept.get(url)
+        kept = self._prefixes.get(url)
         if kept is None or kept.target != target or kept.method != method:
-            if len(self._kept) >= _KEPT:
-                self._kept.clear()
-            kept = self._kept[url] = start_of(method, target, url)
+            if len(self._prefixes) >= _MAX_CACHED:
+                self._prefixes.clear()
+            kept = self._prefixes[url] = request_prefix(method, target, url)
         return kept
 
 
-class Named:
+class RouteHeaderCache:
     """The beginning of the fields that say where a request went, kept for each instance."""
 
     def __init__(self) -> None:
-        self._kept: dict[str, str] = {}
+        self._headers: dict[str, str] = {}
 
-    def of(self, instance: str) -> str:
+    def get(self, instance: str) -> str:
         """Up to where the reason comes."""
-        kept = self._kept.get(instance)
+        kept = self._headers.get(instance)
         if kept is None:
-            if len(self._kept) >= _KEPT:
-                self._kept.clear()
-            kept = self._kept[instance] = named(header_value(instance))
+            if len(self._headers) >= _MAX_CACHED:
+                self._headers.clear()
+            kept = self._headers[instance] = route_header(sanitize_header_value(instance))
         return kept
 
 
-def named(where: str) -> str:
+def route_header(where: str) -> str:
     """The field that names an instance, and the name of the next one, which says why."""
     return f"x-fairlead-instance: {where}\r\nx-fairlead-reason: "
 
 
-def timing(own_seconds: float, engine_seconds: float) -> str:
+def server_timing(own_seconds: float, engine_seconds: float) -> str:
     """The value of ``server-timing``: milliseconds with three decimals. Put together from whole microseconds, since to format a
     number takes ten times as long; below 0 the engine's part is not known."""
     own = int(own_seconds * 1e6 + 0.5)
@@ -127,16 +131,16 @@ def timing(own_seconds: float, engine_seconds: float) -> str:
     return f"{text}, engine;dur={engine // 1000}.{_THOUSANDTHS[engine % 1000]}"
 
 
-def fields_for_engines(head: Head, *, traced: bool = False) -> bytes:
+def forwarded_headers(head: RequestHead, *, traced: bool = False) -> bytes:
     """The client's fields that an engine gets, as header text; without its trace context where ours takes its place (``traced``)."""
     named = head.get(b"connection")
     hops = {name.strip(b" \t").lower() for name in named.split(b",")} if named else frozenset()
     lines: list[bytes] = []
     context = b""
     for name, value in head.fields:
-        if name in _DROPPED or b"_" in name or name in hops or name.startswith(_DROPPED_PREFIXES):
-            if name == trace.PARENT and not traced and name not in hops:
-                context = trace.passed_on(head.fields)
+        if name in _DROPPED_HEADERS or b"_" in name or name in hops or name.startswith(_DROPPED_PREFIXES):
+            if name == trace.TRACEPARENT and not traced and name not in hops:
+                context = trace.forwarded_header(head.fields)
             continue
         lines += (name, b": ", value, b"\r\n")
     if context:
@@ -144,11 +148,11 @@ def fields_for_engines(head: Head, *, traced: bool = False) -> bytes:
     return b"".join(lines)
 
 
-def passed_back(fields: dict[bytes, bytes], *, but: bytes = b"") -> str:
+def relayed_headers(fields: dict[bytes, bytes], *, exclude: bytes = b"") -> str:
     """The allowed fields of an engine's head, as header text."""
     text = ""
-    for name in _PASSED_BACK:
-        if name == but:
+    for name in _RELAYED_HEADERS:
+        if name == exclude:
             continue
         value = fields.get(name)
         if value is not None and b"\r" not in value and b"\n" not in value:
@@ -156,7 +160,7 @@ def passed_back(fields: dict[bytes, bytes], *, but: bytes = b"") -> str:
     return text
 
 
-def header_value(text: str) -> str:
+def sanitize_header_value(text: str) -> str:
     """A value of ours that may hold anything, as something that a header can hold."""
     if text.isascii() and text.isprintable() and " " not in text:
         return text

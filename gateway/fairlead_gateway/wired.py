@@ -3,94 +3,102 @@
 from dataclasses import fields
 from typing import Any
 
-from fairlead.decision import Decision, Input, Rejected
-from fairlead_gateway.channel_messages import WireDecision, WireLeg, WireLogged, WireRecord, WireStory
-from fairlead_gateway.decision_log import DecisionRecord, Logged
-from fairlead_gateway.handoff_story import HandoffStory, PrefillLeg
-from fairlead_gateway.telemetry import Outcome
+from fairlead.decision import Decision, DecisionInput, RejectedCandidate
+from fairlead_gateway.channel_messages import (
+    EncodedDecision,
+    EncodedDecisionRecord,
+    EncodedHandoff,
+    EncodedLoggedRequest,
+    EncodedPrefillAttempt,
+)
+from fairlead_gateway.decision_log import DecisionRecord, LoggedRequest
+from fairlead_gateway.handoff_story import HandoffRecord, PrefillAttempt
+from fairlead_gateway.telemetry import RequestOutcome
 
-_OUTCOME = tuple(item.name for item in fields(Outcome))
+_OUTCOME_FIELDS = tuple(item.name for item in fields(RequestOutcome))
 
 
-def wire_logged(logged: Logged) -> WireLogged:
+def encode_logged_request(logged: LoggedRequest) -> EncodedLoggedRequest:
     """A request's choices and its end."""
-    ended = logged.outcome
-    outcome = None if ended is None else {name: getattr(ended, name) for name in _OUTCOME}
-    return WireLogged([wire_record(record) for record in logged.records], outcome)
+    result = logged.outcome
+    outcome = None if result is None else {name: getattr(result, name) for name in _OUTCOME_FIELDS}
+    return EncodedLoggedRequest([encode_record(record) for record in logged.records], outcome)
 
 
-def wire_record(record: DecisionRecord) -> WireRecord:
+def encode_record(record: DecisionRecord) -> EncodedDecisionRecord:
     """One choice."""
-    return WireRecord(
+    return EncodedDecisionRecord(
         record.request_id,
         record.wall,
         record.model_key,
-        _wire_decision(record.decision),
+        _encode_decision(record.decision),
         record.attempt,
         record.prompt_tokens,
         record.caller,
-        None if record.story is None else _wire_story(record.story),
+        None if record.handoff is None else _encode_handoff(record.handoff),
     )
 
 
-def logged_of(wire: WireLogged) -> Logged:
+def decode_logged_request(encoded: EncodedLoggedRequest) -> LoggedRequest:
     """As the log keeps it."""
-    outcome = None if wire.outcome is None else _outcome(wire.outcome)
-    return Logged([record_of(record) for record in wire.records], outcome)
+    outcome = None if encoded.outcome is None else _decode_outcome(encoded.outcome)
+    return LoggedRequest([decode_record(record) for record in encoded.records], outcome)
 
 
-def record_of(wire: WireRecord) -> DecisionRecord:
+def decode_record(encoded: EncodedDecisionRecord) -> DecisionRecord:
     """As the log keeps it."""
     return DecisionRecord(
-        wire.request_id,
-        wire.wall,
-        wire.model_key,
-        _decision(wire.decision),
-        wire.attempt,
-        wire.prompt_tokens,
-        wire.caller,
-        None if wire.story is None else _story(wire.story),
+        encoded.request_id,
+        encoded.wall,
+        encoded.model_key,
+        _decode_decision(encoded.decision),
+        encoded.attempt,
+        encoded.prompt_tokens,
+        encoded.caller,
+        None if encoded.story is None else _decode_handoff(encoded.story),
     )
 
 
-def _wire_decision(made: Decision) -> WireDecision:
-    return WireDecision(
-        made.chosen,
-        made.rule,
-        made.reason,
-        [(item.id, item.why) for item in made.rejected],
-        {name: (told.value, told.age_seconds) for name, told in made.inputs.items()},
-        made.cost_seconds,
+def _encode_decision(decision: Decision) -> EncodedDecision:
+    return EncodedDecision(
+        decision.chosen,
+        decision.rule,
+        decision.reason,
+        [(item.id, item.why) for item in decision.rejected],
+        {name: (told.value, told.age_seconds) for name, told in decision.inputs.items()},
+        decision.cost_seconds,
     )
 
 
-def _decision(wire: WireDecision) -> Decision:
+def _decode_decision(encoded: EncodedDecision) -> Decision:
     return Decision(
-        wire.chosen,
-        wire.rule,
-        wire.reason,
-        tuple(Rejected(item, why) for item, why in wire.rejected),
-        {name: Input(value, age) for name, (value, age) in wire.inputs.items()},
-        wire.cost_seconds,
+        encoded.chosen,
+        encoded.rule,
+        encoded.reason,
+        tuple(RejectedCandidate(item, why) for item, why in encoded.rejected),
+        {name: DecisionInput(value, age) for name, (value, age) in encoded.inputs.items()},
+        encoded.cost_seconds,
     )
 
 
-def _wire_story(story: HandoffStory) -> WireStory:
-    legs = [
-        WireLeg(leg.instance_id, _wire_decision(leg.decision), leg.began, leg.seconds, leg.result) for leg in story.legs
+def _encode_handoff(handoff: HandoffRecord) -> EncodedHandoff:
+    attempts = [
+        EncodedPrefillAttempt(leg.instance_id, _encode_decision(leg.decision), leg.started_at, leg.seconds, leg.result)
+        for leg in handoff.attempts
     ]
-    where = None if story.where is None else _wire_decision(story.where)
-    return WireStory(story.outcome, story.reason, story.words, story.waited_seconds, legs, where)
+    placement = None if handoff.placement is None else _encode_decision(handoff.placement)
+    return EncodedHandoff(handoff.outcome, handoff.reason, handoff.message, handoff.waited_seconds, attempts, placement)
 
 
-def _story(wire: WireStory) -> HandoffStory:
-    legs = [
-        PrefillLeg(leg.instance_id, _decision(leg.decision), leg.began, leg.seconds, leg.result) for leg in wire.legs
+def _decode_handoff(encoded: EncodedHandoff) -> HandoffRecord:
+    attempts = [
+        PrefillAttempt(leg.instance_id, _decode_decision(leg.decision), leg.began, leg.seconds, leg.result)
+        for leg in encoded.legs
     ]
-    where = None if wire.where is None else _decision(wire.where)
-    return HandoffStory(wire.outcome, wire.reason, wire.words, wire.waited_seconds, legs, where)
+    placement = None if encoded.where is None else _decode_decision(encoded.where)
+    return HandoffRecord(encoded.outcome, encoded.reason, encoded.words, encoded.waited_seconds, attempts, placement)
 
 
-def _outcome(found: dict[str, Any]) -> Outcome:
-    failures = tuple((where, why) for where, why in found["failures"])
-    return Outcome(**{**found, "failures": failures})
+def _decode_outcome(values: dict[str, Any]) -> RequestOutcome:
+    failures = tuple((where, why) for where, why in values["failures"])
+    return RequestOutcome(**{**values, "failures": failures})

@@ -22,292 +22,307 @@ from fairlead.errors import FairleadError
 from fairlead.fleet import Fleet
 from fairlead.limits import Limits
 from fairlead.loops import loop_factory
-from fairlead.settings import GatewaySettings, read
+from fairlead.settings import GatewaySettings, read_settings
 from fairlead_gateway import channel_messages as say
 from fairlead_gateway import forward, memory, quiet_log
-from fairlead_gateway.answers import Answers
+from fairlead_gateway.answers import QueryHandler
 from fairlead_gateway.channel import Channel
 from fairlead_gateway.gateway import Gateway
-from fairlead_gateway.index_telling import IndexTeller, correct
-from fairlead_gateway.keys import Keys
-from fairlead_gateway.learning.rows import RowTeller
-from fairlead_gateway.ports import Address
+from fairlead_gateway.index_telling import IndexReporter, apply_corrections
+from fairlead_gateway.keys import ApiKeys
+from fairlead_gateway.learning.rows import TimingReporter
+from fairlead_gateway.ports import ListenAddress
 from fairlead_gateway.request_ids import RequestIds
-from fairlead_gateway.routing.shared import SharedRows, Siblings
-from fairlead_gateway.server import Server
-from fairlead_gateway.telling import Hearer, Teller, hashes_of
-from fairlead_gateway.tls import Certificate
+from fairlead_gateway.routing.shared import SharedLoadTable, SiblingWorkers
+from fairlead_gateway.server import PublicServer
+from fairlead_gateway.telling import DispatchReporter, PeerUpdateApplier, unpack_hashes
+from fairlead_gateway.tls import TlsCertificate
 
 if TYPE_CHECKING:  # most gateways observe nothing, and then need none of it
-    from fairlead_gateway.observing import Observing
+    from fairlead_gateway.observing import RequestObservers
 
 _log = logging.getLogger("fairlead.gateway")
-_LAST_WORDS_SECONDS = 1.0
-_LEAVE_SECONDS = 10.0  # for the helper to put another in the place of a worker that was told to go
+_CHANNEL_CLOSE_SECONDS = 1.0
+_REPLACEMENT_SECONDS = 10.0  # for the helper to put another in the place of a worker that was told to go
 
 
 class Worker:
     """One worker. ``rows`` is the memory shared with siblings, None where there are none."""
 
-    def __init__(self, settings: GatewaySettings, limits: Limits, rows: mmap.mmap | None) -> None:
+    def __init__(self, settings: GatewaySettings, limits: Limits, shared_memory: mmap.mmap | None) -> None:
         self._settings = settings
         self._limits = limits
-        self._rows = rows
+        self._shared_memory = shared_memory
         self._clock = SystemClock()
         self._loop = asyncio.get_running_loop()
-        self._setup: asyncio.Future[say.Setup | None] = self._loop.create_future()
+        self._configured: asyncio.Future[say.Configure | None] = self._loop.create_future()
         self._stop = asyncio.Event()
-        self._gone = asyncio.Event()
-        self._channel: Channel[say.ToWorker] = Channel(say.ToWorker, self._received, self._lost, limits)
-        self._waiting: list[say.ToWorker] = []
-        self._notes: list[str] = []
-        self._problem: str | None = None
+        self._channel_closed = asyncio.Event()
+        self._channel: Channel[say.ToWorker] = Channel(say.ToWorker, self._on_message, self._on_channel_closed, limits)
+        self._early_messages: list[say.ToWorker] = []
+        self._supervisor_warnings: list[str] = []
+        self._certificate_warning: str | None = None
         self._gateway: Gateway | None = None
-        self._keys: Keys | None = None
-        self._certificate: Certificate | None = None
-        self._shared: SharedRows | None = None
-        self._teller: Teller | None = None
-        self._hearer: Hearer | None = None
-        self._index: IndexTeller | None = None
-        self._answers: Answers | None = None
+        self._api_keys: ApiKeys | None = None
+        self._certificate: TlsCertificate | None = None
+        self._shared_loads: SharedLoadTable | None = None
+        self._dispatch_reporter: DispatchReporter | None = None
+        self._peer_updates: PeerUpdateApplier | None = None
+        self._index_reporter: IndexReporter | None = None
+        self._query_handler: QueryHandler | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self, sock: socket.socket) -> int:
         """Serve until told to stop; 0 after a clean drain, 2 when it could not start."""
-        self._loop.add_signal_handler(signal.SIGTERM, self._leave)
-        self._loop.set_exception_handler(quiet_log.loop_defect)
+        self._loop.add_signal_handler(signal.SIGTERM, self._on_sigterm)
+        self._loop.set_exception_handler(quiet_log.on_loop_exception)
         await self._channel.open(sock)
-        setup = await self._setup
+        setup = await self._configured
         if setup is None:
             return 0
-        observing = self._observing(setup)
+        observing = self._create_observers(setup)
         try:
-            server = await self._started(setup, observing)
+            server = await self._start_serving(setup, observing)
         except (FairleadError, OSError) as error:
-            self._channel.send(say.Failed(str(error)))
-            await self._closed()
+            self._channel.send(say.StartFailed(str(error)))
+            await self._close_channel()
             return 2
         try:
             await self._stop.wait()
             await server.drain()
         finally:
             server.close()
-            self._last_words()
-            await self._closed()
+            self._send_final_counters()
+            await self._close_channel()
         return 0
 
     # Start ---------------------------------------------------------------------------------------------------------------
 
-    async def _started(self, setup: say.Setup, observing: "Observing | None") -> Server:
+    async def _start_serving(self, setup: say.Configure, observing: "RequestObservers | None") -> PublicServer:
         if setup.certificate is not None:
-            self._certificate = Certificate(Path(setup.certificate[0]), Path(setup.certificate[1]))
+            self._certificate = TlsCertificate(Path(setup.certificate[0]), Path(setup.certificate[1]))
             await self._certificate.load()
         if setup.keys is not None and setup.pepper is not None:
-            self._keys = Keys(setup.pepper, setup.keys)
-        gateway = self._gateway = self._made(setup, observing)
-        self._notes = setup.notes
-        gateway.problems = self._problems
-        self._answers = Answers(gateway, self._channel.send)
-        self._place(setup.slots)
-        gateway.apply(setup.fleet)
-        system.settled()  # takes tens of milliseconds: before anybody is served
-        system.collect_seldom()
-        public = Address(setup.host, setup.port).bind(shared=True)
-        server = Server(gateway, public, self._certificate)
+            self._api_keys = ApiKeys(setup.pepper, setup.keys)
+        gateway = self._gateway = self._create_gateway(setup, observing)
+        self._supervisor_warnings = setup.notes
+        gateway.warnings = self._warnings
+        self._query_handler = QueryHandler(gateway, self._channel.send)
+        self._assign_slots(setup.slots)
+        gateway.update_fleet(setup.fleet)
+        system.freeze_heap()  # takes tens of milliseconds: before anybody is served
+        system.relax_gc()
+        public = ListenAddress(setup.host, setup.port).bind(shared=True)
+        server = PublicServer(gateway, public, self._certificate)
         await server.start()
-        for message in self._waiting:
-            self._received(message)
-        self._waiting.clear()
+        for message in self._early_messages:
+            self._on_message(message)
+        self._early_messages.clear()
         _log.info("worker %d runs %s", setup.number, "compiled" if is_compiled(forward.__file__) else "interpreted")
-        self._channel.send(say.Ready(gateway.fleet().version))
+        self._channel.send(say.WorkerReady(gateway.fleet().version))
         return server
 
-    def _made(self, setup: say.Setup, observing: "Observing | None") -> Gateway:
+    def _create_gateway(self, setup: say.Configure, observing: "RequestObservers | None") -> Gateway:
         siblings = None
-        if self._rows is not None:
-            self._shared = SharedRows(memoryview(self._rows).cast("q"), self._limits.shared_slots, setup.row)
-            self._shared.read_rows(setup.siblings)
-        if self._rows is not None or setup.publish:
-            self._teller = Teller(
+        if self._shared_memory is not None:
+            self._shared_loads = SharedLoadTable(
+                memoryview(self._shared_memory).cast("q"), self._limits.shared_slots, setup.row
+            )
+            self._shared_loads.set_active_rows(setup.siblings)
+        if self._shared_memory is not None or setup.publish:
+            self._dispatch_reporter = DispatchReporter(
                 self._channel, self._loop, self._limits, publish=setup.publish, loads=lambda: gateway.loads()
             )
-        if self._shared is not None and self._teller is not None:
-            siblings = Siblings(self._shared, self._teller.sent, self._teller.died, self._teller.cleared)
+        if self._shared_loads is not None and self._dispatch_reporter is not None:
+            siblings = SiblingWorkers(
+                self._shared_loads,
+                self._dispatch_reporter.on_dispatch,
+                self._dispatch_reporter.on_crash,
+                self._dispatch_reporter.on_cleared,
+            )
         if setup.indexed:
-            self._index = IndexTeller(self._channel, self._loop, self._limits)
+            self._index_reporter = IndexReporter(self._channel, self._loop, self._limits)
         gateway = Gateway(
             clock=self._clock,
             limits=self._limits,
             loop=self._loop,
             secret=setup.secret,
             new_id=RequestIds().next,
-            keys=self._keys,
+            api_keys=self._api_keys,
             environ=os.environ,
-            memory=memory.reader(self._settings.memory_limit),
-            observing=observing,
+            memory_share=memory.memory_share_reader(self._settings.memory_limit),
+            observers=observing,
             siblings=siblings,
-            told=self._index.hooks if self._index is not None else None,
-            samples=self._index.samples if self._index is not None else None,
-            rows=RowTeller(self._channel, self._loop, self._limits),
+            dispatch_hooks=self._index_reporter.hooks if self._index_reporter is not None else None,
+            prompt_samples=self._index_reporter.samples if self._index_reporter is not None else None,
+            timing_reporter=TimingReporter(self._channel, self._loop, self._limits),
         )
-        gateway.holding.waking = self._tell_waking
-        if setup.publish and self._teller is not None:
-            gateway.decisions.told = self._teller.decided
-        if self._shared is not None:
-            self._hearer = Hearer(self._loop, self._limits, gateway.heard)
+        gateway.admission.on_needs_instance = self._report_needs_instance
+        if setup.publish and self._dispatch_reporter is not None:
+            gateway.decisions.on_record = self._dispatch_reporter.on_decision
+        if self._shared_loads is not None:
+            self._peer_updates = PeerUpdateApplier(self._loop, self._limits, gateway.on_peer_dispatch)
         return gateway
 
-    def _tell_waking(self, key: str) -> None:
-        self._channel.send(say.Waking(key))
+    def _report_needs_instance(self, key: str) -> None:
+        self._channel.send(say.NeedsInstance(key))
 
-    def _observing(self, setup: say.Setup) -> "Observing | None":
+    def _create_observers(self, setup: say.Configure) -> "RequestObservers | None":
         if self._settings.access_log is None and self._settings.trace_endpoint is None:
             return None
-        from fairlead_gateway.observing import observing, wanted
+        from fairlead_gateway.observing import create_observers, parse_observability_settings
 
-        return observing(wanted(self._settings), clock=self._clock, limits=self._limits, instance_id=setup.gateway_id)
+        return create_observers(
+            parse_observability_settings(self._settings),
+            clock=self._clock,
+            limits=self._limits,
+            instance_id=setup.gateway_id,
+        )
 
     # The channel ---------------------------------------------------------------------------------------------------------
 
-    def _received(self, message: say.ToWorker) -> None:
-        if isinstance(message, say.Setup):
-            if not self._setup.done():
-                self._setup.set_result(message)
-        elif isinstance(message, say.Drain):
+    def _on_message(self, message: say.ToWorker) -> None:
+        if isinstance(message, say.Configure):
+            if not self._configured.done():
+                self._configured.set_result(message)
+        elif isinstance(message, say.StartDrain):
             self._stop.set()
-            if not self._setup.done():
-                self._setup.set_result(None)
-        elif self._answers is None:
-            self._waiting.append(message)
+            if not self._configured.done():
+                self._configured.set_result(None)
+        elif self._query_handler is None:
+            self._early_messages.append(message)
         else:
-            self._follow(message, self._answers)
+            self._apply_message(message, self._query_handler)
 
-    def _follow(self, message: say.ToWorker, answers: Answers) -> None:
+    def _apply_message(self, message: say.ToWorker, answers: QueryHandler) -> None:
         match message:
-            case say.Heard(sent, deaths, cleared):
-                if self._hearer is not None and sent is not None:
-                    self._hearer.take(sent)
+            case say.PeerUpdates(sent, deaths, cleared):
+                if self._peer_updates is not None and sent is not None:
+                    self._peer_updates.enqueue(sent)
                 if self._gateway is not None:
                     for death in deaths:
-                        self._gateway.quarantine.heard(*death)
+                        self._gateway.poison_guard.on_peer_crash(*death)
                     for clearing in cleared:
-                        self._gateway.quarantine.cleared(*clearing)
-            case say.Hot(model, epoch, serving, prefilling):
+                        self._gateway.poison_guard.on_peer_cleared(*clearing)
+            case say.HotPrefixUpdate(model, epoch, serving, prefilling):
                 if self._gateway is not None:
-                    self._gateway.hot(model, epoch, hashes_of(serving), hashes_of(prefilling))
-            case say.Corrected():
+                    self._gateway.set_hot_prefixes(model, epoch, unpack_hashes(serving), unpack_hashes(prefilling))
+            case say.IndexCorrections():
                 if self._gateway is not None:
-                    correct(self._gateway, message)
-            case say.Profiles(profiles):
+                    apply_corrections(self._gateway, message)
+            case say.ProfileUpdate(profiles):
                 if self._gateway is not None:
-                    self._gateway.profiled(profiles)
-            case say.Want():
-                if self._index is not None:
-                    self._index.wanted(message)
-            case say.Snapshot(fleet, slots):
-                self._place(slots)
-                self._apply(fleet)
-            case say.Keys(keys):
-                if self._keys is not None:
-                    self._keys.use(keys)
-            case say.Siblings(rows):
-                if self._shared is not None:
-                    self._shared.read_rows(rows)
-            case say.Notes(notes):
-                self._notes = notes
-            case say.Renew():
-                self._start(self._renew())
-            case say.AskState() | say.AskCounters() | say.AskDecisions() | say.AskDecision() | say.AskWhere():
-                self._start(answers.to(message))
+                    self._gateway.set_learned_profiles(profiles)
+            case say.SampleRequest():
+                if self._index_reporter is not None:
+                    self._index_reporter.send_samples(message)
+            case say.FleetUpdate(fleet, slots):
+                self._assign_slots(slots)
+                self._update_fleet(fleet)
+            case say.KeyUpdate(keys):
+                if self._api_keys is not None:
+                    self._api_keys.replace(keys)
+            case say.ActiveRows(rows):
+                if self._shared_loads is not None:
+                    self._shared_loads.set_active_rows(rows)
+            case say.WarningsUpdate(notes):
+                self._supervisor_warnings = notes
+            case say.ReloadCertificate():
+                self._start_task(self._reload_certificate())
+            case say.GetState() | say.GetCounters() | say.GetDecisions() | say.GetDecision() | say.PreviewRoute():
+                self._start_task(answers.handle(message))
             case _:
                 pass
 
-    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+    def _start_task(self, work: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _place(self, slots: dict[str, int]) -> None:
+    def _assign_slots(self, slots: dict[str, int]) -> None:
         """Before their fleet is applied: what it routes to is seen by the siblings from the first request on."""
-        if self._shared is not None and self._gateway is not None:
-            self._shared.place(slots)
-            self._gateway.show_again()
+        if self._shared_loads is not None and self._gateway is not None:
+            self._shared_loads.set_slots(slots)
+            self._gateway.republish_loads()
 
-    def _apply(self, fleet: Fleet) -> None:
+    def _update_fleet(self, fleet: Fleet) -> None:
         """A snapshot that cannot be applied leaves the last one in use."""
         assert self._gateway is not None
         problem = None
         try:
-            self._gateway.apply(fleet)
+            self._gateway.update_fleet(fleet)
         except FairleadError as error:
             problem = str(error)
-        self._channel.send(say.Applied(fleet.version, problem))
+        self._channel.send(say.FleetApplied(fleet.version, problem))
 
-    async def _renew(self) -> None:
+    async def _reload_certificate(self) -> None:
         if self._certificate is None:
             return
         try:
             await self._certificate.load()
-            self._problem = None
+            self._certificate_warning = None
         except (FairleadError, OSError, ValueError) as error:
-            self._problem = f"the certificate cannot be used, the last good state stays: {error}"
-            _log.warning("%s", self._problem)
+            self._certificate_warning = f"the certificate cannot be used, the last good state stays: {error}"
+            _log.warning("%s", self._certificate_warning)
 
-    def _problems(self) -> list[str]:
-        return [*self._notes, *([self._problem] if self._problem is not None else [])]
+    def _warnings(self) -> list[str]:
+        return [
+            *self._supervisor_warnings,
+            *([self._certificate_warning] if self._certificate_warning is not None else []),
+        ]
 
-    def _leave(self) -> None:
+    def _on_sigterm(self) -> None:
         """SIGTERM: go once somebody else listens, which the helper tells; soon in any case, and at once without a helper."""
-        if self._answers is not None and self._channel.send(say.Leaving()):
-            self._loop.call_later(_LEAVE_SECONDS, self._stop.set)
+        if self._query_handler is not None and self._channel.send(say.DrainRequested()):
+            self._loop.call_later(_REPLACEMENT_SECONDS, self._stop.set)
         else:
             self._stop.set()
-            if not self._setup.done():
-                self._setup.set_result(None)
+            if not self._configured.done():
+                self._configured.set_result(None)
 
-    def _lost(self) -> None:
+    def _on_channel_closed(self) -> None:
         """The helper is gone."""
-        self._gone.set()
+        self._channel_closed.set()
         self._stop.set()
-        if not self._setup.done():
-            self._setup.set_result(None)
+        if not self._configured.done():
+            self._configured.set_result(None)
 
-    def _last_words(self) -> None:
-        if self._teller is not None:
-            self._teller.flush()
-        if self._answers is not None:
-            self._channel.send(self._answers.last())
+    def _send_final_counters(self) -> None:
+        if self._dispatch_reporter is not None:
+            self._dispatch_reporter.flush()
+        if self._query_handler is not None:
+            self._channel.send(self._query_handler.final_counters())
 
-    async def _closed(self) -> None:
+    async def _close_channel(self) -> None:
         """Until what was sent has gone out, or nobody reads it."""
         self._channel.close()
         try:
-            async with asyncio.timeout(_LAST_WORDS_SECONDS):
-                await self._gone.wait()
+            async with asyncio.timeout(_CHANNEL_CLOSE_SECONDS):
+                await self._channel_closed.wait()
         except TimeoutError:
             pass
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one worker until it is told to stop."""
-    options = _options(sys.argv[1:] if arguments is None else arguments)
+    options = _parse_options(sys.argv[1:] if arguments is None else arguments)
     if "--channel" not in options:
         print("fairlead-gateway-worker: this is started by fairlead-gateway alone", file=sys.stderr)
         return 2
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C reaches every process; the helper decides
-    system.more_files()
-    system.large_blocks_go_back()
-    settings = read(GatewaySettings, os.environ)
-    quiet_log.start(settings.log_level)
+    system.raise_open_file_limit()
+    system.tune_malloc()
+    settings = read_settings(GatewaySettings, os.environ)
+    quiet_log.start_logging(settings.log_level)
     rows = mmap.mmap(options["--rows"], 0) if "--rows" in options else None
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         return runner.run(_run(settings, rows, options["--channel"]))
 
 
-def _options(words: Sequence[str]) -> dict[str, int]:
+def _parse_options(arguments: Sequence[str]) -> dict[str, int]:
     """``early.spawn`` wrote them: ``--number`` (which of the workers it is), ``--channel`` (the descriptor behind which the helper
     is) and, among siblings, ``--rows`` (that of the memory they share). Nobody types them: no parser for people is loaded."""
-    return {name: int(value) for name, value in zip(words[::2], words[1::2], strict=False) if value.isdigit()}
+    return {name: int(value) for name, value in zip(arguments[::2], arguments[1::2], strict=False) if value.isdigit()}
 
 
 async def _run(settings: GatewaySettings, rows: mmap.mmap | None, channel: int) -> int:

@@ -20,10 +20,10 @@ from fairlead.compiled import is_compiled
 from fairlead.errors import FairleadError, SettingsError
 from fairlead.limits import Limits
 from fairlead.loops import loop_factory
-from fairlead.settings import IndexerSettings, read, unknown
-from fairlead.starting import address, log_to_stderr
-from fairlead_kvstore.places import place
-from fairlead_kvstore.process import Plan, Process
+from fairlead.settings import IndexerSettings, read_settings, unknown_variables
+from fairlead.starting import configure_stderr_logging, parse_address
+from fairlead_kvstore.places import parse_redis_url
+from fairlead_kvstore.process import IndexerConfig, IndexerService
 from fairlead_kvstore.truth import blocks
 
 _LOG = logging.getLogger("fairlead.indexer")
@@ -31,16 +31,16 @@ _LOG = logging.getLogger("fairlead.indexer")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run until SIGTERM or SIGINT (0); 2 when it cannot start, or the fleet cannot be followed."""
-    options = _options(arguments)
+    options = _parse_arguments(arguments)
     try:
-        settings = read(IndexerSettings, os.environ)
-        log_to_stderr(_LOG, settings.log_level, unknown(os.environ))
+        settings = read_settings(IndexerSettings, os.environ)
+        configure_stderr_logging(_LOG, settings.log_level, unknown_variables(os.environ))
         _LOG.info("the indexer runs %s", "compiled" if is_compiled(blocks.__file__) else "interpreted")
-        system.more_files()
+        system.raise_open_file_limit()
         limits, clock = Limits(), SystemClock()
-        host, port = address(options.listen, "--listen", "127.0.0.1:9090")
-        plan = Plan(
-            source=fleetsource.source_of(
+        host, port = parse_address(options.listen, "--listen", "127.0.0.1:9090")
+        plan = IndexerConfig(
+            source=fleetsource.open_fleet_source(
                 options,
                 os.environ,
                 clock,
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 limits=limits,
                 report=lambda error: _LOG.warning("the last fleet stays: %s", error),
             ),
-            redis=_redis(options.redis or settings.redis_url),
+            redis=_redis_url(options.redis or settings.redis_url),
             holder=f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}",
             secret=(settings.hash_secret or "").encode(),
             host=host,
@@ -64,30 +64,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-async def _run(plan: Plan, clock: Clock, limits: Limits) -> None:
-    process = Process(plan, os.environ, clock, random.random, announce=_say, limits=limits)
+async def _run(plan: IndexerConfig, clock: Clock, limits: Limits) -> None:
+    process = IndexerService(plan, os.environ, clock, random.random, announce=_print_line, limits=limits)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, process.stop)
     await process.run()
 
 
-def _redis(url: str | None) -> str:
+def _redis_url(url: str | None) -> str:
     if url is None:
         raise SettingsError(
             "--redis: the index has to be written somewhere",
             field="--redis",
             hint="give the gateways' URL, or set FAIRLEAD_REDIS_URL; a gateway without Redis indexes by itself",
         )
-    place(url)
+    parse_redis_url(url)
     return url
 
 
-def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="fairlead-indexer", description="Reads which blocks engines have cached, and writes it to Redis."
     )
-    fleetsource.add_arguments(parser)
+    fleetsource.add_fleet_arguments(parser)
     parser.add_argument("--redis", metavar="URL", help="the gateways' Redis; else FAIRLEAD_REDIS_URL")
     parser.add_argument(
         "--listen",
@@ -105,5 +105,5 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _say(line: str) -> None:
+def _print_line(line: str) -> None:
     print(line, flush=True)

@@ -14,20 +14,20 @@ from redis.exceptions import ResponseError
 from fairlead.clock import Clock
 from fairlead.errors import BadInput
 from fairlead.limits import Limits
-from fairlead.tasks import ended
-from fairlead.units import duration
+from fairlead.tasks import cancel_and_wait
+from fairlead.units import format_duration
 from fairlead_kvstore import keys
-from fairlead_kvstore.record import Record, encode, published_decision
+from fairlead_kvstore.record import LoggedDecision, encode, published_decision
 from fairlead_kvstore.redis import RedisLink
 from fairlead_kvstore.servers import Command
 
 FLUSH_SECONDS: Final = 0.1
 TRIM_SECONDS: Final = 10.0
-BATCH: Final = 100
-FIELD: Final = b"d"
+BATCH_RECORDS: Final = 100
+DATA_FIELD: Final = b"d"
 
 
-class Decisions:
+class DecisionStream:
     """``link`` is somebody else's to start and to stop."""
 
     def __init__(self, link: RedisLink, gateway_id: str, clock: Clock, *, limits: Limits | None = None) -> None:
@@ -35,21 +35,21 @@ class Decisions:
         self.link = link
         self._gateway_id = gateway_id
         self._clock = clock
-        self._queue: deque[Record] = deque()
-        self._trimmed: dict[str, float] = {}
-        self._newest_ms: int | None = None
+        self._pending: deque[LoggedDecision] = deque()
+        self._trimmed_at: dict[str, float] = {}
+        self._last_entry_ms: int | None = None
         self._task: asyncio.Task[None] | None = None
         self.published = 0
         self.dropped = 0
         self.refused = 0
-        self._refusal = ""
+        self._last_refusal = ""
 
-    def offer(self, record: Record) -> None:
+    def offer(self, record: LoggedDecision) -> None:
         """Publish a decision some time soon; the oldest one waiting goes when too many wait."""
-        if len(self._queue) >= self._limits.published_decisions_waiting:
-            self._queue.popleft()
+        if len(self._pending) >= self._limits.published_decisions_pending:
+            self._pending.popleft()
             self.dropped += 1
-        self._queue.append(record)
+        self._pending.append(record)
 
     def start(self) -> None:
         """Begin on the running loop."""
@@ -59,7 +59,7 @@ class Decisions:
     async def stop(self) -> None:
         """Tell what still waits, and leave."""
         task, self._task = self._task, None
-        await ended(task)
+        await cancel_and_wait(task)
         await self.flush()
 
     @property
@@ -68,47 +68,45 @@ class Decisions:
         return self.link.state.connected
 
     @property
-    def waiting(self) -> int:
+    def pending(self) -> int:
         """Decisions not yet told."""
-        return len(self._queue)
+        return len(self._pending)
 
     def status(self) -> str:
         """For people: the link, and what has been told, dropped and refused."""
-        words = f"Redis {self.link.words()}; {self.published} decisions told"
+        words = f"Redis {self.link.describe()}; {self.published} decisions told"
         if self.dropped:
             words += f", {self.dropped} dropped while it was away"
         if self.refused:
-            words += f", {self.refused} refused ({self._refusal})"
+            words += f", {self.refused} refused ({self._last_refusal})"
         return words
 
-    def problem(self) -> str | None:
+    def warning(self) -> str | None:
         """What does not work just now and what that means; None when all is well."""
         state = self.link.state
         if state.connected:
-            return f"Redis refuses writes ({self._refusal})" if self._refusal else None
-        since = duration(max(0.0, self._clock.now() - (state.since or 0.0)))
-        return (
-            f"Redis is away for {since} ({state.why}): load, prefixes and decisions are not shared with other gateways"
-        )
+            return f"Redis refuses writes ({self._last_refusal})" if self._last_refusal else None
+        since = format_duration(max(0.0, self._clock.now() - (state.since or 0.0)))
+        return f"Redis is away for {since} ({state.reason}): load, prefixes and decisions are not shared with other gateways"
 
     async def flush(self) -> None:
         """Tell what waits now, in batches; what could not be told goes back into the queue."""
         while self.link.state.connected:
-            batch = [self._queue.popleft() for _ in range(min(BATCH, len(self._queue)))]
-            entries = self._entries(batch)
-            commands = entries + self._trimming(batch)
+            batch = [self._pending.popleft() for _ in range(min(BATCH_RECORDS, len(self._pending)))]
+            entries = self._add_commands(batch)
+            commands = entries + self._trim_commands(batch)
             if not commands:
                 return
             try:
                 replies = await self.link.run(commands)
             except asyncio.CancelledError:
-                self._put_back(batch)
+                self._requeue(batch)
                 raise
             if replies is None:
-                self._put_back(batch)
+                self._requeue(batch)
                 return
-            self._account(len(entries), replies)
-            if len(batch) < BATCH:
+            self._count_replies(len(entries), replies)
+            if len(batch) < BATCH_RECORDS:
                 return
 
     async def _run(self) -> None:
@@ -117,7 +115,7 @@ class Decisions:
             await self.flush()
             await asyncio.sleep(FLUSH_SECONDS)
 
-    def _entries(self, batch: list[Record]) -> list[Command]:
+    def _add_commands(self, batch: list[LoggedDecision]) -> list[Command]:
         """One XADD per record; a record that cannot be written is refused alone."""
         most = self._limits.published_decisions
         commands: list[Command] = []
@@ -126,40 +124,40 @@ class Decisions:
                 name, value = keys.decisions(record.model_key), encode(published_decision(record, self._gateway_id))
             except (BadInput, UnicodeError) as error:
                 self.refused += 1
-                self._refusal = type(error).__name__
+                self._last_refusal = type(error).__name__
             else:
-                commands.append(("XADD", name, "MAXLEN", "~", most, "*", FIELD, value))
+                commands.append(("XADD", name, "MAXLEN", "~", most, "*", DATA_FIELD, value))
         return commands
 
-    def _trimming(self, batch: list[Record]) -> list[Command]:
+    def _trim_commands(self, batch: list[LoggedDecision]) -> list[Command]:
         """Now and then per stream: drop what is old by the server's own clock, and let an unused stream expire."""
         now = self._clock.now()
         commands: list[Command] = []
         for key in {record.model_key for record in batch}:
-            if self._newest_ms is not None and now - self._trimmed.get(key, -TRIM_SECONDS) >= TRIM_SECONDS:
-                self._trimmed[key] = now
+            if self._last_entry_ms is not None and now - self._trimmed_at.get(key, -TRIM_SECONDS) >= TRIM_SECONDS:
+                self._trimmed_at[key] = now
                 seconds = self._limits.published_decision_seconds
-                oldest = max(0, self._newest_ms - int(seconds * 1000))
+                oldest = max(0, self._last_entry_ms - int(seconds * 1000))
                 commands.append(("XTRIM", keys.decisions(key), "MINID", "~", oldest))
                 commands.append(("EXPIRE", keys.decisions(key), max(1, int(seconds))))
         return commands
 
-    def _put_back(self, batch: list[Record]) -> None:
+    def _requeue(self, batch: list[LoggedDecision]) -> None:
         """Records told twice are the same request and attempt; told never would be a gap."""
-        self._trimmed.clear()
-        room = self._limits.published_decisions_waiting - len(self._queue)
+        self._trimmed_at.clear()
+        room = self._limits.published_decisions_pending - len(self._pending)
         kept = batch[max(0, len(batch) - room) :] if room > 0 else []
         self.dropped += len(batch) - len(kept)
-        self._queue.extendleft(reversed(kept))
+        self._pending.extendleft(reversed(kept))
 
-    def _account(self, entries: int, replies: list[Any]) -> None:
+    def _count_replies(self, entries: int, replies: list[Any]) -> None:
         refusals = [reply for reply in replies if isinstance(reply, ResponseError)]
         refused = sum(isinstance(reply, ResponseError) for reply in replies[:entries])
         self.refused += refused
         self.published += entries - refused
         if refusals:
-            self._refusal = str(refusals[0]).splitlines()[0][:120]
+            self._last_refusal = str(refusals[0]).splitlines()[0][:120]
             return
-        self._refusal = ""
+        self._last_refusal = ""
         if entries:
-            self._newest_ms = int(replies[entries - 1].partition(b"-")[0])
+            self._last_entry_ms = int(replies[entries - 1].partition(b"-")[0])

@@ -21,7 +21,7 @@ class UnreadableError(FairleadError):
         self.reason = reason
 
 
-class KeptError(FairleadError):
+class SnapshotError(FairleadError):
     """Raised when what an earlier indexer left of a slice does not hold together: it is then learned anew."""
 
     def __init__(self, message: str, *, reason: str) -> None:
@@ -37,9 +37,9 @@ class EventsError(FairleadError):
         self.reason = reason
 
 
-class Oversized(EventsError):
+class OversizedEvents(EventsError):
     """Raised when a payload passes a limit; the message names the limit."""
 
 
-class Malformed(EventsError):
+class MalformedEvents(EventsError):
     """Raised when bytes are not what the engines' protocol says."""

@@ -17,15 +17,24 @@ from typing import Final
 
 from fairlead.limits import Limits
 from fairlead_kvstore.errors import EventsError
-from fairlead_kvstore.events.decode import decode
-from fairlead_kvstore.events.outcomes import Accept, Complete, Duplicate, Gap, Lost, Outcome, Restart, Suspended
+from fairlead_kvstore.events.decode import decode_events
+from fairlead_kvstore.events.outcomes import (
+    AcceptBatch,
+    BatchesLost,
+    DuplicateBatch,
+    ProcessRestarted,
+    SequenceGap,
+    StreamComplete,
+    StreamOutcome,
+    StreamSuspended,
+)
 from fairlead_kvstore.truth.changes import Change
-from fairlead_kvstore.truth.truth import Truth
+from fairlead_kvstore.truth.truth import BlockStore
 
 _LIMITS: Final = Limits()
 
 
-class Followed:
+class AppliedEvents:
     """What came of some outcomes, in order. ``ask``: request a replay from here. ``unreadable``: reasons, for counters.
 
     ``wall``: what the engine's clock said at the last batch, Unix seconds. ``gaps`` are numbers that are known to be missing.
@@ -33,7 +42,7 @@ class Followed:
 
     def __init__(self, changes: list[Change]) -> None:
         self.changes = changes
-        self.ask: int | None = None
+        self.replay_from: int | None = None
         self.wall: float | None = None
         self.batches = 0
         self.duplicates = 0
@@ -43,36 +52,38 @@ class Followed:
         self.unreadable: tuple[str, ...] = ()
 
 
-def follow(truth: Truth, instance: str, outcomes: Iterable[Outcome], now: float, limits: Limits = _LIMITS) -> Followed:
+def apply_outcomes(
+    store: BlockStore, instance: str, outcomes: Iterable[StreamOutcome], now: float, limits: Limits = _LIMITS
+) -> AppliedEvents:
     """Do what a stream's outcomes ask for to its instance. A payload that cannot be read counts as lost."""
-    found = Followed([])
+    found = AppliedEvents([])
     changes = found.changes
     for one in outcomes:
-        if isinstance(one, Accept):
+        if isinstance(one, AcceptBatch):
             found.batches += 1
             try:
-                batch = decode(one.payload, limits)
+                batch = decode_events(one.payload, limits)
             except EventsError as error:
                 found.unreadable += (error.reason,)
-                changes += truth.lost(instance, f"batch {one.number} cannot be read: {error.reason}", now)
+                changes += store.on_lost(instance, f"batch {one.number} cannot be read: {error.reason}", now)
             else:
                 found.wall = batch.wall
-                changes += truth.apply(instance, batch, now)
-        elif isinstance(one, Duplicate):
+                changes += store.apply(instance, batch, now)
+        elif isinstance(one, DuplicateBatch):
             found.duplicates += 1
-        elif isinstance(one, Gap):
+        elif isinstance(one, SequenceGap):
             found.gaps += one.last is not None
-            found.ask = one.ask
-        elif isinstance(one, Lost):
+            found.replay_from = one.ask
+        elif isinstance(one, BatchesLost):
             found.lost += 1
-            changes += truth.lost(instance, f"{one.reason} ({one.first} to {one.last})", now)
-        elif isinstance(one, Restart):
+            changes += store.on_lost(instance, f"{one.reason} ({one.first} to {one.last})", now)
+        elif isinstance(one, ProcessRestarted):
             found.restarts += 1
-            changes += truth.restarted(instance, one.reason, now)
-        elif isinstance(one, Complete):
-            changes += truth.whole(instance, one.reason, now)
-        elif isinstance(one, Suspended):
-            changes += truth.suspended(instance, one.reason, now)
+            changes += store.on_restarted(instance, one.reason, now)
+        elif isinstance(one, StreamComplete):
+            changes += store.on_complete(instance, one.reason, now)
+        elif isinstance(one, StreamSuspended):
+            changes += store.on_suspended(instance, one.reason, now)
         else:
-            changes += truth.resumed(instance)
+            changes += store.on_resumed(instance)
     return found

@@ -25,28 +25,33 @@ from fairlead.clock import Clock
 from fairlead.errors import BadInput, FairleadError, Unavailable
 from fairlead.fleet import Fleet, FleetSource, Instance, InstanceState
 from fairlead.limits import Limits
-from fairlead.tasks import ended
-from fairlead_kvstore.errors import KeptError
-from fairlead_kvstore.follow import Followed
-from fairlead_kvstore.index.left import KeptInstance, Left
-from fairlead_kvstore.index.notes import Note
-from fairlead_kvstore.index.sink import Sink
-from fairlead_kvstore.member import Member, Seen
-from fairlead_kvstore.reader.asking import MODELS, SOURCES, Ask, places
-from fairlead_kvstore.reader.endpoints import Endpoints, address, known, told
-from fairlead_kvstore.reader.line import Kit, Line
-from fairlead_kvstore.reader.listening import Listening
-from fairlead_kvstore.reader.replay import Places
-from fairlead_kvstore.reader.sockets import Sockets
-from fairlead_kvstore.reader.timers import Alarm, Loop
-from fairlead_kvstore.reader.turns import Turns
-from fairlead_kvstore.totals import Totals
-from fairlead_kvstore.truth.changes import Change, Expired, Hinted
-from fairlead_kvstore.truth.truth import Truth
+from fairlead.tasks import cancel_and_wait
+from fairlead_kvstore.errors import SnapshotError
+from fairlead_kvstore.follow import AppliedEvents
+from fairlead_kvstore.index.left import InstanceCheckpoint, RecoveredIndex
+from fairlead_kvstore.index.notes import InstanceStatus
+from fairlead_kvstore.index.sink import ChangeSink
+from fairlead_kvstore.member import EngineMember, EngineStatus
+from fairlead_kvstore.reader.asking import EVENT_SOURCES_PATH, MODELS_PATH, EngineQuery, adapter_sources
+from fairlead_kvstore.reader.endpoints import (
+    EventEndpoints,
+    endpoints_from_answer,
+    endpoints_from_fleet,
+    instance_address,
+)
+from fairlead_kvstore.reader.line import EngineSubscription, ReaderContext
+from fairlead_kvstore.reader.listening import ZmqListener
+from fairlead_kvstore.reader.replay import ReplaySlots
+from fairlead_kvstore.reader.sockets import ZmqSockets
+from fairlead_kvstore.reader.timers import OneShotTimer, ReaderLoop
+from fairlead_kvstore.reader.turns import FairScheduler
+from fairlead_kvstore.totals import ModelCounters
+from fairlead_kvstore.truth.changes import Change, HintsAdded, HintsExpired
+from fairlead_kvstore.truth.truth import BlockStore
 
 _LOG: Final = logging.getLogger("fairlead.indexer")
 _LIMITS: Final = Limits()
-_ASKED_AT_ONCE: Final = 16
+_MAX_CONCURRENT_QUERIES: Final = 16
 
 
 class Indexer:
@@ -58,61 +63,65 @@ class Indexer:
 
     def __init__(
         self,
-        truth: Truth,
-        sink: Sink,
+        store: BlockStore,
+        sink: ChangeSink,
         clock: Clock,
         *,
-        ask: Ask,
-        loop: Loop,
-        chance: Callable[[], float],
+        query: EngineQuery,
+        loop: ReaderLoop,
+        random: Callable[[], float],
         listen: Sequence[str] = (),
         leased: bool = False,
-        behind: Callable[[], bool] = lambda: False,
+        is_backlogged: Callable[[], bool] = lambda: False,
         limits: Limits = _LIMITS,
     ) -> None:
-        self.truth = truth
-        self.past = Totals()
+        self.store = store
+        self.departed = ModelCounters()
         self._sink = sink
         self._clock = clock
-        self._ask = ask
+        self._query = query
         self._limits = limits
         self._fleet = Fleet()
         self._models: set[str] | None = set() if leased else None
-        self._kept: Mapping[str, KeptInstance] = {}
-        self._members: dict[str, Member] = {}
-        self._dialing: dict[tuple[str, int | None], Line] = {}
+        self._checkpoints: Mapping[str, InstanceCheckpoint] = {}
+        self._members: dict[str, EngineMember] = {}
+        self._dialers: dict[tuple[str, int | None], EngineSubscription] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._asking = asyncio.Semaphore(_ASKED_AT_ONCE)
+        self._query_slots = asyncio.Semaphore(_MAX_CONCURRENT_QUERIES)
         self._closed = False
-        sockets = Sockets(limits)
-        turns = Turns(loop, clock, limits, behind=behind)
-        self._kit = Kit(truth, self._deliver, sockets, turns, Places(limits.kv_replays), loop, clock, chance, limits)
-        self.listening: list[Listening] = []
+        sockets = ZmqSockets(limits)
+        turns = FairScheduler(loop, clock, limits, is_backlogged=is_backlogged)
+        self._context = ReaderContext(
+            store, self._on_applied, sockets, turns, ReplaySlots(limits.kv_replays), loop, clock, random, limits
+        )
+        self.listeners: list[ZmqListener] = []
         try:
             for endpoint in listen:
-                find = self._dials
-                self.listening.append(Listening(endpoint, find, sockets=sockets, turns=turns, loop=loop, limits=limits))
+                find = self._find_dialer
+                self.listeners.append(
+                    ZmqListener(endpoint, find, sockets=sockets, turns=turns, loop=loop, limits=limits)
+                )
         except BaseException:
-            self._end_sockets()
+            self._close_sockets()
             raise
-        self._expiring, self._naming = Alarm(loop), Alarm(loop)
-        self._expire()
-        self._name()
+        self._expiry_timer, self._adapter_timer = OneShotTimer(loop), OneShotTimer(loop)
+        self._expire_hints()
+        self._refresh_adapters()
 
     # --- what there is --------------------------------------------------------------------------------------------------
 
     async def run(self, source: FleetSource) -> None:
         """Follow a fleet for ever. Raises what the source raises."""
-        async with contextlib.aclosing(_stream(source)) as fleets:
+        async with contextlib.aclosing(_fleets(source)) as fleets:
             async for fleet in fleets:
-                self.fleet(fleet)
+                self.update_fleet(fleet)
 
-    def fleet(self, fleet: Fleet) -> None:
+    def update_fleet(self, fleet: Fleet) -> None:
         """What there is now: instances that are new are read, those that are gone are forgotten."""
         self._fleet = fleet
-        self._arrange()
+        self._reconcile()
 
-    def cleared_by_us(self, instance: str) -> bool:
+    def on_cache_cleared(self, instance: str) -> bool:
         """An engine answered a call of Fairlead's that clears its cache (reset, sleep at level 1 or more, pause with clear).
 
         Call it when the answer is there, since the engine itself tells of it with its next batch only. False: it is not read here.
@@ -120,94 +129,94 @@ class Indexer:
         member = self._members.get(instance)
         if member is None:
             return False
-        self._offer(member.model_key, self.truth.cleared_by_us(instance, self._clock.now()))
+        self._offer(member.model_key, self.store.on_cleared_by_fairlead(instance, self._clock.now()))
         return True
 
-    def restarted(self, instance: str, reason: str) -> bool:
+    def on_engine_restarted(self, instance: str, reason: str) -> bool:
         """It is known from elsewhere that the engine's process is another one (a supervisor started it). False: not read here."""
         member = self._members.get(instance)
         if member is None:
             return False
-        if member.line is not None:
-            member.line.replaced(reason)
+        if member.subscription is not None:
+            member.subscription.replace_engine(reason)
         return True
 
-    def seen(self) -> Iterator[Seen]:
+    def engine_statuses(self) -> Iterator[EngineStatus]:
         """Every instance that is read, with what is known of it; for status and metrics."""
         for member in self._members.values():
-            yield member.seen(self.truth.state(member.instance.id))
+            yield member.status(self.store.state(member.instance.id))
 
-    def strangers(self) -> Mapping[str, int]:
+    def unidentified_messages(self) -> Mapping[str, int]:
         """Messages of engines that dial us and cannot be told whose they are, by reason."""
         found: Counter[str] = Counter()
-        for one in self.listening:
-            found.update(one.strangers)
+        for one in self.listeners:
+            found.update(one.unidentified)
         return found
 
     # --- what its writer asks -------------------------------------------------------------------------------------------
 
-    def begin(self, model_key: str, found: Left) -> None:
+    def start_model(self, model_key: str, recovered: RecoveredIndex) -> None:
         """Read this model's engines from now on, from where an earlier indexer was."""
-        for name, why in found.unreadable.items():
+        for name, why in recovered.unreadable.items():
             _LOG.warning("%s: what was kept of %s cannot be used, it is learned anew: %s", model_key, name, why)
         if self._models is not None:
             self._models.add(model_key)
-        self._kept = found.instances
+        self._checkpoints = recovered.instances
         try:
-            self._arrange()
+            self._reconcile()
         finally:
-            self._kept = {}
+            self._checkpoints = {}
         if any(member.model_key == model_key for member in self._members.values()):
-            self.truth.hinted(model_key, found.hints)
+            self.store.restore_shared_store_hints(model_key, recovered.hints)
 
-    def end(self, model_key: str) -> None:
+    def stop_model(self, model_key: str) -> None:
         """Another indexer reads this model."""
         if self._models is not None:
             self._models.discard(model_key)
-        self._arrange()
+        self._reconcile()
 
     def instances(self, model_key: str) -> Sequence[str]:
         """All of the model that are read."""
         return [name for name, member in self._members.items() if member.model_key == model_key]
 
-    def keep(self, instance: str) -> KeptInstance:
+    def checkpoint(self, instance: str) -> InstanceCheckpoint:
         """What the next indexer needs of an instance, as of now. Raises KeyError."""
         member = self._members[instance]
-        kept, rows = self.truth.keep(instance, self._clock.wall() - self._clock.now())
-        position = member.position if member.line is None else member.line.position
-        return KeptInstance(kept, rows, position)
+        kept, rows = self.store.take_snapshot(instance, self._clock.wall() - self._clock.now())
+        position = member.position if member.subscription is None else member.subscription.position
+        return InstanceCheckpoint(kept, rows, position)
 
-    def hints(self, model_key: str) -> Iterable[tuple[int, float]]:
+    def shared_store_hints(self, model_key: str) -> Iterable[tuple[int, float]]:
         """What a shared store of the model probably holds, and until when."""
-        return self.truth.hints(model_key)
+        return self.store.shared_store_hints(model_key)
 
-    def notes(self, model_key: str) -> dict[str, Note]:
+    def instance_statuses(self, model_key: str) -> dict[str, InstanceStatus]:
         """What is written beside the index for whoever looks at it."""
         some = [member for member in self._members.values() if member.model_key == model_key]
-        return {one.instance.id: one.note(self.truth.state(one.instance.id)) for one in some}
+        return {one.instance.id: one.instance_status(self.store.state(one.instance.id)) for one in some}
 
     async def close(self) -> None:
         """Stop reading. What the truth knows stays."""
         if self._closed:
             return
         self._closed = True
-        self._expiring.clear()
-        self._naming.clear()
+        self._expiry_timer.clear()
+        self._adapter_timer.clear()
         for task in tuple(self._tasks):
-            await ended(task)
+            await cancel_and_wait(task)
         for member in self._members.values():
-            if member.line is not None:
-                member.line.close()
-        self._end_sockets()
+            if member.subscription is not None:
+                member.subscription.close()
+        self._close_sockets()
 
-    def _end_sockets(self) -> None:
-        for one in self.listening:
+    def _close_sockets(self) -> None:
+        for one in self.listeners:
             one.close()
-        self._kit.sockets.close()
+        self._context.sockets.close()
 
     # --- instances come and go ------------------------------------------------------------------------------------------
 
-    def _arrange(self) -> None:
+    def _reconcile(self) -> None:
         if self._closed:
             return
         wanted: dict[str, tuple[str, Instance]] = {}
@@ -225,175 +234,181 @@ class Indexer:
             if there is None:
                 self._attach(key, one)
             elif there.instance != one:
-                self._changed(there, one)
+                self._update_instance(there, one)
 
     def _attach(self, model_key: str, instance: Instance) -> None:
-        member = self._members[instance.id] = Member(model_key, instance)
+        member = self._members[instance.id] = EngineMember(model_key, instance)
         now = self._clock.now()
-        changes = self.truth.attach(instance.id, model_key, now)
-        kept = self._kept.get(instance.id)
+        changes = self.store.attach(instance.id, model_key, now)
+        kept = self._checkpoints.get(instance.id)
         if kept is not None and kept.position is not None:
             try:
-                changes += self.truth.restore(instance.id, kept.slice, kept.rows, self._clock.wall() - now, now)
+                changes += self.store.restore_snapshot(
+                    instance.id, kept.slice, kept.rows, self._clock.wall() - now, now
+                )
                 member.position = kept.position
-            except KeptError as error:
+            except SnapshotError as error:
                 _LOG.warning("%s: what was kept cannot be used, it is learned anew: %s", instance.id, error.message)
         self._offer(model_key, changes)
-        where = known(instance)
+        where = endpoints_from_fleet(instance)
         if where is not None:
-            self._follow(member, where)
+            self._subscribe(member, where)
         else:
-            member.looking = self._task(self._look(member))
+            member.discovery = self._start_task(self._discover_endpoints(member))
 
-    def _detach(self, member: Member, reason: str) -> None:
-        self.past.add(member.seen(self.truth.state(member.instance.id)))
+    def _detach(self, member: EngineMember, reason: str) -> None:
+        self.departed.add(member.status(self.store.state(member.instance.id)))
         del self._members[member.instance.id]
-        member.gone = True
-        if member.looking is not None:
-            member.looking.cancel()
-        if member.line is not None:
-            member.line.close()
-            self._no_dialer(member.line)
-        self._offer(member.model_key, self.truth.detach(member.instance.id, reason))
+        member.is_gone = True
+        if member.discovery is not None:
+            member.discovery.cancel()
+        if member.subscription is not None:
+            member.subscription.close()
+            self._remove_dialer(member.subscription)
+        self._offer(member.model_key, self.store.detach(member.instance.id, reason))
 
-    def _changed(self, member: Member, instance: Instance) -> None:
+    def _update_instance(self, member: EngineMember, instance: Instance) -> None:
         before, member.instance = member.instance, instance
         if before.state is InstanceState.SLEEPING and instance.state is not InstanceState.SLEEPING:
-            self.cleared_by_us(instance.id)  # its cache went when it fell asleep, and it has not stepped since
-        where = known(instance)
+            self.on_cache_cleared(instance.id)  # its cache went when it fell asleep, and it has not stepped since
+        where = endpoints_from_fleet(instance)
         if where is None:
             if (instance.url, before.kv_events) != (before.url, None):
-                if member.looking is None:
-                    member.looking = self._task(self._look(member))
+                if member.discovery is None:
+                    member.discovery = self._start_task(self._discover_endpoints(member))
                 member.wake.set()
             return
-        if member.looking is not None:
-            member.looking.cancel()
-            member.looking = None
-        if where != known(before):
-            self._follow(member, where)
+        if member.discovery is not None:
+            member.discovery.cancel()
+            member.discovery = None
+        if where != endpoints_from_fleet(before):
+            self._subscribe(member, where)
 
-    def _follow(self, member: Member, where: Endpoints) -> None:
+    def _subscribe(self, member: EngineMember, where: EventEndpoints) -> None:
         """Read this member there from now on."""
-        if member.line is not None:
-            if where != member.line.endpoints:
-                self._no_dialer(member.line)
-                member.line.replaced("its events have another address", where)
+        if member.subscription is not None:
+            if where != member.subscription.endpoints:
+                self._remove_dialer(member.subscription)
+                member.subscription.replace_engine("its events have another address", where)
         else:
-            member.line = Line(member.instance.id, where, self._kit, position=member.position)
+            member.subscription = EngineSubscription(member.instance.id, where, self._context, position=member.position)
             member.position = None
-            member.line.start()
-        member.trouble = ""
+            member.subscription.start()
+        member.problem = ""
         if where.events is None:
-            self._dialing[address(member.instance), member.instance.dp_rank] = member.line
-            if not self.listening:
-                member.trouble = "it dials an indexer to publish its events, and this one listens nowhere"
+            self._dialers[instance_address(member.instance), member.instance.dp_rank] = member.subscription
+            if not self.listeners:
+                member.problem = "it dials an indexer to publish its events, and this one listens nowhere"
 
-    def _no_dialer(self, line: Line) -> None:
-        for key in [key for key, one in self._dialing.items() if one is line]:
-            del self._dialing[key]
-        for one in self.listening:
-            one.forget(line)
+    def _remove_dialer(self, line: EngineSubscription) -> None:
+        for key in [key for key, one in self._dialers.items() if one is line]:
+            del self._dialers[key]
+        for one in self.listeners:
+            one.remove(line)
 
-    def _dials(self, place: str, rank: int | None) -> Line | None:
-        return self._dialing.get((place, rank))
+    def _find_dialer(self, place: str, rank: int | None) -> EngineSubscription | None:
+        return self._dialers.get((place, rank))
 
     # --- what engines are asked -----------------------------------------------------------------------------------------
 
-    async def _look(self, member: Member) -> None:
+    async def _discover_endpoints(self, member: EngineMember) -> None:
         """Find out where an engine publishes, and again whenever it is not there: an engine that was restarted may be elsewhere."""
         limits, began = self._limits, self._clock.now()
-        pause = limits.kv_ask_pause_seconds
-        while not member.gone:
-            if member.line is None or not (member.line.connected or member.line.endpoints.events is None):
+        pause = limits.kv_query_pause_seconds
+        while not member.is_gone:
+            if member.subscription is None or not (
+                member.subscription.is_connected or member.subscription.endpoints.events is None
+            ):
                 try:
-                    async with self._asking:
-                        answer = await self._ask(member.instance, SOURCES)
-                    self._follow(member, told(answer, member.instance))
-                    pause = limits.kv_ask_pause_seconds
+                    async with self._query_slots:
+                        answer = await self._query(member.instance, EVENT_SOURCES_PATH)
+                    self._subscribe(member, endpoints_from_answer(answer, member.instance))
+                    pause = limits.kv_query_pause_seconds
                 except (Unavailable, BadInput) as error:
-                    member.trouble = error.message
-                    pause = min(limits.kv_ask_pause_most_seconds, pause * 2.0)
-            if member.position is not None and self._clock.now() - began >= limits.kv_away_seconds:
+                    member.problem = error.message
+                    pause = min(limits.max_kv_query_pause_seconds, pause * 2.0)
+            if member.position is not None and self._clock.now() - began >= limits.kv_restart_seconds:
                 member.position = None  # what was kept of it may be long gone
                 reason = "nobody knows where its events are"
-                self._offer(member.model_key, self.truth.restarted(member.instance.id, reason, self._clock.now()))
+                self._offer(member.model_key, self.store.on_restarted(member.instance.id, reason, self._clock.now()))
             member.wake.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause):
                     await member.wake.wait()
 
-    def _name(self) -> None:
+    def _refresh_adapters(self) -> None:
         """Ask engines with adapters where these were loaded from: often while that is not known, else now and then."""
         limits, now = self._limits, self._clock.now()
-        self._naming.set(limits.kv_names_pause_seconds, self._name)
+        self._adapter_timer.set(limits.kv_adapter_pause_seconds, self._refresh_adapters)
         for name, member in self._members.items():
-            if member.naming or member.line is None or member.line.replaying:
+            if member.is_querying_adapters or member.subscription is None or member.subscription.is_replaying:
                 continue
-            unplaced = frozenset(self.truth.unplaced(name))
-            if unplaced - member.unplaced:  # one that was not asked about yet
-                member.names_due = min(member.names_due, member.names_asked + limits.kv_names_pause_seconds)
-                member.names_pause = limits.kv_names_pause_seconds
-            member.adapters, member.unplaced = member.adapters or bool(unplaced), unplaced
-            if member.adapters and now >= member.names_due:
-                member.naming = True
-                self._task(self._names(member, now))
+            unplaced = frozenset(self.store.unsourced_adapters(name))
+            if unplaced - member.unsourced_adapters:  # one that was not asked about yet
+                member.adapters_due_at = min(
+                    member.adapters_due_at, member.adapters_queried_at + limits.kv_adapter_pause_seconds
+                )
+                member.adapters_pause_seconds = limits.kv_adapter_pause_seconds
+            member.has_adapters, member.unsourced_adapters = member.has_adapters or bool(unplaced), unplaced
+            if member.has_adapters and now >= member.adapters_due_at:
+                member.is_querying_adapters = True
+                self._start_task(self._query_adapters(member, now))
 
-    async def _names(self, member: Member, now: float) -> None:
+    async def _query_adapters(self, member: EngineMember, now: float) -> None:
         """Ask one. Names that it says nothing of are asked about ever more seldom."""
         limits, name = self._limits, member.instance.id
-        pause = member.names_pause if member.unplaced else limits.kv_names_seconds
-        member.names_asked, member.names_due = now, now + pause
-        member.names_pause = min(limits.kv_names_seconds, member.names_pause * 2.0)
+        pause = member.adapters_pause_seconds if member.unsourced_adapters else limits.kv_adapter_poll_seconds
+        member.adapters_queried_at, member.adapters_due_at = now, now + pause
+        member.adapters_pause_seconds = min(limits.kv_adapter_poll_seconds, member.adapters_pause_seconds * 2.0)
         try:
-            async with self._asking:
-                found = places(await self._ask(member.instance, MODELS))
+            async with self._query_slots:
+                found = adapter_sources(await self._query(member.instance, MODELS_PATH))
         except FairleadError as error:
             _LOG.debug("%s: %s", name, error.message)
             return
         finally:
-            member.naming = False
-        if member.gone or member.line is None or member.line.replaying:
+            member.is_querying_adapters = False
+        if member.is_gone or member.subscription is None or member.subscription.is_replaying:
             return  # what is replayed is older than the answer: ask again
         changes: list[Change] = []
         for adapter, place in found.items():
-            changes += self.truth.adapter(name, adapter, place, self._clock.now())
+            changes += self.store.on_adapter_source(name, adapter, place, self._clock.now())
         self._offer(member.model_key, changes)
 
     # --- what it means --------------------------------------------------------------------------------------------------
 
-    def _deliver(self, line: Line, found: Followed) -> None:
+    def _on_applied(self, line: EngineSubscription, found: AppliedEvents) -> None:
         member = self._members[line.instance]
         if found.changes:
             self._sink.offer(member.model_key, found.changes, max(1, found.batches))
-        if not line.connected and member.looking is not None:
+        if not line.is_connected and member.discovery is not None:
             member.wake.set()
 
     def _offer(self, model_key: str, changes: Sequence[Change]) -> None:
         if changes:
             self._sink.offer(model_key, changes)
 
-    def _expire(self) -> None:
-        self._expiring.set(self._limits.kv_expire_seconds, self._expire)
+    def _expire_hints(self) -> None:
+        self._expiry_timer.set(self._limits.kv_expire_seconds, self._expire_hints)
         by_model: dict[str, list[Change]] = {}
-        for change in self.truth.expire(self._clock.now()):
-            if isinstance(change, Expired | Hinted):
+        for change in self.store.expire(self._clock.now()):
+            if isinstance(change, HintsExpired | HintsAdded):
                 by_model.setdefault(change.model_key, []).append(change)
         for model_key, changes in by_model.items():
             self._offer(model_key, changes)
 
-    def _task(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def _start_task(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
-        task.add_done_callback(self._over)
+        task.add_done_callback(self._on_task_done)
         return task
 
-    def _over(self, task: asyncio.Task[None]) -> None:
+    def _on_task_done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             _LOG.error("an engine could not be asked", exc_info=error)
 
 
-async def _stream(source: FleetSource) -> Any:
+async def _fleets(source: FleetSource) -> Any:
     async for fleet in source.watch():
         yield fleet

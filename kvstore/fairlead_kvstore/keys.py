@@ -18,7 +18,7 @@ from typing import Final
 from urllib.parse import unquote
 
 from fairlead.errors import BadInput
-from fairlead.names import NAME_BYTES
+from fairlead.names import MAX_NAME_BYTES
 
 PREFIX: Final = "fl1"
 _ESCAPED: Final = {ord(char): f"%{ord(char):02X}" for char in "%{}*?[]\\ "}
@@ -29,22 +29,22 @@ def decisions(model_key: str) -> str:
     return f"{_tag(model_key)}:dec"
 
 
-def sent(model_key: str) -> str:
+def sent_prompts(model_key: str) -> str:
     """The stream of what gateways have just sent where."""
     return f"{_tag(model_key)}:sent"
 
 
-def hot(model_key: str) -> str:
+def hot_prefixes(model_key: str) -> str:
     """The table of hot prefixes of one model."""
     return f"{_tag(model_key)}:hot"
 
 
-def hints(model_key: str) -> str:
+def replication_hints(model_key: str) -> str:
     """Which hot prefixes of one model want another home."""
     return f"{_tag(model_key)}:want"
 
 
-def links(model_key: str) -> str:
+def prompt_alignments(model_key: str) -> str:
     """The stream of what gateways learned of prompts: their text's blocks and their tokens' blocks, as hashes."""
     return f"{_tag(model_key)}:lnk"
 
@@ -60,7 +60,7 @@ def index_pattern() -> str:
     return f"{PREFIX}:{{*/0}}:idx"
 
 
-def index_model(name: bytes) -> str | None:
+def model_of_index_key(name: bytes) -> str | None:
     """The model of a key that the pattern found; None for one that is none of ours."""
     before, after = f"{PREFIX}:{{".encode(), b"/0}:idx"
     if not name.startswith(before) or not name.endswith(after):
@@ -76,14 +76,14 @@ def _tag(model_key: str, shard: str = "") -> str:
     namespace, slash, name = model_key.partition("/")
     if not slash:
         raise BadInput(f"{model_key!r} is no model key", field="model", hint="write it as namespace/name")
-    return f"{PREFIX}:{{{_part(namespace, 'namespace')}/{_part(name, 'model')}{shard}}}"
+    return f"{PREFIX}:{{{_escaped(namespace, 'namespace')}/{_escaped(name, 'model')}{shard}}}"
 
 
-def _part(text: str, field: str) -> str:
+def _escaped(text: str, field: str) -> str:
     """One part of a name: NFC, bounded, and unable to end its tag or act as a pattern."""
     part = unicodedata.normalize("NFC", text)
-    if not part or len(part.encode("utf-8", "surrogatepass")) > NAME_BYTES:
-        raise BadInput(f"it is empty or longer than {NAME_BYTES} bytes", field=field)
+    if not part or len(part.encode("utf-8", "surrogatepass")) > MAX_NAME_BYTES:
+        raise BadInput(f"it is empty or longer than {MAX_NAME_BYTES} bytes", field=field)
     if any(unicodedata.category(char) in ("Cc", "Cs") for char in part):
         raise BadInput("it holds a control character", field=field)
     return part.translate(_ESCAPED)

@@ -4,14 +4,14 @@ import asyncio
 from dataclasses import dataclass, field
 
 from fairlead.fleet import Instance
-from fairlead_kvstore.events.outcomes import Position
-from fairlead_kvstore.index.notes import Note
-from fairlead_kvstore.reader.line import Counts, Line
-from fairlead_kvstore.truth.state import State
+from fairlead_kvstore.events.outcomes import StreamPosition
+from fairlead_kvstore.index.notes import InstanceStatus
+from fairlead_kvstore.reader.line import EngineSubscription, SubscriptionCounters
+from fairlead_kvstore.truth.state import InstanceState
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class EngineStatus:
     """One instance as status and metrics show it. ``trouble``: why it is not read, in words; empty when it is."""
 
     instance: str
@@ -19,13 +19,13 @@ class Seen:
     events: str | None
     connected: bool
     replaying: bool
-    trouble: str
-    state: State
-    counts: Counts
+    problem: str
+    state: InstanceState
+    counters: SubscriptionCounters
 
 
 @dataclass(slots=True)
-class Member:
+class EngineMember:
     """Its line is there once it is known where it publishes. Times are monotonic seconds.
 
     ``position``: where an earlier indexer was in its stream, until the line has it.
@@ -33,43 +33,47 @@ class Member:
 
     model_key: str
     instance: Instance
-    line: Line | None = None
-    position: Position | None = None
-    looking: asyncio.Task[None] | None = None
+    subscription: EngineSubscription | None = None
+    position: StreamPosition | None = None
+    discovery: asyncio.Task[None] | None = None
     wake: asyncio.Event = field(default_factory=asyncio.Event)
-    trouble: str = "it was not asked yet where it publishes"
-    gone: bool = False
-    adapters: bool = False
-    naming: bool = False
-    names_asked: float = 0.0
-    names_due: float = 0.0
-    names_pause: float = 1.0
-    unplaced: frozenset[str] = frozenset()
+    problem: str = "it was not asked yet where it publishes"
+    is_gone: bool = False
+    has_adapters: bool = False
+    is_querying_adapters: bool = False
+    adapters_queried_at: float = 0.0
+    adapters_due_at: float = 0.0
+    adapters_pause_seconds: float = 1.0
+    unsourced_adapters: frozenset[str] = frozenset()
 
-    def note(self, state: State) -> Note:
+    def instance_status(self, state: InstanceState) -> InstanceStatus:
         """What everybody may know of it, in Redis."""
-        seen, line, evicted = self.seen(state), self.line, state.evicted_age_seconds
-        lag = seen.counts.lag_seconds
-        return Note(
+        seen, line, evicted = self.status(state), self.subscription, state.evicted_age_seconds
+        lag = seen.counters.lag_seconds
+        return InstanceStatus(
             url=self.instance.url,
             block_size=state.block_size,
             events=seen.events,
             replay=None if line is None else line.endpoints.replay,
             connected=seen.connected,
             replaying=seen.replaying,
-            trouble=seen.trouble,
+            trouble=seen.problem,
             blocks=state.blocks,
             orphans=state.orphans,
-            following=None if line is None else line.following,
+            following=None if line is None else line.next_number,
             lag_seconds=None if lag is None else round(lag, 3),
             evicted_age_seconds=None if evicted is None else round(evicted, 1),
         )
 
-    def seen(self, state: State) -> Seen:
+    def status(self, state: InstanceState) -> EngineStatus:
         """With what the truth knows of it."""
-        line = self.line
+        line = self.subscription
         if line is None:
-            return Seen(self.instance.id, self.model_key, None, False, False, self.trouble, state, Counts())
-        trouble = "" if line.connected else self.trouble or line.trouble
-        where, replaying = line.endpoints.events, line.replaying
-        return Seen(self.instance.id, self.model_key, where, line.connected, replaying, trouble, state, line.counts)
+            return EngineStatus(
+                self.instance.id, self.model_key, None, False, False, self.problem, state, SubscriptionCounters()
+            )
+        trouble = "" if line.is_connected else self.problem or line.problem
+        where, replaying = line.endpoints.events, line.is_replaying
+        return EngineStatus(
+            self.instance.id, self.model_key, where, line.is_connected, replaying, trouble, state, line.counters
+        )

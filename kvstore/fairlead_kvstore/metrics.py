@@ -9,53 +9,55 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from fairlead_kvstore.indexer import Indexer
-from fairlead_kvstore.member import Seen
-from fairlead_kvstore.totals import COUNTED
+from fairlead_kvstore.member import EngineStatus
+from fairlead_kvstore.totals import COUNTER_FAMILIES
 
 _PREFIX = "fairlead_indexer_"
 _LAG_SHARE = 0.99
 
 
 @dataclass(frozen=True, slots=True)
-class Pulse:
+class IndexerHealth:
     """``waits_for``: what a start still waits for, in words; empty when it is over. ``leads``: models that this process writes."""
 
-    waits_for: str
-    leads: frozenset[str] = frozenset()
+    startup_blocker: str
+    led_models: frozenset[str] = frozenset()
     models: frozenset[str] = frozenset()
     connected: bool = False
-    loop_lag: float | None = None
+    loop_lag_seconds: float | None = None
     notes: Sequence[str] = ()
 
 
-class Metrics(Collector):
+class IndexerMetrics(Collector):
     """Families by model; instances are only counted, since a page of thousands of them helps nobody."""
 
-    def __init__(self, indexer: Indexer, pulse: Callable[[], Pulse]) -> None:
+    def __init__(self, indexer: Indexer, pulse: Callable[[], IndexerHealth]) -> None:
         self._indexer = indexer
         self._pulse = pulse
 
     def collect(self) -> Iterator[Metric]:
         """Every family."""
-        seen, pulse = list(self._indexer.seen()), self._pulse()
+        seen, pulse = list(self._indexer.engine_statuses()), self._pulse()
         yield from self._counters(seen)
         yield from _gauges(seen)
-        yield _plain("leads", "1 where this process writes the model's index", pulse.models, pulse.leads)
+        yield _model_flags("leads", "1 where this process writes the model's index", pulse.models, pulse.led_models)
         yield GaugeMetricFamily(f"{_PREFIX}redis_connected", "1 while Redis answers", float(pulse.connected))
-        truth = self._indexer.truth
+        truth = self._indexer.store
         yield GaugeMetricFamily(f"{_PREFIX}table_bytes", "memory of the tables of all blocks", truth.bytes)
-        if pulse.loop_lag is not None:  # not measured yet is not zero
-            yield GaugeMetricFamily(f"{_PREFIX}loop_lag_seconds", "lateness of the event loop, p99", pulse.loop_lag)
+        if pulse.loop_lag_seconds is not None:  # not measured yet is not zero
+            yield GaugeMetricFamily(
+                f"{_PREFIX}loop_lag_seconds", "lateness of the event loop, p99", pulse.loop_lag_seconds
+            )
         strangers = CounterMetricFamily(
             f"{_PREFIX}strangers", "messages of engines that dial and that nobody in the fleet sent", labels=["reason"]
         )
-        for reason, count in sorted(self._indexer.strangers().items()):
+        for reason, count in sorted(self._indexer.unidentified_messages().items()):
             strangers.add_metric([reason], count)
         yield strangers
 
-    def _counters(self, seen: Sequence[Seen]) -> Iterator[Metric]:
-        totals = self._indexer.past.with_those(seen)
-        for name, (says, _) in COUNTED.items():
+    def _counters(self, seen: Sequence[EngineStatus]) -> Iterator[Metric]:
+        totals = self._indexer.departed.with_current(seen)
+        for name, (says, _) in COUNTER_FAMILIES.items():
             family = CounterMetricFamily(f"{_PREFIX}{name}", says, labels=["model"])
             for model_key, counts in sorted(totals.counts.items()):
                 family.add_metric([model_key], counts[name])
@@ -69,8 +71,8 @@ class Metrics(Collector):
         yield unreadable
 
 
-def _gauges(seen: Sequence[Seen]) -> Iterator[Metric]:
-    counted: dict[str, tuple[str, Callable[[Seen], float]]] = {
+def _gauges(seen: Sequence[EngineStatus]) -> Iterator[Metric]:
+    counted: dict[str, tuple[str, Callable[[EngineStatus], float]]] = {
         "instances": ("instances whose events are to be read", lambda one: 1),
         "connected": ("of them, those that are connected", lambda one: one.connected),
         "incomplete": ("of them, those of which not everything is known", lambda one: not one.state.complete),
@@ -93,32 +95,32 @@ def _gauges(seen: Sequence[Seen]) -> Iterator[Metric]:
     )
     slowest: dict[str, float] = {}
     for one in seen:
-        if one.counts.lag_seconds is not None:
-            slowest[one.model_key] = max(one.counts.lag_seconds, slowest.get(one.model_key, one.counts.lag_seconds))
+        if one.counters.lag_seconds is not None:
+            slowest[one.model_key] = max(one.counters.lag_seconds, slowest.get(one.model_key, one.counters.lag_seconds))
     for model_key, value in sorted(slowest.items()):
         lag.add_metric([model_key], value)
     yield lag
 
 
-def _plain(name: str, says: str, models: frozenset[str], on: frozenset[str]) -> Metric:
+def _model_flags(name: str, says: str, models: frozenset[str], on: frozenset[str]) -> Metric:
     family = GaugeMetricFamily(f"{_PREFIX}{name}", says, labels=["model"])
     for model_key in sorted(models):
         family.add_metric([model_key], float(model_key in on))
     return family
 
 
-def application(indexer: Indexer, pulse: Callable[[], Pulse]) -> web.Application:
+def create_app(indexer: Indexer, pulse: Callable[[], IndexerHealth]) -> web.Application:
     """``/healthz``, ``/readyz`` and ``/metrics``."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(Metrics(indexer, pulse))
+    registry.register(IndexerMetrics(indexer, pulse))
 
     async def _healthz(_: web.Request) -> web.Response:
         return web.Response(text="the loop turns\n")
 
     async def _readyz(_: web.Request) -> web.Response:
         now = pulse()
-        words = now.waits_for or "ready"
-        return web.Response(status=503 if now.waits_for else 200, text="\n".join([words, *now.notes]) + "\n")
+        words = now.startup_blocker or "ready"
+        return web.Response(status=503 if now.startup_blocker else 200, text="\n".join([words, *now.notes]) + "\n")
 
     async def _metrics(_: web.Request) -> web.Response:
         return web.Response(body=generate_latest(registry), headers={"Content-Type": "text/plain; version=0.0.4"})

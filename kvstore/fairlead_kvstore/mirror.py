@@ -13,23 +13,23 @@ Hashes are taken as ``Hashable`` and not as ``int``: compiled code then hands a 
 from collections.abc import Collection, Hashable, Sequence
 
 
-class Matched:
+class PrefixMatch:
     """How far into a prompt instances hold it: ``reached[i]`` bytes at those in ``masks[i]``, deeper the further back."""
 
-    __slots__ = ("masks", "reached")
+    __slots__ = ("masks", "matched_bytes")
 
     def __init__(self) -> None:
-        self.reached: list[int] = []
+        self.matched_bytes: list[int] = []
         self.masks: list[int] = []
 
-    def size(self, bit: int) -> int:
+    def bytes_at(self, bit: int) -> int:
         """Bytes from the prompt's start that the instance with this bit holds."""
         masks = self.masks
         index = len(masks)
         while index:
             index -= 1
             if masks[index] & bit:
-                return self.reached[index]
+                return self.matched_bytes[index]
         return 0
 
 
@@ -38,36 +38,36 @@ class _Run:
     takes ``extra`` bytes of the cache. ``before`` is the block that it goes on from, ``ends`` is of the whole chain. ``branched``:
     prompts that go on differently part at its end."""
 
-    __slots__ = ("before", "branched", "count", "ends", "extra", "first", "hashes", "newer", "older")
+    __slots__ = ("branched", "count", "ends", "extra_bytes", "first", "hashes", "newer", "older", "previous")
 
     def __init__(
-        self, before: Hashable, hashes: tuple[Hashable, ...], ends: tuple[int, ...], first: int, extra: int = 0
+        self, previous: Hashable, hashes: tuple[Hashable, ...], ends: tuple[int, ...], first: int, extra_bytes: int = 0
     ) -> None:
-        self.before = before
+        self.previous = previous
         self.hashes = hashes
         self.ends = ends
         self.first = first
         self.count = len(hashes)
-        self.extra = extra
+        self.extra_bytes = extra_bytes
         self.branched = False
         self.newer: _Run | None = None  # both are None out of the order of use
         self.older: _Run | None = None
 
-    def size(self, index: int) -> int:
+    def block_bytes(self, index: int) -> int:
         """Bytes of the chain's block ``index``."""
         return self.ends[index] - (self.ends[index - 1] if index else 0)
 
-    def place(self, older: "_Run | None") -> None:
+    def move_behind(self, older: "_Run | None") -> None:
         """Leave the present place in the order of use for the one behind ``older``."""
         if older is self or older is None:
             return
-        self.leave()
+        self.unlink()
         newer = older.newer
         assert newer is not None
         self.older, self.newer = older, newer
         older.newer = newer.older = self
 
-    def leave(self) -> None:
+    def unlink(self) -> None:
         """Go out of the order of use. Nothing then refers to itself, so what is dropped is gone at once."""
         newer, older = self.newer, self.older
         if newer is not None and older is not None:
@@ -75,22 +75,22 @@ class _Run:
             self.newer = self.older = None
 
 
-class _Held:
+class _InstanceCache:
     """What one instance holds: its runs by block, those that go on from a block (``after``), and all in their order of use as a ring
     from ``order.newer`` (the oldest)."""
 
-    __slots__ = ("after", "bit", "blocks", "order", "runs", "size")
+    __slots__ = ("bit", "blocks", "lru", "runs", "runs_after", "size")
 
     def __init__(self, bit: int) -> None:
         self.bit = bit
         self.runs: dict[Hashable, _Run] = {}
-        self.after: dict[Hashable, list[_Run]] = {}
-        self.order = order = _Run(None, (), (), 0)
+        self.runs_after: dict[Hashable, list[_Run]] = {}
+        self.lru = order = _Run(None, (), (), 0)
         order.newer = order.older = order
         self.size = 0
         self.blocks = 0
 
-    def depth(self, hashes: tuple[Hashable, ...]) -> int:
+    def cached_blocks(self, hashes: tuple[Hashable, ...]) -> int:
         """How many blocks of the chain are held."""
         runs = self.runs
         low, high = 0, len(hashes)
@@ -102,11 +102,11 @@ class _Held:
                 high = middle
         return low
 
-    def use(self, hashes: tuple[Hashable, ...], known: int) -> "_Run | None":
+    def touch(self, hashes: tuple[Hashable, ...], count: int) -> "_Run | None":
         """The first ``known`` blocks have just been used; the run in which the last of them lies, ending with it."""
-        runs, order = self.runs, self.order
+        runs, order = self.runs, self.lru
         deepest: _Run | None = None
-        at = known
+        at = count
         while at:
             run = runs.get(hashes[at - 1])
             if run is None or run.first >= at:
@@ -114,7 +114,7 @@ class _Held:
             if run.first + run.count > at:
                 run = self._split(run, at - run.first)
             # Tail first, head last: the head ends up as the most recently used, as in an engine's own cache.
-            run.place(order.older)
+            run.move_behind(order.older)
             if deepest is None:
                 deepest = run
             at = run.first
@@ -125,9 +125,9 @@ class _Held:
         runs = self.runs
         if deepest is None or deepest.branched or deepest.first + deepest.count != known:
             run = _Run(hashes[known - 1] if known else None, hashes[known:] if known else hashes, ends, known)
-            run.place(self.order.older if deepest is None else deepest.older)
+            run.move_behind(self.lru.older if deepest is None else deepest.older)
             if known:
-                self._goes_on(run)
+                self._link_run(run)
         else:
             run = deepest
             run.hashes = run.hashes[: run.count] + hashes[known:]
@@ -140,155 +140,157 @@ class _Held:
         self.blocks += count - known
         self.size += ends[count - 1] - (ends[known - 1] if known else 0)
 
-    def _goes_on(self, run: _Run) -> None:
+    def _link_run(self, run: _Run) -> None:
         """The run begins behind ``run.before``."""
-        known = self.after.get(run.before)
+        known = self.runs_after.get(run.previous)
         if known is None:
-            self.after[run.before] = [run]
+            self.runs_after[run.previous] = [run]
         else:
             known.append(run)
 
-    def goes_no_more(self, run: _Run) -> None:
+    def unlink_run(self, run: _Run) -> None:
         """It does not begin there any more."""
-        known = self.after.get(run.before)
+        known = self.runs_after.get(run.previous)
         if known is not None and run in known:
             known.remove(run)
             if not known:
-                del self.after[run.before]
+                del self.runs_after[run.previous]
 
-    def _split(self, run: _Run, kept: int) -> _Run:
+    def _split(self, run: _Run, head_count: int) -> _Run:
         """Cut a run behind its first ``kept`` blocks and return these. The longer part stays as it is, as its blocks point to it."""
         runs, count = self.runs, run.count
-        head, tail = run.hashes[:kept], run.hashes[kept:count]
-        if kept * 2 <= count:
-            other = _Run(run.before, head, run.ends, run.first)
+        head, tail = run.hashes[:head_count], run.hashes[head_count:count]
+        if head_count * 2 <= count:
+            other = _Run(run.previous, head, run.ends, run.first)
             other.branched = True
-            self.goes_no_more(run)
+            self.unlink_run(run)
             if run.first:
-                self._goes_on(other)
-            run.before, run.hashes, run.count = head[kept - 1], tail, count - kept
-            run.first += kept
-            self._goes_on(run)
+                self._link_run(other)
+            run.previous, run.hashes, run.count = head[head_count - 1], tail, count - head_count
+            run.first += head_count
+            self._link_run(run)
             for digest in head:
                 runs[digest] = other
             return other
-        other = _Run(head[kept - 1], tail, run.ends, run.first + kept)
+        other = _Run(head[head_count - 1], tail, run.ends, run.first + head_count)
         other.branched = run.branched
-        other.place(run.older)
-        self._goes_on(other)
-        run.hashes, run.count, run.branched = head, kept, True
+        other.move_behind(run.older)
+        self._link_run(other)
+        run.hashes, run.count, run.branched = head, head_count, True
         for digest in tail:
             runs[digest] = other
         return run
 
 
-class PrefixMirror:
+class ApproximatePrefixIndex:
     """Blocks by instance for one model. Sizes are bytes of prompt text, capacity likewise; chains are whole, from the start."""
 
-    def __init__(self, blocks_most: int) -> None:
-        self._blocks_most = blocks_most
+    def __init__(self, max_blocks: int) -> None:
+        self._max_blocks = max_blocks
         self._masks: dict[Hashable, int] = {}
-        self._held: dict[str, _Held] = {}
-        self._free: list[int] = []
+        self._instances: dict[str, _InstanceCache] = {}
+        self._free_bits: list[int] = []
 
     def __len__(self) -> int:
         return len(self._masks)
 
-    def hold(self, instance: str) -> int:
+    def register(self, instance: str) -> int:
         """Make room for what an instance will hold; its bit in the masks of ``Matched``, until it is forgotten."""
-        return self._holding(instance).bit
+        return self._instance_cache(instance).bit
 
-    def bit(self, instance: str) -> int:
+    def bit_of(self, instance: str) -> int:
         """The same, 0 when nothing is known of the instance."""
-        held = self._held.get(instance)
-        return 0 if held is None else held.bit
+        cache = self._instances.get(instance)
+        return 0 if cache is None else cache.bit
 
-    def size(self, instance: str) -> int:
+    def cached_bytes(self, instance: str) -> int:
         """Bytes of all that an instance holds."""
-        held = self._held.get(instance)
-        return 0 if held is None else held.size
+        cache = self._instances.get(instance)
+        return 0 if cache is None else cache.size
 
-    def matched(self, hashes: tuple[Hashable, ...], ends: tuple[int, ...]) -> Matched:
+    def match(self, hashes: tuple[Hashable, ...], ends: tuple[int, ...]) -> PrefixMatch:
         """How far from its start each instance holds the prompt."""
-        found = Matched()
+        result = PrefixMatch()
         masks, count = self._masks, len(hashes)
-        alive = (masks.get(hashes[0]) or 0) if count else 0
+        holders = (masks.get(hashes[0]) or 0) if count else 0
         low = 0  # all of ``alive`` hold this block
-        while alive:
-            high, behind = count, 0  # not all of them hold that one, only those in ``behind``
+        while holders:
+            high, deeper = count, 0  # not all of them hold that one, only those in ``behind``
             while high - low > 1:
                 middle = (low + high) >> 1
-                still = (masks.get(hashes[middle]) or 0) & alive
-                if still == alive:
+                still = (masks.get(hashes[middle]) or 0) & holders
+                if still == holders:
                     low = middle
                 else:
-                    high, behind = middle, still
-            found.reached.append(ends[low])
-            found.masks.append(alive ^ behind)
-            alive, low = behind, high
-        return found
+                    high, deeper = middle, still
+            result.matched_bytes.append(ends[low])
+            result.masks.append(holders ^ deeper)
+            holders, low = deeper, high
+        return result
 
     def add(self, instance: str, hashes: tuple[Hashable, ...], ends: tuple[int, ...], *, capacity: int) -> None:
         """``instance`` holds (or is about to hold) these blocks; the least recently used beyond ``capacity`` bytes are dropped."""
-        held = self._holding(instance)
+        cache = self._instance_cache(instance)
         count = len(hashes)
         if count:
-            known = held.depth(hashes)
-            deepest = held.use(hashes, known)
+            known = cache.cached_blocks(hashes)
+            deepest = cache.touch(hashes, known)
             if known < count:
-                held.extend(deepest, hashes, ends, known)
-                self._mark(hashes, known, held.bit)
-        if held.size > capacity or held.blocks > self._blocks_most:
-            self._trim(held, capacity)
+                cache.extend(deepest, hashes, ends, known)
+                self._set_bit(hashes, known, cache.bit)
+        if cache.size > capacity or cache.blocks > self._max_blocks:
+            self._evict(cache, capacity)
 
-    def occupy(self, instance: str, size: int, *, capacity: int) -> None:
+    def reserve(self, instance: str, size: int, *, capacity: int) -> None:
         """Something that no prompt asks for takes ``size`` bytes there, and pushes out what is beyond ``capacity``."""
-        held = self._holding(instance)
-        _Run(None, (), (), 0, size).place(held.order.older)
-        held.blocks += 1
-        held.size += size
-        if held.size > capacity or held.blocks > self._blocks_most:
-            self._trim(held, capacity)
+        cache = self._instance_cache(instance)
+        _Run(None, (), (), 0, size).move_behind(cache.lru.older)
+        cache.blocks += 1
+        cache.size += size
+        if cache.size > capacity or cache.blocks > self._max_blocks:
+            self._evict(cache, capacity)
 
-    def drop(self, instance: str, hashes: Sequence[Hashable]) -> None:
+    def remove(self, instance: str, hashes: Sequence[Hashable]) -> None:
         """``instance`` turned out not to hold these blocks, hence none of those that go on from them."""
-        held = self._held.get(instance)
-        if held is None:
+        cache = self._instances.get(instance)
+        if cache is None:
             return
-        gone: list[Hashable] = list(hashes)
-        while gone:
-            digest = gone.pop()
-            run = held.runs.get(digest)
+        removed: list[Hashable] = list(hashes)
+        while removed:
+            digest = removed.pop()
+            run = cache.runs.get(digest)
             if run is not None:
-                gone += self._cut(held, run, run.hashes.index(digest))
-            for child in held.after.pop(digest, ()):
-                gone += self._cut(held, child, 0)
+                removed += self._truncate(cache, run, run.hashes.index(digest))
+            for child in cache.runs_after.pop(digest, ()):
+                removed += self._truncate(cache, child, 0)
 
-    def keep_only(self, instances: Collection[str]) -> None:
+    def retain(self, instances: Collection[str]) -> None:
         """Forget all others."""
-        for gone in [name for name in self._held if name not in instances]:
-            self.forget(gone)
+        for gone in [name for name in self._instances if name not in instances]:
+            self.remove_instance(gone)
 
-    def forget(self, instance: str) -> None:
+    def remove_instance(self, instance: str) -> None:
         """Everything of an instance that is gone or has started anew."""
-        held = self._held.pop(instance, None)
-        if held is None:
+        cache = self._instances.pop(instance, None)
+        if cache is None:
             return
-        for digest in held.runs:
-            self._clear(digest, held.bit)
-        held.runs.clear()
-        held.after.clear()
-        while (run := held.order.newer) is not None:
-            run.leave()  # the ring would keep them until the next search for garbage; it is itself the last to go
-        self._free.append(held.bit)
+        for digest in cache.runs:
+            self._clear_bit(digest, cache.bit)
+        cache.runs.clear()
+        cache.runs_after.clear()
+        while (run := cache.lru.newer) is not None:
+            run.unlink()  # the ring would keep them until the next search for garbage; it is itself the last to go
+        self._free_bits.append(cache.bit)
 
-    def _holding(self, instance: str) -> _Held:
-        held = self._held.get(instance)
-        if held is None:
-            held = self._held[instance] = _Held(self._free.pop() if self._free else 1 << len(self._held))
-        return held
+    def _instance_cache(self, instance: str) -> _InstanceCache:
+        cache = self._instances.get(instance)
+        if cache is None:
+            cache = self._instances[instance] = _InstanceCache(
+                self._free_bits.pop() if self._free_bits else 1 << len(self._instances)
+            )
+        return cache
 
-    def _mark(self, hashes: tuple[Hashable, ...], known: int, bit: int) -> None:
+    def _set_bit(self, hashes: tuple[Hashable, ...], known: int, bit: int) -> None:
         masks = self._masks
         index, count = known, len(hashes)
         while index < count:
@@ -296,45 +298,45 @@ class PrefixMirror:
             masks[digest] = (masks.get(digest) or 0) | bit
             index += 1
 
-    def _trim(self, held: _Held, capacity: int) -> None:
-        most, order = self._blocks_most, held.order
-        while held.size > capacity or held.blocks > most:
+    def _evict(self, cache: _InstanceCache, capacity: int) -> None:
+        max_blocks, order = self._max_blocks, cache.lru
+        while cache.size > capacity or cache.blocks > max_blocks:
             run = order.newer
             if run is None or run is order:
                 break
             if run.count:
-                self._shorten(held, run)
+                self._drop_last_block(cache, run)
             else:
-                held.size -= run.extra
-                held.blocks -= 1
-                run.leave()
+                cache.size -= run.extra_bytes
+                cache.blocks -= 1
+                run.unlink()
 
-    def _shorten(self, held: _Held, run: _Run) -> None:
+    def _drop_last_block(self, cache: _InstanceCache, run: _Run) -> None:
         """The run's last block goes, and the run with its last one."""
-        runs = held.runs
+        runs = cache.runs
         run.count -= 1
         digest = run.hashes[run.count]
-        held.size -= run.size(run.first + run.count)
-        held.blocks -= 1
+        cache.size -= run.block_bytes(run.first + run.count)
+        cache.blocks -= 1
         if digest in runs:
             del runs[digest]
-        self._clear(digest, held.bit)
+        self._clear_bit(digest, cache.bit)
         if not run.count:
-            run.leave()
+            run.unlink()
             if run.first:
-                held.goes_no_more(run)
+                cache.unlink_run(run)
 
-    def _cut(self, held: _Held, run: _Run, kept: int) -> tuple[Hashable, ...]:
+    def _truncate(self, cache: _InstanceCache, run: _Run, count: int) -> tuple[Hashable, ...]:
         """Shorten a run to so many blocks; those that went."""
-        gone = run.hashes[kept : run.count]
-        while run.count > kept:
-            self._shorten(held, run)
-        return gone
+        removed = run.hashes[count : run.count]
+        while run.count > count:
+            self._drop_last_block(cache, run)
+        return removed
 
-    def _clear(self, digest: Hashable, bit: int) -> None:
+    def _clear_bit(self, digest: Hashable, bit: int) -> None:
         mask = self._masks.get(digest) or 0
-        left = mask & ~bit
-        if left:
-            self._masks[digest] = left
+        remaining = mask & ~bit
+        if remaining:
+            self._masks[digest] = remaining
         elif mask:
             del self._masks[digest]

@@ -17,11 +17,11 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from fairlead.errors import BadInput
 
-ONE, SENTINEL, CLUSTER = "one", "sentinel", "cluster"
+SINGLE, SENTINEL, CLUSTER = "one", "sentinel", "cluster"
 _SCHEMES: Final[Mapping[str, str]] = {
-    "redis": ONE,
-    "rediss": ONE,
-    "unix": ONE,
+    "redis": SINGLE,
+    "rediss": SINGLE,
+    "unix": SINGLE,
     "redis+sentinel": SENTINEL,
     "rediss+sentinel": SENTINEL,
     "redis+cluster": CLUSTER,
@@ -40,7 +40,7 @@ _HINT: Final = (
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class RedisAddress:
     """``hosts``: (name, port) of sentinels or nodes; none for one server, whose ``url`` is the client's to read.
 
     ``words`` names it for people, without user and password.
@@ -48,37 +48,37 @@ class Place:
 
     kind: str
     url: str
-    words: str
+    description: str
     hosts: tuple[tuple[str, int], ...] = ()
     service: str = ""
     database: int = 0
     username: str | None = None
     password: str | None = None
     tls: bool = False
-    authority: str | None = None
+    ca_file: str | None = None
     sentinel_username: str | None = None
     sentinel_password: str | None = None
 
 
-def place(url: str) -> Place:
+def parse_redis_url(url: str) -> RedisAddress:
     """Read a URL. Raises BadInput that says what is wrong with it and never holds a password."""
     scheme, parted, rest = url.partition("://")
     kind = _SCHEMES.get(scheme)
     if not parted or kind is None:
-        raise _bad(f"no Redis is reached by {scheme!r}" if parted else "this is no URL")
-    if kind == ONE:
-        return Place(ONE, url, _words(url))
+        raise _invalid_url(f"no Redis is reached by {scheme!r}" if parted else "this is no URL")
+    if kind == SINGLE:
+        return RedisAddress(SINGLE, url, _describe_url(url))
     if "#" in rest:
-        raise _bad("a URL of Redis has no fragment")
+        raise _invalid_url("a URL of Redis has no fragment")
     found, _, asked = rest.partition("?")
     authority, _, path = found.partition("/")
     user, at, hosts = authority.rpartition("@")
     name, colon, password = user.partition(":")
-    options = _options(kind, asked, tls=scheme.startswith("rediss"))
-    places = tuple(_host(one, _PORTS[kind]) for one in hosts.split(","))
+    options = _parse_options(kind, asked, tls=scheme.startswith("rediss"))
+    places = tuple(_parse_host(one, _PORTS[kind]) for one in hosts.split(","))
     shown = ",".join(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in places)
-    service, database = _service(path) if kind == SENTINEL else _whole(path)
-    return Place(
+    service, database = _parse_service(path) if kind == SENTINEL else _parse_cluster_path(path)
+    return RedisAddress(
         kind,
         url,
         f"{service} by sentinels {shown}" if kind == SENTINEL else f"cluster {shown}",
@@ -94,7 +94,7 @@ def place(url: str) -> Place:
     )
 
 
-def _words(url: str) -> str:
+def _describe_url(url: str) -> str:
     """Where a URL of one server leads."""
     parts = urlsplit(url)
     if parts.scheme == "unix":
@@ -102,37 +102,37 @@ def _words(url: str) -> str:
     return parts.netloc.rpartition("@")[2] or "redis"
 
 
-def _host(text: str, port: int) -> tuple[str, int]:
+def _parse_host(text: str, port: int) -> tuple[str, int]:
     found = _HOST.fullmatch(text)
     if found is None or (found[2] and not 0 < int(found[2]) < 65_536):
-        raise _bad(f"{text!r} is no host with a port" if text else "a host is missing")
+        raise _invalid_url(f"{text!r} is no host with a port" if text else "a host is missing")
     return found[1].strip("[]"), int(found[2] or port)
 
 
-def _service(path: str) -> tuple[str, int]:
+def _parse_service(path: str) -> tuple[str, int]:
     name, _, number = path.partition("/")
     if not name:
-        raise _bad("the name by which sentinels know the master is missing")
+        raise _invalid_url("the name by which sentinels know the master is missing")
     if number and not (number.isascii() and number.isdecimal() and len(number) < 5):
-        raise _bad(f"{number!r} is no number of a database")
+        raise _invalid_url(f"{number!r} is no number of a database")
     return unquote(name), int(number or 0)
 
 
-def _whole(path: str) -> tuple[str, int]:
+def _parse_cluster_path(path: str) -> tuple[str, int]:
     if path not in ("", "0"):
-        raise _bad("a cluster has one database, 0, and no path")
+        raise _invalid_url("a cluster has one database, 0, and no path")
     return "", 0
 
 
-def _options(kind: str, asked: str, *, tls: bool) -> dict[str, str]:
+def _parse_options(kind: str, asked: str, *, tls: bool) -> dict[str, str]:
     found = dict(parse_qsl(asked, keep_blank_values=True))
     for name in found:
         if name not in _OPTIONS[kind]:
-            raise _bad(f"{name!r} is no option of such a URL")
+            raise _invalid_url(f"{name!r} is no option of such a URL")
     if "ssl_ca_certs" in found and not tls:
-        raise _bad("ssl_ca_certs is for TLS: write rediss")
+        raise _invalid_url("ssl_ca_certs is for TLS: write rediss")
     return found
 
 
-def _bad(why: str) -> BadInput:
+def _invalid_url(why: str) -> BadInput:
     return BadInput(why, field="redis", hint=_HINT)

@@ -18,15 +18,15 @@ from fairlead.errors import BadInput
 from fairlead.fleet import Fleet, FleetSource
 from fairlead.lag import LoopLag
 from fairlead.limits import Limits
-from fairlead.tasks import ended, failed
-from fairlead_kvstore.index.notes import secret_mark
+from fairlead.tasks import cancel_and_wait, first_failure
+from fairlead_kvstore.index.notes import secret_fingerprint
 from fairlead_kvstore.index.writer import IndexWriter
 from fairlead_kvstore.indexer import Indexer
-from fairlead_kvstore.metrics import Pulse, application
-from fairlead_kvstore.reader.asking import Http
+from fairlead_kvstore.metrics import IndexerHealth, create_app
+from fairlead_kvstore.reader.asking import HttpEngineQuery
 from fairlead_kvstore.redis import RedisLink
 from fairlead_kvstore.truth.changes import Change
-from fairlead_kvstore.truth.truth import Truth
+from fairlead_kvstore.truth.truth import BlockStore
 
 _LOG: Final = logging.getLogger("fairlead.indexer")
 _LAG_SECONDS: Final = 0.05
@@ -34,7 +34,7 @@ _LAG_KEPT: Final = 1_200
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class IndexerConfig:
     """``holder`` names this process and no other; ``events`` are addresses at which engines dial; ``secret`` keys own hashes."""
 
     source: FleetSource
@@ -46,7 +46,7 @@ class Plan:
     events: Sequence[str] = ()
 
 
-class Process:
+class IndexerService:
     """Make it on the loop that it runs on. ``announce`` is given one line once the port is open.
 
     Raises BadInput for a Redis URL or an address that is none.
@@ -54,41 +54,41 @@ class Process:
 
     def __init__(
         self,
-        plan: Plan,
+        config: IndexerConfig,
         environ: Mapping[str, str],
         clock: Clock,
-        chance: Callable[[], float],
+        random: Callable[[], float],
         *,
         announce: Callable[[str], None],
         limits: Limits,
     ) -> None:
-        self._plan = plan
+        self._config = config
         self._announce = announce
         self._stop = asyncio.Event()
         self._fleet: Fleet | None = None
-        self._ever = False
-        self._http = Http(environ, limits)
+        self._was_connected = False
+        self._http = HttpEngineQuery(environ, limits)
         self._lag = LoopLag(_LAG_SECONDS, _LAG_KEPT)
-        self._link = RedisLink(plan.redis, clock, limits=limits, name=f"fairlead-indexer-{plan.holder}")
+        self._link = RedisLink(config.redis, clock, limits=limits, name=f"fairlead-indexer-{config.holder}")
         self.indexer = Indexer(
-            Truth(secret=plan.secret, limits=limits),
+            BlockStore(secret=config.secret, limits=limits),
             self,
             clock,
-            ask=self._http,
+            query=self._http,
             loop=asyncio.get_running_loop(),
-            chance=chance,
-            listen=plan.events,
+            random=random,
+            listen=config.events,
             leased=True,
-            behind=self._behind,
+            is_backlogged=self._is_backlogged,
             limits=limits,
         )
         self._writer = IndexWriter(
             self._link,
             self.indexer,
             clock,
-            holder=plan.holder,
-            notes=self.indexer.notes,
-            mark=secret_mark(plan.secret),
+            holder=config.holder,
+            instance_statuses=self.indexer.instance_statuses,
+            fingerprint=secret_fingerprint(config.secret),
             limits=limits,
         )
 
@@ -96,8 +96,8 @@ class Process:
         """To whoever writes."""
         self._writer.offer(model_key, changes, batches)
 
-    def _behind(self) -> bool:
-        return self._writer.behind()
+    def _is_backlogged(self) -> bool:
+        return self._writer.is_backlogged()
 
     def stop(self) -> None:
         """End in order."""
@@ -105,26 +105,26 @@ class Process:
 
     async def run(self) -> None:
         """Until ``stop``. Raises what the fleet's source raises, and OSError when the port is taken."""
-        runner = web.AppRunner(application(self.indexer, self.pulse), access_log=None)  # probes ask every few seconds
+        runner = web.AppRunner(create_app(self.indexer, self.health), access_log=None)  # probes ask every few seconds
         await runner.setup()
         following: asyncio.Task[None] | None = None
-        system.settled()
-        system.collect_seldom()  # what an engine tells is hundreds of objects a millisecond, and none of them a cycle
+        system.freeze_heap()
+        system.relax_gc()  # what an engine tells is hundreds of objects a millisecond, and none of them a cycle
         stopped = asyncio.ensure_future(self._stop.wait())
         try:
-            site = web.TCPSite(runner, self._plan.host or None, self._plan.port)
+            site = web.TCPSite(runner, self._config.host or None, self._config.port)
             await site.start()
-            self._announce(f"ready http://{_shown(runner)}")
+            self._announce(f"ready http://{_listening_address(runner)}")
             self._lag.start()
             self._link.start()
             self._writer.start()
-            following = asyncio.ensure_future(self._follow())
-            error = await failed([following], stopped)
+            following = asyncio.ensure_future(self._follow_fleet())
+            error = await first_failure([following], stopped)
             if error is not None:
                 raise error
         finally:
-            await ended(stopped)
-            await ended(following)
+            await cancel_and_wait(stopped)
+            await cancel_and_wait(following)
             await self.indexer.close()
             await self._writer.stop()
             await self._link.stop()
@@ -132,37 +132,37 @@ class Process:
             self._lag.stop()
             await runner.cleanup()
 
-    def pulse(self) -> Pulse:
+    def health(self) -> IndexerHealth:
         """How it is now."""
         models = frozenset() if self._fleet is None else frozenset(self._fleet.models)
         connected = self._link.state.connected
-        self._ever = self._ever or connected
+        self._was_connected = self._was_connected or connected
         waits_for = ""
         if self._fleet is None:
             waits_for = "the fleet is not known yet"
-        elif not self._ever:
-            waits_for = f"Redis was not reached yet: {self._link.state.why}"
-        return Pulse(
+        elif not self._was_connected:
+            waits_for = f"Redis was not reached yet: {self._link.state.reason}"
+        return IndexerHealth(
             waits_for,
-            leads=frozenset(key for key in models if self._writer.leads(key)),
+            led_models=frozenset(key for key in models if self._writer.is_leader(key)),
             models=models,
             connected=connected,
-            loop_lag=self._lag.quantile(0.99),
+            loop_lag_seconds=self._lag.quantile(0.99),
             notes=[
-                *self._plan.source.notes(),
+                *self._config.source.warnings(),
                 *([] if connected else ["Redis is away, changes wait"]),
-                *(["what was read is not written yet, engines are read later"] if self._writer.behind() else []),
+                *(["what was read is not written yet, engines are read later"] if self._writer.is_backlogged() else []),
             ],
         )
 
-    async def _follow(self) -> None:
-        async for fleet in self._plan.source.watch():
+    async def _follow_fleet(self) -> None:
+        async for fleet in self._config.source.watch():
             self._fleet = fleet
-            self.indexer.fleet(fleet)
-            self._writer.serve(_named(fleet))
+            self.indexer.update_fleet(fleet)
+            self._writer.set_models(_indexable_models(fleet))
 
 
-def _named(fleet: Fleet) -> list[str]:
+def _indexable_models(fleet: Fleet) -> list[str]:
     """The models that Redis can name; the others are left out, once more with each fleet."""
     from fairlead_kvstore import keys
 
@@ -177,6 +177,6 @@ def _named(fleet: Fleet) -> list[str]:
     return found
 
 
-def _shown(runner: web.AppRunner) -> str:
+def _listening_address(runner: web.AppRunner) -> str:
     host, port = runner.addresses[0][:2]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

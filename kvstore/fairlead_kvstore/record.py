@@ -13,11 +13,11 @@ import msgspec
 from fairlead.decision import Decision
 
 SCHEMA: Final = b"\x01"
-REJECTED_MOST: Final = 16
+MAX_REJECTED: Final = 16
 T = TypeVar("T")
 
 
-class Record(Protocol):
+class LoggedDecision(Protocol):
     """One decision as the gateway's log keeps it."""
 
     @property
@@ -68,12 +68,12 @@ class PublishedDecision(msgspec.Struct, frozen=True, omit_defaults=True):
     inputs: dict[str, tuple[float | None, float | None]] = {}
 
 
-def published_decision(record: Record, gateway_id: str) -> PublishedDecision:
+def published_decision(record: LoggedDecision, gateway_id: str) -> PublishedDecision:
     """The entry for one record; of many rejected instances only the first few, with their inputs, go along."""
     made = record.decision
-    rejected = tuple((item.id, item.why) for item in made.rejected[:REJECTED_MOST])
+    rejected = tuple((item.id, item.why) for item in made.rejected[:MAX_REJECTED])
     inputs = made.inputs.items()
-    if len(made.rejected) > REJECTED_MOST:
+    if len(made.rejected) > MAX_REJECTED:
         kept = {made.chosen, *(item for item, _ in rejected)}
         known = {item.id for item in made.rejected} - kept
         inputs = {name: value for name, value in inputs if name.rpartition("/")[0] not in known}.items()
@@ -89,7 +89,7 @@ def published_decision(record: Record, gateway_id: str) -> PublishedDecision:
         prompt_tokens=record.prompt_tokens,
         cost_seconds=made.cost_seconds,
         rejected=rejected,
-        inputs={name: (value.value, value.age_seconds) for name, value in islice(inputs, 8 * (REJECTED_MOST + 2))},
+        inputs={name: (value.value, value.age_seconds) for name, value in islice(inputs, 8 * (MAX_REJECTED + 2))},
     )
 
 

@@ -20,10 +20,10 @@ from redis.exceptions import RedisError, ResponseError
 
 from fairlead.clock import Clock
 from fairlead.limits import Limits
-from fairlead.tasks import ended
-from fairlead.units import duration
-from fairlead_kvstore.places import CLUSTER, place
-from fairlead_kvstore.servers import Command, server
+from fairlead.tasks import cancel_and_wait
+from fairlead.units import format_duration
+from fairlead_kvstore.places import CLUSTER, parse_redis_url
+from fairlead_kvstore.servers import Command, create_backend
 
 FIRST_PAUSE_SECONDS: Final = 0.1
 
@@ -34,7 +34,7 @@ class LinkState:
 
     kind: str
     since: float | None
-    why: str
+    reason: str
 
     @property
     def connected(self) -> bool:
@@ -57,92 +57,92 @@ class RedisLink:
         self._limits = limits or Limits()
         self._clock = clock
         self._random = random or Random()
-        there = place(url)
-        self.place = there.words
-        self.spread = there.kind == CLUSTER
+        there = parse_redis_url(url)
+        self.description = there.description
+        self.is_cluster = there.kind == CLUSTER
         """Whether models lie on different servers, so that no command may name keys of several."""
-        self._server = server(there, self._limits, name)
-        self._up = False
-        self._ever = False
+        self._server = create_backend(there, self._limits, name)
+        self._is_up = False
+        self._was_connected = False
         self._since = clock.now()
-        self._why = "not asked yet"
-        self._trouble = asyncio.Event()
-        self._arrival = asyncio.Event()
+        self._reason = "not asked yet"
+        self._lost_event = asyncio.Event()
+        self._connected_event = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     @property
     def state(self) -> LinkState:
         """How the link is just now."""
-        if self._up:
+        if self._is_up:
             return LinkState("connected", self._since, "")
         short = self._clock.now() - self._since <= self._limits.redis_stale_seconds
-        return LinkState("stale" if self._ever and short else "away", self._since, self._why)
+        return LinkState("stale" if self._was_connected and short else "away", self._since, self._reason)
 
-    def words(self) -> str:
+    def describe(self) -> str:
         """The state for people; never holds a password."""
         state = self.state
         if state.connected:
-            return f"connected to {self.place}"
-        age = duration(max(0.0, self._clock.now() - self._since))
-        return f"{state.kind} for {age}: {self.place}: {state.why}"
+            return f"connected to {self.description}"
+        age = format_duration(max(0.0, self._clock.now() - self._since))
+        return f"{state.kind} for {age}: {self.description}: {state.reason}"
 
     def start(self) -> None:
         """Begin connecting on the running loop."""
         if self._task is None:
-            self._task = asyncio.create_task(self._keep(), name="redis link")
+            self._task = asyncio.create_task(self._maintain(), name="redis link")
 
     async def stop(self) -> None:
         """Close the connections; the link can be started again."""
         task, self._task = self._task, None
-        await ended(task)
-        if self._up:
-            self._lost("stopped")
+        await cancel_and_wait(task)
+        if self._is_up:
+            self._on_lost("stopped")
         with suppress(RedisError, OSError):
             await self._server.close()
 
     async def wait_connected(self) -> None:
         """Return as soon as the link is connected."""
-        while not self._up:
-            await self._arrival.wait()
+        while not self._is_up:
+            await self._connected_event.wait()
 
     async def run(self, commands: Sequence[Command]) -> list[Any] | None:
         """The replies in order (a refused command's reply is its ResponseError), or None when Redis is away."""
-        if not self._up:
+        if not self._is_up:
             return None
         try:
             async with asyncio.timeout(self._limits.redis_connect_seconds):
                 return await self._server.run(commands)
         except (RedisError, OSError, TimeoutError) as error:
-            self._lost(_why(error))
+            self._on_lost(_describe_error(error))
             return None
 
-    async def names(self, pattern: str, most: int) -> set[bytes] | None:
+    async def scan_keys(self, pattern: str, max_keys: int) -> set[bytes] | None:
         """At most so many keys that fit the pattern, or None when Redis is away. Looks at every key: for people, not for programs."""
-        if not self._up:
+        if not self._is_up:
             return None
         found: set[bytes] = set()
-        names = self._server.names(pattern)
+        names = self._server.scan_keys(pattern)
         try:
-            while len(found) < most:
-                async with asyncio.timeout(self._limits.redis_names_seconds):
+            while len(found) < max_keys:
+                async with asyncio.timeout(self._limits.redis_scan_seconds):
                     name = await anext(names, None)
                 if name is None:
                     break
                 found.add(name)
         except (RedisError, OSError, TimeoutError) as error:
-            self._lost(_why(error))
+            self._on_lost(_describe_error(error))
             return None
         return found
 
-    async def _keep(self) -> None:
+    async def _maintain(self) -> None:
         failures = 0
         while True:
             if await self._ping():
                 failures = 0
-                self._arrived()
+                self._on_connected()
                 with suppress(TimeoutError):
                     async with asyncio.timeout(self._limits.redis_ping_seconds):
-                        await self._trouble.wait()
+                        await self._lost_event.wait()
             else:
                 pause = min(self._limits.redis_pause_seconds, FIRST_PAUSE_SECONDS * 2.0**failures)
                 failures = min(failures + 1, 16)
@@ -151,35 +151,35 @@ class RedisLink:
     async def _ping(self) -> bool:
         try:
             async with asyncio.timeout(self._limits.redis_connect_seconds):
-                if not self._up:
+                if not self._is_up:
                     # A connection that was open while the server went may be half dead: begin with fresh ones.
-                    await self._server.fresh()
+                    await self._server.drop_connections()
                 await self._server.ping()
         except ResponseError as error:
-            self._lost(f"refused: {error}")
+            self._on_lost(f"refused: {error}")
             return False
         except (RedisError, OSError, TimeoutError) as error:
-            self._lost(_why(error))
+            self._on_lost(_describe_error(error))
             return False
         return True
 
-    def _arrived(self) -> None:
-        if not self._up:
-            self._up = self._ever = True
+    def _on_connected(self) -> None:
+        if not self._is_up:
+            self._is_up = self._was_connected = True
             self._since = self._clock.now()
-        self._trouble.clear()
-        self._arrival.set()
+        self._lost_event.clear()
+        self._connected_event.set()
 
-    def _lost(self, why: str) -> None:
-        if self._up:
+    def _on_lost(self, why: str) -> None:
+        if self._is_up:
             self._since = self._clock.now()
-        self._up = False
-        self._why = why
-        self._arrival.clear()
-        self._trouble.set()
+        self._is_up = False
+        self._reason = why
+        self._connected_event.clear()
+        self._lost_event.set()
 
 
-def _why(error: Exception) -> str:
+def _describe_error(error: Exception) -> str:
     """An error in few words; Redis' own messages hold addresses, never values."""
     if isinstance(error, TimeoutError) or "Timeout" in type(error).__name__:
         return "no answer in time"

@@ -19,15 +19,15 @@ from redis.exceptions import RedisClusterException, ResponseError
 
 from fairlead.errors import BadInput
 from fairlead.limits import Limits
-from fairlead_kvstore.places import CLUSTER, ONE, Place
+from fairlead_kvstore.places import CLUSTER, SINGLE, RedisAddress
 
 Command: TypeAlias = tuple[str | bytes | int | float, ...]
 _SHORTEST_SECONDS: Final = 0.1
-_SCANNED: Final = 1_000
-_UNCOVERED: Final = "not all of the cluster answers"
+_SCAN_COUNT: Final = 1_000
+_UNKNOWN_CLUSTER_ERROR: Final = "not all of the cluster answers"
 
 
-class Server(Protocol):
+class RedisBackend(Protocol):
     """What the link needs. Everything raises RedisError, OSError or TimeoutError when it does not work."""
 
     async def ping(self) -> None:
@@ -38,11 +38,11 @@ class Server(Protocol):
         """The replies in order; a refused command's reply is its ResponseError."""
         ...
 
-    def names(self, pattern: str) -> AsyncIterator[bytes]:
+    def scan_keys(self, pattern: str) -> AsyncIterator[bytes]:
         """Keys that fit the pattern, one or more times each, of a cluster those of all masters."""
         ...
 
-    async def fresh(self) -> None:
+    async def drop_connections(self) -> None:
         """Drop every connection: after a failure they may be half dead, or lead to who is master no more."""
         ...
 
@@ -51,44 +51,44 @@ class Server(Protocol):
         ...
 
 
-def server(place: Place, limits: Limits, name: str | None) -> Server:
+def create_backend(address: RedisAddress, limits: Limits, client_name: str | None) -> RedisBackend:
     """A client of that place; nothing is connected yet. Raises BadInput for a URL that redis-py cannot read."""
     common: dict[str, Any] = {
-        "socket_timeout": limits.redis_deadline_seconds,
+        "socket_timeout": limits.redis_timeout_seconds,
         "socket_connect_timeout": limits.redis_connect_seconds,
         "retry": Retry(NoBackoff(), 0),
-        "client_name": name,
+        "client_name": client_name,
         "driver_info": None,
         "protocol": 2,
         "decode_responses": False,
     }
-    if place.kind == ONE:
+    if address.kind == SINGLE:
         try:
-            return _One(Redis.from_url(place.url, **common))
+            return _SingleServer(Redis.from_url(address.url, **common))
         except ValueError as error:
             hint = "write it as redis://host:port/0 or unix:///path"
             raise BadInput(str(error), field="redis", hint=hint) from None
-    secure: dict[str, Any] = {"ssl": True} if place.tls else {}
-    if place.authority is not None:
-        secure["ssl_ca_certs"] = place.authority
-    common |= {**secure, "username": place.username, "password": place.password}
-    each = max(_SHORTEST_SECONDS, limits.redis_connect_seconds / (len(place.hosts) + 1))
-    part = {"socket_timeout": min(limits.redis_deadline_seconds, each), "socket_connect_timeout": each}
-    if place.kind == CLUSTER:
-        return _Cluster(place, common | part)
+    secure: dict[str, Any] = {"ssl": True} if address.tls else {}
+    if address.ca_file is not None:
+        secure["ssl_ca_certs"] = address.ca_file
+    common |= {**secure, "username": address.username, "password": address.password}
+    each = max(_SHORTEST_SECONDS, limits.redis_connect_seconds / (len(address.hosts) + 1))
+    part = {"socket_timeout": min(limits.redis_timeout_seconds, each), "socket_connect_timeout": each}
+    if address.kind == CLUSTER:
+        return _ClusterBackend(address, common | part)
     asking = {
-        "username": place.sentinel_username,
-        "password": place.sentinel_password,
+        "username": address.sentinel_username,
+        "password": address.sentinel_password,
         "retry": Retry(NoBackoff(), 0),
         "driver_info": None,
         "protocol": 2,
     }
     made: Any = Sentinel  # its constructor has no types
-    sentinels = made(place.hosts, sentinel_kwargs={**part, **secure, **asking})
-    return _Sentinels(sentinels, place, sentinels.master_for(place.service, db=place.database, **common))
+    sentinels = made(address.hosts, sentinel_kwargs={**part, **secure, **asking})
+    return _SentinelMaster(sentinels, address, sentinels.master_for(address.service, db=address.database, **common))
 
 
-class _One:
+class _SingleServer:
     def __init__(self, redis: Any) -> None:
         self._redis = redis  # Any: redis-py is typed in part only
 
@@ -101,21 +101,21 @@ class _One:
                 pipe.execute_command(*command)
             return list(await pipe.execute(raise_on_error=False))
 
-    def names(self, pattern: str) -> AsyncIterator[bytes]:
-        found: AsyncIterator[bytes] = self._redis.scan_iter(match=pattern, count=_SCANNED)
+    def scan_keys(self, pattern: str) -> AsyncIterator[bytes]:
+        found: AsyncIterator[bytes] = self._redis.scan_iter(match=pattern, count=_SCAN_COUNT)
         return found
 
-    async def fresh(self) -> None:
+    async def drop_connections(self) -> None:
         await self._redis.connection_pool.disconnect()
 
     async def close(self) -> None:
         await self._redis.aclose()
 
 
-class _Sentinels(_One):
+class _SentinelMaster(_SingleServer):
     """The master as sentinels know it: each new connection asks them anew."""
 
-    def __init__(self, sentinels: Any, place: Place, redis: Any) -> None:
+    def __init__(self, sentinels: Any, place: RedisAddress, redis: Any) -> None:
         super().__init__(redis)
         self._sentinels = sentinels
         self._unknown = f"no sentinel that answers knows a master {place.service!r} that is up"
@@ -137,10 +137,10 @@ class _Sentinels(_One):
         await self._sentinels.aclose()
 
 
-class _Cluster:
+class _ClusterBackend:
     """All masters of a cluster; which has which keys is found by asking, and again after each failure."""
 
-    def __init__(self, place: Place, options: dict[str, Any]) -> None:
+    def __init__(self, place: RedisAddress, options: dict[str, Any]) -> None:
         nodes = [ClusterNode(host, port) for host, port in place.hosts]
         # The names of the URL stay the ones to ask: addresses that a cluster tells may be gone after its next restart.
         self._redis: Any = RedisCluster(startup_nodes=nodes, dynamic_startup_nodes=False, **options)
@@ -149,7 +149,7 @@ class _Cluster:
         try:
             await self._redis.execute_command("PING", target_nodes=RedisCluster.PRIMARIES)
         except RedisClusterException as error:
-            raise Lost(_first(error)) from None
+            raise Lost(_first_line(error)) from None
 
     async def run(self, commands: Sequence[Command]) -> list[Any]:
         try:
@@ -158,25 +158,25 @@ class _Cluster:
                     pipe.execute_command(*command)
                 replies = list(await pipe.execute(raise_on_error=False))
         except RedisClusterException as error:
-            raise Lost(_first(error)) from None
+            raise Lost(_first_line(error)) from None
         for reply in replies:
             if isinstance(reply, Exception) and not isinstance(reply, ResponseError):
                 raise reply  # a node that is away is no refusal
         return replies
 
-    async def names(self, pattern: str) -> AsyncIterator[bytes]:
+    async def scan_keys(self, pattern: str) -> AsyncIterator[bytes]:
         try:
-            async for name in self._redis.scan_iter(match=pattern, count=_SCANNED):
+            async for name in self._redis.scan_iter(match=pattern, count=_SCAN_COUNT):
                 yield name
         except RedisClusterException as error:
-            raise Lost(_first(error)) from None
+            raise Lost(_first_line(error)) from None
 
-    async def fresh(self) -> None:
+    async def drop_connections(self) -> None:
         await self._redis.aclose()
 
     async def close(self) -> None:
         await self._redis.aclose()
 
 
-def _first(error: Exception) -> str:
-    return (str(error).splitlines() or [""])[0][:200] or _UNCOVERED
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0][:200] or _UNKNOWN_CLUSTER_ERROR

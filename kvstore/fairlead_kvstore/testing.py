@@ -12,10 +12,10 @@ from typing import Any
 import msgspec
 import xxhash
 
-from fairlead_kvstore.events.outcomes import Frame
+from fairlead_kvstore.events.outcomes import EventFrame
 
 
-class Engine:
+class PrefixCacheEngine:
     """``capacity`` blocks of ``block_size`` tokens. ``seed`` differs between processes whose hashes are not reproducible."""
 
     def __init__(
@@ -24,7 +24,7 @@ class Engine:
         self.block_size = block_size
         self.maps = maps
         self.number = 0
-        self.frames: list[Frame] = []
+        self.frames: list[EventFrame] = []
         self._capacity = capacity
         self._seed = seed
         self._buffer = buffer
@@ -52,22 +52,22 @@ class Engine:
             found.append(parent)
         return found
 
-    def hit(self, tokens: Sequence[int], adapter: str | None = None, salt: str | None = None) -> int:
+    def hit_blocks(self, tokens: Sequence[int], adapter: str | None = None, salt: str | None = None) -> int:
         """Blocks of this prompt that a request would find, never its last token."""
         return self._found(self.chain(tokens, adapter, salt)[: max(0, len(tokens) - 1) // self.block_size])
 
     @property
-    def held(self) -> int:
+    def cached_blocks(self) -> int:
         """Different blocks in the cache."""
         return len(self._cached)
 
-    def holds(self, value: int) -> bool:
+    def has_block(self, value: int) -> bool:
         """Whether a block of this hash is in the cache."""
         return value in self._cached
 
-    def prompt(self, tokens: Sequence[int], adapter: str | None = None, salt: str | None = None) -> int:
+    def serve_prompt(self, tokens: Sequence[int], adapter: str | None = None, salt: str | None = None) -> int:
         """Serve a prompt; blocks that were cached. Its events wait for ``publish``."""
-        chain, hit = self.chain(tokens, adapter, salt), self.hit(tokens, adapter, salt)
+        chain, hit = self.chain(tokens, adapter, salt), self.hit_blocks(tokens, adapter, salt)
         used = [self._cached[value][0] for value in chain[:hit]]
         for block in used:
             self._free.pop(block, None)
@@ -92,19 +92,19 @@ class Engine:
         self._free = OrderedDict.fromkeys(range(self._capacity))
         self._pending.append({"type": "AllBlocksCleared"} if self.maps else ["AllBlocksCleared"])
 
-    def publish(self, wall: float = 0.0) -> Frame | None:
+    def publish(self, wall: float = 0.0) -> EventFrame | None:
         """What happened since the last batch, as a frame; None when nothing did."""
         if not self._pending:
             return None
         payload = msgspec.msgpack.encode([wall, self._pending, 0])
         self._pending = []
-        frame = Frame(b"kv", self.number, payload)
+        frame = EventFrame(b"kv", self.number, payload)
         self.number += 1
         self.frames.append(frame)
         del self.frames[: -self._buffer]
         return frame
 
-    def replay(self, start: int) -> list[Frame]:
+    def replay(self, start: int) -> list[EventFrame]:
         """What the replay endpoint answers, but for the end."""
         return [frame for frame in self.frames if frame.number >= start]
 

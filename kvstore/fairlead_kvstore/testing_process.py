@@ -10,28 +10,28 @@ import httpx
 PATIENCE_SECONDS = 60.0
 
 
-class Indexing:
+class IndexerProcess:
     """A process that said ``ready``."""
 
     def __init__(self, process: asyncio.subprocess.Process, url: str) -> None:
         self.process = process
         self.url = url
 
-    async def page(self, path: str) -> httpx.Response:
+    async def get(self, path: str) -> httpx.Response:
         """What its port answers."""
         async with httpx.AsyncClient() as client:
             return await client.get(self.url + path)
 
-    async def figure(self, name: str, model: str = "default/tiny") -> float:
+    async def metric(self, name: str, model: str = "default/tiny") -> float:
         """A family of one model; not a number while it is not told."""
-        for line in (await self.page("/metrics")).text.splitlines():
+        for line in (await self.get("/metrics")).text.splitlines():
             if line.startswith(f'fairlead_indexer_{name}{{model="{model}"}} '):
                 return float(line.rpartition(" ")[2])
         return float("nan")
 
 
 @asynccontextmanager
-async def indexing(*arguments: str) -> AsyncIterator[Indexing]:
+async def indexer_process(*arguments: str) -> AsyncIterator[IndexerProcess]:
     """``python -m fairlead_kvstore`` with these arguments, on a free port."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "fairlead_kvstore", *arguments), stdout=asyncio.subprocess.PIPE
@@ -40,7 +40,7 @@ async def indexing(*arguments: str) -> AsyncIterator[Indexing]:
         assert process.stdout is not None
         line = (await asyncio.wait_for(process.stdout.readline(), PATIENCE_SECONDS)).decode()
         assert line.startswith("ready http://"), line
-        yield Indexing(process, line.split()[1])
+        yield IndexerProcess(process, line.split()[1])
     finally:
         if process.returncode is None:
             process.kill()

@@ -6,14 +6,14 @@ from collections.abc import Callable, Sequence
 import zmq
 
 from fairlead.clock import ManualClock
-from fairlead_kvstore.events.outcomes import Frame
-from fairlead_kvstore.testing import Engine
+from fairlead_kvstore.events.outcomes import EventFrame
+from fairlead_kvstore.testing import PrefixCacheEngine
 
 _ATTEMPTS = 30_000
-END = [b"", b"", b"\xff" * 8, b""]
+END_OF_REPLAY = [b"", b"", b"\xff" * 8, b""]
 
 
-class WireEngine:
+class ZmqEngine:
     """Publishes what ``engine`` publishes and answers replays, as vLLM does.
 
     ``mute`` answers no replay, ``hold`` keeps requests until ``answer_held``, ``most`` cuts every answer short, without its end.
@@ -22,7 +22,7 @@ class WireEngine:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: PrefixCacheEngine,
         context: "zmq.Context[zmq.Socket[bytes]]",
         *,
         ports: tuple[int, int] = (0, 0),
@@ -32,10 +32,10 @@ class WireEngine:
     ) -> None:
         self.engine = engine
         self.topic = topic
-        self.mute = False
-        self.hold = False
-        self.most: int | None = None
-        self.asked: list[int] = []
+        self.ignores_replays = False
+        self.holds_replays = False
+        self.max_replayed: int | None = None
+        self.replay_requests: list[int] = []
         self.listeners = 0
         self._held: list[tuple[bytes, int]] = []
         self._loop = asyncio.get_running_loop()
@@ -53,8 +53,8 @@ class WireEngine:
         self.events = "" if dial is not None else _bound(self._publisher)
         self.replay = _bound(self._router) if replays else None
         for socket in (self._publisher, self._router):
-            self._loop.add_reader(socket.fileno(), self._look)
-        self._look()
+            self._loop.add_reader(socket.fileno(), self._handle_sockets)
+        self._handle_sockets()
 
     @property
     def ports(self) -> tuple[int, int]:
@@ -62,31 +62,31 @@ class WireEngine:
         replay = self.replay
         return int(self.events.rsplit(":", 1)[1]), int(replay.rsplit(":", 1)[1]) if replay else 0
 
-    def publish(self, *, lose: bool = False) -> Frame | None:
+    def publish(self, *, lose: bool = False) -> EventFrame | None:
         """Send what happened since the last batch; ``lose`` keeps it in the engine's buffer alone."""
         frame = self.engine.publish()
         if frame is not None and not lose:
             self.send(frame)
         return frame
 
-    def send(self, *frames: Frame) -> None:
+    def send(self, *frames: EventFrame) -> None:
         """Send these, whatever they are."""
         for frame in frames:
-            self.raw([self.topic, frame.number.to_bytes(8, "big"), frame.payload])
+            self.send_raw([self.topic, frame.number.to_bytes(8, "big"), frame.payload])
 
-    def raw(self, parts: Sequence[bytes]) -> None:
+    def send_raw(self, parts: Sequence[bytes]) -> None:
         """Send just this."""
         self._publisher.send_multipart(list(parts))
-        self._look()
+        self._handle_sockets()
 
-    def prompt(self, *tokens: int, lose: bool = False) -> None:
+    def serve_prompt(self, *tokens: int, lose: bool = False) -> None:
         """Serve a prompt and publish what it did."""
-        self.engine.prompt(tokens)
+        self.engine.serve_prompt(tokens)
         self.publish(lose=lose)
 
     def answer_held(self) -> None:
         """Answer the requests that were kept."""
-        self.hold = False
+        self.holds_replays = False
         held, self._held = self._held, []
         for peer, start in held:
             self._answer(peer, start)
@@ -98,7 +98,7 @@ class WireEngine:
                 self._loop.remove_reader(socket.fileno())
                 socket.close(linger=0)
 
-    def _look(self) -> None:
+    def _handle_sockets(self) -> None:
         if self._publisher.closed:
             return
         while self._publisher.poll(0, zmq.POLLIN):
@@ -107,20 +107,20 @@ class WireEngine:
         while not self._router.closed and self._router.poll(0, zmq.POLLIN):
             peer, _, start = self._router.recv_multipart()
             number = int.from_bytes(start, "big")
-            self.asked.append(number)
-            if self.hold:
+            self.replay_requests.append(number)
+            if self.holds_replays:
                 self._held.append((peer, number))
-            elif not self.mute:
+            elif not self.ignores_replays:
                 self._answer(peer, number)
 
     def _answer(self, peer: bytes, start: int) -> None:
         frames = self.engine.replay(start)
-        for frame in frames[: self.most]:
+        for frame in frames[: self.max_replayed]:
             parts = [peer, b"", self.topic, frame.number.to_bytes(8, "big"), frame.payload]
             self._router.send_multipart(parts)
-        if self.most is None:
-            self._router.send_multipart([peer, *END])
-        self._look()
+        if self.max_replayed is None:
+            self._router.send_multipart([peer, *END_OF_REPLAY])
+        self._handle_sockets()
 
 
 class ManualLoop:

@@ -16,12 +16,12 @@ from pathlib import Path
 
 from fairlead.clock import SystemClock
 from fairlead.errors import FairleadError
-from fairlead.kube.access import Access, find_access
-from fairlead.kube.lease import identity
+from fairlead.kube.access import ClusterConfig, load_config
+from fairlead.kube.lease import candidate_identity
 from fairlead.loops import loop_factory
-from fairlead.settings import OperatorSettings, read, unknown
-from fairlead_operator.operation import Operation
-from fairlead_operator.settings import Options, options
+from fairlead.settings import OperatorSettings, read_settings, unknown_variables
+from fairlead_operator.operation import Manager
+from fairlead_operator.settings import OperatorOptions, parse_options
 
 _LOG = logging.getLogger("fairlead.operator")
 
@@ -30,8 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run until SIGTERM or SIGINT (0), until the lease is lost (1); 2 when it cannot start."""
     flags = _flags(arguments)
     try:
-        chosen = options(read(OperatorSettings, os.environ))
-        access = find_access(os.environ, Path.home())
+        chosen = parse_options(read_settings(OperatorSettings, os.environ))
+        access = load_config(os.environ, Path.home())
     except FairleadError as error:
         print(f"fairlead-operator: {error}", file=sys.stderr)
         return 2
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger("kopf._core.reactor.running").setLevel(
         logging.ERROR
     )  # and that signals are not its own, as is meant
-    for line in unknown(os.environ):
+    for line in unknown_variables(os.environ):
         _LOG.warning("%s", line)
     gc.freeze()  # what importing made stays, and need not be looked through again
     gc.set_threshold(10_000, 50, 100)  # many objects are made and kept here, and hardly any cycles
@@ -50,10 +50,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return runner.run(_run(access, chosen, flags))
 
 
-async def _run(access: Access, chosen: Options, flags: argparse.Namespace) -> int:
+async def _run(access: ClusterConfig, chosen: OperatorOptions, flags: argparse.Namespace) -> int:
     loop, chance, host, port = asyncio.get_running_loop(), random.SystemRandom().random, flags.host, flags.port
-    me = identity(os.environ, chance)
-    operation = Operation(access, chosen, SystemClock(), chance, me, flags.lease_namespace)
+    me = candidate_identity(os.environ, chance)
+    operation = Manager(access, chosen, SystemClock(), chance, me, flags.lease_namespace)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, operation.stop)
     try:

@@ -27,112 +27,112 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fairlead.api import Rollout
-from fairlead.cluster_labels import MANAGER, POOL, SURGE
-from fairlead.cluster_labels import REVISION as POD_REVISION
+from fairlead.cluster_labels import FIELD_MANAGER, POOL_LABEL, SURGE_ANNOTATION
+from fairlead.cluster_labels import POD_REVISION_LABEL as POD_REVISION
 from fairlead.kube.resource import (
     LEADER_WORKER_SETS,
     Manifest,
     annotations_of,
-    leaving,
+    is_deleting,
+    is_ready,
     metadata_of,
     name_of,
-    says_ready,
 )
 from fairlead_operator.marks import annotation, label
-from fairlead_operator.ownership import scaler
+from fairlead_operator.ownership import replica_field_owner
 from fairlead_operator.plan import ChildKey, child_key
-from fairlead_operator.render.leaderworkerset import HELD
+from fairlead_operator.render.leaderworkerset import ALL_GROUPS_PARTITION
 
-_SET = "leaderworkerset.sigs.k8s.io/name"
-_PLACE = "leaderworkerset.sigs.k8s.io/group-index"
+_SET_LABEL = "leaderworkerset.sigs.k8s.io/name"
+_INDEX_LABEL = "leaderworkerset.sigs.k8s.io/group-index"
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class SurgeStep:
     """How many groups there shall be beyond the number that is asked, and why in words; empty when nothing is replaced.
 
     ``held``: none is ended now.
     """
 
-    more: int = 0
-    why: str = ""
-    held: bool = False
+    extra_groups: int = 0
+    message: str = ""
+    partition_all: bool = False
 
 
-def is_groups(workload: Manifest) -> bool:
+def is_group_workload(workload: Manifest) -> bool:
     """Are the instances of this workload groups of pods?"""
     return workload.get("kind") == LEADER_WORKER_SETS.kind
 
 
-def surplus(live: Manifest) -> int:
+def surplus_groups(live: Manifest) -> int:
     """How many groups the number of a live workload holds beyond what is asked; none where the number is somebody else's."""
-    told = annotation(live, SURGE)
-    return int(told) if told.isdecimal() and not scaler(live, MANAGER) else 0
+    told = annotation(live, SURGE_ANNOTATION)
+    return int(told) if told.isdecimal() and not replica_field_owner(live, FIELD_MANAGER) else 0
 
 
-def pace(wanted: Manifest, live: Manifest | None, pods: Sequence[Manifest], rollout: Rollout) -> Pace:
+def surge_step(wanted: Manifest, live: Manifest | None, pods: Sequence[Manifest], rollout: Rollout) -> SurgeStep:
     """What to do now about the LeaderWorkerSet ``wanted`` as it is rendered, of which ``live`` is there.
 
     ``pods`` are all of the model's.
     """
-    if live is None or leaving(live):
-        return Pace()
+    if live is None or is_deleting(live):
+        return SurgeStep()
     asked, revision = int(wanted["spec"]["replicas"]), annotation(wanted, POD_REVISION)
-    members, going = _members(live, pods)
+    members, going = _group_pods(live, pods)
     changes = annotation(live, POD_REVISION) != revision or any(label(pod, POD_REVISION) != revision for pod in members)
-    if owner := scaler(live, MANAGER):
-        return Pace(0, _left_alone(live, owner) if changes else "")
-    before = surplus(live)
+    if owner := replica_field_owner(live, FIELD_MANAGER):
+        return SurgeStep(0, _unmanaged_message(live, owner) if changes else "")
+    before = surplus_groups(live)
     if not asked or (not before and (rollout.paused or not changes)):
-        return Pace()
-    if before and not changes and _whole(wanted, members, asked):
-        return Pace()
+        return SurgeStep()
+    if before and not changes and _are_complete(wanted, members, asked):
+        return SurgeStep()
     # Once begun it stays as it was: with fewer, those that are missing just now would be missing of the number that is asked.
-    more = before or min(rollout.surge_of(asked), asked)
+    more = before or min(rollout.surge_for(asked), asked)
     told = f"{more} more than asked until all are"
     turning = annotation(live, POD_REVISION) != revision or (_partition(live) and not _partition(wanted))
     if turning and going:
-        return Pace(more, f"{told}; it waits for what drains", held=True)
-    return Pace(more, told)
+        return SurgeStep(more, f"{told}; it waits for what drains", partition_all=True)
+    return SurgeStep(more, told)
 
 
-def paced(wanted: Manifest, pace: Pace) -> Manifest:
+def with_surge(wanted: Manifest, pace: SurgeStep) -> Manifest:
     """``wanted`` with as many more as ``pace`` says."""
-    if not pace.more:
+    if not pace.extra_groups:
         return wanted
     spec = wanted["spec"]
     strategy = spec["rolloutStrategy"]
-    rolling = {**strategy["rollingUpdateConfiguration"], "maxSurge": 0, "maxUnavailable": pace.more}
-    if pace.held:
-        rolling["partition"] = HELD
+    rolling = {**strategy["rollingUpdateConfiguration"], "maxSurge": 0, "maxUnavailable": pace.extra_groups}
+    if pace.partition_all:
+        rolling["partition"] = ALL_GROUPS_PARTITION
     replaced = {**strategy, "rollingUpdateConfiguration": rolling}
-    notes = {**annotations_of(wanted), SURGE: str(pace.more)}
+    notes = {**annotations_of(wanted), SURGE_ANNOTATION: str(pace.extra_groups)}
     return {
         **wanted,
         "metadata": {**metadata_of(wanted), "annotations": notes},
-        "spec": {**spec, "replicas": int(spec["replicas"]) + pace.more, "rolloutStrategy": replaced},
+        "spec": {**spec, "replicas": int(spec["replicas"]) + pace.extra_groups, "rolloutStrategy": replaced},
     }
 
 
-def all_paced(
+def apply_surge(
     children: Sequence[Manifest], live: Mapping[ChildKey, Manifest], pods: Sequence[Manifest], rollout: Rollout
 ) -> tuple[list[Manifest], dict[str, str]]:
     """The children with their LeaderWorkerSets paced, and what is to be said of the pools whose groups are replaced."""
     found, said = [], {}
     for one in children:
-        if is_groups(one):
-            decided = pace(one, live.get(child_key(one)), pods, rollout)
-            one = paced(one, decided)
-            if decided.why:
-                said[label(one, POOL)] = decided.why
+        if is_group_workload(one):
+            decided = surge_step(one, live.get(child_key(one)), pods, rollout)
+            one = with_surge(one, decided)
+            if decided.message:
+                said[label(one, POOL_LABEL)] = decided.message
         found.append(one)
     return found, said
 
 
-def _members(live: Manifest, pods: Sequence[Manifest]) -> tuple[list[Manifest], bool]:
+def _group_pods(live: Manifest, pods: Sequence[Manifest]) -> tuple[list[Manifest], bool]:
     """The pods of a LeaderWorkerSet without those that go, and whether any goes."""
-    all_of_it = [pod for pod in pods if label(pod, _SET) == name_of(live)]
-    members = [pod for pod in all_of_it if not leaving(pod)]
+    all_of_it = [pod for pod in pods if label(pod, _SET_LABEL) == name_of(live)]
+    members = [pod for pod in all_of_it if not is_deleting(pod)]
     return members, len(members) < len(all_of_it)
 
 
@@ -141,17 +141,17 @@ def _partition(workload: Manifest) -> int:
     return int((strategy.get("rollingUpdateConfiguration") or {}).get("partition") or 0)
 
 
-def _whole(wanted: Manifest, members: Sequence[Manifest], asked: int) -> bool:
+def _are_complete(wanted: Manifest, members: Sequence[Manifest], asked: int) -> bool:
     """Are the groups at the first ``asked`` places complete, new and ready?
 
     Those are what stays. The group beyond them may be gone by now, with its node: nothing is waited for in its place.
     """
     size, revision = int(wanted["spec"]["leaderWorkerTemplate"]["size"]), annotation(wanted, POD_REVISION)
-    ready = [label(pod, _PLACE) for pod in members if label(pod, POD_REVISION) == revision and says_ready(pod)]
+    ready = [label(pod, _INDEX_LABEL) for pod in members if label(pod, POD_REVISION) == revision and is_ready(pod)]
     return all(ready.count(str(place)) >= size for place in range(asked))
 
 
-def _left_alone(live: Manifest, owner: str) -> str:
+def _unmanaged_message(live: Manifest, owner: str) -> str:
     """What comes of a change where ``owner`` sets the number."""
     told = f"{owner} sets their number, so that there is none more meanwhile"
     if (live.get("spec") or {}).get("replicas") == 1:

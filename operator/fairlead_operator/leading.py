@@ -7,17 +7,17 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from fairlead.kube.lease import Election
-from fairlead.tasks import ended
+from fairlead.kube.lease import LeaderElector
+from fairlead.tasks import cancel_and_wait
 
-LEASE = "fairlead-operator"
+LEASE_NAME = "fairlead-operator"
 
 
-async def while_leading(
-    election: Election,
+async def run_while_leading(
+    election: LeaderElector,
     stopped: asyncio.Event,
     work: Callable[[], Coroutine[Any, Any, None]],
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> str:
     """Wait for the lease, then do ``work`` until it ends, the lease is lost, or ``stopped``; the reason of the end.
 
@@ -30,15 +30,17 @@ async def while_leading(
         if stop.done():
             return "it was told to stop"
         acquiring.result()
-        say("leading: " + election.reason)
-        return await _hold(election, stop, work)
+        log("leading: " + election.reason)
+        return await _run_until_lost(election, stop, work)
     finally:
-        await ended(acquiring)
-        await ended(stop)
+        await cancel_and_wait(acquiring)
+        await cancel_and_wait(stop)
         await election.release()
 
 
-async def _hold(election: Election, stop: "asyncio.Task[Any]", work: Callable[[], Coroutine[Any, Any, None]]) -> str:
+async def _run_until_lost(
+    election: LeaderElector, stop: "asyncio.Task[Any]", work: Callable[[], Coroutine[Any, Any, None]]
+) -> str:
     holding = asyncio.ensure_future(election.hold())
     working = asyncio.ensure_future(work())
     try:
@@ -48,5 +50,5 @@ async def _hold(election: Election, stop: "asyncio.Task[Any]", work: Callable[[]
             return "the work ended"
         return f"the lease is lost: {holding.result()}" if holding.done() else "it was told to stop"
     finally:
-        await ended(working)
-        await ended(holding)
+        await cancel_and_wait(working)
+        await cancel_and_wait(holding)

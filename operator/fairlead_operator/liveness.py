@@ -9,11 +9,11 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from fairlead.kube.resource import Manifest, key_of
-from fairlead_operator.pulse import Pulse, Verdict, alive, ready
+from fairlead_operator.pulse import HealthState, ProbeResult, check_liveness, check_readiness
 
 
 @dataclass(frozen=True, slots=True)
-class Figures:
+class OperatorMetrics:
     """What is shown: numbers now, counts since the start, and the models as they were last seen."""
 
     gauges: Mapping[str, tuple[str, float]]
@@ -21,10 +21,10 @@ class Figures:
     models: Iterable[Manifest] = ()
 
 
-class Metrics(Collector):
+class MetricsCollector(Collector):
     """Reads the figures when somebody asks for them."""
 
-    def __init__(self, read: Callable[[], Figures], pulse: Callable[[], Pulse]) -> None:
+    def __init__(self, read: Callable[[], OperatorMetrics], pulse: Callable[[], HealthState]) -> None:
         self._read = read
         self._pulse = pulse
 
@@ -39,15 +39,15 @@ class Metrics(Collector):
         ages = GaugeMetricFamily(
             "fairlead_operator_watch_age_seconds", "since the watch of a kind was last heard of", labels=["kind"]
         )
-        for kind, age in sorted(pulse.watches.items()):
+        for kind, age in sorted(pulse.watch_ages.items()):
             if age is not None:  # never heard is not zero
                 ages.add_metric([kind], age)
         found.append(ages)
-        found.append(conditions(figures.models))
+        found.append(condition_metric(figures.models))
         return found
 
 
-def conditions(models: Iterable[Manifest]) -> Metric:
+def condition_metric(models: Iterable[Manifest]) -> Metric:
     """What the models' status says, as numbers: alerts name a model and the reason by it."""
     found = GaugeMetricFamily(
         "fairlead_operator_model_condition",
@@ -60,16 +60,16 @@ def conditions(models: Iterable[Manifest]) -> Metric:
     return found
 
 
-def application(metrics: Metrics, pulse: Callable[[], Pulse]) -> web.Application:
+def make_application(metrics: MetricsCollector, pulse: Callable[[], HealthState]) -> web.Application:
     """``/healthz``, ``/readyz`` and ``/metrics``."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(metrics)
 
     async def _healthz(_: web.Request) -> web.Response:
-        return _answer(alive(pulse()))
+        return _to_response(check_liveness(pulse()))
 
     async def _readyz(_: web.Request) -> web.Response:
-        return _answer(ready(pulse()))
+        return _to_response(check_readiness(pulse()))
 
     async def _metrics(_: web.Request) -> web.Response:
         return web.Response(body=generate_latest(registry), headers={"Content-Type": "text/plain; version=0.0.4"})
@@ -79,5 +79,5 @@ def application(metrics: Metrics, pulse: Callable[[], Pulse]) -> web.Application
     return app
 
 
-def _answer(verdict: Verdict) -> web.Response:
-    return web.Response(status=200 if verdict.well else 503, text=verdict.why + "\n")
+def _to_response(verdict: ProbeResult) -> web.Response:
+    return web.Response(status=200 if verdict.ok else 503, text=verdict.reason + "\n")

@@ -9,42 +9,42 @@ from datetime import UTC, datetime, timedelta
 
 import kopf
 
-from fairlead.kube.access import Access, AccessError
+from fairlead.kube.access import ClusterConfig, ClusterConfigError
 
-TOKEN_SECONDS = 1_200.0
+TOKEN_REFRESH_SECONDS = 1_200.0
 
 
-def connection(access: Access, wall: float) -> kopf.ConnectionInfo:
+def connection_info(access: ClusterConfig, wall: float) -> kopf.ConnectionInfo:
     """``access`` as kopf wants it. ``wall`` is Unix seconds. Raises AccessError for what kopf cannot do, or an unreadable token."""
-    for value, name in ((access.server_name, "tls-server-name"), (access.acting_as, "as")):
+    for value, name in ((access.server_name, "tls-server-name"), (access.impersonate_user, "as")):
         if value:
-            raise AccessError(f"the operator cannot use {name} of a kubeconfig", field=name, hint="remove it")
+            raise ClusterConfigError(f"the operator cannot use {name} of a kubeconfig", field=name, hint="remove it")
     token = access.token
     if access.token_file is not None:
         try:
             token = access.token_file.read_text().strip()
         except OSError as error:
-            raise AccessError(f"cannot read the token {access.token_file}: {error.strerror or error}") from error
+            raise ClusterConfigError(f"cannot read the token {access.token_file}: {error.strerror or error}") from error
     return kopf.ConnectionInfo(
         server=access.server,
-        ca_path=access.authority_file,
-        ca_data=_text(access.authority),
-        insecure=not access.verified,
+        ca_path=access.ca_file,
+        ca_data=_to_base64(access.ca_data),
+        insecure=not access.verify_tls,
         scheme="Bearer" if token else None,
         token=token,
         certificate_path=access.certificate_file,
-        certificate_data=_text(access.certificate),
+        certificate_data=_to_base64(access.certificate),
         private_key_path=access.key_file,
-        private_key_data=_text(access.key),
+        private_key_data=_to_base64(access.key),
         default_namespace=access.namespace,
-        expiration=None if access.token_file is None else _soon(wall),
+        expiration=None if access.token_file is None else _expiration(wall),
     )
 
 
-def _soon(wall: float) -> datetime:
-    return datetime.fromtimestamp(wall, UTC) + timedelta(seconds=TOKEN_SECONDS)
+def _expiration(wall: float) -> datetime:
+    return datetime.fromtimestamp(wall, UTC) + timedelta(seconds=TOKEN_REFRESH_SECONDS)
 
 
-def _text(pem: bytes | None) -> str | None:
+def _to_base64(pem: bytes | None) -> str | None:
     """As it stands in a kubeconfig."""
     return None if pem is None else base64.b64encode(pem).decode()

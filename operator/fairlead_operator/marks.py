@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from fairlead.api import API_VERSION
-from fairlead.cluster_labels import MANAGED_BY, MANAGER, MODEL
+from fairlead.cluster_labels import FIELD_MANAGER, MANAGED_BY_LABEL, MODEL_LABEL
 from fairlead.kube.resource import (
     MODEL_DEPLOYMENTS,
     Manifest,
@@ -21,19 +21,19 @@ from fairlead.kube.resource import (
     uid_of,
 )
 
-STATUS_MANAGER = "fairlead-operator"
+STATUS_FIELD_MANAGER = "fairlead-operator"
 """The field manager of our part of ``status``, of which the autoscaler writes another; that of children is ``MANAGER``."""
-APPLIED = "fairlead.io/applied"
+APPLIED_ANNOTATION = "fairlead.io/applied"
 """Annotation of a child: the hash of the manifest that it was applied from."""
-REVISION = "fairlead.io/model-revision"
+MODEL_REVISION_ANNOTATION = "fairlead.io/model-revision"
 """Annotation of workloads and ControllerRevisions: the hash of the model's spec that they were made of."""
-UNDO = "fairlead.io/run-revision"
+UNDO_ANNOTATION = "fairlead.io/run-revision"
 """Annotation of a model, for people: run this earlier revision instead of ``spec``."""
-CHILDREN = f"{MANAGED_BY}={MANAGER}"
+CHILDREN_SELECTOR = f"{MANAGED_BY_LABEL}={FIELD_MANAGER}"
 """The label selector of everything that we make."""
 
 
-def digest(value: Any) -> str:
+def json_digest(value: Any) -> str:
     """16 hex digits that are the same for equal JSON."""
     return hashlib.sha256(msgspec.json.encode(value, order="deterministic")).hexdigest()[:16]
 
@@ -53,7 +53,7 @@ def generation_of(manifest: Manifest) -> int:
     return int(metadata_of(manifest).get("generation") or 0)
 
 
-def owner_uid(manifest: Manifest) -> str:
+def controller_uid(manifest: Manifest) -> str:
     """The uid of the object that controls this one; empty where none does."""
     for owner in metadata_of(manifest).get("ownerReferences") or []:
         if owner.get("controller"):
@@ -61,10 +61,10 @@ def owner_uid(manifest: Manifest) -> str:
     return ""
 
 
-def parent_key(child: Manifest) -> str | None:
+def owner_model_key(child: Manifest) -> str | None:
     """``namespace/name`` of the model that a child belongs to, by its label; None for what is not ours."""
-    model, namespace = label(child, MODEL), namespace_of(child)
-    if not model or namespace is None or label(child, MANAGED_BY) != MANAGER:
+    model, namespace = label(child, MODEL_LABEL), namespace_of(child)
+    if not model or namespace is None or label(child, MANAGED_BY_LABEL) != FIELD_MANAGER:
         return None
     return f"{namespace}/{model}"
 
@@ -81,18 +81,18 @@ def owner_reference(name: str, uid: str) -> Manifest:
     }
 
 
-def owned(manifest: Manifest, model: Manifest) -> Manifest:
+def with_ownership(manifest: Manifest, model: Manifest) -> Manifest:
     """The manifest of a child, complete: our labels, its owner, and last the hash of all this."""
     metadata = dict(metadata_of(manifest))
     metadata["namespace"] = namespace_of(model)
-    metadata["labels"] = {MANAGED_BY: MANAGER, MODEL: name_of(model), **labels_of(manifest)}
+    metadata["labels"] = {MANAGED_BY_LABEL: FIELD_MANAGER, MODEL_LABEL: name_of(model), **labels_of(manifest)}
     metadata["ownerReferences"] = [owner_reference(name_of(model), uid_of(model))]
     whole = {**manifest, "metadata": metadata}
-    notes = {**annotations_of(manifest), APPLIED: digest(whole)}
+    notes = {**annotations_of(manifest), APPLIED_ANNOTATION: json_digest(whole)}
     return {**whole, "metadata": {**metadata, "annotations": notes}}
 
 
-def made_of(manifest: Manifest, revision: str) -> Manifest:
+def with_revision(manifest: Manifest, revision: str) -> Manifest:
     """The manifest with the hash of the spec that it is made of."""
-    notes = {**annotations_of(manifest), REVISION: revision}
+    notes = {**annotations_of(manifest), MODEL_REVISION_ANNOTATION: revision}
     return {**manifest, "metadata": {**metadata_of(manifest), "annotations": notes}}

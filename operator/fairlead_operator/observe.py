@@ -9,40 +9,47 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from fairlead.cluster_labels import MANAGER
-from fairlead.kube.changes import Change, ChangeKind
+from fairlead.cluster_labels import FIELD_MANAGER
+from fairlead.kube.changes import WatchEvent, WatchEventType
 from fairlead.kube.resource import (
     ACCELERATOR_CLASSES,
+    CONTROLLER_REVISIONS,
     DEPLOYMENTS,
     DISRUPTION_BUDGETS,
     LEADER_WORKER_SETS,
     MODEL_DEPLOYMENTS,
     NETWORK_POLICIES,
     PODS,
-    REVISIONS,
     SERVICE_ACCOUNTS,
     SERVICES,
     Manifest,
     key_of,
     metadata_of,
     name_of,
+    resource_version_of,
     uid_of,
-    version_of,
 )
-from fairlead_operator.marks import parent_key
+from fairlead_operator.marks import owner_model_key
 from fairlead_operator.plan import ChildKey, child_key
 
-ALWAYS = (DEPLOYMENTS, SERVICES, SERVICE_ACCOUNTS, DISRUPTION_BUDGETS, NETWORK_POLICIES, REVISIONS)
+STANDARD_CHILD_KINDS = (
+    DEPLOYMENTS,
+    SERVICES,
+    SERVICE_ACCOUNTS,
+    DISRUPTION_BUDGETS,
+    NETWORK_POLICIES,
+    CONTROLLER_REVISIONS,
+)
 """The kinds of children that every cluster knows."""
-OPTIONAL = (LEADER_WORKER_SETS,)
+OPTIONAL_CHILD_KINDS = (LEADER_WORKER_SETS,)
 """Those that only some do; they are watched where they are served."""
-_ENDS_MOST = 4_096
+_MAX_TOMBSTONES = 4_096
 """Deleted objects whose late news is known as such; a watch brings it within seconds."""
 _Key = TypeVar("_Key")
 
 
 @dataclass(frozen=True, slots=True)
-class Observed:
+class ModelSnapshot:
     """One model and what belongs to it. ``name_taken_by`` is the older model that clients mean by the bare name, None if it is this.
 
     ``stale`` says in words why this may not be how things are; empty when it is fresh.
@@ -56,7 +63,7 @@ class Observed:
     stale: str = ""
 
 
-class Shelf:
+class ObjectCache:
     """Every object that concerns us. Objects are not to be changed by those who read them."""
 
     def __init__(self) -> None:
@@ -64,43 +71,50 @@ class Shelf:
         self._accelerators: dict[str, Manifest] = {}
         self._children: dict[str, dict[ChildKey, Manifest]] = {}
         self._pods: dict[str, dict[str, Manifest]] = {}
-        self._named: dict[str, set[str]] = {}
-        self._ends: OrderedDict[str, int] = OrderedDict()
+        self._keys_by_name: dict[str, set[str]] = {}
+        self._tombstones: OrderedDict[str, int] = OrderedDict()
 
-    def take(self, change: Change) -> list[str]:
+    def apply(self, change: WatchEvent) -> list[str]:
         """One change of any kind; the keys of the models for which it is news. The echo of our own writing is none."""
-        kind, gone = str(change.object.get("kind", "")), change.kind is ChangeKind.DELETED
+        kind, gone = str(change.object.get("kind", "")), change.type is WatchEventType.DELETED
         if kind == MODEL_DEPLOYMENTS.kind:
-            return self._take_model(change.object, gone)
+            return self._update_model(change.object, gone)
         if kind == ACCELERATOR_CLASSES.kind:
-            news = self._keep(self._accelerators, name_of(change.object), change.object, gone)
+            news = self._update(self._accelerators, name_of(change.object), change.object, gone)
             return list(self.models) if news else []
-        key = parent_key(change.object)
+        key = owner_model_key(change.object)
         if key is None:
             return []
         if kind == PODS.kind:
-            news = self._keep(self._pods.setdefault(key, {}), name_of(change.object), change.object, gone)
-            _tidy(self._pods, key)
+            news = self._update(self._pods.setdefault(key, {}), name_of(change.object), change.object, gone)
+            _drop_empty(self._pods, key)
         else:
-            news = self._keep(
-                self._children.setdefault(key, {}), child_key(change.object), compact(change.object), gone
+            news = self._update(
+                self._children.setdefault(key, {}),
+                child_key(change.object),
+                drop_own_managed_fields(change.object),
+                gone,
             )
-            _tidy(self._children, key)
+            _drop_empty(self._children, key)
         return [key] if news else []
 
-    def put(self, manifest: Manifest) -> bool:
+    def record_write(self, manifest: Manifest) -> bool:
         """What the API server answered to our own writing. True when a watch was faster, and it has been taken for news."""
-        known = self.same(manifest) is not None
-        self.take(Change(ChangeKind.MODIFIED, manifest))
+        known = self.find_same_version(manifest) is not None
+        self.apply(WatchEvent(WatchEventType.MODIFIED, manifest))
         return known
 
-    def same(self, manifest: Manifest) -> Manifest | None:
+    def find_same_version(self, manifest: Manifest) -> Manifest | None:
         """The model or child that is known in the very version of ``manifest``, of which kind and metadata are looked at."""
         if manifest.get("kind") == MODEL_DEPLOYMENTS.kind:
             before = self.models.get(key_of(manifest))
         else:
-            before = self._children.get(parent_key(manifest) or "", {}).get(child_key(manifest))
-        if before is None or uid_of(before) != uid_of(manifest) or version_of(before) != version_of(manifest):
+            before = self._children.get(owner_model_key(manifest) or "", {}).get(child_key(manifest))
+        if (
+            before is None
+            or uid_of(before) != uid_of(manifest)
+            or resource_version_of(before) != resource_version_of(manifest)
+        ):
             return None
         return before
 
@@ -109,79 +123,83 @@ class Shelf:
         found = {key_of(one): one for one in listed}
         news: list[str] = []
         for key in [key for key in self.models if key not in found]:
-            news += self._take_model(self.models[key], True)
+            news += self._update_model(self.models[key], True)
         for key, one in found.items():
             before = self.models.get(key)
-            if before is None or version_of(before) < version_of(one) or uid_of(before) != uid_of(one):
-                news += self._take_model(one, False)
+            if (
+                before is None
+                or resource_version_of(before) < resource_version_of(one)
+                or uid_of(before) != uid_of(one)
+            ):
+                news += self._update_model(one, False)
         return news
 
-    def look(self, key: str, stale: str = "") -> Observed | None:
+    def snapshot(self, key: str, stale: str = "") -> ModelSnapshot | None:
         """The model ``key`` and what belongs to it; None when there is no such model."""
         model = self.models.get(key)
         if model is None:
             return None
-        return Observed(
+        return ModelSnapshot(
             model=model,
             children=dict(self._children.get(key, {})),
             pods=tuple(self._pods.get(key, {}).values()),
             accelerators=dict(self._accelerators),
-            name_taken_by=self._taken_by(key),
+            name_taken_by=self._name_owner(key),
             stale=stale,
         )
 
-    def _keep(self, shelf: dict[_Key, Manifest], key: _Key, item: Manifest, gone: bool) -> bool:
+    def _update(self, shelf: dict[_Key, Manifest], key: _Key, item: Manifest, gone: bool) -> bool:
         """Put it there or take it away, unless more is known of it already; whether anything is different now."""
         before, uid = shelf.get(key), uid_of(item)
         same = before is not None and uid_of(before) == uid
         if gone:  # also where more is known of it: who lists anew learns the end without its version
-            self._ends[uid] = version_of(item)
-            if len(self._ends) > _ENDS_MOST:
-                self._ends.popitem(last=False)
+            self._tombstones[uid] = resource_version_of(item)
+            if len(self._tombstones) > _MAX_TOMBSTONES:
+                self._tombstones.popitem(last=False)
             if same:
                 del shelf[key]
             return same
-        if version_of(item) <= self._ends.get(uid, -1):
+        if resource_version_of(item) <= self._tombstones.get(uid, -1):
             return False  # not for ever: what lost our labels ends for a watch, and may get them back
-        if before is not None and same and version_of(before) >= version_of(item) > 0:
+        if before is not None and same and resource_version_of(before) >= resource_version_of(item) > 0:
             return False
         shelf[key] = item
         return True
 
-    def _take_model(self, model: Manifest, gone: bool) -> list[str]:
+    def _update_model(self, model: Manifest, gone: bool) -> list[str]:
         key, name = key_of(model), name_of(model)
-        same = self._named.setdefault(name, set())
+        same = self._keys_by_name.setdefault(name, set())
         concerned = [key, *sorted(same - {key})] if (key in same) == gone else [key]
-        if not self._keep(self.models, key, model, gone):
+        if not self._update(self.models, key, model, gone):
             concerned = []
         if key in self.models:
             same.add(key)
         else:
             same.discard(key)
         if not same:
-            del self._named[name]
+            del self._keys_by_name[name]
         return concerned
 
-    def _taken_by(self, key: str) -> str | None:
+    def _name_owner(self, key: str) -> str | None:
         """The oldest model of the name has it; of equally old ones, the first by namespace."""
-        same = self._named.get(name_of(self.models[key]), {key})
+        same = self._keys_by_name.get(name_of(self.models[key]), {key})
         if len(same) == 1:
             return None
         first = min(same, key=lambda one: (str(metadata_of(self.models[one]).get("creationTimestamp", "")), one))
         return None if first == key else first
 
 
-def compact(manifest: Manifest) -> Manifest:
+def drop_own_managed_fields(manifest: Manifest) -> Manifest:
     """Without ``managedFields`` (half of an object) where nobody else wrote any."""
     entries = metadata_of(manifest).get("managedFields") or []
     if not entries:
         return manifest
     metadata = dict(metadata_of(manifest))
-    if all(entry.get("manager") == MANAGER or entry.get("subresource") == "status" for entry in entries):
+    if all(entry.get("manager") == FIELD_MANAGER or entry.get("subresource") == "status" for entry in entries):
         del metadata["managedFields"]
     return {**manifest, "metadata": metadata}
 
 
-def _tidy(shelves: dict[str, Any], key: str) -> None:
+def _drop_empty(shelves: dict[str, Any], key: str) -> None:
     if not shelves[key]:
         del shelves[key]

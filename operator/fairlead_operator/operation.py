@@ -8,71 +8,73 @@ from aiohttp import web
 
 from fairlead.clock import Clock
 from fairlead.errors import FairleadError
-from fairlead.kube.access import Access
+from fairlead.kube.access import ClusterConfig
 from fairlead.kube.client import KubeApi
-from fairlead.kube.events import Recorder
-from fairlead.kube.lease import Election
-from fairlead.kube.news import News
+from fairlead.kube.events import EventRecorder
+from fairlead.kube.lease import LeaderElector
+from fairlead.kube.news import EventDraft
 from fairlead.kube.resource import Manifest
-from fairlead.tasks import ended
+from fairlead.tasks import cancel_and_wait
 from fairlead_operator import liveness, pulse
-from fairlead_operator.leading import LEASE, while_leading
-from fairlead_operator.observe import Shelf
+from fairlead_operator.leading import LEASE_NAME, run_while_leading
+from fairlead_operator.observe import ObjectCache
 from fairlead_operator.queue import WorkQueue
 from fairlead_operator.reconcile import Reconciler
 from fairlead_operator.rendering import renderer
-from fairlead_operator.settings import Options
-from fairlead_operator.watching import Kopf, Watching
+from fairlead_operator.settings import OperatorOptions
+from fairlead_operator.watching import ClusterWatcher, KopfWatch
 
-CONTROLLER = "fairlead.io/operator"
+CONTROLLER_NAME = "fairlead.io/operator"
 _LOG = logging.getLogger("fairlead.operator")
 
 
-class Operation:
+class Manager:
     """One process of the operator. ``chance`` draws evenly from 0 to 1."""
 
     def __init__(
         self,
-        access: Access,
-        options: Options,
+        access: ClusterConfig,
+        options: OperatorOptions,
         clock: Clock,
         chance: Callable[[], float],
-        me: str,
+        identity: str,
         lease_namespace: str | None = None,
     ) -> None:
         self.stopped = False
         self._access = access
         self._options = options
         self._clock = clock
-        self._me = me
+        self._identity = identity
         self._api = KubeApi(access, clock, chance, agent="fairlead-operator")
         self._stop = asyncio.Event()
-        self._shelf = Shelf()
+        self._cache = ObjectCache()
         self._queue = WorkQueue(clock, chance)
-        self._recorder = Recorder(self._api, CONTROLLER, self._me, clock)
-        self._watching = Watching(
+        self._recorder = EventRecorder(self._api, CONTROLLER_NAME, self._identity, clock)
+        self._watcher = ClusterWatcher(
             self._api,
-            self._shelf,
+            self._cache,
             self._queue.add,
             clock,
             chance,
             namespaces=options.namespaces,
             resync_seconds=options.resync_seconds,
         )
-        self._kopf = Kopf(self._watching, access, clock, me, options.namespaces)
+        self._kopf = KopfWatch(self._watcher, access, clock, identity, options.namespaces)
         self._reconciler = Reconciler(
             self._api,
-            self._shelf,
+            self._cache,
             renderer(options.installation, options.peers),
             clock,
-            cluster=lambda: self._watching.cluster,
-            stale=lambda: pulse.stale(self._pulse()),
-            tell=self._tell,
+            cluster=lambda: self._watcher.capabilities,
+            staleness=lambda: pulse.staleness(self._health()),
+            record_event=self._record_event,
             capacity_grace_seconds=options.capacity_grace_seconds,
-            echoed=self._queue.echo,
+            on_self_write=self._queue.ignore_self_event,
         )
         where = lease_namespace or access.namespace
-        self._election = Election(self._api, where, LEASE, self._me, clock, chance, terms=options.terms)
+        self._elector = LeaderElector(
+            self._api, where, LEASE_NAME, self._identity, clock, chance, timing=options.lease_timing
+        )
 
     def stop(self) -> None:
         """Finish what is being written, give the lease back, and end."""
@@ -81,68 +83,68 @@ class Operation:
 
     async def run(self, host: str, port: int) -> str:
         """Until ``stop`` or the loss of the lease; the reason. Raises OSError when the port is taken."""
-        app = liveness.application(liveness.Metrics(self._figures, self._pulse), self._pulse)
+        app = liveness.make_application(liveness.MetricsCollector(self._metrics, self._health), self._health)
         runner = web.AppRunner(app, access_log=None)  # probes ask every few seconds
         await runner.setup()
         try:
             await web.TCPSite(runner, host or None, port).start()
-            return await while_leading(self._election, self._stop, self._work, lambda line: _LOG.info("%s", line))
+            return await run_while_leading(self._elector, self._stop, self._lead, lambda line: _LOG.info("%s", line))
         finally:
             await runner.cleanup()
             await self._api.close()
 
-    async def _work(self) -> None:
+    async def _lead(self) -> None:
         """What the leader does, until it fails or is cancelled."""
-        await self._watching.begin()
-        watching = asyncio.ensure_future(self._watching.run())
+        await self._watcher.discover()
+        watching = asyncio.ensure_future(self._watcher.run())
         telling = asyncio.ensure_future(self._recorder.run())
         hearing = asyncio.ensure_future(self._kopf.run())
-        serving = asyncio.ensure_future(self._serve())
+        serving = asyncio.ensure_future(self._process_queue())
         parts = {watching, telling, hearing, serving}
         try:
             done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
             for one in done:
                 one.result()
         finally:
-            await ended(serving)  # nothing is written after this
-            await ended(telling)
+            await cancel_and_wait(serving)  # nothing is written after this
+            await cancel_and_wait(telling)
             await self._recorder.flush()
-            await ended(watching)
-            await ended(hearing)
+            await cancel_and_wait(watching)
+            await cancel_and_wait(hearing)
 
-    async def _serve(self) -> None:
+    async def _process_queue(self) -> None:
         """Reconcile, once everything is known: before, every child would seem to be missing."""
-        await self._watching.synced()
-        for key in self._shelf.models:
+        await self._watcher.wait_synced()
+        for key in self._cache.models:
             self._queue.add(key)
-        await self._queue.serve(self._reconcile, self._options.hands, self._failed)
+        await self._queue.process(self._reconcile, self._options.workers, self._on_failure)
 
     async def _reconcile(self, key: str) -> float | None:
-        if not self._election.leading:
+        if not self._elector.is_leading:
             return 1.0  # the lease has run out under us; whoever has it now does the work
         return await self._reconciler.reconcile(key)
 
-    def _failed(self, key: str, error: Exception, pause: float) -> None:
+    def _on_failure(self, key: str, error: Exception, pause: float) -> None:
         self._reconciler.counts.failures += 1
         unforeseen = None if isinstance(error, FairleadError) else error
         _LOG.warning("%s: %s; again in %.1f s", key, error, pause, exc_info=unforeseen)
 
-    def _tell(self, model: Manifest, happening: News) -> None:
+    def _record_event(self, model: Manifest, happening: EventDraft) -> None:
         self._recorder.record(model, happening.type, happening.reason, happening.action, happening.note)
 
-    def _pulse(self) -> pulse.Pulse:
-        return self._watching.pulse(self._election.leading)
+    def _health(self) -> pulse.HealthState:
+        return self._watcher.health(self._elector.is_leading)
 
-    def _figures(self) -> liveness.Figures:
-        work, counts = self._queue.work, self._reconciler.counts
-        return liveness.Figures(
+    def _metrics(self) -> liveness.OperatorMetrics:
+        work, counts = self._queue.keys, self._reconciler.counts
+        return liveness.OperatorMetrics(
             gauges={
-                "leading": ("1 while this replica leads", float(self._election.leading)),
-                "synced": ("1 once this replica, leading, has listed every kind", float(self._pulse().synced)),
-                "models": ("ModelDeployments that are known", float(len(self._shelf.models))),
-                "queue_waiting": ("models with news that wait for a hand", float(work.waiting)),
-                "queue_running": ("models that are worked on", float(work.running)),
-                "queue_later": ("models that are looked at again at a set time", float(work.later)),
+                "leading": ("1 while this replica leads", float(self._elector.is_leading)),
+                "synced": ("1 once this replica, leading, has listed every kind", float(self._health().synced)),
+                "models": ("ModelDeployments that are known", float(len(self._cache.models))),
+                "queue_waiting": ("models with news that wait for a hand", float(work.ready_count)),
+                "queue_running": ("models that are worked on", float(work.running_count)),
+                "queue_later": ("models that are looked at again at a set time", float(work.delayed_count)),
             },
             counters={
                 "reconciles": ("looks at a model", float(counts.reconciles)),
@@ -152,5 +154,5 @@ class Operation:
                 "statuses": ("statuses written", float(counts.statuses)),
                 "events_dropped": ("events that were never written", float(self._recorder.dropped)),
             },
-            models=tuple(self._shelf.models.values()),
+            models=tuple(self._cache.models.values()),
         )

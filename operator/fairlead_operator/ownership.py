@@ -8,47 +8,47 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from fairlead.kube.managers import entries, replicas_writers
+from fairlead.kube.managers import field_entries, replicas_managers
 from fairlead.kube.resource import Manifest
 
-REPLICAS = ("spec", "replicas")
-Path = tuple[str, ...]
+REPLICAS_PATH = ("spec", "replicas")
+FieldPath = tuple[str, ...]
 """Where a field is: names as in JSON; an element of a list is named by its key, as ``managedFields`` does (``k:{"name":"x"}``)."""
-_KEYS = ("name", "mountPath", "containerPort", "port", "topologyKey", "uid")
+_LIST_KEYS = ("name", "mountPath", "containerPort", "port", "topologyKey", "uid")
 """What tells the elements of a list apart, in the order in which they are tried."""
 
 
-def taken(live: Manifest, wanted: Manifest, manager: str) -> frozenset[Path]:
+def overwritten_fields(live: Manifest, wanted: Manifest, manager: str) -> frozenset[FieldPath]:
     """The fields of ``wanted`` that other managers own in ``live`` and ``manager`` does not."""
-    ours: set[Path] = set()
-    others: set[Path] = set()
-    for entry in entries(live):
-        (ours if entry.get("manager") == manager else others).update(_leaves(entry.get("fieldsV1") or {}))
-    return frozenset(path for path in others - ours if _sets(wanted, path))
+    ours: set[FieldPath] = set()
+    others: set[FieldPath] = set()
+    for entry in field_entries(live):
+        (ours if entry.get("manager") == manager else others).update(_leaf_paths(entry.get("fieldsV1") or {}))
+    return frozenset(path for path in others - ours if _has_value(wanted, path))
 
 
-def scaler(live: Manifest, manager: str) -> str:
+def replica_field_owner(live: Manifest, manager: str) -> str:
     """Who else writes ``spec.replicas``, be it the same number, by the name of the field manager; empty where nobody does.
 
     Then it is left out of what we apply, and the API server keeps theirs. Controllers that run a workload write its status only.
     """
-    return next((one for one in replicas_writers(live) if one != manager), "")
+    return next((one for one in replicas_managers(live) if one != manager), "")
 
 
-def lost(live: Any, wanted: Any) -> frozenset[Path]:
+def missing_fields(live: Any, wanted: Any) -> frozenset[FieldPath]:
     """The fields of ``wanted`` that are not in ``live`` at all.
 
     Values are not compared: changed ones are found by their owner, and the API server writes some in another form. What is empty
     (0, false, "", {}) it may leave out.
     """
-    found: list[Path] = []
-    _compare(live, wanted, (), found)
+    found: list[FieldPath] = []
+    _collect_missing(live, wanted, (), found)
     return frozenset(found)
 
 
-def _compare(live: Any, wanted: Any, above: Path, found: list[Path]) -> None:
+def _collect_missing(live: Any, wanted: Any, above: FieldPath, found: list[FieldPath]) -> None:
     if type(wanted) is list:
-        key = next((key for key in _KEYS if all(type(one) is dict and key in one for one in wanted)), None)
+        key = next((key for key in _LIST_KEYS if all(type(one) is dict and key in one for one in wanted)), None)
         if key is None or type(live) is not list:
             return
         live = {str(one.get(key)): one for one in live if type(one) is dict}
@@ -58,19 +58,19 @@ def _compare(live: Any, wanted: Any, above: Path, found: list[Path]) -> None:
     for name, value in wanted.items():
         there = live.get(name)
         if there is None:
-            if _says_something(value):
+            if _is_nonempty(value):
                 found.append((*above, name))
         elif type(value) in (dict, list):
-            _compare(there, value, (*above, name), found)
+            _collect_missing(there, value, (*above, name), found)
 
 
-def _says_something(value: Any) -> bool:
+def _is_nonempty(value: Any) -> bool:
     if isinstance(value, dict):
-        return any(map(_says_something, value.values()))
-    return any(map(_says_something, value)) if isinstance(value, list) else bool(value)
+        return any(map(_is_nonempty, value.values()))
+    return any(map(_is_nonempty, value)) if isinstance(value, list) else bool(value)
 
 
-def without(manifest: Manifest, path: Path) -> Manifest:
+def without_field(manifest: Manifest, path: FieldPath) -> Manifest:
     """A copy of ``manifest`` without the field at ``path``, which leads through objects only."""
     first, *rest = path
     if first not in manifest:
@@ -78,32 +78,32 @@ def without(manifest: Manifest, path: Path) -> Manifest:
     if not rest:
         return {name: value for name, value in manifest.items() if name != first}
     inner = manifest[first]
-    return {**manifest, first: without(inner, tuple(rest))} if isinstance(inner, dict) else manifest
+    return {**manifest, first: without_field(inner, tuple(rest))} if isinstance(inner, dict) else manifest
 
 
-def _leaves(fields: dict[str, Any], above: Path = ()) -> Iterator[Path]:
+def _leaf_paths(fields: dict[str, Any], above: FieldPath = ()) -> Iterator[FieldPath]:
     """The paths at which nothing lies below, without the marks that name an element itself."""
     for name, below in fields.items():
         if name == ".":
             continue
         path = (*above, name.removeprefix("f:"))
         if isinstance(below, dict) and below.keys() - {"."}:
-            yield from _leaves(below, path)
+            yield from _leaf_paths(below, path)
         else:
             yield path
 
 
-def _sets(value: Any, path: Path) -> bool:
+def _has_value(value: Any, path: FieldPath) -> bool:
     """Does ``value`` hold something at ``path``?"""
     for step in path:
         named = step.startswith(("k:", "v:"))
-        value = _element(value, step) if named else value.get(step) if isinstance(value, dict) else None
+        value = _list_element(value, step) if named else value.get(step) if isinstance(value, dict) else None
         if value is None:
             return False
     return True
 
 
-def _element(value: Any, step: str) -> Any:
+def _list_element(value: Any, step: str) -> Any:
     """The element of a list that ``k:{…}`` (by its key) or ``v:…`` (by its value) names; None where there is none."""
     if not isinstance(value, list):
         return None

@@ -11,35 +11,35 @@ from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable
 
 from fairlead.clock import Clock
-from fairlead.tasks import ended
+from fairlead.tasks import cancel_and_wait
 
-FIRST_PAUSE_SECONDS = 0.05
-LONGEST_PAUSE_SECONDS = 60.0
+BASE_DELAY_SECONDS = 0.05
+MAX_DELAY_SECONDS = 60.0
 
 
-class Work:
+class RateLimitedQueue:
     """Which key is next. Times are monotonic seconds, handed in."""
 
     def __init__(self) -> None:
         self._ready: OrderedDict[str, None] = OrderedDict()
         self._running: set[str] = set()
-        self._again: Counter[str] = Counter()
+        self._requeued: Counter[str] = Counter()
         self._due: dict[str, float] = {}
         self._heap: list[tuple[float, str]] = []
         self._failures: dict[str, int] = {}
 
     @property
-    def waiting(self) -> int:
+    def ready_count(self) -> int:
         """Keys that could be worked on now, were there a hand free."""
         return len(self._ready)
 
     @property
-    def running(self) -> int:
+    def running_count(self) -> int:
         """Keys that are worked on."""
         return len(self._running)
 
     @property
-    def later(self) -> int:
+    def delayed_count(self) -> int:
         """Keys that wait for their time."""
         return len(self._due)
 
@@ -51,24 +51,24 @@ class Work:
         """There is news of ``key``. A pause that it waits in ends."""
         self._due.pop(key, None)
         if key in self._running:
-            self._again[key] += 1
+            self._requeued[key] += 1
         else:
             self._ready[key] = None
 
-    def echo(self, key: str) -> None:
+    def ignore_self_event(self, key: str) -> None:
         """One piece of the news that came while ``key`` was worked on was that very work: the watch was faster than the answer."""
-        self._again[key] -= 1
-        if self._again[key] <= 0:
-            del self._again[key]
+        self._requeued[key] -= 1
+        if self._requeued[key] <= 0:
+            del self._requeued[key]
 
     def add_at(self, key: str, at: float) -> None:
         """Look at ``key`` at the time ``at``, or before if it is to be looked at before anyway."""
-        if key in self._ready or key in self._again or self._due.get(key, at + 1.0) <= at:
+        if key in self._ready or key in self._requeued or self._due.get(key, at + 1.0) <= at:
             return
         self._due[key] = at
         heapq.heappush(self._heap, (at, key))
 
-    def take(self, now: float) -> str | None:
+    def get(self, now: float) -> str | None:
         """The next key, which is then being worked on until ``done``; None while there is none."""
         while self._heap and self._heap[0][0] <= now:
             at, key = heapq.heappop(self._heap)
@@ -85,11 +85,13 @@ class Work:
         self._failures.pop(key, None)
         self._end(key)
 
-    def failed(self, key: str, now: float, chance: float) -> float:
+    def retry(self, key: str, now: float, chance: float) -> float:
         """The work on ``key`` failed: again after the seconds that are returned. ``chance`` is drawn evenly from 0 to 1."""
         count = self._failures[key] = self.failures(key) + 1
-        pause = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2.0 ** min(count - 1, 16)) * (0.5 + 0.5 * chance)
-        self._again.pop(key, None)  # news does not shorten the pause, or a model that fails would never be left alone
+        pause = min(MAX_DELAY_SECONDS, BASE_DELAY_SECONDS * 2.0 ** min(count - 1, 16)) * (0.5 + 0.5 * chance)
+        self._requeued.pop(
+            key, None
+        )  # news does not shorten the pause, or a model that fails would never be left alone
         self._end(key)
         self.add_at(key, now + pause)
         return pause
@@ -99,9 +101,9 @@ class Work:
         self._failures.pop(key, None)
         self._due.pop(key, None)
         self._ready.pop(key, None)
-        self._again.pop(key, None)
+        self._requeued.pop(key, None)
 
-    def next_at(self) -> float | None:
+    def next_due_at(self) -> float | None:
         """When the first of those that wait is due; None while none waits."""
         while self._heap and self._due.get(self._heap[0][1]) != self._heap[0][0]:
             heapq.heappop(self._heap)
@@ -109,7 +111,7 @@ class Work:
 
     def _end(self, key: str) -> None:
         self._running.discard(key)
-        if self._again.pop(key, 0):
+        if self._requeued.pop(key, 0):
             self._ready[key] = None
 
 
@@ -123,68 +125,68 @@ class WorkQueue:
         *,
         pause: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
-        self.work = Work()
+        self.keys = RateLimitedQueue()
         self._clock = clock
         self._chance = chance
         self._pause = pause
-        self._news = asyncio.Event()
+        self._wakeup = asyncio.Event()
 
     def add(self, key: str) -> None:
         """There is news of ``key``."""
-        self.work.add(key)
-        self._news.set()
+        self.keys.add(key)
+        self._wakeup.set()
 
-    def echo(self, key: str) -> None:
+    def ignore_self_event(self, key: str) -> None:
         """What ``key`` was added for, once, is what its own work has just written."""
-        self.work.echo(key)
+        self.keys.ignore_self_event(key)
 
     def add_after(self, key: str, seconds: float) -> None:
         """Look at ``key`` in so many seconds at the latest."""
-        self.work.add_at(key, self._clock.now() + seconds)
-        self._news.set()
+        self.keys.add_at(key, self._clock.now() + seconds)
+        self._wakeup.set()
 
-    async def serve(
+    async def process(
         self,
         reconcile: Callable[[str], Awaitable[float | None]],
-        hands: int,
-        failed: Callable[[str, Exception, float], None],
+        workers: int,
+        on_failure: Callable[[str, Exception, float], None],
     ) -> None:
         """Work with so many hands until cancelled. ``reconcile`` answers after how many seconds it wants to look again, if at all.
 
         What it raises is told to ``failed`` with the pause until the next attempt, and ends nothing.
         """
         async with asyncio.TaskGroup() as group:
-            for _ in range(hands):
-                group.create_task(self._hand(reconcile, failed))
+            for _ in range(workers):
+                group.create_task(self._work_loop(reconcile, on_failure))
 
-    async def _hand(
+    async def _work_loop(
         self,
         reconcile: Callable[[str], Awaitable[float | None]],
-        failed: Callable[[str, Exception, float], None],
+        on_failure: Callable[[str, Exception, float], None],
     ) -> None:
         while True:
-            key = self.work.take(self._clock.now())
+            key = self.keys.get(self._clock.now())
             if key is None:
-                await self._wait()
+                await self._wait_for_key()
                 continue
             try:
                 again = await reconcile(key)
             except Exception as error:  # noqa: BLE001  # one model's trouble must not end the work on the others
-                failed(key, error, self.work.failed(key, self._clock.now(), self._chance()))
+                on_failure(key, error, self.keys.retry(key, self._clock.now(), self._chance()))
             else:
-                self.work.done(key)
+                self.keys.done(key)
                 if again is not None:
                     self.add_after(key, again)
-            self._news.set()
+            self._wakeup.set()
 
-    async def _wait(self) -> None:
+    async def _wait_for_key(self) -> None:
         """Until there is news, or something is due."""
-        self._news.clear()
-        at = self.work.next_at()
-        news = asyncio.ensure_future(self._news.wait())
+        self._wakeup.clear()
+        at = self.keys.next_due_at()
+        news = asyncio.ensure_future(self._wakeup.wait())
         timer = None if at is None else asyncio.ensure_future(self._pause(max(0.0, at - self._clock.now())))
         try:
             await asyncio.wait({news} if timer is None else {news, timer}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            await ended(news)
-            await ended(timer)
+            await cancel_and_wait(news)
+            await cancel_and_wait(timer)

@@ -3,25 +3,25 @@
 from collections.abc import Mapping
 
 from fairlead.api import AcceleratorClass, ModelDeployment
-from fairlead.cluster_labels import POOL
+from fairlead.cluster_labels import POOL_LABEL
 from fairlead.kube.resource import LEADER_WORKER_SETS
 from fairlead_operator.marks import label
-from fairlead_operator.render import Facts, Installation, Peer, child_of, render
+from fairlead_operator.render import AllowedPeer, InstallationDefaults, RenderContext, existing_workload, render_model
 from fairlead_operator.seam import Render, Rendered, World
 
 
-def renderer(installation: Installation, peers: tuple[Peer, ...] | None) -> Render:
+def renderer(installation: InstallationDefaults, peers: tuple[AllowedPeer, ...] | None) -> Render:
     """``render`` in this installation. Without ``peers`` no NetworkPolicy is made."""
 
     def rendered(model: ModelDeployment, accelerators: Mapping[str, AcceleratorClass], world: World) -> Rendered:
-        facts = Facts(
+        facts = RenderContext(
             installation=installation,
-            children={label(one, POOL): child_of(one) for one in world.workloads},
+            workloads={label(one, POOL_LABEL): existing_workload(one) for one in world.workloads},
             foreign_names=world.foreign,
             peers=peers,
-            leader_worker_sets=(LEADER_WORKER_SETS.api_version, LEADER_WORKER_SETS.kind) in world.cluster.served,
+            leader_worker_sets=(LEADER_WORKER_SETS.api_version, LEADER_WORKER_SETS.kind) in world.cluster.served_kinds,
             ipv6=world.cluster.ipv6,
         )
-        return render(model, accelerators, facts)
+        return render_model(model, accelerators, facts)
 
     return rendered

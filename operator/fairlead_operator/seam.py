@@ -17,7 +17,7 @@ class Problem(Protocol):
         ...
 
     @property
-    def text(self) -> str:
+    def message_with_fix(self) -> str:
         """A sentence for people, which names the field and the fix."""
         ...
 
@@ -37,13 +37,13 @@ class Rendered(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Cluster:
+class ClusterCapabilities:
     """What does not change while a process of the operator lives.
 
     ``served``: (apiVersion, kind) of the optional kinds that the API server knows. ``ipv6``: pods have IPv6 addresses, only or first.
     """
 
-    served: frozenset[tuple[str, str]] = frozenset()
+    served_kinds: frozenset[tuple[str, str]] = frozenset()
     ipv6: bool = False
 
 
@@ -57,7 +57,7 @@ class World:
 
     workloads: tuple[Manifest, ...] = ()
     foreign: frozenset[str] = frozenset()
-    cluster: Cluster = field(default_factory=Cluster)
+    cluster: ClusterCapabilities = field(default_factory=ClusterCapabilities)
 
 
 class Render(Protocol):

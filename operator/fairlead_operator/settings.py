@@ -6,90 +6,94 @@ from dataclasses import dataclass
 from fairlead import units
 from fairlead.api import EngineKind
 from fairlead.errors import BadInput, SettingsError
-from fairlead.kube.lease import Terms
-from fairlead.names import DNS_LABEL, DNS_SUBDOMAIN
+from fairlead.kube.lease import LeaseTiming
+from fairlead.names import DNS_LABEL_PATTERN, DNS_SUBDOMAIN_PATTERN
 from fairlead.settings import OperatorSettings
-from fairlead_operator.render import Installation, Peer
+from fairlead_operator.render import AllowedPeer, InstallationDefaults
 
-_LEVELS = ("debug", "info", "warning", "error")
+_LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class OperatorOptions:
     """``namespaces``: those that are watched; none means all. Without ``peers`` no NetworkPolicy is made. Times are seconds."""
 
     namespaces: tuple[str, ...]
-    hands: int
+    workers: int
     resync_seconds: float
     capacity_grace_seconds: float
-    terms: Terms
+    lease_timing: LeaseTiming
     log_level: str
-    installation: Installation
-    peers: tuple[Peer, ...] | None
+    installation: InstallationDefaults
+    peers: tuple[AllowedPeer, ...] | None
 
 
-def options(settings: OperatorSettings) -> Options:
+def parse_options(settings: OperatorSettings) -> OperatorOptions:
     """Raises SettingsError, naming the variable and what it may be."""
     hands = settings.reconcilers or ""
     if not (hands.isascii() and hands.isdecimal() and len(hands) < 4 and 1 <= int(hands) <= 256):
-        raise _wrong("FAIRLEAD_RECONCILERS", f"{hands!r} is no number from 1 to 256", "leave it out for 8")
+        raise _settings_error("FAIRLEAD_RECONCILERS", f"{hands!r} is no number from 1 to 256", "leave it out for 8")
     level = (settings.log_level or "").lower()
-    if level not in _LEVELS:
-        raise _wrong("FAIRLEAD_LOG_LEVEL", f"{level!r} is none of {', '.join(_LEVELS)}", "leave it out for info")
-    lease = _seconds("FAIRLEAD_LEASE", settings.lease, 3.0)
-    secrets = _names("FAIRLEAD_ENGINE_PULL_SECRETS", settings.engine_pull_secrets)
-    return Options(
-        namespaces=_names("FAIRLEAD_WATCH_NAMESPACES", settings.watch_namespaces),
-        hands=int(hands),
-        resync_seconds=_seconds("FAIRLEAD_RESYNC", settings.resync, 5.0),
-        capacity_grace_seconds=_seconds("FAIRLEAD_CAPACITY_GRACE", settings.capacity_grace, 0.0, 24 * 3_600.0),
-        terms=Terms(lease, lease * 2 / 3, lease * 2 / 15),
+    if level not in _LOG_LEVELS:
+        raise _settings_error(
+            "FAIRLEAD_LOG_LEVEL", f"{level!r} is none of {', '.join(_LOG_LEVELS)}", "leave it out for info"
+        )
+    lease = _parse_seconds("FAIRLEAD_LEASE", settings.lease, 3.0)
+    secrets = _parse_names("FAIRLEAD_ENGINE_PULL_SECRETS", settings.engine_pull_secrets)
+    return OperatorOptions(
+        namespaces=_parse_names("FAIRLEAD_WATCH_NAMESPACES", settings.watch_namespaces),
+        workers=int(hands),
+        resync_seconds=_parse_seconds("FAIRLEAD_RESYNC", settings.resync, 5.0),
+        capacity_grace_seconds=_parse_seconds("FAIRLEAD_CAPACITY_GRACE", settings.capacity_grace, 0.0, 24 * 3_600.0),
+        lease_timing=LeaseTiming(lease, lease * 2 / 3, lease * 2 / 15),
         log_level=level,
-        installation=Installation(_images(settings.engine_images or ""), secrets),
-        peers=_peers(settings.gateway_pods or ""),
+        installation=InstallationDefaults(_parse_images(settings.engine_images or ""), secrets),
+        peers=_parse_peers(settings.gateway_pods or ""),
     )
 
 
-def _names(variable: str, text: str | None) -> tuple[str, ...]:
+def _parse_names(variable: str, text: str | None) -> tuple[str, ...]:
     names = tuple(part for part in re.split(r"[,\s]+", text or "") if part)
     for name in names:
-        if not DNS_SUBDOMAIN.fullmatch(name):
-            raise _wrong(variable, f"{name!r} is no name", "write names with commas between them")
+        if not DNS_SUBDOMAIN_PATTERN.fullmatch(name):
+            raise _settings_error(variable, f"{name!r} is no name", "write names with commas between them")
     return names
 
 
-def _images(text: str) -> dict[EngineKind, str]:
+def _parse_images(text: str) -> dict[EngineKind, str]:
     images = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
         kind, _, image = part.partition("=")
         if kind not in (EngineKind.VLLM, EngineKind.SGLANG, EngineKind.SIM) or not image:
             message = f"{part!r} is no image of an engine"
-            raise _wrong("FAIRLEAD_ENGINE_IMAGES", message, "write it like vllm=registry/vllm:tag,sim=registry/sim:tag")
+            raise _settings_error(
+                "FAIRLEAD_ENGINE_IMAGES", message, "write it like vllm=registry/vllm:tag,sim=registry/sim:tag"
+            )
         images[EngineKind(kind)] = image
     return images
 
 
-def _peers(text: str) -> tuple[Peer, ...] | None:
+def _parse_peers(text: str) -> tuple[AllowedPeer, ...] | None:
     peers = []
     for part in filter(None, (part.strip() for part in text.split(";"))):
         namespace, _, listed = part.partition("/")
         labels = dict(pair.partition("=")[::2] for pair in listed.split(","))
-        if not DNS_LABEL.fullmatch(namespace) or not all(labels) or not all(labels.values()):
+        if not DNS_LABEL_PATTERN.fullmatch(namespace) or not all(labels) or not all(labels.values()):
             message, hint = f"{part!r} names no pods", "write it like fairlead/app.kubernetes.io/name=fairlead-gateway"
-            raise _wrong("FAIRLEAD_GATEWAY_PODS", message, hint)
-        peers.append(Peer(namespace, labels))
+            raise _settings_error("FAIRLEAD_GATEWAY_PODS", message, hint)
+        peers.append(AllowedPeer(namespace, labels))
     return tuple(peers) or None
 
 
-def _seconds(name: str, text: str | None, least: float, most: float = 3_600.0) -> float:
+def _parse_seconds(name: str, text: str | None, minimum: float, maximum: float = 3_600.0) -> float:
     try:
-        seconds = units.seconds(text or "")
+        seconds = units.parse_duration(text or "")
     except BadInput as error:
-        raise _wrong(name, error.message, "write it like 15s") from error
-    if not least <= seconds <= most:
-        raise _wrong(name, f"{text} is not between {least:g}s and {most / 3_600:g}h", "leave it out")
+        raise _settings_error(name, error.message, "write it like 15s") from error
+    if not minimum <= seconds <= maximum:
+        raise _settings_error(name, f"{text} is not between {minimum:g}s and {maximum / 3_600:g}h", "leave it out")
     return seconds
 
 
-def _wrong(name: str, message: str, hint: str) -> SettingsError:
+def _settings_error(name: str, message: str, hint: str) -> SettingsError:
     return SettingsError(f"{name}: {message}", field=name, hint=hint)

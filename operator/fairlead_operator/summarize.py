@@ -9,13 +9,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from fairlead.api import ConditionType, Reason
-from fairlead.cluster_labels import MODEL, POOL
+from fairlead.cluster_labels import MODEL_LABEL, POOL_LABEL
 from fairlead.kube.resource import Manifest, key_of, name_of
 from fairlead_operator.failures import Failure
 
-_MESSAGE_MOST = 2_000
-_OURS = (ConditionType.READY, ConditionType.RECONCILING, ConditionType.STALLED, ConditionType.NAME_TAKEN)
-_SERVED_BEFORE = (Reason.ALL_READY, Reason.SCALED_TO_ZERO, Reason.DEGRADED, Reason.NO_INSTANCE, Reason.NO_ENDPOINT)
+_MAX_MESSAGE_LENGTH = 2_000
+_OPERATOR_CONDITIONS = (ConditionType.READY, ConditionType.RECONCILING, ConditionType.STALLED, ConditionType.NAME_TAKEN)
+_REASONS_AFTER_START = (
+    Reason.ALL_READY,
+    Reason.SCALED_TO_ZERO,
+    Reason.DEGRADED,
+    Reason.NO_INSTANCE,
+    Reason.NO_ENDPOINT,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,16 +37,16 @@ class PoolState:
     desired: int
     ready: int
     updated: int
-    exist: int
-    settled: bool = True
-    made: bool = True
-    adopted: bool = False
+    existing: int
+    is_settled: bool = True
+    exists_in_cluster: bool = True
+    is_external: bool = False
     asleep: int = 0
     note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class Situation:
+class StatusInputs:
     """Everything that a status is made of. ``failure`` stalls. ``waiting``: what a pause holds back, ``undone``: why an earlier
     revision runs, ``kept``: what is wanted no more and serves on, ``awaited``: pods that a node is hoped for; in words, empty for
     nothing. ``paused``: nothing is replaced now.
@@ -50,47 +56,52 @@ class Situation:
     failure: Failure | None = None
     waiting: str = ""
     undone: str = ""
-    kept: str = ""
-    awaited: str = ""
+    retained: str = ""
+    pending_capacity: str = ""
     name_taken_by: str | None = None
-    leaving_pods: int = 0
+    deleting_pods: int = 0
     paused: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class _Said:
+class _ConditionValue:
     type: ConditionType
     holds: bool
     reason: Reason
     message: str
 
 
-def summarize(model: Manifest, situation: Situation, generation: int, now: str) -> dict[str, Any]:
+def model_status(model: Manifest, situation: StatusInputs, generation: int, now: str) -> dict[str, Any]:
     """Our part of ``status``, to be applied as a whole: about ``generation``, at ``now`` (as the API server writes times)."""
     before = model.get("status") or {}
     name, pools = name_of(model), situation.pools
-    served = (condition(before, ConditionType.READY) or {}).get("reason") in _SERVED_BEFORE
-    movement = _reconciling(situation, served)
-    said = [_ready(situation, served), movement, _stalled(situation), _name_taken(situation, name)]
-    selector = f"{MODEL}={name}" + (f",{POOL}={pools[0].name}" if len(pools) == 1 else "")
+    served = (find_condition(before, ConditionType.READY) or {}).get("reason") in _REASONS_AFTER_START
+    movement = _reconciling_condition(situation, served)
+    said = [
+        _ready_condition(situation, served),
+        movement,
+        _stalled_condition(situation),
+        _name_taken_condition(situation, name),
+    ]
+    selector = f"{MODEL_LABEL}={name}" + (f",{POOL_LABEL}={pools[0].name}" if len(pools) == 1 else "")
     return {
         "observedGeneration": generation,
         "clientName": key_of(model) if situation.name_taken_by else name,
-        "ready": ready_text(pools),
-        "replicas": sum(pool.exist for pool in pools),
+        "ready": format_ready(pools),
+        "replicas": sum(pool.existing for pool in pools),
         "selector": selector,
         "pools": [
             {"name": one.name, "role": one.role, "desired": one.desired, "ready": one.ready, "updated": one.updated}
             for one in pools
         ],
-        "conditions": [_condition(one, before, generation, now) for one in said if one is not None],
+        "conditions": [_to_condition(one, before, generation, now) for one in said if one is not None],
     }
 
 
-def differs(model: Manifest, status: Mapping[str, Any]) -> bool:
+def has_changed(model: Manifest, status: Mapping[str, Any]) -> bool:
     """Would writing ``status`` change anything? The autoscaler's conditions are not looked at."""
     before = dict(model.get("status") or {})
-    ours = [one for one in before.get("conditions") or [] if one.get("type") in _OURS]
+    ours = [one for one in before.get("conditions") or [] if one.get("type") in _OPERATOR_CONDITIONS]
     return {**before, "conditions": _by_type(ours)} != {
         **before,
         **status,
@@ -98,12 +109,12 @@ def differs(model: Manifest, status: Mapping[str, Any]) -> bool:
     }
 
 
-def condition(status: Mapping[str, Any], type: ConditionType) -> Mapping[str, Any] | None:
+def find_condition(status: Mapping[str, Any], type: ConditionType) -> Mapping[str, Any] | None:
     """One condition of a status; None where it is not there."""
     return next((one for one in status.get("conditions") or [] if one.get("type") == type), None)
 
 
-def ready_text(pools: Sequence[PoolState]) -> str:
+def format_ready(pools: Sequence[PoolState]) -> str:
     """``2/2``, or ``Prefill 1/1, Decode 2/3`` where there are several roles."""
     roles: dict[str, list[int]] = {}
     for pool in pools:
@@ -119,103 +130,114 @@ def _by_type(conditions: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]
     return sorted(conditions, key=lambda one: str(one.get("type")))
 
 
-def _condition(said: _Said, before: Mapping[str, Any], generation: int, now: str) -> dict[str, Any]:
-    status, old = "True" if said.holds else "False", condition(before, said.type)
+def _to_condition(said: _ConditionValue, before: Mapping[str, Any], generation: int, now: str) -> dict[str, Any]:
+    status, old = "True" if said.holds else "False", find_condition(before, said.type)
     same = old is not None and old.get("status") == status and old.get("lastTransitionTime")
     return {
         "type": str(said.type),
         "status": status,
         "reason": str(said.reason),
-        "message": said.message[:_MESSAGE_MOST],
+        "message": said.message[:_MAX_MESSAGE_LENGTH],
         "lastTransitionTime": old["lastTransitionTime"] if old is not None and same else now,
         "observedGeneration": generation,
     }
 
 
-def _ready(situation: Situation, served: bool) -> _Said:
+def _ready_condition(situation: StatusInputs, served: bool) -> _ConditionValue:
     pools = situation.pools
-    short = [pool for pool in pools if pool.ready < pool.desired or (pool.adopted and not pool.ready)]
+    short = [pool for pool in pools if pool.ready < pool.desired or (pool.is_external and not pool.ready)]
     if not short and pools:
         if any(pool.desired for pool in pools):
-            told = f"{_instances(pools)} ready{_asleep(pools)}"
+            told = f"{_format_ready_count(pools)} ready{_asleep_suffix(pools)}"
             told = f"{told}; {situation.undone}" if situation.undone else told
-            return _Said(ConditionType.READY, True, Reason.ALL_READY, told)
-        return _Said(ConditionType.READY, True, Reason.SCALED_TO_ZERO, "no pool is asked for an instance")
+            return _ConditionValue(ConditionType.READY, True, Reason.ALL_READY, told)
+        return _ConditionValue(ConditionType.READY, True, Reason.SCALED_TO_ZERO, "no pool is asked for an instance")
     lacks = ", ".join(f"pool {pool.name} has {pool.ready} of {pool.desired} ready" for pool in short)
     lacks = lacks or "nothing could be made of the spec yet"
     if situation.failure is not None:
-        return _Said(ConditionType.READY, False, situation.failure.reason, f"{lacks}: {situation.failure.message}")
+        return _ConditionValue(
+            ConditionType.READY, False, situation.failure.reason, f"{lacks}: {situation.failure.message}"
+        )
     roles = {pool.role for pool in pools if pool.desired}
     without = roles - {pool.role for pool in pools if pool.ready}
-    if pools and not without and not any(pool.adopted for pool in short):
-        return _Said(ConditionType.READY, False, Reason.DEGRADED, lacks)
-    if any(pool.adopted for pool in short):
+    if pools and not without and not any(pool.is_external for pool in short):
+        return _ConditionValue(ConditionType.READY, False, Reason.DEGRADED, lacks)
+    if any(pool.is_external for pool in short):
         names = ", ".join(pool.name for pool in short)
-        return _Said(ConditionType.READY, False, Reason.NO_ENDPOINT, f"no ready pod has the labels of pool {names}")
-    return _Said(ConditionType.READY, False, Reason.NO_INSTANCE if served else Reason.STARTING, lacks)
+        return _ConditionValue(
+            ConditionType.READY, False, Reason.NO_ENDPOINT, f"no ready pod has the labels of pool {names}"
+        )
+    return _ConditionValue(ConditionType.READY, False, Reason.NO_INSTANCE if served else Reason.STARTING, lacks)
 
 
-def _reconciling(situation: Situation, served: bool) -> _Said | None:
+def _reconciling_condition(situation: StatusInputs, served: bool) -> _ConditionValue | None:
     if situation.failure is not None:
         return None  # Stalled says why it goes no further
-    found = _movement(situation, served)
+    found = _progress(situation, served)
     if found is None:
         return None
     reason, message = found
-    return _Said(
-        ConditionType.RECONCILING, True, reason, "; ".join(part for part in (message, situation.awaited) if part)
+    return _ConditionValue(
+        ConditionType.RECONCILING,
+        True,
+        reason,
+        "; ".join(part for part in (message, situation.pending_capacity) if part),
     )
 
 
-def _movement(situation: Situation, served: bool) -> tuple[Reason, str] | None:
-    pools = [pool for pool in situation.pools if not pool.adopted]
-    if missing := [pool.name for pool in pools if not pool.made]:
+def _progress(situation: StatusInputs, served: bool) -> tuple[Reason, str] | None:
+    pools = [pool for pool in situation.pools if not pool.is_external]
+    if missing := [pool.name for pool in pools if not pool.exists_in_cluster]:
         return Reason.CREATING, f"pool {', '.join(missing)} is being made"
     if situation.waiting:
         return Reason.PAUSED, situation.waiting
-    if old := [pool for pool in pools if not pool.settled or pool.updated < min(pool.exist, pool.desired)]:
+    if old := [pool for pool in pools if not pool.is_settled or pool.updated < min(pool.existing, pool.desired)]:
         if not served:
             return Reason.CREATING, ", ".join(f"pool {pool.name}: {pool.ready} of {pool.desired} ready" for pool in old)
-        parts = ", ".join(_replaced(pool) for pool in old)
-        parts = f"{parts}; {situation.kept}" if situation.kept else parts
+        parts = ", ".join(_describe_replacement(pool) for pool in old)
+        parts = f"{parts}; {situation.retained}" if situation.retained else parts
         if situation.paused and any(pool.updated < pool.desired for pool in old):
             return Reason.PAUSED, f"the rollout is paused in the midst; {parts}"
         return Reason.ROLLING_OUT, parts
-    if situation.kept:
-        return Reason.ROLLING_OUT, situation.kept
-    if moving := [pool for pool in pools if pool.exist != pool.desired]:
-        parts = ", ".join(f"pool {pool.name}: {pool.exist} instances, {pool.desired} asked" for pool in moving)
+    if situation.retained:
+        return Reason.ROLLING_OUT, situation.retained
+    if moving := [pool for pool in pools if pool.existing != pool.desired]:
+        parts = ", ".join(f"pool {pool.name}: {pool.existing} instances, {pool.desired} asked" for pool in moving)
         return Reason.SCALING if served else Reason.CREATING, parts
     if short := [pool for pool in pools if pool.ready < pool.desired]:
         parts = ", ".join(f"pool {pool.name}: {pool.ready} of {pool.desired} ready" for pool in short)
         return Reason.SCALING if served else Reason.CREATING, parts
-    if situation.leaving_pods:
-        return Reason.DRAINING, f"{situation.leaving_pods} pods finish their requests"
+    if situation.deleting_pods:
+        return Reason.DRAINING, f"{situation.deleting_pods} pods finish their requests"
     return None
 
 
-def _replaced(pool: PoolState) -> str:
+def _describe_replacement(pool: PoolState) -> str:
     told = f"pool {pool.name}: {pool.updated} of {pool.desired} replaced"
     return f"{told}, {pool.note}" if pool.note else told
 
 
-def _stalled(situation: Situation) -> _Said | None:
+def _stalled_condition(situation: StatusInputs) -> _ConditionValue | None:
     failed = situation.failure
-    return None if failed is None else _Said(ConditionType.STALLED, True, failed.reason, failed.advised)
+    return (
+        None
+        if failed is None
+        else _ConditionValue(ConditionType.STALLED, True, failed.reason, failed.message_with_advice)
+    )
 
 
-def _name_taken(situation: Situation, name: str) -> _Said | None:
+def _name_taken_condition(situation: StatusInputs, name: str) -> _ConditionValue | None:
     if situation.name_taken_by is None:
         return None
     message = f"clients that say {name} get {situation.name_taken_by}, which is older"
-    return _Said(ConditionType.NAME_TAKEN, True, Reason.BARE_NAME_TAKEN, message)
+    return _ConditionValue(ConditionType.NAME_TAKEN, True, Reason.BARE_NAME_TAKEN, message)
 
 
-def _asleep(pools: Sequence[PoolState]) -> str:
+def _asleep_suffix(pools: Sequence[PoolState]) -> str:
     count = sum(pool.asleep for pool in pools)
     return f", {count} of them asleep" if count else ""
 
 
-def _instances(pools: Sequence[PoolState]) -> str:
+def _format_ready_count(pools: Sequence[PoolState]) -> str:
     count = sum(pool.ready for pool in pools)
     return f"{count} instance{'' if count == 1 else 's'}"

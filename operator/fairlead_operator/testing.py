@@ -7,7 +7,7 @@ import yaml
 
 from fairlead.api import AcceleratorClass, EngineKind, ModelDeployment
 from fairlead.kube.resource import Manifest
-from fairlead_operator.render import Facts, Installation, Peer
+from fairlead_operator.render import AllowedPeer, InstallationDefaults, RenderContext
 
 
 def read_case(path: Path) -> tuple[ModelDeployment, dict[str, AcceleratorClass]]:
@@ -18,10 +18,10 @@ def read_case(path: Path) -> tuple[ModelDeployment, dict[str, AcceleratorClass]]
     return model, {one.metadata.name: one for one in classes}
 
 
-def usual_facts(**changed: Any) -> Facts:
+def default_context(**changed: Any) -> RenderContext:
     """A cluster that has everything, and an installation with an image for each kind."""
     values: dict[str, Any] = {
-        "installation": Installation(
+        "installation": InstallationDefaults(
             images={
                 EngineKind.VLLM: "vllm/vllm-openai:v0.32.0",
                 EngineKind.SGLANG: "lmsysorg/sglang:v0.5.23",
@@ -29,10 +29,10 @@ def usual_facts(**changed: Any) -> Facts:
             },
             pull_secrets=("installation-pull",),
         ),
-        "peers": (Peer("fairlead-system", {"app.kubernetes.io/name": "fairlead-gateway"}),),
+        "peers": (AllowedPeer("fairlead-system", {"app.kubernetes.io/name": "fairlead-gateway"}),),
         "leader_worker_sets": True,
     }
-    return Facts(**{**values, **changed})
+    return RenderContext(**{**values, **changed})
 
 
 class _Dumper(yaml.SafeDumper):

@@ -17,12 +17,12 @@ import kopf
 
 from fairlead.clock import Clock
 from fairlead.errors import FairleadError
-from fairlead.kube.access import Access
-from fairlead.kube.cache import without_owners
-from fairlead.kube.changes import Change, ChangeKind
+from fairlead.kube.access import ClusterConfig
+from fairlead.kube.cache import drop_managed_fields
+from fairlead.kube.changes import WatchEvent, WatchEventType
 from fairlead.kube.client import KubeApi
 from fairlead.kube.errors import Forbidden, NotFound
-from fairlead.kube.informer import Informer, logged_once
+from fairlead.kube.informer import Informer, log_failures_once
 from fairlead.kube.resource import (
     ACCELERATOR_CLASSES,
     MODEL_DEPLOYMENTS,
@@ -31,21 +31,21 @@ from fairlead.kube.resource import (
     Manifest,
     Resource,
     key_of,
-    version_of,
+    resource_version_of,
 )
 from fairlead.loops import loop_factory
-from fairlead_operator.login import connection
-from fairlead_operator.marks import CHILDREN
-from fairlead_operator.observe import ALWAYS, OPTIONAL, Shelf, compact
-from fairlead_operator.pulse import Pulse
-from fairlead_operator.seam import Cluster
+from fairlead_operator.login import connection_info
+from fairlead_operator.marks import CHILDREN_SELECTOR
+from fairlead_operator.observe import OPTIONAL_CHILD_KINDS, STANDARD_CHILD_KINDS, ObjectCache, drop_own_managed_fields
+from fairlead_operator.pulse import HealthState
+from fairlead_operator.seam import ClusterCapabilities
 
-BACKOFFS = (0.5, 1.0, 2.0, 3.0, 5.0, 5.0, 5.0, 5.0)
+RETRY_DELAYS_SECONDS = (0.5, 1.0, 2.0, 3.0, 5.0, 5.0, 5.0, 5.0)
 _STOP_SECONDS = 10.0
 _LOG = logging.getLogger("fairlead.operator")
 
 
-class Watching:
+class ClusterWatcher:
     """Keeps ``shelf`` as the cluster is, and calls ``add`` with the key of each model that something happened to.
 
     ``namespaces``: those watched, all when empty. ``chance`` draws evenly from 0 to 1; ``pause`` waits for seconds.
@@ -54,7 +54,7 @@ class Watching:
     def __init__(
         self,
         api: KubeApi,
-        shelf: Shelf,
+        cache: ObjectCache,
         add: Callable[[str], None],
         clock: Clock,
         chance: Callable[[], float],
@@ -63,27 +63,27 @@ class Watching:
         resync_seconds: float = 60.0,
         pause: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
-        self.cluster = Cluster()
+        self.capabilities = ClusterCapabilities()
         self._api = api
-        self._shelf = shelf
+        self._cache = cache
         self._add = add
         self._clock = clock
         self._chance = chance
-        self._places: tuple[str | None, ...] = namespaces or (None,)
+        self._namespaces: tuple[str | None, ...] = namespaces or (None,)
         self._resync_seconds = resync_seconds
         self._pause = pause
         self._informers: list[Informer] = []
         self._answered_at: float | None = None
-        self._heard: dict[str, int] = {}
+        self._seen_versions: dict[str, int] = {}
         self._overdue: dict[str, float] = {}
 
-    async def begin(self) -> None:
+    async def discover(self) -> None:
         """See what the cluster knows, and list the models for the first time; tried until the API server answers."""
         while True:
             try:
-                if not await self._api.serves(MODEL_DEPLOYMENTS):
+                if not await self._api.has_resource(MODEL_DEPLOYMENTS):
                     raise FairleadError("the cluster does not know ModelDeployments", hint="apply Fairlead's CRDs")
-                await self._discover()
+                await self._discover_kinds()
                 await self._list_models()
                 return
             except FairleadError as error:
@@ -95,58 +95,64 @@ class Watching:
         async with asyncio.TaskGroup() as group:
             for informer in self._informers:
                 group.create_task(informer.run())
-            group.create_task(self._resync())
+            group.create_task(self._resync_loop())
 
-    async def synced(self) -> None:
+    async def wait_synced(self) -> None:
         """Return once every kind has been listed."""
         for informer in self._informers:
             await informer.wait_synced()
 
-    def pulse(self, leading: bool) -> Pulse:
+    def health(self, leading: bool) -> HealthState:
         """How well the cluster is heard."""
         now = self._clock.now()
         ages: dict[str, float | None] = {}
         for one in self._informers:
             age, before = one.age_seconds(), ages.get(one.resource.plural, 0.0)
             ages[one.resource.plural] = None if age is None or before is None else max(age, before)
-        return Pulse(
+        return HealthState(
             leading=leading,
-            synced=bool(self._informers) and all(one.synced for one in self._informers),
-            watches=ages,
-            answered=None if self._answered_at is None else now - self._answered_at,
-            overdue=now - min(self._overdue.values()) if self._overdue else None,
+            synced=bool(self._informers) and all(one.is_synced for one in self._informers),
+            watch_ages=ages,
+            answer_age_seconds=None if self._answered_at is None else now - self._answered_at,
+            overdue_seconds=now - min(self._overdue.values()) if self._overdue else None,
         )
 
-    def heard(self, type: str | None, model: Manifest) -> None:
+    def on_model_event(self, type: str | None, model: Manifest) -> None:
         """One event of the watch of models. ``type`` is None for what was listed."""
         gone, key = type == "DELETED", key_of(model)
         if gone:
-            self._heard.pop(key, None)
+            self._seen_versions.pop(key, None)
         else:
-            self._heard[key] = max(self._heard.get(key, 0), version_of(model))
+            self._seen_versions[key] = max(self._seen_versions.get(key, 0), resource_version_of(model))
         self._overdue.pop(key, None)
-        self._told(Change(ChangeKind.DELETED if gone else ChangeKind.MODIFIED, model))
+        self._on_change(WatchEvent(WatchEventType.DELETED if gone else WatchEventType.MODIFIED, model))
 
-    def _told(self, change: Change) -> None:
-        for key in self._shelf.take(change):
+    def _on_change(self, change: WatchEvent) -> None:
+        for key in self._cache.apply(change):
             self._add(key)
 
-    async def _discover(self) -> None:
-        optional = [one for one in OPTIONAL if await self._api.serves(one)]
+    async def _discover_kinds(self) -> None:
+        optional = [one for one in OPTIONAL_CHILD_KINDS if await self._api.has_resource(one)]
         served = frozenset((one.api_version, one.kind) for one in optional)
-        self.cluster = Cluster(served, ipv6_first(await self._entrance(), self._api.access.server))
-        kinds: list[tuple[Resource, str | None]] = [(one, CHILDREN) for one in (*ALWAYS, *optional, PODS)]
-        self._informers = [self._informer(kind, labels, place) for kind, labels in kinds for place in self._places]
-        self._informers.append(self._informer(ACCELERATOR_CLASSES, None, None))
+        self.capabilities = ClusterCapabilities(
+            served, is_ipv6_first(await self._api_server_service(), self._api.config.server)
+        )
+        kinds: list[tuple[Resource, str | None]] = [
+            (one, CHILDREN_SELECTOR) for one in (*STANDARD_CHILD_KINDS, *optional, PODS)
+        ]
+        self._informers = [
+            self._make_informer(kind, labels, place) for kind, labels in kinds for place in self._namespaces
+        ]
+        self._informers.append(self._make_informer(ACCELERATOR_CLASSES, None, None))
 
-    async def _entrance(self) -> Manifest | None:
+    async def _api_server_service(self) -> Manifest | None:
         """The API server's own Service; None where we may not read it."""
         try:
             return await self._api.get(SERVICES, "default", "kubernetes")
         except (Forbidden, NotFound):
             return None
 
-    def _informer(self, kind: Resource, labels: str | None, place: str | None) -> Informer:
+    def _make_informer(self, kind: Resource, labels: str | None, place: str | None) -> Informer:
         made = Informer(
             self._api,
             kind,
@@ -154,14 +160,14 @@ class Watching:
             self._chance,
             namespace=place,
             labels=labels,
-            trim=without_owners if kind is PODS else compact,
-            known=self._shelf.same if labels == CHILDREN and kind is not PODS else None,
-            on_change=self._told,
-            report=logged_once(_LOG, kind, lambda: made.problem),
+            trim=drop_managed_fields if kind is PODS else drop_own_managed_fields,
+            find_known=self._cache.find_same_version if labels == CHILDREN_SELECTOR and kind is not PODS else None,
+            on_change=self._on_change,
+            report=log_failures_once(_LOG, kind, lambda: made.problem),
         )
         return made
 
-    async def _resync(self) -> None:
+    async def _resync_loop(self) -> None:
         while True:
             await self._pause(self._resync_seconds * (0.9 + 0.2 * self._chance()))
             try:
@@ -170,33 +176,35 @@ class Watching:
                 _LOG.warning("models could not be listed: %s", error)
 
     async def _list_models(self) -> None:
-        listed = [one for place in self._places for one in (await self._api.list(MODEL_DEPLOYMENTS, place)).items]
+        listed = [one for place in self._namespaces for one in (await self._api.list(MODEL_DEPLOYMENTS, place)).items]
         now = self._answered_at = self._clock.now()
-        versions = {key_of(one): version_of(one) for one in listed}
-        late = {key for key, version in versions.items() if version > self._heard.get(key, 0)}
+        versions = {key_of(one): resource_version_of(one) for one in listed}
+        late = {key for key, version in versions.items() if version > self._seen_versions.get(key, 0)}
         self._overdue = {key: self._overdue.get(key, now) for key in late}
-        for key in self._shelf.replace_models(listed):
+        for key in self._cache.replace_models(listed):
             self._add(key)
 
 
-def ipv6_first(entrance: Manifest | None, server: str) -> bool:
+def is_ipv6_first(service: Manifest | None, server: str) -> bool:
     """Do pods have IPv6 addresses, only or first? The API server's Service has the family that the cluster puts first.
 
     Without it the API server's address tells, which within the cluster is that Service's.
     """
-    if entrance is None:
+    if service is None:
         return ":" in (urlsplit(server).hostname or "")
-    return list((entrance.get("spec") or {}).get("ipFamilies") or [])[:1] == ["IPv6"]
+    return list((service.get("spec") or {}).get("ipFamilies") or [])[:1] == ["IPv6"]
 
 
-class Kopf:
+class KopfWatch:
     """kopf, in a thread and a loop of its own: it takes signals and cancels tasks that are not its own wherever it runs."""
 
-    def __init__(self, watching: Watching, access: Access, clock: Clock, me: str, namespaces: tuple[str, ...]) -> None:
-        self._watching = watching
-        self._access = access
+    def __init__(
+        self, watcher: ClusterWatcher, config: ClusterConfig, clock: Clock, identity: str, namespaces: tuple[str, ...]
+    ) -> None:
+        self._watcher = watcher
+        self._config = config
         self._clock = clock
-        self._me = me
+        self._identity = identity
         self._namespaces = namespaces
 
     async def run(self) -> None:
@@ -207,7 +215,7 @@ class Kopf:
 
         def heard(type: str | None, model: Manifest) -> None:
             if not stop.is_set():
-                loop.call_soon_threadsafe(self._watching.heard, type, model)
+                loop.call_soon_threadsafe(self._watcher.on_model_event, type, model)
 
         def told(error: BaseException | None) -> None:
             if not over.done():
@@ -235,7 +243,7 @@ class Kopf:
         await kopf.operator(
             registry=self._handlers(heard),
             settings=kopf_settings(),
-            identity=cast(Any, self._me),  # else it asks for the name of our user, which need not have one
+            identity=cast(Any, self._identity),  # else it asks for the name of our user, which need not have one
             clusterwide=not self._namespaces,
             namespaces=self._namespaces,
             stop_flag=stop,
@@ -246,7 +254,7 @@ class Kopf:
 
         @kopf.on.login(registry=handlers)
         async def _login(**_: Any) -> kopf.ConnectionInfo:
-            return connection(self._access, self._clock.wall())
+            return connection_info(self._config, self._clock.wall())
 
         @kopf.on.event(kind.group, kind.version, kind.plural, registry=handlers)
         async def _event(event: kopf.RawEvent, **_: Any) -> None:
@@ -263,15 +271,15 @@ def kopf_settings() -> kopf.OperatorSettings:
     settings.posting.enabled = False
     settings.peering.standalone = True
     settings.scanning.disabled = True  # the kinds are known; roles for CRDs and namespaces are not needed
-    settings.networking.error_backoffs = BACKOFFS
+    settings.networking.error_backoffs = RETRY_DELAYS_SECONDS
     settings.process.ultimate_exiting_timeout = None
     # What it would compare and keep for handlers of changes, of which there are none: a copy of every model at every event.
-    settings.persistence.diffbase_storage = _NoDifferences()
-    settings.persistence.progress_storage = _NoProgress()
+    settings.persistence.diffbase_storage = _NoDiffBaseStorage()
+    settings.persistence.progress_storage = _NoProgressStorage()
     return settings
 
 
-class _NoDifferences(kopf.DiffBaseStorage):
+class _NoDiffBaseStorage(kopf.DiffBaseStorage):
     """Nothing is compared."""
 
     def build(self, **_: Any) -> kopf.BodyEssence:
@@ -284,7 +292,7 @@ class _NoDifferences(kopf.DiffBaseStorage):
         return None
 
 
-class _NoProgress(kopf.ProgressStorage):
+class _NoProgressStorage(kopf.ProgressStorage):
     """Nothing is under way."""
 
     def fetch(self, **_: Any) -> kopf.ProgressRecord | None:

@@ -12,39 +12,39 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from fairlead.cluster_labels import MANAGER
-from fairlead.kube.changes import Change, ChangeKind
-from fairlead.kube.client import Listing
+from fairlead.cluster_labels import FIELD_MANAGER
+from fairlead.kube.changes import WatchEvent, WatchEventType
+from fairlead.kube.client import ObjectList
 from fairlead.kube.errors import AlreadyExists, Conflict, KubeError, NotFound
 from fairlead.kube.resource import (
     MODEL_DEPLOYMENTS,
     Manifest,
     Resource,
-    leaving,
+    is_deleting,
     metadata_of,
     name_of,
     namespace_of,
     resource_of,
     uid_of,
 )
-from fairlead_operator.failures import Failure, of_write
-from fairlead_operator.marks import generation_of, owner_uid, parent_key
-from fairlead_operator.observe import Observed, Shelf
-from fairlead_operator.ownership import Path, lost
-from fairlead_operator.plan import Apply, ChildKey, Plan, child_key
+from fairlead_operator.failures import Failure, diagnose_write
+from fairlead_operator.marks import controller_uid, generation_of, owner_model_key
+from fairlead_operator.observe import ModelSnapshot, ObjectCache
+from fairlead_operator.ownership import FieldPath, missing_fields
+from fairlead_operator.plan import ApplyPlan, ApplyStep, ChildKey, child_key
 
-_UNKEPT_MOST = 4_096
+_MAX_DROPPED_FIELDS = 4_096
 """Fields that the API server does not keep, remembered at most: some template's, in a cluster that has switched a feature off."""
 
 
-class Kube(Protocol):
+class KubeClient(Protocol):
     """As much of ``KubeApi`` as is needed here."""
 
     async def get(self, resource: Resource, namespace: str | None, name: str) -> Manifest:
         """One object. Raises NotFound."""
         ...
 
-    async def list(self, resource: Resource, namespace: str | None = None, labels: str | None = None) -> Listing:
+    async def list(self, resource: Resource, namespace: str | None = None, labels: str | None = None) -> ObjectList:
         """All objects with these labels."""
         ...
 
@@ -66,7 +66,7 @@ class Kube(Protocol):
 
 
 @dataclass(slots=True)
-class Counts:
+class WriteCounts:
     """What was done since the start, for metrics."""
 
     reconciles: int = 0
@@ -77,125 +77,125 @@ class Counts:
 
 
 @dataclass(slots=True)
-class Written:
+class ApplyResult:
     """What came of a plan. ``refused``: what the API server does not take; the rest waits for its mending.
 
     ``anew``: something was there that was not known, so plan again. ``taken``: names that are somebody else's. ``news``: an answer
     held more than our own change. The watch brings that too, but when it is known already: it must be looked at now.
     """
 
-    applied: list[Apply] = field(default_factory=list)
+    applied: list[ApplyStep] = field(default_factory=list)
     pruned: list[Manifest] = field(default_factory=list)
-    refused: Failure | None = None
-    anew: bool = False
-    news: bool = False
-    taken: set[ChildKey] = field(default_factory=set)
+    rejection: Failure | None = None
+    must_replan: bool = False
+    has_news: bool = False
+    foreign_names: set[ChildKey] = field(default_factory=set)
 
 
-class Moved(Exception):
+class ModelMoved(Exception):
     """The model is another one than was thought: look again."""
 
 
-class Blocked(KubeError):
+class NameBlocked(KubeError):
     """Raised when a child of an earlier model stands in the way; it goes by itself."""
 
 
-class Writer:
+class ObjectWriter:
     """Carries plans out. ``unkept`` are fields, by uid, that the API server does not keep however often they are applied.
 
     ``echoed`` is told the key of a model when a watch has brought what we wrote before the API server's answer did.
     """
 
-    def __init__(self, api: Kube, shelf: Shelf, echoed: Callable[[str], None]) -> None:
-        self.counts = Counts()
-        self.unkept: set[tuple[str, Path]] = set()
+    def __init__(self, api: KubeClient, cache: ObjectCache, on_self_write: Callable[[str], None]) -> None:
+        self.counts = WriteCounts()
+        self.dropped_fields: set[tuple[str, FieldPath]] = set()
         self._api = api
-        self._shelf = shelf
-        self._echoed = echoed
+        self._cache = cache
+        self._on_self_write = on_self_write
 
-    async def carry_out(self, key: str, seen: Observed, plan: Plan, *, prune: bool) -> Written:
+    async def execute(self, key: str, snapshot: ModelSnapshot, plan: ApplyPlan, *, prune: bool) -> ApplyResult:
         """Write what ``plan`` says of the model ``key``. Raises Moved, Blocked, and KubeError for what may pass."""
-        found = Written()
-        if (prune and plan.prunes) or any(step.live is None for step in plan.applies):
-            await self._sure(seen.model)
-        for step in plan.applies:
+        found = ApplyResult()
+        if (prune and plan.prunes) or any(step.live is None for step in plan.steps):
+            await self._confirm_model(snapshot.model)
+        for step in plan.steps:
             try:
-                await (self._create if step.live is None else self._apply)(key, seen, step, found)
+                await (self._create if step.live is None else self._apply)(key, snapshot, step, found)
             except KubeError as error:
-                found.refused = of_write(error, *child_key(step.manifest))
-                if found.refused is None:
+                found.rejection = diagnose_write(error, *child_key(step.manifest))
+                if found.rejection is None:
                     raise
                 return found
-            if found.taken:
+            if found.foreign_names:
                 return found
-        if prune and not found.anew:
+        if prune and not found.must_replan:
             for child in plan.prunes:
                 await self._api.delete(resource_of(child), namespace_of(child), name_of(child), uid_of(child))
                 self.counts.pruned += 1
                 found.pruned.append(child)
         return found
 
-    async def _create(self, key: str, seen: Observed, step: Apply, found: Written) -> None:
+    async def _create(self, key: str, seen: ModelSnapshot, step: ApplyStep, found: ApplyResult) -> None:
         """Make it. What is there already and ours is taken up, and compared the next time round."""
         try:
-            made = await self._api.apply_new(step.manifest, MANAGER)
+            made = await self._api.apply_new(step.manifest, FIELD_MANAGER)
         except AlreadyExists:
-            found.anew = True
-            await self._met(key, seen, step, found)
+            found.must_replan = True
+            await self._resolve_existing(key, seen, step, found)
             return
-        self._done(key, step, made, found)
+        self._on_applied(key, step, made, found)
 
-    async def _met(self, key: str, seen: Observed, step: Apply, found: Written) -> None:
+    async def _resolve_existing(self, key: str, seen: ModelSnapshot, step: ApplyStep, found: ApplyResult) -> None:
         """Whose is what has the name?"""
         manifest = step.manifest
         try:
             there = await self._api.get(resource_of(manifest), namespace_of(manifest), name_of(manifest))
         except NotFound:
             return
-        ours = owner_uid(there) == uid_of(seen.model)
-        if parent_key(there) == key and (ours or not owner_uid(there)):
-            self._shelf.put(there)
+        ours = controller_uid(there) == uid_of(seen.model)
+        if owner_model_key(there) == key and (ours or not controller_uid(there)):
+            self._cache.record_write(there)
         elif ours:  # somebody took our labels off
-            self._done(key, step, await self._api.apply(manifest, MANAGER), found)
-        elif parent_key(there) == key:
-            raise Blocked(f"{there['kind']} {name_of(there)} of an earlier model of this name is still there")
+            self._on_applied(key, step, await self._api.apply(manifest, FIELD_MANAGER), found)
+        elif owner_model_key(there) == key:
+            raise NameBlocked(f"{there['kind']} {name_of(there)} of an earlier model of this name is still there")
         else:
-            found.taken.add(child_key(there))
+            found.foreign_names.add(child_key(there))
 
-    async def _apply(self, key: str, seen: Observed, step: Apply, found: Written) -> None:
+    async def _apply(self, key: str, seen: ModelSnapshot, step: ApplyStep, found: ApplyResult) -> None:
         assert step.live is not None
         try:
-            made = await self._api.apply(_as_known(step.manifest, step.live), MANAGER)
+            made = await self._api.apply(_with_known_version(step.manifest, step.live), FIELD_MANAGER)
         except Conflict:
-            found.anew = True
-            await self._met(key, seen, step, found)
+            found.must_replan = True
+            await self._resolve_existing(key, seen, step, found)
             return
         if step.restores:
-            if len(self.unkept) > _UNKEPT_MOST:
-                self.unkept.clear()
-            self.unkept |= {(uid_of(made), path) for path in lost(made, step.manifest)}
-        found.news |= made.get("status") != step.live.get("status")
-        self._done(key, step, made, found)
+            if len(self.dropped_fields) > _MAX_DROPPED_FIELDS:
+                self.dropped_fields.clear()
+            self.dropped_fields |= {(uid_of(made), path) for path in missing_fields(made, step.manifest)}
+        found.has_news |= made.get("status") != step.live.get("status")
+        self._on_applied(key, step, made, found)
 
-    def _done(self, key: str, step: Apply, made: Manifest, found: Written) -> None:
-        if self._shelf.put(made):
-            self._echoed(key)
+    def _on_applied(self, key: str, step: ApplyStep, made: Manifest, found: ApplyResult) -> None:
+        if self._cache.record_write(made):
+            self._on_self_write(key)
         self.counts.applied += 1
         found.applied.append(step)
 
-    async def _sure(self, model: Manifest) -> None:
+    async def _confirm_model(self, model: Manifest) -> None:
         """Raise Moved unless the API server has this model with this spec."""
         try:
             now = await self._api.get(MODEL_DEPLOYMENTS, namespace_of(model), name_of(model))
         except NotFound:
-            self._shelf.take(Change(ChangeKind.DELETED, model))
-            raise Moved from None
-        if uid_of(now) != uid_of(model) or generation_of(now) != generation_of(model) or leaving(now):
-            self._shelf.put(now)
-            raise Moved
+            self._cache.apply(WatchEvent(WatchEventType.DELETED, model))
+            raise ModelMoved from None
+        if uid_of(now) != uid_of(model) or generation_of(now) != generation_of(model) or is_deleting(now):
+            self._cache.record_write(now)
+            raise ModelMoved
 
 
-def _as_known(manifest: Manifest, live: Manifest) -> Manifest:
+def _with_known_version(manifest: Manifest, live: Manifest) -> Manifest:
     """``manifest`` for ``live`` only where it says a number of instances: whoever wrote another one since decides on it from then on,
     and we write by force."""
     if "replicas" not in (manifest.get("spec") or {}):

@@ -16,20 +16,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m fairlead_sim", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     engine = commands.add_parser("engine", help="serve simulated engines over HTTP")
-    options.add_arguments(engine)
+    options.add_engine_arguments(engine)
     try:
-        given = options.read(parser.parse_args(arguments))
+        given = options.parse_engine_options(parser.parse_args(arguments))
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(
-                process.run(
+                process.run_engines(
                     given.settings,
                     host=given.host,
                     port=given.port,
                     count=given.count,
                     clock=SystemClock(),
                     random=Random(),
-                    armed=given.faults,
-                    say=lambda line: print(line, flush=True),
+                    initial_faults=given.faults,
+                    print_line=lambda line: print(line, flush=True),
                 )
             )
     except FairleadError as error:

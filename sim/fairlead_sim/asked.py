@@ -3,7 +3,7 @@
 from fairlead_sim.traces import TraceRequest
 
 
-class Asked:
+class ExternalRequest:
     """By the router seam's words; ``blocks`` are the keys of its full cache blocks."""
 
     def __init__(self, request: TraceRequest, blocks: tuple[int, ...]) -> None:

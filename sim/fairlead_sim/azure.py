@@ -21,26 +21,26 @@ def read_azure(
     """The first ``limit`` requests of at most ``max_prompt`` tokens, by arrival. Raises TraceError naming the line."""
     try:
         with open(path, encoding="utf-8", newline="") as file:
-            found = [row for row in _rows(csv.DictReader(file), str(path)) if row[1] <= max_prompt]
+            rows = [row for row in _parse_rows(csv.DictReader(file), str(path)) if row[1] <= max_prompt]
     except (OSError, UnicodeDecodeError) as error:
         raise TraceError(f"{path}: the trace cannot be read: {error}", field="trace") from error
-    if not found:
+    if not rows:
         raise TraceError(f"{path}: no request of at most {max_prompt} prompt tokens", field="trace")
-    found.sort()
-    first, fresh = found[0][0], count()
+    rows.sort()
+    start, new_ids = rows[0][0], count()
     return [
         TraceRequest(
             id=f"r{number}",
-            arrival=(at - first).total_seconds(),
+            arrival=(at - start).total_seconds(),
             prompt_tokens=prompt,
             output_tokens=output,
-            blocks=tuple(next(fresh) for _ in range(-(-prompt // TRACE_BLOCK_TOKENS))),
+            blocks=tuple(next(new_ids) for _ in range(-(-prompt // TRACE_BLOCK_TOKENS))),
         )
-        for number, (at, prompt, output) in enumerate(found[:limit])
+        for number, (at, prompt, output) in enumerate(rows[:limit])
     ]
 
 
-def _rows(reader: "csv.DictReader[str]", path: str) -> Iterator[tuple[datetime, int, int]]:
+def _parse_rows(reader: "csv.DictReader[str]", path: str) -> Iterator[tuple[datetime, int, int]]:
     missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
     if missing:
         hint = f"the first line names the columns {', '.join(COLUMNS)}"

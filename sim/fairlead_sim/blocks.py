@@ -17,7 +17,7 @@ from xxhash import xxh3_64_intdigest
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
+class BlocksStored:
     """A run of blocks became findable. ``parent`` is None when it starts a prompt; only then does ``salt`` apply.
 
     ``tokens`` are the ids of the whole run (``len(keys) * block_tokens``), or None where the engine knows no ids.
@@ -33,18 +33,18 @@ class Stored:
 
 
 @dataclass(frozen=True, slots=True)
-class Removed:
+class BlockEvicted:
     """One copy of one block is gone."""
 
     key: int
 
 
 @dataclass(frozen=True, slots=True)
-class Cleared:
+class CacheCleared:
     """Every block is gone."""
 
 
-KvEvent = Stored | Removed | Cleared
+KvEvent = BlocksStored | BlockEvicted | CacheCleared
 
 
 def chain_root(*, salt: str | None = None, adapter: str | None = None) -> int:
@@ -57,7 +57,7 @@ def chain_root(*, salt: str | None = None, adapter: str | None = None) -> int:
     return xxh3_64_intdigest(framed.encode("utf-8", "surrogatepass"))
 
 
-def chained(parent: int, tokens: Sequence[int]) -> int:
+def chain_key(parent: int, tokens: Sequence[int]) -> int:
     """The key of one full block behind ``parent`` (64 bits)."""
     return xxh3_64_intdigest(array("I", tokens).tobytes(), parent)
 
@@ -70,8 +70,8 @@ def block_keys(
     size = array("I").itemsize * block_tokens
     key = chain_root(salt=salt, adapter=adapter)
     keys = []
-    for at in range(0, len(data) - size + 1, size):
-        key = xxh3_64_intdigest(data[at : at + size], key)
+    for offset in range(0, len(data) - size + 1, size):
+        key = xxh3_64_intdigest(data[offset : offset + size], key)
         keys.append(key)
     return tuple(keys)
 
@@ -82,125 +82,125 @@ class BlockPool:
     def __init__(self, blocks: int, block_tokens: int, *, events: bool = True) -> None:
         self.blocks = blocks
         self.block_tokens = block_tokens
-        self.recording = events
+        self.records_events = events
         self._events: list[KvEvent] = []
         self._references = [0] * blocks
-        self._key_of: list[int | None] = [None] * blocks
-        self._empty = list(range(blocks - 1, -1, -1))
-        self._kept: OrderedDict[int, None] = OrderedDict()
-        self._found: dict[int, int] = {}
+        self._keys: list[int | None] = [None] * blocks
+        self._free = list(range(blocks - 1, -1, -1))
+        self._evictable: OrderedDict[int, None] = OrderedDict()
+        self._block_of: dict[int, int] = {}
         self._copies: dict[int, list[int]] = {}
 
     @property
-    def held(self) -> int:
+    def referenced(self) -> int:
         """Blocks that running sequences refer to."""
-        return self.blocks - len(self._empty) - len(self._kept)
+        return self.blocks - len(self._free) - len(self._evictable)
 
     @property
-    def available(self) -> int:
+    def allocatable(self) -> int:
         """Blocks that can be taken: empty ones and kept ones."""
-        return len(self._empty) + len(self._kept)
+        return len(self._free) + len(self._evictable)
 
     @property
     def resident(self) -> int:
         """Findable blocks, held or kept, copies counted."""
-        return len(self._found) + sum(len(others) for others in self._copies.values())
+        return len(self._block_of) + sum(len(copies) for copies in self._copies.values())
 
     def match(self, keys: Sequence[int], limit: int) -> list[int]:
         """The blocks of the longest findable prefix of ``keys``, at most ``limit``; nothing is held by looking."""
-        found, blocks = self._found, []
+        block_of, blocks = self._block_of, []
         for key in keys[:limit]:
-            block = found.get(key)
+            block = block_of.get(key)
             if block is None:
                 break
             blocks.append(block)
         return blocks
 
-    def kept(self, blocks: Sequence[int]) -> int:
+    def count_evictable(self, blocks: Sequence[int]) -> int:
         """How many of these nobody holds, so that holding them leaves fewer to take."""
         references = self._references
         return sum(1 for block in blocks if not references[block])
 
-    def content(self, block: int) -> int | None:
+    def key_in(self, block: int) -> int | None:
         """The key of what is findable in a block; None when that is nothing."""
-        return self._key_of[block]
+        return self._keys[block]
 
-    def hold(self, blocks: Sequence[int]) -> None:
+    def acquire(self, blocks: Sequence[int]) -> None:
         """Refer to blocks found by ``match``."""
-        references, kept = self._references, self._kept
+        references, evictable = self._references, self._evictable
         for block in blocks:
             if not references[block]:
-                del kept[block]
+                del evictable[block]
             references[block] += 1
 
-    def take(self) -> int | None:
+    def allocate(self) -> int | None:
         """One block to write to, held once; None when every block is held."""
-        if self._empty:
-            block = self._empty.pop()
-        elif self._kept:
-            block, _ = self._kept.popitem(last=False)
-            self._forget(block)
+        if self._free:
+            block = self._free.pop()
+        elif self._evictable:
+            block, _ = self._evictable.popitem(last=False)
+            self._evict(block)
         else:
             return None
         self._references[block] = 1
         return block
 
-    def store(self, blocks: Sequence[int], keys: Sequence[int], event: Stored | None) -> None:
+    def register(self, blocks: Sequence[int], keys: Sequence[int], event: BlocksStored | None) -> None:
         """Make freshly written blocks findable under ``keys``; ``event`` tells of it, None where nobody listens."""
         for block, key in zip(blocks, keys, strict=True):
-            self._key_of[block] = key
-            if self._found.setdefault(key, block) != block:
+            self._keys[block] = key
+            if self._block_of.setdefault(key, block) != block:
                 self._copies.setdefault(key, []).append(block)
         if event is not None:
             self._events.append(event)
 
-    def announce(self, event: Stored) -> None:
+    def publish(self, event: BlocksStored) -> None:
         """Tell again of blocks that were found, for listeners that missed them."""
         self._events.append(event)
 
     def release(self, blocks: Sequence[int]) -> None:
         """Let one reference of each go, the tail first."""
-        references, key_of = self._references, self._key_of
+        references, key_of = self._references, self._keys
         for block in reversed(blocks):
             references[block] -= 1
             if references[block]:
                 continue
             if key_of[block] is None:
-                self._empty.append(block)
+                self._free.append(block)
             else:
-                self._kept[block] = None
+                self._evictable[block] = None
 
     def clear(self) -> bool:
         """Forget every block; False, and nothing happens, while any is held."""
-        if self.held:
+        if self.referenced:
             return False
-        self._empty = list(range(self.blocks - 1, -1, -1))
-        self._key_of = [None] * self.blocks
-        self._kept.clear()
-        self._found.clear()
+        self._free = list(range(self.blocks - 1, -1, -1))
+        self._keys = [None] * self.blocks
+        self._evictable.clear()
+        self._block_of.clear()
         self._copies.clear()
-        if self.recording:
-            self._events.append(Cleared())
+        if self.records_events:
+            self._events.append(CacheCleared())
         return True
 
-    def drain(self) -> list[KvEvent]:
+    def drain_events(self) -> list[KvEvent]:
         """The events since the last call, in order."""
         events, self._events = self._events, []
         return events
 
-    def _forget(self, block: int) -> None:
-        key = self._key_of[block]
+    def _evict(self, block: int) -> None:
+        key = self._keys[block]
         assert key is not None
-        self._key_of[block] = None
-        others = self._copies.get(key)
-        if others is None:
-            del self._found[key]
+        self._keys[block] = None
+        copies = self._copies.get(key)
+        if copies is None:
+            del self._block_of[key]
         else:
-            if self._found[key] == block:
-                self._found[key] = others.pop(0)
+            if self._block_of[key] == block:
+                self._block_of[key] = copies.pop(0)
             else:
-                others.remove(block)
-            if not others:
+                copies.remove(block)
+            if not copies:
                 del self._copies[key]
-        if self.recording:
-            self._events.append(Removed(key))
+        if self.records_events:
+            self._events.append(BlockEvicted(key))

@@ -22,16 +22,16 @@ def package_folders() -> list[Path]:
 
 def simulator_environment(environ: Mapping[str, str]) -> dict[str, str]:
     """The environment of a process that simulates: with the compiled copy in front, if there is one and it is wanted."""
-    made = dict(environ)
+    environment = dict(environ)
     if environ.get("FAIRLEAD_COMPILED") == "0":
-        return made
-    copy = compiled.copy_of(package_folders(), compiled.cache_folder(environ))
-    if not (copy / compiled.COMPLETE).is_file():
-        return made
-    made["PYTHONSAFEPATH"] = "1"
-    before = environ.get("PYTHONPATH")
-    made["PYTHONPATH"] = f"{copy}{os.pathsep}{before}" if before else str(copy)
-    return made
+        return environment
+    copy = compiled.compiled_copy_path(package_folders(), compiled.cache_folder(environ))
+    if not (copy / compiled.COMPLETE_MARKER).is_file():
+        return environment
+    environment["PYTHONSAFEPATH"] = "1"
+    previous_path = environ.get("PYTHONPATH")
+    environment["PYTHONPATH"] = f"{copy}{os.pathsep}{previous_path}" if previous_path else str(copy)
+    return environment
 
 
 def run_compiled() -> None:

@@ -24,42 +24,41 @@ from typing import Final, TypeAlias
 from fairlead.errors import BadInput, FairleadError
 from fairlead.profile import EngineProfile
 from fairlead_sim.blocks import BlockPool
-from fairlead_sim.engine import EngineCore, Step
-from fairlead_sim.engine import Sequence as EngineSequence
-from fairlead_sim.served import Flight, Front, Served
-from fairlead_sim.trace_prompts import Prompts
+from fairlead_sim.engine import EngineCore, EngineSequence, EngineStep
+from fairlead_sim.served import InflightRequest, RequestResult, RouterFront
+from fairlead_sim.trace_prompts import TracePromptCache
 from fairlead_sim.traces import TraceRequest
 
-__all__ = ["CUT", "HELD", "Course", "Front", "Served"]
+__all__ = ["CLIENT_DISCONNECT", "QUEUED", "FleetSimulation", "RequestResult", "RouterFront"]
 
-Act: TypeAlias = Callable[[float], None]
-_STEPPING: Final = 0
-_TELLING: Final = 1
-_ARRIVING: Final = 2
-_FAR: Final = 64
+Action: TypeAlias = Callable[[float], None]
+_STEP_END: Final = 0
+_NOTICE: Final = 1
+_ARRIVAL: Final = 2
+_MAX_FORESEEN_STEPS: Final = 64
 """So many steps are foreseen at once: most stretches are shorter, because somebody arrives."""
-HELD: Final = ""
+QUEUED: Final = ""
 """What a front chooses that keeps the request and sends it later (``Course.send``)."""
-CUT: Final = "its engine was lost in the middle of the answer"
+CLIENT_DISCONNECT: Final = "its engine was lost in the middle of the answer"
 
 
-class _Engine:
+class _FleetEngine:
     """One simulated engine. ``ends`` are those of all its steps; of the last, ``foreseen`` have not been taken yet. What was put
     into the heap of an older ``version`` does not happen."""
 
-    __slots__ = ("core", "ends", "foreseen", "index", "name", "stepping", "version")
+    __slots__ = ("core", "foreseen", "index", "is_stepping", "name", "step_ends", "version")
 
     def __init__(self, name: str, index: int, core: EngineCore) -> None:
         self.name = name
         self.index = index
         self.core = core
-        self.ends: array[float] = array("d")
+        self.step_ends: array[float] = array("d")
         self.foreseen = 0
-        self.stepping = False
+        self.is_stepping = False
         self.version = 0
 
 
-class Course:
+class FleetSimulation:
     """``names`` are those of engines with ``profile``, or with their own in ``profiles``; with ``events`` the front hears what they
     store and remove. The front hears of first tokens and ends ``hearing_seconds`` after they happened, as a gateway does. ``prompts``
     may be shared by courses. ``watch`` sees each request at its first token, and at its end where that is an error.
@@ -68,225 +67,229 @@ class Course:
 
     def __init__(
         self,
-        front: Front,
-        names: Sequence[str],
+        router: RouterFront,
+        engine_names: Sequence[str],
         profile: EngineProfile,
         *,
         block_tokens: int,
         events: bool = False,
-        hearing_seconds: float = 0.0,
-        prompts: Prompts | None = None,
-        watch: Callable[[Flight, float], None] | None = None,
+        feedback_delay_seconds: float = 0.0,
+        prompts: TracePromptCache | None = None,
+        on_progress: Callable[[InflightRequest, float], None] | None = None,
         reserve_tokens: int | None = None,
         pooled: bool = False,
         profiles: Mapping[str, EngineProfile] | None = None,
     ) -> None:
         self._reserve_tokens = reserve_tokens
-        blocks = profile.kv_tokens // block_tokens * len(names)
+        blocks = profile.kv_tokens // block_tokens * len(engine_names)
         self._pool = BlockPool(blocks, block_tokens, events=False) if pooled else None
-        self._watch = watch
-        self._front = front
+        self._on_progress = on_progress
+        self._router = router
         self._profile = profile
         self._profiles = dict(profiles or {})
         self._block_tokens = block_tokens
         self._events = events
-        self._hearing_seconds = hearing_seconds
-        self._prompts = prompts or Prompts(block_tokens)
-        self._engines: dict[str, _Engine] = {}
+        self._feedback_delay_seconds = feedback_delay_seconds
+        self._prompts = prompts or TracePromptCache(block_tokens)
+        self._engines: dict[str, _FleetEngine] = {}
         self._draining: set[str] = set()
-        self._numbers = count()
-        for name in names:
+        self._engine_indexes = count()
+        for name in engine_names:
             self._add_engine(name)
-        self._due: list[tuple[float, int, int, int, Act]] = []
+        self._event_heap: list[tuple[float, int, int, int, Action]] = []
         self._order = count()
-        self._flights: dict[str, Flight] = {}
-        self._open = 0
-        self._ended: dict[str, Act] = {}
+        self._requests: dict[str, InflightRequest] = {}
+        self._open_requests = 0
+        self._on_ended: dict[str, Action] = {}
 
     @property
     def cores(self) -> Mapping[str, EngineCore]:
         """The engines that are there by name, for a front that knows everything."""
         return {name: engine.core for name, engine in self._engines.items()}
 
-    def later(self, at: float, act: Act) -> None:
+    def schedule(self, at: float, act: Action) -> None:
         """``act(at)`` is called then, unless every request has ended before."""
-        heapq.heappush(self._due, (at, _TELLING, next(self._order), 0, act))
+        heapq.heappush(self._event_heap, (at, _NOTICE, next(self._order), 0, act))
 
-    def serve(self, requests: Sequence[TraceRequest]) -> list[Served]:
+    def run(self, requests: Sequence[TraceRequest]) -> list[RequestResult]:
         """Open loop: requests arrive when the trace says, whatever the engines do. In the order given."""
-        _named_apart(requests)
-        self._open = len(requests)
-        self._go_on(sorted(requests, key=_arrival))
-        return [self._flights[request.id].served() for request in requests]
+        _check_ids_unique(requests)
+        self._open_requests = len(requests)
+        self._run_events(sorted(requests, key=_arrival))
+        return [self._requests[request.id].result() for request in requests]
 
-    def converse(
-        self, sessions: Sequence[Sequence[TraceRequest]], *, at_once: int, way_seconds: float, seed: int
-    ) -> list[Served]:
+    def run_sessions(
+        self, sessions: Sequence[Sequence[TraceRequest]], *, concurrency: int, round_trip_seconds: float, seed: int
+    ) -> list[RequestResult]:
         """Closed loop: so many sessions at once, each turn some ``way_seconds`` (0.5 to 1.5 times) behind the end of the one
         before; when the trace says its requests arrive does not matter."""
-        _named_apart([request for session in sessions for request in session])
-        draw, waiting = random.Random(seed), deque(sessions)
+        _check_ids_unique([request for session in sessions for request in session])
+        random_, waiting = random.Random(seed), deque(sessions)
 
         def turn(session: Sequence[TraceRequest], index: int, now: float) -> None:
             if index == len(session):
                 if not waiting:
                     return
                 session, index = waiting.popleft(), 0
-            at = now + way_seconds * draw.uniform(0.5, 1.5)
+            at = now + round_trip_seconds * random_.uniform(0.5, 1.5)
             request = replace(session[index], arrival=at)
-            self._ended[request.id] = partial(turn, session, index + 1)
-            self._open += 1
-            arrive: Act = partial(self._arrive, request)
-            heapq.heappush(self._due, (at, _ARRIVING, next(self._order), 0, arrive))
+            self._on_ended[request.id] = partial(turn, session, index + 1)
+            self._open_requests += 1
+            arrive: Action = partial(self._arrive, request)
+            heapq.heappush(self._event_heap, (at, _ARRIVAL, next(self._order), 0, arrive))
 
-        for _ in range(min(at_once, len(sessions))):
+        for _ in range(min(concurrency, len(sessions))):
             turn((), 0, 0.0)
-        self._go_on([])
-        return [self._flights[request.id].served() for session in sessions for request in session]
+        self._run_events([])
+        return [self._requests[request.id].result() for session in sessions for request in session]
 
     # --- what a front or a script does ------------------------------------------------------------------------------------
 
     def send(self, request_id: str, instance: str, now: float) -> None:
         """Send a request that was held. The front is told at once where the engine is not there or does not take it."""
-        flight = self._flights[request_id]
-        flight.instance = instance
-        self._put(flight, now)
+        inflight = self._requests[request_id]
+        inflight.instance = instance
+        self._submit(inflight, now)
 
-    def refuse(self, request_id: str, why: str, now: float) -> None:
+    def refuse(self, request_id: str, reason: str, now: float) -> None:
         """A request that was held is served no more."""
-        self._end(self._flights[request_id], now, why)
+        self._end(self._requests[request_id], now, reason)
 
-    def again(self, request_id: str, now: float) -> None:
+    def reroute(self, request_id: str, now: float) -> None:
         """A request without a first token arrives anew, at a front that has forgotten it; an answer under way is cut."""
-        flight = self._flights[request_id]
-        engine = None if flight.instance is None else self._engines.get(flight.instance)
-        if engine is not None and flight.sequence is not None:
-            self._settle(engine, now)
+        inflight = self._requests[request_id]
+        engine = None if inflight.instance is None else self._engines.get(inflight.instance)
+        if engine is not None and inflight.sequence is not None:
+            self._take_begun_steps(engine, now)
             engine.core.abort(request_id)
-        self._lost(flight, now)
+        self._on_lost(inflight, now)
 
-    def lose(self, name: str, now: float) -> None:
+    def lose_engine(self, name: str, now: float) -> None:
         """An engine is gone with everything in it: what has no first token yet arrives anew, the other answers are cut."""
         engine = self._engines.pop(name)
-        self._settle(engine, now)
+        self._take_begun_steps(engine, now)
         engine.version += 1
-        self._tell_members(now)
+        self._publish_membership(now)
         # Not those that the core still has: who is given the last token by the step under way has left it already.
-        for flight in [one for one in self._flights.values() if one.instance == name and not one.ended]:
-            self._front.lost(flight.request.id, now)
-            self._lost(flight, now)
+        for inflight in [
+            candidate for candidate in self._requests.values() if candidate.instance == name and not candidate.is_ended
+        ]:
+            self._router.on_lost(inflight.request.id, now)
+            self._on_lost(inflight, now)
 
-    def join(self, name: str, now: float) -> None:
+    def add_engine(self, name: str, now: float) -> None:
         """A new engine with nothing in its cache."""
         self._add_engine(name)
-        self._tell_members(now)
+        self._publish_membership(now)
 
-    def drain(self, name: str, now: float) -> None:
+    def drain_engine(self, name: str, now: float) -> None:
         """Nobody is to send anything to an engine any more; it ends what it has."""
         self._draining.add(name)
-        self._tell_members(now)
+        self._publish_membership(now)
 
-    def slow(self, name: str, factor: float, now: float) -> None:
+    def slow_engine(self, name: str, factor: float, now: float) -> None:
         """From its next step on an engine takes so many times as long as its profile says; what it holds stays."""
         engine = self._engines[name]
-        self._settle(engine, now)
-        engine.core.profile = self._profile_of(name).faster(1.0 / factor)
+        self._take_begun_steps(engine, now)
+        engine.core.profile = self._profile_of(name).sped_up(1.0 / factor)
 
-    def flight(self, request_id: str) -> Flight:
+    def inflight_request(self, request_id: str) -> InflightRequest:
         """A request that has arrived."""
-        return self._flights[request_id]
+        return self._requests[request_id]
 
-    def flights(self) -> Iterator[Flight]:
+    def inflight_requests(self) -> Iterator[InflightRequest]:
         """All requests so far, for those that look whether everything is as it must be."""
-        return iter(self._flights.values())
+        return iter(self._requests.values())
 
     # --- what happens ---------------------------------------------------------------------------------------------------
 
-    def _tell_members(self, now: float) -> None:
-        self._front.members([name for name in self._engines if name not in self._draining], now)
+    def _publish_membership(self, now: float) -> None:
+        self._router.on_membership([name for name in self._engines if name not in self._draining], now)
 
     def _add_engine(self, name: str) -> None:
         profile = self._profile_of(name)
         core = EngineCore(profile, block_tokens=self._block_tokens, events=self._events, pool=self._pool)
-        self._engines[name] = _Engine(name, next(self._numbers), core)
+        self._engines[name] = _FleetEngine(name, next(self._engine_indexes), core)
 
     def _profile_of(self, name: str) -> EngineProfile:
         return self._profiles.get(name, self._profile)
 
-    def _go_on(self, requests: Sequence[TraceRequest]) -> None:
-        self._front.begin(self)
-        due, arrived, most = self._due, 0, len(requests)
-        while self._open:
-            if arrived < most:
+    def _run_events(self, requests: Sequence[TraceRequest]) -> None:
+        self._router.start(self)
+        heap, arrived, total = self._event_heap, 0, len(requests)
+        while self._open_requests:
+            if arrived < total:
                 request = requests[arrived]
                 at = request.arrival
-                if not due or due[0][0] > at or (due[0][0] == at and due[0][1] == _ARRIVING):
+                if not heap or heap[0][0] > at or (heap[0][0] == at and heap[0][1] == _ARRIVAL):
                     arrived += 1
                     self._arrive(request, at)
                     continue
-            now, _, _, _, act = heapq.heappop(due)
+            now, _, _, _, act = heapq.heappop(heap)
             act(now)
 
     def _arrive(self, request: TraceRequest, now: float) -> None:
-        flight = self._flights.get(request.id)
-        if flight is None:
-            flight = self._flights[request.id] = Flight(request)
-        chosen, why = self._front.arrive(request, now)
-        flight.instance = chosen
+        inflight = self._requests.get(request.id)
+        if inflight is None:
+            inflight = self._requests[request.id] = InflightRequest(request)
+        chosen, reason = self._router.route(request, now)
+        inflight.instance = chosen
         if chosen is None:
-            self._end(flight, now, why)
-        elif chosen != HELD:
-            self._put(flight, now)
+            self._end(inflight, now, reason)
+        elif chosen != QUEUED:
+            self._submit(inflight, now)
 
-    def _put(self, flight: Flight, now: float) -> None:
-        request, instance = flight.request, flight.instance
+    def _submit(self, inflight: InflightRequest, now: float) -> None:
+        request, instance = inflight.request, inflight.instance
         engine = None if instance is None else self._engines.get(instance)
         if engine is None:
-            self._front.refused(request.id, now)
-            self._end(flight, now, f"{instance} is not there")
+            self._router.on_rejected(request.id, now)
+            self._end(inflight, now, f"{instance} is not there")
             return
         sequence = EngineSequence(
             id=request.id,
             arrival=now,
             prompt_tokens=request.prompt_tokens,
             max_tokens=request.output_tokens,
-            keys=self._prompts.keys(request),
+            keys=self._prompts.block_keys(request),
             reserve_tokens=self._reserve_tokens,
         )
         if engine.foreseen:
-            self._settle(engine, now)
+            self._take_begun_steps(engine, now)
         try:
             engine.core.add(sequence)
         except FairleadError as error:
-            self._front.refused(request.id, now)
-            self._end(flight, now, error.message)
+            self._router.on_rejected(request.id, now)
+            self._end(inflight, now, error.message)
             return
-        flight.sequence = sequence
-        flight.ends = engine.ends
-        if not engine.stepping:
+        inflight.sequence = sequence
+        inflight.step_ends = engine.step_ends
+        if not engine.is_stepping:
             self._begin_step(engine, now)
 
-    def _begin_step(self, engine: _Engine, now: float) -> None:
+    def _begin_step(self, engine: _FleetEngine, now: float) -> None:
         core = engine.core
-        steps = core.steady()
+        steps = core.steady_steps()
         if steps:
-            steps = min(steps, _FAR)
+            steps = min(steps, _MAX_FORESEEN_STEPS)
             engine.foreseen = steps
-            self._step_ends(engine, core.foresee(now, steps, engine.ends), partial(self._end_stretch, engine))
+            self._schedule_step_end(
+                engine, core.predict_step_ends(now, steps, engine.step_ends), partial(self._end_stretch, engine)
+            )
             return
         step = core.step(now)
-        engine.stepping = step is not None
+        engine.is_stepping = step is not None
         if step is not None:
             end = now + step.seconds
-            engine.ends.append(end)
-            self._step_ends(engine, end, partial(self._end_step, engine, step))
+            engine.step_ends.append(end)
+            self._schedule_step_end(engine, end, partial(self._end_step, engine, step))
 
-    def _step_ends(self, engine: _Engine, at: float, act: Callable[[int, float], None]) -> None:
+    def _schedule_step_end(self, engine: _FleetEngine, at: float, act: Callable[[int, float], None]) -> None:
         engine.version += 1
-        ended: Act = partial(act, engine.version)
-        heapq.heappush(self._due, (at, _STEPPING, engine.index, engine.version, ended))
+        ended: Action = partial(act, engine.version)
+        heapq.heappush(self._event_heap, (at, _STEP_END, engine.index, engine.version, ended))
 
-    def _end_stretch(self, engine: _Engine, version: int, now: float) -> None:
+    def _end_stretch(self, engine: _FleetEngine, version: int, now: float) -> None:
         if version != engine.version:
             return
         if engine.foreseen:
@@ -294,80 +297,80 @@ class Course:
             engine.foreseen = 0
         self._begin_step(engine, now)
 
-    def _settle(self, engine: _Engine, now: float) -> None:
+    def _take_begun_steps(self, engine: _FleetEngine, now: float) -> None:
         """Take the steps that have begun; the engine goes on when the last of them ends."""
         if not engine.foreseen:
             return
-        ends = engine.ends
+        ends = engine.step_ends
         first = len(ends) - engine.foreseen
         begun = min(bisect_right(ends, now, first) + 1, len(ends))
         engine.core.advance(begun - first)
         engine.foreseen = 0
         del ends[begun:]
-        self._step_ends(engine, ends[-1], partial(self._end_stretch, engine))
+        self._schedule_step_end(engine, ends[-1], partial(self._end_stretch, engine))
 
-    def _end_step(self, engine: _Engine, step: Step, version: int, now: float) -> None:
+    def _end_step(self, engine: _FleetEngine, step: EngineStep, version: int, now: float) -> None:
         if version != engine.version:
             return
-        flights, front = self._flights, self._front
-        index = len(engine.ends) - 1
+        requests, router = self._requests, self._router
+        index = len(engine.step_ends) - 1
         if self._events and step.events:
-            front.told(engine.name, step.events, now)
+            router.on_kv_events(engine.name, step.events, now)
         for sequence in step.preempted:
-            flights[sequence.id].pause(index)
-        for sequence in step.joined:
-            flight = flights[sequence.id]
-            if flight.on(sequence):
-                flight.begin(index)
-        for sequence in step.first:
-            flight = flights[sequence.id]
-            if flight.on(sequence):
-                flight.first = now
-                if self._watch is not None:
-                    self._watch(flight, now)
-                self._hear(partial(front.first_token, sequence.id), now)
+            requests[sequence.id].end_span(index)
+        for sequence in step.decode_starts:
+            inflight = requests[sequence.id]
+            if inflight.is_current(sequence):
+                inflight.begin_span(index)
+        for sequence in step.first_tokens:
+            inflight = requests[sequence.id]
+            if inflight.is_current(sequence):
+                inflight.first_token_at = now
+                if self._on_progress is not None:
+                    self._on_progress(inflight, now)
+                self._notify(partial(router.on_first_token, sequence.id), now)
         for sequence, _ in step.finished:
-            flight = flights[sequence.id]
-            if not flight.on(sequence):
+            inflight = requests[sequence.id]
+            if not inflight.is_current(sequence):
                 continue
-            flight.pause(index + 1)
-            self._hear(partial(front.finished, sequence), now)
-            self._end(flight, now, None)
+            inflight.end_span(index + 1)
+            self._notify(partial(router.on_finished, sequence), now)
+            self._end(inflight, now, None)
         self._begin_step(engine, now)
 
-    def _lost(self, flight: Flight, now: float) -> None:
+    def _on_lost(self, inflight: InflightRequest, now: float) -> None:
         """Its engine is gone, or the gateway between."""
-        if flight.first is None:
-            flight.sequence = None
-            flight.retries += 1
-            self._arrive(flight.request, now)
+        if inflight.first_token_at is None:
+            inflight.sequence = None
+            inflight.retries += 1
+            self._arrive(inflight.request, now)
         else:
-            flight.pause(bisect_right(flight.ends, now))
-            self._end(flight, now, CUT)
+            inflight.end_span(bisect_right(inflight.step_ends, now))
+            self._end(inflight, now, CLIENT_DISCONNECT)
 
-    def _end(self, flight: Flight, now: float, error: str | None) -> None:
-        flight.error = error
-        flight.ended = True
+    def _end(self, inflight: InflightRequest, now: float, error: str | None) -> None:
+        inflight.error = error
+        inflight.is_ended = True
         if error is None:
-            flight.finish = now
-        elif self._watch is not None:
-            self._watch(flight, now)
-        self._open -= 1
-        after = self._ended.pop(flight.request.id, None)
+            inflight.finish = now
+        elif self._on_progress is not None:
+            self._on_progress(inflight, now)
+        self._open_requests -= 1
+        after = self._on_ended.pop(inflight.request.id, None)
         if after is not None:
             after(now)
 
-    def _hear(self, tell: Act, now: float) -> None:
-        if self._hearing_seconds:
-            self.later(now + self._hearing_seconds, tell)
+    def _notify(self, callback: Action, now: float) -> None:
+        if self._feedback_delay_seconds:
+            self.schedule(now + self._feedback_delay_seconds, callback)
         else:
-            tell(now)
+            callback(now)
 
 
 def _arrival(request: TraceRequest) -> float:
     return request.arrival
 
 
-def _named_apart(requests: Sequence[TraceRequest]) -> None:
+def _check_ids_unique(requests: Sequence[TraceRequest]) -> None:
     if len({request.id for request in requests}) != len(requests):
         raise BadInput("two requests have one id", field="id")

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 Labels = Mapping[str, str]
 
 
-def series(name: str, labels: Labels) -> str:
+def series_name(name: str, labels: Labels) -> str:
     """``name{a="1",b="2"}`` with labels in the order of their names, as the Prometheus client writes them."""
     if not labels:
         return name
@@ -17,34 +17,34 @@ def series(name: str, labels: Labels) -> str:
     return f"{name}{{{pairs}}}"
 
 
-class Value:
+class MetricValue:
     """One series of a counter or a gauge: set or add to ``value``."""
 
-    __slots__ = ("_before", "labels", "value")
+    __slots__ = ("_prefix", "labels", "value")
 
     def __init__(self, name: str, labels: Labels, value: float = 0.0) -> None:
         self.labels = labels
         self.value = value
-        self._before = series(name, labels) + " "
+        self._prefix = series_name(name, labels) + " "
 
     def lines(self) -> Iterable[str]:
         """The line of this series."""
-        return (self._before + number(self.value),)
+        return (self._prefix + format_number(self.value),)
 
 
-class Histogram:
+class HistogramSeries:
     """One series of a histogram; ``bounds`` without the infinite one."""
 
-    __slots__ = ("_before", "_bounds", "_counts", "_total", "labels")
+    __slots__ = ("_bounds", "_counts", "_prefixes", "_total", "labels")
 
     def __init__(self, name: str, labels: Labels, bounds: Sequence[float]) -> None:
         self.labels = labels
         self._bounds = tuple(bounds)
         self._counts = [0] * (len(bounds) + 1)
         self._total = 0.0
-        les = [*(number(bound) for bound in bounds), "+Inf"]
-        self._before = [series(f"{name}_bucket", {**labels, "le": le}) + " " for le in les]
-        self._before += [series(f"{name}_count", labels) + " ", series(f"{name}_sum", labels) + " "]
+        les = [*(format_number(bound) for bound in bounds), "+Inf"]
+        self._prefixes = [series_name(f"{name}_bucket", {**labels, "le": le}) + " " for le in les]
+        self._prefixes += [series_name(f"{name}_count", labels) + " ", series_name(f"{name}_sum", labels) + " "]
 
     def observe(self, value: float, times: int = 1) -> None:
         """Count ``value``; ``times`` for several equal ones."""
@@ -53,25 +53,25 @@ class Histogram:
 
     def lines(self) -> Iterable[str]:
         """Cumulative buckets, count and sum."""
-        found, below = [], 0
-        for before, count in zip(self._before, self._counts, strict=False):
+        lines, below = [], 0
+        for before, count in zip(self._prefixes, self._counts, strict=False):
             below += count
-            found.append(f"{before}{below}.0")
-        found.append(f"{self._before[-2]}{below}.0")
-        found.append(self._before[-1] + number(self._total))
-        return found
+            lines.append(f"{before}{below}.0")
+        lines.append(f"{self._prefixes[-2]}{below}.0")
+        lines.append(self._prefixes[-1] + format_number(self._total))
+        return lines
 
 
-class Summary:
+class SummarySeries:
     """One series of a summary without quantiles."""
 
-    __slots__ = ("_before", "_count", "_total", "labels")
+    __slots__ = ("_count", "_prefixes", "_total", "labels")
 
     def __init__(self, name: str, labels: Labels) -> None:
         self.labels = labels
         self._count = 0
         self._total = 0.0
-        self._before = (series(f"{name}_count", labels) + " ", series(f"{name}_sum", labels) + " ")
+        self._prefixes = (series_name(f"{name}_count", labels) + " ", series_name(f"{name}_sum", labels) + " ")
 
     def observe(self, value: float) -> None:
         """Count ``value``."""
@@ -80,55 +80,57 @@ class Summary:
 
     def lines(self) -> Iterable[str]:
         """Count and sum."""
-        return (f"{self._before[0]}{self._count}.0", self._before[1] + number(self._total))
+        return (f"{self._prefixes[0]}{self._count}.0", self._prefixes[1] + format_number(self._total))
 
 
-class Family:
+class MetricFamily:
     """All series of one metric. ``created`` is the Unix time told in its ``_created`` gauges; None = it has none."""
 
-    def __init__(self, name: str, kind: str, told: str, *, created: float | None = None) -> None:
+    def __init__(self, name: str, kind: str, help_text: str, *, created: float | None = None) -> None:
         self.name = name
-        self._head = f"# HELP {name} {told}\n# TYPE {name} {kind}"
-        self._members: list[Value | Histogram | Summary] = []
+        self._header = f"# HELP {name} {help_text}\n# TYPE {name} {kind}"
+        self._members: list[MetricValue | HistogramSeries | SummarySeries] = []
         self._created = created
         base = name.removesuffix("_total") if kind == "counter" else name
         self._created_name = f"{base}_created"
-        self._created_lines = [f"# HELP {self._created_name} {told}\n# TYPE {self._created_name} gauge"]
+        self._created_lines = [f"# HELP {self._created_name} {help_text}\n# TYPE {self._created_name} gauge"]
 
-    def value(self, labels: Labels, value: float = 0.0) -> Value:
+    def value(self, labels: Labels, value: float = 0.0) -> MetricValue:
         """Add a counter's or gauge's series."""
-        member = Value(self.name, labels, value)
+        member = MetricValue(self.name, labels, value)
         self._add(member)
         return member
 
-    def histogram(self, labels: Labels, bounds: Sequence[float]) -> Histogram:
+    def histogram(self, labels: Labels, bounds: Sequence[float]) -> HistogramSeries:
         """Add a histogram's series."""
-        member = Histogram(self.name, labels, bounds)
+        member = HistogramSeries(self.name, labels, bounds)
         self._add(member)
         return member
 
-    def summary(self, labels: Labels) -> Summary:
+    def summary(self, labels: Labels) -> SummarySeries:
         """Add a summary's series."""
-        member = Summary(self.name, labels)
+        member = SummarySeries(self.name, labels)
         self._add(member)
         return member
 
     def lines(self) -> Iterable[str]:
         """The family as it stands on the page."""
-        found = [self._head]
+        lines = [self._header]
         for member in self._members:
-            found.extend(member.lines())
+            lines.extend(member.lines())
         if self._created is not None and self._members:
-            found.extend(self._created_lines)
-        return found
+            lines.extend(self._created_lines)
+        return lines
 
-    def _add(self, member: Value | Histogram | Summary) -> None:
+    def _add(self, member: MetricValue | HistogramSeries | SummarySeries) -> None:
         self._members.append(member)
         if self._created is not None:
-            self._created_lines.append(f"{series(self._created_name, member.labels)} {number(self._created)}")
+            self._created_lines.append(
+                f"{series_name(self._created_name, member.labels)} {format_number(self._created)}"
+            )
 
 
-def number(value: float) -> str:
+def format_number(value: float) -> str:
     """A number as Prometheus writes it."""
     return "0.0" if value == 0 else repr(float(value))
 

@@ -4,19 +4,19 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fairlead_sim.goodput import Reader, smooth_goodput
-from fairlead_sim.served import Served
+from fairlead_sim.goodput import TokenDeadlines, smooth_goodput
+from fairlead_sim.served import RequestResult
 
 TARGET_SECONDS = 5.0
 TARGET_SHARE = 0.90
 GUARD_SECONDS = 15.0
 GUARD_SHARE = 0.99
-WARMING = 0.1
+WARMUP_SHARE = 0.1
 """Of the requests, by arrival: they fill the caches and do not count."""
 
 
 @dataclass(frozen=True, slots=True)
-class Bar:
+class CapacityGoal:
     """What a fleet must keep to be within its capacity: so many first tokens within so many seconds, and the guard that the others
     are not starved for it."""
 
@@ -25,16 +25,19 @@ class Bar:
     guard_seconds: float = GUARD_SECONDS
     guard_share: float = GUARD_SHARE
 
-    def kept(self, served: Sequence[Served]) -> bool:
+    def is_met(self, results: Sequence[RequestResult]) -> bool:
         """By requests that count. What failed is late for both."""
-        return within(served, self.seconds) >= self.share and within(served, self.guard_seconds) >= self.guard_share
+        return (
+            share_within(results, self.seconds) >= self.share
+            and share_within(results, self.guard_seconds) >= self.guard_share
+        )
 
 
-UNGUARDED = Bar(guard_share=0.0)
+WITHOUT_GUARD = CapacityGoal(guard_share=0.0)
 
 
 @dataclass(frozen=True, slots=True)
-class Figures:
+class RunMetrics:
     """Of the requests that count. Shares are 0..1, seconds simulated ones; what nothing was measured of is None."""
 
     requests: int
@@ -53,55 +56,55 @@ class Figures:
     home_share: float | None = None
 
 
-def counted(served: Sequence[Served]) -> Sequence[Served]:
+def without_warmup(results: Sequence[RequestResult]) -> Sequence[RequestResult]:
     """Without those that warm the caches; ``served`` in the order of arrival."""
-    return served[int(WARMING * len(served)) :]
+    return results[int(WARMUP_SHARE * len(results)) :]
 
 
-def within(served: Sequence[Served], seconds: float) -> float:
+def share_within(results: Sequence[RequestResult], seconds: float) -> float:
     """Share of requests whose first token came in time; 0 of none."""
-    good = sum([one.ttft_seconds is not None and one.ttft_seconds <= seconds for one in served])
-    return good / len(served) if served else 0.0
+    in_time = sum([result.ttft_seconds is not None and result.ttft_seconds <= seconds for result in results])
+    return in_time / len(results) if results else 0.0
 
 
-def figures(
-    served: Sequence[Served],
+def run_metrics(
+    results: Sequence[RequestResult],
     engines: int,
     *,
     home_share: float | None = None,
     target_seconds: float = TARGET_SECONDS,
-) -> Figures:
+) -> RunMetrics:
     """Of the requests given, all of them; ``engines`` is how many there were, those that got nothing included. ``attainment`` is of
     first tokens within ``target_seconds``."""
-    firsts = sorted([one.ttft_seconds for one in served if one.ttft_seconds is not None])
-    paces = sorted([pace for one in served if (pace := one.itl_mean_seconds) is not None])
-    last = max([one.finish for one in served if one.finish is not None], default=0.0)
-    span = last - served[0].arrival if served else 0.0
-    return Figures(
-        requests=len(served),
-        errors=sum([one.error is not None for one in served]),
-        attainment=within(served, target_seconds),
-        ttft_mean=_mean(firsts),
-        ttft_p50=_quantile(firsts, 0.5),
-        ttft_p90=_quantile(firsts, 0.9),
-        ttft_p99=_quantile(firsts, 0.99),
-        tpot_mean=_mean(paces),
-        tpot_p99=_quantile(paces, 0.99),
-        cached_token_share=sum([one.cached_tokens for one in served])
-        / max(1, sum([one.prompt_tokens for one in served])),
-        load_spread=_spread(served, engines),
-        preempted_share=sum([one.preemptions for one in served]) / max(1, len(served)),
-        smooth_goodput=smooth_goodput(served, engines * span, Reader()) if span > 0 else 0.0,
+    ttfts = sorted([result.ttft_seconds for result in results if result.ttft_seconds is not None])
+    tpots = sorted([pace for result in results if (pace := result.tpot_seconds) is not None])
+    last = max([result.finish for result in results if result.finish is not None], default=0.0)
+    span = last - results[0].arrival if results else 0.0
+    return RunMetrics(
+        requests=len(results),
+        errors=sum([result.error is not None for result in results]),
+        attainment=share_within(results, target_seconds),
+        ttft_mean=_mean(ttfts),
+        ttft_p50=_quantile(ttfts, 0.5),
+        ttft_p90=_quantile(ttfts, 0.9),
+        ttft_p99=_quantile(ttfts, 0.99),
+        tpot_mean=_mean(tpots),
+        tpot_p99=_quantile(tpots, 0.99),
+        cached_token_share=sum([result.cached_tokens for result in results])
+        / max(1, sum([result.prompt_tokens for result in results])),
+        load_spread=_load_cov(results, engines),
+        preempted_share=sum([result.preemptions for result in results]) / max(1, len(results)),
+        smooth_goodput=smooth_goodput(results, engines * span, TokenDeadlines()) if span > 0 else 0.0,
         home_share=home_share,
     )
 
 
-def windows(served: Sequence[Served], seconds: float) -> list[float]:
+def attainment_by_window(results: Sequence[RequestResult], seconds: float) -> list[float]:
     """Attainment of each stretch of so many seconds of arrivals, from the first arrival on; those without arrivals are left out."""
-    found: dict[int, list[Served]] = {}
-    for one in served:
-        found.setdefault(int((one.arrival - served[0].arrival) / seconds), []).append(one)
-    return [within(found[number], TARGET_SECONDS) for number in sorted(found)]
+    by_window: dict[int, list[RequestResult]] = {}
+    for result in results:
+        by_window.setdefault(int((result.arrival - results[0].arrival) / seconds), []).append(result)
+    return [share_within(by_window[number], TARGET_SECONDS) for number in sorted(by_window)]
 
 
 def quantile(ordered: Sequence[float], share: float) -> float:
@@ -120,12 +123,12 @@ def _mean(values: Sequence[float]) -> float | None:
     return math.fsum(values) / len(values) if values else None
 
 
-def _spread(served: Sequence[Served], engines: int) -> float | None:
+def _load_cov(results: Sequence[RequestResult], engines: int) -> float | None:
     """Standard deviation ÷ mean, over engines, of the prompt tokens that they computed."""
     computed: dict[str, int] = {}
-    for one in served:
-        if one.instance:
-            computed[one.instance] = computed.get(one.instance, 0) + one.prompt_tokens - one.cached_tokens
+    for result in results:
+        if result.instance:
+            computed[result.instance] = computed.get(result.instance, 0) + result.prompt_tokens - result.cached_tokens
     loads = [*computed.values(), *[0] * (engines - len(computed))]
     mean = sum(loads) / len(loads) if loads else 0.0
     return math.sqrt(sum([(load - mean) ** 2 for load in loads]) / len(loads)) / mean if mean else None

@@ -7,25 +7,25 @@ the gateway would be told, when it would be told: dispatch at the arrival, the f
 from collections.abc import Callable, Mapping, Sequence
 
 from fairlead.errors import BadInput
-from fairlead.fleet import Instance, Model, Objectives
+from fairlead.fleet import Instance, Model, SloTargets
 from fairlead.profile import EngineProfile
 from fairlead_gateway.routing import ModelRouter, PrefixChain, RouteRequest
 from fairlead_gateway.routing.ledger import InstanceLoad
 from fairlead_sim.blocks import KvEvent
-from fairlead_sim.course import Course
-from fairlead_sim.engine import Sequence as EngineSequence
-from fairlead_sim.holding import Sending
-from fairlead_sim.served import Served
-from fairlead_sim.trace_prompts import Prompts, trace_chain
+from fairlead_sim.course import FleetSimulation
+from fairlead_sim.engine import EngineSequence
+from fairlead_sim.holding import Dispatcher
+from fairlead_sim.served import RequestResult
+from fairlead_sim.trace_prompts import TracePromptCache, trace_chain
 from fairlead_sim.traces import TraceRequest
 
-__all__ = ["MODEL", "NAMESPACE", "OneRouter", "Served", "instances_of", "made_up_chain", "simulate"]
+__all__ = ["MODEL", "NAMESPACE", "RequestResult", "SingleGateway", "instances_of", "simulate", "synthetic_chain"]
 
 MODEL = "sim"
 NAMESPACE = "default"
 
 
-def made_up_chain(request: TraceRequest, *, secret: bytes, seed: bytes) -> PrefixChain:
+def synthetic_chain(request: TraceRequest, *, secret: bytes, seed: bytes) -> PrefixChain:
     """The chain of a prompt of which only block ids are known."""
     return trace_chain(request.blocks, request.prompt_tokens, secret=secret, seed=seed)
 
@@ -41,16 +41,16 @@ def simulate(
     profile: EngineProfile,
     engines: int,
     preset: str,
-    objectives: Objectives,
+    objectives: SloTargets,
     block_tokens: int,
     secret: bytes,
     seed: int,
     instance_ids: Sequence[str] | None = None,
     chain: Callable[[TraceRequest], PrefixChain] | None = None,
     choices: Mapping[str, str] | None = None,
-    hearing_seconds: float = 0.0,
-    prompts: Prompts | None = None,
-) -> list[Served]:
+    feedback_delay_seconds: float = 0.0,
+    prompts: TracePromptCache | None = None,
+) -> list[RequestResult]:
     """Every request served by ``engines`` equal engines under one routing preset, in the order given.
 
     ``instance_ids`` name the engines as the router sees them; homes depend on names. ``chain`` replaces the made-up prefix
@@ -66,13 +66,20 @@ def simulate(
     router = ModelRouter(secret=secret, seed=seed)
     router.update(model, instances_of(names, profile), 1)
     if prompts is None:
-        prompts = Prompts(block_tokens, secret=secret, seed=model.key.encode())
-    front = OneRouter(router, chain or prompts.chain, choices or {}, model, profile)
-    course = Course(front, names, profile, block_tokens=block_tokens, hearing_seconds=hearing_seconds, prompts=prompts)
-    return course.serve(requests)
+        prompts = TracePromptCache(block_tokens, secret=secret, seed=model.key.encode())
+    gateway = SingleGateway(router, chain or prompts.prefix_chain, choices or {}, model, profile)
+    simulation = FleetSimulation(
+        gateway,
+        names,
+        profile,
+        block_tokens=block_tokens,
+        feedback_delay_seconds=feedback_delay_seconds,
+        prompts=prompts,
+    )
+    return simulation.run(requests)
 
 
-class OneRouter:
+class SingleGateway:
     """One router that sees everything that is sent. ``on_home`` counts the requests that went to one of their homes. ``at_once``:
     nothing is held before engines, whatever the preset wants."""
 
@@ -84,85 +91,91 @@ class OneRouter:
         model: Model,
         profile: EngineProfile,
         *,
-        at_once: bool = False,
+        never_queues: bool = False,
     ) -> None:
-        self._at_once = at_once
+        self._never_queues = never_queues
         self._model = model
         self._profile = profile
         self._epoch = 1
         self._router = router
         self._chain = chain
         self._choices = choices
-        self._sending: Sending | None = None
-        self._course: Course | None = None
-        self._cut: frozenset[str] = frozenset()
-        self.on_home = 0
+        self._dispatcher: Dispatcher | None = None
+        self._simulation: FleetSimulation | None = None
+        self._unreachable: frozenset[str] = frozenset()
+        self.routed_to_home = 0
 
-    def begin(self, course: Course) -> None:
+    def start(self, simulation: FleetSimulation) -> None:
         """From now on requests may be held."""
-        self._course = course
-        self._sending = Sending(self._router, self._profile, course.send, course.later, at_once=self._at_once)
+        self._simulation = simulation
+        self._dispatcher = Dispatcher(
+            self._router, self._profile, simulation.send, simulation.schedule, never_queues=self._never_queues
+        )
 
-    def arrive(self, request: TraceRequest, now: float) -> tuple[str | None, str]:
+    def route(self, request: TraceRequest, now: float) -> tuple[str | None, str]:
         """As the router decides, or as was decided elsewhere."""
-        asked = RouteRequest(
+        route_request = RouteRequest(
             request.id, self._chain(request), request.prompt_tokens, request.output_tokens, request.session
         )
-        decision = self._router.decide(asked, now, excluded=self._cut)
+        decision = self._router.decide(route_request, now, excluded=self._unreachable)
         chosen = self._choices.get(request.id, decision.chosen)
         if chosen is None:
             return None, decision.reason
-        self.on_home += bool(decision.home)
-        return self._there().dispatched(asked, chosen, now), ""
+        self.routed_to_home += bool(decision.home)
+        return self._sender().dispatch(route_request, chosen, now), ""
 
-    def refused(self, request: str, now: float) -> None:
+    def on_rejected(self, request: str, now: float) -> None:
         """Its load is gone at once."""
-        self.lost(request, now)
+        self.on_lost(request, now)
 
-    def first_token(self, request: str, now: float) -> None:
+    def on_first_token(self, request: str, now: float) -> None:
         """Its prefill is before nobody any more."""
-        self._there().first_token(request, now)
+        self._sender().on_first_token(request, now)
 
-    def finished(self, sequence: EngineSequence, now: float) -> None:
+    def on_finished(self, sequence: EngineSequence, now: float) -> None:
         """With what an engine reports."""
-        self._there().finished(sequence, now)
+        self._sender().on_finished(sequence, now)
 
-    def told(self, instance: str, events: Sequence[KvEvent], now: float) -> None:
+    def on_kv_events(self, instance: str, events: Sequence[KvEvent], now: float) -> None:
         """Nobody listens."""
 
-    def members(self, live: Sequence[str], now: float) -> None:
+    def on_membership(self, live_engines: Sequence[str], now: float) -> None:
         """As a watch tells it. What was held for an engine that left is asked anew."""
         self._epoch += 1
-        self._router.update(self._model, instances_of(live, self._profile), self._epoch)
-        if self._course is not None:
-            for request in self._there().left(live, now):
-                self._course.again(request, now)
+        self._router.update(self._model, instances_of(live_engines, self._profile), self._epoch)
+        if self._simulation is not None:
+            for request in self._sender().retain(live_engines, now):
+                self._simulation.reroute(request, now)
 
-    def lost(self, request: str, now: float) -> None:
+    def on_lost(self, request: str, now: float) -> None:
         """Its load is gone at once."""
-        self._there().over(request, now)
+        self._sender().on_abandoned(request, now)
 
-    def unreachable(self, names: frozenset[str], now: float) -> None:
+    def set_unreachable(self, names: frozenset[str], now: float) -> None:
         """The gateway does not reach these engines from now on, and no others: what it has there without a first token arrives
         anew, the other answers are cut."""
-        self._cut = names
-        assert self._course is not None
-        reached = [place.id for place, _ in self._router.standing() if place.id not in names]
-        kept = self._there().left(reached, now)
-        sent = [one.request.id for one in self._course.flights() if not one.ended and one.instance in names]
-        for request in (*kept, *sent):
-            self.lost(request, now)
-            self._course.again(request, now)
+        self._unreachable = names
+        assert self._simulation is not None
+        reached = [endpoint.id for endpoint, _ in self._router.endpoint_loads() if endpoint.id not in names]
+        queued = self._sender().retain(reached, now)
+        sent = [
+            inflight.request.id
+            for inflight in self._simulation.inflight_requests()
+            if not inflight.is_ended and inflight.instance in names
+        ]
+        for request in (*queued, *sent):
+            self.on_lost(request, now)
+            self._simulation.reroute(request, now)
 
     def loads(self) -> Mapping[str, InstanceLoad]:
         """What the router counts as sent and not over."""
         return self._router.loads()
 
-    def cut_of(self, request: str) -> frozenset[str]:
+    def unreachable_for(self, request: str) -> frozenset[str]:
         """The engines that are out of reach."""
         del request
-        return self._cut
+        return self._unreachable
 
-    def _there(self) -> Sending:
-        assert self._sending is not None, "nothing is sent before the course begins"
-        return self._sending
+    def _sender(self) -> Dispatcher:
+        assert self._dispatcher is not None, "nothing is sent before the course begins"
+        return self._dispatcher

@@ -6,19 +6,19 @@ from typing import Final
 
 from fairlead.fleet import Model
 from fairlead.profile import EngineProfile
-from fairlead_gateway.queueing.gate import LOOK_SECONDS, Asked, Engine, Gate, Kind
-from fairlead_gateway.queueing.order import Waiting
+from fairlead_gateway.queueing.gate import POLL_SECONDS, AdmissionAction, AdmissionPolicy, AdmissionRequest, EngineLoad
+from fairlead_gateway.queueing.order import QueuedRequest
 from fairlead_gateway.routing import ModelRouter, PrefixChain, RouteRequest
-from fairlead_sim.course import HELD
-from fairlead_sim.engine import Sequence as EngineSequence
-from fairlead_sim.fleet import OneRouter
+from fairlead_sim.course import QUEUED
+from fairlead_sim.engine import EngineSequence
+from fairlead_sim.fleet import SingleGateway
 from fairlead_sim.traces import TraceRequest
 
-_USUAL_OBJECTIVE_SECONDS: Final = 5.0
+_DEFAULT_TTFT_SLO_SECONDS: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class TenantClass:
     """What a tenant's requests may expect."""
 
     tier: int = 0
@@ -26,10 +26,10 @@ class Standing:
     sheddable: bool = False
 
 
-_USUAL: Final = Standing()
+_DEFAULT_CLASS: Final = TenantClass()
 
 
-class Gated(OneRouter):
+class AdmissionControlledGateway(SingleGateway):
     """``objective`` of a request in seconds (None: the model's), ``tenants`` by name, ``most_tokens`` what clients allow an answer
     (None: just what it has). ``held`` counts those that did not go at once."""
 
@@ -39,112 +39,118 @@ class Gated(OneRouter):
         chain: Callable[[TraceRequest], PrefixChain],
         model: Model,
         profile: EngineProfile,
-        gate: Gate,
+        gate: AdmissionPolicy,
         *,
         objective: Callable[[TraceRequest], float] | None = None,
-        tenants: Mapping[str, Standing] | None = None,
-        most_tokens: int | None = None,
+        tenants: Mapping[str, TenantClass] | None = None,
+        max_tokens: int | None = None,
     ) -> None:
-        super().__init__(router, chain, {}, model, profile, at_once=True)
+        super().__init__(router, chain, {}, model, profile, never_queues=True)
         self._gate = gate
         self._objective = objective
         self._tenants = tenants or {}
-        self._most_tokens = most_tokens
-        self._flying: dict[str, Asked] = {}
-        self._looking = self._ticking = False
-        self.held = 0
+        self._max_tokens = max_tokens
+        self._open_requests: dict[str, AdmissionRequest] = {}
+        self._release_scheduled = self._tick_scheduled = False
+        self.queued = 0
 
-    def arrive(self, request: TraceRequest, now: float) -> tuple[str | None, str]:
+    def route(self, request: TraceRequest, now: float) -> tuple[str | None, str]:
         """At once, later, or not at all."""
-        asked = self._asked(request)
-        verdict = self._gate.arrived(asked, self._engines(now), now)
-        if verdict.kind is Kind.PASS:
-            return self._decide(asked, verdict.full, now)
-        if verdict.kind is Kind.REFUSE:
+        gate_request = self._gate_request(request)
+        verdict = self._gate.admit(gate_request, self._engines(now), now)
+        if verdict.action is AdmissionAction.ADMIT:
+            return self._decide(gate_request, verdict.full_instances, now)
+        if verdict.action is AdmissionAction.REFUSE:
             return None, verdict.rule
-        self.held += 1
-        self._flying[request.id] = asked
-        self._look(now)
-        return HELD, ""
+        self.queued += 1
+        self._open_requests[request.id] = gate_request
+        self._schedule_release(now)
+        return QUEUED, ""
 
-    def first_token(self, request: str, now: float) -> None:
+    def on_first_token(self, request: str, now: float) -> None:
         """Its engine may have room now."""
-        super().first_token(request, now)
-        self._gate.memory.first_token(request, now)
-        self._look(now)
+        super().on_first_token(request, now)
+        self._gate.kv_capacity.on_first_token(request, now)
+        self._schedule_release(now)
 
-    def finished(self, sequence: EngineSequence, now: float) -> None:
+    def on_finished(self, sequence: EngineSequence, now: float) -> None:
         """Its memory is free."""
-        super().finished(sequence, now)
-        asked = self._flying.pop(sequence.id)
-        self._gate.finished(sequence.id, asked.kind, sequence.prompt_tokens, sequence.generated, now)
-        self._look(now)
+        super().on_finished(sequence, now)
+        gate_request = self._open_requests.pop(sequence.id)
+        self._gate.on_finish(sequence.id, gate_request.length_class, sequence.prompt_tokens, sequence.generated, now)
+        self._schedule_release(now)
 
-    def lost(self, request: str, now: float) -> None:
+    def on_lost(self, request: str, now: float) -> None:
         """What is held stays held; what was sent is not there any more."""
-        super().lost(request, now)
-        self._gate.left(request)
-        self._gate.memory.ended(request)
-        self._flying.pop(request, None)
-        self._look(now)
+        super().on_lost(request, now)
+        self._gate.remove(request)
+        self._gate.kv_capacity.on_finish(request)
+        self._open_requests.pop(request, None)
+        self._schedule_release(now)
 
-    def _asked(self, request: TraceRequest) -> Asked:
-        most = request.output_tokens if self._most_tokens is None else self._most_tokens
-        asked = RouteRequest(request.id, self._chain(request), request.prompt_tokens, most, request.session)
-        prompt, new = self._router.prompt_tokens(asked), self._router.uncached(asked)
-        limit = self._model.objectives.ttft_limit(prompt) if self._objective is None else self._objective(request)
-        standing = self._tenants.get(request.tenant or "", _USUAL)
-        waiting = Waiting(
+    def _gate_request(self, request: TraceRequest) -> AdmissionRequest:
+        max_tokens = request.output_tokens if self._max_tokens is None else self._max_tokens
+        route_request = RouteRequest(
+            request.id, self._chain(request), request.prompt_tokens, max_tokens, request.session
+        )
+        prompt, new = self._router.prompt_tokens(route_request), self._router.uncached_tokens(route_request)
+        limit = (
+            self._model.objectives.ttft_limit_seconds(prompt) if self._objective is None else self._objective(request)
+        )
+        tenant_class = self._tenants.get(request.tenant or "", _DEFAULT_CLASS)
+        waiting = QueuedRequest(
             request.id,
             request.arrival,
-            _USUAL_OBJECTIVE_SECONDS if limit is None else limit,
-            self._profile.prefill(prompt, prompt - new),
-            standing.tier,
+            _DEFAULT_TTFT_SLO_SECONDS if limit is None else limit,
+            self._profile.prefill_time(prompt, prompt - new),
+            tenant_class.tier,
             request.tenant if self._tenants else None,
-            standing.weight,
+            tenant_class.weight,
         )
-        return Asked(waiting, asked, prompt, sheddable=standing.sheddable)
+        return AdmissionRequest(waiting, route_request, prompt, sheddable=tenant_class.sheddable)
 
-    def _engines(self, now: float) -> list[Engine]:
-        step = self._profile.prefill(self._profile.step_tokens)
+    def _engines(self, now: float) -> list[EngineLoad]:
+        step = self._profile.prefill_time(self._profile.step_tokens)
         return [
-            self._gate.engine(place.id, tally.backlog_seconds, step, place.kv_tokens, 0.0, now)
-            for place, tally in self._router.standing()
+            self._gate.engine_load(endpoint.id, tally.backlog_seconds, step, endpoint.kv_tokens, 0.0, now)
+            for endpoint, tally in self._router.endpoint_loads()
         ]
 
-    def _decide(self, asked: Asked, full: frozenset[str], now: float) -> tuple[str | None, str]:
-        request = asked.request
+    def _decide(self, gate_request: AdmissionRequest, full: frozenset[str], now: float) -> tuple[str | None, str]:
+        request = gate_request.request
         decision = self._router.decide(request, now, excluded=full)
         if decision.chosen is None:
             return None, decision.reason
-        self.on_home += bool(decision.home)
-        self._router.dispatched(request, decision.chosen, now)
-        self._gate.memory.sent(request, decision.chosen, asked.prompt_tokens, asked.kind, now)
-        self._flying[request.id] = asked
+        self.routed_to_home += bool(decision.home)
+        self._router.on_dispatch(request, decision.chosen, now)
+        self._gate.kv_capacity.on_dispatch(
+            request, decision.chosen, gate_request.prompt_tokens, gate_request.length_class, now
+        )
+        self._open_requests[request.id] = gate_request
         return decision.chosen, ""
 
-    def _look(self, now: float) -> None:
+    def _schedule_release(self, now: float) -> None:
         """Once for all that happens at this moment."""
-        if len(self._gate) and not self._looking and self._course is not None:
-            self._looking = True
-            self._course.later(now, self._release)
+        if len(self._gate) and not self._release_scheduled and self._simulation is not None:
+            self._release_scheduled = True
+            self._simulation.schedule(now, self._release)
 
     def _tick(self, now: float) -> None:
-        self._ticking = False
-        self._look(now)
+        self._tick_scheduled = False
+        self._schedule_release(now)
 
     def _release(self, now: float) -> None:
-        self._looking = False
-        course = self._course
-        if course is None:
+        self._release_scheduled = False
+        simulation = self._simulation
+        if simulation is None:
             return
-        for name, verdict in self._gate.expired(len(self._router.standing()), now):
-            del self._flying[name]
-            course.refuse(name, verdict.rule, now)
-        while (going := self._gate.release(self._engines(now), now)) is not None:
-            chosen, _ = self._decide(self._flying[going.id], going.full, now)
+        for name, verdict in self._gate.take_expired(len(self._router.endpoint_loads()), now):
+            del self._open_requests[name]
+            simulation.refuse(name, verdict.rule, now)
+        while (released := self._gate.release_next(self._engines(now), now)) is not None:
+            chosen, _ = self._decide(self._open_requests[released.id], released.full_instances, now)
             if chosen is not None:
-                course.send(going.id, chosen, now)
-        if len(self._gate) and not self._ticking:
-            self._ticking = True
-            course.later(now + LOOK_SECONDS, self._tick)
+                simulation.send(released.id, chosen, now)
+        if len(self._gate) and not self._tick_scheduled:
+            self._tick_scheduled = True
+            simulation.schedule(now + POLL_SECONDS, self._tick)

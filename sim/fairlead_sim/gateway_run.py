@@ -12,136 +12,136 @@ from typing import TYPE_CHECKING
 import xxhash
 
 from fairlead.limits import Limits
-from fairlead_gateway.others_row import OthersRow
+from fairlead_gateway.others_row import PeerLoadRow
 from fairlead_gateway.routing import ModelRouter, PrefixChain, RouteRequest
 from fairlead_gateway.routing.hotness import HotPrefixes
 from fairlead_gateway.routing.prefix import block_ends
-from fairlead_gateway.routing.shared import SharedRows, Siblings, bytes_of
-from fairlead_kvstore.exchange.outgoing import Outgoing
-from fairlead_kvstore.exchange.peers import Peers
-from fairlead_kvstore.exchange.records import Batch, Load, Sent
-from fairlead_kvstore.links.bridge import Bridge
-from fairlead_kvstore.links.lesson import guessed
-from fairlead_sim.engine import Sequence as EngineSequence
+from fairlead_gateway.routing.shared import SharedLoadTable, SiblingWorkers, table_bytes
+from fairlead_kvstore.exchange.outgoing import PeerOutbox
+from fairlead_kvstore.exchange.peers import PeerState
+from fairlead_kvstore.exchange.records import PeerBatch, PeerLoad, SentPrompt
+from fairlead_kvstore.links.bridge import PrefixTranslator
+from fairlead_kvstore.links.lesson import estimate_alignment
+from fairlead_sim.engine import EngineSequence
 from fairlead_sim.fleet import MODEL, instances_of
-from fairlead_sim.holding import Sending
-from fairlead_sim.told_index import held_blocks
+from fairlead_sim.holding import Dispatcher
+from fairlead_sim.told_index import cached_or_pending_blocks
 from fairlead_sim.trace_prompts import BYTES_PER_TOKEN, trace_keys
 from fairlead_sim.traces import TraceRequest
 
 if TYPE_CHECKING:
-    from fairlead_sim.gateways import Gateways
+    from fairlead_sim.gateways import GatewayCluster
 
 _LIMITS = Limits()
-_PRINT = b"one secret for all"
+_SECRET_FINGERPRINT = b"one secret for all"
 
 
-class GatewayRun:
+class SimulatedGateway:
     """``all_`` are the gateways that it is one of."""
 
-    def __init__(self, all_: "Gateways", name: str) -> None:
+    def __init__(self, cluster: "GatewayCluster", name: str) -> None:
         self.name = name
-        self._all = all_
-        self._slots = {engine: slot for slot, engine in enumerate(all_.engines)}
-        cells = memoryview(bytearray(bytes_of(2, len(self._slots)))).cast("q")
-        rows = SharedRows(cells, len(self._slots), 0)
-        rows.place(self._slots)
-        self._others = OthersRow(cells, len(self._slots), 1)
-        self._others.place(self._slots)
-        rows.read_rows([1])
-        self.out = Outgoing(_PRINT, _LIMITS)
-        self.peers = Peers(_PRINT, _LIMITS)
-        self.count = HotPrefixes()
-        self.bridge = Bridge(all_.model.key, all_.index.mirror, secret=all_.secret)
-        self._flying: dict[str, tuple[str, int]] = {}
-        self.leaving = False
-        self.gone = False
-        self.cut: frozenset[str] = frozenset()
-        self._beaten = float("-inf")
+        self._cluster = cluster
+        self._slots = {engine: slot for slot, engine in enumerate(cluster.engines)}
+        cells = memoryview(bytearray(table_bytes(2, len(self._slots)))).cast("q")
+        rows = SharedLoadTable(cells, len(self._slots), 0)
+        rows.set_slots(self._slots)
+        self._peer_row = PeerLoadRow(cells, len(self._slots), 1)
+        self._peer_row.set_slots(self._slots)
+        rows.set_active_rows([1])
+        self.outbox = PeerOutbox(_SECRET_FINGERPRINT, _LIMITS)
+        self.peers = PeerState(_SECRET_FINGERPRINT, _LIMITS)
+        self.hot_prefixes = HotPrefixes()
+        self.translator = PrefixTranslator(cluster.model.key, cluster.index.mirror, secret=cluster.secret)
+        self._inflight: dict[str, tuple[str, int]] = {}
+        self.is_leaving = False
+        self.is_gone = False
+        self.unreachable: frozenset[str] = frozenset()
+        self._last_beat = float("-inf")
         self.router = ModelRouter(
-            secret=all_.secret,
+            secret=cluster.secret,
             seed=0,
-            siblings=Siblings(rows, self._sent, lambda *_: None, lambda *_: None),
+            siblings=SiblingWorkers(rows, self._on_routed, lambda *_: None, lambda *_: None),
         )
-        self.router.update(all_.model, instances_of(all_.live, all_.profile), 1)
-        self._sending = Sending(self.router, all_.profile, all_.send, all_.later, moving=False)
+        self.router.update(cluster.model, instances_of(cluster.live, cluster.profile), 1)
+        self._dispatcher = Dispatcher(self.router, cluster.profile, cluster.send, cluster.schedule, rebalances=False)
 
     def start(self, at: float, *, shares: bool) -> None:
         """Rounds begin."""
-        knowledge = self._all.knowledge
+        knowledge = self._cluster.delays
         if shares and (knowledge.sent or knowledge.loads or knowledge.hot):
-            self._all.later(at, self._tell)
+            self._cluster.schedule(at, self._publish)
         if knowledge.index:
-            self._all.later(at, self._correct)
+            self._cluster.schedule(at, self._apply_corrections)
 
-    def catch_up(self, now: float) -> None:
+    def read_history(self, now: float) -> None:
         """What Redis keeps is read back: what was sent, the table, and what engines hold."""
-        for at, name, batch in self._all.stream:
-            if now - at <= _LIMITS.sent_kept_seconds:
-                self.hear(name, batch, now, live=False)
-        if self._all.knowledge.hot and self._all.hot.epoch:
-            self.router.hot(self._all.hot.epoch, self._all.hot.table)
-        self.bridge.tell_all()
+        for at, name, batch in self._cluster.stream:
+            if now - at <= _LIMITS.dispatch_retention_seconds:
+                self.receive(name, batch, now, live=False)
+        if self._cluster.delays.hot and self._cluster.hot.epoch:
+            self.router.set_hot_prefixes(self._cluster.hot.epoch, self._cluster.hot.table)
+        self.translator.resend_all()
 
     # --- requests -------------------------------------------------------------------------------------------------------
 
-    def arrive(self, request: TraceRequest, chain: PrefixChain, now: float) -> tuple[str | None, str]:
+    def route(self, request: TraceRequest, chain: PrefixChain, now: float) -> tuple[str | None, str]:
         """Choose, and send now or later."""
         pin = None
-        if self._all.knowledge.pins and request.session is not None:
+        if self._cluster.delays.pins and request.session is not None:
             pin = xxhash.xxh3_64_intdigest(request.session.encode())
         tokens, output = request.prompt_tokens, request.output_tokens
-        asked = RouteRequest(request.id, chain, tokens, output, request.session, pin=pin)
-        if self._all.knowledge.perfect:
-            self._know(request, chain)
-        decision = self.router.decide(asked, now, excluded=self.cut)
-        chosen = self._all.choices.get(request.id, decision.chosen)
+        route_request = RouteRequest(request.id, chain, tokens, output, request.session, session_hash=pin)
+        if self._cluster.delays.perfect:
+            self._learn_true_cache(request, chain)
+        decision = self.router.decide(route_request, now, excluded=self.unreachable)
+        chosen = self._cluster.choices.get(request.id, decision.chosen)
         if chosen is None:
             return None, decision.reason
-        to = self._sending.dispatched(asked, chosen, now)
-        if self._all.knowledge.index:
-            self._link(request, chain, chosen, now)
+        to = self._dispatcher.dispatch(route_request, chosen, now)
+        if self._cluster.delays.index:
+            self._link_prefix(request, chain, chosen, now)
         return to, ""
 
-    def first_token(self, request: str, now: float) -> None:
+    def on_first_token(self, request: str, now: float) -> None:
         """Its engine may begin the next."""
-        self._sending.first_token(request, now)
+        self._dispatcher.on_first_token(request, now)
 
-    def finished(self, sequence: EngineSequence, now: float) -> None:
+    def on_finished(self, sequence: EngineSequence, now: float) -> None:
         """With what an engine reports."""
-        self._sending.finished(sequence, now)
-        self._landed(sequence.id, now)
+        self._dispatcher.on_finished(sequence, now)
+        self._on_request_ended(sequence.id, now)
 
-    def over(self, request: str, now: float) -> None:
+    def on_abandoned(self, request: str, now: float) -> None:
         """It has no answer there: refused, or the engine is gone or out of reach."""
-        self._sending.over(request, now)
-        self._landed(request, now)
+        self._dispatcher.on_abandoned(request, now)
+        self._on_request_ended(request, now)
 
-    def left(self, reached: Sequence[str], now: float) -> list[str]:
+    def remove_unreached(self, reached: Sequence[str], now: float) -> list[str]:
         """What was kept for engines that are not among these is to be chosen for anew."""
-        kept = self._sending.left(reached, now)
-        for request in kept:
-            self._landed(request, now)
-        return kept
+        queued = self._dispatcher.retain(reached, now)
+        for request in queued:
+            self._on_request_ended(request, now)
+        return queued
 
-    def _landed(self, request: str, now: float) -> None:
-        sent = self._flying.pop(request, None)
+    def _on_request_ended(self, request: str, now: float) -> None:
+        sent = self._inflight.pop(request, None)
         if sent is not None:
-            self.bridge.ended(*sent, now)
+            self.translator.on_finish(*sent, now)
 
-    def _know(self, request: TraceRequest, chain: PrefixChain) -> None:
-        keys = trace_keys(request.blocks, request.prompt_tokens, self._all.block_tokens)
-        for name, core in self._all.cores().items():
-            blocks = held_blocks(core, keys)
-            held = bisect_left(chain.ends, blocks * self._all.block_tokens * BYTES_PER_TOKEN + 1)
-            self.router.corrected(name, "all", (), [chain.hashes[:held]] if held else [])
+    def _learn_true_cache(self, request: TraceRequest, chain: PrefixChain) -> None:
+        keys = trace_keys(request.blocks, request.prompt_tokens, self._cluster.block_tokens)
+        for name, core in self._cluster.cores().items():
+            blocks = cached_or_pending_blocks(core, keys)
+            cached = bisect_left(chain.ends, blocks * self._cluster.block_tokens * BYTES_PER_TOKEN + 1)
+            self.router.apply_correction(name, "all", (), [chain.hashes[:cached]] if cached else [])
 
-    def _link(self, request: TraceRequest, chain: PrefixChain, chosen: str, now: float) -> None:
-        block_tokens = self._all.block_tokens
-        self._flying[request.id] = (chosen, chain.tail)
-        self.bridge.sent(chosen, chain.tail, chain.hashes, now, ends_told=True)
-        self.bridge.link(
-            guessed(
+    def _link_prefix(self, request: TraceRequest, chain: PrefixChain, chosen: str, now: float) -> None:
+        block_tokens = self._cluster.block_tokens
+        self._inflight[request.id] = (chosen, chain.tail)
+        self.translator.on_dispatch(chosen, chain.tail, chain.hashes, now, reports_end=True)
+        self.translator.add_alignment(
+            estimate_alignment(
                 chain.hashes,
                 chain.ends,
                 trace_keys(request.blocks, request.prompt_tokens, block_tokens),
@@ -153,66 +153,70 @@ class GatewayRun:
 
     # --- telling and hearing --------------------------------------------------------------------------------------------
 
-    def _sent(self, model: str, request: RouteRequest, instance: str) -> None:
-        knowledge, chain, pin = self._all.knowledge, request.chain, request.pin
+    def _on_routed(self, model: str, request: RouteRequest, instance: str) -> None:
+        knowledge, chain, pin = self._cluster.delays, request.chain, request.session_hash
         if knowledge.hot:
-            self.count.observe(chain, len(self._slots))
+            self.hot_prefixes.observe(chain, len(self._slots))
         if knowledge.sent or knowledge.hot:
-            self.out.sent(
+            self.outbox.add(
                 MODEL, instance, array("Q", chain.hashes).tobytes(), chain.tail, pin if isinstance(pin, int) else 0
             )
 
-    def _tell(self, now: float) -> None:
-        if self.gone:
+    def _publish(self, now: float) -> None:
+        if self.is_gone:
             return
-        loads: dict[str, Load] = {}
-        if self._all.knowledge.loads:
+        loads: dict[str, PeerLoad] = {}
+        if self._cluster.delays.loads:
             for name, load in self.router.loads().items():
                 if load.inflight:
                     loads[name] = (load.inflight, load.waiting, load.backlog_seconds, load.inflight_tokens)
-        beats = now - self._beaten >= _LIMITS.beat_seconds / 2
-        if beats:
-            self._beaten = now
-        for model, batch in self.out.batches([MODEL], {MODEL: loads} if loads else {}, now, beats=beats):
-            self.out.written(model, batch, now)
-            self._all.tell(self, batch, now)
-        if self.leaving and not any(load.inflight for load in self.router.loads().values()):
-            for _, batch in self.out.farewell():
-                self._all.tell(self, batch, now)
-            self.gone = True
+        is_beat = now - self._last_beat >= _LIMITS.heartbeat_seconds / 2
+        if is_beat:
+            self._last_beat = now
+        for model, batch in self.outbox.take_due([MODEL], {MODEL: loads} if loads else {}, now, is_beat=is_beat):
+            self.outbox.on_written(model, batch, now)
+            self._cluster.publish(self, batch, now)
+        if self.is_leaving and not any(load.inflight for load in self.router.loads().values()):
+            for _, batch in self.outbox.farewell_batches():
+                self._cluster.publish(self, batch, now)
+            self.is_gone = True
         else:
-            self._all.later(now + self._all.knowledge.round_seconds, self._tell)
-        self._settle(now)
+            self._cluster.schedule(now + self._cluster.delays.round_seconds, self._publish)
+        self._refresh_peer_loads(now)
 
-    def hear(self, name: str, batch: Batch, now: float, *, live: bool) -> None:
+    def receive(self, name: str, batch: PeerBatch, now: float, *, live: bool) -> None:
         """Another gateway's batch."""
-        knowledge = self._all.knowledge
-        for item in self.peers.heard(MODEL, name, batch, now, live=live):
-            self._take(item, now)
+        knowledge = self._cluster.delays
+        for item in self.peers.apply_batch(MODEL, name, batch, now, is_live=live):
+            self._apply_routed(item, now)
         if live and knowledge.loads:
-            self._settle(now)
+            self._refresh_peer_loads(now)
 
-    def _take(self, item: Sent, now: float) -> None:
-        knowledge = self._all.knowledge
+    def _apply_routed(self, item: SentPrompt, now: float) -> None:
+        knowledge = self._cluster.delays
         instance, packed, tail, pin = item
         hashes = tuple(array("Q", packed))
         chain = PrefixChain(hashes, block_ends(len(hashes)), tail)
         if knowledge.hot:
-            self.count.observe(chain, len(self._slots))
+            self.hot_prefixes.observe(chain, len(self._slots))
         if knowledge.sent:
-            self.router.heard(instance, chain, now, pin or None)
+            self.router.on_peer_dispatch(instance, chain, now, pin or None)
             if knowledge.index:
-                self.bridge.sent(instance, tail, hashes, now, ends_told=False)
+                self.translator.on_dispatch(instance, tail, hashes, now, reports_end=False)
 
-    def _settle(self, now: float) -> None:
+    def _refresh_peer_loads(self, now: float) -> None:
         self.peers.expire(now)
-        as_said = self._all.knowledge.as_said
-        self._others.show(self.peers.loads() if as_said else self.peers.expected({MODEL: (self._all.live,)}))
+        as_said = self._cluster.delays.raw_loads
+        self._peer_row.set_loads(
+            self.peers.reported_loads() if as_said else self.peers.expected_loads({MODEL: (self._cluster.live,)})
+        )
 
-    def _correct(self, now: float) -> None:
-        if self.gone:
+    def _apply_corrections(self, now: float) -> None:
+        if self.is_gone:
             return
-        for one in self.bridge.corrections(now):
-            held = [tuple(array("Q", chain)) for chain in one.held]
-            self.router.corrected(one.instance, one.forget.value, array("Q", one.gone), held)
-        self._all.later(now + _LIMITS.link_correction_seconds, self._correct)
+        for correction in self.translator.take_corrections(now):
+            cached = [tuple(array("Q", chain)) for chain in correction.held]
+            self.router.apply_correction(
+                correction.instance, correction.forget.value, array("Q", correction.gone), cached
+            )
+        self._cluster.schedule(now + _LIMITS.prefix_map_correction_seconds, self._apply_corrections)

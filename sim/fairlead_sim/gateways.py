@@ -23,36 +23,35 @@ from random import Random
 import xxhash
 
 from fairlead.errors import BadInput
-from fairlead.fleet import Model, Objectives
+from fairlead.fleet import Model, SloTargets
 from fairlead.limits import Limits
 from fairlead.profile import EngineProfile
 from fairlead_gateway.routing import PrefixChain, RouteRequest
 from fairlead_gateway.routing.ledger import InstanceLoad
-from fairlead_kvstore.exchange.records import Batch
+from fairlead_kvstore.exchange.records import PeerBatch
 from fairlead_kvstore.truth import changes as said
 from fairlead_sim.blocks import KvEvent
-from fairlead_sim.course import Course
-from fairlead_sim.engine import EngineCore
-from fairlead_sim.engine import Sequence as EngineSequence
-from fairlead_sim.fleet import MODEL, NAMESPACE, instances_of, made_up_chain
-from fairlead_sim.gateway_run import GatewayRun
-from fairlead_sim.knowledge import Knowledge
-from fairlead_sim.told_index import ToldIndex
+from fairlead_sim.course import FleetSimulation
+from fairlead_sim.engine import EngineCore, EngineSequence
+from fairlead_sim.fleet import MODEL, NAMESPACE, instances_of, synthetic_chain
+from fairlead_sim.gateway_run import SimulatedGateway
+from fairlead_sim.knowledge import InformationDelays
+from fairlead_sim.told_index import ReportedIndex
 from fairlead_sim.traces import TraceRequest
-from fairlead_sim.weather import CALM, Weather
+from fairlead_sim.weather import NO_FAULTS, PacketSimulator
 
 _LIMITS = Limits()
 
 
 @dataclass(frozen=True, slots=True)
-class Restart:
+class GatewayRestart:
     """Gateway number ``gateway`` is restarted when the request with this number (in the order of arrival) arrives."""
 
     gateway: int
     at_request: int
 
 
-class Gateways:
+class GatewayCluster:
     """``count`` gateways of one fleet as one ``Front``. Requests go to one of them by chance, or where ``by_session`` all of a
     session go to one. ``engines`` are the names of equal engines, those that
     come later included (``members`` says who is there). ``weather`` is what becomes of all that is told.
@@ -62,240 +61,244 @@ class Gateways:
     def __init__(
         self,
         count: int,
-        engines: Sequence[str],
+        engine_names: Sequence[str],
         profile: EngineProfile,
         *,
-        knowledge: Knowledge,
-        objectives: Objectives,
+        delays: InformationDelays,
+        objectives: SloTargets,
         secret: bytes,
         seed: int,
         block_tokens: int,
         by_session: bool = False,
-        restart: Restart | None = None,
-        weather: Weather = CALM,
+        restart: GatewayRestart | None = None,
+        network: PacketSimulator = NO_FAULTS,
         preset: str = "dual-hash",
         chain: Callable[[TraceRequest], PrefixChain] | None = None,
         choices: Mapping[str, str] | None = None,
     ) -> None:
         if count < 1:
             raise BadInput(f"{count} gateways cannot answer anything", field="gateways")
-        self.knowledge = knowledge
-        self.engines = tuple(engines)
+        self.delays = delays
+        self.engines = tuple(engine_names)
         self.live: Sequence[str] = self.engines
         self.profile = profile
         self.choices = choices or {}
         self.model = Model(NAMESPACE, MODEL, objectives, preset)
         self.secret = secret
         self.block_tokens = block_tokens
-        self.index = ToldIndex(self.engines)
-        self.hot = _Hot()
-        self.stream: list[tuple[float, str, Batch]] = []
-        self.course: Course | None = None
+        self.index = ReportedIndex(self.engines)
+        self.hot = _HotPrefixTable()
+        self.stream: list[tuple[float, str, PeerBatch]] = []
+        self.simulation: FleetSimulation | None = None
         self._seed = seed
-        self._runs = 0
-        self._draw = Random(f"which gateway {seed}")
+        self._started = 0
+        self._random = Random(f"which gateway {seed}")
         self._by_session = by_session
         self._restart = restart
-        self._weather = weather
-        self._lives = Counter[str]()
-        self._arrived = 0
+        self._network = network
+        self._incarnations = Counter[str]()
+        self._routed = 0
         self._epoch = 1
-        self._chain = chain or partial(made_up_chain, secret=secret, seed=self.model.key.encode())
-        self._serving = [self._gateway() for _ in range(count)]
-        self._all = list(self._serving)
-        self._flying: dict[str, GatewayRun] = {}
-        self._last = self._serving[0]
-        self._left: tuple[str, GatewayRun] | None = None  # who was lost just now, and where
+        self._chain = chain or partial(synthetic_chain, secret=secret, seed=self.model.key.encode())
+        self._gateways = [self._start_gateway() for _ in range(count)]
+        self._all = list(self._gateways)
+        self._gateway_of: dict[str, SimulatedGateway] = {}
+        self._last_gateway = self._gateways[0]
+        self._last_lost: tuple[str, SimulatedGateway] | None = None  # who was lost just now, and where
 
     # --- the front of a course --------------------------------------------------------------------------------------------
 
-    def begin(self, course: Course) -> None:
+    def start(self, simulation: FleetSimulation) -> None:
         """Everybody begins to tell and to listen, not all at the same moment."""
-        self.course = course
-        shares = len(self._serving) > 1
-        for index, gateway in enumerate(self._serving):
-            gateway.start(self.knowledge.round_seconds * (1 + index / len(self._serving)), shares=shares)
-        if self.knowledge.hot and shares:
-            course.later(_LIMITS.hot_ask_seconds, self._tell_hot)
+        self.simulation = simulation
+        has_peers = len(self._gateways) > 1
+        for index, gateway in enumerate(self._gateways):
+            gateway.start(self.delays.round_seconds * (1 + index / len(self._gateways)), shares=has_peers)
+        if self.delays.hot and has_peers:
+            simulation.schedule(_LIMITS.hot_prefix_poll_seconds, self._publish_hot_prefixes)
 
-    def arrive(self, request: TraceRequest, now: float) -> tuple[str | None, str]:
+    def route(self, request: TraceRequest, now: float) -> tuple[str | None, str]:
         """One of the gateways chooses."""
-        if self._restart is not None and self._arrived == self._restart.at_request:
-            self._start_anew(self._restart.gateway, now)
-        self._arrived += 1
-        gateway = self._last = self._again_at(request.id) or self._serving[self._way(request)]
-        chosen, why = gateway.arrive(request, self._chain(request), now)
+        if self._restart is not None and self._routed == self._restart.at_request:
+            self._replace_gateway(self._restart.gateway, now)
+        self._routed += 1
+        gateway = self._last_gateway = self._gateway_of_lost(request.id) or self._gateways[self._pick_gateway(request)]
+        chosen, reason = gateway.route(request, self._chain(request), now)
         if chosen is not None:
-            self._flying[request.id] = gateway
-        return chosen, why
+            self._gateway_of[request.id] = gateway
+        return chosen, reason
 
-    def refused(self, request: str, now: float) -> None:
+    def on_rejected(self, request: str, now: float) -> None:
         """Its load is gone at once."""
-        self.lost(request, now)
+        self.on_lost(request, now)
 
-    def first_token(self, request: str, now: float) -> None:
+    def on_first_token(self, request: str, now: float) -> None:
         """The gateway that sent it hears of it."""
-        self._flying[request].first_token(request, now)
+        self._gateway_of[request].on_first_token(request, now)
 
-    def finished(self, sequence: EngineSequence, now: float) -> None:
+    def on_finished(self, sequence: EngineSequence, now: float) -> None:
         """The same."""
-        self._flying.pop(sequence.id).finished(sequence, now)
+        self._gateway_of.pop(sequence.id).on_finished(sequence, now)
 
-    def told(self, instance: str, events: Sequence[KvEvent], now: float) -> None:
+    def on_kv_events(self, instance: str, events: Sequence[KvEvent], now: float) -> None:
         """Every gateway hears of it a little later, in the order in which engines tell."""
-        if self.knowledge.index:
-            life = self._lives[instance]
-            for at in self._weather.arrivals(now, self.knowledge.index_seconds):
-                self._course().later(at, partial(self._hear_engine, instance, life, events))
+        if self.delays.index:
+            incarnation = self._incarnations[instance]
+            for at in self._network.delivery_times(now, self.delays.index_seconds):
+                self._simulation().schedule(at, partial(self._deliver_kv_events, instance, incarnation, events))
 
-    def members(self, live: Sequence[str], now: float) -> None:
+    def on_membership(self, live_engines: Sequence[str], now: float) -> None:
         """Every gateway's watch tells it. Of an engine that left nothing is believed any more."""
         self._epoch += 1
-        left = [name for name in self.live if name not in live]
-        self.live = list(live)
-        self._lives.update(left)
+        left = [name for name in self.live if name not in live_engines]
+        self.live = list(live_engines)
+        self._incarnations.update(left)
         for name in left:
-            self._tell_changes(self.index.left(name))
+            self._publish_index_changes(self.index.remove_instance(name))
         for gateway in self._all:
-            gateway.router.update(self.model, instances_of(live, self.profile), self._epoch)
+            gateway.router.update(self.model, instances_of(live_engines, self.profile), self._epoch)
         for gateway in self._all:
-            self._anew(gateway.left(live, now), now)
+            self._reroute(gateway.remove_unreached(live_engines, now), now)
 
-    def lost(self, request: str, now: float) -> None:
+    def on_lost(self, request: str, now: float) -> None:
         """Its load is gone at once."""
-        gateway = self._flying.pop(request)
-        gateway.over(request, now)
-        self._left = request, gateway
+        gateway = self._gateway_of.pop(request)
+        gateway.on_abandoned(request, now)
+        self._last_lost = request, gateway
 
-    def unreachable(self, gateway: int, names: frozenset[str], now: float) -> None:
+    def set_unreachable(self, gateway: int, names: frozenset[str], now: float) -> None:
         """One gateway does not reach these engines from now on, and no others: what it has there without a first token arrives
         anew, the other answers are cut."""
-        one = self._serving[gateway]
-        one.cut = names
-        course = self._course()
-        self._anew(one.left([name for name in self.live if name not in names], now), now)
-        there = [name for name, its in self._flying.items() if its is one and course.flight(name).instance in names]
-        self._anew(there, now)
+        cut_gateway = self._gateways[gateway]
+        cut_gateway.unreachable = names
+        simulation = self._simulation()
+        self._reroute(cut_gateway.remove_unreached([name for name in self.live if name not in names], now), now)
+        request_ids = [
+            name
+            for name, owner in self._gateway_of.items()
+            if owner is cut_gateway and simulation.inflight_request(name).instance in names
+        ]
+        self._reroute(request_ids, now)
 
-    def cut_of(self, request: str) -> frozenset[str]:
+    def unreachable_for(self, request: str) -> frozenset[str]:
         """The engines that the gateway does not reach which has, or just refused, the request."""
-        return self._flying.get(request, self._last).cut
+        return self._gateway_of.get(request, self._last_gateway).unreachable
 
-    def killed(self, gateway: int, now: float) -> None:
+    def kill_gateway(self, gateway: int, now: float) -> None:
         """One gateway is killed and its answers are cut; what had no first token arrives anew, at a new gateway."""
-        old = self._serving[gateway]
-        old.gone = True
-        old.left((), now)  # what it kept goes nowhere any more
-        self._start_anew(gateway, now)
-        self._serving[gateway].cut = old.cut
-        self._anew([name for name, its in self._flying.items() if its is old], now)
+        old = self._gateways[gateway]
+        old.is_gone = True
+        old.remove_unreached((), now)  # what it kept goes nowhere any more
+        self._replace_gateway(gateway, now)
+        self._gateways[gateway].unreachable = old.unreachable
+        self._reroute([name for name, owner in self._gateway_of.items() if owner is old], now)
 
-    def _anew(self, requests: Sequence[str], now: float) -> None:
+    def _reroute(self, requests: Sequence[str], now: float) -> None:
         for request in requests:
-            self.lost(request, now)
-            self._course().again(request, now)
+            self.on_lost(request, now)
+            self._simulation().reroute(request, now)
 
     def loads(self) -> list[Mapping[str, InstanceLoad]]:
         """What each gateway that is there counts as its own."""
-        return [gateway.router.loads() for gateway in self._all if not gateway.gone]
+        return [gateway.router.loads() for gateway in self._all if not gateway.is_gone]
 
-    def believed(self, request: TraceRequest) -> float:
+    def believed_cached_tokens(self, request: TraceRequest) -> float:
         """Tokens of a prompt that some instance holds, as the gateway believes that believes most."""
-        asked = RouteRequest(request.id, self._chain(request), request.prompt_tokens)
-        return max(request.prompt_tokens - gateway.router.uncached(asked) for gateway in self._serving)
+        route_request = RouteRequest(request.id, self._chain(request), request.prompt_tokens)
+        return max(request.prompt_tokens - gateway.router.uncached_tokens(route_request) for gateway in self._gateways)
 
     # --- between gateways -------------------------------------------------------------------------------------------------
 
-    def tell(self, teller: GatewayRun, batch: Batch, now: float) -> None:
+    def publish(self, sender: SimulatedGateway, batch: PeerBatch, now: float) -> None:
         """The others know it a little later."""
-        arrivals = self._weather.arrivals(now, self.knowledge.told_seconds)
+        arrivals = self._network.delivery_times(now, self.delays.publish_seconds)
         if arrivals:
-            self.stream.append((now, teller.name, batch))
+            self.stream.append((now, sender.name, batch))
         for at in arrivals:
-            self._course().later(at, partial(self._hear, teller.name, batch))
+            self._simulation().schedule(at, partial(self._deliver, sender.name, batch))
 
-    def later(self, at: float, act: Callable[[float], None]) -> None:
+    def schedule(self, at: float, action: Callable[[float], None]) -> None:
         """As the course's."""
-        self._course().later(at, act)
+        self._simulation().schedule(at, action)
 
     def send(self, request: str, instance: str, now: float) -> None:
         """As the course's."""
-        self._course().send(request, instance, now)
+        self._simulation().send(request, instance, now)
 
-    def _course(self) -> Course:
-        assert self.course is not None, "nothing happens before the course begins"
-        return self.course
+    def _simulation(self) -> FleetSimulation:
+        assert self.simulation is not None, "nothing happens before the course begins"
+        return self.simulation
 
-    def _hear(self, name: str, batch: Batch, now: float) -> None:
+    def _deliver(self, name: str, batch: PeerBatch, now: float) -> None:
         for gateway in self._all:
             if gateway.name != name:
-                gateway.hear(name, batch, now, live=True)
+                gateway.receive(name, batch, now, live=True)
 
-    def _hear_engine(self, instance: str, life: int, events: Sequence[KvEvent], now: float) -> None:
-        if life == self._lives[instance]:
-            self._tell_changes(self.index.changes(instance, events))
+    def _deliver_kv_events(self, instance: str, incarnation: int, events: Sequence[KvEvent], now: float) -> None:
+        if incarnation == self._incarnations[instance]:
+            self._publish_index_changes(self.index.apply_events(instance, events))
 
-    def _tell_changes(self, changes: Sequence[said.Change]) -> None:
+    def _publish_index_changes(self, changes: Sequence[said.Change]) -> None:
         for gateway in self._all:
-            gateway.bridge.changed(changes)
+            gateway.translator.on_changes(changes)
 
-    def _tell_hot(self, now: float) -> None:
-        if self.hot.asked(self._serving, now):
-            for at in self._weather.arrivals(now, self.knowledge.told_seconds):
-                self.later(at, partial(self._hear_hot, self.hot.epoch, self.hot.table))
-        self.later(now + _LIMITS.hot_ask_seconds, self._tell_hot)
+    def _publish_hot_prefixes(self, now: float) -> None:
+        if self.hot.refresh(self._gateways, now):
+            for at in self._network.delivery_times(now, self.delays.publish_seconds):
+                self.schedule(at, partial(self._deliver_hot_prefixes, self.hot.epoch, self.hot.table))
+        self.schedule(now + _LIMITS.hot_prefix_poll_seconds, self._publish_hot_prefixes)
 
-    def _hear_hot(self, epoch: int, table: frozenset[int], now: float) -> None:
+    def _deliver_hot_prefixes(self, epoch: int, table: frozenset[int], now: float) -> None:
         for gateway in self._all:
-            gateway.router.hot(epoch, table)
+            gateway.router.set_hot_prefixes(epoch, table)
 
-    def _way(self, request: TraceRequest) -> int:
+    def _pick_gateway(self, request: TraceRequest) -> int:
         if self._by_session and request.session is not None:
-            return xxhash.xxh3_64_intdigest(request.session.encode(), self._seed) % len(self._serving)
-        return self._draw.randrange(len(self._serving))
+            return xxhash.xxh3_64_intdigest(request.session.encode(), self._seed) % len(self._gateways)
+        return self._random.randrange(len(self._gateways))
 
-    def _again_at(self, request: str) -> GatewayRun | None:
+    def _gateway_of_lost(self, request: str) -> SimulatedGateway | None:
         """A gateway that is there chooses anew itself; a client whose gateway is gone comes back to any."""
-        left, self._left = self._left, None
-        return left[1] if left is not None and left[0] == request and not left[1].gone else None
+        left, self._last_lost = self._last_lost, None
+        return left[1] if left is not None and left[0] == request and not left[1].is_gone else None
 
-    def _start_anew(self, index: int, now: float) -> None:
+    def _replace_gateway(self, index: int, now: float) -> None:
         """What it has in flight goes on; who comes in its place has only what others know."""
-        old = self._serving[index]
-        old.leaving = True
-        new = self._serving[index] = self._gateway()
-        self._all = [gateway for gateway in self._all if not gateway.gone] + [new]
-        new.start(now + self.knowledge.round_seconds, shares=len(self._serving) > 1)
-        new.catch_up(now)
+        old = self._gateways[index]
+        old.is_leaving = True
+        new = self._gateways[index] = self._start_gateway()
+        self._all = [gateway for gateway in self._all if not gateway.is_gone] + [new]
+        new.start(now + self.delays.round_seconds, shares=len(self._gateways) > 1)
+        new.read_history(now)
 
-    def _gateway(self) -> GatewayRun:
-        self._runs += 1
-        return GatewayRun(self, f"gateway {self._runs}")
+    def _start_gateway(self) -> SimulatedGateway:
+        self._started += 1
+        return SimulatedGateway(self, f"gateway {self._started}")
 
     def cores(self) -> Mapping[str, EngineCore]:
         """The engines, for perfect knowledge."""
-        return self._course().cores
+        return self._simulation().cores
 
 
-class _Hot:
+class _HotPrefixTable:
     """The table of hot prefixes and who keeps it; who finds it kept by nobody keeps it from then on."""
 
     def __init__(self) -> None:
         self.epoch = 0
         self.table: frozenset[int] = frozenset()
-        self._keeper: GatewayRun | None = None
-        self._free = 0.0
+        self._owner: SimulatedGateway | None = None
+        self._lease_until = 0.0
 
-    def asked(self, gateways: Sequence[GatewayRun], now: float) -> bool:
+    def refresh(self, gateways: Sequence[SimulatedGateway], now: float) -> bool:
         """Whether the table has changed; a keeper that has left is followed when its lease is over."""
-        if self._keeper is None or self._keeper.leaving:
-            if self._keeper is not None and now < self._free:
+        if self._owner is None or self._owner.is_leaving:
+            if self._owner is not None and now < self._lease_until:
                 return False
-            self._keeper = gateways[0]
+            self._owner = gateways[0]
             if self.epoch:
-                self._keeper.count.adopt(self.table)
-        self._free = now + _LIMITS.hot_lease_seconds
-        table = frozenset(self._keeper.count.table(_LIMITS.hot_prefixes))
+                self._owner.hot_prefixes.start_from_table(self.table)
+        self._lease_until = now + _LIMITS.hot_prefix_lease_seconds
+        table = frozenset(self._owner.hot_prefixes.top_prefixes(_LIMITS.hot_prefixes))
         if self.epoch and table == self.table:
             return False
         self.table = table  # type: ignore[assignment]

@@ -18,11 +18,11 @@ it adds up.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from fairlead_sim.served import Served
+from fairlead_sim.served import RequestResult
 
 
 @dataclass(frozen=True, slots=True)
-class Reader:
+class TokenDeadlines:
     """How fast an answer is read and how much waiting costs. ``token_seconds`` 0 is a program that waits for the whole answer."""
 
     ttft_seconds: float = 5.0
@@ -31,41 +31,47 @@ class Reader:
     beta: float = 1.0
 
 
-def idle_seconds(reader: Reader, arrival: float, times: Iterable[float]) -> float:
+def idle_seconds(deadlines: TokenDeadlines, arrival: float, times: Iterable[float]) -> float:
     """How long a reader stood still over tokens that came at ``times``."""
     idle = 0.0
-    due = arrival + reader.ttft_seconds
+    due = arrival + deadlines.ttft_seconds
     for at in times:
         if at > due + idle:
             idle = at - due
-        due += reader.token_seconds
+        due += deadlines.token_seconds
     return idle
 
 
-def benefit(reader: Reader, arrival: float, times: Sequence[float], *, dropped: bool = False) -> float:
+def benefit(deadlines: TokenDeadlines, arrival: float, times: Sequence[float], *, dropped: bool = False) -> float:
     """Of one answer, in tokens read with pleasure. ``times`` are when its tokens came, those of a dropped one until then."""
     tokens = len(times)
     if dropped:
-        return -reader.beta * tokens
+        return -deadlines.beta * tokens
     if not tokens:
         return 0.0
-    idle = idle_seconds(reader, arrival, times)
-    return tokens * max(0.0, 1.0 - reader.alpha * idle / (reader.ttft_seconds + reader.token_seconds * tokens))
+    idle = idle_seconds(deadlines, arrival, times)
+    return tokens * max(0.0, 1.0 - deadlines.alpha * idle / (deadlines.ttft_seconds + deadlines.token_seconds * tokens))
 
 
-def smooth_goodput(served: Iterable[Served], engine_seconds: float, reader: Reader | None = None) -> float:
+def smooth_goodput(
+    results: Iterable[RequestResult], engine_seconds: float, deadlines: TokenDeadlines | None = None
+) -> float:
     """Tokens read with pleasure per second of an engine. ``engine_seconds`` must be positive."""
-    reader = reader or Reader()
-    total = sum([benefit(reader, one.arrival, one.times, dropped=one.error is not None) for one in served])
+    deadlines = deadlines or TokenDeadlines()
+    total = sum(
+        [benefit(deadlines, result.arrival, result.token_times, dropped=result.error is not None) for result in results]
+    )
     return total / engine_seconds
 
 
-def plain_goodput(served: Iterable[Served], engine_seconds: float, reader: Reader | None = None) -> float:
+def plain_goodput(
+    served: Iterable[RequestResult], engine_seconds: float, reader: TokenDeadlines | None = None
+) -> float:
     """The tokens of answers in which no token came later than it was due, per second of an engine."""
-    reader = reader or Reader()
+    reader = reader or TokenDeadlines()
     good = [
         sum([end - begin for begin, end in one.spans])
         for one in served
-        if one.error is None and idle_seconds(reader, one.arrival, one.times) <= 0.0
+        if one.error is None and idle_seconds(reader, one.arrival, one.token_times) <= 0.0
     ]
     return sum(good) / engine_seconds

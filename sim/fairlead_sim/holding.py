@@ -9,109 +9,109 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 from fairlead.profile import EngineProfile
-from fairlead_gateway.queueing.gate import ROOM_STEPS
+from fairlead_gateway.queueing.gate import MAX_WAITING_STEP_SHARE
 from fairlead_gateway.routing import RouteRequest
-from fairlead_sim.course import HELD
-from fairlead_sim.engine import Sequence as EngineSequence
+from fairlead_sim.course import QUEUED
+from fairlead_sim.engine import EngineSequence
 
-EVERY_SECONDS: Final = 0.25
+REBALANCE_SECONDS: Final = 0.25
 """How often a preset is asked about moves."""
 
 
-class LateBinding(Protocol):
+class LateBindingRouter(Protocol):
     """What a router of such a preset offers (``ModelRouter``)."""
 
-    def order(self, request_id: str) -> tuple[float, float, str]:
+    def queue_key(self, request_id: str) -> tuple[float, float, str]:
         """Of requests held for one instance the smallest goes first."""
         ...
 
-    def rebalance(self, held: Mapping[str, Sequence[str]], now: float) -> list[tuple[str, str]]:
+    def rebalance(self, queued: Mapping[str, Sequence[str]], now: float) -> list[tuple[str, str]]:
         """Moves (request, instance); they count there from now on."""
         ...
 
 
-class Holding:
+class LateBindingQueue:
     """``send`` lets a request go (request, instance, time); ``later`` calls back at a time. An engine that has less than
     ``room_seconds`` of prefill before it can begin one more. Without ``moving`` the preset is not asked about moves."""
 
     def __init__(
         self,
-        router: LateBinding,
+        router: LateBindingRouter,
         send: Callable[[str, str, float], None],
-        later: Callable[[float, Callable[[float], None]], None],
+        schedule: Callable[[float, Callable[[float], None]], None],
         *,
-        room_seconds: float = 0.0,
-        moving: bool = True,
+        max_backlog_seconds: float = 0.0,
+        rebalances: bool = True,
     ) -> None:
-        self._room_seconds = room_seconds
-        self._moving = moving
+        self._max_backlog_seconds = max_backlog_seconds
+        self._rebalances = rebalances
         self._router = router
         self._send = send
-        self._later = later
-        self._held: dict[str, dict[str, float]] = {}  # seconds of their own, by instance
+        self._schedule = schedule
+        self._queued: dict[str, dict[str, float]] = {}  # seconds of their own, by instance
         self._sent: dict[str, dict[str, float]] = {}  # the same of those without a first token
-        self._where: dict[str, str] = {}  # of both
-        self._asking = False
+        self._instance_of: dict[str, str] = {}  # of both
+        self._rebalance_scheduled = False
 
-    def assigned(self, request_id: str, instance: str, now: float, own_seconds: float = 0.0) -> bool:
+    def assign(self, request_id: str, instance: str, now: float, prefill_seconds: float = 0.0) -> bool:
         """Whether the request, with so many seconds of prefill, is to be sent at once; else it is kept."""
-        self._where[request_id] = instance
-        if self._room(instance) and not self._held.get(instance):
-            self._sent.setdefault(instance, {})[request_id] = own_seconds
+        self._instance_of[request_id] = instance
+        if self._has_room(instance) and not self._queued.get(instance):
+            self._sent.setdefault(instance, {})[request_id] = prefill_seconds
             return True
-        self._held.setdefault(instance, {})[request_id] = own_seconds
-        if self._moving and not self._asking:
-            self._asking = True
-            self._later(now + EVERY_SECONDS, self._rebalance)
+        self._queued.setdefault(instance, {})[request_id] = prefill_seconds
+        if self._rebalances and not self._rebalance_scheduled:
+            self._rebalance_scheduled = True
+            self._schedule(now + REBALANCE_SECONDS, self._rebalance)
         return False
 
-    def begun(self, request_id: str, now: float) -> None:
+    def on_first_token(self, request_id: str, now: float) -> None:
         """Its first token came, or it is not there any more: the next may go."""
-        instance = self._where.pop(request_id, None)
+        instance = self._instance_of.pop(request_id, None)
         if instance is None:
             return
-        self._held.get(instance, {}).pop(request_id, None)
+        self._queued.get(instance, {}).pop(request_id, None)
         self._sent.get(instance, {}).pop(request_id, None)
         self._release(instance, now)
 
-    def left(self, live: Sequence[str]) -> list[str]:
+    def retain(self, live_engines: Sequence[str]) -> list[str]:
         """Forget instances that are not among these; the requests that were kept for them."""
-        gone = [name for name in self._held if name not in live]
-        kept = [request for name in gone for request in self._held.pop(name)]
-        for request in kept:
-            del self._where[request]
-        return kept
+        unreached = [name for name in self._queued if name not in live_engines]
+        dropped = [request for name in unreached for request in self._queued.pop(name)]
+        for request in dropped:
+            del self._instance_of[request]
+        return dropped
 
-    def kept(self) -> list[str]:
+    def queued(self) -> list[str]:
         """All that is kept, in no order."""
-        return [request for held in self._held.values() for request in held]
+        return [request for requests in self._queued.values() for request in requests]
 
     def _release(self, instance: str, now: float) -> None:
-        held = self._held.get(instance)
-        while held and self._room(instance):
-            first = min(held, key=self._router.order)
-            self._sent.setdefault(instance, {})[first] = held.pop(first)
+        queued = self._queued.get(instance)
+        while queued and self._has_room(instance):
+            first = min(queued, key=self._router.queue_key)
+            self._sent.setdefault(instance, {})[first] = queued.pop(first)
             self._send(first, instance, now)
 
-    def _room(self, instance: str) -> bool:
+    def _has_room(self, instance: str) -> bool:
         sent = self._sent.get(instance)
-        return not sent or sum(sent.values()) < self._room_seconds
+        return not sent or sum(sent.values()) < self._max_backlog_seconds
 
     def _rebalance(self, now: float) -> None:
-        held = {name: tuple(ones) for name, ones in self._held.items() if ones}
-        self._asking = bool(held)
-        if not held:
+        queued = {name: tuple(requests) for name, requests in self._queued.items() if requests}
+        self._rebalance_scheduled = bool(queued)
+        if not queued:
             return
-        for request_id, to in self._router.rebalance(held, now):
-            own = self._held[self._where[request_id]].pop(request_id)
-            self._held.setdefault(to, {})[request_id] = own
-            self._where[request_id] = to
-        for instance in list(self._held):
+        for request_id, to in self._router.rebalance(queued, now):
+            prefill_seconds = self._queued[self._instance_of[request_id]].pop(request_id)
+            self._queued.setdefault(to, {})[request_id] = prefill_seconds
+            self._instance_of[request_id] = to
+        for instance in list(self._queued):
             self._release(instance, now)
-        self._later(now + EVERY_SECONDS, self._rebalance)
+        self._schedule(now + REBALANCE_SECONDS, self._rebalance)
 
 
-class Sending:
+class Dispatcher:
     """A router and what it keeps before engines: how one gateway sends. ``at_once``: it keeps nothing, whatever the preset wants.
     ``moving`` as ``Holding`` has it; live gateways move nothing."""
 
@@ -120,37 +120,37 @@ class Sending:
         router: Any,
         profile: EngineProfile,
         send: Callable[[str, str, float], None],
-        later: Callable[[float, Callable[[float], None]], None],
+        schedule: Callable[[float, Callable[[float], None]], None],
         *,
-        at_once: bool = False,
-        moving: bool = True,
+        never_queues: bool = False,
+        rebalances: bool = True,
     ) -> None:
         self._router = router
-        self._holding: Holding | None = None
-        if not at_once and getattr(router, "holds", False):
-            room = ROOM_STEPS * profile.prefill(profile.step_tokens)
-            self._holding = Holding(router, send, later, room_seconds=room, moving=moving)
+        self._queue: LateBindingQueue | None = None
+        if not never_queues and getattr(router, "holds", False):
+            room = MAX_WAITING_STEP_SHARE * profile.prefill_time(profile.step_tokens)
+            self._queue = LateBindingQueue(router, send, schedule, max_backlog_seconds=room, rebalances=rebalances)
 
-    def dispatched(self, asked: RouteRequest, chosen: str, now: float) -> str:
+    def dispatch(self, route_request: RouteRequest, chosen: str, now: float) -> str:
         """It counts at the engine ``chosen`` from now on, which is given back where it is to be sent there at once; else ``HELD``."""
-        if self._holding is None:
-            self._router.dispatched(asked, chosen, now)
+        if self._queue is None:
+            self._router.dispatch(route_request, chosen, now)
             return chosen
-        place = self._router.place(chosen)
-        before = 0.0 if place is None else place.tally.backlog_seconds
-        self._router.dispatched(asked, chosen, now)
-        own = 0.0 if place is None else place.tally.backlog_seconds - before
-        return chosen if self._holding.assigned(asked.id, chosen, now, own) else HELD
+        endpoint = self._router.place(chosen)
+        backlog_before = 0.0 if endpoint is None else endpoint.tally.backlog_seconds
+        self._router.dispatch(route_request, chosen, now)
+        prefill_seconds = 0.0 if endpoint is None else endpoint.tally.backlog_seconds - backlog_before
+        return chosen if self._queue.assign(route_request.id, chosen, now, prefill_seconds) else QUEUED
 
-    def first_token(self, request: str, now: float) -> None:
+    def on_first_token(self, request: str, now: float) -> None:
         """Its prefill is before nobody any more."""
-        self._router.first_token(request, now)
-        if self._holding is not None:
-            self._holding.begun(request, now)
+        self._router.on_first_token(request, now)
+        if self._queue is not None:
+            self._queue.on_first_token(request, now)
 
-    def finished(self, sequence: EngineSequence, now: float) -> None:
+    def on_finished(self, sequence: EngineSequence, now: float) -> None:
         """With what an engine reports."""
-        self._router.finished(
+        self._router.on_finished(
             sequence.id,
             now,
             prompt_tokens=sequence.prompt_tokens,
@@ -158,15 +158,15 @@ class Sending:
             output_tokens=sequence.generated,
         )
 
-    def over(self, request: str, now: float) -> None:
+    def on_abandoned(self, request: str, now: float) -> None:
         """It is not there any more, without an answer: its load is gone at once."""
         self._router.abandoned(request, now)
-        if self._holding is not None:
-            self._holding.begun(request, now)
+        if self._queue is not None:
+            self._queue.on_first_token(request, now)
 
-    def left(self, reached: Sequence[str], now: float) -> list[str]:
+    def retain(self, reached: Sequence[str], now: float) -> list[str]:
         """What was kept for engines that are not among these counts nowhere from now on, and is to be chosen for anew."""
-        kept = [] if self._holding is None else self._holding.left(reached)
-        for request in kept:
+        dropped = [] if self._queue is None else self._queue.retain(reached)
+        for request in dropped:
             self._router.abandoned(request, now)
-        return kept
+        return dropped

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable
 
-from fairlead_sim.exposition import Family, Histogram, Summary, Value
-from fairlead_sim.metric_families import HIGH_RESOLUTION, LOW_RESOLUTION
+from fairlead_sim.exposition import HistogramSeries, MetricFamily, MetricValue, SummarySeries
+from fairlead_sim.metric_families import HIGH_RESOLUTION_BUCKETS, LOW_RESOLUTION_BUCKETS
 
 _UNCOUNTED = frozenset({"/metrics", "/health", "/load", "/ping", "/version", "/server_info"})
 _NO_ROUTE = "none"
@@ -13,21 +13,23 @@ class HttpMetrics:
     """Counts answered requests. ``created`` is the Unix time of the start."""
 
     def __init__(self, created: float) -> None:
-        self._requests = Family(
+        self._requests = MetricFamily(
             "http_requests_total", "counter", "Requests by route, method and class.", created=created
         )
-        self._received = Family("http_request_size_bytes", "summary", "Request bodies by route.", created=created)
-        self._sent = Family("http_response_size_bytes", "summary", "Response bodies by route.", created=created)
-        self._all = Family("http_request_duration_highr_seconds", "histogram", "Time to answer.", created=created)
-        self._by_route = Family(
+        self._received = MetricFamily("http_request_size_bytes", "summary", "Request bodies by route.", created=created)
+        self._sent = MetricFamily("http_response_size_bytes", "summary", "Response bodies by route.", created=created)
+        self._durations_family = MetricFamily(
+            "http_request_duration_highr_seconds", "histogram", "Time to answer.", created=created
+        )
+        self._by_route = MetricFamily(
             "http_request_duration_seconds", "histogram", "Time to answer, by route.", created=created
         )
-        self._every = self._all.histogram({}, HIGH_RESOLUTION)
-        self._counted: dict[tuple[str, str, str], Value] = {}
-        self._sizes: dict[str, tuple[Summary, Summary]] = {}
-        self._durations: dict[tuple[str, str], Histogram] = {}
+        self._all_durations = self._durations_family.histogram({}, HIGH_RESOLUTION_BUCKETS)
+        self._request_counts: dict[tuple[str, str, str], MetricValue] = {}
+        self._sizes: dict[str, tuple[SummarySeries, SummarySeries]] = {}
+        self._durations: dict[tuple[str, str], HistogramSeries] = {}
 
-    def answered(
+    def observe_response(
         self, route: str | None, method: str, status: int, seconds: float, *, received_bytes: int, sent_bytes: int
     ) -> None:
         """Count one request. ``route`` is the path's pattern, None where no route matched; some are never counted."""
@@ -35,10 +37,10 @@ class HttpMetrics:
             return
         handler = route or _NO_ROUTE
         name = (handler, method, f"{status // 100}xx")
-        counted = self._counted.get(name)
+        counted = self._request_counts.get(name)
         if counted is None:
             counted = self._requests.value({"handler": handler, "method": method, "status": name[2]})
-            self._counted[name] = counted
+            self._request_counts[name] = counted
         counted.value += 1
         sizes = self._sizes.get(handler)
         if sizes is None:
@@ -48,12 +50,12 @@ class HttpMetrics:
         sizes[1].observe(sent_bytes)
         duration = self._durations.get((handler, method))
         if duration is None:
-            duration = self._by_route.histogram({"handler": handler, "method": method}, LOW_RESOLUTION)
+            duration = self._by_route.histogram({"handler": handler, "method": method}, LOW_RESOLUTION_BUCKETS)
             self._durations[(handler, method)] = duration
         duration.observe(seconds)
-        self._every.observe(seconds)
+        self._all_durations.observe(seconds)
 
     def lines(self) -> Iterable[str]:
         """The families as they stand on the page."""
-        for family in (self._requests, self._received, self._sent, self._all, self._by_route):
+        for family in (self._requests, self._received, self._sent, self._durations_family, self._by_route):
             yield from family.lines()

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Knowledge:
+class InformationDelays:
     """What gateways know of one another and of the engines: what others ``sent``, what they have in flight (``loads``), one table of
     ``hot`` prefixes for all, who served a session last (``pins``, where clients name it), and the ``index`` of what engines tell.
     Loads are taken for what is to be expected of them (``exchange.pace``), or where ``as_said`` for what was said, which shows what
@@ -16,12 +16,12 @@ class Knowledge:
     hot: bool = True
     pins: bool = False
     index: bool = False
-    as_said: bool = False
+    raw_loads: bool = False
     perfect: bool = False
     round_seconds: float = 0.05
-    told_seconds: float = 0.05
+    publish_seconds: float = 0.05
     index_seconds: float = 0.05
 
 
-NOTHING = Knowledge(sent=False, loads=False, hot=False)
-PERFECT = Knowledge(sent=False, loads=True, hot=True, perfect=True)
+NO_SHARING = InformationDelays(sent=False, loads=False, hot=False)
+PERFECT_KNOWLEDGE = InformationDelays(sent=False, loads=True, hot=True, perfect=True)

@@ -22,18 +22,18 @@ from fairlead.errors import BadInput
 from fairlead_sim import kv_wire
 from fairlead_sim.blocks import KvEvent
 
-END = b"\xff" * 8
+END_OF_REPLAY = b"\xff" * 8
 BUFFER_STEPS = 10_000
-HIGH_WATER = 100_000
-_SLICE = 256
-_FLUSH_MS = 1_000
+HIGH_WATER_MARK = 100_000
+_REPLAY_SLICE = 256
+_LINGER_MS = 1_000
 
 
-def _no_adapter(_name: str) -> int | None:
+def _no_adapter_id(_name: str) -> int | None:
     return None
 
 
-class KvPublisher:
+class KvEventPublisher:
     """Publishes one rank's events. Binding happens at once; ``start`` needs a running loop and serves replays.
 
     An endpoint is ``tcp://HOST:PORT``; port 0 takes a free one, another port is raised by the rank.
@@ -50,7 +50,7 @@ class KvPublisher:
         encoding: kv_wire.Encoding = "map",
         buffer_steps: int = BUFFER_STEPS,
         rank: int = 0,
-        adapter_id: kv_wire.AdapterIds = _no_adapter,
+        adapter_id: kv_wire.AdapterIds = _no_adapter_id,
         context: "zmq.Context[zmq.Socket[bytes]] | None" = None,
     ) -> None:
         self._topic = topic.encode()
@@ -87,14 +87,16 @@ class KvPublisher:
         if self._router is None:
             return
         self._loop = asyncio.get_running_loop()
-        self._loop.add_reader(self._router.fileno(), self._readable)
-        self._loop.call_soon(self._readable)  # the descriptor tells of changes only: look once for what came before
+        self._loop.add_reader(self._router.fileno(), self._read_requests)
+        self._loop.call_soon(
+            self._read_requests
+        )  # the descriptor tells of changes only: look once for what came before
 
     def publish(self, events: Sequence[KvEvent]) -> None:
         """Send one step's events as one batch; nothing when there are none."""
         if not events:
             return
-        batch = kv_wire.batch(
+        batch = kv_wire.event_batch(
             events, wall=self._clock.wall(), rank=self._rank, encoding=self._encoding, adapter_id=self._adapter_id
         )
         payload = self._encoder.encode(batch)
@@ -112,8 +114,8 @@ class KvPublisher:
                 "endpoint": self.endpoint,
                 "replay_endpoint": self.replay_endpoint,
                 "buffer_steps": self._buffer.maxlen,
-                "hwm": HIGH_WATER,
-                "max_queue_size": HIGH_WATER,
+                "hwm": HIGH_WATER_MARK,
+                "max_queue_size": HIGH_WATER_MARK,
                 "topic": self._topic.decode(),
             }
         }
@@ -126,11 +128,11 @@ class KvPublisher:
         self._replays.clear()
         for socket in (self._publisher, self._router):
             if socket is not None and not socket.closed:
-                socket.close(linger=_FLUSH_MS)
+                socket.close(linger=_LINGER_MS)
         if self._own_context and not self._context.closed:
             self._context.term()
 
-    def _readable(self) -> None:
+    def _read_requests(self) -> None:
         """Take every waiting request. The descriptor reports changes, not states, so it is read until it is dry."""
         router = self._router
         if router is None or self._loop is None:
@@ -144,26 +146,26 @@ class KvPublisher:
             missed = deque(item for item in self._buffer if item[0] >= first)
             self._replays.append((peer, missed))
             if len(self._replays) == 1:
-                self._loop.call_soon(self._send_slice)
+                self._loop.call_soon(self._send_replay_slice)
 
-    def _send_slice(self) -> None:
+    def _send_replay_slice(self) -> None:
         """Send a part of the oldest replay, so that a long one does not hold up tokens; then look for requests again."""
         router = self._router
         if router is None or self._loop is None or not self._replays:
             return
         peer, missed = self._replays[0]
-        for _ in range(min(_SLICE, len(missed))):
+        for _ in range(min(_REPLAY_SLICE, len(missed))):
             number, payload = missed.popleft()
-            _answer(router, (peer, b"", self._topic, number.to_bytes(8, "big"), payload))
+            _send_reply(router, (peer, b"", self._topic, number.to_bytes(8, "big"), payload))
         if not missed:
-            _answer(router, (peer, b"", b"", END, b""))
+            _send_reply(router, (peer, b"", b"", END_OF_REPLAY, b""))
             self._replays.popleft()
         if self._replays:
-            self._loop.call_soon(self._send_slice)
-        self._readable()  # sending may have swallowed the descriptor's report of a new request
+            self._loop.call_soon(self._send_replay_slice)
+        self._read_requests()  # sending may have swallowed the descriptor's report of a new request
 
 
-def _answer(router: "zmq.Socket[bytes]", frames: tuple[bytes, ...]) -> None:
+def _send_reply(router: "zmq.Socket[bytes]", frames: tuple[bytes, ...]) -> None:
     """Send one reply; a peer that left or reads too slowly loses it, as with the engine."""
     try:
         router.send_multipart(frames, flags=zmq.NOBLOCK)
@@ -176,12 +178,12 @@ def _bind(socket: "zmq.Socket[bytes]", endpoint: str, rank: int) -> str:
     base, colon, port = endpoint.rpartition(":")
     if not base.startswith("tcp://") or not port.isdecimal():
         raise BadInput(f"{endpoint!r} is no ZMQ address", field="endpoint", hint="write tcp://HOST:PORT")
-    told = endpoint if port == "0" else f"{base}{colon}{int(port) + rank}"
-    socket.set_hwm(HIGH_WATER)
+    address = endpoint if port == "0" else f"{base}{colon}{int(port) + rank}"
+    socket.set_hwm(HIGH_WATER_MARK)
     try:
-        socket.bind(told)
+        socket.bind(address)
     except zmq.ZMQError as error:
-        raise BadInput(f"cannot bind {told}: {error}", field="endpoint", hint="port 0 takes a free one") from error
+        raise BadInput(f"cannot bind {address}: {error}", field="endpoint", hint="port 0 takes a free one") from error
     if port != "0":
-        return told
+        return address
     return socket.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0").replace("0.0.0.0", "127.0.0.1")

@@ -9,17 +9,17 @@ from typing import Literal
 
 import msgspec
 
-from fairlead_sim.blocks import Cleared, KvEvent, Removed, Stored
+from fairlead_sim.blocks import BlockEvicted, BlocksStored, CacheCleared, KvEvent
 
 Encoding = Literal["map", "array"]
 AdapterIds = Callable[[str], int | None]
 ExtraKeys = list[list[str] | None]
 
-_MEDIUM = "GPU"
-_SPEC = "full_attention"
+_STORAGE_MEDIUM = "GPU"
+_CACHE_SPEC_KIND = "full_attention"
 
 
-class Batch(msgspec.Struct, array_like=True, omit_defaults=True, gc=False):
+class EventBatch(msgspec.Struct, array_like=True, omit_defaults=True, gc=False):
     """What one engine step did to the cache."""
 
     ts: float
@@ -79,13 +79,15 @@ class AllBlocksClearedArray(msgspec.Struct, array_like=True, tag="AllBlocksClear
     """Everything, as an older engine's array."""
 
 
-def batch(events: Sequence[KvEvent], *, wall: float, rank: int, encoding: Encoding, adapter_id: AdapterIds) -> Batch:
+def event_batch(
+    events: Sequence[KvEvent], *, wall: float, rank: int, encoding: Encoding, adapter_id: AdapterIds
+) -> EventBatch:
     """A batch of a core's events, ready to be encoded."""
     convert = _as_map if encoding == "map" else _as_array
-    return Batch(wall, [convert(event, adapter_id) for event in events], rank)
+    return EventBatch(wall, [convert(event, adapter_id) for event in events], rank)
 
 
-def extra_keys(event: Stored) -> ExtraKeys:
+def extra_keys(event: BlocksStored) -> ExtraKeys:
     """Per block: the adapter, and for the first block of a prompt the cache salt; None where neither applies."""
     rest = [event.adapter] if event.adapter is not None else []
     first = [*rest, event.salt] if event.parent is None and event.salt is not None else rest
@@ -94,36 +96,36 @@ def extra_keys(event: Stored) -> ExtraKeys:
 
 def _as_map(event: KvEvent, adapter_id: AdapterIds) -> msgspec.Struct:
     match event:
-        case Stored():
+        case BlocksStored():
             return BlockStored(
-                *_stored(event, adapter_id),
+                *_stored_fields(event, adapter_id),
                 extra_keys=extra_keys(event),
                 group_idx=0,
-                kv_cache_spec_kind=_SPEC,
+                kv_cache_spec_kind=_CACHE_SPEC_KIND,
                 session_id=event.session,
             )
-        case Removed(key):
-            return BlockRemoved((key,), _MEDIUM, 0)
-        case Cleared():
+        case BlockEvicted(key):
+            return BlockRemoved((key,), _STORAGE_MEDIUM, 0)
+        case CacheCleared():
             return AllBlocksCleared()
 
 
 def _as_array(event: KvEvent, adapter_id: AdapterIds) -> msgspec.Struct:
     match event:
-        case Stored():
+        case BlocksStored():
             extra = extra_keys(event)
-            return BlockStoredArray(*_stored(event, adapter_id), extra_keys=extra if any(extra) else None)
-        case Removed(key):
-            return BlockRemovedArray((key,), _MEDIUM)
-        case Cleared():
+            return BlockStoredArray(*_stored_fields(event, adapter_id), extra_keys=extra if any(extra) else None)
+        case BlockEvicted(key):
+            return BlockRemovedArray((key,), _STORAGE_MEDIUM)
+        case CacheCleared():
             return AllBlocksClearedArray()
 
 
-_StoredFields = tuple[Sequence[int], int | None, Sequence[int], int, int | None, str | None, str | None]
+_StoredFieldValues = tuple[Sequence[int], int | None, Sequence[int], int, int | None, str | None, str | None]
 
 
-def _stored(event: Stored, adapter_id: AdapterIds) -> _StoredFields:
+def _stored_fields(event: BlocksStored, adapter_id: AdapterIds) -> _StoredFieldValues:
     """The fields that both encodings begin with, in the order of the wire."""
     adapter = event.adapter
     number = adapter_id(adapter) if adapter is not None else None
-    return (event.keys, event.parent, event.tokens or (), event.block_tokens, number, _MEDIUM, adapter)
+    return (event.keys, event.parent, event.tokens or (), event.block_tokens, number, _STORAGE_MEDIUM, adapter)

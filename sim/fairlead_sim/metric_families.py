@@ -6,20 +6,20 @@ All of them carry ``engine`` (the data-parallel rank) and ``model_name`` besides
 from dataclasses import dataclass
 from types import MappingProxyType
 
-_STEP_TOKENS = (1.0, *(2.0**power for power in range(3, 15)))
-_FIRST_TOKEN = (
+_STEP_TOKEN_BUCKETS = (1.0, *(2.0**power for power in range(3, 15)))
+_TTFT_BUCKETS = (
     *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75),
     *(1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0, 160.0, 640.0, 2560.0),
 )
-_GAP = (
+_ITL_BUCKETS = (
     *(0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75),
     *(1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0),
 )
-_REQUEST = (
+_REQUEST_BUCKETS = (
     *(0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0),
     *(120.0, 240.0, 480.0, 960.0, 1920.0, 7680.0),
 )
-_BLOCK = (
+_BLOCK_BUCKETS = (
     *(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0),
     *(120.0, 300.0, 600.0, 1200.0, 1800.0),
 )
@@ -29,36 +29,36 @@ PROMPT_SOURCES = ("local_compute", "local_cache_hit", "external_kv_transfer")
 CACHE_TIERS = ("device", "host", "p2p", "disk", "external_unspecified")
 FINISHED_REASONS = ("stop", "length", "abort", "error", "repetition")
 REJECTION_REASONS = ("max_num_queued_reqs", "max_num_queued_tokens")
-HIGH_RESOLUTION = (
+HIGH_RESOLUTION_BUCKETS = (
     *(0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5),
     *(5.0, 7.5, 10.0, 30.0, 60.0),
 )
-LOW_RESOLUTION = (0.1, 0.5, 1.0)
+LOW_RESOLUTION_BUCKETS = (0.1, 0.5, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
-class Described:
+class MetricSpec:
     """One metric. ``values`` are the values of its own label ``label``; ``buckets`` are a histogram's bounds."""
 
     name: str
     kind: str
-    told: str
+    help_text: str
     label: str = ""
     values: tuple[str, ...] = ()
     buckets: tuple[float, ...] = ()
     per_rank: bool = True
 
 
-def _counter(name: str, told: str, label: str = "", values: tuple[str, ...] = ()) -> Described:
-    return Described(name, "counter", told, label, values)
+def _counter(name: str, help_text: str, label: str = "", values: tuple[str, ...] = ()) -> MetricSpec:
+    return MetricSpec(name, "counter", help_text, label, values)
 
 
-def _gauge(name: str, told: str, label: str = "", values: tuple[str, ...] = ()) -> Described:
-    return Described(name, "gauge", told, label, values)
+def _gauge(name: str, help_text: str, label: str = "", values: tuple[str, ...] = ()) -> MetricSpec:
+    return MetricSpec(name, "gauge", help_text, label, values)
 
 
-def _histogram(name: str, told: str, buckets: tuple[float, ...]) -> Described:
-    return Described(name, "histogram", told, buckets=buckets)
+def _histogram(name: str, help_text: str, buckets: tuple[float, ...]) -> MetricSpec:
+    return MetricSpec(name, "histogram", help_text, buckets=buckets)
 
 
 _COUNTERS_AND_GAUGES = (
@@ -83,7 +83,7 @@ _COUNTERS_AND_GAUGES = (
     _counter("vllm:prompt_tokens_cached_by_source_total", "Cached tokens by tier.", "source", CACHE_TIERS),
     _counter("vllm:generation_tokens_total", "Tokens generated."),
     _counter("vllm:request_success_total", "Requests that ended.", "finished_reason", FINISHED_REASONS),
-    Described(
+    MetricSpec(
         "vllm:admission_rejections_total",
         "counter",
         "Requests refused because the queue was full.",
@@ -94,34 +94,34 @@ _COUNTERS_AND_GAUGES = (
 )
 
 
-def token_bounds(max_model_len: int) -> tuple[float, ...]:
+def token_buckets(max_model_len: int) -> tuple[float, ...]:
     """1, 2, 5, 10, 20, 50 ... up to the longest sequence that the engine takes."""
     steps = (digit * 10.0**power for power in range(12) for digit in (1, 2, 5))
     return tuple(step for step in steps if step <= max_model_len)
 
 
-def families(max_model_len: int) -> tuple[Described, ...]:
+def metric_specs(max_model_len: int) -> tuple[MetricSpec, ...]:
     """All metrics but those of BLOCK_FAMILIES."""
-    tokens = token_bounds(max_model_len)
+    tokens = token_buckets(max_model_len)
     return (*_COUNTERS_AND_GAUGES, *_histograms(tokens))
 
 
-def _histograms(tokens: tuple[float, ...]) -> tuple[Described, ...]:
+def _histograms(tokens: tuple[float, ...]) -> tuple[MetricSpec, ...]:
     return (
         _histogram("vllm:request_prompt_tokens", "Prompt tokens of a request.", tokens),
         _histogram("vllm:request_generation_tokens", "Tokens generated for a request.", tokens),
-        _histogram("vllm:iteration_tokens_total", "Tokens of an engine step.", _STEP_TOKENS),
+        _histogram("vllm:iteration_tokens_total", "Tokens of an engine step.", _STEP_TOKEN_BUCKETS),
         _histogram("vllm:request_max_num_generation_tokens", "The longest output of a request.", tokens),
         _histogram("vllm:request_params_n", "What requests gave as n.", (1.0, 2.0, 5.0, 10.0, 20.0)),
         _histogram("vllm:request_params_max_tokens", "What requests gave as max_tokens.", tokens),
-        _histogram("vllm:time_to_first_token_seconds", "From arrival to the first token.", _FIRST_TOKEN),
-        _histogram("vllm:inter_token_latency_seconds", "From one token to the next.", _GAP),
-        _histogram("vllm:request_time_per_output_token_seconds", "Mean gap of a request's tokens.", _GAP),
-        _histogram("vllm:e2e_request_latency_seconds", "From arrival to the last token.", _REQUEST),
-        _histogram("vllm:request_queue_time_seconds", "From arrival to admission.", _REQUEST),
-        _histogram("vllm:request_inference_time_seconds", "From admission to the last token.", _REQUEST),
-        _histogram("vllm:request_prefill_time_seconds", "From admission to the first token.", _REQUEST),
-        _histogram("vllm:request_decode_time_seconds", "From the first token to the last.", _REQUEST),
+        _histogram("vllm:time_to_first_token_seconds", "From arrival to the first token.", _TTFT_BUCKETS),
+        _histogram("vllm:inter_token_latency_seconds", "From one token to the next.", _ITL_BUCKETS),
+        _histogram("vllm:request_time_per_output_token_seconds", "Mean gap of a request's tokens.", _ITL_BUCKETS),
+        _histogram("vllm:e2e_request_latency_seconds", "From arrival to the last token.", _REQUEST_BUCKETS),
+        _histogram("vllm:request_queue_time_seconds", "From arrival to admission.", _REQUEST_BUCKETS),
+        _histogram("vllm:request_inference_time_seconds", "From admission to the last token.", _REQUEST_BUCKETS),
+        _histogram("vllm:request_prefill_time_seconds", "From admission to the first token.", _REQUEST_BUCKETS),
+        _histogram("vllm:request_decode_time_seconds", "From the first token to the last.", _REQUEST_BUCKETS),
         _histogram(
             "vllm:request_num_preemptions", "How often a request was put back.", (1.0, 2.0, 3.0, 4.0, 5.0, 10.0, 20.0)
         ),
@@ -129,14 +129,14 @@ def _histograms(tokens: tuple[float, ...]) -> tuple[Described, ...]:
     )
 
 
-BLOCK_FAMILIES = (
-    _histogram("vllm:kv_block_lifetime_seconds", "From a block's store to its eviction.", _BLOCK),
-    _histogram("vllm:kv_block_idle_before_evict_seconds", "From a block's last use to its eviction.", _BLOCK),
-    _histogram("vllm:kv_block_reuse_gap_seconds", "From one use of a block to the next.", _BLOCK),
+BLOCK_METRIC_SPECS = (
+    _histogram("vllm:kv_block_lifetime_seconds", "From a block's store to its eviction.", _BLOCK_BUCKETS),
+    _histogram("vllm:kv_block_idle_before_evict_seconds", "From a block's last use to its eviction.", _BLOCK_BUCKETS),
+    _histogram("vllm:kv_block_reuse_gap_seconds", "From one use of a block to the next.", _BLOCK_BUCKETS),
 )
 """Exposed only where the engine is told to measure blocks, as with vLLM's ``--kv-cache-metrics``."""
 
-CACHE_CONFIG = MappingProxyType(
+CACHE_CONFIG_LABELS = MappingProxyType(
     dict.fromkeys(
         (
             *("cache_hit_alignment_tokens", "hash_block_size", "kv_cache_layout", "kv_cache_memory_bytes"),

@@ -12,13 +12,13 @@ from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector,
 from fairlead.clock import Clock
 from fairlead.lag import LoopLag
 from fairlead_sim import sequence
-from fairlead_sim.block_times import BlockTimes
-from fairlead_sim.exposition import Family, Histogram, Value
+from fairlead_sim.block_times import BlockLifetimes
+from fairlead_sim.exposition import HistogramSeries, MetricFamily, MetricValue
 from fairlead_sim.http_metrics import HttpMetrics
-from fairlead_sim.metric_families import BLOCK_FAMILIES, CACHE_CONFIG, SLEEP_STATES, Described, families
+from fairlead_sim.metric_families import BLOCK_METRIC_SPECS, CACHE_CONFIG_LABELS, SLEEP_STATES, MetricSpec, metric_specs
 
 _Stats = Callable[[], sequence.EngineStats]
-_FORGET_AFTER = 4_096
+_MAX_ABANDONED_REQUESTS = 4_096
 
 
 class EngineMetrics:
@@ -44,46 +44,48 @@ class EngineMetrics:
         self._created = clock.wall()
         self._lag = lag
         self._model = model_name
-        self._families: list[Family] = []
-        members = self._build(families(max_model_len), len(stats))
-        blocks = self._build(BLOCK_FAMILIES, len(stats)) if block_tokens is not None else {}
-        self._adapters = _Adapters(max_adapters, clock)
+        self._families: list[MetricFamily] = []
+        members = self._build(metric_specs(max_model_len), len(stats))
+        blocks = self._build(BLOCK_METRIC_SPECS, len(stats)) if block_tokens is not None else {}
+        self._adapters = _AdapterInfo(max_adapters, clock)
         self._families.append(self._adapters.family)
-        self._families.append(_cache_info(cache_config, len(stats)))
+        self._families.append(_cache_config_info(cache_config, len(stats)))
         self.ranks = tuple(
             RankMetrics(
                 rank,
                 read,
                 members,
-                BlockTimes(rank, blocks, block_tokens) if block_tokens is not None else None,
+                BlockLifetimes(rank, blocks, block_tokens) if block_tokens is not None else None,
                 self._adapters,
             )
             for rank, read in enumerate(stats)
         )
         self._rejections = members["vllm:admission_rejections_total"]
         self.http = HttpMetrics(self._created)
-        self._lag_family = Family("fairlead_sim_loop_lag_seconds", "gauge", "How late the event loop wakes.")
+        self._lag_family = MetricFamily("fairlead_sim_loop_lag_seconds", "gauge", "How late the event loop wakes.")
         self._lag_values = [(share, self._lag_family.value({"quantile": str(share)})) for share in (0.5, 0.99, 1.0)]
         self._process = CollectorRegistry()
         for collector in (GCCollector, PlatformCollector, ProcessCollector):
             collector(registry=self._process)
 
-    def step(self, rank: int, step: sequence.Step, began: float, ended: float) -> None:
+    def observe_step(self, rank: int, step: sequence.EngineStep, began_at: float, ended_at: float) -> None:
         """Count a delivered step; times are of the clock that arrivals are told in."""
-        self.ranks[rank].step(step, ended)
+        self.ranks[rank].observe_step(step, ended_at)
 
-    def finished(self, rank: int, ended: sequence.Sequence, reason: str, now: float, *, choices: int = 1) -> None:
+    def observe_finished(
+        self, rank: int, ended: sequence.EngineSequence, reason: str, now: float, *, choices: int = 1
+    ) -> None:
         """Count a request that the caller ended itself (a stop string); those in a step are counted with it."""
-        self.ranks[rank].finished(ended, reason, now, choices=choices)
+        self.ranks[rank].observe_finished(ended, reason, now, choices=choices)
 
-    def rejected(self, reason: str) -> None:
+    def count_rejection(self, reason: str) -> None:
         """Count a request refused at admission: ``max_num_queued_reqs`` or ``max_num_queued_tokens``."""
         self._rejections[reason].value += 1
 
-    def sleeping(self, level: int | None) -> None:
+    def set_sleep_level(self, level: int | None) -> None:
         """The engine went to sleep at ``level``, or woke (None)."""
         for rank in self.ranks:
-            rank.sleeping(level)
+            rank.set_sleep_level(level)
 
     def render(self) -> bytes:
         """The page in Prometheus' text format."""
@@ -99,29 +101,29 @@ class EngineMetrics:
             lines.extend(self._lag_family.lines())
         return generate_latest(self._process) + "\n".join(lines).encode() + b"\n"
 
-    def _build(self, described: Sequence[Described], ranks: int) -> dict[str, dict[str, Any]]:
+    def _build(self, described: Sequence[MetricSpec], ranks: int) -> dict[str, dict[str, Any]]:
         """Create families; their members by name, and then by ``rank`` and label value."""
         members: dict[str, dict[str, Any]] = {}
         for item in described:
             created = None if item.kind == "gauge" else self._created
-            family = Family(item.name, item.kind, item.told, created=created)
+            family = MetricFamily(item.name, item.kind, item.help_text, created=created)
             self._families.append(family)
             members[item.name] = _members(family, item, self._model, ranks)
         return members
 
 
-def _members(family: Family, item: Described, model: str, ranks: int) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def _members(family: MetricFamily, item: MetricSpec, model: str, ranks: int) -> dict[str, Any]:
+    series: dict[str, Any] = {}
     for rank in range(ranks) if item.per_rank else [None]:
         labels = {"model_name": model} | ({"engine": str(rank)} if rank is not None else {})
         if item.buckets:
-            found[str(rank)] = family.histogram(labels, item.buckets)
+            series[str(rank)] = family.histogram(labels, item.buckets)
         elif not item.label:
-            found[str(rank)] = family.value(labels)
+            series[str(rank)] = family.value(labels)
         for value in item.values:
             key = value if rank is None else f"{rank}/{value}"
-            found[key] = family.value(labels | {item.label: value})
-    return found
+            series[key] = family.value(labels | {item.label: value})
+    return series
 
 
 class RankMetrics:
@@ -132,12 +134,12 @@ class RankMetrics:
         rank: int,
         stats: _Stats,
         members: Mapping[str, Mapping[str, Any]],
-        blocks: BlockTimes | None,
-        adapters: "_Adapters",
+        blocks: BlockLifetimes | None,
+        adapters: "_AdapterInfo",
     ) -> None:
         self._rank = str(rank)
         self._stats = stats
-        self._members = members
+        self._series_by_name = members
         self._blocks = blocks
         self._adapters = adapters
         self._last: dict[str, float] = {}
@@ -145,31 +147,31 @@ class RankMetrics:
         self._step_tokens = self._histogram("iteration_tokens_total")
         self._first_token = self._histogram("time_to_first_token_seconds")
         self._gap = self._histogram("inter_token_latency_seconds")
-        self.sleeping(None)
+        self.set_sleep_level(None)
 
-    def step(self, step: sequence.Step, ended: float) -> None:
+    def observe_step(self, step: sequence.EngineStep, ended_at: float) -> None:
         """Count one step that ended at ``ended``."""
         last, first = self._last, self._first
-        for item in step.first:
-            self._first_token.observe(ended - item.arrival)
-            last[item.id] = first[item.id] = ended
+        for item in step.first_tokens:
+            self._first_token.observe(ended_at - item.arrival)
+            last[item.id] = first[item.id] = ended_at
         for item in step.tokens:
             before = last.get(item.id)
-            if before is not None and before != ended:
-                self._gap.observe(ended - before)
-                last[item.id] = ended
+            if before is not None and before != ended_at:
+                self._gap.observe(ended_at - before)
+                last[item.id] = ended_at
         self._step_tokens.observe(step.prefilled + len(step.tokens))
-        self._adapters.seen(step.tokens)
+        self._adapters.observe_running(step.tokens)
         if self._blocks is not None:
-            self._blocks.step(step, ended)
+            self._blocks.observe_step(step, ended_at)
         for item, reason in step.finished:
-            self.finished(item, reason, ended)
-        if len(last) > len(step.tokens) + _FORGET_AFTER:  # clients that left are told to nobody
+            self.observe_finished(item, reason, ended_at)
+        if len(last) > len(step.tokens) + _MAX_ABANDONED_REQUESTS:  # clients that left are told to nobody
             alive = {item.id for item in step.tokens}
             self._last = {name: at for name, at in last.items() if name in alive}
             self._first = {name: at for name, at in first.items() if name in alive}
 
-    def finished(self, item: sequence.Sequence, reason: str, now: float, *, choices: int = 1) -> None:
+    def observe_finished(self, item: sequence.EngineSequence, reason: str, now: float, *, choices: int = 1) -> None:
         """Count one request that ended at ``now``."""
         self._last.pop(item.id, None)
         first = self._first.pop(item.id, now)
@@ -190,7 +192,7 @@ class RankMetrics:
         if item.generated > 1:
             self._histogram("request_time_per_output_token_seconds").observe((now - first) / (item.generated - 1))
 
-    def sleeping(self, level: int | None) -> None:
+    def set_sleep_level(self, level: int | None) -> None:
         """Level 0 is neither awake nor one of the two told states, as in the real engine."""
         state = {None: SLEEP_STATES[0], 1: SLEEP_STATES[1], 2: SLEEP_STATES[2]}.get(level)
         for name in SLEEP_STATES:
@@ -217,26 +219,26 @@ class RankMetrics:
         ):
             self._value(name, label).value = value
 
-    def _value(self, name: str, label: str | None) -> Value:
+    def _value(self, name: str, label: str | None) -> MetricValue:
         key = self._rank if label is None else f"{self._rank}/{label}"
-        member: Value = self._members[f"vllm:{name}"][key]
+        member: MetricValue = self._series_by_name[f"vllm:{name}"][key]
         return member
 
-    def _histogram(self, name: str) -> Histogram:
-        member: Histogram = self._members[f"vllm:{name}"][self._rank]
+    def _histogram(self, name: str) -> HistogramSeries:
+        member: HistogramSeries = self._series_by_name[f"vllm:{name}"][self._rank]
         return member
 
 
-class _Adapters:
+class _AdapterInfo:
     """``vllm:lora_requests_info``: one series per set of running adapters, whose value is when it was last seen."""
 
     def __init__(self, limit: int | None, clock: Clock) -> None:
-        self.family = Family("vllm:lora_requests_info", "gauge", "When these adapters last ran together.")
+        self.family = MetricFamily("vllm:lora_requests_info", "gauge", "When these adapters last ran together.")
         self._limit = limit
         self._clock = clock
-        self._series: dict[str, Value] = {}
+        self._series: dict[str, MetricValue] = {}
 
-    def seen(self, running: Sequence[sequence.Sequence]) -> None:
+    def observe_running(self, running: Sequence[sequence.EngineSequence]) -> None:
         """These sequences were in a step."""
         if self._limit is None:
             return
@@ -248,10 +250,10 @@ class _Adapters:
         value.value = self._clock.wall()
 
 
-def _cache_info(given: Mapping[str, object], ranks: int) -> Family:
+def _cache_config_info(overrides: Mapping[str, object], ranks: int) -> MetricFamily:
     """``vllm:cache_config_info``: the configuration as labels of a series that is always 1."""
-    labels = {**CACHE_CONFIG, **{name: str(value) for name, value in given.items()}}
-    family = Family("vllm:cache_config_info", "gauge", "The cache's configuration.")
+    labels = {**CACHE_CONFIG_LABELS, **{name: str(value) for name, value in overrides.items()}}
+    family = MetricFamily("vllm:cache_config_info", "gauge", "The cache's configuration.")
     for rank in range(ranks):
         family.value({**labels, "engine": str(rank)}, 1.0)
     return family

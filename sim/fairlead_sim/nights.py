@@ -9,147 +9,172 @@ from functools import partial
 from typing import Any, Final
 
 from fairlead.errors import FairleadError
-from fairlead_gateway.routing import HOLDING
+from fairlead_gateway.routing import QUEUEING_PRESETS
 from fairlead_gateway.routing.ledger import InstanceLoad
-from fairlead_sim.course import CUT, Course
-from fairlead_sim.figures import TARGET_SECONDS, within
-from fairlead_sim.fleet import OneRouter
-from fairlead_sim.gateways import Gateways
-from fairlead_sim.guard import Count, Guard, Lost
-from fairlead_sim.knowledge import Knowledge
-from fairlead_sim.outside import Outside, Sharing
-from fairlead_sim.script import play
+from fairlead_sim.course import CLIENT_DISCONNECT, FleetSimulation
+from fairlead_sim.figures import TARGET_SECONDS, share_within
+from fairlead_sim.fleet import SingleGateway
+from fairlead_sim.gateways import GatewayCluster
+from fairlead_sim.guard import EndpointCount, InvariantChecker, RequestLost
+from fairlead_sim.knowledge import InformationDelays
+from fairlead_sim.outside import ExternalRouter, SharingDelays
+from fairlead_sim.script import schedule_events
 from fairlead_sim.seams import router
-from fairlead_sim.served import Served
+from fairlead_sim.served import RequestResult
 from fairlead_sim.traces import TRACE_BLOCK_TOKENS
-from fairlead_sim.trial import Seam, Trial
-from fairlead_sim.trouble import GATEWAYS, RECOVERY_SECONDS, SEAM, TROUBLE_SECONDS, Scene, drawn
-from fairlead_sim.weather import Weather
+from fairlead_sim.trial import SeamKind, Trial
+from fairlead_sim.trouble import (
+    EXTERNAL_ROUTER,
+    FAULT_SECONDS,
+    GATEWAY_CLUSTER,
+    RECOVERY_SECONDS,
+    FaultScenario,
+    from_seed,
+)
+from fairlead_sim.weather import PacketSimulator
 
-REPLAY: Final = ".venv/bin/python scripts/nightly_fleet.py --replay {}"
-LIVE_SHARE: Final = 0.9
+REPLAY_COMMAND: Final = ".venv/bin/python scripts/nightly_fleet.py --replay {}"
+RECOVERED_ATTAINMENT: Final = 0.9
 """Of the first tokens of those that arrive when all has been well for long enough, by ``TARGET_SECONDS``."""
 
 
 @dataclass(frozen=True, slots=True)
-class Night:
+class RunReport:
     """One seed: what was found ``broken``, and how much happened."""
 
     seed: int
-    broken: tuple[str, ...]
+    violations: tuple[str, ...]
     requests: int
     cut: int
     retried: int
-    nobody: int
-    looks: int
+    unserved: int
+    checks: int
     attainment_after: float
 
-    def told(self) -> str:
+    def describe(self) -> str:
         """What was found, and the one command that plays it again."""
-        lines = [f"seed {self.seed}: {len(self.broken)} findings", *[f"  {what}" for what in self.broken]]
-        return "\n".join([*lines, f"  {REPLAY.format(self.seed)}"])
+        lines = [f"seed {self.seed}: {len(self.violations)} findings", *[f"  {what}" for what in self.violations]]
+        return "\n".join([*lines, f"  {REPLAY_COMMAND.format(self.seed)}"])
 
 
-def night(seed: int) -> Night:
+def run_seed(seed: int) -> RunReport:
     """Play it."""
-    return played(drawn(seed))
+    return run_scenario(from_seed(seed))
 
 
-def played(scene: Scene, core: Callable[..., Any] | None = None) -> Night:
+def run_scenario(scenario: FaultScenario, core: Callable[..., Any] | None = None) -> RunReport:
     """``core`` instead of ours behind the seam, to see that the guard sees."""
-    prompts = (trial := _trial(scene, core)).prompts()
-    front = _gateways(scene) if scene.front == GATEWAYS else trial.front(prompts)
-    guard = Guard(
-        front,
-        scene.names,
-        counts=partial(_counts, front),
-        holds=scene.preset in HOLDING,
-        reached=partial(_reached, front),
-        last=scene.traffic[-1].arrival,
+    prompts = (trial := _trial(scenario, core)).prompt_cache()
+    router = _gateways(scenario) if scenario.router == GATEWAY_CLUSTER else trial.router(prompts)
+    checker = InvariantChecker(
+        router,
+        scenario.engine_names,
+        counts=partial(_endpoint_counts, router),
+        queues_requests=scenario.preset in QUEUEING_PRESETS,
+        reachable=partial(_reachable_engines, router),
+        last_arrival=scenario.traffic[-1].arrival,
     )
-    course = Course(
-        guard, scene.names, scene.profile, block_tokens=TRACE_BLOCK_TOKENS, events=scene.shared, prompts=prompts
+    simulation = FleetSimulation(
+        checker,
+        scenario.engine_names,
+        scenario.profile,
+        block_tokens=TRACE_BLOCK_TOKENS,
+        events=scenario.shared,
+        prompts=prompts,
     )
-    play(scene.script, course)
-    _play_on_gateways(scene, front, trial, course)
+    schedule_events(scenario.fleet_events, simulation)
+    _schedule_gateway_faults(scenario, router, trial, simulation)
     try:
-        served = course.serve(scene.traffic)
-    except (Lost, FairleadError, LookupError, AssertionError, ArithmeticError, TypeError, ValueError) as error:
-        return Night(scene.seed, (*guard.broken, f"{type(error).__name__}: {error}"), 0, 0, 0, 0, guard.looks, 0.0)
-    guard.end()
-    after = [one for one in served if one.arrival >= TROUBLE_SECONDS + RECOVERY_SECONDS]
-    attainment = within(after, TARGET_SECONDS)
-    broken = [*guard.broken, *_unwhole(scene, served, guard.unserved)]
-    if scene.preset == "dual-hash" and attainment < LIVE_SHARE:
-        broken.append(f"{attainment:.3f} of {len(after)} first tokens in time, long after all is well")
-    return Night(
-        seed=scene.seed,
-        broken=tuple(broken),
-        requests=len(served),
-        cut=sum([one.error == CUT for one in served]),
-        retried=sum([one.retries > 0 for one in served]),
-        nobody=len(guard.unserved),
-        looks=guard.looks,
+        results = simulation.run(scenario.traffic)
+    except (RequestLost, FairleadError, LookupError, AssertionError, ArithmeticError, TypeError, ValueError) as error:
+        return RunReport(
+            scenario.seed, (*checker.violations, f"{type(error).__name__}: {error}"), 0, 0, 0, 0, checker.checks, 0.0
+        )
+    checker.check_end()
+    recovered = [result for result in results if result.arrival >= FAULT_SECONDS + RECOVERY_SECONDS]
+    attainment = share_within(recovered, TARGET_SECONDS)
+    broken = [*checker.violations, *_failed_requests(scenario, results, checker.unserved)]
+    if scenario.preset == "dual-hash" and attainment < RECOVERED_ATTAINMENT:
+        broken.append(f"{attainment:.3f} of {len(recovered)} first tokens in time, long after all is well")
+    return RunReport(
+        seed=scenario.seed,
+        violations=tuple(broken),
+        requests=len(results),
+        cut=sum([result.error == CLIENT_DISCONNECT for result in results]),
+        retried=sum([result.retries > 0 for result in results]),
+        unserved=len(checker.unserved),
+        checks=checker.checks,
         attainment_after=attainment,
     )
 
 
-def _trial(scene: Scene, core: Callable[..., Any] | None) -> Trial:
+def _trial(scenario: FaultScenario, core: Callable[..., Any] | None) -> Trial:
     seam = None
-    if scene.front == SEAM:
-        sharing = Sharing(scene.late_seconds, scene.late_seconds) if scene.shared else None
+    if scenario.router == EXTERNAL_ROUTER:
+        sharing = SharingDelays(scenario.delay_seconds, scenario.delay_seconds) if scenario.shared else None
         ours = core or (lambda info, preset, seed: router(info, preset=preset, seed=seed))
-        seam = Seam(ours, scene.gateways, sharing, Weather(scene.spells, scene.seed))
-    return Trial(scene.preset, profile=scene.profile, engines=scene.engines, seed=scene.seed, seam=seam)
+        seam = SeamKind(ours, scenario.gateways, sharing, PacketSimulator(scenario.network_faults, scenario.seed))
+    return Trial(scenario.preset, profile=scenario.profile, engines=scenario.engines, seed=scenario.seed, seam=seam)
 
 
-def _gateways(scene: Scene) -> Gateways:
-    told, late = scene.shared, max(0.01, scene.late_seconds)
-    front = Gateways(
-        scene.gateways,
-        scene.all_names,
-        scene.profile,
-        knowledge=Knowledge(sent=told, loads=told, hot=told, index=told, told_seconds=late, index_seconds=late),
+def _gateways(scenario: FaultScenario) -> GatewayCluster:
+    shared, late = scenario.shared, max(0.01, scenario.delay_seconds)
+    cluster = GatewayCluster(
+        scenario.gateways,
+        scenario.all_engine_names,
+        scenario.profile,
+        delays=InformationDelays(
+            sent=shared, loads=shared, hot=shared, index=shared, publish_seconds=late, index_seconds=late
+        ),
         objectives=Trial().objectives,
-        secret=f"secret {scene.seed}".encode(),
-        seed=scene.seed,
+        secret=f"secret {scenario.seed}".encode(),
+        seed=scenario.seed,
         block_tokens=TRACE_BLOCK_TOKENS,
-        weather=Weather(scene.spells, scene.seed),
+        network=PacketSimulator(scenario.network_faults, scenario.seed),
     )
-    front.live = scene.names
-    front.members(scene.names, 0.0)
-    return front
+    cluster.live = scenario.engine_names
+    cluster.on_membership(scenario.engine_names, 0.0)
+    return cluster
 
 
-def _play_on_gateways(scene: Scene, front: OneRouter | Outside | Gateways, trial: Trial, course: Course) -> None:
-    for one in scene.partitions:
-        course.later(one.at, partial(_part, front, one.gateway, one.without))
-    for kill in scene.kills:
-        course.later(kill.at, partial(_kill, front, kill.gateway, trial))
+def _schedule_gateway_faults(
+    scenario: FaultScenario,
+    router: SingleGateway | ExternalRouter | GatewayCluster,
+    trial: Trial,
+    simulation: FleetSimulation,
+) -> None:
+    for partition in scenario.partitions:
+        simulation.schedule(partition.at, partial(_partition_gateway, router, partition.gateway, partition.unreachable))
+    for kill in scenario.kills:
+        simulation.schedule(kill.at, partial(_kill_gateway, router, kill.gateway, trial))
 
 
-def _part(front: OneRouter | Outside | Gateways, gateway: int, without: frozenset[str], now: float) -> None:
-    if isinstance(front, OneRouter):
-        front.unreachable(without, now)
+def _partition_gateway(
+    router: SingleGateway | ExternalRouter | GatewayCluster, gateway: int, without: frozenset[str], now: float
+) -> None:
+    if isinstance(router, SingleGateway):
+        router.set_unreachable(without, now)
     else:
-        front.unreachable(gateway, without, now)
+        router.set_unreachable(gateway, without, now)
 
 
-def _kill(front: OneRouter | Outside | Gateways, gateway: int, trial: Trial, now: float) -> None:
-    if isinstance(front, Gateways):
-        front.killed(gateway, now)
-    elif isinstance(front, Outside):
+def _kill_gateway(
+    router: SingleGateway | ExternalRouter | GatewayCluster, gateway: int, trial: Trial, now: float
+) -> None:
+    if isinstance(router, GatewayCluster):
+        router.kill_gateway(gateway, now)
+    elif isinstance(router, ExternalRouter):
         assert trial.seam is not None
-        front.killed(gateway, trial.core(trial.seam), now)
+        router.kill_gateway(gateway, trial.core(trial.seam), now)
 
 
-def _counts(front: OneRouter | Outside | Gateways) -> Iterable[Count]:
-    if isinstance(front, Outside):
-        for gateway in front.gateways:
+def _endpoint_counts(router: SingleGateway | ExternalRouter | GatewayCluster) -> Iterable[EndpointCount]:
+    if isinstance(router, ExternalRouter):
+        for gateway in router.gateways:
             for name, (inflight, waiting, prefill, tokens) in gateway.counters.items():
                 yield name, round(inflight), round(waiting), prefill, tokens
     else:
-        for loads in front.loads() if isinstance(front, Gateways) else [front.loads()]:
+        for loads in router.loads() if isinstance(router, GatewayCluster) else [router.loads()]:
             for name, load in loads.items():
                 yield (name, *_numbers(load))
 
@@ -158,24 +183,26 @@ def _numbers(load: InstanceLoad) -> tuple[int, int, float, float]:
     return load.inflight, load.waiting, load.backlog_seconds, load.inflight_tokens
 
 
-def _reached(front: OneRouter | Outside | Gateways, request: str, live: Collection[str]) -> Collection[str]:
-    cut = front.cut_of(request)
-    return [name for name in live if name not in cut]
+def _reachable_engines(
+    router: SingleGateway | ExternalRouter | GatewayCluster, request: str, live: Collection[str]
+) -> Collection[str]:
+    unreachable = router.unreachable_for(request)
+    return [name for name in live if name not in unreachable]
 
 
-def _unwhole(scene: Scene, served: Sequence[Served], unserved: Collection[str]) -> list[str]:
+def _failed_requests(scenario: FaultScenario, results: Sequence[RequestResult], unserved: Collection[str]) -> list[str]:
     """What became of requests that may not become of them."""
-    found = []
-    for asked, one in zip(scene.traffic, served, strict=True):
-        if one.error is not None:
-            if one.arrival > TROUBLE_SECONDS:
-                found.append(f"{one.id} fails although all is well: {one.error}")
-            elif one.error != CUT and one.id not in unserved:
-                found.append(f"{one.id} fails: {one.error}")
+    problems = []
+    for request, result in zip(scenario.traffic, results, strict=True):
+        if result.error is not None:
+            if result.arrival > FAULT_SECONDS:
+                problems.append(f"{result.id} fails although all is well: {result.error}")
+            elif result.error != CLIENT_DISCONNECT and result.id not in unserved:
+                problems.append(f"{result.id} fails: {result.error}")
             continue
-        times = one.times
-        if one.output_tokens != asked.output_tokens or len(times) != asked.output_tokens:
-            found.append(f"{one.id} has {len(times)} tokens of {asked.output_tokens}")
-        elif list(times) != sorted(times) or times[0] < one.arrival:
-            found.append(f"{one.id} has tokens out of order")
-    return found[:10]
+        times = result.token_times
+        if result.output_tokens != request.output_tokens or len(times) != request.output_tokens:
+            problems.append(f"{result.id} has {len(times)} tokens of {request.output_tokens}")
+        elif list(times) != sorted(times) or times[0] < result.arrival:
+            problems.append(f"{result.id} has tokens out of order")
+    return problems[:10]

@@ -10,67 +10,67 @@ from collections.abc import Mapping, Sequence
 from fairlead.profile import EngineProfile
 from fairlead_gateway.routing import InstanceLoad
 from fairlead_sim.blocks import KvEvent
-from fairlead_sim.course import Course
-from fairlead_sim.sequence import Sequence as EngineSequence
-from fairlead_sim.trace_prompts import Prompts
+from fairlead_sim.course import FleetSimulation
+from fairlead_sim.sequence import EngineSequence
+from fairlead_sim.trace_prompts import TracePromptCache
 from fairlead_sim.traces import TraceRequest
 
 
-class LeastQueued:
+class PooledCacheBound:
     """Sends each request where the least prefill waits, in seconds, with what the one cache holds of it left out."""
 
-    def __init__(self, names: Sequence[str], profile: EngineProfile, prompts: Prompts) -> None:
+    def __init__(self, names: Sequence[str], profile: EngineProfile, prompts: TracePromptCache) -> None:
         self._profile = profile
         self._prompts = prompts
         self._queued = dict.fromkeys(names, 0.0)
         self._sent: dict[str, tuple[str, float]] = {}
-        self._course: Course | None = None
+        self._simulation: FleetSimulation | None = None
 
-    def begin(self, course: Course) -> None:
+    def start(self, simulation: FleetSimulation) -> None:
         """From now on its engines' cache can be looked into."""
-        self._course = course
+        self._simulation = simulation
 
-    def arrive(self, request: TraceRequest, now: float) -> tuple[str | None, str]:
+    def route(self, request: TraceRequest, now: float) -> tuple[str | None, str]:
         """The engine with the least prefill before it, the first of equal ones."""
         del now
-        assert self._course is not None
-        core = next(iter(self._course.cores.values()))
-        keys = self._prompts.keys(request)
+        assert self._simulation is not None
+        core = next(iter(self._simulation.cores.values()))
+        keys = self._prompts.block_keys(request)
         hit = len(core.pool.match(keys, len(keys))) * core.block_tokens
-        seconds = self._profile.prefill(request.prompt_tokens, min(hit, request.prompt_tokens - 1))
+        seconds = self._profile.prefill_time(request.prompt_tokens, min(hit, request.prompt_tokens - 1))
         name = min(self._queued, key=self._queued.__getitem__)
         self._queued[name] += seconds
         self._sent[request.id] = name, seconds
         return name, ""
 
-    def first_token(self, request: str, now: float) -> None:
+    def on_first_token(self, request: str, now: float) -> None:
         """Its prefill is done."""
-        self.lost(request, now)
+        self.on_lost(request, now)
 
-    def lost(self, request: str, now: float) -> None:
+    def on_lost(self, request: str, now: float) -> None:
         """Nothing of it is queued any more."""
         del now
         name, seconds = self._sent.pop(request, ("", 0.0))
         if name:
             self._queued[name] = max(0.0, self._queued[name] - seconds)
 
-    def refused(self, request: str, now: float) -> None:
+    def on_rejected(self, request: str, now: float) -> None:
         """Likewise."""
-        self.lost(request, now)
+        self.on_lost(request, now)
 
-    def finished(self, sequence: EngineSequence, now: float) -> None:
+    def on_finished(self, sequence: EngineSequence, now: float) -> None:
         """Likewise, of one whose first token was its last."""
-        self.lost(sequence.id, now)
+        self.on_lost(sequence.id, now)
 
-    def told(self, instance: str, events: Sequence[KvEvent], now: float) -> None:
+    def on_kv_events(self, instance: str, events: Sequence[KvEvent], now: float) -> None:
         """It looks by itself."""
 
-    def members(self, live: Sequence[str], now: float) -> None:
+    def on_membership(self, live_engines: Sequence[str], now: float) -> None:
         """Engines come with nothing queued, and leave with what they had."""
         del now
-        self._queued = {name: self._queued.get(name, 0.0) for name in live}
+        self._queued = {name: self._queued.get(name, 0.0) for name in live_engines}
 
-    def unreachable(self, names: frozenset[str], now: float) -> None:
+    def set_unreachable(self, names: frozenset[str], now: float) -> None:
         """It is no gateway, and reaches all."""
 
     def loads(self) -> Mapping[str, InstanceLoad]:

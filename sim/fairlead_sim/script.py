@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
 
-from fairlead_sim.course import Course
+from fairlead_sim.course import FleetSimulation
 
 
-class What(StrEnum):
+class FleetEventKind(StrEnum):
     """Losing takes everything with it; a drained engine ends what it has; a slow one takes so many times as long for a step."""
 
     LOSE = "lose"
@@ -18,36 +18,36 @@ class What(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Happening:
+class FleetEvent:
     """At a moment, to one engine by name. ``factor`` is how many times slower it is from then on; 1 is as before."""
 
     at: float
-    what: What
+    kind: FleetEventKind
     engine: str
     factor: float = 1.0
 
 
-def play(script: Sequence[Happening], course: Course) -> None:
+def schedule_events(events: Sequence[FleetEvent], simulation: FleetSimulation) -> None:
     """Let it happen. What cannot (an engine that is not there any more) does not."""
-    whole: dict[str, Callable[[Happening, float], None]] = {
-        What.LOSE: lambda one, now: course.lose(one.engine, now),
-        What.JOIN: lambda one, now: course.join(one.engine, now),
-        What.DRAIN: lambda one, now: course.drain(one.engine, now),
-        What.SLOW: lambda one, now: course.slow(one.engine, one.factor, now),
+    actions: dict[str, Callable[[FleetEvent, float], None]] = {
+        FleetEventKind.LOSE: lambda event, now: simulation.lose_engine(event.engine, now),
+        FleetEventKind.JOIN: lambda event, now: simulation.add_engine(event.engine, now),
+        FleetEventKind.DRAIN: lambda event, now: simulation.drain_engine(event.engine, now),
+        FleetEventKind.SLOW: lambda event, now: simulation.slow_engine(event.engine, event.factor, now),
     }
 
-    def happen(one: Happening, now: float) -> None:
-        if (one.engine in course.cores) != (one.what is What.JOIN):
-            whole[one.what](one, now)
+    def happen(one: FleetEvent, now: float) -> None:
+        if (one.engine in simulation.cores) != (one.kind is FleetEventKind.JOIN):
+            actions[one.kind](one, now)
 
-    for one in script:
-        course.later(one.at, partial(happen, one))
+    for event in events:
+        simulation.schedule(event.at, partial(happen, event))
 
 
-def scaling(first: int, most: int, up: float, down: float) -> tuple[Happening, ...]:
+def scale_out_and_in(first: int, end: int, out_at: float, in_at: float) -> tuple[FleetEvent, ...]:
     """Engines ``sim-<first>`` to before ``sim-<most>`` come at ``up`` and are drained at ``down`` (6 → 8 → 6)."""
-    names = [f"sim-{index}/0/0" for index in range(first, most)]
+    names = [f"sim-{index}/0/0" for index in range(first, end)]
     return (
-        *[Happening(up, What.JOIN, name) for name in names],
-        *[Happening(down, What.DRAIN, name) for name in names],
+        *[FleetEvent(out_at, FleetEventKind.JOIN, name) for name in names],
+        *[FleetEvent(in_at, FleetEventKind.DRAIN, name) for name in names],
     )

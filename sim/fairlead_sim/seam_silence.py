@@ -9,53 +9,53 @@ and nothing is assumed any more: an engine may be slow.
 from collections import deque
 from typing import Final
 
-SILENT_SECONDS: Final = 10.0
-SILENT_REQUESTS: Final = 200
+INFERENCE_SECONDS: Final = 10.0
+INFERENCE_REQUESTS: Final = 200
 """So many, for a tool that tries a few picks by hand is not silent."""
 
 
-class Silence:
+class CompletionInference:
     """The requests of a tool that has told no end yet."""
 
     def __init__(self) -> None:
-        self._tells_first = False
-        self._tells_ends = False
+        self._reports_first_tokens = False
+        self._reports_completions = False
         self._last: dict[str, float] = {}
         self._due: deque[tuple[float, str, bool]] = deque()
         self._sent = 0
-        self.deaf = False
+        self.is_inferring = False
 
-    def sent(self, request: str, now: float) -> None:
+    def on_routed(self, request: str, now: float) -> None:
         """It was picked."""
         self._sent += 1
-        self._heard(request, now, began=False)
+        self._note(request, now, began=False)
 
-    def began(self, request: str, now: float) -> None:
+    def on_first_token(self, request: str, now: float) -> None:
         """Its first token was told."""
-        self._tells_first = True
-        self._heard(request, now, began=True)
+        self._reports_first_tokens = True
+        self._note(request, now, began=True)
 
-    def ended(self) -> None:
+    def on_complete(self) -> None:
         """Some request's end was told: the tool tells them."""
-        if not self._tells_ends:
-            self._tells_ends, self.deaf = True, False
+        if not self._reports_completions:
+            self._reports_completions, self.is_inferring = True, False
             self._due.clear()
             self._last.clear()
 
-    def over(self, now: float) -> list[str]:
+    def infer_completed(self, now: float) -> list[str]:
         """Those that are to be taken as over; ``deaf`` from the first one on, as long as no end is told."""
-        found: list[str] = []
-        if self._sent < SILENT_REQUESTS:
-            return found
-        while self._due and self._due[0][0] + SILENT_SECONDS <= now:
+        completed: list[str] = []
+        if self._sent < INFERENCE_REQUESTS:
+            return completed
+        while self._due and self._due[0][0] + INFERENCE_SECONDS <= now:
             at, request, began = self._due.popleft()
-            if self._last.get(request) == at and (began or not self._tells_first):
+            if self._last.get(request) == at and (began or not self._reports_first_tokens):
                 del self._last[request]
-                found.append(request)
-        self.deaf = self.deaf or bool(found)
-        return found
+                completed.append(request)
+        self.is_inferring = self.is_inferring or bool(completed)
+        return completed
 
-    def _heard(self, request: str, now: float, *, began: bool) -> None:
-        if not self._tells_ends:
+    def _note(self, request: str, now: float, *, began: bool) -> None:
+        if not self._reports_completions:
             self._last[request] = now
             self._due.append((now, request, began))

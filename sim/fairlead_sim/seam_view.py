@@ -15,20 +15,20 @@ from collections import deque
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from fairlead_gateway.routing.ledger import Tally
-from fairlead_sim.seam_words import amount
+from fairlead_gateway.routing.ledger import EndpointLoad
+from fairlead_sim.seam_words import read_count
 
-LATE_SECONDS: Final = 5.0
+EVENT_DELAY_SECONDS: Final = 5.0
 
 
-class _Sent:
+class _BlockRoutes:
     """How many of the requests under way to an endpoint have a block, and a bit for each endpoint that has any."""
 
-    __slots__ = ("at", "mask")
+    __slots__ = ("counts", "endpoint_mask")
 
     def __init__(self) -> None:
-        self.at: dict[str, int] = {}
-        self.mask = 0
+        self.counts: dict[str, int] = {}
+        self.endpoint_mask = 0
 
 
 class EndpointView:
@@ -36,67 +36,69 @@ class EndpointView:
     seconds."""
 
     def __init__(self, prefill_token_seconds: float, block_tokens: int) -> None:
-        self._seconds = prefill_token_seconds
+        self._prefill_token_seconds = prefill_token_seconds
         self._block_tokens = block_tokens
         self._endpoints: Mapping[str, Any] = {}
-        self._told: dict[
+        self._reported: dict[
             str, tuple[Mapping[str, float], Sequence[Hashable]]
         ] = {}  # by request: what events told, its blocks
         self._sent: dict[str, tuple[str, tuple[Hashable, ...]]] = {}
-        self._blocks: dict[Hashable, _Sent] = {}
+        self._blocks: dict[Hashable, _BlockRoutes] = {}
         self._names: list[str] = []  # by bit
         self._bits: dict[str, int] = {}
-        self._over: deque[tuple[float, str, tuple[Hashable, ...]]] = deque()
-        self._tells = (
+        self._expiring: deque[tuple[float, str, tuple[Hashable, ...]]] = deque()
+        self._reports_cache = (
             False  # of some request something was cached somewhere: a tool without events may write 0 everywhere
         )
-        self._counts = False  # some endpoint has had something in flight
-        self.deaf = False  # the tool says of no request that it is over, so we do not know better than its counters
+        self._reports_load = False  # some endpoint has had something in flight
+        self.is_inferring = (
+            False  # the tool says of no request that it is over, so we do not know better than its counters
+        )
 
-    def look(self, endpoints: Mapping[str, Any]) -> None:
+    def set_endpoints(self, endpoints: Mapping[str, Any]) -> None:
         """These are offered from now on."""
         self._endpoints = endpoints
 
-    def asked(self, request: str, blocks: Sequence[Hashable], now: float) -> None:
+    def add_request(self, request: str, blocks: Sequence[Hashable], now: float) -> None:
         """A request is to be placed: what events tell of it now is what is known until its first token."""
-        while self._over and self._over[0][0] <= now:
-            _, endpoint, gone = self._over.popleft()
-            self._drop(endpoint, gone)
-        matched = {name: amount(item, "matched_tokens", "endpoint") for name, item in self._endpoints.items()}
-        self._tells = self._tells or any(matched.values())
-        if self._tells and any(tokens is not None for tokens in matched.values()):
-            self._told[request] = {name: tokens for name, tokens in matched.items() if tokens}, blocks
+        while self._expiring and self._expiring[0][0] <= now:
+            _, endpoint, expired_blocks = self._expiring.popleft()
+            self._drop_blocks(endpoint, expired_blocks)
+        matched = {name: read_count(item, "matched_tokens", "endpoint") for name, item in self._endpoints.items()}
+        self._reports_cache = self._reports_cache or any(matched.values())
+        if self._reports_cache and any(tokens is not None for tokens in matched.values()):
+            self._reported[request] = {name: tokens for name, tokens in matched.items() if tokens}, blocks
         else:
-            self.answered(request)
+            self.settle(request)
 
-    def matched(self, request: str) -> Mapping[str, float] | None:
+    def cached_tokens(self, request: str) -> Mapping[str, float] | None:
         """Prompt tokens of a request that are cached, by endpoint; None where nobody tells."""
-        found = self._told.get(request)
-        if found is None:
+        entry = self._reported.get(request)
+        if entry is None:
             return None
-        told, blocks = found
-        here = self._under_way(blocks)
-        for name, tokens in told.items():
-            if tokens > here.get(name, 0.0):
-                here[name] = tokens
-        return here
+        reported, blocks = entry
+        by_endpoint = self._routed_tokens(blocks)
+        for name, tokens in reported.items():
+            if tokens > by_endpoint.get(name, 0.0):
+                by_endpoint[name] = tokens
+        return by_endpoint
 
-    def load(self, own: Tally) -> Tally:
+    def load(self, own: EndpointLoad) -> EndpointLoad:
         """An endpoint's whole load, given what this core sent there."""
         endpoint = self._endpoints.get(own.instance)
-        inflight = None if endpoint is None else amount(endpoint, "inflight", "endpoint")
+        inflight = None if endpoint is None else read_count(endpoint, "inflight", "endpoint")
         if inflight is None:
             return own
-        self._counts = self._counts or inflight > 0.0
-        if inflight < own.inflight and not (self.deaf and self._counts):
+        self._reports_load = self._reports_load or inflight > 0.0
+        if inflight < own.inflight and not (self.is_inferring and self._reports_load):
             return own
-        waiting = amount(endpoint, "waiting", "endpoint")
-        pending = amount(endpoint, "pending_prefill_tokens", "endpoint")
-        tokens = amount(endpoint, "inflight_tokens", "endpoint")
-        backlog = own.backlog_seconds if pending is None else pending * self._seconds
+        waiting = read_count(endpoint, "waiting", "endpoint")
+        pending = read_count(endpoint, "pending_prefill_tokens", "endpoint")
+        tokens = read_count(endpoint, "inflight_tokens", "endpoint")
+        backlog = own.backlog_seconds if pending is None else pending * self._prefill_token_seconds
         if inflight == own.inflight:  # all of it is ours, and who knows of more that is cached is right
             backlog = min(backlog, own.backlog_seconds)
-        return Tally(
+        return EndpointLoad(
             own.instance,
             int(inflight),
             own.waiting if waiting is None else int(waiting),
@@ -104,82 +106,82 @@ class EndpointView:
             own.inflight_tokens if tokens is None else tokens,
         )
 
-    def sent(self, request: str, endpoint: str, blocks: Sequence[Hashable], now: float) -> None:
+    def add_routed(self, request: str, endpoint: str, blocks: Sequence[Hashable], now: float) -> None:
         """It goes there, or there instead of where it went before."""
-        self.ended(request, now, began=False)
-        kept = tuple(blocks)
-        self._sent[request] = (endpoint, kept)
+        self.remove_routed(request, now, had_first_token=False)
+        routed_blocks = tuple(blocks)
+        self._sent[request] = (endpoint, routed_blocks)
         bit = self._bits.get(endpoint, 0)
         if not bit:
             bit = self._bits[endpoint] = 1 << len(self._names)
             self._names.append(endpoint)
-        for block in kept:
-            here = self._blocks.get(block)
-            if here is None:
-                here = self._blocks[block] = _Sent()
-            here.at[endpoint] = here.at.get(endpoint, 0) + 1
-            here.mask |= bit
+        for block in routed_blocks:
+            routes = self._blocks.get(block)
+            if routes is None:
+                routes = self._blocks[block] = _BlockRoutes()
+            routes.counts[endpoint] = routes.counts.get(endpoint, 0) + 1
+            routes.endpoint_mask |= bit
 
-    def answered(self, request: str) -> None:
+    def settle(self, request: str) -> None:
         """Its place is settled: what events told of it is not asked for again."""
-        self._told.pop(request, None)
+        self._reported.pop(request, None)
 
-    def ended(self, request: str, now: float, *, began: bool = True) -> None:
+    def remove_routed(self, request: str, now: float, *, had_first_token: bool = True) -> None:
         """It is over there; where it never ``began``, nothing of it is cached."""
-        if began:
-            self.answered(request)
-        found = self._sent.pop(request, None)
-        if found is None:
+        if had_first_token:
+            self.settle(request)
+        routed = self._sent.pop(request, None)
+        if routed is None:
             return
-        if began:
-            self._over.append((now + LATE_SECONDS, *found))
+        if had_first_token:
+            self._expiring.append((now + EVENT_DELAY_SECONDS, *routed))
         else:
-            self._drop(*found)
+            self._drop_blocks(*routed)
 
-    def left(self, endpoint: str) -> None:
+    def remove_endpoint(self, endpoint: str) -> None:
         """It is out of service, and its cache with it."""
-        for block in [block for block, here in self._blocks.items() if endpoint in here.at]:
-            self._clear(block, endpoint)
-        self._over = deque(item for item in self._over if item[1] != endpoint)
+        for block in [block for block, routes in self._blocks.items() if endpoint in routes.counts]:
+            self._clear_block(block, endpoint)
+        self._expiring = deque(item for item in self._expiring if item[1] != endpoint)
         self._sent = {name: sent for name, sent in self._sent.items() if sent[0] != endpoint}
 
-    def _under_way(self, blocks: Iterable[Hashable]) -> dict[str, float]:
+    def _routed_tokens(self, blocks: Iterable[Hashable]) -> dict[str, float]:
         """Tokens from the prompt's start that somebody was sent lately, by endpoint."""
-        found: dict[str, float] = {}
+        by_endpoint: dict[str, float] = {}
         reached, alive, tokens = 0, -1, 0.0
         for block in blocks:
-            here = self._blocks.get(block)
-            held = 0 if here is None else alive & here.mask
-            if reached and held != alive:
-                self._reached(alive & ~held, tokens, found)
-            alive = held
+            routes = self._blocks.get(block)
+            holders = 0 if routes is None else alive & routes.endpoint_mask
+            if reached and holders != alive:
+                self._record_tokens(alive & ~holders, tokens, by_endpoint)
+            alive = holders
             if not alive:
-                return found
+                return by_endpoint
             reached += 1
             tokens = float(reached * self._block_tokens)
         if reached:
-            self._reached(alive, tokens, found)
-        return found
+            self._record_tokens(alive, tokens, by_endpoint)
+        return by_endpoint
 
-    def _reached(self, mask: int, tokens: float, found: dict[str, float]) -> None:
+    def _record_tokens(self, mask: int, tokens: float, by_endpoint: dict[str, float]) -> None:
         while mask:
             bit = mask & -mask
             mask ^= bit
-            found[self._names[bit.bit_length() - 1]] = tokens
+            by_endpoint[self._names[bit.bit_length() - 1]] = tokens
 
-    def _drop(self, endpoint: str, blocks: Sequence[Hashable]) -> None:
+    def _drop_blocks(self, endpoint: str, blocks: Sequence[Hashable]) -> None:
         for block in blocks:
-            here = self._blocks.get(block)
-            if here is None or endpoint not in here.at:
+            routes = self._blocks.get(block)
+            if routes is None or endpoint not in routes.counts:
                 continue
-            here.at[endpoint] -= 1
-            if not here.at[endpoint]:
-                self._clear(block, endpoint)
+            routes.counts[endpoint] -= 1
+            if not routes.counts[endpoint]:
+                self._clear_block(block, endpoint)
 
-    def _clear(self, block: Hashable, endpoint: str) -> None:
+    def _clear_block(self, block: Hashable, endpoint: str) -> None:
         """Nothing under way to the endpoint has the block."""
-        here = self._blocks[block]
-        del here.at[endpoint]
-        here.mask &= ~self._bits[endpoint]
-        if not here.at:
+        routes = self._blocks[block]
+        del routes.counts[endpoint]
+        routes.endpoint_mask &= ~self._bits[endpoint]
+        if not routes.counts:
             del self._blocks[block]

@@ -14,66 +14,66 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, TextIO
 
 from fairlead.errors import BadInput, FairleadError
-from fairlead_autoscaler.scaling import Core, MixAsked, MixTold
-from fairlead_gateway.routing import HOLDING, PRESETS
-from fairlead_sim.scaling.seam import SeamAutoscaler
-from fairlead_sim.scaling.seam_info import model_of, settings_of
-from fairlead_sim.seam_router import HoldingSeamRouter, SeamRouter
+from fairlead_autoscaler.scaling import MixRequest, MixResult, ScalingCore
+from fairlead_gateway.routing import PRESETS, QUEUEING_PRESETS
+from fairlead_sim.scaling.seam import AutoscalerAdapter
+from fairlead_sim.scaling.seam_info import parse_model, parse_settings
+from fairlead_sim.seam_router import LateBindingRouterAdapter, RouterAdapter
 
 
-def router(info: Any, *, preset: str = "dual-hash", seed: int = 0) -> "SeamRouter":
+def router(info: Any, *, preset: str = "dual-hash", seed: int = 0) -> "RouterAdapter":
     """A fresh scheduling core for ``info`` (a mapping, or an object with these attributes). That of a preset which holds requests
     before engines also has ``order_key`` and ``rebalance``."""
-    return (HoldingSeamRouter if preset in HOLDING else SeamRouter)(info, preset=preset, seed=seed)
+    return (LateBindingRouterAdapter if preset in QUEUEING_PRESETS else RouterAdapter)(info, preset=preset, seed=seed)
 
 
-def autoscaler(info: Any, **settings: Any) -> SeamAutoscaler:
+def autoscaler(info: Any, **settings: Any) -> AutoscalerAdapter:
     """A fresh scaling core for ``info``; ``settings`` are fields of ``fairlead_autoscaler.scaling.ScalingSettings``. Raises
     BadInput for what neither can be."""
-    model = model_of(info)
-    return SeamAutoscaler(Core(model, settings_of(settings)), model, _solver)
+    model = parse_model(info)
+    return AutoscalerAdapter(ScalingCore(model, parse_settings(settings)), model, _mix_solver)
 
 
-def _solver() -> Callable[[MixAsked], MixTold]:
+def _mix_solver() -> Callable[[MixRequest], MixResult]:
     """Of the mix of accelerators; only who tells shapes is asked for it, and needs its library."""
-    from fairlead_autoscaler.mix import unhurried
+    from fairlead_autoscaler.mix import simulation_solver
 
-    return unhurried()
+    return simulation_solver()
 
 
-Operate = Callable[[str, Mapping[str, Any]], str | None]
+Operation = Callable[[str, Mapping[str, Any]], str | None]
 """An operation and its message: the answer line, None where there is none."""
 
-UNANSWERED: Final = frozenset({"first_token", "complete", "endpoints"})
+OPERATIONS_WITHOUT_REPLY: Final = frozenset({"first_token", "complete", "endpoints"})
 """Operations that get no answer line, be they right or wrong."""
 
-_WRONG: Final = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError)
+_INPUT_ERRORS: Final = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError)
 
 
-class Lines:
+class JsonLinesSession:
     """A seam as JSON lines: one operation a line. ``begin`` is called with the message of a ``reset``, and what it gives does the
     operations after it."""
 
-    def __init__(self, begin: Callable[[Mapping[str, Any]], Operate]) -> None:
+    def __init__(self, begin: Callable[[Mapping[str, Any]], Operation]) -> None:
         self._begin = begin
-        self._operate: Operate | None = None
+        self._operate: Operation | None = None
 
-    def answer(self, line: str) -> tuple[str | None, str | None]:
+    def reply(self, line: str) -> tuple[str | None, str | None]:
         """The answer line to one operation, None where there is none; and what was wrong with it, None where nothing was. Whoever
         waits for an answer to a wrong line gets one: ``{"error": …}``. Nothing else comes of a wrong line."""
         operation = None
         try:
             message = _message(line)
             operation = message.get("op")
-            return self._do(operation, message), None
+            return self._run_operation(operation, message), None
         except FairleadError as error:
-            said = str(error)
-        except _WRONG as error:
-            said = f"a field is wrong: {error!r}"
-        said = said if operation is None else f"{operation}: {said}"
-        return None if operation in UNANSWERED else json.dumps({"error": said}), said
+            problem = str(error)
+        except _INPUT_ERRORS as error:
+            problem = f"a field is wrong: {error!r}"
+        problem = problem if operation is None else f"{operation}: {problem}"
+        return None if operation in OPERATIONS_WITHOUT_REPLY else json.dumps({"error": problem}), problem
 
-    def _do(self, operation: Any, message: Mapping[str, Any]) -> str | None:
+    def _run_operation(self, operation: Any, message: Mapping[str, Any]) -> str | None:
         if operation == "reset":
             self._operate = self._begin(message)
             return "{}"
@@ -92,27 +92,39 @@ def _message(line: str) -> dict[str, Any]:
     return message
 
 
-def _need(message: Mapping[str, Any], field: str) -> Any:
+def _required_field(message: Mapping[str, Any], field: str) -> Any:
     if message.get(field) is None:
         raise BadInput(f"{field} is missing", field=field)
     return message[field]
 
 
-def _router_lines(core: SeamRouter) -> Operate:
+def _router_operations(core: RouterAdapter) -> Operation:
     """``pick`` is answered, the rest is not."""
 
     def operate(operation: str, message: Mapping[str, Any]) -> str | None:
         if operation == "pick":
-            chosen = core.pick(_need(message, "request"), _need(message, "endpoints"), _need(message, "now"))
+            chosen = core.pick(
+                _required_field(message, "request"),
+                _required_field(message, "endpoints"),
+                _required_field(message, "now"),
+            )
             return json.dumps({"endpoint": chosen})
         if operation == "first_token":
             core.on_first_token(
-                message, _need(message, "endpoint"), _need(message, "now"), message.get("cached_tokens")
+                message,
+                _required_field(message, "endpoint"),
+                _required_field(message, "now"),
+                message.get("cached_tokens"),
             )
         elif operation == "complete":
-            core.on_complete(message, _need(message, "endpoint"), _need(message, "now"), message.get("output_tokens"))
+            core.on_complete(
+                message,
+                _required_field(message, "endpoint"),
+                _required_field(message, "now"),
+                message.get("output_tokens"),
+            )
         elif operation == "endpoints":
-            core.on_endpoints(_need(message, "live"), _need(message, "now"))
+            core.on_endpoints(_required_field(message, "live"), _required_field(message, "now"))
         else:
             raise BadInput("no operation is called so", field="op")
         return None
@@ -120,7 +132,7 @@ def _router_lines(core: SeamRouter) -> Operate:
     return operate
 
 
-def _autoscaler_lines(core: SeamAutoscaler) -> Operate:
+def _autoscaler_operations(core: AutoscalerAdapter) -> Operation:
     """``step`` is the only one."""
 
     def operate(operation: str, message: Mapping[str, Any]) -> str | None:
@@ -135,27 +147,29 @@ def main(arguments: Sequence[str], source: TextIO, sink: TextIO, errors: TextIO)
     """Serve one seam until the input ends; 2 when a line was wrong, which is then told in ``errors`` and skipped."""
     parser = argparse.ArgumentParser(prog="python -m fairlead_sim.seams", description="Fairlead's cores as JSON lines.")
     seams = parser.add_subparsers(dest="seam", required=True)
-    of_router = seams.add_parser("router", help="where requests go")
-    of_router.add_argument("--preset", choices=PRESETS, default="dual-hash")
-    of_router.add_argument("--seed", type=int, default=0)
+    router_parser = seams.add_parser("router", help="where requests go")
+    router_parser.add_argument("--preset", choices=PRESETS, default="dual-hash")
+    router_parser.add_argument("--seed", type=int, default=0)
     seams.add_parser("autoscaler", help="how many replicas a pool has")
-    chosen = parser.parse_args(arguments)
-    if chosen.seam == "router":
-        session = Lines(lambda info: _router_lines(router(info, preset=chosen.preset, seed=chosen.seed)))
+    options = parser.parse_args(arguments)
+    if options.seam == "router":
+        session = JsonLinesSession(
+            lambda info: _router_operations(router(info, preset=options.preset, seed=options.seed))
+        )
     else:
-        session = Lines(lambda info: _autoscaler_lines(autoscaler(info)))
-    wrong = False
-    for at, line in enumerate(source, 1):
+        session = JsonLinesSession(lambda info: _autoscaler_operations(autoscaler(info)))
+    has_errors = False
+    for number, line in enumerate(source, 1):
         if not line.strip():
             continue
-        answer, said = session.answer(line)
-        if said is not None:
-            wrong = True
-            print(f"line {at}: {said}", file=errors, flush=True)
-        if answer is not None:
-            sink.write(answer + "\n")
+        reply, problem = session.reply(line)
+        if problem is not None:
+            has_errors = True
+            print(f"line {number}: {problem}", file=errors, flush=True)
+        if reply is not None:
+            sink.write(reply + "\n")
             sink.flush()
-    return 2 if wrong else 0
+    return 2 if has_errors else 0
 
 
 if __name__ == "__main__":

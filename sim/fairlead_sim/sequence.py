@@ -16,7 +16,7 @@ class SequenceState(StrEnum):
 
 
 @dataclass(slots=True, eq=False)
-class Sequence:
+class EngineSequence:
     """One prompt and the tokens generated from it. The caller gives the first part, the core fills the second.
 
     ``keys`` are the chained keys of the prompt's full blocks. ``tokens`` are the prompt's ids; the caller appends each generated
@@ -36,8 +36,8 @@ class Sequence:
     salt: str | None = None
     session: str | None = None
     reserve_tokens: int | None = None
-    lookup: bool = True  # False = compute the whole prompt, whatever is cached
-    announce_hits: bool = False  # True = tell of the blocks that were hit, too
+    uses_cache: bool = True  # False = compute the whole prompt, whatever is cached
+    publishes_hits: bool = False  # True = tell of the blocks that were hit, too
     pulled_tokens: int = 0  # of the prompt, that another engine computed and whose KV is here; lost when preempted
 
     state: SequenceState = SequenceState.WAITING
@@ -54,34 +54,34 @@ class Sequence:
     blocks: list[int] = field(default_factory=list)
     reserved_blocks: int = 0
     computed: int = 0  # tokens in KV while the prompt is being computed
-    due: int = 0  # decode steps until a block is full or the end is reached
+    steps_to_block_end: int = 0  # decode steps until a block is full or the end is reached
 
     @property
-    def done(self) -> bool:
+    def is_done(self) -> bool:
         """Whether it has left the engine."""
         return self.state in (SequenceState.FINISHED, SequenceState.ABORTED)
 
 
 @dataclass(slots=True)
-class Step:
+class EngineStep:
     """What one engine step does; its results exist ``seconds`` after it began.
 
     A sequence aborted while the step runs is still listed: look at its state before delivering.
     """
 
     seconds: float = 0.0
-    tokens: list[Sequence] = field(default_factory=list)  # each got exactly one token
-    first: list[Sequence] = field(default_factory=list)  # of those, the ones whose first token it is
-    joined: list[Sequence] = field(
+    tokens: list[EngineSequence] = field(default_factory=list)  # each got exactly one token
+    first_tokens: list[EngineSequence] = field(default_factory=list)  # of those, the ones whose first token it is
+    decode_starts: list[EngineSequence] = field(
         default_factory=list
     )  # and those that begin to decode with it, for the first time or again
-    finished: list[tuple[Sequence, str]] = field(
+    finished: list[tuple[EngineSequence, str]] = field(
         default_factory=list
     )  # with the reason; the last token is in ``tokens``
-    preempted: list[Sequence] = field(default_factory=list)
+    preempted: list[EngineSequence] = field(default_factory=list)
     events: list[KvEvent] = field(default_factory=list)
     prefilled: int = 0  # prompt tokens computed
-    hits: int = 0  # prompt tokens found in the cache by the sequences admitted in this step
+    cached: int = 0  # prompt tokens found in the cache by the sequences admitted in this step
 
 
 @dataclass(frozen=True, slots=True)

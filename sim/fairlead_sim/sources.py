@@ -7,15 +7,15 @@ from pathlib import Path
 from fairlead.errors import BadInput
 from fairlead_sim.azure import COLUMNS, read_azure
 from fairlead_sim.traces import TraceRequest, read_mooncake, spread_ties
-from fairlead_sim.traffic import FAMILIES, conversation
+from fairlead_sim.traffic import FAMILIES, conversation_traffic
 
-REQUESTS = 12_000
+DEFAULT_REQUESTS = 12_000
 """Of generated traffic, where no number is asked for: an hour of it."""
-GENERATED = (*FAMILIES, "conversation")
+GENERATED_SOURCES = (*FAMILIES, "conversation")
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class TrafficSource:
     """Requests by arrival, and what they are in words."""
 
     name: str
@@ -28,21 +28,23 @@ class Source:
         return (len(self.requests) - 1) / span if span > 0 else 1.0
 
 
-def source(named: str, *, limit: int | None = None, seed: int = 0) -> Source:
+def load_source(name: str, *, limit: int | None = None, seed: int = 0) -> TrafficSource:
     """A family by name, else a file: Azure's CSV by its first line, else Mooncake's JSON lines. Raises BadInput."""
     if limit is not None and limit < 1:
         raise BadInput(f"at least 1 request is simulated, not {limit}", field="limit")
-    made = FAMILIES.get(named)
-    if made is not None:
-        return Source(f"generated {named} (seed {seed})", made(limit or REQUESTS, seed=seed))
-    if named == "conversation":
-        return Source(f"generated conversation (seed {seed})", conversation(limit or REQUESTS, seed=seed))
-    path = Path(named)
+    generator = FAMILIES.get(name)
+    if generator is not None:
+        return TrafficSource(f"generated {name} (seed {seed})", generator(limit or DEFAULT_REQUESTS, seed=seed))
+    if name == "conversation":
+        return TrafficSource(
+            f"generated conversation (seed {seed})", conversation_traffic(limit or DEFAULT_REQUESTS, seed=seed)
+        )
+    path = Path(name)
     if not path.exists():
         raise BadInput(
-            f"there is no traffic {named!r}", field="traffic", hint=f"a file, or one of {', '.join(GENERATED)}"
+            f"there is no traffic {name!r}", field="traffic", hint=f"a file, or one of {', '.join(GENERATED_SOURCES)}"
         )
     with open(path, "rb") as file:
-        azure = file.readline(200).startswith(COLUMNS[0].encode())
-    read = read_azure if azure else read_mooncake
-    return Source(path.name, spread_ties(read(path, limit=limit)))
+        is_azure = file.readline(200).startswith(COLUMNS[0].encode())
+    read = read_azure if is_azure else read_mooncake
+    return TrafficSource(path.name, spread_ties(read(path, limit=limit)))

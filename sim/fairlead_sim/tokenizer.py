@@ -13,10 +13,19 @@ from itertools import product
 from string import ascii_lowercase
 from typing import Any
 
-SPECIALS = ("<|pad|>", "<|begin|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>", "<|tool|>", "<|unused|>")
-_BYTES_AT = len(SPECIALS)
-_WORDS_AT = _BYTES_AT + 256
-_PIECE = re.compile(r" ?[a-z]{1,3}|[\x00-\xff]")
+CONTROL_TOKENS = (
+    "<|pad|>",
+    "<|begin|>",
+    "<|end|>",
+    "<|system|>",
+    "<|user|>",
+    "<|assistant|>",
+    "<|tool|>",
+    "<|unused|>",
+)
+_FIRST_BYTE_TOKEN = len(CONTROL_TOKENS)
+_FIRST_WORD_TOKEN = _FIRST_BYTE_TOKEN + 256
+_PIECE_PATTERN = re.compile(r" ?[a-z]{1,3}|[\x00-\xff]")
 
 
 class Tokenizer:
@@ -27,13 +36,13 @@ class Tokenizer:
     def __init__(self) -> None:
         letters = ["".join(word) for size in (1, 2, 3) for word in product(ascii_lowercase, repeat=size)]
         single = [chr(value) for value in range(256)]
-        self._pieces = [*SPECIALS, *single, *letters, *(" " + word for word in letters)]
-        self._ids = {piece: token for token, piece in enumerate(self._pieces) if token >= _BYTES_AT}
+        self._pieces = [*CONTROL_TOKENS, *single, *letters, *(" " + word for word in letters)]
+        self._ids = {piece: token for token, piece in enumerate(self._pieces) if token >= _FIRST_BYTE_TOKEN}
         self._roles = {"system": self.system, "user": self.user, "assistant": self.assistant, "tool": self.tool}
         # A 16-bit number picks a word: the last 17,576 pieces are a space and three letters.
         spaced = range(len(self._pieces) - 26**3, len(self._pieces))
-        self._drawn = [spaced[value % len(spaced)] for value in range(65_536)]
-        self._drawn_text = [self._pieces[token] for token in self._drawn]
+        self._word_tokens = [spaced[value % len(spaced)] for value in range(65_536)]
+        self._word_texts = [self._pieces[token] for token in self._word_tokens]
 
     @property
     def vocab_size(self) -> int:
@@ -43,7 +52,7 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """Token ids of ``text``; never a control token."""
         bytewise = text if text.isascii() else text.encode("utf-8", "surrogatepass").decode("latin-1")
-        return list(map(self._ids.__getitem__, _PIECE.findall(bytewise)))
+        return list(map(self._ids.__getitem__, _PIECE_PATTERN.findall(bytewise)))
 
     def decode(self, tokens: Iterable[int]) -> str:
         """The text of ``tokens``. Raises IndexError for an id outside the vocabulary; broken UTF-8 becomes U+FFFD."""
@@ -55,12 +64,12 @@ class Tokenizer:
         """The text of one token; a byte that is only a part of a character becomes U+FFFD."""
         return self.decode((token,))
 
-    def symbol(self, token: int) -> str:
+    def printable_piece(self, token: int) -> str:
         """One token as vocabularies print it: printable, a space as ``Ġ`` and a line feed as ``Ċ``."""
         piece = self._pieces[token]
-        return piece if token < _BYTES_AT else "".join(_printable(ord(char)) for char in piece)
+        return piece if token < _FIRST_BYTE_TOKEN else "".join(_printable_char(ord(char)) for char in piece)
 
-    def chat_tokens(self, messages: Iterable[Mapping[str, Any]], *, unfinished: bool = False) -> list[int]:
+    def encode_chat(self, messages: Iterable[Mapping[str, Any]], *, continues_last: bool = False) -> list[int]:
         """The fixed chat template: begin, then role, content and end of each message, then the assistant's turn.
 
         ``unfinished``: the last message stays open, and what follows is its rest.
@@ -73,32 +82,32 @@ class Tokenizer:
             known = self._roles.get(role)
             tokens += [known] if known is not None else self.encode(f"<|{role}|>")
             tokens += line
-            tokens += self.encode(_content(message.get("content")))
+            tokens += self.encode(_content_text(message.get("content")))
             tokens.append(self.eos)
             tokens += line
-        if unfinished:
+        if continues_last:
             return tokens[: -1 - len(line)]
         return [*tokens, self.assistant, *line]
 
-    def word(self, value: int) -> int:
+    def word_token(self, value: int) -> int:
         """The word token that a 16-bit number picks."""
-        return self._drawn[value]
+        return self._word_tokens[value]
 
-    def tokens_of(self, n_tokens: int, seed: int | str) -> list[int]:
+    def random_tokens(self, n_tokens: int, seed: int | str) -> list[int]:
         """``n_tokens`` word tokens drawn from ``seed``; a shorter draw is the beginning of a longer one."""
-        return [self._drawn[value] for value in _draw(n_tokens, seed)]
+        return [self._word_tokens[value] for value in _random_numbers(n_tokens, seed)]
 
-    def text_of(self, n_tokens: int, seed: int | str) -> str:
+    def random_text(self, n_tokens: int, seed: int | str) -> str:
         """Text of exactly ``n_tokens`` tokens and 4 bytes each; equal seeds give equal text, and parts may be joined."""
-        return "".join([self._drawn_text[value] for value in _draw(n_tokens, seed)])
+        return "".join([self._word_texts[value] for value in _random_numbers(n_tokens, seed)])
 
 
-def _draw(count: int, seed: int | str) -> tuple[int, ...]:
+def _random_numbers(count: int, seed: int | str) -> tuple[int, ...]:
     """``count`` 16-bit numbers from an extendable hash: the same on every machine and every Python."""
     return struct.unpack(f"<{count}H", hashlib.shake_128(str(seed).encode()).digest(2 * count))
 
 
-def _content(content: object) -> str:
+def _content_text(content: object) -> str:
     if content is None:
         return ""
     if isinstance(content, list):
@@ -107,7 +116,7 @@ def _content(content: object) -> str:
     return str(content)
 
 
-def _printable(byte: int) -> str:
+def _printable_char(byte: int) -> str:
     """The usual byte-level alphabet: what prints stays, the rest moves up to U+0100 and on, in order."""
     if 33 <= byte <= 126 or 161 <= byte <= 172 or byte >= 174:
         return chr(byte)

@@ -11,15 +11,15 @@ from xxhash import xxh3_64_intdigest
 from fairlead.errors import BadInput
 from fairlead.limits import Limits
 from fairlead_gateway.routing import PrefixChain
-from fairlead_gateway.routing.prefix import block_ends, chain_seed, full_blocks
+from fairlead_gateway.routing.prefix import block_ends, chain_seed, full_block_count
 from fairlead_sim.traces import TRACE_BLOCK_TOKENS, TraceRequest
 
 BYTES_PER_TOKEN = 4
 """What replay's prompts have, and what the gateway assumes."""
-_BLOCKS_MOST = Limits().prefix_blocks
+_MAX_PREFIX_BLOCKS = Limits().prefix_blocks
 
 
-class Prompts:
+class TracePromptCache:
     """Chains and keys of requests by their ids, made once: courses over the same requests share them."""
 
     def __init__(self, block_tokens: int, *, secret: bytes = b"", seed: bytes = b"") -> None:
@@ -29,20 +29,20 @@ class Prompts:
         self._chains: dict[str, PrefixChain] = {}
         self._keys: dict[str, tuple[int, ...]] = {}
 
-    def chain(self, request: TraceRequest) -> PrefixChain:
+    def prefix_chain(self, request: TraceRequest) -> PrefixChain:
         """As the gateway would find it."""
-        found = self._chains.get(request.id)
-        if found is None:
-            found = trace_chain(request.blocks, request.prompt_tokens, secret=self._secret, seed=self._seed)
-            self._chains[request.id] = found
-        return found
+        chain = self._chains.get(request.id)
+        if chain is None:
+            chain = trace_chain(request.blocks, request.prompt_tokens, secret=self._secret, seed=self._seed)
+            self._chains[request.id] = chain
+        return chain
 
-    def keys(self, request: TraceRequest) -> tuple[int, ...]:
+    def block_keys(self, request: TraceRequest) -> tuple[int, ...]:
         """Of the engine's full blocks."""
-        found = self._keys.get(request.id)
-        if found is None:
-            found = self._keys[request.id] = trace_keys(request.blocks, request.prompt_tokens, self._block_tokens)
-        return found
+        keys = self._keys.get(request.id)
+        if keys is None:
+            keys = self._keys[request.id] = trace_keys(request.blocks, request.prompt_tokens, self._block_tokens)
+        return keys
 
 
 def trace_chain(
@@ -57,17 +57,18 @@ def trace_chain(
     ones. Instead of the text between two ends, the ids of the blocks that it lies in are hashed."""
     size = block_tokens * BYTES_PER_TOKEN
     length = min(int(prompt_tokens * BYTES_PER_TOKEN), size * len(blocks))
-    ends = block_ends(min(full_blocks(length), _BLOCKS_MOST))
-    named = [_bytes(block) for block in blocks]
+    ends = block_ends(min(full_block_count(length), _MAX_PREFIX_BLOCKS))
+    block_ids = [_id_bytes(block) for block in blocks]
     state, at = chain_seed(secret, seed), 0
     hashes = []
     for end in ends:
         state = xxh3_64_intdigest(
-            named[at // size] if end <= at - at % size + size else _between(named, at, end, size), state
+            block_ids[at // size] if end <= at - at % size + size else _block_ids_between(block_ids, at, end, size),
+            state,
         )
         hashes.append(state)
         at = end
-    rest = _between(named, at, length, size) + length.to_bytes(8, "little") if length > at else b""
+    rest = _block_ids_between(block_ids, at, length, size) + length.to_bytes(8, "little") if length > at else b""
     return PrefixChain(tuple(hashes), ends, xxh3_64_intdigest(rest, state))
 
 
@@ -78,15 +79,15 @@ def trace_keys(blocks: Sequence[int], prompt_tokens: int, block_tokens: int) -> 
         raise BadInput(f"blocks of {block_tokens} tokens do not divide {TRACE_BLOCK_TOKENS}", field="block_tokens")
     key, keys = 0, []
     for index in range(min(prompt_tokens // block_tokens, len(blocks) * each)):
-        key = xxh3_64_intdigest(_bytes(blocks[index // each]), key)
+        key = xxh3_64_intdigest(_id_bytes(blocks[index // each]), key)
         keys.append(key)
     return tuple(keys)
 
 
-def _between(named: Sequence[bytes], at: int, end: int, size: int) -> bytes:
+def _block_ids_between(named: Sequence[bytes], at: int, end: int, size: int) -> bytes:
     """The names of all blocks that the bytes from ``at`` to before ``end`` lie in."""
     return b"".join(named[at // size : -(-end // size)])
 
 
-def _bytes(block: int) -> bytes:
+def _id_bytes(block: int) -> bytes:
     return (block & 0xFFFF_FFFF_FFFF_FFFF).to_bytes(8, "little")

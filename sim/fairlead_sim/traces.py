@@ -33,7 +33,7 @@ class TraceError(BadInput):
     """Raised when a trace file cannot be used; the message starts with file and line."""
 
 
-class _Line(msgspec.Struct):
+class _MooncakeLine(msgspec.Struct):
     """A line of Mooncake's format; other keys are ignored."""
 
     timestamp: float
@@ -47,7 +47,7 @@ def read_mooncake(
 ) -> list[TraceRequest]:
     """The first ``limit`` requests of at most ``max_prompt`` tokens, by arrival. Raises TraceError naming the line."""
     requests: list[TraceRequest] = []
-    decoder = msgspec.json.Decoder(_Line)
+    decoder = msgspec.json.Decoder(_MooncakeLine)
     try:
         file = open(path, "rb")  # noqa: SIM115 - the with statement below closes it; opening fails with its own message
     except OSError as error:
@@ -67,7 +67,7 @@ def read_mooncake(
     return requests
 
 
-def _parse(decoder: "msgspec.json.Decoder[_Line]", text: bytes, where: str) -> _Line:
+def _parse(decoder: "msgspec.json.Decoder[_MooncakeLine]", text: bytes, where: str) -> _MooncakeLine:
     try:
         line = decoder.decode(text)
     except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError) as error:
@@ -87,7 +87,7 @@ def _parse(decoder: "msgspec.json.Decoder[_Line]", text: bytes, where: str) -> _
     return line
 
 
-def _request(line: _Line, number: int) -> TraceRequest:
+def _request(line: _MooncakeLine, number: int) -> TraceRequest:
     return TraceRequest(
         id=f"r{number}",
         arrival=line.timestamp / 1000.0,
@@ -103,9 +103,9 @@ def spread_ties(requests: Sequence[TraceRequest]) -> list[TraceRequest]:
     spread: list[TraceRequest] = []
     gap = 0.0
     for position, start in enumerate(starts):
-        last = position + 1 == len(starts)
-        end = len(requests) if last else starts[position + 1]
-        if not last:
+        is_last = position + 1 == len(starts)
+        end = len(requests) if is_last else starts[position + 1]
+        if not is_last:
             gap = requests[end].arrival - requests[start].arrival
         size = end - start
         spread += [
@@ -128,17 +128,17 @@ def at_rate(requests: Sequence[TraceRequest], rate: float) -> list[TraceRequest]
     return [replace(request, arrival=(request.arrival - first) / span * scaled) for request in requests]
 
 
-def ideal_reuse(requests: Sequence[TraceRequest]) -> float:
+def ideal_cached_share(requests: Sequence[TraceRequest]) -> float:
     """Share of the prompt tokens (0..1) that one endless cache holding everything seen so far would have."""
-    seen: set[int] = set()
+    cached: set[int] = set()
     reused = total = 0
     for request in requests:
         matched = 0
         for block in request.blocks:
-            if block not in seen:
+            if block not in cached:
                 break
             matched += 1
         reused += min(matched * TRACE_BLOCK_TOKENS, request.prompt_tokens)
         total += request.prompt_tokens
-        seen.update(request.blocks)
+        cached.update(request.blocks)
     return reused / total if total else 0.0

@@ -4,37 +4,37 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from fairlead.fleet import Model, Objectives
-from fairlead.profile import EngineProfile, preset
+from fairlead.fleet import Model, SloTargets
+from fairlead.profile import EngineProfile, builtin_profile
 from fairlead_gateway.routing import ModelRouter
-from fairlead_sim.capacity import Judge, Missed, capacity
-from fairlead_sim.course import Course
-from fairlead_sim.figures import TARGET_SECONDS, Bar, Figures, counted, figures
-from fairlead_sim.fleet import MODEL, NAMESPACE, OneRouter, instances_of
-from fairlead_sim.outside import Outside, Sharing
-from fairlead_sim.pooled import LeastQueued
-from fairlead_sim.script import Happening, play
-from fairlead_sim.served import Served
-from fairlead_sim.trace_prompts import Prompts
+from fairlead_sim.capacity import GoalMissed, GoalWatch, search_capacity
+from fairlead_sim.course import FleetSimulation
+from fairlead_sim.figures import TARGET_SECONDS, CapacityGoal, RunMetrics, run_metrics, without_warmup
+from fairlead_sim.fleet import MODEL, NAMESPACE, SingleGateway, instances_of
+from fairlead_sim.outside import ExternalRouter, SharingDelays
+from fairlead_sim.pooled import PooledCacheBound
+from fairlead_sim.script import FleetEvent, schedule_events
+from fairlead_sim.served import RequestResult
+from fairlead_sim.trace_prompts import TracePromptCache
 from fairlead_sim.traces import TRACE_BLOCK_TOKENS, TraceRequest, at_rate
-from fairlead_sim.weather import CALM, Weather
+from fairlead_sim.weather import NO_FAULTS, PacketSimulator
 
-H100: Final = preset("h100-llama8b")
-OBJECTIVES: Final = Objectives(ttft_seconds=TARGET_SECONDS)
+H100: Final = builtin_profile("h100-llama8b")
+DEFAULT_OBJECTIVES: Final = SloTargets(ttft_seconds=TARGET_SECONDS)
 
 
-AT_ONCE: Final = Sharing()
+NO_DELAY: Final = SharingDelays()
 
 
 @dataclass(frozen=True, slots=True)
-class Seam:
+class SeamKind:
     """Cores of an outside tool: ``core(info, preset, seed)`` makes one (``fairlead_sim.seams``), and each gateway has its own.
     ``sharing`` None: gateways and engines tell nothing. ``weather`` is what becomes of engines' events on their way."""
 
     core: Callable[[Mapping[str, Any], str, int], Any]
     gateways: int = 1
-    sharing: Sharing | None = AT_ONCE
-    weather: Weather = CALM
+    sharing: SharingDelays | None = NO_DELAY
+    network: PacketSimulator = NO_FAULTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,76 +47,78 @@ class Trial:
     profile: EngineProfile = H100
     engines: int = 8
     seed: int = 0
-    objectives: Objectives = OBJECTIVES
-    script: tuple[Happening, ...] = ()
-    seam: Seam | None = None
-    pooled: bool = False
+    objectives: SloTargets = DEFAULT_OBJECTIVES
+    events: tuple[FleetEvent, ...] = ()
+    seam: SeamKind | None = None
+    is_pooled_bound: bool = False
 
-    def prompts(self) -> Prompts:
+    def prompt_cache(self) -> TracePromptCache:
         """For the requests of one traffic, to be shared by trials of one seed."""
-        return Prompts(TRACE_BLOCK_TOKENS, secret=self._secret, seed=self._model.key.encode())
+        return TracePromptCache(TRACE_BLOCK_TOKENS, secret=self._secret, seed=self._model.key.encode())
 
-    def run(self, requests: Sequence[TraceRequest], *, prompts: Prompts | None = None) -> list[Served]:
+    def run(self, requests: Sequence[TraceRequest], *, prompts: TracePromptCache | None = None) -> list[RequestResult]:
         """What became of each request, in the order given."""
-        return self._course(requests, prompts, None)[0]
+        return self._simulate(requests, prompts, None)[0]
 
-    def figures(self, requests: Sequence[TraceRequest], *, prompts: Prompts | None = None) -> Figures:
+    def metrics(self, requests: Sequence[TraceRequest], *, prompts: TracePromptCache | None = None) -> RunMetrics:
         """Of the requests that count; ``requests`` by arrival."""
-        served, front = self._course(requests, prompts, None)
-        homed = None
-        if isinstance(front, OneRouter) and self.preset == "dual-hash" and served:
-            homed = front.on_home / len(served)
-        limit = self.objectives.ttft_limit(0.0)
+        results, router = self._simulate(requests, prompts, None)
+        home_share = None
+        if isinstance(router, SingleGateway) and self.preset == "dual-hash" and results:
+            home_share = router.routed_to_home / len(results)
+        limit = self.objectives.ttft_limit_seconds(0.0)
         target = TARGET_SECONDS if limit is None else limit
-        return figures(counted(served), self.engines, home_share=homed, target_seconds=target)
+        return run_metrics(without_warmup(results), self.engines, home_share=home_share, target_seconds=target)
 
-    def keeps(self, requests: Sequence[TraceRequest], bar: Bar, *, prompts: Prompts | None = None) -> bool:
+    def meets_goal(
+        self, requests: Sequence[TraceRequest], goal: CapacityGoal, *, prompts: TracePromptCache | None = None
+    ) -> bool:
         """Whether the fleet keeps the bar on these requests; an answer of no comes early."""
         try:
-            return bar.kept(counted(self._course(requests, prompts, Judge(bar, requests))[0]))
-        except Missed:
+            return goal.is_met(without_warmup(self._simulate(requests, prompts, GoalWatch(goal, requests))[0]))
+        except GoalMissed:
             return False
 
     def capacity(
         self,
         requests: Sequence[TraceRequest],
         *,
-        bar: Bar | None = None,
+        goal: CapacityGoal | None = None,
         guess: float = 25.0,
-        prompts: Prompts | None = None,
+        prompts: TracePromptCache | None = None,
     ) -> float:
         """Requests a second, to within 1.5 %."""
-        bar, shared = bar or Bar(), prompts or self.prompts()
-        return capacity(lambda rate: self.keeps(at_rate(requests, rate), bar, prompts=shared), guess)
+        goal, shared = goal or CapacityGoal(), prompts or self.prompt_cache()
+        return search_capacity(lambda rate: self.meets_goal(at_rate(requests, rate), goal, prompts=shared), guess)
 
     @property
-    def names(self) -> list[str]:
+    def engine_names(self) -> list[str]:
         """Of the engines that are there at the beginning."""
         return [f"sim-{index}/0/0" for index in range(self.engines)]
 
-    def front(self, prompts: Prompts) -> OneRouter | Outside:
+    def router(self, prompts: TracePromptCache) -> SingleGateway | ExternalRouter:
         """What stands before engines with a cache each."""
         if self.seam is None:
-            return self._one(self.names, prompts)
+            return self._single_gateway(self.engine_names, prompts)
         profile, seam = self.profile, self.seam
         cores = [self.core(seam) for _ in range(seam.gateways)]
-        return Outside(
+        return ExternalRouter(
             cores,
-            self.names,
+            self.engine_names,
             kv_tokens=profile.kv_tokens,
             sharing=seam.sharing,
             seed=self.seed,
-            weather=seam.weather,
+            network=seam.network,
         )
 
-    def core(self, seam: Seam) -> Any:
+    def core(self, seam: SeamKind) -> Any:
         """One more of the seam's cores, told of the engines of the beginning."""
         profile = self.profile
         info = {
             "n": self.engines,
-            "live": self.names,
+            "live": self.engine_names,
             "block_tokens": TRACE_BLOCK_TOKENS,
-            "ttft_slo": self.objectives.ttft_limit(0.0),
+            "ttft_slo": self.objectives.ttft_limit_seconds(0.0),
             "prefill_s_per_token": profile.prefill_token_seconds,
             "kv_tokens": profile.kv_tokens,
             "max_seqs": profile.max_sequences,
@@ -124,29 +126,31 @@ class Trial:
         }
         return seam.core(info, self.preset, self.seed)
 
-    def _course(
-        self, requests: Sequence[TraceRequest], prompts: Prompts | None, judge: Judge | None
-    ) -> tuple[list[Served], OneRouter | Outside | LeastQueued]:
-        shared = prompts or self.prompts()
-        front = LeastQueued(self.names, self.profile, shared) if self.pooled else self.front(shared)
-        course = Course(
-            front,
-            self.names,
+    def _simulate(
+        self, requests: Sequence[TraceRequest], prompts: TracePromptCache | None, watch: GoalWatch | None
+    ) -> tuple[list[RequestResult], SingleGateway | ExternalRouter | PooledCacheBound]:
+        shared = prompts or self.prompt_cache()
+        router = (
+            PooledCacheBound(self.engine_names, self.profile, shared) if self.is_pooled_bound else self.router(shared)
+        )
+        simulation = FleetSimulation(
+            router,
+            self.engine_names,
             self.profile,
             block_tokens=TRACE_BLOCK_TOKENS,
             events=self.seam is not None and self.seam.sharing is not None,
             prompts=shared,
-            watch=judge,
-            pooled=self.pooled,
+            on_progress=watch,
+            pooled=self.is_pooled_bound,
         )
-        play(self.script, course)
-        return course.serve(requests), front
+        schedule_events(self.events, simulation)
+        return simulation.run(requests), router
 
-    def _one(self, names: list[str], prompts: Prompts) -> OneRouter:
+    def _single_gateway(self, names: list[str], prompts: TracePromptCache) -> SingleGateway:
         model = self._model
         router = ModelRouter(secret=self._secret, seed=self.seed)
         router.update(model, instances_of(names, self.profile), 1)
-        return OneRouter(router, prompts.chain, {}, model, self.profile)
+        return SingleGateway(router, prompts.prefix_chain, {}, model, self.profile)
 
     @property
     def _model(self) -> Model:
@@ -157,6 +161,6 @@ class Trial:
         return f"secret {self.seed}".encode()
 
 
-def seeded(trial: Trial, seed: int) -> Trial:
+def with_seed(trial: Trial, seed: int) -> Trial:
     """The same from another seed."""
     return replace(trial, seed=seed)

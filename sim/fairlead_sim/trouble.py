@@ -20,35 +20,35 @@ from dataclasses import dataclass, replace
 from random import Random
 from typing import Final
 
-from fairlead.profile import EngineProfile, preset
+from fairlead.profile import EngineProfile, builtin_profile
 from fairlead_gateway.routing import PRESETS
-from fairlead_sim.script import Happening, What
+from fairlead_sim.script import FleetEvent, FleetEventKind
 from fairlead_sim.traces import TraceRequest, at_rate
 from fairlead_sim.traffic import FAMILIES
-from fairlead_sim.weather import Spell
+from fairlead_sim.weather import NetworkFault
 
-TROUBLE_SECONDS: Final = 45.0
+FAULT_SECONDS: Final = 45.0
 RECOVERY_SECONDS: Final = 60.0
-WATCHED_SECONDS: Final = 20.0
+OBSERVED_SECONDS: Final = 20.0
 _PROFILES: Final = ("h100-llama8b", "a100-qwen7b")
-_RATE_OF_ONE: Final = {"h100-llama8b": 2.4, "a100-qwen7b": 1.0}
+_ENGINE_RATE: Final = {"h100-llama8b": 2.4, "a100-qwen7b": 1.0}
 """Requests a second that one engine carries without finding anything in its cache."""
-ONE: Final = "one"
-SEAM: Final = "seam"
-GATEWAYS: Final = "gateways"
+SINGLE_GATEWAY: Final = "one"
+EXTERNAL_ROUTER: Final = "seam"
+GATEWAY_CLUSTER: Final = "gateways"
 
 
 @dataclass(frozen=True, slots=True)
-class Partition:
+class NetworkPartition:
     """At a moment a gateway reaches all engines but these."""
 
     at: float
     gateway: int
-    without: frozenset[str]
+    unreachable: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)
-class Kill:
+class GatewayKill:
     """At a moment a gateway is killed, and another takes its place."""
 
     at: float
@@ -56,158 +56,174 @@ class Kill:
 
 
 @dataclass(frozen=True, slots=True)
-class Scene:
+class FaultScenario:
     """``front``: one router that sees all (``one``), cores of the seam as an outside tool drives them (``seam``), or the production's
     gateways with what they tell one another (``gateways``). ``shared`` False: gateways and engines tell nothing."""
 
     seed: int
-    front: str
+    router: str
     preset: str
     gateways: int
     engines: int
     profile: EngineProfile
     shared: bool
-    late_seconds: float
+    delay_seconds: float
     traffic: tuple[TraceRequest, ...]
-    script: tuple[Happening, ...]
-    partitions: tuple[Partition, ...]
-    kills: tuple[Kill, ...]
-    spells: tuple[Spell, ...]
+    fleet_events: tuple[FleetEvent, ...]
+    partitions: tuple[NetworkPartition, ...]
+    kills: tuple[GatewayKill, ...]
+    network_faults: tuple[NetworkFault, ...]
 
     @property
-    def names(self) -> list[str]:
+    def engine_names(self) -> list[str]:
         """Of the engines of the beginning."""
-        return [engine(number) for number in range(self.engines)]
+        return [engine_name(number) for number in range(self.engines)]
 
     @property
-    def all_names(self) -> list[str]:
+    def all_engine_names(self) -> list[str]:
         """Also of those that come."""
-        return list(dict.fromkeys([*self.names, *[one.engine for one in self.script]]))
+        return list(dict.fromkeys([*self.engine_names, *[event.engine for event in self.fleet_events]]))
 
-    def described(self) -> str:
+    def describe(self) -> str:
         """In one line."""
         faults = [
-            *[(one.at, f"{one.what} {one.engine.split('/')[0]}") for one in self.script],
-            *[(one.at, f"gateway {one.gateway} without {len(one.without)}") for one in self.partitions],
+            *[(one.at, f"{one.kind} {one.engine.split('/')[0]}") for one in self.fleet_events],
+            *[(one.at, f"gateway {one.gateway} without {len(one.unreachable)}") for one in self.partitions],
             *[(one.at, f"gateway {one.gateway} killed") for one in self.kills],
-            *[(one.begin, "spell") for one in self.spells],
+            *[(one.begin, "spell") for one in self.network_faults],
         ]
-        told = ", ".join([f"{at:.1f} {what}" for at, what in sorted(faults)])
+        faults_text = ", ".join([f"{at:.1f} {what}" for at, what in sorted(faults)])
         return (
-            f"{self.preset} as {self.front}, {self.gateways} gateways, {self.engines} × {self.profile.name}, "
-            f"{len(self.traffic)} requests; {told}"
+            f"{self.preset} as {self.router}, {self.gateways} gateways, {self.engines} × {self.profile.name}, "
+            f"{len(self.traffic)} requests; {faults_text}"
         )
 
 
-def engine(number: int) -> str:
+def engine_name(number: int) -> str:
     """An engine's name."""
     return f"sim-{number}/0/0"
 
 
-def drawn(seed: int) -> Scene:
+def from_seed(seed: int) -> FaultScenario:
     """Equal seeds are equal scenes."""
-    draw = Random(f"trouble {seed}")
-    front = draw.choice([ONE, ONE, SEAM, SEAM, GATEWAYS])  # the last takes five times as long
-    rule = "dual-hash" if front == GATEWAYS or draw.random() < 0.5 else draw.choice(list(PRESETS))
-    gateways = 1 if front == ONE else draw.randint(1, 4)
-    engines = draw.randint(2, 6)
-    name = draw.choice(_PROFILES)
-    names = [engine(number) for number in range(engines)]
-    script = _script(draw, names)
-    partitions = _partitions(draw, names, gateways)
-    return Scene(
+    random_ = Random(f"trouble {seed}")
+    router = random_.choice(
+        [SINGLE_GATEWAY, SINGLE_GATEWAY, EXTERNAL_ROUTER, EXTERNAL_ROUTER, GATEWAY_CLUSTER]
+    )  # the last takes five times as long
+    rule = "dual-hash" if router == GATEWAY_CLUSTER or random_.random() < 0.5 else random_.choice(list(PRESETS))
+    gateways = 1 if router == SINGLE_GATEWAY else random_.randint(1, 4)
+    engines = random_.randint(2, 6)
+    name = random_.choice(_PROFILES)
+    names = [engine_name(number) for number in range(engines)]
+    script = _fleet_events(random_, names)
+    partitions = _partitions(random_, names, gateways)
+    return FaultScenario(
         seed=seed,
-        front=front,
+        router=router,
         preset=rule,
         gateways=gateways,
         engines=engines,
-        profile=_profile(draw, name),
-        shared=draw.random() < 0.8,
-        late_seconds=draw.choice([0.0, 0.05, 0.5]),
-        traffic=_traffic(draw, seed, _RATE_OF_ONE[name] * engines * draw.uniform(0.2, 0.6)),
-        script=script,
+        profile=_profile(random_, name),
+        shared=random_.random() < 0.8,
+        delay_seconds=random_.choice([0.0, 0.05, 0.5]),
+        traffic=_traffic(random_, seed, _ENGINE_RATE[name] * engines * random_.uniform(0.2, 0.6)),
+        fleet_events=script,
         partitions=partitions,
-        kills=() if front == ONE else _kills(draw, gateways),
-        spells=_spells(draw),
+        kills=() if router == SINGLE_GATEWAY else _kills(random_, gateways),
+        network_faults=_network_faults(random_),
     )
 
 
-def _traffic(draw: Random, seed: int, rate: float) -> tuple[TraceRequest, ...]:
-    count = int(rate * (TROUBLE_SECONDS + RECOVERY_SECONDS + WATCHED_SECONDS)) + 2
-    requests = at_rate(FAMILIES[draw.choice(list(FAMILIES))](count, seed=seed), rate)
-    if draw.random() < 0.3:
-        herd = _moment(draw)
+def _traffic(random_: Random, seed: int, rate: float) -> tuple[TraceRequest, ...]:
+    count = int(rate * (FAULT_SECONDS + RECOVERY_SECONDS + OBSERVED_SECONDS)) + 2
+    requests = at_rate(FAMILIES[random_.choice(list(FAMILIES))](count, seed=seed), rate)
+    if random_.random() < 0.3:
+        herd = _random_time(random_)
         requests = [
-            replace(one, arrival=herd + draw.random()) if one.arrival < TROUBLE_SECONDS and draw.random() < 0.3 else one
-            for one in requests
+            replace(request, arrival=herd + random_.random())
+            if request.arrival < FAULT_SECONDS and random_.random() < 0.3
+            else request
+            for request in requests
         ]
-        requests.sort(key=lambda one: one.arrival)
+        requests.sort(key=lambda request: request.arrival)
     return tuple(requests)
 
 
-def _profile(draw: Random, name: str) -> EngineProfile:
+def _profile(random_: Random, name: str) -> EngineProfile:
     """Some with half the memory, some with few sequences at once."""
-    usual = preset(name)
+    base = builtin_profile(name)
     return replace(
-        usual,
-        kv_tokens=usual.kv_tokens // draw.choice([1, 1, 2]),
-        max_sequences=draw.choice([usual.max_sequences, usual.max_sequences, 32]),
+        base,
+        kv_tokens=base.kv_tokens // random_.choice([1, 1, 2]),
+        max_sequences=random_.choice([base.max_sequences, base.max_sequences, 32]),
     )
 
 
-def _moment(draw: Random) -> float:
-    return draw.uniform(2.0, TROUBLE_SECONDS - 1.0)
+def _random_time(random_: Random) -> float:
+    return random_.uniform(2.0, FAULT_SECONDS - 1.0)
 
 
-def _script(draw: Random, names: Sequence[str]) -> tuple[Happening, ...]:
-    found: list[Happening] = []
-    if draw.random() < 0.05:  # all at once
-        at = _moment(draw)
-        found += [Happening(at, What.LOSE, name) for name in names]
-    lost: list[str] = list(names) if found else []
+def _fleet_events(random_: Random, names: Sequence[str]) -> tuple[FleetEvent, ...]:
+    events: list[FleetEvent] = []
+    if random_.random() < 0.05:  # all at once
+        at = _random_time(random_)
+        events += [FleetEvent(at, FleetEventKind.LOSE, name) for name in names]
+    lost: list[str] = list(names) if events else []
     for name in names:
-        if name not in lost and draw.random() < 0.35:
+        if name not in lost and random_.random() < 0.35:
             lost.append(name)
-            found.append(Happening(_moment(draw), draw.choice([What.LOSE, What.LOSE, What.DRAIN]), name))
-        elif draw.random() < 0.3:
-            at = _moment(draw)
-            found.append(Happening(at, What.SLOW, name, draw.choice([3.0, 10.0, 50.0])))
-            found.append(Happening(draw.uniform(at, TROUBLE_SECONDS), What.SLOW, name, 1.0))
-    begun = {one.engine: one for one in found}
+            events.append(
+                FleetEvent(
+                    _random_time(random_),
+                    random_.choice([FleetEventKind.LOSE, FleetEventKind.LOSE, FleetEventKind.DRAIN]),
+                    name,
+                )
+            )
+        elif random_.random() < 0.3:
+            at = _random_time(random_)
+            events.append(FleetEvent(at, FleetEventKind.SLOW, name, random_.choice([3.0, 10.0, 50.0])))
+            events.append(FleetEvent(random_.uniform(at, FAULT_SECONDS), FleetEventKind.SLOW, name, 1.0))
+    begun = {event.engine: event for event in events}
     for number, name in enumerate(lost):
-        gone = begun[name]
-        again = name if gone.what is What.LOSE and draw.random() < 0.6 else engine(len(names) + number)
-        at = gone.at + draw.choice([0.0, draw.uniform(0.0, 1.0), draw.uniform(0.0, 20.0)])
-        found.append(Happening(min(at, TROUBLE_SECONDS), What.JOIN, again))
-    return tuple(sorted(found, key=lambda one: one.at))
+        loss = begun[name]
+        replacement = (
+            name if loss.kind is FleetEventKind.LOSE and random_.random() < 0.6 else engine_name(len(names) + number)
+        )
+        at = loss.at + random_.choice([0.0, random_.uniform(0.0, 1.0), random_.uniform(0.0, 20.0)])
+        events.append(FleetEvent(min(at, FAULT_SECONDS), FleetEventKind.JOIN, replacement))
+    return tuple(sorted(events, key=lambda event: event.at))
 
 
-def _partitions(draw: Random, names: Sequence[str], gateways: int) -> tuple[Partition, ...]:
+def _partitions(random_: Random, names: Sequence[str], gateways: int) -> tuple[NetworkPartition, ...]:
     """Links of one gateway, cut one by one and mended in another order; for some gateways, at some moment."""
-    found: list[Partition] = []
+    partitions: list[NetworkPartition] = []
     for gateway in range(gateways):
-        if draw.random() >= 0.25:
+        if random_.random() >= 0.25:
             continue
-        cut = draw.sample(names, draw.randint(1, len(names)))
-        moments = sorted([_moment(draw) for _ in range(2 * len(cut))])
-        gone: set[str] = set()
-        for at, name in zip(moments, [*cut, *draw.sample(cut, len(cut))], strict=True):
-            gone ^= {name}
-            found.append(Partition(at, gateway, frozenset(gone)))
-    return tuple(found)
+        cut = random_.sample(names, random_.randint(1, len(names)))
+        moments = sorted([_random_time(random_) for _ in range(2 * len(cut))])
+        cut_names: set[str] = set()
+        for at, name in zip(moments, [*cut, *random_.sample(cut, len(cut))], strict=True):
+            cut_names ^= {name}
+            partitions.append(NetworkPartition(at, gateway, frozenset(cut_names)))
+    return tuple(partitions)
 
 
-def _kills(draw: Random, gateways: int) -> tuple[Kill, ...]:
-    return tuple([Kill(_moment(draw), gateway) for gateway in range(gateways) if draw.random() < 0.3])
+def _kills(random_: Random, gateways: int) -> tuple[GatewayKill, ...]:
+    return tuple([GatewayKill(_random_time(random_), gateway) for gateway in range(gateways) if random_.random() < 0.3])
 
 
-def _spells(draw: Random) -> tuple[Spell, ...]:
-    found = []
-    for _ in range(draw.choice([0, 1, 1, 2])):
-        begin = _moment(draw)
-        end = draw.uniform(begin, TROUBLE_SECONDS)
-        if draw.random() < 0.3:
-            found.append(Spell(begin, end, lost=1.0))
+def _network_faults(random_: Random) -> tuple[NetworkFault, ...]:
+    faults = []
+    for _ in range(random_.choice([0, 1, 1, 2])):
+        begin = _random_time(random_)
+        end = random_.uniform(begin, FAULT_SECONDS)
+        if random_.random() < 0.3:
+            faults.append(NetworkFault(begin, end, drop=1.0))
         else:
-            found.append(Spell(begin, end, draw.uniform(0.0, 0.3), draw.uniform(0.0, 0.5), draw.uniform(0.0, 5.0)))
-    return tuple(found)
+            faults.append(
+                NetworkFault(
+                    begin, end, random_.uniform(0.0, 0.3), random_.uniform(0.0, 0.5), random_.uniform(0.0, 5.0)
+                )
+            )
+    return tuple(faults)

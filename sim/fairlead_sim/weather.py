@@ -10,33 +10,33 @@ from typing import Final
 
 
 @dataclass(frozen=True, slots=True)
-class Spell:
+class NetworkFault:
     """From ``begin`` to before ``end`` (seconds) these shares (0..1) of messages are ``lost`` or come ``twice``, and each comes up to
     ``late_seconds`` later."""
 
     begin: float
     end: float
-    lost: float = 0.0
-    twice: float = 0.0
-    late_seconds: float = 0.0
+    drop: float = 0.0
+    duplicate: float = 0.0
+    max_delay_seconds: float = 0.0
 
 
-class Weather:
+class PacketSimulator:
     """Of spells that may overlap: the first of them counts."""
 
-    def __init__(self, spells: Sequence[Spell] = (), seed: int = 0) -> None:
-        self._spells = tuple(spells)
-        self._draw = Random(f"weather {seed}")
+    def __init__(self, faults: Sequence[NetworkFault] = (), seed: int = 0) -> None:
+        self._faults = tuple(faults)
+        self._random = Random(f"weather {seed}")
 
-    def arrivals(self, now: float, usual_seconds: float) -> list[float]:
+    def delivery_times(self, now: float, delay_seconds: float) -> list[float]:
         """When a message sent now comes: once, twice, or never."""
-        for spell in self._spells:
-            if spell.begin <= now < spell.end:
-                if self._draw.random() < spell.lost:
+        for fault in self._faults:
+            if fault.begin <= now < fault.end:
+                if self._random.random() < fault.drop:
                     return []
-                times = 2 if self._draw.random() < spell.twice else 1
-                return [now + usual_seconds + self._draw.uniform(0.0, spell.late_seconds) for _ in range(times)]
-        return [now + usual_seconds]
+                copies = 2 if self._random.random() < fault.duplicate else 1
+                return [now + delay_seconds + self._random.uniform(0.0, fault.max_delay_seconds) for _ in range(copies)]
+        return [now + delay_seconds]
 
 
-CALM: Final = Weather()
+NO_FAULTS: Final = PacketSimulator()

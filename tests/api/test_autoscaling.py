@@ -43,13 +43,13 @@ def at(text: str, zone: str = "UTC") -> float:
     ],
 )
 def test_a_schedule_is_on_by_its_own_clock(given: dict[str, object], when: str, zone: str, on: bool) -> None:
-    assert Schedule.model_validate(given).on(at(when, zone)) is on
+    assert Schedule.model_validate(given).is_active(at(when, zone)) is on
 
 
 def bounds(*schedules: dict[str, object], pool: str = "main", least: int = 1, most: int = 8) -> tuple[int, int]:
     always = {"begin": "00:00", "end": "00:00"}
     named = [{"name": f"s{n}", **always, **one} for n, one in enumerate(schedules)]
-    return Autoscaling.model_validate({"schedules": named}).bounds(pool, least, most, at("2026-11-20T12:00"))
+    return Autoscaling.model_validate({"schedules": named}).bounds_at(pool, least, most, at("2026-11-20T12:00"))
 
 
 def test_what_is_on_stands_instead_of_the_pools_own_numbers() -> None:
@@ -103,4 +103,4 @@ def test_a_time_zone_that_there_is_not_is_named() -> None:
 def test_only_a_model_that_may_have_no_instance_at_all_is_woken(spec: dict[str, Any], wakes: bool) -> None:
     pools = [{"name": f"p{n}", "accelerator": "nvidia-l4"} | pool for n, pool in enumerate(spec["pools"])]
     given = {"model": {"source": "hf://Qwen/Qwen3-8B"}, "autoscaling": {"mode": "Auto"}} | spec | {"pools": pools}
-    assert ModelDeploymentSpec.model_validate(given).wakes is wakes
+    assert ModelDeploymentSpec.model_validate(given).scales_from_zero is wakes

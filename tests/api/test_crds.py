@@ -14,11 +14,11 @@ import pytest
 import yaml
 from pydantic import BaseModel, Field
 
-from fairlead.api.crd import structural
-from fairlead.api.kinds import kinds
+from fairlead.api.crd import structural_schema
+from fairlead.api.kinds import served_kinds
 
 ROOT = Path(__file__).parents[2]
-CRDS = {kind.name: yaml.safe_load((ROOT / "crds" / f"{kind.plural}.yaml").read_text()) for kind in kinds()}
+CRDS = {kind.name: yaml.safe_load((ROOT / "crds" / f"{kind.plural}.yaml").read_text()) for kind in served_kinds()}
 KEYWORDS = {
     "type", "format", "description", "properties", "items", "additionalProperties", "required", "enum", "default", "pattern",
     "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "minLength", "maxLength", "minItems", "maxItems", "anyOf",
@@ -142,7 +142,7 @@ def test_patterns_are_anchored_and_need_no_look_around(kind: str) -> None:
             assert "(?" not in node["pattern"], f"{path}: Go's regular expressions have no look-around"
 
 
-@pytest.mark.parametrize("kind", kinds(), ids=lambda kind: kind.name)
+@pytest.mark.parametrize("kind", served_kinds(), ids=lambda kind: kind.name)
 def test_names_scope_and_columns_are_those_of_the_design(kind: Any) -> None:
     spec = CRDS[kind.name]["spec"]
     assert CRDS[kind.name]["metadata"]["name"] == f"{kind.plural}.serving.fairlead.io"
@@ -220,13 +220,13 @@ class Loose(BaseModel):
 
 def test_what_has_no_structural_schema_is_an_error_when_generating() -> None:
     with pytest.raises(TypeError, match="contains itself"):
-        structural(Loop)
+        structural_schema(Loop)
     with pytest.raises(TypeError, match=r"Union\.value: a union of 2 types"):
-        structural(Union)
+        structural_schema(Union)
 
 
 def test_the_rest_of_the_larger_language_is_translated() -> None:
-    fields = structural(Loose)["properties"]
+    fields = structural_schema(Loose)["properties"]
     assert fields["labels"] == {"type": "object", "default": {}, "additionalProperties": {"type": "string"}}
     assert fields["size"] == {"type": "number", "maximum": 3, "exclusiveMaximum": True, "default": 1.0}
     assert fields["anything"] == {"x-kubernetes-preserve-unknown-fields": True}

@@ -6,39 +6,39 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairlead.documents import Node, decode, documents, dotted, resolve
-from fairlead.errors import ManifestError, Problem
+from fairlead.documents import YamlNode, decode_file, format_path, parse_documents, resolve_scalar
+from fairlead.errors import FileProblem, ManifestError
 from fairlead.limits import Limits
 
 LIMITS = Limits()
 
 
-def read(text: str) -> list[Node]:
-    return documents(text, file="t.yaml", limits=LIMITS)
+def parse(text: str) -> list[YamlNode]:
+    return parse_documents(text, file="t.yaml", limits=LIMITS)
 
 
-def refused(text: str) -> Problem:
+def parse_error(text: str) -> FileProblem:
     with pytest.raises(ManifestError) as caught:
-        read(text)
+        parse(text)
     (problem,) = caught.value.problems
     return problem
 
 
 def test_each_value_knows_the_line_of_its_key() -> None:
-    (node,) = read("a:\n  b:\n    - x\n    - c: 1\n")
-    assert node.at(("a",)).line == 1
-    assert node.at(("a", "b")).line == 2
-    assert node.at(("a", "b", 1)).line == 4
-    assert node.at(("a", "b", 1, "c")).line == 4
+    (node,) = parse("a:\n  b:\n    - x\n    - c: 1\n")
+    assert node.locate(("a",)).line == 1
+    assert node.locate(("a", "b")).line == 2
+    assert node.locate(("a", "b", 1)).line == 4
+    assert node.locate(("a", "b", 1, "c")).line == 4
 
 
 def test_a_path_that_leads_nowhere_ends_at_the_deepest_value_there_is() -> None:
-    (node,) = read("a:\n  b: 1\n")
-    assert node.at(("a", "missing", 3)).line == 1
+    (node,) = parse("a:\n  b: 1\n")
+    assert node.locate(("a", "missing", 3)).line == 1
 
 
 def test_several_documents_are_read_and_empty_ones_left_out() -> None:
-    assert [node.plain() for node in read("---\na: 1\n---\n---\nb: 2\n...\n")] == [{"a": 1}, {"b": 2}]
+    assert [node.to_python() for node in parse("---\na: 1\n---\n---\nb: 2\n...\n")] == [{"a": 1}, {"b": 2}]
 
 
 @pytest.mark.parametrize(
@@ -62,13 +62,13 @@ def test_several_documents_are_read_and_empty_ones_left_out() -> None:
     ],
 )
 def test_plain_scalars_mean_what_they_mean_to_kubectl(text: str, value: object) -> None:
-    found = resolve(text)
+    found = resolve_scalar(text)
     assert found == value
     assert type(found) is type(value)
 
 
 def test_quotes_make_text() -> None:
-    assert read("a: \"1\"\nb: 'true'\nc: !!str 5\nd: |\n  7\n")[0].plain() == {
+    assert parse("a: \"1\"\nb: 'true'\nc: !!str 5\nd: |\n  7\n")[0].to_python() == {
         "a": "1",
         "b": "true",
         "c": "5",
@@ -77,31 +77,31 @@ def test_quotes_make_text() -> None:
 
 
 def test_keys_stay_text_even_when_they_look_like_numbers() -> None:
-    assert read("1: a\non: b\n")[0].plain() == {"1": "a", "on": "b"}
+    assert parse("1: a\non: b\n")[0].to_python() == {"1": "a", "on": "b"}
 
 
 def test_a_duplicate_key_is_refused_naming_both_lines() -> None:
-    problem = refused("a:\n  b: 1\n  c: 2\n  b: 3\n")
+    problem = parse_error("a:\n  b: 1\n  c: 2\n  b: 3\n")
     assert (problem.line, problem.field) == (4, "a.b")
     assert problem.message == 'the key "b" is already given on line 2'
 
 
 def test_an_alias_repeats_its_anchor() -> None:
-    assert read("a: &x {n: 1}\nb: *x\n")[0].plain() == {"a": {"n": 1}, "b": {"n": 1}}
+    assert parse("a: &x {n: 1}\nb: *x\n")[0].to_python() == {"a": {"n": 1}, "b": {"n": 1}}
 
 
 def test_an_alias_of_itself_is_refused() -> None:
-    assert "names no anchor above it" in refused("a: &x [*x]").message
+    assert "names no anchor above it" in parse_error("a: &x [*x]").message
 
 
 def test_an_alias_does_not_reach_into_the_document_before() -> None:
-    assert "names no anchor above it" in refused("a: &x 1\n---\nb: *x\n").message
+    assert "names no anchor above it" in parse_error("a: &x 1\n---\nb: *x\n").message
 
 
 def test_an_alias_bomb_is_refused_before_it_grows() -> None:
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 30)]
-    problem = refused("\n".join(lines))
+    problem = parse_error("\n".join(lines))
     assert problem.line == 6  # 10^5 values fit, 10^6 do not
     assert "once aliases are expanded" in problem.message
 
@@ -109,65 +109,66 @@ def test_an_alias_bomb_is_refused_before_it_grows() -> None:
 @pytest.mark.parametrize("opening", ["[", "{a: ", "- ", "? "])
 def test_deep_nesting_is_refused_and_not_recursed_into(opening: str) -> None:
     assert (
-        "nested deeper" in refused(opening * 10_000).message or "key must be text" in refused(opening * 10_000).message
+        "nested deeper" in parse_error(opening * 10_000).message
+        or "key must be text" in parse_error(opening * 10_000).message
     )
 
 
 @pytest.mark.parametrize("tag", ["!!python/object/apply:os.system", "!!python/name:x", "!mine", "!!binary", "!!set"])
 def test_tags_are_refused(tag: str) -> None:
-    problem = refused(f"a: {tag} x\n")
+    problem = parse_error(f"a: {tag} x\n")
     assert problem.field == "a"
     assert "is not allowed" in problem.message
 
 
 @pytest.mark.parametrize("text", ["{a: 1}: 2\n", "[a]: 2\n", "&x {a: 1}: 2\n", "a: &x [1]\n*x : 2\n"])
 def test_a_key_that_is_no_text_is_refused(text: str) -> None:
-    assert refused(text).message == "a key must be text"
+    assert parse_error(text).message == "a key must be text"
 
 
 def test_a_tab_is_called_a_tab() -> None:
-    problem = refused("a:\n\tb: 1\n")
+    problem = parse_error("a:\n\tb: 1\n")
     assert problem.line == 2
     assert problem.message == "a tab in the indentation; YAML is indented with spaces"
 
 
 def test_a_control_character_is_refused_with_its_line() -> None:
-    problem = refused("a: 1\nb: \x07\n")
+    problem = parse_error("a: 1\nb: \x07\n")
     assert problem.line == 2
 
 
 def test_text_that_is_no_yaml_is_refused_with_its_line() -> None:
-    problem = refused("a: 1\nb: [1, 2\nc: 3\n")
+    problem = parse_error("a: 1\nb: [1, 2\nc: 3\n")
     assert problem.message.startswith("not YAML:")
     assert problem.line in (2, 3)
 
 
 def test_bytes_that_are_not_utf8_are_refused_with_their_line() -> None:
     with pytest.raises(ManifestError) as caught:
-        decode(b"a: 1\nb: \xff\n", file="t.yaml", limits=LIMITS)
+        decode_file(b"a: 1\nb: \xff\n", file="t.yaml", limits=LIMITS)
     (problem,) = caught.value.problems
     assert (problem.line, problem.message) == (2, "byte 9 is not UTF-8 text")
 
 
 def test_a_byte_order_mark_is_no_part_of_the_text() -> None:
-    assert decode(b"\xef\xbb\xbfa: 1", file="t.yaml", limits=LIMITS) == "a: 1"
+    assert decode_file(b"\xef\xbb\xbfa: 1", file="t.yaml", limits=LIMITS) == "a: 1"
 
 
 def test_a_file_over_the_limit_is_refused() -> None:
     with pytest.raises(ManifestError, match="more than 10"):
-        decode(b"a" * 11, file="t.yaml", limits=Limits(fleet_file_bytes=10))
+        decode_file(b"a" * 11, file="t.yaml", limits=Limits(fleet_file_bytes=10))
 
 
 def test_paths_are_written_as_people_write_them() -> None:
-    assert dotted(("spec", "pools", 0, "name")) == "spec.pools[0].name"
-    assert dotted(()) == "(document)"
+    assert format_path(("spec", "pools", 0, "name")) == "spec.pools[0].name"
+    assert format_path(()) == "(document)"
 
 
 @given(st.text(max_size=200))
 def test_no_text_makes_the_reader_fail_otherwise_than_by_saying_what_is_wrong(text: str) -> None:
-    problems: tuple[Problem, ...] = ()
+    problems: tuple[FileProblem, ...] = ()
     try:
-        read(text)
+        parse(text)
     except ManifestError as error:
         problems = error.problems
     assert all(problem.line >= 1 and problem.fix for problem in problems)
@@ -183,5 +184,5 @@ JSON = st.recursive(
 
 @given(st.dictionaries(TEXT, JSON, min_size=1, max_size=4))
 def test_json_is_read_as_itself(value: object) -> None:
-    (node,) = read(json.dumps(value))
-    assert node.plain() == value
+    (node,) = parse(json.dumps(value))
+    assert node.to_python() == value

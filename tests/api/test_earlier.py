@@ -14,8 +14,8 @@ from fairlead.clock import SystemClock
 from fairlead.kube.client import KubeApi
 from fairlead.kube.errors import Invalid
 from fairlead.kube.resource import ACCELERATOR_CLASSES, MODEL_DEPLOYMENTS, Manifest, name_of, namespace_of, resource_of
-from fairlead.testing.kube import ApiServer, for_a_test
-from fairlead.testing.waiting import until_async
+from fairlead.testing.kube import ApiServer, api_server_for_test
+from fairlead.testing.waiting import wait_until_async
 
 EARLIER, CRDS = Path(__file__).parent / "earlier", Path(__file__).parents[2] / "crds"
 RELEASES = ("first", "second")
@@ -33,7 +33,7 @@ def recorded(file: str) -> list[Manifest]:
 
 def ask(server: ApiServer, check: Callable[[KubeApi], Awaitable[None]]) -> None:
     async def main() -> None:
-        async with KubeApi(server.access(), SystemClock(), Random(0).random) as api:
+        async with KubeApi(server.config(), SystemClock(), Random(0).random) as api:
             await api.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": SPACE}}, ME)
             await check(api)
 
@@ -44,7 +44,7 @@ async def define(api: KubeApi, definitions: list[Manifest]) -> None:
     for one in definitions:
         await api.apply(one, ME)
     for resource in (MODEL_DEPLOYMENTS, ACCELERATOR_CLASSES):
-        await until_async(partial(api.serves, resource))
+        await wait_until_async(partial(api.has_resource, resource))
 
 
 def todays() -> list[Manifest]:
@@ -87,7 +87,7 @@ def test_what_is_stored_outlives_an_upgrade_of_the_crds(tmp_path: Path) -> None:
                 return False
             return found["spec"].get("rollout", {}).get("surge") == 2
 
-        await until_async(upgraded)
+        await wait_until_async(upgraded)
         for one in stored:
             place = resource_of(one), namespace_of(one), name_of(one)
             found = await api.get(*place)
@@ -100,7 +100,7 @@ def test_what_is_stored_outlives_an_upgrade_of_the_crds(tmp_path: Path) -> None:
                 said = {"apiVersion": one["apiVersion"], "kind": one["kind"], "metadata": names}
                 await api.apply_status({**said, "status": {"ready": "1/1"}}, "fairlead-operator")
 
-    with for_a_test(tmp_path / "run") as server:  # its own: kinds are the whole cluster's
+    with api_server_for_test(tmp_path / "run") as server:  # its own: kinds are the whole cluster's
         ask(server, check)
 
 

@@ -19,12 +19,12 @@ from fairlead.api import EngineKind, ModelDeployment
 from fairlead.clock import SystemClock
 from fairlead.kube.client import KubeApi
 from fairlead.kube.resource import ACCELERATOR_CLASSES, MODEL_DEPLOYMENTS, resource_of
-from fairlead.manifests import load
+from fairlead.manifests import load_manifests
 from fairlead.testing.kube import ApiServer
-from fairlead.testing.waiting import until_async
-from fairlead_cli.lint import check
-from fairlead_operator.render import render
-from fairlead_operator.testing import usual_facts
+from fairlead.testing.waiting import wait_until_async
+from fairlead_cli.lint import lint_paths
+from fairlead_operator.render import render_model
+from fairlead_operator.testing import default_context
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
@@ -35,22 +35,22 @@ ON_GPUS = sorted(EXAMPLES.glob("*/gpu*.yaml"))
 SIMULATED = sorted(EXAMPLES.glob("*/simulated*.yaml"))
 
 
-def shown(path: Path) -> str:
+def relative_path(path: Path) -> str:
     return str(path.relative_to(EXAMPLES))
 
 
-def only(path: Path) -> ModelDeployment:
-    (model,) = load([path]).models
+def load_only_model(path: Path) -> ModelDeployment:
+    (model,) = load_manifests([path]).models
     return model
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_an_example_is_a_manifest_that_can_run_here(path: Path) -> None:
-    manifests = load([path])
+    manifests = load_manifests([path])
     assert 1 <= sum(pool.replicas.min for model in manifests.models for pool in model.spec.pools) <= 8
     for model in manifests.models:
         for pool in model.spec.pools:
-            assert manifests.profile(pool) is not None
+            assert manifests.engine_profile(pool) is not None
 
 
 def test_examples_are_numbered_and_listed() -> None:
@@ -65,7 +65,7 @@ def test_the_bundled_example_is_the_second_one() -> None:
 
 
 def test_the_first_example_is_the_smallest_manifest_there_is() -> None:
-    (model,) = load([FILES[0]]).models
+    (model,) = load_manifests([FILES[0]]).models
     assert model.model_dump(by_alias=True, exclude_unset=True) == {
         "apiVersion": "serving.fairlead.io/v1alpha1",
         "kind": "ModelDeployment",
@@ -82,13 +82,13 @@ def test_every_intent_is_there_in_pairs_and_the_readme_leads_to_each() -> None:
     every = sorted(EXAMPLES.glob("*/*.yaml"))
     assert every == sorted([*ON_GPUS, *SIMULATED, THEIRS])
     linked = re.findall(r"\]\(([a-z-]+/[a-z-]+\.yaml)\)", (EXAMPLES / "README.md").read_text())
-    assert sorted(linked) == [shown(path) for path in every]
+    assert sorted(linked) == [relative_path(path) for path in every]
     assert list(dict.fromkeys(link.partition("/")[0] for link in linked)) == list(INTENTS)
 
 
-@pytest.mark.parametrize("path", [*ON_GPUS, *SIMULATED], ids=shown)
+@pytest.mark.parametrize("path", [*ON_GPUS, *SIMULATED], ids=relative_path)
 def test_lint_finds_nothing(path: Path) -> None:
-    problems, counts = check([str(path)])
+    problems, counts = lint_paths([str(path)])
     assert (problems, counts) == ([], [f"{path}: ok, 1 ModelDeployment"])
 
 
@@ -100,7 +100,7 @@ def test_lint_finds_nothing(path: Path) -> None:
     ],
 )
 def test_a_simulated_one_has_the_shape_of_the_real_one(real: str, simulated: str) -> None:
-    one, other = only(EXAMPLES / real), only(EXAMPLES / simulated)
+    one, other = load_only_model(EXAMPLES / real), load_only_model(EXAMPLES / simulated)
 
     def shape(model: ModelDeployment) -> Any:
         pools = [(pool.name, pool.role, pool.replicas, pool.parallelism) for pool in model.spec.pools]
@@ -108,47 +108,47 @@ def test_a_simulated_one_has_the_shape_of_the_real_one(real: str, simulated: str
 
     assert one.spec.engine.kind in (EngineKind.VLLM, EngineKind.SGLANG, EngineKind.EXTERNAL)
     assert other.spec.engine.kind in (EngineKind.SIM, EngineKind.EXTERNAL)
-    if one.spec.external:
+    if one.spec.is_external:
         assert one.spec.engine == other.spec.engine
         assert other.spec.pools[0] == one.spec.pools[0]  # the others are addresses, which only their owners know
     else:
         assert shape(other) == shape(one)
 
 
-@pytest.mark.parametrize("path", [*ON_GPUS, *SIMULATED], ids=shown)
+@pytest.mark.parametrize("path", [*ON_GPUS, *SIMULATED], ids=relative_path)
 def test_the_operator_makes_something_of_it(path: Path) -> None:
-    manifests = load([path])
+    manifests = load_manifests([path])
     (model,) = manifests.models
-    rendered = render(model, manifests.accelerators, usual_facts(leader_worker_sets=True))
+    rendered = render_model(model, manifests.accelerators, default_context(leader_worker_sets=True))
     assert rendered.problems == ()
     kinds = {one["kind"] for one in rendered.manifests}
     workload = "LeaderWorkerSet" if path.parent.name == "multi-node" else "Deployment"
-    assert (workload in kinds) is not model.spec.external
+    assert (workload in kinds) is not model.spec.is_external
     on_gpus = [one for one in rendered.manifests if "nvidia.com/gpu" in str(one)]
-    assert bool(on_gpus) is (path in ON_GPUS and not model.spec.external)
+    assert bool(on_gpus) is (path in ON_GPUS and not model.spec.is_external)
 
 
 def test_their_engines_are_what_the_simulated_manifest_adopts_and_of_this_release() -> None:
     theirs = yaml.safe_load(THEIRS.read_text())
-    (pool,) = only(THEIRS.with_name("simulated.yaml")).spec.pools
+    (pool,) = load_only_model(THEIRS.with_name("simulated.yaml")).spec.pools
     template = theirs["spec"]["template"]
     (container,) = template["spec"]["containers"]
     assert pool.selector is not None
     assert pool.selector.match_labels == template["metadata"]["labels"]
     assert pool.selector.port == container["ports"][0]["containerPort"]
     assert container["image"] == f"serving.fairlead.io/sim:{__version__}"
-    served = only(THEIRS.with_name("simulated.yaml")).spec.engine.served_model_name
+    served = load_only_model(THEIRS.with_name("simulated.yaml")).spec.engine.served_model_name
     assert f"--served-model-name={served}" in container["args"]
 
 
 @pytest.mark.api_server
 def test_a_real_api_server_takes_every_example(api_server: ApiServer) -> None:
     async def main() -> None:
-        async with KubeApi(api_server.access(), SystemClock(), lambda: 0.5) as api:
+        async with KubeApi(api_server.config(), SystemClock(), lambda: 0.5) as api:
             for crd in sorted((ROOT / "crds").glob("*.yaml")):
                 await api.apply(yaml.safe_load(crd.read_text()), "test")
             for resource in (MODEL_DEPLOYMENTS, ACCELERATOR_CLASSES):
-                await until_async(partial(api.serves, resource))
+                await wait_until_async(partial(api.has_resource, resource))
             for path in [*FILES, *ON_GPUS, *SIMULATED, THEIRS]:
                 for one in yaml.safe_load_all(path.read_text()):
                     if resource_of(one).namespaced:

@@ -11,7 +11,7 @@ import pytest
 from fairlead.clock import ManualClock
 from fairlead.errors import FairleadError, ManifestError, Unavailable
 from fairlead.fleet import Fleet, FleetSource
-from fairlead.fleetfile import FileFleetSource, parse, write_atomic
+from fairlead.fleetfile import FileFleetSource, parse_fleet_file, write_fleet_file
 
 POLL = 0.01
 PATIENCE = 120.0
@@ -22,7 +22,7 @@ def text(*ports: int, preset: str = "dual-hash", state: str = "Ready") -> str:
     return f"models:\n  - name: tiny\n    routing: {{preset: {preset}}}\n    instances:\n{lines}"
 
 
-class Watched:
+class WatchedFile:
     """A source on a file of its own, and the reports that it made."""
 
     def __init__(self, path: Path) -> None:
@@ -63,9 +63,9 @@ def replace_file(path: Path, content: str) -> None:
     os.replace(beside, path)
 
 
-def run(path: Path, script: Callable[[Watched], object]) -> None:
+def run(path: Path, script: Callable[[WatchedFile], object]) -> None:
     async def main() -> None:
-        watched = Watched(path)
+        watched = WatchedFile(path)
         result = script(watched)
         assert asyncio.iscoroutine(result)
         try:
@@ -80,7 +80,7 @@ def test_the_present_fleet_comes_first(tmp_path: Path) -> None:
     path = tmp_path / "fleet.yaml"
     path.write_text(text(9001))
 
-    async def script(watched: Watched) -> None:
+    async def script(watched: WatchedFile) -> None:
         source: FleetSource = watched.source
         assert source is not None
         watched.clock.advance(5)
@@ -98,7 +98,7 @@ def test_an_edit_arrives_whether_in_place_or_by_replacement(
     path = tmp_path / "fleet.yaml"
     path.write_text(text(9001))
 
-    async def script(watched: Watched) -> None:
+    async def script(watched: WatchedFile) -> None:
         await watched.next()
         edit(path, text(9001, 9002))
         fleet = await watched.next()
@@ -112,7 +112,7 @@ def test_the_epoch_counts_changes_of_membership_only(tmp_path: Path) -> None:
     path = tmp_path / "fleet.yaml"
     path.write_text(text(9001, 9002))
 
-    async def script(watched: Watched) -> None:
+    async def script(watched: WatchedFile) -> None:
         await watched.next()
         seen = []
         for content in (
@@ -135,7 +135,7 @@ def test_a_broken_edit_keeps_the_last_good_fleet_and_is_reported(tmp_path: Path,
     path = tmp_path / "fleet.yaml"
     path.write_text(text(9001))
 
-    async def script(watched: Watched) -> None:
+    async def script(watched: WatchedFile) -> None:
         await watched.next()
         coming = asyncio.ensure_future(watched.next())
         path.write_bytes(broken.encode("latin-1"))
@@ -155,7 +155,7 @@ def test_a_missing_file_is_reported_and_its_return_is_noticed(tmp_path: Path) ->
     path = tmp_path / "fleet.yaml"
     path.write_text(text(9001))
 
-    async def script(watched: Watched) -> None:
+    async def script(watched: WatchedFile) -> None:
         await watched.next()
         coming = asyncio.ensure_future(watched.next())
         path.unlink()
@@ -172,12 +172,12 @@ def test_an_edit_that_says_the_same_yields_nothing(tmp_path: Path) -> None:
     path = tmp_path / "fleet.yaml"
     path.write_text(text(9001))
 
-    async def script(watched: Watched) -> None:
+    async def script(watched: WatchedFile) -> None:
         await watched.next()
         replace_file(path, "# a comment\n" + text(9001))
         replace_file(path, "# another\n" + text(9001))
         coming = asyncio.ensure_future(watched.next())
-        write_atomic(path, parse(text(9001, 9002), file="f"))
+        write_fleet_file(path, parse_fleet_file(text(9001, 9002), file="f"))
         fleet = await coming
         assert fleet.version == 2
 
@@ -187,14 +187,14 @@ def test_an_edit_that_says_the_same_yields_nothing(tmp_path: Path) -> None:
 def test_a_file_that_is_broken_from_the_start_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "fleet.yaml"
 
-    async def missing(watched: Watched) -> None:
+    async def missing(watched: WatchedFile) -> None:
         with pytest.raises(Unavailable, match="cannot read the fleet file"):
             await watched.next()
 
     run(path, missing)
     path.write_text("models: 7\n")
 
-    async def broken(watched: Watched) -> None:
+    async def broken(watched: WatchedFile) -> None:
         with pytest.raises(ManifestError, match="must be a list"):
             await watched.next()
 

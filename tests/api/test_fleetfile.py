@@ -8,13 +8,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairlead.errors import ManifestError, Problem
-from fairlead.fleet import TRANSFERS, Access, Fleet, Instance, InstanceState, Model, Objectives, Role, RoutingPreset
-from fairlead.fleetfile import dump, parse, write_atomic
+from fairlead.errors import FileProblem, ManifestError
+from fairlead.fleet import (
+    KV_TRANSFERS,
+    EngineAuth,
+    Fleet,
+    Instance,
+    InstanceState,
+    Model,
+    Role,
+    RoutingPreset,
+    SloTargets,
+)
+from fairlead.fleetfile import format_fleet_file, parse_fleet_file, write_fleet_file
 from fairlead.limits import Limits
-from fairlead.profile import EngineProfile, preset, presets
+from fairlead.profile import EngineProfile, builtin_profile, builtin_profiles
 
-SEAM = """\
+FLEET_TEXT = """\
 models:
   - name: tiny
     objectives: {ttft: 2s, itl: 50ms}
@@ -24,44 +34,44 @@ models:
 """
 
 
-def problems(text: str, limits: Limits | None = None) -> tuple[Problem, ...]:
+def problems(text: str, limits: Limits | None = None) -> tuple[FileProblem, ...]:
     with pytest.raises(ManifestError) as caught:
-        parse(text, file="fleet.yaml", limits=limits)
+        parse_fleet_file(text, file="fleet.yaml", limits=limits)
     return caught.value.problems
 
 
-def one(text: str) -> tuple[int, str, str, str]:
+def only_problem(text: str) -> tuple[int, str, str, str]:
     (problem,) = problems(text)
     return problem.line, problem.field, problem.message, problem.fix
 
 
 def test_the_documented_file_is_read() -> None:
-    fleet = parse(SEAM, file="fleet.yaml")
-    objectives = Objectives(ttft_seconds=2.0, itl_seconds=0.05)
+    fleet = parse_fleet_file(FLEET_TEXT, file="fleet.yaml")
+    objectives = SloTargets(ttft_seconds=2.0, itl_seconds=0.05)
     assert fleet.models == {"default/tiny": Model("default", "tiny", objectives, "dual-hash")}
     (instance,) = fleet.instances["default/tiny"]
     assert instance == Instance("127.0.0.1/9001/0", "default", "tiny", "main", "http://127.0.0.1:9001")
 
 
 def test_every_field_of_an_instance_is_read() -> None:
-    text = SEAM.replace(
+    text = FLEET_TEXT.replace(
         "engine: vllm}",
         "engine: sim, id: a/1/0, pool: p, role: Serve, state: Draining, weight: 2, adapters: [x, y], dpRank: 3, "
         "kvEvents: 'tcp://127.0.0.1:5557', kvReplay: 'tcp://127.0.0.1:5558', profile: 910b4}",
     )
-    (instance,) = parse(text, file="fleet.yaml").instances["default/tiny"]
+    (instance,) = parse_fleet_file(text, file="fleet.yaml").instances["default/tiny"]
     assert instance == Instance(
         "a/1/0", "default", "tiny", "p", "http://127.0.0.1:9001", "sim", Role.SERVE, InstanceState.DRAINING,
-        frozenset({"x", "y"}), 2.0, preset("910b4"), None, None, 3, "tcp://127.0.0.1:5557", "tcp://127.0.0.1:5558",
+        frozenset({"x", "y"}), 2.0, builtin_profile("910b4"), None, None, 3, "tcp://127.0.0.1:5557", "tcp://127.0.0.1:5558",
     )  # fmt: skip
 
 
 def test_a_profile_may_be_a_preset_with_changes_or_all_its_own() -> None:
-    text = SEAM.replace("engine: vllm}", "profile: {preset: 910b4, kvTokens: 7}}")
-    (instance,) = parse(text, file="fleet.yaml").instances["default/tiny"]
-    assert instance.profile == replace(preset("910b4"), name="tiny-main", kv_tokens=7)
-    text = SEAM.replace("engine: vllm}", "profile: {name: mine, prefillTokenSeconds: 1.0e-4}}")
-    (instance,) = parse(text, file="fleet.yaml").instances["default/tiny"]
+    text = FLEET_TEXT.replace("engine: vllm}", "profile: {preset: 910b4, kvTokens: 7}}")
+    (instance,) = parse_fleet_file(text, file="fleet.yaml").instances["default/tiny"]
+    assert instance.profile == replace(builtin_profile("910b4"), name="tiny-main", kv_tokens=7)
+    text = FLEET_TEXT.replace("engine: vllm}", "profile: {name: mine, prefillTokenSeconds: 1.0e-4}}")
+    (instance,) = parse_fleet_file(text, file="fleet.yaml").instances["default/tiny"]
     assert instance.profile == EngineProfile("mine", 1e-4)
 
 
@@ -71,16 +81,22 @@ ENGINE = '{url: "https://a:1"'
 def test_an_engine_calls_the_model_what_its_model_says_unless_it_says_otherwise() -> None:
     model = "models:\n  - name: tiny\n    servedModelName: Qwen/Qwen3-8B\n    instances:\n"
     more = ["}", ", id: b, servedModelName: other}", ", id: c, servedModelName: tiny}"]
-    fleet = parse(model + "".join(f"      - {ENGINE}{rest}\n" for rest in more), file="f")
+    fleet = parse_fleet_file(model + "".join(f"      - {ENGINE}{rest}\n" for rest in more), file="f")
     assert [one.served_name for one in fleet.instances["default/tiny"]] == ["Qwen/Qwen3-8B", "other", None]
-    assert parse(dump(fleet), file="f") == fleet
+    assert parse_fleet_file(format_fleet_file(fleet), file="f") == fleet
 
 
 def test_an_instance_has_the_access_of_its_model_unless_it_says_otherwise() -> None:
     model = "models:\n  - name: tiny\n    tls: {caFile: /ca}\n    auth: {tokenEnv: TOKEN}\n    instances:\n"
     more = ["}", ", id: b, tls: {caFile: /b}}", ", id: c, auth: {tokenFile: /t}}"]
-    found = parse(model + "".join(f"      - {ENGINE}{rest}\n" for rest in more), file="f").instances["default/tiny"]
-    assert [one.access for one in found] == [Access("/ca", "TOKEN"), Access("/b", "TOKEN"), Access("/ca", None, "/t")]
+    found = parse_fleet_file(model + "".join(f"      - {ENGINE}{rest}\n" for rest in more), file="f").instances[
+        "default/tiny"
+    ]
+    assert [one.access for one in found] == [
+        EngineAuth("/ca", "TOKEN"),
+        EngineAuth("/b", "TOKEN"),
+        EngineAuth("/ca", None, "/t"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -97,13 +113,13 @@ def test_an_instance_has_the_access_of_its_model_unless_it_says_otherwise() -> N
 )
 def test_an_access_that_cannot_be_is_named(more: str, field: str) -> None:
     text = f"models:\n  - name: tiny\n    instances:\n      - {ENGINE}, {more}}}\n"
-    assert one(text)[:2] == (4, f"models[0].instances[0].{field}")
+    assert only_problem(text)[:2] == (4, f"models[0].instances[0].{field}")
 
 
 def test_an_id_does_not_change_when_another_instance_is_added_before_it() -> None:
-    before = parse(SEAM, file="fleet.yaml").instances["default/tiny"]
-    text = SEAM.replace("    instances:\n", '    instances:\n      - {url: "http://127.0.0.1:9000"}\n')
-    assert before[0] in parse(text, file="fleet.yaml").instances["default/tiny"]
+    before = parse_fleet_file(FLEET_TEXT, file="fleet.yaml").instances["default/tiny"]
+    text = FLEET_TEXT.replace("    instances:\n", '    instances:\n      - {url: "http://127.0.0.1:9000"}\n')
+    assert before[0] in parse_fleet_file(text, file="fleet.yaml").instances["default/tiny"]
 
 
 @pytest.mark.parametrize(
@@ -117,7 +133,7 @@ def test_an_id_does_not_change_when_another_instance_is_added_before_it() -> Non
     ],
 )
 def test_urls_are_kept_in_one_form(url: str, kept: str, id: str) -> None:
-    (instance,) = parse(SEAM.replace("http://127.0.0.1:9001", url), file="f").instances["default/tiny"]
+    (instance,) = parse_fleet_file(FLEET_TEXT.replace("http://127.0.0.1:9001", url), file="f").instances["default/tiny"]
     assert (instance.url, instance.id) == (kept, id)
 
 
@@ -127,7 +143,7 @@ def test_urls_are_kept_in_one_form(url: str, kept: str, id: str) -> None:
      "http://u:p@a:1", "http://a:1/v1", "http://a:1?x", "http://a:1#x", "http://a b:1", "http://é:1", "http://[::1", "http://a:x"],
 )  # fmt: skip
 def test_urls_that_are_no_engine_are_refused(url: str) -> None:
-    line, field, message, fix = one(SEAM.replace("http://127.0.0.1:9001", url))
+    line, field, message, fix = only_problem(FLEET_TEXT.replace("http://127.0.0.1:9001", url))
     assert (line, field) == (6, "models[0].instances[0].url")
     assert message.startswith("not an engine's URL")
     assert "http://127.0.0.1:8000" in fix
@@ -171,7 +187,7 @@ def test_urls_that_are_no_engine_are_refused(url: str) -> None:
         ("engine: vllm", "id: 'a b'", 6, "models[0].instances[0].id", '"a b" is not an instance id',
          "use 1 to 253 visible ASCII characters without spaces"),
         ("engine: vllm", "profile: h100", 6, "models[0].instances[0].profile.preset", 'no engine profile is called "h100"',
-         f"use one of {', '.join(sorted(presets()))}, or give coefficients"),
+         f"use one of {', '.join(sorted(builtin_profiles()))}, or give coefficients"),
         ("engine: vllm", "kvEvents: localhost", 6, "models[0].instances[0].kvEvents", '"localhost" has the wrong form',
          "write it for example `kvEvents: tcp://127.0.0.1:5557`"),
         ('url: "http://127.0.0.1:9001", ', "", 6, "models[0].instances[0].url", "is missing",
@@ -181,46 +197,46 @@ def test_urls_that_are_no_engine_are_refused(url: str) -> None:
 def test_a_mistake_is_named_with_line_field_and_fix(
     old: str, new: str, line: int, field: str, message: str, fix: str
 ) -> None:
-    assert one(SEAM.replace(old, new, 1)) == (line, field, message, fix)
+    assert only_problem(FLEET_TEXT.replace(old, new, 1)) == (line, field, message, fix)
 
 
 def test_all_mistakes_are_told_at_once_in_the_order_of_the_file() -> None:
-    text = SEAM.replace("name: tiny", "nam: tiny").replace("2s", "x").replace("vllm", "y")
+    text = FLEET_TEXT.replace("name: tiny", "nam: tiny").replace("2s", "x").replace("vllm", "y")
     assert [problem.line for problem in problems(text)] == [2, 2, 3, 6]
 
 
 def test_an_empty_field_counts_as_left_out() -> None:
-    fleet = parse(SEAM.replace("{preset: dual-hash}", ""), file="f")
+    fleet = parse_fleet_file(FLEET_TEXT.replace("{preset: dual-hash}", ""), file="f")
     assert fleet.models["default/tiny"].preset == "dual-hash"
-    assert one("models:\n")[2] == "is missing"
+    assert only_problem("models:\n")[2] == "is missing"
 
 
 def test_an_empty_file_and_several_documents_are_refused() -> None:
-    assert one("# nothing\n")[2] == "the file is empty"
-    assert one(SEAM + "---\n" + SEAM)[2] == "2 YAML documents, a fleet file has one"
+    assert only_problem("# nothing\n")[2] == "the file is empty"
+    assert only_problem(FLEET_TEXT + "---\n" + FLEET_TEXT)[2] == "2 YAML documents, a fleet file has one"
 
 
 def test_a_fleet_without_models_or_a_model_without_instances_is_a_fleet() -> None:
-    assert parse("models: []\n", file="f").models == {}
-    assert parse("models: [{name: a}]\n", file="f").instances == {"default/a": ()}
+    assert parse_fleet_file("models: []\n", file="f").models == {}
+    assert parse_fleet_file("models: [{name: a}]\n", file="f").instances == {"default/a": ()}
 
 
 def test_a_model_given_twice_is_refused() -> None:
-    line, field, message, _ = one("models:\n  - name: a\n  - name: b\n  - {name: a, namespace: default}\n")
+    line, field, message, _ = only_problem("models:\n  - name: a\n  - name: b\n  - {name: a, namespace: default}\n")
     assert (line, field, message) == (4, "models[2].name", "the model default/a is already given on line 2")
 
 
 def test_an_engine_given_twice_is_refused_unless_it_is_named_apart() -> None:
     twice = "models:\n  - name: a\n    instances:\n      - url: http://e:1\n      - url: http://e:1/\n"
-    line, field, message, fix = one(twice)
+    line, field, message, fix = only_problem(twice)
     assert (line, field) == (5, "models[0].instances[1]")
     assert message == "the instance e/1/0 is already given on line 4"
     assert "`id:`" in fix
-    assert len(parse(twice.replace("/\n", "/\n        dpRank: 1\n"), file="f").instances["default/a"]) == 2
+    assert len(parse_fleet_file(twice.replace("/\n", "/\n        dpRank: 1\n"), file="f").instances["default/a"]) == 2
 
 
 def test_more_models_or_instances_than_the_limits_allow_are_refused() -> None:
-    text = SEAM + '      - {url: "http://127.0.0.1:9002"}\n'
+    text = FLEET_TEXT + '      - {url: "http://127.0.0.1:9002"}\n'
     (problem,) = problems(text, Limits(instances=1))
     assert problem.message == "2 instances, at most 1 are served"
     (problem,) = problems("models: [{name: a}, {name: b}]\n", Limits(models=1))
@@ -230,7 +246,7 @@ def test_more_models_or_instances_than_the_limits_allow_are_refused() -> None:
 NAMES = st.text("abcdefgmnop-.:/ #&*!éß日\u2028\ufeff0123456789", min_size=1, max_size=12).map(lambda text: f"m{text}")
 SECONDS = st.floats(1e-6, 1e5)
 COSTS = st.floats(0, 10)
-PROFILES = st.sampled_from(sorted(presets())).map(preset) | st.builds(
+PROFILES = st.sampled_from(sorted(builtin_profiles())).map(builtin_profile) | st.builds(
     EngineProfile,
     name=NAMES,
     prefill_token_seconds=st.floats(1e-9, 1.0),
@@ -241,8 +257,8 @@ PROFILES = st.sampled_from(sorted(presets())).map(preset) | st.builds(
 
 
 PLACES = st.sampled_from(["/etc/ca: 1.pem", "/a/b"])
-ACCESS = st.builds(Access, st.none() | PLACES, st.sampled_from([None, "TOKEN", "t_2"])) | st.builds(
-    Access, token_file=PLACES
+ACCESS = st.builds(EngineAuth, st.none() | PLACES, st.sampled_from([None, "TOKEN", "t_2"])) | st.builds(
+    EngineAuth, token_file=PLACES
 )
 
 
@@ -253,7 +269,7 @@ def fleets(draw: st.DrawFn) -> Fleet:
     instances: dict[str, tuple[Instance, ...]] = {}
     for number, name in enumerate(draw(st.lists(NAMES, max_size=3, unique=True))):
         ttft = draw(st.none() | SECONDS)
-        objectives = Objectives(
+        objectives = SloTargets(
             target=draw(st.floats(0.01, 1)),
             ttft_seconds=ttft,
             ttft_per_kilo_token_seconds=draw(SECONDS) if ttft is not None else 0.0,
@@ -282,7 +298,7 @@ def fleets(draw: st.DrawFn) -> Fleet:
                 dp_rank=draw(st.none() | st.integers(0, 9)),
                 kv_events=draw(st.none() | st.just("tcp://10.0.0.1:5557")),
                 role=draw(st.sampled_from(Role)),
-                transfer=draw(st.sampled_from(TRANSFERS)),
+                transfer=draw(st.sampled_from(KV_TRANSFERS)),
                 bootstrap=draw(st.none() | st.just("http://10.0.0.1:8998")),
                 access=draw(ACCESS),
                 served_name=draw(st.sampled_from([None, "Qwen/Qwen3-8B@main", "/models/tiny"])),
@@ -294,15 +310,15 @@ def fleets(draw: st.DrawFn) -> Fleet:
 
 @given(fleets())
 def test_what_is_dumped_is_parsed_back(fleet: Fleet) -> None:
-    assert parse(dump(fleet), file="f") == fleet
+    assert parse_fleet_file(format_fleet_file(fleet), file="f") == fleet
 
 
 def test_an_atomic_write_leaves_only_the_file_and_is_readable_for_others(tmp_path: Path) -> None:
     path = tmp_path / "fleet.yaml"
-    for text in (SEAM, SEAM.replace("tiny", "other")):
-        fleet = parse(text, file="f")
-        write_atomic(path, fleet)
-        assert parse(path.read_text(), file="f") == fleet
+    for text in (FLEET_TEXT, FLEET_TEXT.replace("tiny", "other")):
+        fleet = parse_fleet_file(text, file="f")
+        write_fleet_file(path, fleet)
+        assert parse_fleet_file(path.read_text(), file="f") == fleet
         assert os.listdir(tmp_path) == ["fleet.yaml"]
     assert path.stat().st_mode & 0o777 == 0o644
 
@@ -311,5 +327,5 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "fleet.yaml"
     path.mkdir()
     with pytest.raises(OSError, match=r"fleet\.yaml"):
-        write_atomic(path, parse(SEAM, file="f"))
+        write_fleet_file(path, parse_fleet_file(FLEET_TEXT, file="f"))
     assert os.listdir(tmp_path) == ["fleet.yaml"]

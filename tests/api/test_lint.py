@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fairlead.errors import BadInput
-from fairlead_cli.lint import MOST_SHOWN, lint
+from fairlead_cli.lint import MAX_SHOWN, lint
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 GOOD = (EXAMPLES / "01-smallest.yaml").read_text()
@@ -101,7 +101,7 @@ def test_a_file_that_is_right_is_said_to_be(capsys: pytest.CaptureFixture[str]) 
 
 
 SCALED = GOOD.replace("nvidia-l4}", "nvidia-l4, replicas: {min: 1, max: 8}}") + "  autoscaling: {mode: Auto}\n"
-KEPT = SCALED + "  objectives: {ttft: 2s}\n"
+SCALED_WITH_SLO = SCALED + "  objectives: {ttft: 2s}\n"
 SPLIT = """\
   pools:
   - {name: ahead, role: Prefill, accelerator: nvidia-l4, replicas: {min: 2, max: 8}}
@@ -113,8 +113,8 @@ SPLIT = """\
 @pytest.mark.parametrize(
     ("text", "notes"),
     [
-        (KEPT, ""),
-        (KEPT.replace("min: 1", "min: 0").replace("Auto", "Auto, zero: {after: 5m}"), ""),
+        (SCALED_WITH_SLO, ""),
+        (SCALED_WITH_SLO.replace("min: 1", "min: 0").replace("Auto", "Auto, zero: {after: 5m}"), ""),
         (
             SCALED,
             "FILE:8: spec.autoscaling.mode: note: there is no objective to keep, so pools are sized by what an engine's memory and"
@@ -122,27 +122,27 @@ SPLIT = """\
             "    fix: say what requests should see, for example `objectives: {ttft: 2s, itl: 100ms}`\n",
         ),
         (
-            KEPT.replace("mode: Auto", "stepUp: 1"),
+            SCALED_WITH_SLO.replace("mode: Auto", "stepUp: 1"),
             "FILE:8: spec.autoscaling: note: nothing of it is followed, since `mode` is Off where it is left out\n"
             "    fix: write `mode: Auto`, or `mode: Advise` if only advice is wanted\n",
         ),
         (
-            KEPT.replace("Auto", "Auto, zero: {after: 5m}"),
+            SCALED_WITH_SLO.replace("Auto", "Auto, zero: {after: 5m}"),
             "FILE:8: spec.autoscaling.zero: note: no pool may have fewer than 1, so none goes to zero\n"
             "    fix: write `replicas: {min: 0, ...}` in a pool, or remove it\n",
         ),
         (
-            KEPT.replace("Auto", "Auto, sleep: {min: 8, max: 8}"),
+            SCALED_WITH_SLO.replace("Auto", "Auto, sleep: {min: 8, max: 8}"),
             "FILE:8: spec.autoscaling.sleep.min: note: a pool has at most 8, those that serve included, so fewer sleep as soon as one"
             " serves\n    fix: lower it, or raise the pools' max\n",
         ),
         (
-            KEPT.replace("ttft: 2s", "ttft: 50ms"),
+            SCALED_WITH_SLO.replace("ttft: 2s", "ttft: 50ms"),
             "FILE:9: spec.objectives.ttft: note: a step of an engine on nvidia-l4 takes 66ms by its profile: no number of"
             " them keeps this\n    fix: relax it, or take another accelerator\n",
         ),
         (SCALED.replace("Auto", "Advise") + "  replicas: 2\n", ""),
-        (KEPT.replace("Auto", "Auto, sleep: {max: 2}"), ""),
+        (SCALED_WITH_SLO.replace("Auto", "Auto, sleep: {max: 2}"), ""),
         (
             SCALED.replace("Auto", "Advise, sleep: {max: 2}"),
             "FILE:8: spec.autoscaling.sleep: note: nobody puts an instance to sleep while `autoscaling.mode` is not Auto; engines"
@@ -160,7 +160,7 @@ SPLIT = """\
             "    fix: remove it, or write `mode: Advise` if only advice is wanted\n",
         ),
         (
-            KEPT.replace("  pools: [{accelerator: nvidia-l4, replicas: {min: 1, max: 8}}]\n", SPLIT).replace(
+            SCALED_WITH_SLO.replace("  pools: [{accelerator: nvidia-l4, replicas: {min: 1, max: 8}}]\n", SPLIT).replace(
                 "Auto", "Auto, max: 4"
             ),
             "FILE:9: spec.pools[1].replicas: note: it has no max, so `autoscaling.mode: Auto` leaves this pool at 3\n"
@@ -202,7 +202,7 @@ def test_a_file_of_1_mib_is_checked_and_only_the_first_problems_are_shown(
     assert path.stat().st_size > 2**20
     assert lint(file=[str(path)]) == 1
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 2 * MOST_SHOWN + 1
+    assert len(lines) == 2 * MAX_SHOWN + 1
     assert lines[0] == f"{path}:8: spec.pool00000: unknown field"
     assert lines[-1] == "… and 951 more"
 

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from fairlead.api import ModelDeployment, RoutingPreset, builtin_accelerators
-from fairlead.errors import BadInput, ManifestError, Problem
-from fairlead.fleet import Instance, Model, Objectives
+from fairlead.errors import BadInput, FileProblem, ManifestError
+from fairlead.fleet import Instance, Model, SloTargets
 from fairlead.limits import Limits
-from fairlead.manifests import Manifests, combine, fleet_model, load, read_object
-from fairlead.profile import EngineProfile, preset, presets
+from fairlead.manifests import Manifests, combine_texts, load_manifests, read_object, to_fleet_model
+from fairlead.profile import EngineProfile, builtin_profile, builtin_profiles
 from fairlead_gateway.routing import ModelRouter, RouteRequest, prefix_chain
 
 SMALLEST = """\
@@ -30,30 +30,30 @@ spec:
 """
 
 
-def check(*texts: str) -> tuple[Manifests, list[Problem]]:
-    return combine([(f"{number}.yaml", text) for number, text in enumerate(texts)], limits=Limits())
+def combine(*texts: str) -> tuple[Manifests, list[FileProblem]]:
+    return combine_texts([(f"{number}.yaml", text) for number, text in enumerate(texts)], limits=Limits())
 
 
-def right(*texts: str) -> Manifests:
-    manifests, problems = check(*texts)
+def load_valid(*texts: str) -> Manifests:
+    manifests, problems = combine(*texts)
     assert problems == []
     return manifests
 
 
-def wrong(*texts: str) -> tuple[int, str, str, str]:
-    (problem,) = check(*texts)[1]
+def only_problem(*texts: str) -> tuple[int, str, str, str]:
+    (problem,) = combine(*texts)[1]
     return problem.line, problem.field, problem.message, problem.fix
 
 
 def test_the_smallest_manifest_gets_its_defaults() -> None:
-    manifests = right(SMALLEST)
+    manifests = load_valid(SMALLEST)
     (deployment,) = manifests.models
     (pool,) = deployment.spec.pools
     assert deployment.key == "default/qwen3-8b"
     assert (deployment.spec.engine.kind, deployment.spec.engine.args) == ("vllm", [])
     assert (pool.name, pool.role, pool.replicas.min) == ("main", "Serve", 1)
-    assert fleet_model(deployment) == Model("default", "qwen3-8b", Objectives(), "dual-hash")
-    assert manifests.profile(pool) == preset("l4-qwen8b")
+    assert to_fleet_model(deployment) == Model("default", "qwen3-8b", SloTargets(), "dual-hash")
+    assert manifests.engine_profile(pool) == builtin_profile("l4-qwen8b")
 
 
 def test_everything_that_can_be_said_is_understood() -> None:
@@ -64,32 +64,35 @@ def test_everything_that_can_be_said_is_understood() -> None:
         "  objectives: {target: 0.9, ttft: 800ms, ttftPerKiloToken: 120ms, itl: 40ms}\n"
         "  routing: {preset: session}\n",
     )
-    manifests = right(text, CLASS)
+    manifests = load_valid(text, CLASS)
     (deployment,) = manifests.models
-    objectives = Objectives(0.9, 0.8, 0.12, 0.04)
-    assert fleet_model(deployment) == Model("chat", "a", objectives, "session")
+    objectives = SloTargets(0.9, 0.8, 0.12, 0.04)
+    assert to_fleet_model(deployment) == Model("chat", "a", objectives, "session")
     assert [(one.name, one.value) for one in deployment.spec.engine.env] == [("A", "b"), ("C", "")]
-    assert [manifests.profile(pool) for pool in deployment.spec.pools] == [preset("910b4"), preset("910b4")]
+    assert [manifests.engine_profile(pool) for pool in deployment.spec.pools] == [
+        builtin_profile("910b4"),
+        builtin_profile("910b4"),
+    ]
 
 
 def test_an_accelerator_of_the_file_takes_precedence_over_a_built_in_one() -> None:
     own = CLASS.replace("name: mine", "name: nvidia-l4").replace(
         "{preset: 910b4}", "{prefillTokenSeconds: 1, kvTokens: 9}"
     )
-    manifests = right(SMALLEST, own)
-    assert manifests.profile(manifests.models[0].spec.pools[0]) == EngineProfile("nvidia-l4", 1.0, kv_tokens=9)
+    manifests = load_valid(SMALLEST, own)
+    assert manifests.engine_profile(manifests.models[0].spec.pools[0]) == EngineProfile("nvidia-l4", 1.0, kv_tokens=9)
 
 
 def test_every_built_in_accelerator_has_a_profile() -> None:
     for name in builtin_accelerators():
-        manifests = right(SMALLEST.replace("nvidia-l4", name))
-        assert manifests.profile(manifests.models[0].spec.pools[0]) in presets().values()
+        manifests = load_valid(SMALLEST.replace("nvidia-l4", name))
+        assert manifests.engine_profile(manifests.models[0].spec.pools[0]) in builtin_profiles().values()
 
 
 def test_what_a_cluster_adds_to_an_object_is_not_read() -> None:
     added = "metadata: {name: qwen3-8b, uid: u, resourceVersion: '1', generation: 1, creationTimestamp: t, managedFields: []}"
     text = SMALLEST.replace("metadata: {name: qwen3-8b}", added) + "status: {anything: 1}\n"
-    assert right(text).models[0].metadata.name == "qwen3-8b"
+    assert load_valid(text).models[0].metadata.name == "qwen3-8b"
 
 
 @pytest.mark.parametrize(
@@ -159,47 +162,47 @@ def test_what_a_cluster_adds_to_an_object_is_not_read() -> None:
 def test_a_mistake_is_named_with_line_field_and_fix(
     old: str, new: str, line: int, field: str, message: str, fix: str
 ) -> None:
-    assert wrong(SMALLEST.replace(old, new, 1)) == (line, field, message, fix)
+    assert only_problem(SMALLEST.replace(old, new, 1)) == (line, field, message, fix)
 
 
 def test_an_accelerator_class_belongs_to_no_namespace_and_needs_a_profile() -> None:
-    line, field, message, _ = wrong(CLASS.replace("name: mine", "name: mine, namespace: x"))
+    line, field, message, _ = only_problem(CLASS.replace("name: mine", "name: mine, namespace: x"))
     assert (line, field, message) == (
         3,
         "metadata.namespace",
         "an AcceleratorClass belongs to the cluster, not to a namespace",
     )
-    line, field, message, _ = wrong(CLASS.replace("{preset: 910b4}", "{kvTokens: 5}"))
+    line, field, message, _ = only_problem(CLASS.replace("{preset: 910b4}", "{kvTokens: 5}"))
     assert (line, field, message) == (5, "spec.profile", "a profile needs a preset or at least prefillTokenSeconds")
-    line, field, message, _ = wrong(CLASS.replace("910b4", "910b5"))
+    line, field, message, _ = only_problem(CLASS.replace("910b4", "910b5"))
     assert (line, field, message) == (5, "spec.profile.preset", 'no engine profile is called "910b5"')
 
 
 def test_all_problems_of_all_files_are_told_at_once() -> None:
-    _, problems = check(SMALLEST.replace("spec:", "spex:"), "a:\n  ]", CLASS.replace("mine", "M"))
+    _, problems = combine(SMALLEST.replace("spec:", "spex:"), "a:\n  ]", CLASS.replace("mine", "M"))
     assert [(one.file, one.line) for one in problems] == [("0.yaml", 1), ("0.yaml", 4), ("1.yaml", 2), ("2.yaml", 3)]
 
 
 def test_lines_count_through_the_documents_of_a_file() -> None:
-    line, field, _, _ = wrong(SMALLEST + "---\n" + CLASS.replace("preset", "presett"))
+    line, field, _, _ = only_problem(SMALLEST + "---\n" + CLASS.replace("preset", "presett"))
     assert (line, field) == (12, "spec.profile.presett")
 
 
 def test_two_objects_of_one_name_are_refused_across_files() -> None:
-    line, field, message, _ = wrong(SMALLEST, SMALLEST.replace("qwen3-8b}", "qwen3-8b, namespace: default}"))
+    line, field, message, _ = only_problem(SMALLEST, SMALLEST.replace("qwen3-8b}", "qwen3-8b, namespace: default}"))
     assert (line, field) == (3, "metadata.name")
     assert message == "the ModelDeployment default/qwen3-8b is already given in 0.yaml:3"
-    assert right(SMALLEST, SMALLEST.replace("qwen3-8b}", "qwen3-8b, namespace: other}"))
+    assert load_valid(SMALLEST, SMALLEST.replace("qwen3-8b}", "qwen3-8b, namespace: other}"))
 
 
 def test_an_accelerator_is_not_called_unknown_while_a_file_that_may_define_it_is_broken() -> None:
-    _, problems = check(SMALLEST.replace("nvidia-l4", "mine"), CLASS.replace("profile", "profil"))
+    _, problems = combine(SMALLEST.replace("nvidia-l4", "mine"), CLASS.replace("profile", "profil"))
     assert {problem.file for problem in problems} == {"1.yaml"}
 
 
 def test_a_document_that_is_no_object_is_refused() -> None:
-    assert wrong("- a\n")[2] == "a document must be a mapping with apiVersion, kind, metadata and spec"
-    assert wrong("")[2] == "the file is empty"
+    assert only_problem("- a\n")[2] == "a document must be a mapping with apiVersion, kind, metadata and spec"
+    assert only_problem("")[2] == "the file is empty"
 
 
 AS_STORED = {
@@ -235,9 +238,9 @@ def test_files_folders_and_stdin_are_read(tmp_path: Path) -> None:
     (tmp_path / "b.yaml").write_text(SMALLEST)
     (tmp_path / "a.yml").write_text(CLASS)
     (tmp_path / "notes.txt").write_text("not: [yaml")
-    assert [model.metadata.name for model in load([tmp_path]).models] == ["qwen3-8b"]
+    assert [model.metadata.name for model in load_manifests([tmp_path]).models] == ["qwen3-8b"]
     stdin = io.BytesIO(SMALLEST.replace("qwen3-8b", "other").encode())
-    both: list[ModelDeployment] = list(load([tmp_path / "b.yaml", "-"], stdin=stdin).models)
+    both: list[ModelDeployment] = list(load_manifests([tmp_path / "b.yaml", "-"], stdin=stdin).models)
     assert [model.metadata.name for model in both] == ["qwen3-8b", "other"]
 
 
@@ -250,14 +253,14 @@ def test_what_cannot_be_read_is_a_problem_of_that_file(tmp_path: Path) -> None:
         (tmp_path / "only.yaml", "no ModelDeployment in it"),
     ):
         with pytest.raises(ManifestError) as caught:
-            load([path])
+            load_manifests([path])
         assert [problem.message for problem in caught.value.problems] == [message]
 
 
 @pytest.mark.parametrize("preset_name", [known.value for known in RoutingPreset])
 def test_every_preset_that_a_manifest_may_name_routes(preset_name: str) -> None:
-    (deployment,) = right(SMALLEST + f"  routing: {{preset: {preset_name}}}\n").models
+    (deployment,) = load_valid(SMALLEST + f"  routing: {{preset: {preset_name}}}\n").models
     router = ModelRouter(secret=b"s")
-    router.update(fleet_model(deployment), [Instance("a/1/0", "default", "qwen3-8b", "main", "http://a:1")], 1)
+    router.update(to_fleet_model(deployment), [Instance("a/1/0", "default", "qwen3-8b", "main", "http://a:1")], 1)
     request = RouteRequest("r", prefix_chain(b"hello", secret=b"s", seed=b""), 2.0)
     assert router.decide(request, 0.0).chosen == "a/1/0"

@@ -14,8 +14,16 @@ from fairlead.kube.client import KubeApi
 from fairlead.kube.errors import Invalid
 from fairlead.kube.resource import ACCELERATOR_CLASSES, MODEL_DEPLOYMENTS, Manifest, resource_of
 from fairlead.testing.kube import ApiServer
-from fairlead.testing.rule_table import Accepted, Changed, Refused, accepted, changed, refused, without_empty
-from fairlead.testing.waiting import until_async
+from fairlead.testing.rule_table import (
+    AcceptedCase,
+    ChangedCase,
+    RefusedCase,
+    accepted_cases,
+    changed_cases,
+    refused_cases,
+    without_empty,
+)
+from fairlead.testing.waiting import wait_until_async
 
 ROOT = Path(__file__).parents[2]
 TABLE = Path(__file__).parent / "rules"
@@ -26,7 +34,7 @@ Check = Callable[[KubeApi], Awaitable[None]]
 
 def ask(server: ApiServer, check: Check) -> None:
     async def main() -> None:
-        async with KubeApi(server.access(), SystemClock(), Random(0).random) as api:
+        async with KubeApi(server.config(), SystemClock(), Random(0).random) as api:
             await check(api)
 
     asyncio.run(main())
@@ -41,7 +49,7 @@ def server(api_server: ApiServer) -> ApiServer:
             await api.apply(yaml.safe_load(file.read_text()), ME)
         await api.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": SPACE}}, ME)
         for resource in (MODEL_DEPLOYMENTS, ACCELERATOR_CLASSES):
-            await until_async(partial(api.serves, resource))
+            await wait_until_async(partial(api.has_resource, resource))
 
     ask(api_server, check)
     return api_server
@@ -61,10 +69,10 @@ async def remove(api: KubeApi, manifest: Manifest) -> None:
 
 def test_what_is_wrong_is_refused_with_the_words_of_the_table(server: ApiServer) -> None:
     async def check(api: KubeApi) -> None:
-        said = {case.name: await verdict(api, case) for case in refused(TABLE)}
+        said = {case.name: await verdict(api, case) for case in refused_cases(TABLE)}
         assert {name: text for name, text in said.items() if text} == {}
 
-    async def verdict(api: KubeApi, case: Refused) -> str:
+    async def verdict(api: KubeApi, case: RefusedCase) -> str:
         """What is not as the table says; empty when all is."""
         try:
             await api.create(placed(case.object), ME)  # as `kubectl apply` does the first time
@@ -76,8 +84,8 @@ def test_what_is_wrong_is_refused_with_the_words_of_the_table(server: ApiServer)
     ask(server, check)
 
 
-@pytest.mark.parametrize("case", list(accepted(TABLE)), ids=lambda case: case.name)
-def test_what_is_right_is_taken_with_its_defaults(server: ApiServer, case: Accepted) -> None:
+@pytest.mark.parametrize("case", list(accepted_cases(TABLE)), ids=lambda case: case.name)
+def test_what_is_right_is_taken_with_its_defaults(server: ApiServer, case: AcceptedCase) -> None:
     async def check(api: KubeApi) -> None:
         found = await api.apply(placed(case.object), ME, dry_run=True)
         if case.becomes is not None:
@@ -86,8 +94,8 @@ def test_what_is_right_is_taken_with_its_defaults(server: ApiServer, case: Accep
     ask(server, check)
 
 
-@pytest.mark.parametrize("case", list(changed(TABLE)), ids=lambda case: case.name)
-def test_a_change_that_cannot_be_carried_out_is_refused(server: ApiServer, case: Changed) -> None:
+@pytest.mark.parametrize("case", list(changed_cases(TABLE)), ids=lambda case: case.name)
+def test_a_change_that_cannot_be_carried_out_is_refused(server: ApiServer, case: ChangedCase) -> None:
     async def check(api: KubeApi) -> None:
         await api.apply(placed(case.before), ME)
         try:

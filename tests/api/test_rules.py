@@ -8,39 +8,47 @@ from typing import Any
 import pytest
 import yaml
 
-from fairlead.api.crd import definition
-from fairlead.api.kinds import kinds
-from fairlead.errors import Problem
+from fairlead.api.crd import crd_manifest
+from fairlead.api.kinds import served_kinds
+from fairlead.errors import FileProblem
 from fairlead.limits import Limits
-from fairlead.manifests import combine, parse
-from fairlead.testing.rule_table import Accepted, Changed, Refused, accepted, changed, refused, without_empty
+from fairlead.manifests import combine_texts, parse_manifests
+from fairlead.testing.rule_table import (
+    AcceptedCase,
+    ChangedCase,
+    RefusedCase,
+    accepted_cases,
+    changed_cases,
+    refused_cases,
+    without_empty,
+)
 
 TABLE = Path(__file__).parent / "rules"
-REFUSED = list(refused(TABLE))
-CHANGED = list(changed(TABLE))
-ACCEPTED = list(accepted(TABLE))
+REFUSED = list(refused_cases(TABLE))
+CHANGED = list(changed_cases(TABLE))
+ACCEPTED = list(accepted_cases(TABLE))
 
 
-def problems(manifest: dict[str, Any]) -> list[Problem]:
-    return combine([("case.yaml", yaml.safe_dump(manifest))], limits=Limits(), complete=False)[1]
+def problems(manifest: dict[str, Any]) -> list[FileProblem]:
+    return combine_texts([("case.yaml", yaml.safe_dump(manifest))], limits=Limits(), complete=False)[1]
 
 
 @pytest.mark.parametrize("case", REFUSED, ids=lambda case: case.name)
-def test_lint_names_field_and_fix(case: Refused) -> None:
+def test_lint_names_field_and_fix(case: RefusedCase) -> None:
     (problem,) = problems(case.object)
     assert problem.field == case.field
     assert f"{problem.message}: {problem.fix}".startswith(case.lint)
 
 
 @pytest.mark.parametrize("case", CHANGED, ids=lambda case: case.name)
-def test_both_sides_of_a_refused_change_are_right_by_themselves(case: Changed) -> None:
+def test_both_sides_of_a_refused_change_are_right_by_themselves(case: ChangedCase) -> None:
     assert problems(case.before) == []
     assert problems(case.after) == []
 
 
 @pytest.mark.parametrize("case", ACCEPTED, ids=lambda case: case.name)
-def test_what_is_right_is_taken_with_its_defaults(case: Accepted) -> None:
-    (document,) = parse(yaml.safe_dump(case.object), file="case.yaml")
+def test_what_is_right_is_taken_with_its_defaults(case: AcceptedCase) -> None:
+    (document,) = parse_manifests(yaml.safe_dump(case.object), file="case.yaml")
     if case.becomes is not None:
         spec = json.loads(document.value.spec.model_dump_json(by_alias=True, exclude_none=True))
         assert without_empty(spec) == without_empty(case.becomes)
@@ -55,8 +63,8 @@ def walk(node: dict[str, Any], path: str) -> Iterator[tuple[str, dict[str, Any]]
 
 
 def schemas() -> Iterator[tuple[str, dict[str, Any]]]:
-    for kind in kinds():
-        (version,) = definition(kind)["spec"]["versions"]
+    for kind in served_kinds():
+        (version,) = crd_manifest(kind)["spec"]["versions"]
         yield from walk(version["schema"]["openAPIV3Schema"], kind.name)
 
 

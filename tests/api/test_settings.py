@@ -10,10 +10,10 @@ from fairlead.settings import (
     TOOL_VARIABLES,
     GatewaySettings,
     OperatorSettings,
-    processes,
-    read,
+    read_settings,
     settings_table,
-    unknown,
+    settings_types,
+    unknown_variables,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -21,28 +21,30 @@ PAGE = (ROOT / "docs" / "reference" / "settings.md").read_text()
 
 
 def test_a_variable_becomes_a_field_and_an_empty_one_counts_as_unset() -> None:
-    found = read(GatewaySettings, {"FAIRLEAD_MANAGE_TOKEN": "t", "FAIRLEAD_HASH_SECRET": "", "OTHER": "x"})
+    found = read_settings(GatewaySettings, {"FAIRLEAD_MANAGE_TOKEN": "t", "FAIRLEAD_HASH_SECRET": "", "OTHER": "x"})
     assert (found.manage_token, found.hash_secret) == ("t", None)
 
 
 @pytest.mark.parametrize("value", ["a\nb", "a\x00", "a\udcff"])
 def test_a_value_that_is_no_text_is_refused_without_showing_it(value: str) -> None:
     with pytest.raises(SettingsError) as caught:
-        read(GatewaySettings, {"FAIRLEAD_MANAGE_TOKEN": value})
+        read_settings(GatewaySettings, {"FAIRLEAD_MANAGE_TOKEN": value})
     assert caught.value.field == "FAIRLEAD_MANAGE_TOKEN"
     assert "a" + value[1:] not in str(caught.value)
 
 
-@pytest.mark.parametrize("kind", processes().values())
+@pytest.mark.parametrize("kind", settings_types().values())
 def test_a_secret_is_never_printed(kind: type) -> None:
     secrets = {row.variable for row in settings_table() if row.secret}
-    shown = repr(read(kind, dict.fromkeys(secrets, "hush")))
+    shown = repr(read_settings(kind, dict.fromkeys(secrets, "hush")))
     assert "hush" not in shown
     assert ("***" in shown) is (kind is not OperatorSettings)  # which has none
 
 
 def test_a_misspelt_variable_is_named_with_the_nearest_one() -> None:
-    found = unknown({"FAIRLEAD_MANAGE_TOKE": "x", "FAIRLEAD_CACHE": "/c", "PATH": "/bin", "FAIRLEAD_MANAGE_TOKEN": "y"})
+    found = unknown_variables(
+        {"FAIRLEAD_MANAGE_TOKE": "x", "FAIRLEAD_CACHE": "/c", "PATH": "/bin", "FAIRLEAD_MANAGE_TOKEN": "y"}
+    )
     assert found == ["FAIRLEAD_MANAGE_TOKE is not a setting; did you mean FAIRLEAD_MANAGE_TOKEN?"]
 
 

@@ -16,7 +16,7 @@ from fairlead.api import (
     Rollout,
     builtin_accelerators,
 )
-from fairlead.api.conditions import ConditionType, Owner, condition_types, reasons
+from fairlead.api.conditions import ConditionOwner, ConditionType, condition_types, reasons
 from fairlead.errors import BadInput
 
 
@@ -40,19 +40,19 @@ def test_replicas_are_held_within_the_pools_min_and_max(
     replicas: int | None, pool: dict[str, int], wanted: int
 ) -> None:
     found = spec(replicas=replicas, pools=[{"accelerator": "cpu", "replicas": pool}])
-    assert found.instances(found.pools[0]) == wanted
+    assert found.desired_instances(found.pools[0]) == wanted
 
 
 def test_a_pool_that_adopts_is_asked_for_nothing() -> None:
     found = spec(engine={"kind": "external"}, pools=[{"selector": {"matchLabels": {"app": "a"}}}])
-    assert found.instances(found.pools[0]) == 0
+    assert found.desired_instances(found.pools[0]) == 0
 
 
 @pytest.mark.parametrize(
     ("surge", "instances", "wanted"), [(1, 10, 1), (3, 2, 3), ("25%", 10, 3), ("25%", 0, 1), ("100%", 7, 7)]
 )
 def test_a_surge_is_a_number_or_a_share_rounded_up(surge: int | str, instances: int, wanted: int) -> None:
-    assert Rollout(surge=surge).surge_of(instances) == wanted
+    assert Rollout(surge=surge).surge_for(instances) == wanted
 
 
 def test_a_drain_is_five_minutes_unless_told_otherwise() -> None:
@@ -72,7 +72,7 @@ def test_a_drain_is_five_minutes_unless_told_otherwise() -> None:
 )
 def test_a_source_is_a_scheme_and_a_place(source: str, scheme: str, place: str, downloaded: bool) -> None:
     found = ModelSource(source=source)
-    assert (found.scheme, found.place, found.downloaded) == (scheme, place, downloaded)
+    assert (found.scheme, found.location, found.is_downloaded) == (scheme, place, downloaded)
 
 
 def test_a_pod_asks_for_a_device_for_each_of_its_ranks() -> None:
@@ -94,25 +94,25 @@ def test_builtin_accelerators_ask_for_their_devices_and_tolerate_their_nodes() -
 
 @pytest.mark.parametrize(("text", "wanted"), [("512Mi", 512 * 2**20), ("1.5Gi", 3 * 2**29), ("2Ti", 2**41)])
 def test_sizes_are_powers_of_two(text: str, wanted: int) -> None:
-    assert units.size_bytes(text) == wanted
+    assert units.parse_size(text) == wanted
 
 
 @pytest.mark.parametrize("text", ["", "64", "64G", "0Gi", "64 Gi", "-1Gi", "64Gi\n", "1e3Gi"])
 def test_what_is_no_size_is_refused(text: str) -> None:
     with pytest.raises(BadInput, match="is not a size"):
-        units.size_bytes(text)
+        units.parse_size(text)
 
 
 def test_every_reason_is_explained_once() -> None:
     listed = [one.reason for one in reasons()]
     assert sorted(listed) == sorted(Reason)
-    assert all(one.when.endswith(".") and one.do.endswith(".") for one in reasons())
+    assert all(one.when.endswith(".") and one.advice.endswith(".") for one in reasons())
 
 
 def test_every_condition_type_is_explained_once_and_has_reasons() -> None:
     types = condition_types()
     assert [one.type for one in types] == list(ConditionType)
-    assert {one.type for one in types if one.owner is Owner.AUTOSCALER} == {
+    assert {one.type for one in types if one.owner is ConditionOwner.AUTOSCALER} == {
         ConditionType.OBJECTIVES_MET,
         ConditionType.AUTOSCALING,
     }

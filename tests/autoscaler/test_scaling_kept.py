@@ -8,47 +8,47 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fairlead.fleet import Role
-from fairlead.profile import preset
-from fairlead_autoscaler.scaling import Core, GatewaySeen, Observation, PoolFacts, PoolSeen, ScaledModel
-from fairlead_autoscaler.scaling.clean import gateway
-from fairlead_autoscaler.scaling.learned import Lengths, Ratio
-from fairlead_autoscaler.scaling.need import Kept, kept_of, mix_of
-from fairlead_autoscaler.seen import Readings, Told, gateway_seen
+from fairlead.profile import builtin_profile
+from fairlead_autoscaler.scaling import GatewayTraffic, ModelSpec, Observation, PoolObservation, PoolSpec, ScalingCore
+from fairlead_autoscaler.scaling.clean import validated_traffic
+from fairlead_autoscaler.scaling.learned import DecayingRatio, RequestLengths
+from fairlead_autoscaler.scaling.need import DecodePrefillShare, decode_prefill_share, mean_request
+from fairlead_autoscaler.seen import GatewayMetrics, GatewaySnapshot, gateway_traffic
 
 PROMPT = 2_000.0
 
 
-def lengths(requests: float, tokens: float) -> Lengths:
-    def known(mean: float) -> Ratio:
-        return Ratio(1e6 * mean, 1e6, 1e6 * mean, 1e6)
+def lengths(requests: float, tokens: float) -> RequestLengths:
+    def known(mean: float) -> DecayingRatio:
+        return DecayingRatio(1e6 * mean, 1e6, 1e6 * mean, 1e6)
 
-    return Lengths(prompt=known(PROMPT), output=known(200.0), kept=known(requests), kept_tokens=known(tokens))
+    return RequestLengths(prompt=known(PROMPT), output=known(200.0), kept=known(requests), kept_tokens=known(tokens))
 
 
 @given(st.floats(0.0, 0.9), st.floats(0.0, 1.0))
 def test_every_prompt_token_is_counted_once(requests: float, shorter: float) -> None:
     tokens = requests * shorter
     told = lengths(requests, tokens)
-    prefill, decode = (mix_of(told, role, kept_of(told)) for role in (Role.PREFILL, Role.DECODE))
-    assert (1.0 - requests) * prefill.computed + decode.computed == pytest.approx(PROMPT)
-    assert mix_of(told, Role.SERVE, kept_of(told)).computed == pytest.approx(PROMPT)
+    prefill, decode = (mean_request(told, role, decode_prefill_share(told)) for role in (Role.PREFILL, Role.DECODE))
+    assert (1.0 - requests) * prefill.computed_tokens + decode.computed_tokens == pytest.approx(PROMPT)
+    assert mean_request(told, Role.SERVE, decode_prefill_share(told)).computed_tokens == pytest.approx(PROMPT)
 
 
-def needs(kept: GatewaySeen, most: int | None = None) -> dict[str, float]:
+def needs(kept: GatewayTraffic, most: int | None = None) -> dict[str, float]:
     """Replicas that each role needs after ten minutes of a steady load of which so much was kept."""
-    profile = preset("a100-qwen7b")
-    pools = tuple(PoolFacts(role.value, role, maximum=50, profile=profile) for role in (Role.PREFILL, Role.DECODE))
-    core = Core(ScaledModel("m", 2.0, 0.1, pools, replicas_most=most))
+    profile = builtin_profile("a100-qwen7b")
+    pools = tuple(PoolSpec(role.value, role, maximum=50, profile=profile) for role in (Role.PREFILL, Role.DECODE))
+    core = ScalingCore(ModelSpec("m", 2.0, 0.1, pools, replicas_most=most))
     plan = {}
     for tick in range(120):
-        seen = {pool.name: PoolSeen(8, 8, replicas=()) for pool in pools}
+        seen = {pool.name: PoolObservation(8, 8, replicas=()) for pool in pools}
         plan = dict(core.step(Observation(5.0 * tick, kept, seen)).pools)
     found = {name: one.inputs["need_replicas"].value for name, one in plan.items()}
     return {name: value for name, value in found.items() if value is not None}
 
 
 def test_what_decode_keeps_is_needed_there_and_no_more_for_prefill() -> None:
-    base = GatewaySeen(50.0, 50.0 * PROMPT)
+    base = GatewayTraffic(50.0, 50.0 * PROMPT)
     unknown, none = needs(base), needs(replace(base, kept=0.0, kept_tokens=0.0))
     assert unknown == none
     some = needs(replace(base, kept=20.0, kept_tokens=20.0 * 1_000.0))
@@ -57,22 +57,22 @@ def test_what_decode_keeps_is_needed_there_and_no_more_for_prefill() -> None:
 
 
 def test_pools_that_share_a_number_divide_it_as_if_every_prompt_were_handed_over() -> None:
-    base = GatewaySeen(50.0, 50.0 * PROMPT)
+    base = GatewayTraffic(50.0, 50.0 * PROMPT)
     some = replace(base, kept=20.0, kept_tokens=20.0 * 1_000.0)
     assert needs(some, most=100) == needs(base, most=100)
 
 
 @pytest.mark.parametrize("nonsense", [math.nan, -5.0, math.inf, None])
 def test_what_cannot_be_a_count_is_not_known(nonsense: float | None) -> None:
-    found = gateway(GatewaySeen(10.0, 1_000.0, kept=nonsense, kept_tokens=5.0))
+    found = validated_traffic(GatewayTraffic(10.0, 1_000.0, kept=nonsense, kept_tokens=5.0))
     assert found is not None
     assert found.kept is None
     assert found.arrivals == 10.0
 
 
 def test_more_kept_than_arrived_is_all_but_a_little() -> None:
-    assert kept_of(lengths(3.0, 2.0)) == Kept(0.95, 0.95)
-    assert kept_of(Lengths()) == Kept(0.0, 0.0)
+    assert decode_prefill_share(lengths(3.0, 2.0)) == DecodePrefillShare(0.95, 0.95)
+    assert decode_prefill_share(RequestLengths()) == DecodePrefillShare(0.0, 0.0)
 
 
 def test_gateways_counts_are_added_up() -> None:
@@ -82,6 +82,8 @@ def test_gateways_counts_are_added_up() -> None:
         ("kept_tokens", "m"): 300.0,
         ("kept", "other"): 9.0,
     }
-    found = gateway_seen("m", Readings((Told("a", counted), Told("b", counted), Told("c"))))
+    found = gateway_traffic(
+        "m", GatewaySnapshot((GatewayMetrics("a", counted), GatewayMetrics("b", counted), GatewayMetrics("c")))
+    )
     assert found is not None
     assert (found.kept, found.kept_tokens) == (4.0, 600.0)

@@ -1,16 +1,26 @@
 """What a plan's rule says is so, and what is learned stays a number."""
 
-from fairlead_autoscaler.scaling import Core, GatewaySeen, Observation, PoolFacts, PoolPlan, PoolSeen, ScaledModel
-from fairlead_autoscaler.scaling.budget import Late, beyond
+from fairlead_autoscaler.scaling import (
+    GatewayTraffic,
+    ModelSpec,
+    Observation,
+    PoolObservation,
+    PoolPlan,
+    PoolSpec,
+    ScalingCore,
+)
+from fairlead_autoscaler.scaling.budget import MissedRequests, count_missed
 
 
 def _planned(maximum: int, arrivals: float) -> PoolPlan:
     """What is planned of a pool that has all it may have, after a minute of so many requests a tick."""
-    core = Core(ScaledModel("chat", 3.0, 0.15, (PoolFacts("main", minimum=1, maximum=maximum),)))
+    core = ScalingCore(ModelSpec("chat", 3.0, 0.15, (PoolSpec("main", minimum=1, maximum=maximum),)))
     plan = None
     for tick in range(12):
-        seen = PoolSeen(maximum, maximum, replicas=())
-        plan = core.step(Observation(tick * 5.0, GatewaySeen(arrivals, arrivals * 900.0), {"main": seen})).pools["main"]
+        seen = PoolObservation(maximum, maximum, replicas=())
+        plan = core.step(Observation(tick * 5.0, GatewayTraffic(arrivals, arrivals * 900.0), {"main": seen})).pools[
+            "main"
+        ]
     assert plan is not None
     return plan
 
@@ -26,19 +36,19 @@ def test_a_pool_that_has_all_it_may_have_and_needs_no_more_has_enough() -> None:
 
 
 def test_a_pool_that_needs_less_than_it_must_have_says_so() -> None:
-    core = Core(ScaledModel("chat", 3.0, 0.15, (PoolFacts("main", minimum=2, maximum=4),)))
-    seen = {"main": PoolSeen(2, 2, replicas=())}
-    plan = [core.step(Observation(tick * 5.0, GatewaySeen(0.0, 0.0), seen)).pools["main"] for tick in range(200)][-1]
+    core = ScalingCore(ModelSpec("chat", 3.0, 0.15, (PoolSpec("main", minimum=2, maximum=4),)))
+    seen = {"main": PoolObservation(2, 2, replicas=())}
+    plan = [core.step(Observation(tick * 5.0, GatewayTraffic(0.0, 0.0), seen)).pools["main"] for tick in range(200)][-1]
     assert (plan.replicas, plan.rule) == (2, "minimum")
     assert "fewer than 2 are not allowed" in plan.reason
 
 
 def test_the_last_one_of_a_pool_that_may_have_none_is_not_said_to_be_needed() -> None:
-    core = Core(ScaledModel("chat", 3.0, 0.15, (PoolFacts("main", minimum=0, maximum=4),)))
-    seen = {"main": PoolSeen(1, 1, replicas=())}
+    core = ScalingCore(ModelSpec("chat", 3.0, 0.15, (PoolSpec("main", minimum=0, maximum=4),)))
+    seen = {"main": PoolObservation(1, 1, replicas=())}
     rules = []
     for tick in range(900):
-        plan = core.step(Observation(tick * 5.0, GatewaySeen(0.0, 0.0), seen)).pools["main"]
+        plan = core.step(Observation(tick * 5.0, GatewayTraffic(0.0, 0.0), seen)).pools["main"]
         rules.append((plan.rule, "silence is longer than idling is worth" in plan.reason))
         if plan.replicas == 0:
             break
@@ -47,15 +57,15 @@ def test_the_last_one_of_a_pool_that_may_have_none_is_not_said_to_be_needed() ->
 
 
 def test_what_is_woken_says_that_a_request_came_not_how_little_it_needs() -> None:
-    core = Core(ScaledModel("chat", 3.0, 0.15, (PoolFacts("main", minimum=0, maximum=4),)))
-    nothing = {"main": PoolSeen(0, 0, replicas=())}
+    core = ScalingCore(ModelSpec("chat", 3.0, 0.15, (PoolSpec("main", minimum=0, maximum=4),)))
+    nothing = {"main": PoolObservation(0, 0, replicas=())}
     for tick in range(4):
-        core.step(Observation(tick * 5.0, GatewaySeen(0.0, 0.0), nothing))
-    plan = core.step(Observation(20.0, GatewaySeen(0.0, 0.0, 1.0), nothing)).pools["main"]
+        core.step(Observation(tick * 5.0, GatewayTraffic(0.0, 0.0), nothing))
+    plan = core.step(Observation(20.0, GatewayTraffic(0.0, 0.0, 1.0), nothing)).pools["main"]
     assert (plan.replicas, plan.rule) == (1, "wake")
     assert "a request has come" in plan.reason
 
 
 def test_of_an_objective_past_the_last_edge_an_empty_last_bucket_misses_nothing() -> None:
-    assert beyond((4.0, 0.0), (10.0,), 30.0) == (Late(judged=4.0), 0.0)
-    assert beyond((4.0, 2.0), (10.0,), 30.0) == (Late(2.0, 2.0, judged=6.0), 0.0)
+    assert count_missed((4.0, 0.0), (10.0,), 30.0) == (MissedRequests(judged=4.0), 0.0)
+    assert count_missed((4.0, 2.0), (10.0,), 30.0) == (MissedRequests(2.0, 2.0, judged=6.0), 0.0)

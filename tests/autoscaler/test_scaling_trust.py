@@ -2,36 +2,43 @@
 
 from dataclasses import replace
 
-from fairlead.profile import preset
+from fairlead.profile import builtin_profile
 from fairlead_autoscaler.scaling import (
-    Core,
-    GatewaySeen,
+    GatewayTraffic,
+    ModelSpec,
     Observation,
-    PoolFacts,
+    PoolObservation,
     PoolPlan,
-    PoolSeen,
-    ReplicaSeen,
+    PoolSpec,
+    ReplicaMetrics,
     ReplicaState,
-    ScaledModel,
+    ScalingCore,
 )
 
-MODEL = ScaledModel("chat", 3.0, 0.2, (PoolFacts("main", minimum=0, maximum=8, profile=preset("l4-qwen8b")),))
-SILENT = GatewaySeen(0.0, 0.0)
+MODEL = ModelSpec("chat", 3.0, 0.2, (PoolSpec("main", minimum=0, maximum=8, profile=builtin_profile("l4-qwen8b")),))
+SILENT = GatewayTraffic(0.0, 0.0)
 
 
 class Watched:
     """A core that is shown one replica, or none, every five seconds."""
 
     def __init__(self) -> None:
-        self.core, self.now = Core(MODEL), 0.0
+        self.core, self.now = ScalingCore(MODEL), 0.0
 
     def look(
-        self, gateway: GatewaySeen | None, running: float = 0.0, begun: float = 0.0, done: float = 0.0, ready: int = 1
+        self,
+        gateway: GatewayTraffic | None,
+        running: float = 0.0,
+        begun: float = 0.0,
+        done: float = 0.0,
+        ready: int = 1,
     ) -> PoolPlan:
         """The plan after one look."""
         self.now += 5.0
-        one = ReplicaSeen("a", ReplicaState.READY, self.now, 1.0, running, 0.0, 0.0, finished=done, first_tokens=begun)
-        seen = PoolSeen(ready, ready, replicas=(one,) * ready)
+        one = ReplicaMetrics(
+            "a", ReplicaState.READY, self.now, 1.0, running, 0.0, 0.0, finished=done, first_tokens=begun
+        )
+        seen = PoolObservation(ready, ready, replicas=(one,) * ready)
         return self.core.step(Observation(self.now, gateway, {"main": seen})).pools["main"]
 
 
@@ -39,7 +46,7 @@ def test_requests_that_a_gateway_held_are_no_lie_when_an_engine_begins_them() ->
     watched = Watched()
     for _ in range(3):
         watched.look(SILENT, ready=0)
-    assert watched.look(GatewaySeen(13.0, 7_000.0, 9.0), ready=0).rule == "wake"
+    assert watched.look(GatewayTraffic(13.0, 7_000.0, 9.0), ready=0).rule == "wake"
     assert watched.look(SILENT, running=9.0, begun=9.0).rule != "lying"
     watched.look(SILENT, done=9.0)
     assert watched.core.state.clock.blind_since is None
@@ -57,7 +64,7 @@ def test_engines_that_go_on_beginning_what_no_gateway_received_show_a_lie_which_
 ):
     watched = Watched()
     for _ in range(3):
-        watched.look(GatewaySeen(5.0, 5_000.0), running=5.0, begun=5.0)
+        watched.look(GatewayTraffic(5.0, 5_000.0), running=5.0, begun=5.0)
     rules = [watched.look(SILENT, running=5.0, begun=5.0).rule for _ in range(4)]
     assert rules[-1] == "lying"
     silent = [watched.look(SILENT) for _ in range(200)]
@@ -66,14 +73,14 @@ def test_engines_that_go_on_beginning_what_no_gateway_received_show_a_lie_which_
     assert silent[-1].rule not in {"lying", "blind-up"}
 
 
-def of_three_pools(core: Core, tick: int, *running: float) -> dict[str, PoolPlan]:
+def of_three_pools(core: ScalingCore, tick: int, *running: float) -> dict[str, PoolPlan]:
     """The plans after a look at three pools, each with a replica called 0. A tenth of what is in flight ends in a tick, and as much
     arrives."""
     pools = {}
     for pool, runs in zip(("main", "other", "third"), running, strict=True):
-        one = ReplicaSeen("0", ReplicaState.READY, 500.0, 1.0, runs, 0.0, 0.0, finished=runs / 10)
-        pools[pool] = PoolSeen(1, 1, replicas=(one,))
-    return dict(core.step(Observation(tick * 5.0, GatewaySeen(sum(running) / 10, 500.0), pools)).pools)
+        one = ReplicaMetrics("0", ReplicaState.READY, 500.0, 1.0, runs, 0.0, 0.0, finished=runs / 10)
+        pools[pool] = PoolObservation(1, 1, replicas=(one,))
+    return dict(core.step(Observation(tick * 5.0, GatewayTraffic(sum(running) / 10, 500.0), pools)).pools)
 
 
 OTHER, THIRD = (replace(MODEL.pools[0], name=name) for name in ("other", "third"))
@@ -81,7 +88,7 @@ TWO = replace(MODEL, pools=(*MODEL.pools, OTHER))
 
 
 def test_replicas_of_several_pools_may_have_one_name() -> None:
-    core = Core(replace(TWO, pools=(*TWO.pools, THIRD)))
+    core = ScalingCore(replace(TWO, pools=(*TWO.pools, THIRD)))
     for tick in range(60):
         plans = of_three_pools(core, tick, 2.0, 3.0, 40.0)
     assert core.state.trust.lying_since is None
@@ -89,10 +96,10 @@ def test_replicas_of_several_pools_may_have_one_name() -> None:
 
 
 def test_replicas_that_are_gone_are_forgotten_also_beside_a_pool_that_nobody_can_read() -> None:
-    core = Core(TWO)
+    core = ScalingCore(TWO)
     for tick in range(60):
-        seen = PoolSeen(
-            1, 1, replicas=(ReplicaSeen(f"r{tick}", ReplicaState.READY, 500.0, 1.0, 5.0, 0.0, 0.0, finished=1.0),)
+        seen = PoolObservation(
+            1, 1, replicas=(ReplicaMetrics(f"r{tick}", ReplicaState.READY, 500.0, 1.0, 5.0, 0.0, 0.0, finished=1.0),)
         )
-        core.step(Observation(tick * 5.0, GatewaySeen(1.0, 500.0), {"main": seen, "other": PoolSeen(1, 1)}))
+        core.step(Observation(tick * 5.0, GatewayTraffic(1.0, 500.0), {"main": seen, "other": PoolObservation(1, 1)}))
     assert core.state.trust.in_flight_of == {"main": {"r59": 5.0}, "other": {}}

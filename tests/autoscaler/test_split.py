@@ -3,13 +3,13 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairlead_autoscaler.scaling.split import Part, choice
+from fairlead_autoscaler.scaling.split import PoolShare, allocation_options
 
 SIZES = st.floats(0.1, 8.0)
 
 
-def part(name: str, capacity: float, cost: float, minimum: int, more: int, desired: int) -> Part:
-    return Part(name, capacity, cost, minimum, minimum + more, desired, desired, 0.05)
+def part(name: str, capacity: float, cost: float, minimum: int, more: int, desired: int) -> PoolShare:
+    return PoolShare(name, capacity, cost, minimum, minimum + more, desired, desired, 0.05)
 
 
 PARTS = st.lists(
@@ -19,15 +19,15 @@ PARTS = st.lists(
 ).map(lambda found: [part(f"p{at}", *_numbers(one)) for at, one in enumerate(found)])
 
 
-def _numbers(one: Part) -> tuple[float, float, int, int, int]:
+def _numbers(one: PoolShare) -> tuple[float, float, int, int, int]:
     return one.capacity, one.cost, one.minimum, one.maximum - one.minimum, one.desired
 
 
-def price(one: Part, count: float) -> float:
+def price(one: PoolShare, count: float) -> float:
     return one.cost * (count + one.start_price * max(0.0, count - one.desired))
 
 
-def bought_in_parts(need: float, parts: list[Part]) -> float:
+def bought_in_parts(need: float, parts: list[PoolShare]) -> float:
     """What a division costs that need not be of whole replicas: none of whole ones is cheaper."""
     total = sum(price(one, one.minimum) for one in parts)
     left = need - sum(one.capacity * one.minimum for one in parts)
@@ -44,9 +44,9 @@ def bought_in_parts(need: float, parts: list[Part]) -> float:
 
 @given(PARTS, st.floats(0.0, 3_000.0))
 def test_among_many_pools_the_need_is_carried_at_a_replica_more_than_the_least_price(
-    parts: list[Part], need: float
+    parts: list[PoolShare], need: float
 ) -> None:
-    counts = choice(need, parts, {}).best
+    counts = allocation_options(need, parts, {}).best
     assert all(one.minimum <= counts[one.name] <= one.maximum for one in parts)
     most = sum(one.capacity * one.maximum for one in parts)
     carried = sum(one.capacity * counts[one.name] for one in parts)
@@ -58,8 +58,8 @@ def test_among_many_pools_the_need_is_carried_at_a_replica_more_than_the_least_p
 
 def test_a_hundred_pools_keep_what_they_have_where_nothing_is_cheaper() -> None:
     parts = [part(f"p{at}", 1.0, 2.0, 0, 1_000, 10) for at in range(100)]
-    found = choice(999.5, parts, {one.name: 10 for one in parts})
-    assert found.stays is not None
-    assert found.stays == {one.name: 10 for one in parts}
+    found = allocation_options(999.5, parts, {one.name: 10 for one in parts})
+    assert found.staying is not None
+    assert found.staying == {one.name: 10 for one in parts}
     assert sum(found.best.values()) == 1_000
-    assert found.saves == 0.0
+    assert found.savings_per_hour == 0.0

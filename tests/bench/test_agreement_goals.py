@@ -12,8 +12,8 @@ sys.path[:0] = [str(BENCH)]
 from agreement import GATEWAYS, PRESETS, RATE, SECRET, Result, live, rows, simulated  # noqa: E402 - found through the line above
 from table import goals  # noqa: E402
 
-from fairlead_cli.replaying.prompts import PromptBuilder, live_chains  # noqa: E402
-from fairlead_gateway.testing import KEY  # noqa: E402
+from fairlead_cli.replaying.prompts import PromptBuilder, prefix_chains  # noqa: E402
+from fairlead_gateway.testing import MODEL_KEY  # noqa: E402
 from fairlead_sim.tokenizer import Tokenizer  # noqa: E402
 from fairlead_sim.traces import at_rate  # noqa: E402
 from fairlead_sim.traffic import FAMILIES  # noqa: E402
@@ -76,7 +76,7 @@ def test_a_busy_fleet_has_rows_of_its_own_without_goals_and_its_failures_count()
 def test_three_gateways_over_http_find_about_what_three_simulated_ones_do() -> None:
     requests = at_rate(FAMILIES["agents"](60, seed=3), 3 * RATE)
     builder = PromptBuilder(Tokenizer())
-    chain = live_chains(builder, secret=SECRET.encode(), model_key=KEY)
+    chain = prefix_chains(builder, secret=SECRET.encode(), model_key=MODEL_KEY)
     real = asyncio.run(live(3, "round-robin", requests, builder, 4.0))
     assert real.failed == 0
     assert abs(real.cached - simulated(3, "round-robin", requests, chain).cached) < 0.15

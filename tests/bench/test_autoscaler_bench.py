@@ -34,11 +34,11 @@ from table import goals  # noqa: E402
 
 from fairlead_autoscaler.presets import PRESETS  # noqa: E402
 from fairlead_sim.scaling import pools  # noqa: E402
-from fairlead_sim.scaling.book import Load  # noqa: E402
-from fairlead_sim.scaling.loop import Schedule, run  # noqa: E402
-from fairlead_sim.scaling.plant import Scenario, Troubles  # noqa: E402
-from fairlead_sim.scaling.pool import StartUp  # noqa: E402
-from fairlead_sim.scaling.scenarios import KINDS  # noqa: E402
+from fairlead_sim.scaling.book import ArrivalTrace  # noqa: E402
+from fairlead_sim.scaling.loop import ScheduleController, run_controller  # noqa: E402
+from fairlead_sim.scaling.plant import AutoscalingScenario, PlantFaults  # noqa: E402
+from fairlead_sim.scaling.pool import StartupDistribution  # noqa: E402
+from fairlead_sim.scaling.scenarios import SCENARIOS  # noqa: E402
 
 BAR = {
     **{
@@ -167,23 +167,25 @@ def test_the_run_that_is_committed_carries_the_bar() -> None:
 
 
 def scenario(
-    name: str, load: Load, *, initial: int = 1, minimum: int = 0, troubles: Troubles | None = None
-) -> Scenario:
-    setups = [pools.pool(pools.small(), initial, startup=StartUp(20.0, 0.0), minimum=minimum)]
-    model = pools.model(setups, 3.0, 0.15, patience=400.0)
-    return Scenario(name, 1, 1_200.0, model, tuple(setups), load, troubles or Troubles())
+    name: str, load: ArrivalTrace, *, initial: int = 1, minimum: int = 0, troubles: PlantFaults | None = None
+) -> AutoscalingScenario:
+    setups = [
+        pools.reference_pool(pools.small_profile(), initial, startup=StartupDistribution(20.0, 0.0), minimum=minimum)
+    ]
+    model = pools.reference_model(setups, 3.0, 0.15, patience=400.0)
+    return AutoscalingScenario(name, 1, 1_200.0, model, tuple(setups), load, troubles or PlantFaults())
 
 
-def even(*stretches: tuple[float, float, float]) -> Load:
+def even(*stretches: tuple[float, float, float]) -> ArrivalTrace:
     arrivals = [begin + one / rate for begin, end, rate in stretches for one in range(int((end - begin) * rate))]
-    return Load(arrivals, [500] * len(arrivals), [50] * len(arrivals))
+    return ArrivalTrace(arrivals, [500] * len(arrivals), [50] * len(arrivals))
 
 
 def test_recovery_counts_from_the_first_moment_a_replica_could_be_there() -> None:
     made = scenario("step", even((0.0, 300.0, 0.5), (300.0, 1_200.0, 8.0)))
-    soon = run(made, Schedule([(305.0, {"S": 8})]))
-    late = run(made, Schedule([(405.0, {"S": 8})]))
-    never = run(made, Schedule([]))
+    soon = run_controller(made, ScheduleController([(305.0, {"S": 8})]))
+    late = run_controller(made, ScheduleController([(405.0, {"S": 8})]))
+    never = run_controller(made, ScheduleController([]))
     assert recovery(made, soon) <= 15.0
     assert recovery(made, late) == pytest.approx(100.0 + recovery(made, soon), abs=10.0)
     assert recovery(made, never) == math.inf
@@ -191,27 +193,29 @@ def test_recovery_counts_from_the_first_moment_a_replica_could_be_there() -> Non
 
 
 def test_windows_tell_the_share_in_them_and_what_was_taken_away() -> None:
-    made = scenario("blind", even((0.0, 1_200.0, 1.0)), initial=3, troubles=Troubles(blind=((300.0, 400.0),)))
-    held = run(made, Schedule([(300.0, {"S": 4}), (720.0, {"S": 2})]))
-    assert in_windows(held, made.troubles.blind) == {"window_attainment": 1.0, "window_away": 0.0}
-    dropped = run(made, Schedule([(350.0, {"S": 1}), (380.0, {"S": 3})]))
-    assert in_windows(dropped, made.troubles.blind)["window_away"] == 2.0
+    made = scenario("blind", even((0.0, 1_200.0, 1.0)), initial=3, troubles=PlantFaults(missing=((300.0, 400.0),)))
+    held = run_controller(made, ScheduleController([(300.0, {"S": 4}), (720.0, {"S": 2})]))
+    assert in_windows(held, made.faults.missing) == {"window_attainment": 1.0, "window_away": 0.0}
+    dropped = run_controller(made, ScheduleController([(350.0, {"S": 1}), (380.0, {"S": 3})]))
+    assert in_windows(dropped, made.faults.missing)["window_away"] == 2.0
     assert signs(made, dropped)["window_away"] == 2.0
 
 
 def test_waking_is_measured_from_the_order_and_beyond_the_start() -> None:
     made = scenario("zero", even((600.0, 700.0, 0.5)), initial=0)
-    soon = run(made, Schedule([(605.0, {"S": 1})]))
+    soon = run_controller(made, ScheduleController([(605.0, {"S": 1})]))
     assert wake(soon) == pytest.approx(5.0 + 0.3, abs=0.5)  # a tick, and the prompt itself
-    late = run(made, Schedule([(665.0, {"S": 1})]))
+    late = run_controller(made, ScheduleController([(665.0, {"S": 1})]))
     assert wake(late) == pytest.approx(65.0 + 0.3, abs=0.5)
-    assert wake(run(made, Schedule([]))) == math.inf
-    there = run(replace(made, pools=tuple([replace(one, initial=1) for one in made.pools])), Schedule([]))
+    assert wake(run_controller(made, ScheduleController([]))) == math.inf
+    there = run_controller(
+        replace(made, pools=tuple([replace(one, initial=1) for one in made.pools])), ScheduleController([])
+    )
     assert wake(there) < 1.0
 
 
 def test_every_kind_of_scenario_is_measured() -> None:
-    assert set(EVERY) == set(KINDS)
+    assert set(EVERY) == set(SCENARIOS)
     assert len(COMPARED) + len(BEYOND) == len(EVERY)
 
 

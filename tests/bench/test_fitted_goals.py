@@ -15,8 +15,8 @@ import fitted  # noqa: E402 - found through the line above
 from agreement import PRESETS, Result  # noqa: E402
 from table import goals  # noqa: E402
 
-from fairlead.fleetfile import dump_profile  # noqa: E402
-from fairlead.profile import preset  # noqa: E402
+from fairlead.fleetfile import profile_fields  # noqa: E402
+from fairlead.profile import builtin_profile  # noqa: E402
 from fairlead_cli.replaying.prompts import PromptBuilder  # noqa: E402
 
 BAR = {
@@ -53,16 +53,16 @@ def test_the_checked_in_goals_are_the_bar_and_rows_hold_within_it_only() -> None
 
 
 def test_what_is_said_of_a_profile_is_the_profile_again_and_equal_engines_are_one() -> None:
-    profile = replace(preset("910b4"), name="learned", kv_tokens=65_536)
+    profile = replace(builtin_profile("910b4"), name="learned", kv_tokens=65_536)
     assert fitted.profile_of(_told(profile, profile)) == profile
-    slower = fitted.profile_of(_told(profile, profile.faster(0.5)))
-    assert slower.prefill(1_000) == pytest.approx(1.5 * profile.prefill(1_000))
+    slower = fitted.profile_of(_told(profile, profile.sped_up(0.5)))
+    assert slower.prefill_time(1_000) == pytest.approx(1.5 * profile.prefill_time(1_000))
     with pytest.raises(RuntimeError, match="nothing was learned"):
         fitted.profile_of(_told(profile, profile, learned=False))
 
 
 def _told(*profiles: Any, learned: bool = True) -> dict[str, Any]:
-    known = [{"profile": {"learned": learned, "coefficients": dump_profile(one)}} for one in profiles]
+    known = [{"profile": {"learned": learned, "coefficients": profile_fields(one)}} for one in profiles]
     told: dict[str, Any] = json.loads(json.dumps({"models": [{"instances": known}]}))
     return told
 
@@ -76,10 +76,10 @@ def test_traffic_fits_the_engine_and_comes_at_its_rate() -> None:
 
 def test_text_is_of_words_that_the_engine_knows_and_equal_where_blocks_are() -> None:
     words = fitted.Words(["Ġthe", "Ġand", "Ġof", "Ġ(x)", "ĠNot", "thex", "Ġfor"])
-    text = words.text_of(50, "block 1")
+    text = words.random_text(50, "block 1")
     assert set(text.split()) == {"the", "and", "for"}
     assert len(text) == 200
-    assert words.text_of(50, "block 1") == text != words.text_of(50, "block 2")
+    assert words.random_text(50, "block 1") == text != words.random_text(50, "block 2")
     builder = PromptBuilder(words)
     first, *_ = fitted.traffic(2, seed=3, rate=1.0)
     assert len(builder.text(first)) == 4 * (first.prompt_tokens - builder.template_tokens)

@@ -16,7 +16,7 @@ from gateways import SETTINGS, Figures, measured, rows, sessions  # noqa: E402 -
 from table import goals  # noqa: E402
 
 from fairlead.testing.valkey import Valkey  # noqa: E402
-from fairlead_gateway.testing import run  # noqa: E402
+from fairlead_gateway.testing import run_async  # noqa: E402
 
 BAR = {
     "agents: cached tokens: one gateway − three that share, points": "<= 3",
@@ -75,4 +75,4 @@ def test_three_gateways_that_hear_of_every_request_hit_the_caches_as_one_does(
         assert three.share >= one.share - 0.03
         assert one.share > 0.5
 
-    run(main())
+    run_async(main())

@@ -15,9 +15,9 @@ from indexbench.rows import KINDS, NAIVE, Figures, rows  # noqa: E402 - found th
 from indexbench.streams import MODEL, mark, payloads  # noqa: E402
 from table import goals  # noqa: E402
 
-from fairlead_kvstore.events.decode import decode  # noqa: E402
-from fairlead_kvstore.truth.changes import Removed, Stored  # noqa: E402
-from fairlead_kvstore.truth.truth import Truth  # noqa: E402
+from fairlead_kvstore.events.decode import decode_events  # noqa: E402
+from fairlead_kvstore.truth.changes import BlocksRemoved, BlocksStored  # noqa: E402
+from fairlead_kvstore.truth.truth import BlockStore  # noqa: E402
 
 BAR = {
     "blocks per CPU-second of the indexer: prompts that fill a cache": ">= 100000",
@@ -74,16 +74,16 @@ def test_the_committed_run_has_every_goal_and_both_layouts() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_streams_change_as_many_blocks_as_they_say_and_end_with_their_mark(kind: str) -> None:
-    truth = Truth()
+    truth = BlockStore()
     truth.attach("e", MODEL, 0.0)
     said = counted = 0
     for payload, blocks in payloads(kind, 30_000, 7):
-        changes = truth.apply("e", decode(payload), 0.0)
+        changes = truth.apply("e", decode_events(payload), 0.0)
         said += blocks
-        counted += sum(len(one.hashes) for one in changes if isinstance(one, Stored | Removed))
+        counted += sum(len(one.hashes) for one in changes if isinstance(one, BlocksStored | BlocksRemoved))
     assert said == counted
     assert said >= 30_000
-    assert truth.held("e", [mark(7)])[0] == 1
+    assert truth.cached_depths("e", [mark(7)])[0] == 1
     assert [one for one, _ in islice(payloads(kind, 100, 8), 1)] != [
         one for one, _ in islice(payloads(kind, 100, 9), 1)
     ]

@@ -28,7 +28,7 @@ from run import GRID, best_single, imported, main, sliced, solved  # noqa: E402
 from table import goals  # noqa: E402
 from workloads import WORKLOADS, histogram, homogeneous, skewed  # noqa: E402
 
-from fairlead_sim.scaling.prefilling import Computing  # noqa: E402
+from fairlead_sim.scaling.prefilling import PrefillPolicy  # noqa: E402
 
 BAR = {
     "solving 10 × 10 shapes × 6 accelerators, the slowest": "<= 1.0",
@@ -83,8 +83,8 @@ def test_the_table_is_what_engines_of_these_profiles_keep() -> None:
     for name, shape in (("L4", 22), ("H100-80GB", 45), ("A10G", 53)):
         profile, wanted = profiles()[name], objectives(0.12)
         cell = next(one for one in tabled(price_lists()["melange-types"], wanted) if one.name == name).throughput[shape]
-        assert measured(profile, GRID.middle(shape), wanted, 1) == pytest.approx(cell, rel=0.01)
-        prompt, output = (round(tokens) for tokens in GRID.middle(shape))
+        assert measured(profile, GRID.bucket_center(shape), wanted, 1) == pytest.approx(cell, rel=0.01)
+        prompt, output = (round(tokens) for tokens in GRID.bucket_center(shape))
         assert attained(profile, prompt, output, cell, wanted, 2) >= 0.985  # other arrivals
         assert attained(profile, prompt, output, 1.3 * cell, wanted, 2) < 0.99
 
@@ -157,16 +157,16 @@ def test_engines_carry_less_with_one_more_or_one_fewer_for_prefill_than_in_the_b
 def test_engines_follow_the_traffic_within_a_minute_and_nobody_gives_up() -> None:
     made, turned = flip(0.7, 6_000, BEST[LONG], 7)
     ours = balanced(made)
-    halves = {how: fixed(flip(0.7, 6_000, ENGINES // 2, 7, computing=how)[0]).attainment for how in Computing}
+    halves = {how: fixed(flip(0.7, 6_000, ENGINES // 2, 7, computing=how)[0]).attainment for how in PrefillPolicy}
     near = settled(ours, turned, BEST[CHATTY])
     assert near is not None
     assert near - STARTUP_SECONDS <= 60.0
     assert ours.abandoned == ours.lost == 0
-    assert max(sum(look.desired) for look in ours.looks) <= ENGINES
-    assert ours.attainment > 0.95 > 0.5 > halves[Computing.APART]
-    assert halves[Computing.SLACK] > 0.9  # decode engines take what half of the engines cannot prefill
+    assert max(sum(look.desired) for look in ours.samples) <= ENGINES
+    assert ours.attainment > 0.95 > 0.5 > halves[PrefillPolicy.APART]
+    assert halves[PrefillPolicy.SLACK] > 0.9  # decode engines take what half of the engines cannot prefill
 
 
 def test_under_one_traffic_more_is_kept_by_slack_than_by_length_or_by_handing_everything_over() -> None:
-    shares = {how: served(RATE, 4, how, 5).attainment for how in Computing}
-    assert shares[Computing.SLACK] > max(shares[Computing.APART], shares[Computing.BY_LENGTH])
+    shares = {how: served(RATE, 4, how, 5).attainment for how in PrefillPolicy}
+    assert shares[PrefillPolicy.SLACK] > max(shares[PrefillPolicy.APART], shares[PrefillPolicy.BY_LENGTH])

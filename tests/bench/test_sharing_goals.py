@@ -10,9 +10,9 @@ sys.path[:0] = [str(BENCH)]
 from sharing import CONVERSATIONS, SHORT, Figures, Form, conversations, rows, short  # noqa: E402 - found through the line above
 from table import goals  # noqa: E402
 
-from fairlead_sim.knowledge import NOTHING, Knowledge  # noqa: E402
+from fairlead_sim.knowledge import NO_SHARING, InformationDelays  # noqa: E402
 from fairlead_sim.traces import at_rate  # noqa: E402
-from fairlead_sim.traffic import conversation  # noqa: E402
+from fairlead_sim.traffic import conversation_traffic  # noqa: E402
 
 BAR = {
     "conversations: cached tokens: three that share, one restarted ÷ three apart, one restarted": ">= 1.05",
@@ -53,9 +53,9 @@ def test_the_run_that_is_committed_carries_the_bar() -> None:
 
 
 def test_both_kinds_of_traffic_run_and_fail_nothing() -> None:
-    requests = at_rate(conversation(600, seed=1), 8.0)
-    for form in (Form(1, NOTHING, True), Form(3, Knowledge(index=True), True)):
+    requests = at_rate(conversation_traffic(600, seed=1), 8.0)
+    for form in (Form(1, NO_SHARING, True), Form(3, InformationDelays(index=True), True)):
         figures = conversations(requests, form, 0, share=0.2)
         assert figures.failures == 0
         assert 0.0 < figures.cached < 1.0
-    assert short(Form(3, NOTHING), 0).failures == 0
+    assert short(Form(3, NO_SHARING), 0).failures == 0

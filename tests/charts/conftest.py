@@ -6,24 +6,31 @@ from typing import Any
 
 import pytest
 
-from fairlead.testing.chart import NEEDED, TOOLS_NEEDED, Tools, helm, rendered, tools
+from fairlead.testing.chart import (
+    MISSING_HELM_MESSAGE,
+    MISSING_TOOLS_MESSAGE,
+    ChartTools,
+    chart_tools,
+    helm_program,
+    render_chart,
+)
 
 
 @pytest.fixture(scope="session")
 def program() -> Path:
     """The path of helm."""
-    found = helm()
+    found = helm_program()
     if found is None:
-        pytest.skip(NEEDED)
+        pytest.skip(MISSING_HELM_MESSAGE)
     return found
 
 
 @pytest.fixture(scope="session", name="tools")
-def _tools() -> Tools:
+def _tools() -> ChartTools:
     """promtool, and the OpenAPI of two releases of Kubernetes."""
-    found = tools()
+    found = chart_tools()
     if found is None:
-        pytest.skip(TOOLS_NEEDED)
+        pytest.skip(MISSING_TOOLS_MESSAGE)
     return found
 
 
@@ -32,7 +39,7 @@ def groups(program: Path) -> Callable[..., list[dict[str, Any]]]:
     """The groups of alert rules as the chart makes them with these arguments."""
 
     def call(*arguments: str) -> list[dict[str, Any]]:
-        found = rendered(program, "--set=alerts.enabled=true", *arguments)
+        found = render_chart(program, "--set=alerts.enabled=true", *arguments)
         (rule,) = (one for one in found if one["kind"] == "PrometheusRule")
         groups: list[dict[str, Any]] = rule["spec"]["groups"]
         return groups

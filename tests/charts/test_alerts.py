@@ -8,22 +8,22 @@ from typing import Any
 import pytest
 import yaml
 
-from fairlead.testing.chart import CHART, Refused, Tools, rendered
-from fairlead.testing.prometheus import Rules, asked, expressions, scraped
+from fairlead.testing.chart import CHART_FOLDER, ChartTools, HelmError, render_chart
+from fairlead.testing.prometheus import AlertRules, expression_names, expressions, parse_scrape
 from fairlead_gateway.telemetry.families import FAMILIES
 
-ROOT = CHART.parents[1]
+ROOT = CHART_FOLDER.parents[1]
 CASES: dict[str, dict[str, Any]] = yaml.safe_load((Path(__file__).parent / "alerts.yaml").read_text())
 HEALTHY: dict[str, str] = CASES.pop("healthy")
 TARGET = {"namespace", "pod", "job", "service", "endpoint", "container"}
 """What a scrape by a ServiceMonitor adds; our own labels win where both have one."""
-TOLD = ("fairlead_gateway_", "fairlead_operator_", "fairlead_indexer_", "fairlead_autoscaler_")
+METRIC_PREFIXES = ("fairlead_gateway_", "fairlead_operator_", "fairlead_indexer_", "fairlead_autoscaler_")
 Groups = Callable[..., list[dict[str, Any]]]
 
 
 @pytest.fixture
-def rules(groups: Groups, tools: Tools, tmp_path: Path) -> Rules:
-    return Rules(tools.promtool, groups(), tmp_path)
+def rules(groups: Groups, tools: ChartTools, tmp_path: Path) -> AlertRules:
+    return AlertRules(tools.promtool, groups(), tmp_path)
 
 
 def series(case: dict[str, str]) -> dict[str, str]:
@@ -34,23 +34,23 @@ def series(case: dict[str, str]) -> dict[str, str]:
     return {key.replace("{", '{namespace="fairlead",'): values for key, values in (kept | said).items()}
 
 
-def test_prometheus_takes_the_rules(rules: Rules) -> None:
+def test_prometheus_takes_the_rules(rules: AlertRules) -> None:
     assert f"{len(rules.alerts)} rules found" in rules.check()
 
 
-def test_each_alert_fires_on_its_fault_alone_and_not_on_what_only_looks_like_it(rules: Rules) -> None:
+def test_each_alert_fires_on_its_fault_alone_and_not_on_what_only_looks_like_it(rules: AlertRules) -> None:
     assert CASES.keys() == rules.alerts.keys()
     cases: dict[str, tuple[dict[str, str], float, list[str]]] = {"healthy": (series({}), 60, [])}
     for name, case in CASES.items():
         cases[f"{name} fires"] = (series(case["fires"]), 60, [name])
         cases[f"{name} is silent"] = (series(case["silent"]), 60, [])
-    rules.fire(cases)
+    rules.expect_firing(cases)
 
 
-def test_what_fires_though_it_should_not_is_told(rules: Rules) -> None:
+def test_what_fires_though_it_should_not_is_told(rules: AlertRules) -> None:
     case = series(CASES["FairleadRedisAway"]["fires"])
     with pytest.raises(AssertionError, match="FairleadRedisAway"):
-        rules.fire({"wrong": (case, 60, [])})
+        rules.expect_firing({"wrong": (case, 60, [])})
 
 
 def test_expressions_ask_only_for_what_gateways_tell(groups: Groups) -> None:
@@ -58,10 +58,10 @@ def test_expressions_ask_only_for_what_gateways_tell(groups: Groups) -> None:
     autoscaler's in test_autoscaler.py."""
     known = {family.name: set(family.labels) for family in FAMILIES}
     for alert, expression in expressions(groups()):
-        found = asked(expression)
+        found = expression_names(expression)
         own = set()
         for metric, labels in found.metrics:
-            assert metric.startswith(TOLD), alert
+            assert metric.startswith(METRIC_PREFIXES), alert
             assert "namespace" in labels, f"{alert}: {metric} of every installation"
             if metric.startswith("fairlead_gateway_"):
                 assert labels <= known[metric] | TARGET, f"{alert}: {metric}"
@@ -70,11 +70,11 @@ def test_expressions_ask_only_for_what_gateways_tell(groups: Groups) -> None:
             assert found.grouped <= own | TARGET, alert
 
 
-def test_an_alert_has_a_severity_a_runbook_and_words_whose_labels_exist(rules: Rules) -> None:
+def test_an_alert_has_a_severity_a_runbook_and_words_whose_labels_exist(rules: AlertRules) -> None:
     for name, rule in rules.alerts.items():
         assert rule["labels"]["severity"] in ("critical", "warning"), name
         assert rule["annotations"]["runbook_url"] == f"docs/runbooks.md#{name.lower()}"
-        found = asked(rule["expr"])
+        found = expression_names(rule["expr"])
         kept = found.grouped or {"namespace"}
         for words in rule["annotations"].values():
             assert set(re.findall(r"\$labels\.(\w+)", words)) <= kept, name
@@ -111,12 +111,12 @@ def test_alerts_can_be_left_out_labelled_and_led_elsewhere(groups: Groups, progr
     one = found["FairleadRedisAway"]
     assert one["labels"] == {"severity": "warning", "team": "serving"}
     assert one["annotations"]["runbook_url"] == "https://example.com/books#fairleadredisaway"
-    with pytest.raises(Refused, match=r"alerts\.without names FairleadPoisen"):
-        rendered(program, "--set=alerts.enabled=true", "--set=alerts.without={FairleadPoisen}")
+    with pytest.raises(HelmError, match=r"alerts\.without names FairleadPoisen"):
+        render_chart(program, "--set=alerts.enabled=true", "--set=alerts.without={FairleadPoisen}")
 
 
 def test_each_installation_watches_itself(program: Path) -> None:
-    found = rendered(program, "--set=alerts.enabled=true", "--namespace=other")
+    found = render_chart(program, "--set=alerts.enabled=true", "--namespace=other")
     (rule,) = (one for one in found if one["kind"] == "PrometheusRule")
     assert rule["metadata"]["namespace"] == "other"
     for _, expression in expressions(rule["spec"]["groups"]):
@@ -126,7 +126,7 @@ def test_each_installation_watches_itself(program: Path) -> None:
 
 
 def test_a_cluster_without_the_prometheus_operator_gets_no_rules(program: Path) -> None:
-    found = rendered(program, "--set=alerts.enabled=true", served=())
+    found = render_chart(program, "--set=alerts.enabled=true", served=())
     assert not any(one["kind"] == "PrometheusRule" for one in found)
 
 
@@ -140,11 +140,11 @@ def test_a_cluster_without_the_prometheus_operator_gets_no_rules(program: Path) 
     ],
 )
 def test_the_names_in_an_expression_are_found(expression: str, metrics: dict[str, set[str]], grouped: set[str]) -> None:
-    found = asked(expression)
+    found = expression_names(expression)
     assert {name: set(labels) for name, labels in found.metrics} == metrics
     assert found.grouped == grouped
 
 
 def test_a_scrape_keeps_its_own_labels_before_the_targets() -> None:
-    found = scraped('# TYPE a gauge\na{instance="e-1"} 2\n', instance="10.0.0.1:8081", pod="g-1")
+    found = parse_scrape('# TYPE a gauge\na{instance="e-1"} 2\n', instance="10.0.0.1:8081", pod="g-1")
     assert found == {("a", (("instance", "e-1"), ("pod", "g-1"))): 2.0}

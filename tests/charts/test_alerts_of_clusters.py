@@ -17,14 +17,14 @@ import yaml
 from fairlead.clock import SystemClock
 from fairlead.kube.client import KubeApi
 from fairlead.kube.resource import DEPLOYMENTS, MODEL_DEPLOYMENTS, Manifest
-from fairlead.testing.chart import CHART, Tools, rendered
-from fairlead.testing.installed import as_account, crds, namespace, rights
+from fairlead.testing.chart import CHART_FOLDER, ChartTools, render_chart
+from fairlead.testing.installed import apply_crds, apply_namespace, apply_rights, kubeconfig_for_account
 from fairlead.testing.kube import ApiServer
 from fairlead.testing.operator_process import OperatorProcess, operator_process
-from fairlead.testing.prometheus import Recording, Rules, Scrape, asked, expressions, scraped
-from fairlead.testing.raw_http import ask
+from fairlead.testing.prometheus import AlertRules, Scrape, SeriesRecording, expression_names, expressions, parse_scrape
+from fairlead.testing.raw_http import request
 from fairlead.testing.sim_engine import engine_process
-from fairlead.testing.waiting import until_async
+from fairlead.testing.waiting import wait_until_async
 from fairlead_gateway.testing_process import GatewayProcess, gateway_process
 
 pytestmark = [pytest.mark.api_server, pytest.mark.timeout(300)]
@@ -35,19 +35,19 @@ Firing = Callable[..., None]
 
 
 @pytest.fixture
-def fires(groups: Groups, tools: Tools, tmp_path: Path) -> Firing:
+def fires(groups: Groups, tools: ChartTools, tmp_path: Path) -> Firing:
     """That exactly these alerts fire on a recording. What it lacks is that of healthy ones: indexers, autoscalers, and gateways or
     operators."""
 
-    def call(recording: Recording, *expected: str, lacking: str = "", label: str = "alertname") -> None:
-        rules = Rules(tools.promtool, groups(), tmp_path)
-        names = {name for rule in rules.alerts.values() for name, _ in asked(rule["expr"]).metrics}
+    def call(recording: SeriesRecording, *expected: str, lacking: str = "", label: str = "alertname") -> None:
+        rules = AlertRules(tools.promtool, groups(), tmp_path)
+        names = {name for rule in rules.alerts.values() for name, _ in expression_names(rule["expr"]).metrics}
         others = {
             key.replace("{", '{namespace="fairlead",'): value
             for key, value in HEALTHY.items()
             if "_indexer_" in key or "_autoscaler_" in key or (lacking and lacking in key)
         }
-        rules.fire({"recorded": (recording.series(names) | others, recording.minutes, expected)}, label)
+        rules.expect_firing({"recorded": (recording.series(names) | others, recording.minutes, expected)}, label)
 
     return call
 
@@ -56,9 +56,9 @@ def on(server: ApiServer, check: Callable[[KubeApi], Awaitable[None]]) -> None:
     """Fairlead's kinds and a namespace of one's own, without the models of other tests."""
 
     async def main() -> None:
-        async with KubeApi(server.access(), SystemClock(), lambda: 0.5) as api:
-            await crds(api)
-            await namespace(api, SPACE)
+        async with KubeApi(server.config(), SystemClock(), lambda: 0.5) as api:
+            await apply_crds(api)
+            await apply_namespace(api, SPACE)
             for one in (await api.list(MODEL_DEPLOYMENTS, SPACE)).items:
                 await api.delete(MODEL_DEPLOYMENTS, SPACE, one["metadata"]["name"])
             await check(api)
@@ -74,21 +74,21 @@ def operator_of(server: ApiServer, folder: Path, kubeconfig: Path | None = None)
 
 
 async def scrape(operator: OperatorProcess) -> Scrape:
-    return scraped(await operator.asked("/metrics"), namespace="fairlead", pod="o-1")
+    return parse_scrape(await operator.get("/metrics"), namespace="fairlead", pod="o-1")
 
 
 async def scrape_gateway(gateway: GatewayProcess) -> Scrape:
-    return scraped((await gateway.asked("/metrics")).body.decode(), namespace="fairlead", pod="g-1")
+    return parse_scrape((await gateway.get("/metrics")).body.decode(), namespace="fairlead", pod="g-1")
 
 
-async def until_told(operator: OperatorProcess, *pieces: str) -> None:
+async def wait_until_reported(operator: OperatorProcess, *pieces: str) -> None:
     """Wait until its metrics hold each of these."""
 
     async def tells() -> bool:
-        text = await operator.asked("/metrics")
+        text = await operator.get("/metrics")
         return all(piece in text for piece in pieces)
 
-    await until_async(tells)
+    await wait_until_async(tells)
 
 
 def condition(model: str, type: str, reason: str, value: int) -> str:
@@ -118,7 +118,7 @@ async def deployment(api: KubeApi, name: str) -> Manifest:
         found[:] = [one for one in (await api.list(DEPLOYMENTS, SPACE)).items if one["metadata"]["name"] == name]
         return bool(found)
 
-    await until_async(there)
+    await wait_until_async(there)
     return found[0]
 
 
@@ -191,14 +191,14 @@ def test_models_that_are_stalled_are_told_by_name_and_reason(
     """And before, while all of them are ready, nothing is."""
 
     async def check(api: KubeApi) -> None:
-        recording, well = Recording(), Recording()
+        recording, well = SeriesRecording(), SeriesRecording()
         async with operator_of(api_server, tmp_path) as operator:
             for name in FAULTS:
                 await api.apply(model(name), "kubectl")
                 await ready(api, name)
-            await until_told(operator, *(condition(name, "Ready", "AllReady", 1) for name in FAULTS))
+            await wait_until_reported(operator, *(condition(name, "Ready", "AllReady", 1) for name in FAULTS))
             before = await scrape(operator)
-            well.steady(60, before)
+            well.hold(60, before)
             fires(well, lacking="_gateway_")
 
             await api.apply(model("unknown", "no-such-device"), "kubectl")
@@ -208,17 +208,19 @@ def test_models_that_are_stalled_are_told_by_name_and_reason(
                 await api.apply_status({**named(one), "status": none}, "kube-controller-manager")
                 await pod(api, name, status)
             reasons = {name: reason for name, (reason, _) in FAULTS.items()} | {"unknown": "UnknownAccelerator"}
-            await until_told(operator, *(condition(name, "Stalled", reason, 1) for name, reason in reasons.items()))
+            await wait_until_reported(
+                operator, *(condition(name, "Stalled", reason, 1) for name, reason in reasons.items())
+            )
             after = await scrape(operator)
-        recording.steady(30, before)
-        recording.steady(30, after)
+        recording.hold(30, before)
+        recording.hold(30, after)
         fires(recording, "FairleadModelStalled", lacking="_gateway_")
         fires(recording, *reasons.values(), lacking="_gateway_", label="reason")
         fires(recording, *(f"{SPACE}/{name}" for name in reasons), lacking="_gateway_", label="model")
 
-        gone = Recording()
-        gone.steady(30, before)
-        gone.steady(30)
+        gone = SeriesRecording()
+        gone.hold(30, before)
+        gone.hold(30)
         fires(gone, "FairleadOperatorDown", lacking="_gateway_")
 
     on(api_server, check)
@@ -235,10 +237,10 @@ def test_an_operator_that_waits_for_a_lease_that_nobody_renews_is_told(
             "spec": {"holderIdentity": "somebody", "leaseDurationSeconds": 3_600},
         }
         await api.apply(lease, "test")
-        recording = Recording()
+        recording = SeriesRecording()
         async with operator_of(api_server, tmp_path) as operator:
-            await until_told(operator, "fairlead_operator_leading 0.0")
-            recording.steady(60, await scrape(operator))
+            await wait_until_reported(operator, "fairlead_operator_leading 0.0")
+            recording.hold(60, await scrape(operator))
         lease["spec"] = {"holderIdentity": "", "leaseDurationSeconds": 1}
         await api.apply(lease, "test")
         fires(recording, "FairleadOperatorNoLeader", lacking="_gateway_")
@@ -258,18 +260,19 @@ def test_an_operator_without_one_of_its_rights_is_told(
     taken: tuple[str, str], alert: str, told: str, api_server: ApiServer, program: Path, fires: Firing, tmp_path: Path
 ) -> None:
     found = [
-        without(one, *taken) for one in rendered(program, f"--namespace={SPACE}", f"--set=watchNamespaces={{{SPACE}}}")
+        without(one, *taken)
+        for one in render_chart(program, f"--namespace={SPACE}", f"--set=watchNamespaces={{{SPACE}}}")
     ]
 
     async def check(api: KubeApi) -> None:
-        await rights(api, found, SPACE)
+        await apply_rights(api, found, SPACE)
         kubeconfig = tmp_path / "kubeconfig"
-        kubeconfig.write_text(await as_account(api_server, SPACE, "fairlead-operator"))
+        kubeconfig.write_text(await kubeconfig_for_account(api_server, SPACE, "fairlead-operator"))
         await api.apply(model("qwen"), "kubectl")
-        recording = Recording()
+        recording = SeriesRecording()
         async with operator_of(api_server, tmp_path, kubeconfig) as operator:
-            await until_told(operator, told)
-            recording.steady(60, await scrape(operator))
+            await wait_until_reported(operator, told)
+            recording.hold(60, await scrape(operator))
         fires(recording, alert, lacking="_gateway_")
 
     on(api_server, check)
@@ -298,13 +301,13 @@ def test_a_healthy_run_is_silent_and_a_gateway_that_cannot_follow_the_cluster_is
             await api.apply(model("tiny", **outside), "kubectl")
             operator = await stack.enter_async_context(operator_of(api_server, tmp_path))
             gateway = await stack.enter_async_context(gateway_process(None, "--kube", SPACE, "--insecure"))
-            await until_told(operator, condition("tiny", "Ready", "AllReady", 1))
+            await wait_until_reported(operator, condition("tiny", "Ready", "AllReady", 1))
             first = await traffic(gateway, body), await scrape(operator)
             second = await traffic(gateway, body), await scrape(operator)
-            every_metric_that_is_asked_for_is_told(groups(), second[1], second[0])
+            assert_all_queried_metrics_reported(groups(), second[1], second[0])
             pairs = list(zip(first, second, strict=True))
-            well = Recording()
-            well.growing(60, *pairs)
+            well = SeriesRecording()
+            well.grow(60, *pairs)
             fires(well)
 
             age = await gateway.metric("fairlead_gateway_fleet_age_seconds")
@@ -313,15 +316,15 @@ def test_a_healthy_run_is_silent_and_a_gateway_that_cannot_follow_the_cluster_is
 
                 async def deaf() -> bool:
                     older = await gateway.metric("fairlead_gateway_fleet_age_seconds") > age
-                    return older and "cannot be followed" in await gateway.notes()
+                    return older and "cannot be followed" in await gateway.warnings()
 
-                await until_async(deaf)
+                await wait_until_async(deaf)
                 last = await traffic(gateway, body)
             finally:
                 await asyncio.to_thread(api_server.start)
-        stale = Recording()
-        stale.growing(30, *pairs)
-        stale.growing(30, (second[0], last), pairs[1], aging="fairlead_gateway_fleet_age_seconds")
+        stale = SeriesRecording()
+        stale.grow(30, *pairs)
+        stale.grow(30, (second[0], last), pairs[1], aging="fairlead_gateway_fleet_age_seconds")
         fires(stale, "FairleadFleetStale")
 
     on(api_server, check)
@@ -330,13 +333,13 @@ def test_a_healthy_run_is_silent_and_a_gateway_that_cannot_follow_the_cluster_is
 async def traffic(gateway: GatewayProcess, body: dict[str, Any]) -> Scrape:
     """Requests that are answered, and what the gateway tells then."""
     for _ in range(20):
-        assert (await ask(gateway.url, body)).status == 200
+        assert (await request(gateway.url, body)).status == 200
     return await scrape_gateway(gateway)
 
 
-def every_metric_that_is_asked_for_is_told(groups: list[dict[str, Any]], operator: Scrape, gateway: Scrape) -> None:
+def assert_all_queried_metrics_reported(groups: list[dict[str, Any]], operator: Scrape, gateway: Scrape) -> None:
     """By rules and dashboards, with the labels that they select and group by; and the operator's are all in its guide."""
-    documented = (CHART.parents[1] / "docs" / "guides" / "operator.md").read_text().partition("| metric (")[2]
+    documented = (CHART_FOLDER.parents[1] / "docs" / "guides" / "operator.md").read_text().partition("| metric (")[2]
     listed = {
         one
         for row in documented.splitlines()
@@ -348,7 +351,7 @@ def every_metric_that_is_asked_for_is_told(groups: list[dict[str, Any]], operato
         told.setdefault(name, {"pod", "namespace"}).update(key for key, _ in labels)
     shown = [target["expr"] for target in targets()]
     for expression in [*(found for _, found in expressions(groups)), *shown]:
-        found = asked(expression.replace("$namespace", "x").replace("$model", "x"))
+        found = expression_names(expression.replace("$namespace", "x").replace("$model", "x"))
         for metric, labels in found.metrics:
             if metric.startswith("fairlead_operator_"):
                 assert metric in told, metric
@@ -356,5 +359,5 @@ def every_metric_that_is_asked_for_is_told(groups: list[dict[str, Any]], operato
 
 
 def targets() -> list[dict[str, Any]]:
-    boards = [yaml.safe_load(path.read_text()) for path in sorted((CHART / "dashboards").glob("*.json"))]
+    boards = [yaml.safe_load(path.read_text()) for path in sorted((CHART_FOLDER / "dashboards").glob("*.json"))]
     return [target for board in boards for panel in board["panels"] for target in panel.get("targets", ())]

@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 import yaml
 
-from fairlead.testing.chart import Tools
-from fairlead.testing.prometheus import Recording, Rules, Scrape, asked, scraped
-from fairlead.testing.raw_http import ask
+from fairlead.testing.chart import ChartTools
+from fairlead.testing.prometheus import AlertRules, Scrape, SeriesRecording, expression_names, parse_scrape
+from fairlead.testing.raw_http import request
 from fairlead.testing.sim_engine import EngineProcess, engine_process
 from fairlead.testing.valkey import Valkey
-from fairlead.testing.waiting import until_async
+from fairlead.testing.waiting import wait_until_async
 from fairlead_gateway.testing_process import GatewayProcess, gateway_process
 
 pytestmark = pytest.mark.timeout(300)
@@ -30,10 +30,10 @@ PEPPER, KEY = "pepper", "sk-recorded"
 ROUNDS = 20
 SIGNALS_AGE = "fairlead_gateway_engine_signals_age_seconds"
 Groups = Callable[..., list[dict[str, Any]]]
-Fault = Callable[["Scene"], Awaitable[None]]
+Fault = Callable[["FaultScenario"], Awaitable[None]]
 
 
-class Scene:
+class FaultScenario:
     """A gateway with its Redis and its one engine."""
 
     def __init__(self, gateway: GatewayProcess, engine: EngineProcess, redis: Valkey) -> None:
@@ -43,10 +43,10 @@ class Scene:
         """Some requests, whatever becomes of them."""
         body = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 4, "stream": True}
         for _ in range(ROUNDS):
-            await ask(self.gateway.url, body, more=f"authorization: Bearer {key}\r\n")
+            await request(self.gateway.url, body, more=f"authorization: Bearer {key}\r\n")
 
     async def scrape(self) -> Scrape:
-        return scraped((await self.gateway.asked("/metrics")).body.decode(), namespace="fairlead", pod="g-1")
+        return parse_scrape((await self.gateway.get("/metrics")).body.decode(), namespace="fairlead", pod="g-1")
 
     async def told(self, name: str, value: float) -> None:
         """Wait until the gateway says so."""
@@ -54,49 +54,49 @@ class Scene:
         async def says() -> bool:
             return await self.gateway.metric(name) == value
 
-        await until_async(says)
+        await wait_until_async(says)
 
 
 async def record(
     folder: Path, fault: Fault | None, *, gone: bool = False, ttft: str = "30s", aging: str = ""
-) -> Recording:
+) -> SeriesRecording:
     """Three quarters of an hour of traffic, then the fault for a quarter; without one, an hour of traffic."""
     redis = Valkey(folder)
     redis.start()
     digest = hmac.new(PEPPER.encode(), KEY.encode(), hashlib.sha256).hexdigest()
     keys = folder / "keys.yaml"
     keys.write_text(yaml.safe_dump({"keys": [{"name": "team", "digest": digest}]}))
-    recording = Recording()
+    recording = SeriesRecording()
     try:
         async with engine_process("--profile", "tiny-cpu", "--speed", "20") as engine:
             model = {"name": "tiny", "objectives": {"ttft": ttft}, "instances": [{"url": engine.url, "engine": "sim"}]}
             (folder / "fleet.yaml").write_text(json.dumps({"models": [model]}))
             options = ("--keys", str(keys), "--redis", redis.url)
             async with gateway_process(folder / "fleet.yaml", *options) as gateway:
-                scene = Scene(gateway, engine, redis)
+                scene = FaultScenario(gateway, engine, redis)
                 await scene.told("fairlead_gateway_redis_connected", 1.0)
                 await scene.traffic()
                 before = await scene.scrape()
                 await scene.traffic()
                 well = await scene.scrape()
-                recording.growing(46, (before, well))
+                recording.grow(46, (before, well))
                 if fault is not None:
                     await fault(scene)
                 after = await scene.scrape()
                 pairs = [(well, after) if fault else (before, well)]
-                recording.growing(14, *([] if gone else pairs), aging=aging)
+                recording.grow(14, *([] if gone else pairs), aging=aging)
     finally:
         redis.kill()
     return recording
 
 
-def fires(recording: Recording, groups: Groups, tools: Tools, folder: Path, *alerts: str) -> None:
-    rules = Rules(tools.promtool, groups(), folder)
-    names = {name for rule in rules.alerts.values() for name, _ in asked(rule["expr"]).metrics}
+def expect_firing(recording: SeriesRecording, groups: Groups, tools: ChartTools, folder: Path, *alerts: str) -> None:
+    rules = AlertRules(tools.promtool, groups(), folder)
+    names = {name for rule in rules.alerts.values() for name, _ in expression_names(rule["expr"]).metrics}
     others = {
         key.replace("{", '{namespace="fairlead",'): value for key, value in HEALTHY.items() if "_gateway_" not in key
     }
-    rules.fire({"recorded": (recording.series(names) | others, recording.minutes, alerts)})
+    rules.expect_firing({"recorded": (recording.series(names) | others, recording.minutes, alerts)})
 
 
 @pytest.fixture(autouse=True)
@@ -104,13 +104,13 @@ def pepper(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAIRLEAD_KEY_PEPPER", PEPPER)
 
 
-async def redis_unreachable(scene: Scene) -> None:
+async def redis_unreachable(scene: FaultScenario) -> None:
     scene.redis.kill()
     await scene.told("fairlead_gateway_redis_connected", 0.0)
     await scene.traffic()
 
 
-async def engine_killed(scene: Scene) -> None:
+async def engine_killed(scene: FaultScenario) -> None:
     scene.engine.send(signal.SIGKILL)
     await scene.engine.process.wait()
     await scene.traffic()
@@ -119,26 +119,26 @@ async def engine_killed(scene: Scene) -> None:
     async def older() -> bool:
         return await scene.gateway.metric(SIGNALS_AGE) > last + 3.0
 
-    await until_async(older)
+    await wait_until_async(older)
 
 
-async def worker_killed(scene: Scene) -> None:
-    (worker,) = scene.gateway.workers()
+async def worker_killed(scene: FaultScenario) -> None:
+    (worker,) = scene.gateway.worker_pids()
     os.kill(worker, signal.SIGKILL)
     await scene.told("fairlead_gateway_worker_deaths_total", 1.0)
     await scene.told("fairlead_gateway_workers", 1.0)
 
 
-async def wrong_keys(scene: Scene) -> None:
+async def wrong_keys(scene: FaultScenario) -> None:
     await scene.traffic("sk-another")
 
 
-async def more_traffic(scene: Scene) -> None:
+async def more_traffic(scene: FaultScenario) -> None:
     await scene.traffic()
 
 
-def test_a_healthy_hour_is_silent(groups: Groups, tools: Tools, tmp_path: Path) -> None:
-    fires(asyncio.run(record(tmp_path, None)), groups, tools, tmp_path)
+def test_a_healthy_hour_is_silent(groups: Groups, tools: ChartTools, tmp_path: Path) -> None:
+    expect_firing(asyncio.run(record(tmp_path, None)), groups, tools, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -149,19 +149,23 @@ def test_a_healthy_hour_is_silent(groups: Groups, tools: Tools, tmp_path: Path) 
         (wrong_keys, ["FairleadKeysRefused"]),
     ],
 )
-def test_a_fault_fires_its_alert(fault: Fault, alerts: list[str], groups: Groups, tools: Tools, tmp_path: Path) -> None:
-    fires(asyncio.run(record(tmp_path, fault)), groups, tools, tmp_path, *alerts)
+def test_a_fault_fires_its_alert(
+    fault: Fault, alerts: list[str], groups: Groups, tools: ChartTools, tmp_path: Path
+) -> None:
+    expect_firing(asyncio.run(record(tmp_path, fault)), groups, tools, tmp_path, *alerts)
 
 
-def test_an_engine_that_is_killed_and_was_the_only_one_is_told(groups: Groups, tools: Tools, tmp_path: Path) -> None:
+def test_an_engine_that_is_killed_and_was_the_only_one_is_told(
+    groups: Groups, tools: ChartTools, tmp_path: Path
+) -> None:
     alerts = ("FairleadRequestsFail", "FairleadObjectivesMissed", "FairleadEngineSilent")
-    fires(asyncio.run(record(tmp_path, engine_killed, aging=SIGNALS_AGE)), groups, tools, tmp_path, *alerts)
+    expect_firing(asyncio.run(record(tmp_path, engine_killed, aging=SIGNALS_AGE)), groups, tools, tmp_path, *alerts)
 
 
-def test_a_gateway_that_is_gone_is_missed(groups: Groups, tools: Tools, tmp_path: Path) -> None:
-    fires(asyncio.run(record(tmp_path, None, gone=True)), groups, tools, tmp_path, "FairleadGatewayDown")
+def test_a_gateway_that_is_gone_is_missed(groups: Groups, tools: ChartTools, tmp_path: Path) -> None:
+    expect_firing(asyncio.run(record(tmp_path, None, gone=True)), groups, tools, tmp_path, "FairleadGatewayDown")
 
 
-def test_objectives_that_cannot_be_held_are_told(groups: Groups, tools: Tools, tmp_path: Path) -> None:
+def test_objectives_that_cannot_be_held_are_told(groups: Groups, tools: ChartTools, tmp_path: Path) -> None:
     recording = asyncio.run(record(tmp_path, more_traffic, ttft="1us"))
-    fires(recording, groups, tools, tmp_path, "FairleadObjectivesMissed")
+    expect_firing(recording, groups, tools, tmp_path, "FairleadObjectivesMissed")

@@ -17,18 +17,18 @@ import yaml
 from aiohttp import web
 
 from fairlead.clock import SystemClock
-from fairlead.cluster_labels import SLEEP
-from fairlead.kube.access import from_kubeconfig
+from fairlead.cluster_labels import SLEEP_ANNOTATION
+from fairlead.kube.access import config_from_kubeconfig
 from fairlead.kube.client import KubeApi
 from fairlead.kube.errors import KubeError, NotFound
-from fairlead.kube.managers import replicas_writers
+from fairlead.kube.managers import replicas_managers
 from fairlead.kube.resource import DEPLOYMENTS, EVENTS, MODEL_DEPLOYMENTS, PODS, Manifest
-from fairlead.testing.chart import CHART, rendered
-from fairlead.testing.installed import as_account, kubectl, rights
+from fairlead.testing.chart import CHART_FOLDER, render_chart
+from fairlead.testing.installed import apply_rights, kubeconfig_for_account, kubectl
 from fairlead.testing.kube import ApiServer
 from fairlead.testing.operator_process import operator_process
-from fairlead.testing.prometheus import asked, expressions, scraped
-from fairlead.testing.waiting import until_async
+from fairlead.testing.prometheus import expression_names, expressions, parse_scrape
+from fairlead.testing.waiting import wait_until_async
 from fairlead_autoscaler.cluster.scaler import DELETION_COST
 
 pytestmark = [pytest.mark.api_server, pytest.mark.timeout(300)]
@@ -51,10 +51,10 @@ POLICY = ("ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding")
 
 
 def api_of(server: ApiServer) -> KubeApi:
-    return KubeApi(server.access(), SystemClock(), lambda: 0.5)
+    return KubeApi(server.config(), SystemClock(), lambda: 0.5)
 
 
-class Gateway:
+class FakeGateway:
     """One that holds requests."""
 
     def __init__(self) -> None:
@@ -118,17 +118,17 @@ def metrics(url: str) -> str:
         return str(answer.read().decode())
 
 
-def everything_that_is_asked_for_is_told(program: Path, text: str) -> None:
+def assert_all_queried_metrics_reported(program: Path, text: str) -> None:
     """By alerts and dashboards, with the labels that they select and group by."""
-    rules = next(one for one in rendered(program, "--set=alerts.enabled=true") if one["kind"] == "PrometheusRule")
+    rules = next(one for one in render_chart(program, "--set=alerts.enabled=true") if one["kind"] == "PrometheusRule")
     told: dict[str, set[str]] = {}
-    for name, labels in scraped(text, namespace=PLACE, pod="a-1"):
+    for name, labels in parse_scrape(text, namespace=PLACE, pod="a-1"):
         told.setdefault(name, set()).update(key for key, _ in labels)
-    boards = [json.loads(path.read_text()) for path in sorted((CHART / "dashboards").glob("*.json"))]
+    boards = [json.loads(path.read_text()) for path in sorted((CHART_FOLDER / "dashboards").glob("*.json"))]
     shown = [target["expr"] for board in boards for panel in board["panels"] for target in panel.get("targets", ())]
     plain = [re.sub(r"\$(\w+)", "2m", one) for one in shown]
     for expression in (*plain, *(one for _, one in expressions(rules["spec"]["groups"]))):
-        found = asked(expression)
+        found = expression_names(expression)
         for metric, selected in found.metrics:
             if metric.startswith("fairlead_autoscaler_") and metric not in SELDOM:
                 assert selected | found.grouped <= told[metric], metric
@@ -139,7 +139,7 @@ async def number(api: KubeApi) -> tuple[int, tuple[str, ...]]:
         live = await api.get(DEPLOYMENTS, PLACE, "qwen-main")
     except NotFound:
         return -1, ()
-    return live["spec"]["replicas"], replicas_writers(live)
+    return live["spec"]["replicas"], replicas_managers(live)
 
 
 async def reason(api: KubeApi) -> str:
@@ -147,49 +147,49 @@ async def reason(api: KubeApi) -> str:
     return next((one["reason"] for one in status.get("conditions") or [] if one["type"] == "Autoscaling"), "")
 
 
-async def becomes(call: Any, *wanted: Any) -> None:
+async def wait_until_equal(call: Any, *wanted: Any) -> None:
     async def so() -> bool:
         return bool(await call() in wanted)
 
-    await until_async(so)
+    await wait_until_async(so)
 
 
 def test_it_wakes_a_pool_yields_to_somebody_else_and_lets_go_with_exactly_its_rights(
     api_server: ApiServer, program: Path, tmp_path: Path
 ) -> None:
-    found, gateway, kubeconfig = rendered(program, f"--namespace={PLACE}"), Gateway(), tmp_path / "kubeconfig"
+    found, gateway, kubeconfig = render_chart(program, f"--namespace={PLACE}"), FakeGateway(), tmp_path / "kubeconfig"
 
     async def main() -> None:
         async with api_of(api_server) as api:
-            await rights(api, found, PLACE)
-            kubeconfig.write_text(await as_account(api_server, PLACE, "fairlead-autoscaler"))
+            await apply_rights(api, found, PLACE)
+            kubeconfig.write_text(await kubeconfig_for_account(api_server, PLACE, "fairlead-autoscaler"))
             await api.apply(MODEL, "kubectl")
             async with (
                 operator_process(api_server.kubeconfig, tmp_path / "log", f"--lease-namespace={PLACE}"),
                 gateway.serving() as manage,
                 autoscaler(kubeconfig, manage) as url,
             ):
-                await becomes(lambda: number(api), (0, ("fairlead",)))
-                await becomes(lambda: reason(api), "Deciding")
+                await wait_until_equal(lambda: number(api), (0, ("fairlead",)))
+                await wait_until_equal(lambda: reason(api), "Deciding")
                 gateway.held, gateway.arrived = 1, 1
                 await asyncio.to_thread(wake, url)
-                await becomes(lambda: number(api), (1, ("fairlead-autoscaler",)))
-                await until_async(lambda: tells(api, "ScaledUp"))
-                everything_that_is_asked_for_is_told(program, await asyncio.to_thread(metrics, url))
+                await wait_until_equal(lambda: number(api), (1, ("fairlead-autoscaler",)))
+                await wait_until_async(lambda: tells(api, "ScaledUp"))
+                assert_all_queried_metrics_reported(program, await asyncio.to_thread(metrics, url))
 
                 theirs = {"spec": {"replicas": 3}}
                 await api.patch_merge(DEPLOYMENTS, PLACE, "qwen-main", theirs, "kubectl", subresource="scale")
-                await becomes(lambda: reason(api), "SetElsewhere")
+                await wait_until_equal(lambda: reason(api), "SetElsewhere")
                 assert await number(api) == (3, ("kubectl",))
 
                 ours = {"spec": {"replicas": 2}}  # how docs/reference/conditions.md gives it back
                 name = "fairlead-autoscaler"
                 await api.patch_merge(DEPLOYMENTS, PLACE, "qwen-main", ours, name, subresource="scale")
-                await becomes(lambda: reason(api), "Deciding")
+                await wait_until_equal(lambda: reason(api), "Deciding")
 
                 off = {"spec": {"autoscaling": {"mode": "Off"}}}
                 await api.patch_merge(MODEL_DEPLOYMENTS, PLACE, "qwen", off, "kubectl")
-                await becomes(lambda: reason(api), "")
+                await wait_until_equal(lambda: reason(api), "")
                 assert (await number(api))[0] > 0
 
     asyncio.run(main())
@@ -200,19 +200,19 @@ async def tells(api: KubeApi, reason: str) -> bool:
 
 
 def test_the_guard_holds_it_to_two_annotations_of_pods(api_server: ApiServer, program: Path, tmp_path: Path) -> None:
-    found, place = rendered(program, "--namespace=guarded"), "guarded"
+    found, place = render_chart(program, "--namespace=guarded"), "guarded"
 
     async def main() -> None:
         async with api_of(api_server) as admin:
-            await rights(admin, found, place)
+            await apply_rights(admin, found, place)
             policy = yaml.safe_dump_all(one for one in found if one["kind"] in POLICY)
             await asyncio.to_thread(kubectl, api_server, "apply", "-f", "-", text=policy)
             spec = {"containers": [{"name": "engine", "image": "a"}]}
             names = {"name": "pod", "namespace": place}
             await admin.apply({"apiVersion": "v1", "kind": "Pod", "metadata": names, "spec": spec}, "test")
             config = tmp_path / "kubeconfig"
-            config.write_text(await as_account(api_server, place, "fairlead-autoscaler"))
-            async with KubeApi(from_kubeconfig([config]), SystemClock(), lambda: 0.5) as api:
+            config.write_text(await kubeconfig_for_account(api_server, place, "fairlead-autoscaler"))
+            async with KubeApi(config_from_kubeconfig([config]), SystemClock(), lambda: 0.5) as api:
 
                 async def patched(patch: Manifest) -> str:
                     try:
@@ -229,14 +229,14 @@ def test_the_guard_holds_it_to_two_annotations_of_pods(api_server: ApiServer, pr
                     said = await patched({"spec": {"containers": [container]}})
                     return "nothing of a pod but its deletion cost" in said
 
-                await until_async(guarded)
+                await wait_until_async(guarded)
                 for metadata, told in (
                     ({"labels": {"a": "b"}}, "changes no label"),
                     ({"annotations": {"a": "b"}}, "no other annotation"),
                     ({"annotations": {DELETION_COST: "-1"}}, ""),
                     ({"annotations": {DELETION_COST: None}}, ""),
-                    ({"annotations": {SLEEP: "1-asleep"}}, ""),
-                    ({"annotations": {SLEEP: None}}, ""),
+                    ({"annotations": {SLEEP_ANNOTATION: "1-asleep"}}, ""),
+                    ({"annotations": {SLEEP_ANNOTATION: None}}, ""),
                 ):
                     said = await patched({"metadata": metadata})
                     assert (told in said) if told else said == "", (metadata, said)

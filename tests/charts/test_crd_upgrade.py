@@ -16,10 +16,10 @@ from fairlead.clock import SystemClock
 from fairlead.kube.client import KubeApi
 from fairlead.kube.errors import Invalid, KubeError
 from fairlead.kube.resource import ACCELERATOR_CLASSES, DEPLOYMENTS, MODEL_DEPLOYMENTS, Manifest, Resource
-from fairlead.testing.chart import CHART, Helm
+from fairlead.testing.chart import CHART_FOLDER, HelmRelease
 from fairlead.testing.installed import kubectl
-from fairlead.testing.kube import ApiServer, for_a_test
-from fairlead.testing.waiting import until_async
+from fairlead.testing.kube import ApiServer, api_server_for_test
+from fairlead.testing.waiting import wait_until_async
 
 pytestmark = [pytest.mark.api_server, pytest.mark.timeout(300)]
 OLDER = Path(__file__).parent / "older"
@@ -64,13 +64,13 @@ NEWER: Manifest = {**MODEL, "spec": {**MODEL["spec"], "model": {**MODEL["spec"][
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[ApiServer]:
     """One of our own: CRDs belong to a whole cluster, and the other tests want today's."""
-    with for_a_test(tmp_path / "run") as found:
+    with api_server_for_test(tmp_path / "run") as found:
         yield found
 
 
 def before(folder: Path) -> Path:
     """The chart as a release with the older CRDs would have it."""
-    shutil.copytree(CHART, folder)
+    shutil.copytree(CHART_FOLDER, folder)
     for path in OLDER.glob("*.yaml"):
         shutil.copyfile(path, folder / "crds" / path.name)
     return folder
@@ -82,26 +82,28 @@ async def uids(api: KubeApi) -> list[str]:
 
 def command() -> list[str]:
     """The one that the README shows."""
-    (line,) = set(re.findall(r"^kubectl (apply --server-side .*)$", (CHART / "README.md").read_text(), re.MULTILINE))
+    (line,) = set(
+        re.findall(r"^kubectl (apply --server-side .*)$", (CHART_FOLDER / "README.md").read_text(), re.MULTILINE)
+    )
     words = line.split()
     assert words[-2:] == ["-f", "charts/fairlead/crds"]
-    return [*words[:-1], str(CHART / "crds")]
+    return [*words[:-1], str(CHART_FOLDER / "crds")]
 
 
 def test_objects_outlive_the_upgrade_and_what_is_new_works_then(
     server: ApiServer, program: Path, tmp_path: Path
 ) -> None:
-    helm, former = Helm(program, server.kubeconfig, SPACE, tmp_path / "helm"), before(tmp_path / "former")
+    helm, former = HelmRelease(program, server.kubeconfig, SPACE, tmp_path / "helm"), before(tmp_path / "former")
 
     async def main() -> None:
-        async with KubeApi(server.access(), SystemClock(), lambda: 0.5) as api:
+        async with KubeApi(server.config(), SystemClock(), lambda: 0.5) as api:
             await asyncio.to_thread(helm, "install", str(former), "--create-namespace")
-            await until_async(lambda: api.serves(MODEL_DEPLOYMENTS))
+            await wait_until_async(lambda: api.has_resource(MODEL_DEPLOYMENTS))
             for one in (ACCELERATOR, MODEL, ENGINES):
                 await api.apply(one, "kubectl")
             known = await uids(api)
 
-            await asyncio.to_thread(helm, "upgrade", str(CHART))
+            await asyncio.to_thread(helm, "upgrade", str(CHART_FOLDER))
             with pytest.raises(KubeError, match="revision"):
                 await api.apply(
                     NEWER, "kubectl"
@@ -109,7 +111,7 @@ def test_objects_outlive_the_upgrade_and_what_is_new_works_then(
 
             said = await asyncio.to_thread(kubectl, server, *command())
             assert said.count("serverside-applied") == len(list(OLDER.iterdir()))
-            await until_async(lambda: taken(api))
+            await wait_until_async(lambda: taken(api))
             assert await uids(api) == known
             one = await api.get(MODEL_DEPLOYMENTS, SPACE, "agent")
             assert one["spec"]["objectives"] == {"target": 0.99, "ttft": "800ms"}

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from fairlead.testing.chart import CHART, Tools, rendered
-from fairlead.testing.prometheus import Rules, asked
+from fairlead.testing.chart import CHART_FOLDER, ChartTools, render_chart
+from fairlead.testing.prometheus import AlertRules, expression_names
 from fairlead_gateway.telemetry.families import FAMILIES
 
-FILES = sorted((CHART / "dashboards").glob("*.json"))
+FILES = sorted((CHART_FOLDER / "dashboards").glob("*.json"))
 BOARDS = {path.stem: json.loads(path.read_text()) for path in FILES}
 TARGET = {"namespace", "pod", "job", "service", "endpoint", "container"}
 VALUES = {"namespace": "fairlead", "model": ".*", "__rate_interval": "2m"}
@@ -46,11 +46,11 @@ def labels_of(metric: str) -> set[str] | None:
 
 
 @pytest.mark.parametrize("name", BOARDS)
-def test_prometheus_takes_every_expression(name: str, tools: Tools, tmp_path: Path) -> None:
+def test_prometheus_takes_every_expression(name: str, tools: ChartTools, tmp_path: Path) -> None:
     rules = [
         {"alert": f"A{index}", "expr": plain(target["expr"])} for index, (_, target) in enumerate(targets(BOARDS[name]))
     ]
-    assert "rules found" in Rules(tools.promtool, [{"name": name, "rules": rules}], tmp_path).check()
+    assert "rules found" in AlertRules(tools.promtool, [{"name": name, "rules": rules}], tmp_path).check()
 
 
 @pytest.mark.parametrize("name", BOARDS)
@@ -58,7 +58,7 @@ def test_expressions_and_legends_name_only_what_is_told(name: str) -> None:
     """The operator's are compared with a scrape of a real one, in test_alerts_of_clusters.py; indexers' in test_indexers.py,
     autoscalers' in test_autoscaler.py."""
     for place, target in targets(BOARDS[name]):
-        found = asked(plain(target["expr"]))
+        found = expression_names(plain(target["expr"]))
         assert found.metrics, place
         for metric, selected in found.metrics:
             assert "namespace" in selected, place
@@ -94,11 +94,11 @@ def test_a_board_has_what_grafana_wants(name: str) -> None:
 def test_they_become_config_maps_that_the_sidecar_finds(program: Path) -> None:
     assert len(BOARDS) == 3
     on = ("--set=dashboards.enabled=true", "--set=dashboards.annotations.grafana_folder=LLM")
-    found = {one["metadata"]["name"]: one for one in rendered(program, *on)}
+    found = {one["metadata"]["name"]: one for one in render_chart(program, *on)}
     for name, board in BOARDS.items():
         one = found[f"fairlead-dashboard-{name}"]
         assert one["kind"] == "ConfigMap"
         assert one["metadata"]["labels"]["grafana_dashboard"] == "1"
         assert one["metadata"]["annotations"] == {"grafana_folder": "LLM"}
         assert {key: json.loads(text) for key, text in one["data"].items()} == {f"{name}.json": board}
-    assert not any("dashboard" in one["metadata"]["name"] for one in rendered(program))
+    assert not any("dashboard" in one["metadata"]["name"] for one in render_chart(program))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fairlead.testing.chart import CHART, Refused, golden_text, rendered
+from fairlead.testing.chart import CHART_FOLDER, HelmError, golden_text, render_chart
 
 FOLDER = Path(__file__).parent
 CASES = sorted((FOLDER / "values").glob("*.yaml"))
@@ -15,7 +15,7 @@ NAMES = [case.stem for case in CASES]
 @pytest.mark.parametrize("case", CASES, ids=NAMES)
 def test_values_become_what_their_golden_file_says(program: Path, case: Path) -> None:
     golden = (FOLDER / "golden" / case.name).read_text(encoding="utf-8")
-    assert golden_text(rendered(program, f"--values={case}")) == golden
+    assert golden_text(render_chart(program, f"--values={case}")) == golden
 
 
 def test_there_is_a_golden_file_for_each_set_of_values_and_no_other() -> None:
@@ -25,16 +25,19 @@ def test_there_is_a_golden_file_for_each_set_of_values_and_no_other() -> None:
 @pytest.mark.parametrize("case", CASES, ids=NAMES)
 def test_helm_finds_nothing_to_say(program: Path, case: Path) -> None:
     done = subprocess.run(
-        [str(program), "lint", "--strict", str(CHART), f"--values={case}"], capture_output=True, text=True, check=False
+        [str(program), "lint", "--strict", str(CHART_FOLDER), f"--values={case}"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_kinds_that_the_cluster_does_not_know_are_left_out(program: Path) -> None:
     arguments = ("--set=serviceMonitors.enabled=true", "--set=httpRoute.enabled=true")
-    kinds = {one["kind"] for one in rendered(program, *arguments, served=())}
+    kinds = {one["kind"] for one in render_chart(program, *arguments, served=())}
     assert not kinds & {"ServiceMonitor", "HTTPRoute"}
-    assert {"ServiceMonitor", "HTTPRoute"} <= {one["kind"] for one in rendered(program, *arguments)}
+    assert {"ServiceMonitor", "HTTPRoute"} <= {one["kind"] for one in render_chart(program, *arguments)}
 
 
 @pytest.mark.parametrize(
@@ -50,8 +53,8 @@ def test_kinds_that_the_cluster_does_not_know_are_left_out(program: Path) -> Non
     ],
 )
 def test_a_value_that_is_unknown_or_impossible_is_refused_by_name(program: Path, wrong: str, named: str) -> None:
-    with pytest.raises(Refused) as refused:
-        rendered(program, f"--set={wrong}")
+    with pytest.raises(HelmError) as refused:
+        render_chart(program, f"--set={wrong}")
     assert named in str(refused.value)
 
 
@@ -66,10 +69,10 @@ def test_a_value_that_is_unknown_or_impossible_is_refused_by_name(program: Path,
     ],
 )
 def test_two_redis_at_once_and_passwords_in_values_are_refused(program: Path, given: str, said: str) -> None:
-    with pytest.raises(Refused) as refused:
-        rendered(program, f"--set={given}")
+    with pytest.raises(HelmError) as refused:
+        render_chart(program, f"--set={given}")
     assert said in str(refused.value)
 
 
 def test_a_chart_around_this_one_may_have_more_globals(program: Path) -> None:
-    assert rendered(program, "--set=global.theirs=1")
+    assert render_chart(program, "--set=global.theirs=1")

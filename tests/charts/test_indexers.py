@@ -16,16 +16,16 @@ import yaml
 from fairlead.clock import SystemClock
 from fairlead.kube.client import KubeApi
 from fairlead.kube.resource import MODEL_DEPLOYMENTS, PODS, Manifest
-from fairlead.settings import IndexerSettings, variable
-from fairlead.testing.chart import CHART, Tools, pods, rendered
-from fairlead.testing.installed import as_account, rights
+from fairlead.settings import IndexerSettings, variable_name
+from fairlead.testing.chart import CHART_FOLDER, ChartTools, pod_specs, render_chart
+from fairlead.testing.installed import apply_rights, kubeconfig_for_account
 from fairlead.testing.kube import ApiServer
-from fairlead.testing.prometheus import Recording, Rules, asked, scraped
+from fairlead.testing.prometheus import AlertRules, SeriesRecording, expression_names, parse_scrape
 from fairlead.testing.sim_engine import EngineProcess, engine_process
 from fairlead.testing.valkey import Valkey
-from fairlead.testing.waiting import until_async
-from fairlead_kvstore.command import _options
-from fairlead_kvstore.testing_process import Indexing, indexing
+from fairlead.testing.waiting import wait_until_async
+from fairlead_kvstore.command import _parse_arguments
+from fairlead_kvstore.testing_process import IndexerProcess, indexer_process
 
 CASES = sorted((Path(__file__).parent / "values").glob("*.yaml"))
 NAMES = [case.stem for case in CASES]
@@ -56,14 +56,14 @@ def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
 )
 def test_without_redis_or_by_choice_there_is_nothing_of_it(program: Path, values: str) -> None:
     everything = "serviceMonitors.enabled=true,alerts.enabled=true,watchNamespaces={a,b}"
-    found = rendered(program, f"--set={values}", f"--set={everything}")
+    found = render_chart(program, f"--set={values}", f"--set={everything}")
     assert not [one for one in found if "indexer" in str(one).lower()]
     assert "FairleadIndex" not in str(found)
 
 
 @pytest.mark.parametrize("values", ["redis.urlSecret=ours", "redis.url=redis://ours:6379/0"])
 def test_a_redis_of_ones_own_is_the_gateways_and_the_indexers(program: Path, values: str) -> None:
-    found = pods(rendered(program, f"--set=redis.enabled=false,{values}"))
+    found = pod_specs(render_chart(program, f"--set=redis.enabled=false,{values}"))
     both = [found[f"Deployment fairlead-{name}"]["containers"][0]["env"] for name in ("gateway", "indexer")]
     told = [{one["name"]: one for one in env} for env in both]
     for name in ("FAIRLEAD_REDIS_URL", "FAIRLEAD_HASH_SECRET"):
@@ -72,16 +72,16 @@ def test_a_redis_of_ones_own_is_the_gateways_and_the_indexers(program: Path, val
 
 @pytest.mark.parametrize("case", CASES, ids=NAMES)
 def test_it_takes_its_variables_and_options(program: Path, case: Path) -> None:
-    found = pods(rendered(program, f"--values={case}"))
+    found = pod_specs(render_chart(program, f"--values={case}"))
     of = {name.rpartition("-")[2]: pod for name, pod in found.items()}
     if "indexer" not in of:
         assert case.stem == "smallest"
         return
     (container,) = of["indexer"]["containers"]
     names = {one["name"] for one in container["env"]}
-    known = {variable(name) for name in IndexerSettings.__dataclass_fields__}
+    known = {variable_name(name) for name in IndexerSettings.__dataclass_fields__}
     assert names == known - {"FAIRLEAD_COMPILED"}, "in an image what is compiled lies in the packages"
-    options, follows = _options(container["args"]), [word for word in container["args"] if "listen" not in word]
+    options, follows = _parse_arguments(container["args"]), [word for word in container["args"] if "listen" not in word]
     assert options.listen == f"0.0.0.0:{container['ports'][0]['containerPort']}"
     gateways = of["gateway"]["containers"][0]["args"]
     assert set(follows) <= set(gateways), "another fleet than the gateways'"
@@ -125,13 +125,13 @@ async def complete(engine: EngineProcess) -> None:
         (await client.post(f"{engine.url}/v1/completions", json=body)).raise_for_status()
 
 
-async def says(indexer: Indexing, **figures: float) -> None:
+async def wait_metrics(indexer: IndexerProcess, **figures: float) -> None:
     """Wait until it tells these of the model."""
 
     async def so() -> bool:
-        return [await indexer.figure(name, f"{SPACE}/tiny") for name in figures] == list(figures.values())
+        return [await indexer.metric(name, f"{SPACE}/tiny") for name in figures] == list(figures.values())
 
-    await until_async(so)
+    await wait_until_async(so)
 
 
 @pytest.mark.api_server
@@ -139,38 +139,38 @@ async def says(indexer: Indexing, **figures: float) -> None:
 def test_it_finds_engines_with_exactly_its_rights_and_lets_them_go(
     api_server: ApiServer, program: Path, redis: Valkey, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = rendered(program, f"--namespace={SPACE}")
+    found = render_chart(program, f"--namespace={SPACE}")
 
     async def main() -> None:
-        async with KubeApi(api_server.access(), SystemClock(), lambda: 0.5) as api, engine_process(*EVENTS) as engine:
-            await rights(api, found, SPACE)
+        async with KubeApi(api_server.config(), SystemClock(), lambda: 0.5) as api, engine_process(*EVENTS) as engine:
+            await apply_rights(api, found, SPACE)
             account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default"}}
             await api.apply({**account, "metadata": {"name": "default", "namespace": SPACE}}, "test")
-            (tmp_path / "kubeconfig").write_text(await as_account(api_server, SPACE, "fairlead-indexer"))
+            (tmp_path / "kubeconfig").write_text(await kubeconfig_for_account(api_server, SPACE, "fairlead-indexer"))
             monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
-            async with indexing("--kube", "--redis", redis.url) as indexer:
+            async with indexer_process("--kube", "--redis", redis.url) as indexer:
                 await api.create(model(), "test")
                 await api.create(await pod(engine), "test")
                 await api.patch_merge(PODS, SPACE, "p", {"status": READY}, "test", subresource="status")
-                await says(indexer, leads=1.0, instances=1.0, connected=1.0)
+                await wait_metrics(indexer, leads=1.0, instances=1.0, connected=1.0)
                 await complete(engine)
-                await says(indexer, blocks=4.0, incomplete=0.0)
-                ready = await indexer.page("/readyz")
+                await wait_metrics(indexer, blocks=4.0, incomplete=0.0)
+                ready = await indexer.get("/readyz")
                 assert (ready.status_code, ready.text) == (200, "ready\n")
                 await api.delete(PODS, SPACE, "p")
 
                 async def gone() -> bool:
-                    return not (await indexer.figure("blocks", f"{SPACE}/tiny") > 0)
+                    return not (await indexer.metric("blocks", f"{SPACE}/tiny") > 0)
 
-                await until_async(gone)
+                await wait_until_async(gone)
                 await api.delete(MODEL_DEPLOYMENTS, SPACE, "tiny")
 
     asyncio.run(main())
 
 
-def shown() -> list[str]:
+def queried_metrics() -> list[str]:
     """What the dashboards ask."""
-    boards = [json.loads(path.read_text()) for path in sorted((CHART / "dashboards").glob("*.json"))]
+    boards = [json.loads(path.read_text()) for path in sorted((CHART_FOLDER / "dashboards").glob("*.json"))]
     lines = (target for board in boards for panel in board["panels"] for target in panel.get("targets", ()))
     return [target["expr"].replace("$namespace", "x") for target in lines]
 
@@ -179,7 +179,7 @@ def shown() -> list[str]:
 
 
 @asynccontextmanager
-async def reading(folder: Path, redis: Valkey) -> AsyncIterator[tuple[Indexing, EngineProcess]]:
+async def reading(folder: Path, redis: Valkey) -> AsyncIterator[tuple[IndexerProcess, EngineProcess]]:
     """An indexer that has read all that its one engine has published."""
     async with engine_process(*EVENTS) as engine:
         await complete(engine)
@@ -187,48 +187,48 @@ async def reading(folder: Path, redis: Valkey) -> AsyncIterator[tuple[Indexing, 
         (folder / "fleet.yaml").write_text(
             json.dumps({"models": [{"name": "tiny", "namespace": SPACE, "instances": instances}]})
         )
-        async with indexing("--fleet", str(folder / "fleet.yaml"), "--redis", redis.url) as indexer:
-            await says(indexer, leads=1.0, blocks=4.0, incomplete=0.0)
+        async with indexer_process("--fleet", str(folder / "fleet.yaml"), "--redis", redis.url) as indexer:
+            await wait_metrics(indexer, leads=1.0, blocks=4.0, incomplete=0.0)
             yield indexer, engine
 
 
 def test_an_engine_that_is_not_heard_fires_its_alert_alone(
-    program: Path, groups: Groups, tools: Tools, tmp_path: Path, redis: Valkey
+    program: Path, groups: Groups, tools: ChartTools, tmp_path: Path, redis: Valkey
 ) -> None:
     """As a real indexer tells of it, taken to go on for an hour."""
 
     async def main() -> tuple[str, str]:
         async with reading(tmp_path, redis) as (indexer, engine):
-            before = (await indexer.page("/metrics")).text
+            before = (await indexer.get("/metrics")).text
             engine.process.kill()
-            await says(indexer, connected=0.0, incomplete=1.0)
-            return before, (await indexer.page("/metrics")).text
+            await wait_metrics(indexer, connected=0.0, incomplete=1.0)
+            return before, (await indexer.get("/metrics")).text
 
-    well, deaf = (scraped(text, namespace="fairlead", pod="i-1") for text in asyncio.run(main()))
-    rules = Rules(tools.promtool, groups(), tmp_path)
-    names = {name for rule in rules.alerts.values() for name, _ in asked(rule["expr"]).metrics}
+    well, deaf = (parse_scrape(text, namespace="fairlead", pod="i-1") for text in asyncio.run(main()))
+    rules = AlertRules(tools.promtool, groups(), tmp_path)
+    names = {name for rule in rules.alerts.values() for name, _ in expression_names(rule["expr"]).metrics}
     ours = {name for name in names if name.startswith("fairlead_indexer_")}
     told: dict[str, set[str]] = {}
     for name, labels in well:
         told.setdefault(name, set()).update(key for key, _ in labels)
     assert ours
     assert ours <= told.keys()
-    guide = (CHART.parents[1] / "docs" / "guides" / "index.md").read_text().partition("| metric (")[2]
+    guide = (CHART_FOLDER.parents[1] / "docs" / "guides" / "index.md").read_text().partition("| metric (")[2]
     rows = [row.split("|")[1] for row in guide.partition("\n\n")[0].splitlines()[2:]]
     listed = {f"fairlead_indexer_{name}" for row in rows for name in re.findall(r"`(\w+)", row)}
     assert listed - {f"fairlead_indexer_{name}" for name in SELDOM} == told.keys()
-    for expression in (*(rule["expr"] for rule in rules.alerts.values()), *shown()):
-        found = asked(expression)
+    for expression in (*(rule["expr"] for rule in rules.alerts.values()), *queried_metrics()):
+        found = expression_names(expression)
         for metric, selected in found.metrics:
             if metric.startswith("fairlead_indexer_"):
                 assert selected | found.grouped <= told[metric], metric
     others = {
         key.replace("{", '{namespace="fairlead",'): value for key, value in HEALTHY.items() if "_indexer_" not in key
     }
-    healthy, silent = Recording(), Recording()
-    healthy.steady(60, well)
-    silent.steady(60, deaf)
-    rules.fire(
+    healthy, silent = SeriesRecording(), SeriesRecording()
+    healthy.hold(60, well)
+    silent.hold(60, deaf)
+    rules.expect_firing(
         {
             "healthy": (healthy.series(names) | others, healthy.minutes, []),
             "deaf": (silent.series(names) | others, silent.minutes, ["FairleadIndexIncomplete"]),

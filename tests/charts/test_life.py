@@ -10,9 +10,9 @@ from fairlead.clock import SystemClock
 from fairlead.kube.client import KubeApi
 from fairlead.kube.errors import NotFound
 from fairlead.kube.resource import DEPLOYMENTS, MODEL_DEPLOYMENTS, SECRETS, SERVICES
-from fairlead.testing.chart import CHART, Helm
+from fairlead.testing.chart import CHART_FOLDER, HelmRelease
 from fairlead.testing.kube import ApiServer
-from fairlead.testing.waiting import until_async
+from fairlead.testing.waiting import wait_until_async
 
 pytestmark = [pytest.mark.api_server, pytest.mark.timeout(300)]
 SPACE = "installed"
@@ -42,8 +42,8 @@ ENGINES = {
 
 
 @pytest.fixture
-def helm(api_server: ApiServer, program: Path, tmp_path: Path) -> Helm:
-    return Helm(program, api_server.kubeconfig, SPACE, tmp_path)
+def helm(api_server: ApiServer, program: Path, tmp_path: Path) -> HelmRelease:
+    return HelmRelease(program, api_server.kubeconfig, SPACE, tmp_path)
 
 
 async def drawn(api: KubeApi) -> dict[str, dict[str, str]]:
@@ -54,12 +54,14 @@ async def drawn(api: KubeApi) -> dict[str, dict[str, str]]:
     return found
 
 
-def test_an_upgrade_keeps_what_was_drawn_and_the_end_leaves_models_alone(api_server: ApiServer, helm: Helm) -> None:
+def test_an_upgrade_keeps_what_was_drawn_and_the_end_leaves_models_alone(
+    api_server: ApiServer, helm: HelmRelease
+) -> None:
     async def main() -> None:
-        async with KubeApi(api_server.access(), SystemClock(), lambda: 0.5) as api:
-            said = await asyncio.to_thread(helm, "install", str(CHART), "--create-namespace")
+        async with KubeApi(api_server.config(), SystemClock(), lambda: 0.5) as api:
+            said = await asyncio.to_thread(helm, "install", str(CHART_FOLDER), "--create-namespace")
             assert "get secret fairlead-keys -o jsonpath='{.data.first-key}'" in said
-            await until_async(lambda: api.serves(MODEL_DEPLOYMENTS))
+            await wait_until_async(lambda: api.has_resource(MODEL_DEPLOYMENTS))
             served = [await api.apply(MODEL, "kubectl"), await api.apply(ENGINES, "fairlead")]
             first = await drawn(api)
             assert all(value for data in first.values() for value in data.values())
@@ -67,7 +69,7 @@ def test_an_upgrade_keeps_what_was_drawn_and_the_end_leaves_models_alone(api_ser
             keys = {"data": {"keys.yaml": base64.b64encode(b"keys: []\n").decode()}}
             await api.patch_merge(SECRETS, SPACE, "fairlead-keys", keys, "somebody")
             await asyncio.to_thread(
-                helm, "upgrade", str(CHART), "--set=gateway.replicas=3", "--set=redis.image.tag=next"
+                helm, "upgrade", str(CHART_FOLDER), "--set=gateway.replicas=3", "--set=redis.image.tag=next"
             )
             assert (await api.get(DEPLOYMENTS, SPACE, "fairlead-gateway"))["spec"]["replicas"] == 3
             expected = {**first, "fairlead-keys": {**first["fairlead-keys"], "keys.yaml": "keys: []\n"}}

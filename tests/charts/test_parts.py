@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from fairlead.testing.chart import pods, rendered
+from fairlead.testing.chart import pod_specs, render_chart
 
 CASES = sorted((Path(__file__).parent / "values").glob("*.yaml"))
 NAMES = [case.stem for case in CASES]
@@ -32,7 +32,7 @@ def ports(spec: dict[str, Any]) -> dict[str, int]:
 
 @pytest.mark.parametrize("case", CASES, ids=NAMES)
 def test_services_budgets_and_policies_choose_one_components_pods(program: Path, case: Path) -> None:
-    found = rendered(program, f"--values={case}")
+    found = render_chart(program, f"--values={case}")
     for one in of(found, "Service", "PodDisruptionBudget", "NetworkPolicy", "Deployment"):
         selector = one["spec"].get("selector") or one["spec"]["podSelector"]
         (spec,) = chosen(found, selector.get("matchLabels", selector))
@@ -42,7 +42,7 @@ def test_services_budgets_and_policies_choose_one_components_pods(program: Path,
 
 @pytest.mark.parametrize("case", CASES, ids=NAMES)
 def test_a_port_that_is_named_is_one_of_the_pod(program: Path, case: Path) -> None:
-    found = rendered(program, f"--values={case}")
+    found = render_chart(program, f"--values={case}")
     for one in of(found, "Service"):
         (spec,) = chosen(found, one["spec"]["selector"])
         assert {port["targetPort"] for port in one["spec"]["ports"]} <= ports(spec).keys()
@@ -50,7 +50,7 @@ def test_a_port_that_is_named_is_one_of_the_pod(program: Path, case: Path) -> No
         (spec,) = chosen(found, one["spec"]["podSelector"]["matchLabels"])
         open_ports = {port["port"] for rule in one["spec"]["ingress"] for port in rule["ports"]}
         assert open_ports == ports(spec).keys(), "a port that nobody may reach, or a rule for none"
-    for spec in pods(found).values():
+    for spec in pod_specs(found).values():
         for container in spec["containers"]:
             for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
                 asked = container.get(probe, {})
@@ -59,7 +59,7 @@ def test_a_port_that_is_named_is_one_of_the_pod(program: Path, case: Path) -> No
 
 
 def test_a_budget_is_made_where_there_are_several(program: Path) -> None:
-    budgets = of(rendered(program), "PodDisruptionBudget")
+    budgets = of(render_chart(program), "PodDisruptionBudget")
     assert {one["metadata"]["name"] for one in budgets} == {
         "fairlead-operator",
         "fairlead-gateway",
@@ -68,15 +68,15 @@ def test_a_budget_is_made_where_there_are_several(program: Path) -> None:
     }
     assert all(one["spec"]["maxUnavailable"] == 1 for one in budgets)
     assert not of(
-        rendered(program, "--set=operator.replicas=1,gateway.replicas=1,indexer.replicas=1,autoscaler.replicas=1"),
+        render_chart(program, "--set=operator.replicas=1,gateway.replicas=1,indexer.replicas=1,autoscaler.replicas=1"),
         "PodDisruptionBudget",
     )
-    scaled = rendered(program, "--set=gateway.replicas=1,gateway.autoscaling.enabled=true")
+    scaled = render_chart(program, "--set=gateway.replicas=1,gateway.autoscaling.enabled=true")
     assert {one["metadata"]["name"] for one in of(scaled, "PodDisruptionBudget")} >= {"fairlead-gateway"}
 
 
 def test_policies_let_in_who_must_and_redis_out_to_nobody(program: Path) -> None:
-    found = {one["metadata"]["name"]: one["spec"] for one in of(rendered(program), "NetworkPolicy")}
+    found = {one["metadata"]["name"]: one["spec"] for one in of(render_chart(program), "NetworkPolicy")}
     public, manage = found["fairlead-gateway"]["ingress"]
     assert "from" not in public, "clients come from anywhere"
     assert manage["from"] == [{"podSelector": {}}]
@@ -86,11 +86,11 @@ def test_policies_let_in_who_must_and_redis_out_to_nobody(program: Path) -> None
     (probes,) = found["fairlead-indexer"]["ingress"]
     assert probes["from"] == [{"podSelector": {}}]
     assert found["fairlead-redis"]["egress"] == []
-    assert not of(rendered(program, "--set=networkPolicies.enabled=false"), "NetworkPolicy")
+    assert not of(render_chart(program, "--set=networkPolicies.enabled=false"), "NetworkPolicy")
 
 
 def test_an_autoscaler_has_the_replicas_for_itself(program: Path) -> None:
-    found = rendered(program, "--set=gateway.autoscaling.enabled=true,gateway.autoscaling.cpuPercent=55")
+    found = render_chart(program, "--set=gateway.autoscaling.enabled=true,gateway.autoscaling.cpuPercent=55")
     (scaler,) = of(found, "HorizontalPodAutoscaler")
     target = scaler["spec"]["scaleTargetRef"]
     (scaled,) = (one for one in of(found, "Deployment") if one["metadata"]["name"] == target["name"])
@@ -99,11 +99,11 @@ def test_an_autoscaler_has_the_replicas_for_itself(program: Path) -> None:
     assert metric["resource"] == {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": 55}}
     (container,) = scaled["spec"]["template"]["spec"]["containers"]
     assert "cpu" in container["resources"]["requests"], "utilization is a share of what is requested"
-    assert not of(rendered(program), "HorizontalPodAutoscaler")
+    assert not of(render_chart(program), "HorizontalPodAutoscaler")
 
 
 def test_monitors_find_the_ports_with_metrics_once(program: Path) -> None:
-    found = rendered(program, "--set=serviceMonitors.enabled=true,serviceMonitors.labels.release=prometheus")
+    found = render_chart(program, "--set=serviceMonitors.enabled=true,serviceMonitors.labels.release=prometheus")
     monitors = of(found, "ServiceMonitor")
     assert len(monitors) == 4
     for one in monitors:
@@ -118,7 +118,7 @@ def test_monitors_find_the_ports_with_metrics_once(program: Path) -> None:
 @pytest.mark.parametrize("port", [80, 443])
 def test_the_ways_in_lead_to_the_gateways_service(program: Path, port: int) -> None:
     on = ("ingress.enabled=true,ingress.host=llm.example.com,ingress.tlsSecret=cert", "httpRoute.enabled=true")
-    found = rendered(program, *(f"--set={one}" for one in on), f"--set=gateway.service.port={port}")
+    found = render_chart(program, *(f"--set={one}" for one in on), f"--set=gateway.service.port={port}")
     (ingress,) = of(found, "Ingress")
     (rule,) = ingress["spec"]["rules"]
     assert rule["host"] == "llm.example.com"
@@ -129,14 +129,14 @@ def test_the_ways_in_lead_to_the_gateways_service(program: Path, port: int) -> N
     assert (reference["name"], reference["port"]) == (backend["name"], backend["port"]["number"])
     (service,) = (one for one in of(found, "Service") if one["metadata"]["name"] == backend["name"])
     assert [one["port"] for one in service["spec"]["ports"]] == [port]
-    assert not of(rendered(program), "Ingress", "HTTPRoute")
+    assert not of(render_chart(program), "Ingress", "HTTPRoute")
 
 
 def test_a_mirror_has_every_image_and_every_pod_may_pull_from_it(program: Path) -> None:
-    found = rendered(
+    found = render_chart(
         program, "--set=global.imageRegistry=mirror.example.com/llm", "--set=global.imagePullSecrets={one,two}"
     )
-    made = pods(found)
+    made = pod_specs(found)
     assert len(made) == 6, "operator, gateway, indexer, autoscaler, Redis and helm's test"
     for name, spec in made.items():
         assert spec["imagePullSecrets"] == [{"name": "one"}, {"name": "two"}], name
@@ -149,23 +149,23 @@ def test_a_mirror_has_every_image_and_every_pod_may_pull_from_it(program: Path) 
 
 def test_a_digest_goes_before_a_tag(program: Path) -> None:
     digest = "sha256:" + "0" * 64
-    made = pods(rendered(program, f"--set=gateway.image.digest={digest},gateway.image.tag=x"))
+    made = pod_specs(render_chart(program, f"--set=gateway.image.digest={digest},gateway.image.tag=x"))
     assert made["Deployment fairlead-gateway"]["containers"][0]["image"].endswith(f"/gateway@{digest}")
 
 
 def test_the_autoscaler_reads_every_gateway_and_writes_only_where_there_are_workloads(program: Path) -> None:
-    (container,) = pods(rendered(program, "--set=autoscaler.freeze=true"))["Deployment fairlead-autoscaler"][
+    (container,) = pod_specs(render_chart(program, "--set=autoscaler.freeze=true"))["Deployment fairlead-autoscaler"][
         "containers"
     ]
     assert "--gateway=http://fairlead-gateway-manage.fairlead.svc:8081" in container["args"]
     assert {"name": "FAIRLEAD_SCALING_FREEZE", "value": "1"} in container["env"]
     for off in ("autoscaler.enabled=false", "gateway.fleet.models[0].name=tiny"):
-        found = rendered(program, f"--set={off}")
+        found = render_chart(program, f"--set={off}")
         assert not [one for one in found if "autoscaler" in one["metadata"]["name"]], off
 
 
 def test_helms_test_is_a_hook_and_stays_only_where_it_failed(program: Path) -> None:
-    (one,) = of(rendered(program), "Pod")
+    (one,) = of(render_chart(program), "Pod")
     assert one["metadata"]["annotations"] == {
         "helm.sh/hook": "test",
         "helm.sh/hook-delete-policy": "before-hook-creation,hook-succeeded",
@@ -174,7 +174,7 @@ def test_helms_test_is_a_hook_and_stays_only_where_it_failed(program: Path) -> N
 
 def test_nothing_of_the_chart_outlives_it_or_holds_it_up(program: Path) -> None:
     """No finalizers, no hooks at the end, no owned CRDs: models and engines are left alone by all of it."""
-    for one in rendered(program, "--set=alerts.enabled=true,dashboards.enabled=true,serviceMonitors.enabled=true"):
+    for one in render_chart(program, "--set=alerts.enabled=true,dashboards.enabled=true,serviceMonitors.enabled=true"):
         assert "finalizers" not in one["metadata"]
         assert not {"pre-delete", "post-delete"} & set(
             one["metadata"].get("annotations", {}).get("helm.sh/hook", "").split(",")

@@ -9,19 +9,19 @@ import yaml
 
 from fairlead.kube.resource import (
     ACCELERATOR_CLASSES,
+    CONTROLLER_REVISIONS,
     DEPLOYMENTS,
     EVENTS,
-    KNOWN,
     LEADER_WORKER_SETS,
     MODEL_DEPLOYMENTS,
     PODS,
-    REVISIONS,
+    RESOURCES_BY_KIND,
     Resource,
 )
-from fairlead.testing.chart import pods, rendered
+from fairlead.testing.chart import pod_specs, render_chart
 from fairlead_autoscaler.cluster import operation as autoscaler
-from fairlead_operator.leading import LEASE
-from fairlead_operator.observe import ALWAYS, OPTIONAL
+from fairlead_operator.leading import LEASE_NAME
+from fairlead_operator.observe import OPTIONAL_CHILD_KINDS, STANDARD_CHILD_KINDS
 
 CASES = sorted((Path(__file__).parent / "values").glob("*.yaml"))
 NAMES = [case.stem for case in CASES]
@@ -54,11 +54,11 @@ def wanted(resource: Resource, *verbs: str, sub: str = "") -> set[Right]:
 
 def written() -> set[Resource]:
     """The kinds that models become: those of the operator's own golden files, and the revisions that it keeps."""
-    found = {REVISIONS}
+    found = {CONTROLLER_REVISIONS}
     for path in ENGINES.rglob("*.yaml"):
         for one in yaml.load_all(path.read_text(encoding="utf-8"), Loader=LOADER):
             if one is not None:
-                found.add(KNOWN[one["apiVersion"], one["kind"]])
+                found.add(RESOURCES_BY_KIND[one["apiVersion"], one["kind"]])
     return found
 
 
@@ -67,7 +67,7 @@ def used() -> set[Right]:
     found = wanted(MODEL_DEPLOYMENTS, "get", "list", "watch") | wanted(MODEL_DEPLOYMENTS, "patch", sub="/status")
     found |= wanted(MODEL_DEPLOYMENTS, "update", sub="/finalizers")  # asked for by blockOwnerDeletion
     found |= wanted(EVENTS, "create", "patch")
-    for kind in (*ALWAYS, *OPTIONAL, PODS):
+    for kind in (*STANDARD_CHILD_KINDS, *OPTIONAL_CHILD_KINDS, PODS):
         found |= wanted(kind, "list", "watch")
     for kind in written():
         found |= wanted(kind, "get", "create", "patch", "delete")
@@ -109,7 +109,7 @@ def _guarded(resource: str) -> set[str]:
 
 @pytest.mark.parametrize("case", CASES, ids=NAMES)
 def test_no_rule_is_wider_than_it_says_or_leads_to_other_rights(program: Path, case: Path) -> None:
-    for rule in rules(rendered(program, f"--values={case}")):
+    for rule in rules(render_chart(program, f"--values={case}")):
         assert too_wide(rule) == [], rule
 
 
@@ -141,17 +141,17 @@ def test_each_right_that_leads_further_is_found_where_somebody_adds_it(
     program: Path, changed: dict[str, Any], found: str
 ) -> None:
     """Every rule of the chart, changed so."""
-    for rule in rules(rendered(program)):
+    for rule in rules(render_chart(program)):
         assert too_wide(rule) == []
         assert found in too_wide(rule | changed)
 
 
 def test_the_operator_may_do_what_its_code_does_and_nothing_else(program: Path) -> None:
-    assert rights(rendered(program), "fairlead-operator") == used() | wanted(ACCELERATOR_CLASSES, "list", "watch")
+    assert rights(render_chart(program), "fairlead-operator") == used() | wanted(ACCELERATOR_CLASSES, "list", "watch")
 
 
 def test_with_namespaces_named_only_accelerators_are_read_in_the_whole_cluster(program: Path) -> None:
-    found = rendered(program, "--set=watchNamespaces={a,b}")
+    found = render_chart(program, "--set=watchNamespaces={a,b}")
     assert rights(found, "fairlead-operator") == wanted(ACCELERATOR_CLASSES, "list", "watch")
     assert rights(found, "operator-models") == used()
     for kind in ("Role", "RoleBinding"):
@@ -160,8 +160,8 @@ def test_with_namespaces_named_only_accelerators_are_read_in_the_whole_cluster(p
 
 
 def test_the_lease_is_the_only_one_it_may_touch(program: Path) -> None:
-    for component, lease in (("operator", LEASE), ("autoscaler", autoscaler.LEASE)):
-        create, touch = rules(rendered(program), f"{component}-lease")
+    for component, lease in (("operator", LEASE_NAME), ("autoscaler", autoscaler.LEASE_NAME)):
+        create, touch = rules(render_chart(program), f"{component}-lease")
         assert create["verbs"] == ["create"]
         assert (touch["resourceNames"], touch["verbs"]) == ([lease], ["get", "patch"])
 
@@ -179,13 +179,13 @@ SCALED = (
 
 def test_the_autoscaler_may_do_what_its_code_does_and_nothing_else(program: Path) -> None:
     classes = wanted(ACCELERATOR_CLASSES, "list", "watch")
-    assert rights(rendered(program), "fairlead-autoscaler") == SCALED | classes
-    found = rendered(program, "--set=watchNamespaces={a,b}")
+    assert rights(render_chart(program), "fairlead-autoscaler") == SCALED | classes
+    found = render_chart(program, "--set=watchNamespaces={a,b}")
     assert (rights(found, "fairlead-autoscaler"), rights(found, "autoscaler-models")) == (classes, SCALED)
 
 
 def test_nobody_else_patches_pods_and_who_does_is_guarded(program: Path) -> None:
-    found = rendered(program)
+    found = render_chart(program)
     holders = [one["metadata"]["name"] for one in found if one["kind"] in ROLES and GUARDED in rights([one], "")]
     assert holders == ["fairlead-fairlead-autoscaler"]
     (policy,) = (one for one in found if one["kind"] == "ValidatingAdmissionPolicy")
@@ -201,20 +201,20 @@ def test_gateways_and_indexers_read_models_pods_and_accelerators_and_nothing_els
 ) -> None:
     models = wanted(MODEL_DEPLOYMENTS, "list", "watch") | wanted(PODS, "list", "watch")
     classes = wanted(ACCELERATOR_CLASSES, "list", "watch")
-    assert rights(rendered(program), f"fairlead-{component}") == models | classes
-    found = rendered(program, "--set=watchNamespaces={a,b}")
+    assert rights(render_chart(program), f"fairlead-{component}") == models | classes
+    found = render_chart(program, "--set=watchNamespaces={a,b}")
     assert (rights(found, f"fairlead-{component}"), rights(found, f"{component}-fleet")) == (classes, models)
 
 
 @pytest.mark.parametrize("component", ["gateway", "indexer"])
 def test_who_follows_a_fleet_file_has_no_rights(program: Path, component: str) -> None:
-    found = rendered(program, "--set=gateway.fleet.models[0].name=tiny")
+    found = render_chart(program, "--set=gateway.fleet.models[0].name=tiny")
     assert not any(one["kind"] in ROLES and component in one["metadata"]["name"] for one in found)
-    assert pods(found)[f"Deployment fairlead-{component}"]["automountServiceAccountToken"] is False
+    assert pod_specs(found)[f"Deployment fairlead-{component}"]["automountServiceAccountToken"] is False
 
 
 def test_every_role_is_bound_to_its_own_component(program: Path) -> None:
-    found = rendered(program, "--set=watchNamespaces={a,b}")
+    found = render_chart(program, "--set=watchNamespaces={a,b}")
     for one in found:
         if one["kind"] in ("RoleBinding", "ClusterRoleBinding"):
             component = one["metadata"]["labels"]["app.kubernetes.io/component"]

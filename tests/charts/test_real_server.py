@@ -16,13 +16,13 @@ from fairlead.kube.resource import (
     MODEL_DEPLOYMENTS,
     Manifest,
     Resource,
-    selector,
+    label_selector,
 )
-from fairlead.testing.chart import rendered
-from fairlead.testing.installed import as_account, kubectl, namespace, rights
+from fairlead.testing.chart import render_chart
+from fairlead.testing.installed import apply_namespace, apply_rights, kubeconfig_for_account, kubectl
 from fairlead.testing.kube import ApiServer
 from fairlead.testing.operator_process import operator_process
-from fairlead.testing.waiting import until_async
+from fairlead.testing.waiting import wait_until_async
 from fairlead_gateway.testing_process import gateway_process
 
 pytestmark = [pytest.mark.api_server, pytest.mark.timeout(300)]
@@ -42,7 +42,7 @@ MODEL = {
 
 
 def api_of(server: ApiServer) -> KubeApi:
-    return KubeApi(server.access(), SystemClock(), lambda: 0.5)
+    return KubeApi(server.config(), SystemClock(), lambda: 0.5)
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case.stem for case in CASES])
@@ -52,10 +52,10 @@ def test_the_api_server_takes_every_object_and_knows_every_field(
     async def main() -> None:
         async with api_of(api_server) as api:
             for name in ("fairlead", "team-a", "team-b"):
-                await namespace(api, name)
+                await apply_namespace(api, name)
 
     asyncio.run(main())
-    found = [one for one in rendered(program, f"--values={case}") if one["kind"] not in ELSEWHERE]
+    found = [one for one in render_chart(program, f"--values={case}") if one["kind"] not in ELSEWHERE]
     arguments = ("apply", "--server-side", "--dry-run=server", "--validate=strict", "-f", "-")
     said = kubectl(api_server, *arguments, text=yaml.safe_dump_all(found))
     assert len(said.splitlines()) == len(found)
@@ -65,23 +65,23 @@ def test_the_operator_serves_a_model_with_exactly_its_rights(
     api_server: ApiServer, program: Path, tmp_path: Path
 ) -> None:
     """As its service account, by the roles of the chart; the real authorizer refuses the rest."""
-    found = rendered(program, "--namespace=charted")
+    found = render_chart(program, "--namespace=charted")
     kubeconfig = tmp_path / "kubeconfig"
 
     async def main() -> None:
         async with api_of(api_server) as api:
-            await rights(api, found, "charted")
-            kubeconfig.write_text(await as_account(api_server, "charted", "fairlead-operator"))
+            await apply_rights(api, found, "charted")
+            kubeconfig.write_text(await kubeconfig_for_account(api_server, "charted", "fairlead-operator"))
             async with operator_process(kubeconfig, tmp_path / "log") as operator:
                 await api.apply(MODEL, "kubectl")
-                await until_async(lambda: there(api, DEPLOYMENTS, "qwen-main"))
-                await until_async(lambda: told(api))
+                await wait_until_async(lambda: there(api, DEPLOYMENTS, "qwen-main"))
+                await wait_until_async(lambda: told(api))
                 assert await there(api, LEASES, "fairlead-operator")
                 await api.apply(renamed(MODEL), "kubectl")  # the old pool is pruned
-                await until_async(lambda: there(api, DEPLOYMENTS, "qwen-other"))
-                labels = selector({"fairlead.io/model": "qwen"})
-                await until_async(lambda: only(api, labels, "qwen-other"))
-                code, said = await operator.ended(), operator.log.read_text()
+                await wait_until_async(lambda: there(api, DEPLOYMENTS, "qwen-other"))
+                labels = label_selector({"fairlead.io/model": "qwen"})
+                await wait_until_async(lambda: only(api, labels, "qwen-other"))
+                code, said = await operator.stop(), operator.log.read_text()
             assert code == 0, said
             assert "forbidden" not in said.lower()
 
@@ -91,18 +91,20 @@ def test_the_operator_serves_a_model_with_exactly_its_rights(
 def test_the_gateway_finds_models_with_exactly_its_rights(
     api_server: ApiServer, program: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = rendered(program, "--namespace=charted")
+    found = render_chart(program, "--namespace=charted")
 
     async def main() -> None:
         async with api_of(api_server) as api:
-            await rights(api, found, "charted")
+            await apply_rights(api, found, "charted")
             await api.apply(MODEL, "kubectl")
-            (tmp_path / "kubeconfig").write_text(await as_account(api_server, "charted", "fairlead-gateway"))
+            (tmp_path / "kubeconfig").write_text(
+                await kubeconfig_for_account(api_server, "charted", "fairlead-gateway")
+            )
             monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
             async with gateway_process(None, "--kube") as gateway:
-                listed = await gateway.told("/api/fleet")
+                listed = await gateway.get_json("/api/fleet")
                 assert "charted/qwen" in str(listed)
-                assert "forbidden" not in (await gateway.notes()).lower()
+                assert "forbidden" not in (await gateway.warnings()).lower()
 
     asyncio.run(main())
 

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import yaml
 
-from fairlead.testing.chart import CHART, Tools, rendered
-from fairlead.testing.openapi import Release
+from fairlead.testing.chart import CHART_FOLDER, ChartTools, render_chart
+from fairlead.testing.openapi import KubernetesRelease
 
 CASES = sorted((Path(__file__).parent / "values").glob("*.yaml"))
 ENGINES = Path(__file__).parents[1] / "operator" / "render" / "golden"
@@ -23,27 +23,27 @@ LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 @pytest.fixture(scope="session", params=RELEASES)
-def release(request: pytest.FixtureRequest, tools: Tools) -> Release:
-    return Release(tools.openapi[request.param])
+def release(request: pytest.FixtureRequest, tools: ChartTools) -> KubernetesRelease:
+    return KubernetesRelease(tools.openapi[request.param])
 
 
-def against(release: Release, manifests: list[dict[str, Any]]) -> list[str]:
+def against(release: KubernetesRelease, manifests: list[dict[str, Any]]) -> list[str]:
     ours = [one for one in manifests if one["apiVersion"] not in OTHERS]
     assert ours
     return [f"{one['kind']} {one['metadata']['name']}{problem}" for one in ours for problem in release.problems(one)]
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case.stem for case in CASES])
-def test_every_release_knows_every_field_of_the_chart(release: Release, program: Path, case: Path) -> None:
-    assert against(release, rendered(program, f"--values={case}")) == []
+def test_every_release_knows_every_field_of_the_chart(release: KubernetesRelease, program: Path, case: Path) -> None:
+    assert against(release, render_chart(program, f"--values={case}")) == []
 
 
-def test_every_release_knows_every_field_of_the_crds(release: Release) -> None:
-    crds = [yaml.load(path.read_text(), Loader=LOADER) for path in sorted((CHART / "crds").glob("*.yaml"))]
+def test_every_release_knows_every_field_of_the_crds(release: KubernetesRelease) -> None:
+    crds = [yaml.load(path.read_text(), Loader=LOADER) for path in sorted((CHART_FOLDER / "crds").glob("*.yaml"))]
     assert against(release, crds) == []
 
 
-def test_every_release_knows_every_field_of_what_models_become(release: Release) -> None:
+def test_every_release_knows_every_field_of_what_models_become(release: KubernetesRelease) -> None:
     found = [
         one
         for path in sorted(ENGINES.rglob("*.yaml"))
@@ -72,28 +72,28 @@ def pod(**fields: Any) -> dict[str, Any]:
         ({**pod(), "apiVersion": "v2"}, "no kind Pod in v2"),
     ],
 )
-def test_what_is_wrong_is_found_by_its_path(release: Release, manifest: dict[str, Any], problem: str) -> None:
+def test_what_is_wrong_is_found_by_its_path(release: KubernetesRelease, manifest: dict[str, Any], problem: str) -> None:
     assert release.problems(pod()) == []
     assert release.problems(manifest) == [problem]
 
 
-def test_a_value_that_may_be_two_things_is_one_of_them(release: Release) -> None:
+def test_a_value_that_may_be_two_things_is_one_of_them(release: KubernetesRelease) -> None:
     limits = {"name": "one", "resources": {"limits": {"cpu": 1, "memory": "1Gi"}}}
     assert release.problems(pod(containers=[limits])) == []
     (problem,) = release.problems(pod(containers=[{"name": "one", "resources": {"limits": {"cpu": []}}}]))
     assert problem.startswith(".spec.containers[0].resources.limits.cpu: fits none")
 
 
-def test_a_wrong_word_deep_in_a_crd_is_found(release: Release) -> None:
-    crd = yaml.load((CHART / "crds" / "modeldeployments.yaml").read_text(), Loader=LOADER)
+def test_a_wrong_word_deep_in_a_crd_is_found(release: KubernetesRelease) -> None:
+    crd = yaml.load((CHART_FOLDER / "crds" / "modeldeployments.yaml").read_text(), Loader=LOADER)
     schema = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
     schema["properties"]["spec"]["properties"]["pools"]["items"]["properties"]["name"]["minimumLength"] = 1
     (problem,) = release.problems(crd)
     assert problem.endswith(".properties.pools.items.properties.name.minimumLength: no such field")
 
 
-def test_the_two_releases_differ_and_each_is_held_to_its_own(tools: Tools) -> None:
-    former, latter = (Release(tools.openapi[name]) for name in RELEASES)
+def test_the_two_releases_differ_and_each_is_held_to_its_own(tools: ChartTools) -> None:
+    former, latter = (KubernetesRelease(tools.openapi[name]) for name in RELEASES)
     assert former.problems(pod(schedulingGroup={"podGroupName": "g"})) == [".spec.schedulingGroup: no such field"]
     assert latter.problems(pod(schedulingGroup={"podGroupName": "g"})) == []
     assert latter.problems(pod(workloadRef={"name": "w", "podGroup": "g"})) == [".spec.workloadRef: no such field"]

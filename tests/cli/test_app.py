@@ -10,7 +10,7 @@ import pytest
 import fairlead_cli.__main__ as entry
 import fairlead_cli.app
 from fairlead.errors import BadInput
-from fairlead_cli.files import named
+from fairlead_cli.files import collect_paths
 from fairlead_cli.lint import lint
 from fairlead_cli.up import up
 
@@ -50,16 +50,16 @@ def test_no_file_at_all_is_wrong_usage() -> None:
 @pytest.mark.parametrize(("word", "hint"), [("--speeed", "did you mean --speed"), ("-z", "fairlead up --help")])
 def test_an_option_that_does_not_exist_is_no_file(word: str, hint: str) -> None:
     with pytest.raises(BadInput, match=f"unknown option: {word}") as refused:
-        named(up, ("a.yaml", word), None)
+        collect_paths(up, ("a.yaml", word), None)
     assert hint in str(refused.value)
 
 
 def test_files_after_f_come_behind_the_plain_ones() -> None:
-    assert named(lint, ("a", "-"), ["b"]) == ("a", "-", "b")
+    assert collect_paths(lint, ("a", "-"), ["b"]) == ("a", "-", "b")
 
 
 def test_as_a_plugin_of_kubectl_it_is_called_so() -> None:
-    (usage, *_) = fairlead_cli.app.build("kubectl-fairlead").name
+    (usage, *_) = fairlead_cli.app.build_app("kubectl-fairlead").name
     assert usage == "kubectl fairlead"
 
 
@@ -74,7 +74,7 @@ def test_ctrl_c_ends_quietly_wherever_it_comes(monkeypatch: pytest.MonkeyPatch) 
     def interrupted(program: str, asked: str | None) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(fairlead_cli.app, "build", interrupted)
+    monkeypatch.setattr(fairlead_cli.app, "build_app", interrupted)
     with pytest.raises(SystemExit) as ended:
         entry.main()
     assert ended.value.code == 130

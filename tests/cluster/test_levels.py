@@ -15,8 +15,8 @@ from fairlead.testing import kube
 
 @pytest.fixture
 def run(tmp_path: Path) -> Iterator[Path]:
-    if kube.assets() is None:
-        pytest.skip(kube.NEEDED)
+    if kube.binaries_folder() is None:
+        pytest.skip(kube.MISSING_API_SERVER_MESSAGE)
     yield tmp_path / "run"
     levels.down(tmp_path / "run")
 

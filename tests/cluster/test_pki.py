@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from cluster.pki import KUBECONFIGS, Pki
 
-from fairlead.testing.certificates import possible
+from fairlead.testing.certificates import has_openssl
 
-pytestmark = pytest.mark.skipif(not possible(), reason="no openssl")
+pytestmark = pytest.mark.skipif(not has_openssl(), reason="no openssl")
 
 
 @pytest.fixture(scope="module")

@@ -18,22 +18,27 @@ from fairlead.errors import SettingsError
 from fairlead.fleet import Fleet
 from fairlead.limits import Limits
 from fairlead.settings import GatewaySettings
-from fairlead.testing.engine import Call, Hangup, Script, scripted_engine
-from fairlead.testing.raw_http import Connection, ask, get, post, send
-from fairlead_gateway.keys import Keys, digest
-from fairlead_gateway.keys_file import KeysFile
-from fairlead_gateway.observing import Observing, Wanted, observing, wanted
-from fairlead_gateway.testing import KEY, Running, fleet_of, run, running_gateway
+from fairlead.testing.engine import EngineCall, HangUp, Script, scripted_engine
+from fairlead.testing.raw_http import RawConnection, get_request, post_request, request, send
+from fairlead_gateway.keys import ApiKeys, key_digest
+from fairlead_gateway.keys_file import KeyFile
+from fairlead_gateway.observing import (
+    ObservabilitySettings,
+    RequestObservers,
+    create_observers,
+    parse_observability_settings,
+)
+from fairlead_gateway.testing import MODEL_KEY, RunningGateway, fleet_of, run_async, running_gateway
 
 CANARY = "canary-7c1e"
 BODY: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": f"tell me of {CANARY}"}]}
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 
 
-def logging(target: str, limits: Limits | None = None, **more: Any) -> Observing:
-    what = Wanted(access_log=target, **more)
+def logging(target: str, limits: Limits | None = None, **more: Any) -> RequestObservers:
+    what = ObservabilitySettings(access_log=target, **more)
     draw = random.Random(1).getrandbits
-    return Observing(what, clock=SystemClock(), limits=limits or Limits(), instance_id="gw", draw=draw)
+    return RequestObservers(what, clock=SystemClock(), limits=limits or Limits(), instance_id="gw", draw=draw)
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -44,10 +49,12 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 
 @asynccontextmanager
-async def gateway(watching: Observing, *scripts: Script, keys: Keys | None = None) -> AsyncIterator[Running]:
+async def gateway(
+    watching: RequestObservers, *scripts: Script, keys: ApiKeys | None = None
+) -> AsyncIterator[RunningGateway]:
     async with (
         scripted_engine(*scripts) as engine,
-        running_gateway(fleet_of([engine.url]), observing=watching, keys=keys) as running,
+        running_gateway(fleet_of([engine.url]), observers=watching, api_keys=keys) as running,
     ):
         yield running
 
@@ -57,15 +64,20 @@ def test_a_request_is_one_line_with_what_became_of_it(tmp_path: Path) -> None:
 
     async def main() -> None:
         async with gateway(logging(str(path))) as running:
-            await ask(running.url, BODY | {"stream": True})
-            await ask(running.url, BODY, path="/v1/chat/completions?secret=query")
+            await request(running.url, BODY | {"stream": True})
+            await request(running.url, BODY, path="/v1/chat/completions?secret=query")
 
-    run(main())
+    run_async(main())
     streamed, plain = lines(path)
     assert TIME.fullmatch(streamed["time"])
     assert streamed["request_id"] == "req-1"
     assert (streamed["method"], streamed["path"]) == ("POST", "/v1/chat/completions")
-    assert (streamed["model"], streamed["stream"], streamed["status"], streamed["error"]) == (KEY, True, 200, None)
+    assert (streamed["model"], streamed["stream"], streamed["status"], streamed["error"]) == (
+        MODEL_KEY,
+        True,
+        200,
+        None,
+    )
     assert (streamed["instance"], streamed["rule"], streamed["attempts"]) == ("e-0/0/0", "only-one", 1)
     assert streamed["client"] == "127.0.0.1"
     assert (streamed["caller"], streamed["trace_id"], streamed["handoff"]) == (None, None, None)
@@ -81,16 +93,16 @@ def test_what_never_reached_an_engine_has_a_line_too(tmp_path: Path) -> None:
 
     async def main() -> None:
         async with gateway(logging(str(path))) as running:
-            await ask(running.url, BODY | {"model": "nobody"})
-            await ask(running.url, BODY, path="/nowhere?x=1")
-            await send(running.url, get("/v1/models"))
-            await send(running.url, get("/readyz"))
-            await send(running.url, get("/v1/models", method="OPTIONS"))
+            await request(running.url, BODY | {"model": "nobody"})
+            await request(running.url, BODY, path="/nowhere?x=1")
+            await send(running.url, get_request("/v1/models"))
+            await send(running.url, get_request("/readyz"))
+            await send(running.url, get_request("/v1/models", method="OPTIONS"))
             await send(running.url, f"GET {CANARY}\r\n\r\n".encode())
-            running.gateway.apply(Fleet(2, 2, running.gateway.fleet().models, {KEY: ()}))
-            await ask(running.url, BODY)
+            running.gateway.update_fleet(Fleet(2, 2, running.gateway.fleet().models, {MODEL_KEY: ()}))
+            await request(running.url, BODY)
 
-    run(main())
+    run_async(main())
     told = [(one["path"], one["status"], one["error"], one["model"]) for one in lines(path)]
     assert told == [
         ("/v1/chat/completions", 404, "model_not_found", None),
@@ -98,23 +110,23 @@ def test_what_never_reached_an_engine_has_a_line_too(tmp_path: Path) -> None:
         ("/v1/models", 200, None, None),
         ("/v1/models", 200, None, None),
         (None, 400, "malformed_http", None),
-        ("/v1/chat/completions", 503, "no_ready_instance", KEY),
+        ("/v1/chat/completions", 503, "no_ready_instance", MODEL_KEY),
     ]
 
 
 def test_the_name_of_the_key_is_told_and_never_the_key(tmp_path: Path) -> None:
     path, keyfile = tmp_path / "access.log", tmp_path / "keys.yaml"
-    keyfile.write_text(f'keys: [{{name: team-a, digest: "{digest(b"the-key", b"pepper").hex()}"}}]')
+    keyfile.write_text(f'keys: [{{name: team-a, digest: "{key_digest(b"the-key", b"pepper").hex()}"}}]')
 
     async def main() -> None:
-        file = KeysFile(keyfile, Limits())
+        file = KeyFile(keyfile, Limits())
         await file.load()
-        keys = Keys(b"pepper", file.names)
+        keys = ApiKeys(b"pepper", file.names_by_digest)
         async with gateway(logging(str(path)), keys=keys) as running:
-            await ask(running.url, BODY, more="authorization: Bearer the-key\r\n")
-            await ask(running.url, BODY, more="authorization: Bearer another-key\r\n")
+            await request(running.url, BODY, more="authorization: Bearer the-key\r\n")
+            await request(running.url, BODY, more="authorization: Bearer another-key\r\n")
 
-    run(main())
+    run_async(main())
     known, unknown = lines(path)
     assert (known["caller"], unknown["caller"], unknown["error"]) == ("team-a", None, "invalid_api_key")
     assert "-key" not in path.read_text()
@@ -123,21 +135,21 @@ def test_the_name_of_the_key_is_told_and_never_the_key(tmp_path: Path) -> None:
 def test_clients_that_leave_have_a_line_whenever_they_did(tmp_path: Path) -> None:
     path = tmp_path / "access.log"
 
-    async def waiting(call: Call) -> None:
-        await call.gone()
-        raise Hangup
+    async def waiting(call: EngineCall) -> None:
+        await call.wait_closed()
+        raise HangUp
 
     async def main() -> None:
         async with gateway(logging(str(path)), waiting) as running:
-            leaving = await Connection.to(running.url)
-            await leaving.send(post(BODY))
+            leaving = await RawConnection.connect(running.url)
+            await leaving.send(post_request(BODY))
             while not any(load.inflight for load in running.gateway.loads().values()):  # noqa: ASYNC110 - on its way
                 await asyncio.sleep(0)
             await leaving.close()
-            while running.gateway.in_flight():  # noqa: ASYNC110 - and gone
+            while running.gateway.inflight_count():  # noqa: ASYNC110 - and gone
                 await asyncio.sleep(0)
 
-    run(main())
+    run_async(main())
     (line,) = lines(path)
     assert (line["status"], line["error"], line["client"]) == (499, "client-gone", "127.0.0.1")
 
@@ -147,10 +159,10 @@ def test_addresses_are_left_out_where_they_are_switched_off(tmp_path: Path) -> N
 
     async def main() -> None:
         async with gateway(logging(str(path), clients=False)) as running:
-            await ask(running.url, BODY)
-            await ask(running.url, BODY, path="/nowhere")
+            await request(running.url, BODY)
+            await request(running.url, BODY, path="/nowhere")
 
-    run(main())
+    run_async(main())
     assert [one["client"] for one in lines(path)] == [None, None]
     assert "127.0.0.1" not in path.read_text()
 
@@ -159,16 +171,16 @@ def test_a_sampled_request_names_its_trace(tmp_path: Path) -> None:
     path = tmp_path / "access.log"
 
     async def main() -> None:
-        watching = logging(str(path), Limits(span_gather_seconds=0.0), endpoint="http://127.0.0.1:9", share=1.0)
+        watching = logging(str(path), Limits(span_batch_seconds=0.0), endpoint="http://127.0.0.1:9", share=1.0)
         async with gateway(watching) as running:
-            answer = await ask(running.url, BODY)
+            answer = await request(running.url, BODY)
             assert answer.fields["traceresponse"].split("-")[1] == trace_of(watching)
 
-    def trace_of(watching: Observing) -> str:
+    def trace_of(watching: RequestObservers) -> str:
         watching.close()
         return str(lines(path)[0]["trace_id"])
 
-    run(main())
+    run_async(main())
 
 
 def test_a_trace_that_is_only_passed_on_is_named_too(tmp_path: Path) -> None:
@@ -176,10 +188,10 @@ def test_a_trace_that_is_only_passed_on_is_named_too(tmp_path: Path) -> None:
 
     async def main() -> None:
         async with gateway(logging(str(path))) as running:
-            await ask(running.url, BODY, more=f"traceparent: 00-{trace}-b7ad6b7169203331-00\r\n")
-            await ask(running.url, BODY, more="traceparent: 00-nothing\r\n")
+            await request(running.url, BODY, more=f"traceparent: 00-{trace}-b7ad6b7169203331-00\r\n")
+            await request(running.url, BODY, more="traceparent: 00-nothing\r\n")
 
-    run(main())
+    run_async(main())
     assert [one["trace_id"] for one in lines(path)] == [trace, None]
 
 
@@ -188,13 +200,13 @@ def test_a_file_that_was_moved_away_is_opened_anew(tmp_path: Path) -> None:
 
     async def main() -> None:
         async with gateway(logging(str(path))) as running:
-            await ask(running.url, BODY)
+            await request(running.url, BODY)
             while not path.exists() or not path.read_text():  # noqa: ASYNC110 - the thread's own pace
                 await asyncio.sleep(0)
             path.rename(tmp_path / "access.log.1")
-            await ask(running.url, BODY)
+            await request(running.url, BODY)
 
-    run(main())
+    run_async(main())
     assert len(lines(path)) == len(lines(tmp_path / "access.log.1")) == 1
 
 
@@ -203,34 +215,34 @@ def test_a_full_disk_costs_lines_and_no_request() -> None:
     async def main() -> None:
         async with gateway(logging("/dev/full")) as running:
             for _ in range(3):
-                assert (await ask(running.url, BODY)).status == 200
-        assert running.gateway.telemetry.own == {"access_log_dropped_total": 3}
-        (note,) = [note for note in running.gateway.ready()[1] if "access-log" in note]
+                assert (await request(running.url, BODY)).status == 200
+        assert running.gateway.telemetry.process_counters == {"access_log_dropped_total": 3}
+        (note,) = [note for note in running.gateway.readiness()[1] if "access-log" in note]
         assert "No space left on device" in note
 
-    run(main())
+    run_async(main())
 
 
 def test_a_sink_that_nobody_reads_holds_up_no_request_and_what_does_not_fit_is_counted(tmp_path: Path) -> None:
     path = tmp_path / "pipe"
     os.mkfifo(path)
     reading = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    limits = replace(Limits(), access_log_lines=5)
+    limits = replace(Limits(), access_log_lines_pending=5)
     watching = logging(str(path), limits)
 
     async def main() -> None:
         async with gateway(watching) as running:
-            own = running.gateway.telemetry.own
-            connection = await Connection.to(running.url)
+            own = running.gateway.telemetry.process_counters
+            connection = await RawConnection.connect(running.url)
             while own["access_log_dropped_total"] < 3:
-                await connection.send(post(BODY, close=False))
-                assert (await connection.answer()).status == 200
+                await connection.send(post_request(BODY, close=False))
+                assert (await connection.read_response()).status == 200
             await connection.close()
             while (await asyncio.to_thread(os.read, reading, 1 << 20)).count(b"\n") > 5:  # let go what is stuck
                 pass
 
     try:
-        run(main())
+        run_async(main())
     finally:
         os.close(reading)
 
@@ -239,13 +251,13 @@ def test_a_sink_that_nobody_reads_holds_up_no_request_and_what_does_not_fit_is_c
 
 
 def test_nothing_is_made_while_nothing_is_wanted() -> None:
-    assert wanted(GatewaySettings()) == Wanted()
-    assert wanted(GatewaySettings(access_log="0")).access_log is None
-    assert observing(Wanted(), clock=SystemClock(), limits=Limits(), instance_id="gw") is None
+    assert parse_observability_settings(GatewaySettings()) == ObservabilitySettings()
+    assert parse_observability_settings(GatewaySettings(access_log="0")).access_log is None
+    assert create_observers(ObservabilitySettings(), clock=SystemClock(), limits=Limits(), instance_id="gw") is None
 
 
 def test_the_settings_say_where_lines_and_spans_go() -> None:
-    found = wanted(
+    found = parse_observability_settings(
         GatewaySettings(
             access_log="-",
             access_log_clients="0",
@@ -254,15 +266,15 @@ def test_the_settings_say_where_lines_and_spans_go() -> None:
             trace_headers="authorization=Bearer a=b, x-scope=team",
         )
     )
-    assert found == Wanted(
+    assert found == ObservabilitySettings(
         access_log="-",
-        clients=False,
-        endpoint="https://collector:4318/otlp",
-        headers=(("authorization", "Bearer a=b"), ("x-scope", "team")),
-        share=0.25,
+        log_clients=False,
+        trace_endpoint="https://collector:4318/otlp",
+        trace_headers=(("authorization", "Bearer a=b"), ("x-scope", "team")),
+        trace_share=0.25,
     )
-    assert wanted(GatewaySettings(access_log="1")).access_log == "1"
-    assert wanted(GatewaySettings(access_log="/fairlead.log")).access_log == "/fairlead.log"
+    assert parse_observability_settings(GatewaySettings(access_log="1")).access_log == "1"
+    assert parse_observability_settings(GatewaySettings(access_log="/fairlead.log")).access_log == "/fairlead.log"
 
 
 @pytest.mark.parametrize(
@@ -282,6 +294,6 @@ def test_the_settings_say_where_lines_and_spans_go() -> None:
 )
 def test_a_setting_that_cannot_be_meant_is_refused_by_its_name(changes: dict[str, str], field: str) -> None:
     with pytest.raises(SettingsError) as refused:
-        wanted(GatewaySettings(**changes))
+        parse_observability_settings(GatewaySettings(**changes))
     assert refused.value.field == field
     assert "secret" not in str(refused.value)

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from fairlead.fleet import InstanceState, RoutingPreset
-from fairlead.fleetfile import write_atomic
+from fairlead.fleetfile import write_fleet_file
 from fairlead.testing.engine import scripted_engine
-from fairlead.testing.raw_http import ask, post, send
-from fairlead.testing.waiting import until
-from fairlead_gateway.errors import BadRequest, NoInstance, UnknownModel, UnknownPath
-from fairlead_gateway.testing import Running, fleet_of, run, running_gateway
+from fairlead.testing.raw_http import post_request, request, send
+from fairlead.testing.waiting import wait_until
+from fairlead_gateway.errors import BadRequest, NoReadyInstance, UnknownModel, UnknownPath
+from fairlead_gateway.testing import RunningGateway, fleet_of, run_async, running_gateway
 from fairlead_gateway.testing_process import gateway_process
 
 CHAT = "/v1/chat/completions"
@@ -23,10 +23,10 @@ def body(text: str, **more: object) -> dict[str, object]:
     return {"model": "tiny", "messages": [{"role": "user", "content": text}], **more}
 
 
-def said(running: Running, text: str, session: str | None = None) -> str | None:
-    return running.gateway.would(
+def said(running: RunningGateway, text: str, session: str | None = None) -> str | None:
+    return running.gateway.preview_route(
         CHAT, json.dumps(body(text), separators=(",", ":")).encode(), session
-    ).last.decision.chosen
+    ).latest.decision.chosen
 
 
 @pytest.mark.parametrize("preset", [preset.value for preset in RoutingPreset if preset is not RoutingPreset.DUALMAP])
@@ -37,23 +37,23 @@ def test_what_is_said_is_what_the_next_request_gets(preset: str) -> None:
             async with running_gateway(fleet) as running:
                 for number in range(12):
                     text = f"{'a long prompt ' * 200} {number % 4}"
-                    await until(lambda: not running.gateway.in_flight())
+                    await wait_until(lambda: not running.gateway.inflight_count())
                     asked = {said(running, text) for _ in range(3)}
-                    answer = await ask(
+                    answer = await request(
                         running.url, body(text), more="x-request-id: asked\r\n"
                     )  # equals: its id decides
                     assert answer.status == 200
                     assert asked == {answer.fields["x-fairlead-instance"]}
                 assert len(running.gateway.decisions) == 1
 
-    run(main())
+    run_async(main())
 
 
 def test_what_would_be_refused_is_refused() -> None:
     async def main() -> None:
         async with scripted_engine() as engine:
             async with running_gateway(fleet_of([engine.url])) as running:
-                would = running.gateway.would
+                would = running.gateway.preview_route
                 with pytest.raises(UnknownModel, match="tiny"):
                     would(CHAT, json.dumps(body("x") | {"model": "tinny"}).encode(), None)
                 with pytest.raises(BadRequest):
@@ -62,14 +62,14 @@ def test_what_would_be_refused_is_refused() -> None:
                     would("/v1/models", b"{}", None)
             starting = fleet_of([engine.url], states=[InstanceState.STARTING])
             async with running_gateway(starting) as running:
-                with pytest.raises(NoInstance, match="1 starting"):
+                with pytest.raises(NoReadyInstance, match="1 starting"):
                     said(running, "x")
 
-    run(main())
+    run_async(main())
 
 
 def question(path: str, content: object, more: str = "") -> bytes:
-    return post(content, path=path, more=f"content-type: application/json\r\n{more}").replace(
+    return post_request(content, path=path, more=f"content-type: application/json\r\n{more}").replace(
         b"host: x", b"host: 127.0.0.1"
     )
 
@@ -78,7 +78,7 @@ def test_the_management_port_asks_every_worker_and_changes_nothing(tmp_path: Pat
     async def main() -> None:
         async with scripted_engine() as one, scripted_engine() as two:
             path = tmp_path / "fleet.yaml"
-            write_atomic(path, fleet_of([one.url, two.url]))
+            write_fleet_file(path, fleet_of([one.url, two.url]))
             async with gateway_process(path, "--workers", "2") as gateway:
 
                 async def answer(content: object, where: str = "/api/route", more: str = "") -> tuple[int, Any]:
@@ -88,9 +88,9 @@ def test_the_management_port_asks_every_worker_and_changes_nothing(tmp_path: Pat
                 status, found = await answer(body("hi"))
                 assert (status, found["workers"], found["agreeing"]) == (200, 2, 2)
                 (choice,) = found["decision"]["choices"]
-                gone = (await ask(gateway.url, body("hi"))).fields
+                gone = (await request(gateway.url, body("hi"))).fields
                 assert choice["instance"] == gone["x-fairlead-instance"]
-                assert (await gateway.told("/api/decisions"))["decisions"][0]["request_id"] == gone[
+                assert (await gateway.get_json("/api/decisions"))["decisions"][0]["request_id"] == gone[
                     "x-fairlead-decision"
                 ]
                 status, refused = await answer(body("hi") | {"model": "other"})

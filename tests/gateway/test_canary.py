@@ -13,25 +13,25 @@ import msgspec
 import pytest
 
 from fairlead.clock import SystemClock
-from fairlead.fleet import Fleet, Instance, Model, Objectives, Role
+from fairlead.fleet import Fleet, Instance, Model, Role, SloTargets
 from fairlead.limits import Limits
-from fairlead.testing.canned import Answer, CannedServer
-from fairlead.testing.engine import Call, Hangup, Script, event, honest, scripted_engine, token
-from fairlead.testing.raw_http import Connection, ask, post, send
+from fairlead.testing.canned import CannedResponse, CannedServer
+from fairlead.testing.engine import EngineCall, HangUp, Script, event, scripted_engine, token, well_behaved
+from fairlead.testing.raw_http import RawConnection, post_request, request, send
 from fairlead_cli.local import answers
-from fairlead_cli.local.explaining import told
-from fairlead_gateway.management.shapes import decision_json
-from fairlead_gateway.observing import Observing, Wanted
-from fairlead_gateway.testing import KEY, Running, run, running_gateway
+from fairlead_cli.local.explaining import render_decision
+from fairlead_gateway.management.shapes import decision_out
+from fairlead_gateway.observing import ObservabilitySettings, RequestObservers
+from fairlead_gateway.testing import MODEL_KEY, RunningGateway, run_async, running_gateway
 
 CANARY = "canary-7c1e"
 LONG = f"tell me of {CANARY} and of nothing else " * 30
 LIMITS = replace(
     Limits(),
-    span_gather_seconds=0.0,
+    span_batch_seconds=0.0,
     stream_idle_seconds=0.3,
     first_token_seconds=0.3,
-    handoff_least_tokens=16,
+    handoff_min_tokens=16,
     handoff_prefill_seconds=0.3,
     handoff_first_event_seconds=0.3,
 )
@@ -61,73 +61,73 @@ REQUESTS: list[tuple[str, Any]] = [
 ]
 
 
-async def hang_up(call: Call) -> None:
-    raise Hangup
+async def hang_up(call: EngineCall) -> None:
+    raise HangUp
 
 
-async def broken_stream(call: Call) -> None:
-    await call.begin()
+async def broken_stream(call: EngineCall) -> None:
+    await call.start_stream()
     await call.event(token(f"of {CANARY}"))
-    raise Hangup
+    raise HangUp
 
 
-async def garbage(call: Call) -> None:
-    await call.plain(b"<html>" + call.body, kind="text/html")
+async def garbage(call: EngineCall) -> None:
+    await call.respond(b"<html>" + call.body, kind="text/html")
 
 
-async def failing(call: Call) -> None:
-    await call.plain({"error": {"message": CANARY, "code": 500}}, "500 Internal Server Error")
+async def failing(call: EngineCall) -> None:
+    await call.respond({"error": {"message": CANARY, "code": 500}}, "500 Internal Server Error")
 
 
-async def refusing(call: Call) -> None:
-    await call.plain({"error": {"message": f"{CANARY} is too long", "code": 400, "param": CANARY}}, "400 Bad Request")
+async def refusing(call: EngineCall) -> None:
+    await call.respond({"error": {"message": f"{CANARY} is too long", "code": 400, "param": CANARY}}, "400 Bad Request")
 
 
-async def full(call: Call) -> None:
-    await call.plain({"error": {"message": CANARY}}, "503 Service Unavailable")
+async def full(call: EngineCall) -> None:
+    await call.respond({"error": {"message": CANARY}}, "503 Service Unavailable")
 
 
-async def error_event(call: Call) -> None:
-    await call.begin()
+async def error_event(call: EngineCall) -> None:
+    await call.start_stream()
     await call.event(token(CANARY))
     await call.chunk(event({"error": {"message": CANARY, "code": 500}}))
 
 
-async def silent(call: Call) -> None:
-    await call.gone()
-    raise Hangup
+async def silent(call: EngineCall) -> None:
+    await call.wait_closed()
+    raise HangUp
 
 
-async def prefilling(call: Call) -> None:
+async def prefilling(call: EngineCall) -> None:
     found = {"do_remote_prefill": True, "remote_block_ids": [[1]], "remote_engine_id": CANARY, "remote_request_id": "r"}
     found |= {"remote_host": "127.0.0.1", "remote_port": 5801, "tp_size": 1}
-    await call.plain({"choices": [{"index": 0, "text": CANARY}], "kv_transfer_params": found})
+    await call.respond({"choices": [{"index": 0, "text": CANARY}], "kv_transfer_params": found})
 
 
-async def failing_to_pull(call: Call) -> None:
-    await (failing if call.json.get("kv_transfer_params") else honest)(call)
+async def failing_to_pull(call: EngineCall) -> None:
+    await (failing if call.json.get("kv_transfer_params") else well_behaved)(call)
 
 
 SCENES: dict[str, tuple[list[Script], list[Script]]] = {
-    "well": ([], [honest, honest]),
-    "one hangs up": ([], [hang_up, honest]),
+    "well": ([], [well_behaved, well_behaved]),
+    "one hangs up": ([], [hang_up, well_behaved]),
     "all hang up": ([], [hang_up, hang_up, hang_up]),
-    "streams break": ([], [broken_stream, honest]),
-    "garbage": ([], [garbage, honest]),
-    "one fails": ([], [failing, honest]),
+    "streams break": ([], [broken_stream, well_behaved]),
+    "garbage": ([], [garbage, well_behaved]),
+    "one fails": ([], [failing, well_behaved]),
     "all fail": ([], [failing]),
     "refused": ([], [refusing]),
     "full": ([], [full]),
     "an error in the stream": ([], [error_event]),
     "silence": ([], [silent]),
-    "split": ([prefilling], [honest]),
-    "no prefill": ([failing], [honest]),
+    "split": ([prefilling], [well_behaved]),
+    "no prefill": ([failing], [well_behaved]),
     "no pull": ([prefilling], [failing_to_pull]),
 }
 
 
 @asynccontextmanager
-async def scene(name: str, collector: str, log: Path) -> AsyncIterator[Running]:
+async def scene(name: str, collector: str, log: Path) -> AsyncIterator[RunningGateway]:
     prefill, decode = SCENES[name]
     async with AsyncExitStack() as stack:
         found = []
@@ -138,34 +138,36 @@ async def scene(name: str, collector: str, log: Path) -> AsyncIterator[Running]:
                 found.append(
                     Instance(f"{role}{number}", "default", "tiny", role, engine.url, role=role, transfer=transfer)
                 )
-        fleet = Fleet(1, 1, {KEY: Model("default", "tiny", Objectives(ttft_seconds=1.0))}, {KEY: tuple(found)})
-        what = Wanted(access_log=str(log), endpoint=collector, share=1.0)
-        watching = Observing(
+        fleet = Fleet(
+            1, 1, {MODEL_KEY: Model("default", "tiny", SloTargets(ttft_seconds=1.0))}, {MODEL_KEY: tuple(found)}
+        )
+        what = ObservabilitySettings(access_log=str(log), trace_endpoint=collector, trace_share=1.0)
+        watching = RequestObservers(
             what, clock=SystemClock(), limits=LIMITS, instance_id="gw", draw=random.Random(1).getrandbits
         )
-        yield await stack.enter_async_context(running_gateway(fleet, LIMITS, observing=watching))
+        yield await stack.enter_async_context(running_gateway(fleet, LIMITS, observers=watching))
 
 
-async def everything(running: Running) -> None:
+async def everything(running: RunningGateway) -> None:
     for path, body in REQUESTS:
-        await ask(running.url, body, path=path)
-    await ask(running.url, CHAT | {"stream": True}, more="x-request-timeout: 0.05\r\n")
+        await request(running.url, body, path=path)
+    await request(running.url, CHAT | {"stream": True}, more="x-request-timeout: 0.05\r\n")
     await send(running.url, f"GET /{CANARY} HTTP/9.9\r\n\r\n".encode())
-    leaving = await Connection.to(running.url)
-    await leaving.send(post(CHAT | {"stream": True}))
+    leaving = await RawConnection.connect(running.url)
+    await leaving.send(post_request(CHAT | {"stream": True}))
     await leaving.close()
-    while running.gateway.in_flight():  # noqa: ASYNC110 - the client that left
+    while running.gateway.inflight_count():  # noqa: ASYNC110 - the client that left
         await asyncio.sleep(0)
 
 
-def shown(running: Running) -> str:
+def shown(running: RunningGateway) -> str:
     """All that the gateway keeps and its pages, metrics and `fairlead explain` show."""
     gateway = running.gateway
-    kept = gateway.decisions.last(1_000)
-    texts = [repr(kept), repr(gateway.ready()), repr(gateway.loads())]
+    kept = gateway.decisions.latest(1_000)
+    texts = [repr(kept), repr(gateway.readiness()), repr(gateway.loads())]
     for logged in kept:
-        page = decision_json(logged).model_dump_json()
-        texts += [page, *told(msgspec.json.decode(page, type=answers.Decision))]
+        page = decision_out(logged).model_dump_json()
+        texts += [page, *render_decision(msgspec.json.decode(page, type=answers.Decision))]
     texts.append(gateway.telemetry.render(gateway.fleet(), gateway.loads(), gateway.clock.now()).decode())
     return "\n".join(texts)
 
@@ -182,9 +184,9 @@ def test_a_canary_is_in_nothing_that_is_kept_logged_exported_or_shown(
             await everything(running)
             return shown(running)
 
-    with CannedServer({"/v1/traces": Answer([b"{}"])}) as collector:
-        pages = run(main())
-    spans = b"".join(asked.body for asked in collector.asked).decode()
+    with CannedServer({"/v1/traces": CannedResponse([b"{}"])}) as collector:
+        pages = run_async(main())
+    spans = b"".join(asked.body for asked in collector.requests).decode()
     lines = log.read_text()
     assert lines.count("\n") == len(REQUESTS) + 3
     assert '"spanId"' in spans

@@ -8,9 +8,9 @@ from collections.abc import Callable
 import pytest
 
 from fairlead.limits import Limits
-from fairlead.testing.engine import Call, Script, ScriptedEngine, event, scripted_engine, token
-from fairlead.testing.raw_http import Connection, ask, post
-from fairlead_gateway.testing import Running, fleet_of, run, running_gateway
+from fairlead.testing.engine import EngineCall, Script, ScriptedEngine, event, scripted_engine, token
+from fairlead.testing.raw_http import RawConnection, post_request, request
+from fairlead_gateway.testing import RunningGateway, fleet_of, run_async, running_gateway
 
 GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 STREAM = GOOD | {"stream": True}
@@ -24,29 +24,29 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.001)
 
 
-def _kill(connection: Connection) -> None:
+def _kill(connection: RawConnection) -> None:
     """As the kernel closes the connection of a killed process that had not read everything: RST."""
     bound: socket.socket = connection.writer.get_extra_info("socket")
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     connection.writer.transport.abort()
 
 
-def _close(connection: Connection) -> None:
+def _close(connection: RawConnection) -> None:
     connection.writer.close()
 
 
-async def _silent(call: Call) -> None:
-    await call.gone()
+async def _silent(call: EngineCall) -> None:
+    await call.wait_closed()
 
 
-async def _one_token_then_silent(call: Call) -> None:
-    await call.begin()
+async def _one_token_then_silent(call: EngineCall) -> None:
+    await call.start_stream()
     await call.event(token("a"))
-    await call.gone()
+    await call.wait_closed()
 
 
-async def _tokens_forever(call: Call) -> None:
-    await call.begin()
+async def _tokens_forever(call: EngineCall) -> None:
+    await call.start_stream()
     while True:
         await call.event(token("a"))
         await asyncio.sleep(0.001)
@@ -56,39 +56,39 @@ async def _tokens_forever(call: Call) -> None:
 @pytest.mark.parametrize("engine_does", [_silent, _one_token_then_silent, _tokens_forever])
 @pytest.mark.parametrize("body", [GOOD, STREAM], ids=["plain", "stream"])
 def test_a_client_that_leaves_frees_its_engine_at_once(
-    leave: Callable[[Connection], None],
+    leave: Callable[[RawConnection], None],
     engine_does: Script,
     body: dict[str, object],
 ) -> None:
     async def main() -> None:
         async with scripted_engine(engine_does) as engine, running_gateway(fleet_of([engine.url])) as running:
-            connection = await Connection.to(running.url)
-            await connection.send(post(body, close=False))
+            connection = await RawConnection.connect(running.url)
+            await connection.send(post_request(body, close=False))
             if body is STREAM and engine_does is not _silent:
                 await connection.reader.readuntil(b'"content":"a"')
             else:
                 await until(lambda: len(engine.calls) == 1)
             leave(connection)
             await _freed(running, engine)
-            outcome = running.gateway.decisions.last(1)[0].outcome
+            outcome = running.gateway.decisions.latest(1)[0].outcome
             assert outcome is not None
-            assert outcome.client_gone
+            assert outcome.client_disconnected
             assert outcome.status == 499
 
-    run(main())
+    run_async(main())
 
 
-async def _freed(running: Running, engine: ScriptedEngine) -> None:
+async def _freed(running: RunningGateway, engine: ScriptedEngine) -> None:
     await until(lambda: engine.open == 0)
-    await until(lambda: not running.gateway.in_flight())
+    await until(lambda: not running.gateway.inflight_count())
     assert {load.inflight for load in running.gateway.loads().values()} == {0}
 
 
 def test_a_client_that_closed_its_sending_side_first_and_everything_later_is_noticed() -> None:
     async def main() -> None:
         async with scripted_engine(_silent) as engine, running_gateway(fleet_of([engine.url])) as running:
-            connection = await Connection.to(running.url)
-            await connection.send(post(GOOD, close=False))
+            connection = await RawConnection.connect(running.url)
+            await connection.send(post_request(GOOD, close=False))
             connection.writer.write_eof()
             await until(lambda: len(engine.calls) == 1)
             assert await connection.reader.readexactly(9) == b"HTTP/1.1 "
@@ -97,14 +97,14 @@ def test_a_client_that_closed_its_sending_side_first_and_everything_later_is_not
             _kill(connection)
             await _freed(running, engine)
 
-    run(main())
+    run_async(main())
 
 
 def test_a_half_closed_client_gets_a_stream_to_its_end() -> None:
     go_on = asyncio.Event()
 
-    async def script(call: Call) -> None:
-        await call.begin()
+    async def script(call: EngineCall) -> None:
+        await call.start_stream()
         await call.event(token("a"))
         await go_on.wait()
         await call.event(token("b"))
@@ -112,8 +112,8 @@ def test_a_half_closed_client_gets_a_stream_to_its_end() -> None:
 
     async def main() -> None:
         async with scripted_engine(script) as engine, running_gateway(fleet_of([engine.url])) as running:
-            connection = await Connection.to(running.url)
-            await connection.send(post(STREAM, close=False))
+            connection = await RawConnection.connect(running.url)
+            await connection.send(post_request(STREAM, close=False))
             await connection.reader.readuntil(b'"content":"a"')
             connection.writer.write_eof()
             assert b":\n\n" in await connection.reader.readuntil(b":\n\n")
@@ -123,15 +123,15 @@ def test_a_half_closed_client_gets_a_stream_to_its_end() -> None:
             assert rest.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
             await connection.close()
 
-    run(main())
+    run_async(main())
 
 
 PASSED_ON = "/v1/responses"
 
 
-async def _foreign(call: Call, go_on: asyncio.Event) -> None:
+async def _foreign(call: EngineCall, go_on: asyncio.Event) -> None:
     """The events of a language that nobody reads here, with a silence between two of them."""
-    await call.begin()
+    await call.start_stream()
     await call.chunk(b"event: a\ndata: {}\n\n")
     await go_on.wait()
     await call.chunk(b"event: b\ndata: {}\n\n")
@@ -140,34 +140,34 @@ async def _foreign(call: Call, go_on: asyncio.Event) -> None:
 
 @pytest.mark.parametrize("leave", [_close, _kill])
 def test_a_client_that_leaves_a_stream_that_is_only_passed_on_frees_its_silent_engine(
-    leave: Callable[[Connection], None],
+    leave: Callable[[RawConnection], None],
 ) -> None:
     async def main() -> None:
-        async def script(call: Call) -> None:
+        async def script(call: EngineCall) -> None:
             silence = asyncio.create_task(_foreign(call, asyncio.Event()))
-            await call.gone()
+            await call.wait_closed()
             silence.cancel()
 
         async with scripted_engine(script) as engine, running_gateway(fleet_of([engine.url])) as running:
-            connection = await Connection.to(running.url)
-            await connection.send(post({"model": "tiny"}, path=PASSED_ON, close=False))
+            connection = await RawConnection.connect(running.url)
+            await connection.send(post_request({"model": "tiny"}, path=PASSED_ON, close=False))
             await connection.reader.readuntil(b"data: {}\n\n\r\n")
             leave(connection)
             await _freed(running, engine)
 
-    run(main())
+    run_async(main())
 
 
 def test_a_half_closed_client_gets_a_stream_that_is_only_passed_on_to_its_end() -> None:
     go_on = asyncio.Event()
 
     async def main() -> None:
-        async def script(call: Call) -> None:
+        async def script(call: EngineCall) -> None:
             await _foreign(call, go_on)
 
         async with scripted_engine(script) as engine, running_gateway(fleet_of([engine.url])) as running:
-            connection = await Connection.to(running.url)
-            await connection.send(post({"model": "tiny"}, path=PASSED_ON, close=False))
+            connection = await RawConnection.connect(running.url)
+            await connection.send(post_request({"model": "tiny"}, path=PASSED_ON, close=False))
             assert b"event: a" in await connection.reader.readuntil(b"data: {}\n\n\r\n")
             connection.writer.write_eof()
             assert await connection.reader.readexactly(1) == b"0"
@@ -175,15 +175,15 @@ def test_a_half_closed_client_gets_a_stream_that_is_only_passed_on_to_its_end() 
             assert await connection.reader.read() == b"13\r\nevent: b\ndata: {}\n\n\r\n0\r\n\r\n"
             await connection.close()
 
-    run(main())
+    run_async(main())
 
 
 def test_a_storm_of_leaving_clients_leaves_nothing_running() -> None:
     async def main() -> None:
         async with scripted_engine(_tokens_forever) as engine, running_gateway(fleet_of([engine.url])) as running:
-            clients = [await Connection.to(running.url) for _ in range(100)]
+            clients = [await RawConnection.connect(running.url) for _ in range(100)]
             for connection in clients:
-                await connection.send(post(STREAM))
+                await connection.send(post_request(STREAM))
             for connection in clients:
                 await connection.reader.readuntil(b'"content":"a"')
             for number, connection in enumerate(clients):
@@ -191,7 +191,7 @@ def test_a_storm_of_leaving_clients_leaves_nothing_running() -> None:
             await _freed(running, engine)
             await until(lambda: not running.gateway.listener.connections)
 
-    run(main())
+    run_async(main())
 
 
 def test_a_slow_reader_pauses_its_engine_and_loses_nothing() -> None:
@@ -199,9 +199,9 @@ def test_a_slow_reader_pauses_its_engine_and_loses_nothing() -> None:
     total = 400
     piece = event(token("x" * 100_000))
 
-    async def script(call: Call) -> None:
+    async def script(call: EngineCall) -> None:
         nonlocal sent
-        await call.begin()
+        await call.start_stream()
         for _ in range(total):
             await call.chunk(piece)
             sent += 1
@@ -209,9 +209,9 @@ def test_a_slow_reader_pauses_its_engine_and_loses_nothing() -> None:
 
     async def main() -> None:
         async with scripted_engine(script) as engine, running_gateway(fleet_of([engine.url])) as running:
-            connection = await Connection.to(running.url)
+            connection = await RawConnection.connect(running.url)
             connection.writer.transport.pause_reading()  # type: ignore[attr-defined]  # a socket transport has it
-            await connection.send(post(STREAM))
+            await connection.send(post_request(STREAM))
             stood_still, last = 0, -1
             async with asyncio.timeout(PATIENCE_SECONDS):
                 while stood_still < 50:
@@ -219,53 +219,53 @@ def test_a_slow_reader_pauses_its_engine_and_loses_nothing() -> None:
                     stood_still = stood_still + 1 if sent == last and sent else 0
                     last = sent
             assert sent < total  # the rest waits in the engine, not in the gateway
-            other = await ask(running.url, GOOD | {"stream": False, "messages": []})
+            other = await request(running.url, GOOD | {"stream": False, "messages": []})
             assert other.status == 400  # nobody else is held up
             connection.writer.transport.resume_reading()  # type: ignore[attr-defined]  # as above
-            answer = await connection.answer()
+            answer = await connection.read_response()
             assert answer.complete
             assert sent == total
             assert len(answer.body) == total * len(piece) + len(event("[DONE]"))
             await connection.close()
 
-    run(main())
+    run_async(main())
 
 
 def test_a_reader_that_never_reads_is_given_up() -> None:
-    async def script(call: Call) -> None:
-        await call.begin()
+    async def script(call: EngineCall) -> None:
+        await call.start_stream()
         while True:
             await call.event(token("x" * 100_000))
 
     async def main() -> None:
         limits = Limits(stream_idle_seconds=0.3)
         async with scripted_engine(script) as engine, running_gateway(fleet_of([engine.url]), limits) as running:
-            connection = await Connection.to(running.url)
+            connection = await RawConnection.connect(running.url)
             connection.writer.transport.pause_reading()  # type: ignore[attr-defined]  # a socket transport has it
-            await connection.send(post(STREAM))
+            await connection.send(post_request(STREAM))
             await until(lambda: len(engine.calls) == 1)
             await _freed(running, engine)
-            outcome = running.gateway.decisions.last(1)[0].outcome
+            outcome = running.gateway.decisions.latest(1)[0].outcome
             assert outcome is not None
-            assert outcome.client_gone
+            assert outcome.client_disconnected
             _kill(connection)
 
-    run(main())
+    run_async(main())
 
 
 def test_a_client_that_pipelines_and_never_reads_is_held_back() -> None:
     async def main() -> None:
         async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
-            connection = await Connection.to(running.url)
+            connection = await RawConnection.connect(running.url)
             connection.writer.transport.pause_reading()  # type: ignore[attr-defined]  # a socket transport has it
             wave = b"GET /v1/models HTTP/1.1\r\nhost: x\r\n\r\n" * 2_000
             sending = asyncio.create_task(connection.send(wave * 40))
             await until(lambda: bool(running.gateway.listener.connections))
             (line,) = running.gateway.listener.connections
-            await until(lambda: line._clogged)
+            await until(lambda: line._writing_paused)
             stood = line._transport.get_write_buffer_size()
             assert stood < 8 * 1024 * 1024
             _kill(connection)
             await asyncio.gather(sending, return_exceptions=True)
 
-    run(main())
+    run_async(main())

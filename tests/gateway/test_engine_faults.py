@@ -6,9 +6,9 @@ from typing import cast
 import pytest
 
 from fairlead.limits import Limits
-from fairlead.testing.engine import Call, Hangup, Script, event, honest, scripted_engine, token
-from fairlead.testing.raw_http import Answer, Connection, ask, post
-from fairlead_gateway.testing import Running, fleet_of, run, running_gateway, with_engines
+from fairlead.testing.engine import EngineCall, HangUp, Script, event, scripted_engine, token, well_behaved
+from fairlead.testing.raw_http import RawConnection, RawResponse, post_request, request
+from fairlead_gateway.testing import RunningGateway, fleet_of, run_async, running_gateway, with_engines
 
 GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 STREAM = GOOD | {"stream": True}
@@ -18,105 +18,105 @@ ABORTED = {"choices": [{"index": 0, "delta": {"content": ""}, "finish_reason": "
 BAD_VALUE = {"error": {"message": "prompt too long", "type": "BadRequestError", "param": "input", "code": 400}}
 
 
-async def hang_up(call: Call) -> None:
-    raise Hangup
+async def hang_up(call: EngineCall) -> None:
+    raise HangUp
 
 
-async def reset(call: Call) -> None:
+async def reset(call: EngineCall) -> None:
     call.reset()
 
 
-async def half_a_head(call: Call) -> None:
+async def half_a_head(call: EngineCall) -> None:
     await call.send(b"HTTP/1.1 200 OK\r\ncontent-ty")
-    raise Hangup
+    raise HangUp
 
 
-async def half_an_answer(call: Call) -> None:
+async def half_an_answer(call: EngineCall) -> None:
     await call.send(b'HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n{"a":')
-    raise Hangup
+    raise HangUp
 
 
-async def half_a_chunk(call: Call) -> None:
-    await call.begin("application/json")
+async def half_a_chunk(call: EngineCall) -> None:
+    await call.start_stream("application/json")
     await call.send(b'50\r\n{"a":')
-    raise Hangup
+    raise HangUp
 
 
-async def status_500(call: Call) -> None:
-    await call.plain(DEAD, "500 Internal Server Error")
+async def status_500(call: EngineCall) -> None:
+    await call.respond(DEAD, "500 Internal Server Error")
 
 
-async def status_502(call: Call) -> None:
-    await call.plain(b"<html>bad gateway</html>", "502 Bad Gateway", "text/html")
+async def status_502(call: EngineCall) -> None:
+    await call.respond(b"<html>bad gateway</html>", "502 Bad Gateway", "text/html")
 
 
-async def status_503(call: Call) -> None:
-    await call.plain(FULL, "503 Service Unavailable")
+async def status_503(call: EngineCall) -> None:
+    await call.respond(FULL, "503 Service Unavailable")
 
 
-async def redirect(call: Call) -> None:
-    await call.plain(b"", "307 Temporary Redirect", more="location: http://evil/\r\n")
+async def redirect(call: EngineCall) -> None:
+    await call.respond(b"", "307 Temporary Redirect", more="location: http://evil/\r\n")
 
 
-async def garbage(call: Call) -> None:
+async def garbage(call: EngineCall) -> None:
     await call.send(b"\x00\x01\x02 this is not HTTP\r\n\r\n")
 
 
-async def endless_head(call: Call) -> None:
+async def endless_head(call: EngineCall) -> None:
     await call.send(b"HTTP/1.1 200 OK\r\n" + b"x-a: " + b"b" * 100_000 + b"\r\n\r\n")
 
 
-async def not_json(call: Call) -> None:
-    await call.plain(b"<html>hello</html>", kind="text/html")
+async def not_json(call: EngineCall) -> None:
+    await call.respond(b"<html>hello</html>", kind="text/html")
 
 
-async def half_json(call: Call) -> None:
-    await call.plain(b'{"choices":[')
+async def half_json(call: EngineCall) -> None:
+    await call.respond(b'{"choices":[')
 
 
-async def full_in_the_stream(call: Call) -> None:
-    await call.begin()
+async def full_in_the_stream(call: EngineCall) -> None:
+    await call.start_stream()
     await call.event(FULL)
     await call.finish()
 
 
-async def dead_in_the_stream(call: Call) -> None:
-    await call.begin()
+async def dead_in_the_stream(call: EngineCall) -> None:
+    await call.start_stream()
     await call.event(DEAD)
     await call.finish()
 
 
-async def aborted_at_once(call: Call) -> None:
-    await call.begin()
+async def aborted_at_once(call: EngineCall) -> None:
+    await call.start_stream()
     await call.event(ABORTED)
     await call.finish()
 
 
-async def empty_stream(call: Call) -> None:
-    await call.begin()
+async def empty_stream(call: EngineCall) -> None:
+    await call.start_stream()
     await call.chunk(b"")
 
 
-async def cut_before_the_first_event(call: Call) -> None:
-    await call.begin()
+async def cut_before_the_first_event(call: EngineCall) -> None:
+    await call.start_stream()
     await call.chunk(b'data: {"choi')
-    raise Hangup
+    raise HangUp
 
 
-async def no_event_stream(call: Call) -> None:
-    await call.begin()
+async def no_event_stream(call: EngineCall) -> None:
+    await call.start_stream()
     await call.chunk(b"<html>\n\n</html>\n\n")
     await call.chunk(b"")
 
 
-async def events_that_are_not_json(call: Call) -> None:
-    await call.begin()
+async def events_that_are_not_json(call: EngineCall) -> None:
+    await call.start_stream()
     await call.event("{oops")
     await call.finish()
 
 
-async def plain_instead_of_a_stream(call: Call) -> None:
-    await call.plain({"ok": 1})
+async def plain_instead_of_a_stream(call: EngineCall) -> None:
+    await call.respond({"ok": 1})
 
 
 PLAIN_FAULTS: list[Script] = [
@@ -159,9 +159,9 @@ def first_fails(fault: Script) -> tuple[Script, list[str]]:
     """A script for several engines: the first request meets the fault, all others an honest engine."""
     met: list[str] = []
 
-    async def script(call: Call) -> None:
+    async def script(call: EngineCall) -> None:
         met.append(call.path)
-        await (fault if len(met) == 1 else honest)(call)
+        await (fault if len(met) == 1 else well_behaved)(call)
 
     return script, met
 
@@ -172,8 +172,8 @@ def test_a_fault_before_the_first_byte_is_retried_elsewhere_and_the_client_sees_
 ) -> None:
     script, met = first_fails(fault)
 
-    async def use(running: Running) -> None:
-        answer = await ask(running.url, body)
+    async def use(running: RunningGateway) -> None:
+        answer = await request(running.url, body)
         assert answer.status == 200
         assert answer.complete
         assert answer.fields["x-fairlead-reason"] == "retry-1"
@@ -181,19 +181,19 @@ def test_a_fault_before_the_first_byte_is_retried_elsewhere_and_the_client_sees_
         if body is STREAM:
             assert answer.events[-1] == "[DONE]"
             assert len(answer.events) == 4
-        logged = running.gateway.decisions.last(1)[0]
+        logged = running.gateway.decisions.latest(1)[0]
         assert [record.attempt for record in logged.records] == [1, 2]
         assert logged.records[0].decision.chosen != logged.records[1].decision.chosen
         assert logged.outcome is not None
         assert (logged.outcome.status, logged.outcome.error, logged.outcome.attempts) == (200, None, 2)
 
-    run(with_engines([script, script, script], use))
+    run_async(with_engines([script, script, script], use))
 
 
 def test_an_engine_that_refuses_connections_is_passed_over() -> None:
-    async def use(running: Running) -> None:
+    async def use(running: RunningGateway) -> None:
         for _ in range(3):
-            assert (await ask(running.url, GOOD)).status == 200
+            assert (await request(running.url, GOOD)).status == 200
 
     async def main() -> None:
         async with scripted_engine() as dead:
@@ -201,11 +201,11 @@ def test_an_engine_that_refuses_connections_is_passed_over() -> None:
         async with scripted_engine() as alive, running_gateway(fleet_of([gone, alive.url])) as running:
             for number in range(6):
                 body = GOOD | {"messages": [{"role": "user", "content": f"{number}" * 2_000}]}
-                answer = await ask(running.url, body)
+                answer = await request(running.url, body)
                 assert answer.status == 200
                 assert answer.fields["x-fairlead-instance"] == "e-1/1/0"
 
-    run(main())
+    run_async(main())
 
 
 @pytest.mark.parametrize(
@@ -226,62 +226,62 @@ def test_an_engine_that_refuses_connections_is_passed_over() -> None:
 def test_when_every_engine_fails_the_client_gets_one_error_object(
     script: Script, body: dict[str, object], status: int, code: str
 ) -> None:
-    async def use(running: Running) -> None:
-        answer = await ask(running.url, body)
+    async def use(running: RunningGateway) -> None:
+        answer = await request(running.url, body)
         assert (answer.status, answer.error["code"]) == (status, code)
         assert answer.error["type"] == "server_error"
         assert answer.fields["x-fairlead-instance"].startswith("e-")
         if status == 503:
             assert answer.fields["retry-after"] == "1"
-        outcome = running.gateway.decisions.last(1)[0].outcome
+        outcome = running.gateway.decisions.latest(1)[0].outcome
         assert outcome is not None
         assert (outcome.status, outcome.error) == (status, code)
 
-    run(with_engines([script] * 3, use))
+    run_async(with_engines([script] * 3, use))
 
 
 def test_a_request_that_breaks_two_engines_is_not_given_to_a_third() -> None:
     met = []
 
-    async def script(call: Call) -> None:
+    async def script(call: EngineCall) -> None:
         met.append(call)
-        raise Hangup
+        raise HangUp
 
-    async def use(running: Running) -> None:
-        answer = await ask(running.url, GOOD)
+    async def use(running: RunningGateway) -> None:
+        answer = await request(running.url, GOOD)
         assert (answer.status, answer.fields["x-should-retry"]) == (502, "false")
         assert len(met) == 2
 
-    run(with_engines([script] * 4, use))
+    run_async(with_engines([script] * 4, use))
 
 
 def test_retries_are_bounded_by_attempts() -> None:
     met = []
 
-    async def script(call: Call) -> None:
+    async def script(call: EngineCall) -> None:
         met.append(call)
         await status_500(call)
 
-    async def use(running: Running) -> None:
-        assert (await ask(running.url, GOOD)).status == 502
+    async def use(running: RunningGateway) -> None:
+        assert (await request(running.url, GOOD)).status == 502
         assert len(met) == 2
 
-    run(with_engines([script] * 4, use, Limits(attempts=2)))
+    run_async(with_engines([script] * 4, use, Limits(max_attempts=2)))
 
 
 def test_retries_are_bounded_by_the_budget() -> None:
     met = []
 
-    async def script(call: Call) -> None:
+    async def script(call: EngineCall) -> None:
         met.append(call)
         await status_500(call)
 
-    async def use(running: Running) -> None:
+    async def use(running: RunningGateway) -> None:
         for _ in range(10):
-            assert (await ask(running.url, GOOD)).status == 502
+            assert (await request(running.url, GOOD)).status == 502
         assert len(met) == 10 + 3
 
-    run(with_engines([script] * 2, use, Limits(retry_share=0.0)))
+    run_async(with_engines([script] * 2, use, Limits(retry_share=0.0)))
 
 
 @pytest.mark.parametrize(
@@ -290,88 +290,88 @@ def test_retries_are_bounded_by_the_budget() -> None:
 def test_a_4xx_of_an_engine_is_the_clients_and_never_retried(status: str) -> None:
     met = []
 
-    async def script(call: Call) -> None:
+    async def script(call: EngineCall) -> None:
         met.append(call)
-        await call.plain(BAD_VALUE, status, more="retry-after: 7\r\n")
+        await call.respond(BAD_VALUE, status, more="retry-after: 7\r\n")
 
-    async def use(running: Running) -> None:
+    async def use(running: RunningGateway) -> None:
         for body in (GOOD, STREAM):
-            answer = await ask(running.url, body)
+            answer = await request(running.url, body)
             assert answer.status == int(status[:3])
             assert answer.json == BAD_VALUE
             assert answer.fields["retry-after"] == "7"
         assert len(met) == 2
 
-    run(with_engines([script] * 2, use))
+    run_async(with_engines([script] * 2, use))
 
 
 def test_a_4xx_that_is_no_openai_error_becomes_one() -> None:
-    async def script(call: Call) -> None:
-        await call.plain({"detail": "Not Found"}, "404 Not Found")
+    async def script(call: EngineCall) -> None:
+        await call.respond({"detail": "Not Found"}, "404 Not Found")
 
-    async def use(running: Running) -> None:
-        answer = await ask(running.url, {"model": "tiny", "input": "x"}, path="/v1/embeddings")
+    async def use(running: RunningGateway) -> None:
+        answer = await request(running.url, {"model": "tiny", "input": "x"}, path="/v1/embeddings")
         assert (answer.status, answer.error["code"]) == (404, "unknown_url")
 
-    run(with_engines([script], use))
+    run_async(with_engines([script], use))
 
 
 def test_a_4xx_inside_a_stream_becomes_a_real_one() -> None:
-    async def script(call: Call) -> None:
-        await call.begin()
+    async def script(call: EngineCall) -> None:
+        await call.start_stream()
         await call.event(BAD_VALUE)
         await call.finish()
 
-    async def use(running: Running) -> None:
-        answer = await ask(running.url, STREAM)
+    async def use(running: RunningGateway) -> None:
+        answer = await request(running.url, STREAM)
         assert (answer.status, answer.error["message"]) == (400, "prompt too long")
 
-    run(with_engines([script] * 2, use))
+    run_async(with_engines([script] * 2, use))
 
 
-async def breaks_off(call: Call) -> None:
-    raise Hangup
+async def breaks_off(call: EngineCall) -> None:
+    raise HangUp
 
 
-async def is_reset(call: Call) -> None:
+async def is_reset(call: EngineCall) -> None:
     call.reset()
 
 
-async def stops_in_a_chunk(call: Call) -> None:
+async def stops_in_a_chunk(call: EngineCall) -> None:
     await call.send(b'60\r\ndata: {"choices"')
-    raise Hangup
+    raise HangUp
 
 
-async def stops_in_an_event(call: Call) -> None:
+async def stops_in_an_event(call: EngineCall) -> None:
     await call.chunk(event(token("c"))[:20])
     await call.chunk(b"")
 
 
-async def reports_an_error(call: Call) -> None:
+async def reports_an_error(call: EngineCall) -> None:
     await call.event(DEAD)
     await call.finish()
 
 
-async def aborts(call: Call) -> None:
+async def aborts(call: EngineCall) -> None:
     await call.event(ABORTED)
     await call.finish()
 
 
-async def ends_without_done(call: Call) -> None:
+async def ends_without_done(call: EngineCall) -> None:
     await call.chunk(b"")
 
 
-async def sends_bad_chunks(call: Call) -> None:
+async def sends_bad_chunks(call: EngineCall) -> None:
     await call.send(b"zz\r\nnonsense")
 
 
-async def sends_no_json(call: Call) -> None:
+async def sends_no_json(call: EngineCall) -> None:
     await call.event('{"error":')
     await call.event("[DONE]")
 
 
-async def falls_silent(call: Call) -> None:
-    await call.gone()
+async def falls_silent(call: EngineCall) -> None:
+    await call.wait_closed()
 
 
 @pytest.mark.parametrize(
@@ -393,16 +393,16 @@ def test_a_stream_that_breaks_ends_with_an_error_event_and_without_done(end: Scr
     async def main() -> None:
         seen = asyncio.Event()
 
-        async def script(call: Call) -> None:
-            await call.begin()
+        async def script(call: EngineCall) -> None:
+            await call.start_stream()
             await call.event(token("a"))
             await call.event(token("b"))
             await seen.wait()
             await end(call)
 
-        async def use(running: Running) -> None:
-            connection = await Connection.to(running.url)
-            await connection.send(post(STREAM, close=False))
+        async def use(running: RunningGateway) -> None:
+            connection = await RawConnection.connect(running.url)
+            await connection.send(post_request(STREAM, close=False))
             begun = await connection.reader.readuntil(b'"content":"b"')
             seen.set()
             answer = await _parsed(begun + await connection.reader.readuntil(b"\r\n0\r\n\r\n"))
@@ -412,37 +412,37 @@ def test_a_stream_that_breaks_ends_with_an_error_event_and_without_done(end: Scr
             assert '"error"' in answer.events[-1]
             assert f'"request_id":"{answer.fields["x-request-id"]}"' in answer.events[-1]
             assert "[DONE]" not in answer.body.decode()
-            outcome = running.gateway.decisions.last(1)[0].outcome
+            outcome = running.gateway.decisions.latest(1)[0].outcome
             assert outcome is not None
             assert outcome.error is not None
-            assert not outcome.client_gone
+            assert not outcome.client_disconnected
 
         await with_engines([script] * 2, use, Limits(stream_idle_seconds=0.3))
 
-    run(main())
+    run_async(main())
 
 
-async def _parsed(data: bytes) -> Answer:
+async def _parsed(data: bytes) -> RawResponse:
     """Bytes that were read already, as the one answer that they are."""
     reader = asyncio.StreamReader()
     reader.feed_data(data)
     reader.feed_eof()
-    connection = Connection(reader, cast(asyncio.StreamWriter, None))
-    answers = await connection.rest()
+    connection = RawConnection(reader, cast(asyncio.StreamWriter, None))
+    answers = await connection.read_all_responses()
     assert len(answers) == 1
     return answers[0]
 
 
 def test_a_stream_that_breaks_before_anything_was_passed_on_is_retried() -> None:
-    async def script(call: Call) -> None:
-        await call.begin()
+    async def script(call: EngineCall) -> None:
+        await call.start_stream()
         await call.chunk(event(token("a")) + event(DEAD))
 
     first, met = first_fails(script)
 
-    async def use(running: Running) -> None:
-        answer = await ask(running.url, STREAM)
+    async def use(running: RunningGateway) -> None:
+        answer = await request(running.url, STREAM)
         assert answer.events[-1] == "[DONE]"
         assert len(met) == 2
 
-    run(with_engines([first] * 2, use))
+    run_async(with_engines([first] * 2, use))

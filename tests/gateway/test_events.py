@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fairlead.testing.engine import event, token, usage
-from fairlead_gateway.events import Events, first_event
+from fairlead_gateway.events import SseScanner, filter_first_chunks
 
 LIMIT = 1_048_576
 VALUES = st.recursive(
@@ -18,9 +18,13 @@ VALUES = st.recursive(
 TRICKY = 'she said "usage":{"x":1} and "error" and [DONE] and data: \n\n and "finish_reason":"abort"'
 
 
-def through(pieces: list[bytes], *, strip: bool = True, whole_first: bool = False) -> tuple[bytes, Events]:
-    events = Events(strip=strip, limit=LIMIT)
-    out = first_event(events, pieces[:1]) + events.passing(pieces[1:]) if whole_first else events.passing(pieces)
+def through(pieces: list[bytes], *, strip: bool = True, whole_first: bool = False) -> tuple[bytes, SseScanner]:
+    events = SseScanner(strip_usage=strip, max_event_bytes=LIMIT)
+    out = (
+        filter_first_chunks(events, pieces[:1]) + events.filter_chunks(pieces[1:])
+        if whole_first
+        else events.filter_chunks(pieces)
+    )
     return b"".join(out), events
 
 
@@ -43,8 +47,8 @@ def test_however_the_stream_is_cut_the_same_bytes_come_out(
     pieces = [stream[start:stop] for start, stop in itertools.pairwise(edges) if stop > start]
     out, events = through(pieces, whole_first=first)
     assert out == shown + done
-    assert events.done
-    assert events.fault is None
+    assert events.is_done
+    assert events.error is None
     assert events.usage is not None
     assert (events.usage.prompt_tokens, events.usage.cached_tokens, events.usage.completion_tokens) == (9, 8, 7)
 
@@ -52,10 +56,10 @@ def test_however_the_stream_is_cut_the_same_bytes_come_out(
 def test_an_event_in_the_smallest_pieces_is_put_together_and_one_without_an_end_is_refused() -> None:
     shown = event(token("x" * 100_000))
     out, events = through([shown[n : n + 1] for n in range(len(shown))])
-    assert (out, events.fault) == (shown, None)
+    assert (out, events.error) == (shown, None)
     _, events = through([b"data: ", *[b"a"] * (LIMIT + 1), event("[DONE]")])
-    assert events.fault is not None
-    assert not events.done
+    assert events.error is not None
+    assert not events.is_done
 
 
 def test_counts_that_cannot_be_are_not_known() -> None:
@@ -68,7 +72,7 @@ def test_counts_that_cannot_be_are_not_known() -> None:
 def test_what_models_write_is_never_mistaken_for_what_engines_say() -> None:
     out, events = through([event(token(TRICKY)), event(token('{"error":{"code":500}}'))])
     assert out == event(token(TRICKY)) + event(token('{"error":{"code":500}}'))
-    assert (events.fault, events.usage, events.done, events.aborted) == (None, None, False, False)
+    assert (events.error, events.usage, events.is_done, events.is_aborted) == (None, None, False, False)
 
 
 def test_usage_in_every_event_is_passed_on_and_the_last_one_counts() -> None:
@@ -83,16 +87,16 @@ def test_usage_null_changes_nothing() -> None:
     pieces = [event(token("a") | {"usage": None, "error": None})]
     out, events = through(pieces)
     assert out == pieces[0]
-    assert (events.usage, events.fault) == (None, None)
+    assert (events.usage, events.error) == (None, None)
 
 
 def test_an_error_ends_the_stream_and_says_which_status_it_meant() -> None:
     error = {"error": {"message": "full", "type": "x", "param": None, "code": 503}}
     out, events = through([event(token("a")) + event(error) + event("[DONE]")])
     assert out == event(token("a"))
-    assert not events.done
-    assert events.fault is not None
-    assert (events.fault.status, events.fault.message) == (503, "full")
+    assert not events.is_done
+    assert events.error is not None
+    assert (events.error.status, events.error.message) == (503, "full")
 
 
 def test_more_empty_lines_than_one_and_both_kinds_of_line_ends_are_an_event_stream() -> None:
@@ -103,13 +107,13 @@ def test_more_empty_lines_than_one_and_both_kinds_of_line_ends_are_an_event_stre
     ):
         out, events = through(pieces, whole_first=True)
         assert out == shown + event("[DONE]")
-        assert (events.fault, events.done) == (None, True)
+        assert (events.error, events.is_done) == (None, True)
         assert events.usage is not None
 
 
 def test_an_event_that_never_ends_is_a_fault() -> None:
     _, events = through([b"data: " + b"x" * 600_000, b"x" * 600_000])
-    assert events.fault is not None
+    assert events.error is not None
 
 
 @given(st.lists(st.binary(max_size=60), max_size=10))

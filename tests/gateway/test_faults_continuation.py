@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from fairlead.limits import Limits
-from fairlead.testing.engine import Call, Hangup, Script, event, scripted_engine, token, usage
-from fairlead.testing.raw_http import Answer, Connection, ask, post
+from fairlead.testing.engine import EngineCall, HangUp, Script, event, scripted_engine, token, usage
+from fairlead.testing.raw_http import RawConnection, RawResponse, post_request, request
 from fairlead.testing.sim_engine import engine_processes
-from fairlead.testing.waiting import until
-from fairlead_gateway.testing import KEY, Running, fleet_of, run, running_gateway
+from fairlead.testing.waiting import wait_until
+from fairlead_gateway.testing import MODEL_KEY, RunningGateway, fleet_of, run_async, running_gateway
 
 CHAT: dict[str, Any] = {
     "model": "tiny",
@@ -36,11 +36,11 @@ def said(events: list[str]) -> str:
 
 
 async def broken_by(
-    number: signal.Signals, running: Running, engines: list[Any], body: dict[str, Any], path: str
-) -> Answer:
+    number: signal.Signals, running: RunningGateway, engines: list[Any], body: dict[str, Any], path: str
+) -> RawResponse:
     """The answer to a request whose engine gets a signal once some of it has come."""
-    connection = await Connection.to(running.url)
-    await connection.send(post(body, path=path))
+    connection = await RawConnection.connect(running.url)
+    await connection.send(post_request(body, path=path))
     head = await connection.reader.readuntil(b"\r\n\r\n")
     used = next(line for line in head.split(b"\r\n") if line.startswith(b"x-fairlead-instance"))
     got = b""
@@ -50,7 +50,7 @@ async def broken_by(
     raw = asyncio.StreamReader()
     raw.feed_data(head + got + await connection.reader.read())
     raw.feed_eof()
-    answer = await Connection(raw, connection.writer).answer()
+    answer = await RawConnection(raw, connection.writer).read_response()
     await connection.close()
     return answer
 
@@ -64,7 +64,7 @@ def test_a_greedy_stream_whose_engine_is_killed_is_the_same_as_one_whose_engine_
             engine_processes(2, "--speed", "0.5") as engines,
             running_gateway(fleet_of([one.url for one in engines])) as running,
         ):
-            whole = await ask(running.url, body, path=path)
+            whole = await request(running.url, body, path=path)
             broken = await broken_by(signal.SIGKILL, running, engines, body, path)
             assert broken.complete
             assert broken.events[-1] == "[DONE]"
@@ -75,47 +75,47 @@ def test_a_greedy_stream_whose_engine_is_killed_is_the_same_as_one_whose_engine_
             assert counted["completion_tokens"] == expected["completion_tokens"] == 60
             assert counted["prompt_tokens"] == expected["prompt_tokens"]
             assert counted["total_tokens"] == expected["total_tokens"]
-            logged = running.gateway.decisions.last(1)[0]
+            logged = running.gateway.decisions.latest(1)[0]
             assert [one.decision.rule for one in logged.records][-1] == "continue-1"
             assert logged.outcome is not None
             assert (logged.outcome.status, logged.outcome.error, logged.outcome.output_tokens) == (200, None, 60)
-            assert running.gateway.telemetry.models[KEY].continued == {"whole": 1}
+            assert running.gateway.telemetry.models[MODEL_KEY].continued == {"whole": 1}
             assert {load.inflight for load in running.gateway.loads().values()} == {0}
 
-    run(main())
+    run_async(main())
 
 
 def test_a_greedy_stream_whose_engine_falls_silent_and_listens_no_more_goes_on_elsewhere() -> None:
     async def main() -> None:
-        limits = Limits(mute_seconds=0.1)
+        limits = Limits(unresponsive_seconds=0.1)
         async with (
             engine_processes(2, "--speed", "0.5", "--on-sigterm", "silence") as engines,
             running_gateway(fleet_of([one.url for one in engines]), limits) as running,
         ):
             path = "/v1/chat/completions"
-            whole = await ask(running.url, CHAT, path=path)
+            whole = await request(running.url, CHAT, path=path)
             rest = await broken_by(signal.SIGTERM, running, engines, CHAT, path)
             assert rest.events[-1] == "[DONE]"
             assert said(rest.events) == said(whole.events)
-            reason = running.gateway.decisions.last(1)[0].last.decision.reason
+            reason = running.gateway.decisions.latest(1)[0].latest.decision.reason
             assert reason.startswith("continued after gone; "), reason
 
-    run(main())
+    run_async(main())
 
 
-def breaks_then_goes_on(met: list[Call]) -> Script:
+def breaks_then_goes_on(met: list[EngineCall]) -> Script:
     """Says two tokens and breaks off; the next engine says two more."""
 
-    async def script(call: Call) -> None:
+    async def script(call: EngineCall) -> None:
         met.append(call)
-        await call.begin()
+        await call.start_stream()
         named = {"id": f"chatcmpl-{len(met)}", "created": len(met), "model": "tiny"}
         opening = {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}]}
         await call.event({**named, **opening})
         if len(met) == 1:
             await call.event({**named, **token("one ")})
             await call.event({**named, **token("two ")})
-            raise Hangup
+            raise HangUp
         await call.event({**named, **token("three ")})
         await call.event({**named, **token("four", "stop")})
         await call.event({**named, **usage(9, 4, 2)})
@@ -125,7 +125,7 @@ def breaks_then_goes_on(met: list[Call]) -> Script:
 
 
 def test_the_other_engine_gets_the_answer_so_far_and_what_is_left_of_the_tokens() -> None:
-    met: list[Call] = []
+    met: list[EngineCall] = []
 
     async def main() -> None:
         script = breaks_then_goes_on(met)
@@ -134,7 +134,7 @@ def test_the_other_engine_gets_the_answer_so_far_and_what_is_left_of_the_tokens(
             scripted_engine(script) as two,
             running_gateway(fleet_of([one.url, two.url])) as running,
         ):
-            answer = await ask(running.url, CHAT)
+            answer = await request(running.url, CHAT)
             assert said(answer.events) == "one two three four"
             assert answer.events[-1] == "[DONE]"
             first, second = met[0].json, met[1].json
@@ -147,7 +147,7 @@ def test_the_other_engine_gets_the_answer_so_far_and_what_is_left_of_the_tokens(
             assert json.loads(answer.events[-2])["usage"]["prompt_tokens"] == 7
             assert {json.loads(data)["id"] for data in answer.events[:-1]} == {"chatcmpl-1"}
 
-    run(main())
+    run_async(main())
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_the_other_engine_gets_the_answer_so_far_and_what_is_left_of_the_tokens(
     ids=lambda change: next(iter(change)),
 )
 def test_what_more_than_text_decides_ends_with_an_error_event_as_before(change: dict[str, Any]) -> None:
-    met: list[Call] = []
+    met: list[EngineCall] = []
 
     async def main() -> None:
         script = breaks_then_goes_on(met)
@@ -180,12 +180,12 @@ def test_what_more_than_text_decides_ends_with_an_error_event_as_before(change: 
             scripted_engine(script) as two,
             running_gateway(fleet_of([one.url, two.url])) as running,
         ):
-            answer = await ask(running.url, {**CHAT, **change})
+            answer = await request(running.url, {**CHAT, **change})
             assert '"code":"stream_cut"' in answer.events[-1]
             assert "[DONE]" not in answer.events
             assert len(met) == 1
 
-    run(main())
+    run_async(main())
 
 
 _NULLS = (
@@ -206,11 +206,11 @@ _NULLS = (
     ],
 )
 def test_what_is_null_is_absent_and_the_stream_goes_on(path: str, body: dict[str, Any]) -> None:
-    met: list[Call] = []
+    met: list[EngineCall] = []
 
-    async def script(call: Call) -> None:
+    async def script(call: EngineCall) -> None:
         met.append(call)
-        await call.begin()
+        await call.start_stream()
         first = len(met) == 1
         piece: dict[str, Any] = token("one " if first else "two", None if first else "stop")
         if path == "/v1/completions":
@@ -221,7 +221,7 @@ def test_what_is_null_is_absent_and_the_stream_goes_on(path: str, body: dict[str
             }
         await call.event({"id": "x", **piece})
         if first:
-            raise Hangup
+            raise HangUp
         await call.finish()
 
     async def main() -> None:
@@ -230,16 +230,16 @@ def test_what_is_null_is_absent_and_the_stream_goes_on(path: str, body: dict[str
             scripted_engine(script) as two,
             running_gateway(fleet_of([one.url, two.url])) as running,
         ):
-            answer = await ask(running.url, body, path=path)
+            answer = await request(running.url, body, path=path)
             assert said(answer.events) == "one two"
             assert answer.events[-1] == "[DONE]"
             assert len(met) == 2
 
-    run(main())
+    run_async(main())
 
 
 def test_a_seed_allows_it_too() -> None:
-    met: list[Call] = []
+    met: list[EngineCall] = []
 
     async def main() -> None:
         script = breaks_then_goes_on(met)
@@ -248,20 +248,20 @@ def test_a_seed_allows_it_too() -> None:
             scripted_engine(script) as two,
             running_gateway(fleet_of([one.url, two.url])) as running,
         ):
-            answer = await ask(running.url, {**CHAT, "temperature": 0.7, "seed": 3})
+            answer = await request(running.url, {**CHAT, "temperature": 0.7, "seed": 3})
             assert answer.events[-1] == "[DONE]"
 
-    run(main())
+    run_async(main())
 
 
 def test_a_continuation_that_breaks_again_ends_with_an_error_event_and_meets_no_third_engine() -> None:
-    met: list[Call] = []
+    met: list[EngineCall] = []
 
-    async def script(call: Call) -> None:
+    async def script(call: EngineCall) -> None:
         met.append(call)
-        await call.begin()
+        await call.start_stream()
         await call.chunk(event({"id": "x", **token("a ")}))
-        raise Hangup
+        raise HangUp
 
     async def main() -> None:
         async with (
@@ -270,61 +270,63 @@ def test_a_continuation_that_breaks_again_ends_with_an_error_event_and_meets_no_
             scripted_engine(script) as three,
             running_gateway(fleet_of([one.url, two.url, three.url])) as running,
         ):
-            answer = await ask(running.url, CHAT)
+            answer = await request(running.url, CHAT)
             assert said(answer.events[:-1]) == "a a "
             assert '"code":"stream_cut"' in answer.events[-1]
             assert len(met) == 2
-            assert running.gateway.telemetry.models[KEY].continued == {"broken": 1}
+            assert running.gateway.telemetry.models[MODEL_KEY].continued == {"broken": 1}
 
-    run(main())
+    run_async(main())
 
 
 def test_a_continuation_is_waited_for_however_silent_it_is_and_however_long_ago_the_stream_began() -> None:
-    met: list[Call] = []
+    met: list[EngineCall] = []
     old, go_on = asyncio.Event(), asyncio.Event()
 
-    async def script(call: Call) -> None:
+    async def script(call: EngineCall) -> None:
         met.append(call)
         first = len(met) == 1
         if not first:
             await go_on.wait()
-        await call.begin()
+        await call.start_stream()
         await call.event({"id": "x", **token("one " if first else "two", None if first else "stop")})
         if first:
             await old.wait()
-            raise Hangup
+            raise HangUp
         await call.finish()
 
     async def main() -> None:
-        limits = Limits(first_token_seconds=0.5, first_token_floor_seconds=0.05, first_token_factor=0.0)
+        limits = Limits(first_token_seconds=0.5, first_token_min_seconds=0.05, first_token_factor=0.0)
         async with (
             scripted_engine(script) as one,
             scripted_engine(script) as two,
             running_gateway(fleet_of([one.url, two.url]), limits) as running,
         ):
-            breaker, clock = running.gateway._health.breaker, running.gateway.clock
-            asked = asyncio.create_task(ask(running.url, CHAT))
+            breaker, clock = running.gateway._failures.outlier_detector, running.gateway.clock
+            asked = asyncio.create_task(request(running.url, CHAT))
             late = clock.now() + limits.first_token_seconds
-            await until(lambda: clock.now() > late)
+            await wait_until(lambda: clock.now() > late)
             old.set()
-            await until(lambda: any(record.row["timeout"] for record in breaker._records.values()))
+            await wait_until(
+                lambda: any(record.consecutive_failures["timeout"] for record in breaker._records.values())
+            )
             go_on.set()
             assert said((await asked).events) == "one two"
 
-    run(main())
+    run_async(main())
 
 
 def test_a_stream_longer_than_what_is_kept_is_not_continued() -> None:
-    met: list[Call] = []
+    met: list[EngineCall] = []
 
     async def main() -> None:
         script = breaks_then_goes_on(met)
         async with (
             scripted_engine(script) as one,
             scripted_engine(script) as two,
-            running_gateway(fleet_of([one.url, two.url]), Limits(continued_bytes=50)) as running,
+            running_gateway(fleet_of([one.url, two.url]), Limits(resumable_bytes=50)) as running,
         ):
-            assert "[DONE]" not in (await ask(running.url, CHAT)).events
+            assert "[DONE]" not in (await request(running.url, CHAT)).events
             assert len(met) == 1
 
-    run(main())
+    run_async(main())

@@ -6,13 +6,13 @@ from collections import Counter
 import pytest
 
 from fairlead.limits import Limits
-from fairlead.testing.engine import Call, Hangup, Script, honest, scripted_engine, token
-from fairlead.testing.raw_http import Connection, ask, post
+from fairlead.testing.engine import EngineCall, HangUp, Script, scripted_engine, token, well_behaved
+from fairlead.testing.raw_http import RawConnection, post_request, request
 from fairlead.testing.sim_engine import engine_processes
-from fairlead.testing.waiting import until, until_async
-from fairlead_gateway.breaker import Standing
-from fairlead_gateway.management.shapes import fleet_json
-from fairlead_gateway.testing import KEY, Running, fleet_of, run, running_gateway
+from fairlead.testing.waiting import wait_until, wait_until_async
+from fairlead_gateway.breaker import HealthState
+from fairlead_gateway.management.shapes import fleet_out
+from fairlead_gateway.testing import MODEL_KEY, RunningGateway, fleet_of, run_async, running_gateway
 
 GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 STREAM = GOOD | {"stream": True, "max_tokens": 20}
@@ -24,29 +24,29 @@ def said(number: int) -> dict[str, object]:
     return {**GOOD, "messages": [{"role": "user", "content": f"{number} " * 500}]}
 
 
-def standing(running: Running, instance: str) -> Standing:
-    return running.gateway._health.words(instance)[0]
+def standing(running: RunningGateway, instance: str) -> HealthState:
+    return running.gateway._failures.describe(instance)[0]
 
 
-async def answers_500(call: Call) -> None:
-    await call.plain({"error": {"message": "broken", "code": 500}}, "500 Internal Server Error")
+async def answers_500(call: EngineCall) -> None:
+    await call.respond({"error": {"message": "broken", "code": 500}}, "500 Internal Server Error")
 
 
-async def full(call: Call) -> None:
-    await call.plain({"error": {"message": "full", "code": 503}}, "503 Service Unavailable")
+async def full(call: EngineCall) -> None:
+    await call.respond({"error": {"message": "full", "code": 503}}, "503 Service Unavailable")
 
 
-async def breaks_off(call: Call) -> None:
-    raise Hangup
+async def breaks_off(call: EngineCall) -> None:
+    raise HangUp
 
 
-async def breaks_streams(call: Call) -> None:
-    await call.begin()
+async def breaks_streams(call: EngineCall) -> None:
+    await call.start_stream()
     await call.event(token("a"))
-    raise Hangup
+    raise HangUp
 
 
-async def nonsense(call: Call) -> None:
+async def nonsense(call: EngineCall) -> None:
     await call.send(b"\x00\x01 this is not HTTP\r\n\r\n")
 
 
@@ -59,33 +59,33 @@ def test_an_engine_that_fails_sits_out_and_every_place_says_why(fault: Script) -
             running_gateway(fleet_of([bad.url, good.url]), LONG) as running,
         ):
             number = 0
-            while standing(running, "e-0/0/0") is Standing.HEALTHY:
-                await ask(running.url, said(number) | {"stream": fault is breaks_streams})
+            while standing(running, "e-0/0/0") is HealthState.HEALTHY:
+                await request(running.url, said(number) | {"stream": fault is breaks_streams})
                 number += 1
                 assert number < 100
             met = len(bad.calls)
             for more in range(20):
-                answer = await ask(running.url, said(1_000 + more))
+                answer = await request(running.url, said(1_000 + more))
                 assert (answer.status, answer.fields["x-fairlead-instance"]) == (200, "e-1/1/0")
             assert len(bad.calls) == met
-            decision = running.gateway.decisions.last(1)[0].records[0].decision
+            decision = running.gateway.decisions.latest(1)[0].records[0].decision
             (why,) = [one.why for one in decision.rejected if one.id == "e-0/0/0"]
             assert why.startswith("ejected ")
             view = running.gateway
-            shown = fleet_json(view.fleet(), view.loads(), view.clock.now(), view.telemetry.standing)
+            shown = fleet_out(view.fleet(), view.loads(), view.clock.now(), view.telemetry.health_state)
             assert [one.standing for one in shown.models[0].instances] == ["Ejected", "Healthy"]
             text = view.telemetry.render(view.fleet(), view.loads(), view.clock.now()).decode()
             assert 'fairlead_gateway_instance_ejections_total{model="default/tiny",instance="e-0/0/0"} 1' in text
 
-    run(main())
+    run_async(main())
 
 
 @pytest.mark.parametrize("load", [full, "leave"])
 def test_load_and_clients_that_leave_eject_nobody(load: Script | str) -> None:
-    async def hears_them_leave(call: Call) -> None:
-        await call.begin()
+    async def hears_them_leave(call: EngineCall) -> None:
+        await call.start_stream()
         await call.event(token("a"))
-        await call.gone()
+        await call.wait_closed()
 
     async def main() -> None:
         script = hears_them_leave if load == "leave" else full
@@ -96,21 +96,21 @@ def test_load_and_clients_that_leave_eject_nobody(load: Script | str) -> None:
         ):
             for number in range(20):
                 if load == "leave":
-                    connection = await Connection.to(running.url)
-                    await connection.send(post(said(number) | {"stream": True}))
+                    connection = await RawConnection.connect(running.url)
+                    await connection.send(post_request(said(number) | {"stream": True}))
                     await connection.reader.readuntil(b'"a"')
                     await connection.close()
                 else:
-                    assert (await ask(running.url, said(number))).status == 503
-            await until(lambda: not running.gateway.in_flight())
-            assert {standing(running, one) for one in ("e-0/0/0", "e-1/1/0")} == {Standing.HEALTHY}
+                    assert (await request(running.url, said(number))).status == 503
+            await wait_until(lambda: not running.gateway.inflight_count())
+            assert {standing(running, one) for one in ("e-0/0/0", "e-1/1/0")} == {HealthState.HEALTHY}
 
-    run(main())
+    run_async(main())
 
 
 def test_a_request_that_every_engine_fails_ejects_none_of_them() -> None:
-    async def picky(call: Call) -> None:
-        await (answers_500 if b"poison" in call.body else honest)(call)
+    async def picky(call: EngineCall) -> None:
+        await (answers_500 if b"poison" in call.body else well_behaved)(call)
 
     async def main() -> None:
         poison = GOOD | {"messages": [{"role": "user", "content": "poison"}]}
@@ -120,10 +120,10 @@ def test_a_request_that_every_engine_fails_ejects_none_of_them() -> None:
             running_gateway(fleet_of([one.url, two.url]), LONG) as running,
         ):
             for _ in range(10):
-                assert (await ask(running.url, poison)).status == 502
-                assert {standing(running, one) for one in ("e-0/0/0", "e-1/1/0")} == {Standing.HEALTHY}
+                assert (await request(running.url, poison)).status == 502
+                assert {standing(running, one) for one in ("e-0/0/0", "e-1/1/0")} == {HealthState.HEALTHY}
 
-    run(main())
+    run_async(main())
 
 
 def test_half_a_fleet_that_is_gone_sits_out_and_the_other_half_serves_everything() -> None:
@@ -133,19 +133,19 @@ def test_half_a_fleet_that_is_gone_sits_out_and_the_other_half_serves_everything
                 gone = [one.url, two.url]
             async with running_gateway(fleet_of([*gone, three.url, four.url])) as running:
                 for number in range(60):
-                    assert (await ask(running.url, said(number))).status == 200
+                    assert (await request(running.url, said(number))).status == 200
                 states = [standing(running, f"e-{n}/{n}/0") for n in range(4)]
-                assert Counter(states[2:]) == {Standing.HEALTHY: 2}
-                assert Standing.HEALTHY not in states[:2]
+                assert Counter(states[2:]) == {HealthState.HEALTHY: 2}
+                assert HealthState.HEALTHY not in states[:2]
 
-    run(main())
+    run_async(main())
 
 
 def test_an_engine_that_is_well_again_is_probed_and_gets_its_share_back() -> None:
     ill = True
 
-    async def script(call: Call) -> None:
-        await (breaks_off if ill else honest)(call)
+    async def script(call: EngineCall) -> None:
+        await (breaks_off if ill else well_behaved)(call)
 
     async def main() -> None:
         nonlocal ill
@@ -156,67 +156,69 @@ def test_an_engine_that_is_well_again_is_probed_and_gets_its_share_back() -> Non
         ):
             number = 0
 
-            async def asked(state: Standing) -> bool:
+            async def asked(state: HealthState) -> bool:
                 nonlocal number
                 number += 1
-                assert (await ask(running.url, said(number))).status == 200
+                assert (await request(running.url, said(number))).status == 200
                 return standing(running, "e-0/0/0") is state
 
-            await until_async(lambda: asked(Standing.EJECTED))
+            await wait_until_async(lambda: asked(HealthState.EJECTED))
             ill = False
-            await until_async(lambda: asked(Standing.HEALTHY))
+            await wait_until_async(lambda: asked(HealthState.HEALTHY))
 
             async def served() -> bool:
-                return (await ask(running.url, said(number))).fields["x-fairlead-instance"] == "e-0/0/0" or (
-                    await asked(Standing.EJECTED)
+                return (await request(running.url, said(number))).fields["x-fairlead-instance"] == "e-0/0/0" or (
+                    await asked(HealthState.EJECTED)
                 )
 
-            await until_async(served)
-            assert standing(running, "e-0/0/0") is Standing.HEALTHY
+            await wait_until_async(served)
+            assert standing(running, "e-0/0/0") is HealthState.HEALTHY
 
-    run(main())
+    run_async(main())
 
 
 def test_a_hung_engine_is_found_by_its_silence_and_its_requests_are_answered_elsewhere() -> None:
     async def main() -> None:
-        limits = Limits(first_token_floor_seconds=2.0, first_token_factor=1.0, breaker_row=1, ejection_seconds=600.0)
+        limits = Limits(
+            first_token_min_seconds=2.0, first_token_factor=1.0, breaker_consecutive_faults=1, ejection_seconds=600.0
+        )
         async with (
             engine_processes(2, "--speed", "50") as engines,
             running_gateway(fleet_of([one.url for one in engines]), limits) as running,
         ):
-            used = (await ask(running.url, STREAM)).fields["x-fairlead-instance"]
+            used = (await request(running.url, STREAM)).fields["x-fairlead-instance"]
             hung = engines[int(used[2])]
             hung.send(signal.SIGSTOP)
             number = 0
-            while standing(running, used) is Standing.HEALTHY:
+            while standing(running, used) is HealthState.HEALTHY:
                 body = STREAM | {"messages": said(number)["messages"]}
-                answer = await ask(running.url, body)
+                answer = await request(running.url, body)
                 assert answer.events[-1] == "[DONE]"
                 number += 1
                 assert number < 100
-            retries = running.gateway.telemetry.models[KEY].retries_by_reason
+            retries = running.gateway.telemetry.models[MODEL_KEY].retries_by_reason
             assert retries == {"timeout": 1}
             for more in range(10):
-                answer = await ask(running.url, STREAM | {"messages": said(1_000 + more)["messages"]})
+                answer = await request(running.url, STREAM | {"messages": said(1_000 + more)["messages"]})
                 assert answer.fields["x-fairlead-instance"] != used
             assert retries == {"timeout": 1}
 
-    run(main())
+    run_async(main())
 
 
 def test_an_engine_that_speaks_to_others_is_slow_and_not_hung() -> None:
-    async def script(call: Call) -> None:
-        await call.begin()
+    async def script(call: EngineCall) -> None:
+        await call.start_stream()
         if b"slow" in call.body:
             for _ in range(20):
                 await calls[0].event(token("tick"))
-                await until(lambda: ticked.wait_for_next())
+                await wait_until(lambda: ticked.wait_for_next())
             await call.event(token("late"))
             await call.finish()
         else:
             calls.append(call)
             await call.event(token("first"))
-            await call.gone()
+            await call.wait_closed()
 
     class Ticks:
         """Looks that pass between two ticks: enough that silence is looked into several times."""
@@ -228,19 +230,19 @@ def test_an_engine_that_speaks_to_others_is_slow_and_not_hung() -> None:
             self.looks += 1
             return self.looks % 5 == 0
 
-    calls: list[Call] = []
+    calls: list[EngineCall] = []
     ticked = Ticks()
 
     async def main() -> None:
-        limits = Limits(first_token_floor_seconds=0.1, first_token_factor=0.0)
+        limits = Limits(first_token_min_seconds=0.1, first_token_factor=0.0)
         async with scripted_engine(script) as engine, running_gateway(fleet_of([engine.url]), limits) as running:
-            connection = await Connection.to(running.url)
-            await connection.send(post(STREAM))
+            connection = await RawConnection.connect(running.url)
+            await connection.send(post_request(STREAM))
             await connection.reader.readuntil(b"first")
             slow = STREAM | {"messages": [{"role": "user", "content": "slow"}]}
-            answer = await ask(running.url, slow)
+            answer = await request(running.url, slow)
             assert answer.events[-1] == "[DONE]"
             assert answer.fields["x-fairlead-reason"] != "retry-1"
             await connection.close()
 
-    run(main())
+    run_async(main())

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 from fairlead.limits import Limits
-from fairlead.testing.processes import alive
-from fairlead.testing.raw_http import Connection, ask, post
+from fairlead.testing.processes import is_alive
+from fairlead.testing.raw_http import RawConnection, post_request, request
 from fairlead.testing.sim_engine import engine_process, engine_processes
-from fairlead.testing.waiting import until
-from fairlead_gateway.breaker import Standing
-from fairlead_gateway.testing import Running, fleet_of, run, running_gateway
+from fairlead.testing.waiting import wait_until
+from fairlead_gateway.breaker import HealthState
+from fairlead_gateway.testing import RunningGateway, fleet_of, run_async, running_gateway
 
 POISONABLE = """
 import os, re
@@ -46,10 +46,10 @@ def chat(text: object, **more: Any) -> dict[str, Any]:
     return {"model": "tiny", "messages": [{"role": "user", "content": f"{text} " * 50}], "max_tokens": 8, **more}
 
 
-def used(running: Running) -> Counter[str]:
+def used(running: RunningGateway) -> Counter[str]:
     """Requests ended by instance."""
     counted: Counter[str] = Counter()
-    for logged in running.gateway.decisions.last(10_000):
+    for logged in running.gateway.decisions.latest(10_000):
         if logged.outcome is not None and logged.outcome.instance_id is not None:
             counted[logged.outcome.instance_id] += 1
     return counted
@@ -67,26 +67,26 @@ def test_killed_engines_lose_no_request_that_had_not_begun(stream: bool) -> None
             async def client(number: int) -> None:
                 nonlocal done
                 for turn in range(10):
-                    answer = await ask(running.url, chat(f"{number}-{turn}", stream=stream, temperature=0))
+                    answer = await request(running.url, chat(f"{number}-{turn}", stream=stream, temperature=0))
                     assert answer.status == 200, answer.body
                     assert not stream or answer.events[-1] == "[DONE]"
                     done += 1
 
             clients = asyncio.gather(*[client(number) for number in range(12)])
-            await until(lambda: done >= 30 or clients.done())
+            await wait_until(lambda: done >= 30 or clients.done())
             engines[0].send(signal.SIGKILL)
-            await until(lambda: done >= 60 or clients.done())
+            await wait_until(lambda: done >= 60 or clients.done())
             engines[1].send(signal.SIGKILL)
             await clients
             assert done == 120
 
-    run(main())
+    run_async(main())
 
 
-async def begun(running: Running, engines: list[Any], number: signal.Signals) -> bytes:
+async def begun(running: RunningGateway, engines: list[Any], number: signal.Signals) -> bytes:
     """Everything that a stream's client gets when its engine gets a signal after some tokens."""
-    connection = await Connection.to(running.url)
-    await connection.send(post(chat("story", stream=True, max_tokens=400, temperature=1)))
+    connection = await RawConnection.connect(running.url)
+    await connection.send(post_request(chat("story", stream=True, max_tokens=400, temperature=1)))
     head = await connection.reader.readuntil(b"\r\n\r\n")
     instance = next(line for line in head.split(b"\r\n") if line.startswith(b"x-fairlead-instance"))
     got = b""
@@ -110,11 +110,11 @@ def test_a_begun_stream_that_cannot_be_continued_ends_aloud(number: signal.Signa
             assert got.endswith(b"0\r\n\r\n")
             assert b"[DONE]" not in got
             assert b'"code":"%b"' % code in got.rsplit(b"data: ", 1)[1]
-            outcome = running.gateway.decisions.last(1)[0].outcome
+            outcome = running.gateway.decisions.latest(1)[0].outcome
             assert outcome is not None
             assert outcome.error == code.removeprefix(b"stream_").decode()
 
-    run(main())
+    run_async(main())
 
 
 def test_a_slow_engine_gets_less_and_is_not_ejected() -> None:
@@ -128,14 +128,14 @@ def test_a_slow_engine_gets_less_and_is_not_ejected() -> None:
 
             async def client() -> None:
                 for number in numbers:
-                    assert (await ask(running.url, chat(number))).status == 200
+                    assert (await request(running.url, chat(number))).status == 200
 
             await asyncio.gather(*[client() for _ in range(9)])
             counted = used(running)
             assert counted["e-0/0/0"] < min(counted["e-1/1/0"], counted["e-2/2/0"]) / 2
-            assert running.gateway._health.words("e-0/0/0")[0] is Standing.HEALTHY
+            assert running.gateway._failures.describe("e-0/0/0")[0] is HealthState.HEALTHY
 
-    run(main())
+    run_async(main())
 
 
 def test_an_engine_that_serves_another_model_now_answers_nobody_and_sits_out() -> None:
@@ -149,13 +149,13 @@ def test_an_engine_that_serves_another_model_now_answers_nobody_and_sits_out() -
         ):
             for number in range(40):
                 for stream in (False, True):
-                    answer = await ask(running.url, chat(number, stream=stream))
+                    answer = await request(running.url, chat(number, stream=stream))
                     assert (answer.status, answer.fields["x-fairlead-instance"]) == (200, "e-1/1/0")
-            standing, why = running.gateway._health.words("e-0/0/0")
-            assert standing is Standing.EJECTED
+            standing, why = running.gateway._failures.describe("e-0/0/0")
+            assert standing is HealthState.EJECTED
             assert "wrong-model" in why
 
-    run(main())
+    run_async(main())
 
 
 def test_a_poison_request_kills_two_engines_and_no_third_and_the_others_are_served() -> None:
@@ -173,14 +173,14 @@ def test_a_poison_request_kills_two_engines_and_no_third_and_the_others_are_serv
             running = await stack.enter_async_context(running_gateway(fleet_of(urls)))
             codes = []
             for number in range(60):
-                answer = await ask(running.url, chat(number))
+                answer = await request(running.url, chat(number))
                 assert answer.status == 200, (number, codes, answer.body, used(running))
                 if number % 6 == 3:
-                    codes.append(json.loads((await ask(running.url, chat("poison"))).body)["error"]["code"])
+                    codes.append(json.loads((await request(running.url, chat("poison"))).body)["error"]["code"])
             assert codes == ["engines_broke_off", *["quarantined"] * 9]
-            await until(lambda: sum(alive(process.pid) for process in processes) == 2)
+            await wait_until(lambda: sum(is_alive(process.pid) for process in processes) == 2)
 
-    run(main())
+    run_async(main())
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:

@@ -7,18 +7,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fairlead.testing.engine import scripted_engine
-from fairlead.testing.raw_http import ask
-from fairlead_gateway.handoff import FIELDS, without_handoff
-from fairlead_gateway.testing import fleet_of, run, running_gateway
+from fairlead.testing.raw_http import request
+from fairlead_gateway.handoff import KV_TRANSFER_FIELDS, strip_kv_transfer_fields
+from fairlead_gateway.testing import fleet_of, run_async, running_gateway
 
 Pairs = list[tuple[str, object]]
-NAMES = st.sampled_from([*FIELDS, "vllm_xargs", "model", "kv_transfer_param", 'kv_transfer_params"', "é", "\\u005f"])
+NAMES = st.sampled_from(
+    [*KV_TRANSFER_FIELDS, "vllm_xargs", "model", "kv_transfer_param", 'kv_transfer_params"', "é", "\\u005f"]
+)
 VALUES = st.recursive(
     st.none()
     | st.booleans()
     | st.integers()
     | st.text(max_size=12)
-    | st.sampled_from([*FIELDS, '{"kv_transfer_params":1}']),
+    | st.sampled_from([*KV_TRANSFER_FIELDS, '{"kv_transfer_params":1}']),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES | st.text(max_size=4), inner, max_size=3),
     max_leaves=8,
 )
@@ -41,9 +43,9 @@ def written(draw: st.DrawFn) -> tuple[str, Pairs]:
 
 def kept(members: Pairs) -> Pairs:
     """What should be left, in order."""
-    left = [(key, value) for key, value in members if key not in FIELDS]
+    left = [(key, value) for key, value in members if key not in KV_TRANSFER_FIELDS]
     return [
-        (key, {k: v for k, v in value.items() if k not in FIELDS})
+        (key, {k: v for k, v in value.items() if k not in KV_TRANSFER_FIELDS})
         if key == "vllm_xargs" and isinstance(value, dict)
         else (key, value)
         for key, value in left
@@ -53,7 +55,7 @@ def kept(members: Pairs) -> Pairs:
 @given(written())
 def test_the_fields_are_gone_and_all_other_members_stay_in_order(case: tuple[str, Pairs]) -> None:
     text, members = case
-    after = without_handoff(text.encode())
+    after = strip_kv_transfer_fields(text.encode())
     pairs = json.loads(after, object_pairs_hook=lambda found: found)
     expected = json.loads(json.dumps([value for _, value in kept(members)]), object_pairs_hook=lambda found: found)
     assert [key for key, _ in pairs] == [key for key, _ in kept(members)]
@@ -64,7 +66,7 @@ def test_the_fields_are_gone_and_all_other_members_stay_in_order(case: tuple[str
 
 @given(st.binary(max_size=60) | st.text(alphabet='{}[]",:\\u 0_kvtransfer_params', max_size=60).map(str.encode))
 def test_what_is_no_json_is_left_to_the_parser_and_breaks_nothing(body: bytes) -> None:
-    without_handoff(b"{" + body)
+    strip_kv_transfer_fields(b"{" + body)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +88,7 @@ def test_what_is_no_json_is_left_to_the_parser_and_breaks_nothing(body: bytes) -
     ],
 )
 def test_byte_for_byte(body: str, left: str) -> None:
-    assert without_handoff(body.encode()) == left.encode()
+    assert strip_kv_transfer_fields(body.encode()) == left.encode()
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/v1/embeddings"])
@@ -104,10 +106,10 @@ def test_no_route_lets_them_through(path: str, name: str) -> None:
 
     async def main() -> None:
         async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
-            assert (await ask(running.url, sent.encode(), path=path)).status == 200
+            assert (await request(running.url, sent.encode(), path=path)).status == 200
             assert engine.calls[0].body.decode() == f'{{"model":"tiny",{prompt},"vllm_xargs":{{}}}}'
 
-    run(main())
+    run_async(main())
 
 
 @pytest.mark.parametrize("where", ['"kv_cache_report_mode":"full"', '"vllm_xargs":{"kv_cache_report_mode":"full"}'])
@@ -116,7 +118,7 @@ def test_no_client_has_an_engine_announce_what_it_did_not_store(where: str) -> N
         async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
             prompt = '"messages":[{"role":"user","content":"a"}]'
             sent = f'{{"model":"tiny",{prompt},{where}}}'
-            assert (await ask(running.url, sent.encode(), path="/v1/chat/completions")).status == 200
+            assert (await request(running.url, sent.encode(), path="/v1/chat/completions")).status == 200
             assert b"kv_cache_report_mode" not in engine.calls[0].body
 
-    run(main())
+    run_async(main())

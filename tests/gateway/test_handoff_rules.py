@@ -11,10 +11,10 @@ import pytest
 
 from fairlead.fleet import Fleet, Instance, Model, Role
 from fairlead.limits import Limits
-from fairlead.testing.engine import Call, Hangup, ScriptedEngine, honest, scripted_engine
-from fairlead.testing.raw_http import Answer, ask
-from fairlead.testing.waiting import until
-from fairlead_gateway.testing import KEY, Running, run, running_gateway
+from fairlead.testing.engine import EngineCall, HangUp, ScriptedEngine, scripted_engine, well_behaved
+from fairlead.testing.raw_http import RawResponse, request
+from fairlead.testing.waiting import wait_until
+from fairlead_gateway.testing import MODEL_KEY, RunningGateway, run_async, running_gateway
 
 OBJECT: dict[str, Any] = {
     "do_remote_prefill": True,
@@ -29,9 +29,9 @@ OBJECT: dict[str, Any] = {
     "remote_num_tokens": 40,
     "later_field": {"kept": [1.0, None]},
 }
-LIMITS = Limits(handoff_least_tokens=16, handoff_prefill_seconds=0.5, handoff_first_event_seconds=0.5)
+LIMITS = Limits(handoff_min_tokens=16, handoff_prefill_seconds=0.5, handoff_first_event_seconds=0.5)
 LONG = "tell me everything about everything " * 20
-Script = Callable[[Call], Awaitable[None]]
+Script = Callable[[EngineCall], Awaitable[None]]
 
 
 def chat(text: str = LONG, **more: Any) -> dict[str, Any]:
@@ -39,54 +39,54 @@ def chat(text: str = LONG, **more: Any) -> dict[str, Any]:
 
 
 def prefilling(found: object = OBJECT) -> Script:
-    async def script(call: Call) -> None:
-        await call.plain({"choices": [{"index": 0}], "kv_transfer_params": found})
+    async def script(call: EngineCall) -> None:
+        await call.respond({"choices": [{"index": 0}], "kv_transfer_params": found})
 
     return script
 
 
-def with_params(then: Script, otherwise: Script = honest) -> Script:
+def with_params(then: Script, otherwise: Script = well_behaved) -> Script:
     """An engine that behaves in one way when it is to pull, and else in another."""
 
-    async def script(call: Call) -> None:
+    async def script(call: EngineCall) -> None:
         await (then if call.json.get("kv_transfer_params") else otherwise)(call)
 
     return script
 
 
-async def failing(call: Call) -> None:
-    await call.plain({"error": {"message": "Internal server error"}}, "500 Internal Server Error")
+async def failing(call: EngineCall) -> None:
+    await call.respond({"error": {"message": "Internal server error"}}, "500 Internal Server Error")
 
 
-async def failing_in_the_stream(call: Call) -> None:
-    await call.begin()
+async def failing_in_the_stream(call: EngineCall) -> None:
+    await call.start_stream()
     await call.event({"error": {"message": "Internal server error", "code": 500}})
     await call.finish()
 
 
-async def silent(call: Call) -> None:
-    await call.gone()
-    raise Hangup
+async def silent(call: EngineCall) -> None:
+    await call.wait_closed()
+    raise HangUp
 
 
-async def dying(call: Call) -> None:
+async def dying(call: EngineCall) -> None:
     call.reset()
-    raise Hangup
+    raise HangUp
 
 
 @dataclass(slots=True)
 class Scene:
-    gateway: Running
+    gateway: RunningGateway
     prefill: list[ScriptedEngine]
     decode: list[ScriptedEngine]
 
-    async def ask(self, body: object | None = None) -> Answer:
-        return await ask(self.gateway.url, chat() if body is None else body)
+    async def ask(self, body: object | None = None) -> RawResponse:
+        return await request(self.gateway.url, chat() if body is None else body)
 
     @property
     def reasons(self) -> list[str]:
         """Of all choices for the last request."""
-        return [record.decision.reason for record in self.gateway.gateway.decisions.last(1)[0].records]
+        return [record.decision.reason for record in self.gateway.gateway.decisions.latest(1)[0].records]
 
 
 @asynccontextmanager
@@ -102,11 +102,11 @@ async def scene(
             for role, group in groups
             for at, one in enumerate(group)
         )
-        fleet = Fleet(1, 1, {KEY: Model("default", "tiny")}, {KEY: found})
+        fleet = Fleet(1, 1, {MODEL_KEY: Model("default", "tiny")}, {MODEL_KEY: found})
         yield Scene(await stack.enter_async_context(running_gateway(fleet, limits)), first, second)
 
 
-def complete(answer: Answer) -> bool:
+def complete(answer: RawResponse) -> bool:
     return answer.status == 200 and answer.events[-1] == "[DONE]"
 
 
@@ -117,19 +117,19 @@ def params(engine: ScriptedEngine) -> list[Any]:
 
 def test_rule_1_hand_off_fields_of_clients_reach_neither_leg() -> None:
     async def check() -> None:
-        async with scene([prefilling()], [honest]) as found:
+        async with scene([prefilling()], [well_behaved]) as found:
             stolen = {"do_remote_prefill": True, "remote_engine_id": "stolen"}
             assert complete(await found.ask(chat(kv_transfer_params=stolen, ec_transfer_params={})))
             assert complete(await found.ask(chat("hi", kv_transfer_params=stolen)))
             assert params(found.prefill[0]) == [{"do_remote_decode": True, "do_remote_prefill": False}]
             assert params(found.decode[0]) == [OBJECT, None]
 
-    run(check())
+    run_async(check())
 
 
 def test_rule_2_the_prefill_leg_is_one_token_not_streamed_and_else_the_clients_body() -> None:
     async def check() -> None:
-        async with scene([prefilling()], [honest]) as found:
+        async with scene([prefilling()], [well_behaved]) as found:
             body = chat(max_completion_tokens=50, n=2, min_tokens=9, cache_salt="s", unknown=[1.50])
             assert complete(await found.ask(body))
             sent = found.prefill[0].calls[0].json
@@ -139,33 +139,33 @@ def test_rule_2_the_prefill_leg_is_one_token_not_streamed_and_else_the_clients_b
             assert b"[1.5]" in found.prefill[0].calls[0].body
             assert found.decode[0].calls[0].json["max_completion_tokens"] == 50
 
-    run(check())
+    run_async(check())
 
 
 def test_rule_2_a_prefill_that_takes_too_long_is_given_up_and_left_alone() -> None:
     async def check() -> None:
-        async with scene([silent], [honest]) as found:
+        async with scene([silent], [well_behaved]) as found:
             assert complete(await found.ask())
             assert complete(await found.ask(chat(LONG + "more " * 300)))
             assert len(found.prefill[0].calls) == 1
             assert params(found.decode[0]) == [None, None]
 
-    run(check())
+    run_async(check())
 
 
 def test_rule_2_another_prefill_engine_is_asked_once() -> None:
     async def check() -> None:
-        async with scene([failing, failing, failing], [honest]) as found:
+        async with scene([failing, failing, failing], [well_behaved]) as found:
             assert complete(await found.ask())
             assert sum(len(one.calls) for one in found.prefill) == 2
             assert "did not prefill: status 500" in found.reasons[0]
 
-    run(check())
+    run_async(check())
 
 
 def test_rule_2_a_request_that_a_prefill_engine_refuses_is_answered_by_one_that_serves() -> None:
-    async def refusing(call: Call) -> None:
-        await call.plain({"error": {"message": "too long", "code": 400}}, "400 Bad Request")
+    async def refusing(call: EngineCall) -> None:
+        await call.respond({"error": {"message": "too long", "code": 400}}, "400 Bad Request")
 
     async def check() -> None:
         async with scene([refusing, refusing], [refusing]) as found:
@@ -173,7 +173,7 @@ def test_rule_2_a_request_that_a_prefill_engine_refuses_is_answered_by_one_that_
             assert sum(len(one.calls) for one in found.prefill) == 1
             assert len(found.decode[0].calls) == 1
 
-    run(check())
+    run_async(check())
 
 
 BROKEN: list[Any] = [
@@ -198,21 +198,21 @@ BROKEN: list[Any] = [
 @pytest.mark.parametrize("broken", BROKEN, ids=lambda value: json.dumps(value)[:60])
 def test_rule_3_an_object_that_is_not_whole_is_not_passed_on(broken: Any) -> None:
     async def check() -> None:
-        async with scene([prefilling(broken)], [honest]) as found:
+        async with scene([prefilling(broken)], [well_behaved]) as found:
             assert complete(await found.ask())
             assert params(found.decode[0]) == [None]
             assert "does not say where the blocks are" in found.reasons[0]
 
-    run(check())
+    run_async(check())
 
 
 def test_rule_3_a_whole_object_is_passed_on_byte_for_byte() -> None:
     async def check() -> None:
-        async with scene([prefilling()], [honest]) as found:
+        async with scene([prefilling()], [well_behaved]) as found:
             assert complete(await found.ask())
             assert json.dumps(OBJECT, separators=(",", ":")).encode() in found.decode[0].calls[0].body
 
-    run(check())
+    run_async(check())
 
 
 def test_rule_4_an_object_serves_one_attempt_also_when_the_decode_engine_dies() -> None:
@@ -221,17 +221,17 @@ def test_rule_4_an_object_serves_one_attempt_also_when_the_decode_engine_dies() 
             assert complete(await found.ask())
             assert sorted(params(found.decode[0]) + params(found.decode[1]), key=str) == [None, OBJECT]
 
-    run(check())
+    run_async(check())
 
 
 def test_rule_5_after_the_lease_the_decode_is_plain() -> None:
     async def check() -> None:
-        async with scene([prefilling()], [honest], replace(LIMITS, handoff_lease_seconds=0.0)) as found:
+        async with scene([prefilling()], [well_behaved], replace(LIMITS, handoff_lease_seconds=0.0)) as found:
             assert complete(await found.ask())
             assert params(found.decode[0]) == [None]
             assert "not kept any longer" in found.reasons[0]
 
-    run(check())
+    run_async(check())
 
 
 @pytest.mark.parametrize("failure", [failing, failing_in_the_stream, silent])
@@ -240,25 +240,25 @@ def test_rules_6_7_and_9_a_failed_or_silent_decode_is_asked_again_without_the_ha
     failure: Script, stream: bool
 ) -> None:
     async def check() -> None:
-        limits = replace(LIMITS, handoff_answer_token_seconds=0.0)
+        limits = replace(LIMITS, handoff_output_token_seconds=0.0)
         async with scene([prefilling()], [with_params(failure)], limits) as found:
             answer = await found.ask(chat(stream=stream))
             assert answer.status == 200
             assert params(found.decode[0]) == [OBJECT, None]
             assert "the hand-off from P0 failed on D0" in found.reasons[-1]
 
-    run(check())
+    run_async(check())
 
 
 def test_rule_9_a_pair_that_failed_is_left_alone_and_another_one_is_not() -> None:
     async def check() -> None:
-        async with scene([prefilling()], [with_params(failing), honest]) as found:
+        async with scene([prefilling()], [with_params(failing), well_behaved]) as found:
             for number in range(12):
                 assert complete(await found.ask(chat(f"{number} {LONG}")))
             assert params(found.decode[0]).count(OBJECT) <= 1
             assert params(found.decode[1]).count(OBJECT) >= 10
 
-    run(check())
+    run_async(check())
 
 
 def test_rule_9_nothing_is_prefilled_while_every_pair_is_suspect() -> None:
@@ -269,7 +269,7 @@ def test_rule_9_nothing_is_prefilled_while_every_pair_is_suspect() -> None:
             assert len(found.prefill[0].calls) == 1
             assert "no prefill instance is ready and trusted" in found.reasons[0]
 
-    run(check())
+    run_async(check())
 
 
 def test_rule_9_a_failed_hand_off_is_not_held_against_the_decode_engine() -> None:
@@ -279,47 +279,47 @@ def test_rule_9_a_failed_hand_off_is_not_held_against_the_decode_engine() -> Non
             for number in range(8):
                 answer = await found.ask(chat(f"{number} {LONG}"))
                 assert complete(answer)
-                assert found.gateway.gateway.decisions.last(1)[0].outcome.attempts == 1  # type: ignore[union-attr]  # it has ended
+                assert found.gateway.gateway.decisions.latest(1)[0].outcome.attempts == 1  # type: ignore[union-attr]  # it has ended
 
-    run(check())
+    run_async(check())
 
 
 def test_rule_9_the_only_decode_engine_is_waited_for_when_it_is_stuck_in_a_transfer() -> None:
     go_on = asyncio.Event()
 
-    async def stuck(call: Call) -> None:
+    async def stuck(call: EngineCall) -> None:
         await go_on.wait()
-        await honest(call)
+        await well_behaved(call)
 
     async def check() -> None:
-        limits = replace(LIMITS, first_token_floor_seconds=0.05, first_token_factor=0.0)
+        limits = replace(LIMITS, first_token_min_seconds=0.05, first_token_factor=0.0)
         async with scene([prefilling()], [stuck], limits) as found:
             asked = asyncio.create_task(found.ask())
-            breaker = found.gateway.gateway._health.breaker
-            await until(lambda: "D0" in breaker._records)
+            breaker = found.gateway.gateway._failures.outlier_detector
+            await wait_until(lambda: "D0" in breaker._records)
             go_on.set()
             assert complete(await asked)
             assert params(found.decode[0]) == [OBJECT, None]
-            assert [good for _, good in breaker._records["D0"].seen] == [False, True]
+            assert [good for _, good in breaker._records["D0"].recent] == [False, True]
 
-    run(check())
+    run_async(check())
 
 
 def test_rule_10_what_a_decode_engine_reports_as_cached_is_not_counted() -> None:
     async def check() -> None:
-        async with scene([prefilling()], [honest]) as found:
+        async with scene([prefilling()], [well_behaved]) as found:
             for text, cached in ((LONG, None), ("hi", 4)):
                 assert complete(await found.ask(chat(text)))
-                outcome = found.gateway.gateway.decisions.last(1)[0].outcome
+                outcome = found.gateway.gateway.decisions.latest(1)[0].outcome
                 assert outcome is not None
                 assert outcome.cached_tokens == cached
 
-    run(check())
+    run_async(check())
 
 
 def test_rule_11_short_and_cached_prompts_and_what_two_engines_cannot_do_stay_on_one() -> None:
     async def check() -> None:
-        async with scene([prefilling()], [honest], replace(LIMITS, handoff_least_tokens=100)) as found:
+        async with scene([prefilling()], [well_behaved], replace(LIMITS, handoff_min_tokens=100)) as found:
             assert complete(await found.ask(chat("hi")))
             assert "no hand-off: about 8 tokens to compute, under 100" in found.reasons[0]
             assert complete(await found.ask(chat(LONG)))
@@ -329,30 +329,30 @@ def test_rule_11_short_and_cached_prompts_and_what_two_engines_cannot_do_stay_on
             assert "probabilities" in found.reasons[0]
             assert len(found.prefill[0].calls) == 1
 
-    run(check())
+    run_async(check())
 
 
 def test_instances_with_a_data_parallel_rank_are_told_it_on_both_legs() -> None:
     async def check() -> None:
-        async with scene([prefilling()], [honest], dp_rank=3) as found:
-            answer = await ask(found.gateway.url, chat(), more="x-data-parallel-rank: 9\r\n")
+        async with scene([prefilling()], [well_behaved], dp_rank=3) as found:
+            answer = await request(found.gateway.url, chat(), more="x-data-parallel-rank: 9\r\n")
             assert complete(answer)
             for one in (found.prefill[0], found.decode[0]):
                 assert [value for name, value in one.calls[0].fields if name == "x-data-parallel-rank"] == ["3"]
 
-    run(check())
+    run_async(check())
 
 
 def test_a_client_that_leaves_during_the_prefill_ends_it() -> None:
     left = asyncio.Event()
 
-    async def waiting(call: Call) -> None:
-        await call.gone()
+    async def waiting(call: EngineCall) -> None:
+        await call.wait_closed()
         left.set()
-        raise Hangup
+        raise HangUp
 
     async def check() -> None:
-        async with scene([waiting], [honest], replace(LIMITS, handoff_prefill_seconds=60.0)) as found:
+        async with scene([waiting], [well_behaved], replace(LIMITS, handoff_prefill_seconds=60.0)) as found:
             asked = asyncio.create_task(found.ask())
             while not found.prefill[0].calls:  # noqa: ASYNC110  # the engine sets no event
                 await asyncio.sleep(0)
@@ -360,7 +360,7 @@ def test_a_client_that_leaves_during_the_prefill_ends_it() -> None:
             await left.wait()
             assert not found.decode[0].calls
 
-    run(check())
+    run_async(check())
 
 
 def asked(engines: list[ScriptedEngine]) -> int:
@@ -369,14 +369,14 @@ def asked(engines: list[ScriptedEngine]) -> int:
 
 def test_a_prompt_that_ends_two_prefill_engines_gets_no_third_engine() -> None:
     async def check() -> None:
-        async with scene([dying] * 3, [honest]) as found:
+        async with scene([dying] * 3, [well_behaved]) as found:
             for _ in range(2):
                 answer = await found.ask()
                 assert (answer.status, answer.error["code"]) == (422, "quarantined")
             assert (asked(found.prefill), asked(found.decode)) == (2, 0)
             assert complete(await found.ask(chat("hi")))
 
-    run(check())
+    run_async(check())
 
 
 def test_a_prompt_that_ends_a_prefill_and_then_a_decode_engine_gets_no_third_engine() -> None:
@@ -386,22 +386,22 @@ def test_a_prompt_that_ends_a_prefill_and_then_a_decode_engine_gets_no_third_eng
             assert (await found.ask()).error["code"] == "quarantined"
             assert (asked(found.prefill), asked(found.decode)) == (1, 1)
 
-    run(check())
+    run_async(check())
 
 
 @pytest.mark.parametrize(("prefills", "suspects"), [(2, 0), (1, 1)])
 def test_a_prompt_that_ended_a_prefill_engine_is_cleared_by_another_that_prefills_it(
     prefills: int, suspects: int
 ) -> None:
-    met: list[Call] = []
+    met: list[EngineCall] = []
 
-    async def script(call: Call) -> None:
+    async def script(call: EngineCall) -> None:
         met.append(call)
         await (dying if len(met) == 1 else prefilling())(call)
 
     async def check() -> None:
-        async with scene([script] * prefills, [honest]) as found:
+        async with scene([script] * prefills, [well_behaved]) as found:
             assert complete(await found.ask())
-            assert len(found.gateway.gateway.quarantine) == suspects
+            assert len(found.gateway.gateway.poison_guard) == suspects
 
-    run(check())
+    run_async(check())

@@ -10,14 +10,14 @@ import pytest
 
 from fairlead.fleet import Fleet, Instance, Model, Role
 from fairlead.limits import Limits
-from fairlead.testing.engine import Call, Hangup, honest, scripted_engine
-from fairlead.testing.raw_http import Connection, ask, post
-from fairlead_gateway.handoff_story import HandoffStory
-from fairlead_gateway.management.shapes import decision_json
-from fairlead_gateway.testing import KEY, Running, run, running_gateway
+from fairlead.testing.engine import EngineCall, HangUp, scripted_engine, well_behaved
+from fairlead.testing.raw_http import RawConnection, post_request, request
+from fairlead_gateway.handoff_story import HandoffRecord
+from fairlead_gateway.management.shapes import decision_out
+from fairlead_gateway.testing import MODEL_KEY, RunningGateway, run_async, running_gateway
 
-Script = Callable[[Call], Awaitable[None]]
-LIMITS = Limits(handoff_least_tokens=16, handoff_prefill_seconds=0.5, handoff_first_event_seconds=0.5)
+Script = Callable[[EngineCall], Awaitable[None]]
+LIMITS = Limits(handoff_min_tokens=16, handoff_prefill_seconds=0.5, handoff_first_event_seconds=0.5)
 LONG = "tell me everything about everything " * 20
 OBJECT = {
     "do_remote_prefill": True,
@@ -30,29 +30,29 @@ OBJECT = {
 }
 
 
-async def prefilling(call: Call) -> None:
-    await call.plain({"choices": [{"index": 0}], "kv_transfer_params": OBJECT})
+async def prefilling(call: EngineCall) -> None:
+    await call.respond({"choices": [{"index": 0}], "kv_transfer_params": OBJECT})
 
 
-async def no_blocks(call: Call) -> None:
-    await call.plain({"choices": [{"index": 0}]})
+async def no_blocks(call: EngineCall) -> None:
+    await call.respond({"choices": [{"index": 0}]})
 
 
-async def failing(call: Call) -> None:
-    await call.plain({"error": {"message": "no"}}, "500 Internal Server Error")
+async def failing(call: EngineCall) -> None:
+    await call.respond({"error": {"message": "no"}}, "500 Internal Server Error")
 
 
-async def silent(call: Call) -> None:
-    await call.gone()
-    raise Hangup
+async def silent(call: EngineCall) -> None:
+    await call.wait_closed()
+    raise HangUp
 
 
-async def failing_to_pull(call: Call) -> None:
-    await (failing if call.json.get("kv_transfer_params") else honest)(call)
+async def failing_to_pull(call: EngineCall) -> None:
+    await (failing if call.json.get("kv_transfer_params") else well_behaved)(call)
 
 
 @asynccontextmanager
-async def split(prefill: list[Script], decode: list[Script], limits: Limits = LIMITS) -> AsyncIterator[Running]:
+async def split(prefill: list[Script], decode: list[Script], limits: Limits = LIMITS) -> AsyncIterator[RunningGateway]:
     async with AsyncExitStack() as stack:
         found = []
         for role, scripts in ((Role.PREFILL, prefill), (Role.DECODE, decode)):
@@ -60,7 +60,7 @@ async def split(prefill: list[Script], decode: list[Script], limits: Limits = LI
                 engine = await stack.enter_async_context(scripted_engine(script))
                 name = f"{role.value[0]}{number}"
                 found.append(Instance(name, "default", "tiny", role.value, engine.url, role=role, transfer="nixl"))
-        fleet = Fleet(1, 1, {KEY: Model("default", "tiny")}, {KEY: tuple(found)})
+        fleet = Fleet(1, 1, {MODEL_KEY: Model("default", "tiny")}, {MODEL_KEY: tuple(found)})
         yield await stack.enter_async_context(running_gateway(fleet, limits))
 
 
@@ -68,8 +68,8 @@ def chat(text: str = LONG, **more: Any) -> dict[str, Any]:
     return {"model": "tiny", "messages": [{"role": "user", "content": text}], "stream": True, **more}
 
 
-def story(running: Running) -> HandoffStory:
-    found = running.gateway.decisions.last(1)[0].last.story
+def story(running: RunningGateway) -> HandoffRecord:
+    found = running.gateway.decisions.latest(1)[0].latest.handoff
     assert found is not None
     return found
 
@@ -77,15 +77,15 @@ def story(running: Running) -> HandoffStory:
 SHORT, LEASE = chat("hi"), replace(LIMITS, handoff_lease_seconds=0.0)
 BATCH = {"model": "tiny", "prompt": ["a", "b"], "max_tokens": 3}
 CASES = [
-    ("done", "long", [("P0", "ok")], [prefilling], honest, chat(), LIMITS),
-    ("bypassed", "short", [], [prefilling], honest, SHORT, LIMITS),
-    ("bypassed", "several-prompts", [], [prefilling], honest, BATCH, LIMITS),
-    ("bypassed", "prompt-asked", [], [prefilling], honest, chat(prompt_logprobs=1), LIMITS),
-    ("done", "long", [("P0", "ok")], [prefilling], honest, chat(prompt_logprobs=None, echo=None), LIMITS),
-    ("failed", "prefill-no-blocks", [("P0", "no-blocks")], [no_blocks], honest, chat(), LIMITS),
-    ("failed", "prefill-status-500", [("P0", "status-500")], [failing], honest, chat(), LIMITS),
-    ("failed", "prefill-timeout", [("P0", "timeout")], [silent], honest, chat(), LIMITS),
-    ("failed", "expired", [("P0", "ok")], [prefilling], honest, chat(), LEASE),
+    ("done", "long", [("P0", "ok")], [prefilling], well_behaved, chat(), LIMITS),
+    ("bypassed", "short", [], [prefilling], well_behaved, SHORT, LIMITS),
+    ("bypassed", "several-prompts", [], [prefilling], well_behaved, BATCH, LIMITS),
+    ("bypassed", "prompt-asked", [], [prefilling], well_behaved, chat(prompt_logprobs=1), LIMITS),
+    ("done", "long", [("P0", "ok")], [prefilling], well_behaved, chat(prompt_logprobs=None, echo=None), LIMITS),
+    ("failed", "prefill-no-blocks", [("P0", "no-blocks")], [no_blocks], well_behaved, chat(), LIMITS),
+    ("failed", "prefill-status-500", [("P0", "status-500")], [failing], well_behaved, chat(), LIMITS),
+    ("failed", "prefill-timeout", [("P0", "timeout")], [silent], well_behaved, chat(), LIMITS),
+    ("failed", "expired", [("P0", "ok")], [prefilling], well_behaved, chat(), LEASE),
     ("failed", "decode-status-500", [("P0", "ok")], [prefilling], failing_to_pull, chat(), LIMITS),
 ]
 
@@ -103,58 +103,58 @@ def test_every_end_has_its_word_and_is_counted_once(
     async def main() -> None:
         async with split(prefill, [decode], limits) as running:
             path = "/v1/completions" if "prompt" in body else "/v1/chat/completions"
-            assert (await ask(running.url, body, path=path)).status == 200
+            assert (await request(running.url, body, path=path)).status == 200
             told = story(running)
             assert (told.outcome, told.reason) == (outcome, reason)
-            assert [(leg.instance_id, leg.result) for leg in told.legs] == legs
-            series = running.gateway.telemetry.models[KEY]
+            assert [(leg.instance_id, leg.result) for leg in told.attempts] == legs
+            series = running.gateway.telemetry.models[MODEL_KEY]
             assert series.handoffs == {(outcome, reason): 1}
             assert series.prefill_legs == {result: 1 for _, result in legs}
 
-    run(main())
+    run_async(main())
 
 
 def test_the_gateways_own_time_does_not_hold_the_prefill_leg() -> None:
     async def main() -> None:
-        async with split([prefilling], [honest]) as running:
-            assert (await ask(running.url, chat())).status == 200
-            logged = running.gateway.decisions.last(1)[0]
+        async with split([prefilling], [well_behaved]) as running:
+            assert (await request(running.url, chat())).status == 200
+            logged = running.gateway.decisions.latest(1)[0]
             assert logged.outcome is not None
             overhead, waited = logged.outcome.overhead_seconds, story(running).waited_seconds
             assert overhead is not None
             assert waited > 0
             assert 0 < overhead < overhead + waited < logged.outcome.duration_seconds
 
-    run(main())
+    run_async(main())
 
 
 def test_a_hand_off_that_failed_on_its_decode_engine_leaves_both_choices_in_the_log() -> None:
     async def main() -> None:
         async with split([prefilling], [failing_to_pull]) as running:
-            assert (await ask(running.url, chat())).status == 200
-            logged = running.gateway.decisions.last(1)[0]
+            assert (await request(running.url, chat())).status == 200
+            logged = running.gateway.decisions.latest(1)[0]
             assert [(one.attempt, one.decision.chosen) for one in logged.records] == [(1, "D0"), (1, "D0")]
-            assert "plain now" in logged.last.decision.reason
+            assert "plain now" in logged.latest.decision.reason
 
-    run(main())
+    run_async(main())
 
 
 def test_behind_a_failed_hand_off_the_gateways_own_time_is_not_known() -> None:
     async def main() -> None:
         async with split([prefilling], [failing_to_pull]) as running:
-            assert (await ask(running.url, chat())).status == 200
-            outcome = running.gateway.decisions.last(1)[0].outcome
+            assert (await request(running.url, chat())).status == 200
+            outcome = running.gateway.decisions.latest(1)[0].outcome
             assert outcome is not None
             assert outcome.overhead_seconds is None
 
-    run(main())
+    run_async(main())
 
 
 def test_the_management_api_shows_both_legs_with_the_numbers_behind_them() -> None:
     async def main() -> None:
-        async with split([failing, prefilling], [honest]) as running:
-            assert (await ask(running.url, chat())).status == 200
-            shown = decision_json(running.gateway.decisions.last(1)[0])
+        async with split([failing, prefilling], [well_behaved]) as running:
+            assert (await request(running.url, chat())).status == 200
+            shown = decision_out(running.gateway.decisions.latest(1)[0])
             assert shown.handoff is not None
             assert shown.handoff.outcome == "done"
             leg = shown.handoff.legs[-1]
@@ -166,15 +166,15 @@ def test_the_management_api_shows_both_legs_with_the_numbers_behind_them() -> No
             assert shown.outcome is not None
             assert (shown.outcome.failures, shown.outcome.continued) == ([], False)
 
-    run(main())
+    run_async(main())
 
 
 def test_failed_attempts_are_in_the_outcome() -> None:
     async def main() -> None:
-        async with split([], [failing, honest]) as running:
+        async with split([], [failing, well_behaved]) as running:
             for number in range(8):
-                assert (await ask(running.url, chat(f"{number} {LONG}"))).status == 200
-            logged = [decision_json(one) for one in running.gateway.decisions.last(8)]
+                assert (await request(running.url, chat(f"{number} {LONG}"))).status == 200
+            logged = [decision_out(one) for one in running.gateway.decisions.latest(8)]
             retried = [one for one in logged if len(one.choices) == 2]
             assert retried
             for one in retried:
@@ -182,19 +182,19 @@ def test_failed_attempts_are_in_the_outcome() -> None:
                 assert [(failure.instance, failure.why) for failure in one.outcome.failures] == [("D0", "status-500")]
                 assert one.handoff is None
 
-    run(main())
+    run_async(main())
 
 
 def test_a_hand_off_whose_client_left_is_never_counted_as_done() -> None:
     async def main() -> None:
-        async with split([silent], [honest]) as running:
-            leaving = await Connection.to(running.url)
-            await leaving.send(post(chat()))
-            while not running.gateway.in_flight():  # noqa: ASYNC110 - the request is on its way
+        async with split([silent], [well_behaved]) as running:
+            leaving = await RawConnection.connect(running.url)
+            await leaving.send(post_request(chat()))
+            while not running.gateway.inflight_count():  # noqa: ASYNC110 - the request is on its way
                 await asyncio.sleep(0)
             await leaving.close()
-            while running.gateway.in_flight():  # noqa: ASYNC110 - and gone
+            while running.gateway.inflight_count():  # noqa: ASYNC110 - and gone
                 await asyncio.sleep(0)
-            assert running.gateway.telemetry.models[KEY].handoffs == {}
+            assert running.gateway.telemetry.models[MODEL_KEY].handoffs == {}
 
-    run(main())
+    run_async(main())

@@ -6,8 +6,8 @@ import pytest
 
 from fairlead.limits import Limits
 from fairlead.testing.engine import scripted_engine
-from fairlead.testing.raw_http import Connection, ask, get, post
-from fairlead_gateway.testing import fleet_of, run, running_gateway
+from fairlead.testing.raw_http import RawConnection, get_request, post_request, request
+from fairlead_gateway.testing import fleet_of, run_async, running_gateway
 
 GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 
@@ -135,16 +135,16 @@ def test_a_bad_body_gets_a_4xx_that_names_the_field(name: str) -> None:
 
     async def main() -> None:
         async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
-            answer = await ask(running.url, body)
+            answer = await request(running.url, body)
             assert answer.status == 400
             error = answer.error
             assert error["type"] == "invalid_request_error"
             assert error["param"] == param, error
             assert param is None or error["message"].startswith(param)
             assert engine.calls == []
-            assert (await ask(running.url, GOOD)).status == 200
+            assert (await request(running.url, GOOD)).status == 200
 
-    run(main())
+    run_async(main())
 
 
 @pytest.mark.parametrize(
@@ -172,11 +172,11 @@ def test_a_bad_body_gets_a_4xx_that_names_the_field(name: str) -> None:
 def test_every_path_names_its_own_fields(path: str, body: object, param: str) -> None:
     async def main() -> None:
         async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
-            answer = await ask(running.url, body, path=path)
+            answer = await request(running.url, body, path=path)
             assert (answer.status, answer.error["param"]) == (400, param)
             assert engine.calls == []
 
-    run(main())
+    run_async(main())
 
 
 GOOD_ONES = {
@@ -206,11 +206,11 @@ GOOD_ONES = {
 def test_what_is_legal_reaches_the_engine_byte_for_byte(name: str) -> None:
     async def main() -> None:
         async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
-            answer = await ask(running.url, GOOD_ONES[name])
+            answer = await request(running.url, GOOD_ONES[name])
             assert answer.status == 200, answer.body
             assert [call.body for call in engine.calls] == [GOOD_ONES[name]]
 
-    run(main())
+    run_async(main())
 
 
 def test_of_a_duplicate_key_the_last_counts_for_gateway_and_engine_alike() -> None:
@@ -218,14 +218,14 @@ def test_of_a_duplicate_key_the_last_counts_for_gateway_and_engine_alike() -> No
 
     async def main() -> None:
         async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
-            answer = await ask(running.url, body)
+            answer = await request(running.url, body)
             assert answer.status == 200
             assert answer.fields["content-type"] == "application/json"
             assert engine.calls[0].body == body
             swapped = body.replace(b'"nope","model":"tiny"', b'"tiny","model":"nope"')
-            assert (await ask(running.url, swapped)).status == 404
+            assert (await request(running.url, swapped)).status == 404
 
-    run(main())
+    run_async(main())
 
 
 def test_a_million_keys_do_not_hold_up_other_requests() -> None:
@@ -233,16 +233,16 @@ def test_a_million_keys_do_not_hold_up_other_requests() -> None:
 
     async def main() -> None:
         async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
-            heavy, light = await Connection.to(running.url), await Connection.to(running.url)
-            await heavy.send(post(body))
-            await light.send(get("/readyz"))
-            assert (await light.answer()).status == 200
-            assert (await heavy.answer()).status == 200
+            heavy, light = await RawConnection.connect(running.url), await RawConnection.connect(running.url)
+            await heavy.send(post_request(body))
+            await light.send(get_request("/readyz"))
+            assert (await light.read_response()).status == 200
+            assert (await heavy.read_response()).status == 200
             assert len(engine.calls[0].body) == len(body)
             await heavy.close()
             await light.close()
 
-    run(main())
+    run_async(main())
 
 
 def test_a_body_that_is_changed_has_a_bounded_number_of_fields() -> None:
@@ -252,19 +252,19 @@ def test_a_body_that_is_changed_has_a_bounded_number_of_fields() -> None:
 
     async def main() -> None:
         async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
-            answer = await ask(running.url, body)
+            answer = await request(running.url, body)
             assert (answer.status, answer.error["code"]) == (400, "invalid_json")
-            assert (await ask(running.url, body.replace(b"default/", b""))).status == 200
+            assert (await request(running.url, body.replace(b"default/", b""))).status == 200
 
-    run(main())
+    run_async(main())
 
 
 def test_the_body_limit_counts_decoded_bytes() -> None:
     async def main() -> None:
         limits = Limits(body_bytes=1_000)
         async with scripted_engine() as engine, running_gateway(fleet_of([engine.url]), limits) as running:
-            assert (await ask(running.url, chat(user="x" * 800))).status == 200
-            answer = await ask(running.url, chat(user="x" * 1_000))
+            assert (await request(running.url, chat(user="x" * 800))).status == 200
+            answer = await request(running.url, chat(user="x" * 1_000))
             assert (answer.status, answer.error["code"]) == (413, "body_too_large")
 
-    run(main())
+    run_async(main())

@@ -7,25 +7,25 @@ import pytest
 
 from fairlead.limits import Limits
 from fairlead.testing.engine import ScriptedEngine, scripted_engine
-from fairlead.testing.raw_http import Answer, Connection, get, post, send
-from fairlead_gateway.testing import fleet_of, run, running_gateway
+from fairlead.testing.raw_http import RawConnection, RawResponse, get_request, post_request, send
+from fairlead_gateway.testing import fleet_of, run_async, running_gateway
 
 BODY = b'{"model":"tiny","messages":[{"role":"user","content":"hi"}]}'
-SMALL = Limits(header_deadline_seconds=0.2, body_idle_seconds=0.2, keepalive_idle_seconds=0.2)
+SMALL = Limits(header_timeout_seconds=0.2, body_idle_seconds=0.2, keepalive_idle_seconds=0.2)
 CANARY = b"canary-in-the-coal-mine"
 
 
-def through(data: bytes, limits: Limits | None = None) -> tuple[list[Answer], ScriptedEngine]:
+def through(data: bytes, limits: Limits | None = None) -> tuple[list[RawResponse], ScriptedEngine]:
     """Send bytes to a gateway with an honest engine behind it; it must still answer the next client."""
 
-    async def main() -> tuple[list[Answer], ScriptedEngine]:
+    async def main() -> tuple[list[RawResponse], ScriptedEngine]:
         async with scripted_engine() as engine, running_gateway(fleet_of([engine.url]), limits) as running:
             answers = await asyncio.wait_for(send(running.url, data), 30)
-            after = await send(running.url, get("/v1/models"))
+            after = await send(running.url, get_request("/v1/models"))
             assert [one.status for one in after] == [200]
             return answers, engine
 
-    return run(main())
+    return run_async(main())
 
 
 def request(head: bytes, body: bytes = BODY) -> bytes:
@@ -127,14 +127,14 @@ def test_a_malformed_request_gets_one_4xx_and_the_connection_ends(name: str) -> 
 @pytest.mark.parametrize(
     ("name", "data", "status"),
     [
-        ("a header of 64 KiB", get("/v1/models", more="X: " + "a" * 65_536 + "\r\n"), 431),
-        ("a header of 1 MiB", get("/v1/models", more="X: " + "a" * 1_048_576 + "\r\n"), 431),
+        ("a header of 64 KiB", get_request("/v1/models", more="X: " + "a" * 65_536 + "\r\n"), 431),
+        ("a header of 1 MiB", get_request("/v1/models", more="X: " + "a" * 1_048_576 + "\r\n"), 431),
         ("a header of 1 MiB without an end", b"GET / HTTP/1.1\r\nX: " + b"a" * 1_048_576, 431),
-        ("1,000 headers", get("/v1/models", more="".join(f"X-{n}: y\r\n" for n in range(1_000))), 431),
-        ("20,000 headers", get("/v1/models", more="".join(f"X-{n}: y\r\n" for n in range(20_000))), 431),
-        ("a URL of 64 KiB", get("/" + "a" * 65_536), 414),
+        ("1,000 headers", get_request("/v1/models", more="".join(f"X-{n}: y\r\n" for n in range(1_000))), 431),
+        ("20,000 headers", get_request("/v1/models", more="".join(f"X-{n}: y\r\n" for n in range(20_000))), 431),
+        ("a URL of 64 KiB", get_request("/" + "a" * 65_536), 414),
         ("a URL of 1 MiB without an end", b"GET /" + b"a" * 1_048_576, 414),
-        ("a body over the limit", post(b" " * (33 * 1024 * 1024)), 413),
+        ("a body over the limit", post_request(b" " * (33 * 1024 * 1024)), 413),
         ("a body over the limit, announced", request(b"Host: x\r\nContent-Length: 40000000\r\n", b"{"), 413),
         ("a chunk of more than the limit, announced", request(CHUNKED, b"7fffffffffffffff\r\n" + b"x" * 100_000), 413),
         ("empty lines without an end", b"\r\n" * 1_000_000, 400),
@@ -153,7 +153,7 @@ def test_too_much_of_anything_is_refused(name: str, data: bytes, status: int | N
 
 
 LEGAL = {
-    "plain": post(BODY),
+    "plain": post_request(BODY),
     "chunked": request(CHUNKED, b"%x\r\n" % len(BODY) + BODY + b"\r\n0\r\n\r\n"),
     "chunked with extensions and trailers": request(
         CHUNKED, b"%X;a=b;c=\"d\"\r\n" % len(BODY) + BODY + b"\r\n000\r\nDigest: x\r\n\r\n"
@@ -168,12 +168,12 @@ LEGAL = {
     "a websocket upgrade, ignored": request(sized(b"Connection: Upgrade\r\nUpgrade: websocket\r\n")),
     "HTTP/1.0": b"POST /v1/chat/completions HTTP/1.0\r\n" + sized(host=b"") + b"\r\n" + BODY,
     "Host on HTTP/1.0": b"POST /v1/chat/completions HTTP/1.0\r\n" + sized() + b"\r\n" + BODY,
-    "an empty line before": b"\r\n" + post(BODY),
+    "an empty line before": b"\r\n" + post_request(BODY),
     "a header of 30 KiB": request(sized(b"X: " + b"a" * 30_000 + b"\r\n")),
     "98 headers": request(sized(b"".join(b"X-%d: y\r\n" % n for n in range(97)))),
     "old letters in a value": request(sized("X: grüße\r\n".encode("latin-1"))),
     "an empty value": request(sized(b"X:\r\n")),
-    "spaces around the JSON": post(b" \r\n\t" + BODY + b"\n"),
+    "spaces around the JSON": post_request(b" \r\n\t" + BODY + b"\n"),
     "an underscored content-length beside": request(sized(b"Content_Length: 3\r\n")),
 }  # fmt: skip
 
@@ -189,23 +189,23 @@ def test_a_legal_request_gets_exactly_one_answer(name: str) -> None:
 def test_pipelined_requests_are_answered_in_order_one_by_one() -> None:
     async def main() -> None:
         async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
-            parts = [post(BODY, more=f"x-request-id: p-{n}\r\n", close=n == 39) for n in range(40)]
+            parts = [post_request(BODY, more=f"x-request-id: p-{n}\r\n", close=n == 39) for n in range(40)]
             answers = await send(running.url, b"".join(parts))
             assert [answer.fields["x-request-id"] for answer in answers] == [f"p-{n}" for n in range(40)]
             assert {answer.status for answer in answers} == {200}
             assert [call.header("x-request-id") for call in engine.calls] == [f"p-{n}" for n in range(40)]
 
-    run(main())
+    run_async(main())
 
 
 def test_thousands_of_pipelined_requests_are_all_answered() -> None:
-    answers, _ = through(get("/v1/models", close=False) * 5_000 + get("/v1/models"))
+    answers, _ = through(get_request("/v1/models", close=False) * 5_000 + get_request("/v1/models"))
     assert len(answers) == 5_001
     assert {answer.status for answer in answers} == {200}
 
 
 def test_a_malformed_request_behind_a_good_one_does_not_spoil_the_first_answer() -> None:
-    answers, engine = through(post(BODY, close=False) + b"GET / HTTP/1.1\nHost: x\n\n")
+    answers, engine = through(post_request(BODY, close=False) + b"GET / HTTP/1.1\nHost: x\n\n")
     assert [answer.status for answer in answers] == [200, 400]
     assert len(engine.calls) == 1
 
@@ -222,7 +222,7 @@ def test_a_malformed_request_behind_a_good_one_does_not_spoil_the_first_answer()
     ],
 )  # fmt: skip
 def test_chunks_are_read_strictly(chunks: bytes) -> None:
-    answers, engine = through(request(CHUNKED, chunks) + get("/v1/models"))
+    answers, engine = through(request(CHUNKED, chunks) + get_request("/v1/models"))
     assert [answer.status for answer in answers] == [400], answers
     assert engine.calls == []
 
@@ -234,12 +234,12 @@ def test_one_byte_chunks_are_legal_and_do_not_hold_up_others() -> None:
     async def main() -> None:
         async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
             running.gateway.lag.start()
-            other = await Connection.to(running.url)
+            other = await RawConnection.connect(running.url)
             slow = asyncio.create_task(send(running.url, data))
             answered = 0
             while not slow.done():
-                await other.send(get("/readyz", close=False))
-                assert (await other.answer()).status == 200
+                await other.send(get_request("/readyz", close=False))
+                assert (await other.read_response()).status == 200
                 answered += 1
             await other.close()
             running.gateway.lag.stop()
@@ -247,25 +247,27 @@ def test_one_byte_chunks_are_legal_and_do_not_hold_up_others() -> None:
             assert engine.calls[0].body == text
             assert answered > 5
 
-    run(main())
+    run_async(main())
 
 
 def test_requests_cut_anywhere_are_put_together_again() -> None:
-    whole = post(BODY, more="expect: 100-continue\r\n", close=False) + LEGAL["chunked with extensions and trailers"]
+    whole = (
+        post_request(BODY, more="expect: 100-continue\r\n", close=False) + LEGAL["chunked with extensions and trailers"]
+    )
 
     async def main() -> None:
         async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
             for size in (1, 2, 3, 7, 64):
-                connection = await Connection.to(running.url)
+                connection = await RawConnection.connect(running.url)
                 for start in range(0, len(whole), size):
                     await connection.send(whole[start : start + size])
                     await asyncio.sleep(0)
-                statuses = [answer.status for answer in await connection.rest()]
+                statuses = [answer.status for answer in await connection.read_all_responses()]
                 assert [status for status in statuses if status != 100] == [200, 200]
                 await connection.close()
             assert len(engine.calls) == 10
 
-    run(main())
+    run_async(main())
 
 
 @pytest.mark.parametrize(
@@ -287,8 +289,8 @@ def test_a_request_that_stalls_is_cut_at_its_deadline(name: str, start: bytes, w
 def test_dripping_a_head_byte_by_byte_does_not_move_its_deadline() -> None:
     async def main() -> None:
         async with scripted_engine() as engine, running_gateway(fleet_of([engine.url]), SMALL) as running:
-            connection = await Connection.to(running.url)
-            reading = asyncio.create_task(connection.rest())
+            connection = await RawConnection.connect(running.url)
+            reading = asyncio.create_task(connection.read_all_responses())
             await connection.send(b"GET /v1/models HTTP/1.1\r\nHost: x\r\nX: ")
             while not reading.done():
                 await connection.send(b"a")
@@ -296,7 +298,7 @@ def test_dripping_a_head_byte_by_byte_does_not_move_its_deadline() -> None:
             assert [answer.status for answer in await reading] == [408]
             await connection.close()
 
-    run(main())
+    run_async(main())
 
 
 def test_dripping_a_body_ends_at_the_deadline_of_the_whole_body() -> None:
@@ -304,8 +306,8 @@ def test_dripping_a_body_ends_at_the_deadline_of_the_whole_body() -> None:
 
     async def main() -> None:
         async with scripted_engine() as engine, running_gateway(fleet_of([engine.url]), limits) as running:
-            connection = await Connection.to(running.url)
-            reading = asyncio.create_task(connection.rest())
+            connection = await RawConnection.connect(running.url)
+            reading = asyncio.create_task(connection.read_all_responses())
             await connection.send(request(b"Host: x\r\nContent-Length: 100000\r\n", b"{"))
             while not reading.done():
                 await connection.send(b" ")
@@ -313,29 +315,29 @@ def test_dripping_a_body_ends_at_the_deadline_of_the_whole_body() -> None:
             assert [answer.status for answer in await reading] == [408]
             await connection.close()
 
-    run(main())
+    run_async(main())
 
 
 def test_an_idle_connection_is_closed_without_a_word() -> None:
     answers, _ = through(b"", SMALL)
     assert answers == []
-    answers, _ = through(get("/v1/models", close=False), SMALL)
+    answers, _ = through(get_request("/v1/models", close=False), SMALL)
     assert [answer.status for answer in answers] == [200]
 
 
 def test_the_expectation_of_100_continue_is_met_once() -> None:
     async def main() -> None:
         async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
-            connection = await Connection.to(running.url)
+            connection = await RawConnection.connect(running.url)
             await connection.send(request(sized(b"Expect: 100-continue\r\n"), b""))
-            assert (await connection.answer()).status == 100
+            assert (await connection.read_response()).status == 100
             await connection.send(BODY)
-            assert [answer.status for answer in await connection.rest()] == [200]
+            assert [answer.status for answer in await connection.read_all_responses()] == [200]
             await connection.close()
             assert len(engine.calls) == 1
             assert engine.calls[0].header("expect") is None
 
-    run(main())
+    run_async(main())
 
 
 def test_a_body_that_will_not_be_taken_gets_no_100_continue() -> None:
@@ -347,54 +349,54 @@ def test_a_half_closed_client_gets_its_answer() -> None:
     async def main() -> None:
         async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
             for body in (BODY, BODY[:-1] + b',"stream":true}'):
-                connection = await Connection.to(running.url)
-                await connection.send(post(body, close=False))
+                connection = await RawConnection.connect(running.url)
+                await connection.send(post_request(body, close=False))
                 connection.writer.write_eof()
-                answers = await connection.rest()
+                answers = await connection.read_all_responses()
                 assert [answer.status for answer in answers] == [200]
                 assert answers[0].complete
                 await connection.close()
             assert len(engine.calls) == 2
 
-    run(main())
+    run_async(main())
 
 
 def test_a_request_that_ends_before_it_is_whole_is_told_so() -> None:
     async def main() -> None:
         async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
             for part in (b"GET /v1/mod", request(sized(), BODY[:10]), request(CHUNKED, b"5\r\nhel")):
-                connection = await Connection.to(running.url)
+                connection = await RawConnection.connect(running.url)
                 await connection.send(part)
                 connection.writer.write_eof()
-                assert [answer.status for answer in await connection.rest()] == [400]
+                assert [answer.status for answer in await connection.read_all_responses()] == [400]
                 await connection.close()
             assert engine.calls == []
 
-    run(main())
+    run_async(main())
 
 
 def test_methods_are_answered_as_http_says() -> None:
     async def main() -> None:
         async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
-            connection = await Connection.to(running.url)
-            await connection.send(get("/v1/models", method="HEAD", close=False))
-            head = await connection.answer(head_only=True)
+            connection = await RawConnection.connect(running.url)
+            await connection.send(get_request("/v1/models", method="HEAD", close=False))
+            head = await connection.read_response(head_only=True)
             assert head.status == 200
             assert int(head.fields["content-length"]) > 0
-            await connection.send(get("/v1/models", method="OPTIONS", close=False))
-            assert (await connection.answer()).fields["allow"] == "GET, HEAD, OPTIONS"
-            await connection.send(get("*", method="OPTIONS", close=False))
-            assert "POST" in (await connection.answer()).fields["allow"]
-            await connection.send(get("/v1/chat/completions", method="GET", close=False))
-            refused = await connection.answer()
+            await connection.send(get_request("/v1/models", method="OPTIONS", close=False))
+            assert (await connection.read_response()).fields["allow"] == "GET, HEAD, OPTIONS"
+            await connection.send(get_request("*", method="OPTIONS", close=False))
+            assert "POST" in (await connection.read_response()).fields["allow"]
+            await connection.send(get_request("/v1/chat/completions", method="GET", close=False))
+            refused = await connection.read_response()
             assert (refused.status, refused.fields["allow"]) == (405, "POST, OPTIONS")
             assert refused.error["code"] == "method_not_allowed"
-            await connection.send(get("/v1/models", method="FROBNICATE"))
-            assert (await connection.answer()).status == 405
+            await connection.send(get_request("/v1/models", method="FROBNICATE"))
+            assert (await connection.read_response()).status == 405
             await connection.close()
             assert engine.calls == []
 
-    run(main())
+    run_async(main())
 
 
 def test_more_connections_than_the_limit_are_refused() -> None:
@@ -403,17 +405,17 @@ def test_more_connections_than_the_limit_are_refused() -> None:
             scripted_engine() as engine,
             running_gateway(fleet_of([engine.url]), Limits(connections=2)) as running,
         ):
-            first, second = await Connection.to(running.url), await Connection.to(running.url)
+            first, second = await RawConnection.connect(running.url), await RawConnection.connect(running.url)
             for connection in (first, second):
-                await connection.send(get("/readyz", close=False))
-                assert (await connection.answer()).status == 200
+                await connection.send(get_request("/readyz", close=False))
+                assert (await connection.read_response()).status == 200
             refused = await send(running.url, b"")
             assert [answer.status for answer in refused] == [503]
             assert refused[0].fields["retry-after"] == "1"
             await first.close()
             await second.close()
 
-    run(main())
+    run_async(main())
 
 
 def test_no_answer_repeats_bytes_of_a_request(caplog: pytest.LogCaptureFixture) -> None:
@@ -422,11 +424,11 @@ def test_no_answer_repeats_bytes_of_a_request(caplog: pytest.LogCaptureFixture) 
         b"GET / HTTP/1.1\r\nHost: " + CANARY + b"/\r\n\r\n",
         b"GET / HTTP/1.1\r\n" + CANARY + b"\r\n\r\n",
         CANARY + b" / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
-        post(CANARY),
-        post({"model": CANARY.decode(), "messages": [{"role": "user", "content": "x"}]}),
-        post({"model": "tiny", "messages": CANARY.decode()}),
-        post({"model": "tiny", "messages": [{"role": CANARY.decode(), "content": {CANARY.decode(): 1}}]}),
-        post({"model": "tiny", "messages": [], CANARY.decode(): CANARY.decode()}),
+        post_request(CANARY),
+        post_request({"model": CANARY.decode(), "messages": [{"role": "user", "content": "x"}]}),
+        post_request({"model": "tiny", "messages": CANARY.decode()}),
+        post_request({"model": "tiny", "messages": [{"role": CANARY.decode(), "content": {CANARY.decode(): 1}}]}),
+        post_request({"model": "tiny", "messages": [], CANARY.decode(): CANARY.decode()}),
     )
     for data in hostile:
         answers, _ = through(data)
@@ -438,7 +440,7 @@ def test_no_answer_repeats_bytes_of_a_request(caplog: pytest.LogCaptureFixture) 
 
 def test_every_malformed_input_is_answered_at_once() -> None:
     """Together, so that a wait for some deadline would show: the deadlines are a minute and more."""
-    limits = Limits(header_deadline_seconds=600.0, body_idle_seconds=600.0, body_seconds=600.0)
+    limits = Limits(header_timeout_seconds=600.0, body_idle_seconds=600.0, body_seconds=600.0)
 
     async def main() -> None:
         async with scripted_engine() as engine, running_gateway(fleet_of([engine.url]), limits) as running:
@@ -447,4 +449,4 @@ def test_every_malformed_input_is_answered_at_once() -> None:
             assert [len(answers) for answers in found] == [1] * len(MALFORMED)
             assert time.monotonic() - started < 60
 
-    run(main())
+    run_async(main())

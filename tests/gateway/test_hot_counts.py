@@ -2,7 +2,7 @@
 
 from fairlead.fleet import InstanceState
 from fairlead.limits import Limits
-from fairlead_gateway.hot_counts import HotCounts
+from fairlead_gateway.hot_counts import HotPrefixCounter
 from fairlead_gateway.routing.prefix import PrefixChain, block_ends
 from fairlead_gateway.testing import fleet_of
 
@@ -20,25 +20,25 @@ def chain(family: int, number: int) -> PrefixChain:
 
 
 def test_shares_and_rates_are_those_of_the_last_prompts() -> None:
-    counts = HotCounts(Limits())
+    counts = HotPrefixCounter(Limits())
     fleet = fleet_of([f"http://127.0.0.1:{port}" for port in range(9_001, 9_009)])
     assert all(one.state is InstanceState.READY for one in fleet.instances[KEY])
-    counts.apply(fleet)
+    counts.update_fleet(fleet)
     names = [one.id for one in fleet.instances[KEY]]
     for number in range(1_000):
         family = 1 if number % 2 else 2 + number  # half of the prompts begin alike
-        counts.sent(KEY, names[number % 8], chain(family, number), number * 0.1)
-    found = counts.shared(KEY, 100.0)
+        counts.on_dispatch(KEY, names[number % 8], chain(family, number), number * 0.1)
+    found = counts.hot_prefixes(KEY, 100.0)
     assert found, "a prefix of half of the prompts is hot among eight"
     assert {one.digest // 1_000 for one in found} == {1}
     assert all(abs(one.share - 0.5) < 0.01 for one in found)
     assert all(abs(one.per_second - 5.0) < 0.3 for one in found)
-    later = counts.shared(KEY, 1_000.0)
+    later = counts.hot_prefixes(KEY, 1_000.0)
     assert all(one.per_second < 0.2 for one in later), "nobody has asked since"
 
 
 def test_nothing_is_told_of_a_model_without_prompts() -> None:
-    counts = HotCounts(Limits())
-    counts.apply(fleet_of(["http://127.0.0.1:9001"]))
-    assert counts.shared(KEY, 0.0) == []
-    assert counts.shared("default/other", 0.0) == []
+    counts = HotPrefixCounter(Limits())
+    counts.update_fleet(fleet_of(["http://127.0.0.1:9001"]))
+    assert counts.hot_prefixes(KEY, 0.0) == []
+    assert counts.hot_prefixes("default/other", 0.0) == []

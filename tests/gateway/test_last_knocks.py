@@ -11,13 +11,13 @@ import sys
 import pytest
 
 from fairlead.clock import ManualClock
-from fairlead.testing.engine import Gate, scripted_engine
-from fairlead.testing.raw_http import Connection, post
-from fairlead.testing.waiting import until
+from fairlead.testing.engine import PausedStream, scripted_engine
+from fairlead.testing.raw_http import RawConnection, post_request
+from fairlead.testing.waiting import wait_until
 from fairlead_gateway.gateway import Gateway
-from fairlead_gateway.ports import Address
-from fairlead_gateway.server import QUIET_SECONDS, Server
-from fairlead_gateway.testing import fleet_of, run, running_gateway
+from fairlead_gateway.ports import ListenAddress
+from fairlead_gateway.server import IDLE_SECONDS, PublicServer
+from fairlead_gateway.testing import fleet_of, run_async, running_gateway
 
 GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 HOSTS = ("127.0.0.1", "::1")
@@ -27,7 +27,7 @@ linux_only = pytest.mark.skipif(
 )
 
 
-class Knocking(Server):
+class Knocking(PublicServer):
     """Clients knock between its last ``accept`` and the close of its port."""
 
     def __init__(self, gateway: Gateway, public: socket.socket, clients: int) -> None:
@@ -35,8 +35,8 @@ class Knocking(Server):
         self.address = public.getsockname()[:2]
         self.late = [socket.socket(public.family) for _ in range(clients)]
 
-    def _let_in(self) -> None:
-        super()._let_in()
+    def _accept_pending(self) -> None:
+        super()._accept_pending()
         self.codes = [knock(one, self.address) for one in self.late]
 
     def outcomes(self) -> list[str]:
@@ -68,9 +68,9 @@ def outcome(client: socket.socket, code: int) -> str:
 async def answered(client: socket.socket) -> None:
     """A good request gets its answer, which says that it is the connection's last."""
     client.setblocking(False)
-    connection = await Connection.over(client)
-    await connection.send(post(GOOD))
-    answer = await connection.answer()
+    connection = await RawConnection.from_socket(client)
+    await connection.send(post_request(GOOD))
+    answer = await connection.read_response()
     assert (answer.status, answer.fields["connection"]) == (200, "close")
     await connection.close()
 
@@ -79,19 +79,19 @@ async def answered(client: socket.socket) -> None:
 def test_connections_that_wait_when_the_port_closes_are_answered(host: str) -> None:
     async def main() -> None:
         async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
-            public = Address(host, 0).bind(shared=True)
-            server = Server(running.gateway, public)
+            public = ListenAddress(host, 0).bind(shared=True)
+            server = PublicServer(running.gateway, public)
             await server.start()
             running.gateway.drain()
             knocked = [socket.create_connection(public.getsockname()[:2]) for _ in range(5)]  # no turn to accept them
-            server._let_in()
+            server._accept_pending()
             assert server._server is not None
             server._server.close()
             for one in knocked:
                 await answered(one)
             running.gateway.lag.stop()
 
-    run(main())
+    run_async(main())
 
 
 @linux_only
@@ -99,7 +99,7 @@ def test_connections_that_wait_when_the_port_closes_are_answered(host: str) -> N
 def test_a_connection_that_comes_after_the_last_accept_is_refused_and_not_reset(host: str) -> None:
     async def main() -> None:
         async with running_gateway(fleet_of([])) as running:
-            server = Knocking(running.gateway, Address(host, 0).bind(shared=True), 3)
+            server = Knocking(running.gateway, ListenAddress(host, 0).bind(shared=True), 3)
             await server.start()
             await server.drain()
             found = server.outcomes()
@@ -108,7 +108,7 @@ def test_a_connection_that_comes_after_the_last_accept_is_refused_and_not_reset(
             assert found == [os.strerror(errno.ECONNREFUSED)] * 3
             running.gateway.lag.stop()
 
-    run(main())
+    run_async(main())
 
 
 @linux_only
@@ -116,10 +116,10 @@ def test_a_connection_that_comes_after_the_last_accept_is_refused_and_not_reset(
 def test_a_handshake_under_way_when_the_drain_begins_ends_well(host: str) -> None:
     async def main() -> None:
         async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
-            public = Address(host, 0).bind(shared=True)
+            public = ListenAddress(host, 0).bind(shared=True)
             address = public.getsockname()[:2]
             public.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 60)  # a handshake ends with the first data
-            server = Server(running.gateway, public)
+            server = PublicServer(running.gateway, public)
             await server.start()
             half = [socket.create_connection(address) for _ in range(3)]
             drain = asyncio.create_task(server.drain())
@@ -131,7 +131,7 @@ def test_a_handshake_under_way_when_the_drain_begins_ends_well(host: str) -> Non
             assert found == os.strerror(errno.ECONNREFUSED)
             running.gateway.lag.stop()
 
-    run(main())
+    run_async(main())
 
 
 @linux_only
@@ -139,8 +139,8 @@ def test_a_handshake_under_way_when_the_drain_begins_ends_well(host: str) -> Non
 def test_where_another_listens_on_the_port_it_gets_those_who_come_last(host: str) -> None:
     async def main() -> None:
         async with running_gateway(fleet_of([])) as running:
-            public = Address(host, 0).bind(shared=True)
-            with Address(host, public.getsockname()[1]).bind(shared=True) as successor:
+            public = ListenAddress(host, 0).bind(shared=True)
+            with ListenAddress(host, public.getsockname()[1]).bind(shared=True) as successor:
                 server = Knocking(running.gateway, public, 16)  # the kernel deals them out by their addresses
                 await server.start()
                 await server.drain()
@@ -152,7 +152,7 @@ def test_where_another_listens_on_the_port_it_gets_those_who_come_last(host: str
                     successor.accept()[0].close()
             running.gateway.lag.stop()
 
-    run(main())
+    run_async(main())
 
 
 class Looked(ManualClock):
@@ -175,9 +175,9 @@ class Plain(socket.socket):
 def test_where_the_system_cannot_turn_away_a_drain_is_as_it_was(caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
         async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
-            public = Plain(fileno=Address("127.0.0.1", 0).bind(shared=True).detach())
+            public = Plain(fileno=ListenAddress("127.0.0.1", 0).bind(shared=True).detach())
             address = public.getsockname()
-            server = Server(running.gateway, public)
+            server = PublicServer(running.gateway, public)
             await server.start()
             drain = asyncio.create_task(server.drain())
             await asyncio.sleep(0)  # it has begun
@@ -188,7 +188,7 @@ def test_where_the_system_cannot_turn_away_a_drain_is_as_it_was(caplog: pytest.L
             running.gateway.lag.stop()
 
     with caplog.at_level(logging.DEBUG, "fairlead.gateway"):
-        run(main())
+        run_async(main())
     assert [one.message for one in caplog.records if "come in until the port closes" in one.message] == [
         f"new connections come in until the port closes: [Errno {errno.ENOPROTOOPT}] not here"
     ]
@@ -196,28 +196,28 @@ def test_where_the_system_cannot_turn_away_a_drain_is_as_it_was(caplog: pytest.L
 
 def test_a_request_that_comes_over_an_idle_connection_at_the_end_of_a_drain_is_answered_whole() -> None:
     async def main() -> None:
-        gate = Gate()
+        gate = PausedStream()
         async with scripted_engine(gate.script) as engine, running_gateway(fleet_of([engine.url])) as running:
-            public = Address("127.0.0.1", 0).bind(shared=True)
-            server = Server(running.gateway, public)
+            public = ListenAddress("127.0.0.1", 0).bind(shared=True)
+            server = PublicServer(running.gateway, public)
             running.gateway.clock = clock = Looked()
             await server.start()
-            idle = await Connection.over(socket.create_connection(public.getsockname()))
-            await until(lambda: bool(running.gateway.listener.connections))
+            idle = await RawConnection.from_socket(socket.create_connection(public.getsockname()))
+            await wait_until(lambda: bool(running.gateway.listener.connections))
             drain = asyncio.create_task(server.drain())
-            await until(lambda: clock.looks > 5)  # it has found nothing in flight
-            await idle.send(post({**GOOD, "stream": True}))
-            await until(lambda: running.gateway.in_flight() > 0)
-            clock.advance(3 * QUIET_SECONDS)
+            await wait_until(lambda: clock.looks > 5)  # it has found nothing in flight
+            await idle.send(post_request({**GOOD, "stream": True}))
+            await wait_until(lambda: running.gateway.inflight_count() > 0)
+            clock.advance(3 * IDLE_SECONDS)
             seen = clock.looks
-            await until(lambda: clock.looks > seen + 3)  # it looks whether it is over, and waits on
+            await wait_until(lambda: clock.looks > seen + 3)  # it looks whether it is over, and waits on
             assert not drain.done()
             gate.go_on.set()
-            answer = await idle.answer()
+            answer = await idle.read_response()
             assert (answer.status, answer.fields["connection"]) == (200, "close")
             assert answer.body.endswith(b"data: [DONE]\n\n")
             await idle.close()
             await drain
             running.gateway.lag.stop()
 
-    run(main())
+    run_async(main())

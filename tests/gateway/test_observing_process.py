@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from fairlead.fleetfile import write_atomic
-from fairlead.testing.canned import Answer, CannedServer
+from fairlead.fleetfile import write_fleet_file
+from fairlead.testing.canned import CannedResponse, CannedServer
 from fairlead.testing.engine import scripted_engine
-from fairlead.testing.raw_http import ask, get, send
-from fairlead_gateway.testing import fleet_of, run
+from fairlead.testing.raw_http import get_request, request, send
+from fairlead_gateway.testing import fleet_of, run_async
 
 GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "tell me of canary-7c1e"}], "stream": True}
 REQUESTS = 12
@@ -61,13 +61,15 @@ def test_every_workers_requests_are_logged_traced_and_explained(tmp_path: Path) 
             "FAIRLEAD_TRACE_SAMPLE": "1",
         }
         async with scripted_engine() as engine:
-            write_atomic(fleet, fleet_of([engine.url]))
+            write_fleet_file(fleet, fleet_of([engine.url]))
             async with started(fleet, **settings) as (process, url, manage):
-                answers = await asyncio.gather(*(ask(url, GOOD) for _ in range(REQUESTS)))
+                answers = await asyncio.gather(*(request(url, GOOD) for _ in range(REQUESTS)))
                 ids = [answer.fields["x-fairlead-decision"] for answer in answers]
                 for request_id in (min(ids), max(ids)):
                     assert (await explain(request_id, manage)).startswith(f"request {request_id} · to default/tiny")
-                text = (await send(manage, get("/metrics").replace(b"host: x", b"host: 127.0.0.1")))[0].body.decode()
+                text = (await send(manage, get_request("/metrics").replace(b"host: x", b"host: 127.0.0.1")))[
+                    0
+                ].body.decode()
                 assert f'fairlead_gateway_overhead_seconds_count{{model="default/tiny"}} {REQUESTS}\n' in text
                 assert "fairlead_gateway_access_log_dropped_total 0\n" in text
                 assert "fairlead_gateway_spans_dropped_total 0\n" in text
@@ -75,9 +77,9 @@ def test_every_workers_requests_are_logged_traced_and_explained(tmp_path: Path) 
                 assert await asyncio.wait_for(process.wait(), 60) == 0
         return ids
 
-    with CannedServer({"/v1/traces": Answer([b"{}"])}) as collector:
-        ids = run(main(collector))
-        bodies = [asked.body for asked in collector.asked]
+    with CannedServer({"/v1/traces": CannedResponse([b"{}"])}) as collector:
+        ids = run_async(main(collector))
+        bodies = [asked.body for asked in collector.requests]
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     assert sorted(line["request_id"] for line in lines) == sorted(ids)
     spans = [
@@ -111,4 +113,4 @@ def test_settings_that_cannot_be_meant_are_refused_before_anything_listens(
         assert name.encode() in err
         assert err.count(b"\n") == 1
 
-    run(main())
+    run_async(main())

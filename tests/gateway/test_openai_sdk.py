@@ -9,12 +9,12 @@ import openai
 import pytest
 
 from fairlead.fleet import InstanceState
-from fairlead.testing.engine import Call, Hangup, Script, scripted_engine, token
-from fairlead.testing.waiting import until
-from fairlead_gateway.testing import Running, fleet_of, run, running_gateway
-from fairlead_sim.server.process import Served
+from fairlead.testing.engine import EngineCall, HangUp, Script, scripted_engine, token
+from fairlead.testing.waiting import wait_until
+from fairlead_gateway.testing import RunningGateway, fleet_of, run_async, running_gateway
+from fairlead_sim.server.process import RunningEngine
 from fairlead_sim.server.settings import EngineSettings
-from fairlead_sim.server.testing import fleet
+from fairlead_sim.server.testing import running_engines
 
 SETTINGS = EngineSettings(model="tiny", served_names=("tiny",), speed=20.0)
 
@@ -24,21 +24,21 @@ class Stage:
     """A client, a gateway and two simulated engines."""
 
     client: openai.AsyncOpenAI
-    running: Running
-    engines: list[Served]
+    running: RunningGateway
+    engines: list[RunningEngine]
 
 
 @asynccontextmanager
 async def stage(settings: EngineSettings = SETTINGS) -> AsyncIterator[Stage]:
     async with (
-        fleet(2, settings) as engines,
+        running_engines(2, settings) as engines,
         running_gateway(fleet_of([one.url for one in engines])) as running,
         client_of(running) as client,
     ):
         yield Stage(client, running, engines)
 
 
-def client_of(running: Running) -> openai.AsyncOpenAI:
+def client_of(running: RunningGateway) -> openai.AsyncOpenAI:
     return openai.AsyncOpenAI(api_key="sk-none", base_url=f"{running.url}/v1", max_retries=0, timeout=60)
 
 
@@ -54,7 +54,7 @@ def test_chat() -> None:
             assert found.usage.completion_tokens == 7
             assert found.id == f"chatcmpl-{found._request_id}"
 
-    run(main())
+    run_async(main())
 
 
 def test_chat_twice_finds_its_prompt_in_the_cache() -> None:
@@ -72,7 +72,7 @@ def test_chat_twice_finds_its_prompt_in_the_cache() -> None:
             assert cached[0] == 0
             assert cached[1] > 500
 
-    run(main())
+    run_async(main())
 
 
 def test_streaming_chat() -> None:
@@ -92,7 +92,7 @@ def test_streaming_chat() -> None:
             assert chunks[-1].usage.completion_tokens == 50
             assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices][-1] == "length"
 
-    run(main())
+    run_async(main())
 
 
 def test_streaming_chat_without_usage_shows_none() -> None:
@@ -103,12 +103,12 @@ def test_streaming_chat_without_usage_shows_none() -> None:
             )
             chunks = [chunk async for chunk in stream]
             assert all(chunk.usage is None and chunk.choices for chunk in chunks)
-            outcome = on.running.gateway.decisions.last(1)[0].outcome
+            outcome = on.running.gateway.decisions.latest(1)[0].outcome
             assert outcome is not None
             assert outcome.output_tokens == 5
             assert outcome.cached_tokens == 0
 
-    run(main())
+    run_async(main())
 
 
 def test_completions_plain_and_streamed() -> None:
@@ -119,7 +119,7 @@ def test_completions_plain_and_streamed() -> None:
             stream = await on.client.completions.create(model="tiny", prompt="once upon", max_tokens=4, stream=True)
             assert "".join([chunk.choices[0].text async for chunk in stream])
 
-    run(main())
+    run_async(main())
 
 
 def test_embeddings() -> None:
@@ -130,7 +130,7 @@ def test_embeddings() -> None:
             assert len(found.data[0].embedding) == SETTINGS.embedding_dimensions
             assert found.usage.prompt_tokens > 0
 
-    run(main())
+    run_async(main())
 
 
 def test_models() -> None:
@@ -140,7 +140,7 @@ def test_models() -> None:
             assert (await on.client.models.retrieve("tiny")).id == "tiny"
             assert (await on.client.models.retrieve("default/tiny")).owned_by == "default"
 
-    run(main())
+    run_async(main())
 
 
 def test_leaving_in_mid_stream_frees_the_engine() -> None:
@@ -152,12 +152,12 @@ def test_leaving_in_mid_stream_frees_the_engine() -> None:
             async for chunk in stream:
                 if chunk.choices[0].delta.content:
                     break
-            assert sum(len(one.engine.answers) for one in on.engines) == 1
+            assert sum(len(one.engine.responses) for one in on.engines) == 1
             await stream.close()
-            await until(lambda: sum(len(one.engine.answers) for one in on.engines) == 0)
-            await until(lambda: not on.running.gateway.in_flight())
+            await wait_until(lambda: sum(len(one.engine.responses) for one in on.engines) == 0)
+            await wait_until(lambda: not on.running.gateway.inflight_count())
 
-    run(main())
+    run_async(main())
 
 
 def test_two_hundred_streams_at_once() -> None:
@@ -172,7 +172,7 @@ def test_two_hundred_streams_at_once() -> None:
 
             assert await asyncio.gather(*[one(number) for number in range(200)]) == [20] * 200
 
-    run(main())
+    run_async(main())
 
 
 @pytest.mark.parametrize(
@@ -197,43 +197,43 @@ def test_what_the_client_did_wrong_raises_what_the_sdk_promises(
             assert caught.value.request_id
             assert caught.value.body is not None
 
-    run(main())
+    run_async(main())
 
 
-async def _full(call: Call) -> None:
+async def _full(call: EngineCall) -> None:
     error = {"error": {"message": "busy", "type": "Service Unavailable", "param": None, "code": 503}}
     if call.json.get("stream"):
-        await call.begin()
+        await call.start_stream()
         await call.event(error)
         await call.finish()
     else:
-        await call.plain(error, "503 Service Unavailable")
+        await call.respond(error, "503 Service Unavailable")
 
 
-async def _too_many(call: Call) -> None:
-    await call.plain(
+async def _too_many(call: EngineCall) -> None:
+    await call.respond(
         {"error": {"message": "slow down", "type": "x", "param": None, "code": 429}}, "429 Too Many Requests"
     )
 
 
-async def _forbidden(call: Call) -> None:
-    await call.plain({"error": {"message": "no", "type": "x", "param": None, "code": 403}}, "403 Forbidden")
+async def _forbidden(call: EngineCall) -> None:
+    await call.respond({"error": {"message": "no", "type": "x", "param": None, "code": 403}}, "403 Forbidden")
 
 
-async def _unprocessable(call: Call) -> None:
-    await call.plain({"detail": [{"loc": ["body"]}]}, "422 Unprocessable Entity")
+async def _unprocessable(call: EngineCall) -> None:
+    await call.respond({"detail": [{"loc": ["body"]}]}, "422 Unprocessable Entity")
 
 
-async def _conflict(call: Call) -> None:
-    await call.plain({"error": {"message": "no", "type": "x", "param": None, "code": 409}}, "409 Conflict")
+async def _conflict(call: EngineCall) -> None:
+    await call.respond({"error": {"message": "no", "type": "x", "param": None, "code": 409}}, "409 Conflict")
 
 
-async def _unauthorized(call: Call) -> None:
-    await call.plain({"error": {"message": "no", "type": "x", "param": None, "code": 401}}, "401 Unauthorized")
+async def _unauthorized(call: EngineCall) -> None:
+    await call.respond({"error": {"message": "no", "type": "x", "param": None, "code": 401}}, "401 Unauthorized")
 
 
-async def _broken(call: Call) -> None:
-    raise Hangup
+async def _broken(call: EngineCall) -> None:
+    raise HangUp
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -263,7 +263,7 @@ def test_what_engines_answer_raises_what_the_sdk_promises(
                 await client.post("/chat/completions", cast_to=object, body=body)
             assert caught.value.status_code == status
 
-    run(main())
+    run_async(main())
 
 
 def test_no_ready_engine_raises_until_there_is_one() -> None:
@@ -275,21 +275,21 @@ def test_no_ready_engine_raises_until_there_is_one() -> None:
                     await client.chat.completions.create(model="tiny", messages=[{"role": "user", "content": "x"}])
                 assert caught.value.status_code == 503
                 assert caught.value.response.headers["retry-after"]
-                running.gateway.apply(fleet_of([engine.url], version=2))
+                running.gateway.update_fleet(fleet_of([engine.url], version=2))
                 await client.chat.completions.create(model="tiny", messages=[{"role": "user", "content": "x"}])
 
-    run(main())
+    run_async(main())
 
 
 def test_a_stream_that_breaks_raises_and_never_ends_quietly() -> None:
     async def main() -> None:
         seen = asyncio.Event()
 
-        async def script(call: Call) -> None:
-            await call.begin()
+        async def script(call: EngineCall) -> None:
+            await call.start_stream()
             await call.event(token("a") | {"id": "1", "object": "chat.completion.chunk", "created": 1, "model": "tiny"})
             await seen.wait()
-            raise Hangup
+            raise HangUp
 
         async with (
             scripted_engine(script) as engine,
@@ -305,7 +305,7 @@ def test_a_stream_that_breaks_raises_and_never_ends_quietly() -> None:
             with pytest.raises(openai.APIError, match="incomplete"):
                 await anext(aiter(stream))
 
-    run(main())
+    run_async(main())
 
 
 def test_a_gateway_that_is_not_there_raises_a_connection_error() -> None:
@@ -314,4 +314,4 @@ def test_a_gateway_that_is_not_there_raises_a_connection_error() -> None:
             with pytest.raises(openai.APIConnectionError):
                 await client.models.list()
 
-    run(main())
+    run_async(main())

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from fairlead_gateway.outbox import Outbox
+from fairlead_gateway.outbox import BackgroundWriter
 
 
 class Receiver:
@@ -21,9 +21,9 @@ class Receiver:
         self.batches.append(batch)
 
 
-def box(write: object, limit: int = 3, lost: list[int] | None = None) -> Outbox[int]:
+def box(write: object, limit: int = 3, lost: list[int] | None = None) -> BackgroundWriter[int]:
     told = lost if lost is not None else []
-    return Outbox("test", write, limit=limit, lost=told.append, batch=2, gather_seconds=0.0)  # type: ignore[arg-type]  # a receiver
+    return BackgroundWriter("test", write, max_waiting=limit, on_dropped=told.append, max_batch=2, gather_seconds=0.0)  # type: ignore[arg-type]  # a receiver
 
 
 def test_what_is_offered_is_handed_over_in_order_and_in_batches() -> None:
@@ -88,7 +88,7 @@ def test_a_receiver_that_raises_loses_that_batch_and_is_asked_again(caplog: pyte
         taken.extend(batch)
         second.set()
 
-    found: Outbox[int] = Outbox("test", write, limit=3, lost=lose, gather_seconds=0.0)
+    found: BackgroundWriter[int] = BackgroundWriter("test", write, max_waiting=3, on_dropped=lose, gather_seconds=0.0)
     found.offer(1)
     assert first.wait(30)
     found.offer(2)

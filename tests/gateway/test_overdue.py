@@ -10,7 +10,7 @@ import pytest
 
 from fairlead.clock import ManualClock
 from fairlead_gateway import overdue as module
-from fairlead_gateway.overdue import Endable, Overdue
+from fairlead_gateway.overdue import TimeoutEntry, TimeoutQueue
 
 pytestmark = pytest.mark.skipif(
     not (module.__file__ or "").endswith(".py"), reason="no interpreted class can be derived from a compiled one"
@@ -41,21 +41,21 @@ class Timer:
             fire()
 
 
-class One(Endable):
+class One(TimeoutEntry):
     """It remembers whether it was late."""
 
     def __init__(self) -> None:
         super().__init__()
         self.lates = 0
 
-    def late(self) -> None:
+    def on_timeout(self) -> None:
         self.lates += 1
 
 
-def made(seconds: float) -> tuple[Overdue, ManualClock, Timer]:
+def made(seconds: float) -> tuple[TimeoutQueue, ManualClock, Timer]:
     clock = ManualClock(1_000.0)
     timer = Timer(clock)
-    return Overdue(cast(asyncio.AbstractEventLoop, timer), seconds, clock.now), clock, timer
+    return TimeoutQueue(cast(asyncio.AbstractEventLoop, timer), seconds, clock.now), clock, timer
 
 
 def test_whatever_is_not_over_in_time_is_late_once_and_nothing_else_is() -> None:
@@ -67,12 +67,12 @@ def test_whatever_is_not_over_in_time_is_late_once_and_nothing_else_is() -> None
         if draw.random() < 0.6:
             one = One()
             begun[one] = clock.now()
-            overdue.begin(one, clock.now())
+            overdue.add(one, clock.now())
         going = [one for one in begun if one not in over and not one.lates]
         if going and draw.random() < 0.5:
             over.add(ended := draw.choice(going))
-            overdue.end(ended)
-            overdue.end(ended)
+            overdue.remove(ended)
+            overdue.remove(ended)
         clock.advance(draw.choice((0.0, 0.125, 1.0)))
         timer.look()
         for one, began in begun.items():
@@ -83,8 +83,8 @@ def test_nobody_is_late_after_the_close() -> None:
     overdue, clock, timer = made(1.0)
     ones = [One() for _ in range(3)]
     for one in ones:
-        overdue.begin(one, clock.now())
-    overdue.close()
+        overdue.add(one, clock.now())
+    overdue.clear()
     clock.advance(9.0)
     timer.look()
     assert timer.fire is None

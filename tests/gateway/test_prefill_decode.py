@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 
 from fairlead.limits import Limits
-from fairlead.testing.handoff import prompt_of
-from fairlead.testing.raw_http import Answer, ask, get, send
-from fairlead.testing.split import Split, engine
-from fairlead_gateway.testing import Running, run, running_gateway
+from fairlead.testing.handoff import make_prompt
+from fairlead.testing.raw_http import RawResponse, get_request, request, send
+from fairlead.testing.split import DisaggregatedModel, killable_engine
+from fairlead_gateway.testing import RunningGateway, run_async, running_gateway
 
 PATH = "/v1/completions"
 QUICK = ("--profile", "tiny-cpu", "--speed", "50", "--kv-lease-seconds", "30", "--kv-dead-peer-seconds", "0.1")
-LIMITS = Limits(handoff_least_tokens=64, handoff_prefill_seconds=1.0, handoff_first_event_seconds=1.0)
+LIMITS = Limits(handoff_min_tokens=64, handoff_prefill_seconds=1.0, handoff_first_event_seconds=1.0)
 LENGTHS = (20, 63, 64, 100, 512, 1000, 2000, 3900)
 WRONG = " bad bad"
 
@@ -23,45 +23,45 @@ WRONG = " bad bad"
 @asynccontextmanager
 async def split(
     *, transfer: str = "nixl", prefills: int = 1, decodes: int = 1, policy: str = "fail", limits: Limits = LIMITS
-) -> AsyncIterator[tuple[Running, Split]]:
+) -> AsyncIterator[tuple[RunningGateway, DisaggregatedModel]]:
     """A gateway before prefill and decode engines, and one engine beside it that serves alone, as ``serve[0]``."""
     more = (*QUICK, "--kv-connector", transfer, "--kv-load-failure-policy", policy, "--kv-abort-seconds", "30")
     with ExitStack() as stack:
-        prefill = [stack.enter_context(engine(*more, "--kv-role", "kv_producer")) for _ in range(prefills)]
-        decode = [stack.enter_context(engine(*more, "--kv-role", "kv_consumer")) for _ in range(decodes)]
-        alone = stack.enter_context(engine(*QUICK))
-        async with running_gateway(Split(prefill, decode, transfer).fleet(), limits) as gateway:
-            yield gateway, Split(prefill, decode, transfer, [alone])
+        prefill = [stack.enter_context(killable_engine(*more, "--kv-role", "kv_producer")) for _ in range(prefills)]
+        decode = [stack.enter_context(killable_engine(*more, "--kv-role", "kv_consumer")) for _ in range(decodes)]
+        alone = stack.enter_context(killable_engine(*QUICK))
+        async with running_gateway(DisaggregatedModel(prefill, decode, transfer).fleet(), limits) as gateway:
+            yield gateway, DisaggregatedModel(prefill, decode, transfer, [alone])
 
 
 def body(prompt: str, tokens: int = 8, **more: Any) -> dict[str, Any]:
     return {"model": "tiny", "prompt": prompt, "max_tokens": tokens, **more}
 
 
-def text(answer: Answer) -> str:
+def text(answer: RawResponse) -> str:
     assert answer.status == 200, answer.body
     found: str = answer.json["choices"][0]["text"]
     return found
 
 
 async def state(url: str) -> dict[str, Any]:
-    found: dict[str, Any] = (await send(url, get("/sim/state")))[0].json["kv_transfer"]
+    found: dict[str, Any] = (await send(url, get_request("/sim/state")))[0].json["kv_transfer"]
     return found
 
 
-async def alone(engines: Split, asked: object, path: str = PATH) -> Answer:
+async def alone(engines: DisaggregatedModel, asked: object, path: str = PATH) -> RawResponse:
     """What the engine says that does it all."""
-    return await ask(engines.serve[0].url, asked, path=path, more="content-type: application/json\r\n")
+    return await request(engines.serve[0].url, asked, path=path, more="content-type: application/json\r\n")
 
 
-async def same_as_alone(gateway: Running, engines: Split, prompt: str) -> None:
+async def same_as_alone(gateway: RunningGateway, engines: DisaggregatedModel, prompt: str) -> None:
     """The gateway's answer is the one of an engine that does it all."""
     expected = text(await alone(engines, body(prompt)))
-    assert text(await ask(gateway.url, body(prompt), path=PATH)) == expected
+    assert text(await request(gateway.url, body(prompt), path=PATH)) == expected
 
 
-def reason(gateway: Running) -> str:
-    return gateway.gateway.decisions.last(1)[0].last.decision.reason
+def reason(gateway: RunningGateway) -> str:
+    return gateway.gateway.decisions.latest(1)[0].latest.decision.reason
 
 
 @pytest.mark.parametrize("transfer", ["nixl", "mooncake", "sglang"])
@@ -69,12 +69,12 @@ def test_two_engines_say_what_one_says(transfer: str) -> None:
     async def check() -> None:
         async with split(transfer=transfer) as (gateway, engines):
             for length in LENGTHS:
-                await same_as_alone(gateway, engines, prompt_of(length, first=f"a{chr(97 + length % 26)}z"))
+                await same_as_alone(gateway, engines, make_prompt(length, first=f"a{chr(97 + length % 26)}z"))
             pulled = await state(engines.decode[0].url)
             assert pulled["pulled_total"] == sum(length >= 64 for length in LENGTHS)
             assert pulled["failed_total"] == pulled["wrong_total"] == 0
 
-    run(check())
+    run_async(check())
 
 
 @pytest.mark.parametrize("transfer", ["nixl", "mooncake", "sglang"])
@@ -82,17 +82,17 @@ def test_streams_and_chats_are_handed_over_too(transfer: str) -> None:
     async def check() -> None:
         async with split(transfer=transfer) as (gateway, engines):
             for stream, first in ((False, "aaz"), (True, "aby")):
-                messages = [{"role": "user", "content": prompt_of(300, first)}]
+                messages = [{"role": "user", "content": make_prompt(300, first)}]
                 asked = {"model": "tiny", "messages": messages, "max_completion_tokens": 5, "stream": stream}
                 expected = await alone(engines, asked, "/v1/chat/completions")
-                answer = await ask(gateway.url, asked)
+                answer = await request(gateway.url, asked)
                 assert spoken(answer, stream) == spoken(expected, stream)
             assert (await state(engines.decode[0].url))["pulled_total"] == 2
 
-    run(check())
+    run_async(check())
 
 
-def spoken(answer: Answer, stream: bool) -> str:
+def spoken(answer: RawResponse, stream: bool) -> str:
     if not stream:
         return str(answer.json["choices"][0]["message"]["content"])
     assert answer.events[-1] == "[DONE]"
@@ -104,53 +104,55 @@ def spoken(answer: Answer, stream: bool) -> str:
 def test_after_sigkill_of_the_prefill_engine_every_request_ends_right(policy: str, stream: bool) -> None:
     async def check() -> None:
         async with split(policy=policy) as (gateway, engines):
-            await same_as_alone(gateway, engines, prompt_of(200, "aab"))
-            prompts = [prompt_of(200, f"b{letter}c") for letter in "abcdefgh"]
-            waiting = [asyncio.create_task(ask(gateway.url, body(one, stream=stream), path=PATH)) for one in prompts]
+            await same_as_alone(gateway, engines, make_prompt(200, "aab"))
+            prompts = [make_prompt(200, f"b{letter}c") for letter in "abcdefgh"]
+            waiting = [
+                asyncio.create_task(request(gateway.url, body(one, stream=stream), path=PATH)) for one in prompts
+            ]
             engines.prefill[0].kill()
             for one, answer in zip(prompts, await asyncio.gather(*waiting), strict=True):
                 assert answer.status == 200
                 assert WRONG.encode() not in answer.body
                 if not stream:
                     assert text(answer) == text(await alone(engines, body(one)))
-            await same_as_alone(gateway, engines, prompt_of(200, "zzz"))
+            await same_as_alone(gateway, engines, make_prompt(200, "zzz"))
 
-    run(check())
+    run_async(check())
 
 
 @pytest.mark.parametrize("transfer", ["nixl", "mooncake"])
 def test_after_sigstop_of_the_prefill_engine_every_request_ends_right(transfer: str) -> None:
     async def check() -> None:
         async with split(transfer=transfer) as (gateway, engines):
-            await same_as_alone(gateway, engines, prompt_of(200, "aab"))
+            await same_as_alone(gateway, engines, make_prompt(200, "aab"))
             engines.prefill[0].freeze()
             for letter in "abc":
-                await same_as_alone(gateway, engines, prompt_of(200, f"b{letter}c"))
+                await same_as_alone(gateway, engines, make_prompt(200, f"b{letter}c"))
             assert "no prefill instance is ready and trusted" in reason(gateway)
 
-    run(check())
+    run_async(check())
 
 
 def test_a_prefill_engine_that_freezes_between_the_legs_costs_the_deadline_and_nothing_else() -> None:
     async def check() -> None:
-        slow = Limits(handoff_least_tokens=64, handoff_first_event_seconds=0.3)
+        slow = Limits(handoff_min_tokens=64, handoff_first_event_seconds=0.3)
         async with split(limits=slow) as (gateway, engines):
-            prompt = prompt_of(200)
+            prompt = make_prompt(200)
             expected = text(await alone(engines, body(prompt)))
-            prefill = gateway.gateway._prefill
-            before = prefill.before
+            prefill = gateway.gateway._prefill_coordinator
+            before = prefill.prefill_remotely
 
             async def freezing(job: Any) -> None:
                 await before(job)
                 engines.prefill[0].freeze()
 
-            prefill.before = freezing  # type: ignore[method-assign]  # no other way to hit the moment between the legs
-            answer = await ask(gateway.url, body(prompt, stream=True), path=PATH)
+            prefill.prefill_remotely = freezing  # type: ignore[method-assign]  # no other way to hit the moment between the legs
+            answer = await request(gateway.url, body(prompt, stream=True), path=PATH)
             assert answer.events[-1] == "[DONE]"
             assert expected[:4].encode() in answer.body
             assert "failed on decode-0 (timeout), plain now" in reason(gateway)
 
-    run(check())
+    run_async(check())
 
 
 def test_fifty_prompts_at_once_are_answered_as_by_one_engine() -> None:
@@ -169,11 +171,11 @@ def burst(fault: str, transfer: str, lengths: list[int]) -> None:
     async def check() -> None:
         async with split(transfer=transfer, prefills=2, decodes=2) as (gateway, engines):
             prompts = [
-                prompt_of(length, f"{'abcdefghij'[at % 10]}{'klmno'[at // 10 % 5]}z")
+                make_prompt(length, f"{'abcdefghij'[at % 10]}{'klmno'[at // 10 % 5]}z")
                 for at, length in enumerate(lengths)
             ]
             expected = [text(await alone(engines, body(one))) for one in prompts]
-            asked = [asyncio.create_task(ask(gateway.url, body(one), path=PATH)) for one in prompts]
+            asked = [asyncio.create_task(request(gateway.url, body(one), path=PATH)) for one in prompts]
             await asked[0]
             if fault == "prefill killed":
                 engines.prefill[0].kill()
@@ -183,7 +185,7 @@ def burst(fault: str, transfer: str, lengths: list[int]) -> None:
                 engines.decode[0].kill()
             assert [text(one) for one in await asyncio.gather(*asked)] == expected
 
-    run(check())
+    run_async(check())
 
 
 def test_the_other_prefill_engine_takes_over_from_a_dead_one() -> None:
@@ -191,42 +193,42 @@ def test_the_other_prefill_engine_takes_over_from_a_dead_one() -> None:
         async with split(prefills=2) as (gateway, engines):
             engines.prefill[0].kill()
             for letter in "abcd":
-                await same_as_alone(gateway, engines, prompt_of(200, f"b{letter}c"))
+                await same_as_alone(gateway, engines, make_prompt(200, f"b{letter}c"))
             assert (await state(engines.decode[0].url))["pulled_total"] == 4
 
-    run(check())
+    run_async(check())
 
 
 def test_without_any_prefill_engine_the_decode_engines_serve_alone() -> None:
     async def check() -> None:
         async with split(prefills=0) as (gateway, engines):
-            await same_as_alone(gateway, engines, prompt_of(200))
+            await same_as_alone(gateway, engines, make_prompt(200))
             assert "hand-off" not in reason(gateway)
 
-    run(check())
+    run_async(check())
 
 
 def test_a_mooncake_engine_that_was_started_anew_is_found_under_its_new_id() -> None:
     async def check() -> None:
         async with split(transfer="mooncake") as (gateway, engines):
-            await same_as_alone(gateway, engines, prompt_of(200, "aab"))
+            await same_as_alone(gateway, engines, make_prompt(200, "aab"))
             port = engines.prefill[0].url.rpartition(":")[2]
             engines.prefill[0].kill()
             again = ("--listen", f"127.0.0.1:{port}", *QUICK, "--kv-connector", "mooncake", "--kv-role", "kv_producer")
-            with engine(*again, "--seed", "0"):
-                gateway.gateway._prefill._engines["prefill-0"] = "of-the-first-start"
-                await same_as_alone(gateway, engines, prompt_of(200, "bbc"))
+            with killable_engine(*again, "--seed", "0"):
+                gateway.gateway._prefill_coordinator._engine_ids["prefill-0"] = "of-the-first-start"
+                await same_as_alone(gateway, engines, make_prompt(200, "bbc"))
                 assert "plain now" in reason(gateway)
-                assert "prefill-0" not in gateway.gateway._prefill._engines
+                assert "prefill-0" not in gateway.gateway._prefill_coordinator._engine_ids
 
-    run(check())
+    run_async(check())
 
 
 def test_the_decision_tells_of_both_legs() -> None:
     async def check() -> None:
         async with split() as (gateway, _engines):
-            await ask(gateway.url, body(prompt_of(200)), path=PATH)
+            await request(gateway.url, body(make_prompt(200)), path=PATH)
             assert reason(gateway).startswith("prefill on prefill-0 (only-one: the only instance that can take it) in ")
             assert reason(gateway).endswith(" ms; the only instance that can take it")
 
-    run(check())
+    run_async(check())

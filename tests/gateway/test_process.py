@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 
 from fairlead.fleet import InstanceState
-from fairlead.fleetfile import write_atomic
-from fairlead.testing.engine import Gate, scripted_engine
-from fairlead.testing.raw_http import Connection, ask, get, post, send
-from fairlead.testing.waiting import until, until_async
+from fairlead.fleetfile import write_fleet_file
+from fairlead.testing.engine import PausedStream, scripted_engine
+from fairlead.testing.raw_http import RawConnection, get_request, post_request, request, send
+from fairlead.testing.waiting import wait_until, wait_until_async
 from fairlead_gateway.__main__ import main as gateway_main
-from fairlead_gateway.testing import fleet_of, run
+from fairlead_gateway.testing import fleet_of, run_async
 
 GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 COMMAND = (sys.executable, "-m", "fairlead_gateway")
@@ -58,45 +58,45 @@ def test_it_serves_says_ready_on_both_ports_and_follows_its_file(tmp_path: Path)
     async def main() -> None:
         path = tmp_path / "fleet.yaml"
         async with scripted_engine() as one, scripted_engine() as two:
-            write_atomic(path, fleet_of([one.url]))
+            write_fleet_file(path, fleet_of([one.url]))
             async with started(path) as gateway:
-                assert (await send(gateway.url, get("/readyz")))[0].status == 200
-                managed = await send(gateway.manage, get("/readyz").replace(b"host: x", b"host: 127.0.0.1"))
+                assert (await send(gateway.url, get_request("/readyz")))[0].status == 200
+                managed = await send(gateway.manage, get_request("/readyz").replace(b"host: x", b"host: 127.0.0.1"))
                 assert managed[0].status == 200
-                assert (await ask(gateway.url, GOOD)).fields["x-fairlead-instance"] == "e-0/0/0"
-                write_atomic(path, fleet_of([one.url, two.url], states=[InstanceState.DRAINING]))
+                assert (await request(gateway.url, GOOD)).fields["x-fairlead-instance"] == "e-0/0/0"
+                write_fleet_file(path, fleet_of([one.url, two.url], states=[InstanceState.DRAINING]))
 
                 async def moved() -> bool:
-                    return (await ask(gateway.url, GOOD)).fields["x-fairlead-instance"] == "e-1/1/0"
+                    return (await request(gateway.url, GOOD)).fields["x-fairlead-instance"] == "e-1/1/0"
 
                 async def complained() -> bool:
-                    return b"cannot be used" in (await send(gateway.url, get("/readyz")))[0].body
+                    return b"cannot be used" in (await send(gateway.url, get_request("/readyz")))[0].body
 
-                await until_async(moved)
+                await wait_until_async(moved)
                 await asyncio.to_thread(path.write_text, "models: [")
-                await until_async(complained)
-                assert (await ask(gateway.url, GOOD)).status == 200
+                await wait_until_async(complained)
+                assert (await request(gateway.url, GOOD)).status == 200
 
-    run(main())
+    run_async(main())
 
 
 def test_sigterm_lets_requests_in_flight_finish_and_exits_with_0(tmp_path: Path) -> None:
-    gate = Gate()
+    gate = PausedStream()
 
     async def main() -> None:
         path = tmp_path / "fleet.yaml"
         async with scripted_engine(gate.script) as engine:
-            write_atomic(path, fleet_of([engine.url]))
+            write_fleet_file(path, fleet_of([engine.url]))
             async with started(path) as gateway:
-                idle, busy = await Connection.to(gateway.url), await Connection.to(gateway.url)
-                await idle.send(get("/readyz", close=False))
-                assert (await idle.answer()).status == 200
-                await busy.send(post(GOOD | {"stream": True}, close=False))
+                idle, busy = await RawConnection.connect(gateway.url), await RawConnection.connect(gateway.url)
+                await idle.send(get_request("/readyz", close=False))
+                assert (await idle.read_response()).status == 200
+                await busy.send(post_request(GOOD | {"stream": True}, close=False))
                 await busy.reader.readuntil(b'"content":"a"')
                 gateway.process.send_signal(signal.SIGTERM)
-                await until_async(partial(_refuses, gateway.url))
-                await idle.send(get("/readyz", close=False))
-                last = await idle.rest()
+                await wait_until_async(partial(_refuses, gateway.url))
+                await idle.send(get_request("/readyz", close=False))
+                last = await idle.read_all_responses()
                 assert [(answer.status, answer.fields["connection"]) for answer in last] == [(503, "close")]
                 gate.go_on.set()
                 rest = await busy.reader.read()
@@ -105,68 +105,68 @@ def test_sigterm_lets_requests_in_flight_finish_and_exits_with_0(tmp_path: Path)
                 await idle.close()
                 await busy.close()
 
-    run(main())
+    run_async(main())
 
 
 def test_a_stream_that_began_before_sigterm_leaves_its_connection_for_one_more_request(tmp_path: Path) -> None:
-    gate = Gate()
+    gate = PausedStream()
 
     async def main() -> None:
         path = tmp_path / "fleet.yaml"
         async with scripted_engine(gate.script) as engine:
-            write_atomic(path, fleet_of([engine.url]))
+            write_fleet_file(path, fleet_of([engine.url]))
             async with started(path) as gateway:
-                connection = await Connection.to(gateway.url)
-                await connection.send(post(GOOD | {"stream": True}, close=False))
+                connection = await RawConnection.connect(gateway.url)
+                await connection.send(post_request(GOOD | {"stream": True}, close=False))
                 head = await connection.reader.readuntil(b"\r\n\r\n")
                 assert b"connection: close" not in head
                 gateway.process.send_signal(signal.SIGTERM)
-                await until_async(partial(_refuses, gateway.url))
+                await wait_until_async(partial(_refuses, gateway.url))
                 gate.go_on.set()
                 await connection.reader.readuntil(b"\r\n0\r\n\r\n")
-                await connection.send(post(GOOD, close=False))
-                last = await connection.rest()
+                await connection.send(post_request(GOOD, close=False))
+                last = await connection.read_all_responses()
                 assert [(answer.status, answer.fields["connection"]) for answer in last] == [(200, "close")]
                 assert await gateway.ended() == 0
                 await connection.close()
 
-    run(main())
+    run_async(main())
 
 
 def test_rolling_restarts_lose_no_request_on_kept_connections(tmp_path: Path) -> None:
     async def main() -> None:
         path = tmp_path / "fleet.yaml"
         async with scripted_engine() as engine:
-            write_atomic(path, fleet_of([engine.url]))
+            write_fleet_file(path, fleet_of([engine.url]))
             async with started(path) as gateway:
-                connections = [await Connection.to(gateway.url) for _ in range(10)]
+                connections = [await RawConnection.connect(gateway.url) for _ in range(10)]
                 served = 0
 
-                async def client(connection: Connection) -> None:
+                async def client(connection: RawConnection) -> None:
                     nonlocal served
                     while True:
-                        await connection.send(post(GOOD, close=False))
-                        answer = await connection.answer()
+                        await connection.send(post_request(GOOD, close=False))
+                        answer = await connection.read_response()
                         assert answer.status == 200
                         served += 1
                         if answer.fields.get("connection") == "close":
                             return
 
                 clients = asyncio.gather(*[client(connection) for connection in connections])
-                await until(lambda: served >= 100)
+                await wait_until(lambda: served >= 100)
                 gateway.process.send_signal(signal.SIGTERM)
                 await clients
                 assert await gateway.ended() == 0
                 for connection in connections:
                     await connection.close()
 
-    run(main())
+    run_async(main())
 
 
 async def _refuses(url: str) -> bool:
     """Whether new connections are refused."""
     try:
-        connection = await Connection.to(url)
+        connection = await RawConnection.connect(url)
     except ConnectionError:
         return True
     await connection.close()

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from fairlead.clock import SystemClock
-from fairlead.fleet import Objectives
+from fairlead.fleet import SloTargets
 from fairlead.limits import Limits
-from fairlead.testing.canned import Answer, CannedServer
-from fairlead.testing.engine import Call, Hangup, Script, event, honest, scripted_engine, token
-from fairlead.testing.raw_http import Connection, ask, post
-from fairlead_gateway.observing import Observing, Wanted
-from fairlead_gateway.testing import fleet_of, run, running_gateway
+from fairlead.testing.canned import CannedResponse, CannedServer
+from fairlead.testing.engine import EngineCall, HangUp, Script, event, scripted_engine, token, well_behaved
+from fairlead.testing.raw_http import RawConnection, post_request, request
+from fairlead_gateway.observing import ObservabilitySettings, RequestObservers
+from fairlead_gateway.testing import fleet_of, run_async, running_gateway
 
 CANARY = "canary-7c1e"
 BODY = {
@@ -25,31 +25,31 @@ BODY = {
 }
 
 
-async def hang_up(call: Call) -> None:
-    raise Hangup
+async def hang_up(call: EngineCall) -> None:
+    raise HangUp
 
 
-async def broken_stream(call: Call) -> None:
-    await call.begin()
+async def broken_stream(call: EngineCall) -> None:
+    await call.start_stream()
     await call.event(token("a"))
-    raise Hangup
+    raise HangUp
 
 
-async def not_json(call: Call) -> None:
-    await call.plain(b"<html>" + call.body, kind="text/html")
+async def not_json(call: EngineCall) -> None:
+    await call.respond(b"<html>" + call.body, kind="text/html")
 
 
-async def failing_with_the_prompt(call: Call) -> None:
-    await call.plain({"error": {"message": CANARY, "code": 500}}, "500 Internal Server Error")
+async def failing_with_the_prompt(call: EngineCall) -> None:
+    await call.respond({"error": {"message": CANARY, "code": 500}}, "500 Internal Server Error")
 
 
-async def event_with_the_prompt(call: Call) -> None:
-    await call.begin()
+async def event_with_the_prompt(call: EngineCall) -> None:
+    await call.start_stream()
     await call.chunk(event({"error": {"message": CANARY, "code": 500}}))
 
 
 @pytest.mark.parametrize(
-    "script", [honest, hang_up, broken_stream, not_json, failing_with_the_prompt, event_with_the_prompt]
+    "script", [well_behaved, hang_up, broken_stream, not_json, failing_with_the_prompt, event_with_the_prompt]
 )
 def test_no_log_line_decision_metric_span_or_error_repeats_a_prompt(
     script: Script, caplog: pytest.LogCaptureFixture, tmp_path: Path
@@ -57,29 +57,31 @@ def test_no_log_line_decision_metric_span_or_error_repeats_a_prompt(
     caplog.set_level(logging.DEBUG)
 
     async def main() -> str:
-        limits = replace(Limits(), stream_idle_seconds=0.5, span_gather_seconds=0.0)
-        what = Wanted(access_log=str(tmp_path / "access.log"), endpoint=collector.url, share=1.0)
+        limits = replace(Limits(), stream_idle_seconds=0.5, span_batch_seconds=0.0)
+        what = ObservabilitySettings(
+            access_log=str(tmp_path / "access.log"), trace_endpoint=collector.url, trace_share=1.0
+        )
         draw = random.Random(1).getrandbits
-        watching = Observing(what, clock=SystemClock(), limits=limits, instance_id="gw", draw=draw)
+        watching = RequestObservers(what, clock=SystemClock(), limits=limits, instance_id="gw", draw=draw)
         async with scripted_engine(script) as engine:
-            fleet = fleet_of([engine.url] * 2, objectives=Objectives(ttft_seconds=1.0))
-            async with running_gateway(fleet, limits, observing=watching) as running:
+            fleet = fleet_of([engine.url] * 2, objectives=SloTargets(ttft_seconds=1.0))
+            async with running_gateway(fleet, limits, observers=watching) as running:
                 written = ""
                 for stream in (False, True):
                     path = f"/v1/chat/completions?q={CANARY}"
-                    answer = await ask(running.url, BODY | {"stream": stream}, path=path)
+                    answer = await request(running.url, BODY | {"stream": stream}, path=path)
                     written += str(answer.fields) + answer.body.decode()
-                leaving = await Connection.to(running.url)
-                await leaving.send(post(BODY))
+                leaving = await RawConnection.connect(running.url)
+                await leaving.send(post_request(BODY))
                 await leaving.close()
-                await ask(running.url, BODY | {"model": "nobody"})
+                await request(running.url, BODY | {"model": "nobody"})
                 gateway = running.gateway
                 written += gateway.telemetry.render(fleet, gateway.loads(), gateway.clock.now()).decode()
-                return written + repr([gateway.decisions.last(10), gateway.ready(), gateway.loads()])
+                return written + repr([gateway.decisions.latest(10), gateway.readiness(), gateway.loads()])
 
-    with CannedServer({"/v1/traces": Answer([b"{}"])}) as collector:
-        written = run(main())
-    lines, spans = (tmp_path / "access.log").read_text(), b"".join(asked.body for asked in collector.asked)
+    with CannedServer({"/v1/traces": CannedResponse([b"{}"])}) as collector:
+        written = run_async(main())
+    lines, spans = (tmp_path / "access.log").read_text(), b"".join(asked.body for asked in collector.requests)
     assert lines.count("\n") >= 3
     assert b"attempt tiny" in spans
     assert CANARY not in written + lines + spans.decode() + caplog.text
@@ -94,14 +96,14 @@ def test_a_defect_of_ours_is_a_500_with_an_id_and_its_log_line_holds_no_prompt(
             def defect(*_: object, **__: object) -> None:
                 raise ValueError(f"cannot take {BODY}")
 
-            monkeypatch.setattr(running.gateway._routes, "choose", defect)
-            answer = await ask(running.url, BODY)
+            monkeypatch.setattr(running.gateway._routers, "choose", defect)
+            answer = await request(running.url, BODY)
             assert (answer.status, answer.error["code"]) == (500, "internal_error")
             assert CANARY not in answer.body.decode()
             assert answer.fields["x-request-id"] in caplog.text
             assert "ValueError" in caplog.text
             assert CANARY not in caplog.text
             monkeypatch.undo()
-            assert (await ask(running.url, BODY)).status == 200
+            assert (await request(running.url, BODY)).status == 200
 
-    run(main())
+    run_async(main())

@@ -1,7 +1,7 @@
 """What is remembered of requests that kill engines, and what is not."""
 
 from fairlead.limits import Limits
-from fairlead_gateway.quarantine import Quarantine
+from fairlead_gateway.quarantine import PoisonRequestGuard
 
 LIMITS = Limits()
 TERM = LIMITS.quarantine_seconds
@@ -13,15 +13,15 @@ class Held:
     def __init__(self, limits: Limits = LIMITS) -> None:
         self.deaths: list[tuple[bytes, str, float, float]] = []
         self.cleared: list[tuple[bytes, float]] = []
-        self.inner = Quarantine(
+        self.inner = PoisonRequestGuard(
             b"secret", limits, lambda *death: self.deaths.append(death), lambda *one: self.cleared.append(one)
         )
 
     def died(self, body: bytes, instance: str, began: float, at: float) -> bool:
-        return self.inner.died(self.inner.fingerprint(body), instance, began, at)
+        return self.inner.on_crash(self.inner.fingerprint(body), instance, began, at)
 
     def answered(self, body: bytes, at: float) -> None:
-        self.inner.answered(self.inner.fingerprint(body), at)
+        self.inner.on_answered(self.inner.fingerprint(body), at)
 
     def left(self, body: bytes, now: float) -> float | None:
         return self.inner.seconds_left(body, now)
@@ -76,7 +76,7 @@ def test_it_ends_by_itself_and_counts_anew() -> None:
 
 
 def test_it_holds_no_more_than_its_limit_and_nothing_that_is_over() -> None:
-    one = Held(Limits(quarantine=3))
+    one = Held(Limits(quarantined_fingerprints=3))
     for number in range(10):
         one.died(b"%d" % number, "a", 0.0, float(number))
     assert len(one.inner) == 3
@@ -89,20 +89,20 @@ def test_a_popular_body_in_flight_on_every_engine_of_a_large_fleet_takes_no_more
     for number in range(1_000):
         one.died(b"popular", f"e-{number}", 0.0, 1.0 + number)
     (suspect,) = one.inner._suspects.values()
-    assert len(suspect.deaths) < 10
+    assert len(suspect.crashes) < 10
 
 
 def test_bodies_of_another_length_are_not_even_hashed() -> None:
     one = Held()
-    assert not one.inner.knows(b"poison")
+    assert not one.inner.may_contain(b"poison")
     one.died(b"poison", "a", 0.0, 0.0)
     one.died(b"murder", "a", 0.0, 0.0)
-    assert one.inner.knows(b"pigeon")
-    assert not one.inner.knows(b"pigeons")
+    assert one.inner.may_contain(b"pigeon")
+    assert not one.inner.may_contain(b"pigeons")
     one.answered(b"poison", 1.0)
-    assert one.inner.knows(b"pigeon")
+    assert one.inner.may_contain(b"pigeon")
     one.answered(b"murder", 1.0)
-    assert not one.inner.knows(b"pigeon")
+    assert not one.inner.may_contain(b"pigeon")
 
 
 def test_requests_without_a_body_are_never_held_since_they_all_look_alike() -> None:
@@ -119,15 +119,15 @@ def test_siblings_are_told_of_deaths_and_of_answers_that_clear() -> None:
     one.died(b"poison", "a", 0.0, 1.0)
     one.died(b"poison", "b", 1.0, 2.0)
     for death in one.deaths:
-        other.inner.heard(*death)
+        other.inner.on_peer_crash(*death)
     assert other.left(b"poison", 2.0) == TERM
     assert not other.deaths
-    other.inner.cleared(one.inner.fingerprint(b"poison"), 1.5)  # before b died of it
+    other.inner.on_peer_cleared(one.inner.fingerprint(b"poison"), 1.5)  # before b died of it
     assert other.left(b"poison", 2.0) == TERM
     one.answered(b"another", 3.0)
     assert not one.cleared
     one.answered(b"poison", 3.0)
     for clearing in one.cleared:
-        other.inner.cleared(*clearing)
+        other.inner.on_peer_cleared(*clearing)
     assert other.left(b"poison", 3.0) is None
     assert len(one.cleared) == 1

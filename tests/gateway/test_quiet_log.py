@@ -12,17 +12,17 @@ from pathlib import Path
 import pytest
 
 from fairlead.errors import SettingsError
-from fairlead.fleetfile import write_atomic
+from fairlead.fleetfile import write_fleet_file
 from fairlead.limits import Limits
 from fairlead.testing.engine import scripted_engine
-from fairlead.testing.raw_http import ask, get, send
-from fairlead.testing.waiting import until_async
+from fairlead.testing.raw_http import get_request, request, send
+from fairlead.testing.waiting import wait_until_async
 from fairlead_gateway import quiet_log
-from fairlead_gateway.quiet_log import QuietHandler, QuietLines
-from fairlead_gateway.testing import fleet_of, run
+from fairlead_gateway.quiet_log import NonBlockingHandler, NonBlockingWriter
+from fairlead_gateway.testing import fleet_of, run_async
 
 GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
-FEW = Limits(log_lines_waiting=3, log_line_bytes=20)
+FEW = Limits(log_lines_pending=3, log_line_bytes=20)
 
 
 class Sink:
@@ -42,13 +42,13 @@ class Sink:
 
 def test_lines_wait_are_dropped_beyond_a_bound_and_what_is_missing_is_said() -> None:
     sink = Sink()
-    lines = QuietLines(2, FEW, sink.put)
+    lines = NonBlockingWriter(2, FEW, sink.put)
     lines.write(b"one\n")
     sink.begun.wait()
     for line in (b"two\n", b"three\n", b"four\n", b"five\n"):
         lines.write(line)
     assert lines.dropped == 2
-    assert "2 lines were dropped" in lines.problems()[0]
+    assert "2 lines were dropped" in lines.warnings()[0]
     assert not lines.flush(0.0)
     sink.open.set()
     assert lines.flush(30.0)
@@ -62,7 +62,7 @@ def test_lines_wait_are_dropped_beyond_a_bound_and_what_is_missing_is_said() -> 
 def test_long_lines_are_cut_and_a_sink_that_is_gone_takes_nothing() -> None:
     sink = Sink()
     sink.open.set()
-    lines = QuietLines(2, FEW, sink.put)
+    lines = NonBlockingWriter(2, FEW, sink.put)
     lines.write(b"x" * 100 + b"\n")
     assert lines.flush(30.0)
     assert sink.got == b"x" * 20 + b" [cut]\n"
@@ -70,7 +70,7 @@ def test_long_lines_are_cut_and_a_sink_that_is_gone_takes_nothing() -> None:
     def gone(_: int, data: bytes) -> int:
         raise BrokenPipeError
 
-    lines = QuietLines(2, FEW, gone)
+    lines = NonBlockingWriter(2, FEW, gone)
     lines.write(b"a\n")
     assert lines.flush(30.0)
     assert lines.dropped == 1
@@ -87,7 +87,7 @@ def test_a_sink_shared_with_somebody_who_made_it_non_blocking_is_asked_again() -
         got += data
         return len(data)
 
-    lines = QuietLines(2, Limits(), busy)
+    lines = NonBlockingWriter(2, Limits(), busy)
     lines.write(b"a\n")
     assert lines.flush(30.0)
     assert (got, lines.dropped) == (b"a\n", 0)
@@ -95,7 +95,7 @@ def test_a_sink_shared_with_somebody_who_made_it_non_blocking_is_asked_again() -
 
 def test_a_forked_process_writes_its_own_lines() -> None:
     reading, writing = os.pipe()
-    lines = QuietLines(writing, Limits())
+    lines = NonBlockingWriter(writing, Limits())
     lines.write(b"parent\n")
     assert lines.flush(30.0)
     with warnings.catch_warnings():
@@ -113,8 +113,8 @@ def test_a_forked_process_writes_its_own_lines() -> None:
 def test_a_record_that_cannot_be_formatted_is_one_line_and_breaks_nothing() -> None:
     sink = Sink()
     sink.open.set()
-    lines = QuietLines(2, Limits(), sink.put)
-    handler = QuietHandler(lines)
+    lines = NonBlockingWriter(2, Limits(), sink.put)
+    handler = NonBlockingHandler(lines)
     handler.handle(logging.LogRecord("some.name", logging.INFO, "x", 1, "%d %d", ("secret",), None))
     assert lines.flush(30.0)
     assert sink.got == b"a log line of some.name could not be formatted\n"
@@ -125,7 +125,7 @@ def test_what_the_loop_and_the_interpreter_complain_of_is_told_without_its_text(
 ) -> None:
     async def main() -> None:
         loop = asyncio.get_running_loop()
-        loop.set_exception_handler(quiet_log.loop_defect)
+        loop.set_exception_handler(quiet_log.on_loop_exception)
 
         def defect() -> None:
             raise ValueError("a prompt")
@@ -133,7 +133,7 @@ def test_what_the_loop_and_the_interpreter_complain_of_is_told_without_its_text(
         loop.call_soon(defect)
         await asyncio.sleep(0)
 
-    run(main())
+    run_async(main())
     assert "ValueError" in caplog.text
     assert "in defect" in caplog.text
     assert "a prompt" not in caplog.text.replace('raise ValueError("a prompt")', "")
@@ -141,7 +141,7 @@ def test_what_the_loop_and_the_interpreter_complain_of_is_told_without_its_text(
 
 def test_a_level_that_is_none_is_said() -> None:
     with pytest.raises(SettingsError, match="FAIRLEAD_LOG_LEVEL"):
-        quiet_log.start("loud")
+        quiet_log.start_logging("loud")
 
 
 def test_a_full_pipe_that_nobody_reads_stops_no_request_and_no_drain(tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_a_full_pipe_that_nobody_reads_stops_no_request_and_no_drain(tmp_path: P
         except BlockingIOError:
             os.set_blocking(writing, True)
         async with scripted_engine() as engine:
-            write_atomic(path, fleet_of([engine.url]))
+            write_fleet_file(path, fleet_of([engine.url]))
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "fairlead_gateway", "--fleet", str(path), "--listen", "127.0.0.1:0"),
                 stdout=asyncio.subprocess.PIPE,
@@ -172,10 +172,10 @@ def test_a_full_pipe_that_nobody_reads_stops_no_request_and_no_drain(tmp_path: P
                     path.write_text("models: [" + "{" * number)
 
                     async def complained() -> bool:
-                        return b"cannot be used" in (await send(url, get("/readyz")))[0].body
+                        return b"cannot be used" in (await send(url, get_request("/readyz")))[0].body
 
-                    await until_async(complained)
-                    assert (await ask(url, GOOD)).status == 200
+                    await wait_until_async(complained)
+                    assert (await request(url, GOOD)).status == 200
                 process.send_signal(signal.SIGTERM)
                 assert await asyncio.wait_for(process.wait(), 60) == 0
             finally:
@@ -184,4 +184,4 @@ def test_a_full_pipe_that_nobody_reads_stops_no_request_and_no_drain(tmp_path: P
                     process.kill()
                     await process.wait()
 
-    run(main())
+    run_async(main())

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from fairlead.limits import Limits
 from fairlead_gateway.errors import GatewayError
-from fairlead_gateway.head import Head
-from fairlead_gateway.reader import RequestReader
+from fairlead_gateway.head import RequestHead
+from fairlead_gateway.reader import RequestParser
 
 LIMITS = Limits()
 Requests = list[tuple[str, str, bytes]]
@@ -29,26 +29,26 @@ _EXPECTED: Requests = [
 ]
 
 
-def take(reader: RequestReader, found: Requests) -> None:
-    while (request := reader.next()) is not None:
-        head: Head = request[0]
+def take(reader: RequestParser, found: Requests) -> None:
+    while (request := reader.next_request()) is not None:
+        head: RequestHead = request[0]
         found.append((head.method, head.path, request[1]))
 
 
 @given(st.lists(st.integers(0, len(_WHOLE)), max_size=30))
 def test_however_the_bytes_are_cut_the_requests_are_the_same(cuts: list[int]) -> None:
-    reader = RequestReader(LIMITS)
+    reader = RequestParser(LIMITS)
     found: Requests = []
     edges = [0, *sorted(cuts), len(_WHOLE)]
     for start, stop in itertools.pairwise(edges):
         reader.feed(_WHOLE[start:stop])
         take(reader, found)
     assert found == _EXPECTED
-    assert reader.empty
+    assert reader.is_empty
 
 
 def test_one_byte_at_a_time() -> None:
-    reader = RequestReader(LIMITS)
+    reader = RequestParser(LIMITS)
     found: Requests = []
     for number in range(len(_WHOLE)):
         reader.feed(_WHOLE[number : number + 1])
@@ -78,13 +78,13 @@ FRAGMENTS = st.sampled_from(
 
 def judged(data: bytes, size: int) -> tuple[Requests, int]:
     """The requests in ``data`` read in pieces of ``size``, and the status of the refusal behind them (200: none)."""
-    reader = RequestReader(LIMITS)
+    reader = RequestParser(LIMITS)
     found: Requests = []
     try:
         for start in range(0, len(data), size):
             reader.feed(data[start : start + size])
             take(reader, found)
-        reader.ended()
+        reader.on_eof()
     except GatewayError as error:
         if not 400 <= error.status < 500:
             raise

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fairlead.limits import Limits
-from fairlead_gateway.retry import Failure, RetryBudget, as_error, worth_retrying
+from fairlead_gateway.retry import AttemptFailure, RetryBudget, should_retry, to_client_error
 
 LIMITS = Limits()
 
@@ -13,7 +13,7 @@ def test_three_are_always_allowed_and_then_a_share() -> None:
     budget = RetryBudget(LIMITS)
     assert [budget.take(100.0) for _ in range(4)] == [True, True, True, False]
     for _ in range(50):
-        budget.request(101.0)
+        budget.on_request(101.0)
     assert sum(budget.take(101.0) for _ in range(50)) == 10 - 3
 
 
@@ -34,7 +34,7 @@ def test_in_no_ten_seconds_there_are_more_than_allowed(steps: list[tuple[float, 
         now += pause
         second = int(now)
         if not retry:
-            budget.request(now)
+            budget.on_request(now)
             requests.append(second)
         elif budget.take(now):
             seen = sum(second - 10 < one for one in requests)
@@ -44,23 +44,23 @@ def test_in_no_ten_seconds_there_are_more_than_allowed(steps: list[tuple[float, 
 
 
 def test_a_failure_decides_whether_another_engine_may_be_asked() -> None:
-    assert worth_retrying([Failure("refused")], LIMITS)
-    assert worth_retrying([Failure("reset", died=True)], LIMITS)
-    assert not worth_retrying([Failure("timeout", final=True)], LIMITS)
-    assert not worth_retrying([Failure("reset", died=True)] * 2, LIMITS)
-    assert not worth_retrying([Failure("status-500")] * LIMITS.attempts, LIMITS)
-    assert worth_retrying([Failure("refused", sent=False)] * 10, LIMITS)
+    assert should_retry([AttemptFailure("refused")], LIMITS)
+    assert should_retry([AttemptFailure("reset", crashed=True)], LIMITS)
+    assert not should_retry([AttemptFailure("timeout", is_final=True)], LIMITS)
+    assert not should_retry([AttemptFailure("reset", crashed=True)] * 2, LIMITS)
+    assert not should_retry([AttemptFailure("status-500")] * LIMITS.max_attempts, LIMITS)
+    assert should_retry([AttemptFailure("refused", was_sent=False)] * 10, LIMITS)
 
 
 def test_only_engines_that_answered_badly_charge_the_budget() -> None:
-    assert Failure("refused", sent=False).free
-    assert Failure("reset", died=True).free
-    assert not Failure("status-500").free
-    assert not Failure("overloaded", overloaded=True).free
+    assert AttemptFailure("refused", was_sent=False).is_exempt_from_budget
+    assert AttemptFailure("reset", crashed=True).is_exempt_from_budget
+    assert not AttemptFailure("status-500").is_exempt_from_budget
+    assert not AttemptFailure("overloaded", is_overload=True).is_exempt_from_budget
 
 
 def test_the_error_tells_the_kind_of_failure() -> None:
-    assert as_error([Failure("overloaded", overloaded=True)] * 3).status == 503
-    assert as_error([Failure("overloaded", overloaded=True), Failure("refused")]).status == 502
-    assert as_error([Failure("timeout", final=True)]).status == 504
-    assert as_error([Failure("cut", died=True)] * 2).code == "engines_broke_off"
+    assert to_client_error([AttemptFailure("overloaded", is_overload=True)] * 3).status == 503
+    assert to_client_error([AttemptFailure("overloaded", is_overload=True), AttemptFailure("refused")]).status == 502
+    assert to_client_error([AttemptFailure("timeout", is_final=True)]).status == 504
+    assert to_client_error([AttemptFailure("cut", crashed=True)] * 2).code == "engines_broke_off"

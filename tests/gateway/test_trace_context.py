@@ -22,19 +22,19 @@ def fields(*parents: str, state: str | list[str] = "") -> list[tuple[bytes, byte
 
 
 def test_a_right_one_is_read_and_passed_on_as_it_came() -> None:
-    found = trace.context(fields(RIGHT, state="vendor=x,other=y"))
-    assert found == trace.Context(TRACE, SPAN, 1, "vendor=x,other=y")
-    assert found.sampled
-    assert trace.passed_on(fields(RIGHT, state="vendor=x")) == (
+    found = trace.extract_context(fields(RIGHT, state="vendor=x,other=y"))
+    assert found == trace.TraceContext(TRACE, SPAN, 1, "vendor=x,other=y")
+    assert found.is_sampled
+    assert trace.forwarded_header(fields(RIGHT, state="vendor=x")) == (
         f"traceparent: {RIGHT}\r\ntracestate: vendor=x\r\n".encode()
     )
 
 
 @pytest.mark.parametrize(("flags", "sampled"), [("00", False), ("01", True), ("02", False), ("03", True), ("ff", True)])
 def test_the_first_bit_of_the_flags_says_sampled(flags: str, sampled: bool) -> None:
-    found = trace.context(fields(f"00-{TRACE}-{SPAN}-{flags}"))
+    found = trace.extract_context(fields(f"00-{TRACE}-{SPAN}-{flags}"))
     assert found is not None
-    assert found.sampled is sampled
+    assert found.is_sampled is sampled
 
 
 @pytest.mark.parametrize(
@@ -61,53 +61,53 @@ def test_the_first_bit_of_the_flags_says_sampled(flags: str, sampled: bool) -> N
 )
 def test_a_malformed_one_is_dropped_and_its_state_with_it(wrong: str) -> None:
     given = fields(wrong, state="vendor=x")
-    assert trace.context(given) is None
-    assert trace.passed_on(given) == b""
+    assert trace.extract_context(given) is None
+    assert trace.forwarded_header(given) == b""
 
 
 def test_two_of_them_are_none() -> None:
-    assert trace.context(fields(RIGHT, RIGHT)) is None
-    assert trace.passed_on(fields(RIGHT, RIGHT)) == b""
+    assert trace.extract_context(fields(RIGHT, RIGHT)) is None
+    assert trace.forwarded_header(fields(RIGHT, RIGHT)) == b""
 
 
 def test_a_state_without_a_parent_is_dropped() -> None:
-    assert trace.passed_on(fields(state="vendor=x")) == b""
+    assert trace.forwarded_header(fields(state="vendor=x")) == b""
 
 
 @pytest.mark.parametrize(
     "version", [f"01-{TRACE}-{SPAN}-01", f"cc-{TRACE}-{SPAN}-01", f"cc-{TRACE}-{SPAN}-01-later.field"]
 )
 def test_a_later_version_is_read_as_far_as_this_one_goes(version: str) -> None:
-    found = trace.context(fields(version))
+    found = trace.extract_context(fields(version))
     assert found is not None
-    assert (found.trace_id, found.span_id, found.sampled) == (TRACE, SPAN, True)
+    assert (found.trace_id, found.span_id, found.is_sampled) == (TRACE, SPAN, True)
 
 
 def test_blanks_around_it_are_no_part_of_it() -> None:
-    assert trace.context(fields(f" {RIGHT}\t")) is not None
+    assert trace.extract_context(fields(f" {RIGHT}\t")) is not None
 
 
 def test_several_states_are_one_list_and_a_long_one_is_left_out() -> None:
-    found = trace.context(fields(RIGHT, state=["a=1", "", "b=2"]))
+    found = trace.extract_context(fields(RIGHT, state=["a=1", "", "b=2"]))
     assert found is not None
     assert found.state == "a=1,b=2"
-    long = trace.context(fields(RIGHT, state=[f"k{n}={'v' * 200}" for n in range(30)]))
+    long = trace.extract_context(fields(RIGHT, state=[f"k{n}={'v' * 200}" for n in range(30)]))
     assert long is not None
     assert long.state == ""
 
 
 @pytest.mark.parametrize(("flags", "shown"), [(0, "01"), (1, "01"), (2, "03"), (3, "03"), (0xFF, "03")])
 def test_what_is_made_here_is_sampled_and_keeps_no_flag_that_nobody_knows(flags: int, shown: str) -> None:
-    assert trace.header(TRACE, SPAN, flags, "") == f"traceparent: 00-{TRACE}-{SPAN}-{shown}\r\n"
-    assert trace.header(TRACE, SPAN, flags, "a=1").endswith("\r\ntracestate: a=1\r\n")
+    assert trace.sampled_header(TRACE, SPAN, flags, "") == f"traceparent: 00-{TRACE}-{SPAN}-{shown}\r\n"
+    assert trace.sampled_header(TRACE, SPAN, flags, "a=1").endswith("\r\ntracestate: a=1\r\n")
 
 
 @pytest.mark.property
 @given(st.binary(max_size=80))
 def test_whatever_comes_is_right_or_dropped_and_never_an_exception(value: bytes) -> None:
-    found = trace.context([(b"traceparent", value)])
-    text = trace.passed_on([(b"traceparent", value)])
+    found = trace.extract_context([(b"traceparent", value)])
+    text = trace.forwarded_header([(b"traceparent", value)])
     assert (found is None) == (text == b"")
     if found is not None:
-        made: Any = trace.header(found.trace_id, found.span_id, found.flags, "")
-        assert trace.context([(b"traceparent", made[13:-2].encode())]) is not None
+        made: Any = trace.sampled_header(found.trace_id, found.span_id, found.flags, "")
+        assert trace.extract_context([(b"traceparent", made[13:-2].encode())]) is not None

@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fairlead.limits import Limits
-from fairlead_gateway.body import parse
+from fairlead_gateway.body import decode_body
 from fairlead_gateway.errors import BadRequest
-from fairlead_gateway.fields import Chat
-from fairlead_gateway.usual import read
+from fairlead_gateway.fields import ChatRequest
+from fairlead_gateway.usual import parse_body
 
 LIMITS = replace(Limits(), json_values=2_000, json_containers=2_000)
 USER = b'{"role":"user","content":"hi"}'
@@ -66,22 +66,30 @@ MEMBERS = [
 def understood(body: bytes) -> tuple[object, ...]:
     """What is read of a body, or how it is refused."""
     try:
-        found = read(Chat, body, LIMITS)
+        found = parse_body(ChatRequest, body, LIMITS)
     except BadRequest as error:
         return error.status, error.code, error.param, error.message
     fields = found.fields
-    assert isinstance(fields, Chat)
-    text = body[found.start - 1 : found.end + 1] if found.end else bytes(fields.messages)
-    return found.model, found.stream, found.max_tokens, found.session, found.special, found.may_hand_over, text
+    assert isinstance(fields, ChatRequest)
+    text = body[found.messages_start - 1 : found.messages_end + 1] if found.messages_end else bytes(fields.messages)
+    return (
+        found.model,
+        found.stream,
+        found.max_tokens,
+        found.session,
+        found.has_cache_variants,
+        found.may_carry_kv_transfer,
+        text,
+    )
 
 
 def parsed_twice(body: bytes) -> tuple[object, ...]:
     """The same, always by the long way."""
     try:
-        found = parse(Chat, body, LIMITS)
+        found = decode_body(ChatRequest, body, LIMITS)
     except BadRequest as error:
         return error.status, error.code, error.param, error.message
-    assert isinstance(found, Chat)
+    assert isinstance(found, ChatRequest)
     names = ("tools", "response_format", "kv_transfer_params")
     tools, shape, handed = (bool(getattr(found, name)) for name in names)
     most = found.max_tokens if found.max_completion_tokens is None else found.max_completion_tokens
@@ -110,8 +118,8 @@ def test_what_is_parsed_once_is_what_is_parsed_twice(
 @pytest.mark.parametrize("messages", MESSAGES[:5])
 def test_usual_chats_are_parsed_once(messages: bytes) -> None:
     for body in (b'{"model":"m","messages":%s}' % messages, b'{"messages": %s, "model": "m", "n": 2}' % messages):
-        found = read(Chat, body, LIMITS)
-        assert body[found.start - 1 : found.end + 1] == messages
+        found = parse_body(ChatRequest, body, LIMITS)
+        assert body[found.messages_start - 1 : found.messages_end + 1] == messages
 
 
 @pytest.mark.parametrize(
@@ -124,10 +132,10 @@ def test_usual_chats_are_parsed_once(messages: bytes) -> None:
     ],
 )
 def test_others_are_parsed_twice(body: bytes) -> None:
-    assert read(Chat, body, LIMITS).end == 0
+    assert parse_body(ChatRequest, body, LIMITS).messages_end == 0
 
 
 def test_shallow_limits_count_the_levels_of_messages_too() -> None:
     body = b'{"model":"m","messages":[%s]}' % b",".join([USER] * 3)
     with pytest.raises(BadRequest, match="nested deeper than 2 levels"):
-        read(Chat, body, replace(LIMITS, json_depth=2))
+        parse_body(ChatRequest, body, replace(LIMITS, json_depth=2))

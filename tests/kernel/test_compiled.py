@@ -11,30 +11,30 @@ from fairlead_gateway import forward
 
 
 def test_a_complete_copy_of_these_very_sources_comes_first(tmp_path: Path) -> None:
-    copy = compiled.copy_of(compiled.package_folders(), tmp_path)
+    copy = compiled.compiled_copy_path(compiled.package_folders(), tmp_path)
     environ = {"FAIRLEAD_CACHE": str(tmp_path), "PYTHONPATH": "elsewhere"}
     assert compiled.worker_environment(environ) == environ, "there is none yet"
     copy.mkdir()
     assert compiled.worker_environment(environ) == environ, "it is not complete"
-    (copy / compiled.COMPLETE).touch()
+    (copy / compiled.COMPLETE_MARKER).touch()
     assert compiled.worker_environment(environ)["PYTHONPATH"] == f"{copy}{os.pathsep}elsewhere"
     assert compiled.worker_environment({**environ, "FAIRLEAD_COMPILED": "0"})["PYTHONPATH"] == "elsewhere"
 
 
 def test_what_runs_from_the_copy_stays_there(tmp_path: Path) -> None:
-    copy = compiled.copy_of(compiled.package_folders(), tmp_path)
+    copy = compiled.compiled_copy_path(compiled.package_folders(), tmp_path)
     copy.mkdir()
-    (copy / compiled.COMPLETE).touch()
+    (copy / compiled.COMPLETE_MARKER).touch()
     once = compiled.worker_environment({"FAIRLEAD_CACHE": str(tmp_path), "PYTHONPATH": "elsewhere"})
     assert compiled.worker_environment(once) == once
 
 
 def test_an_indexer_goes_on_as_its_copy(tmp_path: Path) -> None:
     """The copy here is one that says so and leaves."""
-    copy = compiled.copy_of(compiled.package_folders(), tmp_path)
+    copy = compiled.compiled_copy_path(compiled.package_folders(), tmp_path)
     for folder in compiled.package_folders():
         shutil.copytree(folder, copy / folder.name, ignore=shutil.ignore_patterns("__pycache__"))
-    (copy / compiled.COMPLETE).touch()
+    (copy / compiled.COMPLETE_MARKER).touch()
     (copy / "fairlead_kvstore" / "command.py").write_text(
         "import sys\ndef main() -> int:\n    print(sys.argv[1:])\n    return 7\n"
     )

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fairlead.errors import BadInput, ManifestError
-from fairlead.profile_tables import flat, load_profile_table, parse_csv, parse_json
+from fairlead.profile_tables import flatten, load_profile_table, parse_csv, parse_json
 
 HEADER = "accelerator,cost_per_hour,prompt_tokens,output_tokens,requests_per_second"
 GOOD = f"""{HEADER}
@@ -45,7 +45,7 @@ def test_csv_and_json_of_one_table_read_alike() -> None:
     assert table == parse_json(json.dumps(OURS))
     assert table.prompt_tokens == (256.0, 1024.0)
     assert [one.name for one in table.accelerators] == ["L4", "H100"]
-    assert flat(table.accelerators[1].requests_per_second) == (30.0, 12.0)
+    assert flatten(table.accelerators[1].requests_per_second) == (30.0, 12.0)
 
 
 def test_columns_may_stand_in_any_order_and_lines_too() -> None:

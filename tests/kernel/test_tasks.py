@@ -2,7 +2,7 @@
 
 import asyncio
 
-from fairlead.tasks import ended, failed
+from fairlead.tasks import cancel_and_wait, first_failure
 
 
 def test_a_task_that_loses_a_cancellation_is_asked_again() -> None:
@@ -21,7 +21,7 @@ def test_a_task_that_loses_a_cancellation_is_asked_again() -> None:
 
         task = asyncio.create_task(stubborn())
         await asyncio.sleep(0)
-        await ended(task)
+        await cancel_and_wait(task)
         assert task.cancelled()
 
     asyncio.run(check())
@@ -33,10 +33,10 @@ def test_a_task_that_failed_or_never_was_is_ended_too() -> None:
             raise ValueError("on purpose")
 
         task = asyncio.create_task(failing())
-        await ended(task)
+        await cancel_and_wait(task)
         assert task.done()
-        await ended(task)
-        await ended(None)
+        await cancel_and_wait(task)
+        await cancel_and_wait(None)
 
     asyncio.run(check())
 
@@ -54,11 +54,11 @@ def test_a_task_that_fails_is_told_and_one_that_ends_is_not() -> None:
         stop = asyncio.Event()
         stopped = asyncio.create_task(stop.wait())
         for work, expected in ((_raise, ValueError), (_end, None)):
-            telling = asyncio.create_task(failed([asyncio.create_task(work())], stopped))
+            telling = asyncio.create_task(first_failure([asyncio.create_task(work())], stopped))
             if expected is None:
                 stop.set()
             error = await asyncio.wait_for(telling, 30)
             assert (None if error is None else type(error)) == expected
-        await ended(stopped)
+        await cancel_and_wait(stopped)
 
     asyncio.run(main())

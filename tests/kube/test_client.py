@@ -10,25 +10,25 @@ from typing import Any
 import pytest
 
 from fairlead.clock import ManualClock
-from fairlead.kube.access import Access
-from fairlead.kube.changes import ChangeKind
+from fairlead.kube.access import ClusterConfig
+from fairlead.kube.changes import WatchEventType
 from fairlead.kube.client import KubeApi
 from fairlead.kube.errors import (
     AlreadyExists,
     Conflict,
+    EvictionBlocked,
     Gone,
     Invalid,
     NotFound,
-    Refused,
     TooManyRequests,
     Unauthenticated,
     Unreachable,
 )
 from fairlead.kube.resource import CONFIG_MAPS, MODEL_DEPLOYMENTS, NODES, PODS, Manifest
 from fairlead.limits import Limits
-from fairlead.testing.fake_kube import Answer, FakeKube, fake_kube
-from fairlead.testing.timeline import Straight
-from fairlead.testing.waiting import until
+from fairlead.testing.fake_kube import FakeApiServer, OrderedResponse, fake_api_server
+from fairlead.testing.timeline import InstantTime
+from fairlead.testing.waiting import wait_until
 
 MAP: Manifest = {
     "apiVersion": "v1",
@@ -36,36 +36,36 @@ MAP: Manifest = {
     "metadata": {"name": "m", "namespace": "x"},
     "data": {"a": "1"},
 }
-Check = Callable[[FakeKube, KubeApi, Straight], Awaitable[None]]
+Check = Callable[[FakeApiServer, KubeApi, InstantTime], Awaitable[None]]
 
 
 def run(check: Check, limits: Limits | None = None, **access: Any) -> None:
     async def main() -> None:
-        async with fake_kube() as fake:
-            time = Straight()
-            async with KubeApi(fake.access(**access), time, lambda: 0.0, limits=limits, pause=time.pause) as api:
+        async with fake_api_server() as fake:
+            time = InstantTime()
+            async with KubeApi(fake.config(**access), time, lambda: 0.0, limits=limits, pause=time.pause) as api:
                 await check(fake, api, time)
 
     asyncio.run(main())
 
 
 def test_applying_creates_then_changes_nothing() -> None:
-    async def check(fake: FakeKube, api: KubeApi, time: Straight) -> None:
+    async def check(fake: FakeApiServer, api: KubeApi, time: InstantTime) -> None:
         first = await api.apply(MAP, "operator")
         again = await api.apply(MAP, "operator", force=False, dry_run=True)
         assert first == again == await api.get(CONFIG_MAPS, "x", "m")
-        sent = fake.asked[0]
+        sent = fake.calls[0]
         assert (sent.method, sent.path) == ("PATCH", "/api/v1/namespaces/x/configmaps/m")
         assert sent.content == "application/apply-patch+yaml"
         assert sent.query == {"fieldManager": "operator", "force": "true", "fieldValidation": "Strict"}
-        assert fake.asked[1].query["force"] == "false"
-        assert fake.asked[1].query["dryRun"] == "All"
+        assert fake.calls[1].query["force"] == "false"
+        assert fake.calls[1].query["dryRun"] == "All"
 
     run(check)
 
 
 def test_a_status_is_applied_without_the_rest() -> None:
-    async def check(fake: FakeKube, api: KubeApi, time: Straight) -> None:
+    async def check(fake: FakeApiServer, api: KubeApi, time: InstantTime) -> None:
         fake.put(MODEL_DEPLOYMENTS, "x", "m", spec={"a": 1})
         whole = {
             "apiVersion": "serving.fairlead.io/v1alpha1",
@@ -77,13 +77,13 @@ def test_a_status_is_applied_without_the_rest() -> None:
         found = await api.apply_status(whole, "operator")
         assert (found["spec"], found["status"]) == ({"a": 1}, {"ready": 1})
         assert "labels" not in found["metadata"]
-        assert fake.asked[-1].path.endswith("/modeldeployments/m/status")
+        assert fake.calls[-1].path.endswith("/modeldeployments/m/status")
 
     run(check)
 
 
 def test_creating_patching_deleting_evicting() -> None:
-    async def check(fake: FakeKube, api: KubeApi, time: Straight) -> None:
+    async def check(fake: FakeApiServer, api: KubeApi, time: InstantTime) -> None:
         made = await api.create(MAP, "operator")
         with pytest.raises(AlreadyExists):
             await api.create(MAP, "operator")
@@ -105,18 +105,18 @@ def test_creating_patching_deleting_evicting() -> None:
 
 
 def test_a_budget_that_refuses_an_eviction_is_asked_once() -> None:
-    async def check(fake: FakeKube, api: KubeApi, time: Straight) -> None:
+    async def check(fake: FakeApiServer, api: KubeApi, time: InstantTime) -> None:
         fake.put(PODS, "x", "p")
-        fake.answers.append(Answer(429, "TooManyRequests", causes=({"reason": "DisruptionBudget"},)))
-        with pytest.raises(Refused):
+        fake.ordered_responses.append(OrderedResponse(429, "TooManyRequests", causes=({"reason": "DisruptionBudget"},)))
+        with pytest.raises(EvictionBlocked):
             await api.evict("x", "p", uid="uid-1")
-        assert len(fake.asked) == 1
+        assert len(fake.calls) == 1
 
     run(check)
 
 
 def test_a_list_is_read_page_by_page_and_says_what_its_items_are() -> None:
-    async def check(fake: FakeKube, api: KubeApi, time: Straight) -> None:
+    async def check(fake: FakeApiServer, api: KubeApi, time: InstantTime) -> None:
         fake.bare = True
         for number in range(5):
             fake.put(PODS, f"n{number % 2}", f"p{number}")
@@ -125,20 +125,20 @@ def test_a_list_is_read_page_by_page_and_says_what_its_items_are() -> None:
         assert sorted(item["metadata"]["name"] for item in found.items) == ["p0", "p1", "p2", "p3", "p4"]
         assert {(item["apiVersion"], item["kind"]) for item in found.items} == {("v1", "Pod")}
         assert found.resource_version == "106"
-        assert [(one.query["limit"], one.query["labelSelector"]) for one in fake.asked] == [("2", "a=b")] * 3
+        assert [(one.query["limit"], one.query["labelSelector"]) for one in fake.calls] == [("2", "a=b")] * 3
         assert len((await api.list(PODS, "n1")).items) == 2
 
     run(check)
 
 
 def test_a_list_whose_snapshot_is_forgotten_is_read_once_more_in_one_piece() -> None:
-    async def check(fake: FakeKube, api: KubeApi, time: Straight) -> None:
+    async def check(fake: FakeApiServer, api: KubeApi, time: InstantTime) -> None:
         for number in range(3):
             fake.put(PODS, "x", f"p{number}")
-        fake.answers += [Answer(410, "Expired")]
+        fake.ordered_responses += [OrderedResponse(410, "Expired")]
         assert len((await api.list(PODS, limit=2)).items) == 3
-        assert "limit" not in fake.asked[-1].query
-        fake.answers += [Answer(410, "Expired"), Answer(410, "Expired")]
+        assert "limit" not in fake.calls[-1].query
+        fake.ordered_responses += [OrderedResponse(410, "Expired"), OrderedResponse(410, "Expired")]
         with pytest.raises(Gone):
             await api.list(PODS, limit=2)
 
@@ -146,13 +146,19 @@ def test_a_list_whose_snapshot_is_forgotten_is_read_once_more_in_one_piece() -> 
 
 
 @pytest.mark.parametrize(
-    "order", [Answer(429, headers={"Retry-After": "3"}), Answer(503), Answer(500, body=b"<html>"), Answer(reset=True)]
+    "order",
+    [
+        OrderedResponse(429, headers={"Retry-After": "3"}),
+        OrderedResponse(503),
+        OrderedResponse(500, body=b"<html>"),
+        OrderedResponse(reset=True),
+    ],
 )
-def test_what_passes_is_waited_out(order: Answer) -> None:
-    async def check(fake: FakeKube, api: KubeApi, time: Straight) -> None:
-        fake.answers += [order, order]
+def test_what_passes_is_waited_out(order: OrderedResponse) -> None:
+    async def check(fake: FakeApiServer, api: KubeApi, time: InstantTime) -> None:
+        fake.ordered_responses += [order, order]
         assert (await api.apply(MAP, "operator"))["data"] == {"a": "1"}
-        assert len(fake.asked) == 3
+        assert len(fake.calls) == 3
         asked = 3.0 if order.headers else 0.0
         assert time.pauses == pytest.approx([asked + 0.1, asked + 0.2])
 
@@ -160,12 +166,12 @@ def test_what_passes_is_waited_out(order: Answer) -> None:
 
 
 def test_what_does_not_pass_is_told_with_the_reason() -> None:
-    async def check(fake: FakeKube, api: KubeApi, time: Straight) -> None:
-        fake.answers.extend([Answer(503, message="etcd is away")] * 5)
+    async def check(fake: FakeApiServer, api: KubeApi, time: InstantTime) -> None:
+        fake.ordered_responses.extend([OrderedResponse(503, message="etcd is away")] * 5)
         with pytest.raises(Unreachable, match="etcd is away"):
             await api.get(PODS, "x", "p")
         assert len(time.pauses) == 4
-        fake.answers.append(Answer(429, headers={"Retry-After": "100"}))
+        fake.ordered_responses.append(OrderedResponse(429, headers={"Retry-After": "100"}))
         with pytest.raises(TooManyRequests) as raised:
             await api.get(PODS, "x", "p")
         assert raised.value.retry_after_seconds == 100.0
@@ -174,23 +180,25 @@ def test_what_does_not_pass_is_told_with_the_reason() -> None:
     run(check)
 
 
-@pytest.mark.parametrize("order", [Answer(reset=True, done=True), Answer(500, done=True)])
-def test_a_creation_whose_answer_is_lost_is_not_sent_again(order: Answer) -> None:
-    async def check(fake: FakeKube, api: KubeApi, time: Straight) -> None:
-        fake.answers.append(order)
+@pytest.mark.parametrize(
+    "order", [OrderedResponse(reset=True, takes_effect=True), OrderedResponse(500, takes_effect=True)]
+)
+def test_a_creation_whose_answer_is_lost_is_not_sent_again(order: OrderedResponse) -> None:
+    async def check(fake: FakeApiServer, api: KubeApi, time: InstantTime) -> None:
+        fake.ordered_responses.append(order)
         with pytest.raises(Unreachable):
             await api.create(MAP, "operator")
-        assert fake.count("POST") == 1
+        assert fake.call_count("POST") == 1
         assert (await api.get(CONFIG_MAPS, "x", "m"))["data"] == {"a": "1"}
 
     run(check)
 
 
 def test_a_creation_that_was_turned_away_is_sent_again() -> None:
-    async def check(fake: FakeKube, api: KubeApi, time: Straight) -> None:
-        fake.answers += [Answer(429), Answer(503, headers={"Retry-After": "1"})]
+    async def check(fake: FakeApiServer, api: KubeApi, time: InstantTime) -> None:
+        fake.ordered_responses += [OrderedResponse(429), OrderedResponse(503, headers={"Retry-After": "1"})]
         assert (await api.create(MAP, "operator"))["data"] == {"a": "1"}
-        assert fake.count("POST") == 3
+        assert fake.call_count("POST") == 3
 
     run(check)
 
@@ -198,15 +206,15 @@ def test_a_creation_that_was_turned_away_is_sent_again() -> None:
 @pytest.mark.parametrize("known", [True, False])
 def test_a_deletion_whose_answer_is_lost_meets_no_new_object_of_the_same_name(known: bool) -> None:
     async def main() -> None:
-        async with fake_kube() as fake:
+        async with fake_api_server() as fake:
 
             async def meanwhile(seconds: float) -> None:
                 fake.put(PODS, "x", "p")
 
-            async with KubeApi(fake.access(), ManualClock(), lambda: 0.0, pause=meanwhile) as api:
+            async with KubeApi(fake.config(), ManualClock(), lambda: 0.0, pause=meanwhile) as api:
                 uid = fake.put(PODS, "x", "p")["metadata"]["uid"]
-                looked = Answer(200, body=b'{"metadata": {"uid": "%s"}}' % uid.encode())
-                fake.answers += [*([] if known else [looked]), Answer(503, done=True)]
+                looked = OrderedResponse(200, body=b'{"metadata": {"uid": "%s"}}' % uid.encode())
+                fake.ordered_responses += [*([] if known else [looked]), OrderedResponse(503, takes_effect=True)]
                 assert not await api.delete(PODS, "x", "p", uid=uid if known else None)  # the first one did it
             assert [item["metadata"]["uid"] for item in fake.objects.values()] == ["uid-2"]
 
@@ -215,9 +223,9 @@ def test_a_deletion_whose_answer_is_lost_meets_no_new_object_of_the_same_name(kn
 
 def test_a_refused_connection_is_tried_again_even_for_a_creation() -> None:
     async def main() -> None:
-        async with fake_kube() as fake:
-            access = fake.access()
-        time = Straight()
+        async with fake_api_server() as fake:
+            access = fake.config()
+        time = InstantTime()
         async with KubeApi(access, time, lambda: 0.0, pause=time.pause) as api:
             with pytest.raises(Unreachable, match="from a test"):
                 await api.create(MAP, "operator")
@@ -230,29 +238,29 @@ def test_a_token_that_was_rotated_is_read_again_at_once(tmp_path: Path) -> None:
     file = tmp_path / "token"
     file.write_text("old")
 
-    async def check(fake: FakeKube, api: KubeApi, time: Straight) -> None:
+    async def check(fake: FakeApiServer, api: KubeApi, time: InstantTime) -> None:
         fake.token = "old"
         await api.apply(MAP, "operator")
         fake.token = "new"
         file.write_text("new")
         await api.apply(MAP, "operator")
-        assert [one.token for one in fake.asked] == ["old", "old", "new"]
+        assert [one.token for one in fake.calls] == ["old", "old", "new"]
         fake.token = "newer"
         with pytest.raises(Unauthenticated, match="not accepted"):
             await api.apply(MAP, "operator")
-        assert len(fake.asked) == 5
+        assert len(fake.calls) == 5
         assert time.pauses == []
 
     run(check, token_file=file)
 
 
 def test_an_unknown_token_that_cannot_change_is_asked_once() -> None:
-    async def check(fake: FakeKube, api: KubeApi, time: Straight) -> None:
+    async def check(fake: FakeApiServer, api: KubeApi, time: InstantTime) -> None:
         fake.token = "another"
         with pytest.raises(Unauthenticated) as raised:
             await api.list(PODS)
         assert "t-o-k-e-n" not in str(raised.value)
-        assert len(fake.asked) == 1
+        assert len(fake.calls) == 1
 
     run(check, token="t-o-k-e-n")
 
@@ -260,26 +268,26 @@ def test_an_unknown_token_that_cannot_change_is_asked_once() -> None:
 @pytest.mark.parametrize(
     ("order", "words"),
     [
-        (Answer(200, body=b"{"), "no JSON"),
-        (Answer(200, body=b"[]"), "no object"),
-        (Answer(200, body=b'"%s"' % (b"x" * 4096)), "more than 1024 bytes"),
+        (OrderedResponse(200, body=b"{"), "no JSON"),
+        (OrderedResponse(200, body=b"[]"), "no object"),
+        (OrderedResponse(200, body=b'"%s"' % (b"x" * 4096)), "more than 1024 bytes"),
     ],
 )
-def test_an_answer_that_is_none_is_unreachable(order: Answer, words: str) -> None:
-    async def check(fake: FakeKube, api: KubeApi, time: Straight) -> None:
-        fake.answers.append(order)
+def test_an_answer_that_is_none_is_unreachable(order: OrderedResponse, words: str) -> None:
+    async def check(fake: FakeApiServer, api: KubeApi, time: InstantTime) -> None:
+        fake.ordered_responses.append(order)
         with pytest.raises(Unreachable, match=words):
             await api.get(PODS, "x", "p")
 
-    run(check, replace(Limits(), kube_answer_bytes=1024, kube_attempts=1))
+    run(check, replace(Limits(), kube_response_bytes=1024, kube_attempts=1))
 
 
 def test_a_redirection_is_not_followed() -> None:
-    async def check(fake: FakeKube, api: KubeApi, time: Straight) -> None:
-        fake.answers.append(Answer(302, headers={"Location": f"{fake.url}/elsewhere"}))
+    async def check(fake: FakeApiServer, api: KubeApi, time: InstantTime) -> None:
+        fake.ordered_responses.append(OrderedResponse(302, headers={"Location": f"{fake.url}/elsewhere"}))
         with pytest.raises(Invalid):
             await api.get(PODS, "x", "p")
-        assert len(fake.asked) == 1
+        assert len(fake.calls) == 1
 
     run(check, token="t")
 
@@ -295,8 +303,8 @@ def test_an_api_server_that_is_silent_is_given_up() -> None:
         left = asyncio.Semaphore(0)
         server = await asyncio.start_server(mute, "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
-        access, time = Access(f"http://127.0.0.1:{port}", "a test"), Straight()
-        limits = replace(Limits(), kube_answer_seconds=0.05, kube_attempts=2)
+        access, time = ClusterConfig(f"http://127.0.0.1:{port}", "a test"), InstantTime()
+        limits = replace(Limits(), kube_response_seconds=0.05, kube_attempts=2)
         async with KubeApi(access, time, lambda: 0.0, limits=limits, pause=time.pause) as api:
             with pytest.raises(Unreachable, match="Timeout"):
                 await api.get(PODS, "x", "p")
@@ -309,11 +317,11 @@ def test_an_api_server_that_is_silent_is_given_up() -> None:
 
 
 def test_a_kind_is_served_when_the_api_server_lists_it() -> None:
-    async def check(fake: FakeKube, api: KubeApi, time: Straight) -> None:
-        assert not await api.serves(MODEL_DEPLOYMENTS)
-        fake.answers.append(Answer(200, body=b'{"resources": [{"name": "pods"}]}'))
-        assert await api.serves(PODS)
-        fake.answers.append(Answer(200, body=b'{"gitVersion": "v1.36.3"}'))
+    async def check(fake: FakeApiServer, api: KubeApi, time: InstantTime) -> None:
+        assert not await api.has_resource(MODEL_DEPLOYMENTS)
+        fake.ordered_responses.append(OrderedResponse(200, body=b'{"resources": [{"name": "pods"}]}'))
+        assert await api.has_resource(PODS)
+        fake.ordered_responses.append(OrderedResponse(200, body=b'{"gitVersion": "v1.36.3"}'))
         assert await api.version() == "v1.36.3"
 
     run(check)
@@ -322,26 +330,26 @@ def test_a_kind_is_served_when_the_api_server_lists_it() -> None:
 # --- watching -----------------------------------------------------------------------------------------------------------
 
 
-async def told(fake: FakeKube, api: KubeApi, since: str, most: int) -> list[tuple[ChangeKind, str]]:
-    found: list[tuple[ChangeKind, str]] = []
+async def told(fake: FakeApiServer, api: KubeApi, since: str, most: int) -> list[tuple[WatchEventType, str]]:
+    found: list[tuple[WatchEventType, str]] = []
     async with aclosing(api.watch(PODS, "x", resource_version=since, seconds=300.4)) as changes:
         async for change in changes:
-            found.append((change.kind, change.object["metadata"].get("name", "")))
+            found.append((change.type, change.object["metadata"].get("name", "")))
             if len(found) == most:
                 break
     return found
 
 
 def test_a_watch_tells_what_happens_until_it_ends() -> None:
-    async def check(fake: FakeKube, api: KubeApi, time: Straight) -> None:
+    async def check(fake: FakeApiServer, api: KubeApi, time: InstantTime) -> None:
         since = fake.put(PODS, "x", "a")["metadata"]["resourceVersion"]
         fake.put(PODS, "y", "elsewhere")
         fake.put(PODS, "x", "b")
         fake.put(PODS, "x", "b", spec={"nodeName": "n"})
         fake.remove(PODS, "x", "a")
-        expected = [(ChangeKind.ADDED, "b"), (ChangeKind.MODIFIED, "b"), (ChangeKind.DELETED, "a")]
+        expected = [(WatchEventType.ADDED, "b"), (WatchEventType.MODIFIED, "b"), (WatchEventType.DELETED, "a")]
         assert await told(fake, api, since, 3) == expected
-        asked = fake.asked[-1].query
+        asked = fake.calls[-1].query
         assert (asked["allowWatchBookmarks"], asked["timeoutSeconds"]) == ("true", "300")
 
     run(check)
@@ -350,23 +358,23 @@ def test_a_watch_tells_what_happens_until_it_ends() -> None:
 def test_many_watches_leave_connections_for_requests() -> None:
     """Nine namespaces of an operator that watches twelve kinds in each are more than an HTTP client opens by itself."""
 
-    async def check(fake: FakeKube, api: KubeApi, time: Straight) -> None:
+    async def check(fake: FakeApiServer, api: KubeApi, time: InstantTime) -> None:
         since = fake.put(PODS, "x", "a")["metadata"]["resourceVersion"]
         watches = [asyncio.ensure_future(told(fake, api, since, 1)) for _ in range(110)]
-        await until(lambda: fake.watching == len(watches))
+        await wait_until(lambda: fake.watch_count == len(watches))
         fake.put(PODS, "x", "b")
-        assert await asyncio.gather(*watches) == [[(ChangeKind.ADDED, "b")]] * len(watches)
+        assert await asyncio.gather(*watches) == [[(WatchEventType.ADDED, "b")]] * len(watches)
 
     run(check)
 
 
 def test_a_watch_from_a_forgotten_version_is_gone() -> None:
-    async def check(fake: FakeKube, api: KubeApi, time: Straight) -> None:
+    async def check(fake: FakeApiServer, api: KubeApi, time: InstantTime) -> None:
         fake.put(PODS, "x", "a")
         fake.forget()
         with pytest.raises(Gone, match="too old resource version"):
             await told(fake, api, "1", 1)
-        fake.watch_answers.append(Answer(410, "Expired"))
+        fake.ordered_watch_responses.append(OrderedResponse(410, "Expired"))
         with pytest.raises(Gone):
             await told(fake, api, "101", 1)
 
@@ -377,17 +385,17 @@ def test_a_watch_is_tried_once_but_for_a_rotated_token(tmp_path: Path) -> None:
     file = tmp_path / "token"
     file.write_text("old")
 
-    async def check(fake: FakeKube, api: KubeApi, time: Straight) -> None:
+    async def check(fake: FakeApiServer, api: KubeApi, time: InstantTime) -> None:
         fake.token = "old"
         fake.put(PODS, "x", "a")
         await api.list(PODS)
         fake.token = "new"
         file.write_text("new")
-        assert await told(fake, api, "100", 1) == [(ChangeKind.ADDED, "a")]
-        fake.watch_answers += [
-            Answer(503),
-            Answer(reset=True),
-            Answer(reset=True),
+        assert await told(fake, api, "100", 1) == [(WatchEventType.ADDED, "a")]
+        fake.ordered_watch_responses += [
+            OrderedResponse(503),
+            OrderedResponse(reset=True),
+            OrderedResponse(reset=True),
         ]  # aiohttp itself tries an old connection's once more
         for _ in range(2):
             with pytest.raises(Unreachable):
@@ -401,8 +409,8 @@ def test_a_watch_is_tried_once_but_for_a_rotated_token(tmp_path: Path) -> None:
     "line", [b"{}", b"[]", b"x", b'{"type": "ADDED", "object": 3}', b'{"type": "NEW", "object": {}}', b"y" * 5000]
 )
 def test_what_is_no_event_breaks_the_watch(line: bytes) -> None:
-    async def check(fake: FakeKube, api: KubeApi, time: Straight) -> None:
-        fake.watch_answers.append(Answer(200, body=line + b"\n" if len(line) < 100 else line))
+    async def check(fake: FakeApiServer, api: KubeApi, time: InstantTime) -> None:
+        fake.ordered_watch_responses.append(OrderedResponse(200, body=line + b"\n" if len(line) < 100 else line))
         with pytest.raises(Unreachable):
             await told(fake, api, "100", 1)
 

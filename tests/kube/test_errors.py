@@ -6,7 +6,7 @@ import pytest
 
 from fairlead.errors import Unavailable
 from fairlead.kube import errors
-from fairlead.kube.errors import Cause, KubeError, error_from, error_of
+from fairlead.kube.errors import ErrorCause, KubeError, error_from_response, error_from_status
 
 
 def body(code: int, reason: str, **details: object) -> bytes:
@@ -31,7 +31,7 @@ def body(code: int, reason: str, **details: object) -> bytes:
     ],
 )
 def test_every_answer_has_its_error(status: int, reason: str, kind: type[KubeError]) -> None:
-    error = error_of(status, body(status, reason), "GET /x")
+    error = error_from_response(status, body(status, reason), "GET /x")
     assert type(error) is kind
     assert (error.status, error.reason, str(error)) == (status, reason, "GET /x: m")
     assert isinstance(error, Unavailable) == (status in (429, 500, 504))
@@ -39,20 +39,20 @@ def test_every_answer_has_its_error(status: int, reason: str, kind: type[KubeErr
 
 def test_the_causes_name_the_fields() -> None:
     causes = [{"field": "spec.replicas", "reason": "FieldValueInvalid", "message": "must be positive"}, "nonsense"]
-    error = error_of(422, body(422, "Invalid", causes=causes), "PATCH /x")
-    assert error.causes == (Cause("spec.replicas", "FieldValueInvalid", "must be positive"),)
+    error = error_from_response(422, body(422, "Invalid", causes=causes), "PATCH /x")
+    assert error.causes == (ErrorCause("spec.replicas", "FieldValueInvalid", "must be positive"),)
 
 
 def test_an_eviction_that_a_budget_refuses_is_not_a_request_to_come_back() -> None:
-    error = error_of(429, body(429, "TooManyRequests", causes=[{"reason": "DisruptionBudget"}]), "POST /x")
-    assert type(error) is errors.Refused
+    error = error_from_response(429, body(429, "TooManyRequests", causes=[{"reason": "DisruptionBudget"}]), "POST /x")
+    assert type(error) is errors.EvictionBlocked
 
 
 def test_the_header_says_when_to_come_back_and_else_the_body() -> None:
     told = body(504, "Timeout", retryAfterSeconds=3)
-    assert error_of(504, told, "GET /x").retry_after_seconds == 3.0
-    assert error_of(504, told, "GET /x", 7.0).retry_after_seconds == 7.0
-    assert error_of(504, body(504, "Timeout"), "GET /x").retry_after_seconds is None
+    assert error_from_response(504, told, "GET /x").retry_after_seconds == 3.0
+    assert error_from_response(504, told, "GET /x", 7.0).retry_after_seconds == 7.0
+    assert error_from_response(504, body(504, "Timeout"), "GET /x").retry_after_seconds is None
 
 
 @pytest.mark.parametrize(
@@ -66,14 +66,14 @@ def test_the_header_says_when_to_come_back_and_else_the_body() -> None:
     ],
 )
 def test_what_a_proxy_answers_in_between_is_an_error_too(raw: bytes, words: str) -> None:
-    error = error_of(502, raw, "GET /x")
+    error = error_from_response(502, raw, "GET /x")
     assert type(error) is errors.Unreachable
     assert words in str(error)
 
 
 def test_an_error_event_without_a_code_is_one_that_may_pass() -> None:
-    assert type(error_from({}, "watching /x")) is errors.Unreachable
-    assert type(error_from({"code": 410, "message": "too old"}, "watching /x")) is errors.Gone
+    assert type(error_from_status({}, "watching /x")) is errors.Unreachable
+    assert type(error_from_status({"code": 410, "message": "too old"}, "watching /x")) is errors.Gone
 
 
 @pytest.mark.parametrize(
@@ -91,6 +91,6 @@ def test_what_does_not_fit_the_schema_is_wrong_for_ever_though_it_is_answered_50
     message: str, causes: list[tuple[str, str]]
 ) -> None:
     whole = f"failed to create typed patch object (x/y; apps/v1, Kind=Deployment): {message}"
-    error = error_from({"code": 500, "message": whole}, "PATCH /x")
+    error = error_from_status({"code": 500, "message": whole}, "PATCH /x")
     assert type(error) is errors.Invalid
     assert [(cause.field, cause.message) for cause in error.causes] == causes

@@ -6,13 +6,12 @@ import socket
 import ssl
 import threading
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
-from fairlead.kube.credentials import Credentials
-from fairlead.kube.feed import Feed
-from fairlead.testing.certificates import Authority, possible
+from fairlead.kube.feed import WatchTransport
+from fairlead.testing.certificates import CertificateAuthority, has_openssl
 
 HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n"
 
@@ -20,19 +19,19 @@ HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n"
 class Trusting:
     """As much of credentials as a feed asks for."""
 
-    def __init__(self, authority: Authority) -> None:
+    def __init__(self, authority: CertificateAuthority) -> None:
         self._authority = authority
 
     def tls(self) -> ssl.SSLContext:
-        return self._authority.trusting()
+        return self._authority.client_context()
 
 
-@pytest.mark.skipif(not possible(), reason="certificates are made with the openssl command: it is not there")
+@pytest.mark.skipif(not has_openssl(), reason="certificates are made with the openssl command: it is not there")
 def test_a_watch_that_is_left_in_its_midst_leaves_no_connection_though_the_server_says_nothing_more(
     tmp_path: Path,
 ) -> None:
-    authority = Authority(tmp_path)
-    secure = authority.issue("here").serving()
+    authority = CertificateAuthority(tmp_path)
+    secure = authority.issue("here").server_context()
     over = threading.Event()
 
     def serve() -> None:
@@ -43,9 +42,9 @@ def test_a_watch_that_is_left_in_its_midst_leaves_no_connection_though_the_serve
             over.wait(60.0)  # and hears nothing of an end
 
     async def main() -> None:
-        feed = Feed(f"https://127.0.0.1:{port}", cast(Credentials, Trusting(authority)), None, 5.0)
+        feed = WatchTransport(f"https://127.0.0.1:{port}", cast("Any", Trusting(authority)), None, 5.0)
         async with await feed.open("/watch", ()) as opened:
-            assert await anext(opened.parts()) == b"hello"
+            assert await anext(opened.iter_bytes()) == b"hello"
         await feed.close()
 
     with socket.create_server(("127.0.0.1", 0)) as listening:

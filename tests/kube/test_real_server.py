@@ -11,24 +11,25 @@ import pytest
 import yaml
 
 from fairlead.clock import SystemClock
-from fairlead.kube.changes import ChangeKind
+from fairlead.kube.changes import WatchEventType
 from fairlead.kube.client import KubeApi
 from fairlead.kube.errors import (
     AlreadyExists,
     Conflict,
+    EvictionBlocked,
     Forbidden,
     Invalid,
     NotFound,
-    Refused,
     Unauthenticated,
     Unreachable,
 )
-from fairlead.kube.events import Recorder
-from fairlead.kube.informer import Action, Informer, Next
-from fairlead.kube.lease import Election, Terms
+from fairlead.kube.events import EventRecorder
+from fairlead.kube.informer import Informer, InformerAction, InformerStep
+from fairlead.kube.lease import LeaderElector, LeaseTiming
 from fairlead.kube.ledger import EventType
 from fairlead.kube.resource import (
     CONFIG_MAPS,
+    CONTROLLER_REVISIONS,
     DEPLOYMENTS,
     DISRUPTION_BUDGETS,
     EVENTS,
@@ -37,18 +38,17 @@ from fairlead.kube.resource import (
     NAMESPACES,
     NETWORK_POLICIES,
     PODS,
-    REVISIONS,
     SERVICE_ACCOUNTS,
     SERVICES,
     Manifest,
     Resource,
 )
-from fairlead.kube.wire import Ask
+from fairlead.kube.wire import HttpRequest
 from fairlead.limits import Limits
-from fairlead.tasks import ended
+from fairlead.tasks import cancel_and_wait
 from fairlead.testing.kube import ApiServer
-from fairlead.testing.timeline import Timeline
-from fairlead.testing.waiting import until, until_async
+from fairlead.testing.timeline import FakeTime
+from fairlead.testing.waiting import wait_until, wait_until_async
 
 pytestmark = pytest.mark.api_server
 ROOT = Path(__file__).parents[2]
@@ -72,7 +72,7 @@ def pod(namespace: str, name: str) -> Manifest:
 
 
 def client(server: ApiServer, **access: Any) -> KubeApi:
-    return KubeApi(replace(server.access(), **access), SystemClock(), lambda: 0.5)
+    return KubeApi(replace(server.config(), **access), SystemClock(), lambda: 0.5)
 
 
 def run(server: ApiServer, check: Check, request: pytest.FixtureRequest) -> None:
@@ -136,7 +136,8 @@ NEW = {
     },
 }
 KINDS = {
-    one.kind: one for one in (SERVICES, SERVICE_ACCOUNTS, DISRUPTION_BUDGETS, NETWORK_POLICIES, REVISIONS, DEPLOYMENTS)
+    one.kind: one
+    for one in (SERVICES, SERVICE_ACCOUNTS, DISRUPTION_BUDGETS, NETWORK_POLICIES, CONTROLLER_REVISIONS, DEPLOYMENTS)
 }
 
 
@@ -212,7 +213,7 @@ def test_creating_deleting_evicting(api_server: ApiServer, request: pytest.Fixtu
         kept["metadata"]["labels"] = {"app": "kept"}
         await api.create(kept, "test")
         await api.apply_status({**kept, "status": {"phase": "Running"}}, "kubelet")
-        with pytest.raises(Refused) as raised:
+        with pytest.raises(EvictionBlocked) as raised:
             await api.evict(namespace, "kept")
         assert raised.value.status == 429
         await api.create(pod(namespace, "free"), "test")
@@ -225,10 +226,10 @@ def test_creating_deleting_evicting(api_server: ApiServer, request: pytest.Fixtu
 def test_our_own_kinds_are_served_once_they_are_there(api_server: ApiServer, request: pytest.FixtureRequest) -> None:
     async def check(api: KubeApi, namespace: str) -> None:
         assert (await api.version()).startswith("v1.")
-        assert await api.serves(PODS)
+        assert await api.has_resource(PODS)
         for file in sorted((ROOT / "crds").glob("*.yaml")):
             await api.apply(yaml.safe_load(file.read_text()), "test")
-        await until_async(lambda: api.serves(MODEL_DEPLOYMENTS))
+        await wait_until_async(lambda: api.has_resource(MODEL_DEPLOYMENTS))
         assert (await api.list(MODEL_DEPLOYMENTS, namespace)).items == []
         with pytest.raises(Invalid, match=r"spec\.unheard"):
             await api.apply(of(MODEL_DEPLOYMENTS, namespace, "m", spec={"unheard": 1}), "test")
@@ -246,7 +247,7 @@ def test_who_may_not_is_told_so_and_who_is_not_known_too(
         await api.apply(of(Resource("", "v1", "serviceaccounts", "ServiceAccount"), namespace, "robot"), "test")
         path = f"/api/v1/namespaces/{namespace}/serviceaccounts/robot/token"
         body = json.dumps({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}}).encode()
-        token = (await api._ask(Ask("POST", path, body=body)))["status"]["token"]
+        token = (await api._request(HttpRequest("POST", path, body=body)))["status"]["token"]
         file = tmp_path / "token"
         file.write_text("nonsense")
         bare = {"certificate": None, "key": None, "certificate_file": None, "key_file": None}
@@ -266,19 +267,19 @@ def test_who_may_not_is_told_so_and_who_is_not_known_too(
 
 def test_the_api_server_takes_our_events(api_server: ApiServer, request: pytest.FixtureRequest) -> None:
     async def check(api: KubeApi, namespace: str) -> None:
-        time = Timeline()
-        recorder = Recorder(api, "fairlead.io/operator", "pod-1", time, pause=time.pause)
+        time = FakeTime()
+        recorder = EventRecorder(api, "fairlead.io/operator", "pod-1", time, pause=time.pause)
         about = await api.create(pod(namespace, "p"), "test")
         task = asyncio.create_task(recorder.run())
         try:
             recorder.record(about, EventType.WARNING, "NoAccelerator", "Reconcile", "no node has enough accelerators")
             recorder.record(about, EventType.NORMAL, "Long", "Reconcile", "ü" * 5000)
-            await until(lambda: recorder._ledger.waiting == 0)
+            await wait_until(lambda: recorder._aggregator.waiting == 0)
             for _ in range(4):
                 recorder.record(
                     about, EventType.WARNING, "NoAccelerator", "Reconcile", "no node has enough accelerators"
                 )
-            await until(lambda: 10.0 in time.waiting)
+            await wait_until(lambda: 10.0 in time.pending_pauses)
             time.advance(10.0)
 
             async def counts() -> dict[str, int]:
@@ -288,29 +289,29 @@ def test_the_api_server_takes_our_events(api_server: ApiServer, request: pytest.
             async def counted() -> bool:
                 return await counts() == {"NoAccelerator": 5, "Long": 1}
 
-            await until_async(counted)
+            await wait_until_async(counted)
             assert (recorder.dropped, recorder.problem) == (0, None)
             kube = await api.get(NAMESPACES, None, namespace)
             recorder.record(kube, EventType.NORMAL, "Wide", "Reconcile", "about an object of the whole cluster")
-            await until(lambda: recorder._ledger.waiting == 0)
+            await wait_until(lambda: recorder._aggregator.waiting == 0)
             assert (recorder.dropped, recorder.problem) == (0, None)
         finally:
-            await ended(task)
+            await cancel_and_wait(task)
 
     run(api_server, check, request)
 
 
 def test_one_leads_at_a_time(api_server: ApiServer, request: pytest.FixtureRequest) -> None:
     async def check(api: KubeApi, namespace: str) -> None:
-        time, terms = Timeline(), Terms()
+        time, terms = FakeTime(), LeaseTiming()
 
-        def candidate(me: str) -> Election:
-            return Election(api, namespace, "operator", me, time, lambda: 0.0, pause=time.pause)
+        def candidate(me: str) -> LeaderElector:
+            return LeaderElector(api, namespace, "operator", me, time, lambda: 0.0, pause=time.pause)
 
         one, two = candidate("one"), candidate("two")
         await one.acquire()
         waiting = asyncio.create_task(two.acquire())
-        await until(lambda: two.reason == "one holds it")
+        await wait_until(lambda: two.reason == "one holds it")
         holding = asyncio.create_task(one.hold())
 
         async def renewed() -> bool:
@@ -319,17 +320,17 @@ def test_one_leads_at_a_time(api_server: ApiServer, request: pytest.FixtureReque
             return int(lease["metadata"]["resourceVersion"]) > first
 
         first = int((await api.get(LEASES, namespace, "operator"))["metadata"]["resourceVersion"])
-        await until_async(renewed)
-        assert (one.leading, two.leading) == (True, False)
-        await ended(holding)
+        await wait_until_async(renewed)
+        assert (one.is_leading, two.is_leading) == (True, False)
+        await cancel_and_wait(holding)
         await one.release()
 
         async def taken() -> bool:
             time.advance(0.5)
-            return two.leading
+            return two.is_leading
 
         before = time.now()
-        await until_async(taken)
+        await wait_until_async(taken)
         await waiting
         assert time.now() - before < terms.lease_seconds
         spec = (await api.get(LEASES, namespace, "operator"))["spec"]
@@ -348,21 +349,21 @@ def test_a_watch_goes_on_after_the_api_server_ends_it(api_server: ApiServer, req
         await api.create(of(CONFIG_MAPS, namespace, "b"), "test")
         await api.delete(CONFIG_MAPS, namespace, "a")
         found = [
-            (change.kind, change.object["metadata"].get("name"))
+            (change.type, change.object["metadata"].get("name"))
             async for change in api.watch(CONFIG_MAPS, namespace, resource_version=version, seconds=1)
         ]
-        told = [pair for pair in found if pair[0] is not ChangeKind.BOOKMARK]
-        assert told == [(ChangeKind.ADDED, "b"), (ChangeKind.DELETED, "a")]
+        told = [pair for pair in found if pair[0] is not WatchEventType.BOOKMARK]
+        assert told == [(WatchEventType.ADDED, "b"), (WatchEventType.DELETED, "a")]
 
     run(api_server, check, request)
 
 
-class Lab:
+class ServerHarness:
     """An informer of a namespace's ConfigMaps whose time the test turns."""
 
     def __init__(self, api: KubeApi, namespace: str) -> None:
-        self.api, self.namespace, self.time = api, namespace, Timeline()
-        self.steps: list[Next] = []
+        self.api, self.namespace, self.time = api, namespace, FakeTime()
+        self.steps: list[InformerStep] = []
         self.heard: list[str] = []
         self.informer = Informer(
             api,
@@ -370,7 +371,7 @@ class Lab:
             self.time,
             lambda: 0.5,
             namespace=namespace,
-            on_change=lambda change: self.heard.append(f"{change.kind} {change.object['metadata']['name']}"),
+            on_change=lambda change: self.heard.append(f"{change.type} {change.object['metadata']['name']}"),
             report=self.steps.append,
             pause=self.time.pause,
         )
@@ -383,22 +384,24 @@ class Lab:
         wanted = {f"{self.namespace}/{name}" for name in names}
 
         def there() -> bool:
-            short = [left for left in self.time.waiting if left < Limits().kube_silent_seconds / 2]
+            short = [left for left in self.time.pending_pauses if left < Limits().kube_watch_silence_seconds / 2]
             if short:
                 self.time.advance(short[0])
             return set(self.informer.items) == wanted
 
-        await until(there)
+        await wait_until(there)
 
 
-def with_informer(server: ApiServer, request: pytest.FixtureRequest, check: Callable[[Lab], Awaitable[None]]) -> None:
+def with_informer(
+    server: ApiServer, request: pytest.FixtureRequest, check: Callable[[ServerHarness], Awaitable[None]]
+) -> None:
     async def main(api: KubeApi, namespace: str) -> None:
-        lab = Lab(api, namespace)
+        lab = ServerHarness(api, namespace)
         task = asyncio.create_task(lab.informer.run())
         try:
             await check(lab)
         finally:
-            await ended(task)
+            await cancel_and_wait(task)
 
     run(server, main, request)
 
@@ -406,25 +409,25 @@ def with_informer(server: ApiServer, request: pytest.FixtureRequest, check: Call
 def test_a_burst_is_followed_without_listing_again(api_server: ApiServer, request: pytest.FixtureRequest) -> None:
     names = [f"m{number}" for number in range(200)]
 
-    async def check(lab: Lab) -> None:
+    async def check(lab: ServerHarness) -> None:
         await lab.informer.wait_synced()
         await lab.write(*names)
         await lab.have(*names)
         assert sorted(lab.heard) == sorted(f"ADDED {name}" for name in names)
-        assert (lab.informer.lists, lab.steps) == (1, [])
+        assert (lab.informer.list_count, lab.steps) == (1, [])
         assert "managedFields" not in lab.informer.items[f"{lab.namespace}/m0"]["metadata"]
 
     with_informer(api_server, request, check)
 
 
 def test_a_copy_outlives_an_api_server_that_is_killed(api_server: ApiServer, request: pytest.FixtureRequest) -> None:
-    async def check(lab: Lab) -> None:
+    async def check(lab: ServerHarness) -> None:
         await lab.write("a", "b")
         await lab.have("a", "b")
         api_server.kill()
         try:
             await lab.have("a", "b")
-            await until(lambda: lab.informer.problem is not None)
+            await wait_until(lambda: lab.informer.problem is not None)
         finally:
             await asyncio.to_thread(api_server.start)
         await lab.api.delete(CONFIG_MAPS, lab.namespace, "a")
@@ -439,18 +442,18 @@ def test_a_copy_outlives_an_api_server_that_is_killed(api_server: ApiServer, req
 def test_a_frozen_api_server_is_noticed_and_nothing_is_lost(
     api_server: ApiServer, request: pytest.FixtureRequest
 ) -> None:
-    async def check(lab: Lab) -> None:
+    async def check(lab: ServerHarness) -> None:
         await lab.write("a")
         await lab.have("a")
-        await until(lambda: Limits().kube_silent_seconds in lab.time.waiting)
+        await wait_until(lambda: Limits().kube_watch_silence_seconds in lab.time.pending_pauses)
         api_server.freeze()
         try:
-            lab.time.advance(Limits().kube_silent_seconds)
-            await until(lambda: lab.informer.watches == 2)
+            lab.time.advance(Limits().kube_watch_silence_seconds)
+            await wait_until(lambda: lab.informer.watch_count == 2)
         finally:
             api_server.thaw()
         await lab.write("b")
         await lab.have("a", "b")
-        assert (lab.steps[0].action, lab.heard) == (Action.RESUME, ["ADDED a", "ADDED b"])
+        assert (lab.steps[0].action, lab.heard) == (InformerAction.RESUME, ["ADDED a", "ADDED b"])
 
     with_informer(api_server, request, check)

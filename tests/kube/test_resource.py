@@ -2,10 +2,10 @@
 
 import pytest
 
-from fairlead.api.kinds import kinds
+from fairlead.api.kinds import served_kinds
 from fairlead.errors import BadInput
 from fairlead.kube import resource
-from fairlead.kube.resource import KNOWN, Resource, key_of, resource_of, selector
+from fairlead.kube.resource import RESOURCES_BY_KIND, Resource, key_of, label_selector, resource_of
 
 
 @pytest.mark.parametrize(
@@ -50,9 +50,13 @@ def test_a_manifest_says_where_it_belongs() -> None:
 
 
 def test_our_own_kinds_are_as_the_api_has_them() -> None:
-    ours = {(one.kind, one.plural, one.namespaced) for one in KNOWN.values() if one.group == "serving.fairlead.io"}
-    assert ours == {(kind.name, kind.plural, kind.namespaced) for kind in kinds()}
+    ours = {
+        (one.kind, one.plural, one.namespaced)
+        for one in RESOURCES_BY_KIND.values()
+        if one.group == "serving.fairlead.io"
+    }
+    assert ours == {(kind.name, kind.plural, kind.namespaced) for kind in served_kinds()}
 
 
 def test_a_selector_asks_for_all_labels() -> None:
-    assert selector({"b": "2", "a": "1"}) == "a=1,b=2"
+    assert label_selector({"b": "2", "a": "1"}) == "a=1,b=2"

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from fairlead.fleet import Fleet, Instance, InstanceState, Pull, Role
+from fairlead.fleet import Fleet, Instance, InstanceState, KvPull, Role
 from fairlead.kube.resource import MODEL_DEPLOYMENTS, PODS, Manifest
-from fairlead.kubefleet.fleet import Objects, Outcome, fleet_of, members, selections
-from fairlead.kubefleet.specs import Specs
+from fairlead.kubefleet.fleet import ClusterObjects, FleetResult, build_fleet, membership, pod_selections
+from fairlead.kubefleet.specs import SpecCache
 from fairlead.limits import Limits
-from fairlead.profile import presets
-from fairlead_gateway.model import find, shown_names
+from fairlead.profile import builtin_profiles
+from fairlead_gateway.model import public_model_names, resolve_model
 
 LIMITS = Limits()
 READY = {"phase": "Running", "podIP": "10.0.0.1", "conditions": [{"type": "Ready", "status": "True"}]}
@@ -65,42 +65,42 @@ def keyed(*items: Manifest) -> dict[str, Manifest]:
     return {f"{one['metadata']['namespace']}/{one['metadata']['name']}": one for one in items}
 
 
-def made(
+def build(
     models: list[Manifest],
     *pods: Manifest,
     previous: Fleet | None = None,
     classes: list[Manifest] | None = None,
     chosen: Mapping[tuple[str, str], dict[str, Manifest]] | None = None,
     limits: Limits = LIMITS,
-) -> Outcome:
-    specs = Specs()
+) -> FleetResult:
+    specs = SpecCache()
     profiles, broken = specs.profiles(classes or [])
-    objects = Objects(specs.models(keyed(*models)), profiles, keyed(*pods), chosen or {})
-    found = fleet_of(objects, previous, limits)
+    objects = ClusterObjects(specs.models(keyed(*models)), profiles, keyed(*pods), chosen or {})
+    found = build_fleet(objects, previous, limits)
     return replace(found, problems=(*broken, *found.problems))
 
 
-def only(outcome: Outcome, key: str = "x/tiny") -> Instance:
+def only_instance(outcome: FleetResult, key: str = "x/tiny") -> Instance:
     (one,) = outcome.fleet.instances[key]
     return one
 
 
 def test_a_ready_pod_is_an_instance_with_all_that_it_says_of_itself() -> None:
     notes = {"fairlead.io/port": 9000, "fairlead.io/kv-events-port": 5500, "fairlead.io/kv-replay-port": 5700}
-    found = made([model(objectives={"ttft": "800ms"}, routing={"preset": "session"})], pod(notes=notes))
-    assert only(found) == Instance(
+    found = build([model(objectives={"ttft": "800ms"}, routing={"preset": "session"})], pod(notes=notes))
+    assert only_instance(found) == Instance(
         id="u-p/9000/0",
         namespace="x",
         model="tiny",
         pool="main",
         url="http://10.0.0.1:9000",
-        profile=presets()["tiny-cpu"],
+        profile=builtin_profiles()["tiny-cpu"],
         kv_events="tcp://10.0.0.1:5500",
         kv_replay="tcp://10.0.0.1:5700",
     )
     served = found.fleet.models["x/tiny"]
     assert (served.objectives.ttft_seconds, served.preset, served.shadowed) == (0.8, "session", False)
-    assert (found.problems, found.left_out) == ((), {})
+    assert (found.problems, found.excluded) == ((), {})
     assert (found.fleet.version, found.fleet.membership_epoch) == (1, 1)
 
 
@@ -109,10 +109,10 @@ def test_instances_of_a_model_with_peers_say_where_their_kv_is_to_be_had() -> No
     one = model(kvCache={"offload": {"memory": "8Gi", "peers": peers}})
     lends = pod("a", notes={"fairlead.io/kv-peers-port": 5800, "fairlead.io/data-parallel": 2})
     older = pod("b")
-    found = made([one], lends, older).fleet.instances["x/tiny"]
+    found = build([one], lends, older).fleet.instances["x/tiny"]
     price = (1024, 2 * 2**30, 0.005)
-    assert [each.pull for each in found] == [Pull("10.0.0.1:5800", *price), Pull("10.0.0.1:5801", *price), None]
-    assert [each.pull for each in made([model()], lends).fleet.instances["x/tiny"]] == [None, None]
+    assert [each.pull for each in found] == [KvPull("10.0.0.1:5800", *price), KvPull("10.0.0.1:5801", *price), None]
+    assert [each.pull for each in build([model()], lends).fleet.instances["x/tiny"]] == [None, None]
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_instances_of_a_model_with_peers_say_where_their_kv_is_to_be_had() -> No
     ],
 )
 def test_its_state(status: Mapping[str, Any], metadata: dict[str, str], state: InstanceState) -> None:
-    assert only(made([model()], pod(status=status, **metadata))).state is state
+    assert only_instance(build([model()], pod(status=status, **metadata))).state is state
 
 
 @pytest.mark.parametrize(
@@ -144,9 +144,9 @@ def test_its_state(status: Mapping[str, Any], metadata: dict[str, str], state: I
 def test_one_with_a_mark_of_sleep_gets_nothing_and_is_no_member(
     mark: str, status: Mapping[str, Any], state: InstanceState
 ) -> None:
-    found = made([model()], pod(status=status, notes={"fairlead.io/sleep": mark}))
-    assert only(found).state is state
-    assert bool(members(found.fleet)) is (state is InstanceState.READY)
+    found = build([model()], pod(status=status, notes={"fairlead.io/sleep": mark}))
+    assert only_instance(found).state is state
+    assert bool(membership(found.fleet)) is (state is InstanceState.READY)
 
 
 @pytest.mark.parametrize(
@@ -168,26 +168,26 @@ def test_one_with_a_mark_of_sleep_gets_nothing_and_is_no_member(
     ],
 )
 def test_what_is_left_out_and_why(changed: dict[str, Any], why: str) -> None:
-    found = made([model()], pod(**changed))
+    found = build([model()], pod(**changed))
     assert found.fleet.instances == {"x/tiny": ()}
-    assert list(found.left_out.values()) == [why]
+    assert list(found.excluded.values()) == [why]
 
 
 def test_an_ipv6_address_is_written_as_in_urls() -> None:
     notes = {"fairlead.io/kv-events-port": 5500}
-    one = only(made([model()], pod(notes=notes, status={**READY, "podIP": "fd00::7"})))
+    one = only_instance(build([model()], pod(notes=notes, status={**READY, "podIP": "fd00::7"})))
     assert (one.url, one.kv_events) == ("http://[fd00::7]:8000", "tcp://[fd00::7]:5500")
 
 
 def test_numbers_that_are_none_count_as_left_out() -> None:
     notes = {"fairlead.io/port": "http", "fairlead.io/data-parallel": "-1", "fairlead.io/kv-events-port": "99999"}
-    one = only(made([model()], pod(notes=notes)))
+    one = only_instance(build([model()], pod(notes=notes)))
     assert (one.id, one.dp_rank, one.kv_events) == ("u-p/8000/0", None, None)
 
 
 def test_each_rank_is_an_instance_behind_one_address() -> None:
     notes = {"fairlead.io/data-parallel": 2, "fairlead.io/kv-events-port": 5500}
-    found = made([model()], pod(notes=notes)).fleet.instances["x/tiny"]
+    found = build([model()], pod(notes=notes)).fleet.instances["x/tiny"]
     assert [(one.id, one.url, one.dp_rank, one.kv_events) for one in found] == [
         ("u-p/8000/0", "http://10.0.0.1:8000", 0, "tcp://10.0.0.1:5500"),
         ("u-p/8000/1", "http://10.0.0.1:8000", 1, "tcp://10.0.0.1:5501"),
@@ -203,29 +203,31 @@ def test_ranks_over_several_nodes_publish_where_they_run() -> None:
         {**group, f"{LWS}worker-index": "1", "fairlead.io/endpoint": ""},
         status={**READY, "podIP": "10.0.0.2"},
     )
-    found = made([model()], leader, worker)
+    found = build([model()], leader, worker)
     assert [one.kv_events for one in found.fleet.instances["x/tiny"]] == [
         "tcp://10.0.0.1:5500",
         "tcp://10.0.0.1:5501",
         "tcp://10.0.0.2:5502",
         "tcp://10.0.0.2:5503",
     ]
-    assert found.left_out == {"x/worker": "it answers no HTTP"}
-    alone = made([model()], leader).fleet.instances["x/tiny"]
+    assert found.excluded == {"x/worker": "it answers no HTTP"}
+    alone = build([model()], leader).fleet.instances["x/tiny"]
     assert [one.kv_events for one in alone][2:] == [None, None]
 
 
 def test_prefill_and_decode_know_how_they_hand_over() -> None:
     notes = {"fairlead.io/transfer": "mooncake", "fairlead.io/bootstrap-port": 8998}
-    one = only(made([model()], pod(labels={"fairlead.io/role": "Prefill"}, notes=notes)))
+    one = only_instance(build([model()], pod(labels={"fairlead.io/role": "Prefill"}, notes=notes)))
     assert (one.role, one.transfer, one.bootstrap) == (Role.PREFILL, "mooncake", "http://10.0.0.1:8998")
-    one = only(made([model()], pod(labels={"fairlead.io/role": "Decode"}, notes={"fairlead.io/transfer": "nixl"})))
+    one = only_instance(
+        build([model()], pod(labels={"fairlead.io/role": "Decode"}, notes={"fairlead.io/transfer": "nixl"}))
+    )
     assert (one.role, one.transfer, one.bootstrap) == (Role.DECODE, "nixl", None)
 
 
 @pytest.mark.parametrize(("kind", "read"), [("vllm", "vllm"), ("sglang", "sglang"), ("sim", "sim"), ("custom", "vllm")])
 def test_whose_metrics_an_engine_is_read_by(kind: str, read: str) -> None:
-    assert only(made([model()], pod(labels={"fairlead.io/engine": kind}))).engine == read
+    assert only_instance(build([model()], pod(labels={"fairlead.io/engine": kind}))).engine == read
 
 
 # --- profiles -----------------------------------------------------------------------------------------------------------
@@ -236,14 +238,14 @@ def accelerator(name: str, **profile: Any) -> Manifest:
 
 
 def test_the_clusters_own_class_goes_before_the_built_in_one() -> None:
-    found = made([model()], pod(), classes=[accelerator("cpu", preset="910b4", kvTokens=7)])
-    profile = only(found).profile
+    found = build([model()], pod(), classes=[accelerator("cpu", preset="910b4", kvTokens=7)])
+    profile = only_instance(found).profile
     assert profile is not None
     assert (profile.name, profile.kv_tokens) == ("cpu", 7)
 
 
 def test_an_unknown_accelerator_is_said_and_its_pods_are_served() -> None:
-    found = made([model(pools=[{"accelerator": "gone"}])], pod(), pod("q"))
+    found = build([model(pools=[{"accelerator": "gone"}])], pod(), pod("q"))
     assert [one.profile for one in found.fleet.instances["x/tiny"]] == [None, None]
     assert found.problems == (
         "x/tiny: there is no AcceleratorClass 'gone'; its pool main is routed to with the default profile",
@@ -251,113 +253,119 @@ def test_an_unknown_accelerator_is_said_and_its_pods_are_served() -> None:
 
 
 def test_a_class_that_cannot_be_read_is_as_good_as_absent() -> None:
-    found = made([model(pools=[{"accelerator": "odd"}])], pod(), classes=[accelerator("odd", preset="none")])
-    assert only(found).profile is None
+    found = build([model(pools=[{"accelerator": "odd"}])], pod(), classes=[accelerator("odd", preset="none")])
+    assert only_instance(found).profile is None
     assert found.problems[0].startswith("the AcceleratorClass odd cannot be read: profile.preset: no engine profile")
 
 
 def test_a_simulated_engine_may_name_a_profile() -> None:
-    found = made([model(engine={"kind": "sim"}, pools=[{"accelerator": "910b4"}])], pod())
-    assert (only(found).profile, found.problems) == (presets()["910b4"], ())
+    found = build([model(engine={"kind": "sim"}, pools=[{"accelerator": "910b4"}])], pod())
+    assert (only_instance(found).profile, found.problems) == (builtin_profiles()["910b4"], ())
 
 
 def test_a_pool_that_was_removed_drains_without_a_problem() -> None:
-    found = made([model()], pod(labels={"fairlead.io/pool": "old"}, **GONE))
-    assert (only(found).profile, found.problems) == (None, ())
+    found = build([model()], pod(labels={"fairlead.io/pool": "old"}, **GONE))
+    assert (only_instance(found).profile, found.problems) == (None, ())
 
 
 # --- external engines ---------------------------------------------------------------------------------------------------
 
 
 def test_addresses_are_instances() -> None:
-    one = only(made([external({"endpoints": [{"url": "http://10.1.1.1:80/"}]})]))
+    one = only_instance(build([external({"endpoints": [{"url": "http://10.1.1.1:80/"}]})]))
     assert (one.id, one.url, one.engine, one.state) == ("10.1.1.1/80/0", "http://10.1.1.1:80", "vllm", "Ready")
 
 
 def test_pods_of_others_are_adopted_by_their_labels() -> None:
     models = [external({"selector": {"matchLabels": {"app": "vllm"}, "port": 9000}})]
-    assert selections(Specs().models(keyed(*models))) == {("x", "app=vllm")}
+    assert pod_selections(SpecCache().models(keyed(*models))) == {("x", "app=vllm")}
     pods = keyed(
         pod("a", {"app": "vllm"}),
         pod("b", {"app": "vllm"}, **GONE),
         pod("c", {"app": "vllm"}, status={"phase": "Pending"}),
         pod("d"),
     )
-    found = made(models, chosen={("x", "app=vllm"): pods})
+    found = build(models, chosen={("x", "app=vllm"): pods})
     assert [(one.id, one.state, one.url) for one in found.fleet.instances["x/tiny"]] == [
         ("u-a/9000/0", InstanceState.READY, "http://10.0.0.1:9000"),
         ("u-b/9000/0", InstanceState.DRAINING, "http://10.0.0.1:9000"),
     ]
-    assert found.left_out == {"x/c": "it has no address yet"}
+    assert found.excluded == {"x/c": "it has no address yet"}
 
 
 def test_what_an_engine_calls_the_model_is_its_pods_word_and_of_adopted_ones_the_specs() -> None:
     notes = {"fairlead.io/served-model-name": "Qwen/Qwen3-8B"}
     theirs = {"kind": "external", "servedModelName": "Qwen/Qwen3-8B"}
-    found = made([model(engine={"servedModelName": "a/new-one"})], pod(notes=notes))
-    assert only(found).served_name == "Qwen/Qwen3-8B"  # the pod is older than the spec
-    assert only(made([model()], pod(notes={"fairlead.io/served-model-name": "no name"}))).served_name is None
-    assert only(made([model()], pod(notes={"fairlead.io/served-model-name": "tiny"}))).served_name is None
+    found = build([model(engine={"servedModelName": "a/new-one"})], pod(notes=notes))
+    assert only_instance(found).served_name == "Qwen/Qwen3-8B"  # the pod is older than the spec
+    assert only_instance(build([model()], pod(notes={"fairlead.io/served-model-name": "no name"}))).served_name is None
+    assert only_instance(build([model()], pod(notes={"fairlead.io/served-model-name": "tiny"}))).served_name is None
     addresses = [{"endpoints": [{"url": "http://10.1.1.1:80"}]}]
-    assert only(made([model(engine=theirs, pools=addresses)])).served_name == "Qwen/Qwen3-8B"
-    assert only(made([model(engine=theirs | {"servedModelName": "tiny"}, pools=addresses)])).served_name is None
+    assert only_instance(build([model(engine=theirs, pools=addresses)])).served_name == "Qwen/Qwen3-8B"
+    assert (
+        only_instance(build([model(engine=theirs | {"servedModelName": "tiny"}, pools=addresses)])).served_name is None
+    )
     chosen = {("x", "app=vllm"): keyed(pod("a", {"app": "vllm"}))}
     adopting = [{"selector": {"matchLabels": {"app": "vllm"}}}]
-    assert only(made([model(engine=theirs, pools=adopting)], chosen=chosen)).served_name == "Qwen/Qwen3-8B"
+    assert only_instance(build([model(engine=theirs, pools=adopting)], chosen=chosen)).served_name == "Qwen/Qwen3-8B"
 
 
 def test_adopted_pods_stay_until_their_list_is_known() -> None:
     models = [external({"selector": {"matchLabels": {"app": "vllm"}}})]
-    first = made(models, chosen={("x", "app=vllm"): keyed(pod("a", {"app": "vllm"}))}).fleet
-    assert made(models, previous=first).fleet is first
-    assert made(models, previous=first, chosen={("x", "app=vllm"): {}}).fleet.instances == {"x/tiny": ()}
+    first = build(models, chosen={("x", "app=vllm"): keyed(pod("a", {"app": "vllm"}))}).fleet
+    assert build(models, previous=first).fleet is first
+    assert build(models, previous=first, chosen={("x", "app=vllm"): {}}).fleet.instances == {"x/tiny": ()}
 
 
 def test_an_engine_that_two_models_claim_is_the_older_ones() -> None:
     pools = {"endpoints": [{"url": "http://10.1.1.1:80"}]}
     older = external(pools, name="z", created="2025-01-01T00:00:00Z")
-    found = made([external(pools), older])
+    found = build([external(pools), older])
     assert [one.id for one in found.fleet.instances["x/z"]] == ["10.1.1.1/80/0"]
     assert found.fleet.instances["x/tiny"] == ()
     assert found.problems == ("the engine http://10.1.1.1:80 is both x/z's and x/tiny's; only the older model uses it",)
-    assert found.left_out == {"x/tiny: 10.1.1.1/80/0": "it is the model x/z's already"}
+    assert found.excluded == {"x/tiny: 10.1.1.1/80/0": "it is the model x/z's already"}
 
 
 # --- names, doubt, order ------------------------------------------------------------------------------------------------
 
 
 def test_the_oldest_model_of_a_name_has_it() -> None:
-    fleet = made([model(), model(namespace="a", created="2026-02-01T00:00:00Z")]).fleet
-    assert (fleet.resolve("tiny"), fleet.resolve("a/tiny"), fleet.resolve("x/tiny")) == ("x/tiny", "a/tiny", "x/tiny")
-    assert list(shown_names(fleet)) == ["a/tiny", "tiny"]
-    assert [find(name, fleet).key for name in ("tiny", "a/tiny")] == ["x/tiny", "a/tiny"]
-    same = made([model(), model(namespace="a")]).fleet
-    assert same.resolve("tiny") == "a/tiny"
+    fleet = build([model(), model(namespace="a", created="2026-02-01T00:00:00Z")]).fleet
+    assert (fleet.resolve_model("tiny"), fleet.resolve_model("a/tiny"), fleet.resolve_model("x/tiny")) == (
+        "x/tiny",
+        "a/tiny",
+        "x/tiny",
+    )
+    assert list(public_model_names(fleet)) == ["a/tiny", "tiny"]
+    assert [resolve_model(name, fleet).key for name in ("tiny", "a/tiny")] == ["x/tiny", "a/tiny"]
+    same = build([model(), model(namespace="a")]).fleet
+    assert same.resolve_model("tiny") == "a/tiny"
 
 
 def test_a_spec_that_cannot_be_read_changes_nothing() -> None:
     good = model(objectives={"ttft": "800ms"}, pools=[{"accelerator": "npu-910b4"}])
-    first = made([good], pod()).fleet
-    found = made([model(pools=[], novelty=True)], pod(), previous=first)
+    first = build([good], pod()).fleet
+    found = build([model(pools=[], novelty=True)], pod(), previous=first)
     assert found.fleet is first
     assert found.problems[0].startswith("the spec of the model x/tiny cannot be read: ")
-    grown = made([model(pools=[])], pod(), pod("q"), previous=first).fleet
-    assert [one.profile for one in grown.instances["x/tiny"]] == [presets()["910b4"]] * 2
+    grown = build([model(pools=[])], pod(), pod("q"), previous=first).fleet
+    assert [one.profile for one in grown.instances["x/tiny"]] == [builtin_profiles()["910b4"]] * 2
 
 
 def test_nor_where_its_engines_are_adopted() -> None:
-    first = made([external({"endpoints": [{"url": "http://10.1.1.1:80"}]})]).fleet
-    assert made([model(pools=[])], previous=first).fleet is first
+    first = build([external({"endpoints": [{"url": "http://10.1.1.1:80"}]})]).fleet
+    assert build([model(pools=[])], previous=first).fleet is first
 
 
 def test_pods_are_served_although_the_spec_was_never_readable() -> None:
-    found = made([model(pools=[])], pod())
-    assert only(found).state is InstanceState.READY
+    found = build([model(pools=[])], pod())
+    assert only_instance(found).state is InstanceState.READY
 
 
 def test_a_model_that_is_gone_takes_its_instances_along() -> None:
-    first = made([model()], pod()).fleet
-    found = made([], pod(), previous=first)
+    first = build([model()], pod()).fleet
+    found = build([], pod(), previous=first)
     assert (found.fleet.models, found.fleet.instances, found.fleet.membership_epoch) == ({}, {}, 2)
 
 
@@ -376,32 +384,32 @@ def test_a_model_that_is_gone_takes_its_instances_along() -> None:
 def test_versions_grow_with_changes_and_epochs_with_the_ready_set(
     after: list[Manifest], version: int, epoch: int
 ) -> None:
-    first = made([model()], pod()).fleet
-    fleet = made([model()], *after, previous=first).fleet
+    first = build([model()], pod()).fleet
+    fleet = build([model()], *after, previous=first).fleet
     assert (fleet.version, fleet.membership_epoch) == (version, epoch)
     assert (fleet is first) == (version == 1)
-    assert (members(fleet) == members(first)) == (epoch == 1)
+    assert (membership(fleet) == membership(first)) == (epoch == 1)
 
 
 def test_the_order_of_objects_does_not_matter() -> None:
     models, pods = [model(), model("b")], [pod("q"), pod("p"), pod("r", {"fairlead.io/model": "b"})]
-    assert made(models, *pods).fleet == made(models[::-1], *pods[::-1]).fleet
+    assert build(models, *pods).fleet == build(models[::-1], *pods[::-1]).fleet
 
 
 def test_there_are_no_more_models_and_instances_than_are_served() -> None:
     limits = replace(LIMITS, models=1, instances=1)
-    old = made([model()], pod("z")).fleet
-    found = made(
+    old = build([model()], pod("z")).fleet
+    found = build(
         [model(), model("new", created="2026-03-01T00:00:00Z")], pod("a"), pod("z"), previous=old, limits=limits
     )
     assert [one.id for one in found.fleet.instances["x/tiny"]] == ["u-z/8000/0"]
     assert list(found.fleet.models) == ["x/tiny"]
     assert found.problems == ("2 models, the oldest 1 are served", "2 instances, at most 1 are served")
-    assert found.left_out == {"u-a/8000/0": "there are more instances than are served"}
+    assert found.excluded == {"u-a/8000/0": "there are more instances than are served"}
 
 
 def test_a_spec_is_read_again_only_when_it_changed() -> None:
-    specs = Specs()
+    specs = SpecCache()
     (first,) = specs.models(keyed(model()))
     (same,) = specs.models(keyed({**model(), "status": {"ready": "1/1"}}))
     (other,) = specs.models(keyed(model(routing={"preset": "session"})))

@@ -14,21 +14,21 @@ from fairlead.kubefleet.source import KubeFleetSource
 from fairlead.limits import Limits
 from fairlead.profile import EngineProfile
 from fairlead.strict import Profile
-from fairlead.tasks import ended
-from fairlead.testing.fake_kube import Answer, FakeKube, fake_kube
-from fairlead.testing.timeline import Timeline
-from fairlead.testing.waiting import until
+from fairlead.tasks import cancel_and_wait
+from fairlead.testing.fake_kube import FakeApiServer, OrderedResponse, fake_api_server
+from fairlead.testing.timeline import FakeTime
+from fairlead.testing.waiting import wait_until
 
 LIMITS = Limits()
 MARKS = {"fairlead.io/pool": "main", "fairlead.io/role": "Serve", "fairlead.io/endpoint": "true"}
 
 
 @dataclass
-class Lab:
+class SourceHarness:
     """A source that is followed, and everything around it."""
 
-    fake: FakeKube
-    time: Timeline
+    fake: FakeApiServer
+    time: FakeTime
     source: KubeFleetSource
     fleets: list[Fleet] = field(default_factory=list)
 
@@ -57,24 +57,29 @@ class Lab:
 
     async def passing(self, condition: Callable[[], bool]) -> None:
         """Let every pause but the watch for silence be over, until ``condition`` holds."""
-        await self.time.passing(condition, LIMITS.kube_silent_seconds / 2)
+        await self.time.advance_until(condition, LIMITS.kube_watch_silence_seconds / 2)
 
 
-def run(check: Callable[[Lab], Awaitable[None]], *, before: Callable[[Lab], None] | None = None, **more: Any) -> None:
+def run(
+    check: Callable[[SourceHarness], Awaitable[None]],
+    *,
+    before: Callable[[SourceHarness], None] | None = None,
+    **more: Any,
+) -> None:
     async def main() -> None:
-        async with fake_kube() as fake:
-            time = Timeline()
-            api = KubeApi(fake.access(), time, lambda: 0.5, pause=time.pause)
+        async with fake_api_server() as fake:
+            time = FakeTime()
+            api = KubeApi(fake.config(), time, lambda: 0.5, pause=time.pause)
             source = KubeFleetSource(api, time, lambda: 0.5, pause=time.pause, **more)
-            lab = Lab(fake, time, source)
+            lab = SourceHarness(fake, time, source)
             if before is not None:
                 before(lab)
             task = asyncio.create_task(_follow(lab.source, lab.fleets))
             try:
                 await check(lab)
             finally:
-                await ended(task)
-            await until(lambda: fake.watching == 0)
+                await cancel_and_wait(task)
+            await wait_until(lambda: fake.watch_count == 0)
 
     asyncio.run(main())
 
@@ -84,16 +89,16 @@ async def _follow(source: FleetSource, fleets: list[Fleet]) -> None:
         fleets.append(fleet)
 
 
-def one_engine(lab: Lab) -> None:
+def one_engine(lab: SourceHarness) -> None:
     lab.model()
     lab.pod("a")
 
 
 def test_the_fleet_comes_when_all_is_listed_and_follows() -> None:
-    async def check(lab: Lab) -> None:
+    async def check(lab: SourceHarness) -> None:
         await lab.passing(lambda: lab.states() == ["Ready"])
         assert [one.version for one in lab.fleets] == [1]
-        assert (lab.source.notes(), lab.source.age_seconds()) == ([], pytest.approx(lab.time.now(), abs=1.0))
+        assert (lab.source.warnings(), lab.source.age_seconds()) == ([], pytest.approx(lab.time.now(), abs=1.0))
         lab.pod("b")
         await lab.passing(lambda: lab.states() == ["Ready", "Ready"])
         lab.go("a")
@@ -107,7 +112,7 @@ def test_the_fleet_comes_when_all_is_listed_and_follows() -> None:
 
 
 def test_an_empty_cluster_is_a_fleet_too() -> None:
-    async def check(lab: Lab) -> None:
+    async def check(lab: SourceHarness) -> None:
         await lab.passing(lambda: len(lab.fleets) == 1)
         assert (lab.fleets[0].version, lab.fleets[0].models) == (1, {})
 
@@ -115,7 +120,7 @@ def test_an_empty_cluster_is_a_fleet_too() -> None:
 
 
 def test_what_changes_nothing_is_no_new_fleet() -> None:
-    async def check(lab: Lab) -> None:
+    async def check(lab: SourceHarness) -> None:
         await lab.passing(lambda: lab.states() == ["Ready"])
         lab.change("a", spec={"nodeName": "n"})
         lab.fake.put(MODEL_DEPLOYMENTS, "x", "tiny", spec=_spec(lab), status={"ready": "1/1"})
@@ -127,38 +132,38 @@ def test_what_changes_nothing_is_no_new_fleet() -> None:
     run(check, before=one_engine)
 
 
-def _spec(lab: Lab) -> Any:
+def _spec(lab: SourceHarness) -> Any:
     return lab.fake.objects[MODEL_DEPLOYMENTS.path("x", "tiny")]["spec"]
 
 
 def test_only_the_namespaces_that_are_named_are_asked_for() -> None:
-    def before(lab: Lab) -> None:
+    def before(lab: SourceHarness) -> None:
         for namespace in ("x", "y", "z"):
             lab.model(namespace=namespace)
             lab.pod("a", namespace)
 
-    async def check(lab: Lab) -> None:
+    async def check(lab: SourceHarness) -> None:
         await lab.passing(lambda: len(lab.fleets) == 1)
         assert sorted(lab.fleets[0].instances) == ["x/tiny", "y/tiny"]
-        assert {one.path for one in lab.fake.asked if "pods" in one.path} == {
+        assert {one.path for one in lab.fake.calls if "pods" in one.path} == {
             PODS.path("x"),
             PODS.path("y"),
         }
-        assert {one.query["labelSelector"] for one in lab.fake.asked if "pods" in one.path} == {"fairlead.io/model"}
+        assert {one.query["labelSelector"] for one in lab.fake.calls if "pods" in one.path} == {"fairlead.io/model"}
 
     run(check, before=before, namespaces=("x", "y"))
 
 
 def test_an_api_server_that_is_away_changes_nothing_and_is_said() -> None:
-    async def check(lab: Lab) -> None:
-        await lab.passing(lambda: lab.states() == ["Ready"] and lab.fake.watching == 3)
-        lab.fake.watch_answers.extend([Answer(503, "ServiceUnavailable")] * 100)
-        lab.fake.answers.extend([Answer(503, "ServiceUnavailable")] * 1_000)
+    async def check(lab: SourceHarness) -> None:
+        await lab.passing(lambda: lab.states() == ["Ready"] and lab.fake.watch_count == 3)
+        lab.fake.ordered_watch_responses.extend([OrderedResponse(503, "ServiceUnavailable")] * 100)
+        lab.fake.ordered_responses.extend([OrderedResponse(503, "ServiceUnavailable")] * 1_000)
         lab.fake.objects.clear()
         lab.fake.end_watches()
-        await lab.passing(lambda: bool(lab.source.notes()))
+        await lab.passing(lambda: bool(lab.source.warnings()))
         lab.time.advance(25.0)
-        (note,) = lab.source.notes()
+        (note,) = lab.source.warnings()
         assert note.startswith(
             "the cluster cannot be followed, the last fleet stays: ModelDeployment was last heard of more"
         )
@@ -169,14 +174,14 @@ def test_an_api_server_that_is_away_changes_nothing_and_is_said() -> None:
 
 
 def test_a_list_that_fails_after_a_version_was_forgotten_changes_nothing() -> None:
-    async def check(lab: Lab) -> None:
-        await lab.passing(lambda: lab.states() == ["Ready"] and lab.fake.watching == 3)
-        lab.fake.answers.extend([Answer(403, "Forbidden", "no more")] * 3)
+    async def check(lab: SourceHarness) -> None:
+        await lab.passing(lambda: lab.states() == ["Ready"] and lab.fake.watch_count == 3)
+        lab.fake.ordered_responses.extend([OrderedResponse(403, "Forbidden", "no more")] * 3)
         lab.fake.put(CONFIG_MAPS, "x", "moves the version on")
         lab.fake.forget()
         lab.fake.end_watches()
-        await lab.passing(lambda: not lab.fake.answers and lab.source.notes() == [])
-        assert lab.fake.count("GET") == 3 + 3 + 3
+        await lab.passing(lambda: not lab.fake.ordered_responses and lab.source.warnings() == [])
+        assert lab.fake.call_count("GET") == 3 + 3 + 3
         lab.pod("b")
         await lab.passing(lambda: lab.states() == ["Ready", "Ready"])
         assert all(fleet.instances["x/tiny"] for fleet in lab.fleets)
@@ -185,11 +190,11 @@ def test_a_list_that_fails_after_a_version_was_forgotten_changes_nothing() -> No
 
 
 def test_a_frozen_watch_is_said_and_opened_anew() -> None:
-    async def check(lab: Lab) -> None:
-        await lab.passing(lambda: lab.states() == ["Ready"] and lab.fake.watching == 3)
+    async def check(lab: SourceHarness) -> None:
+        await lab.passing(lambda: lab.states() == ["Ready"] and lab.fake.watch_count == 3)
         lab.fake.frozen = True
         lab.pod("b")
-        lab.time.advance(LIMITS.kube_silent_seconds)
+        lab.time.advance(LIMITS.kube_watch_silence_seconds)
         await lab.passing(lambda: len(lab.states()) == 2)
         lab.fake.frozen = False
 
@@ -197,64 +202,64 @@ def test_a_frozen_watch_is_said_and_opened_anew() -> None:
 
 
 def test_at_the_start_it_waits_until_it_may_read(caplog: pytest.LogCaptureFixture) -> None:
-    def before(lab: Lab) -> None:
+    def before(lab: SourceHarness) -> None:
         one_engine(lab)
         lab.fake.token = "another"
 
-    async def check(lab: Lab) -> None:
-        await lab.passing(lambda: len(lab.fake.asked) > 8)
+    async def check(lab: SourceHarness) -> None:
+        await lab.passing(lambda: len(lab.fake.calls) > 8)
         assert lab.fleets == []
         assert lab.source.age_seconds() is None
-        assert "ModelDeployment was never listed" in lab.source.notes()[0]
+        assert "ModelDeployment was never listed" in lab.source.warnings()[0]
         lab.fake.token = None
         await lab.passing(lambda: lab.states() == ["Ready"])
-        assert lab.source.notes() == []
+        assert lab.source.warnings() == []
 
     run(check, before=before)
     assert len([line for line in caplog.messages if "the cluster cannot be followed: pods:" in line]) == 1
 
 
 def test_without_accelerator_classes_it_serves_and_says_so() -> None:
-    async def check(lab: Lab) -> None:
-        served = lab.fake._served
+    async def check(lab: SourceHarness) -> None:
+        served = lab.fake._serve
 
         async def but_classes(request: Any, asked: Any, body: bytes) -> Any:
             if asked.path.endswith("/acceleratorclasses"):
-                lab.fake.answers.appendleft(Answer(403, "Forbidden", "not for you"))
+                lab.fake.ordered_responses.appendleft(OrderedResponse(403, "Forbidden", "not for you"))
                 return await lab.fake.handle(request)
             return await served(request, asked, body)
 
-        lab.fake._served = but_classes  # type: ignore[method-assign]  # a fault by path, which the fake has none of
+        lab.fake._serve = but_classes  # type: ignore[method-assign]  # a fault by path, which the fake has none of
         await lab.passing(lambda: lab.states() == ["Ready"])
-        assert "AcceleratorClass was never listed" in lab.source.notes()[0]
+        assert "AcceleratorClass was never listed" in lab.source.warnings()[0]
 
     run(check, before=one_engine)
 
 
 def test_pods_of_others_are_watched_while_a_model_adopts_them() -> None:
-    def before(lab: Lab) -> None:
+    def before(lab: SourceHarness) -> None:
         lab.model(engine={"kind": "external"}, pools=[{"selector": {"matchLabels": {"app": "vllm"}}}])
         lab.pod("a", **{"fairlead.io/model": "", "app": "vllm"})
 
-    async def check(lab: Lab) -> None:
+    async def check(lab: SourceHarness) -> None:
         await lab.passing(lambda: lab.states() == ["Ready"])
-        assert "app=vllm" in {one.query.get("labelSelector") for one in lab.fake.asked}
-        await until(lambda: lab.fake.watching == 4)
+        assert "app=vllm" in {one.query.get("labelSelector") for one in lab.fake.calls}
+        await wait_until(lambda: lab.fake.watch_count == 4)
         lab.model(engine={"kind": "external"}, pools=[{"endpoints": [{"url": "http://10.0.0.9:80"}]}])
-        await lab.passing(lambda: lab.fake.watching == 3)
+        await lab.passing(lambda: lab.fake.watch_count == 3)
         await lab.passing(lambda: [one.id for one in lab.fleets[-1].instances["x/tiny"]] == ["10.0.0.9/80/0"])
 
     run(check, before=before)
 
 
 def test_many_problems_are_cut() -> None:
-    def before(lab: Lab) -> None:
+    def before(lab: SourceHarness) -> None:
         for number in range(8):
             lab.model(f"m{number}", pools=[])
 
-    async def check(lab: Lab) -> None:
+    async def check(lab: SourceHarness) -> None:
         await lab.passing(lambda: len(lab.fleets) == 1)
-        notes = lab.source.notes()
+        notes = lab.source.warnings()
         assert len(notes) == 6
         assert notes[-1] == "and 3 more problems in the cluster"
         assert InstanceState.READY not in lab.states()
@@ -264,23 +269,23 @@ def test_many_problems_are_cut() -> None:
 
 def test_a_defect_that_one_object_brings_out_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """As a class did that only the compiled gateway could not read: the gateway never heard of any model again."""
-    value = Profile.value
+    value = Profile.to_engine_profile
 
     def broken(self: Profile, name: str) -> EngineProfile:
         if name == "broken":
             raise AttributeError("no such thing")
         return value(self, name)
 
-    monkeypatch.setattr(Profile, "value", broken)
+    monkeypatch.setattr(Profile, "to_engine_profile", broken)
 
-    async def check(lab: Lab) -> None:
+    async def check(lab: SourceHarness) -> None:
         await lab.passing(lambda: bool(lab.fleets))
         lab.fake.put(ACCELERATOR_CLASSES, None, "broken", spec={"profile": {"preset": "tiny-cpu"}})
-        await lab.passing(lambda: bool(lab.source.notes()))
-        assert "the cluster cannot be understood, the last fleet stays: AttributeError" in lab.source.notes()[0]
+        await lab.passing(lambda: bool(lab.source.warnings()))
+        assert "the cluster cannot be understood, the last fleet stays: AttributeError" in lab.source.warnings()[0]
         lab.fake.remove(ACCELERATOR_CLASSES, None, "broken")
         lab.model("later")
         await lab.passing(lambda: "x/later" in lab.fleets[-1].models)
-        assert lab.source.notes() == []
+        assert lab.source.warnings() == []
 
     run(check, before=lambda lab: lab.model())

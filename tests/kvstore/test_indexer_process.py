@@ -14,11 +14,11 @@ import pytest
 from fairlead.clock import SystemClock
 from fairlead.testing.sim_engine import EngineProcess, engine_process
 from fairlead.testing.valkey import Valkey
-from fairlead.testing.waiting import until, until_async
-from fairlead_kvstore.index.feed import Feed
+from fairlead.testing.waiting import wait_until, wait_until_async
+from fairlead_kvstore.index.feed import IndexSubscriber
 from fairlead_kvstore.redis import RedisLink
-from fairlead_kvstore.testing_process import Indexing, indexing
-from fairlead_kvstore.truth.identity import own_hashes, root
+from fairlead_kvstore.testing_process import IndexerProcess, indexer_process
+from fairlead_kvstore.truth.identity import block_hashes, chain_root
 
 MODEL = "default/tiny"
 EVENTS = ("--kv-events", "0", "--kv-replay", "0", "--block-size", "16")
@@ -33,11 +33,11 @@ def fleet(path: Path, engines: Sequence[EngineProcess | str]) -> Path:
 
 
 @asynccontextmanager
-async def feeding(server: Valkey) -> AsyncIterator[Feed]:
+async def feeding(server: Valkey) -> AsyncIterator[IndexSubscriber]:
     """What a gateway sees of the index."""
     link = RedisLink(server.url, SystemClock())
-    feed = Feed(link, SystemClock())
-    feed.follow([MODEL])
+    feed = IndexSubscriber(link, SystemClock())
+    feed.set_models([MODEL])
     link.start()
     feed.start()
     try:
@@ -47,16 +47,16 @@ async def feeding(server: Valkey) -> AsyncIterator[Feed]:
         await link.stop()
 
 
-def held(feed: Feed, tokens: Sequence[int] = PROMPT) -> dict[str, int]:
+def held(feed: IndexSubscriber, tokens: Sequence[int] = PROMPT) -> dict[str, int]:
     """Blocks of a prompt by instance."""
-    mirror = feed.mirror(MODEL)
-    chain = own_hashes(root(MODEL), list(tokens), 16)
+    mirror = feed.replica(MODEL)
+    chain = block_hashes(chain_root(MODEL), list(tokens), 16)
     return {} if mirror is None else {one.instance: one.blocks[0] for one in mirror.match(chain)}
 
 
-def complete(feed: Feed, instance: str) -> bool:
-    mirror = feed.mirror(MODEL)
-    known = None if mirror is None else mirror.standing(instance)
+def complete(feed: IndexSubscriber, instance: str) -> bool:
+    mirror = feed.replica(MODEL)
+    known = None if mirror is None else mirror.completeness(instance)
     return known is not None and known.complete
 
 
@@ -73,20 +73,22 @@ def test_an_engine_is_found_read_and_written_and_another_indexer_takes_over_with
         async with engine_process(*EVENTS) as engine, feeding(server) as feed:
             path = fleet(tmp_path / "fleet.yaml", [engine])
             arguments = ("--fleet", str(path), "--redis", server.url)
-            async with indexing(*arguments) as first:
+            async with indexer_process(*arguments) as first:
                 await complete_prompt(engine, PROMPT)
-                await until(lambda: held(feed) == {"e0": 4} and complete(feed, "e0"))
-                assert (await first.page("/readyz")).status_code == 200
-                assert (await first.figure("blocks"), await first.figure("leads")) == (4, 1)
-                async with indexing(*arguments) as second:
-                    await until_async(lambda: _ready(second))
-                    assert await second.figure("leads") == 0
+                await wait_until(lambda: held(feed) == {"e0": 4} and complete(feed, "e0"))
+                assert (await first.get("/readyz")).status_code == 200
+                assert (await first.metric("blocks"), await first.metric("leads")) == (4, 1)
+                async with indexer_process(*arguments) as second:
+                    await wait_until_async(lambda: _ready(second))
+                    assert await second.metric("leads") == 0
                     first.process.send_signal(signal.SIGKILL)
                     await first.process.wait()
                     await complete_prompt(engine, [*PROMPT, *range(900, 916)])  # while nobody reads
-                    await until_async(lambda: _leads(second))
-                    await until(lambda: held(feed, [*PROMPT, *range(900, 916)]) == {"e0": 5} and complete(feed, "e0"))
-                    assert (await second.figure("restarts_total"), await second.figure("lost_total")) == (0, 0)
+                    await wait_until_async(lambda: _leads(second))
+                    await wait_until(
+                        lambda: held(feed, [*PROMPT, *range(900, 916)]) == {"e0": 5} and complete(feed, "e0")
+                    )
+                    assert (await second.metric("restarts_total"), await second.metric("lost_total")) == (0, 0)
                     second.process.send_signal(signal.SIGTERM)
                     assert await asyncio.wait_for(second.process.wait(), 60.0) == 0
 
@@ -99,16 +101,16 @@ def test_an_engine_that_was_replaced_while_nobody_indexed_leaves_no_ghost(server
             async with engine_process(*EVENTS) as engine:
                 path = fleet(tmp_path / "fleet.yaml", [engine])
                 arguments = ("--fleet", str(path), "--redis", server.url)
-                async with indexing(*arguments) as first:
+                async with indexer_process(*arguments) as first:
                     await complete_prompt(engine, PROMPT)
-                    await until(lambda: held(feed) == {"e0": 4})
+                    await wait_until(lambda: held(feed) == {"e0": 4})
                     first.process.send_signal(signal.SIGTERM)
                     assert await asyncio.wait_for(first.process.wait(), 60.0) == 0
             async with engine_process(*EVENTS) as another:
                 fleet(path, [another])
                 await complete_prompt(another, range(500, 533))
-                async with indexing(*arguments):
-                    await until(lambda: held(feed, range(500, 533)) == {"e0": 2} and complete(feed, "e0"))
+                async with indexer_process(*arguments):
+                    await wait_until(lambda: held(feed, range(500, 533)) == {"e0": 2} and complete(feed, "e0"))
                     assert held(feed) == {}
 
     asyncio.run(scenario())
@@ -120,13 +122,16 @@ def test_two_ranks_are_two_instances(server: Valkey, tmp_path: Path) -> None:
             ranks = [{"url": engine.url, "id": f"r{rank}", "dpRank": rank} for rank in range(2)]
             path = tmp_path / "fleet.yaml"
             path.write_text(json.dumps({"models": [{"name": "tiny", "instances": ranks}]}))
-            async with indexing("--fleet", str(path), "--redis", server.url), httpx.AsyncClient(timeout=60) as client:
+            async with (
+                indexer_process("--fleet", str(path), "--redis", server.url),
+                httpx.AsyncClient(timeout=60) as client,
+            ):
                 for rank in range(2):
                     prompt = list(range(1_000 * rank, 1_000 * rank + 33))
                     body = {"model": "tiny", "prompt": prompt, "max_tokens": 1}
                     shown = {"X-data-parallel-rank": str(rank)}
                     (await client.post(f"{engine.url}/v1/completions", json=body, headers=shown)).raise_for_status()
-                    await until(lambda: held(feed, prompt) == {f"r{rank}": 2})  # noqa: B023
+                    await wait_until(lambda: held(feed, prompt) == {f"r{rank}": 2})  # noqa: B023
 
     asyncio.run(scenario())
 
@@ -157,9 +162,9 @@ def test_what_is_wrong_with_the_arguments_is_said_and_nothing_runs(arguments: tu
     asyncio.run(scenario())
 
 
-async def _ready(indexer: Indexing) -> bool:
-    return (await indexer.page("/readyz")).status_code == 200
+async def _ready(indexer: IndexerProcess) -> bool:
+    return (await indexer.get("/readyz")).status_code == 200
 
 
-async def _leads(indexer: Indexing) -> bool:
-    return await indexer.figure("leads") == 1
+async def _leads(indexer: IndexerProcess) -> bool:
+    return await indexer.metric("leads") == 1

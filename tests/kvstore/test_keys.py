@@ -14,14 +14,14 @@ PART = st.text(st.characters(exclude_categories=["Cc", "Cs"], exclude_characters
 
 def test_names_are_the_ones_that_the_design_gives() -> None:
     assert keys.decisions("chat/llama-70b") == "fl1:{chat/llama-70b}:dec"
-    assert keys.sent("chat/llama-70b") == "fl1:{chat/llama-70b}:sent"
-    assert keys.hot("chat/llama-70b") == "fl1:{chat/llama-70b}:hot"
+    assert keys.sent_prompts("chat/llama-70b") == "fl1:{chat/llama-70b}:sent"
+    assert keys.hot_prefixes("chat/llama-70b") == "fl1:{chat/llama-70b}:hot"
 
 
 @given(PART, PART)
 def test_the_hash_tag_is_the_model_whatever_it_is_called(namespace: str, name: str) -> None:
     key = f"{namespace}/{name}"
-    names = (keys.decisions(key), keys.sent(key), keys.hot(key))
+    names = (keys.decisions(key), keys.sent_prompts(key), keys.hot_prefixes(key))
     assert len({found[found.index("{") + 1 : found.index("}")] for found in names}) == 1
     assert all(found.count("{") == found.count("}") == 1 for found in names)
 
@@ -46,9 +46,9 @@ def test_bad_model_keys_are_refused(key: str) -> None:
 @pytest.mark.parametrize("key", ["default/tiny", "chat/Qwen/Qwen3-8B", "a b/{odd}%*[x]"])
 def test_the_model_of_an_index_is_read_from_its_name(key: str) -> None:
     _, idx, _ = keys.index_keys(key)
-    assert keys.index_model(idx.encode()) == key
+    assert keys.model_of_index_key(idx.encode()) == key
 
 
 @pytest.mark.parametrize("name", [b"fl1:{default/tiny}:dec", b"fl1:{tiny/0}:idx", b"fl1:{\xff/x/0}:idx", b"other"])
 def test_names_of_others_are_no_index(name: bytes) -> None:
-    assert keys.index_model(name) is None
+    assert keys.model_of_index_key(name) is None

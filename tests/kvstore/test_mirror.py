@@ -7,21 +7,21 @@ from collections.abc import Mapping, Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairlead_kvstore.mirror import PrefixMirror
+from fairlead_kvstore.mirror import ApproximatePrefixIndex
 
 ENDS = tuple(range(256, 256 * 41, 256))
 PLENTY = 10**9
 
 
-def matched(mirror: PrefixMirror, hashes: Sequence[int], ends: Sequence[int]) -> Mapping[str, int]:
+def matched(mirror: ApproximatePrefixIndex, hashes: Sequence[int], ends: Sequence[int]) -> Mapping[str, int]:
     """Bytes of the prompt that each instance holds from its start; instances with nothing are left out."""
-    found = mirror.matched(tuple(hashes), ends)
-    sizes = {name: found.size(mirror.bit(name)) for name in "abc"}
+    found = mirror.match(tuple(hashes), ends)
+    sizes = {name: found.bytes_at(mirror.bit_of(name)) for name in "abc"}
     return {name: size for name, size in sizes.items() if size}
 
 
 def test_the_longest_prefix_of_each_instance_is_found() -> None:
-    mirror = PrefixMirror(1_000)
+    mirror = ApproximatePrefixIndex(1_000)
     mirror.add("a", (1, 2, 3), ENDS[:3], capacity=10_000)
     mirror.add("b", (1,), ENDS[:1], capacity=10_000)
     assert matched(mirror, (1, 2, 3, 4), ENDS[:4]) == {"a": 768, "b": 256}
@@ -30,7 +30,7 @@ def test_the_longest_prefix_of_each_instance_is_found() -> None:
 
 
 def test_beyond_capacity_the_oldest_prompts_tail_goes_first() -> None:
-    mirror = PrefixMirror(1_000)
+    mirror = ApproximatePrefixIndex(1_000)
     mirror.add("a", (1, 2, 3), ENDS[:3], capacity=5 * 256)
     mirror.add("a", (7, 8, 9), ENDS[:3], capacity=5 * 256)
     assert matched(mirror, (1, 2, 3), ENDS[:3]) == {"a": 512}
@@ -38,7 +38,7 @@ def test_beyond_capacity_the_oldest_prompts_tail_goes_first() -> None:
 
 
 def test_use_keeps_a_prefix() -> None:
-    mirror = PrefixMirror(1_000)
+    mirror = ApproximatePrefixIndex(1_000)
     mirror.add("a", (1, 2), ENDS[:2], capacity=4 * 256)
     mirror.add("a", (7, 8), ENDS[:2], capacity=4 * 256)
     mirror.add("a", (1, 2), ENDS[:2], capacity=4 * 256)
@@ -48,9 +48,9 @@ def test_use_keeps_a_prefix() -> None:
 
 
 def test_what_no_prompt_asks_for_pushes_out_and_is_pushed_out() -> None:
-    mirror = PrefixMirror(1_000)
+    mirror = ApproximatePrefixIndex(1_000)
     mirror.add("a", (1, 2, 3), ENDS[:3], capacity=1_024)
-    mirror.occupy("a", 512, capacity=1_024)
+    mirror.reserve("a", 512, capacity=1_024)
     assert matched(mirror, (1, 2, 3), ENDS[:3]) == {"a": 512}
     mirror.add("a", (7, 8), ENDS[:2], capacity=1_024)
     assert matched(mirror, (1, 2, 3), ENDS[:3]) == {}
@@ -59,13 +59,13 @@ def test_what_no_prompt_asks_for_pushes_out_and_is_pushed_out() -> None:
 
 
 def test_an_instance_that_is_forgotten_holds_nothing_and_its_place_is_reused() -> None:
-    mirror = PrefixMirror(1_000)
+    mirror = ApproximatePrefixIndex(1_000)
     mirror.add("a", (1, 2), ENDS[:2], capacity=10_000)
-    bit = mirror.hold("a")
-    mirror.forget("a")
-    mirror.forget("never seen")
+    bit = mirror.register("a")
+    mirror.remove_instance("a")
+    mirror.remove_instance("never seen")
     mirror.add("b", (5,), ENDS[:1], capacity=10_000)
-    assert (mirror.bit("a"), mirror.bit("b")) == (0, bit)
+    assert (mirror.bit_of("a"), mirror.bit_of("b")) == (0, bit)
     assert matched(mirror, (1,), ENDS[:1]) == {}
     assert matched(mirror, (5,), ENDS[:1]) == {"b": 256}
     assert len(mirror) == 1
@@ -75,11 +75,11 @@ def test_what_is_dropped_is_gone_without_the_collector() -> None:
     gc.collect()
     gc.disable()
     try:
-        mirror = PrefixMirror(4)
+        mirror = ApproximatePrefixIndex(4)
         for number in range(20):
             mirror.add("a", (1, number), ENDS[:2], capacity=1_024)
-            mirror.occupy("a", 300, capacity=1_024)
-        mirror.forget("a")
+            mirror.reserve("a", 300, capacity=1_024)
+        mirror.remove_instance("a")
         assert gc.collect() == 0
     finally:
         gc.enable()
@@ -127,24 +127,24 @@ def chain(text: str) -> tuple[int, ...]:
 def test_it_agrees_with_the_plain_one(
     steps: list[tuple[str, str, str]], capacity: int, most: int, prompts: list[str]
 ) -> None:
-    mirror, plain = PrefixMirror(most), PlainMirror(most)
+    mirror, plain = ApproximatePrefixIndex(most), PlainMirror(most)
     for number, (action, name, text) in enumerate(steps):
         hashes, ends = chain(text), ENDS[: len(text)]
         if action == "add":
             mirror.add(name, hashes, ends, capacity=capacity)
             plain.add(name, hashes, ends, capacity)
         elif action == "occupy":
-            mirror.occupy(name, 300, capacity=capacity)
+            mirror.reserve(name, 300, capacity=capacity)
             plain.add(name, (f"output {number}",), (300,), capacity)
         elif action == "drop":
-            mirror.drop(name, hashes[-1:])
+            mirror.remove(name, hashes[-1:])
             for digest in [item for item in plain.held[name] if text and str(item).startswith(str(hashes[-1]))]:
                 del plain.held[name][digest]
         else:
-            mirror.forget(name)
+            mirror.remove_instance(name)
             plain.held[name].clear()
         assert matched(mirror, hashes, ends) == plain.matched(hashes, ends)
-        for each, held in mirror._held.items():
+        for each, held in mirror._instances.items():
             assert held.size == sum(plain.held[each].values()) <= capacity
             assert held.blocks == len(plain.held[each]) <= most
             assert set(held.runs) == {item for item in plain.held[each] if isinstance(item, int)}
@@ -155,12 +155,12 @@ def test_it_agrees_with_the_plain_one(
 
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.lists(st.integers(1, 9), max_size=6)), max_size=40))
 def test_equal_hashes_of_different_prompts_are_survived(steps: list[tuple[str, list[int]]]) -> None:
-    mirror = PrefixMirror(6)
+    mirror = ApproximatePrefixIndex(6)
     for name, hashes in steps:
         mirror.add(name, tuple(hashes), ENDS[: len(hashes)], capacity=2_048)
-        mirror.matched(tuple(hashes), ENDS[: len(hashes)])
-        assert mirror._held[name].size <= 2_048
-        assert mirror._held[name].blocks <= 6
+        mirror.match(tuple(hashes), ENDS[: len(hashes)])
+        assert mirror._instances[name].size <= 2_048
+        assert mirror._instances[name].blocks <= 6
     for name in "ab":
-        mirror.forget(name)
+        mirror.remove_instance(name)
     assert len(mirror) == 0

@@ -3,7 +3,7 @@
 import pytest
 
 from fairlead.errors import BadInput
-from fairlead_kvstore.places import place
+from fairlead_kvstore.places import parse_redis_url
 
 
 @pytest.mark.parametrize(
@@ -15,27 +15,27 @@ from fairlead_kvstore.places import place
     ],
 )
 def test_one_server_is_the_clients_to_read(url: str, words: str) -> None:
-    found = place(url)
-    assert (found.kind, found.url, found.words, found.hosts) == ("one", url, words, ())
+    found = parse_redis_url(url)
+    assert (found.kind, found.url, found.description, found.hosts) == ("one", url, words, ())
 
 
 def test_sentinels_have_a_service_and_users_on_both_levels() -> None:
-    found = place(
+    found = parse_redis_url(
         "rediss+sentinel://app:p%40ss@a.example.com:5000,[fd00::1],b/main/2?sentinel_password=other&ssl_ca_certs=/ca"
     )
     assert found.hosts == (("a.example.com", 5000), ("fd00::1", 26379), ("b", 26379))
     assert (found.kind, found.service, found.database, found.tls) == ("sentinel", "main", 2, True)
     assert (found.username, found.password, found.sentinel_username) == ("app", "p@ss", None)
-    assert (found.sentinel_password, found.authority) == ("other", "/ca")
-    assert found.words == "main by sentinels a.example.com:5000,[fd00::1]:26379,b:26379"
+    assert (found.sentinel_password, found.ca_file) == ("other", "/ca")
+    assert found.description == "main by sentinels a.example.com:5000,[fd00::1]:26379,b:26379"
 
 
 def test_a_cluster_has_nodes_and_nothing_else() -> None:
-    found = place("redis+cluster://:secret@a,b:7000/")
+    found = parse_redis_url("redis+cluster://:secret@a,b:7000/")
     assert (found.kind, found.hosts) == ("cluster", (("a", 6379), ("b", 7000)))
     assert (found.username, found.password, found.tls) == (None, "secret", False)
-    assert found.words == "cluster a:6379,b:7000"
-    assert place("redis+cluster://a").password is None
+    assert found.description == "cluster a:6379,b:7000"
+    assert parse_redis_url("redis+cluster://a").password is None
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_a_cluster_has_nodes_and_nothing_else() -> None:
 )
 def test_a_url_that_says_nothing_is_refused_and_no_password_is_shown(url: str, said: str) -> None:
     with pytest.raises(BadInput) as found:
-        place(url)
+        parse_redis_url(url)
     assert said in str(found.value)
     assert "h3cret" not in str(found.value)
     assert found.value.field == "redis"

@@ -12,12 +12,12 @@ from redis.asyncio import Redis
 from fairlead.clock import ManualClock, SystemClock
 from fairlead.errors import BadInput
 from fairlead.limits import Limits
-from fairlead.testing.slow import slow_way
+from fairlead.testing.slow import slow_link
 from fairlead.testing.valkey import Valkey
-from fairlead.testing.waiting import until
+from fairlead.testing.waiting import wait_until
 from fairlead_kvstore.redis import RedisLink
 
-FAST = replace(Limits(), redis_pause_seconds=0.05, redis_ping_seconds=0.02, redis_deadline_seconds=0.5)
+FAST = replace(Limits(), redis_pause_seconds=0.05, redis_ping_seconds=0.02, redis_timeout_seconds=0.5)
 
 
 def _check(server: Any, work: Callable[[RedisLink], Any], limits: Limits = FAST) -> None:
@@ -56,12 +56,12 @@ def test_a_refused_command_refuses_itself_alone(server: Any) -> None:
 def test_a_killed_redis_is_noticed_without_traffic_and_found_again_when_it_is_back(server: Any) -> None:
     async def work(link: RedisLink) -> None:
         server.kill()
-        await until(lambda: not link.state.connected)
+        await wait_until(lambda: not link.state.connected)
         assert link.state.kind == "stale"
-        assert "stale for" in link.words()
+        assert "stale for" in link.describe()
         assert await link.run([("PING",)]) is None
         server.start()
-        await until(lambda: link.state.connected)
+        await wait_until(lambda: link.state.connected)
         assert await link.run([("PING",)]) is not None
 
     _check(server, work)
@@ -74,9 +74,9 @@ def test_a_redis_that_hangs_costs_the_deadline_and_no_more(server: Any) -> None:
         assert not link.state.connected
         before = time.monotonic()
         assert await link.run([("PING",)]) is None  # away: answered at once, without asking
-        assert time.monotonic() - before < FAST.redis_deadline_seconds
+        assert time.monotonic() - before < FAST.redis_timeout_seconds
         server.thaw()
-        await until(lambda: link.state.connected)
+        await wait_until(lambda: link.state.connected)
 
     _check(server, work)
 
@@ -86,7 +86,7 @@ def test_a_late_reply_is_never_taken_for_the_next_one(server: Any) -> None:
         server.freeze()
         assert await link.run([("SET", "late", "1"), ("GET", "late")]) is None
         server.thaw()
-        await until(lambda: link.state.connected)
+        await wait_until(lambda: link.state.connected)
         assert await link.run([("ECHO", "mine")]) == [b"mine"]
 
     _check(server, work)
@@ -98,7 +98,7 @@ def test_a_redis_that_was_never_there_is_away(server: Any) -> None:
     async def run() -> None:
         link = RedisLink(server.url, SystemClock(), limits=FAST)
         link.start()
-        await until(lambda: "not asked" not in link.words())
+        await wait_until(lambda: "not asked" not in link.describe())
         assert link.state.kind == "away"
         assert await link.run([("PING",)]) is None
         await link.stop()
@@ -111,8 +111,8 @@ def test_stale_becomes_away_with_time() -> None:
 
     async def run() -> None:
         link = RedisLink("redis://127.0.0.1:1", clock, limits=FAST)
-        link._arrived()
-        link._lost("closed")
+        link._on_connected()
+        link._on_lost("closed")
         assert link.state.kind == "stale"
         clock.advance(FAST.redis_stale_seconds + 1)
         assert link.state.kind == "away"
@@ -124,18 +124,18 @@ def test_stale_becomes_away_with_time() -> None:
 def test_a_wrong_password_is_said_and_no_password_is_shown(server: Any) -> None:
     async def run() -> None:
         link = RedisLink("redis://user:s3cret@127.0.0.1:1/0", SystemClock(), limits=FAST)
-        assert "s3cret" not in link.words()
-        assert link.place == "127.0.0.1:1"
+        assert "s3cret" not in link.describe()
+        assert link.description == "127.0.0.1:1"
         await link.stop()
         keeper = Redis.from_url(server.url)
         await keeper.config_set("requirepass", "right")
         await keeper.aclose()
         other = RedisLink(f"{server.url}?password=s3cret", SystemClock(), limits=FAST)
         other.start()
-        await until(lambda: "not asked" not in other.words())
+        await wait_until(lambda: "not asked" not in other.describe())
         assert other.state.kind == "away"
-        assert "password" in other.words()
-        assert "s3cret" not in other.words()
+        assert "password" in other.describe()
+        assert "s3cret" not in other.describe()
         await other.stop()
 
     asyncio.run(run())
@@ -164,7 +164,7 @@ def test_a_redis_that_is_200_ms_away_in_each_direction_answers_all_who_ask_at_on
     """Each of them needs a connection of its own, and each of those begins with exchanges of its own."""
 
     async def run() -> None:
-        async with slow_way(server.path, 0.2) as port:
+        async with slow_link(server.path, 0.2) as port:
             link = RedisLink(f"redis://127.0.0.1:{port}/0", SystemClock(), name="far")
             link.start()
             try:

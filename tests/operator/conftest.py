@@ -9,39 +9,41 @@ import pytest
 
 from fairlead.api import Reason
 from fairlead.clock import ManualClock
-from fairlead.kube.changes import Change, ChangeKind
-from fairlead.kube.news import News
+from fairlead.kube.changes import WatchEvent, WatchEventType
+from fairlead.kube.news import EventDraft
 from fairlead.kube.resource import Manifest
-from fairlead.names import shorten
-from fairlead.testing.memory_kube import MemoryKube
-from fairlead_operator.observe import ALWAYS, OPTIONAL, Shelf
+from fairlead.names import shorten_name
+from fairlead.testing.memory_kube import InMemoryKube
+from fairlead_operator.observe import OPTIONAL_CHILD_KINDS, STANDARD_CHILD_KINDS, ObjectCache
 from fairlead_operator.reconcile import Reconciler
-from fairlead_operator.seam import Cluster
+from fairlead_operator.seam import ClusterCapabilities
 
 
 @dataclass(frozen=True)
-class Trouble:
+class FakeProblem:
     reason: Reason
-    text: str
+    message_with_fix: str
 
 
 @dataclass(frozen=True)
-class Drawn:
+class FakeRendering:
     manifests: tuple[Manifest, ...]
-    problems: tuple[Trouble, ...] = ()
+    problems: tuple[FakeProblem, ...] = ()
 
 
-def draw(model: Any, accelerators: Any, world: Any) -> Drawn:
+def fake_render(model: Any, accelerators: Any, world: Any) -> FakeRendering:
     """A Service and a Deployment for each pool; no pool of an accelerator called `unknown`."""
     manifests, problems = [], []
     there = {one["metadata"]["labels"]["fairlead.io/pool"]: one["metadata"]["name"] for one in world.workloads}
     for pool in model.spec.pools:
-        if pool.adopts:
+        if pool.is_external:
             continue
         if pool.accelerator == "unknown":
-            problems.append(Trouble(Reason.UNKNOWN_ACCELERATOR, f"pool {pool.name}: no accelerator is called unknown"))
+            problems.append(
+                FakeProblem(Reason.UNKNOWN_ACCELERATOR, f"pool {pool.name}: no accelerator is called unknown")
+            )
             continue
-        name = there.get(pool.name) or shorten(f"{model.metadata.name}-{pool.name}", taken=world.foreign)
+        name = there.get(pool.name) or shorten_name(f"{model.metadata.name}-{pool.name}", taken=world.foreign)
         labels = {"fairlead.io/pool": pool.name, "fairlead.io/role": str(pool.role)}
         metadata = {"name": name, "labels": labels}
         containers = [
@@ -60,7 +62,7 @@ def draw(model: Any, accelerators: Any, world: Any) -> Drawn:
                 },
             },
         ]
-    return Drawn(tuple(manifests), tuple(problems))
+    return FakeRendering(tuple(manifests), tuple(problems))
 
 
 def model(name: str = "qwen", namespace: str = "chat", **spec: Any) -> Manifest:
@@ -78,52 +80,52 @@ def model(name: str = "qwen", namespace: str = "chat", **spec: Any) -> Manifest:
 
 
 @dataclass
-class Lab:
+class OperatorHarness:
     """``kube`` is the truth. ``fresh`` starts a new process with what it lists; news reaches it at once unless ``deaf``."""
 
-    kube: MemoryKube = field(default_factory=MemoryKube)
+    kube: InMemoryKube = field(default_factory=InMemoryKube)
     clock: ManualClock = field(default_factory=ManualClock)
-    told: list[News] = field(default_factory=list)
+    told: list[EventDraft] = field(default_factory=list)
     keys: list[str] = field(default_factory=list)
-    render: Callable[..., Any] = draw
+    render: Callable[..., Any] = fake_render
     deaf: bool = False
     stale: str = ""
     grace: float = 0.0
     served: frozenset[tuple[str, str]] = frozenset()
-    shelf: Shelf = field(init=False)
+    shelf: ObjectCache = field(init=False)
     reconciler: Reconciler = field(init=False)
 
     def __post_init__(self) -> None:
-        self.kube.listeners.append(self._hear)
-        self.fresh()
+        self.kube.listeners.append(self._on_change)
+        self.restart()
 
-    def fresh(self) -> None:
+    def restart(self) -> None:
         """A new process: nothing is remembered but what the cluster holds."""
-        self.shelf = Shelf()
-        for kind in (*(one.kind for one in (*ALWAYS, *OPTIONAL)), "Pod", "AcceleratorClass"):
-            for one in self.kube.all(kind):
-                self.shelf.take(Change(ChangeKind.ADDED, one))
-        self.keys = self.shelf.replace_models(self.kube.all("ModelDeployment"))
+        self.shelf = ObjectCache()
+        for kind in (*(one.kind for one in (*STANDARD_CHILD_KINDS, *OPTIONAL_CHILD_KINDS)), "Pod", "AcceleratorClass"):
+            for one in self.kube.objects_of(kind):
+                self.shelf.apply(WatchEvent(WatchEventType.ADDED, one))
+        self.keys = self.shelf.replace_models(self.kube.objects_of("ModelDeployment"))
         self.reconciler = Reconciler(
             self.kube,
             self.shelf,
             lambda *given: self.render(*given),
             self.clock,
-            cluster=lambda: Cluster(self.served),
-            stale=lambda: self.stale,
-            tell=lambda _, happening: self.told.append(happening),
+            cluster=lambda: ClusterCapabilities(self.served),
+            staleness=lambda: self.stale,
+            record_event=lambda _, happening: self.told.append(happening),
             capacity_grace_seconds=self.grace,
         )
 
-    def _hear(self, change: Change) -> None:
+    def _on_change(self, change: WatchEvent) -> None:
         if not self.deaf:
-            self.keys += self.shelf.take(change)
+            self.keys += self.shelf.apply(change)
 
-    def look(self, key: str = "chat/qwen") -> float | None:
+    def reconcile(self, key: str = "chat/qwen") -> float | None:
         """Reconcile once."""
         return asyncio.run(self.reconciler.reconcile(key))
 
-    def settle(self, *, controller: bool = True, most: int = 40) -> None:
+    def run_until_idle(self, *, controller: bool = True, most: int = 40) -> None:
         """Work off all news, and let the Deployment controller do its part, until nothing happens any more."""
         self.keys += list(self.shelf.models)
         for _ in range(most):
@@ -131,16 +133,16 @@ class Lab:
                 return
             keys, self.keys = list(dict.fromkeys(self.keys)), []
             for key in keys:
-                again = self.look(key)
+                again = self.reconcile(key)
                 if again == 0.0:
                     self.keys.append(key)
             if controller:
-                self.controller()
+                self.run_controllers()
         raise AssertionError(f"it does not come to rest: {self.kube.writes[-10:]}")
 
-    def controller(self) -> None:
+    def run_controllers(self) -> None:
         """Every Deployment has the instances it asks for, ready, of its present template."""
-        for one in self.kube.all("Deployment"):
+        for one in self.kube.objects_of("Deployment"):
             self.run_deployment(one, ready=one["spec"].get("replicas", 1))
 
     def run_deployment(self, one: Manifest, *, ready: int, **more: Any) -> None:
@@ -161,7 +163,7 @@ class Lab:
     def status(self, name: str = "qwen", namespace: str = "chat") -> dict[str, Any]:
         (one,) = (
             one
-            for one in self.kube.all("ModelDeployment")
+            for one in self.kube.objects_of("ModelDeployment")
             if (one["metadata"]["name"], one["metadata"]["namespace"]) == (name, namespace)
         )
         return dict(one.get("status") or {})
@@ -173,7 +175,7 @@ class Lab:
         return next(one["message"] for one in self.status()["conditions"] if one["type"] == type)
 
     def names(self, kind: str = "Deployment") -> list[str]:
-        return [one["metadata"]["name"] for one in self.kube.all(kind)]
+        return [one["metadata"]["name"] for one in self.kube.objects_of(kind)]
 
     def edit(self, name: str = "qwen", **spec: Any) -> None:
         """`kubectl apply` of a changed model."""
@@ -181,8 +183,8 @@ class Lab:
 
 
 @pytest.fixture
-def lab() -> Lab:
-    return Lab()
+def lab() -> OperatorHarness:
+    return OperatorHarness()
 
 
 @pytest.fixture
@@ -191,5 +193,5 @@ def a_model() -> Callable[..., Manifest]:
 
 
 @pytest.fixture
-def labs() -> type[Lab]:
-    return Lab
+def labs() -> type[OperatorHarness]:
+    return OperatorHarness

@@ -11,7 +11,7 @@ import pytest
 from fairlead.kube.errors import Invalid
 from fairlead.kube.resource import DEPLOYMENTS, MODEL_DEPLOYMENTS, PODS, RESOURCE_QUOTAS, SERVICES, Manifest
 from fairlead.testing.kube import ApiServer
-from fairlead.testing.operators import prepare, run_deployments
+from fairlead.testing.operators import apply_crds_and_namespaces, run_deployments
 
 sys.path[:0] = [str(Path(__file__).parents[2] / "bench" / "operator")]
 
@@ -21,7 +21,9 @@ pytestmark = [pytest.mark.api_server, pytest.mark.timeout(300)]
 LARGE = "x" * 4_096
 
 
-def run(server: ApiServer, namespace: str, logs: Path, check: Callable[[Place], Awaitable[None]], **more: str) -> None:
+def run_in_namespace(
+    server: ApiServer, namespace: str, logs: Path, check: Callable[[Place], Awaitable[None]], **more: str
+) -> None:
     """``check`` with an operator, and a model that serves."""
 
     async def main() -> None:
@@ -39,7 +41,7 @@ async def conditions(here: Place, name: str) -> dict[str, tuple[str, str, str]]:
     return {one["type"]: (one["status"], one["reason"], one["message"]) for one in status.get("conditions") or []}
 
 
-async def stalled(here: Place, reason: str, name: str = "qwen") -> str:
+async def wait_stalled(here: Place, reason: str, name: str = "qwen") -> str:
     """The message, once the model is stalled by ``reason``."""
     found: dict[str, tuple[str, str, str]] = {}
 
@@ -62,7 +64,7 @@ def test_a_spec_of_1_mib_names_what_to_shorten(api_server: ApiServer, tmp_path: 
         before = await deployment(here)
         env = [{"name": f"V{number}", "value": LARGE} for number in range(128)]
         await here.model("qwen", engine={"kind": "sim", "args": [LARGE] * 128, "env": env})
-        message = await stalled(here, "TooLarge")
+        message = await wait_stalled(here, "TooLarge")
         assert "spec.pools[main]: an object of this pool would have" in message
         assert "shorten engine.args, engine.env or template" in message
         assert (await conditions(here, "qwen"))["Ready"][:2] == ("True", "AllReady")
@@ -70,7 +72,7 @@ def test_a_spec_of_1_mib_names_what_to_shorten(api_server: ApiServer, tmp_path: 
         await here.model("qwen", "--max-num-seqs=3")  # mended
         await here.until_settled()
 
-    run(api_server, "large", tmp_path, check)
+    run_in_namespace(api_server, "large", tmp_path, check)
 
 
 def test_names_are_ascii_and_values_are_not_bound_to_be(api_server: ApiServer, tmp_path: Path) -> None:
@@ -84,7 +86,7 @@ def test_names_are_ascii_and_values_are_not_bound_to_be(api_server: ApiServer, t
         env = (await deployment(here))["spec"]["template"]["spec"]["containers"][0]["env"]
         assert text in [one.get("value") for one in env]
 
-    run(api_server, "letters", tmp_path, check)
+    run_in_namespace(api_server, "letters", tmp_path, check)
 
 
 def test_a_name_that_is_somebody_elses_is_avoided_and_when_all_are_it_is_said(
@@ -107,7 +109,7 @@ def test_a_name_that_is_somebody_elses_is_avoided_and_when_all_are_it_is_said(
             await here.api.delete(kind, here.namespace, name)
         kept = [await theirs("second-main"), await theirs(name)]
         await here.model("second")
-        message = await stalled(here, "InvalidSpec", "second")
+        message = await wait_stalled(here, "InvalidSpec", "second")
         assert f"Service {name}" in message
         assert "is not Fairlead's: remove it, or give the model another name" in message
         for one in kept:
@@ -115,14 +117,14 @@ def test_a_name_that_is_somebody_elses_is_avoided_and_when_all_are_it_is_said(
             assert now["metadata"]["resourceVersion"] == one["metadata"]["resourceVersion"]
         assert (await conditions(here, "qwen"))["Ready"][:2] == ("True", "AllReady")
 
-    run(api_server, "clash", tmp_path, check)
+    run_in_namespace(api_server, "clash", tmp_path, check)
 
 
 def test_of_two_models_of_one_name_the_later_is_told_how_clients_reach_it(
     api_server: ApiServer, tmp_path: Path
 ) -> None:
     async def check(here: Place) -> None:
-        await prepare(here.api, "later")
+        await apply_crds_and_namespaces(here.api, "later")
         later = Place(here.server, here.api, "later", here.operators)
         await later.model("qwen")
         found: dict[str, Any] = {}
@@ -136,7 +138,7 @@ def test_of_two_models_of_one_name_the_later_is_told_how_clients_reach_it(
         assert found["NameTaken"] == ("True", "BareNameTaken", "clients that say qwen get earlier/qwen, which is older")
         assert "NameTaken" not in await conditions(here, "qwen")
 
-    run(api_server, "earlier", tmp_path, check, FAIRLEAD_WATCH_NAMESPACES="earlier,later")
+    run_in_namespace(api_server, "earlier", tmp_path, check, FAIRLEAD_WATCH_NAMESPACES="earlier,later")
 
 
 def test_a_quota_is_named_and_the_pools_that_there_are_serve(api_server: ApiServer, tmp_path: Path) -> None:
@@ -150,14 +152,14 @@ def test_a_quota_is_named_and_the_pools_that_there_are_serve(api_server: ApiServ
         }
         await _quota(here, quota)
         await here.model("qwen", pools=("main", "other"))
-        message = await stalled(here, "QuotaExceeded")
+        message = await wait_stalled(here, "QuotaExceeded")
         assert "Deployment qwen-other" in message
         assert "exceeded quota: gpus" in message
         ready = (await conditions(here, "qwen"))["Ready"]
         assert (ready[0], ready[1]) == ("False", "QuotaExceeded")
         assert (await deployment(here))["metadata"]["uid"] == before["metadata"]["uid"]
 
-    run(api_server, "quota", tmp_path, check)
+    run_in_namespace(api_server, "quota", tmp_path, check)
 
 
 def test_a_secret_that_is_missing_is_named_and_the_instance_that_there_is_serves(
@@ -174,13 +176,13 @@ def test_a_secret_that_is_missing_is_named_and_the_instance_that_there_is_serves
         await here.api.patch_merge(
             PODS, here.namespace, "qwen-main-next", {"status": status}, "kubelet", subresource="status"
         )
-        message = await stalled(here, "MissingSecret")
+        message = await wait_stalled(here, "MissingSecret")
         assert message.startswith('pod qwen-main-next: secret "hf-token" not found. Create it in the model')
         assert (await conditions(here, "qwen"))["Ready"][:2] == ("True", "AllReady")
         await here.api.delete(PODS, here.namespace, "qwen-main-next")
         assert (await deployment(here))["spec"] == before["spec"]
 
-    run(api_server, "secret", tmp_path, check)
+    run_in_namespace(api_server, "secret", tmp_path, check)
 
 
 async def _quota(here: Place, quota: Manifest) -> None:

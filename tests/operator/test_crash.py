@@ -16,7 +16,7 @@ class Killed(BaseException):
     """SIGKILL: nothing in the process sees it coming."""
 
 
-def story(lab: Any, model: Any, draw: random.Random) -> list[Callable[[], None]]:
+def scripted_steps(lab: Any, model: Any, draw: random.Random) -> list[Callable[[], None]]:
     """What people do to a model, in an order and with values that are drawn."""
 
     def pools(*names: str) -> list[dict[str, Any]]:
@@ -26,7 +26,7 @@ def story(lab: Any, model: Any, draw: random.Random) -> list[Callable[[], None]]
         return lambda: lab.kube.put(model(**spec), "kubectl")
 
     def lose() -> None:
-        for one in lab.kube.all("Service")[:1]:
+        for one in lab.kube.objects_of("Service")[:1]:
             lab.kube.remove("Service", "chat", one["metadata"]["name"])
 
     steps = [
@@ -40,7 +40,7 @@ def story(lab: Any, model: Any, draw: random.Random) -> list[Callable[[], None]]
     return [lambda: lab.kube.put(model(pools=pools("main")), "kubectl"), *steps[: draw.randint(2, 5)]]
 
 
-def survive(lab: Any, kill_at: int | None, *, after: bool) -> int:
+def reconcile_through_crash(lab: Any, kill_at: int | None, *, after: bool) -> int:
     """Work until there is rest; the ``kill_at``-th write is not made (or is, and nothing after it). How many writes there were."""
     count = 0
 
@@ -53,10 +53,10 @@ def survive(lab: Any, kill_at: int | None, *, after: bool) -> int:
     lab.kube.after_write = counted if after else lambda _: None
     lab.kube.before_write = (lambda _: None) if after else counted
     try:
-        lab.settle()
+        lab.run_until_idle()
     except Killed:
-        lab.fresh()
-        lab.settle()
+        lab.restart()
+        lab.run_until_idle()
     finally:
         lab.kube.before_write = lab.kube.after_write = lambda _: None
     return count
@@ -72,22 +72,24 @@ def state(lab: Any) -> Any:
         body = {name: one[name] for name in ("spec", "data", "revision") if name in one}
         return one["kind"], metadata, body
 
-    children = [plain(one) for kind in ("Deployment", "Service", "ControllerRevision") for one in lab.kube.all(kind)]
+    children = [
+        plain(one) for kind in ("Deployment", "Service", "ControllerRevision") for one in lab.kube.objects_of(kind)
+    ]
     return children, lab.conditions(), lab.status().get("ready")
 
 
-def play(labs: Any, model: Any, seed: int, stage: int, kill_at: int | None, after: bool) -> tuple[Any, int]:
+def run_steps(labs: Any, model: Any, seed: int, stage: int, kill_at: int | None, after: bool) -> tuple[Any, int]:
     """The story of ``seed``, with the kill in its ``stage``; the state at the end, and the writes of that stage."""
     lab = labs()
     writes = 0
-    for index, step in enumerate(story(lab, model, random.Random(seed))):
+    for index, step in enumerate(scripted_steps(lab, model, random.Random(seed))):
         step()
         if index == stage:
-            writes = survive(lab, kill_at, after=after)
+            writes = reconcile_through_crash(lab, kill_at, after=after)
         else:
-            lab.settle()
+            lab.run_until_idle()
         lab.kube.collect_garbage()
-    lab.settle()
+    lab.run_until_idle()
     return state(lab), writes
 
 
@@ -97,12 +99,12 @@ def test_killed_around_every_write_it_comes_to_the_same_end(
 ) -> None:
     kills = 0
     for stage in range(6):
-        wanted, writes = play(labs, a_model, seed, stage, None, False)
+        wanted, writes = run_steps(labs, a_model, seed, stage, None, False)
         for kill_at in range(1, writes + 1):
-            found, _ = play(labs, a_model, seed, stage, kill_at, False)
+            found, _ = run_steps(labs, a_model, seed, stage, kill_at, False)
             assert found == wanted, f"killed before write {kill_at} of stage {stage}"
         if writes:  # after a write is before the next one, but for the last
-            found, _ = play(labs, a_model, seed, stage, writes, True)
+            found, _ = run_steps(labs, a_model, seed, stage, writes, True)
             assert found == wanted, f"killed after the last write of stage {stage}"
         kills += writes + bool(writes)
     record_property("kills", kills)

@@ -6,7 +6,7 @@ import pytest
 
 from fairlead.api import Reason
 from fairlead.kube.errors import Conflict, Forbidden, Invalid
-from fairlead_operator.failures import awaited, failure, of_pod, of_workload, of_write
+from fairlead_operator.failures import diagnose, diagnose_pod, diagnose_workload, diagnose_write, pending_capacity
 
 
 def pod(
@@ -48,7 +48,7 @@ CASES = [
 
 @pytest.mark.parametrize(("one", "reason", "words"), CASES)
 def test_a_pods_cause_is_named(one: dict[str, Any], reason: Reason, words: str) -> None:
-    found = of_pod(one)
+    found = diagnose_pod(one)
     assert found is not None
     assert found.reason is reason
     assert words in found.message
@@ -70,58 +70,58 @@ def test_a_pods_cause_is_named(one: dict[str, Any], reason: Reason, words: str) 
     ],
 )
 def test_nothing_is_claimed_of_pods_that_are_ready_go_or_take_their_time(one: dict[str, Any]) -> None:
-    assert of_pod(one) is None
+    assert diagnose_pod(one) is None
 
 
 def test_a_controller_that_cannot_make_pods_is_heard() -> None:
     quota = {"type": "ReplicaFailure", "status": "True", "message": 'pods "x" is forbidden: exceeded quota: gpus'}
     late = {"type": "Progressing", "status": "False", "reason": "ProgressDeadlineExceeded", "message": "has timed out"}
     for one, reason in ((quota, Reason.QUOTA_EXCEEDED), (late, Reason.START_TIMEOUT)):
-        found = of_workload({"metadata": {"name": "d"}, "status": {"conditions": [one]}})
+        found = diagnose_workload({"metadata": {"name": "d"}, "status": {"conditions": [one]}})
         assert found is not None
         assert (found.reason, found.message[:3]) == (reason, "d: ")
 
 
 def test_causes_go_before_effects_and_are_counted() -> None:
     pods = [unschedulable("no room"), *(pod(f"p{n}", waiting("ErrImagePull", "no")) for n in range(3))]
-    found = failure(pods, [])
+    found = diagnose(pods, [])
     assert found is not None
     assert (found.reason, found.pods) == (Reason.IMAGE_PULL_FAILED, 3)
     assert "and 2 more like it" in found.message
-    assert found.advised.startswith(f"{found.message}. Check engine.image")
-    assert failure([], []) is None
+    assert found.message_with_advice.startswith(f"{found.message}. Check engine.image")
+    assert diagnose([], []) is None
 
 
 def test_a_pod_without_a_node_counts_once_an_autoscaler_had_its_time() -> None:
     since = {"lastTransitionTime": "2027-01-15T08:00:00Z"}
     at = 1_800_000_000.0  # the same moment
     late, broken = unschedulable("no room", **since), pod("q", waiting("ErrImagePull"))
-    hoped = awaited([late, broken, late], at + 500.0, 600.0)
+    hoped = pending_capacity([late, broken, late], at + 500.0, 600.0)
     assert hoped is not None
     assert (hoped.seconds, hoped.message.endswith("no room (and 1 more like it)")) == (100.0, True)
-    assert awaited([late], at + 600.0, 600.0) is None
-    assert awaited([late], at, 0.0) is None
-    assert awaited([unschedulable('persistentvolumeclaim "w" not found', **since)], at, 600.0) is None
-    assert failure([late], [], wall=at + 500.0, grace_seconds=600.0) is None
-    found = failure([late], [], wall=at + 600.0, grace_seconds=600.0)
+    assert pending_capacity([late], at + 600.0, 600.0) is None
+    assert pending_capacity([late], at, 0.0) is None
+    assert pending_capacity([unschedulable('persistentvolumeclaim "w" not found', **since)], at, 600.0) is None
+    assert diagnose([late], [], wall=at + 500.0, grace_seconds=600.0) is None
+    found = diagnose([late], [], wall=at + 600.0, grace_seconds=600.0)
     assert found is not None
     assert found.reason is Reason.INSUFFICIENT_CAPACITY
-    found = failure([late, broken], [], wall=at, grace_seconds=600.0)
+    found = diagnose([late, broken], [], wall=at, grace_seconds=600.0)
     assert found is not None
     assert found.reason is Reason.IMAGE_PULL_FAILED
 
 
 def test_a_pod_that_does_not_say_since_when_waits_since_now() -> None:
-    hoped = awaited([unschedulable("no room")], 7.0, 600.0)
+    hoped = pending_capacity([unschedulable("no room")], 7.0, 600.0)
     assert hoped is not None
     assert hoped.seconds == 600.0
 
 
 def test_refused_writes_are_told_apart_from_lost_races() -> None:
-    assert of_write(Conflict("somebody was first", status=409), "Service", "s") is None
-    found = of_write(Forbidden('pods violates PodSecurity "restricted:latest"', status=403), "Deployment", "d")
+    assert diagnose_write(Conflict("somebody was first", status=409), "Service", "s") is None
+    found = diagnose_write(Forbidden('pods violates PodSecurity "restricted:latest"', status=403), "Deployment", "d")
     assert found is not None
     assert found.reason is Reason.POLICY_REFUSED
-    large = of_write(Invalid("etcdserver: request is too large", status=400), "Deployment", "d")
+    large = diagnose_write(Invalid("etcdserver: request is too large", status=400), "Deployment", "d")
     assert large is not None
     assert large.reason is Reason.TOO_LARGE

@@ -14,20 +14,20 @@ from hypothesis import strategies as st
 
 from fairlead.api import Rollout
 from fairlead.kube.resource import Manifest
-from fairlead.testing.group_controllers import Controllers
-from fairlead_operator.groups import Pace, all_paced, pace, paced, surplus
-from fairlead_operator.render import render
-from fairlead_operator.testing import read_case, usual_facts
+from fairlead.testing.group_controllers import LwsControllers
+from fairlead_operator.groups import SurgeStep, apply_surge, surge_step, surplus_groups, with_surge
+from fairlead_operator.render import render_model
+from fairlead_operator.testing import default_context, read_case
 
 GOLDEN = Path(__file__).parent / "groups.golden.txt"
 CASES = Path(__file__).parent / "render" / "cases"
 SIZE = 2
-HELD = 4096
+ALL_GROUPS = 4096
 
 
 def wanted(asked: int, revision: str, rollout: Rollout) -> Manifest:
     """As it is rendered."""
-    rolling = {"maxSurge": rollout.surge, "maxUnavailable": 0, "partition": HELD if rollout.paused else 0}
+    rolling = {"maxSurge": rollout.surge, "maxUnavailable": 0, "partition": ALL_GROUPS if rollout.paused else 0}
     return {
         "kind": "LeaderWorkerSet",
         "metadata": {
@@ -43,22 +43,22 @@ def wanted(asked: int, revision: str, rollout: Rollout) -> Manifest:
     }
 
 
-class Story:
+class RolloutScenario:
     """A pool, and what people ask of it. ``broken`` are revisions of which no group gets ready."""
 
     def __init__(self, asked: int, surge: int = 1) -> None:
         self.asked, self.revision, self.rollout = asked, "a", Rollout(surge=surge)
         self.broken: set[str] = set()
-        self.cluster = Controllers(wanted(asked, "a", self.rollout))
+        self.cluster = LwsControllers(wanted(asked, "a", self.rollout))
         self.least = asked
         self.lines: list[str] = []
         self.settle()
 
-    def operator(self) -> Pace:
+    def operator(self) -> SurgeStep:
         """One look of the operator."""
         now = wanted(self.asked, self.revision, self.rollout)
-        decided = pace(now, self.cluster.live, self.cluster.pods, self.rollout)
-        self.cluster.live = paced(now, decided)
+        decided = surge_step(now, self.cluster.live, self.cluster.pods, self.rollout)
+        self.cluster.live = with_surge(now, decided)
         return decided
 
     def drained(self, place: int) -> None:
@@ -73,7 +73,7 @@ class Story:
 
     def look(self) -> None:
         """What must hold at any time."""
-        assert self.cluster.serving >= self.least, (self.cluster, self.lines)
+        assert self.cluster.serving_count >= self.least, (self.cluster, self.lines)
 
     def settle(self, chance: random.Random | None = None, turns: int = 200) -> None:
         """Everybody does what there is to do, one at a time, in turn or in an order drawn by chance."""
@@ -100,7 +100,7 @@ class Story:
         groups, live = self.cluster.groups, self.cluster.live
         whole = all(one.ready and not one.leaving and one.revision == self.revision for one in groups.values())
         number = live["spec"]["replicas"]
-        return whole and len(groups) == number == self.asked and not surplus(live)
+        return whole and len(groups) == number == self.asked and not surplus_groups(live)
 
     def _write(self) -> None:
         spec = self.cluster.live["spec"]
@@ -121,12 +121,12 @@ def told() -> str:
     """Rollouts as they go when everybody does what there is to do, in turn."""
     parts = []
     for asked, surge in ((1, 1), (2, 1), (4, 2)):
-        story = Story(asked, surge)
+        story = RolloutScenario(asked, surge)
         story.lines.clear()
         story.revision = "b"
         story.settle()
         parts += [f"# {asked} asked, surge {surge}: a is replaced by b", *story.lines, ""]
-    story = Story(1)
+    story = RolloutScenario(1)
     story.lines.clear()
     story.revision, story.broken = "b", {"b"}
     for _ in range(3):
@@ -155,7 +155,7 @@ def test_rollouts_go_as_they_went() -> None:
 def test_there_are_never_fewer_ready_than_asked_whatever_is_asked_when(
     asked: int, surge: int, asks: list[str], turns: int, chance: random.Random
 ) -> None:
-    story = Story(asked, surge)
+    story = RolloutScenario(asked, surge)
     for one in asks:
         match one:
             case "pause" | "resume":
@@ -175,7 +175,7 @@ def test_there_are_never_fewer_ready_than_asked_whatever_is_asked_when(
 @pytest.mark.property
 @given(st.integers(1, 3), st.integers(0, 60), st.randoms(use_true_random=False))
 def test_what_never_gets_ready_is_taken_back(asked: int, turns: int, chance: random.Random) -> None:
-    story = Story(asked)
+    story = RolloutScenario(asked)
     story.broken, story.revision = {"b"}, "b"
     story.settle(chance, turns)
     story.revision = "a"
@@ -184,7 +184,7 @@ def test_what_never_gets_ready_is_taken_back(asked: int, turns: int, chance: ran
 
 def test_an_undo_while_a_group_drains_ends_no_other_beside_it() -> None:
     """The controller takes the one that drains for one that is ready."""
-    story = Story(1)
+    story = RolloutScenario(1)
     story.revision = "b"
     while not story.cluster.groups[0].leaving:
         story.operator()
@@ -192,7 +192,9 @@ def test_an_undo_while_a_group_drains_ends_no_other_beside_it() -> None:
         story.started(1) if 1 in story.cluster.groups else None
     story.revision = "a"
     for _ in range(4):
-        assert story.operator() == Pace(1, "1 more than asked until all are; it waits for what drains", held=True)
+        assert story.operator() == SurgeStep(
+            1, "1 more than asked until all are; it waits for what drains", partition_all=True
+        )
         story.cluster.step()
         story.look()
     story.settle()
@@ -201,17 +203,17 @@ def test_an_undo_while_a_group_drains_ends_no_other_beside_it() -> None:
 def test_a_pause_begins_nothing_and_keeps_what_was_begun() -> None:
     paused = Rollout(paused=True)
     new = wanted(1, "b", paused)
-    old = Story(1).cluster
-    assert pace(new, old.live, old.pods, paused) == Pace()
-    begun = paced(wanted(1, "b", Rollout()), Pace(1))
-    assert pace(new, begun, old.pods, paused).more == 1
+    old = RolloutScenario(1).cluster
+    assert surge_step(new, old.live, old.pods, paused) == SurgeStep()
+    begun = with_surge(wanted(1, "b", Rollout()), SurgeStep(1))
+    assert surge_step(new, begun, old.pods, paused).extra_groups == 1
 
 
 def test_a_rollout_that_was_begun_without_one_more_goes_on_with_it() -> None:
     """As an operator of before left it: the template is there, the group is still the old one."""
-    cluster = Story(1).cluster
+    cluster = RolloutScenario(1).cluster
     now = wanted(1, "b", Rollout())
-    assert pace(now, now, cluster.pods, Rollout()) == Pace(1, "1 more than asked until all are")
+    assert surge_step(now, now, cluster.pods, Rollout()) == SurgeStep(1, "1 more than asked until all are")
 
 
 @pytest.mark.parametrize(
@@ -219,36 +221,36 @@ def test_a_rollout_that_was_begun_without_one_more_goes_on_with_it() -> None:
     [(1, "is not replaced, since nothing would serve; scale it to 2 until it is"), (3, "one fewer is ready while")],
 )
 def test_a_number_that_somebody_else_sets_is_not_raised(replicas: int, says: str) -> None:
-    cluster = Story(replicas).cluster
+    cluster = RolloutScenario(replicas).cluster
     entry = {"manager": "hpa", "subresource": "scale", "fieldsV1": {"f:spec": {"f:replicas": {}}}}
-    live = paced(cluster.live, Pace(1))
+    live = with_surge(cluster.live, SurgeStep(1))
     live["metadata"]["managedFields"] = [entry]
     live["spec"]["replicas"] = replicas
-    found = pace(wanted(2, "b", Rollout()), live, cluster.pods, Rollout())
-    assert found.more == surplus(live) == 0
-    assert found.why.startswith("hpa sets their number, so that there is none more meanwhile: ")
-    assert says in found.why
-    assert pace(wanted(2, "a", Rollout()), live, cluster.pods, Rollout()) == Pace()
+    found = surge_step(wanted(2, "b", Rollout()), live, cluster.pods, Rollout())
+    assert found.extra_groups == surplus_groups(live) == 0
+    assert found.message.startswith("hpa sets their number, so that there is none more meanwhile: ")
+    assert says in found.message
+    assert surge_step(wanted(2, "a", Rollout()), live, cluster.pods, Rollout()) == SurgeStep()
 
 
 def test_none_is_asked_for_where_none_is_there_yet_or_none_is_asked() -> None:
     new = wanted(2, "b", Rollout())
-    assert pace(new, None, [], Rollout()) == Pace()
-    cluster = Story(2).cluster
-    assert pace(wanted(0, "b", Rollout()), cluster.live, cluster.pods, Rollout()) == Pace()
+    assert surge_step(new, None, [], Rollout()) == SurgeStep()
+    cluster = RolloutScenario(2).cluster
+    assert surge_step(wanted(0, "b", Rollout()), cluster.live, cluster.pods, Rollout()) == SurgeStep()
 
 
 def test_of_what_is_rendered_only_the_numbers_change() -> None:
     paused, classes = read_case(CASES / "sim-multi-node.yaml")
     model = paused.model_copy(update={"spec": paused.spec.model_copy(update={"rollout": Rollout()})})
-    before = render(model, classes, usual_facts()).manifests
+    before = render_model(model, classes, default_context()).manifests
     live = {(one["kind"], one["metadata"]["name"]): one for one in before}
-    same, nothing = all_paced(before, live, [], model.spec.rollout)
+    same, nothing = apply_surge(before, live, [], model.spec.rollout)
     assert (same, nothing) == (list(before), {})
     engine = model.spec.engine.model_copy(update={"args": ["--other"]})
     changed = model.model_copy(update={"spec": model.spec.model_copy(update={"engine": engine})})
-    after = render(changed, classes, usual_facts()).manifests
-    found, said = all_paced(after, live, [], model.spec.rollout)
+    after = render_model(changed, classes, default_context()).manifests
+    found, said = apply_surge(after, live, [], model.spec.rollout)
     assert said == {"main": "1 more than asked until all are"}
     ((old, new),) = [(old, new) for old, new in zip(after, found, strict=True) if old != new]
     rolling = {"partition": 0, "maxSurge": 0, "maxUnavailable": 1}

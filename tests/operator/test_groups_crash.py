@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from fairlead.api import EngineKind
-from fairlead.cluster_labels import SURGE
+from fairlead.cluster_labels import SURGE_ANNOTATION
 from fairlead.kube.resource import LEADER_WORKER_SETS, Manifest
-from fairlead.testing.group_controllers import Controllers
-from fairlead_operator.render import Installation
+from fairlead.testing.group_controllers import LwsControllers
+from fairlead_operator.render import InstallationDefaults
 from fairlead_operator.rendering import renderer
 
 NAMES = ("LeaderWorkerSet", "chat", "qwen-main")
@@ -23,19 +23,19 @@ class Killed(BaseException):
     """SIGKILL: nothing in the process sees it coming."""
 
 
-class Room:
+class CrashHarness:
     """A model of groups of two nodes, and the controllers that run them. ``fewest``: how many served since it was set, at least."""
 
     def __init__(self, lab: Any, a_model: Any, asked: int) -> None:
         self.lab, self.asked, self.fewest, self.count = lab, asked, 0, 0
         self.kill_at: int | None = None
         self._model = a_model
-        self._controllers: Controllers | None = None
+        self._controllers: LwsControllers | None = None
         lab.served = SERVED
-        lab.render = renderer(Installation({EngineKind.SIM: "sim:1"}), None)
-        lab.controller = self.turn
+        lab.render = renderer(InstallationDefaults({EngineKind.SIM: "sim:1"}), None)
+        lab.run_controllers = self.turn
         lab.kube.before_write = self._counted
-        lab.fresh()
+        lab.restart()
         self.ask("first")
         self.settle()
         self.fewest, self.count = asked, 0
@@ -57,20 +57,20 @@ class Room:
             self.lab.settle(most=200)
         except Killed:
             self.kill_at = None
-            self.lab.fresh()
+            self.lab.restart()
             self.lab.settle(most=200)
 
     def workload(self) -> Manifest:
-        (one,) = self.lab.kube.all(NAMES[0])
+        (one,) = self.lab.kube.objects_of(NAMES[0])
         return dict(one)
 
     def turn(self) -> None:
         """The controllers look, what drains ends, what starts gets ready: until something is news, or nothing changes."""
-        if not self.lab.kube.all(NAMES[0]):
+        if not self.lab.kube.objects_of(NAMES[0]):
             return
         for _ in range(6):
             live = self.workload()
-            self._controllers = ours = self._controllers or Controllers(live)
+            self._controllers = ours = self._controllers or LwsControllers(live)
             ours.live = live
             before = len(self.lab.keys)
             ours.step()
@@ -91,23 +91,30 @@ class Room:
         assert [one.leaving or not one.ready for one in groups.values()] == [False] * len(groups)
         revisions = {one.revision for one in groups.values()}
         notes = live["metadata"]["annotations"]
-        return live["spec"], notes.get(SURGE), len(groups), revisions, self.lab.conditions(), self.lab.status()["ready"]
+        return (
+            live["spec"],
+            notes.get(SURGE_ANNOTATION),
+            len(groups),
+            revisions,
+            self.lab.conditions(),
+            self.lab.status()["ready"],
+        )
 
-    def _look(self, ours: Controllers) -> None:
-        assert ours.serving >= self.fewest, ours
+    def _look(self, ours: LwsControllers) -> None:
+        assert ours.serving_count >= self.fewest, ours
 
-    def _told(self, ours: Controllers) -> None:
+    def _told(self, ours: LwsControllers) -> None:
         """Pods and status as the API server has them."""
         kube = self.lab.kube
         pods = {one["metadata"]["name"]: one for one in ours.pods}
-        there = {one["metadata"]["name"]: one for one in kube.all("Pod")}
+        there = {one["metadata"]["name"]: one for one in kube.objects_of("Pod")}
         for name in there.keys() - pods.keys():
             kube.remove("Pod", "chat", name)
         for name, one in pods.items():
             one["metadata"]["namespace"] = "chat"
             kube.put(one, "kubelet")
             if one["metadata"].get("deletionTimestamp") and "deletionTimestamp" not in there[name]["metadata"]:
-                kube.retire("Pod", "chat", name)
+                kube.mark_deleting("Pod", "chat", name)
         states = {"replicas": len(ours.groups), "readyReplicas": sum(one.ready for one in ours.groups.values())}
         metadata = {"name": NAMES[2], "namespace": "chat"}
         kind = {"apiVersion": LEADER_WORKER_SETS.api_version, "kind": NAMES[0]}
@@ -124,7 +131,7 @@ def test_killed_before_every_write_of_a_rollout_of_groups_it_comes_to_the_same_e
     labs: Any, a_model: Any, asked: int
 ) -> None:
     def rolled(kill_at: int | None) -> tuple[Any, int]:
-        room = Room(labs(), a_model, asked)
+        room = CrashHarness(labs(), a_model, asked)
         room.kill_at = kill_at
         room.ask("second")
         room.settle()
@@ -145,7 +152,7 @@ def test_an_autoscaler_that_writes_the_number_in_the_midst_keeps_it(
     labs: Any, a_model: Any, after: int, kill_at: int | None
 ) -> None:
     """After so many writes of the operator, and whether it is killed then or not: never taken back, never written again."""
-    room = Room(labs(), a_model, 2)
+    room = CrashHarness(labs(), a_model, 2)
     written: list[Any] = []
 
     def scale(_: str) -> None:
@@ -167,8 +174,8 @@ def test_an_autoscaler_that_writes_the_number_in_the_midst_keeps_it(
         one["manager"] for one in live["metadata"]["managedFields"] if "f:replicas" in one["fieldsV1"].get("f:spec", {})
     }
     assert (live["spec"]["replicas"], owners) == (3, {"hpa"})
-    assert live["metadata"]["annotations"].get(SURGE) is None
+    assert live["metadata"]["annotations"].get(SURGE_ANNOTATION) is None
     room.count = 0
-    room.lab.fresh()
+    room.lab.restart()
     room.settle()
     assert room.count == 0

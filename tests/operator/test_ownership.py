@@ -4,7 +4,13 @@ from typing import Any
 
 import pytest
 
-from fairlead_operator.ownership import REPLICAS, lost, scaler, taken, without
+from fairlead_operator.ownership import (
+    REPLICAS_PATH,
+    missing_fields,
+    overwritten_fields,
+    replica_field_owner,
+    without_field,
+)
 
 WANTED = {
     "spec": {
@@ -30,9 +36,9 @@ def test_what_somebody_else_owns_is_taken_unless_we_own_it_too() -> None:
     theirs = {"fieldsV1": OF_REPLICAS, "manager": "hpa", "subresource": "scale"}
     applied = {"fieldsV1": OF_REPLICAS, "manager": "fairlead", "operation": "Apply"}
     made = {"fieldsV1": OF_REPLICAS, "manager": "fairlead"}
-    assert taken(live(theirs), WANTED, "fairlead") == {REPLICAS}
-    assert taken(live(theirs, applied), WANTED, "fairlead") == frozenset()
-    assert taken(live(theirs, made), WANTED, "fairlead") == frozenset()
+    assert overwritten_fields(live(theirs), WANTED, "fairlead") == {REPLICAS_PATH}
+    assert overwritten_fields(live(theirs, applied), WANTED, "fairlead") == frozenset()
+    assert overwritten_fields(live(theirs, made), WANTED, "fairlead") == frozenset()
 
 
 @pytest.mark.parametrize(
@@ -53,7 +59,7 @@ def test_what_somebody_else_owns_is_taken_unless_we_own_it_too() -> None:
     ],
 )
 def test_replicas_belong_to_whoever_else_writes_them(entries: list[dict[str, Any]], who: str) -> None:
-    assert scaler(live(*entries), "fairlead") == who
+    assert replica_field_owner(live(*entries), "fairlead") == who
 
 
 def test_what_is_not_there_any_more_is_lost_and_what_is_empty_was_never_there() -> None:
@@ -67,40 +73,42 @@ def test_what_is_not_there_any_more_is_lost_and_what_is_empty_was_never_there() 
         "volumes": [{"name": "tmp", "emptyDir": {}}],
         "args": ["a"],
     }
-    assert lost(pod, pod) == frozenset()
-    assert lost({"containers": [pod["containers"][0]], "volumes": [{"name": "tmp"}], "args": ["b"]}, pod) == {
+    assert missing_fields(pod, pod) == frozenset()
+    assert missing_fields({"containers": [pod["containers"][0]], "volumes": [{"name": "tmp"}], "args": ["b"]}, pod) == {
         ("containers", "side")
     }
     without_env = {**pod, "containers": [{"name": "engine", "image": "other"}, {"name": "side", "image": "b"}]}
-    assert lost(without_env, pod) == {("containers", "engine", "env")}
+    assert missing_fields(without_env, pod) == {("containers", "engine", "env")}
     other_env = [{"name": "engine", "image": "a", "env": [{"name": "Y"}]}, {"name": "side", "image": "b"}]
-    assert lost({**pod, "containers": other_env}, pod) == {("containers", "engine", "env", name) for name in ("X", "E")}
-    assert lost({**pod, "args": None}, pod) == {("args",)}
+    assert missing_fields({**pod, "containers": other_env}, pod) == {
+        ("containers", "engine", "env", name) for name in ("X", "E")
+    }
+    assert missing_fields({**pod, "args": None}, pod) == {("args",)}
 
 
 def test_what_we_do_not_set_and_what_controllers_say_is_not_taken() -> None:
     status = {"fieldsV1": {"f:spec": {"f:replicas": {}}}, "subresource": "status"}
     other = {"fieldsV1": {"f:metadata": {"f:annotations": {"f:deployment.kubernetes.io/revision": {}}}}}
-    assert taken(live(status, other), WANTED, "fairlead") == frozenset()
+    assert overwritten_fields(live(status, other), WANTED, "fairlead") == frozenset()
 
 
 def test_fields_of_list_elements_are_found_by_their_key() -> None:
     changed = container({"f:image": {}, "f:command": {}, "f:env": {'k:{"name":"X"}': {"f:value": {}}}})
-    found = {path[-1] for path in taken(live({"fieldsV1": changed}), WANTED, "fairlead")}
+    found = {path[-1] for path in overwritten_fields(live({"fieldsV1": changed}), WANTED, "fairlead")}
     assert found == {"image", "value"}
 
 
 def test_values_of_sets_are_found() -> None:
     fields = {"f:metadata": {"f:finalizers": {'v:"a"': {}, 'v:"b"': {}}}}
-    assert {path[-1] for path in taken(live({"fieldsV1": fields}), WANTED, "fairlead")} == {'v:"a"'}
+    assert {path[-1] for path in overwritten_fields(live({"fieldsV1": fields}), WANTED, "fairlead")} == {'v:"a"'}
 
 
 def test_a_broken_key_is_nobodys() -> None:
     fields = {"f:metadata": {"f:finalizers": {"v:{": {}, "k:[]": {}}}}
-    assert taken(live({"fieldsV1": fields}), WANTED, "fairlead") == frozenset()
+    assert overwritten_fields(live({"fieldsV1": fields}), WANTED, "fairlead") == frozenset()
 
 
 def test_a_field_is_left_out_of_a_copy() -> None:
-    assert without(WANTED, REPLICAS)["spec"].keys() == {"template"}
-    assert without(WANTED, ("none", "here")) is WANTED
+    assert without_field(WANTED, REPLICAS_PATH)["spec"].keys() == {"template"}
+    assert without_field(WANTED, ("none", "here")) is WANTED
     assert WANTED["spec"]["replicas"] == 2

@@ -6,8 +6,8 @@ import pytest
 
 from fairlead.api import ModelDeploymentSpec, Reason
 from fairlead.kube.resource import Manifest
-from fairlead_operator.pools import states
-from fairlead_operator.summarize import PoolState, Situation, condition, summarize
+from fairlead_operator.pools import pool_states
+from fairlead_operator.summarize import PoolState, StatusInputs, find_condition, model_status
 
 SPEC = ModelDeploymentSpec.model_validate(
     {
@@ -47,28 +47,30 @@ def worker(revision: str) -> Manifest:
 
 
 def state(one: Manifest, *pods: Manifest, notes: dict[str, str] | None = None) -> PoolState:
-    (found,) = states(SPEC, [one], {(one["kind"], "m-main"): one}, "now", {}, pods, notes)
+    (found,) = pool_states(SPEC, [one], {(one["kind"], "m-main"): one}, "now", {}, pods, notes)
     return found
 
 
-def movement(found: PoolState, *, paused: bool = False) -> tuple[str, str] | None:
+def progress(found: PoolState, *, paused: bool = False) -> tuple[str, str] | None:
     before = {"status": {"conditions": [{"type": "Ready", "status": "True", "reason": "AllReady"}]}}
     model = {"metadata": {"name": "m", "namespace": "x"}, **before}
-    told = condition(summarize(model, Situation((found,), paused=paused), 1, "2026-01-01T00:00:00Z"), "Reconciling")  # type: ignore[arg-type]
+    told = find_condition(
+        model_status(model, StatusInputs((found,), paused=paused), 1, "2026-01-01T00:00:00Z"), "Reconciling"
+    )  # type: ignore[arg-type]
     return None if told is None else (told["reason"], told["message"])
 
 
 def test_a_group_of_nodes_settles_although_it_says_nothing_of_generations() -> None:
     found = state(group(), leader(NEW), leader(NEW), worker(NEW), worker(NEW))
-    assert (found.ready, found.updated, found.exist, found.settled) == (2, 2, 2, True)
-    assert movement(found) is None
+    assert (found.ready, found.updated, found.existing, found.is_settled) == (2, 2, 2, True)
+    assert progress(found) is None
 
 
 def test_its_instances_are_replaced_when_their_leaders_are() -> None:
     """Its numbers are still about the template before: only the pods know."""
     found = state(group(), leader(OLD), leader(OLD), worker(OLD), worker(OLD))
     assert (found.ready, found.updated) == (2, 0)
-    assert movement(found) == (Reason.ROLLING_OUT, "pool main: 0 of 2 replaced")
+    assert progress(found) == (Reason.ROLLING_OUT, "pool main: 0 of 2 replaced")
     leaving = leader(NEW, deletionTimestamp="2026-01-01T00:00:00Z")
     assert state(group(), leader(NEW), leader(OLD), leaving, leader(NEW, pool="other")).updated == 1
 
@@ -79,10 +81,10 @@ def test_a_number_that_somebody_else_changes_replaces_nothing(number: int) -> No
     had = {"replicas": 2, "readyReplicas": 2, "updatedReplicas": 2, "observedGeneration": 6}
     scaled = {**group(**had), "kind": "Deployment", "spec": {"replicas": number}}
     found = state(scaled, leader(NEW), leader(NEW), leader(OLD, deletionTimestamp="2026-01-01T00:00:00Z"))
-    assert found.settled
-    assert movement(found) == (Reason.SCALING, f"pool main: 2 instances, {number} asked")
-    assert not state(scaled, leader(NEW), leader(OLD)).settled, "another template is no scaling"
-    assert state(scaled).settled is (number == 0), "the pods have not been heard of yet"
+    assert found.is_settled
+    assert progress(found) == (Reason.SCALING, f"pool main: 2 instances, {number} asked")
+    assert not state(scaled, leader(NEW), leader(OLD)).is_settled, "another template is no scaling"
+    assert state(scaled).is_settled is (number == 0), "the pods have not been heard of yet"
 
 
 def test_of_those_that_are_ready_it_is_said_how_many_sleep() -> None:
@@ -95,7 +97,7 @@ def test_of_those_that_are_ready_it_is_said_how_many_sleep() -> None:
     found = state(both, pod("True", **mark), pod("True"), pod("False", **mark))
     assert found.asleep == 1
     model = {"metadata": {"name": "m", "namespace": "x"}}
-    told = condition(summarize(model, Situation((found,)), 1, "2026-01-01T00:00:00Z"), "Ready")  # type: ignore[arg-type]
+    told = find_condition(model_status(model, StatusInputs((found,)), 1, "2026-01-01T00:00:00Z"), "Ready")  # type: ignore[arg-type]
     assert told is not None
     assert told["message"] == "2 instances ready, 1 of them asleep"
 
@@ -105,13 +107,13 @@ def test_one_that_is_there_beyond_what_is_asked_is_not_counted_and_keeps_it_movi
     more["spec"]["replicas"] = 3
     more["metadata"]["annotations"]["fairlead.io/surge"] = "1"
     found = state(more, leader(OLD), leader(OLD), leader(NEW))
-    assert (found.desired, found.updated, found.settled) == (2, 0, False)
+    assert (found.desired, found.updated, found.is_settled) == (2, 0, False)
     found = state(more, leader(OLD), leader(NEW), leader(NEW), notes={"main": "1 more than asked until all are"})
     assert found.updated == 1
     told = "pool main: 1 of 2 replaced, 1 more than asked until all are"
-    assert movement(found) == (Reason.ROLLING_OUT, told)
+    assert progress(found) == (Reason.ROLLING_OUT, told)
     found = state(more, leader(NEW), leader(NEW), leader(NEW))
-    assert (found.updated, movement(found)) == (2, (Reason.ROLLING_OUT, "pool main: 2 of 2 replaced"))
+    assert (found.updated, progress(found)) == (2, (Reason.ROLLING_OUT, "pool main: 2 of 2 replaced"))
 
 
 def test_a_workload_of_another_revision_has_replaced_nothing() -> None:
@@ -122,8 +124,8 @@ def test_a_workload_of_another_revision_has_replaced_nothing() -> None:
 
 def test_a_pause_in_the_midst_is_told() -> None:
     half = state(group(), leader(NEW), leader(OLD))
-    assert movement(half, paused=True) == (
+    assert progress(half, paused=True) == (
         Reason.PAUSED,
         "the rollout is paused in the midst; pool main: 1 of 2 replaced",
     )
-    assert movement(state(group(), leader(NEW), leader(NEW)), paused=True) is None
+    assert progress(state(group(), leader(NEW), leader(NEW)), paused=True) is None

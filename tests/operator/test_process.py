@@ -8,24 +8,24 @@ from typing import Any
 import pytest
 
 from fairlead.errors import SettingsError
-from fairlead.kube.access import Access, AccessError
+from fairlead.kube.access import ClusterConfig, ClusterConfigError
 from fairlead.kube.client import KubeApi
-from fairlead.kube.lease import Election, Terms, identity
+from fairlead.kube.lease import LeaderElector, LeaseTiming, candidate_identity
 from fairlead.kube.resource import LEASES, MODEL_DEPLOYMENTS, SERVICE_ACCOUNTS, SERVICES
-from fairlead.settings import OperatorSettings, read
-from fairlead.tasks import ended
-from fairlead.testing.fake_kube import Answer, FakeKube, fake_kube
-from fairlead.testing.timeline import Timeline
-from fairlead.testing.waiting import until
+from fairlead.settings import OperatorSettings, read_settings
+from fairlead.tasks import cancel_and_wait
+from fairlead.testing.fake_kube import FakeApiServer, OrderedResponse, fake_api_server
+from fairlead.testing.timeline import FakeTime
+from fairlead.testing.waiting import wait_until
 from fairlead_operator.__main__ import main
-from fairlead_operator.leading import while_leading
-from fairlead_operator.liveness import Figures, Metrics, application
-from fairlead_operator.login import TOKEN_SECONDS, connection
-from fairlead_operator.observe import Shelf
-from fairlead_operator.pulse import Pulse, alive, ready, stale
-from fairlead_operator.seam import Cluster
-from fairlead_operator.settings import options
-from fairlead_operator.watching import Watching, ipv6_first
+from fairlead_operator.leading import run_while_leading
+from fairlead_operator.liveness import MetricsCollector, OperatorMetrics, make_application
+from fairlead_operator.login import TOKEN_REFRESH_SECONDS, connection_info
+from fairlead_operator.observe import ObjectCache
+from fairlead_operator.pulse import HealthState, check_liveness, check_readiness, staleness
+from fairlead_operator.seam import ClusterCapabilities
+from fairlead_operator.settings import parse_options
+from fairlead_operator.watching import ClusterWatcher, is_ipv6_first
 
 LABELS = {"app.kubernetes.io/managed-by": "fairlead", "fairlead.io/model": "qwen"}
 
@@ -34,16 +34,16 @@ LABELS = {"app.kubernetes.io/managed-by": "fairlead", "fairlead.io/model": "qwen
 
 
 def test_settings_have_units_and_defaults() -> None:
-    found = options(read(OperatorSettings, {}))
-    assert (found.namespaces, found.hands, found.resync_seconds, found.peers) == ((), 8, 60.0, None)
-    assert found.terms == Terms(15.0, 10.0, 2.0)
+    found = parse_options(read_settings(OperatorSettings, {}))
+    assert (found.namespaces, found.workers, found.resync_seconds, found.peers) == ((), 8, 60.0, None)
+    assert found.lease_timing == LeaseTiming(15.0, 10.0, 2.0)
     given = {
         "FAIRLEAD_WATCH_NAMESPACES": "chat, search",
         "FAIRLEAD_ENGINE_IMAGES": "vllm=r/vllm:1,sim=r:5000/sim:2",
         "FAIRLEAD_ENGINE_PULL_SECRETS": "a,b",
         "FAIRLEAD_GATEWAY_PODS": "fairlead/app=gateway,tier=x; other/app=y",
     }
-    found = options(read(OperatorSettings, given))
+    found = parse_options(read_settings(OperatorSettings, given))
     assert found.namespaces == ("chat", "search")
     assert {str(kind): image for kind, image in found.installation.images.items()} == {
         "vllm": "r/vllm:1",
@@ -76,7 +76,7 @@ def test_settings_have_units_and_defaults() -> None:
 )
 def test_a_wrong_setting_is_named(name: str, value: str) -> None:
     with pytest.raises(SettingsError, match=f"FAIRLEAD_{name}"):
-        options(read(OperatorSettings, {f"FAIRLEAD_{name}": value}))
+        parse_options(read_settings(OperatorSettings, {f"FAIRLEAD_{name}": value}))
 
 
 def test_a_process_that_cannot_start_says_why(
@@ -92,29 +92,33 @@ def test_a_process_that_cannot_start_says_why(
 
 def test_a_rotating_token_is_read_each_time_and_asked_for_again_in_time(tmp_path: Path) -> None:
     token = tmp_path / "token"
-    access = Access(server="https://[fd00::1]:443", found="a pod", token_file=token, authority_file=tmp_path / "ca.crt")
+    access = ClusterConfig(
+        server="https://[fd00::1]:443", source="a pod", token_file=token, ca_file=tmp_path / "ca.crt"
+    )
     for text in ("one", "two"):
         token.write_text(text + "\n")
-        found = connection(access, 1_000.0)
+        found = connection_info(access, 1_000.0)
         assert (found.token, found.scheme, found.server) == (text, "Bearer", "https://[fd00::1]:443")
         assert found.expiration is not None
-        assert found.expiration.timestamp() == 1_000.0 + TOKEN_SECONDS
+        assert found.expiration.timestamp() == 1_000.0 + TOKEN_REFRESH_SECONDS
     token.unlink()
-    with pytest.raises(AccessError, match="cannot read the token"):
-        connection(access, 0.0)
+    with pytest.raises(ClusterConfigError, match="cannot read the token"):
+        connection_info(access, 0.0)
 
 
 def test_certificates_are_handed_over_and_what_kopf_cannot_do_is_named() -> None:
-    found = connection(Access(server="https://x", found="f", certificate=b"PEM", key=b"KEY", authority=b"CA"), 0.0)
+    found = connection_info(
+        ClusterConfig(server="https://x", source="f", certificate=b"PEM", key=b"KEY", ca_data=b"CA"), 0.0
+    )
     assert (found.certificate_data, found.expiration, found.token) == ("UEVN", None, None)
     for wrong in ({"server_name": "other"}, {"acting_as": "root"}):
-        with pytest.raises(AccessError):
-            connection(Access(server="https://x", found="f", **wrong), 0.0)  # type: ignore[arg-type]
+        with pytest.raises(ClusterConfigError):
+            connection_info(ClusterConfig(server="https://x", source="f", **wrong), 0.0)  # type: ignore[arg-type]
 
 
 # --- health -------------------------------------------------------------------------------------------------------------
 
-WELL = Pulse(leading=True, synced=True, watches={"pods": 10.0, "services": 70.0}, answered=30.0)
+HEALTHY = HealthState(leading=True, synced=True, watch_ages={"pods": 10.0, "services": 70.0}, answer_age_seconds=30.0)
 
 
 @pytest.mark.parametrize(
@@ -130,19 +134,23 @@ WELL = Pulse(leading=True, synced=True, watches={"pods": 10.0, "services": 70.0}
     ],
 )
 def test_dead_is_who_hears_nothing_while_the_api_server_answers(changed: dict[str, Any], living: bool) -> None:
-    values = {"leading": True, "synced": True, "watches": dict(WELL.watches), "answered": 30.0, **changed}
-    assert alive(Pulse(**values)).well is living
+    values = {"leading": True, "synced": True, "watches": dict(HEALTHY.watch_ages), "answered": 30.0, **changed}
+    assert check_liveness(HealthState(**values)).ok is living
 
 
 def test_ready_is_who_knows_everything_or_waits_to_lead() -> None:
-    assert [ready(one).well for one in (WELL, Pulse(leading=True), Pulse())] == [True, False, True]
+    assert [check_readiness(one).ok for one in (HEALTHY, HealthState(leading=True), HealthState())] == [
+        True,
+        False,
+        True,
+    ]
 
 
 def test_old_news_is_no_ground_to_delete() -> None:
-    assert stale(WELL) == ""
-    assert "pods" in stale(Pulse(True, True, {"pods": None}, 1.0))
-    assert "listed" in stale(Pulse(True, False, {}, 1.0))
-    assert "answered" in stale(Pulse(True, True, {}, 500.0))
+    assert staleness(HEALTHY) == ""
+    assert "pods" in staleness(HealthState(True, True, {"pods": None}, 1.0))
+    assert "listed" in staleness(HealthState(True, False, {}, 1.0))
+    assert "answered" in staleness(HealthState(True, True, {}, 500.0))
 
 
 def test_health_and_metrics_are_served() -> None:
@@ -157,9 +165,9 @@ def test_health_and_metrics_are_served() -> None:
             {"metadata": {"name": "qwen", "namespace": "chat"}, "status": {"conditions": conditions}},
             {"metadata": {"name": "fresh", "namespace": "chat"}},
         ]
-        figures = Figures({"leading": ("says", 1.0)}, {"reconciles": ("says", 7.0)}, models)
-        pulses = [WELL]
-        app = application(Metrics(lambda: figures, lambda: pulses[0]), lambda: pulses[0])
+        figures = OperatorMetrics({"leading": ("says", 1.0)}, {"reconciles": ("says", 7.0)}, models)
+        pulses = [HEALTHY]
+        app = make_application(MetricsCollector(lambda: figures, lambda: pulses[0]), lambda: pulses[0])
         async with TestClient(TestServer(app)) as client:
             metrics = await (await client.get("/metrics")).text()
             assert "fairlead_operator_reconciles_total 7.0" in metrics
@@ -169,7 +177,7 @@ def test_health_and_metrics_are_served() -> None:
             assert f'fairlead_operator_model_condition{{{labels},type="Stalled"}} 1.0' in metrics
             assert "chat/fresh" not in metrics  # nothing is known of it yet
             assert (await client.get("/readyz")).status == (await client.get("/healthz")).status == 200
-            pulses[0] = Pulse(True, False, {"pods": 500.0}, 1.0)
+            pulses[0] = HealthState(True, False, {"pods": 500.0}, 1.0)
             assert (await client.get("/readyz")).status == (await client.get("/healthz")).status == 503
 
     asyncio.run(main())
@@ -180,22 +188,22 @@ def test_health_and_metrics_are_served() -> None:
 
 def test_identities_differ_between_starts() -> None:
     chances = iter([0.1, 0.2])
-    names = {identity({"HOSTNAME": "pod"}, lambda: next(chances)) for _ in range(2)}
+    names = {candidate_identity({"HOSTNAME": "pod"}, lambda: next(chances)) for _ in range(2)}
     assert len(names) == 2
     assert all(name.startswith("pod_") for name in names)
 
 
-def lead(check: Callable[[FakeKube, Callable[[str], Election]], Awaitable[None]]) -> None:
+def with_elector(check: Callable[[FakeApiServer, Callable[[str], LeaderElector]], Awaitable[None]]) -> None:
     async def main() -> None:
-        time = Timeline()
-        async with fake_kube() as fake, KubeApi(fake.access(), time, lambda: 0.5, pause=time.pause) as api:
-            await check(fake, lambda me: Election(api, "x", "lease", me, time, lambda: 0.5, pause=time.pause))
+        time = FakeTime()
+        async with fake_api_server() as fake, KubeApi(fake.config(), time, lambda: 0.5, pause=time.pause) as api:
+            await check(fake, lambda me: LeaderElector(api, "x", "lease", me, time, lambda: 0.5, pause=time.pause))
 
     asyncio.run(main())
 
 
 def test_work_ends_before_the_lease_is_given_back() -> None:
-    async def check(fake: FakeKube, election: Callable[[str], Election]) -> None:
+    async def check(fake: FakeApiServer, election: Callable[[str], LeaderElector]) -> None:
         order: list[str] = []
         stopped = asyncio.Event()
 
@@ -209,15 +217,15 @@ def test_work_ends_before_the_lease_is_given_back() -> None:
             finally:
                 order.append(f"ended, held by {holder()}")
 
-        assert await while_leading(election("me"), stopped, work, order.append) == "it was told to stop"
+        assert await run_while_leading(election("me"), stopped, work, order.append) == "it was told to stop"
         assert order == ["leading: there is no lease", "ended, held by me"]
         assert holder() == ""
 
-    lead(check)
+    with_elector(check)
 
 
 def test_who_is_told_to_stop_while_waiting_stops_and_what_work_raises_is_raised() -> None:
-    async def check(fake: FakeKube, election: Callable[[str], Election]) -> None:
+    async def check(fake: FakeApiServer, election: Callable[[str], LeaderElector]) -> None:
         stopped = asyncio.Event()
         stopped.set()
 
@@ -225,96 +233,106 @@ def test_who_is_told_to_stop_while_waiting_stops_and_what_work_raises_is_raised(
             raise RuntimeError("no")
 
         fake.put(LEASES, "x", "lease", spec={"holderIdentity": "other", "leaseDurationSeconds": 9_999})
-        assert await while_leading(election("me"), stopped, fail, lambda _: None) == "it was told to stop"
+        assert await run_while_leading(election("me"), stopped, fail, lambda _: None) == "it was told to stop"
         fake.remove(LEASES, "x", "lease")
         with pytest.raises(RuntimeError):
-            await while_leading(election("me"), asyncio.Event(), fail, lambda _: None)
+            await run_while_leading(election("me"), asyncio.Event(), fail, lambda _: None)
         assert fake.objects[LEASES.path("x", "lease")]["spec"]["holderIdentity"] == ""
 
-    lead(check)
+    with_elector(check)
 
 
 # --- watching -----------------------------------------------------------------------------------------------------------
 
 
-def watch(check: Callable[[FakeKube, Watching, Shelf, list[str], Timeline], Awaitable[None]]) -> None:
+def with_watcher(
+    check: Callable[[FakeApiServer, ClusterWatcher, ObjectCache, list[str], FakeTime], Awaitable[None]],
+) -> None:
     async def main() -> None:
-        time, shelf, keys = Timeline(), Shelf(), []
-        async with fake_kube() as fake:
+        time, shelf, keys = FakeTime(), ObjectCache(), []
+        async with fake_api_server() as fake:
             fake.put(MODEL_DEPLOYMENTS, "chat", "qwen")
             fake.put(SERVICES, "default", "kubernetes", spec={"ipFamilies": ["IPv6"]})
-            async with KubeApi(fake.access(), time, lambda: 0.5, pause=time.pause) as api:
-                watching = Watching(api, shelf, keys.append, time, lambda: 0.5, namespaces=("chat",), pause=time.pause)
+            async with KubeApi(fake.config(), time, lambda: 0.5, pause=time.pause) as api:
+                watching = ClusterWatcher(
+                    api, shelf, keys.append, time, lambda: 0.5, namespaces=("chat",), pause=time.pause
+                )
                 _serve_kinds(fake)
-                await watching.begin()
+                await watching.discover()
                 task = asyncio.ensure_future(watching.run())
                 try:
-                    await watching.synced()
+                    await watching.wait_synced()
                     await check(fake, watching, shelf, keys, time)
                 finally:
-                    await ended(task)
+                    await cancel_and_wait(task)
 
     asyncio.run(main())
 
 
-def _serve_kinds(fake: FakeKube) -> None:
+def _serve_kinds(fake: FakeApiServer) -> None:
     """Discovery: the cluster knows our kinds and no LeaderWorkerSet."""
     fake.objects["/apis/serving.fairlead.io/v1alpha1"] = {"resources": [{"name": "modeldeployments"}]}
 
 
 def test_children_are_watched_by_label_and_found_by_model() -> None:
-    async def check(fake: FakeKube, watching: Watching, shelf: Shelf, keys: list[str], time: Timeline) -> None:
+    async def check(
+        fake: FakeApiServer, watching: ClusterWatcher, shelf: ObjectCache, keys: list[str], time: FakeTime
+    ) -> None:
         assert keys == ["chat/qwen"]
-        assert watching.cluster == Cluster(ipv6=True)
+        assert watching.capabilities == ClusterCapabilities(ipv6=True)
         metadata = {"name": "qwen-main", "namespace": "chat", "labels": LABELS}
-        async with KubeApi(fake.access(), time, lambda: 0.5) as api:
+        async with KubeApi(fake.config(), time, lambda: 0.5) as api:
             for kind in (SERVICES, SERVICE_ACCOUNTS):
                 await api.apply({"apiVersion": kind.api_version, "kind": kind.kind, "metadata": metadata}, "test")
-        await until(lambda: keys.count("chat/qwen") == 3)
-        seen = shelf.look("chat/qwen")
+        await wait_until(lambda: keys.count("chat/qwen") == 3)
+        seen = shelf.snapshot("chat/qwen")
         assert seen is not None
         assert sorted(seen.children) == [("Service", "qwen-main"), ("ServiceAccount", "qwen-main")]
         fake.remove(SERVICES, "chat", "qwen-main")
-        await until(lambda: keys.count("chat/qwen") == 4)
-        assert stale(watching.pulse(True)) == ""
+        await wait_until(lambda: keys.count("chat/qwen") == 4)
+        assert staleness(watching.health(True)) == ""
 
-    watch(check)
+    with_watcher(check)
 
 
 def test_the_list_finds_what_the_watch_of_models_missed_and_says_how_long() -> None:
-    async def check(fake: FakeKube, watching: Watching, shelf: Shelf, keys: list[str], time: Timeline) -> None:
+    async def check(
+        fake: FakeApiServer, watching: ClusterWatcher, shelf: ObjectCache, keys: list[str], time: FakeTime
+    ) -> None:
         model = shelf.models["chat/qwen"]
-        watching.heard("ADDED", model)
-        assert watching.pulse(True).overdue is None
+        watching.on_model_event("ADDED", model)
+        assert watching.health(True).overdue_seconds is None
         fake.put(MODEL_DEPLOYMENTS, "chat", "qwen", spec={"new": True})
         fake.put(MODEL_DEPLOYMENTS, "chat", "second")
         for _ in range(3):
             time.advance(66.0)
-            await until(lambda: watching.pulse(True).answered == 0.0)
+            await wait_until(lambda: watching.health(True).answer_age_seconds == 0.0)
         assert shelf.models["chat/qwen"]["spec"] == {"new": True}
         assert "chat/second" in shelf.models
-        assert watching.pulse(True).overdue == pytest.approx(132.0)
+        assert watching.health(True).overdue_seconds == pytest.approx(132.0)
         for one in list(shelf.models.values()):
-            watching.heard("MODIFIED", one)
-        assert watching.pulse(True).overdue is None
+            watching.on_model_event("MODIFIED", one)
+        assert watching.health(True).overdue_seconds is None
         fake.remove(MODEL_DEPLOYMENTS, "chat", "second")
         time.advance(66.0)
-        await until(lambda: "chat/second" not in shelf.models)
+        await wait_until(lambda: "chat/second" not in shelf.models)
 
-    watch(check)
+    with_watcher(check)
 
 
 def test_a_kind_that_may_not_be_watched_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
     """As after an upgrade that left the former roles in place: the operator would never be ready, and say nothing."""
 
-    async def check(fake: FakeKube, watching: Watching, shelf: Shelf, keys: list[str], time: Timeline) -> None:
-        await until(lambda: fake.watching > 0)
-        fake.watch_answers.append(Answer(403, "Forbidden"))
+    async def check(
+        fake: FakeApiServer, watching: ClusterWatcher, shelf: ObjectCache, keys: list[str], time: FakeTime
+    ) -> None:
+        await wait_until(lambda: fake.watch_count > 0)
+        fake.ordered_watch_responses.append(OrderedResponse(403, "Forbidden"))
         fake.end_watches()
-        await until(lambda: "cannot be followed" in caplog.text)
+        await wait_until(lambda: "cannot be followed" in caplog.text)
         assert caplog.text.count("cannot be followed: it may not be watched so") == 1
 
-    watch(check)
+    with_watcher(check)
 
 
 @pytest.mark.parametrize(
@@ -331,16 +349,16 @@ def test_pods_have_addresses_as_the_api_servers_service_has(
     families: list[str] | None, server: str, ipv6: bool
 ) -> None:
     service = None if families is None else {"spec": {"ipFamilies": families}}
-    assert ipv6_first(service, server) is ipv6
+    assert is_ipv6_first(service, server) is ipv6
 
 
 def test_a_cluster_without_our_kinds_is_waited_for() -> None:
     async def main() -> None:
-        time = Timeline()
-        async with fake_kube() as fake, KubeApi(fake.access(), time, lambda: 0.5, pause=time.pause) as api:
-            watching = Watching(api, Shelf(), lambda _: None, time, lambda: 0.5, pause=time.pause)
-            begun = asyncio.ensure_future(watching.begin())
-            await until(lambda: bool(time.waiting))
+        time = FakeTime()
+        async with fake_api_server() as fake, KubeApi(fake.config(), time, lambda: 0.5, pause=time.pause) as api:
+            watching = ClusterWatcher(api, ObjectCache(), lambda _: None, time, lambda: 0.5, pause=time.pause)
+            begun = asyncio.ensure_future(watching.discover())
+            await wait_until(lambda: bool(time.pending_pauses))
             _serve_kinds(fake)
             time.advance(3.0)
             await begun

@@ -12,31 +12,31 @@ from fairlead.clock import SystemClock
 from fairlead.kube.client import KubeApi
 from fairlead.kube.errors import NotFound, Unreachable
 from fairlead.kube.resource import (
+    CONTROLLER_REVISIONS,
     DEPLOYMENTS,
     EVENTS,
     LEASES,
     MODEL_DEPLOYMENTS,
     NAMESPACES,
-    REVISIONS,
     SERVICES,
     Manifest,
     Resource,
-    selector,
+    label_selector,
 )
 from fairlead.limits import Limits
 from fairlead.testing.kube import ApiServer
-from fairlead.testing.operators import Operators, prepare, run_deployments
-from fairlead.testing.waiting import until_async
+from fairlead.testing.operators import OperatorProcesses, apply_crds_and_namespaces, run_deployments
+from fairlead.testing.waiting import wait_until_async
 
 pytestmark = [pytest.mark.api_server, pytest.mark.timeout(300)]
 
 
 @pytest.fixture
-def operators(api_server: ApiServer, tmp_path: Path) -> Iterator[Callable[[str], Operators]]:
-    made: list[Operators] = []
+def operators(api_server: ApiServer, tmp_path: Path) -> Iterator[Callable[[str], OperatorProcesses]]:
+    made: list[OperatorProcesses] = []
 
-    def make(namespace: str) -> Operators:
-        made.append(Operators(api_server.kubeconfig, namespace, tmp_path))
+    def make(namespace: str) -> OperatorProcesses:
+        made.append(OperatorProcesses(api_server.kubeconfig, namespace, tmp_path))
         return made[-1]
 
     yield make
@@ -44,13 +44,13 @@ def operators(api_server: ApiServer, tmp_path: Path) -> Iterator[Callable[[str],
         one.close()
 
 
-def within(server: ApiServer, namespace: str, check: Callable[[KubeApi], Awaitable[None]]) -> None:
+def run_in_namespace(server: ApiServer, namespace: str, check: Callable[[KubeApi], Awaitable[None]]) -> None:
     """Fairlead's kinds and a namespace of one's own."""
 
     async def main() -> None:
-        async with KubeApi(server.access(), SystemClock(), lambda: 0.5, limits=Limits(kube_attempts=2)) as api:
-            await prepare(api, namespace)
-            assert await api.serves(NAMESPACES)
+        async with KubeApi(server.config(), SystemClock(), lambda: 0.5, limits=Limits(kube_attempts=2)) as api:
+            await apply_crds_and_namespaces(api, namespace)
+            assert await api.has_resource(NAMESPACES)
             await check(api)
 
     asyncio.run(main())
@@ -77,16 +77,16 @@ async def child(api: KubeApi, namespace: str, name: str) -> Manifest | None:
         return None
 
 
-async def have(api: KubeApi, namespace: str, *names: str) -> None:
+async def wait_children(api: KubeApi, namespace: str, *names: str) -> None:
     """Until exactly these Deployments are there; the controller's part is done here, since none runs."""
 
     async def same() -> bool:
         return await run_deployments(api, namespace) == list(names)
 
-    await until_async(same)
+    await wait_until_async(same)
 
 
-async def ready(api: KubeApi, namespace: str, generation: int) -> Manifest:
+async def wait_ready(api: KubeApi, namespace: str, generation: int) -> Manifest:
     """Until the model is Ready at this generation; its status."""
     found: Manifest = {}
 
@@ -96,24 +96,24 @@ async def ready(api: KubeApi, namespace: str, generation: int) -> Manifest:
         conditions = {one["type"]: one["status"] for one in found.get("conditions") or []}
         return conditions == {"Ready": "True"} and found.get("observedGeneration") == generation
 
-    await until_async(said)
+    await wait_until_async(said)
     return found
 
 
 def test_a_models_life_with_two_operators_of_which_one_is_killed(
-    api_server: ApiServer, operators: Callable[[str], Operators]
+    api_server: ApiServer, operators: Callable[[str], OperatorProcesses]
 ) -> None:
     namespace = "life"
 
     async def check(api: KubeApi) -> None:
         some = operators(namespace)
         first = some.start()
-        await until_async(lambda: asyncio.to_thread(some.leads, first))
+        await wait_until_async(lambda: asyncio.to_thread(some.is_leading, first))
         second = some.start()
 
         made = await api.apply(model(namespace), "kubectl")
-        await have(api, namespace, "qwen-main")
-        status = await ready(api, namespace, made["metadata"]["generation"])
+        await wait_children(api, namespace, "qwen-main")
+        status = await wait_ready(api, namespace, made["metadata"]["generation"])
         assert (status["ready"], status["clientName"]) == ("1/1", "qwen")
         assert not (await api.get(MODEL_DEPLOYMENTS, namespace, "qwen"))["metadata"].get("finalizers")
         assert not (await api.get(MODEL_DEPLOYMENTS, namespace, "qwen"))["metadata"].get("annotations")
@@ -121,39 +121,39 @@ def test_a_models_life_with_two_operators_of_which_one_is_killed(
         scale = {"spec": {"replicas": 3}}
         await api.patch_merge(DEPLOYMENTS, namespace, "qwen-main", scale, "hpa", subresource="scale")
         await api.apply(model(namespace, engine={"kind": "sim", "args": ["--max-num-seqs=3"]}), "kubectl")
-        await until_async(lambda: _revisions(api, namespace, 2))
-        await have(api, namespace, "qwen-main")
+        await wait_until_async(lambda: _revisions(api, namespace, 2))
+        await wait_children(api, namespace, "qwen-main")
         one = await child(api, namespace, "qwen-main")
         assert one is not None
         assert one["spec"]["replicas"] == 3
 
-        some.end(first, signal.SIGKILL)
+        some.stop(first, signal.SIGKILL)
         moved = await api.apply(model(namespace, "other"), "kubectl")
-        await until_async(lambda: asyncio.to_thread(some.leads, second))
-        await have(api, namespace, "qwen-other")
-        await ready(api, namespace, moved["metadata"]["generation"])
-        await until_async(lambda: asyncio.to_thread(some.rests, second))
-        services = (await api.list(SERVICES, namespace, selector({"fairlead.io/model": "qwen"}))).items
+        await wait_until_async(lambda: asyncio.to_thread(some.is_leading, second))
+        await wait_children(api, namespace, "qwen-other")
+        await wait_ready(api, namespace, moved["metadata"]["generation"])
+        await wait_until_async(lambda: asyncio.to_thread(some.is_idle, second))
+        services = (await api.list(SERVICES, namespace, label_selector({"fairlead.io/model": "qwen"}))).items
         assert {one["metadata"]["labels"]["fairlead.io/pool"] for one in services} == {"other"}
 
         versions = await _versions(api, namespace)
-        assert some.end(second) == 0
+        assert some.stop(second) == 0
         lease = await api.get(LEASES, namespace, "fairlead-operator")
         assert lease["spec"].get("holderIdentity", "") == ""
         third = some.start()
-        await until_async(lambda: asyncio.to_thread(some.leads, third))
-        await until_async(lambda: asyncio.to_thread(some.rests, third))
+        await wait_until_async(lambda: asyncio.to_thread(some.is_leading, third))
+        await wait_until_async(lambda: asyncio.to_thread(some.is_idle, third))
         assert await _versions(api, namespace) == versions, "a new process writes nothing"
-        assert "every watch is heard" in some.ask(third, "/healthz")
-        assert some.end(third) == 0
+        assert "every watch is heard" in some.get(third, "/healthz")
+        assert some.stop(third) == 0
         reasons = {event["reason"] for event in (await api.list(EVENTS, namespace)).items}
         assert {"Created", "AllReady", "Removed"} <= reasons
 
-    within(api_server, namespace, check)
+    run_in_namespace(api_server, namespace, check)
 
 
 def test_killed_in_the_midst_and_with_the_api_server_away_everything_is_there_once(
-    api_server: ApiServer, operators: Callable[[str], Operators]
+    api_server: ApiServer, operators: Callable[[str], OperatorProcesses]
 ) -> None:
     namespace = "outage"
     names = [f"m{number:02d}" for number in range(10)]
@@ -163,25 +163,25 @@ def test_killed_in_the_midst_and_with_the_api_server_away_everything_is_there_on
             return len((await api.list(kind, namespace, "app.kubernetes.io/managed-by=fairlead")).items)
 
         async def complete() -> bool:
-            return all([await count(kind) == len(names) for kind in (DEPLOYMENTS, SERVICES, REVISIONS)])
+            return all([await count(kind) == len(names) for kind in (DEPLOYMENTS, SERVICES, CONTROLLER_REVISIONS)])
 
         some = operators(namespace)
 
         async def outlived() -> bool:
             """Its Deployment starts another one when it ended, having lost the lease."""
-            if not some.alive(len(some.running) - 1):
+            if not some.is_alive(len(some.running) - 1):
                 some.start()
             return await complete()
 
         first = some.start()
-        await until_async(lambda: asyncio.to_thread(some.leads, first))
+        await wait_until_async(lambda: asyncio.to_thread(some.is_leading, first))
         for name in names:
             one = model(namespace)
             one["metadata"]["name"] = name
             await api.apply(one, "kubectl")
-        some.end(first, signal.SIGKILL)
+        some.stop(first, signal.SIGKILL)
         some.start()
-        await until_async(complete)
+        await wait_until_async(complete)
 
         api_server.kill()
         try:
@@ -192,21 +192,23 @@ def test_killed_in_the_midst_and_with_the_api_server_away_everything_is_there_on
             await asyncio.to_thread(api_server.start)
         for name in names[:5]:
             assert await api.delete(DEPLOYMENTS, namespace, f"{name}-main")
-        await until_async(outlived)
+        await wait_until_async(outlived)
         for name in names:
             assert await api.delete(MODEL_DEPLOYMENTS, namespace, name), "no finalizer holds it"
-        assert some.end(len(some.running) - 1) == 0
+        assert some.stop(len(some.running) - 1) == 0
         assert (await api.list(MODEL_DEPLOYMENTS, namespace)).items == []
 
-    within(api_server, namespace, check)
+    run_in_namespace(api_server, namespace, check)
 
 
 async def _revisions(api: KubeApi, namespace: str, count: int) -> bool:
-    return len((await api.list(REVISIONS, namespace)).items) >= count
+    return len((await api.list(CONTROLLER_REVISIONS, namespace)).items) >= count
 
 
 async def _versions(api: KubeApi, namespace: str) -> dict[str, str]:
     """Every object of ours, and its version."""
-    found = [one for kind in (DEPLOYMENTS, SERVICES, REVISIONS) for one in (await api.list(kind, namespace)).items]
+    found = [
+        one for kind in (DEPLOYMENTS, SERVICES, CONTROLLER_REVISIONS) for one in (await api.list(kind, namespace)).items
+    ]
     found.append(await api.get(MODEL_DEPLOYMENTS, namespace, "qwen"))
     return {f"{one['kind']}/{one['metadata']['name']}": one["metadata"]["resourceVersion"] for one in found}

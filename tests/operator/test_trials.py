@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fairlead.testing.kube import ApiServer, for_a_test
+from fairlead.testing.kube import ApiServer, api_server_for_test
 
 _BENCH = Path(__file__).parents[2] / "bench"
 sys.path[:0] = [str(_BENCH / "operator"), str(_BENCH)]
@@ -27,7 +27,7 @@ def test_two_operators_that_lead_at_once_write_nothing(api_server: ApiServer, tm
 
 
 def test_an_api_server_that_was_away_finds_everything_in_place(tmp_path: Path) -> None:
-    with for_a_test(tmp_path / "run") as server:  # its own: others' tests need theirs
+    with api_server_for_test(tmp_path / "run") as server:  # its own: others' tests need theirs
         assert asyncio.run(away(server, 3.0, tmp_path)).broken == []
 
 

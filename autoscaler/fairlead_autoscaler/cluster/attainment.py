@@ -11,12 +11,12 @@ from typing import Final
 from fairlead_autoscaler.scaling import Observation
 
 WINDOW_SECONDS: Final = 300.0
-LEAST_REQUESTS: Final = 20.0
+MIN_REQUESTS: Final = 20.0
 """Of fewer no share is told: one slow request would be five points and more."""
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class SLOSample:
     """Of one objective at one moment: how many were judged, and were within."""
 
     at: float
@@ -26,10 +26,10 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
-class Attainment:
+class SLOAttainment:
     """The last minutes of one model."""
 
-    parts: tuple[Part, ...] = ()
+    samples: tuple[SLOSample, ...] = ()
 
     def judged(self) -> float:
         """The requests judged by the objective by which most were."""
@@ -37,31 +37,31 @@ class Attainment:
 
     def shares(self) -> dict[str, float]:
         """Of each objective the share that was within it, 0..1; those with too few requests are left out."""
-        return {name: within / judged for name, (within, judged) in self._sums().items() if judged >= LEAST_REQUESTS}
+        return {name: within / judged for name, (within, judged) in self._sums().items() if judged >= MIN_REQUESTS}
 
     def _sums(self) -> dict[str, tuple[float, float]]:
         found: dict[str, tuple[float, float]] = {}
-        for part in self.parts:
+        for part in self.samples:
             within, judged = found.get(part.objective, (0.0, 0.0))
             found[part.objective] = within + part.within, judged + part.judged
         return found
 
 
-def seen(before: Attainment, look: Observation) -> Attainment:
+def add_observation(before: SLOAttainment, observation: Observation) -> SLOAttainment:
     """``before`` with what was counted since the last look."""
-    kept = [one for one in before.parts if 0.0 <= look.now - one.at < WINDOW_SECONDS]
-    replicas = [one for pool in look.pools.values() for one in pool.replicas or ()]
-    gone = 0.0 if look.gateway is None else max(0.0, look.gateway.abandoned)
-    ttft = _counted([one.ttft_counts for one in replicas])
-    itl = _counted([one.itl_counts for one in replicas])
+    kept = [one for one in before.samples if 0.0 <= observation.now - one.at < WINDOW_SECONDS]
+    replicas = [one for pool in observation.pools.values() for one in pool.replicas or ()]
+    gone = 0.0 if observation.gateway is None else max(0.0, observation.gateway.abandoned)
+    ttft = _sum_counts([one.ttft_counts for one in replicas])
+    itl = _sum_counts([one.itl_counts for one in replicas])
     if ttft is not None:
-        kept.append(Part(look.now, "ttft", ttft[0], ttft[1] + gone))
+        kept.append(SLOSample(observation.now, "ttft", ttft[0], ttft[1] + gone))
     if itl is not None:
-        kept.append(Part(look.now, "itl", *itl))
-    return Attainment(tuple(one for one in kept if one.judged > 0))
+        kept.append(SLOSample(observation.now, "itl", *itl))
+    return SLOAttainment(tuple(one for one in kept if one.judged > 0))
 
 
-def _counted(counts: Iterable[tuple[float, ...] | None]) -> tuple[float, float] | None:
+def _sum_counts(counts: Iterable[tuple[float, ...] | None]) -> tuple[float, float] | None:
     """How many were within the first bound, and how many there were; None where nobody could tell."""
     known = [one for one in counts if one is not None and len(one) > 1]
     if not known:

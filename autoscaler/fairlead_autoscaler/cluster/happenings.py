@@ -7,36 +7,36 @@ from collections.abc import Iterable
 
 from fairlead.api import ConditionStatus, ConditionType, Reason
 from fairlead.kube.ledger import EventType
-from fairlead.kube.news import News
-from fairlead_autoscaler.cluster.conditions import Said
-from fairlead_autoscaler.governor import Ruling
-from fairlead_autoscaler.recording import Look
+from fairlead.kube.news import EventDraft
+from fairlead_autoscaler.cluster.conditions import ConditionValue
+from fairlead_autoscaler.governor import EnforcedPlan
+from fairlead_autoscaler.recording import TickRecord
 
 
-def of_looks(before: Look, after: Look) -> list[News]:
+def scaling_events(before: TickRecord, after: TickRecord) -> list[EventDraft]:
     """The numbers that were to be written, and are there now."""
     told = []
     for name, ruling in before.rulings.items():
         pool = after.observation.pools.get(name)
         wanted = ruling.replicas, ruling.asleep
-        if pool is None or not ruling.writes or (pool.desired, pool.asleep_desired) != wanted:
+        if pool is None or not ruling.needs_write or (pool.desired, pool.asleep_desired) != wanted:
             continue
-        told.append(_scaled(name, ruling))
+        told.append(_scaled_event(name, ruling))
     return told
 
 
-def _scaled(name: str, ruling: Ruling) -> News:
+def _scaled_event(name: str, ruling: EnforcedPlan) -> EventDraft:
     changes = []
     if ruling.replicas != ruling.desired:
         changes.append(f"from {ruling.desired} to {ruling.replicas}")
     if ruling.asleep != ruling.asleep_desired:
         changes.append(f"asleep from {ruling.asleep_desired} to {ruling.asleep}")
-    up = ruling.grows if ruling.replicas == ruling.desired else ruling.replicas > ruling.desired
+    up = ruling.is_growing if ruling.replicas == ruling.desired else ruling.replicas > ruling.desired
     note = f"Pool {name} {', '.join(changes)} by {ruling.rule}: {ruling.reason}"
-    return News(EventType.NORMAL, "ScaledUp" if up else "ScaledDown", "Scale", note)
+    return EventDraft(EventType.NORMAL, "ScaledUp" if up else "ScaledDown", "Scale", note)
 
 
-def of_conditions(before: Iterable[Said], after: Iterable[Said]) -> list[News]:
+def condition_events(before: Iterable[ConditionValue], after: Iterable[ConditionValue]) -> list[EventDraft]:
     """What became different in what is said of the model; nothing is told of the first time."""
     told = []
     was = {one.type: one for one in before}
@@ -46,12 +46,12 @@ def of_conditions(before: Iterable[Said], after: Iterable[Said]) -> list[News]:
             continue
         if now.type is ConditionType.AUTOSCALING:
             grave = now.reason in (Reason.AT_MAXIMUM, Reason.BLIND)
-            told.append(_of(grave, str(now.reason), "Decide", now.message))
+            told.append(_condition_event(grave, str(now.reason), "Decide", now.message))
         elif ConditionStatus.UNKNOWN not in (then.status, now.status):
-            told.append(_of(now.status is ConditionStatus.FALSE, str(now.reason), "Measure", now.message))
+            told.append(_condition_event(now.status is ConditionStatus.FALSE, str(now.reason), "Measure", now.message))
     return told
 
 
-def _of(grave: bool, reason: str, action: str, message: str) -> News:
+def _condition_event(is_warning: bool, reason: str, action: str, message: str) -> EventDraft:
     note = message[:1].upper() + message[1:]
-    return News(EventType.WARNING if grave else EventType.NORMAL, reason, action, note)
+    return EventDraft(EventType.WARNING if is_warning else EventType.NORMAL, reason, action, note)

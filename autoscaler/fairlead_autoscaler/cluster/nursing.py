@@ -14,35 +14,35 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final, Protocol
 
 from fairlead.clock import Clock
-from fairlead.cluster_labels import POOL, SleepMark, SleepPhase, engine_notes, sleep_mark
-from fairlead.engines.sleep import Unwilling
+from fairlead.cluster_labels import POOL_LABEL, SleepMark, SleepPhase, parse_engine_info, parse_sleep_mark
+from fairlead.engines.sleep import SleepRefused
 from fairlead.errors import FairleadError
-from fairlead.kube.resource import Manifest, annotations_of, labels_of, leaving, name_of, says_ready, uid_of
+from fairlead.kube.resource import Manifest, annotations_of, is_deleting, is_ready, labels_of, name_of, uid_of
 from fairlead.limits import Limits
-from fairlead_autoscaler.cluster.marks import Nursed, revision_of
-from fairlead_autoscaler.scaling import Woken
-from fairlead_autoscaler.seen import Readings
+from fairlead_autoscaler.cluster.marks import SleepStatus, pod_revision
+from fairlead_autoscaler.scaling import WakeTiming
+from fairlead_autoscaler.seen import GatewaySnapshot
 
-LOOK_SECONDS: Final = 1.0
+RECONCILE_SECONDS: Final = 1.0
 _LOG: Final = logging.getLogger("fairlead.autoscaler")
 
 
-class Wards(Protocol):
+class PodSource(Protocol):
     """Where the pods are."""
 
-    def marked(self) -> Mapping[str, Sequence[Manifest]]:
+    def marked_pods(self) -> Mapping[str, Sequence[Manifest]]:
         """Every pod that carries a mark of sleep, by its model's key."""
         ...
 
-    def released(self, key: str, pool: str) -> bool:
+    def is_released(self, key: str, pool: str) -> bool:
         """Does nobody here decide any more how many of this pool serve?"""
         ...
 
 
-class Beds(Protocol):
+class EngineSleepApi(Protocol):
     """As much of ``fairlead.engines.sleep.Bedside`` as is needed here."""
 
-    async def sleeps(self, url: str) -> bool:
+    async def is_sleeping(self, url: str) -> bool:
         """Does it say that it sleeps? Raises Unavailable when it does not say."""
         ...
 
@@ -55,115 +55,120 @@ class Beds(Protocol):
         ...
 
 
-class Nursing:
+class SleepController:
     """``note`` writes a pod's mark or removes it; ``readings`` are the gateways as they were read last; ``wished`` how many are to
     sleep, by model and pool. ``leads``: this process is the one that does anything."""
 
     def __init__(
         self,
-        wards: Wards,
-        beds: Beds,
-        note: Callable[[Manifest, SleepMark | None], Awaitable[None]],
-        readings: Callable[[], Readings],
+        pods: PodSource,
+        engines: EngineSleepApi,
+        write_mark: Callable[[Manifest, SleepMark | None], Awaitable[None]],
+        gateways: Callable[[], GatewaySnapshot],
         clock: Clock,
         limits: Limits,
         *,
-        wished: Mapping[tuple[str, str], int],
-        leads: Callable[[], bool],
+        desired_asleep: Mapping[tuple[str, str], int],
+        is_leader: Callable[[], bool],
     ) -> None:
-        self._wards = wards
-        self._beds = beds
-        self._note = note
-        self._readings = readings
+        self._pods = pods
+        self._engines = engines
+        self._write_mark = write_mark
+        self._gateways = gateways
         self._clock = clock
         self._limits = limits
-        self._wished = wished
-        self._leads = leads
+        self._desired_asleep = desired_asleep
+        self._is_leader = is_leader
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._asleep: set[str] = set()
-        self._woken: dict[str, Woken] = {}
-        self._unwilling: set[tuple[str, str, str]] = set()
+        self._last_wakes: dict[str, WakeTiming] = {}
+        self._rejecting_pools: set[tuple[str, str, str]] = set()
         self._waking_since: dict[str, float] = {}
         self.problems: dict[str, str] = {}
 
-    def told(self) -> Nursed:
+    def status(self) -> SleepStatus:
         """What is known of them now."""
-        return Nursed(frozenset(self._asleep), dict(self._woken), frozenset(self._unwilling), dict(self._wished))
+        return SleepStatus(
+            frozenset(self._asleep),
+            dict(self._last_wakes),
+            frozenset(self._rejecting_pools),
+            dict(self._desired_asleep),
+        )
 
     async def run(self) -> None:
         """Look after them until cancelled."""
         try:
             while True:
-                self.look()
-                await asyncio.sleep(LOOK_SECONDS)
+                self.reconcile()
+                await asyncio.sleep(RECONCILE_SECONDS)
         finally:
             for task in self._tasks.values():
                 task.cancel()
             await asyncio.gather(*self._tasks.values(), return_exceptions=True)
 
-    def look(self) -> None:
+    def reconcile(self) -> None:
         """Begin what each marked pod needs and is not under way."""
         self._tasks = {uid: task for uid, task in self._tasks.items() if not task.done()}
-        marked = self._wards.marked()
+        marked = self._pods.marked_pods()
         there = {uid_of(pod) for pods in marked.values() for pod in pods}
         self._asleep &= there
         for gone in self.problems.keys() - {name_of(pod) for pods in marked.values() for pod in pods}:
             del self.problems[gone]
         self._waking_since = {uid: at for uid, at in self._waking_since.items() if uid in there}
-        if not self._leads():
+        if not self._is_leader():
             return
         for key, pods in marked.items():
             for pod in pods:
-                mark = sleep_mark(annotations_of(pod))
-                if mark is None or leaving(pod) or not says_ready(pod) or uid_of(pod) in self._tasks:
+                mark = parse_sleep_mark(annotations_of(pod))
+                if mark is None or is_deleting(pod) or not is_ready(pod) or uid_of(pod) in self._tasks:
                     continue
-                if mark.phase is SleepPhase.ASLEEP and self._wards.released(key, labels_of(pod).get(POOL, "")):
-                    done = self._noted(pod, SleepMark(mark.level, SleepPhase.WAKING))
+                if mark.phase is SleepPhase.ASLEEP and self._pods.is_released(key, labels_of(pod).get(POOL_LABEL, "")):
+                    done = self._try_write_mark(pod, SleepMark(mark.level, SleepPhase.WAKING))
                 else:
-                    done = self._one(key, pod, mark, self._quiet(key, pod, pods))
+                    done = self._step(key, pod, mark, self._is_drained(key, pod, pods))
                 self._tasks[uid_of(pod)] = asyncio.get_running_loop().create_task(done, name=f"rest-{name_of(pod)}")
 
-    def _quiet(self, key: str, pod: Manifest, pods: Sequence[Manifest]) -> bool:
+    def _is_drained(self, key: str, pod: Manifest, pods: Sequence[Manifest]) -> bool:
         """Does every gateway know that nothing goes there, and has none anything there?"""
-        gateways = self._readings().gateways
-        if not gateways or any(one.why is not None for one in gateways):
+        gateways = self._gateways().gateways
+        if not gateways or any(one.error is not None for one in gateways):
             return False
         sleeping = 0
         for other in pods:
-            mark = sleep_mark(annotations_of(other))
+            mark = parse_sleep_mark(annotations_of(other))
             known = (
-                mark is not None and mark.phase is not SleepPhase.WAKING and says_ready(other) and not leaving(other)
+                mark is not None and mark.phase is not SleepPhase.WAKING and is_ready(other) and not is_deleting(other)
             )
-            sleeping += engine_notes(annotations_of(other)).data_parallel if known else 0
-        ids = instances_of(pod)
+            sleeping += parse_engine_info(annotations_of(other)).data_parallel if known else 0
+        ids = pod_instances(pod)
         return all(
             one.gauges.get(("instances", key, "Sleeping"), 0.0) >= sleeping
             and not any(one.gauges.get(("in_flight", key, name), 0.0) for name in ids)
             for one in gateways
         )
 
-    async def _one(self, key: str, pod: Manifest, mark: SleepMark, quiet: bool) -> None:
+    async def _step(self, key: str, pod: Manifest, mark: SleepMark, is_drained: bool) -> None:
         """One step of one pod."""
-        uid, name, url = uid_of(pod), name_of(pod), url_of(pod)
+        uid, name, url = uid_of(pod), name_of(pod), pod_url(pod)
         try:
-            asleep = await self._beds.sleeps(url)
+            asleep = await self._engines.is_sleeping(url)
             if mark.phase is SleepPhase.ASLEEP:
-                if not asleep and quiet:
-                    await self._beds.sleep(url, mark.level)
+                if not asleep and is_drained:
+                    await self._engines.sleep(url, mark.level)
                     _LOG.info("%s/%s sleeps", key, name)
-                if asleep or quiet:
+                if asleep or is_drained:
                     self._asleep.add(uid)
                 else:
                     self._asleep.discard(uid)  # it has begun anew, awake
             else:
                 await self._wake(key, pod, mark, url, asleep=asleep)
         except FairleadError as error:
-            self._failed(name, str(error))
-            if mark.phase is SleepPhase.ASLEEP and isinstance(error, Unwilling):
-                self._unwilling.add((key, labels_of(pod).get(POOL, ""), revision_of(pod)))
-                await self._noted(pod, None)
-            elif mark.phase is SleepPhase.WAKING and self._late(uid):
-                await self._noted(pod, SleepMark(mark.level, SleepPhase.STUCK))
+            self._set_problem(name, str(error))
+            if mark.phase is SleepPhase.ASLEEP and isinstance(error, SleepRefused):
+                self._rejecting_pools.add((key, labels_of(pod).get(POOL_LABEL, ""), pod_revision(pod)))
+                await self._try_write_mark(pod, None)
+            elif mark.phase is SleepPhase.WAKING and self._is_overdue(uid):
+                await self._try_write_mark(pod, SleepMark(mark.level, SleepPhase.STUCK))
         else:
             self.problems.pop(name, None)
 
@@ -173,37 +178,39 @@ class Nursing:
         uid = uid_of(pod)
         began = self._clock.now()
         self._waking_since.setdefault(uid, began)
-        await self._beds.wake(url, mark.level)
+        await self._engines.wake(url, mark.level)
         if asleep:
-            before = self._woken.get(uid)
-            self._woken[uid] = Woken(mark.level, 1 if before is None else before.number + 1, self._clock.now() - began)
+            before = self._last_wakes.get(uid)
+            self._last_wakes[uid] = WakeTiming(
+                mark.level, 1 if before is None else before.number + 1, self._clock.now() - began
+            )
         self._asleep.discard(uid)
-        await self._note(pod, None)
+        await self._write_mark(pod, None)
         _LOG.info("%s/%s is awake", key, name_of(pod))
 
-    def _late(self, uid: str) -> bool:
+    def _is_overdue(self, uid: str) -> bool:
         since = self._waking_since.setdefault(uid, self._clock.now())
         return self._clock.now() - since >= self._limits.engine_wake_seconds
 
-    def _failed(self, name: str, why: str) -> None:
+    def _set_problem(self, name: str, why: str) -> None:
         if self.problems.get(name) != why:
             _LOG.warning("%s: %s", name, why)
         self.problems[name] = why
 
-    async def _noted(self, pod: Manifest, mark: SleepMark | None) -> None:
+    async def _try_write_mark(self, pod: Manifest, mark: SleepMark | None) -> None:
         try:
-            await self._note(pod, mark)
+            await self._write_mark(pod, mark)
         except FairleadError as error:
-            self._failed(name_of(pod), str(error))
+            self._set_problem(name_of(pod), str(error))
 
 
-def instances_of(pod: Manifest) -> tuple[str, ...]:
+def pod_instances(pod: Manifest) -> tuple[str, ...]:
     """The ids of a pod's instances in the fleet."""
-    notes = engine_notes(annotations_of(pod))
+    notes = parse_engine_info(annotations_of(pod))
     return tuple(f"{uid_of(pod)}/{notes.port}/{rank}" for rank in range(notes.data_parallel))
 
 
-def url_of(pod: Manifest) -> str:
+def pod_url(pod: Manifest) -> str:
     """Where its engine answers."""
     address = str((pod.get("status") or {}).get("podIP") or "")
-    return f"http://{f'[{address}]' if ':' in address else address}:{engine_notes(annotations_of(pod)).port}"
+    return f"http://{f'[{address}]' if ':' in address else address}:{parse_engine_info(annotations_of(pod)).port}"

@@ -11,79 +11,89 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from fairlead.clock import Clock
-from fairlead.engines.asking import bedside
-from fairlead.kube.access import Access
+from fairlead.engines.asking import sleep_client
+from fairlead.kube.access import ClusterConfig
 from fairlead.kube.client import KubeApi
-from fairlead.kube.events import Recorder
-from fairlead.kube.lease import Election
-from fairlead.kube.news import News
+from fairlead.kube.events import EventRecorder
+from fairlead.kube.lease import LeaderElector
+from fairlead.kube.news import EventDraft
 from fairlead.kube.resource import Manifest
 from fairlead.limits import Limits
-from fairlead.tasks import ended
-from fairlead_autoscaler.cluster.nursing import Nursing
-from fairlead_autoscaler.cluster.scaler import KubeScaler
-from fairlead_autoscaler.cluster.telling import Telling
-from fairlead_autoscaler.cluster.world import KubeWorld
-from fairlead_autoscaler.process import Plan, Process
+from fairlead.tasks import cancel_and_wait
+from fairlead_autoscaler.cluster.nursing import SleepController
+from fairlead_autoscaler.cluster.scaler import ScaleWriter
+from fairlead_autoscaler.cluster.telling import StatusWriter
+from fairlead_autoscaler.cluster.world import KubernetesTarget
+from fairlead_autoscaler.process import AutoscalerService, ServiceConfig
 
-LEASE: Final = "fairlead-autoscaler"
-CONTROLLER: Final = "fairlead.io/autoscaler"
+LEASE_NAME: Final = "fairlead-autoscaler"
+EVENT_SOURCE: Final = "fairlead.io/autoscaler"
 _LOG: Final = logging.getLogger("fairlead.autoscaler")
 
 
 @dataclass(frozen=True, slots=True)
-class Cluster:
+class KubernetesConfig:
     """``me`` is a name that no other process ever has; ``namespaces`` are those whose models are scaled, all when empty."""
 
-    access: Access
-    me: str
+    access: ClusterConfig
+    identity: str
     namespaces: Sequence[str] = ()
     lease_namespace: str | None = None
 
 
-class Operation:
+class Manager:
     """One process in a cluster. ``plan`` says where it listens, and the rest that is no matter of the cluster. ``chance`` draws
     evenly from 0 to 1."""
 
     def __init__(
         self,
-        cluster: Cluster,
-        plan: Callable[[KubeWorld, KubeScaler], Plan],
+        cluster: KubernetesConfig,
+        make_config: Callable[[KubernetesTarget, ScaleWriter], ServiceConfig],
         clock: Clock,
-        chance: Callable[[], float],
+        random: Callable[[], float],
         *,
         announce: Callable[[str], None],
         limits: Limits,
     ) -> None:
-        self._api = KubeApi(cluster.access, clock, chance, agent="fairlead-autoscaler", limits=limits)
-        self._world = KubeWorld(
+        self._api = KubeApi(cluster.access, clock, random, agent="fairlead-autoscaler", limits=limits)
+        self._target = KubernetesTarget(
             self._api,
             clock,
-            chance,
+            random,
             namespaces=cluster.namespaces,
             interval_seconds=limits.autoscaler_tick_seconds,
-            nursed=lambda: self._nursing.told(),
+            sleep_status=lambda: self._sleep_controller.status(),
         )
         where = cluster.lease_namespace or cluster.access.namespace
-        self._election = Election(self._api, where, LEASE, cluster.me, clock, chance)
-        self._recorder = Recorder(self._api, CONTROLLER, cluster.me, clock, limits=limits)
-        scaler = KubeScaler(self._api, self._world)
-        self._nursing = Nursing(
-            self._world,
-            bedside(limits),
-            scaler.note,
-            lambda: self._process.loop.readings,
+        self._election = LeaderElector(self._api, where, LEASE_NAME, cluster.identity, clock, random)
+        self._recorder = EventRecorder(self._api, EVENT_SOURCE, cluster.identity, clock, limits=limits)
+        scaler = ScaleWriter(self._api, self._target)
+        self._sleep_controller = SleepController(
+            self._target,
+            sleep_client(limits),
+            scaler.write_sleep_mark,
+            lambda: self._process.control_loop.gateways,
             clock,
             limits,
-            wished=scaler.wished,
-            leads=lambda: self._election.leading,
+            desired_asleep=scaler.desired_asleep,
+            is_leader=lambda: self._election.is_leading,
         )
-        given = plan(self._world, scaler)
-        self._telling = Telling(
-            self._api, self._world, clock, self._tell, leads=lambda: self._election.leading, frozen=given.frozen
+        given = make_config(self._target, scaler)
+        self._status_writer = StatusWriter(
+            self._api,
+            self._target,
+            clock,
+            self._record_event,
+            leads=lambda: self._election.is_leading,
+            frozen=given.frozen,
         )
-        self._process = Process(
-            replace(given, leads=lambda: self._election.leading, told=self._telling.keep, notes=self._notes),
+        self._process = AutoscalerService(
+            replace(
+                given,
+                leads=lambda: self._election.is_leading,
+                on_tick=self._status_writer.on_record,
+                notes=self._sleep_problems,
+            ),
             clock,
             announce=announce,
             limits=limits,
@@ -95,12 +105,12 @@ class Operation:
 
     async def run(self) -> None:
         """Until ``stop``. Raises OSError when the port is taken."""
-        following = asyncio.ensure_future(self._world.run())
-        leading = asyncio.ensure_future(self._lead())
-        telling = asyncio.ensure_future(self._telling.run())
+        following = asyncio.ensure_future(self._target.run())
+        leading = asyncio.ensure_future(self._hold_leadership())
+        telling = asyncio.ensure_future(self._status_writer.run())
         recording = asyncio.ensure_future(self._recorder.run())
         serving = asyncio.ensure_future(self._process.run())
-        nursing = asyncio.ensure_future(self._nursing.run())
+        nursing = asyncio.ensure_future(self._sleep_controller.run())
         parts = {following, leading, telling, recording, serving, nursing}
         try:
             done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
@@ -108,19 +118,19 @@ class Operation:
                 one.result()
         finally:
             for one in (serving, nursing, telling, recording, following, leading):
-                await ended(one)
+                await cancel_and_wait(one)
             await self._recorder.flush()
             await self._election.release()
             await self._api.close()
 
-    def _notes(self) -> list[str]:
-        return [f"{pod}: {why}" for pod, why in sorted(self._nursing.problems.items())]
+    def _sleep_problems(self) -> list[str]:
+        return [f"{pod}: {why}" for pod, why in sorted(self._sleep_controller.problems.items())]
 
-    async def _lead(self) -> None:
+    async def _hold_leadership(self) -> None:
         while True:
             await self._election.acquire()
             _LOG.info("leading: %s", self._election.reason)
             _LOG.warning("not leading any more: %s", await self._election.hold())
 
-    def _tell(self, model: Manifest, happening: News) -> None:
+    def _record_event(self, model: Manifest, happening: EventDraft) -> None:
         self._recorder.record(model, happening.type, happening.reason, happening.action, happening.note)

@@ -14,30 +14,37 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Final, Protocol
 
-from fairlead.cluster_labels import AUTOSCALER, MANAGER, SLEEP, SleepMark, SleepPhase, sleep_mark
+from fairlead.cluster_labels import (
+    AUTOSCALER_FIELD_MANAGER,
+    FIELD_MANAGER,
+    SLEEP_ANNOTATION,
+    SleepMark,
+    SleepPhase,
+    parse_sleep_mark,
+)
 from fairlead.errors import Unavailable
 from fairlead.kube.errors import Conflict, NotFound
-from fairlead.kube.managers import replicas_writers
+from fairlead.kube.managers import replicas_managers
 from fairlead.kube.resource import (
     DEPLOYMENTS,
     PODS,
     Manifest,
     Resource,
     annotations_of,
-    leaving,
+    is_deleting,
     metadata_of,
     name_of,
     namespace_of,
     resource_of,
 )
-from fairlead_autoscaler.cluster.marks import Steps, answers, rests, steps
+from fairlead_autoscaler.cluster.marks import SleepSteps, is_engine_pod, plan_sleep_steps, pool_sleep_state
 
 DELETION_COST: Final = "controller.kubernetes.io/pod-deletion-cost"
-_ATTEMPTS: Final = 4
+_MAX_ATTEMPTS: Final = 4
 """Times that a write is tried when the object changed under it: its controllers write its status often while it is scaled."""
 
 
-class Kube(Protocol):
+class ScaleClient(Protocol):
     """As much of ``KubeApi`` as is needed here."""
 
     async def get(self, resource: Resource, namespace: str | None, name: str) -> Manifest:
@@ -59,7 +66,7 @@ class Kube(Protocol):
         ...
 
 
-class Places(Protocol):
+class WorkloadSource(Protocol):
     """Where a pool is in the cluster."""
 
     def workload(self, key: str, pool: str) -> Manifest | None:
@@ -70,23 +77,25 @@ class Places(Protocol):
         """The pods of a pool, likewise."""
         ...
 
-    def level(self, key: str) -> int:
+    def sleep_level(self, key: str) -> int:
         """How the engines of a model are to sleep."""
         ...
 
 
-def holder(live: Manifest) -> str | None:
+def foreign_writer(live: Manifest) -> str | None:
     """Who else has written the number of a workload; None where it is ours to write."""
-    return min((one for one in replicas_writers(live) if one not in (MANAGER, AUTOSCALER)), default=None)
+    return min(
+        (one for one in replicas_managers(live) if one not in (FIELD_MANAGER, AUTOSCALER_FIELD_MANAGER)), default=None
+    )
 
 
-def costs(pods: Sequence[Manifest], leave: Sequence[str]) -> Mapping[str, str | None]:
+def deletion_costs(pods: Sequence[Manifest], removal_order: Sequence[str]) -> Mapping[str, str | None]:
     """The deletion costs to write, by the pod's name, None to remove one. ``leave`` are the names of those that are to go, the first
     of them first."""
-    wanted = {name: str(place - len(leave)) for place, name in enumerate(leave)}
+    wanted = {name: str(place - len(removal_order)) for place, name in enumerate(removal_order)}
     found: dict[str, str | None] = {}
     for pod in pods:
-        if leaving(pod):
+        if is_deleting(pod):
             continue
         name, now = name_of(pod), annotations_of(pod).get(DELETION_COST)
         if name in wanted:
@@ -97,42 +106,42 @@ def costs(pods: Sequence[Manifest], leave: Sequence[str]) -> Mapping[str, str | 
     return found
 
 
-class KubeScaler:
+class ScaleWriter:
     """A ``fairlead.fleet.Scaler``. ``wished`` is how many are to sleep, by model and pool, as it was asked for last."""
 
-    def __init__(self, api: Kube, places: Places) -> None:
+    def __init__(self, api: ScaleClient, workloads: WorkloadSource) -> None:
         self._api = api
-        self._places = places
-        self.wished: dict[tuple[str, str], int] = {}
+        self._workloads = workloads
+        self.desired_asleep: dict[tuple[str, str], int] = {}
 
     async def scale(self, key: str, pool: str, replicas: int, leaving: Sequence[str] = (), asleep: int = 0) -> None:
         """Ask for ``replicas`` of a pool that serve and ``asleep`` that sleep. Raises Unavailable when there is no such workload or
         its number is somebody else's, and KubeError for what the API server says."""
-        found = self._places.workload(key, pool)
+        found = self._workloads.workload(key, pool)
         if found is None:
             raise Unavailable(f"pool {pool} of {key} has no workload")
         stuck = 0
         if resource_of(found) is DEPLOYMENTS:
-            pods = self._places.pods(key, pool)
-            now = rests([one for one in pods if answers(one)])
+            pods = self._workloads.pods(key, pool)
+            now = pool_sleep_state([one for one in pods if is_engine_pod(one)])
             stuck = len(now.stuck)
-            todo = steps(now, replicas, asleep, leaving)
+            todo = plan_sleep_steps(now, replicas, asleep, leaving)
             over = len(now.serving) + len(now.asleep) - replicas - asleep
-            await self._rest(key, pods, todo)
-            await self._mark(pods, todo.leave[: max(0, over)])
-        self.wished[key, pool] = asleep
-        for attempt in range(_ATTEMPTS):
-            live = await self._live(found, key, pool)
-            if (other := holder(live)) is not None:
+            await self._mark_sleep(key, pods, todo)
+            await self._write_deletion_costs(pods, todo.removal_order[: max(0, over)])
+        self.desired_asleep[key, pool] = asleep
+        for attempt in range(_MAX_ATTEMPTS):
+            live = await self._get_live(found, key, pool)
+            if (other := foreign_writer(live)) is not None:
                 raise Unavailable(f"{other} sets the number of pool {pool} of {key}")
             try:
                 await self._write(live, replicas + asleep + stuck)
                 return
             except (Conflict, NotFound):  # it is another now, or gone
-                if attempt == _ATTEMPTS - 1:
+                if attempt == _MAX_ATTEMPTS - 1:
                     raise
 
-    async def _live(self, found: Manifest, key: str, pool: str) -> Manifest:
+    async def _get_live(self, found: Manifest, key: str, pool: str) -> Manifest:
         try:
             return await self._api.get(resource_of(found), namespace_of(found), name_of(found))
         except NotFound:
@@ -140,36 +149,36 @@ class KubeScaler:
 
     async def _write(self, live: Manifest, replicas: int) -> None:
         if resource_of(live) is DEPLOYMENTS:
-            await self._api.apply_scale(live, replicas, AUTOSCALER)
+            await self._api.apply_scale(live, replicas, AUTOSCALER_FIELD_MANAGER)
             return
         # With its uid, or one that was deleted meanwhile would be made anew, of nothing but a number.
         metadata = {name: metadata_of(live)[name] for name in ("name", "namespace", "uid", "resourceVersion")}
         body = {"apiVersion": live["apiVersion"], "kind": live["kind"], "metadata": metadata}
-        await self._api.apply({**body, "spec": {"replicas": replicas}}, AUTOSCALER)
+        await self._api.apply({**body, "spec": {"replicas": replicas}}, AUTOSCALER_FIELD_MANAGER)
 
-    async def _rest(self, key: str, pods: Sequence[Manifest], todo: Steps) -> None:
+    async def _mark_sleep(self, key: str, pods: Sequence[Manifest], todo: SleepSteps) -> None:
         """Mark who is to sleep, so that gateways send nothing there; and who is to be woken."""
         for pod in pods:
-            mark = sleep_mark(annotations_of(pod))
+            mark = parse_sleep_mark(annotations_of(pod))
             if name_of(pod) in todo.sleep and mark is None:
-                wanted = SleepMark(self._places.level(key))
+                wanted = SleepMark(self._workloads.sleep_level(key))
             elif name_of(pod) in todo.wake and mark is not None:
                 wanted = SleepMark(mark.level, SleepPhase.WAKING)
             else:
                 continue
-            await self.note(pod, wanted)
+            await self.write_sleep_mark(pod, wanted)
 
-    async def note(self, pod: Manifest, mark: SleepMark | None) -> None:
+    async def write_sleep_mark(self, pod: Manifest, mark: SleepMark | None) -> None:
         """Write a pod's mark, or remove it; one that has gone by itself is left."""
-        patch = {"metadata": {"annotations": {SLEEP: None if mark is None else mark.text()}}}
+        patch = {"metadata": {"annotations": {SLEEP_ANNOTATION: None if mark is None else mark.annotation_value()}}}
         with contextlib.suppress(NotFound):
-            await self._api.patch_merge(PODS, namespace_of(pod), name_of(pod), patch, AUTOSCALER)
+            await self._api.patch_merge(PODS, namespace_of(pod), name_of(pod), patch, AUTOSCALER_FIELD_MANAGER)
 
-    async def _mark(self, pods: Sequence[Manifest], leave: Sequence[str]) -> None:
+    async def _write_deletion_costs(self, pods: Sequence[Manifest], leave: Sequence[str]) -> None:
         places = {name_of(one): namespace_of(one) for one in pods}
-        for name, cost in costs(pods, leave).items():
+        for name, cost in deletion_costs(pods, leave).items():
             patch = {"metadata": {"annotations": {DELETION_COST: cost}}}
             try:
-                await self._api.patch_merge(PODS, places[name], name, patch, AUTOSCALER)
+                await self._api.patch_merge(PODS, places[name], name, patch, AUTOSCALER_FIELD_MANAGER)
             except NotFound:
                 continue  # it has gone by itself

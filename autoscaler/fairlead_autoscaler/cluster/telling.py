@@ -12,21 +12,21 @@ from datetime import UTC, datetime
 from typing import Final, Protocol
 
 from fairlead.clock import Clock
-from fairlead.cluster_labels import AUTOSCALER
+from fairlead.cluster_labels import AUTOSCALER_FIELD_MANAGER
 from fairlead.errors import FairleadError
 from fairlead.kube.errors import NotFound
-from fairlead.kube.news import News
-from fairlead.kube.resource import Manifest, leaving, metadata_of
+from fairlead.kube.news import EventDraft
+from fairlead.kube.resource import Manifest, is_deleting, metadata_of
 from fairlead_autoscaler.cluster import conditions, happenings
-from fairlead_autoscaler.cluster.attainment import Attainment, seen
-from fairlead_autoscaler.cluster.conditions import Said, Written
-from fairlead_autoscaler.recording import Look
+from fairlead_autoscaler.cluster.attainment import SLOAttainment, add_observation
+from fairlead_autoscaler.cluster.conditions import ConditionValue, PublishedStatus
+from fairlead_autoscaler.recording import TickRecord
 
 _LOG = logging.getLogger("fairlead.autoscaler")
-_ROUND_SECONDS: Final = 1.0
+_WRITE_INTERVAL_SECONDS: Final = 1.0
 
 
-class Kube(Protocol):
+class StatusClient(Protocol):
     """As much of ``KubeApi`` as is needed here."""
 
     async def apply_status(self, manifest: Manifest, manager: str) -> Manifest:
@@ -34,7 +34,7 @@ class Kube(Protocol):
         ...
 
 
-class Models(Protocol):
+class ModelSource(Protocol):
     """The models as last heard of (``world.KubeWorld``)."""
 
     def models(self) -> Mapping[str, Manifest]:
@@ -45,30 +45,30 @@ class Models(Protocol):
         """One of them."""
         ...
 
-    def standing(self) -> Mapping[str, Mapping[str, str]]:
+    def foreign_writers(self) -> Mapping[str, Mapping[str, str]]:
         """Those that the autoscaler is asked about, and those that cannot be read: by pool, who else sets its number."""
         ...
 
 
 @dataclass(slots=True)
-class _Known:
+class _ModelHistory:
     """What is kept of a model from look to look. ``wall`` is when the last was."""
 
     uid: str
-    look: Look | None = None
-    attainment: Attainment = field(default_factory=Attainment)
-    written: Written | None = None
+    last_record: TickRecord | None = None
+    attainment: SLOAttainment = field(default_factory=SLOAttainment)
+    published: PublishedStatus | None = None
 
 
-class Telling:
+class StatusWriter:
     """``tell`` records an event; ``leads``: this process is the one that writes."""
 
     def __init__(
         self,
-        api: Kube,
-        models: Models,
+        api: StatusClient,
+        models: ModelSource,
         clock: Clock,
-        tell: Callable[[Manifest, News], None],
+        record_event: Callable[[Manifest, EventDraft], None],
         *,
         leads: Callable[[], bool],
         frozen: bool = False,
@@ -79,78 +79,82 @@ class Telling:
         self._api = api
         self._models = models
         self._clock = clock
-        self._tell = tell
+        self._tell = record_event
         self._leads = leads
         self._frozen = frozen
         self._pause = pause
-        self._known: dict[str, _Known] = {}
+        self._histories: dict[str, _ModelHistory] = {}
 
-    def keep(self, look: Look) -> None:
+    def on_record(self, record: TickRecord) -> None:
         """One look at one model."""
-        key = look.model.name
+        key = record.model.name
         model = self._models.model(key)
         if model is None:
-            self._known.pop(key, None)
+            self._histories.pop(key, None)
             return
         uid = str(metadata_of(model).get("uid", ""))
-        known = self._known.get(key)
+        known = self._histories.get(key)
         if known is None or known.uid != uid:
-            known = self._known[key] = _Known(uid)
-        if known.look is not None and self._leads():
-            for happening in happenings.of_looks(known.look, look):
+            known = self._histories[key] = _ModelHistory(uid)
+        if known.last_record is not None and self._leads():
+            for happening in happenings.scaling_events(known.last_record, record):
                 self._tell(model, happening)
-        known.attainment = seen(known.attainment, look.observation)
-        known.look = look
+        known.attainment = add_observation(known.attainment, record.observation)
+        known.last_record = record
 
     async def run(self) -> None:
         """Write what is due, until cancelled. A defect here costs what is told, never what is done."""
         while True:
             try:
                 if self._leads():
-                    await self.write()
+                    await self.write_all()
             except Exception:  # noqa: BLE001  # it is logged, and the next round begins anew
                 self.failures += 1
                 _LOG.exception("what is done could not be told")
-            await self._pause(_ROUND_SECONDS)
+            await self._pause(_WRITE_INTERVAL_SECONDS)
 
-    async def write(self) -> None:
+    async def write_all(self) -> None:
         """Once, of every model."""
-        models, standing = self._models.models(), self._models.standing()
+        models, standing = self._models.models(), self._models.foreign_writers()
         for key, model in models.items():
-            if leaving(model):
+            if is_deleting(model):
                 continue
-            known = self._known.get(key)
+            known = self._histories.get(key)
             if key not in standing:
-                self._known.pop(key, None)
-                if conditions.ours(model.get("status") or {}):
+                self._histories.pop(key, None)
+                if conditions.has_own_condition(model.get("status") or {}):
                     await self._apply(key, model, ())
-            elif known is not None and known.look is not None:
-                await self._said(key, model, known, known.look, standing[key])
-        for gone in self._known.keys() - models.keys():
-            del self._known[gone]
+            elif known is not None and known.last_record is not None:
+                await self._write_model(key, model, known, known.last_record, standing[key])
+        for gone in self._histories.keys() - models.keys():
+            del self._histories[gone]
 
-    async def _said(self, key: str, model: Manifest, known: _Known, look: Look, held: Mapping[str, str]) -> None:
-        said: list[Said] = [conditions.autoscaling(look, held, self._frozen)]
-        if (met := conditions.objectives_met(look, known.attainment)) is not None:
+    async def _write_model(
+        self, key: str, model: Manifest, known: _ModelHistory, look: TickRecord, held: Mapping[str, str]
+    ) -> None:
+        said: list[ConditionValue] = [conditions.autoscaling_condition(look, held, self._frozen)]
+        if (met := conditions.slo_condition(look, known.attainment)) is not None:
             said.append(met)
-        now, numbers = self._clock.now(), conditions.wanted(look)
-        if not conditions.due(known.written, said, numbers, now):
+        now, numbers = self._clock.now(), conditions.desired_instances(look)
+        if not conditions.is_write_due(known.published, said, numbers, now):
             return
         if not await self._apply(key, model, said):
             return
-        if known.written is not None:
-            for happening in happenings.of_conditions(known.written.said, said):
+        if known.published is not None:
+            for happening in happenings.condition_events(known.published.conditions, said):
                 self._tell(model, happening)
-        known.written = Written(tuple(said), now, numbers)
+        known.published = PublishedStatus(tuple(said), now, numbers)
 
-    async def _apply(self, key: str, model: Manifest, said: "tuple[Said, ...] | list[Said]") -> bool:
+    async def _apply(
+        self, key: str, model: Manifest, said: "tuple[ConditionValue, ...] | list[ConditionValue]"
+    ) -> bool:
         generation = int(metadata_of(model).get("generation") or 0)
         wall = datetime.fromtimestamp(self._clock.wall(), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        status = conditions.status(said, model.get("status") or {}, generation, wall)
+        status = conditions.status_patch(said, model.get("status") or {}, generation, wall)
         names = {name: metadata_of(model)[name] for name in ("name", "namespace", "uid") if name in metadata_of(model)}
         body = {"apiVersion": model["apiVersion"], "kind": model["kind"], "metadata": names, "status": status}
         try:
-            await self._api.apply_status(body, AUTOSCALER)
+            await self._api.apply_status(body, AUTOSCALER_FIELD_MANAGER)
         except NotFound:
             return False
         except FairleadError as error:

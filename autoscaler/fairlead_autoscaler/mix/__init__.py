@@ -10,23 +10,23 @@
 Nothing here does I/O; solving takes up to ``MixSettings.solve_seconds``.
 """
 
-from fairlead_autoscaler.mix.asking import Solver, solver, unhurried
-from fairlead_autoscaler.mix.desk import Desk
-from fairlead_autoscaler.mix.plan import plan_mix
+from fairlead_autoscaler.mix.asking import Solver, create_solver, simulation_solver
+from fairlead_autoscaler.mix.desk import SolverQueue
+from fairlead_autoscaler.mix.plan import solve_mix
 from fairlead_autoscaler.mix.tables import candidates_of, grid_of
 from fairlead_autoscaler.mix.throughput import throughput
-from fairlead_autoscaler.mix.values import Candidate, Mix, MixSettings
+from fairlead_autoscaler.mix.values import AcceleratorMix, MixSettings, PoolCandidate
 
 __all__ = [
-    "Candidate",
-    "Desk",
-    "Mix",
+    "AcceleratorMix",
     "MixSettings",
+    "PoolCandidate",
     "Solver",
+    "SolverQueue",
     "candidates_of",
+    "create_solver",
     "grid_of",
-    "plan_mix",
-    "solver",
+    "simulation_solver",
+    "solve_mix",
     "throughput",
-    "unhurried",
 ]

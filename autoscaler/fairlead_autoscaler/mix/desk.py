@@ -9,18 +9,18 @@ from collections.abc import Collection, Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 
 from fairlead_autoscaler.mix.asking import Solver
-from fairlead_autoscaler.scaling import MixAsked, MixTold
+from fairlead_autoscaler.scaling import MixRequest, MixResult
 
 
-class Desk:
+class SolverQueue:
     """``executor`` runs the solver; without one a thread of its own does. Call it from one thread."""
 
     def __init__(self, solver: Solver, executor: Executor | None = None) -> None:
         self._solver = solver
         self._executor = executor or ThreadPoolExecutor(1, thread_name_prefix="mix")
-        self._open: dict[str, dict[str, Future[MixTold]]] = {}
+        self._open: dict[str, dict[str, Future[MixResult]]] = {}
 
-    def ask(self, model: str, asks: Mapping[str, MixAsked]) -> None:
+    def submit(self, model: str, asks: Mapping[str, MixRequest]) -> None:
         """Have these solved; they are of the roles of ``model``."""
         for role, asked in asks.items():
             waiting = self._open.setdefault(model, {})
@@ -28,7 +28,7 @@ class Desk:
                 waiting[role].cancel()
             waiting[role] = self._executor.submit(self._solver, asked)
 
-    def told(self, model: str) -> dict[str, MixTold]:
+    def take_results(self, model: str) -> dict[str, MixResult]:
         """The answers, by role, that came since this was asked last."""
         waiting = self._open.get(model, {})
         done = {role: future.result() for role, future in waiting.items() if future.done()}
@@ -36,7 +36,7 @@ class Desk:
             del waiting[role]
         return done
 
-    def keep(self, models: Collection[str]) -> None:
+    def retain(self, models: Collection[str]) -> None:
         """Forget what others asked."""
         for gone in self._open.keys() - set(models):
             for future in self._open.pop(gone).values():

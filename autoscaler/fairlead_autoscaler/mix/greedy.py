@@ -11,11 +11,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fairlead_autoscaler.mix.values import Candidate
+from fairlead_autoscaler.mix.values import PoolCandidate
 
 
 @dataclass(frozen=True, slots=True)
-class Dealt:
+class GreedyMix:
     """Replicas of each candidate, the share of each shape that it takes (``shares[candidate][shape]``), and requests per
     second left over."""
 
@@ -24,21 +24,21 @@ class Dealt:
     unserved: float
 
 
-def deal(rates: Sequence[float], candidates: Sequence[Candidate]) -> Dealt:
+def solve_greedily(rates: Sequence[float], candidates: Sequence[PoolCandidate]) -> GreedyMix:
     """The greedy mix for ``rates`` (requests per second of each shape)."""
-    work = _Work(rates, candidates)
+    work = _GreedyState(rates, candidates)
     for shape in work.order():
         work.place(shape, rates[shape], work.bounds())
     counts = work.counts()
-    while (fewer := work.consolidated(counts)) is not None:
+    while (fewer := work.drop_replica(counts)) is not None:
         counts = fewer
-    return Dealt(tuple(counts), tuple(tuple(row) for row in work.shares()), work.unserved)
+    return GreedyMix(tuple(counts), tuple(tuple(row) for row in work.shares()), work.unserved)
 
 
-class _Work:
+class _GreedyState:
     """What has been placed where: ``placed[candidate][shape]`` requests per second, ``load[candidate]`` replicas' worth."""
 
-    def __init__(self, rates: Sequence[float], candidates: Sequence[Candidate]) -> None:
+    def __init__(self, rates: Sequence[float], candidates: Sequence[PoolCandidate]) -> None:
         self.rates = rates
         self.candidates = candidates
         self.placed = [[0.0] * len(rates) for _ in candidates]
@@ -79,7 +79,7 @@ class _Work:
             for one, load in zip(self.candidates, self.load, strict=True)
         ]
 
-    def consolidated(self, counts: list[int]) -> list[int] | None:
+    def drop_replica(self, counts: list[int]) -> list[int] | None:
         """One replica fewer somewhere, if the others' room holds what it had; the dearest such. None where there is none."""
         order = sorted(range(len(counts)), key=lambda at: -self.candidates[at].cost_per_hour)
         for at in order:
@@ -87,11 +87,11 @@ class _Work:
                 continue
             fewer = counts.copy()
             fewer[at] -= 1
-            if self._squeezed(at, fewer):
+            if self._fit_into_room(at, fewer):
                 return fewer
         return None
 
-    def _squeezed(self, at: int, counts: list[int]) -> bool:
+    def _fit_into_room(self, at: int, counts: list[int]) -> bool:
         """Move what is over one replica fewer of ``at`` into the others' room; False, and all as before, where it does not
         fit."""
         placed, load, unserved = [row.copy() for row in self.placed], self.load.copy(), self.unserved

@@ -6,14 +6,16 @@ part of a big one costs more than a whole small one. Nothing here says so; it is
 
 from collections.abc import Sequence
 
-from fairlead.decision import Input
+from fairlead.decision import DecisionInput
 from fairlead.errors import BadInput
-from fairlead_autoscaler.mix.greedy import Dealt, deal
-from fairlead_autoscaler.mix.program import Solved, prices, solve
-from fairlead_autoscaler.mix.values import Candidate, Mix, MixSettings
+from fairlead_autoscaler.mix.greedy import GreedyMix, solve_greedily
+from fairlead_autoscaler.mix.program import MilpSolution, solve_milp, start_stop_prices
+from fairlead_autoscaler.mix.values import AcceleratorMix, MixSettings, PoolCandidate
 
 
-def plan_mix(rates: Sequence[float], candidates: Sequence[Candidate], settings: MixSettings | None = None) -> Mix:
+def solve_mix(
+    rates: Sequence[float], candidates: Sequence[PoolCandidate], settings: MixSettings | None = None
+) -> AcceleratorMix:
     """The cheapest replicas that carry ``rates`` (requests per second of each shape). Always answers: where the solver runs
     out of time with nothing better, or no replicas within the bounds carry the load, it is the greedy mix and says so.
     Shapes that no candidate can serve are left out and counted as unserved. Raises BadInput only for tables whose sizes do
@@ -26,43 +28,45 @@ def plan_mix(rates: Sequence[float], candidates: Sequence[Candidate], settings: 
     able = [any(one.throughput[shape] > 0.0 for one in candidates) for shape in range(len(wanted))]
     served = [rate if can else 0.0 for rate, can in zip(wanted, able, strict=True)]
     hopeless = sum(wanted) - sum(served)
-    dealt = deal(served, candidates)
+    dealt = solve_greedily(served, candidates)
     if sum(served) <= 0.0:
         return _idle(wanted, candidates, hopeless)
-    solved = solve(served, candidates, chosen, start=None if dealt.unserved > 0.0 else dealt.replicas)
+    solved = solve_milp(served, candidates, chosen, start=None if dealt.unserved > 0.0 else dealt.replicas)
     if solved.replicas is not None and solved.shares is not None:
         better = solved.status == "optimal" or dealt.unserved > 0.0
-        if better or _price(solved.replicas, candidates, chosen) <= _price(dealt.replicas, candidates, chosen):
-            return _from_program(solved, solved.replicas, solved.shares, wanted, candidates, hopeless)
+        if better or _hourly_cost(solved.replicas, candidates, chosen) <= _hourly_cost(
+            dealt.replicas, candidates, chosen
+        ):
+            return _from_milp(solved, solved.replicas, solved.shares, wanted, candidates, hopeless)
     return _from_greedy(solved, dealt, wanted, candidates, hopeless)
 
 
-def _price(replicas: Sequence[int], candidates: Sequence[Candidate], settings: MixSettings) -> float:
+def _hourly_cost(replicas: Sequence[int], candidates: Sequence[PoolCandidate], settings: MixSettings) -> float:
     """Cost per hour, starts and changes included."""
     total = 0.0
     for count, one in zip(replicas, candidates, strict=True):
-        up, down = prices(one, settings)
+        up, down = start_stop_prices(one, settings)
         total += count * one.cost_per_hour + max(0, count - one.running) * up + max(0, one.running - count) * down
     return total
 
 
-def _from_program(
-    solved: Solved,
+def _from_milp(
+    solved: MilpSolution,
     replicas: tuple[int, ...],
     shares: tuple[tuple[float, ...], ...],
     rates: Sequence[float],
-    candidates: Sequence[Candidate],
+    candidates: Sequence[PoolCandidate],
     hopeless: float,
-) -> Mix:
+) -> AcceleratorMix:
     proven = solved.status == "optimal"
     said = "the cheapest there is" if proven else "the best that was found in time"
     rule = "milp" if proven else "milp-limit"
-    return _mix(replicas, shares, rates, candidates, hopeless, rule, said)
+    return _accelerator_mix(replicas, shares, rates, candidates, hopeless, rule, said)
 
 
 def _from_greedy(
-    solved: Solved, dealt: Dealt, rates: Sequence[float], candidates: Sequence[Candidate], hopeless: float
-) -> Mix:
+    solved: MilpSolution, dealt: GreedyMix, rates: Sequence[float], candidates: Sequence[PoolCandidate], hopeless: float
+) -> AcceleratorMix:
     rules = {"infeasible": "greedy-infeasible", "limit": "greedy-timeout"}
     why = {
         "infeasible": "the bounds of the pools do not allow what the load needs: greedy, as much as they carry",
@@ -70,27 +74,29 @@ def _from_greedy(
     }
     said = why.get(solved.status, "the solver gave no answer: greedy, each shape where it is cheapest")
     rule = rules.get(solved.status, "greedy-failed")
-    return _mix(dealt.replicas, dealt.shares, rates, candidates, hopeless + dealt.unserved, rule, said)
+    return _accelerator_mix(dealt.replicas, dealt.shares, rates, candidates, hopeless + dealt.unserved, rule, said)
 
 
-def _idle(rates: Sequence[float], candidates: Sequence[Candidate], hopeless: float) -> Mix:
+def _idle(rates: Sequence[float], candidates: Sequence[PoolCandidate], hopeless: float) -> AcceleratorMix:
     nothing = tuple((0.0,) * len(rates) for _ in candidates)
     said = "no request arrives that a pool could serve, so only the pools' minima"
-    return _mix(tuple(one.minimum for one in candidates), nothing, rates, candidates, hopeless, "idle", said)
+    return _accelerator_mix(
+        tuple(one.minimum for one in candidates), nothing, rates, candidates, hopeless, "idle", said
+    )
 
 
-def _mix(
+def _accelerator_mix(
     replicas: Sequence[int],
     shares: Sequence[tuple[float, ...]],
     rates: Sequence[float],
-    candidates: Sequence[Candidate],
+    candidates: Sequence[PoolCandidate],
     unserved: float,
     rule: str,
     said: str,
-) -> Mix:
+) -> AcceleratorMix:
     cost = sum([count * one.cost_per_hour for count, one in zip(replicas, candidates, strict=True)])
     total = sum(rates)
-    parts, inputs = [], {"requests_per_second": Input(total), "unserved_per_second": Input(unserved)}
+    parts, inputs = [], {"requests_per_second": DecisionInput(total), "unserved_per_second": DecisionInput(unserved)}
     for count, one, row in zip(replicas, candidates, shares, strict=True):
         share = sum([part * rate for part, rate in zip(row, rates, strict=True)]) / total if total > 0.0 else 0.0
         load = sum(
@@ -100,14 +106,14 @@ def _mix(
                 if part > 0.0 and each > 0.0
             ]
         )
-        inputs |= {f"{one.name}/share": Input(share), f"{one.name}/load_replicas": Input(load)}
+        inputs |= {f"{one.name}/share": DecisionInput(share), f"{one.name}/load_replicas": DecisionInput(load)}
         if count:
             parts.append(f"{count} × {one.name} for {share:.0%} of requests")
     reason = f"{', '.join(parts) or 'no replicas'}; {cost:.2f} an hour, {said}"
     if unserved > 1e-9:
         reason += f"; {unserved:.2f} requests a second cannot be served within objectives and bounds"
     names = [one.name for one in candidates]
-    return Mix(
+    return AcceleratorMix(
         dict(zip(names, replicas, strict=True)),
         dict(zip(names, shares, strict=True)),
         cost,

@@ -19,11 +19,11 @@ from dataclasses import dataclass
 import highspy
 import numpy as np
 
-from fairlead_autoscaler.mix.values import Candidate, MixSettings
+from fairlead_autoscaler.mix.values import MixSettings, PoolCandidate
 
 
 @dataclass(frozen=True, slots=True)
-class Solved:
+class MilpSolution:
     """``status``: ``optimal``, ``limit`` (time ran out; the best found, if any), ``infeasible`` or ``failed``. Replicas and
     shares (``shares[candidate][shape]``) are None where nothing was found."""
 
@@ -32,20 +32,20 @@ class Solved:
     shares: tuple[tuple[float, ...], ...] | None = None
 
 
-def prices(one: Candidate, settings: MixSettings) -> tuple[float, float]:
+def start_stop_prices(one: PoolCandidate, settings: MixSettings) -> tuple[float, float]:
     """What a replica more and one fewer are charged beside their cost, per hour."""
     change = settings.change_share * one.cost_per_hour
     return one.cost_per_hour * one.startup_seconds / settings.hold_seconds + change, change
 
 
-def solve(
+def solve_milp(
     rates: Sequence[float],
-    candidates: Sequence[Candidate],
+    candidates: Sequence[PoolCandidate],
     settings: MixSettings,
     *,
     start: Sequence[int] | None = None,
     slices: int = 0,
-) -> Solved:
+) -> MilpSolution:
     """Solve for ``rates`` within ``settings.solve_seconds``. ``start``: replicas of a mix that is known to do, to begin
     with. With ``slices`` the shares are whole slices, as Mélange has them; that is what benches compare with."""
     shapes = [shape for shape, rate in enumerate(rates) if rate > 0.0]
@@ -58,23 +58,23 @@ def solve(
     highs.setOptionValue("time_limit", settings.solve_seconds)
     parts = [shape for shape in shapes for _ in range(max(1, slices))]
     part_rates = [rates[shape] / max(1, slices) for shape in parts]
-    highs.passModel(_model(columns, part_rates, parts, candidates, settings, slices > 0))
+    highs.passModel(_build_model(columns, part_rates, parts, candidates, settings, slices > 0))
     if start is not None:
         index = np.array([columns.count(at) for at in range(len(candidates))], dtype=np.int32)
         highs.setSolution(len(index), index, np.array(start, dtype=np.double))
     highs.run()
     status = highs.getModelStatus()
     if status == highspy.HighsModelStatus.kInfeasible:
-        return Solved("infeasible")
+        return MilpSolution("infeasible")
     found = highs.getInfo().primal_solution_status == highspy.SolutionStatus.kSolutionStatusFeasible
     if status == highspy.HighsModelStatus.kOptimal:
         name = "optimal"
     elif status == highspy.HighsModelStatus.kTimeLimit:
         name = "limit"
     else:
-        return Solved("failed")
+        return MilpSolution("failed")
     if not found:
-        return Solved(name if name == "limit" else "failed")
+        return MilpSolution(name if name == "limit" else "failed")
     values = highs.getSolution().col_value
     replicas = tuple(round(values[columns.count(at)]) for at in range(len(candidates)))
     shares = []
@@ -83,7 +83,7 @@ def solve(
         for part, shape in enumerate(parts):
             row[shape] += min(1.0, max(0.0, values[columns.share(at, part)])) / max(1, slices)
         shares.append(tuple(row))
-    return Solved(name, replicas, tuple(shares))
+    return MilpSolution(name, replicas, tuple(shares))
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,11 +110,11 @@ class _Columns:
         return self.candidates * (3 + self.parts)
 
 
-def _model(
+def _build_model(
     columns: _Columns,
     rates: Sequence[float],
     parts: Sequence[int],
-    candidates: Sequence[Candidate],
+    candidates: Sequence[PoolCandidate],
     settings: MixSettings,
     whole: bool,
 ) -> highspy.HighsLp:
@@ -134,7 +134,7 @@ def _model(
     for at, one in enumerate(candidates):
         count, up, down = columns.count(at), columns.up(at), columns.down(at)
         cost[count] = one.cost_per_hour
-        cost[up], cost[down] = prices(one, settings)
+        cost[up], cost[down] = start_stop_prices(one, settings)
         lower[count], upper[count] = one.minimum, one.maximum
         upper[up] = upper[down] = endless
         kinds[count] = highspy.HighsVarType.kInteger

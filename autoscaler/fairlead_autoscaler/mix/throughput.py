@@ -11,7 +11,7 @@ program of the mix assumes, as Mélange does.
 
 from dataclasses import replace
 
-from fairlead.fleet import Objectives
+from fairlead.fleet import SloTargets
 from fairlead.profile import EngineProfile
 from fairlead_autoscaler.scaling import capacity
 from fairlead_autoscaler.scaling.settings import ScalingSettings
@@ -21,21 +21,21 @@ def throughput(
     profile: EngineProfile,
     prompt_tokens: float,
     output_tokens: float,
-    objectives: Objectives,
+    objectives: SloTargets,
     settings: ScalingSettings | None = None,
 ) -> float:
     """Requests per second of this shape on one engine; 0 where it cannot meet the objectives even alone."""
     prompt, output = max(1.0, prompt_tokens), max(1.0, output_tokens)
-    limit, itl = objectives.ttft_limit(prompt), objectives.itl_seconds
+    limit, itl = objectives.ttft_limit_seconds(prompt), objectives.itl_seconds
     if prompt + output > profile.kv_tokens:
         return 0.0
-    if limit is not None and profile.prefill(prompt) > limit:
+    if limit is not None and profile.prefill_time(prompt) > limit:
         return 0.0
-    alone = profile.step(computed=1, sequences=1, resident=round(prompt + output / 2.0))
+    alone = profile.step_time(computed=1, sequences=1, resident=round(prompt + output / 2.0))
     if itl is not None and output >= 2.0 and alone > itl:
         return 0.0
-    kept = capacity.Objectives(limit, itl, max(1e-4, 1.0 - objectives.target))
-    shape = capacity.Mix(prompt, output, uneven=0.0)
-    step = capacity.Step.of(profile)
+    kept = capacity.LatencyTargets(limit, itl, max(1e-4, 1.0 - objectives.target))
+    shape = capacity.MeanRequest(prompt, output, prompt_variability=0.0)
+    step = capacity.StepModel.from_profile(profile)
     strict = replace(settings or ScalingSettings(), busy_least=0.0)
-    return capacity.knee(step, shape, kept, 1.0, strict).requests_per_second
+    return capacity.knee_capacity(step, shape, kept, 1.0, strict).requests_per_second

@@ -7,10 +7,10 @@ order, in requests per second. A throughput of 0 says that the accelerator canno
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from fairlead.decision import Input
-from fairlead_autoscaler.scaling import Candidate
+from fairlead.decision import DecisionInput
+from fairlead_autoscaler.scaling import PoolCandidate
 
-__all__ = ["Candidate", "Mix", "MixSettings"]
+__all__ = ["AcceleratorMix", "MixSettings", "PoolCandidate"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class MixSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class Mix:
+class AcceleratorMix:
     """How many replicas of each pool, and which share (0..1) of each shape it takes (``shares[pool][shape]``).
     ``cost_per_hour`` is that of the replicas alone. ``unserved`` is the requests per second that no pool can take. ``rule``:
     ``milp`` (proven cheapest), ``milp-limit`` (best found in time), ``greedy-timeout``, ``greedy-infeasible``,
@@ -37,4 +37,4 @@ class Mix:
     unserved: float
     rule: str
     reason: str
-    inputs: Mapping[str, Input] = field(default_factory=dict)
+    inputs: Mapping[str, DecisionInput] = field(default_factory=dict)

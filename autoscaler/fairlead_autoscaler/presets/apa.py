@@ -25,11 +25,11 @@ there, as the formula has it: AIBrix does not come back from zero by itself.
 import math
 from dataclasses import dataclass, replace
 
-from fairlead.decision import Input
+from fairlead.decision import DecisionInput
 from fairlead.errors import BadInput
-from fairlead_autoscaler.presets.scaler import EachPool
-from fairlead_autoscaler.presets.signals import Metric, PoolLook, of_replica
-from fairlead_autoscaler.scaling.values import PoolPlan, ReplicaState, ScaledModel
+from fairlead_autoscaler.presets.scaler import PerPoolController
+from fairlead_autoscaler.presets.signals import Metric, PoolSample, replica_metric
+from fairlead_autoscaler.scaling.values import ModelSpec, PoolPlan, ReplicaState
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,19 +57,19 @@ class ApaState:
     recommended: tuple[tuple[float, int], ...] = ()
 
 
-def apa(model: ScaledModel, settings: ApaSettings) -> EachPool[ApaState]:
+def apa(model: ModelSpec, settings: ApaSettings) -> PerPoolController[ApaState]:
     """An APA on every pool; the bounds are each pool's own. Raises BadInput for a metric that no pod has."""
     if settings.metric is Metric.REQUEST_RATE:
         raise BadInput("APA reads metrics of pods, and no pod has a request rate", field="metric")
 
-    def decide(state: ApaState, look: PoolLook) -> tuple[ApaState, PoolPlan | None]:
+    def decide(state: ApaState, look: PoolSample) -> tuple[ApaState, PoolPlan | None]:
         return _decide(state, look, settings)
 
-    return EachPool(model, decide, start=ApaState(), period_seconds=settings.period_seconds)
+    return PerPoolController(model, decide, start=ApaState(), period_seconds=settings.period_seconds)
 
 
-def _decide(state: ApaState, look: PoolLook, settings: ApaSettings) -> tuple[ApaState, PoolPlan | None]:
-    least, most, current = look.facts.minimum, look.facts.maximum, look.seen.desired
+def _decide(state: ApaState, look: PoolSample, settings: ApaSettings) -> tuple[ApaState, PoolPlan | None]:
+    least, most, current = look.spec.minimum, look.spec.maximum, look.observed.desired
     if current == 0 and least != 0:
         return state, None
     if not least <= current <= most:
@@ -81,27 +81,27 @@ def _decide(state: ApaState, look: PoolLook, settings: ApaSettings) -> tuple[Apa
     elif settings.fixed or not state.averages:
         return state, None
     average = sum(value for _, value in state.averages) / len(state.averages)
-    asked = min(max(_asked(current, average / settings.target, settings), least), most)
-    state, replicas = _cooled(state, asked, current, look.now, settings)
+    asked = min(max(_recommended(current, average / settings.target, settings), least), most)
+    state, replicas = _apply_cooldown(state, asked, current, look.now, settings)
     rule = "apa/metric" if replicas == asked else "apa/cool-down"
-    inputs = {"average": Input(average), "asked": Input(asked)}
+    inputs = {"average": DecisionInput(average), "asked": DecisionInput(asked)}
     return state, PoolPlan(min(max(replicas, least), most), rule, f"The average asks for {asked} of {current}.", inputs)
 
 
-def _values(look: PoolLook, settings: ApaSettings) -> list[float]:
+def _values(look: PoolSample, settings: ApaSettings) -> list[float]:
     """A value of each pod. As shipped, one that does not answer has 0."""
-    if look.seen.replicas is None:
-        return [] if settings.fixed else [0.0] * (look.seen.ready + look.seen.pending + look.seen.draining)
-    pods = look.seen.replicas
+    if look.observed.replicas is None:
+        return [] if settings.fixed else [0.0] * (look.observed.ready + look.observed.pending + look.observed.draining)
+    pods = look.observed.replicas
     if settings.fixed:
         pods = tuple(one for one in pods if one.state is ReplicaState.READY)
-    found = [of_replica(settings.metric, one) for one in pods]
+    found = [replica_metric(settings.metric, one) for one in pods]
     if settings.fixed:
         return [value for value in found if value is not None]
     return [value or 0.0 for value in found]
 
 
-def _asked(current: int, ratio: float, settings: ApaSettings) -> int:
+def _recommended(current: int, ratio: float, settings: ApaSettings) -> int:
     if ratio > 1.0 + settings.up_tolerance:
         return min(math.ceil(current * ratio), math.ceil(settings.max_up_rate * current))
     if ratio < 1.0 - settings.down_tolerance:
@@ -109,7 +109,9 @@ def _asked(current: int, ratio: float, settings: ApaSettings) -> int:
     return current
 
 
-def _cooled(state: ApaState, asked: int, current: int, now: float, settings: ApaSettings) -> tuple[ApaState, int]:
+def _apply_cooldown(
+    state: ApaState, asked: int, current: int, now: float, settings: ApaSettings
+) -> tuple[ApaState, int]:
     longest = max(settings.up_cooldown_seconds, settings.down_cooldown_seconds)
     kept = (one for one in state.recommended if one[0] > now - longest)
     state = replace(state, recommended=(*kept, (now, asked)))

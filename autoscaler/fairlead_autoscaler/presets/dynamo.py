@@ -30,12 +30,12 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
-from fairlead.decision import Input
+from fairlead.decision import DecisionInput
 from fairlead.fleet import Role
 from fairlead.profile import EngineProfile
-from fairlead_autoscaler.presets.dynamo_forecast import Forecast, Series
-from fairlead_autoscaler.presets.signals import due
-from fairlead_autoscaler.scaling.values import Observation, Plan, PoolFacts, PoolPlan, ScaledModel
+from fairlead_autoscaler.presets.dynamo_forecast import ForecastMethod, LevelTrendSeries
+from fairlead_autoscaler.presets.signals import is_due
+from fairlead_autoscaler.scaling.values import ModelSpec, Observation, PoolPlan, PoolSpec, ScalingPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +43,14 @@ class DynamoSettings:
     """``headroom`` multiplies the load that is sized for."""
 
     headroom: float = 1.0
-    forecast: Forecast = Forecast.KALMAN
+    forecast: ForecastMethod = ForecastMethod.KALMAN
     interval_seconds: float = 180.0
     default_ttft_seconds: float = 0.5
     default_itl_seconds: float = 0.05
 
 
 @dataclass(frozen=True, slots=True)
-class Sums:
+class IntervalSums:
     """What an interval added up to: gateway counts with the seconds they cover, engine counts likewise."""
 
     seconds: float = 0.0
@@ -62,7 +62,7 @@ class Sums:
     ttft_seconds: float = 0.0
     itl_seconds: float = 0.0
 
-    def then(self, observation: Observation, seconds: float) -> "Sums":
+    def plus(self, observation: Observation, seconds: float) -> "IntervalSums":
         """With a look and the ``seconds`` since the one before."""
         result = self
         if observation.gateway is not None:
@@ -82,19 +82,19 @@ class Sums:
             itl_seconds=self.itl_seconds + _sum(one.itl_seconds for one in replicas),
         )
 
-    def means(self, interval: float) -> "Means":
+    def means(self, interval: float) -> "IntervalMeans":
         """Requests of a whole interval, and means of a request; None where nothing was counted."""
-        return Means(
+        return IntervalMeans(
             self.arrivals / self.seconds * interval if self.seconds > 0 else None,
-            _over(self.prompt_tokens, self.arrivals),
-            _over(self.generated_tokens, self.finished),
-            _over(self.ttft_seconds, self.first_tokens),
-            _over(self.itl_seconds, self.generated_tokens - self.first_tokens),
+            _mean(self.prompt_tokens, self.arrivals),
+            _mean(self.generated_tokens, self.finished),
+            _mean(self.ttft_seconds, self.first_tokens),
+            _mean(self.itl_seconds, self.generated_tokens - self.first_tokens),
         )
 
 
 @dataclass(frozen=True, slots=True)
-class Means:
+class IntervalMeans:
     """Of an interval: ``requests``, tokens of a prompt and of an answer, TTFT and ITL in seconds."""
 
     requests: float | None
@@ -105,7 +105,7 @@ class Means:
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
+class ForecastLoad:
     """What is sized for: requests a second, tokens of a prompt, tokens of an answer."""
 
     rate: float
@@ -113,41 +113,41 @@ class Load:
     answer: float
 
 
-class Dynamo:
+class DynamoPlanner:
     """The planner: adds up an interval, then forecasts and sizes."""
 
-    def __init__(self, model: ScaledModel, settings: DynamoSettings) -> None:
+    def __init__(self, model: ModelSpec, settings: DynamoSettings) -> None:
         self._model = model
         self._settings = settings
-        self._sums = Sums()
-        self._requests, self._prompt, self._answer = Series(), Series(), Series()
+        self._sums = IntervalSums()
+        self._requests, self._prompt, self._answer = LevelTrendSeries(), LevelTrendSeries(), LevelTrendSeries()
         self._looked: float | None = None
         self._acted: float | None = None
 
-    def step(self, observation: Observation) -> Plan:
+    def step(self, observation: Observation) -> ScalingPlan:
         """See ``Scaler``."""
         now, interval = observation.now, self._settings.interval_seconds
         if self._looked is None or self._acted is None:
             self._looked = self._acted = now
-            return Plan()
-        self._sums = self._sums.then(observation, now - self._looked)
+            return ScalingPlan()
+        self._sums = self._sums.plus(observation, now - self._looked)
         self._looked = now
-        if not due(self._acted, now, interval):
-            return Plan()
-        means, self._sums, self._acted = self._sums.means(interval), Sums(), now
-        self._requests = self._requests.then(means.requests or 0.0)
-        self._prompt = self._prompt.then(means.prompt or 0.0)
-        self._answer = self._answer.then(means.answer or 0.0)
+        if not is_due(self._acted, now, interval):
+            return ScalingPlan()
+        means, self._sums, self._acted = self._sums.means(interval), IntervalSums(), now
+        self._requests = self._requests.plus(means.requests or 0.0)
+        self._prompt = self._prompt.plus(means.prompt or 0.0)
+        self._answer = self._answer.plus(means.answer or 0.0)
         if None in (means.prompt, means.answer, means.ttft, means.itl):
-            return Plan()
+            return ScalingPlan()
         guess = self._settings.forecast
         rate = self._settings.headroom * max(0.0, self._requests.next(guess)) / interval
-        load = Load(rate, max(0.0, self._prompt.next(guess)), max(0.0, self._answer.next(guess)))
-        return Plan(sized(self._model, self._settings, load, means, observation))
+        load = ForecastLoad(rate, max(0.0, self._prompt.next(guess)), max(0.0, self._answer.next(guess)))
+        return ScalingPlan(size_pools(self._model, self._settings, load, means, observation))
 
 
-def sized(
-    model: ScaledModel, settings: DynamoSettings, load: Load, means: Means, observation: Observation
+def size_pools(
+    model: ModelSpec, settings: DynamoSettings, load: ForecastLoad, means: IntervalMeans, observation: Observation
 ) -> dict[str, PoolPlan]:
     """How many engines the first pool of each role should have for ``load``."""
     ttft = settings.default_ttft_seconds if model.ttft_seconds is None else model.ttft_seconds
@@ -169,14 +169,18 @@ def sized(
         if capacity <= 0.0:
             continue
         replicas = min(max(math.ceil(offered / capacity), 1, facts.minimum), facts.maximum)
-        inputs = {"offered": Input(offered), "capacity": Input(capacity), "correction": Input(correction)}
+        inputs = {
+            "offered": DecisionInput(offered),
+            "capacity": DecisionInput(capacity),
+            "correction": DecisionInput(correction),
+        }
         plans[facts.name] = PoolPlan(replicas, "dynamo/throughput", "Forecast load over profiled capacity.", inputs)
     return plans
 
 
 def prefill_seconds(profile: EngineProfile, prompt: float) -> float:
     """What a prompt alone on an engine takes to its first token."""
-    return profile.prefill(prompt)
+    return profile.prefill_time(prompt)
 
 
 def prefill_rate(profile: EngineProfile, prompt: float) -> float:
@@ -186,7 +190,7 @@ def prefill_rate(profile: EngineProfile, prompt: float) -> float:
 
 def decode_rate(profile: EngineProfile, context: float, itl: float) -> float:
     """The most tokens a second at which a step takes at most ``itl``; that of a single sequence where even one takes longer."""
-    batch = _largest(_most(profile, context), lambda b: step_seconds(profile, b, context, 0.0) <= itl)
+    batch = _largest_batch(_max_batch(profile, context), lambda b: step_seconds(profile, b, context, 0.0) <= itl)
     return batch / step_seconds(profile, batch, context, 0.0)
 
 
@@ -202,20 +206,20 @@ def serve_rate(profile: EngineProfile, prompt: float, answer: float, ttft: float
     def meets(batch: int) -> bool:
         return seconds(batch) <= itl and math.ceil(prompt / profile.step_tokens) * seconds(batch) <= ttft
 
-    batch = _largest(_most(profile, context), meets)
+    batch = _largest_batch(_max_batch(profile, context), meets)
     return min(batch / answer, profile.step_tokens / prompt) / seconds(batch)
 
 
 def step_seconds(profile: EngineProfile, batch: int, context: float, prompt_tokens: float) -> float:
     """A step that decodes ``batch`` sequences of ``context`` tokens and computes ``prompt_tokens``."""
-    return profile.step(computed=round(prompt_tokens) + batch, sequences=batch, resident=round(batch * context))
+    return profile.step_time(computed=round(prompt_tokens) + batch, sequences=batch, resident=round(batch * context))
 
 
-def _most(profile: EngineProfile, context: float) -> int:
+def _max_batch(profile: EngineProfile, context: float) -> int:
     return max(1, min(profile.max_sequences, math.floor(profile.kv_tokens / max(1.0, context))))
 
 
-def _largest(most: int, holds: Callable[[int], bool]) -> int:
+def _largest_batch(most: int, holds: Callable[[int], bool]) -> int:
     """The largest batch up to ``most`` that holds, where a batch holds whenever a larger one does; 1 where none does."""
     least = 1
     while least < most:
@@ -224,19 +228,19 @@ def _largest(most: int, holds: Callable[[int], bool]) -> int:
     return least
 
 
-def _decode_correction(profile: EngineProfile, means: Means, engines: int, settings: DynamoSettings) -> float:
+def _decode_correction(profile: EngineProfile, means: IntervalMeans, engines: int, settings: DynamoSettings) -> float:
     """Measured ITL over the profiled one at the concurrency that the interval had (Little: rate × time of a request)."""
     if means.requests is None or not engines or means.prompt is None or means.answer is None or means.itl is None:
         return 1.0
     lasted = (means.ttft or 0.0) + means.answer * means.itl
     concurrency = means.requests / engines * lasted / settings.interval_seconds
     context = means.prompt + means.answer / 2.0
-    batch = max(1, min(round(concurrency), _most(profile, context)))
+    batch = max(1, min(round(concurrency), _max_batch(profile, context)))
     return _ratio(means.itl, step_seconds(profile, batch, context, 0.0))
 
 
-def _first_of_each(pools: Iterable[PoolFacts]) -> list[PoolFacts]:
-    first: dict[Role, PoolFacts] = {}
+def _first_of_each(pools: Iterable[PoolSpec]) -> list[PoolSpec]:
+    first: dict[Role, PoolSpec] = {}
     for facts in pools:
         first.setdefault(facts.role, facts)
     return list(first.values())
@@ -246,7 +250,7 @@ def _sum(values: Iterable[float | None]) -> float:
     return sum([value for value in values if value is not None])
 
 
-def _over(total: float, count: float) -> float | None:
+def _mean(total: float, count: float) -> float | None:
     return total / count if count > 0 else None
 
 

@@ -16,7 +16,7 @@ from enum import StrEnum
 _FIRST_VARIANCE = 1000.0
 
 
-class Forecast(StrEnum):
+class ForecastMethod(StrEnum):
     """How the next interval is guessed."""
 
     CONSTANT = "constant"
@@ -24,7 +24,7 @@ class Forecast(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Series:
+class LevelTrendSeries:
     """A local linear trend: level and trend with their covariance (of level, of both, of trend). ``seen``: any value yet."""
 
     seen: bool = False
@@ -38,7 +38,7 @@ class Series:
     trend_noise: float = 0.1
     measurement_noise: float = 10.0
 
-    def then(self, value: float) -> "Series":
+    def plus(self, value: float) -> "LevelTrendSeries":
         """With the next interval's value."""
         if not self.seen:
             return self if value == 0.0 else replace(self, seen=True, last=value, level=value)
@@ -56,11 +56,11 @@ class Series:
             trend_variance=ahead.trend_variance - trend_gain * ahead.covariance,
         )
 
-    def next(self, forecast: Forecast) -> float:
+    def next(self, forecast: ForecastMethod) -> float:
         """The value guessed for the next interval; 0 before there was any."""
-        return self.last if forecast is Forecast.CONSTANT or not self.seen else self._ahead().level
+        return self.last if forecast is ForecastMethod.CONSTANT or not self.seen else self._ahead().level
 
-    def _ahead(self) -> "Series":
+    def _ahead(self) -> "LevelTrendSeries":
         return replace(
             self,
             level=self.level + self.trend,

@@ -27,14 +27,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
-from fairlead.decision import Input
-from fairlead_autoscaler.presets.hpa_behavior import Behavior, Events, History, down_seconds, limited, stabilized
-from fairlead_autoscaler.presets.scaler import EachPool
-from fairlead_autoscaler.presets.signals import Metric, PoolLook, of_pool, of_replica
-from fairlead_autoscaler.scaling.values import PoolPlan, ReplicaState, ScaledModel
+from fairlead.decision import DecisionInput
+from fairlead_autoscaler.presets.hpa_behavior import (
+    History,
+    ScaleEvents,
+    ScalingBehavior,
+    down_window_seconds,
+    limit_rate,
+    stabilize,
+)
+from fairlead_autoscaler.presets.scaler import PerPoolController
+from fairlead_autoscaler.presets.signals import Metric, PoolSample, pool_metric, replica_metric
+from fairlead_autoscaler.scaling.values import ModelSpec, PoolPlan, ReplicaState
 
 
-class Phase(StrEnum):
+class PodPhase(StrEnum):
     """What counts about a pod."""
 
     RUNNING = "running"
@@ -43,22 +50,22 @@ class Phase(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Pod:
+class HpaPod:
     """``milli`` is its metric in thousandths; None where it has none."""
 
-    phase: Phase
+    phase: PodPhase
     milli: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class HpaObservation:
     """What the controller looks at: ``spec`` and ``status`` replicas of the target, and either ``pods`` or the ``total`` in
     thousandths; both None: no metric."""
 
     now: float
     spec: int
     status: int
-    pods: tuple[Pod, ...] | None = None
+    pods: tuple[HpaPod, ...] | None = None
     total_milli: int | None = None
 
 
@@ -72,7 +79,7 @@ class HpaSettings:
     maximum: int = 1
     tolerance: float = 0.1
     down_window_seconds: float = 300.0
-    behavior: Behavior | None = None
+    behavior: ScalingBehavior | None = None
     period_seconds: float = 15.0
 
     @property
@@ -80,7 +87,7 @@ class HpaSettings:
         """The target in thousandths, rounded up as a Kubernetes quantity is."""
         return milli(self.target)
 
-    def within(self, ratio: float) -> bool:
+    def is_within_tolerance(self, ratio: float) -> bool:
         """Whether a ratio is too near to 1 to act on."""
         up = down = self.tolerance
         if self.behavior is not None:
@@ -94,47 +101,49 @@ class HpaState:
     """What was wanted, before windows and limits, and what was changed."""
 
     wanted: History = ()
-    events: Events = field(default_factory=Events)
+    events: ScaleEvents = field(default_factory=ScaleEvents)
 
 
-def hpa(model: ScaledModel, settings: HpaSettings) -> EachPool[HpaState]:
+def hpa(model: ModelSpec, settings: HpaSettings) -> PerPoolController[HpaState]:
     """An HPA on every pool; the bounds are each pool's own."""
 
-    def decide(state: HpaState, look: PoolLook) -> tuple[HpaState, PoolPlan | None]:
-        own = bounded(settings, look)
-        if not state.wanted and look.seen.desired < own.minimum:
+    def decide(state: HpaState, look: PoolSample) -> tuple[HpaState, PoolPlan | None]:
+        own = with_pool_bounds(settings, look)
+        if not state.wanted and look.observed.desired < own.minimum:
             state = HpaState(wanted=((look.now, own.minimum),))
             return state, PoolPlan(own.minimum, "hpa/deployed", "A target of an HPA is deployed with its minimum.")
-        return reconcile(state, see(own, look), own)
+        return reconcile(state, hpa_observation(own, look), own)
 
-    return EachPool(model, decide, start=HpaState(), period_seconds=settings.period_seconds)
+    return PerPoolController(model, decide, start=HpaState(), period_seconds=settings.period_seconds)
 
 
-def bounded(settings: HpaSettings, look: PoolLook) -> HpaSettings:
+def with_pool_bounds(settings: HpaSettings, look: PoolSample) -> HpaSettings:
     """With the pool's bounds; an HPA's minimum is at least 1."""
-    least = max(1, look.facts.minimum)
-    return replace(settings, minimum=least, maximum=max(least, look.facts.maximum))
+    least = max(1, look.spec.minimum)
+    return replace(settings, minimum=least, maximum=max(least, look.spec.maximum))
 
 
-def see(settings: HpaSettings, look: PoolLook) -> Seen:
+def hpa_observation(settings: HpaSettings, look: PoolSample) -> HpaObservation:
     """A look as the controller has it: status counts all but what drains."""
-    status = look.seen.ready + look.seen.pending
+    status = look.observed.ready + look.observed.pending
     if settings.metric is Metric.REQUEST_RATE:
-        total = of_pool(settings.metric, look)
-        return Seen(look.now, look.seen.desired, status, total_milli=None if total is None else milli(total))
-    if look.seen.replicas is None:
-        return Seen(look.now, look.seen.desired, status)
+        total = pool_metric(settings.metric, look)
+        return HpaObservation(
+            look.now, look.observed.desired, status, total_milli=None if total is None else milli(total)
+        )
+    if look.observed.replicas is None:
+        return HpaObservation(look.now, look.observed.desired, status)
     pods = []
-    for one in look.seen.replicas:
+    for one in look.observed.replicas:
         if one.state is ReplicaState.DRAINING:
-            pods.append(Pod(Phase.LEAVING))
+            pods.append(HpaPod(PodPhase.LEAVING))
             continue
-        value = of_replica(settings.metric, one) if one.state is ReplicaState.READY else None
-        pods.append(Pod(Phase.RUNNING, None if value is None else milli(value)))
-    return Seen(look.now, look.seen.desired, status, tuple(pods))
+        value = replica_metric(settings.metric, one) if one.state is ReplicaState.READY else None
+        pods.append(HpaPod(PodPhase.RUNNING, None if value is None else milli(value)))
+    return HpaObservation(look.now, look.observed.desired, status, tuple(pods))
 
 
-def reconcile(state: HpaState, seen: Seen, settings: HpaSettings) -> tuple[HpaState, PoolPlan | None]:
+def reconcile(state: HpaState, seen: HpaObservation, settings: HpaSettings) -> tuple[HpaState, PoolPlan | None]:
     """One look of the controller: its next state, and what it writes (None: nothing)."""
     if not state.wanted:
         state = replace(state, wanted=((seen.now, seen.spec),))
@@ -142,14 +151,14 @@ def reconcile(state: HpaState, seen: Seen, settings: HpaSettings) -> tuple[HpaSt
     if seen.spec == 0:
         return state, None
     if seen.spec > most:
-        return _changed(
+        return _record_change(
             state, seen, settings, PoolPlan(most, "hpa/bounds", f"{seen.spec} are more than the maximum {most}.")
         )
     if seen.spec < least:
-        return _changed(
+        return _record_change(
             state, seen, settings, PoolPlan(least, "hpa/bounds", f"{seen.spec} are fewer than the minimum {least}.")
         )
-    wanted = proposed(seen, settings)
+    wanted = proposed_replicas(seen, settings)
     if wanted is None:
         return state, None
     window = settings.down_window_seconds
@@ -158,39 +167,39 @@ def reconcile(state: HpaState, seen: Seen, settings: HpaSettings) -> tuple[HpaSt
         held = max([wanted, *(n for _, n in kept)])
         replicas = max(least, min(held, most, max(2 * seen.spec, 4)))
     else:
-        longest = max(settings.behavior.up.window_seconds or 0.0, down_seconds(settings.behavior, window))
+        longest = max(settings.behavior.up.window_seconds or 0.0, down_window_seconds(settings.behavior, window))
         kept = tuple(one for one in state.wanted if one[0] >= seen.now - longest)
-        held = stabilized(wanted, seen.spec, kept, seen.now, settings.behavior, window)
-        replicas = limited(held, seen.spec, state.events, seen.now, settings.behavior, least, most)
+        held = stabilize(wanted, seen.spec, kept, seen.now, settings.behavior, window)
+        replicas = limit_rate(held, seen.spec, state.events, seen.now, settings.behavior, least, most)
     state = replace(state, wanted=(*kept, (seen.now, wanted)))
-    return _changed(state, seen, settings, _plan(seen, wanted, held, replicas))
+    return _record_change(state, seen, settings, _plan(seen, wanted, held, replicas))
 
 
-def proposed(seen: Seen, settings: HpaSettings) -> int | None:
+def proposed_replicas(seen: HpaObservation, settings: HpaSettings) -> int | None:
     """How many replicas the metric asks for, before windows, rates and bounds; None without any metric."""
     if seen.total_milli is not None:
         asked = settings.target_milli * seen.status
-        near = asked > 0 and settings.within(seen.total_milli / asked)
+        near = asked > 0 and settings.is_within_tolerance(seen.total_milli / asked)
         return seen.status if near else math.ceil(seen.total_milli / settings.target_milli)
-    return None if seen.pods is None else _by_pods(seen.pods, seen.spec, settings)
+    return None if seen.pods is None else _proposed_by_pods(seen.pods, seen.spec, settings)
 
 
-def _by_pods(pods: Sequence[Pod], current: int, settings: HpaSettings) -> int | None:
+def _proposed_by_pods(pods: Sequence[HpaPod], current: int, settings: HpaSettings) -> int | None:
     target = settings.target_milli
-    values = [pod.milli for pod in pods if pod.phase is Phase.RUNNING and pod.milli is not None]
-    missing = sum(pod.phase is Phase.RUNNING and pod.milli is None for pod in pods)
-    pending = sum(pod.phase is Phase.PENDING for pod in pods)
+    values = [pod.milli for pod in pods if pod.phase is PodPhase.RUNNING and pod.milli is not None]
+    missing = sum(pod.phase is PodPhase.RUNNING and pod.milli is None for pod in pods)
+    pending = sum(pod.phase is PodPhase.PENDING for pod in pods)
     if not values:
         return None
     ratio = (sum(values) // len(values)) / target
     if missing == 0 and not (pending and ratio > 1.0):
-        return current if settings.within(ratio) else math.ceil(ratio * len(values))
+        return current if settings.is_within_tolerance(ratio) else math.ceil(ratio * len(values))
     if ratio > 1.0:
         values += [0] * (missing + pending)
     elif ratio < 1.0:
         values += [target] * missing
     again = (sum(values) // len(values)) / target
-    if settings.within(again) or (again < 1.0 < ratio):
+    if settings.is_within_tolerance(again) or (again < 1.0 < ratio):
         return current
     replicas = math.ceil(again * len(values))
     turned = (again < 1.0 and replicas > current) or (again > 1.0 and replicas < current)
@@ -202,15 +211,17 @@ def milli(value: float) -> int:
     return math.ceil(round(value * 1000.0, 6))
 
 
-def _changed(state: HpaState, seen: Seen, settings: HpaSettings, plan: PoolPlan) -> tuple[HpaState, PoolPlan]:
+def _record_change(
+    state: HpaState, seen: HpaObservation, settings: HpaSettings, plan: PoolPlan
+) -> tuple[HpaState, PoolPlan]:
     if settings.behavior is not None and plan.replicas != seen.spec:
-        events = state.events.then(seen.now, seen.spec, plan.replicas, settings.behavior)
+        events = state.events.plus(seen.now, seen.spec, plan.replicas, settings.behavior)
         state = replace(state, events=events)
     return state, plan
 
 
-def _plan(seen: Seen, wanted: int, held: int, replicas: int) -> PoolPlan:
-    inputs = {"wanted": Input(wanted), "held": Input(held)}
+def _plan(seen: HpaObservation, wanted: int, held: int, replicas: int) -> PoolPlan:
+    inputs = {"wanted": DecisionInput(wanted), "held": DecisionInput(held)}
     if held != wanted:
         return PoolPlan(
             replicas, "hpa/stabilized", f"The metric asks for {wanted}; lately it asked for {held}.", inputs

@@ -20,14 +20,14 @@ from enum import StrEnum
 History = tuple[tuple[float, int], ...]  # (when, how many)
 
 
-class Kind(StrEnum):
+class PolicyKind(StrEnum):
     """What a policy counts."""
 
     PODS = "Pods"
     PERCENT = "Percent"
 
 
-class Select(StrEnum):
+class PolicySelect(StrEnum):
     """Which of several policies holds."""
 
     MAX = "Max"
@@ -36,86 +36,92 @@ class Select(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Policy:
+class ScalingPolicy:
     """At most ``value`` pods or percent in any ``period_seconds``."""
 
-    kind: Kind
+    kind: PolicyKind
     value: int
     period_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
-class Rules:
+class ScalingRules:
     """One direction. ``window_seconds`` None: the controller's own; ``tolerance`` None: likewise."""
 
-    policies: tuple[Policy, ...]
+    policies: tuple[ScalingPolicy, ...]
     window_seconds: float | None = None
-    select: Select = Select.MAX
+    select: PolicySelect = PolicySelect.MAX
     tolerance: float | None = None
 
 
-DEFAULT_UP = Rules((Policy(Kind.PODS, 4, 15.0), Policy(Kind.PERCENT, 100, 15.0)), window_seconds=0.0)
-DEFAULT_DOWN = Rules((Policy(Kind.PERCENT, 100, 15.0),))
+DEFAULT_UP = ScalingRules(
+    (ScalingPolicy(PolicyKind.PODS, 4, 15.0), ScalingPolicy(PolicyKind.PERCENT, 100, 15.0)), window_seconds=0.0
+)
+DEFAULT_DOWN = ScalingRules((ScalingPolicy(PolicyKind.PERCENT, 100, 15.0),))
 
 
 @dataclass(frozen=True, slots=True)
-class Behavior:
+class ScalingBehavior:
     """Both directions, as the API server fills them in."""
 
-    up: Rules = DEFAULT_UP
-    down: Rules = DEFAULT_DOWN
+    up: ScalingRules = DEFAULT_UP
+    down: ScalingRules = DEFAULT_DOWN
 
 
 @dataclass(frozen=True, slots=True)
-class Events:
+class ScaleEvents:
     """Changes made: (when, by how many replicas), both positive."""
 
     up: History = ()
     down: History = ()
 
-    def then(self, now: float, before: int, after: int, behavior: Behavior) -> "Events":
+    def plus(self, now: float, before: int, after: int, behavior: ScalingBehavior) -> "ScaleEvents":
         """With the change from ``before`` to ``after``."""
         if after > before:
-            return replace(self, up=(*_since(self.up, now, behavior.up), (now, after - before)))
-        return replace(self, down=(*_since(self.down, now, behavior.down), (now, before - after)))
+            return replace(self, up=(*_recent(self.up, now, behavior.up), (now, after - before)))
+        return replace(self, down=(*_recent(self.down, now, behavior.down), (now, before - after)))
 
 
-def stabilized(wanted: int, current: int, history: History, now: float, behavior: Behavior, down_window: float) -> int:
+def stabilize(
+    wanted: int, current: int, history: History, now: float, behavior: ScalingBehavior, down_window: float
+) -> int:
     """The current number, moved only as far as all that was wanted within both windows agrees with."""
     up_window = behavior.up.window_seconds or 0.0
     ceiling = min([wanted, *(n for at, n in history if at > now - up_window)])
-    floor = max([wanted, *(n for at, n in history if at > now - down_seconds(behavior, down_window))])
+    floor = max([wanted, *(n for at, n in history if at > now - down_window_seconds(behavior, down_window))])
     return min(max(current, ceiling), floor)
 
 
-def limited(wanted: int, current: int, events: Events, now: float, behavior: Behavior, least: int, most: int) -> int:
+def limit_rate(
+    wanted: int, current: int, events: ScaleEvents, now: float, behavior: ScalingBehavior, least: int, most: int
+) -> int:
     """``wanted`` within the rates of its direction and the bounds."""
     if wanted > current:
-        rules, choose = behavior.up, max if behavior.up.select is Select.MAX else min
-        limit = _limit(rules, current, events, now, choose, _raised)
+        rules, choose = behavior.up, max if behavior.up.select is PolicySelect.MAX else min
+        limit = _limit(rules, current, events, now, choose, _upper_limit)
         return min(wanted, most, max(limit, current))
     if wanted < current:
-        rules, choose = behavior.down, min if behavior.down.select is Select.MAX else max
-        limit = _limit(rules, current, events, now, choose, _lowered)
+        rules, choose = behavior.down, min if behavior.down.select is PolicySelect.MAX else max
+        limit = _limit(rules, current, events, now, choose, _lower_limit)
         return max(wanted, least, min(limit, current))
     return wanted
 
 
-def down_seconds(behavior: Behavior, down_window: float) -> float:
+def down_window_seconds(behavior: ScalingBehavior, down_window: float) -> float:
     """The down window that holds: the object's own, or the controller's."""
     own = behavior.down.window_seconds
     return down_window if own is None else own
 
 
 def _limit(
-    rules: Rules,
+    rules: ScalingRules,
     current: int,
-    events: Events,
+    events: ScaleEvents,
     now: float,
     choose: Callable[[Iterable[int]], int],
-    moved: Callable[[int, Policy], int],
+    moved: Callable[[int, ScalingPolicy], int],
 ) -> int:
-    if rules.select is Select.DISABLED or not rules.policies:
+    if rules.select is PolicySelect.DISABLED or not rules.policies:
         return current
     began = []
     for policy in rules.policies:
@@ -125,14 +131,14 @@ def _limit(
     return choose(began)
 
 
-def _raised(start: int, policy: Policy) -> int:
-    return start + policy.value if policy.kind is Kind.PODS else math.ceil(start * (1 + policy.value / 100))
+def _upper_limit(start: int, policy: ScalingPolicy) -> int:
+    return start + policy.value if policy.kind is PolicyKind.PODS else math.ceil(start * (1 + policy.value / 100))
 
 
-def _lowered(start: int, policy: Policy) -> int:
-    return start - policy.value if policy.kind is Kind.PODS else int(start * (1 - policy.value / 100))
+def _lower_limit(start: int, policy: ScalingPolicy) -> int:
+    return start - policy.value if policy.kind is PolicyKind.PODS else int(start * (1 - policy.value / 100))
 
 
-def _since(history: History, now: float, rules: Rules) -> History:
+def _recent(history: History, now: float, rules: ScalingRules) -> History:
     longest = max((policy.period_seconds for policy in rules.policies), default=0.0)
     return tuple(one for one in history if one[0] >= now - longest)

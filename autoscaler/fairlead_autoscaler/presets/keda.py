@@ -19,11 +19,11 @@ a target at 0.
 
 from dataclasses import dataclass, field, replace
 
-from fairlead.decision import Input
-from fairlead_autoscaler.presets.hpa import HpaSettings, HpaState, Seen, bounded, milli, reconcile
-from fairlead_autoscaler.presets.scaler import EachPool
-from fairlead_autoscaler.presets.signals import Metric, PoolLook, due, of_pool
-from fairlead_autoscaler.scaling.values import PoolPlan, ScaledModel
+from fairlead.decision import DecisionInput
+from fairlead_autoscaler.presets.hpa import HpaObservation, HpaSettings, HpaState, milli, reconcile, with_pool_bounds
+from fairlead_autoscaler.presets.scaler import PerPoolController
+from fairlead_autoscaler.presets.signals import Metric, PoolSample, is_due, pool_metric
+from fairlead_autoscaler.scaling.values import ModelSpec, PoolPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,40 +48,42 @@ class KedaState:
     polled_at: float | None = None
 
 
-def keda(model: ScaledModel, settings: KedaSettings) -> EachPool[KedaState]:
+def keda(model: ModelSpec, settings: KedaSettings) -> PerPoolController[KedaState]:
     """A ScaledObject on every pool; the bounds are each pool's own."""
 
-    def decide(state: KedaState, look: PoolLook) -> tuple[KedaState, PoolPlan | None]:
-        value = of_pool(settings.metric, look)
+    def decide(state: KedaState, look: PoolSample) -> tuple[KedaState, PoolPlan | None]:
+        value = pool_metric(settings.metric, look)
         if value is None and settings.ignore_null_values:
             value = 0.0
-        if due(state.polled_at, look.now, settings.polling_seconds):
+        if is_due(state.polled_at, look.now, settings.polling_seconds):
             state, plan = _poll(replace(state, polled_at=look.now), settings, look, value)
             if plan is not None:
                 return state, plan
-        own = bounded(HpaSettings(settings.threshold, settings.metric), look)
+        own = with_pool_bounds(HpaSettings(settings.threshold, settings.metric), look)
         total = None if value is None else milli(value)
-        seen = Seen(look.now, look.seen.desired, look.seen.ready + look.seen.pending, total_milli=total)
+        seen = HpaObservation(
+            look.now, look.observed.desired, look.observed.ready + look.observed.pending, total_milli=total
+        )
         inner, plan = reconcile(state.hpa, seen, own)
         return replace(state, hpa=inner), plan
 
-    return EachPool(model, decide, start=KedaState(), period_seconds=settings.sync_seconds)
+    return PerPoolController(model, decide, start=KedaState(), period_seconds=settings.sync_seconds)
 
 
 def _poll(
-    state: KedaState, settings: KedaSettings, look: PoolLook, value: float | None
+    state: KedaState, settings: KedaSettings, look: PoolSample, value: float | None
 ) -> tuple[KedaState, PoolPlan | None]:
     """What KEDA does itself, beside its HPA: between 0 and 1. ``value`` None: the scaler failed, which changes nothing."""
     if value is None:
         return state, None
-    inputs = {"trigger": Input(value)}
+    inputs = {"trigger": DecisionInput(value)}
     if value > settings.activation_threshold:
         state = replace(state, active_at=look.now)
-        if look.seen.desired == 0:
-            replicas = max(1, look.facts.minimum)
+        if look.observed.desired == 0:
+            replicas = max(1, look.spec.minimum)
             return state, PoolPlan(replicas, "keda/activated", "The trigger is active and there is nothing.", inputs)
         return state, None
     cooled = state.active_at is None or look.now - state.active_at > settings.cooldown_seconds
-    if look.facts.minimum == 0 and look.seen.desired > 0 and cooled:
+    if look.spec.minimum == 0 and look.observed.desired > 0 and cooled:
         return state, PoolPlan(0, "keda/cooled-down", "The trigger has been inactive for the cool-down.", inputs)
     return state, None

@@ -25,11 +25,11 @@ stable window at which nothing is wanted and the grace period, without Knative's
 import math
 from dataclasses import dataclass, replace
 
-from fairlead.decision import Input
-from fairlead_autoscaler.presets.kpa_window import Average, Largest
-from fairlead_autoscaler.presets.scaler import EachPool
-from fairlead_autoscaler.presets.signals import Metric, PoolLook, of_pool
-from fairlead_autoscaler.scaling.values import PoolPlan, ScaledModel
+from fairlead.decision import DecisionInput
+from fairlead_autoscaler.presets.kpa_window import WindowAverage, WindowMaximum
+from fairlead_autoscaler.presets.scaler import PerPoolController
+from fairlead_autoscaler.presets.signals import Metric, PoolSample, pool_metric
+from fairlead_autoscaler.scaling.values import ModelSpec, PoolPlan
 
 _TICK_SECONDS = 2  # Knative's; the down delay counts in it
 
@@ -56,39 +56,39 @@ class KpaSettings:
 class KpaState:
     """``panic_since``: when the threshold was last passed; ``idle_since``: since when nothing is wanted; ``looked``: last."""
 
-    stable: Average
-    panic: Average
-    delay: Largest | None
+    stable: WindowAverage
+    panic: WindowAverage
+    delay: WindowMaximum | None
     panic_since: float | None = None
     panic_most: int = 0
     looked: float | None = None
     idle_since: float | None = None
 
 
-def kpa(model: ScaledModel, settings: KpaSettings) -> EachPool[KpaState | None]:
+def kpa(model: ModelSpec, settings: KpaSettings) -> PerPoolController[KpaState | None]:
     """A KPA on every pool; the bounds are each pool's own."""
 
-    def decide(state: KpaState | None, look: PoolLook) -> tuple[KpaState | None, PoolPlan | None]:
-        own = replace(settings, minimum=look.facts.minimum, maximum=look.facts.maximum)
-        state = begin(own, look.now, look.seen.ready) if state is None else state
-        value = of_pool(own.metric, look)
+    def decide(state: KpaState | None, look: PoolSample) -> tuple[KpaState | None, PoolPlan | None]:
+        own = replace(settings, minimum=look.spec.minimum, maximum=look.spec.maximum)
+        state = initial_state(own, look.now, look.observed.ready) if state is None else state
+        value = pool_metric(own.metric, look)
         if value is not None:
-            state = _filled(state, own, look.now, value)
-        state, replicas = scale(replace(state, looked=look.now), own, look.now, look.seen.ready)
+            state = _record_sample(state, own, look.now, value)
+        state, replicas = scale(replace(state, looked=look.now), own, look.now, look.observed.ready)
         if replicas is None:
             return state, None
-        return _planned(state, own, look, replicas)
+        return _plan(state, own, look, replicas)
 
-    return EachPool(model, decide, start=None, period_seconds=model.interval_seconds)
+    return PerPoolController(model, decide, start=None, period_seconds=model.interval_seconds)
 
 
-def begin(settings: KpaSettings, now: float, ready: int) -> KpaState:
+def initial_state(settings: KpaSettings, now: float, ready: int) -> KpaState:
     """A controller that starts: in panic where more than one pod is ready."""
     length = math.ceil(settings.down_delay_seconds / _TICK_SECONDS)
     return KpaState(
-        stable=Average(settings.stable_window_seconds),
-        panic=Average(settings.panic_window_seconds),
-        delay=Largest(length, _TICK_SECONDS) if length else None,
+        stable=WindowAverage(settings.stable_window_seconds),
+        panic=WindowAverage(settings.panic_window_seconds),
+        delay=WindowMaximum(length, _TICK_SECONDS) if length else None,
         panic_since=now if ready > 1 else None,
         panic_most=ready,
     )
@@ -96,43 +96,43 @@ def begin(settings: KpaSettings, now: float, ready: int) -> KpaState:
 
 def record(state: KpaState, now: float, value: float) -> KpaState:
     """With the concurrency of the whole revision at one second."""
-    return replace(state, stable=state.stable.then(now, value), panic=state.panic.then(now, value))
+    return replace(state, stable=state.stable.plus(now, value), panic=state.panic.plus(now, value))
 
 
 def scale(state: KpaState, settings: KpaSettings, now: float, ready: int) -> tuple[KpaState, int | None]:
     """How many pods Knative's autoscaler wants, before the bounds; None: no data, no decision."""
-    if state.stable.empty(now):
+    if state.stable.is_empty(now):
         return state, None
     there = max(1, ready)
-    stable_asks = math.ceil(state.stable.at(now) / settings.target)
-    panic_asks = math.ceil(state.panic.at(now) / settings.target)
-    wanted = _within_rates(stable_asks, there, settings)
+    stable_asks = math.ceil(state.stable.average_at(now) / settings.target)
+    panic_asks = math.ceil(state.panic.average_at(now) / settings.target)
+    wanted = _limit_rate(stable_asks, there, settings)
     if panic_asks / there >= settings.panic_threshold:
         state = replace(state, panic_since=now)
     elif state.panic_since is not None and state.panic_since + settings.stable_window_seconds < now:
         state = replace(state, panic_since=None, panic_most=0)
     if state.panic_since is not None:
-        wanted = max(wanted, _within_rates(panic_asks, there, settings), state.panic_most)
+        wanted = max(wanted, _limit_rate(panic_asks, there, settings), state.panic_most)
         state = replace(state, panic_most=wanted)
     if state.delay is not None:
-        state = replace(state, delay=state.delay.then(now, wanted))
+        state = replace(state, delay=state.delay.plus(now, wanted))
         wanted = state.delay.current() if state.delay is not None else wanted
     return state, wanted
 
 
-def bounds(settings: KpaSettings, wanted: int) -> int:
+def clamp_replicas(settings: KpaSettings, wanted: int) -> int:
     """Within minimum and maximum; a maximum of 0 is none."""
     wanted = max(wanted, settings.minimum)
     return min(wanted, settings.maximum) if settings.maximum else wanted
 
 
-def _within_rates(asks: int, there: int, settings: KpaSettings) -> int:
+def _limit_rate(asks: int, there: int, settings: KpaSettings) -> int:
     most, least = math.ceil(settings.max_up_rate * there), math.floor(there / settings.max_down_rate)
     wanted = min(max(asks, least), most)
     return max(wanted, settings.activation_scale) if settings.activation_scale > 1 and asks > 0 else wanted
 
 
-def _filled(state: KpaState, settings: KpaSettings, now: float, value: float) -> KpaState:
+def _record_sample(state: KpaState, settings: KpaSettings, now: float, value: float) -> KpaState:
     """The value of a look stands for every second since the look before; this one is not over."""
     end = math.floor(now)
     begin = end - 1 if state.looked is None else math.floor(state.looked)
@@ -141,20 +141,20 @@ def _filled(state: KpaState, settings: KpaSettings, now: float, value: float) ->
     return state
 
 
-def _planned(state: KpaState, settings: KpaSettings, look: PoolLook, wanted: int) -> tuple[KpaState, PoolPlan]:
+def _plan(state: KpaState, settings: KpaSettings, look: PoolSample, wanted: int) -> tuple[KpaState, PoolPlan]:
     inputs = {
-        "stable": Input(state.stable.at(look.now)),
-        "panic": Input(state.panic.at(look.now)),
-        "wanted": Input(wanted),
+        "stable": DecisionInput(state.stable.average_at(look.now)),
+        "panic": DecisionInput(state.panic.average_at(look.now)),
+        "wanted": DecisionInput(wanted),
     }
-    replicas = bounds(settings, wanted)
-    if look.seen.desired == 0 and look.held:
+    replicas = clamp_replicas(settings, wanted)
+    if look.observed.desired == 0 and look.queued:
         replicas = max(1, replicas)
     idle = state.idle_since if replicas == 0 else None
     state = replace(state, idle_since=look.now if replicas == 0 and idle is None else idle)
-    if replicas == 0 and look.seen.desired > 0:
+    if replicas == 0 and look.observed.desired > 0:
         waited = look.now - (look.now if state.idle_since is None else state.idle_since)
         if waited < settings.zero_grace_seconds:
             return state, PoolPlan(1, "kpa/zero-grace", f"Nothing is wanted, for {waited:.0f} s now.", inputs)
     rule = "kpa/stable" if state.panic_since is None else "kpa/panic"
-    return state, PoolPlan(replicas, rule, f"The windows ask for {wanted}; {look.seen.ready} are ready.", inputs)
+    return state, PoolPlan(replicas, rule, f"The windows ask for {wanted}; {look.observed.ready} are ready.", inputs)

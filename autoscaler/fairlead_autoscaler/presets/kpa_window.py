@@ -15,7 +15,7 @@ _DIGITS = 1e6  # averages are rounded to six digits
 
 
 @dataclass(frozen=True, slots=True)
-class Average:
+class WindowAverage:
     """Values by second, of the last ``window_seconds``. ``first`` and ``last`` written second; None: nothing yet."""
 
     window_seconds: int
@@ -23,7 +23,7 @@ class Average:
     first: int | None = None
     last: int | None = None
 
-    def then(self, now: float, value: float) -> "Average":
+    def plus(self, now: float, value: float) -> "WindowAverage":
         """With ``value`` written at ``now``."""
         second = math.floor(now)
         if self.last is None or second - self.last >= self.window_seconds:
@@ -31,11 +31,11 @@ class Average:
         kept = tuple(one for one in self.values if one[0] > second - self.window_seconds)
         return replace(self, values=(*kept, (second, value)), last=second)
 
-    def empty(self, now: float) -> bool:
+    def is_empty(self, now: float) -> bool:
         """Nothing was written for longer than the window."""
         return self.last is None or math.floor(now) - self.last > self.window_seconds
 
-    def at(self, now: float) -> float:
+    def average_at(self, now: float) -> float:
         """The average; 0 where all of it is too old, so ask ``empty`` first."""
         if self.first is None or self.last is None:
             return 0.0
@@ -48,14 +48,14 @@ class Average:
 
 
 @dataclass(frozen=True, slots=True)
-class Largest:
+class WindowMaximum:
     """The largest value of the last ``length`` ticks of ``tick_seconds``."""
 
     length: int
     tick_seconds: int
     values: tuple[tuple[int, int], ...] = ()
 
-    def then(self, now: float, value: int) -> "Largest":
+    def plus(self, now: float, value: int) -> "WindowMaximum":
         """With ``value`` at ``now``."""
         tick = math.floor(now) // self.tick_seconds
         kept = tuple(one for one in self.values if tick - one[0] < self.length)

@@ -8,47 +8,47 @@ themselves.
 from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar
 
-from fairlead_autoscaler.presets.signals import Arrivals, PoolLook, due, looks
-from fairlead_autoscaler.scaling.values import Observation, Plan, PoolPlan, ScaledModel
+from fairlead_autoscaler.presets.signals import ArrivalRate, PoolSample, is_due, pool_samples
+from fairlead_autoscaler.scaling.values import ModelSpec, Observation, PoolPlan, ScalingPlan
 
-State = TypeVar("State")
+ControllerState = TypeVar("ControllerState")
 
 
-class Scaler(Protocol):
+class Controller(Protocol):
     """What benches and simulators drive."""
 
-    def step(self, observation: Observation) -> Plan:
+    def step(self, observation: Observation) -> ScalingPlan:
         """One look in, what to do out; called every ``model.interval_seconds``. A pool that is not in the plan stays."""
         ...
 
 
-class EachPool(Generic[State]):
+class PerPoolController(Generic[ControllerState]):
     """Every pool by itself: ``decide(state, look) -> (state, plan)``, ``plan`` None for no change, every ``period_seconds``."""
 
     def __init__(
         self,
-        model: ScaledModel,
-        decide: Callable[[State, PoolLook], tuple[State, PoolPlan | None]],
+        model: ModelSpec,
+        decide: Callable[[ControllerState, PoolSample], tuple[ControllerState, PoolPlan | None]],
         *,
-        start: State,
+        start: ControllerState,
         period_seconds: float,
     ) -> None:
         self._model = model
         self._decide = decide
         self._period_seconds = period_seconds
         self._states = {facts.name: start for facts in model.pools}
-        self._arrivals = Arrivals()
+        self._arrivals = ArrivalRate()
         self._last: float | None = None
 
-    def step(self, observation: Observation) -> Plan:
+    def step(self, observation: Observation) -> ScalingPlan:
         """See ``Scaler``."""
-        self._arrivals = self._arrivals.then(observation)
-        if not due(self._last, observation.now, self._period_seconds):
-            return Plan()
+        self._arrivals = self._arrivals.plus(observation)
+        if not is_due(self._last, observation.now, self._period_seconds):
+            return ScalingPlan()
         self._last = observation.now
         plans = {}
-        for name, look in looks(self._model, observation, self._arrivals).items():
+        for name, look in pool_samples(self._model, observation, self._arrivals).items():
             self._states[name], plan = self._decide(self._states[name], look)
             if plan is not None:
                 plans[name] = plan
-        return Plan(plans)
+        return ScalingPlan(plans)

@@ -18,7 +18,14 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from fairlead.fleet import Role
-from fairlead_autoscaler.scaling.values import Observation, PoolFacts, PoolSeen, ReplicaSeen, ReplicaState, ScaledModel
+from fairlead_autoscaler.scaling.values import (
+    ModelSpec,
+    Observation,
+    PoolObservation,
+    PoolSpec,
+    ReplicaMetrics,
+    ReplicaState,
+)
 
 _RATE_WINDOW_SECONDS = 60.0
 # Looks come at about the interval: a controller's period is over when this much of it is missing.
@@ -35,30 +42,30 @@ class Metric(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class PoolLook:
+class PoolSample:
     """One look at one pool. ``held`` requests and ``request_rate`` (a second) are this pool's share; None: no gateway answered."""
 
     now: float
-    facts: PoolFacts
-    seen: PoolSeen
-    held: float | None
+    spec: PoolSpec
+    observed: PoolObservation
+    queued: float | None
     request_rate: float | None
 
 
 @dataclass(frozen=True, slots=True)
-class Arrivals:
+class ArrivalRate:
     """Requests that arrived, by look: (seconds since the look before, requests); the last minute of those that were read."""
 
     last: float | None = None
     seen: tuple[tuple[float, float, float], ...] = ()
 
-    def then(self, observation: Observation) -> "Arrivals":
+    def plus(self, observation: Observation) -> "ArrivalRate":
         """With one more look. A look without a gateway adds nothing; what it missed is not made up."""
         now = observation.now
         kept = tuple(one for one in self.seen if one[0] > now - _RATE_WINDOW_SECONDS)
         if observation.gateway is None or self.last is None or now <= self.last:
-            return Arrivals(now, kept)
-        return Arrivals(now, (*kept, (now, now - self.last, observation.gateway.arrivals)))
+            return ArrivalRate(now, kept)
+        return ArrivalRate(now, (*kept, (now, now - self.last, observation.gateway.arrivals)))
 
     def rate(self) -> float | None:
         """Requests a second over what was read of the last minute; None where nothing was."""
@@ -66,7 +73,7 @@ class Arrivals:
         return sum(one[2] for one in self.seen) / seconds if seconds > 0 else None
 
 
-def of_replica(metric: Metric, replica: ReplicaSeen) -> float | None:
+def replica_metric(metric: Metric, replica: ReplicaMetrics) -> float | None:
     """A replica's own value; None where it has none. Request rates are the gateway's, no replica has one."""
     if metric is Metric.KV:
         return replica.kv_share
@@ -77,26 +84,28 @@ def of_replica(metric: Metric, replica: ReplicaSeen) -> float | None:
     return None
 
 
-def of_pool(metric: Metric, look: PoolLook) -> float | None:
+def pool_metric(metric: Metric, look: PoolSample) -> float | None:
     """The sum over the replicas that serve, with what the gateway holds for them where the metric counts requests; None where
     no replica and no gateway could be read."""
     if metric is Metric.REQUEST_RATE:
         return look.request_rate
-    values = [of_replica(metric, one) for one in look.seen.replicas or () if one.state is not ReplicaState.PENDING]
+    values = [
+        replica_metric(metric, one) for one in look.observed.replicas or () if one.state is not ReplicaState.PENDING
+    ]
     known = [value for value in values if value is not None]
-    if metric is not Metric.KV and look.held is not None:
-        known.append(look.held)
-    if look.seen.replicas is None and look.seen.ready > 0:
+    if metric is not Metric.KV and look.queued is not None:
+        known.append(look.queued)
+    if look.observed.replicas is None and look.observed.ready > 0:
         return None  # what is held says nothing of what runs
     return sum(known) if known else None
 
 
-def due(last: float | None, now: float, period_seconds: float) -> bool:
+def is_due(last: float | None, now: float, period_seconds: float) -> bool:
     """Whether a controller that acts every ``period_seconds`` acts at this look."""
     return last is None or now - last >= period_seconds - _SLACK_SECONDS
 
 
-def looks(model: ScaledModel, observation: Observation, arrivals: Arrivals) -> Mapping[str, PoolLook]:
+def pool_samples(model: ModelSpec, observation: Observation, arrivals: ArrivalRate) -> Mapping[str, PoolSample]:
     """One look at every pool that was seen."""
     rate = arrivals.rate() if observation.gateway is not None else None
     held = None if observation.gateway is None else observation.gateway.held
@@ -105,18 +114,18 @@ def looks(model: ScaledModel, observation: Observation, arrivals: Arrivals) -> M
         seen = observation.pools.get(facts.name)
         if seen is None:
             continue
-        share = _share(model, observation, facts)
-        result[facts.name] = PoolLook(
+        share = _traffic_share(model, observation, facts)
+        result[facts.name] = PoolSample(
             now=observation.now,
-            facts=facts,
-            seen=seen,
-            held=None if held is None else held * (0.0 if facts.role is Role.DECODE else share),
+            spec=facts,
+            observed=seen,
+            queued=None if held is None else held * (0.0 if facts.role is Role.DECODE else share),
             request_rate=None if rate is None else rate * share,
         )
     return result
 
 
-def _share(model: ScaledModel, observation: Observation, facts: PoolFacts) -> float:
+def _traffic_share(model: ModelSpec, observation: Observation, facts: PoolSpec) -> float:
     """What part of the requests comes to this pool, among those that do the same."""
     decodes = facts.role is Role.DECODE
     peers = [one.name for one in model.pools if (one.role is Role.DECODE) == decodes and one.name in observation.pools]

@@ -11,23 +11,23 @@ from dataclasses import dataclass
 
 from fairlead.errors import BadInput
 from fairlead_autoscaler.presets.apa import ApaSettings, apa
-from fairlead_autoscaler.presets.dynamo import Dynamo, DynamoSettings
+from fairlead_autoscaler.presets.dynamo import DynamoPlanner, DynamoSettings
 from fairlead_autoscaler.presets.hpa import HpaSettings, hpa
 from fairlead_autoscaler.presets.keda import KedaSettings, keda
 from fairlead_autoscaler.presets.kpa import KpaSettings, kpa
-from fairlead_autoscaler.presets.scaler import Scaler
+from fairlead_autoscaler.presets.scaler import Controller
 from fairlead_autoscaler.presets.signals import Metric
-from fairlead_autoscaler.presets.wva import Wva, WvaSettings
-from fairlead_autoscaler.scaling.values import ScaledModel
+from fairlead_autoscaler.presets.wva import WvaController, WvaSettings
+from fairlead_autoscaler.scaling.values import ModelSpec
 
 
 @dataclass(frozen=True, slots=True)
-class Knob:
+class Parameter:
     """``grid`` is what a search tries, ascending; ``fixed`` what is set where nothing is searched."""
 
     name: str
     unit: str
-    fixed: float
+    default: float
     grid: tuple[float, ...]
 
 
@@ -37,8 +37,8 @@ class Preset:
 
     name: str
     summary: str
-    knobs: tuple[Knob, ...]
-    build: Callable[[ScaledModel, Mapping[str, float]], Scaler]
+    parameters: tuple[Parameter, ...]
+    build: Callable[[ModelSpec, Mapping[str, float]], Controller]
 
 
 _KV = (0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -54,16 +54,16 @@ _UNITS = {
     Metric.WAITING: "requests waiting in an engine",
     Metric.REQUEST_RATE: "requests a second of an engine",
 }
-_DELAY = Knob("down_delay_seconds", "s", 0.0, (0.0, 60.0, 120.0, 300.0, 600.0))
-_DELAYED = Knob("down_delay_seconds", "s", 300.0, _DELAY.grid)
+_DELAY = Parameter("down_delay_seconds", "s", 0.0, (0.0, 60.0, 120.0, 300.0, 600.0))
+_DELAYED = Parameter("down_delay_seconds", "s", 300.0, _DELAY.grid)
 
 
-def _target(name: str, metric: Metric, fixed: float | None = None) -> Knob:
-    return Knob(name, _UNITS[metric], _FIXED[metric] if fixed is None else fixed, _GRIDS[metric])
+def _target(name: str, metric: Metric, fixed: float | None = None) -> Parameter:
+    return Parameter(name, _UNITS[metric], _FIXED[metric] if fixed is None else fixed, _GRIDS[metric])
 
 
 def _hpa(metric: Metric) -> Preset:
-    def build(model: ScaledModel, values: Mapping[str, float]) -> Scaler:
+    def build(model: ModelSpec, values: Mapping[str, float]) -> Controller:
         settings = HpaSettings(
             target=values["target"],
             metric=metric,
@@ -74,14 +74,14 @@ def _hpa(metric: Metric) -> Preset:
 
     knobs = (
         _target("target", metric),
-        Knob("tolerance", "share", 0.1, (0.02, 0.05, 0.1, 0.2)),
-        Knob("down_window_seconds", "s", 300.0, (60.0, 120.0, 300.0, 600.0, 900.0)),
+        Parameter("tolerance", "share", 0.1, (0.02, 0.05, 0.1, 0.2)),
+        Parameter("down_window_seconds", "s", 300.0, (60.0, 120.0, 300.0, 600.0, 900.0)),
     )
     return Preset(f"hpa-{metric}", "Kubernetes' horizontal pod autoscaler", knobs, build)
 
 
-def _kpa(name: str, metric: Metric, fixed: float, delay: Knob) -> Preset:
-    def build(model: ScaledModel, values: Mapping[str, float]) -> Scaler:
+def _kpa(name: str, metric: Metric, fixed: float, delay: Parameter) -> Preset:
+    def build(model: ModelSpec, values: Mapping[str, float]) -> Controller:
         settings = KpaSettings(
             target=values["target"],
             metric=metric,
@@ -95,25 +95,25 @@ def _kpa(name: str, metric: Metric, fixed: float, delay: Knob) -> Preset:
     knobs = (
         _target("target", metric, fixed),
         delay,
-        Knob("stable_window_seconds", "s", 60.0, (30.0, 60.0, 120.0, 300.0)),
-        Knob("panic_threshold", "ratio", 2.0, (1.5, 2.0, 3.0, 10.0)),
+        Parameter("stable_window_seconds", "s", 60.0, (30.0, 60.0, 120.0, 300.0)),
+        Parameter("panic_threshold", "ratio", 2.0, (1.5, 2.0, 3.0, 10.0)),
     )
     return Preset(name, "Knative's pod autoscaler", knobs, build)
 
 
 def _keda(metric: Metric) -> Preset:
-    def build(model: ScaledModel, values: Mapping[str, float]) -> Scaler:
+    def build(model: ModelSpec, values: Mapping[str, float]) -> Controller:
         settings = KedaSettings(
             threshold=values["threshold"], metric=metric, cooldown_seconds=values["cooldown_seconds"]
         )
         return keda(model, settings)
 
-    knobs = (_target("threshold", metric), Knob("cooldown_seconds", "s", 300.0, (60.0, 300.0, 600.0, 1_200.0)))
+    knobs = (_target("threshold", metric), Parameter("cooldown_seconds", "s", 300.0, (60.0, 300.0, 600.0, 1_200.0)))
     return Preset(f"keda-{metric}", "KEDA with one Prometheus threshold", knobs, build)
 
 
 def _apa(metric: Metric, *, fixed: bool) -> Preset:
-    def build(model: ScaledModel, values: Mapping[str, float]) -> Scaler:
+    def build(model: ModelSpec, values: Mapping[str, float]) -> Controller:
         settings = ApaSettings(
             target=values["target"],
             metric=metric,
@@ -125,14 +125,14 @@ def _apa(metric: Metric, *, fixed: bool) -> Preset:
 
     knobs = (
         _target("target", metric),
-        Knob("down_cooldown_seconds", "s", 300.0, (60.0, 300.0, 600.0)),
-        Knob("window_seconds", "s", 180.0, (30.0, 60.0, 180.0)),
+        Parameter("down_cooldown_seconds", "s", 300.0, (60.0, 300.0, 600.0)),
+        Parameter("window_seconds", "s", 180.0, (30.0, 60.0, 180.0)),
     )
     name = f"apa-{metric}-fixed" if fixed else f"apa-{metric}"
     return Preset(name, "AIBrix' APA, " + ("its cool-down mended" if fixed else "as shipped"), knobs, build)
 
 
-def _wva(model: ScaledModel, values: Mapping[str, float]) -> Scaler:
+def _wva(model: ModelSpec, values: Mapping[str, float]) -> Controller:
     settings = WvaSettings(
         kv_threshold=values["kv_threshold"],
         queue_threshold=values["queue_threshold"],
@@ -140,11 +140,13 @@ def _wva(model: ScaledModel, values: Mapping[str, float]) -> Scaler:
         queue_spare_trigger=values["queue_spare_trigger"],
         period_seconds=values["period_seconds"],
     )
-    return Wva(model, settings)
+    return WvaController(model, settings)
 
 
-def _dynamo(model: ScaledModel, values: Mapping[str, float]) -> Scaler:
-    return Dynamo(model, DynamoSettings(headroom=values["headroom"], interval_seconds=values["interval_seconds"]))
+def _dynamo(model: ModelSpec, values: Mapping[str, float]) -> Controller:
+    return DynamoPlanner(
+        model, DynamoSettings(headroom=values["headroom"], interval_seconds=values["interval_seconds"])
+    )
 
 
 _ALL = (
@@ -158,11 +160,11 @@ _ALL = (
         "wva-saturation",
         "llm-d's workload variant autoscaler, by saturation",
         (
-            Knob("kv_spare_trigger", _UNITS[Metric.KV], 0.1, (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)),
-            Knob("kv_threshold", _UNITS[Metric.KV], 0.8, (0.5, 0.6, 0.7, 0.8, 0.9)),
-            Knob("queue_threshold", _UNITS[Metric.WAITING], 5.0, (2.0, 5.0, 10.0, 20.0)),
-            Knob("queue_spare_trigger", _UNITS[Metric.WAITING], 3.0, (1.0, 3.0, 4.5)),
-            Knob("period_seconds", "s", 60.0, (15.0, 30.0, 60.0)),
+            Parameter("kv_spare_trigger", _UNITS[Metric.KV], 0.1, (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)),
+            Parameter("kv_threshold", _UNITS[Metric.KV], 0.8, (0.5, 0.6, 0.7, 0.8, 0.9)),
+            Parameter("queue_threshold", _UNITS[Metric.WAITING], 5.0, (2.0, 5.0, 10.0, 20.0)),
+            Parameter("queue_spare_trigger", _UNITS[Metric.WAITING], 3.0, (1.0, 3.0, 4.5)),
+            Parameter("period_seconds", "s", 60.0, (15.0, 30.0, 60.0)),
         ),
         _wva,
     ),
@@ -170,8 +172,8 @@ _ALL = (
         "dynamo",
         "Dynamo's SLA planner, by throughput",
         (
-            Knob("headroom", "ratio", 1.5, (0.8, 1.0, 1.1, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0)),
-            Knob("interval_seconds", "s", 180.0, (30.0, 60.0, 120.0, 180.0)),
+            Parameter("headroom", "ratio", 1.5, (0.8, 1.0, 1.1, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0)),
+            Parameter("interval_seconds", "s", 180.0, (30.0, 60.0, 120.0, 180.0)),
         ),
         _dynamo,
     ),
@@ -180,16 +182,16 @@ _ALL = (
 PRESETS: Mapping[str, Preset] = {preset.name: preset for preset in _ALL}
 
 
-def build(name: str, model: ScaledModel, **values: float) -> Scaler:
+def build(name: str, model: ModelSpec, **values: float) -> Controller:
     """A fresh controller of a preset; what is not given is the knob's ``fixed``. Raises BadInput for a name or knob unknown."""
     if name not in PRESETS:
         raise BadInput(f"no preset is called {name!r}", field="preset", hint=f"known: {', '.join(sorted(PRESETS))}")
     preset = PRESETS[name]
-    known = {knob.name: knob.fixed for knob in preset.knobs}
+    known = {knob.name: knob.default for knob in preset.parameters}
     if unknown := values.keys() - known.keys():
         raise BadInput(f"{name} has no knob {sorted(unknown)}", field="preset", hint=f"knobs: {', '.join(known)}")
-    for knob in preset.knobs:
-        value = values.get(knob.name, knob.fixed)
+    for knob in preset.parameters:
+        value = values.get(knob.name, knob.default)
         if not (value > 0.0 or (value == 0.0 and 0.0 in knob.grid)):
             raise BadInput(f"{name}: {knob.name} must be positive, got {value}", field="preset")
     return preset.build(model, {**known, **values})

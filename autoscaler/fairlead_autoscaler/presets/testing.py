@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from fairlead.fleet import Role
 from fairlead.profile import EngineProfile
 from fairlead_autoscaler.scaling.values import (
-    GatewaySeen,
+    GatewayTraffic,
+    ModelSpec,
     Observation,
-    PoolFacts,
-    PoolSeen,
-    ReplicaSeen,
+    PoolObservation,
+    PoolSpec,
+    ReplicaMetrics,
     ReplicaState,
-    ScaledModel,
 )
 
 POOL = "main"
@@ -27,29 +27,33 @@ PROFILE = EngineProfile(
 )
 
 
-def one_pool(minimum: int = 1, maximum: int = 60, role: Role = Role.SERVE) -> ScaledModel:
+def single_pool_model(minimum: int = 1, maximum: int = 60, role: Role = Role.SERVE) -> ModelSpec:
     """A model with one pool of ``PROFILE`` engines; TTFT 2 s, ITL 50 ms."""
-    facts = PoolFacts(name=POOL, role=role, minimum=minimum, maximum=maximum, profile=PROFILE)
-    return ScaledModel(name="model", ttft_seconds=2.0, itl_seconds=0.05, pools=(facts,))
+    facts = PoolSpec(name=POOL, role=role, minimum=minimum, maximum=maximum, profile=PROFILE)
+    return ModelSpec(name="model", ttft_seconds=2.0, itl_seconds=0.05, pools=(facts,))
 
 
-def replica(number: int, running: float | None, waiting: float | None = 0.0, kv: float | None = 0.5) -> ReplicaSeen:
+def ready_replica(
+    number: int, running: float | None, waiting: float | None = 0.0, kv: float | None = 0.5
+) -> ReplicaMetrics:
     """A ready replica; None is what could not be read."""
-    return ReplicaSeen(f"engine-{number}", ReplicaState.READY, 600.0, running=running, waiting=waiting, kv_share=kv)
+    return ReplicaMetrics(f"engine-{number}", ReplicaState.READY, 600.0, running=running, waiting=waiting, kv_share=kv)
 
 
-def pool_seen(
-    replicas: Sequence[ReplicaSeen] | None, *, desired: int | None = None, ready: int = 0, pending: int = 0
-) -> PoolSeen:
+def pool_observation(
+    replicas: Sequence[ReplicaMetrics] | None, *, desired: int | None = None, ready: int = 0, pending: int = 0
+) -> PoolObservation:
     """A pool of these ready replicas and ``pending`` starting ones; ``replicas`` None: nobody could be asked, ``ready`` counts."""
     if replicas is None:
-        return PoolSeen(ready + pending if desired is None else desired, ready, pending)
-    starting = [ReplicaSeen(f"starting-{number}", ReplicaState.PENDING, 30.0) for number in range(pending)]
+        return PoolObservation(ready + pending if desired is None else desired, ready, pending)
+    starting = [ReplicaMetrics(f"starting-{number}", ReplicaState.PENDING, 30.0) for number in range(pending)]
     asked = len(replicas) + pending if desired is None else desired
-    return PoolSeen(asked, len(replicas), pending, replicas=(*replicas, *starting))
+    return PoolObservation(asked, len(replicas), pending, replicas=(*replicas, *starting))
 
 
-def look(now: float, pool: PoolSeen, *, arrivals: float | None = 0.0, held: float = 0.0) -> Observation:
+def build_observation(
+    now: float, pool: PoolObservation, *, arrivals: float | None = 0.0, held: float = 0.0
+) -> Observation:
     """One look; ``arrivals`` None: no gateway answered. A prompt has 1,000 tokens."""
-    gateway = None if arrivals is None else GatewaySeen(arrivals, arrivals * 1_000.0, held)
+    gateway = None if arrivals is None else GatewayTraffic(arrivals, arrivals * 1_000.0, held)
     return Observation(now, gateway, {POOL: pool})

@@ -18,20 +18,20 @@ What was changed: the bounds are each pool's own. A variant without a replica ha
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from fairlead.decision import Input
+from fairlead.decision import DecisionInput
 from fairlead.fleet import Role
-from fairlead_autoscaler.presets.signals import due
+from fairlead_autoscaler.presets.signals import is_due
 from fairlead_autoscaler.scaling.values import (
+    ModelSpec,
     Observation,
-    Plan,
-    PoolFacts,
+    PoolObservation,
     PoolPlan,
-    PoolSeen,
+    PoolSpec,
     ReplicaState,
-    ScaledModel,
+    ScalingPlan,
 )
 
-_UNSATURATED_LEAST = 2  # to go down
+_MIN_UNSATURATED = 2  # to go down
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,42 +47,42 @@ class WvaSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class Variant:
+class WvaVariant:
     """A pool as WVA has it: ``peaks`` are (KV share, queue) of each replica that reports."""
 
-    facts: PoolFacts
+    facts: PoolSpec
     desired: int
     current: int
     pending: int
     peaks: tuple[tuple[float, float], ...]
 
 
-Sampled = Mapping[str, tuple[float, float]]
+ReplicaSamples = Mapping[str, tuple[float, float]]
 
 
-class Wva:
+class WvaController:
     """Keeps the last minute of every replica, and acts every period."""
 
-    def __init__(self, model: ScaledModel, settings: WvaSettings) -> None:
+    def __init__(self, model: ModelSpec, settings: WvaSettings) -> None:
         self._model = model
         self._settings = settings
-        self._samples: tuple[tuple[float, Sampled], ...] = ()
+        self._samples: tuple[tuple[float, ReplicaSamples], ...] = ()
         self._last: float | None = None
 
-    def step(self, observation: Observation) -> Plan:
+    def step(self, observation: Observation) -> ScalingPlan:
         """See ``Scaler``."""
         window = self._settings.peak_window_seconds
         kept = (one for one in self._samples if one[0] > observation.now - window)
-        self._samples = (*kept, (observation.now, sampled(observation)))
-        if not due(self._last, observation.now, self._settings.period_seconds):
-            return Plan()
+        self._samples = (*kept, (observation.now, sample_replicas(observation)))
+        if not is_due(self._last, observation.now, self._settings.period_seconds):
+            return ScalingPlan()
         self._last = observation.now
         plans: dict[str, PoolPlan] = {}
         for role in Role:
             plans.update(decide(self._variants(role, observation), self._settings))
-        return Plan(plans)
+        return ScalingPlan(plans)
 
-    def _variants(self, role: Role, observation: Observation) -> list[Variant]:
+    def _variants(self, role: Role, observation: Observation) -> list[WvaVariant]:
         return [
             _variant(facts, observation.pools[facts.name], self._samples)
             for facts in self._model.pools
@@ -90,7 +90,7 @@ class Wva:
         ]
 
 
-def sampled(observation: Observation) -> Sampled:
+def sample_replicas(observation: Observation) -> ReplicaSamples:
     """KV share and queue of every ready replica that reports both."""
     return {
         one.id: (one.kv_share, one.waiting)
@@ -100,7 +100,7 @@ def sampled(observation: Observation) -> Sampled:
     }
 
 
-def decide(variants: Sequence[Variant], settings: WvaSettings) -> dict[str, PoolPlan]:
+def decide(variants: Sequence[WvaVariant], settings: WvaSettings) -> dict[str, PoolPlan]:
     """At most one replica more or less, of one variant."""
     reporting = [one for one in variants if one.peaks]
     if not reporting or any(one.desired != one.current or len(one.peaks) != one.current for one in reporting):
@@ -113,25 +113,29 @@ def decide(variants: Sequence[Variant], settings: WvaSettings) -> dict[str, Pool
     ]
     count = len(spares)
     kv_spare, queue_spare = (sum(pair[i] for pair in spares) / count if count else 0.0 for i in (0, 1))
-    inputs = {"kv_spare": Input(kv_spare), "queue_spare": Input(queue_spare), "unsaturated": Input(count)}
+    inputs = {
+        "kv_spare": DecisionInput(kv_spare),
+        "queue_spare": DecisionInput(queue_spare),
+        "unsaturated": DecisionInput(count),
+    }
     if kv_spare < settings.kv_spare_trigger or queue_spare < settings.queue_spare_trigger:
         able = [one for one in reporting if one.pending == 0]
         if not able:
             return {}
         chosen = min(able, key=lambda one: (one.facts.cost_per_hour, one.facts.name))
-        return _planned(chosen, 1, "wva/saturated", "Too little is spare.", inputs)
-    if _safe(count, kv_spare, queue_spare, settings):
+        return _plan(chosen, 1, "wva/saturated", "Too little is spare.", inputs)
+    if _is_safe(count, kv_spare, queue_spare, settings):
         able = [one for one in reporting if len(one.peaks) > 1]
         if not able:
             return {}
         chosen = max(able, key=lambda one: (one.facts.cost_per_hour, one.facts.name))
-        return _planned(chosen, -1, "wva/spare", "One replica fewer leaves enough spare.", inputs)
+        return _plan(chosen, -1, "wva/spare", "One replica fewer leaves enough spare.", inputs)
     return {}
 
 
-def _safe(count: int, kv_spare: float, queue_spare: float, settings: WvaSettings) -> bool:
+def _is_safe(count: int, kv_spare: float, queue_spare: float, settings: WvaSettings) -> bool:
     """Whether the same load on one replica fewer leaves the spares that would not call it back."""
-    if count < _UNSATURATED_LEAST:
+    if count < _MIN_UNSATURATED:
         return False
     more = count / (count - 1)
     kv_left = settings.kv_threshold - (settings.kv_threshold - kv_spare) * more
@@ -139,17 +143,19 @@ def _safe(count: int, kv_spare: float, queue_spare: float, settings: WvaSettings
     return kv_left >= settings.kv_spare_trigger and queue_left >= settings.queue_spare_trigger
 
 
-def _planned(variant: Variant, change: int, rule: str, reason: str, inputs: Mapping[str, Input]) -> dict[str, PoolPlan]:
+def _plan(
+    variant: WvaVariant, change: int, rule: str, reason: str, inputs: Mapping[str, DecisionInput]
+) -> dict[str, PoolPlan]:
     facts = variant.facts
     replicas = min(max(len(variant.peaks) + change, facts.minimum), facts.maximum)
     return {facts.name: PoolPlan(replicas, rule, reason, inputs)}
 
 
-def _variant(facts: PoolFacts, seen: PoolSeen, samples: Sequence[tuple[float, Sampled]]) -> Variant:
+def _variant(facts: PoolSpec, seen: PoolObservation, samples: Sequence[tuple[float, ReplicaSamples]]) -> WvaVariant:
     ready = [one.id for one in seen.replicas or () if one.state is ReplicaState.READY]
     peaks = []
     for replica in ready:
         known = [values[replica] for _, values in samples if replica in values]
         if known:
             peaks.append((max(kv for kv, _ in known), max(queue for _, queue in known)))
-    return Variant(facts, seen.desired, seen.ready + seen.pending, seen.pending, tuple(peaks))
+    return WvaVariant(facts, seen.desired, seen.ready + seen.pending, seen.pending, tuple(peaks))

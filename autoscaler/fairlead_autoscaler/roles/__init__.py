@@ -7,7 +7,7 @@ functions.
 How many engines each role needs is the scaling core's business (``scaling.need``), as of any pool.
 """
 
-from fairlead_autoscaler.roles.convertible import Decoding, Slack, slack
-from fairlead_autoscaler.roles.ratio import KEEP, Split, split
+from fairlead_autoscaler.roles.convertible import DecodeLoad, DecodeSlack, decode_slack
+from fairlead_autoscaler.roles.ratio import KEEP_FACTOR, RoleSplit, split_by_role
 
-__all__ = ["KEEP", "Decoding", "Slack", "Split", "slack", "split"]
+__all__ = ["KEEP_FACTOR", "DecodeLoad", "DecodeSlack", "RoleSplit", "decode_slack", "split_by_role"]

@@ -30,7 +30,7 @@ BATCH_SLACK = 0.8
 
 
 @dataclass(frozen=True, slots=True)
-class Decoding:
+class DecodeLoad:
     """What one engine decodes: answers a second, their tokens on average, and the tokens that a running sequence holds."""
 
     requests_per_second: float
@@ -39,7 +39,7 @@ class Decoding:
 
 
 @dataclass(frozen=True, slots=True)
-class Slack:
+class DecodeSlack:
     """What one decode engine could take of prefill: prompts of up to ``prompt_tokens``, ``tokens_per_second`` of them.
     Zeros where there is none. ``rule`` is ``slack``, ``batch-full`` or ``step-full``."""
 
@@ -48,19 +48,21 @@ class Slack:
     rule: str
 
 
-def slack(profile: EngineProfile, decoding: Decoding, *, itl_seconds: float, ttft_seconds: float | None) -> Slack:
+def decode_slack(
+    profile: EngineProfile, decoding: DecodeLoad, *, itl_seconds: float, ttft_seconds: float | None
+) -> DecodeSlack:
     """The slack of one engine; ``ttft_seconds`` None = prompts of any length."""
     seconds = ITL_SHARE * itl_seconds
     each = profile.sequence_seconds + profile.resident_token_seconds * decoding.context_tokens
     batch = decoding.requests_per_second * decoding.output_tokens * seconds
-    if batch > BATCH_SLACK * _most(profile, decoding.context_tokens, each, itl_seconds):
-        return Slack(0.0, 0.0, "batch-full")
+    if batch > BATCH_SLACK * _max_batch(profile, decoding.context_tokens, each, itl_seconds):
+        return DecodeSlack(0.0, 0.0, "batch-full")
     spent = profile.step_seconds + batch * each
     over_floor = seconds - spent - profile.weights_seconds
     left = seconds - spent - profile.prefill_token_seconds * batch
     room = profile.step_tokens - batch
     if min(over_floor, left, room) <= 0.0:
-        return Slack(0.0, 0.0, "step-full")
+        return DecodeSlack(0.0, 0.0, "step-full")
 
     def chunk(prompt: float) -> float:
         """Prompt tokens of a step, of prompts this long."""
@@ -78,10 +80,10 @@ def slack(profile: EngineProfile, decoding: Decoding, *, itl_seconds: float, ttf
             middle = (low + high) / 2.0
             low, high = (middle, high) if middle * seconds <= most * chunk(middle) else (low, middle)
         longest = low
-    return Slack(longest, chunk(longest) / seconds, "slack")
+    return DecodeSlack(longest, chunk(longest) / seconds, "slack")
 
 
-def _most(profile: EngineProfile, context: float, each: float, itl_seconds: float) -> float:
+def _max_batch(profile: EngineProfile, context: float, each: float, itl_seconds: float) -> float:
     """The largest batch that decodes within the objective, the memory and the limit of sequences."""
     left = itl_seconds - profile.step_seconds
     floor, token = left - profile.weights_seconds, each + profile.prefill_token_seconds

@@ -19,15 +19,15 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from fairlead.decision import Input
+from fairlead.decision import DecisionInput
 from fairlead.errors import BadInput
 
-KEEP = 1.1
+KEEP_FACTOR = 1.1
 """A division stays until another carries so much more: engines that change roles serve nothing meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
-class Split:
+class RoleSplit:
     """So many engines of each role, and which share of the load they carry (1 = just all of it). ``rule``: ``ratio``,
     ``kept`` or ``idle``."""
 
@@ -36,10 +36,10 @@ class Split:
     carried: float
     rule: str
     reason: str
-    inputs: Mapping[str, Input] = field(default_factory=dict)
+    inputs: Mapping[str, DecisionInput] = field(default_factory=dict)
 
 
-def split(total: int, prefill_engines: float, decode_engines: float, *, now: int | None = None) -> Split:
+def split_by_role(total: int, prefill_engines: float, decode_engines: float, *, now: int | None = None) -> RoleSplit:
     """``total`` engines (two or more) divided so that they carry most of a load that needs so many of each role
     (the ratio of the needs is the law's). At least one of each. ``now`` is how many prefill today: it stays where another
     number would carry less than ``KEEP`` more, and where nothing is needed. Raises BadInput for fewer than two engines."""
@@ -48,21 +48,21 @@ def split(total: int, prefill_engines: float, decode_engines: float, *, now: int
     today = None if now is None else min(total - 1, max(1, now))
     if prefill_engines <= 0.0 and decode_engines <= 0.0:
         kept = today or max(1, total // 2)
-        return Split(kept, total - kept, math.inf, "idle", "nothing arrives, so the roles stay")
+        return RoleSplit(kept, total - kept, math.inf, "idle", "nothing arrives, so the roles stay")
     tiny = 1e-9 * (prefill_engines + decode_engines)
     needs = max(tiny, prefill_engines), max(tiny, decode_engines)
     carried = {count: min(count / needs[0], (total - count) / needs[1]) for count in range(1, total)}
     best = max(carried, key=lambda count: carried[count])
     rule = "ratio"
-    if today is not None and today != best and carried[best] < KEEP * carried[today]:
+    if today is not None and today != best and carried[best] < KEEP_FACTOR * carried[today]:
         best, rule = today, "kept"
     inputs = {
-        "prefill_need_engines": Input(prefill_engines),
-        "decode_need_engines": Input(decode_engines),
-        "carried_share": Input(carried[best]),
+        "prefill_need_engines": DecisionInput(prefill_engines),
+        "decode_need_engines": DecisionInput(decode_engines),
+        "carried_share": DecisionInput(carried[best]),
     }
     reason = (
         f"{prefill_engines:.1f} engines of prefill to {decode_engines:.1f} of decode are needed: "
         f"{best} to {total - best} carry {carried[best]:.0%} of it"
     )
-    return Split(best, total - best, carried[best], rule, reason, inputs)
+    return RoleSplit(best, total - best, carried[best], rule, reason, inputs)

@@ -17,18 +17,18 @@ ends, asleep or not. What sleeps counts as an instance where bounds are counted,
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from fairlead.decision import Input
-from fairlead.units import duration
+from fairlead.decision import DecisionInput
+from fairlead.units import format_duration
 from fairlead_autoscaler.scaling import window, zero
-from fairlead_autoscaler.scaling.bounds import bounds
-from fairlead_autoscaler.scaling.learned import Starts
-from fairlead_autoscaler.scaling.look import Look
+from fairlead_autoscaler.scaling.bounds import replica_bounds
+from fairlead_autoscaler.scaling.learned import StartupTimes
+from fairlead_autoscaler.scaling.look import Tick
 from fairlead_autoscaler.scaling.replicas import Rule
 from fairlead_autoscaler.scaling.settings import ScalingSettings
-from fairlead_autoscaler.scaling.state import PoolState, State
-from fairlead_autoscaler.scaling.values import PoolFacts, PoolPlan, PoolSeen, Tier
+from fairlead_autoscaler.scaling.state import CoreState, PoolMemory
+from fairlead_autoscaler.scaling.values import PoolObservation, PoolPlan, PoolSpec, SleepTier
 
-WHOLE = "whole_replicas"
+WHOLE_REPLICAS_INPUT = "whole_replicas"
 """The input that says how many replicas are to be there, awake or asleep."""
 _STARTUP_SECONDS = 120.0
 _WAKE_SHARE = {1: 0.1, 2: 0.5}
@@ -38,26 +38,28 @@ _WAKE_SECONDS = {1: 5.0, 2: 30.0}
 """And no more than this."""
 
 
-def wake_seconds(state: PoolState, facts: PoolFacts, tier: Tier, share: float) -> float:
+def wake_seconds(state: PoolMemory, facts: PoolSpec, tier: SleepTier, share: float) -> float:
     """Within how many seconds that share of wakings is over."""
-    known, level = state.wakes.get(str(tier.level), Starts()), 1 if tier.level == 1 else 2
-    guess = min(_WAKE_SECONDS[level], _WAKE_SHARE[level] * _start(state, facts))
+    known, level = state.wakes.get(str(tier.level), StartupTimes()), 1 if tier.level == 1 else 2
+    guess = min(_WAKE_SECONDS[level], _WAKE_SHARE[level] * _startup_seconds(state, facts))
     return known.quantile(share, tier.wake_seconds, guess)
 
 
-def _start(state: PoolState, facts: PoolFacts) -> float:
+def _startup_seconds(state: PoolMemory, facts: PoolSpec) -> float:
     return state.starts.quantile(0.5, facts.startup_p50_seconds, _STARTUP_SECONDS)
 
 
-def worth_seconds(state: PoolState, facts: PoolFacts, tier: Tier, settings: ScalingSettings) -> float:
+def keep_asleep_seconds(state: PoolMemory, facts: PoolSpec, tier: SleepTier, settings: ScalingSettings) -> float:
     """For how long a replica that nobody needs sleeps on."""
     if tier.after_seconds is not None:
         return tier.after_seconds
-    saved = max(0.0, _start(state, facts) - wake_seconds(state, facts, tier, 0.5))
+    saved = max(0.0, _startup_seconds(state, facts) - wake_seconds(state, facts, tier, 0.5))
     return settings.cold_start_price * saved / settings.sleep_price
 
 
-def rested(state: State, look: Look, plans: Mapping[str, PoolPlan]) -> tuple[State, dict[str, PoolPlan]]:
+def apply_sleep_tier(
+    state: CoreState, look: Tick, plans: Mapping[str, PoolPlan]
+) -> tuple[CoreState, dict[str, PoolPlan]]:
     """``plans`` with how many of each pool are to sleep beside those that serve."""
     found, pools = dict(plans), dict(state.pools)
     left = look.model.replicas_most
@@ -67,67 +69,69 @@ def rested(state: State, look: Look, plans: Mapping[str, PoolPlan]) -> tuple[Sta
         if facts.name not in plans or facts.tier is None:
             continue
         name = facts.name
-        rest = _Rest(pools[name], facts, facts.tier, look.pools[name], plans[name], look)
-        pools[name], found[name] = rest.planned(state.silence, left)
+        rest = _SleepPlanner(pools[name], facts, facts.tier, look.pools[name], plans[name], look)
+        pools[name], found[name] = rest.plan_sleep(state.silence, left)
         if left is not None:
             left -= found[name].asleep
     return replace(state, pools=pools), found
 
 
 @dataclass(frozen=True, slots=True)
-class _Rest:
+class _SleepPlanner:
     """One pool whose replicas may sleep, and the plan for those that serve."""
 
-    state: PoolState
-    facts: PoolFacts
-    tier: Tier
-    seen: PoolSeen
+    state: PoolMemory
+    facts: PoolSpec
+    tier: SleepTier
+    observed: PoolObservation
     plan: PoolPlan
-    look: Look
+    tick: Tick
 
-    def planned(self, silence: zero.Silence, left: int | None) -> tuple[PoolState, PoolPlan]:
+    def plan_sleep(self, silence: zero.IdleGaps, left: int | None) -> tuple[PoolMemory, PoolPlan]:
         """The pool after this, and its plan; ``left``: no more than so many of all pools may be asleep beside those that serve."""
-        look, awake = self.look, self.plan.replicas
+        look, awake = self.tick, self.plan.replicas
         if look.settings.freeze:
-            return self.state, replace(self.plan, asleep=self.seen.asleep_desired)
-        seconds = worth_seconds(self.state, self.facts, self.tier, look.settings)
-        whole = max(awake - self.state.hedged, self._whole())
-        needs = window.push(self.state.rest, look.now, float(whole), seconds)
-        idle = max(0, self.seen.ready + self.seen.waking + self.seen.asleep - awake)
-        kept = max(0, int(needs.held) - awake)
+            return self.state, replace(self.plan, asleep=self.observed.asleep_desired)
+        seconds = keep_asleep_seconds(self.state, self.facts, self.tier, look.settings)
+        whole = max(awake - self.state.hedged, self._whole_replicas())
+        needs = window.add_need(self.state.rest, look.now, float(whole), seconds)
+        idle = max(0, self.observed.ready + self.observed.waking + self.observed.asleep - awake)
+        kept = max(0, int(needs.largest) - awake)
         if awake == 0 and self.tier.after_seconds is None:
-            kept = max(1, kept) if self._returns(silence, seconds) else 0
+            kept = max(1, kept) if self._is_likely_to_return(silence, seconds) else 0
         asleep = max(min(kept, idle, self.tier.most), min(whole - awake, self.tier.most), self.tier.least)
-        if look.doubtful:
-            asleep = max(asleep, min(self.seen.asleep_desired, self.seen.desired + self.seen.asleep_desired - awake))
-        room = bounds(self.facts, look.wall)[1] - awake
+        if look.forbids_scale_down:
+            asleep = max(
+                asleep, min(self.observed.asleep_desired, self.observed.desired + self.observed.asleep_desired - awake)
+            )
+        room = replica_bounds(self.facts, look.wall)[1] - awake
         asleep = max(0, min(asleep, room if left is None else min(room, left)))
         told = {
-            "wake_seconds": Input(wake_seconds(self.state, self.facts, self.tier, 0.5)),
-            "asleep_replicas": Input(float(self.seen.asleep)),
-            "asleep_planned_replicas": Input(float(asleep)),
+            "wake_seconds": DecisionInput(wake_seconds(self.state, self.facts, self.tier, 0.5)),
+            "asleep_replicas": DecisionInput(float(self.observed.asleep)),
+            "asleep_planned_replicas": DecisionInput(float(asleep)),
         }
         plan = replace(self.plan, asleep=asleep, inputs={**self.plan.inputs, **told})
-        return replace(self.state, rest=needs), self._said(plan, int(needs.held), seconds)
+        return replace(self.state, rest=needs), self._with_reason(plan, int(needs.largest), seconds)
 
-    def _whole(self) -> int:
-        value = self.plan.inputs[WHOLE].value if WHOLE in self.plan.inputs else None
+    def _whole_replicas(self) -> int:
+        value = self.plan.inputs[WHOLE_REPLICAS_INPUT].value if WHOLE_REPLICAS_INPUT in self.plan.inputs else None
         return 0 if value is None else int(value)
 
-    def _returns(self, silence: zero.Silence, seconds: float) -> bool:
+    def _is_likely_to_return(self, silence: zero.IdleGaps, seconds: float) -> bool:
         """Is something likely to be asked again before sleeping on has cost more than a start?"""
         if silence.last_arrival is None:
             return True
-        return zero.keep_warm(silence, self.look.now - silence.last_arrival, seconds)
+        return zero.is_worth_keeping(silence, self.tick.now - silence.last_arrival, seconds)
 
-    def _said(self, plan: PoolPlan, held: int, seconds: float) -> PoolPlan:
+    def _with_reason(self, plan: PoolPlan, held: int, seconds: float) -> PoolPlan:
         """``plan`` with what it says about those that sleep."""
-        awake, seen = plan.replicas, self.seen
+        awake, seen = plan.replicas, self.observed
         moved = min(seen.asleep_desired, max(0, awake - seen.desired))
         wakes = min(seen.asleep, moved)
         more = plan.asleep - seen.asleep_desired + moved
         parts = [] if not wakes else [f"{wakes} wake, in {wake_seconds(self.state, self.facts, self.tier, 0.5):.0f} s"]
-        lately = f"{held} needed within {duration(round(seconds))}"
+        lately = f"{held} needed within {format_duration(round(seconds))}"
         if more > 0:
             parts.append(
                 f"{more} go to sleep: {lately}, at least {self.tier.least} and at most {self.tier.most} asleep"

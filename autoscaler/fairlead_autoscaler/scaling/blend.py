@@ -19,23 +19,29 @@ Where there are no shapes, no load or no answer, nothing of this holds and ``spl
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from fairlead_autoscaler.scaling.capacity import Capacity, Mix, Objectives, Step, unmet
-from fairlead_autoscaler.scaling.clean import whole
+from fairlead_autoscaler.scaling.capacity import (
+    LatencyTargets,
+    MeanRequest,
+    ReplicaCapacity,
+    StepModel,
+    find_unreachable_target,
+)
+from fairlead_autoscaler.scaling.clean import valid_count
 from fairlead_autoscaler.scaling.settings import ScalingSettings
-from fairlead_autoscaler.scaling.shapes import Histogram
-from fairlead_autoscaler.scaling.values import Candidate, MixAsked, MixTold
+from fairlead_autoscaler.scaling.shapes import ShapeHistogram
+from fairlead_autoscaler.scaling.values import MixRequest, MixResult, PoolCandidate
 
-UNASKED, ASKED, UNANSWERED, SHAPELESS = "unasked", "asked", "unanswered", "no-shapes"
+NO_REQUEST, REQUESTED, NO_RESULT, NO_SHAPES = "unasked", "asked", "unanswered", "no-shapes"
 """The rules of a mix that there is none of."""
 
 
 @dataclass(frozen=True, slots=True)
-class Blend:
+class FollowedMix:
     """The mix that is followed, ``replicas`` by pool (None: none is), since when; when a solver was asked last, whether its answer is
     still awaited, and when one came last."""
 
     replicas: Mapping[str, int] | None = None
-    rule: str = UNASKED
+    rule: str = NO_REQUEST
     asked_at: float | None = None
     changed_at: float | None = None
     waiting: bool = False
@@ -43,49 +49,53 @@ class Blend:
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class MixQuestion:
     """What a solver is asked about a group: the shapes that were seen, ``requests_per_second`` to be carried in all, and its pools,
     ``throughput`` still empty; the knee and the steps of each."""
 
-    shapes: Histogram
+    shapes: ShapeHistogram
     requests_per_second: float
-    pools: Sequence[Candidate]
-    capacities: Mapping[str, Capacity]
-    steps: Mapping[str, Step]
-    as_seen: Callable[[float, float], Mix] = field(repr=False)
-    objectives: Callable[[float], Objectives] = field(repr=False)
+    pools: Sequence[PoolCandidate]
+    capacities: Mapping[str, ReplicaCapacity]
+    steps: Mapping[str, StepModel]
+    request_of_shape: Callable[[float, float], MeanRequest] = field(repr=False)
+    targets_of_prompt: Callable[[float], LatencyTargets] = field(repr=False)
 
 
-def turned(
-    before: Blend, now: float, question: Question | None, told: MixTold | None, settings: ScalingSettings
-) -> tuple[Blend, MixAsked | None]:
+def update_mix(
+    before: FollowedMix, now: float, question: MixQuestion | None, result: MixResult | None, settings: ScalingSettings
+) -> tuple[FollowedMix, MixRequest | None]:
     """The mix to follow ``now``, and what to ask. ``told`` is the answer that came since the last look, if any; ``question`` is None
     where there is nothing to ask."""
-    blend = _heard(before, now, told, settings)
+    blend = _accept_result(before, now, result, settings)
     if blend.told_at is not None and now - blend.told_at >= 2.0 * settings.mix_seconds:
-        blend = Blend(rule=UNANSWERED if blend.waiting else UNASKED, asked_at=blend.asked_at, waiting=blend.waiting)
+        blend = FollowedMix(
+            rule=NO_RESULT if blend.waiting else NO_REQUEST, asked_at=blend.asked_at, waiting=blend.waiting
+        )
     due = blend.asked_at is None or now - blend.asked_at >= settings.mix_seconds
     if question is None or not due:
         return blend, None
-    rates, candidates = _asked(question)
+    rates, candidates = _rates_and_candidates(question)
     if not candidates:
-        return Blend(rule=SHAPELESS, asked_at=now), None
+        return FollowedMix(rule=NO_SHAPES, asked_at=now), None
     if blend.replicas is None:
-        blend = replace(blend, rule=UNANSWERED if blend.waiting else ASKED)
-    return replace(blend, asked_at=now, waiting=True), MixAsked(now, tuple(rates), tuple(candidates))
+        blend = replace(blend, rule=NO_RESULT if blend.waiting else REQUESTED)
+    return replace(blend, asked_at=now, waiting=True), MixRequest(now, tuple(rates), tuple(candidates))
 
 
-def _heard(before: Blend, now: float, told: MixTold | None, settings: ScalingSettings) -> Blend:
+def _accept_result(before: FollowedMix, now: float, result: MixResult | None, settings: ScalingSettings) -> FollowedMix:
     """``before`` with an answer, if it is to the last question and in time."""
     late = before.asked_at is None or now - before.asked_at > settings.mix_seconds
-    if told is None or late or not before.waiting or told.asked_at != before.asked_at:
+    if result is None or late or not before.waiting or result.asked_at != before.asked_at:
         return before
-    replicas = None if told.replicas is None else {name: whole(count) for name, count in told.replicas.items()}
+    replicas = (
+        None if result.replicas is None else {name: valid_count(count) for name, count in result.replicas.items()}
+    )
     changed_at = before.changed_at if replicas == before.replicas else now
-    return Blend(replicas, told.rule, before.asked_at, changed_at, told_at=now)
+    return FollowedMix(replicas, result.rule, before.asked_at, changed_at, told_at=now)
 
 
-def _asked(question: Question) -> tuple[list[float], list[Candidate]]:
+def _rates_and_candidates(question: MixQuestion) -> tuple[list[float], list[PoolCandidate]]:
     """Rates of the shapes that came, and what each pool carries of them; no pools where too little came to say."""
     counts = question.shapes.requests
     seen = [index for index, count in enumerate(counts) if count > 0.0]
@@ -95,10 +105,10 @@ def _asked(question: Question) -> tuple[list[float], list[Candidate]]:
     shapes = [question.shapes.shape(index) for index in seen]
     shares = [counts[index] / total for index in seen]
     candidates = [
-        Candidate(
+        PoolCandidate(
             one.name,
             one.cost_per_hour,
-            _carried(question, one.name, shapes, shares),
+            _throughput_by_shape(question, one.name, shapes, shares),
             one.minimum,
             one.maximum,
             one.running,
@@ -109,13 +119,16 @@ def _asked(question: Question) -> tuple[list[float], list[Candidate]]:
     return [share * question.requests_per_second for share in shares], candidates
 
 
-def _carried(
-    question: Question, name: str, shapes: Sequence[tuple[float, float]], shares: Sequence[float]
+def _throughput_by_shape(
+    question: MixQuestion, name: str, shapes: Sequence[tuple[float, float]], shares: Sequence[float]
 ) -> tuple[float, ...]:
     """Requests per second of each shape alone, such that all that the pool can serve, together, come to its knee."""
     step = question.steps[name]
-    works = [step.work(question.as_seen(*shape)) for shape in shapes]
-    able = [unmet(step, question.as_seen(*shape), question.objectives(shape[0])) is None for shape in shapes]
+    works = [step.engine_seconds(question.request_of_shape(*shape)) for shape in shapes]
+    able = [
+        find_unreachable_target(step, question.request_of_shape(*shape), question.targets_of_prompt(shape[0])) is None
+        for shape in shapes
+    ]
     served = sum(share for share, can in zip(shares, able, strict=True) if can)
     if served <= 0.0:
         return (0.0,) * len(shapes)

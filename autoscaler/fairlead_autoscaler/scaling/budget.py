@@ -16,14 +16,14 @@ from dataclasses import dataclass, field, replace
 
 from fairlead_autoscaler.scaling.settings import ScalingSettings
 
-_ENOUGH = 20.0
+_MIN_REQUESTS = 20.0
 """Requests that a share must rest on."""
-_HALF = 0.5
+_COUNT_OF_NONE = 0.5
 """What is taken for none beyond an edge: none of a hundred seen says less than none of a million."""
 
 
 @dataclass(frozen=True, slots=True)
-class Late:
+class MissedRequests:
     """Of ``judged`` requests those ``beyond_lower`` and ``beyond_upper`` the edges around the objective, and those that missed it for
     another reason (``otherwise``)."""
 
@@ -32,20 +32,20 @@ class Late:
     otherwise: float = 0.0
     judged: float = 0.0
 
-    def plus(self, keep: float, seen: "Late") -> "Late":
+    def plus(self, keep: float, new: "MissedRequests") -> "MissedRequests":
         """Of these the share ``keep``, and what was seen now."""
-        return Late(
-            self.beyond_lower * keep + seen.beyond_lower,
-            self.beyond_upper * keep + seen.beyond_upper,
-            self.otherwise * keep + seen.otherwise,
-            self.judged * keep + seen.judged,
+        return MissedRequests(
+            self.beyond_lower * keep + new.beyond_lower,
+            self.beyond_upper * keep + new.beyond_upper,
+            self.otherwise * keep + new.otherwise,
+            self.judged * keep + new.judged,
         )
 
-    def missed(self, place: float) -> float:
+    def missed_count(self, place: float) -> float:
         """How many missed an objective that lies at ``place`` (0..1) between its edges."""
         late = self.beyond_lower
         if place > 0.0 and late > 0.0:
-            upper = max(self.beyond_upper, _HALF)
+            upper = max(self.beyond_upper, _COUNT_OF_NONE)
             late = (
                 late * (upper / late) ** place
                 if upper < late
@@ -54,50 +54,60 @@ class Late:
         return min(self.judged, late + self.otherwise)
 
 
-def beyond(counts: tuple[float, ...], bounds: tuple[float, ...], objective: float | None) -> tuple[Late, float]:
+def count_missed(
+    counts: tuple[float, ...], bounds: tuple[float, ...], objective: float | None
+) -> tuple[MissedRequests, float]:
     """What a histogram says of ``objective``, and where that lies between its edges (0 at the lower one). Of the last bucket, which
     has no end, all are beyond."""
     total = sum(counts)
     if objective is None or total <= 0.0 or len(counts) != len(bounds) + 1:
-        return Late(), 0.0
+        return MissedRequests(), 0.0
     lower = 0.0
     left = total
     for count, upper in zip(counts, bounds, strict=False):
         if lower >= objective - 1e-9:
             break
         if upper > objective + 1e-9:
-            return Late(left, left - count, 0.0, total), (objective - lower) / (upper - lower)
+            return MissedRequests(left, left - count, 0.0, total), (objective - lower) / (upper - lower)
         left -= count
         lower = upper
-    return Late(left, left, 0.0, total), 0.0
+    return MissedRequests(left, left, 0.0, total), 0.0
 
 
 @dataclass(frozen=True, slots=True)
-class Budget:
+class ErrorBudget:
     """What was seen over minutes and over an hour, and the margin that follows."""
 
-    fast: Late = field(default_factory=Late)
-    slow: Late = field(default_factory=Late)
+    fast: MissedRequests = field(default_factory=MissedRequests)
+    slow: MissedRequests = field(default_factory=MissedRequests)
     margin: float = 1.0
 
-    def spared(self, settings: ScalingSettings) -> float:
+    def spare_replicas(self, settings: ScalingSettings) -> float:
         """The part of a replica that need not be rounded up: where the margin has sunk for so long that rounding is what keeps it
         from sinking further."""
         low = (settings.spare_margin - self.margin) / max(1e-9, settings.spare_margin - settings.margin_least)
         return settings.spare_most * min(1.0, max(0.0, low))
 
 
-def spent(
-    before: Budget, seen: Late, place: float, seconds: float, allowed: float, learn: bool, settings: ScalingSettings
-) -> Budget:
+def update_error_budget(
+    before: ErrorBudget,
+    missed: MissedRequests,
+    position: float,
+    seconds: float,
+    allowed: float,
+    learn: bool,
+    settings: ScalingSettings,
+) -> ErrorBudget:
     """``before`` after ``seconds`` in which that was seen of an objective at ``place``, where the share ``allowed`` may miss. What
     is not to be learnt from still counts for the hour: what is spent is spent."""
     fast, slow = (math.exp(-seconds / each) for each in (settings.budget_fast_seconds, settings.budget_slow_seconds))
-    after = Budget(before.fast.plus(fast, seen if learn else Late()), before.slow.plus(slow, seen), before.margin)
-    if not learn or after.fast.judged < _ENOUGH:
+    after = ErrorBudget(
+        before.fast.plus(fast, missed if learn else MissedRequests()), before.slow.plus(slow, missed), before.margin
+    )
+    if not learn or after.fast.judged < _MIN_REQUESTS:
         return after
-    burn = after.fast.missed(place) / after.fast.judged / allowed
-    burn_slow = after.slow.missed(place) / after.slow.judged / allowed
+    burn = after.fast.missed_count(position) / after.fast.judged / allowed
+    burn_slow = after.slow.missed_count(position) / after.slow.judged / allowed
     margin = before.margin
     if burn > 1.0:
         margin += min(4.0, burn - 1.0) * settings.margin_up_per_second * seconds

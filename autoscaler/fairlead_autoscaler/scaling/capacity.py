@@ -42,14 +42,14 @@ from enum import StrEnum
 from fairlead.profile import EngineProfile
 from fairlead_autoscaler.scaling.settings import ScalingSettings
 
-_HALVINGS = 18
-_FEWEST, _SLOWEST, _FINER = 1e-4, 1e-9, 1e-4
+_SEARCH_BITS = 18
+_MIN_REPLICAS, _MIN_RATE, _SEARCH_STEP = 1e-4, 1e-9, 1e-4
 """Numbers of replicas, and rates, are looked for from the first two on, each larger than the one before by the third: 2^18 of
 replicas, 2^19 of rates."""
-_MANY_CHUNKS, _SHORTER = 6.0, 4.0
+_CHUNKS_OF_LONG_PROMPT, _MAX_SHORT_ANSWER_EXCESS = 6.0, 4.0
 """Where one prompt fills the steps of a whole short answer, the shortest answers decide, and there are up to so many times as many of
 them as exponential lengths have (Mooncake's conversations: one answer in twenty has eleven tokens or fewer, at a mean of 335)."""
-_SHOT = 3.0
+_OCCUPANCY_VARIANCE = 3.0
 """Variance of what a sequence holds over its time around its mean, plus one."""
 
 
@@ -63,51 +63,51 @@ class Bound(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Mix:
+class MeanRequest:
     """A mean request: prompt tokens, the share of these that caches hold, and tokens generated; ``uneven`` is the variance of
     prompt lengths over the square of their mean."""
 
-    prompt: float
-    output: float
-    cached: float = 0.0
-    uneven: float = 1.0
+    prompt_tokens: float
+    output_tokens: float
+    cached_share: float = 0.0
+    prompt_variability: float = 1.0
 
     @property
-    def computed(self) -> float:
+    def computed_tokens(self) -> float:
         """Prompt tokens that an engine computes."""
-        return self.prompt * (1.0 - self.cached)
+        return self.prompt_tokens * (1.0 - self.cached_share)
 
     @property
-    def context(self) -> float:
+    def context_tokens(self) -> float:
         """Tokens that a running sequence holds, on average over its time."""
-        return self.prompt + self.output / 2
+        return self.prompt_tokens + self.output_tokens / 2
 
 
 @dataclass(frozen=True, slots=True)
-class Objectives:
+class LatencyTargets:
     """Seconds to the first token and between tokens; None = no such objective. ``miss`` is the share that may miss."""
 
     ttft_seconds: float | None
     itl_seconds: float | None
-    miss: float = 0.01
+    allowed_miss_share: float = 0.01
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class StepModel:
     """What a step costs in seconds: ``base``, and for each sequence, resident token and prompt token. Of a profile with a floor of
     reading weights, decode tokens hide beneath that floor."""
 
-    base: float
-    per_sequence: float
-    per_resident: float
-    per_prompt: float
-    attention: float
-    chunk: int
+    base_seconds: float
+    sequence_seconds: float
+    resident_token_seconds: float
+    prompt_token_seconds: float
+    attention_seconds: float
+    chunk_tokens: int
     max_sequences: int
     kv_tokens: int
 
     @classmethod
-    def of(cls, profile: EngineProfile, factor: float = 1.0) -> "Step":
+    def from_profile(cls, profile: EngineProfile, factor: float = 1.0) -> "StepModel":
         """The steps of ``profile`` where everything takes ``factor`` times as long."""
         # A decoded token is computed, too; beneath a floor it costs nothing more.
         decoded = 0.0 if profile.weights_seconds else profile.prefill_token_seconds
@@ -122,102 +122,104 @@ class Step:
             max(1, profile.kv_tokens),
         )
 
-    def prompt_seconds(self, mix: Mix) -> float:
+    def prompt_seconds(self, mix: MeanRequest) -> float:
         """Engine-seconds of a prompt, beside the steps' base."""
-        computed = mix.computed
-        return self.per_prompt * computed + self.attention * computed * (mix.prompt - computed / 2)
+        computed = mix.computed_tokens
+        return self.prompt_token_seconds * computed + self.attention_seconds * computed * (
+            mix.prompt_tokens - computed / 2
+        )
 
     def token_seconds(self, context: float) -> float:
         """Engine-seconds of one generated token, beside the steps' base."""
-        return self.per_sequence + self.per_resident * context
+        return self.sequence_seconds + self.resident_token_seconds * context
 
-    def work(self, mix: Mix) -> float:
+    def engine_seconds(self, mix: MeanRequest) -> float:
         """Engine-seconds of one request (``w`` above)."""
-        return max(1e-9, self.prompt_seconds(mix) + mix.output * self.token_seconds(mix.context))
+        return max(1e-9, self.prompt_seconds(mix) + mix.output_tokens * self.token_seconds(mix.context_tokens))
 
 
 @dataclass(frozen=True, slots=True)
-class Capacity:
+class ReplicaCapacity:
     """What one replica carries: requests per second at the knee, the engine-seconds of a request, and what bounds it."""
 
     requests_per_second: float
-    work_seconds: float
+    engine_seconds: float
     bound: Bound
 
     @property
-    def busy(self) -> float:
+    def busy_share(self) -> float:
         """Engine-seconds per second at the knee."""
-        return self.requests_per_second * self.work_seconds
+        return self.requests_per_second * self.engine_seconds
 
 
 @dataclass(frozen=True, slots=True)
-class Unmet:
+class UnreachableTarget:
     """A bound that a request meets not even with an engine for itself: what it takes alone, and what there is (seconds, of KV memory
     tokens)."""
 
     bound: Bound
-    takes: float
+    required: float
     allowed: float
 
     def __str__(self) -> str:
         unit = "tokens" if self.bound is Bound.KV else "s"
-        return (
-            f"{self.bound.value} cannot be met: one request alone takes {self.takes:.3g} of {self.allowed:.3g} {unit}"
-        )
+        return f"{self.bound.value} cannot be met: one request alone takes {self.required:.3g} of {self.allowed:.3g} {unit}"
 
 
-def unmet(step: Step, mix: Mix, objectives: Objectives) -> Unmet | None:
+def find_unreachable_target(step: StepModel, mix: MeanRequest, objectives: LatencyTargets) -> UnreachableTarget | None:
     """What keeps a replica with nothing else to do from serving such a request within the objectives; None where nothing does."""
-    tokens = mix.prompt + mix.output
+    tokens = mix.prompt_tokens + mix.output_tokens
     if tokens > step.kv_tokens:
-        return Unmet(Bound.KV, tokens, step.kv_tokens)
-    first = max(1.0, mix.computed / step.chunk) * step.base + step.prompt_seconds(mix)
+        return UnreachableTarget(Bound.KV, tokens, step.kv_tokens)
+    first = max(1.0, mix.computed_tokens / step.chunk_tokens) * step.base_seconds + step.prompt_seconds(mix)
     if objectives.ttft_seconds is not None and first > objectives.ttft_seconds:
-        return Unmet(Bound.TTFT, first, objectives.ttft_seconds)
-    gap = step.base + step.token_seconds(mix.context)
-    if objectives.itl_seconds is not None and mix.output >= 2.0 and gap > objectives.itl_seconds:
-        return Unmet(Bound.ITL, gap, objectives.itl_seconds)
+        return UnreachableTarget(Bound.TTFT, first, objectives.ttft_seconds)
+    gap = step.base_seconds + step.token_seconds(mix.context_tokens)
+    if objectives.itl_seconds is not None and mix.output_tokens >= 2.0 and gap > objectives.itl_seconds:
+        return UnreachableTarget(Bound.ITL, gap, objectives.itl_seconds)
     return None
 
 
-def knee(step: Step, mix: Mix, objectives: Objectives, replicas: float, settings: ScalingSettings) -> Capacity:
+def knee_capacity(
+    step: StepModel, mix: MeanRequest, objectives: LatencyTargets, replicas: float, settings: ScalingSettings
+) -> ReplicaCapacity:
     """The largest rate of requests of ``mix`` that one of so many ``replicas`` serves within ``objectives``, or as near to them as
     makes sense."""
-    work = step.work(mix)
-    limits = _Limits(step, mix, work, objectives, settings)
+    work = step.engine_seconds(mix)
+    limits = _KneeBounds(step, mix, work, objectives, settings)
 
     def rate(place: int) -> float:
-        return _SLOWEST * math.exp(_FINER * place)
+        return _MIN_RATE * math.exp(_SEARCH_STEP * place)
 
     def too_much(place: int) -> bool:
         each = rate(place)
-        return each * work >= 1.0 or limits.passed(each, replicas) is not None
+        return each * work >= 1.0 or limits.first_exceeded(each, replicas) is not None
 
-    first = _first(0, 2 << _HALVINGS, too_much)
-    return Capacity(rate(first - 1), work, limits.passed(rate(first), replicas) or Bound.TTFT)
+    first = _first_true(0, 2 << _SEARCH_BITS, too_much)
+    return ReplicaCapacity(rate(first - 1), work, limits.first_exceeded(rate(first), replicas) or Bound.TTFT)
 
 
 def replicas_for(
-    step: Step, mix: Mix, objectives: Objectives, rate: float, near: float, settings: ScalingSettings
+    step: StepModel, mix: MeanRequest, objectives: LatencyTargets, rate: float, near: float, settings: ScalingSettings
 ) -> float:
     """How many replicas serve ``rate`` requests of ``mix`` per second within ``objectives``, or as near to them as makes sense; not
     whole. It is found sooner where it lies ``near`` what is given, and is the same in any case."""
     if rate <= 0.0:
         return 0.0
     rate = float(f"{rate:.9g}")  # the same load comes by several ways, and their roundings are no difference
-    work = step.work(mix)
-    limits = _Limits(step, mix, work, objectives, settings)
+    work = step.engine_seconds(mix)
+    limits = _KneeBounds(step, mix, work, objectives, settings)
 
     def count(place: int) -> float:
-        return _FEWEST * math.exp(_FINER * place)
+        return _MIN_REPLICAS * math.exp(_SEARCH_STEP * place)
 
     def enough(place: int) -> bool:
         each = rate / count(place)
-        return each * work < 1.0 and limits.passed(each, count(place)) is None
+        return each * work < 1.0 and limits.first_exceeded(each, count(place)) is None
 
-    last = (1 << _HALVINGS) - 1
+    last = (1 << _SEARCH_BITS) - 1
     low, high = -1, last
-    place = min(last - 1, max(0, round(math.log(max(near, _FEWEST) / _FEWEST) / _FINER)))
+    place = min(last - 1, max(0, round(math.log(max(near, _MIN_REPLICAS) / _MIN_REPLICAS) / _SEARCH_STEP)))
     step_size = 64
     while low < place < high:
         if enough(place):
@@ -225,10 +227,10 @@ def replicas_for(
         else:
             low, place = place, place + step_size
         step_size *= 4
-    return count(_first(low, high, enough))
+    return count(_first_true(low, high, enough))
 
 
-def _first(low: int, high: int, holds: Callable[[int], bool]) -> int:
+def _first_true(low: int, high: int, holds: Callable[[int], bool]) -> int:
     """The first place above ``low`` where it ``holds``, as it does from there on; ``high`` where it does at none before."""
     while high - low > 1:
         place = (low + high) // 2
@@ -239,7 +241,7 @@ def _first(low: int, high: int, holds: Callable[[int], bool]) -> int:
     return high
 
 
-class _Limits:
+class _KneeBounds:
     """The bounds with what does not depend on the rate worked out beforehand."""
 
     __slots__ = (
@@ -261,23 +263,25 @@ class _Limits:
         "_work",
     )
 
-    def __init__(self, step: Step, mix: Mix, work: float, objectives: Objectives, settings: ScalingSettings) -> None:
-        self._base, self._work, self._settings = step.base, work, settings
+    def __init__(
+        self, step: StepModel, mix: MeanRequest, work: float, objectives: LatencyTargets, settings: ScalingSettings
+    ) -> None:
+        self._base, self._work, self._settings = step.base_seconds, work, settings
         # Who needs more than there is needs all of it.
-        self._batch, self._kv = step.max_sequences, max(float(step.kv_tokens), mix.prompt + mix.output)
-        self._prompt, self._output, self._context = mix.prompt, mix.output, mix.context
-        self._uneven = mix.uneven
-        self._token = step.token_seconds(mix.context)
-        self._chunks = max(mix.computed / step.chunk, 1e-9)
+        self._batch, self._kv = step.max_sequences, max(float(step.kv_tokens), mix.prompt_tokens + mix.output_tokens)
+        self._prompt, self._output, self._context = mix.prompt_tokens, mix.output_tokens, mix.context_tokens
+        self._uneven = mix.prompt_variability
+        self._token = step.token_seconds(mix.context_tokens)
+        self._chunks = max(mix.computed_tokens / step.chunk_tokens, 1e-9)
         self._prompt_seconds = step.prompt_seconds(mix)
-        self._room, self._miss = objectives.ttft_seconds, objectives.miss
-        gaps = objectives.itl_seconds is not None and mix.output >= 2
+        self._room, self._miss = objectives.ttft_seconds, objectives.allowed_miss_share
+        gaps = objectives.itl_seconds is not None and mix.output_tokens >= 2
         # Steps with a chunk are the longest, and short answers get many of them.
-        share = settings.itl_share if mix.computed > 0.0 else settings.itl_share_decoding
+        share = settings.itl_share if mix.computed_tokens > 0.0 else settings.itl_share_decoding
         self._gap_most = objectives.itl_seconds or math.inf if gaps else math.inf
         self._turn_most = (objectives.itl_seconds or 0.0) * share if gaps else math.inf
 
-    def passed(self, rate: float, replicas: float) -> Bound | None:
+    def first_exceeded(self, rate: float, replicas: float) -> Bound | None:
         """The bound that ``rate`` passes at each of so many ``replicas``, if any."""
         together = max(1.0, replicas)
         turn = self._base / max(1e-9, 1.0 - rate * self._work)
@@ -288,28 +292,32 @@ class _Limits:
         # What may wait for a first token need not fit at once.
         stays = self._output * turn
         patience = stays / (stays + (self._room or 0.0))
-        if sequences * self._room_for(sequences * together, patience) > self._batch:
+        if sequences * self._crowding_factor(sequences * together, patience) > self._batch:
             return Bound.BATCH
         full = self._base + sequences * self._token + self._prompt_seconds / max(1.0, self._chunks)
         service = max(1.0, self._chunks) * full
         # A prompt that is being computed is resident too, half of it on average.
-        if pressed and self._hurts(rate * max(1.0, self._chunks) * turn, self._base + sequences * self._token, full):
+        if pressed and self._exceeds_gap_target(
+            rate * max(1.0, self._chunks) * turn, self._base + sequences * self._token, full
+        ):
             return Bound.ITL
         prompts = rate * service
         count = (
             rate * self._output * self._base + prompts
         ) * together  # with the shortest steps, or it grows faster than they
-        resident = sequences * self._context * self._room_for(sequences * together, _SHOT * patience)
-        resident += prompts * self._prompt / 2 * self._room_for(count, _SHOT * patience)
+        resident = (
+            sequences * self._context * self._crowding_factor(sequences * together, _OCCUPANCY_VARIANCE * patience)
+        )
+        resident += prompts * self._prompt / 2 * self._crowding_factor(count, _OCCUPANCY_VARIANCE * patience)
         if resident > self._kv:
             return Bound.KV
-        return Bound.TTFT if self._waits(rate * self._chunks * full, service, together) else None
+        return Bound.TTFT if self._exceeds_ttft_target(rate * self._chunks * full, service, together) else None
 
-    def _room_for(self, count: float, variance: float) -> float:
+    def _crowding_factor(self, count: float, variance: float) -> float:
         """How many times as much there is at times as on the mean, of so many together."""
         return 1.0 + self._settings.crowd_sigmas * math.sqrt(variance / max(1.0, count))
 
-    def _hurts(self, busy: float, plain: float, full: float) -> bool:
+    def _exceeds_gap_target(self, busy: float, plain: float, full: float) -> bool:
         """Do more answers see mostly steps with a chunk than may, where such a step passes the objective? ``busy`` is their
         share."""
         if full <= self._gap_most or busy <= 0.0:
@@ -319,11 +327,11 @@ class _Limits:
             return True
         chunks = max(1.0, self._chunks * (1.0 + self._uneven))
         short = -math.expm1(-chunks / (1.0 - busy) / within / self._output)
-        whole = max(1.0, chunks / _MANY_CHUNKS)
-        more = min(_SHORTER, whole * whole)
+        whole = max(1.0, chunks / _CHUNKS_OF_LONG_PROMPT)
+        more = min(_MAX_SHORT_ANSWER_EXCESS, whole * whole)
         return busy * short * more > self._miss * self._settings.hurt_share
 
-    def _waits(self, busy: float, service: float, replicas: float) -> bool:
+    def _exceeds_ttft_target(self, busy: float, service: float, replicas: float) -> bool:
         """Do more prompts wait past the objective than may?"""
         if busy >= self._settings.prefill_busy_most:
             return True

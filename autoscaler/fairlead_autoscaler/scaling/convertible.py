@@ -7,34 +7,40 @@ fast the engines are. Nothing is sized by it; what they did compute, as gateways
 from collections.abc import Mapping
 from dataclasses import replace
 
-from fairlead.decision import Input
+from fairlead.decision import DecisionInput
 from fairlead.fleet import Role
-from fairlead_autoscaler.roles import Decoding, slack
-from fairlead_autoscaler.scaling.values import PoolFacts, PoolPlan, PoolSeen, ScaledModel
+from fairlead_autoscaler.roles import DecodeLoad, decode_slack
+from fairlead_autoscaler.scaling.values import ModelSpec, PoolObservation, PoolPlan, PoolSpec
 
-_FROM = ("level_replicas", "capacity_requests_per_second", "prompt_tokens", "output_tokens", "speed_factor")
+_REQUIRED_INPUTS = ("level_replicas", "capacity_requests_per_second", "prompt_tokens", "output_tokens", "speed_factor")
 
 
-def with_slack(model: ScaledModel, plans: Mapping[str, PoolPlan], seen: Mapping[str, PoolSeen]) -> dict[str, PoolPlan]:
+def add_decode_slack(
+    model: ModelSpec, plans: Mapping[str, PoolPlan], seen: Mapping[str, PoolObservation]
+) -> dict[str, PoolPlan]:
     """``plans`` with ``convertible_prompt_tokens`` (the longest prompt) and ``convertible_tokens_per_second`` (of all
     ready engines) among the inputs of decode pools. Without an inter-token objective, a profile or a level nothing is
     said."""
-    return {name: _told(model, pool, plans[name], seen[name]) for pool in model.pools if (name := pool.name) in plans}
+    return {
+        name: _with_slack_inputs(model, pool, plans[name], seen[name])
+        for pool in model.pools
+        if (name := pool.name) in plans
+    }
 
 
-def _told(model: ScaledModel, pool: PoolFacts, plan: PoolPlan, seen: PoolSeen) -> PoolPlan:
-    known = [plan.inputs[name].value for name in _FROM if name in plan.inputs]
+def _with_slack_inputs(model: ModelSpec, pool: PoolSpec, plan: PoolPlan, seen: PoolObservation) -> PoolPlan:
+    known = [plan.inputs[name].value for name in _REQUIRED_INPUTS if name in plan.inputs]
     values = [value for value in known if value is not None]
     if pool.role is not Role.DECODE or model.itl_seconds is None or pool.profile is None or seen.ready < 1:
         return plan
-    if len(values) < len(_FROM):
+    if len(values) < len(_REQUIRED_INPUTS):
         return plan
     level, carries, prompt, output, factor = values
-    decoding = Decoding(level * carries / seen.ready, output, prompt + output / 2.0)
-    profile = pool.profile.faster(1.0 / max(1e-3, factor))
-    found = slack(profile, decoding, itl_seconds=model.itl_seconds, ttft_seconds=model.ttft_seconds)
+    decoding = DecodeLoad(level * carries / seen.ready, output, prompt + output / 2.0)
+    profile = pool.profile.sped_up(1.0 / max(1e-3, factor))
+    found = decode_slack(profile, decoding, itl_seconds=model.itl_seconds, ttft_seconds=model.ttft_seconds)
     told = {
-        "convertible_prompt_tokens": Input(found.prompt_tokens),
-        "convertible_tokens_per_second": Input(found.tokens_per_second * seen.ready),
+        "convertible_prompt_tokens": DecisionInput(found.prompt_tokens),
+        "convertible_tokens_per_second": DecisionInput(found.tokens_per_second * seen.ready),
     }
     return replace(plan, inputs={**plan.inputs, **told})

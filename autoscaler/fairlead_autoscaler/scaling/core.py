@@ -2,25 +2,25 @@
 
 from fairlead_autoscaler.scaling.decide import decide
 from fairlead_autoscaler.scaling.settings import ScalingSettings
-from fairlead_autoscaler.scaling.state import State
-from fairlead_autoscaler.scaling.values import Observation, Plan, ScaledModel
+from fairlead_autoscaler.scaling.state import CoreState
+from fairlead_autoscaler.scaling.values import ModelSpec, Observation, ScalingPlan
 
 
-class Core:
+class ScalingCore:
     """Decides for one model. ``state`` may be replaced from outside, by one that was recorded or another's; ``model`` and
     ``settings`` too, where they change while it runs."""
 
     def __init__(
         self,
-        model: ScaledModel,
+        model: ModelSpec,
         settings: ScalingSettings | None = None,
-        state: State | None = None,
+        state: CoreState | None = None,
     ) -> None:
         self.model = model
         self.settings = settings or ScalingSettings()
-        self.state = state or State()
+        self.state = state or CoreState()
 
-    def step(self, observation: Observation) -> Plan:
+    def step(self, observation: Observation) -> ScalingPlan:
         """The plan after one look."""
         self.state, plan = decide(self.state, observation, self.model, self.settings)
         return plan

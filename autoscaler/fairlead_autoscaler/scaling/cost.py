@@ -4,11 +4,11 @@ replicas makes the sum unknown."""
 from collections.abc import Mapping
 from dataclasses import replace
 
-from fairlead.decision import Input
-from fairlead_autoscaler.scaling.values import PoolPlan, ScaledModel
+from fairlead.decision import DecisionInput
+from fairlead_autoscaler.scaling.values import ModelSpec, PoolPlan
 
 
-def usd_per_hour(model: ScaledModel, counts: Mapping[str, int]) -> float | None:
+def usd_per_hour(model: ModelSpec, counts: Mapping[str, int]) -> float | None:
     """What so many replicas of the model's pools cost together; None where one of those that has any has no price."""
     total = 0.0
     for pool in model.pools:
@@ -21,12 +21,12 @@ def usd_per_hour(model: ScaledModel, counts: Mapping[str, int]) -> float | None:
     return total
 
 
-def with_cost(model: ScaledModel, plans: Mapping[str, PoolPlan]) -> dict[str, PoolPlan]:
+def add_cost(model: ModelSpec, plans: Mapping[str, PoolPlan]) -> dict[str, PoolPlan]:
     """``plans`` with what each pool and the whole model cost as planned. Who sleeps keeps its accelerator, and costs as much."""
     counts = {name: plan.replicas + plan.asleep for name, plan in plans.items()}
-    whole = Input(usd_per_hour(model, counts))
+    whole = DecisionInput(usd_per_hour(model, counts))
     found = {}
     for name, plan in plans.items():
-        cost = {"usd_per_hour": Input(usd_per_hour(model, {name: counts[name]})), "model_usd_per_hour": whole}
+        cost = {"usd_per_hour": DecisionInput(usd_per_hour(model, {name: counts[name]})), "model_usd_per_hour": whole}
         found[name] = replace(plan, inputs={**plan.inputs, **cost})
     return found

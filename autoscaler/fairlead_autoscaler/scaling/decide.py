@@ -13,66 +13,72 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from fairlead.fleet import Role
-from fairlead_autoscaler.scaling.asleep import rested
-from fairlead_autoscaler.scaling.convertible import with_slack
-from fairlead_autoscaler.scaling.cost import with_cost
+from fairlead_autoscaler.scaling.asleep import apply_sleep_tier
+from fairlead_autoscaler.scaling.convertible import add_decode_slack
+from fairlead_autoscaler.scaling.cost import add_cost
 from fairlead_autoscaler.scaling.group import plan_group
-from fairlead_autoscaler.scaling.look import Look, look_at
-from fairlead_autoscaler.scaling.need import Group, groups
+from fairlead_autoscaler.scaling.look import Tick, take_sample
+from fairlead_autoscaler.scaling.need import PoolGroup, pool_groups
 from fairlead_autoscaler.scaling.settings import ScalingSettings
-from fairlead_autoscaler.scaling.state import State
-from fairlead_autoscaler.scaling.together import Share, lately, together
-from fairlead_autoscaler.scaling.turn import turning
-from fairlead_autoscaler.scaling.values import MixAsked, Observation, Plan, PoolPlan, ScaledModel
+from fairlead_autoscaler.scaling.state import CoreState
+from fairlead_autoscaler.scaling.together import LimitShare, apply_shared_limit, recent_need
+from fairlead_autoscaler.scaling.turn import is_shifting
+from fairlead_autoscaler.scaling.values import MixRequest, ModelSpec, Observation, PoolPlan, ScalingPlan
 
 
-def decide(state: State, observation: Observation, model: ScaledModel, settings: ScalingSettings) -> tuple[State, Plan]:
+def decide(
+    state: CoreState, observation: Observation, model: ModelSpec, settings: ScalingSettings
+) -> tuple[CoreState, ScalingPlan]:
     """What to do now, and what to remember. Pools that the observation does not name are left alone, and for a minute so are the
     others of their role."""
-    state, look = look_at(state, observation, model, settings)
+    state, look = take_sample(state, observation, model, settings)
     plans: dict[str, PoolPlan] = {}
-    asks: dict[str, MixAsked] = {}
-    left = _left_alone(state, look)
-    for group in groups(model):
+    asks: dict[str, MixRequest] = {}
+    left = _roles_with_missing_pools(state, look)
+    for group in pool_groups(model):
         present = tuple(pool for pool in group.pools if pool.name in look.pools)
         if present and group.role not in left:
-            state, planned_now, asked = plan_group(state, look, Group(group.role, present))
+            state, planned_now, asked = plan_group(state, look, PoolGroup(group.role, present))
             plans.update(planned_now)
             if asked is not None:
                 asks[group.role.value] = asked
     if model.replicas_most is not None:
-        state, plans = _together(model.replicas_most, state, look, plans)
-    state, plans = rested(state, look, plans)
-    return state, Plan(with_cost(model, with_slack(model, plans, look.pools)), asks)
+        state, plans = _apply_shared_limit(model.replicas_most, state, look, plans)
+    state, plans = apply_sleep_tier(state, look, plans)
+    return state, ScalingPlan(add_cost(model, add_decode_slack(model, plans, look.pools)), asks)
 
 
-def _left_alone(state: State, look: Look) -> frozenset[Role]:
+def _roles_with_missing_pools(state: CoreState, tick: Tick) -> frozenset[Role]:
     """Groups of which a pool that was there lately is not named: what it has may serve on, so nobody takes its place yet. Where
     groups share a number of replicas it is all of them."""
-    settings, now = look.settings, look.now
+    settings, now = tick.settings, tick.now
     gone = {
         pool.role
-        for pool in look.model.pools
-        if pool.name not in look.pools
+        for pool in tick.model.pools
+        if pool.name not in tick.pools
         and (known := state.pools.get(pool.name)) is not None
         and known.seen_at is not None
         and now - known.seen_at < settings.blind_hold_seconds
     }
-    return frozenset(Role if gone and look.model.replicas_most is not None else gone)
+    return frozenset(Role if gone and tick.model.replicas_most is not None else gone)
 
 
-def _together(most: int, state: State, look: Look, plans: Mapping[str, PoolPlan]) -> tuple[State, dict[str, PoolPlan]]:
+def _apply_shared_limit(
+    most: int, state: CoreState, tick: Tick, plans: Mapping[str, PoolPlan]
+) -> tuple[CoreState, dict[str, PoolPlan]]:
     """``plans`` within what there may be of all pools. In doubt nothing is lowered for it, only raised less."""
-    shares: list[Share] = []
+    shares: list[LimitShare] = []
     known = dict(state.groups)
-    for group in groups(look.model):
+    for group in pool_groups(tick.model):
         if present := tuple(pool for pool in group.pools if pool.name in plans):
             before = known[group.role.value]
             if before.need is not None:
-                seconds = look.settings.backlog_seconds
-                needs = lately(before.shared, look.now, before.need, state.lengths.turned_at, seconds)
+                seconds = tick.settings.backlog_seconds
+                needs = recent_need(before.shared, tick.now, before.need, state.lengths.turned_at, seconds)
                 known[group.role.value] = before = replace(before, shared=needs)
-            shares.append(Share(group.role, present, before.shared.held if before.need is not None else None))
-    lower = not look.doubtful and not look.settings.freeze
-    turns = turning(state.lengths, look.now, look.settings)
-    return replace(state, groups=known), together(most, shares, plans, look.pools, lower=lower, turns=turns)
+            shares.append(LimitShare(group.role, present, before.shared.largest if before.need is not None else None))
+    lower = not tick.forbids_scale_down and not tick.settings.freeze
+    turns = is_shifting(state.lengths, tick.now, tick.settings)
+    return replace(state, groups=known), apply_shared_limit(
+        most, shares, plans, tick.pools, can_lower=lower, is_shifting=turns
+    )

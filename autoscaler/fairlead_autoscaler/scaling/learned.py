@@ -15,24 +15,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from fairlead_autoscaler.scaling import clean
-from fairlead_autoscaler.scaling.capacity import Step
-from fairlead_autoscaler.scaling.clean import Pace
+from fairlead_autoscaler.scaling.capacity import StepModel
+from fairlead_autoscaler.scaling.clean import TokenGapSample
 from fairlead_autoscaler.scaling.settings import ScalingSettings
-from fairlead_autoscaler.scaling.values import GatewaySeen, PoolFacts, PoolSeen, ReplicaState
+from fairlead_autoscaler.scaling.values import GatewayTraffic, PoolObservation, PoolSpec, ReplicaState
 
-_STARTS_KEPT = 24
-_ENOUGH = 150.0
+_MAX_STARTS = 24
+_MIN_REQUESTS = 150.0
 """Requests whose mean length is good enough."""
 _SIGMAS = 3.0
-_GUESSED = 2.0
+_PRIOR_REQUESTS = 2.0
 """Requests that what is assumed beforehand of answers counts as."""
-_NONE = 1e-9
+_EPSILON = 1e-9
 SETTLED_REQUESTS = 100.0
 """Requests from which on prompts are known well enough not to look at those of the open bin; before, the first burst says more."""
 
 
 @dataclass(frozen=True, slots=True)
-class Speed:
+class EngineSpeed:
     """Decaying sums of seconds between tokens: as seen, and as the profile says; and the same of the last tick alone, where it was
     far from them."""
 
@@ -41,42 +41,50 @@ class Speed:
     odd_seen: float = 0.0
     odd_expected: float = 0.0
 
-    def factor(self, settings: ScalingSettings) -> float:
+    def slowdown(self, settings: ScalingSettings) -> float:
         """How many times as long as its profile says an engine takes; 1 until something was seen."""
         if self.expected <= 1.0:
             return 1.0
         return min(settings.speed_most, max(settings.speed_least, self.seen / self.expected))
 
 
-def speed(before: Speed, paces: Sequence[Pace], facts: PoolFacts, seconds: float, settings: ScalingSettings) -> Speed:
+def update_engine_speed(
+    before: EngineSpeed,
+    gap_samples: Sequence[TokenGapSample],
+    facts: PoolSpec,
+    seconds: float,
+    settings: ScalingSettings,
+) -> EngineSpeed:
     """``before`` with what one tick of ``seconds`` showed. Each replica is compared with what it had to do itself: where some have
     just begun and others work off a queue, what they do on the mean none of them does."""
     if facts.profile is None or seconds <= 0.0:
         return before
-    step = Step.of(facts.profile)
+    step = StepModel.from_profile(facts.profile)
     now_seen = now_expected = 0.0
-    for pace in paces:
+    for pace in gap_samples:
         if pace.generated_tokens < 1.0 or pace.itl_seconds <= 0.0:
             continue
         now_seen += pace.itl_seconds
         now_expected += pace.generated_tokens * (
-            step.base + step.per_sequence * pace.itl_seconds / seconds + step.per_resident * pace.resident_tokens
+            step.base_seconds
+            + step.sequence_seconds * pace.itl_seconds / seconds
+            + step.resident_token_seconds * pace.resident_tokens
         )
-        now_expected += step.per_prompt * pace.prompt_tokens / seconds * pace.itl_seconds
+        now_expected += step.prompt_token_seconds * pace.prompt_tokens / seconds * pace.itl_seconds
     if now_expected <= 0.0:
         return before
     factor, odd = before.seen / max(before.expected, 1e-9), now_seen / now_expected
     if before.expected > 1.0 and abs(odd / factor - 1.0) > settings.speed_odd:
         if before.odd_expected and (odd - factor) * (before.odd_seen / before.odd_expected - factor) > 0.0:
             # Two ticks in a row that are off to the same side: it is another engine now.
-            return Speed(before.odd_seen + now_seen, before.odd_expected + now_expected)
+            return EngineSpeed(before.odd_seen + now_seen, before.odd_expected + now_expected)
         return replace(before, odd_seen=now_seen, odd_expected=now_expected)
     keep = math.exp(-seconds / settings.speed_seconds)
-    return Speed(before.seen * keep + now_seen, before.expected * keep + now_expected)
+    return EngineSpeed(before.seen * keep + now_seen, before.expected * keep + now_expected)
 
 
 @dataclass(frozen=True, slots=True)
-class Ratio:
+class DecayingRatio:
     """A quotient of two sums that forget, fast and slow; ``fast_of`` also counts how much the fast one rests on."""
 
     fast: float = 0.0
@@ -84,35 +92,37 @@ class Ratio:
     slow: float = 0.0
     slow_of: float = 0.0
 
-    def plus(self, value: float, of: float, seconds: float, settings: ScalingSettings) -> "Ratio":
+    def plus(self, value: float, count: float, seconds: float, settings: ScalingSettings) -> "DecayingRatio":
         """With ``value`` over ``of`` of the last ``seconds``."""
         fast = math.exp(-seconds / settings.length_seconds)
         slow = math.exp(-seconds / settings.length_slow_seconds)
-        return Ratio(
-            self.fast * fast + value, self.fast_of * fast + of, self.slow * slow + value, self.slow_of * slow + of
+        return DecayingRatio(
+            self.fast * fast + value, self.fast_of * fast + count, self.slow * slow + value, self.slow_of * slow + count
         )
 
-    def mean(self, otherwise: float) -> float:
+    def mean(self, default: float) -> float:
         """The fast mean, where it rests on enough or is off by more than chance explains; else the slow one. Before anything was
         seen, ``otherwise``."""
-        if self.fast_of >= _ENOUGH or (self.slow_of > _ENOUGH and self.off(_SIGMAS)):
+        if self.fast_of >= _MIN_REQUESTS or (self.slow_of > _MIN_REQUESTS and self.deviates(_SIGMAS)):
             return self.fast / self.fast_of
-        return self.whole(otherwise)
+        return self.slow_mean(default)
 
-    def whole(self, otherwise: float) -> float:
+    def slow_mean(self, default: float) -> float:
         """The slow mean, whatever the fast one rests on; before anything was seen, ``otherwise``."""
-        return self.slow / self.slow_of if self.slow_of > _NONE else otherwise
+        return self.slow / self.slow_of if self.slow_of > _EPSILON else default
 
-    def begun(self, began: "Ratio", otherwise: float) -> "Ratio":
+    def with_started(self, started: "DecayingRatio", default: float) -> "DecayingRatio":
         """The same, counting in part what ``began`` and has not ended, and with what is assumed beforehand."""
-        fast, slow = _halves(began.fast, self.fast_of), _halves(began.slow, self.slow_of)
-        return Ratio(self.fast, self.fast_of + fast, self.slow + _GUESSED * otherwise, self.slow_of + slow + _GUESSED)
+        fast, slow = _half_of_unfinished(started.fast, self.fast_of), _half_of_unfinished(started.slow, self.slow_of)
+        return DecayingRatio(
+            self.fast, self.fast_of + fast, self.slow + _PRIOR_REQUESTS * default, self.slow_of + slow + _PRIOR_REQUESTS
+        )
 
-    def steady(self, otherwise: float) -> float:
+    def smoothed_mean(self, default: float) -> float:
         """The slow mean, in which what is assumed beforehand counts as some too: a first one alone may be anything."""
-        return (self.slow + _GUESSED * otherwise) / (self.slow_of + _GUESSED)
+        return (self.slow + _PRIOR_REQUESTS * default) / (self.slow_of + _PRIOR_REQUESTS)
 
-    def off(self, sigmas: float) -> bool:
+    def deviates(self, sigmas: float) -> bool:
         """Is the fast mean off the slow one by so many standard errors of exponential lengths?"""
         if self.fast_of < 4.0:
             return False
@@ -121,41 +131,43 @@ class Ratio:
 
 
 @dataclass(frozen=True, slots=True)
-class Lengths:
+class RequestLengths:
     """Tokens per request: of prompts as they arrive (and their variance), of them from caches, and of answers; ``began`` counts
     the answers that began, ``queued`` those of them that wait at decode engines by now. ``settled`` is what was known of prompts and
     their variance when the last bin was closed, ``turned_at`` when they became others last (``turn``). And what share of prompts, and
     of their tokens, decode engines compute."""
 
-    prompt: Ratio = field(default_factory=Ratio)
-    prompt_variance: Ratio = field(default_factory=Ratio)
-    cached: Ratio = field(default_factory=Ratio)
-    output: Ratio = field(default_factory=Ratio)
-    kept: Ratio = field(default_factory=Ratio)
-    kept_tokens: Ratio = field(default_factory=Ratio)
-    began: Ratio = field(default_factory=Ratio)
+    prompt: DecayingRatio = field(default_factory=DecayingRatio)
+    prompt_variance: DecayingRatio = field(default_factory=DecayingRatio)
+    cached: DecayingRatio = field(default_factory=DecayingRatio)
+    output: DecayingRatio = field(default_factory=DecayingRatio)
+    kept: DecayingRatio = field(default_factory=DecayingRatio)
+    kept_tokens: DecayingRatio = field(default_factory=DecayingRatio)
+    began: DecayingRatio = field(default_factory=DecayingRatio)
     queued: float = 0.0
-    settled: tuple[Ratio, Ratio] | None = None
+    settled: tuple[DecayingRatio, DecayingRatio] | None = None
     turned_at: float | None = None
 
     @property
-    def known(self) -> tuple[Ratio, Ratio] | None:
+    def settled_prompt(self) -> tuple[DecayingRatio, DecayingRatio] | None:
         """What was settled of prompts, and of their variance, once it rests on enough not to look at those of the open bin."""
         return self.settled if self.settled is not None and self.settled[0].slow_of >= SETTLED_REQUESTS else None
 
-    def answer(self, otherwise: float) -> float:
+    def mean_output_tokens(self, default: float) -> float:
         """Tokens of an answer. What has only begun makes answers shorter than those that ended let them seem, but never shorter than
         ``otherwise``: it may only just have begun."""
-        ended = self.output.begun(Ratio(), otherwise).mean(otherwise)
-        return min(ended, max(otherwise, self.output.begun(self.began, otherwise).mean(otherwise)))
+        ended = self.output.with_started(DecayingRatio(), default).mean(default)
+        return min(ended, max(default, self.output.with_started(self.began, default).mean(default)))
 
 
-def _halves(began: float, ended: float) -> float:
+def _half_of_unfinished(started: float, finished: float) -> float:
     """What half of those count that began and have not ended, beyond what chance makes of as many that begin as end."""
-    return max(0.0, (began - ended - _SIGMAS * math.sqrt(max(0.0, ended))) / 2.0)
+    return max(0.0, (started - finished - _SIGMAS * math.sqrt(max(0.0, finished))) / 2.0)
 
 
-def prompts(before: Lengths, tokens: float, requests: float, seconds: float, settings: ScalingSettings) -> Lengths:
+def update_prompt_lengths(
+    before: RequestLengths, tokens: float, requests: float, seconds: float, settings: ScalingSettings
+) -> RequestLengths:
     """``before`` with the prompts of a tick. The variance of one prompt is what a tick's sum is off by, squared, per prompt in
     it."""
     variance = before.prompt_variance
@@ -165,36 +177,38 @@ def prompts(before: Lengths, tokens: float, requests: float, seconds: float, set
     return replace(before, prompt=before.prompt.plus(tokens, requests, seconds, settings), prompt_variance=variance)
 
 
-def kept(before: Lengths, seen: GatewaySeen, seconds: float, settings: ScalingSettings) -> Lengths:
+def update_decode_prefill_share(
+    before: RequestLengths, traffic: GatewayTraffic, seconds: float, settings: ScalingSettings
+) -> RequestLengths:
     """``before`` with what decode engines computed of the prompts of a tick."""
-    if seen.kept is None or seen.kept_tokens is None or not seen.arrivals or not seen.prompt_tokens:
+    if traffic.kept is None or traffic.kept_tokens is None or not traffic.arrivals or not traffic.prompt_tokens:
         return before
     return replace(
         before,
-        kept=before.kept.plus(min(seen.kept, seen.arrivals), seen.arrivals, seconds, settings),
+        kept=before.kept.plus(min(traffic.kept, traffic.arrivals), traffic.arrivals, seconds, settings),
         kept_tokens=before.kept_tokens.plus(
-            min(seen.kept_tokens, seen.prompt_tokens), seen.prompt_tokens, seconds, settings
+            min(traffic.kept_tokens, traffic.prompt_tokens), traffic.prompt_tokens, seconds, settings
         ),
     )
 
 
 @dataclass(frozen=True, slots=True)
-class Starts:
+class StartupTimes:
     """How long replicas took to become ready (the last ones), and which of those that are there are counted."""
 
     seconds: tuple[float, ...] = ()
     counted: tuple[str, ...] = ()
 
-    def quantile(self, share: float, prior: float | None, otherwise: float) -> float:
+    def quantile(self, share: float, prior: float | None, default: float) -> float:
         """Of the starts that were seen, the prior counting as much as four of them."""
         if not self.seconds:
-            return otherwise if prior is None else prior
+            return default if prior is None else prior
         ordered = sorted(self.seconds)
         seen = ordered[min(len(ordered) - 1, int(share * len(ordered)))]
         return seen if prior is None else (seen * len(ordered) + prior * 4) / (len(ordered) + 4)
 
 
-def starts(before: Starts, pool: PoolSeen) -> Starts:
+def update_startup_times(before: StartupTimes, pool: PoolObservation) -> StartupTimes:
     """``before`` with the replicas that became ready since."""
     if pool.replicas is None:
         return before
@@ -202,24 +216,24 @@ def starts(before: Starts, pool: PoolSeen) -> Starts:
     known = set(before.counted)
     if len(ready) == len(known) and all(replica.id in known for replica in ready):
         return before
-    new = [clean.startup(replica) for replica in ready if replica.id not in known]
-    seconds = (*before.seconds, *(each for each in new if each is not None))[-_STARTS_KEPT:]
-    return Starts(seconds, tuple(replica.id for replica in ready))
+    new = [clean.startup_seconds(replica) for replica in ready if replica.id not in known]
+    seconds = (*before.seconds, *(each for each in new if each is not None))[-_MAX_STARTS:]
+    return StartupTimes(seconds, tuple(replica.id for replica in ready))
 
 
-def wakes(before: Mapping[str, Starts], pool: PoolSeen) -> Mapping[str, Starts]:
+def update_wake_times(before: Mapping[str, StartupTimes], pool: PoolObservation) -> Mapping[str, StartupTimes]:
     """``before``, by the level of sleep, with the wakings that ended since."""
     if pool.replicas is None:
         return before
     told: dict[str, list[tuple[str, float | None]]] = {}
     for replica in pool.replicas:
         if (woken := replica.woken) is not None:
-            once = f"{replica.id} {woken.number}", clean.duration(woken.seconds)
+            once = f"{replica.id} {woken.number}", clean.valid_duration(woken.seconds)
             told.setdefault(str(woken.level), []).append(once)
     found = dict(before)
     for level, ones in told.items():
-        was = before.get(level, Starts())
+        was = before.get(level, StartupTimes())
         known = set(was.counted)
         new = [seconds for name, seconds in ones if name not in known and seconds is not None]
-        found[level] = Starts((*was.seconds, *new)[-_STARTS_KEPT:], tuple(name for name, _ in ones))
+        found[level] = StartupTimes((*was.seconds, *new)[-_MAX_STARTS:], tuple(name for name, _ in ones))
     return found

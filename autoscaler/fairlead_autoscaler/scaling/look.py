@@ -8,65 +8,67 @@ from dataclasses import dataclass, replace
 
 from fairlead.fleet import Role
 from fairlead_autoscaler.scaling import clean, learned, trust, zero
-from fairlead_autoscaler.scaling.load import Bin, Load, note
-from fairlead_autoscaler.scaling.need import has_choice, mix_of
+from fairlead_autoscaler.scaling.load import ArrivalBin, ArrivalHistory, record_tick
+from fairlead_autoscaler.scaling.need import has_pool_choice, mean_request
 from fairlead_autoscaler.scaling.settings import ScalingSettings
-from fairlead_autoscaler.scaling.shapes import Histogram
-from fairlead_autoscaler.scaling.state import Clock, PoolState, State
-from fairlead_autoscaler.scaling.trust import Believed
-from fairlead_autoscaler.scaling.turn import turned
-from fairlead_autoscaler.scaling.values import GatewaySeen, MixTold, Observation, PoolSeen, ScaledModel
+from fairlead_autoscaler.scaling.shapes import ShapeHistogram
+from fairlead_autoscaler.scaling.state import CoreState, PoolMemory, TickClock
+from fairlead_autoscaler.scaling.trust import TrustedSignals
+from fairlead_autoscaler.scaling.turn import detect_shift
+from fairlead_autoscaler.scaling.values import GatewayTraffic, MixResult, ModelSpec, Observation, PoolObservation
 
-_COUNTS = ("desired", "ready", "pending", "draining", "asleep_desired", "asleep", "waking")
+_COUNT_FIELDS = ("desired", "ready", "pending", "draining", "asleep_desired", "asleep", "waking")
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class Tick:
     """One look, cleaned and judged. ``seconds`` since the last one (0 for the first, and where clocks did not go on). ``mixes`` are
     the answers of a solver that came with it, by role."""
 
-    model: ScaledModel
+    model: ModelSpec
     settings: ScalingSettings
     now: float
     seconds: float
     wall: float | None
-    pools: Mapping[str, PoolSeen]
-    believed: Believed
-    blind_seconds: float | None
-    calm: bool
-    arrived: bool
-    mixes: Mapping[str, MixTold]
+    pools: Mapping[str, PoolObservation]
+    signals: TrustedSignals
+    missing_seconds: float | None
+    warming_up: bool
+    has_arrivals: bool
+    mix_results: Mapping[str, MixResult]
 
     @property
-    def doubtful(self) -> bool:
+    def forbids_scale_down(self) -> bool:
         """May nothing be lowered?"""
-        return self.blind_seconds is not None or self.believed.lie is not None or self.calm
+        return self.missing_seconds is not None or self.signals.inconsistency is not None or self.warming_up
 
 
-def look_at(
-    state: State, observation: Observation, model: ScaledModel, settings: ScalingSettings
-) -> tuple[State, Look]:
+def take_sample(
+    state: CoreState, observation: Observation, model: ModelSpec, settings: ScalingSettings
+) -> tuple[CoreState, Tick]:
     """``observation`` as it is to be taken, and the state with what it teaches. Pools that it does not name are left out."""
-    pools = {pool.name: _api(observation.pools[pool.name]) for pool in model.pools if pool.name in observation.pools}
-    clock, seconds, gap = _tick(state.clock, observation.now, model, settings)
+    pools = {
+        pool.name: _valid_pool(observation.pools[pool.name]) for pool in model.pools if pool.name in observation.pools
+    }
+    clock, seconds, gap = _advance_clock(state.clock, observation.now, model, settings)
     counted = {
-        pool.name: clean.totals(pools[pool.name], pool, model.itl_seconds) if not gap and seconds > 0.0 else None
+        pool.name: clean.pool_totals(pools[pool.name], pool, model.itl_seconds) if not gap and seconds > 0.0 else None
         for pool in model.pools
         if pool.name in pools
     }
-    gateway = clean.gateway(observation.gateway) if not gap and seconds > 0.0 else None
-    trusted, believed = trust.judge(state.trust, clock.now, gateway, counted, settings)
-    clock, tick = _arrivals(clock, believed.gateway, seconds, model, state.load)
-    if seconds > 0.0 and (believed.lie is not None or clock.blind_since is not None):
+    gateway = clean.validated_traffic(observation.gateway) if not gap and seconds > 0.0 else None
+    trusted, believed = trust.check_consistency(state.trust, clock.now, gateway, counted, settings)
+    clock, tick = _collect_arrivals(clock, believed.gateway, seconds, model, state.load)
+    if seconds > 0.0 and (believed.inconsistency is not None or clock.blind_since is not None):
         clock = replace(clock, calm_at=max(clock.calm_at, clock.now + settings.doubt_seconds))
     arrived = believed.gateway is not None and (believed.gateway.arrivals > 0.0 or believed.gateway.held > 0.0)
     blind = None if clock.blind_since is None else clock.now - clock.blind_since
-    look = Look(
+    look = Tick(
         model,
         settings,
         clock.now,
         seconds,
-        clean.number(observation.wall),
+        clean.valid_number(observation.wall),
         pools,
         believed,
         blind,
@@ -74,17 +76,17 @@ def look_at(
         arrived,
         observation.mixes,
     )
-    state = replace(state, clock=clock, trust=trusted, silence=_silence(state.silence, look))
-    if observation.shapes is not None and blind is None and has_choice(model):
-        shapes = state.shapes or Histogram.empty(clock.now)
-        state = replace(state, shapes=shapes.seen(clock.now, observation.shapes))
+    state = replace(state, clock=clock, trust=trusted, silence=_update_idle_gaps(state.silence, look))
+    if observation.shapes is not None and blind is None and has_pool_choice(model):
+        shapes = state.shapes or ShapeHistogram.empty(clock.now)
+        state = replace(state, shapes=shapes.with_requests(clock.now, observation.shapes))
     return _learn(state, look, tick), look
 
 
-def _api(seen: PoolSeen) -> PoolSeen:
+def _valid_pool(seen: PoolObservation) -> PoolObservation:
     """What the API server says, with counts that can be."""
-    told = {name: getattr(seen, name) for name in _COUNTS}
-    counts = {name: clean.whole(value) for name, value in told.items()}
+    told = {name: getattr(seen, name) for name in _COUNT_FIELDS}
+    counts = {name: clean.valid_count(value) for name, value in told.items()}
     if counts == told:
         return seen
     desired, ready, pending, draining, asleep_desired, asleep, waking = counts.values()
@@ -100,44 +102,46 @@ def _api(seen: PoolSeen) -> PoolSeen:
     )
 
 
-def _tick(clock: Clock, told: float, model: ScaledModel, settings: ScalingSettings) -> tuple[Clock, float, bool]:
+def _advance_clock(
+    clock: TickClock, time: float, model: ModelSpec, settings: ScalingSettings
+) -> tuple[TickClock, float, bool]:
     """The clock after a look at ``told``, the seconds since the last, and whether there is a gap between them."""
-    if clean.number(told) is None:
+    if clean.valid_number(time) is None:
         return clock, 0.0, False
     if clock.told is None:
-        return replace(clock, told=told, calm_at=clock.now + settings.restart_seconds), 0.0, True
-    seconds = told - clock.told
+        return replace(clock, told=time, calm_at=clock.now + settings.restart_seconds), 0.0, True
+    seconds = time - clock.told
     if seconds <= 0.0:
-        return replace(clock, told=told), 0.0, False
+        return replace(clock, told=time), 0.0, False
     if seconds > settings.gap_intervals * model.interval_seconds:
         now = clock.now + model.interval_seconds
         later = max(clock.calm_at, now + settings.restart_seconds)
-        return replace(clock, told=told, now=now, calm_at=later), model.interval_seconds, True
-    return replace(clock, told=told, now=clock.now + seconds), seconds, False
+        return replace(clock, told=time, now=now, calm_at=later), model.interval_seconds, True
+    return replace(clock, told=time, now=clock.now + seconds), seconds, False
 
 
-def _arrivals(
-    clock: Clock, seen: GatewaySeen | None, seconds: float, model: ScaledModel, load: Load
-) -> tuple[Clock, Bin | None]:
+def _collect_arrivals(
+    clock: TickClock, traffic: GatewayTraffic | None, seconds: float, model: ModelSpec, load: ArrivalHistory
+) -> tuple[TickClock, ArrivalBin | None]:
     """What arrived as a tick of at least half an interval (looks between are added up), and since when nobody knows."""
-    if seen is None:
+    if traffic is None:
         since = clock.now if clock.blind_since is None else clock.blind_since
         return replace(clock, blind_since=since, open_seconds=0.0, open_requests=0.0, open_prompt=0.0), None
-    share = _of_this_tick(clock, seen.arrivals, seconds, model, load)
+    share = _share_of_tick(clock, traffic.arrivals, seconds, model, load)
     clock = replace(
         clock,
         blind_since=None,
         open_seconds=clock.open_seconds + seconds,
-        open_requests=clock.open_requests + share * seen.arrivals,
-        open_prompt=clock.open_prompt + share * seen.prompt_tokens,
+        open_requests=clock.open_requests + share * traffic.arrivals,
+        open_prompt=clock.open_prompt + share * traffic.prompt_tokens,
     )
     if clock.open_seconds < model.interval_seconds / 2:
         return clock, None
-    tick = Bin(clock.now, clock.open_seconds, clock.open_requests, clock.open_prompt, 0.0)
+    tick = ArrivalBin(clock.now, clock.open_seconds, clock.open_requests, clock.open_prompt, 0.0)
     return replace(clock, open_seconds=0.0, open_requests=0.0, open_prompt=0.0), tick
 
 
-def _of_this_tick(clock: Clock, arrivals: float, seconds: float, model: ScaledModel, load: Load) -> float:
+def _share_of_tick(clock: TickClock, arrivals: float, seconds: float, model: ModelSpec, load: ArrivalHistory) -> float:
     """The share of what was counted that is taken to have come within the tick. The first counters after a time that nobody saw may
     be of all that time (five minutes in one tick would be sixty times the load): they count as what came before, or, where that
     is more, as what they make spread over all of it. The next ones tell. Right after the start nothing came before."""
@@ -152,17 +156,17 @@ def _of_this_tick(clock: Clock, arrivals: float, seconds: float, model: ScaledMo
     return max(seconds / (unseen + model.interval_seconds), min(1.0, usual / arrivals))
 
 
-def _silence(before: zero.Silence, look: Look) -> zero.Silence:
-    busy = look.arrived or any(
-        totals is not None and (totals.unseen or totals.running + totals.waiting > 0.0)
-        for totals in look.believed.pools.values()
+def _update_idle_gaps(before: zero.IdleGaps, tick: Tick) -> zero.IdleGaps:
+    busy = tick.has_arrivals or any(
+        totals is not None and (totals.unread_replicas or totals.running + totals.waiting > 0.0)
+        for totals in tick.signals.pools.values()
     )
-    if busy or before.last_arrival is None or look.believed.gateway is None:
-        return zero.heard(before, look.now) if busy or before.last_arrival is None else before
+    if busy or before.last_arrival is None or tick.signals.gateway is None:
+        return zero.record_arrival(before, tick.now) if busy or before.last_arrival is None else before
     return before
 
 
-def _learn(state: State, look: Look, tick: Bin | None) -> State:
+def _learn(state: CoreState, look: Tick, tick: ArrivalBin | None) -> CoreState:
     """``state`` with what this look teaches about pools, lengths and load."""
     settings = look.settings
     pools = dict(state.pools)
@@ -170,34 +174,34 @@ def _learn(state: State, look: Look, tick: Bin | None) -> State:
     for facts in look.model.pools:
         if facts.name not in look.pools:
             continue
-        before = pools.get(facts.name, PoolState())
-        totals = look.believed.pools.get(facts.name)
+        before = pools.get(facts.name, PoolMemory())
+        totals = look.signals.pools.get(facts.name)
         speed = before.speed
         if totals is not None:
             if facts.role is not Role.PREFILL:
-                speed = learned.speed(speed, totals.paces, facts, look.seconds, settings)
-            answers = totals.answers
+                speed = learned.update_engine_speed(speed, totals.gap_samples, facts, look.seconds, settings)
+            answers = totals.completions
             generated, finished = generated + answers.generated_tokens, finished + answers.finished
-            began += answers.began
+            began += answers.started
             queued += totals.waiting if facts.role is Role.DECODE else 0.0
             prompt, cached = prompt + totals.prompt_tokens, cached + totals.cached_tokens
         seen = look.pools[facts.name]
-        starts, wakes = learned.starts(before.starts, seen), learned.wakes(before.wakes, seen)
+        starts, wakes = learned.update_startup_times(before.starts, seen), learned.update_wake_times(before.wakes, seen)
         pools[facts.name] = replace(before, seen_at=look.now, speed=speed, starts=starts, wakes=wakes)
-    lengths, load = (state.lengths, state.load) if tick is None else turned(state.lengths, state.load, settings)
+    lengths, load = (state.lengths, state.load) if tick is None else detect_shift(state.lengths, state.load, settings)
     if finished or generated:
         output = lengths.output.plus(generated, finished, look.seconds, settings)
         began_now = lengths.began.plus(began - (queued - lengths.queued), 0.0, look.seconds, settings)
         lengths = replace(lengths, output=output, began=began_now, queued=queued)
     if prompt:
         lengths = replace(lengths, cached=lengths.cached.plus(min(cached, prompt), prompt, look.seconds, settings))
-    if look.believed.gateway is not None:
-        lengths = learned.kept(lengths, look.believed.gateway, look.seconds, settings)
+    if look.signals.gateway is not None:
+        lengths = learned.update_decode_prefill_share(lengths, look.signals.gateway, look.seconds, settings)
     if tick is not None:
         known = lengths.prompt, lengths.prompt_variance
         if tick.requests:
-            lengths = learned.prompts(lengths, tick.prompt, tick.requests, tick.seconds, settings)
-        load = note(load, replace(tick, output=mix_of(lengths, Role.SERVE).output), settings)
+            lengths = learned.update_prompt_lengths(lengths, tick.prompt, tick.requests, tick.seconds, settings)
+        load = record_tick(load, replace(tick, output=mean_request(lengths, Role.SERVE).output_tokens), settings)
         if load.past[-1:] != state.load.past[-1:]:
             lengths = replace(lengths, settled=known)
     return replace(state, pools=pools, lengths=lengths, load=load)

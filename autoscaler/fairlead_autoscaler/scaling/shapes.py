@@ -9,17 +9,17 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from fairlead.shapes import ShapeGrid
-from fairlead_autoscaler.scaling.clean import number
-from fairlead_autoscaler.scaling.values import ShapeSeen
+from fairlead.shapes import RequestShapeGrid
+from fairlead_autoscaler.scaling.clean import valid_number
+from fairlead_autoscaler.scaling.values import ShapeCount
 
 
 @dataclass(frozen=True, slots=True)
-class Histogram:
+class ShapeHistogram:
     """What was seen of each bucket: requests, their prompt tokens and their answers' tokens, all faded to ``at``
     (seconds)."""
 
-    grid: ShapeGrid
+    grid: RequestShapeGrid
     at: float
     half_life_seconds: float
     requests: tuple[float, ...]
@@ -28,13 +28,15 @@ class Histogram:
     watched_seconds: float = 0.0  # faded like the rest: what all seconds since the start weigh
 
     @classmethod
-    def empty(cls, at: float, *, grid: ShapeGrid | None = None, half_life_seconds: float = 600.0) -> "Histogram":
+    def empty(
+        cls, at: float, *, grid: RequestShapeGrid | None = None, half_life_seconds: float = 600.0
+    ) -> "ShapeHistogram":
         """Nothing seen yet, watched from ``at`` on."""
-        chosen = grid or ShapeGrid()
+        chosen = grid or RequestShapeGrid()
         nothing = (0.0,) * chosen.size
         return cls(chosen, at, half_life_seconds, nothing, nothing, nothing)
 
-    def seen(self, now: float, requests: Iterable[ShapeSeen]) -> "Histogram":
+    def with_requests(self, now: float, requests: Iterable[ShapeCount]) -> "ShapeHistogram":
         """With requests that ended since. A clock that went back fades nothing; what cannot have been counted is left out."""
         passed = max(0.0, now - self.at)
         rate = math.log(2.0) / self.half_life_seconds
@@ -43,10 +45,14 @@ class Histogram:
         prompts = [kept * one for one in self.prompt_tokens]
         outputs = [kept * one for one in self.output_tokens]
         for one in requests:
-            prompt, output, count = number(one.prompt_tokens), number(one.output_tokens), number(one.requests)
+            prompt, output, count = (
+                valid_number(one.prompt_tokens),
+                valid_number(one.output_tokens),
+                valid_number(one.requests),
+            )
             if prompt is None or output is None or count is None:
                 continue
-            place = self.grid.index(prompt, output)
+            place = self.grid.bucket_index(prompt, output)
             counts[place] += count
             prompts[place] += prompt * count
             outputs[place] += output * count
@@ -69,5 +75,5 @@ class Histogram:
         """Prompt and answer tokens that stand for a bucket."""
         count = self.requests[index]
         if count <= 1e-9:
-            return self.grid.middle(index)
+            return self.grid.bucket_center(index)
         return self.prompt_tokens[index] / count, self.output_tokens[index] / count

@@ -10,16 +10,16 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-_SHORT = 1e6
+_UNMET_COST = 1e6
 """What a replica's worth of need that nobody carries counts, so that no division leaves any where it need not."""
-_WAYS = 4_000
+_MAX_ALLOCATIONS = 4_000
 """Divisions that are all tried (some tens of milliseconds): three pools of 60 replicas each are about as many. With four pools of 30
 there are 30,000, with six more than a tick could try."""
 _ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class PoolShare:
     """A pool as far as dividing goes: ``capacity`` of a replica in units of the need, ``cost`` of one, bounds, and what there is.
     ``start_price`` is the share of an hour's cost that starting one counts."""
 
@@ -34,7 +34,7 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class PreviousAllocation:
     """The division that is kept, ``base`` by pool, and what keeping it has cost more than the best one (``regret``, in the pools'
     currency) until ``at``."""
 
@@ -44,47 +44,53 @@ class Kept:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class AllocationOptions:
     """How a need can be divided: ``best`` is cheapest; ``stays`` cheapest where all pools but the smallest type have what the base
     says (None where they cannot). ``saves`` is what the one costs less an hour, ``price`` what starting its replicas costs more."""
 
     best: Mapping[str, int]
-    stays: Mapping[str, int] | None
-    saves: float = 0.0
-    price: float = 0.0
+    staying: Mapping[str, int] | None
+    savings_per_hour: float = 0.0
+    switch_cost: float = 0.0
 
 
-def choice(need: float, parts: Sequence[Part], base: Mapping[str, int]) -> Choice:
+def allocation_options(need: float, parts: Sequence[PoolShare], base: Mapping[str, int]) -> AllocationOptions:
     """Replicas by pool that together carry ``need`` at the least cost, or all there may be where that is not enough."""
     ordered = sorted(parts, key=lambda part: (-part.capacity, part.name))
-    counts = _cheapest(need, ordered) if _number_of_ways(need, ordered) <= _WAYS else _filled(need, ordered)
-    best = _priced(need, ordered, counts), counts
-    staying = _staying(need, ordered, base)
+    counts = (
+        _search_all(need, ordered)
+        if _count_allocations(need, ordered) <= _MAX_ALLOCATIONS
+        else _fill_greedily(need, ordered)
+    )
+    best = _total_cost(need, ordered, counts), counts
+    staying = _staying_allocation(need, ordered, base)
     if staying is None:
-        return Choice(counts, None)
-    stays = _priced(need, ordered, staying), staying
-    starts = [sum(_starts(part, counts[part.name]) for part in ordered) for counts in (best[1], stays[1])]
+        return AllocationOptions(counts, None)
+    stays = _total_cost(need, ordered, staying), staying
+    starts = [sum(_start_cost(part, counts[part.name]) for part in ordered) for counts in (best[1], stays[1])]
     running = [cost - start for (cost, _), start in zip((best, stays), starts, strict=True)]
-    return Choice(best[1], stays[1], running[1] - running[0], max(0.0, starts[0] - starts[1]))
+    return AllocationOptions(best[1], stays[1], running[1] - running[0], max(0.0, starts[0] - starts[1]))
 
 
-def divide(need: float, parts: Sequence[Part], counts: Mapping[str, int]) -> dict[str, int]:
+def transition_targets(need: float, parts: Sequence[PoolShare], counts: Mapping[str, int]) -> dict[str, int]:
     """``counts`` as the targets of now: a pool is lowered only as far as what is ready of the others carries ``need``."""
-    return _made_first(need, sorted(parts, key=lambda part: (-part.capacity, part.name)), dict(counts))
+    return _make_before_break(need, sorted(parts, key=lambda part: (-part.capacity, part.name)), dict(counts))
 
 
-def follow(need: float, parts: Sequence[Part], base: Mapping[str, int]) -> dict[str, int]:
+def follow_mix(need: float, parts: Sequence[PoolShare], base: Mapping[str, int]) -> dict[str, int]:
     """Replicas by pool that together carry ``need``, with as many of the larger types as ``base`` says, as far as the need takes
     them, and of the smallest what is left; where that has no room for it, the larger ones after all."""
-    return _made_first(need, sorted(parts, key=lambda part: (-part.capacity, part.name)), _on_base(need, parts, base))
+    return _make_before_break(
+        need, sorted(parts, key=lambda part: (-part.capacity, part.name)), _fill_from_mix(need, parts, base)
+    )
 
 
-def price_on(need: float, parts: Sequence[Part], base: Mapping[str, int]) -> float:
+def mix_cost(need: float, parts: Sequence[PoolShare], base: Mapping[str, int]) -> float:
     """What ``need`` costs an hour once ``base`` is followed, with what is started for it."""
-    return _priced(need, parts, _on_base(need, parts, base))
+    return _total_cost(need, parts, _fill_from_mix(need, parts, base))
 
 
-def _on_base(need: float, parts: Sequence[Part], base: Mapping[str, int]) -> dict[str, int]:
+def _fill_from_mix(need: float, parts: Sequence[PoolShare], base: Mapping[str, int]) -> dict[str, int]:
     ordered = sorted(parts, key=lambda part: (-part.capacity, part.name))
     counts: dict[str, int] = {}
     left = need
@@ -100,43 +106,43 @@ def _on_base(need: float, parts: Sequence[Part], base: Mapping[str, int]) -> dic
     return counts
 
 
-def own_share(need: float, parts: Sequence[Part], counts: Mapping[str, int], name: str) -> float:
+def own_need(need: float, parts: Sequence[PoolShare], counts: Mapping[str, int], name: str) -> float:
     """What of ``need`` is left for the pool ``name`` when the others have ``counts``, in its own replicas."""
     others = sum(part.capacity * counts[part.name] for part in parts if part.name != name)
     own = next(part for part in parts if part.name == name)
     return max(0.0, need - others) / own.capacity
 
 
-def _priced(need: float, parts: Sequence[Part], counts: Mapping[str, int]) -> float:
+def _total_cost(need: float, parts: Sequence[PoolShare], counts: Mapping[str, int]) -> float:
     """What ``counts`` cost an hour, with what is started for them, and by far more where they do not carry ``need``."""
     carried = sum(part.capacity * counts[part.name] for part in parts)
-    return sum(_price(part, counts[part.name]) for part in parts) + _SHORT * max(0.0, need - carried)
+    return sum(_pool_cost(part, counts[part.name]) for part in parts) + _UNMET_COST * max(0.0, need - carried)
 
 
-def _price(part: Part, count: int) -> float:
-    return part.cost * count + _starts(part, count)
+def _pool_cost(part: PoolShare, count: int) -> float:
+    return part.cost * count + _start_cost(part, count)
 
 
-def _starts(part: Part, count: int) -> float:
+def _start_cost(part: PoolShare, count: int) -> float:
     return part.cost * part.start_price * max(0, count - part.desired)
 
 
-def _cheapest(need: float, parts: Sequence[Part]) -> dict[str, int]:
+def _search_all(need: float, parts: Sequence[PoolShare]) -> dict[str, int]:
     """The best of all divisions; of those that cost the same the first."""
     best: tuple[float, dict[str, int]] | None = None
-    for counts in _ways(need, parts):
-        cost = _priced(need, parts, counts)
+    for counts in _allocations(need, parts):
+        cost = _total_cost(need, parts, counts)
         if best is None or cost < best[0] - _ROUNDING:
             best = cost, counts
     return {} if best is None else best[1]
 
 
-def _filled(need: float, parts: Sequence[Part]) -> dict[str, int]:
+def _fill_greedily(need: float, parts: Sequence[PoolShare]) -> dict[str, int]:
     """A division that costs at most one replica more than the best: what carries most for its price as far as whole replicas of it
     go, and of whatever is cheapest what is left over then."""
     counts = {part.name: part.minimum for part in parts}
     left = need - sum(part.capacity * part.minimum for part in parts)
-    steps: list[tuple[float, Part, int]] = []
+    steps: list[tuple[float, PoolShare, int]] = []
     for part in parts:
         there = min(part.maximum, max(part.minimum, part.desired))
         steps.append((part.cost / part.capacity, part, there - part.minimum))
@@ -148,59 +154,59 @@ def _filled(need: float, parts: Sequence[Part]) -> dict[str, int]:
         counts[part.name] += taken
         left -= taken * part.capacity
         if taken < room and left > _ROUNDING:
-            last, more = _rest(left, parts, counts)
+            last, more = _cheapest_remainder(left, parts, counts)
             counts[last] += more
             break
     return counts
 
 
-def _rest(left: float, parts: Sequence[Part], counts: Mapping[str, int]) -> tuple[str, int]:
+def _cheapest_remainder(left: float, parts: Sequence[PoolShare], counts: Mapping[str, int]) -> tuple[str, int]:
     """The pool whose replicas carry what is ``left`` over at the least price, of those that have as many more."""
     found = []
     for place, part in enumerate(parts):
         had, more = counts[part.name], math.ceil(left / part.capacity - _ROUNDING)
         if had + more <= part.maximum:
-            found.append((_price(part, had + more) - _price(part, had), place, part.name, more))
+            found.append((_pool_cost(part, had + more) - _pool_cost(part, had), place, part.name, more))
     _, _, name, more = min(found)
     return name, more
 
 
-def _staying(need: float, parts: Sequence[Part], base: Mapping[str, int]) -> dict[str, int] | None:
+def _staying_allocation(need: float, parts: Sequence[PoolShare], base: Mapping[str, int]) -> dict[str, int] | None:
     """All pools but the last as ``base`` says, or as they are; None where that is out of bounds, or more than the need takes."""
     counts: dict[str, int] = {}
     for part in parts[:-1]:
         count = base.get(part.name, part.desired)
-        if not part.minimum <= count <= _most(need, part):
+        if not part.minimum <= count <= _max_needed(need, part):
             return None
         counts[part.name] = count
         need = max(0.0, need - count * part.capacity)
-    return {**counts, parts[-1].name: _most(need, parts[-1])} if parts else None
+    return {**counts, parts[-1].name: _max_needed(need, parts[-1])} if parts else None
 
 
-def _most(need: float, part: Part) -> int:
+def _max_needed(need: float, part: PoolShare) -> int:
     """Replicas that carry ``need`` alone, within bounds."""
     return min(part.maximum, max(part.minimum, math.ceil(need / part.capacity - _ROUNDING)))
 
 
-def _number_of_ways(need: float, parts: Sequence[Part]) -> int:
+def _count_allocations(need: float, parts: Sequence[PoolShare]) -> int:
     """How many divisions there are at most; of the last pool each takes what is left."""
-    return math.prod(_most(need, part) - part.minimum + 1 for part in parts[:-1])
+    return math.prod(_max_needed(need, part) - part.minimum + 1 for part in parts[:-1])
 
 
-def _ways(need: float, parts: Sequence[Part]) -> Iterator[dict[str, int]]:
+def _allocations(need: float, parts: Sequence[PoolShare]) -> Iterator[dict[str, int]]:
     if not parts:
         return
     part = parts[0]
-    most = _most(need, part)
+    most = _max_needed(need, part)
     if len(parts) == 1:
         yield {part.name: most}
         return
     for count in range(part.minimum, most + 1):
-        for rest in _ways(max(0.0, need - count * part.capacity), parts[1:]):
+        for rest in _allocations(max(0.0, need - count * part.capacity), parts[1:]):
             yield {part.name: count, **rest}
 
 
-def _made_first(need: float, parts: Sequence[Part], counts: dict[str, int]) -> dict[str, int]:
+def _make_before_break(need: float, parts: Sequence[PoolShare], counts: dict[str, int]) -> dict[str, int]:
     """``counts`` with pools that are lowered kept up as far as the others are not ready to take over."""
     carried = sum(min(part.ready, counts[part.name]) * part.capacity for part in parts)
     raised = any(counts[part.name] > part.ready for part in parts)

@@ -10,56 +10,56 @@ from typing import Any
 import msgspec
 
 from fairlead.errors import BadInput
-from fairlead_autoscaler.scaling.blend import Blend
-from fairlead_autoscaler.scaling.budget import Budget
-from fairlead_autoscaler.scaling.learned import Lengths, Speed, Starts
-from fairlead_autoscaler.scaling.load import Load
-from fairlead_autoscaler.scaling.shapes import Histogram
-from fairlead_autoscaler.scaling.split import Kept
-from fairlead_autoscaler.scaling.trust import Trust
-from fairlead_autoscaler.scaling.window import Window
-from fairlead_autoscaler.scaling.zero import Silence
+from fairlead_autoscaler.scaling.blend import FollowedMix
+from fairlead_autoscaler.scaling.budget import ErrorBudget
+from fairlead_autoscaler.scaling.learned import EngineSpeed, RequestLengths, StartupTimes
+from fairlead_autoscaler.scaling.load import ArrivalHistory
+from fairlead_autoscaler.scaling.shapes import ShapeHistogram
+from fairlead_autoscaler.scaling.split import PreviousAllocation
+from fairlead_autoscaler.scaling.trust import ConsistencyState
+from fairlead_autoscaler.scaling.window import NeedWindow
+from fairlead_autoscaler.scaling.zero import IdleGaps
 
 
 @dataclass(frozen=True, slots=True)
-class PoolState:
+class PoolMemory:
     """Of a pool: when it was there last, how fast its engines are, how long they take to start, when it was lowered last, how many
     were started beside what is needed, how long waking takes by the level of sleep, and the numbers of replicas that were needed
     lately."""
 
     seen_at: float | None = None
-    speed: Speed = field(default_factory=Speed)
-    starts: Starts = field(default_factory=Starts)
+    speed: EngineSpeed = field(default_factory=EngineSpeed)
+    starts: StartupTimes = field(default_factory=StartupTimes)
     lowered_at: float | None = None
     hedged: int = 0
-    wakes: Mapping[str, Starts] = field(default_factory=dict)
-    rest: Window = field(default_factory=Window)
+    wakes: Mapping[str, StartupTimes] = field(default_factory=dict)
+    rest: NeedWindow = field(default_factory=NeedWindow)
 
 
 @dataclass(frozen=True, slots=True)
-class GroupState:
+class GroupMemory:
     """Of the pools that serve the same: the margin, the windows of needs, of what the backlog adds and of the needs that groups share
     by (in replicas of the group's first pool), the level to which bursts come back, the share by which load rises above its level,
     when these were looked at, when there was less than what arrived took, the last need that was seen and how fast it rose then, per
     second; the mix of its pools that is followed, and what a replica of each is worth in those of the first."""
 
-    budget: Budget = field(default_factory=Budget)
-    window: Window = field(default_factory=Window)
-    backlog: Window = field(default_factory=Window)
-    shared: Window = field(default_factory=Window)
+    budget: ErrorBudget = field(default_factory=ErrorBudget)
+    window: NeedWindow = field(default_factory=NeedWindow)
+    backlog: NeedWindow = field(default_factory=NeedWindow)
+    shared: NeedWindow = field(default_factory=NeedWindow)
     bursts: float = 0.0
     swing: float | None = None
     past_at: float = 0.0
     short_at: float = 0.0
     need: float | None = None
     trend: float = 0.0
-    blend: Blend = field(default_factory=Blend)
-    kept: Kept = field(default_factory=Kept)
+    blend: FollowedMix = field(default_factory=FollowedMix)
+    kept: PreviousAllocation = field(default_factory=PreviousAllocation)
     worths: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
-class Clock:
+class TickClock:
     """``now``: seconds since the first look, which only go on. ``told``: what the last observation said it was. ``calm_at``: until
     then nothing is lowered, because it began, or a gap lies behind."""
 
@@ -73,31 +73,31 @@ class Clock:
 
 
 @dataclass(frozen=True, slots=True)
-class State:
+class CoreState:
     """All of it."""
 
-    clock: Clock = field(default_factory=Clock)
-    trust: Trust = field(default_factory=Trust)
-    load: Load = field(default_factory=Load)
-    lengths: Lengths = field(default_factory=Lengths)
-    silence: Silence = field(default_factory=Silence)
-    pools: Mapping[str, PoolState] = field(default_factory=dict)
-    groups: Mapping[str, GroupState] = field(default_factory=dict)
-    shapes: Histogram | None = None
+    clock: TickClock = field(default_factory=TickClock)
+    trust: ConsistencyState = field(default_factory=ConsistencyState)
+    load: ArrivalHistory = field(default_factory=ArrivalHistory)
+    lengths: RequestLengths = field(default_factory=RequestLengths)
+    silence: IdleGaps = field(default_factory=IdleGaps)
+    pools: Mapping[str, PoolMemory] = field(default_factory=dict)
+    groups: Mapping[str, GroupMemory] = field(default_factory=dict)
+    shapes: ShapeHistogram | None = None
 
 
-def encode(state: State) -> bytes:
+def encode_state(state: CoreState) -> bytes:
     """``state`` as JSON."""
     return msgspec.json.encode(_plain(state))
 
 
-def decode(data: bytes) -> State:
+def decode_state(data: bytes) -> CoreState:
     """What ``encode`` wrote. Raises BadInput for anything else."""
     try:
-        return msgspec.convert(msgspec.json.decode(data), State, strict=False)
+        return msgspec.convert(msgspec.json.decode(data), CoreState, strict=False)
     except (msgspec.DecodeError, msgspec.ValidationError) as error:
         raise BadInput(f"this is no state of the scaling core: {error}", field="state") from error
 
 
-def _plain(state: State) -> Any:
+def _plain(state: CoreState) -> Any:
     return msgspec.to_builtins(state)

@@ -10,74 +10,74 @@ traffic turned. A role that shrinks drains at once, and what it frees is what th
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from fairlead.decision import Input
+from fairlead.decision import DecisionInput
 from fairlead.fleet import Role
-from fairlead_autoscaler.roles import split
+from fairlead_autoscaler.roles import split_by_role
 from fairlead_autoscaler.scaling.replicas import Rule
-from fairlead_autoscaler.scaling.values import PoolFacts, PoolPlan, PoolSeen
-from fairlead_autoscaler.scaling.window import Window, push
+from fairlead_autoscaler.scaling.values import PoolObservation, PoolPlan, PoolSpec
+from fairlead_autoscaler.scaling.window import NeedWindow, add_need
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
+class LimitShare:
     """A group of pools as far as sharing goes: what it needs by now (``lately``), in replicas (None = nobody knows)."""
 
     role: Role
-    pools: tuple[PoolFacts, ...]
+    pools: tuple[PoolSpec, ...]
     need: float | None
 
 
-def lately(before: Window, now: float, need: float, turned_at: float | None, seconds: float) -> Window:
+def recent_need(before: NeedWindow, now: float, need: float, turned_at: float | None, seconds: float) -> NeedWindow:
     """``before`` with the ``need`` of ``now``, and nothing that is older than so many seconds or than the last turn."""
     if turned_at is not None:
-        before = Window(tuple(entry for entry in before.needs if entry[0] > turned_at))
-    return push(before, now, need, seconds)
+        before = NeedWindow(tuple(entry for entry in before.needs if entry[0] > turned_at))
+    return add_need(before, now, need, seconds)
 
 
-def together(
-    most: int,
-    shares: Sequence[Share],
+def apply_shared_limit(
+    max_replicas: int,
+    shares: Sequence[LimitShare],
     plans: Mapping[str, PoolPlan],
-    seen: Mapping[str, PoolSeen],
+    observed: Mapping[str, PoolObservation],
     *,
-    lower: bool = True,
-    turns: bool = False,
+    can_lower: bool = True,
+    is_shifting: bool = False,
 ) -> dict[str, PoolPlan]:
     """``plans`` with no more than ``most`` replicas in all, as far as minima allow; as they are where they fit. Without
     ``lower`` no pool is set below what it has, so that there may be more than ``most`` for a while. While traffic ``turns`` no
     division is kept for its own sake."""
     planned = {share.role: sum([plans[pool.name].replicas for pool in share.pools]) for share in shares}
     total = sum(planned.values())
-    if total <= most:
+    if total <= max_replicas:
         return dict(plans)
     prefill = next((share for share in shares if share.role is Role.PREFILL), None)
     decode = next((share for share in shares if share.role is Role.DECODE), None)
     others = sum([count for role, count in planned.items() if role not in (Role.PREFILL, Role.DECODE)])
-    if prefill is None or decode is None or most - others < 2:
-        counts = {role: count * most // total for role, count in planned.items()}
-        reason = f"{total} are wanted by all pools together, of which there may be {most}"
-        inputs: Mapping[str, Input] = {"together_most_replicas": Input(float(most))}
+    if prefill is None or decode is None or max_replicas - others < 2:
+        counts = {role: count * max_replicas // total for role, count in planned.items()}
+        reason = f"{total} are wanted by all pools together, of which there may be {max_replicas}"
+        inputs: Mapping[str, DecisionInput] = {"together_most_replicas": DecisionInput(float(max_replicas))}
     else:
         needs = [float(planned[share.role]) if share.need is None else share.need for share in (prefill, decode)]
-        now = None if turns else sum([seen[pool.name].desired for pool in prefill.pools])
-        chosen = split(most - others, *needs, now=now)
+        now = None if is_shifting else sum([observed[pool.name].desired for pool in prefill.pools])
+        chosen = split_by_role(max_replicas - others, *needs, now=now)
         counts = {**planned, Role.PREFILL: chosen.prefill, Role.DECODE: chosen.decode}
         reason, inputs = chosen.reason, chosen.inputs
     floors = {
-        pool.name: pool.minimum if lower else max(pool.minimum, seen[pool.name].desired)
+        pool.name: pool.minimum if can_lower else max(pool.minimum, observed[pool.name].desired)
         for share in shares
         for pool in share.pools
     }
-    if not lower:
-        counts = _raised(most, shares, counts, floors)
+    if not can_lower:
+        counts = _raise_only(max_replicas, shares, counts, floors)
     made = dict(plans)
     for share in shares:
-        made |= _fitted(share.pools, plans, counts[share.role], floors, reason, inputs)
+        made |= _trim_group(share.pools, plans, counts[share.role], floors, reason, inputs)
     return made
 
 
-def _raised(
-    most: int, shares: Sequence[Share], counts: Mapping[Role, int], floors: Mapping[str, int]
+def _raise_only(
+    most: int, shares: Sequence[LimitShare], counts: Mapping[Role, int], floors: Mapping[str, int]
 ) -> dict[Role, int]:
     """``counts`` where nobody is lowered: each group is raised as far as what the others keep leaves room."""
     kept = {share.role: sum([floors[pool.name] for pool in share.pools]) for share in shares}
@@ -90,13 +90,13 @@ def _raised(
     return raised
 
 
-def _fitted(
-    pools: Sequence[PoolFacts],
+def _trim_group(
+    pools: Sequence[PoolSpec],
     plans: Mapping[str, PoolPlan],
     count: int,
     floors: Mapping[str, int],
     reason: str,
-    inputs: Mapping[str, Input],
+    inputs: Mapping[str, DecisionInput],
 ) -> dict[str, PoolPlan]:
     """The pools of a group lowered to ``count`` replicas in all, the dearest first, none below its floor."""
     made: dict[str, PoolPlan] = {}

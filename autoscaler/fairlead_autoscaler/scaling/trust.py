@@ -12,16 +12,16 @@ Requests that clients gave up leave without finishing; gateways tell them, and o
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from fairlead_autoscaler.scaling.clean import Totals
+from fairlead_autoscaler.scaling.clean import PoolTotals
 from fairlead_autoscaler.scaling.settings import ScalingSettings
-from fairlead_autoscaler.scaling.values import GatewaySeen
+from fairlead_autoscaler.scaling.values import GatewayTraffic
 
-_FEW = 3.0
+_MAX_UNEXPLAINED = 3.0
 """Requests whose disappearance is no evidence."""
 
 
 @dataclass(frozen=True, slots=True)
-class Trust:
+class ConsistencyState:
     """What was in flight at the last look, by pool and replica; since when engines lie; what was queued and held when arrivals
     stopped (None: nobody looked), how many requests engines began since then, and when they did last."""
 
@@ -33,71 +33,88 @@ class Trust:
 
 
 @dataclass(frozen=True, slots=True)
-class Believed:
+class TrustedSignals:
     """What of an observation is believed. ``lie`` says in words what was found out."""
 
-    gateway: GatewaySeen | None
-    pools: Mapping[str, Totals | None]
-    lie: str | None = None
+    gateway: GatewayTraffic | None
+    pools: Mapping[str, PoolTotals | None]
+    inconsistency: str | None = None
 
 
-def judge(
-    trust: Trust, now: float, seen: GatewaySeen | None, pools: Mapping[str, Totals | None], settings: ScalingSettings
-) -> tuple[Trust, Believed]:
+def check_consistency(
+    trust: ConsistencyState,
+    now: float,
+    traffic: GatewayTraffic | None,
+    pools: Mapping[str, PoolTotals | None],
+    settings: ScalingSettings,
+) -> tuple[ConsistencyState, TrustedSignals]:
     """What to believe of ``seen`` and ``pools`` at ``now``, and what to remember of it."""
     known = [totals for totals in pools.values() if totals is not None]
-    before, gone = _gone(trust.in_flight_of, pools)
-    abandoned = seen.abandoned if seen is not None else 0.0
-    lost = before > _FEW and gone - abandoned > max(_FEW, settings.lie_share * before)
-    still = trust.lying_since is not None and now - trust.lying_since < settings.lie_most_seconds and not _move(known)
+    before, gone = _vanished_requests(trust.in_flight_of, pools)
+    abandoned = traffic.abandoned if traffic is not None else 0.0
+    lost = before > _MAX_UNEXPLAINED and gone - abandoned > max(_MAX_UNEXPLAINED, settings.lie_share * before)
+    still = (
+        trust.lying_since is not None
+        and now - trust.lying_since < settings.lie_most_seconds
+        and not _has_activity(known)
+    )
     # What nobody could read now is as it was.
     in_flight = {
-        name: trust.in_flight_of.get(name, {}) if totals is None else totals.in_flight for name, totals in pools.items()
+        name: trust.in_flight_of.get(name, {}) if totals is None else totals.in_flight_by_replica
+        for name, totals in pools.items()
     }
     if lost or still:
         since = now if trust.lying_since is None else trust.lying_since
-        arrivals = seen if seen is not None and (seen.arrivals > 0.0 or seen.held > 0.0) else None
+        arrivals = traffic if traffic is not None and (traffic.arrivals > 0.0 or traffic.held > 0.0) else None
         lie = f"{gone:.0f} requests in flight are gone without having finished" if lost else "engines still deny it"
-        return replace(trust, in_flight_of=in_flight, lying_since=since), Believed(arrivals, dict.fromkeys(pools), lie)
-    queued, began, began_at = _begun(trust, now, seen, known, settings)
-    remembered = Trust(in_flight, None, queued, began, began_at)
-    if queued is not None and began > queued + _FEW:
-        return remembered, Believed(None, pools, f"engines began {began:.0f} requests that no gateway received")
-    return remembered, Believed(seen, pools)
+        return replace(trust, in_flight_of=in_flight, lying_since=since), TrustedSignals(
+            arrivals, dict.fromkeys(pools), lie
+        )
+    queued, began, began_at = _track_starts(trust, now, traffic, known, settings)
+    remembered = ConsistencyState(in_flight, None, queued, began, began_at)
+    if queued is not None and began > queued + _MAX_UNEXPLAINED:
+        return remembered, TrustedSignals(None, pools, f"engines began {began:.0f} requests that no gateway received")
+    return remembered, TrustedSignals(traffic, pools)
 
 
-def _begun(
-    trust: Trust, now: float, seen: GatewaySeen | None, known: list[Totals], settings: ScalingSettings
+def _track_starts(
+    before: ConsistencyState,
+    now: float,
+    traffic: GatewayTraffic | None,
+    known: list[PoolTotals],
+    settings: ScalingSettings,
 ) -> tuple[float | None, float, float]:
     """What was queued when arrivals stopped, what engines began since, and when last. What a gateway holds is queued as much as what
     an engine does: it is begun later, when nothing may arrive any more. After a time in which nobody looked there is nothing to
     compare with, so what is there then counts as queued."""
-    entries = [totals for totals in known if totals.entry]
+    entries = [totals for totals in known if totals.is_entry]
     here = sum(totals.waiting + totals.running for totals in entries)
-    if seen is None:
-        return max(trust.queued or 0.0, here) if known else None, 0.0, now
-    if seen.arrivals > 0.0 or seen.held > 0.0 or now - trust.began_at > settings.lie_most_seconds:
-        return here + seen.held, 0.0, now
+    if traffic is None:
+        return max(before.queued or 0.0, here) if known else None, 0.0, now
+    if traffic.arrivals > 0.0 or traffic.held > 0.0 or now - before.began_at > settings.lie_most_seconds:
+        return here + traffic.held, 0.0, now
     begins = sum(totals.first_tokens for totals in entries)
-    if trust.queued is None:
+    if before.queued is None:
         return here + begins if known else None, 0.0, now
-    return trust.queued, trust.began + begins, now if begins > 0.0 else trust.began_at
+    return before.queued, before.began + begins, now if begins > 0.0 else before.began_at
 
 
-def _gone(in_flight: Mapping[str, Mapping[str, float]], pools: Mapping[str, Totals | None]) -> tuple[float, float]:
+def _vanished_requests(
+    in_flight: Mapping[str, Mapping[str, float]], pools: Mapping[str, PoolTotals | None]
+) -> tuple[float, float]:
     """Of replicas that are still there: what was in flight, and what of it neither finished nor is in flight."""
     before = gone = 0.0
     for name, totals in pools.items():
         if totals is None:
             continue
         was = in_flight.get(name, {})
-        for replica, now in totals.in_flight.items():
+        for replica, now in totals.in_flight_by_replica.items():
             had = was.get(replica)
             if had:
                 before += had
-                gone += max(0.0, had - now - totals.finished_of.get(replica, 0.0))
+                gone += max(0.0, had - now - totals.finished_by_replica.get(replica, 0.0))
     return before, gone
 
 
-def _move(known: list[Totals]) -> bool:
+def _has_activity(known: list[PoolTotals]) -> bool:
     return any(totals.running + totals.waiting > 0.0 or totals.generated_tokens > 0.0 for totals in known)

@@ -21,45 +21,49 @@ but only divided, and the sooner division serves more."""
 
 from dataclasses import replace
 
-from fairlead_autoscaler.scaling.learned import SETTLED_REQUESTS, Lengths, Ratio
-from fairlead_autoscaler.scaling.load import Bin, Load, forget
+from fairlead_autoscaler.scaling.learned import SETTLED_REQUESTS, DecayingRatio, RequestLengths
+from fairlead_autoscaler.scaling.load import ArrivalBin, ArrivalHistory, keep_last_ticks
 from fairlead_autoscaler.scaling.settings import ScalingSettings
 
-_TICKS = 2
+_MIN_TICKS = 2
 """That must show longer prompts: one of them may be a single long one. No single one makes prompts shorter."""
-_MOVES = 2.0
+_SETTLE_FACTOR = 2.0
 """How many times as long as a fast mean remembers it moves to another kind of request."""
 
 
-def turned(lengths: Lengths, load: Load, settings: ScalingSettings) -> tuple[Lengths, Load]:
+def detect_shift(
+    lengths: RequestLengths, load: ArrivalHistory, settings: ScalingSettings
+) -> tuple[RequestLengths, ArrivalHistory]:
     """``lengths`` and ``load`` as they were before this look, or, where prompts became others, as of the ticks since."""
-    if lengths.known is None:
+    if lengths.settled_prompt is None:
         return lengths, load
-    prompt, variance = lengths.known
+    prompt, variance = lengths.settled_prompt
     known = prompt.mean(0.0)
-    spread = variance.steady(known * known)
+    spread = variance.smoothed_mean(known * known)
     requests = tokens = 0.0
     sides: set[bool] = set()
     for count, tick in enumerate(reversed(load.recent), start=1):
-        if not tick.requests or not _other(tick.prompt / tick.requests, known, settings):
+        if not tick.requests or not _is_other_length(tick.prompt / tick.requests, known, settings):
             break
         sides.add(tick.prompt > known * tick.requests)
         requests, tokens = requests + tick.requests, tokens + tick.prompt
-        if requests < SETTLED_REQUESTS or (count < _TICKS and tokens > known * requests):
+        if requests < SETTLED_REQUESTS or (count < _MIN_TICKS and tokens > known * requests):
             continue
         if len(sides) == 1 and (tokens / requests - known) ** 2 > settings.turn_sigmas**2 * spread / requests:
-            return _since(lengths, load, count, tokens, requests)
+            return _restart_lengths(lengths, load, count, tokens, requests)
     return lengths, load
 
 
-def _other(prompt: float, known: float, settings: ScalingSettings) -> bool:
+def _is_other_length(prompt: float, known: float, settings: ScalingSettings) -> bool:
     return prompt > known * settings.turn_times or prompt * settings.turn_times < known
 
 
-def _since(lengths: Lengths, load: Load, ticks: int, tokens: float, requests: float) -> tuple[Lengths, Load]:
+def _restart_lengths(
+    lengths: RequestLengths, load: ArrivalHistory, ticks: int, tokens: float, requests: float
+) -> tuple[RequestLengths, ArrivalHistory]:
     assert lengths.settled is not None
     before, variance = lengths.settled
-    prompt = Ratio(tokens, requests, tokens, requests)
+    prompt = DecayingRatio(tokens, requests, tokens, requests)
     times = (tokens / requests / before.mean(0.0)) ** 2
     scaled = replace(variance, fast=variance.fast * times, slow=variance.slow * times)
     turned_at = load.recent[-1].at
@@ -67,22 +71,22 @@ def _since(lengths: Lengths, load: Load, ticks: int, tokens: float, requests: fl
     if lengths.output.slow_of >= SETTLED_REQUESTS:
         # What was generated beyond what those that ended explain is of answers that began since and have not ended.
         so_far = max(0.0, lengths.output.fast - lengths.output.slow / lengths.output.slow_of * lengths.output.fast_of)
-        output, began = Ratio(so_far, 0.0, so_far, 0.0), Ratio(requests, 0.0, requests, 0.0)
+        output, began = DecayingRatio(so_far, 0.0, so_far, 0.0), DecayingRatio(requests, 0.0, requests, 0.0)
         after = replace(after, output=output, began=began)
-    return after, forget(load, ticks)
+    return after, keep_last_ticks(load, ticks)
 
 
-def turning(lengths: Lengths, now: float, settings: ScalingSettings) -> bool:
+def is_shifting(lengths: RequestLengths, now: float, settings: ScalingSettings) -> bool:
     """Is a turn so recent that the mean length of answers still moves to another kind of request?"""
-    return lengths.turned_at is not None and now - lengths.turned_at <= _MOVES * settings.length_seconds
+    return lengths.turned_at is not None and now - lengths.turned_at <= _SETTLE_FACTOR * settings.length_seconds
 
 
-def unended(lengths: Lengths) -> float:
+def unfinished_share(lengths: RequestLengths) -> float:
     """Of the answers that began since the turn, the share that has not ended."""
     began, ended = lengths.began.slow, lengths.output.slow_of
     return max(0.0, began - ended) / began if began > 0.0 else 0.0
 
 
-def grown(lengths: Lengths, load: Load, settings: ScalingSettings) -> list[Bin]:
+def bins_for_growth(lengths: RequestLengths, load: ArrivalHistory, settings: ScalingSettings) -> list[ArrivalBin]:
     """The bins by which answers may be told to grow: none in which their mean still moved."""
-    return [each for each in load.bins if not turning(lengths, each.at, settings)]
+    return [each for each in load.bins if not is_shifting(lengths, each.at, settings)]

@@ -9,13 +9,21 @@ Of engines that also decode it was tried, with the seconds of gaps between token
 made queues of what was being prefilled, and turned a noisy hour fifteen times instead of five."""
 
 from fairlead.fleet import Role
-from fairlead_autoscaler.scaling.values import PoolFacts
+from fairlead_autoscaler.scaling.values import PoolSpec
 
 
-def unsaid(facts: PoolFacts, running: float | None, began: float | None, computed: float | None) -> float:
+def hidden_prefill_queue(
+    facts: PoolSpec, running: float | None, first_tokens: float | None, computed_tokens: float | None
+) -> float:
     """How many of the requests that an engine calls ``running`` wait, where ``began`` of them had their first token and ``computed``
     prompt tokens were worked out since the last look; 0 where that cannot be told."""
-    if facts.role is not Role.PREFILL or facts.profile is None or not running or not began or not computed:
+    if (
+        facts.role is not Role.PREFILL
+        or facts.profile is None
+        or not running
+        or not first_tokens
+        or not computed_tokens
+    ):
         return 0.0
-    prompts = max(1.0, facts.profile.step_tokens * began / computed)
+    prompts = max(1.0, facts.profile.step_tokens * first_tokens / computed_tokens)
     return max(0.0, running - prompts - 1.0)

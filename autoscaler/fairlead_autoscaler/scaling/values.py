@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from fairlead.decision import Input
+from fairlead.decision import DecisionInput
 from fairlead.fleet import Role
 from fairlead.profile import EngineProfile
 
@@ -26,7 +26,7 @@ class ReplicaState(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Schedule:
+class ReplicaSchedule:
     """Other bounds at some hours: from ``start_seconds`` to ``end_seconds`` of a day (over midnight where the end is not after the
     start) that begins on one of ``days`` (0 = Monday), in a zone ``offset_seconds`` east of UTC. None = as the pool says."""
 
@@ -39,7 +39,7 @@ class Schedule:
 
 
 @dataclass(frozen=True, slots=True)
-class Tier:
+class SleepTier:
     """How many replicas of a pool may sleep instead of ending (``most``), how many are to be asleep whatever the load (``least``),
     and at which ``level``. ``after_seconds``: one that nobody needed for so long ends; None = for as long as sleeping is worth.
     ``wake_seconds``: how long waking is believed to take; None where nobody knows."""
@@ -52,7 +52,7 @@ class Tier:
 
 
 @dataclass(frozen=True, slots=True)
-class PoolFacts:
+class PoolSpec:
     """What does not change about a pool while it is scaled. ``profile`` is a prior and may be wrong; start-up seconds (median and
     nine in ten) are None where nobody knows them yet; ``cost_per_hour`` is that of one replica, to
     compare pools by, and ``usd_per_hour`` the same in dollars, None where nobody priced it. Without a ``tier`` no replica
@@ -66,13 +66,13 @@ class PoolFacts:
     profile: EngineProfile | None = None
     startup_p50_seconds: float | None = None
     startup_p90_seconds: float | None = None
-    schedules: tuple[Schedule, ...] = ()
+    schedules: tuple[ReplicaSchedule, ...] = ()
     usd_per_hour: float | None = None
-    tier: Tier | None = None
+    tier: SleepTier | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class ScaledModel:
+class ModelSpec:
     """One model and its pools. The objective for the first token of a prompt is ``ttft_seconds``, and more by
     ``ttft_per_kilo_token_seconds`` for each thousand of its tokens. ``ttft_bounds`` and ``itl_bounds`` are the upper edges in
     seconds of the histograms that replicas come with (the last bucket, beyond them, is not listed). ``patience_seconds``: how long
@@ -82,7 +82,7 @@ class ScaledModel:
     name: str
     ttft_seconds: float | None
     itl_seconds: float | None
-    pools: tuple[PoolFacts, ...]
+    pools: tuple[PoolSpec, ...]
     target: float = 0.99
     patience_seconds: float | None = None
     interval_seconds: float = 5.0
@@ -93,7 +93,7 @@ class ScaledModel:
 
 
 @dataclass(frozen=True, slots=True)
-class GatewaySeen:
+class GatewayTraffic:
     """What gateways counted since the last tick, of the model: requests that arrived (held and rejected included), their prompt
     tokens, those held now, and clients that gave up. Of models whose prefill and decode are apart: how many prompts, and how many of
     their tokens, the engines that answer them computed; None = nobody could tell."""
@@ -107,7 +107,7 @@ class GatewaySeen:
 
 
 @dataclass(frozen=True, slots=True)
-class ShapeSeen:
+class ShapeCount:
     """So many requests of about so many prompt and generated tokens ended since the last tick."""
 
     prompt_tokens: float
@@ -116,7 +116,7 @@ class ShapeSeen:
 
 
 @dataclass(frozen=True, slots=True)
-class Woken:
+class WakeTiming:
     """How long the last waking of a replica took that is over: from which level, and the how many-th of that replica it was."""
 
     level: int
@@ -125,7 +125,7 @@ class Woken:
 
 
 @dataclass(frozen=True, slots=True)
-class ReplicaSeen:
+class ReplicaMetrics:
     """A replica: what the API server knows of it, and what was measured (gauges now, counters since the last tick; None = nobody
     could tell). ``kv_share`` is 0..1. ``itl_seconds`` is the sum of the gaps between the tokens generated. Histograms are counts
     per bucket, one more than there are bounds. ``startup_seconds``: how long it took to become ready; None before. ``woken``: of its
@@ -147,11 +147,11 @@ class ReplicaSeen:
     ttft_seconds: float | None = None
     ttft_counts: tuple[float, ...] | None = None
     itl_counts: tuple[float, ...] | None = None
-    woken: Woken | None = None
+    woken: WakeTiming | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class PoolSeen:
+class PoolObservation:
     """A pool: what is asked and what there is (Kubernetes API), and its replicas; None where their metrics could not be read.
     ``pending_ages_seconds``: since when each pending replica starts.
 
@@ -163,14 +163,14 @@ class PoolSeen:
     pending: int = 0
     draining: int = 0
     pending_ages_seconds: tuple[float, ...] = ()
-    replicas: tuple[ReplicaSeen, ...] | None = None
+    replicas: tuple[ReplicaMetrics, ...] | None = None
     asleep_desired: int = 0
     asleep: int = 0
     waking: int = 0
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
+class PoolCandidate:
     """A pool that may take a part of the traffic: one replica costs ``cost_per_hour`` and serves ``throughput`` of each
     shape alone (requests per second; 0 = it cannot). ``running`` replicas are there or starting; a new one takes
     ``startup_seconds``, for which it costs and serves nothing."""
@@ -185,17 +185,17 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
-class MixAsked:
+class MixRequest:
     """A question for a solver, asked ``at`` seconds on the core's clock: which pools carry so many requests per second of each
     shape at the least cost?"""
 
     at: float
     rates: tuple[float, ...]
-    candidates: tuple[Candidate, ...]
+    candidates: tuple[PoolCandidate, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class MixTold:
+class MixResult:
     """What a solver said to the question asked ``asked_at``: replicas by pool, None where it found none that is better than no
     solver. ``rule`` is its word for how it came to that."""
 
@@ -211,11 +211,11 @@ class Observation:
     are the answers, by role, to questions of earlier plans that came since the last look."""
 
     now: float
-    gateway: GatewaySeen | None
-    pools: Mapping[str, PoolSeen]
+    gateway: GatewayTraffic | None
+    pools: Mapping[str, PoolObservation]
     wall: float | None = None
-    shapes: tuple[ShapeSeen, ...] | None = None
-    mixes: Mapping[str, MixTold] = field(default_factory=dict)
+    shapes: tuple[ShapeCount, ...] | None = None
+    mixes: Mapping[str, MixResult] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,14 +227,14 @@ class PoolPlan:
     replicas: int
     rule: str
     reason: str
-    inputs: Mapping[str, Input] = field(default_factory=dict)
+    inputs: Mapping[str, DecisionInput] = field(default_factory=dict)
     asleep: int = 0
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class ScalingPlan:
     """What to do now. A pool that is not in ``pools`` stays as it is. ``asks`` are questions, by role, whose answers a later
     observation may bring (``Observation.mixes``); whoever has no solver leaves them unanswered."""
 
     pools: Mapping[str, PoolPlan] = field(default_factory=dict)
-    asks: Mapping[str, MixAsked] = field(default_factory=dict)
+    asks: Mapping[str, MixRequest] = field(default_factory=dict)

@@ -13,32 +13,32 @@ from fairlead_autoscaler.scaling.settings import ScalingSettings
 
 
 @dataclass(frozen=True, slots=True)
-class Window:
+class NeedWindow:
     """Needs that are larger than every later one, with their times, oldest first."""
 
     needs: tuple[tuple[float, float], ...] = ()
 
     @property
-    def held(self) -> float:
+    def largest(self) -> float:
         """The largest need within the window."""
         return self.needs[0][1] if self.needs else 0.0
 
 
-def usual(startup_seconds: float, settings: ScalingSettings) -> float:
+def window_length(startup_seconds: float, settings: ScalingSettings) -> float:
     """How long a window is for replicas that start in ``startup_seconds``."""
     return min(settings.window_seconds, max(settings.window_least_seconds, settings.window_startups * startup_seconds))
 
 
-def granted(before: Window, there: float) -> Window:
+def cap_newest_need(before: NeedWindow, replicas: float) -> NeedWindow:
     """``before`` with its newest need as what came of it, where there is less than that."""
-    if not before.needs or before.needs[-1][1] <= there:
+    if not before.needs or before.needs[-1][1] <= replicas:
         return before
-    return Window((*before.needs[:-1], (before.needs[-1][0], there)))
+    return NeedWindow((*before.needs[:-1], (before.needs[-1][0], replicas)))
 
 
-def push(before: Window, now: float, need: float, seconds: float) -> Window:
+def add_need(before: NeedWindow, now: float, need: float, seconds: float) -> NeedWindow:
     """``before`` with what is needed ``now``, and without what is older than ``seconds``."""
     needs = tuple(entry for entry in before.needs if entry[0] > now - seconds)
     while needs and needs[-1][1] <= need:
         needs = needs[:-1]
-    return Window((*needs, (now, need)))
+    return NeedWindow((*needs, (now, need)))

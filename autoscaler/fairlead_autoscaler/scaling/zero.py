@@ -12,27 +12,27 @@ over the silence so far, and the rule that of renting skis: keep for as long as 
 
 from dataclasses import dataclass
 
-_KEPT = 48
-_SHORTEST = 5.0
+_MAX_GAPS = 48
+_MIN_GAP_SECONDS = 5.0
 """Seconds without a request that count as a silence at all."""
 
 
 @dataclass(frozen=True, slots=True)
-class Silence:
+class IdleGaps:
     """When something last arrived (None = not yet), and how long the silences before were."""
 
     last_arrival: float | None = None
     gaps: tuple[float, ...] = ()
 
 
-def heard(before: Silence, now: float) -> Silence:
+def record_arrival(before: IdleGaps, now: float) -> IdleGaps:
     """``before`` with an arrival now."""
-    if before.last_arrival is None or now - before.last_arrival < _SHORTEST:
-        return Silence(now, before.gaps)
-    return Silence(now, (*before.gaps, now - before.last_arrival)[-_KEPT:])
+    if before.last_arrival is None or now - before.last_arrival < _MIN_GAP_SECONDS:
+        return IdleGaps(now, before.gaps)
+    return IdleGaps(now, (*before.gaps, now - before.last_arrival)[-_MAX_GAPS:])
 
 
-def hazard(silence: Silence, quiet_seconds: float, ahead_seconds: float) -> float:
+def arrival_hazard(silence: IdleGaps, quiet_seconds: float, ahead_seconds: float) -> float:
     """Arrivals per second to expect after ``quiet_seconds`` of silence, over the next ``ahead_seconds``."""
     ended, at_risk = 1.0, max(1.0, quiet_seconds)
     for gap in silence.gaps:
@@ -42,8 +42,8 @@ def hazard(silence: Silence, quiet_seconds: float, ahead_seconds: float) -> floa
     return ended / at_risk
 
 
-def keep_warm(silence: Silence, quiet_seconds: float, cost_seconds: float) -> bool:
+def is_worth_keeping(silence: IdleGaps, quiet_seconds: float, cost_seconds: float) -> bool:
     """Is idling on cheaper than starting anew for the next request?"""
     if quiet_seconds < cost_seconds / 4:
         return True
-    return hazard(silence, quiet_seconds, cost_seconds) * cost_seconds > 1.0
+    return arrival_hazard(silence, quiet_seconds, cost_seconds) * cost_seconds > 1.0

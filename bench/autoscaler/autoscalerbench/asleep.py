@@ -9,36 +9,36 @@ from typing import Final
 
 from table import Row, comparing, write
 
-from fairlead_autoscaler.scaling import Core, Tier
-from fairlead_sim.scaling.loop import Outcome, run
-from fairlead_sim.scaling.plant import Scenario
-from fairlead_sim.scaling.pool import Bed
-from fairlead_sim.scaling.pools import COLD
-from fairlead_sim.scaling.scenarios import KINDS
-from fairlead_sim.scaling.tiers import with_tier
+from fairlead_autoscaler.scaling import ScalingCore, SleepTier
+from fairlead_sim.scaling.loop import ControllerOutcome, run_controller
+from fairlead_sim.scaling.plant import AutoscalingScenario
+from fairlead_sim.scaling.pool import SleepTimings
+from fairlead_sim.scaling.pools import COLD_START
+from fairlead_sim.scaling.scenarios import SCENARIOS
+from fairlead_sim.scaling.tiers import with_sleep_tier
 
 WAKE_SECONDS: Final = 10.0
 PRICES: Final = MappingProxyType({"a tenth": 0.1, "the whole": 1.0})
-Make = Callable[[int, Path | None], Scenario]
+Make = Callable[[int, Path | None], AutoscalingScenario]
 
 
-def from_zero(seed: int, traces: Path | None = None) -> Scenario:
+def from_zero(seed: int, traces: Path | None = None) -> AutoscalingScenario:
     """Silence and cold starts, and 15 s for a first token, which somebody who sleeps can keep."""
-    found = KINDS["zero-warm"](seed, traces)
-    known = {"startup_p50_seconds": COLD.quantile(0.5), "startup_p90_seconds": COLD.quantile(0.9)}
-    pools = tuple(replace(one, startup=COLD, facts=replace(one.facts, **known)) for one in found.pools)
+    found = SCENARIOS["zero-warm"](seed, traces)
+    known = {"startup_p50_seconds": COLD_START.quantile(0.5), "startup_p90_seconds": COLD_START.quantile(0.9)}
+    pools = tuple(replace(one, startup=COLD_START, facts=replace(one.facts, **known)) for one in found.pools)
     return replace(found, pools=pools, model=replace(found.model, pools=tuple(one.facts for one in pools)))
 
 
-SOME: Final = Tier(8, wake_seconds=WAKE_SECONDS)
-CASES: Final[Mapping[str, tuple[Make, Tier]]] = MappingProxyType(
+SOME: Final = SleepTier(8, wake_seconds=WAKE_SECONDS)
+CASES: Final[Mapping[str, tuple[Make, SleepTier]]] = MappingProxyType(
     {
-        "step, up to 8 asleep": (KINDS["step-cold"], SOME),
-        "step, 10 always asleep": (KINDS["step-cold"], Tier(12, least=10, wake_seconds=WAKE_SECONDS)),
+        "step, up to 8 asleep": (SCENARIOS["step-cold"], SOME),
+        "step, 10 always asleep": (SCENARIOS["step-cold"], SleepTier(12, least=10, wake_seconds=WAKE_SECONDS)),
         "from zero within 15 s, up to 8 asleep": (from_zero, SOME),
-        "on-off, up to 8 asleep": (KINDS["on-off"], SOME),
-        "noisy-hour, up to 8 asleep": (KINDS["noisy-hour"], SOME),
-        "drift, up to 8 asleep": (KINDS["drift"], SOME),
+        "on-off, up to 8 asleep": (SCENARIOS["on-off"], SOME),
+        "noisy-hour, up to 8 asleep": (SCENARIOS["noisy-hour"], SOME),
+        "drift, up to 8 asleep": (SCENARIOS["drift"], SOME),
     }
 )
 
@@ -51,13 +51,13 @@ def rows(seeds: Sequence[int], traces: Path | None) -> Iterator[Row]:
             yield from compared(f"{name}, seed {seed}", scenario, tier)
 
 
-def compared(name: str, scenario: Scenario, tier: Tier) -> Iterator[Row]:
+def compared(name: str, scenario: AutoscalingScenario, tier: SleepTier) -> Iterator[Row]:
     """One scenario with the tier, at each price of sleep, beside the same without."""
-    without = run(scenario, Core(scenario.model))
-    with_: dict[str, Outcome] = {}
+    without = run_controller(scenario, ScalingCore(scenario.model))
+    with_: dict[str, ControllerOutcome] = {}
     for price, share in PRICES.items():
-        tiered = with_tier(scenario, tier, Bed(WAKE_SECONDS, share))
-        with_[price] = run(tiered, Core(tiered.model))
+        tiered = with_sleep_tier(scenario, tier, SleepTimings(WAKE_SECONDS, share))
+        with_[price] = run_controller(tiered, ScalingCore(tiered.model))
     first = next(iter(with_.values()))  # what sleep costs changes nothing of what is decided
     share, other = first.attainment, without.attainment
     yield comparing(f"{name}: within the objectives", "share", share, "no tier", other, None)

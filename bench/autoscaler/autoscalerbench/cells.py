@@ -13,12 +13,12 @@ import fairlead_autoscaler
 import fairlead_sim
 from autoscalerbench.signs import signs
 from fairlead.compiled import sources_digest
-from fairlead_autoscaler.mix import unhurried
+from fairlead_autoscaler.mix import simulation_solver
 from fairlead_autoscaler.presets import PRESETS, build
-from fairlead_autoscaler.scaling import Core
-from fairlead_sim.scaling.loop import Controller, Outcome, run
-from fairlead_sim.scaling.plant import Engines, Scenario
-from fairlead_sim.scaling.scenarios import KINDS
+from fairlead_autoscaler.scaling import ScalingCore
+from fairlead_sim.scaling.loop import Controller, ControllerOutcome, run_controller
+from fairlead_sim.scaling.plant import AutoscalingScenario, EngineModelKind
+from fairlead_sim.scaling.scenarios import SCENARIOS
 
 OURS = "fairlead"
 _HINT_SECONDS = 0.5
@@ -50,30 +50,30 @@ def measure(cell: Cell) -> Found:
     return {**signs(scenario, outcome), "seconds": seconds}
 
 
-def ran(cell: Cell, scenario: Scenario) -> Outcome:
+def ran(cell: Cell, scenario: AutoscalingScenario) -> ControllerOutcome:
     """The cell's scenario under its controller; ours has a solver to ask and gateways that hint, as it has in a cluster."""
     ours = cell.controller == OURS
-    return run(
+    return run_controller(
         scenario,
         controller(cell, scenario),
-        engines=Engines.PREEMPTING if cell.preempting else Engines.AGGREGATED,
-        solver=unhurried() if ours else None,
+        engine_model=EngineModelKind.PREEMPTING if cell.preempting else EngineModelKind.AGGREGATED,
+        solver=simulation_solver() if ours else None,
         hint_seconds=_HINT_SECONDS if ours else None,
     )
 
 
 @lru_cache(maxsize=1)
-def scenario_of(name: str, seed: int, traces: str) -> Scenario:
+def scenario_of(name: str, seed: int, traces: str) -> AutoscalingScenario:
     """The last one is kept: the next cell is often of the same."""
-    return KINDS[name](seed, Path(traces) if traces else None)
+    return SCENARIOS[name](seed, Path(traces) if traces else None)
 
 
-def controller(cell: Cell, scenario: Scenario) -> Controller:
+def controller(cell: Cell, scenario: AutoscalingScenario) -> Controller:
     """A fresh one."""
     if cell.controller == OURS:
-        return Core(scenario.model)
+        return ScalingCore(scenario.model)
     preset = PRESETS[cell.controller]
-    values = {} if cell.knob is None else {preset.knobs[0].name: cell.knob}
+    values = {} if cell.knob is None else {preset.parameters[0].name: cell.knob}
     return build(cell.controller, scenario.model, **values)
 
 
@@ -87,7 +87,7 @@ def state(cell: Cell) -> str:
     files = sorted((place / "presets").glob(f"{rule}*.py")) + [
         place / "presets" / f"{name}.py" for name in ("signals", "scaler")
     ]
-    return _digest(tuple(files), tuple([knob.fixed for knob in PRESETS[cell.controller].knobs[1:]]))
+    return _digest(tuple(files), tuple([knob.default for knob in PRESETS[cell.controller].parameters[1:]]))
 
 
 @cache

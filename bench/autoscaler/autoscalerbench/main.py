@@ -34,11 +34,11 @@ from autoscalerbench.cells import OURS, Cell, measure, ran, scenario_of, state
 from autoscalerbench.signs import signs
 from fairlead_autoscaler.presets import PRESETS
 from fairlead_sim.scaling import load as loads
-from fairlead_sim.scaling.known import Known
-from fairlead_sim.scaling.loop import Schedule, run
-from fairlead_sim.scaling.oracle import Found as Oracle
-from fairlead_sim.scaling.oracle import replayed, search
-from fairlead_sim.scaling.plant import Engines, Scenario, Troubles
+from fairlead_sim.scaling.known import OracleCache
+from fairlead_sim.scaling.loop import ScheduleController, run_controller
+from fairlead_sim.scaling.oracle import OracleSchedule as Oracle
+from fairlead_sim.scaling.oracle import replay_schedule, search_schedule
+from fairlead_sim.scaling.plant import AutoscalingScenario, EngineModelKind, PlantFaults
 from fairlead_sim.scaling.scenarios import smooth_chat, step_cold
 
 ORACLES = Path(__file__).parents[1] / "oracles.json"
@@ -107,13 +107,13 @@ class Bench:
     def _oracle(self, name: str) -> Oracle:
         """A schedule that was kept, and still keeps the target; else a new one, searched for briefly and not kept."""
         scenario = scenario_of(name, self._seed, self.traces)
-        known = Known(ORACLES).found(scenario)
+        known = OracleCache(ORACLES).get(scenario)
         if known is not None:
-            known = replayed(scenario, known.steps)
+            known = replay_schedule(scenario, known.steps)
             if known.attainment >= TARGET:
                 return known
         _say(f"{name}: no schedule of the oracle is kept for this load; bench/autoscaler/oracle.py searches longer")
-        return search(scenario, runs=60)
+        return search_schedule(scenario, runs=60)
 
     def cells(self, controllers: Sequence[Chosen], scenarios: Sequence[str]) -> list[Mapping[str, Found]]:
         """Figures by scenario, of each controller. Cells of one scenario lie together: a process keeps the last one's load."""
@@ -140,7 +140,7 @@ class Bench:
         chosen: list[Chosen] = []
         for name in names:
             chosen.append(Chosen(name, best_knob(searched[name]), True))
-            chosen.append(Chosen(name, PRESETS[name].knobs[0].fixed, False))
+            chosen.append(Chosen(name, PRESETS[name].parameters[0].default, False))
         return dict(zip(chosen, self.cells(chosen, EVERY), strict=True)), searched
 
     def draw(self, table: Mapping[str, Mapping[str, Found]], folder: Path) -> None:
@@ -151,7 +151,7 @@ class Bench:
             outcome = ran(Cell(name, self._seed, OURS), scenario)
             pools = tuple([setup.facts.name for setup in scenario.pools])
             oracle = self.oracles.get(name)
-            runs.append(plots.Course(name, scenario.seconds, pools, outcome.attainment, outcome.looks, oracle))
+            runs.append(plots.Course(name, scenario.seconds, pools, outcome.attainment, outcome.samples, oracle))
         plots.courses(runs, folder / f"{NAME}-courses.png")
         points = {
             scenario: {
@@ -166,29 +166,30 @@ class Bench:
 
 def _grid(name: str) -> list[float]:
     """At most ``KNOBS`` values of the knob's grid, evenly spread, its ends and its fixed value among them."""
-    knob = PRESETS[name].knobs[0]
+    knob = PRESETS[name].parameters[0]
     last = len(knob.grid) - 1
-    return sorted({knob.grid[round(place * last / (KNOBS - 1))] for place in range(KNOBS)} | {knob.fixed})
+    return sorted({knob.grid[round(place * last / (KNOBS - 1))] for place in range(KNOBS)} | {knob.default})
 
 
 def _plant_rows() -> Iterator[Row]:
     """How fast the plant is, with a controller that asks for the same for ever, and how near to token-level engines."""
     day = smooth_chat(1, None, mean=MILLION_A_DAY)
     begun = time.process_time()
-    run(day, Schedule([(0.0, {"S": 12})]))
+    run_controller(day, ScheduleController([(0.0, {"S": 12})]))
     seconds = (time.process_time() - begun) * 1e6 / len(day.load)
     scenario = _compared_plant()
     plan = [(0.0, {"S": 4}), (250.0, {"S": 9}), (1_100.0, {"S": 4})]
     quick, exact = (
-        signs(scenario, run(scenario, Schedule(plan), engines=kind)) for kind in (Engines.AGGREGATED, Engines.TOKENS)
+        signs(scenario, run_controller(scenario, ScheduleController(plan), engine_model=kind))
+        for kind in (EngineModelKind.AGGREGATED, EngineModelKind.TOKEN_LEVEL)
     )
     yield from plant(seconds, quick, exact)
 
 
-def _compared_plant() -> Scenario:
-    load = loads.poisson([2.0] * 5 + [9.0] * 10 + [3.0] * 15, loads.CHAT, Random(5))
-    troubles = Troubles(crashes=(400.0, 1_400.0), slow=((1_000.0, 1.35),))
-    return replace(step_cold(1), name="compared", seconds=1_800.0, load=load, troubles=troubles)
+def _compared_plant() -> AutoscalingScenario:
+    load = loads.poisson_arrivals([2.0] * 5 + [9.0] * 10 + [3.0] * 15, loads.CHAT_LENGTHS, Random(5))
+    troubles = PlantFaults(crashes=(400.0, 1_400.0), slow=((1_000.0, 1.35),))
+    return replace(step_cold(1), name="compared", seconds=1_800.0, load=load, faults=troubles)
 
 
 def _cell(cell: Found, oracle: float | None) -> dict[str, float | None]:

@@ -11,8 +11,8 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fairlead_sim.scaling.loop import Look
-from fairlead_sim.scaling.oracle import Found
+from fairlead_sim.scaling.loop import PlantSample
+from fairlead_sim.scaling.oracle import OracleSchedule
 
 _INK, _QUIET, _OURS, _BEST = "#1f2933", "#7b8794", "#d64545", "#3e7cb1"
 
@@ -25,8 +25,8 @@ class Course:
     seconds: float
     pools: tuple[str, ...]
     attainment: float
-    looks: tuple[Look, ...]
-    oracle: Found | None
+    looks: tuple[PlantSample, ...]
+    oracle: OracleSchedule | None
 
 
 def courses(runs: Sequence[Course], file: Path) -> None:

@@ -26,11 +26,11 @@ from fairlead import system
 from fairlead.compiled import worker_environment
 from fairlead.fleet import Fleet, Instance, Model
 from fairlead.limits import Limits
-from fairlead.profile import presets
-from fairlead_gateway.head import Head
-from fairlead_gateway.index_telling import IndexTeller
-from fairlead_gateway.model import understand
-from fairlead_gateway.prompt import route_request
+from fairlead.profile import builtin_profiles
+from fairlead_gateway.head import RequestHead
+from fairlead_gateway.index_telling import IndexReporter
+from fairlead_gateway.model import parse_request
+from fairlead_gateway.prompt import build_route_request
 from fairlead_gateway.routing import ModelRouter, PrefixChain, RouteRequest
 from gatewaybench.bodies import SIZES, UNIQUE, bodies
 from gatewaybench.cases import FOLLOWED
@@ -93,12 +93,12 @@ class Decider:
         self._fleet, self._limits = _fleet(instances, followed=followed), limits
         (key,) = self._fleet.models
         self.later = Later()
-        teller = IndexTeller(self.later, cast(asyncio.AbstractEventLoop, cast(Any, self.later)), limits)
-        self.router = ModelRouter(secret=_SECRET, limits=limits, told=teller.hooks)
+        teller = IndexReporter(self.later, cast(asyncio.AbstractEventLoop, cast(Any, self.later)), limits)
+        self.router = ModelRouter(secret=_SECRET, limits=limits, hooks=teller.hooks)
         self.router.update(self._fleet.models[key], self._fleet.instances[key], self._fleet.membership_epoch)
         _fill(self.router, blocks, instances, random.Random(seed), followed=followed)
         self._texts = bodies(SIZES[size], count=64, seed=seed, max_tokens=128, stream=False)
-        self._head = Head("POST", _PATH, [(b"host", b"localhost")], 11, 0, True, False)
+        self._head = RequestHead("POST", _PATH, [(b"host", b"localhost")], 11, 0, True, False)
 
     def batch(self, turn: int, count: int) -> list[Spent]:
         """Of each of ``count`` decisions; the requests' ends and what is told later are not part of it."""
@@ -109,15 +109,15 @@ class Decider:
         spent = []
         for number, body in enumerate(wanted):
             start = time.perf_counter()
-            ask = understand(_PATH, body, self._fleet, self._limits)
+            ask = parse_request(_PATH, body, self._fleet, self._limits)
             understood = time.perf_counter()
-            request = route_request(ask, self._head, f"turn-{turn}-{number}", _SECRET)
+            request = build_route_request(ask, self._head, f"turn-{turn}-{number}", _SECRET)
             decision = router.decide(request, start)
             decided = time.perf_counter()
             assert decision.chosen is not None
-            router.dispatched(request, decision.chosen, start)
+            router.on_dispatch(request, decision.chosen, start)
             spent.append(Spent(time.perf_counter() - start, decided - understood))
-            router.abandoned(request.id, start)
+            router.on_abandoned(request.id, start)
         self.later.run()
         return spent
 
@@ -150,15 +150,15 @@ def _fill(router: ModelRouter, blocks: int, instances: int, rng: random.Random, 
     for number in range(-(-blocks // _CHAIN_BLOCKS)):
         chain = PrefixChain(tuple(rng.getrandbits(64) for _ in ends), ends, 0)
         request = RouteRequest(f"filling-{number}", chain, ends[-1] / 4)
-        router.dispatched(request, instance_id(number % instances), 0.0)
-        router.abandoned(request.id, 0.0)
+        router.on_dispatch(request, instance_id(number % instances), 0.0)
+        router.on_abandoned(request.id, 0.0)
         if followed:
-            router.corrected(instance_id(number % instances), "", (), [chain.hashes])
+            router.apply_correction(instance_id(number % instances), "", (), [chain.hashes])
 
 
 def _fleet(count: int, *, followed: bool) -> Fleet:
     model = Model("default", "bench-model")
-    profile = replace(presets()["h100-llama8b"], kv_tokens=_KV_TOKENS)
+    profile = replace(builtin_profiles()["h100-llama8b"], kv_tokens=_KV_TOKENS)
     instances = tuple(
         Instance(
             instance_id(number),
@@ -180,6 +180,6 @@ def instance_id(number: int) -> str:
 
 
 if __name__ == "__main__":
-    system.collect_seldom()  # as a worker
+    system.relax_gc()  # as a worker
     size, comma, kind = sys.argv[3].partition(",")
     print(decision_seconds(size, blocks=int(sys.argv[1]), seed=int(sys.argv[2]), followed=comma + kind == FOLLOWED))

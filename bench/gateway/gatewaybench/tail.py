@@ -79,7 +79,7 @@ def _occupy(router: ModelRouter, rng: random.Random) -> None:
     """Every instance has requests that wait for their first token, of different lengths."""
     for number in range(INSTANCES * BUSY_EACH):
         request = RouteRequest(f"busy-{number}", PrefixChain((), (), rng.getrandbits(64)), rng.uniform(100.0, 8_000.0))
-        router.dispatched(request, instance_id(number % INSTANCES), 0.0)
+        router.on_dispatch(request, instance_id(number % INSTANCES), 0.0)
 
 
 def _counting(seconds: float, times: int) -> float:
@@ -98,5 +98,5 @@ def _counted(far: int) -> float:
 
 
 if __name__ == "__main__":
-    system.collect_seldom()  # as a worker
+    system.relax_gc()  # as a worker
     print(json.dumps(asdict(measured(blocks=int(sys.argv[1]), seed=int(sys.argv[2])))))

@@ -4,9 +4,9 @@ import random
 import time
 from typing import Final
 
-from fairlead_kvstore.index.mirror import IndexMirror
-from fairlead_kvstore.truth.changes import Stored
-from fairlead_kvstore.truth.tiers import Tier
+from fairlead_kvstore.index.mirror import IndexReplica
+from fairlead_kvstore.truth.changes import BlocksStored
+from fairlead_kvstore.truth.tiers import StorageTier
 
 BLOCKS: Final = 128
 INSTANCES: Final = 64
@@ -18,15 +18,17 @@ _ROUNDS: Final = 15
 def matches(seed: int) -> dict[str, float]:
     """Microseconds of one answer by how the prompt is held: the best of 15 rounds of 2,000."""
     draw = random.Random(seed)
-    mirror = IndexMirror()
+    mirror = IndexReplica()
     names = [f"e-{number}/8000/0" for number in range(INSTANCES)]
     for name in names:
-        mirror.apply([Stored(name, Tier.GPU, 0, [draw.getrandbits(64) for _ in range(_OTHERS // INSTANCES)])])
+        mirror.apply(
+            [BlocksStored(name, StorageTier.GPU, 0, [draw.getrandbits(64) for _ in range(_OTHERS // INSTANCES)])]
+        )
     chains = [[draw.getrandbits(64) for _ in range(BLOCKS)] for _ in range(4)]
     everywhere, depths, nobody, slower = chains
     for name in names:
-        mirror.apply([Stored(name, Tier.GPU, 0, everywhere)])
-        mirror.apply([Stored(name, Tier.GPU, 0, depths[: draw.randrange(1, BLOCKS + 1)])])
+        mirror.apply([BlocksStored(name, StorageTier.GPU, 0, everywhere)])
+        mirror.apply([BlocksStored(name, StorageTier.GPU, 0, depths[: draw.randrange(1, BLOCKS + 1)])])
     found = {
         "all of it everywhere": _best(mirror, everywhere),
         "a random depth on each": _best(mirror, depths),
@@ -35,15 +37,20 @@ def matches(seed: int) -> dict[str, float]:
     }
     for name in names:
         half = draw.randrange(1, BLOCKS)
-        mirror.apply([Stored(name, Tier.GPU, 0, slower[:half]), Stored(name, Tier.CPU, 0, slower[half:])])
+        mirror.apply(
+            [
+                BlocksStored(name, StorageTier.GPU, 0, slower[:half]),
+                BlocksStored(name, StorageTier.CPU, 0, slower[half:]),
+            ]
+        )
     found["in the GPU, then in CPU memory"] = _best(mirror, slower)
     found["in the GPU, then in CPU memory, for the first time"] = _best(mirror, slower, first=True)
     return found
 
 
-def _best(mirror: IndexMirror, chain: list[int], *, first: bool = False) -> float:
+def _best(mirror: IndexReplica, chain: list[int], *, first: bool = False) -> float:
     """``first``: as if since the last answer something of the chain had changed."""
-    match, best, kept = mirror.match, float("inf"), mirror._chains
+    match, best, kept = mirror.match, float("inf"), mirror._chain_results
     for _ in range(_ROUNDS):
         begun = time.process_time()
         for _ in range(_CALLS):

@@ -17,8 +17,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fairlead.clock import SystemClock
-from fairlead_kvstore.index.census import census
-from fairlead_kvstore.index.feed import Feed
+from fairlead_kvstore.index.census import count_blocks
+from fairlead_kvstore.index.feed import IndexSubscriber
 from fairlead_kvstore.redis import RedisLink
 from indexbench.streams import MODEL, mark
 
@@ -32,9 +32,9 @@ async def main() -> None:
     await link.wait_connected()
     before = memory()
     loaded = asyncio.Event()
-    feed = Feed(link, clock, on_reload=lambda *_: loaded.set())
+    feed = IndexSubscriber(link, clock, on_reload=lambda *_: loaded.set())
     begun, cpu = time.perf_counter(), time.process_time()
-    feed.follow([MODEL])
+    feed.set_models([MODEL])
     feed.start()
     await loaded.wait()
     first = {"seconds": time.perf_counter() - begun, "cpu": time.process_time() - cpu, "before": before}
@@ -43,23 +43,23 @@ async def main() -> None:
     while line := await loop.run_in_executor(None, sys.stdin.readline):
         found = state(feed, marks)
         if line.strip() == "census":
-            mirror = feed.mirror(MODEL)
-            found["held"] = sum(one.blocks for one in census(mirror).values()) if mirror is not None else 0
+            mirror = feed.replica(MODEL)
+            found["held"] = sum(one.blocks for one in count_blocks(mirror).values()) if mirror is not None else 0
         print(json.dumps(found), flush=True)
     await feed.stop()
     await link.stop()
 
 
-def state(feed: Feed, marks: list[int]) -> dict[str, Any]:
+def state(feed: IndexSubscriber, marks: list[int]) -> dict[str, Any]:
     """How it is."""
-    mirror = feed.mirror(MODEL)
+    mirror = feed.replica(MODEL)
     blocks = len(mirror) if mirror is not None else 0
     seen = sum(1 for one in marks if mirror is not None and mirror.holders(one))
     return {
         "blocks": blocks,
         "marks": seen,
-        "words": feed.words(MODEL),
-        "loads": feed.loads(MODEL),
+        "words": feed.describe(MODEL),
+        "loads": feed.load_count(MODEL),
         "cpu_now": time.process_time(),
         "memory": memory(),
         "most": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,

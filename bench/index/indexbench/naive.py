@@ -15,11 +15,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from redis import Redis
 
-from fairlead_kvstore.events.decode import decode
-from fairlead_kvstore.index.mirror import IndexMirror
-from fairlead_kvstore.truth.changes import Removed, Stored
-from fairlead_kvstore.truth.tiers import EXACT
-from fairlead_kvstore.truth.truth import Truth
+from fairlead_kvstore.events.decode import decode_events
+from fairlead_kvstore.index.mirror import IndexReplica
+from fairlead_kvstore.truth.changes import BlocksRemoved, BlocksStored
+from fairlead_kvstore.truth.tiers import INSTANCE_TIERS
+from fairlead_kvstore.truth.truth import BlockStore
 from indexbench.streams import MODEL, payloads
 
 KEY = b"naive:{default/tiny}:"
@@ -31,7 +31,7 @@ def main() -> None:
     """Write, then read."""
     redis: Redis = Redis.from_url(sys.argv[1])
     kind, blocks, seed, count = sys.argv[2], *map(int, sys.argv[3:6])
-    truth = Truth()
+    truth = BlockStore()
     streams = []
     for number in range(count):
         truth.attach(f"e-{number}", MODEL, 0.0)
@@ -55,15 +55,15 @@ def main() -> None:
     )
 
 
-def _write(redis: "Redis", truth: Truth, streams: list[tuple[str, list[tuple[bytes, int]]]]) -> None:
+def _write(redis: "Redis", truth: BlockStore, streams: list[tuple[str, list[tuple[bytes, int]]]]) -> None:
     pipe, waiting, last = redis.pipeline(transaction=False), 0, time.monotonic()
     for payloads_of_all in zip(*(stream for _, stream in streams), strict=False):
         for (name, _), (payload, _) in zip(streams, payloads_of_all, strict=True):
-            for change in truth.apply(name, decode(payload), 0.0):
-                if isinstance(change, Stored):
+            for change in truth.apply(name, decode_events(payload), 0.0):
+                if isinstance(change, BlocksStored):
                     for own in change.hashes:
                         pipe.hset(KEY + b"%x" % own, name, change.tier.value)
-                elif isinstance(change, Removed):
+                elif isinstance(change, BlocksRemoved):
                     for own in change.hashes:
                         pipe.hdel(KEY + b"%x" % own, name)
                 else:
@@ -75,8 +75,8 @@ def _write(redis: "Redis", truth: Truth, streams: list[tuple[str, list[tuple[byt
     pipe.execute()
 
 
-def _load(redis: "Redis") -> IndexMirror:
-    mirror = IndexMirror()
+def _load(redis: "Redis") -> IndexReplica:
+    mirror = IndexReplica()
     names: list[bytes] = []
     for name in redis.scan_iter(match=KEY.decode().replace("{", "[{]") + "*", count=READ_AT_ONCE):
         names.append(name)
@@ -87,13 +87,15 @@ def _load(redis: "Redis") -> IndexMirror:
     return mirror
 
 
-def _take(redis: "Redis", mirror: IndexMirror, names: list[bytes]) -> None:
+def _take(redis: "Redis", mirror: IndexReplica, names: list[bytes]) -> None:
     pipe = redis.pipeline(transaction=False)
     for name in names:
         pipe.hgetall(name)
     for name, held in zip(names, pipe.execute(), strict=True):
         own = int(name[len(KEY) :], 16)
-        mirror.apply([Stored(instance.decode(), EXACT[int(tier)], 0, [own]) for instance, tier in held.items()])
+        mirror.apply(
+            [BlocksStored(instance.decode(), INSTANCE_TIERS[int(tier)], 0, [own]) for instance, tier in held.items()]
+        )
 
 
 if __name__ == "__main__":

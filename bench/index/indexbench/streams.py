@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import msgspec
 
-from fairlead_kvstore.truth.identity import own_hashes, root
+from fairlead_kvstore.truth.identity import block_hashes, chain_root
 
 PER_PROMPT: Final = 64
 KEPT: Final = 200
@@ -50,7 +50,7 @@ def mark_tokens(seed: int) -> list[int]:
 
 def mark(seed: int) -> int:
     """What the index calls it."""
-    return own_hashes(root(MODEL), mark_tokens(seed), SIZE)[0]
+    return block_hashes(chain_root(MODEL), mark_tokens(seed), SIZE)[0]
 
 
 def stored(tokens: list[int], hashes: list[int], parent: int | None) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from operatorbench.subject import CHILDREN
 
 from fairlead.kube import client
 from fairlead.kube.resource import Manifest
-from fairlead.kube.wire import Ask
+from fairlead.kube.wire import HttpRequest
 from fairlead_operator.__main__ import main
 
 _KINDS = (*CHILDREN, "modeldeployments")
@@ -22,10 +22,10 @@ _KINDS = (*CHILDREN, "modeldeployments")
 
 def arm(when: str, number: int) -> None:
     """Let the ``number``-th write be the last thing that happens, or the last that does not."""
-    usual = client.KubeApi._once
+    usual = client.KubeApi._request_once
     seen = 0
 
-    async def counted(self: client.KubeApi, asked: Ask) -> Manifest:
+    async def counted(self: client.KubeApi, asked: HttpRequest) -> Manifest:
         nonlocal seen
         writes = asked.method != "GET" and any(f"/{kind}" in asked.path for kind in _KINDS)
         seen += writes
@@ -36,7 +36,7 @@ def arm(when: str, number: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return answer
 
-    client.KubeApi._once = counted  # type: ignore[method-assign]
+    client.KubeApi._request_once = counted  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from operatorbench.rows import rows
 from operatorbench.subject import COMMANDS
 from table import write
 
-from fairlead.testing.kube import started
+from fairlead.testing.kube import running_api_server
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str]) -> int:
     found: dict[str, Figures] = {}
     before = os.getloadavg()[0]
     for name in options.only or COMMANDS:
-        with tempfile.TemporaryDirectory() as folder, started(Path(folder) / "run") as server:
+        with tempfile.TemporaryDirectory() as folder, running_api_server(Path(folder) / "run") as server:
             log = Path(folder) / "operator.log"
             try:
                 found[name] = asyncio.run(measure(server, name, names, options.rest, log))

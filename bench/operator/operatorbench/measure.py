@@ -16,9 +16,9 @@ from fairlead.clock import SystemClock
 from fairlead.kube.client import KubeApi
 from fairlead.kube.errors import NotFound
 from fairlead.kube.resource import DEPLOYMENTS, MODEL_DEPLOYMENTS, Manifest, Resource, metadata_of, name_of
-from fairlead.tasks import ended
+from fairlead.tasks import cancel_and_wait
 from fairlead.testing.kube import ApiServer
-from fairlead.testing.waiting import until, until_async
+from fairlead.testing.waiting import wait_until, wait_until_async
 
 ROOT = Path(__file__).parents[3]
 NAMESPACE, AT_ONCE, ALONE, LOST = "bench", 50, 30, 20
@@ -92,13 +92,13 @@ class Eye:
             return True
 
         version = ""
-        await until_async(listed)
+        await wait_until_async(listed)
         while True:
             async for change in self._api.watch(self._kind, NAMESPACE, resource_version=version):
                 version = str(metadata_of(change.object).get("resourceVersion") or version)
-                if change.kind == "DELETED":
+                if change.type == "DELETED":
                     self.items.pop(name_of(change.object), None)
-                elif change.kind != "BOOKMARK":
+                elif change.type != "BOOKMARK":
                     self.items[name_of(change.object)] = change.object
 
 
@@ -122,19 +122,19 @@ class Bench:
             rest = await self._rest(subject, rest_seconds)
             memory, again = subject.memory("VmHWM"), await self._lose()
         finally:
-            await asyncio.to_thread(subject.end)
+            await asyncio.to_thread(subject.stop)
         before = await self._counted()
         subject = self._begin()
         try:
             await self._api.apply(model("last"), "kubectl")
-            await until(lambda: self._said("last"), PATIENCE_SECONDS)
+            await wait_until(lambda: self._said("last"), PATIENCE_SECONDS)
             await self._quiet()
             restart = writes(await self._counted() - before)
             memory = max(memory, subject.memory("VmHWM"))
         finally:
-            await asyncio.to_thread(subject.end)
+            await asyncio.to_thread(subject.stop)
             for eye in eyes:
-                await ended(eye)
+                await cancel_and_wait(eye)
         own = round(created.writes_each)  # of the model that shows that it has looked
         return Figures(alone, created, changed, *rest, again, max(0, restart - own), idle, memory)
 
@@ -146,7 +146,7 @@ class Bench:
             await self._api.apply(model(name), "kubectl")
             await self._until_there(f"{name}-main")
             found.append(time.monotonic() - began)
-            await until(lambda name=name: self._said(name), PATIENCE_SECONDS)  # type: ignore[misc]
+            await wait_until(lambda name=name: self._said(name), PATIENCE_SECONDS)  # type: ignore[misc]
         return found
 
     async def _until_there(self, child: str) -> None:
@@ -166,7 +166,7 @@ class Bench:
 
         wanted: dict[str, int] = {}
         await asyncio.gather(*(put(name) for name in self._names))
-        await until(lambda: all(self._said(name, of) for name, of in wanted.items()), PATIENCE_SECONDS)
+        await wait_until(lambda: all(self._said(name, of) for name, of in wanted.items()), PATIENCE_SECONDS)
         seconds = time.monotonic() - began
         await self._quiet()
         spent, requests = subject.cpu_seconds() - cpu, await self._counted() - before
@@ -188,7 +188,7 @@ class Bench:
             return sum(uid(self._children.items.get(name) or {}) not in ("", before) for name, before in lost.items())
 
         try:
-            await until(lambda: again() == len(lost), AGAIN_SECONDS)
+            await wait_until(lambda: again() == len(lost), AGAIN_SECONDS)
         except TimeoutError:
             pass  # that is the finding
         return again()
@@ -230,10 +230,10 @@ def uid(manifest: Manifest) -> str:
 
 async def measure(server: ApiServer, name: str, names: list[str], rest_seconds: float, log: Path) -> Figures:
     """``name`` is the subject's."""
-    async with KubeApi(server.access(), SystemClock(), random.random) as api:
+    async with KubeApi(server.config(), SystemClock(), random.random) as api:
         for path in sorted((ROOT / "crds").glob("*.yaml")):
             await api.apply(yaml.safe_load(path.read_text()), "bench")
         await api.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}, "bench")
-        served: Callable[[], Awaitable[bool]] = lambda: api.serves(MODEL_DEPLOYMENTS)  # noqa: E731
-        await until_async(served)
+        served: Callable[[], Awaitable[bool]] = lambda: api.has_resource(MODEL_DEPLOYMENTS)  # noqa: E731
+        await wait_until_async(served)
         return await Bench(server, api, lambda: Subject(name, server.kubeconfig, log), names).run(rest_seconds)

@@ -14,37 +14,40 @@ import kopf
 
 from fairlead.api import EngineKind
 from fairlead.clock import SystemClock
-from fairlead.cluster_labels import MANAGER
-from fairlead.kube.access import find_access
+from fairlead.cluster_labels import FIELD_MANAGER
+from fairlead.kube.access import load_config
 from fairlead.kube.client import KubeApi
 from fairlead.kube.resource import MODEL_DEPLOYMENTS
 from fairlead_operator import rollout
-from fairlead_operator.login import connection
-from fairlead_operator.marks import made_of, owned
-from fairlead_operator.reconcile import parsed
-from fairlead_operator.render import Facts, Installation, render
+from fairlead_operator.login import connection_info
+from fairlead_operator.marks import with_ownership, with_revision
+from fairlead_operator.reconcile import parse_model
+from fairlead_operator.render import InstallationDefaults, RenderContext, render_model
 
 
 def main() -> None:
     """Watch until SIGTERM."""
-    access = find_access(os.environ, Path.home())
+    access = load_config(os.environ, Path.home())
     api = KubeApi(access, SystemClock(), random.random, agent="naive")
-    facts = Facts(Installation({EngineKind.SIM: "fairlead.io/sim:1"}))
+    facts = RenderContext(InstallationDefaults({EngineKind.SIM: "fairlead.io/sim:1"}))
     handlers, kind = kopf.OperatorRegistry(), MODEL_DEPLOYMENTS
 
     @kopf.on.login(registry=handlers)
     async def _login(**_: Any) -> kopf.ConnectionInfo:
-        return connection(access, SystemClock().wall())
+        return connection_info(access, SystemClock().wall())
 
     @kopf.on.create(kind.group, kind.version, kind.plural, registry=handlers)
     @kopf.on.update(kind.group, kind.version, kind.plural, registry=handlers)
     async def _changed(body: kopf.Body, patch: kopf.Patch, **_: Any) -> None:
         model = dict(body)
         spec = dict(body["spec"])
-        revision = rollout.choose(model, (), frozenset()).revision
-        children = render(parsed(model, spec), {}, facts).manifests
-        for one in [rollout.record(model, revision), *(made_of(child, revision.hash) for child in children)]:
-            await api.apply(owned(one, model), MANAGER)
+        revision = rollout.choose_revision(model, (), frozenset()).revision
+        children = render_model(parse_model(model, spec), {}, facts).manifests
+        for one in [
+            rollout.controller_revision(model, revision),
+            *(with_revision(child, revision.hash) for child in children),
+        ]:
+            await api.apply(with_ownership(one, model), FIELD_MANAGER)
         patch.status["observedGeneration"] = body["metadata"]["generation"]
         patch.status["clientName"] = body["metadata"]["name"]
 

@@ -20,7 +20,7 @@ from operatorbench.trials.kills import STORY, kills
 from operatorbench.trials.two import both_at_once, handing_over
 from table import machine, versions
 
-from fairlead.testing.kube import ApiServer, started
+from fairlead.testing.kube import ApiServer, running_api_server
 
 TEN_MINUTES, MINUTE = 600.0, 60.0
 Trial = Callable[[ApiServer, Path], Awaitable[Verdict]]
@@ -62,7 +62,7 @@ async def _all(names: Sequence[str]) -> dict[str, Any]:
 async def _one(name: str) -> dict[str, Any]:
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        server = started(Path(folder) / "run")
+        server = running_api_server(Path(folder) / "run")
         opened = await asyncio.to_thread(server.__enter__)
         try:
             verdict = await TRIALS[name](opened, Path(folder))

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from fairlead.clock import SystemClock
-from fairlead.kube.credentials import Credentials
+from fairlead.kube.credentials import ClusterCredentials
 from fairlead.testing.kube import ApiServer
 from fairlead.testing.processes import unused_port
 
@@ -72,8 +72,8 @@ class Subject:
 
 def asked(server: ApiServer) -> Asked:
     """All requests that the API server has answered so far."""
-    access = server.access()
-    context = Credentials(access, SystemClock(), 0.0).tls()
+    access = server.config()
+    context = ClusterCredentials(access, SystemClock(), 0.0).tls_context()
     assert isinstance(context, ssl.SSLContext)
     with urllib.request.urlopen(f"{access.server}/metrics", context=context, timeout=60.0) as answer:
         text = answer.read().decode()

@@ -12,20 +12,24 @@ from typing import Any
 from lab import Found
 from lab import Lab as SharedLab
 
-from fairlead.compiled import copy_of
-from fairlead.profile import preset
+from fairlead.compiled import compiled_copy_path
+from fairlead.profile import builtin_profile
 from fairlead_sim.compiled import package_folders
-from fairlead_sim.figures import UNGUARDED, Bar, windows
-from fairlead_sim.outside import Sharing
-from fairlead_sim.script import Happening, What, scaling
+from fairlead_sim.figures import WITHOUT_GUARD, CapacityGoal, attainment_by_window
+from fairlead_sim.outside import SharingDelays
+from fairlead_sim.script import FleetEvent, FleetEventKind, scale_out_and_in
 from fairlead_sim.seams import router
 from fairlead_sim.traces import MAX_PROMPT_TOKENS, TraceRequest, at_rate, read_mooncake, spread_ties
 from fairlead_sim.traffic import FAMILIES
-from fairlead_sim.trial import Seam, Trial
+from fairlead_sim.trial import SeamKind, Trial
 
 GUESSES = {"agents": 45.0, "tenants": 33.0, "rag": 25.5, "flash-crowd": 37.0, "bursty": 35.0, "conversation": 20.0}
 """Where the search for a capacity begins, requests/s of eight engines; it may end anywhere."""
-BARS = {"guarded": Bar(), "unguarded": UNGUARDED, "strict": Bar(seconds=2.0, share=0.99, guard_share=0.0)}
+BARS = {
+    "guarded": CapacityGoal(),
+    "unguarded": WITHOUT_GUARD,
+    "strict": CapacityGoal(seconds=2.0, share=0.99, guard_share=0.0),
+}
 REQUESTS_AN_ENGINE = 1_500
 WINDOW_SECONDS = 30.0
 
@@ -62,13 +66,13 @@ def measure(cell: Cell, trace: Path | None) -> Found:
     trial = _trial(cell)
     if cell.rate is None:
         guess = GUESSES[cell.traffic] * cell.engines / 8 * (1.0 if cell.profile == "h100-llama8b" else 0.36)
-        return {"capacity": trial.capacity(requests, bar=BARS[cell.bar], guess=guess)}
+        return {"capacity": trial.capacity(requests, goal=BARS[cell.bar], guess=guess)}
     scaled = at_rate(requests, cell.rate)
-    trial = replace(trial, script=_script(cell, scaled[-1].arrival))
+    trial = replace(trial, events=_script(cell, scaled[-1].arrival))
     begun = time.process_time()
-    found = trial.figures(scaled)
+    found = trial.metrics(scaled)
     seconds = time.process_time() - begun
-    worst = {"worst_window": min(windows(trial.run(scaled), WINDOW_SECONDS))} if cell.happens else {}
+    worst = {"worst_window": min(attainment_by_window(trial.run(scaled), WINDOW_SECONDS))} if cell.happens else {}
     return worst | {
         "attainment": found.attainment,
         "ttft_p90": found.ttft_p90 or math.inf,
@@ -85,16 +89,18 @@ def _core(info: Mapping[str, Any], name: str, seed: int) -> Any:
 
 
 def _trial(cell: Cell) -> Trial:
-    sharing = None if cell.sent_seconds is None else Sharing(cell.sent_seconds, cell.loads_seconds)
-    seam = Seam(_core, cell.gateways, sharing) if cell.seam and not cell.pooled else None
-    return Trial(cell.preset, preset(cell.profile), cell.engines, cell.seed, seam=seam, pooled=cell.pooled)
+    sharing = None if cell.sent_seconds is None else SharingDelays(cell.sent_seconds, cell.loads_seconds)
+    seam = SeamKind(_core, cell.gateways, sharing) if cell.seam and not cell.pooled else None
+    return Trial(
+        cell.preset, builtin_profile(cell.profile), cell.engines, cell.seed, seam=seam, is_pooled_bound=cell.pooled
+    )
 
 
-def _script(cell: Cell, end: float) -> tuple[Happening, ...]:
+def _script(cell: Cell, end: float) -> tuple[FleetEvent, ...]:
     if cell.happens == "lost":
-        return (Happening(0.5 * end, What.LOSE, "sim-3/0/0"),)
+        return (FleetEvent(0.5 * end, FleetEventKind.LOSE, "sim-3/0/0"),)
     if cell.happens == "6-8-6":
-        return scaling(6, 8, 0.35 * end, 0.7 * end)
+        return scale_out_and_in(6, 8, 0.35 * end, 0.7 * end)
     return ()
 
 
@@ -110,7 +116,7 @@ class Lab(SharedLab[Cell]):
     """Measures cells. What they depend on is all of the simulator and the router."""
 
     def __init__(self, keep: Path, trace: Path | None, jobs: int, said: Callable[[str], None]) -> None:
-        state = copy_of(package_folders(), Path()).name
+        state = compiled_copy_path(package_folders(), Path()).name
         super().__init__(keep, partial(measure, trace=trace), lambda _: state, jobs=jobs, said=said)
         self.trace = trace
 

@@ -8,26 +8,26 @@ from typing import Any
 
 from table import Row, comparing, goals, measuring
 
-from fairlead.fleet import Objectives
-from fairlead.profile import preset
-from fairlead_cli.replaying.simulated import Simulation
-from fairlead_cli.replaying.summary import Summary, summarize
-from fairlead_cli.replaying.traffic import Traffic
+from fairlead.fleet import SloTargets
+from fairlead.profile import builtin_profile
+from fairlead_cli.replaying.simulated import FleetSimulation
+from fairlead_cli.replaying.summary import PolicySummary, summarize
+from fairlead_cli.replaying.traffic import ReplayTraffic
 
 PRESETS = ("dual-hash", "round-robin", "least-request", "session")
 RATES = (1.0, 4.0, 6.5, 8.0)
 RATE = 6.5
 ENGINES = 8
-OBJECTIVES = Objectives(ttft_seconds=5.0, itl_seconds=0.3)
+OBJECTIVES = SloTargets(ttft_seconds=5.0, itl_seconds=0.3)
 FIGURES = (("p90 TTFT", "ttft_p90", "s"), ("cached tokens", "cached", "share"), ("in objective", "within", "share"))
 SECRETS = 3
 """Homes are hashes of a secret: a single one is a draw, so each figure is the mean over so many."""
 
 
-def simulated_rows(wanted: Traffic, seed: int) -> Iterator[Row]:
+def simulated_rows(wanted: ReplayTraffic, seed: int) -> Iterator[Row]:
     """The goals first, then the whole table."""
     measured = {
-        (rate, name): _mean(_run(wanted.slower(rate), name, seed))
+        (rate, name): _mean(_run(wanted.with_rate(rate), name, seed))
         for rate in sorted({*RATES, RATE})
         for name in PRESETS
     }
@@ -68,11 +68,11 @@ def _goal_rows(side: str, by_preset: Mapping[str, Mapping[str, float | None]]) -
         yield comparing(metric, unit, by_preset["dual-hash"][what], other, by_preset[other][what], wanted[metric])
 
 
-def _run(wanted: Traffic, name: str, seed: int) -> Iterator[Mapping[str, float | None]]:
+def _run(wanted: ReplayTraffic, name: str, seed: int) -> Iterator[Mapping[str, float | None]]:
     hashed = name in ("dual-hash", "session")
     for draw in range(SECRETS if hashed else 1):
-        simulation = Simulation(
-            profile=preset("910b4"),
+        simulation = FleetSimulation(
+            profile=builtin_profile("910b4"),
             instance_ids=[f"sim-{index}/0/0" for index in range(ENGINES)],
             preset=name,
             objectives=OBJECTIVES,
@@ -83,8 +83,8 @@ def _run(wanted: Traffic, name: str, seed: int) -> Iterator[Mapping[str, float |
         yield _figures(summarize(outcomes, objectives=OBJECTIVES, instances=ENGINES))
 
 
-def _figures(summary: Summary) -> Mapping[str, float | None]:
-    return _figures_of(summary.json())
+def _figures(summary: PolicySummary) -> Mapping[str, float | None]:
+    return _figures_of(summary.to_json())
 
 
 def _figures_of(run: Mapping[str, Any]) -> Mapping[str, float | None]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from table import Row, write
 
-from fairlead_cli.replaying.traffic import traffic
+from fairlead_cli.replaying.traffic import load_traffic
 from fairlead_gateway.routing import PRESETS
 from fairlead_sim.traffic import FAMILIES
 from routingbench import demo
@@ -52,7 +52,7 @@ def main(arguments: list[str]) -> int:
 def _rows(given: argparse.Namespace, seeds: list[int]) -> Iterator[Row]:
     parts = given.only.split(",")
     if "demo" in parts:
-        wanted = traffic(given.trace, limit=1_000, rate=demo.RATE, seed=0)
+        wanted = load_traffic(given.trace, limit=1_000, rate=demo.RATE, seed=0)
         print(f"traffic of the demo: {wanted.name}, {len(wanted.requests)} requests")
         yield from demo.simulated_rows(wanted, 0)
         if given.live is not None:

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-PAGE: Final = "docs/reference/checks.md"
+REFERENCE_PAGE: Final = "docs/reference/checks.md"
 OLDEST_KUBERNETES: Final = (1, 30)
 """As in the chart's ``kubeVersion``; a test holds the two equal."""
 
 
-class Section(StrEnum):
+class CheckSection(StrEnum):
     """The headings, in the order in which they are printed: what is below rests on what is above."""
 
     API = "kubernetes-api"
@@ -27,7 +27,7 @@ class Section(StrEnum):
     VERSIONS = "versions"
 
 
-class When(StrEnum):
+class CheckStage(StrEnum):
     """Before an installation (``--pre``), after it, or both."""
 
     PRE = "pre"
@@ -40,23 +40,23 @@ class Check:
     """``says`` is the line that is printed, in the form of what should be so; ``means`` and ``do`` are for who reads on."""
 
     id: str
-    section: Section
-    when: When
-    says: str
-    means: str
-    do: str
+    section: CheckSection
+    stage: CheckStage
+    title: str
+    meaning: str
+    remedy: str
 
     @property
     def anchor(self) -> str:
         """Where the documentation has it."""
-        return f"{PAGE}#{self.id}"
+        return f"{REFERENCE_PAGE}#{self.id}"
 
 
 _CLUSTER = (
     Check(
         "api-reachable",
-        Section.API,
-        When.BOTH,
+        CheckSection.API,
+        CheckStage.BOTH,
         "the API server answers",
         "There is a kubeconfig, its context leads to an API server, and that accepts us. Nothing else can be "
         "looked at without it.",
@@ -65,16 +65,16 @@ _CLUSTER = (
     ),
     Check(
         "api-version",
-        Section.API,
-        When.BOTH,
+        CheckSection.API,
+        CheckStage.BOTH,
         f"Kubernetes is {OLDEST_KUBERNETES[0]}.{OLDEST_KUBERNETES[1]} or newer",
         "Gateways wait before they go by the `sleep` of preStop, which clusters have from 1.30 on.",
         "Upgrade the cluster. `oci://` models need 1.35.",
     ),
     Check(
         "clock-skew",
-        Section.API,
-        When.BOTH,
+        CheckSection.API,
+        CheckStage.BOTH,
         "this machine's clock agrees with the API server's",
         "Ages that are printed, and whether a lease is fresh, are reckoned with the API server's clock. A "
         "machine that is far off is also refused where tokens and certificates have times.",
@@ -82,8 +82,8 @@ _CLUSTER = (
     ),
     Check(
         "rights-read",
-        Section.PERMISSIONS,
-        When.BOTH,
+        CheckSection.PERMISSIONS,
+        CheckStage.BOTH,
         "you may read what the checks look at",
         "What you may not read cannot be judged; those checks say so instead of passing.",
         "Ask for `get` and `list` on what is named. `pods/proxy` is the way to what gateways and operators say "
@@ -91,16 +91,16 @@ _CLUSTER = (
     ),
     Check(
         "rights-install",
-        Section.PERMISSIONS,
-        When.PRE,
+        CheckSection.PERMISSIONS,
+        CheckStage.PRE,
         "you may create what the chart holds",
         "helm creates as you: CRDs, roles, and objects in the namespace of the installation.",
         "Install as a cluster administrator, or have one install it.",
     ),
     Check(
         "pod-security",
-        Section.CLUSTER,
-        When.PRE,
+        CheckSection.CLUSTER,
+        CheckStage.PRE,
         "the namespace takes the control plane's pods",
         "A pod as the chart makes it was sent to the API server as a dry run, through all of its admission. It "
         "satisfies Pod Security `restricted`; policies of your own may want more. Without the namespace there is "
@@ -110,8 +110,8 @@ _CLUSTER = (
     ),
     Check(
         "quota",
-        Section.CLUSTER,
-        When.BOTH,
+        CheckSection.CLUSTER,
+        CheckStage.BOTH,
         "no quota is used up",
         "A ResourceQuota that is used up in the namespace of the installation, or in one that has models, keeps "
         "new pods out: nothing can be replaced, scaled or rolled out there.",
@@ -119,8 +119,8 @@ _CLUSTER = (
     ),
     Check(
         "accelerators",
-        Section.CLUSTER,
-        When.PRE,
+        CheckSection.CLUSTER,
+        CheckStage.PRE,
         "a node offers an accelerator",
         "Engines ask for devices by the resource name of their AcceleratorClass, such as `nvidia.com/gpu`. "
         "Without a node that offers one, only models on processors and simulated engines can run.",
@@ -129,8 +129,8 @@ _CLUSTER = (
     ),
     Check(
         "storage-class",
-        Section.CLUSTER,
-        When.PRE,
+        CheckSection.CLUSTER,
+        CheckStage.PRE,
         "there is a default StorageClass",
         "PersistentVolumeClaims that name no class get it; caches for weights (`model.cache`) are such claims. "
         "Without claims none is needed.",
@@ -138,16 +138,16 @@ _CLUSTER = (
     ),
     Check(
         "leader-worker-set",
-        Section.CLUSTER,
-        When.BOTH,
+        CheckSection.CLUSTER,
+        CheckStage.BOTH,
         "LeaderWorkerSets are known",
         "Instances that span several nodes (`parallelism.nodes` over 1) are LeaderWorkerSets. Others need none.",
         "Install LeaderWorkerSet 0.8 or newer, or keep instances on one node.",
     ),
     Check(
         "crd-names",
-        Section.CRDS,
-        When.PRE,
+        CheckSection.CRDS,
+        CheckStage.PRE,
         "nobody else has our CRDs' names",
         "A CRD of the group `serving.fairlead.io` that was not made by Fairlead would be taken for ours, and "
         "helm leaves CRDs alone that are there.",
@@ -156,16 +156,16 @@ _CLUSTER = (
     ),
     Check(
         "crd-installed",
-        Section.CRDS,
-        When.POST,
+        CheckSection.CRDS,
+        CheckStage.POST,
         "the CRDs are installed",
         "Every kind of this release is known to the API server, established, and served in its version.",
         "`kubectl apply --server-side --force-conflicts -f charts/fairlead/crds`",
     ),
     Check(
         "crd-schema",
-        Section.CRDS,
-        When.POST,
+        CheckSection.CRDS,
+        CheckStage.POST,
         "the CRDs have this release's schema",
         "`helm upgrade` never touches CRDs. With an older schema the API server refuses or drops fields that "
         "this release has; with a newer one, your command line is the older part.",
@@ -175,8 +175,8 @@ _CLUSTER = (
 _OPERATOR = (
     Check(
         "operator-installed",
-        Section.OPERATOR,
-        When.POST,
+        CheckSection.OPERATOR,
+        CheckStage.POST,
         "one operator is installed",
         "It is found by the chart's labels. Two installations that watch the same namespaces undo one another's work.",
         "`helm install fairlead charts/fairlead --namespace fairlead --create-namespace`; of two, uninstall one, "
@@ -184,16 +184,16 @@ _OPERATOR = (
     ),
     Check(
         "operator-ready",
-        Section.OPERATOR,
-        When.POST,
+        CheckSection.OPERATOR,
+        CheckStage.POST,
         "operator pods are ready",
         "While no operator runs, models serve on, but no change of theirs is carried out and no status is written.",
         "Mend what its pods are said to wait for; `kubectl describe pod` and `kubectl logs` of them say more.",
     ),
     Check(
         "operator-leader",
-        Section.OPERATOR,
-        When.POST,
+        CheckSection.OPERATOR,
+        CheckStage.POST,
         "an operator leads",
         "Of several replicas the one that holds the Lease `fairlead-operator` works. A lease that is not renewed "
         "means that nobody does.",
@@ -202,8 +202,8 @@ _OPERATOR = (
     ),
     Check(
         "operator-watches",
-        Section.OPERATOR,
-        When.POST,
+        CheckSection.OPERATOR,
+        CheckStage.POST,
         "the operator hears the cluster",
         "The leader's own metrics say how long ago each of its watches was last heard of; the API server sends "
         "something every minute.",
@@ -212,8 +212,8 @@ _OPERATOR = (
     ),
     Check(
         "operator-rights",
-        Section.OPERATOR,
-        When.POST,
+        CheckSection.OPERATOR,
+        CheckStage.POST,
         "the operator may do what it must",
         "The API server was asked, for the operator's service account, about each right of its chart. A right "
         "that is gone stalls models with `Forbidden`, or leaves the operator deaf to a kind.",
@@ -224,24 +224,24 @@ _OPERATOR = (
 _GATEWAY = (
     Check(
         "gateway-installed",
-        Section.GATEWAY,
-        When.POST,
+        CheckSection.GATEWAY,
+        CheckStage.POST,
         "a gateway is installed",
         "It is found by the chart's labels.",
         "`helm install fairlead charts/fairlead --namespace fairlead --create-namespace`",
     ),
     Check(
         "gateway-ready",
-        Section.GATEWAY,
-        When.POST,
+        CheckSection.GATEWAY,
+        CheckStage.POST,
         "gateway pods are ready",
         "A gateway is ready once it knows its fleet. While none is, nobody is answered.",
         "Mend what its pods are said to wait for; `kubectl describe pod` and `kubectl logs` of them say more.",
     ),
     Check(
         "gateway-keys",
-        Section.GATEWAY,
-        When.POST,
+        CheckSection.GATEWAY,
+        CheckStage.POST,
         "the gateways' Secrets are complete",
         "Gateways take API keys (`keys.yaml` and `pepper`), the secret of prefix hashes, the management token and the "
         "URL of Redis from Secrets. Pods that run keep what they have read; a new one does not start without. Only "
@@ -251,8 +251,8 @@ _GATEWAY = (
     ),
     Check(
         "gateway-rights",
-        Section.GATEWAY,
-        When.POST,
+        CheckSection.GATEWAY,
+        CheckStage.POST,
         "gateways may read the fleet",
         "The API server was asked, for the gateways' service account, about each right of its chart. Without one "
         "the fleet is never read, or grows old.",
@@ -261,8 +261,8 @@ _GATEWAY = (
     ),
     Check(
         "gateway-fleet",
-        Section.GATEWAY,
-        When.POST,
+        CheckSection.GATEWAY,
+        CheckStage.POST,
         "gateways know the present fleet",
         "A gateway that cannot follow the cluster serves the last fleet it knew: new engines get nothing, and "
         "ones that are gone cost retries. Its own notes say so, and since when.",
@@ -270,8 +270,8 @@ _GATEWAY = (
     ),
     Check(
         "redis",
-        Section.GATEWAY,
-        When.POST,
+        CheckSection.GATEWAY,
+        CheckStage.POST,
         "Redis answers the gateways",
         "Gateways share decisions through Redis. Without it each decides alone: requests are answered, and hit "
         "fewer caches.",
@@ -280,8 +280,8 @@ _GATEWAY = (
     ),
     Check(
         "gateway-index",
-        Section.GATEWAY,
-        When.POST,
+        CheckSection.GATEWAY,
+        CheckStage.POST,
         "gateways' indexes are true and kept up",
         "Where engines tell what they hold, gateways hold it against what answers report. An index that does not agree is put "
         "in quarantine, one that nobody keeps up is stale, and an engine that tells nothing is named: requests are answered, and "
@@ -291,8 +291,8 @@ _GATEWAY = (
     ),
     Check(
         "gateway-notes",
-        Section.GATEWAY,
-        When.POST,
+        CheckSection.GATEWAY,
+        CheckStage.POST,
         "gateways report nothing else",
         "What gateways say of themselves in `/readyz` besides the above, such as engines that do not tell their "
         "metrics.",
@@ -300,8 +300,8 @@ _GATEWAY = (
     ),
     Check(
         "gateway-certificate",
-        Section.GATEWAY,
-        When.POST,
+        CheckSection.GATEWAY,
+        CheckStage.POST,
         "the gateway's certificate is good for two weeks",
         "The certificate in the Secret of `gateway.tls.secret`. Clients refuse one that has run out.",
         "Renew it, or look at what should have done so (cert-manager).",
@@ -310,8 +310,8 @@ _GATEWAY = (
 _INDEXER = (
     Check(
         "indexer-installed",
-        Section.INDEXER,
-        When.POST,
+        CheckSection.INDEXER,
+        CheckStage.POST,
         "an indexer is installed where gateways have a Redis",
         "Gateways with a Redis follow the index there. Without an indexer nobody writes it, and they go by what they "
         "themselves have sent.",
@@ -319,8 +319,8 @@ _INDEXER = (
     ),
     Check(
         "indexer-ready",
-        Section.INDEXER,
-        When.POST,
+        CheckSection.INDEXER,
+        CheckStage.POST,
         "indexer pods are ready",
         "An indexer is ready once it knows its fleet and has reached Redis. While none is, requests are answered, and "
         "hit fewer caches.",
@@ -328,8 +328,8 @@ _INDEXER = (
     ),
     Check(
         "indexer-secrets",
-        Section.INDEXER,
-        When.POST,
+        CheckSection.INDEXER,
+        CheckStage.POST,
         "the indexers' Secrets are complete",
         "Indexers take the gateways' secret of prefix hashes and the URL of Redis from Secrets. A pod that starts "
         "needs both. Only the names of entries are looked at.",
@@ -338,8 +338,8 @@ _INDEXER = (
     ),
     Check(
         "indexer-rights",
-        Section.INDEXER,
-        When.POST,
+        CheckSection.INDEXER,
+        CheckStage.POST,
         "indexers may read the fleet",
         "The API server was asked, for the indexers' service account, about each right of its chart. Without one "
         "engines that come are never read.",
@@ -348,8 +348,8 @@ _INDEXER = (
     ),
     Check(
         "indexer-leads",
-        Section.INDEXER,
-        When.POST,
+        CheckSection.INDEXER,
+        CheckStage.POST,
         "an indexer writes the index of each model",
         "Their own metrics say which models each knows, and which it reads, by a lease in Redis. What engines of the "
         "others cache and throw out is not seen.",
@@ -357,8 +357,8 @@ _INDEXER = (
     ),
     Check(
         "indexer-hears",
-        Section.INDEXER,
-        When.POST,
+        CheckSection.INDEXER,
+        CheckStage.POST,
         "indexers hear engines and Redis",
         "Their own metrics say how many engines are to be read, and how many are connected. Of one that is not, it is "
         "unknown what it has cached; while Redis is away, changes wait.",
@@ -369,24 +369,24 @@ _INDEXER = (
 _MODELS = (
     Check(
         "model-observed",
-        Section.MODELS,
-        When.POST,
+        CheckSection.MODELS,
+        CheckStage.POST,
         "the operator has seen every change of a model",
         "`status.observedGeneration` is behind `metadata.generation`: a change waits, or nobody watches the namespace.",
         "See the section of the operator; compare `watchNamespaces` with the namespace of the model.",
     ),
     Check(
         "model-image",
-        Section.MODELS,
-        When.POST,
+        CheckSection.MODELS,
+        CheckStage.POST,
         "engine images can be pulled",
         "The condition says `ImagePullFailed`: the engine's image does not exist, or the node may not fetch it.",
         "Check `engine.image`, `engine.imagePullSecrets` and the way to the registry.",
     ),
     Check(
         "model-capacity",
-        Section.MODELS,
-        When.POST,
+        CheckSection.MODELS,
+        CheckStage.POST,
         "nodes have room for engines",
         "The condition says `InsufficientCapacity`: no node has the devices, processors or memory that an "
         "engine's pod asks for.",
@@ -395,8 +395,8 @@ _MODELS = (
     ),
     Check(
         "model-references",
-        Section.MODELS,
-        When.POST,
+        CheckSection.MODELS,
+        CheckStage.POST,
         "what models refer to exists",
         "The condition says `MissingSecret`, `MissingConfigMap`, `MissingClaim` or `UnknownAccelerator`: the "
         "spec names something that is not there.",
@@ -404,8 +404,8 @@ _MODELS = (
     ),
     Check(
         "model-admission",
-        Section.MODELS,
-        When.POST,
+        CheckSection.MODELS,
+        CheckStage.POST,
         "namespaces take the models' objects",
         "The condition says `QuotaExceeded`, `PolicyRefused` or `Forbidden`: a quota, a policy or missing rights "
         "keep objects out.",
@@ -413,8 +413,8 @@ _MODELS = (
     ),
     Check(
         "model-stalled",
-        Section.MODELS,
-        When.POST,
+        CheckSection.MODELS,
+        CheckStage.POST,
         "no model is stalled otherwise",
         "The condition `Stalled` has one of the other [reasons](conditions.md#reasons): it goes no further until "
         "somebody does something.",
@@ -423,8 +423,8 @@ _MODELS = (
     ),
     Check(
         "model-ready",
-        Section.MODELS,
-        When.POST,
+        CheckSection.MODELS,
+        CheckStage.POST,
         "models that are not stalled serve",
         "A model is not ready without being stalled: instances are missing (`Degraded`, `NoInstance`, "
         "`NoEndpoint`), or still come up (`Starting`, which is a warning).",
@@ -432,18 +432,18 @@ _MODELS = (
     ),
     Check(
         "model-name",
-        Section.MODELS,
-        When.POST,
+        CheckSection.MODELS,
+        CheckStage.POST,
         "models' names are their own",
         "Two models of different namespaces have one name: who says the bare name gets the older one (`NameTaken`).",
         "Let clients say `namespace/name`, or rename one of the two.",
     ),
 )
-_AROUND = (
+_SAFEGUARDS = (
     Check(
         "network-policies",
-        Section.SECURITY,
-        When.POST,
+        CheckSection.SECURITY,
+        CheckStage.POST,
         "NetworkPolicies guard the control plane",
         "Engines ask nobody for a key, and Redis only for a password: the chart's NetworkPolicies let in who "
         "must. Whether the cluster's network enforces them cannot be seen from here.",
@@ -451,8 +451,8 @@ _AROUND = (
     ),
     Check(
         "disruption-budgets",
-        Section.SECURITY,
-        When.POST,
+        CheckSection.SECURITY,
+        CheckStage.POST,
         "disruption budgets leave room",
         "A PodDisruptionBudget without room keeps `kubectl drain` waiting; several replicas without one may all "
         "go at once.",
@@ -460,24 +460,24 @@ _AROUND = (
     ),
     Check(
         "keys-asked",
-        Section.SECURITY,
-        When.POST,
+        CheckSection.SECURITY,
+        CheckStage.POST,
         "gateways ask for keys",
         "Gateways that run with `--insecure` answer whoever reaches them.",
         "Set `auth.enabled` to true, unless something in front of the gateways asks.",
     ),
     Check(
         "images",
-        Section.VERSIONS,
-        When.POST,
+        CheckSection.VERSIONS,
+        CheckStage.POST,
         "the control plane's images can be pulled",
         "A pod of operator, gateway, indexer or Redis waits for its image.",
         "Check `global.imageRegistry`, `global.imagePullSecrets` and the tag.",
     ),
     Check(
         "version-skew",
-        Section.VERSIONS,
-        When.POST,
+        CheckSection.VERSIONS,
+        CheckStage.POST,
         "components and command line are of one release",
         "Neighbouring releases work together, so that upgrades need no pause; longer than that they should not "
         "stay apart.",
@@ -486,6 +486,6 @@ _AROUND = (
 )
 
 
-def checks() -> tuple[Check, ...]:
+def all_checks() -> tuple[Check, ...]:
     """All of them, in the order in which they are printed."""
-    return (*_CLUSTER, *_OPERATOR, *_GATEWAY, *_INDEXER, *_MODELS, *_AROUND)
+    return (*_CLUSTER, *_OPERATOR, *_GATEWAY, *_INDEXER, *_MODELS, *_SAFEGUARDS)

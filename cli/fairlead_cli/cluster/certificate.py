@@ -14,7 +14,7 @@ _PEM: Final = re.compile(rb"-----BEGIN CERTIFICATE-----\s+(.+?)-----END CERTIFIC
 _SEQUENCE, _VERSION, _UTC_TIME, _GENERALIZED = 0x30, 0xA0, 0x17, 0x18
 
 
-def ends_at(pem: bytes) -> float | None:
+def certificate_expiry(pem: bytes) -> float | None:
     """``notAfter`` of the first certificate of a file as Unix time; None when there is none that can be read."""
     found = _PEM.search(pem)
     if found is None:

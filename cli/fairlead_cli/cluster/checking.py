@@ -7,72 +7,76 @@ from dataclasses import dataclass
 from typing import Final
 
 from fairlead.clock import Clock, SystemClock
-from fairlead.units import seconds
-from fairlead_cli.cluster.checks import judge, problem
-from fairlead_cli.cluster.gathering import DEFAULT_PLACE, gather
-from fairlead_cli.cluster.printing import as_json, lines, summary
-from fairlead_cli.cluster.verdict import Result
-from fairlead_cli.cluster.way import Way, find, opened
-from fairlead_cli.errors import NoCluster
-from fairlead_cli.paper import paper
+from fairlead.units import parse_duration
+from fairlead_cli.cluster.checks import has_failures, run_checks
+from fairlead_cli.cluster.gathering import DEFAULT_NAMESPACE, collect_facts
+from fairlead_cli.cluster.printing import render_lines, summarize, to_json
+from fairlead_cli.cluster.verdict import CheckResult
+from fairlead_cli.cluster.way import ClusterOptions, connect, resolve_access
+from fairlead_cli.errors import ClusterUnreachable
+from fairlead_cli.paper import stdout_console
 
 OK, PROBLEM, UNREACHABLE = 0, 1, 3
-AGAIN_SECONDS: Final = 2.0
-Pause = Callable[[float], Awaitable[object]]
+RETRY_SECONDS: Final = 2.0
+Sleep = Callable[[float], Awaitable[object]]
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class CheckOptions:
     """What was typed."""
 
-    way: Way
+    cluster: ClusterOptions
     pre: bool = False
     wait: str | None = None
     output: str = "table"
 
 
-def run(asked: Asked) -> int:
+def run(options: CheckOptions) -> int:
     """Gather, judge, print. Raises BadInput for a ``--wait`` that is no duration."""
-    limit = None if asked.wait is None else seconds(asked.wait, field="--wait")
+    limit = None if options.wait is None else parse_duration(options.wait, field="--wait")
     clock = SystemClock()
     try:
-        results = asyncio.run(_until_well(asked, limit, clock, asyncio.sleep))
-    except NoCluster as error:
+        results = asyncio.run(_check_until_passed(options, limit, clock, asyncio.sleep))
+    except ClusterUnreachable as error:
         print(f"fairlead check: {error}", file=sys.stderr)
         return UNREACHABLE
-    if asked.output == "json":
-        print(as_json(results, before=asked.pre))
+    if options.output == "json":
+        print(to_json(results, before_install=options.pre))
     else:
-        show(results)
-    return PROBLEM if problem(results) else OK
+        print_results(results)
+    return PROBLEM if has_failures(results) else OK
 
 
-async def _until_well(asked: Asked, limit: float | None, clock: Clock, pause: Pause) -> tuple[Result, ...]:
+async def _check_until_passed(
+    options: CheckOptions, limit: float | None, clock: Clock, sleep: Sleep
+) -> tuple[CheckResult, ...]:
     """Once; or again until nothing fails or the time is over. What was found last is what counts."""
     start = clock.now()
     while True:
         try:
-            results = await looked(asked, clock)
-        except NoCluster:
+            results = await check_once(options, clock)
+        except ClusterUnreachable:
             if limit is None or clock.now() - start >= limit:
                 raise
             results = ()
-        if limit is None or (results and not problem(results)) or clock.now() - start >= limit:
+        if limit is None or (results and not has_failures(results)) or clock.now() - start >= limit:
             return results
         if results and sys.stderr.isatty():
-            print(f"fairlead check: {summary(results)}; looking again", file=sys.stderr)
-        await pause(min(AGAIN_SECONDS, limit - (clock.now() - start)))
+            print(f"fairlead check: {summarize(results)}; looking again", file=sys.stderr)
+        await sleep(min(RETRY_SECONDS, limit - (clock.now() - start)))
 
 
-async def looked(asked: Asked, clock: Clock) -> tuple[Result, ...]:
+async def check_once(options: CheckOptions, clock: Clock) -> tuple[CheckResult, ...]:
     """One look. Raises NoCluster."""
-    place = asked.way.namespace or (DEFAULT_PLACE if asked.pre else None)
-    async with opened(find(asked.way)) as (api, version):
-        return judge(await gather(api, version, clock, place=place, before=asked.pre), before=asked.pre)
+    place = options.cluster.namespace or (DEFAULT_NAMESPACE if options.pre else None)
+    async with connect(resolve_access(options.cluster)) as (api, version):
+        return run_checks(
+            await collect_facts(api, version, clock, namespace=place, before_install=options.pre), before=options.pre
+        )
 
 
-def show(results: tuple[Result, ...]) -> None:
+def print_results(results: tuple[CheckResult, ...]) -> None:
     """For people."""
-    console = paper()
-    for line in lines(results):
+    console = stdout_console()
+    for line in render_lines(results):
         console.print(line, soft_wrap=True)

@@ -5,77 +5,81 @@ from functools import partial
 from types import MappingProxyType
 from typing import Final
 
-from fairlead_cli.cluster.catalogue import When, checks
-from fairlead_cli.cluster.facts import Facts
+from fairlead_cli.cluster.catalogue import CheckStage, all_checks
+from fairlead_cli.cluster.facts import ClusterFacts
 from fairlead_cli.cluster.judging import around, gateway, indexer, models, operator, platform, workloads
-from fairlead_cli.cluster.verdict import Judge, Mark, Result
+from fairlead_cli.cluster.verdict import Analyzer, CheckOutcome, CheckResult
 
-JUDGES: Final[Mapping[str, Judge]] = MappingProxyType(
+ANALYZERS: Final[Mapping[str, Analyzer]] = MappingProxyType(
     {
-        "api-reachable": platform.api_reachable,
-        "api-version": platform.api_version,
-        "clock-skew": platform.clock_skew,
-        "rights-read": platform.rights_read,
-        "rights-install": platform.rights_install,
-        "pod-security": platform.pod_security,
-        "quota": platform.quota,
-        "accelerators": platform.accelerators,
-        "storage-class": platform.storage_class,
-        "leader-worker-set": platform.leader_worker_set,
-        "crd-names": platform.crd_names,
-        "crd-installed": platform.crd_installed,
-        "crd-schema": platform.crd_schema,
-        "operator-installed": operator.installed,
-        "operator-ready": operator.ready,
-        "operator-leader": operator.leader,
-        "operator-watches": operator.watches,
-        "operator-rights": operator.rights,
-        "gateway-installed": gateway.installed,
-        "gateway-ready": gateway.ready,
-        "gateway-keys": gateway.keys,
-        "gateway-rights": gateway.rights,
-        "gateway-fleet": gateway.fleet,
-        "redis": gateway.redis,
-        "gateway-index": gateway.index,
-        "gateway-notes": gateway.notes,
-        "gateway-certificate": gateway.certificate,
-        "indexer-installed": indexer.installed,
-        "indexer-ready": indexer.ready,
-        "indexer-secrets": indexer.secrets,
-        "indexer-rights": indexer.rights,
-        "indexer-leads": indexer.leads,
-        "indexer-hears": indexer.hears,
-        "model-observed": models.observed,
-        "model-image": models.caused("model-image"),
-        "model-capacity": models.caused("model-capacity"),
-        "model-references": models.caused("model-references"),
-        "model-admission": models.caused("model-admission"),
-        "model-stalled": models.caused("model-stalled"),
-        "model-ready": models.ready,
-        "model-name": models.names,
-        "network-policies": around.network_policies,
-        "disruption-budgets": around.disruption_budgets,
-        "keys-asked": gateway.keys_asked,
-        "images": workloads.unpullable,
-        "version-skew": around.version_skew,
+        "api-reachable": platform.check_api_reachable,
+        "api-version": platform.check_api_version,
+        "clock-skew": platform.check_clock_skew,
+        "rights-read": platform.check_read_permissions,
+        "rights-install": platform.check_install_permissions,
+        "pod-security": platform.check_pod_security,
+        "quota": platform.check_quotas,
+        "accelerators": platform.check_accelerators,
+        "storage-class": platform.check_storage_class,
+        "leader-worker-set": platform.check_leader_worker_sets,
+        "crd-names": platform.check_crd_names,
+        "crd-installed": platform.check_crds_installed,
+        "crd-schema": platform.check_crd_schemas,
+        "operator-installed": operator.check_installed,
+        "operator-ready": operator.check_ready,
+        "operator-leader": operator.check_leader,
+        "operator-watches": operator.check_watches,
+        "operator-rights": operator.check_permissions,
+        "gateway-installed": gateway.check_installed,
+        "gateway-ready": gateway.check_ready,
+        "gateway-keys": gateway.check_secrets,
+        "gateway-rights": gateway.check_permissions,
+        "gateway-fleet": gateway.check_fleet,
+        "redis": gateway.check_redis,
+        "gateway-index": gateway.check_index,
+        "gateway-notes": gateway.check_notes,
+        "gateway-certificate": gateway.check_certificate,
+        "indexer-installed": indexer.check_installed,
+        "indexer-ready": indexer.check_ready,
+        "indexer-secrets": indexer.check_secrets,
+        "indexer-rights": indexer.check_permissions,
+        "indexer-leads": indexer.check_leadership,
+        "indexer-hears": indexer.check_connections,
+        "model-observed": models.check_observed,
+        "model-image": models.stalled_analyzer("model-image"),
+        "model-capacity": models.stalled_analyzer("model-capacity"),
+        "model-references": models.stalled_analyzer("model-references"),
+        "model-admission": models.stalled_analyzer("model-admission"),
+        "model-stalled": models.stalled_analyzer("model-stalled"),
+        "model-ready": models.check_ready,
+        "model-name": models.check_names,
+        "network-policies": around.check_network_policies,
+        "disruption-budgets": around.check_disruption_budgets,
+        "keys-asked": gateway.check_authentication,
+        "images": workloads.check_images,
+        "version-skew": around.check_version_skew,
     }
 )
 
 
-def judge(facts: Facts, *, before: bool = False) -> tuple[Result, ...]:
+def run_checks(facts: ClusterFacts, *, before: bool = False) -> tuple[CheckResult, ...]:
     """Every check that concerns this cluster, in order. ``before``: those of ``--pre``."""
-    wanted = (When.PRE, When.BOTH) if before else (When.POST, When.BOTH)
+    wanted = (CheckStage.PRE, CheckStage.BOTH) if before else (CheckStage.POST, CheckStage.BOTH)
     found = []
-    for check in checks():
-        if check.when not in wanted:
+    for check in all_checks():
+        if check.stage not in wanted:
             continue
-        ask = partial(platform.rights_read, before=before) if check.id == "rights-read" else JUDGES[check.id]
+        ask = (
+            partial(platform.check_read_permissions, before_install=before)
+            if check.id == "rights-read"
+            else ANALYZERS[check.id]
+        )
         verdict = ask(facts)
         if verdict is not None:
-            found.append(Result(check, verdict))
+            found.append(CheckResult(check, verdict))
     return tuple(found)
 
 
-def problem(results: tuple[Result, ...]) -> bool:
+def has_failures(results: tuple[CheckResult, ...]) -> bool:
     """Is anything not as it should be? Warnings, and what cannot be told, are none."""
-    return any(one.verdict.mark is Mark.FAILED for one in results)
+    return any(one.verdict.outcome is CheckOutcome.FAILED for one in results)

@@ -11,14 +11,15 @@ from urllib.parse import urlsplit
 import msgspec
 
 from fairlead import __version__
-from fairlead.api.crd import definition
-from fairlead.api.kinds import kinds
+from fairlead.api.crd import crd_manifest
+from fairlead.api.kinds import served_kinds
 from fairlead.api.v1alpha1 import GROUP
-from fairlead.cluster_labels import MANAGED_BY, MANAGER, MODEL
+from fairlead.cluster_labels import FIELD_MANAGER, MANAGED_BY_LABEL, MODEL_LABEL
 from fairlead.errors import FairleadError
 from fairlead.kube.client import KubeApi
 from fairlead.kube.resource import (
     ACCELERATOR_CLASSES,
+    CONTROLLER_REVISIONS,
     DEPLOYMENTS,
     DISRUPTION_BUDGETS,
     EVENTS,
@@ -26,7 +27,6 @@ from fairlead.kube.resource import (
     MODEL_DEPLOYMENTS,
     NETWORK_POLICIES,
     PODS,
-    REVISIONS,
     SECRETS,
     SERVICE_ACCOUNTS,
     SERVICES,
@@ -37,42 +37,50 @@ from fairlead.kube.resource import (
     uid_of,
 )
 from fairlead_cli.cluster import asking
-from fairlead_cli.cluster.archive import Part
-from fairlead_cli.cluster.facts import COMPONENT, GATEWAY, OURS, Facts, Some
-from fairlead_cli.cluster.gathering import items
-from fairlead_cli.cluster.judging.workloads import wanted_secrets
-from fairlead_cli.cluster.missing import Missing, had
-from fairlead_cli.cluster.reading import label, restarts, space, spec, status
-from fairlead_cli.cluster.redact import Scrubber, manifest
-from fairlead_cli.cluster.rights import COMPONENTS
+from fairlead_cli.cluster.archive import BundlePart
+from fairlead_cli.cluster.facts import COMPONENT_LABEL, GATEWAY, OWN_OBJECTS, ClusterFacts, Listing
+from fairlead_cli.cluster.gathering import list_objects
+from fairlead_cli.cluster.judging.workloads import secret_references
+from fairlead_cli.cluster.missing import MissingValue, value_or_missing
+from fairlead_cli.cluster.reading import label_of, namespace_name, restart_count, spec_of, status_of
+from fairlead_cli.cluster.redact import Scrubber, redact_manifest
+from fairlead_cli.cluster.rights import COMPONENTS_WITH_PERMISSIONS
 
-LOG_BYTES: Final = 512 * 1024
-LOG_LINES: Final = 2_000
-_PODS: Final = 24
-_OBJECTS: Final = 2_000
-_NAMESPACES: Final = 64
+MAX_LOG_BYTES: Final = 512 * 1024
+MAX_LOG_LINES: Final = 2_000
+_MAX_PODS: Final = 24
+_MAX_OBJECTS: Final = 2_000
+_MAX_NAMESPACES: Final = 64
 _CHILDREN: Final = (
-    *(DEPLOYMENTS, LEADER_WORKER_SETS, SERVICES, SERVICE_ACCOUNTS, DISRUPTION_BUDGETS, NETWORK_POLICIES, REVISIONS),
+    *(
+        DEPLOYMENTS,
+        LEADER_WORKER_SETS,
+        SERVICES,
+        SERVICE_ACCOUNTS,
+        DISRUPTION_BUDGETS,
+        NETWORK_POLICIES,
+        CONTROLLER_REVISIONS,
+    ),
 )
 _OWN: Final = (DEPLOYMENTS, SERVICES, DISRUPTION_BUDGETS, NETWORK_POLICIES, PODS)
 
 
-async def scrubber(api: KubeApi, facts: Facts) -> tuple[Scrubber, Missing | None]:
+async def build_scrubber(api: KubeApi, facts: ClusterFacts) -> tuple[Scrubber, MissingValue | None]:
     """Knows what the control plane's own Secrets hold, so that it is found wherever it got to; else why it does not."""
     known: list[str] = []
-    why: Missing | None = None
-    deployments = () if isinstance(facts.deployments, Missing) else facts.deployments
-    named = dict.fromkeys((one.namespace, one.name) for each in deployments for one in wanted_secrets(each))
+    why: MissingValue | None = None
+    deployments = () if isinstance(facts.deployments, MissingValue) else facts.deployments
+    named = dict.fromkeys((one.namespace, one.name) for each in deployments for one in secret_references(each))
     for namespace, name in named:
-        found = await had(api.get(SECRETS, namespace, name))
-        if isinstance(found, Missing):
+        found = await value_or_missing(api.get(SECRETS, namespace, name))
+        if isinstance(found, MissingValue):
             why = why or found
         else:
-            known += values((found.get("data") or {}).values())
+            known += secret_spellings((found.get("data") or {}).values())
     return Scrubber(known), why
 
 
-def values(encoded: Iterable[str]) -> Iterator[str]:
+def secret_spellings(encoded: Iterable[str]) -> Iterator[str]:
     """What a Secret's entries may look like elsewhere: as they are, in base64, and the password of a URL. Lines of files too."""
     for one in encoded:
         yield one
@@ -91,14 +99,14 @@ def values(encoded: Iterable[str]) -> Iterator[str]:
             yield password
 
 
-async def collect(api: KubeApi, facts: Facts, scrub: Scrubber) -> list[Part]:
+async def collect_parts(api: KubeApi, facts: ClusterFacts, scrub: Scrubber) -> list[BundlePart]:
     """Everything, the smallest and most telling first, so that a full bundle lacks what matters least."""
     fixed = [_json("versions.json", _versions(facts)), _json("crds.json", _definitions(facts), facts.definitions)]
     listed = await asyncio.gather(*(_listed(api, facts, *which) for which in _wanted()))
     objects = [_objects(path, found, scrub) for (path, _), found in zip(_named(), listed, strict=True)]
     events = await _events(api, facts, listed)
-    pods = () if isinstance(facts.pods, Missing) else facts.pods[:_PODS]
-    said = await asyncio.gather(*(_said(api, one, scrub) for one in pods))
+    pods = () if isinstance(facts.pods, MissingValue) else facts.pods[:_MAX_PODS]
+    said = await asyncio.gather(*(_pod_pages(api, one, scrub) for one in pods))
     logs = await asyncio.gather(*(_logs(api, one, scrub) for one in pods))
     return [
         *fixed,
@@ -120,11 +128,11 @@ def _named() -> list[tuple[str, Resource]]:
     return [*models, *own, *children]
 
 
-async def _listed(api: KubeApi, facts: Facts, resource: Resource, labels: str | None) -> Some:
+async def _listed(api: KubeApi, facts: ClusterFacts, resource: Resource, labels: str | None) -> Listing:
     """In all namespaces; who may not look there gets what is in that of the installation."""
-    found = await items(api, resource, None, labels)
-    if isinstance(found, Missing) and found.forbidden and resource.namespaced:
-        return await items(api, resource, facts.place, labels)
+    found = await list_objects(api, resource, None, labels)
+    if isinstance(found, MissingValue) and found.is_forbidden and resource.namespaced:
+        return await list_objects(api, resource, facts.place, labels)
     return found
 
 
@@ -134,115 +142,123 @@ def _wanted() -> Iterator[tuple[Resource, str | None]]:
         if resource in (MODEL_DEPLOYMENTS, ACCELERATOR_CLASSES):
             labels = None
         elif path.startswith("control-plane"):
-            labels = OURS
+            labels = OWN_OBJECTS
         else:
-            labels = MODEL if resource is PODS else f"{MANAGED_BY}={MANAGER}"
+            labels = MODEL_LABEL if resource is PODS else f"{MANAGED_BY_LABEL}={FIELD_MANAGER}"
         yield resource, labels
 
 
-def _versions(facts: Facts) -> dict[str, Any]:
-    deployments = () if isinstance(facts.deployments, Missing) else facts.deployments
+def _versions(facts: ClusterFacts) -> dict[str, Any]:
+    deployments = () if isinstance(facts.deployments, MissingValue) else facts.deployments
     return {
         "command_line": __version__,
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",
         "kubernetes": facts.version,
-        "components": {f"{space(one)}/{name_of(one)}": label(one, "app.kubernetes.io/version") for one in deployments},
+        "components": {
+            f"{namespace_name(one)}/{name_of(one)}": label_of(one, "app.kubernetes.io/version") for one in deployments
+        },
         "images": sorted(
             {
                 str(container.get("image"))
                 for one in deployments
-                for container in (spec(one).get("template") or {}).get("spec", {}).get("containers") or []
+                for container in (spec_of(one).get("template") or {}).get("spec", {}).get("containers") or []
             }
         ),
     }
 
 
-def _definitions(facts: Facts) -> list[dict[str, Any]]:
+def _definitions(facts: ClusterFacts) -> list[dict[str, Any]]:
     """Of our CRDs what tells them apart; whole they are a hundred times as long."""
-    ours = {f"{kind.plural}.{GROUP}": definition(kind) for kind in kinds()}
-    found = () if isinstance(facts.definitions, Missing) else facts.definitions
+    ours = {f"{kind.plural}.{GROUP}": crd_manifest(kind) for kind in served_kinds()}
+    found = () if isinstance(facts.definitions, MissingValue) else facts.definitions
     return [
         {
             "name": name_of(one),
             "created": metadata_of(one).get("creationTimestamp"),
             "generation": metadata_of(one).get("generation"),
-            "stored": status(one).get("storedVersions"),
-            "same_as_ours": spec(one).get("versions") == spec(ours[name_of(one)]).get("versions"),
+            "stored": status_of(one).get("storedVersions"),
+            "same_as_ours": spec_of(one).get("versions") == spec_of(ours[name_of(one)]).get("versions"),
         }
         for one in found
         if name_of(one) in ours
     ]
 
 
-async def _events(api: KubeApi, facts: Facts, listed: Iterable[Some]) -> Some:
+async def _events(api: KubeApi, facts: ClusterFacts, listed: Iterable[Listing]) -> Listing:
     """About objects that are ours, in the namespaces that have any."""
-    known = {uid_of(one): space(one) for found in listed if not isinstance(found, Missing) for one in found}
+    known = {
+        uid_of(one): namespace_name(one) for found in listed if not isinstance(found, MissingValue) for one in found
+    }
     found: list[Manifest] = []
-    for namespace in sorted({facts.place, *filter(None, known.values())})[:_NAMESPACES]:
-        events = await items(api, EVENTS, namespace)
-        if isinstance(events, Missing):
+    for namespace in sorted({facts.place, *filter(None, known.values())})[:_MAX_NAMESPACES]:
+        events = await list_objects(api, EVENTS, namespace)
+        if isinstance(events, MissingValue):
             return events
         found += [one for one in events if (one.get("regarding") or {}).get("uid") in known]
     return found
 
 
-def _objects(path: str, found: Some, scrub: Scrubber) -> Part:
-    if isinstance(found, Missing):
-        return Part(path, found)
-    return _json(path, [manifest(one, scrub) for one in found[:_OBJECTS]])
+def _objects(path: str, found: Listing, scrub: Scrubber) -> BundlePart:
+    if isinstance(found, MissingValue):
+        return BundlePart(path, found)
+    return _json(path, [redact_manifest(one, scrub) for one in found[:_MAX_OBJECTS]])
 
 
-def _json(path: str, value: object, missing: object = None) -> Part:
-    if isinstance(missing, Missing):
-        return Part(path, missing)
-    return Part(path, msgspec.json.format(msgspec.json.encode(value)))
+def _json(path: str, value: object, missing: object = None) -> BundlePart:
+    if isinstance(missing, MissingValue):
+        return BundlePart(path, missing)
+    return BundlePart(path, msgspec.json.format(msgspec.json.encode(value)))
 
 
-async def _said(api: KubeApi, pod: Manifest, scrub: Scrubber) -> list[Part]:
+async def _pod_pages(api: KubeApi, pod: Manifest, scrub: Scrubber) -> list[BundlePart]:
     """What a gateway, an operator or an indexer says of itself."""
-    component = label(pod, COMPONENT)
-    if component not in COMPONENTS:
+    component = label_of(pod, COMPONENT_LABEL)
+    if component not in COMPONENTS_WITH_PERMISSIONS:
         return []
-    where = ("manage", asking.GATEWAY_PORT) if component == GATEWAY else ("http", asking.PLAIN_PORT)
+    where = ("manage", asking.GATEWAY_PORT) if component == GATEWAY else ("http", asking.HTTP_PORT)
     port = asking.pod_port(pod, *where)
-    parts: list[Part] = []
+    parts: list[BundlePart] = []
     for page in ("/readyz", "/metrics"):
-        answer = await asking.page(api, pod, port, page)
-        path = f"control-plane/{space(pod)}/{name_of(pod)}{page}.txt"
-        if isinstance(answer, Missing):
-            return [*parts, Part(path, answer)]  # the next page would wait as long for the same
-        parts.append(Part(path, scrub.text(answer.body.decode("utf-8", "replace")).encode()))
+        answer = await asking.get_page(api, pod, port, page)
+        path = f"control-plane/{namespace_name(pod)}/{name_of(pod)}{page}.txt"
+        if isinstance(answer, MissingValue):
+            return [*parts, BundlePart(path, answer)]  # the next page would wait as long for the same
+        parts.append(BundlePart(path, scrub.scrub_text(answer.body.decode("utf-8", "replace")).encode()))
     return parts
 
 
-async def _logs(api: KubeApi, pod: Manifest, scrub: Scrubber) -> list[Part]:
+async def _logs(api: KubeApi, pod: Manifest, scrub: Scrubber) -> list[BundlePart]:
     """The end of each container's log, and of the one before it where it was restarted. Engines' logs are not asked for."""
     parts = []
-    for container in spec(pod).get("containers") or []:
-        for previous in (False, True) if restarts(pod) else (False,):
+    for container in spec_of(pod).get("containers") or []:
+        for previous in (False, True) if restart_count(pod) else (False,):
             name = f"{container.get('name')}{'-before' if previous else ''}"
-            path = f"control-plane/{space(pod)}/{name_of(pod)}/{name}.log"
-            parts.append(Part(path, await _log(api, pod, str(container.get("name")), previous, scrub), end=True))
+            path = f"control-plane/{namespace_name(pod)}/{name_of(pod)}/{name}.log"
+            parts.append(
+                BundlePart(path, await _log(api, pod, str(container.get("name")), previous, scrub), keep_end=True)
+            )
     return parts
 
 
-async def _log(api: KubeApi, pod: Manifest, container: str, previous: bool, scrub: Scrubber) -> bytes | Missing:
-    query = {"container": container, "tailLines": str(LOG_LINES), "limitBytes": str(LOG_BYTES)}
+async def _log(api: KubeApi, pod: Manifest, container: str, previous: bool, scrub: Scrubber) -> bytes | MissingValue:
+    query = {"container": container, "tailLines": str(MAX_LOG_LINES), "limitBytes": str(MAX_LOG_BYTES)}
     query |= {"previous": "true"} if previous else {}
     try:
-        answer = await api.raw(PODS.path(space(pod), name_of(pod), "log"), LOG_BYTES, 20.0, query=query)
+        answer = await api.get_raw(
+            PODS.path(namespace_name(pod), name_of(pod), "log"), MAX_LOG_BYTES, 20.0, query=query
+        )
     except FairleadError as error:
-        return Missing(error.message)
+        return MissingValue(error.message)
     text = answer.body.decode("utf-8", "replace")
     if answer.status == 204:
-        return Missing("there is no log yet")
+        return MissingValue("there is no log yet")
     if answer.status != 200:
-        return Missing(_refusal(text, answer.status), forbidden=answer.status == 403)
-    return scrub.log(text).encode()
+        return MissingValue(_error_message(text, answer.status), is_forbidden=answer.status == 403)
+    return scrub.scrub_log(text).encode()
 
 
-def _refusal(text: str, status_code: int) -> str:
+def _error_message(text: str, status_code: int) -> str:
     try:
         found = msgspec.json.decode(text.encode())
     except msgspec.DecodeError:

@@ -6,41 +6,41 @@ from typing import Final
 
 from fairlead import __version__
 from fairlead.kube.resource import Manifest
-from fairlead_cli.cluster.asking import Told
-from fairlead_cli.cluster.missing import Missing
-from fairlead_cli.cluster.reading import label, space
-from fairlead_cli.cluster.reviews import Right
+from fairlead_cli.cluster.asking import PodReport
+from fairlead_cli.cluster.missing import MissingValue
+from fairlead_cli.cluster.reading import label_of, namespace_name
+from fairlead_cli.cluster.reviews import Permission
 
-NAME: Final = "app.kubernetes.io/name"
-COMPONENT: Final = "app.kubernetes.io/component"
-RELEASE: Final = "app.kubernetes.io/instance"
-VERSION: Final = "app.kubernetes.io/version"
-OURS: Final = f"{NAME}=fairlead"
+NAME_LABEL: Final = "app.kubernetes.io/name"
+COMPONENT_LABEL: Final = "app.kubernetes.io/component"
+RELEASE_LABEL: Final = "app.kubernetes.io/instance"
+VERSION_LABEL: Final = "app.kubernetes.io/version"
+OWN_OBJECTS: Final = f"{NAME_LABEL}=fairlead"
 OPERATOR, GATEWAY, INDEXER, REDIS = "operator", "gateway", "indexer", "redis"
 
-Some = Sequence[Manifest] | Missing
+Listing = Sequence[Manifest] | MissingValue
 
 
 @dataclass(frozen=True, slots=True)
-class SecretFacts:
+class SecretSummary:
     """Of a Secret only the names of its entries; and when its certificate (``tls.crt``) ends, as Unix time."""
 
     entries: frozenset[str]
-    ends: float | None = None
+    certificate_expires: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class SecretReference:
     """What a Deployment takes from one Secret: the entries, and whether its pods start without."""
 
     namespace: str
     name: str
     entries: frozenset[str]
-    optional: bool = False
+    is_optional: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Facts:
+class ClusterFacts:
     """A cluster at one moment. ``now`` is the API server's clock, ``skew_seconds`` how far ours is ahead of it.
 
     ``rights`` are ours, ``account_rights`` those of a component's service account by (component, namespace). ``told``: what pods
@@ -54,41 +54,44 @@ class Facts:
     now: float = 0.0
     skew_seconds: float | None = None
     place: str = "fairlead"
-    place_exists: bool | Missing = True
-    rights: Mapping[Right, bool | Missing] = field(default_factory=dict)
-    trial: str | Missing | None = None
-    quotas: Some = ()
-    nodes: Some = ()
-    classes: Some = ()
-    storage_classes: Some = ()
-    leader_worker_sets: bool | Missing = True
-    definitions: Some = ()
-    deployments: Some = ()
-    pods: Some = ()
-    leases: Mapping[str, Manifest | Missing] = field(default_factory=dict)
-    account_rights: Mapping[tuple[str, str], Mapping[Right, bool | Missing]] = field(default_factory=dict)
-    secrets: Mapping[tuple[str, str], SecretFacts | Missing] = field(default_factory=dict)
-    told: Mapping[str, Sequence[Told]] = field(default_factory=dict)
-    models: Some = ()
-    budgets: Some = ()
-    policies: Some = ()
+    place_exists: bool | MissingValue = True
+    rights: Mapping[Permission, bool | MissingValue] = field(default_factory=dict)
+    trial: str | MissingValue | None = None
+    quotas: Listing = ()
+    nodes: Listing = ()
+    classes: Listing = ()
+    storage_classes: Listing = ()
+    leader_worker_sets: bool | MissingValue = True
+    definitions: Listing = ()
+    deployments: Listing = ()
+    pods: Listing = ()
+    leases: Mapping[str, Manifest | MissingValue] = field(default_factory=dict)
+    account_rights: Mapping[tuple[str, str], Mapping[Permission, bool | MissingValue]] = field(default_factory=dict)
+    secrets: Mapping[tuple[str, str], SecretSummary | MissingValue] = field(default_factory=dict)
+    told: Mapping[str, Sequence[PodReport]] = field(default_factory=dict)
+    models: Listing = ()
+    budgets: Listing = ()
+    policies: Listing = ()
     our_version: str = __version__
 
-    def component(self, name: str) -> Some:
+    def component_deployments(self, name: str) -> Listing:
         """The Deployments of a component."""
-        return self.deployments if isinstance(self.deployments, Missing) else of_component(self.deployments, name)
+        return (
+            self.deployments if isinstance(self.deployments, MissingValue) else with_component(self.deployments, name)
+        )
 
-    def pods_of(self, deployment: Manifest) -> Some:
+    def pods_of(self, deployment: Manifest) -> Listing:
         """The pods of a component that belong to the installation of this Deployment."""
-        if isinstance(self.pods, Missing):
+        if isinstance(self.pods, MissingValue):
             return self.pods
         return [
             one
-            for one in of_component(self.pods, label(deployment, COMPONENT))
-            if space(one) == space(deployment) and label(one, RELEASE) == label(deployment, RELEASE)
+            for one in with_component(self.pods, label_of(deployment, COMPONENT_LABEL))
+            if namespace_name(one) == namespace_name(deployment)
+            and label_of(one, RELEASE_LABEL) == label_of(deployment, RELEASE_LABEL)
         ]
 
 
-def of_component(objects: Sequence[Manifest], name: str) -> list[Manifest]:
+def with_component(objects: Sequence[Manifest], name: str) -> list[Manifest]:
     """Those that carry the component's label."""
-    return [one for one in objects if label(one, COMPONENT) == name]
+    return [one for one in objects if label_of(one, COMPONENT_LABEL) == name]

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from fairlead.api.kinds import kinds
+from fairlead.api.kinds import served_kinds
 from fairlead.api.v1alpha1 import GROUP
 from fairlead.clock import Clock
 from fairlead.errors import FairleadError
@@ -15,7 +15,7 @@ from fairlead.kube.client import KubeApi
 from fairlead.kube.errors import NotFound
 from fairlead.kube.resource import (
     ACCELERATOR_CLASSES,
-    DEFINITIONS,
+    CUSTOM_RESOURCE_DEFINITIONS,
     DEPLOYMENTS,
     DISRUPTION_BUDGETS,
     LEADER_WORKER_SETS,
@@ -30,35 +30,53 @@ from fairlead.kube.resource import (
     STORAGE_CLASSES,
     Manifest,
     Resource,
-    leaving,
+    is_deleting,
 )
 from fairlead_cli.cluster import asking
-from fairlead_cli.cluster.certificate import ends_at
-from fairlead_cli.cluster.facts import GATEWAY, INDEXER, OPERATOR, OURS, Facts, SecretFacts, Some, of_component
-from fairlead_cli.cluster.judging.workloads import account, wanted_secrets, watched
-from fairlead_cli.cluster.missing import Missing, had
-from fairlead_cli.cluster.reading import arguments, space
-from fairlead_cli.cluster.reviews import Right, may_account, may_we
-from fairlead_cli.cluster.rights import COMPONENTS, of_account, to_check, to_install
-from fairlead_cli.cluster.times import http_date
-from fairlead_operator.leading import LEASE
+from fairlead_cli.cluster.certificate import certificate_expiry
+from fairlead_cli.cluster.facts import (
+    GATEWAY,
+    INDEXER,
+    OPERATOR,
+    OWN_OBJECTS,
+    ClusterFacts,
+    Listing,
+    SecretSummary,
+    with_component,
+)
+from fairlead_cli.cluster.judging.workloads import secret_references, service_account, watched_namespaces
+from fairlead_cli.cluster.missing import MissingValue, value_or_missing
+from fairlead_cli.cluster.reading import arguments_of, namespace_name
+from fairlead_cli.cluster.reviews import Permission, review_account_access, review_own_access
+from fairlead_cli.cluster.rights import (
+    COMPONENTS_WITH_PERMISSIONS,
+    component_permissions,
+    permissions_to_check,
+    permissions_to_install,
+)
+from fairlead_cli.cluster.times import parse_http_date
+from fairlead_operator.leading import LEASE_NAME
 
-DEFAULT_PLACE: Final = "fairlead"
+DEFAULT_NAMESPACE: Final = "fairlead"
 _REFUSALS: Final = ("violates PodSecurity", "denied the request", "exceeded quota", "ValidatingAdmissionPolicy")
 """Words of admission: anything else that is said about the dry run is about us, not about the pod."""
-_ASKED_PODS: Final = 16
+_MAX_QUERIED_PODS: Final = 16
 """Pods of a component that are asked; an installation has two or three."""
 
 
-async def gather(api: KubeApi, version: str, clock: Clock, *, place: str | None, before: bool) -> Facts:
+async def collect_facts(
+    api: KubeApi, version: str, clock: Clock, *, namespace: str | None, before_install: bool
+) -> ClusterFacts:
     """Everything that is judged. ``place`` is the namespace of the installation; without it, it is found by the chart's labels."""
-    deployments, pods = await asyncio.gather(ours(api, DEPLOYMENTS, place), ours(api, PODS, place))
-    there = place or _place(deployments)
-    now, skew = await server_clock(api, clock)
+    deployments, pods = await asyncio.gather(
+        list_own_objects(api, DEPLOYMENTS, namespace), list_own_objects(api, PODS, namespace)
+    )
+    there = namespace or _place(deployments)
+    now, skew = await read_server_clock(api, clock)
     common = await _common(api, there)
     facts: dict[str, Any] = {
-        "server": api.access.server,
-        "found": api.access.found,
+        "server": api.config.server,
+        "found": api.config.source,
         "version": version,
         "now": now,
         "skew_seconds": skew,
@@ -67,44 +85,47 @@ async def gather(api: KubeApi, version: str, clock: Clock, *, place: str | None,
         "pods": pods,
         **common,
     }
-    wanted = [*to_check(there, before=before), *(to_install(there, common["place_exists"] is True) if before else [])]
-    said = await asyncio.gather(*(may_we(api, one) for one in wanted))
+    wanted = [
+        *permissions_to_check(there, before_install=before_install),
+        *(permissions_to_install(there, common["place_exists"] is True) if before_install else []),
+    ]
+    said = await asyncio.gather(*(review_own_access(api, one) for one in wanted))
     facts["rights"] = dict(zip(wanted, said, strict=True))
-    facts |= await (_before(api, there) if before else _after(api, deployments, pods, there))
-    return Facts(**facts)
+    facts |= await (_before(api, there) if before_install else _after(api, deployments, pods, there))
+    return ClusterFacts(**facts)
 
 
-async def ours(api: KubeApi, resource: Resource, place: str | None) -> Some:
+async def list_own_objects(api: KubeApi, resource: Resource, namespace: str | None) -> Listing:
     """Fairlead's objects of a kind: in one namespace, else in all, else where it is usually installed."""
-    found = await items(api, resource, place, OURS)
-    if place is None and isinstance(found, Missing) and found.forbidden:
-        return await items(api, resource, DEFAULT_PLACE, OURS)
+    found = await list_objects(api, resource, namespace, OWN_OBJECTS)
+    if namespace is None and isinstance(found, MissingValue) and found.is_forbidden:
+        return await list_objects(api, resource, DEFAULT_NAMESPACE, OWN_OBJECTS)
     return found
 
 
-async def items(
+async def list_objects(
     api: KubeApi,
     resource: Resource,
     namespace: str | None = None,
     labels: str | None = None,
     fields: str | None = None,
-) -> Some:
+) -> Listing:
     """A list, or why there is none. A kind that the cluster does not know is an absent one."""
-    found = await had(api.list(resource, namespace, labels, fields=fields))
-    return found if isinstance(found, Missing) else found.items
+    found = await value_or_missing(api.list(resource, namespace, labels, fields=fields))
+    return found if isinstance(found, MissingValue) else found.items
 
 
-def _place(deployments: Some) -> str:
+def _place(deployments: Listing) -> str:
     """The namespace of the first operator, else of anything that is ours."""
-    if isinstance(deployments, Missing) or not deployments:
-        return DEFAULT_PLACE
-    return space([*of_component(deployments, OPERATOR), *deployments][0])
+    if isinstance(deployments, MissingValue) or not deployments:
+        return DEFAULT_NAMESPACE
+    return namespace_name([*with_component(deployments, OPERATOR), *deployments][0])
 
 
-async def server_clock(api: KubeApi, clock: Clock) -> tuple[float, float | None]:
+async def read_server_clock(api: KubeApi, clock: Clock) -> tuple[float, float | None]:
     """The API server's time and how far ours is ahead; ours where it tells none. Its ``Date`` is cut to the second."""
     try:
-        told = http_date((await api.raw("/version", 4_096, 5.0)).date)
+        told = parse_http_date((await api.get_raw("/version", 4_096, 5.0)).date)
     except FairleadError:
         told = None
     here = clock.wall()
@@ -117,13 +138,13 @@ async def server_clock(api: KubeApi, clock: Clock) -> tuple[float, float | None]
 async def _common(api: KubeApi, place: str) -> dict[str, Any]:
     definitions, quotas, classes, sets, exists, models = await asyncio.gather(
         _definitions(api),
-        items(api, QUOTAS),
-        items(api, ACCELERATOR_CLASSES),
-        had(api.serves(LEADER_WORKER_SETS)),
+        list_objects(api, QUOTAS),
+        list_objects(api, ACCELERATOR_CLASSES),
+        value_or_missing(api.has_resource(LEADER_WORKER_SETS)),
         _exists(api, place),
-        items(api, MODEL_DEPLOYMENTS),
+        list_objects(api, MODEL_DEPLOYMENTS),
     )
-    if isinstance(models, Missing) and models.absent:
+    if isinstance(models, MissingValue) and models.is_absent:
         models = ()  # without its CRD there is none
     return {
         "definitions": definitions,
@@ -135,17 +156,22 @@ async def _common(api: KubeApi, place: str) -> dict[str, Any]:
     }
 
 
-async def _definitions(api: KubeApi) -> Some:
+async def _definitions(api: KubeApi) -> Listing:
     """The CRDs of our names, one by one: all of a cluster's together are tens of megabytes."""
-    asked = await asyncio.gather(*(had(api.get(DEFINITIONS, None, f"{kind.plural}.{GROUP}")) for kind in kinds()))
-    refused = next((one for one in asked if isinstance(one, Missing) and not one.absent), None)
-    return refused or [one for one in asked if not isinstance(one, Missing)]
+    asked = await asyncio.gather(
+        *(
+            value_or_missing(api.get(CUSTOM_RESOURCE_DEFINITIONS, None, f"{kind.plural}.{GROUP}"))
+            for kind in served_kinds()
+        )
+    )
+    refused = next((one for one in asked if isinstance(one, MissingValue) and not one.is_absent), None)
+    return refused or [one for one in asked if not isinstance(one, MissingValue)]
 
 
-async def _exists(api: KubeApi, place: str) -> bool | Missing:
-    found = await had(api.get(NAMESPACES, None, place))
-    if isinstance(found, Missing):
-        return False if found.absent else found
+async def _exists(api: KubeApi, place: str) -> bool | MissingValue:
+    found = await value_or_missing(api.get(NAMESPACES, None, place))
+    if isinstance(found, MissingValue):
+        return False if found.is_absent else found
     return True
 
 
@@ -154,15 +180,15 @@ async def _exists(api: KubeApi, place: str) -> bool | Missing:
 
 async def _before(api: KubeApi, place: str) -> dict[str, Any]:
     nodes, classes, trial = await asyncio.gather(
-        items(api, NODES), items(api, STORAGE_CLASSES), had(_tried(api, place))
+        list_objects(api, NODES), list_objects(api, STORAGE_CLASSES), value_or_missing(_dry_run(api, place))
     )
     return {"nodes": nodes, "storage_classes": classes, "trial": trial}
 
 
-async def _tried(api: KubeApi, place: str) -> str:
+async def _dry_run(api: KubeApi, place: str) -> str:
     """How admission takes a pod like the chart's, as a dry run; empty when it does. Raises what is no answer to that."""
     try:
-        await api.apply(trial_pod(place), "fairlead-check", dry_run=True)
+        await api.apply(dry_run_pod(place), "fairlead-check", dry_run=True)
     except NotFound:
         raise
     except FairleadError as error:
@@ -177,7 +203,7 @@ async def _tried(api: KubeApi, place: str) -> str:
     return ""
 
 
-def trial_pod(place: str) -> Manifest:
+def dry_run_pod(namespace: str) -> Manifest:
     """What every pod of the chart has, for any user id; a test holds it to the chart."""
     security = {
         "allowPrivilegeEscalation": False,
@@ -187,7 +213,7 @@ def trial_pod(place: str) -> Manifest:
     return {
         "apiVersion": "v1",
         "kind": "Pod",
-        "metadata": {"name": "fairlead-check", "namespace": place},
+        "metadata": {"name": "fairlead-check", "namespace": namespace},
         "spec": {
             "automountServiceAccountToken": False,
             "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
@@ -209,16 +235,16 @@ def trial_pod(place: str) -> Manifest:
 # --- after it -----------------------------------------------------------------------------------------------------------
 
 
-async def _after(api: KubeApi, deployments: Some, pods: Some, place: str) -> dict[str, Any]:
-    found = () if isinstance(deployments, Missing) else deployments
-    places = list(dict.fromkeys(space(one) for one in found)) or [place]
+async def _after(api: KubeApi, deployments: Listing, pods: Listing, place: str) -> dict[str, Any]:
+    found = () if isinstance(deployments, MissingValue) else deployments
+    places = list(dict.fromkeys(namespace_name(one) for one in found)) or [place]
     budgets, policies, leases, rights, secrets, told = await asyncio.gather(
         _inside(api, DISRUPTION_BUDGETS, places),
         _inside(api, NETWORK_POLICIES, places),
         _leases(api, places),
         _account_rights(api, found),
         _secrets(api, found),
-        _told(api, () if isinstance(pods, Missing) else pods),
+        _told(api, () if isinstance(pods, MissingValue) else pods),
     )
     return {
         "budgets": budgets,
@@ -230,61 +256,69 @@ async def _after(api: KubeApi, deployments: Some, pods: Some, place: str) -> dic
     }
 
 
-async def _inside(api: KubeApi, resource: Resource, places: Iterable[str]) -> Some:
+async def _inside(api: KubeApi, resource: Resource, places: Iterable[str]) -> Listing:
     """Ours of a kind in these namespaces."""
     found: list[Manifest] = []
     for place in places:
-        listed = await items(api, resource, place, OURS)
-        if isinstance(listed, Missing):
+        listed = await list_objects(api, resource, place, OWN_OBJECTS)
+        if isinstance(listed, MissingValue):
             return listed
         found += listed
     return found
 
 
-async def _leases(api: KubeApi, places: Iterable[str]) -> dict[str, Manifest | Missing]:
-    return {place: await had(api.get(LEASES, place, LEASE)) for place in places}
+async def _leases(api: KubeApi, places: Iterable[str]) -> dict[str, Manifest | MissingValue]:
+    return {place: await value_or_missing(api.get(LEASES, place, LEASE_NAME)) for place in places}
 
 
 async def _account_rights(
     api: KubeApi, deployments: Sequence[Manifest]
-) -> dict[tuple[str, str], Mapping[Right, bool | Missing]]:
+) -> dict[tuple[str, str], Mapping[Permission, bool | MissingValue]]:
     """Of each operator, and of gateways and indexers that follow the cluster. The first refusal to tell ends the asking."""
-    found: dict[tuple[str, str], Mapping[Right, bool | Missing]] = {}
-    for component in COMPONENTS:
-        for one in of_component(deployments, component):
-            if component != OPERATOR and not any(word.startswith("--kube") for word in arguments(one)):
+    found: dict[tuple[str, str], Mapping[Permission, bool | MissingValue]] = {}
+    for component in COMPONENTS_WITH_PERMISSIONS:
+        for one in with_component(deployments, component):
+            if component != OPERATOR and not any(word.startswith("--kube") for word in arguments_of(one)):
                 continue
-            wanted = of_account(component, space(one), watched(one))
-            first = await may_account(api, space(one), account(one), wanted[0])
-            if isinstance(first, Missing):
-                found[component, space(one)] = {wanted[0]: first}
+            wanted = component_permissions(component, namespace_name(one), watched_namespaces(one))
+            first = await review_account_access(api, namespace_name(one), service_account(one), wanted[0])
+            if isinstance(first, MissingValue):
+                found[component, namespace_name(one)] = {wanted[0]: first}
                 continue
-            rest = await asyncio.gather(*(may_account(api, space(one), account(one), right) for right in wanted[1:]))
-            found[component, space(one)] = {wanted[0]: first, **dict(zip(wanted[1:], rest, strict=True))}
+            rest = await asyncio.gather(
+                *(review_account_access(api, namespace_name(one), service_account(one), right) for right in wanted[1:])
+            )
+            found[component, namespace_name(one)] = {wanted[0]: first, **dict(zip(wanted[1:], rest, strict=True))}
     return found
 
 
-async def _secrets(api: KubeApi, deployments: Sequence[Manifest]) -> dict[tuple[str, str], SecretFacts | Missing]:
-    named = dict.fromkeys((one.namespace, one.name) for deployment in deployments for one in wanted_secrets(deployment))
-    return {(space, name): await had(_entries(api, space, name)) for space, name in named}
+async def _secrets(
+    api: KubeApi, deployments: Sequence[Manifest]
+) -> dict[tuple[str, str], SecretSummary | MissingValue]:
+    named = dict.fromkeys(
+        (one.namespace, one.name) for deployment in deployments for one in secret_references(deployment)
+    )
+    return {(space, name): await value_or_missing(_entries(api, space, name)) for space, name in named}
 
 
-async def _entries(api: KubeApi, namespace: str, name: str) -> SecretFacts:
+async def _entries(api: KubeApi, namespace: str, name: str) -> SecretSummary:
     """The names of a Secret's entries; what they hold is forgotten at once, but for when a certificate ends."""
     data = (await api.get(SECRETS, namespace, name)).get("data") or {}
     ends = None
     if "tls.crt" in data:
         try:
-            ends = ends_at(base64.b64decode(data["tls.crt"], validate=True))
+            ends = certificate_expiry(base64.b64decode(data["tls.crt"], validate=True))
         except (binascii.Error, ValueError):
             ends = None
-    return SecretFacts(frozenset(data), ends)
+    return SecretSummary(frozenset(data), ends)
 
 
-async def _told(api: KubeApi, pods: Sequence[Manifest]) -> dict[str, Sequence[asking.Told]]:
+async def _told(api: KubeApi, pods: Sequence[Manifest]) -> dict[str, Sequence[asking.PodReport]]:
     """What our pods say, all asked at once."""
-    asked = {GATEWAY: asking.gateway, OPERATOR: asking.plain, INDEXER: asking.plain}
-    found = {name: [one for one in of_component(pods, name) if not leaving(one)][:_ASKED_PODS] for name in asked}
+    asked = {GATEWAY: asking.query_gateway, OPERATOR: asking.query_component, INDEXER: asking.query_component}
+    found = {
+        name: [one for one in with_component(pods, name) if not is_deleting(one)][:_MAX_QUERIED_PODS] for name in asked
+    }
     said = await asyncio.gather(*(ask(api, one) for name, ask in asked.items() for one in found[name]))
     rest = iter(said)
     return {name: [next(rest) for _ in found[name]] for name in asked}

@@ -9,7 +9,7 @@ from fairlead.errors import FairleadError
 from fairlead.kube.errors import Forbidden, NotFound
 
 _Value = TypeVar("_Value")
-NOT_ALLOWED: Final = "you may not"
+NOT_ALLOWED_PREFIX: Final = "you may not"
 """How what we have no right to begins."""
 _NO_KIND: Final = ("404 page not found", "the server could not find the requested resource")
 """How the API server says that it serves nothing under a path."""
@@ -19,27 +19,27 @@ _DENIED: Final = re.compile(
 
 
 @dataclass(frozen=True, slots=True)
-class Missing:
+class MissingValue:
     """``why`` in words for people. ``forbidden``: we may not; ``absent``: the API server says that it is not there."""
 
-    why: str
-    forbidden: bool = False
-    absent: bool = False
+    reason: str
+    is_forbidden: bool = False
+    is_absent: bool = False
 
 
-async def had(asked: Awaitable[_Value]) -> _Value | Missing:
+async def value_or_missing(request: Awaitable[_Value]) -> _Value | MissingValue:
     """The answer, or why there is none."""
     try:
-        return await asked
+        return await request
     except Forbidden as error:
-        return Missing(_words(error), forbidden=True)
+        return MissingValue(_reason(error), is_forbidden=True)
     except NotFound as error:
-        return Missing(_words(error), absent=True)
+        return MissingValue(_reason(error), is_absent=True)
     except FairleadError as error:
-        return Missing(_words(error))
+        return MissingValue(_reason(error))
 
 
-def _words(error: FairleadError) -> str:
+def _reason(error: FairleadError) -> str:
     """Without the request in front, which says nothing to people."""
     head, _, rest = error.message.partition(": ")
     words = rest if rest and head.startswith(("GET /", "POST /", "PATCH /")) else error.message
@@ -48,4 +48,4 @@ def _words(error: FairleadError) -> str:
     denied = _DENIED.search(words)
     if denied is None:
         return words
-    return f"{NOT_ALLOWED} {denied[1]} {denied[2]} {f'in {denied[3]}' if denied[3] else 'in the whole cluster'}"
+    return f"{NOT_ALLOWED_PREFIX} {denied[1]} {denied[2]} {f'in {denied[3]}' if denied[3] else 'in the whole cluster'}"

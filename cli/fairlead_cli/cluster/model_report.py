@@ -4,16 +4,26 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from fairlead.api import ConditionType
-from fairlead.cluster_labels import ENDPOINT, POOL, SleepPhase, sleep_mark
-from fairlead.kube.resource import Manifest, annotations_of, leaving, metadata_of, name_of, says_ready, uid_of
+from fairlead.cluster_labels import ENDPOINT_LABEL, POOL_LABEL, SleepPhase, parse_sleep_mark
+from fairlead.kube.resource import Manifest, annotations_of, is_deleting, is_ready, metadata_of, name_of, uid_of
 from fairlead_cli.cluster import signals
-from fairlead_cli.cluster.asking import Told
-from fairlead_cli.cluster.missing import Missing
-from fairlead_cli.cluster.reading import Condition, condition, conditions, key, label, restarts, spec, status, waits_for
-from fairlead_cli.cluster.signals import Signals
-from fairlead_cli.cluster.times import wall
+from fairlead_cli.cluster.asking import PodReport
+from fairlead_cli.cluster.missing import MissingValue
+from fairlead_cli.cluster.reading import (
+    Condition,
+    condition_of,
+    conditions_of,
+    label_of,
+    object_key,
+    restart_count,
+    spec_of,
+    status_of,
+    waiting_reason,
+)
+from fairlead_cli.cluster.signals import EngineSignals
+from fairlead_cli.cluster.times import parse_time
 
-EVENTS = 5
+MAX_EVENTS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,9 +31,9 @@ class ModelFacts:
     """What is known of a model. ``gateways``: what each gateway's pod said, or why none could be asked. ``now``: Unix time."""
 
     model: Manifest
-    pods: Sequence[Manifest] | Missing
-    events: Sequence[Manifest] | Missing
-    gateways: Sequence[Told] | Missing
+    pods: Sequence[Manifest] | MissingValue
+    events: Sequence[Manifest] | MissingValue
+    gateways: Sequence[PodReport] | MissingValue
     now: float
 
 
@@ -37,10 +47,10 @@ class InstanceReport:
     node: str = ""
     restarts: int = 0
     since: float | None = None
-    signals: tuple[Signals, ...] = ()
+    signals: tuple[EngineSignals, ...] = ()
 
     @property
-    def ready(self) -> bool:
+    def is_ready(self) -> bool:
         """Does it get requests?"""
         return self.state == "Ready"
 
@@ -83,10 +93,10 @@ class ModelReport:
     conditions: tuple[Condition, ...]
     pools: tuple[PoolReport, ...]
     events: tuple[EventReport, ...]
-    heard: int
-    unheard: str
-    routed: float | None
-    pods_unknown: str
+    gateways_reached: int
+    signals_problem: str
+    routed_instances: float | None
+    pods_problem: str
     facts: ModelFacts
 
     def condition(self, type: ConditionType) -> Condition | None:
@@ -99,48 +109,48 @@ class ModelReport:
             yield from pool.instances
 
 
-def report(facts: ModelFacts) -> ModelReport:
+def build_report(facts: ModelFacts) -> ModelReport:
     """Everything in its place; what is not known stays None or has its reason."""
     model = facts.model
-    told = () if isinstance(facts.gateways, Missing) else facts.gateways
-    pages = [one.metrics for one in told if not isinstance(one.metrics, Missing)]
-    said = signals.of_model(pages, key(model))
-    routed = [count for page in pages if (count := signals.ready_instances(page, key(model))) is not None]
+    told = () if isinstance(facts.gateways, MissingValue) else facts.gateways
+    pages = [one.metrics for one in told if not isinstance(one.metrics, MissingValue)]
+    said = signals.signals_by_instance(pages, object_key(model))
+    routed = [count for page in pages if (count := signals.ready_instances(page, object_key(model))) is not None]
     return ModelReport(
-        key=key(model),
-        client_name=status(model).get("clientName"),
-        engine=str((spec(model).get("engine") or {}).get("kind") or "vllm"),
-        source=str((spec(model).get("model") or {}).get("source") or ""),
-        ready=status(model).get("ready"),
-        since=wall(metadata_of(model).get("creationTimestamp")),
-        conditions=tuple(conditions(model)),
+        key=object_key(model),
+        client_name=status_of(model).get("clientName"),
+        engine=str((spec_of(model).get("engine") or {}).get("kind") or "vllm"),
+        source=str((spec_of(model).get("model") or {}).get("source") or ""),
+        ready=status_of(model).get("ready"),
+        since=parse_time(metadata_of(model).get("creationTimestamp")),
+        conditions=tuple(conditions_of(model)),
         pools=tuple(_pools(facts, said)),
         events=tuple(_events(facts)),
-        heard=len(pages),
-        unheard=_unheard(facts.gateways),
-        routed=max(routed) if routed else None,
-        pods_unknown=facts.pods.why if isinstance(facts.pods, Missing) else "",
+        gateways_reached=len(pages),
+        signals_problem=_signals_problem(facts.gateways),
+        routed_instances=max(routed) if routed else None,
+        pods_problem=facts.pods.reason if isinstance(facts.pods, MissingValue) else "",
         facts=facts,
     )
 
 
-def _unheard(gateways: Sequence[Told] | Missing) -> str:
-    if isinstance(gateways, Missing):
-        return gateways.why
+def _signals_problem(gateways: Sequence[PodReport] | MissingValue) -> str:
+    if isinstance(gateways, MissingValue):
+        return gateways.reason
     if not gateways:
         return "no gateway was found"
-    if any(not isinstance(one.metrics, Missing) for one in gateways):
+    if any(not isinstance(one.metrics, MissingValue) for one in gateways):
         return ""
-    return next(one.metrics.why for one in gateways if isinstance(one.metrics, Missing))
+    return next(one.metrics.reason for one in gateways if isinstance(one.metrics, MissingValue))
 
 
-def _pools(facts: ModelFacts, said: Mapping[str, Signals]) -> Iterator[PoolReport]:
+def _pools(facts: ModelFacts, said: Mapping[str, EngineSignals]) -> Iterator[PoolReport]:
     model = facts.model
-    numbers = {str(one.get("name")): one for one in status(model).get("pools") or []}
-    wanted = {str(one.get("name") or "main"): one for one in spec(model).get("pools") or []}
+    numbers = {str(one.get("name")): one for one in status_of(model).get("pools") or []}
+    wanted = {str(one.get("name") or "main"): one for one in spec_of(model).get("pools") or []}
     pods: dict[str, list[Manifest]] = {}
-    for one in () if isinstance(facts.pods, Missing) else facts.pods:
-        pods.setdefault(label(one, POOL), []).append(one)
+    for one in () if isinstance(facts.pods, MissingValue) else facts.pods:
+        pods.setdefault(label_of(one, POOL_LABEL), []).append(one)
     uids = {uid_of(one) for group in pods.values() for one in group}
     others = {name: one for name, one in said.items() if name.partition("/")[0] not in uids}
     for name in dict.fromkeys((*wanted, *numbers, *pods)):
@@ -162,49 +172,49 @@ def _pools(facts: ModelFacts, said: Mapping[str, Signals]) -> Iterator[PoolRepor
         )
 
 
-def _instance(pod: Manifest, said: Mapping[str, Signals]) -> InstanceReport:
+def _instance(pod: Manifest, said: Mapping[str, EngineSignals]) -> InstanceReport:
     uid = uid_of(pod)
     return InstanceReport(
         name=name_of(pod),
         state=_state(pod),
-        why="" if leaving(pod) else waits_for(pod),
-        node=str(spec(pod).get("nodeName") or ""),
-        restarts=restarts(pod),
-        since=wall(metadata_of(pod).get("creationTimestamp")),
+        why="" if is_deleting(pod) else waiting_reason(pod),
+        node=str(spec_of(pod).get("nodeName") or ""),
+        restarts=restart_count(pod),
+        since=parse_time(metadata_of(pod).get("creationTimestamp")),
         signals=tuple(one for name, one in said.items() if name.partition("/")[0] == uid),
     )
 
 
 def _state(pod: Manifest) -> str:
     """As the fleet calls it; a worker of an instance over several nodes answers nobody."""
-    if leaving(pod):
+    if is_deleting(pod):
         return "Draining"
-    if str(status(pod).get("phase")) in ("Failed", "Succeeded"):
-        return str(status(pod)["phase"])
-    if not says_ready(pod):
+    if str(status_of(pod).get("phase")) in ("Failed", "Succeeded"):
+        return str(status_of(pod)["phase"])
+    if not is_ready(pod):
         return "Starting"
-    if label(pod, ENDPOINT) != "true":
+    if label_of(pod, ENDPOINT_LABEL) != "true":
         return "Worker"
-    mark = sleep_mark(annotations_of(pod))
+    mark = parse_sleep_mark(annotations_of(pod))
     return "Ready" if mark is None else "Starting" if mark.phase is SleepPhase.WAKING else "Sleeping"
 
 
 def _events(facts: ModelFacts) -> Iterator[EventReport]:
     """The newest last: of the model, and warnings of pods that it has."""
-    if isinstance(facts.events, Missing):
+    if isinstance(facts.events, MissingValue):
         return
     found = [_event(one) for one in facts.events]
     found.sort(key=lambda one: one.at or 0.0)
-    yield from found[-EVENTS:]
+    yield from found[-MAX_EVENTS:]
 
 
 def _event(one: Manifest) -> EventReport:
     series, regarding = one.get("series") or {}, one.get("regarding") or {}
     times = [series.get("lastObservedTime"), one.get("deprecatedLastTimestamp"), one.get("eventTime")]
-    known = [at for at in map(wall, filter(None, times)) if at is not None]
+    known = [at for at in map(parse_time, filter(None, times)) if at is not None]
     kind = str(regarding.get("kind") or "")
     return EventReport(
-        at=known[0] if known else wall(metadata_of(one).get("creationTimestamp")),
+        at=known[0] if known else parse_time(metadata_of(one).get("creationTimestamp")),
         warning=one.get("type") == "Warning",
         about="" if kind == "ModelDeployment" else f"{kind.lower()} {regarding.get('name')}",
         reason=str(one.get("reason") or ""),
@@ -215,14 +225,14 @@ def _event(one: Manifest) -> EventReport:
 
 def table_row(model: Manifest) -> tuple[str, str, str, str, str, str, str]:
     """Namespace, name, client name, engine, ready, objectives, reason: what ``kubectl get mdep`` shows."""
-    ready, objectives = condition(model, ConditionType.READY), condition(model, ConditionType.OBJECTIVES_MET)
-    namespace, _, name = key(model).partition("/")
+    ready, objectives = condition_of(model, ConditionType.READY), condition_of(model, ConditionType.OBJECTIVES_MET)
+    namespace, _, name = object_key(model).partition("/")
     return (
         namespace,
         name,
-        str(status(model).get("clientName") or ""),
-        str((spec(model).get("engine") or {}).get("kind") or "vllm"),
-        str(status(model).get("ready") or ""),
+        str(status_of(model).get("clientName") or ""),
+        str((spec_of(model).get("engine") or {}).get("kind") or "vllm"),
+        str(status_of(model).get("ready") or ""),
         str(objectives.get("status")) if objectives else "",
         str(ready.get("reason")) if ready else "",
     )

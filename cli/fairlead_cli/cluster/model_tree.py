@@ -11,14 +11,14 @@ from rich.tree import Tree
 
 from fairlead.api import ConditionType
 from fairlead.kube.resource import Manifest, metadata_of
-from fairlead_cli.cluster.advice import Advice, revision_note
+from fairlead_cli.cluster.advice import ModelAdvice, revision_note
 from fairlead_cli.cluster.model_report import EventReport, InstanceReport, ModelReport, PoolReport, table_row
-from fairlead_cli.cluster.reading import Condition, short
-from fairlead_cli.cluster.signals import Signals
-from fairlead_cli.cluster.times import age, wall
+from fairlead_cli.cluster.reading import Condition, shorten
+from fairlead_cli.cluster.signals import EngineSignals
+from fairlead_cli.cluster.times import format_age, parse_time
 from fairlead_cli.local import words
 
-STYLES: Final = {
+STATE_STYLES: Final = {
     "Ready": "green",
     "Routed": "green",
     "Worker": "green",
@@ -26,12 +26,12 @@ STYLES: Final = {
     "Draining": "cyan",
     "Sleeping": "dim",
 }
-_OLD_SECONDS: Final = 10.0
-_MESSAGE: Final = 240
-COLUMNS: Final = ("NAMESPACE", "NAME", "CLIENT-NAME", "ENGINE", "READY", "OBJECTIVES", "REASON", "AGE")
+_STALE_SECONDS: Final = 10.0
+_MAX_MESSAGE: Final = 240
+TABLE_HEADINGS: Final = ("NAMESPACE", "NAME", "CLIENT-NAME", "ENGINE", "READY", "OBJECTIVES", "REASON", "AGE")
 
 
-def tree(report: ModelReport, advice: Advice) -> RenderableType:
+def render_tree(report: ModelReport, advice: ModelAdvice) -> RenderableType:
     """Model, conditions, pools with pods and what their engines say, the last events, and what to do next."""
     root = Tree(_head(report, advice), guide_style="dim")
     for one in report.conditions:
@@ -40,24 +40,24 @@ def tree(report: ModelReport, advice: Advice) -> RenderableType:
         branch = root.add(_pool(pool))
         for instance in pool.instances:
             branch.add(_instance(instance, report))
-    if report.pods_unknown:
-        root.add(Text(f"pods: not to be had: {report.pods_unknown}", style="magenta"))
-    root.add(_heard(report))
+    if report.pods_problem:
+        root.add(Text(f"pods: not to be had: {report.pods_problem}", style="magenta"))
+    root.add(_signals_source(report))
     if report.events:
         events = root.add(Text("last events", style="dim"))
         for event in report.events:
             events.add(_event(event, report.facts.now))
-    return Group(root, Text.assemble(("next: ", "bold"), (advice.text, "red" if advice.problem else "")))
+    return Group(root, Text.assemble(("next: ", "bold"), (advice.text, "red" if advice.is_problem else "")))
 
 
-def _head(report: ModelReport, advice: Advice) -> Text:
+def _head(report: ModelReport, advice: ModelAdvice) -> Text:
     ready = report.condition(ConditionType.READY)
     up = ready is not None and ready.get("status") == "True"
     line = Text.assemble(
-        ("×", "red") if advice.problem else ("√", "green") if up else ("‼", "yellow"),
+        ("×", "red") if advice.is_problem else ("√", "green") if up else ("‼", "yellow"),
         (f" {report.key}", "bold cyan"),
         f"  {report.ready or words.UNKNOWN} ready  {report.engine}  {report.source}",
-        (f"  {age(report.since, report.facts.now)}", "dim"),
+        (f"  {format_age(report.since, report.facts.now)}", "dim"),
     )
     if report.client_name and report.client_name != report.key.partition("/")[2]:
         line.append(f"  clients say {report.client_name}", "yellow")
@@ -74,13 +74,13 @@ def _condition(one: Condition, now: float) -> Text:
     return Text.assemble(
         (f"{one.get('type')} {one.get('status')}", style),
         f"  {one.get('reason')}",
-        (f"  {age(wall(one.get('lastTransitionTime')), now)}", "dim"),
-        f"  {short(str(one.get('message', '')), _MESSAGE)}",
+        (f"  {format_age(parse_time(one.get('lastTransitionTime')), now)}", "dim"),
+        f"  {shorten(str(one.get('message', '')), _MAX_MESSAGE)}",
     )
 
 
 def _pool(pool: PoolReport) -> Text:
-    numbers = f"{words.count(pool.ready)}/{words.count(pool.desired)} ready"
+    numbers = f"{words.format_count(pool.ready)}/{words.format_count(pool.desired)} ready"
     if pool.instances and pool.updated is not None and pool.desired is not None and pool.updated < pool.desired:
         numbers += f", {pool.updated} of the present spec"
     return Text.assemble(("pool ", "dim"), pool.name, f"  {pool.role}  {pool.accelerator}".rstrip(), f"  {numbers}")
@@ -94,52 +94,56 @@ def _instance(one: InstanceReport, report: ModelReport) -> Text:
         if one.state == "Draining" or not one.why
         else "×"
     )
-    line = Text.assemble((f"{sign} {one.name}", ""), (f"  {one.state}", STYLES.get(one.state, "red")))
+    line = Text.assemble((f"{sign} {one.name}", ""), (f"  {one.state}", STATE_STYLES.get(one.state, "red")))
     if one.why:
         line.append(f"  {one.why}", "" if one.state == "Starting" and sign == "‼" else "red")
     for said in one.signals:
         rank = f"rank {said.id.rpartition('/')[2]}: " if len(one.signals) > 1 else ""
         line.append(f"  {rank}{_signals(said)}")
     if one.restarts:
-        line.append(f"  restarted {words.plural(one.restarts, 'time')}", "yellow")
+        line.append(f"  restarted {words.pluralize(one.restarts, 'time')}", "yellow")
     if one.node or one.since is not None:
-        line.append(f"  {age(one.since, report.facts.now)}  {one.node}".rstrip(), "dim")
+        line.append(f"  {format_age(one.since, report.facts.now)}  {one.node}".rstrip(), "dim")
     return line
 
 
-def _signals(one: Signals) -> str:
+def _signals(one: EngineSignals) -> str:
     """What nobody told is a dash; what was told long ago says so."""
     if one.sleeping:
         return "sleeps"
     text = (
-        f"{words.count(one.running)} running, {words.count(one.waiting)} waiting  KV {words.share(one.kv_usage)}"
-        f"  prefix hits {words.share(one.hit_share)}"
+        f"{words.format_count(one.running)} running, {words.format_count(one.waiting)} waiting  KV {words.format_share(one.kv_usage)}"
+        f"  prefix hits {words.format_share(one.hit_share)}"
     )
-    old = one.age_seconds is None or one.age_seconds > _OLD_SECONDS
-    return f"{text}  ({words.time(one.age_seconds)} old)" if old else text
+    old = one.age_seconds is None or one.age_seconds > _STALE_SECONDS
+    return f"{text}  ({words.format_seconds(one.age_seconds)} old)" if old else text
 
 
-def _heard(report: ModelReport) -> Text:
-    if report.unheard:
-        return Text(f"what engines say: not to be had: {report.unheard}", style="magenta")
-    count = f"what engines say: from {words.plural(report.heard, 'gateway')}"
+def _signals_source(report: ModelReport) -> Text:
+    if report.signals_problem:
+        return Text(f"what engines say: not to be had: {report.signals_problem}", style="magenta")
+    count = f"what engines say: from {words.pluralize(report.gateways_reached, 'gateway')}"
     routed = (
-        "" if report.routed is None else f", of which the best routes to {words.plural(int(report.routed), 'instance')}"
+        ""
+        if report.routed_instances is None
+        else f", of which the best routes to {words.pluralize(int(report.routed_instances), 'instance')}"
     )
-    return Text(count + (routed if report.heard > 1 else routed.replace("of which the best", "which")), style="dim")
+    return Text(
+        count + (routed if report.gateways_reached > 1 else routed.replace("of which the best", "which")), style="dim"
+    )
 
 
 def _event(one: EventReport, now: float) -> Text:
-    line = Text.assemble((f"{age(one.at, now):>4}  ", "dim"), (one.reason, "yellow" if one.warning else ""))
+    line = Text.assemble((f"{format_age(one.at, now):>4}  ", "dim"), (one.reason, "yellow" if one.warning else ""))
     if one.about:
         line.append(f"  {one.about}", "dim")
-    line.append(f"  {short(one.note, _MESSAGE)}")
+    line.append(f"  {shorten(one.note, _MAX_MESSAGE)}")
     if one.count > 1:
         line.append(f"  ({one.count} times)", "dim")
     return line
 
 
-def as_plain(report: ModelReport, advice: Advice) -> dict[str, Any]:
+def to_plain(report: ModelReport, advice: ModelAdvice) -> dict[str, Any]:
     """For programs: complete, and null for what is not known."""
     return {
         "key": report.key,
@@ -150,24 +154,27 @@ def as_plain(report: ModelReport, advice: Advice) -> dict[str, Any]:
         "conditions": [dict(one) for one in report.conditions],
         "pools": [asdict(pool) for pool in report.pools],
         "events": [asdict(one) for one in report.events],
-        "gateways_heard": report.heard,
-        "instances_routed": report.routed,
-        "pods_problem": report.pods_unknown or None,
-        "signals_problem": report.unheard or None,
-        "problem": advice.problem,
+        "gateways_heard": report.gateways_reached,
+        "instances_routed": report.routed_instances,
+        "pods_problem": report.pods_problem or None,
+        "signals_problem": report.signals_problem or None,
+        "problem": advice.is_problem,
         "next": advice.text,
     }
 
 
-def as_json(value: object) -> str:
+def to_json(value: object) -> str:
     """Any of these as text."""
     return msgspec.json.format(msgspec.json.encode(value)).decode()
 
 
-def table(models: Sequence[Manifest], now: float) -> str:
+def render_table(models: Sequence[Manifest], now: float) -> str:
     """Columns as kubectl has them, as wide as they must be."""
-    rows = [COLUMNS, *((*table_row(one), age(wall(metadata_of(one).get("creationTimestamp")), now)) for one in models)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
+    rows = [
+        TABLE_HEADINGS,
+        *((*table_row(one), format_age(parse_time(metadata_of(one).get("creationTimestamp")), now)) for one in models),
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(TABLE_HEADINGS))]
     return "\n".join(
         "   ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     )

@@ -13,32 +13,34 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from fairlead.kube.access import Access, AccessError, Credential
+from fairlead.kube.access import ClusterConfig, ClusterConfigError, PluginCredential
 
-VERSIONS: Final = ("client.authentication.k8s.io/v1", "client.authentication.k8s.io/v1beta1")
-SECONDS: Final = 120.0
+EXEC_API_VERSIONS: Final = ("client.authentication.k8s.io/v1", "client.authentication.k8s.io/v1beta1")
+TIMEOUT_SECONDS: Final = 120.0
 """A plugin may open a browser and wait for a person."""
-_SAID = 500
+_MAX_ERROR_CHARACTERS = 500
 
 
-def login(plugin: Mapping[str, Any], kubeconfig: Path, access: Access) -> Credential:
+def run_exec_plugin(plugin: Mapping[str, Any], kubeconfig: Path, access: ClusterConfig) -> PluginCredential:
     """Run it once. Raises AccessError that names the command and what it said on its standard error."""
     version, command = str(plugin.get("apiVersion") or ""), str(plugin.get("command") or "")
-    if version not in VERSIONS:
-        raise AccessError(
+    if version not in EXEC_API_VERSIONS:
+        raise ClusterConfigError(
             f"{kubeconfig}: the plugin {command!r} speaks {version or 'no apiVersion'}",
             field="exec.apiVersion",
-            hint=f"known are {' and '.join(VERSIONS)}",
+            hint=f"known are {' and '.join(EXEC_API_VERSIONS)}",
         )
     interactive = plugin.get("interactiveMode") != "Never" and sys.stdin.isatty()
     if plugin.get("interactiveMode") == "Always" and not interactive:
-        raise AccessError(f"the plugin {command!r} wants a terminal", field="exec", hint="run this in a terminal")
-    told = _run(
+        raise ClusterConfigError(
+            f"the plugin {command!r} wants a terminal", field="exec", hint="run this in a terminal"
+        )
+    told = _run_command(
         [_program(command, kubeconfig), *map(str, plugin.get("args") or ())],
         {
             **os.environ,
-            **_given(plugin),
-            "KUBERNETES_EXEC_INFO": json.dumps(_info(plugin, version, interactive, access)),
+            **_environment(plugin),
+            "KUBERNETES_EXEC_INFO": json.dumps(_exec_info(plugin, version, interactive, access)),
         },
         interactive,
         str(plugin.get("installHint") or "").strip() or "is it installed, and on PATH?",
@@ -51,24 +53,24 @@ def _program(command: str, kubeconfig: Path) -> str:
     return command if os.sep not in command else str(kubeconfig.parent / command)
 
 
-def _given(plugin: Mapping[str, Any]) -> dict[str, str]:
+def _environment(plugin: Mapping[str, Any]) -> dict[str, str]:
     return {str(one["name"]): str(one["value"]) for one in plugin.get("env") or () if "name" in one and "value" in one}
 
 
-def _info(plugin: Mapping[str, Any], version: str, interactive: bool, access: Access) -> dict[str, Any]:
+def _exec_info(plugin: Mapping[str, Any], version: str, interactive: bool, access: ClusterConfig) -> dict[str, Any]:
     spec: dict[str, Any] = {"interactive": interactive}
     if plugin.get("provideClusterInfo"):
-        authority = access.authority or (access.authority_file.read_bytes() if access.authority_file else None)
+        authority = access.ca_data or (access.ca_file.read_bytes() if access.ca_file else None)
         spec["cluster"] = {
             "server": access.server,
             **({"certificate-authority-data": base64.b64encode(authority).decode()} if authority else {}),
-            **({"insecure-skip-tls-verify": True} if not access.verified else {}),
+            **({"insecure-skip-tls-verify": True} if not access.verify_tls else {}),
             **({"tls-server-name": access.server_name} if access.server_name else {}),
         }
     return {"apiVersion": version, "kind": "ExecCredential", "spec": spec}
 
 
-def _run(command: list[str], environment: dict[str, str], interactive: bool, missing: str) -> bytes:
+def _run_command(command: list[str], environment: dict[str, str], interactive: bool, missing: str) -> bytes:
     name = command[0]
     try:
         done = subprocess.run(
@@ -77,18 +79,20 @@ def _run(command: list[str], environment: dict[str, str], interactive: bool, mis
             capture_output=not interactive,
             stdout=subprocess.PIPE if interactive else None,
             env=environment,
-            timeout=SECONDS,
+            timeout=TIMEOUT_SECONDS,
             check=False,
         )
     except OSError as error:
-        raise AccessError(
+        raise ClusterConfigError(
             f"the login plugin {name!r} cannot be run: {error.strerror}", field="exec", hint=missing
         ) from None
     except subprocess.TimeoutExpired:
-        raise AccessError(f"the login plugin {name!r} took longer than {SECONDS:.0f} s", field="exec") from None
+        raise ClusterConfigError(
+            f"the login plugin {name!r} took longer than {TIMEOUT_SECONDS:.0f} s", field="exec"
+        ) from None
     if done.returncode:
-        said = " ".join((done.stderr or b"").decode("utf-8", "replace").split())[-_SAID:]
-        raise AccessError(
+        said = " ".join((done.stderr or b"").decode("utf-8", "replace").split())[-_MAX_ERROR_CHARACTERS:]
+        raise ClusterConfigError(
             f"the login plugin {name!r} exited with {done.returncode}" + (f": {said}" if said else ""),
             field="exec",
             hint="log in again",
@@ -96,7 +100,7 @@ def _run(command: list[str], environment: dict[str, str], interactive: bool, mis
     return done.stdout
 
 
-def _credential(told: bytes, version: str, command: str) -> Credential:
+def _credential(told: bytes, version: str, command: str) -> PluginCredential:
     try:
         found = json.loads(told)
         status = found["status"] if found.get("apiVersion") == version else {}
@@ -104,9 +108,9 @@ def _credential(told: bytes, version: str, command: str) -> Credential:
             str(status.get(name) or "") for name in ("token", "clientCertificateData", "clientKeyData")
         )
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise AccessError(f"the login plugin {command!r} printed no ExecCredential", field="exec") from None
+        raise ClusterConfigError(f"the login plugin {command!r} printed no ExecCredential", field="exec") from None
     if not token and not (certificate and key):
-        raise AccessError(
+        raise ClusterConfigError(
             f"the login plugin {command!r} gave neither a token nor a certificate with its key", field="exec"
         )
-    return Credential(token or None, certificate.encode() or None, key.encode() or None)
+    return PluginCredential(token or None, certificate.encode() or None, key.encode() or None)

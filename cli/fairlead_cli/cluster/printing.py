@@ -8,37 +8,47 @@ from typing import Any, Final
 import msgspec
 from rich.text import Text
 
-from fairlead_cli.cluster.missing import NOT_ALLOWED
-from fairlead_cli.cluster.verdict import Mark, Result, shown
+from fairlead_cli.cluster.missing import NOT_ALLOWED_PREFIX
+from fairlead_cli.cluster.verdict import CheckOutcome, CheckResult, truncate_lines
 from fairlead_cli.local import words
 
-SIGNS: Final = {Mark.OK: "√", Mark.WARNING: "‼", Mark.FAILED: "×", Mark.UNKNOWN: "?"}
-STYLES: Final = {Mark.OK: "green", Mark.WARNING: "yellow", Mark.FAILED: "red", Mark.UNKNOWN: "magenta"}
+OUTCOME_SIGNS: Final = {
+    CheckOutcome.OK: "√",
+    CheckOutcome.WARNING: "‼",
+    CheckOutcome.FAILED: "×",
+    CheckOutcome.UNKNOWN: "?",
+}
+OUTCOME_STYLES: Final = {
+    CheckOutcome.OK: "green",
+    CheckOutcome.WARNING: "yellow",
+    CheckOutcome.FAILED: "red",
+    CheckOutcome.UNKNOWN: "magenta",
+}
 _INDENT: Final = "    "
 _LINK: Final = re.compile(r"\[([^]]*)\]\([^)]*\)")
 
 
-def lines(results: Sequence[Result]) -> Iterator[Text]:
+def render_lines(results: Sequence[CheckResult]) -> Iterator[Text]:
     """A heading for each section, a line for each check, and below what is not right: what was found, and what to do."""
     for section, found in groupby(results, lambda one: one.check.section):
         yield Text(section, style="bold")
         for one in found:
             yield from _result(one)
         yield Text()
-    yield Text(summary(results))
+    yield Text(summarize(results))
 
 
-def _result(one: Result) -> Iterator[Text]:
-    mark = one.verdict.mark
+def _result(one: CheckResult) -> Iterator[Text]:
+    mark = one.verdict.outcome
     note = f" ({one.verdict.note})" if one.verdict.note else ""
-    yield Text.assemble((f"{SIGNS[mark]} ", STYLES[mark]), one.check.says, (note, "dim"))
-    if mark is Mark.OK:
+    yield Text.assemble((f"{OUTCOME_SIGNS[mark]} ", OUTCOME_STYLES[mark]), one.check.title, (note, "dim"))
+    if mark is CheckOutcome.OK:
         return
-    for line in shown(one.verdict.lines):
+    for line in truncate_lines(one.verdict.lines):
         yield Text(f"{_INDENT}{line}")
-    if mark is not Mark.UNKNOWN:
-        yield Text(f"{_INDENT}fix: {_plain(one.check.do)}", style="dim")
-    elif all(line.startswith(NOT_ALLOWED) for line in one.verdict.lines):
+    if mark is not CheckOutcome.UNKNOWN:
+        yield Text(f"{_INDENT}fix: {_plain(one.check.remedy)}", style="dim")
+    elif all(line.startswith(NOT_ALLOWED_PREFIX) for line in one.verdict.lines):
         return  # the check of rights has said where to read on
     yield Text(f"{_INDENT}see {one.check.anchor}", style="dim")
 
@@ -48,36 +58,36 @@ def _plain(text: str) -> str:
     return _LINK.sub(r"\1", text.partition(". ")[0].rstrip(".")).replace("`", "")
 
 
-def summary(results: Sequence[Result]) -> str:
+def summarize(results: Sequence[CheckResult]) -> str:
     """``27 checks: 25 passed, 1 warning, 1 failed``"""
-    counts = counted(results)
+    counts = count_outcomes(results)
     parts = [f"{counts['ok']} passed"]
     parts += [f"{counts['warning']} warning{'' if counts['warning'] == 1 else 's'}"] if counts["warning"] else []
     parts += [f"{counts['unknown']} cannot be told"] if counts["unknown"] else []
     parts += [f"{counts['failed']} failed"] if counts["failed"] else []
-    return f"{words.plural(len(results), 'check')}: {', '.join(parts)}"
+    return f"{words.pluralize(len(results), 'check')}: {', '.join(parts)}"
 
 
-def counted(results: Sequence[Result]) -> dict[str, int]:
+def count_outcomes(results: Sequence[CheckResult]) -> dict[str, int]:
     """How many of each mark."""
-    return {str(mark): sum(one.verdict.mark is mark for one in results) for mark in Mark}
+    return {str(mark): sum(one.verdict.outcome is mark for one in results) for mark in CheckOutcome}
 
 
-def as_plain(results: Sequence[Result], *, before: bool) -> dict[str, Any]:
+def to_plain(results: Sequence[CheckResult], *, before_install: bool) -> dict[str, Any]:
     """For programs: complete, nothing is cut."""
     return {
-        "ok": not any(one.verdict.mark is Mark.FAILED for one in results),
-        "pre": before,
-        "counts": counted(results),
+        "ok": not any(one.verdict.outcome is CheckOutcome.FAILED for one in results),
+        "pre": before_install,
+        "counts": count_outcomes(results),
         "checks": [
             {
                 "id": one.check.id,
                 "section": str(one.check.section),
-                "says": one.check.says,
-                "outcome": str(one.verdict.mark),
+                "says": one.check.title,
+                "outcome": str(one.verdict.outcome),
                 "note": one.verdict.note,
                 "lines": list(one.verdict.lines),
-                "hint": one.check.do,
+                "hint": one.check.remedy,
                 "docs": one.check.anchor,
             }
             for one in results
@@ -85,6 +95,6 @@ def as_plain(results: Sequence[Result], *, before: bool) -> dict[str, Any]:
     }
 
 
-def as_json(results: Sequence[Result], *, before: bool) -> str:
+def to_json(results: Sequence[CheckResult], *, before_install: bool) -> str:
     """The same as text."""
-    return msgspec.json.format(msgspec.json.encode(as_plain(results, before=before))).decode()
+    return msgspec.json.format(msgspec.json.encode(to_plain(results, before_install=before_install))).decode()

@@ -10,7 +10,7 @@ _ESCAPED = re.compile(r"\\(.)")
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class MetricSample:
     """One line."""
 
     name: str
@@ -19,12 +19,12 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
+class MetricsPage:
     """All samples of a page by name. What is not on it is None: missing is not zero."""
 
-    samples: Mapping[str, Sequence[Sample]] = field(default_factory=dict)
+    samples: Mapping[str, Sequence[MetricSample]] = field(default_factory=dict)
 
-    def all(self, name: str, **labels: str) -> Iterator[Sample]:
+    def matching(self, name: str, **labels: str) -> Iterator[MetricSample]:
         """Those with at least these labels."""
         for one in self.samples.get(name, ()):
             if labels.items() <= one.labels.items():
@@ -32,17 +32,17 @@ class Page:
 
     def value(self, name: str, **labels: str) -> float | None:
         """The first of them."""
-        return next((one.value for one in self.all(name, **labels)), None)
+        return next((one.value for one in self.matching(name, **labels)), None)
 
     def total(self, name: str, **labels: str) -> float | None:
         """Their sum; None where there is none."""
-        found = [one.value for one in self.all(name, **labels)]
+        found = [one.value for one in self.matching(name, **labels)]
         return sum(found) if found else None
 
 
-def parse(text: str) -> Page:
+def parse_metrics(text: str) -> MetricsPage:
     """The page in ``text``; buckets of histograms, which nobody here asks for, are left out."""
-    found: dict[str, list[Sample]] = {}
+    found: dict[str, list[MetricSample]] = {}
     for line in text.splitlines():
         if not line or line[0] == "#":
             continue
@@ -54,8 +54,8 @@ def parse(text: str) -> Page:
         except ValueError:
             continue
         labels = {name: _ESCAPED.sub(_plain, text) for name, text in _LABEL.findall(match[2] or "")}
-        found.setdefault(match[1], []).append(Sample(match[1], labels, value))
-    return Page(found)
+        found.setdefault(match[1], []).append(MetricSample(match[1], labels, value))
+    return MetricsPage(found)
 
 
 def _plain(match: re.Match[str]) -> str:

@@ -6,13 +6,13 @@ from typing import Any
 from fairlead.kube.client import KubeApi
 from fairlead.kube.errors import KubeError
 from fairlead.kube.resource import ACCESS_REVIEWS, SELF_REVIEWS
-from fairlead_cli.cluster.missing import Missing, had
+from fairlead_cli.cluster.missing import MissingValue, value_or_missing
 
-_MANAGER = "fairlead-cli"
+_FIELD_MANAGER = "fairlead-cli"
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class Right:
+class Permission:
     """``namespace`` None: in all of them. ``name``: on that object only."""
 
     group: str
@@ -33,26 +33,28 @@ class Right:
         return {name: value for name, value in found.items() if value}
 
 
-async def may_we(api: KubeApi, right: Right) -> bool | Missing:
+async def review_own_access(api: KubeApi, permission: Permission) -> bool | MissingValue:
     """Everybody may ask this about themselves."""
-    return await had(_asked(api, SELF_REVIEWS.kind, right, {}))
+    return await value_or_missing(_create_review(api, SELF_REVIEWS.kind, permission, {}))
 
 
-async def may_account(api: KubeApi, namespace: str, account: str, right: Right) -> bool | Missing:
+async def review_account_access(
+    api: KubeApi, namespace: str, account: str, permission: Permission
+) -> bool | MissingValue:
     """About a service account, as the API server itself would decide. That takes the right to create SubjectAccessReviews."""
     groups = ["system:serviceaccounts", f"system:serviceaccounts:{namespace}", "system:authenticated"]
     who = {"user": f"system:serviceaccount:{namespace}:{account}", "groups": groups}
-    return await had(_asked(api, ACCESS_REVIEWS.kind, right, who))
+    return await value_or_missing(_create_review(api, ACCESS_REVIEWS.kind, permission, who))
 
 
-async def _asked(api: KubeApi, kind: str, right: Right, who: dict[str, Any]) -> bool:
+async def _create_review(api: KubeApi, kind: str, right: Permission, who: dict[str, Any]) -> bool:
     review = {
         "apiVersion": SELF_REVIEWS.api_version,
         "kind": kind,
         "metadata": {},
         "spec": {"resourceAttributes": right._attributes(), **who},
     }
-    status = (await api.create(review, _MANAGER)).get("status") or {}
+    status = (await api.create(review, _FIELD_MANAGER)).get("status") or {}
     if status.get("evaluationError") and not status.get("allowed"):
         raise KubeError(str(status["evaluationError"]))
     return bool(status.get("allowed"))

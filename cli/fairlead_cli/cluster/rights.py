@@ -7,7 +7,8 @@ from fairlead.kube.resource import (
     ACCELERATOR_CLASSES,
     CLUSTER_ROLE_BINDINGS,
     CLUSTER_ROLES,
-    DEFINITIONS,
+    CONTROLLER_REVISIONS,
+    CUSTOM_RESOURCE_DEFINITIONS,
     DEPLOYMENTS,
     DISRUPTION_BUDGETS,
     EVENTS,
@@ -19,7 +20,6 @@ from fairlead.kube.resource import (
     NODES,
     PODS,
     QUOTAS,
-    REVISIONS,
     ROLE_BINDINGS,
     ROLES,
     SECRETS,
@@ -28,49 +28,61 @@ from fairlead.kube.resource import (
     Resource,
 )
 from fairlead_cli.cluster.facts import GATEWAY, INDEXER, OPERATOR
-from fairlead_cli.cluster.reviews import Right
-from fairlead_operator.leading import LEASE
+from fairlead_cli.cluster.reviews import Permission
+from fairlead_operator.leading import LEASE_NAME
 
-_MADE: Final = (
-    *(DEPLOYMENTS, REVISIONS, LEADER_WORKER_SETS, SERVICES, SERVICE_ACCOUNTS, DISRUPTION_BUDGETS, NETWORK_POLICIES),
+_MANAGED_RESOURCES: Final = (
+    *(
+        DEPLOYMENTS,
+        CONTROLLER_REVISIONS,
+        LEADER_WORKER_SETS,
+        SERVICES,
+        SERVICE_ACCOUNTS,
+        DISRUPTION_BUDGETS,
+        NETWORK_POLICIES,
+    ),
 )
 
 
-def of_account(component: str, place: str, namespaces: Sequence[str]) -> list[Right]:
+def component_permissions(component: str, install_namespace: str, namespaces: Sequence[str]) -> list[Permission]:
     """What a component's service account must be allowed: installed in ``place``, for models of ``namespaces`` (none: all)."""
-    found = [_right(ACCELERATOR_CLASSES, verb, None) for verb in ("list", "watch")]
+    found = [_permission(ACCELERATOR_CLASSES, verb, None) for verb in ("list", "watch")]
     for namespace in namespaces or (None,):
-        found += _operator(namespace) if component == OPERATOR else _fleet(namespace)
+        found += _operator_permissions(namespace) if component == OPERATOR else _fleet_permissions(namespace)
     if component == OPERATOR:
-        found.append(_right(LEASES, "create", place))
-        found += [Right(LEASES.group, LEASES.plural, verb, place, LEASE) for verb in ("get", "patch")]
+        found.append(_permission(LEASES, "create", install_namespace))
+        found += [
+            Permission(LEASES.group, LEASES.plural, verb, install_namespace, LEASE_NAME) for verb in ("get", "patch")
+        ]
     return found
 
 
-def _operator(namespace: str | None) -> Iterator[Right]:
+def _operator_permissions(namespace: str | None) -> Iterator[Permission]:
     for verb in ("get", "list", "watch"):
-        yield _right(MODEL_DEPLOYMENTS, verb, namespace)
-    yield _right(MODEL_DEPLOYMENTS, "patch", namespace, "/status")
-    yield _right(MODEL_DEPLOYMENTS, "update", namespace, "/finalizers")
-    for resource in _MADE:
+        yield _permission(MODEL_DEPLOYMENTS, verb, namespace)
+    yield _permission(MODEL_DEPLOYMENTS, "patch", namespace, "/status")
+    yield _permission(MODEL_DEPLOYMENTS, "update", namespace, "/finalizers")
+    for resource in _MANAGED_RESOURCES:
         for verb in ("get", "list", "watch", "create", "patch", "delete"):
-            yield _right(resource, verb, namespace)
+            yield _permission(resource, verb, namespace)
     for verb in ("list", "watch"):
-        yield _right(PODS, verb, namespace)
+        yield _permission(PODS, verb, namespace)
     for verb in ("create", "patch"):
-        yield _right(EVENTS, verb, namespace)
+        yield _permission(EVENTS, verb, namespace)
 
 
-def _fleet(namespace: str | None) -> Iterator[Right]:
+def _fleet_permissions(namespace: str | None) -> Iterator[Permission]:
     for resource in (MODEL_DEPLOYMENTS, PODS):
         for verb in ("list", "watch"):
-            yield _right(resource, verb, namespace)
+            yield _permission(resource, verb, namespace)
 
 
-def to_install(place: str, exists: bool) -> list[Right]:
+def permissions_to_install(namespace: str, exists: bool) -> list[Permission]:
     """What whoever runs ``helm install`` into ``place`` must be allowed."""
-    found = [] if exists else [_right(NAMESPACES, "create", None)]
-    found += [_right(one, "create", None) for one in (DEFINITIONS, CLUSTER_ROLES, CLUSTER_ROLE_BINDINGS)]
+    found = [] if exists else [_permission(NAMESPACES, "create", None)]
+    found += [
+        _permission(one, "create", None) for one in (CUSTOM_RESOURCE_DEFINITIONS, CLUSTER_ROLES, CLUSTER_ROLE_BINDINGS)
+    ]
     inside = (
         DEPLOYMENTS,
         SERVICES,
@@ -81,27 +93,30 @@ def to_install(place: str, exists: bool) -> list[Right]:
         ROLES,
         ROLE_BINDINGS,
     )
-    return found + [_right(one, "create", place) for one in inside]
+    return found + [_permission(one, "create", namespace) for one in inside]
 
 
-def to_check(place: str, *, before: bool) -> list[Right]:
+def permissions_to_check(namespace: str, *, before_install: bool) -> list[Permission]:
     """What the checks themselves read."""
-    found = [_right(DEFINITIONS, "get", None), _right(QUOTAS, "list", None)]
-    if before:
-        return [*found, _right(NODES, "list", None)]
-    found += [_right(one, "list", None) for one in (DEPLOYMENTS, PODS, MODEL_DEPLOYMENTS)]
-    found += [_right(one, "list", place) for one in (DISRUPTION_BUDGETS, NETWORK_POLICIES)]
-    found += [_right(SECRETS, "get", place), Right(LEASES.group, LEASES.plural, "get", place, LEASE)]
+    found = [_permission(CUSTOM_RESOURCE_DEFINITIONS, "get", None), _permission(QUOTAS, "list", None)]
+    if before_install:
+        return [*found, _permission(NODES, "list", None)]
+    found += [_permission(one, "list", None) for one in (DEPLOYMENTS, PODS, MODEL_DEPLOYMENTS)]
+    found += [_permission(one, "list", namespace) for one in (DISRUPTION_BUDGETS, NETWORK_POLICIES)]
+    found += [
+        _permission(SECRETS, "get", namespace),
+        Permission(LEASES.group, LEASES.plural, "get", namespace, LEASE_NAME),
+    ]
     return [
         *found,
-        _right(PODS, "get", place, "/proxy"),
-        Right("authorization.k8s.io", "subjectaccessreviews", "create"),
+        _permission(PODS, "get", namespace, "/proxy"),
+        Permission("authorization.k8s.io", "subjectaccessreviews", "create"),
     ]
 
 
-COMPONENTS: Final = (OPERATOR, GATEWAY, INDEXER)
+COMPONENTS_WITH_PERMISSIONS: Final = (OPERATOR, GATEWAY, INDEXER)
 """Those that have rights at all."""
 
 
-def _right(resource: Resource, verb: str, namespace: str | None, sub: str = "") -> Right:
-    return Right(resource.group, resource.plural + sub, verb, namespace if resource.namespaced else None)
+def _permission(resource: Resource, verb: str, namespace: str | None, sub: str = "") -> Permission:
+    return Permission(resource.group, resource.plural + sub, verb, namespace if resource.namespaced else None)

@@ -6,13 +6,13 @@ What engines say is the same at every gateway, so the freshest copy counts; what
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from fairlead_cli.cluster.prometheus import Page
+from fairlead_cli.cluster.prometheus import MetricsPage
 
 _ENGINE, _GATEWAY = "fairlead_gateway_engine_", "fairlead_gateway_instance_"
 
 
 @dataclass(frozen=True, slots=True)
-class Signals:
+class EngineSignals:
     """Of one instance; None: nobody told. ``in_flight`` is the gateways' sum, ``age_seconds`` that of the engine's own figures."""
 
     id: str
@@ -27,31 +27,31 @@ class Signals:
     in_flight: float | None = None
 
 
-def of_model(pages: Sequence[Page], model: str) -> dict[str, Signals]:
+def signals_by_instance(pages: Sequence[MetricsPage], model: str) -> dict[str, EngineSignals]:
     """By instance id; ``model`` is ``namespace/name``."""
-    found: dict[str, Signals] = {}
+    found: dict[str, EngineSignals] = {}
     for page in pages:
-        for sample in page.all(f"{_ENGINE}signals_age_seconds", model=model):
+        for sample in page.matching(f"{_ENGINE}signals_age_seconds", model=model):
             name = sample.labels.get("instance", "")
             before = found.get(name)
             if before is None or before.age_seconds is None or sample.value < before.age_seconds:
                 found[name] = _read(page, model, name, sample.labels.get("pool"), sample.value)
-        for sample in page.all(f"{_GATEWAY}in_flight", model=model):
-            found.setdefault(sample.labels.get("instance", ""), Signals(sample.labels.get("instance", "")))
-    return {name: _with_flight(one, pages, model) for name, one in sorted(found.items())}
+        for sample in page.matching(f"{_GATEWAY}in_flight", model=model):
+            found.setdefault(sample.labels.get("instance", ""), EngineSignals(sample.labels.get("instance", "")))
+    return {name: _with_in_flight(one, pages, model) for name, one in sorted(found.items())}
 
 
-def ready_instances(page: Page, model: str) -> float | None:
+def ready_instances(page: MetricsPage, model: str) -> float | None:
     """How many a gateway routes to; None when it does not say, as it may of a model that it does not know."""
     return page.value("fairlead_gateway_instances", model=model, state="Ready")
 
 
-def _read(page: Page, model: str, name: str, pool: str | None, age: float) -> Signals:
+def _read(page: MetricsPage, model: str, name: str, pool: str | None, age: float) -> EngineSignals:
     def said(what: str) -> float | None:
         return page.value(f"{_ENGINE}{what}", model=model, instance=name)
 
     queries, hits = said("prefix_queries_total"), said("prefix_hits_total")
-    return Signals(
+    return EngineSignals(
         id=name,
         pool=pool,
         running=said("running"),
@@ -64,7 +64,7 @@ def _read(page: Page, model: str, name: str, pool: str | None, age: float) -> Si
     )
 
 
-def _with_flight(one: Signals, pages: Sequence[Page], model: str) -> Signals:
+def _with_in_flight(one: EngineSignals, pages: Sequence[MetricsPage], model: str) -> EngineSignals:
     counts = [page.value(f"{_GATEWAY}in_flight", model=model, instance=one.id) for page in pages]
     known = [count for count in counts if count is not None]
     return replace(one, in_flight=sum(known) if known else None)

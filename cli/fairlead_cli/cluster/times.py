@@ -8,7 +8,7 @@ from fairlead_cli.local.words import UNKNOWN
 _STEPS = ((86_400.0, "d"), (3_600.0, "h"), (60.0, "m"), (1.0, "s"))
 
 
-def wall(text: object) -> float | None:
+def parse_time(text: object) -> float | None:
     """``2026-11-20T17:43:20Z`` as Unix time; None for what is no time."""
     try:
         found = datetime.fromisoformat(str(text).replace("Z", "+00:00"))
@@ -17,7 +17,7 @@ def wall(text: object) -> float | None:
     return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
 
 
-def http_date(text: str) -> float | None:
+def parse_http_date(text: str) -> float | None:
     """An HTTP ``Date`` as Unix time, exact to a second; None for what is no date."""
     try:
         return parsedate_to_datetime(text).timestamp()
@@ -25,7 +25,7 @@ def http_date(text: str) -> float | None:
         return None
 
 
-def age(since: float | None, now: float) -> str:
+def format_age(since: float | None, now: float) -> str:
     """``41s``, ``12m``, ``3h``, ``8d``: as kubectl has it, in one unit; a dash when it is not known."""
     if since is None:
         return UNKNOWN

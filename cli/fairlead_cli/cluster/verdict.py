@@ -6,14 +6,14 @@ from enum import StrEnum
 from typing import Final
 
 from fairlead_cli.cluster.catalogue import Check
-from fairlead_cli.cluster.facts import Facts
-from fairlead_cli.cluster.missing import Missing
+from fairlead_cli.cluster.facts import ClusterFacts
+from fairlead_cli.cluster.missing import MissingValue
 
-LINES: Final = 6
+MAX_LINES: Final = 6
 """Findings shown of one check; what lies behind is counted."""
 
 
-class Mark(StrEnum):
+class CheckOutcome(StrEnum):
     """How it stands. Only FAILED makes the exit code 1."""
 
     OK = "ok"
@@ -26,53 +26,55 @@ class Mark(StrEnum):
 class Verdict:
     """``note`` follows the line in brackets, ``lines`` stand below it."""
 
-    mark: Mark
+    outcome: CheckOutcome
     lines: tuple[str, ...] = ()
     note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
+class CheckResult:
     """A check with its verdict."""
 
     check: Check
     verdict: Verdict
 
 
-Judge = Callable[[Facts], Verdict | None]
+Analyzer = Callable[[ClusterFacts], Verdict | None]
 """None: the check does not concern this cluster, and is not printed."""
 
 
-def ok(note: str = "") -> Verdict:
+def passed(note: str = "") -> Verdict:
     """It is so."""
-    return Verdict(Mark.OK, note=note)
+    return Verdict(CheckOutcome.OK, note=note)
 
 
 def failed(*lines: str) -> Verdict:
     """It is not so."""
-    return Verdict(Mark.FAILED, lines)
+    return Verdict(CheckOutcome.FAILED, lines)
 
 
 def warned(*lines: str) -> Verdict:
     """It is not so, and everything works all the same."""
-    return Verdict(Mark.WARNING, lines)
+    return Verdict(CheckOutcome.WARNING, lines)
 
 
-def unknown(missing: Missing | str) -> Verdict:
+def unknown(missing: MissingValue | str) -> Verdict:
     """It cannot be told, and why."""
-    return Verdict(Mark.UNKNOWN, (missing if isinstance(missing, str) else missing.why,))
+    return Verdict(CheckOutcome.UNKNOWN, (missing if isinstance(missing, str) else missing.reason,))
 
 
-def judged(bad: Iterable[str], unsure: Iterable[str] = (), note: str = "", mark: Mark = Mark.FAILED) -> Verdict:
+def verdict_of(
+    bad: Iterable[str], unsure: Iterable[str] = (), note: str = "", mark: CheckOutcome = CheckOutcome.FAILED
+) -> Verdict:
     """``mark`` with every finding; without one UNKNOWN with what is unsure; OK where there is neither."""
     findings = tuple(dict.fromkeys(bad))
     if findings:
         return Verdict(mark, findings)
     doubts = tuple(dict.fromkeys(unsure))
-    return Verdict(Mark.UNKNOWN, doubts) if doubts else ok(note)
+    return Verdict(CheckOutcome.UNKNOWN, doubts) if doubts else passed(note)
 
 
-def shown(lines: Sequence[str]) -> list[str]:
+def truncate_lines(lines: Sequence[str]) -> list[str]:
     """At most so many of them, and how many more there are."""
-    more = len(lines) - LINES
-    return [*lines[:LINES], *([f"and {more} more"] if more > 0 else [])]
+    more = len(lines) - MAX_LINES
+    return [*lines[:MAX_LINES], *([f"and {more} more"] if more > 0 else [])]

@@ -9,9 +9,9 @@ import msgspec
 
 from fairlead.errors import BadInput
 from fairlead.limits import Limits
-from fairlead.manifests import STDIN
+from fairlead.manifests import STDIN_PATH
 
-_ONLY: Final = {
+_OPTION_ACTIONS: Final = {
     "tokens": ("match",),
     "adapter": ("match",),
     "salt": ("match",),
@@ -20,11 +20,11 @@ _ONLY: Final = {
     "count": ("watch",),
 }
 """Option → the actions that know it."""
-_TOKENS: Final = msgspec.json.Decoder(list[int])
+_TOKEN_DECODER: Final = msgspec.json.Decoder(list[int])
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class IndexOptions:
     """As it was typed."""
 
     action: str
@@ -38,9 +38,9 @@ class Asked:
     count: int | None = None
     output: str = "table"
 
-    def check(self) -> None:
+    def validate(self) -> None:
         """Raises BadInput for an option of another action, and for one that is missing."""
-        for name, actions in _ONLY.items():
+        for name, actions in _OPTION_ACTIONS.items():
             if getattr(self, name) is not None and self.action not in actions:
                 text = f"--{name} belongs to {' and '.join(actions)}, not to {self.action}"
                 raise BadInput(text, field=f"--{name}", hint="leave it out")
@@ -50,9 +50,9 @@ class Asked:
             raise BadInput(f"--count {self.count} is less than one batch", field="--count", hint="leave it out: no end")
 
 
-def token_ids(path: Path, limits: Limits) -> list[int]:
+def read_token_ids(path: Path, limits: Limits) -> list[int]:
     """The prompt. Raises BadInput for what is no list of token ids, OSError for a file that cannot be read."""
-    if str(path) == STDIN:
+    if str(path) == STDIN_PATH:
         data = sys.stdin.buffer.read(limits.index_tokens_bytes + 1)
     else:
         with path.open("rb") as file:
@@ -61,7 +61,7 @@ def token_ids(path: Path, limits: Limits) -> list[int]:
         text = f"{path} has more than {limits.index_tokens_bytes} bytes"
         raise BadInput(text, field="--tokens", hint="no prompt is as long")
     try:
-        return _TOKENS.decode(data)
+        return _TOKEN_DECODER.decode(data)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         text = f"{path} is no JSON list of token ids: {str(error)[:120]}"
         raise BadInput(text, field="--tokens", hint="write it as [1, 2, 3]") from None

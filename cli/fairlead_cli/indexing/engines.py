@@ -13,16 +13,16 @@ from fairlead.clock import Clock
 from fairlead.errors import Unavailable
 from fairlead.limits import Limits
 from fairlead_kvstore.errors import EventsError
-from fairlead_kvstore.events.sequence import Stream, parse_replay, replay_request
-from fairlead_kvstore.follow import follow
-from fairlead_kvstore.truth.tiers import Tier
-from fairlead_kvstore.truth.truth import Truth
+from fairlead_kvstore.events.sequence import EventSequencer, parse_replay_frame, replay_request
+from fairlead_kvstore.follow import apply_outcomes
+from fairlead_kvstore.truth.tiers import StorageTier
+from fairlead_kvstore.truth.truth import BlockStore
 
-Content = frozenset[tuple[int, Tier]]
+Content = frozenset[tuple[int, StorageTier]]
 _POLL_MS: Final = 200
 
 
-class Replayed(msgspec.Struct, frozen=True):
+class ReplayedContent(msgspec.Struct, frozen=True):
     """``whole``: everything since the engine's start was there, else from batch ``first`` on."""
 
     content: Content
@@ -31,16 +31,18 @@ class Replayed(msgspec.Struct, frozen=True):
     batches: int
 
 
-def replayed(endpoint: str, instance: str, model_key: str, secret: bytes, clock: Clock, limits: Limits) -> Replayed:
+def replay_engine(
+    endpoint: str, instance: str, model_key: str, secret: bytes, clock: Clock, limits: Limits
+) -> ReplayedContent:
     """Ask and follow; blocks, so call it in a thread. Raises Unavailable in a few words."""
-    truth, stream = Truth(secret=secret, limits=limits), Stream(replayable=True, limits=limits)
+    truth, stream = BlockStore(secret=secret, limits=limits), EventSequencer(replayable=True, limits=limits)
     truth.attach(instance, model_key, clock.now())
-    follow(truth, instance, stream.connected(), clock.now(), limits)
+    apply_outcomes(truth, instance, stream.on_connected(), clock.now(), limits)
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     socket = context.socket(zmq.DEALER)
     try:
-        _ask(socket, endpoint, limits)
-        first, batches = _replay(socket, endpoint, truth, stream, instance, clock, limits)
+        _request_replay(socket, endpoint, limits)
+        first, batches = _follow_replay(socket, endpoint, truth, stream, instance, clock, limits)
     except zmq.ZMQError as error:
         raise Unavailable(f"{endpoint} cannot be asked: {error}") from None
     except EventsError as error:
@@ -48,23 +50,23 @@ def replayed(endpoint: str, instance: str, model_key: str, secret: bytes, clock:
     finally:
         socket.close(0)
         context.term()
-    return Replayed(frozenset(truth.content(instance)), truth.state(instance).complete, first, batches)
+    return ReplayedContent(frozenset(truth.content(instance)), truth.state(instance).complete, first, batches)
 
 
-def _ask(socket: "zmq.Socket[bytes]", endpoint: str, limits: Limits) -> None:
+def _request_replay(socket: "zmq.Socket[bytes]", endpoint: str, limits: Limits) -> None:
     socket.setsockopt(zmq.LINGER, 0)
-    socket.setsockopt(zmq.RCVHWM, limits.kv_replay_waiting)
+    socket.setsockopt(zmq.RCVHWM, limits.kv_replay_pending)
     socket.setsockopt(zmq.MAXMSGSIZE, limits.kv_events_bytes)
     socket.setsockopt(zmq.IPV6, 1)
     socket.connect(endpoint)
     socket.send_multipart(replay_request(0))
 
 
-def _replay(
+def _follow_replay(
     socket: "zmq.Socket[bytes]",
     endpoint: str,
-    truth: Truth,
-    stream: Stream,
+    truth: BlockStore,
+    stream: EventSequencer,
     instance: str,
     clock: Clock,
     limits: Limits,
@@ -79,8 +81,8 @@ def _replay(
             continue
         parts = socket.recv_multipart()
         size += sum(map(len, parts))
-        frame = parse_replay(parts)
-        follow(truth, instance, stream.replayed(frame), clock.now(), limits)
+        frame = parse_replay_frame(parts)
+        apply_outcomes(truth, instance, stream.on_replayed_frame(frame), clock.now(), limits)
         if frame is None:
             return first, batches
         first = frame.number if first is None else first

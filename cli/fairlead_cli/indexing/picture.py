@@ -13,28 +13,38 @@ from redis.exceptions import ResponseError
 
 from fairlead.clock import Clock
 from fairlead.limits import Limits
-from fairlead_cli.errors import BadIndex
-from fairlead_cli.indexing.reaching import away
+from fairlead_cli.errors import UnusableIndex
+from fairlead_cli.indexing.reaching import unreachable_error
 from fairlead_kvstore import keys
 from fairlead_kvstore.errors import UnreadableError
-from fairlead_kvstore.index.hints import Hints, unpacked
-from fairlead_kvstore.index.layout import AT, DATA, META, Header, Meta, changes_at, decode, header_instance, parse_at
-from fairlead_kvstore.index.left import fields
-from fairlead_kvstore.index.load import Loaded, NotLoaded, load
-from fairlead_kvstore.index.mirror import IndexMirror
-from fairlead_kvstore.index.notes import NOTES, Note, Notes
+from fairlead_kvstore.index.hints import ReplicationHints, decode_replication_hints
+from fairlead_kvstore.index.layout import (
+    ENTRY_FIELD,
+    META_FIELD,
+    POSITION_FIELD,
+    IndexMeta,
+    InstanceHeader,
+    decode_entry_with_time,
+    decode_position,
+    decode_value,
+    header_instance,
+)
+from fairlead_kvstore.index.left import read_fields
+from fairlead_kvstore.index.load import LoadedIndex, LoadFailure, load_index
+from fairlead_kvstore.index.mirror import IndexReplica
+from fairlead_kvstore.index.notes import STATUSES_FIELD, InstanceStatus, InstanceStatuses
 from fairlead_kvstore.redis import RedisLink
 
-_ATTEMPTS: Final = 10
+_MAX_ATTEMPTS: Final = 10
 _PAUSE_SECONDS: Final = 0.3
 """An indexer that has just begun writes everything down first, and an instance's parts may be replaced while they are read."""
-_HEADERS_AT_ONCE: Final = 64
+_HEADER_BATCH: Final = 64
 
-Pause = Callable[[float], Awaitable[object]]
+Sleep = Callable[[float], Awaitable[object]]
 
 
 @dataclass(frozen=True, slots=True)
-class Lease:
+class WriterLease:
     """Who may write, and for how long without another word."""
 
     epoch: int
@@ -43,7 +53,7 @@ class Lease:
 
 
 @dataclass(frozen=True, slots=True)
-class Tail:
+class StreamTail:
     """The stream of changes: how long it is, its first and last ``(epoch, sequence)``, and when the last was written (Unix)."""
 
     entries: int = 0
@@ -53,7 +63,7 @@ class Tail:
 
 
 @dataclass(slots=True)
-class Picture:
+class IndexSnapshot:
     """``ahead``: Unix time less monotonic time. ``loaded`` is None when no mirror can be made, for ``trouble``."""
 
     model_key: str
@@ -61,22 +71,22 @@ class Picture:
     now: float
     ahead: float
     at: tuple[int, int] | None = None
-    meta: Meta | None = None
-    lease: Lease | None = None
-    tail: Tail = field(default_factory=Tail)
-    notes: Notes | None = None
-    hints: Hints | None = None
-    headers: dict[str, Header] = field(default_factory=dict)
+    meta: IndexMeta | None = None
+    lease: WriterLease | None = None
+    tail: StreamTail = field(default_factory=StreamTail)
+    notes: InstanceStatuses | None = None
+    hints: ReplicationHints | None = None
+    headers: dict[str, InstanceHeader] = field(default_factory=dict)
     unreadable: dict[str, str] = field(default_factory=dict)
-    loaded: Loaded | None = None
-    trouble: str = ""
+    loaded: LoadedIndex | None = None
+    problem: str = ""
 
     @property
-    def mirror(self) -> IndexMirror:
+    def mirror(self) -> IndexReplica:
         """What gateways have. Raises BadIndex."""
         if self.loaded is None:
             hint = "gateways go on with what they had; an indexer that leads writes everything anew when it must"
-            raise BadIndex(f"the index of {self.model_key} cannot be read: {self.trouble}", hint=hint)
+            raise UnusableIndex(f"the index of {self.model_key} cannot be read: {self.problem}", hint=hint)
         return self.loaded.mirror
 
     @property
@@ -86,7 +96,7 @@ class Picture:
         told = self.loaded.mirror.instances() if self.loaded is not None else ()
         return sorted({*told, *noted, *self.headers, *self.unreadable} - {"hints"})
 
-    def note(self, instance: str) -> Note | None:
+    def note(self, instance: str) -> InstanceStatus | None:
         """What the indexer says of it; None when it says nothing."""
         return None if self.notes is None else self.notes.instances.get(instance)
 
@@ -97,104 +107,106 @@ class Picture:
         return noted or (None if header is None else header.slice.block_size)
 
     @property
-    def written(self) -> float | None:
+    def last_written(self) -> float | None:
         """When something was last written, Unix seconds."""
         told = (self.notes, self.meta)
         times = [self.tail.wall, *(one.wall for one in told if one is not None)]
         return max((one for one in times if one is not None), default=None)
 
 
-async def look(link: RedisLink, model_key: str, clock: Clock, limits: Limits, pause: Pause = asyncio.sleep) -> Picture:
+async def take_snapshot(
+    link: RedisLink, model_key: str, clock: Clock, limits: Limits, sleep: Sleep = asyncio.sleep
+) -> IndexSnapshot:
     """How it is now; for some seconds an indexer that is writing it down is waited for. Raises NoIndex."""
-    for attempt in range(_ATTEMPTS):
-        picture = await _once(link, model_key, clock, limits)
-        if picture.loaded is not None or picture.lease is None or attempt == _ATTEMPTS - 1:
+    for attempt in range(_MAX_ATTEMPTS):
+        picture = await _read_once(link, model_key, clock, limits)
+        if picture.loaded is not None or picture.lease is None or attempt == _MAX_ATTEMPTS - 1:
             break
-        await pause(_PAUSE_SECONDS)
+        await sleep(_PAUSE_SECONDS)
     return picture
 
 
-async def _once(link: RedisLink, model_key: str, clock: Clock, limits: Limits) -> Picture:
+async def _read_once(link: RedisLink, model_key: str, clock: Clock, limits: Limits) -> IndexSnapshot:
     now, wall = clock.now(), clock.wall()
-    picture = Picture(model_key, wall, now, wall - now)
+    picture = IndexSnapshot(model_key, wall, now, wall - now)
     own, idx, ev = keys.index_keys(model_key)
     replies = await link.run(
         [
-            ("HMGET", idx, AT, META, NOTES),
+            ("HMGET", idx, POSITION_FIELD, META_FIELD, STATUSES_FIELD),
             ("GET", own),
             ("PTTL", own),
             ("XLEN", ev),
             ("XRANGE", ev, "-", "+", "COUNT", 1),
             ("XREVRANGE", ev, "+", "-", "COUNT", 1),
             ("HKEYS", idx),
-            ("GET", keys.hints(model_key)),
+            ("GET", keys.replication_hints(model_key)),
         ]
     )
     if replies is None:
-        raise away(link)
+        raise unreachable_error(link)
     for reply in replies:
         if isinstance(reply, ResponseError):
-            picture.trouble = f"Redis refuses: {str(reply).splitlines()[0][:120]}"
+            picture.problem = f"Redis refuses: {str(reply).splitlines()[0][:120]}"
             return picture
     (at, meta, notes), lease, left, length, first, last, names, hints = replies
-    picture.hints = unpacked(hints)
-    picture.at, picture.lease = parse_at(at), parse_lease(lease, left)
-    picture.meta = _value(picture, "meta", meta, Meta)
-    picture.notes = _value(picture, "notes", notes, Notes)
+    picture.hints = decode_replication_hints(hints)
+    picture.at, picture.lease = decode_position(at), parse_lease(lease, left)
+    picture.meta = _decode_field(picture, "meta", meta, IndexMeta)
+    picture.notes = _decode_field(picture, "notes", notes, InstanceStatuses)
     try:
-        picture.tail = Tail(int(length), _id(first), _id(last), _wall(last, model_key))
+        picture.tail = StreamTail(int(length), _entry_id(first), _entry_id(last), _entry_time(last, model_key))
     except (UnreadableError, KeyError, TypeError, IndexError, ValueError) as error:
         picture.unreadable["the last entry"] = str(error)[:120]
     await _headers(link, idx, picture, sorted(names))
-    found = await load(link, model_key, picture.ahead, now, limits)
-    if isinstance(found, NotLoaded):
-        picture.trouble = found.why
+    found = await load_index(link, model_key, picture.ahead, now, limits)
+    if isinstance(found, LoadFailure):
+        picture.problem = found.why
     else:
         picture.loaded = found
         picture.unreadable |= found.unreadable
     return picture
 
 
-async def _headers(link: RedisLink, idx: str, picture: Picture, names: list[bytes]) -> None:
+async def _headers(link: RedisLink, idx: str, picture: IndexSnapshot, names: list[bytes]) -> None:
     """Of the instances that count, which is those of the present epoch."""
     wanted = [name for name in names if header_instance(name) is not None]
-    for start in range(0, len(wanted), _HEADERS_AT_ONCE):
-        some = wanted[start : start + _HEADERS_AT_ONCE]
-        values = await fields(link, idx, some)
+    for start in range(0, len(wanted), _HEADER_BATCH):
+        some = wanted[start : start + _HEADER_BATCH]
+        values = await read_fields(link, idx, some)
         if values is None:
-            raise away(link)
+            raise unreachable_error(link)
         for name, data in zip(some, values, strict=True):
             instance = header_instance(name) or ""
-            header = _value(picture, instance, data, Header)
+            header = _decode_field(picture, instance, data, InstanceHeader)
             if header is not None and (picture.at is None or header.epoch == picture.at[0]):
                 picture.headers[instance] = header
 
 
-def parse_lease(data: Any, milliseconds: Any) -> Lease | None:
+def parse_lease(data: Any, milliseconds: Any) -> WriterLease | None:
     """The lease, if there is one."""
     if not isinstance(data, bytes) or not isinstance(milliseconds, int):
         return None
     epoch, colon, holder = data.partition(b":")
     if not colon or not epoch.isdigit() or len(epoch) > 20:
         return None
-    return Lease(int(epoch), holder.decode("utf-8", "replace")[:256], max(0, milliseconds) / 1e3)
+    return WriterLease(int(epoch), holder.decode("utf-8", "replace")[:256], max(0, milliseconds) / 1e3)
 
 
-def _value(picture: Picture, name: str, data: Any, kind: type[Any]) -> Any:
+def _decode_field(picture: IndexSnapshot, name: str, data: Any, kind: type[Any]) -> Any:
     if data is None:
         return None
     try:
-        return decode(data, kind)
+        return decode_value(data, kind)
     except UnreadableError as error:
         picture.unreadable[name] = error.message
         return None
 
 
-def _wall(reply: Any, model_key: str) -> float | None:
-    return changes_at(reply[0][1][DATA], model_key, 0.0)[0] if reply else None
+def _entry_time(reply: Any, model_key: str) -> float | None:
+    return decode_entry_with_time(reply[0][1][ENTRY_FIELD], model_key, 0.0)[0] if reply else None
 
 
-def _id(reply: Any) -> tuple[int, int] | None:
+def _entry_id(reply: Any) -> tuple[int, int] | None:
     if not reply:
         return None
     epoch, _, sequence = bytes(reply[0][0]).partition(b"-")

@@ -7,14 +7,14 @@ from contextlib import asynccontextmanager
 from fairlead.clock import Clock
 from fairlead.errors import BadInput
 from fairlead.limits import Limits
-from fairlead.names import nearest
-from fairlead_cli.errors import NoIndex
+from fairlead.names import closest_matches
+from fairlead_cli.errors import IndexUnreachable
 from fairlead_kvstore import keys
 from fairlead_kvstore.redis import RedisLink
 
 
 @asynccontextmanager
-async def reached(url: str | None, clock: Clock, limits: Limits) -> AsyncIterator[RedisLink]:
+async def connect(url: str | None, clock: Clock, limits: Limits) -> AsyncIterator[RedisLink]:
     """A link that is connected. Raises BadInput without a URL, NoIndex when nobody answers."""
     if not url:
         hint = "give --redis redis://HOST:PORT/0, or set FAIRLEAD_REDIS_URL"
@@ -26,28 +26,28 @@ async def reached(url: str | None, clock: Clock, limits: Limits) -> AsyncIterato
             async with asyncio.timeout(limits.redis_connect_seconds):
                 await link.wait_connected()
         except TimeoutError:
-            raise away(link) from None
+            raise unreachable_error(link) from None
         yield link
     finally:
         await link.stop()
 
 
-def away(link: RedisLink) -> NoIndex:
+def unreachable_error(link: RedisLink) -> IndexUnreachable:
     """The error for a Redis that does not answer."""
-    return NoIndex(
-        f"no Redis answers: {link.words()}", hint="gateways go on without it; is the URL the one that they have?"
+    return IndexUnreachable(
+        f"no Redis answers: {link.describe()}", hint="gateways go on without it; is the URL the one that they have?"
     )
 
 
-async def models(link: RedisLink, limits: Limits) -> list[str]:
+async def list_models(link: RedisLink, limits: Limits) -> list[str]:
     """All models that have an index, sorted. Raises NoIndex."""
-    names = await link.names(keys.index_pattern(), limits.index_models)
+    names = await link.scan_keys(keys.index_pattern(), limits.index_models)
     if names is None:
-        raise away(link)
-    return sorted({key for name in names if (key := keys.index_model(name)) is not None})
+        raise unreachable_error(link)
+    return sorted({key for name in names if (key := keys.model_of_index_key(name)) is not None})
 
 
-def chosen(name: str | None, known: Sequence[str]) -> str:
+def choose_model(name: str | None, known: Sequence[str]) -> str:
     """The key ``namespace/name`` of the model that is meant. Raises BadInput, which names the nearest ones."""
     if name is None:
         if len(known) == 1:
@@ -64,6 +64,6 @@ def chosen(name: str | None, known: Sequence[str]) -> str:
     if not known:
         hint = "this Redis has no index at all: does an indexer run, and is it this Redis that it writes to?"
         raise BadInput(f"no model {name!r} has an index", field="--model", hint=hint)
-    close = nearest(name, [*known, *(key.partition("/")[2] for key in known)])
+    close = closest_matches(name, [*known, *(key.partition("/")[2] for key in known)])
     there = [key for key in known if key in close or key.partition("/")[2] in close] or list(known[:5])
     raise BadInput(f"no model {name!r} has an index", field="--model", hint=f"there is: {', '.join(there)}")

@@ -13,14 +13,14 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from fairlead.units import duration
-from fairlead_cli.indexing.picture import Picture
+from fairlead.units import format_duration
+from fairlead_cli.indexing.picture import IndexSnapshot
 from fairlead_cli.local.words import UNKNOWN
-from fairlead_kvstore.index.census import Census, census
-from fairlead_kvstore.index.hints import Hint
-from fairlead_kvstore.index.victims import Victim, victims
+from fairlead_kvstore.index.census import BlockCounts, count_blocks
+from fairlead_kvstore.index.hints import ReplicationHint
+from fairlead_kvstore.index.victims import RemovalRank, rank_removals
 
-_HEADS = (
+_TABLE_HEADINGS = (
     "INSTANCE",
     "BLOCKS",
     "UNIQUE",
@@ -37,7 +37,7 @@ _HEADS = (
 )
 
 
-class Holding(msgspec.Struct, kw_only=True):
+class InstanceContents(msgspec.Struct, kw_only=True):
     """One instance. None is what nobody told. Seconds are durations up to now."""
 
     id: str
@@ -64,7 +64,7 @@ class Holding(msgspec.Struct, kw_only=True):
     trouble: str
 
 
-class Stats(msgspec.Struct, kw_only=True):
+class IndexStats(msgspec.Struct, kw_only=True):
     """One model. ``stale_seconds``: how long nobody has written, None while somebody does; ``trouble``: why it cannot be used.
     ``hints``: blocks in shared stores. ``wanted``: hot prefixes that want another home, None where no gateway tells."""
 
@@ -79,23 +79,23 @@ class Stats(msgspec.Struct, kw_only=True):
     unreadable: dict[str, str]
     blocks: int
     hints: int
-    wanted: list[Hint] | None
-    instances: list[Holding]
+    wanted: list[ReplicationHint] | None
+    instances: list[InstanceContents]
 
     @property
-    def well(self) -> bool:
+    def is_healthy(self) -> bool:
         """Gateways can use it, and it is kept up."""
         return not self.trouble and not self.unreadable and self.leader is not None
 
 
-def stats(picture: Picture) -> Stats:
+def build_stats(picture: IndexSnapshot) -> IndexStats:
     """Of one model, from what was read."""
     mirror = picture.loaded.mirror if picture.loaded is not None else None
-    counted = census(mirror) if mirror is not None else {}
-    ranked = {one.instance: one for one in victims(counted, _unknown(picture, counted), None)}
-    lease, at, written = picture.lease, picture.at, picture.written
-    blocks = 0 if mirror is None else sum(count for _, count in mirror.sets())
-    return Stats(
+    counted = count_blocks(mirror) if mirror is not None else {}
+    ranked = {one.instance: one for one in rank_removals(counted, _incomplete_instances(picture, counted), None)}
+    lease, at, written = picture.lease, picture.at, picture.last_written
+    blocks = 0 if mirror is None else sum(count for _, count in mirror.holder_sets())
+    return IndexStats(
         model=picture.model_key,
         leader=lease.holder if lease is not None else None,
         lease_seconds=lease.seconds if lease is not None else None,
@@ -103,34 +103,37 @@ def stats(picture: Picture) -> Stats:
         sequence=at[1] if at is not None else None,
         stream_entries=picture.tail.entries,
         stale_seconds=None if lease is not None or written is None else max(0.0, picture.wall - written),
-        trouble=picture.trouble if mirror is None else "",
+        trouble=picture.problem if mirror is None else "",
         unreadable=picture.unreadable,
         blocks=blocks,
-        hints=mirror.hints if mirror is not None else 0,
+        hints=mirror.hint_count if mirror is not None else 0,
         wanted=None if picture.hints is None else picture.hints.hints,
         instances=[
-            _holding(picture, name, counted.get(name, Census()), ranked.get(name)) for name in picture.instances
+            _instance_contents(picture, name, counted.get(name, BlockCounts()), ranked.get(name))
+            for name in picture.instances
         ],
     )
 
 
-def _unknown(picture: Picture, counted: Mapping[str, Census]) -> dict[str, str]:
+def _incomplete_instances(picture: IndexSnapshot, counted: Mapping[str, BlockCounts]) -> dict[str, str]:
     """Which of these are not known completely, and why."""
     found = {}
     for name in counted:
-        known = picture.loaded.mirror.standing(name) if picture.loaded is not None else None
+        known = picture.loaded.mirror.completeness(name) if picture.loaded is not None else None
         if known is None or not known.complete:
             found[name] = "nothing was told of it" if known is None else known.reason
     return found
 
 
-def _holding(picture: Picture, name: str, held: Census, victim: Victim | None) -> Holding:
+def _instance_contents(
+    picture: IndexSnapshot, name: str, held: BlockCounts, victim: RemovalRank | None
+) -> InstanceContents:
     note, header = picture.note(name), picture.headers.get(name)
-    known = picture.loaded.mirror.standing(name) if picture.loaded is not None else None
+    known = picture.loaded.mirror.completeness(name) if picture.loaded is not None else None
     kept = header.slice if header is not None else None
     evicted = note.evicted_age_seconds if note is not None else kept.evicted_age_seconds if kept is not None else None
     sequence = picture.at[1] if picture.at is not None else None
-    return Holding(
+    return InstanceContents(
         id=name,
         url=note.url if note is not None else None,
         connected=note.connected if note is not None else None,
@@ -156,16 +159,16 @@ def _holding(picture: Picture, name: str, held: Census, victim: Victim | None) -
     )
 
 
-def show(found: Sequence[Stats]) -> RenderableType:
+def render_stats(found: Sequence[IndexStats]) -> RenderableType:
     """For people: a headline and a table for each model, and below it what is wrong."""
     return Group(*(part for one in found for part in _model(one)))
 
 
-def _model(one: Stats) -> Iterator[RenderableType]:
-    sign = ("√", "green") if one.well else ("×", "red")
+def _model(one: IndexStats) -> Iterator[RenderableType]:
+    sign = ("√", "green") if one.is_healthy else ("×", "red")
     writes = f"{one.leader} writes" if one.leader is not None else "nobody writes"
     if one.stale_seconds is not None:
-        writes += f" since {duration(one.stale_seconds)}"
+        writes += f" since {format_duration(one.stale_seconds)}"
     at = UNKNOWN if one.epoch is None else f"{one.epoch}-{one.sequence}"
     hints = f", {one.hints:,} in shared stores" if one.hints else ""
     yield Text.assemble(
@@ -181,13 +184,13 @@ def _model(one: Stats) -> Iterator[RenderableType]:
         yield _table(one.instances)
 
 
-def _table(instances: Sequence[Holding]) -> Table:
+def _table(instances: Sequence[InstanceContents]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    for head in _HEADS:
+    for head in _TABLE_HEADINGS:
         left = head in ("INSTANCE", "COMPLETE")
         table.add_column(head, justify="left" if left else "right", no_wrap=head != "COMPLETE", overflow="fold")
     for one in instances:
-        since = f" for {duration(one.since_seconds)}" if one.since_seconds is not None else ""
+        since = f" for {format_duration(one.since_seconds)}" if one.since_seconds is not None else ""
         complete = f"yes{since}: {one.reason}" if one.complete else f"no{since}: {one.reason}"
         if one.trouble:
             complete += f"; {one.trouble}"
@@ -204,4 +207,4 @@ def _number(value: int | None) -> str:
 
 
 def _duration(value: float | None) -> str:
-    return UNKNOWN if value is None else duration(max(0.0, value))
+    return UNKNOWN if value is None else format_duration(max(0.0, value))

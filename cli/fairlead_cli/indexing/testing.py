@@ -9,48 +9,48 @@ import zmq
 
 from fairlead.clock import SystemClock
 from fairlead.limits import Limits
-from fairlead_cli.indexing.asked import Asked
+from fairlead_cli.indexing.asked import IndexOptions
 from fairlead_cli.indexing.running import run
-from fairlead_kvstore.index.notes import Note, secret_mark
-from fairlead_kvstore.index.testing import TinyIndexer
+from fairlead_kvstore.index.notes import InstanceStatus, secret_fingerprint
+from fairlead_kvstore.index.testing import InMemoryIndexer
 from fairlead_kvstore.index.writer import IndexWriter
 from fairlead_kvstore.redis import RedisLink
-from fairlead_kvstore.testing import Engine
-from fairlead_kvstore.testing_wire import WireEngine
+from fairlead_kvstore.testing import PrefixCacheEngine
+from fairlead_kvstore.testing_wire import ZmqEngine
 from fairlead_kvstore.truth.changes import Change
 
 MODEL: Final = "default/tiny"
 LIMITS: Final = replace(Limits(), index_lease_seconds=60.0, index_note_seconds=0.0)
 
 
-class Scene:
+class IndexScene:
     """Two engines ``a`` and ``b``, and an indexer that writes what they hold."""
 
     def __init__(self, url: str) -> None:
         self.url = url
         clock = SystemClock()
-        self.engines = {name: Engine(capacity=400, seed=number) for number, name in enumerate(("a", "b"))}
-        self.wires: dict[str, WireEngine] = {}
-        self.indexer = TinyIndexer(MODEL, self.engines, clock, LIMITS)
+        self.engines = {name: PrefixCacheEngine(capacity=400, seed=number) for number, name in enumerate(("a", "b"))}
+        self.wires: dict[str, ZmqEngine] = {}
+        self.indexer = InMemoryIndexer(MODEL, self.engines, clock, LIMITS)
         self.link = RedisLink(url, clock, limits=LIMITS)
-        told = {"notes": self.notes, "mark": secret_mark(b"")}
+        told = {"notes": self.notes, "mark": secret_fingerprint(b"")}
         self.writer = IndexWriter(self.link, self.indexer, clock, holder="indexer-1", limits=LIMITS, **told)  # type: ignore[arg-type]
-        self.writer.serve([MODEL])
+        self.writer.set_models([MODEL])
         self.indexer.sink = self.writer
 
-    def notes(self, model_key: str) -> dict[str, Note]:
+    def notes(self, model_key: str) -> dict[str, InstanceStatus]:
         """As an indexer tells them."""
         return {name: self._note(name) for name in self.indexer.instances(model_key)}
 
-    def _note(self, name: str) -> Note:
-        state, wire = self.indexer.truth.state(name), self.wires.get(name)
-        return Note(
+    def _note(self, name: str) -> InstanceStatus:
+        state, wire = self.indexer.store.state(name), self.wires.get(name)
+        return InstanceStatus(
             url=f"http://10.0.0.1:8000/{name}",
             block_size=state.block_size,
             replay=wire.replay if wire is not None else None,
             connected=True,
             orphans=state.orphans,
-            following=self.indexer.streams[name].expected,
+            following=self.indexer.sequencers[name].next_number,
         )
 
     async def write(self) -> None:
@@ -62,32 +62,32 @@ class Scene:
     async def prompt(self, name: str, *prompts: list[int], adapter: str | None = None, salt: str | None = None) -> None:
         """Serve prompts, and have it written."""
         for one in prompts:
-            self.engines[name].prompt(one, adapter, salt)
+            self.engines[name].serve_prompt(one, adapter, salt)
         await self.write()
 
-    async def tell(self, *changes: Change) -> None:
+    async def write_changes(self, *changes: Change) -> None:
         """Write what no engine has said."""
         self.writer.offer(MODEL, changes)
         await self.writer.step()
 
-    async def call(self, action: str, **more: Any) -> int:
+    async def run_command(self, action: str, **more: Any) -> int:
         """The command, in a thread of its own; its exit code."""
-        return await asyncio.to_thread(run, Asked(action, redis=self.url, **more))
+        return await asyncio.to_thread(run, IndexOptions(action, redis=self.url, **more))
 
 
-def played(url: str, work: Callable[[Scene], Awaitable[None]], *, wired: bool = False) -> None:
+def play_scene(url: str, steps: Callable[[IndexScene], Awaitable[None]], *, wired: bool = False) -> None:
     """Run a scene; ``wired``: its engines answer replays on sockets."""
 
     async def whole() -> None:
-        scene = Scene(url)
+        scene = IndexScene(url)
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         scene.link.start()
         try:
             await scene.link.wait_connected()
             for name, engine in scene.engines.items() if wired else ():
-                scene.wires[name] = WireEngine(engine, context)
+                scene.wires[name] = ZmqEngine(engine, context)
             await scene.write()
-            await work(scene)
+            await steps(scene)
         finally:
             for wire in scene.wires.values():
                 wire.close()

@@ -21,39 +21,39 @@ import msgspec
 from fairlead.clock import Clock
 from fairlead.errors import Unavailable
 from fairlead.limits import Limits
-from fairlead_cli.indexing.engines import Replayed, replayed
-from fairlead_cli.indexing.picture import Pause, Picture, look
-from fairlead_cli.indexing.reaching import away
+from fairlead_cli.indexing.engines import ReplayedContent, replay_engine
+from fairlead_cli.indexing.picture import IndexSnapshot, Sleep, take_snapshot
+from fairlead_cli.indexing.reaching import unreachable_error
 from fairlead_kvstore import keys
-from fairlead_kvstore.errors import KeptError, UnreadableError
+from fairlead_kvstore.errors import SnapshotError, UnreadableError
 from fairlead_kvstore.index.layout import (
-    AT,
-    DATA,
-    HINTS,
-    META,
-    Header,
+    ENTRY_FIELD,
+    HINTS_FIELD,
+    META_FIELD,
+    POSITION_FIELD,
     HintsHeader,
-    changes_at,
-    decode,
+    InstanceHeader,
+    decode_entry_with_time,
     decode_part,
+    decode_value,
     header_field,
     header_instance,
     is_part,
 )
-from fairlead_kvstore.index.left import fields
-from fairlead_kvstore.index.notes import NOTES
+from fairlead_kvstore.index.left import read_fields
+from fairlead_kvstore.index.notes import STATUSES_FIELD
 from fairlead_kvstore.redis import RedisLink
 from fairlead_kvstore.truth.changes import Change
-from fairlead_kvstore.truth.kept import table
+from fairlead_kvstore.truth.kept import restore_table
 
-_LOOKS: Final = 4
+_MAX_ATTEMPTS: Final = 4
 _PAUSE_SECONDS: Final = 0.5
 """Longer than changes wait to be written, so that a slow look is not the same as the one before."""
-_ENGINES_AT_ONCE: Final = 4
-_ENTRIES_AT_ONCE: Final = 256
+_MAX_CONCURRENT_ENGINES: Final = 4
+_ENTRY_BATCH: Final = 256
 
 
-class Compared(msgspec.Struct, kw_only=True):
+class EngineComparison(msgspec.Struct, kw_only=True):
     """One instance. ``how``: ``whole``, ``part`` (of what it holds) or ``not``; ``wrong``: blocks that count as differences."""
 
     id: str
@@ -65,42 +65,42 @@ class Compared(msgspec.Struct, kw_only=True):
     wrong: int = 0
 
 
-class Verified(msgspec.Struct):
+class VerificationReport(msgspec.Struct):
     """``findings``: what does not hold in Redis by itself, where and what."""
 
     model: str
     findings: dict[str, str]
-    instances: list[Compared]
+    instances: list[EngineComparison]
     differences: int = 0
 
 
 async def verify(
     link: RedisLink,
-    picture: Picture,
+    picture: IndexSnapshot,
     secret: bytes,
     clock: Clock,
     limits: Limits,
     instance: str | None = None,
-    pause: Pause = asyncio.sleep,
-) -> Verified:
+    sleep: Sleep = asyncio.sleep,
+) -> VerificationReport:
     """All of it. ``instance``: ask only engines whose id begins so. Raises NoIndex."""
     if picture.loaded is None:
-        return Verified(picture.model_key, {"index": picture.trouble}, [], 1)
-    findings = await _itself(link, picture)
+        return VerificationReport(picture.model_key, {"index": picture.problem}, [], 1)
+    findings = await _check_consistency(link, picture)
     if findings:
-        await pause(_PAUSE_SECONDS)
-        picture = await look(link, picture.model_key, clock, limits, pause)
-        again = await _itself(link, picture)
+        await sleep(_PAUSE_SECONDS)
+        picture = await take_snapshot(link, picture.model_key, clock, limits, sleep)
+        again = await _check_consistency(link, picture)
         findings = {where: what for where, what in again.items() if where in findings}
-    drift = await _drift(link, picture, clock, limits, pause)
+    drift = await _check_stream(link, picture, clock, limits, sleep)
     if drift:
         findings["stream"] = drift
-    compared = await _engines(link, picture, secret, clock, limits, instance, pause)
+    compared = await _compare_engines(link, picture, secret, clock, limits, instance, sleep)
     wrong = sum(one.wrong for one in compared)
-    return Verified(picture.model_key, findings, compared, len(findings) + wrong)
+    return VerificationReport(picture.model_key, findings, compared, len(findings) + wrong)
 
 
-def lines(found: Verified) -> Iterator[str]:
+def render_lines(found: VerificationReport) -> Iterator[str]:
     """For people."""
     yield f"{found.model}: {'no difference' if not found.differences else f'{found.differences:,} differences'}"
     if not found.findings:
@@ -119,19 +119,19 @@ def lines(found: Verified) -> Iterator[str]:
 # --- Redis with itself --------------------------------------------------------------------------------------------------
 
 
-async def _itself(link: RedisLink, picture: Picture) -> dict[str, str]:
+async def _check_consistency(link: RedisLink, picture: IndexSnapshot) -> dict[str, str]:
     """Where → what is wrong there, as far as one look tells."""
     found = dict(picture.unreadable)
     _, idx, _ = keys.index_keys(picture.model_key)
     replies = await link.run([("HKEYS", idx)])
     if replies is None:
-        raise away(link)
+        raise unreachable_error(link)
     there: list[bytes] = list(replies[0]) if isinstance(replies[0], list) else []
-    needed = {AT, META, HINTS, NOTES}
+    needed = {POSITION_FIELD, META_FIELD, HINTS_FIELD, STATUSES_FIELD}
     for name, header in picture.headers.items():
         needed.add(header_field(name))
         needed.update(header.parts.values())
-        why = await _holds_together(link, idx, header)
+        why = await _part_problem(link, idx, header)
         if why:
             found.setdefault(name, why)
     needed.update(await _hint_parts(link, idx))
@@ -146,19 +146,19 @@ async def _itself(link: RedisLink, picture: Picture) -> dict[str, str]:
 
 
 async def _hint_parts(link: RedisLink, idx: str) -> Iterable[bytes]:
-    values = await fields(link, idx, [HINTS])
+    values = await read_fields(link, idx, [HINTS_FIELD])
     if values is None:
-        raise away(link)
+        raise unreachable_error(link)
     try:
-        return () if values[0] is None else decode(values[0], HintsHeader).parts.values()
+        return () if values[0] is None else decode_value(values[0], HintsHeader).parts.values()
     except UnreadableError:
         return ()  # told already
 
 
-async def _holds_together(link: RedisLink, idx: str, header: Header) -> str:
-    values = await fields(link, idx, list(header.parts.values()))
+async def _part_problem(link: RedisLink, idx: str, header: InstanceHeader) -> str:
+    values = await read_fields(link, idx, list(header.parts.values()))
     if values is None:
-        raise away(link)
+        raise unreachable_error(link)
     rows: dict[str, bytes] = {}
     try:
         for part, data in zip(header.parts, values, strict=True):
@@ -166,16 +166,16 @@ async def _holds_together(link: RedisLink, idx: str, header: Header) -> str:
                 return f"part {part} is missing"
             rows[part] = decode_part(data)
         for number, one in enumerate(header.slice.tables):
-            table(one, number, rows, len(header.slice.adapters.names), 0)
-    except (UnreadableError, KeptError) as error:
+            restore_table(one, number, rows, len(header.slice.adapters.names), 0)
+    except (UnreadableError, SnapshotError) as error:
         return error.message
     return ""
 
 
-async def _drift(link: RedisLink, picture: Picture, clock: Clock, limits: Limits, pause: Pause) -> str:
+async def _check_stream(link: RedisLink, picture: IndexSnapshot, clock: Clock, limits: Limits, pause: Sleep) -> str:
     """Whether what was read, brought up to date by the stream, is what is read a little later."""
     await pause(_PAUSE_SECONDS)
-    before, later = picture.loaded, (await look(link, picture.model_key, clock, limits, pause)).loaded
+    before, later = picture.loaded, (await take_snapshot(link, picture.model_key, clock, limits, pause)).loaded
     if before is None or later is None or before.epoch != later.epoch or before.unreadable or later.unreadable:
         return ""
     sequence = before.sequence
@@ -191,15 +191,15 @@ async def _drift(link: RedisLink, picture: Picture, clock: Clock, limits: Limits
         return f"it ends at {before.epoch}-{sequence}, the index is at {before.epoch}-{later.sequence}"
     differing = 0
     for name in {*before.mirror.instances(), *later.mirror.instances()}:
-        differing += len(set(before.mirror.content(name)) ^ set(later.mirror.content(name)))
+        differing += len(set(before.mirror.blocks_of(name)) ^ set(later.mirror.blocks_of(name)))
     return f"{differing} blocks differ between what was written down and the changes since" if differing else ""
 
 
-def _changes(data: bytes, picture: Picture, limits: Limits) -> list[Change]:
+def _changes(data: bytes, picture: IndexSnapshot, limits: Limits) -> list[Change]:
     if len(data) > limits.index_entry_bytes:
         return []
     try:
-        return changes_at(data, picture.model_key, picture.ahead)[1]
+        return decode_entry_with_time(data, picture.model_key, picture.ahead)[1]
     except UnreadableError:
         return []
 
@@ -208,56 +208,58 @@ async def _entries(link: RedisLink, model_key: str, epoch: int, since: int) -> A
     """Entries of an epoch behind a sequence."""
     _, _, ev = keys.index_keys(model_key)
     while True:
-        replies = await link.run([("XRANGE", ev, f"{epoch}-{since + 1}", epoch, "COUNT", _ENTRIES_AT_ONCE)])
+        replies = await link.run([("XRANGE", ev, f"{epoch}-{since + 1}", epoch, "COUNT", _ENTRY_BATCH)])
         if replies is None:
-            raise away(link)
+            raise unreachable_error(link)
         some = replies[0] if isinstance(replies[0], list) else []
         for name, values in some:
             since = int(bytes(name).partition(b"-")[2])
-            yield since, bytes(values.get(DATA, b""))
-        if len(some) < _ENTRIES_AT_ONCE:
+            yield since, bytes(values.get(ENTRY_FIELD, b""))
+        if len(some) < _ENTRY_BATCH:
             return
 
 
 # --- with the engines ---------------------------------------------------------------------------------------------------
 
 
-async def _engines(
+async def _compare_engines(
     link: RedisLink,
-    picture: Picture,
+    picture: IndexSnapshot,
     secret: bytes,
     clock: Clock,
     limits: Limits,
     instance: str | None,
-    pause: Pause,
-) -> list[Compared]:
+    pause: Sleep,
+) -> list[EngineComparison]:
     """Every instance with its engine; what differs is looked at again."""
     found = {
-        name: Compared(id=name, how="not", why="") for name in picture.instances if name.startswith(instance or "")
+        name: EngineComparison(id=name, how="not", why="")
+        for name in picture.instances
+        if name.startswith(instance or "")
     }
     wrong: dict[str, tuple[set[object], set[object]]] = {}
     asked = list(found)
-    for attempt in range(_LOOKS):
-        told = await _ask(picture, asked, secret, clock, limits)
+    for attempt in range(_MAX_ATTEMPTS):
+        told = await _replay_engines(picture, asked, secret, clock, limits)
         await pause(_PAUSE_SECONDS)
-        picture = await look(link, picture.model_key, clock, limits, pause)
+        picture = await take_snapshot(link, picture.model_key, clock, limits, pause)
         if picture.loaded is None:
-            return [Compared(id=name, how="not", why=picture.trouble) for name in found]
+            return [EngineComparison(id=name, how="not", why=picture.problem) for name in found]
         for name in asked:
             found[name] = _compare(picture, name, told[name], wrong)
         asked = [name for name in asked if found[name].ghosts or found[name].missing]
-        if not asked or attempt == _LOOKS - 1:
+        if not asked or attempt == _MAX_ATTEMPTS - 1:
             break
     return list(found.values())
 
 
-async def _ask(
-    picture: Picture, names: list[str], secret: bytes, clock: Clock, limits: Limits
-) -> dict[str, Replayed | str]:
+async def _replay_engines(
+    picture: IndexSnapshot, names: list[str], secret: bytes, clock: Clock, limits: Limits
+) -> dict[str, ReplayedContent | str]:
     """What each engine replays, or why not."""
-    places = asyncio.Semaphore(_ENGINES_AT_ONCE)
+    places = asyncio.Semaphore(_MAX_CONCURRENT_ENGINES)
 
-    async def one(name: str) -> Replayed | str:
+    async def one(name: str) -> ReplayedContent | str:
         note = picture.note(name)
         if note is None:
             return "the indexer says nothing of it"
@@ -265,7 +267,9 @@ async def _ask(
             return "its engine has no replay endpoint, or is not known yet"
         async with places:
             try:
-                return await asyncio.to_thread(replayed, note.replay, name, picture.model_key, secret, clock, limits)
+                return await asyncio.to_thread(
+                    replay_engine, note.replay, name, picture.model_key, secret, clock, limits
+                )
             except Unavailable as error:
                 return error.message
 
@@ -273,26 +277,26 @@ async def _ask(
 
 
 def _compare(
-    picture: Picture, name: str, told: Replayed | str, wrong: dict[str, tuple[set[object], set[object]]]
-) -> Compared:
+    picture: IndexSnapshot, name: str, told: ReplayedContent | str, wrong: dict[str, tuple[set[object], set[object]]]
+) -> EngineComparison:
     """One look. ``wrong`` is what differed in all looks so far, by instance."""
     if isinstance(told, str):
-        return Compared(id=name, how="not", why=told)
-    believed = set(picture.mirror.content(name))
+        return EngineComparison(id=name, how="not", why=told)
+    believed = set(picture.mirror.blocks_of(name))
     ghosts: set[object] = set(believed - told.content) if told.whole else set()
     missing: set[object] = set(told.content - believed)
     if name in wrong:
         ghosts &= wrong[name][0]
         missing &= wrong[name][1]
     wrong[name] = ghosts, missing
-    known = picture.mirror.standing(name)
+    known = picture.mirror.completeness(name)
     complete = known is not None and known.complete
     why = "" if told.whole else f"its replay begins at batch {told.first}, what it held before cannot be told"
     if not told.batches:
         why = "it can replay nothing: it has published nothing yet"
     if missing and not complete:
         why = "; ".join(filter(None, (why, "what is missing is not counted: the index does not claim to know all")))
-    return Compared(
+    return EngineComparison(
         id=name,
         how="whole" if told.whole else "part",
         why=why,

@@ -15,41 +15,50 @@ import msgspec
 from redis.exceptions import ResponseError
 
 from fairlead.limits import Limits
-from fairlead_cli.errors import BadIndex
-from fairlead_cli.indexing.reaching import away
+from fairlead_cli.errors import UnusableIndex
+from fairlead_cli.indexing.reaching import unreachable_error
 from fairlead_kvstore import keys
 from fairlead_kvstore.errors import UnreadableError
-from fairlead_kvstore.index.layout import AT, changes_at, parse_at
-from fairlead_kvstore.index.load import entries, reading
+from fairlead_kvstore.index.layout import POSITION_FIELD, decode_entry_with_time, decode_position
+from fairlead_kvstore.index.load import parse_entries, read_command
 from fairlead_kvstore.redis import RedisLink
-from fairlead_kvstore.truth.changes import Change, Cleared, Expired, Gone, Hinted, Marked, Removed, Stored
+from fairlead_kvstore.truth.changes import (
+    BlocksRemoved,
+    BlocksStored,
+    Change,
+    CompletenessChanged,
+    HintsAdded,
+    HintsExpired,
+    InstanceCleared,
+    InstanceDetached,
+)
 
-_KINDS: Final[dict[str, tuple[type[Any], ...]]] = {
-    "stored": (Stored,),
-    "removed": (Removed,),
-    "cleared": (Cleared, Gone),
-    "marked": (Marked,),
+_CHANGE_KINDS: Final[dict[str, tuple[type[Any], ...]]] = {
+    "stored": (BlocksStored,),
+    "removed": (BlocksRemoved,),
+    "cleared": (InstanceCleared, InstanceDetached),
+    "marked": (CompletenessChanged,),
 }
-SHARED: Final = "shared store"
+SHARED_STORE: Final = "shared store"
 """The name under which hints are told, which belong to no instance."""
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class ChangeFilter:
     """What is shown: instances whose id begins so, and one kind of change; None: all."""
 
     instance: str | None = None
     kind: str | None = None
 
-    def wants(self, one: Change) -> bool:
+    def matches(self, one: Change) -> bool:
         """Whether this change is shown."""
-        name = SHARED if isinstance(one, Hinted | Expired) else one.instance
+        name = SHARED_STORE if isinstance(one, HintsAdded | HintsExpired) else one.instance
         if self.instance is not None and not name.startswith(self.instance):
             return False
-        return self.kind is None or isinstance(one, _KINDS[self.kind])
+        return self.kind is None or isinstance(one, _CHANGE_KINDS[self.kind])
 
 
-class Changed(msgspec.Struct, omit_defaults=True):
+class InstanceChange(msgspec.Struct, omit_defaults=True):
     """What one batch changed of one instance: blocks by tier; and words."""
 
     stored: dict[str, int] = {}
@@ -62,52 +71,52 @@ class Changed(msgspec.Struct, omit_defaults=True):
     expired: int = 0
 
 
-class Batch(msgspec.Struct):
+class ChangeBatch(msgspec.Struct):
     """One entry of the stream; ``wall`` is when it was written, Unix seconds."""
 
     epoch: int
     sequence: int
     wall: float
-    instances: dict[str, Changed]
+    instances: dict[str, InstanceChange]
 
 
-def batch(place: tuple[int, int], wall: float, changes: Sequence[Change], wanted: Wanted) -> Batch:
+def build_batch(place: tuple[int, int], wall: float, changes: Sequence[Change], wanted: ChangeFilter) -> ChangeBatch:
     """What is shown of an entry; without instances when nothing is."""
-    found = Batch(*place, wall, {})
+    found = ChangeBatch(*place, wall, {})
     for one in changes:
-        if wanted.wants(one):
-            name = SHARED if isinstance(one, Hinted | Expired) else one.instance
-            _add(found.instances.setdefault(name, Changed()), one)
+        if wanted.matches(one):
+            name = SHARED_STORE if isinstance(one, HintsAdded | HintsExpired) else one.instance
+            _add_change(found.instances.setdefault(name, InstanceChange()), one)
     return found
 
 
-def _add(to: Changed, one: Change) -> None:
-    if isinstance(one, Stored):
+def _add_change(to: InstanceChange, one: Change) -> None:
+    if isinstance(one, BlocksStored):
         tier = one.tier.name.lower()
         to.stored[tier] = to.stored.get(tier, 0) + len(one.hashes)
-    elif isinstance(one, Removed):
+    elif isinstance(one, BlocksRemoved):
         tier = one.tier.name.lower()
         to.removed[tier] = to.removed.get(tier, 0) + len(one.hashes)
-    elif isinstance(one, Cleared):
+    elif isinstance(one, InstanceCleared):
         to.cleared = one.reason or "cleared"
-    elif isinstance(one, Gone):
+    elif isinstance(one, InstanceDetached):
         to.gone = True
-    elif isinstance(one, Marked):
+    elif isinstance(one, CompletenessChanged):
         to.complete, to.reason = one.complete, one.reason
-    elif isinstance(one, Hinted):
+    elif isinstance(one, HintsAdded):
         to.hinted += len(one.hashes)
     else:
         to.expired += len(one.hashes)
 
 
-def line(found: Batch) -> str:
+def format_batch(found: ChangeBatch) -> str:
     """For people."""
     time = datetime.fromtimestamp(found.wall, UTC).strftime("%H:%M:%S.%f")[:-3]
-    told = "; ".join(f"{name} {', '.join(_words(one))}" for name, one in found.instances.items())
+    told = "; ".join(f"{name} {', '.join(_change_words(one))}" for name, one in found.instances.items())
     return f"{time}  {found.epoch}-{found.sequence}  {told}"
 
 
-def _words(one: Changed) -> Iterator[str]:
+def _change_words(one: InstanceChange) -> Iterator[str]:
     for sign, counts in (("+", one.stored), ("-", one.removed)):
         for tier, count in counts.items():
             yield f"{sign}{count} {tier}"
@@ -123,37 +132,37 @@ def _words(one: Changed) -> Iterator[str]:
         yield f"-{one.expired} hints"
 
 
-async def watch(
+async def follow_changes(
     link: RedisLink,
     model_key: str,
-    wanted: Wanted,
+    wanted: ChangeFilter,
     limits: Limits,
-    show: Callable[[Batch], None],
+    on_batch: Callable[[ChangeBatch], None],
     count: int | None = None,
-    aside: Callable[[str], None] = lambda text: print(text, file=sys.stderr),
+    on_notice: Callable[[str], None] = lambda text: print(text, file=sys.stderr),
 ) -> None:
     """From now on, until ``count`` batches were shown. Raises NoIndex before it began, BadIndex for what cannot be read."""
-    place = await _begin(link, model_key)
-    aside(f"watching {model_key} from {place[0]}-{place[1]}; Ctrl-C ends it")
+    place = await _start_position(link, model_key)
+    on_notice(f"watching {model_key} from {place[0]}-{place[1]}; Ctrl-C ends it")
     shown = 0
     while count is None or shown < count:
-        replies = await link.run([reading(model_key, *place)])
+        replies = await link.run([read_command(model_key, *place)])
         if replies is None:
-            aside(f"{link.words()}; what changes meanwhile is shown when it is back, as far as it is kept")
+            on_notice(f"{link.describe()}; what changes meanwhile is shown when it is back, as far as it is kept")
             await link.wait_connected()
             continue
         if isinstance(replies[0], ResponseError):
-            raise BadIndex(f"the stream of {model_key} is none: {str(replies[0]).splitlines()[0][:120]}")
+            raise UnusableIndex(f"the stream of {model_key} is none: {str(replies[0]).splitlines()[0][:120]}")
         some = _read(replies[0], model_key)
         for epoch, sequence, data in some:
             if epoch != place[0]:
-                aside(f"epoch {epoch} begins: an indexer has written everything anew")
+                on_notice(f"epoch {epoch} begins: an indexer has written everything anew")
             elif sequence != place[1] + 1:
-                aside(f"{epoch}-{place[1] + 1} to {epoch}-{sequence - 1} were cut off before they could be read")
+                on_notice(f"{epoch}-{place[1] + 1} to {epoch}-{sequence - 1} were cut off before they could be read")
             place = (epoch, sequence)
-            found = _batch(place, data, model_key, wanted, limits, aside)
+            found = _batch(place, data, model_key, wanted, limits, on_notice)
             if found is not None and found.instances:
-                show(found)
+                on_batch(found)
                 shown += 1
                 if shown == count:
                     return
@@ -161,35 +170,35 @@ async def watch(
             await asyncio.sleep(limits.index_poll_seconds)
 
 
-async def _begin(link: RedisLink, model_key: str) -> tuple[int, int]:
+async def _start_position(link: RedisLink, model_key: str) -> tuple[int, int]:
     _, idx, _ = keys.index_keys(model_key)
-    replies = await link.run([("HGET", idx, AT)])
+    replies = await link.run([("HGET", idx, POSITION_FIELD)])
     if replies is None:
-        raise away(link)
-    return parse_at(replies[0]) or (0, 0)
+        raise unreachable_error(link)
+    return decode_position(replies[0]) or (0, 0)
 
 
 def _read(reply: Any, model_key: str) -> list[tuple[int, int, bytes]]:
     try:
-        return entries(reply)
+        return parse_entries(reply)
     except UnreadableError as error:
-        raise BadIndex(f"the stream of {model_key} cannot be read: {error.message}") from None
+        raise UnusableIndex(f"the stream of {model_key} cannot be read: {error.message}") from None
 
 
 def _batch(
     place: tuple[int, int],
     data: bytes,
     model_key: str,
-    wanted: Wanted,
+    wanted: ChangeFilter,
     limits: Limits,
     aside: Callable[[str], None],
-) -> Batch | None:
+) -> ChangeBatch | None:
     if len(data) > limits.index_entry_bytes:
         aside(f"{place[0]}-{place[1]} cannot be read: it has {len(data)} bytes")
         return None
     try:
-        wall, changes = changes_at(data, model_key, 0.0)
+        wall, changes = decode_entry_with_time(data, model_key, 0.0)
     except UnreadableError as error:
         aside(f"{place[0]}-{place[1]} cannot be read: {error.message}")
         return None
-    return batch(place, wall, changes, wanted)
+    return build_batch(place, wall, changes, wanted)

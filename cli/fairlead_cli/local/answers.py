@@ -16,9 +16,9 @@ class Instance(Struct, frozen=True):
     backlog_seconds: float | None = None
 
     @property
-    def short(self) -> str:
+    def display_name(self) -> str:
         """What people call it."""
-        return short(self.id)
+        return short_instance_name(self.id)
 
 
 class Objectives(Struct, frozen=True):
@@ -57,7 +57,7 @@ class Quantiles(Struct, frozen=True):
     mean: float | None = None
 
 
-class Slice(Struct, frozen=True):
+class PeriodStats(Struct, frozen=True):
     """What happened in some stretch of time."""
 
     requests: int = 0
@@ -88,12 +88,12 @@ class ModelStats(Struct, frozen=True):
 
     in_flight: int = 0
     queue: int = 0
-    window: Slice = Slice()
-    totals: Slice = Slice()
+    window: PeriodStats = PeriodStats()
+    totals: PeriodStats = PeriodStats()
     instances: dict[str, InstanceStats] = field(default_factory=dict)
 
 
-class Stats(Struct, frozen=True):
+class GatewayStats(Struct, frozen=True):
     """``/api/stats``"""
 
     ready: bool = False
@@ -102,7 +102,7 @@ class Stats(Struct, frozen=True):
     models: dict[str, ModelStats] = field(default_factory=dict)
 
 
-class Number(Struct, frozen=True):
+class InputValue(Struct, frozen=True):
     """An input of a decision."""
 
     value: float | None = None
@@ -115,7 +115,7 @@ class Candidate(Struct, frozen=True):
     id: str
     chosen: bool = False
     why: str = ""
-    inputs: dict[str, Number] = field(default_factory=dict)
+    inputs: dict[str, InputValue] = field(default_factory=dict)
 
 
 class Choice(Struct, frozen=True):
@@ -127,29 +127,29 @@ class Choice(Struct, frozen=True):
     reason: str = ""
     cost_seconds: float | None = None
     candidates: list[Candidate] = field(default_factory=list)
-    inputs: dict[str, Number] = field(default_factory=dict)
+    inputs: dict[str, InputValue] = field(default_factory=dict)
 
 
-class PrefillLeg(Struct, frozen=True):
+class PrefillAttempt(Struct, frozen=True):
     """One prefill engine that was asked."""
 
     instance: str
     rule: str = ""
     reason: str = ""
     candidates: list[Candidate] = field(default_factory=list)
-    inputs: dict[str, Number] = field(default_factory=dict)
+    inputs: dict[str, InputValue] = field(default_factory=dict)
     seconds: float | None = None
     result: str = ""
 
 
-class Where(Struct, frozen=True):
+class PrefillPlacement(Struct, frozen=True):
     """Who computes the prompt."""
 
     instance: str | None = None
     rule: str = ""
     reason: str = ""
     candidates: list[Candidate] = field(default_factory=list)
-    inputs: dict[str, Number] = field(default_factory=dict)
+    inputs: dict[str, InputValue] = field(default_factory=dict)
 
 
 class Handoff(Struct, frozen=True):
@@ -158,19 +158,19 @@ class Handoff(Struct, frozen=True):
     outcome: str = ""
     reason: str = ""
     words: str = ""
-    where: Where | None = None
+    where: PrefillPlacement | None = None
     waited_seconds: float = 0.0
-    legs: list[PrefillLeg] = field(default_factory=list)
+    legs: list[PrefillAttempt] = field(default_factory=list)
 
 
-class Failure(Struct, frozen=True):
+class FailedAttempt(Struct, frozen=True):
     """An attempt that ended before the client had a byte."""
 
     instance: str = ""
     why: str = ""
 
 
-class Outcome(Struct, frozen=True):
+class RequestOutcome(Struct, frozen=True):
     """How the request ended."""
 
     status: int = 0
@@ -186,7 +186,7 @@ class Outcome(Struct, frozen=True):
     predicted_cached_tokens: int | None = None
     within_objective: bool | None = None
     overhead_seconds: float | None = None
-    failures: list[Failure] = field(default_factory=list)
+    failures: list[FailedAttempt] = field(default_factory=list)
     continued: bool = False
 
 
@@ -198,12 +198,12 @@ class Decision(Struct, frozen=True):
     wall: float = 0.0
     prompt_tokens: float = 0.0
     choices: list[Choice] = field(default_factory=list)
-    outcome: Outcome | None = None
+    outcome: RequestOutcome | None = None
     caller: str | None = None
     handoff: Handoff | None = None
 
 
-class Would(Struct, frozen=True):
+class RoutePreview(Struct, frozen=True):
     """``/api/route``: where a request would go, and how many of the workers asked say so."""
 
     decision: Decision
@@ -211,13 +211,13 @@ class Would(Struct, frozen=True):
     agreeing: int
 
 
-class Decisions(Struct, frozen=True):
+class DecisionList(Struct, frozen=True):
     """``/api/decisions``, newest first."""
 
     decisions: list[Decision] = field(default_factory=list)
 
 
-def short(instance_id: str) -> str:
+def short_instance_name(instance_id: str) -> str:
     """``main-3`` of ``main-3/40123/0``; ``127.0.0.1:9001`` of an id that a fleet file's address gave.
 
     A rank other than 0 is told too: it is what tells such instances apart.

@@ -3,13 +3,13 @@
 import json
 from dataclasses import dataclass
 
-from fairlead_cli.local.words import plural, time
+from fairlead_cli.local.words import format_seconds, pluralize
 
-QUESTION = "Why is the sky blue?"
+SAMPLE_QUESTION = "Why is the sky blue?"
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class StackSummary:
     """What is known once and for all about a running stack; ``program`` is how this command line is called here, ``autoscaler`` the
     URL of the one that sizes pools, empty where nothing is scaled."""
 
@@ -24,52 +24,54 @@ class Facts:
     autoscaler: str = ""
 
 
-def headline(facts: Facts) -> str:
+def headline(stack: StackSummary) -> str:
     """One sentence: what serves what."""
-    kind = "simulated " if facts.kinds == ("sim",) else ""
+    kind = "simulated " if stack.kinds == ("sim",) else ""
     engines = (
-        f"on {plural(facts.engines, f'{kind}engine')}" if facts.engines else f"with {kind}engines that start when asked"
+        f"on {pluralize(stack.engines, f'{kind}engine')}"
+        if stack.engines
+        else f"with {kind}engines that start when asked"
     )
-    return f"Fairlead serves {', '.join(facts.models)} {engines}, {time(facts.ready_seconds)} after its start"
+    return f"Fairlead serves {', '.join(stack.models)} {engines}, {format_seconds(stack.ready_seconds)} after its start"
 
 
-def scaling(facts: Facts) -> list[str]:
+def autoscaler_lines(stack: StackSummary) -> list[str]:
     """Where the autoscaler is and who explains it, where there is one."""
-    return [f"autoscaler   {facts.autoscaler}/metrics; {facts.program} explain scale"] if facts.autoscaler else []
+    return [f"autoscaler   {stack.autoscaler}/metrics; {stack.program} explain scale"] if stack.autoscaler else []
 
 
-def curl(facts: Facts) -> list[str]:
+def curl_lines(stack: StackSummary) -> list[str]:
     """A request that streams, for a shell."""
-    body = {"model": facts.models[0], "messages": [{"role": "user", "content": QUESTION}], "stream": True}
+    body = {"model": stack.models[0], "messages": [{"role": "user", "content": SAMPLE_QUESTION}], "stream": True}
     return [
-        f"curl -sN {facts.url}/v1/chat/completions -H 'content-type: application/json' \\",
+        f"curl -sN {stack.url}/v1/chat/completions -H 'content-type: application/json' \\",
         f"  -d '{json.dumps(body)}'",
     ]
 
 
-def sdk(facts: Facts) -> list[str]:
+def sdk_lines(stack: StackSummary) -> list[str]:
     """The same with the OpenAI SDK."""
-    messages = json.dumps([{"role": "user", "content": QUESTION}])
+    messages = json.dumps([{"role": "user", "content": SAMPLE_QUESTION}])
     return [
         "from openai import OpenAI",
-        f'client = OpenAI(base_url="{facts.url}/v1", api_key="none")',
-        f'answer = client.chat.completions.create(model="{facts.models[0]}", messages={messages})',
+        f'client = OpenAI(base_url="{stack.url}/v1", api_key="none")',
+        f'answer = client.chat.completions.create(model="{stack.models[0]}", messages={messages})',
         "print(answer.choices[0].message.content)",
     ]
 
 
-def plain_lines(facts: Facts) -> list[str]:
+def plain_lines(stack: StackSummary) -> list[str]:
     """For a pipe or a log: the first line begins with ``ready`` and no other line does."""
     return [
-        f"ready {facts.url} manage {facts.manage}",
-        f"  {headline(facts)}",
-        f"  OpenAI API   {facts.url}/v1",
-        f"  status page  {facts.manage}/",
-        *(f"  {line}" for line in scaling(facts)),
-        *(f"  note: {note}" for note in facts.notes),
+        f"ready {stack.url} manage {stack.manage}",
+        f"  {headline(stack)}",
+        f"  OpenAI API   {stack.url}/v1",
+        f"  status page  {stack.manage}/",
+        *(f"  {line}" for line in autoscaler_lines(stack)),
+        *(f"  note: {note}" for note in stack.notes),
         "  with curl:",
-        *(f"    {line}" for line in curl(facts)),
+        *(f"    {line}" for line in curl_lines(stack)),
         "  with the OpenAI SDK:",
-        *(f"    {line}" for line in sdk(facts)),
-        f"  from another terminal: {facts.program} chat {facts.models[0]}, {facts.program} status",
+        *(f"    {line}" for line in sdk_lines(stack)),
+        f"  from another terminal: {stack.program} chat {stack.models[0]}, {stack.program} status",
     ]

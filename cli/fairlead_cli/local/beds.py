@@ -12,12 +12,12 @@ from typing import Protocol
 
 from fairlead.clock import Clock
 from fairlead.errors import FairleadError
-from fairlead_cli.local.keeper import Phase
-from fairlead_cli.local.pool import EngineUnit, Rest
-from fairlead_cli.local.probe import until
+from fairlead_cli.local.keeper import ProcessPhase
+from fairlead_cli.local.pool import EngineProcess, SleepState
+from fairlead_cli.local.probe import wait_until
 
 
-class Bed(Protocol):
+class SleepCalls(Protocol):
     """As much of ``fairlead.engines.sleep.Bedside`` as is needed here."""
 
     async def sleep(self, url: str, level: int) -> None:
@@ -29,40 +29,40 @@ class Bed(Protocol):
         ...
 
 
-class Beds:
+class SleepController:
     """``idle`` says whether the gateway sends nothing to an engine and has nothing there; ``changed`` is called at every step,
     ``failed`` with an engine that would not sleep."""
 
     def __init__(
         self,
-        bed: Bed,
-        idle: Callable[[EngineUnit], Awaitable[bool]],
+        calls: SleepCalls,
+        is_idle: Callable[[EngineProcess], Awaitable[bool]],
         clock: Clock,
         *,
-        changed: Callable[[], None],
-        told: Callable[[str], None],
-        failed: Callable[[EngineUnit], None],
-        kill: Callable[[EngineUnit], Awaitable[None]],
+        on_change: Callable[[], None],
+        on_event: Callable[[str], None],
+        on_rejected: Callable[[EngineProcess], None],
+        kill: Callable[[EngineProcess], Awaitable[None]],
     ) -> None:
-        self._bed = bed
-        self._idle = idle
+        self._bed = calls
+        self._idle = is_idle
         self._clock = clock
-        self._changed = changed
-        self._told = told
-        self._failed = failed
+        self._changed = on_change
+        self._told = on_event
+        self._failed = on_rejected
         self._kill = kill
-        self._tasks: dict[EngineUnit, asyncio.Task[None]] = {}
+        self._tasks: dict[EngineProcess, asyncio.Task[None]] = {}
 
-    def want(self, unit: EngineUnit, *, asleep: bool) -> None:
+    def set_desired(self, unit: EngineProcess, *, asleep: bool) -> None:
         """It is to sleep, or to be awake; returns at once."""
-        unit.to_sleep = asleep
+        unit.should_sleep = asleep
         under_way = self._tasks.get(unit)
         if under_way is None or under_way.done():
             self._tasks[unit] = asyncio.get_running_loop().create_task(self._follow(unit), name=f"rest-{unit.name}")
 
-    def over(self, unit: EngineUnit) -> None:
+    def forget(self, unit: EngineProcess) -> None:
         """Its process ended, or is to end: whatever it was, it is not asleep any more."""
-        unit.rest, unit.to_sleep = Rest.AWAKE, False
+        unit.sleep_state, unit.should_sleep = SleepState.AWAKE, False
         task = self._tasks.pop(unit, None)
         if task is not None and task is not asyncio.current_task():
             task.cancel()
@@ -74,47 +74,47 @@ class Beds:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _follow(self, unit: EngineUnit) -> None:
+    async def _follow(self, unit: EngineProcess) -> None:
         """Until it is as it is wanted."""
         while True:
             if (
-                unit.to_sleep
-                and unit.rest is Rest.AWAKE
-                and unit.keeper is not None
-                and unit.keeper.phase is Phase.READY
+                unit.should_sleep
+                and unit.sleep_state is SleepState.AWAKE
+                and unit.process is not None
+                and unit.process.phase is ProcessPhase.READY
             ):
                 await self._fall(unit)
-            elif not unit.to_sleep and unit.rest is Rest.ASLEEP:
+            elif not unit.should_sleep and unit.sleep_state is SleepState.ASLEEP:
                 await self._wake(unit)
             else:
                 return
 
-    async def _fall(self, unit: EngineUnit) -> None:
-        self._enter(unit, Rest.FALLING)
-        await until(lambda: self._let_go(unit))
-        if not unit.to_sleep:
-            self._enter(unit, Rest.AWAKE)
+    async def _fall(self, unit: EngineProcess) -> None:
+        self._enter(unit, SleepState.FALLING_ASLEEP)
+        await wait_until(lambda: self._let_go(unit))
+        if not unit.should_sleep:
+            self._enter(unit, SleepState.AWAKE)
             return
-        level = unit.plan.sleep_level
+        level = unit.pool.sleep_level
         assert level is not None
         try:
             for url in unit.urls():
                 await self._bed.sleep(url, level)
         except FairleadError as error:
             self._told(f"{unit.name} does not sleep: {error}")
-            unit.to_sleep = False
+            unit.should_sleep = False
             self._failed(unit)
             return
         self._told(f"{unit.name} sleeps")
-        self._enter(unit, Rest.ASLEEP)
+        self._enter(unit, SleepState.ASLEEP)
 
-    async def _let_go(self, unit: EngineUnit) -> bool:
-        return not unit.to_sleep or await self._idle(unit)
+    async def _let_go(self, unit: EngineProcess) -> bool:
+        return not unit.should_sleep or await self._idle(unit)
 
-    async def _wake(self, unit: EngineUnit) -> None:
+    async def _wake(self, unit: EngineProcess) -> None:
         began = self._clock.now()
-        self._enter(unit, Rest.WAKING)
-        level = unit.plan.sleep_level
+        self._enter(unit, SleepState.WAKING)
+        level = unit.pool.sleep_level
         assert level is not None
         try:
             for url in unit.urls():
@@ -123,11 +123,11 @@ class Beds:
             self._told(f"{unit.name} does not wake and is started anew: {error}")
             await self._kill(unit)
             return
-        unit.wakings += 1
+        unit.wake_count += 1
         unit.wake_seconds = self._clock.now() - began
         self._told(f"{unit.name} is awake")
-        self._enter(unit, Rest.AWAKE)
+        self._enter(unit, SleepState.AWAKE)
 
-    def _enter(self, unit: EngineUnit, rest: Rest) -> None:
-        unit.rest = rest
+    def _enter(self, unit: EngineProcess, rest: SleepState) -> None:
+        unit.sleep_state = rest
         self._changed()

@@ -7,20 +7,20 @@ import sys
 from dataclasses import dataclass
 
 from fairlead.errors import BadInput, FairleadError
-from fairlead.settings import CliSettings, read
-from fairlead_cli.errors import NoStack
+from fairlead.settings import CliSettings, read_settings
+from fairlead_cli.errors import StackUnreachable
 from fairlead_cli.local.conversation import Conversation
-from fairlead_cli.local.explain import explanation
-from fairlead_cli.local.management import Management
+from fairlead_cli.local.explain import summarize_decision
+from fairlead_cli.local.management import ManagementClient
 from fairlead_cli.local.ports import service_url
-from fairlead_cli.local.repl import Terminal, talk
-from fairlead_cli.local.rundir import Stack, newest_stack, running_stacks
+from fairlead_cli.local.repl import Terminal, run_dialogue
+from fairlead_cli.local.rundir import RunningStack, newest_stack, running_stacks
 
 OK, PROBLEM, USAGE, UNREACHABLE = 0, 1, 2, 3
 
 
 @dataclass(frozen=True, slots=True)
-class Chat:
+class ChatOptions:
     """The arguments."""
 
     model: str | None
@@ -31,20 +31,20 @@ class Chat:
     max_tokens: int | None
 
 
-def run(wanted: Chat) -> int:
+def run(options: ChatOptions) -> int:
     """One answer or a dialogue; the exit code."""
     try:
-        url = service_url(wanted.url, flag="--url") if wanted.url else newest_stack().url
-        settings = read(CliSettings, os.environ)
+        url = service_url(options.url, flag="--url") if options.url else newest_stack().url
+        settings = read_settings(CliSettings, os.environ)
         with Conversation(
-            url, wanted.model, key=settings.api_key, system=wanted.system, max_tokens=wanted.max_tokens
+            url, options.model, key=settings.api_key, system=options.system, max_tokens=options.max_tokens
         ) as conversation:
-            if wanted.message is not None or not sys.stdin.isatty():
-                return _once(conversation, sys.stdin.read() if wanted.message is None else wanted.message)
-            return _dialogue(conversation, wanted.manage, settings.manage_token)
+            if options.message is not None or not sys.stdin.isatty():
+                return _once(conversation, sys.stdin.read() if options.message is None else options.message)
+            return _dialogue(conversation, options.manage, settings.manage_token)
     except BadInput:
         raise  # wrong usage
-    except NoStack as error:
+    except StackUnreachable as error:
         print(f"fairlead chat: {error}", file=sys.stderr)
         return UNREACHABLE
     except FairleadError as error:
@@ -58,7 +58,7 @@ def _once(conversation: Conversation, text: str) -> int:
         return USAGE
     said = False
     try:
-        for piece in conversation.ask(text):
+        for piece in conversation.send(text):
             print(piece, end="", flush=True)
             said = True
     except KeyboardInterrupt:
@@ -85,24 +85,24 @@ def _dialogue(conversation: Conversation, manage: str | None, token: str | None)
     simulated = " · simulated: the words are made up" if stack and stack.simulated else ""
     remark(f"{conversation.model} at {conversation.base}{simulated} · /why, /new, /quit")
     terminal = Terminal(lambda: input("> "), write, remark)
-    return talk(conversation, terminal, lambda request_id: _why(conversation.base, manage, token, request_id))
+    return run_dialogue(conversation, terminal, lambda request_id: _why(conversation.base, manage, token, request_id))
 
 
 def _why(base: str, manage: str | None, token: str | None, request_id: str) -> list[str]:
     """The decision in words. Raises LookupError when it is forgotten, NoStack when nobody can be asked."""
     stack = _local(base)
     if not manage and stack is None:
-        raise NoStack("the management address of this gateway is not known", hint="give it with --manage")
+        raise StackUnreachable("the management address of this gateway is not known", hint="give it with --manage")
     address = service_url(manage, flag="--manage") if manage else stack.manage if stack else ""
 
     async def ask() -> list[str]:
-        async with Management(address, token) as management:
-            return explanation(await management.decision(request_id))
+        async with ManagementClient(address, token) as management:
+            return summarize_decision(await management.decision(request_id))
 
     return asyncio.run(ask())
 
 
-def _local(base: str) -> Stack | None:
+def _local(base: str) -> RunningStack | None:
     """The stack of this machine and user that the gateway at ``base`` belongs to."""
     return next((stack for stack in running_stacks() if stack.url == base), None)
 

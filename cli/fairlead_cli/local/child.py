@@ -15,28 +15,28 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fairlead_cli.local.guard import Guard
+from fairlead_cli.local.guard import Reaper
 
-_LEASH = Path(__file__).with_name("leash.py")
-LINE_BYTES = 16_384
-LAST_LINES = 40
+_CHILD_EXEC = Path(__file__).with_name("leash.py")
+MAX_LINE_BYTES = 16_384
+KEPT_LINES = 40
 
 
 @dataclass(frozen=True, slots=True)
-class Command:
+class ProcessCommand:
     """What to run; ``environment`` comes on top of ours, a None takes a variable away."""
 
     argv: tuple[str, ...]
     environment: Mapping[str, str | None] = field(default_factory=dict)
 
 
-class Child:
+class ChildProcess:
     """A running process. ``exited`` is done, with the exit code, once it and its whole group have ended."""
 
-    def __init__(self, name: str, guard: Guard, log: Path | None = None) -> None:
+    def __init__(self, name: str, guard: Reaper, log: Path | None = None) -> None:
         self.name = name
         self.pid = 0
-        self.last_lines: deque[str] = deque(maxlen=LAST_LINES)
+        self.last_lines: deque[str] = deque(maxlen=KEPT_LINES)
         self.ready_lines: list[str] = []
         self.exited: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._heard = asyncio.Event()
@@ -46,7 +46,7 @@ class Child:
         self._settling: asyncio.Task[None] | None = None
 
     @classmethod
-    async def start(cls, name: str, command: Command, guard: Guard, log: Path | None = None) -> "Child":
+    async def start(cls, name: str, command: ProcessCommand, guard: Reaper, log: Path | None = None) -> "ChildProcess":
         """Start ``command`` on the leash. A program that cannot be run shows as exit code 127 and a last line."""
         child = cls(name, guard, log)
         process = _spawn(command, guard)
@@ -55,24 +55,24 @@ class Child:
         await child._watch(process)
         return child
 
-    async def said_ready(self, count: int = 1) -> list[str]:
+    async def wait_ready(self, count: int = 1) -> list[str]:
         """Wait until it has printed ``count`` lines that begin with ``ready``; what follows the word on each."""
         while len(self.ready_lines) < count:
             self._heard.clear()
             await self._heard.wait()
         return self.ready_lines[:count]
 
-    def signal(self, number: signal.Signals) -> None:
+    def send_signal(self, number: signal.Signals) -> None:
         """Send a signal to the child and all it started."""
         if not self.exited.done():
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, number)
 
-    async def stop(self, patience_seconds: float) -> int:
+    async def stop(self, grace_seconds: float) -> int:
         """SIGTERM, and SIGKILL after ``patience_seconds``; returns the exit code."""
-        self.signal(signal.SIGTERM)
-        await asyncio.wait({self.exited}, timeout=patience_seconds)
-        self.signal(signal.SIGKILL)
+        self.send_signal(signal.SIGTERM)
+        await asyncio.wait({self.exited}, timeout=grace_seconds)
+        self.send_signal(signal.SIGKILL)
         return await asyncio.shield(self.exited)
 
     async def _watch(self, process: subprocess.Popen[bytes]) -> None:
@@ -96,7 +96,7 @@ class Child:
         code = await ended
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)  # what it left behind in its group
-        self._guard.gone(self.pid)
+        self._guard.remove(self.pid)
         await asyncio.wait({silent}, timeout=1.0)  # its last words, unless somebody else holds the pipe open
         transport.close()
         if self._rest:
@@ -108,9 +108,9 @@ class Child:
             with contextlib.suppress(OSError), self._log.open("ab") as file:
                 file.write(data)
         *lines, self._rest = (self._rest + data).split(b"\n")
-        self._rest = self._rest[-LINE_BYTES:]
+        self._rest = self._rest[-MAX_LINE_BYTES:]
         for line in lines:
-            text = line[:LINE_BYTES].decode(errors="replace").rstrip()
+            text = line[:MAX_LINE_BYTES].decode(errors="replace").rstrip()
             if not text:
                 continue
             self.last_lines.append(text)
@@ -119,7 +119,7 @@ class Child:
                 self._heard.set()
 
 
-def _spawn(command: Command, guard: Guard) -> subprocess.Popen[bytes]:
+def _spawn(command: ProcessCommand, guard: Reaper) -> subprocess.Popen[bytes]:
     """From the main thread, and not through a pool: the kernel's parent-death signal is about the thread that forked."""
     environment = dict(os.environ)
     for name, value in command.environment.items():
@@ -127,7 +127,7 @@ def _spawn(command: Command, guard: Guard) -> subprocess.Popen[bytes]:
             environment.pop(name, None)
         else:
             environment[name] = value
-    leash = (sys.executable, "-I", "-S", str(_LEASH), str(guard.fd), str(os.getpid()))
+    leash = (sys.executable, "-I", "-S", str(_CHILD_EXEC), str(guard.fd), str(os.getpid()))
     return subprocess.Popen(
         (*leash, *command.argv),
         stdin=subprocess.DEVNULL,

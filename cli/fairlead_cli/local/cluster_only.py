@@ -13,14 +13,14 @@ _CHANGES_THE_ANSWER = ("spec.model.revision", "spec.pools[].parallelism", "spec.
 """A real engine without these would serve something else, or not start."""
 
 
-def refuse(deployment: ModelDeployment, *, real: bool) -> None:
+def reject_unsupported(deployment: ModelDeployment, *, real: bool) -> None:
     """Raises BadInput naming the field that local mode cannot honour, and what to do instead."""
     spec, name = deployment.spec, deployment.metadata.name
     for index, pool in enumerate(spec.pools):
         if pool.selector is not None:
             message = f"{name}: local mode has no pods that a selector could find"
             raise BadInput(message, field=f"spec.pools[{index}].selector", hint="give endpoints: [{url: ...}] instead")
-    if not real or spec.external:
+    if not real or spec.is_external:
         return
     kind = spec.engine.kind
     if kind not in (EngineKind.VLLM, EngineKind.SIM):
@@ -31,13 +31,13 @@ def refuse(deployment: ModelDeployment, *, real: bool) -> None:
         if pool.role is not PoolRole.SERVE and kind is EngineKind.VLLM:
             message = f"{name}: local mode splits prefill from decode for simulated engines only"
             raise BadInput(message, field=f"spec.pools[{index}].role", hint="leave --real out, or use the role Serve")
-    for path in unheard(deployment):
+    for path in ignored_fields(deployment):
         if _general(path) in _CHANGES_THE_ANSWER and kind is EngineKind.VLLM:
             message = f"{name}: a real engine of local mode cannot honour {path}"
             raise BadInput(message, field=path, hint="remove it, or leave --real out")
 
 
-def unheard(deployment: ModelDeployment) -> tuple[str, ...]:
+def ignored_fields(deployment: ModelDeployment) -> tuple[str, ...]:
     """The fields that are given and have no effect in local mode, in the order of the manifest."""
     return tuple(_unheard(deployment.spec.model_dump(by_alias=True, exclude_defaults=True)))
 

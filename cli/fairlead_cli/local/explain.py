@@ -6,39 +6,39 @@ from typing import Final
 from fairlead_cli.local import answers, words
 
 _KNOWN_INPUTS: Final[Mapping[str, Callable[[float | None], str]]] = {
-    "matched_tokens": lambda value: f"{words.count(value)} tokens cached",
-    "backlog_seconds": lambda value: f"backlog {words.time(value)}",
-    "predicted_ttft_seconds": lambda value: f"first token predicted in {words.time(value)}",
+    "matched_tokens": lambda value: f"{words.format_count(value)} tokens cached",
+    "backlog_seconds": lambda value: f"backlog {words.format_seconds(value)}",
+    "predicted_ttft_seconds": lambda value: f"first token predicted in {words.format_seconds(value)}",
 }
 
 
-def explanation(decision: answers.Decision) -> list[str]:
+def summarize_decision(decision: answers.Decision) -> list[str]:
     """One request, from its first choice to its end."""
     tokens = f"about {decision.prompt_tokens:,.0f} prompt tokens"
     lines = [f"request {decision.request_id} to {decision.model.removeprefix('default/')}, {tokens}"]
     for choice in decision.choices:
         lines += _choice(choice, first=choice is decision.choices[0])
-    lines.append(what_happened(decision.outcome))
+    lines.append(describe_outcome(decision.outcome))
     return lines
 
 
 def _choice(choice: answers.Choice, *, first: bool) -> list[str]:
-    where = f"went to {answers.short(choice.instance)}" if choice.instance else "went nowhere"
+    where = f"went to {answers.short_instance_name(choice.instance)}" if choice.instance else "went nowhere"
     lines = [f"{'' if first else 'then '}{where}, by the rule {choice.rule}: {choice.reason}"]
     for candidate in choice.candidates:
         numbers = ", ".join(_inputs(candidate.inputs))
         mark = "√" if candidate.chosen else "·"
         why = "" if candidate.chosen else candidate.why
         details = "; ".join(part for part in (numbers, why) if part)
-        lines.append(f"  {mark} {answers.short(candidate.id)}" + (f"  {details}" if details else ""))
+        lines.append(f"  {mark} {answers.short_instance_name(candidate.id)}" + (f"  {details}" if details else ""))
     return lines
 
 
-def _inputs(inputs: Mapping[str, answers.Number]) -> list[str]:
+def _inputs(inputs: Mapping[str, answers.InputValue]) -> list[str]:
     return [say(inputs[name].value) for name, say in _KNOWN_INPUTS.items() if name in inputs]
 
 
-def what_happened(outcome: answers.Outcome | None) -> str:
+def describe_outcome(outcome: answers.RequestOutcome | None) -> str:
     """The end of a request, in one line."""
     if outcome is None:
         return "it is still running"
@@ -48,11 +48,11 @@ def what_happened(outcome: answers.Outcome | None) -> str:
     if outcome.error:
         parts.append(f"it failed with {outcome.status} ({outcome.error})")
     if outcome.ttft_seconds is not None:
-        parts.append(f"first token after {words.time(outcome.ttft_seconds)}")
+        parts.append(f"first token after {words.format_seconds(outcome.ttft_seconds)}")
     if outcome.cached_tokens is not None and outcome.prompt_tokens is not None:
         parts.append(f"{outcome.cached_tokens:,} of {outcome.prompt_tokens:,} prompt tokens came from the cache")
     if outcome.output_tokens is not None:
-        parts.append(words.plural(outcome.output_tokens, "token") + " written")
+        parts.append(words.pluralize(outcome.output_tokens, "token") + " written")
     if outcome.attempts > 1:
         parts.append(f"{outcome.attempts} engines were tried")
     return "what happened: " + (", ".join(parts) or "it ended")

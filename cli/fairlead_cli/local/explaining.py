@@ -12,22 +12,22 @@ from typing import Final, TypeVar
 import msgspec
 
 from fairlead.errors import BadInput
-from fairlead.settings import CliSettings, read
-from fairlead.units import duration
-from fairlead_cli.asking import USAGE, asked
+from fairlead.settings import CliSettings, read_settings
+from fairlead.units import format_duration
+from fairlead_cli.asking import USAGE, run_query
 from fairlead_cli.local import answers, words
-from fairlead_cli.local.management import Management
+from fairlead_cli.local.management import ManagementClient
 from fairlead_cli.local.ports import service_url
 from fairlead_cli.local.rundir import newest_stack
 
 T = TypeVar("T")
-_PATHS: Final[Mapping[str, str]] = {
+_REQUEST_PATHS: Final[Mapping[str, str]] = {
     "messages": "/v1/chat/completions",
     "prompt": "/v1/completions",
     "input": "/v1/embeddings",
 }
 """What a request's body has → where it is sent."""
-_SHOWN: Final[Mapping[str, str]] = {
+_COLUMN_HEADINGS: Final[Mapping[str, str]] = {
     "cost_seconds": "cost",
     "predicted_ttft_seconds": "first token",
     "backlog_seconds": "backlog",
@@ -38,16 +38,16 @@ _SHOWN: Final[Mapping[str, str]] = {
 """Names of inputs → heads of columns, in the order of the columns; others follow under their own names."""
 
 
-def run(request_id: str | None, manage: str | None, as_json: bool) -> int:
+def run_request(request_id: str | None, manage: str | None, as_json: bool) -> int:
     """Ask and print; the exit code."""
 
     def ask() -> bytes:
         return asyncio.run(_ask(_address(manage), _token(), request_id))
 
     def show(content: bytes) -> str:
-        return _shown(content, as_json, answers.Decision, told)
+        return _shown(content, as_json, answers.Decision, render_decision)
 
-    return asked("explain", ask, show)
+    return run_query("explain", ask, show)
 
 
 def _address(manage: str | None) -> str:
@@ -55,7 +55,7 @@ def _address(manage: str | None) -> str:
 
 
 def _token() -> str | None:
-    return read(CliSettings, os.environ).manage_token
+    return read_settings(CliSettings, os.environ).manage_token
 
 
 def _shown(content: bytes, as_json: bool, kind: type[T], told: Callable[[T], Sequence[str]]) -> str:
@@ -66,7 +66,7 @@ def _shown(content: bytes, as_json: bool, kind: type[T], told: Callable[[T], Seq
 
 
 @dataclass(frozen=True, slots=True)
-class Route:
+class RouteQuery:
     """What ``explain route`` was asked: of which model, the prompt's file (``-`` is standard input), and of which session."""
 
     model: str | None
@@ -74,76 +74,79 @@ class Route:
     session: str | None
 
 
-def run_route(route: Route, manage: str | None, as_json: bool) -> int:
+def run_route(query: RouteQuery, manage: str | None, as_json: bool) -> int:
     """Ask where a prompt would go and print it; the exit code."""
 
     def ask() -> bytes:
-        path, body = question(route)
-        return asyncio.run(_where(_address(manage), _token(), path, body, route))
+        path, body = build_request(query)
+        return asyncio.run(_where(_address(manage), _token(), path, body, query))
 
     def show(content: bytes) -> str:
-        return _shown(content, as_json, answers.Would, would_told)
+        return _shown(content, as_json, answers.RoutePreview, render_preview)
 
-    return asked("explain route", ask, show, misuse=(BadInput,))
+    return run_query("explain route", ask, show, misuse=(BadInput,))
 
 
-def misused() -> int:
+def print_usage() -> int:
     """Say how ``explain route`` and ``explain scale`` are asked."""
     print("fairlead explain: a prompt is asked about with: fairlead explain route -m MODEL -f FILE", file=sys.stderr)
     print("fairlead explain: a model's size with: fairlead explain scale MODEL [--at WHEN]", file=sys.stderr)
     return USAGE
 
 
-def question(route: Route) -> tuple[str, bytes]:
+def build_request(query: RouteQuery) -> tuple[str, bytes]:
     """The path and body of the request that is asked about: a file that holds a request is taken as it is, any other text is one
     message of a user. Raises BadInput."""
     try:
-        data = sys.stdin.buffer.read() if route.file == "-" else Path(route.file).read_bytes()
+        data = sys.stdin.buffer.read() if query.file == "-" else Path(query.file).read_bytes()
         text = data.decode()
     except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"{route.file} cannot be read as text: {error}", field="--file") from None
+        raise BadInput(f"{query.file} cannot be read as text: {error}", field="--file") from None
     try:  # values stay as they are written: where a prompt goes is decided by its very bytes
         body = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
     except ValueError:
         body = {}
-    path = next((path for name, path in _PATHS.items() if name in body), None)
+    path = next((path for name, path in _REQUEST_PATHS.items() if name in body), None)
     if path is None:
-        path = _PATHS["messages"]
+        path = _REQUEST_PATHS["messages"]
         body = {"messages": msgspec.Raw(msgspec.json.encode([{"role": "user", "content": text}]))}
-    if route.model is not None:
-        body["model"] = msgspec.Raw(msgspec.json.encode(route.model))
+    if query.model is not None:
+        body["model"] = msgspec.Raw(msgspec.json.encode(query.model))
     if "model" not in body:
         raise BadInput("of which model is not said", field="--model", hint="-m MODEL")
     return path, msgspec.json.encode(body)
 
 
-async def _where(address: str, token: str | None, path: str, body: bytes, route: Route) -> bytes:
-    async with Management(address, token) as management:
-        return await management.where(path, body, route.session)
+async def _where(address: str, token: str | None, path: str, body: bytes, route: RouteQuery) -> bytes:
+    async with ManagementClient(address, token) as management:
+        return await management.preview_route(path, body, route.session)
 
 
-def would_told(would: answers.Would) -> list[str]:
+def render_preview(preview: answers.RoutePreview) -> list[str]:
     """Where a request would go, with everything it was found from."""
-    decision = would.decision
+    decision = preview.decision
     lines = [f"a request to {decision.model} · about {decision.prompt_tokens:,.0f} prompt tokens · nothing was sent"]
     for choice in decision.choices:
-        lines += ["", f"→ {answers.short(choice.instance) if choice.instance else 'nowhere'} by the rule {choice.rule}"]
+        lines += [
+            "",
+            f"→ {answers.short_instance_name(choice.instance) if choice.instance else 'nowhere'} by the rule {choice.rule}",
+        ]
         lines += [f"     {choice.reason}", *_table(choice.candidates, choice.inputs)]
-    if would.workers > 1:
-        lines += ["", f"{would.agreeing} of {would.workers} workers would choose this instance"]
+    if preview.workers > 1:
+        lines += ["", f"{preview.agreeing} of {preview.workers} workers would choose this instance"]
     return lines
 
 
 async def _ask(address: str, token: str | None, request_id: str | None) -> bytes:
     """The answer as it came. Raises NoStack, and LookupError with words for the user."""
-    async with Management(address, token) as management:
+    async with ManagementClient(address, token) as management:
         if request_id is None:
             last = (await management.decisions(1)).decisions
             if not last:
                 raise LookupError(f"{address} has routed no request yet")
             request_id = last[0].request_id
         try:
-            return await management.decision_text(request_id)
+            return await management.decision_json(request_id)
         except LookupError:
             raise LookupError(
                 f"{address} does not know request {request_id!r}: it was answered by another gateway, never reached an engine, "
@@ -151,7 +154,7 @@ async def _ask(address: str, token: str | None, request_id: str | None) -> bytes
             ) from None
 
 
-def told(decision: answers.Decision) -> list[str]:
+def render_decision(decision: answers.Decision) -> list[str]:
     """Everything about one request."""
     head = [decision.request_id, f"to {decision.model}", f"about {decision.prompt_tokens:,.0f} prompt tokens"]
     if decision.caller is not None:
@@ -168,7 +171,7 @@ def told(decision: answers.Decision) -> list[str]:
 
 def _handoff(handoff: answers.Handoff) -> Iterator[str]:
     why = "" if handoff.reason in ("", "none") else f" ({handoff.reason})"
-    waited = f", {duration(handoff.waited_seconds)} before a decode engine was chosen" if handoff.legs else ""
+    waited = f", {format_duration(handoff.waited_seconds)} before a decode engine was chosen" if handoff.legs else ""
     yield ""
     yield f"prefill → decode: {handoff.outcome}{why}{waited}"
     if handoff.words and not handoff.legs:
@@ -176,15 +179,17 @@ def _handoff(handoff: answers.Handoff) -> Iterator[str]:
     where = handoff.where
     if where is not None:
         computes = (
-            "no engine to prefill it" if where.instance is None else f"computed on {answers.short(where.instance)}"
+            "no engine to prefill it"
+            if where.instance is None
+            else f"computed on {answers.short_instance_name(where.instance)}"
         )
         yield f"  {computes} by the rule {where.rule}"
         if where.reason not in handoff.words:
             yield f"     {where.reason}"
         yield from _table(where.candidates, where.inputs)
     for leg in handoff.legs:
-        took = "" if leg.seconds is None else f" after {duration(leg.seconds)}"
-        yield f"  prefill on {answers.short(leg.instance)} by the rule {leg.rule}: {leg.result}{took}"
+        took = "" if leg.seconds is None else f" after {format_duration(leg.seconds)}"
+        yield f"  prefill on {answers.short_instance_name(leg.instance)} by the rule {leg.rule}: {leg.result}{took}"
         yield f"     {leg.reason}"
         yield from _table(leg.candidates, leg.inputs)
 
@@ -194,7 +199,7 @@ def _attempts(decision: answers.Decision) -> Iterator[str]:
     failures = decision.outcome.failures if decision.outcome is not None else []
     last = {choice.attempt: position for position, choice in enumerate(decision.choices)}
     for position, choice in enumerate(decision.choices):
-        where = f"→ {answers.short(choice.instance)}" if choice.instance else "→ nowhere"
+        where = f"→ {answers.short_instance_name(choice.instance)}" if choice.instance else "→ nowhere"
         told_above = f"{decision.handoff.words}; " if decision.handoff is not None else ""
         yield ""
         yield f"attempt {choice.attempt} {where} by the rule {choice.rule}"
@@ -206,14 +211,14 @@ def _attempts(decision: answers.Decision) -> Iterator[str]:
             yield f"     ended before its first byte: {failures[choice.attempt - 1].why}"
 
 
-def _table(candidates: Sequence[answers.Candidate], inputs: Mapping[str, answers.Number]) -> Iterator[str]:
+def _table(candidates: Sequence[answers.Candidate], inputs: Mapping[str, answers.InputValue]) -> Iterator[str]:
     """Candidates in rows, their numbers in columns, and what is said of those that were not taken behind them."""
     seen = {name for candidate in candidates for name in candidate.inputs}
-    names = [name for name in _SHOWN if name in seen] + sorted(seen - _SHOWN.keys())
-    rows = [["", "", *(_SHOWN.get(name, name) for name in names)]] if names else []
+    names = [name for name in _COLUMN_HEADINGS if name in seen] + sorted(seen - _COLUMN_HEADINGS.keys())
+    rows = [["", "", *(_COLUMN_HEADINGS.get(name, name) for name in names)]] if names else []
     for candidate in candidates:
         cells = [_cell(name, candidate.inputs.get(name)) for name in names]
-        rows.append(["√" if candidate.chosen else "·", answers.short(candidate.id), *cells])
+        rows.append(["√" if candidate.chosen else "·", answers.short_instance_name(candidate.id), *cells])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     remarks = ([""] if names else []) + ["" if one.chosen else one.why for one in candidates]
     for row, remark in zip(rows, remarks, strict=True):
@@ -223,12 +228,12 @@ def _table(candidates: Sequence[answers.Candidate], inputs: Mapping[str, answers
     yield from _of_all(candidates, inputs)
 
 
-def _of_all(candidates: Sequence[answers.Candidate], inputs: Mapping[str, answers.Number]) -> Iterator[str]:
+def _of_all(candidates: Sequence[answers.Candidate], inputs: Mapping[str, answers.InputValue]) -> Iterator[str]:
     """The numbers that belong to no single candidate, and how old all of them were."""
     told = []
     for name, number in sorted(inputs.items()):
         place, _, what = name.rpartition("/")
-        told.append(f"{place} {_SHOWN.get(what, what)} {_cell(what, number)}".strip())
+        told.append(f"{place} {_COLUMN_HEADINGS.get(what, what)} {_cell(what, number)}".strip())
     numbers = [*inputs.values(), *(number for one in candidates for number in one.inputs.values())]
     if numbers and all(number.age_seconds is None for number in numbers):
         told.append("all numbers as of that moment")
@@ -236,7 +241,7 @@ def _of_all(candidates: Sequence[answers.Candidate], inputs: Mapping[str, answer
         yield f"     {'; '.join(told)}"
 
 
-def _cell(name: str, number: answers.Number | None) -> str:
+def _cell(name: str, number: answers.InputValue | None) -> str:
     if number is None or number.value is None:
         return words.UNKNOWN
     if name == "home":
@@ -244,10 +249,10 @@ def _cell(name: str, number: answers.Number | None) -> str:
     elif name.endswith("_epoch"):
         shown = f"{number.value:.0f}"
     elif name.endswith("_seconds"):
-        shown = words.time(number.value)
+        shown = words.format_seconds(number.value)
     else:
-        shown = words.count(number.value)
-    return shown if number.age_seconds is None else f"{shown} ({duration(number.age_seconds)} ago)"
+        shown = words.format_count(number.value)
+    return shown if number.age_seconds is None else f"{shown} ({format_duration(number.age_seconds)} ago)"
 
 
 def _outcome(decision: answers.Decision) -> Iterable[str]:
@@ -258,7 +263,7 @@ def _outcome(decision: answers.Decision) -> Iterable[str]:
     if outcome.client_gone:
         first.append("the client left")
     if outcome.duration_seconds is not None:
-        first.append(f"after {duration(outcome.duration_seconds)}")
+        first.append(f"after {format_duration(outcome.duration_seconds)}")
     if outcome.attempts > 1:
         first.append(f"{outcome.attempts} attempts")
     if outcome.continued:
@@ -266,11 +271,11 @@ def _outcome(decision: answers.Decision) -> Iterable[str]:
     lines = ["outcome: " + ", ".join(first)]
     times = []
     if outcome.ttft_seconds is not None:
-        times.append(f"first token after {words.time(outcome.ttft_seconds)}")
+        times.append(f"first token after {words.format_seconds(outcome.ttft_seconds)}")
     if outcome.itl_mean_seconds is not None:
-        times.append(f"{duration(outcome.itl_mean_seconds)} between tokens")
+        times.append(f"{format_duration(outcome.itl_mean_seconds)} between tokens")
     if outcome.overhead_seconds is not None:
-        times.append(f"the gateway itself took {duration(max(0.0, outcome.overhead_seconds))}")
+        times.append(f"the gateway itself took {format_duration(max(0.0, outcome.overhead_seconds))}")
     lines += ["     " + ", ".join(times)] if times else []
     tokens = _tokens(outcome)
     lines += ["     " + ", ".join(tokens)] if tokens else []
@@ -279,13 +284,13 @@ def _outcome(decision: answers.Decision) -> Iterable[str]:
     return lines
 
 
-def _tokens(outcome: answers.Outcome) -> list[str]:
+def _tokens(outcome: answers.RequestOutcome) -> list[str]:
     said = []
     if outcome.prompt_tokens is not None:
         cached = "" if outcome.cached_tokens is None else f", {outcome.cached_tokens:,} of them cached"
         expected = outcome.predicted_cached_tokens
         guess = "" if expected is None or not cached else f" ({expected:,} expected)"
-        said.append(f"{words.plural(outcome.prompt_tokens, 'prompt token')}{cached}{guess}")
+        said.append(f"{words.pluralize(outcome.prompt_tokens, 'prompt token')}{cached}{guess}")
     if outcome.output_tokens is not None:
-        said.append(f"{words.plural(outcome.output_tokens, 'token')} written")
+        said.append(f"{words.pluralize(outcome.output_tokens, 'token')} written")
     return said

@@ -1,14 +1,14 @@
 """From the supervisor's running things to the values that the view draws."""
 
-from fairlead_cli.local.keeper import Keeper
-from fairlead_cli.local.management import Snapshot
-from fairlead_cli.local.supervisor import Supervisor
-from fairlead_cli.local.view import Frame, Process
+from fairlead_cli.local.keeper import ManagedProcess
+from fairlead_cli.local.management import GatewaySnapshot
+from fairlead_cli.local.supervisor import StackSupervisor
+from fairlead_cli.local.view import Frame, ProcessView
 
 
-def frame(
-    supervisor: Supervisor,
-    snapshot: Snapshot | None,
+def build_frame(
+    supervisor: StackSupervisor,
+    snapshot: GatewaySnapshot | None,
     *,
     url: str,
     manage: str,
@@ -27,12 +27,12 @@ def frame(
         )
         if keeper is not None
     ]
-    for unit in supervisor.units:
-        if unit.keeper is not None:
-            processes.append(_process(unit.keeper, unit.name, unit.plan.model.key, tuple(unit.ids())))
+    for unit in supervisor.engines:
+        if unit.process is not None:
+            processes.append(_process(unit.process, unit.name, unit.pool.model.key, tuple(unit.instance_ids())))
     return Frame(url, manage, up_seconds, tuple(processes), snapshot, events, closing)
 
 
-def _process(keeper: Keeper, name: str, model: str | None, ids: tuple[str, ...]) -> Process:
+def _process(keeper: ManagedProcess, name: str, model: str | None, ids: tuple[str, ...]) -> ProcessView:
     pid = keeper.child.pid if keeper.child else None
-    return Process(name, keeper.phase.value, keeper.restarts, pid, model, ids)
+    return ProcessView(name, keeper.phase.value, keeper.restarts, pid, model, ids)

@@ -11,10 +11,10 @@ import sys
 import threading
 from pathlib import Path
 
-_WATCHMAN = Path(__file__).with_name("watchman.py")
+_REAPER_PROCESS = Path(__file__).with_name("watchman.py")
 
 
-class Guard:
+class Reaper:
     """Open it before the first child, close it after the last. ``fd`` is where children register themselves."""
 
     def __init__(self, directory: Path | None) -> None:
@@ -22,7 +22,7 @@ class Guard:
         self._alive: set[int] = set()
         self._lock = threading.RLock()
         self._closing = False
-        self._process, self.fd = self._hire()
+        self._process, self.fd = self._spawn()
 
     @property
     def pid(self) -> int:
@@ -34,11 +34,11 @@ class Guard:
         with self._lock:
             self._alive.add(pid)
 
-    def gone(self, pid: int) -> None:
+    def remove(self, pid: int) -> None:
         """``pid`` has ended and its number may mean somebody else from now on."""
         with self._lock:
             self._alive.discard(pid)
-            self._tell(f"gone {pid}\n")
+            self._send(f"gone {pid}\n")
 
     def replace_if_dead(self) -> bool:
         """Hire a new guard when the present one has ended; True when that was so."""
@@ -46,8 +46,8 @@ class Guard:
             if self._closing or self._process.poll() is None:
                 return False
             os.close(self.fd)
-            self._process, self.fd = self._hire()
-            self._tell("".join(f"add {pid}\n" for pid in sorted(self._alive)))
+            self._process, self.fd = self._spawn()
+            self._send("".join(f"add {pid}\n" for pid in sorted(self._alive)))
             return True
 
     def close(self) -> None:
@@ -60,11 +60,11 @@ class Guard:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=10)
 
-    def _hire(self) -> tuple[subprocess.Popen[bytes], int]:
+    def _spawn(self) -> tuple[subprocess.Popen[bytes], int]:
         read, write = os.pipe()
         try:
             process = subprocess.Popen(
-                [sys.executable, "-I", "-S", str(_WATCHMAN), self._directory],
+                [sys.executable, "-I", "-S", str(_REAPER_PROCESS), self._directory],
                 stdin=read,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
@@ -74,6 +74,6 @@ class Guard:
             os.close(read)
         return process, write
 
-    def _tell(self, text: str) -> None:
+    def _send(self, text: str) -> None:
         with contextlib.suppress(OSError):  # dead: the next replace_if_dead tells its successor
             os.write(self.fd, text.encode())

@@ -13,12 +13,12 @@ from typing import Any
 
 from fairlead.clock import Clock
 from fairlead.errors import FairleadError
-from fairlead_cli.local.backoff import delay_seconds, failures_after
-from fairlead_cli.local.child import Child, Command
-from fairlead_cli.local.guard import Guard
+from fairlead_cli.local.backoff import count_failures, restart_delay_seconds
+from fairlead_cli.local.child import ChildProcess, ProcessCommand
+from fairlead_cli.local.guard import Reaper
 
 
-class Phase(StrEnum):
+class ProcessPhase(StrEnum):
     """Where a kept process is."""
 
     STARTING = "Starting"
@@ -27,7 +27,7 @@ class Phase(StrEnum):
     STOPPED = "Stopped"
 
 
-class Keeper:
+class ManagedProcess:
     """``command`` is asked anew for each start; ``ready`` returns once the child can be used; ``changed`` is told every step.
 
     ``ended`` says in words how it ended the last time; ``started_at`` and ``ready_at`` are of its last start.
@@ -36,30 +36,30 @@ class Keeper:
     def __init__(
         self,
         name: str,
-        command: Callable[[], Command],
-        ready: Callable[[Child], Awaitable[None]],
+        command: Callable[[], ProcessCommand],
+        wait_ready: Callable[[ChildProcess], Awaitable[None]],
         *,
-        guard: Guard,
+        reaper: Reaper,
         clock: Clock,
-        changed: Callable[["Keeper"], None],
+        on_change: Callable[["ManagedProcess"], None],
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         log: Path | None = None,
     ) -> None:
         self.name = name
-        self.phase = Phase.STOPPED
-        self.child: Child | None = None
+        self.phase = ProcessPhase.STOPPED
+        self.child: ChildProcess | None = None
         self.starts = 0
         self.failures = 0
-        self.ever_ready = False
-        self.ended = ""
+        self.was_ready = False
+        self.exit_reason = ""
         self.pause_seconds = 0.0
         self.started_at: float | None = None
         self.ready_at: float | None = None
         self._command = command
-        self._ready = ready
-        self._guard = guard
+        self._ready = wait_ready
+        self._guard = reaper
         self._clock = clock
-        self._changed = changed
+        self._changed = on_change
         self._sleep = sleep
         self._log = log
         self._stopping = asyncio.Event()
@@ -74,7 +74,7 @@ class Keeper:
         """Begin; returns at once."""
         self._task = asyncio.get_running_loop().create_task(self._run(), name=f"keep-{self.name}")
 
-    def retire(self) -> None:
+    def disable_restart(self) -> None:
         """Let it run, but do not start it again once it has ended."""
         self._stopping.set()
 
@@ -82,13 +82,13 @@ class Keeper:
         """SIGKILL now, also in the middle of a patient stop()."""
         self._stopping.set()
         if self.child is not None:
-            self.child.signal(signal.SIGKILL)
+            self.child.send_signal(signal.SIGKILL)
 
-    async def stop(self, patience_seconds: float) -> None:
+    async def stop(self, grace_seconds: float) -> None:
         """End the process (SIGTERM, then SIGKILL) and do not start it again."""
         self._stopping.set()
         if self.child is not None and not self.child.exited.done():
-            await self.child.stop(patience_seconds)
+            await self.child.stop(grace_seconds)
         if self._task is not None:
             await self._task
 
@@ -97,30 +97,30 @@ class Keeper:
             ready_seconds = await self._once()
             if self._stopping.is_set():
                 break
-            self.failures = failures_after(self.failures, ready_seconds)
-            self.pause_seconds = delay_seconds(self.failures)
-            self._enter(Phase.WAITING)
+            self.failures = count_failures(self.failures, ready_seconds)
+            self.pause_seconds = restart_delay_seconds(self.failures)
+            self._enter(ProcessPhase.WAITING)
             await self._unless_stopping(self._sleep(self.pause_seconds))
-        self._enter(Phase.STOPPED)
+        self._enter(ProcessPhase.STOPPED)
 
     async def _once(self) -> float:
         """One start, up to the end of what was started; the seconds that it was ready."""
         self.starts += 1
         self.started_at, self.ready_at = self._clock.now(), None
         try:
-            self.child = await Child.start(self.name, self._command(), self._guard, self._log)
+            self.child = await ChildProcess.start(self.name, self._command(), self._guard, self._log)
         except (OSError, FairleadError) as error:  # no process or no port to be had: as if it had died
-            self.ended = str(error)
+            self.exit_reason = str(error)
             return 0.0
         if self._stopping.is_set():  # stop() came while it was being started
             await self.child.stop(0.5)
             return 0.0
-        self._enter(Phase.STARTING)
+        self._enter(ProcessPhase.STARTING)
         ready_seconds = await self._life(self.child)
-        self.ended = exit_words(self.child.exited.result())
+        self.exit_reason = describe_exit(self.child.exited.result())
         return ready_seconds
 
-    async def _life(self, child: Child) -> float:
+    async def _life(self, child: ChildProcess) -> float:
         """From its start to its end; the seconds that it was ready."""
         readiness = asyncio.ensure_future(self._ready(child))
         both: set[asyncio.Future[Any]] = {readiness, child.exited}
@@ -131,8 +131,8 @@ class Keeper:
             return 0.0
         readiness.result()
         since = self.ready_at = self._clock.now()
-        self.ever_ready = True
-        self._enter(Phase.READY)
+        self.was_ready = True
+        self._enter(ProcessPhase.READY)
         await asyncio.wait({child.exited})
         return self._clock.now() - since
 
@@ -144,12 +144,12 @@ class Keeper:
         if pending:
             await asyncio.wait(pending)
 
-    def _enter(self, phase: Phase) -> None:
+    def _enter(self, phase: ProcessPhase) -> None:
         self.phase = phase
         self._changed(self)
 
 
-def exit_words(code: int) -> str:
+def describe_exit(code: int) -> str:
     """An exit code for people: ``exit code 1``, ``SIGKILL``."""
     if code < 0:
         with contextlib.suppress(ValueError):

@@ -11,19 +11,19 @@ import fairlead
 from fairlead.clock import SystemClock
 from fairlead.errors import BadInput
 from fairlead.limits import Limits
-from fairlead.manifests import load
-from fairlead.settings import CliSettings, read
-from fairlead_cli.errors import PortBusy
-from fairlead_cli.local.plan import Options, plan
-from fairlead_cli.local.ports import Address, claim, parse_address
-from fairlead_cli.local.program import program
+from fairlead.manifests import load_manifests
+from fairlead.settings import CliSettings, read_settings
+from fairlead_cli.errors import PortInUse
+from fairlead_cli.local.plan import PlanOptions, plan_engines
+from fairlead_cli.local.ports import Address, claim_port, parse_address
+from fairlead_cli.local.program import program_name
 from fairlead_cli.local.rundir import running_stacks
-from fairlead_cli.local.screen import screen_for
-from fairlead_cli.local.stack import Setup, run
+from fairlead_cli.local.screen import choose_screen
+from fairlead_cli.local.stack import StackConfig, run
 
 
 @dataclass(frozen=True, slots=True)
-class Wishes:
+class UpOptions:
     """The arguments of ``fairlead up``."""
 
     files: tuple[str, ...]
@@ -41,41 +41,43 @@ class Wishes:
     plain: bool
 
 
-def launch(wishes: Wishes) -> int:
+def launch(options: UpOptions) -> int:
     """Check, start, serve; the exit code. Raises BadInput when an argument or a manifest is wrong."""
     clock = SystemClock()
     try:
-        setup = setup_of(wishes)
-        return run(setup, screen_for(sys.stdout, plain=wishes.plain), clock)
+        setup = build_config(options)
+        return run(setup, choose_screen(sys.stdout, plain=options.plain), clock)
     except KeyboardInterrupt:
         return 130  # before anything was started
 
 
-def setup_of(wishes: Wishes) -> Setup:
+def build_config(up_options: UpOptions) -> StackConfig:
     """What is to be run; touches nothing but the two ports, to see that they are free."""
-    listen, manage = addresses(wishes.listen, wishes.manage, insecure=wishes.insecure)
-    options = Options(wishes.speed, wishes.seed or 0, wishes.preset, wishes.engines_per_process, wishes.real)
-    wanted = plan(load(wishes.files or (eight_engines(),)), options, installed=shutil.which)
-    if wishes.logs is not None:
-        wishes.logs.mkdir(parents=True, exist_ok=True)
-    settings = read(CliSettings, os.environ)
-    secret = settings.hash_secret or made_up_secret(wishes.seed)
-    return Setup(
+    listen, manage = claim_addresses(up_options.listen, up_options.manage, insecure=up_options.insecure)
+    options = PlanOptions(
+        up_options.speed, up_options.seed or 0, up_options.preset, up_options.engines_per_process, up_options.real
+    )
+    wanted = plan_engines(load_manifests(up_options.files or (bundled_example(),)), options, find_program=shutil.which)
+    if up_options.logs is not None:
+        up_options.logs.mkdir(parents=True, exist_ok=True)
+    settings = read_settings(CliSettings, os.environ)
+    secret = settings.hash_secret or default_hash_secret(up_options.seed)
+    return StackConfig(
         wanted,
         listen,
         manage,
         secret,
         token=settings.manage_token,
-        insecure=wishes.insecure,
-        redis=wishes.redis,
-        workers=workers(wishes.workers),
-        speed=wishes.speed,
-        logs=wishes.logs,
-        program=program(),
+        insecure=up_options.insecure,
+        redis=up_options.redis,
+        workers=check_workers(up_options.workers),
+        speed=up_options.speed,
+        logs=up_options.logs,
+        program=program_name(),
     )
 
 
-def workers(number: int) -> int:
+def check_workers(number: int) -> int:
     """The gateway's workers. Raises BadInput."""
     most = Limits().workers
     if not 1 <= number <= most:
@@ -85,7 +87,7 @@ def workers(number: int) -> int:
     return number
 
 
-def made_up_secret(seed: int | None) -> str:
+def default_hash_secret(seed: int | None) -> str:
     """A key of the routing hashes: derived from a seed that was asked for, else random.
 
     It is made here, so that a gateway that is started again computes the same homes as the one before.
@@ -93,7 +95,7 @@ def made_up_secret(seed: int | None) -> str:
     return secrets.token_hex(32) if seed is None else f"seed {seed}"
 
 
-def addresses(listen: str, manage: str, *, insecure: bool = False) -> tuple[Address, Address]:
+def claim_addresses(listen: str, manage: str, *, insecure: bool = False) -> tuple[Address, Address]:
     """Both addresses, free and different. Raises PortBusy or BadInput naming the flag."""
     asked, wanted = parse_address(listen, flag="--listen"), parse_address(manage, flag="--manage")
     for address, flag in ((asked, "--listen"), (wanted, "--manage")):
@@ -110,22 +112,22 @@ def addresses(listen: str, manage: str, *, insecure: bool = False) -> tuple[Addr
             return first, second
         if wanted.port:
             break
-    raise PortBusy(f"--manage: {wanted} is the port of --listen", field="--manage", hint="the two need a port each")
+    raise PortInUse(f"--manage: {wanted} is the port of --listen", field="--manage", hint="the two need a port each")
 
 
 def _claim(address: Address, *, flag: str) -> Address:
     """``claim``, which says so when it is another stack of ours that has the port."""
     try:
-        return claim(address, flag=flag)
-    except PortBusy:
+        return claim_port(address, flag=flag)
+    except PortInUse:
         other = next((one for one in running_stacks() if address.url in (one.url, one.manage)), None)
         if other is None:
             raise
         hint = f"end it with Ctrl-C or `kill {other.pid}`, or run a second one with --listen :0 --manage :0"
         message = f"{flag}: {address} is in use already, by the fairlead up with pid {other.pid}"
-        raise PortBusy(message, field=flag, hint=hint) from None
+        raise PortInUse(message, field=flag, hint=hint) from None
 
 
-def eight_engines() -> Path:
+def bundled_example() -> Path:
     """The bundled example."""
     return Path(fairlead.__file__).with_name("examples") / "eight-engines.yaml"

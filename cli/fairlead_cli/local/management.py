@@ -8,23 +8,23 @@ from urllib.parse import quote
 import httpx
 import msgspec
 
-from fairlead_cli.errors import NoStack
+from fairlead_cli.errors import StackUnreachable
 from fairlead_cli.local import answers
 
-ANSWER_SECONDS = 5.0
-_Answer = TypeVar("_Answer")
+TIMEOUT_SECONDS = 5.0
+_AnswerT = TypeVar("_AnswerT")
 
 
 @dataclass(frozen=True, slots=True)
-class Snapshot:
+class GatewaySnapshot:
     """Fleet, numbers and last decisions, read at about the same time."""
 
     fleet: answers.Fleet
-    stats: answers.Stats
-    decisions: answers.Decisions
+    stats: answers.GatewayStats
+    decisions: answers.DecisionList
 
 
-class Management:
+class ManagementClient:
     """One gateway's management API. Every method raises NoStack when it does not answer as expected."""
 
     def __init__(self, url: str, token: str | None = None) -> None:
@@ -33,7 +33,7 @@ class Management:
         self._client = httpx.AsyncClient(
             base_url=self.url,
             headers={"authorization": f"Bearer {token}"} if token else {},
-            timeout=ANSWER_SECONDS,
+            timeout=TIMEOUT_SECONDS,
             trust_env=False,
             verify=False,
         )
@@ -54,20 +54,20 @@ class Management:
         """Models and instances with their load."""
         return await self._get("/api/fleet", answers.Fleet)
 
-    async def stats(self) -> answers.Stats:
+    async def stats(self) -> answers.GatewayStats:
         """The last minute and the totals."""
-        return await self._get("/api/stats", answers.Stats)
+        return await self._get("/api/stats", answers.GatewayStats)
 
-    async def decisions(self, limit: int, model: str | None = None) -> answers.Decisions:
+    async def decisions(self, limit: int, model: str | None = None) -> answers.DecisionList:
         """The last decisions, newest first."""
         about = {"model": model} if model else {}
-        return await self._get("/api/decisions", answers.Decisions, {"limit": str(limit), **about})
+        return await self._get("/api/decisions", answers.DecisionList, {"limit": str(limit), **about})
 
     async def decision(self, request_id: str) -> answers.Decision:
         """Everything about one request. Raises LookupError when the gateway has forgotten it."""
-        return msgspec.json.decode(await self.decision_text(request_id), type=answers.Decision)
+        return msgspec.json.decode(await self.decision_json(request_id), type=answers.Decision)
 
-    async def decision_text(self, request_id: str) -> bytes:
+    async def decision_json(self, request_id: str) -> bytes:
         """The same as it came, and known to be a decision."""
         found = await self._ask(f"/api/decisions/{quote(request_id, safe='')}")
         if found.status_code == 404 and b'"error"' in found.content:
@@ -75,37 +75,37 @@ class Management:
         self._read(found, answers.Decision)
         return found.content
 
-    async def where(self, path: str, body: bytes, session: str | None) -> bytes:
+    async def preview_route(self, path: str, body: bytes, session: str | None) -> bytes:
         """Where that request would go, as it came, and known to be an answer. Raises LookupError with the gateway's words where the
         request would be refused."""
         headers = {"content-type": "application/json"} | ({} if session is None else {"x-session-id": session})
         found = await self._ask("/api/route", {"path": path}, body, headers)
         if found.status_code != 200 and b'"error"' in found.content and found.status_code not in (401, 403):
-            raise LookupError(f"it would be refused ({found.status_code}): {_message(found.content)}")
-        self._read(found, answers.Would)
+            raise LookupError(f"it would be refused ({found.status_code}): {_error_message(found.content)}")
+        self._read(found, answers.RoutePreview)
         return found.content
 
-    async def snapshot(self, decisions: int, model: str | None = None) -> Snapshot:
+    async def snapshot(self, decisions: int, model: str | None = None) -> GatewaySnapshot:
         """All that a view of the stack shows."""
-        return Snapshot(await self.fleet(), await self.stats(), await self.decisions(decisions, model))
+        return GatewaySnapshot(await self.fleet(), await self.stats(), await self.decisions(decisions, model))
 
-    async def knows_draining(self, instance_id: str) -> bool:
+    async def has_stopped_routing(self, instance_id: str) -> bool:
         """Does the gateway route nothing to this instance any more?"""
         try:
-            found = _instance(await self.fleet(), instance_id)
-        except NoStack:
+            found = _find_instance(await self.fleet(), instance_id)
+        except StackUnreachable:
             return False
         return found is None or found.state not in ("Ready", "Starting")
 
-    async def in_flight(self, instance_id: str) -> int:
+    async def in_flight_requests(self, instance_id: str) -> int:
         """Requests of the gateway that this instance is working on; 0 when it is not even known."""
         try:
-            found = _instance(await self.fleet(), instance_id)
-        except NoStack:
+            found = _find_instance(await self.fleet(), instance_id)
+        except StackUnreachable:
             return 0
         return (found.in_flight or 0) if found else 0
 
-    async def _get(self, path: str, kind: type[_Answer], parameters: dict[str, str] | None = None) -> _Answer:
+    async def _get(self, path: str, kind: type[_AnswerT], parameters: dict[str, str] | None = None) -> _AnswerT:
         return self._read(await self._ask(path, parameters), kind)
 
     async def _ask(
@@ -120,37 +120,39 @@ class Management:
         try:
             return await self._client.request(method, path, params=parameters, content=body, headers=headers)
         except httpx.HTTPError as error:
-            raise NoStack(f"{self.url} does not answer ({type(error).__name__})", hint=_HINT) from error
+            raise StackUnreachable(f"{self.url} does not answer ({type(error).__name__})", hint=_HINT) from error
 
-    def _read(self, answer: httpx.Response, kind: type[_Answer]) -> _Answer:
+    def _read(self, answer: httpx.Response, kind: type[_AnswerT]) -> _AnswerT:
         if answer.status_code in (401, 403):
-            raise NoStack(f"{self.url} refuses ({answer.status_code})", hint="set FAIRLEAD_MANAGE_TOKEN to its token")
+            raise StackUnreachable(
+                f"{self.url} refuses ({answer.status_code})", hint="set FAIRLEAD_MANAGE_TOKEN to its token"
+            )
         try:
             if answer.status_code != 200:
                 raise ValueError(f"status {answer.status_code}")
             return msgspec.json.decode(answer.content, type=kind)
         except ValueError as error:  # msgspec's own errors are ValueErrors too
             where = f"{self.url}{answer.url.path}"
-            raise NoStack(f"{where} is not Fairlead's management API: {error}", hint=_HINT) from error
+            raise StackUnreachable(f"{where} is not Fairlead's management API: {error}", hint=_HINT) from error
 
 
 _HINT = "is the stack running, and is this its management address (`fairlead up` prints it)?"
 
 
-def _message(content: bytes) -> str:
+def _error_message(content: bytes) -> str:
     try:
-        return msgspec.json.decode(content, type=_Refusal).error.message
+        return msgspec.json.decode(content, type=_ErrorAnswer).error.message
     except ValueError:
         return content[:200].decode("utf-8", "replace")
 
 
-class _Words(msgspec.Struct):
+class _ErrorBody(msgspec.Struct):
     message: str
 
 
-class _Refusal(msgspec.Struct):
-    error: _Words
+class _ErrorAnswer(msgspec.Struct):
+    error: _ErrorBody
 
 
-def _instance(fleet: answers.Fleet, instance_id: str) -> answers.Instance | None:
+def _find_instance(fleet: answers.Fleet, instance_id: str) -> answers.Instance | None:
     return next((one for model in fleet.models for one in model.instances if one.id == instance_id), None)

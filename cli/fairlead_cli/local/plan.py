@@ -9,27 +9,27 @@ from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
 from fairlead.api import EngineKind, ModelDeployment, Pool, PoolRole, Transfer
-from fairlead.engines import Launch, Replica, adapter
+from fairlead.engines import EngineLaunch, EngineReplica, engine_adapter
 from fairlead.errors import BadInput
-from fairlead.fleet import Instance, Model, Objectives, Role, RoutingPreset, served_as
+from fairlead.fleet import Instance, Model, Role, RoutingPreset, SloTargets, served_name_override
 from fairlead.limits import Limits
-from fairlead.manifests import Manifests, fleet_model
-from fairlead_cli.local.child import Command
-from fairlead_cli.local.cluster_only import refuse, unheard
-from fairlead_cli.local.pool import PoolPlan
-from fairlead_cli.local.scaling import Scaled, asked
+from fairlead.manifests import Manifests, to_fleet_model
+from fairlead_cli.local.child import ProcessCommand
+from fairlead_cli.local.cluster_only import ignored_fields, reject_unsupported
+from fairlead_cli.local.pool import EnginePoolSpec
+from fairlead_cli.local.scaling import ScaledModelSpec, plan_scaling
 
-SIMULATED = "sim"
-ADOPTED = "vllm"
+SIMULATED_ENGINE = "sim"
+ADOPTED_ENGINE = "vllm"
 """Whose metrics an adopted engine is asked for; one that has others is routed to without them."""
-_EVENTS = ("--kv-events", "0", "--kv-replay", "0")
+_KV_EVENT_ARGUMENTS = ("--kv-events", "0", "--kv-replay", "0")
 """A simulated engine's switches for telling what it caches, at free ports that it names when it is asked."""
-SPEED_LEAST, SPEED_MOST = 0.001, 1000
+MIN_SPEED, MAX_SPEED = 0.001, 1000
 """Beyond, a step of an engine is too short for a clock or too long for a person."""
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class PlanOptions:
     """What the command line may change about a stack."""
 
     speed: float = 1.0
@@ -40,13 +40,13 @@ class Options:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class EnginePlan:
     """The pools to run; ``notes`` says in words what of the manifests has no effect here; ``scaled`` are the models that an
     autoscaler sizes."""
 
-    pools: tuple[PoolPlan, ...]
+    pools: tuple[EnginePoolSpec, ...]
     notes: tuple[str, ...] = ()
-    scaled: tuple[Scaled, ...] = ()
+    scaled_models: tuple[ScaledModelSpec, ...] = ()
 
     @property
     def engines(self) -> int:
@@ -54,19 +54,21 @@ class Plan:
         return sum(pool.replicas + len(pool.adopted) for pool in self.pools)
 
 
-def plan(manifests: Manifests, options: Options, *, installed: Callable[[str], str | None]) -> Plan:
+def plan_engines(
+    manifests: Manifests, options: PlanOptions, *, find_program: Callable[[str], str | None]
+) -> EnginePlan:
     """One PoolPlan for each pool of each model. Raises BadInput naming the flag or the field."""
-    _check(options, installed)
-    pools: list[PoolPlan] = []
+    _check_options(options, find_program)
+    pools: list[EnginePoolSpec] = []
     notes: dict[str, None] = {}
     seed = options.seed
     for deployment in manifests.models:
-        refuse(deployment, real=options.real)
-        if fields := unheard(deployment):
+        reject_unsupported(deployment, real=options.real)
+        if fields := ignored_fields(deployment):
             notes[f"{deployment.metadata.name}: no effect in local mode: {', '.join(fields)}"] = None
-        model = local_model(fleet_model(deployment), options)
+        model = local_model(to_fleet_model(deployment), options)
         for pool in deployment.spec.pools:
-            if pool.adopts:
+            if pool.is_external:
                 pools.append(_adopted(manifests, deployment, pool, model))
                 continue
             found, ignored = _pool(manifests, deployment, pool, model, options, seed)
@@ -75,17 +77,17 @@ def plan(manifests: Manifests, options: Options, *, installed: Callable[[str], s
             if ignored:
                 shown = " ".join(ignored).replace(" --", ", --")
                 notes[f"{deployment.metadata.name}: no effect on simulated engines: {shown}"] = None
-    scaling = asked(manifests, pools)
+    scaling = plan_scaling(manifests, pools)
     if not scaling.models and not any(pool.replicas or pool.adopted for pool in pools):
         raise BadInput("no pool has a replica", field="spec.pools", hint="set replicas: {min: 1}")
     several = len(manifests.models) > 1
     named = (replace(pool, label=f"{pool.model.name}/{pool.name}" if several else pool.name) for pool in pools)
-    return Plan(tuple(named), (*notes, *scaling.notes), scaling.models)
+    return EnginePlan(tuple(named), (*notes, *scaling.notes), scaling.models)
 
 
-def local_model(model: Model, options: Options) -> Model:
+def local_model(model: Model, options: PlanOptions) -> Model:
     """The model on our clock, with the preset that the command line wants."""
-    shrunk = Objectives(
+    shrunk = SloTargets(
         target=model.objectives.target,
         ttft_seconds=_shrink(model.objectives.ttft_seconds, options.speed),
         ttft_per_kilo_token_seconds=model.objectives.ttft_per_kilo_token_seconds / options.speed,
@@ -98,13 +100,13 @@ def _shrink(seconds: float | None, speed: float) -> float | None:
     return None if seconds is None else seconds / speed
 
 
-def _check(options: Options, installed: Callable[[str], str | None]) -> None:
+def _check_options(options: PlanOptions, installed: Callable[[str], str | None]) -> None:
     presets = [preset.value for preset in RoutingPreset]
     if options.preset is not None and options.preset not in presets:
         known = ", ".join(presets)
         raise BadInput(f"--preset: {options.preset!r} is no routing preset", field="--preset", hint=f"known: {known}")
-    if not SPEED_LEAST <= options.speed <= SPEED_MOST:  # NaN too
-        raise BadInput(f"--speed must be from {SPEED_LEAST} to {SPEED_MOST}, not {options.speed:g}", field="--speed")
+    if not MIN_SPEED <= options.speed <= MAX_SPEED:  # NaN too
+        raise BadInput(f"--speed must be from {MIN_SPEED} to {MAX_SPEED}, not {options.speed:g}", field="--speed")
     most = Limits().sim_engines_per_process
     if not 1 <= options.engines_per_process <= most:
         raise BadInput(f"--engines-per-process must be from 1 to {most}", field="--engines-per-process")
@@ -118,15 +120,15 @@ def _check(options: Options, installed: Callable[[str], str | None]) -> None:
 
 
 def _pool(
-    manifests: Manifests, deployment: ModelDeployment, pool: Pool, model: Model, options: Options, seed: int
-) -> tuple[PoolPlan, tuple[str, ...]]:
+    manifests: Manifests, deployment: ModelDeployment, pool: Pool, model: Model, options: PlanOptions, seed: int
+) -> tuple[EnginePoolSpec, tuple[str, ...]]:
     spec = deployment.spec
-    kind = spec.engine.kind.value if options.real else SIMULATED
-    profile = manifests.profile(pool)
+    kind = spec.engine.kind.value if options.real else SIMULATED_ENGINE
+    profile = manifests.engine_profile(pool)
     assert profile is not None  # only pools that adopt do without an accelerator
     transfer = _transfer(spec.engine.kind, spec.kv_cache.transfer)
-    hand_over = _hand_over(pool, transfer) if kind == SIMULATED else ()
-    base = Replica(
+    hand_over = _handoff_arguments(pool, transfer) if kind == SIMULATED_ENGINE else ()
+    base = EngineReplica(
         name=spec.engine.served_model_name or deployment.metadata.name,
         source=spec.model.source,
         profile=profile,
@@ -134,28 +136,31 @@ def _pool(
         args=tuple(spec.engine.args),
         env={variable.name: variable.value for variable in spec.engine.env if variable.value_from is None},
         speed=options.speed,
-        sleeps=spec.sleeps,
+        sleeps=spec.can_sleep,
     )
 
-    def launch(ports: tuple[int, ...], first: int) -> Launch:
-        return adapter(kind).launch(replace(base, seed=seed + first), ports)
+    def launch(ports: tuple[int, ...], first: int) -> EngineLaunch:
+        return engine_adapter(kind).launch_command(replace(base, seed=seed + first), ports)
 
-    def command(ports: tuple[int, ...], first: int) -> Command:
+    def command(ports: tuple[int, ...], first: int) -> ProcessCommand:
         launched = launch(ports, first)
-        return Command((*launched.command, *(_EVENTS if kind == SIMULATED else ()), *hand_over), dict(launched.env))
+        return ProcessCommand(
+            (*launched.command, *(_KV_EVENT_ARGUMENTS if kind == SIMULATED_ENGINE else ()), *hand_over),
+            dict(launched.env),
+        )
 
     trial = launch((1,), 0)  # refuses now what would fail later
     template = replace(
         _template(deployment, pool, model),
         engine=kind,
-        profile=profile.faster(options.speed) if options.speed != 1.0 else profile,
+        profile=profile.sped_up(options.speed) if options.speed != 1.0 else profile,
         transfer=transfer if hand_over else None,
     )
-    group = options.engines_per_process if kind == SIMULATED else 1
-    count = spec.instances(pool)
+    group = options.engines_per_process if kind == SIMULATED_ENGINE else 1
+    count = spec.desired_instances(pool)
     sleep = spec.autoscaling.sleep
-    made = PoolPlan(model, pool.name, count, template, command, pool.name, trial.says_ready, group)
-    return replace(made, sleep_level=None if sleep is None else sleep.level), trial.ignored
+    made = EnginePoolSpec(model, pool.name, count, template, command, pool.name, trial.prints_ready_line, group)
+    return replace(made, sleep_level=None if sleep is None else sleep.level), trial.ignored_args
 
 
 def _transfer(kind: EngineKind, transfer: Transfer) -> str:
@@ -163,7 +168,7 @@ def _transfer(kind: EngineKind, transfer: Transfer) -> str:
     return "sglang" if kind is EngineKind.SGLANG else transfer.value.lower()
 
 
-def _hand_over(pool: Pool, transfer: str) -> tuple[str, ...]:
+def _handoff_arguments(pool: Pool, transfer: str) -> tuple[str, ...]:
     """A simulated engine's switches for its side of the hand-over."""
     if pool.role is PoolRole.SERVE:
         return ()
@@ -180,28 +185,28 @@ def _template(deployment: ModelDeployment, pool: Pool, model: Model) -> Instance
         pool=pool.name,
         url="",
         role=Role(pool.role.value),
-        served_name=served_as(deployment.spec.engine.served_model_name, model.name),
+        served_name=served_name_override(deployment.spec.engine.served_model_name, model.name),
     )
 
 
-def _adopted(manifests: Manifests, deployment: ModelDeployment, pool: Pool, model: Model) -> PoolPlan:
+def _adopted(manifests: Manifests, deployment: ModelDeployment, pool: Pool, model: Model) -> EnginePoolSpec:
     """Engines that run already: nothing is started, they are routed to."""
     transfer = deployment.spec.kv_cache.transfer
     template = replace(
         _template(deployment, pool, model),
-        engine=ADOPTED,
-        profile=manifests.profile(pool),
+        engine=ADOPTED_ENGINE,
+        profile=manifests.engine_profile(pool),
         transfer=None if transfer is Transfer.NONE else transfer.value.lower(),
     )
-    adopted = tuple(replace(template, id=_id(one.url), url=one.url) for one in pool.endpoints)
-    return PoolPlan(model, pool.name, 0, template, _nothing, pool.name, adopted=adopted)
+    adopted = tuple(replace(template, id=_instance_id(one.url), url=one.url) for one in pool.endpoints)
+    return EnginePoolSpec(model, pool.name, 0, template, _nothing, pool.name, adopted=adopted)
 
 
-def _nothing(ports: tuple[int, ...], first: int) -> Command:
+def _nothing(ports: tuple[int, ...], first: int) -> ProcessCommand:
     raise AssertionError("an adopted engine is not started")
 
 
-def _id(url: str) -> str:
+def _instance_id(url: str) -> str:
     """As the fleet file names an instance that has no name: ``HOST/PORT/RANK``."""
     parts = urlsplit(url)
     return f"{parts.hostname}/{parts.port}/0"

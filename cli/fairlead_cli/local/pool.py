@@ -9,13 +9,13 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from fairlead.fleet import Instance, InstanceState, Model, Role
-from fairlead_cli.local.child import Command
-from fairlead_cli.local.keeper import Keeper, Phase
-from fairlead_cli.local.ports import free_ports, is_free
+from fairlead_cli.local.child import ProcessCommand
+from fairlead_cli.local.keeper import ManagedProcess, ProcessPhase
+from fairlead_cli.local.ports import find_free_ports, is_port_free
 
 
 @dataclass(frozen=True, slots=True)
-class PoolPlan:
+class EnginePoolSpec:
     """``template`` is an Instance with everything but id, url and state; ``command`` builds the process for its ports.
 
     ``label`` names its processes for people: the pool's name, with the model's where there are several.
@@ -28,7 +28,7 @@ class PoolPlan:
     name: str
     replicas: int
     template: Instance
-    command: Callable[[tuple[int, ...], int], Command]
+    command: Callable[[tuple[int, ...], int], ProcessCommand]
     label: str
     says_ready: bool = True
     engines_per_process: int = 1
@@ -40,63 +40,63 @@ class PoolPlan:
         """Model key and pool name: what tells pools apart."""
         return self.model.key, self.name
 
-    def sizes(self) -> list[int]:
+    def process_sizes(self) -> list[int]:
         """Endpoints per process, in order."""
         full, rest = divmod(self.replicas, self.engines_per_process)
         return [self.engines_per_process] * full + ([rest] if rest else [])
 
 
-class Rest(StrEnum):
+class SleepState(StrEnum):
     """Whether an engine sleeps: one that falls asleep takes nothing new and ends what it has."""
 
     AWAKE = "Awake"
-    FALLING = "FallingAsleep"
+    FALLING_ASLEEP = "FallingAsleep"
     ASLEEP = "Asleep"
     WAKING = "Waking"
 
 
-_SHOWN = {
-    Rest.FALLING: InstanceState.DRAINING,
-    Rest.ASLEEP: InstanceState.SLEEPING,
-    Rest.WAKING: InstanceState.STARTING,
+_INSTANCE_STATES = {
+    SleepState.FALLING_ASLEEP: InstanceState.DRAINING,
+    SleepState.ASLEEP: InstanceState.SLEEPING,
+    SleepState.WAKING: InstanceState.STARTING,
 }
 
 
-class EngineUnit:
+class EngineProcess:
     """One engine process. ``first`` is the number of its first endpoint within the pool; numbers name the instances. ``to_sleep``:
     it is wanted asleep. ``wake_seconds`` is how long the last of ``wakings`` took."""
 
-    def __init__(self, plan: PoolPlan, first: int, ports: tuple[int, ...]) -> None:
-        self.plan = plan
+    def __init__(self, pool: EnginePoolSpec, first: int, ports: tuple[int, ...]) -> None:
+        self.pool = pool
         self.first = first
         self.ports = ports
-        self.draining = False
-        self.keeper: Keeper | None = None
-        self.rest = Rest.AWAKE
-        self.to_sleep = False
-        self.wakings = 0
+        self.is_draining = False
+        self.process: ManagedProcess | None = None
+        self.sleep_state = SleepState.AWAKE
+        self.should_sleep = False
+        self.wake_count = 0
         self.wake_seconds = 0.0
 
     @property
     def name(self) -> str:
         """``main-3``, or ``main-4..7`` for a process with several endpoints."""
         last = self.first + len(self.ports) - 1
-        return f"{self.plan.label}-{self.first}" + (f"..{last}" if last > self.first else "")
+        return f"{self.pool.label}-{self.first}" + (f"..{last}" if last > self.first else "")
 
     @property
-    def up(self) -> bool:
+    def is_up(self) -> bool:
         """Its process has come up, awake or on the way there."""
-        return self.keeper is not None and self.keeper.phase is Phase.READY
+        return self.process is not None and self.process.phase is ProcessPhase.READY
 
-    def command(self) -> Command:
+    def command(self) -> ProcessCommand:
         """The process to start now; ports that somebody took while it was dead are replaced, and the ids with them."""
-        if not all(is_free(port) for port in self.ports):
-            (self.ports,) = free_ports([len(self.ports)])
-        return self.plan.command(self.ports, self.first)
+        if not all(is_port_free(port) for port in self.ports):
+            (self.ports,) = find_free_ports([len(self.ports)])
+        return self.pool.command(self.ports, self.first)
 
-    def ids(self) -> list[str]:
+    def instance_ids(self) -> list[str]:
         """What its endpoints are called: ``main-3/40123/0``."""
-        return [f"{self.plan.name}-{self.first + n}/{port}/0" for n, port in enumerate(self.ports)]
+        return [f"{self.pool.name}-{self.first + n}/{port}/0" for n, port in enumerate(self.ports)]
 
     def urls(self) -> list[str]:
         """Where its endpoints listen."""
@@ -108,22 +108,22 @@ class EngineUnit:
         if state is None:
             return []
         return [
-            replace(self.plan.template, id=one, url=url, state=state, bootstrap=self.bootstrap(url))
-            for one, url in zip(self.ids(), self.urls(), strict=True)
+            replace(self.pool.template, id=one, url=url, state=state, bootstrap=self.bootstrap_url(url))
+            for one, url in zip(self.instance_ids(), self.urls(), strict=True)
         ]
 
-    def bootstrap(self, url: str) -> str | None:
+    def bootstrap_url(self, url: str) -> str | None:
         """Where the other side meets this one: a simulated prefill engine answers for that on its own port."""
-        template = self.plan.template
+        template = self.pool.template
         return url if template.role is Role.PREFILL and template.transfer in ("mooncake", "sglang") else None
 
     def state(self) -> InstanceState | None:
         """None while it is dead or gone: then it is not part of the fleet."""
-        phase = self.keeper.phase if self.keeper else Phase.STOPPED
-        if phase not in (Phase.STARTING, Phase.READY):
+        phase = self.process.phase if self.process else ProcessPhase.STOPPED
+        if phase not in (ProcessPhase.STARTING, ProcessPhase.READY):
             return None
-        if self.draining:
+        if self.is_draining:
             return InstanceState.DRAINING
-        if phase is Phase.STARTING:
+        if phase is ProcessPhase.STARTING:
             return InstanceState.STARTING
-        return _SHOWN.get(self.rest, InstanceState.READY)
+        return _INSTANCE_STATES.get(self.sleep_state, InstanceState.READY)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from fairlead.errors import BadInput
-from fairlead_cli.errors import PortBusy
+from fairlead_cli.errors import PortInUse
 
-PROPOSALS = 500
+MAX_PORT_ATTEMPTS = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ def service_url(text: str, *, flag: str) -> str:
     return text.rstrip("/")
 
 
-def claim(address: Address, *, flag: str) -> Address:
+def claim_port(address: Address, *, flag: str) -> Address:
     """The address with its port filled in (0 = a free one). Raises PortBusy when it is taken, BadInput when it is not ours."""
     try:
         ipaddress.ip_address(address.host)
@@ -82,13 +82,13 @@ def claim(address: Address, *, flag: str) -> Address:
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 hint = f"stop what listens there, or choose another port; {flag} :0 takes a free one"
-                raise PortBusy(f"{flag}: {address} is in use already", field=flag, hint=hint) from None
+                raise PortInUse(f"{flag}: {address} is in use already", field=flag, hint=hint) from None
             what = error.strerror or str(error)
             raise BadInput(f"{flag}: cannot listen on {address}: {what}", field=flag) from None
         return Address(address.host, probe.getsockname()[1])
 
 
-def is_free(port: int, host: str = "127.0.0.1") -> bool:
+def is_port_free(port: int, host: str = "127.0.0.1") -> bool:
     """Could a server listen there now? Connections of a former server that still time out do not count."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -99,22 +99,22 @@ def is_free(port: int, host: str = "127.0.0.1") -> bool:
     return True
 
 
-def free_ports(groups: list[int], host: str = "127.0.0.1") -> list[tuple[int, ...]]:
+def find_free_ports(groups: list[int], host: str = "127.0.0.1") -> list[tuple[int, ...]]:
     """For each size in ``groups`` that many neighbouring ports, all free just now and all different."""
     taken: set[int] = set()
     found = []
     for size in groups:
-        found.append(_neighbours(size, host, taken))
+        found.append(_consecutive_ports(size, host, taken))
         taken.update(found[-1])
     return found
 
 
-def _neighbours(size: int, host: str, taken: set[int]) -> tuple[int, ...]:
+def _consecutive_ports(size: int, host: str, taken: set[int]) -> tuple[int, ...]:
     """Ports beside one that the system proposes. Those of connections that are over but time out are free to listen on."""
-    for _ in range(PROPOSALS):
-        first = claim(Address(host, 0), flag="--engines-per-process").port
+    for _ in range(MAX_PORT_ATTEMPTS):
+        first = claim_port(Address(host, 0), flag="--engines-per-process").port
         ports = range(first, first + size)
-        if ports[-1] <= 65_535 and taken.isdisjoint(ports) and all(is_free(port, host) for port in ports):
+        if ports[-1] <= 65_535 and taken.isdisjoint(ports) and all(is_port_free(port, host) for port in ports):
             return tuple(ports)
     hint = "give a smaller number, or end other programs that use many ports"
     raise BadInput(f"found no {size} free ports in a row on {host}", field="--engines-per-process", hint=hint)

@@ -8,36 +8,36 @@ import contextlib
 from collections.abc import Awaitable, Callable
 from urllib.parse import urlsplit
 
-BETWEEN_SECONDS = 0.05
-ANSWER_SECONDS = 2.0
+POLL_SECONDS = 0.05
+TIMEOUT_SECONDS = 2.0
 
 
-async def http_status(url: str) -> int | None:
+async def get_http_status(url: str) -> int | None:
     """The status of one GET, or None when nothing sensible answers."""
     parts = urlsplit(url)
     head = f"GET {parts.path or '/'} HTTP/1.1\r\nHost: {parts.netloc}\r\nConnection: close\r\n\r\n"
-    answer = await _ask(parts.hostname, parts.port, None, head.encode(), b"\r\n")
+    answer = await _exchange(parts.hostname, parts.port, None, head.encode(), b"\r\n")
     words = answer.split(b" ", 2)
     return int(words[1]) if len(words) > 1 and words[1].isdigit() else None
 
 
-async def redis_pong(socket_path: str | None, port: int | None) -> bool:
+async def is_redis_up(socket_path: str | None, port: int | None) -> bool:
     """Does a Redis answer there? One that asks for a password does."""
-    answer = await _ask("127.0.0.1", port, socket_path, b"PING\r\n", b"\r\n")
+    answer = await _exchange("127.0.0.1", port, socket_path, b"PING\r\n", b"\r\n")
     return answer.startswith((b"+PONG", b"-NOAUTH"))
 
 
-async def until(question: Callable[[], Awaitable[bool]], between_seconds: float = BETWEEN_SECONDS) -> None:
+async def wait_until(condition: Callable[[], Awaitable[bool]], poll_seconds: float = POLL_SECONDS) -> None:
     """Ask again and again until the answer is yes; the caller bounds it in time."""
     while True:
-        if await question():
+        if await condition():
             return
-        await asyncio.sleep(between_seconds)
+        await asyncio.sleep(poll_seconds)
 
 
-async def _ask(host: str | None, port: int | None, path: str | None, question: bytes, until_bytes: bytes) -> bytes:
+async def _exchange(host: str | None, port: int | None, path: str | None, question: bytes, until_bytes: bytes) -> bytes:
     try:
-        async with asyncio.timeout(ANSWER_SECONDS):
+        async with asyncio.timeout(TIMEOUT_SECONDS):
             opening = asyncio.open_unix_connection(path) if path else asyncio.open_connection(host, port)
             reader, writer = await opening
             try:

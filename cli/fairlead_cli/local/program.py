@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 
-def program() -> str:
+def program_name() -> str:
     """Its name where PATH has it, ``kubectl fairlead`` where that was typed, else where it lies."""
     if Path(sys.argv[0]).name == "kubectl-fairlead":
         return "kubectl fairlead"

@@ -4,12 +4,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from fairlead.errors import FairleadError
-from fairlead_cli.errors import NoStack
-from fairlead_cli.local.answers import short
+from fairlead_cli.errors import StackUnreachable
+from fairlead_cli.local.answers import short_instance_name
 from fairlead_cli.local.conversation import Conversation
-from fairlead_cli.local.words import time
+from fairlead_cli.local.words import format_seconds
 
-HELP = "/why  why the last request went where it did\n/new  forget the conversation\n/quit or Ctrl-D  leave"
+DIALOGUE_HELP = "/why  why the last request went where it did\n/new  forget the conversation\n/quit or Ctrl-D  leave"
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class Terminal:
     remark: Callable[[str], None]
 
 
-def talk(conversation: Conversation, terminal: Terminal, why: Callable[[str], list[str]]) -> int:
+def run_dialogue(conversation: Conversation, terminal: Terminal, explain: Callable[[str], list[str]]) -> int:
     """Until ``/quit`` or the end of input; the exit code."""
     while True:
         try:
@@ -32,18 +32,18 @@ def talk(conversation: Conversation, terminal: Terminal, why: Callable[[str], li
         if text in ("/quit", "/exit", "/q"):
             return 0
         if text == "/why":
-            _explain(conversation, terminal, why)
+            _print_explanation(conversation, terminal, explain)
         elif text == "/new":
-            conversation.forget()
+            conversation.reset()
             terminal.remark("forgotten")
         elif text.startswith("/"):
-            terminal.remark(HELP)
+            terminal.remark(DIALOGUE_HELP)
         elif text:
-            _answer(conversation, terminal, text)
+            _print_answer(conversation, terminal, text)
 
 
-def _answer(conversation: Conversation, terminal: Terminal, text: str) -> None:
-    answer: Iterator[str] = conversation.ask(text)
+def _print_answer(conversation: Conversation, terminal: Terminal, text: str) -> None:
+    answer: Iterator[str] = conversation.send(text)
     said = False
     try:
         for piece in answer:
@@ -59,19 +59,23 @@ def _answer(conversation: Conversation, terminal: Terminal, text: str) -> None:
         terminal.write("\n" if said else "")
         terminal.remark(str(error))
         return
-    last = conversation.last
+    last = conversation.last_answer
     if last.instance:
-        terminal.remark(f"{short(last.instance)} · {last.reason or '?'} · first token {time(last.ttft_seconds)}")
+        terminal.remark(
+            f"{short_instance_name(last.instance)} · {last.reason or '?'} · first token {format_seconds(last.ttft_seconds)}"
+        )
 
 
-def _explain(conversation: Conversation, terminal: Terminal, why: Callable[[str], list[str]]) -> None:
-    request_id = conversation.last.request_id
+def _print_explanation(conversation: Conversation, terminal: Terminal, why: Callable[[str], list[str]]) -> None:
+    request_id = conversation.last_answer.request_id
     if request_id is None:
-        terminal.remark("the last request reached no gateway" if conversation.last.asked else "nothing was asked yet")
+        terminal.remark(
+            "the last request reached no gateway" if conversation.last_answer.was_sent else "nothing was asked yet"
+        )
         return
     try:
         terminal.remark("\n".join(why(request_id)))
     except LookupError:
         terminal.remark(f"the gateway has forgotten request {request_id}")
-    except NoStack as error:
+    except StackUnreachable as error:
         terminal.remark(str(error))

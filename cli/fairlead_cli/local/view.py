@@ -9,9 +9,9 @@ from rich.table import Table
 from rich.text import Text
 
 from fairlead_cli.local import answers, words
-from fairlead_cli.local.management import Snapshot
+from fairlead_cli.local.management import GatewaySnapshot
 
-PHASE_STYLE = {
+PHASE_STYLES = {
     "Ready": "green",
     "Starting": "yellow",
     "Draining": "yellow",
@@ -19,17 +19,17 @@ PHASE_STYLE = {
     "Waiting": "red",
     "Stopped": "dim",
 }
-RULE_STYLE = {"affinity": "green", "slo-spill": "yellow", "load": "cyan", "none": "red"}
-MARK = {"Ready": "●", "Starting": "◌", "Draining": "◐", "Sleeping": "☾", "Waiting": "×", "Stopped": "○"}
-BLOCKS = " ▏▎▍▌▋▊▉█"
-MOST_EVENTS, LEAST_EVENTS = 5, 2
-MOST_DECISIONS, LEAST_DECISIONS = 8, 3
-LEAST_ENGINES = 2
-BAR_NEEDS_WIDTH = 76
+RULE_STYLES = {"affinity": "green", "slo-spill": "yellow", "load": "cyan", "none": "red"}
+PHASE_MARKS = {"Ready": "●", "Starting": "◌", "Draining": "◐", "Sleeping": "☾", "Waiting": "×", "Stopped": "○"}
+BAR_BLOCKS = " ▏▎▍▌▋▊▉█"
+MAX_EVENTS, MIN_EVENTS = 5, 2
+MAX_DECISIONS, MIN_DECISIONS = 8, 3
+MIN_ENGINES = 2
+BAR_MIN_WIDTH = 76
 
 
 @dataclass(frozen=True, slots=True)
-class Process:
+class ProcessView:
     """One child process; an engine process carries the ids of its instances."""
 
     name: str
@@ -47,13 +47,13 @@ class Frame:
     url: str
     manage: str
     up_seconds: float
-    processes: tuple[Process, ...]
-    snapshot: Snapshot | None = None
+    processes: tuple[ProcessView, ...]
+    snapshot: GatewaySnapshot | None = None
     events: tuple[tuple[float, str], ...] = ()
     closing: str = ""
 
 
-def picture(frame: Frame, height: int, width: int = 80) -> RenderableType:
+def render_frame(frame: Frame, height: int, width: int = 80) -> RenderableType:
     """The whole view, less than ``height`` lines high; engines come first, then decisions, then events."""
     rows = {
         key: [row for process in frame.processes if process.model == key for row in _rows(process)]
@@ -61,9 +61,7 @@ def picture(frame: Frame, height: int, width: int = 80) -> RenderableType:
     }
     decisions = frame.snapshot.decisions.decisions if frame.snapshot else []
     fixed = 2 + 4 * len(rows)  # the head; of each model a blank line, its two lines and the table's heading
-    least = sum(
-        2 + most for most in (min(len(decisions), LEAST_DECISIONS), min(len(frame.events), LEAST_EVENTS)) if most
-    )
+    least = sum(2 + most for most in (min(len(decisions), MIN_DECISIONS), min(len(frame.events), MIN_EVENTS)) if most)
     shown = _shares({key: len(found) for key, found in rows.items()}, height - 1 - fixed - least)
     parts: list[RenderableType] = [_head(frame)]
     lines = fixed
@@ -71,8 +69,8 @@ def picture(frame: Frame, height: int, width: int = 80) -> RenderableType:
         parts += [Text(), *_model_lines(frame, key), _engines(frame, key, found, shown[key], width)]
         lines += min(shown[key] + 1, len(found))
     room = height - 1 - lines - 2 - 1  # headings and blank lines of what follows
-    events = _most(len(frame.events), room - min(len(decisions), MOST_DECISIONS), LEAST_EVENTS, MOST_EVENTS)
-    routed = _most(len(decisions), room - events, LEAST_DECISIONS, MOST_DECISIONS)
+    events = _most(len(frame.events), room - min(len(decisions), MAX_DECISIONS), MIN_EVENTS, MAX_EVENTS)
+    routed = _most(len(decisions), room - events, MIN_DECISIONS, MAX_DECISIONS)
     if routed:
         parts += [Text(), Text("last decisions", style="bold"), _decisions(decisions[:routed])]
     if events:
@@ -84,7 +82,7 @@ def _shares(wanted: dict[str, int], room: int) -> dict[str, int]:
     """Lines for the engines of each model: all where there is room, else the same for each and one to say how many more."""
     if sum(wanted.values()) <= room:
         return wanted
-    each = max(LEAST_ENGINES, room // max(1, len(wanted)) - 1)
+    each = max(MIN_ENGINES, room // max(1, len(wanted)) - 1)
     return {key: number if number <= each + 1 else each for key, number in wanted.items()}
 
 
@@ -97,11 +95,11 @@ def _models(frame: Frame) -> list[str]:
 
 
 def _head(frame: Frame) -> Text:
-    line = Text.assemble(("Fairlead", "bold"), f"  up {words.time(round(frame.up_seconds))}")
+    line = Text.assemble(("Fairlead", "bold"), f"  up {words.format_seconds(round(frame.up_seconds))}")
     for process in frame.processes:
         if process.model is None:
             line.append("  ")
-            line.append(MARK.get(process.phase, "?"), PHASE_STYLE.get(process.phase, ""))
+            line.append(PHASE_MARKS.get(process.phase, "?"), PHASE_STYLES.get(process.phase, ""))
             line.append(f" {process.name}")
             if process.restarts:
                 line.append(f" ↻{process.restarts}")
@@ -124,27 +122,29 @@ def _model_lines(frame: Frame, key: str) -> list[Text]:
     if model:
         name.append(f"  {model.preset}", "not bold default")
     name.append(f"  {stats.in_flight} in flight  {stats.queue} in the queue", "not bold default")
-    return [name, last_minute(stats.window)]
+    return [name, last_minute_text(stats.window)]
 
 
-def last_minute(window: answers.Slice) -> Text:
+def last_minute_text(window: answers.PeriodStats) -> Text:
     """Rate, hit rate, latencies and objective of a model's last minute."""
-    line = Text(words.rate(window.requests_per_second), no_wrap=True, overflow="ellipsis")
-    line.append(f"  hit rate {words.share(window.cached_token_share)}")
-    line.append(f"  TTFT {words.time(window.ttft_seconds.p50)} (p90 {words.time(window.ttft_seconds.p90)})")
-    line.append(f"  ITL {words.time(window.itl_seconds.p50)}")
-    line.append(f"  in objective {words.share(window.within_objective)}")
+    line = Text(words.format_rate(window.requests_per_second), no_wrap=True, overflow="ellipsis")
+    line.append(f"  hit rate {words.format_share(window.cached_token_share)}")
+    line.append(
+        f"  TTFT {words.format_seconds(window.ttft_seconds.p50)} (p90 {words.format_seconds(window.ttft_seconds.p90)})"
+    )
+    line.append(f"  ITL {words.format_seconds(window.itl_seconds.p50)}")
+    line.append(f"  in objective {words.format_share(window.within_objective)}")
     if window.errors:
-        line.append(f"  {words.plural(window.errors, 'error')}", "bold red")
+        line.append(f"  {words.pluralize(window.errors, 'error')}", "bold red")
     return line
 
 
-def _rows(process: Process) -> list[tuple[Process, str]]:
+def _rows(process: ProcessView) -> list[tuple[ProcessView, str]]:
     """A line for each instance of a process."""
     return [(process, one) for one in process.instances or (process.name,)]
 
 
-def _engines(frame: Frame, key: str, rows: Sequence[tuple[Process, str]], most: int, width: int) -> RenderableType:
+def _engines(frame: Frame, key: str, rows: Sequence[tuple[ProcessView, str]], most: int, width: int) -> RenderableType:
     """The engines of a model; where there is no room for all, those that are not well and the busiest."""
     known = _instances(frame, key)
     stats = frame.snapshot.stats.models.get(key) if frame.snapshot else None
@@ -153,27 +153,27 @@ def _engines(frame: Frame, key: str, rows: Sequence[tuple[Process, str]], most: 
     table.add_column("state", no_wrap=True)
     for name in ("in flight", "queue", "backlog", "TTFT"):
         table.add_column(name, justify="right", no_wrap=True)
-    if width >= BAR_NEEDS_WIDTH:
+    if width >= BAR_MIN_WIDTH:
         table.add_column("work in the last minute", no_wrap=True)
     for row, one in _shown(rows, known, most):
         instance = known.get(one)
         part = stats.instances.get(one) if stats else None
         cells: list[str | Text] = [
-            answers.short(one),
+            answers.short_instance_name(one),
             _life(_state(row, instance), row.restarts),
-            words.count(instance.in_flight if instance else None),
-            words.count(instance.waiting if instance else None),
-            words.time(instance.backlog_seconds if instance else None),
-            words.time(part.ttft_mean_seconds if part else None),
+            words.format_count(instance.in_flight if instance else None),
+            words.format_count(instance.waiting if instance else None),
+            words.format_seconds(instance.backlog_seconds if instance else None),
+            words.format_seconds(part.ttft_mean_seconds if part else None),
         ]
-        table.add_row(*cells, *([_bar(part.share_of_work if part else None)] if width >= BAR_NEEDS_WIDTH else []))
+        table.add_row(*cells, *([_bar(part.share_of_work if part else None)] if width >= BAR_MIN_WIDTH else []))
     left = len(rows) - most
     return table if left <= 0 else Group(table, Text(f"… and {left} more; the status page has all", "dim"))
 
 
 def _shown(
-    rows: Sequence[tuple[Process, str]], known: Mapping[str, answers.Instance], most: int
-) -> list[tuple[Process, str]]:
+    rows: Sequence[tuple[ProcessView, str]], known: Mapping[str, answers.Instance], most: int
+) -> list[tuple[ProcessView, str]]:
     """At most so many, in their order."""
 
     def importance(place: int) -> tuple[bool, int]:
@@ -186,11 +186,11 @@ def _shown(
 
 
 def _life(state: str, restarts: int) -> Text:
-    text = Text(f"{MARK.get(state, '?')} {state}", PHASE_STYLE.get(state, ""))
+    text = Text(f"{PHASE_MARKS.get(state, '?')} {state}", PHASE_STYLES.get(state, ""))
     return text.append(f" ↻{restarts}", "default") if restarts else text
 
 
-def _state(row: Process, instance: answers.Instance | None) -> str:
+def _state(row: ProcessView, instance: answers.Instance | None) -> str:
     """The supervisor knows of life and death first; the gateway knows of draining, sleep and waking."""
     if row.phase == "Ready" and instance is not None and instance.state in ("Draining", "Sleeping", "Starting"):
         return instance.state
@@ -208,8 +208,8 @@ def _bar(value: float | None, width: int = 12) -> Text:
         return Text(words.UNKNOWN, "dim")
     eighths = round(min(1.0, max(0.0, value)) * width * 8)
     full, rest = divmod(eighths, 8)
-    drawn = "█" * full + (BLOCKS[rest] if rest else "")
-    return Text.assemble((drawn.ljust(width), "green"), f" {words.share(value):>5}")
+    drawn = "█" * full + (BAR_BLOCKS[rest] if rest else "")
+    return Text.assemble((drawn.ljust(width), "green"), f" {words.format_share(value):>5}")
 
 
 def _decisions(shown: Sequence[answers.Decision]) -> Table:
@@ -223,17 +223,17 @@ def _decisions(shown: Sequence[answers.Decision]) -> Table:
     for decision in shown:
         last = decision.choices[-1] if decision.choices else answers.Choice()
         table.add_row(
-            clock(decision.wall),
-            f"{words.count(decision.prompt_tokens)} tokens",
-            f"→ {answers.short(last.instance) if last.instance else 'nowhere'}",
-            Text(last.rule, RULE_STYLE.get(last.rule, "")),
-            result(decision.outcome),
+            format_clock(decision.wall),
+            f"{words.format_count(decision.prompt_tokens)} tokens",
+            f"→ {answers.short_instance_name(last.instance) if last.instance else 'nowhere'}",
+            Text(last.rule, RULE_STYLES.get(last.rule, "")),
+            format_result(decision.outcome),
             last.reason,
         )
     return table
 
 
-def result(outcome: answers.Outcome | None) -> str:
+def format_result(outcome: answers.RequestOutcome | None) -> str:
     """How a request ended, in a word or two."""
     if outcome is None:
         return "running"
@@ -241,7 +241,7 @@ def result(outcome: answers.Outcome | None) -> str:
         return "client left"
     if outcome.error or outcome.status >= 400:
         return f"{outcome.status} {outcome.error or ''}".strip()
-    return f"TTFT {words.time(outcome.ttft_seconds)}" if outcome.ttft_seconds is not None else "done"
+    return f"TTFT {words.format_seconds(outcome.ttft_seconds)}" if outcome.ttft_seconds is not None else "done"
 
 
 def _events(shown: Sequence[tuple[float, str]]) -> Table:
@@ -249,10 +249,10 @@ def _events(shown: Sequence[tuple[float, str]]) -> Table:
     table.add_column(no_wrap=True, style="dim")
     table.add_column(no_wrap=True, overflow="ellipsis")
     for wall, text in shown:
-        table.add_row(clock(wall), text.partition("\n")[0])
+        table.add_row(format_clock(wall), text.partition("\n")[0])
     return table
 
 
-def clock(wall: float) -> str:
+def format_clock(wall: float) -> str:
     """The time of day."""
     return datetime.fromtimestamp(wall).strftime("%H:%M:%S")

@@ -12,7 +12,7 @@ import sys
 from typing import BinaryIO
 
 
-def listed(stream: BinaryIO) -> set[int]:
+def read_live_groups(stream: BinaryIO) -> set[int]:
     """The process groups that are alive when the stream ends."""
     alive: set[int] = set()
     for line in stream:
@@ -26,7 +26,7 @@ def main(directory: str) -> None:
     """Wait for the end of the supervisor, then leave nothing of it."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
-    for group in listed(sys.stdin.buffer):
+    for group in read_live_groups(sys.stdin.buffer):
         try:
             os.killpg(group, signal.SIGKILL)
         except OSError:

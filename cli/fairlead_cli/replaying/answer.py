@@ -11,11 +11,11 @@ from typing import Any
 
 import msgspec
 
-_TAIL_CHUNKS = 16
-_HEAD_BYTES = 1 << 20
+_MAX_TAIL_CHUNKS = 16
+_MAX_HEAD_BYTES = 1 << 20
 
 
-class Answer:
+class StreamedAnswer:
     """Feed it the body of a 200 answer; read the results when the message is complete."""
 
     __slots__ = (
@@ -37,7 +37,7 @@ class Answer:
         self.finish_reason: str | None = None
         self.error: str | None = None
         self._head = b""
-        self._tail: deque[bytes] = deque(maxlen=_TAIL_CHUNKS)
+        self._tail: deque[bytes] = deque(maxlen=_MAX_TAIL_CHUNKS)
         self._whole = True  # what came so far ends with a complete event
         self._half = False  # it ends with half of a blank line
 
@@ -80,7 +80,7 @@ class Answer:
         self._head += chunk
         *events, rest = self._head.split(b"\n\n")
         for position, event in enumerate(events):
-            if _has_text(_parse(event)):
+            if _has_text(_parse_event(event)):
                 # What came in the same breath counts from the same moment; it is also the start of the tail.
                 later = events[position + 1 :]
                 self.times.extend([now] * (1 + sum(1 for item in later if not item.startswith(b":"))))
@@ -88,8 +88,8 @@ class Answer:
                 self._ends(rest or b"\n\n")
                 self._head = b""
                 return
-        if len(self._head) > _HEAD_BYTES:
-            self._head = self._head[-_HEAD_BYTES:]
+        if len(self._head) > _MAX_HEAD_BYTES:
+            self._head = self._head[-_MAX_HEAD_BYTES:]
 
     def _read_last(self, events: list[bytes]) -> int:
         """Read backwards up to the last token; returns how many events behind it are none."""
@@ -100,11 +100,11 @@ class Answer:
             if event.strip() == b"data: [DONE]":
                 counted += 1
                 continue
-            value = _parse(event)
+            value = _parse_event(event)
             if value is None:
                 break  # cut off at the front of the tail: older than anything looked for
             if "error" in value:
-                self.error = _message(value["error"])
+                self.error = _error_message(value["error"])
             if isinstance(value.get("usage"), dict):
                 self._usage(value["usage"])
             for choice in value.get("choices") or ():
@@ -121,18 +121,18 @@ class Answer:
             self.cached_tokens = details.get("cached_tokens")
 
 
-def error_text(status: int, body: bytes) -> str:
+def http_error_text(status: int, body: bytes) -> str:
     """One line for an answer that is not 200."""
     try:
         value = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return f"HTTP {status}"
     if isinstance(value, dict) and "error" in value:
-        return f"HTTP {status}: {_message(value['error'])}"
+        return f"HTTP {status}: {_error_message(value['error'])}"
     return f"HTTP {status}"
 
 
-def _parse(event: bytes) -> dict[str, Any] | None:
+def _parse_event(event: bytes) -> dict[str, Any] | None:
     _, found, data = event.partition(b"data: ")
     if not found:
         return None
@@ -149,7 +149,7 @@ def _has_text(value: dict[str, Any] | None) -> bool:
     return any((choice.get("delta") or {}).get("content") for choice in value.get("choices") or ())
 
 
-def _message(error: Any) -> str:
+def _error_message(error: Any) -> str:
     if isinstance(error, dict):
         return str(error.get("message", error))[:200]
     return str(error)[:200]

@@ -16,26 +16,26 @@ from time import perf_counter
 
 from fairlead.errors import Unavailable
 from fairlead.lag import LoopLag
-from fairlead_cli.replaying.connection import Connection, Exchange
-from fairlead_cli.replaying.outcome import Outcome
+from fairlead_cli.replaying.connection import Exchange, ReplayConnection
+from fairlead_cli.replaying.outcome import ReplayResult
 
-GAVE_UP = "no complete answer when the run ended"
-_IDLE_SECONDS = 10.0
-_TICK_SECONDS = 0.5
+GAVE_UP_ERROR = "no complete answer when the run ended"
+_MAX_IDLE_SECONDS = 10.0
+_PROGRESS_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class Planned:
+class PlannedRequest:
     """One request ready to be sent: when it is due (wall seconds from the start) and its bytes."""
 
     id: str
-    due: float
+    due_seconds: float
     prompt_tokens: int
     wire: bytes
 
 
 @dataclass(frozen=True, slots=True)
-class Counts:
+class ProgressCounts:
     """How far the run is; for the progress display."""
 
     total: int
@@ -46,16 +46,16 @@ class Counts:
 
 
 @dataclass(frozen=True, slots=True)
-class LiveRun:
+class ClientRun:
     """Outcomes in wall seconds, in the order planned; lags in wall seconds, None when the run was too short."""
 
-    outcomes: list[Outcome]
+    results: list[ReplayResult]
     seconds: float
     loop_lag_p99_seconds: float | None
     late_p99_seconds: float
 
 
-class Client:
+class OpenLoopClient:
     """Replays a plan once against ``host:port``; ``patience_seconds`` after the last arrival it gives up on the rest."""
 
     def __init__(
@@ -64,14 +64,14 @@ class Client:
         port: int,
         *,
         patience_seconds: float = 180.0,
-        progress: Callable[[Counts], None] = lambda counts: None,
+        on_progress: Callable[[ProgressCounts], None] = lambda counts: None,
     ) -> None:
         self._host = host
         self._port = port
         self._patience_seconds = patience_seconds
-        self._progress = progress
-        self._idle: list[Connection] = []
-        self._open: set[Connection] = set()
+        self._progress = on_progress
+        self._idle: list[ReplayConnection] = []
+        self._open: set[ReplayConnection] = set()
         self._dialling: set[asyncio.Task[None]] = set()
         self._late: dict[int, float] = {}
         self._ended: dict[int, tuple[Exchange, float | None]] = {}
@@ -81,7 +81,7 @@ class Client:
         self._finished: asyncio.Event | None = None
         self._all_closed: asyncio.Event | None = None
 
-    async def run(self, plan: Sequence[Planned]) -> LiveRun:
+    async def run(self, plan: Sequence[PlannedRequest]) -> ClientRun:
         """Send everything, wait for everything. Raises Unavailable when nothing listens there."""
         await self._first_connection()
         self._planned = len(plan)
@@ -100,8 +100,8 @@ class Client:
             await self._close()
         seconds = perf_counter() - self._start
         lateness = sorted(self._late.values())
-        return LiveRun(
-            outcomes=[self._outcome(number, item) for number, item in enumerate(plan)],
+        return ClientRun(
+            results=[self._outcome(number, item) for number, item in enumerate(plan)],
             seconds=seconds,
             loop_lag_p99_seconds=lag.quantile(0.99),
             late_p99_seconds=lateness[min(len(lateness) - 1, int(0.99 * len(lateness)))] if lateness else 0.0,
@@ -118,14 +118,14 @@ class Client:
             ) from error
         self._keep(connection)
 
-    async def _drive(self, plan: Sequence[Planned]) -> None:
+    async def _drive(self, plan: Sequence[PlannedRequest]) -> None:
         loop = asyncio.get_running_loop()
         assert self._finished is not None
         self._start = perf_counter()
         origin = loop.time()
         for number, item in enumerate(plan):
-            loop.call_at(origin + item.due, self._send, number, item)
-        deadline = (plan[-1].due if plan else 0.0) + self._patience_seconds
+            loop.call_at(origin + item.due_seconds, self._send, number, item)
+        deadline = (plan[-1].due_seconds if plan else 0.0) + self._patience_seconds
         if not plan:
             self._finished.set()
         while not self._finished.is_set():
@@ -134,24 +134,24 @@ class Client:
             if left <= 0:
                 break
             try:
-                await asyncio.wait_for(self._finished.wait(), min(_TICK_SECONDS, left))
+                await asyncio.wait_for(self._finished.wait(), min(_PROGRESS_SECONDS, left))
             except TimeoutError:
                 continue
         self._tell(len(plan))
 
     def _tell(self, total: int) -> None:
-        self._progress(Counts(total, self._sent, self._answered, self._failed, perf_counter() - self._start))
+        self._progress(ProgressCounts(total, self._sent, self._answered, self._failed, perf_counter() - self._start))
 
-    def _send(self, number: int, item: Planned) -> None:
+    def _send(self, number: int, item: PlannedRequest) -> None:
         exchange = Exchange(item.wire, partial(self._settle, number))
         self._sent += 1
         now = perf_counter()
-        self._late[number] = max(0.0, now - self._start - item.due)
+        self._late[number] = max(0.0, now - self._start - item.due_seconds)
         while self._idle:
             connection = self._idle.pop()
-            if not connection.usable:
+            if not connection.is_idle:
                 continue
-            if now - connection.idle_since > _IDLE_SECONDS:
+            if now - connection.idle_since > _MAX_IDLE_SECONDS:
                 connection.close()  # the gateway may be about to close it too
                 continue
             connection.send(exchange)
@@ -166,21 +166,21 @@ class Client:
             _, connection = await loop.create_connection(self._connection, self._host, self._port)
         except OSError as error:
             exchange.error = f"cannot connect: {error.strerror or error}"
-            exchange.done(exchange)
+            exchange.on_done(exchange)
             return
         self._open.add(connection)
         connection.send(exchange)
 
-    def _connection(self) -> Connection:
-        return Connection(self._keep, self._forget)
+    def _connection(self) -> ReplayConnection:
+        return ReplayConnection(self._keep, self._forget)
 
-    def _keep(self, connection: Connection) -> None:
+    def _keep(self, connection: ReplayConnection) -> None:
         if not connection.idle_since:
             connection.idle_since = perf_counter()
         self._open.add(connection)
         self._idle.append(connection)
 
-    def _forget(self, connection: Connection) -> None:
+    def _forget(self, connection: ReplayConnection) -> None:
         self._open.discard(connection)
         if not self._open and self._all_closed is not None:
             self._all_closed.set()
@@ -203,25 +203,25 @@ class Client:
             self._all_closed = asyncio.Event()
             await self._all_closed.wait()
 
-    def _outcome(self, number: int, item: Planned) -> Outcome:
+    def _outcome(self, number: int, item: PlannedRequest) -> ReplayResult:
         """Everything that need not be done while the clock runs."""
-        outcome = Outcome(item.id, item.due, item.prompt_tokens, late_seconds=self._late.get(number, 0.0))
+        outcome = ReplayResult(item.id, item.due_seconds, item.prompt_tokens, late_seconds=self._late.get(number, 0.0))
         if number not in self._ended:
-            outcome.error = GAVE_UP
+            outcome.error = GAVE_UP_ERROR
             return outcome
         ended, finished = self._ended[number]
         answer = ended.answer
         outcome.status = ended.status
-        outcome.error = GAVE_UP if finished is None else ended.error
+        outcome.error = GAVE_UP_ERROR if finished is None else ended.error
         outcome.instance = _text(ended.headers.get(b"x-fairlead-instance"))
         outcome.reason = _text(ended.headers.get(b"x-fairlead-reason"))
         outcome.cached_tokens = answer.cached_tokens
         outcome.output_tokens = answer.output_tokens
         if answer.times:
-            outcome.ttft_seconds = answer.times[0] - self._start - item.due
+            outcome.ttft_seconds = answer.times[0] - self._start - item.due_seconds
             outcome.gaps = array("d", (later - earlier for earlier, later in pairwise(answer.times)))
         if finished is not None:
-            outcome.finished = finished - self._start
+            outcome.finished_seconds = finished - self._start
         return outcome
 
 

@@ -9,18 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fairlead.clock import Clock
-from fairlead.fleet import Instance, Objectives
+from fairlead.fleet import Instance, SloTargets
 from fairlead.profile import EngineProfile
-from fairlead_cli.replaying.measure import Measured, measure
-from fairlead_cli.replaying.outcome import Outcome
-from fairlead_cli.replaying.prompts import PromptBuilder, Target, live_chains, plan
-from fairlead_cli.replaying.report import Policy, Report, Side
-from fairlead_cli.replaying.simulated import Simulation, timing_doubts, way_seconds
-from fairlead_cli.replaying.stack import LocalStack, StackWish
-from fairlead_cli.replaying.traffic import Traffic
+from fairlead_cli.replaying.measure import Measurement, measure
+from fairlead_cli.replaying.outcome import ReplayResult
+from fairlead_cli.replaying.prompts import PromptBuilder, ReplayTarget, plan_requests, prefix_chains
+from fairlead_cli.replaying.report import PolicyResult, ReplayReport, RunSummary
+from fairlead_cli.replaying.simulated import FleetSimulation, timing_doubts, transport_seconds
+from fairlead_cli.replaying.stack import MeasuredStack, MeasuredStackOptions
+from fairlead_cli.replaying.traffic import ReplayTraffic
 from fairlead_sim.tokenizer import Tokenizer
 
-MANIFEST = """\
+MANIFEST_TEMPLATE = """\
 # What `fairlead demo` serves: eight simulated engines of the profile that the routing studies use.
 apiVersion: serving.fairlead.io/v1alpha1
 kind: AcceleratorClass
@@ -41,14 +41,14 @@ spec:
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class PresetComparison:
     """What is compared on what. Rates and objectives are in simulated seconds."""
 
-    traffic: Traffic
+    traffic: ReplayTraffic
     presets: Sequence[str]
     profile: EngineProfile
     engines: int
-    objectives: Objectives
+    objectives: SloTargets
     speed: float
     light_rate: float
     folder: Path
@@ -56,28 +56,28 @@ class Comparison:
     repeat_within_seconds: float = 300.0
     """A run that lagged is repeated only this soon after the start: the whole shall end within twelve minutes."""
 
-    def run(self, say: Callable[[str], None], clock: Clock) -> Report:
+    def run(self, on_progress: Callable[[str], None], clock: Clock) -> ReplayReport:
         """Everything, one preset after the other. Raises Unavailable or LeftOver when a stack does not come or go well."""
         builder = PromptBuilder(Tokenizer())
-        policies: dict[str, Policy] = {}
-        light: dict[str, Policy] = {}
+        policies: dict[str, PolicyResult] = {}
+        light: dict[str, PolicyResult] = {}
         lags: dict[str, float | None] = {}
         invalid: list[str] = []
         begun = clock.now()
-        slow = self.traffic.slower(self.light_rate)
+        slow = self.traffic.with_rate(self.light_rate)
         for preset in self.presets:
-            live = self._live(preset, builder, say)
+            live = self._live(preset, builder, on_progress)
             if live.doubts and clock.now() - begun < self.repeat_within_seconds:
-                say(f"{preset}: {live.doubts[0]}; measuring it once more")
-                live = self._live(preset, builder, say)
-            hearing = way_seconds(live.measured.outcomes, live.retraced)
-            typical = live.simulation.typical(self.traffic.requests, hearing_seconds=hearing)
+                on_progress(f"{preset}: {live.doubts[0]}; measuring it once more")
+                live = self._live(preset, builder, on_progress)
+            hearing = transport_seconds(live.measured.results, live.retraced)
+            typical = live.simulation.run_median(self.traffic.requests, hearing_seconds=hearing)
             unhurried = live.simulation.run(slow.requests, hearing_seconds=hearing)
-            policies[preset] = Policy(*map(self._side, (live.measured.outcomes, typical, live.retraced)))
-            light[preset] = Policy(simulated=self._side(unhurried))
+            policies[preset] = PolicyResult(*map(self._side, (live.measured.results, typical, live.retraced)))
+            light[preset] = PolicyResult(simulated=self._side(unhurried))
             lags |= {f"{preset}: {name}": lag for name, lag in live.measured.lags.items()}
             invalid += [f"{preset}: {doubt}" for doubt in live.doubts]
-        return Report(
+        return ReplayReport(
             trace=self.traffic.name,
             objectives=self.objectives,
             speed=self.speed,
@@ -85,15 +85,15 @@ class Comparison:
             requests=len(self.traffic.requests),
             policies=policies,
             lags=lags,
-            invalid=invalid,
+            invalid_reasons=invalid,
             ideal_reuse=self.traffic.ideal_reuse,
             light_rate=self.light_rate,
             light=light,
         )
 
-    def _live(self, preset: str, builder: PromptBuilder, say: Callable[[str], None]) -> "_Live":
+    def _live(self, preset: str, builder: PromptBuilder, say: Callable[[str], None]) -> "_LiveMeasurement":
         """A fresh stack, the whole traffic, and the stack gone again."""
-        wish = StackWish(
+        wish = MeasuredStackOptions(
             manifest=self.write_manifest(),
             preset=preset,
             speed=self.speed,
@@ -102,39 +102,41 @@ class Comparison:
             engines=self.engines,
         )
         say(f"{preset}: starting {self.engines} engines and a gateway")
-        with LocalStack(wish) as local:
+        with MeasuredStack(wish) as local:
             model, instances = local.only_model()
-            target = Target(local.stack.url, model=model.name)
-            planned = plan(self.traffic.requests, target, speed=self.speed, builder=builder)
+            target = ReplayTarget(local.addresses.url, model=model.name)
+            planned = plan_requests(self.traffic.requests, target, speed=self.speed, builder=builder)
             measured = measure(
-                target, planned, speed=self.speed, title=preset, manage=local.stack.manage, instances=instances
+                target, planned, speed=self.speed, title=preset, manage=local.addresses.manage, instances=instances
             )
-        failed = [outcome.error for outcome in measured.outcomes if outcome.error is not None]
+        failed = [outcome.error for outcome in measured.results if outcome.error is not None]
         if failed:
             say(f"{preset}: {len(failed)} of {len(planned)} requests failed, the first with: {failed[0]}")
         simulation = self._like(preset, instances, model.key, builder)
-        return _Live(measured, simulation, simulation.retraced(self.traffic.requests, measured.outcomes))
+        return _LiveMeasurement(
+            measured, simulation, simulation.run_on_choices(self.traffic.requests, measured.results)
+        )
 
-    def _like(self, preset: str, instances: Sequence[Instance], key: str, builder: PromptBuilder) -> Simulation:
+    def _like(self, preset: str, instances: Sequence[Instance], key: str, builder: PromptBuilder) -> FleetSimulation:
         secret = self.secret.encode()
-        return Simulation(
+        return FleetSimulation(
             profile=self.profile,
             instance_ids=[one.id for one in instances],
             preset=preset,
             objectives=self.objectives,
             secret=secret,
-            chain=live_chains(builder, secret=secret, model_key=key),
+            chain=prefix_chains(builder, secret=secret, model_key=key),
         )
 
-    def _side(self, outcomes: Sequence[Outcome]) -> Side:
-        return Side.of(outcomes, objectives=self.objectives, instances=self.engines)
+    def _side(self, outcomes: Sequence[ReplayResult]) -> RunSummary:
+        return RunSummary.from_results(outcomes, objectives=self.objectives, instances=self.engines)
 
     def write_manifest(self) -> Path:
         """What ``fairlead up`` is given; it stays beside the report."""
         self.folder.mkdir(parents=True, exist_ok=True)
         file = self.folder / "model.yaml"
         file.write_text(
-            MANIFEST.format(
+            MANIFEST_TEMPLATE.format(
                 profile=self.profile.name,
                 engines=self.engines,
                 ttft=self.objectives.ttft_seconds,
@@ -146,14 +148,14 @@ class Comparison:
 
 
 @dataclass(frozen=True, slots=True)
-class _Live:
+class _LiveMeasurement:
     """A measurement, the simulation that is like it, and what that makes of the measurement's own choices."""
 
-    measured: Measured
-    simulation: Simulation
-    retraced: Sequence[Outcome]
+    measured: Measurement
+    simulation: FleetSimulation
+    retraced: Sequence[ReplayResult]
 
     @property
     def doubts(self) -> list[str]:
         """Why not to believe it."""
-        return [*self.measured.doubts, *timing_doubts(self.measured.outcomes, self.retraced)]
+        return [*self.measured.doubts, *timing_doubts(self.measured.results, self.retraced)]

@@ -7,33 +7,35 @@ from typing import Any, cast
 
 import httptools
 
-from fairlead_cli.replaying.answer import Answer, error_text
+from fairlead_cli.replaying.answer import StreamedAnswer, http_error_text
 
-_ERROR_BYTES = 16_384
+_MAX_ERROR_BYTES = 16_384
 
 
 class Exchange:
     """A request on its way and the answer so far; ``done`` is called once, when it is over either way."""
 
-    __slots__ = ("answer", "body", "done", "error", "headers", "sent", "status", "wire")
+    __slots__ = ("answer", "body", "error", "headers", "on_done", "sent", "status", "wire")
 
     def __init__(self, wire: bytes, done: "Callable[[Exchange], None]") -> None:
         self.wire = wire
-        self.done = done
+        self.on_done = done
         self.sent: float | None = None
         self.status: int | None = None
         self.headers: dict[bytes, bytes] = {}
-        self.answer = Answer()
+        self.answer = StreamedAnswer()
         self.body = b""
         self.error: str | None = None
 
 
-class Connection(asyncio.Protocol):
+class ReplayConnection(asyncio.Protocol):
     """Calls ``released`` when it can take the next exchange; ``lost`` when it is gone."""
 
-    def __init__(self, released: "Callable[[Connection], None]", lost: "Callable[[Connection], None]") -> None:
-        self._released = released
-        self._lost = lost
+    def __init__(
+        self, on_idle: "Callable[[ReplayConnection], None]", on_lost: "Callable[[ReplayConnection], None]"
+    ) -> None:
+        self._released = on_idle
+        self._lost = on_lost
         self._transport: asyncio.Transport | None = None
         self._parser: Any = None
         self._exchange: Exchange | None = None
@@ -41,7 +43,7 @@ class Connection(asyncio.Protocol):
         self.idle_since = 0.0
 
     @property
-    def usable(self) -> bool:
+    def is_idle(self) -> bool:
         """Open and not in use."""
         return self._transport is not None and not self._transport.is_closing() and self._exchange is None
 
@@ -101,14 +103,14 @@ class Connection(asyncio.Protocol):
             return
         if exchange.status == 200:
             exchange.answer.feed(chunk, self._now)
-        elif len(exchange.body) < _ERROR_BYTES:
+        elif len(exchange.body) < _MAX_ERROR_BYTES:
             exchange.body += chunk
 
     def on_message_complete(self) -> None:
         """The answer is complete: the connection is free again, if it may be kept."""
         keep = self._parser.should_keep_alive()
         self._end(None)
-        if keep and self.usable:
+        if keep and self.is_idle:
             self.idle_since = self._now
             self._released(self)
         else:
@@ -123,5 +125,5 @@ class Connection(asyncio.Protocol):
             exchange.answer.close()
             exchange.error = exchange.answer.error
         elif error is None:
-            exchange.error = error_text(exchange.status or 0, exchange.body)
-        exchange.done(exchange)
+            exchange.error = http_error_text(exchange.status or 0, exchange.body)
+        exchange.on_done(exchange)

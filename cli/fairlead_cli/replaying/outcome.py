@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 
 @dataclass(slots=True)
-class Outcome:
+class ReplayResult:
     """Times are seconds on the run's own clock (0 = start), wall or simulated; None = it never happened.
 
     ``ttft_seconds`` counts from when the request was *due*, so a client that falls behind cannot flatter the server.
@@ -13,12 +13,12 @@ class Outcome:
     """
 
     id: str
-    due: float
+    due_seconds: float
     prompt_tokens: int
     instance: str | None = None
     ttft_seconds: float | None = None
     gaps: "array[float]" = field(default_factory=lambda: array("d"))
-    finished: float | None = None
+    finished_seconds: float | None = None
     cached_tokens: int | None = None
     output_tokens: int | None = None
     error: str | None = None

@@ -4,18 +4,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fairlead_cli.replaying.report import Policy, Report, Side
+from fairlead_cli.replaying.report import PolicyResult, ReplayReport, RunSummary
 from fairlead_cli.replaying.summary import computed_tokens
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-COLOURS = ("#0b6e4f", "#c8553d", "#4a6fa5", "#8f6bb3", "#b08900", "#5c5c5c")
-INK = "#222222"
-FAINT = "#d9d9d9"
+POLICY_COLOURS = ("#0b6e4f", "#c8553d", "#4a6fa5", "#8f6bb3", "#b08900", "#5c5c5c")
+TEXT_COLOUR = "#222222"
+GRID_COLOUR = "#d9d9d9"
 
 
-def draw(report: Report, file: Path) -> None:
+def draw_plots(report: ReplayReport, file: Path) -> None:
     """Write the picture; matplotlib is imported here because nothing else needs it."""
     import matplotlib as mpl
 
@@ -30,34 +30,39 @@ def draw(report: Report, file: Path) -> None:
         "axes.titlesize": 11,
         "axes.titleweight": "bold",
         "axes.titlelocation": "left",
-        "text.color": INK,
+        "text.color": TEXT_COLOUR,
     }
-    colours = {name: COLOURS[index % len(COLOURS)] for index, name in enumerate({**report.policies, **report.light})}
+    colours = {
+        name: POLICY_COLOURS[index % len(POLICY_COLOURS)]
+        for index, name in enumerate({**report.policies, **report.light})
+    }
     with mpl.rc_context(style):
         figure, axes = pyplot.subplots(2, 2, figsize=(12, 8.4), dpi=130)
-        _first_tokens(axes[0][0], report, colours)
-        _ninetieth(axes[0][1], report, colours)
-        _cached(axes[1][0], report, colours)
-        _spread(axes[1][1], report, colours)
+        _draw_first_tokens(axes[0][0], report, colours)
+        _draw_p90(axes[0][1], report, colours)
+        _draw_cached(axes[1][0], report, colours)
+        _draw_spread(axes[1][1], report, colours)
         about = f"{report.trace} · {report.requests} requests at {report.rate:g}/s · seconds are simulated"
         figure.suptitle("What the routing buys", x=0.052, y=0.985, ha="left", fontsize=15, fontweight="bold")
         figure.text(0.052, 0.935, about, color="#555555")
-        if report.invalid:
-            figure.text(0.98, 0.965, "NOT VALID: " + report.invalid[0], color="#b00020", ha="right", fontweight="bold")
+        if report.invalid_reasons:
+            figure.text(
+                0.98, 0.965, "NOT VALID: " + report.invalid_reasons[0], color="#b00020", ha="right", fontweight="bold"
+            )
         figure.subplots_adjust(left=0.06, right=0.985, top=0.875, bottom=0.07, hspace=0.36, wspace=0.2)
         figure.savefig(file)
         pyplot.close(figure)
 
 
-def _first_tokens(axes: "Axes", report: Report, colours: Mapping[str, str]) -> None:
+def _draw_first_tokens(axes: "Axes", report: ReplayReport, colours: Mapping[str, str]) -> None:
     """Share of requests answered within so many seconds."""
     longest = 0.0
     for name, policy in report.policies.items():
-        for side, run in _sides(policy):
-            times = sorted(item.ttft_seconds for item in run.outcomes if item.ttft_seconds is not None)
+        for side, run in _runs(policy):
+            times = sorted(item.ttft_seconds for item in run.results if item.ttft_seconds is not None)
             if not times:
                 continue
-            shares = [100.0 * (index + 1) / len(run.outcomes) for index in range(len(times))]
+            shares = [100.0 * (index + 1) / len(run.results) for index in range(len(times))]
             look: Any = {"linewidth": 2.2} if side == "live" else {"linewidth": 1.2, "linestyle": (0, (3, 2))}
             axes.plot(times, shares, color=colours[name], label=f"{name}, {side}", **look)
             longest = max(longest, times[int(0.99 * (len(times) - 1))])
@@ -67,11 +72,11 @@ def _first_tokens(axes: "Axes", report: Report, colours: Mapping[str, str]) -> N
         axes.text(limit, 3, " objective", color="#777777", fontsize=9)
     axes.set(xlim=(0, max(longest, limit or 0.0, 0.001) * 1.02), ylim=(0, 101), xlabel="seconds to the first token")
     axes.set_title("Requests answered within so many seconds (%)")
-    axes.grid(color=FAINT, linewidth=0.6)
+    axes.grid(color=GRID_COLOUR, linewidth=0.6)
     axes.legend(frameon=False, fontsize=9, loc="lower right")
 
 
-def _ninetieth(axes: "Axes", report: Report, colours: Mapping[str, str]) -> None:
+def _draw_p90(axes: "Axes", report: ReplayReport, colours: Mapping[str, str]) -> None:
     """p90 TTFT under the load of the trace and under a light one."""
     groups = [(f"at {report.rate:g} requests/s", report.policies)]
     if report.light:
@@ -80,15 +85,15 @@ def _ninetieth(axes: "Axes", report: Report, colours: Mapping[str, str]) -> None
         (title, name, side): run.summary.ttft_seconds.p90
         for title, policies in groups
         for name, policy in policies.items()
-        for side, run in _sides(policy)
+        for side, run in _runs(policy)
     }
-    _bars(axes, groups, values, colours, lambda value: f"{value:.2f}")
-    _legend(axes, report, colours)
+    _draw_bars(axes, groups, values, colours, lambda value: f"{value:.2f}")
+    _draw_legend(axes, report, colours)
     axes.set_ylabel("seconds")
     axes.set_title("p90 time to the first token: with load and with hardly any")
 
 
-def _cached(axes: "Axes", report: Report, colours: Mapping[str, str]) -> None:
+def _draw_cached(axes: "Axes", report: ReplayReport, colours: Mapping[str, str]) -> None:
     """Share of prompt tokens found in an engine's cache."""
     groups = [(f"at {report.rate:g} requests/s", report.policies)]
     if report.light:
@@ -97,10 +102,10 @@ def _cached(axes: "Axes", report: Report, colours: Mapping[str, str]) -> None:
         (title, name, side): None if share is None else 100.0 * share
         for title, policies in groups
         for name, policy in policies.items()
-        for side, run in _sides(policy)
+        for side, run in _runs(policy)
         for share in (run.summary.cached_token_share,)
     }
-    _bars(axes, groups, values, colours, lambda value: f"{value:.1f}")
+    _draw_bars(axes, groups, values, colours, lambda value: f"{value:.1f}")
     if report.ideal_reuse is not None:
         ideal = 100.0 * report.ideal_reuse
         axes.axhline(ideal, color="#999999", linewidth=1, linestyle=":")
@@ -110,12 +115,12 @@ def _cached(axes: "Axes", report: Report, colours: Mapping[str, str]) -> None:
     axes.set_title("Prompt tokens that were already cached (%)")
 
 
-def _spread(axes: "Axes", report: Report, colours: Mapping[str, str]) -> None:
+def _draw_spread(axes: "Axes", report: ReplayReport, colours: Mapping[str, str]) -> None:
     """Prompt tokens each instance computed, against the mean over instances."""
     reach = 0.25
     for row, (name, policy) in enumerate(report.policies.items()):
-        for side, run in _sides(policy):
-            computed = computed_tokens(run.outcomes).values()
+        for side, run in _runs(policy):
+            computed = computed_tokens(run.results).values()
             if not computed or run.summary.load_cov is None:
                 continue
             mean = sum(computed) / len(computed)
@@ -142,9 +147,9 @@ def _spread(axes: "Axes", report: Report, colours: Mapping[str, str]) -> None:
     axes.tick_params(axis="y", length=0)
 
 
-def _bars(
+def _draw_bars(
     axes: "Axes",
-    groups: list[tuple[str, Mapping[str, Policy]]],
+    groups: list[tuple[str, Mapping[str, PolicyResult]]],
     values: Mapping[tuple[str, str, str], float | None],
     colours: Mapping[str, str],
     text: Any,
@@ -155,7 +160,7 @@ def _bars(
     for title, policies in groups:
         begin = at
         for name, policy in policies.items():
-            for side, _ in _sides(policy):
+            for side, _ in _runs(policy):
                 value = values[title, name, side]
                 filled = colours[name] if side == "live" else "white"
                 axes.bar(at, value or 0.0, 0.85, color=filled, edgecolor=colours[name], linewidth=1.4)
@@ -172,7 +177,7 @@ def _bars(
     axes.set_ylim(0, axes.get_ylim()[1] * 1.12)
 
 
-def _legend(axes: "Axes", report: Report, colours: Mapping[str, str]) -> None:
+def _draw_legend(axes: "Axes", report: ReplayReport, colours: Mapping[str, str]) -> None:
     seen = {name: colours[name] for name in {**report.policies, **report.light}}
     for name, colour in seen.items():
         axes.bar(0, 0, color=colour, label=name)
@@ -180,6 +185,6 @@ def _legend(axes: "Axes", report: Report, colours: Mapping[str, str]) -> None:
     axes.legend(frameon=False, fontsize=9, loc="upper right")
 
 
-def _sides(policy: Policy) -> list[tuple[str, Side]]:
+def _runs(policy: PolicyResult) -> list[tuple[str, RunSummary]]:
     found = (("live", policy.live), ("simulated", policy.simulated))
     return [(name, side) for name, side in found if side is not None]

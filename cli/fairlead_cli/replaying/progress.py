@@ -8,7 +8,7 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from fairlead_cli.replaying.client import Counts
+from fairlead_cli.replaying.client import ProgressCounts
 
 _LINE_SECONDS = 10.0
 
@@ -44,7 +44,7 @@ class ProgressView:
         if self._bar is not None:
             self._bar.stop()
 
-    def update(self, counts: Counts) -> None:
+    def update(self, counts: ProgressCounts) -> None:
         """Show ``counts``."""
         flight = counts.sent - counts.answered
         bad = f", {counts.failed} failed" if counts.failed else ""

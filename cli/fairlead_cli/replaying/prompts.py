@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from fairlead.errors import BadInput
-from fairlead_cli.replaying.client import Planned
+from fairlead_cli.replaying.client import PlannedRequest
 from fairlead_gateway.routing import PrefixChain, prefix_chain
 from fairlead_sim.tokenizer import Tokenizer
 from fairlead_sim.traces import TRACE_BLOCK_TOKENS, TraceRequest
@@ -25,7 +25,7 @@ class PromptBuilder:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._texts: dict[int, str] = {}
-        self.template_tokens = len(tokenizer.chat_tokens([{"role": "user", "content": ""}]))
+        self.template_tokens = len(tokenizer.encode_chat([{"role": "user", "content": ""}]))
 
     def text(self, request: TraceRequest) -> str:
         """What the user says in ``request``."""
@@ -40,11 +40,11 @@ class PromptBuilder:
     def _block(self, block: int) -> str:
         text = self._texts.get(block)
         if text is None:
-            text = self._texts[block] = self._tokenizer.text_of(TRACE_BLOCK_TOKENS, f"block {block}")
+            text = self._texts[block] = self._tokenizer.random_text(TRACE_BLOCK_TOKENS, f"block {block}")
         return text
 
 
-class Target:
+class ReplayTarget:
     """Where requests go. Raises BadInput when ``url`` is not a plain ``http://host:port``."""
 
     def __init__(self, url: str, *, model: str, key: str | None = None) -> None:
@@ -73,7 +73,7 @@ class Target:
             lines.append(f"authorization: Bearer {key}")
         self._head = "\r\n".join(lines).encode()
 
-    def wire(self, request: TraceRequest, messages: Sequence[Mapping[str, str]]) -> bytes:
+    def encode(self, request: TraceRequest, messages: Sequence[Mapping[str, str]]) -> bytes:
         """The whole request as it goes over the connection."""
         body = msgspec.json.encode(
             {
@@ -90,7 +90,7 @@ class Target:
         return self._head + tail.encode() + body
 
 
-def live_chains(builder: PromptBuilder, *, secret: bytes, model_key: str) -> Callable[[TraceRequest], PrefixChain]:
+def prefix_chains(builder: PromptBuilder, *, secret: bytes, model_key: str) -> Callable[[TraceRequest], PrefixChain]:
     """The prefix chain that a gateway with this secret finds in a replayed request, for the simulator to use the same."""
 
     def chain(request: TraceRequest) -> PrefixChain:
@@ -100,16 +100,19 @@ def live_chains(builder: PromptBuilder, *, secret: bytes, model_key: str) -> Cal
     return chain
 
 
-def plan(
-    requests: Sequence[TraceRequest], target: Target, *, speed: float, builder: PromptBuilder | None = None
-) -> list[Planned]:
+def plan_requests(
+    requests: Sequence[TraceRequest], target: ReplayTarget, *, speed: float, builder: PromptBuilder | None = None
+) -> list[PlannedRequest]:
     """All requests as bytes with the wall time each is due at: ``speed`` seconds of the trace pass in one."""
     if speed <= 0:
         raise BadInput(f"the speed must be positive, got {speed}", field="speed")
     builder = builder or PromptBuilder(Tokenizer())
     return [
-        Planned(
-            request.id, request.arrival / speed, request.prompt_tokens, target.wire(request, builder.messages(request))
+        PlannedRequest(
+            request.id,
+            request.arrival / speed,
+            request.prompt_tokens,
+            target.encode(request, builder.messages(request)),
         )
         for request in requests
     ]

@@ -7,63 +7,63 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fairlead.fleet import Objectives
-from fairlead.units import duration
-from fairlead_cli.replaying.outcome import Outcome
-from fairlead_cli.replaying.summary import Summary, summarize
+from fairlead.fleet import SloTargets
+from fairlead.units import format_duration
+from fairlead_cli.replaying.outcome import ReplayResult
+from fairlead_cli.replaying.summary import PolicySummary, summarize
 
 
 @dataclass(frozen=True, slots=True)
-class Side:
+class RunSummary:
     """One run of one policy: what it measured and the outcomes it was measured from."""
 
-    outcomes: Sequence[Outcome]
-    summary: Summary
+    results: Sequence[ReplayResult]
+    summary: PolicySummary
 
     @classmethod
-    def of(cls, outcomes: Sequence[Outcome], *, objectives: Objectives, instances: int) -> "Side":
+    def from_results(cls, outcomes: Sequence[ReplayResult], *, objectives: SloTargets, instances: int) -> "RunSummary":
         """Summarize ``outcomes``."""
         return cls(outcomes, summarize(outcomes, objectives=objectives, instances=instances))
 
 
 @dataclass(frozen=True, slots=True)
-class Policy:
+class PolicyResult:
     """A preset's runs; None = it was not run that way. ``retraced`` is simulated on the live run's own choices."""
 
-    live: Side | None = None
-    simulated: Side | None = None
-    retraced: Side | None = None
+    live: RunSummary | None = None
+    simulated: RunSummary | None = None
+    simulated_on_live_choices: RunSummary | None = None
 
-    def json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """As in report.json."""
         sides = (("live", self.live), ("simulated", self.simulated))
-        return {name: side.summary.json() for name, side in sides if side is not None}
+        return {name: side.summary.to_json() for name, side in sides if side is not None}
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class ReplayReport:
     """Everything that is told. ``lags`` maps a process to the p99 of its loop's lateness in wall seconds, None = unknown."""
 
     trace: str
-    objectives: Objectives
+    objectives: SloTargets
     speed: float
     rate: float
     requests: int
-    policies: Mapping[str, Policy]
+    policies: Mapping[str, PolicyResult]
     lags: Mapping[str, float | None] = field(default_factory=dict)
-    invalid: Sequence[str] = ()
+    invalid_reasons: Sequence[str] = ()
     ideal_reuse: float | None = None
     light_rate: float | None = None
-    light: Mapping[str, Policy] = field(default_factory=dict)
+    light: Mapping[str, PolicyResult] = field(default_factory=dict)
 
     @property
     def lag_p99_seconds(self) -> float | None:
         """The worst of all loops; None when none could be read."""
         return max((lag for lag in self.lags.values() if lag is not None), default=None)
 
-    def json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """report.json, exactly as PROTOCOLS describes it."""
-        light = {name: policy.json() for name, policy in self.light.items()}
+        light = {name: policy.to_json() for name, policy in self.light.items()}
         return {
             "trace": self.trace,
             "objective": {
@@ -73,20 +73,20 @@ class Report:
             },
             "speed": self.speed,
             "rate": self.rate,
-            "valid": not self.invalid,
+            "valid": not self.invalid_reasons,
             "lag_p99_seconds": self.lag_p99_seconds,
-            "policies": {name: policy.json() for name, policy in self.policies.items()},
+            "policies": {name: policy.to_json() for name, policy in self.policies.items()},
             "light_load": {"rate": self.light_rate, "policies": light},
         }
 
 
-HEADINGS = (
+TABLE_HEADINGS = (
     *("policy", "", "TTFT mean", "TTFT p50", "TTFT p90", "TTFT p99", "ITL mean", "ITL p99"),
     *("in objective", "cached", "load spread", "errors"),
 )
 
 
-def rows(policies: Mapping[str, Policy]) -> list[tuple[str, ...]]:
+def table_rows(policies: Mapping[str, PolicyResult]) -> list[tuple[str, ...]]:
     """The table's cells, a row for each policy and side."""
     found = []
     for name, policy in policies.items():
@@ -96,7 +96,7 @@ def rows(policies: Mapping[str, Policy]) -> list[tuple[str, ...]]:
     return found
 
 
-def _cells(summary: Summary) -> tuple[str, ...]:
+def _cells(summary: PolicySummary) -> tuple[str, ...]:
     ttft, itl = summary.ttft_seconds, summary.itl_seconds
     return (
         *(_seconds(value) for value in (ttft.mean, ttft.p50, ttft.p90, ttft.p99, itl.mean, itl.p99)),
@@ -107,7 +107,7 @@ def _cells(summary: Summary) -> tuple[str, ...]:
     )
 
 
-def findings(report: Report) -> list[str]:
+def describe_findings(report: ReplayReport) -> list[str]:
     """What the routing buys, in sentences: dual hash against each other policy, live and simulated; and live against simulated."""
     said = []
     ours = report.policies.get("dual-hash")
@@ -117,16 +117,16 @@ def findings(report: Report) -> list[str]:
         for side in ("live", "simulated"):
             said += _versus(side, getattr(ours, side), getattr(policy, side), name)
     for name, policy in report.policies.items():
-        difference = apart(policy)
+        difference = live_simulated_gap(policy)
         if difference is not None:
             where = "above" if difference >= 0 else "below"
-            timing = apart(Policy(policy.live, policy.retraced))
+            timing = live_simulated_gap(PolicyResult(policy.live, policy.simulated_on_live_choices))
             why = "" if timing is None else f"; on the live run's own choices they are {abs(timing):.1%} apart"
             said.append(f"{name}: live mean TTFT is {abs(difference):.1%} {where} the simulated one{why}")
     return said
 
 
-def apart(policy: Policy) -> float | None:
+def live_simulated_gap(policy: PolicyResult) -> float | None:
     """(live − simulated) ÷ simulated mean TTFT; None when one of them is missing."""
     if policy.live is None or policy.simulated is None:
         return None
@@ -134,7 +134,7 @@ def apart(policy: Policy) -> float | None:
     return None if live is None or not simulated else live / simulated - 1.0
 
 
-def ratio(ours: Side | None, other: Side | None, what: str) -> float | None:
+def ratio(ours: RunSummary | None, other: RunSummary | None, what: str) -> float | None:
     """Dual hash ÷ the other policy: ``what`` is ``cached`` (token share) or ``p90`` (TTFT)."""
     if ours is None or other is None:
         return None
@@ -144,7 +144,7 @@ def ratio(ours: Side | None, other: Side | None, what: str) -> float | None:
     return None if mine is None or not its else mine / its
 
 
-def _versus(side: str, ours: Side | None, other: Side | None, name: str) -> list[str]:
+def _versus(side: str, ours: RunSummary | None, other: RunSummary | None, name: str) -> list[str]:
     cached, ttft = ratio(ours, other, "cached"), ratio(ours, other, "p90")
     if cached is None or ttft is None:
         return []
@@ -153,12 +153,16 @@ def _versus(side: str, ours: Side | None, other: Side | None, name: str) -> list
     ]
 
 
-def markdown(report: Report) -> str:
+def markdown(report: ReplayReport) -> str:
     """report.md."""
     objectives = report.objectives
-    wanted = [f"first token within {duration(objectives.ttft_seconds)}"] if objectives.ttft_seconds is not None else []
+    wanted = (
+        [f"first token within {format_duration(objectives.ttft_seconds)}"]
+        if objectives.ttft_seconds is not None
+        else []
+    )
     if objectives.itl_seconds is not None:
-        wanted.append(f"mean gap between tokens at most {duration(objectives.itl_seconds)}")
+        wanted.append(f"mean gap between tokens at most {format_duration(objectives.itl_seconds)}")
     lag = report.lag_p99_seconds
     lines = [
         "# What the routing buys",
@@ -166,13 +170,21 @@ def markdown(report: Report) -> str:
         f"- Traffic: {report.trace}; {report.requests} requests at a mean of {report.rate:g} simulated requests/s, "
         f"clock × {report.speed:g}. Every request counts; seconds are simulated seconds.",
         f"- Objective: {' and '.join(wanted) or 'none'}.",
-        f"- Event loops: the worst p99 lateness was {'unknown' if lag is None else duration(lag)} (wall).",
+        f"- Event loops: the worst p99 lateness was {'unknown' if lag is None else format_duration(lag)} (wall).",
     ]
     if report.ideal_reuse is not None:
         lines.append(f"- One endless cache would hold {report.ideal_reuse:.1%} of the prompt tokens when they arrive.")
-    if report.invalid:
-        lines += ["", "**These live numbers are not valid:**", *(f"- {reason}" for reason in report.invalid)]
-    lines += ["", *_table(report.policies), "", *(f"- {line}" for line in findings(report)), "", "![](report.png)", ""]
+    if report.invalid_reasons:
+        lines += ["", "**These live numbers are not valid:**", *(f"- {reason}" for reason in report.invalid_reasons)]
+    lines += [
+        "",
+        *_table(report.policies),
+        "",
+        *(f"- {line}" for line in describe_findings(report)),
+        "",
+        "![](report.png)",
+        "",
+    ]
     if report.light:
         lines += [
             f"## At light load ({report.light_rate:g} requests/s, simulated)",
@@ -183,17 +195,17 @@ def markdown(report: Report) -> str:
             "",
         ]
     lines += ["## Loop lateness", "", "| process | p99 |", "|---|---|"]
-    lines += [f"| {name} | {'unknown' if lag is None else duration(lag)} |" for name, lag in report.lags.items()]
+    lines += [f"| {name} | {'unknown' if lag is None else format_duration(lag)} |" for name, lag in report.lags.items()]
     return "\n".join(lines) + "\n"
 
 
-def _table(policies: Mapping[str, Policy]) -> list[str]:
-    lines = ["| " + " | ".join(HEADINGS) + " |", "|---|---|" + "---:|" * (len(HEADINGS) - 2)]
-    return lines + ["| " + " | ".join(row) + " |" for row in rows(policies)]
+def _table(policies: Mapping[str, PolicyResult]) -> list[str]:
+    lines = ["| " + " | ".join(TABLE_HEADINGS) + " |", "|---|---|" + "---:|" * (len(TABLE_HEADINGS) - 2)]
+    return lines + ["| " + " | ".join(row) + " |" for row in table_rows(policies)]
 
 
 def _seconds(value: float | None) -> str:
-    return "–" if value is None else duration(value)
+    return "–" if value is None else format_duration(value)
 
 
 def _percent(value: float | None) -> str:

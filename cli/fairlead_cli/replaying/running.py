@@ -7,14 +7,14 @@ from pathlib import Path
 
 from fairlead import fleetfile
 from fairlead.errors import BadInput
-from fairlead.fleet import Instance, InstanceState, Model, Objectives
-from fairlead_cli.local.rundir import Stack, newest_stack, running_stacks
+from fairlead.fleet import Instance, InstanceState, Model, SloTargets
+from fairlead_cli.local.rundir import RunningStack, newest_stack, running_stacks
 from fairlead_cli.replaying.measure import measure
-from fairlead_cli.replaying.prompts import PromptBuilder, Target, live_chains, plan
-from fairlead_cli.replaying.report import Policy, Report, Side
-from fairlead_cli.replaying.simulated import JITTER_SECONDS, Simulation, timing_doubts, way_seconds
-from fairlead_cli.replaying.summary import on_clock
-from fairlead_cli.replaying.traffic import Traffic
+from fairlead_cli.replaying.prompts import PromptBuilder, ReplayTarget, plan_requests, prefix_chains
+from fairlead_cli.replaying.report import PolicyResult, ReplayReport, RunSummary
+from fairlead_cli.replaying.simulated import JITTER_SECONDS, FleetSimulation, timing_doubts, transport_seconds
+from fairlead_cli.replaying.summary import scale_times
+from fairlead_cli.replaying.traffic import ReplayTraffic
 from fairlead_sim.tokenizer import Tokenizer
 
 UNKNOWN_PRESET = "gateway"
@@ -23,17 +23,17 @@ KEY_VARIABLE = "FAIRLEAD_API_KEY"
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class GatewayTarget:
     """Where to send requests. ``known`` and ``instances`` are in the gateway's wall seconds; None and () when not known."""
 
     url: str
     model: str
     manage: str | None = None
-    known: Model | None = None
+    fleet_model: Model | None = None
     instances: tuple[Instance, ...] = ()
 
 
-def find(*, url: str | None, manage: str | None, fleet_file: Path | None, model: str | None) -> Place:
+def find_gateway(*, url: str | None, manage: str | None, fleet_file: Path | None, model: str | None) -> GatewayTarget:
     """The place that flags name, or that of this user's running stack. Raises NoStack or BadInput."""
     stack = newest_stack() if url is None else _stack_of(url)
     if stack is not None:
@@ -43,50 +43,60 @@ def find(*, url: str | None, manage: str | None, fleet_file: Path | None, model:
     if fleet_file is None:
         if model is None:
             raise BadInput("which model to ask is not known", field="model", hint="give --model, or --fleet FILE")
-        return Place(url, model, manage)
+        return GatewayTarget(url, model, manage)
     try:
         text = fleet_file.read_text(encoding="utf-8")
     except OSError as error:
         raise BadInput(f"{fleet_file}: the fleet file cannot be read: {error.strerror}", field="fleet") from error
-    fleet = fleetfile.parse(text, file=str(fleet_file))
-    key = fleet.resolve(model) if model is not None else (next(iter(fleet.models)) if len(fleet.models) == 1 else None)
+    fleet = fleetfile.parse_fleet_file(text, file=str(fleet_file))
+    key = (
+        fleet.resolve_model(model)
+        if model is not None
+        else (next(iter(fleet.models)) if len(fleet.models) == 1 else None)
+    )
     if key is None:
         known = ", ".join(fleet.models)
         raise BadInput(f"the fleet has no one model {model or ''}".strip(), field="model", hint=f"it has {known}")
     ready = tuple(one for one in fleet.instances.get(key, ()) if one.state is InstanceState.READY)
-    return Place(url, key, manage, fleet.models[key], ready)
+    return GatewayTarget(url, key, manage, fleet.models[key], ready)
 
 
-def _stack_of(url: str) -> Stack | None:
+def _stack_of(url: str) -> RunningStack | None:
     return next((one for one in running_stacks() if one.url.rstrip("/") == url.rstrip("/")), None)
 
 
-def replay_once(traffic: Traffic, place: Place, *, speed: float, say: Callable[[str], None]) -> Report:
+def replay_once(
+    traffic: ReplayTraffic, gateway: GatewayTarget, *, speed: float, on_progress: Callable[[str], None]
+) -> ReplayReport:
     """Replay ``traffic`` live; simulate it too where the fleet's profiles are known. Seconds of the report are simulated."""
     builder = PromptBuilder(Tokenizer())
-    target = Target(place.url, model=place.model, key=os.environ.get(KEY_VARIABLE))
-    planned = plan(traffic.requests, target, speed=speed, builder=builder)
-    measured = measure(target, planned, speed=speed, title="replay", manage=place.manage, instances=place.instances)
-    objectives = _slower(place.known.objectives, speed) if place.known is not None else Objectives()
-    name = place.known.preset if place.known is not None else UNKNOWN_PRESET
-    count = len(place.instances)
-    live = Side.of(measured.outcomes, objectives=objectives, instances=count)
-    policy = Policy(live)
+    target = ReplayTarget(gateway.url, model=gateway.model, key=os.environ.get(KEY_VARIABLE))
+    planned = plan_requests(traffic.requests, target, speed=speed, builder=builder)
+    measured = measure(target, planned, speed=speed, title="replay", manage=gateway.manage, instances=gateway.instances)
+    objectives = (
+        _simulated_objectives(gateway.fleet_model.objectives, speed)
+        if gateway.fleet_model is not None
+        else SloTargets()
+    )
+    name = gateway.fleet_model.preset if gateway.fleet_model is not None else UNKNOWN_PRESET
+    count = len(gateway.instances)
+    live = RunSummary.from_results(measured.results, objectives=objectives, instances=count)
+    policy = PolicyResult(live)
     invalid = list(measured.doubts)
-    simulation = _simulation(place, builder, say)
+    simulation = _simulation(gateway, builder, on_progress)
     if simulation is not None:
         # The fleet file's profiles are on the wall's clock, so the simulation is too, and its seconds are stretched afterwards.
         wall = [replace(request, arrival=request.arrival / speed) for request in traffic.requests]
-        retraced = on_clock(simulation.retraced(wall, measured.outcomes), speed)
-        invalid += timing_doubts(measured.outcomes, retraced)
-        hearing = way_seconds(measured.outcomes, retraced) / speed
-        typical = simulation.typical(wall, hearing_seconds=hearing, jitter_seconds=JITTER_SECONDS / speed)
-        policy = Policy(
+        retraced = scale_times(simulation.run_on_choices(wall, measured.results), speed)
+        invalid += timing_doubts(measured.results, retraced)
+        hearing = transport_seconds(measured.results, retraced) / speed
+        typical = simulation.run_median(wall, hearing_seconds=hearing, jitter_seconds=JITTER_SECONDS / speed)
+        policy = PolicyResult(
             live,
-            Side.of(on_clock(typical, speed), objectives=objectives, instances=count),
-            Side.of(retraced, objectives=objectives, instances=count),
+            RunSummary.from_results(scale_times(typical, speed), objectives=objectives, instances=count),
+            RunSummary.from_results(retraced, objectives=objectives, instances=count),
         )
-    return Report(
+    return ReplayReport(
         trace=traffic.name,
         objectives=objectives,
         speed=speed,
@@ -94,32 +104,32 @@ def replay_once(traffic: Traffic, place: Place, *, speed: float, say: Callable[[
         requests=len(traffic.requests),
         policies={name: policy},
         lags=measured.lags,
-        invalid=invalid,
+        invalid_reasons=invalid,
         ideal_reuse=traffic.ideal_reuse,
     )
 
 
-def _simulation(place: Place, builder: PromptBuilder, say: Callable[[str], None]) -> Simulation | None:
+def _simulation(place: GatewayTarget, builder: PromptBuilder, say: Callable[[str], None]) -> FleetSimulation | None:
     """The fleet as the simulator would have it; None, and said why, when too little is known of it."""
     profiles = {one.profile for one in place.instances}
     profile = next(iter(profiles)) if len(profiles) == 1 else None
-    if place.known is None or profile is None:
+    if place.fleet_model is None or profile is None:
         say("not simulated: the instances' profile is not known, or they have different ones")
         return None
     secret = os.environ.get(SECRET_VARIABLE, "")
     if not secret:
         say(f"simulated with other homes than the gateway's: {SECRET_VARIABLE} is not set here")
-    return Simulation(
+    return FleetSimulation(
         profile=profile,
         instance_ids=[one.id for one in place.instances],
-        preset=place.known.preset,
-        objectives=place.known.objectives,
+        preset=place.fleet_model.preset,
+        objectives=place.fleet_model.objectives,
         secret=secret.encode(),
-        chain=live_chains(builder, secret=secret.encode(), model_key=place.known.key),
+        chain=prefix_chains(builder, secret=secret.encode(), model_key=place.fleet_model.key),
     )
 
 
-def _slower(objectives: Objectives, speed: float) -> Objectives:
+def _simulated_objectives(objectives: SloTargets, speed: float) -> SloTargets:
     """What the gateway promises in wall seconds, in simulated ones."""
     ttft, itl = objectives.ttft_seconds, objectives.itl_seconds
     return replace(

@@ -13,27 +13,27 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 
-from fairlead.fleet import Objectives
+from fairlead.fleet import SloTargets
 from fairlead.profile import EngineProfile
-from fairlead_cli.replaying.outcome import Outcome
+from fairlead_cli.replaying.outcome import ReplayResult
 from fairlead_gateway.routing import PrefixChain
 from fairlead_sim.fleet import simulate
 from fairlead_sim.traces import TraceRequest
 
 ENGINE_BLOCK_TOKENS = 16
-DRAWS = 9
+RUN_COUNT = 9
 JITTER_SECONDS = 0.010
-TIMING_SHARE = 0.05
+MAX_TIMING_DIFFERENCE = 0.05
 
 
 @dataclass(frozen=True, slots=True)
-class Simulation:
+class FleetSimulation:
     """A fleet under one preset. All seconds in and out are the profile's. With ``chain`` homes are those of the real prompts."""
 
     profile: EngineProfile
     instance_ids: Sequence[str]
     preset: str
-    objectives: Objectives
+    objectives: SloTargets
     secret: bytes
     chain: Callable[[TraceRequest], PrefixChain] | None = None
     seed: int = 0
@@ -44,7 +44,7 @@ class Simulation:
         *,
         choices: Mapping[str, str] | None = None,
         hearing_seconds: float = 0.0,
-    ) -> list[Outcome]:
+    ) -> list[ReplayResult]:
         """One run, outcomes in the order of ``requests``. ``choices`` (request → instance) overrule the router."""
         served = simulate(
             requests,
@@ -58,17 +58,17 @@ class Simulation:
             instance_ids=self.instance_ids,
             chain=self.chain,
             choices=choices,
-            hearing_seconds=hearing_seconds,
+            feedback_delay_seconds=hearing_seconds,
         )
         return [
-            Outcome(
+            ReplayResult(
                 id=item.id,
-                due=item.arrival,
+                due_seconds=item.arrival,
                 prompt_tokens=item.prompt_tokens,
                 instance=item.instance,
                 ttft_seconds=item.ttft_seconds,
-                gaps=array("d", item.gaps),
-                finished=item.finish,
+                gaps=array("d", item.token_gaps),
+                finished_seconds=item.finish,
                 cached_tokens=None if item.error else item.cached_tokens,
                 output_tokens=item.output_tokens,
                 error=item.error,
@@ -76,28 +76,30 @@ class Simulation:
             for item in served
         ]
 
-    def typical(
+    def run_median(
         self,
         requests: Sequence[TraceRequest],
         *,
         hearing_seconds: float = 0.0,
-        draws: int = DRAWS,
+        draws: int = RUN_COUNT,
         jitter_seconds: float = JITTER_SECONDS,
-    ) -> list[Outcome]:
+    ) -> list[ReplayResult]:
         """The draw with the median mean TTFT; the first draw has the arrivals as they are."""
-        once = self if self.chain is None else replace(self, chain=_once(self.chain))
+        once = self if self.chain is None else replace(self, chain=_cached_chain(self.chain))
         runs = [
-            once.run(jittered(requests, jitter_seconds, draw) if draw else requests, hearing_seconds=hearing_seconds)
+            once.run(
+                jitter_arrivals(requests, jitter_seconds, draw) if draw else requests, hearing_seconds=hearing_seconds
+            )
             for draw in range(draws)
         ]
         return sorted(runs, key=_mean_ttft)[len(runs) // 2]
 
-    def retraced(self, requests: Sequence[TraceRequest], live: Sequence[Outcome]) -> list[Outcome]:
+    def run_on_choices(self, requests: Sequence[TraceRequest], live: Sequence[ReplayResult]) -> list[ReplayResult]:
         """The simulator on a live run's own choices: what then still differs from ``live`` is timing alone."""
         return self.run(requests, choices={one.id: one.instance for one in live if one.instance is not None})
 
 
-def way_seconds(live: Sequence[Outcome], retraced: Sequence[Outcome]) -> float:
+def transport_seconds(live: Sequence[ReplayResult], retraced: Sequence[ReplayResult]) -> float:
     """What a first token takes longer live than the engine needs for it: the median way through sockets and processes."""
     longer = [
         one.ttft_seconds - other.ttft_seconds
@@ -107,21 +109,21 @@ def way_seconds(live: Sequence[Outcome], retraced: Sequence[Outcome]) -> float:
     return max(0.0, median(longer)) if longer else 0.0
 
 
-def timing_doubts(live: Sequence[Outcome], retraced: Sequence[Outcome]) -> list[str]:
+def timing_doubts(live: Sequence[ReplayResult], retraced: Sequence[ReplayResult]) -> list[str]:
     """A doubt when the live run was much slower or faster than the same engines are on the same choices."""
     ratio = _mean_ttft(live) / _mean_ttft(retraced)
-    if abs(ratio - 1.0) <= TIMING_SHARE:
+    if abs(ratio - 1.0) <= MAX_TIMING_DIFFERENCE:
         return []
     return [f"mean TTFT was {ratio:.2f} × what the simulator finds on the same choices: the engines were disturbed"]
 
 
-def jittered(requests: Sequence[TraceRequest], seconds: float, seed: int) -> list[TraceRequest]:
+def jitter_arrivals(requests: Sequence[TraceRequest], seconds: float, seed: int) -> list[TraceRequest]:
     """Each request up to ``seconds`` later, in the order given."""
     draw = random.Random(seed)
     return [replace(request, arrival=request.arrival + draw.uniform(0.0, seconds)) for request in requests]
 
 
-def _once(chain: Callable[[TraceRequest], PrefixChain]) -> Callable[[TraceRequest], PrefixChain]:
+def _cached_chain(chain: Callable[[TraceRequest], PrefixChain]) -> Callable[[TraceRequest], PrefixChain]:
     """Chains depend on a request's text only, so one computation serves all draws."""
     known: dict[str, PrefixChain] = {}
 
@@ -134,6 +136,6 @@ def _once(chain: Callable[[TraceRequest], PrefixChain]) -> Callable[[TraceReques
     return remembered
 
 
-def _mean_ttft(outcomes: Sequence[Outcome]) -> float:
+def _mean_ttft(outcomes: Sequence[ReplayResult]) -> float:
     times = [outcome.ttft_seconds for outcome in outcomes if outcome.ttft_seconds is not None]
     return sum(times) / len(times) if times else math.inf

@@ -21,20 +21,20 @@ import msgspec
 from fairlead import fleetfile
 from fairlead.errors import FairleadError, Unavailable
 from fairlead.fleet import Fleet, Instance, InstanceState, Model
-from fairlead_cli.local.guard import Guard
-from fairlead_cli.local.rundir import STATE_FILE, Stack
+from fairlead_cli.local.guard import Reaper
+from fairlead_cli.local.rundir import STATE_FILE, RunningStack
 
-_LEASH = Path(__file__).parents[1] / "local" / "leash.py"
-_LOOK_SECONDS = 0.05
+_CHILD_EXEC = Path(__file__).parents[1] / "local" / "leash.py"
+_POLL_SECONDS = 0.05
 _TAIL_LINES = 15
 
 
-class LeftOver(FairleadError):
+class LeftoverProcesses(FairleadError):
     """Raised when processes of a stopped stack were still there; they have been killed."""
 
 
 @dataclass(frozen=True, slots=True)
-class StackWish:
+class MeasuredStackOptions:
     """What ``fairlead up`` is asked for."""
 
     manifest: Path
@@ -48,18 +48,18 @@ class StackWish:
     stop_seconds: float = 30.0
 
 
-class LocalStack:
+class MeasuredStack:
     """A context manager: ready inside, gone afterwards. Entering raises Unavailable, leaving LeftOver."""
 
-    def __init__(self, wish: StackWish) -> None:
+    def __init__(self, wish: MeasuredStackOptions) -> None:
         self._wish = wish
         self._runtime = wish.log.with_suffix(".run").resolve()
-        self._guard: Guard | None = None
+        self._guard: Reaper | None = None
         self._process: subprocess.Popen[bytes] | None = None
-        self.found: Stack | None = None
+        self.running_stack: RunningStack | None = None
 
     def __enter__(self) -> Self:
-        self._guard = Guard(None)
+        self._guard = Reaper(None)
         try:
             self._start(self._guard)
             self._wait_until_ready()
@@ -73,18 +73,18 @@ class LocalStack:
     ) -> None:
         left = self._stop()
         if left and error is None:
-            raise LeftOver(f"{len(left)} processes of the stack outlived it and were killed: {sorted(left)}")
+            raise LeftoverProcesses(f"{len(left)} processes of the stack outlived it and were killed: {sorted(left)}")
 
     @property
-    def stack(self) -> Stack:
+    def addresses(self) -> RunningStack:
         """Addresses of the running stack."""
-        assert self.found is not None
-        return self.found
+        assert self.running_stack is not None
+        return self.running_stack
 
     def fleet(self) -> Fleet:
         """The fleet as the gateway reads it."""
-        file = Path(self.stack.fleet_file)
-        return fleetfile.parse(file.read_text(encoding="utf-8"), file=file.name)
+        file = Path(self.addresses.fleet_file)
+        return fleetfile.parse_fleet_file(file.read_text(encoding="utf-8"), file=file.name)
 
     def only_model(self) -> tuple[Model, tuple[Instance, ...]]:
         """The one model of a stack that serves one, with its instances."""
@@ -92,7 +92,7 @@ class LocalStack:
         ((key, model),) = fleet.models.items()
         return model, fleet.instances.get(key, ())
 
-    def _start(self, guard: Guard) -> None:
+    def _start(self, guard: Reaper) -> None:
         wish = self._wish
         up = [sys.executable, "-m", "fairlead_cli", "up", str(wish.manifest), "--preset", wish.preset, "--plain"]
         up += ["--listen", "127.0.0.1:0", "--manage", "127.0.0.1:0", "--speed", f"{wish.speed:g}", "--no-redis"]
@@ -100,7 +100,7 @@ class LocalStack:
         self._runtime.mkdir(parents=True, exist_ok=True)
         with wish.log.open("wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", str(_LEASH), str(guard.fd), str(os.getpid()), *up],
+                [sys.executable, "-I", "-S", str(_CHILD_EXEC), str(guard.fd), str(os.getpid()), *up],
                 # A runtime directory of its own: `fairlead chat` and others take the newest stack they find, and this
                 # one is being measured.
                 env={**os.environ, "FAIRLEAD_HASH_SECRET": wish.secret, "XDG_RUNTIME_DIR": str(self._runtime)},
@@ -123,29 +123,29 @@ class LocalStack:
                     raise Unavailable(
                         f"the stack was not ready after {self._wish.start_seconds:g} s: {self._last_words()}"
                     )
-                time.sleep(_LOOK_SECONDS)
+                time.sleep(_POLL_SECONDS)
 
     def _ready(self, client: httpx.Client) -> bool:
         assert self._process is not None
-        if self.found is None:
-            self.found = self._announced()
-        if self.found is None:
+        if self.running_stack is None:
+            self.running_stack = self._announced()
+        if self.running_stack is None:
             return False
         try:
-            if client.get(f"{self.found.manage}/readyz").status_code != 200:
+            if client.get(f"{self.running_stack.manage}/readyz").status_code != 200:
                 return False
-            instances = client.get(f"{self.found.manage}/api/fleet").json()["models"][0]["instances"]
+            instances = client.get(f"{self.running_stack.manage}/api/fleet").json()["models"][0]["instances"]
         except (httpx.HTTPError, ValueError, KeyError, IndexError):
             return False
         # The gateway's own view counts: the fleet file may be a moment ahead of it.
         ready = [one for one in instances if one["state"] == InstanceState.READY.value]
         return len(ready) == self._wish.engines
 
-    def _announced(self) -> Stack | None:
+    def _announced(self) -> RunningStack | None:
         """What the stack tells of itself in its run directory, once it does."""
         for file in self._runtime.glob(f"fairlead/up-*/{STATE_FILE}"):
             try:
-                return msgspec.json.decode(file.read_bytes(), type=Stack)
+                return msgspec.json.decode(file.read_bytes(), type=RunningStack)
             except (OSError, ValueError):
                 return None  # gone or half written: it is looked at again
         return None
@@ -167,20 +167,20 @@ class LocalStack:
                 left.add(self._process.pid)
                 self._process.kill()
                 self._process.wait()
-            left |= _outliving(family)
+            left |= _kill_survivors(family)
         if self._guard is not None:
             if self._process is not None:
-                self._guard.gone(self._process.pid)
+                self._guard.remove(self._process.pid)
             self._guard.close()
         shutil.rmtree(self._runtime, ignore_errors=True)
         return left
 
 
-def _outliving(family: set[tuple[int, str]], patience_seconds: float = 5.0) -> set[int]:
+def _kill_survivors(family: set[tuple[int, str]], patience_seconds: float = 5.0) -> set[int]:
     """Kill what of ``family`` is still there after ``patience_seconds``; those pids."""
     end = time.monotonic() + patience_seconds
-    while (left := _living(family)) and time.monotonic() < end:
-        time.sleep(_LOOK_SECONDS)
+    while (left := _live_pids(family)) and time.monotonic() < end:
+        time.sleep(_POLL_SECONDS)
     for pid in left:
         try:
             os.kill(pid, signal.SIGKILL)
@@ -189,7 +189,7 @@ def _outliving(family: set[tuple[int, str]], patience_seconds: float = 5.0) -> s
     return left
 
 
-def _living(family: set[tuple[int, str]]) -> set[int]:
+def _live_pids(family: set[tuple[int, str]]) -> set[int]:
     now = {(pid, born) for pid, (_, born) in _processes().items()}
     return {pid for pid, _ in family & now}
 
@@ -219,10 +219,10 @@ def _processes() -> dict[int, tuple[int, str]]:
                     found[int(entry.name)] = (int(words[1]), words[19])
         return found
     listed = subprocess.run(["ps", "-axo", "pid=,ppid=,stat=,lstart="], capture_output=True, text=True, check=False)
-    return _parsed(listed.stdout.splitlines())
+    return _parse_ps(listed.stdout.splitlines())
 
 
-def _parsed(lines: Sequence[str]) -> dict[int, tuple[int, str]]:
+def _parse_ps(lines: Sequence[str]) -> dict[int, tuple[int, str]]:
     found = {}
     for line in lines:
         words = line.split(None, 3)

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from fairlead.fleet import Objectives
-from fairlead_cli.replaying.outcome import Outcome
+from fairlead.fleet import SloTargets
+from fairlead_cli.replaying.outcome import ReplayResult
 from fairlead_sim.figures import quantile
 
 QUANTILES = (("p50", 0.50), ("p90", 0.90), ("p99", 0.99))
@@ -22,13 +22,13 @@ class Distribution:
     p90: float | None
     p99: float | None
 
-    def json(self) -> dict[str, float | None]:
+    def to_json(self) -> dict[str, float | None]:
         """As it stands in report.json."""
         return {"mean": self.mean, "p50": self.p50, "p90": self.p90, "p99": self.p99}
 
 
 @dataclass(frozen=True, slots=True)
-class Summary:
+class PolicySummary:
     """One policy's run. Shares are 0..1; ``load_cov`` is None when nothing was computed anywhere."""
 
     requests: int
@@ -39,28 +39,28 @@ class Summary:
     cached_token_share: float | None
     load_cov: float | None
 
-    def json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """The inner object of report.json."""
         return {
             "requests": self.requests,
             "errors": self.errors,
-            "ttft_seconds": self.ttft_seconds.json(),
-            "itl_seconds": self.itl_seconds.json(),
+            "ttft_seconds": self.ttft_seconds.to_json(),
+            "itl_seconds": self.itl_seconds.to_json(),
             "within_objective": self.within_objective,
             "cached_token_share": self.cached_token_share,
             "load_cov": self.load_cov,
         }
 
 
-def summarize(outcomes: Sequence[Outcome], *, objectives: Objectives, instances: int) -> Summary:
+def summarize(outcomes: Sequence[ReplayResult], *, objectives: SloTargets, instances: int) -> PolicySummary:
     """Every outcome counts. ``instances`` is how many there were, those that got nothing included."""
-    return Summary(
+    return PolicySummary(
         requests=len(outcomes),
         errors=sum(outcome.error is not None for outcome in outcomes),
-        ttft_seconds=distribution(outcome.ttft_seconds for outcome in outcomes if outcome.ttft_seconds is not None),
-        itl_seconds=distribution(gap for outcome in outcomes for gap in outcome.gaps),
-        within_objective=_share(sum(within(outcome, objectives) for outcome in outcomes), len(outcomes)),
-        cached_token_share=_share(
+        ttft_seconds=summarize_values(outcome.ttft_seconds for outcome in outcomes if outcome.ttft_seconds is not None),
+        itl_seconds=summarize_values(gap for outcome in outcomes for gap in outcome.gaps),
+        within_objective=_ratio(sum(is_within_slo(outcome, objectives) for outcome in outcomes), len(outcomes)),
+        cached_token_share=_ratio(
             sum(outcome.cached_tokens or 0 for outcome in outcomes),
             sum(outcome.prompt_tokens for outcome in outcomes if outcome.cached_tokens is not None),
         ),
@@ -68,18 +68,18 @@ def summarize(outcomes: Sequence[Outcome], *, objectives: Objectives, instances:
     )
 
 
-def within(outcome: Outcome, objectives: Objectives) -> bool:
+def is_within_slo(outcome: ReplayResult, objectives: SloTargets) -> bool:
     """Complete, the first token in time, and the mean gap small enough (an answer of one token has none)."""
     if outcome.error is not None or outcome.ttft_seconds is None:
         return False
-    limit = objectives.ttft_limit(outcome.prompt_tokens)
+    limit = objectives.ttft_limit_seconds(outcome.prompt_tokens)
     if limit is not None and outcome.ttft_seconds > limit:
         return False
     mean = outcome.itl_mean_seconds
     return objectives.itl_seconds is None or mean is None or mean <= objectives.itl_seconds
 
 
-def computed_tokens(outcomes: Iterable[Outcome]) -> Mapping[str, int]:
+def computed_tokens(outcomes: Iterable[ReplayResult]) -> Mapping[str, int]:
     """Prompt tokens that each instance had to compute because it did not hold them."""
     computed: dict[str, int] = {}
     for outcome in outcomes:
@@ -89,7 +89,7 @@ def computed_tokens(outcomes: Iterable[Outcome]) -> Mapping[str, int]:
     return computed
 
 
-def distribution(values: Iterable[float]) -> Distribution:
+def summarize_values(values: Iterable[float]) -> Distribution:
     """Mean and quantiles (linear between the two nearest values)."""
     ordered = sorted(values)
     if not ordered:
@@ -98,22 +98,22 @@ def distribution(values: Iterable[float]) -> Distribution:
     return Distribution(mean=math.fsum(ordered) / len(ordered), **found)
 
 
-def on_clock(outcomes: Iterable[Outcome], speed: float) -> list[Outcome]:
+def scale_times(outcomes: Iterable[ReplayResult], speed: float) -> list[ReplayResult]:
     """The same outcomes with every second times ``speed``: wall seconds → simulated seconds."""
     return [
         replace(
             outcome,
-            due=outcome.due * speed,
+            due_seconds=outcome.due_seconds * speed,
             ttft_seconds=None if outcome.ttft_seconds is None else outcome.ttft_seconds * speed,
             gaps=array("d", (gap * speed for gap in outcome.gaps)),
-            finished=None if outcome.finished is None else outcome.finished * speed,
+            finished_seconds=None if outcome.finished_seconds is None else outcome.finished_seconds * speed,
             late_seconds=outcome.late_seconds * speed,
         )
         for outcome in outcomes
     ]
 
 
-def _share(part: float, whole: float) -> float | None:
+def _ratio(part: float, whole: float) -> float | None:
     return part / whole if whole else None
 
 

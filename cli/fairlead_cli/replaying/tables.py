@@ -7,11 +7,11 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from fairlead.units import duration
-from fairlead_cli.replaying.report import HEADINGS, Policy, Report, findings, rows
-from fairlead_cli.replaying.witness import LIMIT_SECONDS
+from fairlead.units import format_duration
+from fairlead_cli.replaying.report import TABLE_HEADINGS, PolicyResult, ReplayReport, describe_findings, table_rows
+from fairlead_cli.replaying.witness import MAX_LOOP_LAG_SECONDS
 
-COLUMNS = (
+TERMINAL_COLUMNS = (
     "policy",
     "",
     "TTFT mean",
@@ -24,7 +24,7 @@ COLUMNS = (
     "errors",
 )
 """What of the report's table fits a terminal of 80 columns."""
-TITLES = {
+SHORT_TITLES = {
     "TTFT mean": "TTFT",
     "TTFT p90": "p90",
     "TTFT p99": "p99",
@@ -35,33 +35,34 @@ TITLES = {
 }
 
 
-def show(report: Report, console: Console, files: Sequence[Path]) -> None:
+def print_report(report: ReplayReport, console: Console, files: Sequence[Path]) -> None:
     """Tables, findings, whether to believe it, and where it was written."""
     console.print(_table(report.policies, f"at {report.rate:g} requests/s, seconds are simulated"))
     if report.light:
         console.print(_table(report.light, f"at {report.light_rate:g} requests/s"))
-    for line in findings(report):
+    for line in describe_findings(report):
         console.print(f"  {line}", highlight=False)
     lag = report.lag_p99_seconds
-    if report.invalid:
+    if report.invalid_reasons:
         console.print("[bold red]These live numbers are not valid:[/]")
-        for reason in report.invalid:
+        for reason in report.invalid_reasons:
             console.print(f"  {reason}", highlight=False, markup=False)
     elif lag is not None:
-        limit = duration(LIMIT_SECONDS)
+        limit = format_duration(MAX_LOOP_LAG_SECONDS)
         console.print(
-            f"  valid: no event loop was more than {duration(lag)} late (p99; the limit is {limit})", highlight=False
+            f"  valid: no event loop was more than {format_duration(lag)} late (p99; the limit is {limit})",
+            highlight=False,
         )
     console.print("  " + "  ".join(str(file) for file in files), highlight=False, soft_wrap=True)
 
 
-def _table(policies: Mapping[str, Policy], title: str) -> Table:
+def _table(policies: Mapping[str, PolicyResult], title: str) -> Table:
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    for column in COLUMNS:
+    for column in TERMINAL_COLUMNS:
         table.add_column(
-            TITLES.get(column, column), justify="left" if column in ("policy", "") else "right", no_wrap=True
+            SHORT_TITLES.get(column, column), justify="left" if column in ("policy", "") else "right", no_wrap=True
         )
-    shown = [HEADINGS.index(column) for column in COLUMNS]
-    for row in rows(policies):
+    shown = [TABLE_HEADINGS.index(column) for column in TERMINAL_COLUMNS]
+    for row in table_rows(policies):
         table.add_row(*(row[index].replace("simulated", "sim") for index in shown))
     return table

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fairlead.errors import BadInput
-from fairlead_sim.traces import MAX_PROMPT_TOKENS, TraceRequest, at_rate, ideal_reuse, read_mooncake, spread_ties
-from fairlead_sim.traffic import conversation
+from fairlead_sim.traces import MAX_PROMPT_TOKENS, TraceRequest, at_rate, ideal_cached_share, read_mooncake, spread_ties
+from fairlead_sim.traffic import conversation_traffic
 
 
 @dataclass(frozen=True, slots=True)
-class Traffic:
+class ReplayTraffic:
     """Requests in simulated seconds from 0 on, and what they are."""
 
     requests: Sequence[TraceRequest]
@@ -20,19 +20,19 @@ class Traffic:
     @property
     def ideal_reuse(self) -> float:
         """Share of prompt tokens that one endless cache would have."""
-        return ideal_reuse(self.requests)
+        return ideal_cached_share(self.requests)
 
-    def slower(self, rate: float) -> "Traffic":
+    def with_rate(self, rate: float) -> "ReplayTraffic":
         """The same requests at another mean rate."""
-        return Traffic(at_rate(self.requests, rate), self.name, rate)
+        return ReplayTraffic(at_rate(self.requests, rate), self.name, rate)
 
 
-def traffic(trace: Path | None, *, limit: int | None, rate: float | None, seed: int = 0) -> Traffic:
+def load_traffic(trace: Path | None, *, limit: int | None, rate: float | None, seed: int = 0) -> ReplayTraffic:
     """The first ``limit`` requests of the trace (or as many made from ``seed``), at a mean of ``rate`` or at their own."""
     if limit is not None and limit < 1:
         raise BadInput(f"--limit must be at least 1, not {limit}", field="--limit")
     if trace is None:
-        found = conversation(1_000 if limit is None else limit, seed=seed)
+        found = conversation_traffic(1_000 if limit is None else limit, seed=seed)
         name = f"generated conversations (seed {seed})"
     else:
         found = spread_ties(read_mooncake(trace, max_prompt=MAX_PROMPT_TOKENS, limit=limit))
@@ -40,4 +40,4 @@ def traffic(trace: Path | None, *, limit: int | None, rate: float | None, seed: 
     span = found[-1].arrival - found[0].arrival
     own = (len(found) - 1) / span if span > 0 else 1.0
     wanted = own if rate is None else rate
-    return Traffic(at_rate(found, wanted), name, wanted)
+    return ReplayTraffic(at_rate(found, wanted), name, wanted)

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import httpx
 import msgspec
 
-LIMIT_SECONDS = 0.020
+MAX_LOOP_LAG_SECONDS = 0.020
 """A run is not believed when the p99 of any loop's lateness is above this (wall seconds)."""
 
 _SERIES = re.compile(r"^(fairlead_(?:gateway|sim)_loop_lag_seconds)\{([^}]*)\}\s+(\S+)\s*$", re.MULTILINE)
@@ -39,26 +39,26 @@ def read_lags(urls: Iterable[str], *, timeout_seconds: float = 10.0, attempts: i
     return lags
 
 
-def requests_seen(manage: str, *, timeout_seconds: float = 10.0) -> int | None:
+def count_finished_requests(manage: str, *, timeout_seconds: float = 10.0) -> int | None:
     """Requests that the gateway has ended since its start, whoever sent them; None when it does not say."""
     with httpx.Client(timeout=timeout_seconds, trust_env=False) as client:
         try:
             answer = client.get(f"{manage.rstrip('/')}/api/stats")
-            found = msgspec.json.decode(answer.content, type=_Stats)
+            found = msgspec.json.decode(answer.content, type=_StatsPage)
         except (httpx.HTTPError, ValueError):  # msgspec's own errors are ValueErrors too
             return None
     return sum(model.totals.requests for model in found.models.values())
 
 
-class _Totals(msgspec.Struct):
+class _RequestTotals(msgspec.Struct):
     requests: int
 
 
-class _ModelStats(msgspec.Struct):
-    totals: _Totals
+class _ModelTotals(msgspec.Struct):
+    totals: _RequestTotals
 
 
-class _Stats(msgspec.Struct):
+class _StatsPage(msgspec.Struct):
     """``/api/stats``, as far as it is read here."""
 
-    models: dict[str, _ModelStats]
+    models: dict[str, _ModelTotals]

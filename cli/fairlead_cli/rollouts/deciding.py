@@ -4,63 +4,63 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fairlead.cluster_labels import SURGE
+from fairlead.cluster_labels import SURGE_ANNOTATION
 from fairlead.errors import BadInput
 from fairlead.kube.resource import LEADER_WORKER_SETS, Manifest, key_of, metadata_of
-from fairlead_operator.marks import REVISION, UNDO, annotation
-from fairlead_operator.rollout import Choice, Revision, choose, revisions, running_hashes
+from fairlead_operator.marks import MODEL_REVISION_ANNOTATION, UNDO_ANNOTATION, annotation
+from fairlead_operator.rollout import ModelRevision, RevisionChoice, choose_revision, running_hashes, stored_revisions
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class RevisionEntry:
     """One revision: when it was first seen (as the API server writes times; empty where it is not kept yet), and what it changed."""
 
-    revision: Revision
+    revision: ModelRevision
     created: str
-    changed: tuple[str, ...]
+    changed_fields: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class RolloutStatus:
     """How a model stands. ``kept`` has the newest first; ``settled``: every instance is of what runs, and ready."""
 
     model: Manifest
-    choice: Choice
-    kept: tuple[Kept, ...]
-    paused: bool
-    settled: bool
+    choice: RevisionChoice
+    revisions: tuple[RevisionEntry, ...]
+    is_paused: bool
+    is_settled: bool
 
 
-def standing(model: Manifest, records: Sequence[Manifest], workloads: Sequence[Manifest]) -> Standing:
+def rollout_status(model: Manifest, records: Sequence[Manifest], workloads: Sequence[Manifest]) -> RolloutStatus:
     """What the cluster has of it: the model, its ControllerRevisions, its Deployments and LeaderWorkerSets."""
-    kept = revisions(records)
-    choice = choose(model, kept, running_hashes(workloads))
+    kept = stored_revisions(records)
+    choice = choose_revision(model, kept, running_hashes(workloads))
     known = {one.hash for one in kept}
-    every = kept if choice.present.hash in known else (*kept, choice.present)
+    every = kept if choice.current.hash in known else (*kept, choice.current)
     times = {
         _number(one): str(metadata_of(one).get("creationTimestamp") or "")
         for one in records
-        if annotation(one, REVISION)
+        if annotation(one, MODEL_REVISION_ANNOTATION)
     }
     shown = [
-        Kept(one, times.get(one.number, ""), changed(every[at - 1].spec, one.spec) if at else ())
+        RevisionEntry(one, times.get(one.number, ""), changed_fields(every[at - 1].spec, one.spec) if at else ())
         for at, one in enumerate(every)
     ]
     paused = bool(((model.get("spec") or {}).get("rollout") or {}).get("paused"))
     settled = _settled(model, choice) and _replaced(workloads, choice)
-    return Standing(model, choice, tuple(reversed(shown)), paused, settled)
+    return RolloutStatus(model, choice, tuple(reversed(shown)), paused, settled)
 
 
-def undone(found: Standing, to: int | None) -> Revision:
+def choose_undo_revision(status: RolloutStatus, to: int | None) -> ModelRevision:
     """The revision that an undo means. Raises BadInput where there is none, or where it would not begin."""
-    name, runs, present = key_of(found.model), found.choice.revision, found.choice.present
-    if found.paused:
+    name, runs, present = key_of(status.model), status.choice.revision, status.choice.current
+    if status.is_paused:
         raise BadInput(
             f"the rollout of {name} is paused, and an undo would wait as well",
             field="pause",
             hint="`fairlead rollout resume` first",
         )
-    kept = {one.revision.number: one.revision for one in found.kept}
+    kept = {one.revision.number: one.revision for one in status.revisions}
     earlier = sorted(number for number in kept if number < runs.number)
     if to is None and not earlier:
         raise BadInput(f"no revision of {name} before {runs.number} is kept", field="--to", hint=_there(kept))
@@ -78,22 +78,22 @@ def undone(found: Standing, to: int | None) -> Revision:
     return kept[wanted]
 
 
-def pausing() -> Manifest:
+def pause_patch() -> Manifest:
     """The change of the model that holds its rollout."""
     return {"spec": {"rollout": {"paused": True}}}
 
 
-def resuming() -> Manifest:
+def resume_patch() -> Manifest:
     """The change that lets its spec through: no pause, no undo."""
-    return {"metadata": {"annotations": {UNDO: None}}, "spec": {"rollout": {"paused": False}}}
+    return {"metadata": {"annotations": {UNDO_ANNOTATION: None}}, "spec": {"rollout": {"paused": False}}}
 
 
-def undoing(found: Standing, revision: Revision) -> Manifest:
+def undo_patch(status: RolloutStatus, revision: ModelRevision) -> Manifest:
     """The change that runs ``revision`` until the spec changes again."""
-    return {"metadata": {"annotations": {UNDO: f"{revision.number}/{found.choice.present.number}"}}}
+    return {"metadata": {"annotations": {UNDO_ANNOTATION: f"{revision.number}/{status.choice.current.number}"}}}
 
 
-def changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[str, ...]:
+def changed_fields(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[str, ...]:
     """The fields of a spec that differ and that engines notice, as ``engine.args`` and ``pools[main].template``; no deeper."""
     found: list[str] = []
     for name in sorted(before.keys() | after.keys()):
@@ -127,7 +127,7 @@ def _pools(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any
     return found
 
 
-def _settled(model: Manifest, choice: Choice) -> bool:
+def _settled(model: Manifest, choice: RevisionChoice) -> bool:
     """The operator has looked at this spec, nothing moves, and all that is asked for is ready."""
     status = model.get("status") or {}
     if int(status.get("observedGeneration") or 0) < int(metadata_of(model).get("generation") or 0):
@@ -136,12 +136,12 @@ def _settled(model: Manifest, choice: Choice) -> bool:
     return bool(holds.get("Ready")) and not holds.get("Reconciling") and not holds.get("Stalled") and not choice.problem
 
 
-def _replaced(workloads: Sequence[Manifest], choice: Choice) -> bool:
+def _replaced(workloads: Sequence[Manifest], choice: RevisionChoice) -> bool:
     """Everything that runs was applied from what shall run, and has replaced its instances.
 
     An annotation changes no generation, so that the status may still be about how things were before an undo.
     """
-    return all(annotation(one, REVISION) == choice.revision.hash and _done(one) for one in workloads)
+    return all(annotation(one, MODEL_REVISION_ANNOTATION) == choice.revision.hash and _done(one) for one in workloads)
 
 
 def _done(workload: Manifest) -> bool:
@@ -149,7 +149,7 @@ def _done(workload: Manifest) -> bool:
     counts = {name: int(status.get(name) or 0) for name in ("replicas", "updatedReplicas", "readyReplicas")}
     if asked is not None and set(counts.values()) != {int(asked)}:
         return False
-    if annotation(workload, SURGE):
+    if annotation(workload, SURGE_ANNOTATION):
         return False
     if workload.get("kind") == LEADER_WORKER_SETS.kind:  # it does not count its generations
         moving = [
@@ -159,7 +159,7 @@ def _done(workload: Manifest) -> bool:
     return int(status.get("observedGeneration") or 0) >= int(metadata_of(workload).get("generation") or 0)
 
 
-def _there(kept: Mapping[int, Revision]) -> str:
+def _there(kept: Mapping[int, ModelRevision]) -> str:
     return f"there are: {', '.join(map(str, sorted(kept))) or 'none yet'}"
 
 

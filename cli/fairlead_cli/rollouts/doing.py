@@ -8,98 +8,107 @@ from typing import Final
 
 from fairlead import units
 from fairlead.clock import Clock, SystemClock
-from fairlead.cluster_labels import MANAGED_BY, MANAGER, MODEL
+from fairlead.cluster_labels import FIELD_MANAGER, MANAGED_BY_LABEL, MODEL_LABEL
 from fairlead.errors import BadInput
-from fairlead.kube.access import Access
+from fairlead.kube.access import ClusterConfig
 from fairlead.kube.client import KubeApi
 from fairlead.kube.errors import KubeError, NotFound
 from fairlead.kube.resource import (
+    CONTROLLER_REVISIONS,
     DEPLOYMENTS,
     LEADER_WORKER_SETS,
     MODEL_DEPLOYMENTS,
-    REVISIONS,
     Manifest,
+    label_selector,
     name_of,
-    selector,
     uid_of,
 )
-from fairlead.names import nearest
-from fairlead_cli.cluster.way import Way, find, opened
-from fairlead_cli.errors import NoCluster
-from fairlead_cli.rollouts.deciding import Standing, pausing, resuming, standing, undoing, undone
-from fairlead_cli.rollouts.telling import lines
-from fairlead_operator.marks import owner_uid
+from fairlead.names import closest_matches
+from fairlead_cli.cluster.way import ClusterOptions, connect, resolve_access
+from fairlead_cli.errors import ClusterUnreachable
+from fairlead_cli.rollouts.deciding import (
+    RolloutStatus,
+    choose_undo_revision,
+    pause_patch,
+    resume_patch,
+    rollout_status,
+    undo_patch,
+)
+from fairlead_cli.rollouts.telling import render_status
+from fairlead_operator.marks import controller_uid
 
-WRITER: Final = "fairlead-cli"
+CLI_CLI_FIELD_MANAGER: Final = "fairlead-cli"
 """The field manager of what people write by this command."""
 OK, PROBLEM, UNREACHABLE = 0, 1, 3
-_LOOK_SECONDS: Final = 1.0
+_POLL_SECONDS: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class RolloutOptions:
     """What was typed."""
 
-    way: Way
+    cluster: ClusterOptions
     action: str
     model: str | None = None
     to: int | None = None
     wait: str | None = None
 
 
-def run(asked: Asked) -> int:
+def run(options: RolloutOptions) -> int:
     """Do it, print how it stands, judge. Raises BadInput for wrong usage, KubeError for what the API server refuses."""
-    if asked.to is not None and asked.action != "undo":
+    if options.to is not None and options.action != "undo":
         raise BadInput("--to says what an undo runs", field="--to", hint="fairlead rollout undo MODEL --to N")
-    seconds = None if asked.wait is None else units.seconds(asked.wait)
+    seconds = None if options.wait is None else units.parse_duration(options.wait)
     try:
-        return asyncio.run(_done(asked, find(asked.way), seconds))
-    except NoCluster as error:
+        return asyncio.run(_run(options, resolve_access(options.cluster), seconds))
+    except ClusterUnreachable as error:
         print(f"fairlead rollout: {error}", file=sys.stderr)
         return UNREACHABLE
 
 
-async def _done(asked: Asked, access: Access, seconds: float | None) -> int:
-    clock, namespace = SystemClock(), asked.way.namespace or access.namespace
-    async with opened(access, clock) as (api, _):
-        name = asked.model or await _only(api, namespace)
-        found = await look(api, namespace, name)
+async def _run(asked: RolloutOptions, access: ClusterConfig, seconds: float | None) -> int:
+    clock, namespace = SystemClock(), asked.cluster.namespace or access.namespace
+    async with connect(access, clock) as (api, _):
+        name = asked.model or await _only_model_name(api, namespace)
+        found = await read_status(api, namespace, name)
         patch = _patch(asked, found)
         if patch is not None:
-            await api.patch_merge(MODEL_DEPLOYMENTS, namespace, name, patch, WRITER)
-            found = await look(api, namespace, name)
+            await api.patch_merge(MODEL_DEPLOYMENTS, namespace, name, patch, CLI_CLI_FIELD_MANAGER)
+            found = await read_status(api, namespace, name)
         if seconds is not None:
-            found = await settled(lambda: look(api, namespace, name), found, seconds, clock, asyncio.sleep)
-    for line in lines(found, clock.wall()):
+            found = await wait_until_settled(
+                lambda: read_status(api, namespace, name), found, seconds, clock, asyncio.sleep
+            )
+    for line in render_status(found, clock.wall()):
         print(line)
     followed = asked.action == "status" or seconds is not None
-    return PROBLEM if followed and not found.settled else OK
+    return PROBLEM if followed and not found.is_settled else OK
 
 
-def _patch(asked: Asked, found: Standing) -> Manifest | None:
+def _patch(asked: RolloutOptions, found: RolloutStatus) -> Manifest | None:
     if asked.action == "pause":
-        return pausing()
+        return pause_patch()
     if asked.action == "resume":
-        return resuming()
-    return undoing(found, undone(found, asked.to)) if asked.action == "undo" else None
+        return resume_patch()
+    return undo_patch(found, choose_undo_revision(found, asked.to)) if asked.action == "undo" else None
 
 
-async def settled(
-    again: Callable[[], Awaitable[Standing]],
-    found: Standing,
+async def wait_until_settled(
+    read: Callable[[], Awaitable[RolloutStatus]],
+    found: RolloutStatus,
     seconds: float,
     clock: Clock,
-    pause: Callable[[float], Awaitable[object]],
-) -> Standing:
+    sleep: Callable[[float], Awaitable[object]],
+) -> RolloutStatus:
     """The first look that finds it settled, or the last one in that time."""
     end = clock.now() + seconds
-    while not found.settled and clock.now() < end:
-        await pause(min(_LOOK_SECONDS, max(0.0, end - clock.now())))
-        found = await again()
+    while not found.is_settled and clock.now() < end:
+        await sleep(min(_POLL_SECONDS, max(0.0, end - clock.now())))
+        found = await read()
     return found
 
 
-async def _only(api: KubeApi, namespace: str) -> str:
+async def _only_model_name(api: KubeApi, namespace: str) -> str:
     """The name of the only model there. Raises BadInput where there is none, or several."""
     known = sorted(name_of(one) for one in (await api.list(MODEL_DEPLOYMENTS, namespace)).items)
     if len(known) == 1:
@@ -108,21 +117,21 @@ async def _only(api: KubeApi, namespace: str) -> str:
     raise BadInput(f"which model of {namespace}?", field="MODEL", hint=told)
 
 
-async def look(api: KubeApi, namespace: str, name: str) -> Standing:
+async def read_status(api: KubeApi, namespace: str, name: str) -> RolloutStatus:
     """How the model stands now. Raises BadInput where there is none of this name."""
     try:
         model = await api.get(MODEL_DEPLOYMENTS, namespace, name)
     except NotFound:
         listed = await api.list(MODEL_DEPLOYMENTS, namespace)
         known = [name_of(one) for one in listed.items]
-        close = nearest(name, known) or sorted(known)
+        close = closest_matches(name, known) or sorted(known)
         hint = f"there is: {', '.join(close[:5]) or 'none'}; another namespace is named by --namespace"
         raise BadInput(f"no model {namespace}/{name}", field="MODEL", hint=hint) from None
-    labels = selector({MANAGED_BY: MANAGER, MODEL: name})
-    records = (await api.list(REVISIONS, namespace, labels)).items
+    labels = label_selector({MANAGED_BY_LABEL: FIELD_MANAGER, MODEL_LABEL: name})
+    records = (await api.list(CONTROLLER_REVISIONS, namespace, labels)).items
     workloads = (await api.list(DEPLOYMENTS, namespace, labels)).items + await _groups(api, namespace, labels)
-    own = [[one for one in listed if owner_uid(one) == uid_of(model)] for listed in (records, workloads)]
-    return standing(model, *own)
+    own = [[one for one in listed if controller_uid(one) == uid_of(model)] for listed in (records, workloads)]
+    return rollout_status(model, *own)
 
 
 async def _groups(api: KubeApi, namespace: str, labels: str) -> list[Manifest]:

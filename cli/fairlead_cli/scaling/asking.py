@@ -10,19 +10,19 @@ import httpx
 import msgspec
 
 from fairlead.errors import BadInput
-from fairlead.settings import CliSettings, read
-from fairlead.units import seconds
-from fairlead_autoscaler.recording import Look
-from fairlead_cli.errors import NoStack
+from fairlead.settings import CliSettings, read_settings
+from fairlead.units import parse_duration
+from fairlead_autoscaler.recording import TickRecord
+from fairlead_cli.errors import StackUnreachable
 from fairlead_cli.local.ports import service_url
-from fairlead_cli.local.report import Sized
+from fairlead_cli.local.report import PoolScaling
 from fairlead_cli.local.rundir import newest_stack, running_stacks
 
-ANSWER_SECONDS: Final = 30.0
+TIMEOUT_SECONDS: Final = 30.0
 _HINT: Final = "a stack has one where a manifest says `autoscaling: {mode: Auto}`; name another's address with --manage"
 
 
-def autoscaler(manage: str | None) -> str:
+def find_autoscaler(manage: str | None) -> str:
     """Its URL; ``manage`` is its own address, or that of the gateway of a stack that runs here. Raises NoStack where no stack runs,
     or the one that is meant scales nothing."""
     if manage is not None:
@@ -34,45 +34,45 @@ def autoscaler(manage: str | None) -> str:
     else:
         url = newest_stack("--manage").autoscaler
     if not url:
-        raise NoStack("the stack that runs here has no autoscaler", hint=_HINT)
+        raise StackUnreachable("the stack that runs here has no autoscaler", hint=_HINT)
     return url
 
 
-def ask(url: str, path: str, query: Mapping[str, str]) -> bytes:
+def query(url: str, path: str, query: Mapping[str, str]) -> bytes:
     """One answer. Raises NoStack when nobody answers as an autoscaler does, LookupError in its words when it knows nothing of it."""
-    token = read(CliSettings, os.environ).manage_token
+    token = read_settings(CliSettings, os.environ).manage_token
     headers = {"authorization": f"Bearer {token}"} if token else {}
     try:
-        with httpx.Client(base_url=url, headers=headers, timeout=ANSWER_SECONDS, trust_env=False) as client:
+        with httpx.Client(base_url=url, headers=headers, timeout=TIMEOUT_SECONDS, trust_env=False) as client:
             found = client.get(path, params=query)
     except httpx.HTTPError as error:
-        raise NoStack(f"{url} does not answer ({type(error).__name__})", hint=_HINT) from error
+        raise StackUnreachable(f"{url} does not answer ({type(error).__name__})", hint=_HINT) from error
     if found.status_code in (401, 403):
-        raise NoStack(f"{url} refuses ({found.status_code})", hint="set FAIRLEAD_MANAGE_TOKEN to its token")
+        raise StackUnreachable(f"{url} refuses ({found.status_code})", hint="set FAIRLEAD_MANAGE_TOKEN to its token")
     if found.status_code == 404 and b'"error"' in found.content:
         raise LookupError(found.json()["error"]["message"])
     if found.status_code != 200:
-        raise NoStack(f"{url} is no autoscaler (status {found.status_code})", hint=_HINT)
+        raise StackUnreachable(f"{url} is no autoscaler (status {found.status_code})", hint=_HINT)
     return found.content
 
 
-def wanted(url: str) -> dict[str, tuple[Sized, ...]]:
+def read_pool_scaling(url: str) -> dict[str, tuple[PoolScaling, ...]]:
     """What the autoscaler wants of the pools it sizes, by model. Raises as ``ask`` does, and ValueError for what is no answer."""
-    said = msgspec.json.decode(ask(url, "/autoscaling", {}), type=_Said)
+    said = msgspec.json.decode(query(url, "/autoscaling", {}), type=_Said)
     return {key: tuple(_sized(look)) for key, look in said.models.items()}
 
 
 class _Said(msgspec.Struct):
-    models: dict[str, Look]
+    models: dict[str, TickRecord]
 
 
-def _sized(look: Look) -> Iterator[Sized]:
+def _sized(look: TickRecord) -> Iterator[PoolScaling]:
     facts = {pool.name: pool for pool in look.model.pools}
     for name, ruling in look.rulings.items():
         pool = facts.get(name)
         if pool is not None:
             least, most = ruling.bounds or (pool.minimum, pool.maximum)
-            yield Sized(
+            yield PoolScaling(
                 name,
                 ruling.replicas,
                 least,
@@ -86,7 +86,7 @@ def _sized(look: Look) -> Iterator[Sized]:
             )
 
 
-def moment(text: str, now: float, flag: str = "--at") -> float:
+def parse_moment(text: str, now: float, flag: str = "--at") -> float:
     """A moment as Unix time: ``5m`` (that long ago), ``14:05[:30]`` (today, or yesterday where that lies ahead), ISO 8601, or Unix
     seconds. Raises BadInput, which names ``flag``."""
     for reader in (_unix, _ago, _today, _iso):
@@ -105,7 +105,7 @@ def _unix(text: str, now: float) -> float | None:
 
 def _ago(text: str, now: float) -> float | None:
     try:
-        return now - seconds(text.removeprefix("-"), field="--at")
+        return now - parse_duration(text.removeprefix("-"), field="--at")
     except BadInput:
         return None
 

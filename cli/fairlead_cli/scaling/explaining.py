@@ -5,29 +5,33 @@ import time
 import msgspec
 
 from fairlead.errors import BadInput
-from fairlead_autoscaler.recording import look_of
-from fairlead_cli.asking import asked
-from fairlead_cli.scaling.asking import ask, autoscaler, moment
-from fairlead_cli.scaling.telling import told
+from fairlead_autoscaler.recording import decode_record
+from fairlead_cli.asking import run_query
+from fairlead_cli.scaling.asking import find_autoscaler, parse_moment, query
+from fairlead_cli.scaling.telling import render_look
 
 
 def run(model: str | None, at: str | None, manage: str | None, as_json: bool) -> int:
     """Ask and print; the exit code."""
 
     def look() -> bytes:
-        url = autoscaler(manage)
-        when = None if at is None else moment(at, time.time())
-        return ask(url, "/autoscaling/look", _query(url, model, when))
+        url = find_autoscaler(manage)
+        when = None if at is None else parse_moment(at, time.time())
+        return query(url, "/autoscaling/look", _query(url, model, when))
 
     def show(content: bytes) -> str:
-        return msgspec.json.format(content, indent=2).decode() if as_json else "\n".join(told(look_of(content)))
+        return (
+            msgspec.json.format(content, indent=2).decode()
+            if as_json
+            else "\n".join(render_look(decode_record(content)))
+        )
 
-    return asked("explain scale", look, show, misuse=(BadInput,))
+    return run_query("explain scale", look, show, misuse=(BadInput,))
 
 
 def _query(url: str, name: str | None, when: float | None) -> dict[str, str]:
     """The question, with the model's whole name. Raises LookupError where it is not clear which is meant."""
-    known = list(msgspec.json.decode(ask(url, "/autoscaling", {}))["models"])
+    known = list(msgspec.json.decode(query(url, "/autoscaling", {}))["models"])
     found = [key for key in known if name in (None, key, key.partition("/")[2])]
     if len(found) != 1:
         there = ", ".join(known) or "none"

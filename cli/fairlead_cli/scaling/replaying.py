@@ -9,18 +9,18 @@ from pathlib import Path
 import msgspec
 
 from fairlead.errors import BadInput
-from fairlead_autoscaler.recording import Look, look_of, read
-from fairlead_autoscaler.replaying import Moment, Replayed, Which, changes_of, replay
-from fairlead_cli.asking import asked
+from fairlead_autoscaler.recording import TickRecord, decode_record, read_records
+from fairlead_autoscaler.replaying import PoolReplay, ReplayMoment, ReplayVariant, parse_changes, replay
+from fairlead_cli.asking import run_query
 from fairlead_cli.local import words
-from fairlead_cli.scaling.asking import ask, autoscaler, moment
+from fairlead_cli.scaling.asking import find_autoscaler, parse_moment, query
 
-SHOWN = 20
+MAX_SHOWN_MOMENTS = 20
 """Moments that are told of one pool; the JSON has all."""
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class ReplayScalingOptions:
     """The arguments of ``fairlead replay-scaling``."""
 
     recording: Path | None
@@ -31,43 +31,43 @@ class Wish:
     as_json: bool
 
 
-def run(wish: Wish) -> int:
+def run(options: ReplayScalingOptions) -> int:
     """Replay and print; the exit code."""
 
-    def show(found: Sequence[Replayed]) -> str:
-        if wish.as_json:
+    def show(found: Sequence[PoolReplay]) -> str:
+        if options.as_json:
             return msgspec.json.format(msgspec.json.encode(found), indent=2).decode()
-        return "\n".join(told(found, wish.changes))
+        return "\n".join(render_differences(found, options.changes))
 
-    return asked("replay-scaling", lambda: _replayed(wish), show, misuse=(BadInput,))
+    return run_query("replay-scaling", lambda: _replay(options), show, misuse=(BadInput,))
 
 
-def _replayed(wish: Wish) -> Sequence[Replayed]:
-    changes = changes_of(wish.changes)
+def _replay(wish: ReplayScalingOptions) -> Sequence[PoolReplay]:
+    changes = parse_changes(wish.changes)
     looks = [look for look in _looks(wish) if wish.model in (None, look.model.name, look.model.name.partition("/")[2])]
     if not looks:
         raise LookupError("no look of such a model is recorded")
-    from fairlead_autoscaler.mix import unhurried  # NumPy and a solver: who replays has the autoscaler
+    from fairlead_autoscaler.mix import simulation_solver  # NumPy and a solver: who replays has the autoscaler
 
-    return replay(looks, changes, unhurried())
+    return replay(looks, changes, simulation_solver())
 
 
-def _looks(wish: Wish) -> Iterator[Look]:
-    since = 0.0 if wish.since is None else moment(wish.since, time.time(), "--since")
+def _looks(wish: ReplayScalingOptions) -> Iterator[TickRecord]:
+    since = 0.0 if wish.since is None else parse_moment(wish.since, time.time(), "--since")
     if wish.recording is not None:
         return (look for look in _read(wish.recording) if look.wall >= since)
-    lines = ask(autoscaler(wish.manage), "/autoscaling/recording", {"since": repr(since)}).splitlines()
-    return (look_of(line) for line in lines)
+    lines = query(find_autoscaler(wish.manage), "/autoscaling/recording", {"since": repr(since)}).splitlines()
+    return (decode_record(line) for line in lines)
 
 
-def _read(recording: Path) -> Iterator[Look]:
+def _read(recording: Path) -> Iterator[TickRecord]:
     try:
-        yield from read(recording)
+        yield from read_records(recording)
     except OSError as error:
         raise BadInput(f"{recording}: {error.strerror or error}", field="RECORDING") from error
 
 
-def told(found: Sequence[Replayed], changes: Sequence[str]) -> list[str]:
+def render_differences(found: Sequence[PoolReplay], changes: Sequence[str]) -> list[str]:
     """What differs, pool by pool."""
     lines = [
         f"recorded, and with {', '.join(changes) or 'nothing changed'}; each look begins from the replicas that there were then, so "
@@ -78,31 +78,31 @@ def told(found: Sequence[Replayed], changes: Sequence[str]) -> list[str]:
     return lines
 
 
-def _pool(one: Replayed) -> Iterator[str]:
+def _pool(one: PoolReplay) -> Iterator[str]:
     first, last = one.moments[0].wall, one.moments[-1].wall
-    span = f"{_clock(first)} to {_clock(last)}, {words.plural(len(one.moments), 'look')}"
-    begins = "" if one.remembered else "; it begins without what the core knew then"
+    span = f"{_format_time(first)} to {_format_time(last)}, {words.pluralize(len(one.moments), 'look')}"
+    begins = "" if one.has_state else "; it begins without what the core knew then"
     yield f"{one.model}/{one.pool}: {span}{begins}"
-    if one.strayed:
-        yield f"  this release decides otherwise than was recorded at {words.plural(one.strayed, 'look')}, without any change"
-    runs: tuple[tuple[Which, str], ...] = (("again", "recorded settings"), ("other", "changed settings"))
+    if one.deviations:
+        yield f"  this release decides otherwise than was recorded at {words.pluralize(one.deviations, 'look')}, without any change"
+    runs: tuple[tuple[ReplayVariant, str], ...] = (("again", "recorded settings"), ("other", "changed settings"))
     for which, name in runs:
-        need = one.needed(which)
+        need = one.mean_need(which)
         mean = "" if need is None else f"{need:8.2f} replicas needed on the mean, "
-        yield f"  {name:<20}{mean}{max(one.numbers(which))} planned at most"
+        yield f"  {name:<20}{mean}{max(one.replica_counts(which))} planned at most"
     differences = one.differences()
     if not differences:
         yield "  no moment differs"
-    for moment_ in differences[:SHOWN]:
-        yield f"  {_clock(moment_.wall)}  {_pair(moment_)}"
-    if len(differences) > SHOWN:
-        yield f"  … and {len(differences) - SHOWN} more; --json has all"
+    for moment_ in differences[:MAX_SHOWN_MOMENTS]:
+        yield f"  {_format_time(moment_.wall)}  {_render_pair(moment_)}"
+    if len(differences) > MAX_SHOWN_MOMENTS:
+        yield f"  … and {len(differences) - MAX_SHOWN_MOMENTS} more; --json has all"
 
 
-def _pair(moment_: Moment) -> str:
-    one, other = moment_.again, moment_.other
+def _render_pair(moment_: ReplayMoment) -> str:
+    one, other = moment_.reproduced, moment_.changed
     return f"{one.replicas} ({one.rule}) -> {other.replicas} ({other.rule}: {other.reason})"
 
 
-def _clock(wall: float) -> str:
+def _format_time(wall: float) -> str:
     return datetime.fromtimestamp(wall).strftime("%Y-%m-%d %H:%M:%S")

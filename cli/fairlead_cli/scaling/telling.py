@@ -4,21 +4,21 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import Final
 
-from fairlead.decision import Input
-from fairlead.units import duration
-from fairlead_autoscaler.cluster.attainment import Attainment
-from fairlead_autoscaler.cluster.attainment import seen as attained
-from fairlead_autoscaler.governor import Ruling, in_words
-from fairlead_autoscaler.recording import Look
-from fairlead_autoscaler.scaling import PoolPlan, PoolSeen, ScalingSettings
+from fairlead.decision import DecisionInput
+from fairlead.units import format_duration
+from fairlead_autoscaler.cluster.attainment import SLOAttainment
+from fairlead_autoscaler.cluster.attainment import add_observation as attained
+from fairlead_autoscaler.governor import EnforcedPlan, describe_replicas
+from fairlead_autoscaler.recording import TickRecord
+from fairlead_autoscaler.scaling import PoolObservation, PoolPlan, ScalingSettings
 from fairlead_cli.local import words
-from fairlead_cli.scaling.numbers import line, lines
+from fairlead_cli.scaling.numbers import render_input, render_inputs
 
 _BOUNDS: Final = ("minimum_replicas", "maximum_replicas")
 _JUDGED: Final = {"ttft": "first token", "itl": "answer"}
 
 
-def told(look: Look) -> list[str]:
+def render_look(look: TickRecord) -> list[str]:
     """The whole look."""
     when = datetime.fromtimestamp(look.wall).strftime("%Y-%m-%d %H:%M:%S")
     said = [f"{look.model.name} at {when}, mode {look.mode}", *_objectives(look), *_arrivals(look), *_attained(look)]
@@ -28,45 +28,45 @@ def told(look: Look) -> list[str]:
     return said
 
 
-def _objectives(look: Look) -> Iterator[str]:
+def _objectives(look: TickRecord) -> Iterator[str]:
     model = look.model
     parts = [
-        f"{name} {duration(value)}"
+        f"{name} {format_duration(value)}"
         for name, value in (("TTFT", model.ttft_seconds), ("ITL", model.itl_seconds))
         if value
     ]
     if parts:
-        yield f"  {words.share(model.target)} of the requests within {' and '.join(parts)}"
+        yield f"  {words.format_share(model.target)} of the requests within {' and '.join(parts)}"
     else:
         yield "  it has no objectives: sized by what the memory and the batch of an engine hold"
 
 
-def _arrivals(look: Look) -> Iterator[str]:
+def _arrivals(look: TickRecord) -> Iterator[str]:
     if look.model.replicas_most is not None:
-        yield f"  all pools together: {words.plural(look.model.replicas_most, 'replica')} at most"
+        yield f"  all pools together: {words.pluralize(look.model.replicas_most, 'replica')} at most"
     seen = look.observation.gateway
     if seen is None:
         yield "  what arrives is not known: no gateway could tell"
         return
     yield (
-        f"  since the last look {words.plural(round(seen.arrivals), 'request')} of {seen.prompt_tokens:,.0f} prompt tokens; "
+        f"  since the last look {words.pluralize(round(seen.arrivals), 'request')} of {seen.prompt_tokens:,.0f} prompt tokens; "
         f"{seen.held:,.0f} held now, {seen.abandoned:,.0f} gave up"
     )
 
 
-def _attained(look: Look) -> Iterator[str]:
+def _attained(look: TickRecord) -> Iterator[str]:
     judged = [
-        f"{part.within:,.0f} of {words.plural(round(part.judged), _JUDGED[part.objective])} in time"
-        for part in attained(Attainment(), look.observation).parts
+        f"{part.within:,.0f} of {words.pluralize(round(part.judged), _JUDGED[part.objective])} in time"
+        for part in attained(SLOAttainment(), look.observation).samples
     ]
     if judged:
         yield f"  of those that were judged since then: {', '.join(judged)}"
 
 
 def _pool(
-    pool: str, seen: PoolSeen, plan: PoolPlan | None, ruling: Ruling | None, settings: ScalingSettings
+    pool: str, seen: PoolObservation, plan: PoolPlan | None, ruling: EnforcedPlan | None, settings: ScalingSettings
 ) -> Iterator[str]:
-    ages = ", ".join(duration(age) for age in seen.pending_ages_seconds)
+    ages = ", ".join(format_duration(age) for age in seen.pending_ages_seconds)
     starting = f"{seen.pending} starting" + (f" (for {ages})" if ages else "")
     if seen.waking:
         starting += f", {seen.waking} of them waking"
@@ -78,23 +78,26 @@ def _pool(
         yield "  nothing is known of its engines"
     if plan is not None:
         bounds = None if ruling is None else ruling.bounds
-        for name, said in lines(plan.inputs, settings):
+        for name, said in render_inputs(plan.inputs, settings):
             yield said if bounds is None or name not in _BOUNDS else _bound(name, plan.inputs[name], bounds)
-        yield f"  planned: {in_words(plan.replicas, plan.asleep)}, by the rule {plan.rule}: {plan.reason}"
+        yield f"  planned: {describe_replicas(plan.replicas, plan.asleep)}, by the rule {plan.rule}: {plan.reason}"
     if ruling is not None:
         yield from _ruling(ruling, plan)
 
 
-def _bound(name: str, one: Input, bounds: tuple[int, int]) -> str:
+def _bound(name: str, one: DecisionInput, bounds: tuple[int, int]) -> str:
     """A bound as it holds at this hour; the core was given the widest of all hours."""
     now = bounds[_BOUNDS.index(name)]
     other = "" if one.value in (None, now) else f"; {one.value:g} at other hours"
-    return line(name, Input(float(now))) + other
+    return render_input(name, DecisionInput(float(now))) + other
 
 
-def _ruling(ruling: Ruling, plan: PoolPlan | None) -> Iterator[str]:
-    wanted, now = in_words(ruling.replicas, ruling.asleep), in_words(ruling.desired, ruling.asleep_desired)
-    if plan is None or (ruling.rule, wanted) != (plan.rule, in_words(plan.replicas, plan.asleep)):
+def _ruling(ruling: EnforcedPlan, plan: PoolPlan | None) -> Iterator[str]:
+    wanted, now = (
+        describe_replicas(ruling.replicas, ruling.asleep),
+        describe_replicas(ruling.desired, ruling.asleep_desired),
+    )
+    if plan is None or (ruling.rule, wanted) != (plan.rule, describe_replicas(plan.replicas, plan.asleep)):
         yield f"  decided: {wanted}, by the rule {ruling.rule}: {ruling.reason}"
     if wanted == now:
         yield f"  nothing changes: {now} it is"

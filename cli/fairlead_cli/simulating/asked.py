@@ -3,23 +3,23 @@
 from dataclasses import dataclass
 
 from fairlead.errors import BadInput
-from fairlead.fleet import Objectives
-from fairlead.profile import EngineProfile, preset
+from fairlead.fleet import SloTargets
+from fairlead.profile import EngineProfile, builtin_profile
 from fairlead_gateway.routing import PRESETS
-from fairlead_sim.figures import Bar
-from fairlead_sim.sources import Source, source
+from fairlead_sim.figures import CapacityGoal
+from fairlead_sim.sources import TrafficSource, load_source
 from fairlead_sim.trial import Trial
 
-ENGINES_MOST = 1_024
-GUARD_TIMES = 3.0
+MAX_ENGINES = 1_024
+GUARD_FACTOR = 3.0
 """Of the objective: within so many times it come 99 of 100 first tokens of a fleet that carries its load."""
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class SimulationOptions:
     """``rate`` in requests/s; ``objective`` in seconds."""
 
-    source: Source
+    source: TrafficSource
     presets: tuple[str, ...]
     profile: EngineProfile
     engines: int
@@ -28,7 +28,7 @@ class Asked:
     capacity: bool
     seed: int
 
-    def words(self) -> str:
+    def describe(self) -> str:
         """In a line."""
         return (
             f"traffic: {self.source.name}, {len(self.source.requests)} requests at {self.rate:.3g}/s; "
@@ -36,17 +36,17 @@ class Asked:
         )
 
     @property
-    def bar(self) -> Bar:
+    def capacity_bar(self) -> CapacityGoal:
         """What is within capacity."""
-        return Bar(seconds=self.objective, guard_seconds=GUARD_TIMES * self.objective)
+        return CapacityGoal(seconds=self.objective, guard_seconds=GUARD_FACTOR * self.objective)
 
     def trial(self, name: str) -> Trial:
         """Of one preset."""
-        objectives = Objectives(ttft_seconds=self.objective)
+        objectives = SloTargets(ttft_seconds=self.objective)
         return Trial(name, self.profile, self.engines, self.seed, objectives=objectives)
 
 
-def asked(
+def build_options(
     traffic: str,
     *,
     presets: tuple[str, ...],
@@ -57,19 +57,21 @@ def asked(
     capacity: bool,
     limit: int | None,
     seed: int,
-) -> Asked:
+) -> SimulationOptions:
     """Raises BadInput naming the option."""
     for name in presets:
         if name not in PRESETS:
             raise BadInput(f"--presets: there is no preset {name!r}", field="--presets", hint=", ".join(PRESETS))
     if not presets:
         raise BadInput("--presets names nothing to compare", field="--presets", hint=", ".join(PRESETS))
-    if not 1 <= engines <= ENGINES_MOST:
-        raise BadInput(f"--engines must be from 1 to {ENGINES_MOST}, not {engines}", field="--engines")
+    if not 1 <= engines <= MAX_ENGINES:
+        raise BadInput(f"--engines must be from 1 to {MAX_ENGINES}, not {engines}", field="--engines")
     if rate is not None and not 0.0 < rate < float("inf"):
         raise BadInput(f"--rate must be above 0 requests/s, not {rate:g}", field="--rate")
     if not 0.0 < ttft_seconds < float("inf"):
         raise BadInput(f"--ttft must be above 0 s, not {ttft_seconds:g}", field="--ttft")
-    known = preset(profile, field="--profile")
-    found = source(traffic, limit=limit, seed=seed)
-    return Asked(found, presets, known, engines, found.rate if rate is None else rate, ttft_seconds, capacity, seed)
+    known = builtin_profile(profile, field="--profile")
+    found = load_source(traffic, limit=limit, seed=seed)
+    return SimulationOptions(
+        found, presets, known, engines, found.rate if rate is None else rate, ttft_seconds, capacity, seed
+    )

@@ -3,31 +3,31 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fairlead_cli.simulating.asked import Asked
-from fairlead_sim.figures import Figures
+from fairlead_cli.simulating.asked import SimulationOptions
+from fairlead_sim.figures import RunMetrics
 from fairlead_sim.traces import at_rate
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
+class PresetResult:
     """What one preset came to; ``capacity`` in requests/s where it was asked for."""
 
     preset: str
-    figures: Figures
+    figures: RunMetrics
     capacity: float | None
 
 
-def compare(wanted: Asked, say: Callable[[str], None]) -> list[Result]:
+def compare_presets(options: SimulationOptions, on_progress: Callable[[str], None]) -> list[PresetResult]:
     """In the order asked."""
-    requests = at_rate(wanted.source.requests, wanted.rate)
-    prompts = wanted.trial(wanted.presets[0]).prompts()
+    requests = at_rate(options.source.requests, options.rate)
+    prompts = options.trial(options.presets[0]).prompt_cache()
     results = []
-    for name in wanted.presets:
-        trial = wanted.trial(name)
-        found = trial.figures(requests, prompts=prompts)
+    for name in options.presets:
+        trial = options.trial(name)
+        found = trial.metrics(requests, prompts=prompts)
         most = None
-        if wanted.capacity:
-            say(f"  {name}: searching for its capacity")
-            most = trial.capacity(requests, bar=wanted.bar, guess=wanted.rate, prompts=prompts)
-        results.append(Result(name, found, most))
+        if options.capacity:
+            on_progress(f"  {name}: searching for its capacity")
+            most = trial.capacity(requests, goal=options.capacity_bar, guess=options.rate, prompts=prompts)
+        results.append(PresetResult(name, found, most))
     return results

@@ -6,16 +6,16 @@ One file per kind. Nothing here is imported by ``fairlead.engines`` itself, so t
 from collections.abc import Mapping
 
 from fairlead.api import EngineKind
-from fairlead.engines.pods.base import ContainerMaker, EngineContainer, Member, Node
+from fairlead.engines.pods.base import ContainerBuilder, EngineContainer, InstancePod, NodeRole
 from fairlead.engines.pods.custom import custom_container
 from fairlead.engines.pods.sglang import sglang_container
 from fairlead.engines.pods.sim import sim_container
 from fairlead.engines.pods.vllm import vllm_container
 
-__all__ = ["EngineContainer", "Member", "Node", "container_makers"]
+__all__ = ["EngineContainer", "InstancePod", "NodeRole", "container_builders"]
 
 
-def container_makers() -> Mapping[EngineKind, ContainerMaker]:
+def container_builders() -> Mapping[EngineKind, ContainerBuilder]:
     """By kind; ``external`` has none, since Fairlead starts nothing there."""
     return {
         EngineKind.VLLM: vllm_container,

@@ -7,8 +7,8 @@ from enum import StrEnum
 from typing import Any, Final
 
 from fairlead.api import AcceleratorClassSpec, ModelDeployment, ModelDeploymentSpec, Pool, PoolRole, Transfer
-from fairlead.cluster_labels import EngineNotes
-from fairlead.engines.pods.drain import Drain
+from fairlead.cluster_labels import PodEngineInfo
+from fairlead.engines.pods.drain import PreStopDrain
 from fairlead.profile import EngineProfile
 
 HTTP_PORT: Final = 8000
@@ -22,13 +22,13 @@ BOOTSTRAP_PORT: Final = 8998
 RENDEZVOUS_PORT: Final = 29_501
 """Where the nodes of one instance find one another."""
 
-GIB: Final = 2**30
-LEADER_ADDRESS: Final = "LWS_LEADER_ADDRESS"
-NODE_INDEX: Final = "LWS_WORKER_INDEX"
+GIB_BYTES: Final = 2**30
+LEADER_ADDRESS_VARIABLE: Final = "LWS_LEADER_ADDRESS"
+NODE_INDEX_VARIABLE: Final = "LWS_WORKER_INDEX"
 """Set by LeaderWorkerSet in every container of a group; the leader's index is 0."""
 
 
-class Node(StrEnum):
+class NodeRole(StrEnum):
     """Which of the pods of an instance."""
 
     ALONE = "alone"
@@ -37,14 +37,14 @@ class Node(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Member:
+class InstancePod:
     """One pod of one instance. ``host`` is what it listens on, all addresses of the cluster's family."""
 
     model: ModelDeployment
     pool: Pool
     accelerator: AcceleratorClassSpec
     profile: EngineProfile
-    node: Node = Node.ALONE
+    node_role: NodeRole = NodeRole.ALONE
     host: str = "0.0.0.0"
 
     @property
@@ -53,34 +53,34 @@ class Member:
         return self.model.spec
 
     @property
-    def name(self) -> str:
+    def served_name(self) -> str:
         """What the engine is asked for: the gateway puts it in place of what a client wrote."""
         return self.spec.engine.served_model_name or self.model.metadata.name
 
     @property
-    def hands_over(self) -> bool:
+    def transfers_kv(self) -> bool:
         """It gives or takes KV."""
         return self.spec.kv_cache.transfer is not Transfer.NONE
 
     @property
-    def side(self) -> str:
+    def kv_role(self) -> str:
         """Its side of the hand-over in vLLM's words; an instance that serves alone can also take what was prefilled."""
         sides = {PoolRole.PREFILL: "kv_producer", PoolRole.DECODE: "kv_consumer", PoolRole.SERVE: "kv_both"}
         return sides[self.pool.role]
 
     @property
-    def spans_nodes(self) -> bool:
+    def is_multi_node(self) -> bool:
         """It is one of several pods of an instance."""
-        return self.node is not Node.ALONE
+        return self.node_role is not NodeRole.ALONE
 
     @property
-    def answers(self) -> bool:
+    def serves_http(self) -> bool:
         """It has the HTTP server."""
-        return self.node is not Node.WORKER
+        return self.node_role is not NodeRole.WORKER
 
 
 @dataclass(frozen=True, slots=True)
-class Health:
+class HealthProbe:
     """GET ``path`` answers 200 once the engine serves. Times in seconds.
 
     ``startup_period`` is short where starting is, so that an instance is not kept waiting for its first look.
@@ -94,7 +94,7 @@ class Health:
 
 
 @dataclass(frozen=True, slots=True)
-class Weights:
+class ModelWeights:
     """How the weights come into the container: what the engine is told to load, and what the pod needs for it."""
 
     argument: str
@@ -118,59 +118,59 @@ class EngineContainer:
     args: tuple[str, ...]
     env: tuple[dict[str, Any], ...]
     ports: Mapping[str, int]
-    notes: EngineNotes
-    health: Health | None
-    drain: Drain | None
-    weights: Weights | None = None
+    pod_info: PodEngineInfo
+    health: HealthProbe | None
+    drain: PreStopDrain | None
+    weights: ModelWeights | None = None
     cpu_millis: int | None = None
     memory_bytes: int | None = None
     disk_bytes: int | None = None
-    devices: bool = True
-    shared_memory: bool = False
-    home: bool = True
+    needs_devices: bool = True
+    needs_shared_memory: bool = False
+    needs_home: bool = True
     read_only_root: bool = False
-    more_mounts: tuple[dict[str, Any], ...] = field(default=())
-    more_volumes: tuple[dict[str, Any], ...] = field(default=())
+    extra_mounts: tuple[dict[str, Any], ...] = field(default=())
+    extra_volumes: tuple[dict[str, Any], ...] = field(default=())
 
 
-ContainerMaker = Callable[[Member], EngineContainer]
+ContainerBuilder = Callable[[InstancePod], EngineContainer]
 """Raises BadInput, naming the field, for what an engine of its kind cannot do."""
 
 
-def variable(name: str, value: str) -> dict[str, Any]:
+def env_value(name: str, value: str) -> dict[str, Any]:
     """An environment variable with a text."""
     return {"name": name, "value": value}
 
 
-def from_pod(name: str, path: str) -> dict[str, Any]:
+def env_from_field(name: str, path: str) -> dict[str, Any]:
     """An environment variable with a field of the pod."""
     return {"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}}
 
 
-def network_ports(member: Member, *, bootstrap: bool, side_channel: bool, peers: bool = False) -> dict[str, int]:
+def network_ports(pod: InstancePod, *, bootstrap: bool, side_channel: bool, peers: bool = False) -> dict[str, int]:
     """The ports of a vLLM-like container, by name."""
     ports: dict[str, int] = {}
-    if member.answers:
+    if pod.serves_http:
         ports["http"] = HTTP_PORT
-    if member.spec.kv_cache.events:
+    if pod.spec.kv_cache.events:
         ports |= {"kv-events": KV_EVENTS_PORT, "kv-replay": KV_REPLAY_PORT}
     if side_channel:
         ports["kv-side-channel"] = SIDE_CHANNEL_PORT
     if peers:
         ports["kv-peers"] = KV_PEERS_PORT
-    if bootstrap and member.answers:
+    if bootstrap and pod.serves_http:
         ports["kv-bootstrap"] = BOOTSTRAP_PORT
     return ports
 
 
-def host_share(member: Member, devices: int) -> tuple[int, int]:
+def host_resources(pod: InstancePod, devices: int) -> tuple[int, int]:
     """(CPU in thousandths, memory in bytes) that a real engine asks of its node beside its devices, offloading not counted.
 
     A process for the API, one for the scheduler and one a device; each device's process loads its part of the weights through
     main memory. NIXL's progress thread spins on a core of its own for as long as the engine lives.
     """
-    spare = 1 if member.spec.kv_cache.transfer is Transfer.NIXL else 0
-    return 1000 * (2 + devices + spare), 4 * GIB * (1 + devices)
+    spare = 1 if pod.spec.kv_cache.transfer is Transfer.NIXL else 0
+    return 1000 * (2 + devices + spare), 4 * GIB_BYTES * (1 + devices)
 
 
 def compact_json(value: dict[str, Any]) -> str:

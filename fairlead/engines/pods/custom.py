@@ -2,38 +2,38 @@
 
 from typing import Final
 
-from fairlead.cluster_labels import EngineNotes
-from fairlead.engines.pods.base import HTTP_PORT, EngineContainer, Health, Member, from_pod, variable
-from fairlead.engines.pods.drain import Drain
-from fairlead.engines.pods.sources import weights
+from fairlead.cluster_labels import PodEngineInfo
+from fairlead.engines.pods.base import HTTP_PORT, EngineContainer, HealthProbe, InstancePod, env_from_field, env_value
+from fairlead.engines.pods.drain import PreStopDrain
+from fairlead.engines.pods.sources import model_weights
 
-_USUAL_HEALTH: Final = "/health"
+_DEFAULT_HEALTH_PATH: Final = "/health"
 
 
-def custom_container(member: Member) -> EngineContainer:
+def custom_container(pod: InstancePod) -> EngineContainer:
     """One pod of it. Kubernetes puts the variables into command and args: ``$(PORT)``. Raises BadInput for an idle cache."""
-    engine, shape = member.spec.engine, member.pool.parallelism
-    loaded = weights(member.spec.model)
+    engine, shape = pod.spec.engine, pod.pool.parallelism
+    loaded = model_weights(pod.spec.model)
     port = engine.port or HTTP_PORT
     own = (
-        variable("MODEL_PATH", loaded.argument),
-        variable("MODEL_NAME", member.name),
-        variable("PORT", str(port)),
-        from_pod("POD_IP", "status.podIP"),
+        env_value("MODEL_PATH", loaded.argument),
+        env_value("MODEL_NAME", pod.served_name),
+        env_value("PORT", str(port)),
+        env_from_field("POD_IP", "status.podIP"),
     )
     return EngineContainer(
         command=tuple(engine.command),
         args=tuple(engine.args),
         env=(*loaded.env, *own),
-        ports={"http": port} if member.answers else {},
-        notes=EngineNotes(
+        ports={"http": port} if pod.serves_http else {},
+        pod_info=PodEngineInfo(
             port=port,
             data_parallel=shape.data,
-            transfer=member.spec.kv_cache.transfer.value.lower() if member.hands_over else None,
+            transfer=pod.spec.kv_cache.transfer.value.lower() if pod.transfers_kv else None,
             served_name=engine.served_model_name,
         ),
-        health=Health(path=engine.health_path or _USUAL_HEALTH) if member.answers else None,
-        drain=Drain(),
+        health=HealthProbe(path=engine.health_path or _DEFAULT_HEALTH_PATH) if pod.serves_http else None,
+        drain=PreStopDrain(),
         weights=loaded,
-        shared_memory=shape.ranks > 1,
+        needs_shared_memory=shape.ranks > 1,
     )

@@ -14,12 +14,12 @@ looked up beside it: if that one is found, the leader's is gone. A leader that o
 from dataclasses import dataclass
 from typing import Any, Final
 
-QUIET_SECONDS: Final = 5
+IDLE_SECONDS: Final = 5
 """Idle this long means drained: gateways have long heard of the deletion (0.85 s were measured), and their last request came."""
-ABRUPT_SECONDS: Final = 10
+FIXED_DELAY_SECONDS: Final = 10
 """What an engine without known metrics is given before SIGTERM, so that it ends what it has without getting more."""
 
-SCRIPT: Final = """\
+DRAIN_SCRIPT: Final = """\
 import errno, os, socket, sys, time, urllib.request
 url, quiet, names = os.path.expandvars(sys.argv[1]), float(sys.argv[3]), tuple(sys.argv[4:])
 end, idle_since = time.monotonic() + float(sys.argv[2]), None
@@ -52,15 +52,15 @@ while time.monotonic() < end:
 
 
 @dataclass(frozen=True, slots=True)
-class Drain:
+class PreStopDrain:
     """``gauges`` are the metrics that say how many requests run and wait; without them a fixed time is waited."""
 
     url: str | None = None
     gauges: tuple[str, ...] = ()
 
-    def hook(self, most_seconds: float) -> dict[str, Any]:
+    def prestop_hook(self, max_seconds: float) -> dict[str, Any]:
         """The preStop hook of the container."""
         if self.url is None:
-            return {"sleep": {"seconds": ABRUPT_SECONDS}}
-        words = [self.url, f"{most_seconds:g}", str(QUIET_SECONDS), *self.gauges]
-        return {"exec": {"command": ["python3", "-c", SCRIPT, *words]}}
+            return {"sleep": {"seconds": FIXED_DELAY_SECONDS}}
+        words = [self.url, f"{max_seconds:g}", str(IDLE_SECONDS), *self.gauges]
+        return {"exec": {"command": ["python3", "-c", DRAIN_SCRIPT, *words]}}

@@ -18,86 +18,88 @@ from fairlead.clock import Clock
 from fairlead.errors import Unavailable
 from fairlead.fleet import Instance
 from fairlead.limits import Limits
-from fairlead_gateway.channel_messages import Sample, SentRow
-from fairlead_gateway.indexing.here import Here
-from fairlead_gateway.indexing.links import ENGINE_WORDS
-from fairlead_gateway.indexing.tokens import Asked, adapters, answered, understood
+from fairlead_gateway.channel_messages import PromptDispatched, PromptSample
+from fairlead_gateway.indexing.here import LocalTokenizer
+from fairlead_gateway.indexing.links import ENGINE_DESCRIPTION
+from fairlead_gateway.indexing.tokens import TokenizeQuery, adapter_names, parse_tokens, tokenize_query
 
-_PENDING_MOST: Final = 4_096
-_REFUSALS: Final = frozenset(f"answered {status}" for status in (401, 403, 404, 405, 501))
+_MAX_PENDING: Final = 4_096
+_LASTING_ERRORS: Final = frozenset(f"answered {status}" for status in (401, 403, 404, 405, 501))
 _PAUSES_SECONDS: Final = (0.25, 0.25, 0.25)
-_PROOF_PAUSES_SECONDS: Final = (0.25, 0.5, 1.0, 2.0, 4.0)
+_VERIFICATION_PAUSES_SECONDS: Final = (0.25, 0.5, 1.0, 2.0, 4.0)
 """An engine's word waits for its block size; tokens of our own wait until the prompt was computed, behind others perhaps."""
 
-Post = Callable[[Instance, bytes | None], Awaitable[bytes]]
+EnginePost = Callable[[Instance, bytes | None], Awaitable[bytes]]
 """A question to an engine's ``/tokenize``; None: what ``/v1/models`` lists. Raises Unavailable in a few words."""
 
 
-class Learn(Protocol):
+class LearnTokens(Protocol):
     """Takes a prompt's tokens."""
 
     def __call__(
-        self, row: SentRow, tokens: Sequence[int], asked: Asked, adapter: str | None, *, doubted: bool
+        self, row: PromptDispatched, tokens: Sequence[int], query: TokenizeQuery, adapter: str | None, *, doubted: bool
     ) -> int | None:
         """How many whole blocks they are; None while they cannot be linked, as ``Bridge.learn`` says."""
         ...
 
 
-class Asking:
+class TokenFetcher:
     """One model. ``post`` asks an engine, ``here`` the tokenizer on this machine; ``learn`` takes what they answer."""
 
     def __init__(
         self,
-        post: Post,
-        learn: Learn,
+        post: EnginePost,
+        learn: LearnTokens,
         clock: Clock,
         limits: Limits,
-        here: Here | None = None,
+        local_tokenizer: LocalTokenizer | None = None,
         pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._post = post
         self._pause = pause
-        self._here = here
+        self._local_tokenizer = local_tokenizer
         self._learn = learn
         self._clock = clock
         self._limits = limits
-        self._room = limits.link_asks_per_second
-        self._filled = clock.now()
-        self._pending: OrderedDict[int, tuple[float, SentRow]] = OrderedDict()
+        self._allowance = limits.tokenize_queries_per_second
+        self._allowance_at = clock.now()
+        self._pending: OrderedDict[int, tuple[float, PromptDispatched]] = OrderedDict()
         self._tasks: set[asyncio.Task[None]] = set()
         self._refused_until = 0.0
         self._adapters: dict[tuple[str, str], tuple[float, bool]] = {}
-        self.problem = ""
-        self.learned = 0
-        self.asked = 0
+        self.warning = ""
+        self.learned_count = 0
+        self.query_count = 0
 
-    def wants(self, row: SentRow) -> bool:
+    def should_fetch(self, row: PromptDispatched) -> bool:
         """Whether the body of a prompt that is not linked is wanted."""
         now, limits = self._clock.now(), self._limits
-        if len(self._tasks) >= limits.link_asks_waiting or not (self._engines_asked or self._here_asked):
+        if len(self._tasks) >= limits.tokenize_queries_pending or not (
+            self._can_ask_engines or self._can_tokenize_locally
+        ):
             return False
         known = self._pending.get(row.tail)
-        if known is not None and now < known[0] + limits.link_asked_again_seconds:
+        if known is not None and now < known[0] + limits.tokenize_repeat_seconds:
             return False
-        rate = limits.link_asks_per_second
-        self._room = min(rate, self._room + (now - self._filled) * rate)
-        self._filled = now
-        if self._room < 1.0:
+        rate = limits.tokenize_queries_per_second
+        self._allowance = min(rate, self._allowance + (now - self._allowance_at) * rate)
+        self._allowance_at = now
+        if self._allowance < 1.0:
             return False
-        self._room -= 1.0
+        self._allowance -= 1.0
         self._pending[row.tail] = now, row
         self._pending.move_to_end(row.tail)
-        if len(self._pending) > _PENDING_MOST:
+        if len(self._pending) > _MAX_PENDING:
             self._pending.popitem(last=False)
         return True
 
-    def given(self, sample: Sample, instances: Mapping[str, Instance]) -> None:
+    def on_sample(self, sample: PromptSample, instances: Mapping[str, Instance]) -> None:
         """The body of one of those; ``instances`` are those that there are now, by id."""
         known = self._pending.get(sample.tail)
         instance = None if known is None else instances.get(known[1].instance)
-        if known is None or instance is None or len(self._tasks) >= self._limits.link_asks_waiting:
+        if known is None or instance is None or len(self._tasks) >= self._limits.tokenize_queries_pending:
             return
-        task = asyncio.get_running_loop().create_task(self._ask(sample, known[1], instance))
+        task = asyncio.get_running_loop().create_task(self._fetch(sample, known[1], instance))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -107,64 +109,69 @@ class Asking:
             task.cancel()
 
     @property
-    def how(self) -> str:
+    def description(self) -> str:
         """How the model's prompts are tokenized, for people, and what is in the way."""
-        words = ENGINE_WORDS if self._here is None else self._here.words
-        return f"{words}; {self.problem}" if self.problem else words
+        words = ENGINE_DESCRIPTION if self._local_tokenizer is None else self._local_tokenizer.description
+        return f"{words}; {self.warning}" if self.warning else words
 
     @property
-    def _engines_asked(self) -> bool:
+    def _can_ask_engines(self) -> bool:
         return self._clock.now() >= self._refused_until
 
     @property
-    def _here_asked(self) -> bool:
-        return self._here is not None and self._here.trusted
+    def _can_tokenize_locally(self) -> bool:
+        return self._local_tokenizer is not None and self._local_tokenizer.is_trusted
 
-    async def _ask(self, sample: Sample, row: SentRow, instance: Instance) -> None:
+    async def _fetch(self, sample: PromptSample, row: PromptDispatched, instance: Instance) -> None:
         name = instance.served_name or instance.model
-        asked = understood(sample.kind, sample.body, name)
+        asked = tokenize_query(sample.kind, sample.body, name)
         if asked is None:
             return
         try:
             adapter = name if await self._is_adapter(instance, name) else None
-            own = None if self._here is None else await self._here.tokens(asked)
+            own = None if self._local_tokenizer is None else await self._local_tokenizer.tokenize(asked)
             tokens: Sequence[int] = asked.tokens if own is None else own
-            if own is None and asked.question is not None:
-                if not self._engines_asked:
+            if own is None and asked.engine_request is not None:
+                if not self._can_ask_engines:
                     return
-                self.asked += 1
-                tokens = answered(await self._post(instance, asked.question))
-                self.problem = ""
+                self.query_count += 1
+                tokens = parse_tokens(await self._post(instance, asked.engine_request))
+                self.warning = ""
         except Unavailable as error:
-            self.problem = f"{instance.id}: {error.message}"
-            lasting = error.message in _REFUSALS
-            pause = self._limits.link_refused_seconds if lasting else self._limits.link_asked_again_seconds
+            self.warning = f"{instance.id}: {error.message}"
+            lasting = error.message in _LASTING_ERRORS
+            pause = self._limits.tokenize_refused_seconds if lasting else self._limits.tokenize_repeat_seconds
             self._refused_until = self._clock.now() + pause
             return
-        await self._teach(row, tokens, asked, adapter, None if own is None else self._here)
+        await self._learn_alignment(row, tokens, asked, adapter, None if own is None else self._local_tokenizer)
 
-    async def _teach(
-        self, row: SentRow, tokens: Sequence[int], asked: Asked, adapter: str | None, here: Here | None
+    async def _learn_alignment(
+        self,
+        row: PromptDispatched,
+        tokens: Sequence[int],
+        query: TokenizeQuery,
+        adapter: str | None,
+        local_tokenizer: LocalTokenizer | None,
     ) -> None:
         """Its events may come later than the tokens. ``here``: these are its."""
-        for pause in (0.0, *(_PAUSES_SECONDS if here is None else _PROOF_PAUSES_SECONDS)):
+        for pause in (0.0, *(_PAUSES_SECONDS if local_tokenizer is None else _VERIFICATION_PAUSES_SECONDS)):
             await self._pause(pause)
-            blocks = self._learn(row, tokens, asked, adapter, doubted=here is not None)
+            blocks = self._learn(row, tokens, query, adapter, doubted=local_tokenizer is not None)
             if blocks is not None:
-                self.learned += 1
-                if here is not None and blocks:
-                    here.proven()
+                self.learned_count += 1
+                if local_tokenizer is not None and blocks:
+                    local_tokenizer.mark_verified()
                 return
-        if here is not None:
-            here.unproven()
+        if local_tokenizer is not None:
+            local_tokenizer.mark_unverified()
 
     async def _is_adapter(self, instance: Instance, name: str) -> bool:
         """Whether the engine serves an adapter under this name, as it said a moment ago."""
         now, key = self._clock.now(), (instance.id, name)
         known = self._adapters.get(key)
         if known is None or now >= known[0]:
-            found = name in adapters(await self._post(instance, None))
-            while len(self._adapters) >= _PENDING_MOST:
+            found = name in adapter_names(await self._post(instance, None))
+            while len(self._adapters) >= _MAX_PENDING:
                 del self._adapters[next(iter(self._adapters))]
-            known = self._adapters[key] = now + self._limits.kv_names_seconds, found
+            known = self._adapters[key] = now + self._limits.kv_adapter_poll_seconds, found
         return known[1]

@@ -16,23 +16,23 @@ from typing import Protocol
 from fairlead.clock import Clock
 from fairlead.errors import Unavailable
 from fairlead.limits import Limits
-from fairlead_gateway.indexing.links import ENGINE_WORDS
-from fairlead_gateway.indexing.tokens import Asked
+from fairlead_gateway.indexing.links import ENGINE_DESCRIPTION
+from fairlead_gateway.indexing.tokens import TokenizeQuery
 
 
 class Tokenize(Protocol):
     """As ``tokenizing.service.Tokenizing``."""
 
-    async def tokens(self, path: str, text: bytes, *, special: bool) -> Sequence[int]:
+    async def tokenize(self, path: str, text: bytes, *, add_special_tokens: bool) -> Sequence[int]:
         """The tokens of a JSON string. Raises Unavailable in a few words."""
         ...
 
-    def note(self, path: str) -> str:
+    def warning(self, path: str) -> str:
         """What is worth telling people of a file's tokenizer."""
         ...
 
 
-class Here:
+class LocalTokenizer:
     """``folder`` holds ``NAMESPACE/MODEL/tokenizer.json``; ``key`` is the model's ``namespace/model``."""
 
     def __init__(self, tokenize: Tokenize, folder: str, key: str, clock: Clock, limits: Limits) -> None:
@@ -42,48 +42,49 @@ class Here:
         self._tokenize = tokenize
         self._clock = clock
         self._limits = limits
-        self._problem = "" if safe else "the model's name is no path"
-        self._unproven = 0
+        self._error = "" if safe else "the model's name is no path"
+        self._unverified_count = 0
         self._distrusted_until = float("-inf")
-        self.told = 0
+        self.verified_count = 0
 
     @property
-    def trusted(self) -> bool:
+    def is_trusted(self) -> bool:
         """Whether it is worth asking."""
         return bool(self.path) and self._clock.now() >= self._distrusted_until
 
-    async def tokens(self, asked: Asked) -> Sequence[int] | None:
+    async def tokenize(self, query: TokenizeQuery) -> Sequence[int] | None:
         """The tokens of a prompt of text; None where an engine has to be asked."""
-        if asked.prompt is None or not self.trusted:
+        if query.prompt is None or not self.is_trusted:
             return None
         try:
-            found = await self._tokenize.tokens(self.path, asked.prompt, special=asked.special)
+            found = await self._tokenize.tokenize(self.path, query.prompt, add_special_tokens=query.add_special_tokens)
         except Unavailable as error:
-            self._problem = error.message
+            self._error = error.message
             return None
-        self._problem = ""
+        self._error = ""
         return found
 
-    def proven(self) -> None:
+    def mark_verified(self) -> None:
         """Engines hold just these tokens."""
-        self.told += 1
-        self._unproven = 0
+        self.verified_count += 1
+        self._unverified_count = 0
 
-    def unproven(self) -> None:
+    def mark_unverified(self) -> None:
         """No engine told of a prompt's tokens in time."""
-        self._unproven += 1
-        if self._unproven >= self._limits.link_unproven:
-            self._unproven = 0
-            self._distrusted_until = self._clock.now() + self._limits.link_refused_seconds
+        self._unverified_count += 1
+        if self._unverified_count >= self._limits.tokenizer_unverified_prompts:
+            self._unverified_count = 0
+            self._distrusted_until = self._clock.now() + self._limits.tokenize_refused_seconds
 
     @property
-    def words(self) -> str:
+    def description(self) -> str:
         """How the model's prompts are tokenized, and why not here."""
-        if self.path and not self.trusted:
-            return f"{ENGINE_WORDS}: no engine told of what {self.path} makes of {self._limits.link_unproven} prompts in a row"
-        if self._problem:
-            return f"{ENGINE_WORDS}: {self.path or 'no tokenizer'}: {self._problem}"
-        note = self._tokenize.note(self.path)
+        if self.path and not self.is_trusted:
+            prompts = self._limits.tokenizer_unverified_prompts
+            return f"{ENGINE_DESCRIPTION}: no engine told of what {self.path} makes of {prompts} prompts in a row"
+        if self._error:
+            return f"{ENGINE_DESCRIPTION}: {self.path or 'no tokenizer'}: {self._error}"
+        note = self._tokenize.warning(self.path)
         return "prompts of text are tokenized by the gateway's process, engines are asked for the tokens of chats" + (
             f"; {note}" if note else ""
         )

@@ -18,30 +18,36 @@ import msgspec
 from fairlead.clock import Clock
 from fairlead.fleet import Fleet, Instance, InstanceState, Role
 from fairlead.limits import Limits
-from fairlead.tasks import ended
-from fairlead_gateway.channel import encoded
-from fairlead_gateway.channel_messages import Corrected, Given, Seen, SentRow, Want
+from fairlead.tasks import cancel_and_wait
+from fairlead_gateway.channel import encode_message
+from fairlead_gateway.channel_messages import (
+    IndexCorrections,
+    IndexReport,
+    PromptDispatched,
+    PromptSamples,
+    SampleRequest,
+)
 from fairlead_gateway.hot_counts import HotShare
-from fairlead_gateway.indexing.asking import Asking
-from fairlead_gateway.indexing.here import Here, Tokenize
-from fairlead_gateway.indexing.links import Links
+from fairlead_gateway.indexing.asking import TokenFetcher
+from fairlead_gateway.indexing.here import LocalTokenizer, Tokenize
+from fairlead_gateway.indexing.links import TokenSource
 from fairlead_gateway.indexing.model_index import ModelIndex
-from fairlead_gateway.indexing.tokens import MODELS_PATH, PATH, Asked, reaches
-from fairlead_gateway.management.fetch import get
-from fairlead_gateway.reach import Reach
+from fairlead_gateway.indexing.tokens import MODELS_PATH, TOKENIZE_PATH, TokenizeQuery, numbers_before
+from fairlead_gateway.management.fetch import fetch
+from fairlead_gateway.reach import EngineCredentials
 from fairlead_gateway.routing.prefix import block_ends
-from fairlead_gateway.telemetry.index import ModelLook
-from fairlead_kvstore.index.hints import Hint
-from fairlead_kvstore.links.lesson import Lesson
+from fairlead_gateway.telemetry.index import ModelIndexStatus
+from fairlead_kvstore.index.hints import ReplicationHint
+from fairlead_kvstore.links.lesson import PromptAlignment
 from fairlead_kvstore.truth.changes import Change
 
 if TYPE_CHECKING:  # what reads engines is loaded when one tells what it holds
-    from fairlead_gateway.indexing.source import Source
+    from fairlead_gateway.indexing.source import IndexSource
 
 _SWEEP_SECONDS: Final = 1.0
 
 
-class Worker(Protocol):
+class WorkerConnection(Protocol):
     """One worker's end of the channel."""
 
     def send(self, message: msgspec.Struct) -> bool:
@@ -53,15 +59,17 @@ class Worker(Protocol):
         ...
 
 
-MakeSource: TypeAlias = "Callable[[Callable[[str, Sequence[Change]], None], Callable[[str], None]], Source]"
+IndexSourceFactory: TypeAlias = (
+    "Callable[[Callable[[str, Sequence[Change]], None], Callable[[str], None]], IndexSource]"
+)
 """From what hears of changes of a model, and what hears that its mirror is another now, to a source."""
 
 
-class Keeper(Protocol):
+class AlignmentStoreLike(Protocol):
     """As ``links.kept.KeptLinks``."""
 
     @property
-    def taken(self) -> Mapping[str, int]:
+    def received(self) -> Mapping[str, int]:
         """Prompts of each model that were learned elsewhere."""
         ...
 
@@ -74,15 +82,15 @@ class Keeper(Protocol):
         """Begin on the running loop."""
         ...
 
-    def follow(self, models: Iterable[str]) -> None:
+    def set_models(self, models: Iterable[str]) -> None:
         """Keep the links of these models."""
         ...
 
-    def offer(self, model: str, lesson: Lesson) -> None:
+    def offer(self, model: str, lesson: PromptAlignment) -> None:
         """A prompt was learned here."""
         ...
 
-    def forget(self, model: str) -> None:
+    def delete_model(self, model: str) -> None:
         """What was learned is wrong."""
         ...
 
@@ -91,50 +99,50 @@ class Keeper(Protocol):
         ...
 
 
-MakeKeeper: TypeAlias = Callable[[Callable[[str, Lesson], None]], Keeper]
+AlignmentStoreFactory: TypeAlias = Callable[[Callable[[str, PromptAlignment], None]], AlignmentStoreLike]
 """From what takes lessons of others to what keeps ours."""
 
 
-class IndexSide:
+class KvIndexService:
     """``workers`` are those that serve; ``source`` is made when an engine of the fleet first tells what it holds. ``tokenize`` is for
     links by ``process``, with tokenizers in the folder ``tokenizers``; ``keep`` makes what keeps links for whoever starts later."""
 
     def __init__(
         self,
         *,
-        workers: Callable[[], Sequence[Worker]],
-        source: MakeSource,
-        links: Links,
+        workers: Callable[[], Sequence[WorkerConnection]],
+        create_source: IndexSourceFactory,
+        token_source: TokenSource,
         secret: bytes,
         clock: Clock,
         limits: Limits,
-        reach: Reach | None,
-        tokenize: Tokenize | None = None,
-        tokenizers: str = "",
-        keep: MakeKeeper | None = None,
+        credentials: EngineCredentials | None,
+        tokenizer: Tokenize | None = None,
+        tokenizer_folder: str = "",
+        create_store: AlignmentStoreFactory | None = None,
     ) -> None:
         self._workers = workers
-        self._make_source = source
-        self._how = links
+        self._create_source = create_source
+        self._token_source = token_source
         self._secret = secret
         self._clock = clock
         self._limits = limits
-        self._reach = reach or Reach({}, clock.now)
-        self._tokenize = tokenize
-        self._tokenizers = tokenizers
-        self._make_keeper = keep
-        self._keeper: Keeper | None = None
-        self._source: Source | None = None
+        self._credentials = credentials or EngineCredentials({}, clock.now)
+        self._tokenizer = tokenizer
+        self._tokenizer_folder = tokenizer_folder
+        self._create_store = create_store
+        self._store: AlignmentStoreLike | None = None
+        self._source: IndexSource | None = None
         self._fleet = Fleet()
         self._instances: dict[str, Instance] = {}
         self._models: dict[str, ModelIndex] = {}
-        self._asking: dict[str, Asking] = {}
-        self._busy: set[str] = set()
+        self._token_fetchers: dict[str, TokenFetcher] = {}
+        self._changed_models: set[str] = set()
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        self._anew = False
+        self._resend_all = False
         self.dropped = 0
-        self.hot: Callable[[str], Sequence[HotShare]] = lambda _: ()
+        self.hot_prefixes: Callable[[str], Sequence[HotShare]] = lambda _: ()
         """The hot prefixes of a model; none are known where no gateways count them together."""
 
     # --- life -----------------------------------------------------------------------------------------------------------
@@ -142,72 +150,72 @@ class IndexSide:
     def start(self) -> None:
         """Begin on the running loop."""
         self._task = asyncio.get_running_loop().create_task(self._run(), name="tell workers of the index")
-        self.apply(self._fleet)
+        self.update_fleet(self._fleet)
 
     async def stop(self) -> None:
         """Read and tell no more."""
         task, self._task = self._task, None
-        await ended(task)
-        for asking in self._asking.values():
+        await cancel_and_wait(task)
+        for asking in self._token_fetchers.values():
             asking.close()
-        if self._keeper is not None:
-            await self._keeper.stop()
-            self._keeper = None
+        if self._store is not None:
+            await self._store.stop()
+            self._store = None
         if self._source is not None:
             await self._source.close()
             self._source = None
 
-    def apply(self, fleet: Fleet) -> None:
+    def update_fleet(self, fleet: Fleet) -> None:
         """What there is now."""
         self._fleet = fleet
         self._instances = {one.id: one for ones in fleet.instances.values() for one in ones}
         telling = any(one.kv_events is not None for one in self._instances.values())
-        if self._source is None and telling and self._task is not None and self._how is not Links.OFF:
-            self._source = self._make_source(self._changed, self._reloaded)
-            if self._make_keeper is not None:
-                self._keeper = self._make_keeper(self._taken)
-                self._keeper.start()
+        if self._source is None and telling and self._task is not None and self._token_source is not TokenSource.OFF:
+            self._source = self._create_source(self._on_changes, self._on_reload)
+            if self._create_store is not None:
+                self._store = self._create_store(self._on_peer_alignment)
+                self._store.start()
         if self._source is not None:
-            self._source.fleet(fleet)
-        if self._keeper is not None:
-            self._keeper.follow(key for key, ones in fleet.instances.items() if any(one.kv_events for one in ones))
+            self._source.update_fleet(fleet)
+        if self._store is not None:
+            self._store.set_models(key for key, ones in fleet.instances.items() if any(one.kv_events for one in ones))
         for gone in self._models.keys() - fleet.models.keys():
             del self._models[gone]
-            asking = self._asking.pop(gone, None)
+            asking = self._token_fetchers.pop(gone, None)
             if asking is not None:
                 asking.close()
         for key, model in self._models.items():
-            model.keep_only([one.id for one in fleet.instances.get(key, ())])
+            model.retain([one.id for one in fleet.instances.get(key, ())])
 
     # --- what comes in --------------------------------------------------------------------------------------------------
 
-    def heard(self, worker: Worker, message: Seen | Given) -> None:
+    def on_report(self, worker: WorkerConnection, message: IndexReport | PromptSamples) -> None:
         """A worker tells what it sent and how that ended, or what it was asked for."""
         if self._source is None:
             return
-        if isinstance(message, Given):
-            asking = self._asking.get(message.model)
+        if isinstance(message, PromptSamples):
+            asking = self._token_fetchers.get(message.model)
             if asking is not None:
                 for sample in message.samples:
-                    asking.given(sample, self._instances)
+                    asking.on_sample(sample, self._instances)
             return
         self.dropped += message.dropped
         wanted: dict[str, list[int]] = {}
         now = self._clock.now()
         for row in message.sent:
-            model = self._model(row.model)
+            model = self._model_index(row.model)
             if model is None:
                 continue
             hashes = array("Q", row.hashes)
-            if model.sent(row.instance, row.tail, hashes, block_ends(len(hashes)), row.size, now):
-                asking = self._asking.get(row.model)
-                if asking is not None and asking.wants(row):
+            if model.on_dispatch(row.instance, row.tail, hashes, block_ends(len(hashes)), row.size, now):
+                asking = self._token_fetchers.get(row.model)
+                if asking is not None and asking.should_fetch(row):
                     wanted.setdefault(row.model, []).append(row.tail)
-            self._busy.add(row.model)
+            self._changed_models.add(row.model)
         for end in message.ended:
             model = self._models.get(end.model)
             if model is not None:
-                model.ended(
+                model.on_finish(
                     end.instance,
                     end.tail,
                     now,
@@ -216,40 +224,42 @@ class IndexSide:
                     indexed=end.indexed,
                     matched=end.matched,
                 )
-                self._busy.add(end.model)
+                self._changed_models.add(end.model)
         for key, tails in wanted.items():
-            worker.send(Want(key, tails))
+            worker.send(SampleRequest(key, tails))
         self._wake.set()
 
-    def sent_elsewhere(self, model_key: str, instance: str, tail: int, hashes: Sequence[int]) -> None:
+    def on_peer_dispatch(self, model_key: str, instance: str, tail: int, hashes: Sequence[int]) -> None:
         """Another gateway sent a prompt there."""
-        model = self._model(model_key)
+        model = self._model_index(model_key)
         if model is not None:
-            model.bridge.sent(instance, tail, hashes, self._clock.now(), ends_told=False)
+            model.bridge.on_dispatch(instance, tail, hashes, self._clock.now(), reports_end=False)
 
-    def joined(self) -> None:
+    def on_worker_ready(self) -> None:
         """A worker knows nothing yet."""
-        self._anew = True
+        self._resend_all = True
         self._wake.set()
 
     # --- for people -----------------------------------------------------------------------------------------------------
 
-    def look(self) -> dict[str, ModelLook]:
+    def status(self) -> dict[str, ModelIndexStatus]:
         """How far each model is followed; empty where no engine tells what it holds."""
         if self._source is None:
             return {}
         found = {}
         for key in self._fleet.models:
-            model = self._model(key)
+            model = self._model_index(key)
             if model is not None and any(one.kv_events is not None for one in self._fleet.instances.get(key, ())):
-                stale, table = self._source.stale(key), model.bridge.table
-                model.count(self._clock.now(), stale)
-                instances = {one.id: model.look(one.id, stale) for one in self._fleet.instances[key]}
-                how, wanted = self._learned_how(key), tuple(self.hints(key))
-                found[key] = ModelLook(instances, len(table), table.lowered, table.learned, how, wanted)
+                stale, table = self._source.stale_reason(key), model.bridge.table
+                model.run_census(self._clock.now(), stale)
+                instances = {one.id: model.status(one.id, stale) for one in self._fleet.instances[key]}
+                how, wanted = self._describe_alignment(key), tuple(self.hints(key))
+                found[key] = ModelIndexStatus(
+                    instances, len(table), table.lowered_links, table.learned_prompts, how, wanted
+                )
         return found
 
-    def hints(self, key: str) -> list[Hint]:
+    def hints(self, key: str) -> list[ReplicationHint]:
         """Which of the model's hot prefixes want another home. Prefixes that are not linked are not judged."""
         model = self._models.get(key)
         ready = [
@@ -257,108 +267,115 @@ class IndexSide:
             for one in self._fleet.instances.get(key, ())
             if one.state is InstanceState.READY and one.role is not Role.PREFILL
         ]
-        return [] if model is None else model.hints(self.hot(key), ready)
+        return [] if model is None else model.hints(self.hot_prefixes(key), ready)
 
-    def notes(self) -> list[str]:
+    def warnings(self) -> list[str]:
         """What is missing or degraded, in words."""
         if self._source is None:
             return []
-        found = self._source.notes()
-        if self._keeper is not None and self._keeper.unreadable:
+        found = self._source.warnings()
+        if self._store is not None and self._store.unreadable:
             found.append(
-                f"{self._keeper.unreadable} entries of links in Redis were passed over: damaged, or another secret's"
+                f"{self._store.unreadable} entries of links in Redis were passed over: damaged, or another secret's"
             )
         for key, model in self._models.items():
             out = [one for one in model.quarantined() if one in self._instances]
             if out:
                 found.append(
-                    f"{key}: the index of {len(out)} instances is in quarantine: {out[0]}: {model.why(out[0])}"
+                    f"{key}: the index of {len(out)} instances is in quarantine: {out[0]}: {model.quarantine_reason(out[0])}"
                 )
         return found
 
     # --- inside ---------------------------------------------------------------------------------------------------------
 
-    def _model(self, key: str) -> ModelIndex | None:
+    def _model_index(self, key: str) -> ModelIndex | None:
         model = self._models.get(key)
         if model is None and self._source is not None and key in self._fleet.models:
             mirror = self._source.mirror(key)
             model = self._models[key] = ModelIndex(
-                key, mirror, secret=self._secret, limits=self._limits, on_relearn=partial(self._relearned, key)
+                key, mirror, secret=self._secret, limits=self._limits, on_relearn=partial(self._on_alignment_reset, key)
             )
-            learn = partial(self._learn, key)
+            learn = partial(self._learn_tokens, key)
             here = None
-            if self._how is Links.PROCESS and self._tokenize is not None:
-                here = Here(self._tokenize, self._tokenizers, key, self._clock, self._limits)
-            self._asking[key] = Asking(self._post, learn, self._clock, self._limits, here)
+            if self._token_source is TokenSource.PROCESS and self._tokenizer is not None:
+                here = LocalTokenizer(self._tokenizer, self._tokenizer_folder, key, self._clock, self._limits)
+            self._token_fetchers[key] = TokenFetcher(self._post_to_engine, learn, self._clock, self._limits, here)
         return model
 
-    def _learned_how(self, key: str) -> str:
-        asking, keeper = self._asking.get(key), self._keeper
-        words = "off" if asking is None else asking.how
-        taken = 0 if keeper is None else keeper.taken.get(key, 0)
+    def _describe_alignment(self, key: str) -> str:
+        asking, keeper = self._token_fetchers.get(key), self._store
+        words = "off" if asking is None else asking.description
+        taken = 0 if keeper is None else keeper.received.get(key, 0)
         return f"{words}; {taken} prompts were learned by other gateways or before" if taken else words
 
-    def _relearned(self, key: str) -> None:
-        if self._keeper is not None:
-            self._keeper.forget(key)
+    def _on_alignment_reset(self, key: str) -> None:
+        if self._store is not None:
+            self._store.delete_model(key)
 
-    def _taken(self, key: str, lesson: Lesson) -> None:
+    def _on_peer_alignment(self, key: str, lesson: PromptAlignment) -> None:
         """Learned by another gateway, or before this one started."""
-        model = self._model(key)
+        model = self._model_index(key)
         if model is not None:
-            model.bridge.link(lesson)
-            self._busy.add(key)
+            model.bridge.add_alignment(lesson)
+            self._changed_models.add(key)
             self._wake.set()
 
-    def _changed(self, model_key: str, changes: Sequence[Change]) -> None:
-        model = self._model(model_key)
+    def _on_changes(self, model_key: str, changes: Sequence[Change]) -> None:
+        model = self._model_index(model_key)
         if model is not None:
-            model.changed(changes)
-            self._busy.add(model_key)
+            model.on_changes(changes)
+            self._changed_models.add(model_key)
             self._wake.set()
 
-    def _reloaded(self, model_key: str) -> None:
-        model = self._model(model_key)
+    def _on_reload(self, model_key: str) -> None:
+        model = self._model_index(model_key)
         if model is not None and self._source is not None:
-            model.bridge.reloaded(self._source.mirror(model_key))
-            self._busy.add(model_key)
+            model.bridge.set_index(self._source.mirror(model_key))
+            self._changed_models.add(model_key)
             self._wake.set()
 
-    def _learn(
-        self, key: str, row: SentRow, tokens: Sequence[int], asked: Asked, adapter: str | None, *, doubted: bool
+    def _learn_tokens(
+        self,
+        key: str,
+        row: PromptDispatched,
+        tokens: Sequence[int],
+        query: TokenizeQuery,
+        adapter: str | None,
+        *,
+        doubted: bool,
     ) -> int | None:
         model = self._models.get(key)
         if model is None:
             return 0
         hashes = array("Q", row.hashes)
         ends = block_ends(len(hashes))
-        exact = reaches(asked.text, ends) if asked.text else None
+        exact = numbers_before(query.text, ends) if query.text else None
         done = model.bridge.learn(
             hashes,
             ends,
             tokens,
             size=row.size,
-            salt=asked.salt,
+            salt=query.salt,
             adapter=adapter,
-            reaches=exact,
-            doubted=doubted,
+            token_ends=exact,
+            is_unverified=doubted,
         )
-        if done and self._keeper is not None and model.bridge.block_size is not None:
-            lesson = model.bridge.table.lesson(hashes, model.bridge.block_size)
+        if done and self._store is not None and model.bridge.block_size is not None:
+            lesson = model.bridge.table.alignment(hashes, model.bridge.block_size)
             if lesson is not None:
-                self._keeper.offer(key, lesson)
-        self._busy.add(key)
+                self._store.offer(key, lesson)
+        self._changed_models.add(key)
         self._wake.set()
         return done
 
-    async def _post(self, instance: Instance, question: bytes | None) -> bytes:
-        return await get(
-            instance.url.rstrip("/") + (MODELS_PATH if question is None else PATH),
-            deadline_seconds=self._limits.link_answer_seconds,
-            most_bytes=self._limits.link_answer_bytes,
-            trust=partial(self._reach.context, instance.access),
-            more=self._reach.authorization(instance.access),
-            question=question,
+    async def _post_to_engine(self, instance: Instance, body: bytes | None) -> bytes:
+        return await fetch(
+            instance.url.rstrip("/") + (MODELS_PATH if body is None else TOKENIZE_PATH),
+            timeout_seconds=self._limits.tokenize_response_seconds,
+            max_bytes=self._limits.tokenize_response_bytes,
+            tls_context=partial(self._credentials.tls_context, instance.access),
+            extra_headers=self._credentials.authorization_header(instance.access),
+            json_body=body,
         )
 
     async def _run(self) -> None:
@@ -367,30 +384,30 @@ class IndexSide:
             try:
                 async with asyncio.timeout(_SWEEP_SECONDS):
                     await self._wake.wait()
-                await asyncio.sleep(self._limits.link_correction_seconds)
+                await asyncio.sleep(self._limits.prefix_map_correction_seconds)
             except TimeoutError:
-                self._busy.update(self._models)
+                self._changed_models.update(self._models)
             self._wake.clear()
-            if self._anew:
-                self._anew = False
+            if self._resend_all:
+                self._resend_all = False
                 for key, model in self._models.items():
-                    model.bridge.tell_all()
-                    self._busy.add(key)
-            busy, self._busy = self._busy, set()
+                    model.bridge.resend_all()
+                    self._changed_models.add(key)
+            busy, self._changed_models = self._changed_models, set()
             for key in busy:
-                self._tell(key)
+                self._send_corrections(key)
                 await asyncio.sleep(0)
 
-    def _tell(self, key: str) -> None:
+    def _send_corrections(self, key: str) -> None:
         model = self._models.get(key)
         if model is None:
             return
         found = model.corrections(self._clock.now())
         if not found:
             return
-        self._busy.add(key)  # there may be more
+        self._changed_models.add(key)  # there may be more
         self._wake.set()
-        message = encoded(Corrected(key, found))
+        message = encode_message(IndexCorrections(key, found))
         for worker in self._workers():
             if not worker.send_encoded(message):
-                asyncio.get_running_loop().call_later(_SWEEP_SECONDS, self.joined)
+                asyncio.get_running_loop().call_later(_SWEEP_SECONDS, self.on_worker_ready)

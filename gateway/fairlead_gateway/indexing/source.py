@@ -8,33 +8,33 @@ from typing import Protocol
 from fairlead.clock import Clock
 from fairlead.fleet import Fleet
 from fairlead.limits import Limits
-from fairlead_kvstore.index.feed import Feed
-from fairlead_kvstore.index.mirror import IndexMirror
+from fairlead_kvstore.index.feed import IndexSubscriber
+from fairlead_kvstore.index.mirror import IndexReplica
 from fairlead_kvstore.index.sink import LocalSink
 from fairlead_kvstore.indexer import Indexer
-from fairlead_kvstore.links.bridge import Mirror
-from fairlead_kvstore.reader.asking import Http
+from fairlead_kvstore.links.bridge import IndexView
+from fairlead_kvstore.reader.asking import HttpEngineQuery
 from fairlead_kvstore.redis import RedisLink
 from fairlead_kvstore.truth.changes import Change
-from fairlead_kvstore.truth.truth import Truth
+from fairlead_kvstore.truth.truth import BlockStore
 
 
-class Source(Protocol):
+class IndexSource(Protocol):
     """Mirrors of models, and a word when one changes."""
 
-    def fleet(self, fleet: Fleet) -> None:
+    def update_fleet(self, fleet: Fleet) -> None:
         """What there is now."""
         ...
 
-    def mirror(self, model_key: str) -> Mirror:
+    def mirror(self, model_key: str) -> IndexView:
         """What engines told of a model."""
         ...
 
-    def stale(self, model_key: str) -> str | None:
+    def stale_reason(self, model_key: str) -> str | None:
         """Why a mirror is not kept up, in words; None while it is."""
         ...
 
-    def notes(self) -> list[str]:
+    def warnings(self) -> list[str]:
         """What is missing or degraded, in words."""
         ...
 
@@ -43,7 +43,7 @@ class Source(Protocol):
         ...
 
 
-class RedisSource:
+class RedisIndexSource:
     """Follows the index in Redis. The link is somebody else's to start and stop. Make it on the running loop."""
 
     def __init__(
@@ -54,31 +54,33 @@ class RedisSource:
         clock: Clock,
         limits: Limits,
     ) -> None:
-        self._empty = IndexMirror(limits=limits)
+        self._empty = IndexReplica(limits=limits)
         self._clock = clock
-        self._feed = Feed(link, clock, limits=limits, on_changes=on_changes, on_reload=lambda key, _: on_reload(key))
+        self._feed = IndexSubscriber(
+            link, clock, limits=limits, on_changes=on_changes, on_reload=lambda key, _: on_reload(key)
+        )
         self._feed.start()
         self._models: tuple[str, ...] = ()
 
-    def fleet(self, fleet: Fleet) -> None:
+    def update_fleet(self, fleet: Fleet) -> None:
         """Follow the models that have an engine that tells what it holds."""
         telling = [key for key, ones in fleet.instances.items() if any(one.kv_events is not None for one in ones)]
         self._models = tuple(telling)
-        self._feed.follow(telling)
+        self._feed.set_models(telling)
 
-    def mirror(self, model_key: str) -> Mirror:
+    def mirror(self, model_key: str) -> IndexView:
         """Empty before the first load. One that is loaded and has no block yet is not that one: it is what blocks will come into."""
-        found = self._feed.mirror(model_key)
+        found = self._feed.replica(model_key)
         return self._empty if found is None else found
 
-    def stale(self, model_key: str) -> str | None:
+    def stale_reason(self, model_key: str) -> str | None:
         """Since when and why nothing new is heard."""
-        return None if self._feed.stale_since(model_key) is None else self._feed.words(model_key)
+        return None if self._feed.stale_since(model_key) is None else self._feed.describe(model_key)
 
-    def notes(self) -> list[str]:
+    def warnings(self) -> list[str]:
         """Models whose index is not kept up."""
         found = []
-        unled = set(self._feed.unled())
+        unled = set(self._feed.models_without_leader())
         if unled:
             found.append(
                 f"Redis is there, but no indexer leads {len(unled)} models, so their index is not kept up: {min(unled)}"
@@ -86,14 +88,14 @@ class RedisSource:
         stale = [key for key in self._models if key not in unled and self._feed.stale_since(key) is not None]
         if not stale:
             return found
-        return [*found, f"the index of {len(stale)} models is not kept up: {stale[0]}: {self._feed.words(stale[0])}"]
+        return [*found, f"the index of {len(stale)} models is not kept up: {stale[0]}: {self._feed.describe(stale[0])}"]
 
     async def close(self) -> None:
         """Follow no more."""
         await self._feed.stop()
 
 
-class LocalSource:
+class LocalIndexSource:
     """Reads the engines' events here. ``on_changes`` hears of each batch after the mirror has it. Make it on the running loop."""
 
     def __init__(
@@ -106,36 +108,36 @@ class LocalSource:
         environ: Mapping[str, str],
     ) -> None:
         self._sink = LocalSink(limits=limits, on_changes=on_changes)
-        self._http = Http(environ, limits)
+        self._http = HttpEngineQuery(environ, limits)
         self._indexer = Indexer(
-            Truth(secret=secret, limits=limits),
+            BlockStore(secret=secret, limits=limits),
             self._sink,
             clock,
-            ask=self._http,
+            query=self._http,
             loop=asyncio.get_running_loop(),
-            chance=random.random,
+            random=random.random,
             limits=limits,
         )
 
-    def fleet(self, fleet: Fleet) -> None:
+    def update_fleet(self, fleet: Fleet) -> None:
         """Read the engines of this fleet."""
-        self._indexer.fleet(fleet)
+        self._indexer.update_fleet(fleet)
 
-    def mirror(self, model_key: str) -> Mirror:
+    def mirror(self, model_key: str) -> IndexView:
         """The same object every time."""
-        return self._sink.mirror(model_key)
+        return self._sink.replica(model_key)
 
-    def stale(self, model_key: str) -> str | None:
+    def stale_reason(self, model_key: str) -> str | None:
         """Never: a slice whose stream is broken off says so itself."""
         del model_key
         return None
 
-    def notes(self) -> list[str]:
+    def warnings(self) -> list[str]:
         """Engines that should tell what they hold and do not."""
-        mute = [seen for seen in self._indexer.seen() if seen.trouble and seen.events is not None]
+        mute = [seen for seen in self._indexer.engine_statuses() if seen.problem and seen.events is not None]
         if not mute:
             return []
-        return [f"{len(mute)} engines do not tell what they hold: {mute[0].instance}: {mute[0].trouble}"]
+        return [f"{len(mute)} engines do not tell what they hold: {mute[0].instance}: {mute[0].problem}"]
 
     async def close(self) -> None:
         """Stop reading."""

@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any, Final
 
 from fairlead.fleet import Fleet, Model
-from fairlead.fleetfile import write_atomic
-from fairlead.testing.raw_http import post, send
+from fairlead.fleetfile import write_fleet_file
+from fairlead.testing.raw_http import post_request, send
 from fairlead.testing.sim_engine import EngineProcess, engine_process
-from fairlead.testing.waiting import until_async
+from fairlead.testing.waiting import wait_until_async
 from fairlead_gateway.testing import fleet_of
 from fairlead_gateway.testing_process import GatewayProcess, gateway_process
 
-MODEL: Final = "default/tiny"
-BLOCKS: Final = 256
+MODEL_KEY: Final = "default/tiny"
+ENGINE_BLOCKS: Final = 256
 """Blocks of 16 tokens that one engine has room for."""
 
 
@@ -30,7 +30,7 @@ def free_port() -> int:
 
 
 @dataclass(slots=True)
-class Ports:
+class EnginePorts:
     """Where one engine listens, in every life of it."""
 
     http: int
@@ -38,24 +38,24 @@ class Ports:
     replay: int
 
     @classmethod
-    def free(cls) -> "Ports":
+    def free(cls) -> "EnginePorts":
         """Three of them."""
         return cls(free_port(), free_port(), free_port())
 
-    def engine(self, *more: str) -> Any:
+    def run_engine(self, *more: str) -> Any:
         """The engine that listens there, until the block ends."""
         return engine_process(
             *("--listen", f"127.0.0.1:{self.http}", "--kv-events", f"tcp://127.0.0.1:{self.events}"),
-            *("--kv-replay", f"tcp://127.0.0.1:{self.replay}", "--num-gpu-blocks-override", str(BLOCKS)),
+            *("--kv-replay", f"tcp://127.0.0.1:{self.replay}", "--num-gpu-blocks-override", str(ENGINE_BLOCKS)),
             *("--max-model-len", "2048", "--speed", "20"),
             *("--enable-prompt-tokens-details", *more),
         )
 
 
-class Stage:
+class IndexStage:
     """Engines behind a gateway."""
 
-    def __init__(self, path: Path, ports: list[Ports], adapters: tuple[str, ...] = ()) -> None:
+    def __init__(self, path: Path, ports: list[EnginePorts], adapters: tuple[str, ...] = ()) -> None:
         self.path = path
         self.ports = ports
         self.adapters = adapters
@@ -69,29 +69,32 @@ class Stage:
             {"kv_events": f"tcp://127.0.0.1:{one.events}", "kv_replay": f"tcp://127.0.0.1:{one.replay}"} | wrong
             for one in self.ports
         ]
-        given = zip(fleet.instances[MODEL], told, strict=True)
+        given = zip(fleet.instances[MODEL_KEY], told, strict=True)
         instances = tuple(replace(one, **more) for one, more in given)  # type: ignore[arg-type]
-        models = {MODEL: fleet.models[MODEL], **{f"default/{name}": Model("default", name) for name in self.adapters}}
+        models = {
+            MODEL_KEY: fleet.models[MODEL_KEY],
+            **{f"default/{name}": Model("default", name) for name in self.adapters},
+        }
         of_adapters = {
             f"default/{name}": tuple(replace(one, id=f"{name}-{one.id}", model=name) for one in instances)
             for name in self.adapters
         }
-        return replace(fleet, models=models, instances={MODEL: instances, **of_adapters})
+        return replace(fleet, models=models, instances={MODEL_KEY: instances, **of_adapters})
 
     async def ask(self, text: str, **fields: Any) -> dict[str, Any]:
         """One chat; what became of it: where it went, cached tokens expected and reported."""
         body = {"model": "tiny", "messages": [{"role": "user", "content": text}], "max_tokens": 2} | fields
-        return await self._told("/v1/chat/completions", body)
+        return await self._request("/v1/chat/completions", body)
 
     async def complete(self, text: str) -> dict[str, Any]:
         """The same of a prompt that is text."""
-        return await self._told("/v1/completions", {"model": "tiny", "prompt": text, "max_tokens": 2})
+        return await self._request("/v1/completions", {"model": "tiny", "prompt": text, "max_tokens": 2})
 
-    async def _told(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        answer = (await send(self.gateway.url, post(body, path=path)))[0]
+    async def _request(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        answer = (await send(self.gateway.url, post_request(body, path=path)))[0]
         assert answer.status == 200, answer.body
         name = answer.fields["x-fairlead-decision"]
-        told: dict[str, Any] = await self.gateway.told(f"/api/decisions/{name}")
+        told: dict[str, Any] = await self.gateway.get_json(f"/api/decisions/{name}")
         return told
 
     async def cached(self, text: str, **fields: Any) -> tuple[int, int, int]:
@@ -101,20 +104,20 @@ class Stage:
 
     async def index(self, instance: str = "e-0/0/0") -> dict[str, Any]:
         """What is shown of one instance's index."""
-        models = (await self.gateway.told("/api/fleet"))["models"]
+        models = (await self.gateway.get_json("/api/fleet"))["models"]
         instances = [one for model in models for one in model["instances"]]
         found: dict[str, Any] = next(one for one in instances if one["id"] == instance)["index"]
         return found
 
-    async def until_state(self, state: str, instance: str = "e-0/0/0") -> None:
+    async def wait_for_state(self, state: str, instance: str = "e-0/0/0") -> None:
         """What is shown of an instance's index is in this state."""
 
         async def reached() -> bool:
             return bool((await self.index(instance))["state"] == state)
 
-        await until_async(reached)
+        await wait_until_async(reached)
 
-    def alone_with(self, least: int, instance: str = "e-0/0/0") -> Callable[[], Awaitable[bool]]:
+    def is_cheapest_with(self, least: int, instance: str = "e-0/0/0") -> Callable[[], Awaitable[bool]]:
         """Whether the instance is told to be the cheapest to lose, with so many blocks that only it holds, some of them just used."""
 
         async def reached() -> bool:
@@ -124,25 +127,27 @@ class Stage:
 
         return reached
 
-    async def until_linked(self, least: int) -> None:
+    async def wait_for_links(self, least: int) -> None:
         """So many blocks of prompts are linked."""
 
         async def reached() -> bool:
             return await self.gateway.metric("fairlead_gateway_index_links") >= least
 
-        await until_async(reached)
+        await wait_until_async(reached)
 
 
 @asynccontextmanager
-async def stage(
+async def index_stage(
     tmp_path: Path, count: int = 1, *options: str, engine: tuple[str, ...] = (), adapters: tuple[str, ...] = ()
-) -> AsyncIterator[Stage]:
+) -> AsyncIterator[IndexStage]:
     """``count`` engines with room for ``BLOCKS`` blocks of 16 tokens each; each adapter is a model of its own."""
-    ports = [Ports.free() for _ in range(count)]
+    ports = [EnginePorts.free() for _ in range(count)]
     engine = (*engine, *(part for name in adapters for part in ("--lora", f"{name}=/adapters/{name}")))
-    found = Stage(tmp_path / "fleet.yaml", ports, adapters)
-    write_atomic(found.path, found.fleet())
+    found = IndexStage(tmp_path / "fleet.yaml", ports, adapters)
+    write_fleet_file(found.path, found.fleet())
     async with AsyncExitStack() as stack:
-        found.engines = list(await asyncio.gather(*[stack.enter_async_context(one.engine(*engine)) for one in ports]))
+        found.engines = list(
+            await asyncio.gather(*[stack.enter_async_context(one.run_engine(*engine)) for one in ports])
+        )
         found.gateway = await stack.enter_async_context(gateway_process(found.path, *options))
         yield found

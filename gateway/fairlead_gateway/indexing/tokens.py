@@ -13,14 +13,14 @@ import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
 from fairlead.errors import Unavailable
-from fairlead_gateway.samples import CHAT
+from fairlead_gateway.samples import CHAT_SAMPLE
 
-PATH: Final = "/tokenize"
+TOKENIZE_PATH: Final = "/tokenize"
 MODELS_PATH: Final = "/v1/models"
-_NOT_TEXT: Final = re.compile(rb'"(?:image|audio|video|file)[a-z_]*"|"input_(?:image|audio|file)"')
+_MEDIA_PATTERN: Final = re.compile(rb'"(?:image|audio|video|file)[a-z_]*"|"input_(?:image|audio|file)"')
 
 
-class _Templated(msgspec.Struct, kw_only=True):
+class _TemplateFields(msgspec.Struct, kw_only=True):
     """What of a chat goes through the engine's template: passed on as it is."""
 
     messages: Raw
@@ -32,7 +32,7 @@ class _Templated(msgspec.Struct, kw_only=True):
     add_special_tokens: Raw | UnsetType = UNSET
 
 
-class _Chat(_Templated, kw_only=True):
+class _ChatPrompt(_TemplateFields, kw_only=True):
     cache_salt: str | None = None
     documents: Raw | UnsetType = UNSET
     reasoning_effort: Raw | UnsetType = UNSET
@@ -40,7 +40,7 @@ class _Chat(_Templated, kw_only=True):
     kv_transfer_params: Raw | UnsetType = UNSET
 
 
-class _Completion(msgspec.Struct):
+class _CompletionPrompt(msgspec.Struct):
     prompt: Raw
     add_special_tokens: Raw | UnsetType = UNSET
     cache_salt: str | None = None
@@ -50,76 +50,80 @@ class _Completion(msgspec.Struct):
     kv_transfer_params: Raw | UnsetType = UNSET
 
 
-class _ChatQuestion(_Templated, kw_only=True):
+class _ChatTokenizeRequest(_TemplateFields, kw_only=True):
     model: str
 
 
-class _TextQuestion(msgspec.Struct):
+class _TextTokenizeRequest(msgspec.Struct):
     model: str
     prompt: Raw
     add_special_tokens: Raw | UnsetType = UNSET
 
 
-class _Answer(msgspec.Struct):
+class _TokenizeResponse(msgspec.Struct):
     tokens: list[int]
 
 
-class _Card(msgspec.Struct):
+class _ModelCard(msgspec.Struct):
     id: str
     parent: str | None = None
 
 
-class _Cards(msgspec.Struct):
-    data: list[_Card]
+class _ModelList(msgspec.Struct):
+    data: list[_ModelCard]
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class TokenizeQuery:
     """A prompt as far as it is understood: a ``question`` for an engine, or its ``tokens`` already, in which case ``text`` is what
     stands between the brackets. ``salt``: the cache salt. ``prompt``: of a prompt of text its JSON string, and whether ``special``
     tokens go around it."""
 
-    question: bytes | None
+    engine_request: bytes | None
     tokens: tuple[int, ...] = ()
     text: bytes = b""
     salt: str | None = None
     prompt: bytes | None = None
-    special: bool = True
+    add_special_tokens: bool = True
 
 
-_CHATS: Final = msgspec.json.Decoder(_Chat)
-_COMPLETIONS: Final = msgspec.json.Decoder(_Completion)
-_IDS: Final = msgspec.json.Decoder(list[int])
-_ANSWERS: Final = msgspec.json.Decoder(_Answer)
-_CARDS: Final = msgspec.json.Decoder(_Cards)
+_CHAT_DECODER: Final = msgspec.json.Decoder(_ChatPrompt)
+_COMPLETION_DECODER: Final = msgspec.json.Decoder(_CompletionPrompt)
+_TOKEN_IDS_DECODER: Final = msgspec.json.Decoder(list[int])
+_TOKENIZE_RESPONSE_DECODER: Final = msgspec.json.Decoder(_TokenizeResponse)
+_MODEL_LIST_DECODER: Final = msgspec.json.Decoder(_ModelList)
 _encode = msgspec.json.Encoder().encode
 
 
-def understood(kind: str, body: bytes, model: str) -> Asked | None:
+def tokenize_query(kind: str, body: bytes, model: str) -> TokenizeQuery | None:
     """What to ask for a request's body, of an engine that calls the model so; None where its tokens cannot be asked for."""
     try:
-        return _chat(_CHATS.decode(body), model) if kind == CHAT else _completion(_COMPLETIONS.decode(body), model)
+        return (
+            _chat_query(_CHAT_DECODER.decode(body), model)
+            if kind == CHAT_SAMPLE
+            else _completion_query(_COMPLETION_DECODER.decode(body), model)
+        )
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
 
 
-def answered(answer: bytes) -> list[int]:
+def parse_tokens(response: bytes) -> list[int]:
     """The tokens of an engine's answer. Raises Unavailable when there are none in it."""
     try:
-        return _ANSWERS.decode(answer).tokens
+        return _TOKENIZE_RESPONSE_DECODER.decode(response).tokens
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         raise Unavailable("its answer holds no tokens") from None
 
 
-def adapters(answer: bytes) -> frozenset[str]:
+def adapter_names(response: bytes) -> frozenset[str]:
     """The names in an engine's ``/v1/models`` that are LoRA adapters: those with a parent. Raises Unavailable."""
     try:
-        return frozenset(one.id for one in _CARDS.decode(answer).data if one.parent is not None)
+        return frozenset(one.id for one in _MODEL_LIST_DECODER.decode(response).data if one.parent is not None)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         raise Unavailable("its list of models cannot be read") from None
 
 
-def reaches(text: bytes, ends: Sequence[int]) -> list[int]:
+def numbers_before(text: bytes, ends: Sequence[int]) -> list[int]:
     """How many of the numbers of a JSON array's text lie wholly before each end."""
     found, at, count = [], 0, 0
     for end in ends:
@@ -129,18 +133,18 @@ def reaches(text: bytes, ends: Sequence[int]) -> list[int]:
     return found
 
 
-def _chat(chat: _Chat, model: str) -> Asked | None:
+def _chat_query(chat: _ChatPrompt, model: str) -> TokenizeQuery | None:
     unknown = (chat.documents, chat.reasoning_effort, chat.truncate_prompt_tokens, chat.kv_transfer_params)
     if any(one is not UNSET for one in unknown):
         return None
-    if _NOT_TEXT.search(bytes(chat.messages)):
+    if _MEDIA_PATTERN.search(bytes(chat.messages)):
         return None
-    passed = {name: getattr(chat, name) for name in _Templated.__struct_fields__}
-    question = _ChatQuestion(model=model, **passed)
-    return Asked(_encode(question), salt=chat.cache_salt or None)
+    passed = {name: getattr(chat, name) for name in _TemplateFields.__struct_fields__}
+    question = _ChatTokenizeRequest(model=model, **passed)
+    return TokenizeQuery(_encode(question), salt=chat.cache_salt or None)
 
 
-def _completion(completion: _Completion, model: str) -> Asked | None:
+def _completion_query(completion: _CompletionPrompt, model: str) -> TokenizeQuery | None:
     unknown = (
         completion.suffix,
         completion.truncate_prompt_tokens,
@@ -151,7 +155,9 @@ def _completion(completion: _Completion, model: str) -> Asked | None:
         return None
     prompt, salt = bytes(completion.prompt), completion.cache_salt or None
     if prompt[:1] == b'"':
-        question = _encode(_TextQuestion(model, completion.prompt, completion.add_special_tokens))
+        question = _encode(_TextTokenizeRequest(model, completion.prompt, completion.add_special_tokens))
         special = completion.add_special_tokens
-        return Asked(question, salt=salt, prompt=prompt, special=special is UNSET or bytes(special) == b"true")
-    return Asked(None, tuple(_IDS.decode(prompt)), prompt[1:-1], salt)
+        return TokenizeQuery(
+            question, salt=salt, prompt=prompt, add_special_tokens=special is UNSET or bytes(special) == b"true"
+        )
+    return TokenizeQuery(None, tuple(_TOKEN_IDS_DECODER.decode(prompt)), prompt[1:-1], salt)

@@ -26,19 +26,19 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from fairlead.profile import EngineProfile
-from fairlead_gateway.learning.spans import Span
+from fairlead_gateway.learning.spans import Observation
 
 HALF_LIFE_SECONDS: Final = 300.0
-HALF_LIFE_SPANS: Final = 400.0
-WILD: Final = 0.6
-LEAST_PREDICTED: Final = 0.1
+HALF_LIFE_OBSERVATIONS: Final = 400.0
+OUTLIER_ERROR: Final = 0.6
+MIN_PREDICTED_SHARE: Final = 0.1
 """Of its seconds: an equation of which less is predicted counts as if it were so much."""
-PULL: Final = 0.002
-FARTHEST: Final = 64.0
-STEP_MOST: Final = 2.0
-FULL: Final = 0.8
-LEAST: Final = 0.02
-ENOUGH_SPANS: Final = 30.0
+PULL_WEIGHT: Final = 0.002
+MAX_FACTOR: Final = 64.0
+MAX_FACTOR_STEP: Final = 2.0
+SATURATED_SHARE: Final = 0.8
+MIN_FACTOR: Final = 0.02
+MIN_OBSERVATIONS: Final = 30.0
 """Below so many spans, the prior stands."""
 
 _D, _W, _P, _S, _C, _Q, _H = range(7)
@@ -51,53 +51,53 @@ _FIELDS: Final = (
     "attention_seconds",
     "hit_token_seconds",
 )
-_USUAL: Final = (1.5e-3, 5.5e-3, 3.6e-5, 2e-5, 4.9e-8, 1.2e-9, 2e-7)
+_DEFAULT_SCALES: Final = (1.5e-3, 5.5e-3, 3.6e-5, 2e-5, 4.9e-8, 1.2e-9, 2e-7)
 """What a coefficient is counted in whose prior is zero."""
-_ROUNDS: Final = 60
+_SOLVER_ROUNDS: Final = 60
 
 
-def _square() -> list[list[float]]:
+def _zero_matrix() -> list[list[float]]:
     return [[0.0] * len(_FIELDS) for _ in _FIELDS]
 
 
 @dataclass(slots=True)
-class ProfileFit:
+class ProfileRegression:
     """What is known of one kind of engine (a model on an accelerator). ``factors`` are on ``prior``'s coefficients."""
 
     prior: EngineProfile
     factors: list[float] = field(default_factory=list)
-    spans: float = 0.0  # how many still count
+    observations: float = 0.0  # how many still count
     error: float | None = (
         None  # mean relative error of predictions before they were learned from; None before the first
     )
     at: float | None = None
-    _products: list[list[float]] = field(default_factory=_square)
+    _products: list[list[float]] = field(default_factory=_zero_matrix)
     _targets: list[float] = field(default_factory=lambda: [0.0] * len(_FIELDS))
     _scales: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         given = [float(getattr(self.prior, name)) for name in _FIELDS]
-        self._scales = [value or usual for value, usual in zip(given, _USUAL, strict=True)]
+        self._scales = [value or usual for value, usual in zip(given, _DEFAULT_SCALES, strict=True)]
         self.factors = [1.0 if value else 0.0 for value in given]
 
-    def learn(self, span: Span, now: float) -> None:
+    def add(self, observation: Observation, now: float) -> None:
         """Take one span in; ``now`` in seconds of any clock that does not go back."""
-        row = self._row(span)
+        row = self._equation(observation)
         if row is None:
             return
         predicted = sum(value * factor for value, factor in zip(row, self.factors, strict=True))
         off = abs(1.0 - predicted)
-        scale = 1.0 / max(predicted, LEAST_PREDICTED)
+        scale = 1.0 / max(predicted, MIN_PREDICTED_SHARE)
         row = [value * scale for value in row]
         wild = abs(scale - 1.0)
-        weight = 1.0 if wild <= WILD or self.spans < ENOUGH_SPANS else WILD / wild
-        if span.assumed:
+        weight = 1.0 if wild <= OUTLIER_ERROR or self.observations < MIN_OBSERVATIONS else OUTLIER_ERROR / wild
+        if observation.is_cache_assumed:
             weight *= 0.5
         passed = 0.0 if self.at is None else max(0.0, now - self.at)
-        kept = 0.5 ** (passed / HALF_LIFE_SECONDS + 1.0 / HALF_LIFE_SPANS)
+        kept = 0.5 ** (passed / HALF_LIFE_SECONDS + 1.0 / HALF_LIFE_OBSERVATIONS)
         self.at = now if self.at is None else max(self.at, now)
         self.error = off if self.error is None else self.error + 0.05 * (min(off, 4.0) - self.error)
-        self.spans = self.spans * kept + weight
+        self.observations = self.observations * kept + weight
         products, targets = self._products, self._targets
         for one, value in enumerate(row):
             line = products[one]
@@ -105,28 +105,32 @@ class ProfileFit:
                 line[other] = line[other] * kept + weight * value * second
             targets[one] = targets[one] * kept + weight * value * scale
 
-    def share(self, span: Span) -> float | None:
+    def predicted_share(self, observation: Observation) -> float | None:
         """What the profile says that the span should have taken, as a share of what it took; None where it says nothing."""
-        row = self._row(span)
+        row = self._equation(observation)
         return None if row is None else sum(value * factor for value, factor in zip(row, self.factors, strict=True))
 
-    def settle(self) -> EngineProfile:
+    def solve(self) -> EngineProfile:
         """Solve for the factors, and the profile with them. Call it every few seconds; each call moves a factor by two at most."""
-        if self.spans < ENOUGH_SPANS:
+        if self.observations < MIN_OBSERVATIONS:
             return self.profile()
         factors = list(self.factors)
-        for _ in range(_ROUNDS):
+        for _ in range(_SOLVER_ROUNDS):
             for one, line in enumerate(self._products):
                 rest = (
                     sum(value * factor for value, factor in zip(line, factors, strict=True)) - line[one] * factors[one]
                 )
-                pull = PULL
+                pull = PULL_WEIGHT
                 factors[one] = max(0.0, (self._targets[one] - rest + pull * self.factors[one]) / (line[one] + pull))
         self.factors = [
-            min(max(new, old / STEP_MOST if old > LEAST else 0.0), max(old * STEP_MOST, 1.0), FARTHEST)
+            min(
+                max(new, old / MAX_FACTOR_STEP if old > MIN_FACTOR else 0.0),
+                max(old * MAX_FACTOR_STEP, 1.0),
+                MAX_FACTOR,
+            )
             for new, old in zip(factors, self.factors, strict=True)
         ]
-        self.factors[_P] = max(self.factors[_P], 1.0 / FARTHEST)
+        self.factors[_P] = max(self.factors[_P], 1.0 / MAX_FACTOR)
         return self.profile()
 
     def profile(self) -> EngineProfile:
@@ -145,46 +149,49 @@ class ProfileFit:
             hit_token_seconds=hit,
         )
 
-    def _full(self, span: Span) -> bool:
+    def _is_saturated(self, observation: Observation) -> bool:
         """Whether prompts waited for room rather than for their turn: their time says nothing of computing."""
         prior = self.prior
-        return span.most_tokens > FULL * prior.kv_tokens or span.most_sequences > FULL * prior.max_sequences
+        return (
+            observation.peak_tokens > SATURATED_SHARE * prior.kv_tokens
+            or observation.peak_sequences > SATURATED_SHARE * prior.max_sequences
+        )
 
-    def _row(self, span: Span) -> list[float] | None:
+    def _equation(self, observation: Observation) -> list[float] | None:
         """The span's seconds by coefficient, for factors of one, as shares of its seconds; None where it says nothing."""
-        if span.seconds <= 0.0 or (span.steps is None and self._full(span)):
+        if observation.seconds <= 0.0 or (observation.steps is None and self._is_saturated(observation)):
             return None
-        factors, work = self.factors, span.work
+        factors, work = self.factors, observation.work
         token = self._scales[_P] * factors[_P]
         bound = (
             self._scales[_W] * factors[_W] / token if token > 0.0 else 0.0
         )  # tokens that take as long as the weights
-        if span.steps is None:
+        if observation.steps is None:
             computing = max(1.0, work.steps)
             reading = (
-                0.5 if span.waited else 0.0
+                0.5 if observation.began_mid_step else 0.0
             )  # steps that only decode; on average half of one is still to be waited for
         else:
-            computing = min(max(1.0, span.steps), work.steps)
-            reading = max(1.0, span.steps) - computing
+            computing = min(max(1.0, observation.steps), work.steps)
+            reading = max(1.0, observation.steps) - computing
         steps = computing + reading
-        tokens = work.computed + span.sequences * computing
+        tokens = work.computed + observation.sequences * computing
         by_tokens = by_weights = 0.0
         if computing and tokens >= bound * computing:
             by_tokens += tokens
         else:
             by_weights += computing
-        if span.sequences >= bound:
-            by_tokens += span.sequences * reading
+        if observation.sequences >= bound:
+            by_tokens += observation.sequences * reading
         else:
             by_weights += reading
         amounts = (
             steps,
             by_weights,
             by_tokens,
-            steps * (span.sequences + (1.0 if span.steps is None else 0.0)),
-            span.resident * steps,
+            steps * (observation.sequences + (1.0 if observation.steps is None else 0.0)),
+            observation.resident * steps,
             work.attention,
-            work.hits,
+            work.cached,
         )
-        return [amount * scale / span.seconds for amount, scale in zip(amounts, self._scales, strict=True)]
+        return [amount * scale / observation.seconds for amount, scale in zip(amounts, self._scales, strict=True)]

@@ -20,31 +20,31 @@ from collections import OrderedDict, deque
 from collections.abc import Hashable
 from typing import Final
 
-RATIO: Final = 2.0 ** (1 / 8)
+BIN_RATIO: Final = 2.0 ** (1 / 8)
 BINS: Final = 140
 """Up to 2^17.5, some 185,000 tokens; longer ones count as that long."""
 HALF_LIFE_SECONDS: Final = 3_600.0
-SHY: Final = 20.0
-RECENT: Final = 128
-SURPRISE: Final = 2.2
+PRIOR_ANSWERS: Final = 20.0
+RECENT_ANSWERS: Final = 128
+CHANGE_THRESHOLD: Final = 2.2
 """Bound on the distance times the root of the number of answers: passed by chance once in 8,000."""
 TABLE_SECONDS: Final = 2.0
-PLANNED: Final = 0.6
+PLANNED_SHARE: Final = 0.6
 """A little over the median: the tail is heavy, and the sum of medians below the median of the sum."""
-_CHECK_EVERY: Final = 32
-_MOST_WEIGHT: Final = 1e9
-_LOG_RATIO: Final = math.log(RATIO)
+_CHECK_INTERVAL: Final = 32
+_MAX_WEIGHT: Final = 1e9
+_LOG_RATIO: Final = math.log(BIN_RATIO)
 
 
-class Histogram:
+class LengthHistogram:
     """Answers of one class, counted by length. Later ones weigh more instead of earlier ones fading: one addition for an answer."""
 
-    __slots__ = ("_recent", "_seen", "_since", "counts", "total")
+    __slots__ = ("_answers", "_recent", "_since", "counts", "total")
 
     def __init__(self) -> None:
         self._since: float | None = None
-        self._recent: deque[int] = deque(maxlen=RECENT)
-        self._seen = 0
+        self._recent: deque[int] = deque(maxlen=RECENT_ANSWERS)
+        self._answers = 0
         self.counts = [0.0] * BINS
         self.total = 0.0
 
@@ -54,76 +54,76 @@ class Histogram:
         self.counts[bin_] += weight
         self.total += weight
         self._recent.append(bin_)
-        self._seen += 1
-        if self._seen % _CHECK_EVERY == 0 and len(self._recent) == RECENT and self._surprising():
+        self._answers += 1
+        if self._answers % _CHECK_INTERVAL == 0 and len(self._recent) == RECENT_ANSWERS and self._has_changed():
             self.counts = [0.0] * BINS
-            for one in self._recent:
-                self.counts[one] += weight
-            self.total = RECENT * weight
+            for bin_index in self._recent:
+                self.counts[bin_index] += weight
+            self.total = RECENT_ANSWERS * weight
 
     def size(self, now: float) -> float:
         """How many answers still count."""
         return self.total / self._weight(now)
 
-    def _surprising(self) -> bool:
+    def _has_changed(self) -> bool:
         counts = [0] * BINS
-        for one in self._recent:
-            counts[one] += 1
+        for bin_index in self._recent:
+            counts[bin_index] += 1
         before = latest = farthest = 0.0
         for index in range(BINS):
             before += self.counts[index] / self.total
-            latest += counts[index] / RECENT
+            latest += counts[index] / RECENT_ANSWERS
             farthest = max(farthest, abs(before - latest))
-        return farthest * math.sqrt(RECENT) > SURPRISE
+        return farthest * math.sqrt(RECENT_ANSWERS) > CHANGE_THRESHOLD
 
     def _weight(self, now: float) -> float:
         if self._since is None:
             self._since = now
         weight = math.exp2((now - self._since) / HALF_LIFE_SECONDS)
-        if weight > _MOST_WEIGHT:  # begin the scale anew before numbers get large
+        if weight > _MAX_WEIGHT:  # begin the scale anew before numbers get large
             self.counts = [count / weight for count in self.counts]
             self.total /= weight
             self._since, weight = now, 1.0
-        return max(weight, 1.0 / _MOST_WEIGHT)
+        return max(weight, 1.0 / _MAX_WEIGHT)
 
 
-class Lengths:
+class OutputLengths:
     """Of one model. ``most`` classes are kept, those longest unused go first."""
 
-    def __init__(self, *, most: int) -> None:
-        self._most = max(1, most)
-        self._classes: OrderedDict[Hashable, Histogram] = OrderedDict()
-        self._all = Histogram()
+    def __init__(self, *, max_classes: int) -> None:
+        self._max_classes = max(1, max_classes)
+        self._histograms: OrderedDict[Hashable, LengthHistogram] = OrderedDict()
+        self._all = LengthHistogram()
 
-    def learn(self, kind: Hashable, prompt_tokens: float, output_tokens: int, now: float) -> None:
+    def learn(self, length_class: Hashable, prompt_tokens: float, output_tokens: int, now: float) -> None:
         """An answer of ``output_tokens`` is complete. Those that were cut off by their client are not to be told."""
         if output_tokens < 1:
             return
         bin_ = bin_of(output_tokens)
         self._all.add(bin_, now)
-        for key in _levels(kind, prompt_tokens):
-            found = self._classes.get(key)
-            if found is None:
-                found = self._classes[key] = Histogram()
-                if len(self._classes) > self._most:
-                    self._classes.popitem(last=False)
+        for key in _class_keys(length_class, prompt_tokens):
+            histogram = self._histograms.get(key)
+            if histogram is None:
+                histogram = self._histograms[key] = LengthHistogram()
+                if len(self._histograms) > self._max_classes:
+                    self._histograms.popitem(last=False)
             else:
-                self._classes.move_to_end(key)
-            found.add(bin_, now)
+                self._histograms.move_to_end(key)
+            histogram.add(bin_, now)
 
     def quantile(
-        self, share: float, kind: Hashable, prompt_tokens: float, now: float, *, generated: int = 0
+        self, share: float, length_class: Hashable, prompt_tokens: float, now: float, *, generated: int = 0
     ) -> float | None:
         """The length (tokens, all of the answer) that ``share`` of the answers that reach more than ``generated`` stay within. None
         where nothing was seen yet."""
-        counts = self.shares(kind, prompt_tokens, now)
+        counts = self.shares(length_class, prompt_tokens, now)
         if counts is None:
             return None
         return conditional_quantile(counts, share, generated)
 
-    def mean(self, kind: Hashable, prompt_tokens: float, now: float, *, generated: int = 0) -> float | None:
+    def mean(self, length_class: Hashable, prompt_tokens: float, now: float, *, generated: int = 0) -> float | None:
         """The mean length of the answers that reach more than ``generated``; None where nothing was seen yet."""
-        counts = self.shares(kind, prompt_tokens, now)
+        counts = self.shares(length_class, prompt_tokens, now)
         if counts is None:
             return None
         first, part = _after(counts, generated)
@@ -141,68 +141,72 @@ class Lengths:
     @property
     def classes(self) -> int:
         """How many are kept."""
-        return len(self._classes)
+        return len(self._histograms)
 
-    def weight(self, kind: Hashable, prompt_tokens: float, now: float) -> float:
+    def weight(self, length_class: Hashable, prompt_tokens: float, now: float) -> float:
         """How many answers of that class still count."""
-        found = self._classes.get(_levels(kind, prompt_tokens)[0])
+        found = self._histograms.get(_class_keys(length_class, prompt_tokens)[0])
         return 0.0 if found is None else found.size(now)
 
-    def shares(self, kind: Hashable, prompt_tokens: float, now: float) -> list[float] | None:
+    def shares(self, length_class: Hashable, prompt_tokens: float, now: float) -> list[float] | None:
         """Shares by bin; what few answers leave open is filled in from wider classes."""
         shares: list[float] | None = None
-        narrow, wide = _levels(kind, prompt_tokens)
-        for found in (self._all, self._classes.get(wide), self._classes.get(narrow)):
-            if found is None or found.total <= 0.0:
+        narrow, wide = _class_keys(length_class, prompt_tokens)
+        for histogram in (self._all, self._histograms.get(wide), self._histograms.get(narrow)):
+            if histogram is None or histogram.total <= 0.0:
                 continue
-            size = found.size(now)
-            own = [count / found.total for count in found.counts]
+            size = histogram.size(now)
+            own = [count / histogram.total for count in histogram.counts]
             if shares is None:
                 shares = own
             else:
-                trust = size / (size + SHY)
+                trust = size / (size + PRIOR_ANSWERS)
                 shares = [trust * one + (1.0 - trust) * other for one, other in zip(own, shares, strict=True)]
         return shares
 
 
-class Planned:
+class OutputForecast:
     """What to plan for answers that got as far: the length that ``PLANNED`` of them stay within. Tables are made anew every few
     seconds at most: they are asked for once for each sequence of an engine."""
 
-    def __init__(self, lengths: Lengths) -> None:
-        self._lengths = lengths
+    def __init__(self, output_lengths: OutputLengths) -> None:
+        self._output_lengths = output_lengths
         self._tables: dict[Hashable, tuple[float, list[float] | None]] = {}
 
-    def coming(self, kind: Hashable, prompt_tokens: float, generated: int, now: float) -> float | None:
+    def expected_remaining(
+        self, length_class: Hashable, prompt_tokens: float, generated: int, now: float
+    ) -> float | None:
         """Tokens; None where nothing was seen yet."""
-        key = _levels(kind, prompt_tokens)[0]
+        key = _class_keys(length_class, prompt_tokens)[0]
         known = self._tables.get(key)
         if known is None or not 0.0 <= now - known[0] < TABLE_SECONDS:
             if len(self._tables) > BINS:
                 self._tables.clear()
-            counts = self._lengths.shares(kind, prompt_tokens, now)
-            known = self._tables[key] = (now, None if counts is None else planned_table(counts))
+            counts = self._output_lengths.shares(length_class, prompt_tokens, now)
+            known = self._tables[key] = (now, None if counts is None else forecast_table(counts))
         table = known[1]
         if table is None:
             return None
         return max(1.0, table[0 if generated < 1 else bin_of(generated)] - generated)
 
 
-def planned_table(counts: list[float]) -> list[float]:
+def forecast_table(counts: list[float]) -> list[float]:
     """By bin, the length that ``PLANNED`` of the answers beyond the bin's beginning stay within; the next token where none was."""
     after, sums = 0.0, [0.0] * BINS
     for index in range(BINS - 1, -1, -1):
         after += counts[index]
         sums[index] = after
-    found, at = [], 0
+    lengths, quantile_bin = [], 0
     for index in range(BINS):
-        rest = sums[index] * (1.0 - PLANNED)
-        at = max(at, index)
-        while at + 1 < BINS and sums[at + 1] > rest:
-            at += 1
-        lower, upper, held = lower_edge(at), lower_edge(at + 1), counts[at]
-        found.append(lower_edge(index) + 1.0 if rest <= 0.0 else lower + (upper - lower) * (sums[at] - rest) / held)
-    return found
+        rest = sums[index] * (1.0 - PLANNED_SHARE)
+        quantile_bin = max(quantile_bin, index)
+        while quantile_bin + 1 < BINS and sums[quantile_bin + 1] > rest:
+            quantile_bin += 1
+        lower, upper, held = lower_edge(quantile_bin), lower_edge(quantile_bin + 1), counts[quantile_bin]
+        lengths.append(
+            lower_edge(index) + 1.0 if rest <= 0.0 else lower + (upper - lower) * (sums[quantile_bin] - rest) / held
+        )
+    return lengths
 
 
 def bin_of(tokens: float) -> int:
@@ -244,6 +248,6 @@ def _after(counts: list[float], generated: int) -> tuple[int, float]:
     return first, counts[first] * max(0.0, upper - max(generated, lower)) / (upper - lower)
 
 
-def _levels(kind: Hashable, prompt_tokens: float) -> tuple[Hashable, Hashable]:
+def _class_keys(length_class: Hashable, prompt_tokens: float) -> tuple[Hashable, Hashable]:
     """The narrow class and the wide one: prompts are told apart by powers of four."""
-    return (kind, int(math.log(max(1.0, prompt_tokens), 4))), (kind,)
+    return (length_class, int(math.log(max(1.0, prompt_tokens), 4))), (length_class,)

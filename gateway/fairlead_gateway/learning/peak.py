@@ -18,30 +18,30 @@ lengths.
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
-FULL: Final = 0.99
+USABLE_SHARE: Final = 0.99
 """Of the memory, what may be planned for: blocks are only full at their ends."""
 
 
-class Held(NamedTuple):
+class SequenceForecast(NamedTuple):
     """One sequence: tokens it holds now, or will once its prompt is computed, and tokens still to come."""
 
     now_tokens: float
-    coming_tokens: float
+    remaining_tokens: float
 
 
-def peak_tokens(held: Iterable[Held]) -> float:
+def peak_tokens(sequences: Iterable[SequenceForecast]) -> float:
     """What is held at the worst moment still to come; 0 of nothing."""
-    most = total = 0.0
-    for count, (now, coming) in enumerate(sorted(held, key=_coming, reverse=True), 1):
+    peak = total = 0.0
+    for count, (now, remaining) in enumerate(sorted(sequences, key=_remaining_tokens, reverse=True), 1):
         total += now
-        most = max(most, total + count * coming)
-    return most
+        peak = max(peak, total + count * remaining)
+    return peak
 
 
-def fits(held: Iterable[Held], capacity_tokens: float) -> bool:
+def fits(held: Iterable[SequenceForecast], capacity_tokens: float) -> bool:
     """Whether all of them can be expected to run to their ends without one being put back."""
-    return peak_tokens(held) <= FULL * capacity_tokens
+    return peak_tokens(held) <= USABLE_SHARE * capacity_tokens
 
 
-def _coming(one: Held) -> float:
-    return one.coming_tokens
+def _remaining_tokens(sequence: SequenceForecast) -> float:
+    return sequence.remaining_tokens

@@ -13,16 +13,16 @@ import msgspec
 from fairlead.limits import Limits
 
 
-class Kind(IntEnum):
+class TimingEventKind(IntEnum):
     """What a row tells."""
 
-    SENT = 0
-    FIRST = 1
-    DONE = 2
-    GONE = 3
+    DISPATCHED = 0
+    FIRST_TOKEN = 1
+    FINISHED = 2
+    ABANDONED = 3
 
 
-class Row(msgspec.Struct, array_like=True, gc=False):
+class TimingEvent(msgspec.Struct, array_like=True, gc=False):
     """``tokens`` and ``cached``: of the prompt, as expected (SENT) or as the engine told (DONE; negative: it did not); ``output``: of
     the answer, negative where it is not known. ``instance`` is empty but for SENT."""
 
@@ -35,10 +35,10 @@ class Row(msgspec.Struct, array_like=True, gc=False):
     output: float = -1.0
 
 
-class Rows(msgspec.Struct, tag=True):
+class TimingEvents(msgspec.Struct, tag=True):
     """``dropped`` did not fit."""
 
-    rows: list[Row]
+    rows: list[TimingEvent]
     dropped: int
 
 
@@ -50,30 +50,30 @@ class Sink(Protocol):
         ...
 
 
-class RowTeller:
+class TimingReporter:
     """One worker's end."""
 
-    def __init__(self, sink: Sink, loop: asyncio.AbstractEventLoop, limits: Limits) -> None:
-        self._sink = sink
+    def __init__(self, sender: Sink, loop: asyncio.AbstractEventLoop, limits: Limits) -> None:
+        self._sender = sender
         self._loop = loop
-        self._most = limits.learn_rows
-        self._seconds = limits.learn_tell_seconds
-        self._rows: list[Row] = []
+        self._max_events = limits.timing_rows
+        self._seconds = limits.timing_report_seconds
+        self._events: list[TimingEvent] = []
         self._dropped = 0
 
-    def sent(self, request: str, instance: str, now: float, tokens: float, cached: float) -> None:
+    def on_dispatch(self, request: str, instance: str, now: float, tokens: float, cached: float) -> None:
         """A prompt of ``tokens`` was sent there, of which ``cached`` should be found."""
-        self._add(Row(Kind.SENT, now, request, instance, tokens, cached))
+        self._add(TimingEvent(TimingEventKind.DISPATCHED, now, request, instance, tokens, cached))
 
-    def first_token(self, request: str, now: float) -> None:
+    def on_first_token(self, request: str, now: float) -> None:
         """The first token of a stream came."""
-        self._add(Row(Kind.FIRST, now, request))
+        self._add(TimingEvent(TimingEventKind.FIRST_TOKEN, now, request))
 
-    def done(self, request: str, now: float, cached: int | None, output: int | None) -> None:
+    def on_finish(self, request: str, now: float, cached: int | None, output: int | None) -> None:
         """The answer is complete."""
         self._add(
-            Row(
-                Kind.DONE,
+            TimingEvent(
+                TimingEventKind.FINISHED,
                 now,
                 request,
                 cached=-1.0 if cached is None else float(cached),
@@ -81,20 +81,20 @@ class RowTeller:
             )
         )
 
-    def gone(self, request: str, now: float) -> None:
+    def on_abandoned(self, request: str, now: float) -> None:
         """It failed there, or its client left."""
-        self._add(Row(Kind.GONE, now, request))
+        self._add(TimingEvent(TimingEventKind.ABANDONED, now, request))
 
-    def _add(self, row: Row) -> None:
-        if len(self._rows) >= self._most:
+    def _add(self, row: TimingEvent) -> None:
+        if len(self._events) >= self._max_events:
             self._dropped += 1
             return
-        if not self._rows:
+        if not self._events:
             self._loop.call_later(self._seconds, self._flush)
-        self._rows.append(row)
+        self._events.append(row)
 
     def _flush(self) -> None:
-        rows, self._rows = self._rows, []
+        rows, self._events = self._events, []
         dropped, self._dropped = self._dropped, 0
-        if not self._sink.send(Rows(rows, dropped)):
+        if not self._sender.send(TimingEvents(rows, dropped)):
             self._dropped += dropped + len(rows)

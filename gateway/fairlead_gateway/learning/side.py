@@ -6,44 +6,44 @@ from collections.abc import Callable, Sequence
 from fairlead.clock import Clock
 from fairlead.fleet import Fleet
 from fairlead.limits import Limits
-from fairlead.tasks import ended
-from fairlead_gateway.channel_messages import Profiles
-from fairlead_gateway.learning.pupil import Learned, Pupil
-from fairlead_gateway.learning.rows import Rows
+from fairlead.tasks import cancel_and_wait
+from fairlead_gateway.channel_messages import ProfileUpdate
+from fairlead_gateway.learning.pupil import LearnedProfile, ProfileEstimator
+from fairlead_gateway.learning.rows import TimingEvents
 from fairlead_gateway.routing.prefix import BYTES_PER_TOKEN, block_ends
 
 
-class LearnSide:
+class ProfilingService:
     """``tell`` sends a message to all workers. Start and stop it on the running loop."""
 
-    def __init__(self, *, tell: Callable[[Profiles], None], clock: Clock, limits: Limits) -> None:
-        self._tell = tell
+    def __init__(self, *, broadcast: Callable[[ProfileUpdate], None], clock: Clock, limits: Limits) -> None:
+        self._broadcast = broadcast
         self._clock = clock
-        self._seconds = limits.learn_tell_seconds
-        self._pupil = Pupil(limits)
-        self._anew = False
+        self._seconds = limits.timing_report_seconds
+        self._estimator = ProfileEstimator(limits)
+        self._resend_all = False
         self._task: asyncio.Task[None] | None = None
 
-    def apply(self, fleet: Fleet) -> None:
+    def update_fleet(self, fleet: Fleet) -> None:
         """Take over who is there."""
-        self._pupil.apply(fleet)
+        self._estimator.update_fleet(fleet)
 
-    def heard(self, rows: Rows) -> None:
+    def on_timings(self, timings: TimingEvents) -> None:
         """A worker tells of its requests."""
-        self._pupil.heard(rows.rows, rows.dropped)
+        self._estimator.add_timings(timings.rows, timings.dropped)
 
-    def elsewhere(self, instance: str, hashes: Sequence[int]) -> None:
+    def on_peer_dispatch(self, instance: str, hashes: Sequence[int]) -> None:
         """Another gateway sent a prompt to an instance."""
         ends = block_ends(len(hashes) + 1)  # the last block is not full
-        self._pupil.elsewhere(instance, ends[-1] / BYTES_PER_TOKEN, self._clock.now())
+        self._estimator.on_peer_dispatch(instance, ends[-1] / BYTES_PER_TOKEN, self._clock.now())
 
-    def joined(self) -> None:
+    def on_worker_ready(self) -> None:
         """A worker knows nothing yet."""
-        self._anew = True
+        self._resend_all = True
 
-    def look(self, instance: str) -> Learned | None:
+    def learned_profile(self, instance: str) -> LearnedProfile | None:
         """What is known of an instance's engine; None where nothing is learned."""
-        return self._pupil.look(instance)
+        return self._estimator.learned_profile(instance)
 
     def start(self) -> None:
         """Begin on the running loop."""
@@ -52,13 +52,13 @@ class LearnSide:
     async def stop(self) -> None:
         """End it."""
         task, self._task = self._task, None
-        await ended(task)
+        await cancel_and_wait(task)
 
     async def _run(self) -> None:
         while True:
             await asyncio.sleep(self._seconds)
-            changed = self._pupil.step(self._clock.now())
-            if self._anew:
-                self._anew, changed = False, self._pupil.told()
+            changed = self._estimator.update(self._clock.now())
+            if self._resend_all:
+                self._resend_all, changed = False, self._estimator.sent_profiles()
             if changed:
-                self._tell(Profiles(dict(changed)))
+                self._broadcast(ProfileUpdate(dict(changed)))

@@ -1,6 +1,6 @@
 """The management port: readiness, metrics, the JSON API and the status page. It only reads; nothing here serves a prompt."""
 
-from fairlead_gateway.management.app import management_app
-from fairlead_gateway.management.view import Look, View
+from fairlead_gateway.management.app import create_management_app
+from fairlead_gateway.management.view import GatewayStatus, GatewayView
 
-__all__ = ["Look", "View", "management_app"]
+__all__ = ["GatewayStatus", "GatewayView", "create_management_app"]

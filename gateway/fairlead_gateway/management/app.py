@@ -7,47 +7,49 @@ brings, is a third of the helper's memory and is loaded when they do.
 import asyncio
 from collections.abc import Iterable
 
-from fairlead_gateway.management.guard import App, Guard, Receive, Scope, Send
-from fairlead_gateway.management.plain import Answer, Plain
-from fairlead_gateway.management.view import View
+from fairlead_gateway.management.guard import AccessGuard, App, Receive, Scope, Send
+from fairlead_gateway.management.plain import ProbeResponse, Probes
+from fairlead_gateway.management.view import GatewayView
 
 
-def management_app(view: View, *, hosts: Iterable[str] = (), token: str | None = None) -> App:
+def create_management_app(view: GatewayView, *, hosts: Iterable[str] = (), token: str | None = None) -> App:
     """The ASGI app; ``hosts`` are DNS names it is reached under, ``token`` (if any) guards ``/api``."""
-    return Guard(_Front(view), hosts=tuple(hosts), token=token)
+    return AccessGuard(_PathDispatcher(view), hosts=tuple(hosts), token=token)
 
 
-class _Front:
+class _PathDispatcher:
     """The plain paths here, everything else by the API."""
 
-    def __init__(self, view: View) -> None:
+    def __init__(self, view: GatewayView) -> None:
         self._view = view
-        self._plain = Plain(view)
+        self._probes = Probes(view)
         self._loading: asyncio.Task[App] | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
-        plain = self._plain.paths.get(scope["path"]) if scope["type"] == "http" else None
+        plain = self._probes.handlers.get(scope["path"]) if scope["type"] == "http" else None
         if plain is not None:
             await _send(send, await plain())
             return
-        await (await self._api())(scope, receive, send)
+        await (await self._load_api_once())(scope, receive, send)
 
-    async def _api(self) -> App:
+    async def _load_api_once(self) -> App:
         """Loaded once, beside the loop; whoever asks meanwhile waits for the same."""
         if self._loading is None or (self._loading.done() and self._loading.exception() is not None):
-            self._loading = asyncio.get_running_loop().create_task(asyncio.to_thread(_loaded, self._view, self._plain))
+            self._loading = asyncio.get_running_loop().create_task(
+                asyncio.to_thread(_load_api, self._view, self._probes)
+            )
         return await asyncio.shield(self._loading)
 
 
-def _loaded(view: View, plain: Plain) -> App:
-    from fairlead_gateway.management.api import api
+def _load_api(view: GatewayView, probes: Probes) -> App:
+    from fairlead_gateway.management.api import create_api
 
-    return api(view, plain)
+    return create_api(view, probes)
 
 
-async def _send(send: Send, answer: Answer) -> None:
-    length = (b"content-length", str(len(answer.body)).encode())
-    headers = [*((name.encode(), value.encode("latin-1")) for name, value in answer.headers), length]
-    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-    await send({"type": "http.response.body", "body": answer.body})
+async def _send(send: Send, response: ProbeResponse) -> None:
+    length = (b"content-length", str(len(response.body)).encode())
+    headers = [*((name.encode(), value.encode("latin-1")) for name, value in response.headers), length]
+    await send({"type": "http.response.start", "status": response.status, "headers": headers})
+    await send({"type": "http.response.body", "body": response.body})

@@ -2,16 +2,16 @@
 
 import asyncio
 
-from fairlead_gateway.listen import Request
+from fairlead_gateway.listen import HttpRequest
 from fairlead_gateway.management.guard import App, Message, Scope
-from fairlead_gateway.reply import Reply
+from fairlead_gateway.reply import ResponseWriter
 
-_NOBODY = "0.0.0.0"
+_UNKNOWN_ADDRESS = "0.0.0.0"
 """Stands for an address that could not be read: it must not count as this machine's."""
-_FRAMING = (b"content-type", b"content-length")
+_FRAMING_HEADERS = (b"content-type", b"content-length")
 
 
-async def answer(app: App, request: Request, reply: Reply, server: tuple[str, int]) -> None:
+async def serve_request(app: App, request: HttpRequest, response: ResponseWriter, server: tuple[str, int]) -> None:
     """Ask ``app``, which is reached at ``server``, and send what it says once it has said everything."""
     unread = [request.body]
     status = 500
@@ -32,13 +32,13 @@ async def answer(app: App, request: Request, reply: Reply, server: tuple[str, in
         else:
             body.extend(message.get("body", b""))
 
-    await app(_scope(request, reply, server), receive, send)
+    await app(_scope(request, response, server), receive, send)
     kind = next((value for name, value in fields if name == b"content-type"), b"application/octet-stream")
-    lines = b"".join(b"%b: %b\r\n" % (name, value) for name, value in fields if name not in _FRAMING)
-    reply.whole(status, lines.decode("latin-1"), bytes(body), kind=kind.decode("latin-1"))
+    lines = b"".join(b"%b: %b\r\n" % (name, value) for name, value in fields if name not in _FRAMING_HEADERS)
+    response.send(status, lines.decode("latin-1"), bytes(body), content_type=kind.decode("latin-1"))
 
 
-def _scope(request: Request, reply: Reply, server: tuple[str, int]) -> Scope:
+def _scope(request: HttpRequest, response: ResponseWriter, server: tuple[str, int]) -> Scope:
     head = request.head
     return {
         "type": "http",
@@ -50,6 +50,6 @@ def _scope(request: Request, reply: Reply, server: tuple[str, int]) -> Scope:
         "query_string": head.query,
         "root_path": "",
         "headers": head.fields,
-        "client": (reply.client() or _NOBODY, 0),
+        "client": (response.client_address() or _UNKNOWN_ADDRESS, 0),
         "server": server,
     }

@@ -17,29 +17,29 @@ from fairlead.errors import Unavailable
 _READ_BYTES: Final = 256 * 1024
 
 
-async def get(
+async def fetch(
     url: str,
     *,
-    deadline_seconds: float,
-    most_bytes: int,
-    trust: Callable[[], ssl.SSLContext] = ssl.create_default_context,
-    more: bytes = b"",
-    question: bytes | None = None,
+    timeout_seconds: float,
+    max_bytes: int,
+    tls_context: Callable[[], ssl.SSLContext] = ssl.create_default_context,
+    extra_headers: bytes = b"",
+    json_body: bytes | None = None,
 ) -> bytes:
     """The body of a 200 answer. Raises Unavailable, saying in a few words why there is none.
 
     ``trust`` says whose certificates an https server may show; ``more`` is ready header text; ``question`` is JSON that is posted.
     """
     try:
-        async with asyncio.timeout(deadline_seconds):
-            return await _get(url, most_bytes, trust, more, question)
+        async with asyncio.timeout(timeout_seconds):
+            return await _fetch(url, max_bytes, tls_context, extra_headers, json_body)
     except TimeoutError:
-        raise Unavailable(f"no answer within {deadline_seconds:g} s") from None
+        raise Unavailable(f"no answer within {timeout_seconds:g} s") from None
     except (OSError, ValueError, httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
         raise Unavailable(f"{type(error).__name__}: {error}") from error
 
 
-async def _get(
+async def _fetch(
     url: str, most_bytes: int, trust: Callable[[], ssl.SSLContext], more: bytes, question: bytes | None
 ) -> bytes:
     parts = urlsplit(url)
@@ -56,7 +56,7 @@ async def _get(
         if question is not None:
             head += f"content-length: {len(question)}\r\n"
         writer.write(head.encode() + more + b"\r\n" + (question or b""))
-        page = _Page()
+        page = _ResponseReader()
         parser = httptools.HttpResponseParser(page)
         while not page.complete:
             data = await reader.read(_READ_BYTES)
@@ -75,7 +75,7 @@ async def _get(
     return b"".join(page.parts)
 
 
-class _Page:
+class _ResponseReader:
     """What the parser calls back."""
 
     def __init__(self) -> None:

@@ -19,11 +19,11 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-WHERE: Final = "/api/route"
+ROUTE_PREVIEW_PATH: Final = "/api/route"
 """Asks where a request would go: the one path that is asked with POST."""
 _PRIVATE_SUFFIXES: Final = (".localhost", ".svc", ".cluster.local")
 _OPEN_PATHS: Final = frozenset({"/", "/readyz", "/metrics"})
-_HEADERS: Final = (
+_SECURITY_HEADERS: Final = (
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
     (b"cache-control", b"no-store"),
@@ -32,7 +32,7 @@ _HEADERS: Final = (
 )
 
 
-class Guard:
+class AccessGuard:
     """An ASGI wrapper; ``hosts`` are further names under which this port is reached."""
 
     def __init__(self, app: App, *, hosts: Iterable[str] = (), token: str | None = None) -> None:
@@ -48,25 +48,25 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        refusal = self._refuse(scope)
+        refusal = self._refusal(scope)
         if refusal is None:
-            await self._app(scope, receive, _with_headers(send))
+            await self._app(scope, receive, _with_security_headers(send))
         else:
-            await _answer(_with_headers(send), *refusal)
+            await _send_refusal(_with_security_headers(send), *refusal)
 
-    def _refuse(self, scope: Scope) -> tuple[int, str, str] | None:
+    def _refusal(self, scope: Scope) -> tuple[int, str, str] | None:
         headers = scope["headers"]
         hosts = [value.decode("latin-1") for name, value in headers if name == b"host"]
-        if len(hosts) != 1 or not self.knows(hosts[0]):
+        if len(hosts) != 1 or not self.is_trusted_host(hosts[0]):
             return (
                 403,
                 "this host name is not served here",
                 "use the address, or start the gateway with --manage-host NAME",
             )
-        method = "POST" if scope["path"] == WHERE else "GET"
+        method = "POST" if scope["path"] == ROUTE_PREVIEW_PATH else "GET"
         if scope["method"] != method:
             return 405, f"{scope['method']} is not possible here", method
-        sent = {name: value for name, value in headers if name in _READ}
+        sent = {name: value for name, value in headers if name in _READ_HEADERS}
         origin = sent.get(b"origin")
         if origin is not None and origin.decode("latin-1").partition("://")[2] != hosts[0]:
             return 403, "requests from other origins are refused", "open the status page itself"
@@ -74,19 +74,19 @@ class Guard:
             return 403, "requests from other sites are refused", "open the status page itself"
         if scope["path"] in _OPEN_PATHS:
             return None
-        return self._unauthorized(scope, sent.get(b"authorization", b""))
+        return self._token_refusal(scope, sent.get(b"authorization", b""))
 
-    def _unauthorized(self, scope: Scope, authorization: bytes) -> tuple[int, str, str] | None:
+    def _token_refusal(self, scope: Scope, authorization: bytes) -> tuple[int, str, str] | None:
         if self._token is None:
-            return None if _local(scope) else (403, "only this machine is answered", "set a management token")
+            return None if _is_local(scope) else (403, "only this machine is answered", "set a management token")
         scheme, _, given = authorization.partition(b" ")
         if scheme.lower() == b"bearer" and hmac.compare_digest(given.strip(), self._token):
             return None
         return 401, "the management token is missing or wrong", "send it as Authorization: Bearer"
 
-    def knows(self, host: str) -> bool:
+    def is_trusted_host(self, host: str) -> bool:
         """Whether a Host header names this gateway in a way that no foreign page can arrange."""
-        name = _name(host)
+        name = _host_name(host)
         if name is None:
             return False
         try:
@@ -96,16 +96,16 @@ class Guard:
         return True
 
 
-def _local(scope: Scope) -> bool:
+def _is_local(scope: Scope) -> bool:
     """Whether the peer is on this machine; a peer without an address came through a local socket."""
     client = scope.get("client")
     return not client or ipaddress.ip_address(client[0].partition("%")[0]).is_loopback
 
 
-_READ: Final = frozenset({b"origin", b"sec-fetch-site", b"sec-fetch-mode", b"authorization"})
+_READ_HEADERS: Final = frozenset({b"origin", b"sec-fetch-site", b"sec-fetch-mode", b"authorization"})
 
 
-def _name(host: str) -> str | None:
+def _host_name(host: str) -> str | None:
     """The host without port and brackets, lower case; None when it cannot be one."""
     text = host.strip().lower()
     if text.startswith("["):
@@ -118,20 +118,20 @@ def _name(host: str) -> str | None:
     return name.rstrip(".")
 
 
-def _with_headers(send: Send) -> Send:
+def _with_security_headers(send: Send) -> Send:
     async def wrapped(message: Message) -> None:
         if message["type"] == "http.response.start":
             present = {name for name, _ in message.get("headers", ())}
             message["headers"] = [
                 *message.get("headers", ()),
-                *(item for item in _HEADERS if item[0] not in present),
+                *(item for item in _SECURITY_HEADERS if item[0] not in present),
             ]
         await send(message)
 
     return wrapped
 
 
-async def _answer(send: Send, status: int, message: str, hint: str) -> None:
+async def _send_refusal(send: Send, status: int, message: str, hint: str) -> None:
     body = json.dumps({"error": {"message": message, "type": "invalid_request_error", "hint": hint}}).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     if status == 405:

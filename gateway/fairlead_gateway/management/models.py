@@ -3,18 +3,18 @@
 from pydantic import BaseModel, ConfigDict, Field
 
 
-class _Model(BaseModel):
+class _ResponseModel(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Ready(_Model):
+class ReadyOut(_ResponseModel):
     """Whether this gateway answers requests."""
 
     ready: bool
     notes: list[str] = Field(description="What is wrong or degraded, in words; may be non-empty while ready.")
 
 
-class Objectives(_Model):
+class ObjectivesOut(_ResponseModel):
     """What a request of the model should see."""
 
     target: float = Field(description="Share of requests that should meet the objectives, 0 to 1.")
@@ -23,7 +23,7 @@ class Objectives(_Model):
     itl_seconds: float | None
 
 
-class Signals(_Model):
+class SignalsOut(_ResponseModel):
     """What the engine said of itself."""
 
     age_seconds: float | None
@@ -37,7 +37,7 @@ class Signals(_Model):
     sleeping: bool | None
 
 
-class ScaleDown(_Model):
+class ScaleDownOut(_ResponseModel):
     """What would be lost with an instance, so that the cheapest one can be chosen."""
 
     rank: int | None = Field(
@@ -49,7 +49,7 @@ class ScaleDown(_Model):
     reason: str
 
 
-class Index(_Model):
+class IndexOut(_ResponseModel):
     """What routing knows of an instance's cache, and how good that was. Tokens are sums since this gateway started."""
 
     state: str = Field(
@@ -66,10 +66,10 @@ class Index(_Model):
         description="Answers that found less than was credited since the engine lost it meanwhile; no sign of drift."
     )
     quarantines: int
-    scale_down: ScaleDown | None = Field(description="Null where it does not tell what it holds.")
+    scale_down: ScaleDownOut | None = Field(description="Null where it does not tell what it holds.")
 
 
-class Links(_Model):
+class LinksOut(_ResponseModel):
     """How prompts are linked to what engines tell."""
 
     blocks: int = Field(description="Blocks of prompt text whose place in the index is known.")
@@ -80,7 +80,7 @@ class Links(_Model):
     how: str = Field(description="How that is learned, in words.")
 
 
-class Wanted(_Model):
+class WantedOut(_ResponseModel):
     """A hot prefix that fewer instances hold than its share of the prompts keeps busy."""
 
     prefix: str = Field(description="The keyed hash of its text.")
@@ -93,7 +93,7 @@ class Wanted(_Model):
     reason: str
 
 
-class Profile(_Model):
+class ProfileOut(_ResponseModel):
     """What an engine's work costs, as requests are routed by it."""
 
     learned: bool = Field(description="From its requests; otherwise it is assumed, and nothing contradicts it yet.")
@@ -108,7 +108,7 @@ class Profile(_Model):
     error: float | None = Field(description="How far single predictions were off lately, as a share.")
 
 
-class Instance(_Model):
+class InstanceOut(_ResponseModel):
     """One engine endpoint: its state, this gateway's own work on it, and the engine's signals."""
 
     id: str
@@ -125,12 +125,12 @@ class Instance(_Model):
     in_flight_tokens: float | None
     standing: str | None = Field(description="Healthy, Ejected, Probing or WarmingUp, as this gateway saw it.")
     standing_reason: str | None = Field(description="Why it is not Healthy, in words.")
-    signals: Signals | None
-    index: Index | None = Field(description="Null where no instance of the model tells what it holds.")
-    profile: Profile | None = Field(description="Null where nothing is learned: legs of hand-offs.")
+    signals: SignalsOut | None
+    index: IndexOut | None = Field(description="Null where no instance of the model tells what it holds.")
+    profile: ProfileOut | None = Field(description="Null where nothing is learned: legs of hand-offs.")
 
 
-class Model(_Model):
+class ModelOut(_ResponseModel):
     """One model with its instances."""
 
     key: str = Field(description="namespace/name")
@@ -140,21 +140,21 @@ class Model(_Model):
     wakes: bool = Field(
         description="It may have no instance that serves; a request then waits while one starts or wakes."
     )
-    objectives: Objectives
-    links: Links | None = Field(description="Null where no instance of the model tells what it holds.")
-    wanted: list[Wanted] = Field(description="Known where gateways share a Redis and instances tell what they hold.")
-    instances: list[Instance]
+    objectives: ObjectivesOut
+    links: LinksOut | None = Field(description="Null where no instance of the model tells what it holds.")
+    wanted: list[WantedOut] = Field(description="Known where gateways share a Redis and instances tell what they hold.")
+    instances: list[InstanceOut]
 
 
-class Fleet(_Model):
+class FleetOut(_ResponseModel):
     """The snapshot that requests are routed over."""
 
     version: int
     membership_epoch: int
-    models: list[Model]
+    models: list[ModelOut]
 
 
-class Quantiles(_Model):
+class QuantilesOut(_ResponseModel):
     """Seconds; null without an observation. Read from a histogram: within about 10 %."""
 
     p50: float | None
@@ -163,7 +163,7 @@ class Quantiles(_Model):
     mean: float | None
 
 
-class Slice(_Model):
+class SliceOut(_ResponseModel):
     """What happened in some stretch of time."""
 
     seconds: float
@@ -173,9 +173,9 @@ class Slice(_Model):
     aborts: int
     rejected: int
     retries: int
-    ttft_seconds: Quantiles
-    itl_seconds: Quantiles
-    overhead_seconds: Quantiles = Field(description="The gateway's own time; one bucket per doubling from 10 µs.")
+    ttft_seconds: QuantilesOut
+    itl_seconds: QuantilesOut
+    overhead_seconds: QuantilesOut = Field(description="The gateway's own time; one bucket per doubling from 10 µs.")
     within_objective: float | None = Field(description="Share of judged requests that met all objectives.")
     cached_token_share: float | None = Field(description="Of prompt tokens whose caching the engines reported.")
     predicted_cached_token_share: float | None = Field(description="What the router expected of the same tokens.")
@@ -187,7 +187,7 @@ class Slice(_Model):
     )
 
 
-class InstanceStats(_Model):
+class InstanceStatsOut(_ResponseModel):
     """One instance's part in the last minute."""
 
     requests: int
@@ -199,25 +199,25 @@ class InstanceStats(_Model):
     share_of_work: float | None = Field(description="Its share of the model's computed prompt and generated tokens.")
 
 
-class ModelStats(_Model):
+class ModelStatsOut(_ResponseModel):
     """One model: now, the last minute, and since the gateway started."""
 
     in_flight: int
     queue: int = Field(description="Requests in flight without a first token.")
-    window: Slice
-    totals: Slice
+    window: SliceOut
+    totals: SliceOut
     decisions: dict[str, int] = Field(description="Choices by rule since the start.")
-    instances: dict[str, InstanceStats]
+    instances: dict[str, InstanceStatsOut]
 
 
-class OtherGateway(_Model):
+class OtherGatewayOut(_ResponseModel):
     """Another gateway that is heard through Redis."""
 
     name: str
     age_seconds: float = Field(description="Since its last word.")
 
 
-class Stats(_Model):
+class StatsOut(_ResponseModel):
     """The gateway in numbers."""
 
     version: str
@@ -226,28 +226,28 @@ class Stats(_Model):
     ready: bool
     notes: list[str]
     loop_lag_p99_seconds: float | None
-    gateways: list[OtherGateway] | None = Field(description="Other gateways that are heard; null without a Redis.")
+    gateways: list[OtherGatewayOut] | None = Field(description="Other gateways that are heard; null without a Redis.")
     unknown_model_requests: int = Field(description="Requests of the last minute that named no model of the fleet.")
-    models: dict[str, ModelStats]
+    models: dict[str, ModelStatsOut]
 
 
-class Number(_Model):
+class NumberOut(_ResponseModel):
     """An input of a decision and how old it was (null = computed just then)."""
 
     value: float | None
     age_seconds: float | None
 
 
-class Candidate(_Model):
+class CandidateOut(_ResponseModel):
     """One instance that was looked at."""
 
     id: str
     chosen: bool
     why: str = Field(description="Why it was taken or not, in words.")
-    inputs: dict[str, Number]
+    inputs: dict[str, NumberOut]
 
 
-class Choice(_Model):
+class ChoiceOut(_ResponseModel):
     """One decision: the rule, the words, everyone who was looked at."""
 
     attempt: int
@@ -256,18 +256,18 @@ class Choice(_Model):
     rule: str
     reason: str
     cost_seconds: float | None
-    candidates: list[Candidate]
-    inputs: dict[str, Number] = Field(description="Inputs that belong to no single candidate.")
+    candidates: list[CandidateOut]
+    inputs: dict[str, NumberOut] = Field(description="Inputs that belong to no single candidate.")
 
 
-class Failure(_Model):
+class FailureOut(_ResponseModel):
     """An attempt that ended before the client had a byte."""
 
     instance: str
     why: str = Field(description="One word of a closed list.")
 
 
-class Outcome(_Model):
+class OutcomeOut(_ResponseModel):
     """How the request ended."""
 
     status: int
@@ -285,45 +285,45 @@ class Outcome(_Model):
     overhead_seconds: float | None = Field(
         description="The gateway's own time until the dispatch; null behind a failure."
     )
-    failures: list[Failure] = Field(description="Attempts that ended before the client had a byte, oldest first.")
+    failures: list[FailureOut] = Field(description="Attempts that ended before the client had a byte, oldest first.")
     continued: bool = Field(description="Another engine was asked for the rest of a stream that broke.")
 
 
-class PrefillLeg(_Model):
+class PrefillLegOut(_ResponseModel):
     """One prefill engine that was asked."""
 
     instance: str
     rule: str
     reason: str
     cost_seconds: float | None
-    candidates: list[Candidate]
-    inputs: dict[str, Number] = Field(description="Inputs that belong to no single candidate.")
+    candidates: list[CandidateOut]
+    inputs: dict[str, NumberOut] = Field(description="Inputs that belong to no single candidate.")
     seconds: float | None = Field(description="From asked to answered; null while it runs.")
     result: str = Field(description="pending, ok, or one word for what went wrong.")
 
 
-class Where(_Model):
+class WhereOut(_ResponseModel):
     """Who computes the prompt: the engine that answers it, or one that prefills."""
 
     instance: str | None = Field(description="Null when no prefill engine is ready.")
     rule: str
     reason: str
-    candidates: list[Candidate]
-    inputs: dict[str, Number] = Field(description="Inputs that belong to no single candidate.")
+    candidates: list[CandidateOut]
+    inputs: dict[str, NumberOut] = Field(description="Inputs that belong to no single candidate.")
 
 
-class Handoff(_Model):
+class HandoffOut(_ResponseModel):
     """What became of the prompt's way from prefill to decode."""
 
     outcome: str = Field(description="pending, done, bypassed or failed; the latter two went on on one engine.")
     reason: str = Field(description="One word of a closed list; of one that was done, the rule by which it went.")
     words: str
-    where: Where | None = Field(description="Null where two engines cannot serve it, or none could answer.")
+    where: WhereOut | None = Field(description="Null where two engines cannot serve it, or none could answer.")
     waited_seconds: float = Field(description="Passed before a decode engine could be chosen.")
-    legs: list[PrefillLeg] = Field(description="Prefill engines asked, oldest first.")
+    legs: list[PrefillLegOut] = Field(description="Prefill engines asked, oldest first.")
 
 
-class Decision(_Model):
+class DecisionOut(_ResponseModel):
     """A request's choices, oldest first, and its end (null while it runs)."""
 
     request_id: str
@@ -331,26 +331,26 @@ class Decision(_Model):
     wall: float
     prompt_tokens: float = Field(description="The estimate that the choice was made with.")
     caller: str | None = Field(description="The name of the API key that was shown; null where nobody asks for one.")
-    handoff: Handoff | None = Field(description="Null unless the model has prefill engines.")
-    choices: list[Choice]
-    outcome: Outcome | None
+    handoff: HandoffOut | None = Field(description="Null unless the model has prefill engines.")
+    choices: list[ChoiceOut]
+    outcome: OutcomeOut | None
 
 
-class Would(_Model):
+class RoutePreviewOut(_ResponseModel):
     """Where a request would go just now; nothing was sent."""
 
-    decision: Decision = Field(description="As that of a request, without an outcome.")
+    decision: DecisionOut = Field(description="As that of a request, without an outcome.")
     workers: int = Field(description="How many of the gateway's workers were asked; the decision is the first one's.")
     agreeing: int = Field(description="How many of them would choose the same instance.")
 
 
-class Decisions(_Model):
+class DecisionsOut(_ResponseModel):
     """Newest first."""
 
-    decisions: list[Decision]
+    decisions: list[DecisionOut]
 
 
-class ErrorBody(_Model):
+class ErrorBodyOut(_ResponseModel):
     """An error as OpenAI writes it, with what to do about it."""
 
     message: str
@@ -360,7 +360,7 @@ class ErrorBody(_Model):
     hint: str | None = None
 
 
-class Error(_Model):
+class ErrorOut(_ResponseModel):
     """Every answer that is not 200, except that ``/readyz`` keeps its own shape with 503."""
 
-    error: ErrorBody
+    error: ErrorBodyOut

@@ -6,11 +6,11 @@ from typing import NamedTuple
 import msgspec
 
 from fairlead_gateway.management.page import load_page
-from fairlead_gateway.management.view import View
+from fairlead_gateway.management.view import GatewayView
 from fairlead_gateway.telemetry.exposition import CONTENT_TYPE
 
 
-class Answer(NamedTuple):
+class ProbeResponse(NamedTuple):
     """``headers`` begin with the content type."""
 
     status: int
@@ -18,32 +18,32 @@ class Answer(NamedTuple):
     body: bytes
 
 
-class Plain:
+class Probes:
     """The paths that need no token."""
 
-    def __init__(self, view: View) -> None:
+    def __init__(self, view: GatewayView) -> None:
         self._view = view
-        self.paths = {"/": self.status_page, "/readyz": self.readyz, "/metrics": self.metrics}
+        self.handlers = {"/": self.status_page, "/readyz": self.readyz, "/metrics": self.metrics}
 
-    async def status_page(self) -> Answer:
+    async def status_page(self) -> ProbeResponse:
         """The page, which asks the API for what it shows."""
         page, policy = load_page()
         headers = (("content-type", "text/html; charset=utf-8"), ("content-security-policy", policy))
-        return Answer(200, headers, page)
+        return ProbeResponse(200, headers, page)
 
-    async def readyz(self) -> Answer:
+    async def readyz(self) -> ProbeResponse:
         """200 while requests are answered, else 503."""
-        look = await self._view.look()
-        body = msgspec.json.encode({"ready": look.ready, "notes": look.notes})
-        return Answer(200 if look.ready else 503, (("content-type", "application/json"),), body)
+        look = await self._view.status()
+        body = msgspec.json.encode({"ready": look.ready, "notes": look.warnings})
+        return ProbeResponse(200 if look.ready else 503, (("content-type", "application/json"),), body)
 
-    async def metrics(self) -> Answer:
+    async def metrics(self) -> ProbeResponse:
         """Prometheus text. The loop has its turn between two pieces."""
         view = self._view
         pieces: list[bytes] = []
-        look, telemetry = await view.look(), await view.counted(windows=False)
-        telemetry.lag, telemetry.waiting = look.lag, look.held
-        for piece in telemetry.render_parts(view.fleet(), look.loads, view.clock.now()):
+        look, telemetry = await view.status(), await view.counters(windows=False)
+        telemetry.loop_lag, telemetry.queued = look.lag, look.queued
+        for piece in telemetry.render_chunks(view.fleet(), look.loads, view.clock.now()):
             pieces.append(piece)
             await asyncio.sleep(0)
-        return Answer(200, (("content-type", CONTENT_TYPE),), b"".join(pieces))
+        return ProbeResponse(200, (("content-type", CONTENT_TYPE),), b"".join(pieces))

@@ -13,28 +13,28 @@ from collections.abc import Sequence
 
 from fairlead.limits import Limits
 from fairlead_gateway import quiet_log
-from fairlead_gateway.errors import GatewayError, WrongMethod
-from fairlead_gateway.head import Head
-from fairlead_gateway.listen import Listener, Request
-from fairlead_gateway.management.app import management_app
-from fairlead_gateway.management.asgi import answer
-from fairlead_gateway.management.guard import WHERE, App
-from fairlead_gateway.management.view import View
-from fairlead_gateway.ports import BACKLOG
-from fairlead_gateway.reply import Reply
+from fairlead_gateway.errors import GatewayError, MethodNotAllowed
+from fairlead_gateway.head import RequestHead
+from fairlead_gateway.listen import HttpRequest, Listener
+from fairlead_gateway.management.app import create_management_app
+from fairlead_gateway.management.asgi import serve_request
+from fairlead_gateway.management.guard import ROUTE_PREVIEW_PATH, App
+from fairlead_gateway.management.view import GatewayView
+from fairlead_gateway.ports import LISTEN_BACKLOG
+from fairlead_gateway.reply import ResponseWriter
 
 _log = logging.getLogger("fairlead.gateway")
-_LEAVE_SECONDS = 1.0
-_LOOK_SECONDS = 0.02
+_DRAIN_SECONDS = 1.0
+_DRAIN_POLL_SECONDS = 0.02
 
 
-class Management:
+class ManagementServer:
     """Serves ``view``; ``token`` guards its API, which is reached under ``hosts`` too."""
 
     def __init__(
-        self, view: View, private: socket.socket, *, limits: Limits, token: str | None, hosts: Sequence[str] = ()
+        self, view: GatewayView, private: socket.socket, *, limits: Limits, token: str | None, hosts: Sequence[str] = ()
     ) -> None:
-        self._app = management_app(view, token=token, hosts=hosts)
+        self._app = create_management_app(view, token=token, hosts=hosts)
         self._clock = view.clock
         self._limits = limits
         self._private = private
@@ -45,11 +45,11 @@ class Management:
         """Answer from now on."""
         loop = asyncio.get_running_loop()
         numbers = itertools.count(1)
-        desk = _Desk(self._app, self._private.getsockname()[:2])
+        desk = _AsgiHandler(self._app, self._private.getsockname()[:2])
         listener = self._listener = Listener(
-            desk, clock=self._clock, limits=self._limits, loop=loop, new_id=lambda: f"manage-{next(numbers)}"
+            desk, clock=self._clock, limits=self._limits, loop=loop, create_request_id=lambda: f"manage-{next(numbers)}"
         )
-        self._server = await loop.create_server(listener.protocol, sock=self._private, backlog=BACKLOG)
+        self._server = await loop.create_server(listener.create_connection, sock=self._private, backlog=LISTEN_BACKLOG)
 
     async def stop(self) -> None:
         """Answer what is being asked, and no more."""
@@ -59,40 +59,40 @@ class Management:
         self._server.close()
         self._listener.drain()
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_LEAVE_SECONDS):
-                while self._listener.busy():  # noqa: ASYNC110 - connections set no event
-                    await asyncio.sleep(_LOOK_SECONDS)
+            async with asyncio.timeout(_DRAIN_SECONDS):
+                while self._listener.count_busy():  # noqa: ASYNC110 - connections set no event
+                    await asyncio.sleep(_DRAIN_POLL_SECONDS)
         self._listener.close()
 
 
-class _Desk:
+class _AsgiHandler:
     """Has each request answered by the app, in a task of its own that ends with its client."""
 
     def __init__(self, app: App, server: tuple[str, int]) -> None:
         self._app = app
         self._server = server
 
-    def admit(self, head: Head) -> None:
+    def check_headers(self, head: RequestHead) -> None:
         """Nothing that has a body is waited for, beside the question that is one. Raises WrongMethod."""
-        if head.path == WHERE and head.method == "POST":
+        if head.path == ROUTE_PREVIEW_PATH and head.method == "POST":
             return
-        raise WrongMethod(
-            "the management port only answers GET, without a body", hint="use GET", fields=(("allow", "GET"),)
+        raise MethodNotAllowed(
+            "the management port only answers GET, without a body", hint="use GET", headers=(("allow", "GET"),)
         )
 
-    def handle(self, request: Request, reply: Reply) -> None:
+    def handle(self, request: HttpRequest, response: ResponseWriter) -> None:
         """Begin an answer."""
-        task = asyncio.get_running_loop().create_task(self._answered(request, reply))
-        reply.gone = task.cancel
+        task = asyncio.get_running_loop().create_task(self._respond(request, response))
+        response.on_client_gone = task.cancel
 
-    def refused(self, error: GatewayError, reply: Reply) -> None:
+    def on_rejected(self, error: GatewayError, response: ResponseWriter) -> None:
         """Answer something that never became a request."""
-        fields = "".join(f"{name}: {value}\r\n" for name, value in error.fields)
-        reply.whole(error.status, fields, error.body(reply.request_id))
+        fields = "".join(f"{name}: {value}\r\n" for name, value in error.headers)
+        response.send(error.status, fields, error.body(response.request_id))
 
-    async def _answered(self, request: Request, reply: Reply) -> None:
+    async def _respond(self, request: HttpRequest, response: ResponseWriter) -> None:
         try:
-            await answer(self._app, request, reply, self._server)
+            await serve_request(self._app, request, response, self._server)
         except Exception as error:  # noqa: BLE001 - whatever it is, its asker gets an answer, and the log a place to look at
-            _log.error("%s on the management port\n%s", type(error).__name__, quiet_log.where(error))
-            self.refused(GatewayError("a defect in the management port", hint="see the gateway's log"), reply)
+            _log.error("%s on the management port\n%s", type(error).__name__, quiet_log.traceback_lines(error))
+            self.on_rejected(GatewayError("a defect in the management port", hint="see the gateway's log"), response)

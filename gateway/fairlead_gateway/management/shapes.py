@@ -6,52 +6,52 @@ from types import MappingProxyType
 import msgspec
 
 from fairlead import decision, fleet
-from fairlead.fleetfile import dump_profile
-from fairlead_gateway.decision_log import CONTINUED, DecisionRecord, Logged
-from fairlead_gateway.handoff_story import HandoffStory, PrefillLeg
-from fairlead_gateway.learning.pupil import Learned
+from fairlead.fleetfile import profile_fields
+from fairlead_gateway.decision_log import CONTINUATION_RULE, DecisionRecord, LoggedRequest
+from fairlead_gateway.handoff_story import HandoffRecord, PrefillAttempt
+from fairlead_gateway.learning.pupil import LearnedProfile
 from fairlead_gateway.management import models
-from fairlead_gateway.telemetry import Load
-from fairlead_gateway.telemetry.index import InstanceIndex, Looks, ModelLook
+from fairlead_gateway.telemetry import LoadView
+from fairlead_gateway.telemetry.index import IndexStatus, InstanceIndexStatus, ModelIndexStatus
 
-Standings = Callable[[str], tuple[str, str]]
+HealthLookup = Callable[[str], tuple[str, str]]
 
 
-def fleet_json(
+def fleet_out(
     snapshot: fleet.Fleet,
-    loads: Mapping[str, Load],
+    loads: Mapping[str, LoadView],
     now: float,
-    standing: Standings | None = None,
-    index: Looks = MappingProxyType({}),
-    learned: Callable[[str], Learned | None] | None = None,
-) -> models.Fleet:
+    health_of: HealthLookup | None = None,
+    index: IndexStatus = MappingProxyType({}),
+    learned_profile: Callable[[str], LearnedProfile | None] | None = None,
+) -> models.FleetOut:
     """The fleet with the gateway's own ledger and verdict beside each instance."""
-    return models.Fleet(
+    return models.FleetOut(
         version=snapshot.version,
         membership_epoch=snapshot.membership_epoch,
         models=[
-            models.Model(
+            models.ModelOut(
                 key=key,
                 namespace=model.namespace,
                 name=model.name,
                 preset=model.preset,
                 wakes=model.wakes,
-                objectives=models.Objectives(
+                objectives=models.ObjectivesOut(
                     target=model.objectives.target,
                     ttft_seconds=model.objectives.ttft_seconds,
                     ttft_per_kilo_token_seconds=model.objectives.ttft_per_kilo_token_seconds,
                     itl_seconds=model.objectives.itl_seconds,
                 ),
-                links=_links(index.get(key)),
-                wanted=_wanted(index.get(key)),
+                links=_links_out(index.get(key)),
+                wanted=_wanted_out(index.get(key)),
                 instances=[
-                    _instance(
+                    _instance_out(
                         instance,
                         loads.get(instance.id),
                         now,
-                        standing,
+                        health_of,
                         index.get(key),
-                        learned(instance.id) if learned is not None else None,
+                        learned_profile(instance.id) if learned_profile is not None else None,
                     )
                     for instance in snapshot.instances.get(key, ())
                 ],
@@ -61,55 +61,57 @@ def fleet_json(
     )
 
 
-def _links(look: ModelLook | None) -> models.Links | None:
+def _links_out(look: ModelIndexStatus | None) -> models.LinksOut | None:
     if look is None:
         return None
-    return models.Links(blocks=look.links, lowered=look.lowered, prompts=look.learned, how=look.how)
+    return models.LinksOut(
+        blocks=look.linked_blocks, lowered=look.lowered_links, prompts=look.learned_prompts, how=look.token_source
+    )
 
 
-def _wanted(look: ModelLook | None) -> list[models.Wanted]:
-    return [] if look is None else [models.Wanted(**msgspec.structs.asdict(one)) for one in look.wanted]
+def _wanted_out(look: ModelIndexStatus | None) -> list[models.WantedOut]:
+    return [] if look is None else [models.WantedOut(**msgspec.structs.asdict(one)) for one in look.replication_hints]
 
 
-def _index(one: InstanceIndex | None) -> models.Index | None:
+def _index_out(one: InstanceIndexStatus | None) -> models.IndexOut | None:
     if one is None:
         return None
-    return models.Index(
+    return models.IndexOut(
         state=one.state,
         reason=one.reason or None,
-        predicted_tokens=one.predicted,
-        reported_tokens=one.reported,
+        predicted_tokens=one.predicted_tokens,
+        reported_tokens=one.reported_tokens,
         ratio=one.ratio,
         answers=one.answers,
-        silent=one.silent,
+        silent=one.unreported,
         late=one.late,
         quarantines=one.quarantines,
-        scale_down=_scale_down(one),
+        scale_down=_scale_down_out(one),
     )
 
 
-def _scale_down(one: InstanceIndex) -> models.ScaleDown | None:
-    if one.held is None or one.victim is None:
+def _scale_down_out(one: InstanceIndexStatus) -> models.ScaleDownOut | None:
+    if one.block_counts is None or one.removal_rank is None:
         return None
-    return models.ScaleDown(
-        rank=one.victim.rank,
-        blocks=one.held.blocks,
-        unique_blocks=one.victim.unique,
-        unique_used_blocks=one.victim.used,
-        reason=one.victim.reason,
+    return models.ScaleDownOut(
+        rank=one.removal_rank.rank,
+        blocks=one.block_counts.blocks,
+        unique_blocks=one.removal_rank.unique,
+        unique_used_blocks=one.removal_rank.used,
+        reason=one.removal_rank.reason,
     )
 
 
-def _instance(
+def _instance_out(
     instance: fleet.Instance,
-    load: Load | None,
+    load: LoadView | None,
     now: float,
-    standing: Standings | None,
-    look: ModelLook | None,
-    learned: Learned | None,
-) -> models.Instance:
-    stands, why = standing(instance.id) if standing is not None else (None, None)
-    return models.Instance(
+    health_of: HealthLookup | None,
+    look: ModelIndexStatus | None,
+    learned: LearnedProfile | None,
+) -> models.InstanceOut:
+    stands, why = health_of(instance.id) if health_of is not None else (None, None)
+    return models.InstanceOut(
         id=instance.id,
         pool=instance.pool,
         url=instance.url,
@@ -124,34 +126,34 @@ def _instance(
         in_flight_tokens=None if load is None else load.inflight_tokens,
         standing=stands,
         standing_reason=why or None,
-        index=_index(look.instances.get(instance.id) if look is not None else None),
-        signals=_signals(instance, now),
-        profile=_profile(learned),
+        index=_index_out(look.instances.get(instance.id) if look is not None else None),
+        signals=_signals_out(instance, now),
+        profile=_profile_out(learned),
     )
 
 
-def _profile(learned: Learned | None) -> models.Profile | None:
+def _profile_out(learned: LearnedProfile | None) -> models.ProfileOut | None:
     if learned is None:
         return None
     profile = learned.profile
-    return models.Profile(
-        learned=learned.stands,
-        prefill_kilotoken_seconds=profile.prefill(1_000),
-        prefill_ten_kilotokens_seconds=profile.prefill(10_000),
-        decode_step_seconds=profile.step(computed=16, sequences=16, resident=16_000),
-        coefficients=dump_profile(profile),
-        pace=learned.pace,
-        spans=round(learned.spans, 1),
+    return models.ProfileOut(
+        learned=learned.is_reliable,
+        prefill_kilotoken_seconds=profile.prefill_time(1_000),
+        prefill_ten_kilotokens_seconds=profile.prefill_time(10_000),
+        decode_step_seconds=profile.step_time(computed=16, sequences=16, resident=16_000),
+        coefficients=profile_fields(profile),
+        pace=learned.slowdown,
+        spans=round(learned.observations, 1),
         error=learned.error,
     )
 
 
-def _signals(instance: fleet.Instance, now: float) -> models.Signals | None:
+def _signals_out(instance: fleet.Instance, now: float) -> models.SignalsOut | None:
     said = instance.signals
     if said is None:
         return None
     hits, queries = said.prefix_hits_total, said.prefix_queries_total
-    return models.Signals(
+    return models.SignalsOut(
         age_seconds=None if instance.received_at is None else max(0.0, now - instance.received_at),
         running=said.running,
         waiting=said.waiting,
@@ -162,25 +164,25 @@ def _signals(instance: fleet.Instance, now: float) -> models.Signals | None:
     )
 
 
-def decision_json(logged: Logged) -> models.Decision:
+def decision_out(logged: LoggedRequest) -> models.DecisionOut:
     """One request's choices and its end."""
     first = logged.records[0]
-    return models.Decision(
+    return models.DecisionOut(
         request_id=first.request_id,
         model=first.model_key,
         wall=first.wall,
         prompt_tokens=first.prompt_tokens,
         caller=first.caller,
-        handoff=None if first.story is None else _handoff(first.story),
-        choices=[_choice(record) for record in logged.records],
-        outcome=None if logged.outcome is None else _outcome(logged),
+        handoff=None if first.handoff is None else _handoff_out(first.handoff),
+        choices=[_choice_out(record) for record in logged.records],
+        outcome=None if logged.outcome is None else _outcome_out(logged),
     )
 
 
-def _choice(record: DecisionRecord) -> models.Choice:
+def _choice_out(record: DecisionRecord) -> models.ChoiceOut:
     made = record.decision
-    candidates, inputs = _candidates(made)
-    return models.Choice(
+    candidates, inputs = _candidates_out(made)
+    return models.ChoiceOut(
         attempt=record.attempt,
         wall=record.wall,
         instance=made.chosen,
@@ -192,58 +194,61 @@ def _choice(record: DecisionRecord) -> models.Choice:
     )
 
 
-def _candidates(made: decision.Decision) -> tuple[list[models.Candidate], dict[str, models.Number]]:
+def _candidates_out(made: decision.Decision) -> tuple[list[models.CandidateOut], dict[str, models.NumberOut]]:
     """Everyone who was looked at, the chosen one first, and the inputs that belong to none of them."""
     ids = [] if made.chosen is None else [made.chosen]
     ids += [item.id for item in made.rejected if item.id != made.chosen]
-    of_candidate, of_all = _split(made.inputs, ids)
+    of_candidate, of_all = _split_inputs(made.inputs, ids)
     why = {item.id: item.why for item in made.rejected}
     if made.chosen is not None:
         why[made.chosen] = made.reason
     found = [
-        models.Candidate(id=item, chosen=item == made.chosen, why=why[item], inputs=of_candidate[item]) for item in ids
+        models.CandidateOut(id=item, chosen=item == made.chosen, why=why[item], inputs=of_candidate[item])
+        for item in ids
     ]
     return found, of_all
 
 
-def _handoff(story: HandoffStory) -> models.Handoff:
-    return models.Handoff(
+def _handoff_out(story: HandoffRecord) -> models.HandoffOut:
+    return models.HandoffOut(
         outcome=story.outcome,
         reason=story.reason,
-        words=story.words,
-        where=None if story.where is None else _where(story.where),
+        words=story.message,
+        where=None if story.placement is None else _placement_out(story.placement),
         waited_seconds=story.waited_seconds,
-        legs=[_leg(leg) for leg in story.legs],
+        legs=[_prefill_attempt_out(leg) for leg in story.attempts],
     )
 
 
-def _where(made: decision.Decision) -> models.Where:
-    candidates, inputs = _candidates(made)
-    return models.Where(instance=made.chosen, rule=made.rule, reason=made.reason, candidates=candidates, inputs=inputs)
+def _placement_out(made: decision.Decision) -> models.WhereOut:
+    candidates, inputs = _candidates_out(made)
+    return models.WhereOut(
+        instance=made.chosen, rule=made.rule, reason=made.reason, candidates=candidates, inputs=inputs
+    )
 
 
-def _leg(leg: PrefillLeg) -> models.PrefillLeg:
-    candidates, inputs = _candidates(leg.decision)
-    return models.PrefillLeg(
-        instance=leg.instance_id,
-        rule=leg.decision.rule,
-        reason=leg.decision.reason,
-        cost_seconds=leg.decision.cost_seconds,
+def _prefill_attempt_out(attempt: PrefillAttempt) -> models.PrefillLegOut:
+    candidates, inputs = _candidates_out(attempt.decision)
+    return models.PrefillLegOut(
+        instance=attempt.instance_id,
+        rule=attempt.decision.rule,
+        reason=attempt.decision.reason,
+        cost_seconds=attempt.decision.cost_seconds,
         candidates=candidates,
         inputs=inputs,
-        seconds=leg.seconds,
-        result=leg.result,
+        seconds=attempt.seconds,
+        result=attempt.result,
     )
 
 
-def _split(
-    inputs: Mapping[str, decision.Input], ids: Sequence[str]
-) -> tuple[dict[str, dict[str, models.Number]], dict[str, models.Number]]:
+def _split_inputs(
+    inputs: Mapping[str, decision.DecisionInput], ids: Sequence[str]
+) -> tuple[dict[str, dict[str, models.NumberOut]], dict[str, models.NumberOut]]:
     """``"<id>/<name>"`` goes to its candidate (ids hold slashes themselves), everything else stays general."""
-    of_candidate: dict[str, dict[str, models.Number]] = {item: {} for item in ids}
-    of_all: dict[str, models.Number] = {}
+    of_candidate: dict[str, dict[str, models.NumberOut]] = {item: {} for item in ids}
+    of_all: dict[str, models.NumberOut] = {}
     for key, value in inputs.items():
-        number = models.Number(value=value.value, age_seconds=value.age_seconds)
+        number = models.NumberOut(value=value.value, age_seconds=value.age_seconds)
         owner, _, name = key.rpartition("/")
         if owner in of_candidate:
             of_candidate[owner][name] = number
@@ -252,13 +257,13 @@ def _split(
     return of_candidate, of_all
 
 
-def _outcome(logged: Logged) -> models.Outcome:
+def _outcome_out(logged: LoggedRequest) -> models.OutcomeOut:
     ended = logged.outcome
     assert ended is not None
-    return models.Outcome(
+    return models.OutcomeOut(
         status=ended.status,
         error=ended.error,
-        client_gone=ended.client_gone,
+        client_gone=ended.client_disconnected,
         attempts=ended.attempts,
         duration_seconds=ended.duration_seconds,
         ttft_seconds=ended.ttft_seconds,
@@ -269,6 +274,6 @@ def _outcome(logged: Logged) -> models.Outcome:
         output_tokens=ended.output_tokens,
         within_objective=ended.within_objective,
         overhead_seconds=ended.overhead_seconds,
-        failures=[models.Failure(instance=instance, why=why) for instance, why in ended.failures],
-        continued=any(record.decision.rule == CONTINUED for record in logged.records),
+        failures=[models.FailureOut(instance=instance, why=why) for instance, why in ended.failures],
+        continued=any(record.decision.rule == CONTINUATION_RULE for record in logged.records),
     )

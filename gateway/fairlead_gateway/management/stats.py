@@ -5,43 +5,43 @@ from statistics import fmean, pstdev
 
 from fairlead.fleet import Fleet, InstanceState
 from fairlead_gateway.management import models
-from fairlead_gateway.telemetry import UNKNOWN, Load, Telemetry
+from fairlead_gateway.telemetry import UNKNOWN, LoadView, MetricsRecorder
 from fairlead_gateway.telemetry import series as at
 from fairlead_gateway.telemetry.histogram import OVERHEAD_BOUNDS, SECONDS_BOUNDS, quantile
-from fairlead_gateway.telemetry.series import WINDOW_SECONDS, InstanceSeries, ModelSeries
+from fairlead_gateway.telemetry.series import WINDOW_SECONDS, InstanceCounters, ModelCounters
 
 
 def model_stats(
-    key: str, telemetry: Telemetry, fleet: Fleet, loads: Mapping[str, Load], now: float
-) -> models.ModelStats:
+    key: str, telemetry: MetricsRecorder, fleet: Fleet, loads: Mapping[str, LoadView], now: float
+) -> models.ModelStatsOut:
     """One model; a model without a request yet has zeros where nothing happened and nulls where nothing is known."""
-    series = telemetry.models.get(key) or ModelSeries()
-    uptime = max(1e-9, now - telemetry.started)
+    series = telemetry.models.get(key) or ModelCounters()
+    uptime = max(1e-9, now - telemetry.started_at)
     window_seconds = min(uptime, now - (int(now) - WINDOW_SECONDS))
     ids = [instance.id for instance in fleet.instances.get(key, ())]
     routable = {item.id for item in fleet.instances.get(key, ()) if item.state is InstanceState.READY}
     minute = {item: _instance_window(series.instances.get(item), now) for item in ids}
     own = [loads[item] for item in ids if item in loads]
-    ints, sums = series.window(now)
-    return models.ModelStats(
+    ints, sums = series.last_minute(now)
+    return models.ModelStatsOut(
         in_flight=sum(load.inflight for load in own),
         queue=sum(load.waiting for load in own),
-        window=_slice(ints, sums, window_seconds, _spread(minute, routable)),
-        totals=_slice(series.ints, series.sums, uptime, _spread(_instance_totals(series, ids), routable)),
+        window=_slice_out(ints, sums, window_seconds, _load_variation(minute, routable)),
+        totals=_slice_out(series.ints, series.sums, uptime, _load_variation(_instance_totals(series, ids), routable)),
         decisions=dict(sorted(series.by_rule.items())),
-        instances=_instances(minute),
+        instances=_instances_out(minute),
     )
 
 
-def unknown_model_requests(telemetry: Telemetry, now: float) -> int:
+def unknown_model_requests(telemetry: MetricsRecorder, now: float) -> int:
     """Requests of the last minute that named no model of the fleet."""
     series = telemetry.models.get(UNKNOWN)
-    return 0 if series is None else series.window(now)[0][at.REJECTED]
+    return 0 if series is None else series.last_minute(now)[0][at.REJECTED]
 
 
-def _slice(ints: Sequence[int], sums: Sequence[float], seconds: float, load_cov: float | None) -> models.Slice:
+def _slice_out(ints: Sequence[int], sums: Sequence[float], seconds: float, load_cov: float | None) -> models.SliceOut:
     ended = ints[at.FINISHED] + ints[at.REJECTED]
-    return models.Slice(
+    return models.SliceOut(
         seconds=seconds,
         requests=ended,
         requests_per_second=ended / seconds,
@@ -64,9 +64,9 @@ def _slice(ints: Sequence[int], sums: Sequence[float], seconds: float, load_cov:
     )
 
 
-def _quantiles(counts: Sequence[int], total: float, bounds: Sequence[float] = SECONDS_BOUNDS) -> models.Quantiles:
+def _quantiles(counts: Sequence[int], total: float, bounds: Sequence[float] = SECONDS_BOUNDS) -> models.QuantilesOut:
     count = sum(counts)
-    return models.Quantiles(
+    return models.QuantilesOut(
         p50=quantile(counts, 0.5, bounds),
         p90=quantile(counts, 0.9, bounds),
         p99=quantile(counts, 0.99, bounds),
@@ -81,25 +81,25 @@ def _share(part: float, whole: float) -> float | None:
 _Counts = tuple[Sequence[int], Sequence[float]]
 
 
-def _instance_window(series: InstanceSeries | None, now: float) -> _Counts:
-    return ([0] * at.I_INTS, [0.0] * at.I_SUMS) if series is None else series.window(now)
+def _instance_window(series: InstanceCounters | None, now: float) -> _Counts:
+    return ([0] * at.I_INTS, [0.0] * at.I_SUMS) if series is None else series.last_minute(now)
 
 
-def _instance_totals(series: ModelSeries, ids: Sequence[str]) -> dict[str, _Counts]:
+def _instance_totals(series: ModelCounters, ids: Sequence[str]) -> dict[str, _Counts]:
     return {item: (found.ints, found.sums) for item in ids if (found := series.instances.get(item)) is not None}
 
 
-def _spread(counts: Mapping[str, _Counts], routable: set[str]) -> float | None:
+def _load_variation(counts: Mapping[str, _Counts], routable: set[str]) -> float | None:
     """Over ready instances; one that computed nothing counts as a zero, none at all as not known."""
     computed = [counts[item][0][at.I_COMPUTED_TOKENS] if item in counts else 0 for item in routable]
     return pstdev(computed) / fmean(computed) if any(computed) else None
 
 
-def _instances(counts: Mapping[str, _Counts]) -> dict[str, models.InstanceStats]:
+def _instances_out(counts: Mapping[str, _Counts]) -> dict[str, models.InstanceStatsOut]:
     work = {item: ints[at.I_COMPUTED_TOKENS] + ints[at.I_OUTPUT_TOKENS] for item, (ints, _) in counts.items()}
     total = sum(work.values())
     return {
-        item: models.InstanceStats(
+        item: models.InstanceStatsOut(
             requests=ints[at.I_ROUTED],
             errors=ints[at.I_ERRORS] + ints[at.I_RETRIED_AWAY],
             ttft_mean_seconds=_share(sums[at.I_TTFT_SUM], ints[at.I_FIRST]),

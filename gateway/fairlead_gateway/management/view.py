@@ -7,30 +7,30 @@ from typing import Protocol
 from fairlead.clock import Clock
 from fairlead.fleet import Fleet
 from fairlead.lag import LoopLag
-from fairlead_gateway.decision_log import Logged
-from fairlead_gateway.learning.pupil import Learned
-from fairlead_gateway.telemetry import Load, Telemetry
-from fairlead_gateway.telemetry.index import Looks
+from fairlead_gateway.decision_log import LoggedRequest
+from fairlead_gateway.learning.pupil import LearnedProfile
+from fairlead_gateway.telemetry import LoadView, MetricsRecorder
+from fairlead_gateway.telemetry.index import IndexStatus
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class GatewayStatus:
     """The workers at one moment. ``notes`` say what is wrong or degraded, ``standing`` an instance's standing and why; ``lag`` is
     how late the latest of the event loops runs, ``index`` how far models are followed; ``others`` are gateways that are heard and the
     seconds since, None without a Redis; ``learned`` says what an instance's engine costs; ``held`` counts who waits, by model."""
 
     ready: bool
-    notes: list[str]
-    loads: Mapping[str, Load]
-    standing: Callable[[str], tuple[str, str]] | None
+    warnings: list[str]
+    loads: Mapping[str, LoadView]
+    health_of: Callable[[str], tuple[str, str]] | None
     lag: LoopLag
-    index: Looks = field(default_factory=dict)
-    others: Sequence[tuple[str, float]] | None = None
-    learned: Callable[[str], Learned | None] | None = None
-    held: Mapping[str, int] = field(default_factory=dict)
+    index: IndexStatus = field(default_factory=dict)
+    peers: Sequence[tuple[str, float]] | None = None
+    learned_profile: Callable[[str], LearnedProfile | None] | None = None
+    queued: Mapping[str, int] = field(default_factory=dict)
 
 
-class View(Protocol):
+class GatewayView(Protocol):
     """Read-only. Workers that do not answer in time are left out, and named in the notes."""
 
     @property
@@ -39,7 +39,7 @@ class View(Protocol):
         ...
 
     @property
-    def started(self) -> float:
+    def started_at(self) -> float:
         """When the gateway started, in monotonic seconds."""
         ...
 
@@ -47,22 +47,22 @@ class View(Protocol):
         """The snapshot that requests are routed over, with the engines' last signals."""
         ...
 
-    async def look(self) -> Look:
+    async def status(self) -> GatewayStatus:
         """How the workers are."""
         ...
 
-    async def counted(self, *, windows: bool) -> Telemetry:
+    async def counters(self, *, windows: bool) -> MetricsRecorder:
         """The counters of all workers; ``windows``: with what the last minute added."""
         ...
 
-    async def decisions(self, limit: int, model_key: str | None) -> list[Logged]:
+    async def decisions(self, limit: int, model_key: str | None) -> list[LoggedRequest]:
         """The last ``limit`` requests, newest first."""
         ...
 
-    async def decision(self, request_id: str) -> Logged | None:
+    async def decision(self, request_id: str) -> LoggedRequest | None:
         """Everything known of one request."""
         ...
 
-    async def would(self, path: str, body: bytes, session: str | None) -> list[Logged]:
+    async def preview_route(self, path: str, body: bytes, session: str | None) -> list[LoggedRequest]:
         """Where that request would go, by each worker that answers. Raises GatewayError as the request would be answered."""
         ...

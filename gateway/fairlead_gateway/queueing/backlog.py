@@ -7,22 +7,22 @@ else, so that it is not given the next prompt while the last is under way. What 
 
 from typing import Final
 
-PACE: Final = 0.7
+DECAY_RATE: Final = 0.7
 
 
-class Backlogs:
+class BacklogDecay:
     """By engine: the sum as it was last told, what is left of it, and when that was."""
 
     def __init__(self) -> None:
         self._known: dict[str, tuple[float, float, float]] = {}
 
-    def left(self, engine: str, told_seconds: float, now: float) -> float:
+    def remaining_seconds(self, engine: str, reported_seconds: float, now: float) -> float:
         """Seconds of prefill before it ``now``, of ``told_seconds`` that have had no first token yet."""
-        if told_seconds <= 0.0:
+        if reported_seconds <= 0.0:
             self._known.pop(engine, None)
             return 0.0
-        told, left, at = self._known.get(engine, (0.0, 0.0, now))
-        left = max(0.0, left - PACE * (now - at)) + max(0.0, told_seconds - told)
-        left = min(left, told_seconds)
-        self._known[engine] = (told_seconds, left, now)
+        reported, left, at = self._known.get(engine, (0.0, 0.0, now))
+        left = max(0.0, left - DECAY_RATE * (now - at)) + max(0.0, reported_seconds - reported)
+        left = min(left, reported_seconds)
+        self._known[engine] = (reported_seconds, left, now)
         return left

@@ -7,24 +7,24 @@ away, and nobody pays for having been served while no one else wanted to be (VTC
 from collections.abc import Hashable, Iterable
 
 
-class Credits:
+class FairShare:
     """Seconds of engine time by tenant, divided by its weight."""
 
     def __init__(self) -> None:
-        self._served: dict[Hashable, float] = {}
+        self._seconds: dict[Hashable, float] = {}
 
-    def of(self, tenant: Hashable) -> float:
+    def served_seconds(self, tenant: Hashable) -> float:
         """What a tenant was served; 0 of one never seen."""
-        return self._served.get(tenant, 0.0)
+        return self._seconds.get(tenant, 0.0)
 
-    def joined(self, tenant: Hashable, present: Iterable[Hashable]) -> None:
+    def on_join(self, tenant: Hashable, present: Iterable[Hashable]) -> None:
         """A tenant waits now beside the ``present`` ones; where nobody else waits, everything begins anew."""
-        others = [self.of(other) for other in present]
-        if not others:
-            self._served = {tenant: self.of(tenant)}
+        served_others = [self.served_seconds(other) for other in present]
+        if not served_others:
+            self._seconds = {tenant: self.served_seconds(tenant)}
             return
-        self._served[tenant] = max(self.of(tenant), min(others))
+        self._seconds[tenant] = max(self.served_seconds(tenant), min(served_others))
 
-    def served(self, tenant: Hashable, seconds: float, weight: float) -> None:
+    def charge(self, tenant: Hashable, seconds: float, weight: float) -> None:
         """A request of ``seconds`` engine time went; ``weight`` > 0 is the tenant's share against others'."""
-        self._served[tenant] = self.of(tenant) + seconds / weight
+        self._seconds[tenant] = self.served_seconds(tenant) + seconds / weight

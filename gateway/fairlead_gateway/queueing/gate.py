@@ -29,37 +29,37 @@ from enum import StrEnum
 from typing import Final
 
 from fairlead.limits import Limits
-from fairlead_gateway.learning.lengths import Lengths, Planned
-from fairlead_gateway.queueing.backlog import Backlogs
-from fairlead_gateway.queueing.drain import Drain
-from fairlead_gateway.queueing.memory import Memory
-from fairlead_gateway.queueing.order import Line, Turn, Waiting
-from fairlead_gateway.queueing.pools import Pools
+from fairlead_gateway.learning.lengths import OutputForecast, OutputLengths
+from fairlead_gateway.queueing.backlog import BacklogDecay
+from fairlead_gateway.queueing.drain import DrainRate
+from fairlead_gateway.queueing.memory import KvCapacityPlanner
+from fairlead_gateway.queueing.order import NextRequest, QueuedRequest, RequestQueue
+from fairlead_gateway.queueing.pools import LengthClasses
 from fairlead_gateway.routing.request import RouteRequest
 
-ROOM_STEPS: Final = 0.3
-LOOK_SECONDS: Final = 0.02
+MAX_WAITING_STEP_SHARE: Final = 0.3
+POLL_SECONDS: Final = 0.02
 """How often those who drive a gate look at what is held when nothing happens: others' work ends without a word."""
-SPREAD: Final = 1.5
+OBJECTIVE_SPREAD_RATIO: Final = 1.5
 """Objectives that far apart are different ones."""
-LEARN_ALL: Final = 1_000
-LEARN_EVERY: Final = 8
+ALL_LEARNED_ANSWERS: Final = 1_000
+LEARNED_ANSWER_INTERVAL: Final = 8
 """So many answers are counted each; then one of so many, which is enough for shares and spares most requests the counting."""
-_CLASSES: Final = 256
+_MAX_LENGTH_CLASSES: Final = 256
 _NOBODY: Final[frozenset[str]] = frozenset()
-_LONG: Final = (True,)
+_LONG_CLOSED: Final = (True,)
 
 
-class Kind(StrEnum):
+class AdmissionAction(StrEnum):
     """What becomes of a request that arrives."""
 
-    PASS = "pass"
-    HOLD = "hold"
+    ADMIT = "pass"
+    QUEUE = "hold"
     REFUSE = "refuse"
 
 
 @dataclass(slots=True)
-class Engine:
+class EngineLoad:
     """A ready engine: prefill seconds before it (all gateways'), seconds that a full step of prefill takes, memory in tokens
     (None: not known), and tokens that others than this process have there."""
 
@@ -67,172 +67,188 @@ class Engine:
     backlog_seconds: float
     step_seconds: float
     kv_tokens: float | None = None
-    others_tokens: float = 0.0
+    other_tokens: float = 0.0
 
 
 @dataclass(slots=True)
-class Verdict:
+class AdmissionVerdict:
     """``full`` are the engines that it should not go to. Of a refusal: ``retry_after`` in seconds; ``shed`` for its tier's sake."""
 
-    kind: Kind
+    action: AdmissionAction
     rule: str
     reason: str
-    full: frozenset[str] = _NOBODY
+    full_instances: frozenset[str] = _NOBODY
     retry_after: float | None = None
-    shed: bool = False
+    is_shed: bool = False
 
 
 @dataclass(slots=True)
-class Release:
+class Admitted:
     """Who goes now, by which rule of ``order``, past which engines, and how long it was held."""
 
     id: str
     rule: str
     reason: str
-    full: frozenset[str]
+    full_instances: frozenset[str]
     waited_seconds: float
 
-    def words(self) -> str:
+    def describe(self) -> str:
         """As the decision says it."""
         return f"held for {self.waited_seconds:.3f} s ({self.rule}: {self.reason})"
 
 
 @dataclass(slots=True)
-class Asked:
+class AdmissionRequest:
     """A request before the gate. ``kind`` is the class whose answers are alike, ``sheddable`` what its tier says."""
 
-    waiting: Waiting
+    queued: QueuedRequest
     request: RouteRequest
     prompt_tokens: float
-    kind: Hashable = None
+    length_class: Hashable = None
     sheddable: bool = False
 
 
-_OPEN: Final = Verdict(Kind.PASS, "open", "nobody waits, and there is no reason to hold")
+_ADMIT_OPEN: Final = AdmissionVerdict(AdmissionAction.ADMIT, "open", "nobody waits, and there is no reason to hold")
 
 
-class Gate:
+class AdmissionPolicy:
     """Of one model, in one process. ``line`` is another order to compare with; without
     ``pooled`` long prompts go as others do."""
 
-    def __init__(self, limits: Limits, line: Line | None = None, *, pooled: bool = True) -> None:
+    def __init__(self, limits: Limits, queue: RequestQueue | None = None, *, separate_long: bool = True) -> None:
         self._limits = limits
-        self._line = Line() if line is None else line
-        self._pooled = pooled
-        self._asked: dict[str, Asked] = {}
+        self._queue = RequestQueue() if queue is None else queue
+        self._separate_long = separate_long
+        self._requests: dict[str, AdmissionRequest] = {}
         self._bytes = 0
-        self._pools = Pools()
-        self._drain = Drain()
-        self._lengths = Lengths(most=_CLASSES)
-        self._planned = Planned(self._lengths)
+        self._length_classes = LengthClasses()
+        self._drain_rate = DrainRate()
+        self._output_lengths = OutputLengths(max_classes=_MAX_LENGTH_CLASSES)
+        self._forecast = OutputForecast(self._output_lengths)
         self._answers = 0
-        self._who: tuple[Hashable, int] | None = None
-        self._mixed = False
-        self.memory = Memory(self._planned.coming)
-        self._backlogs = Backlogs()
+        self._first_class: tuple[Hashable, int] | None = None
+        self._has_several_classes = False
+        self.kv_capacity = KvCapacityPlanner(self._forecast.expected_remaining)
+        self._backlog_decay = BacklogDecay()
 
-    def engine(
+    def engine_load(
         self,
         id: str,
-        told_seconds: float,
+        reported_seconds: float,
         step_seconds: float,
         kv_tokens: float | None,
-        others_tokens: float,
+        other_tokens: float,
         now: float,
-    ) -> Engine:
+    ) -> EngineLoad:
         """An engine as the gate sees it ``now``; ``told_seconds`` of prefill there have had no first token yet."""
-        return Engine(id, self._backlogs.left(id, told_seconds, now), step_seconds, kv_tokens, others_tokens)
+        return EngineLoad(
+            id, self._backlog_decay.remaining_seconds(id, reported_seconds, now), step_seconds, kv_tokens, other_tokens
+        )
 
     # Those that come -----------------------------------------------------------------------------------------------------
 
-    def arrived(self, asked: Asked, engines: Sequence[Engine], now: float) -> Verdict:
+    def admit(self, request: AdmissionRequest, engines: Sequence[EngineLoad], now: float) -> AdmissionVerdict:
         """A request came. It is held from here on where the verdict says so."""
-        return self.passes(asked, engines, now) or self.joins(asked, engines, now)
+        return self.admit_now(request, engines, now) or self.enqueue(request, engines, now)
 
-    def passes(self, asked: Asked, engines: Sequence[Engine], now: float) -> Verdict | None:
+    def admit_now(
+        self, request: AdmissionRequest, engines: Sequence[EngineLoad], now: float
+    ) -> AdmissionVerdict | None:
         """A request came: it goes at once, or None."""
-        one = asked.waiting
-        one.long = self._pools.arrived(one.objective_seconds, one.own_seconds, now)
-        return None if self._asked else self._straight(asked, engines, now)
+        queued = request.queued
+        queued.is_long = self._length_classes.classify(queued.objective_seconds, queued.prefill_seconds, now)
+        return None if self._requests else self._admit_without_queue(request, engines, now)
 
-    def joins(self, asked: Asked, engines: Sequence[Engine], now: float) -> Verdict:
+    def enqueue(self, request: AdmissionRequest, engines: Sequence[EngineLoad], now: float) -> AdmissionVerdict:
         """A request that came and did not go at once is held, or refused."""
-        one = asked.waiting
-        refused = self._refused(asked, len(engines), now)
-        if refused is not None:
-            return refused
-        if not self._asked:
-            self._drain.began(now)
-        self._asked[one.id] = asked
-        self._bytes += one.size
-        self._line.add(one)
+        queued = request.queued
+        refusal = self._refusal(request, len(engines), now)
+        if refusal is not None:
+            return refusal
+        if not self._requests:
+            self._drain_rate.start(now)
+        self._requests[queued.id] = request
+        self._bytes += queued.body_bytes
+        self._queue.add(queued)
         rule = "held-starting" if not engines else "held"
-        return Verdict(Kind.HOLD, rule, self._why(asked, engines, now))
+        return AdmissionVerdict(AdmissionAction.QUEUE, rule, self._queue_reason(request, engines, now))
 
-    def ordered(self) -> bool:
+    def is_order_relevant(self) -> bool:
         """Whether requests differ in what they may expect, so that order matters."""
-        return self._mixed or self._pools.spread >= SPREAD
+        return self._has_several_classes or self._length_classes.objective_spread >= OBJECTIVE_SPREAD_RATIO
 
-    def _straight(self, asked: Asked, engines: Sequence[Engine], now: float) -> Verdict | None:
-        who = (asked.waiting.tenant, asked.waiting.tier)
-        if self._who is None:
-            self._who = who
-        elif who != self._who:
-            self._mixed = True
+    def _admit_without_queue(
+        self, request: AdmissionRequest, engines: Sequence[EngineLoad], now: float
+    ) -> AdmissionVerdict | None:
+        request_class = (request.queued.tenant, request.queued.tier)
+        if self._first_class is None:
+            self._first_class = request_class
+        elif request_class != self._first_class:
+            self._has_several_classes = True
         if not engines:
             return None
-        full = self._full(asked, engines, now)
+        full = self._full_instances(request, engines, now)
         if not full:
-            return _OPEN
+            return _ADMIT_OPEN
         if len(full) < len(engines):
-            return Verdict(Kind.PASS, "room", f"{len(engines) - len(full)} of {len(engines)} engines have room", full)
+            return AdmissionVerdict(
+                AdmissionAction.ADMIT, "room", f"{len(engines) - len(full)} of {len(engines)} engines have room", full
+            )
         return None
 
-    def _full(self, asked: Asked, engines: Sequence[Engine], now: float, kept: str | None = None) -> frozenset[str]:
+    def _full_instances(
+        self, request: AdmissionRequest, engines: Sequence[EngineLoad], now: float, reserved: str | None = None
+    ) -> frozenset[str]:
         """The engines that have no room for it."""
-        ordered, long, found = self.ordered(), self._apart(asked.waiting), []
-        if long and self._closed(engines, now):
-            return frozenset(one.id for one in engines)
-        for one in engines:
-            if (ordered and not _has_room(one, long=long)) or one.id == kept or self._lacks(asked, one, now):
-                found.append(one.id)
-        return frozenset(found) if found else _NOBODY
+        ordered, long, full = self.is_order_relevant(), self._has_own_engines(request.queued), []
+        if long and self._is_closed_to_long(engines, now):
+            return frozenset(engine.id for engine in engines)
+        for engine in engines:
+            if (
+                (ordered and not _has_room(engine, long=long))
+                or engine.id == reserved
+                or self._lacks_memory(request, engine, now)
+            ):
+                full.append(engine.id)
+        return frozenset(full) if full else _NOBODY
 
-    def _lacks(self, asked: Asked, engine: Engine, now: float) -> bool:
+    def _lacks_memory(self, request: AdmissionRequest, engine: EngineLoad, now: float) -> bool:
         if engine.kv_tokens is None:
             return False
         return (
-            self.memory.lacks(
+            self.kv_capacity.missing_tokens(
                 engine.id,
                 engine.kv_tokens,
-                asked.request,
-                asked.prompt_tokens,
-                asked.kind,
+                request.request,
+                request.prompt_tokens,
+                request.length_class,
                 now,
-                tier=asked.waiting.tier,
-                others_tokens=engine.others_tokens,
+                tier=request.queued.tier,
+                other_tokens=engine.other_tokens,
             )
             > 0.0
         )
 
-    def _apart(self, waiting: Waiting) -> bool:
+    def _has_own_engines(self, queued: QueuedRequest) -> bool:
         """Whether it is a long prompt, where those have engines of their own."""
-        return waiting.long and self._pooled and self.ordered()
+        return queued.is_long and self._separate_long and self.is_order_relevant()
 
-    def _closed(self, engines: Sequence[Engine], now: float) -> bool:
+    def _is_closed_to_long(self, engines: Sequence[EngineLoad], now: float) -> bool:
         """Whether as many engines are at long prompts as may be."""
-        boundary = self._pools.boundary_seconds
+        boundary = self._length_classes.boundary_seconds
         busy = sum([one.backlog_seconds > boundary for one in engines])
-        return busy >= self._pools.long_engines(len(engines), now, short_late=self._line.late(long=False))
+        return busy >= self._length_classes.max_long_engines(
+            len(engines), now, short_late=self._queue.has_late(long=False)
+        )
 
-    def _why(self, asked: Asked, engines: Sequence[Engine], now: float) -> str:
+    def _queue_reason(self, request: AdmissionRequest, engines: Sequence[EngineLoad], now: float) -> str:
         if not engines:
             return "no engine is ready; it goes when one is"
-        if len(self._asked) > 1:
-            return f"{len(self._asked) - 1} are held before it or beside it"
-        if self._apart(asked.waiting) and self._closed(engines, now):
+        if len(self._requests) > 1:
+            return f"{len(self._requests) - 1} are held before it or beside it"
+        if self._has_own_engines(request.queued) and self._is_closed_to_long(engines, now):
             return f"as many of {len(engines)} engines are at long prompts as the short ones leave them"
-        if any(self._lacks(asked, one, now) for one in engines):
+        if any(self._lacks_memory(request, one, now) for one in engines):
             return f"its answer is not expected to fit the memory of any of {len(engines)} engines that have room"
         least = min(one.backlog_seconds for one in engines)
         return f"all {len(engines)} engines are busy, the least for {least:.2f} s; who goes next is chosen here"
@@ -241,54 +257,66 @@ class Gate:
 
     def expected_wait(self, tier: int, engines: int, now: float) -> float:
         """Seconds until those that are held now, of this tier or a higher one, have gone, by the line's pace."""
-        work = sum([one.own_seconds for one in self._line.held() if one.tier <= tier])
-        return work / self._drain.rate(engines, now)
+        work = sum([one.prefill_seconds for one in self._queue.requests() if one.tier <= tier])
+        return work / self._drain_rate.rate(engines, now)
 
-    def _refused(self, asked: Asked, engines: int, now: float) -> Verdict | None:
-        one, limits = asked.waiting, self._limits
-        if len(self._asked) >= limits.hold_requests or self._bytes + one.size > limits.hold_bytes:
-            wait = self.expected_wait(one.tier, engines, now)
-            reason = f"{len(self._asked)} requests ({self._bytes:,} bytes) are held already"
-            return Verdict(Kind.REFUSE, "line-full", reason, retry_after=wait, shed=asked.sheddable)
-        if not asked.sheddable or not engines:
+    def _refusal(self, request: AdmissionRequest, engines: int, now: float) -> AdmissionVerdict | None:
+        queued, limits = request.queued, self._limits
+        if len(self._requests) >= limits.queued_requests or self._bytes + queued.body_bytes > limits.queued_bytes:
+            wait = self.expected_wait(queued.tier, engines, now)
+            reason = f"{len(self._requests)} requests ({self._bytes:,} bytes) are held already"
+            return AdmissionVerdict(
+                AdmissionAction.REFUSE, "line-full", reason, retry_after=wait, is_shed=request.sheddable
+            )
+        if not request.sheddable or not engines:
             return None
-        wait = self.expected_wait(one.tier, engines, now)
-        spare = one.objective_seconds - one.own_seconds
+        wait = self.expected_wait(queued.tier, engines, now)
+        spare = queued.objective_seconds - queued.prefill_seconds
         if wait <= spare:
             return None
-        reason = f"{wait:.1f} s of work is held before it, and its first token is due in {one.objective_seconds:.1f} s"
-        return Verdict(Kind.REFUSE, "shed", reason, retry_after=wait - max(0.0, spare), shed=True)
+        reason = (
+            f"{wait:.1f} s of work is held before it, and its first token is due in {queued.objective_seconds:.1f} s"
+        )
+        return AdmissionVerdict(
+            AdmissionAction.REFUSE, "shed", reason, retry_after=wait - max(0.0, spare), is_shed=True
+        )
 
-    def expired(self, engines: int, now: float, since: float = -math.inf) -> list[tuple[str, Verdict]]:
+    def take_expired(self, engines: int, now: float, since: float = -math.inf) -> list[tuple[str, AdmissionVerdict]]:
         """Those that are held no longer: who has waited as long as anybody may, and the sheddable that would otherwise soon go
         before higher tiers for being overdue. Nobody's time counts before ``since``, when there was no engine yet."""
-        before = now - self._limits.hold_seconds
-        found = [
-            asked
-            for asked in self._asked.values()
-            if max(asked.waiting.arrival, since) <= before or (asked.sheddable and asked.waiting.overdue_at <= now)
+        before = now - self._limits.queue_seconds
+        expired = [
+            request
+            for request in self._requests.values()
+            if max(request.queued.arrived_at, since) <= before
+            or (request.sheddable and request.queued.overdue_at <= now)
         ]
-        told = []
-        for asked in found:
-            one = asked.waiting
-            self.left(one.id)
-            wait = self.expected_wait(one.tier, engines, now)
-            reason = f"it was held for {now - one.arrival:.1f} s and no engine had room for it"
-            rule = "shed-late" if asked.sheddable else "held-too-long"
-            told.append((one.id, Verdict(Kind.REFUSE, rule, reason, retry_after=wait, shed=asked.sheddable)))
-        return told
+        refusals = []
+        for request in expired:
+            queued = request.queued
+            self.remove(queued.id)
+            wait = self.expected_wait(queued.tier, engines, now)
+            reason = f"it was held for {now - queued.arrived_at:.1f} s and no engine had room for it"
+            rule = "shed-late" if request.sheddable else "held-too-long"
+            refusals.append(
+                (
+                    queued.id,
+                    AdmissionVerdict(AdmissionAction.REFUSE, rule, reason, retry_after=wait, is_shed=request.sheddable),
+                )
+            )
+        return refusals
 
-    def left(self, request_id: str) -> bool:
+    def remove(self, request_id: str) -> bool:
         """Its client has gone, or its time is over. False when it is not held."""
-        asked = self._asked.pop(request_id, None)
-        if asked is None:
+        request = self._requests.pop(request_id, None)
+        if request is None:
             return False
-        self._bytes -= asked.waiting.size
-        self._line.remove(request_id)
+        self._bytes -= request.queued.body_bytes
+        self._queue.remove(request_id)
         return True
 
     def __len__(self) -> int:
-        return len(self._asked)
+        return len(self._requests)
 
     @property
     def held_bytes(self) -> int:
@@ -297,54 +325,56 @@ class Gate:
 
     # Those that go -------------------------------------------------------------------------------------------------------
 
-    def release(self, engines: Sequence[Engine], now: float) -> Release | None:
+    def release_next(self, engines: Sequence[EngineLoad], now: float) -> Admitted | None:
         """The next of those that are held, if some engine has room for it. Ask again once it has been sent."""
-        if not self._asked or not engines:
+        if not self._requests or not engines:
             return None
-        ordered = self.ordered()
+        ordered = self.is_order_relevant()
         if ordered and not any(_has_room(one, long=False) for one in engines):
             return None
-        turn, kept = self._line.peek(now), None
-        if turn is not None and self._apart(turn.request):
-            if self._closed(engines, now):
-                turn = self._line.peek(now, _LONG)
+        candidate, reserved = self._queue.peek(now), None
+        if candidate is not None and self._has_own_engines(candidate.request):
+            if self._is_closed_to_long(engines, now):
+                candidate = self._queue.peek(now, _LONG_CLOSED)
             elif not any(_has_room(one, long=True) for one in engines):
-                kept = min(engines, key=_backlog).id
-                turn = self._line.peek(now, _LONG)
-        if turn is None:
+                reserved = min(engines, key=_backlog_seconds).id
+                candidate = self._queue.peek(now, _LONG_CLOSED)
+        if candidate is None:
             return None
-        asked = self._asked[turn.request.id]
-        full = self._full(asked, engines, now, kept)
+        request = self._requests[candidate.request.id]
+        full = self._full_instances(request, engines, now, reserved)
         if len(full) == len(engines):
             return None
-        return self._gone(turn, full, now)
+        return self._take(candidate, full, now)
 
-    def _gone(self, turn: Turn, full: frozenset[str], now: float) -> Release:
-        one = turn.request
-        self._line.take(turn)
-        self._drain.went(one.own_seconds, now)
-        del self._asked[one.id]
-        self._bytes -= one.size
-        return Release(one.id, turn.rule, turn.reason, full, now - one.arrival)
+    def _take(self, candidate: NextRequest, full: frozenset[str], now: float) -> Admitted:
+        queued = candidate.request
+        self._queue.take(candidate)
+        self._drain_rate.on_dispatch(queued.prefill_seconds, now)
+        del self._requests[queued.id]
+        self._bytes -= queued.body_bytes
+        return Admitted(queued.id, candidate.rule, candidate.reason, full, now - queued.arrived_at)
 
     # What engines do -----------------------------------------------------------------------------------------------------
 
-    def finished(
-        self, request_id: str, kind: Hashable, prompt_tokens: float, output_tokens: int | None, now: float
+    def on_finish(
+        self, request_id: str, length_class: Hashable, prompt_tokens: float, output_tokens: int | None, now: float
     ) -> None:
         """An answer is over; ``output_tokens`` None when it was cut, or its engine did not tell."""
-        self.memory.ended(request_id, now, output_tokens)
+        self.kv_capacity.on_finish(request_id, now, output_tokens)
         if not output_tokens:
             return
         self._answers += 1
-        if self._answers <= LEARN_ALL or self._answers % LEARN_EVERY == 0:
-            self._lengths.learn(kind, prompt_tokens, output_tokens, now)
+        if self._answers <= ALL_LEARNED_ANSWERS or self._answers % LEARNED_ANSWER_INTERVAL == 0:
+            self._output_lengths.learn(length_class, prompt_tokens, output_tokens, now)
 
 
-def _has_room(engine: Engine, *, long: bool) -> bool:
+def _has_room(engine: EngineLoad, *, long: bool) -> bool:
     """Whether it can begin one more soon, or a long prompt at once."""
-    return engine.backlog_seconds <= 0.0 if long else engine.backlog_seconds < ROOM_STEPS * engine.step_seconds
+    return (
+        engine.backlog_seconds <= 0.0 if long else engine.backlog_seconds < MAX_WAITING_STEP_SHARE * engine.step_seconds
+    )
 
 
-def _backlog(engine: Engine) -> float:
+def _backlog_seconds(engine: EngineLoad) -> float:
     return engine.backlog_seconds

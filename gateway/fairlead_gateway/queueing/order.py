@@ -26,226 +26,232 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Final
 
-from fairlead_gateway.queueing.credit import Credits
+from fairlead_gateway.queueing.credit import FairShare
 
-OVERDUE: Final = 3.0
-RESCUE: Final = 0.05
+OVERDUE_OBJECTIVES: Final = 3.0
+RESCUE_SHARE: Final = 0.05
 QUANTUM_SECONDS: Final = 0.5
 
 
 @dataclass(slots=True, eq=False)
-class Waiting:
+class QueuedRequest:
     """A request that is held. ``tier`` 0 goes before 1; ``objective_seconds`` is to its first token; ``own_seconds`` the engine time
     of its prefill; ``program_at`` when the conversation or program it belongs to began (its own arrival where it belongs to none);
     ``long`` is its class of prompts; ``size`` the bytes kept while it waits."""
 
     id: str
-    arrival: float
+    arrived_at: float
     objective_seconds: float
-    own_seconds: float
+    prefill_seconds: float
     tier: int = 0
     tenant: Hashable = None
     weight: float = 1.0
-    program_at: float | None = None
-    long: bool = False
-    size: int = 0
+    program_started_at: float | None = None
+    is_long: bool = False
+    body_bytes: int = 0
 
     @property
     def deadline(self) -> float:
         """When its first token is due."""
-        return self.arrival + self.objective_seconds
+        return self.arrived_at + self.objective_seconds
 
     @property
     def latest_start(self) -> float:
         """When its prefill has to begin for that."""
-        return self.deadline - self.own_seconds
+        return self.deadline - self.prefill_seconds
 
     @property
     def overdue_at(self) -> float:
         """When it goes before all others."""
-        return self.arrival + OVERDUE * self.objective_seconds - self.own_seconds
+        return self.arrived_at + OVERDUE_OBJECTIVES * self.objective_seconds - self.prefill_seconds
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class NextRequest:
     """Who goes now, and by which rule: ``overdue``, ``deadline``, ``rescue`` or ``late`` (nobody can meet the objective). ``owed``:
     those that are late were passed over, and come nearer to their turn."""
 
-    request: Waiting
+    request: QueuedRequest
     rule: str
     reason: str
-    owed: bool = False
+    passes_over_late: bool = False
 
 
-_Entry = tuple[float, int, Waiting]
-_Key = tuple[Hashable, bool]
+_HeapEntry = tuple[float, int, QueuedRequest]
+_TenantKey = tuple[Hashable, bool]
 
 
-class _Lane:
+class _TenantQueue:
     """One tenant's requests of one tier: those that can meet their objective by deadline, the others by program."""
 
     __slots__ = ("feasible", "late")
 
     def __init__(self) -> None:
-        self.feasible: list[_Entry] = []
-        self.late: list[_Entry] = []
+        self.feasible: list[_HeapEntry] = []
+        self.late: list[_HeapEntry] = []
 
 
-class Line:
+class RequestQueue:
     """All requests held of one model. What left while it waited is skipped when it surfaces."""
 
     def __init__(self) -> None:
-        self._held: dict[str, Waiting] = {}
-        self._order = count()
-        self._tiers: dict[int, dict[_Key, _Lane]] = {}
-        self._overdue: list[_Entry] = []
-        self._credits = Credits()
-        self._rescue = 0.0
+        self._requests: dict[str, QueuedRequest] = {}
+        self._arrival_numbers = count()
+        self._tiers: dict[int, dict[_TenantKey, _TenantQueue]] = {}
+        self._overdue: list[_HeapEntry] = []
+        self._fair_share = FairShare()
+        self._rescue_seconds = 0.0
 
     def __len__(self) -> int:
-        return len(self._held)
+        return len(self._requests)
 
     def __contains__(self, request_id: str) -> bool:
-        return request_id in self._held
+        return request_id in self._requests
 
-    def held(self) -> Iterable[Waiting]:
+    def requests(self) -> Iterable[QueuedRequest]:
         """All of them, by arrival here."""
-        return self._held.values()
+        return self._requests.values()
 
-    def add(self, request: Waiting) -> None:
+    def add(self, request: QueuedRequest) -> None:
         """Hold one more."""
-        self._held[request.id] = request
-        lanes = self._tiers.setdefault(request.tier, {})
-        key = (request.tenant, request.long)
-        lane = lanes.get(key)
-        if lane is None:
-            lane = lanes[key] = _Lane()
-        turn = next(self._order)
-        heapq.heappush(lane.feasible, (request.deadline, turn, request))
-        heapq.heappush(self._overdue, (request.overdue_at, turn, request))
-        self._credits.joined(request.tenant, self._present(request.tenant))
+        self._requests[request.id] = request
+        queues = self._tiers.setdefault(request.tier, {})
+        key = (request.tenant, request.is_long)
+        queue = queues.get(key)
+        if queue is None:
+            queue = queues[key] = _TenantQueue()
+        number = next(self._arrival_numbers)
+        heapq.heappush(queue.feasible, (request.deadline, number, request))
+        heapq.heappush(self._overdue, (request.overdue_at, number, request))
+        self._fair_share.on_join(request.tenant, self._queued_tenants(request.tenant))
 
     def remove(self, request_id: str) -> bool:
         """It is not held any more, and was not served: its client left. False when it is not here."""
-        found = self._held.pop(request_id, None) is not None
-        self._forget_if_empty()
+        found = self._requests.pop(request_id, None) is not None
+        self._clear_if_empty()
         return found
 
-    def late(self, *, long: bool) -> bool:
+    def has_late(self, *, long: bool) -> bool:
         """Whether anybody of that class was found too late for his objective and is still held."""
-        return any(lane.late for lanes in self._tiers.values() for (_, its), lane in lanes.items() if its is long)
+        return any(queue.late for queues in self._tiers.values() for (_, its), queue in queues.items() if its is long)
 
-    def next(self, now: float, closed: Collection[bool] = ()) -> Turn | None:
+    def take_next(self, now: float, closed: Collection[bool] = ()) -> NextRequest | None:
         """Who goes ``now``, taken. None when nobody is held who may."""
-        turn = self.peek(now, closed)
-        if turn is not None:
-            self.take(turn)
-        return turn
+        candidate = self.peek(now, closed)
+        if candidate is not None:
+            self.take(candidate)
+        return candidate
 
-    def peek(self, now: float, closed: Collection[bool] = ()) -> Turn | None:
+    def peek(self, now: float, closed: Collection[bool] = ()) -> NextRequest | None:
         """Who would go ``now``, of the classes (``Waiting.long``) that are not ``closed``."""
-        latest = self._latest_overdue(now, closed)
-        if latest is not None:
-            waited = (now - latest.arrival) / latest.objective_seconds
-            return Turn(latest, "overdue", f"has waited {waited:.1f} times its objective")
+        overdue = self._most_overdue(now, closed)
+        if overdue is not None:
+            waited = (now - overdue.arrived_at) / overdue.objective_seconds
+            return NextRequest(overdue, "overdue", f"has waited {waited:.1f} times its objective")
         for tier in sorted(self._tiers):
-            lanes = self._open_lanes(tier, now, closed)
-            if lanes:
-                return self._of_lanes(lanes)
+            queues = self._open_queues(tier, now, closed)
+            if queues:
+                return self._next_of(queues)
         return None
 
-    def take(self, turn: Turn) -> None:
+    def take(self, candidate: NextRequest) -> None:
         """It goes: it is no longer held, and its tenant is charged for it."""
-        request = turn.request
-        del self._held[request.id]
-        self._credits.served(request.tenant, request.own_seconds, request.weight)
-        if turn.rule == "rescue":
-            self._rescue -= request.own_seconds
-        elif turn.owed:
-            self._rescue += RESCUE / (1.0 - RESCUE) * request.own_seconds
-        self._forget_if_empty()
+        request = candidate.request
+        del self._requests[request.id]
+        self._fair_share.charge(request.tenant, request.prefill_seconds, request.weight)
+        if candidate.rule == "rescue":
+            self._rescue_seconds -= request.prefill_seconds
+        elif candidate.passes_over_late:
+            self._rescue_seconds += RESCUE_SHARE / (1.0 - RESCUE_SHARE) * request.prefill_seconds
+        self._clear_if_empty()
 
-    def _of_lanes(self, lanes: dict[_Key, _Lane]) -> Turn:
+    def _next_of(self, queues: dict[_TenantKey, _TenantQueue]) -> NextRequest:
         """By credit, then by deadline or rescue. Each lane has somebody."""
-        least = min(self._credits.of(tenant) for tenant, _ in lanes)
-        near = [lane for (tenant, _), lane in lanes.items() if self._credits.of(tenant) <= least + QUANTUM_SECONDS]
+        least = min(self._fair_share.served_seconds(tenant) for tenant, _ in queues)
+        near = [
+            lane
+            for (tenant, _), lane in queues.items()
+            if self._fair_share.served_seconds(tenant) <= least + QUANTUM_SECONDS
+        ]
         feasible = [lane for lane in near if lane.feasible]
         late = [lane for lane in near if lane.late]
-        lost = min(late, key=_first_late).late[0][2] if late else None
-        if feasible and (lost is None or self._rescue < lost.own_seconds):
+        rescued = min(late, key=_first_late).late[0][2] if late else None
+        if feasible and (rescued is None or self._rescue_seconds < rescued.prefill_seconds):
             request = min(feasible, key=_first_feasible).feasible[0][2]
             reason = "has the earliest deadline of those that can still be met"
-            return Turn(request, "deadline", reason, owed=lost is not None)
-        assert lost is not None  # each lane has somebody
+            return NextRequest(request, "deadline", reason, passes_over_late=rescued is not None)
+        assert rescued is not None  # each lane has somebody
         if not feasible:
-            return Turn(lost, "late", "nobody's objective can be met; its program began first")
-        return Turn(lost, "rescue", "is late, and a twentieth of the work belongs to those")
+            return NextRequest(rescued, "late", "nobody's objective can be met; its program began first")
+        return NextRequest(rescued, "rescue", "is late, and a twentieth of the work belongs to those")
 
-    def _open_lanes(self, tier: int, now: float, closed: Collection[bool]) -> dict[_Key, _Lane]:
+    def _open_queues(self, tier: int, now: float, closed: Collection[bool]) -> dict[_TenantKey, _TenantQueue]:
         """The lanes of a tier that have somebody, after those that cannot meet their objective any more have moved over."""
-        lanes, found = self._tiers[tier], {}
-        for key, lane in list(lanes.items()):
+        queues, found = self._tiers[tier], {}
+        for key, queue in list(queues.items()):
             if key[1] in closed:
                 continue
-            while lane.feasible:
-                _, turn, request = lane.feasible[0]
-                if self._is_held(request) and request.latest_start >= now:
+            while queue.feasible:
+                _, number, request = queue.feasible[0]
+                if self._is_queued(request) and request.latest_start >= now:
                     break
-                heapq.heappop(lane.feasible)
-                if self._is_held(request):
-                    began = request.arrival if request.program_at is None else request.program_at
-                    heapq.heappush(lane.late, (began, turn, request))
-            while lane.late and not self._is_held(lane.late[0][2]):
-                heapq.heappop(lane.late)
-            if lane.feasible or lane.late:
-                found[key] = lane
+                heapq.heappop(queue.feasible)
+                if self._is_queued(request):
+                    started_at = (
+                        request.arrived_at if request.program_started_at is None else request.program_started_at
+                    )
+                    heapq.heappush(queue.late, (started_at, number, request))
+            while queue.late and not self._is_queued(queue.late[0][2]):
+                heapq.heappop(queue.late)
+            if queue.feasible or queue.late:
+                found[key] = queue
             else:
-                del lanes[key]
+                del queues[key]
         return found
 
-    def _latest_overdue(self, now: float, closed: Collection[bool]) -> Waiting | None:
+    def _most_overdue(self, now: float, closed: Collection[bool]) -> QueuedRequest | None:
         """Of those that are overdue, the one that waits longest for its objective."""
-        found: Waiting | None = None
-        due: list[_Entry] = []
+        latest: QueuedRequest | None = None
+        due: list[_HeapEntry] = []
         while self._overdue and self._overdue[0][0] <= now:
             entry = heapq.heappop(self._overdue)
-            if not self._is_held(entry[2]):
+            if not self._is_queued(entry[2]):
                 continue
             due.append(entry)
-            if entry[2].long in closed:
+            if entry[2].is_long in closed:
                 continue
-            if found is None or _stretch(entry[2], now) > _stretch(found, now):
-                found = entry[2]
-            if len(due) >= _LOOK_MOST:
+            if latest is None or _wait_ratio(entry[2], now) > _wait_ratio(latest, now):
+                latest = entry[2]
+            if len(due) >= _MAX_COMPARED:
                 break
         for entry in due:
             heapq.heappush(self._overdue, entry)
-        return found
+        return latest
 
-    def _forget_if_empty(self) -> None:
-        if not self._held:
+    def _clear_if_empty(self) -> None:
+        if not self._requests:
             self._tiers.clear()
             self._overdue.clear()
 
-    def _is_held(self, request: Waiting) -> bool:
-        return self._held.get(request.id) is request
+    def _is_queued(self, request: QueuedRequest) -> bool:
+        return self._requests.get(request.id) is request
 
-    def _present(self, newcomer: Hashable) -> list[Hashable]:
+    def _queued_tenants(self, newcomer: Hashable) -> list[Hashable]:
         """The tenants that have somebody, but for the newcomer."""
         return [tenant for lanes in self._tiers.values() for tenant, _ in lanes if tenant != newcomer]
 
 
-_LOOK_MOST: Final = 64
+_MAX_COMPARED: Final = 64
 """So many that are overdue are compared; they come by the moment they became so."""
 
 
-def _stretch(request: Waiting, now: float) -> float:
-    return (now - request.arrival) / request.objective_seconds
+def _wait_ratio(request: QueuedRequest, now: float) -> float:
+    return (now - request.arrived_at) / request.objective_seconds
 
 
-def _first_feasible(lane: _Lane) -> tuple[float, int]:
-    return lane.feasible[0][0], lane.feasible[0][1]
+def _first_feasible(queue: _TenantQueue) -> tuple[float, int]:
+    return queue.feasible[0][0], queue.feasible[0][1]
 
 
-def _first_late(lane: _Lane) -> tuple[float, int]:
-    return lane.late[0][0], lane.late[0][1]
+def _first_late(queue: _TenantQueue) -> tuple[float, int]:
+    return queue.late[0][0], queue.late[0][1]

@@ -23,69 +23,71 @@ import math
 from typing import Final
 
 LONG_SHARE: Final = 0.5
-LONG_BUSY: Final = 0.9
-SHORT_BUSY: Final = 0.4
+LONG_UTILIZATION: Final = 0.9
+SHORT_UTILIZATION: Final = 0.4
 """How busy engines may be that are kept for one class: objectives of long prompts let them wait a little."""
 WINDOW_SECONDS: Final = 30.0
-_MINUTES: Final = 60.0
+_ROLL_SECONDS: Final = 60.0
 
 
-class Pools:
+class LengthClasses:
     """What came lately, of one model."""
 
     def __init__(self) -> None:
-        self._short = self._long = 0.0
-        self._at = 0.0
-        self._since: float | None = None
-        self._tightest = self._tightest_before = math.inf
-        self._loosest = self._loosest_before = 0.0
-        self._rolled = 0.0
+        self._short_seconds = self._long_seconds = 0.0
+        self._updated_at = 0.0
+        self._started_at: float | None = None
+        self._tightest = self._former_tightest = math.inf
+        self._loosest = self._former_loosest = 0.0
+        self._rolled_at = 0.0
 
-    def arrived(self, objective_seconds: float, own_seconds: float, now: float) -> bool:
+    def classify(self, objective_seconds: float, prefill_seconds: float, now: float) -> bool:
         """A request came; whether it is long."""
-        if self._since is None:
-            self._since = self._rolled = self._at = now
-        if now - self._rolled >= _MINUTES:
-            self._tightest_before, self._loosest_before = self._tightest, self._loosest
-            self._tightest, self._loosest, self._rolled = math.inf, 0.0, now
+        if self._started_at is None:
+            self._started_at = self._rolled_at = self._updated_at = now
+        if now - self._rolled_at >= _ROLL_SECONDS:
+            self._former_tightest, self._former_loosest = self._tightest, self._loosest
+            self._tightest, self._loosest, self._rolled_at = math.inf, 0.0, now
         self._tightest = min(self._tightest, objective_seconds)
         self._loosest = max(self._loosest, objective_seconds)
-        long = own_seconds > self.boundary_seconds
+        long = prefill_seconds > self.boundary_seconds
         self._fade(now)
         if long:
-            self._long += own_seconds
+            self._long_seconds += prefill_seconds
         else:
-            self._short += own_seconds
+            self._short_seconds += prefill_seconds
         return long
 
     @property
     def boundary_seconds(self) -> float:
         """A prompt whose prefill takes longer is long."""
-        return LONG_SHARE * min(self._tightest, self._tightest_before)
+        return LONG_SHARE * min(self._tightest, self._former_tightest)
 
     @property
-    def spread(self) -> float:
+    def objective_spread(self) -> float:
         """The loosest objective of the last minutes over the tightest; 1 where there is one."""
-        tightest = min(self._tightest, self._tightest_before)
-        return max(self._loosest, self._loosest_before) / tightest if 0.0 < tightest < math.inf else 1.0
+        tightest = min(self._tightest, self._former_tightest)
+        return max(self._loosest, self._former_loosest) / tightest if 0.0 < tightest < math.inf else 1.0
 
-    def long_engines(self, engines: int, now: float, *, short_late: bool = False) -> int:
+    def max_long_engines(self, engines: int, now: float, *, short_late: bool = False) -> int:
         """How many of so many engines may be at long prompts at once; one at least. ``short_late``: some short one that waits cannot
         meet its objective any more."""
         self._fade(now)
-        both = self._short + self._long
+        both = self._short_seconds + self._long_seconds
         if both <= 0.0:
             return engines
-        most = min(engines, round(engines * self._long / both) + (not short_late))
-        seen = 0.0 if self._since is None else -math.expm1((self._since - now) / WINDOW_SECONDS) * WINDOW_SECONDS
-        if seen > 0.0:  # what fades with that window is so much a second
-            needed = math.ceil(self._long / seen / LONG_BUSY)
-            most = min(most, max(needed, engines - round(self._short / seen / SHORT_BUSY)))
-        return max(1, most)
+        bound = min(engines, round(engines * self._long_seconds / both) + (not short_late))
+        window_seconds = (
+            0.0 if self._started_at is None else -math.expm1((self._started_at - now) / WINDOW_SECONDS) * WINDOW_SECONDS
+        )
+        if window_seconds > 0.0:  # what fades with that window is so much a second
+            needed = math.ceil(self._long_seconds / window_seconds / LONG_UTILIZATION)
+            bound = min(bound, max(needed, engines - round(self._short_seconds / window_seconds / SHORT_UTILIZATION)))
+        return max(1, bound)
 
     def _fade(self, now: float) -> None:
-        if now > self._at:
-            fade = math.exp((self._at - now) / WINDOW_SECONDS)
-            self._short *= fade
-            self._long *= fade
-            self._at = now
+        if now > self._updated_at:
+            fade = math.exp((self._updated_at - now) / WINDOW_SECONDS)
+            self._short_seconds *= fade
+            self._long_seconds *= fade
+            self._updated_at = now

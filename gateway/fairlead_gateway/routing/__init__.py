@@ -7,8 +7,8 @@ the state between them; ``held`` for presets that keep requests before engines.
 
 from fairlead_gateway.routing.ledger import InstanceLoad
 from fairlead_gateway.routing.prefix import PrefixChain, prefix_chain
-from fairlead_gateway.routing.presets.table import HOLDING, PRESETS
+from fairlead_gateway.routing.presets.table import PRESETS, QUEUEING_PRESETS
 from fairlead_gateway.routing.request import RouteRequest
 from fairlead_gateway.routing.router import ModelRouter
 
-__all__ = ["HOLDING", "PRESETS", "InstanceLoad", "ModelRouter", "PrefixChain", "RouteRequest", "prefix_chain"]
+__all__ = ["PRESETS", "QUEUEING_PRESETS", "InstanceLoad", "ModelRouter", "PrefixChain", "RouteRequest", "prefix_chain"]

@@ -40,35 +40,37 @@ engine has the property for good, every prompt asks anew, by the same numbers as
 from dataclasses import dataclass
 from typing import Final
 
-from fairlead.decision import Decision, Input, Rejected
+from fairlead.decision import Decision, DecisionInput, RejectedCandidate
 from fairlead.profile import EngineProfile
-from fairlead.units import duration
-from fairlead_gateway.routing.gaps import SECONDS, Gaps
-from fairlead_gateway.routing.holdings import Place
-from fairlead_gateway.routing.ledger import Tally
+from fairlead.units import format_duration
+from fairlead_gateway.routing.gaps import WINDOW_SECONDS, InterTokenTimes
+from fairlead_gateway.routing.holdings import Endpoint
+from fairlead_gateway.routing.ledger import EndpointLoad
 
 ITL_SHARE: Final = 0.9
 """Share of the inter-token objective that a step with prompts may take."""
 BATCH_SLACK: Final = 0.8
 """A decode engine takes prompts while it is filled to less than this share."""
-SHORT_TOKENS: Final = 16.0
+MIN_ANSWER_TOKENS: Final = 16.0
 """Answers of so many tokens are to bear a run of steps with prompts, and still have their mean gap, where prefill engines are late: a
 first token that is missed costs more than a shorter answer now and then."""
 LATE_SHARE: Final = 0.7
 """They are from this share of the first-token objective on."""
 LIGHT_SHARE: Final = 0.05
 """By so much of itself a prompt may lengthen a step and be as good as none."""
-GAP_OLD_SECONDS: Final = 15.0
+MAX_GAP_AGE_SECONDS: Final = 15.0
 """Gaps that were seen longer ago say nothing of now."""
 
-STAYS: Final = frozenset({"slack", "light", "short"})
+LOCAL_RULES: Final = frozenset({"slack", "light", "short"})
 """The rules by which a prompt is computed where it is answered."""
-GOES: Final = frozenset({"gaps-long", "batch-full", "run-long", "share-full", "sooner-there", "step-full", "long"})
+REMOTE_RULES: Final = frozenset(
+    {"gaps-long", "batch-full", "run-long", "share-full", "sooner-there", "step-full", "long"}
+)
 """Those by which it goes to a prefill engine."""
 
 
 @dataclass(frozen=True, slots=True)
-class Side:
+class PrefillOption:
     """One engine as a prompt would find it. ``profile`` is None where nobody knows it; ``own_seconds`` of prefill are the prompt's
     uncached part, ``backlog_seconds`` those before it. ``prefill_share`` of its time is spent on prompts that it computes itself.
     ``gap_seconds`` is the mean gap of streams that ended ``gap_age_seconds`` ago, None where none did."""
@@ -76,7 +78,7 @@ class Side:
     id: str
     profile: EngineProfile | None
     backlog_seconds: float
-    own_seconds: float
+    prefill_seconds: float
     prompt_tokens: float
     matched_tokens: float
     inflight: int
@@ -91,23 +93,29 @@ class Side:
         return max(1.0, self.prompt_tokens - self.matched_tokens)
 
 
-def side_of(
-    place: Place, load: Tally, prompt: float, hit: float, profiled: bool, gaps: Gaps | None, now: float
-) -> Side:
+def prefill_option(
+    endpoint: Endpoint,
+    load: EndpointLoad,
+    prompt: float,
+    cached: float,
+    has_profile: bool,
+    inter_token: InterTokenTimes | None,
+    now: float,
+) -> PrefillOption:
     """A ready instance with ``load`` on it, others' included, and ``hit`` tokens of the ``prompt``; ``profiled``: its profile is its
     own, not the default one. ``gaps`` is what this gateway saw of it; others are taken to keep as many prompts there for each request
     as this one."""
-    gap = None if gaps is None else gaps.seen(place.id, now)
+    gap = None if inter_token is None else inter_token.mean_gap(endpoint.id, now)
     share = 0.0
-    if gaps is not None:
-        share = gaps.prefill_share(place.id, now) * max(1.0, load.inflight / max(1, place.tally.inflight))
-    return Side(
-        place.id,
-        place.profile if profiled else None,
+    if inter_token is not None:
+        share = inter_token.prefill_share(endpoint.id, now) * max(1.0, load.inflight / max(1, endpoint.load.inflight))
+    return PrefillOption(
+        endpoint.id,
+        endpoint.profile if has_profile else None,
         load.backlog_seconds,
-        place.profile.prefill(prompt, hit),
+        endpoint.profile.prefill_time(prompt, cached),
         prompt,
-        hit,
+        cached,
         load.inflight,
         load.inflight_tokens,
         share,
@@ -117,141 +125,169 @@ def side_of(
 
 
 @dataclass(frozen=True, slots=True)
-class Steps:
+class StepEstimate:
     """Seconds of a decode engine's steps: without a prompt, with this one, and the longest that it and those that wait make;
     ``stretch`` is how many times as long prefill takes there as in an engine that only prefills. ``mean`` is the gap that answers
     there have on average if the prompt stays, ``run`` what it and those that wait add to the answers that meet them all."""
 
-    plain: float
-    with_it: float
-    longest: float
+    plain_seconds: float
+    with_prompt_seconds: float
+    longest_seconds: float
     stretch: float
-    mean: float
-    run: float
+    mean_gap_seconds: float
+    run_seconds: float
 
 
-def steps(side: Side, profile: EngineProfile) -> Steps:
+def estimate_steps(option: PrefillOption, profile: EngineProfile) -> StepEstimate:
     """What a prompt makes of the steps of a decode engine."""
-    running = side.inflight
-    resident = int(side.inflight_tokens)
-    plain = profile.step(computed=running, sequences=running, resident=resident)
-    room = max(1.0, float(profile.step_tokens - running))
-    own = side.uncached_tokens
-    each = profile.prefill_token_seconds
-    ahead = room if each <= 0.0 else side.backlog_seconds / each
+    running = option.inflight
+    resident = int(option.inflight_tokens)
+    plain = profile.step_time(computed=running, sequences=running, resident=resident)
+    step_budget = max(1.0, float(profile.step_tokens - running))
+    uncached = option.uncached_tokens
+    token_seconds = profile.prefill_token_seconds
+    ahead = step_budget if token_seconds <= 0.0 else option.backlog_seconds / token_seconds
 
     def step(tokens: float) -> float:
-        ours = min(tokens, own)
-        return profile.step(
+        ours = min(tokens, uncached)
+        return profile.step_time(
             computed=int(running + tokens),
             sequences=running + 1,
             resident=resident,
-            attention=ours * (side.matched_tokens + own - ours / 2.0),
+            attention=ours * (option.matched_tokens + uncached - ours / 2.0),
         )
 
-    longest = step(min(room, own + ahead))
+    longest = step(min(step_budget, uncached + ahead))
     decoding = max(0.0, plain - profile.step_seconds - profile.weights_seconds)
-    share = min(0.99, side.prefill_share + side.own_seconds / SECONDS)
-    return Steps(
+    share = min(0.99, option.prefill_share + option.prefill_seconds / WINDOW_SECONDS)
+    return StepEstimate(
         plain,
-        step(min(room, own)),
+        step(min(step_budget, uncached)),
         longest,
         longest / max(1e-9, longest - decoding),
         plain / (1.0 - share),
-        side.backlog_seconds + side.own_seconds,
+        option.backlog_seconds + option.prefill_seconds,
     )
 
 
-def where(
-    here: Side,
-    there: Side | None,
+def place_prefill(
+    decode: PrefillOption,
+    prefill: PrefillOption | None,
     *,
     itl_seconds: float | None,
     ttft_seconds: float | None,
-    way_seconds: float,
-    least_tokens: float,
+    transfer_seconds: float,
+    min_remote_tokens: float,
 ) -> Decision:
     """Who computes a prompt that ``here``, the engine that would answer it, and ``there``, the best prefill engine (None: there is
     none), could. ``chosen`` is that engine. The rule is ``slack``, ``light`` or ``short`` where the prompt stays, and ``long``,
     one of ``GOES`` where it goes. ``way_seconds``: what its KV takes from there to
     here; ``least_tokens``: from how many uncached tokens on a prompt goes where the numbers are not known."""
-    profile = here.profile
-    if itl_seconds is None or profile is None or there is None or there.profile is None:
-        return _by_length(here, there, least_tokens, "inter-token objective" if itl_seconds is None else "profile")
-    made = steps(here, profile)
-    most = ITL_SHARE * itl_seconds
-    first_here = made.plain + (here.backlog_seconds + here.own_seconds) * made.stretch
-    leg = there.backlog_seconds + there.own_seconds + way_seconds
-    first_there = max(leg, here.backlog_seconds * made.stretch) + 2.0 * made.plain
-    batch = (here.inflight + 1) / profile.max_sequences
-    memory = (here.inflight_tokens + here.prompt_tokens) / profile.kv_tokens
-    full = max(batch, memory)
-    fresh = here.gap_age_seconds is not None and here.gap_age_seconds <= GAP_OLD_SECONDS
-    gap = here.gap_seconds if fresh else None
-    inputs = {
-        "uncached_tokens": Input(here.uncached_tokens),
-        "step_seconds": Input(made.plain),
-        "longest_step_seconds": Input(made.longest),
-        "mean_gap_seconds": Input(made.mean),
-        "prefill_share": Input(here.prefill_share),
-        "step_most_seconds": Input(most),
-        "gap_seconds": Input(gap, here.gap_age_seconds if gap is not None else None),
-        "filled_share": Input(full),
-        "way_seconds": Input(way_seconds),
-        f"{here.id}/predicted_ttft_seconds": Input(first_here),
-        f"{there.id}/predicted_ttft_seconds": Input(first_there),
-    }
-    soon, later = f"first token in about {duration(first_here)}", f"{duration(first_there)} through {there.id}"
-    slack = f"a gap is {duration(made.mean)} with it, the longest {duration(made.longest)}, of {duration(most)}"
-    if made.with_it <= (1.0 + LIGHT_SHARE) * made.plain and first_here <= first_there:
-        why = f"{here.uncached_tokens:.0f} tokens to compute hardly lengthen a step of {duration(made.plain)}"
-        return _made("light", here, there, why, inputs, first_here)
-    if gap is not None and gap > most:
-        return _made("gaps-long", there, here, f"{here.id} has gaps of {duration(gap)}", inputs, first_there)
-    if full > BATCH_SLACK:
-        return _made("batch-full", there, here, f"{here.id} is filled to {full:.0%}", inputs, first_there)
-    if made.longest > most:
-        if ttft_seconds is None or first_there <= LATE_SHARE * ttft_seconds:
-            why = f"the longest step of {here.id} would take {duration(made.longest)}, over {duration(most)}"
-            return _made("step-full", there, here, why, inputs, first_there)
-        if made.run > SHORT_TOKENS * max(0.0, most - made.plain):
-            why = f"{duration(made.run)} of prefill in a row on {here.id}, with steps over {duration(most)}"
-            return _made("run-long", there, here, why, inputs, first_there)
-        if made.mean > most:
-            why = f"gaps on {here.id} would be {duration(made.mean)} on average, over {duration(most)}"
-            return _made("share-full", there, here, why, inputs, first_there)
-    if first_here > first_there:
-        return _made(
-            "sooner-there",
-            there,
-            here,
-            f"first token in about {later}, {duration(first_here)} here",
-            inputs,
-            first_there,
+    profile = decode.profile
+    if itl_seconds is None or profile is None or prefill is None or prefill.profile is None:
+        return _place_by_length(
+            decode, prefill, min_remote_tokens, "inter-token objective" if itl_seconds is None else "profile"
         )
-    return _made("slack", here, there, f"{here.id} has slack: {slack}; {soon}, {later}", inputs, first_here)
+    steps = estimate_steps(decode, profile)
+    max_step_seconds = ITL_SHARE * itl_seconds
+    local_ttft = steps.plain_seconds + (decode.backlog_seconds + decode.prefill_seconds) * steps.stretch
+    remote_seconds = prefill.backlog_seconds + prefill.prefill_seconds + transfer_seconds
+    remote_ttft = max(remote_seconds, decode.backlog_seconds * steps.stretch) + 2.0 * steps.plain_seconds
+    batch = (decode.inflight + 1) / profile.max_sequences
+    memory = (decode.inflight_tokens + decode.prompt_tokens) / profile.kv_tokens
+    filled_share = max(batch, memory)
+    gap_is_recent = decode.gap_age_seconds is not None and decode.gap_age_seconds <= MAX_GAP_AGE_SECONDS
+    gap = decode.gap_seconds if gap_is_recent else None
+    inputs = {
+        "uncached_tokens": DecisionInput(decode.uncached_tokens),
+        "step_seconds": DecisionInput(steps.plain_seconds),
+        "longest_step_seconds": DecisionInput(steps.longest_seconds),
+        "mean_gap_seconds": DecisionInput(steps.mean_gap_seconds),
+        "prefill_share": DecisionInput(decode.prefill_share),
+        "step_most_seconds": DecisionInput(max_step_seconds),
+        "gap_seconds": DecisionInput(gap, decode.gap_age_seconds if gap is not None else None),
+        "filled_share": DecisionInput(filled_share),
+        "way_seconds": DecisionInput(transfer_seconds),
+        f"{decode.id}/predicted_ttft_seconds": DecisionInput(local_ttft),
+        f"{prefill.id}/predicted_ttft_seconds": DecisionInput(remote_ttft),
+    }
+    soon, later = (
+        f"first token in about {format_duration(local_ttft)}",
+        f"{format_duration(remote_ttft)} through {prefill.id}",
+    )
+    slack = (
+        f"a gap is {format_duration(steps.mean_gap_seconds)} with it, "
+        f"the longest {format_duration(steps.longest_seconds)}, of {format_duration(max_step_seconds)}"
+    )
+    if steps.with_prompt_seconds <= (1.0 + LIGHT_SHARE) * steps.plain_seconds and local_ttft <= remote_ttft:
+        reason = f"{decode.uncached_tokens:.0f} tokens to compute hardly lengthen a step of {format_duration(steps.plain_seconds)}"
+        return _decision("light", decode, prefill, reason, inputs, local_ttft)
+    if gap is not None and gap > max_step_seconds:
+        return _decision(
+            "gaps-long", prefill, decode, f"{decode.id} has gaps of {format_duration(gap)}", inputs, remote_ttft
+        )
+    if filled_share > BATCH_SLACK:
+        return _decision(
+            "batch-full", prefill, decode, f"{decode.id} is filled to {filled_share:.0%}", inputs, remote_ttft
+        )
+    if steps.longest_seconds > max_step_seconds:
+        if ttft_seconds is None or remote_ttft <= LATE_SHARE * ttft_seconds:
+            reason = (
+                f"the longest step of {decode.id} would take {format_duration(steps.longest_seconds)}, "
+                f"over {format_duration(max_step_seconds)}"
+            )
+            return _decision("step-full", prefill, decode, reason, inputs, remote_ttft)
+        if steps.run_seconds > MIN_ANSWER_TOKENS * max(0.0, max_step_seconds - steps.plain_seconds):
+            reason = (
+                f"{format_duration(steps.run_seconds)} of prefill in a row on {decode.id}, "
+                f"with steps over {format_duration(max_step_seconds)}"
+            )
+            return _decision("run-long", prefill, decode, reason, inputs, remote_ttft)
+        if steps.mean_gap_seconds > max_step_seconds:
+            reason = (
+                f"gaps on {decode.id} would be {format_duration(steps.mean_gap_seconds)} on average, "
+                f"over {format_duration(max_step_seconds)}"
+            )
+            return _decision("share-full", prefill, decode, reason, inputs, remote_ttft)
+    if local_ttft > remote_ttft:
+        return _decision(
+            "sooner-there",
+            prefill,
+            decode,
+            f"first token in about {later}, {format_duration(local_ttft)} here",
+            inputs,
+            remote_ttft,
+        )
+    return _decision("slack", decode, prefill, f"{decode.id} has slack: {slack}; {soon}, {later}", inputs, local_ttft)
 
 
-def _by_length(here: Side, there: Side | None, least_tokens: float, lacking: str) -> Decision:
+def _place_by_length(
+    decode: PrefillOption, prefill: PrefillOption | None, min_remote_tokens: float, missing: str
+) -> Decision:
     """By the limit alone."""
-    tokens = here.uncached_tokens
-    inputs = {"uncached_tokens": Input(tokens), "least_tokens": Input(least_tokens)}
-    unknown = "no prefill engine is ready" if there is None else f"no {lacking} is known"
-    if tokens < least_tokens:
-        why = f"about {tokens:.0f} tokens to compute, under {least_tokens:.0f} ({unknown})"
-        return _made("short", here, there, why, inputs, None)
-    why = f"about {tokens:.0f} tokens to compute, {least_tokens:.0f} or more ({unknown})"
-    return _made("long", there, here, why, inputs, None)
+    tokens = decode.uncached_tokens
+    inputs = {"uncached_tokens": DecisionInput(tokens), "least_tokens": DecisionInput(min_remote_tokens)}
+    unknown = "no prefill engine is ready" if prefill is None else f"no {missing} is known"
+    if tokens < min_remote_tokens:
+        reason = f"about {tokens:.0f} tokens to compute, under {min_remote_tokens:.0f} ({unknown})"
+        return _decision("short", decode, prefill, reason, inputs, None)
+    reason = f"about {tokens:.0f} tokens to compute, {min_remote_tokens:.0f} or more ({unknown})"
+    return _decision("long", prefill, decode, reason, inputs, None)
 
 
-def _made(
-    rule: str, chosen: Side | None, other: Side | None, why: str, inputs: dict[str, Input], ttft_seconds: float | None
+def _decision(
+    rule: str,
+    chosen: PrefillOption | None,
+    other: PrefillOption | None,
+    reason: str,
+    inputs: dict[str, DecisionInput],
+    ttft_seconds: float | None,
 ) -> Decision:
     return Decision(
         None if chosen is None else chosen.id,
         rule,
-        why,
-        () if other is None else (Rejected(other.id, why),),
+        reason,
+        () if other is None else (RejectedCandidate(other.id, reason),),
         inputs,
         matched_tokens=None if chosen is None else chosen.matched_tokens,
         ttft_seconds=ttft_seconds,

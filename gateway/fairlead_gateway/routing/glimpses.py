@@ -9,79 +9,79 @@ what a candidate costs comes of what is seen now. With nobody beside us what is 
 from collections.abc import Collection
 from typing import Final
 
-from fairlead_gateway.routing.ledger import Ledger, Tally, backlog_of, least_busy
+from fairlead_gateway.routing.ledger import EndpointLoad, InflightTracker, least_busy, total_backlog_seconds
 
-SCAN_MOST: Final = 16
-LOOKS_MOST: Final = 5
+MAX_FULL_SCAN: Final = 16
+MAX_SAMPLES: Final = 5
 """Instances of a larger fleet whose load is looked at for one decision."""
 
 
-class Glimpses:
+class SampledLoads:
     """Of one model's instances."""
 
-    def __init__(self, ledger: Ledger) -> None:
-        self._ledger = ledger
-        self._beside: dict[str, Tally] = {}
-        self._turn = 0
-        self._looks = 0
-        self._large = False
+    def __init__(self, inflight: InflightTracker) -> None:
+        self._inflight = inflight
+        self._other_loads: dict[str, EndpointLoad] = {}
+        self._next_sample = 0
+        self._samples = 0
+        self._is_large = False
 
-    def keep(self, instances: Collection[str]) -> None:
+    def retain(self, instances: Collection[str]) -> None:
         """Those that are gone are forgotten."""
-        self._beside = {name: beside for name, beside in self._beside.items() if name in instances}
+        self._other_loads = {name: beside for name, beside in self._other_loads.items() if name in instances}
 
-    def begin(self, instances: int) -> None:
+    def begin_decision(self, instances: int) -> None:
         """A decision among so many begins."""
-        self._large = instances > SCAN_MOST
-        self._looks = 0
+        self._is_large = instances > MAX_FULL_SCAN
+        self._samples = 0
 
-    def look(self, own: Tally) -> Tally:
+    def measure(self, local: EndpointLoad) -> EndpointLoad:
         """The load of an instance as it is."""
-        seen = self._ledger.seen(own)
-        if self._large:
-            self._looks += 1
-            if seen is not own:
-                self._remember(own, seen)
-        return seen
+        total = self._inflight.total_load(local)
+        if self._is_large:
+            self._samples += 1
+            if total is not local:
+                self._remember(local, total)
+        return total
 
-    def rough(self, own: Tally) -> Tally:
+    def estimate(self, local: EndpointLoad) -> EndpointLoad:
         """The same; of a large fleet as far as it is known without looking."""
-        if not self._large:
-            return self._ledger.seen(own)
-        beside = self._beside.get(own.instance)
-        return own if beside is None else _sum(own, beside)
+        if not self._is_large:
+            return self._inflight.total_load(local)
+        other = self._other_loads.get(local.instance)
+        return local if other is None else _add_load(local, other)
 
-    def fleet(self, own: list[Tally]) -> tuple[float, Tally]:
+    def summarize(self, local: list[EndpointLoad]) -> tuple[float, EndpointLoad]:
         """Mean backlog in seconds, and who is the least busy, roughly where there are many."""
-        if not self._large:
-            loads = self._ledger.seen_all(own)
-        elif self._beside:
-            loads = [self.rough(item) for item in own]
+        if not self._is_large:
+            loads = self._inflight.total_loads(local)
+        elif self._other_loads:
+            loads = [self.estimate(item) for item in local]
         else:
-            loads = own
-        return backlog_of(loads) / len(loads), least_busy(loads)
+            loads = local
+        return total_backlog_seconds(loads) / len(loads), least_busy(loads)
 
-    def end(self, own: list[Tally]) -> None:
+    def end_decision(self, local: list[EndpointLoad]) -> None:
         """A decision has looked at its candidates; one more in turn, so that what is remembered of the rest stays young."""
-        if self._large and self._looks < LOOKS_MOST:
-            self._turn = (self._turn + 1) % len(own)
-            self.look(own[self._turn])
+        if self._is_large and self._samples < MAX_SAMPLES:
+            self._next_sample = (self._next_sample + 1) % len(local)
+            self.measure(local[self._next_sample])
 
-    def _remember(self, own: Tally, seen: Tally) -> None:
-        self._beside[own.instance] = Tally(
-            own.instance,
-            max(0, seen.inflight - own.inflight),
-            max(0, seen.waiting - own.waiting),
-            max(0.0, seen.backlog_seconds - own.backlog_seconds),
-            max(0.0, seen.inflight_tokens - own.inflight_tokens),
+    def _remember(self, local: EndpointLoad, total: EndpointLoad) -> None:
+        self._other_loads[local.instance] = EndpointLoad(
+            local.instance,
+            max(0, total.inflight - local.inflight),
+            max(0, total.waiting - local.waiting),
+            max(0.0, total.backlog_seconds - local.backlog_seconds),
+            max(0.0, total.inflight_tokens - local.inflight_tokens),
         )
 
 
-def _sum(own: Tally, beside: Tally) -> Tally:
-    return Tally(
-        own.instance,
-        own.inflight + beside.inflight,
-        own.waiting + beside.waiting,
-        own.backlog_seconds + beside.backlog_seconds,
-        own.inflight_tokens + beside.inflight_tokens,
+def _add_load(local: EndpointLoad, other: EndpointLoad) -> EndpointLoad:
+    return EndpointLoad(
+        local.instance,
+        local.inflight + other.inflight,
+        local.waiting + other.waiting,
+        local.backlog_seconds + other.backlog_seconds,
+        local.inflight_tokens + other.inflight_tokens,
     )

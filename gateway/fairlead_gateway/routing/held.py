@@ -8,64 +8,71 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from fairlead_gateway.routing.holdings import Holdings, Place
-from fairlead_gateway.routing.ledger import Ledger
+from fairlead_gateway.routing.holdings import CacheView, Endpoint
+from fairlead_gateway.routing.ledger import InflightTracker
 from fairlead_gateway.routing.prefix import BYTES_PER_TOKEN
 from fairlead_gateway.routing.presets import dualmap
-from fairlead_gateway.routing.presets.stay import Order, Stay
+from fairlead_gateway.routing.presets.stay import AssignedRequest, QueueKey
 from fairlead_gateway.routing.request import RouteRequest
 
 
-class _Assigned:
+class _QueueEntry:
     """A request with how it waits, and what of it is cached where it is to go, in bytes."""
 
-    __slots__ = ("held_bytes", "request", "stay")
+    __slots__ = ("assignment", "cached_bytes", "request")
 
-    def __init__(self, request: RouteRequest, stay: Stay, held_bytes: int) -> None:
+    def __init__(self, request: RouteRequest, assignment: AssignedRequest, cached_bytes: int) -> None:
         self.request = request
-        self.stay = stay
-        self.held_bytes = held_bytes
+        self.assignment = assignment
+        self.cached_bytes = cached_bytes
 
 
-class HeldRequests:
+class AssignedQueue:
     """Of one model, by request id. ``order`` is the preset's; ``moving``: it moves them too."""
 
-    def __init__(self, ledger: Ledger, holdings: Holdings, order: Callable[[Stay], Order], *, moving: bool) -> None:
-        self._ledger = ledger
-        self._holdings = holdings
-        self._order = order
-        self._moving = moving
-        self._assigned: dict[str, _Assigned] = {}
+    def __init__(
+        self,
+        inflight: InflightTracker,
+        cache: CacheView,
+        queue_key: Callable[[AssignedRequest], QueueKey],
+        *,
+        rebalances: bool,
+    ) -> None:
+        self._inflight = inflight
+        self._cache = cache
+        self._queue_key = queue_key
+        self._rebalances = rebalances
+        self._entries: dict[str, _QueueEntry] = {}
 
-    def put(self, request: RouteRequest, held_bytes: int, stay: Stay) -> None:
+    def add(self, request: RouteRequest, cached_bytes: int, assignment: AssignedRequest) -> None:
         """It was assigned, or anew: it arrived when it was assigned first."""
-        before = self._assigned.get(request.id)
-        if before is not None:
-            stay = replace(stay, arrived=before.stay.arrived)
-        self._assigned[request.id] = _Assigned(request, stay, held_bytes)
+        former = self._entries.get(request.id)
+        if former is not None:
+            assignment = replace(assignment, assigned_at=former.assignment.assigned_at)
+        self._entries[request.id] = _QueueEntry(request, assignment, cached_bytes)
 
     def forget(self, request_id: str) -> None:
         """It waits no more."""
-        self._assigned.pop(request_id, None)
+        self._entries.pop(request_id, None)
 
-    def order(self, request_id: str) -> Order:
+    def queue_key(self, request_id: str) -> QueueKey:
         """Smallest first is who goes next; who is not known here goes last."""
-        one = self._assigned.get(request_id)
-        return (math.inf, math.inf, request_id) if one is None else self._order(one.stay)
+        entry = self._entries.get(request_id)
+        return (math.inf, math.inf, request_id) if entry is None else self._queue_key(entry.assignment)
 
-    def take(self, request_id: str, place: Place | None) -> RouteRequest | None:
+    def remove(self, request_id: str, endpoint: Endpoint | None) -> RouteRequest | None:
         """It leaves ``place``, where what only it would have brought is not held then. None when it is not known."""
-        one = self._assigned.get(request_id)
-        if one is None:
+        entry = self._entries.get(request_id)
+        if entry is None:
             return None
-        if place is not None:
-            self._holdings.unhold(place, one.request.chain, one.held_bytes)
-        return one.request
+        if endpoint is not None:
+            self._cache.remove(endpoint, entry.request.chain, entry.cached_bytes)
+        return entry.request
 
-    def moves(
+    def plan_moves(
         self,
-        held: Mapping[str, Sequence[str]],
-        places: Sequence[Place],
+        queued: Mapping[str, Sequence[str]],
+        endpoints: Sequence[Endpoint],
         homes: Callable[[RouteRequest], tuple[str, ...]],
         scale: float,
         *,
@@ -73,43 +80,49 @@ class HeldRequests:
         now: float,
     ) -> list[tuple[str, str]]:
         """Moves (request, instance). ``held`` are request ids by instance; ``scale`` corrects estimates of tokens."""
-        if not self._moving:
+        if not self._rebalances:
             return []
-        known = {place.id: place for place in places}
-        waiting: dict[str, list[dualmap.Held]] = {}
+        known = {endpoint.id: endpoint for endpoint in endpoints}
+        waiting: dict[str, list[dualmap.QueuedAssignment]] = {}
         pending = {}
-        for index, place in enumerate(places):
-            behind = places[(index + 1) % len(places)]
-            seconds = self._ledger.seen(place.tally).backlog_seconds
-            here = self._kept(held.get(place.id, ()), place.id)
-            for _, _, own in here:
-                seconds -= own
-            pending[place.id] = seconds = max(0.0, seconds)
-            total = seconds + sum([own for _, _, own in here])
-            mended = dualmap.mended(total, [one.stay.arrived for _, one, _ in here], objective_seconds, now)
-            waiting[place.id] = ones = []
-            for name, one, own in here:
-                at, twin = {place.id: (one.stay.hit_tokens, own)}, None
-                if mended:  # who stays where he is need not know how it would be elsewhere
-                    twin = next((known[home] for home in homes(one.request) if home != place.id), None)
-                    for other in (twin, behind):
-                        if other is not None and other is not place:
-                            at[other.id] = self._there(one.request, other, scale)
-                ones.append(dualmap.Held(name, one.stay.arrived, None if twin is None else twin.id, at))
-        self._holdings.forget_asked()
+        for index, endpoint in enumerate(endpoints):
+            neighbour = endpoints[(index + 1) % len(endpoints)]
+            seconds = self._inflight.total_load(endpoint.load).backlog_seconds
+            entries = self._queued_at(queued.get(endpoint.id, ()), endpoint.id)
+            for _, _, prefill_seconds in entries:
+                seconds -= prefill_seconds
+            pending[endpoint.id] = seconds = max(0.0, seconds)
+            total = seconds + sum([prefill_seconds for _, _, prefill_seconds in entries])
+            needs_rebalance = dualmap.needs_rebalance(
+                total, [entry.assignment.assigned_at for _, entry, _ in entries], objective_seconds, now
+            )
+            waiting[endpoint.id] = assignments = []
+            for request_id, entry, prefill_seconds in entries:
+                costs, alternate = {endpoint.id: (entry.assignment.cached_tokens, prefill_seconds)}, None
+                if needs_rebalance:  # who stays where he is need not know how it would be elsewhere
+                    alternate = next((known[home] for home in homes(entry.request) if home != endpoint.id), None)
+                    for other in (alternate, neighbour):
+                        if other is not None and other is not endpoint:
+                            costs[other.id] = self._cached_and_cost(entry.request, other, scale)
+                assignments.append(
+                    dualmap.QueuedAssignment(
+                        request_id, entry.assignment.assigned_at, None if alternate is None else alternate.id, costs
+                    )
+                )
+        self._cache.drop_match()
         return dualmap.rebalance(waiting, pending, objective_seconds=objective_seconds, now=now)
 
-    def _kept(self, names: Sequence[str], instance: str) -> list[tuple[str, _Assigned, float]]:
+    def _queued_at(self, request_ids: Sequence[str], instance: str) -> list[tuple[str, _QueueEntry, float]]:
         """Of these the ones that are known to be there, with their seconds."""
         found = []
-        for name in names:
-            one, flight = self._assigned.get(name), self._ledger.flight(name)
-            if one is not None and flight is not None and flight.tally.instance == instance:
-                found.append((name, one, flight.seconds))
+        for request_id in request_ids:
+            entry, inflight = self._entries.get(request_id), self._inflight.get(request_id)
+            if entry is not None and inflight is not None and inflight.load.instance == instance:
+                found.append((request_id, entry, inflight.prefill_seconds))
         return found
 
-    def _there(self, request: RouteRequest, place: Place, scale: float) -> tuple[float, float]:
+    def _cached_and_cost(self, request: RouteRequest, endpoint: Endpoint, scale: float) -> tuple[float, float]:
         """Tokens of a request that are cached at an instance, and the seconds that the rest takes there."""
         prompt = request.prompt_tokens * scale
-        hit = min(prompt, self._holdings.matched(request).size(place.bit) * (scale / BYTES_PER_TOKEN))
-        return hit, place.profile.prefill(prompt, hit)
+        cached = min(prompt, self._cache.match(request).bytes_at(endpoint.cache_bit) * (scale / BYTES_PER_TOKEN))
+        return cached, endpoint.profile.prefill_time(prompt, cached)

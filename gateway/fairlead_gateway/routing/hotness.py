@@ -21,13 +21,13 @@ from fairlead_gateway.routing.prefix import PrefixChain, block_ends
 
 BASE_BYTES: Final = 4096
 LEVEL_BYTES: Final = 2048
-LEVELS_DEEPEST: Final = 16
+MAX_LEVELS: Final = 16
 WINDOW: Final = 200
 WINDOW_PER_INSTANCE: Final = 25
-SAMPLES_LEAST: Final = 20
+MIN_SAMPLES: Final = 20
 
 
-_ONLY: Final = (0,)
+_SINGLE_BLOCK: Final = (0,)
 
 
 def level_blocks(ends: tuple[int, ...]) -> tuple[int, ...]:
@@ -35,20 +35,20 @@ def level_blocks(ends: tuple[int, ...]) -> tuple[int, ...]:
     if ends[-1] < BASE_BYTES:
         # A short prompt: the deepest block that ends at a power of two, so that its next turn often keeps the key.
         return (max(index for index, end in enumerate(ends) if end & (end - 1) == 0),)
-    found: list[int] = []
-    wanted = BASE_BYTES
+    blocks: list[int] = []
+    next_end = BASE_BYTES
     for index, end in enumerate(ends):
-        if end == wanted:
-            found.append(index)
-            wanted += LEVEL_BYTES
-            if len(found) == LEVELS_DEEPEST:
+        if end == next_end:
+            blocks.append(index)
+            next_end += LEVEL_BYTES
+            if len(blocks) == MAX_LEVELS:
                 break
-        elif end > wanted:  # behind 64 KiB blocks are coarser than levels
-            wanted = end + LEVEL_BYTES - (end % LEVEL_BYTES)
-    return tuple(found)
+        elif end > next_end:  # behind 64 KiB blocks are coarser than levels
+            next_end = end + LEVEL_BYTES - (end % LEVEL_BYTES)
+    return tuple(blocks)
 
 
-class _Cut:
+class _LevelCuts:
     """Where the levels lie in all chains of one length."""
 
     __slots__ = ("blocks", "ends")
@@ -58,14 +58,14 @@ class _Cut:
         self.blocks = level_blocks(ends)
 
 
-class _Level:
+class _PrefixLevel:
     """A level of some prompt in the window: ``count`` of the window's prompts reach it. ``above`` is the one before it."""
 
-    __slots__ = ("above", "count", "digest", "hot")
+    __slots__ = ("count", "digest", "hot", "parent")
 
-    def __init__(self, digest: Hashable, above: "_Level | None") -> None:
+    def __init__(self, digest: Hashable, parent: "_PrefixLevel | None") -> None:
         self.digest = digest
-        self.above = above
+        self.parent = parent
         self.count = 0
         self.hot = False
 
@@ -78,28 +78,28 @@ class HotPrefixes:
     """
 
     def __init__(self) -> None:
-        self._window: list[_Level] = []  # the deepest of each prompt
-        self._oldest = 0  # before it the window has been forgotten
-        self._levels: dict[Hashable, _Level] = {}
-        self._cuts: dict[int, _Cut] = {}  # by how many blocks there are, of chains that are cut the usual way
+        self._window: list[_PrefixLevel] = []  # the deepest of each prompt
+        self._first_counted = 0  # before it the window has been forgotten
+        self._levels: dict[Hashable, _PrefixLevel] = {}
+        self._cuts: dict[int, _LevelCuts] = {}  # by how many blocks there are, of chains that are cut the usual way
         self._table: frozenset[Hashable] | None = None
         self.epoch = 0
         """Of the table that keys are made by; 0 while they are made by what was counted here, or a table is about to be left."""
 
     @property
-    def lost(self) -> bool:
+    def has_lost_table(self) -> bool:
         """Whether keys are made by the last of the tables that nobody tells any more."""
         return self._table is not None and not self.epoch
 
     def __len__(self) -> int:
         return sum([level.hot for level in self._levels.values()])
 
-    def key(self, chain: PrefixChain) -> Hashable:
+    def routing_key(self, chain: PrefixChain) -> Hashable:
         """The routing key of a prompt: the hash of its first level that is not hot, else of the deepest."""
         if self._table is not None:
-            return self._by_table(chain, self._table)
+            return self._key_by_table(chain, self._table)
         hashes = self._hashes(chain)
-        blocks = self._blocks(chain)
+        blocks = self._level_blocks(chain)
         for block in blocks:
             level = self._levels.get(hashes[block])
             if level is None or not level.hot:
@@ -112,37 +112,37 @@ class HotPrefixes:
         table = self._table
         if table is not None:
             if self.epoch:
-                return self._by_table(chain, table)
+                return self._key_by_table(chain, table)
             self._count(chain, instances)
-            if len(self._window) - self._oldest >= wanted(instances):
+            if len(self._window) - self._first_counted >= window_size(instances):
                 self._table = None
-            return self._by_table(chain, table)
+            return self._key_by_table(chain, table)
         return self._count(chain, instances)
 
-    def follow(self, epoch: int, table: frozenset[Hashable]) -> None:
+    def set_shared_table(self, epoch: int, table: frozenset[Hashable]) -> None:
         """Make keys by this table from now on; epoch 0: count again, and leave the last table when enough has been."""
         if epoch:
             self._table = table
             self._window.clear()
-            self._oldest = 0
+            self._first_counted = 0
             self._levels.clear()
         self.epoch = epoch
 
-    def table(self, most: int) -> list[Hashable]:
+    def top_prefixes(self, max_prefixes: int) -> list[Hashable]:
         """The hot prefixes as counted here, at most so many of them: those that most prompts share, in no order."""
         hot = [level for level in self._levels.values() if level.hot]
-        if len(hot) > most:
-            hot.sort(key=_shared_by, reverse=True)
-        return [level.digest for level in hot[:most]]
+        if len(hot) > max_prefixes:
+            hot.sort(key=_prompt_count, reverse=True)
+        return [level.digest for level in hot[:max_prefixes]]
 
-    def adopt(self, table: frozenset[Hashable]) -> None:
+    def start_from_table(self, table: frozenset[Hashable]) -> None:
         """Go on from another's table: what it called hot is hot here, as far as it is known, until the own count says otherwise."""
         for level in self._levels.values():
             level.hot = level.digest in table
 
-    def _by_table(self, chain: PrefixChain, table: frozenset[Hashable]) -> Hashable:
+    def _key_by_table(self, chain: PrefixChain, table: frozenset[Hashable]) -> Hashable:
         hashes = self._hashes(chain)
-        blocks = self._blocks(chain)
+        blocks = self._level_blocks(chain)
         for block in blocks:
             if hashes[block] not in table:
                 return hashes[block]
@@ -150,43 +150,43 @@ class HotPrefixes:
 
     def _count(self, chain: PrefixChain, instances: int) -> Hashable:
         window = self._window
-        deepest = self._deepest(chain)
+        deepest = self._deepest_level(chain)
         window.append(deepest)
-        level: _Level | None = deepest
+        level: _PrefixLevel | None = deepest
         while level is not None:
             level.count += 1
-            level = level.above
-        most = wanted(instances)
-        while len(window) - self._oldest > most:
-            self._forget(window[self._oldest], most, instances)
-            self._oldest += 1
-        if self._oldest > most:
-            del window[: self._oldest]
-            self._oldest = 0
-        seen = len(window) - self._oldest
-        if seen >= SAMPLES_LEAST:
-            _judge(deepest, seen, instances)
+            level = level.parent
+        max_prompts = window_size(instances)
+        while len(window) - self._first_counted > max_prompts:
+            self._uncount(window[self._first_counted], max_prompts, instances)
+            self._first_counted += 1
+        if self._first_counted > max_prompts:
+            del window[: self._first_counted]
+            self._first_counted = 0
+        counted = len(window) - self._first_counted
+        if counted >= MIN_SAMPLES:
+            _update_hot_levels(deepest, counted, instances)
         key, level = deepest, deepest
         while level is not None:
             if not level.hot:
                 key = level
-            level = level.above
+            level = level.parent
         return key.digest
 
-    def _forget(self, deepest: _Level, seen: int, instances: int) -> None:
-        level: _Level | None = deepest
+    def _uncount(self, deepest: _PrefixLevel, window: int, instances: int) -> None:
+        level: _PrefixLevel | None = deepest
         while level is not None:
             level.count -= 1
-            if level.count * instances < seen:
+            if level.count * instances < window:
                 level.hot = False
             if not level.count:
                 del self._levels[level.digest]
-            level = level.above
+            level = level.parent
 
-    def _deepest(self, chain: PrefixChain) -> _Level:
+    def _deepest_level(self, chain: PrefixChain) -> _PrefixLevel:
         """The prompt's deepest level, made with those above it where they are new."""
-        levels, hashes, blocks = self._levels, self._hashes(chain), self._blocks(chain)
-        found: _Level | None = None
+        levels, hashes, blocks = self._levels, self._hashes(chain), self._level_blocks(chain)
+        deepest: _PrefixLevel | None = None
         low, high = 0, len(blocks)
         while low < high:  # a known level has only known ones above it
             middle = (low + high) >> 1
@@ -194,48 +194,48 @@ class HotPrefixes:
             if level is None:
                 high = middle
             else:
-                low, found = middle + 1, level
-        while found is None or low < len(blocks):
+                low, deepest = middle + 1, level
+        while deepest is None or low < len(blocks):
             digest = hashes[blocks[low]]
-            found = levels[digest] = _Level(digest, found)
+            deepest = levels[digest] = _PrefixLevel(digest, deepest)
             low += 1
-        return found
+        return deepest
 
     def _hashes(self, chain: PrefixChain) -> tuple[Hashable, ...]:
         hashes: tuple[Hashable, ...] = chain.hashes
         return hashes or (chain.tail,)
 
-    def _blocks(self, chain: PrefixChain) -> tuple[int, ...]:
+    def _level_blocks(self, chain: PrefixChain) -> tuple[int, ...]:
         ends = chain.ends
         count = len(ends)
         if not count:
-            return _ONLY
-        cut = self._cuts.get(count)
-        if cut is None or cut.ends is not ends:
-            cut = _Cut(ends)
+            return _SINGLE_BLOCK
+        cuts = self._cuts.get(count)
+        if cuts is None or cuts.ends is not ends:
+            cuts = _LevelCuts(ends)
             if ends is block_ends(count):
-                self._cuts[count] = cut
-        return cut.blocks
+                self._cuts[count] = cuts
+        return cuts.blocks
 
 
-def wanted(instances: int) -> int:
+def window_size(instances: int) -> int:
     """Of how many prompts the window is."""
     return max(WINDOW, WINDOW_PER_INSTANCE * instances)
 
 
-def _shared_by(level: _Level) -> int:
+def _prompt_count(level: _PrefixLevel) -> int:
     return level.count
 
 
-def _judge(deepest: _Level, seen: int, instances: int) -> None:
+def _update_hot_levels(deepest: _PrefixLevel, prompts: int, instances: int) -> None:
     """Levels that more than 2/n share are hot; the first that is shared by fewer cools when that is below 1/n."""
-    over = deepest
-    above: _Level | None = deepest
-    while above is not None:  # the further up, the more share it
-        if above.count * instances <= 2 * seen:
-            over = above
+    first_shared_by_fewer = deepest
+    level: _PrefixLevel | None = deepest
+    while level is not None:  # the further up, the more share it
+        if level.count * instances <= 2 * prompts:
+            first_shared_by_fewer = level
         else:
-            above.hot = True
-        above = above.above
-    if over.count * instances < seen:
-        over.hot = False
+            level.hot = True
+        level = level.parent
+    if first_shared_by_fewer.count * instances < prompts:
+        first_shared_by_fewer.hot = False

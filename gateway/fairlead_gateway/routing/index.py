@@ -7,10 +7,10 @@ from fairlead_gateway.routing.request import RouteRequest
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class DispatchHooks:
     """Hooks of a router whose model's instances tell what they hold. ``sent``: (model, prompt, instance). ``ended``: (model, prompt,
     instance, prompt tokens and cached tokens as the engine reported them, and what had been expected to be held there, as shares of
     the prompt: by the index, negative where it said nothing, and by all that was known)."""
 
-    sent: Callable[[str, RouteRequest, str], None]
-    ended: Callable[[str, RouteRequest, str, int | None, int | None, float, float], None]
+    on_dispatch: Callable[[str, RouteRequest, str], None]
+    on_finish: Callable[[str, RouteRequest, str, int | None, int | None, float, float], None]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from math import fsum  # the same sum in whatever order
 
 from fairlead_gateway.routing.request import RouteRequest
-from fairlead_gateway.routing.shared import SharedRows
+from fairlead_gateway.routing.shared import SharedLoadTable
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,7 @@ class InstanceLoad:
     inflight_tokens: float = 0.0
 
 
-class Tally:
+class EndpointLoad:
     """The running sums of one instance; read them, never change them."""
 
     __slots__ = ("backlog_seconds", "inflight", "inflight_tokens", "instance", "waiting")
@@ -42,7 +42,7 @@ class Tally:
         self.backlog_seconds = backlog_seconds
         self.inflight_tokens = inflight_tokens
 
-    def busier(self, other: "Tally") -> bool:
+    def is_busier_than(self, other: "EndpointLoad") -> bool:
         """By backlog, then by tokens in flight, then by id."""
         if self.backlog_seconds != other.backlog_seconds:
             return self.backlog_seconds > other.backlog_seconds
@@ -51,188 +51,196 @@ class Tally:
         return self.instance > other.instance
 
 
-class Flight:
+class InflightRequest:
     """A request on its way: what it weighs, and whether it still waits for its first token. ``indexed`` and ``matched`` are
     the shares of its prompt that should be held there by the index (negative where it said nothing) and by all that is known."""
 
-    __slots__ = ("indexed", "matched", "request", "seconds", "tally", "tokens", "waiting")
+    __slots__ = ("indexed_share", "load", "matched_share", "prefill_seconds", "request", "tokens", "waiting")
 
     def __init__(
         self,
         request: RouteRequest,
-        tally: Tally,
-        seconds: float,
+        load: EndpointLoad,
+        prefill_seconds: float,
         tokens: float,
-        indexed: float = -1.0,
-        matched: float = 0.0,
+        indexed_share: float = -1.0,
+        matched_share: float = 0.0,
     ) -> None:
         self.request = request
-        self.tally = tally
-        self.seconds = seconds
+        self.load = load
+        self.prefill_seconds = prefill_seconds
         self.tokens = tokens
-        self.indexed = indexed
-        self.matched = matched
+        self.indexed_share = indexed_share
+        self.matched_share = matched_share
         self.waiting = True
 
 
-class Ledger:
+class InflightTracker:
     """All requests in flight of one model, by request id. ``shared`` is where workers of one gateway show theirs to each other:
     what is asked for a decision then counts the siblings' too, and nothing is written or read there without it. ``load`` says
     what an instance's whole load is, given our own."""
 
-    def __init__(self, shared: SharedRows | None = None, load: Callable[[Tally], Tally] | None = None) -> None:
-        self._shared = shared
-        self._load = load
-        self._flights: dict[str, Flight] = {}
-        self._sums: dict[str, Tally] = {}
-        self._kept: Collection[str] = ()
+    def __init__(
+        self,
+        shared_loads: SharedLoadTable | None = None,
+        load_override: Callable[[EndpointLoad], EndpointLoad] | None = None,
+    ) -> None:
+        self._shared_loads = shared_loads
+        self._load_override = load_override
+        self._requests: dict[str, InflightRequest] = {}
+        self._loads: dict[str, EndpointLoad] = {}
+        self._retained: Collection[str] = ()
 
-    def keep(self, instances: Collection[str]) -> None:
+    def retain(self, instances: Collection[str]) -> None:
         """The sums of these stay when nothing is in flight there; those of others go then."""
-        self._kept = instances
-        for item in [name for name, total in self._sums.items() if not total.inflight and name not in instances]:
-            del self._sums[item]
+        self._retained = instances
+        for item in [name for name, total in self._loads.items() if not total.inflight and name not in instances]:
+            del self._loads[item]
 
-    def tally(self, instance: str) -> Tally:
+    def local_load(self, instance: str) -> EndpointLoad:
         """This gateway's own sums of an instance, kept up to date as long as the instance is kept."""
-        total = self._sums.get(instance)
-        if total is None:
-            total = self._sums[instance] = Tally(instance)
-        return total
+        load = self._loads.get(instance)
+        if load is None:
+            load = self._loads[instance] = EndpointLoad(instance)
+        return load
 
-    def dispatched(
+    def on_dispatch(
         self,
         request: RouteRequest,
         instance: str,
         *,
-        seconds: float,
+        prefill_seconds: float,
         tokens: float,
-        indexed: float = -1.0,
-        matched: float = 0.0,
+        indexed_share: float = -1.0,
+        matched_share: float = 0.0,
     ) -> None:
         """``seconds`` of prefill and ``tokens`` of KV now rest on ``instance``; a retry first ends the former
         dispatch."""
-        name = request.id
-        if name in self._flights:
-            self.ended(name)
-        total = self.tally(instance)
-        self._flights[name] = Flight(request, total, seconds, tokens, indexed, matched)
-        total.inflight += 1
-        total.waiting += 1
-        total.backlog_seconds += seconds
-        total.inflight_tokens += tokens
-        if self._shared is not None:
-            self._show(total)
+        request_id = request.id
+        if request_id in self._requests:
+            self.on_finish(request_id)
+        load = self.local_load(instance)
+        self._requests[request_id] = InflightRequest(
+            request, load, prefill_seconds, tokens, indexed_share, matched_share
+        )
+        load.inflight += 1
+        load.waiting += 1
+        load.backlog_seconds += prefill_seconds
+        load.inflight_tokens += tokens
+        if self._shared_loads is not None:
+            self._publish(load)
 
-    def flight(self, request: str) -> Flight | None:
+    def get(self, request_id: str) -> InflightRequest | None:
         """What is in flight under this id."""
-        return self._flights.get(request)
+        return self._requests.get(request_id)
 
-    def flies(self, request: str) -> bool:
+    def is_inflight(self, request_id: str) -> bool:
         """Whether the request has been dispatched and has not ended."""
-        return request in self._flights
+        return request_id in self._requests
 
-    def first_token(self, request: str) -> None:
+    def on_first_token(self, request_id: str) -> None:
         """The prefill is done; unknown ids are ignored (the client may have left)."""
-        flight = self._flights.get(request)
-        if flight is not None and flight.waiting:
-            _answered(flight)
-            if self._shared is not None:
-                self._show(flight.tally)
+        inflight = self._requests.get(request_id)
+        if inflight is not None and inflight.waiting:
+            _end_prefill(inflight)
+            if self._shared_loads is not None:
+                self._publish(inflight.load)
 
-    def ended(self, request: str) -> Flight | None:
+    def on_finish(self, request_id: str) -> InflightRequest | None:
         """The request is over; returns what it was, None when it is unknown."""
-        flight = self._flights.get(request)
-        if flight is None:
+        inflight = self._requests.get(request_id)
+        if inflight is None:
             return None
-        del self._flights[request]
-        total = flight.tally
-        if flight.waiting:
-            _answered(flight)
-        total.inflight -= 1
-        total.inflight_tokens = total.inflight_tokens - flight.tokens if total.inflight else 0.0
-        if not total.inflight and total.instance not in self._kept:
-            del self._sums[total.instance]
-        if self._shared is not None:
-            self._show(total)
-        return flight
+        del self._requests[request_id]
+        load = inflight.load
+        if inflight.waiting:
+            _end_prefill(inflight)
+        load.inflight -= 1
+        load.inflight_tokens = load.inflight_tokens - inflight.tokens if load.inflight else 0.0
+        if not load.inflight and load.instance not in self._retained:
+            del self._loads[load.instance]
+        if self._shared_loads is not None:
+            self._publish(load)
+        return inflight
 
-    def seen(self, own: Tally) -> Tally:
+    def total_load(self, local: EndpointLoad) -> EndpointLoad:
         """The live sums of one instance for a decision made at once: the siblings' too where there are any."""
-        if self._shared is None:
-            return own if self._load is None else self._load(own)
-        return _together(own, self._shared.others(own.instance))
+        if self._shared_loads is None:
+            return local if self._load_override is None else self._load_override(local)
+        return _add_load(local, self._shared_loads.sum_other_rows(local.instance))
 
-    def seen_all(self, own: list[Tally]) -> list[Tally]:
+    def total_loads(self, local: list[EndpointLoad]) -> list[EndpointLoad]:
         """``seen`` of each."""
-        return own if self._shared is None and self._load is None else [self.seen(item) for item in own]
-
-    def busy(self) -> Sequence[str]:
-        """The instances on which anything of ours is in flight."""
-        return tuple([name for name, total in self._sums.items() if total.inflight])
-
-    def show_again(self) -> None:
-        """The slots of the shared rows have been given out anew."""
-        for total in self._sums.values():
-            if total.inflight:
-                self._show(total)
-
-    def _show(self, total: Tally) -> None:
-        assert self._shared is not None
-        backlog, tokens = max(0.0, total.backlog_seconds), max(0.0, total.inflight_tokens)
-        self._shared.write(total.instance, total.inflight, total.waiting, backlog, tokens)
-
-    def load(self, instance: str) -> InstanceLoad:
-        """The present sums of one instance; zeros when nothing of ours is there."""
-        total = self._sums.get(instance)
-        if total is None:
-            return InstanceLoad()
-        return InstanceLoad(
-            total.inflight, total.waiting, max(0.0, total.backlog_seconds), max(0.0, total.inflight_tokens)
+        return (
+            local
+            if self._shared_loads is None and self._load_override is None
+            else [self.total_load(item) for item in local]
         )
 
+    def busy_instances(self) -> Sequence[str]:
+        """The instances on which anything of ours is in flight."""
+        return tuple([name for name, total in self._loads.items() if total.inflight])
 
-def least_busy(loads: list[Tally]) -> Tally:
+    def republish(self) -> None:
+        """The slots of the shared rows have been given out anew."""
+        for load in self._loads.values():
+            if load.inflight:
+                self._publish(load)
+
+    def _publish(self, load: EndpointLoad) -> None:
+        assert self._shared_loads is not None
+        backlog_seconds, tokens = max(0.0, load.backlog_seconds), max(0.0, load.inflight_tokens)
+        self._shared_loads.write(load.instance, load.inflight, load.waiting, backlog_seconds, tokens)
+
+    def instance_load(self, instance: str) -> InstanceLoad:
+        """The present sums of one instance; zeros when nothing of ours is there."""
+        load = self._loads.get(instance)
+        if load is None:
+            return InstanceLoad()
+        return InstanceLoad(load.inflight, load.waiting, max(0.0, load.backlog_seconds), max(0.0, load.inflight_tokens))
+
+
+def least_busy(loads: list[EndpointLoad]) -> EndpointLoad:
     """The least busy of at least one."""
     least = loads[0]
     for load in loads:
-        if least.busier(load):
+        if least.is_busier_than(load):
             least = load
     return least
 
 
-def backlog_of(loads: list[Tally]) -> float:
+def total_backlog_seconds(loads: list[EndpointLoad]) -> float:
     """Seconds of prefill before all of them together, the same in whatever order they come."""
-    one = other = 0.0
+    first = second = 0.0
     for load in loads:
         seconds = load.backlog_seconds
         if seconds == 0.0:
             continue
-        if one == 0.0:
-            one = seconds
-        elif other == 0.0:
-            other = seconds
+        if first == 0.0:
+            first = seconds
+        elif second == 0.0:
+            second = seconds
         else:
             return fsum([load.backlog_seconds for load in loads])
-    return one + other  # of two the sum is as exact as fsum's, at a tenth of its cost
+    return first + second  # of two the sum is as exact as fsum's, at a tenth of its cost
 
 
-def _together(own: Tally, others: tuple[int, int, float, float] | None) -> Tally:
-    if others is None:
-        return own
-    inflight, waiting, backlog, tokens = others
-    return Tally(
-        own.instance,
-        own.inflight + inflight,
-        own.waiting + waiting,
-        own.backlog_seconds + backlog,
-        own.inflight_tokens + tokens,
+def _add_load(local: EndpointLoad, other: tuple[int, int, float, float] | None) -> EndpointLoad:
+    if other is None:
+        return local
+    inflight, waiting, backlog, tokens = other
+    return EndpointLoad(
+        local.instance,
+        local.inflight + inflight,
+        local.waiting + waiting,
+        local.backlog_seconds + backlog,
+        local.inflight_tokens + tokens,
     )
 
 
-def _answered(flight: Flight) -> None:
+def _end_prefill(inflight: InflightRequest) -> None:
     """A prefill is done: its seconds are before nobody any more."""
-    flight.waiting = False
-    total = flight.tally
-    total.waiting -= 1
-    total.backlog_seconds = total.backlog_seconds - flight.seconds if total.waiting else 0.0
+    inflight.waiting = False
+    load = inflight.load
+    load.waiting -= 1
+    load.backlog_seconds = load.backlog_seconds - inflight.prefill_seconds if load.waiting else 0.0

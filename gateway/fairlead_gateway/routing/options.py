@@ -2,44 +2,44 @@
 
 from collections.abc import Sequence
 
-from fairlead_gateway.routing.holdings import Holdings, Place
-from fairlead_gateway.routing.ledger import Ledger
-from fairlead_gateway.routing.presets.question import Option
-from fairlead_gateway.routing.recent import Recent
+from fairlead_gateway.routing.holdings import CacheView, Endpoint
+from fairlead_gateway.routing.ledger import InflightTracker
+from fairlead_gateway.routing.presets.question import PolicyCandidate
+from fairlead_gateway.routing.recent import LoadWindow
 from fairlead_gateway.routing.request import RouteRequest
 
 
-def options_of(
+def policy_candidates(
     request: RouteRequest,
-    places: Sequence[Place],
-    ledger: Ledger,
-    holdings: Holdings,
-    recent: Recent | None,
+    endpoints: Sequence[Endpoint],
+    inflight: InflightTracker,
+    cache: CacheView,
+    window: LoadWindow | None,
     *,
     prompt: float,
-    rate: float,
+    tokens_per_byte: float,
     now: float,
-) -> list[Option]:
+) -> list[PolicyCandidate]:
     """One for each place, in their order. ``prompt`` is in tokens, ``rate`` tokens of a byte."""
-    found, options = holdings.matched(request), []
-    for place in places:
-        load = ledger.seen(place.tally)
-        hit = min(prompt, found.size(place.bit) * rate)
-        options.append(
-            Option(
-                place.id,
+    match, candidates = cache.match(request), []
+    for endpoint in endpoints:
+        load = inflight.total_load(endpoint.load)
+        cached = min(prompt, match.bytes_at(endpoint.cache_bit) * tokens_per_byte)
+        candidates.append(
+            PolicyCandidate(
+                endpoint.id,
                 inflight=load.inflight,
                 waiting=load.waiting,
                 backlog_seconds=load.backlog_seconds,
                 inflight_tokens=load.inflight_tokens,
-                kv_tokens=place.kv_tokens,
-                matched_tokens=hit,
-                own_seconds=place.profile.prefill(prompt, hit),
-                held_bytes=holdings.held_bytes(place),
-                recent_seconds=0.0 if recent is None else recent.load(place.id, load.inflight, now),
+                kv_tokens=endpoint.kv_tokens,
+                matched_tokens=cached,
+                prefill_seconds=endpoint.profile.prefill_time(prompt, cached),
+                cached_bytes=cache.cached_bytes(endpoint),
+                recent_seconds=0.0 if window is None else window.load_seconds(endpoint.id, load.inflight, now),
                 eviction_seconds=0.0
-                if recent is None
-                else recent.eviction(place.id, prompt - hit, place.kv_tokens, now),
+                if window is None
+                else window.eviction_seconds(endpoint.id, prompt - cached, endpoint.kv_tokens, now),
             )
         )
-    return options
+    return candidates

@@ -15,36 +15,36 @@ from collections.abc import Collection, Hashable
 from fairlead.limits import Limits
 
 
-class Pins:
+class SessionAffinity:
     """Instances by session (``RouteRequest.pin``), for a while. Times are monotonic seconds."""
 
     def __init__(self, limits: Limits) -> None:
-        self._most = limits.session_pins
+        self._max_sessions = limits.session_pins
         self._seconds = limits.session_pin_seconds
-        self._pins: dict[Hashable, tuple[str, float]] = {}
+        self._instances: dict[Hashable, tuple[str, float]] = {}
 
     def __len__(self) -> int:
-        return len(self._pins)
+        return len(self._instances)
 
-    def put(self, pin: Hashable, instance: str, now: float) -> None:
+    def put(self, session_hash: Hashable, instance: str, now: float) -> None:
         """A turn of the session was sent there."""
-        pins = self._pins
-        if pin in pins:
-            del pins[pin]  # the order is by age
-        elif len(pins) >= self._most:
-            del pins[next(iter(pins))]
-        pins[pin] = (instance, now + self._seconds)
+        instances = self._instances
+        if session_hash in instances:
+            del instances[session_hash]  # the order is by age
+        elif len(instances) >= self._max_sessions:
+            del instances[next(iter(instances))]
+        instances[session_hash] = (instance, now + self._seconds)
 
-    def forget(self, gone: Collection[str]) -> None:
+    def forget_instances(self, instances: Collection[str]) -> None:
         """These instances have left, and what they held with them."""
-        self._pins = {pin: found for pin, found in self._pins.items() if found[0] not in gone}
+        self._instances = {pin: found for pin, found in self._instances.items() if found[0] not in instances}
 
-    def get(self, pin: Hashable, now: float) -> str | None:
+    def get(self, session_hash: Hashable, now: float) -> str | None:
         """Who served the session last; None when that is too long ago or not known."""
-        found = self._pins.get(pin)
+        found = self._instances.get(session_hash)
         if found is None:
             return None
         if found[1] <= now:
-            del self._pins[pin]
+            del self._instances[session_hash]
             return None
         return found[0]

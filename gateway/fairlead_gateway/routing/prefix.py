@@ -22,15 +22,15 @@ from fairlead.limits import Limits
 BYTES_PER_TOKEN: Final = 4
 """English text and the common tokenizers: 4 bytes a token; the router corrects it by what engines report."""
 
-_SMALL: Final = 256
+_SMALL_BLOCK: Final = 256
 _SMALL_UNTIL: Final = 8 * 1024
-_MIDDLE: Final = 1024
+_MIDDLE_BLOCK: Final = 1024
 _MIDDLE_UNTIL: Final = 64 * 1024
-_LARGE: Final = 4096
-_SMALL_BLOCKS: Final = _SMALL_UNTIL // _SMALL
-_MIDDLE_BLOCKS: Final = (_MIDDLE_UNTIL - _SMALL_UNTIL) // _MIDDLE
-_USUAL_BLOCKS: Final = Limits().prefix_blocks
-_DIGEST: Final[Callable[[Any, Any], Any]] = xxhash.xxh3_64_intdigest
+_LARGE_BLOCK: Final = 4096
+_SMALL_BLOCKS: Final = _SMALL_UNTIL // _SMALL_BLOCK
+_MIDDLE_BLOCKS: Final = (_MIDDLE_UNTIL - _SMALL_UNTIL) // _MIDDLE_BLOCK
+_DEFAULT_BLOCKS: Final = Limits().prefix_blocks
+_HASH: Final[Callable[[Any, Any], Any]] = xxhash.xxh3_64_intdigest
 """Its numbers stay objects: as compiled code's own integers 64 bits would be wrapped and unwrapped at every step."""
 
 
@@ -51,7 +51,7 @@ class PrefixChain:
         return self.tail == other.tail and self.hashes == other.hashes and self.ends == other.ends
 
     @property
-    def covered(self) -> int:
+    def full_block_bytes(self) -> int:
         """Bytes in full blocks."""
         return self.ends[-1] if self.ends else 0
 
@@ -63,41 +63,41 @@ def chain_seed(secret: bytes, seed: bytes) -> int:
 
 
 def prefix_chain(
-    text: bytes, *, secret: bytes, seed: bytes, blocks: int = _USUAL_BLOCKS, start: int = 0, end: int = -1
+    text: bytes, *, secret: bytes, seed: bytes, blocks: int = _DEFAULT_BLOCKS, start: int = 0, end: int = -1
 ) -> PrefixChain:
     """Chain of ``text``, or of its part from ``start`` to ``end``; at most ``blocks`` blocks, the tail names the rest."""
     end = len(text) if end < 0 else end
-    ends = block_ends(min(full_blocks(end - start), blocks))
+    ends = block_ends(min(full_block_count(end - start), blocks))
     state: Any = chain_seed(secret, seed)
     hashes: list[Any] = []
-    at = start
+    position = start
     view = None
     for block_end in ends:
-        upto = start + block_end
-        if upto - at <= _MIDDLE:  # short pieces are cheaper to copy than to view
-            state = _DIGEST(text[at:upto], state)
+        block_stop = start + block_end
+        if block_stop - position <= _MIDDLE_BLOCK:  # short pieces are cheaper to copy than to view
+            state = _HASH(text[position:block_stop], state)
         else:
             view = memoryview(text) if view is None else view
-            state = _DIGEST(view[at:upto], state)
+            state = _HASH(view[position:block_stop], state)
         hashes.append(state)
-        at = upto
-    tail = _DIGEST(text[at:end] if end - at <= _MIDDLE else memoryview(text)[at:end], state)
+        position = block_stop
+    tail = _HASH(text[position:end] if end - position <= _MIDDLE_BLOCK else memoryview(text)[position:end], state)
     return PrefixChain(tuple(hashes), ends, tail)
 
 
-def full_blocks(size: int) -> int:
+def full_block_count(size: int) -> int:
     """How many blocks ``size`` bytes fill."""
     if size < _SMALL_UNTIL:
-        return size // _SMALL
+        return size // _SMALL_BLOCK
     if size < _MIDDLE_UNTIL:
-        return _SMALL_BLOCKS + (size - _SMALL_UNTIL) // _MIDDLE
-    return _SMALL_BLOCKS + _MIDDLE_BLOCKS + (size - _MIDDLE_UNTIL) // _LARGE
+        return _SMALL_BLOCKS + (size - _SMALL_UNTIL) // _MIDDLE_BLOCK
+    return _SMALL_BLOCKS + _MIDDLE_BLOCKS + (size - _MIDDLE_UNTIL) // _LARGE_BLOCK
 
 
 @cache
 def block_ends(count: int) -> tuple[int, ...]:
     """Where the first ``count`` blocks of any prompt end; equal counts give the same tuple."""
-    return _all_ends(max(count, _USUAL_BLOCKS))[:count]
+    return _all_ends(max(count, _DEFAULT_BLOCKS))[:count]
 
 
 @cache
@@ -105,6 +105,8 @@ def _all_ends(count: int) -> tuple[int, ...]:
     ends: list[int] = []
     position = 0
     while len(ends) < count:
-        position += _SMALL if position < _SMALL_UNTIL else _MIDDLE if position < _MIDDLE_UNTIL else _LARGE
+        position += (
+            _SMALL_BLOCK if position < _SMALL_UNTIL else _MIDDLE_BLOCK if position < _MIDDLE_UNTIL else _LARGE_BLOCK
+        )
         ends.append(position)
     return tuple(ends)

@@ -11,80 +11,80 @@ from typing import Final
 from fairlead.median import median
 
 WINDOW_SECONDS: Final = 180.0
-OUTPUT_TOKENS: Final = 45.0
-TOKEN_SECONDS: Final = 0.15
+DEFAULT_OUTPUT_TOKENS: Final = 45.0
+DEFAULT_TOKEN_SECONDS: Final = 0.15
 """How long an answer is and what a token of it takes, before there was one."""
-ANSWERS: Final = 200
+MAX_ANSWERS: Final = 200
 """So many of the last answers count."""
 
 
-class _Here:
+class _EndpointWindow:
     """One instance's: what was sent there, by time, with its sums, and what a token of an answer takes there."""
 
-    __slots__ = ("missed_tokens", "pace", "paces", "seconds", "sent")
+    __slots__ = ("dispatches", "seconds", "token_seconds", "token_times", "uncached_tokens")
 
     def __init__(self) -> None:
-        self.sent: deque[tuple[float, float, float]] = deque()
-        self.seconds = self.missed_tokens = 0.0
-        self.paces: deque[float] = deque([TOKEN_SECONDS], maxlen=ANSWERS)
-        self.pace = TOKEN_SECONDS
+        self.dispatches: deque[tuple[float, float, float]] = deque()
+        self.seconds = self.uncached_tokens = 0.0
+        self.token_times: deque[float] = deque([DEFAULT_TOKEN_SECONDS], maxlen=MAX_ANSWERS)
+        self.token_seconds = DEFAULT_TOKEN_SECONDS
 
 
-class Recent:
+class LoadWindow:
     """Of one model. Times are monotonic seconds."""
 
     def __init__(self) -> None:
-        self._here: dict[str, _Here] = {}
-        self._began: dict[str, float] = {}
-        self._outputs: deque[float] = deque(maxlen=ANSWERS)
+        self._windows: dict[str, _EndpointWindow] = {}
+        self._started_at: dict[str, float] = {}
+        self._output_tokens: deque[float] = deque(maxlen=MAX_ANSWERS)
 
-    def keep(self, instances: dict[str, float]) -> None:
+    def retain(self, instances: dict[str, float]) -> None:
         """Those that are gone are forgotten."""
-        self._here = {name: here for name, here in self._here.items() if name in instances}
+        self._windows = {name: here for name, here in self._windows.items() if name in instances}
 
-    def sent(self, instance: str, seconds: float, missed_tokens: float, now: float) -> None:
+    def on_dispatch(self, instance: str, seconds: float, uncached_tokens: float, now: float) -> None:
         """A prompt goes there, of which so many tokens are not cached, which take so many seconds."""
-        here = self._at(instance, now)
-        here.sent.append((now, seconds, missed_tokens))
-        here.seconds += seconds
-        here.missed_tokens += missed_tokens
+        window = self._window(instance, now)
+        window.dispatches.append((now, seconds, uncached_tokens))
+        window.seconds += seconds
+        window.uncached_tokens += uncached_tokens
 
-    def first_token(self, request: str, now: float) -> None:
+    def on_first_token(self, request_id: str, now: float) -> None:
         """Its answer begins."""
-        self._began[request] = now
+        self._started_at[request_id] = now
 
-    def ended(self, request: str, instance: str, output_tokens: int | None, now: float) -> None:
+    def on_finish(self, request_id: str, instance: str, output_tokens: int | None, now: float) -> None:
         """It is over. An answer of one token has no pace, and one that failed (None) says nothing."""
-        began = self._began.pop(request, None)
-        if began is None or output_tokens is None or output_tokens < 2:
+        started_at = self._started_at.pop(request_id, None)
+        if started_at is None or output_tokens is None or output_tokens < 2:
             return
-        self._outputs.append(float(output_tokens))
-        here = self._at(instance, now)
-        here.paces.append((now - began) / (output_tokens - 1))
-        here.pace = median(here.paces)
+        self._output_tokens.append(float(output_tokens))
+        window = self._window(instance, now)
+        window.token_times.append((now - started_at) / (output_tokens - 1))
+        window.token_seconds = median(window.token_times)
 
-    def load(self, instance: str, inflight: int, now: float) -> float:
+    def load_seconds(self, instance: str, inflight: int, now: float) -> float:
         """Seconds: prefill that was sent there within the window, and the answers of all that is in flight."""
-        here = self._at(instance, now)
-        output = sum(self._outputs) / len(self._outputs) if self._outputs else OUTPUT_TOKENS
-        return here.seconds + inflight * output * here.pace
+        window = self._window(instance, now)
+        output = sum(self._output_tokens) / len(self._output_tokens) if self._output_tokens else DEFAULT_OUTPUT_TOKENS
+        return window.seconds + inflight * output * window.token_seconds
 
-    def eviction(self, instance: str, missed_tokens: float, kv_tokens: int, now: float) -> float:
+    def eviction_seconds(self, instance: str, uncached_tokens: float, kv_tokens: int, now: float) -> float:
         """Seconds to compute again what has to go for so many new tokens, as far as it was used within the window: what is older has
         nobody who asked for it. By what tokens took on average there."""
-        here = self._at(instance, now)
-        gone = min(here.missed_tokens, missed_tokens, here.missed_tokens + missed_tokens - kv_tokens)
-        return here.seconds / here.missed_tokens * gone if gone > 0.0 else 0.0
+        window = self._window(instance, now)
+        evicted = min(window.uncached_tokens, uncached_tokens, window.uncached_tokens + uncached_tokens - kv_tokens)
+        return window.seconds / window.uncached_tokens * evicted if evicted > 0.0 else 0.0
 
-    def _at(self, instance: str, now: float) -> _Here:
-        here = self._here.get(instance)
-        if here is None:
-            here = self._here[instance] = _Here()
-        sent = here.sent
-        while sent and sent[0][0] <= now - WINDOW_SECONDS:
-            _, seconds, tokens = sent.popleft()
-            here.seconds -= seconds
-            here.missed_tokens -= tokens
-        if not sent:
-            here.seconds = here.missed_tokens = 0.0  # rounding ends with the last one
-        return here
+    def _window(self, instance: str, now: float) -> _EndpointWindow:
+        window = self._windows.get(instance)
+        if window is None:
+            window = self._windows[instance] = _EndpointWindow()
+        dispatches = window.dispatches
+        while dispatches and dispatches[0][0] <= now - WINDOW_SECONDS:
+            _, seconds, tokens = dispatches.popleft()
+            window.seconds -= seconds
+            window.uncached_tokens -= tokens
+        if not dispatches:
+            window.seconds = window.uncached_tokens = 0.0  # rounding ends with the last one
+        return window

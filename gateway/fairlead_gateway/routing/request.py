@@ -10,7 +10,7 @@ class RouteRequest:
     sends one, and ``pin`` a keyed hash of it (64-bit), by which gateways tell one another who served it last. Like a candidate it
     is never changed."""
 
-    __slots__ = ("adapter", "chain", "id", "max_tokens", "pin", "prompt_tokens", "session")
+    __slots__ = ("adapter", "chain", "id", "max_tokens", "prompt_tokens", "session", "session_hash")
 
     def __init__(
         self,
@@ -20,9 +20,9 @@ class RouteRequest:
         max_tokens: float | None = None,
         session: str | None = None,
         adapter: str | None = None,
-        pin: Hashable = None,
+        session_hash: Hashable = None,
     ) -> None:
-        self.pin = pin
+        self.session_hash = session_hash
         self.id = id
         self.chain = chain
         self.prompt_tokens = prompt_tokens
@@ -41,56 +41,56 @@ class Candidate:
     __slots__ = (
         "backlog_seconds",
         "cost_seconds",
-        "holder",
-        "home",
         "id",
         "indexed_tokens",
         "inflight",
         "inflight_tokens",
+        "is_holder",
+        "is_home",
         "kv_tokens",
         "matched_tokens",
-        "own_seconds",
-        "pinned",
+        "prefill_seconds",
+        "pull_source",
         "pull_tokens",
         "recompute_seconds",
-        "source",
+        "served_session",
     )
 
     def __init__(
         self,
         id: str,
         backlog_seconds: float,
-        own_seconds: float,
+        prefill_seconds: float,
         matched_tokens: float,
         inflight: int,
         inflight_tokens: float,
         kv_tokens: int,
-        home: bool = False,
-        holder: bool = False,
+        is_home: bool = False,
+        is_holder: bool = False,
         indexed_tokens: float = -1.0,
-        pinned: bool = False,
+        served_session: bool = False,
     ) -> None:
         self.id = id
         self.backlog_seconds = backlog_seconds
-        self.own_seconds = own_seconds
+        self.prefill_seconds = prefill_seconds
         self.matched_tokens = matched_tokens
         self.inflight = inflight
         self.inflight_tokens = inflight_tokens
         self.kv_tokens = kv_tokens
-        self.home = home
-        self.holder = holder
+        self.is_home = is_home
+        self.is_holder = is_holder
         self.indexed_tokens = indexed_tokens  # of those matched, what the index says; negative where it says nothing
         self.cost_seconds = 0.0
-        self.pinned = pinned  # it served the session last
-        self.source: str | None = None
+        self.served_session = served_session  # it served the session last
+        self.pull_source: str | None = None
         self.pull_tokens = self.recompute_seconds = 0.0
 
-    def pulls(self, source: str, tokens: float, seconds: float) -> None:
+    def add_pull(self, source: str, tokens: float, seconds: float) -> None:
         """It gets so many tokens from the instance ``source``, and has prefilled the prompt after ``seconds``."""
-        self.source, self.pull_tokens = source, tokens
-        self.recompute_seconds, self.own_seconds = self.own_seconds, seconds
+        self.pull_source, self.pull_tokens = source, tokens
+        self.recompute_seconds, self.prefill_seconds = self.prefill_seconds, seconds
 
     @property
     def ttft_seconds(self) -> float:
         """Predicted time to the first token: what is before us, then our own uncached prompt."""
-        return self.backlog_seconds + self.own_seconds
+        return self.backlog_seconds + self.prefill_seconds

@@ -10,38 +10,40 @@ numbers are estimates and a pull that is held up costs its whole time, so what i
 
 from typing import Final
 
-from fairlead.fleet import Pull
+from fairlead.fleet import KvPull
 from fairlead.profile import EngineProfile
-from fairlead_gateway.routing.holdings import Place
+from fairlead_gateway.routing.holdings import Endpoint
 from fairlead_gateway.routing.request import Candidate
 
-WORTH: Final = 0.8
+MAX_TIME_SHARE: Final = 0.8
 """A pull takes at most this share of the seconds that it replaces."""
 
 
-def pulled_seconds(
-    profile: EngineProfile, prompt: float, here: float, there: float, pull: Pull, computed_seconds: float
+def pull_prefill_seconds(
+    profile: EngineProfile, prompt: float, cached_here: float, cached_there: float, pull: KvPull, prefill_seconds: float
 ) -> float:
     """Seconds until a prompt of ``prompt`` tokens, of which ``here`` are held, is prefilled when those that are held ``there`` are
     pulled; negative where computing them, which takes ``computed_seconds`` in all, is the better choice."""
-    if there <= here:
+    if cached_there <= cached_here:
         return -1.0
-    seconds = pull.seconds(there - here) + profile.prefill(prompt, there)
-    return seconds if seconds <= WORTH * computed_seconds else -1.0
+    seconds = pull.transfer_seconds(cached_there - cached_here) + profile.prefill_time(prompt, cached_there)
+    return seconds if seconds <= MAX_TIME_SHARE * prefill_seconds else -1.0
 
 
-def offer_pulls(candidates: list[Candidate], wanted: list[Place], holder: Place, prompt: float) -> None:
+def offer_pulls(candidates: list[Candidate], endpoints: list[Endpoint], holder: Endpoint, prompt: float) -> None:
     """Those candidates (at the places ``wanted``) that lack what the holder has may get it from there, where that is cheaper than
     to compute it."""
     if holder.pull is None:
         return
-    there = 0.0
-    for item in candidates:
-        if item.holder:
-            there = item.matched_tokens
-    for item, place in zip(candidates, wanted, strict=True):
-        if place is holder or place.pull is None:
+    cached_there = 0.0
+    for candidate in candidates:
+        if candidate.is_holder:
+            cached_there = candidate.matched_tokens
+    for candidate, endpoint in zip(candidates, endpoints, strict=True):
+        if endpoint is holder or endpoint.pull is None:
             continue
-        seconds = pulled_seconds(place.profile, prompt, item.matched_tokens, there, holder.pull, item.own_seconds)
+        seconds = pull_prefill_seconds(
+            endpoint.profile, prompt, candidate.matched_tokens, cached_there, holder.pull, candidate.prefill_seconds
+        )
         if seconds >= 0.0:
-            item.pulls(holder.id, there - item.matched_tokens, seconds)
+            candidate.add_pull(holder.id, cached_there - candidate.matched_tokens, seconds)

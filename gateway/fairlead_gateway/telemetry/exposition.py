@@ -13,16 +13,16 @@ from typing import Final, TypeAlias
 from fairlead.fleet import Fleet, Instance, InstanceState
 from fairlead.lag import LoopLag
 from fairlead.signals import EngineSignals
-from fairlead_gateway.errors import NoKey, Quarantined
+from fairlead_gateway.errors import InvalidApiKey, QuarantinedRequest
 from fairlead_gateway.telemetry import series as at
 from fairlead_gateway.telemetry.families import FAMILIES
 from fairlead_gateway.telemetry.histogram import FINE_PER_DOUBLING, OVERHEAD_BOUNDS, SECONDS_BOUNDS, TOKEN_BOUNDS
-from fairlead_gateway.telemetry.index import Followed, InstanceIndex, Looks, ModelLook
-from fairlead_gateway.telemetry.load import Load, Shared
-from fairlead_gateway.telemetry.series import ModelSeries
-from fairlead_gateway.telemetry.text import escape, histogram_text
+from fairlead_gateway.telemetry.index import IndexState, IndexStatus, InstanceIndexStatus, ModelIndexStatus
+from fairlead_gateway.telemetry.load import LoadView, PublishStats
+from fairlead_gateway.telemetry.series import ModelCounters
+from fairlead_gateway.telemetry.text import escape_label, format_histogram
 
-Parts: TypeAlias = Iterator[bytes]
+TextChunks: TypeAlias = Iterator[bytes]
 Line: TypeAlias = str
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
@@ -38,16 +38,16 @@ _EXPORTED_OVERHEAD: Final = tuple((index, f"{bound:.6g}") for index, bound in en
 class _Scrape:
     """What all families are rendered from."""
 
-    models: Mapping[str, ModelSeries]
+    models: Mapping[str, ModelCounters]
     fleet: Fleet
-    loads: Mapping[str, Load]
+    loads: Mapping[str, LoadView]
     lag: LoopLag | None
-    shared: Shared | None
+    publish_stats: PublishStats | None
     now: float
     uptime_seconds: float
-    own: Mapping[str, float]
-    waiting: Mapping[str, int]
-    index: Looks
+    process_values: Mapping[str, float]
+    queued: Mapping[str, int]
+    index_status: IndexStatus
 
     def instances(self) -> Iterator[tuple[str, Instance]]:
         for key, instances in self.fleet.instances.items():
@@ -55,21 +55,23 @@ class _Scrape:
                 yield key, instance
 
 
-def parts(
-    models: Mapping[str, ModelSeries],
+def render_families(
+    models: Mapping[str, ModelCounters],
     fleet: Fleet,
-    loads: Mapping[str, Load],
+    loads: Mapping[str, LoadView],
     *,
     lag: LoopLag | None,
-    shared: Shared | None,
+    publish_stats: PublishStats | None,
     now: float,
     uptime_seconds: float,
-    own: Mapping[str, float] = MappingProxyType({}),
-    waiting: Mapping[str, int] = MappingProxyType({}),
-    index: Looks = MappingProxyType({}),
-) -> Parts:
+    process_values: Mapping[str, float] = MappingProxyType({}),
+    queued: Mapping[str, int] = MappingProxyType({}),
+    index_status: IndexStatus = MappingProxyType({}),
+) -> TextChunks:
     """One piece of text per family; a family without a value keeps its HELP and TYPE lines. ``own`` belongs to no model."""
-    scrape = _Scrape(models, fleet, loads, lag, shared, now, uptime_seconds, own, waiting, index)
+    scrape = _Scrape(
+        models, fleet, loads, lag, publish_stats, now, uptime_seconds, process_values, queued, index_status
+    )
     for family in FAMILIES:
         lines = _RENDERERS[family.name](family.name, scrape)
         yield (family.head + "".join(lines)).encode()
@@ -81,7 +83,7 @@ _Renderer: TypeAlias = Callable[[str, _Scrape], Iterable[Line]]
 def _counter(position: int) -> _Renderer:
     def lines(name: str, scrape: _Scrape) -> Iterator[Line]:
         for key, series in scrape.models.items():
-            yield f'{name}{{model="{escape(key)}"}} {series.ints[position]}\n'
+            yield f'{name}{{model="{escape_label(key)}"}} {series.ints[position]}\n'
 
     return lines
 
@@ -106,31 +108,33 @@ def _instance_summary(count: int, total: int) -> _Renderer:
 
 
 def _instance_labels(key: str, instance_id: str) -> str:
-    return f'{{model="{escape(key)}",instance="{escape(instance_id)}"}}'
+    return f'{{model="{escape_label(key)}",instance="{escape_label(instance_id)}"}}'
 
 
 def _histogram(start: int, total: int, labels: str = _MODEL) -> _Renderer:
     """Seconds; ``total`` is the position of their sum."""
-    return _drawn(start, at.SECONDS_BINS, _EXPORTED_SECONDS, lambda series: f"{series.sums[total]:.9g}", labels)
+    return _histogram_of(start, at.SECONDS_BINS, _EXPORTED_SECONDS, lambda series: f"{series.sums[total]:.9g}", labels)
 
 
 def _tokens(start: int, total: int, labels: str = _MODEL) -> _Renderer:
     """Tokens; their sum is one of the counters."""
-    return _drawn(start, at.TOKEN_BINS, _EXPORTED_TOKENS, lambda series: str(series.ints[total]), labels)
+    return _histogram_of(start, at.TOKEN_BINS, _EXPORTED_TOKENS, lambda series: str(series.ints[total]), labels)
 
 
 def _overhead(start: int, total: int) -> _Renderer:
-    return _drawn(start, at.OVERHEAD_BINS, _EXPORTED_OVERHEAD, lambda series: f"{series.sums[total]:.9g}", _MODEL)
+    return _histogram_of(
+        start, at.OVERHEAD_BINS, _EXPORTED_OVERHEAD, lambda series: f"{series.sums[total]:.9g}", _MODEL
+    )
 
 
-def _drawn(
-    start: int, bins: int, exported: Sequence[tuple[int, str]], total: Callable[[ModelSeries], str], labels: str
+def _histogram_of(
+    start: int, bins: int, exported: Sequence[tuple[int, str]], total: Callable[[ModelCounters], str], labels: str
 ) -> _Renderer:
     def lines(name: str, scrape: _Scrape) -> Iterator[Line]:
         for key, series in scrape.models.items():
-            escaped = escape(key)
+            escaped = escape_label(key)
             counts = series.ints[start : start + bins]
-            yield histogram_text(name, labels.format(escaped, escaped), counts, exported, total(series))
+            yield format_histogram(name, labels.format(escaped, escaped), counts, exported, total(series))
 
     return lines
 
@@ -138,55 +142,55 @@ def _drawn(
 def _statuses(name: str, scrape: _Scrape) -> Iterator[Line]:
     for key, series in scrape.models.items():
         for status, value in sorted(series.by_status.items()):
-            yield f'{name}{{model="{escape(key)}",status="{status or "other"}"}} {value}\n'
+            yield f'{name}{{model="{escape_label(key)}",status="{status or "other"}"}} {value}\n'
 
 
-def _kinds(name: str, scrape: _Scrape) -> Iterator[Line]:
+def _rejections(name: str, scrape: _Scrape) -> Iterator[Line]:
     for key, series in scrape.models.items():
         for (status, kind), value in sorted(series.by_kind.items()):
-            yield f'{name}{{model="{escape(key)}",status="{status}",kind="{escape(kind)}"}} {value}\n'
+            yield f'{name}{{model="{escape_label(key)}",status="{status}",kind="{escape_label(kind)}"}} {value}\n'
 
 
 def _shapes(name: str, scrape: _Scrape) -> Iterator[Line]:
     for key, series in scrape.models.items():
         for shape, value in sorted(series.by_shape.items()):
-            prompt, output = at.SHAPES.middle(shape)
-            labels = f'model="{escape(key)}",prompt_tokens="{prompt:.0f}",output_tokens="{output:.0f}"'
+            prompt, output = at.REQUEST_SHAPES.bucket_center(shape)
+            labels = f'model="{escape_label(key)}",prompt_tokens="{prompt:.0f}",output_tokens="{output:.0f}"'
             yield f"{name}{{{labels}}} {value}\n"
 
 
-def _pairs(first: str, second: str, table: Callable[[ModelSeries], Mapping[tuple[str, str], int]]) -> _Renderer:
+def _by_labels(first: str, second: str, table: Callable[[ModelCounters], Mapping[tuple[str, str], int]]) -> _Renderer:
     def lines(name: str, scrape: _Scrape) -> Iterator[Line]:
         for key, series in scrape.models.items():
             for (one, other), value in sorted(table(series).items()):
-                labels = f'model="{escape(key)}",{first}="{escape(one)}",{second}="{escape(other)}"'
+                labels = f'model="{escape_label(key)}",{first}="{escape_label(one)}",{second}="{escape_label(other)}"'
                 yield f"{name}{{{labels}}} {value}\n"
 
     return lines
 
 
-def _of_kind(series: ModelSeries, code: str) -> int:
+def _count_rejections(series: ModelCounters, code: str) -> int:
     return sum(value for (_, kind), value in series.by_kind.items() if kind == code)
 
 
 def _keys_refused(name: str, scrape: _Scrape) -> Iterator[Line]:
-    yield f"{name} {sum(_of_kind(series, NoKey.code) for series in scrape.models.values())}\n"
+    yield f"{name} {sum(_count_rejections(series, InvalidApiKey.code) for series in scrape.models.values())}\n"
 
 
 def _quarantined(name: str, scrape: _Scrape) -> Iterator[Line]:
     for key, series in scrape.models.items():
-        yield f'{name}{{model="{escape(key)}"}} {_of_kind(series, Quarantined.code)}\n'
+        yield f'{name}{{model="{escape_label(key)}"}} {_count_rejections(series, QuarantinedRequest.code)}\n'
 
 
-def _own(key: str) -> _Renderer:
-    return lambda name, scrape: [f"{name} {scrape.own[key]}\n"] if key in scrape.own else []
+def _process_value(key: str) -> _Renderer:
+    return lambda name, scrape: [f"{name} {scrape.process_values[key]}\n"] if key in scrape.process_values else []
 
 
-def _by(label: str, table: Callable[[ModelSeries], Mapping[str, int]]) -> _Renderer:
+def _by_label(label: str, table: Callable[[ModelCounters], Mapping[str, int]]) -> _Renderer:
     def lines(name: str, scrape: _Scrape) -> Iterator[Line]:
         for key, series in scrape.models.items():
             for value, counted in sorted(table(series).items()):
-                yield f'{name}{{model="{escape(key)}",{label}="{escape(value)}"}} {counted}\n'
+                yield f'{name}{{model="{escape_label(key)}",{label}="{escape_label(value)}"}} {counted}\n'
 
     return lines
 
@@ -195,24 +199,24 @@ def _objective(ttft: int, itl: int, both: int) -> _Renderer:
     def lines(name: str, scrape: _Scrape) -> Iterator[Line]:
         for key, series in scrape.models.items():
             for objective, position in (("all", both), ("itl", itl), ("ttft", ttft)):
-                yield f'{name}{{model="{escape(key)}",objective="{objective}"}} {series.ints[position]}\n'
+                yield f'{name}{{model="{escape_label(key)}",objective="{objective}"}} {series.ints[position]}\n'
 
     return lines
 
 
-def _model_load(read: Callable[[Load], int], labels: str = _MODEL) -> _Renderer:
+def _model_load(read: Callable[[LoadView], int], labels: str = _MODEL) -> _Renderer:
     def lines(name: str, scrape: _Scrape) -> Iterator[Line]:
         for key in scrape.fleet.models:
             ids = (instance.id for instance in scrape.fleet.instances.get(key, ()))
             total = sum(read(scrape.loads[instance_id]) for instance_id in ids if instance_id in scrape.loads)
-            yield f"{name}{{{labels.format(escape(key), escape(key))}}} {total}\n"
+            yield f"{name}{{{labels.format(escape_label(key), escape_label(key))}}} {total}\n"
 
     return lines
 
 
-def _waiting(name: str, scrape: _Scrape) -> Iterator[Line]:
+def _queued(name: str, scrape: _Scrape) -> Iterator[Line]:
     for key in scrape.fleet.models:
-        yield f'{name}{{model="{escape(key)}"}} {scrape.waiting.get(key, 0)}\n'
+        yield f'{name}{{model="{escape_label(key)}"}} {scrape.queued.get(key, 0)}\n'
 
 
 def _instance_objective(name: str, scrape: _Scrape, ttft: int, itl: int) -> Iterator[Line]:
@@ -223,7 +227,7 @@ def _instance_objective(name: str, scrape: _Scrape, ttft: int, itl: int) -> Iter
                 yield f'{name}{labels},objective="{objective}"}} {instance.ints[position]}\n'
 
 
-def _instance_load(read: Callable[[Load], float]) -> _Renderer:
+def _instance_load(read: Callable[[LoadView], float]) -> _Renderer:
     def lines(name: str, scrape: _Scrape) -> Iterator[Line]:
         for key, instance in scrape.instances():
             load = scrape.loads.get(instance.id)
@@ -238,7 +242,7 @@ def _states(name: str, scrape: _Scrape) -> Iterator[Line]:
         instances = scrape.fleet.instances.get(key, ())
         for state in InstanceState:
             count = sum(instance.state is state for instance in instances)
-            yield f'{name}{{model="{escape(key)}",state="{state}"}} {count}\n'
+            yield f'{name}{{model="{escape_label(key)}",state="{state}"}} {count}\n'
 
 
 def _signal(read: Callable[[EngineSignals], float | None]) -> _Renderer:
@@ -251,27 +255,29 @@ def _signal(read: Callable[[EngineSignals], float | None]) -> _Renderer:
     return lines
 
 
-def _age(name: str, scrape: _Scrape) -> Iterator[Line]:
+def _signals_age(name: str, scrape: _Scrape) -> Iterator[Line]:
     for key, instance in scrape.instances():
         if instance.received_at is not None:
             yield f"{name}{_engine_labels(key, instance)} {max(0.0, scrape.now - instance.received_at):.3f}\n"
 
 
 def _engine_labels(key: str, instance: Instance) -> str:
-    return f'{{model="{escape(key)}",instance="{escape(instance.id)}",pool="{escape(instance.pool)}"}}'
+    return (
+        f'{{model="{escape_label(key)}",instance="{escape_label(instance.id)}",pool="{escape_label(instance.pool)}"}}'
+    )
 
 
-def _plain(read: Callable[[_Scrape], float]) -> _Renderer:
+def _gauge(read: Callable[[_Scrape], float]) -> _Renderer:
     return lambda name, scrape: [f"{name} {read(scrape):.15g}\n"]
 
 
-def _shared(read: Callable[[Shared], float]) -> _Renderer:
-    return lambda name, scrape: [] if scrape.shared is None else [f"{name} {read(scrape.shared):.15g}\n"]
+def _publish_stat(read: Callable[[PublishStats], float]) -> _Renderer:
+    return lambda name, scrape: [] if scrape.publish_stats is None else [f"{name} {read(scrape.publish_stats):.15g}\n"]
 
 
-def _index(read: Callable[[InstanceIndex], float | None]) -> _Renderer:
+def _index_value(read: Callable[[InstanceIndexStatus], float | None]) -> _Renderer:
     def lines(name: str, scrape: _Scrape) -> Iterator[Line]:
-        for key, look in scrape.index.items():
+        for key, look in scrape.index_status.items():
             for instance, one in look.instances.items():
                 value = read(one)
                 if value is not None:
@@ -280,20 +286,20 @@ def _index(read: Callable[[InstanceIndex], float | None]) -> _Renderer:
     return lines
 
 
-def _index_model(read: Callable[[ModelLook], int]) -> _Renderer:
+def _index_model_value(read: Callable[[ModelIndexStatus], int]) -> _Renderer:
     return lambda name, scrape: [
-        f'{name}{{model="{escape(key)}"}} {read(look)}\n' for key, look in scrape.index.items()
+        f'{name}{{model="{escape_label(key)}"}} {read(look)}\n' for key, look in scrape.index_status.items()
     ]
 
 
 def _index_state(name: str, scrape: _Scrape) -> Iterator[Line]:
-    for key, look in scrape.index.items():
-        for state in Followed:
+    for key, look in scrape.index_status.items():
+        for state in IndexState:
             count = sum(one.state is state for one in look.instances.values())
-            yield f'{name}{{model="{escape(key)}",state="{state}"}} {count}\n'
+            yield f'{name}{{model="{escape_label(key)}",state="{state}"}} {count}\n'
 
 
-def _lag(name: str, scrape: _Scrape) -> Iterator[Line]:
+def _loop_lag(name: str, scrape: _Scrape) -> Iterator[Line]:
     for share in (0.5, 0.99, 1.0):
         value = None if scrape.lag is None else scrape.lag.quantile(share)
         if value is not None:
@@ -307,12 +313,12 @@ def _token_usage(name: str, scrape: _Scrape) -> Iterator[Line]:
 
 def _objective_requests(name: str, scrape: _Scrape) -> Iterator[Line]:
     for key, series in scrape.models.items():
-        yield f"{name}{{{_OBJECTIVE.format(escape(key), escape(key))}}} {sum(series.by_status.values())}\n"
+        yield f"{name}{{{_OBJECTIVE.format(escape_label(key), escape_label(key))}}} {sum(series.by_status.values())}\n"
 
 
 def _objective_errors(name: str, scrape: _Scrape) -> Iterator[Line]:
     for key, series in scrape.models.items():
-        labels = _OBJECTIVE.format(escape(key), escape(key))
+        labels = _OBJECTIVE.format(escape_label(key), escape_label(key))
         for status, value in sorted(series.by_status.items()):
             if status >= 400:
                 yield f'{name}{{{labels},error_code="{status}"}} {value}\n'
@@ -321,7 +327,7 @@ def _objective_errors(name: str, scrape: _Scrape) -> Iterator[Line]:
 def _pools(scrape: _Scrape) -> dict[str, list[Instance]]:
     pools: dict[str, list[Instance]] = {}
     for _, instance in scrape.instances():
-        labels = f'name="{escape(instance.model)}-{escape(instance.pool)}",namespace="{escape(instance.namespace)}"'
+        labels = f'name="{escape_label(instance.model)}-{escape_label(instance.pool)}",namespace="{escape_label(instance.namespace)}"'
         pools.setdefault(labels, []).append(instance)
     return pools
 
@@ -347,7 +353,7 @@ def _pool_queues(label: str) -> _Renderer:
         for labels, instances in _pools(scrape).items():
             for instance in instances:
                 if instance.signals is not None and instance.signals.waiting is not None:
-                    yield f'{name}{{{labels},{label}="{escape(instance.id)}"}} {instance.signals.waiting:.9g}\n'
+                    yield f'{name}{{{labels},{label}="{escape_label(instance.id)}"}} {instance.signals.waiting:.9g}\n'
 
     return lines
 
@@ -356,115 +362,123 @@ _GENAI: Final = 'gen_ai_provider_name="fairlead",gen_ai_request_model="{}"'
 _OBJECTIVE: Final = 'model_name="{}",target_model_name="{}"'
 _INPUT: Final = (at.INPUT_SIZE, at.PROMPT_TOKENS)
 _OUTPUT: Final = (at.OUTPUT_SIZE, at.OUTPUT_TOKENS)
-_P: Final = "fairlead_gateway_"
-_E: Final = "llm_d_epp_"
+_PREFIX: Final = "fairlead_gateway_"
+_PICKER_PREFIX: Final = "llm_d_epp_"
 _RENDERERS: Final[Mapping[str, _Renderer]] = {
-    _P + "received_total": _counter(at.RECEIVED),
-    _P + "received_prompt_tokens_total": _counter(at.ARRIVED_TOKENS),
-    _P + "requests_total": _statuses,
-    _P + "rejected_total": _kinds,
-    _P + "errors_total": _counter(at.ERRORS),
-    _P + "aborts_total": _counter(at.ABORTS),
-    _P + "abandoned_total": _counter(at.ABANDONED),
-    _P + "retries_total": _by("reason", lambda series: series.retries_by_reason),
-    _P + "continued_total": _by("result", lambda series: series.continued),
-    _P + "failed_total": _by("error", lambda series: series.failed),
-    _P + "quarantine_refused_total": _quarantined,
-    _P + "handoffs_total": _pairs("outcome", "reason", lambda series: series.handoffs),
-    _P + "decode_prefills_total": _counter(at.KEPT_PROMPTS),
-    _P + "decode_prefill_tokens_total": _counter(at.KEPT_TOKENS),
-    _P + "held_total": _by("rule", lambda series: series.held),
-    _P + "prefill_legs_total": _by("result", lambda series: series.prefill_legs),
-    _P + "prefill_seconds": _histogram(at.PREFILL, at.PREFILL_SUM),
-    _P + "overhead_seconds": _overhead(at.OVERHEAD, at.OVERHEAD_SUM),
-    _P + "ejections_total": _by("reason", lambda series: series.ejections_by_reason),
-    _P + "decisions_total": _by("rule", lambda series: series.by_rule),
-    _P + "home_decisions_total": _counter(at.ON_HOME),
-    _P + "prompt_tokens_total": _counter(at.PROMPT_TOKENS),
-    _P + "computed_tokens_total": _counter(at.COMPUTED_TOKENS),
-    _P + "output_tokens_total": _counter(at.OUTPUT_TOKENS),
-    _P + "cached_tokens_total": _counter(at.CACHED_TOKENS),
-    _P + "cache_reported_prompt_tokens_total": _counter(at.CACHE_KNOWN_PROMPT_TOKENS),
-    _P + "predicted_cached_tokens_total": _counter(at.PREDICTED_TOKENS),
-    _P + "cache_prediction_error_tokens_total": _counter(at.PREDICTION_ERROR_TOKENS),
-    _P + "within_objective_total": _objective(at.WITHIN_TTFT, at.WITHIN_ITL, at.WITHIN),
-    _P + "judged_total": _objective(at.JUDGED_TTFT, at.JUDGED_ITL, at.JUDGED),
-    _P + "ttft_seconds": _histogram(at.TTFT, at.TTFT_SUM),
-    _P + "itl_seconds": _histogram(at.ITL, at.ITL_SUM),
-    _P + "tpot_seconds": _histogram(at.TPOT, at.TPOT_SUM),
-    _P + "duration_seconds": _histogram(at.DURATION, at.DURATION_SUM),
-    _P + "request_prompt_tokens": _tokens(*_INPUT),
-    _P + "request_output_tokens": _tokens(*_OUTPUT),
-    _P + "request_shapes_total": _shapes,
-    _P + "held": _waiting,
-    _P + "in_flight": _model_load(lambda load: load.inflight),
-    _P + "queue": _model_load(lambda load: load.waiting),
-    _P + "instances": _states,
-    _P + "instance_in_flight": _instance_load(lambda load: load.inflight),
-    _P + "instance_waiting": _instance_load(lambda load: load.waiting),
-    _P + "instance_backlog_seconds": _instance_load(lambda load: load.backlog_seconds),
-    _P + "instance_in_flight_tokens": _instance_load(lambda load: load.inflight_tokens),
-    _P + "instance_requests_total": _instance_counter(at.I_ROUTED),
-    _P + "instance_finished_total": _instance_counter(at.I_FINISHED),
-    _P + "instance_errors_total": _instance_counter(at.I_ERRORS),
-    _P + "instance_retried_total": _instance_counter(at.I_RETRIED_AWAY),
-    _P + "instance_ejections_total": _instance_counter(at.I_EJECTED),
-    _P + "instance_computed_tokens_total": _instance_counter(at.I_COMPUTED_TOKENS),
-    _P + "instance_output_tokens_total": _instance_counter(at.I_OUTPUT_TOKENS),
-    _P + "instance_ttft_seconds": _instance_summary(at.I_FIRST, at.I_TTFT_SUM),
-    _P + "instance_itl_seconds": _instance_summary(at.I_GAPS, at.I_ITL_SUM),
-    _P + "instance_within_objective_total": partial(_instance_objective, ttft=at.I_WITHIN_TTFT, itl=at.I_WITHIN_ITL),
-    _P + "instance_judged_total": partial(_instance_objective, ttft=at.I_JUDGED_TTFT, itl=at.I_JUDGED_ITL),
-    _P + "engine_running": _signal(lambda signals: signals.running),
-    _P + "engine_waiting": _signal(lambda signals: signals.waiting),
-    _P + "engine_kv_usage": _signal(lambda signals: signals.kv_usage),
-    _P + "engine_prompt_tokens_total": _signal(lambda signals: signals.prompt_tokens_total),
-    _P + "engine_generation_tokens_total": _signal(lambda signals: signals.generation_tokens_total),
-    _P + "engine_prefix_queries_total": _signal(lambda signals: signals.prefix_queries_total),
-    _P + "engine_prefix_hits_total": _signal(lambda signals: signals.prefix_hits_total),
-    _P + "engine_preemptions_total": _signal(lambda signals: signals.preemptions_total),
-    _P + "engine_sleeping": _signal(lambda signals: None if signals.sleeping is None else float(signals.sleeping)),
-    _P + "engine_signals_age_seconds": _age,
-    _P + "fleet_version": _plain(lambda scrape: scrape.fleet.version),
-    _P + "fleet_age_seconds": _own("fleet_age_seconds"),
-    _P + "membership_epoch": _plain(lambda scrape: scrape.fleet.membership_epoch),
-    _P + "loop_lag_seconds": _lag,
-    _P + "uptime_seconds": _plain(lambda scrape: scrape.uptime_seconds),
-    _P + "keys_refused_total": _keys_refused,
-    _P + "workers": _own("workers"),
-    _P + "worker_deaths_total": _own("worker_deaths_total"),
-    _P + "access_log_dropped_total": _own("access_log_dropped_total"),
-    _P + "spans_exported_total": _own("spans_exported_total"),
-    _P + "spans_dropped_total": _own("spans_dropped_total"),
-    _P + "redis_connected": _shared(lambda shared: float(shared.connected)),
-    _P + "redis_published_total": _shared(lambda shared: shared.published),
-    _P + "redis_dropped_total": _shared(lambda shared: shared.dropped),
-    _P + "redis_refused_total": _shared(lambda shared: shared.refused),
-    _P + "index_instances": _index_state,
-    _P + "index_predicted_tokens_total": _index(lambda one: one.predicted if one.answers else None),
-    _P + "index_reported_tokens_total": _index(lambda one: one.reported if one.answers else None),
-    _P + "index_prediction_ratio": _index(lambda one: one.ratio),
-    _P + "index_unreported_total": _index(lambda one: one.silent),
-    _P + "index_late_total": _index(lambda one: one.late),
-    _P + "index_quarantined": _index(lambda one: one.state is Followed.QUARANTINED),
-    _P + "index_quarantines_total": _index(lambda one: one.quarantines),
-    _P + "index_blocks": _index(lambda one: None if one.held is None else one.held.blocks),
-    _P + "index_unique_blocks": _index(lambda one: None if one.victim is None else one.victim.unique),
-    _P + "index_unique_used_blocks": _index(lambda one: None if one.victim is None else one.victim.used),
-    _P + "index_scale_down_rank": _index(lambda one: None if one.victim is None else one.victim.rank),
-    _P + "index_links": _index_model(lambda look: look.links),
-    _P + "index_links_lowered_total": _index_model(lambda look: look.lowered),
-    _P + "index_prompts_learned_total": _index_model(lambda look: look.learned),
-    _P + "peers": _own("peers"),
-    _P + "peer_age_seconds": _own("peer_age_seconds"),
-    _P + "peer_in_flight": _own("peer_in_flight"),
-    _P + "peer_sent_total": _own("peer_sent_total"),
-    _P + "peer_heard_total": _own("peer_heard_total"),
-    _P + "peer_dropped_total": _own("peer_dropped_total"),
-    _P + "peer_missed_total": _own("peer_missed_total"),
-    _P + "peer_poisoned_total": _own("peer_poisoned_total"),
-    _P + "hot_tables_kept": _own("hot_tables_kept"),
-    _P + "hot_table_stale_seconds": _own("hot_table_stale_seconds"),
+    _PREFIX + "received_total": _counter(at.RECEIVED),
+    _PREFIX + "received_prompt_tokens_total": _counter(at.ARRIVED_TOKENS),
+    _PREFIX + "requests_total": _statuses,
+    _PREFIX + "rejected_total": _rejections,
+    _PREFIX + "errors_total": _counter(at.ERRORS),
+    _PREFIX + "aborts_total": _counter(at.ABORTS),
+    _PREFIX + "abandoned_total": _counter(at.ABANDONED),
+    _PREFIX + "retries_total": _by_label("reason", lambda series: series.retries_by_reason),
+    _PREFIX + "continued_total": _by_label("result", lambda series: series.continued),
+    _PREFIX + "failed_total": _by_label("error", lambda series: series.failed),
+    _PREFIX + "quarantine_refused_total": _quarantined,
+    _PREFIX + "handoffs_total": _by_labels("outcome", "reason", lambda series: series.handoffs),
+    _PREFIX + "decode_prefills_total": _counter(at.LOCAL_PREFILLS),
+    _PREFIX + "decode_prefill_tokens_total": _counter(at.LOCAL_PREFILL_TOKENS),
+    _PREFIX + "held_total": _by_label("rule", lambda series: series.held),
+    _PREFIX + "prefill_legs_total": _by_label("result", lambda series: series.prefill_legs),
+    _PREFIX + "prefill_seconds": _histogram(at.PREFILL, at.PREFILL_SUM),
+    _PREFIX + "overhead_seconds": _overhead(at.OVERHEAD, at.OVERHEAD_SUM),
+    _PREFIX + "ejections_total": _by_label("reason", lambda series: series.ejections_by_reason),
+    _PREFIX + "decisions_total": _by_label("rule", lambda series: series.by_rule),
+    _PREFIX + "home_decisions_total": _counter(at.ON_HOME),
+    _PREFIX + "prompt_tokens_total": _counter(at.PROMPT_TOKENS),
+    _PREFIX + "computed_tokens_total": _counter(at.COMPUTED_TOKENS),
+    _PREFIX + "output_tokens_total": _counter(at.OUTPUT_TOKENS),
+    _PREFIX + "cached_tokens_total": _counter(at.CACHED_TOKENS),
+    _PREFIX + "cache_reported_prompt_tokens_total": _counter(at.CACHE_KNOWN_PROMPT_TOKENS),
+    _PREFIX + "predicted_cached_tokens_total": _counter(at.PREDICTED_TOKENS),
+    _PREFIX + "cache_prediction_error_tokens_total": _counter(at.PREDICTION_ERROR_TOKENS),
+    _PREFIX + "within_objective_total": _objective(at.WITHIN_TTFT, at.WITHIN_ITL, at.WITHIN),
+    _PREFIX + "judged_total": _objective(at.JUDGED_TTFT, at.JUDGED_ITL, at.JUDGED),
+    _PREFIX + "ttft_seconds": _histogram(at.TTFT, at.TTFT_SUM),
+    _PREFIX + "itl_seconds": _histogram(at.ITL, at.ITL_SUM),
+    _PREFIX + "tpot_seconds": _histogram(at.TPOT, at.TPOT_SUM),
+    _PREFIX + "duration_seconds": _histogram(at.DURATION, at.DURATION_SUM),
+    _PREFIX + "request_prompt_tokens": _tokens(*_INPUT),
+    _PREFIX + "request_output_tokens": _tokens(*_OUTPUT),
+    _PREFIX + "request_shapes_total": _shapes,
+    _PREFIX + "held": _queued,
+    _PREFIX + "in_flight": _model_load(lambda load: load.inflight),
+    _PREFIX + "queue": _model_load(lambda load: load.waiting),
+    _PREFIX + "instances": _states,
+    _PREFIX + "instance_in_flight": _instance_load(lambda load: load.inflight),
+    _PREFIX + "instance_waiting": _instance_load(lambda load: load.waiting),
+    _PREFIX + "instance_backlog_seconds": _instance_load(lambda load: load.backlog_seconds),
+    _PREFIX + "instance_in_flight_tokens": _instance_load(lambda load: load.inflight_tokens),
+    _PREFIX + "instance_requests_total": _instance_counter(at.I_ROUTED),
+    _PREFIX + "instance_finished_total": _instance_counter(at.I_FINISHED),
+    _PREFIX + "instance_errors_total": _instance_counter(at.I_ERRORS),
+    _PREFIX + "instance_retried_total": _instance_counter(at.I_RETRIED_AWAY),
+    _PREFIX + "instance_ejections_total": _instance_counter(at.I_EJECTED),
+    _PREFIX + "instance_computed_tokens_total": _instance_counter(at.I_COMPUTED_TOKENS),
+    _PREFIX + "instance_output_tokens_total": _instance_counter(at.I_OUTPUT_TOKENS),
+    _PREFIX + "instance_ttft_seconds": _instance_summary(at.I_FIRST, at.I_TTFT_SUM),
+    _PREFIX + "instance_itl_seconds": _instance_summary(at.I_GAPS, at.I_ITL_SUM),
+    _PREFIX + "instance_within_objective_total": partial(
+        _instance_objective, ttft=at.I_WITHIN_TTFT, itl=at.I_WITHIN_ITL
+    ),
+    _PREFIX + "instance_judged_total": partial(_instance_objective, ttft=at.I_JUDGED_TTFT, itl=at.I_JUDGED_ITL),
+    _PREFIX + "engine_running": _signal(lambda signals: signals.running),
+    _PREFIX + "engine_waiting": _signal(lambda signals: signals.waiting),
+    _PREFIX + "engine_kv_usage": _signal(lambda signals: signals.kv_usage),
+    _PREFIX + "engine_prompt_tokens_total": _signal(lambda signals: signals.prompt_tokens_total),
+    _PREFIX + "engine_generation_tokens_total": _signal(lambda signals: signals.generation_tokens_total),
+    _PREFIX + "engine_prefix_queries_total": _signal(lambda signals: signals.prefix_queries_total),
+    _PREFIX + "engine_prefix_hits_total": _signal(lambda signals: signals.prefix_hits_total),
+    _PREFIX + "engine_preemptions_total": _signal(lambda signals: signals.preemptions_total),
+    _PREFIX + "engine_sleeping": _signal(lambda signals: None if signals.sleeping is None else float(signals.sleeping)),
+    _PREFIX + "engine_signals_age_seconds": _signals_age,
+    _PREFIX + "fleet_version": _gauge(lambda scrape: scrape.fleet.version),
+    _PREFIX + "fleet_age_seconds": _process_value("fleet_age_seconds"),
+    _PREFIX + "membership_epoch": _gauge(lambda scrape: scrape.fleet.membership_epoch),
+    _PREFIX + "loop_lag_seconds": _loop_lag,
+    _PREFIX + "uptime_seconds": _gauge(lambda scrape: scrape.uptime_seconds),
+    _PREFIX + "keys_refused_total": _keys_refused,
+    _PREFIX + "workers": _process_value("workers"),
+    _PREFIX + "worker_deaths_total": _process_value("worker_deaths_total"),
+    _PREFIX + "access_log_dropped_total": _process_value("access_log_dropped_total"),
+    _PREFIX + "spans_exported_total": _process_value("spans_exported_total"),
+    _PREFIX + "spans_dropped_total": _process_value("spans_dropped_total"),
+    _PREFIX + "redis_connected": _publish_stat(lambda shared: float(shared.connected)),
+    _PREFIX + "redis_published_total": _publish_stat(lambda shared: shared.published),
+    _PREFIX + "redis_dropped_total": _publish_stat(lambda shared: shared.dropped),
+    _PREFIX + "redis_refused_total": _publish_stat(lambda shared: shared.refused),
+    _PREFIX + "index_instances": _index_state,
+    _PREFIX + "index_predicted_tokens_total": _index_value(lambda one: one.predicted_tokens if one.answers else None),
+    _PREFIX + "index_reported_tokens_total": _index_value(lambda one: one.reported_tokens if one.answers else None),
+    _PREFIX + "index_prediction_ratio": _index_value(lambda one: one.ratio),
+    _PREFIX + "index_unreported_total": _index_value(lambda one: one.unreported),
+    _PREFIX + "index_late_total": _index_value(lambda one: one.late),
+    _PREFIX + "index_quarantined": _index_value(lambda one: one.state is IndexState.QUARANTINED),
+    _PREFIX + "index_quarantines_total": _index_value(lambda one: one.quarantines),
+    _PREFIX + "index_blocks": _index_value(lambda one: None if one.block_counts is None else one.block_counts.blocks),
+    _PREFIX + "index_unique_blocks": _index_value(
+        lambda one: None if one.removal_rank is None else one.removal_rank.unique
+    ),
+    _PREFIX + "index_unique_used_blocks": _index_value(
+        lambda one: None if one.removal_rank is None else one.removal_rank.used
+    ),
+    _PREFIX + "index_scale_down_rank": _index_value(
+        lambda one: None if one.removal_rank is None else one.removal_rank.rank
+    ),
+    _PREFIX + "index_links": _index_model_value(lambda look: look.linked_blocks),
+    _PREFIX + "index_links_lowered_total": _index_model_value(lambda look: look.lowered_links),
+    _PREFIX + "index_prompts_learned_total": _index_model_value(lambda look: look.learned_prompts),
+    _PREFIX + "peers": _process_value("peers"),
+    _PREFIX + "peer_age_seconds": _process_value("peer_age_seconds"),
+    _PREFIX + "peer_in_flight": _process_value("peer_in_flight"),
+    _PREFIX + "peer_sent_total": _process_value("peer_sent_total"),
+    _PREFIX + "peer_heard_total": _process_value("peer_heard_total"),
+    _PREFIX + "peer_dropped_total": _process_value("peer_dropped_total"),
+    _PREFIX + "peer_missed_total": _process_value("peer_missed_total"),
+    _PREFIX + "peer_poisoned_total": _process_value("peer_poisoned_total"),
+    _PREFIX + "hot_tables_kept": _process_value("hot_tables_kept"),
+    _PREFIX + "hot_table_stale_seconds": _process_value("hot_table_stale_seconds"),
     "gen_ai_server_time_to_first_token_seconds": _histogram(at.TTFT, at.TTFT_SUM, _GENAI),
     "gen_ai_server_time_per_output_token_seconds": _histogram(at.TPOT, at.TPOT_SUM, _GENAI),
     "gen_ai_server_request_duration_seconds": _histogram(at.DURATION, at.DURATION_SUM, _GENAI),
@@ -479,18 +493,18 @@ _RENDERERS: Final[Mapping[str, _Renderer]] = {
     "inference_pool_average_queue_size": _pool_mean(lambda signals: signals.waiting),
     "inference_pool_per_pod_queue_size": _pool_queues("model_server_pod"),
     "inference_pool_ready_pods": _pool_ready,
-    _E + "request_total": _objective_requests,
-    _E + "request_error_total": _objective_errors,
-    _E + "request_duration_seconds": _histogram(at.DURATION, at.DURATION_SUM, _OBJECTIVE),
-    _E + "request_ttft_seconds": _histogram(at.TTFT, at.TTFT_SUM, f'{_OBJECTIVE},streaming="true"'),
-    _E + "request_streaming_tpot_seconds": _histogram(at.TPOT, at.TPOT_SUM, _OBJECTIVE),
-    _E + "request_streaming_itl_seconds": _histogram(at.ITL, at.ITL_SUM, _OBJECTIVE),
-    _E + "request_input_tokens": _tokens(*_INPUT, _OBJECTIVE),
-    _E + "request_output_tokens": _tokens(*_OUTPUT, _OBJECTIVE),
-    _E + "request_running": _model_load(lambda load: load.inflight, _OBJECTIVE),
-    _E + "average_kv_cache_utilization": _pool_mean(lambda signals: signals.kv_usage),
-    _E + "average_queue_size": _pool_mean(lambda signals: signals.waiting),
-    _E + "average_running_requests": _pool_mean(lambda signals: signals.running),
-    _E + "per_endpoint_queue_size": _pool_queues("model_server_endpoint"),
-    _E + "ready_endpoints": _pool_ready,
+    _PICKER_PREFIX + "request_total": _objective_requests,
+    _PICKER_PREFIX + "request_error_total": _objective_errors,
+    _PICKER_PREFIX + "request_duration_seconds": _histogram(at.DURATION, at.DURATION_SUM, _OBJECTIVE),
+    _PICKER_PREFIX + "request_ttft_seconds": _histogram(at.TTFT, at.TTFT_SUM, f'{_OBJECTIVE},streaming="true"'),
+    _PICKER_PREFIX + "request_streaming_tpot_seconds": _histogram(at.TPOT, at.TPOT_SUM, _OBJECTIVE),
+    _PICKER_PREFIX + "request_streaming_itl_seconds": _histogram(at.ITL, at.ITL_SUM, _OBJECTIVE),
+    _PICKER_PREFIX + "request_input_tokens": _tokens(*_INPUT, _OBJECTIVE),
+    _PICKER_PREFIX + "request_output_tokens": _tokens(*_OUTPUT, _OBJECTIVE),
+    _PICKER_PREFIX + "request_running": _model_load(lambda load: load.inflight, _OBJECTIVE),
+    _PICKER_PREFIX + "average_kv_cache_utilization": _pool_mean(lambda signals: signals.kv_usage),
+    _PICKER_PREFIX + "average_queue_size": _pool_mean(lambda signals: signals.waiting),
+    _PICKER_PREFIX + "average_running_requests": _pool_mean(lambda signals: signals.running),
+    _PICKER_PREFIX + "per_endpoint_queue_size": _pool_queues("model_server_endpoint"),
+    _PICKER_PREFIX + "ready_endpoints": _pool_ready,
 }

@@ -20,7 +20,7 @@ OVERHEAD_BOUNDS: Final[tuple[float, ...]] = tuple(0.00001 * 2.0**step for step i
 """Upper bounds from 10 µs to 1.3 s, one per doubling: what the gateway itself takes is far below the bounds of engines."""
 
 
-def bucket(bounds: tuple[float, ...], value: float) -> int:
+def bucket_index(bounds: tuple[float, ...], value: float) -> int:
     """The position of the first bound that is not below ``value``; behind the last one where all are (as ``bisect_left``).
 
     Written out because it is compiled: five observations a request on bare numbers, where the library's compares objects."""

@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from fairlead_kvstore.index.census import Census
-from fairlead_kvstore.index.hints import Hint
-from fairlead_kvstore.index.victims import Victim
+from fairlead_kvstore.index.census import BlockCounts
+from fairlead_kvstore.index.hints import ReplicationHint
+from fairlead_kvstore.index.victims import RemovalRank
 
 
-class Followed(StrEnum):
+class IndexState(StrEnum):
     """How far routing knows what an instance holds."""
 
     INDEX = "index"
@@ -20,37 +20,37 @@ class Followed(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class InstanceIndex:
+class InstanceIndexStatus:
     """One instance. Tokens are sums over answers whose cached tokens were reported; ``silent`` are those whose were not, ``late``
     those that found less since the engine had just lost it; ``ratio``
     is predicted to reported, None until both are known. ``held`` and ``victim``: what it holds and what would be lost with it, None
     where it does not tell."""
 
-    state: Followed
+    state: IndexState
     reason: str
-    predicted: int
-    reported: int
+    predicted_tokens: int
+    reported_tokens: int
     answers: int
-    silent: int
+    unreported: int
     late: int
     quarantines: int
     ratio: float | None
-    held: Census | None = None
-    victim: Victim | None = None
+    block_counts: BlockCounts | None = None
+    removal_rank: RemovalRank | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class ModelLook:
+class ModelIndexStatus:
     """One model: its instances by id; blocks of prompts that are linked, links that had to be lowered, prompts that were learned, and
     how they are learned, in words; hot prefixes that want another home."""
 
-    instances: Mapping[str, InstanceIndex]
-    links: int
-    lowered: int
-    learned: int
-    how: str
-    wanted: tuple[Hint, ...] = ()
+    instances: Mapping[str, InstanceIndexStatus]
+    linked_blocks: int
+    lowered_links: int
+    learned_prompts: int
+    token_source: str
+    replication_hints: tuple[ReplicationHint, ...] = ()
 
 
-Looks = Mapping[str, ModelLook]
+IndexStatus = Mapping[str, ModelIndexStatus]
 """By model (``namespace/name``); a model without an engine that tells what it holds is missing."""

@@ -3,7 +3,7 @@
 from typing import Protocol
 
 
-class Load(Protocol):
+class LoadView(Protocol):
     """The router's ``InstanceLoad`` fits."""
 
     @property
@@ -27,7 +27,7 @@ class Load(Protocol):
         ...
 
 
-class Shared(Protocol):
+class PublishStats(Protocol):
     """What this gateway told the others through Redis (``kvstore``'s ``Decisions`` fits)."""
 
     @property

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import Final
 
-from fairlead.fleet import Objectives
+from fairlead.fleet import SloTargets
 
 
 @dataclass(slots=True)
-class Outcome:
+class RequestOutcome:
     """One request from the first byte read to the last byte written; None is "not known" and never zero.
 
     ``status`` is what the client was (or would have been) told, ``error`` the kind of failure in one word.
@@ -31,7 +31,7 @@ class Outcome:
     output_tokens: int | None
     within_objective: bool | None
     attempts: int
-    client_gone: bool
+    client_disconnected: bool
     within_ttft: bool | None
     within_itl: bool | None
     overhead_seconds: float | None
@@ -54,7 +54,7 @@ class Outcome:
         output_tokens: int | None = None,
         within_objective: bool | None = None,
         attempts: int = 1,
-        client_gone: bool = False,
+        client_disconnected: bool = False,
         within_ttft: bool | None = None,
         within_itl: bool | None = None,
         overhead_seconds: float | None = None,
@@ -75,7 +75,7 @@ class Outcome:
         self.output_tokens = output_tokens
         self.within_objective = within_objective
         self.attempts = attempts
-        self.client_gone = client_gone
+        self.client_disconnected = client_disconnected
         self.within_ttft = within_ttft
         self.within_itl = within_itl
         self.overhead_seconds = overhead_seconds
@@ -96,11 +96,11 @@ class Attainment:
         self.both = both
 
 
-_NONE: Final = Attainment(None, None, None)
+_NO_OBJECTIVE: Final = Attainment(None, None, None)
 
 
-def attainment(
-    objectives: Objectives,
+def assess_attainment(
+    objectives: SloTargets,
     *,
     prompt_tokens: float | None,
     ttft_seconds: float | None,
@@ -109,8 +109,8 @@ def attainment(
 ) -> Attainment:
     """Judge one request. A failed one misses every objective there is; one without a second token has no ITL to miss."""
     if objectives.ttft_seconds is None and objectives.itl_seconds is None:
-        return _NONE
-    limit = objectives.ttft_limit(prompt_tokens or 0.0)
+        return _NO_OBJECTIVE
+    limit = objectives.ttft_limit_seconds(prompt_tokens or 0.0)
     ttft = None if limit is None else (not failed and ttft_seconds is not None and ttft_seconds <= limit)
     if objectives.itl_seconds is None or (itl_mean_seconds is None and not failed):
         itl = None

@@ -9,10 +9,10 @@ from typing import TypeAlias
 
 import msgspec
 
-from fairlead_gateway.telemetry.series import InstanceSeries, ModelSeries, Tally
+from fairlead_gateway.telemetry.series import CounterSet, InstanceCounters, ModelCounters
 
-Counts: TypeAlias = tuple[list[int], list[float]]
-Rows: TypeAlias = list[tuple[list[int | str], int]]
+CounterValues: TypeAlias = tuple[list[int], list[float]]
+TableRows: TypeAlias = list[tuple[list[int | str], int]]
 
 TABLES = (
     "by_kind",
@@ -30,117 +30,117 @@ TABLES = (
 """The tables of a model's series, by name."""
 
 
-class InstancePart(msgspec.Struct, array_like=True):
+class InstanceSnapshot(msgspec.Struct, array_like=True):
     """One instance; ``window`` is what the last minute added, None where nobody asked."""
 
-    totals: Counts
-    window: Counts | None
+    totals: CounterValues
+    window: CounterValues | None
 
 
-class ModelPart(msgspec.Struct, array_like=True):
+class ModelSnapshot(msgspec.Struct, array_like=True):
     """One model; each table is a list of (key, count)."""
 
     key: str
-    totals: Counts
-    window: Counts | None
-    tables: dict[str, Rows]
-    instances: dict[str, InstancePart]
+    totals: CounterValues
+    window: CounterValues | None
+    tables: dict[str, TableRows]
+    instances: dict[str, InstanceSnapshot]
 
 
-def part_of(key: str, series: ModelSeries, now: float | None) -> ModelPart:
+def snapshot_of(key: str, series: ModelCounters, now: float | None) -> ModelSnapshot:
     """A copy of a series, with the minute before ``now``."""
-    return ModelPart(
+    return ModelSnapshot(
         key,
         _totals(series),
-        None if now is None else series.window(now),
-        {name: _rows(getattr(series, name)) for name in TABLES},
+        None if now is None else series.last_minute(now),
+        {name: _encode_table(getattr(series, name)) for name in TABLES},
         {
-            item: InstancePart(_totals(found), None if now is None else found.window(now))
+            item: InstanceSnapshot(_totals(found), None if now is None else found.last_minute(now))
             for item, found in series.instances.items()
         },
     )
 
 
-def added(one: ModelPart, other: ModelPart) -> ModelPart:
+def merge(first: ModelSnapshot, second: ModelSnapshot) -> ModelSnapshot:
     """Both together, for the same model."""
-    instances = dict(one.instances)
-    for item, part in other.instances.items():
+    instances = dict(first.instances)
+    for item, part in second.instances.items():
         known = instances.get(item)
         instances[item] = (
             part
             if known is None
-            else InstancePart(_counts(known.totals, part.totals), _windows(known.window, part.window))
+            else InstanceSnapshot(_add_values(known.totals, part.totals), _add_windows(known.window, part.window))
         )
-    return ModelPart(
-        one.key,
-        _counts(one.totals, other.totals),
-        _windows(one.window, other.window),
-        {name: _tables(one.tables.get(name, []), other.tables.get(name, [])) for name in TABLES},
+    return ModelSnapshot(
+        first.key,
+        _add_values(first.totals, second.totals),
+        _add_windows(first.window, second.window),
+        {name: _merge_tables(first.tables.get(name, []), second.tables.get(name, [])) for name in TABLES},
         instances,
     )
 
 
-def sum_of(processes: Iterable[Mapping[str, ModelPart]]) -> dict[str, ModelPart]:
+def sum_snapshots(processes: Iterable[Mapping[str, ModelSnapshot]]) -> dict[str, ModelSnapshot]:
     """The models of all processes, added up."""
-    found: dict[str, ModelPart] = {}
+    totals: dict[str, ModelSnapshot] = {}
     for models in processes:
         for key, part in models.items():
-            found[key] = added(found[key], part) if key in found else part
-    return found
+            totals[key] = merge(totals[key], part) if key in totals else part
+    return totals
 
 
-def series_of(part: ModelPart, now: float) -> ModelSeries:
+def restore_counters(snapshot: ModelSnapshot, now: float) -> ModelCounters:
     """A series that shows what a part says; its window is the part's when it is asked for about ``now``."""
-    series = ModelSeries()
-    _fill(series, part.totals, part.window, now)
+    series = ModelCounters()
+    _restore(series, snapshot.totals, snapshot.window, now)
     for name in TABLES:
-        getattr(series, name).update({_key(key): count for key, count in part.tables.get(name, [])})
-    for item, found in part.instances.items():
-        instance = series.instances[item] = InstanceSeries(now)
-        _fill(instance, found.totals, found.window, now)
+        getattr(series, name).update({_decode_key(key): count for key, count in snapshot.tables.get(name, [])})
+    for item, found in snapshot.instances.items():
+        instance = series.instances[item] = InstanceCounters(now)
+        _restore(instance, found.totals, found.window, now)
     return series
 
 
-def _totals(series: Tally) -> Counts:
+def _totals(series: CounterSet) -> CounterValues:
     return series.ints[:], series.sums[:]
 
 
-def _fill(series: Tally, totals: Counts, window: Counts | None, now: float) -> None:
+def _restore(series: CounterSet, totals: CounterValues, window: CounterValues | None, now: float) -> None:
     """A window is kept as the state before it."""
     ints, sums = totals
     if window is not None:
-        series.use(
+        series.replace(
             [new - more for new, more in zip(ints, window[0], strict=True)],
             [new - more for new, more in zip(sums, window[1], strict=True)],
         )
-        series.roll(int(now))
-    series.use(list(ints), list(sums))
+        series.start_second(int(now))
+    series.replace(list(ints), list(sums))
 
 
-def _counts(one: Counts, other: Counts) -> Counts:
+def _add_values(left: CounterValues, right: CounterValues) -> CounterValues:
     return (
-        [first + second for first, second in zip(one[0], other[0], strict=True)],
-        [first + second for first, second in zip(one[1], other[1], strict=True)],
+        [first + second for first, second in zip(left[0], right[0], strict=True)],
+        [first + second for first, second in zip(left[1], right[1], strict=True)],
     )
 
 
-def _windows(one: Counts | None, other: Counts | None) -> Counts | None:
-    if one is None or other is None:
-        return other if one is None else one
-    return _counts(one, other)
+def _add_windows(first: CounterValues | None, second: CounterValues | None) -> CounterValues | None:
+    if first is None or second is None:
+        return second if first is None else first
+    return _add_values(first, second)
 
 
-def _rows(table: Mapping[int | str | tuple[int | str, ...], int]) -> Rows:
+def _encode_table(table: Mapping[int | str | tuple[int | str, ...], int]) -> TableRows:
     return [(list(key) if isinstance(key, tuple) else [key], count) for key, count in table.items()]
 
 
-def _key(parts: list[int | str]) -> int | str | tuple[int | str, ...]:
+def _decode_key(parts: list[int | str]) -> int | str | tuple[int | str, ...]:
     return parts[0] if len(parts) == 1 else tuple(parts)
 
 
-def _tables(one: Rows, other: Rows) -> Rows:
+def _merge_tables(first: TableRows, second: TableRows) -> TableRows:
     found: dict[int | str | tuple[int | str, ...], int] = {}
-    for key, count in (*one, *other):
-        name = _key(key)
+    for key, count in (*first, *second):
+        name = _decode_key(key)
         found[name] = found.get(name, 0) + count
-    return _rows(found)
+    return _encode_table(found)

@@ -11,9 +11,9 @@ costs a few instructions, one to a list a hundred and fifty.
 from collections import deque
 from typing import Final
 
-from fairlead.shapes import ShapeGrid
-from fairlead_gateway.telemetry.histogram import OVERHEAD_BOUNDS, SECONDS_BOUNDS, TOKEN_BOUNDS, bucket
-from fairlead_gateway.telemetry.outcome import Outcome
+from fairlead.shapes import RequestShapeGrid
+from fairlead_gateway.telemetry.histogram import OVERHEAD_BOUNDS, SECONDS_BOUNDS, TOKEN_BOUNDS, bucket_index
+from fairlead_gateway.telemetry.outcome import RequestOutcome
 
 WINDOW_SECONDS: Final = 60
 
@@ -42,8 +42,8 @@ JUDGED: Final = 20
 WITHIN: Final = 21
 ARRIVED_TOKENS: Final = 22
 ABANDONED: Final = 23
-KEPT_PROMPTS: Final = 24
-KEPT_TOKENS: Final = 25
+LOCAL_PREFILLS: Final = 24
+LOCAL_PREFILL_TOKENS: Final = 25
 COUNTERS: Final = 26
 SECONDS_BINS: Final = len(SECONDS_BOUNDS) + 1
 TOKEN_BINS: Final = len(TOKEN_BOUNDS) + 1
@@ -86,52 +86,52 @@ I_TTFT_SUM: Final = 0
 I_ITL_SUM: Final = 1
 I_SUMS: Final = 2
 
-SHAPES: Final = ShapeGrid()
+REQUEST_SHAPES: Final = RequestShapeGrid()
 """The shapes of requests that are told apart, of which there are a hundred."""
 
-_OK: Final = 200
+_HTTP_OK: Final = 200
 
 
-class Tally:
+class CounterSet:
     """A list of integers and a list of sums that remember how they were up to a minute ago."""
 
-    __slots__ = ("_added", "_ints", "_ring", "_sums", "second")
+    __slots__ = ("_has_pending", "_history", "_ints", "_sums", "current_second")
 
     def __init__(self, ints: int, sums: int) -> None:
         self._ints: list[int] = [0] * ints
         self._sums: list[float] = [0.0] * sums
-        self._added = False  # something is still in fields of its own
-        self.second = -1
-        self._ring: deque[tuple[int, list[int], list[float]]] = deque(maxlen=WINDOW_SECONDS + 1)
+        self._has_pending = False  # something is still in fields of its own
+        self.current_second = -1
+        self._history: deque[tuple[int, list[int], list[float]]] = deque(maxlen=WINDOW_SECONDS + 1)
 
     @property
     def ints(self) -> list[int]:
         """Counters and histograms, by position."""
-        if self._added:
-            self._fold()
+        if self._has_pending:
+            self._flush_pending()
         return self._ints
 
     @property
     def sums(self) -> list[float]:
         """Sums of seconds, by position."""
-        if self._added:
-            self._fold()
+        if self._has_pending:
+            self._flush_pending()
         return self._sums
 
-    def use(self, ints: list[int], sums: list[float]) -> None:
+    def replace(self, ints: list[int], sums: list[float]) -> None:
         """Show these from now on."""
-        self._fold()
+        self._flush_pending()
         self._ints, self._sums = ints, sums
 
-    def roll(self, second: int) -> None:
+    def start_second(self, second: int) -> None:
         """Keep a copy of the state before the first event of ``second``; call when ``second`` is a new one."""
-        self._ring.append((second, self.ints[:], self.sums[:]))
-        self.second = second
+        self._history.append((second, self.ints[:], self.sums[:]))
+        self.current_second = second
 
-    def window(self, now: float) -> tuple[list[int], list[float]]:
+    def last_minute(self, now: float) -> tuple[list[int], list[float]]:
         """What was added in the last minute (60 to 61 seconds)."""
         oldest = int(now) - WINDOW_SECONDS
-        for second, ints, sums in self._ring:
+        for second, ints, sums in self._history:
             if second >= oldest:
                 return (
                     [new - old for new, old in zip(self.ints, ints, strict=True)],
@@ -139,31 +139,31 @@ class Tally:
                 )
         return [0] * len(self._ints), [0.0] * len(self._sums)
 
-    def _fold(self) -> None:
+    def _flush_pending(self) -> None:
         """Bring what is in fields of its own into the lists."""
-        self._added = False
+        self._has_pending = False
 
 
-class ModelSeries(Tally):
+class ModelCounters(CounterSet):
     """All counts of one model; ``instances`` in the order in which they were first used."""
 
     __slots__ = (
-        "_arrived",
+        "_arrived_tokens",
         "_by_status",
-        "_cache_known",
-        "_cached",
-        "_computed",
+        "_cache_known_tokens",
+        "_cached_tokens",
+        "_computed_tokens",
         "_duration_sum",
         "_finished",
         "_itl_sum",
         "_ok",
         "_on_home",
-        "_output",
+        "_output_tokens",
         "_overhead_sum",
-        "_predicted",
-        "_prediction_error",
-        "_prediction_known",
-        "_prompt",
+        "_predicted_tokens",
+        "_prediction_error_tokens",
+        "_prediction_known_tokens",
+        "_prompt_tokens",
         "_received",
         "_routed",
         "by_kind",
@@ -192,185 +192,194 @@ class ModelSeries(Tally):
         self.handoffs: dict[tuple[str, str], int] = {}
         self.prefill_legs: dict[str, int] = {}
         self.held: dict[str, int] = {}
-        self.instances: dict[str, InstanceSeries] = {}
-        self._clear()
+        self.instances: dict[str, InstanceCounters] = {}
+        self._reset_pending()
 
-    def _clear(self) -> None:
-        self._received = self._arrived = self._routed = self._on_home = self._finished = self._ok = 0
-        self._prompt = self._computed = self._output = self._cached = self._cache_known = 0
-        self._predicted = self._prediction_known = self._prediction_error = 0
+    def _reset_pending(self) -> None:
+        self._received = self._arrived_tokens = self._routed = self._on_home = self._finished = self._ok = 0
+        self._prompt_tokens = self._computed_tokens = self._output_tokens = self._cached_tokens = (
+            self._cache_known_tokens
+        ) = 0
+        self._predicted_tokens = self._prediction_known_tokens = self._prediction_error_tokens = 0
         self._duration_sum = self._overhead_sum = self._itl_sum = 0.0
 
-    def _fold(self) -> None:
-        self._added = False
+    def _flush_pending(self) -> None:
+        self._has_pending = False
         ints, sums = self._ints, self._sums
         for position, more in (
             (RECEIVED, self._received),
-            (ARRIVED_TOKENS, self._arrived),
+            (ARRIVED_TOKENS, self._arrived_tokens),
             (ROUTED, self._routed),
             (ON_HOME, self._on_home),
             (FINISHED, self._finished),
-            (PROMPT_TOKENS, self._prompt),
-            (COMPUTED_TOKENS, self._computed),
-            (OUTPUT_TOKENS, self._output),
-            (CACHED_TOKENS, self._cached),
-            (CACHE_KNOWN_PROMPT_TOKENS, self._cache_known),
-            (PREDICTED_TOKENS, self._predicted),
-            (PREDICTION_KNOWN_PROMPT_TOKENS, self._prediction_known),
-            (PREDICTION_ERROR_TOKENS, self._prediction_error),
+            (PROMPT_TOKENS, self._prompt_tokens),
+            (COMPUTED_TOKENS, self._computed_tokens),
+            (OUTPUT_TOKENS, self._output_tokens),
+            (CACHED_TOKENS, self._cached_tokens),
+            (CACHE_KNOWN_PROMPT_TOKENS, self._cache_known_tokens),
+            (PREDICTED_TOKENS, self._predicted_tokens),
+            (PREDICTION_KNOWN_PROMPT_TOKENS, self._prediction_known_tokens),
+            (PREDICTION_ERROR_TOKENS, self._prediction_error_tokens),
         ):
             ints[position] += more
         if self._ok:
-            self._by_status[_OK] = self._by_status.get(_OK, 0) + self._ok
+            self._by_status[_HTTP_OK] = self._by_status.get(_HTTP_OK, 0) + self._ok
         sums[DURATION_SUM] += self._duration_sum
         sums[OVERHEAD_SUM] += self._overhead_sum
         sums[ITL_SUM] += self._itl_sum
-        self._clear()
+        self._reset_pending()
 
     @property
     def by_status(self) -> dict[int, int]:
         """Requests ended, by the status told to the client."""
-        if self._added:
-            self._fold()
+        if self._has_pending:
+            self._flush_pending()
         return self._by_status
 
-    def came(self, prompt_tokens: int) -> None:
+    def count_received(self, prompt_tokens: int) -> None:
         """A request has been read whole, of so many prompt tokens as far as that is known by then."""
-        self._added = True
+        self._has_pending = True
         self._received += 1
-        self._arrived += prompt_tokens
+        self._arrived_tokens += prompt_tokens
 
-    def went(self, rule: str, home: bool, limit: int) -> None:
+    def count_routed(self, rule: str, on_home: bool, max_rules: int) -> None:
         """An instance was chosen by a rule; at most ``limit`` rules are told apart."""
-        self._added = True
+        self._has_pending = True
         self._routed += 1
-        if home:
+        if on_home:
             self._on_home += 1
-        count(self.by_rule, rule, limit)
+        increment(self.by_rule, rule, max_rules)
 
-    def gap(self, seconds: float) -> None:
+    def observe_gap(self, seconds: float) -> None:
         """One more piece of a stream."""
-        self._added = True
+        self._has_pending = True
         self._itl_sum += seconds
-        _observe(self._ints, ITL + bucket(SECONDS_BOUNDS, seconds))
+        _add_one(self._ints, ITL + bucket_index(SECONDS_BOUNDS, seconds))
 
-    def ended(self, outcome: Outcome, limit: int) -> int:
+    def count_finished(self, outcome: RequestOutcome, limit: int) -> int:
         """Count what became of a routed request; the prompt tokens that had to be computed are returned."""
-        self._added = True
+        self._has_pending = True
         self._finished += 1
         status = outcome.status
-        if outcome.client_gone:
+        if outcome.client_disconnected:
             self._ints[ABORTS] += 1
             if outcome.ttft_seconds is None:
                 self._ints[ABANDONED] += 1
         elif status >= 500 or outcome.error is not None:
             self._ints[ERRORS] += 1
-            count(self.failed, outcome.error or f"status-{status}", limit)
-        if status == _OK:
+            increment(self.failed, outcome.error or f"status-{status}", limit)
+        if status == _HTTP_OK:
             self._ok += 1
         else:
-            self.told(status)
+            self.count_status(status)
         seconds = outcome.duration_seconds
         self._duration_sum += seconds
-        _observe(self._ints, DURATION + bucket(SECONDS_BOUNDS, seconds))
-        pace = outcome.itl_mean_seconds
-        if pace is not None:
-            _observe(self._ints, TPOT + bucket(SECONDS_BOUNDS, pace))
-            self._sums[TPOT_SUM] += pace
-        own = outcome.overhead_seconds
-        if own is not None:
-            self._overhead_sum += own
-            _observe(self._ints, OVERHEAD + bucket(OVERHEAD_BOUNDS, own))
+        _add_one(self._ints, DURATION + bucket_index(SECONDS_BOUNDS, seconds))
+        tpot = outcome.itl_mean_seconds
+        if tpot is not None:
+            _add_one(self._ints, TPOT + bucket_index(SECONDS_BOUNDS, tpot))
+            self._sums[TPOT_SUM] += tpot
+        overhead = outcome.overhead_seconds
+        if overhead is not None:
+            self._overhead_sum += overhead
+            _add_one(self._ints, OVERHEAD + bucket_index(OVERHEAD_BOUNDS, overhead))
         if outcome.within_objective is not None:
-            self._judge(JUDGED, WITHIN, outcome.within_objective)
+            self._count_objective(JUDGED, WITHIN, outcome.within_objective)
         if outcome.within_ttft is not None:
-            self._judge(JUDGED_TTFT, WITHIN_TTFT, outcome.within_ttft)
+            self._count_objective(JUDGED_TTFT, WITHIN_TTFT, outcome.within_ttft)
         if outcome.within_itl is not None:
-            self._judge(JUDGED_ITL, WITHIN_ITL, outcome.within_itl)
-        return self._tokens(outcome)
+            self._count_objective(JUDGED_ITL, WITHIN_ITL, outcome.within_itl)
+        return self._count_tokens(outcome)
 
-    def told(self, status: int) -> None:
+    def count_status(self, status: int) -> None:
         """A client was told a status."""
         status = status if 100 <= status <= 599 else 0
         self._by_status[status] = self._by_status.get(status, 0) + 1
 
-    def _tokens(self, outcome: Outcome) -> int:
+    def _count_tokens(self, outcome: RequestOutcome) -> int:
         """Count the tokens of an outcome; the prompt tokens that had to be computed are returned."""
         computed = 0
         prompt, cached, predicted = outcome.prompt_tokens, outcome.cached_tokens, outcome.predicted_cached_tokens
         if prompt is not None:
-            self._prompt += prompt
-            _observe(self._ints, INPUT_SIZE + bucket(TOKEN_BOUNDS, prompt))
+            self._prompt_tokens += prompt
+            _add_one(self._ints, INPUT_SIZE + bucket_index(TOKEN_BOUNDS, prompt))
             computed = max(0, prompt - (cached or 0))
-            self._computed += computed
+            self._computed_tokens += computed
             if cached is not None:
-                self._cached += cached
-                self._cache_known += prompt
+                self._cached_tokens += cached
+                self._cache_known_tokens += prompt
                 if predicted is not None:
-                    self._predicted += predicted
-                    self._prediction_known += prompt
-                    self._prediction_error += predicted - cached if predicted > cached else cached - predicted
+                    self._predicted_tokens += predicted
+                    self._prediction_known_tokens += prompt
+                    self._prediction_error_tokens += predicted - cached if predicted > cached else cached - predicted
         output = outcome.output_tokens
         if output is not None:
-            self._output += output
-            _observe(self._ints, OUTPUT_SIZE + bucket(TOKEN_BOUNDS, output))
-            if prompt is not None and outcome.status == _OK and outcome.error is None and not outcome.client_gone:
-                shape = SHAPES.index(prompt, output)  # of whole answers only: one that was cut has another length
+            self._output_tokens += output
+            _add_one(self._ints, OUTPUT_SIZE + bucket_index(TOKEN_BOUNDS, output))
+            if (
+                prompt is not None
+                and outcome.status == _HTTP_OK
+                and outcome.error is None
+                and not outcome.client_disconnected
+            ):
+                shape = REQUEST_SHAPES.bucket_index(
+                    prompt, output
+                )  # of whole answers only: one that was cut has another length
                 self.by_shape[shape] = self.by_shape.get(shape, 0) + 1
         return computed
 
-    def _judge(self, judged: int, within: int, met: bool) -> None:
+    def _count_objective(self, judged: int, within: int, met: bool) -> None:
         self._ints[judged] += 1
         self._ints[within] += met
 
 
-class InstanceSeries(Tally):
+class InstanceCounters(CounterSet):
     """The counts of one instance; ``seen`` is when a scrape last found it in the fleet."""
 
-    __slots__ = ("_computed", "_finished", "_gaps", "_itl_sum", "_output", "_routed", "seen")
+    __slots__ = ("_computed_tokens", "_finished", "_gaps", "_itl_sum", "_output_tokens", "_routed", "last_seen")
 
     def __init__(self, now: float) -> None:
         super().__init__(I_INTS, I_SUMS)
-        self.seen = now
-        self._routed = self._finished = self._computed = self._output = self._gaps = 0
+        self.last_seen = now
+        self._routed = self._finished = self._computed_tokens = self._output_tokens = self._gaps = 0
         self._itl_sum = 0.0
 
-    def _fold(self) -> None:
-        self._added = False
+    def _flush_pending(self) -> None:
+        self._has_pending = False
         ints = self._ints
         ints[I_ROUTED] += self._routed
         ints[I_FINISHED] += self._finished
-        ints[I_COMPUTED_TOKENS] += self._computed
-        ints[I_OUTPUT_TOKENS] += self._output
+        ints[I_COMPUTED_TOKENS] += self._computed_tokens
+        ints[I_OUTPUT_TOKENS] += self._output_tokens
         ints[I_GAPS] += self._gaps
         self._sums[I_ITL_SUM] += self._itl_sum
-        self._routed = self._finished = self._computed = self._output = self._gaps = 0
+        self._routed = self._finished = self._computed_tokens = self._output_tokens = self._gaps = 0
         self._itl_sum = 0.0
 
-    def came(self) -> None:
+    def count_routed(self) -> None:
         """A request goes there."""
-        self._added = True
+        self._has_pending = True
         self._routed += 1
 
-    def gap(self, seconds: float) -> None:
+    def observe_gap(self, seconds: float) -> None:
         """One more piece of one of its streams."""
-        self._added = True
+        self._has_pending = True
         self._gaps += 1
         self._itl_sum += seconds
 
-    def ended(self, computed: int, output: int) -> None:
+    def count_finished(self, computed: int, output: int) -> None:
         """A request ended there; prompt tokens computed and tokens generated."""
-        self._added = True
+        self._has_pending = True
         self._finished += 1
-        self._computed += computed
-        self._output += output
+        self._computed_tokens += computed
+        self._output_tokens += output
 
 
-def _observe(ints: list[int], position: int) -> None:
+def _add_one(ints: list[int], position: int) -> None:
     ints[position] = ints[position] + 1  # not `+=`, which mypyc adds as objects
 
 
-def count(table: dict[str, int], name: str, limit: int) -> None:
+def increment(table: dict[str, int], name: str, limit: int) -> None:
     """Add one to ``table[name]``, or to ``table["other"]`` when the table already holds ``limit`` names."""
     known = table.get(name)
     if known is None and len(table) >= limit:
@@ -379,7 +388,7 @@ def count(table: dict[str, int], name: str, limit: int) -> None:
     table[name] = 1 if known is None else known + 1
 
 
-def count_pair(table: dict[tuple[str, str], int], first: str, second: str, limit: int) -> None:
+def increment_pair(table: dict[tuple[str, str], int], first: str, second: str, limit: int) -> None:
     """The same for a pair, of which the second word becomes ``other``."""
     pair = (first, second)
     if pair not in table and len(table) >= limit:

@@ -8,12 +8,12 @@ _UNSAFE: Final = re.compile(r'[\\"\n]')
 _ESCAPES: Final = {"\\": r"\\", '"': r"\"", "\n": r"\n"}
 
 
-def escape(value: str) -> str:
+def escape_label(value: str) -> str:
     """A label's value as the text format wants it."""
     return _UNSAFE.sub(lambda match: _ESCAPES[match[0]], value)
 
 
-def histogram_text(
+def format_histogram(
     name: str, labels: str, counts: Sequence[int], exported: Sequence[tuple[int, str]], total: str
 ) -> str:
     """The lines of one histogram; ``exported`` says up to which fine bucket each bound reaches."""

@@ -16,58 +16,62 @@ from typing import BinaryIO, Final
 import msgspec
 
 from fairlead.limits import Limits
-from fairlead_gateway.tokenizing.spliced import Spliced
-from fairlead_gateway.tokenizing.wire import HEAD, Answer, Question, framed
+from fairlead_gateway.tokenizing.spliced import IncrementalTokenizer
+from fairlead_gateway.tokenizing.wire import LENGTH_BYTES, TokenizeReply, TokenizeRequest, encode_frame
 
-_PROBE: Final = "a"
-_WRONG: Final = "tokens of the known beginning of a text were not those of the whole; every text is tokenized whole"
+_PROBE_TEXT: Final = "a"
+_MISMATCH_WARNING: Final = (
+    "tokens of the known beginning of a text were not those of the whole; every text is tokenized whole"
+)
 
 
-class Unusable(Exception):
+class UnusableTokenizer(Exception):
     """Raised when a file does not say how to tokenize; the message says why, and never holds text of a prompt."""
 
 
 @dataclass(slots=True)
-class _Loaded:
+class _LoadedTokenizer:
     stamp: tuple[int, int, int]
-    texts: Spliced
-    before: Sequence[int]
-    behind: Sequence[int]
+    tokenizer: IncrementalTokenizer
+    prefix_tokens: Sequence[int]
+    suffix_tokens: Sequence[int]
 
 
-class Tokenizers:
+class TokenizerCache:
     """Those that were used last, each from its file."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._loaded: OrderedDict[str, _Loaded] = OrderedDict()
+        self._loaded: OrderedDict[str, _LoadedTokenizer] = OrderedDict()
 
-    def answer(self, question: Question) -> Answer:
+    def tokenize(self, request: TokenizeRequest) -> TokenizeReply:
         """The tokens of a question's text, or why there are none."""
         try:
-            text = msgspec.json.decode(question.text, type=str)
+            text = msgspec.json.decode(request.text, type=str)
         except (msgspec.MsgspecError, UnicodeDecodeError):
-            return Answer(question.number, problem="the prompt is no text")
+            return TokenizeReply(request.number, problem="the prompt is no text")
         try:
-            found = self._of(question.path)
-        except Unusable as error:
-            return Answer(question.number, problem=str(error))
-        tokens = found.texts.tokens(text)
-        if question.special:
-            tokens = type(tokens)("I", [*found.before, *tokens, *found.behind])
-        return Answer(question.number, tokens.tobytes(), note=_WRONG if found.texts.wrong else "")
+            found = self._load_cached(request.path)
+        except UnusableTokenizer as error:
+            return TokenizeReply(request.number, problem=str(error))
+        tokens = found.tokenizer.tokenize(text)
+        if request.special:
+            tokens = type(tokens)("I", [*found.prefix_tokens, *tokens, *found.suffix_tokens])
+        return TokenizeReply(
+            request.number, tokens.tobytes(), note=_MISMATCH_WARNING if found.tokenizer.mismatch_count else ""
+        )
 
-    def _of(self, path: str) -> _Loaded:
+    def _load_cached(self, path: str) -> _LoadedTokenizer:
         """Raises Unusable."""
         try:
             about = os.stat(path)
         except OSError as error:
-            raise Unusable(error.strerror or "it cannot be read") from None
+            raise UnusableTokenizer(error.strerror or "it cannot be read") from None
         stamp = (about.st_ino, about.st_mtime_ns, about.st_size)
         known = self._loaded.get(path)
         if known is None or known.stamp != stamp:
             if about.st_size > self._limits.tokenizing_file_bytes:
-                raise Unusable(f"the file is larger than {self._limits.tokenizing_file_bytes} bytes")
+                raise UnusableTokenizer(f"the file is larger than {self._limits.tokenizing_file_bytes} bytes")
             known = self._loaded[path] = _load(path, stamp, self._limits)
         self._loaded.move_to_end(path)
         while len(self._loaded) > self._limits.tokenizing_models:
@@ -75,19 +79,19 @@ class Tokenizers:
         return known
 
 
-def _load(path: str, stamp: tuple[int, int, int], limits: Limits) -> _Loaded:
+def _load(path: str, stamp: tuple[int, int, int], limits: Limits) -> _LoadedTokenizer:
     """Raises Unusable."""
     try:
         from tokenizers import Tokenizer
     except ImportError:
-        raise Unusable("the package tokenizers is not installed (extra `tokenize`)") from None
+        raise UnusableTokenizer("the package tokenizers is not installed (extra `tokenize`)") from None
     try:
         made = Tokenizer.from_file(path)
         made.no_truncation()
         made.no_padding()
-        plain, whole = made.encode(_PROBE, add_special_tokens=False).ids, made.encode(_PROBE).ids
+        plain, whole = made.encode(_PROBE_TEXT, add_special_tokens=False).ids, made.encode(_PROBE_TEXT).ids
     except Exception as error:  # noqa: BLE001 - the library raises Exception itself for whatever is wrong with a file
-        raise Unusable(f"the file is no tokenizer: {type(error).__name__}") from None
+        raise UnusableTokenizer(f"the file is no tokenizer: {type(error).__name__}") from None
 
     def encode(text: str) -> tuple[Sequence[int], Sequence[int]]:
         found = made.encode(text, add_special_tokens=False)
@@ -95,24 +99,24 @@ def _load(path: str, stamp: tuple[int, int, int], limits: Limits) -> _Loaded:
 
     at = next((at for at in range(len(whole)) if whole[at : at + len(plain)] == plain), None)
     if at is None or not plain:
-        raise Unusable("its special tokens do not stand before and behind a text")
-    texts = Spliced(encode, most_tokens=limits.tokenizing_kept_tokens)
-    return _Loaded(stamp, texts, whole[:at], whole[at + len(plain) :])
+        raise UnusableTokenizer("its special tokens do not stand before and behind a text")
+    texts = IncrementalTokenizer(encode, max_tokens=limits.tokenizing_cached_tokens)
+    return _LoadedTokenizer(stamp, texts, whole[:at], whole[at + len(plain) :])
 
 
-def serve(asked: BinaryIO, told: BinaryIO, limits: Limits) -> None:
+def serve(requests: BinaryIO, replies: BinaryIO, limits: Limits) -> None:
     """Answer until the questions end."""
-    tokenizers = Tokenizers(limits)
+    tokenizers = TokenizerCache(limits)
     while True:
-        head = asked.read(HEAD)
-        if len(head) < HEAD:
+        head = requests.read(LENGTH_BYTES)
+        if len(head) < LENGTH_BYTES:
             return
-        question = msgspec.msgpack.decode(asked.read(int.from_bytes(head, "big")), type=Question)
-        told.write(framed(tokenizers.answer(question)))
-        told.flush()
+        question = msgspec.msgpack.decode(requests.read(int.from_bytes(head, "big")), type=TokenizeRequest)
+        replies.write(encode_frame(tokenizers.tokenize(question)))
+        replies.flush()
 
 
-def _confine(limits: Limits) -> None:
+def _limit_resources(limits: Limits) -> None:
     """No core dumps, no more memory than it may have, no threads beside this one, no hub."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     most = limits.tokenizing_memory_bytes
@@ -124,7 +128,7 @@ def _confine(limits: Limits) -> None:
 
 if __name__ == "__main__":
     _limits = Limits()
-    _confine(_limits)
+    _limit_resources(_limits)
     try:
         serve(sys.stdin.buffer, sys.stdout.buffer, _limits)
     except (BrokenPipeError, KeyboardInterrupt):

@@ -16,24 +16,24 @@ import msgspec
 from fairlead.clock import Clock
 from fairlead.errors import Unavailable
 from fairlead.limits import Limits
-from fairlead_gateway.tokenizing.wire import HEAD, Answer, Question, framed
+from fairlead_gateway.tokenizing.wire import LENGTH_BYTES, TokenizeReply, TokenizeRequest, encode_frame
 
 COMMAND: Final = (sys.executable, "-m", "fairlead_gateway.tokenizing.process")
-_PASSED: Final = frozenset({"PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "HOME", "LANG"})
+_PASSED_VARIABLES: Final = frozenset({"PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "HOME", "LANG"})
 """Of the gateway's environment; its secrets stay where they are."""
-_FILES_MOST: Final = 4_096
+_MAX_FILES: Final = 4_096
 
 
 @dataclass(slots=True)
-class _Trouble:
+class _FileFailures:
     """A file with which the process ended: how often in a row, until when it is not asked about, why."""
 
-    times: int
+    count: int
     until: float
-    why: str
+    reason: str
 
 
-class Tokenizing:
+class TokenizerClient:
     """``command`` starts the process."""
 
     def __init__(
@@ -41,41 +41,41 @@ class Tokenizing:
     ) -> None:
         self._clock = clock
         self._limits = limits
-        self._environ = {name: value for name, value in environ.items() if name in _PASSED}
+        self._environ = {name: value for name, value in environ.items() if name in _PASSED_VARIABLES}
         self._command = tuple(command)
         self._process: asyncio.subprocess.Process | None = None
-        self._turn = asyncio.Lock()
+        self._lock = asyncio.Lock()
         self._waiting = 0
-        self._number = 0
-        self._troubles: dict[str, _Trouble] = {}
-        self._notes: dict[str, str] = {}
-        self.starts = 0
+        self._request_number = 0
+        self._failures: dict[str, _FileFailures] = {}
+        self._warnings: dict[str, str] = {}
+        self.start_count = 0
 
-    async def tokens(self, path: str, text: bytes, *, special: bool) -> "array[int]":
+    async def tokenize(self, path: str, text: bytes, *, add_special_tokens: bool) -> "array[int]":
         """The tokens of a JSON string by the tokenizer in that file. Raises Unavailable, whose words hold none of it."""
-        self._check(path)
-        if self._waiting >= self._limits.tokenizing_waiting:
+        self._check_usable(path)
+        if self._waiting >= self._limits.tokenizing_pending:
             raise Unavailable("too many prompts wait for the tokenizing process")
         self._waiting += 1
         try:
-            async with self._turn:
-                self._check(path)  # the one before may have been its last
-                answer = await self._asked(path, text, special)
+            async with self._lock:
+                self._check_usable(path)  # the one before may have been its last
+                answer = await self._query(path, text, add_special_tokens)
         finally:
             self._waiting -= 1
-        self._troubles.pop(path, None)
-        self._notes.pop(path, None)
+        self._failures.pop(path, None)
+        self._warnings.pop(path, None)
         if answer.note:
-            self._notes[path] = answer.note
+            self._warnings[path] = answer.note
         if answer.problem:
             raise Unavailable(answer.problem)
         found = array("I")
         found.frombytes(answer.tokens)
         return found
 
-    def note(self, path: str) -> str:
+    def warning(self, path: str) -> str:
         """What is worth telling people of a file's tokenizer."""
-        return self._notes.get(path, "")
+        return self._warnings.get(path, "")
 
     async def close(self) -> None:
         """End the process."""
@@ -83,51 +83,51 @@ class Tokenizing:
 
     # --- inside ---------------------------------------------------------------------------------------------------------
 
-    def _check(self, path: str) -> None:
-        trouble = self._troubles.get(path)
+    def _check_usable(self, path: str) -> None:
+        trouble = self._failures.get(path)
         if trouble is not None and self._clock.now() < trouble.until:
-            raise Unavailable(trouble.why)
+            raise Unavailable(trouble.reason)
 
-    async def _asked(self, path: str, text: bytes, special: bool) -> Answer:
-        self._number += 1
+    async def _query(self, path: str, text: bytes, special: bool) -> TokenizeReply:
+        self._request_number += 1
         try:
             async with asyncio.timeout(self._limits.tokenizing_seconds):
-                return await self._exchanged(Question(self._number, path, text, special))
+                return await self._exchange(TokenizeRequest(self._request_number, path, text, special))
         except TimeoutError:
             why = f"the tokenizing process gave no answer within {self._limits.tokenizing_seconds:g} s"
         except (OSError, EOFError, msgspec.MsgspecError) as error:
-            why = "the tokenizing process ended" if isinstance(error, EOFError | ConnectionError) else _words(error)
+            why = "the tokenizing process ended" if isinstance(error, EOFError | ConnectionError) else _describe(error)
         except BaseException:
             await self._end()  # whose answer is on its way, nobody will read
             raise
         await self._end()
-        before = self._troubles.pop(path, None)
-        times = 1 if before is None else before.times + 1
-        while len(self._troubles) >= _FILES_MOST:
-            del self._troubles[next(iter(self._troubles))]
+        before = self._failures.pop(path, None)
+        times = 1 if before is None else before.count + 1
+        while len(self._failures) >= _MAX_FILES:
+            del self._failures[next(iter(self._failures))]
         pause = min(self._limits.tokenizing_pause_seconds, 2.0 ** (times - 1))
-        self._troubles[path] = _Trouble(times, self._clock.now() + pause, why)
+        self._failures[path] = _FileFailures(times, self._clock.now() + pause, why)
         raise Unavailable(why)
 
-    async def _exchanged(self, question: Question) -> Answer:
-        process = await self._running()
+    async def _exchange(self, question: TokenizeRequest) -> TokenizeReply:
+        process = await self._ensure_process()
         assert process.stdin is not None
         assert process.stdout is not None
-        process.stdin.write(framed(question))
+        process.stdin.write(encode_frame(question))
         await process.stdin.drain()
-        size = int.from_bytes(await process.stdout.readexactly(HEAD), "big")
-        if size > self._limits.link_answer_bytes:
+        size = int.from_bytes(await process.stdout.readexactly(LENGTH_BYTES), "big")
+        if size > self._limits.tokenize_response_bytes:
             raise msgspec.ValidationError("the tokenizing process answered too much")
-        answer = msgspec.msgpack.decode(await process.stdout.readexactly(size), type=Answer)
+        answer = msgspec.msgpack.decode(await process.stdout.readexactly(size), type=TokenizeReply)
         if answer.number != question.number or len(answer.tokens) % array("I").itemsize:
             raise msgspec.ValidationError("the tokenizing process answered something else")
         return answer
 
-    async def _running(self) -> asyncio.subprocess.Process:
+    async def _ensure_process(self) -> asyncio.subprocess.Process:
         if self._process is not None and self._process.returncode is not None:
             await self._end()
         if self._process is None:
-            self.starts += 1
+            self.start_count += 1
             self._process = await asyncio.create_subprocess_exec(
                 *self._command,
                 stdin=asyncio.subprocess.PIPE,
@@ -148,5 +148,5 @@ class Tokenizing:
         await process.wait()
 
 
-def _words(error: Exception) -> str:
+def _describe(error: Exception) -> str:
     return str(error) if isinstance(error, msgspec.ValidationError) else f"no tokenizing process: {error}"

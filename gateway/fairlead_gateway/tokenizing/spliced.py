@@ -29,18 +29,18 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Final
 
-BLOCK: Final = 1_024
-BACK: Final = 768
-MARGIN: Final = 128
-AGREED: Final = 256
-AUDIT: Final = 64
+BLOCK_CHARACTERS: Final = 1_024
+BACKTRACK_CHARACTERS: Final = 768
+MARGIN_CHARACTERS: Final = 128
+MIN_AGREED_CHARACTERS: Final = 256
+AUDIT_INTERVAL: Final = 64
 
 Encode = Callable[[str], tuple[Sequence[int], Sequence[int]]]
 """A text → its tokens without special ones at its ends, and where each ends in it, in characters."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Known:
+class _KnownText:
     """A text that was tokenized: the hashes of its blocks, its tokens, and their ends."""
 
     digests: tuple[bytes, ...]
@@ -48,96 +48,98 @@ class _Known:
     ends: "array[int]"
 
 
-class Spliced:
+class IncrementalTokenizer:
     """The texts that one tokenizer was asked for. ``most_tokens`` of all of them are kept."""
 
-    def __init__(self, encode: Encode, *, most_tokens: int) -> None:
+    def __init__(self, encode: Encode, *, max_tokens: int) -> None:
         self._encode = encode
-        self._most = most_tokens
-        self._texts: OrderedDict[int, _Known] = OrderedDict()
+        self._max_tokens = max_tokens
+        self._texts: OrderedDict[int, _KnownText] = OrderedDict()
         self._blocks: dict[bytes, int] = {}
         self._next = 0
-        self.kept = 0
-        self.joined = 0
-        self.whole = 0
-        self.wrong = 0
+        self.kept_tokens = 0
+        self.joined_count = 0
+        self.whole_count = 0
+        self.mismatch_count = 0
 
-    def tokens(self, text: str) -> "array[int]":
+    def tokenize(self, text: str) -> "array[int]":
         """The text's tokens, without special ones at its ends."""
         digests = _digests(text)
-        found = self._joined(text, digests) if not self.wrong else None
+        found = self._tokenize_after_known(text, digests) if not self.mismatch_count else None
         if found is None:
-            self.whole += 1
-            found = self._whole(text)
+            self.whole_count += 1
+            found = self._tokenize_whole(text)
         else:
-            self.joined += 1
-            if self.joined % AUDIT == 1:
-                found = self._audited(text, found)
-        self._keep(digests, *found)
+            self.joined_count += 1
+            if self.joined_count % AUDIT_INTERVAL == 1:
+                found = self._verify_against_full(text, found)
+        self._remember(digests, *found)
         return found[0]
 
-    def _whole(self, text: str) -> "tuple[array[int], array[int]]":
+    def _tokenize_whole(self, text: str) -> "tuple[array[int], array[int]]":
         tokens, ends = self._encode(text)
         return array("I", tokens), array("I", ends)
 
-    def _audited(self, text: str, joined: "tuple[array[int], array[int]]") -> "tuple[array[int], array[int]]":
-        whole = self._whole(text)
+    def _verify_against_full(
+        self, text: str, joined: "tuple[array[int], array[int]]"
+    ) -> "tuple[array[int], array[int]]":
+        whole = self._tokenize_whole(text)
         if whole[0] != joined[0]:
-            self.wrong += 1
+            self.mismatch_count += 1
             self._texts.clear()
             self._blocks.clear()
-            self.kept = 0
+            self.kept_tokens = 0
         return whole
 
-    def _joined(self, text: str, digests: Sequence[bytes]) -> "tuple[array[int], array[int]] | None":
+    def _tokenize_after_known(self, text: str, digests: Sequence[bytes]) -> "tuple[array[int], array[int]] | None":
         """None where nothing is known of its beginning, or where the two do not come into step."""
         shared, number = 0, -1
         for count, digest in enumerate(digests, 1):
             at = self._blocks.get(digest)
             if at is None:
                 break
-            shared, number = count * BLOCK, at
+            shared, number = count * BLOCK_CHARACTERS, at
         if number < 0:
             return None
         known = self._texts[number]
         self._texts.move_to_end(number)
-        return join(known.tokens, known.ends, shared, text, self._encode)
+        return join_tokens(known.tokens, known.ends, shared, text, self._encode)
 
-    def _keep(self, digests: Sequence[bytes], tokens: "array[int]", ends: "array[int]") -> None:
-        if self.wrong or not digests or len(tokens) > self._most:
+    def _remember(self, digests: Sequence[bytes], tokens: "array[int]", ends: "array[int]") -> None:
+        if self.mismatch_count or not digests or len(tokens) > self._max_tokens:
             return
         last = self._blocks.get(digests[-1])
         if last is not None and len(self._texts[last].tokens) >= len(tokens):
             return  # it would say nothing that is not known
         number, self._next = self._next, self._next + 1
-        self._texts[number] = _Known(tuple(digests), tokens, ends)
+        self._texts[number] = _KnownText(tuple(digests), tokens, ends)
         self._blocks.update(dict.fromkeys(digests, number))
-        self.kept += len(tokens)
-        while self.kept > self._most:
+        self.kept_tokens += len(tokens)
+        while self.kept_tokens > self._max_tokens:
             oldest, gone = self._texts.popitem(last=False)
-            self.kept -= len(gone.tokens)
+            self.kept_tokens -= len(gone.tokens)
             for digest in gone.digests:
                 if self._blocks.get(digest) == oldest:
                     del self._blocks[digest]
 
 
-def join(
+def join_tokens(
     tokens: Sequence[int], ends: Sequence[int], shared: int, text: str, encode: Encode
 ) -> "tuple[array[int], array[int]] | None":
     """The tokens and ends of ``text``, whose first ``shared`` characters are also those of the text with these; None where tokenizing
     from a cut does not come into step with them."""
-    last = shared - MARGIN
-    cut_at = _before(ends, shared - BACK)
+    last = shared - MARGIN_CHARACTERS
+    cut_at = _count_up_to(ends, shared - BACKTRACK_CHARACTERS)
     if not cut_at:
         return None
     cut = ends[cut_at - 1]
     new, places = encode(text[cut:])
-    left, right = _before(ends, last), _before(places, last - cut)
+    left, right = _count_up_to(ends, last), _count_up_to(places, last - cut)
     begin = ends[left - 1] if left else 0
     while left > cut_at and right and tokens[left - 1] == new[right - 1] and ends[left - 1] == places[right - 1] + cut:
         left -= 1
         right -= 1
-    if begin - ends[left - 1] < AGREED:
+    if begin - ends[left - 1] < MIN_AGREED_CHARACTERS:
         return None
     return (
         array("I", [*tokens[:left], *new[right:]]),
@@ -145,7 +147,7 @@ def join(
     )
 
 
-def _before(ends: Sequence[int], place: int) -> int:
+def _count_up_to(ends: Sequence[int], place: int) -> int:
     """How many of these ascending ends are at or before a place."""
     low, high = 0, len(ends)
     while low < high:
@@ -161,8 +163,8 @@ def _digests(text: str) -> list[bytes]:
     """A chained hash for each whole block of characters from the start."""
     found: list[bytes] = []
     before = b""
-    for start in range(0, len(text) - BLOCK + 1, BLOCK):
-        piece = text[start : start + BLOCK].encode("utf-8", "surrogatepass")
+    for start in range(0, len(text) - BLOCK_CHARACTERS + 1, BLOCK_CHARACTERS):
+        piece = text[start : start + BLOCK_CHARACTERS].encode("utf-8", "surrogatepass")
         before = blake2b(before + piece, digest_size=16).digest()
         found.append(before)
     return found

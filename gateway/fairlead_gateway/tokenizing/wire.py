@@ -3,7 +3,7 @@
 import msgspec
 
 
-class Question(msgspec.Struct, array_like=True):
+class TokenizeRequest(msgspec.Struct, array_like=True):
     """``text``: a JSON string as it stands in a request. ``path`` is the file that says how it is cut into tokens."""
 
     number: int
@@ -12,7 +12,7 @@ class Question(msgspec.Struct, array_like=True):
     special: bool
 
 
-class Answer(msgspec.Struct, array_like=True):
+class TokenizeReply(msgspec.Struct, array_like=True):
     """``tokens``: 32-bit numbers in native order. ``problem``: why there are none, in words. ``note``: what people should know
     of the tokenizer."""
 
@@ -22,11 +22,11 @@ class Answer(msgspec.Struct, array_like=True):
     note: str = ""
 
 
-HEAD = 4
+LENGTH_BYTES = 4
 """Bytes of a frame's length."""
 
 
-def framed(message: Question | Answer) -> bytes:
+def encode_frame(message: TokenizeRequest | TokenizeReply) -> bytes:
     """A message with its length before it."""
     payload = msgspec.msgpack.encode(message)
-    return len(payload).to_bytes(HEAD, "big") + payload
+    return len(payload).to_bytes(LENGTH_BYTES, "big") + payload

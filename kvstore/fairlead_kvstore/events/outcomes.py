@@ -3,7 +3,7 @@
 import msgspec
 
 
-class Frame(msgspec.Struct, frozen=True, gc=False):
+class EventFrame(msgspec.Struct, frozen=True, gc=False):
     """One batch as it came: its topic, its number and its payload."""
 
     topic: bytes
@@ -11,7 +11,7 @@ class Frame(msgspec.Struct, frozen=True, gc=False):
     payload: bytes
 
 
-class Accept(msgspec.Struct, frozen=True, gc=False):
+class AcceptBatch(msgspec.Struct, frozen=True, gc=False):
     """Decode and apply this payload, now and in this order."""
 
     number: int
@@ -19,14 +19,14 @@ class Accept(msgspec.Struct, frozen=True, gc=False):
     reason: str = "in order"
 
 
-class Duplicate(msgspec.Struct, frozen=True, gc=False):
+class DuplicateBatch(msgspec.Struct, frozen=True, gc=False):
     """Leave it; it was applied already, or nobody waits for it any more."""
 
     number: int
     reason: str
 
 
-class Gap(msgspec.Struct, frozen=True, gc=False):
+class SequenceGap(msgspec.Struct, frozen=True, gc=False):
     """``first`` to ``last`` are missing (``last`` None: who knows): ask for a replay from ``ask``."""
 
     first: int
@@ -35,7 +35,7 @@ class Gap(msgspec.Struct, frozen=True, gc=False):
     reason: str
 
 
-class Lost(msgspec.Struct, frozen=True, gc=False):
+class BatchesLost(msgspec.Struct, frozen=True, gc=False):
     """``first`` to ``last`` will not come. What is held of this engine may be gone: drop it and learn anew."""
 
     first: int
@@ -43,34 +43,43 @@ class Lost(msgspec.Struct, frozen=True, gc=False):
     reason: str
 
 
-class Restart(msgspec.Struct, frozen=True, gc=False):
+class ProcessRestarted(msgspec.Struct, frozen=True, gc=False):
     """Another process speaks, or nobody can tell: the engine's epoch ends and with it all that it held."""
 
     reason: str
 
 
-class Complete(msgspec.Struct, frozen=True, gc=False):
+class StreamComplete(msgspec.Struct, frozen=True, gc=False):
     """Everything that this engine ever published was seen, or follows now."""
 
     reason: str
 
 
-class Suspended(msgspec.Struct, frozen=True, gc=False):
+class StreamSuspended(msgspec.Struct, frozen=True, gc=False):
     """The connection broke; what is held may be the past. Either ``Resumed`` or ``Restart`` follows."""
 
     reason: str
 
 
-class Resumed(msgspec.Struct, frozen=True, gc=False):
+class StreamResumed(msgspec.Struct, frozen=True, gc=False):
     """It is the same process, and nothing was missed that will not follow."""
 
     reason: str
 
 
-Outcome = Accept | Duplicate | Gap | Lost | Restart | Complete | Suspended | Resumed
+StreamOutcome = (
+    AcceptBatch
+    | DuplicateBatch
+    | SequenceGap
+    | BatchesLost
+    | ProcessRestarted
+    | StreamComplete
+    | StreamSuspended
+    | StreamResumed
+)
 
 
-class Position(msgspec.Struct, frozen=True, gc=False):
+class StreamPosition(msgspec.Struct, frozen=True, gc=False):
     """Where a stream stands: the number that comes next, and the digests of the last batches by number."""
 
     following: int

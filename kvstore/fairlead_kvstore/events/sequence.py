@@ -37,46 +37,46 @@ from typing import Final
 import xxhash
 
 from fairlead.limits import Limits
-from fairlead_kvstore.errors import Malformed
+from fairlead_kvstore.errors import MalformedEvents
 from fairlead_kvstore.events.outcomes import (
-    Accept,
-    Complete,
-    Duplicate,
-    Frame,
-    Gap,
-    Lost,
-    Outcome,
-    Position,
-    Restart,
-    Resumed,
-    Suspended,
+    AcceptBatch,
+    BatchesLost,
+    DuplicateBatch,
+    EventFrame,
+    ProcessRestarted,
+    SequenceGap,
+    StreamComplete,
+    StreamOutcome,
+    StreamPosition,
+    StreamResumed,
+    StreamSuspended,
 )
 
 _LIMITS: Final = Limits()
 _NUMBER_BYTES: Final = 8
-_END: Final = b"\xff" * _NUMBER_BYTES
-_FIRST_MOST: Final = 1
+_END_OF_REPLAY: Final = b"\xff" * _NUMBER_BYTES
+_MAX_FIRST_NUMBER: Final = 1
 """The highest number that a stream may begin with."""
-_BUFFER: Final = 10_000
+_DEFAULT_BUFFER: Final = 10_000
 """What vLLM keeps by default."""
 
 
-def parse_frame(parts: Sequence[bytes]) -> Frame:
+def parse_frame(parts: Sequence[bytes]) -> EventFrame:
     """What a subscriber received. Raises Malformed for anything else than topic, number and payload."""
     if len(parts) != 3 or len(parts[1]) != _NUMBER_BYTES:
         hint = "subscribe to the engine's KV events, not to another of its sockets"
-        raise Malformed(f"{len(parts)} frames are no [topic, number, payload]", reason="frame", hint=hint)
-    return Frame(parts[0], int.from_bytes(parts[1], "big"), parts[2])
+        raise MalformedEvents(f"{len(parts)} frames are no [topic, number, payload]", reason="frame", hint=hint)
+    return EventFrame(parts[0], int.from_bytes(parts[1], "big"), parts[2])
 
 
-def parse_replay(parts: Sequence[bytes]) -> Frame | None:
+def parse_replay_frame(parts: Sequence[bytes]) -> EventFrame | None:
     """One message of a replay; None is its end. Raises Malformed for what is neither."""
     inner = parts[1:] if parts and not parts[0] else parts
     topic, rest = (inner[0], inner[1:]) if len(inner) == 3 else (b"", inner)
     if len(rest) != 2 or len(rest[0]) != _NUMBER_BYTES:
         hint = "ask a DEALER with [empty, number]"
-        raise Malformed(f"{len(parts)} frames are no part of a replay", reason="frame", hint=hint)
-    return None if rest[0] == _END else Frame(topic, int.from_bytes(rest[0], "big"), rest[1])
+        raise MalformedEvents(f"{len(parts)} frames are no part of a replay", reason="frame", hint=hint)
+    return None if rest[0] == _END_OF_REPLAY else EventFrame(topic, int.from_bytes(rest[0], "big"), rest[1])
 
 
 def replay_request(start: int) -> list[bytes]:
@@ -84,7 +84,7 @@ def replay_request(start: int) -> list[bytes]:
     return [b"", start.to_bytes(_NUMBER_BYTES, "big")]
 
 
-class Stream:
+class EventSequencer:
     """The state of one stream. Every method returns what to do, in order.
 
     ``replayable``: the engine has a replay endpoint, which keeps the last ``buffer`` batches (``buffer_steps`` of vLLM's
@@ -92,287 +92,305 @@ class Stream:
     """
 
     def __init__(
-        self, *, replayable: bool, buffer: int = _BUFFER, limits: Limits = _LIMITS, position: Position | None = None
+        self,
+        *,
+        replayable: bool,
+        buffer: int = _DEFAULT_BUFFER,
+        limits: Limits = _LIMITS,
+        position: StreamPosition | None = None,
     ) -> None:
         self._replayable = replayable
         self._buffer = buffer
         self._limits = limits
-        self._next: int | None = None
+        self._next_number: int | None = None
         self._known: dict[int, int] = {}
-        self._held: list[tuple[Frame, bool]] = []  # and whether its number was higher than the one before
+        self._held_frames: list[tuple[EventFrame, bool]] = []  # and whether its number was higher than the one before
         self._held_bytes = 0
         self._last_live = -1
         self._replay_first: int | None = None
         self._replayed = 0
-        self._from_start = False  # the replay was asked from 0, and has no hole
-        self._asked = False
-        self._unproven = False  # the replay's first answer must be the last batch that was accepted
-        self._suspended = False
-        self._gained = False  # the replay has brought something new
-        self._hole = False  # and then left something out
-        self._asked_all = False  # a replay from the start was asked for, and is over
-        self._stale_ends = 0  # replays whose answers nobody waits for any more
+        self._replay_is_gapless = False  # the replay was asked from 0, and has no hole
+        self._is_replaying = False
+        self._identity_unproven = False  # the replay's first answer must be the last batch that was accepted
+        self._is_suspended = False
+        self._replay_made_progress = False  # the replay has brought something new
+        self._replay_has_hole = False  # and then left something out
+        self._replayed_from_start = False  # a replay from the start was asked for, and is over
+        self._stale_replay_ends = 0  # replays whose answers nobody waits for any more
         if position is not None and position.known and position.following == position.known[-1][0] + 1:
-            self._next, self._known, self._suspended = position.following, dict(position.known), True
+            self._next_number, self._known, self._is_suspended = position.following, dict(position.known), True
 
     @property
-    def expected(self) -> int | None:
+    def next_number(self) -> int | None:
         """The number that comes next; None before the first."""
-        return self._next
+        return self._next_number
 
     @property
-    def position(self) -> Position | None:
+    def position(self) -> StreamPosition | None:
         """What the next indexer needs to go on from here; None before the first batch."""
-        if self._next is None:
+        if self._next_number is None:
             return None
         known = list(self._known.items())[-self._limits.kv_sequences_known :]
-        return Position(self._next, known)
+        return StreamPosition(self._next_number, known)
 
     @property
-    def replaying(self) -> bool:
+    def is_replaying(self) -> bool:
         """Whether frames are held back until a replay ends or ``replay_failed`` is called."""
-        return self._asked
+        return self._is_replaying
 
     @property
-    def held(self) -> int:
+    def held_frames(self) -> int:
         """Frames held back."""
-        return len(self._held)
+        return len(self._held_frames)
 
-    def connected(self) -> list[Outcome]:
+    def on_connected(self) -> list[StreamOutcome]:
         """The subscription stands, for the first time or again."""
-        if self._asked:
+        if self._is_replaying:
             return []
-        if self._next is None:
-            return [self._ask(0, None, "joined late")] if self._replayable and not self._asked_all else []
+        if self._next_number is None:
+            return (
+                [self._request_replay(0, None, "joined late")]
+                if self._replayable and not self._replayed_from_start
+                else []
+            )
         if self._replayable:
-            self._suspended = True
-            return [self._ask(self._next, None, "connected again")]
+            self._is_suspended = True
+            return [self._request_replay(self._next_number, None, "connected again")]
         return self._restart("connected again, and nothing can be replayed to tell whether it is the same process")
 
-    def quiet(self) -> list[Outcome]:
+    def on_quiet(self) -> list[StreamOutcome]:
         """Nothing came for a while. Nobody says whether that is so because nothing was published, so the engine is asked.
 
         What was published before the engine knew of a new listener, or dropped last, is seen only now, as is a process that took
         over unnoticed. Where no answer comes nothing is known either, and nothing changes.
         """
-        if self._asked or self._suspended or not self._replayable:
+        if self._is_replaying or self._is_suspended or not self._replayable:
             return []
-        return [self._ask(self._next or 0, None, "quiet")]
+        return [self._request_replay(self._next_number or 0, None, "quiet")]
 
-    def disconnected(self) -> list[Outcome]:
+    def on_disconnected(self) -> list[StreamOutcome]:
         """The connection is gone. The caller decides how long to wait before it says ``replaced``."""
-        if self._suspended or self._next is None:
+        if self._is_suspended or self._next_number is None:
             self._forget_replay()
             return []
         self._forget_replay()
-        self._suspended = True
-        return [Suspended("disconnected")]
+        self._is_suspended = True
+        return [StreamSuspended("disconnected")]
 
-    def replaced(self, reason: str) -> list[Outcome]:
+    def on_replaced(self, reason: str) -> list[StreamOutcome]:
         """It is known from elsewhere that another process is there: the pod's UID, its start time, or too long a silence."""
         self._forget_replay()
         return self._restart(reason)
 
-    def in_order(self, frame: Frame) -> Accept | None:
+    def accept_in_order(self, frame: EventFrame) -> AcceptBatch | None:
         """``live`` for the usual frame, which is just the one that comes next; None for any other, which is still to be handed in."""
-        if frame.number != self._next or self._asked or self._suspended:
+        if frame.number != self._next_number or self._is_replaying or self._is_suspended:
             return None
         self._last_live = frame.number
         return self._accept(frame, "in order")
 
-    def live(self, frame: Frame) -> list[Outcome]:
+    def on_live_frame(self, frame: EventFrame) -> list[StreamOutcome]:
         """A frame of the subscription."""
-        outcomes: list[Outcome] = self.connected() if self._suspended else []
+        outcomes: list[StreamOutcome] = self.on_connected() if self._is_suspended else []
         forward, self._last_live = frame.number > self._last_live, frame.number
-        if not self._asked:
+        if not self._is_replaying:
             outcomes += self._take(frame, "in order")
             return outcomes
         self._hold(frame, forward)
         limits = self._limits
-        if len(self._held) > limits.kv_replay_held or self._held_bytes > limits.kv_replay_held_bytes:
-            self._stale_ends += 1
+        if len(self._held_frames) > limits.kv_replay_buffered or self._held_bytes > limits.kv_replay_buffered_bytes:
+            self._stale_replay_ends += 1
             outcomes += self._give_up("too much arrived before the replay ended")
         return outcomes
 
-    def replayed(self, frame: Frame | None) -> list[Outcome]:
+    def on_replayed_frame(self, frame: EventFrame | None) -> list[StreamOutcome]:
         """One answer of the replay, None at its end."""
-        if self._stale_ends or not self._asked:
+        if self._stale_replay_ends or not self._is_replaying:
             if frame is None:
-                self._stale_ends = max(0, self._stale_ends - 1)
+                self._stale_replay_ends = max(0, self._stale_replay_ends - 1)
                 return []
-            return [Duplicate(frame.number, "a replay that nobody waits for")]
+            return [DuplicateBatch(frame.number, "a replay that nobody waits for")]
         if frame is None:
-            return self._end_of_replay()
+            return self._on_replay_end()
         if self._replay_first is None:
             self._replay_first = frame.number
         self._replayed += 1
-        if self._unproven:
-            return self._prove(frame)
-        expected = self._next
+        if self._identity_unproven:
+            return self._check_identity(frame)
+        expected = self._next_number
         if expected is None:
-            self._gained = True
-            return [*self._first(frame.number, "the replay starts later than asked"), self._accept(frame, "replayed")]
+            self._replay_made_progress = True
+            return [
+                *self._first_outcomes(frame.number, "the replay starts later than asked"),
+                self._accept(frame, "replayed"),
+            ]
         if frame.number < expected:
-            return [Duplicate(frame.number, "replayed twice")]
+            return [DuplicateBatch(frame.number, "replayed twice")]
         if frame.number > expected:
-            if self._gained:
-                self._hole = True
-                return [Duplicate(frame.number, "behind a hole, it will be replayed again")]
-            self._from_start = False
-            lost = Lost(expected, frame.number - 1, "the replay has a hole")
+            if self._replay_made_progress:
+                self._replay_has_hole = True
+                return [DuplicateBatch(frame.number, "behind a hole, it will be replayed again")]
+            self._replay_is_gapless = False
+            lost = BatchesLost(expected, frame.number - 1, "the replay has a hole")
             return [lost, self._accept(frame, "replayed")]
-        self._gained = True
+        self._replay_made_progress = True
         return [self._accept(frame, "replayed")]
 
-    def replay_failed(self, reason: str) -> list[Outcome]:
+    def on_replay_failed(self, reason: str) -> list[StreamOutcome]:
         """No replay came, or not to its end; answers that still come must not be handed in (open a new socket)."""
-        self._stale_ends = 0
-        if self._asked and self._hole:  # what came is the engine's; its end may have been left out as well
-            return [self._ask_on()]
-        return self._give_up(reason) if self._asked else []
+        self._stale_replay_ends = 0
+        if (
+            self._is_replaying and self._replay_has_hole
+        ):  # what came is the engine's; its end may have been left out as well
+            return [self._request_rest()]
+        return self._give_up(reason) if self._is_replaying else []
 
-    def never_asked(self) -> None:
+    def on_replay_not_sent(self) -> None:
         """The replay that was given up last had not been asked for yet: no end of it will come."""
-        self._stale_ends = max(0, self._stale_ends - 1)
+        self._stale_replay_ends = max(0, self._stale_replay_ends - 1)
 
     # --- one frame ------------------------------------------------------------------------------------------------------
 
-    def _take(self, frame: Frame, reason: str) -> list[Outcome]:
-        expected, number = self._next, frame.number
+    def _take(self, frame: EventFrame, reason: str) -> list[StreamOutcome]:
+        expected, number = self._next_number, frame.number
         if number == expected:
             return [self._accept(frame, reason)]
         if expected is None:
-            if number and self._replayable and not self._asked_all:
-                return [self._hold_and_ask(frame, 0, "joined late")]
-            return [*self._first(number, "nothing can be replayed"), self._accept(frame, reason)]
+            if number and self._replayable and not self._replayed_from_start:
+                return [self._hold_and_request(frame, 0, "joined late")]
+            return [*self._first_outcomes(number, "nothing can be replayed"), self._accept(frame, reason)]
         if number > expected:
             if self._replayable:
-                return [self._hold_and_ask(frame, expected, "numbers are missing")]
-            return [Lost(expected, number - 1, "nothing can be replayed"), self._accept(frame, reason)]
+                return [self._hold_and_request(frame, expected, "numbers are missing")]
+            return [BatchesLost(expected, number - 1, "nothing can be replayed"), self._accept(frame, reason)]
         if self._known.get(number) == _digest(frame):
-            return [Duplicate(number, "seen already")]
+            return [DuplicateBatch(number, "seen already")]
         return [*self._restart("the numbers went back"), *self._take(frame, reason)]
 
-    def _accept(self, frame: Frame, reason: str) -> Accept:
+    def _accept(self, frame: EventFrame, reason: str) -> AcceptBatch:
         number, known = frame.number, self._known
-        self._next = number + 1
+        self._next_number = number + 1
         known[number] = _digest(frame)
         # What was held back is compared with what was replayed, so during a replay more digests are kept.
-        most = self._limits.kv_replay_batches if self._asked or self._held else self._limits.kv_sequences_known
+        most = (
+            self._limits.kv_replay_batches
+            if self._is_replaying or self._held_frames
+            else self._limits.kv_sequences_known
+        )
         if len(known) > most:
             self._trim(most)
-        return Accept(number, frame.payload, reason)
+        return AcceptBatch(number, frame.payload, reason)
 
-    def _first(self, number: int, reason: str) -> list[Outcome]:
+    def _first_outcomes(self, number: int, reason: str) -> list[StreamOutcome]:
         """What a stream's first number says: all of it, or that the beginning is missing."""
         if number == 0:
-            return [Complete("the first that the engine published")]
-        return [Lost(0, number - 1, reason)]
+            return [StreamComplete("the first that the engine published")]
+        return [BatchesLost(0, number - 1, reason)]
 
-    def _restart(self, reason: str) -> list[Outcome]:
-        self._next = None
+    def _restart(self, reason: str) -> list[StreamOutcome]:
+        self._next_number = None
         self._known.clear()
-        self._suspended = self._unproven = self._asked_all = False
+        self._is_suspended = self._identity_unproven = self._replayed_from_start = False
         self._replay_first = None
-        return [Restart(reason)]
+        return [ProcessRestarted(reason)]
 
     # --- replay ---------------------------------------------------------------------------------------------------------
 
-    def _hold_and_ask(self, frame: Frame, first: int, reason: str) -> Gap:
+    def _hold_and_request(self, frame: EventFrame, first: int, reason: str) -> SequenceGap:
         self._hold(frame, True)
-        return self._ask(first, frame.number - 1, reason)
+        return self._request_replay(first, frame.number - 1, reason)
 
-    def _hold(self, frame: Frame, forward: bool) -> None:
-        self._held.append((frame, forward))
+    def _hold(self, frame: EventFrame, forward: bool) -> None:
+        self._held_frames.append((frame, forward))
         self._held_bytes += len(frame.payload)
 
-    def _ask(self, first: int, last: int | None, reason: str) -> Gap:
-        self._asked, self._replay_first, self._replayed = True, None, 0
-        self._unproven = self._next is not None
-        self._from_start = self._next is None
-        self._gained = self._hole = False
-        return Gap(first, last, first - 1 if self._unproven else first, reason)
+    def _request_replay(self, first: int, last: int | None, reason: str) -> SequenceGap:
+        self._is_replaying, self._replay_first, self._replayed = True, None, 0
+        self._identity_unproven = self._next_number is not None
+        self._replay_is_gapless = self._next_number is None
+        self._replay_made_progress = self._replay_has_hole = False
+        return SequenceGap(first, last, first - 1 if self._identity_unproven else first, reason)
 
-    def _ask_on(self) -> Gap:
+    def _request_rest(self) -> SequenceGap:
         """For the rest of a replay that had a hole."""
-        assert self._next is not None
-        self._unproven, self._gained, self._hole = True, False, False
+        assert self._next_number is not None
+        self._identity_unproven, self._replay_made_progress, self._replay_has_hole = True, False, False
         self._replayed -= 1  # the last batch before the hole will come once more
-        return Gap(self._next, None, self._next - 1, "the replay has a hole")
+        return SequenceGap(self._next_number, None, self._next_number - 1, "the replay has a hole")
 
     def _falls_short(self) -> bool:
         """Whether what was held back does not go on where the replay ended."""
-        assert self._next is not None
-        later = [frame.number for frame, _ in self._held if frame.number >= self._next]
-        return bool(later) and min(later) > self._next
+        assert self._next_number is not None
+        later = [frame.number for frame, _ in self._held_frames if frame.number >= self._next_number]
+        return bool(later) and min(later) > self._next_number
 
-    def _prove(self, frame: Frame) -> list[Outcome]:
+    def _check_identity(self, frame: EventFrame) -> list[StreamOutcome]:
         """The first answer of a replay that was asked from the last batch accepted."""
-        expected = self._next
+        expected = self._next_number
         assert expected is not None
-        self._unproven = False
+        self._identity_unproven = False
         if frame.number == expected - 1 and self._known.get(frame.number) == _digest(frame):
             return self._resume("the replay begins with the last batch that was seen")
-        if frame.number < expected or self._suspended:
+        if frame.number < expected or self._is_suspended:
             # Another process. What else this replay brings begins in its middle; if it came so far, the rest is asked for anew.
             outcomes = self._restart("the replay tells another history")
             if not frame.number:
-                return [*outcomes, *self._first(frame.number, "joined late"), self._accept(frame, "replayed")]
-            self._stale_ends += 1
-            return [*outcomes, self._ask(0, None, "another process")]
+                return [*outcomes, *self._first_outcomes(frame.number, "joined late"), self._accept(frame, "replayed")]
+            self._stale_replay_ends += 1
+            return [*outcomes, self._request_replay(0, None, "another process")]
         # The connection never broke, so it is the same process; its buffer begins after the last batch that was seen.
         if frame.number == expected:
             return [self._accept(frame, "replayed")]
-        lost = Lost(expected, frame.number - 1, "the replay starts later than asked")
+        lost = BatchesLost(expected, frame.number - 1, "the replay starts later than asked")
         return [lost, self._accept(frame, "replayed")]
 
-    def _resume(self, reason: str) -> list[Outcome]:
-        if not self._suspended:
+    def _resume(self, reason: str) -> list[StreamOutcome]:
+        if not self._is_suspended:
             return []
-        self._suspended = False
-        return [Resumed(reason)]
+        self._is_suspended = False
+        return [StreamResumed(reason)]
 
-    def _end_of_replay(self) -> list[Outcome]:
-        if self._hole or (self._gained and self._falls_short()):
-            return [self._ask_on()]
-        self._asked = False
-        outcomes: list[Outcome] = []
-        if self._unproven:
+    def _on_replay_end(self) -> list[StreamOutcome]:
+        if self._replay_has_hole or (self._replay_made_progress and self._falls_short()):
+            return [self._request_rest()]
+        self._is_replaying = False
+        outcomes: list[StreamOutcome] = []
+        if self._identity_unproven:
             outcomes = self._restart("the replay knows nothing of the last batch that was seen")
-            if self._held:
-                return [*outcomes, self._ask(0, None, "another process")]
+            if self._held_frames:
+                return [*outcomes, self._request_replay(0, None, "another process")]
         first = self._replay_first
         # An engine that had published nothing may be asked again.
-        self._asked_all = first is not None or bool(self._held)
-        if self._from_start and first == _FIRST_MOST and self._replayed < self._buffer:
-            outcomes.append(Complete(f"its numbers begin at {first}, and its buffer is not full"))
+        self._replayed_from_start = first is not None or bool(self._held_frames)
+        if self._replay_is_gapless and first == _MAX_FIRST_NUMBER and self._replayed < self._buffer:
+            outcomes.append(StreamComplete(f"its numbers begin at {first}, and its buffer is not full"))
         return outcomes + self._drain("the replay did not bring them")
 
-    def _give_up(self, reason: str) -> list[Outcome]:
+    def _give_up(self, reason: str) -> list[StreamOutcome]:
         """Go on without the replay."""
-        self._asked = False
-        outcomes: list[Outcome] = self._restart(reason) if self._suspended else []
-        self._unproven = False
-        self._asked_all = True
+        self._is_replaying = False
+        outcomes: list[StreamOutcome] = self._restart(reason) if self._is_suspended else []
+        self._identity_unproven = False
+        self._replayed_from_start = True
         return outcomes + self._drain(reason)
 
-    def _drain(self, reason: str) -> list[Outcome]:
+    def _drain(self, reason: str) -> list[StreamOutcome]:
         """What was held back, in the order in which it came."""
-        held, self._held, self._held_bytes = self._held, [], 0
-        outcomes: list[Outcome] = []
+        held, self._held_frames, self._held_bytes = self._held_frames, [], 0
+        outcomes: list[StreamOutcome] = []
         for frame, forward in held:
-            expected = self._next
-            if self._asked:  # one of them showed a restart
+            expected = self._next_number
+            if self._is_replaying:  # one of them showed a restart
                 self._hold(frame, forward)
             elif expected is None:
-                outcomes += [*self._first(frame.number, reason), self._accept(frame, "held back")]
+                outcomes += [*self._first_outcomes(frame.number, reason), self._accept(frame, "held back")]
             elif frame.number > expected:
-                outcomes += [Lost(expected, frame.number - 1, reason), self._accept(frame, "held back")]
+                outcomes += [BatchesLost(expected, frame.number - 1, reason), self._accept(frame, "held back")]
             elif forward and frame.number < (self._replay_first or 0):
-                outcomes.append(Duplicate(frame.number, "older than the replay, hence lost"))
+                outcomes.append(DuplicateBatch(frame.number, "older than the replay, hence lost"))
             else:
                 outcomes += self._take(frame, "held back")
-        if not self._asked:
+        if not self._is_replaying:
             self._trim(self._limits.kv_sequences_known)
         return outcomes
 
@@ -382,11 +400,11 @@ class Stream:
             del known[next(iter(known))]
 
     def _forget_replay(self) -> None:
-        self._asked = self._unproven = self._asked_all = False
-        self._held.clear()
+        self._is_replaying = self._identity_unproven = self._replayed_from_start = False
+        self._held_frames.clear()
         self._held_bytes = 0
-        self._stale_ends = 0
+        self._stale_replay_ends = 0
 
 
-def _digest(frame: Frame) -> int:
+def _digest(frame: EventFrame) -> int:
     return xxhash.xxh3_64_intdigest(frame.payload)

@@ -13,60 +13,60 @@ from typing import Annotated, Any
 
 import msgspec
 
-Hash = int | bytes
-Token = Annotated[int, msgspec.Meta(ge=0, le=0xFFFF_FFFF)]
-Extra = Any
+EngineHash = int | bytes
+TokenId = Annotated[int, msgspec.Meta(ge=0, le=0xFFFF_FFFF)]
+ExtraKey = Any
 """One extra key of a block: an adapter's name, a salt, a digest (text or bytes), or ``[identifier, offset]`` of an image."""
 
 
-class Stored(msgspec.Struct, tag="BlockStored", gc=False):
+class StoredEvent(msgspec.Struct, tag="BlockStored", gc=False):
     """Blocks that follow one another are now in ``medium``. ``token_ids`` holds ``block_size`` ids for each of them.
 
     ``extra_keys`` has one entry per block; None means that the engine does not say what else the blocks depend on.
     ``parent_block_hash`` None (or 0) is the start of a prompt.
     """
 
-    block_hashes: list[Hash]
-    parent_block_hash: Hash | None
-    token_ids: list[Token]
+    block_hashes: list[EngineHash]
+    parent_block_hash: EngineHash | None
+    token_ids: list[TokenId]
     block_size: int
     lora_id: int | str | None = None
     medium: str | None = None
     lora_name: str | None = None
-    extra_keys: list[list[Extra] | None] | None = None
+    extra_keys: list[list[ExtraKey] | None] | None = None
     group_idx: int | None = None
     kv_cache_spec_kind: str | None = None
     kv_cache_spec_sliding_window: int | None = None
     locality: Any = None
 
 
-class Removed(msgspec.Struct, tag="BlockRemoved", gc=False):
+class RemovedEvent(msgspec.Struct, tag="BlockRemoved", gc=False):
     """One copy of each of these blocks has left ``medium``."""
 
-    block_hashes: list[Hash]
+    block_hashes: list[EngineHash]
     medium: str | None = None
     group_idx: int | None = None
     locality: Any = None
 
 
-class AllCleared(msgspec.Struct, tag="AllBlocksCleared", gc=False):
+class ClearedEvent(msgspec.Struct, tag="AllBlocksCleared", gc=False):
     """The prefix cache was reset. vLLM names no medium, whatever it has reset; where one is named, only that is meant."""
 
     medium: str | None = None
 
 
-Event = Stored | Removed | AllCleared
+CacheEvent = StoredEvent | RemovedEvent | ClearedEvent
 
 
-class StoredArray(Stored, tag="BlockStored", array_like=True, gc=False):
+class StoredEventArray(StoredEvent, tag="BlockStored", array_like=True, gc=False):
     """``["BlockStored", block_hashes, parent, token_ids, block_size, lora_id, medium, …]``."""
 
 
-class RemovedArray(Removed, tag="BlockRemoved", array_like=True, gc=False):
+class RemovedEventArray(RemovedEvent, tag="BlockRemoved", array_like=True, gc=False):
     """``["BlockRemoved", block_hashes, medium, group_idx]``."""
 
 
-class AllClearedArray(AllCleared, tag="AllBlocksCleared", array_like=True, gc=False):
+class ClearedEventArray(ClearedEvent, tag="AllBlocksCleared", array_like=True, gc=False):
     """``["AllBlocksCleared"]``."""
 
 
@@ -74,7 +74,7 @@ class MapBatch(msgspec.Struct, array_like=True, gc=False):
     """A payload whose events are maps."""
 
     ts: float
-    events: list[Stored | Removed | AllCleared]
+    events: list[StoredEvent | RemovedEvent | ClearedEvent]
     data_parallel_rank: int | None = None
 
 
@@ -82,7 +82,7 @@ class ArrayBatch(msgspec.Struct, array_like=True, gc=False):
     """A payload whose events are arrays."""
 
     ts: float
-    events: list[StoredArray | RemovedArray | AllClearedArray]
+    events: list[StoredEventArray | RemovedEventArray | ClearedEventArray]
     data_parallel_rank: int | None = None
 
 
@@ -94,26 +94,26 @@ class RawBatch(msgspec.Struct, array_like=True, gc=False):
     data_parallel_rank: int | None = None
 
 
-class Tagged(msgspec.Struct):
+class TaggedEvent(msgspec.Struct):
     """The kind of an event that is a map."""
 
     type: str
 
 
-class TaggedArray(msgspec.Struct, array_like=True):
+class TaggedEventArray(msgspec.Struct, array_like=True):
     """The kind of an event that is an array."""
 
     type: str
 
 
-class Batch(msgspec.Struct, frozen=True, gc=False):
+class EventBatch(msgspec.Struct, frozen=True, gc=False):
     """What one payload said, in its order. ``wall`` is the engine's clock, Unix seconds; ``rank`` its data-parallel rank.
 
     ``unknown`` events are of a kind that this release does not know, ``refused`` stores did not hold together.
     """
 
     wall: float
-    events: Sequence[Event]
+    events: Sequence[CacheEvent]
     rank: int | None = None
     unknown: int = 0
     refused: int = 0

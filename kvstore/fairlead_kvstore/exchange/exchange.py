@@ -20,288 +20,312 @@ from redis.exceptions import ResponseError
 
 from fairlead.clock import Clock
 from fairlead.limits import Limits
-from fairlead.tasks import ended
-from fairlead.units import duration
+from fairlead.tasks import cancel_and_wait
+from fairlead.units import format_duration
 from fairlead_kvstore import keys
-from fairlead_kvstore.exchange.outgoing import Outgoing
-from fairlead_kvstore.exchange.peers import Groups, Heard, Peers
-from fairlead_kvstore.exchange.records import DATA, GATEWAY, Batch, Load, Sent, decode_batch
-from fairlead_kvstore.exchange.rotation import Rotation
+from fairlead_kvstore.exchange.outgoing import PeerOutbox
+from fairlead_kvstore.exchange.peers import InstanceGroups, KnownPeer, PeerState
+from fairlead_kvstore.exchange.records import DATA_FIELD, GATEWAY_FIELD, PeerBatch, PeerLoad, SentPrompt, decode_batch
+from fairlead_kvstore.exchange.rotation import StreamRotation
 from fairlead_kvstore.record import encode
 from fairlead_kvstore.redis import RedisLink
 from fairlead_kvstore.servers import Command
 
 TRIM_SECONDS: Final = 10.0
-PAGE: Final = 256
-_START: Final = (0, 0)
+PAGE_ENTRIES: Final = 256
+_STREAM_START: Final = (0, 0)
 
 
 @dataclass(slots=True)
 class _Cursor:
     """How far a model's stream was read. ``live``: what is read now was written just now."""
 
-    at: tuple[int, int] = _START
-    live: bool = False
+    position: tuple[int, int] = _STREAM_START
+    is_caught_up: bool = False
 
 
 @dataclass(slots=True)
-class Hooks:
+class ExchangeHooks:
     """``models`` are followed, each with its instances that are ready; ``loads`` are our own, of the models in which anything is in
     flight. ``heard`` gets what others sent (model, prompts), ``changed`` what of theirs is probably in flight now, by instance,
     whenever that has changed."""
 
-    models: Callable[[], Mapping[str, Groups]]
-    loads: Callable[[], Mapping[str, Mapping[str, Load]]]
-    heard: Callable[[str, Sequence[Sent]], None]
-    changed: Callable[[Mapping[str, Load]], None]
+    models: Callable[[], Mapping[str, InstanceGroups]]
+    loads: Callable[[], Mapping[str, Mapping[str, PeerLoad]]]
+    on_dispatches: Callable[[str, Sequence[SentPrompt]], None]
+    on_loads_changed: Callable[[Mapping[str, PeerLoad]], None]
 
 
 @dataclass(slots=True)
-class Counts:
+class ExchangeStats:
     """Prompts ``told`` and ``heard``; entries that could not be understood (``poisoned``); of which models Redis refused to write
     or to read what was sent, and why."""
 
-    told: int = 0
-    heard: int = 0
-    poisoned: int = 0
-    unwritten: dict[str, str] = field(default_factory=dict)
-    unread: dict[str, str] = field(default_factory=dict)
+    sent: int = 0
+    received: int = 0
+    undecodable: int = 0
+    write_errors: dict[str, str] = field(default_factory=dict)
+    read_errors: dict[str, str] = field(default_factory=dict)
 
 
-class Exchange:
+class PeerExchange:
     """``name`` is of this run of this gateway, ``secret`` the print of the installation's. ``link`` is somebody else's to start."""
 
     def __init__(
-        self, link: RedisLink, name: str, clock: Clock, hooks: Hooks, *, secret: bytes, limits: Limits | None = None
+        self,
+        link: RedisLink,
+        name: str,
+        clock: Clock,
+        hooks: ExchangeHooks,
+        *,
+        secret_fingerprint: bytes,
+        limits: Limits | None = None,
     ) -> None:
         self._limits = limits or Limits()
         self._link = link
         self._name = name
-        self._field = name.encode()
+        self._gateway_field = name.encode()
         self._clock = clock
         self._hooks = hooks
         self._cursors: dict[str, _Cursor] = {}
-        self._rotation = Rotation(self._limits.sent_streams)
-        self._trimmed: dict[str, float] = {}
-        self._written_at: dict[str, int] = {}  # milliseconds of the server's clock, of our own last entry
-        self._due = asyncio.Event()
-        self._beaten = float("-inf")
-        self._shown: Mapping[str, Load] = {}
+        self._rotation = StreamRotation(self._limits.dispatch_streams)
+        self._trimmed_at: dict[str, float] = {}
+        self._last_entry_ms: dict[str, int] = {}  # milliseconds of the server's clock, of our own last entry
+        self._write_due = asyncio.Event()
+        self._last_beat = float("-inf")
+        self._reported_loads: Mapping[str, PeerLoad] = {}
         self._tasks: list[asyncio.Task[None]] = []
-        self.out = Outgoing(secret, self._limits)
-        self.peers = Peers(secret, self._limits)
-        self.counts = Counts()
+        self.outbox = PeerOutbox(secret_fingerprint, self._limits)
+        self.peer_state = PeerState(secret_fingerprint, self._limits)
+        self.stats = ExchangeStats()
 
     # What others call ----------------------------------------------------------------------------------------------------
 
-    def sent(self, model: str, instance: str, hashes: bytes, tail: int, pin: int = 0) -> None:
+    def add_dispatch(self, model: str, instance: str, hashes: bytes, tail: int, session_hash: int = 0) -> None:
         """One of our workers sent a prompt there; the others are told at once, or with the next batch."""
-        self.out.sent(model, instance, hashes, tail, pin)
-        self._due.set()
+        self.outbox.add(model, instance, hashes, tail, session_hash)
+        self._write_due.set()
 
-    def loads_changed(self) -> None:
+    def on_loads_changed(self) -> None:
         """What our workers have in flight is not what it was."""
-        self._due.set()
+        self._write_due.set()
 
     def start(self) -> None:
         """Begin on the running loop; nothing is waited for."""
         if not self._tasks:
             self._tasks = [
-                asyncio.create_task(self._write(), name="exchange out"),
-                asyncio.create_task(self._read(), name="exchange in"),
-                asyncio.create_task(self._age(), name="exchange ages"),
+                asyncio.create_task(self._write_loop(), name="exchange out"),
+                asyncio.create_task(self._read_loop(), name="exchange in"),
+                asyncio.create_task(self._expire_loop(), name="exchange ages"),
             ]
 
     async def stop(self) -> None:
         """Tell what waits and that there is no more, so that nobody waits for us to be late."""
         tasks, self._tasks = self._tasks, []
         for task in tasks:
-            await ended(task)
+            await cancel_and_wait(task)
         await self.flush()
-        entries = self.out.farewell()
+        entries = self.outbox.farewell_batches()
         if entries:
-            await self._link.run([self._entry(model, batch) for model, batch in entries])
+            await self._link.run([self._add_command(model, batch) for model, batch in entries])
 
     @property
-    def caught_up(self) -> bool:
+    def is_caught_up(self) -> bool:
         """Whether all that the streams held has been read."""
-        return bool(self._cursors) and all(cursor.live for cursor in self._cursors.values())
+        return bool(self._cursors) and all(cursor.is_caught_up for cursor in self._cursors.values())
 
-    def live(self, model: str) -> bool:
+    def is_model_caught_up(self, model: str) -> bool:
         """The same of one model."""
         cursor = self._cursors.get(model)
-        return cursor is not None and cursor.live
+        return cursor is not None and cursor.is_caught_up
 
-    def present(self) -> list[Heard]:
+    def known_peers(self) -> list[KnownPeer]:
         """The other gateways that are heard."""
-        return self.peers.present(self._clock.now())
+        return self.peer_state.known_peers(self._clock.now())
 
-    def notes(self) -> list[str]:
+    def warnings(self) -> list[str]:
         """What is missing or late, in words. That Redis is away is said by others."""
-        found: list[str] = []
-        strange = [peer.name for peer in self.present() if not peer.alike]
-        if strange:
-            found.append(
-                f"{len(strange)} other gateways hash prompts under another secret, so their prefixes are not shared: "
-                f"{strange[0]}; set FAIRLEAD_HASH_SECRET alike"
+        warnings: list[str] = []
+        with_other_secret = [peer.name for peer in self.known_peers() if not peer.shares_secret]
+        if with_other_secret:
+            warnings.append(
+                f"{len(with_other_secret)} other gateways hash prompts under another secret, so their prefixes are not shared: "
+                f"{with_other_secret[0]}; set FAIRLEAD_HASH_SECRET alike"
             )
-        rounds = self._rotation.rounds()
+        rounds = self._rotation.rounds_per_cycle()
         if rounds > 1:
-            found.append(
+            warnings.append(
                 f"{len(self._cursors)} models: what other gateways do with a model that was quiet is seen after "
-                f"up to {duration(rounds * self._limits.sent_look_seconds)}"
+                f"up to {format_duration(rounds * self._limits.dispatch_poll_seconds)}"
             )
         if self._link.state.connected:
-            late = [model for model, cursor in self._cursors.items() if not cursor.live and cursor.at != _START]
-            if late:
-                found.append(f"what other gateways sent is still being read back for {len(late)} models")
-            refused = self.counts.unwritten | self.counts.unread
-            found += [f"what gateways tell of {model} is refused: {why}" for model, why in list(refused.items())[:1]]
-        return found
+            catching_up = [
+                model
+                for model, cursor in self._cursors.items()
+                if not cursor.is_caught_up and cursor.position != _STREAM_START
+            ]
+            if catching_up:
+                warnings.append(f"what other gateways sent is still being read back for {len(catching_up)} models")
+            errors = self.stats.write_errors | self.stats.read_errors
+            warnings += [f"what gateways tell of {model} is refused: {why}" for model, why in list(errors.items())[:1]]
+        return warnings
 
     # Out -----------------------------------------------------------------------------------------------------------------
 
-    async def _write(self) -> None:
+    async def _write_loop(self) -> None:
         while True:
             await self._link.wait_connected()
             with suppress(TimeoutError):
-                async with asyncio.timeout(self._limits.beat_seconds / 2):
-                    await self._due.wait()
-            self._due.clear()
+                async with asyncio.timeout(self._limits.heartbeat_seconds / 2):
+                    await self._write_due.wait()
+            self._write_due.clear()
             await self.flush()
-            await asyncio.sleep(self._limits.sent_seconds_gathered)
+            await asyncio.sleep(self._limits.dispatch_batch_seconds)
 
     async def flush(self) -> None:
         """Write what is due now."""
         now, models = self._clock.now(), self._hooks.models()
-        beats = now - self._beaten >= self._limits.beat_seconds / 2
-        batches = self.out.batches(models, self._hooks.loads(), now, beats=beats)
-        if beats:
-            self._beaten = now
+        is_beat = now - self._last_beat >= self._limits.heartbeat_seconds / 2
+        batches = self.outbox.take_due(models, self._hooks.loads(), now, is_beat=is_beat)
+        if is_beat:
+            self._last_beat = now
         if not batches:
             return
-        commands = [self._entry(model, batch) for model, batch in batches]
+        commands = [self._add_command(model, batch) for model, batch in batches]
         try:
-            replies = await self._link.run(commands + self._trimming({model for model, _ in batches}, now))
+            replies = await self._link.run(commands + self._trim_commands({model for model, _ in batches}, now))
         except asyncio.CancelledError:
-            self.out.back(batches)
+            self.outbox.requeue(batches)
             raise
         if replies is None:
-            self.out.back(batches)
-            self._trimmed.clear()
+            self.outbox.requeue(batches)
+            self._trimmed_at.clear()
             return
         for (model, batch), reply in zip(batches, replies, strict=False):
-            self._written(model, batch, reply, now)
+            self._on_written(model, batch, reply, now)
 
-    def _written(self, model: str, batch: Batch, reply: Any, now: float) -> None:
+    def _on_written(self, model: str, batch: PeerBatch, reply: Any, now: float) -> None:
         if isinstance(reply, ResponseError):
-            self.out.refused(batch)
-            self.counts.unwritten[model] = str(reply).splitlines()[0][:120]
+            self.outbox.on_refused(batch)
+            self.stats.write_errors[model] = str(reply).splitlines()[0][:120]
             return
-        self.out.written(model, batch, now)
-        self.counts.unwritten.pop(model, None)
-        self.counts.told += len(batch.sent)
-        identifier = _identifier(reply)
-        self._written_at[model] = identifier[0]
+        self.outbox.on_written(model, batch, now)
+        self.stats.write_errors.pop(model, None)
+        self.stats.sent += len(batch.sent)
+        identifier = _parse_entry_id(reply)
+        self._last_entry_ms[model] = identifier[0]
         cursor = self._cursors.get(model)
-        if cursor is not None and identifier <= cursor.at:
+        if cursor is not None and identifier <= cursor.position:
             self._cursors[model] = _Cursor()  # the stream has begun anew
 
-    def _entry(self, model: str, batch: Batch) -> Command:
-        most = self._limits.sent_entries
-        return ("XADD", keys.sent(model), "MAXLEN", "~", most, "*", GATEWAY, self._field, DATA, encode(batch))
+    def _add_command(self, model: str, batch: PeerBatch) -> Command:
+        most = self._limits.dispatch_entries
+        return (
+            "XADD",
+            keys.sent_prompts(model),
+            "MAXLEN",
+            "~",
+            most,
+            "*",
+            GATEWAY_FIELD,
+            self._gateway_field,
+            DATA_FIELD,
+            encode(batch),
+        )
 
-    def _trimming(self, models: Collection[str], now: float) -> list[Command]:
+    def _trim_commands(self, models: Collection[str], now: float) -> list[Command]:
         """Now and then, of a model that is written to: what is old goes, and a stream that nobody writes to expires."""
         commands: list[Command] = []
-        seconds = self._limits.sent_kept_seconds
+        seconds = self._limits.dispatch_retention_seconds
         for model in models:
-            written = self._written_at.get(model)
-            if written is None or now - self._trimmed.get(model, -TRIM_SECONDS) < TRIM_SECONDS:
+            written = self._last_entry_ms.get(model)
+            if written is None or now - self._trimmed_at.get(model, -TRIM_SECONDS) < TRIM_SECONDS:
                 continue
-            self._trimmed[model] = now
+            self._trimmed_at[model] = now
             oldest = max(0, written - int(seconds * 1000))  # by the server's own clock
-            commands.append(("XTRIM", keys.sent(model), "MINID", "~", oldest))
-            commands.append(("EXPIRE", keys.sent(model), max(1, int(seconds))))
+            commands.append(("XTRIM", keys.sent_prompts(model), "MINID", "~", oldest))
+            commands.append(("EXPIRE", keys.sent_prompts(model), max(1, int(seconds))))
         return commands
 
     # In ------------------------------------------------------------------------------------------------------------------
 
-    async def _read(self) -> None:
+    async def _read_loop(self) -> None:
         while True:
             await self._link.wait_connected()
-            await self.look()
-            alone = not len(self.peers) and self.caught_up
-            await asyncio.sleep(self._limits.sent_alone_seconds if alone else self._limits.sent_look_seconds)
+            await self.read_once()
+            has_no_peers = not len(self.peer_state) and self.is_caught_up
+            await asyncio.sleep(
+                self._limits.dispatch_idle_poll_seconds if has_no_peers else self._limits.dispatch_poll_seconds
+            )
 
-    async def look(self) -> None:
+    async def read_once(self) -> None:
         """One round."""
-        self._follow(self._hooks.models())
-        models = self._rotation.round(self._clock.now())
+        self._set_models(self._hooks.models())
+        models = self._rotation.next_round(self._clock.now())
         commands: list[Command] = []
         for model in models:
-            first, second = self._cursors[model].at
-            commands.append(("XRANGE", keys.sent(model), f"({first}-{second}", "+", "COUNT", PAGE))
+            first, second = self._cursors[model].position
+            commands.append(("XRANGE", keys.sent_prompts(model), f"({first}-{second}", "+", "COUNT", PAGE_ENTRIES))
         replies = await self._link.run(commands) if commands else None
         for model, reply in zip(models, replies or (), strict=False):
             if isinstance(reply, ResponseError):
-                self.counts.unread[model] = str(reply).splitlines()[0][:120]
+                self.stats.read_errors[model] = str(reply).splitlines()[0][:120]
             else:
-                self.counts.unread.pop(model, None)
-                self._take(model, reply)
-        self.settle()
+                self.stats.read_errors.pop(model, None)
+                self._apply_entries(model, reply)
+        self.update_loads()
 
-    async def _age(self) -> None:
+    async def _expire_loop(self) -> None:
         """Whoever falls silent is gone in time, also while a look waits for a Redis that says nothing."""
         while True:
-            await asyncio.sleep(self._limits.beat_seconds / 2)
-            self.settle()
+            await asyncio.sleep(self._limits.heartbeat_seconds / 2)
+            self.update_loads()
 
-    def settle(self) -> None:
+    def update_loads(self) -> None:
         """Tell what is in flight elsewhere, where that has changed."""
-        self.peers.expire(self._clock.now())
-        loads = self.peers.expected(self._hooks.models()) if len(self.peers) else {}
-        if loads != self._shown:
-            self._shown = loads
-            self._hooks.changed(loads)
+        self.peer_state.expire(self._clock.now())
+        loads = self.peer_state.expected_loads(self._hooks.models()) if len(self.peer_state) else {}
+        if loads != self._reported_loads:
+            self._reported_loads = loads
+            self._hooks.on_loads_changed(loads)
 
-    def _follow(self, models: Collection[str]) -> None:
+    def _set_models(self, models: Collection[str]) -> None:
         if len(models) == len(self._cursors) and all(model in self._cursors for model in models):
             return
         for gone in [model for model in self._cursors if model not in models]:
             del self._cursors[gone]
-            self._trimmed.pop(gone, None)
-            self._written_at.pop(gone, None)
-            self.counts.unwritten.pop(gone, None)
-            self.counts.unread.pop(gone, None)
-            self.peers.forget(gone)
+            self._trimmed_at.pop(gone, None)
+            self._last_entry_ms.pop(gone, None)
+            self.stats.write_errors.pop(gone, None)
+            self.stats.read_errors.pop(gone, None)
+            self.peer_state.forget_model(gone)
         for model in models:
             self._cursors.setdefault(model, _Cursor())
-        self._rotation.follow(models)
-        self.out.keep_only(models)
+        self._rotation.set_models(models)
+        self.outbox.retain(models)
 
-    def _take(self, model: str, entries: Sequence[Any]) -> None:
+    def _apply_entries(self, model: str, entries: Sequence[Any]) -> None:
         cursor = self._cursors.get(model)
         if cursor is None:
             return
-        now, live = self._clock.now(), cursor.live
+        now, is_live = self._clock.now(), cursor.is_caught_up
         for identifier, fields in entries:
-            cursor.at = max(cursor.at, _identifier(identifier))
-            name = fields.get(GATEWAY) if fields else None
-            if name is None or name == self._field:
+            cursor.position = max(cursor.position, _parse_entry_id(identifier))
+            name = fields.get(GATEWAY_FIELD) if fields else None
+            if name is None or name == self._gateway_field:
                 continue
-            batch = decode_batch(fields.get(DATA, b""))
+            batch = decode_batch(fields.get(DATA_FIELD, b""))
             if batch is None or len(name) > 512:
-                self.counts.poisoned += 1
+                self.stats.undecodable += 1
                 continue
-            self._rotation.woke(model, now)
-            items = self.peers.heard(model, name.decode(errors="replace"), batch, now, live=live)
+            self._rotation.on_activity(model, now)
+            items = self.peer_state.apply_batch(model, name.decode(errors="replace"), batch, now, is_live=is_live)
             if items:
-                self.counts.heard += len(items)
-                self._hooks.heard(model, items)
-        cursor.live = live or len(entries) < PAGE
+                self.stats.received += len(items)
+                self._hooks.on_dispatches(model, items)
+        cursor.is_caught_up = is_live or len(entries) < PAGE_ENTRIES
 
 
-def _identifier(text: bytes) -> tuple[int, int]:
+def _parse_entry_id(text: bytes) -> tuple[int, int]:
     first, _, second = text.partition(b"-")
     return int(first), int(second or b"0")

@@ -19,15 +19,15 @@ from redis.exceptions import ResponseError
 
 from fairlead.clock import Clock
 from fairlead.limits import Limits
-from fairlead.tasks import ended
-from fairlead.units import duration
+from fairlead.tasks import cancel_and_wait
+from fairlead.units import format_duration
 from fairlead_kvstore import keys
-from fairlead_kvstore.exchange.records import HotTable, decode_table
+from fairlead_kvstore.exchange.records import HotPrefixTable, decode_table
 from fairlead_kvstore.record import encode
 from fairlead_kvstore.redis import RedisLink
 from fairlead_kvstore.servers import Command
 
-_SCRIPT: Final = """
+_LEASE_SCRIPT: Final = """
 local holder = redis.call('HGET', KEYS[1], 'holder')
 if holder and redis.call('PTTL', KEYS[1]) < 0 then
   redis.call('DEL', KEYS[1])
@@ -50,46 +50,46 @@ none, and none was offered), who holds it and of which epoch it is, and the tabl
 
 
 @dataclass(slots=True)
-class Term:
+class TableLease:
     """What is known of one model's table. ``at``: when Redis last said so, by our monotonic clock; None: never. ``asked``: since
     when we have been asking in vain."""
 
     epoch: int = 0
-    table: HotTable | None = None
-    ours: bool = False
-    at: float | None = None
-    asked: float | None = None
-    offered: tuple[int, HotTable] | None = None
+    table: HotPrefixTable | None = None
+    is_ours: bool = False
+    confirmed_at: float | None = None
+    asking_since: float | None = None
+    last_offer: tuple[int, HotPrefixTable] | None = None
 
-    def offer(self, mine: HotTable | None, wall_ms: int) -> tuple[int, HotTable] | None:
+    def make_offer(self, local_table: HotPrefixTable | None, wall_ms: int) -> tuple[int, HotPrefixTable] | None:
         """The table that we would keep, and its epoch: ``mine`` while we keep it, before that the last one that anybody kept, so that
         a change of hands changes no key. None while we have none to offer."""
-        if mine is None:
-            self.offered = None
-        elif not self.ours:
-            self.offered = (max(self.epoch + 1, wall_ms), mine if self.table is None else self.table)
-        elif mine == self.table:
-            self.offered = (self.epoch, mine)
+        if local_table is None:
+            self.last_offer = None
+        elif not self.is_ours:
+            self.last_offer = (max(self.epoch + 1, wall_ms), local_table if self.table is None else self.table)
+        elif local_table == self.table:
+            self.last_offer = (self.epoch, local_table)
         else:
-            self.offered = (self.epoch + 1, mine)
-        return self.offered
+            self.last_offer = (self.epoch + 1, local_table)
+        return self.last_offer
 
-    def answered(self, ours: bool, epoch: int, table: HotTable | None, now: float) -> bool:
+    def on_reply(self, is_ours: bool, epoch: int, table: HotPrefixTable | None, now: float) -> bool:
         """Redis has told which table counts; whether it is another one than before."""
-        if ours:
-            if self.offered is None or self.offered[0] != epoch:
+        if is_ours:
+            if self.last_offer is None or self.last_offer[0] != epoch:
                 return False
-            table = self.offered[1]
+            table = self.last_offer[1]
         elif table is None and epoch == self.epoch and self.table is not None:
             table = self.table  # Redis does not send again what the asker has
         elif table is None:
             return False
         changed = epoch != self.epoch or self.table is None
-        self.epoch, self.table, self.ours, self.at, self.asked = epoch, table, ours, now, None
+        self.epoch, self.table, self.is_ours, self.confirmed_at, self.asking_since = epoch, table, is_ours, now, None
         return changed
 
 
-class HotTables:
+class HotPrefixLeases:
     """``active`` are the models with traffic; ``mine`` is this gateway's own count of one (None: not to be offered), which
     is to ``adopt`` the table that it keeps from now on; ``told`` gets (model, epoch, table), epoch 0 and None when the last one is
     too old to go by."""
@@ -100,24 +100,24 @@ class HotTables:
         name: str,
         clock: Clock,
         *,
-        active: Callable[[], Collection[str]],
-        mine: Callable[[str], HotTable | None],
-        adopt: Callable[[str, HotTable], None],
-        told: Callable[[str, int, HotTable | None], None],
+        active_models: Callable[[], Collection[str]],
+        local_table: Callable[[str], HotPrefixTable | None],
+        on_acquired: Callable[[str, HotPrefixTable], None],
+        on_table: Callable[[str, int, HotPrefixTable | None], None],
         limits: Limits | None = None,
     ) -> None:
         self._link = link
         self._name = name
         self._clock = clock
-        self._active = active
-        self._mine = mine
-        self._adopt = adopt
-        self._told = told
+        self._active_models = active_models
+        self._local_table = local_table
+        self._on_acquired = on_acquired
+        self._on_table = on_table
         self._limits = limits or Limits()
-        self._terms: dict[str, Term] = {}
+        self._leases: dict[str, TableLease] = {}
         self._task: asyncio.Task[None] | None = None
-        self.poisoned = 0
-        self.refusal = ""
+        self.undecodable = 0
+        self.last_error = ""
 
     def start(self) -> None:
         """Begin on the running loop."""
@@ -127,100 +127,107 @@ class HotTables:
     async def stop(self) -> None:
         """Leave the tables that we keep to others at once."""
         task, self._task = self._task, None
-        await ended(task)
-        ours = [keys.hot(model) for model, term in self._terms.items() if term.ours]
+        await cancel_and_wait(task)
+        ours = [keys.hot_prefixes(model) for model, lease in self._leases.items() if lease.is_ours]
         if ours:
             await self._link.run([("DEL", key) for key in ours])
 
-    def term(self, model: str) -> Term | None:
+    def lease(self, model: str) -> TableLease | None:
         """What is known of a model's table."""
-        return self._terms.get(model)
+        return self._leases.get(model)
 
-    def keep_only(self, models: Collection[str]) -> None:
+    def retain(self, models: Collection[str]) -> None:
         """Forget models that have left the fleet."""
-        for gone in [model for model in self._terms if model not in models]:
-            del self._terms[gone]
+        for departed in [model for model in self._leases if model not in models]:
+            del self._leases[departed]
 
     @property
-    def kept(self) -> int:
+    def owned_tables(self) -> int:
         """How many tables this gateway keeps."""
-        return sum(term.ours for term in self._terms.values())
+        return sum(term.is_ours for term in self._leases.values())
 
     def stale_seconds(self) -> float | None:
         """How old the oldest table is that should have been heard of since; None where none is late."""
-        now, lease = self._clock.now(), self._limits.hot_lease_seconds
+        now, lease_seconds = self._clock.now(), self._limits.hot_prefix_lease_seconds
         ages = [
-            now - term.at
-            for term in self._terms.values()
-            if term.at is not None and term.asked is not None and now - term.asked > lease
+            now - lease.confirmed_at
+            for lease in self._leases.values()
+            if lease.confirmed_at is not None
+            and lease.asking_since is not None
+            and now - lease.asking_since > lease_seconds
         ]
         return max(ages, default=None)
 
-    def notes(self) -> list[str]:
+    def warnings(self) -> list[str]:
         """What is stale, in words."""
-        found = [f"the table of hot prefixes is not shared: {self.refusal}"] if self.refusal else []
+        found = [f"the table of hot prefixes is not shared: {self.last_error}"] if self.last_error else []
         age = self.stale_seconds()
         if age is not None:
-            found.append(f"the table of hot prefixes is as of {duration(age)} ago: nobody could tell a newer one")
+            found.append(
+                f"the table of hot prefixes is as of {format_duration(age)} ago: nobody could tell a newer one"
+            )
         return found
 
     async def _run(self) -> None:
         while True:
-            await self.ask()
-            await asyncio.sleep(self._limits.hot_ask_seconds)
+            await self.run_once()
+            await asyncio.sleep(self._limits.hot_prefix_poll_seconds)
 
-    async def ask(self) -> None:
+    async def run_once(self) -> None:
         """One round: offer, ask, take over; give up what is too old."""
         now, wall_ms = self._clock.now(), int(self._clock.wall() * 1000)
-        models = list(self._active())
+        models = list(self._active_models())
         commands: list[Command] = []
         for model in models:
-            term = self._terms.setdefault(model, Term())
-            if term.asked is None:
-                term.asked = now
-            commands.append(self._command(model, term, wall_ms))
+            lease = self._leases.setdefault(model, TableLease())
+            if lease.asking_since is None:
+                lease.asking_since = now
+            commands.append(self._command(model, lease, wall_ms))
         replies = await self._link.run(commands) if commands else None
         now = self._clock.now()
         for model, reply in zip(models, replies or (), strict=False):
             if isinstance(reply, ResponseError):
-                self.refusal = str(reply).splitlines()[0][:120]
+                self.last_error = str(reply).splitlines()[0][:120]
             elif reply:
-                self.refusal = ""
-                self._answered(model, self._terms[model], reply, now)
-        self._give_up(now)
+                self.last_error = ""
+                self._on_reply(model, self._leases[model], reply, now)
+        self._drop_stale(now)
 
-    def _command(self, model: str, term: Term, wall_ms: int) -> Command:
-        offer = term.offer(self._mine(model), wall_ms)
+    def _command(self, model: str, lease: TableLease, wall_ms: int) -> Command:
+        offer = lease.make_offer(self._local_table(model), wall_ms)
         epoch, table = ("", b"") if offer is None else (str(offer[0]), encode(offer[1]))
-        lease = int(self._limits.hot_lease_seconds * 1000)
-        known = "" if term.table is None else str(term.epoch)
-        return ("EVAL", _SCRIPT, 1, keys.hot(model), self._name, epoch, table, known, lease)
+        lease_ms = int(self._limits.hot_prefix_lease_seconds * 1000)
+        known = "" if lease.table is None else str(lease.epoch)
+        return ("EVAL", _LEASE_SCRIPT, 1, keys.hot_prefixes(model), self._name, epoch, table, known, lease_ms)
 
-    def _answered(self, model: str, term: Term, reply: Any, now: float) -> None:
+    def _on_reply(self, model: str, lease: TableLease, reply: Any, now: float) -> None:
         try:
             holder, epoch = bytes(reply[0]).decode(errors="replace"), int(reply[1])
         except (IndexError, TypeError, ValueError):
-            self.poisoned += 1
+            self.undecodable += 1
             return
         table = None
         if len(reply) > 2:
             table = decode_table(bytes(reply[2] or b""), self._limits.hot_prefixes)
-            self.poisoned += table is None
-        before = term.ours
-        if 0 < epoch < 1 << 62 and term.answered(holder == self._name, epoch, table, now):
-            if term.ours and not before and term.table is not None:
-                self._adopt(model, term.table)
-            self._told(model, term.epoch, term.table)
+            self.undecodable += table is None
+        was_ours = lease.is_ours
+        if 0 < epoch < 1 << 62 and lease.on_reply(holder == self._name, epoch, table, now):
+            if lease.is_ours and not was_ours and lease.table is not None:
+                self._on_acquired(model, lease.table)
+            self._on_table(model, lease.epoch, lease.table)
 
-    def _give_up(self, now: float) -> None:
-        active = set(self._active())
-        for model, term in list(self._terms.items()):
-            if term.table is None or term.at is None:
+    def _drop_stale(self, now: float) -> None:
+        active = set(self._active_models())
+        for model, lease in list(self._leases.items()):
+            if lease.table is None or lease.confirmed_at is None:
                 continue
-            if term.asked is not None and now - term.asked > self._limits.redis_stale_seconds:
-                term.table, term.ours = None, False
-                self._told(model, 0, None)
+            if lease.asking_since is not None and now - lease.asking_since > self._limits.redis_stale_seconds:
+                lease.table, lease.is_ours = None, False
+                self._on_table(model, 0, None)
             elif model not in active:
-                term.ours, term.asked = False, None  # nobody asks for it: whoever wakes first keeps the next one
-        for model in [model for model, term in self._terms.items() if term.table is None and model not in active]:
-            del self._terms[model]
+                lease.is_ours, lease.asking_since = (
+                    False,
+                    None,
+                )  # nobody asks for it: whoever wakes first keeps the next one
+        for model in [model for model, lease in self._leases.items() if lease.table is None and model not in active]:
+            del self._leases[model]

@@ -10,125 +10,138 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from fairlead.limits import Limits
-from fairlead_kvstore.exchange.records import HASH_BYTES, Batch, Load, Sent
+from fairlead_kvstore.exchange.records import HASH_BYTES, PeerBatch, PeerLoad, SentPrompt
 
-_ITEM_BYTES = 128
+_ENTRY_OVERHEAD_BYTES = 128
 """Around the hashes of one prompt: the instance's name, the end's hash."""
 
 
 @dataclass(slots=True)
-class _Told:
+class _LastBatch:
     number: int
-    at: float
-    loads: Mapping[str, Load]
+    sent_at: float
+    loads: Mapping[str, PeerLoad]
 
 
-class Outgoing:
+class PeerOutbox:
     """``secret`` is the print of the installation's."""
 
-    def __init__(self, secret: bytes, limits: Limits) -> None:
-        self._secret = secret
+    def __init__(self, secret_fingerprint: bytes, limits: Limits) -> None:
+        self._secret_fingerprint = secret_fingerprint
         self._limits = limits
-        self._waiting: dict[str, deque[Sent]] = {}
-        self._count = 0
-        self._told: dict[str, _Told] = {}
-        self._busy: set[str] = set()
+        self._pending: dict[str, deque[SentPrompt]] = {}
+        self._pending_count = 0
+        self._last_batches: dict[str, _LastBatch] = {}
+        self._busy_models: set[str] = set()
         self.dropped = 0
 
-    def sent(self, model: str, instance: str, hashes: bytes, tail: int, pin: int = 0) -> None:
+    def add(self, model: str, instance: str, hashes: bytes, tail: int, session_hash: int = 0) -> None:
         """A prompt was sent to an instance; the oldest of the model that wait go when too many do. A long prompt's
         end is left out: what others know of its beginning decides well enough."""
-        waiting = self._waiting.setdefault(model, deque())
-        if self._count >= self._limits.sent_waiting:
+        pending = self._pending.setdefault(model, deque())
+        if self._pending_count >= self._limits.dispatches_pending:
             self.dropped += 1
-            if not waiting:
+            if not pending:
                 return
-            waiting.popleft()
-            self._count -= 1
-        waiting.append((instance, hashes[: self._limits.sent_blocks * HASH_BYTES], tail, pin))
-        self._count += 1
+            pending.popleft()
+            self._pending_count -= 1
+        pending.append((instance, hashes[: self._limits.dispatch_blocks * HASH_BYTES], tail, session_hash))
+        self._pending_count += 1
 
     def __len__(self) -> int:
-        return self._count
+        return self._pending_count
 
-    def batches(
-        self, models: Collection[str], loads: Mapping[str, Mapping[str, Load]], now: float, *, beats: bool
-    ) -> list[tuple[str, Batch]]:
+    def take_due(
+        self, models: Collection[str], loads: Mapping[str, Mapping[str, PeerLoad]], now: float, *, is_beat: bool
+    ) -> list[tuple[str, PeerBatch]]:
         """What is due now of these ``models``, by model and in order. ``beats``: also where nothing has happened, which
         is to be asked about twice a second or so. Every batch is then to be ``written``, ``refused`` or put ``back``."""
         limits = self._limits
-        quiet = max(limits.beat_quiet_seconds, len(models) / limits.quiet_beats)
-        busy = max(limits.beat_seconds, len(loads) / limits.busy_beats)
-        asked = models if beats else [model for model in {*self._waiting, *loads, *self._busy} if model in models]
-        found: list[tuple[str, Batch]] = []
-        for model in asked:
-            told, present = self._told.get(model), loads.get(model, {})
-            waiting = self._waiting.pop(model, ())
-            self._count -= len(waiting)
-            changed = present != (told.loads if told is not None else {})
-            within = busy if present else quiet
-            due = told is None or now - told.at >= within
-            if waiting or due or changed:
-                number = told.number if told is not None else 0
-                shown = dict(present) if due or changed else None
-                found += self._numbered(model, number, waiting, within, shown)
-        return found
+        quiet_seconds = max(limits.idle_heartbeat_seconds, len(models) / limits.idle_heartbeats)
+        busy_seconds = max(limits.heartbeat_seconds, len(loads) / limits.busy_heartbeats)
+        considered = (
+            models if is_beat else [model for model in {*self._pending, *loads, *self._busy_models} if model in models]
+        )
+        due_batches: list[tuple[str, PeerBatch]] = []
+        for model in considered:
+            last, present = self._last_batches.get(model), loads.get(model, {})
+            pending = self._pending.pop(model, ())
+            self._pending_count -= len(pending)
+            changed = present != (last.loads if last is not None else {})
+            within = busy_seconds if present else quiet_seconds
+            due = last is None or now - last.sent_at >= within
+            if pending or due or changed:
+                number = last.number if last is not None else 0
+                reported = dict(present) if due or changed else None
+                due_batches += self._number_batches(model, number, pending, within, reported)
+        return due_batches
 
-    def _numbered(
-        self, model: str, number: int, waiting: Collection[Sent], within: float, shown: dict[str, Load] | None
-    ) -> list[tuple[str, Batch]]:
-        pieces = self._pieces(waiting)
+    def _number_batches(
+        self,
+        model: str,
+        number: int,
+        pending: Collection[SentPrompt],
+        within: float,
+        reported: dict[str, PeerLoad] | None,
+    ) -> list[tuple[str, PeerBatch]]:
+        pieces = self._split(pending)
         return [
-            (model, Batch(number + index, within, self._secret, items, shown if index == 1 else None))
+            (
+                model,
+                PeerBatch(number + index, within, self._secret_fingerprint, items, reported if index == 1 else None),
+            )
             for index, items in enumerate(pieces, 1)
         ]
 
-    def _pieces(self, waiting: Collection[Sent]) -> list[tuple[Sent, ...]]:
+    def _split(self, pending: Collection[SentPrompt]) -> list[tuple[SentPrompt, ...]]:
         """At least one; each of a bounded size."""
-        pieces: list[tuple[Sent, ...]] = []
-        items: list[Sent] = []
+        pieces: list[tuple[SentPrompt, ...]] = []
+        items: list[SentPrompt] = []
         size = 0
-        for item in waiting:
-            if items and size + len(item[1]) + _ITEM_BYTES > self._limits.sent_entry_bytes:
+        for item in pending:
+            if items and size + len(item[1]) + _ENTRY_OVERHEAD_BYTES > self._limits.dispatch_entry_bytes:
                 pieces.append(tuple(items))
                 items, size = [], 0
             items.append(item)
-            size += len(item[1]) + _ITEM_BYTES
+            size += len(item[1]) + _ENTRY_OVERHEAD_BYTES
         return [*pieces, tuple(items)]
 
-    def written(self, model: str, batch: Batch, now: float) -> None:
+    def on_written(self, model: str, batch: PeerBatch, now: float) -> None:
         """The others can read it."""
-        told = self._told.get(model)
-        known = told.loads if told is not None else {}
+        last = self._last_batches.get(model)
+        known = last.loads if last is not None else {}
         loads = known if batch.loads is None else batch.loads
-        self._told[model] = _Told(batch.number, now, loads)
+        self._last_batches[model] = _LastBatch(batch.number, now, loads)
         if loads:
-            self._busy.add(model)
+            self._busy_models.add(model)
         else:
-            self._busy.discard(model)
+            self._busy_models.discard(model)
 
-    def refused(self, batch: Batch) -> None:
+    def on_refused(self, batch: PeerBatch) -> None:
         """Redis would not take it: what it held is lost to the others."""
         self.dropped += len(batch.sent)
 
-    def back(self, batches: Sequence[tuple[str, Batch]]) -> None:
+    def requeue(self, batches: Sequence[tuple[str, PeerBatch]]) -> None:
         """Redis was away: keep what was sent, the newest of it."""
         for model, batch in reversed(batches):
-            room = max(0, self._limits.sent_waiting - self._count)
-            kept = batch.sent[max(0, len(batch.sent) - room) :]
+            free = max(0, self._limits.dispatches_pending - self._pending_count)
+            kept = batch.sent[max(0, len(batch.sent) - free) :]
             self.dropped += len(batch.sent) - len(kept)
             if kept:
-                self._waiting.setdefault(model, deque()).extendleft(reversed(kept))
-                self._count += len(kept)
+                self._pending.setdefault(model, deque()).extendleft(reversed(kept))
+                self._pending_count += len(kept)
 
-    def keep_only(self, models: Collection[str]) -> None:
+    def retain(self, models: Collection[str]) -> None:
         """Forget models that have left the fleet."""
-        for gone in [model for model in self._waiting if model not in models]:
-            self._count -= len(self._waiting.pop(gone))
-        for gone in [model for model in self._told if model not in models]:
-            del self._told[gone]
-            self._busy.discard(gone)
+        for gone in [model for model in self._pending if model not in models]:
+            self._pending_count -= len(self._pending.pop(gone))
+        for gone in [model for model in self._last_batches if model not in models]:
+            del self._last_batches[gone]
+            self._busy_models.discard(gone)
 
-    def farewell(self) -> list[tuple[str, Batch]]:
+    def farewell_batches(self) -> list[tuple[str, PeerBatch]]:
         """For every model that others have heard of from here: that there is no more."""
-        return [(model, Batch(told.number + 1, 0.0, self._secret, leaves=True)) for model, told in self._told.items()]
+        return [
+            (model, PeerBatch(told.number + 1, 0.0, self._secret_fingerprint, leaves=True))
+            for model, told in self._last_batches.items()
+        ]

@@ -25,17 +25,17 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Final
 
-from fairlead_kvstore.exchange.records import Load, Sent
+from fairlead_kvstore.exchange.records import PeerLoad, SentPrompt
 
-REMEMBERED: Final = 64.0
+MAX_REMEMBERED_ENDS: Final = 64.0
 """Ends at one instance; at so many what was seen counts half, so that the estimate follows what requests are like now."""
-_NOTHING: Final = (0, 0, 0.0, 0.0)
-_NONE: Final[Mapping[str, Load]] = MappingProxyType({})
+_NO_LOAD: Final = (0, 0, 0.0, 0.0)
+_NO_LOADS: Final[Mapping[str, PeerLoad]] = MappingProxyType({})
 STEADY_SECONDS: Final = 1.0
 """What was there at every telling of so long does not fade."""
 
 
-class _Stay:
+class _MeanStay:
     """``seconds`` that requests were seen to stay, and how many ``ended``."""
 
     __slots__ = ("ended", "seconds")
@@ -44,100 +44,102 @@ class _Stay:
         self.seconds = 0.0
         self.ended = 0.0
 
-    def seen(self, seconds: float, ended: int) -> None:
+    def add(self, seconds: float, ended: int) -> None:
         self.seconds += seconds
         self.ended += max(0, ended)
-        if self.ended > REMEMBERED:
+        if self.ended > MAX_REMEMBERED_ENDS:
             self.seconds /= 2
             self.ended /= 2
 
 
-class Steady:
+class SteadyLoad:
     """Of one gateway and model: what it had at each instance all the time."""
 
-    __slots__ = ("_told",)
+    __slots__ = ("_reports",)
 
     def __init__(self) -> None:
-        self._told: deque[tuple[float, Mapping[str, Load]]] = deque()
+        self._reports: deque[tuple[float, Mapping[str, PeerLoad]]] = deque()
 
-    def told(self, now: float, loads: Mapping[str, Load]) -> None:
+    def add_report(self, now: float, loads: Mapping[str, PeerLoad]) -> None:
         """It has ``loads`` from ``now`` on, and had what it told before until then."""
-        self._told.append((now, loads))
-        while len(self._told) > 1 and self._told[1][0] <= now - STEADY_SECONDS:
-            self._told.popleft()
+        self._reports.append((now, loads))
+        while len(self._reports) > 1 and self._reports[1][0] <= now - STEADY_SECONDS:
+            self._reports.popleft()
 
-    def loads(self, now: float) -> Mapping[str, Load]:
+    def loads(self, now: float) -> Mapping[str, PeerLoad]:
         """The least of each instance; nothing of one that was heard of for a shorter time."""
-        if not self._told or self._told[0][0] > now - STEADY_SECONDS:
-            return _NONE
-        found: dict[str, Load] = {}
-        for name, load in self._told[-1][1].items():
-            flying = min(told.get(name, _NOTHING)[0] for _, told in self._told)
-            waiting = min(flying, *(told.get(name, _NOTHING)[1] for _, told in self._told))
-            if flying and load[0]:
+        if not self._reports or self._reports[0][0] > now - STEADY_SECONDS:
+            return _NO_LOADS
+        found: dict[str, PeerLoad] = {}
+        for name, load in self._reports[-1][1].items():
+            inflight = min(told.get(name, _NO_LOAD)[0] for _, told in self._reports)
+            waiting = min(inflight, *(told.get(name, _NO_LOAD)[1] for _, told in self._reports))
+            if inflight and load[0]:
                 seconds = load[2] * waiting / load[1] if load[1] else 0.0
-                found[name] = (flying, waiting, seconds, load[3] * flying / load[0])
+                found[name] = (inflight, waiting, seconds, load[3] * inflight / load[0])
         return found
 
 
-class Pace:
+class ResidenceTimes:
     """Of one model, all other gateways together: how long requests stay at each instance, and how long until their first token."""
 
-    __slots__ = ("_seen",)
+    __slots__ = ("_stays",)
 
     def __init__(self) -> None:
-        self._seen: dict[str, tuple[_Stay, _Stay]] = {}
+        self._stays: dict[str, tuple[_MeanStay, _MeanStay]] = {}
 
-    def told(self, seconds: float, before: Mapping[str, Load], sent: Iterable[Sent], after: Mapping[str, Load]) -> None:
+    def observe(
+        self, seconds: float, before: Mapping[str, PeerLoad], sent: Iterable[SentPrompt], after: Mapping[str, PeerLoad]
+    ) -> None:
         """A gateway had ``before`` in flight for so many seconds, sent these prompts, and has ``after`` in flight now."""
-        begun = Counter([item[0] for item in sent])
-        for name in {*before, *begun, *after}:
-            seen = self._seen.get(name)
-            if seen is None:
-                seen = self._seen[name] = (_Stay(), _Stay())
-            then, now = before.get(name, _NOTHING), after.get(name, _NOTHING)
-            seen[0].seen(then[0] * seconds, then[0] + begun[name] - now[0])
-            seen[1].seen(then[1] * seconds, then[1] + begun[name] - now[1])
+        dispatched = Counter([item[0] for item in sent])
+        for name in {*before, *dispatched, *after}:
+            stays = self._stays.get(name)
+            if stays is None:
+                stays = self._stays[name] = (_MeanStay(), _MeanStay())
+            then, now = before.get(name, _NO_LOAD), after.get(name, _NO_LOAD)
+            stays[0].add(then[0] * seconds, then[0] + dispatched[name] - now[0])
+            stays[1].add(then[1] * seconds, then[1] + dispatched[name] - now[1])
 
-    def expected(
+    def expected_loads(
         self,
-        loads: Mapping[str, Load],
+        loads: Mapping[str, PeerLoad],
         groups: Iterable[Collection[str]],
         age: float,
-        steady: Mapping[str, Load] = _NONE,
-    ) -> Mapping[str, Load]:
+        steady: Mapping[str, PeerLoad] = _NO_LOADS,
+    ) -> Mapping[str, PeerLoad]:
         """What is to be expected of ``loads`` that were said ``age`` seconds ago, of which ``steady`` was there all the time. The
         instances of a group take one another's place; what is in none of them is left out, since nothing is sent there. Counts
         are whole, and at least 1 where anything is."""
-        found: dict[str, Load] = {}
-        known: dict[str, tuple[_Stay, _Stay]] = {}
+        found: dict[str, PeerLoad] = {}
+        known: dict[str, tuple[_MeanStay, _MeanStay]] = {}
         for group in groups:
-            moving = {name: _less(loads[name], steady.get(name, _NOTHING)) for name in group if name in loads}
-            here = [load for load in moving.values() if load[0]]
-            seen = {name: self._seen[name] for name in group if name in self._seen}
-            known.update(seen)
+            moving = {name: _subtract(loads[name], steady.get(name, _NO_LOAD)) for name in group if name in loads}
+            present = [load for load in moving.values() if load[0]]
+            stays_here = {name: self._stays[name] for name in group if name in self._stays}
+            known.update(stays_here)
             found.update({name: loads[name] for name in moving})
-            if not here:
+            if not present:
                 continue
-            stays = _left([stay for stay, _ in seen.values()], age)
-            waits = _left([stay for _, stay in seen.values()], age)
-            anywhere = _Sum(here, (1.0 - stays) / len(group), (1.0 - waits) / len(group))
-            for name in group if stays < 1.0 or waits < 1.0 else [name for name in group if name in loads]:
-                came = anywhere.and_of(moving.get(name, _NOTHING), stays, waits)
-                found[name] = _plus(steady.get(name, _NOTHING) if name in loads else _NOTHING, came)
-        self._seen = known
+            stay_share = _remaining_share([stay for stay, _ in stays_here.values()], age)
+            wait_share = _remaining_share([stay for _, stay in stays_here.values()], age)
+            spread = _SpreadLoad(present, (1.0 - stay_share) / len(group), (1.0 - wait_share) / len(group))
+            for name in group if stay_share < 1.0 or wait_share < 1.0 else [name for name in group if name in loads]:
+                expected = spread.plus(moving.get(name, _NO_LOAD), stay_share, wait_share)
+                found[name] = _add(steady.get(name, _NO_LOAD) if name in loads else _NO_LOAD, expected)
+        self._stays = known
         return found
 
 
-def _less(load: Load, steady: Load) -> Load:
+def _subtract(load: PeerLoad, steady: PeerLoad) -> PeerLoad:
     return load[0] - steady[0], load[1] - steady[1], load[2] - steady[2], load[3] - steady[3]
 
 
-def _plus(one: Load, other: Load) -> Load:
-    return one[0] + other[0], one[1] + other[1], one[2] + other[2], one[3] + other[3]
+def _add(first: PeerLoad, second: PeerLoad) -> PeerLoad:
+    return first[0] + second[0], first[1] + second[1], first[2] + second[2], first[3] + second[3]
 
 
-def _left(stays: Sequence[_Stay], age: float) -> float:
+def _remaining_share(stays: Sequence[_MeanStay], age: float) -> float:
     """The share of those seen ``age`` seconds ago that are still there."""
     ended = sum([stay.ended for stay in stays])
     seconds = math.fsum([stay.seconds for stay in stays])
@@ -146,19 +148,19 @@ def _left(stays: Sequence[_Stay], age: float) -> float:
     return math.exp(-age * ended / seconds) if seconds else 0.0
 
 
-class _Sum:
+class _SpreadLoad:
     """Such shares of all loads."""
 
-    __slots__ = ("flying", "seconds", "tokens", "waiting")
+    __slots__ = ("inflight", "seconds", "tokens", "waiting")
 
-    def __init__(self, loads: Collection[Load], gone: float, answered: float) -> None:
-        self.flying = gone * sum([load[0] for load in loads])
+    def __init__(self, loads: Collection[PeerLoad], gone: float, answered: float) -> None:
+        self.inflight = gone * sum([load[0] for load in loads])
         self.waiting = answered * sum([load[1] for load in loads])
         self.seconds = answered * math.fsum([load[2] for load in loads])
         self.tokens = gone * math.fsum([load[3] for load in loads])
 
-    def and_of(self, load: Load, stays: float, waits: float) -> Load:
+    def plus(self, load: PeerLoad, stay_share: float, wait_share: float) -> PeerLoad:
         """What is left of one, and what may have come there."""
-        flying = max(1, round(load[0] * stays + self.flying))
-        waiting = min(flying, round(load[1] * waits + self.waiting))
-        return flying, waiting, load[2] * waits + self.seconds, load[3] * stays + self.tokens
+        inflight = max(1, round(load[0] * stay_share + self.inflight))
+        waiting = min(inflight, round(load[1] * wait_share + self.waiting))
+        return inflight, waiting, load[2] * wait_share + self.seconds, load[3] * stay_share + self.tokens

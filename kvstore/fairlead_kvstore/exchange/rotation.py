@@ -11,44 +11,44 @@ from typing import Final
 BUSY_SECONDS: Final = 10.0
 
 
-class Rotation:
+class StreamRotation:
     """``most`` streams a round."""
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self, max_streams: int) -> None:
+        self._max_streams = max_streams
         self._order: deque[str] = deque()
-        self._busy: dict[str, float] = {}
+        self._busy_since: dict[str, float] = {}
 
-    def follow(self, models: Collection[str]) -> None:
+    def set_models(self, models: Collection[str]) -> None:
         """From now on these."""
         known = set(self._order)
         self._order = deque([one for one in self._order if one in models] + [one for one in models if one not in known])
-        for gone in [one for one in self._busy if one not in models]:
-            del self._busy[gone]
+        for gone in [one for one in self._busy_since if one not in models]:
+            del self._busy_since[gone]
 
-    def woke(self, model: str, now: float) -> None:
+    def on_activity(self, model: str, now: float) -> None:
         """Something was heard of it."""
-        self._busy[model] = now
+        self._busy_since[model] = now
 
-    def round(self, now: float) -> list[str]:
+    def next_round(self, now: float) -> list[str]:
         """The models to look at."""
-        order, most = self._order, self._most
+        order, most = self._order, self._max_streams
         if len(order) <= most:
             return list(order)
-        for gone in [one for one, at in self._busy.items() if now - at > BUSY_SECONDS]:
-            del self._busy[gone]
+        for gone in [one for one, at in self._busy_since.items() if now - at > BUSY_SECONDS]:
+            del self._busy_since[gone]
         found: list[str] = []
-        for model in list(self._busy)[: most - most // 4]:
-            self._busy[model] = self._busy.pop(model)  # behind the others, so that all get their turn
+        for model in list(self._busy_since)[: most - most // 4]:
+            self._busy_since[model] = self._busy_since.pop(model)  # behind the others, so that all get their turn
             found.append(model)
         for _ in range(len(order)):
             if len(found) >= most:
                 break
-            if order[0] not in self._busy:
+            if order[0] not in self._busy_since:
                 found.append(order[0])
             order.rotate(-1)
         return found
 
-    def rounds(self) -> int:
+    def rounds_per_cycle(self) -> int:
         """Within so many rounds every model is looked at."""
-        return -(-len(self._order) // max(1, self._most // 4)) if len(self._order) > self._most else 1
+        return -(-len(self._order) // max(1, self._max_streams // 4)) if len(self._order) > self._max_streams else 1

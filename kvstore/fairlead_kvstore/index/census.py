@@ -9,10 +9,10 @@ from typing import Protocol
 
 import msgspec
 
-from fairlead_kvstore.truth.tiers import Tier
+from fairlead_kvstore.truth.tiers import StorageTier
 
 
-class Census(msgspec.Struct):
+class BlockCounts(msgspec.Struct):
     """Different blocks of one instance: by tier, in any tier, and ``unique`` ones that no other instance holds in any tier."""
 
     gpu: int = 0
@@ -22,27 +22,27 @@ class Census(msgspec.Struct):
     unique: int = 0
 
 
-class Counted(Protocol):
+class HolderSource(Protocol):
     """What is asked of ``index.mirror.IndexMirror``."""
 
     def instances(self) -> tuple[str, ...]:
         """All that something was told of."""
         ...
 
-    def sets(self) -> Iterator[tuple[Mapping[str, tuple[Tier, ...]], int]]:
+    def holder_sets(self) -> Iterator[tuple[Mapping[str, tuple[StorageTier, ...]], int]]:
         """Every different set of holders, with how many blocks are held by just these."""
         ...
 
 
-def census(mirror: Counted) -> dict[str, Census]:
+def count_blocks(source: HolderSource) -> dict[str, BlockCounts]:
     """Of every instance that the mirror was told of; one look at each block, some 50 ns."""
-    found = {name: Census() for name in mirror.instances()}
-    for holders, blocks in mirror.sets():
+    found = {name: BlockCounts() for name in source.instances()}
+    for holders, blocks in source.holder_sets():
         for name, tiers in holders.items():
             one = found[name]
             one.blocks += blocks
-            one.gpu += blocks * (Tier.GPU in tiers)
-            one.cpu += blocks * (Tier.CPU in tiers)
-            one.disk += blocks * (Tier.DISK in tiers)
+            one.gpu += blocks * (StorageTier.GPU in tiers)
+            one.cpu += blocks * (StorageTier.CPU in tiers)
+            one.disk += blocks * (StorageTier.DISK in tiers)
             one.unique += blocks * (len(holders) == 1)
     return found

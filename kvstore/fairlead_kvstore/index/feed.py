@@ -17,30 +17,39 @@ from redis.exceptions import ResponseError
 
 from fairlead.clock import Clock
 from fairlead.limits import Limits
-from fairlead.tasks import ended
-from fairlead.units import duration
+from fairlead.tasks import cancel_and_wait
+from fairlead.units import format_duration
 from fairlead_kvstore import keys
 from fairlead_kvstore.errors import UnreadableError
-from fairlead_kvstore.index.layout import AT, META, parse_at
-from fairlead_kvstore.index.load import ENTRIES_AT_ONCE, NotLoaded, awaiting, changes_of, entries, load, reading, ready
-from fairlead_kvstore.index.mirror import IndexMirror
+from fairlead_kvstore.index.layout import META_FIELD, POSITION_FIELD, decode_position
+from fairlead_kvstore.index.load import (
+    ENTRIES_PER_READ,
+    LoadFailure,
+    decode_changes,
+    load_index,
+    parse_entries,
+    read_command,
+    unreadable_reason,
+    wait_command,
+)
+from fairlead_kvstore.index.mirror import IndexReplica
 from fairlead_kvstore.redis import RedisLink
 from fairlead_kvstore.servers import Command
-from fairlead_kvstore.truth.changes import Change, Expired
+from fairlead_kvstore.truth.changes import Change, HintsExpired
 
 _LIMITS: Final = Limits()
-_SWEEP: Final = 10_000
-_LIVELY_SECONDS: Final = 0.2
+_SWEPT_BLOCKS: Final = 10_000
+_ACTIVE_SECONDS: Final = 0.2
 """So long after changes have come others are expected soon."""
-_UNREADABLE_AGAIN: Final = 60
+_UNREADABLE_RETRY_PAUSES: Final = 60
 """A mirror that lacks an instance which could not be read is loaded anew after so many pauses between attempts."""
 
 
-class _Model(msgspec.Struct):
+class _ModelReplica(msgspec.Struct):
     key: str
     stale_since: float
     why: str = "not asked yet"
-    mirror: IndexMirror | None = None
+    mirror: IndexReplica | None = None
     epoch: int = 0
     sequence: int = 0
     ahead: int = 0  # the sequence that was there at the last look; less than it, without entries, is a gap
@@ -53,7 +62,7 @@ class _Model(msgspec.Struct):
     led: bool | None = None  # whether there was a lease at the last look
 
 
-class Feed:
+class IndexSubscriber:
     """Mirrors by model. ``on_changes`` is told after a mirror has them; ``on_reload`` when there is a new mirror.
 
     The link is started and stopped by whoever made it. Both functions are called on the loop, and must not wait.
@@ -66,31 +75,31 @@ class Feed:
         *,
         limits: Limits = _LIMITS,
         on_changes: Callable[[str, Sequence[Change]], None] | None = None,
-        on_reload: Callable[[str, IndexMirror], None] | None = None,
+        on_reload: Callable[[str, IndexReplica], None] | None = None,
     ) -> None:
         self._link = link
         self._clock = clock
         self._limits = limits
         self._on_changes = on_changes
         self._on_reload = on_reload
-        self._models: dict[str, _Model] = {}
+        self._models: dict[str, _ModelReplica] = {}
         self._status_at = 0.0
-        self._busy = False
-        self._came_at = clock.now() - _LIVELY_SECONDS
+        self._has_more = False
+        self._last_change_at = clock.now() - _ACTIVE_SECONDS
         self._task: asyncio.Task[None] | None = None
 
-    def follow(self, model_keys: Iterable[str]) -> None:
+    def set_models(self, model_keys: Iterable[str]) -> None:
         """The models to keep mirrors of; others are forgotten. Raises BadInput for a bad name."""
         wanted = list(model_keys)
         for key in wanted:
             keys.index_keys(key)
             if key not in self._models:
-                self._models[key] = _Model(key, self._clock.now())
+                self._models[key] = _ModelReplica(key, self._clock.now())
                 self._status_at = 0.0
         for key in self._models.keys() - set(wanted):
             del self._models[key]
 
-    def mirror(self, model_key: str) -> IndexMirror | None:
+    def replica(self, model_key: str) -> IndexReplica | None:
         """What is known of a model; None before the first load."""
         model = self._models.get(model_key)
         return None if model is None else model.mirror
@@ -102,13 +111,13 @@ class Feed:
             return self._clock.now()
         return model.stale_since if model.stale else None
 
-    def unled(self) -> list[str]:
+    def models_without_leader(self) -> list[str]:
         """The models that no indexer leads, as far as a Redis that is there tells."""
         if not self._link.state.connected:
             return []
         return [model.key for model in self._models.values() if model.led is False]
 
-    def words(self, model_key: str) -> str:
+    def describe(self, model_key: str) -> str:
         """For people: how good the mirror is, and why it is not better."""
         model = self._models.get(model_key)
         if model is None:
@@ -116,12 +125,12 @@ class Feed:
         size = "no mirror" if model.mirror is None else f"{len(model.mirror):,} blocks"
         words = f"{size}, as of {model.epoch}-{model.sequence}"
         if model.stale:
-            words += f"; stale for {duration(max(0.0, self._clock.now() - model.stale_since))}: {model.why}"
+            words += f"; stale for {format_duration(max(0.0, self._clock.now() - model.stale_since))}: {model.why}"
         if model.unreadable:
             words += f"; not readable: {', '.join(sorted(model.unreadable)[:4])}"
         return words
 
-    def loads(self, model_key: str) -> int:
+    def load_count(self, model_key: str) -> int:
         """How often the mirror was loaded as a whole."""
         model = self._models.get(model_key)
         return 0 if model is None else model.loads
@@ -134,7 +143,7 @@ class Feed:
     async def stop(self) -> None:
         """Leave; the mirrors stay as they are."""
         task, self._task = self._task, None
-        await ended(task)
+        await cancel_and_wait(task)
 
     async def step(self) -> None:
         """Ask once, and do what the answers ask for."""
@@ -146,20 +155,20 @@ class Feed:
         commands: list[Command] = []
         for model in models:
             own, idx, _ = keys.index_keys(model.key)
-            commands.append(reading(model.key, model.epoch, model.sequence))
+            commands.append(read_command(model.key, model.epoch, model.sequence))
             if asked:
-                commands += [("GET", own), ("HMGET", idx, AT, META)]
+                commands += [("GET", own), ("HMGET", idx, POSITION_FIELD, META_FIELD)]
         replies = await self._link.run(commands) if commands else []
-        self._busy = False
+        self._has_more = False
         each = 3 if asked else 1
         for number, model in enumerate(models):
             if replies is None:
-                self._stale(model, "Redis is away")
+                self._mark_stale(model, "Redis is away")
                 continue
             some = replies[number * each : (number + 1) * each]
             behind = model.ahead > model.sequence
-            follows = self._follow(model, some[0], behind)
-            wanted = self._status(model, some[1], some[2], now) if asked else None
+            follows = self._take_entries(model, some[0], behind)
+            wanted = self._check_status(model, some[1], some[2], now) if asked else None
             if not follows or wanted:
                 await self._load(model, now)
 
@@ -167,47 +176,47 @@ class Feed:
         while True:
             if not self._link.state.connected:
                 for model in self._models.values():
-                    self._stale(model, "Redis is away")
+                    self._mark_stale(model, "Redis is away")
                 await self._link.wait_connected()
                 self._status_at = 0.0
             await self.step()
-            while not self._busy and await self._news():
+            while not self._has_more and await self._wait_for_changes():
                 pass
 
-    async def _news(self) -> bool:
+    async def _wait_for_changes(self) -> bool:
         """Wait until a stream goes on, and take what came; False when everything is to be looked at by itself."""
         waiting = [model for model in self._models.values() if model.mirror is not None]
         left = self._status_at - self._clock.now()
-        if not waiting or self._link.spread:
-            await asyncio.sleep(self._pause())
+        if not waiting or self._link.is_cluster:
+            await asyncio.sleep(self._poll_pause())
             return False
         if left <= 0.0:
             return False
         places = {model.key: (model.epoch, model.sequence) for model in waiting}
-        replies = await self._link.run([awaiting(places, min(left, self._limits.index_wait_seconds))])
+        replies = await self._link.run([wait_command(places, min(left, self._limits.index_wait_seconds))])
         if replies is None:
             return False
         follows = not isinstance(replies[0], ResponseError)  # where one of them is no stream, none is told
         came = {bytes(name): some for name, some in replies[0]} if follows and replies[0] else {}
         for model in waiting:
             some = came.get(keys.index_keys(model.key)[2].encode())
-            if some is not None and not self._follow(model, [(b"", some)], behind=False):
+            if some is not None and not self._take_entries(model, [(b"", some)], behind=False):
                 follows = False
                 await self._load(model, self._clock.now())
         if not follows:
             await asyncio.sleep(self._limits.index_poll_seconds)
         return follows and bool(came)
 
-    def _pause(self) -> float:
+    def _poll_pause(self) -> float:
         """Until the next look: short after changes have come, less so with many models, each of which is a command."""
         limits, many = self._limits, max(1.0, len(self._models) / 4)
-        if self._clock.now() - self._came_at > _LIVELY_SECONDS:
+        if self._clock.now() - self._last_change_at > _ACTIVE_SECONDS:
             return limits.index_poll_seconds
         return min(limits.index_poll_seconds, limits.index_poll_busy_seconds * many)
 
     # --- inside ---------------------------------------------------------------------------------------------------------
 
-    def _follow(self, model: _Model, reply: Any, behind: bool) -> bool:
+    def _take_entries(self, model: _ModelReplica, reply: Any, behind: bool) -> bool:
         """Take the entries that came; whether they follow."""
         mirror = model.mirror
         if mirror is None:
@@ -217,83 +226,83 @@ class Feed:
         try:
             if isinstance(reply, ResponseError):
                 raise UnreadableError("the stream of changes is not what it should be", reason="shape")
-            some = entries(reply)
+            some = parse_entries(reply)
             for epoch, sequence, data in some:
                 if (epoch, sequence) != (model.epoch, model.sequence + 1):
                     why = "another indexer leads" if epoch != model.epoch else "entries are missing"
                     break
-                changes = changes_of(data, model.key, self._ahead(), self._limits)
+                changes = decode_changes(data, model.key, self._wall_offset(), self._limits)
                 mirror.apply(changes)
                 told += changes
                 model.sequence = sequence
             if behind and not some:
                 why = "entries are missing"
-            self._busy |= len(some) >= ENTRIES_AT_ONCE
-            self._came_at = self._clock.now() if some else self._came_at
+            self._has_more |= len(some) >= ENTRIES_PER_READ
+            self._last_change_at = self._clock.now() if some else self._last_change_at
             if not some:
-                mirror.sweep(_SWEEP)
+                mirror.sweep(_SWEPT_BLOCKS)
         except UnreadableError as error:
             why = f"entry {model.epoch}-{model.sequence + 1} cannot be read: {error.message}"
         if told and self._on_changes is not None:
             self._on_changes(model.key, told)
         if why:
-            self._stale(model, why)
+            self._mark_stale(model, why)
         return not why
 
-    def _status(self, model: _Model, own: Any, found: Any, now: float) -> bool:
+    def _check_status(self, model: _ModelReplica, own: Any, found: Any, now: float) -> bool:
         """Note how good the mirror is; whether it is to be loaded."""
         if model.mirror is not None and (over := model.mirror.expire(now)) and self._on_changes is not None:
-            self._on_changes(model.key, [Expired(model.key, over)])
+            self._on_changes(model.key, [HintsExpired(model.key, over)])
         if isinstance(found, ResponseError) or isinstance(own, ResponseError):
-            self._stale(model, "what Redis holds is not an index")
+            self._mark_stale(model, "what Redis holds is not an index")
             return False
         model.led = isinstance(own, bytes)
-        at = parse_at(found[0])
-        why = ready(at, found[1])
+        at = decode_position(found[0])
+        why = unreadable_reason(at, found[1])
         if at is None or why is not None:
-            self._stale(model, why or "Redis holds no index")
+            self._mark_stale(model, why or "Redis holds no index")
             return False
         model.ahead = at[1] if at[0] == model.epoch else 0
         if model.mirror is None or at[0] != model.epoch:
             return True
         if at[1] < model.sequence:
-            self._stale(model, "Redis has lost some of what it told")
+            self._mark_stale(model, "Redis has lost some of what it told")
             return False
         if not isinstance(own, bytes):
-            self._stale(model, "nobody writes the index")
+            self._mark_stale(model, "nobody writes the index")
             return False
         if not own.startswith(b"%d:" % model.epoch):
-            self._stale(model, "another indexer begins")
+            self._mark_stale(model, "another indexer begins")
             return False
         if model.unreadable and now >= model.again_at:
             return True
         model.stale, model.why, model.current_at = False, "", now
         return False
 
-    async def _load(self, model: _Model, now: float) -> None:
+    async def _load(self, model: _ModelReplica, now: float) -> None:
         """Load it anew, unless it was tried just now."""
         if now < model.load_at:
             return
         pause = self._limits.index_reload_seconds
         model.load_at = now + pause
-        found = await load(self._link, model.key, self._ahead(), now, self._limits)
-        if isinstance(found, NotLoaded):
-            self._stale(model, found.why)
+        found = await load_index(self._link, model.key, self._wall_offset(), now, self._limits)
+        if isinstance(found, LoadFailure):
+            self._mark_stale(model, found.why)
             return
         model.mirror, model.epoch, model.sequence = found.mirror, found.epoch, found.sequence
         model.unreadable = found.unreadable
         model.ahead = 0
         model.loads += 1
-        model.again_at = now + pause * _UNREADABLE_AGAIN
+        model.again_at = now + pause * _UNREADABLE_RETRY_PAUSES
         self._status_at = 0.0
         if self._on_reload is not None:
             self._on_reload(model.key, found.mirror)
 
-    def _stale(self, model: _Model, why: str) -> None:
+    def _mark_stale(self, model: _ModelReplica, why: str) -> None:
         if not model.stale:
             model.stale = True
             model.stale_since = model.current_at if model.current_at is not None else self._clock.now()
         model.why = why
 
-    def _ahead(self) -> float:
+    def _wall_offset(self) -> float:
         return self._clock.wall() - self._clock.now()

@@ -21,7 +21,7 @@ import msgspec
 from fairlead_kvstore.record import SCHEMA, decode, encode
 
 
-class Hot(NamedTuple):
+class HotPrefix(NamedTuple):
     """A prefix that many prompts begin with: the hash of its text, the share of all prompts, their number a second, its tokens, and
     how many instances hold it."""
 
@@ -32,7 +32,7 @@ class Hot(NamedTuple):
     holders: int
 
 
-class Hint(msgspec.Struct, frozen=True):
+class ReplicationHint(msgspec.Struct, frozen=True):
     """``wanted`` instances should hold the prefix, ``holders`` do. ``worth``: tokens a second that may be computed for lack of it."""
 
     prefix: str
@@ -45,14 +45,14 @@ class Hint(msgspec.Struct, frozen=True):
     reason: str
 
 
-class Hints(msgspec.Struct, frozen=True):
+class ReplicationHints(msgspec.Struct, frozen=True):
     """As gateways tell of one model; ``wall`` is Unix seconds."""
 
     wall: float
-    hints: Annotated[list[Hint], msgspec.Meta(max_length=1_024)]
+    hints: Annotated[list[ReplicationHint], msgspec.Meta(max_length=1_024)]
 
 
-def hints(hot: Iterable[Hot], ready: int, unknown: int, most: int) -> list[Hint]:
+def replication_hints(hot: Iterable[HotPrefix], ready: int, incomplete: int, max_hints: int) -> list[ReplicationHint]:
     """Of these prefixes, those that want another home among ``ready`` instances, what is worth most first; at most so many.
     ``unknown``: so many of the instances are not known completely, and may hold more than was told."""
     found = []
@@ -62,9 +62,9 @@ def hints(hot: Iterable[Hot], ready: int, unknown: int, most: int) -> list[Hint]
             worth = one.per_second * one.tokens * (1.0 - one.holders / wanted)
             words = f"{one.share:.0%} of the prompts begin with it, the share of {wanted} of {ready} instances"
             words += f"; {one.holders} hold it" if one.holders else "; nobody holds it"
-            words += f", {unknown} are not known completely" if unknown else ""
+            words += f", {incomplete} are not known completely" if incomplete else ""
             found.append(
-                Hint(
+                ReplicationHint(
                     f"{one.digest:016x}",
                     one.share,
                     one.per_second,
@@ -76,14 +76,14 @@ def hints(hot: Iterable[Hot], ready: int, unknown: int, most: int) -> list[Hint]
                 )
             )
     found.sort(key=lambda hint: (-hint.worth, hint.prefix))
-    return found[:most]
+    return found[:max_hints]
 
 
-def packed(found: list[Hint], wall: float) -> bytes:
+def encode_replication_hints(found: list[ReplicationHint], wall: float) -> bytes:
     """As they lie in Redis."""
-    return encode(Hints(wall, found))
+    return encode(ReplicationHints(wall, found))
 
 
-def unpacked(data: bytes | None) -> Hints | None:
+def decode_replication_hints(data: bytes | None) -> ReplicationHints | None:
     """None where there are none, or nothing that can be read."""
-    return None if data is None or data[:1] != SCHEMA else decode(data, Hints)
+    return None if data is None or data[:1] != SCHEMA else decode(data, ReplicationHints)

@@ -27,27 +27,27 @@ import msgspec
 import xxhash
 
 from fairlead_kvstore.errors import UnreadableError
-from fairlead_kvstore.events.outcomes import Position
-from fairlead_kvstore.index.notes import Notes
+from fairlead_kvstore.events.outcomes import StreamPosition
+from fairlead_kvstore.index.notes import InstanceStatuses
 from fairlead_kvstore.truth import changes
 from fairlead_kvstore.truth.changes import Change
-from fairlead_kvstore.truth.kept import KeptSlice
-from fairlead_kvstore.truth.tiers import EXACT
+from fairlead_kvstore.truth.kept import InstanceSnapshot
+from fairlead_kvstore.truth.tiers import INSTANCE_TIERS
 
 SCHEMA: Final = b"\x01"
-AT: Final = b"at"
-META: Final = b"meta"
-HINTS: Final = b"s"
-DATA: Final = b"d"
+POSITION_FIELD: Final = b"at"
+META_FIELD: Final = b"meta"
+HINTS_FIELD: Final = b"s"
+ENTRY_FIELD: Final = b"d"
 _INSTANCE: Final = b"i:"
 _PART: Final = b"c:"
-_HINT_ROW: Final = 16
-_DIGEST: Final = 8
-HINT_ROWS: Final = 4_096
+_HINT_BYTES: Final = 16
+_DIGEST_BYTES: Final = 8
+HINTS_PER_PART: Final = 4_096
 T = TypeVar("T")
 
 
-class Meta(msgspec.Struct, frozen=True):
+class IndexMeta(msgspec.Struct, frozen=True):
     """``ready``: every instance was written down in this epoch."""
 
     epoch: int
@@ -56,14 +56,14 @@ class Meta(msgspec.Struct, frozen=True):
     ready: bool
 
 
-class Header(msgspec.Struct):
+class InstanceHeader(msgspec.Struct):
     """One instance. ``parts``: name of the part → its field. What ``sequence`` or an earlier entry says is in them already."""
 
     epoch: int
     sequence: int
-    slice: KeptSlice
+    slice: InstanceSnapshot
     parts: dict[str, bytes]
-    position: Position | None = None
+    position: StreamPosition | None = None
 
 
 class HintsHeader(msgspec.Struct):
@@ -113,7 +113,7 @@ class _Expired(msgspec.Struct, tag="x", array_like=True, gc=False):
     hashes: list[int]
 
 
-_Wired = _Stored | _Removed | _Cleared | _Gone | _Marked | _Hinted | _Expired
+_WireChange = _Stored | _Removed | _Cleared | _Gone | _Marked | _Hinted | _Expired
 
 
 class _Entry(msgspec.Struct, array_like=True, gc=False):
@@ -121,130 +121,130 @@ class _Entry(msgspec.Struct, array_like=True, gc=False):
 
     wall: float
     instances: list[str]
-    changes: list[_Wired]
+    changes: list[_WireChange]
 
 
 _ENCODER: Final = msgspec.msgpack.Encoder()
 _ENTRY: Final = msgspec.msgpack.Decoder(_Entry)
 
 
-def encode(value: Meta | Header | HintsHeader | Notes) -> bytes:
+def encode_value(value: IndexMeta | InstanceHeader | HintsHeader | InstanceStatuses) -> bytes:
     """The bytes of one value."""
     return SCHEMA + _ENCODER.encode(value)
 
 
-def decode(data: bytes, kind: type[T]) -> T:
+def decode_value(data: bytes, kind: type[T]) -> T:
     """The value. Raises UnreadableError."""
-    _schema(data)
+    _check_schema(data)
     try:
         return msgspec.msgpack.decode(memoryview(data)[1:], type=kind)
     except (msgspec.MsgspecError, ValueError, RecursionError):
         raise UnreadableError(f"these bytes are no {kind.__name__}", reason="shape") from None
 
 
-def encode_entry(told: Sequence[Change], wall: float, ahead: float) -> bytes:
+def encode_entry(told: Sequence[Change], wall: float, wall_offset: float) -> bytes:
     """One entry of the stream, written at ``wall``; ``ahead``: Unix time less monotonic time of this process."""
     places: dict[str, int] = {}
-    wired: list[_Wired] = []
+    wired: list[_WireChange] = []
     for one in told:
-        if isinstance(one, changes.Hinted):
-            wired.append(_Hinted(one.hashes, one.until + ahead))
+        if isinstance(one, changes.HintsAdded):
+            wired.append(_Hinted(one.hashes, one.until + wall_offset))
             continue
-        if isinstance(one, changes.Expired):
+        if isinstance(one, changes.HintsExpired):
             wired.append(_Expired(one.hashes))
             continue
         place = places.setdefault(one.instance, len(places))
-        if isinstance(one, changes.Stored):
+        if isinstance(one, changes.BlocksStored):
             wired.append(_Stored(place, one.tier, one.parent, one.hashes))
-        elif isinstance(one, changes.Removed):
+        elif isinstance(one, changes.BlocksRemoved):
             wired.append(_Removed(place, one.tier, one.hashes))
-        elif isinstance(one, changes.Marked):
-            wired.append(_Marked(place, one.complete, one.reason, one.since + ahead))
-        elif isinstance(one, changes.Cleared):
+        elif isinstance(one, changes.CompletenessChanged):
+            wired.append(_Marked(place, one.complete, one.reason, one.since + wall_offset))
+        elif isinstance(one, changes.InstanceCleared):
             wired.append(_Cleared(place, one.epoch, one.reason))
         else:
             wired.append(_Gone(place))
     return SCHEMA + _ENCODER.encode(_Entry(wall, list(places), wired))
 
 
-def decode_entry(data: bytes, model_key: str, ahead: float) -> list[Change]:
+def decode_entry(data: bytes, model_key: str, wall_offset: float) -> list[Change]:
     """The changes of one entry, in this process's time. Raises UnreadableError."""
-    return changes_at(data, model_key, ahead)[1]
+    return decode_entry_with_time(data, model_key, wall_offset)[1]
 
 
-def changes_at(data: bytes, model_key: str, ahead: float) -> tuple[float, list[Change]]:
+def decode_entry_with_time(data: bytes, model_key: str, wall_offset: float) -> tuple[float, list[Change]]:
     """The same, and when the entry was written, Unix seconds. Raises UnreadableError."""
-    _schema(data)
+    _check_schema(data)
     try:
         entry = _ENTRY.decode(memoryview(data)[1:])
-        return entry.wall, [_change(one, entry.instances, model_key, ahead) for one in entry.changes]
+        return entry.wall, [_decode_change(one, entry.instances, model_key, wall_offset) for one in entry.changes]
     except (msgspec.MsgspecError, ValueError, RecursionError, IndexError):
         raise UnreadableError("these bytes are no entry of changes", reason="shape") from None
 
 
-def _change(one: _Wired, names: list[str], model_key: str, ahead: float) -> Change:
+def _decode_change(one: _WireChange, names: list[str], model_key: str, ahead: float) -> Change:
     if isinstance(one, _Hinted):
-        return changes.Hinted(model_key, one.hashes, one.until - ahead)
+        return changes.HintsAdded(model_key, one.hashes, one.until - ahead)
     if isinstance(one, _Expired):
-        return changes.Expired(model_key, one.hashes)
+        return changes.HintsExpired(model_key, one.hashes)
     if one.instance < 0:
         raise IndexError
     name = names[one.instance]
     if isinstance(one, _Stored):
-        return changes.Stored(name, EXACT[_tier(one.tier)], one.parent, one.hashes)
+        return changes.BlocksStored(name, INSTANCE_TIERS[_checked_tier(one.tier)], one.parent, one.hashes)
     if isinstance(one, _Removed):
-        return changes.Removed(name, EXACT[_tier(one.tier)], one.hashes)
+        return changes.BlocksRemoved(name, INSTANCE_TIERS[_checked_tier(one.tier)], one.hashes)
     if isinstance(one, _Marked):
-        return changes.Marked(name, one.complete, one.reason, one.since - ahead)
+        return changes.CompletenessChanged(name, one.complete, one.reason, one.since - ahead)
     if isinstance(one, _Cleared):
-        return changes.Cleared(name, one.epoch, one.reason)
-    return changes.Gone(name)
+        return changes.InstanceCleared(name, one.epoch, one.reason)
+    return changes.InstanceDetached(name)
 
 
-def _tier(value: int) -> int:
+def _checked_tier(value: int) -> int:
     if value < 0:
         raise IndexError
     return value
 
 
-def encode_hints(hints: Iterable[tuple[int, float]], ahead: float) -> dict[str, bytes]:
+def encode_hints(hints: Iterable[tuple[int, float]], wall_offset: float) -> dict[str, bytes]:
     """Parts of hints by name. A part holds what runs out within one minute, so that it stays as it is while time goes on."""
     minutes: dict[int, list[tuple[int, float]]] = {}
     for own, until in hints:
-        minutes.setdefault(int((until + ahead) // 60.0), []).append((own, until + ahead))
+        minutes.setdefault(int((until + wall_offset) // 60.0), []).append((own, until + wall_offset))
     found = {}
     for minute, rows in minutes.items():
-        for number, start in enumerate(range(0, len(rows), HINT_ROWS)):
-            some = rows[start : start + HINT_ROWS]
+        for number, start in enumerate(range(0, len(rows), HINTS_PER_PART)):
+            some = rows[start : start + HINTS_PER_PART]
             owns, times = array("Q", [own for own, _ in some]), array("d", [until for _, until in some])
-            found[f"{minute}.{number}"] = _little(owns) + _little(times)
+            found[f"{minute}.{number}"] = _little_endian(owns) + _little_endian(times)
     return found
 
 
-def decode_hints(data: bytes, ahead: float) -> list[tuple[int, float]]:
+def decode_hints(data: bytes, wall_offset: float) -> list[tuple[int, float]]:
     """The hints of one part, in this process's time. Raises UnreadableError."""
-    count, rest = divmod(len(data), _HINT_ROW)
-    if rest or count > HINT_ROWS:
+    count, rest = divmod(len(data), _HINT_BYTES)
+    if rest or count > HINTS_PER_PART:
         raise UnreadableError(f"{len(data)} bytes are no part of hints", reason="shape")
     owns, times = array("Q"), array("d")
     owns.frombytes(data[: 8 * count])
     times.frombytes(data[8 * count :])
-    if _little(array("Q", [1])) != array("Q", [1]).tobytes():
+    if _little_endian(array("Q", [1])) != array("Q", [1]).tobytes():
         owns.byteswap()
         times.byteswap()
-    return [(own, until - ahead) for own, until in zip(owns, times, strict=True)]
+    return [(own, until - wall_offset) for own, until in zip(owns, times, strict=True)]
 
 
 def encode_part(data: bytes, digest: int) -> bytes:
     """A part as it is written: schema, XXH3 of the columns, columns."""
-    return SCHEMA + digest.to_bytes(_DIGEST, "little") + data
+    return SCHEMA + digest.to_bytes(_DIGEST_BYTES, "little") + data
 
 
 def decode_part(data: bytes) -> bytes:
     """The columns. Raises UnreadableError."""
-    _schema(data)
-    found = data[1 + _DIGEST :]
-    if xxhash.xxh3_64_intdigest(found) != int.from_bytes(data[1 : 1 + _DIGEST], "little"):
+    _check_schema(data)
+    found = data[1 + _DIGEST_BYTES :]
+    if xxhash.xxh3_64_intdigest(found) != int.from_bytes(data[1 : 1 + _DIGEST_BYTES], "little"):
         raise UnreadableError("a part is not what was written", reason="shape")
     return found
 
@@ -269,12 +269,12 @@ def is_part(field: bytes) -> bool:
     return field.startswith(_PART)
 
 
-def at_text(epoch: int, sequence: int) -> bytes:
+def encode_position(epoch: int, sequence: int) -> bytes:
     """The value of ``at``."""
     return b"%d:%d" % (epoch, sequence)
 
 
-def parse_at(data: Any) -> tuple[int, int] | None:
+def decode_position(data: Any) -> tuple[int, int] | None:
     """Epoch and sequence; None when there is none, or it is damaged."""
     if not isinstance(data, bytes):
         return None
@@ -284,13 +284,13 @@ def parse_at(data: Any) -> tuple[int, int] | None:
     return int(epoch), int(sequence)
 
 
-def _schema(data: bytes) -> None:
+def _check_schema(data: bytes) -> None:
     if data[:1] != SCHEMA:
         said = data[0] if data else "none"
         raise UnreadableError(f"it has the schema {said}, which this release does not read", reason="schema")
 
 
-def _little(column: "array[Any]") -> bytes:
+def _little_endian(column: "array[Any]") -> bytes:
     swapped = array(column.typecode, column)
     if array("H", [1]).tobytes() != b"\x01\x00":
         swapped.byteswap()

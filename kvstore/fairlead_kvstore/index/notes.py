@@ -11,10 +11,10 @@ from typing import Final
 import msgspec
 import xxhash
 
-NOTES: Final = b"n"
+STATUSES_FIELD: Final = b"n"
 
 
-class Note(msgspec.Struct, frozen=True):
+class InstanceStatus(msgspec.Struct, frozen=True):
     """One instance. ``events`` and ``replay`` are its ZMQ addresses, ``following`` the number of the batch that comes next,
     ``lag_seconds`` how old the last batch was when it was read, by the engine's clock and ours.
     """
@@ -33,16 +33,16 @@ class Note(msgspec.Struct, frozen=True):
     evicted_age_seconds: float | None = None
 
 
-class Notes(msgspec.Struct, frozen=True):
+class InstanceStatuses(msgspec.Struct, frozen=True):
     """All instances of a model as of ``wall``, Unix seconds. ``mark``: see ``secret_mark``."""
 
     epoch: int
     wall: float
     mark: int
-    instances: Mapping[str, Note]
+    instances: Mapping[str, InstanceStatus]
 
 
-def secret_mark(secret: bytes) -> int:
+def secret_fingerprint(secret: bytes) -> int:
     """Something that is the same for the same secret of an installation, and tells no more of it than a block's hash does.
 
     Hashes under another secret match nothing, silently: who looks for blocks compares this first.

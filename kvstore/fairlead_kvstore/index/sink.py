@@ -9,13 +9,13 @@ from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
 from fairlead.limits import Limits
-from fairlead_kvstore.index.mirror import IndexMirror
+from fairlead_kvstore.index.mirror import IndexReplica
 from fairlead_kvstore.truth.changes import Change
 
 _LIMITS: Final = Limits()
 
 
-class Sink(Protocol):
+class ChangeSink(Protocol):
     """Takes the changes of one model, in order."""
 
     def offer(self, model_key: str, changes: Sequence[Change], batches: int = 1) -> None:
@@ -31,18 +31,18 @@ class LocalSink:
     ) -> None:
         self._limits = limits
         self._on_changes = on_changes
-        self._mirrors: dict[str, IndexMirror] = {}
+        self._replicas: dict[str, IndexReplica] = {}
 
-    def mirror(self, model_key: str) -> IndexMirror:
+    def replica(self, model_key: str) -> IndexReplica:
         """What is known of a model; an empty mirror when nothing was offered yet. The same object every time."""
-        known = self._mirrors.get(model_key)
+        known = self._replicas.get(model_key)
         if known is None:
-            known = self._mirrors[model_key] = IndexMirror(limits=self._limits)
+            known = self._replicas[model_key] = IndexReplica(limits=self._limits)
         return known
 
     def offer(self, model_key: str, changes: Sequence[Change], batches: int = 1) -> None:
         """Apply them."""
         if changes:
-            self.mirror(model_key).apply(changes)
+            self.replica(model_key).apply(changes)
             if self._on_changes is not None:
                 self._on_changes(model_key, changes)

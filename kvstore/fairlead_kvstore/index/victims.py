@@ -11,12 +11,12 @@ from typing import Final
 
 import msgspec
 
-from fairlead_kvstore.index.census import Census
+from fairlead_kvstore.index.census import BlockCounts
 
 _GENERATIONS: Final = 2
 
 
-class Victim(msgspec.Struct, frozen=True):
+class RemovalRank(msgspec.Struct, frozen=True):
     """``rank`` 1 is the cheapest to lose, None where that cannot be told; ``used`` of its ``unique`` blocks were used lately, None
     where nobody looked."""
 
@@ -27,9 +27,9 @@ class Victim(msgspec.Struct, frozen=True):
     reason: str
 
 
-def victims(
-    counted: Mapping[str, Census], unknown: Mapping[str, str], used: Mapping[str, int] | None
-) -> tuple[Victim, ...]:
+def rank_removals(
+    counts: Mapping[str, BlockCounts], incomplete: Mapping[str, str], used: Mapping[str, int] | None
+) -> tuple[RemovalRank, ...]:
     """Of all in ``counted``, those that are cheapest to lose first.
 
     ``unknown``: instances that are not known completely, and why. ``used``: how many of the blocks that only this instance holds were
@@ -37,21 +37,21 @@ def victims(
     """
 
     def price(name: str) -> tuple[int, int, int, str]:
-        one = counted[name]
+        one = counts[name]
         return (used.get(name, 0) if used is not None else 0, one.unique, one.blocks, name)
 
     found = []
-    for rank, name in enumerate(sorted(counted.keys() - unknown.keys(), key=price), 1):
-        one = counted[name]
+    for rank, name in enumerate(sorted(counts.keys() - incomplete.keys(), key=price), 1):
+        one = counts[name]
         lately = used.get(name, 0) if used is not None else None
-        found.append(Victim(name, rank, one.unique, lately, _words(one, lately)))
-    for name in sorted(counted.keys() & unknown.keys()):
+        found.append(RemovalRank(name, rank, one.unique, lately, _describe(one, lately)))
+    for name in sorted(counts.keys() & incomplete.keys()):
         lately = used.get(name, 0) if used is not None else None
-        found.append(Victim(name, None, counted[name].unique, lately, f"cannot be told: {unknown[name]}"))
+        found.append(RemovalRank(name, None, counts[name].unique, lately, f"cannot be told: {incomplete[name]}"))
     return tuple(found)
 
 
-class Recent:
+class RecentBlocks:
     """Blocks of prompts that were sent lately: at least ``seconds`` are covered, at most twice as many. Beyond ``most`` blocks the
     older half goes sooner."""
 
@@ -60,31 +60,31 @@ class Recent:
         self._seconds = seconds
         self._now: set[int] = set()
         self._before: set[int] = set()
-        self._turned = float("-inf")
+        self._rotated_at = float("-inf")
 
     def add(self, owns: Iterable[int], now: float) -> None:
         """A prompt with these blocks was sent at ``now``, monotonic seconds."""
-        self._turn(now)
+        self._rotate(now)
         self._now.update(owns)
 
     def blocks(self, now: float) -> set[int]:
         """Those that count at ``now``."""
-        self._turn(now)
+        self._rotate(now)
         return self._now | self._before
 
     def clear(self) -> None:
         """Forget all: what prompts are linked to was wrong."""
         self._now, self._before = set(), set()
 
-    def _turn(self, now: float) -> None:
-        if now - self._turned >= _GENERATIONS * self._seconds:
+    def _rotate(self, now: float) -> None:
+        if now - self._rotated_at >= _GENERATIONS * self._seconds:
             self._now = set()  # nothing of it is of the last ``seconds``
-        elif now - self._turned < self._seconds and len(self._now) < self._most:
+        elif now - self._rotated_at < self._seconds and len(self._now) < self._most:
             return
-        self._before, self._now, self._turned = self._now, set(), now
+        self._before, self._now, self._rotated_at = self._now, set(), now
 
 
-def _words(one: Census, used: int | None) -> str:
+def _describe(one: BlockCounts, used: int | None) -> str:
     if not one.blocks:
         return "it holds nothing"
     if not one.unique:

@@ -25,13 +25,13 @@ from typing import Final, Protocol
 import msgspec
 
 from fairlead.limits import Limits
-from fairlead_kvstore.index.victims import Recent
-from fairlead_kvstore.links.flying import Flying
-from fairlead_kvstore.links.lesson import Lesson, counted, guessed
-from fairlead_kvstore.links.table import LinkTable
+from fairlead_kvstore.index.victims import RecentBlocks
+from fairlead_kvstore.links.flying import InflightBlocks
+from fairlead_kvstore.links.lesson import PromptAlignment, estimate_alignment, exact_alignment
+from fairlead_kvstore.links.table import PrefixTable
 from fairlead_kvstore.truth import identity
-from fairlead_kvstore.truth.changes import Change, Cleared, Gone, Removed, Stored
-from fairlead_kvstore.truth.tiers import Tier
+from fairlead_kvstore.truth.changes import BlocksRemoved, BlocksStored, Change, InstanceCleared, InstanceDetached
+from fairlead_kvstore.truth.tiers import StorageTier
 
 _LIMITS: Final = Limits()
 BLOCK_SIZES: Final = (16, 32, 64, 128, 256, 1, 2, 4, 8, 48, 96, 112, 144, 192, 272, 400, 512, 528, 544, 784, 1024, 1056)
@@ -45,7 +45,7 @@ class Standing(msgspec.Struct, frozen=True):
     reason: str
 
 
-class KnownLike(Protocol):
+class CompletenessView(Protocol):
     """As ``index.mirror.Known``."""
 
     @property
@@ -56,14 +56,14 @@ class KnownLike(Protocol):
     def since(self) -> float: ...
 
 
-class Mirror(Protocol):
+class IndexView(Protocol):
     """What is asked of ``index.mirror.IndexMirror``."""
 
-    def holders(self, own: int) -> dict[str, tuple[Tier, ...]]:
+    def holders(self, token_hash: int) -> dict[str, tuple[StorageTier, ...]]:
         """Who holds one block, and where."""
         ...
 
-    def standing(self, instance: str) -> KnownLike | None:
+    def completeness(self, instance: str) -> CompletenessView | None:
         """How sure it is what this instance holds."""
         ...
 
@@ -71,114 +71,114 @@ class Mirror(Protocol):
         """All that something was told of."""
         ...
 
-    def sets(self) -> Iterator[tuple[Mapping[str, tuple[Tier, ...]], int]]:
+    def holder_sets(self) -> Iterator[tuple[Mapping[str, tuple[StorageTier, ...]], int]]:
         """Every different set of holders, with how many blocks are held by just these."""
         ...
 
-    def alone(self, hashes: Iterable[int]) -> dict[str, int]:
+    def count_unique(self, hashes: Iterable[int]) -> dict[str, int]:
         """Of these blocks, how many are held by just one instance, by that instance."""
         ...
 
 
-class Forget(StrEnum):
+class ForgetScope(StrEnum):
     """What of an instance a correction begins with."""
 
     NOTHING = ""
-    TOLD = "told"
+    CORRECTED = "told"
     ALL = "all"
 
 
-class Correction(msgspec.Struct, array_like=True):
+class CacheCorrection(msgspec.Struct, array_like=True):
     """For one instance: first ``forget`` what corrections told, or all; then ``gone`` (byte blocks, 64-bit, native order), then
     ``held``, chains of byte blocks from the prompt's start."""
 
     instance: str
-    forget: Forget
+    forget: ForgetScope
     gone: bytes
     held: list[bytes]
 
 
-class _Flight:
+class _SentPrompt:
     """A prompt that was sent to an instance: its byte blocks, how many of it are under way, when it is looked at again."""
 
-    __slots__ = ("aloft", "count", "due", "hashes")
+    __slots__ = ("hashes", "is_inflight", "open_requests", "recheck_at")
 
     def __init__(self, hashes: Sequence[int]) -> None:
         self.hashes = hashes
-        self.aloft = False
-        self.count = 0
-        self.due = 0.0
+        self.is_inflight = False
+        self.open_requests = 0
+        self.recheck_at = 0.0
 
 
-class _Place:
+class _InstanceChanges:
     """What is to be told of one instance, and what is on its way there."""
 
-    __slots__ = ("doubted", "flying", "forget", "removed", "taken", "told")
+    __slots__ = ("doubtful", "forget", "inflight", "removed", "removed_at", "stored")
 
     def __init__(self) -> None:
-        self.taken: OrderedDict[int, float] = OrderedDict()  # told to be removed, and when we heard of it
-        self.told: set[int] = set()  # byte blocks whose own hash was stored there
+        self.removed_at: OrderedDict[int, float] = OrderedDict()  # told to be removed, and when we heard of it
+        self.stored: set[int] = set()  # byte blocks whose own hash was stored there
         self.removed: set[int] = set()
-        self.doubted: set[int] = set()  # linked anew, or no longer on their way
-        self.forget = Forget.NOTHING
-        self.flying = Flying()
+        self.doubtful: set[int] = set()  # linked anew, or no longer on their way
+        self.forget = ForgetScope.NOTHING
+        self.inflight = InflightBlocks()
 
-    def waits(self) -> bool:
-        return bool(self.told or self.removed or self.doubted or self.forget)
+    def has_pending(self) -> bool:
+        return bool(self.stored or self.removed or self.doubtful or self.forget)
 
 
-class Bridge:
+class PrefixTranslator:
     """``model_key`` and ``secret`` are those of the own hashes. Times are monotonic seconds."""
 
-    def __init__(self, model_key: str, mirror: Mirror, *, secret: bytes, limits: Limits = _LIMITS) -> None:
-        self.mirror = mirror
-        self.table = LinkTable(most=limits.link_blocks, most_owns=limits.link_own_blocks)
-        self.recent = Recent(most=limits.index_recent_blocks, seconds=limits.index_recent_seconds)
-        self._latest = float("-inf")
+    def __init__(self, model_key: str, index: IndexView, *, secret: bytes, limits: Limits = _LIMITS) -> None:
+        self.index = index
+        self.table = PrefixTable(max_links=limits.prefix_map_blocks, max_token_hashes=limits.prefix_map_token_blocks)
+        self.recent = RecentBlocks(most=limits.index_recent_blocks, seconds=limits.index_recent_seconds)
+        self._last_sent_at = float("-inf")
         self.block_size: int | None = None
-        self._key = model_key
+        self._model_key = model_key
         self._secret = secret
         self._limits = limits
-        self._places: dict[str, _Place] = {}
-        self._flights: dict[tuple[str, int], _Flight] = {}
-        self._due: list[tuple[float, str, int]] = []
+        self._instances: dict[str, _InstanceChanges] = {}
+        self._sent: dict[tuple[str, int], _SentPrompt] = {}
+        self._rechecks: list[tuple[float, str, int]] = []
         self._distrusted: set[str] = set()
 
     # --- what gateways do -----------------------------------------------------------------------------------------------
 
-    def sent(self, instance: str, tail: int, hashes: Sequence[int], now: float, *, ends_told: bool) -> bool:
+    def on_dispatch(self, instance: str, tail: int, hashes: Sequence[int], now: float, *, reports_end: bool) -> bool:
         """A prompt was sent there; whether a part of it is not linked. ``ends_told``: ``ended`` will say when it is over."""
         self.table.touch(hashes)
-        self._latest = now
+        self._last_sent_at = now
         key = (instance, tail)
-        flight = self._flights.get(key)
-        if flight is None:
-            if len(self._flights) >= self._limits.link_flights:
-                self._land(next(iter(self._flights)))
-            flight = self._flights[key] = _Flight(hashes)
-        if not flight.aloft:
-            flight.aloft = True
-            self._place(instance).flying.take_off(flight.hashes)
+        sent = self._sent.get(key)
+        if sent is None:
+            if len(self._sent) >= self._limits.prefix_map_inflight:
+                self._end_sent(next(iter(self._sent)))
+            sent = self._sent[key] = _SentPrompt(hashes)
+        if not sent.is_inflight:
+            sent.is_inflight = True
+            self._pending(instance).inflight.add(sent.hashes)
         limits = self._limits
-        if ends_told:
-            flight.count += 1
-            self._look_at(key, flight, now + limits.link_flight_seconds)
+        if reports_end:
+            sent.open_requests += 1
+            self._schedule_recheck(key, sent, now + limits.prefix_map_inflight_seconds)
         else:
-            self._look_at(key, flight, max(flight.due, now + limits.link_provisional_seconds))
-        linked = self.table.linked(hashes)
+            self._schedule_recheck(key, sent, max(sent.recheck_at, now + limits.prefix_map_provisional_seconds))
+        linked = self.table.linked_count(hashes)
         if linked:
-            self.recent.add(self.table.owns_of(hashes[linked - 1]), now)
+            self.recent.add(self.table.token_hashes_of(hashes[linked - 1]), now)
         return linked < len(hashes)
 
-    def ended(self, instance: str, tail: int, now: float) -> None:
+    def on_finish(self, instance: str, tail: int, now: float) -> None:
         """One of those is over; what the engine then told of it comes within a moment."""
         key = (instance, tail)
-        flight = self._flights.get(key)
-        if flight is not None and flight.count:
-            flight.count -= 1
-            if not flight.count:
-                self._come_down(instance, flight)
-                self._look_at(key, flight, now + self._limits.link_settled_seconds)
+        sent = self._sent.get(key)
+        if sent is not None and sent.open_requests:
+            sent.open_requests -= 1
+            if not sent.open_requests:
+                self._clear_inflight(instance, sent)
+                self._schedule_recheck(key, sent, now + self._limits.prefix_map_settle_seconds)
 
     def learn(
         self,
@@ -189,8 +189,8 @@ class Bridge:
         size: int,
         salt: str | None = None,
         adapter: str | None = None,
-        reaches: Sequence[int] | None = None,
-        doubted: bool = False,
+        token_ends: Sequence[int] | None = None,
+        is_unverified: bool = False,
     ) -> int | None:
         """A prompt's byte blocks and its tokens; how many whole blocks these are, None when no engine's block size is known yet.
 
@@ -198,173 +198,175 @@ class Bridge:
         ``doubted``: the tokens are no engine's word. Then nothing is linked (None) until an engine holds the last of the blocks,
         which the chain makes a proof of all of them.
         """
-        root = identity.root(self._key, adapter, secret=self._secret)
-        block_size = self._size_of(root, tokens, salt)
+        root = identity.chain_root(self._model_key, adapter, secret=self._secret)
+        block_size = self._find_block_size(root, tokens, salt)
         if block_size is None:
             return None
-        owns = _owns(root, tokens, block_size, salt)
-        if doubted and owns and not self.mirror.holders(owns[-1]):
+        token_hashes = _token_hashes(root, tokens, block_size, salt)
+        if is_unverified and token_hashes and not self.index.holders(token_hashes[-1]):
             return None
-        self.recent.add(owns, self._latest)  # a prompt is learned a moment after it was sent
-        self.link(
-            guessed(hashes, ends, owns, size=size, tokens=len(tokens), block_size=block_size)
-            if reaches is None
-            else counted(hashes, owns, reaches, block_size=block_size)
+        self.recent.add(token_hashes, self._last_sent_at)  # a prompt is learned a moment after it was sent
+        self.add_alignment(
+            estimate_alignment(hashes, ends, token_hashes, size=size, tokens=len(tokens), block_size=block_size)
+            if token_ends is None
+            else exact_alignment(hashes, token_hashes, token_ends, block_size=block_size)
         )
-        return len(owns)
+        return len(token_hashes)
 
-    def link(self, lesson: Lesson) -> None:
+    def add_alignment(self, alignment: PromptAlignment) -> None:
         """The same from own hashes, of a prompt that nobody here need have sent."""
         if self.block_size is None:
-            self.block_size = lesson.block_size
-        changed = self.table.learn(lesson)
+            self.block_size = alignment.block_size
+        changed = self.table.learn(alignment)
         if changed:
-            for instance in self.mirror.instances():
-                self._place(instance).doubted.update(changed)
+            for instance in self.index.instances():
+                self._pending(instance).doubtful.update(changed)
 
-    def forget_links(self) -> None:
+    def clear(self) -> None:
         """What was learned is wrong: begin anew."""
         self.table.clear()
         self.recent.clear()
-        for instance in self.mirror.instances():
-            place = self._place(instance)
-            place.forget = place.forget or Forget.TOLD
+        for instance in self.index.instances():
+            pending = self._pending(instance)
+            pending.forget = pending.forget or ForgetScope.CORRECTED
 
     # --- what engines tell ----------------------------------------------------------------------------------------------
 
-    def changed(self, changes: Iterable[Change]) -> None:
+    def on_changes(self, changes: Iterable[Change]) -> None:
         """The mirror has just taken these over."""
-        behind = self.table.behind
+        linked_blocks = self.table.linked_blocks
         for change in changes:
-            if isinstance(change, Stored | Removed):
-                if change.tier is Tier.REMOTE:
+            if isinstance(change, BlocksStored | BlocksRemoved):
+                if change.tier is StorageTier.REMOTE:
                     continue
-                place = self._place(change.instance)
-                into = place.told if isinstance(change, Stored) else place.removed
-                for own in change.hashes:
-                    found = behind(own)
-                    if found:
-                        into.update(found)
-            elif isinstance(change, Cleared | Gone):
-                place = self._place(change.instance)
-                place.forget = Forget.ALL
-                place.told.clear()
-                place.removed.clear()
-                place.doubted.clear()
+                pending = self._pending(change.instance)
+                into = pending.stored if isinstance(change, BlocksStored) else pending.removed
+                for token_hash in change.hashes:
+                    blocks = linked_blocks(token_hash)
+                    if blocks:
+                        into.update(blocks)
+            elif isinstance(change, InstanceCleared | InstanceDetached):
+                pending = self._pending(change.instance)
+                pending.forget = ForgetScope.ALL
+                pending.stored.clear()
+                pending.removed.clear()
+                pending.doubtful.clear()
 
-    def reloaded(self, mirror: Mirror) -> None:
+    def set_index(self, index: IndexView) -> None:
         """Another mirror, or the same with another content: everything is told anew."""
-        self.mirror = mirror
-        self._tell_anew({*self._places, *mirror.instances()})
+        self.index = index
+        self._resend({*self._instances, *index.instances()})
 
-    def tell_all(self) -> None:
+    def resend_all(self) -> None:
         """A worker knows nothing yet."""
-        self.reloaded(self.mirror)
+        self.set_index(self.index)
 
-    def taken_since(self, instance: str, hashes: Iterable[int], since: float) -> bool:
+    def has_removed_since(self, instance: str, hashes: Iterable[int], since: float) -> bool:
         """Whether the instance was heard to lose any of these byte blocks at or after that moment, though it may hold them again."""
-        place = self._places.get(instance)
-        return place is not None and any(place.taken.get(digest, -math.inf) >= since for digest in hashes)
+        pending = self._instances.get(instance)
+        return pending is not None and any(pending.removed_at.get(digest, -math.inf) >= since for digest in hashes)
 
     # --- trust ----------------------------------------------------------------------------------------------------------
 
     def distrust(self, instance: str) -> None:
         """What is told of this instance does not hold: nothing of it counts until ``trust``."""
         self._distrusted.add(instance)
-        place = self._place(instance)
-        place.forget = place.forget or Forget.TOLD
+        pending = self._pending(instance)
+        pending.forget = pending.forget or ForgetScope.CORRECTED
 
     def trust(self, instance: str) -> None:
         """It counts again, as it is now."""
         if instance in self._distrusted:
             self._distrusted.discard(instance)
-            self._tell_anew({instance})
+            self._resend({instance})
 
-    def keep_only(self, instances: Iterable[str]) -> None:
+    def retain(self, instances: Iterable[str]) -> None:
         """Instances that have left the fleet are forgotten."""
         kept = set(instances)
-        for gone in self._places.keys() - kept:
-            del self._places[gone]
+        for gone in self._instances.keys() - kept:
+            del self._instances[gone]
         self._distrusted &= kept
-        for key in [key for key in self._flights if key[0] not in kept]:
-            del self._flights[key]
+        for key in [key for key in self._sent if key[0] not in kept]:
+            del self._sent[key]
 
     # --- corrections ----------------------------------------------------------------------------------------------------
 
-    def corrections(self, now: float) -> list[Correction]:
+    def take_corrections(self, now: float) -> list[CacheCorrection]:
         """What is to be told now; the rest, where that is much, the next time."""
-        self._look_again(now)
-        found: list[Correction] = []
-        room = self._limits.link_corrections
-        for instance, place in self._places.items():
-            if room <= 0:
+        self._run_rechecks(now)
+        corrections: list[CacheCorrection] = []
+        free = self._limits.prefix_map_corrections
+        for instance, pending in self._instances.items():
+            if free <= 0:
                 break
-            if place.waits():
-                told, doubted = place.told, place.doubted
-                place.told, place.doubted = _rest(told, room), _rest(doubted, room)
-                room -= len(told) + len(doubted)
-                self._note_taken(place, now)
-                correction = self._correct(instance, place, told, doubted)
+            if pending.has_pending():
+                stored, doubtful = pending.stored, pending.doubtful
+                pending.stored, pending.doubtful = _take_beyond(stored, free), _take_beyond(doubtful, free)
+                free -= len(stored) + len(doubtful)
+                self._record_removals(pending, now)
+                correction = self._correction_for(instance, pending, stored, doubtful)
                 if correction is not None:
-                    found.append(correction)
-        return found
+                    corrections.append(correction)
+        return corrections
 
-    def _correct(self, instance: str, place: _Place, told: set[int], doubted: set[int]) -> Correction | None:
-        table, flying = self.table, place.flying
-        removed, place.removed = place.removed, set()
-        forget, place.forget = place.forget, Forget.NOTHING
+    def _correction_for(
+        self, instance: str, pending: _InstanceChanges, stored: set[int], doubtful: set[int]
+    ) -> CacheCorrection | None:
+        table, inflight = self.table, pending.inflight
+        removed, pending.removed = pending.removed, set()
+        forget, pending.forget = pending.forget, ForgetScope.NOTHING
         if instance in self._distrusted:
-            place.told, place.doubted = set(), set()
-            return Correction(instance, forget, b"", []) if forget else None
-        known = self.mirror.standing(instance)
+            pending.stored, pending.doubtful = set(), set()
+            return CacheCorrection(instance, forget, b"", []) if forget else None
+        known = self.index.completeness(instance)
         complete = known is not None and known.complete
-        held: list[bytes] = []
-        gone: dict[int, None] = {}
+        cached: list[bytes] = []
+        missing_blocks: dict[int, None] = {}
         covered: set[int] = set()
-        links = [(link.index, digest) for digest in told | doubted if (link := table.get(digest)) is not None]
+        links = [(link.index, digest) for digest in stored | doubtful if (link := table.get(digest)) is not None]
         for _, digest in sorted(links, reverse=True):
             if digest in covered:
                 continue
             chain = table.chain(digest)
             covered.update(chain)
-            depth = self._held(chain, instance)
-            if depth:
-                held.append(array("Q", chain[:depth]).tobytes())
-            missing = self._missing(chain, depth)
-            if missing is not None and missing not in flying and (complete or missing in removed):
-                gone[missing] = None
+            cached_depth = self._cached_depth(chain, instance)
+            if cached_depth:
+                cached.append(array("Q", chain[:cached_depth]).tobytes())
+            missing = self._first_missing(chain, cached_depth)
+            if missing is not None and missing not in inflight and (complete or missing in removed):
+                missing_blocks[missing] = None
         for digest in removed:
             link = table.get(digest)
-            if link is not None and digest not in flying and instance not in self.mirror.holders(link.own):
-                gone[digest] = None
-        if not (forget or gone or held):
+            if link is not None and digest not in inflight and instance not in self.index.holders(link.token_hash):
+                missing_blocks[digest] = None
+        if not (forget or missing_blocks or cached):
             return None
-        return Correction(instance, forget, array("Q", gone).tobytes(), held)
+        return CacheCorrection(instance, forget, array("Q", missing_blocks).tobytes(), cached)
 
-    def _note_taken(self, place: _Place, now: float) -> None:
-        taken = place.taken
-        for digest in place.removed:
-            taken[digest] = now
-            taken.move_to_end(digest)
-        while len(taken) > self._limits.link_taken_blocks:
-            taken.popitem(last=False)
+    def _record_removals(self, pending: _InstanceChanges, now: float) -> None:
+        removed_at = pending.removed_at
+        for digest in pending.removed:
+            removed_at[digest] = now
+            removed_at.move_to_end(digest)
+        while len(removed_at) > self._limits.prefix_map_evicted_blocks:
+            removed_at.popitem(last=False)
 
-    def _held(self, chain: Sequence[int], instance: str) -> int:
+    def _cached_depth(self, chain: Sequence[int], instance: str) -> int:
         """How many of these byte blocks, from the start, the instance holds; those that reach no token block count with the next."""
-        held = last = 0
+        depth = last = 0
         for index, digest in enumerate(chain):
             link = self.table.get(digest)
             if link is None:
                 break
             if link.depth != last:
-                if instance not in self.mirror.holders(link.own):
+                if instance not in self.index.holders(link.token_hash):
                     break
                 last = link.depth
             if link.depth:
-                held = index + 1
-        return held
+                depth = index + 1
+        return depth
 
-    def _missing(self, chain: Sequence[int], depth: int) -> int | None:
+    def _first_missing(self, chain: Sequence[int], depth: int) -> int | None:
         """The first byte block behind those that are held, of which anything is known."""
         for digest in chain[depth:]:
             link = self.table.get(digest)
@@ -374,63 +376,63 @@ class Bridge:
 
     # --- inside ---------------------------------------------------------------------------------------------------------
 
-    def _place(self, instance: str) -> _Place:
-        place = self._places.get(instance)
-        if place is None:
-            place = self._places[instance] = _Place()
-        return place
+    def _pending(self, instance: str) -> _InstanceChanges:
+        pending = self._instances.get(instance)
+        if pending is None:
+            pending = self._instances[instance] = _InstanceChanges()
+        return pending
 
-    def _tell_anew(self, instances: set[str]) -> None:
+    def _resend(self, instances: set[str]) -> None:
         """Forget what was told of these, and tell what they hold."""
         for instance in instances:
-            place = self._place(instance)
-            place.forget = place.forget or Forget.TOLD
+            pending = self._pending(instance)
+            pending.forget = pending.forget or ForgetScope.CORRECTED
         for digest, link in self.table.items():
             if link.depth:
-                for instance in self.mirror.holders(link.own):
+                for instance in self.index.holders(link.token_hash):
                     if instance in instances:
-                        self._place(instance).told.add(digest)
+                        self._pending(instance).stored.add(digest)
 
-    def _look_at(self, key: tuple[str, int], flight: _Flight, due: float) -> None:
-        flight.due = due
-        heapq.heappush(self._due, (due, *key))
+    def _schedule_recheck(self, key: tuple[str, int], sent: _SentPrompt, due: float) -> None:
+        sent.recheck_at = due
+        heapq.heappush(self._rechecks, (due, *key))
 
-    def _look_again(self, now: float) -> None:
+    def _run_rechecks(self, now: float) -> None:
         """Prompts whose time on the way is over: what of them the engine did not tell of, it does not hold."""
-        while self._due and self._due[0][0] <= now:
-            due, instance, tail = heapq.heappop(self._due)
-            flight = self._flights.get((instance, tail))
-            if flight is not None and flight.due == due:
-                self._land((instance, tail))
+        while self._rechecks and self._rechecks[0][0] <= now:
+            due, instance, tail = heapq.heappop(self._rechecks)
+            sent = self._sent.get((instance, tail))
+            if sent is not None and sent.recheck_at == due:
+                self._end_sent((instance, tail))
 
-    def _land(self, key: tuple[str, int]) -> None:
-        flight = self._flights.pop(key)
-        self._come_down(key[0], flight)
-        self._place(key[0]).doubted.update(flight.hashes)
+    def _end_sent(self, key: tuple[str, int]) -> None:
+        sent = self._sent.pop(key)
+        self._clear_inflight(key[0], sent)
+        self._pending(key[0]).doubtful.update(sent.hashes)
 
-    def _come_down(self, instance: str, flight: _Flight) -> None:
-        if flight.aloft:
-            flight.aloft = False
-            self._place(instance).flying.land(flight.hashes)
+    def _clear_inflight(self, instance: str, sent: _SentPrompt) -> None:
+        if sent.is_inflight:
+            sent.is_inflight = False
+            self._pending(instance).inflight.remove(sent.hashes)
 
-    def _size_of(self, root: int, tokens: Sequence[int], salt: str | None) -> int | None:
+    def _find_block_size(self, root: int, tokens: Sequence[int], salt: str | None) -> int | None:
         """The block size with which the prompt's first block is one that some engine holds; else the one known before."""
         sizes = BLOCK_SIZES if self.block_size is None else (self.block_size, *BLOCK_SIZES)
         for size in sizes:
-            if len(tokens) >= size and self.mirror.holders(_owns(root, tokens[:size], size, salt)[0]):
+            if len(tokens) >= size and self.index.holders(_token_hashes(root, tokens[:size], size, salt)[0]):
                 self.block_size = size
                 break
         return self.block_size
 
 
-def _owns(root: int, tokens: Sequence[int], block_size: int, salt: str | None) -> list[int]:
+def _token_hashes(root: int, tokens: Sequence[int], block_size: int, salt: str | None) -> list[int]:
     extras = identity.block_extras(len(tokens) // block_size, block_size, salt=salt) if salt is not None else None
-    return identity.own_hashes(root, tokens, block_size, extras)
+    return identity.block_hashes(root, tokens, block_size, extras)
 
 
-def _rest(digests: set[int], room: int) -> set[int]:
+def _take_beyond(digests: set[int], limit: int) -> set[int]:
     """Leave so many in the set, and return what was taken out of it."""
     rest: set[int] = set()
-    while len(digests) > max(1, room):
+    while len(digests) > max(1, limit):
         rest.add(digests.pop())
     return rest

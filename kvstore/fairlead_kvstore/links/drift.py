@@ -23,60 +23,60 @@ agrees for as many answers as ``SOUND`` is as new.
 
 from typing import Final
 
-ALLOWED: Final = 0.2
-LIMIT: Final = 4.0
-SOUND: Final = 50
+ALLOWED_BIAS: Final = 0.2
+DRIFT_LIMIT: Final = 4.0
+SOUND_ANSWERS: Final = 50
 FIRST_SECONDS: Final = 30.0
-MOST_SECONDS: Final = 900.0
+MAX_SECONDS: Final = 900.0
 
 
-class Drift:
+class DriftDetector:
     """One instance. Times are monotonic seconds; tokens are counts of whole answers."""
 
     __slots__ = (
-        "_agreed",
-        "_pause",
-        "_why",
+        "_agreements",
+        "_next_quarantine_seconds",
+        "_reason",
         "answers",
         "late",
-        "over",
-        "predicted",
+        "overcredit",
+        "predicted_tokens",
+        "quarantined_until",
         "quarantines",
-        "reported",
-        "silent",
-        "under",
-        "until",
+        "reported_tokens",
+        "undercredit",
+        "unreported",
     )
 
     def __init__(self) -> None:
-        self.over = 0.0
-        self.under = 0.0
+        self.overcredit = 0.0
+        self.undercredit = 0.0
         self.answers = 0
-        self.silent = 0
+        self.unreported = 0
         self.late = 0
-        self.predicted = 0
-        self.reported = 0
+        self.predicted_tokens = 0
+        self.reported_tokens = 0
         self.quarantines = 0
-        self.until: float | None = None
-        self._agreed = 0
-        self._pause = FIRST_SECONDS
-        self._why = ""
+        self.quarantined_until: float | None = None
+        self._agreements = 0
+        self._next_quarantine_seconds = FIRST_SECONDS
+        self._reason = ""
 
     @property
-    def quarantined(self) -> bool:
+    def is_quarantined(self) -> bool:
         """Whether the index does not count at present."""
-        return self.until is not None
+        return self.quarantined_until is not None
 
     @property
     def ratio(self) -> float | None:
         """Tokens predicted for each one reported; None until both are known."""
-        return self.predicted / self.reported if self.reported else None
+        return self.predicted_tokens / self.reported_tokens if self.reported_tokens else None
 
-    def words(self) -> str:
+    def reason(self) -> str:
         """Why the instance is in quarantine; empty when it is not."""
-        return self._why if self.quarantined else ""
+        return self._reason if self.is_quarantined else ""
 
-    def seen(
+    def observe(
         self,
         credited: float,
         expected: float,
@@ -85,48 +85,52 @@ class Drift:
         now: float,
         *,
         covered: float | None = None,
-        late: bool = False,
+        is_late: bool = False,
     ) -> bool:
         """One answer: tokens that the index credited, that were expected, that the engine reported (None: it did not). True when
         this was too much. ``covered``: the index knows nothing of what lies behind so many tokens; None: of all. ``late``: it
         lost blocks of the prompt while that was on its way."""
         if reported is None or not prompt_tokens:
-            self.silent += 1
+            self.unreported += 1
             return False
         self.answers += 1
-        self.predicted += int(credited)
-        self.reported += reported
-        if self.quarantined:
+        self.predicted_tokens += int(credited)
+        self.reported_tokens += reported
+        if self.is_quarantined:
             return False
         ghosts = max(-1.0, min(1.0, (credited - reported) / prompt_tokens))
-        if late and ghosts > 0.0:
+        if is_late and ghosts > 0.0:
             self.late += 1
             ghosts = 0.0
         known = reported if covered is None else min(reported, covered)
         misses = max(-1.0, min(1.0, (known - expected) / prompt_tokens))
-        self.over = max(0.0, self.over + ghosts - ALLOWED)
-        self.under = max(0.0, self.under + misses - ALLOWED)
-        self._agreed = self._agreed + 1 if max(ghosts, misses) <= ALLOWED else 0
-        if self._agreed >= SOUND:
-            self._pause = FIRST_SECONDS
-        if max(self.over, self.under) <= LIMIT:
+        self.overcredit = max(0.0, self.overcredit + ghosts - ALLOWED_BIAS)
+        self.undercredit = max(0.0, self.undercredit + misses - ALLOWED_BIAS)
+        self._agreements = self._agreements + 1 if max(ghosts, misses) <= ALLOWED_BIAS else 0
+        if self._agreements >= SOUND_ANSWERS:
+            self._next_quarantine_seconds = FIRST_SECONDS
+        if max(self.overcredit, self.undercredit) <= DRIFT_LIMIT:
             return False
-        way = "credits what the engine does not find" if self.over > self.under else "misses what the engine finds"
-        self._why = f"the index {way}"
+        bias = (
+            "credits what the engine does not find"
+            if self.overcredit > self.undercredit
+            else "misses what the engine finds"
+        )
+        self._reason = f"the index {bias}"
         self.quarantines += 1
-        self.until = now + self._pause
-        self._pause = min(MOST_SECONDS, self._pause * 2.0)
-        self._agreed = 0
+        self.quarantined_until = now + self._next_quarantine_seconds
+        self._next_quarantine_seconds = min(MAX_SECONDS, self._next_quarantine_seconds * 2.0)
+        self._agreements = 0
         return True
 
-    def over_by(self, now: float) -> bool:
+    def end_quarantine(self, now: float) -> bool:
         """Whether the quarantine has just ended: the index counts again, on trial."""
-        if self.until is None or now < self.until:
+        if self.quarantined_until is None or now < self.quarantined_until:
             return False
-        self.until = None
-        self.over = self.under = LIMIT / 2
+        self.quarantined_until = None
+        self.overcredit = self.undercredit = DRIFT_LIMIT / 2
         return True
 
-    def anew(self) -> None:
+    def reset(self) -> None:
         """The engine began with an empty cache: what was wrong before says nothing of what comes."""
-        self.over = self.under = 0.0
+        self.overcredit = self.undercredit = 0.0

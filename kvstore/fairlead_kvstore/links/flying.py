@@ -10,7 +10,7 @@ of tokens; it is all the same here.
 from collections.abc import Iterable
 
 
-class Flying:
+class InflightBlocks:
     """``block in flying`` says whether a block is on its way."""
 
     __slots__ = ("_counts",)
@@ -25,12 +25,12 @@ class Flying:
         """Different blocks."""
         return len(self._counts)
 
-    def take_off(self, blocks: Iterable[int]) -> None:
+    def add(self, blocks: Iterable[int]) -> None:
         """A prompt with these was sent."""
         for block in blocks:
             self._counts[block] = self._counts.get(block, 0) + 1
 
-    def land(self, blocks: Iterable[int]) -> None:
+    def remove(self, blocks: Iterable[int]) -> None:
         """One that took off with these is over, or given up."""
         for block in blocks:
             left = self._counts.get(block, 0) - 1

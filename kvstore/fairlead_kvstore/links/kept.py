@@ -18,72 +18,72 @@ from typing import Any, Final
 from redis.exceptions import ResponseError
 
 from fairlead.limits import Limits
-from fairlead.tasks import ended
+from fairlead.tasks import cancel_and_wait
 from fairlead_kvstore import keys
-from fairlead_kvstore.exchange.records import DATA, GATEWAY, secret_print
-from fairlead_kvstore.links.lesson import Lesson, packed, unpacked
+from fairlead_kvstore.exchange.records import DATA_FIELD, GATEWAY_FIELD, secret_fingerprint
+from fairlead_kvstore.links.lesson import PromptAlignment, decode_alignment, encode_alignment
 from fairlead_kvstore.redis import RedisLink
 from fairlead_kvstore.servers import Command
 
-PAGE: Final = 32
-_START: Final = b"0-0"
+PAGE_ENTRIES: Final = 32
+_STREAM_START: Final = b"0-0"
 
 
 @dataclass(slots=True)
-class _Stream:
+class _ModelStream:
     """One model: how far it was read, and where the lesson of each prompt lies, by the hash of its last block."""
 
-    at: bytes = _START
-    lies: OrderedDict[int, bytes] = field(default_factory=OrderedDict)
+    position: bytes = _STREAM_START
+    entry_ids: OrderedDict[int, bytes] = field(default_factory=OrderedDict)
 
 
-class KeptLinks:
+class AlignmentStore:
     """``name`` is of this run of this gateway; ``learned`` gets what others learned. ``link`` is somebody else's to start."""
 
     def __init__(
         self,
         link: RedisLink,
         name: str,
-        learned: Callable[[str, Lesson], None],
+        on_learned: Callable[[str, PromptAlignment], None],
         *,
         secret: bytes,
         limits: Limits,
     ) -> None:
         self._link = link
         self._name = name.encode()
-        self._learned = learned
-        self._secret = secret_print(secret)
+        self._on_learned = on_learned
+        self._secret_fingerprint = secret_fingerprint(secret)
         self._limits = limits
-        self._streams: dict[str, _Stream] = {}
-        self._waiting: deque[tuple[str, int, bytes, Sequence[int]]] = deque(maxlen=limits.link_kept_waiting)
-        self._wrong: set[str] = set()
+        self._streams: dict[str, _ModelStream] = {}
+        self._pending: deque[tuple[str, int, bytes, Sequence[int]]] = deque(maxlen=limits.prefix_map_stores_pending)
+        self._deleted_models: set[str] = set()
         self._task: asyncio.Task[None] | None = None
-        self.taken: dict[str, int] = {}
+        self.received: dict[str, int] = {}
         self.unreadable = 0
 
     # What others call ----------------------------------------------------------------------------------------------------
 
-    def follow(self, models: Iterable[str]) -> None:
+    def set_models(self, models: Iterable[str]) -> None:
         """Keep and read the links of these models, and of no others."""
         wanted = set(models)
         for gone in self._streams.keys() - wanted:
             del self._streams[gone]
-            self.taken.pop(gone, None)
+            self.received.pop(gone, None)
         for model in wanted - self._streams.keys():
-            self._streams[model] = _Stream()
+            self._streams[model] = _ModelStream()
 
-    def offer(self, model: str, lesson: Lesson) -> None:
+    def offer(self, model: str, alignment: PromptAlignment) -> None:
         """A prompt was learned here."""
-        if model not in self._streams or not lesson.owns:
+        if model not in self._streams or not alignment.token_hashes:
             return
-        data = packed(lesson, secret=self._secret)
-        if len(data) <= self._limits.link_kept_bytes:
-            self._waiting.append((model, lesson.hashes[-1], data, lesson.hashes))
+        data = encode_alignment(alignment, secret=self._secret_fingerprint)
+        if len(data) <= self._limits.prefix_map_stored_bytes:
+            self._pending.append((model, alignment.hashes[-1], data, alignment.hashes))
 
-    def forget(self, model: str) -> None:
+    def delete_model(self, model: str) -> None:
         """What was learned of the model is wrong."""
-        self._waiting = deque((one for one in self._waiting if one[0] != model), self._waiting.maxlen)
-        self._wrong.add(model)
+        self._pending = deque((one for one in self._pending if one[0] != model), self._pending.maxlen)
+        self._deleted_models.add(model)
 
     def start(self) -> None:
         """Begin on the running loop; nothing is waited for."""
@@ -93,7 +93,7 @@ class KeptLinks:
     async def stop(self) -> None:
         """Write what waits, and read no more."""
         task, self._task = self._task, None
-        await ended(task)
+        await cancel_and_wait(task)
         await self.write()
 
     # Inside --------------------------------------------------------------------------------------------------------------
@@ -103,14 +103,22 @@ class KeptLinks:
             await self._link.wait_connected()
             await self.read()
             await self.write()
-            await asyncio.sleep(self._limits.link_kept_seconds)
+            await asyncio.sleep(self._limits.prefix_map_sync_seconds)
 
     async def read(self) -> None:
         """What was written since the last time, a page of each model at a time."""
         behind = list(self._streams)
         while behind:
             commands: list[Command] = [
-                ("XRANGE", keys.links(model), b"(" + self._streams[model].at, "+", "COUNT", PAGE) for model in behind
+                (
+                    "XRANGE",
+                    keys.prompt_alignments(model),
+                    b"(" + self._streams[model].position,
+                    "+",
+                    "COUNT",
+                    PAGE_ENTRIES,
+                )
+                for model in behind
             ]
             replies = await self._link.run(commands)
             if replies is None:
@@ -118,58 +126,73 @@ class KeptLinks:
             more = []
             for model, reply in zip(behind, replies, strict=True):
                 if not isinstance(reply, ResponseError) and model in self._streams:
-                    self._take(model, reply)
-                    if len(reply) == PAGE:
+                    self._apply_entries(model, reply)
+                    if len(reply) == PAGE_ENTRIES:
                         more.append(model)
                 await asyncio.sleep(0)
             behind = [model for model in more if model in self._streams]
 
-    def _take(self, model: str, entries: Sequence[Any]) -> None:
+    def _apply_entries(self, model: str, entries: Sequence[Any]) -> None:
         stream = self._streams[model]
         for identifier, fields in entries:
-            stream.at = identifier
-            if not fields or fields.get(GATEWAY) == self._name:
+            stream.position = identifier
+            if not fields or fields.get(GATEWAY_FIELD) == self._name:
                 continue
-            data = fields.get(DATA, b"")
-            lesson = unpacked(data, secret=self._secret, most_bytes=self._limits.link_kept_bytes)
-            if lesson is None:
+            data = fields.get(DATA_FIELD, b"")
+            alignment = decode_alignment(
+                data, secret=self._secret_fingerprint, max_bytes=self._limits.prefix_map_stored_bytes
+            )
+            if alignment is None:
                 self.unreadable += 1
                 continue
-            self.taken[model] = self.taken.get(model, 0) + 1
-            self._lies(stream, lesson.hashes[-1], identifier)
-            self._learned(model, lesson)
+            self.received[model] = self.received.get(model, 0) + 1
+            self._remember_entry(stream, alignment.hashes[-1], identifier)
+            self._on_learned(model, alignment)
 
     async def write(self) -> None:
         """What was learned here since the last time; what it makes needless goes."""
-        waiting, wrong = list(self._waiting), self._wrong
-        self._waiting.clear()
-        self._wrong = set()
+        pending, deleted = list(self._pending), self._deleted_models
+        self._pending.clear()
+        self._deleted_models = set()
         commands: list[Command] = []
-        for model in wrong & self._streams.keys():
-            self._streams[model].lies.clear()
-            commands.append(("DEL", keys.links(model)))
+        for model in deleted & self._streams.keys():
+            self._streams[model].entry_ids.clear()
+            commands.append(("DEL", keys.prompt_alignments(model)))
         first = len(commands)
-        written = [one for one in waiting if one[0] in self._streams]
-        most = self._limits.link_kept_lessons
+        written = [one for one in pending if one[0] in self._streams]
+        most = self._limits.prefix_map_stored_prompts
         for model, _, data, _ in written:
-            commands.append(("XADD", keys.links(model), "MAXLEN", "~", most, "*", GATEWAY, self._name, DATA, data))
-        seconds = int(self._limits.link_kept_day_seconds)
-        commands += [("EXPIRE", keys.links(model), seconds) for model in {one[0] for one in written}]
+            commands.append(
+                (
+                    "XADD",
+                    keys.prompt_alignments(model),
+                    "MAXLEN",
+                    "~",
+                    most,
+                    "*",
+                    GATEWAY_FIELD,
+                    self._name,
+                    DATA_FIELD,
+                    data,
+                )
+            )
+        seconds = int(self._limits.prefix_map_retention_seconds)
+        commands += [("EXPIRE", keys.prompt_alignments(model), seconds) for model in {one[0] for one in written}]
         for model, _, _, hashes in written:
-            lies = self._streams[model].lies
+            lies = self._streams[model].entry_ids
             gone = [lies.pop(digest) for digest in hashes if digest in lies]
             if gone:
-                commands.append(("XDEL", keys.links(model), *gone))
+                commands.append(("XDEL", keys.prompt_alignments(model), *gone))
         replies = await self._link.run(commands) if commands else []
         if replies is None:  # they are still linked here; only whoever starts now has to ask
-            self._wrong |= wrong
+            self._deleted_models |= deleted
             return
         for (model, tail, _, _), reply in zip(written, replies[first:], strict=False):
             if not isinstance(reply, ResponseError) and model in self._streams:
-                self._lies(self._streams[model], tail, reply)
+                self._remember_entry(self._streams[model], tail, reply)
 
-    def _lies(self, stream: _Stream, tail: int, identifier: bytes) -> None:
-        stream.lies[tail] = identifier
-        stream.lies.move_to_end(tail)
-        while len(stream.lies) > self._limits.link_kept_lessons:
-            stream.lies.popitem(last=False)
+    def _remember_entry(self, stream: _ModelStream, tail: int, identifier: bytes) -> None:
+        stream.entry_ids[tail] = identifier
+        stream.entry_ids.move_to_end(tail)
+        while len(stream.entry_ids) > self._limits.prefix_map_stored_prompts:
+            stream.entry_ids.popitem(last=False)

@@ -26,10 +26,10 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 
-from fairlead_kvstore.links.lesson import Lesson
+from fairlead_kvstore.links.lesson import PromptAlignment
 
 
-class _Owns:
+class _TokenChain:
     """A prompt's own chain, and how many links use it."""
 
     __slots__ = ("hashes", "uses")
@@ -39,40 +39,40 @@ class _Owns:
         self.uses = 0
 
 
-class Link:
+class PrefixLink:
     """One byte block: ``before`` is the byte block before it (0: none), ``index`` its number in the chain, ``depth`` in token
     blocks."""
 
-    __slots__ = ("_owns", "before", "depth", "index")
+    __slots__ = ("_chain", "depth", "index", "previous")
 
-    def __init__(self, owns: _Owns, before: int, index: int, depth: int) -> None:
-        self._owns = owns
-        self.before = before
+    def __init__(self, owns: _TokenChain, before: int, index: int, depth: int) -> None:
+        self._chain = owns
+        self.previous = before
         self.index = index
         self.depth = depth
 
     @property
-    def own(self) -> int:
+    def token_hash(self) -> int:
         """The own hash at its depth; 0 when no token block lies wholly before its end."""
-        return self._owns.hashes[self.depth - 1] if self.depth else 0
+        return self._chain.hashes[self.depth - 1] if self.depth else 0
 
     @property
-    def owns(self) -> "array[int]":
+    def token_hashes(self) -> "array[int]":
         """The own hashes from the prompt's start up to its depth."""
-        return self._owns.hashes[: self.depth]
+        return self._chain.hashes[: self.depth]
 
 
-class LinkTable:
+class PrefixTable:
     """The links of one model: byte blocks to own hashes and back. ``most`` links and ``most_owns`` own hashes in all chains."""
 
-    def __init__(self, *, most: int, most_owns: int) -> None:
-        self._most = most
-        self._most_owns = most_owns
-        self._links: OrderedDict[int, Link] = OrderedDict()
-        self._by_own: dict[int, tuple[int, ...]] = {}
-        self.owns = 0
-        self.lowered = 0
-        self.learned = 0
+    def __init__(self, *, max_links: int, max_token_hashes: int) -> None:
+        self._max_links = max_links
+        self._max_token_hashes = max_token_hashes
+        self._links: OrderedDict[int, PrefixLink] = OrderedDict()
+        self._by_token_hash: dict[int, tuple[int, ...]] = {}
+        self.token_hash_count = 0
+        self.lowered_links = 0
+        self.learned_prompts = 0
 
     def __len__(self) -> int:
         return len(self._links)
@@ -82,11 +82,11 @@ class LinkTable:
 
     # --- questions ------------------------------------------------------------------------------------------------------
 
-    def get(self, digest: int) -> Link | None:
+    def get(self, digest: int) -> PrefixLink | None:
         """The link of a byte block."""
         return self._links.get(digest)
 
-    def linked(self, hashes: Sequence[int]) -> int:
+    def linked_count(self, hashes: Sequence[int]) -> int:
         """How many blocks from a prompt's start are linked."""
         links, low, high = self._links, 0, len(hashes)
         while low < high:
@@ -97,22 +97,22 @@ class LinkTable:
                 high = middle
         return low
 
-    def owns_of(self, digest: int) -> "array[int]":
+    def token_hashes_of(self, digest: int) -> "array[int]":
         """The own hashes of all token blocks up to this byte block's link; empty where it has none."""
         link = self._links.get(digest)
-        return link.owns if link is not None else array("Q")
+        return link.token_hashes if link is not None else array("Q")
 
-    def behind(self, own: int) -> tuple[int, ...]:
+    def linked_blocks(self, token_hash: int) -> tuple[int, ...]:
         """The byte blocks that are linked to an own hash."""
-        return self._by_own.get(own, ())
+        return self._by_token_hash.get(token_hash, ())
 
-    def lesson(self, hashes: Sequence[int], block_size: int) -> Lesson | None:
+    def alignment(self, hashes: Sequence[int], block_size: int) -> PromptAlignment | None:
         """What is known of a prompt, all of whose blocks are linked; None where one is not."""
         links = [self._links.get(digest) for digest in hashes]
         if not links or None in links:
             return None
         depths = [link.depth for link in links if link is not None]
-        return Lesson(hashes, self.owns_of(hashes[-1]), depths, block_size)
+        return PromptAlignment(hashes, self.token_hashes_of(hashes[-1]), depths, block_size)
 
     def chain(self, digest: int) -> list[int]:
         """The byte blocks from the prompt's start to this one; empty where one of them is not known any more."""
@@ -123,11 +123,11 @@ class LinkTable:
             if link is None:
                 return []
             found.append(digest)
-            digest = link.before
+            digest = link.previous
         found.reverse()
         return found
 
-    def items(self) -> Iterable[tuple[int, Link]]:
+    def items(self) -> Iterable[tuple[int, PrefixLink]]:
         """All byte blocks that are linked, and their links."""
         return self._links.items()
 
@@ -140,89 +140,91 @@ class LinkTable:
             if digest in links:
                 links.move_to_end(digest)
 
-    def learn(self, lesson: Lesson) -> list[int]:
+    def learn(self, alignment: PromptAlignment) -> list[int]:
         """Both chains of one prompt; the byte blocks whose link is new or another now."""
-        hashes, owns = lesson.hashes, lesson.owns
-        self.learned += 1
-        fresh = _Owns(array("Q", owns))
-        self.owns += len(fresh.hashes)
+        hashes, token_hashes = alignment.hashes, alignment.token_hashes
+        self.learned_prompts += 1
+        fresh = _TokenChain(array("Q", token_hashes))
+        self.token_hash_count += len(fresh.hashes)
         changed: list[int] = []
-        compared: tuple[_Owns, int] | None = None
+        compared: tuple[_TokenChain, int] | None = None
         before = deepest = 0
-        for index, (digest, depth) in enumerate(zip(hashes, lesson.depths, strict=True)):
+        for index, (digest, depth) in enumerate(zip(hashes, alignment.depths, strict=True)):
             link = self._links.get(digest)
             if link is None:
-                deepest = max(deepest, min(len(owns), depth))
-                self._links[digest] = link = Link(fresh, before, index, deepest)
+                deepest = max(deepest, min(len(token_hashes), depth))
+                self._links[digest] = link = PrefixLink(fresh, before, index, deepest)
                 fresh.uses += 1
-                self._index(digest, link.own)
+                self._index(digest, link.token_hash)
                 changed.append(digest)
             else:
-                if compared is None or compared[0] is not link._owns:
-                    compared = link._owns, common(link._owns.hashes, fresh.hashes)
-                if self._meet(digest, link, fresh, compared[1]):
+                if compared is None or compared[0] is not link._chain:
+                    compared = link._chain, common_prefix(link._chain.hashes, fresh.hashes)
+                if self._merge(digest, link, fresh, compared[1]):
                     changed.append(digest)
                 deepest = link.depth
             before = digest
         if not fresh.uses:
-            self.owns -= len(fresh.hashes)
+            self.token_hash_count -= len(fresh.hashes)
         self.touch(hashes)
-        while len(self._links) > self._most or (self.owns > self._most_owns and len(self._links) > len(hashes)):
-            self._forget(next(iter(self._links)))
+        while len(self._links) > self._max_links or (
+            self.token_hash_count > self._max_token_hashes and len(self._links) > len(hashes)
+        ):
+            self._remove(next(iter(self._links)))
         return changed
 
     def clear(self) -> None:
         """Forget all: what was learned is wrong."""
         self._links.clear()
-        self._by_own.clear()
-        self.owns = 0
+        self._by_token_hash.clear()
+        self.token_hash_count = 0
 
     # --- inside ---------------------------------------------------------------------------------------------------------
 
-    def _meet(self, digest: int, link: Link, fresh: _Owns, shared: int) -> bool:
+    def _merge(self, digest: int, link: PrefixLink, fresh: _TokenChain, shared: int) -> bool:
         """Another prompt with the same bytes up to here, whose chain shares so many blocks with the link's; whether that changed
         it."""
-        own, lowered = link.own, link.depth > shared
+        token_hash, lowered = link.token_hash, link.depth > shared
         if lowered:
-            self.lowered += 1
+            self.lowered_links += 1
             link.depth = shared
-        if link._owns is not fresh:
-            self._release(link._owns)
-            link._owns = fresh
+        if link._chain is not fresh:
+            self._release(link._chain)
+            link._chain = fresh
             fresh.uses += 1
         if lowered:
-            self._unindex(digest, own)
-            self._index(digest, link.own)
+            self._unindex(digest, token_hash)
+            self._index(digest, link.token_hash)
         return lowered
 
-    def _release(self, owns: _Owns) -> None:
-        owns.uses -= 1
-        if not owns.uses:
-            self.owns -= len(owns.hashes)
+    def _release(self, chain: _TokenChain) -> None:
+        chain.uses -= 1
+        if not chain.uses:
+            self.token_hash_count -= len(chain.hashes)
 
-    def _forget(self, digest: int) -> None:
+    def _remove(self, digest: int) -> None:
         link = self._links.pop(digest)
-        self._unindex(digest, link.own)
-        self._release(link._owns)
+        self._unindex(digest, link.token_hash)
+        self._release(link._chain)
 
-    def _index(self, digest: int, own: int) -> None:
-        if own:
-            self._by_own[own] = (*self._by_own.get(own, ()), digest)
+    def _index(self, digest: int, token_hash: int) -> None:
+        if token_hash:
+            self._by_token_hash[token_hash] = (*self._by_token_hash.get(token_hash, ()), digest)
 
-    def _unindex(self, digest: int, own: int) -> None:
-        left = tuple(one for one in self._by_own.get(own, ()) if one != digest)
+    def _unindex(self, digest: int, token_hash: int) -> None:
+        left = tuple(one for one in self._by_token_hash.get(token_hash, ()) if one != digest)
         if left:
-            self._by_own[own] = left
+            self._by_token_hash[token_hash] = left
         else:
-            self._by_own.pop(own, None)
+            self._by_token_hash.pop(token_hash, None)
 
 
-def common(one: Sequence[int], other: Sequence[int]) -> int:
+def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
     """How many blocks from the start two chains share: equal hashes are equal prefixes, so a bisection finds it."""
-    low, high = 0, min(len(one), len(other))
+    low, high = 0, min(len(first), len(second))
     while low < high:
         middle = (low + high) >> 1
-        if one[middle] == other[middle]:
+        if first[middle] == second[middle]:
             low = middle + 1
         else:
             high = middle

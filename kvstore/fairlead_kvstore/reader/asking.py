@@ -10,14 +10,14 @@ import httpx
 import msgspec
 
 from fairlead.errors import Unavailable
-from fairlead.fleet import Access, Instance
+from fairlead.fleet import EngineAuth, Instance
 from fairlead.limits import Limits
 
-SOURCES: Final = "/kv_event_sources"
-MODELS: Final = "/v1/models"
+EVENT_SOURCES_PATH: Final = "/kv_event_sources"
+MODELS_PATH: Final = "/v1/models"
 
 
-class Ask(Protocol):
+class EngineQuery(Protocol):
     """One GET to an engine."""
 
     async def __call__(self, instance: Instance, path: str) -> bytes:
@@ -25,29 +25,29 @@ class Ask(Protocol):
         ...
 
 
-class _Model(msgspec.Struct):
+class _ServedModel(msgspec.Struct):
     id: str
     root: str | None = None
     parent: str | None = None
 
 
-class _Models(msgspec.Struct):
-    data: list[_Model]
+class _ServedModels(msgspec.Struct):
+    data: list[_ServedModel]
 
 
-_MODELS: Final = msgspec.json.Decoder(_Models)
+_MODELS_DECODER: Final = msgspec.json.Decoder(_ServedModels)
 
 
-def places(answer: bytes) -> dict[str, str]:
+def adapter_sources(answer: bytes) -> dict[str, str]:
     """Adapter → where it was loaded from, of an answer to ``/v1/models``. Raises Unavailable when it is none."""
     try:
-        found = _MODELS.decode(answer).data
+        found = _MODELS_DECODER.decode(answer).data
     except (msgspec.MsgspecError, ValueError, RecursionError):
         raise Unavailable("its /v1/models cannot be read") from None
     return {one.id: one.root for one in found if one.parent is not None and one.root is not None}
 
 
-class Http:
+class HttpEngineQuery:
     """``Ask`` by httpx. ``environ`` holds tokens that the fleet names by variable. Nothing is followed, and no proxy is used."""
 
     def __init__(self, environ: Mapping[str, str], limits: Limits) -> None:
@@ -58,10 +58,10 @@ class Http:
     async def __call__(self, instance: Instance, path: str) -> bytes:
         """The body of a 200 answer. Raises Unavailable in a few words."""
         try:
-            async with asyncio.timeout(self._limits.kv_ask_seconds):
+            async with asyncio.timeout(self._limits.kv_query_seconds):
                 return await self._get(instance, path)
         except TimeoutError:
-            raise Unavailable(f"{path}: no answer within {self._limits.kv_ask_seconds:g} s") from None
+            raise Unavailable(f"{path}: no answer within {self._limits.kv_query_seconds:g} s") from None
         except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
             raise Unavailable(f"{path}: {type(error).__name__}") from error
 
@@ -72,8 +72,8 @@ class Http:
             await client.aclose()
 
     async def _get(self, instance: Instance, path: str) -> bytes:
-        client, most = self._client(instance.access.ca_file), self._limits.kv_ask_bytes
-        url, shown = instance.url.rstrip("/") + path, _shown(instance.access, self._environ)
+        client, most = self._client(instance.access.ca_file), self._limits.kv_query_bytes
+        url, shown = instance.url.rstrip("/") + path, _auth_headers(instance.access, self._environ)
         async with client.stream("GET", url, headers=shown) as answer:
             if answer.status_code != 200:
                 raise Unavailable(f"{path} answers {answer.status_code}")
@@ -88,12 +88,12 @@ class Http:
         known = self._clients.get(authority)
         if known is None:
             verify = ssl.create_default_context(cafile=authority)
-            seconds = self._limits.kv_ask_seconds
+            seconds = self._limits.kv_query_seconds
             known = self._clients[authority] = httpx.AsyncClient(timeout=seconds, verify=verify, trust_env=False)
         return known
 
 
-def _shown(access: Access, environ: Mapping[str, str]) -> dict[str, str]:
+def _auth_headers(access: EngineAuth, environ: Mapping[str, str]) -> dict[str, str]:
     """The header with the engine's token, where it wants one."""
     if access.token_env is not None:
         token = environ.get(access.token_env, "")

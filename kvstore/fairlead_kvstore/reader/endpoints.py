@@ -13,20 +13,20 @@ import msgspec
 from fairlead.errors import BadInput
 from fairlead.fleet import Instance
 
-BUFFER_USUAL = 10_000
+DEFAULT_BUFFER = 10_000
 """Batches that vLLM keeps for replays by default."""
-_BUFFER_MOST = 1_000_000
+_MAX_BUFFER = 1_000_000
 
 
-class Endpoints(msgspec.Struct, frozen=True):
+class EventEndpoints(msgspec.Struct, frozen=True):
     """ZMQ addresses of one engine and rank. ``events`` None: it dials us. ``replay`` None: nothing can be replayed."""
 
     events: str | None
     replay: str | None = None
-    buffer: int = BUFFER_USUAL
+    buffer: int = DEFAULT_BUFFER
 
 
-class _Rank(msgspec.Struct):
+class _RankSource(msgspec.Struct):
     enable_kv_cache_events: bool | None = None
     publisher: str | None = None
     endpoint: str | None = None
@@ -34,18 +34,18 @@ class _Rank(msgspec.Struct):
     buffer_steps: int | None = None
 
 
-_TOLD = msgspec.json.Decoder(dict[str, _Rank])
+_SOURCES_DECODER = msgspec.json.Decoder(dict[str, _RankSource])
 
 
-def known(instance: Instance) -> Endpoints | None:
+def endpoints_from_fleet(instance: Instance) -> EventEndpoints | None:
     """What the fleet says; None when it does not."""
-    return Endpoints(instance.kv_events, instance.kv_replay) if instance.kv_events is not None else None
+    return EventEndpoints(instance.kv_events, instance.kv_replay) if instance.kv_events is not None else None
 
 
-def told(answer: bytes, instance: Instance) -> Endpoints:
+def endpoints_from_answer(answer: bytes, instance: Instance) -> EventEndpoints:
     """What the engine's answer says of the instance's rank. Raises BadInput, in words, when it publishes nothing that can be read."""
     try:
-        ranks = _TOLD.decode(answer)
+        ranks = _SOURCES_DECODER.decode(answer)
     except (msgspec.MsgspecError, ValueError, RecursionError):
         raise BadInput("its /kv_event_sources cannot be read", field="kv_event_sources") from None
     rank = str(instance.dp_rank or 0)
@@ -59,36 +59,36 @@ def told(answer: bytes, instance: Instance) -> Endpoints:
     if found.publisher not in (None, "zmq"):
         raise BadInput(f"it publishes by {found.publisher[:32]!r}, only zmq is read", field="kv_event_sources")
     host = urlsplit(instance.url).hostname or ""
-    buffer = found.buffer_steps if found.buffer_steps and found.buffer_steps > 0 else BUFFER_USUAL
-    replay = None if found.replay_endpoint is None else _ours(found.replay_endpoint, host)
-    return Endpoints(_ours(found.endpoint, host), replay, min(buffer, _BUFFER_MOST))
+    buffer = found.buffer_steps if found.buffer_steps and found.buffer_steps > 0 else DEFAULT_BUFFER
+    replay = None if found.replay_endpoint is None else _reachable_address(found.replay_endpoint, host)
+    return EventEndpoints(_reachable_address(found.endpoint, host), replay, min(buffer, _MAX_BUFFER))
 
 
-def address_of(topic: bytes) -> str | None:
+def topic_address(topic: bytes) -> str | None:
     """``10.0.0.7:8000`` of a topic ``kv@10.0.0.7:8000@model``; None when the topic does not say."""
     parts = topic[:512].decode("utf-8", "replace").split("@")
     return parts[1] if len(parts) >= 3 and parts[0] == "kv" and ":" in parts[1] else None
 
 
-def address(instance: Instance) -> str:
+def instance_address(instance: Instance) -> str:
     """The same of an instance."""
     parts = urlsplit(instance.url)
     host = parts.hostname or ""
     return f"[{host}]:{parts.port}" if ":" in host else f"{host}:{parts.port}"
 
 
-def _ours(endpoint: str, host: str) -> str | None:
+def _reachable_address(endpoint: str, host: str) -> str | None:
     """The address as it is reached from here; None for one that the engine does not bind. Raises BadInput."""
     base, _, port = endpoint.rpartition(":")
     if not base.startswith("tcp://") or not (port.isascii() and port.isdecimal() and 0 < int(port[:6]) < 65_536):
         raise BadInput(f"its endpoint {endpoint[:64]!r} is no tcp address", field="kv_event_sources")
     named = base.removeprefix("tcp://").strip("[]")
-    if named not in ("*", host) and not _anywhere(named):
+    if named not in ("*", host) and not _is_this_machine(named):
         return None
     return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
 
 
-def _anywhere(named: str) -> bool:
+def _is_this_machine(named: str) -> bool:
     """An address that means the machine itself."""
     if named == "localhost":
         return True

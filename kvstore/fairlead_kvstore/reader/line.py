@@ -22,46 +22,46 @@ import zmq
 
 from fairlead.clock import Clock
 from fairlead.limits import Limits
-from fairlead_kvstore.errors import Malformed
-from fairlead_kvstore.events.outcomes import Frame, Outcome, Position
-from fairlead_kvstore.events.sequence import Stream, parse_frame, parse_replay
-from fairlead_kvstore.follow import Followed, follow
-from fairlead_kvstore.reader.endpoints import Endpoints
-from fairlead_kvstore.reader.link import Link
-from fairlead_kvstore.reader.replay import Asking, Places, Ticket
-from fairlead_kvstore.reader.sockets import Sockets, size
-from fairlead_kvstore.reader.timers import Alarm, Loop
-from fairlead_kvstore.reader.turns import Turns
-from fairlead_kvstore.truth.truth import Truth
+from fairlead_kvstore.errors import MalformedEvents
+from fairlead_kvstore.events.outcomes import EventFrame, StreamOutcome, StreamPosition
+from fairlead_kvstore.events.sequence import EventSequencer, parse_frame, parse_replay_frame
+from fairlead_kvstore.follow import AppliedEvents, apply_outcomes
+from fairlead_kvstore.reader.endpoints import EventEndpoints
+from fairlead_kvstore.reader.link import ZmqConnection
+from fairlead_kvstore.reader.replay import ReplayClient, ReplaySlot, ReplaySlots
+from fairlead_kvstore.reader.sockets import ZmqSockets, message_size
+from fairlead_kvstore.reader.timers import OneShotTimer, ReaderLoop
+from fairlead_kvstore.reader.turns import FairScheduler
+from fairlead_kvstore.truth.truth import BlockStore
 
 _LOG: Final = logging.getLogger("fairlead.indexer")
 
 
-class Deliver(Protocol):
+class AppliedCallback(Protocol):
     """Who is told of what changed. It may neither block nor raise."""
 
-    def __call__(self, line: "Line", found: Followed) -> None:
+    def __call__(self, line: "EngineSubscription", found: AppliedEvents) -> None:
         """What came of one message, or of one thing that happened."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
-class Kit:
+class ReaderContext:
     """What all lines of one indexer share. ``chance`` draws evenly from 0 to 1."""
 
-    truth: Truth
-    deliver: Deliver
-    sockets: Sockets
-    turns: Turns
-    places: Places
-    loop: Loop
+    store: BlockStore
+    on_applied: AppliedCallback
+    sockets: ZmqSockets
+    scheduler: FairScheduler
+    replay_slots: ReplaySlots
+    loop: ReaderLoop
     clock: Clock
-    chance: Callable[[], float]
+    random: Callable[[], float]
     limits: Limits
 
 
 @dataclass(slots=True)
-class Counts:
+class SubscriptionCounters:
     """Since the line began. ``unreadable`` by reason; ``lag_seconds``: by the engine's clock and ours, at the last batch."""
 
     batches: int = 0
@@ -79,242 +79,248 @@ class Counts:
     lag_seconds: float | None = None
 
 
-class Line:
+class EngineSubscription:
     """The instance must be attached in ``kit.truth`` as long as the line is open. An endpoint of None is one that dials us.
 
     ``position``: where an earlier indexer was, whose slice the truth has restored.
     """
 
-    def __init__(self, instance: str, endpoints: Endpoints, kit: Kit, *, position: Position | None = None) -> None:
+    def __init__(
+        self, instance: str, endpoints: EventEndpoints, kit: ReaderContext, *, position: StreamPosition | None = None
+    ) -> None:
         self.instance = instance
         self.endpoints = endpoints
-        self.counts = Counts()
-        self.connected = False
-        self.trouble = "it was not connected to yet"
-        self._kit = kit
-        self._stream = self._new_stream(position)
-        self._link: Link | None = None
-        self._asking: Asking | None = None
-        self._ticket: Ticket | None = None
-        self._wanted = 0
-        self._sent = False
+        self.counters = SubscriptionCounters()
+        self.is_connected = False
+        self.problem = "it was not connected to yet"
+        self._context = kit
+        self._sequencer = self._new_sequencer(position)
+        self._connection: ZmqConnection | None = None
+        self._replay_client: ReplayClient | None = None
+        self._replay_slot: ReplaySlot | None = None
+        self._replay_from = 0
+        self._is_replay_sent = False
         self._failures = 0
-        self._heard = False
-        self._open = True
-        self._again, self._away = Alarm(kit.loop), Alarm(kit.loop)
-        self._patience, self._quiet = Alarm(kit.loop), Alarm(kit.loop)
+        self._has_received = False
+        self._is_open = True
+        self._reconnect_timer, self._away_timer = OneShotTimer(kit.loop), OneShotTimer(kit.loop)
+        self._replay_timer, self._quiet_timer = OneShotTimer(kit.loop), OneShotTimer(kit.loop)
 
     @property
-    def replaying(self) -> bool:
+    def is_replaying(self) -> bool:
         """Whether what comes is held back until a replay ends."""
-        return self._stream.replaying
+        return self._sequencer.is_replaying
 
     @property
-    def following(self) -> int | None:
+    def next_number(self) -> int | None:
         """The number of the batch that comes next; None before the first."""
-        return self._stream.expected
+        return self._sequencer.next_number
 
     @property
-    def position(self) -> Position | None:
+    def position(self) -> StreamPosition | None:
         """Where the next indexer may go on."""
-        return self._stream.position
+        return self._sequencer.position
 
     def start(self) -> None:
         """Connect, and again whenever that ends."""
-        if self.endpoints.events is None or not self._open:
+        if self.endpoints.events is None or not self._is_open:
             return
-        kit = self._kit
+        kit = self._context
         try:
-            self._link = Link(
-                self.endpoints.events, self, sockets=kit.sockets, turns=kit.turns, loop=kit.loop, limits=kit.limits
+            self._connection = ZmqConnection(
+                self.endpoints.events, self, sockets=kit.sockets, turns=kit.scheduler, loop=kit.loop, limits=kit.limits
             )
         except zmq.ZMQError as error:
-            self._link = None
-            self.down(f"{self.endpoints.events}: {error}")
+            self._connection = None
+            self.on_disconnected(f"{self.endpoints.events}: {error}")
 
     def close(self) -> None:
         """Stop reading; the truth keeps what it has."""
-        self._open = False
-        for alarm in (self._again, self._away, self._patience, self._quiet):
+        self._is_open = False
+        for alarm in (self._reconnect_timer, self._away_timer, self._replay_timer, self._quiet_timer):
             alarm.clear()
         self._end_replay(close=True)
-        if self._link is not None:
-            self._link.close()
-            self._link = None
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
 
-    def replaced(self, reason: str, endpoints: Endpoints | None = None) -> None:
+    def replace_engine(self, reason: str, endpoints: EventEndpoints | None = None) -> None:
         """It is known from elsewhere that another process is there, perhaps under another address."""
         self._end_replay(close=True)
-        self._do(self._stream.replaced(reason))
+        self._apply(self._sequencer.on_replaced(reason))
         if endpoints is None or endpoints == self.endpoints:
             return
         self.endpoints = endpoints
-        self._stream = self._new_stream()
-        if self._link is not None:
-            self._link.close()
-            self._link = None
-        self.connected = False
-        self._again.clear()
+        self._sequencer = self._new_sequencer()
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+        self.is_connected = False
+        self._reconnect_timer.clear()
         self.start()
 
     # --- the connection -------------------------------------------------------------------------------------------------
 
-    def up(self) -> None:
+    def on_connected(self) -> None:
         """Both sides have greeted each other."""
-        self.connected, self.trouble, self._failures, self._heard = True, "", 0, False
-        self.counts.connects += 1
-        self._away.clear()
-        self._quiet.set(self._kit.limits.kv_settle_seconds, self._is_quiet)
-        self._do(self._stream.connected())
+        self.is_connected, self.problem, self._failures, self._has_received = True, "", 0, False
+        self.counters.connects += 1
+        self._away_timer.clear()
+        self._quiet_timer.set(self._context.limits.kv_settle_seconds, self._on_quiet_timer)
+        self._apply(self._sequencer.on_connected())
 
-    def down(self, reason: str) -> None:
+    def on_disconnected(self, reason: str) -> None:
         """The connection is over, or was never there."""
-        limits = self._kit.limits
-        if self.connected:
-            self.counts.disconnects += 1
-        known = self._stream.expected is not None
-        self.connected, self.trouble, self._link = False, reason, None
-        self._quiet.clear()
+        limits = self._context.limits
+        if self.is_connected:
+            self.counters.disconnects += 1
+        known = self._sequencer.next_number is not None
+        self.is_connected, self.problem, self._connection = False, reason, None
+        self._quiet_timer.clear()
         self._end_replay(close=True)
-        self._do(self._stream.disconnected())
-        if known and not self._away.pending:
-            self._away.set(limits.kv_away_seconds, self._stays_away)
+        self._apply(self._sequencer.on_disconnected())
+        if known and not self._away_timer.is_set:
+            self._away_timer.set(limits.kv_restart_seconds, self._on_away_timeout)
         if self.endpoints.events is not None:
-            pause = min(limits.kv_reconnect_most_seconds, limits.kv_reconnect_seconds * 2.0**self._failures)
+            pause = min(limits.max_kv_reconnect_seconds, limits.kv_reconnect_seconds * 2.0**self._failures)
             self._failures = min(self._failures + 1, 16)
-            self._again.set(pause * (0.5 + 0.5 * self._kit.chance()), self.start)
+            self._reconnect_timer.set(pause * (0.5 + 0.5 * self._context.random()), self.start)
 
-    def heard(self, messages: list[list[bytes]]) -> None:
+    def on_messages(self, messages: list[list[bytes]]) -> None:
         """Messages of the subscription. Those that simply follow are followed together: while an engine decodes a batch is a block or
         two, and what is done once for each batch costs as much as the blocks."""
-        self._heard = True
-        counts = self.counts
-        following: list[Outcome] = []
+        self._has_received = True
+        counts = self.counters
+        following: list[StreamOutcome] = []
         for parts in messages:
-            counts.bytes += size(parts)
+            counts.bytes += message_size(parts)
             try:
                 frame = parse_frame(parts)
-            except Malformed as error:
+            except MalformedEvents as error:
                 counts.unreadable[error.reason] += 1
                 continue
-            accepted = self._stream.in_order(frame)
+            accepted = self._sequencer.accept_in_order(frame)
             if accepted is not None:
                 following.append(accepted)
                 continue
             if following:
-                self._do(following)
+                self._apply(following)
                 following = []
-            self._live(frame)
+            self._on_live_frame(frame)
         if following:
-            self._do(following)
+            self._apply(following)
 
-    def _live(self, frame: Frame) -> None:
+    def _on_live_frame(self, frame: EventFrame) -> None:
         """One that does not simply follow."""
-        self._guarded(lambda: self._stream.live(frame))
+        self._apply_safely(lambda: self._sequencer.on_live_frame(frame))
 
-    def _stays_away(self) -> None:
-        self._do(self._stream.replaced(f"its events stayed away for {self._kit.limits.kv_away_seconds:g} s"))
+    def _on_away_timeout(self) -> None:
+        self._apply(
+            self._sequencer.on_replaced(f"its events stayed away for {self._context.limits.kv_restart_seconds:g} s")
+        )
 
-    def _is_quiet(self) -> None:
-        self._quiet.set(self._kit.limits.kv_quiet_seconds, self._is_quiet)
-        if not self._heard:
-            self._do(self._stream.quiet())
-        self._heard = False
+    def _on_quiet_timer(self) -> None:
+        self._quiet_timer.set(self._context.limits.kv_idle_check_seconds, self._on_quiet_timer)
+        if not self._has_received:
+            self._apply(self._sequencer.on_quiet())
+        self._has_received = False
 
     # --- replays --------------------------------------------------------------------------------------------------------
 
-    def answered(self, parts: list[bytes]) -> None:
+    def on_replay_message(self, parts: list[bytes]) -> None:
         """One message of a replay."""
-        limits = self._kit.limits
-        self.counts.bytes += size(parts)
+        limits = self._context.limits
+        self.counters.bytes += message_size(parts)
         try:
-            frame = parse_replay(parts)
-        except Malformed as error:
-            self.counts.unreadable[error.reason] += 1
-            self._failed("the replay cannot be read")
+            frame = parse_replay_frame(parts)
+        except MalformedEvents as error:
+            self.counters.unreadable[error.reason] += 1
+            self._fail_replay("the replay cannot be read")
             return
-        if self._ticket is not None:
-            self._patience.set(limits.kv_replay_seconds, self._too_slow)
-        self._guarded(lambda: self._stream.replayed(frame))
+        if self._replay_slot is not None:
+            self._replay_timer.set(limits.kv_replay_seconds, self._on_replay_timeout)
+        self._apply_safely(lambda: self._sequencer.on_replayed_frame(frame))
 
-    def _ask(self, start: int) -> None:
-        self._wanted = start
-        self.counts.replays += 1
-        if self._ticket is None:
-            self._ticket = self._kit.places.ticket(self._granted)
-        elif self._sent:  # the one before was given up by the stream, which knows what is still to come of it
-            self._send()
+    def _request_replay(self, start: int) -> None:
+        self._replay_from = start
+        self.counters.replays += 1
+        if self._replay_slot is None:
+            self._replay_slot = self._context.replay_slots.acquire(self._on_slot_granted)
+        elif self._is_replay_sent:  # the one before was given up by the stream, which knows what is still to come of it
+            self._send_request()
         else:
-            self._stream.never_asked()
+            self._sequencer.on_replay_not_sent()
 
-    def _granted(self) -> None:
-        self._kit.loop.call_soon(self._first)  # never from within what somebody else does
+    def _on_slot_granted(self) -> None:
+        self._context.loop.call_soon(self._send_first_request)  # never from within what somebody else does
 
-    def _first(self) -> None:
-        if self._ticket is not None and self._stream.replaying and not self._sent:
-            self._send()
+    def _send_first_request(self) -> None:
+        if self._replay_slot is not None and self._sequencer.is_replaying and not self._is_replay_sent:
+            self._send_request()
 
-    def _send(self) -> None:
-        self._sent = True
-        kit, endpoint = self._kit, self.endpoints.replay
+    def _send_request(self) -> None:
+        self._is_replay_sent = True
+        kit, endpoint = self._context, self.endpoints.replay
         try:
-            if self._asking is None and endpoint is not None:
-                self._asking = Asking(
-                    endpoint, self, sockets=kit.sockets, turns=kit.turns, loop=kit.loop, limits=kit.limits
+            if self._replay_client is None and endpoint is not None:
+                self._replay_client = ReplayClient(
+                    endpoint, self, sockets=kit.sockets, turns=kit.scheduler, loop=kit.loop, limits=kit.limits
                 )
         except zmq.ZMQError as error:
-            self._failed(f"{endpoint}: {error}")
+            self._fail_replay(f"{endpoint}: {error}")
             return
-        if self._asking is None or not self._asking.ask(self._wanted):
-            self._failed("no replay could be asked for")
+        if self._replay_client is None or not self._replay_client.request(self._replay_from):
+            self._fail_replay("no replay could be asked for")
             return
-        self._patience.set(kit.limits.kv_replay_seconds, self._too_slow)
+        self._replay_timer.set(kit.limits.kv_replay_seconds, self._on_replay_timeout)
 
-    def _too_slow(self) -> None:
-        self._failed("the replay did not come")
+    def _on_replay_timeout(self) -> None:
+        self._fail_replay("the replay did not come")
 
-    def _failed(self, reason: str) -> None:
-        self.counts.replays_failed += 1
+    def _fail_replay(self, reason: str) -> None:
+        self.counters.replays_failed += 1
         self._end_replay(close=True)
-        self._do(self._stream.replay_failed(reason))
+        self._apply(self._sequencer.on_replay_failed(reason))
 
     def _end_replay(self, *, close: bool) -> None:
-        self._patience.clear()
-        self._sent = False
-        if self._ticket is not None:
-            ticket, self._ticket = self._ticket, None
-            ticket.give_back()
-        if close and self._asking is not None:
-            self._asking.close()
-            self._asking = None
+        self._replay_timer.clear()
+        self._is_replay_sent = False
+        if self._replay_slot is not None:
+            ticket, self._replay_slot = self._replay_slot, None
+            ticket.release()
+        if close and self._replay_client is not None:
+            self._replay_client.close()
+            self._replay_client = None
 
     # --- what it means --------------------------------------------------------------------------------------------------
 
-    def _do(self, outcomes: list[Outcome]) -> None:
-        self._guarded(lambda: outcomes)
+    def _apply(self, outcomes: list[StreamOutcome]) -> None:
+        self._apply_safely(lambda: outcomes)
 
-    def _guarded(self, outcomes: Callable[[], list[Outcome]]) -> None:
+    def _apply_safely(self, outcomes: Callable[[], list[StreamOutcome]]) -> None:
         """Do what the stream says; a defect of ours that shows up in it costs the slice, not the process."""
-        kit = self._kit
+        kit = self._context
         try:
-            found = follow(kit.truth, self.instance, outcomes(), kit.clock.now(), kit.limits)
+            found = apply_outcomes(kit.store, self.instance, outcomes(), kit.clock.now(), kit.limits)
         except Exception:  # noqa: BLE001  # it is told
             _LOG.exception("%s: its events cannot be followed, its slice is learned anew", self.instance)
-            self.counts.defects += 1
+            self.counters.defects += 1
             self._end_replay(close=True)
-            self._stream = Stream(replayable=False, limits=kit.limits)  # the same message would be replayed for ever
-            found = Followed(kit.truth.restarted(self.instance, "a defect of the indexer", kit.clock.now()))
+            self._sequencer = EventSequencer(
+                replayable=False, limits=kit.limits
+            )  # the same message would be replayed for ever
+            found = AppliedEvents(kit.store.on_restarted(self.instance, "a defect of the indexer", kit.clock.now()))
         self._count(found)
-        kit.deliver(self, found)
-        if found.ask is not None and self._stream.replaying:
-            self._ask(found.ask)
-        elif not self._stream.replaying and self._ticket is not None:
-            if not self._sent:
-                self._stream.never_asked()
+        kit.on_applied(self, found)
+        if found.replay_from is not None and self._sequencer.is_replaying:
+            self._request_replay(found.replay_from)
+        elif not self._sequencer.is_replaying and self._replay_slot is not None:
+            if not self._is_replay_sent:
+                self._sequencer.on_replay_not_sent()
             self._end_replay(close=False)
 
-    def _count(self, found: Followed) -> None:
-        counts = self.counts
+    def _count(self, found: AppliedEvents) -> None:
+        counts = self.counters
         counts.batches += found.batches
         counts.duplicates += found.duplicates
         counts.gaps += found.gaps
@@ -323,8 +329,10 @@ class Line:
         if found.unreadable:
             counts.unreadable.update(found.unreadable)
         if found.wall is not None:
-            counts.lag_seconds = self._kit.clock.wall() - found.wall
+            counts.lag_seconds = self._context.clock.wall() - found.wall
 
-    def _new_stream(self, position: Position | None = None) -> Stream:
-        where, limits = self.endpoints, self._kit.limits
-        return Stream(replayable=where.replay is not None, buffer=where.buffer, limits=limits, position=position)
+    def _new_sequencer(self, position: StreamPosition | None = None) -> EventSequencer:
+        where, limits = self.endpoints, self._context.limits
+        return EventSequencer(
+            replayable=where.replay is not None, buffer=where.buffer, limits=limits, position=position
+        )

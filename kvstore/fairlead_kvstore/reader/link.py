@@ -11,69 +11,76 @@ from typing import Protocol
 import zmq
 
 from fairlead.limits import Limits
-from fairlead_kvstore.reader.sockets import ENDS, OnLoop, Sockets, message, size
-from fairlead_kvstore.reader.timers import Loop
-from fairlead_kvstore.reader.turns import MESSAGE_BYTES, Turns
+from fairlead_kvstore.reader.sockets import DISCONNECT_EVENTS, PolledSocket, ZmqSockets, message_size, receive_message
+from fairlead_kvstore.reader.timers import ReaderLoop
+from fairlead_kvstore.reader.turns import MESSAGE_OVERHEAD_BYTES, FairScheduler
 
 
-class Listener(Protocol):
+class ConnectionListener(Protocol):
     """Who is told of a connection. None of it may raise."""
 
-    def up(self) -> None:
+    def on_connected(self) -> None:
         """Both sides have greeted each other."""
         ...
 
-    def down(self, reason: str) -> None:
+    def on_disconnected(self, reason: str) -> None:
         """It is over, or never came to be. The link is closed."""
         ...
 
-    def heard(self, messages: list[list[bytes]]) -> None:
+    def on_messages(self, messages: list[list[bytes]]) -> None:
         """What was read in one turn, in order; each message in its parts."""
         ...
 
 
-class Link:
+class ZmqConnection:
     """A subscription to everything at ``endpoint``. Raises ZMQError when that is no address."""
 
     def __init__(
-        self, endpoint: str, listener: Listener, *, sockets: Sockets, turns: Turns, loop: Loop, limits: Limits
+        self,
+        endpoint: str,
+        listener: ConnectionListener,
+        *,
+        sockets: ZmqSockets,
+        turns: FairScheduler,
+        loop: ReaderLoop,
+        limits: Limits,
     ) -> None:
         self._listener = listener
         self._limits = limits
-        self._up = False
-        self._socket = sockets.open(zmq.SUB, limits.kv_waiting_batches)
+        self._is_up = False
+        self._socket = sockets.open(zmq.SUB, limits.kv_pending_batches)
         self._socket.setsockopt(zmq.RECONNECT_IVL, -1)
         self._socket.setsockopt(zmq.SUBSCRIBE, b"")
         self._monitor = sockets.monitor(self._socket)
         connect = partial(self._socket.connect, endpoint)
-        self._held = OnLoop(self, self._socket, connect, turns=turns, loop=loop, monitor=self._monitor)
-        self._held.ready()
+        self._polled = PolledSocket(self, self._socket, connect, turns=turns, loop=loop, monitor=self._monitor)
+        self._polled.mark_ready()
 
     def read(self, most: int) -> tuple[int, bool]:
         """Its turn, see ``Turns``."""
-        self._news()
+        self._handle_monitor_events()
         used, found = 0, list[list[bytes]]()
-        while self._held.open and used < most:
-            parts = message(self._socket, self._limits.kv_frames)
+        while self._polled.is_open and used < most:
+            parts = receive_message(self._socket, self._limits.kv_frames)
             if parts is None:
                 break
-            used += size(parts) + MESSAGE_BYTES
+            used += message_size(parts) + MESSAGE_OVERHEAD_BYTES
             found.append(parts)
         if found:
-            self._listener.heard(found)
-        return used, self._held.open and used >= most
+            self._listener.on_messages(found)
+        return used, self._polled.is_open and used >= most
 
     def close(self) -> None:
         """End it; the listener is not told."""
-        self._held.close()
+        self._polled.close()
 
-    def _news(self) -> None:
+    def _handle_monitor_events(self) -> None:
         for event, _ in self._monitor.events():
             if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-                self._up = True
-                self._listener.up()
-            elif event & ENDS:
+                self._is_up = True
+                self._listener.on_connected()
+            elif event & DISCONNECT_EVENTS:
                 self.close()
-                self._listener.down("disconnected" if self._up else "it cannot be connected to")
-            if not self._held.open:
+                self._listener.on_disconnected("disconnected" if self._is_up else "it cannot be connected to")
+            if not self._polled.is_open:
                 return

@@ -16,41 +16,41 @@ import zmq
 
 from fairlead.errors import BadInput
 from fairlead.limits import Limits
-from fairlead_kvstore.reader.endpoints import address_of
-from fairlead_kvstore.reader.sockets import OnLoop, Sockets, size
-from fairlead_kvstore.reader.timers import Loop
-from fairlead_kvstore.reader.turns import MESSAGE_BYTES, Turns
+from fairlead_kvstore.reader.endpoints import topic_address
+from fairlead_kvstore.reader.sockets import PolledSocket, ZmqSockets, message_size
+from fairlead_kvstore.reader.timers import ReaderLoop
+from fairlead_kvstore.reader.turns import MESSAGE_OVERHEAD_BYTES, FairScheduler
 
-_FRAMES: Final = 3
+_FRAMES_PER_MESSAGE: Final = 3
 _ADDRESS: Final = re.compile(r"tcp://\S+:[0-9]{1,5}")
 
 
-class _Rank(msgspec.Struct, array_like=True, gc=False):
+class _BatchRank(msgspec.Struct, array_like=True, gc=False):
     ts: float
     events: msgspec.Raw
     rank: int | None = None
 
 
-_RANK: Final = msgspec.msgpack.Decoder(_Rank)
+_RANK: Final = msgspec.msgpack.Decoder(_BatchRank)
 
 
-class Dialer(Protocol):
+class DialingEngine(Protocol):
     """The line of an engine that dials us."""
 
-    def up(self) -> None:
+    def on_connected(self) -> None:
         """It is there."""
         ...
 
-    def down(self, reason: str) -> None:
+    def on_disconnected(self, reason: str) -> None:
         """It is not."""
         ...
 
-    def heard(self, messages: list[list[bytes]]) -> None:
+    def on_messages(self, messages: list[list[bytes]]) -> None:
         """Messages in order, each in its parts."""
         ...
 
 
-class Listening:
+class ZmqListener:
     """``find`` names the line of ``10.0.0.7:8000`` and a rank (None: not said).
 
     Raises BadInput for an address that cannot be bound.
@@ -59,61 +59,61 @@ class Listening:
     def __init__(
         self,
         endpoint: str,
-        find: Callable[[str, int | None], Dialer | None],
+        find: Callable[[str, int | None], DialingEngine | None],
         *,
-        sockets: Sockets,
-        turns: Turns,
-        loop: Loop,
+        sockets: ZmqSockets,
+        turns: FairScheduler,
+        loop: ReaderLoop,
         limits: Limits,
     ) -> None:
         hint = "write tcp://ADDRESS:PORT with a free port of this machine"
         if not _ADDRESS.fullmatch(endpoint) or int(endpoint.rpartition(":")[2]) > 65_535:  # ZMQ takes any number
             raise BadInput(f"KV events cannot be listened for on {endpoint}", field="events", hint=hint)
-        self.strangers: Counter[str] = Counter()
+        self.unidentified: Counter[str] = Counter()
         self._find = find
         self._limits = limits
-        self._by: dict[Dialer, int] = {}
-        self._socket = sockets.open(zmq.SUB, limits.kv_waiting_batches)
+        self._descriptors: dict[DialingEngine, int] = {}
+        self._socket = sockets.open(zmq.SUB, limits.kv_pending_batches)
         self._socket.setsockopt(zmq.SUBSCRIBE, b"")
         self._monitor = sockets.monitor(self._socket)
         bind = partial(self._socket.bind, endpoint)
         try:
-            self._held = OnLoop(self, self._socket, bind, turns=turns, loop=loop, monitor=self._monitor)
+            self._polled = PolledSocket(self, self._socket, bind, turns=turns, loop=loop, monitor=self._monitor)
         except zmq.ZMQError as error:
             text = f"KV events cannot be listened for on {endpoint}: {error}"
             raise BadInput(text, field="events", hint=hint) from error
         self.endpoint = self._socket.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0")
-        self._held.ready()
+        self._polled.mark_ready()
 
     @property
-    def engines(self) -> int:
+    def engine_count(self) -> int:
         """How many speak here."""
-        return len(self._by)
+        return len(self._descriptors)
 
     def read(self, most: int) -> tuple[int, bool]:
         """Its turn, see ``Turns``."""
         used = 0
-        while self._held.open:
-            self._news()
-            frames = self._message()
+        while self._polled.is_open:
+            self._handle_monitor_events()
+            frames = self._receive()
             if frames is None:
                 return used, False
             parts = [frame.bytes for frame in frames]
-            used += size(parts) + MESSAGE_BYTES
-            self._heard(parts, _descriptor(frames[0]))
+            used += message_size(parts) + MESSAGE_OVERHEAD_BYTES
+            self._dispatch(parts, _descriptor(frames[0]))
             if used >= most:
-                return used, self._held.open
+                return used, self._polled.is_open
         return used, False
 
-    def forget(self, line: Dialer) -> None:
+    def remove(self, line: DialingEngine) -> None:
         """The line is closed."""
-        self._by.pop(line, None)
+        self._descriptors.pop(line, None)
 
     def close(self) -> None:
         """Stop listening."""
-        self._held.close()
+        self._polled.close()
 
-    def _message(self) -> list[zmq.Frame] | None:
+    def _receive(self) -> list[zmq.Frame] | None:
         try:
             frames = [self._socket.recv(zmq.NOBLOCK, copy=False)]
         except zmq.Again:
@@ -124,35 +124,35 @@ class Listening:
                 frames.append(frame)
         return frames
 
-    def _heard(self, parts: list[bytes], descriptor: int) -> None:
-        if len(parts) != _FRAMES:
-            self.strangers["frame"] += 1
+    def _dispatch(self, parts: list[bytes], descriptor: int) -> None:
+        if len(parts) != _FRAMES_PER_MESSAGE:
+            self.unidentified["frame"] += 1
             return
-        place = address_of(parts[0])
+        place = topic_address(parts[0])
         if place is None:
-            self.strangers["topic"] += 1
+            self.unidentified["topic"] += 1
             return
         line = self._find(place, None) or self._find(place, _rank(parts[2]))
         if line is None:
-            self.strangers["unknown"] += 1
+            self.unidentified["unknown"] += 1
             return
-        before = self._by.get(line)
+        before = self._descriptors.get(line)
         if before != descriptor:
             if before is not None:
-                line.down("it dialed again")
-            elif len(self._by) >= self._limits.kv_dialing:
-                self.strangers["many"] += 1
+                line.on_disconnected("it dialed again")
+            elif len(self._descriptors) >= self._limits.kv_inbound_connections:
+                self.unidentified["many"] += 1
                 return
-            self._by[line] = descriptor
-            line.up()
-        line.heard([parts])
+            self._descriptors[line] = descriptor
+            line.on_connected()
+        line.on_messages([parts])
 
-    def _news(self) -> None:
+    def _handle_monitor_events(self) -> None:
         for event, value in self._monitor.events():
             if event == zmq.EVENT_DISCONNECTED:
-                for line in [line for line, descriptor in self._by.items() if descriptor == value]:
-                    del self._by[line]
-                    line.down("disconnected")
+                for line in [line for line, descriptor in self._descriptors.items() if descriptor == value]:
+                    del self._descriptors[line]
+                    line.on_disconnected("disconnected")
 
 
 def _descriptor(frame: zmq.Frame) -> int:

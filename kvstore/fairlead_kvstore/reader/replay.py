@@ -13,97 +13,104 @@ import zmq
 
 from fairlead.limits import Limits
 from fairlead_kvstore.events.sequence import replay_request
-from fairlead_kvstore.reader.sockets import OnLoop, Sockets, message, size
-from fairlead_kvstore.reader.timers import Loop
-from fairlead_kvstore.reader.turns import MESSAGE_BYTES, Turns
+from fairlead_kvstore.reader.sockets import PolledSocket, ZmqSockets, message_size, receive_message
+from fairlead_kvstore.reader.timers import ReaderLoop
+from fairlead_kvstore.reader.turns import MESSAGE_OVERHEAD_BYTES, FairScheduler
 
 
-class Answered(Protocol):
+class ReplayListener(Protocol):
     """Who asked. It may not raise."""
 
-    def answered(self, parts: list[bytes]) -> None:
+    def on_replay_message(self, parts: list[bytes]) -> None:
         """One message of the answer."""
         ...
 
 
-class Asking:
+class ReplayClient:
     """A DEALER to one engine's replay endpoint. Raises ZMQError when that is no address."""
 
     def __init__(
-        self, endpoint: str, asker: Answered, *, sockets: Sockets, turns: Turns, loop: Loop, limits: Limits
+        self,
+        endpoint: str,
+        asker: ReplayListener,
+        *,
+        sockets: ZmqSockets,
+        turns: FairScheduler,
+        loop: ReaderLoop,
+        limits: Limits,
     ) -> None:
-        self._asker = asker
+        self._listener = asker
         self._limits = limits
-        self._socket = sockets.open(zmq.DEALER, limits.kv_replay_waiting)
-        self._held = OnLoop(self, self._socket, partial(self._socket.connect, endpoint), turns=turns, loop=loop)
+        self._socket = sockets.open(zmq.DEALER, limits.kv_replay_pending)
+        self._polled = PolledSocket(self, self._socket, partial(self._socket.connect, endpoint), turns=turns, loop=loop)
 
-    def ask(self, start: int) -> bool:
+    def request(self, start: int) -> bool:
         """Ask for everything from ``start`` on; False when the request cannot even be sent."""
         try:
             self._socket.send_multipart(replay_request(start), flags=zmq.NOBLOCK)
         except zmq.ZMQError:
             return False
-        self._held.ready()  # sending may have swallowed the descriptor's report
+        self._polled.mark_ready()  # sending may have swallowed the descriptor's report
         return True
 
     def read(self, most: int) -> tuple[int, bool]:
         """Its turn, see ``Turns``."""
         used = 0
-        while self._held.open:
-            parts = message(self._socket, self._limits.kv_frames)
+        while self._polled.is_open:
+            parts = receive_message(self._socket, self._limits.kv_frames)
             if parts is None:
                 return used, False
-            used += size(parts) + MESSAGE_BYTES
-            self._asker.answered(parts)
+            used += message_size(parts) + MESSAGE_OVERHEAD_BYTES
+            self._listener.on_replay_message(parts)
             if used >= most:
-                return used, self._held.open
+                return used, self._polled.is_open
         return used, False
 
     def close(self) -> None:
         """End it; what still comes is not heard."""
-        self._held.close()
+        self._polled.close()
 
 
-class Ticket:
+class ReplaySlot:
     """A place among those that may ask, or in the queue for one."""
 
-    def __init__(self, go: Callable[[], None], given_back: "Callable[[Ticket], None]") -> None:
-        self.go = go
-        self._given_back = given_back
+    def __init__(self, go: Callable[[], None], given_back: "Callable[[ReplaySlot], None]") -> None:
+        self.on_granted = go
+        self._release = given_back
 
-    def give_back(self) -> None:
+    def release(self) -> None:
         """Not needed any more; once."""
-        self._given_back(self)
+        self._release(self)
 
 
-class Places:
+class ReplaySlots:
     """At most ``most`` tickets are good at a time; the others wait in the order in which they came."""
 
     def __init__(self, most: int) -> None:
-        self._most = most
-        self._good: set[Ticket] = set()
-        self._queue: deque[Ticket] = deque()
+        self._max_slots = most
+        self._granted: set[ReplaySlot] = set()
+        self._queue: deque[ReplaySlot] = deque()
 
     @property
     def waiting(self) -> int:
         """Tickets that are not good yet."""
         return len(self._queue)
 
-    def ticket(self, go: Callable[[], None]) -> Ticket:
+    def acquire(self, go: Callable[[], None]) -> ReplaySlot:
         """``go`` is called when the ticket is good, perhaps before this returns."""
-        ticket = Ticket(go, self._give_back)
+        ticket = ReplaySlot(go, self._release)
         self._queue.append(ticket)
-        self._next()
+        self._grant_next()
         return ticket
 
-    def _give_back(self, ticket: Ticket) -> None:
-        self._good.discard(ticket)
+    def _release(self, ticket: ReplaySlot) -> None:
+        self._granted.discard(ticket)
         if ticket in self._queue:
             self._queue.remove(ticket)
-        self._next()
+        self._grant_next()
 
-    def _next(self) -> None:
-        while self._queue and len(self._good) < self._most:
+    def _grant_next(self) -> None:
+        while self._queue and len(self._granted) < self._max_slots:
             ticket = self._queue.popleft()
-            self._good.add(ticket)
-            ticket.go()
+            self._granted.add(ticket)
+            ticket.on_granted()

@@ -14,14 +14,14 @@ import zmq
 from zmq.utils.monitor import parse_monitor_message
 
 from fairlead.limits import Limits
-from fairlead_kvstore.reader.timers import Loop
-from fairlead_kvstore.reader.turns import Source, Turns
+from fairlead_kvstore.reader.timers import ReaderLoop
+from fairlead_kvstore.reader.turns import FairScheduler, ReadSource
 
 Context = zmq.Context["zmq.Socket[bytes]"]
 Socket = zmq.Socket[bytes]
-_SOCKETS_MOST: Final = 65_536
+_MAX_SOCKETS: Final = 65_536
 
-MONITORED: Final = (
+MONITORED_EVENTS: Final = (
     zmq.EVENT_HANDSHAKE_SUCCEEDED
     | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
     | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
@@ -30,17 +30,17 @@ MONITORED: Final = (
     | zmq.EVENT_DISCONNECTED
     | zmq.EVENT_CLOSED
 )
-ENDS: Final = MONITORED & ~(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_ACCEPTED)
+DISCONNECT_EVENTS: Final = MONITORED_EVENTS & ~(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_ACCEPTED)
 """After these there is no connection any more."""
 
 
-class Sockets:
+class ZmqSockets:
     """A context of one's own, and sockets that bound what they take and notice a peer that fell silent. Close it last."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._context: Context = zmq.Context()
-        self._context.set(zmq.MAX_SOCKETS, min(_SOCKETS_MOST, self._context.get(zmq.SOCKET_LIMIT)))
+        self._context.set(zmq.MAX_SOCKETS, min(_MAX_SOCKETS, self._context.get(zmq.SOCKET_LIMIT)))
         self._names = itertools.count()
 
     def open(self, kind: int, waiting: int) -> Socket:
@@ -52,20 +52,20 @@ class Sockets:
         socket.setsockopt(zmq.CONNECT_TIMEOUT, round(limits.kv_connect_seconds * 1e3))
         socket.setsockopt(zmq.HANDSHAKE_IVL, round(limits.kv_connect_seconds * 1e3))
         socket.setsockopt(zmq.HEARTBEAT_IVL, round(limits.kv_heartbeat_seconds * 1e3))
-        socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, round(limits.kv_silent_seconds * 1e3))
+        socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, round(limits.kv_heartbeat_timeout_seconds * 1e3))
         socket.setsockopt(zmq.IPV6, 1)
         return socket
 
-    def monitor(self, socket: Socket) -> "Monitor":
+    def monitor(self, socket: Socket) -> "ConnectionMonitor":
         """Tells what becomes of the connections of ``socket``; before it connects or binds."""
-        return Monitor(self._context, socket, f"inproc://monitor-{next(self._names)}")
+        return ConnectionMonitor(self._context, socket, f"inproc://monitor-{next(self._names)}")
 
     def close(self) -> None:
         """Close what is still open and end the context."""
         self._context.destroy(linger=0)
 
 
-def message(socket: Socket, most: int) -> list[bytes] | None:
+def receive_message(socket: Socket, max_parts: int) -> list[bytes] | None:
     """The next message, None when there is none now. Of its parts no more than ``most`` are kept, and one that tells of more.
 
     Frames know by themselves whether more follows; to ask the socket each time takes half as long again. Raises ZMQError when the
@@ -79,22 +79,22 @@ def message(socket: Socket, most: int) -> list[bytes] | None:
     parts = [frame.bytes]
     while frame.more:
         frame = receive(zmq.NOBLOCK, copy=False)
-        if len(parts) <= most:
+        if len(parts) <= max_parts:
             parts.append(frame.bytes)
     return parts
 
 
-def size(parts: list[bytes]) -> int:
+def message_size(parts: list[bytes]) -> int:
     """Bytes of all parts."""
     return sum(map(len, parts))
 
 
-class Monitor:
+class ConnectionMonitor:
     """What ZMQ says of a socket's connections, as ``(event, descriptor)``."""
 
     def __init__(self, context: Context, socket: Socket, address: str) -> None:
         self._watched = socket
-        socket.monitor(address, MONITORED)
+        socket.monitor(address, MONITORED_EVENTS)
         self._pair = context.socket(zmq.PAIR)
         self._pair.setsockopt(zmq.LINGER, 0)
         self._pair.connect(address)
@@ -121,25 +121,25 @@ class Monitor:
         self._pair.close(linger=0)
 
 
-class OnLoop:
+class PolledSocket:
     """A socket that ``source`` reads in turns for as long as it is ``open``. ``attach`` connects or binds it; what that raises closes
     it. ``monitor`` tells of its connections, where somebody listens to that."""
 
     def __init__(
         self,
-        source: Source,
+        source: ReadSource,
         socket: Socket,
         attach: Callable[[], object],
         *,
-        turns: Turns,
-        loop: Loop,
-        monitor: Monitor | None = None,
+        turns: FairScheduler,
+        loop: ReaderLoop,
+        monitor: ConnectionMonitor | None = None,
     ) -> None:
-        self.open = True
+        self.is_open = True
         self._source = source
         self._socket = socket
         self._monitor = monitor
-        self._turns = turns
+        self._scheduler = turns
         self._loop = loop
         try:
             attach()
@@ -148,20 +148,20 @@ class OnLoop:
             raise
         self._descriptors = [socket.fileno()] if monitor is None else [socket.fileno(), monitor.fd]
         for one in self._descriptors:
-            loop.add_reader(one, self.ready)
+            loop.add_reader(one, self.mark_ready)
 
-    def ready(self) -> None:
+    def mark_ready(self) -> None:
         """It may have something to read: the descriptors tell of changes only, so say so after anything was done to it."""
-        self._turns.ready(self._source)
+        self._scheduler.mark_ready(self._source)
 
     def close(self) -> None:
         """End it; nobody is told, and what still comes is not heard."""
-        if not self.open:
+        if not self.is_open:
             return
-        self.open = False
+        self.is_open = False
         for one in self._descriptors:
             self._loop.remove_reader(one)
-        self._turns.gone(self._source)
+        self._scheduler.remove(self._source)
         self._release()
 
     def _release(self) -> None:

@@ -12,7 +12,7 @@ class Timer(Protocol):
         ...
 
 
-class Loop(Protocol):
+class ReaderLoop(Protocol):
     """What the reader needs of an event loop; ``asyncio`` loops have it."""
 
     def call_later(self, delay: float, callback: Callable[[], object], /) -> Timer:
@@ -32,25 +32,25 @@ class Loop(Protocol):
         ...
 
 
-class Alarm:
+class OneShotTimer:
     """One thing that is due at most once: setting it again replaces what was set before."""
 
-    def __init__(self, loop: Loop) -> None:
+    def __init__(self, loop: ReaderLoop) -> None:
         self._loop = loop
         self._timer: Timer | None = None
 
     @property
-    def pending(self) -> bool:
+    def is_set(self) -> bool:
         """Whether it is set and has not rung."""
         return self._timer is not None
 
-    def set(self, seconds: float, ring: Callable[[], object]) -> None:
+    def set(self, seconds: float, callback: Callable[[], object]) -> None:
         """Ring in so many seconds."""
         self.clear()
 
         def rung() -> None:
             self._timer = None
-            ring()
+            callback()
 
         self._timer = self._loop.call_later(seconds, rung)
 

@@ -17,13 +17,13 @@ from typing import Protocol
 
 from fairlead.clock import Clock
 from fairlead.limits import Limits
-from fairlead_kvstore.reader.timers import Loop
+from fairlead_kvstore.reader.timers import ReaderLoop
 
-MESSAGE_BYTES = 256
+MESSAGE_OVERHEAD_BYTES = 256
 """What a message costs besides its bytes."""
 
 
-class Source(Protocol):
+class ReadSource(Protocol):
     """Something that is read in turns."""
 
     def read(self, most: int) -> tuple[int, bool]:
@@ -31,76 +31,78 @@ class Source(Protocol):
         ...
 
 
-class Turns:
+class FairScheduler:
     """The ring. ``behind``: whether nothing is to be read for now; it is asked before every turn of the loop.
 
     Of ``limits``: ``kv_turn_bytes`` of one source, ``kv_loop_bytes`` or ``kv_loop_seconds`` after which the loop is given back.
     """
 
-    def __init__(self, loop: Loop, clock: Clock, limits: Limits, *, behind: Callable[[], bool] = lambda: False) -> None:
+    def __init__(
+        self, loop: ReaderLoop, clock: Clock, limits: Limits, *, is_backlogged: Callable[[], bool] = lambda: False
+    ) -> None:
         self._loop = loop
         self._clock = clock
         self._quantum = limits.kv_turn_bytes
-        self._whole = limits.kv_loop_bytes
-        self._seconds = limits.kv_loop_seconds
-        self._pause = limits.kv_behind_pause_seconds
-        self._behind = behind
-        self._ring: deque[Source] = deque()
-        self._left: dict[Source, int] = {}
-        self._due = False
+        self._round_bytes = limits.kv_loop_bytes
+        self._round_seconds = limits.kv_loop_seconds
+        self._pause_seconds = limits.kv_backpressure_seconds
+        self._is_backlogged = is_backlogged
+        self._ring: deque[ReadSource] = deque()
+        self._budgets: dict[ReadSource, int] = {}
+        self._is_scheduled = False
         self.pauses = 0
 
     def __len__(self) -> int:
         """How many have something to read."""
-        return len(self._left)
+        return len(self._budgets)
 
-    def ready(self, source: Source) -> None:
+    def mark_ready(self, source: ReadSource) -> None:
         """``source`` has something to read; telling it again does no harm."""
-        if source not in self._left:
-            self._left[source] = 0
+        if source not in self._budgets:
+            self._budgets[source] = 0
             self._ring.append(source)
-        if not self._due:
-            self._due = True
-            self._loop.call_soon(self._turn)
+        if not self._is_scheduled:
+            self._is_scheduled = True
+            self._loop.call_soon(self._run_round)
 
-    def gone(self, source: Source) -> None:
+    def remove(self, source: ReadSource) -> None:
         """It is closed."""
-        if self._left.pop(source, None) is not None:
+        if self._budgets.pop(source, None) is not None:
             self._ring.remove(source)
 
-    def _turn(self) -> None:
-        self._due = False
+    def _run_round(self) -> None:
+        self._is_scheduled = False
         if not self._ring:
             return
-        if self._behind():
+        if self._is_backlogged():
             self.pauses += 1
-            self._due = True
-            self._loop.call_later(self._pause, self._turn)
+            self._is_scheduled = True
+            self._loop.call_later(self._pause_seconds, self._run_round)
             return
         spent, now = 0, self._clock.now
-        until = now() + self._seconds
+        until = now() + self._round_seconds
         try:
-            while self._ring and spent < self._whole:
-                spent += self._one(self._ring.popleft())
+            while self._ring and spent < self._round_bytes:
+                spent += self._read_source(self._ring.popleft())
                 if now() >= until:
                     break
         finally:
-            if self._ring and not self._due:
-                self._due = True
-                self._loop.call_soon(self._turn)
+            if self._ring and not self._is_scheduled:
+                self._is_scheduled = True
+                self._loop.call_soon(self._run_round)
 
-    def _one(self, source: Source) -> int:
+    def _read_source(self, source: ReadSource) -> int:
         """One turn of one source; what it cost."""
         self._ring.append(source)  # before it is read, since reading may close it
-        budget = self._left[source] + self._quantum
+        budget = self._budgets[source] + self._quantum
         if budget <= 0:  # it still pays for a large batch
-            self._left[source] = budget
-            return MESSAGE_BYTES
+            self._budgets[source] = budget
+            return MESSAGE_OVERHEAD_BYTES
         used, more = source.read(budget)
-        if source in self._left:
+        if source in self._budgets:
             if more:
-                self._left[source] = budget - used
+                self._budgets[source] = budget - used
             else:
-                del self._left[source]
+                del self._budgets[source]
                 self._ring.remove(source)
         return used

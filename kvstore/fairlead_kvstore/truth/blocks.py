@@ -37,9 +37,9 @@ COLUMNS: Final[Mapping[str, str]] = MappingProxyType(
     {"handles": "Q", "owns": "Q", "parents": "Q", "counts": "I", "ticks": "I", "depths": "I", "adapters": "H"}
 )
 """The type codes of ``array``; I has four bytes wherever CPython runs."""
-_LEAST: Final = 13
-COPIES_MOST: Final = 255
-SHIFT: Final = (0, 8, 16)
+_MIN_CELLS: Final = 13
+MAX_COPIES: Final = 255
+TIER_SHIFT: Final = (0, 8, 16)
 """By tier: where its copies are in ``counts``."""
 
 
@@ -53,16 +53,16 @@ def time_of(tick: int) -> float:
     return (tick - _TICK_ZERO) * TICK_SECONDS
 
 
-class Index:
+class RowIndex:
     """From a 64-bit key to the row that has it in ``keys``; at most one row per key."""
 
     __slots__ = ("_cells", "_keys", "_size", "_used")
 
     def __init__(self, keys: "array[int]") -> None:
         self._keys = keys
-        self._size = _LEAST
+        self._size = _MIN_CELLS
         self._used = 0
-        self._cells = array("I", bytes(4 * _LEAST))
+        self._cells = array("I", bytes(4 * _MIN_CELLS))
 
     def __len__(self) -> int:
         return self._used
@@ -111,7 +111,7 @@ class Index:
         self.enter(at, row)
         return 0
 
-    def change(self, old: int, new: int) -> None:
+    def redirect(self, old: int, new: int) -> None:
         """Lead to ``new``, which has the same key, instead of ``old``."""
         cells, size = self._cells, self._size
         at = self._keys[old] % size
@@ -121,7 +121,7 @@ class Index:
                 at = 0
         cells[at] = new
 
-    def drop(self, row: int) -> None:
+    def remove(self, row: int) -> None:
         """Take a row out."""
         cells, keys, size = self._cells, self._keys, self._size
         at = keys[row] % size
@@ -160,7 +160,7 @@ class Index:
         self._cells, self._size = cells, size
 
 
-class Blocks:
+class BlockTable:
     """Rows with their two indexes. The columns are read freely; rows are made by ``add`` and ended by ``release``."""
 
     __slots__ = (
@@ -188,20 +188,20 @@ class Blocks:
     def __init__(self) -> None:
         for name, code in COLUMNS.items():
             setattr(self, name, array(code, [0]))
-        self.by_handle = Index(self.handles)
-        self.by_own = Index(self.owns)
+        self.by_handle = RowIndex(self.handles)
+        self.by_own = RowIndex(self.owns)
         self.twins: dict[int, list[int]] = {}
         self._free = array("I")
 
-    def leads(self) -> list[int]:
+    def twin_leads(self) -> list[int]:
         """Of all twins, the row that the own hash leads to."""
         return [rows[0] for rows in self.twins.values()]
 
-    def fill(self, columns: "Mapping[str, array[int]]", leads: Sequence[int]) -> bool:
+    def load_rows(self, columns: "Mapping[str, array[int]]", leads: Sequence[int]) -> bool:
         """Take rows that another process kept, row 0 and empty ones included. False when two of them have one handle."""
         for name in COLUMNS:
             setattr(self, name, columns[name])
-        self.by_handle, self.by_own = Index(self.handles), Index(self.owns)
+        self.by_handle, self.by_own = RowIndex(self.handles), RowIndex(self.owns)
         counts, rows, twice = self.counts, len(self.counts), 0
         counts[0] = 0
         for row in leads:
@@ -271,24 +271,24 @@ class Blocks:
 
     def release(self, row: int) -> None:
         """End a row."""
-        self.by_handle.drop(row)
+        self.by_handle.remove(row)
         own = self.owns[row] if self.twins else 0
         rows = self.twins.get(own) if self.twins else None
         if rows is None:
-            self.by_own.drop(row)
+            self.by_own.remove(row)
         else:
             if self.by_own.find(own) == row:
-                self.by_own.change(row, rows[1] if rows[0] == row else rows[0])
+                self.by_own.redirect(row, rows[1] if rows[0] == row else rows[0])
             rows.remove(row)
             if len(rows) == 1:
                 del self.twins[own]
         self.counts[row] = 0  # which tells whoever copies the columns that nobody is here
         self._free.append(row)
 
-    def elsewhere(self, row: int, shift: int) -> bool:
+    def is_in_twin(self, row: int, shift: int) -> bool:
         """Whether a twin of ``row`` is held in the tier."""
         rows = self.twins.get(self.owns[row])
-        return rows is not None and any(self.counts[other] >> shift & COPIES_MOST for other in rows if other != row)
+        return rows is not None and any(self.counts[other] >> shift & MAX_COPIES for other in rows if other != row)
 
     def copies(self, own: int) -> int:
         """``counts`` of a block by its own hash; of twins, the tiers of all of them."""
@@ -303,7 +303,7 @@ class Blocks:
             return found
         return counts[row]
 
-    def use(self, own: int, tick: int) -> None:
+    def touch(self, own: int, tick: int) -> None:
         """This block was used, hence all before it: they are as young as it is.
 
         The walk ends at the first that is that young already, since then all before it are, too.

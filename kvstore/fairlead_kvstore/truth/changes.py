@@ -6,27 +6,27 @@ there twice is stored once. Applying a change again does no harm.
 
 import msgspec
 
-from fairlead_kvstore.truth.tiers import Tier
+from fairlead_kvstore.truth.tiers import StorageTier
 
 
-class Stored(msgspec.Struct, gc=False):
+class BlocksStored(msgspec.Struct, gc=False):
     """``hashes`` follow one another, the first after ``parent`` (the chain's root, or a block), and are now in ``tier``."""
 
     instance: str
-    tier: Tier
+    tier: StorageTier
     parent: int
     hashes: list[int]
 
 
-class Removed(msgspec.Struct, gc=False):
+class BlocksRemoved(msgspec.Struct, gc=False):
     """``hashes``, in no order of a chain, are no longer in ``tier``."""
 
     instance: str
-    tier: Tier
+    tier: StorageTier
     hashes: list[int]
 
 
-class Cleared(msgspec.Struct, frozen=True, gc=False):
+class InstanceCleared(msgspec.Struct, frozen=True, gc=False):
     """Nothing of this instance counts any more, in any tier. ``epoch`` is of what comes next."""
 
     instance: str
@@ -34,13 +34,13 @@ class Cleared(msgspec.Struct, frozen=True, gc=False):
     reason: str
 
 
-class Gone(msgspec.Struct, frozen=True, gc=False):
+class InstanceDetached(msgspec.Struct, frozen=True, gc=False):
     """The instance is not read any more: after its ``Cleared``, what was marked of it is of no interest either."""
 
     instance: str
 
 
-class Marked(msgspec.Struct, frozen=True, gc=False):
+class CompletenessChanged(msgspec.Struct, frozen=True, gc=False):
     """Whether the instance's slice is all that it holds, and if not, why and since when (monotonic seconds)."""
 
     instance: str
@@ -49,7 +49,7 @@ class Marked(msgspec.Struct, frozen=True, gc=False):
     since: float
 
 
-class Hinted(msgspec.Struct, gc=False):
+class HintsAdded(msgspec.Struct, gc=False):
     """``hashes`` of a model were written to a store that its instances share; forget them at ``until`` (monotonic seconds)."""
 
     model_key: str
@@ -57,11 +57,13 @@ class Hinted(msgspec.Struct, gc=False):
     until: float
 
 
-class Expired(msgspec.Struct, gc=False):
+class HintsExpired(msgspec.Struct, gc=False):
     """These hints ran out, or had to go."""
 
     model_key: str
     hashes: list[int]
 
 
-Change = Stored | Removed | Cleared | Gone | Marked | Hinted | Expired
+Change = (
+    BlocksStored | BlocksRemoved | InstanceCleared | InstanceDetached | CompletenessChanged | HintsAdded | HintsExpired
+)

@@ -3,7 +3,7 @@
 import msgspec
 
 
-class Counts(msgspec.Struct):
+class EventCounters(msgspec.Struct):
     """What was not as expected, since the instance was attached. None of it is an error; all of it is shown."""
 
     stored: int = 0

@@ -39,11 +39,11 @@ TOKEN_BYTES: Final = 4
 _NATIVE: Final = sys.byteorder == "little" and array("I").itemsize == TOKEN_BYTES
 _ENCODE: Final = msgspec.msgpack.Encoder().encode
 
-Extras = list[Any]
+ExtraKeys = list[Any]
 """The extra keys of one block, as an engine announces them."""
 
 
-def root(model_key: str, adapter: str | None = None, *, secret: bytes = b"") -> int:
+def chain_root(model_key: str, adapter: str | None = None, *, secret: bytes = b"") -> int:
     """The start of every chain of one model (``namespace/name``) and adapter, a 64-bit number."""
     name = b"" if adapter is None else b"\0" + adapter.encode("utf-8", "surrogatepass")
     return xxhash.xxh3_64_intdigest(secret + b"\0" + model_key.encode("utf-8", "surrogatepass") + b"\0" + name)
@@ -57,23 +57,23 @@ def token_bytes(tokens: Sequence[int]) -> bytes:
         raise BadInput("a token id is no number from 0 to 4294967295", field="tokens") from None
 
 
-def extra_bytes(extras: Extras) -> bytes:
+def extra_bytes(extras: ExtraKeys) -> bytes:
     """Extra keys as they are hashed."""
     return _ENCODE(extras)
 
 
-def with_extras(own: int, extras: bytes) -> int:
+def hash_with_extras(own: int, extras: bytes) -> int:
     """The hash of a block with extra keys, from the one without."""
     return xxhash.xxh3_64_intdigest(extras, own)
 
 
-def handle(engine_hash: int | bytes) -> int:
+def engine_hash(raw_hash: int | bytes) -> int:
     """An engine's hash as 64 bits, the same ones for the same hash."""
-    return engine_hash & _MASK if isinstance(engine_hash, int) else xxhash.xxh3_64_intdigest(engine_hash)
+    return raw_hash & _MASK if isinstance(raw_hash, int) else xxhash.xxh3_64_intdigest(raw_hash)
 
 
-def own_hashes(
-    start: int, tokens: Sequence[int], block_size: int, extras: Sequence[Extras | None] | None = None
+def block_hashes(
+    start: int, tokens: Sequence[int], block_size: int, extras: Sequence[ExtraKeys | None] | None = None
 ) -> list[int]:
     """The chain of a prompt's whole blocks, from ``root`` or from the last block of what comes before."""
     data, width, own = token_bytes(tokens), block_size * TOKEN_BYTES, start
@@ -81,23 +81,23 @@ def own_hashes(
     for index in range(len(tokens) // block_size):
         own = xxhash.xxh3_64_intdigest(data[index * width : (index + 1) * width], own)
         if extras is not None and (keys := extras[index]):
-            own = with_extras(own, extra_bytes(keys))
+            own = hash_with_extras(own, extra_bytes(keys))
         found.append(own)
     return found
 
 
 def block_extras(
     blocks: int, block_size: int, *, salt: str | None = None, images: Iterable[tuple[str, int, int]] = ()
-) -> list[Extras | None]:
+) -> list[ExtraKeys | None]:
     """The extra keys that an engine names for a prompt: ``images`` are (identifier, first token, tokens), in order.
 
     An image is named on every block that it touches, with its distance from the block's start; the salt on the first block.
     """
     placed = list(images)
-    found: list[Extras | None] = []
+    found: list[ExtraKeys | None] = []
     for index in range(blocks):
         start = index * block_size
-        keys: Extras = [
+        keys: ExtraKeys = [
             [name, first - start]
             for name, first, length in placed
             if first < start + block_size and first + length > start

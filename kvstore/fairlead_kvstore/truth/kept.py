@@ -23,23 +23,23 @@ from typing import Final
 
 import msgspec
 
-from fairlead_kvstore.errors import KeptError
-from fairlead_kvstore.truth.blocks import COLUMNS, Blocks
-from fairlead_kvstore.truth.standing import Mark, doubtful
+from fairlead_kvstore.errors import SnapshotError
+from fairlead_kvstore.truth.blocks import COLUMNS, BlockTable
+from fairlead_kvstore.truth.standing import CompletenessMark, with_doubt
 
-ROWS: Final = 4_096
+ROWS_PER_PART: Final = 4_096
 """Rows of one part."""
-_MIRRORED: Final = ("owns", "counts")
-_OTHERS: Final = ("handles", "parents", "ticks", "depths", "adapters")
-_ROWS_MOST: Final = 1 << 26
-_SWAP: Final = sys.byteorder == "big"
+_REPLICA_COLUMNS: Final = ("owns", "counts")
+_INDEXER_COLUMNS: Final = ("handles", "parents", "ticks", "depths", "adapters")
+_MAX_ROWS: Final = 1 << 26
+_IS_BIG_ENDIAN: Final = sys.byteorder == "big"
 
-Number = int | str
-Rows = dict[str, bytes]
+LoadNumber = int | str
+RowParts = dict[str, bytes]
 """Columns of rows by the name of their part."""
 
 
-class KeptTable(msgspec.Struct, gc=False):
+class TableSnapshot(msgspec.Struct, gc=False):
     """One table of rows; ``content`` and ``name`` say which adapter's, 0 for the main one. ``leads``: see ``Blocks.leads``."""
 
     rows: int
@@ -48,28 +48,28 @@ class KeptTable(msgspec.Struct, gc=False):
     name: str = ""
 
 
-class KeptAdapters(msgspec.Struct, gc=False):
+class AdapterSnapshot(msgspec.Struct, gc=False):
     """See ``adapters.py``. Names are in the order of their index."""
 
     names: list[str] = []
-    contents: list[tuple[str, Number, int]] = []
+    contents: list[tuple[str, LoadNumber, int]] = []
     current: dict[str, int] = {}
-    newest: dict[str, Number] = {}
+    newest: dict[str, LoadNumber] = {}
     places: list[tuple[int, str, str]] = []
     maybe: list[tuple[int, str, str]] = []
     ordinal: int = 0
     forgot: bool = False
 
 
-class KeptSlice(msgspec.Struct, gc=False):
+class InstanceSnapshot(msgspec.Struct, gc=False):
     """What is known of one instance beside its rows. Seconds are monotonic; add ``wall`` to get Unix time."""
 
     wall: float
     complete: bool
     reason: str
     since: float
-    tables: list[KeptTable]
-    adapters: KeptAdapters
+    tables: list[TableSnapshot]
+    adapters: AdapterSnapshot
     vague: list[int] = []
     epoch: int = 1
     block_size: int | None = None
@@ -81,71 +81,71 @@ class KeptSlice(msgspec.Struct, gc=False):
     last_clear: float | None = None
     doubt: str = ""
 
-    def mark(self) -> Mark:
+    def completeness(self) -> CompletenessMark:
         """How sure it is, the doubt included."""
-        return doubtful((self.complete, self.reason, self.since), self.doubt)
+        return with_doubt((self.complete, self.reason, self.since), self.doubt)
 
 
-def kept_table(blocks: Blocks, content: int = 0, name: str = "") -> KeptTable:
+def table_snapshot(blocks: BlockTable, content: int = 0, name: str = "") -> TableSnapshot:
     """What is to be known of a table beside its rows."""
-    return KeptTable(len(blocks.handles), blocks.leads(), content, name)
+    return TableSnapshot(len(blocks.handles), blocks.twin_leads(), content, name)
 
 
-def parts(blocks: Blocks, table: int) -> Iterator[tuple[str, bytes]]:
+def table_parts(blocks: BlockTable, table: int) -> Iterator[tuple[str, bytes]]:
     """The rows of a table, by name of the part. Every row, the empty ones too, so that rows stay where they are."""
     rows = len(blocks.handles)
-    for number, start in enumerate(range(0, rows, ROWS)):
-        stop = min(rows, start + ROWS)
-        for letter, names in (("m", _MIRRORED), ("h", _OTHERS)):
+    for number, start in enumerate(range(0, rows, ROWS_PER_PART)):
+        stop = min(rows, start + ROWS_PER_PART)
+        for letter, names in (("m", _REPLICA_COLUMNS), ("h", _INDEXER_COLUMNS)):
             data = b"".join(_bytes(getattr(blocks, name)[start:stop]) for name in names)
             yield f"{table}.{letter}{number}", data
 
 
-def mirrored(data: bytes) -> "tuple[array[int], array[int]]":
+def decode_replica_part(data: bytes) -> "tuple[array[int], array[int]]":
     """Own hashes and counts of one part. Raises KeptError when it is none."""
-    found = _columns(data, _MIRRORED)
+    found = _columns(data, _REPLICA_COLUMNS)
     return found[0], found[1]
 
 
-def ticks(data: bytes) -> "array[int]":
+def decode_ticks(data: bytes) -> "array[int]":
     """When each row of a part of the other kind was stored or used, see ``Blocks``. Raises KeptError when it is none."""
-    return _columns(data, _OTHERS)[_OTHERS.index("ticks")]
+    return _columns(data, _INDEXER_COLUMNS)[_INDEXER_COLUMNS.index("ticks")]
 
 
-def table(kept: KeptTable, number: int, data: Rows, adapters: int, shift: int) -> Blocks:
+def restore_table(kept: TableSnapshot, number: int, data: RowParts, adapters: int, shift: int) -> BlockTable:
     """The table again, its ticks moved by ``shift``. Raises KeptError for what does not hold together."""
-    if not 0 < kept.rows <= _ROWS_MOST:
-        raise KeptError(f"table {number} has {kept.rows} rows", reason="rows")
-    columns = {name: array(COLUMNS[name]) for name in (*_MIRRORED, *_OTHERS)}
-    for part in range(-(-kept.rows // ROWS)):
-        for letter, names in (("m", _MIRRORED), ("h", _OTHERS)):
+    if not 0 < kept.rows <= _MAX_ROWS:
+        raise SnapshotError(f"table {number} has {kept.rows} rows", reason="rows")
+    columns = {name: array(COLUMNS[name]) for name in (*_REPLICA_COLUMNS, *_INDEXER_COLUMNS)}
+    for part in range(-(-kept.rows // ROWS_PER_PART)):
+        for letter, names in (("m", _REPLICA_COLUMNS), ("h", _INDEXER_COLUMNS)):
             there = data.get(f"{number}.{letter}{part}")
             if there is None:
-                raise KeptError(f"part {letter}{part} of table {number} is missing", reason="missing")
+                raise SnapshotError(f"part {letter}{part} of table {number} is missing", reason="missing")
             for name, column in zip(names, _columns(there, names), strict=True):
                 columns[name] += column
     if any(len(column) != kept.rows for column in columns.values()):
-        raise KeptError(f"the columns of table {number} are not as long as its rows", reason="rows")
+        raise SnapshotError(f"the columns of table {number} are not as long as its rows", reason="rows")
     if shift:
         columns["ticks"] = array(COLUMNS["ticks"], [max(0, tick + shift) for tick in columns["ticks"]])
     if max(columns["adapters"]) > adapters:
-        raise KeptError(f"table {number} has rows of an adapter without a name", reason="adapters")
-    blocks = Blocks()
-    if not blocks.fill(columns, kept.leads):
-        raise KeptError(f"two rows of table {number} have the same name", reason="twice")
+        raise SnapshotError(f"table {number} has rows of an adapter without a name", reason="adapters")
+    blocks = BlockTable()
+    if not blocks.load_rows(columns, kept.leads):
+        raise SnapshotError(f"two rows of table {number} have the same name", reason="twice")
     return blocks
 
 
 def _columns(data: bytes, names: tuple[str, ...]) -> "list[array[int]]":
     sizes = [array(COLUMNS[name]).itemsize for name in names]
     count, rest = divmod(len(data), sum(sizes))
-    if rest or count > ROWS:
-        raise KeptError(f"{len(data)} bytes are no rows of {sum(sizes)} bytes", reason="shape")
+    if rest or count > ROWS_PER_PART:
+        raise SnapshotError(f"{len(data)} bytes are no rows of {sum(sizes)} bytes", reason="shape")
     found, at = [], 0
     for name, size in zip(names, sizes, strict=True):
         column = array(COLUMNS[name])
         column.frombytes(data[at : at + size * count])
-        if _SWAP:
+        if _IS_BIG_ENDIAN:
             column.byteswap()
         found.append(column)
         at += size * count
@@ -153,6 +153,6 @@ def _columns(data: bytes, names: tuple[str, ...]) -> "list[array[int]]":
 
 
 def _bytes(column: "array[int]") -> bytes:
-    if _SWAP:
+    if _IS_BIG_ENDIAN:
         column.byteswap()  # a slice is a copy
     return column.tobytes()

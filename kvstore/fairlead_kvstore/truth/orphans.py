@@ -10,10 +10,10 @@ A waiting block may be removed before its parent comes. Then it is noted, and ta
 
 from collections.abc import Iterator
 
-from fairlead_kvstore.truth.tiers import Tier
+from fairlead_kvstore.truth.tiers import StorageTier
 
 
-class Waiting:
+class PendingRun:
     """One event's blocks, ``handles`` after ``parent`` (-1: a prompt's start). ``data`` are their token ids, ``width`` bytes for
     each; ``extras`` their extra keys as bytes, where there are any."""
 
@@ -24,7 +24,7 @@ class Waiting:
         data: bytes,
         width: int,
         extras: list[bytes | None] | None,
-        tier: Tier,
+        tier: StorageTier,
         adapter: str | None,
         adapter_id: int | str | None,
         tick: int,
@@ -45,7 +45,7 @@ class Waiting:
         return len(self.data) + (sum(len(keys) for keys in self.extras if keys) if self.extras else 0)
 
 
-class Orphans:
+class OrphanBlocks:
     """The waiting ones of one slice, at most ``most`` blocks and ``most_bytes`` of tokens and extra keys.
 
     ``noted`` removals are to be taken back when their blocks are linked; ``dropped`` blocks had to make room.
@@ -56,9 +56,9 @@ class Orphans:
     def __init__(self, most: int, most_bytes: int) -> None:
         self._most = most
         self._most_bytes = most_bytes
-        self._waiting: dict[int, list[Waiting]] = {}
-        self._order: dict[int, Waiting] = {}  # by id(), oldest first
-        self._copies: dict[tuple[int, Tier], list[int]] = {}  # waiting, and removed while they waited
+        self._waiting: dict[int, list[PendingRun]] = {}
+        self._order: dict[int, PendingRun] = {}  # by id(), oldest first
+        self._copies: dict[tuple[int, StorageTier], list[int]] = {}  # waiting, and removed while they waited
         self.blocks = 0
         self.bytes = 0
         self.dropped = 0
@@ -67,10 +67,10 @@ class Orphans:
     def __len__(self) -> int:
         return len(self._order)
 
-    def __iter__(self) -> Iterator[Waiting]:
+    def __iter__(self) -> Iterator[PendingRun]:
         return iter(self._order.values())
 
-    def add(self, item: Waiting) -> None:
+    def add(self, item: PendingRun) -> None:
         """Let it wait; the oldest make room."""
         self._waiting.setdefault(item.parent, []).append(item)
         self._order[id(item)] = item
@@ -83,7 +83,7 @@ class Orphans:
             self.dropped += len(oldest.handles)
             self._forget(oldest)
 
-    def take(self, parent: int) -> list[Waiting]:
+    def take_children(self, parent: int) -> list[PendingRun]:
         """Those that wait for this handle; they wait no longer."""
         found = self._waiting.get(parent)
         if not found:
@@ -93,7 +93,7 @@ class Orphans:
             self._forget(item, linked=True)
         return found
 
-    def removed(self, handle: int, tier: Tier) -> bool:
+    def note_removed(self, handle: int, tier: StorageTier) -> bool:
         """A copy of a waiting block has gone. False when none waits."""
         known = self._copies.get((handle, tier))
         if known is None or known[1] >= known[0]:
@@ -102,7 +102,7 @@ class Orphans:
         self.noted += 1
         return True
 
-    def owed(self, handle: int, tier: Tier) -> bool:
+    def take_removal(self, handle: int, tier: StorageTier) -> bool:
         """Whether a copy that has just been linked was removed while it waited; asking takes the note back."""
         known = self._copies.get((handle, tier))
         if known is None or not known[1]:
@@ -113,7 +113,7 @@ class Orphans:
             del self._copies[handle, tier]
         return True
 
-    def _forget(self, item: Waiting, *, linked: bool = False) -> None:
+    def _forget(self, item: PendingRun, *, linked: bool = False) -> None:
         del self._order[id(item)]
         others = self._waiting[item.parent]
         others.remove(item)

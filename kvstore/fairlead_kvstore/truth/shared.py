@@ -8,10 +8,10 @@ of its time are not, so that a busy block costs a change every few minutes and n
 
 from collections.abc import Iterable
 
-from fairlead_kvstore.truth.changes import Change, Expired, Hinted
+from fairlead_kvstore.truth.changes import Change, HintsAdded, HintsExpired
 
 
-class Shared:
+class SharedStoreHints:
     """The hints of one model: own hash → when it runs out (monotonic seconds), oldest first."""
 
     __slots__ = ("_model_key", "_most", "_seconds", "_until", "dropped")
@@ -26,7 +26,7 @@ class Shared:
     def __len__(self) -> int:
         return len(self._until)
 
-    def all(self) -> Iterable[tuple[int, float]]:
+    def items(self) -> Iterable[tuple[int, float]]:
         """Every hint, oldest first."""
         return self._until.items()
 
@@ -40,11 +40,11 @@ class Shared:
             del self._until[next(iter(self._until))]
             self.dropped += 1
 
-    def until(self, own: int) -> float | None:
+    def expires_at(self, own: int) -> float | None:
         """When the hint runs out; None without one."""
         return self._until.get(own)
 
-    def written(self, own: int, now: float, out: list[Change]) -> None:
+    def add(self, own: int, now: float, out: list[Change]) -> None:
         """A block was put into the store."""
         known, until = self._until.get(own), now + self._seconds
         if known is not None:
@@ -53,20 +53,20 @@ class Shared:
             del self._until[own]  # the order is by age
         self._until[own] = until
         last = out[-1] if out else None
-        if isinstance(last, Hinted) and last.model_key == self._model_key and last.until == until:
+        if isinstance(last, HintsAdded) and last.model_key == self._model_key and last.until == until:
             last.hashes.append(own)
         else:
-            out.append(Hinted(self._model_key, [own], until))
+            out.append(HintsAdded(self._model_key, [own], until))
         if len(self._until) > self._most:
             oldest = next(iter(self._until))
             del self._until[oldest]
             self.dropped += 1
-            out.append(Expired(self._model_key, [oldest]))
+            out.append(HintsExpired(self._model_key, [oldest]))
 
-    def gone(self, own: int, out: list[Change]) -> None:
+    def remove(self, own: int, out: list[Change]) -> None:
         """Some store told after all that a block is gone."""
         if self._until.pop(own, None) is not None:
-            out.append(Expired(self._model_key, [own]))
+            out.append(HintsExpired(self._model_key, [own]))
 
     def expire(self, now: float, out: list[Change]) -> None:
         """Let go of what has run out."""
@@ -78,4 +78,4 @@ class Shared:
         for own in over:
             del self._until[own]
         if over:
-            out.append(Expired(self._model_key, over))
+            out.append(HintsExpired(self._model_key, over))

@@ -5,13 +5,13 @@ it meanwhile, is kept for the moment when the stream goes on. Beside that there 
 goes by itself: a slice that would be complete is not, as long as there is one.
 """
 
-from fairlead_kvstore.truth.changes import Change, Marked
+from fairlead_kvstore.truth.changes import Change, CompletenessChanged
 
-Mark = tuple[bool, str, float]
+CompletenessMark = tuple[bool, str, float]
 """Complete, why, and since when (monotonic seconds)."""
 
 
-class Standing:
+class Completeness:
     """The mark of one slice. ``since`` is monotonic seconds; what changes is appended to ``out``."""
 
     __slots__ = ("_before", "_instance", "_stream", "complete", "doubt", "reason", "since")
@@ -22,60 +22,60 @@ class Standing:
         self.reason = "nothing was seen yet"
         self.since = now
         self.doubt = ""
-        self._stream: Mark = (self.complete, self.reason, now)
-        self._before: Mark | None = None
+        self._stream: CompletenessMark = (self.complete, self.reason, now)
+        self._before: CompletenessMark | None = None
 
-    def mark(self, complete: bool, reason: str, now: float, out: list[Change]) -> None:
+    def set_mark(self, complete: bool, reason: str, now: float, out: list[Change]) -> None:
         """It is so from now on; while the stream is broken off, from when it goes on."""
         if self._before is not None:
             self._before = (complete, reason, now)
         else:
             if (complete, reason) != self._stream[:2]:
                 self._stream = (complete, reason, now)
-            self._tell(now, out)
+            self._publish(now, out)
 
-    def doubted(self, doubt: str, now: float, out: list[Change]) -> None:
+    def set_doubt(self, doubt: str, now: float, out: list[Change]) -> None:
         """Why something may be missed although all was heard; empty for no reason."""
         if doubt != self.doubt:
             self.doubt = doubt
-            self._tell(now, out)
+            self._publish(now, out)
 
     def suspend(self, reason: str, now: float, out: list[Change]) -> None:
         """The stream broke off."""
         if self._before is None:
             before = self._stream
-            self.mark(False, reason, now, out)
+            self.set_mark(False, reason, now, out)
             self._before = before
 
     def resume(self, out: list[Change]) -> None:
         """The stream goes on."""
         if self._before is not None:
             (complete, reason, since), self._before = self._before, None
-            self.mark(complete, reason, since, out)
+            self.set_mark(complete, reason, since, out)
 
-    def kept(self) -> Mark:
+    def mark_after_resume(self) -> CompletenessMark:
         """What it is but for the doubt, or will be when the stream goes on."""
         return self._before or self._stream
 
-    def restore(self, kept: Mark, doubt: str, reason: str, now: float, out: list[Change]) -> None:
+    def restore(self, kept: CompletenessMark, doubt: str, reason: str, now: float, out: list[Change]) -> None:
         """Be what was kept once the stream goes on; until then nobody can tell."""
-        self.restart()
+        self.reset()
         self._stream, self.doubt = kept, doubt
-        self.complete, self.reason, self.since = doubtful(kept, doubt)
+        self.complete, self.reason, self.since = with_doubt(kept, doubt)
         self.suspend(reason, now, out)
 
-    def restart(self) -> None:
+    def reset(self) -> None:
         """Another stream: what this one would have gone on as is of no interest."""
         self._before = None
 
-    def _tell(self, now: float, out: list[Change]) -> None:
-        complete, reason, _ = doubtful(self._stream, self.doubt)
+    def _publish(self, now: float, out: list[Change]) -> None:
+        complete, reason, _ = with_doubt(self._stream, self.doubt)
         if (complete, reason) != (self.complete, self.reason):
             self.complete, self.reason, self.since = complete, reason, now
-            out.append(Marked(self._instance, complete, reason, now))
+            out.append(CompletenessChanged(self._instance, complete, reason, now))
 
 
-def doubtful(mark: Mark, doubt: str) -> Mark:
+def with_doubt(mark: CompletenessMark, doubt: str) -> CompletenessMark:
     """What a mark is beside a doubt."""
     complete, _, since = mark
     return (False, doubt, since) if complete and doubt else mark

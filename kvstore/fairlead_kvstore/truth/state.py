@@ -2,11 +2,11 @@
 
 import msgspec
 
-from fairlead_kvstore.truth.counts import Counts
-from fairlead_kvstore.truth.tiers import Tier
+from fairlead_kvstore.truth.counts import EventCounters
+from fairlead_kvstore.truth.tiers import StorageTier
 
 
-class State(msgspec.Struct, frozen=True):
+class InstanceState(msgspec.Struct, frozen=True):
     """One slice as status and metrics show it. Seconds are monotonic times (``since``) and durations."""
 
     instance: str
@@ -20,6 +20,6 @@ class State(msgspec.Struct, frozen=True):
     bytes: int
     block_size: int | None
     hybrid: bool
-    vague: tuple[Tier, ...]
+    vague: tuple[StorageTier, ...]
     evicted_age_seconds: float | None
-    counts: Counts
+    counts: EventCounters

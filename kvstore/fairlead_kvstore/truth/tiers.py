@@ -17,7 +17,7 @@ from types import MappingProxyType
 from typing import Final
 
 
-class Tier(IntEnum):
+class StorageTier(IntEnum):
     """From fast to slow. The value is stable: it may be stored."""
 
     GPU = 0
@@ -26,23 +26,23 @@ class Tier(IntEnum):
     REMOTE = 3
 
 
-EXACT: Final = (Tier.GPU, Tier.CPU, Tier.DISK)
+INSTANCE_TIERS: Final = (StorageTier.GPU, StorageTier.CPU, StorageTier.DISK)
 """The tiers that are counted per instance."""
 
-SPELLINGS: Final[Mapping[str, Tier]] = MappingProxyType(
+TIER_BY_MEDIUM: Final[Mapping[str, StorageTier]] = MappingProxyType(
     {
-        "gpu": Tier.GPU,
-        "device": Tier.GPU,
-        "hbm": Tier.GPU,
-        "cpu_pinned": Tier.CPU,
-        "host": Tier.CPU,
-        "dram": Tier.CPU,
-        "disk": Tier.DISK,
-        "ssd": Tier.DISK,
-        "nvme": Tier.DISK,
-        "remote": Tier.REMOTE,
-        "external": Tier.REMOTE,
-        "storage": Tier.REMOTE,
+        "gpu": StorageTier.GPU,
+        "device": StorageTier.GPU,
+        "hbm": StorageTier.GPU,
+        "cpu_pinned": StorageTier.CPU,
+        "host": StorageTier.CPU,
+        "dram": StorageTier.CPU,
+        "disk": StorageTier.DISK,
+        "ssd": StorageTier.DISK,
+        "nvme": StorageTier.DISK,
+        "remote": StorageTier.REMOTE,
+        "external": StorageTier.REMOTE,
+        "storage": StorageTier.REMOTE,
     }
 )
 """Media in lower case. ``cpu`` is missing on purpose: only its case tells whose it is."""
@@ -51,24 +51,24 @@ _OWN_CPU: Final = "CPU"
 _LOCAL: Final = "local"
 
 
-def tier_of(
+def storage_tier(
     medium: str | None,
     locality: object = None,
     *,
     shared: frozenset[str] = frozenset(),
     exact: frozenset[str] = frozenset(),
-) -> Tier:
+) -> StorageTier:
     """The tier that an event speaks of. ``shared`` and ``exact`` hold media in lower case that are known to be that."""
     if medium is None:
-        return Tier.GPU  # older engines have one tier and do not name it
+        return StorageTier.GPU  # older engines have one tier and do not name it
     word = medium.lower()
     if word in shared:
-        return Tier.REMOTE
-    tier = SPELLINGS.get(word)
+        return StorageTier.REMOTE
+    tier = TIER_BY_MEDIUM.get(word)
     if word in exact:
-        return Tier.CPU if tier is None else Tier.DISK if tier is Tier.REMOTE else tier
+        return StorageTier.CPU if tier is None else StorageTier.DISK if tier is StorageTier.REMOTE else tier
     if isinstance(locality, str) and locality.lower() != _LOCAL:
-        return Tier.REMOTE
+        return StorageTier.REMOTE
     if tier is None:
-        return Tier.CPU if medium == _OWN_CPU else Tier.REMOTE
+        return StorageTier.CPU if medium == _OWN_CPU else StorageTier.REMOTE
     return tier

@@ -3,22 +3,28 @@
 ``render`` is the whole; one file a child, and one for each thing that several children need.
 """
 
-from fairlead_operator.render.facts import Child, Facts, Installation, Peer, child_of
-from fairlead_operator.render.model import Rendered, render
-from fairlead_operator.render.problems import Problem
-from fairlead_operator.render.revision import CURRENT_VERSION, Pin, pin_of, pool_revision
+from fairlead_operator.render.facts import (
+    AllowedPeer,
+    ExistingWorkload,
+    InstallationDefaults,
+    RenderContext,
+    existing_workload,
+)
+from fairlead_operator.render.model import RenderedModel, render_model
+from fairlead_operator.render.problems import RenderProblem
+from fairlead_operator.render.revision import CURRENT_VERSION, RenderPin, parse_pin, pool_revision
 
 __all__ = [
     "CURRENT_VERSION",
-    "Child",
-    "Facts",
-    "Installation",
-    "Peer",
-    "Pin",
-    "Problem",
-    "Rendered",
-    "child_of",
-    "pin_of",
+    "AllowedPeer",
+    "ExistingWorkload",
+    "InstallationDefaults",
+    "RenderContext",
+    "RenderPin",
+    "RenderProblem",
+    "RenderedModel",
+    "existing_workload",
+    "parse_pin",
     "pool_revision",
-    "render",
+    "render_model",
 ]

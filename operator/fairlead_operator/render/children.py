@@ -7,13 +7,13 @@ from typing import Any
 from fairlead.api import ModelDeployment, Pool
 from fairlead.kube.resource import Manifest, Resource
 from fairlead_operator.marks import owner_reference
-from fairlead_operator.render.facts import Facts
+from fairlead_operator.render.facts import RenderContext
 from fairlead_operator.render.names import child_labels
-from fairlead_operator.render.revision import Pin
+from fairlead_operator.render.revision import RenderPin
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class PoolContext:
     """One pool about to become manifests.
 
     ``held``: what changes of the pods waits. Not of pods that are made for the first time, which nobody would ever see otherwise.
@@ -22,16 +22,16 @@ class Plan:
     model: ModelDeployment
     pool: Pool
     name: str
-    pin: Pin
-    held: bool
-    facts: Facts
+    pin: RenderPin
+    is_paused: bool
+    context: RenderContext
 
     @property
     def namespace(self) -> str:
         """Of the model and all that it becomes."""
         return self.model.metadata.namespace or "default"
 
-    def child(self, resource: Resource, spec: Mapping[str, Any] | None, *, name: str | None = None) -> Manifest:
+    def make_child(self, resource: Resource, spec: Mapping[str, Any] | None, *, name: str | None = None) -> Manifest:
         """One child; it goes with the model when that is deleted."""
         metadata: Manifest = {
             "name": name or self.name,

@@ -6,11 +6,11 @@ from typing import Any
 
 from fairlead.api import EngineKind
 from fairlead.kube.resource import Manifest, annotations_of, name_of
-from fairlead_operator.render.revision import Pin, pin_of
+from fairlead_operator.render.revision import RenderPin, parse_pin
 
 
 @dataclass(frozen=True, slots=True)
-class Installation:
+class InstallationDefaults:
     """What the chart's values decide about engines' pods, and an upgrade may change: kept per object until its spec changes."""
 
     images: Mapping[EngineKind, str]
@@ -18,13 +18,13 @@ class Installation:
 
 
 @dataclass(frozen=True, slots=True)
-class Peer:
+class AllowedPeer:
     """Pods that may speak with engines, such as the gateways: those with ``labels`` in ``namespace``."""
 
     namespace: str
     labels: Mapping[str, str]
 
-    def rule(self) -> dict[str, Any]:
+    def network_policy_peer(self) -> dict[str, Any]:
         """As in a NetworkPolicy."""
         return {
             "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": self.namespace}},
@@ -33,35 +33,35 @@ class Peer:
 
 
 @dataclass(frozen=True, slots=True)
-class Child:
+class ExistingWorkload:
     """The Deployment or LeaderWorkerSet that runs a pool already.
 
     ``begun``: its controller has looked at it. A Deployment that is paused before that never makes its first pods.
     """
 
     name: str
-    pin: Pin | None = None
-    begun: bool = True
+    pin: RenderPin | None = None
+    is_observed: bool = True
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class RenderContext:
     """``children`` by pool; ``foreign_names`` are objects in the namespace that belong to another model or to nobody of ours.
 
     ``peers`` None: no NetworkPolicy is written, as in clusters whose policies are somebody else's. ``leader_worker_sets``: the
     cluster knows them. ``ipv6``: its pods have IPv6 addresses only, or first.
     """
 
-    installation: Installation
-    children: Mapping[str, Child] = field(default_factory=dict)
+    installation: InstallationDefaults
+    workloads: Mapping[str, ExistingWorkload] = field(default_factory=dict)
     foreign_names: frozenset[str] = frozenset()
-    peers: tuple[Peer, ...] | None = None
+    peers: tuple[AllowedPeer, ...] | None = None
     leader_worker_sets: bool = False
     ipv6: bool = False
 
 
-def child_of(workload: Manifest) -> Child:
+def existing_workload(workload: Manifest) -> ExistingWorkload:
     """What the observed Deployment or LeaderWorkerSet says of itself."""
     status = workload.get("status") or {}
     begun = bool(status.get("observedGeneration") or status.get("replicas"))
-    return Child(name_of(workload), pin_of(annotations_of(workload)), begun)
+    return ExistingWorkload(name_of(workload), parse_pin(annotations_of(workload)), begun)

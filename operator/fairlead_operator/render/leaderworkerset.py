@@ -3,27 +3,31 @@
 from typing import Final
 
 from fairlead.kube.resource import LEADER_WORKER_SETS, Manifest
-from fairlead_operator.render.children import Plan
+from fairlead_operator.render.children import PoolContext
 
-HELD: Final = 4096
+ALL_GROUPS_PARTITION: Final = 4096
 """No pool has more instances: a partition of this holds all of them at the revision that they have."""
 
 
-def leader_worker_set(plan: Plan, leader: Manifest, worker: Manifest) -> Manifest:
+def leader_worker_set(pool: PoolContext, leader: Manifest, worker: Manifest) -> Manifest:
     """A pod that restarts takes its whole group with it, since the others wait for it in vain."""
-    rollout = plan.model.spec.rollout
-    rolling: Manifest = {"maxSurge": rollout.surge, "maxUnavailable": 0, "partition": HELD if plan.held else 0}
+    rollout = pool.model.spec.rollout
+    rolling: Manifest = {
+        "maxSurge": rollout.surge,
+        "maxUnavailable": 0,
+        "partition": ALL_GROUPS_PARTITION if pool.is_paused else 0,
+    }
     spec: Manifest = {
-        "replicas": plan.model.spec.instances(plan.pool),
+        "replicas": pool.model.spec.desired_instances(pool.pool),
         "startupPolicy": "LeaderCreated",
         "rolloutStrategy": {"type": "RollingUpdate", "rollingUpdateConfiguration": rolling},
         "leaderWorkerTemplate": {
-            "size": plan.pool.parallelism.nodes,
+            "size": pool.pool.parallelism.nodes,
             "restartPolicy": "RecreateGroupOnPodRestart",
             "leaderTemplate": leader,
             "workerTemplate": worker,
         },
     }
-    found = plan.child(LEADER_WORKER_SETS, spec)
-    found["metadata"]["annotations"] = plan.pin.annotations()
+    found = pool.make_child(LEADER_WORKER_SETS, spec)
+    found["metadata"]["annotations"] = pool.pin.annotations()
     return found

@@ -6,16 +6,24 @@ from collections.abc import Set
 from typing import Final
 
 from fairlead.api import ModelDeployment, Pool
-from fairlead.cluster_labels import ENDPOINT, ENGINE, MANAGED_BY, MANAGER, MODEL, POOL, ROLE
+from fairlead.cluster_labels import (
+    ENDPOINT_LABEL,
+    ENGINE_LABEL,
+    FIELD_MANAGER,
+    MANAGED_BY_LABEL,
+    MODEL_LABEL,
+    POOL_LABEL,
+    ROLE_LABEL,
+)
 
-LONGEST: Final = 63
-LONGEST_GROUP: Final = 45
+MAX_NAME_LENGTH: Final = 63
+MAX_GROUP_NAME_LENGTH: Final = 45
 """Of a LeaderWorkerSet: its StatefulSets add an index and a hash, and the sum becomes a label."""
 LEADER_SUFFIX: Final = "-leader"
 _DNS_1035: Final = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 
 
-def child_name(model: str, pool: str, foreign: Set[str] = frozenset(), *, longest: int = LONGEST) -> str:
+def child_name(model: str, pool: str, foreign: Set[str] = frozenset(), *, max_length: int = MAX_NAME_LENGTH) -> str:
     """``<model>-<pool>``, which is also the name of a Service: a label that begins with a letter.
 
     A name that is too long, belongs to somebody else or had to be changed to be a label ends in 6 hexadecimal digits of a hash
@@ -25,15 +33,15 @@ def child_name(model: str, pool: str, foreign: Set[str] = frozenset(), *, longes
     label = plain.replace(".", "-")
     if not label[0].isalpha():
         label = f"m-{label}"
-    if label == plain and len(label) <= longest and label not in foreign and _DNS_1035.fullmatch(label):
+    if label == plain and len(label) <= max_length and label not in foreign and _DNS_1035.fullmatch(label):
         return label
     digest = hashlib.sha256(f"{model}/{pool}".encode()).hexdigest()[:6]
-    return f"{label[: longest - 7].rstrip('-')}-{digest}"
+    return f"{label[: max_length - 7].rstrip('-')}-{digest}"
 
 
 def selector_labels(model: ModelDeployment, pool: Pool) -> dict[str, str]:
     """What the pods of a pool are found by; never changed, since a Deployment's selector cannot be."""
-    return {MODEL: model.metadata.name, POOL: pool.name}
+    return {MODEL_LABEL: model.metadata.name, POOL_LABEL: pool.name}
 
 
 def child_labels(model: ModelDeployment, pool: Pool) -> dict[str, str]:
@@ -41,14 +49,14 @@ def child_labels(model: ModelDeployment, pool: Pool) -> dict[str, str]:
     return {
         "app.kubernetes.io/component": "engine",
         "app.kubernetes.io/instance": model.metadata.name,
-        MANAGED_BY: MANAGER,
+        MANAGED_BY_LABEL: FIELD_MANAGER,
         "app.kubernetes.io/name": "fairlead-engine",
-        ENGINE: model.spec.engine.kind.value,
-        ROLE: pool.role.value,
+        ENGINE_LABEL: model.spec.engine.kind.value,
+        ROLE_LABEL: pool.role.value,
         **selector_labels(model, pool),
     }
 
 
 def endpoint_selector(model: ModelDeployment, pool: Pool) -> dict[str, str]:
     """The pods of a pool that answer HTTP."""
-    return {**selector_labels(model, pool), ENDPOINT: "true"}
+    return {**selector_labels(model, pool), ENDPOINT_LABEL: "true"}

@@ -7,49 +7,49 @@ import math
 from typing import Final
 
 from fairlead.api import EnvironmentVariable, Pool
-from fairlead.cluster_labels import ENDPOINT, REVISION
-from fairlead.engines.pods import EngineContainer, Member
-from fairlead.engines.pods.base import Health
+from fairlead.cluster_labels import ENDPOINT_LABEL, POD_REVISION_LABEL
+from fairlead.engines.pods import EngineContainer, InstancePod
+from fairlead.engines.pods.base import HealthProbe
 from fairlead.kube.resource import Manifest
-from fairlead_operator.render.accelerators import devices, placement
-from fairlead_operator.render.merge import merge
+from fairlead_operator.render.accelerators import device_requests, placement
+from fairlead_operator.render.merge import merge_template
 from fairlead_operator.render.names import child_labels, selector_labels
-from fairlead_operator.render.revision import Pin
+from fairlead_operator.render.revision import RenderPin
 
-CONTAINER: Final = "engine"
-_USER: Final = 65_532
+ENGINE_CONTAINER_NAME: Final = "engine"
+_USER_ID: Final = 65_532
 """Any number but 0 will do, also one without an entry in the image's /etc/passwd."""
-_HOME: Final = "/var/lib/fairlead/home"
-_SHARED_MEMORY: Final = "16Gi"
+_HOME_FOLDER: Final = "/var/lib/fairlead/home"
+_SHARED_MEMORY_SIZE: Final = "16Gi"
 """The most that /dev/shm may take; it counts as the pod's memory only as far as it is used. The runtime's own has 64 MiB."""
 _START_SECONDS: Final = 1800
 _AFTER_DRAIN_SECONDS: Final = 30
 """From the end of the drain to SIGKILL: SIGTERM, and what an engine does of its own then."""
 
 
-def pod_template(member: Member, made: EngineContainer, pin: Pin, service_account: str) -> Manifest:
+def pod_template(pod: InstancePod, container: EngineContainer, pin: RenderPin, service_account: str) -> Manifest:
     """One pod of one instance, the pool's own template merged in. Raises BadInput when that cannot be merged."""
-    labels = {**child_labels(member.model, member.pool), REVISION: pin.revision}
-    if member.answers:
-        labels[ENDPOINT] = "true"
+    labels = {**child_labels(pod.model, pod.pool), POD_REVISION_LABEL: pin.revision}
+    if pod.serves_http:
+        labels[ENDPOINT_LABEL] = "true"
     template: Manifest = {
-        "metadata": {"labels": labels, "annotations": made.notes.annotations() if member.answers else {}},
-        "spec": _spec(member, made, pin, service_account),
+        "metadata": {"labels": labels, "annotations": container.pod_info.annotations() if pod.serves_http else {}},
+        "spec": _pod_spec(pod, container, pin, service_account),
     }
-    own = member.pool.template
+    own = pod.pool.template
     if own is None:
         return template
-    metadata = merge(
+    metadata = merge_template(
         {"labels": own.metadata.labels, "annotations": own.metadata.annotations}, template["metadata"], "metadata"
     )
-    return {"metadata": metadata, "spec": merge(template["spec"], own.spec, "template.spec")}
+    return {"metadata": metadata, "spec": merge_template(template["spec"], own.spec, "template.spec")}
 
 
-def _spec(member: Member, made: EngineContainer, pin: Pin, service_account: str) -> Manifest:
-    drain = member.spec.rollout.drain_seconds
-    pull = [*pin.pull_secrets, *(secret.name for secret in member.spec.engine.image_pull_secrets)]
-    if made.weights is not None and made.weights.pull_secret is not None:
-        pull.append(made.weights.pull_secret)
+def _pod_spec(pod: InstancePod, container: EngineContainer, pin: RenderPin, service_account: str) -> Manifest:
+    drain = pod.spec.rollout.drain_seconds
+    pull = [*pin.pull_secrets, *(secret.name for secret in pod.spec.engine.image_pull_secrets)]
+    if container.weights is not None and container.weights.pull_secret is not None:
+        pull.append(container.weights.pull_secret)
     found: Manifest = {
         "serviceAccountName": service_account,
         "automountServiceAccountToken": False,
@@ -57,53 +57,53 @@ def _spec(member: Member, made: EngineContainer, pin: Pin, service_account: str)
         "terminationGracePeriodSeconds": math.ceil(drain) + _AFTER_DRAIN_SECONDS,
         "securityContext": {
             "runAsNonRoot": True,
-            "runAsUser": _USER,
-            "runAsGroup": _USER,
-            "fsGroup": _USER,
+            "runAsUser": _USER_ID,
+            "runAsGroup": _USER_ID,
+            "fsGroup": _USER_ID,
             "fsGroupChangePolicy": "OnRootMismatch",
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "containers": [_container(member, made, pin)],
-        "volumes": _volumes(made),
+        "containers": [_container(pod, container, pin)],
+        "volumes": _volumes(container),
     }
     if pull:
         found["imagePullSecrets"] = [{"name": name} for name in dict.fromkeys(pull)]
-    if made.devices:
-        found |= placement(member.accelerator)
-    if not member.spans_nodes:
-        found["topologySpreadConstraints"] = [_spread(member, member.pool)]
+    if container.needs_devices:
+        found |= placement(pod.accelerator)
+    if not pod.is_multi_node:
+        found["topologySpreadConstraints"] = [_topology_spread(pod, pod.pool)]
     return found
 
 
-def _container(member: Member, made: EngineContainer, pin: Pin) -> Manifest:
+def _container(pod: InstancePod, container: EngineContainer, pin: RenderPin) -> Manifest:
     found: Manifest = {
-        "name": CONTAINER,
-        "image": member.spec.engine.image or pin.image,
-        "command": list(made.command),
-        "args": list(made.args),
-        "env": _env(made, member.spec.engine.env),
-        "ports": [{"name": name, "containerPort": port} for name, port in made.ports.items()],
-        "resources": _resources(member, made),
-        "volumeMounts": _mounts(made),
+        "name": ENGINE_CONTAINER_NAME,
+        "image": pod.spec.engine.image or pin.image,
+        "command": list(container.command),
+        "args": list(container.args),
+        "env": _env(container, pod.spec.engine.env),
+        "ports": [{"name": name, "containerPort": port} for name, port in container.ports.items()],
+        "resources": _resources(pod, container),
+        "volumeMounts": _mounts(container),
         "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
     }
-    if made.read_only_root:
+    if container.read_only_root:
         found["securityContext"]["readOnlyRootFilesystem"] = True
-    if made.weights is not None and made.weights.secret is not None:
-        found["envFrom"] = [{"secretRef": {"name": made.weights.secret}}]
-    if made.health is not None:
-        found |= _probes(made.health, made.ports["http"])
-    if made.drain is not None:
-        found["lifecycle"] = {"preStop": made.drain.hook(member.spec.rollout.drain_seconds)}
+    if container.weights is not None and container.weights.secret is not None:
+        found["envFrom"] = [{"secretRef": {"name": container.weights.secret}}]
+    if container.health is not None:
+        found |= _probes(container.health, container.ports["http"])
+    if container.drain is not None:
+        found["lifecycle"] = {"preStop": container.drain.prestop_hook(pod.spec.rollout.drain_seconds)}
     return {key: value for key, value in found.items() if value != []}
 
 
-def _env(made: EngineContainer, own: list[EnvironmentVariable]) -> list[Manifest]:
+def _env(container: EngineContainer, own: list[EnvironmentVariable]) -> list[Manifest]:
     """The model's variables take the place of ours of the same name, and may refer to ours."""
-    variables = list(made.env)
-    if made.home:
+    variables = list(container.env)
+    if container.needs_home:
         # Engines look their user up for names of caches; without a name the look-up of an unknown number fails.
-        variables = [{"name": "HOME", "value": _HOME}, {"name": "USER", "value": "fairlead"}, *variables]
+        variables = [{"name": "HOME", "value": _HOME_FOLDER}, {"name": "USER", "value": "fairlead"}, *variables]
     merged = {one["name"]: one for one in variables}
     for variable in own:
         merged[variable.name] = variable.model_dump(
@@ -112,49 +112,49 @@ def _env(made: EngineContainer, own: list[EnvironmentVariable]) -> list[Manifest
     return list(merged.values())
 
 
-def _resources(member: Member, made: EngineContainer) -> Manifest:
+def _resources(pod: InstancePod, container: EngineContainer) -> Manifest:
     requests: dict[str, str] = {}
-    if made.cpu_millis is not None:
-        whole, rest = divmod(made.cpu_millis, 1000)
-        requests["cpu"] = f"{made.cpu_millis}m" if rest else str(whole)
-    if made.memory_bytes is not None:
-        requests["memory"] = _quantity(made.memory_bytes)
-    if made.disk_bytes is not None:
-        requests["ephemeral-storage"] = _quantity(made.disk_bytes)
+    if container.cpu_millis is not None:
+        whole, rest = divmod(container.cpu_millis, 1000)
+        requests["cpu"] = f"{container.cpu_millis}m" if rest else str(whole)
+    if container.memory_bytes is not None:
+        requests["memory"] = _format_quantity(container.memory_bytes)
+    if container.disk_bytes is not None:
+        requests["ephemeral-storage"] = _format_quantity(container.disk_bytes)
     found: Manifest = {}
     if requests:
         found["requests"] = requests
-    if made.devices and (limits := devices(member)):
+    if container.needs_devices and (limits := device_requests(pod)):
         found["limits"] = limits
     return found
 
 
-def _quantity(size: int) -> str:
+def _format_quantity(size: int) -> str:
     for unit, factor in (("Gi", 2**30), ("Mi", 2**20)):
         if size % factor == 0:
             return f"{size // factor}{unit}"
     return str(size)
 
 
-def _volumes(made: EngineContainer) -> list[Manifest]:
+def _volumes(container: EngineContainer) -> list[Manifest]:
     found: list[Manifest] = [{"name": "tmp", "emptyDir": {}}]
-    if made.home:
+    if container.needs_home:
         found.append({"name": "home", "emptyDir": {}})
-    if made.shared_memory:
-        found.append({"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": _SHARED_MEMORY}})
-    return [*found, *(made.weights.volumes if made.weights is not None else ()), *made.more_volumes]
+    if container.needs_shared_memory:
+        found.append({"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": _SHARED_MEMORY_SIZE}})
+    return [*found, *(container.weights.volumes if container.weights is not None else ()), *container.extra_volumes]
 
 
-def _mounts(made: EngineContainer) -> list[Manifest]:
+def _mounts(container: EngineContainer) -> list[Manifest]:
     found: list[Manifest] = [{"name": "tmp", "mountPath": "/tmp"}]
-    if made.home:
-        found.append({"name": "home", "mountPath": _HOME})
-    if made.shared_memory:
+    if container.needs_home:
+        found.append({"name": "home", "mountPath": _HOME_FOLDER})
+    if container.needs_shared_memory:
         found.append({"name": "shared-memory", "mountPath": "/dev/shm"})
-    return [*found, *(made.weights.mounts if made.weights is not None else ()), *made.more_mounts]
+    return [*found, *(container.weights.mounts if container.weights is not None else ()), *container.extra_mounts]
 
 
-def _probes(health: Health, port: int) -> Manifest:
+def _probes(health: HealthProbe, port: int) -> Manifest:
     """Slow to give up and quick to notice: half an hour to load weights, then readiness in seconds.
 
     /health says nothing of draining or overload, and an engine under load may answer late: liveness is patient.
@@ -171,10 +171,10 @@ def _probes(health: Health, port: int) -> Manifest:
     }
 
 
-def _spread(member: Member, pool: Pool) -> Manifest:
+def _topology_spread(pod: InstancePod, pool: Pool) -> Manifest:
     return {
         "maxSkew": 1,
         "topologyKey": "kubernetes.io/hostname",
         "whenUnsatisfiable": "ScheduleAnyway",
-        "labelSelector": {"matchLabels": selector_labels(member.model, pool)},
+        "labelSelector": {"matchLabels": selector_labels(pod.model, pool)},
     }

@@ -6,7 +6,7 @@ from fairlead.api import Reason
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
+class RenderProblem:
     """Of ``pool``, or of the whole model when that is None. ``field`` is a path such as ``spec.pools[main].accelerator``."""
 
     reason: Reason
@@ -16,6 +16,6 @@ class Problem:
     pool: str | None = None
 
     @property
-    def text(self) -> str:
+    def message_with_fix(self) -> str:
         """For a condition's message."""
         return f"{self.field}: {self.message}" + (f"; {self.fix}" if self.fix else "")

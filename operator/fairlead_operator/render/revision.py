@@ -18,14 +18,14 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from fairlead.api import AcceleratorClassSpec, EngineKind, ModelDeployment, Pool
-from fairlead.cluster_labels import RENDER, REVISION
+from fairlead.cluster_labels import POD_REVISION_LABEL, RENDER_PIN_ANNOTATION
 
 CURRENT_VERSION: Final = 1
 _HEX_DIGITS: Final = 10
 
 
 @dataclass(frozen=True, slots=True)
-class Pin:
+class RenderPin:
     """What a pool was rendered with. ``image`` is the installation's, None where the spec names one. ``ipv6``: it listens there."""
 
     revision: str
@@ -43,18 +43,23 @@ class Pin:
             kept["pullSecrets"] = list(self.pull_secrets)
         if self.ipv6:
             kept["ipv6"] = True
-        return {REVISION: self.revision, RENDER: json.dumps(kept, separators=(",", ":"), sort_keys=True)}
+        return {
+            POD_REVISION_LABEL: self.revision,
+            RENDER_PIN_ANNOTATION: json.dumps(kept, separators=(",", ":"), sort_keys=True),
+        }
 
 
-def pin_of(annotations: Mapping[str, str]) -> Pin | None:
+def parse_pin(annotations: Mapping[str, str]) -> RenderPin | None:
     """The inverse; None when they are missing or somebody edited them into something else, and the pool is rendered anew."""
     try:
-        kept = json.loads(annotations[RENDER])
+        kept = json.loads(annotations[RENDER_PIN_ANNOTATION])
         image, secrets = kept.get("image"), kept.get("pullSecrets", [])
         right = type(kept["version"]) is int and isinstance(image, str | None) and isinstance(secrets, list)
         if not right or not all(isinstance(one, str) for one in secrets):
             return None
-        return Pin(annotations[REVISION], kept["version"], image, tuple(secrets), kept.get("ipv6") is True)
+        return RenderPin(
+            annotations[POD_REVISION_LABEL], kept["version"], image, tuple(secrets), kept.get("ipv6") is True
+        )
     except (KeyError, ValueError, TypeError, AttributeError):
         return None
 
@@ -67,20 +72,20 @@ def pool_revision(model: ModelDeployment, pool: Pool, accelerator: AcceleratorCl
     # Without defaults, so that a field that a release adds to the API does not change the revision of those who leave it out.
     shaping = {
         "name": model.metadata.name,
-        "model": _given(spec.model),
-        "engine": _given(spec.engine),
-        "kvCache": _given(spec.kv_cache),
+        "model": _without_defaults(spec.model),
+        "engine": _without_defaults(spec.engine),
+        "kvCache": _without_defaults(spec.kv_cache),
         # Not without their defaults: no adapters and the default number of them are different things.
         "adapters": spec.adapters.model_dump(mode="json", by_alias=True) if spec.adapters is not None else None,
         "drain": spec.rollout.drain_seconds,
-        "pool": {key: value for key, value in _given(pool).items() if key != "replicas"},
-        "accelerator": {key: value for key, value in _given(accelerator).items() if key not in unseen},
+        "pool": {key: value for key, value in _without_defaults(pool).items() if key != "replicas"},
+        "accelerator": {key: value for key, value in _without_defaults(accelerator).items() if key not in unseen},
     }
     text = json.dumps(shaping, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()[:_HEX_DIGITS]
 
 
-def _given(part: Any) -> dict[str, Any]:
+def _without_defaults(part: Any) -> dict[str, Any]:
     """A part of the spec without what has its default: the same whether the API server filled defaults in or not."""
     plain: dict[str, Any] = part.model_dump(mode="json", by_alias=True, exclude_defaults=True)
     return plain

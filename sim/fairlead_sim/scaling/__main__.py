@@ -17,15 +17,15 @@ from pathlib import Path
 
 from fairlead.errors import BadInput, FairleadError
 from fairlead_autoscaler.presets import PRESETS, build
-from fairlead_autoscaler.replaying import changes_of
-from fairlead_autoscaler.scaling import Core, ScaledModel, ScalingSettings
+from fairlead_autoscaler.replaying import parse_changes
+from fairlead_autoscaler.scaling import ModelSpec, ScalingCore, ScalingSettings
 from fairlead_sim.compiled import run_compiled
-from fairlead_sim.scaling.known import Known
-from fairlead_sim.scaling.loop import Controller, Outcome, Schedule, run
-from fairlead_sim.scaling.plant import Engines, Scenario
-from fairlead_sim.scaling.scenarios import KINDS
+from fairlead_sim.scaling.known import OracleCache
+from fairlead_sim.scaling.loop import Controller, ControllerOutcome, ScheduleController, run_controller
+from fairlead_sim.scaling.plant import AutoscalingScenario, EngineModelKind
+from fairlead_sim.scaling.scenarios import SCENARIOS
 
-EXAMPLE = "step-warm"
+EXAMPLE_SCENARIO = "step-warm"
 """Before any scenario is made and run, a controller is tried on the model of this one."""
 
 
@@ -33,12 +33,12 @@ def main(arguments: Sequence[str]) -> int:
     """0; wrong arguments end in argparse's way."""
     parser = argparse.ArgumentParser(prog="python -m fairlead_sim.scaling", description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
-        "scenarios", nargs="*", metavar="SCENARIO", help=f"of {', '.join(KINDS)}; all when none is named"
+        "scenarios", nargs="*", metavar="SCENARIO", help=f"of {', '.join(SCENARIOS)}; all when none is named"
     )
-    wanted = parser.add_mutually_exclusive_group()
-    wanted.add_argument("--preset", metavar="NAME", help=f"another's controller: {', '.join(PRESETS)}")
-    wanted.add_argument("--controller", metavar="MODULE:NAME")
-    wanted.add_argument("--replicas", type=int, help="a fixed number in each pool instead of a controller")
+    controllers = parser.add_mutually_exclusive_group()
+    controllers.add_argument("--preset", metavar="NAME", help=f"another's controller: {', '.join(PRESETS)}")
+    controllers.add_argument("--controller", metavar="MODULE:NAME")
+    controllers.add_argument("--replicas", type=int, help="a fixed number in each pool instead of a controller")
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", dest="changes", help="can be given again"
     )
@@ -51,50 +51,52 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--traces", type=Path, help="a folder with the published traces")
     parser.add_argument("--oracles", type=Path, help="schedules that were found (bench/autoscaler), for cost ÷ oracle")
     parser.add_argument("--series", action="store_true", help="replicas and attainment every five minutes, too")
-    given = parser.parse_args(arguments)
-    for name in given.scenarios:
-        if name not in KINDS:
+    options = parser.parse_args(arguments)
+    for name in options.scenarios:
+        if name not in SCENARIOS:
             parser.error(f"no scenario is called {name!r}")
     try:
-        make = _maker(given)
-        make(KINDS[EXAMPLE](1, None).model)
+        make_controller = _controller_factory(options)
+        make_controller(SCENARIOS[EXAMPLE_SCENARIO](1, None).model)
     except (FairleadError, ImportError, AttributeError) as error:
         parser.error(str(error))
-    engines = Engines.PREEMPTING if given.preempting else Engines.AGGREGATED
-    for name in given.scenarios or KINDS:
-        scenario = KINDS[name](given.seed, given.traces)
-        begun = time.monotonic()
-        outcome = run(scenario, _controller(given, scenario, make), engines=engines)
-        seconds = time.monotonic() - begun
-        oracle = None if given.oracles is None else Known(given.oracles).found(scenario)
-        _show(outcome, None if oracle is None else oracle.cost, seconds)
-        if given.series:
-            _show_series(scenario, outcome)
+    engines = EngineModelKind.PREEMPTING if options.preempting else EngineModelKind.AGGREGATED
+    for name in options.scenarios or SCENARIOS:
+        scenario = SCENARIOS[name](options.seed, options.traces)
+        started = time.monotonic()
+        outcome = run_controller(scenario, _controller_for(options, scenario, make_controller), engine_model=engines)
+        seconds = time.monotonic() - started
+        oracle = None if options.oracles is None else OracleCache(options.oracles).get(scenario)
+        _print_outcome(outcome, None if oracle is None else oracle.cost, seconds)
+        if options.series:
+            _print_series(scenario, outcome)
     return 0
 
 
-def _controller(given: argparse.Namespace, scenario: Scenario, make: Callable[[ScaledModel], Controller]) -> Controller:
-    if given.replicas is not None:
-        return Schedule([(0.0, {setup.facts.name: given.replicas for setup in scenario.pools})])
-    return make(scenario.model)
+def _controller_for(
+    options: argparse.Namespace, scenario: AutoscalingScenario, make_controller: Callable[[ModelSpec], Controller]
+) -> Controller:
+    if options.replicas is not None:
+        return ScheduleController([(0.0, {setup.facts.name: options.replicas for setup in scenario.pools})])
+    return make_controller(scenario.model)
 
 
-def _maker(given: argparse.Namespace) -> Callable[[ScaledModel], Controller]:
+def _controller_factory(options: argparse.Namespace) -> Callable[[ModelSpec], Controller]:
     """What makes a controller for a model. Raises FairleadError for a preset, a knob or a setting that there is not."""
-    if given.changes and (given.controller or given.replicas is not None):
+    if options.changes and (options.controller or options.replicas is not None):
         raise BadInput("--set is for our core and for presets", field="--set")
-    if given.controller is not None:
-        module, _, name = given.controller.partition(":")
-        made: Callable[[ScaledModel], Controller] = getattr(import_module(module), name)
-        return made
-    if given.preset is not None:
-        knobs = dict([_knob(text) for text in given.changes])
-        return lambda model: build(given.preset, model, **knobs)
-    changes = changes_of(given.changes)
-    return lambda model: Core(replace(model, **changes.model), ScalingSettings(**changes.settings))
+    if options.controller is not None:
+        module, _, name = options.controller.partition(":")
+        factory: Callable[[ModelSpec], Controller] = getattr(import_module(module), name)
+        return factory
+    if options.preset is not None:
+        knobs = dict([_parse_parameter(text) for text in options.changes])
+        return lambda model: build(options.preset, model, **knobs)
+    changes = parse_changes(options.changes)
+    return lambda model: ScalingCore(replace(model, **changes.model), ScalingSettings(**changes.settings))
 
 
-def _knob(text: str) -> tuple[str, float]:
+def _parse_parameter(text: str) -> tuple[str, float]:
     name, _, value = text.partition("=")
     try:
         return name, float(value)
@@ -104,23 +106,23 @@ def _knob(text: str) -> tuple[str, float]:
         ) from None
 
 
-def _show(outcome: Outcome, oracle: float | None, seconds: float) -> None:
+def _print_outcome(outcome: ControllerOutcome, oracle: float | None, seconds: float) -> None:
     ratio = "" if oracle is None else f" = {outcome.cost / oracle:.3f} x oracle"
     hours = " ".join(f"{name} {value:.2f} h" for name, value in outcome.replica_hours.items())
     print(
         f"{outcome.scenario:16} {100 * outcome.attainment:6.2f} % of {outcome.requests:7}  cost {outcome.cost:8.2f}{ratio} ({hours}) "
         f" abandoned {outcome.abandoned} lost {outcome.lost}  changes/h {outcome.changes_per_hour:.1f} "
-        f"turns/h {outcome.turns_per_hour:.1f}  {seconds:.1f} s",
+        f"turns/h {outcome.reversals_per_hour:.1f}  {seconds:.1f} s",
         flush=True,
     )
 
 
-def _show_series(scenario: Scenario, outcome: Outcome) -> None:
-    for look in outcome.looks:
-        if look.now % 300.0 == 0.0:
-            within = outcome.within(look.now - 300.0, look.now)
-            share = "     –" if within is None else f"{100 * within:6.2f}"
-            print(f"  {look.now:8.0f} s  ready {look.ready}  desired {look.desired}  {share} %")
+def _print_series(scenario: AutoscalingScenario, outcome: ControllerOutcome) -> None:
+    for sample in outcome.samples:
+        if sample.now % 300.0 == 0.0:
+            attainment = outcome.attainment_between(sample.now - 300.0, sample.now)
+            share = "     –" if attainment is None else f"{100 * attainment:6.2f}"
+            print(f"  {sample.now:8.0f} s  ready {sample.ready}  desired {sample.desired}  {share} %")
 
 
 if __name__ == "__main__":

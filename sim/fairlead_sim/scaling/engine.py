@@ -24,16 +24,16 @@ from math import ceil, sqrt
 
 from fairlead.fleet import Role
 from fairlead.profile import EngineProfile
-from fairlead_gateway.routing.router import OUTPUT_GUESS_TOKENS
-from fairlead_sim.scaling.book import Book
+from fairlead_gateway.routing.router import DEFAULT_OUTPUT_TOKENS
+from fairlead_sim.scaling.book import RequestTable
 
 BLOCK_TOKENS = 16
-_SHIFT = 24
-_MASK = (1 << _SHIFT) - 1
-_NOBODY = -1
+_REQUEST_BITS = 24
+_REQUEST_MASK = (1 << _REQUEST_BITS) - 1
+_NO_REQUEST = -1
 
 
-class Tally:
+class StepTotals:
     """What an engine counted since the counters were last taken. Histograms are counts per bucket, the last one beyond all bounds."""
 
     def __init__(self, ttft_bounds: tuple[float, ...], itl_bounds: tuple[float, ...]) -> None:
@@ -48,7 +48,7 @@ class Tally:
         self.ttft_counts = [0] * (len(ttft_bounds) + 1)
         self.itl_counts = [0] * (len(itl_bounds) + 1)
 
-    def gaps(self, tokens: int, seconds: float) -> None:
+    def add_gaps(self, tokens: int, seconds: float) -> None:
         """So many tokens came, each so long after the one before it."""
         self.gap_seconds += tokens * seconds
         bucket = 0
@@ -58,7 +58,7 @@ class Tally:
             bucket += 1
         self.itl_counts[bucket] += tokens
 
-    def first(self, seconds: float, prompt_tokens: int) -> None:
+    def add_first_token(self, seconds: float, prompt_tokens: int) -> None:
         """A first token came so long after its request."""
         self.prompt_tokens += prompt_tokens
         self.generated_tokens += 1
@@ -71,24 +71,24 @@ class Tally:
             bucket += 1
         self.ttft_counts[bucket] += 1
 
-    def fresh(self) -> "Tally":
+    def empty_copy(self) -> "StepTotals":
         """The same with nothing counted."""
-        return Tally(self._ttft_bounds, self._itl_bounds)
+        return StepTotals(self._ttft_bounds, self._itl_bounds)
 
 
-class Engine(ABC):
+class PlantEngine(ABC):
     """What the plant asks of an engine. ``at`` is when its next step can begin; ``factor`` stretches every step (1 = as its profile
     says). A decode engine computes one token of each prompt whose KV came from a prefill engine, which answered with a single token
     that no client sees, and all of one that was kept there. ``backlog_seconds`` and ``inflight_tokens`` are what a gateway's ledger
     has of an engine with a role."""
 
-    def __init__(self, profile: EngineProfile, role: Role, book: Book, tally: Tally) -> None:
+    def __init__(self, profile: EngineProfile, role: Role, requests: RequestTable, totals: StepTotals) -> None:
         self.profile = profile
         self.role = role
-        self.book = book
-        self.tally = tally
-        self.at = 0.0
-        self.factor = 1.0
+        self.requests = requests
+        self.totals = totals
+        self.next_step_at = 0.0
+        self.slowdown = 1.0
         self.backlog_seconds = 0.0
         self.inflight_tokens = 0.0
 
@@ -101,7 +101,7 @@ class Engine(ABC):
         """Take every step that begins before ``until``."""
 
     @abstractmethod
-    def sweep(self, now: float) -> None:
+    def drop_abandoned(self, now: float) -> None:
         """Drop waiting requests whose clients gave up."""
 
     @abstractmethod
@@ -121,165 +121,173 @@ class Engine(ABC):
         """Of the KV memory that running sequences fill, 0..1."""
 
     @abstractmethod
-    def burden_tokens(self) -> int:
+    def load_tokens(self) -> int:
         """What a router goes by: tokens in flight, those of prompts not yet computed twice."""
 
     # What both kinds do alike --------------------------------------------------------------------------------------------
 
-    def to_compute(self, request: int) -> int:
+    def prompt_tokens_to_compute(self, request: int) -> int:
         """Prompt tokens that this engine computes."""
-        return 1 if self.role is Role.DECODE and not self.book.kept[request] else self.book.prompt[request]
+        return (
+            1
+            if self.role is Role.DECODE and not self.requests.computed_at_decode[request]
+            else self.requests.prompt[request]
+        )
 
-    def to_generate(self, request: int) -> int:
+    def tokens_to_generate(self, request: int) -> int:
         """Tokens that this engine answers with."""
-        return 1 if self.role is Role.PREFILL else self.book.output[request]
+        return 1 if self.role is Role.PREFILL else self.requests.output[request]
 
-    def set_aside(self, request: int) -> int:
+    def blocks_needed(self, request: int) -> int:
         """KV blocks that a prompt and its answer take."""
-        return -(-(self.book.prompt[request] + self.to_generate(request) - 1) // BLOCK_TOKENS)
+        return -(-(self.requests.prompt[request] + self.tokens_to_generate(request) - 1) // BLOCK_TOKENS)
 
-    def came(self, request: int) -> None:
+    def on_routed(self, request: int) -> None:
         """It was sent here."""
         if self.role is not Role.SERVE:
             self.backlog_seconds += self._prefill_seconds(request)
-            self.inflight_tokens += self.book.prompt[request] + OUTPUT_GUESS_TOKENS
+            self.inflight_tokens += self.requests.prompt[request] + DEFAULT_OUTPUT_TOKENS
 
-    def left(self, request: int) -> None:
+    def on_client_gone(self, request: int) -> None:
         """Its client has gone before the first token."""
         if self.role is not Role.SERVE:
             self.backlog_seconds -= self._prefill_seconds(request)
-            self.inflight_tokens -= self.book.prompt[request] + OUTPUT_GUESS_TOKENS
+            self.inflight_tokens -= self.requests.prompt[request] + DEFAULT_OUTPUT_TOKENS
 
-    def answered(self, request: int, now: float) -> None:
+    def on_first_token(self, request: int, now: float) -> None:
         """Its first token came."""
-        book = self.book
+        book = self.requests
         if self.role is not Role.SERVE:
             self.backlog_seconds -= self._prefill_seconds(request)
-        self.tally.first(now - book.sent[request], self.to_compute(request))
+        self.totals.add_first_token(now - book.sent[request], self.prompt_tokens_to_compute(request))
         if self.role is not Role.PREFILL and book.first[request] < 0.0:
             book.first[request] = now
 
-    def ended(self, request: int, now: float) -> None:
+    def on_finished(self, request: int, now: float) -> None:
         """Its last token came."""
         if self.role is not Role.SERVE:
-            self.inflight_tokens -= self.book.prompt[request] + OUTPUT_GUESS_TOKENS
-        self.tally.finished += 1
+            self.inflight_tokens -= self.requests.prompt[request] + DEFAULT_OUTPUT_TOKENS
+        self.totals.finished += 1
         if self.role is Role.PREFILL:
-            self.book.prefilled.append((now, request))
+            self.requests.prefilled.append((now, request))
         else:
-            self.book.end[request] = now
+            self.requests.end[request] = now
 
     def _prefill_seconds(self, request: int) -> float:
-        prompt = self.book.prompt[request]
-        return self.profile.prefill(prompt, prompt - self.to_compute(request))
+        prompt = self.requests.prompt[request]
+        return self.profile.prefill_time(prompt, prompt - self.prompt_tokens_to_compute(request))
 
 
-class AggregatedEngine(Engine):
+class AggregatedEngine(PlantEngine):
     """The short way, see above."""
 
-    def __init__(self, profile: EngineProfile, role: Role, book: Book, tally: Tally) -> None:
-        super().__init__(profile, role, book, tally)
+    def __init__(self, profile: EngineProfile, role: Role, requests: RequestTable, totals: StepTotals) -> None:
+        super().__init__(profile, role, requests, totals)
         self._steps = 0
         self._batch = 0  # sequences that decode
         self._resident = 0  # KV tokens that the next decode step reads
-        self._blocks = profile.kv_tokens // BLOCK_TOKENS
-        self._most = max(1, min(profile.max_sequences, profile.step_tokens))
+        self._free_blocks = profile.kv_tokens // BLOCK_TOKENS
+        self._max_batch = max(1, min(profile.max_sequences, profile.step_tokens))
         self._ends: list[int] = []  # heap of (step number << 24 | request)
         self._queue: deque[int] = deque()
         self._queued_tokens = 0  # prompt tokens of the queue, all of them
-        self._chunked = _NOBODY  # the prompt that did not fit the last step's budget
-        self._chunked_left = 0
+        self._partial_prompt = _NO_REQUEST  # the prompt that did not fit the last step's budget
+        self._partial_prompt_left = 0
 
     def add(self, request: int, now: float) -> None:
-        if not self._batch and self._chunked < 0 and not self._queue:
-            self.at = max(self.at, now)
-        self.came(request)
+        if not self._batch and self._partial_prompt < 0 and not self._queue:
+            self.next_step_at = max(self.next_step_at, now)
+        self.on_routed(request)
         self._queue.append(request)
-        self._queued_tokens += self.book.prompt[request]
+        self._queued_tokens += self.requests.prompt[request]
 
     def advance(self, until: float) -> None:
-        while self.at < until:
-            if (self._chunked >= 0 or self._queue) and self._prompt_step():
+        while self.next_step_at < until:
+            if (self._partial_prompt >= 0 or self._queue) and self._prompt_step():
                 continue
             if not self._batch:
                 return
             self._decode(until)
 
-    def sweep(self, now: float) -> None:
-        queue, book = self._queue, self.book
-        while queue and book.gone(queue[0], now):
-            self._drop()
+    def drop_abandoned(self, now: float) -> None:
+        queue, book = self._queue, self.requests
+        while queue and book.has_given_up(queue[0], now):
+            self._drop_head()
 
     def evict(self) -> list[int]:
-        here = [code & _MASK for code in self._ends]
-        if self._chunked >= 0:
-            here.append(self._chunked)
-        here.extend(self._queue)
+        requests = [code & _REQUEST_MASK for code in self._ends]
+        if self._partial_prompt >= 0:
+            requests.append(self._partial_prompt)
+        requests.extend(self._queue)
         self._queue.clear()
         self._ends = []
-        self._queued_tokens = self._batch = self._resident = self._chunked_left = 0
+        self._queued_tokens = self._batch = self._resident = self._partial_prompt_left = 0
         self.backlog_seconds = self.inflight_tokens = 0.0
-        self._chunked = _NOBODY
-        self._blocks = self.profile.kv_tokens // BLOCK_TOKENS
-        return sorted(here)
+        self._partial_prompt = _NO_REQUEST
+        self._free_blocks = self.profile.kv_tokens // BLOCK_TOKENS
+        return sorted(requests)
 
     def running(self) -> int:
-        return self._batch + (self._chunked >= 0)
+        return self._batch + (self._partial_prompt >= 0)
 
     def waiting(self) -> int:
         return len(self._queue)
 
     def kv_share(self) -> float:
-        computed = 0 if self._chunked < 0 else self.book.prompt[self._chunked] - self._chunked_left
+        computed = (
+            0 if self._partial_prompt < 0 else self.requests.prompt[self._partial_prompt] - self._partial_prompt_left
+        )
         return min(1.0, (self._resident + computed) / self.profile.kv_tokens)
 
-    def burden_tokens(self) -> int:
-        in_prompt = 0 if self._chunked < 0 else self.book.prompt[self._chunked] + self._chunked_left
+    def load_tokens(self) -> int:
+        in_prompt = (
+            0 if self._partial_prompt < 0 else self.requests.prompt[self._partial_prompt] + self._partial_prompt_left
+        )
         return self._resident + 2 * self._queued_tokens + in_prompt
 
-    def _drop(self) -> None:
+    def _drop_head(self) -> None:
         """The queue's head has gone."""
         request = self._queue.popleft()
-        self.left(request)
-        self._queued_tokens -= self.book.prompt[request]
-        self.book.abandoned += 1
+        self.on_client_gone(request)
+        self._queued_tokens -= self.requests.prompt[request]
+        self.requests.abandoned += 1
 
     def _prompt_step(self) -> bool:
         """One step that computes prompts; False when none can be admitted now."""
-        book, profile, queue = self.book, self.profile, self._queue
+        book, profile, queue = self.requests, self.profile, self._queue
         budget = profile.step_tokens - self._batch
         computed, chunks, attention = 0, 0, 0.0
         joined: list[int] = []
-        request = self._chunked
+        request = self._partial_prompt
         if request >= 0:
-            if book.gone(request, self.at):
-                self._blocks += self.set_aside(request)
-                self._chunked, self._chunked_left = _NOBODY, 0
-                self.left(request)
+            if book.has_given_up(request, self.next_step_at):
+                self._free_blocks += self.blocks_needed(request)
+                self._partial_prompt, self._partial_prompt_left = _NO_REQUEST, 0
+                self.on_client_gone(request)
                 book.abandoned += 1
             else:
-                size = min(budget, self._chunked_left)
-                done = book.prompt[request] - self._chunked_left + size
+                size = min(budget, self._partial_prompt_left)
+                done = book.prompt[request] - self._partial_prompt_left + size
                 attention += size * (done - size / 2)
                 budget -= size
                 computed += size
                 chunks += 1
-                self._chunked_left -= size
-                if not self._chunked_left:
+                self._partial_prompt_left -= size
+                if not self._partial_prompt_left:
                     joined.append(request)
-                    self._chunked = _NOBODY
+                    self._partial_prompt = _NO_REQUEST
         while budget > 0 and queue:
             request = queue[0]
-            if book.gone(request, self.at):
-                self._drop()
+            if book.has_given_up(request, self.next_step_at):
+                self._drop_head()
                 continue
-            need = self.set_aside(request)
-            if self._batch + len(joined) >= self._most or need > self._blocks:
+            need = self.blocks_needed(request)
+            if self._batch + len(joined) >= self._max_batch or need > self._free_blocks:
                 break
             queue.popleft()
             self._queued_tokens -= book.prompt[request]
-            self._blocks -= need
-            whole = self.to_compute(request)
+            self._free_blocks -= need
+            whole = self.prompt_tokens_to_compute(request)
             size = min(budget, whole)
             attention += size * (book.prompt[request] - whole + size / 2)
             budget -= size
@@ -288,34 +296,34 @@ class AggregatedEngine(Engine):
             if size == whole:
                 joined.append(request)
             else:
-                self._chunked, self._chunked_left = request, whole - size
+                self._partial_prompt, self._partial_prompt_left = request, whole - size
         if not chunks:
             return False
         # profile.step, written out: a call with keywords for each step costs as much as all the rest.
         batch = self._batch
-        seconds = self.factor * (
+        seconds = self.slowdown * (
             profile.step_seconds
             + max(profile.weights_seconds, profile.prefill_token_seconds * (batch + computed))
             + profile.sequence_seconds * (batch + chunks)
             + profile.resident_token_seconds * self._resident
             + profile.attention_seconds * attention
         )
-        self._stepped(1, seconds)
+        self._end_steps(1, seconds)
         for request in joined:
-            self._join(request)
+            self._complete_prompt(request)
         return True
 
-    def _join(self, request: int) -> None:
+    def _complete_prompt(self, request: int) -> None:
         """Its prompt is computed and its first token there."""
-        self.answered(request, self.at)
-        tokens = self.to_generate(request)
+        self.on_first_token(request, self.next_step_at)
+        tokens = self.tokens_to_generate(request)
         if tokens == 1:
-            self._blocks += self.set_aside(request)
-            self.ended(request, self.at)
+            self._free_blocks += self.blocks_needed(request)
+            self.on_finished(request, self.next_step_at)
             return
-        heappush(self._ends, (self._steps + tokens - 1) << _SHIFT | request)
+        heappush(self._ends, (self._steps + tokens - 1) << _REQUEST_BITS | request)
         self._batch += 1
-        self._resident += self.book.prompt[request] + 1
+        self._resident += self.requests.prompt[request] + 1
 
     def _decode(self, until: float) -> None:
         """Steps without prompts, up to the next end or the first boundary at or after ``until``."""
@@ -325,34 +333,34 @@ class AggregatedEngine(Engine):
             + max(profile.weights_seconds, profile.prefill_token_seconds * batch)
             + profile.sequence_seconds * batch
         )
-        first = self.factor * (fixed + profile.resident_token_seconds * self._resident)
-        rise = self.factor * profile.resident_token_seconds * batch
-        steps = (self._ends[0] >> _SHIFT) - self._steps
-        gap = until - self.at
+        first = self.slowdown * (fixed + profile.resident_token_seconds * self._resident)
+        rise = self.slowdown * profile.resident_token_seconds * batch
+        steps = (self._ends[0] >> _REQUEST_BITS) - self._steps
+        gap = until - self.next_step_at
         if steps > 1 and (steps - 1) * (first + rise * (steps - 2) / 2) >= gap:
-            steps = max(1, min(steps, _steps_to(gap, first, rise)))
-        self._stepped(steps, steps * (first + rise * (steps - 1) / 2))
+            steps = max(1, min(steps, _steps_until(gap, first, rise)))
+        self._end_steps(steps, steps * (first + rise * (steps - 1) / 2))
 
-    def _stepped(self, steps: int, seconds: float) -> None:
+    def _end_steps(self, steps: int, seconds: float) -> None:
         """So many steps of the decode batch are over."""
         batch = self._batch
         self._steps += steps
-        self.at += seconds
+        self.next_step_at += seconds
         if not batch:
             return
         self._resident += steps * batch
-        self.tally.generated_tokens += steps * batch
-        self.tally.gaps(steps * batch, seconds / steps)
-        ends, due = self._ends, (self._steps + 1) << _SHIFT
+        self.totals.generated_tokens += steps * batch
+        self.totals.add_gaps(steps * batch, seconds / steps)
+        ends, due = self._ends, (self._steps + 1) << _REQUEST_BITS
         while ends and ends[0] < due:
-            request = heappop(ends) & _MASK
+            request = heappop(ends) & _REQUEST_MASK
             self._batch -= 1
-            self._resident -= self.book.prompt[request] + self.to_generate(request)
-            self._blocks += self.set_aside(request)
-            self.ended(request, self.at)
+            self._resident -= self.requests.prompt[request] + self.tokens_to_generate(request)
+            self._free_blocks += self.blocks_needed(request)
+            self.on_finished(request, self.next_step_at)
 
 
-def _steps_to(gap: float, first: float, rise: float) -> int:
+def _steps_until(gap: float, first: float, rise: float) -> int:
     """The fewest steps that take at least ``gap`` seconds, the first ``first`` and each ``rise`` longer than the one before."""
     straight = first - rise / 2
     if rise * gap < 1e-9 * straight * straight:

@@ -11,38 +11,38 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from fairlead_sim.scaling.oracle import Found
-from fairlead_sim.scaling.plant import Scenario
+from fairlead_sim.scaling.oracle import OracleSchedule
+from fairlead_sim.scaling.plant import AutoscalingScenario
 
 
-class Known:
+class OracleCache:
     """The schedules of one file; one that is not there yet holds none."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        self._entries: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
-    def found(self, scenario: Scenario) -> Found | None:
+    def get(self, scenario: AutoscalingScenario) -> OracleSchedule | None:
         """What is known of exactly this load."""
-        kept = self._found.get(_name(scenario))
-        if kept is None:
+        entry = self._entries.get(_scenario_key(scenario))
+        if entry is None:
             return None
-        steps: tuple[tuple[float, Mapping[str, int]], ...] = tuple([(at, counts) for at, counts in kept["steps"]])
-        return Found(steps, kept["attainment"], kept["cost"])
+        steps: tuple[tuple[float, Mapping[str, int]], ...] = tuple([(at, counts) for at, counts in entry["steps"]])
+        return OracleSchedule(steps, entry["attainment"], entry["cost"])
 
-    def keep(self, scenario: Scenario, found: Found) -> None:
+    def put(self, scenario: AutoscalingScenario, schedule: OracleSchedule) -> None:
         """Remember, and write the file."""
-        self._found[_name(scenario)] = {
-            "attainment": found.attainment,
-            "cost": found.cost,
-            "steps": [[at, counts] for at, counts in found.steps],
+        self._entries[_scenario_key(scenario)] = {
+            "attainment": schedule.attainment,
+            "cost": schedule.cost,
+            "steps": [[at, counts] for at, counts in schedule.steps],
         }
-        lines = [f"{json.dumps(name)}: {json.dumps(kept)}" for name, kept in sorted(self._found.items())]
+        lines = [f"{json.dumps(name)}: {json.dumps(kept)}" for name, kept in sorted(self._entries.items())]
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._path.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
 
 
-def _name(scenario: Scenario) -> str:
+def _scenario_key(scenario: AutoscalingScenario) -> str:
     load = scenario.load
     digest = sha256(array("d", load.arrivals).tobytes())
     digest.update(array("q", load.prompts).tobytes())

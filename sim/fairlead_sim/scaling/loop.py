@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Protocol
 
-from fairlead_autoscaler.scaling.values import MixAsked, MixTold, Observation, Plan, PoolPlan
-from fairlead_sim.scaling.book import Book
-from fairlead_sim.scaling.plant import Engines, Plant, Scenario
+from fairlead_autoscaler.scaling.values import MixRequest, MixResult, Observation, PoolPlan, ScalingPlan
+from fairlead_sim.scaling.book import RequestTable
+from fairlead_sim.scaling.plant import AutoscalingScenario, EngineModelKind, Plant
 
 _HOUR = 3600.0
 
@@ -22,13 +22,13 @@ _HOUR = 3600.0
 class Controller(Protocol):
     """What sizes pools: the production core, a preset, an outside tool behind an adapter."""
 
-    def step(self, observation: Observation) -> Plan:
+    def step(self, observation: Observation) -> ScalingPlan:
         """What to do now."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class PlantSample:
     """One tick: what each pool had and was asked to have, in the order of the scenario's pools."""
 
     now: float
@@ -37,7 +37,7 @@ class Look:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class ControllerOutcome:
     """``attainment`` is the share (0..1) of all requests whose TTFT and mean ITL were within the objectives; who gave up or was
     cut is not. ``cost`` is in the pools' currency, ``replica_hours`` by pool. ``turns_per_hour`` counts changes of direction of a
     pool's desired replicas, ``changes_per_hour`` all changes. ``starts`` are (ordered, ready) by pool."""
@@ -50,130 +50,132 @@ class Outcome:
     abandoned: int
     lost: int
     changes_per_hour: float
-    turns_per_hour: float
-    looks: tuple[Look, ...]
+    reversals_per_hour: float
+    samples: tuple[PlantSample, ...]
     starts: Mapping[str, tuple[tuple[float, float], ...]]
-    book: Book
+    request_table: RequestTable
     ttft_seconds: float
     itl_seconds: float
 
-    def within(self, begin: float, end: float) -> float | None:
+    def attainment_between(self, begin: float, end: float) -> float | None:
         """The share of the requests that arrived in [begin, end); None when none did."""
-        places = [at for at, arrival in enumerate(self.book.arrival) if begin <= arrival < end]
-        if not places:
+        requests = [at for at, arrival in enumerate(self.request_table.arrival) if begin <= arrival < end]
+        if not requests:
             return None
-        return sum([inside(self.book, at, self.ttft_seconds, self.itl_seconds) for at in places]) / len(places)
+        return sum(
+            [is_within_slo(self.request_table, at, self.ttft_seconds, self.itl_seconds) for at in requests]
+        ) / len(requests)
 
 
-def inside(book: Book, request: int, ttft_seconds: float, itl_seconds: float) -> bool:
+def is_within_slo(requests: RequestTable, request: int, ttft_seconds: float, itl_seconds: float) -> bool:
     """Whether a request met both objectives."""
-    first, end = book.first[request], book.end[request]
-    if first < 0.0 or end < 0.0 or first - book.arrival[request] > ttft_seconds:
+    first, end = requests.first[request], requests.end[request]
+    if first < 0.0 or end < 0.0 or first - requests.arrival[request] > ttft_seconds:
         return False
-    gaps = book.output[request] - 1
+    gaps = requests.output[request] - 1
     return not gaps or end - first <= itl_seconds * gaps
 
 
-def foreseen(scenario: Scenario, steps: Sequence[tuple[float, Mapping[str, int]]]) -> Outcome:
+def run_schedule(scenario: AutoscalingScenario, steps: Sequence[tuple[float, Mapping[str, int]]]) -> ControllerOutcome:
     """The whole scenario under a clairvoyant who has so many replicas *ready* from each moment on (from when, replicas by pool). The
     first step may be at 0: those are there from the start."""
     plant = Plant(scenario, foresight=True)
     names = list(plant.pools)
-    looks: list[Look] = []
-    for at, wanted in steps:
+    samples: list[PlantSample] = []
+    for at, counts in steps:
         plant.run(at)
-        for name, count in wanted.items():
+        for name, count in counts.items():
             plant.scale(name, count)
         ready = tuple([len(plant.pools[name].ready) for name in names])
-        looks.append(Look(at, ready, tuple([plant.pools[name].desired for name in names])))
+        samples.append(PlantSample(at, ready, tuple([plant.pools[name].desired for name in names])))
     plant.run(scenario.seconds)
     plant.finish()
-    return _outcome(scenario, plant, looks)
+    return _controller_outcome(scenario, plant, samples)
 
 
-def run(
-    scenario: Scenario,
+def run_controller(
+    scenario: AutoscalingScenario,
     controller: Controller,
     *,
-    engines: Engines = Engines.AGGREGATED,
-    solver: Callable[[MixAsked], MixTold] | None = None,
+    engine_model: EngineModelKind = EngineModelKind.AGGREGATED,
+    solver: Callable[[MixRequest], MixResult] | None = None,
     hint_seconds: float | None = None,
-) -> Outcome:
+) -> ControllerOutcome:
     """The whole scenario under one controller. ``engines``: other ones than in closed form. ``solver`` answers what plans ask;
     without one nobody does. ``hint_seconds``: from a request that meets no replica to the look that a gateway's hint brings; None:
     no gateway hints."""
-    plant = Plant(scenario, engines=engines)
+    plant = Plant(scenario, engine_model=engine_model)
     names = list(plant.pools)
-    looks: list[Look] = []
+    samples: list[PlantSample] = []
     now = 0.0
-    told: dict[str, MixTold] = {}
+    mixes: dict[str, MixResult] = {}
     while now < scenario.seconds:
-        now = min(scenario.seconds, now + scenario.model.interval_seconds, _hinted(plant, now, hint_seconds))
+        now = min(scenario.seconds, now + scenario.model.interval_seconds, _hinted_tick(plant, now, hint_seconds))
         plant.run(now)
-        plan = controller.step(replace(plant.observe(), mixes=told))
-        told = {} if solver is None else {role: solver(asked) for role, asked in plan.asks.items()}
+        plan = controller.step(replace(plant.observe(), mixes=mixes))
+        mixes = {} if solver is None else {role: solver(mix_request) for role, mix_request in plan.asks.items()}
         ready = tuple([len(plant.pools[name].ready) for name in names])
-        for name, wanted in plan.pools.items():
-            plant.scale(name, wanted.replicas, wanted.asleep)
-        looks.append(Look(now, ready, tuple([plant.pools[name].desired for name in names])))
+        for name, pool_plan in plan.pools.items():
+            plant.scale(name, pool_plan.replicas, pool_plan.asleep)
+        samples.append(PlantSample(now, ready, tuple([plant.pools[name].desired for name in names])))
     plant.finish()
-    return _outcome(scenario, plant, looks)
+    return _controller_outcome(scenario, plant, samples)
 
 
-def _hinted(plant: Plant, now: float, hint_seconds: float | None) -> float:
+def _hinted_tick(plant: Plant, now: float, hint_seconds: float | None) -> float:
     """When a gateway's hint brings the next look; never where there are replicas or some are ordered."""
     if hint_seconds is None or any(pool.desired for pool in plant.pools.values()):
         return math.inf
-    arrivals = plant.book.arrival
+    arrivals = plant.requests.arrival
     at = bisect_left(arrivals, now)
     return arrivals[at] + hint_seconds if at < len(arrivals) else math.inf
 
 
-def _outcome(scenario: Scenario, plant: Plant, looks: list[Look]) -> Outcome:
-    book, model = plant.book, scenario.model
+def _controller_outcome(scenario: AutoscalingScenario, plant: Plant, samples: list[PlantSample]) -> ControllerOutcome:
+    table, model = plant.requests, scenario.model
     ttft = model.ttft_seconds or float("inf")
     itl = model.itl_seconds or float("inf")
     requests = len(scenario.load)
-    good = sum([inside(book, request, ttft, itl) for request in range(requests)])
+    attained = sum([is_within_slo(table, request, ttft, itl) for request in range(requests)])
     hours = {name: pool.replica_seconds / _HOUR for name, pool in plant.pools.items()}
     first = tuple([setup.initial for setup in scenario.pools])
-    series = [first, *[look.desired for look in looks]]
-    changes, turns = 0, 0
+    series = [first, *[sample.desired for sample in samples]]
+    changes, reversals = 0, 0
     for desired in zip(*series, strict=True):
         steps = [after - before for before, after in pairwise(desired) if after != before]
         changes += len(steps)
-        turns += sum([(one > 0) != (other > 0) for one, other in pairwise(steps)])
-    spent = sum([hours[setup.facts.name] * setup.facts.cost_per_hour for setup in scenario.pools])
+        reversals += sum([(step > 0) != (next_step > 0) for step, next_step in pairwise(steps)])
+    cost = sum([hours[setup.facts.name] * setup.facts.cost_per_hour for setup in scenario.pools])
     span = scenario.seconds / _HOUR
-    return Outcome(
+    return ControllerOutcome(
         scenario=scenario.name,
         requests=requests,
-        attainment=good / requests if requests else 1.0,
-        cost=spent,
+        attainment=attained / requests if requests else 1.0,
+        cost=cost,
         replica_hours=hours,
-        abandoned=book.abandoned,
-        lost=book.lost,
+        abandoned=table.abandoned,
+        lost=table.lost,
         changes_per_hour=changes / span,
-        turns_per_hour=turns / span,
-        looks=tuple(looks),
+        reversals_per_hour=reversals / span,
+        samples=tuple(samples),
         starts={name: tuple(pool.starts) for name, pool in plant.pools.items()},
-        book=book,
+        request_table=table,
         ttft_seconds=ttft,
         itl_seconds=itl,
     )
 
 
-class Schedule:
+class ScheduleController:
     """A controller that knows when it wants how many: ``steps`` are (from when on, replicas by pool), in the order of time."""
 
     def __init__(self, steps: Sequence[tuple[float, Mapping[str, int]]]) -> None:
         self._steps = steps
         self._next = 0
 
-    def step(self, observation: Observation) -> Plan:
+    def step(self, observation: Observation) -> ScalingPlan:
         """What the schedule says at this moment."""
-        wanted: Mapping[str, int] = {}
+        counts: Mapping[str, int] = {}
         while self._next < len(self._steps) and self._steps[self._next][0] <= observation.now:
-            wanted = {**wanted, **self._steps[self._next][1]}
+            counts = {**counts, **self._steps[self._next][1]}
             self._next += 1
-        return Plan({pool: PoolPlan(count, "schedule", "so it was laid down") for pool, count in wanted.items()})
+        return ScalingPlan({pool: PoolPlan(count, "schedule", "so it was laid down") for pool, count in counts.items()})

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 from fairlead.fleet import Role
 from fairlead.profile import EngineProfile
-from fairlead_autoscaler.scaling.values import PoolFacts, ScaledModel
-from fairlead_sim.scaling.pool import PoolSetup, StartUp
-from fairlead_sim.scaling.profile import stepping
+from fairlead_autoscaler.scaling.values import ModelSpec, PoolSpec
+from fairlead_sim.scaling.pool import PoolSetup, StartupDistribution
+from fairlead_sim.scaling.profile import step_profile
 
 TTFT_BOUNDS = (
     0.001,
@@ -32,41 +32,41 @@ TTFT_BOUNDS = (
 ITL_BOUNDS = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5)
 """The edges of vLLM's own histograms; none lies at a TTFT objective of 2 or 3 s."""
 PATIENCE_SECONDS = 60.0
-MOST_REPLICAS = 60
+MAX_REPLICAS = 60
 SMALL_COST = 1.0
 LARGE_COST = 3.7
-COLD = StartUp()
-WARM = StartUp(10.0, 0.0)
-LARGE_COLD = StartUp(90.0, 270.0)
+COLD_START = StartupDistribution()
+WARM_START = StartupDistribution(10.0, 0.0)
+LARGE_COLD_START = StartupDistribution(90.0, 270.0)
 
 
-def small() -> EngineProfile:
+def small_profile() -> EngineProfile:
     """Pool S: an 8B model on an A10G."""
-    return stepping("S", 28e-3, 1e-4, 2.2e-7, 3.3e-4, step_tokens=512, sequences=64, kv_tokens=40_000)
+    return step_profile("S", 28e-3, 1e-4, 2.2e-7, 3.3e-4, step_tokens=512, sequences=64, kv_tokens=40_000)
 
 
-def large() -> EngineProfile:
+def large_profile() -> EngineProfile:
     """Pool L: an 8B model on an A100 with 80 GB."""
-    return stepping("L", 12e-3, 4e-5, 8.7e-8, 9e-5, step_tokens=1_024, sequences=256, kv_tokens=400_000)
+    return step_profile("L", 12e-3, 4e-5, 8.7e-8, 9e-5, step_tokens=1_024, sequences=256, kv_tokens=400_000)
 
 
-def pool(
+def reference_pool(
     profile: EngineProfile,
     initial: int,
     *,
     cost: float = SMALL_COST,
     role: Role = Role.SERVE,
-    startup: StartUp = COLD,
+    startup: StartupDistribution = COLD_START,
     minimum: int = 1,
     name: str | None = None,
 ) -> PoolSetup:
     """A pool with start-up times as they are known, after its profile."""
-    facts = PoolFacts(
+    facts = PoolSpec(
         name=name or profile.name,
         role=role,
         cost_per_hour=cost,
         minimum=minimum,
-        maximum=MOST_REPLICAS,
+        maximum=MAX_REPLICAS,
         profile=profile,
         startup_p50_seconds=startup.quantile(0.5),
         startup_p90_seconds=startup.quantile(0.9),
@@ -74,13 +74,15 @@ def pool(
     return PoolSetup(facts, profile, startup, initial)
 
 
-def model(pools: Sequence[PoolSetup], ttft: float, itl: float, *, patience: float = PATIENCE_SECONDS) -> ScaledModel:
+def reference_model(
+    pools: Sequence[PoolSetup], ttft: float, itl: float, *, patience: float = PATIENCE_SECONDS
+) -> ModelSpec:
     """The model that these pools serve."""
-    return ScaledModel(
+    return ModelSpec(
         name="model",
         ttft_seconds=ttft,
         itl_seconds=itl,
-        pools=tuple([one.facts for one in pools]),
+        pools=tuple([setup.facts for setup in pools]),
         patience_seconds=patience,
         ttft_bounds=TTFT_BOUNDS,
         itl_bounds=ITL_BOUNDS,

@@ -5,15 +5,15 @@ from enum import Enum, auto
 
 from fairlead.decision import Decision
 from fairlead.limits import Limits
-from fairlead_autoscaler.scaling.values import ScaledModel
-from fairlead_gateway.routing.convertible import STAYS, Side, where
-from fairlead_gateway.routing.gaps import Gaps
+from fairlead_autoscaler.scaling.values import ModelSpec
+from fairlead_gateway.routing.convertible import LOCAL_RULES, PrefillOption, place_prefill
+from fairlead_gateway.routing.gaps import InterTokenTimes
 from fairlead_sim.scaling.pool import Pool, Replica
 
-_LEAST_TOKENS = Limits().handoff_least_tokens
+_MIN_HANDOFF_TOKENS = Limits().handoff_min_tokens
 
 
-class Computing(Enum):
+class PrefillPolicy(Enum):
     """Where prompts are computed: every one on a prefill engine; those under the gateway's limit on the engine that answers; or as
     the gateway decides from slack."""
 
@@ -22,39 +22,39 @@ class Computing(Enum):
     SLACK = auto()
 
 
-def decided(
-    how: Computing,
-    here: tuple[Pool, Replica],
-    there: tuple[Pool, Replica] | None,
+def decide_placement(
+    policy: PrefillPolicy,
+    decoder: tuple[Pool, Replica],
+    prefiller: tuple[Pool, Replica] | None,
     prompt_tokens: int,
-    model: ScaledModel,
-    way_seconds: float,
-    gaps: Gaps,
+    model: ModelSpec,
+    transfer_seconds: float,
+    gaps: InterTokenTimes,
     now: float,
 ) -> Decision:
     """Whether ``here``, the decode replica that would answer, computes the prompt, or ``there``, the best of those that prefill.
     ``gaps`` hears of it when it stays."""
-    asked = _side(*here, prompt_tokens, gaps.prefill_share(here[1].name, now))
-    found = where(
-        asked,
-        None if there is None else _side(*there, prompt_tokens, 0.0),
-        itl_seconds=model.itl_seconds if how is Computing.SLACK else None,
+    decode_side = _engine_side(*decoder, prompt_tokens, gaps.prefill_share(decoder[1].name, now))
+    decision = place_prefill(
+        decode_side,
+        None if prefiller is None else _engine_side(*prefiller, prompt_tokens, 0.0),
+        itl_seconds=model.itl_seconds if policy is PrefillPolicy.SLACK else None,
         ttft_seconds=model.ttft_seconds,
-        way_seconds=way_seconds,
-        least_tokens=_LEAST_TOKENS,
+        transfer_seconds=transfer_seconds,
+        min_remote_tokens=_MIN_HANDOFF_TOKENS,
     )
-    if found.rule in STAYS:
-        gaps.computes(asked.id, asked.own_seconds, now)
-    return found
+    if decision.rule in LOCAL_RULES:
+        gaps.add_prefill(decode_side.id, decode_side.prefill_seconds, now)
+    return decision
 
 
-def _side(pool: Pool, replica: Replica, prompt_tokens: int, prefill_share: float) -> Side:
+def _engine_side(pool: Pool, replica: Replica, prompt_tokens: int, prefill_share: float) -> PrefillOption:
     engine, profile = replica.engine, pool.setup.facts.profile
-    return Side(
+    return PrefillOption(
         replica.name,
         profile,
         engine.backlog_seconds,
-        (profile or pool.setup.profile).prefill(prompt_tokens),
+        (profile or pool.setup.profile).prefill_time(prompt_tokens),
         prompt_tokens,
         0.0,
         engine.running() + engine.waiting(),

@@ -3,7 +3,7 @@
 from fairlead.profile import EngineProfile
 
 
-def stepping(
+def step_profile(
     name: str,
     base: float,
     sequence: float,

@@ -11,125 +11,138 @@ from typing import Any
 
 from fairlead.errors import BadInput
 from fairlead.fleet import Role
-from fairlead.names import nearest
+from fairlead.names import closest_matches
 from fairlead.profile import EngineProfile
 from fairlead_autoscaler.scaling.settings import ScalingSettings
-from fairlead_autoscaler.scaling.values import PoolFacts, ScaledModel
-from fairlead_sim.scaling.profile import stepping
-from fairlead_sim.seam_words import named, number, read, record, several, within
+from fairlead_autoscaler.scaling.values import ModelSpec, PoolSpec
+from fairlead_sim.scaling.profile import step_profile
+from fairlead_sim.seam_words import (
+    parse_number,
+    read_bounded,
+    read_field,
+    require_list,
+    require_mapping,
+    require_object,
+)
 
-MODEL = "model"
-MOST_REPLICAS = 1_000_000
+MODEL_NAME = "model"
+MAX_REPLICAS = 1_000_000
 """No tool has more of one pool."""
 _ROLES = {"both": Role.SERVE, "prefill": Role.PREFILL, "decode": Role.DECODE}
 _INTERVAL_SECONDS = 5.0
-_LEAST_SECONDS, _DAY_SECONDS = 1e-6, 86_400.0
-_MOST_COST = 1e9
-_STEP_SECONDS = 3_600.0
-_MOST_TOKENS = 1e12
+_MIN_SECONDS, _DAY_SECONDS = 1e-6, 86_400.0
+_MAX_COST = 1e9
+_MAX_STEP_SECONDS = 3_600.0
+_MAX_TOKENS = 1e12
 
 
-def model_of(info: Any) -> ScaledModel:
+def parse_model(info: Any) -> ModelSpec:
     """What ``info`` says of the model and its pools. Raises BadInput for what cannot be."""
-    objectives = record(read(info, "slo"), "slo")
-    pools = read(info, "pools")
+    objectives = require_object(read_field(info, "slo"), "slo")
+    pools = read_field(info, "pools")
     if pools is None:
         raise BadInput("pools is missing", field="pools", hint="name each pool: {name: {min, max, …}}")
-    return ScaledModel(
-        name=MODEL,
-        ttft_seconds=_limit(objectives, "ttft", "slo"),
-        itl_seconds=_limit(objectives, "itl", "slo"),
-        pools=tuple([_pool(name, told) for name, told in named(pools, "pools").items()]),
-        patience_seconds=_limit(info, "timeout", ""),
-        interval_seconds=within(info, "interval", "", _LEAST_SECONDS, _DAY_SECONDS) or _INTERVAL_SECONDS,
-        ttft_bounds=_bounds(info, "ttft_le"),
-        itl_bounds=_bounds(info, "itl_le"),
+    return ModelSpec(
+        name=MODEL_NAME,
+        ttft_seconds=_parse_limit(objectives, "ttft", "slo"),
+        itl_seconds=_parse_limit(objectives, "itl", "slo"),
+        pools=tuple([_parse_pool_spec(name, fields) for name, fields in require_mapping(pools, "pools").items()]),
+        patience_seconds=_parse_limit(info, "timeout", ""),
+        interval_seconds=read_bounded(info, "interval", "", _MIN_SECONDS, _DAY_SECONDS) or _INTERVAL_SECONDS,
+        ttft_bounds=_parse_bounds(info, "ttft_le"),
+        itl_bounds=_parse_bounds(info, "itl_le"),
     )
 
 
-def settings_of(given: Mapping[str, Any]) -> ScalingSettings:
+def parse_settings(changes: Mapping[str, Any]) -> ScalingSettings:
     """The core's settings with ``given`` changed. Raises BadInput for what is no setting, or no value of it."""
-    usual = {item.name: item.default for item in dataclasses.fields(ScalingSettings)}
-    for name, value in given.items():
-        if name not in usual:
-            close = nearest(name, list(usual), count=1)
+    defaults = {item.name: item.default for item in dataclasses.fields(ScalingSettings)}
+    for name, value in changes.items():
+        if name not in defaults:
+            close = closest_matches(name, list(defaults), count=1)
             hint = f"did you mean {close[0]}?" if close else "they are the fields of ScalingSettings"
             raise BadInput(f"{name}: no setting is called so", field=name, hint=hint)
-        if isinstance(usual[name], bool):
+        if isinstance(defaults[name], bool):
             if not isinstance(value, bool):
                 raise BadInput(f"{name}: {value!r} where True or False belongs", field=name)
-        elif not 0.0 <= number(value, name) < math.inf or (isinstance(usual[name], int) and not isinstance(value, int)):
-            kind = "whole number" if isinstance(usual[name], int) else "number"
+        elif not 0.0 <= parse_number(value, name) < math.inf or (
+            isinstance(defaults[name], int) and not isinstance(value, int)
+        ):
+            kind = "whole number" if isinstance(defaults[name], int) else "number"
             raise BadInput(f"{name}: {value!r} where a finite {kind} from 0 on belongs", field=name)
-    return ScalingSettings(**given)
+    return ScalingSettings(**changes)
 
 
-def _limit(source: Any, name: str, of: str) -> float | None:
+def _parse_limit(source: Any, name: str, owner: str) -> float | None:
     """Seconds that something may take; None where that is not limited."""
-    found = within(source, name, of, _LEAST_SECONDS, math.inf)
-    return None if found is None or found > _DAY_SECONDS else found
+    seconds = read_bounded(source, name, owner, _MIN_SECONDS, math.inf)
+    return None if seconds is None or seconds > _DAY_SECONDS else seconds
 
 
-def _pool(name: Any, told: Any) -> PoolFacts:
-    of = f"pools.{name}"
-    role = read(record(told, of), "role")
+def _parse_pool_spec(name: Any, fields: Any) -> PoolSpec:
+    owner = f"pools.{name}"
+    role = read_field(require_object(fields, owner), "role")
     if role is not None and (not isinstance(role, str) or role not in _ROLES):
-        raise BadInput(f"{of}.role: no role is called {role!r}", field=f"{of}.role", hint=", ".join(_ROLES))
-    cost, most = within(told, "cost", of, 0.0, _MOST_COST), _count(told, "max", of, 0)
-    least = _count(told, "min", of, 0) or 0
-    most = max(1, least) if most is None else most
-    if least > most:
-        field = f"{of}.max"
-        raise BadInput(f"{field}: {most} is less than min, {least}", field=field, hint="min at most, max at least")
-    return PoolFacts(
+        raise BadInput(f"{owner}.role: no role is called {role!r}", field=f"{owner}.role", hint=", ".join(_ROLES))
+    cost, maximum = read_bounded(fields, "cost", owner, 0.0, _MAX_COST), _parse_count(fields, "max", owner, 0)
+    minimum = _parse_count(fields, "min", owner, 0) or 0
+    maximum = max(1, minimum) if maximum is None else maximum
+    if minimum > maximum:
+        field = f"{owner}.max"
+        raise BadInput(f"{field}: {maximum} is less than min, {minimum}", field=field, hint="min at most, max at least")
+    return PoolSpec(
         name=name,
         role=_ROLES[role or "both"],
         cost_per_hour=1.0 if cost is None else cost,
-        minimum=least,
-        maximum=most,
-        profile=_profile(of, name, told),
-        startup_p50_seconds=within(told, "startup_p50", of, 0.0, _DAY_SECONDS),
-        startup_p90_seconds=within(told, "startup_p90", of, 0.0, _DAY_SECONDS),
+        minimum=minimum,
+        maximum=maximum,
+        profile=_parse_profile(owner, name, fields),
+        startup_p50_seconds=read_bounded(fields, "startup_p50", owner, 0.0, _DAY_SECONDS),
+        startup_p90_seconds=read_bounded(fields, "startup_p90", owner, 0.0, _DAY_SECONDS),
     )
 
 
-def _profile(of: str, name: str, told: Any) -> EngineProfile | None:
-    prior, field = read(told, "profile"), f"{of}.profile"
+def _parse_profile(owner: str, name: str, fields: Any) -> EngineProfile | None:
+    prior, field = read_field(fields, "profile"), f"{owner}.profile"
     if prior is None:
         return None
-    record(prior, field)
-    usual = EngineProfile(name, prefill_token_seconds=0.0)
-    found = [
-        within(prior, coefficient, field, 0.0, _STEP_SECONDS) or 0.0
+    require_object(prior, field)
+    defaults = EngineProfile(name, prefill_token_seconds=0.0)
+    coefficients = [
+        read_bounded(prior, coefficient, field, 0.0, _MAX_STEP_SECONDS) or 0.0
         for coefficient in ("step_base", "step_per_seq", "step_per_kv_token", "step_per_prompt_token")
     ]
-    if not any(found):
+    if not any(coefficients):
         raise BadInput(f"{field}: its steps take no time", field=field, hint="leave out a profile that nobody knows")
-    return stepping(
+    return step_profile(
         name,
-        *found,
-        step_tokens=_count(prior, "chunk", field, 1, _MOST_TOKENS) or usual.step_tokens,
-        sequences=_count(told, "max_num_seqs", of, 1, _MOST_TOKENS) or usual.max_sequences,
-        kv_tokens=_count(told, "kv_tokens", of, 1, _MOST_TOKENS) or usual.kv_tokens,
+        *coefficients,
+        step_tokens=_parse_count(prior, "chunk", field, 1, _MAX_TOKENS) or defaults.step_tokens,
+        sequences=_parse_count(fields, "max_num_seqs", owner, 1, _MAX_TOKENS) or defaults.max_sequences,
+        kv_tokens=_parse_count(fields, "kv_tokens", owner, 1, _MAX_TOKENS) or defaults.kv_tokens,
     )
 
 
-def _count(source: Any, name: str, of: str, least: int, most: float = MOST_REPLICAS) -> int | None:
-    found = within(source, name, of, least, most)
-    if found is None:
+def _parse_count(source: Any, name: str, owner: str, minimum: int, maximum: float = MAX_REPLICAS) -> int | None:
+    count = read_bounded(source, name, owner, minimum, maximum)
+    if count is None:
         return None
-    if not found.is_integer():
-        raise BadInput(f"{of}.{name}: {found:g} is no whole number", field=f"{of}.{name}")
-    return int(found)
+    if not count.is_integer():
+        raise BadInput(f"{owner}.{name}: {count:g} is no whole number", field=f"{owner}.{name}")
+    return int(count)
 
 
-def _bounds(info: Any, name: str) -> tuple[float, ...]:
+def _parse_bounds(info: Any, name: str) -> tuple[float, ...]:
     """Without an infinite one at the end, which ours do not list. Raises BadInput where they do not rise."""
-    edges = read(info, name)
-    told = () if edges is None else [number(edge, f"{name}[{at}]") for at, edge in enumerate(several(edges, name))]
-    bounds = tuple(told[:-1] if told and told[-1] == math.inf else told)
+    edges = read_field(info, name)
+    values = (
+        ()
+        if edges is None
+        else [parse_number(edge, f"{name}[{at}]") for at, edge in enumerate(require_list(edges, name))]
+    )
+    bounds = tuple(values[:-1] if values and values[-1] == math.inf else values)
     if any(not before < bound < math.inf for before, bound in zip((0.0, *bounds), bounds, strict=False)):
         raise BadInput(
-            f"{name}: {told} are no upper edges", field=name, hint="seconds above 0, each more than the one before"
+            f"{name}: {values} are no upper edges", field=name, hint="seconds above 0, each more than the one before"
         )
     return bounds

@@ -2,12 +2,14 @@
 
 from dataclasses import replace
 
-from fairlead_autoscaler.scaling.values import Tier
-from fairlead_sim.scaling.plant import Scenario
-from fairlead_sim.scaling.pool import Bed
+from fairlead_autoscaler.scaling.values import SleepTier
+from fairlead_sim.scaling.plant import AutoscalingScenario
+from fairlead_sim.scaling.pool import SleepTimings
 
 
-def with_tier(scenario: Scenario, tier: Tier, bed: Bed) -> Scenario:
+def with_sleep_tier(scenario: AutoscalingScenario, tier: SleepTier, sleep_timings: SleepTimings) -> AutoscalingScenario:
     """The same load on the same pools, of which each may let replicas sleep as ``tier`` says; how that really goes says ``bed``."""
-    pools = tuple(replace(one, facts=replace(one.facts, tier=tier), bed=bed) for one in scenario.pools)
-    return replace(scenario, pools=pools, model=replace(scenario.model, pools=tuple(one.facts for one in pools)))
+    pools = tuple(
+        replace(setup, facts=replace(setup.facts, tier=tier), sleep_timings=sleep_timings) for setup in scenario.pools
+    )
+    return replace(scenario, pools=pools, model=replace(scenario.model, pools=tuple(setup.facts for setup in pools)))

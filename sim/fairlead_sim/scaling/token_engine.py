@@ -5,74 +5,80 @@ from itertools import count
 from fairlead.fleet import Role
 from fairlead.profile import EngineProfile
 from fairlead_sim.engine import EngineCore
-from fairlead_sim.scaling.book import Book
-from fairlead_sim.scaling.engine import BLOCK_TOKENS, Engine, Tally
-from fairlead_sim.sequence import Sequence
+from fairlead_sim.scaling.book import RequestTable
+from fairlead_sim.scaling.engine import BLOCK_TOKENS, PlantEngine, StepTotals
+from fairlead_sim.sequence import EngineSequence
 
 
-class TokenEngine(Engine):
+class TokenEngine(PlantEngine):
     """``EngineCore``, step by step. Nothing is found in its cache. ``preempting``: a prompt is admitted where it fits, and its answer
     may have to make room for others later."""
 
     def __init__(
-        self, profile: EngineProfile, role: Role, book: Book, tally: Tally, *, preempting: bool = False
+        self,
+        profile: EngineProfile,
+        role: Role,
+        requests: RequestTable,
+        totals: StepTotals,
+        *,
+        preempting: bool = False,
     ) -> None:
-        super().__init__(profile, role, book, tally)
+        super().__init__(profile, role, requests, totals)
         self._core = EngineCore(profile, block_tokens=BLOCK_TOKENS, max_queue=1 << 30, events=False)
         self._order = count()
-        self._here: dict[str, int] = {}
+        self._requests_by_name: dict[str, int] = {}
         self._reserve_tokens = 0 if preempting else None
-        self._put_back: dict[str, float] = {}  # when the last token came of answers that were preempted
+        self._preempted_at: dict[str, float] = {}  # when the last token came of answers that were preempted
 
     def add(self, request: int, now: float) -> None:
-        if self._core.idle:
-            self.at = max(self.at, now)
-        book, name = self.book, f"{request}/{next(self._order)}"
-        self._here[name] = request
-        sequence = Sequence(
+        if self._core.is_idle:
+            self.next_step_at = max(self.next_step_at, now)
+        book, name = self.requests, f"{request}/{next(self._order)}"
+        self._requests_by_name[name] = request
+        sequence = EngineSequence(
             name,
             now,
             book.prompt[request],
-            self.to_generate(request),
+            self.tokens_to_generate(request),
             reserve_tokens=self._reserve_tokens,
-            lookup=False,
+            uses_cache=False,
         )
-        sequence.pulled_tokens = book.prompt[request] - self.to_compute(request)
-        self.came(request)
+        sequence.pulled_tokens = book.prompt[request] - self.prompt_tokens_to_compute(request)
+        self.on_routed(request)
         self._core.add(sequence)
 
     def advance(self, until: float) -> None:
-        while self.at < until:
-            self.sweep(self.at)
-            step = self._core.step(self.at)
+        while self.next_step_at < until:
+            self.drop_abandoned(self.next_step_at)
+            step = self._core.step(self.next_step_at)
             if step is None:
                 return
-            seconds = self.factor * step.seconds
+            seconds = self.slowdown * step.seconds
             for sequence in step.preempted:
                 if sequence.generated:
-                    self._put_back.setdefault(sequence.id, self.at)
-            self.at += seconds
-            decoded = len(step.tokens) - len(step.joined)
-            self.tally.generated_tokens += decoded
-            self.tally.gaps(decoded, seconds)
-            for sequence in step.joined:
-                before = self._put_back.pop(sequence.id, None)
+                    self._preempted_at.setdefault(sequence.id, self.next_step_at)
+            self.next_step_at += seconds
+            decoded = len(step.tokens) - len(step.decode_starts)
+            self.totals.generated_tokens += decoded
+            self.totals.add_gaps(decoded, seconds)
+            for sequence in step.decode_starts:
+                before = self._preempted_at.pop(sequence.id, None)
                 if before is not None:
-                    self.tally.generated_tokens += 1
-                    self.tally.gaps(1, self.at - before)
-            for sequence in step.first:
-                self.answered(self._here[sequence.id], self.at)
+                    self.totals.generated_tokens += 1
+                    self.totals.add_gaps(1, self.next_step_at - before)
+            for sequence in step.first_tokens:
+                self.on_first_token(self._requests_by_name[sequence.id], self.next_step_at)
             for sequence, _ in step.finished:
-                self.ended(self._here.pop(sequence.id), self.at)
+                self.on_finished(self._requests_by_name.pop(sequence.id), self.next_step_at)
 
     def evict(self) -> list[int]:
-        here = sorted(self._here.values())
-        for name in self._here:
+        requests = sorted(self._requests_by_name.values())
+        for name in self._requests_by_name:
             self._core.abort(name)
-        self._here.clear()
+        self._requests_by_name.clear()
         self.backlog_seconds = self.inflight_tokens = 0.0
-        self._put_back.clear()
-        return here
+        self._preempted_at.clear()
+        return requests
 
     def running(self) -> int:
         return self._core.stats.running
@@ -83,7 +89,7 @@ class TokenEngine(Engine):
     def kv_share(self) -> float:
         return self._core.stats.kv_usage
 
-    def burden_tokens(self) -> int:
+    def load_tokens(self) -> int:
         burden = 0
         for sequence in self._core.sequences():
             burden += sequence.prompt_tokens + sequence.generated
@@ -91,11 +97,11 @@ class TokenEngine(Engine):
                 burden += sequence.prompt_tokens - sequence.computed
         return burden
 
-    def sweep(self, now: float) -> None:
+    def drop_abandoned(self, now: float) -> None:
         for sequence in self._core.sequences():
-            request = self._here[sequence.id]
-            if not sequence.generated and self.book.gone(request, now):
+            request = self._requests_by_name[sequence.id]
+            if not sequence.generated and self.requests.has_given_up(request, now):
                 self._core.abort(sequence.id)
-                del self._here[sequence.id]
-                self.left(request)
-                self.book.abandoned += 1
+                del self._requests_by_name[sequence.id]
+                self.on_client_gone(request)
+                self.requests.abandoned += 1

@@ -3,13 +3,13 @@
 import re
 from typing import Any
 
-from fairlead_sim.server.asks import Adapter, Ask
-from fairlead_sim.server.fields import Fields
-from fairlead_sim.server.problems import InvalidInput, Unknown
+from fairlead_sim.server.asks import GenerationRequest, LoraAdapter
+from fairlead_sim.server.fields import RequestFields
+from fairlead_sim.server.problems import InvalidAdapterRequest, ResourceNotFound
 from fairlead_sim.server.settings import EngineSettings
 
 
-class Models:
+class ServedModels:
     """What ``/v1/models`` lists and requests may name. No adapter is ever read: every path loads but the missing ones."""
 
     def __init__(self, settings: EngineSettings) -> None:
@@ -17,7 +17,7 @@ class Models:
         self._root = settings.model
         self._max_model_len = settings.max_model_len
         self._missing = settings.missing_adapters
-        self._adapters: dict[str, Adapter] = {}
+        self._adapters: dict[str, LoraAdapter] = {}
         self._loads = 0
         for name, path in settings.adapters:
             self._add(name, path)
@@ -28,61 +28,63 @@ class Models:
         return self._names
 
     @property
-    def adapters(self) -> tuple[Adapter, ...]:
+    def adapters(self) -> tuple[LoraAdapter, ...]:
         """The adapters loaded now."""
         return tuple(self._adapters.values())
 
-    def number(self, name: str) -> int | None:
+    def adapter_number(self, name: str) -> int | None:
         """The number that KV events carry for an adapter."""
         adapter = self._adapters.get(name)
         return None if adapter is None else adapter.number
 
-    def resolve(self, ask: Ask) -> None:
+    def resolve(self, request: GenerationRequest) -> None:
         """Set the ask's adapter and the model name of its answer. Raises Unknown."""
-        if not ask.model or ask.model in self._names:
-            ask.model = self._names[0]
+        if not request.model or request.model in self._names:
+            request.model = self._names[0]
             return
-        adapter = self._adapters.get(ask.model)
+        adapter = self._adapters.get(request.model)
         if adapter is None:
             aliases = ", ".join(self._names)
-            raise Unknown(f"The model `{ask.model}` does not exist. Valid aliases: {aliases}.", param="model")
-        ask.adapter = adapter
+            raise ResourceNotFound(
+                f"The model `{request.model}` does not exist. Valid aliases: {aliases}.", param="model"
+            )
+        request.adapter = adapter
 
-    def load(self, fields: Fields) -> str:
+    def load(self, fields: RequestFields) -> str:
         """Load an adapter: what the engine says. Raises Malformed, InvalidInput or Unknown."""
-        name, path = _required(fields, "lora_name"), _required(fields, "lora_path")
+        name, path = _required_text(fields, "lora_name"), _required_text(fields, "lora_path")
         fields.check()
         if name in self._adapters and not fields.flag("load_inplace"):
-            raise InvalidInput(
+            raise InvalidAdapterRequest(
                 f"The lora adapter '{name}' has already been loaded. If you want to load the adapter in place, "
                 "set 'load_inplace' to True."
             )
         if path in self._missing:
-            raise Unknown(f"Loading lora {name} failed: No adapter found for <path>")
+            raise ResourceNotFound(f"Loading lora {name} failed: No adapter found for <path>")
         self._add(name, path)
         return f"Success: LoRA adapter '{name}' added successfully."
 
-    def unload(self, fields: Fields) -> str:
+    def unload(self, fields: RequestFields) -> str:
         """Unload an adapter: what the engine says. Raises Malformed or Unknown."""
-        name = _required(fields, "lora_name")
+        name = _required_text(fields, "lora_name")
         fields.check()
         if self._adapters.pop(name, None) is None:
-            raise Unknown(f"The lora adapter '{name}' cannot be found.")
+            raise ResourceNotFound(f"The lora adapter '{name}' cannot be found.")
         return f"Success: LoRA adapter '{name}' removed successfully."
 
-    def cards(self, created: int, ids: "list[str]") -> list[dict[str, Any]]:
+    def model_cards(self, created: int, ids: "list[str]") -> list[dict[str, Any]]:
         """The entries of ``/v1/models``; ``ids`` are fresh 16-hex ids, one an entry."""
         cards = [
-            _card(name, self._root, None, self._max_model_len, created, each)
+            _model_card(name, self._root, None, self._max_model_len, created, each)
             for name, each in zip(self._names, ids, strict=False)
         ]
         for adapter, each in zip(self._adapters.values(), ids[len(cards) :], strict=True):
-            cards.append(_card(adapter.name, adapter.path, self._names[0], None, created, each))
+            cards.append(_model_card(adapter.name, adapter.path, self._names[0], None, created, each))
         return cards
 
     def _add(self, name: str, path: str) -> None:
         self._loads += 1
-        self._adapters[name] = Adapter(name, path, self._loads)
+        self._adapters[name] = LoraAdapter(name, path, self._loads)
 
 
 def parse_adapter(text: str) -> tuple[str, str]:
@@ -93,13 +95,13 @@ def parse_adapter(text: str) -> tuple[str, str]:
     return name, path
 
 
-def _required(fields: Fields, name: str) -> str:
+def _required_text(fields: RequestFields, name: str) -> str:
     if name not in fields.body:
-        fields.missing(name)
+        fields.add_missing(name)
     return fields.text(name) or ""
 
 
-def _card(
+def _model_card(
     name: str, root: str, parent: str | None, max_model_len: int | None, created: int, card_id: str
 ) -> dict[str, Any]:
     return {

@@ -6,70 +6,77 @@ aborted, or left by its client. Formats (chat, completions, …) and delivery (w
 
 from typing import Protocol
 
-from fairlead_sim.engine import Sequence
-from fairlead_sim.server.asks import Ask, Prompt
-from fairlead_sim.server.connection import Reply
-from fairlead_sim.server.problems import ApiProblem
-from fairlead_sim.server.scripts import Script
+from fairlead_sim.engine import EngineSequence
+from fairlead_sim.server.asks import GenerationRequest, TokenizedPrompt
+from fairlead_sim.server.connection import ResponseWriter
+from fairlead_sim.server.problems import ApiError
+from fairlead_sim.server.scripts import ReplyScript
 from fairlead_sim.tokenizer import Tokenizer
 
-ABORT = "abort"
+ABORT_REASON = "abort"
 
 
-class Host(Protocol):
+class ResponseHost(Protocol):
     """The engine, as an answer sees it."""
 
     tokenizer: Tokenizer
     fingerprint: str
     block_tokens: int
-    details: bool
+    reports_details: bool
 
-    def drop(self, choice: "Choice") -> None:
+    def drop_choice(self, choice: "ResponseChoice") -> None:
         """Take the choice's sequence out of its core."""
         ...
 
-    def settled(self, answer: "Answer", outcome: str) -> None:
+    def on_response_ended(self, answer: "GenerationResponse", outcome: str) -> None:
         """``outcome``: finished, aborted, failed or gone."""
         ...
 
-    def stamp(self) -> int:
+    def unix_seconds(self) -> int:
         """Unix seconds."""
         ...
 
-    def handed_over(self, answer: "Answer") -> dict[str, object] | None:
+    def transfer_params(self, answer: "GenerationResponse") -> dict[str, object] | None:
         """What the client must tell another engine so that it finds this prompt's KV; None = nothing is kept for it."""
         ...
 
 
-class Choice:
+class ResponseChoice:
     """One sequence of an answer. ``count`` tokens were delivered; ``reason`` is set when it is over."""
 
-    __slots__ = ("answer", "count", "index", "prompt", "rank", "reason", "script", "sequence")
+    __slots__ = ("delivered", "index", "prompt", "rank", "reason", "response", "script", "sequence")
 
-    def __init__(self, answer: "Answer", index: int, prompt: Prompt, script: Script, sequence: Sequence) -> None:
-        self.answer = answer
+    def __init__(
+        self,
+        answer: "GenerationResponse",
+        index: int,
+        prompt: TokenizedPrompt,
+        script: ReplyScript,
+        sequence: EngineSequence,
+    ) -> None:
+        self.response = answer
         self.index = index
         self.prompt = prompt
         self.script = script
         self.sequence = sequence
         self.rank = 0
-        self.count = 0
+        self.delivered = 0
         self.reason: str | None = None
 
-    def token(self, last: bool) -> None:
+    def on_token(self, last: bool) -> None:
         """One more token."""
-        self.count += 1
+        self.delivered += 1
         if last:
             self.reason = self.script.reason
-            self.answer.choice_over(self)
+            self.response.on_choice_ended(self)
 
-    def ended(self, reason: str) -> None:
+    def on_ended(self, reason: str) -> None:
         """Over without a token."""
         self.reason = reason
-        self.answer.choice_over(self)
+        self.response.on_choice_ended(self)
 
     @property
-    def ending(self) -> str:
+    def end_reason(self) -> str:
         """Why it ends if it is let."""
         return self.script.reason
 
@@ -81,50 +88,50 @@ class Choice:
     @property
     def text(self) -> str:
         """What the client sees of it, so far or in the end."""
-        return self.script.text[: self.script.said(self.count)].decode()
+        return self.script.text[: self.script.text_bytes(self.delivered)].decode()
 
     @property
     def ids(self) -> list[int]:
         """The tokens so far."""
-        return self.script.ids[: self.count]
+        return self.script.ids[: self.delivered]
 
     @property
     def created_cache_tokens(self) -> int:
         """Prompt tokens that this sequence added to the cache."""
-        block = self.answer.host.block_tokens
+        block = self.response.host.block_tokens
         full = self.sequence.prompt_tokens // block * block
         return max(0, full - self.sequence.cached_tokens)
 
 
-class Answer:
+class GenerationResponse:
     """The base of all answers; ``id`` is the id in the body."""
 
     id_prefix = "cmpl-"
-    choice_kind = Choice
+    choice_kind = ResponseChoice
 
-    def __init__(self, host: Host, ask: Ask, reply: Reply) -> None:
+    def __init__(self, host: ResponseHost, request: GenerationRequest, writer: ResponseWriter) -> None:
         self.host = host
-        self.ask = ask
-        self.reply = reply
-        self.id = self.id_prefix + ask.request_id
-        self.created = host.stamp()
-        self.choices: list[Choice] = []
+        self.request = request
+        self.writer = writer
+        self.id = self.id_prefix + request.request_id
+        self.created = host.unix_seconds()
+        self.choices: list[ResponseChoice] = []
         self.cut_after: int | None = None  # failure injection: tokens after which the connection breaks
-        self._over = 0
-        reply.on_gone = self._gone
+        self._ended_choices = 0
+        writer.on_gone = self._on_client_gone
 
-    def open(self) -> None:
+    def start(self) -> None:
         """Before admission: what goes out even when the queue is full."""
 
-    def choice_over(self, choice: Choice) -> None:
+    def on_choice_ended(self, choice: ResponseChoice) -> None:
         """One of the choices is complete."""
-        self._over += 1
-        if self._over == len(self.choices):
-            aborted = any(each.reason == ABORT for each in self.choices)
-            self.complete()
-            self.host.settled(self, "aborted" if aborted else "finished")
+        self._ended_choices += 1
+        if self._ended_choices == len(self.choices):
+            aborted = any(sibling.reason == ABORT_REASON for sibling in self.choices)
+            self.finish()
+            self.host.on_response_ended(self, "aborted" if aborted else "finished")
 
-    def complete(self) -> None:
+    def finish(self) -> None:
         """All choices are over: send the rest."""
         raise AssertionError("a format completes its answers")
 
@@ -132,46 +139,46 @@ class Answer:
         """End every choice that runs, as the engine does on abort: reason ``abort`` and a proper end."""
         for choice in self.choices:
             if choice.reason is None:
-                self.host.drop(choice)
-                choice.ended(ABORT)
+                self.host.drop_choice(choice)
+                choice.on_ended(ABORT_REASON)
 
-    def fail(self, problem: ApiProblem) -> None:
+    def fail(self, problem: ApiError) -> None:
         """End with an error: plain, or as an event in a stream."""
-        self._release()
-        self.reply.fail(problem)
-        self.host.settled(self, "failed")
+        self._drop_running()
+        self.writer.fail(problem)
+        self.host.on_response_ended(self, "failed")
 
     def cut(self) -> None:
         """Break the connection in mid-answer."""
-        self.reply.cut()
+        self.writer.drop_connection()
 
-    def _gone(self) -> None:
-        self._release()
-        self.host.settled(self, "gone")
+    def _on_client_gone(self) -> None:
+        self._drop_running()
+        self.host.on_response_ended(self, "gone")
 
-    def _release(self) -> None:
+    def _drop_running(self) -> None:
         for choice in self.choices:
             if choice.reason is None:
-                self.host.drop(choice)
+                self.host.drop_choice(choice)
 
     # What formats need ---------------------------------------------------------------------------------------------------
 
     @property
     def prompt_tokens(self) -> int:
         """Of all prompts, each counted once."""
-        return sum(len(prompt.tokens) for prompt in self.ask.prompts)
+        return sum(len(prompt.tokens) for prompt in self.request.prompts)
 
     @property
     def completion_tokens(self) -> int:
         """Of all choices, so far."""
-        return sum(choice.count for choice in self.choices)
+        return sum(choice.delivered for choice in self.choices)
 
     @property
     def cached_tokens(self) -> int:
         """Prompt tokens found in the cache; with several prompts those of the last."""
-        told = self.ask.reported_cached_tokens
-        if told is not None:
-            return told
+        reported = self.request.reported_cached_tokens
+        if reported is not None:
+            return reported
         return self.choices[-1].sequence.cached_tokens
 
     @property
@@ -187,6 +194,6 @@ class Answer:
             "prompt_tokens": prompt,
             "total_tokens": prompt + completion,
             "completion_tokens": completion,
-            "prompt_tokens_details": details if self.host.details else None,
+            "prompt_tokens_details": details if self.host.reports_details else None,
             "completion_tokens_details": None,
         }

@@ -3,70 +3,80 @@
 from typing import Any
 
 from fairlead_sim.server import asks, logprobs
-from fairlead_sim.server.answers import Answer, Choice, Host
-from fairlead_sim.server.asks import Ask, Prompt
-from fairlead_sim.server.connection import Reply, Request
-from fairlead_sim.server.fields import Fields
-from fairlead_sim.server.heads import chunk
-from fairlead_sim.server.problems import Malformed, Refused
-from fairlead_sim.server.prompts import Frontend, conversation, injected_ids
-from fairlead_sim.server.streams import DONE, StreamAnswer, quoted
+from fairlead_sim.server.answers import GenerationResponse, ResponseChoice, ResponseHost
+from fairlead_sim.server.asks import GenerationRequest, TokenizedPrompt
+from fairlead_sim.server.connection import HttpRequest, ResponseWriter
+from fairlead_sim.server.fields import RequestFields
+from fairlead_sim.server.heads import http_chunk
+from fairlead_sim.server.problems import InvalidRequest, MalformedRequest
+from fairlead_sim.server.prompts import PromptParser, injected_token_ids, parse_messages
+from fairlead_sim.server.streams import DONE_CHUNK, StreamingResponse, json_bytes
 
 _NO_PARSER = "requires --tool-call-parser to be set"
 
 
-def read(fields: Fields, request: Request, request_id: str, frontend: Frontend) -> Ask:
+def parse_chat_request(
+    fields: RequestFields, request: HttpRequest, request_id: str, frontend: PromptParser
+) -> GenerationRequest:
     """The ask of a chat body. Raises Malformed, Unknown or Refused."""
-    ask = asks.common(fields, request, request_id)
+    generation_request = asks.parse_common(fields, request, request_id)
     latest, older = fields.integer("max_completion_tokens"), fields.integer("max_tokens")
-    ask.max_tokens = older if latest is None else latest
-    wanted, top = fields.flag("logprobs"), fields.integer("top_logprobs")
-    messages = conversation(fields)
-    unfinished = _unfinished(fields, messages)
-    injected = injected_ids(fields)
+    generation_request.max_tokens = older if latest is None else latest
+    wants_logprobs, top = fields.flag("logprobs"), fields.integer("top_logprobs")
+    messages = parse_messages(fields)
+    unfinished = _continues_last_message(fields, messages)
+    injected = injected_token_ids(fields)
     fields.check()
-    frontend.resolve(ask)
-    if top is not None and not wanted:
-        raise Refused.value("when using `top_logprobs`, `logprobs` must be set to true.", "top_logprobs", top)
-    ask.logprobs = (top or 0) if wanted else None
-    ask.lookup = ask.prompt_logprobs is None
-    _tools(fields, auto=frontend.auto_tools)
-    asks.sound(fields, ask)
-    ask.prompts = [frontend.chat(messages, unfinished=unfinished) if injected is None else Prompt(injected, given=True)]
-    return ask
+    frontend.resolve_model(generation_request)
+    if top is not None and not wants_logprobs:
+        raise InvalidRequest.for_value(
+            "when using `top_logprobs`, `logprobs` must be set to true.", "top_logprobs", top
+        )
+    generation_request.logprobs = (top or 0) if wants_logprobs else None
+    generation_request.uses_cache = generation_request.prompt_logprobs is None
+    _validate_tools(fields, auto=frontend.auto_tools)
+    asks.validate_sampling(fields, generation_request)
+    generation_request.prompts = [
+        frontend.from_chat(messages, unfinished=unfinished)
+        if injected is None
+        else TokenizedPrompt(injected, is_token_ids=True)
+    ]
+    return generation_request
 
 
-def _unfinished(fields: Fields, messages: list[dict[str, Any]]) -> bool:
+def _continues_last_message(fields: RequestFields, messages: list[dict[str, Any]]) -> bool:
     """Whether the last message goes on. Raises Malformed when the next turn is asked for as well."""
-    wanted = fields.flag("continue_final_message")
-    if wanted and fields.flag("add_generation_prompt", True):
-        raise Malformed(["Value error, Cannot set both `continue_final_message` and `add_generation_prompt` to True."])
-    return wanted and bool(messages)
+    continues = fields.flag("continue_final_message")
+    if continues and fields.flag("add_generation_prompt", True):
+        raise MalformedRequest(
+            ["Value error, Cannot set both `continue_final_message` and `add_generation_prompt` to True."]
+        )
+    return continues and bool(messages)
 
 
-def _tools(fields: Fields, *, auto: bool) -> None:
+def _validate_tools(fields: RequestFields, *, auto: bool) -> None:
     """Tools are read and never called; without a parser the engine refuses to be made to."""
     tools, choice = fields.items("tools"), fields.body.get("tool_choice")
     fields.check()
     if not tools or choice == "none":
         return
     if choice == "required":
-        raise Refused(f'tool_choice="required" {_NO_PARSER}')
+        raise InvalidRequest(f'tool_choice="required" {_NO_PARSER}')
     if isinstance(choice, dict):
-        raise Refused(f"tool_choice with a named function {_NO_PARSER}")
+        raise InvalidRequest(f"tool_choice with a named function {_NO_PARSER}")
     if not auto:
-        raise Refused('"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set')
+        raise InvalidRequest('"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set')
 
 
-class WholeChat(Answer):
+class ChatCompletion(GenerationResponse):
     """One JSON object with all choices."""
 
     id_prefix = "chatcmpl-"
 
-    def complete(self) -> None:
-        ask = self.ask
+    def finish(self) -> None:
+        ask = self.request
         prompt = ask.prompts[0].tokens
-        asked = ask.prompt_logprobs
+        prompt_logprob_count = ask.prompt_logprobs
         body = {
             "id": self.id,
             "object": "chat.completion",
@@ -76,20 +86,22 @@ class WholeChat(Answer):
             "service_tier": None,
             "system_fingerprint": self.host.fingerprint,
             "usage": self.usage(self.created_cache_tokens),
-            "prompt_logprobs": logprobs.prompt(self.host.tokenizer, prompt, asked) if asked is not None else None,
+            "prompt_logprobs": logprobs.prompt_logprobs(self.host.tokenizer, prompt, prompt_logprob_count)
+            if prompt_logprob_count is not None
+            else None,
             "prompt_token_ids": prompt if ask.return_token_ids else None,
             "prompt_text": None,
-            "kv_transfer_params": self.host.handed_over(self),
+            "kv_transfer_params": self.host.transfer_params(self),
             "ec_transfer_params": None,
             "metrics": None,
         }
-        self.reply.send(200, quoted(body))
+        self.writer.send(200, json_bytes(body))
 
-    def _choice(self, choice: Choice) -> dict[str, Any]:
-        ask = self.ask
-        found = None
+    def _choice(self, choice: ResponseChoice) -> dict[str, Any]:
+        ask = self.request
+        choice_logprobs = None
         if ask.logprobs is not None:
-            found = logprobs.chat_content(self.host.tokenizer, choice.ids, 0, ask.logprobs)
+            choice_logprobs = logprobs.chat_logprobs(self.host.tokenizer, choice.ids, 0, ask.logprobs)
         return {
             "index": choice.index,
             "message": {
@@ -101,7 +113,7 @@ class WholeChat(Answer):
                 "function_call": None,
                 "reasoning": None,
             },
-            "logprobs": found,
+            "logprobs": choice_logprobs,
             "finish_reason": choice.reason,
             "stop_reason": choice.stop_reason,
             "token_ids": choice.ids if ask.return_token_ids else None,
@@ -109,25 +121,25 @@ class WholeChat(Answer):
         }
 
 
-class ChatStream(StreamAnswer):
+class ChatCompletionStream(StreamingResponse):
     """A role event for each choice, then one event a token."""
 
     id_prefix = "chatcmpl-"
 
-    def __init__(self, host: Host, ask: Ask, reply: Reply) -> None:
+    def __init__(self, host: ResponseHost, ask: GenerationRequest, reply: ResponseWriter) -> None:
         super().__init__(host, ask, reply)
         self._opening = b'{"id":%b,"object":"chat.completion.chunk","created":%d,"model":%b,"choices":[' % (
-            quoted(self.id),
+            json_bytes(self.id),
             self.created,
-            quoted(ask.model),
+            json_bytes(ask.model),
         )
 
-    def opening(self) -> bytes:
-        super().opening()
-        prompt = self.ask.prompts[0].tokens
-        ids = quoted(prompt) if self.ask.return_token_ids else b"null"
+    def opening_events(self) -> bytes:
+        super().opening_events()
+        prompt = self.request.prompts[0].tokens
+        ids = json_bytes(prompt) if self.request.return_token_ids else b"null"
         usage = b""
-        if self.ask.continuous_usage:
+        if self.request.continuous_usage:
             usage = (
                 b',"usage":{"prompt_tokens":%d,"total_tokens":%d,"completion_tokens":0,"completion_tokens_details":null}'
                 % (len(prompt), len(prompt))
@@ -137,32 +149,32 @@ class ChatStream(StreamAnswer):
             b'"prompt_token_ids":%b,"prompt_text":null}\n\n' % (self._opening, choice.index, usage, ids)
             for choice in self.choices
         ]
-        return b"".join(map(chunk, events))
+        return b"".join(map(http_chunk, events))
 
-    def event(self, choice: Choice, text: bytes, ids: list[int], reason: str | None) -> bytes:
-        ask = self.ask
-        found = token_ids = b"null"
+    def token_event(self, choice: ResponseChoice, text: bytes, ids: list[int], reason: str | None) -> bytes:
+        ask = self.request
+        token_logprobs = token_ids = b"null"
         if ask.logprobs is not None:
-            at = max(0, choice.count - 1)
-            found = quoted(logprobs.chat_content(self.host.tokenizer, ids, at, ask.logprobs))
+            at = max(0, choice.delivered - 1)
+            token_logprobs = json_bytes(logprobs.chat_logprobs(self.host.tokenizer, ids, at, ask.logprobs))
         if ask.return_token_ids:
-            token_ids = quoted(ids)
-        stop = b"" if reason is None else b'"stop_reason":%b,' % quoted(choice.stop_reason)
+            token_ids = json_bytes(ids)
+        stop = b"" if reason is None else b'"stop_reason":%b,' % json_bytes(choice.stop_reason)
         return (b'%b{"index":%d,"delta":{"content":"%b"},"logprobs":%b,"finish_reason":%b,%b"token_ids":%b}]%b%b}') % (
             self._opening,
             choice.index,
             text,
-            found,
-            quoted(reason),
+            token_logprobs,
+            json_bytes(reason),
             stop,
             token_ids,
             self.running_usage(choice, details=True),
-            self.mark(reason),
+            self.fingerprint_field(reason),
         )
 
-    def closing(self) -> bytes:
-        if not self.ask.include_usage:
-            return DONE
-        fingerprint = quoted(self.host.fingerprint)
+    def closing_events(self) -> bytes:
+        if not self.request.include_usage:
+            return DONE_CHUNK
+        fingerprint = json_bytes(self.host.fingerprint)
         usage = b'%b],%b,"system_fingerprint":%b}' % (self._opening, self.final_usage(created=True), fingerprint)
-        return chunk(b"data: %b\n\n" % usage) + DONE
+        return http_chunk(b"data: %b\n\n" % usage) + DONE_CHUNK

@@ -3,73 +3,79 @@
 from typing import Any
 
 from fairlead_sim.server import asks, logprobs
-from fairlead_sim.server.answers import Answer, Choice, Host
-from fairlead_sim.server.asks import Ask
-from fairlead_sim.server.connection import Reply, Request
-from fairlead_sim.server.fields import Fields
-from fairlead_sim.server.heads import chunk
-from fairlead_sim.server.problems import Refused
-from fairlead_sim.server.prompts import Frontend, completion_prompts
-from fairlead_sim.server.streams import DONE, StreamAnswer, quoted
+from fairlead_sim.server.answers import GenerationResponse, ResponseChoice, ResponseHost
+from fairlead_sim.server.asks import GenerationRequest
+from fairlead_sim.server.connection import HttpRequest, ResponseWriter
+from fairlead_sim.server.fields import RequestFields
+from fairlead_sim.server.heads import http_chunk
+from fairlead_sim.server.problems import InvalidRequest
+from fairlead_sim.server.prompts import PromptParser, parse_completion_prompts
+from fairlead_sim.server.streams import DONE_CHUNK, StreamingResponse, json_bytes
 
 
-def read(fields: Fields, request: Request, request_id: str, frontend: Frontend) -> Ask:
+def parse_completion_request(
+    fields: RequestFields, request: HttpRequest, request_id: str, frontend: PromptParser
+) -> GenerationRequest:
     """The ask of a completions body. Raises Malformed, Unknown or Refused."""
-    ask = asks.common(fields, request, request_id)
-    ask.max_tokens = fields.integer("max_tokens", asks.COMPLETION_TOKENS)
-    ask.logprobs = fields.integer("logprobs")
-    ask.echo = fields.flag("echo")
+    generation_request = asks.parse_common(fields, request, request_id)
+    generation_request.max_tokens = fields.integer("max_tokens", asks.DEFAULT_COMPLETION_TOKENS)
+    generation_request.logprobs = fields.integer("logprobs")
+    generation_request.echo = fields.flag("echo")
     fields.check()
-    frontend.resolve(ask)
+    frontend.resolve_model(generation_request)
     if fields.body.get("suffix"):
-        raise Refused("suffix is not currently supported")
-    if ask.echo and ask.logprobs is not None:
-        ask.prompt_logprobs = ask.logprobs
-    ask.lookup = ask.prompt_logprobs is None
-    ask.prompts = completion_prompts(fields, frontend)
-    asks.sound(fields, ask)
-    return ask
+        raise InvalidRequest("suffix is not currently supported")
+    if generation_request.echo and generation_request.logprobs is not None:
+        generation_request.prompt_logprobs = generation_request.logprobs
+    generation_request.uses_cache = generation_request.prompt_logprobs is None
+    generation_request.prompts = parse_completion_prompts(fields, frontend)
+    asks.validate_sampling(fields, generation_request)
+    return generation_request
 
 
-def _shown_prompt(answer: Answer, choice: Choice) -> str:
+def _echoed_prompt(answer: GenerationResponse, choice: ResponseChoice) -> str:
     """The prompt's text when it is echoed."""
-    if not answer.ask.echo:
+    if not answer.request.echo:
         return ""
     text = choice.prompt.text
     return text if text is not None else answer.host.tokenizer.decode(choice.prompt.tokens)
 
 
-class WholeCompletion(Answer):
+class TextCompletion(GenerationResponse):
     """One JSON object with all choices."""
 
-    def complete(self) -> None:
+    def finish(self) -> None:
         body = {
             "id": self.id,
             "object": "text_completion",
             "created": self.created,
-            "model": self.ask.model,
+            "model": self.request.model,
             "choices": [self._choice(choice) for choice in self.choices],
             "service_tier": None,
             "system_fingerprint": self.host.fingerprint,
             "usage": self.usage(None),
-            "kv_transfer_params": self.host.handed_over(self),
+            "kv_transfer_params": self.host.transfer_params(self),
             "ec_transfer_params": None,
             "metrics": None,
         }
-        self.reply.send(200, quoted(body))
+        self.writer.send(200, json_bytes(body))
 
-    def _choice(self, choice: Choice) -> dict[str, Any]:
-        ask, tokenizer = self.ask, self.host.tokenizer
-        found = None
+    def _choice(self, choice: ResponseChoice) -> dict[str, Any]:
+        ask, tokenizer = self.request, self.host.tokenizer
+        choice_logprobs = None
         if ask.logprobs is not None:
             ids = [*choice.prompt.tokens, *choice.ids] if ask.echo else choice.ids
-            found = logprobs.completion(tokenizer, ids, ask.logprobs, first=ask.echo)
-        asked = ask.prompt_logprobs
-        prompt_found = logprobs.prompt(tokenizer, choice.prompt.tokens, asked) if asked is not None else None
+            choice_logprobs = logprobs.completion_logprobs(tokenizer, ids, ask.logprobs, first=ask.echo)
+        prompt_logprob_count = ask.prompt_logprobs
+        prompt_found = (
+            logprobs.prompt_logprobs(tokenizer, choice.prompt.tokens, prompt_logprob_count)
+            if prompt_logprob_count is not None
+            else None
+        )
         return {
             "index": choice.index,
-            "text": _shown_prompt(self, choice) + choice.text,
-            "logprobs": found,
+            "text": _echoed_prompt(self, choice) + choice.text,
+            "logprobs": choice_logprobs,
             "finish_reason": choice.reason,
             "stop_reason": choice.stop_reason,
             "token_ids": choice.ids if ask.return_token_ids else None,
@@ -79,30 +85,32 @@ class WholeCompletion(Answer):
         }
 
 
-class CompletionStream(StreamAnswer):
+class TextCompletionStream(StreamingResponse):
     """One event a token; the first of a choice echoes the prompt if asked."""
 
-    def __init__(self, host: Host, ask: Ask, reply: Reply) -> None:
+    def __init__(self, host: ResponseHost, ask: GenerationRequest, reply: ResponseWriter) -> None:
         super().__init__(host, ask, reply)
         self._opening = b'{"id":%b,"object":"text_completion","created":%d,"model":%b,"choices":[' % (
-            quoted(self.id),
+            json_bytes(self.id),
             self.created,
-            quoted(ask.model),
+            json_bytes(ask.model),
         )
 
-    def event(self, choice: Choice, text: bytes, ids: list[int], reason: str | None) -> bytes:
-        ask = self.ask
-        found = prompt_ids = token_ids = b"null"
-        first = choice.count <= 1
+    def token_event(self, choice: ResponseChoice, text: bytes, ids: list[int], reason: str | None) -> bytes:
+        ask = self.request
+        token_logprobs = prompt_ids = token_ids = b"null"
+        first = choice.delivered <= 1
         if ask.logprobs is not None:
-            found = quoted(
-                logprobs.completion(self.host.tokenizer, ids, ask.logprobs, begin=4 * max(0, choice.count - 1))
+            token_logprobs = json_bytes(
+                logprobs.completion_logprobs(
+                    self.host.tokenizer, ids, ask.logprobs, begin=4 * max(0, choice.delivered - 1)
+                )
             )
         if ask.return_token_ids:
-            token_ids = quoted(ids)
-            prompt_ids = quoted(choice.prompt.tokens) if first else prompt_ids
-        if ask.echo and first and choice.count:
-            text = quoted(_shown_prompt(self, choice))[1:-1] + text
+            token_ids = json_bytes(ids)
+            prompt_ids = json_bytes(choice.prompt.tokens) if first else prompt_ids
+        if ask.echo and first and choice.delivered:
+            text = json_bytes(_echoed_prompt(self, choice))[1:-1] + text
         return (
             b'%b{"index":%d,"text":"%b","logprobs":%b,"finish_reason":%b,"stop_reason":%b,'
             b'"prompt_token_ids":%b,"token_ids":%b}]%b%b}'
@@ -110,18 +118,18 @@ class CompletionStream(StreamAnswer):
             self._opening,
             choice.index,
             text,
-            found,
-            quoted(reason),
-            quoted(choice.stop_reason),
+            token_logprobs,
+            json_bytes(reason),
+            json_bytes(choice.stop_reason),
             prompt_ids,
             token_ids,
             self.running_usage(choice, details=False),
-            self.mark(reason),
+            self.fingerprint_field(reason),
         )
 
-    def closing(self) -> bytes:
-        if not self.ask.include_usage:
-            return DONE
-        fingerprint = quoted(self.host.fingerprint)
+    def closing_events(self) -> bytes:
+        if not self.request.include_usage:
+            return DONE_CHUNK
+        fingerprint = json_bytes(self.host.fingerprint)
         usage = b'%b],%b,"system_fingerprint":%b}' % (self._opening, self.final_usage(created=False), fingerprint)
-        return chunk(b"data: %b\n\n" % usage) + DONE
+        return http_chunk(b"data: %b\n\n" % usage) + DONE_CHUNK

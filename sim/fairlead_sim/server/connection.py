@@ -17,17 +17,17 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 import httptools
 
-from fairlead_sim.server.heads import JSON, LAST_CHUNK, Heads, chunk
-from fairlead_sim.server.problems import ApiProblem, Broken, NotServed, Vanish
+from fairlead_sim.server.heads import JSON_TYPE, LAST_CHUNK, HeaderBuilder, http_chunk
+from fairlead_sim.server.problems import ApiError, DropConnection, InternalError, RouteNotFound
 
-NOT_HTTP = b"Invalid HTTP request received."
-HEADER_BYTES = 65_536
-READ_AHEAD = 16  # requests of one connection that wait; then reading pauses
-TEXT = b"text/plain; charset=utf-8"
+INVALID_HTTP_BODY = b"Invalid HTTP request received."
+MAX_HEADER_BYTES = 65_536
+MAX_PIPELINED_REQUESTS = 16  # requests of one connection that wait; then reading pauses
+TEXT_TYPE = b"text/plain; charset=utf-8"
 
 
 @dataclass(slots=True)
-class Request:
+class HttpRequest:
     """A whole request; header names are lower case, the last of several equal ones counts."""
 
     method: str
@@ -35,107 +35,119 @@ class Request:
     query: dict[str, str]
     headers: dict[str, str]
     body: bytes
-    oversize: bool = False
+    is_oversize: bool = False
 
 
-class App(Protocol):
+class RequestHandler(Protocol):
     """What answers requests; one per listening engine."""
 
-    heads: Heads
+    header_builder: HeaderBuilder
     random: Random
     keep_alive_seconds: float
     body_bytes: int
     echo_request_ids: bool
 
-    def opened(self, connection: "Connection") -> bool:
+    def on_connection_made(self, connection: "ServerConnection") -> bool:
         """A connection came in; False = drop it at once."""
         ...
 
-    def closed(self, connection: "Connection") -> None:
+    def on_connection_lost(self, connection: "ServerConnection") -> None:
         """A connection is gone."""
         ...
 
-    def handle(self, request: Request, reply: "Reply") -> None:
+    def handle(self, request: HttpRequest, writer: "ResponseWriter") -> None:
         """Answer now or later through ``reply``; an ApiProblem raised here becomes the answer."""
         ...
 
 
-class Reply:
+class ResponseWriter:
     """The answer to one request: either ``send`` once, or ``start``, ``write`` … and ``finish``.
 
     ``on_gone`` is called when the client leaves before the end. After that every method does nothing.
     """
 
-    __slots__ = ("_close", "_connection", "_started", "anthropic", "before", "done", "on_gone", "on_sent", "request_id")
+    __slots__ = (
+        "_close",
+        "_connection",
+        "_started",
+        "extra_headers",
+        "is_anthropic",
+        "is_done",
+        "on_gone",
+        "on_sent",
+        "request_id",
+    )
 
-    def __init__(self, connection: "Connection", request_id: str, close: bool) -> None:
-        self._connection: Connection | None = connection
+    def __init__(self, connection: "ServerConnection", request_id: str, close: bool) -> None:
+        self._connection: ServerConnection | None = connection
         self._close = close
         self._started = False
         self.request_id = request_id
-        self.before = b""  # header lines that stand ahead of the content length
-        self.anthropic = False  # problems take the other provider's form
-        self.done = False
+        self.extra_headers = b""  # header lines that stand ahead of the content length
+        self.is_anthropic = False  # problems take the other provider's form
+        self.is_done = False
         self.on_gone: Callable[[], None] | None = None
         self.on_sent: Callable[[int, int], None] | None = None  # told status and body bytes of a complete answer
 
-    def send(self, status: int, body: bytes, content_type: bytes | None = JSON, *, bare: bool = False) -> None:
+    def send(self, status: int, body: bytes, content_type: bytes | None = JSON_TYPE, *, bare: bool = False) -> None:
         """A whole answer in one write; a ``bare`` one lacks the headers that middleware adds."""
-        if self.done or self._connection is None:
+        if self.is_done or self._connection is None:
             return
         connection = self._connection
-        head = connection.app.heads.whole(status, len(body), content_type, self.before, self._tail(bare))
+        head = connection.app.header_builder.response_head(
+            status, len(body), content_type, self.extra_headers, self._tail(bare)
+        )
         self._end(head + body, status, len(body))
 
     def start(self, content_type: bytes, first: bytes = b"") -> None:
         """The head of a stream, at once, as StreamingResponse does: long before the first token."""
-        if self.done or self._connection is None:
+        if self.is_done or self._connection is None:
             return
         self._started = True
-        head = self._connection.app.heads.stream(200, content_type, self._tail(False))
+        head = self._connection.app.header_builder.stream_head(200, content_type, self._tail(False))
         self._connection.write(head + first)
 
     def write(self, chunks: bytes) -> None:
         """Bytes that are already cut into HTTP chunks."""
-        if not self.done and self._connection is not None:
+        if not self.is_done and self._connection is not None:
             self._connection.write(chunks)
 
     def finish(self, chunks: bytes = b"") -> None:
         """The end of a stream."""
-        if not self.done:
+        if not self.is_done:
             self._end(chunks + LAST_CHUNK, 200, 0)
 
-    def fail(self, problem: ApiProblem) -> None:
+    def fail(self, problem: ApiError) -> None:
         """The answer for a problem: a plain one before the head, an event and ``[DONE]`` after it."""
         if self._started:
-            self.finish(chunk(problem.event()) + chunk(b"data: [DONE]\n\n"))
+            self.finish(http_chunk(problem.event()) + http_chunk(b"data: [DONE]\n\n"))
         else:
-            if isinstance(problem, NotServed) and problem.allow is not None:
-                self.before += b"allow: %b\r\n" % problem.allow.encode()
-            body = problem.anthropic_body() if self.anthropic else problem.body()
-            self.send(problem.status, body, bare=isinstance(problem, Broken) and problem.bare)
+            if isinstance(problem, RouteNotFound) and problem.allow is not None:
+                self.extra_headers += b"allow: %b\r\n" % problem.allow.encode()
+            body = problem.anthropic_body() if self.is_anthropic else problem.body()
+            self.send(problem.status, body, bare=isinstance(problem, InternalError) and problem.is_bare)
 
-    def last(self) -> None:
+    def close_after(self) -> None:
         """Close the connection after this answer."""
         if self._connection is not None:
             self._connection.close_after()
 
-    def raw(self, data: bytes) -> None:
+    def send_raw(self, data: bytes) -> None:
         """Bytes that are no HTTP (failure injection), then the end of the connection."""
         if self._connection is not None:
             self._connection.write(data)
             self._connection.close()
 
-    def cut(self) -> None:
+    def drop_connection(self) -> None:
         """Drop the connection in the middle."""
         if self._connection is not None:
             self._connection.drop()
 
-    def gone(self) -> None:
+    def client_gone(self) -> None:
         """Called by the connection: the client left."""
-        if self.done:
+        if self.is_done:
             return
-        self.done = True
+        self.is_done = True
         self._connection = None
         on_gone, self.on_gone = self.on_gone, None
         if on_gone is not None:
@@ -151,69 +163,69 @@ class Reply:
 
     def _end(self, data: bytes, status: int, size: int) -> None:
         connection, self._connection = self._connection, None
-        self.done = True
+        self.is_done = True
         self.on_gone = None
         if self.on_sent is not None:
             self.on_sent(status, size)
         if connection is not None:
             connection.write(data)
-            connection.answered()
+            connection.on_response_sent()
 
 
-class Connection(asyncio.Protocol):
+class ServerConnection(asyncio.Protocol):
     """The protocol object of one TCP connection."""
 
-    def __init__(self, app: App) -> None:
+    def __init__(self, app: RequestHandler) -> None:
         self.app = app
         self._transport: asyncio.Transport | None = None
         self._parser: httptools.HttpRequestParser = httptools.HttpRequestParser(self)
-        self._waiting: deque[tuple[Request, bool]] = deque()
-        self._reply: Reply | None = None
+        self._waiting: deque[tuple[HttpRequest, bool]] = deque()
+        self._writer: ResponseWriter | None = None
         self._keep_alive = True
-        self._idle: asyncio.TimerHandle | None = None
+        self._idle_timer: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
-        self._deaf = False
+        self._never_answers = False
         self._reset()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's does not derive from it
-        if not self.app.opened(self):
+        if not self.app.on_connection_made(self):
             self._transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.app.closed(self)
+        self.app.on_connection_lost(self)
         self._transport = None
         self._waiting.clear()
-        self._rest(False)
-        if self._reply is not None:
-            self._reply.gone()
-            self._reply = None
+        self._set_idle_timer(False)
+        if self._writer is not None:
+            self._writer.client_gone()
+            self._writer = None
 
     def data_received(self, data: bytes) -> None:
-        self._rest(False)
-        if self._deaf:
+        self._set_idle_timer(False)
+        if self._never_answers:
             return
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
             pass  # uvicorn answers an upgrade it does not know as a plain request
         except httptools.HttpParserError:
-            self._nonsense()
+            self._reject_bytes()
 
     def write(self, data: bytes) -> None:
         """Send; nothing happens once the connection is gone."""
         if self._transport is not None:
             self._transport.write(data)
 
-    def answered(self) -> None:
+    def on_response_sent(self) -> None:
         """The present request is done: take the next, wait for one, or close."""
-        self._reply = None
+        self._writer = None
         if not self._keep_alive:
             self.close()
         elif self._waiting:
-            self._loop.call_soon(self._next)
+            self._loop.call_soon(self._answer_next)
         else:
-            self._rest(True)
+            self._set_idle_timer(True)
 
     def close_after(self) -> None:
         """Close after the present answer."""
@@ -222,7 +234,7 @@ class Connection(asyncio.Protocol):
     def close_when_idle(self) -> None:
         """Shutdown: close now if nothing is being answered, else after the answer."""
         self._keep_alive = False
-        if self._reply is None:
+        if self._writer is None:
             self.close()
 
     def close(self) -> None:
@@ -235,14 +247,14 @@ class Connection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
-    def go_deaf(self) -> None:
+    def stop_answering(self) -> None:
         """Read and never answer: the hang of a stuck engine."""
-        self._deaf = True
+        self._never_answers = True
 
     @property
-    def busy(self) -> bool:
+    def is_busy(self) -> bool:
         """Whether a request is being answered."""
-        return self._reply is not None
+        return self._writer is not None
 
     # httptools callbacks
 
@@ -254,7 +266,7 @@ class Connection(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._header_bytes += len(name) + len(value)
-        if self._header_bytes > HEADER_BYTES:
+        if self._header_bytes > MAX_HEADER_BYTES:
             raise ValueError("request head too large")
         self._headers[name.lower().decode("latin-1")] = value.decode("latin-1")
 
@@ -268,10 +280,10 @@ class Connection(asyncio.Protocol):
             self._body.append(body)
 
     def on_message_complete(self) -> None:
-        if self._deaf:
+        if self._never_answers:
             return
         target = urlsplit(self._url.decode("latin-1"))
-        request = Request(
+        request = HttpRequest(
             self._parser.get_method().decode("latin-1"),
             unquote(target.path),
             dict(parse_qsl(target.query, keep_blank_values=True)) if target.query else {},
@@ -280,11 +292,11 @@ class Connection(asyncio.Protocol):
             self._length > self.app.body_bytes,
         )
         close = not self._parser.should_keep_alive()
-        if self._reply is None and not self._waiting:
+        if self._writer is None and not self._waiting:
             self._answer(request, close)
         else:
             self._waiting.append((request, close))
-            if len(self._waiting) >= READ_AHEAD and self._transport is not None:
+            if len(self._waiting) >= MAX_PIPELINED_REQUESTS and self._transport is not None:
                 self._transport.pause_reading()
 
     def _reset(self) -> None:
@@ -294,43 +306,43 @@ class Connection(asyncio.Protocol):
         self._length = 0
         self._header_bytes = 0
 
-    def _next(self) -> None:
-        if self._waiting and self._reply is None and self._transport is not None:
+    def _answer_next(self) -> None:
+        if self._waiting and self._writer is None and self._transport is not None:
             self._answer(*self._waiting.popleft())
-            if len(self._waiting) < READ_AHEAD and self._transport is not None:
+            if len(self._waiting) < MAX_PIPELINED_REQUESTS and self._transport is not None:
                 self._transport.resume_reading()
 
-    def _answer(self, request: Request, close: bool) -> None:
+    def _answer(self, request: HttpRequest, close: bool) -> None:
         self._keep_alive = self._keep_alive and not close
         request_id = (
             request.headers.get("x-request-id") or uuid.UUID(int=self.app.random.getrandbits(128), version=4).hex
         )
-        reply = Reply(self, request_id, request.headers.get("connection", "").lower() == "close")
-        self._reply = reply
-        if request.oversize:
+        reply = ResponseWriter(self, request_id, request.headers.get("connection", "").lower() == "close")
+        self._writer = reply
+        if request.is_oversize:
             reply.send(413, b'{"detail":"There was an error parsing the body"}')
             return
         try:
             self.app.handle(request, reply)
-        except ApiProblem as problem:
+        except ApiError as problem:
             reply.fail(problem)
-        except Vanish:
+        except DropConnection:
             self.drop()
         except Exception:  # noqa: BLE001 - the boundary of a request: one bad request must not end the engine
             traceback.print_exc(file=sys.stderr)
-            reply.fail(Broken("Internal server error", bare=True))
+            reply.fail(InternalError("Internal server error", bare=True))
 
-    def _nonsense(self) -> None:
-        head = self.app.heads.opening(400).split(b"\r\n", 1)[0]
+    def _reject_bytes(self) -> None:
+        head = self.app.header_builder.status_lines(400).split(b"\r\n", 1)[0]
         self.write(
             b"%b\r\ncontent-type: %b\r\nconnection: close\r\ncontent-length: %d\r\n\r\n%b"
-            % (head, TEXT, len(NOT_HTTP), NOT_HTTP)
+            % (head, TEXT_TYPE, len(INVALID_HTTP_BODY), INVALID_HTTP_BODY)
         )
         self.close()
 
-    def _rest(self, begin: bool) -> None:
-        if self._idle is not None:
-            self._idle.cancel()
-            self._idle = None
+    def _set_idle_timer(self, begin: bool) -> None:
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
+            self._idle_timer = None
         if begin and self._transport is not None:
-            self._idle = self._loop.call_later(self.app.keep_alive_seconds, self.close)
+            self._idle_timer = self._loop.call_later(self.app.keep_alive_seconds, self.close)

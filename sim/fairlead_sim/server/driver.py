@@ -11,39 +11,39 @@ from collections.abc import Callable
 from typing import Protocol
 
 from fairlead_sim.blocks import KvEvent
-from fairlead_sim.engine import EngineCore, Sequence, Step
+from fairlead_sim.engine import EngineCore, EngineSequence, EngineStep
 
-FORGIVEN = 1.0
+MAX_LAG_SECONDS = 1.0
 
 
-class Receiver(Protocol):
+class TokenReceiver(Protocol):
     """Who gets the tokens of one sequence."""
 
-    sequence: Sequence
+    sequence: EngineSequence
 
     @property
-    def ending(self) -> str:
+    def end_reason(self) -> str:
         """Why it will end if the core lets it reach its last token."""
         ...
 
-    def token(self, last: bool) -> None:
+    def on_token(self, last: bool) -> None:
         """One more token; ``last`` = the sequence has left the core."""
         ...
 
-    def ended(self, reason: str) -> None:
+    def on_ended(self, reason: str) -> None:
         """The sequence left the core without a token: aborted, or it wanted none."""
         ...
 
 
-class Observer(Protocol):
+class StepObserver(Protocol):
     """Who counts."""
 
-    def step(self, rank: int, step: Step, began: float, ended: float) -> None:
+    def observe_step(self, rank: int, step: EngineStep, began_at: float, ended_at: float) -> None:
         """A step was delivered."""
         ...
 
 
-class Driver:
+class RealtimeDriver:
     """Drives the core of one data-parallel rank."""
 
     def __init__(
@@ -51,21 +51,21 @@ class Driver:
         core: EngineCore,
         *,
         rank: int = 0,
-        observer: Observer | None = None,
+        observer: StepObserver | None = None,
         publish: Callable[[list[KvEvent]], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.core = core
         self.rank = rank
-        self.given_up_seconds = 0.0
+        self.skipped_seconds = 0.0
         self._observer = observer
         self._publish = publish
         self._clock = clock
         self._loop = asyncio.get_running_loop()
-        self._receivers: dict[str, Receiver] = {}
-        self._step: Step | None = None
-        self._began = 0.0
-        self._due = 0.0
+        self._receivers: dict[str, TokenReceiver] = {}
+        self._step: EngineStep | None = None
+        self._began_at = 0.0
+        self._due_at = 0.0
         self._handle: asyncio.Handle | None = None
         self._stopped = False
 
@@ -74,7 +74,7 @@ class Driver:
         """Sequences that run or wait."""
         return len(self._receivers)
 
-    def submit(self, receiver: Receiver) -> None:
+    def submit(self, receiver: TokenReceiver) -> None:
         """Queue a sequence; its tokens go to ``receiver``. Raises what ``EngineCore.add`` raises."""
         self.core.add(receiver.sequence)
         self._receivers[receiver.sequence.id] = receiver
@@ -116,15 +116,15 @@ class Driver:
         if step is None:
             return
         self._step = step
-        self._began = at
-        self._due = at + step.seconds
-        wait = self._due - self._clock()
+        self._began_at = at
+        self._due_at = at + step.seconds
+        wait = self._due_at - self._clock()
         if wait > 0:
             self._handle = self._loop.call_later(wait, self._end)
             return
-        if wait < -FORGIVEN:
-            self.given_up_seconds -= wait
-            self._due -= wait
+        if wait < -MAX_LAG_SECONDS:
+            self.skipped_seconds -= wait
+            self._due_at -= wait
         self._handle = self._loop.call_soon(self._end)
 
     def _end(self) -> None:
@@ -136,17 +136,17 @@ class Driver:
         if step.events and self._publish is not None:
             self._publish(step.events)
         if self._observer is not None:
-            self._observer.step(self.rank, step, self._began, self._due)
+            self._observer.observe_step(self.rank, step, self._began_at, self._due_at)
         self._deliver(step)
         if self._handle is None and not self._stopped:
-            self._begin(self._due)
+            self._begin(self._due_at)
 
     def _reason(self, sequence_id: str, reason: str) -> str:
         """The core knows only that the last token was made; the script knows why it was the last."""
         receiver = self._receivers.get(sequence_id)
-        return reason if receiver is None else receiver.ending
+        return reason if receiver is None else receiver.end_reason
 
-    def _deliver(self, step: Step) -> None:
+    def _deliver(self, step: EngineStep) -> None:
         receivers = self._receivers
         leaving = {sequence.id for sequence, _ in step.finished} if step.finished else ()
         for sequence in step.tokens:
@@ -154,12 +154,12 @@ class Driver:
             if sequence_id in leaving:
                 receiver = receivers.pop(sequence_id, None)
                 if receiver is not None:
-                    receiver.token(True)
+                    receiver.on_token(True)
             else:
                 receiver = receivers.get(sequence_id)
                 if receiver is not None:
-                    receiver.token(False)
+                    receiver.on_token(False)
         for sequence, reason in step.finished:
             receiver = receivers.pop(sequence.id, None)
             if receiver is not None:
-                receiver.ended(reason)
+                receiver.on_ended(reason)

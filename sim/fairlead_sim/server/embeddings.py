@@ -6,56 +6,56 @@ import math
 from array import array
 
 from fairlead_sim.server import asks
-from fairlead_sim.server.answers import Answer
-from fairlead_sim.server.app import Call
-from fairlead_sim.server.asks import Prompt
-from fairlead_sim.server.fields import Fields, json_body
-from fairlead_sim.server.generating import fresh_id
-from fairlead_sim.server.problems import NotServed, Refused
-from fairlead_sim.server.prompts import several
-from fairlead_sim.server.streams import quoted
+from fairlead_sim.server.answers import GenerationResponse
+from fairlead_sim.server.app import RequestContext
+from fairlead_sim.server.asks import TokenizedPrompt
+from fairlead_sim.server.fields import RequestFields, json_body
+from fairlead_sim.server.generating import new_request_id
+from fairlead_sim.server.problems import InvalidRequest, RouteNotFound
+from fairlead_sim.server.prompts import parse_prompts
+from fairlead_sim.server.streams import json_bytes
 
 
-def embeddings(call: Call) -> None:
+def embeddings(call: RequestContext) -> None:
     """Answer for one input or several."""
     engine = call.engine
     if engine.settings.task == "generate":
-        raise NotServed
-    fields = Fields(json_body(call.request))
-    ask = asks.common(fields, call.request, fresh_id(call))
+        raise RouteNotFound
+    fields = RequestFields(json_body(call.request))
+    generation_request = asks.parse_common(fields, call.request, new_request_id(call))
     dimensions = fields.integer("dimensions") or engine.settings.embedding_dimensions
     encoding = fields.text("encoding_format", "float")
     fields.check()
-    engine.models.resolve(ask)
+    engine.models.resolve(generation_request)
     if "input" not in fields.body:
-        fields.missing("input")
-    ask.prompts = several(fields, "input", engine.frontend)
+        fields.add_missing("input")
+    generation_request.prompts = parse_prompts(fields, "input", engine.prompt_parser)
     fields.check()
     if encoding not in ("float", "base64"):
-        raise Refused.value("encoding_format must be float or base64", "encoding_format", encoding)
+        raise InvalidRequest.for_value("encoding_format must be float or base64", "encoding_format", encoding)
     if not 1 <= dimensions <= 65_536:
-        raise Refused.value("dimensions must be at least 1", "dimensions", dimensions)
-    asks.fits(ask, engine.settings.max_model_len, engine.tokenizer.vocab_size)
-    answer = EmbeddingAnswer(engine, ask, call.reply)
+        raise InvalidRequest.for_value("dimensions must be at least 1", "dimensions", dimensions)
+    asks.validate_prompts(generation_request, engine.settings.max_model_len, engine.tokenizer.vocab_size)
+    answer = EmbeddingResponse(engine, generation_request, call.writer)
     answer.dimensions = dimensions
-    answer.encoded = encoding == "base64"
-    engine.compute(answer, ask.prompts)
+    answer.is_base64 = encoding == "base64"
+    engine.compute(answer, generation_request.prompts)
 
 
-class EmbeddingAnswer(Answer):
+class EmbeddingResponse(GenerationResponse):
     """One JSON object with a vector for each input."""
 
     id_prefix = "embd-"
     dimensions = 1
-    encoded = False
+    is_base64 = False
 
-    def complete(self) -> None:
+    def finish(self) -> None:
         tokens = self.prompt_tokens
         body = {
             "id": self.id,
             "object": "list",
             "created": self.created,
-            "model": self.ask.model,
+            "model": self.request.model,
             "data": [
                 {"index": at, "object": "embedding", "embedding": self._vector(choice.prompt)}
                 for at, choice in enumerate(self.choices)
@@ -67,16 +67,16 @@ class EmbeddingAnswer(Answer):
                 "prompt_tokens_details": None,
             },
         }
-        self.reply.send(200, quoted(body))
+        self.writer.send(200, json_bytes(body))
 
-    def _vector(self, prompt: Prompt) -> list[float] | str:
-        values = vector(prompt.tokens, self.dimensions)
-        return base64.b64encode(values.tobytes()).decode() if self.encoded else list(values)
+    def _vector(self, prompt: TokenizedPrompt) -> list[float] | str:
+        values = embedding_vector(prompt.tokens, self.dimensions)
+        return base64.b64encode(values.tobytes()).decode() if self.is_base64 else list(values)
 
 
-def vector(tokens: list[int], dimensions: int) -> "array[float]":
+def embedding_vector(tokens: list[int], dimensions: int) -> "array[float]":
     """A unit vector that depends on every token; equal tokens, equal vector."""
-    drawn = array("H", hashlib.shake_128(array("I", tokens).tobytes()).digest(2 * dimensions))
-    centred = [value / 32_767.5 - 1.0 for value in drawn]
+    numbers = array("H", hashlib.shake_128(array("I", tokens).tobytes()).digest(2 * dimensions))
+    centred = [value / 32_767.5 - 1.0 for value in numbers]
     length = math.sqrt(sum(value * value for value in centred)) or 1.0
     return array("f", [value / length for value in centred])

@@ -17,24 +17,31 @@ from fairlead.clock import Clock
 from fairlead.errors import BadInput
 from fairlead.lag import LoopLag
 from fairlead_sim.blocks import block_keys, chain_root
-from fairlead_sim.engine import QueueFull, Sequence
+from fairlead_sim.engine import EngineSequence, QueueFull
 from fairlead_sim.server import parts, scripts
-from fairlead_sim.server.adapters import Models
-from fairlead_sim.server.answers import Answer, Choice
-from fairlead_sim.server.asks import Ask, Prompt, fits
-from fairlead_sim.server.connection import Reply
-from fairlead_sim.server.driver import Driver
-from fairlead_sim.server.faults import Fault, Faults
-from fairlead_sim.server.greedy import go_on
-from fairlead_sim.server.problems import CORE_DIED, DRAINING, Broken, Busy, Refused, Vanish
-from fairlead_sim.server.prompts import Frontend
+from fairlead_sim.server.adapters import ServedModels
+from fairlead_sim.server.answers import GenerationResponse, ResponseChoice
+from fairlead_sim.server.asks import GenerationRequest, TokenizedPrompt, validate_prompts
+from fairlead_sim.server.connection import ResponseWriter
+from fairlead_sim.server.driver import RealtimeDriver
+from fairlead_sim.server.faults import Fault, FaultInjector
+from fairlead_sim.server.greedy import continue_greedily
+from fairlead_sim.server.problems import (
+    CORE_DIED_MESSAGE,
+    DRAINING_MESSAGE,
+    DropConnection,
+    EngineBusy,
+    InternalError,
+    InvalidRequest,
+)
+from fairlead_sim.server.prompts import PromptParser
 from fairlead_sim.server.settings import EngineSettings
-from fairlead_sim.server.slumber import Slumber
-from fairlead_sim.server.transfer import WRONG_TEXT, WRONG_TOKENS, Transfer
+from fairlead_sim.server.slumber import SleepMode
+from fairlead_sim.server.transfer import MAX_WRONG_KV_TOKENS, WRONG_KV_TEXT, KvConnector
 from fairlead_sim.tokenizer import Tokenizer
 
 
-class Engine:
+class SimulatedEngine:
     """The state of one engine; build it on a running loop. ``die`` is what its death does (leave the process, by default)."""
 
     def __init__(
@@ -46,42 +53,42 @@ class Engine:
         random: Random,
         port: int = 0,
         lag: LoopLag | None = None,
-        context: parts.Context | None = None,
-        die: Callable[[], None],
+        context: parts.ZmqContext | None = None,
+        on_death: Callable[[], None],
     ) -> None:
         self.settings = settings
         self.tokenizer = tokenizer
         self.random = random
         self.clock = clock
-        self.models = Models(settings)
-        self.frontend = Frontend(
+        self.models = ServedModels(settings)
+        self.prompt_parser = PromptParser(
             tokenizer, settings.max_model_len, self.models.resolve, settings.surface.auto_tool_choice
         )
         self.fingerprint = settings.fingerprint
         self.block_tokens = settings.block_tokens
-        self.details = settings.surface.prompt_tokens_details
-        self.answers: set[Answer] = set()
-        self.draining = False
-        self.core_dead = False
-        self.paused = False
-        self.slumber = Slumber(
+        self.reports_details = settings.surface.prompt_tokens_details
+        self.responses: set[GenerationResponse] = set()
+        self.is_draining = False
+        self.is_core_dead = False
+        self.is_paused = False
+        self.sleep_mode = SleepMode(
             settings.wake_seconds / settings.speed,
             settings.reload_seconds / settings.speed,
             asyncio.get_running_loop().call_later,
-            self._woken,
+            self._on_woken,
         )
-        self._held: list[Choice] = []
-        self._idle_calls: list[Callable[[], None]] = []
-        self._empty_call: Callable[[], None] | None = None
+        self._held_choices: list[ResponseChoice] = []
+        self._on_idle: list[Callable[[], None]] = []
+        self._on_empty: Callable[[], None] | None = None
         self._ids = count()
-        self._base_profile = settings.profile.faster(settings.speed)
-        self.publishers = parts.publishers(
-            settings, port=port, clock=clock, adapter_id=self.models.number, context=context
+        self._base_profile = settings.profile.sped_up(settings.speed)
+        self.publishers = parts.build_publishers(
+            settings, port=port, clock=clock, adapter_id=self.models.adapter_number, context=context
         )
-        cores = parts.cores(settings, self._base_profile)
-        self.metrics = parts.metrics(settings, cores, clock, lag)
+        cores = parts.build_cores(settings, self._base_profile)
+        self.metrics = parts.build_metrics(settings, cores, clock, lag)
         self.drivers = [
-            Driver(
+            RealtimeDriver(
                 core,
                 rank=rank,
                 observer=self.metrics,
@@ -89,17 +96,17 @@ class Engine:
             )
             for rank, core in enumerate(cores)
         ]
-        self.faults = Faults(
+        self.fault_injector = FaultInjector(
             Random(settings.seed),
-            later=asyncio.get_running_loop().call_later,
-            slow=self._slow,
-            core_dead=self.kill_core,
-            leave=die,
+            schedule=asyncio.get_running_loop().call_later,
+            set_slowdown=self._set_slowdown,
+            kill_core=self.kill_core,
+            exit_engine=on_death,
         )
-        self._die = die
-        self.transfer: Transfer | None = None
+        self._on_death = on_death
+        self.kv_connector: KvConnector | None = None
         if settings.kv_transfer.connector != "none":
-            self.transfer = Transfer(settings, cores=cores, random=random, port=port, starter=self)
+            self.kv_connector = KvConnector(settings, cores=cores, random=random, port=port, host=self)
         for publisher in self.publishers:
             publisher.start()
 
@@ -108,84 +115,96 @@ class Engine:
     @property
     def unfinished(self) -> int:
         """Sequences running, waiting or held."""
-        return sum(driver.unfinished for driver in self.drivers) + len(self._held)
+        return sum(driver.unfinished for driver in self.drivers) + len(self._held_choices)
 
-    def begin(self, ask: Ask, kind: type[Answer], reply: Reply, fault: Fault | None = None) -> None:
+    def begin(
+        self,
+        request: GenerationRequest,
+        kind: type[GenerationResponse],
+        writer: ResponseWriter,
+        fault: Fault | None = None,
+    ) -> None:
         """Start one answer. Raises Refused before anything was sent; a full queue is told through the answer."""
         settings = self.settings
-        if ask.rank is not None and ask.rank >= settings.data_parallel:
-            raise Refused(f"data_parallel_rank {ask.rank} is out of range [0, {settings.data_parallel}).")
-        fits(ask, settings.max_model_len, self.tokenizer.vocab_size)
-        full = self._full(ask)
-        if self.core_dead:
-            raise Broken(CORE_DIED)
-        if self.draining and not full:
-            if any(prompt.given for prompt in ask.prompts):
-                raise Vanish("the real engine drops these connections while it drains")
-            reply.last()
-            raise Broken(DRAINING)
-        if ask.orca and not ask.stream:
-            reply.before = self._orca(ask.orca)
-        answer = kind(self, ask, reply)
+        if request.rank is not None and request.rank >= settings.data_parallel:
+            raise InvalidRequest(f"data_parallel_rank {request.rank} is out of range [0, {settings.data_parallel}).")
+        validate_prompts(request, settings.max_model_len, self.tokenizer.vocab_size)
+        full = self._exceeded_queue_limit(request)
+        if self.is_core_dead:
+            raise InternalError(CORE_DIED_MESSAGE)
+        if self.is_draining and not full:
+            if any(prompt.is_token_ids for prompt in request.prompts):
+                raise DropConnection("the real engine drops these connections while it drains")
+            writer.close_after()
+            raise InternalError(DRAINING_MESSAGE)
+        if request.load_metrics_format and not request.stream:
+            writer.extra_headers = self._load_header(request.load_metrics_format)
+        response = kind(self, request, writer)
         if fault is not None and fault.kind == "cut":
-            answer.cut_after = fault.after
-        answer.open()
+            response.cut_after = fault.after
+        response.start()
         if full:
-            self.metrics.rejected(full)
-            reply.on_gone = None
-            reply.fail(Busy())
+            self.metrics.count_rejection(full)
+            writer.on_gone = None
+            writer.fail(EngineBusy())
             return
-        self.answers.add(answer)
-        if self.transfer is None or not self.transfer.takes(answer):
-            self.start(answer)
+        self.responses.add(response)
+        if self.kv_connector is None or not self.kv_connector.take_over(response):
+            self.start(response)
 
-    def start(self, answer: Answer, *, pulled: int = 0, wrong: bool = False) -> None:
+    def start(self, response: GenerationResponse, *, pulled: int = 0, is_wrong: bool = False) -> None:
         """Let an answer's choices run. ``pulled``: the KV of so many of the prompt's tokens came from elsewhere; ``wrong``: it was
         another prompt's."""
-        ask = answer.ask
-        rank = self._rank(ask)
-        answer.choices = [
-            self._choice(answer, at * ask.n + number, prompt, rank, wrong=wrong)
-            for at, prompt in enumerate(ask.prompts)
-            for number in range(ask.n)
+        request = response.request
+        rank = self._pick_rank(request)
+        response.choices = [
+            self._build_choice(response, at * request.n + number, prompt, rank, wrong=is_wrong)
+            for at, prompt in enumerate(request.prompts)
+            for number in range(request.n)
         ]
         if pulled:
-            for choice in answer.choices:
+            for choice in response.choices:
                 choice.sequence.pulled_tokens = min(pulled, choice.sequence.prompt_tokens)
-        for choice in answer.choices:
-            if answer in self.answers:  # it fails as a whole when one of its choices is refused
+        for choice in response.choices:
+            if response in self.responses:  # it fails as a whole when one of its choices is refused
                 self._submit(choice)
 
-    def compute(self, answer: Answer, prompts: list[Prompt]) -> None:
+    def compute(self, response: GenerationResponse, prompts: list[TokenizedPrompt]) -> None:
         """Start an answer whose prompts are only computed (embeddings)."""
-        self.answers.add(answer)
-        rank = self._rank(answer.ask)
-        nothing = scripts.Script([], b"", "stop")
-        answer.choices = [
-            Choice(answer, at, prompt, nothing, self._sequence(answer.ask, prompt, (), 0))
+        self.responses.add(response)
+        rank = self._pick_rank(response.request)
+        nothing = scripts.ReplyScript([], b"", "stop")
+        response.choices = [
+            ResponseChoice(response, at, prompt, nothing, self._sequence(response.request, prompt, (), 0))
             for at, prompt in enumerate(prompts)
         ]
-        for choice in answer.choices:
+        for choice in response.choices:
             choice.rank = rank
             self._submit(choice)
 
-    def keys(self, ask: Ask, prompt: Prompt) -> tuple[int, ...]:
+    def block_keys(self, ask: GenerationRequest, prompt: TokenizedPrompt) -> tuple[int, ...]:
         """The keys of the prompt's full blocks."""
         name = None if ask.adapter is None else f"{ask.adapter.name}\0{ask.adapter.path}"
-        return block_keys(prompt.tokens, self.block_tokens, salt=ask.salt, adapter=name)
+        return block_keys(prompt.tokens, self.block_tokens, salt=ask.cache_salt, adapter=name)
 
-    def _choice(self, answer: Answer, index: int, prompt: Prompt, rank: int, *, wrong: bool = False) -> Choice:
-        ask = answer.ask
+    def _build_choice(
+        self, answer: GenerationResponse, index: int, prompt: TokenizedPrompt, rank: int, *, wrong: bool = False
+    ) -> ResponseChoice:
+        ask = answer.request
         name = None if ask.adapter is None else f"{ask.adapter.name}\0{ask.adapter.path}"
-        keys = self.keys(ask, prompt)
+        keys = self.block_keys(ask, prompt)
         rest = prompt.tokens[len(keys) * self.block_tokens :]
         seed = f"{self.settings.seed if ask.seed is None else ask.seed}/{keys[-1] if keys else name}/{rest}/{index}"
-        wish = ask.wish(prompt, self.settings.max_model_len)
-        if wrong or self.slumber.hollow or (self.transfer is not None and self.transfer.spoilt(rank, keys)):
-            wish = replace(wish, forced=WRONG_TEXT * min(wish.max_tokens, WRONG_TOKENS))
-        if ask.greedy:
-            wish = replace(wish, greedy=self._greedy(ask, keys, rest))
-        script = scripts.write(self.tokenizer, seed, wish)
+        wish = ask.reply_limits(prompt, self.settings.max_model_len)
+        if (
+            wrong
+            or self.sleep_mode.weights_missing
+            or (self.kv_connector is not None and self.kv_connector.is_spoilt(rank, keys))
+        ):
+            wish = replace(wish, forced_text=WRONG_KV_TEXT * min(wish.max_tokens, MAX_WRONG_KV_TOKENS))
+        if ask.is_greedy:
+            wish = replace(wish, greedy_decoder=self._greedy_decoder(ask, keys, rest))
+        script = scripts.write_script(self.tokenizer, seed, wish)
         sequence = self._sequence(ask, prompt, keys, len(script.ids))
         # The ids of the whole script at once: the core reads them by place, as far as it has come.
         sequence.tokens = prompt.tokens + script.ids
@@ -193,14 +212,18 @@ class Engine:
         choice.rank = rank
         return choice
 
-    def _greedy(self, ask: Ask, keys: tuple[int, ...], rest: list[int]) -> Callable[..., tuple[list[int], bool]]:
+    def _greedy_decoder(
+        self, ask: GenerationRequest, keys: tuple[int, ...], rest: list[int]
+    ) -> Callable[..., tuple[list[int], bool]]:
         name = None if ask.adapter is None else f"{ask.adapter.name}\0{ask.adapter.path}"
-        root = chain_root(salt=ask.salt, adapter=name)
-        say = partial(go_on, self.tokenizer, keys, rest, block_tokens=self.block_tokens, root=root)
-        return lambda count, least: say(count, seed=self.settings.seed, least=least)
+        root = chain_root(salt=ask.cache_salt, adapter=name)
+        say = partial(continue_greedily, self.tokenizer, keys, rest, block_tokens=self.block_tokens, root=root)
+        return lambda count, least: say(count, seed=self.settings.seed, min_tokens=least)
 
-    def _sequence(self, ask: Ask, prompt: Prompt, keys: tuple[int, ...], max_tokens: int) -> Sequence:
-        return Sequence(
+    def _sequence(
+        self, ask: GenerationRequest, prompt: TokenizedPrompt, keys: tuple[int, ...], max_tokens: int
+    ) -> EngineSequence:
+        return EngineSequence(
             id=f"{ask.request_id}-{next(self._ids)}",
             arrival=time.monotonic(),
             prompt_tokens=len(prompt.tokens),
@@ -209,45 +232,45 @@ class Engine:
             tokens=prompt.tokens,
             priority=ask.priority,
             adapter=None if ask.adapter is None else ask.adapter.name,
-            salt=ask.salt,
+            salt=ask.cache_salt,
             session=ask.session,
             reserve_tokens=None if self.settings.reserve_output else 0,
-            lookup=ask.lookup,
-            announce_hits=ask.announce_hits,
+            uses_cache=ask.uses_cache,
+            publishes_hits=ask.publishes_hits,
         )
 
-    def _submit(self, choice: Choice) -> None:
-        if self.paused:
-            self._held.append(choice)
+    def _submit(self, choice: ResponseChoice) -> None:
+        if self.is_paused:
+            self._held_choices.append(choice)
             return
         try:
             self.drivers[choice.rank].submit(choice)
         except QueueFull:
-            choice.answer.fail(Busy())
+            choice.response.fail(EngineBusy())
         except BadInput as error:
-            choice.answer.fail(Refused(error.message))
+            choice.response.fail(InvalidRequest(error.message))
 
-    def _rank(self, ask: Ask) -> int:
+    def _pick_rank(self, ask: GenerationRequest) -> int:
         if ask.rank is not None:
             return ask.rank
         return min(self.drivers, key=lambda driver: driver.unfinished).rank
 
-    def _full(self, ask: Ask) -> str | None:
+    def _exceeded_queue_limit(self, ask: GenerationRequest) -> str | None:
         """The limit that this request would pass, by its name in the metrics; all unfinished requests count."""
         settings = self.settings
         if settings.max_queued_requests is not None and self.unfinished >= settings.max_queued_requests:
             return "max_num_queued_reqs"
         if settings.max_queued_tokens is not None:
-            inside = sum(answer.prompt_tokens for answer in self.answers)
+            inside = sum(answer.prompt_tokens for answer in self.responses)
             if inside + sum(len(prompt.tokens) for prompt in ask.prompts) > settings.max_queued_tokens:
                 return "max_num_queued_tokens"
         return None
 
-    def _orca(self, form: str) -> bytes:
+    def _load_header(self, form: str) -> bytes:
         """The load header on plain answers, for those who ask for it."""
         stats = [driver.core.stats for driver in self.drivers]
-        waiting = float(sum(each.waiting for each in stats))
-        usage = max(each.kv_usage for each in stats)
+        waiting = float(sum(core_stats.waiting for core_stats in stats))
+        usage = max(core_stats.kv_usage for core_stats in stats)
         if form.upper() == "JSON":
             named = f'{{"num_requests_waiting": {waiting}, "kv_cache_usage_perc": {usage}}}'
             return f'endpoint-load-metrics: JSON {{"named_metrics": {named}}}\r\n'.encode()
@@ -258,79 +281,79 @@ class Engine:
 
     # What answers ask of their engine --------------------------------------------------------------------------------------
 
-    def stamp(self) -> int:
+    def unix_seconds(self) -> int:
         """Unix seconds."""
         return int(self.clock.wall())
 
-    def handed_over(self, answer: Answer) -> dict[str, object] | None:
+    def transfer_params(self, answer: GenerationResponse) -> dict[str, object] | None:
         """What the client must tell the engine that is to decode; None when nothing is kept for it."""
-        return None if self.transfer is None else self.transfer.handed_over(answer)
+        return None if self.kv_connector is None else self.kv_connector.grant_lease(answer)
 
-    def drop(self, choice: Choice) -> None:
+    def drop_choice(self, choice: ResponseChoice) -> None:
         """Take a choice's sequence out of its core."""
-        if choice in self._held:
-            self._held.remove(choice)
+        if choice in self._held_choices:
+            self._held_choices.remove(choice)
         else:
             self.drivers[choice.rank].abort(choice.sequence.id)
 
-    def settled(self, answer: Answer, outcome: str) -> None:
+    def on_response_ended(self, answer: GenerationResponse, outcome: str) -> None:
         """An answer is over; those that were aborted here are counted, clients that left are not."""
-        self.answers.discard(answer)
-        if self.transfer is not None:
-            self.transfer.settled(answer, outcome)
+        self.responses.discard(answer)
+        if self.kv_connector is not None:
+            self.kv_connector.on_response_ended(answer, outcome)
         if outcome == "aborted":
             for choice in answer.choices:
                 if choice.reason == "abort":
-                    self.metrics.finished(choice.rank, choice.sequence, "abort", time.monotonic())
-        if self._idle_calls and not any(driver.unfinished for driver in self.drivers):
-            calls, self._idle_calls = self._idle_calls, []
+                    self.metrics.observe_finished(choice.rank, choice.sequence, "abort", time.monotonic())
+        if self._on_idle and not any(driver.unfinished for driver in self.drivers):
+            calls, self._on_idle = self._on_idle, []
             for call in calls:
                 call()
-        if self._empty_call is not None and not self.answers:
-            call, self._empty_call = self._empty_call, None
+        if self._on_empty is not None and not self.responses:
+            call, self._on_empty = self._on_empty, None
             call()
 
     # What a control plane does ---------------------------------------------------------------------------------------------
 
-    def abort_answers(self, names: "set[str] | None" = None) -> None:
+    def abort_responses(self, names: "set[str] | None" = None) -> None:
         """End the named answers, or all, with finish reason ``abort``."""
-        for answer in list(self.answers):
-            if names is None or names & {answer.id, answer.ask.request_id}:
+        for answer in list(self.responses):
+            if names is None or names & {answer.id, answer.request.request_id}:
                 answer.abort()
 
     def pause(self, mode: str, done: Callable[[], None]) -> None:
         """``abort`` ends what runs, ``wait`` lets it end, ``keep`` freezes it; new requests are held. ``done`` follows."""
-        self.paused = True
+        self.is_paused = True
         if mode == "keep":
             for driver in self.drivers:
                 driver.pause()
             done()
         elif mode == "wait":
-            self.when_idle(done)
+            self.call_when_idle(done)
         else:
-            self.abort_answers()
+            self.abort_responses()
             done()
 
     def resume(self) -> None:
         """Go on, with what was frozen and what was held."""
-        self.paused = False
-        held, self._held = self._held, []
+        self.is_paused = False
+        choices, self._held_choices = self._held_choices, []
         for driver in self.drivers:
             driver.resume()
-        for choice in held:
+        for choice in choices:
             self._submit(choice)
 
-    def when_idle(self, call: Callable[[], None]) -> None:
+    def call_when_idle(self, call: Callable[[], None]) -> None:
         """Call when nothing runs or waits in the cores, perhaps at once."""
         if any(driver.unfinished for driver in self.drivers):
-            self._idle_calls.append(call)
+            self._on_idle.append(call)
         else:
             call()
 
-    def when_empty(self, call: Callable[[], None]) -> None:
+    def call_when_empty(self, call: Callable[[], None]) -> None:
         """Call when the last answer is over, held ones included."""
-        if self.answers:
-            self._empty_call = call
+        if self.responses:
+            self._on_empty = call
         else:
             call()
 
@@ -338,17 +361,17 @@ class Engine:
         """Pause; from level 1 on the KV cache is lost."""
 
         def asleep() -> None:
-            self.slumber.fall(level)
-            self.metrics.sleeping(level)
+            self.sleep_mode.fall_asleep(level)
+            self.metrics.set_sleep_level(level)
             if level >= 1:
                 self.reset_prefix_cache()
             done()
 
         self.pause(mode, asleep)
 
-    def _woken(self) -> None:
+    def _on_woken(self) -> None:
         """Awake and running."""
-        self.metrics.sleeping(None)
+        self.metrics.set_sleep_level(None)
         self.resume()
 
     def reset_prefix_cache(self, *, preempt_running: bool = False) -> bool:
@@ -358,22 +381,22 @@ class Engine:
 
     def kill_core(self) -> None:
         """The engine core is dead: errors in every answer, then the server leaves by itself."""
-        self.core_dead = True
+        self.is_core_dead = True
         for driver in self.drivers:
             driver.stop()
-        for answer in list(self.answers):
-            answer.fail(Broken(CORE_DIED))
-        asyncio.get_running_loop().call_later(0.05, self._die)
+        for answer in list(self.responses):
+            answer.fail(InternalError(CORE_DIED_MESSAGE))
+        asyncio.get_running_loop().call_later(0.05, self._on_death)
 
     def stop(self) -> None:
         """No more steps, no more events."""
         for driver in self.drivers:
             driver.stop()
-        if self.transfer is not None:
-            self.transfer.close()
+        if self.kv_connector is not None:
+            self.kv_connector.close()
         for publisher in self.publishers:
             publisher.close()
 
-    def _slow(self, factor: float) -> None:
+    def _set_slowdown(self, factor: float) -> None:
         for driver in self.drivers:
-            driver.core.profile = self._base_profile.faster(1.0 / factor)
+            driver.core.profile = self._base_profile.sped_up(1.0 / factor)

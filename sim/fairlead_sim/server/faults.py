@@ -13,7 +13,7 @@ from typing import Any
 
 from fairlead.errors import BadInput
 
-KINDS = {
+FAULT_KINDS = {
     "refuse": "drop every connection as it comes in",
     "hang": "take connections and requests and never answer",
     "slow": "stretch every step (factor)",
@@ -24,8 +24,8 @@ KINDS = {
     "core-dead": "the engine core dies: errors in every answer, then the server leaves",
     "die": "the server leaves without a word",
 }
-_CONNECTION = frozenset({"refuse", "hang"})
-_AT_ONCE = frozenset({"core-dead", "die"})
+_CONNECTION_KINDS = frozenset({"refuse", "hang"})
+_IMMEDIATE_KINDS = frozenset({"core-dead", "die"})
 
 
 @dataclass(slots=True)
@@ -43,22 +43,22 @@ class Fault:
     hits: int = 0
 
 
-def parse(text: str) -> Fault:
+def parse_fault(text: str) -> Fault:
     """``KIND[,name=value]…``, as on the command line. Raises BadInput."""
     kind, *rest = text.split(",")
-    given: dict[str, Any] = {"kind": kind}
+    fields: dict[str, Any] = {"kind": kind}
     for part in rest:
         name, equals, value = part.partition("=")
         if not equals:
             raise BadInput(f"{part!r} is not name=value", field="fault")
-        given[name] = value
-    return from_mapping(given)
+        fields[name] = value
+    return fault_from_mapping(fields)
 
 
-def from_mapping(given: Any) -> Fault:
+def fault_from_mapping(fields: Any) -> Fault:
     """A fault from JSON or from parsed text. Raises BadInput naming the field."""
-    if not isinstance(given, dict) or given.get("kind") not in KINDS:
-        raise BadInput("the kind of a fault is unknown", field="kind", hint=f"known: {', '.join(sorted(KINDS))}")
+    if not isinstance(fields, dict) or fields.get("kind") not in FAULT_KINDS:
+        raise BadInput("the kind of a fault is unknown", field="kind", hint=f"known: {', '.join(sorted(FAULT_KINDS))}")
     readers: dict[str, Callable[[Any], Any]] = {
         "kind": str,
         "share": float,
@@ -70,7 +70,7 @@ def from_mapping(given: Any) -> Fault:
         "everywhere": lambda value: value in (True, "true", "1"),
     }
     values = {}
-    for name, value in given.items():
+    for name, value in fields.items():
         if name not in readers:
             raise BadInput(f"a fault has no {name!r}", field=name, hint=f"known: {', '.join(readers)}")
         try:
@@ -85,53 +85,53 @@ def from_mapping(given: Any) -> Fault:
     return fault
 
 
-class Faults:
+class FaultInjector:
     """What is armed at one engine. ``leave`` ends the engine; ``slow`` is told the factor that stretches steps now."""
 
     def __init__(
         self,
         random: Random,
         *,
-        later: Callable[[float, Callable[[], None]], object],
-        slow: Callable[[float], None],
-        core_dead: Callable[[], None],
-        leave: Callable[[], None],
+        schedule: Callable[[float, Callable[[], None]], object],
+        set_slowdown: Callable[[float], None],
+        kill_core: Callable[[], None],
+        exit_engine: Callable[[], None],
     ) -> None:
         self._random = random
-        self._later = later
-        self._slow = slow
-        self._core_dead = core_dead
-        self._leave = leave
+        self._schedule = schedule
+        self._slow = set_slowdown
+        self._core_dead = kill_core
+        self._leave = exit_engine
         self._armed: list[Fault] = []
 
     def arm(self, fault: Fault) -> None:
         """Add a failure; the ones that end the engine happen now."""
-        if fault.kind in _AT_ONCE:
+        if fault.kind in _IMMEDIATE_KINDS:
             (self._leave if fault.kind == "die" else self._core_dead)()
             return
         self._armed.append(fault)
         if fault.seconds is not None:
-            self._later(fault.seconds, lambda: self._disarm(fault))
-        self._steer()
+            self._schedule(fault.seconds, lambda: self._disarm(fault))
+        self._update_slowdown()
 
     def clear(self) -> None:
         """Disarm everything."""
         self._armed.clear()
-        self._steer()
+        self._update_slowdown()
 
-    def armed(self) -> list[dict[str, Any]]:
+    def armed_faults(self) -> list[dict[str, Any]]:
         """What is armed, for ``/sim/faults``."""
         return [asdict(fault) for fault in self._armed]
 
-    def connection(self) -> str | None:
+    def pick_for_connection(self) -> str | None:
         """``refuse`` or ``hang`` for a connection that comes in."""
-        fault = self._pick(lambda each: each.kind in _CONNECTION)
+        fault = self._pick(lambda each: each.kind in _CONNECTION_KINDS)
         return None if fault is None else fault.kind
 
-    def request(self, *, generates: bool) -> Fault | None:
+    def pick_for_request(self, *, generates: bool) -> Fault | None:
         """The failure that hits this request."""
         return self._pick(
-            lambda each: each.kind != "slow" and (generates or each.everywhere or each.kind in _CONNECTION)
+            lambda each: each.kind != "slow" and (generates or each.everywhere or each.kind in _CONNECTION_KINDS)
         )
 
     def _pick(self, fits: Callable[[Fault], bool]) -> Fault | None:
@@ -144,10 +144,10 @@ class Faults:
         return None
 
     def _disarm(self, fault: Fault) -> None:
-        self._armed = [each for each in self._armed if each is not fault]
-        self._steer()
+        self._armed = [armed for armed in self._armed if armed is not fault]
+        self._update_slowdown()
 
-    def _steer(self) -> None:
+    def _update_slowdown(self) -> None:
         factor = 1.0
         for fault in self._armed:
             if fault.kind == "slow":
@@ -155,6 +155,6 @@ class Faults:
         self._slow(factor)
 
 
-def exit_now() -> None:
+def exit_process() -> None:
     """The death of a process that hosts one engine: nothing is flushed, the kernel resets its connections."""
     os._exit(70)

@@ -9,25 +9,25 @@ from typing import Any
 
 import msgspec
 
-from fairlead_sim.server.connection import Request
-from fairlead_sim.server.problems import Finding, Malformed
+from fairlead_sim.server.connection import HttpRequest
+from fairlead_sim.server.problems import MalformedRequest, ValidationFinding
 
 _TRUE = frozenset({"true", "1", "yes", "on", "t", "y"})
 _FALSE = frozenset({"false", "0", "no", "off", "f", "n"})
 
 
-def json_body(request: Request) -> Any:
+def json_body(request: HttpRequest) -> Any:
     """The decoded body. Raises Malformed when it is no JSON, or not labelled as JSON."""
     kind = request.headers.get("content-type", "").split(";", 1)[0].strip().lower()
     if kind != "application/json":
-        raise Malformed(["Unsupported Media Type: Only 'application/json' is allowed"])
+        raise MalformedRequest(["Unsupported Media Type: Only 'application/json' is allowed"])
     try:
         return msgspec.json.decode(request.body)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
-        return _patient(request.body)
+        return _decode_with_stdlib(request.body)
 
 
-def _patient(body: bytes) -> Any:
+def _decode_with_stdlib(body: bytes) -> Any:
     """Once more with the standard library, which says where and why (and takes NaN, as the real engine's parser does)."""
     try:
         document = json.loads(body)
@@ -35,42 +35,42 @@ def _patient(body: bytes) -> Any:
         return document
     except UnicodeEncodeError:
         message = "Input should be a valid string, unable to parse raw data as a unicode string"
-        found = Finding("string_unicode", "body", message, {})
+        finding = ValidationFinding("string_unicode", "body", message, {})
     except json.JSONDecodeError as error:
-        found = Finding("json_invalid", f"body.{error.pos}", "JSON decode error", {}, error.msg)
+        finding = ValidationFinding("json_invalid", f"body.{error.pos}", "JSON decode error", {}, error.msg)
     except (RecursionError, UnicodeDecodeError, ValueError) as error:
-        found = Finding("json_invalid", "body.0", "JSON decode error", {}, str(error))
-    raise Malformed([found])
+        finding = ValidationFinding("json_invalid", "body.0", "JSON decode error", {}, str(error))
+    raise MalformedRequest([finding])
 
 
-class Fields:
+class RequestFields:
     """Typed access to one JSON object."""
 
     def __init__(self, body: Any, *, where: str = "body") -> None:
-        self.findings: list[Finding] = []
+        self.findings: list[ValidationFinding] = []
         self._where = where
         if not isinstance(body, dict):
             message = "Input should be a valid dictionary or object to extract fields from"
-            raise Malformed([Finding("model_attributes_type", where, message, body)])
+            raise MalformedRequest([ValidationFinding("model_attributes_type", where, message, body)])
         self.body: dict[str, Any] = body
 
     def check(self) -> None:
         """Raise what was found so far."""
         if self.findings:
-            raise Malformed(self.findings)
+            raise MalformedRequest(self.findings)
 
-    def missing(self, name: str) -> None:
+    def add_missing(self, name: str) -> None:
         """Note that a required field is not there."""
-        self.findings.append(Finding("missing", f"{self._where}.{name}", "Field required", self.body))
+        self.findings.append(ValidationFinding("missing", f"{self._where}.{name}", "Field required", self.body))
 
-    def wrong(self, kind: str, name: str, message: str, given: object) -> None:
+    def add_wrong(self, kind: str, name: str, message: str, value: object) -> None:
         """Note a wrong value."""
-        self.findings.append(Finding(kind, f"{self._where}.{name}", message, given))
+        self.findings.append(ValidationFinding(kind, f"{self._where}.{name}", message, value))
 
-    def required(self, name: str) -> Any:
+    def require(self, name: str) -> Any:
         """The value as it is; None after a finding."""
         if name not in self.body:
-            self.missing(name)
+            self.add_missing(name)
         return self.body.get(name)
 
     def text(self, name: str, default: str | None = None) -> str | None:
@@ -80,7 +80,7 @@ class Fields:
             return default
         if isinstance(value, str):
             return value
-        self.wrong("string_type", name, "Input should be a valid string", value)
+        self.add_wrong("string_type", name, "Input should be a valid string", value)
         return default
 
     def integer(self, name: str, default: int | None = None) -> int | None:
@@ -96,15 +96,15 @@ class Fields:
             if value.is_integer():
                 return int(value)
             message = "Input should be a valid integer, got a number with a fractional part"
-            self.wrong("int_from_float", name, message, value)
+            self.add_wrong("int_from_float", name, message, value)
         elif isinstance(value, str):
             try:
                 return int(value)
             except ValueError:
                 message = "Input should be a valid integer, unable to parse string as an integer"
-                self.wrong("int_parsing", name, message, value)
+                self.add_wrong("int_parsing", name, message, value)
         else:
-            self.wrong("int_type", name, "Input should be a valid integer", value)
+            self.add_wrong("int_type", name, "Input should be a valid integer", value)
         return default
 
     def number(self, name: str, default: float | None = None) -> float | None:
@@ -119,9 +119,9 @@ class Fields:
                 return float(value)
             except ValueError:
                 message = "Input should be a valid number, unable to parse string as a number"
-                self.wrong("float_parsing", name, message, value)
+                self.add_wrong("float_parsing", name, message, value)
         else:
-            self.wrong("float_type", name, "Input should be a valid number", value)
+            self.add_wrong("float_type", name, "Input should be a valid number", value)
         return default
 
     def flag(self, name: str, default: bool = False) -> bool:
@@ -135,7 +135,7 @@ class Fields:
         if not isinstance(value, list | dict) and word in _TRUE | _FALSE:
             return word in _TRUE
         kind = "bool_parsing" if isinstance(value, str | int | float) else "bool_type"
-        self.wrong(kind, name, "Input should be a valid boolean, unable to interpret input", value)
+        self.add_wrong(kind, name, "Input should be a valid boolean, unable to interpret input", value)
         return default
 
     def mapping(self, name: str) -> dict[str, Any] | None:
@@ -143,7 +143,7 @@ class Fields:
         value = self.body.get(name)
         if value is None or isinstance(value, dict):
             return value
-        self.wrong("dict_type", name, "Input should be a valid dictionary", value)
+        self.add_wrong("dict_type", name, "Input should be a valid dictionary", value)
         return None
 
     def items(self, name: str) -> list[Any] | None:
@@ -151,7 +151,7 @@ class Fields:
         value = self.body.get(name)
         if value is None or isinstance(value, list):
             return value
-        self.wrong("list_type", name, "Input should be a valid list", value)
+        self.add_wrong("list_type", name, "Input should be a valid list", value)
         return None
 
     def strings(self, name: str) -> tuple[str, ...]:
@@ -163,7 +163,7 @@ class Fields:
             return (value,)
         if isinstance(value, list) and all(isinstance(item, str) for item in value):
             return tuple(value)
-        self.wrong("string_type", name, "Input should be a valid string", value)
+        self.add_wrong("string_type", name, "Input should be a valid string", value)
         return ()
 
     def token_ids(self, name: str) -> list[int]:
@@ -173,5 +173,5 @@ class Fields:
             return []
         if isinstance(value, list) and all(type(item) is int for item in value):
             return value
-        self.wrong("int_type", name, "Input should be a valid integer", value)
+        self.add_wrong("int_type", name, "Input should be a valid integer", value)
         return []

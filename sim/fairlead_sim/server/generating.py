@@ -1,35 +1,35 @@
 """The handlers of the OpenAI endpoints that generate: chat and plain completions."""
 
 from fairlead_sim.server import chat, completions
-from fairlead_sim.server.app import Call
-from fairlead_sim.server.fields import Fields, json_body
-from fairlead_sim.server.problems import NotServed
+from fairlead_sim.server.app import RequestContext
+from fairlead_sim.server.fields import RequestFields, json_body
+from fairlead_sim.server.problems import RouteNotFound
 
 
-def fresh_id(call: Call) -> str:
+def new_request_id(call: RequestContext) -> str:
     """16 hex digits, the second half of a UUID as everywhere in vLLM."""
     return f"{call.engine.random.getrandbits(62) | 1 << 63:016x}"
 
 
-def chat_completions(call: Call) -> None:
+def chat_completions(call: RequestContext) -> None:
     """``/v1/chat/completions``."""
     engine = call.engine
-    _generates(call)
-    fields = Fields(json_body(call.request))
-    ask = chat.read(fields, call.request, fresh_id(call), engine.frontend)
-    engine.begin(ask, chat.ChatStream if ask.stream else chat.WholeChat, call.reply, call.fault)
+    _require_generation(call)
+    fields = RequestFields(json_body(call.request))
+    ask = chat.parse_chat_request(fields, call.request, new_request_id(call), engine.prompt_parser)
+    engine.begin(ask, chat.ChatCompletionStream if ask.stream else chat.ChatCompletion, call.writer, call.fault)
 
 
-def plain_completions(call: Call) -> None:
+def text_completions(call: RequestContext) -> None:
     """``/v1/completions``."""
     engine = call.engine
-    _generates(call)
-    fields = Fields(json_body(call.request))
-    ask = completions.read(fields, call.request, fresh_id(call), engine.frontend)
-    kind = completions.CompletionStream if ask.stream else completions.WholeCompletion
-    engine.begin(ask, kind, call.reply, call.fault)
+    _require_generation(call)
+    fields = RequestFields(json_body(call.request))
+    ask = completions.parse_completion_request(fields, call.request, new_request_id(call), engine.prompt_parser)
+    kind = completions.TextCompletionStream if ask.stream else completions.TextCompletion
+    engine.begin(ask, kind, call.writer, call.fault)
 
 
-def _generates(call: Call) -> None:
+def _require_generation(call: RequestContext) -> None:
     if call.engine.settings.task == "embed":
-        raise NotServed
+        raise RouteNotFound

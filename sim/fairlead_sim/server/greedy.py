@@ -10,14 +10,14 @@ from collections.abc import Sequence
 
 from xxhash import xxh3_64_intdigest
 
-from fairlead_sim.blocks import chained
+from fairlead_sim.blocks import chain_key
 from fairlead_sim.tokenizer import Tokenizer
 
-_ENDS_ONE_IN = 173
-LONGEST = 2_000
+_END_ODDS = 173
+MAX_GREEDY_TOKENS = 2_000
 
 
-def go_on(
+def continue_greedily(
     tokenizer: Tokenizer,
     keys: Sequence[int],
     rest: Sequence[int],
@@ -26,21 +26,21 @@ def go_on(
     block_tokens: int,
     root: int,
     seed: int,
-    least: int | None = None,
+    min_tokens: int | None = None,
 ) -> tuple[list[int], bool]:
     """Up to ``count`` tokens behind a prompt of full blocks ``keys`` and ``rest``, and whether they end by themselves,
     which they may after ``least`` tokens; with None they do not."""
     key = keys[-1] if keys else root
     tail = array("I", rest)
-    said: list[int] = []
-    most = count if least is None else min(count, LONGEST)
-    while len(said) < most:
-        drawn = xxh3_64_intdigest(tail.tobytes(), key ^ seed)
-        if least is not None and len(said) > least and (drawn >> 16) % _ENDS_ONE_IN == 0:
-            return said, True
-        token = tokenizer.word(drawn & 0xFFFF)
-        said.append(token)
+    generated: list[int] = []
+    max_tokens = count if min_tokens is None else min(count, MAX_GREEDY_TOKENS)
+    while len(generated) < max_tokens:
+        hashed = xxh3_64_intdigest(tail.tobytes(), key ^ seed)
+        if min_tokens is not None and len(generated) > min_tokens and (hashed >> 16) % _END_ODDS == 0:
+            return generated, True
+        token = tokenizer.word_token(hashed & 0xFFFF)
+        generated.append(token)
         tail.append(token)
         if len(tail) == block_tokens:
-            key, tail = chained(key, tail), array("I")
-    return said, len(said) < count
+            key, tail = chain_key(key, tail), array("I")
+    return generated, len(generated) < count

@@ -5,11 +5,11 @@ from http import HTTPStatus
 
 from fairlead.clock import Clock
 
-JSON = b"application/json"
-EVENTS = b"text/event-stream; charset=utf-8"
+JSON_TYPE = b"application/json"
+EVENT_STREAM_TYPE = b"text/event-stream; charset=utf-8"
 
 
-class Heads:
+class HeaderBuilder:
     """Builds response heads; the status line with the date is rebuilt once a second, not once a response."""
 
     def __init__(self, clock: Clock) -> None:
@@ -18,7 +18,7 @@ class Heads:
         self._openings: dict[int, bytes] = {}
         self._date = b""
 
-    def opening(self, status: int) -> bytes:
+    def status_lines(self, status: int) -> bytes:
         """Status line, ``date`` and ``server``."""
         second = int(self._clock.wall())
         if second != self._second:
@@ -32,21 +32,21 @@ class Heads:
             self._openings[status] = opening
         return opening
 
-    def whole(self, status: int, length: int, content_type: bytes | None, before: bytes, tail: bytes) -> bytes:
+    def response_head(self, status: int, length: int, content_type: bytes | None, before: bytes, tail: bytes) -> bytes:
         """The head of an answer of known length; ``before`` stands ahead of the length, ``tail`` behind the type."""
         kind = b"content-type: %b\r\n" % content_type if content_type is not None else b""
-        return b"%b%bcontent-length: %d\r\n%b%b\r\n" % (self.opening(status), before, length, kind, tail)
+        return b"%b%bcontent-length: %d\r\n%b%b\r\n" % (self.status_lines(status), before, length, kind, tail)
 
-    def stream(self, status: int, content_type: bytes, tail: bytes) -> bytes:
+    def stream_head(self, status: int, content_type: bytes, tail: bytes) -> bytes:
         """The head of a chunked answer."""
         return b"%bcontent-type: %b\r\n%btransfer-encoding: chunked\r\n\r\n" % (
-            self.opening(status),
+            self.status_lines(status),
             content_type,
             tail,
         )
 
 
-def chunk(data: bytes) -> bytes:
+def http_chunk(data: bytes) -> bytes:
     """One HTTP chunk."""
     return b"%x\r\n%b\r\n" % (len(data), data)
 

@@ -6,74 +6,74 @@ from typing import Any
 
 import msgspec
 
-from fairlead_sim.server.app import Call
+from fairlead_sim.server.app import RequestContext
 from fairlead_sim.server.settings import VERSION, EngineSettings
 
 METRICS_TYPE = b"text/plain; version=1.0.0; charset=utf-8"
 
 
-def answer(call: Call, body: object) -> None:
+def send_json(call: RequestContext, body: object) -> None:
     """200 with a JSON body."""
-    call.reply.send(200, msgspec.json.encode(body))
+    call.writer.send(200, msgspec.json.encode(body))
 
 
-def health(call: Call) -> None:
+def health(call: RequestContext) -> None:
     """Liveness only: 200 while draining, sleeping and paused too; 503 once the core is dead."""
-    call.reply.send(503 if call.engine.core_dead else 200, b"", None)
+    call.writer.send(503 if call.engine.is_core_dead else 200, b"", None)
 
 
-def version(call: Call) -> None:
+def version(call: RequestContext) -> None:
     """The version of vLLM that this surface is."""
-    answer(call, {"version": VERSION})
+    send_json(call, {"version": VERSION})
 
 
-def load(call: Call) -> None:
+def load(call: RequestContext) -> None:
     """Requests inside, running and queued; 0 without load tracking."""
     tracked = call.engine.settings.surface.server_load_tracking
-    answer(call, {"server_load": len(call.engine.answers) if tracked else 0})
+    send_json(call, {"server_load": len(call.engine.responses) if tracked else 0})
 
 
-def models(call: Call) -> None:
+def models(call: RequestContext) -> None:
     """The base model and the adapters loaded now."""
     engine = call.engine
     count = len(engine.models.names) + len(engine.models.adapters)
     ids = [f"{engine.random.getrandbits(62) | 1 << 63:016x}" for _ in range(count)]
-    answer(call, {"object": "list", "data": engine.models.cards(engine.stamp(), ids)})
+    send_json(call, {"object": "list", "data": engine.models.model_cards(engine.unix_seconds(), ids)})
 
 
-def world_size(call: Call) -> None:
+def world_size(call: RequestContext) -> None:
     """One worker a data-parallel rank."""
-    answer(call, {"world_size": call.engine.settings.data_parallel})
+    send_json(call, {"world_size": call.engine.settings.data_parallel})
 
 
-def weight_info(call: Call) -> None:
+def weight_info(call: RequestContext) -> None:
     """Weights are never updated here."""
-    answer(call, {"weight_version": "default"})
+    send_json(call, {"weight_version": "default"})
 
 
-def kv_event_sources(call: Call) -> None:
+def kv_event_sources(call: RequestContext) -> None:
     """Where each rank publishes its KV events."""
     sources: dict[str, Any] = {}
     for publisher in reversed(call.engine.publishers):
         sources.update(publisher.sources())
-    answer(call, sources)
+    send_json(call, sources)
 
 
-def metrics(call: Call) -> None:
+def metrics(call: RequestContext) -> None:
     """The Prometheus page."""
-    call.reply.send(200, call.engine.metrics.render(), METRICS_TYPE)
+    call.writer.send(200, call.engine.metrics.render(), METRICS_TYPE)
 
 
-def server_info(call: Call) -> None:
+def server_info(call: RequestContext) -> None:
     """The configuration: vLLM's tree with the values of this engine put in."""
     config = _config(call)
     if call.request.query.get("config_format") == "json":
-        answer(call, {"vllm_config": config})
+        send_json(call, {"vllm_config": config})
     else:
-        answer(call, {"vllm_config": str(config)})
+        send_json(call, {"vllm_config": str(config)})
 
 
-def _config(call: Call) -> dict[str, Any]:
+def _config(call: RequestContext) -> dict[str, Any]:
     settings, core = call.engine.settings, call.engine.drivers[0].core
     text = files("fairlead_sim.server").joinpath("vllm_config.json").read_text("utf-8")
     config: dict[str, Any] = json.loads(text)
@@ -88,8 +88,8 @@ def _config(call: Call) -> dict[str, Any]:
         "block_size": settings.block_tokens,
         "effective_attention_block_size": settings.block_tokens,
         "num_gpu_blocks": core.pool.blocks,
-        "kv_cache_size_tokens": core.max_tokens,
-        "kv_cache_max_concurrency": core.max_tokens / settings.max_model_len,
+        "kv_cache_size_tokens": core.max_sequence_tokens,
+        "kv_cache_max_concurrency": core.max_sequence_tokens / settings.max_model_len,
     }
     config["parallel_config"] |= {
         "data_parallel_size": settings.data_parallel,
@@ -110,7 +110,7 @@ def _config(call: Call) -> dict[str, Any]:
     return config
 
 
-def _events(call: Call) -> dict[str, Any] | None:
+def _events(call: RequestContext) -> dict[str, Any] | None:
     publishers = call.engine.publishers
     if not publishers:
         return None
@@ -118,10 +118,10 @@ def _events(call: Call) -> dict[str, Any] | None:
     return dict(sources["0"])
 
 
-def tokenizer_info(call: Call) -> None:
+def tokenizer_info(call: RequestContext) -> None:
     """What the tokenizer is, in the keys that vLLM uses."""
     settings = call.engine.settings
-    answer(call, {"tokenizer_class": "SimulatedTokenizer", **_TOKENIZER, **_tokenizer_of(settings)})
+    send_json(call, {"tokenizer_class": "SimulatedTokenizer", **_TOKENIZER, **_tokenizer_of(settings)})
 
 
 def _tokenizer_of(settings: EngineSettings) -> dict[str, Any]:

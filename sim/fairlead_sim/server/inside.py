@@ -5,13 +5,13 @@ from typing import Any
 
 from fairlead.errors import BadInput
 from fairlead_sim.server import faults
-from fairlead_sim.server.app import Call
+from fairlead_sim.server.app import RequestContext
 from fairlead_sim.server.fields import json_body
-from fairlead_sim.server.info import answer
-from fairlead_sim.server.problems import Refused
+from fairlead_sim.server.info import send_json
+from fairlead_sim.server.problems import InvalidRequest
 
 
-def state(call: Call) -> None:
+def show_state(call: RequestContext) -> None:
     """Gauges, counters and what is armed."""
     engine, app = call.engine, call.app
     ranks = [driver.core.stats for driver in engine.drivers]
@@ -19,39 +19,39 @@ def state(call: Call) -> None:
         "running": sum(rank.running for rank in ranks),
         "waiting": sum(rank.waiting for rank in ranks),
         "held": engine.unfinished - sum(driver.unfinished for driver in engine.drivers),
-        "inside": len(engine.answers),
+        "inside": len(engine.responses),
         "connections": len(app.connections),
         "requests_seen": app.requests_seen,
-        "draining": engine.draining,
+        "draining": engine.is_draining,
         "requests_while_draining": app.requests_while_draining,
-        "paused": engine.paused,
-        "sleep_level": engine.slumber.level,
-        "given_up_seconds": sum(driver.given_up_seconds for driver in engine.drivers),
+        "paused": engine.is_paused,
+        "sleep_level": engine.sleep_mode.level,
+        "given_up_seconds": sum(driver.skipped_seconds for driver in engine.drivers),
         "ranks": [asdict(rank) for rank in ranks],
-        "faults": engine.faults.armed(),
-        "kv_transfer": None if engine.transfer is None else engine.transfer.state(),
+        "faults": engine.fault_injector.armed_faults(),
+        "kv_transfer": None if engine.kv_connector is None else engine.kv_connector.state(),
     }
-    answer(call, body)
+    send_json(call, body)
 
 
-def show_faults(call: Call) -> None:
+def show_faults(call: RequestContext) -> None:
     """What is armed, and what could be."""
-    answer(call, {"armed": call.engine.faults.armed(), "kinds": faults.KINDS})
+    send_json(call, {"armed": call.engine.fault_injector.armed_faults(), "kinds": faults.FAULT_KINDS})
 
 
-def arm_faults(call: Call) -> None:
+def arm_faults(call: RequestContext) -> None:
     """One fault or a list of them, added to what is armed."""
     body = json_body(call.request)
     try:
-        armed = [faults.from_mapping(item) for item in (body if isinstance(body, list) else [body])]
+        armed = [faults.fault_from_mapping(item) for item in (body if isinstance(body, list) else [body])]
     except BadInput as error:
-        raise Refused(str(error), param=error.field) from error
+        raise InvalidRequest(str(error), param=error.field) from error
     for fault in armed:
-        call.engine.faults.arm(fault)
+        call.engine.fault_injector.arm(fault)
     show_faults(call)
 
 
-def clear_faults(call: Call) -> None:
+def clear_faults(call: RequestContext) -> None:
     """Disarm everything."""
-    call.engine.faults.clear()
+    call.engine.fault_injector.clear()
     show_faults(call)

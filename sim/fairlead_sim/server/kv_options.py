@@ -6,7 +6,7 @@ from fairlead.errors import SettingsError
 from fairlead_sim.server.settings import KvTransferSettings
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_kv_arguments(parser: argparse.ArgumentParser) -> None:
     """The switches of the hand-over."""
     default = KvTransferSettings()
     parser.add_argument(
@@ -39,22 +39,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kv-host", default=default.host, help="the address that other engines are told to pull from")
 
 
-def read(given: argparse.Namespace) -> KvTransferSettings:
+def parse_kv_settings(arguments: argparse.Namespace) -> KvTransferSettings:
     """The settings of a parsed command line. Raises SettingsError naming the flag."""
     names = ("lease_seconds", "abort_seconds", "dead_peer_seconds", "bytes_per_token")
     for name in names:
-        if getattr(given, f"kv_{name}") < 0:
+        if getattr(arguments, f"kv_{name}") < 0:
             raise SettingsError("must not be negative", field=f"--kv-{name.replace('_', '-')}")
-    if given.kv_bytes_per_second <= 0:
+    if arguments.kv_bytes_per_second <= 0:
         raise SettingsError("must be positive", field="--kv-bytes-per-second")
     return KvTransferSettings(
-        connector=given.kv_connector,
-        role=given.kv_role,
-        recompute=given.kv_load_failure_policy == "recompute",
-        lease_seconds=given.kv_lease_seconds,
-        abort_seconds=given.kv_abort_seconds,
-        dead_peer_seconds=given.kv_dead_peer_seconds,
-        bytes_per_token=given.kv_bytes_per_token,
-        bytes_per_second=given.kv_bytes_per_second,
-        host=given.kv_host,
+        connector=arguments.kv_connector,
+        role=arguments.kv_role,
+        recompute=arguments.kv_load_failure_policy == "recompute",
+        lease_seconds=arguments.kv_lease_seconds,
+        abort_seconds=arguments.kv_abort_seconds,
+        dead_peer_seconds=arguments.kv_dead_peer_seconds,
+        bytes_per_token=arguments.kv_bytes_per_token,
+        bytes_per_second=arguments.kv_bytes_per_second,
+        host=arguments.kv_host,
     )

@@ -9,86 +9,86 @@ from typing import Any
 
 import msgspec
 
-from fairlead_sim.server.app import Call
-from fairlead_sim.server.fields import Fields, json_body
-from fairlead_sim.server.info import answer
-from fairlead_sim.server.problems import NotServed, Unknown
-from fairlead_sim.server.transfer import Transfer
+from fairlead_sim.server.app import RequestContext
+from fairlead_sim.server.fields import RequestFields, json_body
+from fairlead_sim.server.info import send_json
+from fairlead_sim.server.problems import ResourceNotFound, RouteNotFound
+from fairlead_sim.server.transfer import KvConnector
 
 
-def query(call: Call) -> None:
+def bootstrap_info(call: RequestContext) -> None:
     """Mooncake's bootstrap server: rank → engine id and the addresses of its workers."""
-    transfer = _transfer(call)
+    transfer = _connector(call)
     if transfer.settings.connector != "mooncake":
-        raise NotServed
+        raise RouteNotFound
     ranks = range(call.engine.settings.data_parallel)
     address = {"0": {"0": f"tcp://{transfer.settings.host}:{transfer.port}"}}
-    answer(call, {str(rank): {"engine_id": transfer.engine_id, "worker_addr": address} for rank in ranks})
+    send_json(call, {str(rank): {"engine_id": transfer.engine_id, "worker_addr": address} for rank in ranks})
 
 
-def read(call: Call) -> None:
+def read_blocks(call: RequestContext) -> None:
     """What is in some blocks, whoever asks; only the engine's id must be right."""
-    transfer, asked = _asked(call)
-    if asked.get("engine_id") != transfer.engine_id:
-        raise Unknown("no engine of this id")
-    lender, name = transfer.lender, str(asked.get("request_id"))
+    transfer, body = _connector_and_body(call)
+    if body.get("engine_id") != transfer.engine_id:
+        raise ResourceNotFound("no engine of this id")
+    lender, name = transfer.leases, str(body.get("request_id"))
     lender.renew(name)
     lent = lender.get(name)
     try:
-        found = lender.contents(0 if lent is None else lent.rank, asked["blocks"])
+        contents = lender.contents(0 if lent is None else lent.rank, body["blocks"])
     except IndexError:
-        raise Unknown("no such block") from None
-    answer(call, {"contents": found})
+        raise ResourceNotFound("no such block") from None
+    send_json(call, {"contents": contents})
 
 
-def take(call: Call) -> None:
+def take_blocks(call: RequestContext) -> None:
     """The blocks of one transfer, as soon as it is prefilled; an error when that takes too long."""
-    transfer, asked = _asked(call)
-    if transfer.settings.connector == "mooncake" and asked.get("engine_id") != transfer.engine_id:
-        raise Unknown("no engine of this id")
-    name = str(asked.get("transfer_id"))
-    reply, lender = call.reply, transfer.lender
+    transfer, body = _connector_and_body(call)
+    if transfer.settings.connector == "mooncake" and body.get("engine_id") != transfer.engine_id:
+        raise ResourceNotFound("no engine of this id")
+    name = str(body.get("transfer_id"))
+    reply, lender = call.writer, transfer.leases
 
-    def told() -> None:
+    def send_contents() -> None:
         late.cancel()
         lent = lender.get(name)
         assert lent is not None
         reply.send(200, msgspec.json.encode({"contents": lender.contents(lent.rank, lent.blocks)}))
 
     def give_up() -> None:
-        lender.forget(name, told)
-        reply.fail(Unknown("no such transfer"))
+        lender.remove_waiter(name, send_contents)
+        reply.fail(ResourceNotFound("no such transfer"))
 
     late = asyncio.get_running_loop().call_later(transfer.settings.abort_seconds, give_up)
     if lender.get(name) is not None:
-        told()
+        send_contents()
     else:
-        lender.await_name(name, told)
+        lender.call_when_granted(name, send_contents)
 
         def gone() -> None:
             late.cancel()
-            lender.forget(name, told)
+            lender.remove_waiter(name, send_contents)
 
         reply.on_gone = gone
 
 
-def held(call: Call) -> None:
+def count_cached_blocks(call: RequestContext) -> None:
     """How much of a prompt is in this engine's cache, for a peer that would get it from here."""
-    transfer, asked = _asked(call)
-    answer(call, {"blocks": transfer.held([int(key) for key in asked.get("keys") or ()])})
+    transfer, body = _connector_and_body(call)
+    send_json(call, {"blocks": transfer.cached_blocks([int(key) for key in body.get("keys") or ()])})
 
 
-def release(call: Call) -> None:
+def release_lease(call: RequestContext) -> None:
     """The blocks were pulled."""
-    transfer, asked = _asked(call)
-    answer(call, {"released": transfer.lender.release(str(asked.get("name")))})
+    transfer, body = _connector_and_body(call)
+    send_json(call, {"released": transfer.leases.release(str(body.get("name")))})
 
 
-def _transfer(call: Call) -> Transfer:
-    if call.engine.transfer is None:
-        raise NotServed
-    return call.engine.transfer
+def _connector(call: RequestContext) -> KvConnector:
+    if call.engine.kv_connector is None:
+        raise RouteNotFound
+    return call.engine.kv_connector
 
 
-def _asked(call: Call) -> tuple[Transfer, dict[str, Any]]:
-    return _transfer(call), Fields(json_body(call.request)).body
+def _connector_and_body(call: RequestContext) -> tuple[KvConnector, dict[str, Any]]:
+    return _connector(call), RequestFields(json_body(call.request)).body

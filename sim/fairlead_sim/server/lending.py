@@ -8,13 +8,12 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from fairlead_sim.blocks import chained
-from fairlead_sim.engine import EngineCore
-from fairlead_sim.engine import Sequence as EngineSequence
+from fairlead_sim.blocks import chain_key
+from fairlead_sim.engine import EngineCore, EngineSequence
 
 
 @dataclass(slots=True)
-class Lent:
+class BlockLease:
     """One prefilled prompt; ``blocks`` in order, the last perhaps only partly filled."""
 
     rank: int
@@ -23,26 +22,26 @@ class Lent:
     expiry: asyncio.TimerHandle
 
 
-class Lender:
+class BlockLeases:
     """The blocks of one engine that others may read, under the names that they were promised by."""
 
     def __init__(self, cores: Sequence[EngineCore], seconds: float) -> None:
         self._cores = cores
         self._seconds = seconds
-        self._lent: dict[str, Lent] = {}
+        self._leases: dict[str, BlockLease] = {}
         self._partial: dict[tuple[int, int], int] = {}
-        self._awaited: dict[str, list[Callable[[], None]]] = {}
+        self._waiters: dict[str, list[Callable[[], None]]] = {}
         self._loop = asyncio.get_running_loop()
         self.expired = 0
 
     def __len__(self) -> int:
-        return len(self._lent)
+        return len(self._leases)
 
-    def get(self, name: str) -> Lent | None:
+    def get(self, name: str) -> BlockLease | None:
         """What is kept under a name."""
-        return self._lent.get(name)
+        return self._leases.get(name)
 
-    def lend(self, name: str, rank: int, sequence: EngineSequence) -> Lent | None:
+    def grant(self, name: str, rank: int, sequence: EngineSequence) -> BlockLease | None:
         """Keep the blocks of a prompt that was just completed; None when memory has no room for its last one."""
         core = self._cores[rank]
         pool, size = core.pool, core.block_tokens
@@ -50,59 +49,59 @@ class Lender:
         blocks = pool.match(sequence.chain, full)
         if len(blocks) < full or sequence.tokens is None:
             return None
-        pool.hold(blocks)
+        pool.acquire(blocks)
         rest = sequence.tokens[full * size : sequence.prompt_tokens]
         if rest:
-            last = pool.take()
+            last = pool.allocate()
             if last is None:
                 pool.release(blocks)
                 return None
-            self._partial[rank, last] = chained(sequence.chain[full - 1] if full else 0, rest)
+            self._partial[rank, last] = chain_key(sequence.chain[full - 1] if full else 0, rest)
             blocks.append(last)
-        expiry = self._loop.call_later(self._seconds, self._expire, name)
-        lent = self._lent[name] = Lent(rank, blocks, sequence.prompt_tokens, expiry)
-        for told in self._awaited.pop(name, ()):
-            told()
+        expiry = self._loop.call_later(self._seconds, self._expire_lease, name)
+        lent = self._leases[name] = BlockLease(rank, blocks, sequence.prompt_tokens, expiry)
+        for callback in self._waiters.pop(name, ()):
+            callback()
         return lent
 
     def renew(self, name: str) -> None:
         """Somebody is about to read: the lease gets two thirds more."""
-        lent = self._lent.get(name)
+        lent = self._leases.get(name)
         if lent is not None:
             lent.expiry.cancel()
-            lent.expiry = self._loop.call_later(self._seconds * 2 / 3, self._expire, name)
+            lent.expiry = self._loop.call_later(self._seconds * 2 / 3, self._expire_lease, name)
 
     def contents(self, rank: int, blocks: Sequence[int]) -> list[int | None]:
         """What is in these blocks now. Raises IndexError for numbers that no block has."""
         pool = self._cores[rank].pool
         if any(not 0 <= block < pool.blocks for block in blocks):
             raise IndexError("no such block")
-        return [pool.content(block) or self._partial.get((rank, block)) for block in blocks]
+        return [pool.key_in(block) or self._partial.get((rank, block)) for block in blocks]
 
     def release(self, name: str) -> bool:
         """The blocks were pulled; False when nothing was kept under that name any more."""
-        lent = self._lent.pop(name, None)
+        lent = self._leases.pop(name, None)
         if lent is None:
             return False
         lent.expiry.cancel()
         self._cores[lent.rank].pool.release(lent.blocks)
         return True
 
-    def await_name(self, name: str, told: Callable[[], None]) -> None:
+    def call_when_granted(self, name: str, callback: Callable[[], None]) -> None:
         """Call ``told`` once something is kept under the name."""
-        self._awaited.setdefault(name, []).append(told)
+        self._waiters.setdefault(name, []).append(callback)
 
-    def forget(self, name: str, told: Callable[[], None]) -> None:
+    def remove_waiter(self, name: str, callback: Callable[[], None]) -> None:
         """Nobody waits for it any more."""
-        waiting = self._awaited.get(name, [])
-        if told in waiting:
-            waiting.remove(told)
+        waiting = self._waiters.get(name, [])
+        if callback in waiting:
+            waiting.remove(callback)
 
     def close(self) -> None:
         """No more expiries."""
-        for lent in self._lent.values():
+        for lent in self._leases.values():
             lent.expiry.cancel()
 
-    def _expire(self, name: str) -> None:
+    def _expire_lease(self, name: str) -> None:
         if self.release(name):
             self.expired += 1

@@ -3,52 +3,52 @@
 from typing import Any
 
 from fairlead_sim.server import asks
-from fairlead_sim.server.answers import Answer, Choice
-from fairlead_sim.server.app import Call
-from fairlead_sim.server.asks import Ask
-from fairlead_sim.server.fields import Fields, json_body
-from fairlead_sim.server.generating import fresh_id
-from fairlead_sim.server.heads import chunk
-from fairlead_sim.server.prompts import conversation
-from fairlead_sim.server.streams import DONE, StreamAnswer, quoted
+from fairlead_sim.server.answers import GenerationResponse, ResponseChoice
+from fairlead_sim.server.app import RequestContext
+from fairlead_sim.server.asks import GenerationRequest
+from fairlead_sim.server.fields import RequestFields, json_body
+from fairlead_sim.server.generating import new_request_id
+from fairlead_sim.server.heads import http_chunk
+from fairlead_sim.server.prompts import parse_messages
+from fairlead_sim.server.streams import DONE_CHUNK, StreamingResponse, json_bytes
 
 _STOPS = {"length": "max_tokens", "stop": "end_turn", "abort": "end_turn"}
 
 
-def messages(call: Call) -> None:
+def create_message(call: RequestContext) -> None:
     """Answer one turn."""
     engine = call.engine
-    fields = Fields(json_body(call.request))
-    ask = asks.common(fields, call.request, fresh_id(call))
-    fields.required("max_tokens")
+    fields = RequestFields(json_body(call.request))
+    ask = asks.parse_common(fields, call.request, new_request_id(call))
+    fields.require("max_tokens")
     ask.max_tokens = fields.integer("max_tokens")
     ask.stop = fields.strings("stop_sequences")
-    turns = _turns(fields)
+    turns = _conversation(fields)
     fields.check()
     engine.models.resolve(ask)
-    asks.sound(fields, ask)
-    ask.prompts = [engine.frontend.chat(turns)]
-    engine.begin(ask, MessageStream if ask.stream else WholeMessage, call.reply, call.fault)
+    asks.validate_sampling(fields, ask)
+    ask.prompts = [engine.prompt_parser.from_chat(turns)]
+    engine.begin(ask, AnthropicMessageStream if ask.stream else AnthropicMessage, call.writer, call.fault)
 
 
-def count_tokens(call: Call) -> None:
+def count_tokens(call: RequestContext) -> None:
     """The prompt's length in tokens."""
     engine = call.engine
-    fields = Fields(json_body(call.request))
-    ask = Ask(model=fields.text("model") or "", request_id="")
-    turns = _turns(fields)
+    fields = RequestFields(json_body(call.request))
+    ask = GenerationRequest(model=fields.text("model") or "", request_id="")
+    turns = _conversation(fields)
     fields.check()
     engine.models.resolve(ask)
-    call.reply.send(200, quoted({"input_tokens": len(engine.tokenizer.chat_tokens(turns))}))
+    call.writer.send(200, json_bytes({"input_tokens": len(engine.tokenizer.encode_chat(turns))}))
 
 
-def _turns(fields: Fields) -> list[dict[str, Any]]:
-    turns = conversation(fields)
+def _conversation(fields: RequestFields) -> list[dict[str, Any]]:
+    turns = parse_messages(fields)
     system = fields.body.get("system")
     return turns if system is None else [{"role": "system", "content": system}, *turns]
 
 
-def _usage(answer: Answer) -> dict[str, int]:
+def _message_usage(answer: GenerationResponse) -> dict[str, int]:
     cached, created = answer.cached_tokens, answer.created_cache_tokens
     return {
         "input_tokens": answer.prompt_tokens - cached - created,
@@ -58,65 +58,67 @@ def _usage(answer: Answer) -> dict[str, int]:
     }
 
 
-def _stop(choice: Choice) -> dict[str, object]:
+def _stop_fields(choice: ResponseChoice) -> dict[str, object]:
     if isinstance(choice.stop_reason, str):
         return {"stop_reason": "stop_sequence", "stop_sequence": choice.stop_reason}
     return {"stop_reason": _STOPS[choice.reason or "stop"]}
 
 
-class WholeMessage(Answer):
+class AnthropicMessage(GenerationResponse):
     """One JSON object."""
 
     id_prefix = "chatcmpl-"
 
-    def complete(self) -> None:
+    def finish(self) -> None:
         choice = self.choices[0]
         body = {
             "id": self.id,
             "type": "message",
             "role": "assistant",
             "content": [{"type": "text", "text": choice.text}],
-            "model": self.ask.model,
-            **_stop(choice),
-            "usage": _usage(self),
+            "model": self.request.model,
+            **_stop_fields(choice),
+            "usage": _message_usage(self),
         }
-        self.reply.send(200, quoted(body))
+        self.writer.send(200, json_bytes(body))
 
 
-class MessageStream(StreamAnswer):
+class AnthropicMessageStream(StreamingResponse):
     """Named events around text deltas."""
 
     id_prefix = "chatcmpl-"
 
-    def frame(self, event: bytes) -> bytes:
+    def frame_event(self, event: bytes) -> bytes:
         return b"event: content_block_delta\ndata: %b\n\n" % event
 
-    def opening(self) -> bytes:
-        super().opening()
+    def opening_events(self) -> bytes:
+        super().opening_events()
         message: dict[str, object] = {
             "id": self.id,
             "type": "message",
             "role": "assistant",
             "content": [],
-            "model": self.ask.model,
+            "model": self.request.model,
             "stop_reason": None,
             "stop_sequence": None,
             "usage": {"input_tokens": self.prompt_tokens, "output_tokens": 0},
         }
         block = {"type": "text", "text": ""}
-        return _named("message_start", message=message) + _named("content_block_start", index=0, content_block=block)
+        return _named_event("message_start", message=message) + _named_event(
+            "content_block_start", index=0, content_block=block
+        )
 
-    def event(self, choice: Choice, text: bytes, ids: list[int], reason: str | None) -> bytes:
+    def token_event(self, choice: ResponseChoice, text: bytes, ids: list[int], reason: str | None) -> bytes:
         return b'{"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":"%b"}}' % text
 
-    def closing(self) -> bytes:
+    def closing_events(self) -> bytes:
         return (
-            _named("content_block_stop", index=0)
-            + _named("message_delta", delta=_stop(self.choices[0]), usage=_usage(self))
-            + _named("message_stop")
-            + DONE
+            _named_event("content_block_stop", index=0)
+            + _named_event("message_delta", delta=_stop_fields(self.choices[0]), usage=_message_usage(self))
+            + _named_event("message_stop")
+            + DONE_CHUNK
         )
 
 
-def _named(kind: str, **parts: object) -> bytes:
-    return chunk(b"event: %b\ndata: %b\n\n" % (kind.encode(), quoted({"type": kind, **parts})))
+def _named_event(kind: str, **parts: object) -> bytes:
+    return http_chunk(b"event: %b\ndata: %b\n\n" % (kind.encode(), json_bytes({"type": kind, **parts})))

@@ -8,13 +8,13 @@ from typing import Any
 import msgspec
 
 from fairlead.errors import BadInput, SettingsError
-from fairlead.profile import EngineProfile, preset
+from fairlead.profile import EngineProfile, builtin_profile
 from fairlead_sim.server import faults
 from fairlead_sim.server import kv_options as transfer
 from fairlead_sim.server.adapters import parse_adapter
-from fairlead_sim.server.settings import EngineSettings, KvEventsSettings, Surface
+from fairlead_sim.server.settings import ApiSurface, EngineSettings, KvEventsSettings
 
-_SURFACE = {
+_SURFACE_FLAGS = {
     "prompt_tokens_details": ("--enable-prompt-tokens-details", "cached_tokens in usage"),
     "request_id_headers": ("--enable-request-id-headers", "x-request-id on every answer"),
     "server_load_tracking": ("--enable-server-load-tracking", "/load counts"),
@@ -27,7 +27,7 @@ _SURFACE = {
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class EngineProcessOptions:
     """What the command line says about the process."""
 
     host: str
@@ -37,7 +37,7 @@ class Options:
     faults: tuple[tuple[int | None, faults.Fault], ...]
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     """Everything that ``engine`` takes."""
     parser.add_argument("--listen", default="127.0.0.1:0", metavar="HOST:PORT", help="port 0 takes free ones")
     parser.add_argument("--count", type=int, default=1, help="engines in this process, on successive ports")
@@ -71,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kv-replay", metavar="ENDPOINT")
     parser.add_argument("--kv-topic")
     parser.add_argument("--kv-encoding", choices=("map", "array"), default="map")
-    transfer.add_arguments(parser)
+    transfer.add_kv_arguments(parser)
     parser.add_argument("--shutdown-timeout", type=float, default=0.0, help="seconds that requests get at SIGTERM")
     parser.add_argument(
         "--on-sigterm",
@@ -92,106 +92,113 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="[N:]KIND[,NAME=VALUE]",
-        help=f"arm a failure at engine N or all: {', '.join(faults.KINDS)}",
+        help=f"arm a failure at engine N or all: {', '.join(faults.FAULT_KINDS)}",
     )
-    for name, (flag, told) in _SURFACE.items():
-        parser.add_argument(flag, dest=name, action=argparse.BooleanOptionalAction, default=True, help=told)
+    for name, (flag, help_text) in _SURFACE_FLAGS.items():
+        parser.add_argument(flag, dest=name, action=argparse.BooleanOptionalAction, default=True, help=help_text)
 
 
-def read(given: argparse.Namespace) -> Options:
+def parse_engine_options(arguments: argparse.Namespace) -> EngineProcessOptions:
     """The options of a parsed command line. Raises SettingsError naming the flag."""
-    host, colon, port = given.listen.rpartition(":")
-    if not colon or not port.isdecimal() or int(port) + given.count - 1 > 65_535:
-        raise SettingsError(f"{given.listen!r} is not HOST:PORT", field="--listen")
+    host, colon, port = arguments.listen.rpartition(":")
+    if not colon or not port.isdecimal() or int(port) + arguments.count - 1 > 65_535:
+        raise SettingsError(f"{arguments.listen!r} is not HOST:PORT", field="--listen")
     for flag in ("count", "speed", "block_tokens", "max_model_len", "data_parallel_size", "embedding_dimensions"):
-        if getattr(given, flag) <= 0:
+        if getattr(arguments, flag) <= 0:
             raise SettingsError("must be positive", field=f"--{flag.replace('_', '-')}")
     for flag in ("wake_seconds", "reload_seconds"):
-        if not 0.0 <= getattr(given, flag) < 86_400.0:
+        if not 0.0 <= getattr(arguments, flag) < 86_400.0:
             raise SettingsError("must be seconds, 0 or more", field=f"--{flag.replace('_', '-')}")
-    profile = _sized(read_profile(given.profile), given)
-    if given.max_model_len > profile.kv_tokens:
-        message = f"{given.max_model_len} tokens do not fit KV memory of {profile.kv_tokens}"
+    profile = _with_capacities(parse_profile(arguments.profile), arguments)
+    if arguments.max_model_len > profile.kv_tokens:
+        message = f"{arguments.max_model_len} tokens do not fit KV memory of {profile.kv_tokens}"
         raise SettingsError(message, field="--max-model-len")
-    names = tuple(given.served_model_name or [given.model])
+    names = tuple(arguments.served_model_name or [arguments.model])
     try:
-        adapters = tuple(parse_adapter(text) for text in given.lora)
+        adapters = tuple(parse_adapter(text) for text in arguments.lora)
     except ValueError as error:
         raise SettingsError(str(error), field="--lora") from error
     settings = EngineSettings(
-        model=given.model,
+        model=arguments.model,
         served_names=names,
         profile=profile,
-        reserve_output=given.reserve_output,
-        speed=given.speed,
-        block_tokens=given.block_tokens,
-        max_model_len=given.max_model_len,
-        seed=given.seed,
-        task=given.task,
-        scheduling=given.scheduling_policy,
-        data_parallel=given.data_parallel_size,
-        max_queued_requests=given.max_num_queued_reqs,
-        max_queued_tokens=given.max_num_queued_tokens,
+        reserve_output=arguments.reserve_output,
+        speed=arguments.speed,
+        block_tokens=arguments.block_tokens,
+        max_model_len=arguments.max_model_len,
+        seed=arguments.seed,
+        task=arguments.task,
+        scheduling=arguments.scheduling_policy,
+        data_parallel=arguments.data_parallel_size,
+        max_queued_requests=arguments.max_num_queued_reqs,
+        max_queued_tokens=arguments.max_num_queued_tokens,
         adapters=adapters,
-        missing_adapters=frozenset(given.missing_lora),
-        max_adapters=given.max_loras,
+        missing_adapters=frozenset(arguments.missing_lora),
+        max_adapters=arguments.max_loras,
         kv_events=KvEventsSettings(
-            _endpoint(given.kv_events), _endpoint(given.kv_replay), given.kv_topic, given.kv_encoding
+            _expand_endpoint(arguments.kv_events),
+            _expand_endpoint(arguments.kv_replay),
+            arguments.kv_topic,
+            arguments.kv_encoding,
         ),
-        kv_transfer=transfer.read(given),
-        surface=Surface(**{name: getattr(given, name) for name in _SURFACE}),
-        shutdown_timeout=given.shutdown_timeout,
-        on_sigterm=given.on_sigterm,
-        wake_seconds=given.wake_seconds,
-        reload_seconds=given.reload_seconds,
-        keep_alive_seconds=given.keep_alive_seconds,
-        embedding_dimensions=given.embedding_dimensions,
+        kv_transfer=transfer.parse_kv_settings(arguments),
+        surface=ApiSurface(**{name: getattr(arguments, name) for name in _SURFACE_FLAGS}),
+        shutdown_timeout=arguments.shutdown_timeout,
+        on_sigterm=arguments.on_sigterm,
+        wake_seconds=arguments.wake_seconds,
+        reload_seconds=arguments.reload_seconds,
+        keep_alive_seconds=arguments.keep_alive_seconds,
+        embedding_dimensions=arguments.embedding_dimensions,
     )
-    return Options(host.strip("[]"), int(port), given.count, settings, tuple(map(_fault, given.fault)))
+    return EngineProcessOptions(
+        host.strip("[]"), int(port), arguments.count, settings, tuple(map(_parse_fault_argument, arguments.fault))
+    )
 
 
-def read_profile(text: str) -> EngineProfile:
+def parse_profile(text: str) -> EngineProfile:
     """A profile by name, or from JSON: any field in snake or camel case, ``base`` names the preset to start from."""
     if not text.lstrip().startswith("{"):
-        return preset(text, field="--profile")
+        return builtin_profile(text, field="--profile")
     try:
-        given = json.loads(text)
-        base = given.pop("base", None)
-        fields: dict[str, Any] = {} if base is None else msgspec.to_builtins(preset(base, field="--profile"))
-        fields |= {_snake(name): value for name, value in given.items()}
+        document = json.loads(text)
+        base = document.pop("base", None)
+        fields: dict[str, Any] = {} if base is None else msgspec.to_builtins(builtin_profile(base, field="--profile"))
+        fields |= {_snake_case(name): value for name, value in document.items()}
         fields.setdefault("name", "custom")
         return msgspec.convert(fields, EngineProfile)
     except (ValueError, AttributeError, msgspec.ValidationError) as error:
         raise SettingsError(f"no profile: {error}", field="--profile") from error
 
 
-def _sized(profile: EngineProfile, given: argparse.Namespace) -> EngineProfile:
+def _with_capacities(profile: EngineProfile, arguments: argparse.Namespace) -> EngineProfile:
     """The profile with the capacities that the command line gives."""
-    blocks = given.num_gpu_blocks_override
+    blocks = arguments.num_gpu_blocks_override
     sized = replace(
         profile,
-        max_sequences=profile.max_sequences if given.max_num_seqs is None else given.max_num_seqs,
-        step_tokens=profile.step_tokens if given.max_num_batched_tokens is None else given.max_num_batched_tokens,
-        kv_tokens=profile.kv_tokens if blocks is None else blocks * given.block_tokens,
+        max_sequences=profile.max_sequences if arguments.max_num_seqs is None else arguments.max_num_seqs,
+        step_tokens=profile.step_tokens
+        if arguments.max_num_batched_tokens is None
+        else arguments.max_num_batched_tokens,
+        kv_tokens=profile.kv_tokens if blocks is None else blocks * arguments.block_tokens,
     )
-    if min(sized.max_sequences, sized.step_tokens) < 1 or sized.kv_tokens < given.block_tokens:
+    if min(sized.max_sequences, sized.step_tokens) < 1 or sized.kv_tokens < arguments.block_tokens:
         raise SettingsError("an engine needs room for a block, a sequence and a token a step", field="--profile")
     return sized
 
 
-def _snake(name: str) -> str:
+def _snake_case(name: str) -> str:
     return "".join(f"_{char.lower()}" if char.isupper() else char for char in name)
 
 
-def _endpoint(text: str | None) -> str | None:
+def _expand_endpoint(text: str | None) -> str | None:
     return "tcp://127.0.0.1:0" if text == "0" else text
 
 
-def _fault(text: str) -> tuple[int | None, faults.Fault]:
+def _parse_fault_argument(text: str) -> tuple[int | None, faults.Fault]:
     number, colon, rest = text.partition(":")
     try:
         if colon and number.isdecimal():
-            return int(number), faults.parse(rest)
-        return None, faults.parse(text)
+            return int(number), faults.parse_fault(rest)
+        return None, faults.parse_fault(text)
     except BadInput as error:
         raise SettingsError(error.message, field="--fault", hint=error.hint) from error

@@ -9,15 +9,15 @@ from fairlead.clock import Clock
 from fairlead.lag import LoopLag
 from fairlead.profile import EngineProfile
 from fairlead_sim.engine import EngineCore, EngineStats
-from fairlead_sim.kv_events import KvPublisher
+from fairlead_sim.kv_events import KvEventPublisher
 from fairlead_sim.kv_wire import AdapterIds
 from fairlead_sim.metrics import EngineMetrics
 from fairlead_sim.server.settings import EngineSettings
 
-Context = zmq.Context[zmq.Socket[bytes]]
+ZmqContext = zmq.Context[zmq.Socket[bytes]]
 
 
-def cores(settings: EngineSettings, profile: EngineProfile) -> list[EngineCore]:
+def build_cores(settings: EngineSettings, profile: EngineProfile) -> list[EngineCore]:
     """One core a data-parallel rank; ``profile`` is the one that runs at the wanted speed."""
     return [
         EngineCore(
@@ -30,16 +30,16 @@ def cores(settings: EngineSettings, profile: EngineProfile) -> list[EngineCore]:
     ]
 
 
-def publishers(
-    settings: EngineSettings, *, port: int, clock: Clock, adapter_id: AdapterIds, context: Context | None
-) -> list[KvPublisher]:
+def build_publishers(
+    settings: EngineSettings, *, port: int, clock: Clock, adapter_id: AdapterIds, context: ZmqContext | None
+) -> list[KvEventPublisher]:
     """One publisher a rank, or none; the topic names the engine's own address unless it was given."""
     events = settings.kv_events
     if events.endpoint is None:
         return []
     topic = f"kv@127.0.0.1:{port}@{settings.served_names[0]}" if events.topic is None else events.topic
     return [
-        KvPublisher(
+        KvEventPublisher(
             events.endpoint,
             events.replay_endpoint,
             topic,
@@ -53,9 +53,11 @@ def publishers(
     ]
 
 
-def metrics(settings: EngineSettings, built: list[EngineCore], clock: Clock, lag: LoopLag | None) -> EngineMetrics:
+def build_metrics(
+    settings: EngineSettings, built: list[EngineCore], clock: Clock, lag: LoopLag | None
+) -> EngineMetrics:
     """The metrics page over all ranks."""
-    tokens = built[0].max_tokens
+    tokens = built[0].max_sequence_tokens
     return EngineMetrics(
         settings.served_names[0],
         [functools.partial(_stats, core) for core in built],
@@ -73,17 +75,17 @@ def metrics(settings: EngineSettings, built: list[EngineCore], clock: Clock, lag
     )
 
 
-def moved(settings: EngineSettings, offset: int) -> EngineSettings:
+def shift_event_ports(settings: EngineSettings, offset: int) -> EngineSettings:
     """The settings of the ``offset``-th engine of one process: fixed event ports move up, free ones stay free."""
     events = settings.kv_events
     ports = offset * settings.data_parallel
     shifted = replace(
-        events, endpoint=_shifted(events.endpoint, ports), replay_endpoint=_shifted(events.replay_endpoint, ports)
+        events, endpoint=_shift_port(events.endpoint, ports), replay_endpoint=_shift_port(events.replay_endpoint, ports)
     )
     return replace(settings, kv_events=shifted)
 
 
-def _shifted(endpoint: str | None, ports: int) -> str | None:
+def _shift_port(endpoint: str | None, ports: int) -> str | None:
     if endpoint is None or endpoint.endswith(":0"):
         return endpoint
     base, colon, port = endpoint.rpartition(":")

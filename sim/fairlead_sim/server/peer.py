@@ -8,33 +8,33 @@ import msgspec
 from fairlead.errors import FairleadError
 
 
-class PeerGone(FairleadError):
+class PeerUnreachable(FairleadError):
     """Raised when nobody listens there, or the connection broke."""
 
 
-class PeerRefused(FairleadError):
+class PeerRejected(FairleadError):
     """Raised when the peer says no."""
 
 
-async def ask(address: str, path: str, question: object) -> dict[str, Any]:
+async def query_peer(address: str, path: str, query: object) -> dict[str, Any]:
     """POST a question to ``HOST:PORT`` and read the answer. Raises PeerGone or PeerRefused."""
     host, _, port = address.rpartition(":")
-    body = msgspec.json.encode(question)
+    body = msgspec.json.encode(query)
     head = f"POST {path} HTTP/1.1\r\nhost: {address}\r\ncontent-type: application/json\r\nconnection: close\r\n"
     writer: asyncio.StreamWriter | None = None
     try:
         reader, writer = await asyncio.open_connection(host.strip("[]"), int(port))
         writer.write(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
-        answer = await reader.read()
+        reply = await reader.read()
     except (OSError, ValueError) as error:
-        raise PeerGone(f"the engine at {address} is gone") from error
+        raise PeerUnreachable(f"the engine at {address} is gone") from error
     finally:
         if writer is not None:
             writer.transport.abort()
-    status, _, rest = answer.partition(b"\r\n\r\n")
+    status, _, rest = reply.partition(b"\r\n\r\n")
     if not rest:
-        raise PeerGone(f"the engine at {address} broke off")
+        raise PeerUnreachable(f"the engine at {address} broke off")
     if not status.startswith(b"HTTP/1.1 200"):
-        raise PeerRefused(f"the engine at {address} knows nothing of it")
-    found: dict[str, Any] = msgspec.json.decode(rest)
-    return found
+        raise PeerRejected(f"the engine at {address} knows nothing of it")
+    document: dict[str, Any] = msgspec.json.decode(rest)
+    return document

@@ -15,47 +15,47 @@ from fairlead.errors import SettingsError
 from fairlead.lag import LoopLag
 from fairlead.limits import Limits
 from fairlead_sim.server import faults, parts, routes
-from fairlead_sim.server.app import App
-from fairlead_sim.server.connection import Connection
-from fairlead_sim.server.engine import Engine
-from fairlead_sim.server.problems import CORE_DIED, Broken
+from fairlead_sim.server.app import EngineApp
+from fairlead_sim.server.connection import ServerConnection
+from fairlead_sim.server.engine import SimulatedEngine
+from fairlead_sim.server.problems import CORE_DIED_MESSAGE, InternalError
 from fairlead_sim.server.settings import EngineSettings
 from fairlead_sim.tokenizer import Tokenizer
 
 _FLUSH_SECONDS = 1.0
-_LAG_KEPT = 1_000
+_LAG_SAMPLES = 1_000
 
 
-class Served:
+class RunningEngine:
     """An engine with its listening socket."""
 
-    def __init__(self, engine: Engine, app: App, listening: asyncio.Server, url: str) -> None:
+    def __init__(self, engine: SimulatedEngine, app: EngineApp, listening: asyncio.Server, url: str) -> None:
         self.engine = engine
         self.app = app
         self.url = url
         self._listening = listening
-        self._left = asyncio.Event()
+        self._gone = asyncio.Event()
 
     async def stop(self, timeout: float) -> None:
         """Leave as vLLM does: abort what runs, or with a timeout let it finish first. Listens until nothing runs."""
         engine = self.engine
-        engine.draining = True
-        if timeout > 0 and engine.answers:
+        engine.is_draining = True
+        if timeout > 0 and engine.responses:
             drained = asyncio.Event()
-            engine.when_empty(drained.set)
+            engine.call_when_empty(drained.set)
             try:
                 await asyncio.wait_for(drained.wait(), timeout)
             except TimeoutError:
                 pass
         outcome = engine.settings.on_sigterm or ("silence" if timeout > 0 else "abort")
-        if outcome == "silence" and engine.answers:
-            await self._fall_silent()
+        if outcome == "silence" and engine.responses:
+            await self._freeze_streams()
         elif outcome == "error":
-            engine.core_dead = True
-            for answer in list(engine.answers):
-                answer.fail(Broken(CORE_DIED))
+            engine.is_core_dead = True
+            for answer in list(engine.responses):
+                answer.fail(InternalError(CORE_DIED_MESSAGE))
         else:
-            engine.abort_answers()
+            engine.abort_responses()
         await self.close()
 
     async def close(self) -> None:
@@ -65,37 +65,37 @@ class Served:
         for connection in list(self.app.connections):
             connection.close_when_idle()
         try:
-            await asyncio.wait_for(self.app.empty.wait(), _FLUSH_SECONDS)
+            await asyncio.wait_for(self.app.has_no_connections.wait(), _FLUSH_SECONDS)
         except TimeoutError:
             for connection in list(self.app.connections):
                 connection.drop()
-            await self.app.empty.wait()
-        self._left.set()
+            await self.app.has_no_connections.wait()
+        self._gone.set()
 
-    def vanish(self) -> None:
+    def kill(self) -> None:
         """Be gone like a killed process: resets everywhere, nothing said."""
         self._listening.close()
         self.engine.stop()
         for connection in list(self.app.connections):
             connection.drop()
-        self._left.set()
+        self._gone.set()
 
-    async def left(self) -> None:
+    async def wait_gone(self) -> None:
         """Returns once this engine is gone."""
-        await self._left.wait()
+        await self._gone.wait()
 
-    async def _fall_silent(self) -> None:
+    async def _freeze_streams(self) -> None:
         """The worst of the real outcomes: the core is gone, streams get neither byte nor end, until clients give up."""
         self._listening.close()
         for driver in self.engine.drivers:
             driver.stop()
         for connection in list(self.app.connections):
-            if not connection.busy:
+            if not connection.is_busy:
                 connection.close()
-        await self.app.empty.wait()
+        await self.app.has_no_connections.wait()
 
 
-async def serve(
+async def start_engine(
     settings: EngineSettings,
     *,
     host: str,
@@ -104,26 +104,26 @@ async def serve(
     random: Random,
     tokenizer: Tokenizer,
     lag: LoopLag | None = None,
-    context: parts.Context | None = None,
-    die: "Callable[[Served], None] | None" = None,
-) -> Served:
+    context: parts.ZmqContext | None = None,
+    on_death: "Callable[[RunningEngine], None] | None" = None,
+) -> RunningEngine:
     """Start one engine listening on ``host:port`` (0 = a free one). Without ``die`` its death ends only itself."""
     loop = asyncio.get_running_loop()
     listening_socket = _listen(host, port)
     bound = listening_socket.getsockname()[1]
-    served: list[Served] = []
+    started: list[RunningEngine] = []
 
-    def death() -> None:
-        (die or Served.vanish)(served[0])
+    def die() -> None:
+        (on_death or RunningEngine.kill)(started[0])
 
-    engine = Engine(
-        settings, tokenizer=tokenizer, clock=clock, random=random, port=bound, lag=lag, context=context, die=death
+    engine = SimulatedEngine(
+        settings, tokenizer=tokenizer, clock=clock, random=random, port=bound, lag=lag, context=context, on_death=die
     )
-    app = App(engine, routes.build())
-    listening = await loop.create_server(functools.partial(Connection, app), sock=listening_socket, backlog=2048)
+    app = EngineApp(engine, routes.build_routes())
+    listening = await loop.create_server(functools.partial(ServerConnection, app), sock=listening_socket, backlog=2048)
     shown = f"[{host}]" if ":" in host else host
-    served.append(Served(engine, app, listening, f"http://{shown}:{bound}"))
-    return served[0]
+    started.append(RunningEngine(engine, app, listening, f"http://{shown}:{bound}"))
+    return started[0]
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -139,7 +139,7 @@ def _listen(host: str, port: int) -> socket.socket:
     return listening
 
 
-async def run(
+async def run_engines(
     settings: EngineSettings,
     *,
     host: str,
@@ -147,80 +147,80 @@ async def run(
     count: int,
     clock: Clock,
     random: Random,
-    armed: Sequence[tuple[int | None, faults.Fault]],
-    say: Callable[[str], None],
+    initial_faults: Sequence[tuple[int | None, faults.Fault]],
+    print_line: Callable[[str], None],
 ) -> None:
     """Serve ``count`` engines until a signal comes, or until every engine has died."""
     if not 1 <= count <= Limits().sim_engines_per_process:
-        most = Limits().sim_engines_per_process
-        raise SettingsError(f"{count} engines in one process", field="--count", hint=f"from 1 to {most}")
-    fleet: list[Served] = []
-    signalled = _on_signals(fleet)
-    lag = LoopLag(keep=_LAG_KEPT)
+        max_engines = Limits().sim_engines_per_process
+        raise SettingsError(f"{count} engines in one process", field="--count", hint=f"from 1 to {max_engines}")
+    engines: list[RunningEngine] = []
+    signalled = _listen_for_signals(engines)
+    lag = LoopLag(max_samples=_LAG_SAMPLES)
     lag.start()
     tokenizer = Tokenizer()
-    context: parts.Context | None = zmq.Context() if settings.kv_events.endpoint else None
+    context: parts.ZmqContext | None = zmq.Context() if settings.kv_events.endpoint else None
     try:
-        for at in range(count):
-            served = await serve(
-                parts.moved(settings, at),
+        for index in range(count):
+            running = await start_engine(
+                parts.shift_event_ports(settings, index),
                 host=host,
-                port=port + at if port else 0,
+                port=port + index if port else 0,
                 clock=clock,
                 random=random,
                 tokenizer=tokenizer,
                 lag=lag,
                 context=context,
-                die=_exit if count == 1 else None,
+                on_death=_exit_process if count == 1 else None,
             )
-            fleet.append(served)
-            for number, fault in armed:
-                if number is None or number == at:
-                    served.engine.faults.arm(fault)
+            engines.append(running)
+            for number, fault in initial_faults:
+                if number is None or number == index:
+                    running.engine.fault_injector.arm(fault)
         gc.collect()
         gc.freeze()
-        for served in fleet:
-            say(f"ready {served.url}")
-        await _until(signalled, fleet)
-        await asyncio.gather(*(served.stop(settings.shutdown_timeout) for served in fleet))
+        for running in engines:
+            print_line(f"ready {running.url}")
+        await _wait_for_exit(signalled, engines)
+        await asyncio.gather(*(running.stop(settings.shutdown_timeout) for running in engines))
     finally:
         lag.stop()
-        for served in fleet:
-            served.engine.stop()
+        for running in engines:
+            running.engine.stop()
         if context is not None:
             context.term()
 
 
-def _on_signals(fleet: Sequence[Served]) -> asyncio.Event:
+def _listen_for_signals(fleet: Sequence[RunningEngine]) -> asyncio.Event:
     """SIGTERM or SIGINT sets the event; a second one ends everything at once."""
     signalled = asyncio.Event()
 
-    def told() -> None:
+    def on_signal() -> None:
         if signalled.is_set():
             for served in fleet:
-                served.vanish()
+                served.kill()
         signalled.set()
 
     for kind in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(kind, told)
+        asyncio.get_running_loop().add_signal_handler(kind, on_signal)
     return signalled
 
 
-async def _until(signalled: asyncio.Event, fleet: Sequence[Served]) -> None:
+async def _wait_for_exit(signalled: asyncio.Event, fleet: Sequence[RunningEngine]) -> None:
     """Wait for a signal, or for the last engine to go by itself."""
 
     async def all_left() -> None:
         for served in fleet:
-            await served.left()
+            await served.wait_gone()
 
-    async def told() -> None:
+    async def wait_signal() -> None:
         await signalled.wait()
 
-    waits = {asyncio.create_task(told()), asyncio.create_task(all_left())}
+    waits = {asyncio.create_task(wait_signal()), asyncio.create_task(all_left())}
     _, pending = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
     for wait in pending:
         wait.cancel()
 
 
-def _exit(_served: Served) -> None:
-    faults.exit_now()
+def _exit_process(_served: RunningEngine) -> None:
+    faults.exit_process()

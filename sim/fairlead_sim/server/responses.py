@@ -3,58 +3,58 @@
 from typing import Any
 
 from fairlead_sim.server import asks, structured
-from fairlead_sim.server.answers import Answer, Choice, Host
-from fairlead_sim.server.app import Call
-from fairlead_sim.server.asks import Ask
-from fairlead_sim.server.connection import Reply
-from fairlead_sim.server.fields import Fields, json_body
-from fairlead_sim.server.generating import fresh_id
-from fairlead_sim.server.heads import chunk
-from fairlead_sim.server.prompts import conversation
-from fairlead_sim.server.streams import StreamAnswer, quoted
+from fairlead_sim.server.answers import GenerationResponse, ResponseChoice, ResponseHost
+from fairlead_sim.server.app import RequestContext
+from fairlead_sim.server.asks import GenerationRequest
+from fairlead_sim.server.connection import ResponseWriter
+from fairlead_sim.server.fields import RequestFields, json_body
+from fairlead_sim.server.generating import new_request_id
+from fairlead_sim.server.heads import http_chunk
+from fairlead_sim.server.prompts import parse_messages
+from fairlead_sim.server.streams import StreamingResponse, json_bytes
 
 
-def responses(call: Call) -> None:
+def create_response(call: RequestContext) -> None:
     """Answer one input."""
     engine = call.engine
-    fields = Fields(json_body(call.request))
-    ask = asks.common(fields, call.request, fresh_id(call))
+    fields = RequestFields(json_body(call.request))
+    ask = asks.parse_common(fields, call.request, new_request_id(call))
     ask.max_tokens = fields.integer("max_output_tokens")
-    turns = _turns(fields)
+    turns = _conversation(fields)
     text = fields.mapping("text")
     fields.check()
     form = text.get("format") if text is not None else None
     if isinstance(form, dict) and isinstance(form.get("schema"), dict):
-        ask.forced = structured.forced_text(Fields({"structured_outputs": {"json": form["schema"]}}))
+        ask.forced_text = structured.parse_forced_text(RequestFields({"structured_outputs": {"json": form["schema"]}}))
     engine.models.resolve(ask)
-    asks.sound(fields, ask)
-    ask.prompts = [engine.frontend.chat(turns)]
-    answer = ResponseStream if ask.stream else WholeResponse
-    engine.begin(ask, answer, call.reply, call.fault)
+    asks.validate_sampling(fields, ask)
+    ask.prompts = [engine.prompt_parser.from_chat(turns)]
+    answer = ResponseObjectStream if ask.stream else ResponseObject
+    engine.begin(ask, answer, call.writer, call.fault)
 
 
-def _turns(fields: Fields) -> list[dict[str, Any]]:
-    given = fields.required("input")
+def _conversation(fields: RequestFields) -> list[dict[str, Any]]:
+    turn_input = fields.require("input")
     turns: list[dict[str, Any]] = []
     instructions = fields.text("instructions")
     if instructions is not None:
         turns.append({"role": "system", "content": instructions})
-    if isinstance(given, str):
-        turns.append({"role": "user", "content": given})
-    elif isinstance(given, list):
-        inner = Fields({"messages": given})
-        turns += conversation(inner)
+    if isinstance(turn_input, str):
+        turns.append({"role": "user", "content": turn_input})
+    elif isinstance(turn_input, list):
+        inner = RequestFields({"messages": turn_input})
+        turns += parse_messages(inner)
         fields.findings += inner.findings
-    elif given is not None:
-        fields.wrong("string_type", "input", "Input should be a valid string", given)
+    elif turn_input is not None:
+        fields.add_wrong("string_type", "input", "Input should be a valid string", turn_input)
     return turns
 
 
-def _response(
-    answer: Answer, status: str, output: list[dict[str, Any]], usage: dict[str, Any] | None
+def _response_object(
+    answer: GenerationResponse, status: str, output: list[dict[str, Any]], usage: dict[str, Any] | None
 ) -> dict[str, Any]:
     """The response object at any time of its life."""
-    ask = answer.ask
+    ask = answer.request
     return {
         "id": answer.id,
         "created_at": answer.created,
@@ -91,7 +91,7 @@ def _response(
     }
 
 
-def _usage(answer: Answer) -> dict[str, Any]:
+def _response_usage(answer: GenerationResponse) -> dict[str, Any]:
     prompt, completion = answer.prompt_tokens, answer.completion_tokens
     return {
         "input_tokens": prompt,
@@ -112,11 +112,11 @@ def _usage(answer: Answer) -> dict[str, Any]:
     }
 
 
-def _part(text: str) -> dict[str, Any]:
+def _text_part(text: str) -> dict[str, Any]:
     return {"annotations": [], "text": text, "type": "output_text", "logprobs": None}
 
 
-def _message(message_id: str, content: list[dict[str, Any]], status: str) -> dict[str, Any]:
+def _message_item(message_id: str, content: list[dict[str, Any]], status: str) -> dict[str, Any]:
     return {
         "id": message_id,
         "content": content,
@@ -127,74 +127,74 @@ def _message(message_id: str, content: list[dict[str, Any]], status: str) -> dic
     }
 
 
-def _finished(answer: Answer, message_id: str) -> dict[str, Any]:
+def _finished_response(answer: GenerationResponse, message_id: str) -> dict[str, Any]:
     choice = answer.choices[0]
     status = {"length": "incomplete", "stop": "completed"}.get(choice.reason or "", "cancelled")
-    message = _message(message_id, [_part(choice.text)], "completed")
-    return _response(answer, status, [message], _usage(answer))
+    message = _message_item(message_id, [_text_part(choice.text)], "completed")
+    return _response_object(answer, status, [message], _response_usage(answer))
 
 
-class WholeResponse(Answer):
+class ResponseObject(GenerationResponse):
     """One JSON object."""
 
     id_prefix = "resp_"
 
-    def complete(self) -> None:
-        self.reply.send(200, quoted(_finished(self, _message_id(self))))
+    def finish(self) -> None:
+        self.writer.send(200, json_bytes(_finished_response(self, _message_id(self))))
 
 
-def _message_id(answer: Answer) -> str:
-    return "msg_" + answer.ask.request_id
+def _message_id(answer: GenerationResponse) -> str:
+    return "msg_" + answer.request.request_id
 
 
-class ResponseStream(StreamAnswer):
+class ResponseObjectStream(StreamingResponse):
     """Numbered, named events around text deltas."""
 
     id_prefix = "resp_"
 
-    def __init__(self, host: Host, ask: Ask, reply: Reply) -> None:
+    def __init__(self, host: ResponseHost, ask: GenerationRequest, reply: ResponseWriter) -> None:
         super().__init__(host, ask, reply)
-        self.uniform = False  # every event carries its number
+        self.is_uniform = False  # every event carries its number
         self._sent = 0
         self._message = _message_id(self)
 
-    def frame(self, event: bytes) -> bytes:
+    def frame_event(self, event: bytes) -> bytes:
         return b"event: response.output_text.delta\ndata: %b\n\n" % event
 
-    def opening(self) -> bytes:
-        super().opening()
-        begun = _response(self, "in_progress", [], None)
-        item = _message(self._message, [], "in_progress")
+    def opening_events(self) -> bytes:
+        super().opening_events()
+        begun = _response_object(self, "in_progress", [], None)
+        item = _message_item(self._message, [], "in_progress")
         return (
-            self._named("response.created", response=begun)
-            + self._named("response.in_progress", response=begun)
-            + self._named("response.output_item.added", output_index=0, item=item)
-            + self._named("response.content_part.added", **self._place(), part=_part(""))
+            self._named_event("response.created", response=begun)
+            + self._named_event("response.in_progress", response=begun)
+            + self._named_event("response.output_item.added", output_index=0, item=item)
+            + self._named_event("response.content_part.added", **self._item_location(), part=_text_part(""))
         )
 
-    def event(self, choice: Choice, text: bytes, ids: list[int], reason: str | None) -> bytes:
-        number = 3 + max(1, choice.count)
+    def token_event(self, choice: ResponseChoice, text: bytes, ids: list[int], reason: str | None) -> bytes:
+        number = 3 + max(1, choice.delivered)
         self._sent = number + 1
         return (
             b'{"content_index":0,"delta":"%b","item_id":%b,"logprobs":[],"output_index":0,"sequence_number":%d,'
             b'"type":"response.output_text.delta"}'
-        ) % (text, quoted(self._message), number)
+        ) % (text, json_bytes(self._message), number)
 
-    def closing(self) -> bytes:
+    def closing_events(self) -> bytes:
         choice = self.choices[0]
-        whole = _finished(self, self._message)
+        whole = _finished_response(self, self._message)
         done = {"length": "response.incomplete"}.get(choice.reason or "", "response.completed")
         return (
-            self._named("response.output_text.done", **self._place(), text=choice.text, logprobs=[])
-            + self._named("response.content_part.done", **self._place(), part=_part(choice.text))
-            + self._named("response.output_item.done", output_index=0, item=whole["output"][0])
-            + self._named(done, response=whole)
+            self._named_event("response.output_text.done", **self._item_location(), text=choice.text, logprobs=[])
+            + self._named_event("response.content_part.done", **self._item_location(), part=_text_part(choice.text))
+            + self._named_event("response.output_item.done", output_index=0, item=whole["output"][0])
+            + self._named_event(done, response=whole)
         )
 
-    def _place(self) -> dict[str, Any]:
+    def _item_location(self) -> dict[str, Any]:
         return {"item_id": self._message, "output_index": 0, "content_index": 0}
 
-    def _named(self, kind: str, **parts: object) -> bytes:
+    def _named_event(self, kind: str, **parts: object) -> bytes:
         body = {"type": kind, "sequence_number": self._sent, **parts}
         self._sent += 1
-        return chunk(b"event: %b\ndata: %b\n\n" % (kind.encode(), quoted(body)))
+        return http_chunk(b"event: %b\ndata: %b\n\n" % (kind.encode(), json_bytes(body)))

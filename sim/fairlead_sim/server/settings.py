@@ -3,14 +3,14 @@
 import hashlib
 from dataclasses import dataclass, field, replace
 
-from fairlead.profile import EngineProfile, preset
+from fairlead.profile import EngineProfile, builtin_profile
 from fairlead_sim.kv_wire import Encoding
 
 VERSION = "0.32.0"
 
 
 @dataclass(frozen=True, slots=True)
-class Surface:
+class ApiSurface:
     """Which parts of the HTTP surface are switched on. A bare vLLM has most of them off; here all are on."""
 
     prompt_tokens_details: bool = True
@@ -66,7 +66,7 @@ class EngineSettings:
 
     model: str = "sim"
     served_names: tuple[str, ...] = ("sim",)
-    profile: EngineProfile = field(default_factory=lambda: preset("tiny-cpu"))
+    profile: EngineProfile = field(default_factory=lambda: builtin_profile("tiny-cpu"))
     speed: float = 1.0
     block_tokens: int = 16
     max_model_len: int = 32_768
@@ -82,7 +82,7 @@ class EngineSettings:
     max_adapters: int = 8
     kv_events: KvEventsSettings = KvEventsSettings()
     kv_transfer: KvTransferSettings = KvTransferSettings()
-    surface: Surface = Surface()
+    surface: ApiSurface = ApiSurface()
     shutdown_timeout: float = 0.0
     on_sigterm: str | None = None
     wake_seconds: float = 0.0

@@ -7,57 +7,59 @@ nothing in it: until ``reload_weights`` an engine that was woken answers nonsens
 
 from collections.abc import Callable
 
-PARTS = frozenset({"weights", "kv_cache"})
-Later = Callable[[float, Callable[[], None]], object]
+MEMORY_PARTS = frozenset({"weights", "kv_cache"})
+Schedule = Callable[[float, Callable[[], None]], object]
 
 
-class Slumber:
+class SleepMode:
     """``level`` is None while the engine is awake; ``hollow``: its weights are gone and were not loaded anew. ``later`` calls after
     so many seconds; ``woken`` is called when the last part is back."""
 
-    def __init__(self, wake_seconds: float, reload_seconds: float, later: Later, woken: Callable[[], None]) -> None:
+    def __init__(
+        self, wake_seconds: float, reload_seconds: float, schedule: Schedule, on_woken: Callable[[], None]
+    ) -> None:
         self.level: int | None = None
-        self.hollow = False
+        self.weights_missing = False
         self._wake_seconds = wake_seconds
         self._reload_seconds = reload_seconds
-        self._later = later
-        self._woken = woken
-        self._gone: frozenset[str] = frozenset()
-        self._falls = 0
+        self._schedule = schedule
+        self._on_woken = on_woken
+        self._missing_parts: frozenset[str] = frozenset()
+        self._sleep_count = 0
 
-    def fall(self, level: int) -> None:
+    def fall_asleep(self, level: int) -> None:
         """Asleep from now on."""
-        self._falls += 1
+        self._sleep_count += 1
         self.level = level
-        self._gone = PARTS if level >= 1 else frozenset()
-        self.hollow = self.hollow or level == 2
+        self._missing_parts = MEMORY_PARTS if level >= 1 else frozenset()
+        self.weights_missing = self.weights_missing or level == 2
 
-    def wake(self, parts: frozenset[str], done: Callable[[], None]) -> None:
+    def wake_up(self, parts: frozenset[str], done: Callable[[], None]) -> None:
         """Bring ``parts`` back; ``done`` follows when they are. One that is put to sleep meanwhile stays asleep."""
-        falls, slow = self._falls, self.level == 1 and "weights" in parts & self._gone
+        falls, slow = self._sleep_count, self.level == 1 and "weights" in parts & self._missing_parts
 
         def back() -> None:
-            if falls == self._falls:
-                self._gone -= parts
-                if not self._gone:  # of one that did not sleep, too: what was paused goes on
+            if falls == self._sleep_count:
+                self._missing_parts -= parts
+                if not self._missing_parts:  # of one that did not sleep, too: what was paused goes on
                     self.level = None
-                    self._woken()
+                    self._on_woken()
             done()
 
-        self._after(self._wake_seconds if slow else 0.0, back)
+        self._call_after(self._wake_seconds if slow else 0.0, back)
 
-    def reload(self, done: Callable[[], None]) -> None:
+    def reload_weights(self, done: Callable[[], None]) -> None:
         """Load the weights anew; ``done`` follows."""
-        falls = self._falls
+        falls = self._sleep_count
 
         def loaded() -> None:
-            self.hollow = self.hollow and falls != self._falls
+            self.weights_missing = self.weights_missing and falls != self._sleep_count
             done()
 
-        self._after(self._reload_seconds, loaded)
+        self._call_after(self._reload_seconds, loaded)
 
-    def _after(self, seconds: float, call: Callable[[], None]) -> None:
+    def _call_after(self, seconds: float, call: Callable[[], None]) -> None:
         if seconds > 0.0:
-            self._later(seconds, call)
+            self._schedule(seconds, call)
         else:
             call()

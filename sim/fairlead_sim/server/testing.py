@@ -5,34 +5,34 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from random import Random
 
 from fairlead.clock import Clock, SystemClock
-from fairlead_sim.server.process import Served, serve
+from fairlead_sim.server.process import RunningEngine, start_engine
 from fairlead_sim.server.settings import EngineSettings
 from fairlead_sim.tokenizer import Tokenizer
 
 
 @asynccontextmanager
-async def serving(
+async def running_engine(
     settings: EngineSettings | None = None, *, clock: Clock | None = None, tokenizer: Tokenizer | None = None
-) -> AsyncIterator[Served]:
+) -> AsyncIterator[RunningEngine]:
     """One engine on a free loopback port, gone at the end of the block."""
-    async with fleet(1, settings, clock=clock, tokenizer=tokenizer) as (served,):
-        yield served
+    async with running_engines(1, settings, clock=clock, tokenizer=tokenizer) as (running,):
+        yield running
 
 
 @asynccontextmanager
-async def fleet(
+async def running_engines(
     count: int,
     settings: EngineSettings | None = None,
     *,
     clock: Clock | None = None,
     tokenizer: Tokenizer | None = None,
-) -> AsyncIterator[list[Served]]:
+) -> AsyncIterator[list[RunningEngine]]:
     """Several equal engines, each on a port of its own."""
     shared = tokenizer or Tokenizer()
     async with AsyncExitStack() as stack:
         engines = []
         for number in range(count):
-            served = await serve(
+            running = await start_engine(
                 settings or EngineSettings(),
                 host="127.0.0.1",
                 port=0,
@@ -40,6 +40,6 @@ async def fleet(
                 random=Random(number),
                 tokenizer=shared,
             )
-            stack.push_async_callback(served.close)
-            engines.append(served)
+            stack.push_async_callback(running.close)
+            engines.append(running)
         yield engines

@@ -3,35 +3,35 @@
 from typing import Any
 
 from fairlead_sim.server import asks, chat, completions
-from fairlead_sim.server.answers import Answer, Choice
-from fairlead_sim.server.app import Call
-from fairlead_sim.server.asks import Ask, Prompt
-from fairlead_sim.server.fields import Fields, json_body
-from fairlead_sim.server.generating import fresh_id
-from fairlead_sim.server.info import answer
-from fairlead_sim.server.problems import Refused
-from fairlead_sim.server.prompts import conversation
-from fairlead_sim.server.streams import quoted
+from fairlead_sim.server.answers import GenerationResponse, ResponseChoice
+from fairlead_sim.server.app import RequestContext
+from fairlead_sim.server.asks import GenerationRequest, TokenizedPrompt
+from fairlead_sim.server.fields import RequestFields, json_body
+from fairlead_sim.server.generating import new_request_id
+from fairlead_sim.server.info import send_json
+from fairlead_sim.server.problems import InvalidRequest
+from fairlead_sim.server.prompts import parse_messages
+from fairlead_sim.server.streams import json_bytes
 
 
-def tokenize(call: Call) -> None:
+def tokenize(call: RequestContext) -> None:
     """A prompt or a conversation → token ids."""
     engine = call.engine
-    fields = Fields(json_body(call.request))
-    _resolve(call, fields)
+    fields = RequestFields(json_body(call.request))
+    _resolve_model(call, fields)
     tokenizer = engine.tokenizer
     if "messages" in fields.body:
-        messages = conversation(fields)
+        messages = parse_messages(fields)
         fields.check()
-        tokens = tokenizer.chat_tokens(messages)
+        tokens = tokenizer.encode_chat(messages)
         if not fields.flag("add_generation_prompt", True):
             tokens = tokens[:-2]
     else:
-        fields.required("prompt")
+        fields.require("prompt")
         text = fields.text("prompt")
         fields.check()
         tokens = tokenizer.encode(text or "")
-    strings = [tokenizer.symbol(token) for token in tokens] if fields.flag("return_token_strs") else None
+    strings = [tokenizer.printable_piece(token) for token in tokens] if fields.flag("return_token_strs") else None
     fields.check()
     body = {
         "count": len(tokens),
@@ -39,55 +39,60 @@ def tokenize(call: Call) -> None:
         "tokens": tokens,
         "token_strs": strings,
     }
-    answer(call, body)
+    send_json(call, body)
 
 
-def detokenize(call: Call) -> None:
+def detokenize(call: RequestContext) -> None:
     """Token ids → text."""
     engine = call.engine
-    fields = Fields(json_body(call.request))
-    _resolve(call, fields)
-    fields.required("tokens")
+    fields = RequestFields(json_body(call.request))
+    _resolve_model(call, fields)
+    fields.require("tokens")
     tokens = fields.token_ids("tokens")
     fields.check()
     for token in tokens:
         if not 0 <= token < engine.tokenizer.vocab_size:
-            raise Refused(f"Token id {token} is out of vocabulary")
-    answer(call, {"prompt": engine.tokenizer.decode(tokens)})
+            raise InvalidRequest(f"Token id {token} is out of vocabulary")
+    send_json(call, {"prompt": engine.tokenizer.decode(tokens)})
 
 
-def render_chat(call: Call) -> None:
+def render_chat(call: RequestContext) -> None:
     """What ``/v1/chat/completions`` would run, without running it."""
     engine = call.engine
-    fields = Fields(json_body(call.request))
-    ask = chat.read(fields, call.request, fresh_id(call), engine.frontend)
-    asks.fits(ask, engine.settings.max_model_len, engine.tokenizer.vocab_size)
+    fields = RequestFields(json_body(call.request))
+    ask = chat.parse_chat_request(fields, call.request, new_request_id(call), engine.prompt_parser)
+    asks.validate_prompts(ask, engine.settings.max_model_len, engine.tokenizer.vocab_size)
     room = engine.settings.max_model_len - len(ask.prompts[0].tokens)
-    wanted = room if ask.max_tokens is None else ask.max_tokens
-    answer(call, _rendered(call, fields, ask, ask.prompts[0], "chatcmpl-", wanted))
+    max_tokens = room if ask.max_tokens is None else ask.max_tokens
+    send_json(call, _rendered_request(call, fields, ask, ask.prompts[0], "chatcmpl-", max_tokens))
 
 
-def render_completions(call: Call) -> None:
+def render_completions(call: RequestContext) -> None:
     """The same for ``/v1/completions``: a list, one entry a prompt."""
     engine = call.engine
-    fields = Fields(json_body(call.request))
-    ask = completions.read(fields, call.request, fresh_id(call), engine.frontend)
-    asks.fits(ask, engine.settings.max_model_len, engine.tokenizer.vocab_size)
-    wanted = None if ask.max_tokens == asks.COMPLETION_TOKENS else ask.max_tokens
-    answer(call, [_rendered(call, fields, ask, prompt, "cmpl-", wanted) for prompt in ask.prompts])
+    fields = RequestFields(json_body(call.request))
+    ask = completions.parse_completion_request(fields, call.request, new_request_id(call), engine.prompt_parser)
+    asks.validate_prompts(ask, engine.settings.max_model_len, engine.tokenizer.vocab_size)
+    max_tokens = None if ask.max_tokens == asks.DEFAULT_COMPLETION_TOKENS else ask.max_tokens
+    send_json(call, [_rendered_request(call, fields, ask, prompt, "cmpl-", max_tokens) for prompt in ask.prompts])
 
 
-def _rendered(
-    call: Call, fields: Fields, ask: Ask, prompt: Prompt, prefix: str, max_tokens: int | None
+def _rendered_request(
+    call: RequestContext,
+    fields: RequestFields,
+    ask: GenerationRequest,
+    prompt: TokenizedPrompt,
+    prefix: str,
+    max_tokens: int | None,
 ) -> dict[str, Any]:
-    offsets = _offsets(call, prompt.tokens) if fields.flag("return_token_offsets") else None
+    offsets = _token_offsets(call, prompt.tokens) if fields.flag("return_token_offsets") else None
     return {
         "request_id": prefix + ask.request_id,
         "token_ids": prompt.tokens,
         "token_offsets": offsets,
         "features": None,
         "content_parts": None,
-        "sampling_params": _sampling(fields, ask, max_tokens),
+        "sampling_params": _sampling_params(fields, ask, max_tokens),
         "model": ask.model,
         "reasoning_ended": None,
         "reasoning_parser_kwargs": None,
@@ -95,14 +100,14 @@ def _rendered(
         "output_mode": "tokens",
         "stream": ask.stream,
         "stream_options": fields.mapping("stream_options"),
-        "cache_salt": ask.salt,
+        "cache_salt": ask.cache_salt,
         "priority": ask.priority,
         "kv_transfer_params": fields.mapping("kv_transfer_params"),
         "ec_transfer_params": None,
     }
 
 
-def _sampling(fields: Fields, ask: Ask, max_tokens: int | None) -> dict[str, Any]:
+def _sampling_params(fields: RequestFields, ask: GenerationRequest, max_tokens: int | None) -> dict[str, Any]:
     def number(name: str, default: float) -> float:
         value = fields.number(name, default)
         return default if value is None else value
@@ -126,11 +131,11 @@ def _sampling(fields: Fields, ask: Ask, max_tokens: int | None) -> dict[str, Any
         "output_kind": 2,
         "skip_clone": True,
         "bad_words": [],
-        "skip_reading_prefix_cache": not ask.lookup,
+        "skip_reading_prefix_cache": not ask.uses_cache,
     }
 
 
-def _offsets(call: Call, tokens: list[int]) -> list[list[int]]:
+def _token_offsets(call: RequestContext, tokens: list[int]) -> list[list[int]]:
     """Where each token's text begins and ends in the rendered text."""
     offsets, at = [], 0
     for token in tokens:
@@ -140,37 +145,37 @@ def _offsets(call: Call, tokens: list[int]) -> list[list[int]]:
     return offsets
 
 
-def generate(call: Call) -> None:
+def generate_from_tokens(call: RequestContext) -> None:
     """``/inference/v1/generate``: token ids in, token ids out."""
     engine = call.engine
-    fields = Fields(json_body(call.request))
-    ask = asks.common(fields, call.request, fresh_id(call))
-    fields.required("token_ids")
+    fields = RequestFields(json_body(call.request))
+    ask = asks.parse_common(fields, call.request, new_request_id(call))
+    fields.require("token_ids")
     tokens = fields.token_ids("token_ids")
-    fields.required("sampling_params")
-    given = fields.mapping("sampling_params")
+    fields.require("sampling_params")
+    sampling_params = fields.mapping("sampling_params")
     fields.check()
     engine.models.resolve(ask)
-    sampling = Fields(given, where="body.sampling_params")
-    ask.max_tokens = sampling.integer("max_tokens", asks.COMPLETION_TOKENS)
+    sampling = RequestFields(sampling_params, where="body.sampling_params")
+    ask.max_tokens = sampling.integer("max_tokens", asks.DEFAULT_COMPLETION_TOKENS)
     ask.min_tokens = sampling.integer("min_tokens", 0) or 0
     ask.seed = sampling.integer("seed")
     ask.n = sampling.integer("n", 1) or 0
     ask.stop_token_ids = frozenset(sampling.token_ids("stop_token_ids"))
-    asks.sound(sampling, ask)
-    ask.prompts = [Prompt(tokens, given=True)]
-    engine.begin(ask, TokensAnswer, call.reply, call.fault)
+    asks.validate_sampling(sampling, ask)
+    ask.prompts = [TokenizedPrompt(tokens, is_token_ids=True)]
+    engine.begin(ask, TokensResponse, call.writer, call.fault)
 
 
-class TokensAnswer(Answer):
+class TokensResponse(GenerationResponse):
     """The answer of ``/inference/v1/generate``."""
 
     id_prefix = "generate-tokens-"
 
-    def complete(self) -> None:
+    def finish(self) -> None:
         body = {
             "request_id": self.id,
-            "model": self.ask.model,
+            "model": self.request.model,
             "created": self.created,
             "usage": self.usage(None),
             "prompt_logprobs": None,
@@ -181,12 +186,12 @@ class TokensAnswer(Answer):
             "kv_transfer_params": None,
             "ec_transfer_params": None,
             "output_mode": "tokens",
-            "choices": [_tokens_choice(choice) for choice in self.choices],
+            "choices": [_choice_fields(choice) for choice in self.choices],
         }
-        self.reply.send(200, quoted(body))
+        self.writer.send(200, json_bytes(body))
 
 
-def _tokens_choice(choice: Choice) -> dict[str, Any]:
+def _choice_fields(choice: ResponseChoice) -> dict[str, Any]:
     return {
         "index": choice.index,
         "finish_reason": choice.reason,
@@ -194,13 +199,13 @@ def _tokens_choice(choice: Choice) -> dict[str, Any]:
         "token_ids": choice.ids,
         "routed_experts": None,
         "sampling_mask": None,
-        "weight_versions": [{"version": "default", "start": 0, "end": choice.count}],
+        "weight_versions": [{"version": "default", "start": 0, "end": choice.delivered}],
         "logprobs": None,
     }
 
 
-def _resolve(call: Call, fields: Fields) -> None:
+def _resolve_model(call: RequestContext, fields: RequestFields) -> None:
     """Check the model's name."""
-    ask = Ask(model=fields.text("model") or "", request_id="")
+    ask = GenerationRequest(model=fields.text("model") or "", request_id="")
     fields.check()
     call.engine.models.resolve(ask)

@@ -4,27 +4,27 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from fairlead_sim.traces import TraceRequest
-from fairlead_sim.traffic.agents import agent_sessions, agents
-from fairlead_sim.traffic.bursty import bursty
-from fairlead_sim.traffic.conversation import ConversationShape, conversation
-from fairlead_sim.traffic.flash_crowd import flash_crowd
-from fairlead_sim.traffic.rag import rag
-from fairlead_sim.traffic.tenants import tenants
+from fairlead_sim.traffic.agents import agent_sessions, agent_traffic
+from fairlead_sim.traffic.bursty import bursty_chat
+from fairlead_sim.traffic.conversation import ConversationShape, conversation_traffic
+from fairlead_sim.traffic.flash_crowd import flash_crowd_traffic
+from fairlead_sim.traffic.rag import rag_traffic
+from fairlead_sim.traffic.tenants import tenant_traffic
 
-__all__ = ["FAMILIES", "ConversationShape", "agent_sessions", "conversation"]
+__all__ = ["FAMILIES", "ConversationShape", "agent_sessions", "conversation_traffic"]
 
 
-class Family(Protocol):
+class TrafficFamily(Protocol):
     """Makes the first ``requests`` requests of a family, at the pace of about 12,000 an hour."""
 
     def __call__(self, requests: int, *, seed: int) -> list[TraceRequest]: ...
 
 
-FAMILIES: Mapping[str, Family] = {
-    "agents": agents,
-    "tenants": tenants,
-    "rag": rag,
-    "flash-crowd": flash_crowd,
-    "bursty": bursty,
+FAMILIES: Mapping[str, TrafficFamily] = {
+    "agents": agent_traffic,
+    "tenants": tenant_traffic,
+    "rag": rag_traffic,
+    "flash-crowd": flash_crowd_traffic,
+    "bursty": bursty_chat,
 }
 """The five that ratios are taken over, by name."""

@@ -3,7 +3,7 @@
 import random
 from typing import Final
 
-from fairlead_sim.traffic.prompt import Collected, Prompt, around
+from fairlead_sim.traffic.prompt import GrowingPrompt, TrafficBuilder, lognormal
 
 TURNS: Final = 3.5
 PAUSE_SECONDS: Final = 25.0
@@ -16,14 +16,19 @@ TOKEN_SECONDS: Final = 0.012
 """What a person waits for before reading: the answer takes about so long."""
 
 
-def chat(
-    into: Collected, random_: random.Random, at: float, prompt: Prompt, session: str, tenant: str | None = None
+def add_chat_session(
+    into: TrafficBuilder,
+    random_: random.Random,
+    at: float,
+    prompt: GrowingPrompt,
+    session: str,
+    tenant: str | None = None,
 ) -> None:
     """One session from ``at`` on that goes on from what ``prompt`` begins with; its turns are geometric with a mean of ``TURNS``."""
     while True:
-        prompt.grow(int(around(random_, ASKED_TOKENS, ASKED_SIGMA, least=20, most=16_000)))
-        output = int(around(random_, ANSWERED_TOKENS, ANSWERED_SIGMA, most=2_000))
+        prompt.grow(int(lognormal(random_, ASKED_TOKENS, ASKED_SIGMA, minimum=20, maximum=16_000)))
+        output = int(lognormal(random_, ANSWERED_TOKENS, ANSWERED_SIGMA, maximum=2_000))
         if not into.add(at, prompt, output, session, tenant) or random_.random() < 1 / TURNS:
             return
-        at += output * TOKEN_SECONDS + around(random_, PAUSE_SECONDS, PAUSE_SIGMA)
+        at += output * TOKEN_SECONDS + lognormal(random_, PAUSE_SECONDS, PAUSE_SIGMA)
         prompt.grow(output)

@@ -37,7 +37,7 @@ class ConversationShape:
     rewind_share: float = 0.20  # the turn edits something earlier and drops what came after
 
 
-class _Turn(NamedTuple):
+class _SessionTurn(NamedTuple):
     """The next request of a session, ordered by time."""
 
     at: float
@@ -53,7 +53,7 @@ class _Session:
     blocks: list[int] = field(default_factory=list)
 
 
-def conversation(
+def conversation_traffic(
     requests: int, *, seed: int = 0, max_prompt: int = MAX_PROMPT_TOKENS, shape: ConversationShape | None = None
 ) -> list[TraceRequest]:
     """``requests`` requests by arrival, at the trace's own pace; equal arguments give equal traffic."""
@@ -65,37 +65,39 @@ def conversation(
     random_ = random.Random(seed)
     fresh = count(1)  # block 0 is the system prompt's
     order = count()
-    turns: list[_Turn] = []
+    turns: list[_SessionTurn] = []
     next_session = 0.0
-    made: list[TraceRequest] = []
-    while len(made) < requests:
+    traffic: list[TraceRequest] = []
+    while len(traffic) < requests:
         if not turns or turns[0].at > next_session:
             at, session = (
                 next_session,
-                _Session(f"s{next(order)}", _first_prompt(random_, shape, max_prompt), blocks=[0]),
+                _Session(f"s{next(order)}", _first_prompt_tokens(random_, shape, max_prompt), blocks=[0]),
             )
             next_session += random_.expovariate(shape.sessions_per_second)
         else:
             at, _, session = heapq.heappop(turns)
-        output = _output(random_)
+        output = _output_tokens(random_)
         session.blocks += [next(fresh) for _ in range(blocks_of(session.tokens) - len(session.blocks))]
-        made.append(
-            TraceRequest(f"g{len(made)}", at, session.tokens, output, tuple(session.blocks), session=session.name)
+        traffic.append(
+            TraceRequest(f"g{len(traffic)}", at, session.tokens, output, tuple(session.blocks), session=session.name)
         )
-        if _grow(session, output, random_, shape) and session.tokens <= max_prompt:
+        if _grow_session(session, output, random_, shape) and session.tokens <= max_prompt:
             think = random_.lognormvariate(math.log(shape.think_median_seconds), shape.think_sigma)
-            heapq.heappush(turns, _Turn(at + shape.think_floor_seconds + think, next(order), session))
-    return made
+            heapq.heappush(turns, _SessionTurn(at + shape.think_floor_seconds + think, next(order), session))
+    return traffic
 
 
-def _grow(session: _Session, output: int, random_: random.Random, shape: ConversationShape) -> bool:
+def _grow_session(session: _Session, output: int, random_: random.Random, shape: ConversationShape) -> bool:
     """Make ``session`` the prompt of its next turn; False when it ends here."""
     if random_.random() >= shape.continue_share[min(session.turn, len(shape.continue_share)) - 1]:
         return False
-    kept = session.tokens
+    kept_tokens = session.tokens
     if random_.random() < shape.rewind_share:
-        kept = max(TRACE_BLOCK_TOKENS, int(kept * random_.uniform(0.1, 0.9)))
-    del session.blocks[max(1, kept // TRACE_BLOCK_TOKENS) :]  # a block that was not full has another id once it is
+        kept_tokens = max(TRACE_BLOCK_TOKENS, int(kept_tokens * random_.uniform(0.1, 0.9)))
+    del session.blocks[
+        max(1, kept_tokens // TRACE_BLOCK_TOKENS) :
+    ]  # a block that was not full has another id once it is
     question = random_.lognormvariate(math.log(30), 0.8)
     if random_.random() < 0.25:  # something pasted
         question += random_.lognormvariate(math.log(1_800), 1.1)
@@ -104,7 +106,7 @@ def _grow(session: _Session, output: int, random_: random.Random, shape: Convers
     return True
 
 
-def _first_prompt(random_: random.Random, shape: ConversationShape, max_prompt: int) -> int:
+def _first_prompt_tokens(random_: random.Random, shape: ConversationShape, max_prompt: int) -> int:
     """A sixth is the system prompt and a sentence, a seventh a short text, the rest long documents up to the cut."""
     kind = random_.random()
     if kind < 0.18:
@@ -117,7 +119,7 @@ def _first_prompt(random_: random.Random, shape: ConversationShape, max_prompt: 
             return tokens
 
 
-def _output(random_: random.Random) -> int:
+def _output_tokens(random_: random.Random) -> int:
     """A quarter is short (a title, a yes), the others lie around 400; never over 2,000."""
     if random_.random() < 0.22:
         return min(2_000, 1 + int(random_.expovariate(1 / 60)))

@@ -4,8 +4,15 @@ import random
 from typing import Final
 
 from fairlead_sim.traces import TraceRequest
-from fairlead_sim.traffic.chat import TURNS, chat
-from fairlead_sim.traffic.prompt import HOUR_REQUESTS, HOUR_SECONDS, Blocks, Collected, Prompt, arrivals
+from fairlead_sim.traffic.chat import TURNS, add_chat_session
+from fairlead_sim.traffic.prompt import (
+    HOUR_REQUESTS,
+    HOUR_SECONDS,
+    BlockIds,
+    GrowingPrompt,
+    TrafficBuilder,
+    poisson_process,
+)
 
 PREFIXES: Final = 8
 PREFIX_BLOCKS: Final = (0, 3)
@@ -14,16 +21,16 @@ CROWD_BLOCKS: Final = 20
 CROWD_SECONDS: Final = 150.0
 
 
-def flash_crowd(requests: int, *, seed: int) -> list[TraceRequest]:
+def flash_crowd_traffic(requests: int, *, seed: int) -> list[TraceRequest]:
     """The first so many requests; equal arguments give equal traffic."""
-    random_, fresh, into = random.Random(f"flash crowd {seed}"), Blocks(), Collected(requests)
-    prefixes = [fresh.run(random_.randint(*PREFIX_BLOCKS)) for _ in range(PREFIXES)]
-    crowds = [(into.seconds * (1 + number) / (CROWDS + 1), fresh.run(CROWD_BLOCKS)) for number in range(CROWDS)]
+    random_, fresh, into = random.Random(f"flash crowd {seed}"), BlockIds(), TrafficBuilder(requests)
+    prefixes = [fresh.take(random_.randint(*PREFIX_BLOCKS)) for _ in range(PREFIXES)]
+    crowds = [(into.seconds * (1 + number) / (CROWDS + 1), fresh.take(CROWD_BLOCKS)) for number in range(CROWDS)]
     rate = HOUR_REQUESTS / HOUR_SECONDS / TURNS
-    for number, at in enumerate(arrivals(random_, lambda _: rate, rate, into.until)):
+    for number, at in enumerate(poisson_process(random_, lambda _: rate, rate, into.until)):
         prefix = random_.choice(prefixes)
         for begin, crowd in crowds:
             if begin <= at < begin + CROWD_SECONDS and random_.random() < 0.5:
                 prefix = crowd
-        chat(into, random_, at, Prompt(fresh, prefix), f"c{number}")
-    return into.first()
+        add_chat_session(into, random_, at, GrowingPrompt(fresh, prefix), f"c{number}")
+    return into.build()

@@ -8,54 +8,58 @@ import random
 from typing import Final
 
 from fairlead_sim.traces import TraceRequest
-from fairlead_sim.traffic.agents import CALLS, work
-from fairlead_sim.traffic.chat import TURNS, chat
+from fairlead_sim.traffic.agents import CALLS, add_agent_session
+from fairlead_sim.traffic.chat import TURNS, add_chat_session
 from fairlead_sim.traffic.prompt import (
     HOUR_REQUESTS,
     HOUR_SECONDS,
-    Blocks,
-    Collected,
-    Prompt,
-    arrivals,
+    BlockIds,
+    GrowingPrompt,
+    TrafficBuilder,
     is_high,
-    two_states,
+    poisson_process,
+    state_changes,
 )
-from fairlead_sim.traffic.rag import Library, ask
+from fairlead_sim.traffic.rag import DocumentLibrary, add_rag_request
 
 TENANTS: Final = 50
 EXPONENT: Final = 0.8
 BURST: Final = 4.0
 BURST_SECONDS: Final = 30.0
-EVERY_SECONDS: Final = 200.0
+CYCLE_SECONDS: Final = 200.0
 DOCUMENTS: Final = 30
 KINDS: Final = ("chat", "agent", "rag")
-_EACH: Final = {"chat": TURNS, "agent": float(CALLS), "rag": 1.0}
+_REQUESTS_PER_SESSION: Final = {"chat": TURNS, "agent": float(CALLS), "rag": 1.0}
 """Requests of a session."""
 
 
-def tenants(requests: int, *, seed: int) -> list[TraceRequest]:
+def tenant_traffic(requests: int, *, seed: int) -> list[TraceRequest]:
     """The first so many requests; equal arguments give equal traffic."""
-    random_, fresh, into = random.Random(f"tenants {seed}"), Blocks(), Collected(requests)
+    random_, fresh, into = random.Random(f"tenants {seed}"), BlockIds(), TrafficBuilder(requests)
     weights = [(1 + rank) ** -EXPONENT for rank in range(TENANTS)]
-    mean = 1.0 + (BURST - 1.0) * BURST_SECONDS / EVERY_SECONDS
+    mean = 1.0 + (BURST - 1.0) * BURST_SECONDS / CYCLE_SECONDS
     for rank, weight in enumerate(weights):
         kind = KINDS[rank % len(KINDS)]
-        rate = HOUR_REQUESTS / HOUR_SECONDS * weight / sum(weights) / mean / _EACH[kind]
-        _tenant(into, random_, fresh, kind, rate, f"t{rank}")
-    return into.first()
+        rate = HOUR_REQUESTS / HOUR_SECONDS * weight / sum(weights) / mean / _REQUESTS_PER_SESSION[kind]
+        _add_tenant(into, random_, fresh, kind, rate, f"t{rank}")
+    return into.build()
 
 
-def _tenant(into: Collected, random_: random.Random, fresh: Blocks, kind: str, rate: float, name: str) -> None:
+def _add_tenant(
+    into: TrafficBuilder, random_: random.Random, fresh: BlockIds, kind: str, rate: float, name: str
+) -> None:
     """All that one tenant asks; ``rate`` is that of sessions outside bursts."""
-    own = fresh.run(random_.randint(1, 12))
-    library = Library(fresh, random_, DOCUMENTS) if kind == "rag" else None
-    bursts = two_states(random_, EVERY_SECONDS - BURST_SECONDS, BURST_SECONDS, into.until)
-    times = arrivals(random_, lambda at: rate * (BURST if is_high(bursts, at) else 1.0), rate * BURST, into.until)
+    own = fresh.take(random_.randint(1, 12))
+    library = DocumentLibrary(fresh, random_, DOCUMENTS) if kind == "rag" else None
+    bursts = state_changes(random_, CYCLE_SECONDS - BURST_SECONDS, BURST_SECONDS, into.until)
+    times = poisson_process(
+        random_, lambda at: rate * (BURST if is_high(bursts, at) else 1.0), rate * BURST, into.until
+    )
     for number, at in enumerate(times):
         session = f"{name}.{number}"
         if library is not None:
-            ask(into, random_, at, fresh, own, library, session, name)
+            add_rag_request(into, random_, at, fresh, own, library, session, name)
         elif kind == "chat":
-            chat(into, random_, at, Prompt(fresh, own), session, name)
+            add_chat_session(into, random_, at, GrowingPrompt(fresh, own), session, name)
         else:
-            work(into, random_, at, Prompt(fresh, own), session, name)
+            add_agent_session(into, random_, at, GrowingPrompt(fresh, own), session, name)

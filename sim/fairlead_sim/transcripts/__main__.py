@@ -15,16 +15,16 @@ def main() -> int:
     parser.add_argument("folder", type=Path, nargs="?", metavar="DIR", help="the folder of recordings (*.txt)")
     parser.add_argument("--write", type=Path, metavar="PAGE", help="write the reference page, from the manifest alone")
     arguments = parser.parse_args()
-    claimed = manifest.load()
+    claimed = manifest.load_manifest()
     if arguments.folder is None and arguments.write is None:
         parser.error("nothing to do: give DIR, --write or both")
     if arguments.folder is not None:
         results = asyncio.run(replay_all(claimed, arguments.folder))
-        sys.stdout.write(report.table(claimed, results) + "\n")
-        if report.broken(results):
+        sys.stdout.write(report.render_table(claimed, results) + "\n")
+        if report.broken_claims(results):
             return 1
     if arguments.write is not None:
-        arguments.write.write_text(report.page(claimed), "utf-8")
+        arguments.write.write_text(report.render_page(claimed), "utf-8")
     return 0
 
 

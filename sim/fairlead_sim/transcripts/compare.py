@@ -15,95 +15,99 @@ from collections.abc import Iterator
 from typing import Any
 
 from fairlead_sim.transcripts import masks
-from fairlead_sim.transcripts.recording import Response
+from fairlead_sim.transcripts.recording import HttpResponse
 
-_WORDS = frozenset({"object", "role", "finish_reason", "type", "status", "code"})
-_SIGNS = frozenset({"cached_tokens", "created_cache_tokens", "cache_read_input_tokens", "server_load"})
+_CLOSED_WORD_FIELDS = frozenset({"object", "role", "finish_reason", "type", "status", "code"})
+_SIGN_FIELDS = frozenset({"cached_tokens", "created_cache_tokens", "cache_read_input_tokens", "server_load"})
 _KEYED_BY_TEXT = frozenset({"top_logprobs", "prompt_logprobs", "added_tokens_decoder"})
 
 
-def exact(recorded: Response, live: Response) -> list[str]:
+def compare_exact(recorded: HttpResponse, live: HttpResponse) -> list[str]:
     """What keeps ``live`` from being the recorded answer, apart from what masks.py hides."""
-    found = _status(recorded, live)
-    if masks.headers(recorded) != masks.headers(live):
-        found.append(f"headers: recorded {masks.headers(recorded)}, live {masks.headers(live)}")
+    differences = _compare_status(recorded, live)
+    if masks.mask_headers(recorded) != masks.mask_headers(live):
+        differences.append(f"headers: recorded {masks.mask_headers(recorded)}, live {masks.mask_headers(live)}")
     if recorded.is_stream or live.is_stream:
-        return found + list(_exact_stream(recorded, live))
+        return differences + list(_exact_stream(recorded, live))
     if not _is_json(recorded) or not _is_json(live):
         if recorded.body != live.body:
-            found.append(f"body: recorded {masks.text(recorded.body)!r}, live {masks.text(live.body)!r}")
-        return found
-    found.extend(_exact_json("body", masks.value(recorded.json()), masks.value(live.json())))
+            differences.append(
+                f"body: recorded {masks.decode_body(recorded.body)!r}, live {masks.decode_body(live.body)!r}"
+            )
+        return differences
+    differences.extend(_exact_json("body", masks.mask_document(recorded.json()), masks.mask_document(live.json())))
     if masks.is_compact(recorded.body) != masks.is_compact(live.body):
-        found.append("body: spaces between JSON tokens differ")
-    return found
+        differences.append("body: spaces between JSON tokens differ")
+    return differences
 
 
-def shape(recorded: Response, live: Response) -> list[str]:
+def compare_shape(recorded: HttpResponse, live: HttpResponse) -> list[str]:
     """What keeps ``live`` from having the recorded answer's shape."""
-    found = _status(recorded, live)
-    if masks.names(recorded.headers) != masks.names(live.headers):
-        found.append(f"header names: recorded {masks.names(recorded.headers)}, live {masks.names(live.headers)}")
+    differences = _compare_status(recorded, live)
+    if masks.header_names(recorded.headers) != masks.header_names(live.headers):
+        differences.append(
+            f"header names: recorded {masks.header_names(recorded.headers)}, live {masks.header_names(live.headers)}"
+        )
     if recorded.is_stream or live.is_stream:
-        return found + _shape_stream(recorded, live)
+        return differences + _shape_stream(recorded, live)
     if _is_json(recorded) != _is_json(live):
-        found.append("body: only one of the two is JSON")
+        differences.append("body: only one of the two is JSON")
     elif _is_json(recorded):
-        found.extend(_differences("body", _shape(recorded.json(), None), _shape(live.json(), None)))
+        differences.extend(_differences("body", _shape_of(recorded.json(), None), _shape_of(live.json(), None)))
     elif bool(recorded.body) != bool(live.body):
-        found.append("body: only one of the two is empty")
-    return found
+        differences.append("body: only one of the two is empty")
+    return differences
 
 
-def event_kinds(events: list[Any]) -> dict[str, list[str]]:
+def event_kinds_by_choice(events: list[Any]) -> dict[str, list[str]]:
     """The kinds of a stream's events in order, by choice; events of no choice (usage, error, end) under ``stream``."""
     kinds: dict[str, list[str]] = {}
     for event in events:
-        owner, kind = _kind(event)
+        owner, kind = _event_kind(event)
         run = kinds.setdefault(owner, [])
         if not run or run[-1] != kind:
             run.append(kind)
     return kinds
 
 
-def _status(recorded: Response, live: Response) -> list[str]:
+def _compare_status(recorded: HttpResponse, live: HttpResponse) -> list[str]:
     if (recorded.status, recorded.reason) == (live.status, live.reason):
         return []
     return [f"status: recorded {recorded.status} {recorded.reason}, live {live.status} {live.reason}"]
 
 
-def _is_json(response: Response) -> bool:
+def _is_json(response: HttpResponse) -> bool:
     return response.fields.get("content-type", "").startswith("application/json")
 
 
-def _exact_stream(recorded: Response, live: Response) -> Iterator[str]:
-    theirs, ours = masks.events(recorded), masks.events(live)
-    if len(theirs) != len(ours):
-        yield f"stream: recorded {len(theirs)} events, live {len(ours)}"
-    for number, (their, our) in enumerate(zip(theirs, ours, strict=False)):
+def _exact_stream(recorded: HttpResponse, live: HttpResponse) -> Iterator[str]:
+    recorded_events, live_events = masks.mask_events(recorded), masks.mask_events(live)
+    if len(recorded_events) != len(live_events):
+        yield f"stream: recorded {len(recorded_events)} events, live {len(live_events)}"
+    for number, (their, our) in enumerate(zip(recorded_events, live_events, strict=False)):
         yield from _exact_json(f"event {number}", their, our)
-    if (len(theirs) == len(recorded.chunks)) != (len(ours) == len(live.chunks)):
+    if (len(recorded_events) == len(recorded.chunks)) != (len(live_events) == len(live.chunks)):
         yield "stream: only one of the two has one event per chunk"
 
 
 def _exact_json(where: str, theirs: Any, ours: Any) -> Iterator[str]:
     if json.dumps(theirs) != json.dumps(ours):
-        yield f"{where}: recorded {_short(theirs)}, live {_short(ours)}"
+        yield f"{where}: recorded {_shorten(theirs)}, live {_shorten(ours)}"
 
 
-def _shape_stream(recorded: Response, live: Response) -> list[str]:
+def _shape_stream(recorded: HttpResponse, live: HttpResponse) -> list[str]:
     theirs, ours = recorded.events(), live.events()
-    if event_kinds(theirs) != event_kinds(ours):
-        return [f"event kinds: recorded {event_kinds(theirs)}, live {event_kinds(ours)}"]
-    found: list[str] = []
-    for kind in sorted({kind for run in event_kinds(theirs).values() for kind in run}):
-        their = _union([_shape(event, None) for event in theirs if _kind(event)[1] == kind])
-        our = _union([_shape(event, None) for event in ours if _kind(event)[1] == kind])
-        found.extend(_differences(f"event {kind!r}", their, our))
-    return found
+    if event_kinds_by_choice(theirs) != event_kinds_by_choice(ours):
+        return [f"event kinds: recorded {event_kinds_by_choice(theirs)}, live {event_kinds_by_choice(ours)}"]
+    differences: list[str] = []
+    for kind in sorted({kind for run in event_kinds_by_choice(theirs).values() for kind in run}):
+        their = _union([_shape_of(event, None) for event in theirs if _event_kind(event)[1] == kind])
+        our = _union([_shape_of(event, None) for event in ours if _event_kind(event)[1] == kind])
+        differences.extend(_differences(f"event {kind!r}", their, our))
+    return differences
 
 
-def _kind(event: Any) -> tuple[str, str]:
+def _event_kind(event: Any) -> tuple[str, str]:
     """(owner, kind) of an event; the owner is a choice's number or ``stream``."""
     if not isinstance(event, dict):
         return "stream", str(event)
@@ -119,16 +123,16 @@ def _kind(event: Any) -> tuple[str, str]:
     return owner, "content" if choice.get("finish_reason") is None else "finish"
 
 
-def _shape(item: Any, key: str | None) -> Any:
+def _shape_of(item: Any, key: str | None) -> Any:
     if isinstance(item, dict):
         if key in _KEYED_BY_TEXT and "token" not in item:
-            return {"<any>": _union([_shape(child, None) for child in item.values()])}
-        return {name: _shape(child, name) for name, child in item.items()}
+            return {"<any>": _union([_shape_of(child, None) for child in item.values()])}
+        return {name: _shape_of(child, name) for name, child in item.items()}
     if isinstance(item, list):
-        return [_union([_shape(child, key) for child in item])]
-    if key in _WORDS and isinstance(item, str):
+        return [_union([_shape_of(child, key) for child in item])]
+    if key in _CLOSED_WORD_FIELDS and isinstance(item, str):
         return f"the word {item}"
-    if key in _SIGNS and isinstance(item, int):
+    if key in _SIGN_FIELDS and isinstance(item, int):
         return "a positive number" if item > 0 else "zero"
     return {str: "string", bool: "boolean", int: "number", float: "number", type(None): "null"}[type(item)]
 
@@ -145,17 +149,17 @@ def _differences(where: str, theirs: Any, ours: Any) -> Iterator[str]:
     if isinstance(theirs, dict) and isinstance(ours, dict):
         for name in theirs.keys() | ours.keys():
             if name not in ours:
-                yield f"{where}.{name}: missing, recorded as {_short(theirs[name])}"
+                yield f"{where}.{name}: missing, recorded as {_shorten(theirs[name])}"
             elif name not in theirs:
-                yield f"{where}.{name}: not in the recording, live {_short(ours[name])}"
+                yield f"{where}.{name}: not in the recording, live {_shorten(ours[name])}"
             else:
                 yield from _differences(f"{where}.{name}", theirs[name], ours[name])
     elif isinstance(theirs, list) and isinstance(ours, list) and theirs != ours:
         yield from _differences(f"{where}[]", theirs[0], ours[0])
     elif theirs != ours:
-        yield f"{where}: recorded {_short(theirs)}, live {_short(ours)}"
+        yield f"{where}: recorded {_shorten(theirs)}, live {_shorten(ours)}"
 
 
-def _short(item: Any) -> str:
-    told = json.dumps(item)
-    return told if len(told) <= 600 else told[:600] + "…"
+def _shorten(item: Any) -> str:
+    text = json.dumps(item)
+    return text if len(text) <= 600 else text[:600] + "…"

@@ -15,7 +15,7 @@ _STOP_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
-class Engine:
+class EngineProcess:
     """A running engine: where it listens, and its process."""
 
     host: str
@@ -29,7 +29,7 @@ class Engine:
 
 
 @asynccontextmanager
-async def launched(switches: Sequence[str]) -> AsyncIterator[Engine]:
+async def launch_engine(switches: Sequence[str]) -> AsyncIterator[EngineProcess]:
     """Start one engine on a free port and wait for its ready line. Raises Unavailable when it does not come up."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "fairlead_sim", "engine", "--listen", "127.0.0.1:0", *switches),
@@ -37,22 +37,22 @@ async def launched(switches: Sequence[str]) -> AsyncIterator[Engine]:
         stdout=asyncio.subprocess.PIPE,
     )
     try:
-        host, port = await asyncio.wait_for(_ready(process), _START_SECONDS)
-        yield Engine(host, port, process)
+        host, port = await asyncio.wait_for(_wait_ready(process), _START_SECONDS)
+        yield EngineProcess(host, port, process)
     finally:
-        await _end(process)
+        await _stop_process(process)
 
 
-async def _ready(process: asyncio.subprocess.Process) -> tuple[str, int]:
+async def _wait_ready(process: asyncio.subprocess.Process) -> tuple[str, int]:
     if process.stdout is None:
         raise Unavailable("the engine's output is not a pipe")
     async for line in process.stdout:
-        if line.startswith(b"ready") and (found := _READY.search(line)):
-            return found[1].decode(), int(found[2])
+        if line.startswith(b"ready") and (match := _READY.search(line)):
+            return match[1].decode(), int(match[2])
     raise Unavailable(f"the engine ended before it was ready (exit status {await process.wait()})")
 
 
-async def _end(process: asyncio.subprocess.Process) -> None:
+async def _stop_process(process: asyncio.subprocess.Process) -> None:
     """TERM, then KILL; the pipe is read to its end so that its transport closes."""
     if process.returncode is None:
         process.terminate()

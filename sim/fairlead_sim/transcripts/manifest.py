@@ -15,11 +15,11 @@ from fairlead.errors import BadInput
 EXACT = "exact"
 SHAPE = "shape"
 EXCLUDED = "excluded"
-_LEVELS = frozenset({EXACT, SHAPE, EXCLUDED})
+_MATCH_LEVELS = frozenset({EXACT, SHAPE, EXCLUDED})
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class ManifestEntry:
     """One request/response recording.
 
     ``hold`` requests are sent at once and kept open until the recording named ``until`` has been replayed;
@@ -37,11 +37,11 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
-class Scenario:
+class ManifestScenario:
     """A file that tells a whole scenario; ``tests`` are the tests that cover it, ``what`` says what it shows."""
 
     name: str
-    what: str
+    summary: str
     tests: tuple[str, ...]
 
 
@@ -50,36 +50,36 @@ class Manifest:
     """All files: ``engines`` are the switches each configuration is started with."""
 
     engines: Mapping[str, tuple[str, ...]]
-    entries: tuple[Entry, ...]
-    scenarios: tuple[Scenario, ...]
+    entries: tuple[ManifestEntry, ...]
+    scenarios: tuple[ManifestScenario, ...]
 
-    def of(self, engine: str) -> list[Entry]:
+    def entries_for(self, engine: str) -> list[ManifestEntry]:
         """The recordings to replay against one configuration, in order."""
         return [entry for entry in self.entries if entry.engine == engine and entry.match != EXCLUDED]
 
 
-def load() -> Manifest:
+def load_manifest() -> Manifest:
     """The manifest that ships with this package. Raises BadInput naming the entry that is wrong."""
     text = resources.files(__package__).joinpath("manifest.yaml").read_text("utf-8")
-    return parse(yaml.safe_load(text))
+    return parse_manifest(yaml.safe_load(text))
 
 
-def parse(document: Mapping[str, Any]) -> Manifest:
+def parse_manifest(document: Mapping[str, Any]) -> Manifest:
     """A manifest from its YAML document. Raises BadInput naming the entry that is wrong."""
     engines = {name: tuple(str(word) for word in words) for name, words in document["engines"].items()}
-    entries = tuple(_entry(name, fields, engines) for name, fields in document["recordings"].items())
+    entries = tuple(_parse_entry(name, fields, engines) for name, fields in document["recordings"].items())
     scenarios = tuple(
-        Scenario(name, fields["what"], tuple(fields["tests"])) for name, fields in document["scenarios"].items()
+        ManifestScenario(name, fields["what"], tuple(fields["tests"])) for name, fields in document["scenarios"].items()
     )
     return Manifest(engines, entries, scenarios)
 
 
-def _entry(name: str, fields: Mapping[str, Any], engines: Mapping[str, Any]) -> Entry:
+def _parse_entry(name: str, fields: Mapping[str, Any], engines: Mapping[str, Any]) -> ManifestEntry:
     try:
-        entry = Entry(name, **fields)
+        entry = ManifestEntry(name, **fields)
     except TypeError as error:
         raise BadInput(f"{name}: {error}", field=f"recordings.{name}") from error
-    if entry.match not in _LEVELS:
+    if entry.match not in _MATCH_LEVELS:
         raise BadInput(
             f"{name}: match is {entry.match!r}", field=f"recordings.{name}.match", hint="exact, shape, excluded"
         )

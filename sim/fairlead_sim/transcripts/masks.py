@@ -8,29 +8,29 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from fairlead_sim.transcripts.recording import Response
+from fairlead_sim.transcripts.recording import HttpResponse
 
-_HEX = re.compile(r"(?<![0-9a-z])(?=[0-9a-f]*\d)[0-9a-f]{8,}(?![0-9a-z])")
+_HEX_ID = re.compile(r"(?<![0-9a-z])(?=[0-9a-f]*\d)[0-9a-f]{8,}(?![0-9a-z])")
 _IDS = frozenset({"id", "request_id", "system_fingerprint"})
 _TIMES = frozenset({"created", "created_at", "completed_at"})
 _GENERATED = frozenset({"text", "content", "token_ids", "logprobs"})
 
 
-def header(name: str, value: str) -> tuple[str, str]:
+def mask_header(name: str, value: str) -> tuple[str, str]:
     """A header in lower case with its value masked where it holds an id, a time or a length."""
     lowered = name.lower()
     if lowered in ("date", "content-length"):
         return lowered, "*"
-    return lowered, _HEX.sub("*", value) if lowered == "x-request-id" else value
+    return lowered, _HEX_ID.sub("*", value) if lowered == "x-request-id" else value
 
 
-def value(document: Any) -> Any:
+def mask_document(document: Any) -> Any:
     """A JSON document with ids, times and generated text replaced; key order is kept."""
     generated = isinstance(document, dict) and ("choices" in document or "output" in document or _is_message(document))
-    return _masked(document, None, within=generated)
+    return _mask_item(document, None, within=generated)
 
 
-def text(raw: bytes) -> str:
+def decode_body(raw: bytes) -> str:
     """A body that is not JSON, as text."""
     return raw.decode("utf-8", "replace")
 
@@ -41,17 +41,17 @@ def is_compact(raw: bytes) -> bool:
     return len(raw) <= len(json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace"))
 
 
-def headers(response: Response) -> list[tuple[str, str]]:
+def mask_headers(response: HttpResponse) -> list[tuple[str, str]]:
     """All headers of an answer, masked, in order."""
-    return [header(*pair) for pair in response.headers]
+    return [mask_header(*pair) for pair in response.headers]
 
 
-def events(response: Response) -> list[Any]:
+def mask_events(response: HttpResponse) -> list[Any]:
     """All server-sent events of an answer, masked, in order."""
-    return [value(event) for event in response.events()]
+    return [mask_document(event) for event in response.events()]
 
 
-def names(pairs: Iterable[tuple[str, str]]) -> list[str]:
+def header_names(pairs: Iterable[tuple[str, str]]) -> list[str]:
     """Header names, sorted and in lower case."""
     return sorted(name.lower() for name, _ in pairs)
 
@@ -60,26 +60,26 @@ def _is_message(document: dict[str, Any]) -> bool:
     return document.get("type") == "message"
 
 
-def _masked(item: Any, key: str | None, *, within: bool) -> Any:
+def _mask_item(item: Any, key: str | None, *, within: bool) -> Any:
     if isinstance(item, dict):
-        return {name: _masked(child, name, within=within) for name, child in item.items()}
+        return {name: _mask_item(child, name, within=within) for name, child in item.items()}
     if key in _TIMES and isinstance(item, int | float):
         return "*"
     if key in _IDS and isinstance(item, str):
-        return _HEX.sub("*", item)
+        return _HEX_ID.sub("*", item)
     if within and key in _GENERATED:
-        return _generated(item, key)
+        return _mask_generated(item, key)
     if isinstance(item, list):
-        return [_masked(child, key, within=within) for child in item]
+        return [_mask_item(child, key, within=within) for child in item]
     return item
 
 
-def _generated(item: Any, key: str) -> Any:
+def _mask_generated(item: Any, key: str) -> Any:
     """Generated text is masked; its absence (null, or the empty text of a stream's first event) is not."""
     if isinstance(item, str):
         return "*" if item else ""
     if isinstance(item, list) and all(isinstance(child, int) for child in item):
         return "*"
     if isinstance(item, list):
-        return [_masked(child, key, within=True) for child in item]
+        return [_mask_item(child, key, within=True) for child in item]
     return item

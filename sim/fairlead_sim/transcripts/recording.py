@@ -16,7 +16,7 @@ _TIMELINE = b"\n===== RECV TIMELINE"
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class RecordedRequest:
     """What the recorder sent; ``headers`` in order, as written."""
 
     method: str
@@ -24,7 +24,7 @@ class Request:
     headers: tuple[tuple[str, str], ...]
     body: bytes
 
-    def wire(self, host: str) -> bytes:
+    def to_bytes(self, host: str) -> bytes:
         """The request as bytes for another address: Host and Content-Length are rewritten, the rest is as recorded."""
         lines = [f"{self.method} {self.target} HTTP/1.1"]
         for name, value in self.headers:
@@ -38,7 +38,7 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
-class Response:
+class HttpResponse:
     """An answer, recorded or live. ``chunks`` is what the chunked coding framed, empty when the body came plain."""
 
     status: int
@@ -63,13 +63,13 @@ class Response:
 
     def events(self) -> list[Any]:
         """The ``data:`` of each server-sent event: parsed JSON, or the text itself (``[DONE]``)."""
-        found: list[Any] = []
+        events: list[Any] = []
         for block in self.body.split(b"\n\n"):
             if not block.startswith(b"data: "):
                 continue
             data = block[6:].decode("utf-8", "replace")
-            found.append(json.loads(data) if data.startswith("{") else data)
-        return found
+            events.append(json.loads(data) if data.startswith("{") else data)
+        return events
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +77,8 @@ class Recording:
     """A file of the study; ``response`` is None where the engine did not answer before the recorder gave up."""
 
     name: str
-    request: Request
-    response: Response | None
+    request: RecordedRequest
+    response: HttpResponse | None
 
 
 def is_recording(raw: bytes) -> bool:
@@ -86,47 +86,47 @@ def is_recording(raw: bytes) -> bool:
     return _REQUEST in raw and _RESPONSE in raw
 
 
-def read(path: Path) -> Recording:
+def read_recording(path: Path) -> Recording:
     """Read a recording. Raises ValueError when the file is not one."""
     raw = path.read_bytes()
     if not is_recording(raw):
         raise ValueError(f"{path.name} is not a request/response recording")
     request, _, rest = raw.split(_REQUEST, 1)[1].partition(_RESPONSE)
     response = rest.split(_TIMELINE, 1)[0]
-    return Recording(path.stem, _request(request), parse_response(response) if response.strip() else None)
+    return Recording(path.stem, _parse_request(request), parse_response(response) if response.strip() else None)
 
 
-def _request(raw: bytes) -> Request:
-    lines, body = _head(raw)
+def _parse_request(raw: bytes) -> RecordedRequest:
+    lines, body = _split_head(raw)
     method, target, _ = lines[0].split(" ", 2)
-    return Request(method, target, _headers(lines[1:]), body)
+    return RecordedRequest(method, target, _parse_headers(lines[1:]), body)
 
 
-def parse_response(raw: bytes) -> Response:
+def parse_response(raw: bytes) -> HttpResponse:
     """Split the bytes of a whole answer. Raises ValueError when they are no HTTP answer."""
-    lines, body = _head(raw)
+    lines, body = _split_head(raw)
     version, status, reason = [*lines[0].split(" ", 2), ""][:3]
     if not version.startswith("HTTP/"):
         raise ValueError(f"no HTTP status line: {lines[0]!r}")
-    headers = _headers(lines[1:])
+    headers = _parse_headers(lines[1:])
     chunked = any(name.lower() == "transfer-encoding" and "chunked" in value.lower() for name, value in headers)
     chunks = _dechunk(body) if chunked else ()
-    return Response(int(status), reason, headers, b"".join(chunks) if chunked else body, chunks)
+    return HttpResponse(int(status), reason, headers, b"".join(chunks) if chunked else body, chunks)
 
 
-def is_whole(raw: bytes) -> bool:
+def is_complete(raw: bytes) -> bool:
     """Whether ``raw`` holds one complete answer (by Content-Length or the last chunk)."""
     head, separator, body = raw.partition(b"\r\n\r\n")
     if not separator:
         return False
-    fields = dict(_headers(head.decode("latin-1").split("\r\n")[1:]))
+    fields = dict(_parse_headers(head.decode("latin-1").split("\r\n")[1:]))
     folded = {name.lower(): value for name, value in fields.items()}
     if "chunked" in folded.get("transfer-encoding", ""):
         return body.endswith(b"\r\n0\r\n\r\n") or body == b"0\r\n\r\n"
     return len(body) >= int(folded.get("content-length", "0"))
 
 
-def _head(raw: bytes) -> tuple[list[str], bytes]:
+def _split_head(raw: bytes) -> tuple[list[str], bytes]:
     ends = [(raw.find(mark), len(mark)) for mark in (b"\r\n\r\n", b"\n\n") if mark in raw]
     if not ends:
         return raw.decode("latin-1").splitlines(), b""
@@ -134,7 +134,7 @@ def _head(raw: bytes) -> tuple[list[str], bytes]:
     return raw[:position].decode("latin-1").splitlines(), raw[position + length :]
 
 
-def _headers(lines: list[str]) -> tuple[tuple[str, str], ...]:
+def _parse_headers(lines: list[str]) -> tuple[tuple[str, str], ...]:
     pairs = (line.partition(":") for line in lines if line)
     return tuple((name, value.strip()) for name, _, value in pairs)
 

@@ -12,24 +12,31 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fairlead_sim.transcripts import compare
-from fairlead_sim.transcripts.exchange import connected, exchange, load, metric_until, post, until
-from fairlead_sim.transcripts.launch import Engine, launched
-from fairlead_sim.transcripts.manifest import EXACT, EXCLUDED, Entry, Manifest
-from fairlead_sim.transcripts.recording import Recording, Response, read
+from fairlead_sim.transcripts.exchange import (
+    open_client,
+    post_request,
+    read_load,
+    send_request,
+    wait_for_metric,
+    wait_for_value,
+)
+from fairlead_sim.transcripts.launch import EngineProcess, launch_engine
+from fairlead_sim.transcripts.manifest import EXACT, EXCLUDED, Manifest, ManifestEntry
+from fairlead_sim.transcripts.recording import HttpResponse, Recording, read_recording
 
 _RUNNING = "vllm:num_requests_running"
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
+class ReplayResult:
     """How one recording compared, in both ways, whatever the manifest asks for."""
 
-    entry: Entry
+    entry: ManifestEntry
     exact_differences: tuple[str, ...]
     shape_differences: tuple[str, ...]
 
     @property
-    def is_kept(self) -> bool:
+    def is_as_claimed(self) -> bool:
         """Whether the manifest's claim holds."""
         return not self.differences
 
@@ -39,7 +46,7 @@ class Result:
         return self.exact_differences if self.entry.match == EXACT else self.shape_differences
 
     @property
-    def found(self) -> str:
+    def likeness(self) -> str:
         """The closest likeness that was found: ``exact``, ``shape`` or ``differs``."""
         if not self.exact_differences:
             return "exact"
@@ -47,73 +54,77 @@ class Result:
 
 
 @dataclass(frozen=True, slots=True)
-class _Held:
+class _HeldRecording:
     """A recording whose requests are open; each task ends with an answer."""
 
-    entry: Entry
+    entry: ManifestEntry
     recording: Recording
-    answers: tuple["asyncio.Task[Response]", ...]
+    answers: tuple["asyncio.Task[HttpResponse]", ...]
 
 
-async def replay_all(manifest: Manifest, folder: Path) -> list[Result]:
+async def replay_all(manifest: Manifest, folder: Path) -> list[ReplayResult]:
     """Replay every recording that is not excluded, each configuration on an engine of its own."""
-    results: dict[str, Result] = {}
+    results: dict[str, ReplayResult] = {}
     for name, switches in manifest.engines.items():
-        entries = manifest.of(name)
+        entries = manifest.entries_for(name)
         if not entries:
             continue
-        async with launched(switches) as engine:
-            for result in await replay(entries, folder, engine):
+        async with launch_engine(switches) as engine:
+            for result in await replay_recordings(entries, folder, engine):
                 results[result.entry.name] = result
     return [results[entry.name] for entry in manifest.entries if entry.match != EXCLUDED]
 
 
-async def replay(entries: Iterable[Entry], folder: Path, engine: Engine) -> list[Result]:
+async def replay_recordings(
+    entries: Iterable[ManifestEntry], folder: Path, engine: EngineProcess
+) -> list[ReplayResult]:
     """Replay recordings against a running engine, in order."""
-    results: list[Result] = []
-    held: list[_Held] = []
+    results: list[ReplayResult] = []
+    open_recordings: list[_HeldRecording] = []
     async with AsyncExitStack() as stack:
         for entry in entries:
-            recording = read(folder / f"{entry.name}.txt")
+            recording = read_recording(folder / f"{entry.name}.txt")
             if entry.hold:
-                held.append(await _hold(entry, recording, engine, stack))
+                open_recordings.append(await _send_held(entry, recording, engine, stack))
                 continue
             if entry.abandon:
-                await _abandon(entry.abandon, engine)
-            due = [item for item in held if item.entry.until == entry.name]
+                await _abandon_request(entry.abandon, engine)
+            due = [item for item in open_recordings if item.entry.until == entry.name]
             early = {item.entry.name: any(answer.done() for answer in item.answers) for item in due}
             for _ in range(entry.times - 1):
-                await _answer(recording, engine)
-            results.append(_compared(entry, recording, await _answer(recording, engine)))
+                await _send_recorded(recording, engine)
+            results.append(_compare_live(entry, recording, await _send_recorded(recording, engine)))
             for item in due:
-                results.append(await _settled(item, early[item.entry.name]))
-                held.remove(item)
+                results.append(await _finish_held(item, early[item.entry.name]))
+                open_recordings.remove(item)
     return results
 
 
-def compared(entry: Entry, recorded: Response, live: Response) -> Result:
+def compare_responses(entry: ManifestEntry, recorded: HttpResponse, live: HttpResponse) -> ReplayResult:
     """Both comparisons of one answer."""
-    return Result(entry, tuple(compare.exact(recorded, live)), tuple(compare.shape(recorded, live)))
+    return ReplayResult(
+        entry, tuple(compare.compare_exact(recorded, live)), tuple(compare.compare_shape(recorded, live))
+    )
 
 
-def _compared(entry: Entry, recording: Recording, live: Response | str) -> Result:
+def _compare_live(entry: ManifestEntry, recording: Recording, live: HttpResponse | str) -> ReplayResult:
     if isinstance(live, str):
-        return Result(entry, (live,), (live,))
+        return ReplayResult(entry, (live,), (live,))
     if recording.response is None:
-        told = (f"answered {live.status}, the recorded engine did not answer",)
-        return Result(entry, told, told)
-    return compared(entry, recording.response, _as_recorded(recording, live))
+        difference = (f"answered {live.status}, the recorded engine did not answer",)
+        return ReplayResult(entry, difference, difference)
+    return compare_responses(entry, recording.response, _as_recorded(recording, live))
 
 
-async def _answer(recording: Recording, engine: Engine) -> Response | str:
+async def _send_recorded(recording: Recording, engine: EngineProcess) -> HttpResponse | str:
     """The live answer, or a sentence saying why there is none."""
     try:
-        return await exchange(engine.authority, recording.request)
+        return await send_request(engine.authority, recording.request)
     except (OSError, EOFError, TimeoutError) as error:
         return f"no answer: {error!r}"
 
 
-def _as_recorded(recording: Recording, live: Response) -> Response:
+def _as_recorded(recording: Recording, live: HttpResponse) -> HttpResponse:
     """The recorder blanked one file path in an answer; the live answer's is blanked alike."""
     if recording.response is None or b"<path>" not in recording.response.body:
         return live
@@ -121,31 +132,33 @@ def _as_recorded(recording: Recording, live: Response) -> Response:
     return replace(live, body=live.body.replace(path.encode(), b"<path>"))
 
 
-async def _hold(entry: Entry, recording: Recording, engine: Engine, stack: AsyncExitStack) -> _Held:
+async def _send_held(
+    entry: ManifestEntry, recording: Recording, engine: EngineProcess, stack: AsyncExitStack
+) -> _HeldRecording:
     """Send a request several times and wait until the engine has them all."""
-    before = await load(engine.authority)
-    answers: list[asyncio.Task[Response]] = []
+    before = await read_load(engine.authority)
+    answers: list[asyncio.Task[HttpResponse]] = []
     for _ in range(entry.hold):
-        connection = await stack.enter_async_context(connected(engine.authority))
-        await connection.send(recording.request.wire(engine.authority))
-        answers.append(asyncio.create_task(connection.answer()))
-    await until(lambda: load(engine.authority), lambda inside: inside >= before + entry.hold, "/load")
-    return _Held(entry, recording, tuple(answers))
+        connection = await stack.enter_async_context(open_client(engine.authority))
+        await connection.send(recording.request.to_bytes(engine.authority))
+        answers.append(asyncio.create_task(connection.read_response()))
+    await wait_for_value(lambda: read_load(engine.authority), lambda inside: inside >= before + entry.hold, "/load")
+    return _HeldRecording(entry, recording, tuple(answers))
 
 
-async def _settled(item: _Held, answered_early: bool) -> Result:
+async def _finish_held(item: _HeldRecording, answered_early: bool) -> ReplayResult:
     """Wait for held answers. A recording without an answer is matched when the engine was silent until released."""
     lives = await asyncio.gather(*item.answers)
     if item.recording.response is None:
-        told = ("answered before it was released",) if answered_early else ()
-        return Result(item.entry, told, told)
-    return _compared(item.entry, item.recording, lives[0])
+        differences = ("answered before it was released",) if answered_early else ()
+        return ReplayResult(item.entry, differences, differences)
+    return _compare_live(item.entry, item.recording, lives[0])
 
 
-async def _abandon(kind: str, engine: Engine) -> None:
+async def _abandon_request(kind: str, engine: EngineProcess) -> None:
     """Leave a request in the middle, and wait until the engine noticed."""
     document = {"prompt": "Once upon a time", "max_tokens": 1900, "ignore_eos": True, "stream": kind == "stream"}
-    async with connected(engine.authority) as connection:
-        await connection.send(post("/v1/completions", document).wire(engine.authority))
-        await metric_until(engine.authority, lambda running: running == 1, _RUNNING)
-    await metric_until(engine.authority, lambda running: running == 0, _RUNNING)
+    async with open_client(engine.authority) as connection:
+        await connection.send(post_request("/v1/completions", document).to_bytes(engine.authority))
+        await wait_for_metric(engine.authority, lambda running: running == 1, _RUNNING)
+    await wait_for_metric(engine.authority, lambda running: running == 0, _RUNNING)

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from fairlead_sim.transcripts.manifest import EXCLUDED, Manifest
-from fairlead_sim.transcripts.replay import Result
+from fairlead_sim.transcripts.replay import ReplayResult
 
 _HEAD = """# Recordings of a real vLLM
 
@@ -18,7 +18,7 @@ in order. Token counts are not masked, so an answer that counts the tokens of a 
 """
 
 
-def summary(manifest: Manifest) -> str:
+def summarize(manifest: Manifest) -> str:
     """One line: how many recordings are claimed at which level."""
     count = Counter(entry.match for entry in manifest.entries)
     matched = count["exact"] + count["shape"]
@@ -28,11 +28,11 @@ def summary(manifest: Manifest) -> str:
     )
 
 
-def page(manifest: Manifest) -> str:
+def render_page(manifest: Manifest) -> str:
     """The reference page. What it claims is what the replay test proves, so it needs no run to be written."""
     lines = [
         _HEAD,
-        summary(manifest),
+        summarize(manifest),
         "",
         "## Recordings",
         "",
@@ -47,26 +47,26 @@ def page(manifest: Manifest) -> str:
     lines += ["", "## Scenarios", "", "| file | what it shows | test |", "|---|---|---|"]
     for scenario in manifest.scenarios:
         tests = "<br>".join(f"`{test}`" for test in scenario.tests)
-        lines.append(f"| `{scenario.name}` | {scenario.what} | {tests} |")
+        lines.append(f"| `{scenario.name}` | {scenario.summary} | {tests} |")
     return "\n".join(lines) + "\n"
 
 
-def table(manifest: Manifest, results: Sequence[Result]) -> str:
+def render_table(manifest: Manifest, results: Sequence[ReplayResult]) -> str:
     """What a run found: one line per recording, the differences of broken claims below it."""
     lines = [f"{'recording':52} {'claimed':9} found"]
     for result in results:
-        lines.append(f"{result.entry.name:52} {result.entry.match:9} {result.found}")
-        if not result.is_kept:
+        lines.append(f"{result.entry.name:52} {result.entry.match:9} {result.likeness}")
+        if not result.is_as_claimed:
             lines += [f"    {difference}" for difference in result.differences]
     lines += [f"{entry.name:52} {EXCLUDED:9} {entry.why}" for entry in manifest.entries if entry.match == EXCLUDED]
-    found = Counter(result.found for result in results)
+    counts = Counter(result.likeness for result in results)
     lines.append(
-        f"{found['exact'] + found['shape']} of {len(manifest.entries)} match ({found['exact']} exact, {found['shape']} in "
-        f"shape), {found['differs']} differ, {len(manifest.entries) - len(results)} excluded"
+        f"{counts['exact'] + counts['shape']} of {len(manifest.entries)} match ({counts['exact']} exact, {counts['shape']} in "
+        f"shape), {counts['differs']} differ, {len(manifest.entries) - len(results)} excluded"
     )
     return "\n".join(lines)
 
 
-def broken(results: Iterable[Result]) -> list[Result]:
+def broken_claims(results: Iterable[ReplayResult]) -> list[ReplayResult]:
     """The results that do not keep what the manifest claims."""
-    return [result for result in results if not result.is_kept]
+    return [result for result in results if not result.is_as_claimed]

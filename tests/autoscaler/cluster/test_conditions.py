@@ -5,49 +5,61 @@ from typing import Any
 
 import pytest
 
-from fairlead.decision import Input
-from fairlead_autoscaler.cluster.attainment import Attainment, seen
-from fairlead_autoscaler.cluster.conditions import Said, Written, autoscaling, due, objectives_met, ours, status, wanted
-from fairlead_autoscaler.cluster.happenings import of_conditions, of_looks
-from fairlead_autoscaler.governor import Ruling
-from fairlead_autoscaler.recording import Look
+from fairlead.decision import DecisionInput
+from fairlead_autoscaler.cluster.attainment import SLOAttainment, add_observation
+from fairlead_autoscaler.cluster.conditions import (
+    ConditionValue,
+    PublishedStatus,
+    autoscaling_condition,
+    desired_instances,
+    has_own_condition,
+    is_write_due,
+    slo_condition,
+    status_patch,
+)
+from fairlead_autoscaler.cluster.happenings import condition_events, scaling_events
+from fairlead_autoscaler.governor import EnforcedPlan
+from fairlead_autoscaler.recording import TickRecord
 from fairlead_autoscaler.scaling import (
-    GatewaySeen,
+    GatewayTraffic,
+    ModelSpec,
     Observation,
-    Plan,
-    PoolFacts,
+    PoolObservation,
     PoolPlan,
-    PoolSeen,
-    ReplicaSeen,
+    PoolSpec,
+    ReplicaMetrics,
     ReplicaState,
-    ScaledModel,
+    ScalingPlan,
 )
 
-MODEL = ScaledModel("chat/qwen", 0.8, 0.04, (PoolFacts("main", maximum=8),), target=0.9)
-UP = Ruling(5, 3, "up", "4.61 are needed, by ttft", 5)
-NUMBERS = {"need_replicas": Input(4.61), "margin": Input(1.05, 4.0), "speed_factor": Input(1.0)}
+MODEL = ModelSpec("chat/qwen", 0.8, 0.04, (PoolSpec("main", maximum=8),), target=0.9)
+UP = EnforcedPlan(5, 3, "up", "4.61 are needed, by ttft", 5)
+NUMBERS = {"need_replicas": DecisionInput(4.61), "margin": DecisionInput(1.05, 4.0), "speed_factor": DecisionInput(1.0)}
 
 
 def look(
     *, now: float = 100.0, desired: int = 3, blind: bool = False, counts: tuple[float, float] = (95.0, 5.0), **more: Any
-) -> Look:
-    replica = ReplicaSeen("a", ReplicaState.READY, 50.0, ttft_counts=counts, itl_counts=(100.0, 0.0))
+) -> TickRecord:
+    replica = ReplicaMetrics("a", ReplicaState.READY, 50.0, ttft_counts=counts, itl_counts=(100.0, 0.0))
     there = Observation(
         now,
-        None if blind else GatewaySeen(10.0, 1_000.0),
-        {"main": PoolSeen(desired, 3, replicas=None if blind else (replica,))},
+        None if blind else GatewayTraffic(10.0, 1_000.0),
+        {"main": PoolObservation(desired, 3, replicas=None if blind else (replica,))},
     )
-    given: dict[str, Any] = {"rulings": {"main": UP}, "plan": Plan({"main": PoolPlan(5, "up", UP.reason, NUMBERS)})}
-    return Look(0.0, MODEL, there, **(given | more))
+    given: dict[str, Any] = {
+        "rulings": {"main": UP},
+        "plan": ScalingPlan({"main": PoolPlan(5, "up", UP.reason, NUMBERS)}),
+    }
+    return TickRecord(0.0, MODEL, there, **(given | more))
 
 
-def said(at: Look, frozen: bool = False, **held: str) -> tuple[str, str, str]:
-    found = autoscaling(at, held, frozen)
+def said(at: TickRecord, frozen: bool = False, **held: str) -> tuple[str, str, str]:
+    found = autoscaling_condition(at, held, frozen)
     return str(found.status), str(found.reason), found.message
 
 
 def test_what_is_wanted_costs_is_told_where_it_has_a_price() -> None:
-    priced = replace(MODEL, pools=(PoolFacts("main", maximum=8, usd_per_hour=0.75),))
+    priced = replace(MODEL, pools=(PoolSpec("main", maximum=8, usd_per_hour=0.75),))
     assert said(replace(look(), model=priced))[2].endswith("; 3.75 USD an hour")
     assert "USD" not in said(look())[2]
 
@@ -92,11 +104,11 @@ def test_a_freeze_is_told_and_what_would_be() -> None:
     assert "pool main 3, would be 5" in said(look(rulings={"main": shown}), frozen=True)[2]
 
 
-def met(*looks: Look) -> tuple[str, str, str] | None:
-    found = Attainment()
+def met(*looks: TickRecord) -> tuple[str, str, str] | None:
+    found = SLOAttainment()
     for one in looks:
-        found = seen(found, one.observation)
-    told = objectives_met(looks[-1], found)
+        found = add_observation(found, one.observation)
+    told = slo_condition(looks[-1], found)
     return None if told is None else (str(told.status), str(told.reason), told.message)
 
 
@@ -122,85 +134,85 @@ def test_of_few_requests_no_share_is_told_and_nothing_of_a_model_without_objecti
 
 def test_who_gave_up_had_no_first_token_in_time() -> None:
     one = look()
-    gone = replace(one, observation=replace(one.observation, gateway=GatewaySeen(10.0, 1.0, abandoned=25.0)))
+    gone = replace(one, observation=replace(one.observation, gateway=GatewayTraffic(10.0, 1.0, abandoned=25.0)))
     found = met(gone)
     assert found is not None
     assert found[2].startswith("ttft kept in 76.0 %")
 
 
 def test_numbers_that_move_are_written_once_a_minute_and_news_at_once() -> None:
-    first = autoscaling(look(), {}, False)
-    before = Written((first,), 100.0, wanted(look()))
+    first = autoscaling_condition(look(), {}, False)
+    before = PublishedStatus((first,), 100.0, desired_instances(look()))
     moved = replace(first, message="pool main 3 -> 5 by up: 4.7 are needed")
-    assert due(None, [first], before.wanted, 100.0)
-    assert not due(before, [first], before.wanted, 1_000.0)
-    assert not due(before, [moved], before.wanted, 159.0)
-    assert due(before, [moved], before.wanted, 160.0)
-    assert due(before, [first], {"main": 6}, 101.0)
-    assert due(before, [autoscaling(look(blind=True), {}, False)], before.wanted, 101.0)
+    assert is_write_due(None, [first], before.instances, 100.0)
+    assert not is_write_due(before, [first], before.instances, 1_000.0)
+    assert not is_write_due(before, [moved], before.instances, 159.0)
+    assert is_write_due(before, [moved], before.instances, 160.0)
+    assert is_write_due(before, [first], {"main": 6}, 101.0)
+    assert is_write_due(before, [autoscaling_condition(look(blind=True), {}, False)], before.instances, 101.0)
 
 
 def test_a_time_of_transition_is_that_of_the_status() -> None:
-    first = status([autoscaling(look(), {}, False)], {}, 3, "T1")
+    first = status_patch([autoscaling_condition(look(), {}, False)], {}, 3, "T1")
     (one,) = first["conditions"]
     assert (one["lastTransitionTime"], one["observedGeneration"], one["type"]) == ("T1", 3, "Autoscaling")
-    (same,) = status([autoscaling(look(blind=True), {}, False)], first, 4, "T2")["conditions"]
+    (same,) = status_patch([autoscaling_condition(look(blind=True), {}, False)], first, 4, "T2")["conditions"]
     assert (same["lastTransitionTime"], same["reason"]) == ("T1", "Blind")
-    (other,) = status([autoscaling(look(), {}, True)], first, 4, "T2")["conditions"]
+    (other,) = status_patch([autoscaling_condition(look(), {}, True)], first, 4, "T2")["conditions"]
     assert other["lastTransitionTime"] == "T2"
-    assert ours(first)
-    assert not ours({"conditions": [{"type": "Ready"}]})
+    assert has_own_condition(first)
+    assert not has_own_condition({"conditions": [{"type": "Ready"}]})
 
 
 def test_a_change_of_a_number_is_an_event_once_it_is_there() -> None:
     before = look()
-    assert of_looks(before, look(now=105.0)) == []  # not yet
-    (told,) = of_looks(before, look(now=105.0, desired=5))
+    assert scaling_events(before, look(now=105.0)) == []  # not yet
+    (told,) = scaling_events(before, look(now=105.0, desired=5))
     assert (told.reason, told.note) == ("ScaledUp", "Pool main from 3 to 5 by up: 4.61 are needed, by ttft")
     kept = look(rulings={"main": replace(UP, unwritten="the mode is Advise")})
-    assert of_looks(kept, look(desired=5)) == []
-    (down,) = of_looks(look(rulings={"main": replace(UP, replicas=2, rule="down")}), look(desired=2))
+    assert scaling_events(kept, look(desired=5)) == []
+    (down,) = scaling_events(look(rulings={"main": replace(UP, replicas=2, rule="down")}), look(desired=2))
     assert down.reason == "ScaledDown"
 
 
 def test_conditions_that_change_are_events_and_the_first_is_none() -> None:
-    deciding, blind = (autoscaling(one, {}, False) for one in (look(), look(blind=True)))
-    assert of_conditions([], [deciding]) == []
-    assert of_conditions([deciding], [replace(deciding, message="other")]) == []
-    (told,) = of_conditions([deciding], [blind])
+    deciding, blind = (autoscaling_condition(one, {}, False) for one in (look(), look(blind=True)))
+    assert condition_events([], [deciding]) == []
+    assert condition_events([deciding], [replace(deciding, message="other")]) == []
+    (told,) = condition_events([deciding], [blind])
     assert (str(told.type), told.reason, told.note[:8]) == ("Warning", "Blind", "What is ")
-    (back,) = of_conditions([blind], [deciding])
+    (back,) = condition_events([blind], [deciding])
     assert (str(back.type), back.reason) == ("Normal", "Deciding")
 
 
 def test_objectives_that_are_missed_are_an_event_but_not_that_nobody_asks() -> None:
-    def of(*looks: Look) -> Said:
-        found = Attainment()
+    def of(*looks: TickRecord) -> ConditionValue:
+        found = SLOAttainment()
         for one in looks:
-            found = seen(found, one.observation)
-        told = objectives_met(looks[-1], found)
+            found = add_observation(found, one.observation)
+        told = slo_condition(looks[-1], found)
         assert told is not None
         return told
 
     good, bad = of(look()), of(look(counts=(10.0, 90.0)))
     quiet = replace(good, status=type(good.status)("Unknown"), reason=bad.reason)
-    (told,) = of_conditions([good], [bad])
+    (told,) = condition_events([good], [bad])
     assert (str(told.type), told.reason) == ("Warning", "BelowTarget")
-    assert of_conditions([good], [quiet]) == of_conditions([quiet], [good]) == []
+    assert condition_events([good], [quiet]) == condition_events([quiet], [good]) == []
 
 
 def test_who_sleeps_is_told_beside_the_number_paid_for_and_an_event_of_its_own() -> None:
     rests = replace(UP, replicas=3, asleep=2, rule="asleep")
     assert said(look(rulings={"main": rests}))[2].startswith("pool main 3 -> 3 and 2 asleep by asleep: ")
-    assert wanted(look(rulings={"main": rests})) == {"main": 5}
+    assert desired_instances(look(rulings={"main": rests})) == {"main": 5}
     before, after = look(rulings={"main": rests}), look()
-    assert of_looks(before, after) == [], "it is not so yet"
+    assert scaling_events(before, after) == [], "it is not so yet"
     seen = replace(after.observation.pools["main"], asleep_desired=2)
-    (news,) = of_looks(before, replace(after, observation=replace(after.observation, pools={"main": seen})))
+    (news,) = scaling_events(before, replace(after, observation=replace(after.observation, pools={"main": seen})))
     assert (news.reason, news.note) == ("ScaledUp", "Pool main asleep from 0 to 2 by asleep: 4.61 are needed, by ttft")
     woken = replace(UP, replicas=5, asleep=0, asleep_desired=2)
     seen = replace(seen, desired=5, asleep_desired=0)
-    (news,) = of_looks(
+    (news,) = scaling_events(
         look(rulings={"main": woken}), replace(after, observation=replace(after.observation, pools={"main": seen}))
     )
     assert (news.reason, news.note[:44]) == ("ScaledUp", "Pool main from 3 to 5, asleep from 2 to 0 by")

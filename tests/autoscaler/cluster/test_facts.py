@@ -10,10 +10,18 @@ from fairlead.api import ModelDeploymentSpec, builtin_accelerators
 from fairlead.fleet import Role
 from fairlead.kube.errors import NotFound, Unreachable
 from fairlead.kube.resource import ACCELERATOR_CLASSES, DEPLOYMENTS, LEADER_WORKER_SETS, PODS
-from fairlead.kubefleet.specs import ModelRead
-from fairlead_autoscaler.cluster.facts import Followed, Known, held_by, hindrance, released, standing, states
-from fairlead_autoscaler.cluster.marks import Nursed
-from fairlead_autoscaler.scaling import ReplicaState, Tier, Woken
+from fairlead.kubefleet.specs import ParsedModel
+from fairlead_autoscaler.cluster.facts import (
+    ClusterSnapshot,
+    WatchStatus,
+    foreign_writers,
+    is_released,
+    model_states,
+    replicas_owner,
+    sync_blocked_reason,
+)
+from fairlead_autoscaler.cluster.marks import SleepStatus
+from fairlead_autoscaler.scaling import ReplicaState, SleepTier, WakeTiming
 from fairlead_autoscaler.world import ModelState
 
 WALL = datetime(2026, 11, 21, 8, 2, tzinfo=UTC).timestamp()
@@ -27,16 +35,16 @@ def spec(*pools: dict[str, Any], mode: str = "Auto", **given: Any) -> ModelDeplo
     return ModelDeploymentSpec.model_validate({**model, **given})
 
 
-def state(of: ModelDeploymentSpec, *objects: dict[str, Any], nursed: Nursed | None = None) -> ModelState | None:
-    known = Known(
-        nursed=nursed or Nursed(),
-        models=[ModelRead("chat", "qwen", "", of)],
+def state(of: ModelDeploymentSpec, *objects: dict[str, Any], nursed: SleepStatus | None = None) -> ModelState | None:
+    known = ClusterSnapshot(
+        sleep_status=nursed or SleepStatus(),
+        models=[ParsedModel("chat", "qwen", "", of)],
         workloads={"chat/qwen": [one for one in objects if one["kind"] != "Pod"]},
         pods={"chat/qwen": [one for one in objects if one["kind"] == "Pod"]},
         classes={"nvidia-l4": L4},
         wall=WALL,
     )
-    return states(known).get("chat/qwen")
+    return model_states(known).get("chat/qwen")
 
 
 def test_a_pool_with_its_pods_is_told_with_states_ages_and_endpoints(a_workload: Make, a_pod: Make) -> None:
@@ -53,7 +61,7 @@ def test_a_pool_with_its_pods_is_told_with_states_ages_and_endpoints(a_workload:
     assert found is not None
     assert (found.model.name, found.model.ttft_seconds, found.model.target) == ("chat/qwen", 0.8, 0.9)
     pool = found.pools["main"]
-    assert (pool.desired, pool.held_by, pool.paused) == (3, None, None)
+    assert (pool.desired, pool.replicas_owner, pool.pause_reason) == (3, None, None)
     told = [(one.id, one.state, one.age_seconds, one.startup_seconds, one.instances) for one in pool.replicas]
     assert told == [
         ("a", ReplicaState.READY, 120.0, 40.0, ("uid-a/9000/0", "uid-a/9000/1")),
@@ -103,49 +111,49 @@ def test_models_that_are_switched_off_or_run_elsewhere_are_none(a_workload: Make
     ],
 )
 def test_a_number_that_somebody_else_wrote_is_theirs(a_workload: Make, writers: tuple[str, ...], who: str) -> None:
-    assert held_by(spec(), a_workload(2, *writers)) == who
+    assert replicas_owner(spec(), a_workload(2, *writers)) == who
 
 
 def test_a_number_in_the_spec_holds_the_pool() -> None:
-    assert held_by(spec(replicas=3), {"metadata": {}}) == "spec.replicas"
+    assert replicas_owner(spec(replicas=3), {"metadata": {}}) == "spec.replicas"
 
 
 def test_who_sleeps_is_let_go_where_the_mode_or_the_number_is_somebody_elses(a_workload: Make) -> None:
-    assert not released(spec(), a_workload(2, "fairlead", "fairlead-autoscaler"))
-    assert released(spec(), a_workload(2, "kube-controller-manager"))
-    assert released(spec(replicas=2), a_workload())
+    assert not is_released(spec(), a_workload(2, "fairlead", "fairlead-autoscaler"))
+    assert is_released(spec(), a_workload(2, "kube-controller-manager"))
+    assert is_released(spec(replicas=2), a_workload())
     for mode in ("Advise", "Off"):
-        assert released(spec(mode=mode), a_workload())
+        assert is_released(spec(mode=mode), a_workload())
 
 
 def test_only_models_that_are_asked_about_are_told_of_and_by_whom_each_pool_is_held(a_workload: Make) -> None:
     two = ({**POOL, "name": "main"}, {**POOL, "name": "other"})
     reads = [
-        ModelRead("chat", "auto", "", spec(*two)),
-        ModelRead("chat", "off", "", spec(mode="Off")),
-        ModelRead("chat", "broken", "", None, "it cannot be read"),
+        ParsedModel("chat", "auto", "", spec(*two)),
+        ParsedModel("chat", "off", "", spec(mode="Off")),
+        ParsedModel("chat", "broken", "", None, "it cannot be read"),
     ]
     live = [a_workload(2, "kubectl"), a_workload(2, pool="other")]
-    found = standing(reads, {"chat/auto": live, "chat/off": live})
+    found = foreign_writers(reads, {"chat/auto": live, "chat/off": live})
     assert found == {"chat/auto": {"main": "kubectl"}, "chat/broken": {}}
 
 
 def test_nothing_is_known_while_a_kind_was_never_listed_or_cannot_be_followed() -> None:
     away, gone = Unreachable("nobody answers"), NotFound("no such kind", status=404)
-    assert hindrance([Followed(PODS, True), Followed(DEPLOYMENTS, True)]) == ""
-    assert hindrance([Followed(PODS, False)]) == "pods have not been listed yet"
-    assert hindrance([Followed(PODS, True, away)]) == "pods cannot be followed: nobody answers"
-    assert hindrance([Followed(ACCELERATOR_CLASSES, False, away)]) == ""  # without the right to read them
-    assert hindrance([Followed(ACCELERATOR_CLASSES, False)]) != ""
-    assert hindrance([Followed(LEADER_WORKER_SETS, True, gone)]) == ""
-    assert hindrance([Followed(LEADER_WORKER_SETS, True, away)]) != ""
+    assert sync_blocked_reason([WatchStatus(PODS, True), WatchStatus(DEPLOYMENTS, True)]) == ""
+    assert sync_blocked_reason([WatchStatus(PODS, False)]) == "pods have not been listed yet"
+    assert sync_blocked_reason([WatchStatus(PODS, True, away)]) == "pods cannot be followed: nobody answers"
+    assert sync_blocked_reason([WatchStatus(ACCELERATOR_CLASSES, False, away)]) == ""  # without the right to read them
+    assert sync_blocked_reason([WatchStatus(ACCELERATOR_CLASSES, False)]) != ""
+    assert sync_blocked_reason([WatchStatus(LEADER_WORKER_SETS, True, gone)]) == ""
+    assert sync_blocked_reason([WatchStatus(LEADER_WORKER_SETS, True, away)]) != ""
 
 
 def test_groups_that_are_replaced_with_one_more_are_left_alone_meanwhile(a_workload: Make) -> None:
     found = state(spec(), a_workload(3, kind="LeaderWorkerSet", surge="1"))
     assert found is not None
     assert found.pools["main"].desired == 2
-    assert found.pools["main"].paused is not None
+    assert found.pools["main"].pause_reason is not None
 
 
 def test_a_lone_group_of_ours_that_is_to_be_replaced_gets_a_second_one(a_workload: Make, a_pod: Make) -> None:
@@ -161,7 +169,7 @@ def test_marks_say_who_sleeps_and_the_engine_whether_it_does(a_workload: Make, a
     def marked(name: str, mark: str, **more: Any) -> dict[str, Any]:
         return a_pod(name, annotations={"fairlead.io/port": "8000", "fairlead.io/sleep": mark}, **more)
 
-    woken = Woken(1, 2, 3.5)
+    woken = WakeTiming(1, 2, 3.5)
     found = state(
         spec(autoscaling={"mode": "Auto", "sleep": {"max": 3, "after": "1h"}}),
         a_workload(7),
@@ -172,10 +180,10 @@ def test_marks_say_who_sleeps_and_the_engine_whether_it_does(a_workload: Make, a
         marked("e", "1-stuck"),
         marked("f", "nonsense"),
         a_pod("g", ready=False),
-        nursed=Nursed(frozenset({"uid-b"}), {"uid-a": woken}),
+        nursed=SleepStatus(frozenset({"uid-b"}), {"uid-a": woken}),
     )
     assert found is not None
-    assert found.model.pools[0].tier == Tier(3, 0, 1, 3_600.0)
+    assert found.model.pools[0].tier == SleepTier(3, 0, 1, 3_600.0)
     pool = found.pools["main"]
     assert (pool.desired, pool.asleep) == (4, 2), "without the one that is stuck"
     assert {one.id: one.state.value for one in pool.replicas} == {
@@ -187,12 +195,12 @@ def test_marks_say_who_sleeps_and_the_engine_whether_it_does(a_workload: Make, a
         "f": "ready",
         "g": "pending",
     }
-    assert pool.replicas[0].woken == woken
+    assert pool.replicas[0].last_wake == woken
 
 
 def test_a_pod_that_starts_for_the_tier_counts_as_asleep_before_it_can_be_marked(a_workload: Make, a_pod: Make) -> None:
     tiered = spec(autoscaling={"mode": "Auto", "sleep": {"max": 2}})
-    wished = Nursed(wished={("chat/qwen", "main"): 2})
+    wished = SleepStatus(desired_asleep={("chat/qwen", "main"): 2})
     for pods in ([a_pod("b", ready=False)], []):
         found = state(tiered, a_workload(2), a_pod("a"), *pods, nursed=wished)
         assert found is not None
@@ -204,7 +212,7 @@ def test_a_pod_that_starts_for_the_tier_counts_as_asleep_before_it_can_be_marked
 
 def test_a_pool_whose_engines_refuse_to_sleep_has_no_tier_until_they_are_others(a_workload: Make, a_pod: Make) -> None:
     tiered = spec(autoscaling={"mode": "Auto", "sleep": {"max": 2}})
-    refused = Nursed(unwilling=frozenset({("chat/qwen", "main", "r1")}))
+    refused = SleepStatus(rejecting_pools=frozenset({("chat/qwen", "main", "r1")}))
     for revision, sleeps in (("r1", False), ("r2", True)):
         found = state(tiered, a_workload(1), a_pod("a", labels={"fairlead.io/revision": revision}), nursed=refused)
         assert found is not None

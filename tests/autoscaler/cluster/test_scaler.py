@@ -6,29 +6,29 @@ from typing import Any
 
 import pytest
 
-from fairlead.cluster_labels import SLEEP
+from fairlead.cluster_labels import SLEEP_ANNOTATION
 from fairlead.errors import Unavailable
 from fairlead.kube.errors import Conflict
-from fairlead.kube.managers import replicas_writers
-from fairlead.testing.memory_kube import MemoryKube
-from fairlead_autoscaler.cluster.scaler import DELETION_COST, KubeScaler, costs
+from fairlead.kube.managers import replicas_managers
+from fairlead.testing.memory_kube import InMemoryKube
+from fairlead_autoscaler.cluster.scaler import DELETION_COST, ScaleWriter, deletion_costs
 
 Manifest = dict[str, Any]
 Make = Callable[..., Manifest]
 
 
-class Places:
-    def __init__(self, kube: MemoryKube) -> None:
+class FakeWorkloads:
+    def __init__(self, kube: InMemoryKube) -> None:
         self.kube = kube
 
     def workload(self, key: str, pool: str) -> Manifest | None:
-        found = self.kube.all("Deployment") + self.kube.all("LeaderWorkerSet")
+        found = self.kube.objects_of("Deployment") + self.kube.objects_of("LeaderWorkerSet")
         return next((one for one in found if one["metadata"]["labels"]["fairlead.io/pool"] == pool), None)
 
     def pods(self, key: str, pool: str) -> Sequence[Manifest]:
-        return self.kube.all("Pod")
+        return self.kube.objects_of("Pod")
 
-    def level(self, key: str) -> int:
+    def sleep_level(self, key: str) -> int:
         return 2
 
 
@@ -36,30 +36,33 @@ class Room:
     """One workload in memory, which the operator made with ``replicas``."""
 
     def __init__(self, workload: Manifest, *pods: Manifest) -> None:
-        self.kube = MemoryKube()
+        self.kube = InMemoryKube()
         kept = {name: value for name, value in workload["metadata"].items() if name in ("name", "namespace", "labels")}
         self.kind = workload["kind"]
         self.workload = {name: value for name, value in workload.items() if name != "spec"} | {"metadata": kept}
         self.kube.put({**self.workload, "spec": workload["spec"]}, "fairlead")
         for one in pods:
             self.kube.put(one)
-        self.scaler = KubeScaler(self.kube, Places(self.kube))
+        self.scaler = ScaleWriter(self.kube, FakeWorkloads(self.kube))
 
     def scale(self, replicas: int, *leaving: str, asleep: int = 0) -> None:
         asyncio.run(self.scaler.scale("chat/qwen", "main", replicas, leaving, asleep))
 
     def sleep(self) -> dict[str, str | None]:
         """The marks of the pods."""
-        return {one["metadata"]["name"]: one["metadata"]["annotations"].get(SLEEP) for one in self.kube.all("Pod")}
+        return {
+            one["metadata"]["name"]: one["metadata"]["annotations"].get(SLEEP_ANNOTATION)
+            for one in self.kube.objects_of("Pod")
+        }
 
     @property
     def live(self) -> Manifest:
-        (found,) = self.kube.all(self.kind)
+        (found,) = self.kube.objects_of(self.kind)
         return found
 
     @property
     def stands(self) -> tuple[int, tuple[str, ...]]:
-        return self.live["spec"]["replicas"], replicas_writers(self.live)
+        return self.live["spec"]["replicas"], replicas_managers(self.live)
 
 
 @pytest.mark.parametrize("kind", ["Deployment", "LeaderWorkerSet"])
@@ -135,7 +138,7 @@ def test_a_workload_that_is_deleted_under_a_write_is_not_made_again(a_workload: 
     room.kube.before_write = deleted
     with pytest.raises(Unavailable, match="has no workload any more"):
         room.scale(4)
-    assert room.kube.all(kind) == []
+    assert room.kube.objects_of(kind) == []
 
 
 def test_those_that_are_to_go_are_marked_in_their_order_and_the_others_unmarked(a_workload: Make, a_pod: Make) -> None:
@@ -143,7 +146,7 @@ def test_those_that_are_to_go_are_marked_in_their_order_and_the_others_unmarked(
     room = Room(a_workload(4), *(a_pod(name) for name in names))
 
     def marks() -> dict[str, str | None]:
-        pods = {one["metadata"]["name"]: one["metadata"] for one in room.kube.all("Pod")}
+        pods = {one["metadata"]["name"]: one["metadata"] for one in room.kube.objects_of("Pod")}
         return {name: pods[name]["annotations"].get(DELETION_COST) for name in names}
 
     room.scale(2, "c", "a", "b", "d")
@@ -159,8 +162,8 @@ def test_those_that_are_to_go_are_marked_in_their_order_and_the_others_unmarked(
 def test_costs_of_somebody_elses_making_and_pods_that_leave_are_left_alone(a_pod: Make) -> None:
     theirs = a_pod("a", annotations={DELETION_COST: "50"})
     going = a_pod("b", going=True, annotations={DELETION_COST: "-1"})
-    assert costs([theirs, going], []) == {}
-    assert costs([theirs, going], ["a"]) == {"a": "-1"}
+    assert deletion_costs([theirs, going], []) == {}
+    assert deletion_costs([theirs, going], ["a"]) == {"a": "-1"}
 
 
 def test_who_is_not_to_serve_is_marked_to_sleep_and_the_number_counts_both(a_workload: Make, a_pod: Make) -> None:
@@ -169,14 +172,15 @@ def test_who_is_not_to_serve_is_marked_to_sleep_and_the_number_counts_both(a_wor
     assert room.sleep() == {"a": None, "b": "2-asleep", "c": None}
     assert room.stands[0] == 2
     costs_of = {
-        one["metadata"]["name"]: one["metadata"]["annotations"].get(DELETION_COST) for one in room.kube.all("Pod")
+        one["metadata"]["name"]: one["metadata"]["annotations"].get(DELETION_COST)
+        for one in room.kube.objects_of("Pod")
     }
     assert costs_of == {"a": "-1", "b": None, "c": None}
-    assert room.scaler.wished == {("chat/qwen", "main"): 1}
+    assert room.scaler.desired_asleep == {("chat/qwen", "main"): 1}
 
 
 def test_who_sleeps_is_woken_before_anybody_is_started(a_workload: Make, a_pod: Make) -> None:
-    asleep = {SLEEP: "1-asleep", "fairlead.io/port": "8000"}
+    asleep = {SLEEP_ANNOTATION: "1-asleep", "fairlead.io/port": "8000"}
     room = Room(a_workload(2), a_pod("a"), a_pod("b", annotations=asleep))
     room.scale(3)
     assert room.sleep() == {"a": None, "b": "1-waking"}
@@ -184,11 +188,11 @@ def test_who_sleeps_is_woken_before_anybody_is_started(a_workload: Make, a_pod: 
 
 
 def test_who_still_starts_is_not_marked_and_one_that_does_not_wake_goes_first(a_workload: Make, a_pod: Make) -> None:
-    stuck = {SLEEP: "1-stuck", "fairlead.io/port": "8000"}
+    stuck = {SLEEP_ANNOTATION: "1-stuck", "fairlead.io/port": "8000"}
     room = Room(a_workload(3), a_pod("a"), a_pod("b", ready=False), a_pod("c", annotations=stuck))
     room.scale(1, "b", "a", asleep=1)
     assert room.sleep() == {"a": None, "b": None, "c": "1-stuck"}
     assert room.stands[0] == 3, "the stuck one counts for nobody"
     room.scale(1, "b", "a")
-    (cost,) = [one["metadata"]["annotations"].get(DELETION_COST) for one in room.kube.all("Pod")][2:]
+    (cost,) = [one["metadata"]["annotations"].get(DELETION_COST) for one in room.kube.objects_of("Pod")][2:]
     assert cost == "-1"

@@ -6,15 +6,15 @@ from typing import Any
 import pytest
 
 from fairlead.kube.errors import Unreachable
-from fairlead.kube.news import News
+from fairlead.kube.news import EventDraft
 from fairlead.kube.resource import key_of
-from fairlead.tasks import ended
-from fairlead.testing.memory_kube import MemoryKube
-from fairlead.testing.timeline import Timeline
-from fairlead_autoscaler.cluster.telling import Telling
-from fairlead_autoscaler.governor import Ruling
-from fairlead_autoscaler.recording import Look
-from fairlead_autoscaler.scaling import GatewaySeen, Observation, Plan, PoolFacts, PoolSeen, ScaledModel
+from fairlead.tasks import cancel_and_wait
+from fairlead.testing.memory_kube import InMemoryKube
+from fairlead.testing.timeline import FakeTime
+from fairlead_autoscaler.cluster.telling import StatusWriter
+from fairlead_autoscaler.governor import EnforcedPlan
+from fairlead_autoscaler.recording import TickRecord
+from fairlead_autoscaler.scaling import GatewayTraffic, ModelSpec, Observation, PoolObservation, PoolSpec, ScalingPlan
 
 MODEL = {
     "apiVersion": "serving.fairlead.io/v1alpha1",
@@ -23,9 +23,9 @@ MODEL = {
 }
 
 
-class Room:
+class Harness:
     def __init__(self) -> None:
-        self.kube, self.clock, self.told = MemoryKube(), Timeline(), list[News]()
+        self.kube, self.clock, self.told = InMemoryKube(), FakeTime(), list[EventDraft]()
         self.kube.put({**MODEL, "spec": {}})
         ready = {"type": "Ready", "status": "True", "reason": "AllReady"}
         self.kube.put({**MODEL, "status": {"conditions": [ready]}}, "fairlead-operator/status")
@@ -33,41 +33,43 @@ class Room:
         self.leading, self.off, self.held = True, False, dict[str, str]()
         self.telling = self.fresh()
 
-    def fresh(self) -> Telling:
-        return Telling(self.kube, self, self.clock, lambda _, told: self.told.append(told), leads=lambda: self.leading)
+    def fresh(self) -> StatusWriter:
+        return StatusWriter(
+            self.kube, self, self.clock, lambda _, told: self.told.append(told), leads=lambda: self.leading
+        )
 
     def models(self) -> dict[str, dict[str, Any]]:
-        return {key_of(one): one for one in self.kube.all("ModelDeployment")}
+        return {key_of(one): one for one in self.kube.objects_of("ModelDeployment")}
 
     def model(self, key: str) -> dict[str, Any] | None:
         return self.models().get(key)
 
-    def standing(self) -> dict[str, dict[str, str]]:
+    def foreign_writers(self) -> dict[str, dict[str, str]]:
         return {} if self.off else {"chat/qwen": self.held}
 
     def look(self, desired: int = 2, replicas: int = 2) -> None:
-        ruling = Ruling(replicas, desired, "up", "as the load needs", replicas)
-        there = Observation(self.clock.now(), GatewaySeen(1.0, 10.0), {"main": PoolSeen(desired, desired)})
-        facts = ScaledModel("chat/qwen", None, None, (PoolFacts("main", maximum=8),))
-        self.telling.keep(Look(self.clock.wall(), facts, there, Plan(), {"main": ruling}))
+        ruling = EnforcedPlan(replicas, desired, "up", "as the load needs", replicas)
+        there = Observation(self.clock.now(), GatewayTraffic(1.0, 10.0), {"main": PoolObservation(desired, desired)})
+        facts = ModelSpec("chat/qwen", None, None, (PoolSpec("main", maximum=8),))
+        self.telling.on_record(TickRecord(self.clock.wall(), facts, there, ScalingPlan(), {"main": ruling}))
 
     def write(self) -> list[str]:
         """What one round wrote."""
         self.kube.writes.clear()
-        asyncio.run(self.telling.write())
+        asyncio.run(self.telling.write_all())
         return self.kube.writes
 
     def conditions(self) -> dict[str, str]:
-        (model,) = self.kube.all("ModelDeployment")
+        (model,) = self.kube.objects_of("ModelDeployment")
         return {one["type"]: one["reason"] for one in model["status"]["conditions"]}
 
 
 @pytest.fixture
-def room() -> Room:
-    return Room()
+def room() -> Harness:
+    return Harness()
 
 
-def test_what_is_said_stands_beside_the_operators_and_is_written_once(room: Room) -> None:
+def test_what_is_said_stands_beside_the_operators_and_is_written_once(room: Harness) -> None:
     room.look()
     assert room.write() == ["status ModelDeployment qwen"]
     assert room.conditions() == {"Ready": "AllReady", "Autoscaling": "Deciding"}
@@ -76,7 +78,7 @@ def test_what_is_said_stands_beside_the_operators_and_is_written_once(room: Room
         assert room.write() == []
 
 
-def test_another_number_is_written_at_once_and_told_when_it_is_there(room: Room) -> None:
+def test_another_number_is_written_at_once_and_told_when_it_is_there(room: Harness) -> None:
     room.look()
     room.write()
     room.look(desired=2, replicas=5)
@@ -86,7 +88,7 @@ def test_another_number_is_written_at_once_and_told_when_it_is_there(room: Room)
     assert [one.reason for one in room.told] == ["ScaledUp"]
 
 
-def test_somebody_else_who_takes_the_number_is_told_of(room: Room) -> None:
+def test_somebody_else_who_takes_the_number_is_told_of(room: Harness) -> None:
     room.look()
     room.write()
     room.held = {"main": "kubectl"}
@@ -96,7 +98,7 @@ def test_somebody_else_who_takes_the_number_is_told_of(room: Room) -> None:
     assert [one.reason for one in room.told] == ["SetElsewhere"]
 
 
-def test_a_model_that_is_switched_off_loses_them_and_nothing_else(room: Room) -> None:
+def test_a_model_that_is_switched_off_loses_them_and_nothing_else(room: Harness) -> None:
     room.look()
     room.write()
     room.off = True
@@ -105,7 +107,7 @@ def test_a_model_that_is_switched_off_loses_them_and_nothing_else(room: Room) ->
     assert room.write() == []
 
 
-def test_the_next_leader_says_it_again_and_no_event_of_it(room: Room) -> None:
+def test_the_next_leader_says_it_again_and_no_event_of_it(room: Harness) -> None:
     room.look()
     room.write()
     room.telling = room.fresh()
@@ -114,7 +116,7 @@ def test_the_next_leader_says_it_again_and_no_event_of_it(room: Room) -> None:
     assert (room.conditions()["Autoscaling"], room.told) == ("Deciding", [])
 
 
-def test_what_could_not_be_written_is_written_later_as_it_is_then(room: Room) -> None:
+def test_what_could_not_be_written_is_written_later_as_it_is_then(room: Harness) -> None:
     def away(_: str) -> None:
         raise Unreachable("nobody answers")
 
@@ -124,11 +126,11 @@ def test_what_could_not_be_written_is_written_later_as_it_is_then(room: Room) ->
     room.kube.before_write = lambda _: None
     room.look(desired=2, replicas=6)
     assert room.write() == ["status ModelDeployment qwen"]
-    (model,) = room.kube.all("ModelDeployment")
+    (model,) = room.kube.objects_of("ModelDeployment")
     assert "2 -> 6" in next(one["message"] for one in model["status"]["conditions"] if one["type"] == "Autoscaling")
 
 
-def test_a_defect_costs_what_is_told_and_no_more(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_defect_costs_what_is_told_and_no_more(room: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     rounds = 0
 
     def broken() -> dict[str, dict[str, str]]:
@@ -136,7 +138,7 @@ def test_a_defect_costs_what_is_told_and_no_more(room: Room, monkeypatch: pytest
         rounds += 1
         raise ZeroDivisionError
 
-    monkeypatch.setattr(room, "standing", broken)
+    monkeypatch.setattr(room, "foreign_writers", broken)
 
     async def main() -> None:
         running = asyncio.ensure_future(room.telling.run())
@@ -144,16 +146,16 @@ def test_a_defect_costs_what_is_told_and_no_more(room: Room, monkeypatch: pytest
             await asyncio.sleep(0)
             room.clock.advance(1.0)
         assert not running.done()
-        await ended(running)
+        await cancel_and_wait(running)
 
-    room.telling = Telling(
+    room.telling = StatusWriter(
         room.kube, room, room.clock, lambda *_: None, leads=lambda: True, pause=lambda _: asyncio.sleep(0)
     )
     asyncio.run(main())
     assert room.telling.failures >= 2
 
 
-def test_a_model_that_is_gone_is_forgotten_and_a_new_one_of_its_name_begins_anew(room: Room) -> None:
+def test_a_model_that_is_gone_is_forgotten_and_a_new_one_of_its_name_begins_anew(room: Harness) -> None:
     room.look()
     room.write()
     room.kube.remove("ModelDeployment", "chat", "qwen")
@@ -164,7 +166,7 @@ def test_a_model_that_is_gone_is_forgotten_and_a_new_one_of_its_name_begins_anew
     assert room.write() == ["status ModelDeployment qwen"]
 
 
-def test_only_the_one_that_leads_tells_of_numbers(room: Room) -> None:
+def test_only_the_one_that_leads_tells_of_numbers(room: Harness) -> None:
     room.leading = False
     room.look(desired=2, replicas=5)
     room.look(desired=5, replicas=5)

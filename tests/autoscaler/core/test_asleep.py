@@ -8,22 +8,22 @@ from hypothesis import strategies as st
 
 from fairlead.profile import EngineProfile
 from fairlead_autoscaler.scaling import (
-    Core,
-    GatewaySeen,
+    CoreState,
+    GatewayTraffic,
+    ModelSpec,
     Observation,
-    PoolFacts,
+    PoolObservation,
     PoolPlan,
-    PoolSeen,
-    ReplicaSeen,
+    PoolSpec,
+    ReplicaMetrics,
     ReplicaState,
     Rule,
-    ScaledModel,
+    ScalingCore,
     ScalingSettings,
-    State,
-    Tier,
-    Woken,
+    SleepTier,
+    WakeTiming,
 )
-from fairlead_autoscaler.scaling.state import decode, encode
+from fairlead_autoscaler.scaling.state import decode_state, encode_state
 
 _PROFILE = EngineProfile(
     "S", 3.3e-4, step_seconds=28e-3, resident_token_seconds=2.2e-7, kv_tokens=40_000, max_sequences=64, step_tokens=512
@@ -31,19 +31,19 @@ _PROFILE = EngineProfile(
 _START, _WAKE = 120.0, 10.0
 
 
-def model_of(tier: Tier | None, minimum: int = 0, maximum: int = 20, together: int | None = None) -> ScaledModel:
+def model_of(tier: SleepTier | None, minimum: int = 0, maximum: int = 20, together: int | None = None) -> ModelSpec:
     """One pool whose replicas start in two minutes and wake in ten seconds."""
-    pool = PoolFacts("main", minimum=minimum, maximum=maximum, profile=_PROFILE, tier=tier)
+    pool = PoolSpec("main", minimum=minimum, maximum=maximum, profile=_PROFILE, tier=tier)
     pool = replace(pool, startup_p50_seconds=_START, startup_p90_seconds=_START)
-    return ScaledModel("chat", 15.0, 0.15, (pool,), replicas_most=together)
+    return ModelSpec("chat", 15.0, 0.15, (pool,), replicas_most=together)
 
 
 class Beds:
     """What a plan does to pods: who sleeps is woken before anybody starts, who is not needed sleeps before anybody ends. Times are
     when each is ready. Requests take a tick."""
 
-    def __init__(self, model: ScaledModel, awake: int, asleep: int = 0) -> None:
-        self.core = Core(model)
+    def __init__(self, model: ModelSpec, awake: int, asleep: int = 0) -> None:
+        self.core = ScalingCore(model)
         self.now = 0.0
         self.awake = [-1.0] * awake
         self.asleep = [-1.0] * asleep
@@ -60,11 +60,11 @@ class Beds:
         """The pool as it is."""
         ready = [at for at in self.awake if at <= self.now]
         share = 0.0 if requests is None else requests / max(1, len(ready))
-        told = None if requests is None else GatewaySeen(requests, requests * 900.0)
+        told = None if requests is None else GatewayTraffic(requests, requests * 900.0)
         names = [f"r{one}" for one in range(len(ready))]
         replicas = tuple(_busy(name, share, self.running.get(name, 0.0)) for name in names)
         self.running = dict.fromkeys(names, share)
-        seen = PoolSeen(
+        seen = PoolObservation(
             len(self.awake),
             len(ready),
             len(self.awake) - len(ready),
@@ -88,9 +88,9 @@ class Beds:
         self.asleep += [self.now + _START] * (plan.asleep - len(self.asleep))
 
 
-def _busy(name: str, share: float, finished: float) -> ReplicaSeen:
+def _busy(name: str, share: float, finished: float) -> ReplicaMetrics:
     tokens = finished * 200.0
-    return ReplicaSeen(
+    return ReplicaMetrics(
         name,
         ReplicaState.READY,
         500.0,
@@ -118,7 +118,7 @@ def last(beds: Beds, requests: float | None, ticks: int) -> PoolPlan:
 
 
 def test_who_is_not_needed_sleeps_and_is_woken_before_anybody_starts() -> None:
-    beds = Beds(model_of(Tier(4, wake_seconds=_WAKE), minimum=1), 6)
+    beds = Beds(model_of(SleepTier(4, wake_seconds=_WAKE), minimum=1), 6)
     busy = last(beds, 30.0, 60)
     idle = last(beds, 5.0, 60)
     assert idle.replicas < busy.replicas
@@ -134,7 +134,7 @@ def test_who_is_not_needed_sleeps_and_is_woken_before_anybody_starts() -> None:
 
 
 def test_without_a_tier_nobody_sleeps_and_nothing_else_changes() -> None:
-    without, none = Beds(model_of(None), 6), Beds(model_of(Tier(0)), 6)
+    without, none = Beds(model_of(None), 6), Beds(model_of(SleepTier(0)), 6)
     for requests in (30.0, 5.0, 0.0, 40.0):
         for one, other in zip(run(without, requests, 40), run(none, requests, 40), strict=True):
             assert one.asleep == other.asleep == 0
@@ -142,14 +142,14 @@ def test_without_a_tier_nobody_sleeps_and_nothing_else_changes() -> None:
 
 
 def test_as_many_as_the_floor_says_sleep_also_where_nothing_was_ever_asked() -> None:
-    beds = Beds(model_of(Tier(3, least=2)), 0)
+    beds = Beds(model_of(SleepTier(3, least=2)), 0)
     plan, *_ = run(beds, 0.0, 3)
     assert (plan.replicas, plan.asleep, plan.rule) == (0, 2, Rule.ASLEEP)
     assert "2 go to sleep" in plan.reason
 
 
 def test_a_tier_costs_nobody_his_turn_where_accelerators_are_counted() -> None:
-    beds = Beds(model_of(Tier(4, least=4), minimum=1, together=5), 5)
+    beds = Beds(model_of(SleepTier(4, least=4), minimum=1, together=5), 5)
     for requests in (30.0, 2.0):
         for plan in run(beds, requests, 160):
             assert plan.replicas + plan.asleep <= 5
@@ -157,7 +157,7 @@ def test_a_tier_costs_nobody_his_turn_where_accelerators_are_counted() -> None:
 
 
 def test_the_last_ones_end_when_every_silence_there_was_is_longer_than_sleeping_is_worth() -> None:
-    model = model_of(Tier(2, wake_seconds=_WAKE))
+    model = model_of(SleepTier(2, wake_seconds=_WAKE))
     after = Beds(model, 1)
     for _ in range(12):  # ten minutes of requests, four hours of none
         last(after, 3.0, 120)
@@ -171,7 +171,7 @@ def test_the_last_ones_end_when_every_silence_there_was_is_longer_than_sleeping_
 
 
 def test_after_says_when_the_last_one_ends() -> None:
-    beds = Beds(model_of(Tier(2, after_seconds=900.0, wake_seconds=_WAKE)), 1)
+    beds = Beds(model_of(SleepTier(2, after_seconds=900.0, wake_seconds=_WAKE)), 1)
     last(beds, 3.0, 60)
     slept = [plan.asleep for plan in run(beds, 0.0, 300)]
     assert max(slept) >= 1
@@ -180,23 +180,25 @@ def test_after_says_when_the_last_one_ends() -> None:
 
 
 def test_wakings_are_learned_by_their_level_each_once_and_kept_with_the_state() -> None:
-    model = model_of(Tier(2, level=2))
-    core = Core(model)
-    seen = PoolSeen(1, 1, replicas=(replace(_busy("r0", 1.0, 1.0), woken=Woken(2, 1, 20.0)),))
+    model = model_of(SleepTier(2, level=2))
+    core = ScalingCore(model)
+    seen = PoolObservation(1, 1, replicas=(replace(_busy("r0", 1.0, 1.0), woken=WakeTiming(2, 1, 20.0)),))
     for tick in range(3):
-        plan = core.step(Observation(5.0 * tick, GatewaySeen(1.0, 900.0), {"main": seen})).pools["main"]
+        plan = core.step(Observation(5.0 * tick, GatewayTraffic(1.0, 900.0), {"main": seen})).pools["main"]
     assert list(core.state.pools["main"].wakes["2"].seconds) == [20.0]
     assert plan.inputs["wake_seconds"].value == 20.0
-    again = replace(seen, replicas=(replace(_busy("r0", 1.0, 1.0), woken=Woken(2, 2, 24.0)),))
-    core.step(Observation(15.0, GatewaySeen(1.0, 900.0), {"main": again}))
+    again = replace(seen, replicas=(replace(_busy("r0", 1.0, 1.0), woken=WakeTiming(2, 2, 24.0)),))
+    core.step(Observation(15.0, GatewayTraffic(1.0, 900.0), {"main": again}))
     assert list(core.state.pools["main"].wakes["2"].seconds) == [20.0, 24.0]
-    assert decode(encode(core.state)) == core.state
+    assert decode_state(encode_state(core.state)) == core.state
 
 
 def test_frozen_means_the_sleeping_too() -> None:
-    model = model_of(Tier(4, least=4))
-    core = Core(model, ScalingSettings(freeze=True), State())
-    plan = core.step(Observation(0.0, GatewaySeen(9.0, 900.0), {"main": PoolSeen(1, 1, asleep_desired=1, asleep=1)}))
+    model = model_of(SleepTier(4, least=4))
+    core = ScalingCore(model, ScalingSettings(freeze=True), CoreState())
+    plan = core.step(
+        Observation(0.0, GatewayTraffic(9.0, 900.0), {"main": PoolObservation(1, 1, asleep_desired=1, asleep=1)})
+    )
     assert (plan.pools["main"].replicas, plan.pools["main"].asleep) == (1, 1)
 
 
@@ -212,7 +214,7 @@ MINUTES = st.lists(
 def test_bounds_hold_for_both_together_and_doubt_or_a_restart_ends_nobody(
     minutes: list[tuple[int, int, str]], minimum: int, maximum: int, least: int, more: int, awake: int
 ) -> None:
-    tier = Tier(max(1, least + more), least=least, wake_seconds=_WAKE)
+    tier = SleepTier(max(1, least + more), least=least, wake_seconds=_WAKE)
     beds = Beds(model_of(tier, minimum, maximum), min(max(awake, minimum), maximum))
     for ticks, requests, signals in minutes:
         for _ in range(ticks):

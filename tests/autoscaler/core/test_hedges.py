@@ -2,10 +2,10 @@
 
 import pytest
 
-from fairlead_autoscaler.scaling.replicas import Doubt, Wanted, planned
+from fairlead_autoscaler.scaling.replicas import PoolRequest, SignalDoubt, plan_pool
 from fairlead_autoscaler.scaling.settings import ScalingSettings
-from fairlead_autoscaler.scaling.state import PoolState
-from fairlead_autoscaler.scaling.values import PoolPlan, PoolSeen
+from fairlead_autoscaler.scaling.state import PoolMemory
+from fairlead_autoscaler.scaling.values import PoolObservation, PoolPlan
 
 _UNEQUAL, _EQUAL = (120.0, 250.0), (10.0, 10.0)
 
@@ -20,9 +20,11 @@ def _plan(
     blind_seconds: float | None = None,
 ) -> PoolPlan:
     """Of a pool of ten, where so many more are needed."""
-    wanted = Wanted(10 + missing, 10.0 + missing, urgent, False, overloaded, False, starts, 1.0, {}, "batch")
-    doubt = Doubt(blind_seconds, None, False)
-    return planned(PoolState(), PoolSeen(10, 10, replicas=()), wanted, doubt, (1, most), 0.0, ScalingSettings())[1]
+    wanted = PoolRequest(10 + missing, 10.0 + missing, urgent, False, overloaded, False, starts, 1.0, {}, "batch")
+    doubt = SignalDoubt(blind_seconds, None, False)
+    return plan_pool(
+        PoolMemory(), PoolObservation(10, 10, replicas=()), wanted, doubt, (1, most), 0.0, ScalingSettings()
+    )[1]
 
 
 @pytest.mark.parametrize(

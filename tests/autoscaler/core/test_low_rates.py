@@ -3,19 +3,27 @@
 import pytest
 
 from fairlead.profile import EngineProfile
-from fairlead_autoscaler.scaling import Core, GatewaySeen, Observation, PoolFacts, PoolPlan, PoolSeen, ScaledModel
-from fairlead_autoscaler.scaling.learned import Lengths, Ratio
+from fairlead_autoscaler.scaling import (
+    GatewayTraffic,
+    ModelSpec,
+    Observation,
+    PoolObservation,
+    PoolPlan,
+    PoolSpec,
+    ScalingCore,
+)
+from fairlead_autoscaler.scaling.learned import DecayingRatio, RequestLengths
 
 _PROFILE = EngineProfile("S", 3.3e-4, step_seconds=28e-3, kv_tokens=40_000, max_sequences=64, step_tokens=512)
 
 
 def plans(arrivals: list[float], prompt: float = 1_000.0) -> list[PoolPlan]:
     """Of an engine that is there, after each tick with so many arrivals."""
-    pool = PoolFacts("main", minimum=1, maximum=20, profile=_PROFILE, startup_p50_seconds=60.0)
-    core = Core(ScaledModel("chat", 3.0, 0.15, (pool,)))
-    seen = {"main": PoolSeen(1, 1, replicas=())}
+    pool = PoolSpec("main", minimum=1, maximum=20, profile=_PROFILE, startup_p50_seconds=60.0)
+    core = ScalingCore(ModelSpec("chat", 3.0, 0.15, (pool,)))
+    seen = {"main": PoolObservation(1, 1, replicas=())}
     return [
-        core.step(Observation(5.0 * tick, GatewaySeen(count, count * prompt), seen)).pools["main"]
+        core.step(Observation(5.0 * tick, GatewayTraffic(count, count * prompt), seen)).pools["main"]
         for tick, count in enumerate(arrivals)
     ]
 
@@ -43,7 +51,9 @@ def test_the_first_prompt_says_how_long_prompts_are() -> None:
 
 def test_answers_that_have_only_begun_are_not_taken_for_long_ones() -> None:
     """Twenty in flight with a hundred tokens each, and one that ended."""
-    lengths = Lengths(output=Ratio(2_100.0, 1.0, 2_100.0, 1.0), began=Ratio(21.0, 0.0, 21.0, 0.0))
-    assert lengths.answer(250.0) == 250.0
-    ended = Lengths(output=Ratio(21e3, 100.0, 21e3, 100.0), began=Ratio(101.0, 0.0, 101.0, 0.0))
-    assert ended.answer(250.0) == pytest.approx(210.0, rel=0.01)
+    lengths = RequestLengths(
+        output=DecayingRatio(2_100.0, 1.0, 2_100.0, 1.0), began=DecayingRatio(21.0, 0.0, 21.0, 0.0)
+    )
+    assert lengths.mean_output_tokens(250.0) == 250.0
+    ended = RequestLengths(output=DecayingRatio(21e3, 100.0, 21e3, 100.0), began=DecayingRatio(101.0, 0.0, 101.0, 0.0))
+    assert ended.mean_output_tokens(250.0) == pytest.approx(210.0, rel=0.01)

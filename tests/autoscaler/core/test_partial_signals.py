@@ -12,22 +12,22 @@ import pytest
 
 from fairlead.profile import EngineProfile
 from fairlead_autoscaler.scaling import (
-    Core,
-    GatewaySeen,
+    GatewayTraffic,
+    ModelSpec,
     Observation,
-    PoolFacts,
+    PoolObservation,
     PoolPlan,
-    PoolSeen,
-    ReplicaSeen,
+    PoolSpec,
+    ReplicaMetrics,
     ReplicaState,
-    ScaledModel,
+    ScalingCore,
 )
 
 _PROFILE = EngineProfile(
     "S", 3.3e-4, step_seconds=28e-3, resident_token_seconds=2.2e-7, kv_tokens=40_000, max_sequences=64, step_tokens=512
 )
-_POOL = PoolFacts("main", minimum=0, maximum=60, profile=_PROFILE, startup_p50_seconds=120.0, startup_p90_seconds=250.0)
-_MODEL = ScaledModel("chat", 3.0, 0.15, (_POOL,), ttft_bounds=(1.0, 3.0), itl_bounds=(0.05, 0.15))
+_POOL = PoolSpec("main", minimum=0, maximum=60, profile=_PROFILE, startup_p50_seconds=120.0, startup_p90_seconds=250.0)
+_MODEL = ModelSpec("chat", 3.0, 0.15, (_POOL,), ttft_bounds=(1.0, 3.0), itl_bounds=(0.05, 0.15))
 _REQUESTS, _PROMPT, _OUTPUT, _GAP = 30.0, 1_000.0, 200.0, 0.05
 _SIGNALS = [
     "running",
@@ -48,7 +48,7 @@ class Steady:
     """Six requests a second on as many replicas as are planned, each look after five seconds like the one before."""
 
     def __init__(self) -> None:
-        self.core, self.now, self.replicas = Core(_MODEL), 0.0, 8
+        self.core, self.now, self.replicas = ScalingCore(_MODEL), 0.0, 8
 
     def look(
         self, requests: float = _REQUESTS, counted: float | None = 1.0, longer: float = 1.0, **signals: Any
@@ -58,7 +58,7 @@ class Steady:
         self.now += 5.0
         each = requests / self.replicas
         running = each / 5.0 * _OUTPUT * _GAP
-        seen = ReplicaSeen(
+        seen = ReplicaMetrics(
             "r",
             ReplicaState.READY,
             self.now + 500.0,
@@ -76,8 +76,8 @@ class Steady:
             itl_counts=(0.0, each * _OUTPUT, 0.0),
         )
         replicas = tuple([replace(seen, id=f"r{index}", **signals) for index in range(self.replicas)])
-        pool = PoolSeen(self.replicas, self.replicas, replicas=None if counted is None else replicas)
-        gateway = None if counted is None else GatewaySeen(requests * counted, requests * counted * longer * _PROMPT)
+        pool = PoolObservation(self.replicas, self.replicas, replicas=None if counted is None else replicas)
+        gateway = None if counted is None else GatewayTraffic(requests * counted, requests * counted * longer * _PROMPT)
         plan = self.core.step(Observation(self.now, gateway, {"main": pool})).pools["main"]
         self.replicas = plan.replicas
         return plan

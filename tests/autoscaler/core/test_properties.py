@@ -8,15 +8,15 @@ from hypothesis import strategies as st
 
 from fairlead.profile import EngineProfile
 from fairlead_autoscaler.scaling import (
-    Core,
-    GatewaySeen,
+    GatewayTraffic,
+    ModelSpec,
     Observation,
-    PoolFacts,
+    PoolObservation,
     PoolPlan,
-    PoolSeen,
-    ReplicaSeen,
+    PoolSpec,
+    ReplicaMetrics,
     ReplicaState,
-    ScaledModel,
+    ScalingCore,
     decide,
 )
 
@@ -29,11 +29,11 @@ _LATE = 15.0
 _WRONG = (math.nan, math.inf, -math.inf, -5.0, 1e300)
 
 
-def model_of(minimum: int, maximum: int) -> ScaledModel:
+def model_of(minimum: int, maximum: int) -> ModelSpec:
     """One pool between these bounds, whose replicas start in about two minutes."""
-    pool = PoolFacts("main", minimum=minimum, maximum=maximum, profile=_PROFILE)
+    pool = PoolSpec("main", minimum=minimum, maximum=maximum, profile=_PROFILE)
     pool = replace(pool, startup_p50_seconds=120.0, startup_p90_seconds=250.0)
-    return ScaledModel("chat", 3.0, 0.15, (pool,), ttft_bounds=_BOUNDS, itl_bounds=_BOUNDS)
+    return ModelSpec("chat", 3.0, 0.15, (pool,), ttft_bounds=_BOUNDS, itl_bounds=_BOUNDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ MINUTES = st.lists(
 class Cluster:
     """What a plan does to pods: the newest go first, those that start become ready after two minutes. Requests take a tick."""
 
-    def __init__(self, model: ScaledModel, replicas: int) -> None:
+    def __init__(self, model: ModelSpec, replicas: int) -> None:
         self.now = 0.0
         self.model = model
         self.born = {f"r{index}": -1_000.0 for index in range(replicas)}
@@ -89,13 +89,15 @@ class Cluster:
         gateway = None
         if minute.signals != "missing":
             arrivals = 0.0 if zero else float(minute.requests)
-            gateway = GatewaySeen(minute.wrong, 1.0, minute.wrong) if wrong else GatewaySeen(arrivals, arrivals * 900.0)
-        pool = PoolSeen(len(self.born), len(ready), pending, replicas=replicas)
+            gateway = (
+                GatewayTraffic(minute.wrong, 1.0, minute.wrong) if wrong else GatewayTraffic(arrivals, arrivals * 900.0)
+            )
+        pool = PoolObservation(len(self.born), len(ready), pending, replicas=replicas)
         return Observation(self.now, gateway, {"main": pool})
 
-    def _replica(self, name: str, ended: float, began: float, wrong: float | None) -> ReplicaSeen:
+    def _replica(self, name: str, ended: float, began: float, wrong: float | None) -> ReplicaMetrics:
         value, running = (ended, began) if wrong is None else (wrong, wrong)
-        return ReplicaSeen(
+        return ReplicaMetrics(
             name,
             ReplicaState.READY,
             500.0,
@@ -131,14 +133,14 @@ def test_whatever_is_seen_it_stays_within_bounds_and_doubt_or_a_restart_lowers_n
     minutes: list[Minute], minimum: int, maximum: int, replicas: int, restart: int
 ) -> None:
     model = model_of(minimum, maximum)
-    cluster, core = Cluster(model, min(max(replicas, minimum), maximum)), Core(model)
+    cluster, core = Cluster(model, min(max(replicas, minimum), maximum)), ScalingCore(model)
     watched, ticks = 0.0, 0
     for minute in minutes:
         for tick in range(minute.ticks):
             told = 5.0 + (minute.skew if tick == 0 else 0.0)
             watched += told if 0.0 < told <= _LATE else 5.0 if told > 0.0 else 0.0
             if ticks == restart or not ticks:
-                core, watched = Core(model), 0.0
+                core, watched = ScalingCore(model), 0.0
             had = len(cluster.born)
             plan = core.step(cluster.observe(minute, tick == 0)).pools["main"]
             assert minimum <= plan.replicas <= maximum
@@ -176,7 +178,7 @@ def test_more_arrivals_or_more_held_never_make_for_fewer_replicas(
     seen = cluster.observe(Minute(1, 10, "there", 0.0, 0.0), False)
 
     def planned(arrivals: int, waiting: int) -> int:
-        gateway = GatewaySeen(float(arrivals), arrivals * 900.0, float(waiting))
+        gateway = GatewayTraffic(float(arrivals), arrivals * 900.0, float(waiting))
         plan = decide(core.state, replace(seen, gateway=gateway), model, core.settings)[1].pools["main"]
         assume(plan.rule != "lying")  # nothing at all, while engines work, is no load but a doubt: what there is stays
         return plan.replicas
@@ -223,9 +225,9 @@ def test_silence_lowers_in_time_and_its_like_without_metrics_never(requests: int
         had = len(blind.born)
 
 
-def driven(model: ScaledModel, minutes: list[Minute], replicas: int = 3) -> tuple[Cluster, Core]:
+def driven(model: ModelSpec, minutes: list[Minute], replicas: int = 3) -> tuple[Cluster, ScalingCore]:
     """A cluster and a core after these minutes."""
-    cluster, core = Cluster(model, replicas), Core(model)
+    cluster, core = Cluster(model, replicas), ScalingCore(model)
     for minute in minutes:
         for tick in range(minute.ticks):
             cluster.apply(core.step(cluster.observe(minute, tick == 0)).pools["main"])

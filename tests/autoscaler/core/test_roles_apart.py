@@ -7,15 +7,15 @@ import pytest
 
 from fairlead.fleet import Role
 from fairlead.profile import EngineProfile
-from fairlead_autoscaler.scaling import PoolFacts, PoolSeen, ReplicaSeen, ReplicaState, ScalingSettings
-from fairlead_autoscaler.scaling.clean import totals
-from fairlead_autoscaler.scaling.replicas import Doubt, Rule, Wanted, planned
-from fairlead_autoscaler.scaling.state import PoolState
+from fairlead_autoscaler.scaling import PoolObservation, PoolSpec, ReplicaMetrics, ReplicaState, ScalingSettings
+from fairlead_autoscaler.scaling.clean import pool_totals
+from fairlead_autoscaler.scaling.replicas import PoolRequest, Rule, SignalDoubt, plan_pool
+from fairlead_autoscaler.scaling.state import PoolMemory
 
 _PROFILE = EngineProfile("L", 9e-5, step_seconds=12e-3, kv_tokens=400_000, max_sequences=256, step_tokens=1_024)
 
 
-_SEEN = ReplicaSeen(
+_SEEN = ReplicaMetrics(
     "r",
     ReplicaState.READY,
     500.0,
@@ -31,7 +31,7 @@ _SEEN = ReplicaSeen(
 def _waiting(role: Role, **told: Any) -> float:
     """What is taken to wait at one engine, in all of which 40 requests are told to run and none to wait."""
     replica = replace(_SEEN, **told)
-    found = totals(PoolSeen(1, 1, replicas=(replica,)), PoolFacts("main", role, profile=_PROFILE), 0.1)
+    found = pool_totals(PoolObservation(1, 1, replicas=(replica,)), PoolSpec("main", role, profile=_PROFILE), 0.1)
     assert found is not None
     assert found.running + found.waiting == (replica.running or 0.0) + (replica.waiting or 0.0)
     return found.waiting
@@ -57,9 +57,9 @@ def test_where_it_cannot_be_told_nothing_is_made_up(missing: str) -> None:
 
 def _rule(target: int, ready: int, slow: float, *, apart: bool) -> tuple[int, str]:
     """The number and the rule where one more is needed than there are, in a pool whose starts take 120 s, slow ones so long."""
-    wanted = Wanted(target, target - 0.2, True, apart, False, False, (120.0, slow), 1.0, {}, "load")
-    seen = PoolSeen(ready, ready)
-    _, plan = planned(PoolState(), seen, wanted, Doubt(None, None, False), (1, 60), 100.0, ScalingSettings())
+    wanted = PoolRequest(target, target - 0.2, True, apart, False, False, (120.0, slow), 1.0, {}, "load")
+    seen = PoolObservation(ready, ready)
+    _, plan = plan_pool(PoolMemory(), seen, wanted, SignalDoubt(None, None, False), (1, 60), 100.0, ScalingSettings())
     return plan.replicas, plan.rule
 
 

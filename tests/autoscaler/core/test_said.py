@@ -2,11 +2,11 @@
 
 import pytest
 
-from fairlead_autoscaler.scaling.replicas import Wanted
+from fairlead_autoscaler.scaling.replicas import PoolRequest
 
 
-def _wanted(needed: float) -> Wanted:
-    return Wanted(3, needed, False, False, False, False, (120.0, 250.0), 1.0, {}, "KV memory")
+def _wanted(needed: float) -> PoolRequest:
+    return PoolRequest(3, needed, False, False, False, False, (120.0, 250.0), 1.0, {}, "KV memory")
 
 
 @pytest.mark.parametrize(
@@ -19,4 +19,4 @@ def _wanted(needed: float) -> Wanted:
     ],
 )
 def test_what_is_needed_explains_the_number(needed: float, said: str) -> None:
-    assert _wanted(needed).said == said
+    assert _wanted(needed).need_reason == said

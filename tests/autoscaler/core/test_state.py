@@ -3,21 +3,21 @@
 import pytest
 
 from fairlead.errors import BadInput
-from fairlead_autoscaler.scaling import Core, GatewaySeen, Observation, PoolFacts, PoolSeen, ScaledModel
-from fairlead_autoscaler.scaling.state import decode, encode
+from fairlead_autoscaler.scaling import GatewayTraffic, ModelSpec, Observation, PoolObservation, PoolSpec, ScalingCore
+from fairlead_autoscaler.scaling.state import decode_state, encode_state
 
 
 def _seen(tick: int) -> Observation:
-    pool = PoolSeen(3, 3, replicas=())
-    return Observation(tick * 5.0, GatewaySeen(5.0 + tick % 3, 4_000.0), {"main": pool})
+    pool = PoolObservation(3, 3, replicas=())
+    return Observation(tick * 5.0, GatewayTraffic(5.0 + tick % 3, 4_000.0), {"main": pool})
 
 
 def test_a_core_with_a_recorded_state_plans_as_the_one_that_went_on() -> None:
-    model = ScaledModel("chat", 3.0, 0.15, (PoolFacts("main", minimum=1, maximum=9),))
-    core = Core(model)
+    model = ModelSpec("chat", 3.0, 0.15, (PoolSpec("main", minimum=1, maximum=9),))
+    core = ScalingCore(model)
     for tick in range(100):
         core.step(_seen(tick))
-    other = Core(model, state=decode(encode(core.state)))
+    other = ScalingCore(model, state=decode_state(encode_state(core.state)))
     assert other.state == core.state
     for tick in range(100, 200):
         assert other.step(_seen(tick)) == core.step(_seen(tick))
@@ -26,4 +26,4 @@ def test_a_core_with_a_recorded_state_plans_as_the_one_that_went_on() -> None:
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b'{"clock": 3}', b'{"pools": {"main": {"hedged": "many"}}}'])
 def test_what_is_no_state_is_refused(data: bytes) -> None:
     with pytest.raises(BadInput):
-        decode(data)
+        decode_state(data)

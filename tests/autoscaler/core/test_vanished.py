@@ -5,25 +5,33 @@ from dataclasses import replace
 import pytest
 
 from fairlead.fleet import Role
-from fairlead.profile import preset
-from fairlead_autoscaler.scaling import Core, GatewaySeen, Observation, PoolFacts, PoolPlan, PoolSeen, ScaledModel
+from fairlead.profile import builtin_profile
+from fairlead_autoscaler.scaling import (
+    GatewayTraffic,
+    ModelSpec,
+    Observation,
+    PoolObservation,
+    PoolPlan,
+    PoolSpec,
+    ScalingCore,
+)
 
-LARGE = PoolFacts("large", cost_per_hour=3.7, minimum=1, maximum=20, profile=preset("h100-llama8b"))
-SMALL = PoolFacts("small", cost_per_hour=1.0, minimum=0, maximum=40, profile=preset("l4-qwen8b"))
-MODEL = ScaledModel("chat", 3.0, 0.2, (LARGE, SMALL))
+LARGE = PoolSpec("large", cost_per_hour=3.7, minimum=1, maximum=20, profile=builtin_profile("h100-llama8b"))
+SMALL = PoolSpec("small", cost_per_hour=1.0, minimum=0, maximum=40, profile=builtin_profile("l4-qwen8b"))
+MODEL = ModelSpec("chat", 3.0, 0.2, (LARGE, SMALL))
 
 
 class Fleet:
     """Pools whose numbers are those that were planned last, each look after five seconds."""
 
-    def __init__(self, model: ScaledModel) -> None:
-        self.core, self.now, self.counts = Core(model), 0.0, {pool.name: 1 for pool in model.pools}
+    def __init__(self, model: ModelSpec) -> None:
+        self.core, self.now, self.counts = ScalingCore(model), 0.0, {pool.name: 1 for pool in model.pools}
 
     def look(self, *named: str) -> dict[str, PoolPlan]:
         """The plans after a look that names these pools, at sixty requests a second."""
         self.now += 5.0
-        pools = {name: PoolSeen(self.counts[name], self.counts[name], replicas=()) for name in named}
-        plans = self.core.step(Observation(self.now, GatewaySeen(300.0, 300_000.0), pools)).pools
+        pools = {name: PoolObservation(self.counts[name], self.counts[name], replicas=()) for name in named}
+        plans = self.core.step(Observation(self.now, GatewayTraffic(300.0, 300_000.0), pools)).pools
         self.counts |= {name: plan.replicas for name, plan in plans.items()}
         return dict(plans)
 

@@ -3,8 +3,16 @@
 import math
 
 from fairlead.profile import EngineProfile
-from fairlead_autoscaler.scaling import Core, GatewaySeen, Observation, PoolFacts, PoolPlan, PoolSeen, ScaledModel
-from fairlead_autoscaler.scaling.window import Window, granted, push
+from fairlead_autoscaler.scaling import (
+    GatewayTraffic,
+    ModelSpec,
+    Observation,
+    PoolObservation,
+    PoolPlan,
+    PoolSpec,
+    ScalingCore,
+)
+from fairlead_autoscaler.scaling.window import NeedWindow, add_need, cap_newest_need
 
 _PROFILE = EngineProfile("S", 3.3e-4, step_seconds=28e-3, kv_tokens=40_000, max_sequences=64, step_tokens=512)
 
@@ -13,13 +21,13 @@ class _Held:
     """A pool whose number somebody else sets, and a core that plans for it."""
 
     def __init__(self, maximum: int = 20) -> None:
-        pool = PoolFacts("main", minimum=1, maximum=maximum, profile=_PROFILE, startup_p50_seconds=30.0)
-        self.core, self.now = Core(ScaledModel("chat", 3.0, 0.15, (pool,))), 0.0
+        pool = PoolSpec("main", minimum=1, maximum=maximum, profile=_PROFILE, startup_p50_seconds=30.0)
+        self.core, self.now = ScalingCore(ModelSpec("chat", 3.0, 0.15, (pool,))), 0.0
 
     def step(self, arrivals: float | None, desired: int) -> PoolPlan:
         self.now += 5.0
-        seen = PoolSeen(desired, desired, replicas=())
-        gateway = None if arrivals is None else GatewaySeen(arrivals, arrivals * 900.0)
+        seen = PoolObservation(desired, desired, replicas=())
+        gateway = None if arrivals is None else GatewayTraffic(arrivals, arrivals * 900.0)
         return self.core.step(Observation(self.now, gateway, {"main": seen})).pools["main"]
 
 
@@ -44,7 +52,7 @@ def test_without_metrics_the_number_rises_above_the_most_that_was_needed_and_is_
     for arrivals in [40.0] * 60 + [20.0] * 20:
         there = pool.step(arrivals, there).replicas
     (group,) = pool.core.state.groups.values()
-    needed = group.window.held
+    needed = group.window.largest
     assert group.need is not None
     assert needed > 1.3 * group.need, "load fell, and the window still holds what it was"
     assert {pool.step(None, there).replicas for _ in range(12)} == {there}
@@ -66,11 +74,11 @@ def test_more_than_there_may_be_is_told_but_not_remembered() -> None:
     assert needed is not None
     assert needed > 50.0
     (group,) = pool.core.state.groups.values()
-    assert group.window.held == 3.0
+    assert group.window.largest == 3.0
 
 
 def test_only_the_newest_need_is_cut() -> None:
-    window = push(push(Window(), 0.0, 5.0, 300.0), 5.0, 4.0, 300.0)
-    assert granted(window, 2.0).needs == ((0.0, 5.0), (5.0, 2.0))
-    assert granted(window, 4.0) is window
-    assert granted(Window(), 0.0).needs == ()
+    window = add_need(add_need(NeedWindow(), 0.0, 5.0, 300.0), 5.0, 4.0, 300.0)
+    assert cap_newest_need(window, 2.0).needs == ((0.0, 5.0), (5.0, 2.0))
+    assert cap_newest_need(window, 4.0) is window
+    assert cap_newest_need(NeedWindow(), 0.0).needs == ()

@@ -4,8 +4,8 @@ import threading
 from concurrent.futures import Executor, Future
 from typing import Any
 
-from fairlead_autoscaler.mix import Desk
-from fairlead_autoscaler.scaling import MixAsked, MixTold
+from fairlead_autoscaler.mix import SolverQueue
+from fairlead_autoscaler.scaling import MixRequest, MixResult
 
 
 class ByHand(Executor):
@@ -25,67 +25,67 @@ class ByHand(Executor):
             future.set_result(fn(*args))
 
 
-def answer(asked: MixAsked) -> MixTold:
-    return MixTold(asked.at, {"S": int(asked.at)}, "milp")
+def answer(asked: MixRequest) -> MixResult:
+    return MixResult(asked.at, {"S": int(asked.at)}, "milp")
 
 
-def question(at: float) -> MixAsked:
-    return MixAsked(at, (), ())
+def question(at: float) -> MixRequest:
+    return MixRequest(at, (), ())
 
 
 def test_an_answer_is_told_once_and_to_the_model_that_asked() -> None:
     by_hand = ByHand()
-    desk = Desk(answer, by_hand)
-    desk.ask("one", {"Serve": question(5.0), "Prefill": question(6.0)})
-    assert desk.told("one") == {}
+    desk = SolverQueue(answer, by_hand)
+    desk.submit("one", {"Serve": question(5.0), "Prefill": question(6.0)})
+    assert desk.take_results("one") == {}
     by_hand.next()
-    assert desk.told("other") == {}
-    assert desk.told("one") == {"Serve": MixTold(5.0, {"S": 5}, "milp")}
-    assert desk.told("one") == {}
+    assert desk.take_results("other") == {}
+    assert desk.take_results("one") == {"Serve": MixResult(5.0, {"S": 5}, "milp")}
+    assert desk.take_results("one") == {}
     by_hand.next()
-    assert list(desk.told("one")) == ["Prefill"]
+    assert list(desk.take_results("one")) == ["Prefill"]
 
 
 def test_a_newer_question_takes_the_place_of_one_that_was_not_begun() -> None:
     by_hand, solved = ByHand(), []
 
-    def noting(asked: MixAsked) -> MixTold:
+    def noting(asked: MixRequest) -> MixResult:
         solved.append(asked.at)
         return answer(asked)
 
-    desk = Desk(noting, by_hand)
-    desk.ask("one", {"Serve": question(5.0)})
-    desk.ask("one", {"Serve": question(305.0)})
+    desk = SolverQueue(noting, by_hand)
+    desk.submit("one", {"Serve": question(5.0)})
+    desk.submit("one", {"Serve": question(305.0)})
     by_hand.next()
     by_hand.next()
     assert solved == [305.0]
-    assert desk.told("one")["Serve"].asked_at == 305.0
+    assert desk.take_results("one")["Serve"].asked_at == 305.0
 
 
 def test_what_a_model_asked_that_is_gone_is_forgotten() -> None:
     by_hand = ByHand()
-    desk = Desk(answer, by_hand)
-    desk.ask("one", {"Serve": question(5.0)})
-    desk.ask("two", {"Serve": question(6.0)})
-    desk.keep({"two"})
+    desk = SolverQueue(answer, by_hand)
+    desk.submit("one", {"Serve": question(5.0)})
+    desk.submit("two", {"Serve": question(6.0)})
+    desk.retain({"two"})
     assert by_hand.given[0][0].cancelled()
     by_hand.next()
     by_hand.next()
-    assert desk.told("one") == {}
-    assert desk.told("two")["Serve"].asked_at == 6.0
+    assert desk.take_results("one") == {}
+    assert desk.take_results("two")["Serve"].asked_at == 6.0
 
 
 def test_whoever_asks_goes_on_while_a_solver_takes_its_time() -> None:
     begun, go_on = threading.Event(), threading.Event()
 
-    def slow(asked: MixAsked) -> MixTold:
+    def slow(asked: MixRequest) -> MixResult:
         begun.set()
         assert go_on.wait(60.0)
         return answer(asked)
 
-    desk = Desk(slow)
-    desk.ask("one", {"Serve": question(5.0)})
+    desk = SolverQueue(slow)
+    desk.submit("one", {"Serve": question(5.0)})
     assert begun.wait(60.0)
-    assert desk.told("one") == {}
+    assert desk.take_results("one") == {}
     go_on.set()
     desk.close()

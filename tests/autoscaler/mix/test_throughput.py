@@ -7,16 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairlead.fleet import Objectives
-from fairlead.profile import EngineProfile, preset
+from fairlead.fleet import SloTargets
+from fairlead.profile import EngineProfile, builtin_profile
 from fairlead_autoscaler.mix import throughput
-from fairlead_sim.scaling.book import Load
-from fairlead_sim.scaling.loop import Schedule, run
-from fairlead_sim.scaling.plant import Engines, Scenario
-from fairlead_sim.scaling.pools import model, pool
+from fairlead_sim.scaling.book import ArrivalTrace
+from fairlead_sim.scaling.loop import ScheduleController, run_controller
+from fairlead_sim.scaling.plant import AutoscalingScenario, EngineModelKind
+from fairlead_sim.scaling.pools import reference_model, reference_pool
 
-H100, L4 = preset("h100-llama8b"), replace(preset("l4-qwen8b"), kv_tokens=60_000)
-KEPT = Objectives(target=0.99, ttft_seconds=3.0, ttft_per_kilo_token_seconds=0.5, itl_seconds=0.12)
+H100, L4 = builtin_profile("h100-llama8b"), replace(builtin_profile("l4-qwen8b"), kv_tokens=60_000)
+KEPT = SloTargets(target=0.99, ttft_seconds=3.0, ttft_per_kilo_token_seconds=0.5, itl_seconds=0.12)
 
 
 def attained(profile: EngineProfile, prompt: int, output: int, rate: float) -> float:
@@ -25,13 +25,15 @@ def attained(profile: EngineProfile, prompt: int, output: int, rate: float) -> f
     for _ in range(1_500):
         at += draw.expovariate(rate)
         arrivals.append(at)
-    ttft, itl = KEPT.ttft_limit(prompt), KEPT.itl_seconds
+    ttft, itl = KEPT.ttft_limit_seconds(prompt), KEPT.itl_seconds
     assert ttft is not None
     assert itl is not None
-    pools = (pool(profile, 1),)
-    load = Load(arrivals, [prompt] * len(arrivals), [output] * len(arrivals))
-    return run(
-        Scenario("one", 1, at, model(pools, ttft, itl), pools, load), Schedule([]), engines=Engines.TOKENS
+    pools = (reference_pool(profile, 1),)
+    load = ArrivalTrace(arrivals, [prompt] * len(arrivals), [output] * len(arrivals))
+    return run_controller(
+        AutoscalingScenario("one", 1, at, reference_model(pools, ttft, itl), pools, load),
+        ScheduleController([]),
+        engine_model=EngineModelKind.TOKEN_LEVEL,
     ).attainment
 
 
@@ -62,4 +64,4 @@ sizes = st.floats(1, 20_000)
 @given(sizes, sizes, st.floats(1.0, 4.0))
 def test_faster_engines_never_serve_less(prompt: float, output: float, factor: float) -> None:
     each = throughput(H100, prompt, output, KEPT)
-    assert throughput(H100.faster(factor), prompt, output, KEPT) >= each * (1 - 1e-3)
+    assert throughput(H100.sped_up(factor), prompt, output, KEPT) >= each * (1 - 1e-3)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairlead_autoscaler.presets.dynamo_forecast import Forecast, Series
+from fairlead_autoscaler.presets.dynamo_forecast import ForecastMethod, LevelTrendSeries
 
 Matrix = list[list[float]]
 MOVE: Matrix = [[1.0, 1.0], [0.0, 1.0]]
@@ -45,7 +45,7 @@ def forecast(values: Sequence[float]) -> float:
 @pytest.mark.property
 @given(st.lists(st.floats(1.0, 5_000.0), min_size=1, max_size=40))
 def test_the_forecast_is_that_of_the_filter_in_matrices(values: list[float]) -> None:
-    series = Series()
+    series = LevelTrendSeries()
     for value in values:
-        series = series.then(value)
-    assert series.next(Forecast.KALMAN) == pytest.approx(forecast(values), rel=1e-6, abs=1e-5)
+        series = series.plus(value)
+    assert series.next(ForecastMethod.KALMAN) == pytest.approx(forecast(values), rel=1e-6, abs=1e-5)

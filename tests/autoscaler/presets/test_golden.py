@@ -9,10 +9,16 @@ from typing import Any
 import pytest
 
 from fairlead_autoscaler.presets import hpa, kpa
-from fairlead_autoscaler.presets.hpa_behavior import Behavior, Kind, Policy, Rules, Select
+from fairlead_autoscaler.presets.hpa_behavior import (
+    PolicyKind,
+    PolicySelect,
+    ScalingBehavior,
+    ScalingPolicy,
+    ScalingRules,
+)
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-PHASES = {"R": hpa.Phase.RUNNING, "P": hpa.Phase.PENDING, "T": hpa.Phase.LEAVING, "F": hpa.Phase.LEAVING}
+PHASES = {"R": hpa.PodPhase.RUNNING, "P": hpa.PodPhase.PENDING, "T": hpa.PodPhase.LEAVING, "F": hpa.PodPhase.LEAVING}
 
 
 HPA, KPA = (
@@ -28,27 +34,29 @@ def hpa_settings(vector: Any) -> hpa.HpaSettings:
         maximum=vector["max"],
         tolerance=vector["tolerance"],
         down_window_seconds=vector["down_window"],
-        behavior=None if behavior is None else Behavior(up=rules(behavior["up"]), down=rules(behavior["down"])),
+        behavior=None if behavior is None else ScalingBehavior(up=rules(behavior["up"]), down=rules(behavior["down"])),
     )
 
 
-def rules(written: Any) -> Rules:
-    return Rules(
-        policies=tuple(Policy(Kind(one["type"]), one["value"], one["period"]) for one in written["policies"]),
+def rules(written: Any) -> ScalingRules:
+    return ScalingRules(
+        policies=tuple(
+            ScalingPolicy(PolicyKind(one["type"]), one["value"], one["period"]) for one in written["policies"]
+        ),
         window_seconds=written["window"],
-        select=Select(written["select"]),
+        select=PolicySelect(written["select"]),
         tolerance=written["tolerance"],
     )
 
 
-def hpa_seen(vector: Any, step: Any) -> hpa.Seen:
-    seen = hpa.Seen(step["at"], step["spec"], step["status"])
+def hpa_seen(vector: Any, step: Any) -> hpa.HpaObservation:
+    seen = hpa.HpaObservation(step["at"], step["spec"], step["status"])
     if step["blind"]:
         return seen
     if vector["metric"] == "external":
-        return hpa.Seen(seen.now, seen.spec, seen.status, total_milli=step["total"])
-    pods = tuple(hpa.Pod(PHASES[one[0]], int(one[1:]) if one[1:] else None) for one in step["pods"])
-    return hpa.Seen(seen.now, seen.spec, seen.status, pods=pods)
+        return hpa.HpaObservation(seen.now, seen.spec, seen.status, total_milli=step["total"])
+    pods = tuple(hpa.HpaPod(PHASES[one[0]], int(one[1:]) if one[1:] else None) for one in step["pods"])
+    return hpa.HpaObservation(seen.now, seen.spec, seen.status, pods=pods)
 
 
 def hpa_answers(vector: Any) -> list[int]:
@@ -72,13 +80,13 @@ def kpa_answers(vector: Any) -> list[tuple[int | None, int | None]]:
         down_delay_seconds=vector["down_delay"],
         activation_scale=vector["activation_scale"],
     )
-    state, answers = kpa.begin(settings, 0.0, vector["steps"][0]["ready"]), []
+    state, answers = kpa.initial_state(settings, 0.0, vector["steps"][0]["ready"]), []
     for step in vector["steps"]:
         first = step["at"] - len(step["records"]) + 1
         for second, value in enumerate(step["records"], first):
             state = state if value is None else kpa.record(state, second, value)
         state, wanted = kpa.scale(state, settings, step["at"], step["ready"])
-        answers.append((wanted, None if wanted is None else kpa.bounds(settings, wanted)))
+        answers.append((wanted, None if wanted is None else kpa.clamp_replicas(settings, wanted)))
     return answers
 
 

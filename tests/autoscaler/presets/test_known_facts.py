@@ -13,11 +13,18 @@ import pytest
 
 from fairlead_autoscaler.presets import build
 from fairlead_sim.scaling import load as loads
-from fairlead_sim.scaling.loop import Outcome, run
-from fairlead_sim.scaling.plant import Scenario, Troubles
+from fairlead_sim.scaling.loop import ControllerOutcome, run_controller
+from fairlead_sim.scaling.plant import AutoscalingScenario, PlantFaults
 from fairlead_sim.scaling.pool import PoolSetup
-from fairlead_sim.scaling.pools import LARGE_COST, WARM, large, model, pool, small
-from fairlead_sim.scaling.scenarios import KINDS
+from fairlead_sim.scaling.pools import (
+    LARGE_COST,
+    WARM_START,
+    large_profile,
+    reference_model,
+    reference_pool,
+    small_profile,
+)
+from fairlead_sim.scaling.scenarios import SCENARIOS
 
 _WINDOW = (1_200.0, 1_500.0)
 _WAVE = [8.0 + 2.0 * math.sin(2.0 * math.pi * minute / 30.0) for minute in range(60)]
@@ -25,36 +32,52 @@ _RAMP = [4.0 + 26.0 * min(1.0, minute / 20.0) for minute in range(40)]
 
 
 def made(
-    name: str, rates: list[float], lengths: loads.Lengths, setup: PoolSetup, ttft: float, itl: float, troubles: Troubles
-) -> Scenario:
-    load = loads.poisson(rates, lengths, Random(name))
-    return Scenario(name, 1, len(rates) * 60.0, model([setup], ttft, itl), (setup,), load, troubles)
+    name: str,
+    rates: list[float],
+    lengths: loads.LengthDistribution,
+    setup: PoolSetup,
+    ttft: float,
+    itl: float,
+    troubles: PlantFaults,
+) -> AutoscalingScenario:
+    load = loads.poisson_arrivals(rates, lengths, Random(name))
+    return AutoscalingScenario(
+        name, 1, len(rates) * 60.0, reference_model([setup], ttft, itl), (setup,), load, troubles
+    )
 
 
 @cache
-def scenario(name: str) -> Scenario:
+def scenario(name: str) -> AutoscalingScenario:
     if name == "short":
-        return made(name, _RAMP, loads.SHORT_OUTPUT, pool(large(), 2, cost=LARGE_COST), 2.0, 0.2, Troubles())
+        return made(
+            name,
+            _RAMP,
+            loads.SHORT_OUTPUT_LENGTHS,
+            reference_pool(large_profile(), 2, cost=LARGE_COST),
+            2.0,
+            0.2,
+            PlantFaults(),
+        )
     troubles = {
-        "chat": Troubles(),
-        "blind": Troubles(blind=(_WINDOW,)),
-        "lying": Troubles(lying=(_WINDOW,)),
+        "chat": PlantFaults(),
+        "blind": PlantFaults(missing=(_WINDOW,)),
+        "lying": PlantFaults(zeroed=(_WINDOW,)),
     }
-    return made(name, _WAVE, loads.CHAT, pool(small(), 10), 3.0, 0.15, troubles[name])
+    return made(name, _WAVE, loads.CHAT_LENGTHS, reference_pool(small_profile(), 10), 3.0, 0.15, troubles[name])
 
 
 @cache
-def outcome(where: str, preset: str) -> Outcome:
+def outcome(where: str, preset: str) -> ControllerOutcome:
     played = scenario(where)
-    return run(played, build(preset, played.model))
+    return run_controller(played, build(preset, played.model))
 
 
-def counts(seen: Outcome, begin: float = 0.0, end: float = math.inf) -> list[int]:
-    return [look.desired[0] for look in seen.looks if begin <= look.now < end]
+def counts(seen: ControllerOutcome, begin: float = 0.0, end: float = math.inf) -> list[int]:
+    return [look.desired[0] for look in seen.samples if begin <= look.now < end]
 
 
-def in_window(seen: Outcome) -> float:
-    share = seen.within(*_WINDOW)
+def in_window(seen: ControllerOutcome) -> float:
+    share = seen.attainment_between(*_WINDOW)
     assert share is not None
     return share
 
@@ -81,10 +104,10 @@ def test_the_same_controllers_are_good_on_conversations() -> None:
 
 
 def test_request_rate_does_not_see_longer_answers() -> None:
-    drift = KINDS["drift"](1, None)
-    by_rate, by_kv = (run(drift, build(name, drift.model)) for name in ("hpa-request-rate", "hpa-kv"))
+    drift = SCENARIOS["drift"](1, None)
+    by_rate, by_kv = (run_controller(drift, build(name, drift.model)) for name in ("hpa-request-rate", "hpa-kv"))
 
-    def grown(seen: Outcome) -> float:
+    def grown(seen: ControllerOutcome) -> float:
         before, after = counts(seen, 1_800.0, 3_000.0), counts(seen, 5_400.0)
         return sum(after) / len(after) / (sum(before) / len(before))
 
@@ -98,18 +121,18 @@ def test_apa_as_shipped_oscillates_between_nothing_and_everything(preset: str) -
     assert shipped.attainment < 0.60
     assert min(counts(shipped)) <= 2
     assert max(counts(shipped)) >= 50
-    assert shipped.turns_per_hour >= 20
+    assert shipped.reversals_per_hour >= 20
     assert mended.attainment > shipped.attainment + 0.4
-    assert mended.turns_per_hour < shipped.turns_per_hour / 2
+    assert mended.reversals_per_hour < shipped.reversals_per_hour / 2
     assert mended.cost > 2.0 * outcome("chat", "hpa-concurrency").cost  # what it then keeps
 
 
 def test_kpa_changes_its_mind_until_it_has_a_down_delay() -> None:
     bare, delayed = outcome("chat", "kpa-concurrency"), outcome("chat", "kpa-concurrency-delayed")
     assert bare.changes_per_hour > 80
-    assert bare.turns_per_hour > 30
+    assert bare.reversals_per_hour > 30
     assert delayed.changes_per_hour < bare.changes_per_hour / 2
-    assert delayed.turns_per_hour < bare.turns_per_hour / 3
+    assert delayed.reversals_per_hour < bare.reversals_per_hour / 3
 
 
 def test_zeros_bring_kpa_and_dynamo_down_and_are_survived_by_a_window_as_long_as_the_lie() -> None:
@@ -121,9 +144,9 @@ def test_zeros_bring_kpa_and_dynamo_down_and_are_survived_by_a_window_as_long_as
         assert in_window(outcome("lying", preset)) > 0.95
     # an average over three minutes comes down later, and for longer
     lied, after = outcome("lying", "dynamo"), (_WINDOW[1], _WINDOW[1] + 300.0)
-    assert lied.within(*after) == pytest.approx(0.36, abs=0.15)
+    assert lied.attainment_between(*after) == pytest.approx(0.36, abs=0.15)
     assert min(counts(lied, *after)) == 1
-    assert (outcome("chat", "dynamo").within(*after) or 0.0) > 0.95
+    assert (outcome("chat", "dynamo").attainment_between(*after) or 0.0) > 0.95
 
 
 def test_missing_metrics_change_nothing_where_they_are_known_to_be_missing() -> None:
@@ -137,20 +160,20 @@ def test_missing_metrics_change_nothing_where_they_are_known_to_be_missing() -> 
 
 
 def test_saturation_moves_one_at_a_time_and_is_late_for_a_step() -> None:
-    step = KINDS["step-cold"](1, None)
-    seen = run(step, build("wva-saturation", step.model))
+    step = SCENARIOS["step-cold"](1, None)
+    seen = run_controller(step, build("wva-saturation", step.model))
     desired = [step.pools[0].initial, *counts(seen)]
     assert {abs(after - before) for before, after in pairwise(desired)} <= {0, 1}
     assert seen.attainment < 0.5
-    assert run(step, build("hpa-concurrency", step.model)).attainment > 0.8
+    assert run_controller(step, build("hpa-concurrency", step.model)).attainment > 0.8
 
 
 def test_who_scales_from_zero() -> None:
-    zero = KINDS["zero-warm"](1, None)
-    assert zero.pools[0].startup == WARM
+    zero = SCENARIOS["zero-warm"](1, None)
+    assert zero.pools[0].startup == WARM_START
     for preset in ("kpa-concurrency", "keda-concurrency"):
-        seen = run(zero, build(preset, zero.model))
+        seen = run_controller(zero, build(preset, zero.model))
         assert min(counts(seen)) == 0
         assert seen.attainment > 0.85
     for preset in ("apa-kv-fixed", "wva-saturation", "dynamo"):
-        assert run(zero, build(preset, zero.model)).attainment == 0.0
+        assert run_controller(zero, build(preset, zero.model)).attainment == 0.0

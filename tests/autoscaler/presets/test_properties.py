@@ -7,21 +7,28 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fairlead_autoscaler.presets import PRESETS, build
-from fairlead_autoscaler.presets.testing import POOL, look, one_pool, pool_seen, replica
+from fairlead_autoscaler.presets.testing import (
+    POOL,
+    build_observation,
+    pool_observation,
+    ready_replica,
+    single_pool_model,
+)
 from fairlead_autoscaler.scaling.values import Observation
 
 MOST = 9
 measured = st.none() | st.floats(0.0, 200.0)
 pools = st.one_of(
     st.builds(
-        pool_seen,
+        pool_observation,
         st.lists(
-            st.builds(replica, st.integers(0, 20), measured, measured, st.none() | st.floats(0.0, 1.0)), max_size=MOST
+            st.builds(ready_replica, st.integers(0, 20), measured, measured, st.none() | st.floats(0.0, 1.0)),
+            max_size=MOST,
         ),
         desired=st.none() | st.integers(0, MOST + 3),
         pending=st.integers(0, 4),
     ),
-    st.builds(pool_seen, st.none(), ready=st.integers(0, MOST), pending=st.integers(0, 4)),
+    st.builds(pool_observation, st.none(), ready=st.integers(0, MOST), pending=st.integers(0, 4)),
 )
 series = st.lists(
     st.tuples(st.sampled_from([0.0, 5.0, 5.0, 7.0, 61.0, 400.0]), pools, measured, st.floats(0.0, 50.0)), max_size=25
@@ -32,7 +39,7 @@ def observations(drawn: Any) -> list[Observation]:
     now, seen = 1_000.0, []
     for wait, pool, arrivals, held in drawn:
         now += wait
-        seen.append(look(now, pool, arrivals=arrivals, held=held))
+        seen.append(build_observation(now, pool, arrivals=arrivals, held=held))
     return seen
 
 
@@ -41,7 +48,7 @@ def observations(drawn: Any) -> list[Observation]:
 @given(series, st.integers(0, 2))
 def test_a_preset_stays_in_bounds_and_depends_on_nothing_else(name: str, drawn: Any, least: int) -> None:
     shown = observations(drawn)
-    model = one_pool(minimum=least, maximum=MOST)
+    model = single_pool_model(minimum=least, maximum=MOST)
     scaler = build(name, model)
     plans = [scaler.step(one) for one in shown]
     for plan in plans:

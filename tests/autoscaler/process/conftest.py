@@ -10,64 +10,66 @@ import pytest
 from fairlead.api import Autoscaling
 from fairlead.clock import ManualClock
 from fairlead.errors import Unavailable
-from fairlead.fleet import Objectives
+from fairlead.fleet import SloTargets
 from fairlead.limits import Limits
-from fairlead_autoscaler.loop import Loop
-from fairlead_autoscaler.recording import Look
+from fairlead_autoscaler.loop import ControlLoop
+from fairlead_autoscaler.recording import TickRecord
 from fairlead_autoscaler.scaling import (
-    MixAsked,
+    CoreState,
+    MixRequest,
+    ModelSpec,
     Observation,
-    Plan,
-    PoolFacts,
     PoolPlan,
+    PoolSpec,
     ReplicaState,
-    ScaledModel,
+    ScalingPlan,
     ScalingSettings,
-    State,
 )
-from fairlead_autoscaler.seen import Readings, Told, scaled_model
+from fairlead_autoscaler.seen import GatewayMetrics, GatewaySnapshot, scaled_model
 from fairlead_autoscaler.world import ModelState, PoolState, Replica
 
 KEY = "default/tiny"
 
 
 @dataclass
-class Standin:
+class StubCore:
     """A core that wants ``wants`` replicas and asks ``asks``, or fails."""
 
-    model: ScaledModel
+    model: ModelSpec
     settings: ScalingSettings
     wants: dict[str, int]
-    state: State = field(default_factory=State)
-    seen: list[Observation] = field(default_factory=list)
+    state: CoreState = field(default_factory=CoreState)
+    observations: list[Observation] = field(default_factory=list)
     fails: bool = False
-    asks: dict[str, MixAsked] = field(default_factory=dict)
+    asks: dict[str, MixRequest] = field(default_factory=dict)
 
-    def step(self, seen: Observation) -> Plan:
-        self.seen.append(seen)
+    def step(self, observation: Observation) -> ScalingPlan:
+        self.observations.append(observation)
         if self.fails:
             raise ZeroDivisionError
-        return Plan({name: PoolPlan(replicas, "need", "because") for name, replicas in self.wants.items()}, self.asks)
+        return ScalingPlan(
+            {name: PoolPlan(replicas, "need", "because") for name, replicas in self.wants.items()}, self.asks
+        )
 
 
 @dataclass
-class Made:
+class ControlLoopHarness:
     """The world, the scaler and the gateways in one."""
 
     clock: ManualClock = field(default_factory=lambda: ManualClock(1_000.0))
     models: dict[str, ModelState] = field(default_factory=dict)
-    away: str | None = None
+    unavailable: str | None = None
     refuses: str | None = None
     asked: list[tuple[str, str, int, tuple[str, ...]]] = field(default_factory=list)
-    readings: Readings = field(default_factory=lambda: Readings((Told("gateway", {}, {}, {}),)))
-    cores: list[Standin] = field(default_factory=list)
+    readings: GatewaySnapshot = field(default_factory=lambda: GatewaySnapshot((GatewayMetrics("gateway", {}, {}, {}),)))
+    cores: list[StubCore] = field(default_factory=list)
     wants: dict[str, int] = field(default_factory=dict)
-    kept: list[Look] = field(default_factory=list)
+    records: list[TickRecord] = field(default_factory=list)
     leading: bool = True
 
-    async def look(self) -> Mapping[str, ModelState]:
-        if self.away is not None:
-            raise Unavailable(self.away)
+    async def observe(self) -> Mapping[str, ModelState]:
+        if self.unavailable is not None:
+            raise Unavailable(self.unavailable)
         return dict(self.models)
 
     async def scale(self, key: str, pool: str, replicas: int, leaving: Sequence[str] = (), asleep: int = 0) -> None:
@@ -75,23 +77,23 @@ class Made:
             raise Unavailable(self.refuses)
         self.asked.append((key, pool, replicas, tuple(leaving)))
 
-    async def read(self, models: frozenset[str]) -> Readings:
+    async def scrape(self, models: frozenset[str]) -> GatewaySnapshot:
         return self.readings
 
-    def core(self, model: ScaledModel, settings: ScalingSettings) -> Standin:
-        made = Standin(model, settings, self.wants)
+    def core(self, model: ModelSpec, settings: ScalingSettings) -> StubCore:
+        made = StubCore(model, settings, self.wants)
         self.cores.append(made)
         return made
 
-    def loop(self, *, limits: Limits | None = None, **more: Any) -> Loop:
-        return Loop(
+    def loop(self, *, limits: Limits | None = None, **more: Any) -> ControlLoop:
+        return ControlLoop(
             self,
             self,
             self,
             self.core,
             clock=self.clock,
             limits=limits or Limits(),
-            keep=self.kept.append,
+            on_record=self.records.append,
             leads=lambda: self.leading,
             **more,
         )
@@ -100,7 +102,7 @@ class Made:
         """A model with one pool."""
         return model_state(*given, **policy)
 
-    def tick(self, loop: Loop) -> None:
+    def tick(self, loop: ControlLoop) -> None:
         """One tick, 5 s after the last."""
         self.clock.advance(5.0)
         asyncio.run(loop.tick())
@@ -110,8 +112,8 @@ def model_state(
     desired: int = 2, ready: int | None = None, *, least: int = 0, most: int = 9, **policy: Any
 ) -> ModelState:
     """A model with one pool."""
-    facts = PoolFacts("main", minimum=least, maximum=most)
-    model = scaled_model(KEY, Objectives(ttft_seconds=2.0), [facts], interval_seconds=5.0)
+    facts = PoolSpec("main", minimum=least, maximum=most)
+    model = scaled_model(KEY, SloTargets(ttft_seconds=2.0), [facts], interval_seconds=5.0)
     there = tuple(
         Replica(f"main-{n}", ReplicaState.READY, 100.0 + n, 5.0, (f"main-{n}/1/0",))
         for n in range(desired if ready is None else ready)
@@ -120,5 +122,5 @@ def model_state(
 
 
 @pytest.fixture
-def made() -> Made:
-    return Made(models={KEY: model_state()})
+def made() -> ControlLoopHarness:
+    return ControlLoopHarness(models={KEY: model_state()})

@@ -9,16 +9,24 @@ from hypothesis import strategies as st
 
 from fairlead.api import Autoscaling
 from fairlead.fleet import Role
-from fairlead_autoscaler.governor import Ruling, Watch, amount, asked, governed, watched, widest
+from fairlead_autoscaler.governor import (
+    EnforcedPlan,
+    PolicyState,
+    enforce,
+    has_requests,
+    step_size,
+    update_policy_state,
+    with_widest_bounds,
+)
 from fairlead_autoscaler.scaling import (
-    Plan,
-    PoolFacts,
+    ModelSpec,
+    PoolObservation,
     PoolPlan,
-    PoolSeen,
-    ReplicaSeen,
+    PoolSpec,
+    ReplicaMetrics,
     ReplicaState,
-    ScaledModel,
-    Tier,
+    ScalingPlan,
+    SleepTier,
 )
 from fairlead_autoscaler.world import ModelState, PoolState
 
@@ -29,7 +37,7 @@ AUTO: dict[str, Any] = {"mode": "Auto"}
 def state(
     desired: int, *, least: int = 0, most: int = 10, policy: dict[str, Any] | None = None, **pool: Any
 ) -> ModelState:
-    model = ScaledModel("default/tiny", 2.0, None, (PoolFacts("main", minimum=least, maximum=most),))
+    model = ModelSpec("default/tiny", 2.0, None, (PoolSpec("main", minimum=least, maximum=most),))
     return ModelState(model, Autoscaling(**(policy or AUTO)), {"main": PoolState(desired, **pool)})
 
 
@@ -37,27 +45,29 @@ def ruled(
     now_is: ModelState,
     replicas: int | None,
     *,
-    watch: Watch | None = None,
+    watch: PolicyState | None = None,
     now: float = 1_000.0,
     woken: bool = False,
     frozen: bool = False,
     asleep: int = 0,
-) -> Ruling:
-    plan = Plan({} if replicas is None else {"main": PoolPlan(replicas, "need", "as the load needs", asleep=asleep)})
-    seen = watch or watched(Watch(), now_is, 0.0, asked=True)
-    return governed(seen, now_is, plan, now, WALL, woken=woken, frozen=frozen)["main"]
+) -> EnforcedPlan:
+    plan = ScalingPlan(
+        {} if replicas is None else {"main": PoolPlan(replicas, "need", "as the load needs", asleep=asleep)}
+    )
+    seen = watch or update_policy_state(PolicyState(), now_is, 0.0, has_requests=True)
+    return enforce(seen, now_is, plan, now, WALL, is_woken=woken, is_frozen=frozen)["main"]
 
 
 def test_a_plan_within_all_wishes_is_written_with_its_own_reason() -> None:
     ruling = ruled(state(2), 5)
-    assert ruling == Ruling(5, 2, "need", "as the load needs", 5, bounds=(0, 10))
-    assert ruling.writes
+    assert ruling == EnforcedPlan(5, 2, "need", "as the load needs", 5, bounds=(0, 10))
+    assert ruling.needs_write
 
 
 def test_what_is_as_it_should_be_is_not_written_and_no_plan_leaves_everything() -> None:
-    assert not ruled(state(5), 5).writes
+    assert not ruled(state(5), 5).needs_write
     ruling = ruled(state(3), None)
-    assert (ruling.replicas, ruling.rule, ruling.writes) == (3, "no-plan", False)
+    assert (ruling.replicas, ruling.rule, ruling.needs_write) == (3, "no-plan", False)
 
 
 def test_bounds_hold_whatever_was_planned_and_say_so() -> None:
@@ -78,28 +88,30 @@ def test_bounds_are_those_of_the_hour() -> None:
 def test_no_more_than_a_step_within_a_minute_up_and_down() -> None:
     policy = AUTO | {"step_up": 2, "step_down": "50%"}
     assert ruled(state(3, policy=policy), 9).replicas == 5
-    grown = Watch({"main": ((990.0, 3), (995.0, 5))}, 990.0)
+    grown = PolicyState({"main": ((990.0, 3), (995.0, 5))}, 990.0)
     assert ruled(state(5, policy=policy), 9, watch=grown).replicas == 5
     assert ruled(state(4, policy=policy), 1).replicas == 2
-    shrunk = Watch({"main": ((990.0, 4), (995.0, 2))}, 990.0)
+    shrunk = PolicyState({"main": ((990.0, 4), (995.0, 2))}, 990.0)
     assert ruled(state(2, policy=policy), 1, watch=shrunk).replicas == 2
 
 
 def test_a_step_never_turns_a_direction_round() -> None:
     policy = AUTO | {"step_up": 1, "step_down": 1}
-    jumped = Watch({"main": ((990.0, 2), (995.0, 8))}, 990.0)  # somebody else raised it
+    jumped = PolicyState({"main": ((990.0, 2), (995.0, 8))}, 990.0)  # somebody else raised it
     assert ruled(state(8, policy=policy), 9, watch=jumped).replicas == 8
 
 
 def test_the_numbers_of_the_last_minute_are_kept_and_older_ones_forgotten() -> None:
-    seen = watched(Watch({"main": ((930.0, 9), (950.0, 3))}, 950.0), state(4), 1_000.0, asked=False)
-    assert seen == Watch({"main": ((950.0, 3), (1_000.0, 4))}, 950.0)
-    assert watched(seen, state(4), 1_001.0, asked=True).asked_at == 1_001.0
+    seen = update_policy_state(
+        PolicyState({"main": ((930.0, 9), (950.0, 3))}, 950.0), state(4), 1_000.0, has_requests=False
+    )
+    assert seen == PolicyState({"main": ((950.0, 3), (1_000.0, 4))}, 950.0)
+    assert update_policy_state(seen, state(4), 1_001.0, has_requests=True).last_request_at == 1_001.0
 
 
 def test_to_zero_only_after_the_silence_that_was_asked_for() -> None:
     policy = AUTO | {"zero": {"after": "5m"}}
-    quiet = Watch({}, 1_000.0)
+    quiet = PolicyState({}, 1_000.0)
     soon = ruled(state(2, policy=policy), 0, watch=quiet, now=1_299.0)
     assert (soon.replicas, soon.rule) == (1, "zero-after")
     assert ruled(state(2, policy=policy), 0, watch=quiet, now=1_300.0).replicas == 0
@@ -107,12 +119,14 @@ def test_to_zero_only_after_the_silence_that_was_asked_for() -> None:
 
 
 def test_the_one_that_is_kept_for_a_while_sleeps_where_it_may() -> None:
-    facts = PoolFacts("main", minimum=0, maximum=10, tier=Tier(most=1))
+    facts = PoolSpec("main", minimum=0, maximum=10, tier=SleepTier(most=1))
     policy = Autoscaling(**AUTO, zero={"after": "5m"})
-    now_is = ModelState(ScaledModel("default/tiny", 2.0, None, (facts,)), policy, {"main": PoolState(2)})
-    plan = Plan({"main": PoolPlan(0, "zero", "silent")})
+    now_is = ModelState(ModelSpec("default/tiny", 2.0, None, (facts,)), policy, {"main": PoolState(2)})
+    plan = ScalingPlan({"main": PoolPlan(0, "zero", "silent")})
     for silent, asleep in ((299.0, 1), (300.0, 0)):
-        found = governed(Watch({}, 1_000.0), now_is, plan, 1_000.0 + silent, WALL, woken=False, frozen=False)["main"]
+        found = enforce(
+            PolicyState({}, 1_000.0), now_is, plan, 1_000.0 + silent, WALL, is_woken=False, is_frozen=False
+        )["main"]
         assert (found.replicas, found.asleep) == (0, asleep)
 
 
@@ -130,24 +144,24 @@ def test_a_held_request_starts_one_where_there_is_none_and_only_there() -> None:
 
 def test_waking_starts_one_of_each_role_and_only_where_none_of_the_role_runs() -> None:
     facts = (
-        PoolFacts("small", minimum=0, maximum=4),
-        PoolFacts("large", minimum=0, maximum=4),
-        PoolFacts("pre", role=Role.PREFILL, minimum=0, maximum=4),
+        PoolSpec("small", minimum=0, maximum=4),
+        PoolSpec("large", minimum=0, maximum=4),
+        PoolSpec("pre", role=Role.PREFILL, minimum=0, maximum=4),
     )
-    model = ScaledModel("default/tiny", 2.0, None, facts)
+    model = ModelSpec("default/tiny", 2.0, None, facts)
     pools = {"small": PoolState(0), "large": PoolState(0), "pre": PoolState(1)}
     now_is = ModelState(model, Autoscaling(**AUTO), pools)
-    found = governed(Watch(), now_is, Plan(), 0.0, WALL, woken=True, frozen=False)
+    found = enforce(PolicyState(), now_is, ScalingPlan(), 0.0, WALL, is_woken=True, is_frozen=False)
     assert {name: one.replicas for name, one in found.items()} == {"small": 1, "large": 0, "pre": 1}
 
 
 def test_of_prefill_and_decode_one_always_runs() -> None:
-    facts = PoolFacts("pre", role=Role.PREFILL, minimum=0, maximum=4)
-    now_is = ModelState(ScaledModel("default/tiny", 2.0, None, (facts,)), Autoscaling(**AUTO), {"pre": PoolState(2)})
-    plan = Plan({"pre": PoolPlan(0, "zero", "silent")})
-    found = governed(Watch({}, 0.0), now_is, plan, 1e6, WALL, woken=False, frozen=False)["pre"]
+    facts = PoolSpec("pre", role=Role.PREFILL, minimum=0, maximum=4)
+    now_is = ModelState(ModelSpec("default/tiny", 2.0, None, (facts,)), Autoscaling(**AUTO), {"pre": PoolState(2)})
+    plan = ScalingPlan({"pre": PoolPlan(0, "zero", "silent")})
+    found = enforce(PolicyState({}, 0.0), now_is, plan, 1e6, WALL, is_woken=False, is_frozen=False)["pre"]
     assert (found.replicas, found.rule) == (1, "bounds")
-    assert widest(now_is.model, now_is.policy).pools[0].minimum == 1
+    assert with_widest_bounds(now_is.model, now_is.policy).pools[0].minimum == 1
 
 
 @pytest.mark.parametrize(
@@ -161,7 +175,7 @@ def test_of_prefill_and_decode_one_always_runs() -> None:
 )
 def test_what_keeps_a_number_from_being_written_is_said(more: dict[str, Any], why: str) -> None:
     ruling = ruled(state(2, **more), 5)
-    assert (ruling.replicas, ruling.unwritten, ruling.writes) == (5, why, False)
+    assert (ruling.replicas, ruling.unwritten, ruling.needs_write) == (5, why, False)
 
 
 def test_the_freeze_stops_every_write() -> None:
@@ -191,7 +205,7 @@ def test_never_outside_the_bounds_and_never_the_other_way(
 ) -> None:
     policy = AUTO | {"step_up": up, "step_down": down}
     now_is = state(desired, least=least, most=max(1, least + room), policy=policy)
-    watch = Watch({"main": tuple((990.0, size) for size in sizes)}, 0.0)
+    watch = PolicyState({"main": tuple((990.0, size) for size in sizes)}, 0.0)
     found = ruled(now_is, planned, watch=watch, woken=woken)
     assert least <= found.replicas <= max(1, least + room)
     if planned is not None and found.rule not in ("bounds", "wake"):
@@ -204,22 +218,26 @@ def test_the_core_plans_within_the_widest_bounds_that_there_ever_are() -> None:
         {"name": "night", "begin": "20:00", "end": "08:00", "max": 2},
     ]
     now_is = state(1, least=3, most=8, policy=AUTO | {"schedules": schedules})
-    found = widest(now_is.model, now_is.policy).pools[0]
+    found = with_widest_bounds(now_is.model, now_is.policy).pools[0]
     assert (found.minimum, found.maximum) == (2, 20)
 
 
 def test_a_percentage_is_of_what_there_is_and_one_at_least() -> None:
-    assert [amount(3, 10), amount("50%", 5), amount("10%", 1), amount("100%", 0)] == [3, 2, 1, 1]
+    assert [step_size(3, 10), step_size("50%", 5), step_size("10%", 1), step_size("100%", 0)] == [3, 2, 1, 1]
 
 
 def test_what_is_not_known_counts_as_asked_for() -> None:
-    idle = {"main": PoolSeen(1, 1, replicas=(ReplicaSeen("a", ReplicaState.READY, 9.0, running=0.0, waiting=0.0),))}
-    assert not asked(idle, 0.0, 0.0)
-    assert asked(idle, None, 0.0)
-    assert asked(idle, 1.0, 0.0)
-    assert asked(idle, 0.0, 1.0)
-    busy = {"main": replace(idle["main"], replicas=(ReplicaSeen("a", ReplicaState.READY, 9.0, running=1.0),))}
-    assert asked(busy, 0.0, 0.0)
+    idle = {
+        "main": PoolObservation(
+            1, 1, replicas=(ReplicaMetrics("a", ReplicaState.READY, 9.0, running=0.0, waiting=0.0),)
+        )
+    }
+    assert not has_requests(idle, 0.0, 0.0)
+    assert has_requests(idle, None, 0.0)
+    assert has_requests(idle, 1.0, 0.0)
+    assert has_requests(idle, 0.0, 1.0)
+    busy = {"main": replace(idle["main"], replicas=(ReplicaMetrics("a", ReplicaState.READY, 9.0, running=1.0),))}
+    assert has_requests(busy, 0.0, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -246,16 +264,16 @@ def test_who_is_to_serve_beyond_the_plan_is_woken_and_who_is_not_sleeps_on(
     found = ruled(now_is, planned[0], asleep=planned[1], woken=woken)
     assert (found.replicas, found.asleep) == wanted
     pool = now_is.pools["main"]
-    assert found.writes is ((found.replicas, found.asleep) != (pool.desired, pool.asleep))
+    assert found.needs_write is ((found.replicas, found.asleep) != (pool.desired, pool.asleep))
 
 
 def test_one_goes_to_sleep_at_once_and_ends_only_after_the_silence_that_was_asked_for() -> None:
     policy = AUTO | {"zero": {"after": "10m"}}
-    silent = Watch({}, 700.0)
+    silent = PolicyState({}, 700.0)
     found = ruled(state(1, policy=policy), 0, asleep=1, watch=silent)
     assert (found.replicas, found.asleep, found.rule) == (0, 1, "need")
     found = ruled(state(0, asleep=1, policy=policy), 0, watch=silent)
     assert (found.replicas, found.asleep, found.rule) == (0, 1, "zero-after")
-    found = ruled(state(0, asleep=1, policy=policy), 0, watch=Watch({}, 300.0))
+    found = ruled(state(0, asleep=1, policy=policy), 0, watch=PolicyState({}, 300.0))
     assert (found.replicas, found.asleep) == (0, 0)
-    assert not found.grows
+    assert not found.is_growing

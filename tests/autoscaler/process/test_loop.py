@@ -6,8 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 from fairlead.limits import Limits
-from fairlead_autoscaler.scaling import Core, MixAsked, MixTold, PoolFacts
-from fairlead_autoscaler.seen import Readings, Told
+from fairlead_autoscaler.scaling import MixRequest, MixResult, PoolSpec, ScalingCore
+from fairlead_autoscaler.seen import GatewayMetrics, GatewaySnapshot
 
 KEY = "default/tiny"
 
@@ -20,12 +20,12 @@ def test_what_is_planned_is_written_once_and_what_fits_is_not(made: Any) -> None
     made.models[KEY] = made.state(4)
     made.tick(loop)
     assert len(made.asked) == 1
-    assert loop.counts.writes == {(KEY, "main", "up"): 1}
+    assert loop.counters.writes == {(KEY, "main", "up"): 1}
 
 
 def test_of_pools_that_trade_engines_the_one_that_shrinks_is_written_first(made: Any) -> None:
     one = made.models[KEY]
-    pools = tuple(PoolFacts(name, maximum=9) for name in ("decode", "prefill"))
+    pools = tuple(PoolSpec(name, maximum=9) for name in ("decode", "prefill"))
     there = {"decode": replace(one.pools["main"], desired=2), "prefill": replace(one.pools["main"], desired=4)}
     made.models[KEY] = replace(one, model=replace(one.model, pools=pools), pools=there)
     made.wants.update(decode=5, prefill=1)
@@ -35,7 +35,7 @@ def test_of_pools_that_trade_engines_the_one_that_shrinks_is_written_first(made:
 
 def test_going_down_names_who_leaves_first(made: Any) -> None:
     gauges = {("unique_used_blocks", KEY, "main-0/1/0"): 3.0, ("unique_used_blocks", KEY, "main-1/1/0"): 90.0}
-    made.readings = Readings((Told("gateway", {}, {}, gauges),))
+    made.readings = GatewaySnapshot((GatewayMetrics("gateway", {}, {}, gauges),))
     made.wants["main"] = 1
     made.tick(made.loop())
     assert made.asked == [(KEY, "main", 1, ("main-0", "main-1"))]
@@ -46,7 +46,7 @@ def test_while_the_world_is_away_nobody_is_asked_and_nothing_is_written(made: An
     made.wants["main"] = 4
     made.away = "the API server does not answer"
     made.tick(loop)
-    assert (made.cores, made.asked, made.kept) == ([], [], [])
+    assert (made.cores, made.asked, made.records) == ([], [], [])
     assert loop.notes() == ["what there is to scale cannot be told: the API server does not answer"]
     made.away = None
     made.tick(loop)
@@ -55,10 +55,12 @@ def test_while_the_world_is_away_nobody_is_asked_and_nothing_is_written(made: An
 
 
 def test_without_gateways_the_core_is_told_that_nothing_is_known(made: Any) -> None:
-    made.readings = Readings((Told("gateway", why="silent"),), ("gateway gateway is missing: silent",))
+    made.readings = GatewaySnapshot(
+        (GatewayMetrics("gateway", error="silent"),), ("gateway gateway is missing: silent",)
+    )
     loop = made.loop()
     made.tick(loop)
-    (seen,) = made.cores[0].seen
+    (seen,) = made.cores[0].observations
     assert seen.gateway is None
     assert seen.pools["main"].replicas is None
     assert seen.pools["main"].ready == 2
@@ -86,7 +88,7 @@ def test_a_write_that_is_refused_is_said_and_tried_again(made: Any) -> None:
     made.refuses = "conflict"
     made.tick(loop)
     assert loop.notes() == [f"{KEY}/main: 4 could not be written: conflict"]
-    assert loop.counts.refused == {(KEY, "main"): 1}
+    assert loop.counters.refused == {(KEY, "main"): 1}
     made.refuses = None
     made.tick(loop)
     assert made.asked == [(KEY, "main", 4, ())]
@@ -99,7 +101,7 @@ def test_one_that_does_not_lead_stays_warm_and_writes_nothing(made: Any) -> None
     made.wants["main"] = 4
     made.tick(loop)
     assert made.asked == []
-    assert made.kept[-1].rulings["main"].unwritten == "another replica of the autoscaler leads"
+    assert made.records[-1].rulings["main"].unwritten == "another replica of the autoscaler leads"
     made.leading = True
     made.tick(loop)
     assert made.asked == [(KEY, "main", 4, ())]
@@ -112,10 +114,10 @@ def test_advice_is_given_and_not_followed_and_a_model_that_is_off_is_not_looked_
     loop = made.loop()
     made.tick(loop)
     assert made.asked == []
-    assert (made.kept[-1].mode, made.kept[-1].rulings["main"].replicas) == ("Advise", 4)
+    assert (made.records[-1].mode, made.records[-1].rulings["main"].replicas) == ("Advise", 4)
     made.models[KEY] = made.state(mode="Off")
     made.tick(loop)
-    assert loop.looks() == {}
+    assert loop.last_records() == {}
 
 
 def test_a_hint_wakes_a_model_whatever_is_known_and_an_unknown_one_is_refused(made: Any) -> None:
@@ -128,7 +130,7 @@ def test_a_hint_wakes_a_model_whatever_is_known_and_an_unknown_one_is_refused(ma
     assert loop.wake(KEY)
     made.tick(loop)
     assert made.asked == [(KEY, "main", 1, ())]
-    assert made.kept[-1].rulings["main"].rule == "wake"
+    assert made.records[-1].rulings["main"].rule == "wake"
 
 
 def test_a_hint_is_forgotten_after_half_a_minute(made: Any) -> None:
@@ -147,13 +149,13 @@ def test_a_hint_makes_the_next_tick_come_at_once(made: Any) -> None:
         loop = made.loop()
         async with asyncio.timeout(120):
             running = asyncio.create_task(loop.run())
-            while loop.counts.ticks < 1:  # noqa: ASYNC110 - another task's doing
+            while loop.counters.ticks < 1:  # noqa: ASYNC110 - another task's doing
                 await asyncio.sleep(0.001)
             loop.wake(KEY)  # the clock stands still: without a hint the next tick would be 5 s away
-            while loop.counts.ticks < 2:  # noqa: ASYNC110 - another task's doing
+            while loop.counters.ticks < 2:  # noqa: ASYNC110 - another task's doing
                 await asyncio.sleep(0.001)
             running.cancel()
-        assert loop.counts.wakes == 1
+        assert loop.counters.wakes == 1
 
     before = made.clock.now()
     asyncio.run(hinted())
@@ -161,25 +163,25 @@ def test_a_hint_makes_the_next_tick_come_at_once(made: Any) -> None:
 
 
 def test_a_flood_of_hints_hastens_no_more_looks_than_come_anyway(made: Any) -> None:
-    limits = Limits(autoscaler_wake_seconds=0.0)
+    limits = Limits(autoscaler_min_tick_seconds=0.0)
 
     async def flooded() -> list[int]:
         loop, found = made.loop(limits=limits), []
         running = asyncio.create_task(loop.run())
         for minute in range(2):
             made.clock.advance(60.0 * minute)
-            for _ in range(10 * limits.autoscaler_hastened):
+            for _ in range(10 * limits.autoscaler_hinted_ticks_per_minute):
                 assert loop.wake(KEY) or not found
                 for _ in range(20):  # a tick takes fewer turns of the event loop
                     await asyncio.sleep(0)
-            found.append(loop.counts.ticks)
+            found.append(loop.counters.ticks)
         running.cancel()
         return found
 
-    most = limits.autoscaler_hastened
+    most = limits.autoscaler_hinted_ticks_per_minute
     assert asyncio.run(flooded()) == [1 + most, 1 + 2 * most]  # the first came by itself
-    assert len(made.kept) == 1 + 2 * most
-    assert made.kept[-1].rulings["main"].replicas == 2
+    assert len(made.records) == 1 + 2 * most
+    assert made.records[-1].rulings["main"].replicas == 2
 
 
 def test_what_was_learned_stays_when_the_facts_of_a_model_change(made: Any) -> None:
@@ -197,7 +199,7 @@ def test_a_model_that_is_gone_is_forgotten(made: Any) -> None:
     made.tick(loop)
     del made.models[KEY]
     made.tick(loop)
-    assert loop.looks() == {}
+    assert loop.last_records() == {}
     assert not loop.wake(KEY)
 
 
@@ -205,62 +207,62 @@ def test_looks_carry_the_state_before_them_now_and_then(made: Any) -> None:
     loop = made.loop()
     for _ in range(61):
         made.tick(loop)
-    assert [number for number, look in enumerate(made.kept) if look.before is not None] == [0, 60]
+    assert [number for number, look in enumerate(made.records) if look.before is not None] == [0, 60]
 
 
 def test_a_restart_wakes_no_model_that_sleeps_and_the_first_request_does(made: Any) -> None:
-    made.core = Core
+    made.core = ScalingCore
     made.models[KEY] = made.state(0)
     loop = made.loop()
     for _ in range(40):
         made.tick(loop)
     assert made.asked == []
-    made.readings = Readings(
-        (Told("gateway", {("arrivals", KEY): 1.0, ("prompt_tokens", KEY): 9.0}, {}, {("held", KEY): 1.0}),)
+    made.readings = GatewaySnapshot(
+        (GatewayMetrics("gateway", {("arrivals", KEY): 1.0, ("prompt_tokens", KEY): 9.0}, {}, {("held", KEY): 1.0}),)
     )
     made.tick(loop)
     assert made.asked[0][2] >= 1
 
 
-class Desk:
+class FakeMixSolver:
     """Answers at the next tick, and notes who is there."""
 
     def __init__(self) -> None:
-        self.open: dict[str, dict[str, MixAsked]] = {}
+        self.open: dict[str, dict[str, MixRequest]] = {}
         self.models: set[str] = set()
 
-    def ask(self, model: str, asks: Mapping[str, MixAsked]) -> None:
+    def submit(self, model: str, asks: Mapping[str, MixRequest]) -> None:
         self.open.setdefault(model, {}).update(asks)
 
-    def told(self, model: str) -> dict[str, MixTold]:
-        return {role: MixTold(asked.at, {"main": 3}, "milp") for role, asked in self.open.pop(model, {}).items()}
+    def take_results(self, model: str) -> dict[str, MixResult]:
+        return {role: MixResult(asked.at, {"main": 3}, "milp") for role, asked in self.open.pop(model, {}).items()}
 
-    def keep(self, models: Collection[str]) -> None:
+    def retain(self, models: Collection[str]) -> None:
         self.models = set(models)
 
 
 def test_what_a_core_asks_is_answered_by_a_later_observation_which_is_kept(made: Any) -> None:
-    desk = Desk()
+    desk = FakeMixSolver()
     loop = made.loop(desk=desk)
     made.tick(loop)
-    made.cores[0].asks = {"Serve": MixAsked(1_005.0, (1.0,), ())}
+    made.cores[0].asks = {"Serve": MixRequest(1_005.0, (1.0,), ())}
     made.tick(loop)
     made.cores[0].asks = {}
-    assert [look.observation.mixes for look in made.kept] == [{}, {}]
-    assert made.kept[-1].plan.asks == {"Serve": MixAsked(1_005.0, (1.0,), ())}
+    assert [look.observation.mixes for look in made.records] == [{}, {}]
+    assert made.records[-1].plan.asks == {"Serve": MixRequest(1_005.0, (1.0,), ())}
     made.tick(loop)
     made.tick(loop)
-    told = {"Serve": MixTold(1_005.0, {"main": 3}, "milp")}
-    assert [look.observation.mixes for look in made.kept[2:]] == [told, {}]
-    assert made.cores[0].seen[2].mixes == told
+    told = {"Serve": MixResult(1_005.0, {"main": 3}, "milp")}
+    assert [look.observation.mixes for look in made.records[2:]] == [told, {}]
+    assert made.cores[0].observations[2].mixes == told
     assert desk.models == {KEY}
 
 
 def test_the_real_core_holds_while_nothing_is_known(made: Any) -> None:
-    made.core = Core
-    made.readings = Readings((Told("gateway", why="silent"),))
+    made.core = ScalingCore
+    made.readings = GatewaySnapshot((GatewayMetrics("gateway", error="silent"),))
     loop = made.loop()
     for _ in range(10):
         made.tick(loop)
     assert made.asked == []
-    assert made.kept[-1].rulings["main"].replicas == 2
+    assert made.records[-1].rulings["main"].replicas == 2

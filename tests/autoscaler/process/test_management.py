@@ -11,13 +11,15 @@ import msgspec
 from prometheus_client.parser import text_string_to_metric_families
 
 from fairlead.limits import Limits
-from fairlead_autoscaler.process import Plan, Process
-from fairlead_autoscaler.recording import look_of
+from fairlead_autoscaler.process import AutoscalerService, ServiceConfig
+from fairlead_autoscaler.recording import decode_record
 
 KEY = "default/tiny"
 
 
-def asked(made: Any, use: Callable[[httpx.AsyncClient, Process], Awaitable[None]], *, token: str | None = None) -> None:
+def asked(
+    made: Any, use: Callable[[httpx.AsyncClient, AutoscalerService], Awaitable[None]], *, token: str | None = None
+) -> None:
     """Run a process around a made-up world and ask its port."""
 
     async def run() -> None:
@@ -25,11 +27,11 @@ def asked(made: Any, use: Callable[[httpx.AsyncClient, Process], Awaitable[None]
         with socket.socket() as free:  # nobody listens there: the gateway that is named is away
             free.bind(("127.0.0.1", 0))
             gateway = f"http://127.0.0.1:{free.getsockname()[1]}"
-            plan = Plan(made, made, [gateway], "127.0.0.1", 0, token)
-            process = Process(plan, made.clock, announce=ready.set_result, limits=Limits())
+            plan = ServiceConfig(made, made, [gateway], "127.0.0.1", 0, token)
+            process = AutoscalerService(plan, made.clock, announce=ready.set_result, limits=Limits())
             running = asyncio.create_task(process.run())
             async with asyncio.timeout(60), httpx.AsyncClient(base_url=(await ready).removeprefix("ready ")) as client:
-                while process.loop.counts.ticks + process.loop.counts.skipped == 0:  # noqa: ASYNC110 - another task's doing
+                while process.control_loop.counters.ticks + process.control_loop.counters.skipped == 0:  # noqa: ASYNC110 - another task's doing
                     await asyncio.sleep(0.001)
                 await use(client, process)
                 process.stop()
@@ -39,13 +41,13 @@ def asked(made: Any, use: Callable[[httpx.AsyncClient, Process], Awaitable[None]
 
 
 def test_ready_says_what_is_wrong_and_is_not_ready_while_the_world_is_away(made: Any) -> None:
-    async def use(client: httpx.AsyncClient, process: Process) -> None:
+    async def use(client: httpx.AsyncClient, process: AutoscalerService) -> None:
         assert (await client.get("/healthz")).status_code == 200
         answer = await client.get("/readyz")
         assert answer.status_code == 200
         assert "is missing: it does not answer (ConnectError)" in answer.text
-        made.away = "no API server"
-        await process.loop.tick()
+        made.unavailable_reason = "no API server"
+        await process.control_loop.tick()
         answer = await client.get("/readyz")
         assert answer.status_code == 503
         assert "no API server" in answer.text
@@ -54,7 +56,7 @@ def test_ready_says_what_is_wrong_and_is_not_ready_while_the_world_is_away(made:
 
 
 def test_metrics_say_what_is_asked_for_what_there_should_be_and_by_which_rule(made: Any) -> None:
-    async def use(client: httpx.AsyncClient, process: Process) -> None:
+    async def use(client: httpx.AsyncClient, process: AutoscalerService) -> None:
         text = (await client.get("/metrics")).text
         seen = {
             (sample.name, tuple(sample.labels.values())): sample.value
@@ -73,19 +75,19 @@ def test_metrics_say_what_is_asked_for_what_there_should_be_and_by_which_rule(ma
 
 
 def test_the_last_look_the_look_at_a_moment_and_the_recording(made: Any) -> None:
-    async def use(client: httpx.AsyncClient, process: Process) -> None:
+    async def use(client: httpx.AsyncClient, process: AutoscalerService) -> None:
         first = made.clock.wall()
         made.clock.advance(5.0)
-        await process.loop.tick()
+        await process.control_loop.tick()
         now = (await client.get("/autoscaling")).json()
         assert now["models"][KEY]["wall"] == first + 5.0
         assert now["models"][KEY]["rulings"]["main"]["rule"] == "blind"
-        look = look_of((await client.get("/autoscaling/look", params={"model": KEY})).content)
+        look = decode_record((await client.get("/autoscaling/look", params={"model": KEY})).content)
         assert look.wall == first + 5.0
-        look = look_of((await client.get("/autoscaling/look", params={"model": KEY, "at": first + 1})).content)
+        look = decode_record((await client.get("/autoscaling/look", params={"model": KEY, "at": first + 1})).content)
         assert look.wall == first
         lines = (await client.get("/autoscaling/recording", params={"model": KEY})).content.splitlines()
-        assert [look_of(line).wall for line in lines] == [first, first + 5.0]
+        assert [decode_record(line).wall for line in lines] == [first, first + 5.0]
         missing = await client.get("/autoscaling/look", params={"model": "default/no"})
         assert missing.status_code == 404
         assert KEY in missing.json()["error"]["message"]
@@ -104,7 +106,7 @@ def test_the_last_look_the_look_at_a_moment_and_the_recording(made: Any) -> None
 
 
 def test_a_hint_is_json_of_a_model_that_is_scaled(made: Any) -> None:
-    async def use(client: httpx.AsyncClient, process: Process) -> None:
+    async def use(client: httpx.AsyncClient, process: AutoscalerService) -> None:
         hint = msgspec.json.encode({"model": KEY})
         kind = {"content-type": "application/json"}
         assert (await client.post("/wake", content=hint, headers=kind)).status_code == 200
@@ -113,13 +115,13 @@ def test_a_hint_is_json_of_a_model_that_is_scaled(made: Any) -> None:
         for body in (b"", b"[]", b"{", b'{"model": 1}'):
             assert (await client.post("/wake", content=body, headers=kind)).status_code == 400
         assert (await client.post("/wake", content=b"x" * 9_000, headers=kind)).status_code == 413
-        assert process.loop.counts.wakes == 1
+        assert process.control_loop.counters.wakes == 1
 
     asked(made, use)
 
 
 def test_with_a_token_only_probes_and_metrics_are_open(made: Any) -> None:
-    async def use(client: httpx.AsyncClient, process: Process) -> None:
+    async def use(client: httpx.AsyncClient, process: AutoscalerService) -> None:
         for path in ("/healthz", "/readyz", "/metrics"):
             assert (await client.get(path)).status_code == 200
         for path in ("/autoscaling", "/autoscaling/recording", f"/autoscaling/look?model={KEY}"):

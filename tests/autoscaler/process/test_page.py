@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from fairlead.clock import ManualClock
 from fairlead.errors import Unavailable
 from fairlead.fleet import Fleet, Instance, Model
-from fairlead.shapes import ShapeGrid
+from fairlead.shapes import RequestShapeGrid
 from fairlead.signals import EngineSignals
 from fairlead_autoscaler import page
-from fairlead_gateway.telemetry import Outcome, Telemetry
+from fairlead_gateway.telemetry import MetricsRecorder, RequestOutcome
 
 KEY, HERE = "default/tiny", "main-0/9001/0"
 INSTANCE = Instance(
@@ -31,36 +31,36 @@ FLEET = Fleet(1, 1, {KEY: Model("default", "tiny"), "default/other": Model("defa
 
 def _rendered() -> str:
     clock = ManualClock(1_000.0)
-    telemetry = Telemetry(clock)
-    telemetry.received(KEY, 500)
-    telemetry.received("default/other", 7)
-    telemetry.first_token(KEY, HERE, 0.4, 0.5)
-    telemetry.inter_token(KEY, HERE, 0.02)
-    telemetry.finished(Outcome("r", KEY, HERE, 200, None, 0.0, 1.0, 0.4, 0.02, 480, 0, 0, 40, True))
-    telemetry.left_early(KEY)
-    telemetry.waiting = {KEY: 2}
+    telemetry = MetricsRecorder(clock)
+    telemetry.record_received(KEY, 500)
+    telemetry.record_received("default/other", 7)
+    telemetry.record_first_token(KEY, HERE, 0.4, 0.5)
+    telemetry.record_inter_token(KEY, HERE, 0.02)
+    telemetry.record_finished(RequestOutcome("r", KEY, HERE, 200, None, 0.0, 1.0, 0.4, 0.02, 480, 0, 0, 40, True))
+    telemetry.record_abandoned(KEY)
+    telemetry.queued = {KEY: 2}
     clock.advance(10.0)
     return telemetry.render(FLEET, {}, clock.now()).decode()
 
 
 def test_what_a_gateway_renders_is_read_and_other_models_are_not() -> None:
-    found = page.read(_rendered(), [KEY])
+    found = page.parse_page(_rendered(), [KEY])
     assert found.uptime_seconds == 10.0
-    assert found.counted[("arrivals", KEY)] == 1
-    assert found.counted[("prompt_tokens", KEY)] == 500
-    assert found.counted[("abandoned", KEY)] == 1
-    assert found.counted[("finished", KEY, HERE)] == 1
-    (shape,) = [key for key in found.counted if key[0] == "shapes"]
-    assert ShapeGrid().index(float(shape[2]), float(shape[3])) == ShapeGrid().index(480, 40)
-    assert found.counted[("first_tokens", KEY, HERE)] == 1
-    assert found.counted[("ttft_seconds", KEY, HERE)] == 0.4
-    assert found.counted[("within", KEY, HERE, "ttft")] == 1
-    assert found.relayed == {("prompt_tokens", KEY, HERE): 900.0, ("generated_tokens", KEY, HERE): 70.0}
+    assert found.counters[("arrivals", KEY)] == 1
+    assert found.counters[("prompt_tokens", KEY)] == 500
+    assert found.counters[("abandoned", KEY)] == 1
+    assert found.counters[("finished", KEY, HERE)] == 1
+    (shape,) = [key for key in found.counters if key[0] == "shapes"]
+    assert RequestShapeGrid().bucket_index(float(shape[2]), float(shape[3])) == RequestShapeGrid().bucket_index(480, 40)
+    assert found.counters[("first_tokens", KEY, HERE)] == 1
+    assert found.counters[("ttft_seconds", KEY, HERE)] == 0.4
+    assert found.counters[("within", KEY, HERE, "ttft")] == 1
+    assert found.engine_counters == {("prompt_tokens", KEY, HERE): 900.0, ("generated_tokens", KEY, HERE): 70.0}
     assert found.gauges[("held", KEY)] == 2
     assert found.gauges[("running", KEY, HERE)] == 3
     assert found.gauges[("kv_share", KEY, HERE)] == 0.25
     assert found.gauges[("age_seconds", KEY, HERE)] == 1.5
-    assert {key[1] for table in (found.counted, found.relayed, found.gauges) for key in table} == {KEY}
+    assert {key[1] for table in (found.counters, found.engine_counters, found.gauges) for key in table} == {KEY}
 
 
 def test_what_is_no_number_is_not_there() -> None:
@@ -68,30 +68,31 @@ def test_what_is_no_number_is_not_there() -> None:
         f'fairlead_gateway_{name}{{model="{KEY}"}} {value}'
         for name, value in (("held", "NaN"), ("received_total", "+Inf"))
     ]
-    found = page.read("\n".join(["fairlead_gateway_uptime_seconds 1", *lines]), [KEY])
-    assert (found.gauges, found.counted) == ({}, {})
+    found = page.parse_page("\n".join(["fairlead_gateway_uptime_seconds 1", *lines]), [KEY])
+    assert (found.gauges, found.counters) == ({}, {})
 
 
 @pytest.mark.property
 @given(
     st.lists(
-        st.sampled_from(sorted(page._WANTED)).flatmap(lambda name: st.text(max_size=40).map(name.__add__)), max_size=6
+        st.sampled_from(sorted(page._METRIC_NAMES)).flatmap(lambda name: st.text(max_size=40).map(name.__add__)),
+        max_size=6,
     )
 )
 def test_whatever_a_page_holds_it_is_read_or_refused(lines: list[str]) -> None:
     try:
-        page.read("\n".join(["fairlead_gateway_uptime_seconds 1", *lines]), [KEY])
+        page.parse_page("\n".join(["fairlead_gateway_uptime_seconds 1", *lines]), [KEY])
     except Unavailable:
         pass
 
 
 def test_a_signal_that_an_engine_does_not_tell_is_not_there() -> None:
     silent = replace(INSTANCE, signals=EngineSignals(running=3.0))
-    text = Telemetry(ManualClock(0.0)).render(replace(FLEET, instances={KEY: (silent,)}), {}, 1_010.0).decode()
-    found = page.read(text, [KEY])
+    text = MetricsRecorder(ManualClock(0.0)).render(replace(FLEET, instances={KEY: (silent,)}), {}, 1_010.0).decode()
+    found = page.parse_page(text, [KEY])
     assert ("running", KEY, HERE) in found.gauges
     assert ("kv_share", KEY, HERE) not in found.gauges
-    assert found.relayed == {}
+    assert found.engine_counters == {}
 
 
 @pytest.mark.parametrize(
@@ -99,17 +100,17 @@ def test_a_signal_that_an_engine_does_not_tell_is_not_there() -> None:
 )
 def test_what_is_no_gateways_page_is_refused(text: str) -> None:
     with pytest.raises(Unavailable):
-        page.read(text, [KEY])
+        page.parse_page(text, [KEY])
 
 
 @pytest.mark.parametrize("uptime", ["NaN", "+Inf", "-5"])
 def test_a_page_whose_uptime_cannot_be_is_no_gateways(uptime: str) -> None:
     text = f'fairlead_gateway_uptime_seconds {uptime}\nfairlead_gateway_received_total{{model="{KEY}"}} 9000000\n'
     with pytest.raises(Unavailable):
-        page.read(text, [KEY])
+        page.parse_page(text, [KEY])
 
 
 @pytest.mark.parametrize("value", ["NaN", "+Inf", "-Inf", "1e308", "-1e308"])
 def test_a_value_that_nothing_can_have_is_left_out(value: str) -> None:
     text = f'fairlead_gateway_uptime_seconds 5\nfairlead_gateway_held{{model="{KEY}"}} {value}\n'
-    assert page.read(text, [KEY]).gauges == {}
+    assert page.parse_page(text, [KEY]).gauges == {}

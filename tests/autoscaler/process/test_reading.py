@@ -9,9 +9,9 @@ import pytest
 from fairlead.clock import ManualClock
 from fairlead.errors import Unavailable
 from fairlead.limits import Limits
-from fairlead_autoscaler.reading import Gateways, HttpFetch
-from fairlead_autoscaler.scaling import GatewaySeen
-from fairlead_autoscaler.seen import Readings, gateway_seen
+from fairlead_autoscaler.reading import GatewayScraper, HttpPageFetcher
+from fairlead_autoscaler.scaling import GatewayTraffic
+from fairlead_autoscaler.seen import GatewaySnapshot, gateway_traffic
 
 KEY = "default/tiny"
 A, B = "http://10.0.0.1:9091", "http://10.0.0.2:9091"
@@ -38,34 +38,34 @@ class World:
             raise OSError("not known")
         return self.names[host]
 
-    def gateways(self, *urls: str) -> Gateways:
-        return Gateways(urls, fetch=self.fetch, resolve=self.resolve, clock=self.clock, limits=Limits())
+    def gateways(self, *urls: str) -> GatewayScraper:
+        return GatewayScraper(urls, fetch=self.fetch, resolve=self.resolve, clock=self.clock, limits=Limits())
 
 
-def looks(world: World, gateways: Gateways, *steps: Callable[[], object]) -> list[Readings]:
+def looks(world: World, gateways: GatewayScraper, *steps: Callable[[], object]) -> list[GatewaySnapshot]:
     """A look now, and one 5 s after each step."""
 
-    async def all_of_them() -> list[Readings]:
-        found = [await gateways.read([KEY])]
+    async def all_of_them() -> list[GatewaySnapshot]:
+        found = [await gateways.scrape([KEY])]
         for step in steps:
             step()
             world.clock.advance(5.0)
-            found.append(await gateways.read([KEY]))
+            found.append(await gateways.scrape([KEY]))
         return found
 
     return asyncio.run(all_of_them())
 
 
-def arrivals(readings: Readings) -> float | None:
-    seen = gateway_seen(KEY, readings)
+def arrivals(readings: GatewaySnapshot) -> float | None:
+    seen = gateway_traffic(KEY, readings)
     return None if seen is None else seen.arrivals
 
 
 def test_the_first_look_only_begins_and_the_next_tells_what_came_since() -> None:
     world = World(pages={A: (900.0, 50.0), B: (900.0, 70.0)})
     found = looks(world, world.gateways(A, B), lambda: world.pages.update({A: (905.0, 53.0), B: (905.0, 71.0)}))
-    assert gateway_seen(KEY, found[0]) is None
-    assert gateway_seen(KEY, found[1]) == GatewaySeen(4.0, 0.0, kept=0.0, kept_tokens=0.0)
+    assert gateway_traffic(KEY, found[0]) is None
+    assert gateway_traffic(KEY, found[1]) == GatewayTraffic(4.0, 0.0, kept=0.0, kept_tokens=0.0)
 
 
 def test_a_gateway_that_is_silent_is_named_and_taken_to_go_on_as_before() -> None:
@@ -135,7 +135,7 @@ def test_a_name_that_is_not_found_in_time_holds_nobody_up() -> None:
         return []
 
     limits = replace(Limits(), autoscaler_read_seconds=0.01)
-    gateways = Gateways([A, "http://slow:1"], fetch=world.fetch, resolve=hang, clock=world.clock, limits=limits)
+    gateways = GatewayScraper([A, "http://slow:1"], fetch=world.fetch, resolve=hang, clock=world.clock, limits=limits)
     (found,) = looks(world, gateways)
     assert [one.name for one in found.gateways] == [A]
     assert found.notes == ("the name slow cannot be resolved (TimeoutError); its last addresses stay",)
@@ -152,7 +152,7 @@ def test_no_more_gateways_are_read_than_the_limit_allows() -> None:
 
 def test_a_port_where_nobody_listens_is_away_in_a_few_words() -> None:
     async def ask() -> None:
-        fetch = HttpFetch(Limits())
+        fetch = HttpPageFetcher(Limits())
         try:
             with pytest.raises(Unavailable, match=r"^it does not answer \(ConnectError\)$"):
                 await fetch("http://127.0.0.1:9/metrics")

@@ -8,12 +8,12 @@ from typing import Any
 from fairlead.clock import ManualClock
 from fairlead.limits import Limits
 from fairlead_autoscaler import governor
-from fairlead_autoscaler.loop import Counts
-from fairlead_autoscaler.management import application
-from fairlead_autoscaler.metrics import Metrics
-from fairlead_autoscaler.recording import Ring
+from fairlead_autoscaler.loop import LoopCounters
+from fairlead_autoscaler.management import create_app
+from fairlead_autoscaler.metrics import AutoscalerMetrics
+from fairlead_autoscaler.recording import RecordBuffer
 from fairlead_autoscaler.scaling import Rule, ScalingSettings
-from fairlead_autoscaler.seen import Readings
+from fairlead_autoscaler.seen import GatewaySnapshot
 
 PAGE = (Path(__file__).parents[3] / "docs" / "reference" / "autoscaler.md").read_text()
 SECTIONS = dict(re.findall(r"^## (.+?)$(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL))
@@ -27,7 +27,13 @@ def first_cells(section: str) -> list[str]:
 
 def loop() -> Any:
     return SimpleNamespace(
-        looks=dict, counts=Counts(), readings=Readings(), frozen=False, leads=True, away=None, wake=lambda model: True
+        looks=dict,
+        counts=LoopCounters(),
+        readings=GatewaySnapshot(),
+        frozen=False,
+        leads=True,
+        away=None,
+        wake=lambda model: True,
     )
 
 
@@ -43,7 +49,7 @@ def test_settings_are_documented_with_the_values_that_they_have() -> None:
 
 
 def test_every_path_is_documented_and_no_other_is() -> None:
-    app = application(loop(), Ring(Limits()), list, ManualClock(), None)
+    app = create_app(loop(), RecordBuffer(Limits()), list, ManualClock(), None)
     served = {f"{route.method} {route.resource.canonical}" for route in app.router.routes() if route.resource}
     written = {span.partition("?")[0].partition("[")[0] for span in first_cells("Its port")}
     assert {one.removeprefix("GET ") for one in served if not one.startswith("HEAD ")} == written
@@ -58,6 +64,6 @@ def test_every_metric_is_documented_as_it_is_and_no_other_is() -> None:
             ", ".join(f"`{label}`" for label in family._labelnames) or "–",  # type: ignore[attr-defined]  # it has no other way
             family.documentation,
         )
-        for family in Metrics(loop(), ManualClock()).collect()
+        for family in AutoscalerMetrics(loop(), ManualClock()).collect()
     }
     assert set(rows) == real

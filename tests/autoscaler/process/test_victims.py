@@ -1,9 +1,9 @@
 """Who leaves first: what is not ready, then whose cache nobody misses, then who has the least to do."""
 
-from fairlead_autoscaler.deltas import Key
+from fairlead_autoscaler.deltas import CounterKey
 from fairlead_autoscaler.scaling import ReplicaState
-from fairlead_autoscaler.seen import Readings, Told
-from fairlead_autoscaler.victims import leaving
+from fairlead_autoscaler.seen import GatewayMetrics, GatewaySnapshot
+from fairlead_autoscaler.victims import removal_order
 from fairlead_autoscaler.world import Replica
 
 KEY = "default/tiny"
@@ -13,32 +13,34 @@ def ready(name: str, age: float = 100.0) -> Replica:
     return Replica(name, ReplicaState.READY, age, 5.0, (f"{name}/0",))
 
 
-def readings(unique: dict[str, float], work: dict[str, float]) -> Readings:
-    gauges: dict[Key, float] = {("unique_used_blocks", KEY, f"{name}/0"): value for name, value in unique.items()}
+def readings(unique: dict[str, float], work: dict[str, float]) -> GatewaySnapshot:
+    gauges: dict[CounterKey, float] = {
+        ("unique_used_blocks", KEY, f"{name}/0"): value for name, value in unique.items()
+    }
     gauges |= {("in_flight", KEY, f"{name}/0"): value for name, value in work.items()}
-    return Readings((Told("a", {}, {}, gauges),))
+    return GatewaySnapshot((GatewayMetrics("a", {}, {}, gauges),))
 
 
 def test_the_one_whose_cache_nobody_misses_leaves_first() -> None:
-    found = leaving(KEY, [ready("a"), ready("b"), ready("c")], readings({"a": 30, "b": 5, "c": 90}, {"b": 9}))
+    found = removal_order(KEY, [ready("a"), ready("b"), ready("c")], readings({"a": 30, "b": 5, "c": 90}, {"b": 9}))
     assert found == ("b", "a", "c")
 
 
 def test_of_equal_caches_the_one_with_the_least_to_do() -> None:
-    found = leaving(KEY, [ready("a"), ready("b"), ready("c")], readings({}, {"a": 3, "b": 1, "c": 2}))
+    found = removal_order(KEY, [ready("a"), ready("b"), ready("c")], readings({}, {"a": 3, "b": 1, "c": 2}))
     assert found == ("b", "c", "a")
 
 
 def test_one_that_the_index_does_not_know_counts_as_the_average() -> None:
-    found = leaving(KEY, [ready("a"), ready("b"), ready("c")], readings({"a": 10, "c": 90}, {}))
+    found = removal_order(KEY, [ready("a"), ready("b"), ready("c")], readings({"a": 10, "c": 90}, {}))
     assert found == ("a", "b", "c")
 
 
 def test_those_that_are_not_ready_leave_before_all_others_and_those_that_leave_already_are_not_counted() -> None:
     starting = [Replica("new", ReplicaState.PENDING, 2.0), Replica("newer", ReplicaState.PENDING, 1.0)]
     going = Replica("gone", ReplicaState.DRAINING, 500.0)
-    assert leaving(KEY, [ready("a"), *starting, going], readings({"a": 0}, {})) == ("newer", "new", "a")
+    assert removal_order(KEY, [ready("a"), *starting, going], readings({"a": 0}, {})) == ("newer", "new", "a")
 
 
 def test_without_any_word_the_youngest_leaves() -> None:
-    assert leaving(KEY, [ready("old", 900.0), ready("young", 9.0)], Readings()) == ("young", "old")
+    assert removal_order(KEY, [ready("old", 900.0), ready("young", 9.0)], GatewaySnapshot()) == ("young", "old")

@@ -5,12 +5,12 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairlead.decision import Input
+from fairlead.decision import DecisionInput
 from fairlead.fleet import Role
 from fairlead.profile import EngineProfile
-from fairlead_autoscaler.roles import Decoding, slack
-from fairlead_autoscaler.scaling.convertible import with_slack
-from fairlead_autoscaler.scaling.values import PoolFacts, PoolPlan, PoolSeen, ScaledModel
+from fairlead_autoscaler.roles import DecodeLoad, decode_slack
+from fairlead_autoscaler.scaling.convertible import add_decode_slack
+from fairlead_autoscaler.scaling.values import ModelSpec, PoolObservation, PoolPlan, PoolSpec
 
 L = EngineProfile(
     "L",
@@ -24,12 +24,12 @@ L = EngineProfile(
 
 
 def test_idle_decode_engines_could_take_prompts_and_full_ones_could_not() -> None:
-    quiet = slack(L, Decoding(0.25, 100.0, 1_050.0), itl_seconds=0.1, ttft_seconds=2.0)
+    quiet = decode_slack(L, DecodeLoad(0.25, 100.0, 1_050.0), itl_seconds=0.1, ttft_seconds=2.0)
     assert quiet.rule == "slack"
     assert 0.0 < quiet.prompt_tokens < L.kv_tokens
-    assert slack(L, Decoding(7.5, 800.0, 1_400.0), itl_seconds=0.1, ttft_seconds=2.0).rule == "batch-full"
-    assert slack(L, Decoding(0.01, 100.0, 1_050.0), itl_seconds=0.013, ttft_seconds=2.0).rule == "step-full"
-    endless = slack(L, Decoding(0.25, 100.0, 1_050.0), itl_seconds=0.1, ttft_seconds=None)
+    assert decode_slack(L, DecodeLoad(7.5, 800.0, 1_400.0), itl_seconds=0.1, ttft_seconds=2.0).rule == "batch-full"
+    assert decode_slack(L, DecodeLoad(0.01, 100.0, 1_050.0), itl_seconds=0.013, ttft_seconds=2.0).rule == "step-full"
+    endless = decode_slack(L, DecodeLoad(0.25, 100.0, 1_050.0), itl_seconds=0.1, ttft_seconds=None)
     assert endless.prompt_tokens == L.kv_tokens
 
 
@@ -38,8 +38,8 @@ def test_what_decode_could_take_keeps_both_objectives(
     rate: float, prompt: float, output: float, attention: float, weights: float
 ) -> None:
     profile = replace(L, attention_seconds=attention, weights_seconds=weights)
-    decoding = Decoding(rate, output, prompt + output / 2)
-    found = slack(profile, decoding, itl_seconds=0.1, ttft_seconds=2.0)
+    decoding = DecodeLoad(rate, output, prompt + output / 2)
+    found = decode_slack(profile, decoding, itl_seconds=0.1, ttft_seconds=2.0)
     if found.rule != "slack":
         assert found.tokens_per_second == found.prompt_tokens == 0.0
         return
@@ -48,13 +48,13 @@ def test_what_decode_could_take_keeps_both_objectives(
     assert step + attention * chunk * found.prompt_tokens / 2 <= 0.09 + 1e-6
     assert chunk + batch <= L.step_tokens + 1e-6
     assert found.prompt_tokens * 0.09 / chunk <= 1.0 + 1e-6
-    busier = slack(profile, replace(decoding, requests_per_second=rate * 1.5), itl_seconds=0.1, ttft_seconds=2.0)
+    busier = decode_slack(profile, replace(decoding, requests_per_second=rate * 1.5), itl_seconds=0.1, ttft_seconds=2.0)
     assert busier.prompt_tokens <= found.prompt_tokens
 
 
 def test_it_is_told_with_the_number_of_a_decode_pool_and_no_other() -> None:
-    pools = (PoolFacts("pre", Role.PREFILL, profile=L), PoolFacts("dec", Role.DECODE, profile=L))
-    model = ScaledModel("m", 2.0, 0.1, pools)
+    pools = (PoolSpec("pre", Role.PREFILL, profile=L), PoolSpec("dec", Role.DECODE, profile=L))
+    model = ModelSpec("m", 2.0, 0.1, pools)
     numbers = {
         "level_replicas": 1.0,
         "capacity_requests_per_second": 5.0,
@@ -62,19 +62,21 @@ def test_it_is_told_with_the_number_of_a_decode_pool_and_no_other() -> None:
         "output_tokens": 100.0,
         "speed_factor": 1.0,
     }
-    inputs = {name: Input(value) for name, value in numbers.items()}
+    inputs = {name: DecisionInput(value) for name, value in numbers.items()}
     plans = {name: PoolPlan(2, "enough", "", inputs) for name in ("pre", "dec")}
-    seen = {name: PoolSeen(2, 2) for name in plans}
-    told = with_slack(model, plans, seen)
+    seen = {name: PoolObservation(2, 2) for name in plans}
+    told = add_decode_slack(model, plans, seen)
     assert told["pre"] == plans["pre"]
     two = told["dec"].inputs["convertible_tokens_per_second"].value
     four = (
-        with_slack(model, plans, {**seen, "dec": PoolSeen(4, 4)})["dec"].inputs["convertible_tokens_per_second"].value
+        add_decode_slack(model, plans, {**seen, "dec": PoolObservation(4, 4)})["dec"]
+        .inputs["convertible_tokens_per_second"]
+        .value
     )
     assert two is not None
     assert four is not None
     assert four > 2 * two > 0.0
     for less in (replace(model, itl_seconds=None), replace(model, pools=(replace(pools[1], profile=None),))):
-        assert with_slack(less, {"dec": plans["dec"]}, seen)["dec"] == plans["dec"]
-    assert with_slack(model, {"dec": PoolPlan(2, "blind", "")}, seen)["dec"].inputs == {}
-    assert with_slack(model, plans, {**seen, "dec": PoolSeen(2, 0)})["dec"] == plans["dec"]
+        assert add_decode_slack(less, {"dec": plans["dec"]}, seen)["dec"] == plans["dec"]
+    assert add_decode_slack(model, {"dec": PoolPlan(2, "blind", "")}, seen)["dec"].inputs == {}
+    assert add_decode_slack(model, plans, {**seen, "dec": PoolObservation(2, 0)})["dec"] == plans["dec"]

@@ -10,14 +10,19 @@ import pytest
 import yaml
 
 from fairlead import __version__
-from fairlead.api.crd import definition
-from fairlead.api.kinds import kinds
+from fairlead.api.crd import crd_manifest
+from fairlead.api.kinds import served_kinds
 from fairlead.kube.resource import Manifest
-from fairlead_cli.cluster.asking import Readiness, Told
-from fairlead_cli.cluster.facts import COMPONENT, Facts, SecretFacts
-from fairlead_cli.cluster.judging.workloads import wanted_secrets, watched
-from fairlead_cli.cluster.prometheus import parse
-from fairlead_cli.cluster.rights import COMPONENTS, of_account, to_check, to_install
+from fairlead_cli.cluster.asking import PodReport, Readiness
+from fairlead_cli.cluster.facts import COMPONENT_LABEL, ClusterFacts, SecretSummary
+from fairlead_cli.cluster.judging.workloads import secret_references, watched_namespaces
+from fairlead_cli.cluster.prometheus import parse_metrics
+from fairlead_cli.cluster.rights import (
+    COMPONENTS_WITH_PERMISSIONS,
+    component_permissions,
+    permissions_to_check,
+    permissions_to_install,
+)
 
 GOLDEN = Path(__file__).parents[2] / "charts" / "golden" / "defaults.yaml"
 NOW = 1_800_000_000.0
@@ -29,7 +34,7 @@ INDEXER_PAGE = (
     'fairlead_indexer_instances{model="chat/tiny"} 2.0\nfairlead_indexer_connected{model="chat/tiny"} 2.0\n'
 )
 INDEXER_IDLE = 'fairlead_indexer_redis_connected 1.0\nfairlead_indexer_leads{model="chat/tiny"} 0.0\n'
-Change = Callable[..., Facts]
+Change = Callable[..., ClusterFacts]
 
 
 def chart() -> list[Manifest]:
@@ -100,28 +105,35 @@ def lease(renewed: str = "2027-01-15T07:59:58.000000Z") -> Manifest:
     return {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": "x"}, "spec": spec}
 
 
-def told(pod: Manifest, page: str, *notes: str, ready: bool = True) -> Told:
-    return Told(pod["metadata"]["name"], "fairlead", Readiness(ready, list(notes)), parse(page))
+def told(pod: Manifest, page: str, *notes: str, ready: bool = True) -> PodReport:
+    return PodReport(pod["metadata"]["name"], "fairlead", Readiness(ready, list(notes)), parse_metrics(page))
 
 
-def healthy() -> Facts:
+def healthy() -> ClusterFacts:
     found = chart()
     deployments = named("Deployment", found)
     pods = [a_pod(one, number) for one in deployments for number in range(one["spec"]["replicas"])]
-    by = {name: [one for one in pods if one["metadata"]["labels"][COMPONENT] == name] for name in COMPONENTS}
-    secrets: dict[tuple[str, str], SecretFacts] = {}
-    for wanted in (one for each in deployments for one in wanted_secrets(each)):
-        before = secrets.get((wanted.namespace, wanted.name), SecretFacts(frozenset()))
-        secrets[wanted.namespace, wanted.name] = SecretFacts(before.entries | wanted.entries)
+    by = {
+        name: [one for one in pods if one["metadata"]["labels"][COMPONENT_LABEL] == name]
+        for name in COMPONENTS_WITH_PERMISSIONS
+    }
+    secrets: dict[tuple[str, str], SecretSummary] = {}
+    for wanted in (one for each in deployments for one in secret_references(each)):
+        before = secrets.get((wanted.namespace, wanted.name), SecretSummary(frozenset()))
+        secrets[wanted.namespace, wanted.name] = SecretSummary(before.entries | wanted.entries)
     accounts = {
-        (one["metadata"]["labels"][COMPONENT], "fairlead"): dict.fromkeys(
-            of_account(one["metadata"]["labels"][COMPONENT], "fairlead", watched(one)), True
+        (one["metadata"]["labels"][COMPONENT_LABEL], "fairlead"): dict.fromkeys(
+            component_permissions(one["metadata"]["labels"][COMPONENT_LABEL], "fairlead", watched_namespaces(one)), True
         )
         for one in deployments
-        if one["metadata"]["labels"][COMPONENT] in COMPONENTS
+        if one["metadata"]["labels"][COMPONENT_LABEL] in COMPONENTS_WITH_PERMISSIONS
     }
-    asked = [*to_check("fairlead", before=False), *to_check("fairlead", before=True), *to_install("fairlead", True)]
-    return Facts(
+    asked = [
+        *permissions_to_check("fairlead", before_install=False),
+        *permissions_to_check("fairlead", before_install=True),
+        *permissions_to_install("fairlead", True),
+    ]
+    return ClusterFacts(
         server="https://10.0.0.1:6443",
         found="the context prod of ~/.kube/config",
         version="v1.36.3",
@@ -133,7 +145,7 @@ def healthy() -> Facts:
         storage_classes=[
             {"metadata": {"name": "fast", "annotations": {"storageclass.kubernetes.io/is-default-class": "true"}}}
         ],
-        definitions=[established(definition(kind)) for kind in kinds()],
+        definitions=[established(crd_manifest(kind)) for kind in served_kinds()],
         deployments=deployments,
         pods=pods,
         leases={"fairlead": lease()},
@@ -154,15 +166,15 @@ def healthy() -> Facts:
 
 
 @pytest.fixture
-def facts() -> Facts:
+def facts() -> ClusterFacts:
     return healthy()
 
 
 @pytest.fixture
-def with_models() -> Callable[..., Facts]:
+def with_models() -> Callable[..., ClusterFacts]:
     """The healthy installation with these models."""
 
-    def make(*models: Manifest) -> Facts:
+    def make(*models: Manifest) -> ClusterFacts:
         return replace(healthy(), models=list(models))
 
     return make

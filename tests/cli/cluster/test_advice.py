@@ -9,10 +9,10 @@ from fairlead.api import ConditionType
 from fairlead.api.conditions import reasons
 from fairlead.kube.resource import Manifest
 from fairlead_cli.cluster.advice import advise
-from fairlead_cli.cluster.asking import Readiness, Told
-from fairlead_cli.cluster.missing import Missing
-from fairlead_cli.cluster.model_report import ModelFacts, report
-from fairlead_cli.cluster.prometheus import parse
+from fairlead_cli.cluster.asking import PodReport, Readiness
+from fairlead_cli.cluster.missing import MissingValue
+from fairlead_cli.cluster.model_report import ModelFacts, build_report
+from fairlead_cli.cluster.prometheus import parse_metrics
 
 NOW = 1_800_000_000.0
 Build = Mapping[str, Callable[..., Any]]
@@ -38,13 +38,13 @@ def pod(state: str = "Ready", restarts: int = 0, since: str = "2027-01-15T07:50:
 
 
 def facts(model: Manifest, *pods: Manifest, page: str = WELL, gateways: Any = None) -> ModelFacts:
-    told = [Told("g", "fairlead", Readiness(True, []), parse(page))] if gateways is None else gateways
+    told = [PodReport("g", "fairlead", Readiness(True, []), parse_metrics(page))] if gateways is None else gateways
     return ModelFacts(model, list(pods), [], told, NOW)
 
 
 def says(known: ModelFacts) -> tuple[bool, str]:
-    found = advise(report(known))
-    return found.problem, found.text
+    found = advise(build_report(known))
+    return found.is_problem, found.text
 
 
 def test_nothing_to_do(builders: Build) -> None:
@@ -154,7 +154,7 @@ def test_engines_that_are_full(builders: Build) -> None:
 
 
 def test_what_could_not_be_asked_is_said_last_and_is_no_problem(builders: Build) -> None:
-    away = Missing("a NetworkPolicy may keep the API server out")
+    away = MissingValue("a NetworkPolicy may keep the API server out")
     assert says(facts(builders["model"](), pod(), gateways=away)) == (
         False,
         "nothing to do as far as can be seen; what engines say was not to be had: a NetworkPolicy may keep the API server out",

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 
 from fairlead.clock import SystemClock
-from fairlead.kube.access import Access
+from fairlead.kube.access import ClusterConfig
 from fairlead.kube.client import KubeApi
-from fairlead.testing.canned import Answer, CannedServer
-from fairlead_cli.cluster.asking import Readiness, Told, gateway, plain, pod_port
-from fairlead_cli.cluster.missing import Missing
-from fairlead_cli.cluster.prometheus import Page
-from fairlead_cli.cluster.way import LIMITS
+from fairlead.testing.canned import CannedResponse, CannedServer
+from fairlead_cli.cluster.asking import PodReport, Readiness, pod_port, query_component, query_gateway
+from fairlead_cli.cluster.missing import MissingValue
+from fairlead_cli.cluster.prometheus import MetricsPage
+from fairlead_cli.cluster.way import CLI_LIMITS
 
 AT = "/api/v1/namespaces/fairlead/pods/g:8081/proxy"
 POD: dict[str, Any] = {
@@ -25,19 +25,21 @@ POD: dict[str, Any] = {
 }
 
 
-def said(status: int, body: Any) -> Answer:
-    return Answer([body if isinstance(body, bytes) else json.dumps(body).encode()], status)
+def said(status: int, body: Any) -> CannedResponse:
+    return CannedResponse([body if isinstance(body, bytes) else json.dumps(body).encode()], status)
 
 
-def refusal(code: int, message: str) -> Answer:
+def refusal(code: int, message: str) -> CannedResponse:
     return said(code, {"kind": "Status", "code": code, "message": message})
 
 
-def asked(answers: dict[str, Answer], pod: dict[str, Any] = POD, ask: Any = gateway) -> tuple[Told, CannedServer]:
-    async def main(server: CannedServer) -> Told:
-        access = Access(server=server.url, found="a test")
-        async with KubeApi(access, SystemClock(), lambda: 0.5, limits=LIMITS) as api:
-            found: Told = await ask(api, pod)
+def asked(
+    answers: dict[str, CannedResponse], pod: dict[str, Any] = POD, ask: Any = query_gateway
+) -> tuple[PodReport, CannedServer]:
+    async def main(server: CannedServer) -> PodReport:
+        access = ClusterConfig(server=server.url, source="a test")
+        async with KubeApi(access, SystemClock(), lambda: 0.5, limits=CLI_LIMITS) as api:
+            found: PodReport = await ask(api, pod)
             return found
 
     with CannedServer(answers) as server:
@@ -47,7 +49,7 @@ def asked(answers: dict[str, Answer], pod: dict[str, Any] = POD, ask: Any = gate
 def test_readiness_and_metrics() -> None:
     told, _ = asked({f"{AT}/readyz": said(200, {"ready": True, "notes": ["x"]}), f"{AT}/metrics": said(200, b"a 1\n")})
     assert told.readiness == Readiness(True, ["x"])
-    assert isinstance(told.metrics, Page)
+    assert isinstance(told.metrics, MetricsPage)
     assert told.metrics.value("a") == 1.0
 
 
@@ -65,7 +67,7 @@ def test_an_operator_answers_in_a_line_of_text() -> None:
     where = AT.replace("8081", "8080")
     told, _ = asked(
         {f"{where}/readyz": said(503, b"not everything has been listed yet\n"), f"{where}/metrics": said(200, b"")},
-        ask=plain,
+        ask=query_component,
     )
     assert told.readiness == Readiness(False, ["not everything has been listed yet"])
 
@@ -87,28 +89,30 @@ def test_an_operator_answers_in_a_line_of_text() -> None:
         (refusal(404, 'pods "g" not found'), 'pods "g" not found', False),
     ],
 )
-def test_a_way_that_is_closed_is_told_with_the_reason_and_tried_once(answer: Answer, why: str, forbidden: bool) -> None:
+def test_a_way_that_is_closed_is_told_with_the_reason_and_tried_once(
+    answer: CannedResponse, why: str, forbidden: bool
+) -> None:
     told, server = asked({f"{AT}/readyz": answer})
-    assert isinstance(told.readiness, Missing)
-    assert why in told.readiness.why
-    assert told.readiness.forbidden is forbidden
+    assert isinstance(told.readiness, MissingValue)
+    assert why in told.readiness.reason
+    assert told.readiness.is_forbidden is forbidden
     assert told.metrics == told.readiness
-    assert len(server.asked) == 1
+    assert len(server.requests) == 1
 
 
 def test_a_guard_that_does_not_know_the_api_servers_name_is_given_one_that_it_knows() -> None:
     told, server = asked({f"{AT}/readyz": said(403, {"error": {"message": "this host name is not served here"}})})
-    assert [one.headers.get("Host") for one in server.asked[:2]] == [
+    assert [one.headers.get("Host") for one in server.requests[:2]] == [
         server.url.removeprefix("http://"),
         "gateway.localhost",
     ]
-    assert told.readiness == Missing("/readyz answers 403 with something else than readiness")
+    assert told.readiness == MissingValue("/readyz answers 403 with something else than readiness")
 
 
 def test_a_pod_without_an_address_is_not_asked() -> None:
     told, server = asked({}, {**POD, "status": {}})
-    assert told.readiness == Missing("pod g has no address yet")
-    assert server.asked == []
+    assert told.readiness == MissingValue("pod g has no address yet")
+    assert server.requests == []
 
 
 def test_ports_are_found_by_name() -> None:
@@ -117,12 +121,12 @@ def test_ports_are_found_by_name() -> None:
 
 def test_an_answer_is_cut_and_any_status_is_one() -> None:
     async def main(server: CannedServer) -> None:
-        async with KubeApi(Access(server=server.url, found="a test"), SystemClock(), lambda: 0.5) as api:
-            found = await api.raw("/long", 4, 5.0)
-            assert (found.status, found.body, found.cut) == (200, b"0123", True)
-            assert (await api.raw("/none", 4, 5.0)).status == 404
-            assert server.asked[0].path == "/long"
-            assert (await api.raw("/long", 40, 5.0, query={"tailLines": "3"})).cut is False
+        async with KubeApi(ClusterConfig(server=server.url, source="a test"), SystemClock(), lambda: 0.5) as api:
+            found = await api.get_raw("/long", 4, 5.0)
+            assert (found.status, found.body, found.truncated) == (200, b"0123", True)
+            assert (await api.get_raw("/none", 4, 5.0)).status == 404
+            assert server.requests[0].path == "/long"
+            assert (await api.get_raw("/long", 40, 5.0, query={"tailLines": "3"})).truncated is False
 
-    with CannedServer({"/long": Answer([b"0123456789"])}) as server:
+    with CannedServer({"/long": CannedResponse([b"0123456789"])}) as server:
         asyncio.run(main(server))

@@ -10,28 +10,28 @@ from typing import Any
 
 import pytest
 
-from fairlead.api.crd import definition
-from fairlead.api.kinds import kinds
+from fairlead.api.crd import crd_manifest
+from fairlead.api.kinds import served_kinds
 from fairlead.clock import SystemClock
-from fairlead.kube.client import Answered, KubeApi
+from fairlead.kube.client import KubeApi, RawResponse
 from fairlead.kube.resource import (
+    CONTROLLER_REVISIONS,
     DEPLOYMENTS,
     EVENTS,
     MODEL_DEPLOYMENTS,
     NAMESPACES,
     PODS,
-    REVISIONS,
     SECRETS,
     SERVICE_ACCOUNTS,
     Manifest,
     Resource,
     uid_of,
 )
-from fairlead.testing.kube import ApiServer, for_a_test
-from fairlead.testing.waiting import until_async
-from fairlead_cli.cluster.archive import Bounds, Packed, Part, pack, write
-from fairlead_cli.cluster.bundling import bundle
-from fairlead_cli.cluster.missing import Missing
+from fairlead.testing.kube import ApiServer, api_server_for_test
+from fairlead.testing.waiting import wait_until_async
+from fairlead_cli.cluster.archive import BundleLimits, BundlePart, PackedBundle, pack, write_archive
+from fairlead_cli.cluster.bundling import build_bundle
+from fairlead_cli.cluster.missing import MissingValue
 
 SECRET = "canarysecretvalue77"
 PROMPT = "tell me of the yellow canary"
@@ -43,13 +43,15 @@ OURS = {
 CHILD = {"app.kubernetes.io/managed-by": "fairlead", "fairlead.io/model": "tiny"}
 
 
-def parts(*sizes: int) -> list[Part]:
-    return [Part(f"{number}.log", bytes([48 + number]) * size) for number, size in enumerate(sizes)]
+def parts(*sizes: int) -> list[BundlePart]:
+    return [BundlePart(f"{number}.log", bytes([48 + number]) * size) for number, size in enumerate(sizes)]
 
 
 def test_what_is_too_long_is_cut_and_what_has_no_room_is_listed() -> None:
     found = pack(
-        [*parts(10, 3, 3), Part("end", b"0123456789", end=True), Part("gone", Missing("no"))], {"a": 1}, Bounds(4, 11)
+        [*parts(10, 3, 3), BundlePart("end", b"0123456789", keep_end=True), BundlePart("gone", MissingValue("no"))],
+        {"a": 1},
+        BundleLimits(4, 11),
     )
     assert [(path, content) for path, content in found.files] == [
         ("0.log", b"0000"),
@@ -59,18 +61,18 @@ def test_what_is_too_long_is_cut_and_what_has_no_room_is_listed() -> None:
     assert found.manifest["a"] == 1
     assert found.manifest["files"][0] == {"path": "0.log", "bytes": 4, "bytes_cut": 6}
     assert [one["path"] for one in found.manifest["missing"]] == ["end", "gone"]
-    kept = pack([Part("end", b"0123456789", end=True)], {}, Bounds(4, 11))
+    kept = pack([BundlePart("end", b"0123456789", keep_end=True)], {}, BundleLimits(4, 11))
     assert kept.files == (("end", b"6789"),)
 
 
 def test_the_file_is_its_owners_and_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     target = tmp_path / "b.tar.gz"
-    size = write(Packed((("a/b.txt", b"x"),), {"files": []}), target, "top", 1_800_000_000.0)
+    size = write_archive(PackedBundle((("a/b.txt", b"x"),), {"files": []}), target, "top", 1_800_000_000.0)
     assert (target.stat().st_mode & 0o777, target.stat().st_size) == (0o600, size)
     with tarfile.open(target) as tar:
         assert tar.getnames() == ["top/manifest.json", "top/a/b.txt"]
     with pytest.raises(FileNotFoundError):
-        write(Packed((), {}), tmp_path / "none" / "b", "top", 0.0)
+        write_archive(PackedBundle((), {}), tmp_path / "none" / "b", "top", 0.0)
     assert list(tmp_path.iterdir()) == [target]
 
 
@@ -80,18 +82,18 @@ def test_the_file_is_its_owners_and_appears_whole_or_not_at_all(tmp_path: Path) 
 class Api(KubeApi):
     """The real one, but for logs and what pods answer, which hold canaries too."""
 
-    async def raw(self, path: str, *arguments: Any, **more: Any) -> Answered:
+    async def get_raw(self, path: str, *arguments: Any, **more: Any) -> RawResponse:
         said = (
             f'ok\nkey {SECRET}\n{{"messages": [{{"content": "{PROMPT}"}}]}}\nprompt: "{PROMPT}"\nredis://:{SECRET}@h\n'
         )
         if path.endswith("/log") or "/proxy/" in path:
-            return Answered(200, (said if path.endswith("/log") else f"note {SECRET}\n").encode())
-        return await super().raw(path, *arguments, **more)
+            return RawResponse(200, (said if path.endswith("/log") else f"note {SECRET}\n").encode())
+        return await super().get_raw(path, *arguments, **more)
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
-    with for_a_test(tmp_path_factory.mktemp("bundled") / "run") as found:
+    with api_server_for_test(tmp_path_factory.mktemp("bundled") / "run") as found:
         yield found
 
 
@@ -123,9 +125,9 @@ CONTAINER = {
 
 async def planted(api: Api) -> None:
     """A secret and a prompt in every place that a bundle looks at."""
-    for kind in kinds():
-        await api.apply(definition(kind), "test")
-    await until_async(lambda: api.serves(MODEL_DEPLOYMENTS))
+    for kind in served_kinds():
+        await api.apply(crd_manifest(kind), "test")
+    await wait_until_async(lambda: api.has_resource(MODEL_DEPLOYMENTS))
     await api.apply(of(NAMESPACES, None, "fairlead"), "test")
     await api.apply(of(SERVICE_ACCOUNTS, "fairlead", "default"), "test")
     data = {"pepper": base64.b64encode(SECRET.encode()).decode()}
@@ -158,7 +160,7 @@ async def planted(api: Api) -> None:
         "lastTransitionTime": "2026-11-20T18:00:00Z",
     }
     await api.apply_status({**model, "status": {"conditions": [crash], "observedGeneration": 1}}, "test")
-    await api.apply(of(REVISIONS, "fairlead", "tiny-1", CHILD, revision=1, data={"spec": wanted}), "test")
+    await api.apply(of(CONTROLLER_REVISIONS, "fairlead", "tiny-1", CHILD, revision=1, data={"spec": wanted}), "test")
     regarding = {
         "apiVersion": "v1",
         "kind": "ModelDeployment",
@@ -186,10 +188,10 @@ async def planted(api: Api) -> None:
 
 @pytest.mark.api_server
 def test_a_secret_and_a_prompt_that_are_planted_everywhere_appear_nowhere(server: ApiServer, tmp_path: Path) -> None:
-    async def main() -> Packed:
-        async with Api(server.access(), SystemClock(), lambda: 0.5) as api:
+    async def main() -> PackedBundle:
+        async with Api(server.config(), SystemClock(), lambda: 0.5) as api:
             await planted(api)
-            return await bundle(api, await api.version(), SystemClock(), None)
+            return await build_bundle(api, await api.version(), SystemClock(), None)
 
     packed = asyncio.run(main())
     files = dict(packed.files)

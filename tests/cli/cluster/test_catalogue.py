@@ -9,38 +9,38 @@ import pytest
 import yaml
 
 from fairlead.api.conditions import condition_types, reasons
-from fairlead_cli.cluster.catalogue import OLDEST_KUBERNETES, PAGE, Check, checks
+from fairlead_cli.cluster.catalogue import OLDEST_KUBERNETES, REFERENCE_PAGE, Check, all_checks
 from fairlead_cli.cluster.facts import OPERATOR
-from fairlead_cli.cluster.faults import FAULTS
-from fairlead_cli.cluster.gathering import trial_pod
-from fairlead_cli.cluster.judging.models import CAUSES
-from fairlead_cli.cluster.printing import lines
-from fairlead_cli.cluster.rights import COMPONENTS, of_account
-from fairlead_cli.cluster.verdict import LINES, Mark, Result, Verdict
-from fairlead_operator.leading import LEASE
+from fairlead_cli.cluster.faults import SEEDED_FAULTS
+from fairlead_cli.cluster.gathering import dry_run_pod
+from fairlead_cli.cluster.judging.models import STALL_REASONS
+from fairlead_cli.cluster.printing import render_lines
+from fairlead_cli.cluster.rights import COMPONENTS_WITH_PERMISSIONS, component_permissions
+from fairlead_cli.cluster.verdict import MAX_LINES, CheckOutcome, CheckResult, Verdict
+from fairlead_operator.leading import LEASE_NAME
 
 ROOT = Path(__file__).parents[3]
 Build = Mapping[str, Callable[..., Any]]
 
 
 def test_every_check_has_its_anchor() -> None:
-    headings = re.findall(r"^### (\S+)$", (ROOT / PAGE).read_text(encoding="utf-8"), re.MULTILINE)
-    assert headings == [one.id for one in checks()]
+    headings = re.findall(r"^### (\S+)$", (ROOT / REFERENCE_PAGE).read_text(encoding="utf-8"), re.MULTILINE)
+    assert headings == [one.id for one in all_checks()]
     assert len(set(headings)) == len(headings)
 
 
 def test_ten_faults_have_a_check_each() -> None:
-    assert len(FAULTS) == len({one.check for one in FAULTS}) == 10
-    assert {one.check for one in FAULTS} <= {one.id for one in checks()}
+    assert len(SEEDED_FAULTS) == len({one.check for one in SEEDED_FAULTS}) == 10
+    assert {one.check for one in SEEDED_FAULTS} <= {one.id for one in all_checks()}
 
 
 def test_every_check_says_what_it_means_and_what_to_do() -> None:
-    for one in checks():
-        assert one.says[0].islower() or one.says.startswith(
+    for one in all_checks():
+        assert one.title[0].islower() or one.title.startswith(
             ("Kubernetes", "LeaderWorkerSets", "NetworkPolicies", "Redis")
         ), one.id
-        assert one.means.endswith(".")
-        assert len(one.do) > 20
+        assert one.meaning.endswith(".")
+        assert len(one.remedy) > 20
 
 
 def test_the_oldest_kubernetes_is_the_charts() -> None:
@@ -60,22 +60,22 @@ def granted(build: Build, component: str) -> set[tuple[str, str, str]]:
     }
 
 
-@pytest.mark.parametrize("component", COMPONENTS)
+@pytest.mark.parametrize("component", COMPONENTS_WITH_PERMISSIONS)
 def test_the_rights_that_are_asked_about_are_those_of_the_chart(builders: Build, component: str) -> None:
-    asked = of_account(component, "fairlead", [])
+    asked = component_permissions(component, "fairlead", [])
     assert {(one.group, one.resource, one.verb) for one in asked} == granted(builders, component)
 
 
 def test_with_namespaces_named_rights_are_asked_about_there() -> None:
-    asked = of_account(OPERATOR, "fairlead", ["a", "b"])
+    asked = component_permissions(OPERATOR, "fairlead", ["a", "b"])
     assert {one.namespace for one in asked if one.resource == "pods"} == {"a", "b"}
     assert {(one.namespace, one.name) for one in asked if one.resource == "leases" and one.verb == "get"} == {
-        ("fairlead", LEASE)
+        ("fairlead", LEASE_NAME)
     }
 
 
 def test_the_pod_of_the_dry_run_is_as_the_charts_are(builders: Build) -> None:
-    spec = trial_pod("x")["spec"]
+    spec = dry_run_pod("x")["spec"]
     for one in builders["chart"]():
         if one["kind"] == "Deployment":
             pods = one["spec"]["template"]["spec"]
@@ -85,7 +85,7 @@ def test_the_pod_of_the_dry_run_is_as_the_charts_are(builders: Build) -> None:
 
 def test_the_reasons_that_have_checks_are_reasons_that_stall() -> None:
     stalling = {one.reason for one in reasons() if one.type == "Stalled"}
-    assert set().union(*CAUSES.values()) <= stalling
+    assert set().union(*STALL_REASONS.values()) <= stalling
     assert {str(one.type) for one in condition_types()} >= {"Ready", "Stalled", "NameTaken", "Reconciling"}
 
 
@@ -93,14 +93,14 @@ def test_the_reasons_that_have_checks_are_reasons_that_stall() -> None:
 
 
 def printed(check: Check, verdict: Verdict) -> list[str]:
-    return [line.plain for line in lines([Result(check, verdict)])]
+    return [line.plain for line in render_lines([CheckResult(check, verdict)])]
 
 
 def test_a_line_for_what_is_right_and_four_for_what_is_not() -> None:
-    check = next(one for one in checks() if one.id == "redis")
-    well = printed(check, Verdict(Mark.OK, note="2 of 2"))
+    check = next(one for one in all_checks() if one.id == "redis")
+    well = printed(check, Verdict(CheckOutcome.OK, note="2 of 2"))
     assert well == ["gateway", "√ Redis answers the gateways (2 of 2)", "", "1 check: 1 passed"]
-    assert printed(check, Verdict(Mark.FAILED, ("away",))) == [
+    assert printed(check, Verdict(CheckOutcome.FAILED, ("away",))) == [
         "gateway",
         "× Redis answers the gateways",
         "    away",
@@ -110,10 +110,13 @@ def test_a_line_for_what_is_right_and_four_for_what_is_not() -> None:
         "",
         "1 check: 0 passed, 1 failed",
     ]
-    assert printed(check, Verdict(Mark.UNKNOWN, ("why",)))[2:4] == ["    why", "    see docs/reference/checks.md#redis"]
+    assert printed(check, Verdict(CheckOutcome.UNKNOWN, ("why",)))[2:4] == [
+        "    why",
+        "    see docs/reference/checks.md#redis",
+    ]
 
 
 def test_many_findings_are_counted_behind_the_first() -> None:
-    found = printed(checks()[0], Verdict(Mark.FAILED, tuple(map(str, range(LINES + 3)))))
-    assert f"    {LINES - 1}" in found
+    found = printed(all_checks()[0], Verdict(CheckOutcome.FAILED, tuple(map(str, range(MAX_LINES + 3)))))
+    assert f"    {MAX_LINES - 1}" in found
     assert "    and 3 more" in found

@@ -10,48 +10,48 @@ import msgspec
 import pytest
 import yaml
 
-from fairlead.testing.fake_kube import fake_kube
-from fairlead.testing.waiting import until_async
-from fairlead_cli.cluster.asking import Readiness, Told
-from fairlead_cli.cluster.checks import judge
-from fairlead_cli.cluster.facts import Facts
-from fairlead_cli.cluster.prometheus import parse
-from fairlead_cli.cluster.verdict import Mark
+from fairlead.testing.fake_kube import fake_api_server
+from fairlead.testing.waiting import wait_until_async
+from fairlead_cli.cluster.asking import PodReport, Readiness
+from fairlead_cli.cluster.checks import run_checks
+from fairlead_cli.cluster.facts import ClusterFacts
+from fairlead_cli.cluster.prometheus import parse_metrics
+from fairlead_cli.cluster.verdict import CheckOutcome
 from fairlead_gateway.testing_process import GatewayProcess, gateway_process
 
 Build = Mapping[str, Callable[..., Any]]
 
 
-async def told(gateway: GatewayProcess) -> Told:
-    readiness = msgspec.json.decode((await gateway.asked("/readyz")).body, type=Readiness)
-    return Told("g", "fairlead", readiness, parse((await gateway.asked("/metrics")).body.decode()))
+async def told(gateway: GatewayProcess) -> PodReport:
+    readiness = msgspec.json.decode((await gateway.get("/readyz")).body, type=Readiness)
+    return PodReport("g", "fairlead", readiness, parse_metrics((await gateway.get("/metrics")).body.decode()))
 
 
-def failing(facts: Facts, said: Told) -> dict[str, str]:
-    found = judge(replace(facts, told={**facts.told, "gateway": [said]}))
-    return {one.check.id: one.verdict.lines[0] for one in found if one.verdict.mark is Mark.FAILED}
+def failing(facts: ClusterFacts, said: PodReport) -> dict[str, str]:
+    found = run_checks(replace(facts, told={**facts.told, "gateway": [said]}))
+    return {one.check.id: one.verdict.lines[0] for one in found if one.verdict.outcome is CheckOutcome.FAILED}
 
 
 def test_lost_fleet_and_lost_redis_are_understood(
-    facts: Facts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    facts: ClusterFacts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def main() -> None:
-        async with fake_kube() as fake:
+        async with fake_api_server() as fake:
             document = {
                 "current-context": "c",
                 "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
-                "clusters": [{"name": "c", "cluster": {"server": fake.access().server}}],
+                "clusters": [{"name": "c", "cluster": {"server": fake.config().server}}],
                 "users": [{"name": "u", "user": {"token": "right"}}],
             }
             (tmp_path / "config").write_text(yaml.safe_dump(document))
             monkeypatch.setenv("KUBECONFIG", str(tmp_path / "config"))
             monkeypatch.setenv("FAIRLEAD_REDIS_URL", f"unix://{tmp_path}/no-redis")
             async with gateway_process(None, "--kube", "x") as gateway:
-                await until_async(lambda: _names(gateway, facts, "redis"))
+                await wait_until_async(lambda: _names(gateway, facts, "redis"))
                 assert set(failing(facts, await told(gateway))) == {"redis"}
                 fake.token = "another"
                 fake.end_watches()
-                await until_async(lambda: _names(gateway, facts, "gateway-fleet"))
+                await wait_until_async(lambda: _names(gateway, facts, "gateway-fleet"))
                 found = failing(facts, await told(gateway))
                 assert set(found) == {"redis", "gateway-fleet"}
                 assert "Redis is away" in found["redis"]
@@ -60,5 +60,5 @@ def test_lost_fleet_and_lost_redis_are_understood(
     asyncio.run(main())
 
 
-async def _names(gateway: GatewayProcess, facts: Facts, check: str) -> bool:
+async def _names(gateway: GatewayProcess, facts: ClusterFacts, check: str) -> bool:
     return check in failing(facts, await told(gateway))

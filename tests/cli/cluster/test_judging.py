@@ -9,28 +9,28 @@ import msgspec
 import pytest
 
 from fairlead_cli.cluster.asking import Readiness
-from fairlead_cli.cluster.catalogue import checks
-from fairlead_cli.cluster.checks import JUDGES, judge, problem
-from fairlead_cli.cluster.facts import Facts, SecretFacts
-from fairlead_cli.cluster.faults import FAULTS
-from fairlead_cli.cluster.missing import Missing
-from fairlead_cli.cluster.verdict import Mark
+from fairlead_cli.cluster.catalogue import all_checks
+from fairlead_cli.cluster.checks import ANALYZERS, has_failures, run_checks
+from fairlead_cli.cluster.facts import ClusterFacts, SecretSummary
+from fairlead_cli.cluster.faults import SEEDED_FAULTS
+from fairlead_cli.cluster.missing import MissingValue
+from fairlead_cli.cluster.verdict import CheckOutcome
 
 Build = Mapping[str, Callable[..., Any]]
-AWAY = Missing("connection refused")
-DENIED = Missing("you may not", forbidden=True)
+AWAY = MissingValue("connection refused")
+DENIED = MissingValue("you may not", is_forbidden=True)
 
 
-def marks(facts: Facts, *, before: bool = False) -> dict[str, Mark]:
-    return {one.check.id: one.verdict.mark for one in judge(facts, before=before)}
+def marks(facts: ClusterFacts, *, before: bool = False) -> dict[str, CheckOutcome]:
+    return {one.check.id: one.verdict.outcome for one in run_checks(facts, before=before)}
 
 
-def failing(facts: Facts, *, before: bool = False) -> set[str]:
-    return {name for name, mark in marks(facts, before=before).items() if mark is Mark.FAILED}
+def failing(facts: ClusterFacts, *, before: bool = False) -> set[str]:
+    return {name for name, mark in marks(facts, before=before).items() if mark is CheckOutcome.FAILED}
 
 
-def lines(facts: Facts, check: str, *, before: bool = False) -> str:
-    return "\n".join(next(one for one in judge(facts, before=before) if one.check.id == check).verdict.lines)
+def lines(facts: ClusterFacts, check: str, *, before: bool = False) -> str:
+    return "\n".join(next(one for one in run_checks(facts, before=before) if one.check.id == check).verdict.lines)
 
 
 def not_ready(pod: dict[str, Any]) -> dict[str, Any]:
@@ -38,32 +38,32 @@ def not_ready(pod: dict[str, Any]) -> dict[str, Any]:
     return {**pod, "status": {**pod["status"], "conditions": conditions}}
 
 
-def of(facts: Facts, component: str) -> list[dict[str, Any]]:
+def of(facts: ClusterFacts, component: str) -> list[dict[str, Any]]:
     return [one for one in facts.pods if one["metadata"]["labels"]["app.kubernetes.io/component"] == component]
 
 
 @pytest.mark.parametrize("before", [False, True])
-def test_a_healthy_cluster_passes_everything(facts: Facts, before: bool) -> None:
+def test_a_healthy_cluster_passes_everything(facts: ClusterFacts, before: bool) -> None:
     if before:
         facts = replace(facts, definitions=[])
-    assert set(marks(facts, before=before).values()) == {Mark.OK}
-    assert not problem(judge(facts, before=before))
+    assert set(marks(facts, before=before).values()) == {CheckOutcome.OK}
+    assert not has_failures(run_checks(facts, before=before))
 
 
 def test_every_check_has_a_judge_and_every_judge_a_check() -> None:
-    assert list(JUDGES) == [one.id for one in checks()]
+    assert list(ANALYZERS) == [one.id for one in all_checks()]
 
 
-def test_a_healthy_cluster_is_looked_at_by_every_check_that_needs_nothing_special(facts: Facts) -> None:
+def test_a_healthy_cluster_is_looked_at_by_every_check_that_needs_nothing_special(facts: ClusterFacts) -> None:
     rare = {"gateway-certificate"}
     asked = set(marks(facts)) | set(marks(facts, before=True))
-    assert asked == {one.id for one in checks()} - rare
+    assert asked == {one.id for one in all_checks()} - rare
 
 
 # --- the ten faults, and more -------------------------------------------------------------------------------------------
 
 
-def operator_down(facts: Facts, build: Build) -> Facts:
+def operator_down(facts: ClusterFacts, build: Build) -> ClusterFacts:
     pods = [not_ready(one) if one in of(facts, "operator") else one for one in facts.pods]
     return replace(
         facts,
@@ -73,29 +73,29 @@ def operator_down(facts: Facts, build: Build) -> Facts:
     )
 
 
-def operator_not_leading(facts: Facts, build: Build) -> Facts:
+def operator_not_leading(facts: ClusterFacts, build: Build) -> ClusterFacts:
     return replace(facts, leases={"fairlead": build["lease"]("2027-01-15T07:58:00Z")})
 
 
-def operator_right_removed(facts: Facts, build: Build) -> Facts:
+def operator_right_removed(facts: ClusterFacts, build: Build) -> ClusterFacts:
     mine = dict(facts.account_rights["operator", "fairlead"])
     mine |= {right: False for right in mine if right.resource == "services" and right.verb in ("create", "patch")}
     return replace(facts, account_rights={**facts.account_rights, ("operator", "fairlead"): mine})
 
 
-def crd_outdated(facts: Facts, build: Build) -> Facts:
+def crd_outdated(facts: ClusterFacts, build: Build) -> ClusterFacts:
     found = copy.deepcopy(list(facts.definitions))
     model = next(one for one in found if one["metadata"]["name"].startswith("modeldeployments"))
     del model["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]["rollout"]
     return replace(facts, definitions=found)
 
 
-def keys_missing(facts: Facts, build: Build) -> Facts:
-    gone = Missing('secrets "fairlead-keys" not found', absent=True)
+def keys_missing(facts: ClusterFacts, build: Build) -> ClusterFacts:
+    gone = MissingValue('secrets "fairlead-keys" not found', is_absent=True)
     return replace(facts, secrets={**facts.secrets, ("fairlead", "fairlead-keys"): gone})
 
 
-def fleet_stale(facts: Facts, build: Build) -> Facts:
+def fleet_stale(facts: ClusterFacts, build: Build) -> ClusterFacts:
     note = "the cluster cannot be followed, the last fleet stays: Pod was last heard of more than 190 s ago: forbidden"
     page = "fairlead_gateway_redis_connected 1\n"
     return replace(
@@ -103,7 +103,7 @@ def fleet_stale(facts: Facts, build: Build) -> Facts:
     )
 
 
-def redis_unreachable(facts: Facts, build: Build) -> Facts:
+def redis_unreachable(facts: ClusterFacts, build: Build) -> ClusterFacts:
     note = "Redis is away for 41s (Connection refused): decisions are not shared with other gateways"
     page = "fairlead_gateway_redis_connected 0\n"
     return replace(
@@ -111,15 +111,15 @@ def redis_unreachable(facts: Facts, build: Build) -> Facts:
     )
 
 
-def stalled(reason: str, message: str) -> Callable[[Facts, Build], Facts]:
-    def seed(facts: Facts, build: Build) -> Facts:
+def stalled(reason: str, message: str) -> Callable[[ClusterFacts, Build], ClusterFacts]:
+    def seed(facts: ClusterFacts, build: Build) -> ClusterFacts:
         model = build["model"](ready=False, Ready=("False", reason, message), Stalled=("True", reason, message))
         return replace(facts, models=[model])
 
     return seed
 
 
-SEEDED: dict[str, tuple[Callable[[Facts, Build], Facts], str]] = {
+SEEDED: dict[str, tuple[Callable[[ClusterFacts, Build], ClusterFacts], str]] = {
     "operator-down": (operator_down, "containers with unready status"),
     "operator-not-leading": (operator_not_leading, "last renewed it 2m ago; it lasts 15 s"),
     "operator-right-removed": (operator_right_removed, "may not create, patch services in the whole cluster"),
@@ -139,9 +139,9 @@ SEEDED: dict[str, tuple[Callable[[Facts, Build], Facts], str]] = {
 }
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda one: one.name)
+@pytest.mark.parametrize("fault", SEEDED_FAULTS, ids=lambda one: one.name)
 def test_each_of_the_ten_faults_is_named_by_its_check_and_nothing_else_fails(
-    facts: Facts, builders: Build, fault: Any
+    facts: ClusterFacts, builders: Build, fault: Any
 ) -> None:
     seed, words = SEEDED[fault.name]
     found = seed(facts, builders)
@@ -159,7 +159,7 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_other_causes_of_models_have_their_checks(facts: Facts, builders: Build, name: str) -> None:
+def test_other_causes_of_models_have_their_checks(facts: ClusterFacts, builders: Build, name: str) -> None:
     check, seed = OTHERS[name]
     assert failing(seed(facts, builders)) == {check}
 
@@ -170,40 +170,41 @@ def test_other_causes_of_models_have_their_checks(facts: Facts, builders: Build,
 @pytest.mark.parametrize(
     ("version", "mark"),
     [
-        ("v1.30.0", Mark.OK),
-        ("v1.33.5-eks-1-2", Mark.OK),
-        ("v1.29.14", Mark.FAILED),
-        ("v2.0.0", Mark.OK),
-        ("?", Mark.UNKNOWN),
+        ("v1.30.0", CheckOutcome.OK),
+        ("v1.33.5-eks-1-2", CheckOutcome.OK),
+        ("v1.29.14", CheckOutcome.FAILED),
+        ("v2.0.0", CheckOutcome.OK),
+        ("?", CheckOutcome.UNKNOWN),
     ],
 )
-def test_the_version_of_kubernetes(facts: Facts, version: str, mark: Mark) -> None:
+def test_the_version_of_kubernetes(facts: ClusterFacts, version: str, mark: CheckOutcome) -> None:
     assert marks(replace(facts, version=version))["api-version"] is mark
 
 
 @pytest.mark.parametrize(
-    ("skew", "mark"), [(0.0, Mark.OK), (61.0, Mark.WARNING), (-61.0, Mark.WARNING), (None, Mark.UNKNOWN)]
+    ("skew", "mark"),
+    [(0.0, CheckOutcome.OK), (61.0, CheckOutcome.WARNING), (-61.0, CheckOutcome.WARNING), (None, CheckOutcome.UNKNOWN)],
 )
-def test_clocks(facts: Facts, skew: float | None, mark: Mark) -> None:
+def test_clocks(facts: ClusterFacts, skew: float | None, mark: CheckOutcome) -> None:
     assert marks(replace(facts, skew_seconds=skew))["clock-skew"] is mark
 
 
-def test_rights_that_we_lack_are_a_warning_and_to_install_a_failure(facts: Facts) -> None:
+def test_rights_that_we_lack_are_a_warning_and_to_install_a_failure(facts: ClusterFacts) -> None:
     none = dict.fromkeys(facts.rights, False)
-    assert marks(replace(facts, rights=none))["rights-read"] is Mark.WARNING
+    assert marks(replace(facts, rights=none))["rights-read"] is CheckOutcome.WARNING
     assert "you may not create customresourcedefinitions" in lines(
         replace(facts, rights=none), "rights-install", before=True
     )
 
 
-def test_a_refused_dry_run_is_told_in_the_words_of_the_policy(facts: Facts) -> None:
+def test_a_refused_dry_run_is_told_in_the_words_of_the_policy(facts: ClusterFacts) -> None:
     refused = replace(facts, trial="denied the request: images must be signed")
     assert failing(refused, before=True) == {"pod-security"}
-    assert marks(replace(facts, trial=AWAY), before=True)["pod-security"] is Mark.UNKNOWN
-    assert marks(replace(facts, place_exists=False, trial=AWAY), before=True)["pod-security"] is Mark.OK
+    assert marks(replace(facts, trial=AWAY), before=True)["pod-security"] is CheckOutcome.UNKNOWN
+    assert marks(replace(facts, place_exists=False, trial=AWAY), before=True)["pod-security"] is CheckOutcome.OK
 
 
-def test_only_quotas_of_our_namespaces_count(facts: Facts) -> None:
+def test_only_quotas_of_our_namespaces_count(facts: ClusterFacts) -> None:
     def quota(namespace: str, used: str) -> dict[str, Any]:
         status = {
             "hard": {"requests.nvidia.com/gpu": "8", "pods": "0"},
@@ -218,25 +219,25 @@ def test_only_quotas_of_our_namespaces_count(facts: Facts) -> None:
     assert failing(replace(facts, quotas=[quota("elsewhere", "8"), quota("chat", "7")])) == set()
 
 
-def test_leader_worker_sets_are_a_failure_where_a_model_needs_them(facts: Facts, builders: Build) -> None:
+def test_leader_worker_sets_are_a_failure_where_a_model_needs_them(facts: ClusterFacts, builders: Build) -> None:
     without = replace(facts, leader_worker_sets=False)
-    assert marks(without)["leader-worker-set"] is Mark.WARNING
+    assert marks(without)["leader-worker-set"] is CheckOutcome.WARNING
     model = builders["model"]()
     model["spec"]["pools"][0]["parallelism"] = {"nodes": 2}
     assert failing(replace(without, models=[model])) == {"leader-worker-set"}
 
 
-def test_crds_that_are_missing_not_established_newer_or_of_others(facts: Facts, builders: Build) -> None:
+def test_crds_that_are_missing_not_established_newer_or_of_others(facts: ClusterFacts, builders: Build) -> None:
     found = list(facts.definitions)
     assert failing(replace(facts, definitions=found[:1])) == {"crd-installed"}
     bare = {name: value for name, value in found[0].items() if name != "status"}
     assert "is not established" in lines(replace(facts, definitions=[bare, found[1]]), "crd-installed")
     foreign = {**found[0], "spec": {**found[0]["spec"], "names": {"kind": "Else"}}}
     assert failing(replace(facts, definitions=[foreign]), before=True) == {"crd-names"}
-    assert marks(replace(facts, definitions=found), before=True)["crd-names"] is Mark.WARNING
+    assert marks(replace(facts, definitions=found), before=True)["crd-names"] is CheckOutcome.WARNING
 
 
-def test_two_operators_of_the_same_namespaces_clash(facts: Facts) -> None:
+def test_two_operators_of_the_same_namespaces_clash(facts: ClusterFacts) -> None:
     operator = next(one for one in facts.deployments if one["metadata"]["name"] == "fairlead-operator")
     second = copy.deepcopy(operator)
     second["metadata"]["namespace"] = "other"
@@ -255,10 +256,10 @@ def test_two_operators_of_the_same_namespaces_clash(facts: Facts) -> None:
         one["spec"]["template"]["spec"]["containers"][0]["env"].append(
             {"name": "FAIRLEAD_WATCH_NAMESPACES", "value": where}
         )
-    assert marks(two)["operator-installed"] is Mark.OK
+    assert marks(two)["operator-installed"] is CheckOutcome.OK
 
 
-def test_an_operator_that_hears_nothing_of_a_kind(facts: Facts, builders: Build) -> None:
+def test_an_operator_that_hears_nothing_of_a_kind(facts: ClusterFacts, builders: Build) -> None:
     page = 'fairlead_operator_leading 1\nfairlead_operator_watch_age_seconds{kind="Deployment"} 400\n'
     deaf = replace(
         facts, told={**facts.told, "operator": [builders["told"](one, page) for one in of(facts, "operator")]}
@@ -267,14 +268,14 @@ def test_an_operator_that_hears_nothing_of_a_kind(facts: Facts, builders: Build)
     assert "has heard nothing of Deployment for 400 s" in lines(deaf, "operator-watches")
 
 
-def test_some_pods_that_are_not_ready_are_a_warning(facts: Facts) -> None:
+def test_some_pods_that_are_not_ready_are_a_warning(facts: ClusterFacts) -> None:
     first, *rest = of(facts, "gateway")
     pods = [not_ready(one) if one is first else one for one in facts.pods]
-    assert marks(replace(facts, pods=pods))["gateway-ready"] is Mark.WARNING
+    assert marks(replace(facts, pods=pods))["gateway-ready"] is CheckOutcome.WARNING
     assert rest
 
 
-def test_a_control_plane_whose_image_cannot_be_pulled(facts: Facts) -> None:
+def test_a_control_plane_whose_image_cannot_be_pulled(facts: ClusterFacts) -> None:
     pods = []
     for one in facts.pods:
         if one in of(facts, "redis"):
@@ -288,16 +289,20 @@ def test_a_control_plane_whose_image_cannot_be_pulled(facts: Facts) -> None:
 
 @pytest.mark.parametrize(
     ("ends", "mark"),
-    [(NOW := 1_800_000_000.0, Mark.FAILED), (NOW + 86_400, Mark.WARNING), (NOW + 90 * 86_400, Mark.OK)],
+    [
+        (NOW := 1_800_000_000.0, CheckOutcome.FAILED),
+        (NOW + 86_400, CheckOutcome.WARNING),
+        (NOW + 90 * 86_400, CheckOutcome.OK),
+    ],
 )
-def test_certificates_run_out(facts: Facts, ends: float, mark: Mark) -> None:
+def test_certificates_run_out(facts: ClusterFacts, ends: float, mark: CheckOutcome) -> None:
     gateway = next(one for one in facts.deployments if one["metadata"]["name"] == "fairlead-gateway")
     gateway["spec"]["template"]["spec"]["volumes"].append({"name": "tls", "secret": {"secretName": "cert"}})
-    found = SecretFacts(frozenset({"tls.crt", "tls.key"}), ends)
+    found = SecretSummary(frozenset({"tls.crt", "tls.key"}), ends)
     assert marks(replace(facts, secrets={**facts.secrets, ("fairlead", "cert"): found}))["gateway-certificate"] is mark
 
 
-def test_a_deployment_without_pods_says_why(facts: Facts) -> None:
+def test_a_deployment_without_pods_says_why(facts: ClusterFacts) -> None:
     assert "no pod of fairlead-operator has been made" in lines(replace(facts, pods=[]), "operator-ready")
     operator = next(one for one in facts.deployments if one["metadata"]["name"] == "fairlead-operator")
     refused = [{"type": "ReplicaFailure", "status": "True", "message": "exceeded quota: small"}]
@@ -307,13 +312,13 @@ def test_a_deployment_without_pods_says_why(facts: Facts) -> None:
     assert "is scaled to 0" in lines(replace(facts, pods=[]), "operator-ready")
 
 
-def test_of_a_redis_of_the_charts_own_it_is_said_why_it_is_not_ready(facts: Facts, builders: Build) -> None:
+def test_of_a_redis_of_the_charts_own_it_is_said_why_it_is_not_ready(facts: ClusterFacts, builders: Build) -> None:
     pods = [not_ready(one) if one in of(facts, "redis") else one for one in facts.pods]
     found = redis_unreachable(replace(facts, pods=pods), builders)
     assert "pod fairlead-redis-0: containers with unready status" in lines(found, "redis")
 
 
-def test_a_model_that_nobody_has_seen(facts: Facts, builders: Build) -> None:
+def test_a_model_that_nobody_has_seen(facts: ClusterFacts, builders: Build) -> None:
     model = builders["model"]()
     model["status"]["observedGeneration"] = 1
     assert failing(replace(facts, models=[model])) == {"model-observed"}
@@ -321,22 +326,22 @@ def test_a_model_that_nobody_has_seen(facts: Facts, builders: Build) -> None:
     assert failing(replace(facts, models=[model])) == set()
 
 
-def test_names_that_clash_and_models_that_start_are_warnings(facts: Facts, builders: Build) -> None:
+def test_names_that_clash_and_models_that_start_are_warnings(facts: ClusterFacts, builders: Build) -> None:
     taken = builders["model"](NameTaken=("True", "BareNameTaken", "clients that say tiny get a/tiny"))
-    assert marks(replace(facts, models=[taken]))["model-name"] is Mark.WARNING
+    assert marks(replace(facts, models=[taken]))["model-name"] is CheckOutcome.WARNING
     starting = builders["model"](ready=False, Ready=("False", "Starting", "pool main has 0 of 1 ready"))
-    assert marks(replace(facts, models=[starting]))["model-ready"] is Mark.WARNING
+    assert marks(replace(facts, models=[starting]))["model-ready"] is CheckOutcome.WARNING
     lost = builders["model"](ready=False)
     assert failing(replace(facts, models=[lost])) == {"model-ready"}
 
 
-def test_what_is_not_guarded_or_of_another_release_is_a_warning(facts: Facts) -> None:
-    assert marks(replace(facts, policies=[]))["network-policies"] is Mark.WARNING
-    assert marks(replace(facts, budgets=[]))["disruption-budgets"] is Mark.WARNING
-    assert marks(replace(facts, our_version="9.9.9"))["version-skew"] is Mark.WARNING
+def test_what_is_not_guarded_or_of_another_release_is_a_warning(facts: ClusterFacts) -> None:
+    assert marks(replace(facts, policies=[]))["network-policies"] is CheckOutcome.WARNING
+    assert marks(replace(facts, budgets=[]))["disruption-budgets"] is CheckOutcome.WARNING
+    assert marks(replace(facts, our_version="9.9.9"))["version-skew"] is CheckOutcome.WARNING
 
 
-def test_what_could_not_be_had_is_neither_passed_nor_failed(facts: Facts) -> None:
+def test_what_could_not_be_had_is_neither_passed_nor_failed(facts: ClusterFacts) -> None:
     """Missing is not zero: whatever is taken away, no check fails by it and none that needs it passes."""
     blind = replace(
         facts,
@@ -354,8 +359,8 @@ def test_what_could_not_be_had_is_neither_passed_nor_failed(facts: Facts) -> Non
         told={},
     )
     found = marks(blind)
-    assert Mark.FAILED not in found.values()
-    assert {name for name, mark in found.items() if mark is Mark.OK} == {
+    assert CheckOutcome.FAILED not in found.values()
+    assert {name for name, mark in found.items() if mark is CheckOutcome.OK} == {
         "api-reachable",
         "api-version",
         "clock-skew",
@@ -363,16 +368,16 @@ def test_what_could_not_be_had_is_neither_passed_nor_failed(facts: Facts) -> Non
     }
 
 
-def test_gateways_that_are_not_reached_are_told_with_the_reason(facts: Facts) -> None:
-    away = Missing("pod g says nothing for 8 s; a NetworkPolicy may keep the API server out")
+def test_gateways_that_are_not_reached_are_told_with_the_reason(facts: ClusterFacts) -> None:
+    away = MissingValue("pod g says nothing for 8 s; a NetworkPolicy may keep the API server out")
     said = {name: [replace(one, readiness=away, metrics=away) for one in found] for name, found in facts.told.items()}
     found = replace(facts, told=said)
     for check in ("gateway-fleet", "redis", "gateway-index", "gateway-notes", "operator-watches"):
-        assert marks(found)[check] is Mark.UNKNOWN
+        assert marks(found)[check] is CheckOutcome.UNKNOWN
         assert "NetworkPolicy" in lines(found, check)
 
 
-def test_a_cluster_without_fairlead_says_so_once_for_each_component(facts: Facts) -> None:
+def test_a_cluster_without_fairlead_says_so_once_for_each_component(facts: ClusterFacts) -> None:
     bare = replace(
         facts, deployments=[], pods=[], definitions=[], models=[], leases={}, account_rights={}, secrets={}, told={}
     )
@@ -387,12 +392,12 @@ def test_a_cluster_without_fairlead_says_so_once_for_each_component(facts: Facts
         "1 engines do not tell what they hold: e-0/0/0: no answer within 3 s",
     ],
 )
-def test_an_index_that_is_not_true_or_not_kept_up_is_named_once(facts: Facts, note: str) -> None:
+def test_an_index_that_is_not_true_or_not_kept_up_is_named_once(facts: ClusterFacts, note: str) -> None:
     first, *rest = facts.told["gateway"]
     assert isinstance(first.readiness, Readiness)
     degraded = replace(first, readiness=msgspec.structs.replace(first.readiness, notes=[note]))
     found = replace(facts, told={**facts.told, "gateway": [degraded, *rest]})
-    assert marks(facts)["gateway-index"] is Mark.OK
-    assert marks(found)["gateway-index"] is Mark.WARNING
+    assert marks(facts)["gateway-index"] is CheckOutcome.OK
+    assert marks(found)["gateway-index"] is CheckOutcome.WARNING
     assert note in lines(found, "gateway-index")
-    assert marks(found)["gateway-notes"] is Mark.OK
+    assert marks(found)["gateway-notes"] is CheckOutcome.OK

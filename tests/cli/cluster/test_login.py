@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import yaml
 
-from fairlead.kube.access import AccessError, from_kubeconfig
-from fairlead_cli.cluster.plugin import login
-from fairlead_cli.cluster.way import Way, find, kubeconfigs
-from fairlead_cli.errors import NoCluster
+from fairlead.kube.access import ClusterConfigError, config_from_kubeconfig
+from fairlead_cli.cluster.plugin import run_exec_plugin
+from fairlead_cli.cluster.way import ClusterOptions, kubeconfig_paths, resolve_access
+from fairlead_cli.errors import ClusterUnreachable
 
 V1 = "client.authentication.k8s.io/v1"
 
@@ -54,7 +54,7 @@ print(json.dumps({"apiVersion": info["apiVersion"], "kind": "ExecCredential", "s
 def test_its_token_is_used_and_it_is_told_what_kubectl_tells_it(tmp_path: Path) -> None:
     env = [{"name": "WHO", "value": "jane"}]
     user = entry(plugin(tmp_path, TELL), args=["get-token"], env=env, provideClusterInfo=True)
-    access = from_kubeconfig([kubeconfig(tmp_path, exec=user)], login=login)
+    access = config_from_kubeconfig([kubeconfig(tmp_path, exec=user)], login=run_exec_plugin)
     assert access.token == "https://10.0.0.1:6443 jane get-token False"
     assert access.namespace == "chat"
     assert "jane" not in repr(access)
@@ -64,7 +64,7 @@ def test_a_certificate_may_come_instead(tmp_path: Path) -> None:
     body = (
         f'print(json.dumps({{"apiVersion": "{V1}", "status": {{"clientCertificateData": "C", "clientKeyData": "K"}}}}))'
     )
-    access = from_kubeconfig([kubeconfig(tmp_path, exec=entry(plugin(tmp_path, body)))], login=login)
+    access = config_from_kubeconfig([kubeconfig(tmp_path, exec=entry(plugin(tmp_path, body)))], login=run_exec_plugin)
     assert (access.token, access.certificate, access.key) == (None, b"C", b"K")
 
 
@@ -78,8 +78,8 @@ def test_a_certificate_may_come_instead(tmp_path: Path) -> None:
     ],
 )
 def test_what_goes_wrong_is_told_with_the_command(tmp_path: Path, body: str, words: str) -> None:
-    with pytest.raises(AccessError, match="login plugin") as refused:
-        from_kubeconfig([kubeconfig(tmp_path, exec=entry(plugin(tmp_path, body)))], login=login)
+    with pytest.raises(ClusterConfigError, match="login plugin") as refused:
+        config_from_kubeconfig([kubeconfig(tmp_path, exec=entry(plugin(tmp_path, body)))], login=run_exec_plugin)
     assert words in str(refused.value)
 
 
@@ -98,18 +98,20 @@ def test_what_goes_wrong_is_told_with_the_command(tmp_path: Path, body: str, wor
     ],
 )
 def test_a_plugin_that_cannot_be_run_is_told_with_the_fix(tmp_path: Path, user: dict[str, Any], words: str) -> None:
-    with pytest.raises(AccessError, match=words):
-        from_kubeconfig([kubeconfig(tmp_path, exec=user)], login=login)
+    with pytest.raises(ClusterConfigError, match=words):
+        config_from_kubeconfig([kubeconfig(tmp_path, exec=user)], login=run_exec_plugin)
 
 
 def test_who_runs_no_plugins_still_refuses_them(tmp_path: Path) -> None:
     """Operator and gateway run nobody's programs."""
-    with pytest.raises(AccessError, match="exec of a user is not honoured"):
-        from_kubeconfig([kubeconfig(tmp_path, exec=entry("x"))])
+    with pytest.raises(ClusterConfigError, match="exec of a user is not honoured"):
+        config_from_kubeconfig([kubeconfig(tmp_path, exec=entry("x"))])
 
 
 def test_a_token_beside_a_plugin_goes_before_it(tmp_path: Path) -> None:
-    access = from_kubeconfig([kubeconfig(tmp_path, token="t", exec=entry("fairlead-no-such-plugin"))], login=login)
+    access = config_from_kubeconfig(
+        [kubeconfig(tmp_path, token="t", exec=entry("fairlead-no-such-plugin"))], login=run_exec_plugin
+    )
     assert access.token == "t"
 
 
@@ -118,29 +120,29 @@ def test_a_token_beside_a_plugin_goes_before_it(tmp_path: Path) -> None:
 
 def test_a_kubeconfig_is_looked_for_as_kubectl_does(tmp_path: Path) -> None:
     usual = tmp_path / ".kube" / "config"
-    assert kubeconfigs(Way(), {}, tmp_path) == []
-    assert kubeconfigs(Way(context="x"), {}, tmp_path) == [usual]
+    assert kubeconfig_paths(ClusterOptions(), {}, tmp_path) == []
+    assert kubeconfig_paths(ClusterOptions(context="x"), {}, tmp_path) == [usual]
     usual.parent.mkdir()
     usual.write_text("{}")
-    assert kubeconfigs(Way(), {}, tmp_path) == [usual]
-    assert kubeconfigs(Way(), {"KUBECONFIG": "a:b"}, tmp_path) == [Path("a"), Path("b")]
-    assert kubeconfigs(Way(kubeconfig=Path("c")), {"KUBECONFIG": "a:b"}, tmp_path) == [Path("c")]
+    assert kubeconfig_paths(ClusterOptions(), {}, tmp_path) == [usual]
+    assert kubeconfig_paths(ClusterOptions(), {"KUBECONFIG": "a:b"}, tmp_path) == [Path("a"), Path("b")]
+    assert kubeconfig_paths(ClusterOptions(kubeconfig=Path("c")), {"KUBECONFIG": "a:b"}, tmp_path) == [Path("c")]
 
 
 @pytest.mark.parametrize(
     ("way", "words"),
     [
-        (Way(), "no Kubernetes cluster is named"),
-        (Way(kubeconfig=Path("/nowhere/config")), "no kubeconfig at /nowhere/config"),
-        (Way(context="prod"), "no kubeconfig at .*--kubeconfig"),
+        (ClusterOptions(), "no Kubernetes cluster is named"),
+        (ClusterOptions(kubeconfig=Path("/nowhere/config")), "no kubeconfig at /nowhere/config"),
+        (ClusterOptions(context="prod"), "no kubeconfig at .*--kubeconfig"),
     ],
 )
-def test_without_a_way_the_error_names_the_fix(tmp_path: Path, way: Way, words: str) -> None:
-    with pytest.raises(NoCluster, match=words) as refused:
-        find(way, {}, tmp_path)
+def test_without_a_way_the_error_names_the_fix(tmp_path: Path, way: ClusterOptions, words: str) -> None:
+    with pytest.raises(ClusterUnreachable, match=words) as refused:
+        resolve_access(way, {}, tmp_path)
     assert refused.value.hint
 
 
 def test_json_is_a_kubeconfig_too(tmp_path: Path) -> None:
     (tmp_path / "json").write_text(json.dumps(yaml.safe_load(kubeconfig(tmp_path, token="t").read_text())))
-    assert find(Way(kubeconfig=tmp_path / "json"), {}, tmp_path).token == "t"
+    assert resolve_access(ClusterOptions(kubeconfig=tmp_path / "json"), {}, tmp_path).token == "t"

@@ -8,12 +8,12 @@ from rich.console import Console
 
 from fairlead.kube.resource import Manifest
 from fairlead_cli.cluster.advice import advise
-from fairlead_cli.cluster.asking import Readiness, Told
-from fairlead_cli.cluster.missing import Missing
-from fairlead_cli.cluster.model_report import ModelFacts, report
-from fairlead_cli.cluster.model_tree import as_json, as_plain, table, tree
-from fairlead_cli.cluster.prometheus import parse
-from fairlead_cli.cluster.signals import of_model
+from fairlead_cli.cluster.asking import PodReport, Readiness
+from fairlead_cli.cluster.missing import MissingValue
+from fairlead_cli.cluster.model_report import ModelFacts, build_report
+from fairlead_cli.cluster.model_tree import render_table, render_tree, to_json, to_plain
+from fairlead_cli.cluster.prometheus import parse_metrics
+from fairlead_cli.cluster.signals import signals_by_instance
 
 NOW = 1_800_000_000.0
 Build = Mapping[str, Callable[..., Any]]
@@ -47,12 +47,12 @@ def pod(name: str, uid: str, *, ready: bool = True, **more: Any) -> Manifest:
 def shown(facts: ModelFacts) -> str:
     console = Console(width=400, highlight=False)
     with console.capture() as captured:
-        console.print(tree(report(facts), advise(report(facts))), soft_wrap=True)
+        console.print(render_tree(build_report(facts), advise(build_report(facts))), soft_wrap=True)
     return captured.get()
 
 
-def told(page: str, name: str = "g") -> Told:
-    return Told(name, "fairlead", Readiness(True, []), parse(page))
+def told(page: str, name: str = "g") -> PodReport:
+    return PodReport(name, "fairlead", Readiness(True, []), parse_metrics(page))
 
 
 def test_the_tree_has_model_pool_pods_signals_conditions_events_and_advice(builders: Build) -> None:
@@ -82,15 +82,16 @@ def test_the_tree_has_model_pool_pods_signals_conditions_events_and_advice(build
 def test_what_is_not_known_is_a_dash_or_a_reason_and_never_a_zero(builders: Build) -> None:
     model = builders["model"]()
     silent = 'fairlead_gateway_engine_signals_age_seconds{model="chat/tiny",instance="u1/8000/0",pool="main"} 95\n'
-    text = shown(ModelFacts(model, [pod("a", "u1")], Missing("no"), [told(silent)], NOW))
+    text = shown(ModelFacts(model, [pod("a", "u1")], MissingValue("no"), [told(silent)], NOW))
     assert "a  Ready  – running, – waiting  KV –  prefix hits –  (1m35s old)" in text
-    text = shown(ModelFacts(model, Missing("you may not list pods"), [], Missing("refused"), NOW))
+    text = shown(ModelFacts(model, MissingValue("you may not list pods"), [], MissingValue("refused"), NOW))
     assert "pods: not to be had: you may not list pods" in text
     assert "what engines say: not to be had: refused" in text
-    plain = as_plain(
-        report(ModelFacts({**model, "status": {}}, [], [], [], NOW)), advise(report(ModelFacts(model, [], [], [], NOW)))
+    plain = to_plain(
+        build_report(ModelFacts({**model, "status": {}}, [], [], [], NOW)),
+        advise(build_report(ModelFacts(model, [], [], [], NOW))),
     )
-    pool = json.loads(as_json(plain))["pools"][0]
+    pool = json.loads(to_json(plain))["pools"][0]
     assert (pool["ready"], pool["desired"], pool["instances"]) == (None, None, [])
 
 
@@ -102,20 +103,20 @@ def test_the_sign_says_whether_it_serves_and_whether_something_is_wrong(builders
 
 def test_the_freshest_gateway_counts_for_engines_and_all_for_what_is_in_flight() -> None:
     older = PAGE.replace("} 1.5\n", "} 30\n").replace("} 9\n", "} 1\n")
-    (found,) = of_model([parse(older), parse(PAGE)], "chat/tiny").values()
+    (found,) = signals_by_instance([parse_metrics(older), parse_metrics(PAGE)], "chat/tiny").values()
     assert (found.running, found.age_seconds, found.in_flight) == (9.0, 1.5, 8.0)
-    assert of_model([parse(PAGE)], "chat/other") == {}
+    assert signals_by_instance([parse_metrics(PAGE)], "chat/other") == {}
 
 
 def test_engines_of_others_stand_in_the_pool_that_adopts_them(builders: Build) -> None:
     model = builders["model"]()
     model["spec"]["pools"] = [{"name": "main", "endpoints": [{"url": "http://10.0.0.1:8000"}]}]
     page = PAGE.replace("u1/8000/0", "10.0.0.1/8000/0")
-    (pool,) = report(ModelFacts(model, [], [], [told(page)], NOW)).pools
+    (pool,) = build_report(ModelFacts(model, [], [], [told(page)], NOW)).pools
     assert [(one.name, one.state) for one in pool.instances] == [("10.0.0.1/8000/0", "Routed")]
 
 
 def test_the_table_of_models_has_the_columns_of_kubectl(builders: Build) -> None:
-    lines = table([builders["model"](), builders["model"]("a-longer-name", ready=False)], NOW).splitlines()
+    lines = render_table([builders["model"](), builders["model"]("a-longer-name", ready=False)], NOW).splitlines()
     assert lines[0].split() == ["NAMESPACE", "NAME", "CLIENT-NAME", "ENGINE", "READY", "OBJECTIVES", "REASON", "AGE"]
     assert lines[2].split() == ["chat", "a-longer-name", "a-longer-name", "vllm", "0/1", "NoInstance", "60m"]

@@ -6,15 +6,15 @@ from typing import Any
 
 import pytest
 
-from fairlead_cli.cluster.certificate import ends_at
-from fairlead_cli.cluster.judging.platform import quantity
-from fairlead_cli.cluster.prometheus import parse
-from fairlead_cli.cluster.reading import waits_for
-from fairlead_cli.cluster.times import age, http_date, wall
+from fairlead_cli.cluster.certificate import certificate_expiry
+from fairlead_cli.cluster.judging.platform import parse_quantity
+from fairlead_cli.cluster.prometheus import parse_metrics
+from fairlead_cli.cluster.reading import waiting_reason
+from fairlead_cli.cluster.times import format_age, parse_http_date, parse_time
 
 
 def test_a_page_of_metrics() -> None:
-    page = parse(
+    page = parse_metrics(
         '# TYPE a gauge\na 1\na{x="1",y="q\\"z\\\\"} 2.5 1700000000\nb{} NaN\nnonsense\nc{x="} 1\nd_bucket{le="1"} 3\n'
     )
     assert page.value("a") == 1.0
@@ -24,10 +24,10 @@ def test_a_page_of_metrics() -> None:
 
 
 def test_times() -> None:
-    assert wall("2027-01-15T08:00:00Z") == 1_800_000_000.0
-    assert wall("2027-01-15T08:00:00.500000Z") == 1_800_000_000.5
-    assert (wall(""), wall(None), http_date(""), http_date("soon")) == (None, None, None, None)
-    assert http_date("Fri, 15 Jan 2027 08:00:00 GMT") == 1_800_000_000.0
+    assert parse_time("2027-01-15T08:00:00Z") == 1_800_000_000.0
+    assert parse_time("2027-01-15T08:00:00.500000Z") == 1_800_000_000.5
+    assert (parse_time(""), parse_time(None), parse_http_date(""), parse_http_date("soon")) == (None, None, None, None)
+    assert parse_http_date("Fri, 15 Jan 2027 08:00:00 GMT") == 1_800_000_000.0
 
 
 @pytest.mark.parametrize(
@@ -35,8 +35,8 @@ def test_times() -> None:
     [(0, "0s"), (59, "59s"), (90, "90s"), (121, "2m"), (7_100, "118m"), (7_300, "2h"), (90_000, "1d"), (-5, "0s")],
 )
 def test_ages_have_one_unit(seconds: float, text: str) -> None:
-    assert age(1_000_000.0, 1_000_000.0 + seconds) == text
-    assert age(None, 0.0) == "–"
+    assert format_age(1_000_000.0, 1_000_000.0 + seconds) == text
+    assert format_age(None, 0.0) == "–"
 
 
 @pytest.mark.parametrize("days", [1, 400, 20_000])
@@ -61,8 +61,8 @@ def test_when_a_certificate_ends(tmp_path: Path, days: int) -> None:
     told = subprocess.run(
         ["openssl", "x509", "-enddate", "-noout", "-in", str(target)], check=True, capture_output=True, text=True
     )
-    expected = http_date(f"x, {_http(told.stdout.strip().removeprefix('notAfter='))}")
-    assert ends_at(target.read_bytes()) == expected
+    expected = parse_http_date(f"x, {_http(told.stdout.strip().removeprefix('notAfter='))}")
+    assert certificate_expiry(target.read_bytes()) == expected
 
 
 def _http(text: str) -> str:
@@ -73,7 +73,7 @@ def _http(text: str) -> str:
 
 @pytest.mark.parametrize("text", [b"", b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----", b"\xff" * 40])
 def test_what_is_no_certificate_ends_at_no_time(text: bytes) -> None:
-    assert ends_at(text) is None
+    assert certificate_expiry(text) is None
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_what_is_no_certificate_ends_at_no_time(text: bytes) -> None:
     [("500m", 0.5), ("4Gi", 4 * 2**30), ("2", 2.0), ("1e3", 1000.0), ("x", None), ("1Zi", None), ("", None)],
 )
 def test_quantities(text: str, value: float | None) -> None:
-    assert quantity(text) == value
+    assert parse_quantity(text) == value
 
 
 def test_what_a_pod_waits_for() -> None:
@@ -92,12 +92,12 @@ def test_what_a_pod_waits_for() -> None:
     no_node = [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/3 nodes"}]
     crash = {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off"}}
     last = {"terminated": {"exitCode": 1}}
-    assert waits_for(pod(conditions=[{"type": "Ready", "status": "True"}])) == ""
-    assert waits_for(pod(conditions=no_node)) == "Unschedulable: 0/3 nodes"
-    assert waits_for(pod(conditions=unready)) == "containers not ready"
+    assert waiting_reason(pod(conditions=[{"type": "Ready", "status": "True"}])) == ""
+    assert waiting_reason(pod(conditions=no_node)) == "Unschedulable: 0/3 nodes"
+    assert waiting_reason(pod(conditions=unready)) == "containers not ready"
     crashed = pod(conditions=unready, containerStatuses=[{"name": "e", "state": crash, "lastState": last}])
-    assert waits_for(crashed) == "CrashLoopBackOff (exit code 1): back-off"
+    assert waiting_reason(crashed) == "CrashLoopBackOff (exit code 1): back-off"
     creating = {"waiting": {"reason": "ContainerCreating"}}
-    assert waits_for(pod(conditions=unready, containerStatuses=[{"state": creating}])) == "containers not ready"
-    assert waits_for(pod(phase="Pending")) == "Pending"
-    assert waits_for({"metadata": {"deletionTimestamp": "x"}}) == "it is being deleted"
+    assert waiting_reason(pod(conditions=unready, containerStatuses=[{"state": creating}])) == "containers not ready"
+    assert waiting_reason(pod(phase="Pending")) == "Pending"
+    assert waiting_reason({"metadata": {"deletionTimestamp": "x"}}) == "it is being deleted"

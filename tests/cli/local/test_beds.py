@@ -12,13 +12,13 @@ import pytest
 from fairlead.clock import SystemClock
 from fairlead.errors import Unavailable
 from fairlead.fleet import Instance, InstanceState, Model
-from fairlead.fleetfile import parse
+from fairlead.fleetfile import parse_fleet_file
 from fairlead.testing.processes import wait_until
-from fairlead_cli.local.child import Command
-from fairlead_cli.local.guard import Guard
-from fairlead_cli.local.keeper import Phase
-from fairlead_cli.local.pool import PoolPlan, Rest
-from fairlead_cli.local.supervisor import StackPlan, Supervisor
+from fairlead_cli.local.child import ProcessCommand
+from fairlead_cli.local.guard import Reaper
+from fairlead_cli.local.keeper import ProcessPhase
+from fairlead_cli.local.pool import EnginePoolSpec, SleepState
+from fairlead_cli.local.supervisor import StackSpec, StackSupervisor
 
 KEY = "default/m"
 POOL = (KEY, "main")
@@ -59,10 +59,10 @@ class Routes:
     def __init__(self) -> None:
         self.busy = False
 
-    async def knows_draining(self, instance_id: str) -> bool:
+    async def has_stopped_routing(self, instance_id: str) -> bool:
         return True
 
-    async def in_flight(self, instance_id: str) -> int:
+    async def in_flight_requests(self, instance_id: str) -> int:
         return int(self.busy)
 
 
@@ -73,22 +73,22 @@ class Stage:
         self.file = directory / "fleet.yaml"
         self.bed, self.routes = Bed(), Routes()
         self.told: list[str] = []
-        self.guard = Guard(None)
+        self.guard = Reaper(None)
         template = Instance("", "default", "m", "main", "", engine="sim")
         model = Model("default", "m")
-        pool = PoolPlan(model, "main", count, template, lambda ports, _: command(ports), "main", sleep_level=1)
-        plan = StackPlan((pool,), command(()), "http://127.0.0.1:1", self.file)
-        self.supervisor = Supervisor(
+        pool = EnginePoolSpec(model, "main", count, template, lambda ports, _: command(ports), "main", sleep_level=1)
+        plan = StackSpec((pool,), command(()), "http://127.0.0.1:1", self.file)
+        self.supervisor = StackSupervisor(
             plan,
-            guard=self.guard,
+            reaper=self.guard,
             clock=SystemClock(),
-            routes=self.routes,
-            told=self.told.append,
-            bed=self.bed,
+            routing=self.routes,
+            on_event=self.told.append,
+            sleep_calls=self.bed,
         )
 
     def states(self) -> list[InstanceState]:
-        return [one.state for one in parse(self.file.read_text(), file=str(self.file)).instances[KEY]]
+        return [one.state for one in parse_fleet_file(self.file.read_text(), file=str(self.file)).instances[KEY]]
 
     async def becomes(self, *states: InstanceState) -> None:
         await self.until(lambda: self.states() == list(states))
@@ -100,8 +100,8 @@ class Stage:
         await self.supervisor.scale(*POOL, replicas, (), asleep)
 
 
-def command(ports: tuple[int, ...]) -> Command:
-    return Command((sys.executable, "-I", "-S", "-c", PROGRAM, *map(str, ports)))
+def command(ports: tuple[int, ...]) -> ProcessCommand:
+    return ProcessCommand((sys.executable, "-I", "-S", "-c", PROGRAM, *map(str, ports)))
 
 
 def on_stage(directory: Path, count: int, play: Callable[[Stage], Awaitable[None]]) -> Stage:
@@ -121,13 +121,13 @@ def on_stage(directory: Path, count: int, play: Callable[[Stage], Awaitable[None
 
 def test_who_is_not_to_serve_sleeps_and_is_woken_before_anybody_starts(tmp_path: Path) -> None:
     async def play(stage: Stage) -> None:
-        pids = [unit.keeper.child.pid for unit in stage.supervisor.units]  # type: ignore[union-attr]  # they run
+        pids = [unit.process.child.pid for unit in stage.supervisor.engines]  # type: ignore[union-attr]  # they run
         await stage.scale(1, asleep=2)
         await stage.becomes(READY, SLEEPING, SLEEPING)
         await stage.scale(3)
         await stage.becomes(READY, READY, READY)
-        assert [unit.keeper.child.pid for unit in stage.supervisor.units] == pids  # type: ignore[union-attr]
-        assert [unit.wakings for unit in stage.supervisor.units] == [0, 1, 1]
+        assert [unit.process.child.pid for unit in stage.supervisor.engines] == pids  # type: ignore[union-attr]
+        assert [unit.wake_count for unit in stage.supervisor.engines] == [0, 1, 1]
 
     stage = on_stage(tmp_path, 3, play)
     assert stage.bed.said == [("sleep", 1), ("sleep", 1), ("wake", 1), ("wake", 1)]
@@ -174,12 +174,12 @@ def test_one_that_dies_asleep_is_started_anew_and_sleeps_again(tmp_path: Path) -
     async def play(stage: Stage) -> None:
         await stage.scale(0, asleep=1)
         await stage.becomes(SLEEPING)
-        (unit,) = stage.supervisor.units
-        assert unit.keeper is not None
-        assert unit.keeper.child is not None
-        os.kill(unit.keeper.child.pid, signal.SIGKILL)
-        await stage.until(lambda: unit.keeper is not None and unit.keeper.starts == 2)
-        await stage.until(lambda: unit.rest is Rest.ASLEEP)
+        (unit,) = stage.supervisor.engines
+        assert unit.process is not None
+        assert unit.process.child is not None
+        os.kill(unit.process.child.pid, signal.SIGKILL)
+        await stage.until(lambda: unit.process is not None and unit.process.starts == 2)
+        await stage.until(lambda: unit.sleep_state is SleepState.ASLEEP)
         assert stage.states() == [SLEEPING]
 
     stage = on_stage(tmp_path, 1, play)
@@ -192,11 +192,11 @@ def test_one_that_does_not_wake_is_started_anew(tmp_path: Path) -> None:
         await stage.becomes(SLEEPING)
         stage.bed.refuses.add("wake")
         await stage.scale(1)
-        (unit,) = stage.supervisor.units
-        await stage.until(lambda: unit.keeper is not None and unit.keeper.starts == 2)
+        (unit,) = stage.supervisor.engines
+        await stage.until(lambda: unit.process is not None and unit.process.starts == 2)
         await stage.becomes(READY)
-        assert unit.keeper is not None
-        assert unit.keeper.phase is Phase.READY
+        assert unit.process is not None
+        assert unit.process.phase is ProcessPhase.READY
 
     stage = on_stage(tmp_path, 1, play)
     assert any("does not wake and is started anew: no wake" in line for line in stage.told)
@@ -207,9 +207,9 @@ def test_engines_that_refuse_to_sleep_end_instead_and_are_not_asked_again(tmp_pa
         stage.bed.refuses.add("sleep")
         await stage.scale(1, asleep=1)
         await stage.becomes(READY)
-        assert stage.supervisor.asleep[POOL] == 0
+        assert stage.supervisor.desired_asleep[POOL] == 0
         await stage.scale(1, asleep=1)
-        assert len(stage.supervisor.units) == 1
+        assert len(stage.supervisor.engines) == 1
 
     stage = on_stage(tmp_path, 2, play)
     assert stage.bed.said == [("sleep", 1)]
@@ -224,4 +224,4 @@ def test_a_stack_ends_whatever_sleeps(tmp_path: Path, asleep: int) -> None:
         await stage.scale(0, asleep=1)
 
     stage = on_stage(tmp_path, 2, play)
-    assert all(unit.keeper is None or unit.keeper.phase is Phase.STOPPED for unit in stage.supervisor.units)
+    assert all(unit.process is None or unit.process.phase is ProcessPhase.STOPPED for unit in stage.supervisor.engines)

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from fairlead.testing.canned import Answer, CannedServer
-from fairlead_cli.errors import NoStack
+from fairlead.testing.canned import CannedResponse, CannedServer
+from fairlead_cli.errors import StackUnreachable
 from fairlead_cli.local.conversation import AnswerError, Conversation
-from fairlead_cli.local.repl import Terminal, talk
+from fairlead_cli.local.repl import Terminal, run_dialogue
 
 CHAT, MODELS = "/v1/chat/completions", "/v1/models"
 HEADERS = {
@@ -32,33 +32,33 @@ def said(*pieces: str) -> list[bytes]:
     return [event(choices=[{"index": 0, "delta": {"role": "assistant", "content": piece}}]) for piece in pieces]
 
 
-def streams(*pieces: str) -> Answer:
-    return Answer(
+def streams(*pieces: str) -> CannedResponse:
+    return CannedResponse(
         [b": a comment\n\n", *said(*pieces), event(choices=[], usage={}), b"data: [DONE]\n\n"], headers=HEADERS
     )
 
 
-def server(answer: Answer, *models: str) -> CannedServer:
+def server(answer: CannedResponse, *models: str) -> CannedServer:
     cards = json.dumps({"object": "list", "data": [{"id": name} for name in models or ("tiny",)]}).encode()
-    return CannedServer({CHAT: answer, MODELS: Answer([cards])})
+    return CannedServer({CHAT: answer, MODELS: CannedResponse([cards])})
 
 
 def test_pieces_arrive_one_by_one_and_the_request_is_known() -> None:
     with server(streams("The ", "sky", ".")) as gateway, Conversation(gateway.url, "tiny") as conversation:
-        assert list(conversation.ask("Why?")) == ["The ", "sky", "."]
-        assert conversation.last.request_id == "req-1"
-        assert conversation.last.instance == "main-3/40001/0"
-        assert conversation.last.ttft_seconds is not None
+        assert list(conversation.send("Why?")) == ["The ", "sky", "."]
+        assert conversation.last_answer.request_id == "req-1"
+        assert conversation.last_answer.instance == "main-3/40001/0"
+        assert conversation.last_answer.ttft_seconds is not None
 
 
 def test_the_conversation_is_sent_along_until_it_is_forgotten() -> None:
     with server(streams("yes")) as gateway:
         with Conversation(gateway.url + "/v1", "tiny", system="Be brief.", max_tokens=5) as conversation:
-            list(conversation.ask("one"))
-            list(conversation.ask("two"))
-            conversation.forget()
-            list(conversation.ask("three"))
-        bodies = [json.loads(asked.body) for asked in gateway.asked]
+            list(conversation.send("one"))
+            list(conversation.send("two"))
+            conversation.reset()
+            list(conversation.send("three"))
+        bodies = [json.loads(asked.body) for asked in gateway.requests]
     assert [message["content"] for message in bodies[1]["messages"]] == ["Be brief.", "one", "yes", "two"]
     assert [message["content"] for message in bodies[2]["messages"]] == ["Be brief.", "three"]
     assert bodies[0]["max_tokens"] == 5
@@ -78,17 +78,17 @@ def test_of_several_models_one_must_be_named() -> None:
 def test_a_refusal_is_told_in_the_gateways_words() -> None:
     body = json.dumps({"error": {"message": "no model 'tinny'", "type": "x", "hint": "did you mean tiny?"}}).encode()
     with (
-        server(Answer([body], 404, HEADERS)) as gateway,
+        server(CannedResponse([body], 404, HEADERS)) as gateway,
         Conversation(gateway.url, "tinny") as conversation,
         pytest.raises(AnswerError, match=r"no model 'tinny' \[404\] \(did you mean tiny\?\)"),
     ):
-        list(conversation.ask("?"))
+        list(conversation.send("?"))
 
 
 def test_an_error_in_the_stream_is_an_error() -> None:
-    broken = Answer([*said("The "), event(error={"message": "the engine died", "type": "x"})], headers=HEADERS)
+    broken = CannedResponse([*said("The "), event(error={"message": "the engine died", "type": "x"})], headers=HEADERS)
     with server(broken) as gateway, Conversation(gateway.url, "tiny") as conversation:
-        answer = conversation.ask("?")
+        answer = conversation.send("?")
         assert next(answer) == "The "
         with pytest.raises(AnswerError, match="the engine died"):
             next(answer)
@@ -97,20 +97,20 @@ def test_an_error_in_the_stream_is_an_error() -> None:
 @pytest.mark.parametrize(
     "answer",
     [
-        Answer(said("The "), headers=HEADERS),
-        Answer(said("The "), headers=HEADERS, cut=True),
-        Answer([b"data: {not json\n\n"], headers=HEADERS),
-        Answer([b"<html>"], 502),
+        CannedResponse(said("The "), headers=HEADERS),
+        CannedResponse(said("The "), headers=HEADERS, cut=True),
+        CannedResponse([b"data: {not json\n\n"], headers=HEADERS),
+        CannedResponse([b"<html>"], 502),
     ],
     ids=["no end", "cut", "no json", "no gateway"],
 )
-def test_a_stream_without_its_proper_end_is_an_error(answer: Answer) -> None:
+def test_a_stream_without_its_proper_end_is_an_error(answer: CannedResponse) -> None:
     with server(answer) as gateway, Conversation(gateway.url, "tiny") as conversation, pytest.raises(AnswerError):
-        list(conversation.ask("?"))
+        list(conversation.send("?"))
 
 
 def test_nobody_there_is_told_as_such() -> None:
-    with pytest.raises(NoStack, match="does not answer"):
+    with pytest.raises(StackUnreachable, match="does not answer"):
         Conversation("http://127.0.0.1:1", None)
 
 
@@ -126,7 +126,7 @@ def dialogue(
         return waiting.pop(0)
 
     terminal = Terminal(read, written.append, remarks.append)
-    assert talk(conversation, terminal, why or (lambda request_id: [f"why {request_id}"])) == 0
+    assert run_dialogue(conversation, terminal, why or (lambda request_id: [f"why {request_id}"])) == 0
     return "".join(written), remarks
 
 
@@ -152,13 +152,13 @@ def test_why_after_a_request_that_reached_nobody_says_so() -> None:
 
 
 def test_an_address_that_is_not_the_clients_one_is_told_as_such() -> None:
-    other = Answer([b'{"error": {"message": "Not Found"}}'], 404)
+    other = CannedResponse([b'{"error": {"message": "Not Found"}}'], 404)
     with (
         server(other) as gateway,
         Conversation(gateway.url, "tiny") as conversation,
         pytest.raises(AnswerError, match="is this the address for clients"),
     ):
-        list(conversation.ask("?"))
+        list(conversation.send("?"))
 
 
 def test_why_of_a_forgotten_request_says_so() -> None:
@@ -171,13 +171,13 @@ def test_why_of_a_forgotten_request_says_so() -> None:
 
 
 def test_an_error_does_not_end_the_dialogue_and_the_question_is_taken_back() -> None:
-    with server(Answer([b"{}"], 503)) as gateway, Conversation(gateway.url, "tiny") as conversation:
+    with server(CannedResponse([b"{}"], 503)) as gateway, Conversation(gateway.url, "tiny") as conversation:
         _, remarks = dialogue(conversation, "one")
         assert "503" in remarks[0]
-        gateway.answers[CHAT] = streams("yes")
+        gateway.responses[CHAT] = streams("yes")
         written, _ = dialogue(conversation, "two", "/help", "/new", "/quit", "never read")
         assert written == "yes\n"
-        assert [message["content"] for message in json.loads(gateway.asked[-1].body)["messages"]] == ["two"]
+        assert [message["content"] for message in json.loads(gateway.requests[-1].body)["messages"]] == ["two"]
 
 
 def run(*arguments: str, stdin: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
@@ -200,12 +200,12 @@ def test_a_message_is_answered_once() -> None:
 def test_piped_text_is_the_question() -> None:
     with server(streams("yes")) as gateway:
         done = run("--url", gateway.url, stdin="first line\nsecond line\n")
-        assert json.loads(gateway.asked[-1].body)["messages"][0]["content"] == "first line\nsecond line\n"
+        assert json.loads(gateway.requests[-1].body)["messages"][0]["content"] == "first line\nsecond line\n"
     assert (done.returncode, done.stdout) == (0, "yes\n")
 
 
 def test_exit_codes_tell_an_error_a_wrong_use_and_nobody_there_apart(tmp_path: Path) -> None:
-    with server(Answer([b"{}"], 500)) as gateway:
+    with server(CannedResponse([b"{}"], 500)) as gateway:
         assert run("tiny", "--url", gateway.url, "-m", "?").returncode == 1
         assert run("tiny", "--url", gateway.url, stdin=" \n").returncode == 2
     nobody = run("tiny", "-m", "?", XDG_RUNTIME_DIR=str(tmp_path))
@@ -214,7 +214,7 @@ def test_exit_codes_tell_an_error_a_wrong_use_and_nobody_there_apart(tmp_path: P
 
 
 def test_an_error_is_all_that_is_printed_when_nothing_was_said() -> None:
-    with server(Answer([b"{}"], 500)) as gateway:
+    with server(CannedResponse([b"{}"], 500)) as gateway:
         done = run("tiny", "--url", gateway.url, "-m", "?")
     assert done.stdout == ""
     assert len(done.stderr.splitlines()) == 1
@@ -231,7 +231,7 @@ def test_a_url_may_leave_out_its_scheme_and_a_wrong_one_is_wrong_usage() -> None
 def test_a_key_of_the_environment_is_sent() -> None:
     with server(streams("x")) as gateway:
         run("tiny", "--url", gateway.url, "-m", "?", FAIRLEAD_API_KEY="fl_secret")
-        headers = {name.lower(): value for name, value in gateway.asked[-1].headers.items()}
+        headers = {name.lower(): value for name, value in gateway.requests[-1].headers.items()}
     assert headers["authorization"] == "Bearer fl_secret"
 
 

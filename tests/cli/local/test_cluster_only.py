@@ -6,10 +6,10 @@ import pytest
 
 from fairlead.errors import BadInput
 from fairlead.fleet import Role
-from fairlead.manifests import load
-from fairlead.profile import preset
-from fairlead_cli.local.plan import Options, Plan, plan
-from fairlead_cli.local.pool import EngineUnit
+from fairlead.manifests import load_manifests
+from fairlead.profile import builtin_profile
+from fairlead_cli.local.plan import EnginePlan, PlanOptions, plan_engines
+from fairlead_cli.local.pool import EngineProcess
 
 HEAD = """\
 apiVersion: serving.fairlead.io/v1alpha1
@@ -61,9 +61,9 @@ EVERYTHING = (
 )
 
 
-def planned(directory: Path, text: str, *, real: bool = False) -> Plan:
+def planned(directory: Path, text: str, *, real: bool = False) -> EnginePlan:
     (directory / "m.yaml").write_text(text)
-    return plan(load([directory / "m.yaml"]), Options(real=real), installed=lambda name: name)
+    return plan_engines(load_manifests([directory / "m.yaml"]), PlanOptions(real=real), find_program=lambda name: name)
 
 
 def test_fields_without_effect_are_told_of(tmp_path: Path) -> None:
@@ -128,21 +128,21 @@ def test_prefill_and_decode_are_split_between_simulated_engines(tmp_path: Path, 
 
 def test_engines_that_meet_at_the_prefill_side_are_told_where(tmp_path: Path) -> None:
     first, then, _ = planned(tmp_path, SPLIT.replace("KIND", "vllm")).pools
-    assert EngineUnit(first, 0, (9001,)).bootstrap("http://127.0.0.1:9001") == "http://127.0.0.1:9001"
-    assert EngineUnit(then, 0, (9002,)).bootstrap("http://127.0.0.1:9002") is None
+    assert EngineProcess(first, 0, (9001,)).bootstrap_url("http://127.0.0.1:9001") == "http://127.0.0.1:9001"
+    assert EngineProcess(then, 0, (9002,)).bootstrap_url("http://127.0.0.1:9002") is None
 
 
 def test_external_engines_are_adopted_and_nothing_is_started(tmp_path: Path) -> None:
     found = planned(tmp_path, EXTERNAL, real=True)
     assert found.engines == 3
-    assert [pool.sizes() for pool in found.pools] == [[], []]
+    assert [pool.process_sizes() for pool in found.pools] == [[], []]
     instances = [one for pool in found.pools for one in pool.adopted]
     assert [(one.id, one.url) for one in instances] == [
         ("10.0.0.5/80/0", "http://10.0.0.5:80"),
         ("fd00::2/8443/0", "https://[fd00::2]:8443"),
         ("10.0.0.6/9000/0", "http://10.0.0.6:9000"),
     ]
-    assert [one.profile for one in instances] == [None, None, preset("l4-qwen8b")]
+    assert [one.profile for one in instances] == [None, None, builtin_profile("l4-qwen8b")]
 
 
 def test_pods_cannot_be_adopted(tmp_path: Path) -> None:

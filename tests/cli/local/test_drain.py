@@ -8,21 +8,21 @@ import httpx
 
 from fairlead.clock import SystemClock
 from fairlead.fleet import Instance, Model
-from fairlead.fleetfile import parse
-from fairlead_cli.local.child import Command
-from fairlead_cli.local.guard import Guard
-from fairlead_cli.local.management import Management
-from fairlead_cli.local.pool import PoolPlan
-from fairlead_cli.local.ports import free_ports
-from fairlead_cli.local.probe import until
-from fairlead_cli.local.supervisor import StackPlan, Supervisor
+from fairlead.fleetfile import parse_fleet_file
+from fairlead_cli.local.child import ProcessCommand
+from fairlead_cli.local.guard import Reaper
+from fairlead_cli.local.management import ManagementClient
+from fairlead_cli.local.pool import EnginePoolSpec
+from fairlead_cli.local.ports import find_free_ports
+from fairlead_cli.local.probe import wait_until
+from fairlead_cli.local.supervisor import StackSpec, StackSupervisor
 
 PATIENCE = 120.0
 KEY = "default/tiny"
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 60}
 
 
-def engine(ports: tuple[int, ...], first: int) -> Command:
+def engine(ports: tuple[int, ...], first: int) -> ProcessCommand:
     listen = f"127.0.0.1:{ports[0]}"
     command = (
         "-m",
@@ -37,7 +37,7 @@ def engine(ports: tuple[int, ...], first: int) -> Command:
         "--speed",
         "5",
     )
-    return Command((sys.executable, *command))
+    return ProcessCommand((sys.executable, *command))
 
 
 class Load:
@@ -84,11 +84,11 @@ class Leaving:
         self.known_at = float("inf")
         self.said: list[dict[str, int]] = []
 
-    async def watch(self, management: Management) -> None:
+    async def watch(self, management: ManagementClient) -> None:
         """Until it is gone."""
         async with httpx.AsyncClient(timeout=5, trust_env=False) as client:
             await client.get(f"{self.url}/sim/state")  # connected: what follows is quicker than the engine's end
-            await until(lambda: management.knows_draining(self.id), 0.0)
+            await wait_until(lambda: management.has_stopped_routing(self.id), 0.0)
             self.known_at = asyncio.get_running_loop().time()
             while True:
                 try:
@@ -100,33 +100,35 @@ class Leaving:
 
 async def scaled_down_under_load(directory: Path) -> tuple[Load, Leaving]:
     """Three engines become two while requests keep coming."""
-    guard = Guard(None)
-    (listen,), (manage,) = free_ports([1, 1])
+    guard = Reaper(None)
+    (listen,), (manage,) = find_free_ports([1, 1])
     file = directory / "fleet.yaml"
     arguments = ("--fleet", str(file), "--listen", f"127.0.0.1:{listen}", "--manage", f"127.0.0.1:{manage}")
-    gateway = Command((sys.executable, "-m", "fairlead_gateway", *arguments))
+    gateway = ProcessCommand((sys.executable, "-m", "fairlead_gateway", *arguments))
     template = Instance("", "default", "tiny", "main", "", engine="sim")
-    pool = PoolPlan(Model("default", "tiny", preset="round-robin"), "main", 3, template, engine, "main")
+    pool = EnginePoolSpec(Model("default", "tiny", preset="round-robin"), "main", 3, template, engine, "main")
     url = f"http://127.0.0.1:{manage}"
-    async with Management(url) as management:
-        plan = StackPlan((pool,), gateway, url, file)
-        supervisor = Supervisor(plan, guard=guard, clock=SystemClock(), routes=management, told=lambda line: None)
+    async with ManagementClient(url) as management:
+        plan = StackSpec((pool,), gateway, url, file)
+        supervisor = StackSupervisor(
+            plan, reaper=guard, clock=SystemClock(), routing=management, on_event=lambda line: None
+        )
         try:
             supervisor.start()
             async with asyncio.timeout(PATIENCE):
-                await supervisor.ready()
+                await supervisor.wait_ready()
                 load = Load(f"http://127.0.0.1:{listen}")
                 await load.more(30)
-                unit = supervisor.units[-1]
-                leaving = Leaving(unit.ids()[0], unit.urls()[0])
+                unit = supervisor.engines[-1]
+                leaving = Leaving(unit.instance_ids()[0], unit.urls()[0])
                 watching = asyncio.ensure_future(leaving.watch(management))
                 await supervisor.scale(KEY, "main", 2)
                 await load.more(30)
                 await load.stop()
                 watching.cancel()
                 await asyncio.wait({watching})
-                assert [one.id for one in parse(file.read_text(), file=str(file)).instances[KEY]] == [
-                    unit.ids()[0] for unit in supervisor.units
+                assert [one.id for one in parse_fleet_file(file.read_text(), file=str(file)).instances[KEY]] == [
+                    unit.instance_ids()[0] for unit in supervisor.engines
                 ]
         finally:
             await supervisor.stop(asyncio.Event())

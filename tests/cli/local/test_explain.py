@@ -8,47 +8,47 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from fairlead.decision import Decision, Input, Rejected
-from fairlead.testing.canned import Answer, CannedServer
+from fairlead.decision import Decision, DecisionInput, RejectedCandidate
+from fairlead.testing.canned import CannedResponse, CannedServer
 from fairlead_cli.local import answers
-from fairlead_cli.local.explaining import told
-from fairlead_gateway.decision_log import CONTINUED, DecisionRecord, Logged
-from fairlead_gateway.handoff_story import HandoffStory, PrefillLeg
-from fairlead_gateway.management.shapes import decision_json
-from fairlead_gateway.telemetry import Outcome
+from fairlead_cli.local.explaining import render_decision
+from fairlead_gateway.decision_log import CONTINUATION_RULE, DecisionRecord, LoggedRequest
+from fairlead_gateway.handoff_story import HandoffRecord, PrefillAttempt
+from fairlead_gateway.management.shapes import decision_out
+from fairlead_gateway.telemetry import RequestOutcome
 
 HOME, OTHER = "main-0/9001/0", "main-1/9002/0"
-NOT_KNOWN = Answer([b'{"error": {"message": "not in the log"}}'], 404)
+NOT_KNOWN = CannedResponse([b'{"error": {"message": "not in the log"}}'], 404)
 
 
 def decided(chosen: str, rule: str, reason: str, age: float | None = None) -> Decision:
     inputs = {
-        "mean/backlog_seconds": Input(0.31, age),
-        f"{HOME}/cost_seconds": Input(0.5, age),
-        f"{HOME}/matched_tokens": Input(3_100.0, age),
-        f"{HOME}/home": Input(1.0),
-        f"{OTHER}/cost_seconds": Input(2.5, age),
-        f"{OTHER}/backlog_seconds": Input(None, age),
+        "mean/backlog_seconds": DecisionInput(0.31, age),
+        f"{HOME}/cost_seconds": DecisionInput(0.5, age),
+        f"{HOME}/matched_tokens": DecisionInput(3_100.0, age),
+        f"{HOME}/home": DecisionInput(1.0),
+        f"{OTHER}/cost_seconds": DecisionInput(2.5, age),
+        f"{OTHER}/backlog_seconds": DecisionInput(None, age),
     }
     other = OTHER if chosen == HOME else HOME
-    return Decision(chosen, rule, reason, (Rejected(other, "costs 2.5s against 500ms"),), inputs, 0.5)
+    return Decision(chosen, rule, reason, (RejectedCandidate(other, "costs 2.5s against 500ms"),), inputs, 0.5)
 
 
-def record(attempt: int, decision: Decision, story: HandoffStory | None = None) -> DecisionRecord:
+def record(attempt: int, decision: Decision, story: HandoffRecord | None = None) -> DecisionRecord:
     return DecisionRecord("req-1", 1_800_000_000.0, "chat/llama", decision, attempt, 4_100.0, "team-a", story)
 
 
-def ended(**changes: object) -> Outcome:
+def ended(**changes: object) -> RequestOutcome:
     known = {"duration_seconds": 1.5, "ttft_seconds": 0.41, "itl_mean_seconds": 0.02, "overhead_seconds": 8.4e-5}
-    return Outcome(
+    return RequestOutcome(
         "req-1", "chat/llama", HOME, **{"status": 200, "error": None, "started_wall": 0.0, **known, **changes}
     )  # type: ignore[arg-type]  # a test's shorthand
 
 
-def text(*records: DecisionRecord, outcome: Outcome | None) -> list[str]:
+def text(*records: DecisionRecord, outcome: RequestOutcome | None) -> list[str]:
     """As the command prints what the management API answers."""
-    shown = decision_json(Logged(list(records), outcome)).model_dump_json().encode()
-    return told(msgspec.json.decode(shown, type=answers.Decision))
+    shown = decision_out(LoggedRequest(list(records), outcome)).model_dump_json().encode()
+    return render_decision(msgspec.json.decode(shown, type=answers.Decision))
 
 
 def test_one_attempt_is_told_with_its_candidates_their_numbers_and_what_came_of_it() -> None:
@@ -95,16 +95,16 @@ def test_a_retry_names_what_the_first_engine_did() -> None:
 def test_a_continued_stream_says_so() -> None:
     lines = text(
         record(1, decided(HOME, "affinity", "a home")),
-        record(2, decided(OTHER, CONTINUED, "continued after cut; affinity: a home")),
+        record(2, decided(OTHER, CONTINUATION_RULE, "continued after cut; affinity: a home")),
         outcome=ended(attempts=2),
     )
     assert "outcome: status 200, after 1.5s, 2 attempts, the rest of the stream came from another engine" in lines
 
 
 def test_both_legs_of_a_hand_off_are_told_once() -> None:
-    leg = PrefillLeg(HOME, decided(HOME, "affinity", "a home for prefill"), 0.0, 0.084, "ok")
+    leg = PrefillAttempt(HOME, decided(HOME, "affinity", "a home for prefill"), 0.0, 0.084, "ok")
     words = "prefill on main-0 (affinity: a home for prefill) in 84 ms"
-    story = HandoffStory("done", "none", words, 0.085, [leg])
+    story = HandoffRecord("done", "none", words, 0.085, [leg])
     lines = text(record(1, decided(OTHER, "load", f"{words}; cheaper"), story), outcome=ended())
     assert lines[2:5] == [
         "prefill → decode: done, 85ms before a decode engine was chosen",
@@ -115,11 +115,11 @@ def test_both_legs_of_a_hand_off_are_told_once() -> None:
 
 
 def test_who_computes_a_prompt_and_why_is_told_with_both_first_tokens() -> None:
-    inputs = {"longest_step_seconds": Input(0.12), f"{HOME}/predicted_ttft_seconds": Input(0.5)}
+    inputs = {"longest_step_seconds": DecisionInput(0.12), f"{HOME}/predicted_ttft_seconds": DecisionInput(0.5)}
     why = "the longest step of main-1 would take 120ms, over 90ms"
-    where = Decision(HOME, "step-full", why, (Rejected(OTHER, why),), inputs)
-    leg = PrefillLeg(HOME, decided(HOME, "affinity", "a home for prefill"), 0.0, 0.084, "ok")
-    story = HandoffStory("done", "step-full", "prefill on main-0 in 84 ms", 0.085, [leg], where)
+    where = Decision(HOME, "step-full", why, (RejectedCandidate(OTHER, why),), inputs)
+    leg = PrefillAttempt(HOME, decided(HOME, "affinity", "a home for prefill"), 0.0, 0.084, "ok")
+    story = HandoffRecord("done", "step-full", "prefill on main-0 in 84 ms", 0.085, [leg], where)
     lines = text(record(1, decided(OTHER, "load", "cheaper"), story), outcome=ended())
     assert lines[2:5] == [
         "prefill → decode: done (step-full), 85ms before a decode engine was chosen",
@@ -130,7 +130,7 @@ def test_who_computes_a_prompt_and_why_is_told_with_both_first_tokens() -> None:
 
 
 def test_a_bypassed_hand_off_says_why() -> None:
-    story = HandoffStory("bypassed", "short", "no hand-off: about 7 tokens to compute, under 1024")
+    story = HandoffRecord("bypassed", "short", "no hand-off: about 7 tokens to compute, under 1024")
     lines = text(record(1, decided(HOME, "affinity", "a home"), story), outcome=ended(status=502, error="cut"))
     assert lines[2:4] == [
         "prefill → decode: bypassed (short)",
@@ -140,10 +140,12 @@ def test_a_bypassed_hand_off_says_why() -> None:
 
 
 def test_a_hand_off_that_failed_on_its_decode_engine_leaves_both_choices() -> None:
-    story = HandoffStory("failed", "decode-status-500", "the hand-off from P0 failed on main-0 (status-500), plain now")
+    story = HandoffRecord(
+        "failed", "decode-status-500", "the hand-off from P0 failed on main-0 (status-500), plain now"
+    )
     lines = text(
         record(1, decided(HOME, "affinity", "prefill on P0; a home"), story),
-        record(1, decided(HOME, "affinity", f"{story.words}; a home"), story),
+        record(1, decided(HOME, "affinity", f"{story.message}; a home"), story),
         record(2, decided(OTHER, "retry-1", "status-503; then affinity: a home"), story),
         outcome=ended(attempts=2, failures=((HOME, "status-503"),)),
     )
@@ -179,11 +181,11 @@ def explain(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
 
 
 def gateway() -> CannedServer:
-    shown = decision_json(Logged([record(1, decided(HOME, "affinity", "a home"))], ended())).model_dump_json()
+    shown = decision_out(LoggedRequest([record(1, decided(HOME, "affinity", "a home"))], ended())).model_dump_json()
     return CannedServer(
         {
-            "/api/decisions": Answer([f'{{"decisions": [{shown}]}}'.encode()]),
-            "/api/decisions/req-1": Answer([shown.encode()]),
+            "/api/decisions": CannedResponse([f'{{"decisions": [{shown}]}}'.encode()]),
+            "/api/decisions/req-1": CannedResponse([shown.encode()]),
             "/api/decisions/nobody": NOT_KNOWN,
             "/api/decisions/a%2Fb%3Fc": NOT_KNOWN,
         }
@@ -197,7 +199,7 @@ def test_a_request_is_explained_by_its_id_and_the_last_one_without(named: tuple[
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("request req-1 · to chat/llama")
     assert "√ main-0" in done.stdout
-    assert {asked.headers["authorization"] for asked in server.asked} == {"Bearer secret"}
+    assert {asked.headers["authorization"] for asked in server.requests} == {"Bearer secret"}
 
 
 def test_json_is_what_the_management_api_says() -> None:
@@ -218,7 +220,7 @@ def test_a_request_that_is_not_known_exits_1_and_says_what_that_can_mean(request
 
 
 def test_a_gateway_without_any_request_says_so() -> None:
-    with CannedServer({"/api/decisions": Answer([b'{"decisions": []}'])}) as server:
+    with CannedServer({"/api/decisions": CannedResponse([b'{"decisions": []}'])}) as server:
         done = explain("--manage", server.url)
     assert done.returncode == 1
     assert "has routed no request yet" in done.stderr
@@ -233,7 +235,7 @@ def test_an_address_where_nobody_listens_exits_3() -> None:
 
 
 def test_a_page_that_is_no_management_api_is_not_taken_for_a_forgotten_request() -> None:
-    with CannedServer({"/api/decisions/req-1": Answer([b"<html>not found</html>"], 404)}) as server:
+    with CannedServer({"/api/decisions/req-1": CannedResponse([b"<html>not found</html>"], 404)}) as server:
         done = explain("req-1", "--manage", server.url)
     assert done.returncode == 3
     assert "is not Fairlead's management API" in done.stderr
@@ -241,9 +243,9 @@ def test_a_page_that_is_no_management_api_is_not_taken_for_a_forgotten_request()
 
 def would(prompt: Path, *arguments: str, choices: int = 1) -> tuple[subprocess.CompletedProcess[str], CannedServer]:
     records = [record(1, decided(HOME, "affinity", "a home"))] * choices
-    shown = decision_json(Logged(records, None)).model_dump_json()
+    shown = decision_out(LoggedRequest(records, None)).model_dump_json()
     said = f'{{"decision": {shown}, "workers": 4, "agreeing": 3}}'.encode()
-    with CannedServer({"/api/route": Answer([said])}) as server:
+    with CannedServer({"/api/route": CannedResponse([said])}) as server:
         return explain("route", *arguments, "-f", str(prompt), "--manage", server.url), server
 
 
@@ -256,7 +258,7 @@ def test_where_a_prompt_would_go_is_told_with_what_the_workers_agree_on(tmp_path
     assert lines[0] == "a request to chat/llama · about 4,100 prompt tokens · nothing was sent"
     assert lines[2] == "→ main-0 by the rule affinity"
     assert lines[-1] == "3 of 4 workers would choose this instance"
-    (asked,) = server.asked
+    (asked,) = server.requests
     assert msgspec.json.decode(asked.body) == {
         "messages": [{"role": "user", "content": "what is a fairlead?"}],
         "model": "llama",
@@ -268,7 +270,7 @@ def test_a_file_that_holds_a_request_is_asked_about_as_it_is(tmp_path: Path) -> 
     prompt.write_text('{"model": "llama", "prompt": "once", "max_tokens": 5}')
     done, server = would(prompt)
     assert done.returncode == 0
-    (asked,) = server.asked
+    (asked,) = server.requests
     assert (asked.path, msgspec.json.decode(asked.body)["prompt"]) == ("/api/route?path=%2Fv1%2Fcompletions", "once")
 
 
@@ -294,7 +296,7 @@ def test_what_is_missing_to_ask_about_a_prompt_is_said(
 def test_what_would_be_refused_is_said_in_the_gateways_words(tmp_path: Path) -> None:
     prompt = tmp_path / "prompt.txt"
     prompt.write_text("once")
-    with CannedServer({"/api/route": Answer([b'{"error": {"message": "no model \'llama\'"}}'], 404)}) as server:
+    with CannedServer({"/api/route": CannedResponse([b'{"error": {"message": "no model \'llama\'"}}'], 404)}) as server:
         done = explain("route", "-m", "llama", "-f", str(prompt), "--manage", server.url)
     assert done.returncode == 1
     assert "it would be refused (404): no model 'llama'" in done.stderr

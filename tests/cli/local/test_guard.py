@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fairlead.testing.processes import alive, wait_until
+from fairlead.testing.processes import is_alive, wait_until
 
 SUPERVISOR = """
 import asyncio, sys
@@ -66,7 +66,7 @@ class Started:
         self.process.communicate()
 
     def all_gone(self) -> bool:
-        return not any(alive(pid) for pid in (self.guard, *self.children))
+        return not any(is_alive(pid) for pid in (self.guard, *self.children))
 
 
 @pytest.mark.parametrize("script", [CHILD, pytest.param(UNTIED, marks=linux_only)], ids=["tied", "guard alone"])
@@ -93,7 +93,7 @@ def test_a_killed_guard_is_replaced_and_its_successor_knows_the_children(tmp_pat
     directory.mkdir()
     started = Started(directory, UNTIED if sys.platform == "linux" else CHILD)
     os.kill(started.guard, signal.SIGKILL)
-    wait_until(lambda: not alive(started.guard), "the guard is dead")
+    wait_until(lambda: not is_alive(started.guard), "the guard is dead")
     started.say("check")
     replaced, pid = started.answer().split()
     assert replaced == "True"

@@ -4,12 +4,19 @@ from pathlib import Path
 
 import pytest
 
-from fairlead.engines import adapter
+from fairlead.engines import engine_adapter
 from fairlead.errors import BadInput
-from fairlead.manifests import Manifests, load
-from fairlead.testing.stack import SMALL
-from fairlead_cli.local.launch import Wishes, addresses, eight_engines, made_up_secret, setup_of, workers
-from fairlead_cli.local.plan import Options, Plan, plan
+from fairlead.manifests import Manifests, load_manifests
+from fairlead.testing.stack import SMALL_MANIFEST
+from fairlead_cli.local.launch import (
+    UpOptions,
+    build_config,
+    bundled_example,
+    check_workers,
+    claim_addresses,
+    default_hash_secret,
+)
+from fairlead_cli.local.plan import EnginePlan, PlanOptions, plan_engines
 
 TWO_MODELS = """
 apiVersion: serving.fairlead.io/v1alpha1
@@ -41,15 +48,15 @@ def everywhere(program: str) -> str | None:
 def manifests(directory: Path, text: str = TWO_MODELS) -> Manifests:
     file = directory / "models.yaml"
     file.write_text(text)
-    return load([file])
+    return load_manifests([file])
 
 
-def planned(directory: Path, **options: object) -> Plan:
-    return plan(manifests(directory), Options(**options), installed=nowhere)  # type: ignore[arg-type]  # a test's own keywords
+def planned(directory: Path, **options: object) -> EnginePlan:
+    return plan_engines(manifests(directory), PlanOptions(**options), find_program=nowhere)  # type: ignore[arg-type]  # a test's own keywords
 
 
 def test_the_bundled_example_has_eight_engines() -> None:
-    found = plan(load([eight_engines()]), Options(), installed=nowhere)
+    found = plan_engines(load_manifests([bundled_example()]), PlanOptions(), find_program=nowhere)
     assert found.engines == 8
     assert [pool.label for pool in found.pools] == ["main"]
 
@@ -74,7 +81,7 @@ def test_engines_are_simulated_whatever_kind_the_manifest_names(tmp_path: Path) 
 
 def test_an_engine_is_started_with_the_name_that_it_is_asked_for(tmp_path: Path) -> None:
     named = TWO_MODELS.replace("engine: {kind: vllm,", "engine: {kind: vllm, servedModelName: org/a-name,")
-    found = plan(manifests(tmp_path, named), Options(), installed=nowhere)
+    found = plan_engines(manifests(tmp_path, named), PlanOptions(), find_program=nowhere)
     argv = found.pools[0].command((9001,), 0).argv
     assert argv[argv.index("--served-model-name") + 1] == "org/a-name"
     assert [pool.template.served_name for pool in found.pools] == ["org/a-name", "org/a-name", None]
@@ -88,8 +95,10 @@ def test_arguments_that_only_a_real_engine_understands_are_noted(tmp_path: Path)
 
 def test_several_of_them_make_one_note_and_keep_their_values(tmp_path: Path) -> None:
     file = tmp_path / "m.yaml"
-    file.write_text(SMALL.replace("  pools:", '  engine: {args: ["--dtype", "bfloat16", "--enforce-eager"]}\n  pools:'))
-    found = plan(load([file]), Options(), installed=nowhere)
+    file.write_text(
+        SMALL_MANIFEST.replace("  pools:", '  engine: {args: ["--dtype", "bfloat16", "--enforce-eager"]}\n  pools:')
+    )
+    found = plan_engines(load_manifests([file]), PlanOptions(), find_program=nowhere)
     assert found.notes == ("tiny: no effect on simulated engines: --dtype bfloat16, --enforce-eager",)
 
 
@@ -107,7 +116,7 @@ def test_speed_shrinks_objectives_and_profiles_and_is_told_to_the_engines(tmp_pa
     assert fast.model.objectives.itl_seconds == 0.0125
     assert fast.template.profile is not None
     assert slow.template.profile is not None
-    assert fast.template.profile == slow.template.profile.faster(4.0)
+    assert fast.template.profile == slow.template.profile.sped_up(4.0)
     argv = fast.command((9001,), 0).argv
     assert argv[argv.index("--speed") + 1] == "4"
     assert argv[argv.index("--profile") + 1] == slow.template.profile.name
@@ -119,8 +128,10 @@ def test_a_preset_of_the_command_line_holds_for_every_model(tmp_path: Path) -> N
 
 def test_grouped_engines_fill_processes_in_order(tmp_path: Path) -> None:
     found = planned(tmp_path, engines_per_process=4)
-    assert [pool.sizes() for pool in found.pools] == [[2], [1], [1]]
-    assert plan(load([eight_engines()]), Options(engines_per_process=3), installed=nowhere).pools[0].sizes() == [
+    assert [pool.process_sizes() for pool in found.pools] == [[2], [1], [1]]
+    assert plan_engines(
+        load_manifests([bundled_example()]), PlanOptions(engines_per_process=3), find_program=nowhere
+    ).pools[0].process_sizes() == [
         3,
         3,
         2,
@@ -149,7 +160,7 @@ def test_a_wrong_option_is_refused_by_its_name(tmp_path: Path, options: dict[str
 
 
 def test_real_engines_are_started_where_vllm_is_installed(tmp_path: Path) -> None:
-    found = plan(manifests(tmp_path), Options(real=True), installed=everywhere)
+    found = plan_engines(manifests(tmp_path), PlanOptions(real=True), find_program=everywhere)
     pool = found.pools[0]
     command = pool.command((9001,), 0)
     assert command.argv[:3] == ("vllm", "serve", "org/a")
@@ -157,44 +168,44 @@ def test_real_engines_are_started_where_vllm_is_installed(tmp_path: Path) -> Non
     assert not pool.says_ready
     assert found.notes == ()
     assert pool.template.engine == "vllm"
-    assert adapter("vllm").health_path == "/health"
+    assert engine_adapter("vllm").health_path == "/health"
 
 
 def test_a_source_that_a_real_engine_cannot_load_is_refused_before_anything_starts(tmp_path: Path) -> None:
     text = TWO_MODELS.replace("hf://org/b", "s3://bucket/b")
     with pytest.raises(BadInput, match="s3"):
-        plan(manifests(tmp_path, text), Options(real=True), installed=everywhere)
+        plan_engines(manifests(tmp_path, text), PlanOptions(real=True), find_program=everywhere)
 
 
 def test_a_stack_without_any_engine_is_refused(tmp_path: Path) -> None:
     text = TWO_MODELS.split("---")[1].replace("nvidia-l4}", "nvidia-l4, replicas: {min: 0}}")
     with pytest.raises(BadInput, match="no pool has a replica"):
-        plan(manifests(tmp_path, text), Options(), installed=nowhere)
+        plan_engines(manifests(tmp_path, text), PlanOptions(), find_program=nowhere)
 
 
 def test_both_addresses_need_a_port_of_their_own() -> None:
     with pytest.raises(BadInput, match="--manage"):
-        addresses("127.0.0.1:39021", "127.0.0.1:39021")
-    first, second = addresses(":0", ":0")
+        claim_addresses("127.0.0.1:39021", "127.0.0.1:39021")
+    first, second = claim_addresses(":0", ":0")
     assert first.port != second.port
 
 
 def test_beyond_loopback_only_when_asked_for() -> None:
     with pytest.raises(BadInput, match="--insecure"):
-        addresses("0.0.0.0:0", ":0")
-    assert addresses("0.0.0.0:0", ":0", insecure=True)[0].host == "0.0.0.0"
+        claim_addresses("0.0.0.0:0", ":0")
+    assert claim_addresses("0.0.0.0:0", ":0", insecure=True)[0].host == "0.0.0.0"
 
 
 @pytest.mark.parametrize("number", [0, -3, 65])
 def test_a_number_of_workers_is_from_1_to_64(number: int) -> None:
     with pytest.raises(BadInput, match="--workers"):
-        workers(number)
-    assert (workers(1), workers(64)) == (1, 64)
+        check_workers(number)
+    assert (check_workers(1), check_workers(64)) == (1, 64)
 
 
 def test_a_seed_makes_routing_repeatable_and_none_makes_it_secret() -> None:
-    assert made_up_secret(3) == made_up_secret(3) != made_up_secret(4)
-    assert made_up_secret(None) != made_up_secret(None)
+    assert default_hash_secret(3) == default_hash_secret(3) != default_hash_secret(4)
+    assert default_hash_secret(None) != default_hash_secret(None)
 
 
 @pytest.mark.parametrize(("given", "used"), [("given", "given"), ("", "seed 3")])
@@ -202,5 +213,5 @@ def test_the_environments_secret_comes_first_and_an_empty_one_counts_as_unset(
     given: str, used: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FAIRLEAD_HASH_SECRET", given)
-    wishes = Wishes((), ":0", ":0", 1.0, 3, None, 1, False, False, False, 1, None, False)
-    assert setup_of(wishes).secret == used
+    wishes = UpOptions((), ":0", ":0", 1.0, 3, None, 1, False, False, False, 1, None, False)
+    assert build_config(wishes).secret == used

@@ -5,8 +5,8 @@ import socket
 import pytest
 
 from fairlead.errors import BadInput
-from fairlead_cli.errors import PortBusy
-from fairlead_cli.local.ports import Address, claim, free_ports, is_free, parse_address, service_url
+from fairlead_cli.errors import PortInUse
+from fairlead_cli.local.ports import Address, claim_port, find_free_ports, is_port_free, parse_address, service_url
 
 
 @pytest.mark.parametrize(
@@ -35,26 +35,26 @@ def test_a_taken_port_is_refused_naming_port_and_flag() -> None:
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
-        with pytest.raises(PortBusy, match=rf"--manage: 127\.0\.0\.1:{port} is in use"):
-            claim(Address("127.0.0.1", port), flag="--manage")
+        with pytest.raises(PortInUse, match=rf"--manage: 127\.0\.0\.1:{port} is in use"):
+            claim_port(Address("127.0.0.1", port), flag="--manage")
 
 
 def test_port_zero_becomes_a_free_port() -> None:
-    assert claim(Address("127.0.0.1", 0), flag="--listen").port > 0
+    assert claim_port(Address("127.0.0.1", 0), flag="--listen").port > 0
 
 
 def test_an_address_that_is_not_ours_is_refused() -> None:
     with pytest.raises(BadInput, match="cannot listen on"):
-        claim(Address("192.0.2.1", 8000), flag="--listen")
+        claim_port(Address("192.0.2.1", 8000), flag="--listen")
 
 
 def test_a_name_is_no_address_to_listen_on() -> None:
     with pytest.raises(BadInput, match="not an IP address"):
-        claim(Address("example.invalid", 8000), flag="--listen")
+        claim_port(Address("example.invalid", 8000), flag="--listen")
 
 
 def test_free_ports_are_neighbours_within_a_group_and_all_different() -> None:
-    groups = free_ports([1, 4, 4])
+    groups = find_free_ports([1, 4, 4])
     assert [len(group) for group in groups] == [1, 4, 4]
     assert all(group == tuple(range(group[0], group[0] + len(group))) for group in groups)
     assert len({port for group in groups for port in group}) == 9
@@ -67,7 +67,7 @@ def test_ports_of_connections_that_are_over_count_as_free() -> None:
         served, _ = server.accept()
         served.close()  # the side that closes first keeps the port for a while
         client.close()
-    assert is_free(port)
+    assert is_port_free(port)
 
 
 @pytest.mark.parametrize(

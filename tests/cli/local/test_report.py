@@ -7,37 +7,42 @@ import pytest
 from rich.console import Console
 
 from fairlead_cli.local import answers
-from fairlead_cli.local.management import Snapshot
-from fairlead_cli.local.report import Report, Sized, report
-from fairlead_cli.local.tree import as_json, tree
+from fairlead_cli.local.management import GatewaySnapshot
+from fairlead_cli.local.report import PoolScaling, StackReport, build_report
+from fairlead_cli.local.tree import render_tree, to_json
 
 KEY = "default/tiny"
 
 
 def snapshot(
-    *states: str, window: answers.Slice | None = None, decisions: tuple[answers.Decision, ...] = (), ready: bool = True
-) -> Snapshot:
+    *states: str,
+    window: answers.PeriodStats | None = None,
+    decisions: tuple[answers.Decision, ...] = (),
+    ready: bool = True,
+) -> GatewaySnapshot:
     instances = [
         answers.Instance(f"main-{n}/400{n}/0", "main", f"http://h:400{n}", "sim", state, 1, 0, 0.2)
         for n, state in enumerate(states)
     ]
     model = answers.Model(KEY, "default", "tiny", "dual-hash", answers.Objectives(0.95, 2.0), instances)
-    numbers = answers.ModelStats(1, 0, window or answers.Slice(), window or answers.Slice(), {})
-    stats = answers.Stats(ready, [] if ready else ["no engine is ready"], 60.0, {KEY: numbers})
-    return Snapshot(answers.Fleet(3, [model]), stats, answers.Decisions(list(decisions)))
+    numbers = answers.ModelStats(1, 0, window or answers.PeriodStats(), window or answers.PeriodStats(), {})
+    stats = answers.GatewayStats(ready, [] if ready else ["no engine is ready"], 60.0, {KEY: numbers})
+    return GatewaySnapshot(answers.Fleet(3, [model]), stats, answers.DecisionList(list(decisions)))
 
 
-def judged(found: Snapshot, wanted: int | None = None) -> Report:
-    return report(found, url="http://g", manage="http://m", wanted={} if wanted is None else {KEY: wanted})
+def judged(found: GatewaySnapshot, wanted: int | None = None) -> StackReport:
+    return build_report(
+        found, url="http://g", manage="http://m", expected_instances={} if wanted is None else {KEY: wanted}
+    )
 
 
-def text(found: Report, width: int = 200) -> str:
+def text(found: StackReport, width: int = 200) -> str:
     out = io.StringIO()
-    Console(file=out, width=width).print(tree(found))
+    Console(file=out, width=width).print(render_tree(found))
     return out.getvalue()
 
 
-BUSY = answers.Slice(requests=100, requests_per_second=1.6, within_objective=0.99, cached_token_share=0.43)
+BUSY = answers.PeriodStats(requests=100, requests_per_second=1.6, within_objective=0.99, cached_token_share=0.43)
 
 
 @pytest.mark.parametrize(
@@ -49,23 +54,28 @@ BUSY = answers.Slice(requests=100, requests_per_second=1.6, within_objective=0.9
         (snapshot("Starting", "Starting"), 2, True, "2 engines starting; requests wait until one is ready"),
         (snapshot(), 2, True, "no engine is running"),
         (snapshot("Ready", window=BUSY), 2, True, "1 of 2 engines ended and will be started again"),
-        (snapshot("Ready", window=answers.Slice(requests=9, errors=2)), 1, True, "2 of 9 requests failed"),
-        (snapshot("Ready", window=answers.Slice(requests=9, within_objective=0.5)), 1, True, "50 % of requests meet"),
+        (snapshot("Ready", window=answers.PeriodStats(requests=9, errors=2)), 1, True, "2 of 9 requests failed"),
+        (
+            snapshot("Ready", window=answers.PeriodStats(requests=9, within_objective=0.5)),
+            1,
+            True,
+            "50 % of requests meet",
+        ),
     ],
 )
 def test_one_line_of_advice_names_the_most_urgent_thing(
-    found: Snapshot, wanted: int | None, problem: bool, advice: str
+    found: GatewaySnapshot, wanted: int | None, problem: bool, advice: str
 ) -> None:
     told = judged(found, wanted)
-    assert told.problem is problem
+    assert told.has_problem is problem
     assert told.models[0].advice.text.startswith(advice)
     assert f"next: {advice}" in text(told)
 
 
 def test_a_pool_that_is_sized_shows_what_is_wanted_of_it_and_may_sleep() -> None:
-    sized = {KEY: [Sized("main", 0, 0, 4, "zero", "silent for longer than idling is worth")]}
-    found = report(snapshot(), url="http://g", manage="http://m", wanted={}, sized=sized)
-    assert not found.problem
+    sized = {KEY: [PoolScaling("main", 0, 0, 4, "zero", "silent for longer than idling is worth")]}
+    found = build_report(snapshot(), url="http://g", manage="http://m", expected_instances={}, scaling_by_model=sized)
+    assert not found.has_problem
     assert found.models[0].advice.text == "it has no engine: the next request waits while one starts"
     assert "autoscaler wants 0 of main, of 0 to 4  zero  silent for longer" in text(found)
 
@@ -82,16 +92,24 @@ def test_a_pool_that_is_sized_shows_what_is_wanted_of_it_and_may_sleep() -> None
 def test_a_missed_objective_of_a_pool_that_is_sized_has_advice_of_its_own(
     wanted: int, unwritten: str | None, words: str
 ) -> None:
-    slow = snapshot("Ready", window=answers.Slice(requests=9, within_objective=0.5))
-    sized = {KEY: [Sized("main", wanted, 0, 4, "up", "2.1 are needed", unwritten)]}
-    found = report(slow, url="http://g", manage="http://m", wanted={}, sized=sized)
+    slow = snapshot("Ready", window=answers.PeriodStats(requests=9, within_objective=0.5))
+    sized = {KEY: [PoolScaling("main", wanted, 0, 4, "up", "2.1 are needed", unwritten)]}
+    found = build_report(slow, url="http://g", manage="http://m", expected_instances={}, scaling_by_model=sized)
     assert words in found.models[0].advice.text
     assert ("not done: the mode is Advise" in text(found)) is (unwritten is not None)
 
 
 def test_engines_that_sleep_are_counted_beside_those_that_serve_and_are_no_warning() -> None:
-    sized = {KEY: [Sized("main", 1, 0, 4, "enough", "0.40 are needed", None, 1)]}
-    shown = text(report(snapshot("Ready", "Sleeping"), url="http://g", manage="http://m", wanted={}, sized=sized))
+    sized = {KEY: [PoolScaling("main", 1, 0, 4, "enough", "0.40 are needed", None, 1)]}
+    shown = text(
+        build_report(
+            snapshot("Ready", "Sleeping"),
+            url="http://g",
+            manage="http://m",
+            expected_instances={},
+            scaling_by_model=sized,
+        )
+    )
     assert "tiny  dual-hash  1/1 ready, 1 asleep" in shown
     assert "pool main  1/1 ready, 1 asleep" in shown
     assert "☾ main-1  Sleeping  http://h:4001" in shown
@@ -102,19 +120,19 @@ def test_engines_that_sleep_are_counted_beside_those_that_serve_and_are_no_warni
 def test_an_idle_stack_is_told_how_to_be_asked() -> None:
     idle = snapshot("Ready")
     nothing = answers.ModelStats()
-    told = judged(Snapshot(idle.fleet, answers.Stats(True, [], 1.0, {KEY: nothing}), idle.decisions), 1)
+    told = judged(GatewaySnapshot(idle.fleet, answers.GatewayStats(True, [], 1.0, {KEY: nothing}), idle.decisions), 1)
     assert told.models[0].advice.text == "nothing was asked yet: fairlead chat tiny"
 
 
 def test_a_gateway_that_is_not_ready_is_a_problem_and_says_why() -> None:
     told = judged(snapshot("Ready", ready=False), 1)
-    assert told.problem
+    assert told.has_problem
     assert "no engine is ready" in text(told)
 
 
 def test_the_tree_shows_pools_instances_and_decisions() -> None:
     choice = answers.Choice(1, "main-0/4000/0", "affinity", "a home", 0.1, [])
-    decision = answers.Decision("req-7", KEY, 0.0, 4_096.0, [choice], answers.Outcome(200, ttft_seconds=0.2))
+    decision = answers.Decision("req-7", KEY, 0.0, 4_096.0, [choice], answers.RequestOutcome(200, ttft_seconds=0.2))
     lines = text(judged(snapshot("Ready", "Draining", window=BUSY, decisions=(decision,)), 2)).splitlines()
     assert any("tiny  dual-hash  1/2 ready" in line for line in lines)
     assert any("hit rate 43 %" in line for line in lines)
@@ -124,7 +142,7 @@ def test_the_tree_shows_pools_instances_and_decisions() -> None:
 
 
 def test_json_holds_the_same_and_null_for_what_is_not_known() -> None:
-    told = json.loads(as_json(judged(snapshot("Ready", window=BUSY), 1)))
+    told = json.loads(to_json(judged(snapshot("Ready", window=BUSY), 1)))
     assert told["problem"] is False
     (model,) = told["models"]
     assert model["key"] == KEY
@@ -136,4 +154,4 @@ def test_json_holds_the_same_and_null_for_what_is_not_known() -> None:
 
 def test_only_the_model_asked_for_is_told() -> None:
     found = snapshot("Ready")
-    assert report(found, url=None, manage="m", wanted={}, only="default/other").models == ()
+    assert build_report(found, url=None, manage="m", expected_instances={}, only="default/other").models == ()

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from fairlead.errors import Unavailable
-from fairlead_cli.errors import NoStack
-from fairlead_cli.local.rundir import Stack, make_run_directory, newest_stack, running_stacks, write_stack
+from fairlead_cli.errors import StackUnreachable
+from fairlead_cli.local.rundir import RunningStack, make_run_directory, newest_stack, running_stacks, write_stack_file
 
 
 @pytest.fixture(autouse=True)
@@ -17,8 +17,8 @@ def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def stack(started: float = 1.0) -> Stack:
-    return Stack(os.getpid(), "http://127.0.0.1:8000", "http://127.0.0.1:8001", started, {"default/a": 8})
+def stack(started: float = 1.0) -> RunningStack:
+    return RunningStack(os.getpid(), "http://127.0.0.1:8000", "http://127.0.0.1:8001", started, {"default/a": 8})
 
 
 def test_the_run_directory_is_closed_to_others(runtime: Path) -> None:
@@ -31,18 +31,18 @@ def test_the_run_directory_is_closed_to_others(runtime: Path) -> None:
 def test_a_stack_is_found_once_it_is_written() -> None:
     directory = make_run_directory()
     assert running_stacks() == []
-    write_stack(directory, stack())
+    write_stack_file(directory, stack())
     assert newest_stack() == stack()
 
 
 def test_the_newest_stack_comes_first() -> None:
     for started in (1.0, 3.0, 2.0):
-        write_stack(make_run_directory(), stack(started))
+        write_stack_file(make_run_directory(), stack(started))
     assert [found.started for found in running_stacks()] == [3.0, 2.0, 1.0]
 
 
 def test_without_a_stack_the_error_says_what_to_do() -> None:
-    with pytest.raises(NoStack, match="fairlead up"):
+    with pytest.raises(StackUnreachable, match="fairlead up"):
         newest_stack()
 
 
@@ -50,7 +50,7 @@ def test_what_a_dead_stack_left_is_ignored_and_swept(runtime: Path) -> None:
     dead = runtime / "fairlead" / "up-999999999-x"
     dead.mkdir(parents=True, mode=0o700)
     (runtime / "fairlead").chmod(0o700)
-    write_stack(dead, stack())
+    write_stack_file(dead, stack())
     assert running_stacks() == []
     make_run_directory()
     assert not dead.exists()

@@ -11,15 +11,15 @@ import pytest
 from fairlead.clock import ManualClock
 from fairlead.errors import BadInput
 from fairlead.fleet import Instance, Model, Role
-from fairlead.manifests import load
-from fairlead.profile import preset
-from fairlead_autoscaler.local import THERE, WISHES, LocalWorld, Wish, Wishes, write
-from fairlead_autoscaler.scaling import ReplicaState, Tier, Woken
-from fairlead_cli.local.child import Command
-from fairlead_cli.local.keeper import Phase
-from fairlead_cli.local.plan import Options, Plan, plan
-from fairlead_cli.local.pool import EngineUnit, PoolPlan, Rest
-from fairlead_cli.local.scaling import Following, Scaled
+from fairlead.manifests import load_manifests
+from fairlead.profile import builtin_profile
+from fairlead_autoscaler.local import DESIRED_FILE, STATE_FILE, DesiredPool, DesiredPools, LocalTarget, write_file
+from fairlead_autoscaler.scaling import ReplicaState, SleepTier, WakeTiming
+from fairlead_cli.local.child import ProcessCommand
+from fairlead_cli.local.keeper import ProcessPhase
+from fairlead_cli.local.plan import EnginePlan, PlanOptions, plan_engines
+from fairlead_cli.local.pool import EnginePoolSpec, EngineProcess, SleepState
+from fairlead_cli.local.scaling import AutoscalerSync, ScaledModelSpec
 
 MANIFEST = """\
 apiVersion: serving.fairlead.io/v1alpha1
@@ -34,26 +34,26 @@ spec:
 KEY = "default/tiny"
 
 
-def planned(directory: Path, text: str = MANIFEST, **options: Any) -> Plan:
+def planned(directory: Path, text: str = MANIFEST, **options: Any) -> EnginePlan:
     (directory / "m.yaml").write_text(text)
-    return plan(load([directory / "m.yaml"]), Options(**options), installed=lambda name: name)
+    return plan_engines(load_manifests([directory / "m.yaml"]), PlanOptions(**options), find_program=lambda name: name)
 
 
 def test_a_model_may_begin_with_no_engine_where_something_starts_one(tmp_path: Path) -> None:
     found = planned(tmp_path)
     assert found.engines == 0
-    (scaled,) = found.scaled
+    (scaled,) = found.scaled_models
     assert (scaled.key, scaled.policy) == (KEY, {"mode": "Auto", "downWindow": "2m"})
     (facts,) = scaled.pools
     assert (facts.name, facts.role, facts.minimum, facts.maximum) == ("main", Role.SERVE, 0, 6)
-    assert facts.profile == preset("l4-qwen8b")
+    assert facts.profile == builtin_profile("l4-qwen8b")
     assert found.pools[0].model.wakes
     with pytest.raises(BadInput, match="no pool has a replica"):
         planned(tmp_path, MANIFEST.replace("autoscaling: {mode: Auto, downWindow: 2m}", 'autoscaling: {mode: "Off"}'))
 
 
 def test_the_autoscaler_is_told_what_the_manifest_says_however_fast_time_runs(tmp_path: Path) -> None:
-    assert planned(tmp_path, speed=10.0).scaled == planned(tmp_path).scaled
+    assert planned(tmp_path, speed=10.0).scaled_models == planned(tmp_path).scaled_models
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_a_model_that_is_not_scaled_is_said_not_to_be(
     tmp_path: Path, text: str, options: dict[str, Any], why: str
 ) -> None:
     found = planned(tmp_path, text, **options)
-    assert (found.scaled, found.notes) == ((), (f"tiny: not scaled, since {why}",))
+    assert (found.scaled_models, found.notes) == ((), (f"tiny: not scaled, since {why}",))
 
 
 class Stage:
@@ -76,8 +76,8 @@ class Stage:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         template = Instance("", "default", "tiny", "main", "", engine="sim")
-        self.plan = PoolPlan(Model("default", "tiny"), "main", 1, template, lambda *_: Command(()), "main")
-        self.units: list[EngineUnit] = []
+        self.plan = EnginePoolSpec(Model("default", "tiny"), "main", 1, template, lambda *_: ProcessCommand(()), "main")
+        self.units: list[EngineProcess] = []
         self.desired = {(KEY, "main"): 1}
         self.asleep = {(KEY, "main"): 0}
         self.asked: list[tuple[str, str, int, tuple[str, ...]]] = []
@@ -92,24 +92,24 @@ class Stage:
         self.desired[key, pool], self.asleep[key, pool] = replicas, asleep
         self.asked.append((key, pool, replicas, leaving))
 
-    def unit(self, number: int, phase: Phase, started: float, ready: float | None = None) -> EngineUnit:
-        unit = EngineUnit(self.plan, number, (9_000 + number,))
-        unit.keeper = SimpleNamespace(phase=phase, started_at=started, ready_at=ready)  # type: ignore[assignment]  # what is read of it
+    def unit(self, number: int, phase: ProcessPhase, started: float, ready: float | None = None) -> EngineProcess:
+        unit = EngineProcess(self.plan, number, (9_000 + number,))
+        unit.process = SimpleNamespace(phase=phase, started_at=started, ready_at=ready)  # type: ignore[assignment]  # what is read of it
         self.units.append(unit)
         return unit
 
-    def following(self, scaled: Scaled) -> Following:
-        return Following(self.directory, [scaled], self, self.clock, self.told.append)  # type: ignore[arg-type]  # what is used of it
+    def following(self, scaled: ScaledModelSpec) -> AutoscalerSync:
+        return AutoscalerSync(self.directory, [scaled], self, self.clock, self.told.append)  # type: ignore[arg-type]  # what is used of it
 
 
 def test_engines_are_told_with_their_times_and_a_dead_one_counts_as_starting(tmp_path: Path) -> None:
-    (scaled,) = planned(tmp_path).scaled
+    (scaled,) = planned(tmp_path).scaled_models
     stage = Stage(tmp_path)
-    stage.unit(0, Phase.READY, 900.0, 905.0)
-    stage.unit(1, Phase.WAITING, 950.0, 955.0)
-    stage.unit(2, Phase.READY, 980.0, 985.0).draining = True
-    stage.following(scaled).tell()
-    state = asyncio.run(LocalWorld(tmp_path / THERE, stage.clock, 5.0).look())[KEY]
+    stage.unit(0, ProcessPhase.READY, 900.0, 905.0)
+    stage.unit(1, ProcessPhase.WAITING, 950.0, 955.0)
+    stage.unit(2, ProcessPhase.READY, 980.0, 985.0).is_draining = True
+    stage.following(scaled).write_state()
+    state = asyncio.run(LocalTarget(tmp_path / STATE_FILE, stage.clock, 5.0).observe())[KEY]
     assert state.policy.down_window == "2m"
     pool = state.pools["main"]
     assert pool.desired == 1
@@ -122,18 +122,21 @@ def test_engines_are_told_with_their_times_and_a_dead_one_counts_as_starting(tmp
 
 
 def test_what_is_wanted_is_followed_once_and_what_is_so_is_left(tmp_path: Path) -> None:
-    (scaled,) = planned(tmp_path).scaled
+    (scaled,) = planned(tmp_path).scaled_models
     stage = Stage(tmp_path)
 
     async def follow() -> None:
         following = stage.following(scaled)
-        following.look()  # nobody has wished for anything
-        write(tmp_path / WISHES, Wishes({KEY: {"main": Wish(3, ("main-0",))}, "default/gone": {"main": Wish(9)}}))
+        following.apply_targets()  # nobody has wished for anything
+        write_file(
+            tmp_path / DESIRED_FILE,
+            DesiredPools({KEY: {"main": DesiredPool(3, ("main-0",))}, "default/gone": {"main": DesiredPool(9)}}),
+        )
         for _ in range(3):
-            following.look()
+            following.apply_targets()
             await asyncio.sleep(0)
-        write(tmp_path / WISHES, Wishes({KEY: {"main": Wish(3)}}))
-        following.look()
+        write_file(tmp_path / DESIRED_FILE, DesiredPools({KEY: {"main": DesiredPool(3)}}))
+        following.apply_targets()
         await asyncio.sleep(0)
         await following.stop()
 
@@ -142,17 +145,17 @@ def test_what_is_wanted_is_followed_once_and_what_is_so_is_left(tmp_path: Path) 
 
 
 def test_a_wish_that_cannot_be_read_or_met_is_told(tmp_path: Path) -> None:
-    (scaled,) = planned(tmp_path).scaled
+    (scaled,) = planned(tmp_path).scaled_models
     stage = Stage(tmp_path)
 
     async def follow() -> None:
         following = stage.following(scaled)
-        (tmp_path / WISHES).write_text("{")
+        (tmp_path / DESIRED_FILE).write_text("{")
         for _ in range(2):
-            following.look()
+            following.apply_targets()
         stage.refuses = True
-        write(tmp_path / WISHES, Wishes({KEY: {"main": Wish(3)}}))
-        following.look()
+        write_file(tmp_path / DESIRED_FILE, DesiredPools({KEY: {"main": DesiredPool(3)}}))
+        following.apply_targets()
         await asyncio.sleep(0)
         await following.stop()
 
@@ -166,14 +169,14 @@ def test_a_wish_that_cannot_be_read_or_met_is_told(tmp_path: Path) -> None:
 def test_a_number_that_the_manifest_allows_at_no_hour_is_not_followed(tmp_path: Path, wanted: int) -> None:
     hours = 'schedules: [{name: day, begin: "08:00", end: "20:00", min: 2, max: 6}]'
     text = MANIFEST.replace("min: 0, max: 6", "min: 1, max: 4").replace("downWindow: 2m", hours)
-    (scaled,) = planned(tmp_path, text).scaled
+    (scaled,) = planned(tmp_path, text).scaled_models
     stage = Stage(tmp_path)
 
     async def follow() -> None:
         following = stage.following(scaled)
         for number in (wanted, 6):
-            write(tmp_path / WISHES, Wishes({KEY: {"main": Wish(number)}}))
-            following.look()
+            write_file(tmp_path / DESIRED_FILE, DesiredPools({KEY: {"main": DesiredPool(number)}}))
+            following.apply_targets()
             await asyncio.sleep(0)
         await following.stop()
 
@@ -183,51 +186,51 @@ def test_a_number_that_the_manifest_allows_at_no_hour_is_not_followed(tmp_path: 
 
 
 def test_nothing_is_written_while_nothing_changes(tmp_path: Path) -> None:
-    (scaled,) = planned(tmp_path).scaled
+    (scaled,) = planned(tmp_path).scaled_models
     stage = Stage(tmp_path)
-    unit = stage.unit(0, Phase.READY, 900.0, 905.0)
+    unit = stage.unit(0, ProcessPhase.READY, 900.0, 905.0)
     following = stage.following(replace(scaled))
-    following.tell()
-    first = (tmp_path / THERE).stat().st_mtime_ns, (tmp_path / THERE).stat().st_ino
-    following.tell()
-    assert ((tmp_path / THERE).stat().st_mtime_ns, (tmp_path / THERE).stat().st_ino) == first
-    unit.draining = True
-    following.tell()
-    assert (tmp_path / THERE).stat().st_ino != first[1]
+    following.write_state()
+    first = (tmp_path / STATE_FILE).stat().st_mtime_ns, (tmp_path / STATE_FILE).stat().st_ino
+    following.write_state()
+    assert ((tmp_path / STATE_FILE).stat().st_mtime_ns, (tmp_path / STATE_FILE).stat().st_ino) == first
+    unit.is_draining = True
+    following.write_state()
+    assert (tmp_path / STATE_FILE).stat().st_ino != first[1]
 
 
 TIERED = MANIFEST.replace("downWindow: 2m", "sleep: {min: 1, max: 2, level: 2, after: 1h}")
 
 
 def test_who_sleeps_is_told_with_what_waking_took(tmp_path: Path) -> None:
-    (scaled,) = planned(tmp_path, TIERED).scaled
-    assert scaled.pools[0].tier == Tier(2, 1, 2, 3_600.0)
+    (scaled,) = planned(tmp_path, TIERED).scaled_models
+    assert scaled.pools[0].tier == SleepTier(2, 1, 2, 3_600.0)
     stage = Stage(tmp_path)
     stage.plan = replace(stage.plan, sleep_level=2)
     stage.asleep[KEY, "main"] = 1
-    rests = (Rest.AWAKE, Rest.FALLING, Rest.ASLEEP, Rest.WAKING)
+    rests = (SleepState.AWAKE, SleepState.FALLING_ASLEEP, SleepState.ASLEEP, SleepState.WAKING)
     for number, rest in enumerate(rests):
-        stage.unit(number, Phase.READY, 900.0, 905.0).rest = rest
-    stage.units[0].wakings, stage.units[0].wake_seconds = 3, 1.5
-    stage.following(scaled).tell()
-    pool = asyncio.run(LocalWorld(tmp_path / THERE, stage.clock, 5.0, speed=2.0).look())[KEY].pools["main"]
+        stage.unit(number, ProcessPhase.READY, 900.0, 905.0).sleep_state = rest
+    stage.units[0].wake_count, stage.units[0].wake_seconds = 3, 1.5
+    stage.following(scaled).write_state()
+    pool = asyncio.run(LocalTarget(tmp_path / STATE_FILE, stage.clock, 5.0, speed=2.0).observe())[KEY].pools["main"]
     assert (pool.desired, pool.asleep) == (1, 1)
     assert [one.state.value for one in pool.replicas] == ["ready", "falling-asleep", "asleep", "waking"]
-    assert pool.replicas[0].woken == Woken(2, 3, 3.0)
-    assert pool.replicas[1].woken is None
+    assert pool.replicas[0].last_wake == WakeTiming(2, 3, 3.0)
+    assert pool.replicas[1].last_wake is None
 
 
 @pytest.mark.parametrize(
-    ("wish", "follows"), [(Wish(1, (), 2), True), (Wish(1, (), 3), False), (Wish(5, (), 2), False)]
+    ("wish", "follows"), [(DesiredPool(1, (), 2), True), (DesiredPool(1, (), 3), False), (DesiredPool(5, (), 2), False)]
 )
-def test_so_many_sleep_as_the_manifest_allows(tmp_path: Path, wish: Wish, follows: bool) -> None:
-    (scaled,) = planned(tmp_path, TIERED).scaled
+def test_so_many_sleep_as_the_manifest_allows(tmp_path: Path, wish: DesiredPool, follows: bool) -> None:
+    (scaled,) = planned(tmp_path, TIERED).scaled_models
     stage = Stage(tmp_path)
 
     async def follow() -> None:
         following = stage.following(scaled)
-        write(tmp_path / WISHES, Wishes({KEY: {"main": wish}}))
-        following.look()
+        write_file(tmp_path / DESIRED_FILE, DesiredPools({KEY: {"main": wish}}))
+        following.apply_targets()
         await asyncio.sleep(0)
         await following.stop()
 

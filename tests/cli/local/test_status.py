@@ -10,12 +10,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from fairlead.testing.canned import Answer, CannedServer
-from fairlead_autoscaler.governor import Ruling
-from fairlead_autoscaler.recording import Look
-from fairlead_autoscaler.scaling import Observation, Plan, PoolFacts, ScaledModel
+from fairlead.testing.canned import CannedResponse, CannedServer
+from fairlead_autoscaler.governor import EnforcedPlan
+from fairlead_autoscaler.recording import TickRecord
+from fairlead_autoscaler.scaling import ModelSpec, Observation, PoolSpec, ScalingPlan
 from fairlead_cli.local import answers
-from fairlead_cli.local.rundir import Stack, make_run_directory, write_stack
+from fairlead_cli.local.rundir import RunningStack, make_run_directory, write_stack_file
 
 KEY = "default/tiny"
 
@@ -31,10 +31,10 @@ def management(*states: str, stats: answers.ModelStats | None = None, models: in
     decision = answers.Decision("req-1", KEY, 0.0, 10.0, [answers.Choice(1, "main-0/4000/0", "affinity", "a home")])
     bodies = {
         "/api/fleet": answers.Fleet(1, served),
-        "/api/stats": answers.Stats(True, [], 5.0, {KEY: stats or answers.ModelStats()}),
-        "/api/decisions": answers.Decisions([decision]),
+        "/api/stats": answers.GatewayStats(True, [], 5.0, {KEY: stats or answers.ModelStats()}),
+        "/api/decisions": answers.DecisionList([decision]),
     }
-    return CannedServer({path: Answer([msgspec.json.encode(body)]) for path, body in bodies.items()})
+    return CannedServer({path: CannedResponse([msgspec.json.encode(body)]) for path, body in bodies.items()})
 
 
 def status(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -86,9 +86,15 @@ def test_nobody_there_exits_3(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "answer", [Answer([b"<html>"]), Answer([b"{}"], 401), Answer([b"{}"], 500), Answer([b'{"models": 3}'])]
+    "answer",
+    [
+        CannedResponse([b"<html>"]),
+        CannedResponse([b"{}"], 401),
+        CannedResponse([b"{}"], 500),
+        CannedResponse([b'{"models": 3}']),
+    ],
 )
-def test_something_else_at_that_address_exits_3(answer: Answer) -> None:
+def test_something_else_at_that_address_exits_3(answer: CannedResponse) -> None:
     with CannedServer({"/api/fleet": answer}) as other:
         assert status("--manage", other.url).returncode == 3
 
@@ -98,7 +104,9 @@ def test_the_running_stack_is_found_and_its_missing_engines_are_counted(
 ) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     with management("Ready") as gateway:
-        write_stack(make_run_directory(), Stack(os.getpid(), "http://127.0.0.1:8000", gateway.url, 1.0, {KEY: 2}))
+        write_stack_file(
+            make_run_directory(), RunningStack(os.getpid(), "http://127.0.0.1:8000", gateway.url, 1.0, {KEY: 2})
+        )
         done = status()
     assert done.returncode == 1
     assert "http://127.0.0.1:8000" in done.stdout
@@ -109,22 +117,22 @@ def test_what_the_autoscaler_wants_is_shown_and_its_silence_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    pool = PoolFacts("main", minimum=1, maximum=4)
-    look = Look(
+    pool = PoolSpec("main", minimum=1, maximum=4)
+    look = TickRecord(
         0.0,
-        ScaledModel(KEY, None, None, (pool,)),
+        ModelSpec(KEY, None, None, (pool,)),
         Observation(0.0, None, {}),
-        Plan(),
-        {"main": Ruling(2, 1, "up", "1.40 are needed")},
+        ScalingPlan(),
+        {"main": EnforcedPlan(2, 1, "up", "1.40 are needed")},
     )
     said = msgspec.json.encode({"models": {KEY: look}})
-    with management("Ready") as gateway, CannedServer({"/autoscaling": Answer([said])}) as autoscaler:
-        stack = Stack(os.getpid(), "http://127.0.0.1:8000", gateway.url, 1.0, autoscaler=autoscaler.url)
-        write_stack(make_run_directory(), stack)
+    with management("Ready") as gateway, CannedServer({"/autoscaling": CannedResponse([said])}) as autoscaler:
+        stack = RunningStack(os.getpid(), "http://127.0.0.1:8000", gateway.url, 1.0, autoscaler=autoscaler.url)
+        write_stack_file(make_run_directory(), stack)
         assert "autoscaler wants 2 of main, of 1 to 4  up  1.40 are needed" in status().stdout
         (told,) = json.loads(status("-o", "json").stdout)["models"][0]["autoscaler"]
         assert (told["wanted"], told["rule"]) == (2, "up")
-        autoscaler.answers.clear()
+        autoscaler.responses.clear()
         assert "the autoscaler does not say what it wants" in status().stderr
 
 
@@ -133,8 +141,8 @@ def test_of_several_stacks_the_newest_is_shown_and_the_others_are_named(
 ) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     with management("Ready") as gateway:
-        write_stack(make_run_directory(), Stack(os.getpid(), "http://old", "http://127.0.0.1:9", 1.0))
-        write_stack(make_run_directory(), Stack(os.getpid(), "http://new", gateway.url, 2.0))
+        write_stack_file(make_run_directory(), RunningStack(os.getpid(), "http://old", "http://127.0.0.1:9", 1.0))
+        write_stack_file(make_run_directory(), RunningStack(os.getpid(), "http://new", gateway.url, 2.0))
         done = status()
         assert status("--manage", gateway.url).stderr == ""
     assert "http://new" in done.stdout
@@ -143,16 +151,16 @@ def test_of_several_stacks_the_newest_is_shown_and_the_others_are_named(
 
 
 def test_engines_of_one_host_are_told_apart() -> None:
-    assert answers.short("main-3/40123/0") == "main-3"
-    assert answers.short("127.0.0.1/9001/0") == "127.0.0.1:9001"
-    assert answers.short("::1/9001/0") == "[::1]:9001"
-    assert answers.short("gpu.example/8000/1") == "gpu.example:8000/1"
-    assert answers.short("0a1b2c3d-pod/8000/1") == "0a1b2c3d-pod/1"
-    assert answers.short("mine") == "mine"
+    assert answers.short_instance_name("main-3/40123/0") == "main-3"
+    assert answers.short_instance_name("127.0.0.1/9001/0") == "127.0.0.1:9001"
+    assert answers.short_instance_name("::1/9001/0") == "[::1]:9001"
+    assert answers.short_instance_name("gpu.example/8000/1") == "gpu.example:8000/1"
+    assert answers.short_instance_name("0a1b2c3d-pod/8000/1") == "0a1b2c3d-pod/1"
+    assert answers.short_instance_name("mine") == "mine"
 
 
 def test_a_management_token_of_the_environment_is_sent() -> None:
     with management("Ready") as gateway:
         status("--manage", gateway.url, FAIRLEAD_MANAGE_TOKEN="secret")
-        sent = {name.lower(): value for name, value in gateway.asked[0].headers.items()}
+        sent = {name.lower(): value for name, value in gateway.requests[0].headers.items()}
     assert sent["authorization"] == "Bearer secret"

@@ -13,15 +13,15 @@ import pytest
 from fairlead.clock import SystemClock
 from fairlead.errors import BadInput
 from fairlead.fleet import Fleet, Instance, InstanceState, Model
-from fairlead.fleetfile import parse
-from fairlead.testing.processes import alive, wait_until
+from fairlead.fleetfile import parse_fleet_file
+from fairlead.testing.processes import is_alive, wait_until
 from fairlead_cli.errors import StartFailed
-from fairlead_cli.local.child import Command
-from fairlead_cli.local.guard import Guard
-from fairlead_cli.local.keeper import Keeper, Phase
-from fairlead_cli.local.pool import PoolPlan
-from fairlead_cli.local.ports import free_ports
-from fairlead_cli.local.supervisor import StackPlan, Supervisor
+from fairlead_cli.local.child import ProcessCommand
+from fairlead_cli.local.guard import Reaper
+from fairlead_cli.local.keeper import ManagedProcess, ProcessPhase
+from fairlead_cli.local.pool import EnginePoolSpec
+from fairlead_cli.local.ports import find_free_ports
+from fairlead_cli.local.supervisor import StackSpec, StackSupervisor
 
 PATIENCE = 120.0
 KEY = "default/m"
@@ -58,10 +58,10 @@ class NoGateway:
         self.knows.set()
         self.idle.set()
 
-    async def knows_draining(self, instance_id: str) -> bool:
+    async def has_stopped_routing(self, instance_id: str) -> bool:
         return self.knows.is_set()
 
-    async def in_flight(self, instance_id: str) -> int:
+    async def in_flight_requests(self, instance_id: str) -> int:
         self.asked_in_flight += 1
         return 0 if self.idle.is_set() else 1
 
@@ -74,30 +74,30 @@ class Stage:
         self.notes = directory / "ended"
         self.told: list[str] = []
         self.routes = NoGateway()
-        self.guard = Guard(None)
-        ((port,),) = free_ports([1])
+        self.guard = Reaper(None)
+        ((port,),) = find_free_ports([1])
         model = Model("default", "m")
         template = Instance("", "default", "m", "main", "", engine="sim")
-        pool = replace(PoolPlan(model, "main", 2, template, self.engine, "main"), **changes)  # type: ignore[arg-type]  # a test's own keywords
-        plan = StackPlan((pool,), self.server("gateway", (port,)), f"http://127.0.0.1:{port}", directory / "fleet.yaml")
-        self.supervisor = Supervisor(
+        pool = replace(EnginePoolSpec(model, "main", 2, template, self.engine, "main"), **changes)  # type: ignore[arg-type]  # a test's own keywords
+        plan = StackSpec((pool,), self.server("gateway", (port,)), f"http://127.0.0.1:{port}", directory / "fleet.yaml")
+        self.supervisor = StackSupervisor(
             plan,
-            guard=self.guard,
+            reaper=self.guard,
             clock=SystemClock(),
-            routes=self.routes,
-            told=self.told.append,
+            routing=self.routes,
+            on_event=self.told.append,
             drain_seconds=PATIENCE,
         )
 
-    def server(self, name: str, ports: tuple[int, ...]) -> Command:
-        return Command((sys.executable, "-I", "-S", "-c", SERVER, name, str(self.notes), *map(str, ports)))
+    def server(self, name: str, ports: tuple[int, ...]) -> ProcessCommand:
+        return ProcessCommand((sys.executable, "-I", "-S", "-c", SERVER, name, str(self.notes), *map(str, ports)))
 
-    def engine(self, ports: tuple[int, ...], first: int) -> Command:
+    def engine(self, ports: tuple[int, ...], first: int) -> ProcessCommand:
         return self.server(f"engine-{first}", ports)
 
     def file(self) -> Fleet:
         path = self.directory / "fleet.yaml"
-        return parse(path.read_text(), file=str(path))
+        return parse_fleet_file(path.read_text(), file=str(path))
 
     def states(self) -> dict[str, InstanceState]:
         return {one.id.split("/")[0]: one.state for one in self.file().instances[KEY]}
@@ -119,7 +119,7 @@ def on_stage(directory: Path, play: Callable[[Stage], Awaitable[None]], **change
     return asyncio.run(run())
 
 
-def kill(keeper: Keeper | None) -> None:
+def kill(keeper: ManagedProcess | None) -> None:
     assert keeper is not None
     assert keeper.child is not None
     os.kill(keeper.child.pid, signal.SIGKILL)
@@ -128,7 +128,7 @@ def kill(keeper: Keeper | None) -> None:
 async def up(stage: Stage) -> None:
     stage.supervisor.start()
     async with asyncio.timeout(PATIENCE):
-        await stage.supervisor.ready()
+        await stage.supervisor.wait_ready()
 
 
 def test_engines_are_in_the_file_as_starting_and_then_as_ready(tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_engines_are_in_the_file_as_starting_and_then_as_ready(tmp_path: Path) -
         stage.supervisor.start()
         await stage.until(lambda: InstanceState.STARTING in stage.states().values())
         async with asyncio.timeout(PATIENCE):
-            await stage.supervisor.ready()
+            await stage.supervisor.wait_ready()
         assert stage.states() == {"main-0": InstanceState.READY, "main-1": InstanceState.READY}
 
     on_stage(tmp_path, play)
@@ -150,7 +150,7 @@ def test_a_dead_engine_leaves_the_fleet_and_returns_under_the_same_id(tmp_path: 
     async def play(stage: Stage) -> None:
         await up(stage)
         before = stage.file().instances[KEY]
-        kill(stage.supervisor.units[0].keeper)
+        kill(stage.supervisor.engines[0].process)
         await stage.until(lambda: list(stage.states()) == ["main-1"])
         await stage.until(lambda: list(stage.states().values()) == [InstanceState.READY] * 2)
         assert stage.file().instances[KEY] == before
@@ -165,7 +165,7 @@ def test_a_dead_gateway_is_started_again(tmp_path: Path) -> None:
         gateway = stage.supervisor.gateway
         assert gateway is not None
         kill(gateway)
-        await stage.until(lambda: gateway.restarts == 1 and gateway.phase is Phase.READY)
+        await stage.until(lambda: gateway.restarts == 1 and gateway.phase is ProcessPhase.READY)
 
     on_stage(tmp_path, play)
 
@@ -173,7 +173,7 @@ def test_a_dead_gateway_is_started_again(tmp_path: Path) -> None:
 def test_several_engines_share_a_process_and_are_instances_of_their_own(tmp_path: Path) -> None:
     async def play(stage: Stage) -> None:
         await up(stage)
-        assert [unit.name for unit in stage.supervisor.units] == ["main-0..3", "main-4..5"]
+        assert [unit.name for unit in stage.supervisor.engines] == ["main-0..3", "main-4..5"]
         assert list(stage.states()) == [f"main-{n}" for n in range(6)]
 
     on_stage(tmp_path, play, replicas=6, engines_per_process=4)
@@ -184,17 +184,17 @@ def test_a_stack_whose_engines_never_start_fails_with_their_last_words(tmp_path:
         with pytest.raises(StartFailed, match=r"main-0 does not start: exit code 3(.|\n)*no such model file"):
             await up(stage)
 
-    failing = Command((sys.executable, "-I", "-S", "-c", FAILS))
+    failing = ProcessCommand((sys.executable, "-I", "-S", "-c", FAILS))
     on_stage(tmp_path, play, command=lambda ports, first: failing)
 
 
 def test_one_engine_that_does_not_start_does_not_keep_the_others_from_serving(tmp_path: Path) -> None:
-    failing = Command((sys.executable, "-I", "-S", "-c", FAILS))
+    failing = ProcessCommand((sys.executable, "-I", "-S", "-c", FAILS))
 
     async def play(stage: Stage) -> None:
-        pool = stage.supervisor.plan.pools[0]
+        pool = stage.supervisor.spec.pools[0]
         mixed = replace(pool, command=lambda ports, first: stage.engine(ports, first) if first else failing)
-        stage.supervisor.plan = replace(stage.supervisor.plan, pools=(mixed,))
+        stage.supervisor.spec = replace(stage.supervisor.spec, pools=(mixed,))
         await up(stage)
         assert stage.states()["main-1"] is InstanceState.READY
 
@@ -213,14 +213,14 @@ def test_hurry_ends_everything_at_once(tmp_path: Path) -> None:
 
     async def play(stage: Stage) -> None:
         await up(stage)
-        pids = [keeper.child.pid for keeper in stage.supervisor.keepers() if keeper.child]
+        pids = [keeper.child.pid for keeper in stage.supervisor.processes() if keeper.child]
         hurry = asyncio.Event()
         stopping = asyncio.ensure_future(stage.supervisor.stop(hurry))
         hurry.set()
         await stopping
-        assert not any(alive(pid) for pid in pids)
+        assert not any(is_alive(pid) for pid in pids)
 
-    on_stage(tmp_path, play, command=lambda ports, first: Command((sys.executable, "-I", "-S", "-c", deaf)))
+    on_stage(tmp_path, play, command=lambda ports, first: ProcessCommand((sys.executable, "-I", "-S", "-c", deaf)))
 
 
 def test_growing_a_pool_adds_engines_with_new_numbers(tmp_path: Path) -> None:
@@ -238,18 +238,18 @@ def test_a_shrinking_pool_ends_no_engine_before_the_gateway_knows_and_is_done_th
         await up(stage)
         stage.routes.knows.clear()
         stage.routes.idle.clear()
-        leaving = stage.supervisor.units[1].keeper
+        leaving = stage.supervisor.engines[1].process
         assert leaving is not None
         shrinking = asyncio.ensure_future(stage.supervisor.scale(KEY, "main", 1))
         await stage.until(lambda: stage.states()["main-1"] is InstanceState.DRAINING)
         assert stage.routes.asked_in_flight == 0
         stage.routes.knows.set()
         await stage.until(lambda: stage.routes.asked_in_flight > 0)
-        assert leaving.phase is Phase.READY
+        assert leaving.phase is ProcessPhase.READY
         stage.routes.idle.set()
         await shrinking
         assert list(stage.states()) == ["main-0"]
-        assert leaving.phase is Phase.STOPPED
+        assert leaving.phase is ProcessPhase.STOPPED
 
     on_stage(tmp_path, play)
 
@@ -262,7 +262,7 @@ def test_who_is_named_first_leaves_and_its_number_is_not_given_again_before_it_h
         await stage.until(lambda: stage.states()["main-0"] is InstanceState.DRAINING)
         await stage.supervisor.scale(KEY, "main", 2)
         await stage.until(lambda: stage.states().get("main-2") is InstanceState.READY)
-        assert stage.supervisor.desired == {(KEY, "main"): 2}
+        assert stage.supervisor.desired_replicas == {(KEY, "main"): 2}
         stage.routes.idle.set()
         await shrinking
         assert list(stage.states()) == ["main-1", "main-2"]
@@ -309,6 +309,6 @@ def test_a_dead_guard_is_replaced(tmp_path: Path) -> None:
         pid = stage.guard.pid
         os.kill(pid, signal.SIGKILL)
         await stage.until(lambda: stage.guard.pid != pid)
-        assert alive(stage.guard.pid)
+        assert is_alive(stage.guard.pid)
 
     on_stage(tmp_path, play)

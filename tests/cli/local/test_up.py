@@ -16,8 +16,8 @@ import httpx
 import openai
 import pytest
 
-from fairlead.testing.processes import alive, descendants, listens, wait_until
-from fairlead.testing.stack import Left, UpProcess
+from fairlead.testing.processes import descendants, is_alive, is_listening, wait_until
+from fairlead.testing.stack import LocalStack, StackFootprint
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc"),
@@ -27,63 +27,63 @@ QUESTION = {"model": "tiny", "messages": [{"role": "user", "content": "Why is th
 
 
 @pytest.fixture
-def up(tmp_path: Path) -> Iterator[UpProcess]:
-    with UpProcess(tmp_path, "--speed", "20") as process:
-        yield process.ready()
+def up(tmp_path: Path) -> Iterator[LocalStack]:
+    with LocalStack(tmp_path, "--speed", "20") as process:
+        yield process.wait_ready()
 
 
-def ask(up: UpProcess, **more: object) -> httpx.Response:
+def ask(up: LocalStack, **more: object) -> httpx.Response:
     return httpx.post(f"{up.url}/v1/chat/completions", json={**QUESTION, **more}, timeout=60, trust_env=False)
 
 
-def test_a_client_streams_and_ctrl_c_leaves_nothing(up: UpProcess) -> None:
-    left = Left(up)
+def test_a_client_streams_and_ctrl_c_leaves_nothing(up: LocalStack) -> None:
+    left = StackFootprint(up)
     assert len(left.ports) == 4
-    assert all(listens(port) for port in left.ports)
+    assert all(is_listening(port) for port in left.ports)
     with openai.OpenAI(base_url=f"{up.url}/v1", api_key="none", max_retries=0) as client:
         pieces = list(client.chat.completions.create(stream=True, max_tokens=12, **QUESTION))  # type: ignore[call-overload]  # keywords from a dict
     assert len([piece for piece in pieces if piece.choices and piece.choices[0].delta.content]) == 12
     up.signal(SIGINT)
-    assert up.ended() == 0
-    wait_until(left.gone, "no process, no port and no directory is left")
+    assert up.wait_exit() == 0
+    wait_until(left.is_gone, "no process, no port and no directory is left")
 
 
 @pytest.mark.parametrize("number", [SIGTERM, SIGHUP], ids=lambda number: Signals(number).name)
-def test_other_ends_leave_nothing_either(up: UpProcess, number: Signals) -> None:
-    left = Left(up)
+def test_other_ends_leave_nothing_either(up: LocalStack, number: Signals) -> None:
+    left = StackFootprint(up)
     up.signal(number)
-    assert up.ended() == 0
-    wait_until(left.gone, "no process, no port and no directory is left")
+    assert up.wait_exit() == 0
+    wait_until(left.is_gone, "no process, no port and no directory is left")
 
 
-def test_sigkill_leaves_nothing(up: UpProcess) -> None:
-    left = Left(up)
+def test_sigkill_leaves_nothing(up: LocalStack) -> None:
+    left = StackFootprint(up)
     up.signal(SIGKILL)
-    assert up.ended() == -SIGKILL
-    wait_until(left.gone, "no process, no port and no directory is left")
+    assert up.wait_exit() == -SIGKILL
+    wait_until(left.is_gone, "no process, no port and no directory is left")
 
 
 def test_a_signal_while_starting_leaves_nothing(tmp_path: Path) -> None:
-    with UpProcess(tmp_path) as starting:
+    with LocalStack(tmp_path) as starting:
         wait_until(lambda: len(starting.children()) >= 2, "the first processes run")
         pids = set(starting.children())
         starting.signal(SIGINT)
-        assert starting.ended() == 0
+        assert starting.wait_exit() == 0
     assert not any(line.startswith("ready") for line in starting.lines)
-    wait_until(lambda: not any(map(alive, pids)), "all processes end")
+    wait_until(lambda: not any(map(is_alive, pids)), "all processes end")
     assert not list(tmp_path.glob("fairlead/up-*"))
 
 
-def test_exactly_one_line_begins_with_ready(up: UpProcess) -> None:
+def test_exactly_one_line_begins_with_ready(up: LocalStack) -> None:
     up.signal(SIGINT)
-    up.ended()
+    up.wait_exit()
     assert sum(line.startswith("ready") for line in up.lines) == 1
     assert any("curl" in line for line in up.lines)
     assert any("from openai import OpenAI" in line for line in up.lines)
     assert any(f"{up.manage}/" in line for line in up.lines)
 
 
-def test_a_request_in_flight_is_finished_before_the_end(up: UpProcess) -> None:
+def test_a_request_in_flight_is_finished_before_the_end(up: LocalStack) -> None:
     with httpx.stream(
         "POST",
         f"{up.url}/v1/chat/completions",
@@ -94,23 +94,23 @@ def test_a_request_in_flight_is_finished_before_the_end(up: UpProcess) -> None:
         next(line for line in lines if '"content"' in line)
         up.signal(SIGINT)
         assert list(lines)[-2:] == ["data: [DONE]", ""]
-    assert up.ended() == 0
+    assert up.wait_exit() == 0
 
 
 def test_a_second_ctrl_c_ends_at_once(tmp_path: Path) -> None:
-    with UpProcess(tmp_path).ready() as slow:
-        left = Left(slow)
+    with LocalStack(tmp_path).wait_ready() as slow:
+        left = StackFootprint(slow)
         long = {**QUESTION, "stream": True, "max_tokens": 20_000, "ignore_eos": True}
         with httpx.stream("POST", f"{slow.url}/v1/chat/completions", json=long, trust_env=False) as answer:
             next(line for line in answer.iter_lines() if '"content"' in line)
             slow.signal(SIGINT)
             wait_until(lambda: any("stopping" in line for line in slow.lines), "the first Ctrl-C is heard")
             slow.signal(SIGINT)
-            assert slow.ended() == 0
-        wait_until(left.gone, "nothing is left")
+            assert slow.wait_exit() == 0
+        wait_until(left.is_gone, "nothing is left")
 
 
-def test_a_killed_engine_returns_and_requests_succeed_meanwhile(up: UpProcess) -> None:
+def test_a_killed_engine_returns_and_requests_succeed_meanwhile(up: LocalStack) -> None:
     victim = up.pid_of("fairlead_sim engine")
     with ThreadPoolExecutor(4) as pool:  # traffic as it was before: retries are bounded by a share of it
         before = list(pool.map(lambda _: ask(up, max_tokens=1), range(60)))
@@ -125,16 +125,16 @@ def test_a_killed_engine_returns_and_requests_succeed_meanwhile(up: UpProcess) -
 @pytest.mark.parametrize(
     "part", ["fairlead_gateway", "-server ", "fairlead_kvstore"], ids=["gateway", "redis", "indexer"]
 )
-def test_a_killed_gateway_redis_or_indexer_is_started_again(up: UpProcess, part: str) -> None:
+def test_a_killed_gateway_redis_or_indexer_is_started_again(up: LocalStack, part: str) -> None:
     os.kill(up.pid_of(part), SIGKILL)
     if part != "fairlead_gateway":
         assert ask(up, max_tokens=3).status_code == 200
     wait_until(lambda: any("is ready again" in line for line in up.lines), "it is back")
     assert ask(up, max_tokens=3).status_code == 200
-    left = Left(up)
+    left = StackFootprint(up)
     up.signal(SIGINT)
-    assert up.ended() == 0
-    wait_until(left.gone, "nothing is left")
+    assert up.wait_exit() == 0
+    wait_until(left.is_gone, "nothing is left")
 
 
 @pytest.mark.parametrize("flag", ["--listen", "--manage"])
@@ -152,7 +152,7 @@ def test_a_busy_port_is_named_with_its_flag_and_nothing_is_started(tmp_path: Pat
     assert not list(tmp_path.iterdir())
 
 
-def test_a_port_that_another_stack_has_is_told_with_its_pid_and_a_way_to_run_two(up: UpProcess) -> None:
+def test_a_port_that_another_stack_has_is_told_with_its_pid_and_a_way_to_run_two(up: LocalStack) -> None:
     done = up.command("up", "--listen", up.url.removeprefix("http://"))
     assert done.returncode == 2
     assert f"by the fairlead up with pid {up.state()['pid']}" in done.stderr
@@ -160,8 +160,8 @@ def test_a_port_that_another_stack_has_is_told_with_its_pid_and_a_way_to_run_two
 
 
 def test_a_wrong_manifest_is_told_with_its_line_and_nothing_is_started(tmp_path: Path) -> None:
-    with UpProcess(tmp_path, manifest="apiVersion: serving.fairlead.io/v1alpha1\nkind: ModelDeploymint\n") as wrong:
-        assert wrong.ended() == 2
+    with LocalStack(tmp_path, manifest="apiVersion: serving.fairlead.io/v1alpha1\nkind: ModelDeploymint\n") as wrong:
+        assert wrong.wait_exit() == 2
     assert "model.yaml:2: kind:" in "".join(wrong.lines)
     assert not list(tmp_path.glob("fairlead/up-*"))
 
@@ -176,8 +176,8 @@ spec:
   engine: {kind: sim, args: ["--no-such-switch"]}
   pools: [{accelerator: cpu}]
 """
-    with UpProcess(tmp_path, manifest=text) as failing:
-        assert failing.ended() == 1
+    with LocalStack(tmp_path, manifest=text) as failing:
+        assert failing.wait_exit() == 1
     told = "".join(failing.lines)
     assert "main-0 does not start" in told
     assert "--no-such-switch" in told
@@ -196,12 +196,14 @@ def test_when_nobody_reads_its_output_any_more_it_ends(tmp_path: Path) -> None:
         process.stdout.close()
         os.kill(engine, SIGKILL)  # an event, which it cannot tell anybody
         process.wait(60)
-    wait_until(lambda: not any(map(alive, pids)), "nothing is left")
+    wait_until(lambda: not any(map(is_alive, pids)), "nothing is left")
 
 
 def test_engines_can_share_a_process(tmp_path: Path) -> None:
     manifest = None  # the bundled example: eight engines
-    with UpProcess(tmp_path, "--engines-per-process", "4", "--preset", "round-robin", manifest=manifest).ready() as up:
+    with LocalStack(
+        tmp_path, "--engines-per-process", "4", "--preset", "round-robin", manifest=manifest
+    ).wait_ready() as up:
         engines = [line for line in up.children().values() if "fairlead_sim engine" in line]
         assert len(engines) == 2
         found = httpx.get(f"{up.manage}/api/fleet", trust_env=False).json()["models"][0]
@@ -219,7 +221,7 @@ def test_engines_can_share_a_process(tmp_path: Path) -> None:
         assert len(used) == 8
 
 
-def test_chat_and_status_find_the_running_stack(up: UpProcess) -> None:
+def test_chat_and_status_find_the_running_stack(up: LocalStack) -> None:
     answer = up.command("chat", "tiny", "-m", "Why?", "--max-tokens", "4")
     assert answer.returncode == 0, answer.stderr
     assert answer.stdout.strip()
@@ -231,7 +233,7 @@ def test_chat_and_status_find_the_running_stack(up: UpProcess) -> None:
     assert up.command("status", "other").returncode == 2
 
 
-def test_chat_tells_why_a_request_went_where_it_went(up: UpProcess) -> None:
+def test_chat_tells_why_a_request_went_where_it_went(up: LocalStack) -> None:
     ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "fairlead_cli", "chat", "tiny", "--max-tokens", "4"]
     process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=up.environment)
@@ -251,8 +253,8 @@ def test_chat_tells_why_a_request_went_where_it_went(up: UpProcess) -> None:
 
 
 def test_two_stacks_run_side_by_side(tmp_path: Path) -> None:
-    with UpProcess(tmp_path).ready() as first:
-        with UpProcess(tmp_path).ready() as second:
+    with LocalStack(tmp_path).wait_ready() as first:
+        with LocalStack(tmp_path).wait_ready() as second:
             assert {first.url, first.manage}.isdisjoint({second.url, second.manage})
             assert second.url in second.command("status").stdout
         wait_until(lambda: first.url in first.command("status").stdout, "the first one is found again")

@@ -8,24 +8,24 @@ import pytest
 from rich.console import Console
 
 from fairlead_cli.local import answers
-from fairlead_cli.local.management import Snapshot
-from fairlead_cli.local.view import Frame, Process, picture
+from fairlead_cli.local.management import GatewaySnapshot
+from fairlead_cli.local.view import Frame, ProcessView, render_frame
 
 KEY = "default/tiny"
 
 
 def frame(engines: int = 8, decisions: int = 20, events: int = 20, *, answering: bool = True) -> Frame:
     ids = [f"main-{n}/400{n}/0" for n in range(engines)]
-    processes = [Process("gateway", "Ready"), Process("redis", "Waiting", 2)]
-    processes += [Process(f"main-{n}", "Ready", n, 100 + n, KEY, (one,)) for n, one in enumerate(ids)]
+    processes = [ProcessView("gateway", "Ready"), ProcessView("redis", "Waiting", 2)]
+    processes += [ProcessView(f"main-{n}", "Ready", n, 100 + n, KEY, (one,)) for n, one in enumerate(ids)]
     instances = [answers.Instance(one, "main", "", "sim", "Ready", 3, 1, 0.5) for one in ids]
     stats = {one: answers.InstanceStats(5, 0, 0.2, 0.04, 1 / engines) for one in ids}
-    numbers = answers.ModelStats(3, 1, answers.Slice(cached_token_share=0.43), answers.Slice(), stats)
+    numbers = answers.ModelStats(3, 1, answers.PeriodStats(cached_token_share=0.43), answers.PeriodStats(), stats)
     choice = answers.Choice(1, ids[0], "affinity", "a home " * 20)
-    snapshot = Snapshot(
+    snapshot = GatewaySnapshot(
         answers.Fleet(1, [answers.Model(KEY, "default", "tiny", "dual-hash", answers.Objectives(), instances)]),
-        answers.Stats(True, [], 1.0, {KEY: numbers}),
-        answers.Decisions([answers.Decision(f"r{n}", KEY, float(n), 100.0, [choice]) for n in range(decisions)]),
+        answers.GatewayStats(True, [], 1.0, {KEY: numbers}),
+        answers.DecisionList([answers.Decision(f"r{n}", KEY, float(n), 100.0, [choice]) for n in range(decisions)]),
     )
     happened = tuple((float(n), f"event {n}\nmore of it") for n in range(events))
     return Frame("http://u", "http://m", 61.0, tuple(processes), snapshot if answering else None, happened)
@@ -33,7 +33,7 @@ def frame(engines: int = 8, decisions: int = 20, events: int = 20, *, answering:
 
 def drawn(what: Frame, width: int = 80, height: int = 24, *, colour: bool = False) -> list[str]:
     out = io.StringIO()
-    Console(file=out, width=width, force_terminal=colour).print(picture(what, height, width))
+    Console(file=out, width=width, force_terminal=colour).print(render_frame(what, height, width))
     return [line.rstrip() for line in out.getvalue().splitlines()]
 
 
@@ -92,7 +92,7 @@ def test_before_the_gateway_answers_the_processes_are_shown() -> None:
 
 def test_engines_that_share_a_process_have_a_line_each() -> None:
     shared = Frame(
-        "u", "m", 1.0, (Process("main-0..3", "Starting", 0, 1, KEY, tuple(f"main-{n}/1/0" for n in range(4))),)
+        "u", "m", 1.0, (ProcessView("main-0..3", "Starting", 0, 1, KEY, tuple(f"main-{n}/1/0" for n in range(4))),)
     )
     lines = drawn(shared)
     assert [line.split()[0] for line in lines if "Starting" in line] == ["main-0", "main-1", "main-2", "main-3"]

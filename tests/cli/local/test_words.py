@@ -3,22 +3,28 @@
 from dataclasses import replace
 
 from fairlead_cli.local import answers, words
-from fairlead_cli.local.banner import Facts, headline, plain_lines
-from fairlead_cli.local.explain import explanation
+from fairlead_cli.local.banner import StackSummary, headline, plain_lines
+from fairlead_cli.local.explain import summarize_decision
 
-FACTS = Facts("http://127.0.0.1:8000", "http://127.0.0.1:8001", ("tiny",), 8, ("sim",), 1.23, ("a note",))
+FACTS = StackSummary("http://127.0.0.1:8000", "http://127.0.0.1:8001", ("tiny",), 8, ("sim",), 1.23, ("a note",))
 
 
 def test_numbers_are_short_and_unknown_is_never_zero() -> None:
-    assert words.time(None) == words.share(None) == words.count(None) == words.rate(None) == "–"
-    assert [words.count(n) for n in (0, 999, 1_000, 12_345, 4_000_000)] == ["0", "999", "1k", "12.3k", "4M"]
-    assert words.share(0.434) == "43 %"
-    assert words.plural(1, "engine") == "1 engine"
-    assert words.plural(8, "engine") == "8 engines"
+    assert (
+        words.format_seconds(None)
+        == words.format_share(None)
+        == words.format_count(None)
+        == words.format_rate(None)
+        == "–"
+    )
+    assert [words.format_count(n) for n in (0, 999, 1_000, 12_345, 4_000_000)] == ["0", "999", "1k", "12.3k", "4M"]
+    assert words.format_share(0.434) == "43 %"
+    assert words.pluralize(1, "engine") == "1 engine"
+    assert words.pluralize(8, "engine") == "8 engines"
 
 
 def test_a_share_is_never_said_to_be_all_when_it_is_not() -> None:
-    assert [words.share(value) for value in (None, 0.434, 0.99, 0.9949, 0.9999, 1.0)] == [
+    assert [words.format_share(value) for value in (None, 0.434, 0.99, 0.9949, 0.9999, 1.0)] == [
         "–",
         "43 %",
         "99 %",
@@ -50,8 +56,8 @@ def test_where_pools_are_scaled_the_banner_says_where_and_how_to_ask_why() -> No
 
 
 def test_a_decision_is_told_with_its_candidates_and_its_end() -> None:
-    number = answers.Number
-    told = explanation(
+    number = answers.InputValue
+    told = summarize_decision(
         answers.Decision(
             "req-1",
             "default/tiny",
@@ -75,7 +81,7 @@ def test_a_decision_is_told_with_its_candidates_and_its_end() -> None:
                     ],
                 )
             ],
-            answers.Outcome(200, None, False, 2, 1.0, 0.21, 0.04, 4_096, 3_584, 16),
+            answers.RequestOutcome(200, None, False, 2, 1.0, 0.21, 0.04, 4_096, 3_584, 16),
         )
     )
     assert told == [
@@ -89,4 +95,4 @@ def test_a_decision_is_told_with_its_candidates_and_its_end() -> None:
 
 
 def test_a_running_request_is_told_as_such() -> None:
-    assert explanation(answers.Decision("r", "default/tiny"))[-1] == "it is still running"
+    assert summarize_decision(answers.Decision("r", "default/tiny"))[-1] == "it is still running"

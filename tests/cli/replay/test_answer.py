@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fairlead.testing import sse
-from fairlead_cli.replaying.answer import Answer, error_text
+from fairlead_cli.replaying.answer import StreamedAnswer, http_error_text
 
 DONE = sse.event("[DONE]")
 
@@ -15,8 +15,8 @@ def whole(tokens: int, *, cached: int = 16) -> bytes:
     return b"".join([sse.role(), *texts, sse.usage(40, tokens, cached), DONE])
 
 
-def read(*pieces: bytes) -> Answer:
-    answer = Answer()
+def read(*pieces: bytes) -> StreamedAnswer:
+    answer = StreamedAnswer()
     for moment, piece in enumerate(pieces):
         answer.feed(piece, float(moment))
     answer.close()
@@ -103,5 +103,5 @@ def test_a_finish_event_without_text_is_no_token() -> None:
 
 
 def test_an_error_body_becomes_one_line() -> None:
-    assert error_text(404, b'{"error": {"message": "no such model"}}') == "HTTP 404: no such model"
-    assert error_text(502, b"<html>") == "HTTP 502"
+    assert http_error_text(404, b'{"error": {"message": "no such model"}}') == "HTTP 404: no such model"
+    assert http_error_text(502, b"<html>") == "HTTP 502"

@@ -9,8 +9,8 @@ import uvloop
 
 from fairlead.errors import Unavailable
 from fairlead.testing import sse
-from fairlead_cli.replaying.client import GAVE_UP, Client, Counts, LiveRun, Planned
-from fairlead_cli.replaying.prompts import Target, plan
+from fairlead_cli.replaying.client import GAVE_UP_ERROR, ClientRun, OpenLoopClient, PlannedRequest, ProgressCounts
+from fairlead_cli.replaying.prompts import ReplayTarget, plan_requests
 from fairlead_sim.traces import TraceRequest
 
 DONE = sse.event("[DONE]")
@@ -32,20 +32,20 @@ def requests(count: int, *, every: float = 0.0, output: int = 3) -> list[TraceRe
 
 def replay(
     script: sse.Script, wanted: list[TraceRequest], *, patience: float = 30.0
-) -> tuple[LiveRun, sse.ScriptedServer]:
-    async def go() -> tuple[LiveRun, sse.ScriptedServer]:
-        async with sse.serving(script) as server:
-            target = Target(server.url, model="tiny")
-            client = Client(target.host, target.port, patience_seconds=patience)
-            return await client.run(plan(wanted, target, speed=1.0)), server
+) -> tuple[ClientRun, sse.ScriptedServer]:
+    async def go() -> tuple[ClientRun, sse.ScriptedServer]:
+        async with sse.scripted_server(script) as server:
+            target = ReplayTarget(server.url, model="tiny")
+            client = OpenLoopClient(target.host, target.port, patience_seconds=patience)
+            return await client.run(plan_requests(wanted, target, speed=1.0)), server
 
     return uvloop.run(go())
 
 
 def test_every_request_is_answered_with_its_tokens_instance_and_cached_tokens() -> None:
     run, server = replay(tokens, requests(20))
-    assert [outcome.error for outcome in run.outcomes] == [None] * 20
-    for outcome in run.outcomes:
+    assert [outcome.error for outcome in run.results] == [None] * 20
+    for outcome in run.results:
         assert (outcome.output_tokens, outcome.cached_tokens, len(outcome.gaps)) == (3, 512, 2)
         assert (outcome.instance, outcome.reason) == ("main-0/1/0", "affinity")
         assert outcome.ttft_seconds is not None
@@ -63,7 +63,7 @@ def test_the_body_asks_for_a_stream_with_usage_and_exactly_the_trace_s_tokens() 
 
 def test_a_connection_is_used_again_when_its_answer_is_complete() -> None:
     run, server = replay(tokens, requests(3, every=0.5))
-    assert [outcome.error for outcome in run.outcomes] == [None] * 3
+    assert [outcome.error for outcome in run.results] == [None] * 3
     assert server.connections < 3
 
 
@@ -81,7 +81,7 @@ def test_a_slow_answer_holds_no_other_request_back() -> None:
 
     wanted = [*requests(5), TraceRequest("last", 0.0, 600, 9, (0, 9))]
     run, _ = replay(script, wanted)
-    assert all(outcome.error is None for outcome in run.outcomes)
+    assert all(outcome.error is None for outcome in run.results)
 
 
 def test_an_answer_that_is_no_200_is_an_error_with_its_message() -> None:
@@ -90,18 +90,18 @@ def test_an_answer_that_is_no_200_is_an_error_with_its_message() -> None:
         yield sse.chunk(b'{"error": {"message": "no instance is ready"}}') + sse.chunk(b"")
 
     run, _ = replay(script, requests(2))
-    assert {outcome.error for outcome in run.outcomes} == {"HTTP 503: no instance is ready"}
-    assert {outcome.status for outcome in run.outcomes} == {503}
+    assert {outcome.error for outcome in run.results} == {"HTTP 503: no instance is ready"}
+    assert {outcome.status for outcome in run.results} == {503}
 
 
 def test_a_connection_cut_in_mid_stream_is_an_error_that_keeps_its_first_token() -> None:
     async def script(body: dict[str, Any]) -> AsyncIterator[bytes]:
         yield sse.head() + sse.chunk(sse.role()) + sse.chunk(sse.token(" abc"))
-        raise sse.Hangup
+        raise sse.CloseConnection
 
     run, _ = replay(script, requests(1))
-    assert "lost" in (run.outcomes[0].error or "")
-    assert run.outcomes[0].ttft_seconds is not None
+    assert "lost" in (run.results[0].error or "")
+    assert run.results[0].ttft_seconds is not None
 
 
 def test_garbage_instead_of_http_is_an_error() -> None:
@@ -109,7 +109,7 @@ def test_garbage_instead_of_http_is_an_error() -> None:
         yield b"hello there\r\n\r\n"
 
     run, _ = replay(script, requests(1))
-    assert "no HTTP answer" in (run.outcomes[0].error or "")
+    assert "no HTTP answer" in (run.results[0].error or "")
 
 
 def test_what_never_answers_is_given_up_after_the_patience() -> None:
@@ -118,28 +118,28 @@ def test_what_never_answers_is_given_up_after_the_patience() -> None:
         yield b""
 
     run, _ = replay(script, requests(2), patience=0.05)
-    assert {outcome.error for outcome in run.outcomes} == {GAVE_UP}
-    assert {outcome.finished for outcome in run.outcomes} == {None}
+    assert {outcome.error for outcome in run.results} == {GAVE_UP_ERROR}
+    assert {outcome.finished_seconds for outcome in run.results} == {None}
 
 
 def test_nothing_listening_is_said_before_anything_is_sent() -> None:
     async def go() -> None:
-        async with sse.serving(tokens) as server:
-            target = Target(server.url, model="tiny")
-        await Client(target.host, target.port).run(plan(requests(1), target, speed=1.0))
+        async with sse.scripted_server(tokens) as server:
+            target = ReplayTarget(server.url, model="tiny")
+        await OpenLoopClient(target.host, target.port).run(plan_requests(requests(1), target, speed=1.0))
 
     with pytest.raises(Unavailable, match="nothing answers"):
         asyncio.run(go())
 
 
 def test_the_progress_ends_with_everything_answered() -> None:
-    seen: list[Counts] = []
+    seen: list[ProgressCounts] = []
 
     async def go() -> None:
-        async with sse.serving(tokens) as server:
-            target = Target(server.url, model="tiny")
-            client = Client(target.host, target.port, progress=seen.append)
-            await client.run(plan(requests(4), target, speed=1.0))
+        async with sse.scripted_server(tokens) as server:
+            target = ReplayTarget(server.url, model="tiny")
+            client = OpenLoopClient(target.host, target.port, on_progress=seen.append)
+            await client.run(plan_requests(requests(4), target, speed=1.0))
 
     asyncio.run(go())
     assert (seen[-1].answered, seen[-1].total, seen[-1].failed) == (4, 4, 0)
@@ -147,10 +147,10 @@ def test_the_progress_ends_with_everything_answered() -> None:
 
 def test_an_empty_plan_ends_at_once() -> None:
     run, _ = replay(tokens, [])
-    assert run.outcomes == []
+    assert run.results == []
 
 
 def test_a_planned_request_is_due_at_its_arrival_over_the_speed() -> None:
-    target = Target("http://127.0.0.1:1", model="tiny")
-    planned: list[Planned] = plan(requests(3, every=2.0), target, speed=4.0)
-    assert [item.due for item in planned] == [0.0, 0.5, 1.0]
+    target = ReplayTarget("http://127.0.0.1:1", model="tiny")
+    planned: list[PlannedRequest] = plan_requests(requests(3, every=2.0), target, speed=4.0)
+    assert [item.due_seconds for item in planned] == [0.0, 0.5, 1.0]

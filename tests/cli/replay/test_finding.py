@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from fairlead.errors import BadInput
-from fairlead_cli.replaying.running import find
-from fairlead_cli.replaying.traffic import traffic
+from fairlead_cli.replaying.running import find_gateway
+from fairlead_cli.replaying.traffic import load_traffic
 
 FLEET = """\
 models:
@@ -26,31 +26,31 @@ def fleet_file(tmp_path: Path, text: str = FLEET) -> Path:
 
 
 def test_the_only_model_of_a_fleet_file_is_asked_and_its_ready_instances_are_known(tmp_path: Path) -> None:
-    place = find(url=URL, manage=None, fleet_file=fleet_file(tmp_path), model=None)
+    place = find_gateway(url=URL, manage=None, fleet_file=fleet_file(tmp_path), model=None)
     assert place.model == "default/one"
     assert [one.url for one in place.instances] == ["http://127.0.0.1:9001"]
-    assert place.known is not None
-    assert place.known.preset == "round-robin"
+    assert place.fleet_model is not None
+    assert place.fleet_model.preset == "round-robin"
 
 
 def test_without_a_fleet_file_the_model_must_be_named() -> None:
-    assert find(url=URL, manage="http://127.0.0.1:2", fleet_file=None, model="m").instances == ()
+    assert find_gateway(url=URL, manage="http://127.0.0.1:2", fleet_file=None, model="m").instances == ()
     with pytest.raises(BadInput, match="which model"):
-        find(url=URL, manage=None, fleet_file=None, model=None)
+        find_gateway(url=URL, manage=None, fleet_file=None, model=None)
 
 
 def test_an_unknown_model_is_told_with_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="default/one"):
-        find(url=URL, manage=None, fleet_file=fleet_file(tmp_path), model="two")
+        find_gateway(url=URL, manage=None, fleet_file=fleet_file(tmp_path), model="two")
 
 
 def test_a_fleet_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="cannot be read"):
-        find(url=URL, manage=None, fleet_file=tmp_path / "none.yaml", model=None)
+        find_gateway(url=URL, manage=None, fleet_file=tmp_path / "none.yaml", model=None)
 
 
 def test_generated_traffic_says_so_and_a_trace_has_its_name(tmp_path: Path) -> None:
-    made = traffic(None, limit=20, rate=6.5, seed=3)
+    made = load_traffic(None, limit=20, rate=6.5, seed=3)
     assert made.name == "generated conversations (seed 3)"
     assert made.requests[-1].arrival == pytest.approx(19 / 6.5)
     file = tmp_path / "hour.jsonl"
@@ -59,7 +59,7 @@ def test_generated_traffic_says_so_and_a_trace_has_its_name(tmp_path: Path) -> N
         for second in (0, 0, 2)
     )
     file.write_text("\n".join(lines))
-    recorded = traffic(file, limit=None, rate=None)
+    recorded = load_traffic(file, limit=None, rate=None)
     assert recorded.name == "hour.jsonl"
     assert [one.arrival for one in recorded.requests] == [0.0, 1.0, 2.0]
     assert recorded.rate == pytest.approx(1.0)
@@ -68,7 +68,7 @@ def test_generated_traffic_says_so_and_a_trace_has_its_name(tmp_path: Path) -> N
 @pytest.mark.parametrize(("limit", "rate"), [(0, None), (5, 0.0), (5, -1.0)])
 def test_no_requests_and_no_rate_are_refused(limit: int, rate: float | None) -> None:
     with pytest.raises(BadInput):
-        traffic(None, limit=limit, rate=rate)
+        load_traffic(None, limit=limit, rate=rate)
 
 
 def test_a_gateway_that_is_not_there_is_told_in_one_line() -> None:

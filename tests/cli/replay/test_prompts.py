@@ -5,7 +5,7 @@ import json
 import pytest
 
 from fairlead.errors import BadInput
-from fairlead_cli.replaying.prompts import PromptBuilder, Target
+from fairlead_cli.replaying.prompts import PromptBuilder, ReplayTarget
 from fairlead_sim.tokenizer import Tokenizer
 from fairlead_sim.traces import TraceRequest
 
@@ -20,7 +20,7 @@ def request(tokens: int, *blocks: int) -> TraceRequest:
 def test_the_engine_counts_exactly_the_trace_s_tokens(tokens: int) -> None:
     blocks = range(-(-tokens // 512))
     text = PromptBuilder(TOKENIZER).text(request(tokens, *blocks))
-    assert len(TOKENIZER.chat_tokens([{"role": "user", "content": text}])) == tokens
+    assert len(TOKENIZER.encode_chat([{"role": "user", "content": text}])) == tokens
 
 
 def test_equal_blocks_give_equal_text_and_the_first_other_block_ends_it() -> None:
@@ -33,7 +33,7 @@ def test_equal_blocks_give_equal_text_and_the_first_other_block_ends_it() -> Non
 def test_shared_blocks_stay_shared_in_full_engine_blocks() -> None:
     builder = PromptBuilder(TOKENIZER)
     first, second = (
-        TOKENIZER.chat_tokens([{"role": "user", "content": builder.text(request(2_000, 0, 5, 6, last))}])
+        TOKENIZER.encode_chat([{"role": "user", "content": builder.text(request(2_000, 0, 5, 6, last))}])
         for last in (7, 8)
     )
     same = next(i for i, (a, b) in enumerate(zip(first, second, strict=True)) if a != b)
@@ -41,8 +41,8 @@ def test_shared_blocks_stay_shared_in_full_engine_blocks() -> None:
 
 
 def test_the_wire_is_one_complete_request() -> None:
-    target = Target("http://[::1]:8000/v1", model="a", key="secret")
-    head, _, body = target.wire(request(600, 0, 1), [{"role": "user", "content": " abc"}]).partition(b"\r\n\r\n")
+    target = ReplayTarget("http://[::1]:8000/v1", model="a", key="secret")
+    head, _, body = target.encode(request(600, 0, 1), [{"role": "user", "content": " abc"}]).partition(b"\r\n\r\n")
     assert b"host: [::1]:8000" in head
     assert b"authorization: Bearer secret" in head
     assert f"content-length: {len(body)}".encode() in head
@@ -52,4 +52,4 @@ def test_the_wire_is_one_complete_request() -> None:
 @pytest.mark.parametrize("url", ["https://127.0.0.1:1", "http://127.0.0.1:99999", "http://", "http://host/api"])
 def test_a_url_that_replay_cannot_use_is_refused(url: str) -> None:
     with pytest.raises(BadInput):
-        Target(url, model="a")
+        ReplayTarget(url, model="a")

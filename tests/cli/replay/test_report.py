@@ -4,12 +4,21 @@ from array import array
 
 import pytest
 
-from fairlead.fleet import Objectives
-from fairlead_cli.replaying.outcome import Outcome
-from fairlead_cli.replaying.report import Policy, Report, Side, apart, findings, markdown, ratio, rows
-from fairlead_cli.replaying.summary import computed_tokens, distribution, on_clock, summarize, within
+from fairlead.fleet import SloTargets
+from fairlead_cli.replaying.outcome import ReplayResult
+from fairlead_cli.replaying.report import (
+    PolicyResult,
+    ReplayReport,
+    RunSummary,
+    describe_findings,
+    live_simulated_gap,
+    markdown,
+    ratio,
+    table_rows,
+)
+from fairlead_cli.replaying.summary import computed_tokens, is_within_slo, scale_times, summarize, summarize_values
 
-OBJECTIVES = Objectives(ttft_seconds=2.0, itl_seconds=0.1)
+OBJECTIVES = SloTargets(ttft_seconds=2.0, itl_seconds=0.1)
 
 
 def outcome(
@@ -20,32 +29,32 @@ def outcome(
     cached: int | None = 0,
     instance: str = "a",
     error: str | None = None,
-) -> Outcome:
-    return Outcome(
+) -> ReplayResult:
+    return ReplayResult(
         f"r{number}",
-        due=0.0,
+        due_seconds=0.0,
         prompt_tokens=1_000,
         instance=instance,
         ttft_seconds=ttft,
         gaps=array("d", gaps),
-        finished=5.0,
+        finished_seconds=5.0,
         cached_tokens=cached,
         output_tokens=len(gaps) + 1,
         error=error,
     )
 
 
-def side(ttft: float, cached: int) -> Side:
+def side(ttft: float, cached: int) -> RunSummary:
     outcomes = [outcome(number, ttft=ttft, cached=cached, instance="ab"[number % 2]) for number in range(4)]
-    return Side.of(outcomes, objectives=OBJECTIVES, instances=2)
+    return RunSummary.from_results(outcomes, objectives=OBJECTIVES, instances=2)
 
 
-def report(*, live: bool = True, invalid: tuple[str, ...] = ()) -> Report:
+def report(*, live: bool = True, invalid: tuple[str, ...] = ()) -> ReplayReport:
     policies = {
-        "dual-hash": Policy(side(1.0, 400) if live else None, side(1.1, 400)),
-        "round-robin": Policy(side(4.0, 100) if live else None, side(4.0, 100)),
+        "dual-hash": PolicyResult(side(1.0, 400) if live else None, side(1.1, 400)),
+        "round-robin": PolicyResult(side(4.0, 100) if live else None, side(4.0, 100)),
     }
-    return Report(
+    return ReplayReport(
         trace="trace.jsonl",
         objectives=OBJECTIVES,
         speed=2.0,
@@ -53,21 +62,21 @@ def report(*, live: bool = True, invalid: tuple[str, ...] = ()) -> Report:
         requests=4,
         policies=policies,
         lags={"gateway": 0.004, "engine a": None},
-        invalid=invalid,
+        invalid_reasons=invalid,
         ideal_reuse=0.5,
         light_rate=1.0,
-        light={"dual-hash": Policy(None, side(0.5, 400))},
+        light={"dual-hash": PolicyResult(None, side(0.5, 400))},
     )
 
 
 def test_quantiles_lie_between_the_two_nearest_values() -> None:
-    found = distribution([4.0, 1.0, 3.0, 2.0, 5.0])
+    found = summarize_values([4.0, 1.0, 3.0, 2.0, 5.0])
     assert (found.mean, found.p50) == (3.0, 3.0)
     assert found.p90 == pytest.approx(4.6)
 
 
 def test_nothing_measured_is_none_and_not_zero() -> None:
-    assert distribution([]).json() == {"mean": None, "p50": None, "p90": None, "p99": None}
+    assert summarize_values([]).to_json() == {"mean": None, "p50": None, "p90": None, "p99": None}
 
 
 @pytest.mark.parametrize(
@@ -81,12 +90,12 @@ def test_nothing_measured_is_none_and_not_zero() -> None:
         (outcome(error="lost"), False),
     ],
 )
-def test_an_objective_is_met_by_first_token_and_mean_gap_of_a_complete_answer(one: Outcome, met: bool) -> None:
-    assert within(one, OBJECTIVES) is met
+def test_an_objective_is_met_by_first_token_and_mean_gap_of_a_complete_answer(one: ReplayResult, met: bool) -> None:
+    assert is_within_slo(one, OBJECTIVES) is met
 
 
 def test_the_first_token_objective_grows_with_the_prompt() -> None:
-    assert within(outcome(ttft=2.4), Objectives(ttft_seconds=2.0, ttft_per_kilo_token_seconds=0.5))
+    assert is_within_slo(outcome(ttft=2.4), SloTargets(ttft_seconds=2.0, ttft_per_kilo_token_seconds=0.5))
 
 
 def test_every_request_counts_also_failed_ones() -> None:
@@ -111,13 +120,13 @@ def test_load_spread_counts_an_instance_that_got_nothing() -> None:
 
 
 def test_wall_seconds_become_simulated_seconds() -> None:
-    (stretched,) = on_clock([outcome(ttft=0.5, gaps=(0.1,))], 2.0)
-    assert (stretched.ttft_seconds, stretched.finished) == (1.0, 10.0)
+    (stretched,) = scale_times([outcome(ttft=0.5, gaps=(0.1,))], 2.0)
+    assert (stretched.ttft_seconds, stretched.finished_seconds) == (1.0, 10.0)
     assert list(stretched.gaps) == [0.2]
 
 
 def test_the_json_has_exactly_the_agreed_keys() -> None:
-    found = report().json()
+    found = report().to_json()
     assert set(found) == {
         *("trace", "objective", "speed", "rate", "valid", "lag_p99_seconds", "policies", "light_load"),
     }
@@ -132,26 +141,26 @@ def test_the_json_has_exactly_the_agreed_keys() -> None:
 
 
 def test_a_report_with_a_doubt_is_not_valid() -> None:
-    assert report().json()["valid"] is True
+    assert report().to_json()["valid"] is True
     doubtful = report(invalid=("gateway ran 30ms late",))
-    assert doubtful.json()["valid"] is False
+    assert doubtful.to_json()["valid"] is False
     assert "not valid" in markdown(doubtful)
     assert "gateway ran 30ms late" in markdown(doubtful)
 
 
 def test_the_lag_told_is_the_worst_known() -> None:
-    assert report().json()["lag_p99_seconds"] == 0.004
+    assert report().to_json()["lag_p99_seconds"] == 0.004
 
 
 def test_findings_set_dual_hash_against_the_others_and_live_against_simulated() -> None:
-    said = "\n".join(findings(report()))
+    said = "\n".join(describe_findings(report()))
     assert "live: dual-hash reuses 4.00 × the cached tokens of round-robin, its p90 TTFT is 0.25 × as long" in said
     assert "dual-hash: live mean TTFT is 9.1% below the simulated one" in said
 
 
 def test_a_run_on_the_live_choices_says_how_much_of_the_difference_is_timing() -> None:
-    policies = {"dual-hash": Policy(side(1.2, 400), side(1.0, 400), side(1.194, 400))}
-    said = findings(Report("t", OBJECTIVES, 2.0, 6.5, 4, policies))
+    policies = {"dual-hash": PolicyResult(side(1.2, 400), side(1.0, 400), side(1.194, 400))}
+    said = describe_findings(ReplayReport("t", OBJECTIVES, 2.0, 6.5, 4, policies))
     assert said == [
         "dual-hash: live mean TTFT is 20.0% above the simulated one; on the live run's own choices they are 0.5% apart"
     ]
@@ -159,7 +168,7 @@ def test_a_run_on_the_live_choices_says_how_much_of_the_difference_is_timing() -
 
 def test_a_missing_side_is_left_out_everywhere() -> None:
     only_simulated = report(live=False)
-    assert [row[1] for row in rows(only_simulated.policies)] == ["simulated", "simulated"]
-    assert apart(only_simulated.policies["dual-hash"]) is None
+    assert [row[1] for row in table_rows(only_simulated.policies)] == ["simulated", "simulated"]
+    assert live_simulated_gap(only_simulated.policies["dual-hash"]) is None
     assert ratio(None, side(1.0, 1), "p90") is None
-    assert "live" not in only_simulated.json()["policies"]["dual-hash"]
+    assert "live" not in only_simulated.to_json()["policies"]["dual-hash"]

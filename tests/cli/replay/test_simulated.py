@@ -6,26 +6,26 @@ from dataclasses import replace
 
 import pytest
 
-from fairlead.fleet import Objectives
-from fairlead.profile import preset
-from fairlead_cli.replaying.outcome import Outcome
-from fairlead_cli.replaying.prompts import PromptBuilder, live_chains
-from fairlead_cli.replaying.simulated import Simulation, jittered, timing_doubts, way_seconds
+from fairlead.fleet import SloTargets
+from fairlead.profile import builtin_profile
+from fairlead_cli.replaying.outcome import ReplayResult
+from fairlead_cli.replaying.prompts import PromptBuilder, prefix_chains
+from fairlead_cli.replaying.simulated import FleetSimulation, jitter_arrivals, timing_doubts, transport_seconds
 from fairlead_sim.tokenizer import Tokenizer
 from fairlead_sim.traces import at_rate
-from fairlead_sim.traffic import conversation
+from fairlead_sim.traffic import conversation_traffic
 
-REQUESTS = at_rate(conversation(120, seed=4), 6.0)
-OBJECTIVES = Objectives(ttft_seconds=5.0)
+REQUESTS = at_rate(conversation_traffic(120, seed=4), 6.0)
+OBJECTIVES = SloTargets(ttft_seconds=5.0)
 IDS = [f"main-{index}/{9000 + index}/0" for index in range(4)]
 
 
-def mean(outcomes: Sequence[Outcome]) -> float:
+def mean(outcomes: Sequence[ReplayResult]) -> float:
     return sum(one.ttft_seconds or 0.0 for one in outcomes) / len(outcomes)
 
 
-def simulation(name: str) -> Simulation:
-    return Simulation(preset("910b4"), IDS, name, OBJECTIVES, b"one")
+def simulation(name: str) -> FleetSimulation:
+    return FleetSimulation(builtin_profile("910b4"), IDS, name, OBJECTIVES, b"one")
 
 
 def test_every_request_comes_back_once_under_the_given_instance_names() -> None:
@@ -37,22 +37,22 @@ def test_every_request_comes_back_once_under_the_given_instance_names() -> None:
 
 def test_the_typical_run_is_the_one_with_the_median_mean() -> None:
     fleet = simulation("least-request")
-    found = fleet.typical(REQUESTS, draws=5)
-    means = [mean(fleet.run(jittered(REQUESTS, 0.010, draw) if draw else REQUESTS)) for draw in range(5)]
+    found = fleet.run_median(REQUESTS, draws=5)
+    means = [mean(fleet.run(jitter_arrivals(REQUESTS, 0.010, draw) if draw else REQUESTS)) for draw in range(5)]
     assert mean(found) == sorted(means)[2]
 
 
 def test_jitter_keeps_the_requests_and_delays_none_by_more() -> None:
-    moved = jittered(REQUESTS, 0.010, 3)
+    moved = jitter_arrivals(REQUESTS, 0.010, 3)
     assert [one.id for one in moved] == [one.id for one in REQUESTS]
     assert all(0 <= new.arrival - old.arrival <= 0.010 for new, old in zip(moved, REQUESTS, strict=True))
-    assert moved == jittered(REQUESTS, 0.010, 3)
+    assert moved == jitter_arrivals(REQUESTS, 0.010, 3)
 
 
 def test_equal_blocks_give_equal_chains_and_another_secret_gives_others() -> None:
     builder = PromptBuilder(Tokenizer())
-    chain = live_chains(builder, secret=b"one", model_key="default/demo")
-    other = live_chains(builder, secret=b"two", model_key="default/demo")
+    chain = prefix_chains(builder, secret=b"one", model_key="default/demo")
+    other = prefix_chains(builder, secret=b"two", model_key="default/demo")
     first, second = chain(REQUESTS[0]), chain(REQUESTS[1])
     shared = sum(a == b for a, b in zip(first.hashes, second.hashes, strict=False))
     assert 2_048 // 256 <= shared <= 2_560 // 256  # block 0 is common, a few bytes of JSON stand before it
@@ -69,11 +69,11 @@ def test_choices_overrule_the_router() -> None:
 def test_a_run_retraces_itself_and_the_way_is_what_came_later() -> None:
     fleet = simulation("least-request")
     outcomes = fleet.run(REQUESTS)
-    again = fleet.retraced(REQUESTS, outcomes)
+    again = fleet.run_on_choices(REQUESTS, outcomes)
     assert [one.ttft_seconds for one in again] == [one.ttft_seconds for one in outcomes]
     later = [replace(one, ttft_seconds=(one.ttft_seconds or 0.0) + 0.25) for one in outcomes]
-    assert way_seconds(later, again) == pytest.approx(0.25)
-    assert way_seconds(again, later) == 0.0
+    assert transport_seconds(later, again) == pytest.approx(0.25)
+    assert transport_seconds(again, later) == 0.0
     assert timing_doubts(outcomes, again) == []
     slower = [replace(one, ttft_seconds=2.0 * (one.ttft_seconds or 0.0)) for one in outcomes]
     assert "2.00 ×" in timing_doubts(slower, again)[0]

@@ -10,63 +10,65 @@ from pathlib import Path
 import pytest
 
 from fairlead.errors import Unavailable
-from fairlead.fleet import Objectives
-from fairlead.profile import preset
-from fairlead.testing.processes import alive, descendants, wait_until
+from fairlead.fleet import SloTargets
+from fairlead.profile import builtin_profile
+from fairlead.testing.processes import descendants, is_alive, wait_until
 from fairlead_cli.local.rundir import running_stacks
-from fairlead_cli.replaying.comparison import Comparison
-from fairlead_cli.replaying.running import find, replay_once
-from fairlead_cli.replaying.stack import LocalStack, StackWish, _descendants, _outliving, _parsed
-from fairlead_cli.replaying.traffic import traffic
+from fairlead_cli.replaying.comparison import PresetComparison
+from fairlead_cli.replaying.running import find_gateway, replay_once
+from fairlead_cli.replaying.stack import MeasuredStack, MeasuredStackOptions, _descendants, _kill_survivors, _parse_ps
+from fairlead_cli.replaying.traffic import load_traffic
 
 
-def wish(tmp_path: Path, *, manifest: str | None = None) -> StackWish:
+def wish(tmp_path: Path, *, manifest: str | None = None) -> MeasuredStackOptions:
     file = tmp_path / "model.yaml"
     if manifest is not None:
         file.write_text(manifest)
     else:
-        comparison = Comparison(
-            traffic=traffic(None, limit=1, rate=None),
+        comparison = PresetComparison(
+            traffic=load_traffic(None, limit=1, rate=None),
             presets=(),
-            profile=preset("910b4"),
+            profile=builtin_profile("910b4"),
             engines=2,
-            objectives=Objectives(ttft_seconds=5.0, itl_seconds=0.3),
+            objectives=SloTargets(ttft_seconds=5.0, itl_seconds=0.3),
             speed=20.0,
             light_rate=1.0,
             folder=tmp_path,
         )
         file = comparison.write_manifest()
-    return StackWish(file, "dual-hash", 20.0, "secret", tmp_path / "up.log", engines=2)
+    return MeasuredStackOptions(file, "dual-hash", 20.0, "secret", tmp_path / "up.log", engines=2)
 
 
 def test_a_stack_is_ready_inside_replays_and_leaves_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAIRLEAD_HASH_SECRET", "secret")
-    with LocalStack(wish(tmp_path)) as local:
-        family = descendants(local.stack.pid) | {local.stack.pid}
+    with MeasuredStack(wish(tmp_path)) as local:
+        family = descendants(local.addresses.pid) | {local.addresses.pid}
         model, instances = local.only_model()
         assert (model.key, model.preset, len(instances)) == ("default/demo", "dual-hash", 2)
-        assert local.stack.pid not in {one.pid for one in running_stacks()}  # nobody finds it by looking for the newest
-        file = Path(local.stack.fleet_file)
-        place = find(url=local.stack.url, manage=local.stack.manage, fleet_file=file, model=None)
+        assert local.addresses.pid not in {
+            one.pid for one in running_stacks()
+        }  # nobody finds it by looking for the newest
+        file = Path(local.addresses.fleet_file)
+        place = find_gateway(url=local.addresses.url, manage=local.addresses.manage, fleet_file=file, model=None)
         said: list[str] = []
-        report = replay_once(traffic(None, limit=12, rate=8.0), place, speed=20.0, say=said.append)
+        report = replay_once(load_traffic(None, limit=12, rate=8.0), place, speed=20.0, on_progress=said.append)
     policy = report.policies["dual-hash"]
     assert policy.live is not None
     assert policy.simulated is not None
-    assert [one.error for one in policy.live.outcomes] == [None] * 12
-    assert [one.instance for one in policy.live.outcomes if one.instance is None] == []
-    assert [one.prompt_tokens - (one.cached_tokens or 0) > 0 for one in policy.live.outcomes] == [True] * 12
+    assert [one.error for one in policy.live.results] == [None] * 12
+    assert [one.instance for one in policy.live.results if one.instance is None] == []
+    assert [one.prompt_tokens - (one.cached_tokens or 0) > 0 for one in policy.live.results] == [True] * 12
     assert report.objectives.ttft_seconds == pytest.approx(5.0)
     assert report.lags["gateway"] is not None
     assert said == []
-    assert not any("somebody else" in doubt for doubt in report.invalid)
+    assert not any("somebody else" in doubt for doubt in report.invalid_reasons)
     assert not (tmp_path / "up.run").exists()
     assert len(family) > 3
-    assert not any(alive(pid) for pid in family)
+    assert not any(is_alive(pid) for pid in family)
 
 
 def test_a_stack_that_does_not_start_says_its_last_words(tmp_path: Path) -> None:
-    with pytest.raises(Unavailable, match="kind"), LocalStack(wish(tmp_path, manifest="kind: Nothing\n")):
+    with pytest.raises(Unavailable, match="kind"), MeasuredStack(wish(tmp_path, manifest="kind: Nothing\n")):
         pass
 
 
@@ -98,17 +100,17 @@ def test_a_demo_that_is_killed_leaves_nothing(tmp_path: Path) -> None:
         wait_until(grown, "the demo has started a stack")
         process.send_signal(signal.SIGKILL)
         process.wait()
-    wait_until(lambda: not any(alive(pid) for pid in seen), "everything that the demo started is gone")
+    wait_until(lambda: not any(is_alive(pid) for pid in seen), "everything that the demo started is gone")
 
 
 def test_a_process_that_outlives_its_stack_is_killed_and_named() -> None:
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) as process:
         family = {one for one in _descendants(os.getpid()) if one[0] == process.pid}
-        assert _outliving(family, patience_seconds=0.0) == {process.pid}
+        assert _kill_survivors(family, patience_seconds=0.0) == {process.pid}
         assert process.wait() == -signal.SIGKILL
-    assert _outliving(family, patience_seconds=0.0) == set()
+    assert _kill_survivors(family, patience_seconds=0.0) == set()
 
 
 def test_the_list_of_ps_is_read_without_zombies() -> None:
     lines = ["  1     0 Ss   Thu Jan  1 00:00:01 2026", " 20     1 Z    Thu Jan  1 00:00:02 2026", "garbage"]
-    assert _parsed(lines) == {1: (0, "Thu Jan  1 00:00:01 2026")}
+    assert _parse_ps(lines) == {1: (0, "Thu Jan  1 00:00:01 2026")}

@@ -5,8 +5,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from fairlead_cli.replaying.measure import doubts, others
-from fairlead_cli.replaying.witness import lag_p99, read_lags, requests_seen
+from fairlead_cli.replaying.measure import foreign_request_doubts, lag_doubts
+from fairlead_cli.replaying.witness import count_finished_requests, lag_p99, read_lags
 
 
 @pytest.mark.parametrize("name", ["fairlead_gateway_loop_lag_seconds", "fairlead_sim_loop_lag_seconds"])
@@ -39,26 +39,26 @@ def test_metrics_are_asked_over_http_and_silence_is_none() -> None:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         url = f"http://127.0.0.1:{server.server_address[1]}"
-        found, seen = read_lags([url]), requests_seen(url)
+        found, seen = read_lags([url]), count_finished_requests(url)
         server.shutdown()
         thread.join()
     assert found == {url: 0.002}
     assert seen == 7
-    assert requests_seen(url) is None
+    assert count_finished_requests(url) is None
     assert read_lags([url], attempts=1) == {url: None}
 
 
 def test_a_loop_over_the_limit_is_a_doubt() -> None:
-    assert doubts({"gateway": 0.020, "replay's loop": 0.001}) == []
-    assert doubts({"gateway": 0.0201}) == ["gateway ran 20.1ms late (p99), more than 20ms"]
+    assert lag_doubts({"gateway": 0.020, "replay's loop": 0.001}) == []
+    assert lag_doubts({"gateway": 0.0201}) == ["gateway ran 20.1ms late (p99), more than 20ms"]
 
 
 def test_an_unknown_gateway_is_a_doubt_but_a_silent_engine_is_not() -> None:
-    assert len(doubts({"gateway": None, "engine a/1/0": None})) == 1
+    assert len(lag_doubts({"gateway": None, "engine a/1/0": None})) == 1
 
 
 def test_requests_of_somebody_else_are_a_doubt() -> None:
-    assert others(10, 30, 20) == []
-    assert others(10, 29, 20) == []  # one is not settled yet
-    assert others(None, 30, 20) == []
-    assert others(10, 33, 20) == ["the gateway answered 3 requests of somebody else meanwhile"]
+    assert foreign_request_doubts(10, 30, 20) == []
+    assert foreign_request_doubts(10, 29, 20) == []  # one is not settled yet
+    assert foreign_request_doubts(None, 30, 20) == []
+    assert foreign_request_doubts(10, 33, 20) == ["the gateway answered 3 requests of somebody else meanwhile"]

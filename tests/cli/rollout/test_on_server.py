@@ -19,8 +19,8 @@ from fairlead.clock import SystemClock
 from fairlead.kube.client import KubeApi
 from fairlead.kube.resource import DEPLOYMENTS, MODEL_DEPLOYMENTS, Manifest
 from fairlead.testing.kube import ApiServer
-from fairlead.testing.waiting import until_async
-from fairlead_operator.marks import UNDO
+from fairlead.testing.waiting import wait_until_async
+from fairlead_operator.marks import UNDO_ANNOTATION
 
 pytestmark = [pytest.mark.api_server, pytest.mark.timeout(300)]
 ROOT = Path(__file__).parents[3]
@@ -54,12 +54,12 @@ async def _prepared(server: ApiServer) -> None:
     async with _api(server) as api:
         for path in sorted((ROOT / "crds").glob("*.yaml")):
             await api.apply(yaml.safe_load(path.read_text()), "test")
-        await until_async(lambda: api.serves(MODEL_DEPLOYMENTS))
+        await wait_until_async(lambda: api.has_resource(MODEL_DEPLOYMENTS))
         await api.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": SPACE}}, "test")
 
 
 def _api(server: ApiServer) -> KubeApi:
-    return KubeApi(server.access(), SystemClock(), lambda: 0.5)
+    return KubeApi(server.config(), SystemClock(), lambda: 0.5)
 
 
 def rollout(server: ApiServer, *words: str) -> tuple[int, str, str]:
@@ -111,7 +111,7 @@ async def become(api: KubeApi, *wanted: str) -> None:
         settled = {one["type"]: one["status"] for one in told.get("conditions") or []} == {"Ready": "True"}
         return settled and len(found) == 1 and _switches(found[0]) == set(wanted)
 
-    await until_async(same)
+    await wait_until_async(same)
 
 
 def _switches(deployment: Manifest) -> set[str]:
@@ -139,7 +139,7 @@ def test_a_change_is_held_let_through_and_taken_back(api_server: ApiServer) -> N
             async def held() -> bool:
                 return await reason(api, "Reconciling") == "Paused"
 
-            await until_async(held)
+            await wait_until_async(held)
             (one,) = (await api.list(DEPLOYMENTS, SPACE)).items
             assert (_switches(one), one["spec"]["paused"]) == (set(), True)
             code, out, _ = await asyncio.to_thread(rollout, api_server, "status", "qwen")
@@ -156,12 +156,12 @@ def test_a_change_is_held_let_through_and_taken_back(api_server: ApiServer) -> N
             await said(api_server, "undo", "qwen")
             await become(api)
             after = await api.get(MODEL_DEPLOYMENTS, SPACE, "qwen")
-            assert after["metadata"]["annotations"][UNDO] == "1/2"
+            assert after["metadata"]["annotations"][UNDO_ANNOTATION] == "1/2"
             assert after["spec"] == before["spec"]
             out = await said(api_server, "status", "qwen")
-            assert f"runs revision 1 of 2: the annotation {UNDO} asks for revision 1" in out
+            assert f"runs revision 1 of 2: the annotation {UNDO_ANNOTATION} asks for revision 1" in out
 
-            patch: Manifest = {"metadata": {"annotations": {UNDO: None}}}  # as one who has kubectl only
+            patch: Manifest = {"metadata": {"annotations": {UNDO_ANNOTATION: None}}}  # as one who has kubectl only
             await api.patch_merge(MODEL_DEPLOYMENTS, SPACE, "qwen", patch, "kubectl")
             await become(api, "--max-num-seqs=3")
 

@@ -12,23 +12,23 @@ import msgspec
 import pytest
 
 from fairlead.errors import BadInput
-from fairlead_autoscaler.recording import Look, line_of
-from fairlead_autoscaler.scaling import Core, GatewaySeen, Observation, PoolFacts, PoolSeen, ScaledModel
-from fairlead_cli.app import build
-from fairlead_cli.local.rundir import Stack
+from fairlead_autoscaler.recording import TickRecord, encode_record
+from fairlead_autoscaler.scaling import GatewayTraffic, ModelSpec, Observation, PoolObservation, PoolSpec, ScalingCore
+from fairlead_cli.app import build_app
+from fairlead_cli.local.rundir import RunningStack
 from fairlead_cli.scaling import asking
-from fairlead_cli.scaling.asking import moment
+from fairlead_cli.scaling.asking import parse_moment
 
 NOW = datetime(2026, 11, 21, 14, 0).timestamp()
 
 
-def looks(name: str = "default/tiny") -> list[Look]:
-    model = ScaledModel(name, 2.0, None, (PoolFacts("main", maximum=4),))
-    core, found = Core(model), []
+def looks(name: str = "default/tiny") -> list[TickRecord]:
+    model = ModelSpec(name, 2.0, None, (PoolSpec("main", maximum=4),))
+    core, found = ScalingCore(model), []
     for tick in range(5):
         before = core.state
-        seen = Observation(5.0 * tick, GatewaySeen(3.0, 900.0), {"main": PoolSeen(1, 1, replicas=())})
-        found.append(Look(NOW + 5.0 * tick, model, seen, core.step(seen), before=before))
+        seen = Observation(5.0 * tick, GatewayTraffic(3.0, 900.0), {"main": PoolObservation(1, 1, replicas=())})
+        found.append(TickRecord(NOW + 5.0 * tick, model, seen, core.step(seen), before=before))
     return found
 
 
@@ -42,9 +42,9 @@ class Autoscaler(BaseHTTPRequestHandler):
             self._answer(200, msgspec.json.encode({"models": {"default/tiny": looks()[-1]}}))
         elif parts.path == "/autoscaling/look" and float(query.get("at", NOW)) >= NOW:
             at = float(query.get("at", NOW + 99))
-            self._answer(200, line_of([look for look in looks() if look.wall <= at][-1]))
+            self._answer(200, encode_record([look for look in looks() if look.wall <= at][-1]))
         elif parts.path == "/autoscaling/recording":
-            self._answer(200, b"".join(line_of(look) + b"\n" for look in looks()))
+            self._answer(200, b"".join(encode_record(look) + b"\n" for look in looks()))
         else:
             self._answer(404, b'{"error": {"message": "no look is kept from then"}}')
 
@@ -70,7 +70,7 @@ def url() -> Iterator[str]:
 
 def told(*words: str) -> int:
     """The exit code of the command line."""
-    return int(build()(words, result_action="return_value"))
+    return int(build_app()(words, result_action="return_value"))
 
 
 def test_a_model_is_explained_by_its_short_name_or_without_one(url: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -107,7 +107,7 @@ def test_the_answer_itself_is_printed_as_json(url: str, capsys: pytest.CaptureFi
 def test_what_an_autoscaler_knows_and_what_is_in_files_is_replayed_alike(
     url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "scaling-000001.jsonl").write_bytes(b"".join(line_of(look) + b"\n" for look in looks()))
+    (tmp_path / "scaling-000001.jsonl").write_bytes(b"".join(encode_record(look) + b"\n" for look in looks()))
     assert told("replay-scaling", "--manage", url) == 0
     live = capsys.readouterr().out
     assert told("replay-scaling", str(tmp_path)) == 0
@@ -117,7 +117,7 @@ def test_what_an_autoscaler_knows_and_what_is_in_files_is_replayed_alike(
 
 
 def test_what_differs_is_shown_with_both_rules(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "scaling-000001.jsonl").write_bytes(b"".join(line_of(look) + b"\n" for look in looks()))
+    (tmp_path / "scaling-000001.jsonl").write_bytes(b"".join(encode_record(look) + b"\n" for look in looks()))
     assert told("replay-scaling", str(tmp_path), "--set", "freeze=true", "--model", "tiny", "--json") == 0
     (found,) = json.loads(capsys.readouterr().out)
     assert {one["other"]["rule"] for one in found["moments"]} == {"frozen"}
@@ -139,10 +139,10 @@ def test_wrong_values_of_a_replay_name_their_option(tmp_path: Path, capsys: pyte
 
 
 def test_a_stack_is_meant_by_its_gateways_address_too(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    stacks = [Stack(1, "http://127.0.0.1:9000", "http://127.0.0.1:9001", 0.0, {}, "", True, autoscaler=url)]
+    stacks = [RunningStack(1, "http://127.0.0.1:9000", "http://127.0.0.1:9001", 0.0, {}, "", True, autoscaler=url)]
     monkeypatch.setattr(asking, "running_stacks", lambda: stacks)
-    assert asking.autoscaler(":9001") == url
-    assert asking.autoscaler("http://127.0.0.1:9002") == "http://127.0.0.1:9002"
+    assert asking.find_autoscaler(":9001") == url
+    assert asking.find_autoscaler("http://127.0.0.1:9002") == "http://127.0.0.1:9002"
 
 
 @pytest.mark.parametrize(
@@ -157,11 +157,11 @@ def test_a_stack_is_meant_by_its_gateways_address_too(url: str, monkeypatch: pyt
     ],
 )
 def test_moments_are_written_as_people_say_them(text: str, ago: float) -> None:
-    assert NOW - moment(text, NOW) == pytest.approx(ago)
-    assert moment("1750000000", NOW) == 1_750_000_000.0
+    assert NOW - parse_moment(text, NOW) == pytest.approx(ago)
+    assert parse_moment("1750000000", NOW) == 1_750_000_000.0
 
 
 def test_what_is_no_moment_is_refused() -> None:
     for text in ("", "soon", "25:00", "14:05:99", "nan", "inf", "9" * 400):
         with pytest.raises(BadInput, match="--at"):
-            moment(text, NOW)
+            parse_moment(text, NOW)

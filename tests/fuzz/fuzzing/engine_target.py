@@ -12,8 +12,8 @@ from typing import Any
 from fuzzing.target import Target
 
 from fairlead.engines.vllm import Vllm
-from fairlead_gateway.handoff_plan import mooncake_engine, nixl_decode
-from fairlead_gateway.sse import engine_fault
+from fairlead_gateway.handoff_plan import nixl_decode_fields, parse_mooncake_engine_id
+from fairlead_gateway.sse import parse_in_band_error
 
 _VLLM = Vllm()
 _SAMPLE = re.compile(rb"(vllm:[a-z_]+)(\{.*| .*)? ([^ ]+)")
@@ -23,12 +23,12 @@ def check(data: bytes) -> Hashable:
     """A page gives the sums that its lines say; a hand-off is passed on only when it is whole."""
     if data[:1] == b"{":
         return handed(data)
-    signals = _VLLM.signals(data)
+    signals = _VLLM.parse_signals(data)
     for name, series in (("running", b"vllm:num_requests_running"), ("waiting", b"vllm:num_requests_waiting")):
         told = getattr(signals, name)
         assert told is None or math.isfinite(told), name
         assert told == total(data, series), name
-    rank = _VLLM.signals(data, 1)
+    rank = _VLLM.parse_signals(data, 1)
     assert rank.running is None or signals.running is not None
     return tuple(
         one is None for one in (signals.running, signals.waiting, signals.kv_usage, signals.sleeping, rank.running)
@@ -53,10 +53,10 @@ def total(page: bytes, series: bytes) -> float | None:
 
 def handed(data: bytes) -> Hashable:
     """The answers of prefill engines and bootstrap servers."""
-    fields = nixl_decode(data)
-    name = mooncake_engine(data, 0)
+    fields = nixl_decode_fields(data)
+    name = parse_mooncake_engine_id(data, 0)
     assert name is None or name
-    fault = engine_fault(data, 500)
+    fault = parse_in_band_error(data, 500)
     assert 400 <= fault.status <= 599
     if fields is None:
         return "no hand-off", name is None, fault.status

@@ -15,11 +15,11 @@ from fuzzing.target import CANARY, Target, cuttings, refused
 
 from fairlead.limits import Limits
 from fairlead_gateway.errors import GatewayError
-from fairlead_gateway.head import Head
-from fairlead_gateway.lateness import allowed
-from fairlead_gateway.passed import passed_on, passes
-from fairlead_gateway.reader import RequestReader
-from fairlead_gateway.wire import engine_request
+from fairlead_gateway.head import RequestHead
+from fairlead_gateway.lateness import total_timeout
+from fairlead_gateway.passed import is_passthrough_path, parse_passthrough_request
+from fairlead_gateway.reader import RequestParser
+from fairlead_gateway.wire import encode_request
 
 LIMITS = Limits()
 TIGHT = Limits(
@@ -31,19 +31,19 @@ _HOPS = frozenset(
 _TARGET = re.compile(r"[!-~]+")
 _OURS = frozenset({b"host", b"content-length", b"content-type", b"x-request-id", b"x-data-parallel-rank"})
 _URL = "http://10.0.0.1:8000"
-Requests = list[tuple[Head, bytes]]
+Requests = list[tuple[RequestHead, bytes]]
 
 
 def judged(pieces: list[bytes], limits: Limits) -> tuple[Requests, GatewayError | None]:
     """The requests that these pieces hold, and the refusal behind them."""
-    reader = RequestReader(limits)
+    reader = RequestParser(limits)
     found: Requests = []
     try:
         for piece in pieces:
             reader.feed(piece)
-            while (request := reader.next()) is not None:
+            while (request := reader.next_request()) is not None:
                 found.append(request)
-        reader.ended()
+        reader.on_eof()
     except GatewayError as error:
         return found, refused(error)
     return found, None
@@ -148,23 +148,23 @@ def second(data: bytes, found: Requests, refusal: GatewayError | None) -> None:
         assert len(other.whole) <= len(found), "llhttp sees more requests"
 
 
-def forwarded(head: Head, body: bytes) -> None:
+def forwarded(head: RequestHead, body: bytes) -> None:
     """An engine reads one request, of the very body, framed by length."""
     target, method = head.path, "POST"
     try:
-        allowed(head, bool(len(body) % 2), LIMITS)
+        total_timeout(head, bool(len(body) % 2), LIMITS)
     except GatewayError as error:
         refused(error)
-    if passes(head.path):
+    if is_passthrough_path(head.path):
         try:
-            ask = passed_on(head, body, FLEET, LIMITS)
+            ask = parse_passthrough_request(head, body, FLEET, LIMITS)
             target, method, body = ask.target or head.path, ask.method, ask.body
         except GatewayError as error:
             refused(error)
     else:
         target = "/v1/completions"
     assert _TARGET.fullmatch(target), target
-    message = b"".join(engine_request(_URL, target, head, body, "req-1", method=method, rank=crc32(body) % 4))
+    message = b"".join(encode_request(_URL, target, head, body, "req-1", method=method, dp_rank=crc32(body) % 4))
     engine = _Second()
     assert engine.read(message), "llhttp refuses what engines get"
     ((method_read, target_read, keep, body_read, fields),) = engine.whole

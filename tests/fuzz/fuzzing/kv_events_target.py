@@ -10,16 +10,16 @@ import msgspec
 from fuzzing.target import Target
 
 from fairlead_kvstore.errors import EventsError
-from fairlead_kvstore.events.decode import decode
-from fairlead_kvstore.events.wire import Batch
-from fairlead_kvstore.truth.changes import Cleared, Removed, Stored
-from fairlead_kvstore.truth.truth import Truth
+from fairlead_kvstore.events.decode import decode_events
+from fairlead_kvstore.events.wire import EventBatch
+from fairlead_kvstore.truth.changes import BlocksRemoved, BlocksStored, InstanceCleared
+from fairlead_kvstore.truth.truth import BlockStore
 
 
 def check(data: bytes) -> Hashable:
     """No other exception, no event lost without being counted, and the same changes give the same content, twice."""
     try:
-        batch = decode(data)
+        batch = decode_events(data)
     except EventsError as error:
         return type(error).__name__, error.reason
     whole = msgspec.msgpack.decode(data, type=list[msgspec.Raw])
@@ -30,18 +30,18 @@ def check(data: bytes) -> Hashable:
     return len(batch.events), batch.unknown, batch.refused, len(content)
 
 
-def applied(batch: Batch) -> set[tuple[int, int]]:
+def applied(batch: EventBatch) -> set[tuple[int, int]]:
     """The content after the batch came twice, which must be what its changes say."""
-    truth = Truth()
+    truth = BlockStore()
     truth.attach("i", "default/tiny", 0.0)
     copy: set[tuple[int, int]] = set()
     for now in (1.0, 20.0):
         for change in truth.apply("i", batch, now):
-            if isinstance(change, Stored):
+            if isinstance(change, BlocksStored):
                 copy |= {(own, change.tier) for own in change.hashes}
-            elif isinstance(change, Removed):
+            elif isinstance(change, BlocksRemoved):
                 copy -= {(own, change.tier) for own in change.hashes}
-            elif isinstance(change, Cleared):
+            elif isinstance(change, InstanceCleared):
                 copy.clear()
     assert copy == set(truth.content("i")), "the changes are not what changed"
     return copy

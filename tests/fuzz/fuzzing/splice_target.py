@@ -14,24 +14,24 @@ from zlib import crc32
 import msgspec
 from fuzzing.target import CANARY, Target, refused
 
-from fairlead.fleet import Fleet, Instance, InstanceState, Model, Objectives
+from fairlead.fleet import Fleet, Instance, InstanceState, Model, SloTargets
 from fairlead.limits import Limits
-from fairlead_gateway.continuation import Said, continuable, continued_body
+from fairlead_gateway.continuation import SentText, can_resume, resume_body
 from fairlead_gateway.errors import GatewayError
-from fairlead_gateway.fields import Chat, Completion, Generation
-from fairlead_gateway.handoff import FIELDS, without_handoff
-from fairlead_gateway.handoff_plan import nixl_prefill, prefill_body, why_not
-from fairlead_gateway.head import Head
-from fairlead_gateway.model import PATHS, Ask, understand
-from fairlead_gateway.passed import passed_on
-from fairlead_gateway.prompt import route_request
-from fairlead_gateway.splice import splice
+from fairlead_gateway.fields import ChatRequest, CompletionRequest, GenerationFields
+from fairlead_gateway.handoff import KV_TRANSFER_FIELDS, strip_kv_transfer_fields
+from fairlead_gateway.handoff_plan import ineligible_reason, nixl_prefill_fields, prefill_body
+from fairlead_gateway.head import RequestHead
+from fairlead_gateway.model import BODY_TYPES, ModelRequest, parse_request
+from fairlead_gateway.passed import parse_passthrough_request
+from fairlead_gateway.prompt import build_route_request
+from fairlead_gateway.splice import set_members
 
 LIMITS = Limits()
 PARAMS = b'{"do_remote_prefill":true,"remote_host":"a"}'
 _NAMES = ("tiny", "other", "a/b"[:1])
-_MODELS = {f"default/{name}": Model("default", name, Objectives(), "dual-hash") for name in _NAMES} | {
-    "chat/tiny": Model("chat", "tiny", Objectives(), "dual-hash")
+_MODELS = {f"default/{name}": Model("default", name, SloTargets(), "dual-hash") for name in _NAMES} | {
+    "chat/tiny": Model("chat", "tiny", SloTargets(), "dual-hash")
 }
 FLEET = Fleet(
     1,
@@ -40,8 +40,8 @@ FLEET = Fleet(
     {key: (Instance(f"{key}/0", one.namespace, one.name, "main", "http://127.0.0.1:1", state=InstanceState.READY),)
      for key, one in _MODELS.items()},
 )  # fmt: skip
-HEAD = Head("POST", "/v1/odd", [(b"host", b"x")], 11, 0, True, False, b"a=b&model=c")
-_PATHS = (*PATHS, "/v1/chat/completions", "/v1/completions", "/v1/odd", "/v1/chat/completions")
+HEAD = RequestHead("POST", "/v1/odd", [(b"host", b"x")], 11, 0, True, False, b"a=b&model=c")
+_PATHS = (*BODY_TYPES, "/v1/chat/completions", "/v1/completions", "/v1/odd", "/v1/chat/completions")
 _SPACE = re.compile(r"[ \t\r\n]*")
 _NUMBERS = re.compile(r"\d+")
 
@@ -94,7 +94,11 @@ def check(body: bytes) -> Hashable:
     """Refused with a 4xx that repeats nothing, or changed exactly as meant."""
     path = _PATHS[crc32(body) % len(_PATHS)]
     try:
-        ask = passed_on(HEAD, body, FLEET, LIMITS) if path == "/v1/odd" else understand(path, body, FLEET, LIMITS)
+        ask = (
+            parse_passthrough_request(HEAD, body, FLEET, LIMITS)
+            if path == "/v1/odd"
+            else parse_request(path, body, FLEET, LIMITS)
+        )
     except GatewayError as error:
         refused(error)
         _bare(body)
@@ -109,7 +113,7 @@ def check(body: bytes) -> Hashable:
         assert was is None or was == now, "bytes that should stay have changed"
     if plain(before) == plain(after):
         assert ask.body == body, "nothing was to be changed"
-    route_request(ask, HEAD, "r", b"secret")
+    build_route_request(ask, HEAD, "r", b"secret")
     legs(ask, after)
     return path, len(before), ask.stream, ask.strip_usage, tuple(sorted({name for name, _, _ in before}))[:6]
 
@@ -119,17 +123,17 @@ def plain(found: list[Any]) -> list[tuple[str, Any]]:
     return [(name, value) for name, _, value in found]
 
 
-def expected(before: list[Member], ask: Ask) -> list[Any]:
+def expected(before: list[Member], ask: ModelRequest) -> list[Any]:
     """The members that an engine should get; text None where it is Fairlead's own."""
     wanted: list[Any] = []
-    rename = ask.parsed.model != ask.model.name
+    rename = ask.fields.model != ask.model.name
     options = next((value for name, _, value in reversed(before) if name == "stream_options"), None)
     given = any(name == "stream_options" for name, _, _ in before)
     for name, text, value in before:
-        if name in FIELDS:
+        if name in KV_TRANSFER_FIELDS:
             continue
         if name == "vllm_xargs" and isinstance(value, Obj):
-            inner = Obj(pair for pair in value if pair[0] not in FIELDS)
+            inner = Obj(pair for pair in value if pair[0] not in KV_TRANSFER_FIELDS)
             wanted.append((name, text if inner == value else None, inner))
         elif name == "model" and rename:
             wanted.append((name, None, ask.model.name))
@@ -149,40 +153,40 @@ def _with_usage(options: Any) -> Obj:
     return Obj([("include_usage", True), *pairs])
 
 
-def legs(ask: Ask, after: list[Member]) -> None:
+def legs(ask: ModelRequest, after: list[Member]) -> None:
     """The bodies of a hand-off's two engines, and of one that continues a stream, have their fields and no others changed."""
-    if not isinstance(ask.parsed, Generation):
+    if not isinstance(ask.fields, GenerationFields):
         return
-    why_not(ask.parsed, ask.body)
+    ineligible_reason(ask.fields, ask.body)
     changes: dict[str, Any] = {
         "max_tokens": ("number", "1"),
         "min_tokens": ("number", "1"),
         "stream": False,
         "kv_transfer_params": Obj([("do_remote_decode", True), ("do_remote_prefill", False)]),
     }
-    if isinstance(ask.parsed, Chat) and ask.parsed.max_completion_tokens is not None:
+    if isinstance(ask.fields, ChatRequest) and ask.fields.max_completion_tokens is not None:
         changes["max_completion_tokens"] = ("number", "1")
-    if ask.parsed.n is not None:
+    if ask.fields.n is not None:
         changes["n"] = ("number", "1")
-    prefill = members(prefill_body(ask.parsed, ask.body, nixl_prefill()))
+    prefill = members(prefill_body(ask.fields, ask.body, nixl_prefill_fields()))
     if any(name == "stream_options" for name, _, _ in prefill):
         changes["stream_options"] = None
     _set(after, prefill, changes)
-    decode = members(splice(ask.body, {"kv_transfer_params": PARAMS}))
+    decode = members(set_members(ask.body, {"kv_transfer_params": PARAMS}))
     _set(after, decode, {"kv_transfer_params": Obj([("do_remote_prefill", True), ("remote_host", "a")])})
-    if continuable(ask):
-        said = Said(100)
+    if can_resume(ask):
+        said = SentText(100)
         said.text, said.tokens = 'so "far"\u2028', 1
-        rest = continued_body(ask, said)
+        rest = resume_body(ask, said)
         if rest is not None:
             told = dict(plain(members(rest)))
-            if isinstance(ask.parsed, Chat):
+            if isinstance(ask.fields, ChatRequest):
                 old = dict(plain(after))["messages"]
                 assert told["messages"] == [*old, Obj([("role", "assistant"), ("content", said.text)])]
                 assert told["continue_final_message"] is True
                 assert told["add_generation_prompt"] is False
-            elif isinstance(ask.parsed, Completion):
-                assert told["prompt"] == msgspec.json.decode(ask.parsed.prompt) + said.text
+            elif isinstance(ask.fields, CompletionRequest):
+                assert told["prompt"] == msgspec.json.decode(ask.fields.prompt) + said.text
 
 
 def _set(before: list[Member], after: list[Member], changes: dict[str, Any]) -> None:
@@ -212,11 +216,11 @@ def _bare(body: bytes) -> None:
     except (msgspec.DecodeError, ValueError, RecursionError):
         return
     try:
-        after = members(without_handoff(body))
+        after = members(strip_kv_transfer_fields(body))
     except GatewayError as error:
         refused(error)
         return
-    assert [name for name, _, _ in after] == [name for name, _, _ in found if name not in FIELDS]
+    assert [name for name, _, _ in after] == [name for name, _, _ in found if name not in KV_TRANSFER_FIELDS]
 
 
 _FIELD_WORDS = [

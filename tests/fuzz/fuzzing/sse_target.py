@@ -13,29 +13,29 @@ from typing import Any
 import msgspec
 from fuzzing.target import Target, cuttings
 
-from fairlead_gateway.continuation import Said, fitted, whole_usage
-from fairlead_gateway.engine_fields import Event
-from fairlead_gateway.events import Events, first_event
+from fairlead_gateway.continuation import SentText, splice_events, total_usage
+from fairlead_gateway.engine_fields import StreamEvent
+from fairlead_gateway.events import SseScanner, filter_first_chunks
 
 LIMIT = 1 << 20
 _LINES = re.compile(rb"\r\n|\n|\r")
 _KNOWN = (b"data:", b":", b"event:", b"id:", b"retry:")
 
 
-def through(pieces: list[bytes], strip: bool, looked: int) -> tuple[bytes, Events]:
+def through(pieces: list[bytes], strip: bool, looked: int) -> tuple[bytes, SseScanner]:
     """What the client gets; the first ``looked`` pieces pass as the beginning of a stream does."""
-    events = Events(strip=strip, limit=LIMIT)
-    out = first_event(events, pieces[:looked]) if looked else []
-    if not events.ended:
-        out += events.passing(pieces[looked:])
+    events = SseScanner(strip_usage=strip, max_event_bytes=LIMIT)
+    out = filter_first_chunks(events, pieces[:looked]) if looked else []
+    if not events.is_finished:
+        out += events.filter_chunks(pieces[looked:])
     return b"".join(out), events
 
 
-def seen(events: Events) -> tuple[object, ...]:
+def seen(events: SseScanner) -> tuple[object, ...]:
     """What a scanner learned of a stream."""
-    usage, fault = events.usage, events.fault
+    usage, fault = events.usage, events.error
     counts = None if usage is None else (usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens)
-    return counts, None if fault is None else (fault.status, fault.message), events.aborted, events.done
+    return counts, None if fault is None else (fault.status, fault.message), events.is_aborted, events.is_done
 
 
 def check(data: bytes) -> Hashable:
@@ -61,14 +61,14 @@ def check(data: bytes) -> Hashable:
     return proper, learned[1:], len(sent), len(out) == len(data), events.usage is None
 
 
-def examine(out: bytes, events: Events, sent: list[bytes], proper: bool) -> None:
+def examine(out: bytes, events: SseScanner, sent: list[bytes], proper: bool) -> None:
     """What holds however malformed the stream is, and what holds when it is not."""
-    assert events.done + events.aborted + (events.fault is not None) <= 1
+    assert events.is_done + events.is_aborted + (events.error is not None) <= 1
     shown = told(out)
     assert subsequence(shown, sent), "events that no engine sent"
-    assert (b"[DONE]" in shown) <= events.done, "an end that was not noticed"
+    assert (b"[DONE]" in shown) <= events.is_done, "an end that was not noticed"
     assert b"[DONE]" not in shown[:-1], "something behind the end"
-    if events.done:
+    if events.is_done:
         assert shown[-1] == b"[DONE]"
     if not proper:
         return
@@ -82,12 +82,12 @@ def examine(out: bytes, events: Events, sent: list[bytes], proper: bool) -> None
 
 def continued(out: bytes, sent: list[bytes]) -> None:
     """What another engine's stream is made into, whatever it is; text is text."""
-    said = Said(LIMIT)
+    said = SentText(LIMIT)
     said.add([out])
-    if said.read():
+    if said.parse():
         assert said.tokens <= len(sent)
-        whole_usage(None, said)
-    told(b"".join(fitted([out], said)))
+        total_usage(None, said)
+    told(b"".join(splice_events([out], said)))
 
 
 def well_formed(data: bytes, sent: list[bytes]) -> bool:
@@ -106,7 +106,7 @@ def _event(data: bytes) -> bool:
     if not isinstance(found, dict):
         return False
     try:
-        msgspec.json.decode(data, type=Event)
+        msgspec.json.decode(data, type=StreamEvent)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return False
     return True

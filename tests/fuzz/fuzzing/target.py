@@ -14,7 +14,7 @@ CANARY = b"canary7c1e"  # in the words of every target: no message of ours may r
 def refused(error: GatewayError) -> GatewayError:
     """What a client's bytes may lead to when they are wrong: a 4xx that repeats none of them."""
     assert 400 <= error.status < 500, error
-    assert CANARY not in error.body("r") + repr(error.fields).encode(), "a message repeats bytes of the request"
+    assert CANARY not in error.body("r") + repr(error.headers).encode(), "a message repeats bytes of the request"
     return error
 
 

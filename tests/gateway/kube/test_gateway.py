@@ -9,20 +9,20 @@ import pytest
 import yaml
 
 from fairlead.clock import SystemClock
-from fairlead.kube.access import Access
+from fairlead.kube.access import ClusterConfig
 from fairlead.kube.client import KubeApi
 from fairlead.kube.resource import (
-    DEFINITIONS,
+    CUSTOM_RESOURCE_DEFINITIONS,
     MODEL_DEPLOYMENTS,
     NAMESPACES,
     PODS,
     Manifest,
 )
 from fairlead.testing.engine import scripted_engine
-from fairlead.testing.fake_kube import fake_kube
+from fairlead.testing.fake_kube import fake_api_server
 from fairlead.testing.kube import ApiServer
-from fairlead.testing.raw_http import ask
-from fairlead.testing.waiting import until_async
+from fairlead.testing.raw_http import request
+from fairlead.testing.waiting import wait_until_async
 from fairlead_gateway.__main__ import main as gateway_main
 from fairlead_gateway.testing_process import GatewayProcess, gateway_process
 
@@ -38,7 +38,7 @@ MARKS = {
 READY = [{"type": "Ready", "status": "True"}]
 
 
-def kubeconfig(access: Access, path: Path) -> Path:
+def kubeconfig(access: ClusterConfig, path: Path) -> Path:
     document = {
         "current-context": "c",
         "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
@@ -62,36 +62,36 @@ def pod(namespace: str, url: str) -> Manifest:
 
 async def answers(gateway: GatewayProcess, status: int) -> None:
     async def so() -> bool:
-        return (await ask(gateway.url, GOOD)).status == status
+        return (await request(gateway.url, GOOD)).status == status
 
-    await until_async(so)
+    await wait_until_async(so)
 
 
 async def states(gateway: GatewayProcess, *wanted: str) -> None:
     async def so() -> bool:
-        (model,) = (await gateway.told("/api/fleet"))["models"]
+        (model,) = (await gateway.get_json("/api/fleet"))["models"]
         return [one["state"] for one in model["instances"]] == list(wanted)
 
-    await until_async(so)
+    await wait_until_async(so)
 
 
 def test_it_serves_what_the_cluster_has_and_goes_on_without_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
-        async with fake_kube() as fake, scripted_engine() as engine:
-            monkeypatch.setenv("KUBECONFIG", str(kubeconfig(fake.access(), tmp_path / "config")))
+        async with fake_api_server() as fake, scripted_engine() as engine:
+            monkeypatch.setenv("KUBECONFIG", str(kubeconfig(fake.config(), tmp_path / "config")))
             path = PODS.path("x", "p")
             fake.put(MODEL_DEPLOYMENTS, "x", "tiny", spec=SPEC)
             made = fake._store(path, {**pod("x", engine.url), "status": {"podIP": "127.0.0.1", "conditions": READY}})
             async with gateway_process(None, "--kube", "x") as gateway:
                 await answers(gateway, 200)
-                assert "cluster" not in await gateway.notes()
+                assert "cluster" not in await gateway.warnings()
                 fake.token = "another"
                 fake.end_watches()
 
                 async def said() -> bool:
-                    return "the cluster cannot be followed, the last fleet stays" in await gateway.notes()
+                    return "the cluster cannot be followed, the last fleet stays" in await gateway.warnings()
 
-                await until_async(said)
+                await wait_until_async(said)
                 await answers(gateway, 200)
                 fake.token = None
                 gone = {**made["metadata"], "deletionTimestamp": "2026-11-20T18:00:00Z"}
@@ -100,13 +100,13 @@ def test_it_serves_what_the_cluster_has_and_goes_on_without_it(tmp_path: Path, m
                 await answers(gateway, 503)
 
                 async def followed() -> bool:
-                    return "cluster" not in await gateway.notes()
+                    return "cluster" not in await gateway.warnings()
 
-                await until_async(followed)
+                await wait_until_async(followed)
                 fake.remove(MODEL_DEPLOYMENTS, "x", "tiny")
                 await answers(gateway, 404)
                 gateway.process.terminate()
-                assert await gateway.ended() == 0
+                assert await gateway.wait() == 0
 
     asyncio.run(main())
 
@@ -141,7 +141,7 @@ def test_before_a_real_api_server(api_server: ApiServer, monkeypatch: pytest.Mon
     namespace = "discovered"
 
     async def main() -> None:
-        async with KubeApi(api_server.access(), SystemClock(), lambda: 0.5) as api, scripted_engine() as engine:
+        async with KubeApi(api_server.config(), SystemClock(), lambda: 0.5) as api, scripted_engine() as engine:
             await prepared(api, namespace)
             await api.create(model(namespace), "test")
             await api.create(pod(namespace, engine.url), "test")
@@ -185,7 +185,7 @@ async def prepared(api: KubeApi, namespace: str) -> None:
     await api.apply({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": account}, "test")
 
     async def served() -> bool:
-        return await api.serves(MODEL_DEPLOYMENTS)
+        return await api.has_resource(MODEL_DEPLOYMENTS)
 
-    await until_async(served)
-    assert await api.serves(DEFINITIONS)
+    await wait_until_async(served)
+    assert await api.has_resource(CUSTOM_RESOURCE_DEFINITIONS)

@@ -7,7 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairlead_gateway.learning.lengths import BINS, PLANNED, Lengths, Planned, bin_of, conditional_quantile, lower_edge
+from fairlead_gateway.learning.lengths import (
+    BINS,
+    PLANNED_SHARE,
+    OutputForecast,
+    OutputLengths,
+    bin_of,
+    conditional_quantile,
+    lower_edge,
+)
 
 
 def drawn(draw: random.Random, kind: str) -> int:
@@ -20,7 +28,7 @@ def test_after_500_answers_the_ninth_decile_is_within_two_points() -> None:
     for kind in ("chat", "reason"):
         covered = total = 0
         for seed in range(12):
-            draw, lengths = random.Random(seed), Lengths(most=64)
+            draw, lengths = random.Random(seed), OutputLengths(max_classes=64)
             for number in range(500):
                 lengths.learn(kind, 900.0, drawn(draw, kind), number * 0.5)
             bound = lengths.quantile(0.9, kind, 900.0, 250.0)
@@ -31,7 +39,7 @@ def test_after_500_answers_the_ninth_decile_is_within_two_points() -> None:
 
 
 def test_given_what_is_out_the_median_is_that_of_the_longer_ones() -> None:
-    draw, lengths = random.Random(5), Lengths(most=64)
+    draw, lengths = random.Random(5), OutputLengths(max_classes=64)
     seen = [drawn(draw, "chat") for _ in range(3_000)]
     for number, length in enumerate(seen):
         lengths.learn("chat", 900.0, length, number * 0.1)
@@ -46,7 +54,7 @@ def test_given_what_is_out_the_median_is_that_of_the_longer_ones() -> None:
 
 
 def test_nothing_seen_is_nothing_said_and_a_new_class_begins_with_what_all_do() -> None:
-    lengths = Lengths(most=64)
+    lengths = OutputLengths(max_classes=64)
     assert lengths.quantile(0.5, "chat", 900.0, 0.0) is None
     assert lengths.mean("chat", 900.0, 0.0) is None
     for number in range(200):
@@ -57,7 +65,7 @@ def test_nothing_seen_is_nothing_said_and_a_new_class_begins_with_what_all_do() 
 
 
 def test_classes_are_told_apart_once_they_have_answers() -> None:
-    lengths = Lengths(most=64)
+    lengths = OutputLengths(max_classes=64)
     for number in range(300):
         lengths.learn("chat", 900.0, 100, float(number))
         lengths.learn("reason", 900.0, 4_000, float(number))
@@ -69,7 +77,7 @@ def test_classes_are_told_apart_once_they_have_answers() -> None:
 
 
 def test_a_change_is_learned_within_ten_minutes() -> None:
-    draw, lengths = random.Random(9), Lengths(most=64)
+    draw, lengths = random.Random(9), OutputLengths(max_classes=64)
     now = 0.0
     for _ in range(7_200):  # an hour at two a second
         now += 0.5
@@ -84,7 +92,7 @@ def test_a_change_is_learned_within_ten_minutes() -> None:
 
 
 def test_without_a_change_chance_does_not_empty_the_hour() -> None:
-    draw, lengths = random.Random(2), Lengths(most=64)
+    draw, lengths = random.Random(2), OutputLengths(max_classes=64)
     sizes = []
     for number in range(20_000):
         lengths.learn("chat", 900.0, drawn(draw, "chat"), number * 0.5)
@@ -94,7 +102,7 @@ def test_without_a_change_chance_does_not_empty_the_hour() -> None:
 
 
 def test_only_so_many_classes_are_kept() -> None:
-    lengths = Lengths(most=8)
+    lengths = OutputLengths(max_classes=8)
     for number in range(100):
         lengths.learn(f"tenant-{number}", 900.0, 100, float(number))
     assert lengths.classes <= 8
@@ -114,14 +122,14 @@ def test_a_quantile_is_beyond_what_is_out_and_rises_with_its_share(
 
 
 def test_the_table_that_is_planned_by_says_what_the_quantile_says() -> None:
-    draw, lengths = random.Random(3), Lengths(most=8)
+    draw, lengths = random.Random(3), OutputLengths(max_classes=8)
     for number in range(600):
         lengths.learn("chat", 500, int(draw.lognormvariate(5.0, 1.0)) + 1, float(number))
-    planned = Planned(lengths)
-    assert Planned(Lengths(most=8)).coming("chat", 500, 0, 0.0) is None
+    planned = OutputForecast(lengths)
+    assert OutputForecast(OutputLengths(max_classes=8)).expected_remaining("chat", 500, 0, 0.0) is None
     for out in (0, 10, 100, 400):
-        told = planned.coming("chat", 500, out, 600.0)
-        exact = lengths.quantile(PLANNED, "chat", 500, 600.0, generated=out)
+        told = planned.expected_remaining("chat", 500, out, 600.0)
+        exact = lengths.quantile(PLANNED_SHARE, "chat", 500, 600.0, generated=out)
         assert told is not None
         assert exact is not None
         assert told == pytest.approx(exact - out, rel=0.15, abs=2.0)

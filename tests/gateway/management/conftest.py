@@ -13,26 +13,26 @@ from dataclasses import replace
 import pytest
 
 from fairlead.clock import Clock, ManualClock, SystemClock
-from fairlead.decision import Decision, Input, Rejected
-from fairlead.fleet import Fleet, Instance, InstanceState, Model, Objectives
+from fairlead.decision import Decision, DecisionInput, RejectedCandidate
+from fairlead.fleet import Fleet, Instance, InstanceState, Model, SloTargets
 from fairlead.lag import LoopLag
 from fairlead.limits import Limits
 from fairlead.signals import EngineSignals
-from fairlead_gateway.decision_log import DecisionLog, DecisionRecord, Logged
-from fairlead_gateway.management.view import Look
+from fairlead_gateway.decision_log import DecisionLog, DecisionRecord, LoggedRequest
+from fairlead_gateway.management.view import GatewayStatus
 from fairlead_gateway.routing import InstanceLoad
-from fairlead_gateway.telemetry import Outcome, Telemetry, attainment
+from fairlead_gateway.telemetry import MetricsRecorder, RequestOutcome, assess_attainment
 
 KEY = "chat/llama-70b"
 
 
-class MadeUp:
+class SimulatedGateway:
     """Satisfies ``management.view.View``; traffic comes from ``serve`` and is logged in ``log``."""
 
     def __init__(self, clock: Clock, seed: int = 1) -> None:
         self.clock = clock
         self.lag = LoopLag()
-        self.telemetry = Telemetry(clock, Limits(), self.lag)
+        self.telemetry = MetricsRecorder(clock, Limits(), self.lag)
         self.log = DecisionLog(Limits().decision_log)
         self.snapshot = Fleet()
         self.ledger: dict[str, InstanceLoad] = {}
@@ -48,28 +48,28 @@ class MadeUp:
         return self.ledger
 
     @property
-    def started(self) -> float:
-        return self.telemetry.started
+    def started_at(self) -> float:
+        return self.telemetry.started_at
 
-    async def look(self) -> Look:
-        return Look(self.is_ready, self.notes, self.ledger, self.telemetry.standing, self.lag)
+    async def status(self) -> GatewayStatus:
+        return GatewayStatus(self.is_ready, self.notes, self.ledger, self.telemetry.health_state, self.lag)
 
-    async def counted(self, *, windows: bool) -> Telemetry:
+    async def counters(self, *, windows: bool) -> MetricsRecorder:
         return self.telemetry
 
-    async def decisions(self, limit: int, model_key: str | None) -> list[Logged]:
-        return self.log.last(limit, model_key)
+    async def decisions(self, limit: int, model_key: str | None) -> list[LoggedRequest]:
+        return self.log.latest(limit, model_key)
 
-    async def decision(self, request_id: str) -> Logged | None:
+    async def decision(self, request_id: str) -> LoggedRequest | None:
         return self.log.get(request_id)
 
-    async def would(self, path: str, body: bytes, session: str | None) -> list[Logged]:
-        return self.log.last(1)
+    async def preview_route(self, path: str, body: bytes, session: str | None) -> list[LoggedRequest]:
+        return self.log.latest(1)
 
     def populate(self, *, ready: int = 8, starting: int = 0) -> None:
         """Two models: a big one with a pool of ``ready`` + ``starting`` instances, a small one with two."""
-        big = Model("chat", "llama-70b", Objectives(0.95, 2.0, 0.12, 0.05))
-        small = Model("default", "qwen3-8b", Objectives(0.9), "least-request")
+        big = Model("chat", "llama-70b", SloTargets(0.95, 2.0, 0.12, 0.05))
+        small = Model("default", "qwen3-8b", SloTargets(0.9), "least-request")
         states = [InstanceState.READY] * ready + [InstanceState.STARTING] * starting
         pool = tuple(self._instance("chat", "llama-70b", n, state) for n, state in enumerate(states))
         pair = tuple(self._instance("default", "qwen3-8b", n, InstanceState.READY) for n in range(2))
@@ -110,14 +110,14 @@ class MadeUp:
         self.served += 1
         request_id = f"req_{self.random.getrandbits(64):016x}"
         prompt = self.random.randint(200, 18_000)
-        self.telemetry.received(key)
+        self.telemetry.record_received(key)
         attempt = 1
         chosen, decision = self._decide(key, prompt)
         self._record(request_id, key, chosen, decision, attempt, prompt)
         if self.served % 37 == 0:
-            self.telemetry.retried(key, chosen, "connect")
-            self.telemetry.ejected(key, chosen, "refused")
-            self.telemetry.continued(key, "whole")
+            self.telemetry.record_retry(key, chosen, "connect")
+            self.telemetry.record_ejection(key, chosen, "refused")
+            self.telemetry.record_resumption(key, "whole")
             attempt = 2
             chosen, decision = self._decide(key, prompt)
             self._record(request_id, key, chosen, decision, attempt, prompt)
@@ -129,13 +129,13 @@ class MadeUp:
         gone, failed = self.served % 23 == 0, self.served % 53 == 0
         gaps = [0.024 * self.random.lognormvariate(0, 0.3) for _ in range(20)]
         if not failed:
-            self.telemetry.first_token(key, chosen, ttft)
+            self.telemetry.record_first_token(key, chosen, ttft)
             for gap in gaps:
-                self.telemetry.inter_token(key, chosen, gap)
+                self.telemetry.record_inter_token(key, chosen, gap)
         mean = sum(gaps) / len(gaps)
         goals = self.snapshot.models[key].objectives
-        met = attainment(goals, prompt_tokens=prompt, ttft_seconds=ttft, itl_mean_seconds=mean, failed=failed)
-        outcome = Outcome(
+        met = assess_attainment(goals, prompt_tokens=prompt, ttft_seconds=ttft, itl_mean_seconds=mean, failed=failed)
+        outcome = RequestOutcome(
             request_id=request_id,
             model_key=key,
             instance_id=chosen,
@@ -151,12 +151,12 @@ class MadeUp:
             output_tokens=None if failed else len(gaps) * 6,
             within_objective=None if gone else met.both,
             attempts=attempt,
-            client_gone=gone,
+            client_disconnected=gone,
             within_ttft=met.ttft,
             within_itl=met.itl,
         )
-        self.telemetry.finished(outcome)
-        self.log.settle(outcome)
+        self.telemetry.record_finished(outcome)
+        self.log.complete(outcome)
 
     def _decide(self, key: str, prompt: int) -> tuple[str, Decision]:
         ready = [item.id for item in self.snapshot.instances[key] if item.state is InstanceState.READY]
@@ -168,20 +168,21 @@ class MadeUp:
             "slo-spill": "both homes over 2s; first token in about 1.7s here",
             "load": "cheaper than its homes; first token in about 620ms",
         }[rule]
-        inputs: dict[str, Input] = {"mean/backlog_seconds": Input(0.31)}
+        inputs: dict[str, DecisionInput] = {"mean/backlog_seconds": DecisionInput(0.31)}
         for place, item in enumerate(picked):
-            inputs[f"{item}/backlog_seconds"] = Input(0.2 + 0.9 * place)
-            inputs[f"{item}/matched_tokens"] = Input(float(prompt // 2 if not place else 0))
-            inputs[f"{item}/predicted_ttft_seconds"] = Input(0.41 + 1.1 * place)
-            inputs[f"{item}/cost_seconds"] = Input(0.5 + 2.2 * place)
-            inputs[f"{item}/home"] = Input(float(place < 2 and rule == "affinity"))
+            inputs[f"{item}/backlog_seconds"] = DecisionInput(0.2 + 0.9 * place)
+            inputs[f"{item}/matched_tokens"] = DecisionInput(float(prompt // 2 if not place else 0))
+            inputs[f"{item}/predicted_ttft_seconds"] = DecisionInput(0.41 + 1.1 * place)
+            inputs[f"{item}/cost_seconds"] = DecisionInput(0.5 + 2.2 * place)
+            inputs[f"{item}/home"] = DecisionInput(float(place < 2 and rule == "affinity"))
         why = tuple(
-            Rejected(item, f"costs {2.7 + 2.2 * place:.1f}s against 500ms") for place, item in enumerate(picked[1:])
+            RejectedCandidate(item, f"costs {2.7 + 2.2 * place:.1f}s against 500ms")
+            for place, item in enumerate(picked[1:])
         )
         return chosen, Decision(chosen, rule, reason, why, inputs, 0.5)
 
     def _record(self, request_id: str, key: str, chosen: str, decision: Decision, attempt: int, prompt: int) -> None:
-        self.telemetry.routed(key, chosen, decision)
+        self.telemetry.record_routed(key, chosen, decision)
         wall = self.clock.wall()
         self.log.append(DecisionRecord(request_id, wall, key, decision, attempt, float(prompt)))
 
@@ -199,18 +200,18 @@ def clock() -> ManualClock:
 
 
 @pytest.fixture
-def made_up(clock: ManualClock) -> MadeUp:
+def made_up(clock: ManualClock) -> SimulatedGateway:
     """A gateway with two models, work in flight, and no traffic yet."""
-    view = MadeUp(clock)
+    view = SimulatedGateway(clock)
     view.populate()
     view.load_up()
     return view
 
 
 async def _serve(state: str, port: int) -> None:
-    from fairlead_gateway.management.serving import Management
+    from fairlead_gateway.management.serving import ManagementServer
 
-    view = MadeUp(SystemClock())
+    view = SimulatedGateway(SystemClock())
     view.lag.start()
     if state == "busy":
         view.populate(ready=8, starting=1)
@@ -224,7 +225,7 @@ async def _serve(state: str, port: int) -> None:
         )
     elif state == "idle":
         view.populate(ready=2)
-    await Management(view, socket.create_server(("127.0.0.1", port)), limits=Limits(), token=None).start()
+    await ManagementServer(view, socket.create_server(("127.0.0.1", port)), limits=Limits(), token=None).start()
     while True:
         if state == "busy":
             view.populate(ready=8, starting=1)

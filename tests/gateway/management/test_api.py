@@ -11,19 +11,19 @@ from fairlead.clock import ManualClock
 from fairlead.decision import Decision
 from fairlead.fleet import Fleet, Model
 from fairlead_gateway.decision_log import DecisionRecord
-from fairlead_gateway.management import View, management_app
+from fairlead_gateway.management import GatewayView, create_management_app
 
 
-def _get(view: View, path: str, **headers: str) -> httpx.Response:
+def _get(view: GatewayView, path: str, **headers: str) -> httpx.Response:
     async def ask() -> httpx.Response:
-        transport = httpx.ASGITransport(app=management_app(view))
+        transport = httpx.ASGITransport(app=create_management_app(view))
         async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
             return await client.get(path, headers=headers)
 
     return asyncio.run(ask())
 
 
-def _json(view: View, path: str) -> Any:
+def _json(view: GatewayView, path: str) -> Any:
     answer = _get(view, path)
     assert answer.status_code == 200, answer.text
     return answer.json()

@@ -20,16 +20,16 @@ from redis.asyncio import Redis
 
 from fairlead.fleet import Fleet
 from fairlead.limits import Limits
-from fairlead.testing.engine import Call, honest, scripted_engine
-from fairlead.testing.raw_http import ask
+from fairlead.testing.engine import EngineCall, scripted_engine, well_behaved
+from fairlead.testing.raw_http import request
 from fairlead.testing.valkey import Valkey
-from fairlead.testing.waiting import until
-from fairlead_gateway.beside import Beside
-from fairlead_gateway.decision_log import Logged
+from fairlead.testing.waiting import wait_until
+from fairlead_gateway.beside import BackgroundServices
+from fairlead_gateway.decision_log import LoggedRequest
 from fairlead_gateway.gateway import Gateway
-from fairlead_gateway.management import Look, management_app
-from fairlead_gateway.telemetry import Telemetry
-from fairlead_gateway.testing import KEY, Running, fleet_of, run, running_gateway
+from fairlead_gateway.management import GatewayStatus, create_management_app
+from fairlead_gateway.telemetry import MetricsRecorder
+from fairlead_gateway.testing import MODEL_KEY, RunningGateway, fleet_of, run_async, running_gateway
 from fairlead_kvstore import keys
 from fairlead_kvstore.record import PublishedDecision, decode
 
@@ -37,51 +37,51 @@ LIMITS = replace(Limits(), redis_pause_seconds=0.05, redis_ping_seconds=0.05, sc
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "the canary sings at dawn"}]}
 
 
-async def engine(call: Call) -> None:
+async def engine(call: EngineCall) -> None:
     """A chat as usual; a metrics page with two lines."""
     if call.path == "/metrics":
-        await call.plain(b'vllm:num_requests_running{engine="0"} 3.0\n', kind="text/plain")
+        await call.respond(b'vllm:num_requests_running{engine="0"} 3.0\n', kind="text/plain")
     else:
-        await honest(call)
+        await well_behaved(call)
 
 
-class Alone:
+class SingleProcessView:
     """A gateway of one process as the management port sees it."""
 
-    def __init__(self, gateway: Gateway, beside: Beside) -> None:
+    def __init__(self, gateway: Gateway, beside: BackgroundServices) -> None:
         self.gateway = gateway
         self.beside = beside
         self.clock = gateway.clock
-        self.started = gateway.telemetry.started
+        self.started_at = gateway.telemetry.started_at
 
     def fleet(self) -> Fleet:
         return self.beside.fleet()
 
-    async def look(self) -> Look:
+    async def status(self) -> GatewayStatus:
         gateway = self.gateway
-        return Look(*gateway.ready(), gateway.loads(), gateway.telemetry.standing, gateway.lag)
+        return GatewayStatus(*gateway.readiness(), gateway.loads(), gateway.telemetry.health_state, gateway.lag)
 
-    async def counted(self, *, windows: bool) -> Telemetry:
-        self.gateway.telemetry.shared = self.beside.decisions
+    async def counters(self, *, windows: bool) -> MetricsRecorder:
+        self.gateway.telemetry.publish_stats = self.beside.decision_stream
         return self.gateway.telemetry
 
-    async def decisions(self, limit: int, model_key: str | None) -> list[Logged]:
-        return self.gateway.decisions.last(limit, model_key)
+    async def decisions(self, limit: int, model_key: str | None) -> list[LoggedRequest]:
+        return self.gateway.decisions.latest(limit, model_key)
 
-    async def decision(self, request_id: str) -> Logged | None:
+    async def decision(self, request_id: str) -> LoggedRequest | None:
         return self.gateway.decisions.get(request_id)
 
 
-class Nobody:
+class NoWorkers:
     """No workers that hear of other gateways."""
 
-    def hear(self, sent: bytes) -> None:
+    def broadcast_peer_dispatches(self, dispatches: bytes) -> None:
         """Nothing."""
 
-    def show(self, loads: object) -> None:
+    def set_peer_loads(self, loads: object) -> None:
         """Nothing."""
 
-    def hot(self, table: object) -> None:
+    def set_hot_prefixes(self, table: object) -> None:
         """Nothing."""
 
 
@@ -89,29 +89,29 @@ class Nobody:
 class Whole:
     """A running gateway and what is beside it."""
 
-    running: Running
-    beside: Beside
+    running: RunningGateway
+    beside: BackgroundServices
 
     async def manage(self, path: str) -> httpx.Response:
-        transport = httpx.ASGITransport(app=management_app(Alone(self.running.gateway, self.beside)))
+        transport = httpx.ASGITransport(app=create_management_app(SingleProcessView(self.running.gateway, self.beside)))
         async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
             return await client.get(path)
 
 
-def beside_of(running: Running, redis: str | None = None) -> Beside:
+def beside_of(running: RunningGateway, redis: str | None = None) -> BackgroundServices:
     gateway = running.gateway
-    made = Beside(
+    made = BackgroundServices(
         fleet=gateway.fleet,
         loads=gateway.loads,
         clock=gateway.clock,
         limits=LIMITS,
         gateway_id="gw-0",
         secret=b"a secret of the test",
-        workers=Nobody(),
-        redis=redis,
+        workers=NoWorkers(),
+        redis_url=redis,
     )
-    if made.decisions is not None:
-        gateway.decisions.told = made.decisions.offer
+    if made.decision_stream is not None:
+        gateway.decisions.on_record = made.decision_stream.offer
     return made
 
 
@@ -130,10 +130,14 @@ def test_a_decision_reaches_the_log_the_stream_and_the_counters_and_the_prompt_r
     async def check() -> None:
         async with whole(server.url) as gateway:
             reader = Redis.from_url(server.url)
-            await until(lambda: gateway.beside.decisions is not None and gateway.beside.decisions.connected)
-            assert (await ask(gateway.running.url, CHAT)).status == 200
-            await until(lambda: gateway.beside.decisions is not None and gateway.beside.decisions.published == 1)
-            ((_, fields),) = await reader.xrange(keys.decisions(KEY))
+            await wait_until(
+                lambda: gateway.beside.decision_stream is not None and gateway.beside.decision_stream.connected
+            )
+            assert (await request(gateway.running.url, CHAT)).status == 200
+            await wait_until(
+                lambda: gateway.beside.decision_stream is not None and gateway.beside.decision_stream.published == 1
+            )
+            ((_, fields),) = await reader.xrange(keys.decisions(MODEL_KEY))
             told = decode(fields[b"d"], PublishedDecision)
             logged = (await gateway.manage("/api/decisions")).json()["decisions"][0]
             assert told is not None
@@ -146,54 +150,54 @@ def test_a_decision_reaches_the_log_the_stream_and_the_counters_and_the_prompt_r
             assert "canary" not in everything
             await reader.aclose()
 
-    run(check())
+    run_async(check())
 
 
 def test_a_dead_redis_is_said_and_fails_no_request(server: Valkey) -> None:
     async def check() -> None:
         async with whole(server.url) as gateway:
-            log = gateway.beside.decisions
+            log = gateway.beside.decision_stream
             assert log is not None
-            await until(lambda: log.connected)
-            assert gateway.beside.notes() == []
+            await wait_until(lambda: log.connected)
+            assert gateway.beside.warnings() == []
             server.kill()
-            await until(lambda: not log.connected)
-            assert (await ask(gateway.running.url, CHAT)).status == 200
-            assert "not shared" in gateway.beside.notes()[0]
+            await wait_until(lambda: not log.connected)
+            assert (await request(gateway.running.url, CHAT)).status == 200
+            assert "not shared" in gateway.beside.warnings()[0]
             assert "fairlead_gateway_redis_connected 0\n" in (await gateway.manage("/metrics")).text
             server.start()
-            await until(lambda: log.published == 1)
-            assert gateway.beside.notes() == []
+            await wait_until(lambda: log.published == 1)
+            assert gateway.beside.warnings() == []
 
-    run(check())
+    run_async(check())
 
 
 def test_without_redis_the_gateway_says_so_and_shows_the_engines_signals() -> None:
     async def check() -> None:
         async with whole(None) as gateway:
-            await until(lambda: bool(gateway.beside.scraper.readings))
-            assert gateway.beside.notes() == ["no Redis: limits and index stay local"]
+            await wait_until(lambda: bool(gateway.beside.scraper.readings))
+            assert gateway.beside.warnings() == ["no Redis: limits and index stay local"]
             instance = (await gateway.manage("/api/fleet")).json()["models"][0]["instances"][0]
             assert instance["signals"]["running"] == 3.0
             assert "\nfairlead_gateway_redis_connected" not in (await gateway.manage("/metrics")).text
 
-    run(check())
+    run_async(check())
 
 
 def test_an_engine_without_a_metrics_page_is_said() -> None:
-    async def mute(call: Call) -> None:
+    async def mute(call: EngineCall) -> None:
         if call.path == "/metrics":
-            await call.plain({}, status="404 Not Found")
+            await call.respond({}, status="404 Not Found")
         else:
-            await honest(call)
+            await well_behaved(call)
 
     async def check() -> None:
         async with scripted_engine(mute) as one, running_gateway(fleet_of([one.url]), LIMITS) as running:
             beside = beside_of(running)
-            await beside.scraper.round()
-            assert beside.notes()[1] == "1 of 1 ready engines do not tell their metrics: e-0/0/0: answered 404"
+            await beside.scraper.scrape_once()
+            assert beside.warnings()[1] == "1 of 1 ready engines do not tell their metrics: e-0/0/0: answered 404"
 
-    run(check())
+    run_async(check())
 
 
 @pytest.fixture

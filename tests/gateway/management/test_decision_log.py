@@ -5,7 +5,7 @@ from collections import OrderedDict
 
 from fairlead.decision import Decision
 from fairlead_gateway.decision_log import DecisionLog, DecisionRecord
-from fairlead_gateway.telemetry import Outcome
+from fairlead_gateway.telemetry import RequestOutcome
 
 
 def _record(request_id: str, attempt: int = 1, model: str = "default/tiny") -> DecisionRecord:
@@ -17,7 +17,7 @@ def test_the_oldest_request_leaves_when_the_log_is_full() -> None:
     for name in ("r1", "r2", "r3"):
         log.append(_record(name))
     assert log.get("r1") is None
-    assert [logged.last.request_id for logged in log.last(10)] == ["r3", "r2"]
+    assert [logged.latest.request_id for logged in log.latest(10)] == ["r3", "r2"]
 
 
 def test_a_retry_joins_the_choices_of_its_request() -> None:
@@ -25,22 +25,22 @@ def test_a_retry_joins_the_choices_of_its_request() -> None:
     log.append(_record("r1"))
     log.append(_record("r1", attempt=2))
     assert len(log) == 1
-    assert [record.attempt for record in log.last(1)[0].records] == [1, 2]
+    assert [record.attempt for record in log.latest(1)[0].records] == [1, 2]
 
 
 def test_a_request_id_used_again_starts_anew() -> None:
     log = DecisionLog(4)
     for name in ("same", "other", "same"):
         log.append(_record(name))
-    assert [logged.last.request_id for logged in log.last(9)] == ["same", "other"]
-    assert len(log.last(9)[0].records) == 1
+    assert [logged.latest.request_id for logged in log.latest(9)] == ["same", "other"]
+    assert len(log.latest(9)[0].records) == 1
 
 
 def test_an_outcome_is_added_to_its_request_and_one_without_a_request_is_ignored() -> None:
     log = DecisionLog(4)
     log.append(_record("r1"))
-    log.settle(Outcome("r1", "default/tiny", "a/1/0", 200, None, 1.0, 2.0))
-    log.settle(Outcome("long-gone", "default/tiny", None, 503, "no-engine", 1.0, 2.0))
+    log.complete(RequestOutcome("r1", "default/tiny", "a/1/0", 200, None, 1.0, 2.0))
+    log.complete(RequestOutcome("long-gone", "default/tiny", None, 503, "no-engine", 1.0, 2.0))
     found = log.get("r1")
     assert found is not None
     assert found.outcome is not None
@@ -51,7 +51,7 @@ def test_the_last_decisions_of_one_model_are_found_among_others() -> None:
     log = DecisionLog(10)
     for n in range(6):
         log.append(_record(f"r{n}", model=f"default/m{n % 2}"))
-    assert [logged.last.request_id for logged in log.last(2, "default/m0")] == ["r4", "r2"]
+    assert [logged.latest.request_id for logged in log.latest(2, "default/m0")] == ["r4", "r2"]
 
 
 def test_the_log_always_holds_the_newest_ids_each_where_it_was_used_last() -> None:
@@ -64,5 +64,5 @@ def test_the_log_always_holds_the_newest_ids_each_where_it_was_used_last() -> No
         wanted[name] = None
         if len(wanted) > 5:
             wanted.popitem(last=False)
-        assert [logged.last.request_id for logged in log.last(9)] == [*reversed(wanted)]
+        assert [logged.latest.request_id for logged in log.latest(9)] == [*reversed(wanted)]
         assert len(log) == len(wanted)

@@ -6,15 +6,15 @@ from typing import Any
 import httpx
 import pytest
 
-from fairlead_gateway.management import management_app
-from fairlead_gateway.management.guard import Guard
+from fairlead_gateway.management import create_management_app
+from fairlead_gateway.management.guard import AccessGuard
 
 
 def _ask(
     view: Any, path: str, *, method: str = "GET", token: str | None = None, hosts: tuple[str, ...] = (), **headers: str
 ) -> httpx.Response:
     async def ask() -> httpx.Response:
-        transport = httpx.ASGITransport(app=management_app(view, token=token, hosts=hosts))
+        transport = httpx.ASGITransport(app=create_management_app(view, token=token, hosts=hosts))
         async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:9000") as client:
             return await client.request(method, path, headers={k.replace("_", "-"): v for k, v in headers.items()})
 
@@ -88,7 +88,7 @@ def test_without_a_token_the_api_answers_this_machine_only_and_health_everyone(
     made_up: Any, peer: str, status: int
 ) -> None:
     async def ask(path: str) -> int:
-        transport = httpx.ASGITransport(app=management_app(made_up), client=(peer, 40_000))
+        transport = httpx.ASGITransport(app=create_management_app(made_up), client=(peer, 40_000))
         async with httpx.AsyncClient(transport=transport, base_url="http://10.0.0.1:9000") as client:
             return (await client.get(path)).status_code
 
@@ -111,5 +111,5 @@ def test_two_host_headers_are_refused() -> None:
 
     headers = [(b"host", b"127.0.0.1"), (b"host", b"127.0.0.1")]
     scope = {"type": "http", "method": "GET", "path": "/", "headers": headers}
-    asyncio.run(Guard(never)(scope, receive, send))
+    asyncio.run(AccessGuard(never)(scope, receive, send))
     assert sent[0]["status"] == 403

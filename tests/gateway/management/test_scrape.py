@@ -11,8 +11,8 @@ from fairlead.clock import ManualClock, SystemClock
 from fairlead.errors import Unavailable
 from fairlead.fleet import Fleet, Instance, Model
 from fairlead.limits import Limits
-from fairlead_gateway.management.fetch import get
-from fairlead_gateway.management.scrape import Scraper
+from fairlead_gateway.management.fetch import fetch as get
+from fairlead_gateway.management.scrape import MetricsScraper
 
 PAGE = b'vllm:num_requests_running{engine="0",model_name="tiny"} 3.0\nvllm:kv_cache_usage_perc{engine="0",model_name="tiny"} 0.5\n'
 PLAIN = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(PAGE), PAGE)
@@ -59,7 +59,7 @@ async def _silence(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -
 def _fetch(answer: bytes | Answer, *, deadline_seconds: float = 20.0, most_bytes: int = 100_000) -> bytes:
     async def fetch() -> bytes:
         async with _engine(answer) as url:
-            return await get(f"{url}/metrics", deadline_seconds=deadline_seconds, most_bytes=most_bytes)
+            return await get(f"{url}/metrics", timeout_seconds=deadline_seconds, max_bytes=most_bytes)
 
     return asyncio.run(fetch())
 
@@ -98,7 +98,7 @@ def test_an_engine_that_says_nothing_is_given_up_at_the_deadline() -> None:
 
 def test_only_http_is_asked() -> None:
     with pytest.raises(Unavailable, match="only http and https"):
-        asyncio.run(get("file:///etc/passwd", deadline_seconds=1, most_bytes=10))
+        asyncio.run(get("file:///etc/passwd", timeout_seconds=1, max_bytes=10))
 
 
 def _fleet(*instances: Instance) -> Fleet:
@@ -114,15 +114,15 @@ def test_signals_are_merged_into_the_fleet_with_their_time() -> None:
         async with _engine(CHUNKED) as url:
             clock = ManualClock(500.0)
             fleet = _fleet(_instance(url), _instance("http://127.0.0.1:9", "main-1/9/0"))
-            scraper = Scraper(lambda: fleet, clock)
-            await scraper.round()
-            told, silent = scraper.merge(fleet).instances["default/tiny"]
+            scraper = MetricsScraper(lambda: fleet, clock)
+            await scraper.scrape_once()
+            told, silent = scraper.with_signals(fleet).instances["default/tiny"]
             assert told.signals is not None
             assert (told.signals.running, told.signals.kv_usage, told.signals.waiting) == (3.0, 0.5, None)
             assert told.received_at == 500.0
             assert (silent.signals, silent.received_at) == (None, None)
-            assert "main-1/9/0" in scraper.problems
-            assert scraper.merge(fleet) is scraper.merge(fleet)
+            assert "main-1/9/0" in scraper.errors
+            assert scraper.with_signals(fleet) is scraper.with_signals(fleet)
 
     asyncio.run(check())
 
@@ -132,12 +132,12 @@ def test_an_engine_that_stops_answering_keeps_its_last_signals_and_their_time() 
         clock = ManualClock(500.0)
         async with _engine(PLAIN) as url:
             fleet = _fleet(_instance(url))
-            scraper = Scraper(lambda: fleet, clock)
-            await scraper.round()
+            scraper = MetricsScraper(lambda: fleet, clock)
+            await scraper.scrape_once()
         clock.advance(30.0)
-        await scraper.round()
+        await scraper.scrape_once()
         assert scraper.readings["main-0/1/0"].received_at == 500.0
-        assert scraper.problems.keys() == {"main-0/1/0"}
+        assert scraper.errors.keys() == {"main-0/1/0"}
 
     asyncio.run(check())
 
@@ -146,11 +146,11 @@ def test_an_instance_that_left_the_fleet_is_forgotten() -> None:
     async def check() -> None:
         async with _engine(PLAIN) as url:
             present = [_fleet(_instance(url))]
-            scraper = Scraper(lambda: present[0], ManualClock())
-            await scraper.round()
+            scraper = MetricsScraper(lambda: present[0], ManualClock())
+            await scraper.scrape_once()
             assert scraper.readings
             present[0] = _fleet()
-            await scraper.round()
+            await scraper.scrape_once()
             assert not scraper.readings
 
     asyncio.run(check())
@@ -162,8 +162,8 @@ def test_ranks_that_share_a_page_each_get_their_own_numbers() -> None:
     async def check() -> None:
         async with _engine(b"HTTP/1.1 200 OK\r\n\r\n" + body) as url:
             fleet = _fleet(_instance(url, "p/1/0"), _instance(url, "p/1/1"))
-            scraper = Scraper(lambda: fleet, ManualClock())
-            await scraper.round()
+            scraper = MetricsScraper(lambda: fleet, ManualClock())
+            await scraper.scrape_once()
             assert [scraper.readings[name].signals.running for name in ("p/1/0", "p/1/1")] == [3.0, 7.0]
 
     asyncio.run(check())
@@ -172,9 +172,9 @@ def test_ranks_that_share_a_page_each_get_their_own_numbers() -> None:
 def test_an_engine_kind_without_an_adapter_is_named_as_the_problem() -> None:
     async def check() -> None:
         fleet = _fleet(_instance("http://127.0.0.1:9", engine="external"))
-        scraper = Scraper(lambda: fleet, ManualClock())
-        await scraper.round()
-        assert scraper.problems == {"main-0/1/0": "signals of engine kind external cannot be read"}
+        scraper = MetricsScraper(lambda: fleet, ManualClock())
+        await scraper.scrape_once()
+        assert scraper.errors == {"main-0/1/0": "signals of engine kind external cannot be read"}
 
     asyncio.run(check())
 
@@ -190,7 +190,7 @@ def test_a_running_scraper_keeps_asking_until_it_is_stopped() -> None:
 
         async with _engine(answer) as url:
             fleet = _fleet(_instance(url))
-            scraper = Scraper(lambda: fleet, SystemClock(), replace(Limits(), scrape_seconds=0.01))
+            scraper = MetricsScraper(lambda: fleet, SystemClock(), replace(Limits(), scrape_seconds=0.01))
             scraper.start()
             for _ in range(3):
                 await asyncio.wait_for(asked.get(), 30)

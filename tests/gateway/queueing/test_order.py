@@ -9,26 +9,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairlead.profile import preset
-from fairlead_gateway.queueing.order import Line, Turn, Waiting
+from fairlead.profile import builtin_profile
+from fairlead_gateway.queueing.order import NextRequest, QueuedRequest, RequestQueue
 
-H100 = preset("h100-llama8b")
+H100 = builtin_profile("h100-llama8b")
 ENGINES = 8
 
 
-def waiting(id: str, arrival: float, objective: float, own: float = 0.1, **more: object) -> Waiting:
-    return Waiting(id, arrival, objective, own, **more)  # type: ignore[arg-type]
+def waiting(id: str, arrival: float, objective: float, own: float = 0.1, **more: object) -> QueuedRequest:
+    return QueuedRequest(id, arrival, objective, own, **more)  # type: ignore[arg-type]
 
 
-def turns(line: Line, now: float) -> list[tuple[str, str]]:
+def turns(line: RequestQueue, now: float) -> list[tuple[str, str]]:
     found = []
-    while (turn := line.next(now)) is not None:
+    while (turn := line.take_next(now)) is not None:
         found.append((turn.request.id, turn.rule))
     return found
 
 
-def of(*requests: Waiting) -> Line:
-    line = Line()
+def of(*requests: QueuedRequest) -> RequestQueue:
+    line = RequestQueue()
     for request in requests:
         line.add(request)
     return line
@@ -52,12 +52,12 @@ def test_of_those_that_are_late_the_oldest_program_goes_first() -> None:
 def test_it_says_which_class_has_somebody_who_is_late() -> None:
     line = of(waiting("short", 0.0, 1.0), waiting("long", 0.0, 5.0, own=1.0, long=True))
     assert line.peek(0.5) is not None
-    assert not line.late(long=False)
+    assert not line.has_late(long=False)
     line.peek(1.5)
-    assert (line.late(long=False), line.late(long=True)) == (True, False)
+    assert (line.has_late(long=False), line.has_late(long=True)) == (True, False)
     line.remove("short")
     line.peek(1.5)
-    assert not line.late(long=False)
+    assert not line.has_late(long=False)
 
 
 @pytest.mark.parametrize(("own", "before"), [(0.1, 19), (1.0, 190)])
@@ -78,7 +78,7 @@ def test_a_higher_tier_goes_first() -> None:
 
 
 def test_tenants_share_by_weight_whatever_their_deadlines() -> None:
-    line = Line()
+    line = RequestQueue()
     for number in range(400):
         line.add(waiting(f"flood{number}", 0.0, 100.0, tenant="flooder"))
         line.add(waiting(f"paid{number}", 0.0, 1_000.0, tenant="payer", weight=3.0))
@@ -96,7 +96,7 @@ def test_within_the_quantum_deadlines_are_compared_among_tenants() -> None:
 def test_a_tenant_that_was_away_does_not_come_back_with_savings() -> None:
     line = of(*(waiting(f"a{n}", 0.0, 1_000.0, own=1.0, tenant="a") for n in range(120)))
     for _ in range(60):
-        line.next(1.0)
+        line.take_next(1.0)
     for number in range(50):
         line.add(waiting(f"b{number}", 2.0, 1_000.0, own=1.0, tenant="b"))
     served = Counter(_next(line, 2.0).request.tenant for _ in range(40))
@@ -110,7 +110,7 @@ def test_who_left_is_skipped() -> None:
     assert "a" not in line
     assert turns(line, 0.1) == [("b", "deadline")]
     assert len(line) == 0
-    assert line.next(0.2) is None
+    assert line.take_next(0.2) is None
 
 
 @given(
@@ -121,11 +121,11 @@ def test_who_left_is_skipped() -> None:
     st.floats(0.01, 0.5),
 )
 def test_everybody_goes_exactly_once(drawn: list[tuple[float, float, float, int, int]], pace: float) -> None:
-    line = Line()
+    line = RequestQueue()
     for number, (arrival, objective, own, tier, tenant) in enumerate(drawn):
-        line.add(Waiting(str(number), arrival, objective, own, tier, tenant))
+        line.add(QueuedRequest(str(number), arrival, objective, own, tier, tenant))
     now, served = 5.0, []
-    while (turn := line.next(now)) is not None:
+    while (turn := line.take_next(now)) is not None:
         served.append(int(turn.request.id))
         now += pace
     assert sorted(served) == list(range(len(drawn)))
@@ -134,40 +134,40 @@ def test_everybody_goes_exactly_once(drawn: list[tuple[float, float, float, int,
 # Eight engines that prefill one prompt at a time -------------------------------------------------------------------------
 
 
-def two_classes(load: float, *, seed: int, requests: int = 12_000) -> list[Waiting]:
+def two_classes(load: float, *, seed: int, requests: int = 12_000) -> list[QueuedRequest]:
     """88 % prompts of 200 to 2,000 tokens that want their first token in 0.25 s, 12 % of 8,000 to 16,000 with 4 s."""
     draw = random.Random(seed)
     kinds = [
-        (H100.prefill(draw.randint(200, 2_000)), 0.25)
+        (H100.prefill_time(draw.randint(200, 2_000)), 0.25)
         if draw.random() < 0.88
-        else (H100.prefill(draw.randint(8_000, 16_000)), 4.0)
+        else (H100.prefill_time(draw.randint(8_000, 16_000)), 4.0)
         for _ in range(requests)
     ]
     rate, at, made = load * ENGINES / (sum(own for own, _ in kinds) / requests), 0.0, []
     for number, (own, objective) in enumerate(kinds):
         at += draw.expovariate(rate)
-        made.append(Waiting(str(number), at, objective, own))
+        made.append(QueuedRequest(str(number), at, objective, own))
     return made
 
 
 class ByKey:
     """The smallest key first."""
 
-    def __init__(self, key: Callable[[Waiting], float]) -> None:
+    def __init__(self, key: Callable[[QueuedRequest], float]) -> None:
         self._key = key
-        self._heap: list[tuple[float, str, Waiting]] = []
+        self._heap: list[tuple[float, str, QueuedRequest]] = []
 
     def __len__(self) -> int:
         return len(self._heap)
 
-    def add(self, request: Waiting) -> None:
+    def add(self, request: QueuedRequest) -> None:
         heapq.heappush(self._heap, (self._key(request), request.id, request))
 
-    def next(self, now: float) -> Turn:
-        return Turn(heapq.heappop(self._heap)[2], "key", "")
+    def take_next(self, now: float) -> NextRequest:
+        return NextRequest(heapq.heappop(self._heap)[2], "key", "")
 
 
-def served(requests: list[Waiting], line: Line | ByKey) -> tuple[float, float, float]:
+def served(requests: list[QueuedRequest], line: RequestQueue | ByKey) -> tuple[float, float, float]:
     """Shares of short and of long ones within their objectives, and the longest wait in objectives; a tenth is warm-up."""
     busy: list[float] = []
     took: dict[str, float] = {}
@@ -175,8 +175,8 @@ def served(requests: list[Waiting], line: Line | ByKey) -> tuple[float, float, f
     next_one = next(coming, None)
     free = ENGINES
     while next_one is not None or len(line) or busy:
-        if next_one is not None and (not busy or next_one.arrival <= busy[0]):
-            now = next_one.arrival
+        if next_one is not None and (not busy or next_one.arrived_at <= busy[0]):
+            now = next_one.arrived_at
             line.add(next_one)
             next_one = next(coming, None)
         else:
@@ -185,8 +185,8 @@ def served(requests: list[Waiting], line: Line | ByKey) -> tuple[float, float, f
         while free and len(line):
             request = _next(line, now).request
             free -= 1
-            heapq.heappush(busy, now + request.own_seconds)
-            took[request.id] = now + request.own_seconds - request.arrival
+            heapq.heappush(busy, now + request.prefill_seconds)
+            took[request.id] = now + request.prefill_seconds - request.arrived_at
     counted = requests[len(requests) // 10 :]
     shares = []
     for short in (True, False):
@@ -195,7 +195,7 @@ def served(requests: list[Waiting], line: Line | ByKey) -> tuple[float, float, f
     return shares[0], shares[1], max(took[one.id] / one.objective_seconds for one in counted)
 
 
-def worst_share(load: float, line: Callable[[], Line | ByKey]) -> float:
+def worst_share(load: float, line: Callable[[], RequestQueue | ByKey]) -> float:
     """Of both classes, the share within the objective of the one that fares worse."""
     runs = [served(two_classes(load, seed=seed), line()) for seed in (1, 2, 3)]
     return min(sum(run[kind] for run in runs) / len(runs) for kind in (0, 1))
@@ -203,23 +203,23 @@ def worst_share(load: float, line: Callable[[], Line | ByKey]) -> float:
 
 def test_it_carries_more_of_both_classes_than_arrival_or_deadline_do() -> None:
     def by_arrival() -> ByKey:
-        return ByKey(lambda one: one.arrival)
+        return ByKey(lambda one: one.arrived_at)
 
     def by_deadline() -> ByKey:
         return ByKey(lambda one: one.deadline)
 
-    assert worst_share(0.98, Line) >= 0.9
+    assert worst_share(0.98, RequestQueue) >= 0.9
     assert worst_share(0.80, by_arrival) >= 0.9 > worst_share(0.86, by_arrival)
-    assert worst_share(1.0, Line) >= worst_share(1.0, by_deadline) + 0.1
+    assert worst_share(1.0, RequestQueue) >= worst_share(1.0, by_deadline) + 0.1
 
 
 @pytest.mark.parametrize("load", [0.9, 1.0])
 def test_nobody_waits_beyond_five_objectives(load: float) -> None:
     for seed in (1, 2, 3):
-        assert served(two_classes(load, seed=seed), Line())[2] <= 5.0
+        assert served(two_classes(load, seed=seed), RequestQueue())[2] <= 5.0
 
 
-def _next(line: Line | ByKey, now: float) -> Turn:
-    turn = line.next(now)
+def _next(line: RequestQueue | ByKey, now: float) -> NextRequest:
+    turn = line.take_next(now)
     assert turn is not None
     return turn

@@ -5,21 +5,21 @@ from random import Random
 import pytest
 
 from fairlead.decision import Decision
-from fairlead.fleet import Instance, Model, Objectives
-from fairlead.profile import preset
+from fairlead.fleet import Instance, Model, SloTargets
+from fairlead.profile import builtin_profile
 from fairlead_gateway.routing import ModelRouter, PrefixChain, RouteRequest
-from fairlead_gateway.routing.presets.dual_hash import AWAY_PRICE_BLIND, choose
+from fairlead_gateway.routing.presets.dual_hash import NON_HOME_PRICE_UNINFORMED, choose
 from fairlead_gateway.routing.request import Candidate
 from fairlead_sim.seams import router as seam
 
-PROFILE = preset("h100-llama8b")
+PROFILE = builtin_profile("h100-llama8b")
 TOKENS = 8_192
 
 
 def made(count: int = 8, ttft: float = 5.0) -> ModelRouter:
     router = ModelRouter(secret=b"secret")
     instances = [Instance(f"pod-{at}", "default", "m", "main", "", profile=PROFILE) for at in range(count)]
-    router.update(Model("default", "m", Objectives(ttft_seconds=ttft)), instances, 1)
+    router.update(Model("default", "m", SloTargets(ttft_seconds=ttft)), instances, 1)
     return router
 
 
@@ -32,13 +32,13 @@ def asked(number: int) -> RouteRequest:
 def send(router: ModelRouter, request: RouteRequest) -> Decision:
     decision = router.decide(request, 0.0)
     assert decision.chosen is not None
-    router.dispatched(request, decision.chosen, 0.0)
+    router.on_dispatch(request, decision.chosen, 0.0)
     return decision
 
 
 def ended(router: ModelRouter, request: RouteRequest, cached: int) -> None:
-    router.first_token(request.id, 0.0)
-    router.finished(request.id, 0.0, prompt_tokens=TOKENS, cached_tokens=cached, output_tokens=1)
+    router.on_first_token(request.id, 0.0)
+    router.on_finish(request.id, 0.0, prompt_tokens=TOKENS, cached_tokens=cached, output_tokens=1)
 
 
 def test_all_is_well_and_nothing_is_said() -> None:
@@ -57,25 +57,25 @@ def test_no_index_engines_that_have_more_than_was_told_keep_prompts_at_home() ->
         ended(router, asked(number), TOKENS // 4)  # other gateways sent it there
     quiet = router.decide(asked(900), 0.0)
     assert quiet.reason.endswith(
-        f"engines had 24.9% of prompts cached that nobody told of, so leaving home costs {AWAY_PRICE_BLIND:.0f} x its part"
+        f"engines had 24.9% of prompts cached that nobody told of, so leaving home costs {NON_HOME_PRICE_UNINFORMED:.0f} x its part"
     )
     homes = router.homes(asked(901))
     for number in range(1_000, 1_012):  # both homes are busier than all others
         for home in homes:
-            router.dispatched(asked(number + 100 * homes.index(home)), home, 0.0)
+            router.on_dispatch(asked(number + 100 * homes.index(home)), home, 0.0)
     assert send(router, asked(901)).chosen in homes
     seeing = made()
     for number in range(1_000, 1_012):
         for home in homes:
-            seeing.dispatched(asked(number + 100 * homes.index(home)), home, 0.0)
+            seeing.on_dispatch(asked(number + 100 * homes.index(home)), home, 0.0)
     assert send(seeing, asked(901)).chosen not in homes
 
 
 def test_no_redis_hot_prefixes_go_by_the_last_table_and_then_by_what_is_counted_here() -> None:
     router = made()
-    router.hot(7, frozenset())
+    router.set_hot_prefixes(7, frozenset())
     assert "told last" not in send(router, asked(0)).reason
-    router.hot(0, frozenset())
+    router.set_hot_prefixes(0, frozenset())
     said = ["hot prefixes as they were told last" in send(router, asked(number)).reason for number in range(1, 400)]
     assert said[0]
     assert not said[-1]
@@ -97,7 +97,7 @@ def test_all_overloaded_prices_decide_up_to_three_times_the_objective_and_the_so
     """Every instance has about 8 s before it. The reason says that nobody meets the objective."""
     router = made(ttft=ttft)
     for number in range(200):
-        router.dispatched(asked(number), f"pod-{number % 8}", 0.0)
+        router.on_dispatch(asked(number), f"pod-{number % 8}", 0.0)
     decision = send(router, asked(200))
     assert decision.rule == "slo-spill"
     assert decision.reason.startswith("no candidate meets")
@@ -107,7 +107,7 @@ def test_all_overloaded_prices_decide_up_to_three_times_the_objective_and_the_so
 
 def test_who_is_sooner_but_dearer_is_not_said_to_be_later_where_nobody_meets_the_objective() -> None:
     def one(name: str, backlog: float, own: float) -> Candidate:
-        return Candidate(name, backlog, own, 0.0, 1, 0.0, 10_000, home=True)
+        return Candidate(name, backlog, own, 0.0, 1, 0.0, 10_000, is_home=True)
 
     both = [one("cached", 7.0, 0.1), one("sooner", 5.5, 1.0)]
     decision = choose(both, mean_backlog_seconds=1.0, objective_seconds=5.0)

@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairlead_gateway.routing.glimpses import LOOKS_MOST, SCAN_MOST, Glimpses
-from fairlead_gateway.routing.ledger import Ledger, Tally
+from fairlead_gateway.routing.glimpses import MAX_FULL_SCAN, MAX_SAMPLES, SampledLoads
+from fairlead_gateway.routing.ledger import EndpointLoad, InflightTracker
 from fairlead_gateway.routing.prefix import PrefixChain
 from fairlead_gateway.routing.request import RouteRequest
 
-MANY = SCAN_MOST + 4
+MANY = MAX_FULL_SCAN + 4
 
 
 class Fleet:
@@ -20,33 +20,33 @@ class Fleet:
     def __init__(self, others: Mapping[str, float], count: int) -> None:
         self.others = dict(others)
         self.looked: list[str] = []
-        self.ledger = Ledger(load=self._seen)
-        self.own = [self.ledger.tally(f"i{at:02}") for at in range(count)]
-        self.ledger.keep([item.instance for item in self.own])
+        self.ledger = InflightTracker(load_override=self._seen)
+        self.own = [self.ledger.local_load(f"i{at:02}") for at in range(count)]
+        self.ledger.retain([item.instance for item in self.own])
 
     def send(self, instance: str, seconds: float) -> None:
         chain = PrefixChain((), (), 0)
-        request = RouteRequest(f"r{len(self.ledger.busy())}", chain, 1.0)
-        self.ledger.dispatched(request, instance, seconds=seconds, tokens=1.0)
+        request = RouteRequest(f"r{len(self.ledger.busy_instances())}", chain, 1.0)
+        self.ledger.on_dispatch(request, instance, prefill_seconds=seconds, tokens=1.0)
 
-    def _seen(self, own: Tally) -> Tally:
+    def _seen(self, own: EndpointLoad) -> EndpointLoad:
         self.looked.append(own.instance)
         beside = self.others.get(own.instance, 0.0)
-        return Tally(own.instance, own.inflight, own.waiting, own.backlog_seconds + beside, own.inflight_tokens)
+        return EndpointLoad(own.instance, own.inflight, own.waiting, own.backlog_seconds + beside, own.inflight_tokens)
 
 
-def decide(glimpses: Glimpses, fleet: Fleet, candidates: int = 4) -> tuple[float, str]:
-    glimpses.begin(len(fleet.own))
-    mean, least = glimpses.fleet(fleet.own)
+def decide(glimpses: SampledLoads, fleet: Fleet, candidates: int = 4) -> tuple[float, str]:
+    glimpses.begin_decision(len(fleet.own))
+    mean, least = glimpses.summarize(fleet.own)
     for item in fleet.own[:candidates]:
-        glimpses.look(item)
-    glimpses.end(fleet.own)
+        glimpses.measure(item)
+    glimpses.end_decision(fleet.own)
     return mean, least.instance
 
 
 def test_a_small_fleet_is_looked_at_as_a_whole_for_each_decision() -> None:
     fleet = Fleet({"i01": 3.0, "i00": 1.0}, 3)
-    glimpses = Glimpses(fleet.ledger)
+    glimpses = SampledLoads(fleet.ledger)
     mean, least = decide(glimpses, fleet)
     assert (mean, least) == (4.0 / 3, "i02")
     fleet.others = {"i02": 3.0, "i01": 6.0}
@@ -56,12 +56,12 @@ def test_a_small_fleet_is_looked_at_as_a_whole_for_each_decision() -> None:
 
 def test_of_a_large_one_candidates_and_one_more_in_turn_are_looked_at_until_all_have_been() -> None:
     fleet = Fleet({f"i{at:02}": 1.0 for at in range(MANY)}, MANY)
-    glimpses = Glimpses(fleet.ledger)
+    glimpses = SampledLoads(fleet.ledger)
     means = []
     for _ in range(MANY):
         fleet.looked.clear()
         means.append(decide(glimpses, fleet)[0])
-        assert len(fleet.looked) <= LOOKS_MOST
+        assert len(fleet.looked) <= MAX_SAMPLES
     assert means[0] == 0.0  # nobody has been seen yet
     assert means == sorted(means)
     assert decide(glimpses, fleet)[0] == pytest.approx(1.0)
@@ -75,7 +75,7 @@ def test_once_all_have_been_seen_and_nothing_moves_a_large_fleet_is_known_as_a_s
     others: dict[int, float], sent: list[tuple[int, float]]
 ) -> None:
     fleet = Fleet({f"i{at:02}": seconds for at, seconds in others.items()}, MANY)
-    glimpses = Glimpses(fleet.ledger)
+    glimpses = SampledLoads(fleet.ledger)
     for _ in range(MANY):
         decide(glimpses, fleet)
     for at, seconds in sent:  # our own part is known at once
@@ -88,8 +88,8 @@ def test_once_all_have_been_seen_and_nothing_moves_a_large_fleet_is_known_as_a_s
 
 def test_who_is_gone_is_forgotten() -> None:
     fleet = Fleet({f"i{at:02}": 1.0 for at in range(MANY)}, MANY)
-    glimpses = Glimpses(fleet.ledger)
+    glimpses = SampledLoads(fleet.ledger)
     for _ in range(MANY):
         decide(glimpses, fleet)
-    glimpses.keep([])
+    glimpses.retain([])
     assert decide(glimpses, fleet)[0] == 0.0

@@ -4,21 +4,21 @@ from random import Random
 
 import pytest
 
-from fairlead.fleet import Instance, Model, Objectives
+from fairlead.fleet import Instance, Model, SloTargets
 from fairlead.limits import Limits
-from fairlead.profile import preset
-from fairlead.testing.engine import honest
-from fairlead.testing.raw_http import post, send
-from fairlead_gateway.prompt import session_pin
+from fairlead.profile import builtin_profile
+from fairlead.testing.engine import well_behaved
+from fairlead.testing.raw_http import post_request, send
+from fairlead_gateway.prompt import session_hash
 from fairlead_gateway.routing import ModelRouter, RouteRequest, prefix_chain
-from fairlead_gateway.routing.pins import Pins
-from fairlead_gateway.testing import Running, run, with_engines
+from fairlead_gateway.routing.pins import SessionAffinity
+from fairlead_gateway.testing import RunningGateway, run_async, with_engines
 
-MODEL = Model("default", "m", Objectives(ttft_seconds=5.0), "dual-hash")
+MODEL = Model("default", "m", SloTargets(ttft_seconds=5.0), "dual-hash")
 
 
 def instances(*numbers: int) -> tuple[Instance, ...]:
-    profile = preset("910b4")
+    profile = builtin_profile("910b4")
     return tuple(
         Instance(f"pod-{n}", "default", "m", "main", f"http://127.0.0.1:{n}", profile=profile) for n in numbers
     )
@@ -34,16 +34,16 @@ def turn(session: int, number: int, *, named: bool = True) -> RouteRequest:
     """The same conversation, written in other bytes every time."""
     text = Random(session * 1_000 + number).randbytes(8_192)
     chain = prefix_chain(text, secret=b"secret", seed=b"m")
-    pin = session_pin(f"s-{session}", MODEL.key, b"secret") if named else None
-    return RouteRequest(f"{session}-{number}", chain, len(text) / 4, pin=pin)
+    pin = session_hash(f"s-{session}", MODEL.key, b"secret") if named else None
+    return RouteRequest(f"{session}-{number}", chain, len(text) / 4, session_hash=pin)
 
 
 def served(made: ModelRouter, request: RouteRequest, now: float) -> str:
     at = made.decide(request, now).chosen
     assert at is not None
-    made.dispatched(request, at, now)
-    made.first_token(request.id, now)
-    made.finished(request.id, now)
+    made.on_dispatch(request, at, now)
+    made.on_first_token(request.id, now)
+    made.on_finish(request.id, now)
     return at
 
 
@@ -56,7 +56,7 @@ def stays(*, named: bool) -> float:
         for number in range(5):
             request, now = turn(session, number, named=named), number * 5.0
             at = served(replicas[number % 2], request, now)
-            replicas[(number + 1) % 2].heard(at, request.chain, now, request.pin)
+            replicas[(number + 1) % 2].on_peer_dispatch(at, request.chain, now, request.session_hash)
             same += at == last
             last = at
     return same / (40 * 4)
@@ -80,7 +80,7 @@ def test_a_busy_one_is_left_like_any_other() -> None:
     made = router()
     at = served(made, turn(1, 0), 0.0)
     for number in range(30):
-        made.dispatched(turn(100 + number, 0), at, 1.0)
+        made.on_dispatch(turn(100 + number, 0), at, 1.0)
     decision = made.decide(turn(1, 1), 5.0)
     assert decision.chosen != at
     assert any(item.id == at for item in decision.rejected)
@@ -104,7 +104,7 @@ def test_it_is_no_candidate_any_more(left: str) -> None:
 
 
 def test_the_oldest_sessions_go_beyond_the_limit() -> None:
-    pins = Pins(Limits(session_pins=3))
+    pins = SessionAffinity(Limits(session_pins=3))
     for pin in (1, 2, 3, 1, 4):
         pins.put(pin, f"pod-{pin}", 0.0)
     assert [pins.get(pin, 1.0) for pin in (1, 2, 3, 4)] == ["pod-1", None, "pod-3", "pod-4"]
@@ -112,7 +112,7 @@ def test_the_oldest_sessions_go_beyond_the_limit() -> None:
 
 
 def test_a_pin_says_nothing_without_the_secret_and_is_of_one_model() -> None:
-    pins = {session_pin("s", key, secret) for key in ("a/m", "b/m") for secret in (b"one", b"two")}
+    pins = {session_hash("s", key, secret) for key in ("a/m", "b/m") for secret in (b"one", b"two")}
     assert len(pins) == 4
 
 
@@ -127,14 +127,14 @@ def test_a_pin_says_nothing_without_the_secret_and_is_of_one_model() -> None:
     ],
 )
 def test_a_named_session_is_pinned_and_a_user_is_not(more: dict[str, str], header: str, pinned: bool) -> None:
-    async def use(running: Running) -> None:
+    async def use(running: RunningGateway) -> None:
         for text in ("one", "two"):
             body = {"model": "tiny", "messages": [{"role": "user", "content": text * 100}], **more}
-            (answer,) = await send(running.url, post(body, more=header))
+            (answer,) = await send(running.url, post_request(body, more=header))
             assert answer.status == 200
         told = running.gateway.decisions.get(answer.fields["x-fairlead-decision"])
         assert told is not None
         inputs = told.records[0].decision.inputs
         assert any(name.endswith("/session_last") for name in inputs) == pinned
 
-    run(with_engines([honest], use))
+    run_async(with_engines([well_behaved], use))

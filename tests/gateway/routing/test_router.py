@@ -7,13 +7,13 @@ from random import Random
 import pytest
 
 from fairlead.errors import BadInput
-from fairlead.fleet import Instance, InstanceState, Model, Objectives
-from fairlead.profile import EngineProfile, preset
+from fairlead.fleet import Instance, InstanceState, Model, SloTargets
+from fairlead.profile import EngineProfile, builtin_profile
 from fairlead_gateway.routing import ModelRouter, RouteRequest, prefix_chain
-from fairlead_gateway.routing.presets.dual_hash import away_price, choose
+from fairlead_gateway.routing.presets.dual_hash import choose, non_home_price
 from fairlead_gateway.routing.request import Candidate
 
-PROFILE = preset("910b4")
+PROFILE = builtin_profile("910b4")
 
 
 def instances(count: int, profile: EngineProfile | None = PROFILE) -> tuple[Instance, ...]:
@@ -24,7 +24,7 @@ def instances(count: int, profile: EngineProfile | None = PROFILE) -> tuple[Inst
 
 def router(count: int = 8, *, name: str = "dual-hash", ttft: float | None = 5.0) -> ModelRouter:
     made = ModelRouter(secret=b"secret")
-    made.update(Model("default", "m", Objectives(ttft_seconds=ttft), name), instances(count), 1)
+    made.update(Model("default", "m", SloTargets(ttft_seconds=ttft), name), instances(count), 1)
     return made
 
 
@@ -36,7 +36,7 @@ def prompt(name: str, session: int, turn: int = 0, session_id: str | None = None
 def send(made: ModelRouter, request: RouteRequest) -> str:
     decision = made.decide(request, 0.0)
     assert decision.chosen is not None
-    made.dispatched(request, decision.chosen, 0.0)
+    made.on_dispatch(request, decision.chosen, 0.0)
     return decision.chosen
 
 
@@ -45,8 +45,8 @@ def test_the_next_turn_goes_where_the_prefix_is() -> None:
     for session in range(20):
         first = prompt(f"{session}-0", session)
         at = send(made, first)
-        made.first_token(first.id, 1.0)
-        made.finished(first.id, 2.0)
+        made.on_first_token(first.id, 1.0)
+        made.on_finish(first.id, 2.0)
         decision = made.decide(prompt(f"{session}-1", session, 1), 3.0)
         assert decision.chosen == at
         assert decision.inputs[f"{at}/matched_tokens"].value == pytest.approx(2_048, rel=0.01)
@@ -67,7 +67,7 @@ def test_a_home_over_its_objective_is_left_and_the_decision_says_so() -> None:
     busy = prompt("home", 1)
     at = send(made, busy)
     for number in range(30):
-        made.dispatched(prompt(f"x{number}", 100 + number), at, 0.0)
+        made.on_dispatch(prompt(f"x{number}", 100 + number), at, 0.0)
     decision = made.decide(prompt("again", 1), 0.0)
     assert decision.chosen != at
     why = next(item.why for item in decision.rejected if item.id == at)
@@ -85,7 +85,7 @@ def test_when_nobody_comes_near_the_objective_the_soonest_first_token_wins() -> 
 
 
 def candidate(name: str, backlog: float, own: float) -> Candidate:
-    return Candidate(name, backlog, own, 0.0, 1, 0.0, 10_000, home=True)
+    return Candidate(name, backlog, own, 0.0, 1, 0.0, 10_000, is_home=True)
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_a_failed_instance_is_not_chosen_again_for_the_same_request() -> None:
     made = router(2)
     request = prompt("r", 1)
     first = send(made, request)
-    made.abandoned(request.id, 0.0)
+    made.on_abandoned(request.id, 0.0)
     second = made.decide(request, 0.0, excluded=frozenset({first}))
     assert second.chosen is not None
     assert second.chosen != first
@@ -158,7 +158,7 @@ def test_a_draining_instance_gets_nothing_new() -> None:
 def test_an_instance_that_starts_anew_has_lost_its_cache() -> None:
     made = router(2)
     at = send(made, prompt("a", 1))
-    made.abandoned("a", 0.0)
+    made.on_abandoned("a", 0.0)
     model = Model("default", "m")
     made.update(model, [item for item in instances(2) if item.id != at], 2)
     made.update(model, instances(2), 3)
@@ -173,7 +173,7 @@ def test_an_instance_that_left_while_it_drained_is_forgotten_too() -> None:
     model, rest = Model("default", "m"), [item for item in instances(2) if item.id != at]
     for number, present in enumerate((drained, rest)):
         made.update(model, present, number + 2)
-        assert (len(made._holdings) == 0) is (present is rest)
+        assert (len(made._cache) == 0) is (present is rest)
 
 
 def test_two_routers_with_one_secret_agree_on_homes() -> None:
@@ -214,21 +214,21 @@ def test_without_profiles_routing_still_works() -> None:
 
 def test_a_clock_twice_as_fast_decides_alike() -> None:
     slow, fast = router(ttft=5.0), ModelRouter(secret=b"secret")
-    fast.update(Model("default", "m", Objectives(ttft_seconds=2.5)), instances(8, PROFILE.faster(2)), 1)
+    fast.update(Model("default", "m", SloTargets(ttft_seconds=2.5)), instances(8, PROFILE.sped_up(2)), 1)
     for number in range(300):
         request = prompt(f"r{number}", number % 40, number % 3)
         assert send(slow, request) == send(fast, request)
         if number > 20:
             for made in (slow, fast):
-                made.first_token(f"r{number - 10}", 0.0)
-                made.finished(f"r{number - 20}", 0.0, output_tokens=100)
+                made.on_first_token(f"r{number - 10}", 0.0)
+                made.on_finish(f"r{number - 20}", 0.0, output_tokens=100)
 
 
 def test_loads_are_those_of_requests_in_flight() -> None:
     made = router(2)
     at = send(made, prompt("r", 1))
     assert made.loads()[at].inflight == 1
-    made.finished("r", 1.0)
+    made.on_finish("r", 1.0)
     assert all(load.inflight == 0 for load in made.loads().values())
 
 
@@ -237,7 +237,7 @@ def test_token_estimates_follow_what_engines_report() -> None:
     for number in range(200):
         request = prompt(f"r{number}", number)
         send(made, request)
-        made.finished(request.id, 1.0, prompt_tokens=int(request.prompt_tokens * 1.5))
+        made.on_finish(request.id, 1.0, prompt_tokens=int(request.prompt_tokens * 1.5))
     request = prompt("again", 199, 1)
     decision = made.decide(request, 2.0)
     matched = decision.inputs[f"{decision.chosen}/matched_tokens"].value
@@ -249,8 +249,8 @@ def test_an_absurd_report_moves_the_estimate_within_bounds() -> None:
     for number in range(500):
         request = prompt(f"r{number}", number)
         send(made, request)
-        made.finished(request.id, 1.0, prompt_tokens=10**9)
-    assert made._reported.scale <= 4.0
+        made.on_finish(request.id, 1.0, prompt_tokens=10**9)
+    assert made._calibration.scale <= 4.0
 
 
 @pytest.mark.parametrize(
@@ -268,7 +268,7 @@ def test_an_absurd_report_moves_the_estimate_within_bounds() -> None:
 def test_leaving_home_is_dearer_the_less_is_foreseen_and_cheaper_the_busier_all_are(
     unforeseen: float, busy: float, price: float
 ) -> None:
-    assert away_price(unforeseen, busy) == pytest.approx(price)
+    assert non_home_price(unforeseen, busy) == pytest.approx(price)
 
 
 @pytest.mark.parametrize(("cached", "share"), [(0, 0.0), (1_024, 0.5), (None, 0.0)])
@@ -278,7 +278,7 @@ def test_what_engines_had_beyond_what_was_known_is_followed(cached: int | None, 
     for number in range(400):
         asked = prompt(f"r{number}", number)
         send(made, asked)
-        made.first_token(asked.id, 0.0)
-        made.finished(asked.id, 0.0, prompt_tokens=2_048, cached_tokens=cached)
+        made.on_first_token(asked.id, 0.0)
+        made.on_finish(asked.id, 0.0, prompt_tokens=2_048, cached_tokens=cached)
     told = made.decide(prompt("last", 999), 0.0).inputs["mean/unforeseen_share"].value
     assert told == pytest.approx(share, abs=0.01)

@@ -48,9 +48,9 @@ def seen_elsewhere() -> str:
     asked = prompts()
     made = router(FLEET[::-1])
     for one in asked[-2_000:]:
-        made.dispatched(one, made.decide(one, 0.0).chosen or "", 0.0)
-    made.hot(1, frozenset())
-    made.hot(2, table(asked))
+        made.on_dispatch(one, made.decide(one, 0.0).chosen or "", 0.0)
+    made.set_hot_prefixes(1, frozenset())
+    made.set_hot_prefixes(2, table(asked))
     return digest(made, asked)
 
 
@@ -58,7 +58,7 @@ def test_every_replica_and_worker_has_the_same_homes_for_the_same_table() -> Non
     asked = prompts()
     here = router(FLEET)
     alone = digest(here, asked)
-    here.hot(2, table(asked))
+    here.set_hot_prefixes(2, table(asked))
     expected = digest(here, asked)
     assert expected != alone  # the table matters
     environ = {

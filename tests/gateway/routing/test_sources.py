@@ -6,18 +6,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairlead.fleet import Instance, Model, Objectives, Pull
-from fairlead.profile import EngineProfile, preset
+from fairlead.fleet import Instance, KvPull, Model, SloTargets
+from fairlead.profile import EngineProfile, builtin_profile
 from fairlead_gateway.routing import ModelRouter, RouteRequest, prefix_chain
-from fairlead_gateway.routing.sources import WORTH, pulled_seconds
+from fairlead_gateway.routing.sources import MAX_TIME_SHARE, pull_prefill_seconds
 
-SLOW = preset("l4-qwen8b")  # 0.3 ms a token
-FAST = preset("h100-llama8b")  # 0.036 ms
+SLOW = builtin_profile("l4-qwen8b")  # 0.3 ms a token
+FAST = builtin_profile("h100-llama8b")  # 0.036 ms
 BYTES = 131_072.0
 
 
-def gigabits(rate: float) -> Pull:
-    return Pull("10.0.0.1:5710", BYTES, rate * 1e9 / 8, 0.01)
+def gigabits(rate: float) -> KvPull:
+    return KvPull("10.0.0.1:5710", BYTES, rate * 1e9 / 8, 0.01)
 
 
 @pytest.mark.parametrize(
@@ -27,11 +27,11 @@ def gigabits(rate: float) -> Pull:
 def test_pulling_pays_where_the_network_is_faster_than_the_engine(
     profile: EngineProfile, rate: float, pays: bool
 ) -> None:
-    computed = profile.prefill(8_000.0, 0.0)
-    found = pulled_seconds(profile, 8_000.0, 0.0, 7_900.0, gigabits(rate), computed)
+    computed = profile.prefill_time(8_000.0, 0.0)
+    found = pull_prefill_seconds(profile, 8_000.0, 0.0, 7_900.0, gigabits(rate), computed)
     assert (found >= 0.0) == pays
     if pays:
-        assert found <= WORTH * computed
+        assert found <= MAX_TIME_SHARE * computed
 
 
 @pytest.mark.property
@@ -44,17 +44,17 @@ def test_pulling_pays_where_the_network_is_faster_than_the_engine(
 def test_a_pull_is_never_dearer_than_computing_and_never_of_nothing(
     prompt: float, here: float, there: float, rate: float
 ) -> None:
-    computed = SLOW.prefill(prompt, here * prompt)
-    found = pulled_seconds(SLOW, prompt, here * prompt, there * prompt, gigabits(rate), computed)
+    computed = SLOW.prefill_time(prompt, here * prompt)
+    found = pull_prefill_seconds(SLOW, prompt, here * prompt, there * prompt, gigabits(rate), computed)
     assert found < computed
     if there <= here:
         assert found < 0.0
 
 
-def router(pull: Pull | None, transfer: str | None = None) -> ModelRouter:
+def router(pull: KvPull | None, transfer: str | None = None) -> ModelRouter:
     made = ModelRouter(secret=b"secret")
     made.update(
-        Model("default", "m", Objectives(ttft_seconds=5.0), "dual-hash"),
+        Model("default", "m", SloTargets(ttft_seconds=5.0), "dual-hash"),
         tuple(
             Instance(
                 f"e-{n}", "default", "m", "main", f"http://127.0.0.1:{n}", profile=SLOW, pull=pull, transfer=transfer
@@ -76,10 +76,10 @@ def second(made: ModelRouter) -> tuple[str, str, RouteRequest]:
     first = prompt("first")
     holder = made.decide(first, 0.0).chosen
     assert holder is not None
-    made.dispatched(first, holder, 0.0)
-    made.first_token(first.id, 0.0)
+    made.on_dispatch(first, holder, 0.0)
+    made.on_first_token(first.id, 0.0)
     for number in range(4):  # with eight the first would not be there any more
-        made.dispatched(prompt(f"other-{number}", 100 + number), holder, 0.0)
+        made.on_dispatch(prompt(f"other-{number}", 100 + number), holder, 0.0)
     again = prompt("again")
     at = made.decide(again, 0.0).chosen
     assert at is not None
@@ -95,11 +95,11 @@ def test_the_one_that_is_not_busy_gets_it_from_the_one_that_is_and_the_decision_
     assert f"tokens from {holder}" in decision.reason
     assert decision.inputs[f"{at}/pull_tokens"].value == pytest.approx(4_000, rel=0.1)
     assert decision.matched_tokens == pytest.approx(4_000, rel=0.1)
-    assert decision.told(rule="retry-1").source == holder
+    assert decision.with_text(rule="retry-1").source == holder
     before = made.loads()[at].backlog_seconds
-    made.dispatched(again, at, 0.0)
+    made.on_dispatch(again, at, 0.0)
     waits = made.loads()[at].backlog_seconds - before
-    assert waits < 0.5 * SLOW.prefill(4_000.0, 0.0)
+    assert waits < 0.5 * SLOW.prefill_time(4_000.0, 0.0)
 
 
 @pytest.mark.parametrize("why", ["slow network", "no tier", "prefill and decode", "retry"])

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from fairlead.clock import ManualClock
 from fairlead.errors import Unavailable
 from fairlead.limits import Limits
-from fairlead_gateway.tokenizing.service import Tokenizing
+from fairlead_gateway.tokenizing.service import TokenizerClient
 
 LIMITS = Limits()
 VOCABULARY = {"<unk>": 0, "<s>": 1, "one": 2, "two": 3, "three": 4}
@@ -33,11 +33,13 @@ def tokenizer_file(path: Path, *, begins: bool = True, swapped: bool = False) ->
     return str(path)
 
 
-def run(steps: Callable[[Tokenizing, ManualClock], Awaitable[None]], *command: str, limits: Limits = LIMITS) -> None:
+def run(
+    steps: Callable[[TokenizerClient, ManualClock], Awaitable[None]], *command: str, limits: Limits = LIMITS
+) -> None:
     async def main() -> None:
         clock = ManualClock()
         more = {"command": command} if command else {}
-        one = Tokenizing(clock, limits, os.environ, **more)
+        one = TokenizerClient(clock, limits, os.environ, **more)
         try:
             await steps(one, clock)
         finally:
@@ -46,19 +48,19 @@ def run(steps: Callable[[Tokenizing, ManualClock], Awaitable[None]], *command: s
     asyncio.run(main())
 
 
-async def refused(one: Tokenizing, path: str, text: bytes = b'"one"') -> str:
+async def refused(one: TokenizerClient, path: str, text: bytes = b'"one"') -> str:
     with pytest.raises(Unavailable) as found:
-        await one.tokens(path, text, special=True)
+        await one.tokenize(path, text, add_special_tokens=True)
     return found.value.message
 
 
 def test_special_tokens_go_around_a_text_where_they_are_wanted(tmp_path: Path) -> None:
     path = tokenizer_file(tmp_path / "tokenizer.json")
 
-    async def steps(one: Tokenizing, _: ManualClock) -> None:
-        assert list(await one.tokens(path, b'"one two\\u0020three x"', special=True)) == [1, 2, 3, 4, 0]
-        assert list(await one.tokens(path, b'"one two three"', special=False)) == [2, 3, 4]
-        assert one.starts == 1
+    async def steps(one: TokenizerClient, _: ManualClock) -> None:
+        assert list(await one.tokenize(path, b'"one two\\u0020three x"', add_special_tokens=True)) == [1, 2, 3, 4, 0]
+        assert list(await one.tokenize(path, b'"one two three"', add_special_tokens=False)) == [2, 3, 4]
+        assert one.start_count == 1
 
     run(steps)
 
@@ -66,12 +68,12 @@ def test_special_tokens_go_around_a_text_where_they_are_wanted(tmp_path: Path) -
 def test_a_file_that_changes_is_read_again(tmp_path: Path) -> None:
     path = tokenizer_file(tmp_path / "tokenizer.json")
 
-    async def steps(one: Tokenizing, _: ManualClock) -> None:
-        assert list(await one.tokens(path, b'"one"', special=True)) == [1, 2]
+    async def steps(one: TokenizerClient, _: ManualClock) -> None:
+        assert list(await one.tokenize(path, b'"one"', add_special_tokens=True)) == [1, 2]
         (tmp_path / "new").write_text("")
         tokenizer_file(tmp_path / "new", swapped=True)
         os.replace(tmp_path / "new", path)
-        assert list(await one.tokens(path, b'"one"', special=True)) == [1, 3]
+        assert list(await one.tokenize(path, b'"one"', add_special_tokens=True)) == [1, 3]
 
     run(steps)
 
@@ -82,7 +84,7 @@ def test_what_is_no_tokenizer_is_said_in_words_and_the_process_goes_on(tmp_path:
     with (tmp_path / "large.json").open("wb") as file:
         file.truncate(LIMITS.tokenizing_file_bytes + 1)
 
-    async def steps(one: Tokenizing, _: ManualClock) -> None:
+    async def steps(one: TokenizerClient, _: ManualClock) -> None:
         assert await refused(one, str(tmp_path / "none.json")) == "No such file or directory"
         assert await refused(one, str(tmp_path / "broken.json")) == "the file is no tokenizer: Exception"
         assert (
@@ -90,8 +92,8 @@ def test_what_is_no_tokenizer_is_said_in_words_and_the_process_goes_on(tmp_path:
             == f"the file is larger than {LIMITS.tokenizing_file_bytes} bytes"
         )
         assert await refused(one, good, b'"\\ud800"') == "the prompt is no text"
-        assert list(await one.tokens(good, b'"one"', special=True)) == [1, 2]
-        assert one.starts == 1
+        assert list(await one.tokenize(good, b'"one"', add_special_tokens=True)) == [1, 2]
+        assert one.start_count == 1
 
     run(steps)
 
@@ -107,24 +109,24 @@ def test_a_file_with_which_the_process_ends_waits_longer_each_time_and_others_do
         "p.Tokenizers = T; p.serve(sys.stdin.buffer, sys.stdout.buffer, Limits())"
     )
 
-    async def steps(one: Tokenizing, clock: ManualClock) -> None:
+    async def steps(one: TokenizerClient, clock: ManualClock) -> None:
         assert await refused(one, "deadly") == "the tokenizing process ended"
-        assert one.starts == 1
+        assert one.start_count == 1
         assert await refused(one, "deadly") == "the tokenizing process ended"
-        assert one.starts == 1, "nobody asked it again"
-        assert list(await one.tokens(good, b'"one"', special=True)) == [1, 2]
-        assert one.starts == 2
+        assert one.start_count == 1, "nobody asked it again"
+        assert list(await one.tokenize(good, b'"one"', add_special_tokens=True)) == [1, 2]
+        assert one.start_count == 2
         clock.advance(1.0)
         await refused(one, "deadly")
         clock.advance(1.0)
-        assert list(await one.tokens(good, b'"one"', special=True)) == [1, 2]
-        starts = one.starts
+        assert list(await one.tokenize(good, b'"one"', add_special_tokens=True)) == [1, 2]
+        starts = one.start_count
         await refused(one, "deadly")
-        assert one.starts == starts, "the second wait is of two seconds"
+        assert one.start_count == starts, "the second wait is of two seconds"
         clock.advance(1.0)
         await refused(one, "deadly")
-        assert list(await one.tokens(good, b'"one"', special=True)) == [1, 2]
-        assert one.starts == starts + 1
+        assert list(await one.tokenize(good, b'"one"', add_special_tokens=True)) == [1, 2]
+        assert one.start_count == starts + 1
 
     run(steps, sys.executable, "-c", code)
 
@@ -132,13 +134,13 @@ def test_a_file_with_which_the_process_ends_waits_longer_each_time_and_others_do
 def test_a_process_that_was_killed_between_two_questions_is_nobodys_fault(tmp_path: Path) -> None:
     path = tokenizer_file(tmp_path / "tokenizer.json")
 
-    async def steps(one: Tokenizing, _: ManualClock) -> None:
-        await one.tokens(path, b'"one"', special=True)
+    async def steps(one: TokenizerClient, _: ManualClock) -> None:
+        await one.tokenize(path, b'"one"', add_special_tokens=True)
         assert one._process is not None
         one._process.kill()
         await one._process.wait()
-        assert list(await one.tokens(path, b'"two"', special=True)) == [1, 3]
-        assert one.starts == 2
+        assert list(await one.tokenize(path, b'"two"', add_special_tokens=True)) == [1, 3]
+        assert one.start_count == 2
 
     run(steps)
 
@@ -154,7 +156,7 @@ def test_a_process_that_was_killed_between_two_questions_is_nobodys_fault(tmp_pa
 def test_one_that_is_late_or_talks_nonsense_is_replaced(code: str, said: str | None) -> None:
     limits = replace(LIMITS, tokenizing_seconds=0.1 if said and "within" in said else 60.0)
 
-    async def steps(one: Tokenizing, _: ManualClock) -> None:
+    async def steps(one: TokenizerClient, _: ManualClock) -> None:
         words = await refused(one, "any")
         assert said is None or words == said
         assert one._process is None
@@ -163,7 +165,7 @@ def test_one_that_is_late_or_talks_nonsense_is_replaced(code: str, said: str | N
 
 
 def test_a_process_that_cannot_be_started_is_said() -> None:
-    async def steps(one: Tokenizing, _: ManualClock) -> None:
+    async def steps(one: TokenizerClient, _: ManualClock) -> None:
         assert "no tokenizing process" in await refused(one, "any")
 
     run(steps, "/nonexistent/python")
@@ -172,13 +174,13 @@ def test_a_process_that_cannot_be_started_is_said() -> None:
 def test_no_more_wait_than_may(tmp_path: Path) -> None:
     path = tokenizer_file(tmp_path / "tokenizer.json")
 
-    async def steps(one: Tokenizing, _: ManualClock) -> None:
-        asked = [one.tokens(path, b'"one"', special=True) for _ in range(6)]
+    async def steps(one: TokenizerClient, _: ManualClock) -> None:
+        asked = [one.tokenize(path, b'"one"', add_special_tokens=True) for _ in range(6)]
         found = await asyncio.gather(*asked, return_exceptions=True)
         assert sum(isinstance(each, Unavailable) for each in found) == 2
         assert sum(not isinstance(each, BaseException) and list(each) == [1, 2] for each in found) == 4
 
-    run(steps, limits=replace(LIMITS, tokenizing_waiting=4))
+    run(steps, limits=replace(LIMITS, tokenizing_pending=4))
 
 
 def test_the_gateways_secrets_are_not_in_its_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,7 +191,7 @@ def test_the_gateways_secrets_are_not_in_its_environment(monkeypatch: pytest.Mon
         "sys.stdout.buffer.write(framed(Answer(1, problem=f'seen: {found}')))"
     )
 
-    async def steps(one: Tokenizing, _: ManualClock) -> None:
+    async def steps(one: TokenizerClient, _: ManualClock) -> None:
         assert await refused(one, "any") == "seen: False"
 
     run(steps, sys.executable, "-c", code)

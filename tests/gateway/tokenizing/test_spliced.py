@@ -6,7 +6,12 @@ from collections.abc import Callable, Sequence
 import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-from fairlead_gateway.tokenizing.spliced import AUDIT, BACK, BLOCK, Spliced
+from fairlead_gateway.tokenizing.spliced import (
+    AUDIT_INTERVAL,
+    BACKTRACK_CHARACTERS,
+    BLOCK_CHARACTERS,
+    IncrementalTokenizer,
+)
 
 WORDS = [
     *(
@@ -74,15 +79,15 @@ def encoder(made: Tokenizer) -> Callable[[str], tuple[Sequence[int], Sequence[in
 @pytest.mark.parametrize("make", [byte_level, unigram, merged_across_words])
 def test_conversations_have_the_tokens_of_their_whole_texts(make: Callable[[], Tokenizer]) -> None:
     encode = encoder(make())
-    texts = Spliced(encode, most_tokens=100_000)
+    texts = IncrementalTokenizer(encode, max_tokens=100_000)
     draw = random.Random(7)
     for _ in range(12):
         text = ""
         for _ in range(8):
             text += prose(draw, draw.randrange(20, 600))
-            assert list(texts.tokens(text)) == encode(text)[0]
-    assert texts.joined > 3 * texts.whole
-    assert texts.wrong == 0
+            assert list(texts.tokenize(text)) == encode(text)[0]
+    assert texts.joined_count > 3 * texts.whole_count
+    assert texts.mismatch_count == 0
 
 
 def test_only_the_end_of_a_known_text_is_tokenized() -> None:
@@ -93,12 +98,12 @@ def test_only_the_end_of_a_known_text_is_tokenized() -> None:
         asked.append(len(text))
         return encode(text)
 
-    texts = Spliced(counted, most_tokens=1_000_000)
+    texts = IncrementalTokenizer(counted, max_tokens=1_000_000)
     first = prose(random.Random(1), 8_000)
     for more in ("", " and one", " and another one"):
-        texts.tokens(first + more)
+        texts.tokenize(first + more)
     assert asked[0] == len(first)
-    assert asked[-1] < BLOCK + BACK + 100
+    assert asked[-1] < BLOCK_CHARACTERS + BACKTRACK_CHARACTERS + 100
 
 
 def test_a_tokenizer_that_is_another_one_in_the_middle_of_a_text_is_found_out() -> None:
@@ -110,30 +115,30 @@ def test_a_tokenizer_that_is_another_one_in_the_middle_of_a_text_is_found_out() 
             tokens[0] += len(text) // 4_096
         return tokens, list(range(1, len(text) + 1))
 
-    texts = Spliced(encode, most_tokens=1_000_000)
+    texts = IncrementalTokenizer(encode, max_tokens=1_000_000)
     text = "x" * 4_000
-    texts.tokens(text)
-    for number in range(AUDIT + 2):
+    texts.tokenize(text)
+    for number in range(AUDIT_INTERVAL + 2):
         text += "y" * 100
-        found = list(texts.tokens(text))
-        if texts.wrong:
+        found = list(texts.tokenize(text))
+        if texts.mismatch_count:
             break
-        assert number < AUDIT + 1
+        assert number < AUDIT_INTERVAL + 1
     assert found == encode(text)[0]
-    whole = texts.whole
-    assert list(texts.tokens(text + "z")) == encode(text + "z")[0]
-    assert texts.whole == whole + 1, "and every text is tokenized whole from then on"
+    whole = texts.whole_count
+    assert list(texts.tokenize(text + "z")) == encode(text + "z")[0]
+    assert texts.whole_count == whole + 1, "and every text is tokenized whole from then on"
 
 
 def test_what_is_kept_stays_below_its_bound_and_the_oldest_goes() -> None:
     encode = encoder(byte_level())
-    texts = Spliced(encode, most_tokens=4_000)
+    texts = IncrementalTokenizer(encode, max_tokens=4_000)
     drawn = [prose(random.Random(number), 700) for number in range(12)]
     for text in drawn:
-        texts.tokens(text)
-        assert texts.kept <= 4_000
-    joined = texts.joined
-    texts.tokens(drawn[-1] + " more")
-    assert texts.joined == joined + 1
-    texts.tokens(drawn[0] + " more")
-    assert texts.joined == joined + 1
+        texts.tokenize(text)
+        assert texts.kept_tokens <= 4_000
+    joined = texts.joined_count
+    texts.tokenize(drawn[-1] + " more")
+    assert texts.joined_count == joined + 1
+    texts.tokenize(drawn[0] + " more")
+    assert texts.joined_count == joined + 1

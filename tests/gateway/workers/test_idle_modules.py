@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from fairlead.fleetfile import write_atomic
+from fairlead.fleetfile import write_fleet_file
 from fairlead.testing.engine import scripted_engine
-from fairlead.testing.raw_http import ask
-from fairlead_gateway.testing import fleet_of, run
+from fairlead.testing.raw_http import request
+from fairlead_gateway.testing import fleet_of, run_async
 from fairlead_gateway.testing_process import GatewayProcess, gateway_process
 
 GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
@@ -56,10 +56,10 @@ HELPER = {
 
 
 async def _used(gateway: GatewayProcess) -> None:
-    assert (await ask(gateway.url, GOOD)).status == 200
-    assert (await gateway.asked("/readyz")).status == 200
-    assert (await gateway.asked("/metrics")).status == 200
-    assert (await gateway.asked("/")).status == 200
+    assert (await request(gateway.url, GOOD)).status == 200
+    assert (await gateway.get("/readyz")).status == 200
+    assert (await gateway.get("/metrics")).status == 200
+    assert (await gateway.get("/")).status == 200
 
 
 def test_an_idle_gateway_has_not_loaded_what_nobody_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,15 +72,15 @@ def test_an_idle_gateway_has_not_loaded_what_nobody_asked_for(tmp_path: Path, mo
     async def main() -> list[set[str]]:
         async with scripted_engine() as engine:
             path = tmp_path / "fleet.yaml"
-            write_atomic(path, fleet_of([engine.url]))
+            write_fleet_file(path, fleet_of([engine.url]))
             async with gateway_process(path) as gateway:
                 await _used(gateway)
-                (worker,) = gateway.workers()
+                (worker,) = gateway.worker_pids()
                 gateway.process.send_signal(signal.SIGTERM)
-                assert await gateway.ended() == 0
+                assert await gateway.wait() == 0
         return [set((told / str(pid)).read_text().split()) for pid in (gateway.process.pid, worker)]
 
-    helper, worker = run(main())
+    helper, worker = run_async(main())
     assert helper & (NOBODY | HELPER) == set()
     assert worker & (NOBODY | WORKER) == set()
 
@@ -89,10 +89,10 @@ def test_the_api_is_loaded_when_it_is_asked_for_and_by_all_who_ask_at_once(tmp_p
     async def main() -> None:
         async with scripted_engine() as engine:
             path = tmp_path / "fleet.yaml"
-            write_atomic(path, fleet_of([engine.url]))
+            write_fleet_file(path, fleet_of([engine.url]))
             async with gateway_process(path) as gateway:
                 asked = ("/api/fleet", "/api/stats", "/openapi.json", "/readyz")
-                answers = await asyncio.gather(*(gateway.asked(path) for path in asked))
+                answers = await asyncio.gather(*(gateway.get(path) for path in asked))
                 assert [answer.status for answer in answers] == [200] * 4
 
-    run(main())
+    run_async(main())

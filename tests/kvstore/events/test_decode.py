@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 
 from fairlead.limits import Limits
-from fairlead_kvstore.errors import EventsError, Malformed, Oversized
-from fairlead_kvstore.events.decode import decode
-from fairlead_kvstore.events.wire import AllCleared, Removed, Stored
-from fairlead_kvstore.truth.truth import Truth
+from fairlead_kvstore.errors import EventsError, MalformedEvents, OversizedEvents
+from fairlead_kvstore.events.decode import decode_events
+from fairlead_kvstore.events.wire import ClearedEvent, RemovedEvent, StoredEvent
+from fairlead_kvstore.truth.truth import BlockStore
 
 pack = msgspec.msgpack.encode
 STORED: dict[str, Any] = {
@@ -31,14 +31,14 @@ AS_ARRAY = ["BlockStored", *list(STORED.values())[1:]]
 OPTIONAL = ["lora_id", "medium", "lora_name", "extra_keys", "group_idx", "kv_cache_spec_kind"]
 
 
-def stored(event: Any) -> Stored:
-    assert isinstance(event, Stored)
+def stored(event: Any) -> StoredEvent:
+    assert isinstance(event, StoredEvent)
     return event
 
 
 @pytest.mark.parametrize("event", [STORED, AS_ARRAY], ids=["map", "array"])
 def test_both_encodings_say_the_same(event: Any) -> None:
-    batch = decode(pack([1_700_000_000.5, [event], 1]))
+    batch = decode_events(pack([1_700_000_000.5, [event], 1]))
     assert (batch.wall, batch.rank, batch.unknown, batch.refused) == (1_700_000_000.5, 1, 0, 0)
     found = stored(batch.events[0])
     assert {name: getattr(found, name) for name in list(STORED)[1:]} == {
@@ -48,7 +48,7 @@ def test_both_encodings_say_the_same(event: Any) -> None:
 
 @pytest.mark.parametrize("rank", [[], [None], [0], [3]])
 def test_the_rank_may_be_missing(rank: list[Any]) -> None:
-    assert decode(pack([0.0, [], *rank])).rank == (rank[0] if rank else None)
+    assert decode_events(pack([0.0, [], *rank])).rank == (rank[0] if rank else None)
 
 
 def test_sglang_ends_its_arrays_with_the_medium_and_has_signed_hashes() -> None:
@@ -57,22 +57,22 @@ def test_sglang_ends_its_arrays_with_the_medium_and_has_signed_hashes() -> None:
         ["BlockRemoved", [-5], "CPU_PINNED"],
         ["AllBlocksCleared"],
     ]
-    first, second, third = decode(pack([0.0, events])).events
+    first, second, third = decode_events(pack([0.0, events])).events
     assert stored(first).block_hashes == [-5, 6]
-    assert isinstance(second, Removed)
+    assert isinstance(second, RemovedEvent)
     assert second.medium == "CPU_PINNED"
-    assert isinstance(third, AllCleared)
+    assert isinstance(third, ClearedEvent)
 
 
 def test_oldest_vllm_names_no_medium() -> None:
-    found = decode(pack([0.0, [["BlockStored", [1], None, [1, 2], 2, None], ["BlockRemoved", [1]]]]))
+    found = decode_events(pack([0.0, [["BlockStored", [1], None, [1, 2], 2, None], ["BlockRemoved", [1]]]]))
     assert [getattr(event, "medium", "") for event in found.events] == [None, None]
 
 
 @pytest.mark.parametrize("left_out", OPTIONAL)
 def test_fields_that_equal_their_default_may_be_left_out(left_out: str) -> None:
     event = {name: value for name, value in STORED.items() if name != left_out}
-    assert getattr(stored(decode(pack([0.0, [event]])).events[0]), left_out) is None
+    assert getattr(stored(decode_events(pack([0.0, [event]])).events[0]), left_out) is None
 
 
 def test_what_a_newer_engine_adds_is_left_out_and_counted() -> None:
@@ -83,7 +83,7 @@ def test_what_a_newer_engine_adds_is_left_out_and_counted() -> None:
         ["BlockTransferred", 3, {"a": 1}],
         [*AS_ARRAY, None, 7, 8, 9],
     ]
-    batch = decode(pack([0.0, events, 0]))
+    batch = decode_events(pack([0.0, events, 0]))
     assert (len(batch.events), batch.unknown, batch.refused) == (2, 2, 0)
 
 
@@ -103,7 +103,7 @@ def test_what_a_newer_engine_adds_is_left_out_and_counted() -> None:
 def test_a_store_that_does_not_hold_together_is_left_out_and_counted(field: str, value: Any) -> None:
     """Whoever misses a store misses a hit; the rest of the batch still counts."""
     removed = {"type": "BlockRemoved", "block_hashes": [1], "medium": "GPU"}
-    batch = decode(pack([0.0, [{**STORED, field: value}, removed]]))
+    batch = decode_events(pack([0.0, [{**STORED, field: value}, removed]]))
     assert (len(batch.events), batch.unknown, batch.refused) == (1, 0, 1)
 
 
@@ -120,8 +120,8 @@ def test_a_store_that_does_not_hold_together_is_left_out_and_counted(field: str,
 ], ids=repr)  # fmt: skip
 def test_a_removal_that_cannot_be_read_spoils_the_batch(event: Any) -> None:
     """Whoever misses a removal believes in a ghost, so the batch has to count as lost."""
-    with pytest.raises(Malformed):
-        decode(pack([0.0, [STORED, event]]))
+    with pytest.raises(MalformedEvents):
+        decode_events(pack([0.0, [STORED, event]]))
 
 
 @pytest.mark.parametrize("payload", [
@@ -139,8 +139,8 @@ def test_a_removal_that_cannot_be_read_spoils_the_batch(event: Any) -> None:
     b"\x93\xcb" + bytes(8) + b"\x91\x82\xa4type\xa3New\xa1x" + b"\x91" * 100_000,
 ], ids=range(12))  # fmt: skip
 def test_what_is_no_batch_is_one_error(payload: bytes) -> None:
-    with pytest.raises(Malformed) as caught:
-        decode(payload)
+    with pytest.raises(MalformedEvents) as caught:
+        decode_events(payload)
     assert caught.value.reason in ("shape", "kind")
 
 
@@ -151,13 +151,13 @@ def test_what_is_no_batch_is_one_error(payload: bytes) -> None:
 ])  # fmt: skip
 def test_what_is_too_large_names_its_limit(limits: Limits, reason: str) -> None:
     removed = {"type": "BlockRemoved", "block_hashes": [1, 2, 3], "medium": "GPU"}
-    with pytest.raises(Oversized) as caught:
-        decode(pack([0.0, [removed, removed]]), limits)
+    with pytest.raises(OversizedEvents) as caught:
+        decode_events(pack([0.0, [removed, removed]]), limits)
     assert caught.value.reason == reason
 
 
 def test_a_store_of_too_many_blocks_is_left_out() -> None:
-    assert decode(pack([0.0, [STORED]]), Limits(kv_event_blocks=1)).refused == 1
+    assert decode_events(pack([0.0, [STORED]]), Limits(kv_event_blocks=1)).refused == 1
 
 
 LEAVES = st.one_of(
@@ -194,7 +194,7 @@ EVENTS = st.one_of(
 def test_any_bytes_are_events_or_the_one_error(payload: bytes) -> None:
     reason = "read"
     try:
-        decode(payload)
+        decode_events(payload)
     except EventsError as error:
         reason = error.reason
     assert reason in ("read", "bytes", "events", "blocks", "shape", "kind", "removal")
@@ -202,15 +202,15 @@ def test_any_bytes_are_events_or_the_one_error(payload: bytes) -> None:
 
 @given(st.lists(EVENTS, max_size=5), VALUES)
 def test_whatever_can_be_decoded_can_be_applied(events: list[Any], rank: Any) -> None:
-    truth = Truth()
+    truth = BlockStore()
     truth.attach("i", "default/tiny", 0.0)
     try:
-        batch = decode(pack([0.0, events, rank]))
+        batch = decode_events(pack([0.0, events, rank]))
     except EventsError:
         return
     for now in (1.0, 2.0):
         truth.apply("i", batch, now)
-    assert truth.state("i").blocks == truth.blocks
+    assert truth.state("i").blocks == truth.block_count
 
 
 @given(st.data())
@@ -221,9 +221,9 @@ def test_a_payload_with_some_bytes_changed_is_events_or_the_one_error(data: st.D
     for _ in range(data.draw(st.integers(1, 4))):
         payload[data.draw(st.integers(0, len(payload) - 1))] = data.draw(st.integers(0, 255))
     try:
-        batch = decode(bytes(payload))
+        batch = decode_events(bytes(payload))
     except EventsError:
         return
-    truth = Truth()
+    truth = BlockStore()
     truth.attach("i", "default/tiny", 0.0)
     truth.apply("i", batch, 1.0)

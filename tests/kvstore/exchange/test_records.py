@@ -7,15 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairlead_kvstore.exchange.records import Batch, HotTable, decode_batch, decode_table, secret_print
+from fairlead_kvstore.exchange.records import HotPrefixTable, PeerBatch, decode_batch, decode_table, secret_fingerprint
 from fairlead_kvstore.record import encode
 
-GOOD = Batch(3, 0.5, b"print", (("e-0", bytes(16), 2**64 - 1, 2**64 - 2),), {"e-0": (1, 0, 0.5, 10.0)})
+GOOD = PeerBatch(3, 0.5, b"print", (("e-0", bytes(16), 2**64 - 1, 2**64 - 2),), {"e-0": (1, 0, 0.5, 10.0)})
 
 
 def test_what_was_written_is_read() -> None:
     assert decode_batch(encode(GOOD)) == GOOD
-    table = HotTable(bytes(8), bytes(16))
+    table = HotPrefixTable(bytes(8), bytes(16))
     assert decode_table(encode(table), 10) == table
 
 
@@ -52,8 +52,8 @@ def test_another_schema_and_damage_are_passed_over_and_later_fields_are_ignored(
     assert decode_batch(data[:-1]) is None
     later = msgspec.msgpack.encode(msgspec.msgpack.decode(data[1:]) | {"later": 1})
     assert decode_batch(b"\x01" + later) == GOOD
-    assert decode_table(encode(HotTable(bytes(9))), 10) is None
-    assert decode_table(encode(HotTable(bytes(8 * 100))), 10) is None
+    assert decode_table(encode(HotPrefixTable(bytes(9))), 10) is None
+    assert decode_table(encode(HotPrefixTable(bytes(8 * 100))), 10) is None
 
 
 @given(st.binary(max_size=200))
@@ -63,5 +63,5 @@ def test_no_bytes_raise(data: bytes) -> None:
 
 
 def test_a_secret_can_be_told_from_another_by_its_print() -> None:
-    assert secret_print(b"one") != secret_print(b"two")
-    assert len(secret_print(b"x" * 1_000)) == 8
+    assert secret_fingerprint(b"one") != secret_fingerprint(b"two")
+    assert len(secret_fingerprint(b"x" * 1_000)) == 8

@@ -4,49 +4,56 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairlead_kvstore.index.census import Census, census
-from fairlead_kvstore.index.mirror import IndexMirror
-from fairlead_kvstore.truth.changes import Cleared, Gone, Marked, Stored
-from fairlead_kvstore.truth.tiers import EXACT, Tier
+from fairlead_kvstore.index.census import BlockCounts, count_blocks
+from fairlead_kvstore.index.mirror import IndexReplica
+from fairlead_kvstore.truth.changes import BlocksStored, CompletenessChanged, InstanceCleared, InstanceDetached
+from fairlead_kvstore.truth.tiers import INSTANCE_TIERS, StorageTier
 
 
 def test_a_block_in_two_tiers_counts_once_and_an_instance_of_which_nothing_was_stored_is_there() -> None:
-    mirror = IndexMirror()
-    mirror.apply([Stored("a", Tier.GPU, 0, [1, 2, 3]), Stored("a", Tier.CPU, 0, [2]), Stored("b", Tier.DISK, 0, [3])])
-    mirror.apply([Marked("c", False, "nothing was seen yet", 0.0)])
-    assert census(mirror) == {
-        "a": Census(gpu=3, cpu=1, disk=0, blocks=3, unique=2),
-        "b": Census(gpu=0, cpu=0, disk=1, blocks=1, unique=0),
-        "c": Census(),
+    mirror = IndexReplica()
+    mirror.apply(
+        [
+            BlocksStored("a", StorageTier.GPU, 0, [1, 2, 3]),
+            BlocksStored("a", StorageTier.CPU, 0, [2]),
+            BlocksStored("b", StorageTier.DISK, 0, [3]),
+        ]
+    )
+    mirror.apply([CompletenessChanged("c", False, "nothing was seen yet", 0.0)])
+    assert count_blocks(mirror) == {
+        "a": BlockCounts(gpu=3, cpu=1, disk=0, blocks=3, unique=2),
+        "b": BlockCounts(gpu=0, cpu=0, disk=1, blocks=1, unique=0),
+        "c": BlockCounts(),
     }
 
 
 def test_what_a_cleared_instance_held_is_unique_to_the_others_at_once() -> None:
-    mirror = IndexMirror()
-    mirror.apply([Stored(name, Tier.GPU, 0, [1, 2]) for name in "ab"])
-    mirror.apply([Cleared("a", 2, "restarted"), Gone("a")])
-    assert census(mirror) == {"b": Census(gpu=2, blocks=2, unique=2)}
-    assert list(mirror.content("a")) == []
+    mirror = IndexReplica()
+    mirror.apply([BlocksStored(name, StorageTier.GPU, 0, [1, 2]) for name in "ab"])
+    mirror.apply([InstanceCleared("a", 2, "restarted"), InstanceDetached("a")])
+    assert count_blocks(mirror) == {"b": BlockCounts(gpu=2, blocks=2, unique=2)}
+    assert list(mirror.blocks_of("a")) == []
 
 
 @pytest.mark.property
 @given(
     st.lists(
-        st.tuples(st.sampled_from("abcd"), st.sampled_from(EXACT), st.sets(st.integers(1, 30), min_size=1)), max_size=12
+        st.tuples(st.sampled_from("abcd"), st.sampled_from(INSTANCE_TIERS), st.sets(st.integers(1, 30), min_size=1)),
+        max_size=12,
     )
 )
-def test_the_census_is_what_counting_by_hand_gives(told: list[tuple[str, Tier, set[int]]]) -> None:
-    mirror = IndexMirror()
-    held: dict[str, set[tuple[int, Tier]]] = {}
+def test_the_census_is_what_counting_by_hand_gives(told: list[tuple[str, StorageTier, set[int]]]) -> None:
+    mirror = IndexReplica()
+    held: dict[str, set[tuple[int, StorageTier]]] = {}
     for name, tier, blocks in told:
-        mirror.apply([Stored(name, tier, 0, sorted(blocks))])
+        mirror.apply([BlocksStored(name, tier, 0, sorted(blocks))])
         held.setdefault(name, set()).update((own, tier) for own in blocks)
-    found = census(mirror)
+    found = count_blocks(mirror)
     assert set(found) == set(held)
     for name, content in held.items():
-        assert set(mirror.content(name)) == content
+        assert set(mirror.blocks_of(name)) == content
         mine = {own for own, _ in content}
         others = {own for other, there in held.items() if other != name for own, _ in there}
-        tiers = [sum(1 for _, tier in content if tier is one) for one in EXACT]
-        assert found[name] == Census(*tiers, blocks=len(mine), unique=len(mine - others))
-    assert sum(count for _, count in mirror.sets()) == len(mirror)
+        tiers = [sum(1 for _, tier in content if tier is one) for one in INSTANCE_TIERS]
+        assert found[name] == BlockCounts(*tiers, blocks=len(mine), unique=len(mine - others))
+    assert sum(count for _, count in mirror.holder_sets()) == len(mirror)

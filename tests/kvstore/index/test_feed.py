@@ -13,17 +13,17 @@ from fairlead.clock import ManualClock
 from fairlead.limits import Limits
 from fairlead.testing.valkey import Valkey
 from fairlead_kvstore import keys
-from fairlead_kvstore.index.feed import Feed
-from fairlead_kvstore.index.testing import TinyIndexer
+from fairlead_kvstore.index.feed import IndexSubscriber
+from fairlead_kvstore.index.testing import InMemoryIndexer
 from fairlead_kvstore.index.writer import IndexWriter
 from fairlead_kvstore.redis import RedisLink
 from fairlead_kvstore.servers import Command
-from fairlead_kvstore.testing import Engine
+from fairlead_kvstore.testing import PrefixCacheEngine
 
 pytestmark = pytest.mark.timeout(120)
 MODELS = ("default/one", "default/two")
 PATIENT = replace(
-    Limits(), redis_deadline_seconds=60.0, redis_connect_seconds=90.0, index_wait_seconds=50.0, index_status_seconds=1e9
+    Limits(), redis_timeout_seconds=60.0, redis_connect_seconds=90.0, index_wait_seconds=50.0, index_status_seconds=1e9
 )
 
 
@@ -32,7 +32,7 @@ class Watched(RedisLink):
 
     def __init__(self, url: str, limits: Limits, *, spread: bool = False) -> None:
         super().__init__(url, ManualClock(1_000.0), limits=limits)
-        self.spread = spread
+        self.is_cluster = spread
         self.asked: asyncio.Queue[Command] = asyncio.Queue()
 
     async def run(self, commands: Sequence[Command]) -> list[Any] | None:
@@ -53,22 +53,22 @@ class World:
     def __init__(self, link: RedisLink, watched: Watched) -> None:
         self.watched = watched
         clock = ManualClock(1_000.0)
-        self.engines = {key: Engine(capacity=60, seed=1) for key in MODELS}
+        self.engines = {key: PrefixCacheEngine(capacity=60, seed=1) for key in MODELS}
         self.indexers, self.writers = {}, {}
         for key in MODELS:
-            self.indexers[key] = TinyIndexer(key, {f"{key}/0": self.engines[key]}, clock, PATIENT)
+            self.indexers[key] = InMemoryIndexer(key, {f"{key}/0": self.engines[key]}, clock, PATIENT)
             self.writers[key] = self.indexers[key].sink = IndexWriter(
                 link, self.indexers[key], clock, holder="one", limits=PATIENT
             )
-            self.writers[key].serve([key])
+            self.writers[key].set_models([key])
         self.came: asyncio.Queue[str] = asyncio.Queue()
-        self.feed = Feed(
+        self.feed = IndexSubscriber(
             watched, ManualClock(1_000.0), limits=PATIENT, on_changes=lambda key, _: self.came.put_nowait(key)
         )
-        self.feed.follow(MODELS)
+        self.feed.set_models(MODELS)
 
     async def prompt(self, key: str, first: int) -> None:
-        self.engines[key].prompt(range(first, first + 40))
+        self.engines[key].serve_prompt(range(first, first + 40))
         self.engines[key].publish()
         self.indexers[key].read()
         await self.writers[key].step()
@@ -87,7 +87,7 @@ async def world_of(url: str, *, spread: bool = False) -> AsyncIterator[World]:
             await world.prompt(key, 0)
             await world.prompt(key, 100)
         await world.feed.step()
-        assert all(world.feed.mirror(key) is not None for key in MODELS)
+        assert all(world.feed.replica(key) is not None for key in MODELS)
         stack.push_async_callback(world.feed.stop)
         yield world
 

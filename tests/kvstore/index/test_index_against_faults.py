@@ -21,14 +21,14 @@ from fairlead.clock import ManualClock
 from fairlead.limits import Limits
 from fairlead.testing.valkey import Valkey
 from fairlead_kvstore import keys
-from fairlead_kvstore.index.feed import Feed
-from fairlead_kvstore.index.mirror import IndexMirror
-from fairlead_kvstore.index.testing import TinyIndexer
+from fairlead_kvstore.index.feed import IndexSubscriber
+from fairlead_kvstore.index.mirror import IndexReplica
+from fairlead_kvstore.index.testing import InMemoryIndexer
 from fairlead_kvstore.index.writer import IndexWriter
 from fairlead_kvstore.servers import Command
-from fairlead_kvstore.testing import Engine
+from fairlead_kvstore.testing import PrefixCacheEngine
 from fairlead_kvstore.truth.changes import Change
-from fairlead_kvstore.truth.tiers import Tier
+from fairlead_kvstore.truth.tiers import StorageTier
 
 NIGHTLY = settings().max_examples > 1_000
 MODEL = "default/tiny"
@@ -39,10 +39,10 @@ LIMITS = replace(
     index_lease_seconds=60.0,
     index_stream_entries=12,
     index_kept_batches=6,
-    index_waiting_blocks=60,
+    index_pending_blocks=60,
     index_entry_blocks=16,
 )
-Content = dict[str, set[tuple[int, Tier]]]
+Content = dict[str, set[tuple[int, StorageTier]]]
 
 
 def done(work: Coroutine[Any, Any, Any]) -> Any:
@@ -78,7 +78,7 @@ class Link:
         return replies
 
 
-def mirrored(mirror: IndexMirror) -> Content:
+def mirrored(mirror: IndexReplica) -> Content:
     found: Content = {name: set() for name in mirror.instances()}
     for own in list(mirror._masks):
         for name, tiers in mirror.holders(own).items():
@@ -99,18 +99,18 @@ class Faults(RuleBasedStateMachine):
         self.clock = ManualClock(1_000.0)
         self.draw = Random(3)
         self.seed = 0
-        self.engines: dict[str, Engine] = {}
+        self.engines: dict[str, PrefixCacheEngine] = {}
         for name in NAMES:
             self.engine(name)
-        self.copy = IndexMirror()
-        self.feed = Feed(
+        self.copy = IndexReplica()
+        self.feed = IndexSubscriber(
             self.link,  # type: ignore[arg-type]  # a face of it is enough
             self.clock,
             limits=LIMITS,
             on_changes=self.heard,
             on_reload=self.reloaded,
         )
-        self.feed.follow([MODEL])
+        self.feed.set_models([MODEL])
         self.holders = 0
         self.alive: list[str] = []
         self.pairs = [self.another(), self.another()]
@@ -119,34 +119,34 @@ class Faults(RuleBasedStateMachine):
 
     def engine(self, name: str) -> None:
         self.seed += 1
-        self.engines[name] = Engine(capacity=10, seed=self.seed, maps=bool(self.seed % 2), block_size=2)
+        self.engines[name] = PrefixCacheEngine(capacity=10, seed=self.seed, maps=bool(self.seed % 2), block_size=2)
 
-    def another(self) -> tuple[TinyIndexer, IndexWriter]:
+    def another(self) -> tuple[InMemoryIndexer, IndexWriter]:
         self.holders += 1
         self.alive.append(f"holder-{self.holders}")
-        indexer = TinyIndexer(MODEL, self.engines, self.clock, LIMITS)
+        indexer = InMemoryIndexer(MODEL, self.engines, self.clock, LIMITS)
         link: Any = self.link
         writer = IndexWriter(link, indexer, self.clock, holder=f"holder-{self.holders}", limits=LIMITS)
         indexer.sink = writer
-        writer.serve([MODEL])
+        writer.set_models([MODEL])
         return indexer, writer
 
     def heard(self, model_key: str, told: Sequence[Change]) -> None:
         self.copy.apply(told)
 
-    def reloaded(self, model_key: str, mirror: IndexMirror) -> None:
-        self.copy = IndexMirror()
+    def reloaded(self, model_key: str, mirror: IndexReplica) -> None:
+        self.copy = IndexReplica()
         for name, held in mirrored(mirror).items():
-            known = mirror.standing(name)
-            self.copy.load(name, [own for own, _ in held], [1 << 8 * tier for _, tier in held])
+            known = mirror.completeness(name)
+            self.copy.load_rows(name, [own for own, _ in held], [1 << 8 * tier for _, tier in held])
             if known is not None:
-                self.copy._known[name] = known
+                self.copy._completeness[name] = known
 
     # --- what happens ---------------------------------------------------------------------------------------------------
 
     @rule(name=st.sampled_from(NAMES), head=st.integers(0, 1), tail=st.integers(0, 3), length=st.integers(1, 14))
     def prompts(self, name: str, head: int, tail: int, length: int) -> None:
-        self.engines[name].prompt([head * 100 + at if at < 6 else tail * 1_000 + at for at in range(length)])
+        self.engines[name].serve_prompt([head * 100 + at if at < 6 else tail * 1_000 + at for at in range(length)])
         self.engines[name].publish()
 
     @rule(name=st.sampled_from(NAMES))
@@ -163,9 +163,9 @@ class Faults(RuleBasedStateMachine):
     @rule(name=st.sampled_from(NAMES))
     def an_instance_comes_or_goes(self, name: str) -> None:
         for indexer, _ in self.pairs:
-            if name in indexer.streams:
+            if name in indexer.sequencers:
                 indexer.detach(name)
-            elif indexer.streams:
+            elif indexer.sequencers:
                 indexer.attach(name)
 
     @rule(which=st.integers(0, 1), steps=st.integers(1, 3))
@@ -260,17 +260,17 @@ class Faults(RuleBasedStateMachine):
                 indexer.read()
                 done(writer.step())
             done(self.feed.step())
-        leaders = [indexer for indexer, writer in self.pairs if writer.leads(MODEL)]
-        assert len(leaders) == 1, [writer.words(MODEL) for _, writer in self.pairs]
+        leaders = [indexer for indexer, writer in self.pairs if writer.is_leader(MODEL)]
+        assert len(leaders) == 1, [writer.describe(MODEL) for _, writer in self.pairs]
         leader = leaders[0]
-        truth = {name: set(leader.truth.content(name)) for name in leader.streams}
-        mirror = self.feed.mirror(MODEL)
-        assert mirror is not None, self.feed.words(MODEL)
+        truth = {name: set(leader.store.content(name)) for name in leader.sequencers}
+        mirror = self.feed.replica(MODEL)
+        assert mirror is not None, self.feed.describe(MODEL)
         assert mirrored(self.copy) == mirrored(mirror), "whoever listens to the feed holds the same"
         assert mirrored(mirror).keys() == truth.keys()
-        assert self.feed.stale_since(MODEL) is None, self.feed.words(MODEL)
+        assert self.feed.stale_since(MODEL) is None, self.feed.describe(MODEL)
         for name, held in truth.items():
-            state, known = leader.truth.state(name), mirror.standing(name)
+            state, known = leader.store.state(name), mirror.completeness(name)
             assert known is not None
             if "cannot be read" in known.reason:  # it was poisoned, and has not changed since
                 assert mirrored(mirror)[name] <= held
@@ -280,14 +280,14 @@ class Faults(RuleBasedStateMachine):
             there = len(self.engines[name]._cached)
             assert len(held) <= there, "ghosts"
             assert len(held) == there or not state.complete, "lost"
-        late = Feed(self.link, self.clock, limits=LIMITS)  # type: ignore[arg-type]
-        late.follow([MODEL])
+        late = IndexSubscriber(self.link, self.clock, limits=LIMITS)  # type: ignore[arg-type]
+        late.set_models([MODEL])
         done(late.step())
-        mirror = late.mirror(MODEL)
-        assert mirror is not None or self.poisoned, late.words(MODEL)
+        mirror = late.replica(MODEL)
+        assert mirror is not None or self.poisoned, late.describe(MODEL)
         if mirror is not None:
             for name, held in mirrored(mirror).items():
-                known = mirror.standing(name)
+                known = mirror.completeness(name)
                 assert held == truth[name] or (known is not None and "cannot be read" in known.reason)
 
     def teardown(self) -> None:

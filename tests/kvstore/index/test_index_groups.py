@@ -9,23 +9,23 @@ import pytest
 from fairlead.clock import SystemClock
 from fairlead.limits import Limits
 from fairlead.testing.processes import wait_until
-from fairlead.testing.valkey_servers import Group
-from fairlead.testing.waiting import until
+from fairlead.testing.valkey_servers import ValkeyGroup
+from fairlead.testing.waiting import wait_until as until
 from fairlead_kvstore import keys
-from fairlead_kvstore.index.feed import Feed
-from fairlead_kvstore.index.mirror import IndexMirror
-from fairlead_kvstore.index.testing import TinyIndexer
+from fairlead_kvstore.index.feed import IndexSubscriber
+from fairlead_kvstore.index.mirror import IndexReplica
+from fairlead_kvstore.index.testing import InMemoryIndexer
 from fairlead_kvstore.index.writer import IndexWriter
 from fairlead_kvstore.redis import RedisLink
-from fairlead_kvstore.testing import Engine
+from fairlead_kvstore.testing import PrefixCacheEngine
 
 pytestmark = pytest.mark.timeout(300)
-QUICK = replace(Limits(), redis_pause_seconds=0.2, redis_ping_seconds=0.05, redis_deadline_seconds=2.0)
+QUICK = replace(Limits(), redis_pause_seconds=0.2, redis_ping_seconds=0.05, redis_timeout_seconds=2.0)
 MODELS = [f"default/model-{number}" for number in range(6)]
 """In slots of every master of a cluster."""
 
 
-def held(mirror: IndexMirror | None) -> set[int]:
+def held(mirror: IndexReplica | None) -> set[int]:
     return set() if mirror is None else {own for own in mirror._masks if mirror.holders(own)}
 
 
@@ -33,16 +33,18 @@ class Live:
     """One engine a model; writers and feeds run by themselves."""
 
     def __init__(self, link: RedisLink, models: list[str]) -> None:
-        self.engines = {key: Engine(capacity=200, seed=number) for number, key in enumerate(models)}
+        self.engines = {key: PrefixCacheEngine(capacity=200, seed=number) for number, key in enumerate(models)}
         self.clock = SystemClock()
-        self.indexers = [TinyIndexer(key, {"a/1/0": engine}, self.clock, QUICK) for key, engine in self.engines.items()]
+        self.indexers = [
+            InMemoryIndexer(key, {"a/1/0": engine}, self.clock, QUICK) for key, engine in self.engines.items()
+        ]
         self.writers = [IndexWriter(link, one, self.clock, holder="one", limits=QUICK) for one in self.indexers]
-        self.feed = Feed(link, self.clock, limits=QUICK)
-        self.feed.follow(models)
+        self.feed = IndexSubscriber(link, self.clock, limits=QUICK)
+        self.feed.set_models(models)
         self.prompted = 0
         for indexer, writer in zip(self.indexers, self.writers, strict=True):
             indexer.sink = writer
-            writer.serve([indexer.model_key])
+            writer.set_models([indexer.model_key])
 
     def start(self) -> None:
         for writer in self.writers:
@@ -57,18 +59,18 @@ class Live:
     def prompt(self) -> None:
         self.prompted += 1
         for indexer in self.indexers:
-            self.engines[indexer.model_key].prompt(list(range(self.prompted * 1_000, self.prompted * 1_000 + 24)))
+            self.engines[indexer.model_key].serve_prompt(list(range(self.prompted * 1_000, self.prompted * 1_000 + 24)))
             indexer.read()
 
     def agree(self) -> bool:
         """Every mirror holds what the truth holds, and is up to date."""
         return all(
-            indexer.truth.blocks
-            and held(self.feed.mirror(indexer.model_key)) == {own for own, _ in indexer.truth.content("a/1/0")}
+            indexer.store.block_count
+            and held(self.feed.replica(indexer.model_key)) == {own for own, _ in indexer.store.content("a/1/0")}
             and self.feed.stale_since(indexer.model_key) is None
             for indexer in self.indexers
-            if "a/1/0" in indexer.truth
-        ) and all("a/1/0" in indexer.truth for indexer in self.indexers)
+            if "a/1/0" in indexer.store
+        ) and all("a/1/0" in indexer.store for indexer in self.indexers)
 
 
 def lived(url: str, models: list[str], work: Callable[[Live], Awaitable[None]]) -> None:
@@ -89,7 +91,7 @@ def lived(url: str, models: list[str], work: Callable[[Live], Awaitable[None]]) 
     asyncio.run(main())
 
 
-def test_what_a_failover_loses_is_written_again(pair: Group) -> None:
+def test_what_a_failover_loses_is_written_again(pair: ValkeyGroup) -> None:
     """The replica hangs while entries and an epoch are written, the master dies, and the replica becomes master with what it has."""
     _own, idx, ev = keys.index_keys(MODELS[0])
 
@@ -97,15 +99,17 @@ def test_what_a_failover_loses_is_written_again(pair: Group) -> None:
         master, replica = pair.nodes
         live.prompt()
         await until(live.agree)
-        await asyncio.to_thread(wait_until, lambda: replica.ask("XLEN", ev) == master.ask("XLEN", ev), "it has all")
-        before = master.ask("HGET", idx, "at")
+        await asyncio.to_thread(
+            wait_until, lambda: replica.execute("XLEN", ev) == master.execute("XLEN", ev), "it has all"
+        )
+        before = master.execute("HGET", idx, "at")
         replica.freeze()
         for _ in range(2):  # more than sockets hold: what comes after it never leaves the master
-            await asyncio.to_thread(master.ask, "SET", "other", "x" * 16_000_000)
+            await asyncio.to_thread(master.execute, "SET", "other", "x" * 16_000_000)
         for _ in range(3):
             live.prompt()
             await until(live.agree)
-        assert master.ask("HGET", idx, "at") != before
+        assert master.execute("HGET", idx, "at") != before
         master.kill()
         replica.thaw()
         await until(lambda: not live.feed._link.state.connected)
@@ -113,24 +117,24 @@ def test_what_a_failover_loses_is_written_again(pair: Group) -> None:
         await until(live.agree)
         live.prompt()
         await until(live.agree)
-        assert replica.ask("ROLE")[0] == "master"
+        assert replica.execute("ROLE")[0] == "master"
         assert live.indexers[0].begun == 1, "the truth went on"
-        assert replica.ask("HGET", idx, "at").partition(":")[0] > before.partition(":")[0], "a new epoch"
+        assert replica.execute("HGET", idx, "at").partition(":")[0] > before.partition(":")[0], "a new epoch"
 
     lived(pair.url, MODELS[:1], work)
 
 
-def test_models_are_spread_over_the_masters_of_a_cluster_and_each_is_whole(ring: Group) -> None:
+def test_models_are_spread_over_the_masters_of_a_cluster_and_each_is_whole(ring: ValkeyGroup) -> None:
     async def work(live: Live) -> None:
         for _ in range(5):
             live.prompt()
             await until(live.agree)
-        held = [await asyncio.to_thread(node.ask, "DBSIZE") for node in ring.nodes[:3]]
+        held = [await asyncio.to_thread(node.execute, "DBSIZE") for node in ring.nodes[:3]]
         assert sum(held) == 3 * len(MODELS)
         assert all(held), "every master has some"
         first, replica = ring.nodes[0], ring.nodes[3]
         first.kill()
-        await until(lambda: replica.ask("ROLE")[0] == "master")
+        await until(lambda: replica.execute("ROLE")[0] == "master")
         live.prompt()
         await until(live.agree)
 

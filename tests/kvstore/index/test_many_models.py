@@ -10,10 +10,10 @@ from fairlead.clock import ManualClock
 from fairlead.limits import Limits
 from fairlead.testing.valkey import Valkey
 from fairlead_kvstore import keys
-from fairlead_kvstore.index.testing import TinyIndexer
+from fairlead_kvstore.index.testing import InMemoryIndexer
 from fairlead_kvstore.index.writer import IndexWriter
 from fairlead_kvstore.servers import Command
-from fairlead_kvstore.testing import Engine
+from fairlead_kvstore.testing import PrefixCacheEngine
 
 MODELS = [f"default/model-{number}" for number in range(40)]
 
@@ -56,30 +56,32 @@ def test_forty_models_take_as_many_rounds_as_one(server: Valkey) -> None:
             await redis.flushall()
             far = Far(redis)
             link: Any = far
-            owners: dict[str, TinyIndexer] = {}
+            owners: dict[str, InMemoryIndexer] = {}
 
             class Owner:
                 def __getattr__(self, name: str) -> Any:
                     return lambda key, *more: getattr(owners[key], name)(key, *more)
 
                 def keep(self, instance: str) -> Any:
-                    return owners[f"default/{instance.partition('/')[0]}"].keep(instance)
+                    return owners[f"default/{instance.partition('/')[0]}"].checkpoint(instance)
 
             writer = IndexWriter(link, Owner(), clock, holder="one", limits=limits)
             for key in names:
-                owners[key] = TinyIndexer(key, {f"{key.partition('/')[2]}/1/0": Engine(capacity=20)}, clock, limits)
+                owners[key] = InMemoryIndexer(
+                    key, {f"{key.partition('/')[2]}/1/0": PrefixCacheEngine(capacity=20)}, clock, limits
+                )
                 owners[key].sink = writer
-            writer.serve(names)
+            writer.set_models(names)
             for _ in range(6):
                 for owner in owners.values():
                     for engine in owner.engines.values():
-                        engine.prompt(list(range(12)))
+                        engine.serve_prompt(list(range(12)))
                     owner.read()
                 before = far.rounds
                 await far.carry(asyncio.create_task(writer.step()))
                 found.append(far.rounds - before)
                 clock.advance(limits.index_lease_seconds / 2)
-            assert all(writer.leads(key) for key in names)
+            assert all(writer.is_leader(key) for key in names)
             assert {await redis.exists(keys.index_keys(key)[1]) for key in names} == {1}
         return found
 

@@ -11,9 +11,17 @@ from typing import Any
 import pytest
 
 from fairlead.testing.valkey import Valkey
-from fairlead_kvstore.index.testing import IDX, MODEL, NAMES, OWN, World, content, played
-from fairlead_kvstore.testing import Engine
-from fairlead_kvstore.truth.identity import own_hashes, root
+from fairlead_kvstore.index.testing import (
+    INDEX_KEY,
+    LEASE_KEY,
+    MODEL,
+    NAMES,
+    IndexHarness,
+    run_with_harness,
+    store_content,
+)
+from fairlead_kvstore.testing import PrefixCacheEngine
+from fairlead_kvstore.truth.identity import block_hashes, chain_root
 
 pytestmark = pytest.mark.timeout(300)
 BLOCK = 4
@@ -26,34 +34,34 @@ def prompt(number: int) -> list[int]:
     return [number * 1_000 + index for index in range(BLOCK * PROMPT_BLOCKS)]
 
 
-def roomy(world: World) -> None:
+def roomy(world: IndexHarness) -> None:
     """Engines that evict nothing here, and whose hashes differ from process to process."""
     for seed, name in enumerate(NAMES):
-        world.engines[name] = Engine(capacity=600, seed=seed, maps=bool(seed % 2))
+        world.engines[name] = PrefixCacheEngine(capacity=600, seed=seed, maps=bool(seed % 2))
 
 
-def placed(world: World, prompts: range, where: str | None = None) -> None:
+def placed(world: IndexHarness, prompts: range, where: str | None = None) -> None:
     """Each prompt at one engine, in turn or all at the same."""
     for number in prompts:
-        world.engines[where or NAMES[number % 3]].prompt(prompt(number))
+        world.engines[where or NAMES[number % 3]].serve_prompt(prompt(number))
 
 
-def placements(world: World) -> int:
-    return sum(len(held) for held in content(world.indexer.truth).values())
+def placements(world: IndexHarness) -> int:
+    return sum(len(held) for held in store_content(world.indexer.store).values())
 
 
-def blind(world: World, number: int) -> bool:
+def blind(world: IndexHarness, number: int) -> bool:
     """Whether a gateway would not know who holds all of a prompt."""
-    mirror = world.feed.mirror(MODEL)
+    mirror = world.subscriber.replica(MODEL)
     assert mirror is not None
-    found = mirror.match(own_hashes(root(MODEL), prompt(number), BLOCK))
+    found = mirror.match(block_hashes(chain_root(MODEL), prompt(number), BLOCK))
     return not any(held.blocks[0] == PROMPT_BLOCKS for held in found)
 
 
 def test_an_indexer_that_restarts_knows_968_of_968_placements_and_none_of_1958_decisions_is_blind(
     server: Valkey,
 ) -> None:
-    async def work(world: World, redis: Any) -> None:
+    async def work(world: IndexHarness, redis: Any) -> None:
         roomy(world)
         placed(world, range(121))
         await world.write(0)
@@ -64,80 +72,80 @@ def test_an_indexer_that_restarts_knows_968_of_968_placements_and_none_of_1958_d
         wrong = 0
         for decision in range(1_958):
             if decision == 600:
-                await redis.delete(OWN)  # killed: its lease runs out
-                world.indexer, world.writer = world.another("two")
+                await redis.delete(LEASE_KEY)  # killed: its lease runs out
+                world.indexer, world.writer = world.add_indexer("two")
             if decision > 600 and decision % 100 == 0:
                 await world.settle()
             wrong += blind(world, decision % 121)
         assert wrong == 0
         assert placements(world) == 968
-        world.agrees()
+        world.assert_replica_matches()
 
-    played(server.url, work)
+    run_with_harness(server.url, work)
 
 
 def test_two_indexers_in_turn_leave_none_of_2052_decisions_blind(server: Valkey) -> None:
-    async def work(world: World, redis: Any) -> None:
+    async def work(world: IndexHarness, redis: Any) -> None:
         roomy(world)
         placed(world, range(90))
         await world.write(0)
         await world.settle()
-        pairs = [(world.indexer, world.writer), world.another("two")]
-        known, wrong, epochs = 90, 0, {await redis.hget(IDX, "at")}
+        pairs = [(world.indexer, world.writer), world.add_indexer("two")]
+        known, wrong, epochs = 90, 0, {await redis.hget(INDEX_KEY, "at")}
         for decision in range(2_052):
             wrong += blind(world, decision % known)
             if decision % 171 == 170:  # the other one leads from now on; prompts come meanwhile
                 placed(world, range(known, known + 3))
-                await redis.delete(OWN)
+                await redis.delete(LEASE_KEY)
                 pairs.reverse()
                 world.indexer, world.writer = pairs[0]
                 await world.settle()
-                assert world.writer.leads(MODEL)
+                assert world.writer.is_leader(MODEL)
                 known += 3
-                epochs.add(await redis.hget(IDX, "at"))
+                epochs.add(await redis.hget(INDEX_KEY, "at"))
         assert wrong == 0
         assert known == 126
         assert placements(world) == 126 * PROMPT_BLOCKS
         assert len(epochs) > 2, "they did take turns"
-        world.agrees()
+        world.assert_replica_matches()
 
-    played(server.url, work)
+    run_with_harness(server.url, work)
 
 
 def test_after_an_outage_of_70_seconds_none_of_484_placements_is_credited_to_an_engine_that_came_back_empty(
     server: Valkey,
 ) -> None:
-    async def work(world: World, redis: Any) -> None:
+    async def work(world: IndexHarness, redis: Any) -> None:
         roomy(world)
         placed(world, range(60), AWAY)
-        world.engines[AWAY].prompt(prompt(60)[: 4 * BLOCK])
+        world.engines[AWAY].serve_prompt(prompt(60)[: 4 * BLOCK])
         placed(world, range(100, 120), NAMES[0])
         await world.write(0)
         await world.settle()
-        mirror = world.feed.mirror(MODEL)
+        mirror = world.subscriber.replica(MODEL)
         assert mirror is not None
-        assert len(list(mirror.content(AWAY))) == 484
-        world.indexer.handle(AWAY, world.indexer.streams[AWAY].disconnected())
-        world.engines[AWAY] = Engine(capacity=600, seed=77)
+        assert len(list(mirror.blocks_of(AWAY))) == 484
+        world.indexer.handle(AWAY, world.indexer.sequencers[AWAY].on_disconnected())
+        world.engines[AWAY] = PrefixCacheEngine(capacity=600, seed=77)
         world.clock.advance(70.0)
         await world.writer.step()
-        await world.feed.step()
-        known = mirror.standing(AWAY)
+        await world.subscriber.step()
+        known = mirror.completeness(AWAY)
         assert known is not None
         assert not known.complete, "what is said of it meanwhile is said to be uncertain"
-        world.engines[AWAY].prompt(prompt(200))
+        world.engines[AWAY].serve_prompt(prompt(200))
         world.engines[AWAY].publish()
         world.indexer.reconnect(AWAY)
         await world.settle()
-        mirror = world.feed.mirror(MODEL)
+        mirror = world.subscriber.replica(MODEL)
         assert mirror is not None
-        assert len(list(mirror.content(AWAY))) == PROMPT_BLOCKS, "what it holds now, and nothing of before"
+        assert len(list(mirror.blocks_of(AWAY))) == PROMPT_BLOCKS, "what it holds now, and nothing of before"
         assert not any(
             held.instance == AWAY
             for number in range(61)
-            for held in mirror.match(own_hashes(root(MODEL), prompt(number), BLOCK))
+            for held in mirror.match(block_hashes(chain_root(MODEL), prompt(number), BLOCK))
         )
         assert not blind(world, 100)
-        world.agrees()
+        world.assert_replica_matches()
 
-    played(server.url, work)
+    run_with_harness(server.url, work)

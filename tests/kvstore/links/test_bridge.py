@@ -10,15 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fairlead.limits import Limits
-from fairlead_kvstore.events.sequence import Stream
-from fairlead_kvstore.follow import follow
-from fairlead_kvstore.index.mirror import IndexMirror
-from fairlead_kvstore.links.bridge import Bridge, Correction, Forget
-from fairlead_kvstore.testing import Engine
+from fairlead_kvstore.events.sequence import EventSequencer
+from fairlead_kvstore.follow import apply_outcomes
+from fairlead_kvstore.index.mirror import IndexReplica
+from fairlead_kvstore.links.bridge import CacheCorrection, ForgetScope, PrefixTranslator
+from fairlead_kvstore.testing import PrefixCacheEngine
 from fairlead_kvstore.truth import identity
-from fairlead_kvstore.truth.changes import Change, Removed, Stored
-from fairlead_kvstore.truth.tiers import Tier
-from fairlead_kvstore.truth.truth import Truth
+from fairlead_kvstore.truth.changes import BlocksRemoved, BlocksStored, Change
+from fairlead_kvstore.truth.tiers import StorageTier
+from fairlead_kvstore.truth.truth import BlockStore
 
 KEY = "default/tiny"
 SECRET = b"a secret of the test"
@@ -48,11 +48,11 @@ class Place:
     """One engine, its stream, and the gateway's bridge: what a worker would know of it."""
 
     def __init__(self, *names: str, capacity: int = 60) -> None:
-        self.engines = {name: Engine(capacity=capacity, block_size=BLOCK) for name in names}
-        self.streams = {name: Stream(replayable=True) for name in names}
-        self.truth = Truth(secret=SECRET)
-        self.mirror = IndexMirror()
-        self.bridge = Bridge(KEY, self.mirror, secret=SECRET)
+        self.engines = {name: PrefixCacheEngine(capacity=capacity, block_size=BLOCK) for name in names}
+        self.streams = {name: EventSequencer(replayable=True) for name in names}
+        self.truth = BlockStore(secret=SECRET)
+        self.mirror = IndexReplica()
+        self.bridge = PrefixTranslator(KEY, self.mirror, secret=SECRET)
         self.worker: dict[str, set[int]] = {name: set() for name in names}
         self.now = 0.0
         for name in names:
@@ -60,30 +60,30 @@ class Place:
 
     def serve(self, name: str, prompt: Prompt, *, learn: bool = True) -> int:
         """Send a prompt there, let the engine tell, and end it; blocks that the engine hit."""
-        self.bridge.sent(name, prompt.tail, prompt.hashes, self.now, ends_told=True)
-        hit = self.engines[name].prompt(prompt.tokens)
+        self.bridge.on_dispatch(name, prompt.tail, prompt.hashes, self.now, reports_end=True)
+        hit = self.engines[name].serve_prompt(prompt.tokens)
         self.worker[name].update(prompt.hashes)
         self.hear(name)
         if learn:
             self.bridge.learn(prompt.hashes, prompt.ends, prompt.tokens, size=prompt.size)
-        self.bridge.ended(name, prompt.tail, self.now)
+        self.bridge.on_finish(name, prompt.tail, self.now)
         return hit
 
     def hear(self, name: str) -> None:
         frame = self.engines[name].publish()
         if frame is not None:
-            found = follow(self.truth, name, self.streams[name].live(frame), self.now)
-            assert found.ask is None
+            found = apply_outcomes(self.truth, name, self.streams[name].on_live_frame(frame), self.now)
+            assert found.replay_from is None
             self.tell(found.changes)
 
     def tell(self, changes: list[Change]) -> None:
         self.mirror.apply(changes)
-        self.bridge.changed(changes)
+        self.bridge.on_changes(changes)
 
-    def settle(self, seconds: float = LIMITS.link_settled_seconds) -> list[Correction]:
+    def settle(self, seconds: float = LIMITS.prefix_map_settle_seconds) -> list[CacheCorrection]:
         """Let some time pass, and do to the worker's knowledge what it is told."""
         self.now += seconds
-        found = self.bridge.corrections(self.now)
+        found = self.bridge.take_corrections(self.now)
         for one in found:
             known = self.worker[one.instance]
             if one.forget:
@@ -103,7 +103,7 @@ class Place:
         return size
 
     def share(self, name: str, prompt: Prompt) -> float:
-        return self.engines[name].hit(prompt.tokens) * BLOCK / len(prompt.tokens)
+        return self.engines[name].hit_blocks(prompt.tokens) * BLOCK / len(prompt.tokens)
 
 
 def prompt_of(seed: int, length: int = 80) -> Prompt:
@@ -138,13 +138,13 @@ def test_tokens_that_are_no_engines_word_count_when_one_holds_the_last_of_them()
     place.settle(0.0)
     near = [*prompt.tokens[:-BLOCK], *(one + 1 for one in prompt.tokens[-BLOCK:])]
     for tokens in (prompt.tokens, near):
-        assert place.bridge.learn(prompt.hashes, prompt.ends, tokens, size=prompt.size, doubted=True) is None
+        assert place.bridge.learn(prompt.hashes, prompt.ends, tokens, size=prompt.size, is_unverified=True) is None
     place.serve("a", prompt, learn=False)
     place.settle(0.0)
-    assert place.bridge.learn(prompt.hashes, prompt.ends, near, size=prompt.size, doubted=True) is None
-    assert place.bridge.table.linked(prompt.hashes) == 0
+    assert place.bridge.learn(prompt.hashes, prompt.ends, near, size=prompt.size, is_unverified=True) is None
+    assert place.bridge.table.linked_count(prompt.hashes) == 0
     blocks = len(prompt.tokens) // BLOCK
-    assert place.bridge.learn(prompt.hashes, prompt.ends, prompt.tokens, size=prompt.size, doubted=True) == blocks
+    assert place.bridge.learn(prompt.hashes, prompt.ends, prompt.tokens, size=prompt.size, is_unverified=True) == blocks
     place.settle(0.0)
     assert place.credited("a", prompt) > 0.9 * prompt.size
 
@@ -161,16 +161,16 @@ def test_a_prompt_on_its_way_is_not_taken_back_and_one_that_never_came_is() -> N
     place.serve("a", prompt)
     place.settle()
     place.engines["a"].clear()
-    place.engines["a"].prompt(prompt_of(9, 8).tokens)
-    place.bridge.sent("a", prompt.tail, prompt.hashes, place.now, ends_told=True)
+    place.engines["a"].serve_prompt(prompt_of(9, 8).tokens)
+    place.bridge.on_dispatch("a", prompt.tail, prompt.hashes, place.now, reports_end=True)
     place.hear("a")  # cleared while the prompt waits in the engine's queue
-    assert [one.forget for one in place.settle()] == [Forget.ALL]
+    assert [one.forget for one in place.settle()] == [ForgetScope.ALL]
     place.worker["a"].update(prompt.hashes)  # it is still on its way
     assert not place.settle(60.0)
-    place.bridge.ended("a", prompt.tail, place.now)
+    place.bridge.on_finish("a", prompt.tail, place.now)
     place.settle(0.0)
     assert place.credited("a", prompt)
-    place.settle(LIMITS.link_settled_seconds)
+    place.settle(LIMITS.prefix_map_settle_seconds)
     assert place.credited("a", prompt) <= BYTES
 
 
@@ -178,10 +178,10 @@ def test_absence_says_nothing_of_an_instance_of_which_not_all_is_known() -> None
     place, prompt = Place("a"), prompt_of(1)
     place.serve("a", prompt)
     place.settle()
-    place.tell(place.truth.lost("a", "a gap", place.now))
+    place.tell(place.truth.on_lost("a", "a gap", place.now))
     place.settle()
-    place.bridge.sent("a", prompt.tail, prompt.hashes, place.now, ends_told=True)
-    place.bridge.ended("a", prompt.tail, place.now)
+    place.bridge.on_dispatch("a", prompt.tail, prompt.hashes, place.now, reports_end=True)
+    place.bridge.on_finish("a", prompt.tail, place.now)
     place.worker["a"].update(prompt.hashes)
     assert not place.settle()
     assert place.credited("a", prompt)
@@ -192,7 +192,7 @@ def test_an_instance_that_is_not_trusted_is_forgotten_and_told_anew_afterwards()
     place.serve("a", prompt)
     place.settle()
     place.bridge.distrust("a")
-    assert [(one.forget, one.held) for one in place.settle()] == [(Forget.TOLD, [])]
+    assert [(one.forget, one.held) for one in place.settle()] == [(ForgetScope.CORRECTED, [])]
     place.serve("a", prompt_of(2))
     assert not [one for one in place.settle() if one.held or one.gone]
     place.worker["a"].clear()
@@ -204,12 +204,12 @@ def test_an_instance_that_is_not_trusted_is_forgotten_and_told_anew_afterwards()
 def test_a_slower_tier_holds_a_block_and_a_shared_store_does_not() -> None:
     place, prompt = Place("a"), prompt_of(1)
     place.serve("a", prompt)
-    owns = [link.own for _, link in place.bridge.table.items() if link.own]
+    owns = [link.token_hash for _, link in place.bridge.table.items() if link.token_hash]
     place.settle()
-    place.tell([Stored("a", Tier.CPU, 0, owns), Removed("a", Tier.GPU, owns)])
+    place.tell([BlocksStored("a", StorageTier.CPU, 0, owns), BlocksRemoved("a", StorageTier.GPU, owns)])
     place.settle()
     assert place.credited("a", prompt) > 0.9 * prompt.size
-    place.tell([Removed("a", Tier.CPU, owns), Stored("a", Tier.REMOTE, 0, [])])
+    place.tell([BlocksRemoved("a", StorageTier.CPU, owns), BlocksStored("a", StorageTier.REMOTE, 0, [])])
     place.settle()
     assert place.credited("a", prompt) <= BYTES
 
@@ -220,9 +220,9 @@ def test_a_worker_that_knows_nothing_is_told_all_and_in_bounded_pieces() -> None
     for number, prompt in enumerate(prompts):
         place.serve("ab"[number % 2], prompt)
     place.settle()
-    place.bridge._limits = Limits(link_corrections=20)
+    place.bridge._limits = Limits(prefix_map_corrections=20)
     place.worker = {"a": set(), "b": set()}
-    place.bridge.tell_all()
+    place.bridge.resend_all()
     rounds = 0
     while place.settle(0.0):
         rounds += 1
@@ -245,7 +245,7 @@ def test_after_everything_was_told_workers_know_what_engines_hold(served: list[t
         place.serve(name, prompt)
         if turns % 2:
             place.settle(0.5)
-    place.settle(LIMITS.link_settled_seconds)
+    place.settle(LIMITS.prefix_map_settle_seconds)
     place.settle()
     slack = (2 * BLOCK + 4) / 17 + 0.1
     for name in "ab":
@@ -273,9 +273,11 @@ def test_a_prompt_of_an_adapter_or_with_a_salt_is_linked_to_its_own_blocks_only(
     chains = {kind: [xxhash.xxh3_64_intdigest(repr((kind, one)).encode()) for one in prompt.hashes] for kind in KINDS}
     for adapter, salt in (served, *KINDS):
         extras = identity.block_extras(len(prompt.tokens) // BLOCK, BLOCK, salt=salt)
-        root = identity.root(KEY, adapter, secret=SECRET)
+        root = identity.chain_root(KEY, adapter, secret=SECRET)
         if (adapter, salt) == served:
-            place.tell([Stored("a", Tier.GPU, root, identity.own_hashes(root, prompt.tokens, BLOCK, extras))])
+            place.tell(
+                [BlocksStored("a", StorageTier.GPU, root, identity.block_hashes(root, prompt.tokens, BLOCK, extras))]
+            )
         assert place.bridge.learn(
             chains[adapter, salt], prompt.ends, prompt.tokens, size=prompt.size, salt=salt, adapter=adapter
         )

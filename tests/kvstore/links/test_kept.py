@@ -15,25 +15,31 @@ from redis.asyncio import Redis
 from fairlead.clock import SystemClock
 from fairlead.limits import Limits
 from fairlead.testing.valkey import Valkey
-from fairlead.testing.waiting import until
+from fairlead.testing.waiting import wait_until
 from fairlead_kvstore import keys
-from fairlead_kvstore.exchange.records import DATA, GATEWAY
-from fairlead_kvstore.links.kept import PAGE, KeptLinks
-from fairlead_kvstore.links.lesson import Lesson, counted, guessed, packed, unpacked
-from fairlead_kvstore.links.table import LinkTable
+from fairlead_kvstore.exchange.records import DATA_FIELD, GATEWAY_FIELD
+from fairlead_kvstore.links.kept import PAGE_ENTRIES, AlignmentStore
+from fairlead_kvstore.links.lesson import (
+    PromptAlignment,
+    decode_alignment,
+    encode_alignment,
+    estimate_alignment,
+    exact_alignment,
+)
+from fairlead_kvstore.links.table import PrefixTable
 from fairlead_kvstore.redis import RedisLink
 
 KEY = "ns/a"
 SECRET = b"a secret of the test"
 PRINT = b"12345678"
-LIMITS = replace(Limits(), redis_pause_seconds=0.05, redis_ping_seconds=0.05, redis_deadline_seconds=2.0)
+LIMITS = replace(Limits(), redis_pause_seconds=0.05, redis_ping_seconds=0.05, redis_timeout_seconds=2.0)
 NUMBER = st.integers(1, 2**64 - 1)
 
 
-def lesson_of(name: int, blocks: int = 4) -> Lesson:
+def lesson_of(name: int, blocks: int = 4) -> PromptAlignment:
     """A prompt of some byte blocks, with twice as many token blocks; a longer one of a name goes on from the shorter."""
     hashes = [name * 1_000 + number for number in range(1, blocks + 1)]
-    return Lesson(
+    return PromptAlignment(
         hashes, [2**40 + name * 1_000 + number for number in range(2 * blocks)], range(2, 2 * blocks + 1, 2), 16
     )
 
@@ -43,8 +49,8 @@ class Side:
     """One gateway's end, and what it took over."""
 
     link: RedisLink
-    kept: KeptLinks = field(init=False)
-    taken: list[Lesson] = field(default_factory=list)
+    kept: AlignmentStore = field(init=False)
+    taken: list[PromptAlignment] = field(default_factory=list)
 
     async def look(self) -> None:
         await self.kept.read()
@@ -56,8 +62,10 @@ class Side:
 
 def side(url: str, name: str, *, secret: bytes = SECRET, limits: Limits = LIMITS) -> Side:
     found = Side(RedisLink(url, SystemClock(), limits=limits))
-    found.kept = KeptLinks(found.link, name, lambda _, lesson: found.taken.append(lesson), secret=secret, limits=limits)
-    found.kept.follow([KEY])
+    found.kept = AlignmentStore(
+        found.link, name, lambda _, lesson: found.taken.append(lesson), secret=secret, limits=limits
+    )
+    found.kept.set_models([KEY])
     return found
 
 
@@ -77,24 +85,27 @@ def check(server: Valkey, work: Callable[..., Awaitable[None]], *sides: Side) ->
 
 def test_who_starts_later_knows_what_was_learned_before(server: Valkey) -> None:
     async def work(_: Redis, one: Side, two: Side) -> None:
-        for name in range(1, 2 * PAGE):
+        for name in range(1, 2 * PAGE_ENTRIES):
             one.kept.offer(KEY, lesson_of(name))
         await one.look()
         await two.look()
-        assert two.heads() == [name * 1_000 + 4 for name in range(1, 2 * PAGE)]
-        table, other = LinkTable(most=10_000, most_owns=100_000), LinkTable(most=10_000, most_owns=100_000)
+        assert two.heads() == [name * 1_000 + 4 for name in range(1, 2 * PAGE_ENTRIES)]
+        table, other = (
+            PrefixTable(max_links=10_000, max_token_hashes=100_000),
+            PrefixTable(max_links=10_000, max_token_hashes=100_000),
+        )
         for lesson in two.taken:
             table.learn(lesson)
-        for name in range(1, 2 * PAGE):
+        for name in range(1, 2 * PAGE_ENTRIES):
             other.learn(lesson_of(name))
-        for name in range(1, 2 * PAGE):
+        for name in range(1, 2 * PAGE_ENTRIES):
             hashes = lesson_of(name).hashes
-            assert [(link.depth, link.own) for link in map(table.get, hashes) if link] == [
-                (link.depth, link.own) for link in map(other.get, hashes) if link
+            assert [(link.depth, link.token_hash) for link in map(table.get, hashes) if link] == [
+                (link.depth, link.token_hash) for link in map(other.get, hashes) if link
             ]
         await one.look()
         assert one.taken == [], "nobody hears itself"
-        assert two.kept.taken == {KEY: len(two.taken)}
+        assert two.kept.received == {KEY: len(two.taken)}
 
     check(server, work, side(server.url, "a"), side(server.url, "b"))
 
@@ -106,7 +117,7 @@ def test_a_conversation_is_one_entry_whoever_learns_its_turns(server: Valkey) ->
             learns.kept.offer(KEY, lesson_of(1, blocks))
             await one.look()
             await two.look()
-        assert await redis.xlen(keys.links(KEY)) == 1
+        assert await redis.xlen(keys.prompt_alignments(KEY)) == 1
         late = side(server.url, "c")
         late.link.start()
         await late.link.wait_connected()
@@ -122,9 +133,9 @@ def test_what_is_wrong_is_deleted_for_all_who_start_later(server: Valkey) -> Non
         one.kept.offer(KEY, lesson_of(1))
         await one.look()
         one.kept.offer(KEY, lesson_of(2))
-        one.kept.forget(KEY)
+        one.kept.delete_model(KEY)
         await one.look()
-        assert await redis.exists(keys.links(KEY)) == 0
+        assert await redis.exists(keys.prompt_alignments(KEY)) == 0
         one.kept.offer(KEY, lesson_of(3))
         await one.look()
         await two.look()
@@ -138,15 +149,15 @@ def test_other_secrets_damage_and_other_kinds_of_keys_are_passed_over(server: Va
         strange.kept.offer(KEY, lesson_of(1))
         await strange.kept.write()
         for data in (b"", b"\x01", b"\x02abc", b"\x01" + msgspec.msgpack.encode({"hashes": 3}), b"\x01" * 70_000):
-            await redis.xadd(keys.links(KEY), {GATEWAY: b"x", DATA: data})
-        await redis.xadd(keys.links(KEY), {b"other": b"fields"})
+            await redis.xadd(keys.prompt_alignments(KEY), {GATEWAY_FIELD: b"x", DATA_FIELD: data})
+        await redis.xadd(keys.prompt_alignments(KEY), {b"other": b"fields"})
         strange.kept.offer(KEY, lesson_of(2))
         await strange.kept.write()
         await one.look()
         assert one.taken == []
         assert one.kept.unreadable == 8
-        await redis.delete(keys.links(KEY))
-        await redis.set(keys.links(KEY), "a string")
+        await redis.delete(keys.prompt_alignments(KEY))
+        await redis.set(keys.prompt_alignments(KEY), "a string")
         one.kept.offer(KEY, lesson_of(3))
         await one.look()
 
@@ -154,7 +165,7 @@ def test_other_secrets_damage_and_other_kinds_of_keys_are_passed_over(server: Va
 
 
 def test_what_lies_there_is_bounded_and_expires(server: Valkey) -> None:
-    limits = replace(LIMITS, link_kept_lessons=100, link_kept_bytes=4_096)
+    limits = replace(LIMITS, prefix_map_stored_prompts=100, prefix_map_stored_bytes=4_096)
 
     async def work(redis: Redis, one: Side) -> None:
         for name in range(1, 1_000):
@@ -164,10 +175,10 @@ def test_what_lies_there_is_bounded_and_expires(server: Valkey) -> None:
         one.kept.offer(KEY, lesson_of(1_001, 400))  # too long
         one.kept.offer("ns/unknown", lesson_of(1))
         await one.look()
-        assert await redis.xlen(keys.links(KEY)) <= 300, "Redis cuts whole nodes of a stream"
-        assert 0 < await redis.ttl(keys.links(KEY)) <= limits.link_kept_day_seconds
-        entries = await redis.xrange(keys.links(KEY))
-        assert all(len(fields[DATA]) < 4_096 for _, fields in entries)
+        assert await redis.xlen(keys.prompt_alignments(KEY)) <= 300, "Redis cuts whole nodes of a stream"
+        assert 0 < await redis.ttl(keys.prompt_alignments(KEY)) <= limits.prefix_map_retention_seconds
+        entries = await redis.xrange(keys.prompt_alignments(KEY))
+        assert all(len(fields[DATA_FIELD]) < 4_096 for _, fields in entries)
         assert await redis.keys("*unknown*") == []
 
     check(server, work, side(server.url, "a", limits=limits))
@@ -178,10 +189,10 @@ def test_a_redis_that_is_away_costs_only_what_was_not_written(server: Valkey) ->
         one.kept.offer(KEY, lesson_of(1))
         one.kept.start()
         server.kill()
-        await until(lambda: not one.link.state.connected)
-        for name in range(2 * LIMITS.link_kept_waiting):
+        await wait_until(lambda: not one.link.state.connected)
+        for name in range(2 * LIMITS.prefix_map_stores_pending):
             one.kept.offer(KEY, lesson_of(name + 1))
-        assert len(one.kept._waiting) == LIMITS.link_kept_waiting
+        assert len(one.kept._pending) == LIMITS.prefix_map_stores_pending
         await one.kept.stop()
 
     check(server, work, side(server.url, "a"))
@@ -189,38 +200,38 @@ def test_a_redis_that_is_away_costs_only_what_was_not_written(server: Valkey) ->
 
 @given(st.lists(NUMBER, min_size=1, max_size=20), st.lists(NUMBER, max_size=40), st.integers(1, 64))
 def test_a_lesson_comes_out_as_it_went_in(hashes: list[int], owns: list[int], block_size: int) -> None:
-    lesson = counted(hashes, owns, [number * 7 for number in range(len(hashes))], block_size=block_size)
-    data = packed(lesson, secret=PRINT)
-    found = unpacked(data, secret=PRINT, most_bytes=len(data))
+    lesson = exact_alignment(hashes, owns, [number * 7 for number in range(len(hashes))], block_size=block_size)
+    data = encode_alignment(lesson, secret=PRINT)
+    found = decode_alignment(data, secret=PRINT, max_bytes=len(data))
     assert found is not None
-    assert (list(found.hashes), list(found.owns), found.block_size) == (hashes, owns, block_size)
+    assert (list(found.hashes), list(found.token_hashes), found.block_size) == (hashes, owns, block_size)
     assert list(found.depths) == [min(depth, len(owns)) for depth in lesson.depths]
-    assert unpacked(data, secret=b"another", most_bytes=len(data)) is None
-    assert unpacked(data, secret=PRINT, most_bytes=len(data) - 1) is None
+    assert decode_alignment(data, secret=b"another", max_bytes=len(data)) is None
+    assert decode_alignment(data, secret=PRINT, max_bytes=len(data) - 1) is None
 
 
 @given(st.binary(max_size=200))
 def test_no_bytes_do_harm(data: bytes) -> None:
-    found = unpacked(b"\x01" + data, secret=PRINT, most_bytes=1_000)
+    found = decode_alignment(b"\x01" + data, secret=PRINT, max_bytes=1_000)
     assert found is None or len(found.hashes) == len(found.depths)
 
 
 def test_no_text_and_no_token_is_in_what_is_kept() -> None:
     tokens = array("I", range(70_000, 70_064))
-    lesson = guessed([11, 12], [256, 512], [21, 22, 23, 24], size=600, tokens=len(tokens), block_size=16)
-    data = packed(lesson, secret=PRINT)
+    lesson = estimate_alignment([11, 12], [256, 512], [21, 22, 23, 24], size=600, tokens=len(tokens), block_size=16)
+    data = encode_alignment(lesson, secret=PRINT)
     assert not any(token.to_bytes(4, "little") in data for token in tokens)
     assert len(data) < 8 * 6 + 4 * 2 + 80
 
 
 def test_a_lesson_that_is_known_in_parts_only_is_none() -> None:
-    table = LinkTable(most=10, most_owns=100)
+    table = PrefixTable(max_links=10, max_token_hashes=100)
     lesson = lesson_of(1)
     table.learn(lesson)
-    assert table.lesson([*lesson.hashes, 77], 16) is None
-    assert table.lesson([], 16) is None
-    found = table.lesson(lesson.hashes, 16)
+    assert table.alignment([*lesson.hashes, 77], 16) is None
+    assert table.alignment([], 16) is None
+    found = table.alignment(lesson.hashes, 16)
     assert found is not None
     assert list(found.depths) == list(lesson.depths)
     with pytest.raises(ValueError, match="shorter"):
-        table.learn(Lesson([91, 92], [1, 2, 3], [1], 16))
+        table.learn(PromptAlignment([91, 92], [1, 2, 3], [1], 16))

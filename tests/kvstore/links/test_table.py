@@ -9,11 +9,11 @@ import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairlead_kvstore.links.lesson import counted, guessed
-from fairlead_kvstore.links.table import LinkTable, common
-from fairlead_kvstore.truth.identity import own_hashes, root
+from fairlead_kvstore.links.lesson import estimate_alignment, exact_alignment
+from fairlead_kvstore.links.table import PrefixTable, common_prefix
+from fairlead_kvstore.truth.identity import block_hashes, chain_root
 
-START = root("default/tiny")
+START = chain_root("default/tiny")
 BLOCK = 4
 BYTES = 16
 _PIECE = re.compile(r" ?[a-z]{1,5}|.", re.DOTALL)
@@ -61,16 +61,18 @@ class Prompt:
             chain.append(state)
         self.hashes = tuple(chain)
         self.tokens = template(messages, tools)
-        self.owns = own_hashes(START, self.tokens, BLOCK)
+        self.owns = block_hashes(START, self.tokens, BLOCK)
         tokens = len(self.tokens)
-        self.lesson = guessed(self.hashes, self.ends, self.owns, size=self.size, tokens=tokens, block_size=BLOCK)
+        self.lesson = estimate_alignment(
+            self.hashes, self.ends, self.owns, size=self.size, tokens=tokens, block_size=BLOCK
+        )
 
-    def learned_by(self, table: LinkTable) -> list[int]:
+    def learned_by(self, table: PrefixTable) -> list[int]:
         return table.learn(self.lesson)
 
 
-def table_of(most: int = 10_000, most_owns: int = 100_000) -> LinkTable:
-    return LinkTable(most=most, most_owns=most_owns)
+def table_of(most: int = 10_000, most_owns: int = 100_000) -> PrefixTable:
+    return PrefixTable(max_links=most, max_token_hashes=most_owns)
 
 
 def said(*contents: str) -> list[Message]:
@@ -96,7 +98,7 @@ def families(draw: st.DrawFn) -> list[Prompt]:
     return found
 
 
-def check(table: LinkTable, prompts: list[Prompt]) -> None:
+def check(table: PrefixTable, prompts: list[Prompt]) -> None:
     """Every link is right for every prompt that was learned and has its byte block."""
     for prompt in prompts:
         deepest = 0
@@ -104,8 +106,8 @@ def check(table: LinkTable, prompts: list[Prompt]) -> None:
             link = table.get(digest)
             if link is not None:
                 assert deepest <= link.depth <= len(prompt.owns)
-                assert link.own == (prompt.owns[link.depth - 1] if link.depth else 0)
-                assert not link.own or digest in table.behind(link.own)
+                assert link.token_hash == (prompt.owns[link.depth - 1] if link.depth else 0)
+                assert not link.token_hash or digest in table.linked_blocks(link.token_hash)
                 deepest = link.depth
 
 
@@ -133,7 +135,7 @@ def test_within_bounds_what_is_left_is_whole_from_the_start_and_right(
         assert len(table) <= most
         for digest, _ in table.items():
             assert table.chain(digest)[-1] == digest
-        linked = table.linked(prompt.hashes)
+        linked = table.linked_count(prompt.hashes)
         assert all((digest in table) == (index < linked) for index, digest in enumerate(prompt.hashes))
         check(table, [prompt])
 
@@ -154,9 +156,9 @@ def test_a_contradiction_lowers_to_what_both_share() -> None:
     first = Prompt(said("a" * 8, "é" * 200))  # escapes: few tokens for many bytes at the end
     other = Prompt(said("a" * 8, "é" * 20 + "other text that goes on " * 20))
     first.learned_by(table)
-    shared_bytes = common(first.hashes, other.hashes)
+    shared_bytes = common_prefix(first.hashes, other.hashes)
     other.learned_by(table)
-    shared = common(first.owns, other.owns)
+    shared = common_prefix(first.owns, other.owns)
     for digest in first.hashes[:shared_bytes]:
         link = table.get(digest)
         assert link is not None
@@ -171,7 +173,7 @@ def test_a_template_that_begins_with_the_end_credits_nothing_that_differs() -> N
     link = table.get(one.hashes[10])
     assert link is not None
     assert link.depth == 0
-    assert table.lowered > 0
+    assert table.lowered_links > 0
 
 
 def test_a_conversation_keeps_one_array() -> None:
@@ -180,13 +182,13 @@ def test_a_conversation_keeps_one_array() -> None:
     for count in range(1, len(turns) + 1):
         Prompt(said(*turns[:count])).learned_by(table)
     longest = len(Prompt(said(*turns)).owns)
-    assert table.owns < 3 * longest  # blocks that hold the end of a turn's text stay with that turn
+    assert table.token_hash_count < 3 * longest  # blocks that hold the end of a turn's text stay with that turn
 
 
 def test_what_is_known_exactly_is_linked_exactly() -> None:
     table = table_of()
-    owns = own_hashes(START, list(range(40)), BLOCK)
-    table.learn(counted((1, 2), owns, (9, 40), block_size=BLOCK))
+    owns = block_hashes(START, list(range(40)), BLOCK)
+    table.learn(exact_alignment((1, 2), owns, (9, 40), block_size=BLOCK))
     assert [link.depth for _, link in sorted(table.items())] == [2, 10]
 
 
@@ -194,6 +196,6 @@ def test_what_was_learned_can_be_forgotten() -> None:
     table, prompt = table_of(), Prompt(said("words " * 50))
     prompt.learned_by(table)
     table.clear()
-    assert len(table) == table.owns == 0
-    assert table.linked(prompt.hashes) == 0
-    assert table.behind(prompt.owns[3]) == ()
+    assert len(table) == table.token_hash_count == 0
+    assert table.linked_count(prompt.hashes) == 0
+    assert table.linked_blocks(prompt.owns[3]) == ()

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from fairlead.clock import ManualClock
 from fairlead.limits import Limits
-from fairlead_kvstore.reader.turns import Turns
+from fairlead_kvstore.reader.turns import FairScheduler
 
 
 class Soon:
@@ -56,9 +56,9 @@ class Engine:
 
 def turns_of(
     loop: Soon, quantum: int, whole: int, clock: ManualClock | None = None, behind: Callable[[], bool] = lambda: False
-) -> Turns:
+) -> FairScheduler:
     limits = replace(Limits(), kv_turn_bytes=quantum, kv_loop_bytes=whole)
-    return Turns(loop, clock or ManualClock(), limits, behind=behind)
+    return FairScheduler(loop, clock or ManualClock(), limits, is_backlogged=behind)
 
 
 def test_who_has_little_waits_for_one_turn_of_those_who_have_much() -> None:
@@ -66,8 +66,8 @@ def test_who_has_little_waits_for_one_turn_of_those_who_have_much() -> None:
     loop = Soon()
     turns = turns_of(loop, 100, 1_000_000)
     for name in ("x", "y"):
-        turns.ready(Engine(log, name, [10] * 10_000))
-    turns.ready(Engine(log, "calm", [10]))
+        turns.mark_ready(Engine(log, name, [10] * 10_000))
+    turns.mark_ready(Engine(log, "calm", [10]))
     loop.turn()
     assert log.index("calm") == 20
 
@@ -77,8 +77,8 @@ def test_shares_are_equal_in_bytes_and_a_large_message_is_paid_off() -> None:
     loop = Soon()
     turns = turns_of(loop, 100, 40_000)
     small, large = Engine(log, "small", [10] * 100_000), Engine(log, "large", [1_000] * 1_000)
-    turns.ready(small)
-    turns.ready(large)
+    turns.mark_ready(small)
+    turns.mark_ready(large)
     for _ in range(20):
         loop.turn()
     assert 0.9 < log.count("small") * 10 / (log.count("large") * 1_000) < 1.1
@@ -89,8 +89,8 @@ def test_the_loop_is_given_back_after_so_many_bytes_and_what_is_left_goes_on() -
     loop = Soon()
     turns = turns_of(loop, 100, 250)
     one = Engine(log, "x", [50] * 20)
-    turns.ready(one)
-    turns.ready(one)
+    turns.mark_ready(one)
+    turns.mark_ready(one)
     loop.turn()
     assert (len(log), len(loop.waiting)) == (6, 1)
     while loop.waiting:
@@ -103,8 +103,8 @@ def test_who_is_closed_while_it_reads_has_no_further_turn() -> None:
     loop = Soon()
     turns = turns_of(loop, 100, 1_000)
     one = Engine(log, "x", [200] * 5)
-    one.then = lambda: turns.gone(one)
-    turns.ready(one)
+    one.then = lambda: turns.remove(one)
+    turns.mark_ready(one)
     loop.turn()
     assert (log, len(turns), loop.waiting) == (["x"], 0, [])
 
@@ -117,8 +117,8 @@ def test_one_that_breaks_does_not_stop_the_others() -> None:
     def broken() -> None:
         raise ZeroDivisionError
 
-    turns.ready(Engine(log, "x", [10], broken))
-    turns.ready(Engine(log, "y", [10]))
+    turns.mark_ready(Engine(log, "x", [10], broken))
+    turns.mark_ready(Engine(log, "y", [10]))
     try:
         loop.turn()
     except ZeroDivisionError:
@@ -132,7 +132,7 @@ def test_the_loop_is_given_back_after_some_milliseconds_and_nobody_loses_a_turn_
     loop, clock = Soon(), ManualClock()
     turns = turns_of(loop, 100, 1_000_000, clock)
     for name in ("x", "y", "z"):
-        turns.ready(Engine(log, name, [50] * 200, lambda: clock.advance(0.0011)))
+        turns.mark_ready(Engine(log, name, [50] * 200, lambda: clock.advance(0.0011)))
     loop.turn()
     assert log == ["x", "x", "y", "y"]
     for _ in range(8):
@@ -146,16 +146,16 @@ def test_nothing_is_read_while_who_takes_it_is_behind_and_then_it_goes_on_where_
     loop = Soon()
     turns = turns_of(loop, 100, 200, behind=lambda: bool(behind))
     for name in ("x", "y", "z"):
-        turns.ready(Engine(log, name, [100] * 4))
+        turns.mark_ready(Engine(log, name, [100] * 4))
     loop.turn()
     assert log == ["x", "y"]
     behind.append(True)
     loop.turn()
-    turns.ready(Engine(log, "late", [100]))
+    turns.mark_ready(Engine(log, "late", [100]))
     for _ in range(3):
         ((delay, again),) = loop.later
         loop.later.clear()
-        assert (delay, loop.waiting) == (Limits().kv_behind_pause_seconds, [])
+        assert (delay, loop.waiting) == (Limits().kv_backpressure_seconds, [])
         again()
     assert (log, turns.pauses) == (["x", "y"], 4)
     behind.clear()

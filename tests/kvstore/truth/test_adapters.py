@@ -1,13 +1,13 @@
 """An adapter's name outlives what was loaded under it."""
 
 from fairlead.limits import Limits
-from fairlead_kvstore.events.decode import decode
-from fairlead_kvstore.testing import Engine
+from fairlead_kvstore.events.decode import decode_events
+from fairlead_kvstore.testing import PrefixCacheEngine
 from fairlead_kvstore.truth import changes
 from fairlead_kvstore.truth.changes import Change
-from fairlead_kvstore.truth.identity import own_hashes, root
-from fairlead_kvstore.truth.tiers import Tier
-from fairlead_kvstore.truth.truth import Truth
+from fairlead_kvstore.truth.identity import block_hashes, chain_root
+from fairlead_kvstore.truth.tiers import StorageTier
+from fairlead_kvstore.truth.truth import BlockStore
 
 MODEL = "default/tiny"
 PROMPT = list(range(41))  # ten blocks of four, and one token
@@ -19,23 +19,23 @@ class Loaded:
     """An engine with room for everything, and its index."""
 
     def __init__(self, limits: Limits | None = None, capacity: int = 1_000) -> None:
-        self.engine = Engine(capacity=capacity)
-        self.truth = Truth(limits=limits or Limits())
+        self.engine = PrefixCacheEngine(capacity=capacity)
+        self.truth = BlockStore(limits=limits or Limits())
         self.truth.attach("i", MODEL, 0.0)
         self.more = 50_000
 
     def ask(self, tokens: list[int], adapter: str | None = "bot") -> list[Change]:
         """Serve a prompt, and tell the index."""
-        self.engine.prompt(tokens, adapter)
+        self.engine.serve_prompt(tokens, adapter)
         frame = self.engine.publish()
-        return [] if frame is None else self.truth.apply("i", decode(frame.payload), 1.0)
+        return [] if frame is None else self.truth.apply("i", decode_events(frame.payload), 1.0)
 
     def predicted(self, tokens: list[int] = PROMPT, adapter: str | None = "bot") -> int:
-        return self.truth.held("i", own_hashes(root(MODEL, adapter), tokens, 4))[Tier.GPU]
+        return self.truth.cached_depths("i", block_hashes(chain_root(MODEL, adapter), tokens, 4))[StorageTier.GPU]
 
     def told(self, place: str) -> list[Change]:
         """Somebody reads where the adapter comes from; it counts with the next event."""
-        changes_now = self.truth.adapter("i", "bot", place, 1.0)
+        changes_now = self.truth.on_adapter_source("i", "bot", place, 1.0)
         self.more += 10
         return [*changes_now, *self.ask(list(range(self.more, self.more + 4)))]
 
@@ -46,8 +46,8 @@ def test_another_path_parks_the_old_blocks_with_the_first_word_of_it() -> None:
     one.ask(PROMPT)
     one.engine.load("bot", "b")
     told = one.ask(OTHER)
-    assert [type(item) for item in told] == [changes.Removed, changes.Stored]
-    assert one.predicted() == one.engine.hit(PROMPT, "bot") == 0
+    assert [type(item) for item in told] == [changes.BlocksRemoved, changes.BlocksStored]
+    assert one.predicted() == one.engine.hit_blocks(PROMPT, "bot") == 0
     assert one.truth.state("i").blocks == 20
 
 
@@ -55,15 +55,15 @@ def test_who_tells_the_path_needs_no_event() -> None:
     one = Loaded()
     one.engine.load("bot", "a")
     one.ask(PROMPT)
-    assert one.truth.unplaced("i") == ["bot"]
+    assert one.truth.unsourced_adapters("i") == ["bot"]
     one.told("a")
-    assert one.truth.unplaced("i") == []
+    assert one.truth.unsourced_adapters("i") == []
     one.engine.load("bot", "b")
-    assert [type(item) for item in one.truth.adapter("i", "bot", "b", 1.0)] == [changes.Removed]
+    assert [type(item) for item in one.truth.on_adapter_source("i", "bot", "b", 1.0)] == [changes.BlocksRemoved]
     assert one.predicted() == 0
     one.engine.load("bot", "a")
-    assert one.truth.adapter("i", "bot", "a", 1.0) != []
-    assert one.predicted() == one.engine.hit(PROMPT, "bot") == 10
+    assert one.truth.on_adapter_source("i", "bot", "a", 1.0) != []
+    assert one.predicted() == one.engine.hit_blocks(PROMPT, "bot") == 10
 
 
 def test_a_path_that_was_read_after_the_next_load_is_not_believed_of_the_one_before() -> None:
@@ -71,7 +71,7 @@ def test_a_path_that_was_read_after_the_next_load_is_not_believed_of_the_one_bef
     one.engine.load("bot", "a")
     one.ask(PROMPT)
     one.engine.load("bot", "b")
-    one.truth.adapter("i", "bot", "b", 1.0)  # the last number that was seen is the first load's
+    one.truth.on_adapter_source("i", "bot", "b", 1.0)  # the last number that was seen is the first load's
     one.ask(OTHER)
     one.told("b")
     assert (one.predicted(), one.predicted(OTHER)) == (0, 10)
@@ -84,10 +84,10 @@ def test_the_same_path_again_returns_the_old_blocks_when_a_block_shows_it() -> N
     one.engine.load("bot", "b")
     one.ask(OTHER)
     one.engine.load("bot", "a")
-    assert one.engine.hit(PROMPT, "bot") == 10
+    assert one.engine.hit_blocks(PROMPT, "bot") == 10
     one.ask([*PROMPT, *range(700, 710)])  # goes on from a block of the first load
     assert one.predicted() == 10
-    assert one.predicted(OTHER) == one.engine.hit(OTHER, "bot") == 0
+    assert one.predicted(OTHER) == one.engine.hit_blocks(OTHER, "bot") == 0
 
 
 def test_the_same_path_again_after_a_cold_prompt_returns_the_old_blocks_later() -> None:
@@ -108,8 +108,8 @@ def test_the_same_path_again_returns_the_old_blocks_when_it_is_told() -> None:
     one.told("a")
     one.engine.load("bot", "a")
     one.ask(OTHER)
-    assert one.truth.unplaced("i") == ["bot"]
-    assert one.truth.adapter("i", "bot", "a", 1.0) != []
+    assert one.truth.unsourced_adapters("i") == ["bot"]
+    assert one.truth.on_adapter_source("i", "bot", "a", 1.0) != []
     assert (one.predicted(), one.predicted(OTHER)) == (10, 0), "two loads may have come since a was told first"
     assert not one.truth.state("i").complete
     one.told("a")
@@ -125,9 +125,9 @@ def test_a_place_that_was_read_for_the_load_before_does_not_show_where_the_next_
     one.engine.load("bot", "b")
     one.ask(OTHER)
     one.engine.load("bot", "a")
-    one.truth.adapter("i", "bot", "a", 1.0)
-    assert (one.predicted(), one.engine.hit(PROMPT, "bot")) == (10, 10)
-    assert one.predicted(OTHER) == one.engine.hit(OTHER, "bot") == 0
+    one.truth.on_adapter_source("i", "bot", "a", 1.0)
+    assert (one.predicted(), one.engine.hit_blocks(PROMPT, "bot")) == (10, 10)
+    assert one.predicted(OTHER) == one.engine.hit_blocks(OTHER, "bot") == 0
 
 
 def test_a_load_is_known_when_another_place_was_read_before_its_first_block_and_again_after_it() -> None:
@@ -137,15 +137,15 @@ def test_a_load_is_known_when_another_place_was_read_before_its_first_block_and_
     one.ask(PROMPT)
     one.told("a")
     one.engine.load("bot", "b")
-    one.truth.adapter("i", "bot", "b", 1.0)
+    one.truth.on_adapter_source("i", "bot", "b", 1.0)
     one.ask(OTHER)
-    one.truth.adapter("i", "bot", "b", 1.0)
+    one.truth.on_adapter_source("i", "bot", "b", 1.0)
     one.engine.load("bot", "a")
-    one.truth.adapter("i", "bot", "a", 1.0)
+    one.truth.on_adapter_source("i", "bot", "a", 1.0)
     assert (one.predicted(), one.predicted(OTHER)) == (10, 0)
     one.engine.load("bot", "b")
-    one.truth.adapter("i", "bot", "b", 1.0)
-    assert one.predicted(OTHER) == one.engine.hit(OTHER, "bot") == 10
+    one.truth.on_adapter_source("i", "bot", "b", 1.0)
+    assert one.predicted(OTHER) == one.engine.hit_blocks(OTHER, "bot") == 10
 
 
 def test_a_load_whose_first_block_came_before_its_place_was_read_is_only_known_by_one_more() -> None:
@@ -155,11 +155,11 @@ def test_a_load_whose_first_block_came_before_its_place_was_read_is_only_known_b
     one.told("a")
     one.engine.load("bot", "b")
     one.ask(OTHER)
-    one.truth.adapter("i", "bot", "b", 1.0)
+    one.truth.on_adapter_source("i", "bot", "b", 1.0)
     one.engine.load("bot", "a")
-    one.truth.adapter("i", "bot", "a", 1.0)
+    one.truth.on_adapter_source("i", "bot", "a", 1.0)
     one.engine.load("bot", "b")
-    one.truth.adapter("i", "bot", "b", 1.0)
+    one.truth.on_adapter_source("i", "bot", "b", 1.0)
     assert one.predicted(OTHER) == 0  # a miss: nobody can tell that it was not loaded from a third place
     assert one.predicted() == 0
 
@@ -175,21 +175,21 @@ def test_a_place_that_is_told_counts_before_any_block_of_the_new_load_shows_it()
     one.ask(OTHER)
     one.told("b")
     one.engine.load("bot", "a")
-    one.truth.adapter("i", "bot", "a", 1.0)
+    one.truth.on_adapter_source("i", "bot", "a", 1.0)
     one.ask(THIRD)
-    one.truth.adapter("i", "bot", "a", 1.0)
-    assert one.predicted() == one.engine.hit(PROMPT, "bot") == 10
-    assert one.predicted(OTHER) == one.engine.hit(OTHER, "bot") == 0
+    one.truth.on_adapter_source("i", "bot", "a", 1.0)
+    assert one.predicted() == one.engine.hit_blocks(PROMPT, "bot") == 10
+    assert one.predicted(OTHER) == one.engine.hit_blocks(OTHER, "bot") == 0
     one.engine.load("bot", "b")
-    one.truth.adapter("i", "bot", "b", 1.0)
-    assert one.predicted(THIRD) == one.engine.hit(THIRD, "bot") == 0
-    assert one.predicted(OTHER) == one.engine.hit(OTHER, "bot") == 10
+    one.truth.on_adapter_source("i", "bot", "b", 1.0)
+    assert one.predicted(THIRD) == one.engine.hit_blocks(THIRD, "bot") == 0
+    assert one.predicted(OTHER) == one.engine.hit_blocks(OTHER, "bot") == 10
     one.engine.load("bot", "a")
     one.told("a")
     one.told("a")
     assert one.predicted() == 10
     assert one.predicted(OTHER) == 0
-    assert one.predicted(THIRD) <= one.engine.hit(THIRD, "bot")
+    assert one.predicted(THIRD) <= one.engine.hit_blocks(THIRD, "bot")
 
 
 def test_blocks_of_a_new_number_wait_until_they_show_that_they_go_on_from_what_was_told() -> None:
@@ -199,7 +199,7 @@ def test_blocks_of_a_new_number_wait_until_they_show_that_they_go_on_from_what_w
     one.told("a")
     one.engine.load("bot", "a")
     one.ask(OTHER)
-    one.truth.adapter("i", "bot", "a", 1.0)
+    one.truth.on_adapter_source("i", "bot", "a", 1.0)
     one.ask([*PROMPT, *range(700, 710)])  # the first load's blocks: it is the same content
     assert (one.predicted(), one.predicted(OTHER)) == (10, 10)
 
@@ -216,7 +216,7 @@ def test_blocks_that_are_evicted_while_they_are_parked_do_not_return() -> None:
     one.engine.load("bot", "a")
     one.told("a")
     one.told("a")
-    assert 0 < one.predicted() == one.engine.hit(PROMPT, "bot") < 10
+    assert 0 < one.predicted() == one.engine.hit_blocks(PROMPT, "bot") < 10
 
 
 def test_a_request_of_the_old_load_that_is_still_running_changes_nothing() -> None:
@@ -234,10 +234,10 @@ def test_a_request_of_the_old_load_that_is_still_running_changes_nothing() -> No
 
 def test_an_engine_that_only_numbers_its_adapters_credits_nobody() -> None:
     one = Loaded()
-    from fairlead_kvstore.events.decode import Batch
-    from fairlead_kvstore.events.wire import Stored
+    from fairlead_kvstore.events.decode import EventBatch
+    from fairlead_kvstore.events.wire import StoredEvent
 
-    one.truth.apply("i", Batch(0.0, [Stored([1], None, [1, 2, 3, 4], 4, 7, "GPU")]), 1.0)
+    one.truth.apply("i", EventBatch(0.0, [StoredEvent([1], None, [1, 2, 3, 4], 4, 7, "GPU")]), 1.0)
     assert one.truth.state("i").blocks == 1
     assert one.predicted([1, 2, 3, 4], None) == one.predicted([1, 2, 3, 4], "bot") == 0
 
@@ -262,14 +262,14 @@ def test_a_clear_forgets_the_blocks_and_keeps_what_is_loaded() -> None:
     one.told("a")
     one.engine.clear()
     one.ask(OTHER)
-    assert one.truth.unplaced("i") == []
+    assert one.truth.unsourced_adapters("i") == []
     assert (one.predicted(), one.predicted(OTHER)) == (0, 10)
 
 
 def test_who_joins_late_and_cannot_tell_an_earlier_load_s_place_says_so() -> None:
     """Loaded from b, from a and from b again; where the first two came from is not to be learned any more."""
     one = Loaded()
-    one.truth.whole("i", "replayed", 1.0)
+    one.truth.on_complete("i", "replayed", 1.0)
     one.engine.load("bot", "b")
     one.ask(PROMPT)
     assert one.truth.state("i").complete
@@ -278,18 +278,18 @@ def test_who_joins_late_and_cannot_tell_an_earlier_load_s_place_says_so() -> Non
     one.engine.load("bot", "b")
     one.ask(THIRD)
     one.told("b")
-    assert (one.predicted(), one.engine.hit(PROMPT, "bot")) == (0, 10)
+    assert (one.predicted(), one.engine.hit_blocks(PROMPT, "bot")) == (0, 10)
     state = one.truth.state("i")
     assert (state.complete, state.reason) == (False, "nobody told where an earlier load of bot is from")
     marked = one.ask([*PROMPT[:40], *range(900, 909)])  # it goes on from the first load's last block
     assert one.predicted() == 10
     assert not one.truth.state("i").complete, "the load from elsewhere may be of the same place, too"
-    assert not any(isinstance(change, changes.Marked) for change in marked)
+    assert not any(isinstance(change, changes.CompletenessChanged) for change in marked)
 
 
 def test_a_doubt_ends_when_the_blocks_in_question_are_gone() -> None:
     one = Loaded(capacity=20)
-    one.truth.whole("i", "replayed", 1.0)
+    one.truth.on_complete("i", "replayed", 1.0)
     one.engine.load("bot", "b")
     one.ask(PROMPT)
     one.engine.load("bot", "a")
@@ -298,19 +298,19 @@ def test_a_doubt_ends_when_the_blocks_in_question_are_gone() -> None:
     assert not one.truth.state("i").complete
     one.ask(THIRD)
     assert one.truth.state("i").complete
-    assert one.predicted(THIRD) == one.engine.hit(THIRD, "bot") == 10
+    assert one.predicted(THIRD) == one.engine.hit_blocks(THIRD, "bot") == 10
 
 
 def test_no_doubt_is_left_where_the_places_of_all_loads_were_told() -> None:
     one = Loaded()
-    one.truth.whole("i", "replayed", 1.0)
+    one.truth.on_complete("i", "replayed", 1.0)
     for place, tokens in (("a", PROMPT), ("b", OTHER), ("a", THIRD)):
         one.engine.load("bot", place)
         one.ask(tokens)
         one.told(place)
         assert one.truth.state("i").complete
     one.engine.load("bot", "c")
-    assert [type(item) for item in one.ask([1, 2, 3, 4])][-1] is changes.Marked
+    assert [type(item) for item in one.ask([1, 2, 3, 4])][-1] is changes.CompletenessChanged
     assert not one.truth.state("i").complete, "until it is told, it may be of any of those places"
     one.told("c")
     assert one.truth.state("i").complete
@@ -318,7 +318,7 @@ def test_no_doubt_is_left_where_the_places_of_all_loads_were_told() -> None:
 
 def test_more_loads_than_are_kept_are_a_doubt_until_a_clear() -> None:
     one = Loaded(Limits(kv_adapter_versions=2))
-    one.truth.whole("i", "replayed", 1.0)
+    one.truth.on_complete("i", "replayed", 1.0)
     for number in range(4):
         one.engine.load("bot", f"place {number}")
         one.ask([5_000 + number * 10 + index for index in range(8)])
@@ -331,16 +331,16 @@ def test_more_loads_than_are_kept_are_a_doubt_until_a_clear() -> None:
 
 def test_a_doubt_is_kept_for_the_next_indexer_and_for_mirrors() -> None:
     one = Loaded()
-    one.truth.whole("i", "replayed", 1.0)
+    one.truth.on_complete("i", "replayed", 1.0)
     one.engine.load("bot", "a")
     one.ask(PROMPT)
     one.engine.load("bot", "b")
     one.ask(OTHER)
-    kept, rows = one.truth.keep("i", 0.0)
-    assert kept.mark()[0] is False
-    another = Truth()
+    kept, rows = one.truth.take_snapshot("i", 0.0)
+    assert kept.completeness()[0] is False
+    another = BlockStore()
     another.attach("i", MODEL, 2.0)
-    another.restore("i", kept, rows, 0.0, 2.0)
-    another.resumed("i")
+    another.restore_snapshot("i", kept, rows, 0.0, 2.0)
+    another.on_resumed("i")
     assert not another.state("i").complete
     assert another.state("i").reason == one.truth.state("i").reason

@@ -9,12 +9,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from fairlead_kvstore.events.outcomes import Frame
-from fairlead_kvstore.events.sequence import Stream
-from fairlead_kvstore.follow import follow
-from fairlead_kvstore.truth.identity import block_extras, cached_tokens, own_hashes, root
-from fairlead_kvstore.truth.tiers import Tier
-from fairlead_kvstore.truth.truth import Truth
+from fairlead_kvstore.events.outcomes import EventFrame
+from fairlead_kvstore.events.sequence import EventSequencer
+from fairlead_kvstore.follow import apply_outcomes
+from fairlead_kvstore.truth.identity import block_extras, block_hashes, cached_tokens, chain_root
+from fairlead_kvstore.truth.tiers import StorageTier
+from fairlead_kvstore.truth.truth import BlockStore
 
 RECORDINGS = Path(__file__).parents[1] / "recordings"
 MODEL = "default/tiny"
@@ -27,21 +27,23 @@ class Playing:
 
     def __init__(self, name: str) -> None:
         self.whole: dict[str, Any] = msgspec.msgpack.decode((RECORDINGS / f"{name}.recording").read_bytes())
-        self.truth = Truth()
+        self.truth = BlockStore()
         self.streams = []
         self.read = [0] * len(self.whole["ranks"])
         self.places: dict[str, str] = {}
         self.now = 0.0
         for rank, _ in enumerate(self.whole["ranks"]):
             self.truth.attach(str(rank), MODEL, 0.0)
-            self.streams.append(Stream(replayable=False))
+            self.streams.append(EventSequencer(replayable=False))
 
     def upto(self, rank: int, count: int) -> None:
         """Hear so many batches."""
         numbers, payloads = self.whole["ranks"][rank]
         for number, payload in zip(numbers[self.read[rank] : count], payloads[self.read[rank] : count], strict=True):
             self.now = msgspec.msgpack.decode(payload)[0]
-            follow(self.truth, str(rank), self.streams[rank].live(Frame(b"", number, payload)), self.now)
+            apply_outcomes(
+                self.truth, str(rank), self.streams[rank].on_live_frame(EventFrame(b"", number, payload)), self.now
+            )
             self.look()
         self.read[rank] = count
 
@@ -49,11 +51,13 @@ class Playing:
         """``/v1/models``."""
         for rank, _ in enumerate(self.streams):
             for name, place in self.places.items():
-                self.truth.adapter(str(rank), name, place, 1.0)
+                self.truth.on_adapter_source(str(rank), name, place, 1.0)
 
     def predicted(self, rank: int, tokens: list[int], adapter: str | None, salt: str | None) -> int:
-        chain = own_hashes(root(MODEL, adapter), tokens, SIZE, block_extras(len(tokens) // SIZE, SIZE, salt=salt))
-        return cached_tokens(self.truth.held(str(rank), chain)[Tier.GPU], len(tokens), SIZE)
+        chain = block_hashes(
+            chain_root(MODEL, adapter), tokens, SIZE, block_extras(len(tokens) // SIZE, SIZE, salt=salt)
+        )
+        return cached_tokens(self.truth.cached_depths(str(rank), chain)[StorageTier.GPU], len(tokens), SIZE)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -75,7 +79,7 @@ def test_every_answer_in_quiescence_was_predicted(name: str) -> None:
             playing.places[more[0]] = more[1]
             playing.look()
         elif what == "cleared":
-            playing.truth.cleared_by_us(str(rank), playing.now)
+            playing.truth.on_cleared_by_fairlead(str(rank), playing.now)
         elif what == "killed":
             playing.places.clear()
     assert asked >= 10

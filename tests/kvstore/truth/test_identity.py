@@ -5,42 +5,42 @@ import pytest
 from fairlead.errors import BadInput
 from fairlead_kvstore.truth.identity import (
     block_extras,
+    block_hashes,
     cached_tokens,
+    chain_root,
+    engine_hash,
     extra_bytes,
-    handle,
-    own_hashes,
-    root,
+    hash_with_extras,
     token_bytes,
-    with_extras,
 )
 
-START = root("default/tiny")
+START = chain_root("default/tiny")
 
 
 def test_the_hashes_are_the_same_on_every_machine_and_in_every_release() -> None:
     """They lie in Redis, written by one release and read by the next."""
     assert START == 9992791669714652236
-    assert own_hashes(START, [1, 2, 3, 4_294_967_295], 2) == [15545567489756096267, 2549065674650195159]
-    assert own_hashes(START, [1, 2], 2, [["salt"]]) == [1403607802017451528]
+    assert block_hashes(START, [1, 2, 3, 4_294_967_295], 2) == [15545567489756096267, 2549065674650195159]
+    assert block_hashes(START, [1, 2], 2, [["salt"]]) == [1403607802017451528]
 
 
 def test_a_chain_goes_on_from_its_last_block_and_leaves_out_what_is_no_whole_block() -> None:
-    whole = own_hashes(START, list(range(11)), 2)
+    whole = block_hashes(START, list(range(11)), 2)
     assert len(whole) == 5
-    assert own_hashes(own_hashes(START, list(range(4)), 2)[-1], list(range(4, 11)), 2) == whole[2:]
+    assert block_hashes(block_hashes(START, list(range(4)), 2)[-1], list(range(4, 11)), 2) == whole[2:]
 
 
 def test_everything_before_a_block_is_part_of_it() -> None:
     tokens = list(range(8))
     chains = [
-        own_hashes(START, tokens, 2),
-        own_hashes(START, [9, *tokens[1:]], 2),
-        own_hashes(root("default/other"), tokens, 2),
-        own_hashes(root("default/tiny", "bot"), tokens, 2),
-        own_hashes(root("default/tiny", secret=b"s"), tokens, 2),
-        own_hashes(START, tokens, 2, block_extras(4, 2, salt="acme")),
-        own_hashes(START, tokens, 2, block_extras(4, 2, images=[("cat", 0, 1)])),
-        own_hashes(START, tokens, 2, block_extras(4, 2, images=[("cat", 1, 1)])),
+        block_hashes(START, tokens, 2),
+        block_hashes(START, [9, *tokens[1:]], 2),
+        block_hashes(chain_root("default/other"), tokens, 2),
+        block_hashes(chain_root("default/tiny", "bot"), tokens, 2),
+        block_hashes(chain_root("default/tiny", secret=b"s"), tokens, 2),
+        block_hashes(START, tokens, 2, block_extras(4, 2, salt="acme")),
+        block_hashes(START, tokens, 2, block_extras(4, 2, images=[("cat", 0, 1)])),
+        block_hashes(START, tokens, 2, block_extras(4, 2, images=[("cat", 1, 1)])),
     ]
     assert len({own for chain in chains for own in chain}) == 8 * 4
 
@@ -48,7 +48,7 @@ def test_everything_before_a_block_is_part_of_it() -> None:
 def test_an_image_is_named_on_the_blocks_that_it_touches_and_the_salt_on_the_first() -> None:
     found = block_extras(4, 4, salt="acme", images=[("red", 3, 6), ("blue", 9, 2)])
     assert found == [[["red", 3], "acme"], [["red", -1]], [["red", -5], ["blue", 1]], None]
-    assert with_extras(7, extra_bytes(["acme"])) != with_extras(7, extra_bytes([["acme", 0]])) != 7
+    assert hash_with_extras(7, extra_bytes(["acme"])) != hash_with_extras(7, extra_bytes([["acme", 0]])) != 7
 
 
 @pytest.mark.parametrize(
@@ -74,6 +74,6 @@ def test_a_token_that_is_none_is_an_error_that_names_the_field(token: object) ->
 
 
 def test_handles_are_64_bits_of_whatever_the_engine_calls_a_block() -> None:
-    assert handle(2**64 - 1) == handle(-1) == 2**64 - 1
-    assert 0 <= handle(b"\x01" * 32) < 2**64
-    assert handle(b"\x01" * 32) != handle(b"\x01" * 31)
+    assert engine_hash(2**64 - 1) == engine_hash(-1) == 2**64 - 1
+    assert 0 <= engine_hash(b"\x01" * 32) < 2**64
+    assert engine_hash(b"\x01" * 32) != engine_hash(b"\x01" * 31)

@@ -6,15 +6,15 @@ from typing import Any
 import msgspec
 import pytest
 
-from fairlead_kvstore.events.decode import decode
-from fairlead_kvstore.events.outcomes import Accept, Complete, Frame, Restart
-from fairlead_kvstore.events.sequence import Stream
-from fairlead_kvstore.events.wire import AllCleared, Batch, Removed, Stored
-from fairlead_kvstore.follow import follow
+from fairlead_kvstore.events.decode import decode_events
+from fairlead_kvstore.events.outcomes import AcceptBatch, EventFrame, ProcessRestarted, StreamComplete
+from fairlead_kvstore.events.sequence import EventSequencer
+from fairlead_kvstore.events.wire import ClearedEvent, EventBatch, RemovedEvent, StoredEvent
+from fairlead_kvstore.follow import apply_outcomes
 from fairlead_kvstore.truth import changes
-from fairlead_kvstore.truth.identity import block_extras, cached_tokens, own_hashes, root
-from fairlead_kvstore.truth.tiers import Tier
-from fairlead_kvstore.truth.truth import Truth
+from fairlead_kvstore.truth.identity import block_extras, block_hashes, cached_tokens, chain_root
+from fairlead_kvstore.truth.tiers import StorageTier
+from fairlead_kvstore.truth.truth import BlockStore
 
 RECORDINGS = Path(__file__).parents[1] / "recordings"
 MODEL = "default/tiny"
@@ -28,15 +28,15 @@ def payloads(name: str) -> list[bytes]:
     return [bytes(one) for one in whole]
 
 
-def batches(name: str) -> list[Batch]:
-    return [decode(payload) for payload in payloads(name)]
+def batches(name: str) -> list[EventBatch]:
+    return [decode_events(payload) for payload in payloads(name)]
 
 
 class Reading:
     """A truth that has read a recording up to some batch."""
 
     def __init__(self, name: str) -> None:
-        self.truth = Truth()
+        self.truth = BlockStore()
         self.truth.attach("i", MODEL, 0.0)
         self.batches = batches(name)
         self.read = 0
@@ -49,8 +49,8 @@ class Reading:
         return found
 
     def predicted(self, tokens: list[int], adapter: str | None = None, **more: Any) -> int:
-        chain = own_hashes(root(MODEL, adapter), tokens, SIZE, block_extras(len(tokens) // SIZE, SIZE, **more))
-        return cached_tokens(self.truth.held("i", chain)[Tier.GPU], len(tokens), SIZE)
+        chain = block_hashes(chain_root(MODEL, adapter), tokens, SIZE, block_extras(len(tokens) // SIZE, SIZE, **more))
+        return cached_tokens(self.truth.cached_depths("i", chain)[StorageTier.GPU], len(tokens), SIZE)
 
 
 @pytest.mark.parametrize(("name", "count", "stored", "removed"), [
@@ -63,8 +63,8 @@ def test_every_recorded_payload_is_read_to_the_last_event(name: str, count: int,
     assert len(found) == count
     assert sum(batch.unknown + batch.refused for batch in found) == 0
     events = [event for batch in found for event in batch.events]
-    assert sum(len(event.block_hashes) for event in events if isinstance(event, Stored)) == stored
-    assert sum(len(event.block_hashes) for event in events if isinstance(event, Removed)) == removed
+    assert sum(len(event.block_hashes) for event in events if isinstance(event, StoredEvent)) == stored
+    assert sum(len(event.block_hashes) for event in events if isinstance(event, RemovedEvent)) == removed
     assert {batch.rank for batch in found} == {0}
 
 
@@ -79,15 +79,15 @@ def test_equal_engine_hashes_are_equal_own_hashes_and_the_other_way_round(name: 
     checked = 0
     for batch in batches(name):
         for event in batch.events:
-            if not isinstance(event, Stored):
+            if not isinstance(event, StoredEvent):
                 continue
             start = own_of.get((event.lora_id, event.parent_block_hash))
             if event.parent_block_hash is None:
-                start = root(MODEL, event.lora_name)
+                start = chain_root(MODEL, event.lora_name)
             if start is None:
                 continue
             extras = [[key for key in keys or [] if key != event.lora_name] or None for keys in event.extra_keys or []]
-            chain = own_hashes(start, event.token_ids, event.block_size, extras)
+            chain = block_hashes(start, event.token_ids, event.block_size, extras)
             for value, own in zip(event.block_hashes, chain, strict=True):
                 assert own_of.setdefault((event.lora_id, value), own) == own
                 assert value_of.setdefault((event.lora_id, own), value) == value
@@ -137,11 +137,13 @@ def test_an_adapter_loaded_from_another_path_takes_its_name_from_the_old_blocks(
     reading = Reading("a-scenarios")
     before = reading.upto(9)
     told = reading.upto(10)
-    kinds = [(type(one), len(one.hashes)) for one in told if isinstance(one, changes.Stored | changes.Removed)]
-    assert kinds == [(changes.Removed, 6), (changes.Stored, 3)]
-    salted = own_hashes(root(MODEL, "L1"), PLAIN, SIZE, block_extras(3, SIZE, salt="tenant-8"))
+    kinds = [
+        (type(one), len(one.hashes)) for one in told if isinstance(one, changes.BlocksStored | changes.BlocksRemoved)
+    ]
+    assert kinds == [(changes.BlocksRemoved, 6), (changes.BlocksStored, 3)]
+    salted = block_hashes(chain_root(MODEL, "L1"), PLAIN, SIZE, block_extras(3, SIZE, salt="tenant-8"))
     assert reading.predicted(PLAIN, "L1") == 96
-    assert reading.truth.held("i", salted)[Tier.GPU] == 0
+    assert reading.truth.cached_depths("i", salted)[StorageTier.GPU] == 0
     assert before
 
 
@@ -168,9 +170,9 @@ def test_under_eviction_and_preemption_what_was_stored_less_what_was_removed_is_
     reading.upto(117)
     blocks, naive = {}, [event for batch in reading.batches[:117] for event in batch.events]
     for event in naive:
-        if not isinstance(event, AllCleared):
+        if not isinstance(event, ClearedEvent):
             for value in event.block_hashes:
-                blocks[value] = blocks.get(value, 0) + (1 if isinstance(event, Stored) else -1)
+                blocks[value] = blocks.get(value, 0) + (1 if isinstance(event, StoredEvent) else -1)
     state = reading.truth.state("i")
     assert sum(count for count in blocks.values() if count > 0) == 39
     assert [count for count in blocks.values() if count < 0] == [-1] * 4  # stored before the subscriber came
@@ -181,7 +183,7 @@ def test_under_eviction_and_preemption_what_was_stored_less_what_was_removed_is_
 
 def _gone_orphans(reading: Reading) -> int:
     """Orphans that were removed while they waited: kept until they are linked or too old."""
-    return reading.truth._slices["i"]._orphans.noted
+    return reading.truth._instances["i"]._orphans.noted
 
 
 def test_blocks_whose_parent_was_never_announced_are_linked_when_it_is() -> None:
@@ -195,7 +197,7 @@ def test_blocks_whose_parent_was_never_announced_are_linked_when_it_is() -> None
 
 def test_eviction_takes_the_end_of_the_oldest_prompt_and_hits_what_is_left() -> None:
     reading = Reading("b-eviction-restart")
-    gone = [len(one.hashes) for one in reading.upto(4) if isinstance(one, changes.Removed)]
+    gone = [len(one.hashes) for one in reading.upto(4) if isinstance(one, changes.BlocksRemoved)]
     assert gone == []  # the first prompt is an orphan here: nobody was told that it had begun
     assert reading.predicted(list(range(1100, 1516))) == 384
     assert reading.predicted(list(range(2100, 2516))) == 384
@@ -214,21 +216,21 @@ def test_copies_of_a_last_block_are_counted_apart() -> None:
 
 def test_a_restart_on_the_same_port_ends_the_epoch() -> None:
     """The recorded engine numbered its new process from 0; nothing of the old one is credited."""
-    truth, stream = Truth(), Stream(replayable=False)
+    truth, stream = BlockStore(), EventSequencer(replayable=False)
     truth.attach("i", MODEL, 0.0)
     found = payloads("b-eviction-restart")
     numbers = [*range(2, 122), 0, 1]
     for number, payload in zip(numbers, found, strict=True):
-        outcomes = stream.live(Frame(b"", number, payload))
-        follow(truth, "i", outcomes, float(number))
+        outcomes = stream.on_live_frame(EventFrame(b"", number, payload))
+        apply_outcomes(truth, "i", outcomes, float(number))
         if number == 121:
             assert truth.state("i").blocks == 39
         if number == 0:
-            assert [type(one) for one in outcomes] == [Restart, Complete, Accept]
+            assert [type(one) for one in outcomes] == [ProcessRestarted, StreamComplete, AcceptBatch]
     state = truth.state("i")
     assert (state.epoch, state.blocks, state.complete) == (2, 4, True)
-    chain = own_hashes(root(MODEL), list(range(100, 250)), SIZE)
-    assert truth.held("i", chain)[Tier.GPU] == 4
+    chain = block_hashes(chain_root(MODEL), list(range(100, 250)), SIZE)
+    assert truth.cached_depths("i", chain)[StorageTier.GPU] == 4
 
 
 @pytest.mark.parametrize(("count", "images", "cached"), [
@@ -240,14 +242,14 @@ def test_a_restart_on_the_same_port_ends_the_epoch() -> None:
 ])  # fmt: skip
 def test_an_image_is_part_of_what_a_block_is(count: int, images: list[tuple[str, int, int]], cached: int) -> None:
     reading = Reading("m-multimodal")
-    first = next(event for event in reading.batches[0].events if isinstance(event, Stored))
+    first = next(event for event in reading.batches[0].events if isinstance(event, StoredEvent))
     reading.upto(count)
     assert reading.predicted([*first.token_ids, 7], images=images) == cached
 
 
 def test_an_image_with_a_salt_is_nobody_elses() -> None:
     reading = Reading("m-multimodal")
-    first = next(event for event in reading.batches[5].events if isinstance(event, Stored))
+    first = next(event for event in reading.batches[5].events if isinstance(event, StoredEvent))
     salt = first.extra_keys[0][-1] if first.extra_keys and first.extra_keys[0] else None
     images = [("87009caddd4f46887236b01a254949e30fb2b040d4810d4d107870000fc2cd36", 3, 64)]
     reading.upto(6)

@@ -15,15 +15,15 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from fairlead.limits import Limits
-from fairlead_kvstore.events.outcomes import Frame, Outcome, Position
-from fairlead_kvstore.events.sequence import Stream
-from fairlead_kvstore.follow import follow
-from fairlead_kvstore.testing import Engine
-from fairlead_kvstore.truth.changes import Cleared, Marked, Removed, Stored
-from fairlead_kvstore.truth.identity import block_extras, cached_tokens, own_hashes, root
-from fairlead_kvstore.truth.kept import KeptSlice, Rows
-from fairlead_kvstore.truth.tiers import Tier
-from fairlead_kvstore.truth.truth import Truth
+from fairlead_kvstore.events.outcomes import EventFrame, StreamOutcome, StreamPosition
+from fairlead_kvstore.events.sequence import EventSequencer
+from fairlead_kvstore.follow import apply_outcomes
+from fairlead_kvstore.testing import PrefixCacheEngine
+from fairlead_kvstore.truth.changes import BlocksRemoved, BlocksStored, CompletenessChanged, InstanceCleared
+from fairlead_kvstore.truth.identity import block_extras, block_hashes, cached_tokens, chain_root
+from fairlead_kvstore.truth.kept import InstanceSnapshot, RowParts
+from fairlead_kvstore.truth.tiers import StorageTier
+from fairlead_kvstore.truth.truth import BlockStore
 
 NIGHTLY = settings().max_examples > 1_000
 MODEL = "default/tiny"
@@ -41,7 +41,7 @@ def tokens_of(prompt: tuple[int, int, int]) -> list[int]:
 
 def named(tokens: tuple[int, ...], adapter: str | None, salt: str | None) -> list[int]:
     """Own hashes of a prompt, as a gateway computes them."""
-    return own_hashes(root(MODEL, adapter), tokens, SIZE, block_extras(len(tokens) // SIZE, SIZE, salt=salt))
+    return block_hashes(chain_root(MODEL, adapter), tokens, SIZE, block_extras(len(tokens) // SIZE, SIZE, salt=salt))
 
 
 class FaultyStream(RuleBasedStateMachine):
@@ -62,24 +62,24 @@ class FaultyStream(RuleBasedStateMachine):
     ) -> None:
         self.settings = {"capacity": capacity, "maps": maps, "buffer": buffer}
         self.limits = Limits(
-            kv_replay_held=held, kv_sequences_known=known, kv_blocks_per_instance=room, kv_orphans_per_instance=8
+            kv_replay_buffered=held, kv_sequences_known=known, kv_blocks_per_instance=room, kv_orphans_per_instance=8
         )
         self.replayable, self.seed, self.now = replayable, 0, 0.0
-        self.engine = Engine(block_size=SIZE, seed=0, **self.settings)
+        self.engine = PrefixCacheEngine(block_size=SIZE, seed=0, **self.settings)
         self.load("a")
         self.prompts: set[tuple[tuple[int, ...], str | None, str | None]] = set()
-        self.wire: deque[Frame] = deque()
-        self.answers: deque[Frame | None] = deque()
-        self.copy: set[tuple[int, Tier]] = set()
+        self.wire: deque[EventFrame] = deque()
+        self.answers: deque[EventFrame | None] = deque()
+        self.copy: set[tuple[int, StorageTier]] = set()
         self.marked: bool | None = None
-        self.kept: tuple[KeptSlice, Rows, Position | None] | None = None
-        self.truth = Truth(limits=self.limits)
+        self.kept: tuple[InstanceSnapshot, RowParts, StreamPosition | None] | None = None
+        self.truth = BlockStore(limits=self.limits)
         self.truth.attach("i", MODEL, self.now)
-        self.stream = Stream(replayable=replayable, buffer=buffer, limits=self.limits)
+        self.stream = EventSequencer(replayable=replayable, buffer=buffer, limits=self.limits)
         for tail in range(late):
             self.prompt((0, tail, 23), None, None, 0.0)
         self.wire.clear()
-        self.handle(self.stream.connected())
+        self.handle(self.stream.on_connected())
 
     # --- the engine -----------------------------------------------------------------------------------------------------
 
@@ -87,7 +87,7 @@ class FaultyStream(RuleBasedStateMachine):
     def prompt(self, prompt: tuple[int, int, int], adapter: str | None, salt: str | None, seconds: float) -> None:
         self.now += seconds
         tokens = tokens_of(prompt)
-        self.engine.prompt(tokens, adapter, salt)
+        self.engine.serve_prompt(tokens, adapter, salt)
         self.prompts.add((tuple(tokens), adapter, salt))
         self.publish()
 
@@ -98,7 +98,7 @@ class FaultyStream(RuleBasedStateMachine):
             self.arrive()
         self.load(path)
         if told:
-            self.apply(self.truth.adapter("i", "bot", path, self.now))
+            self.apply(self.truth.on_adapter_source("i", "bot", path, self.now))
 
     @rule()
     def clear(self) -> None:
@@ -111,7 +111,7 @@ class FaultyStream(RuleBasedStateMachine):
         for _ in range(seen):
             self.deliver()
         self.seed += not same
-        self.engine = Engine(block_size=SIZE, seed=self.seed, **self.settings)
+        self.engine = PrefixCacheEngine(block_size=SIZE, seed=self.seed, **self.settings)
         self.load("a")
         self.reconnect()
 
@@ -119,7 +119,7 @@ class FaultyStream(RuleBasedStateMachine):
     def cleared_by_us(self) -> None:
         """Fairlead resets the cache while the engine is idle; what was published is still on its way."""
         self.engine.clear()
-        self.apply(self.truth.cleared_by_us("i", self.now))
+        self.apply(self.truth.on_cleared_by_fairlead("i", self.now))
         for _ in range(len(self.wire)):
             self.deliver()
         self.now += 0.1
@@ -130,7 +130,7 @@ class FaultyStream(RuleBasedStateMachine):
     @rule()
     def deliver(self) -> None:
         if self.wire:
-            self.handle(self.stream.live(self.wire.popleft()))
+            self.handle(self.stream.on_live_frame(self.wire.popleft()))
 
     @precondition(lambda self: self.wire)
     @rule()
@@ -151,48 +151,52 @@ class FaultyStream(RuleBasedStateMachine):
     def reconnect(self) -> None:
         self.wire.clear()
         self.answers.clear()
-        self.handle(self.stream.disconnected())
-        self.handle(self.stream.connected())
+        self.handle(self.stream.on_disconnected())
+        self.handle(self.stream.on_connected())
 
     @precondition(lambda self: self.answers)
     @rule(count=st.integers(1, 4))
     def answer(self, count: int) -> None:
         for _ in range(count):
             if self.answers:
-                self.handle(self.stream.replayed(self.answers.popleft()))
+                self.handle(self.stream.on_replayed_frame(self.answers.popleft()))
 
-    @precondition(lambda self: self.stream.replaying)
+    @precondition(lambda self: self.stream.is_replaying)
     @rule()
     def refuse(self) -> None:
         self.answers.clear()
-        self.handle(self.stream.replay_failed("no answer"))
+        self.handle(self.stream.on_replay_failed("no answer"))
 
     # --- the indexer ----------------------------------------------------------------------------------------------------
 
     @rule()
     def keep(self) -> None:
         """The slice and the stream's position are written down."""
-        kept, rows = self.truth.keep("i", 7.0)
-        self.kept = (msgspec.msgpack.decode(msgspec.msgpack.encode(kept), type=KeptSlice), rows, self.stream.position)
+        kept, rows = self.truth.take_snapshot("i", 7.0)
+        self.kept = (
+            msgspec.msgpack.decode(msgspec.msgpack.encode(kept), type=InstanceSnapshot),
+            rows,
+            self.stream.position,
+        )
 
     @rule()
     def another_indexer(self) -> None:
         """It goes on from what was kept, which may be old by now; what was on the wire is lost."""
         self.wire.clear()
         self.answers.clear()
-        self.truth = Truth(limits=self.limits)
+        self.truth = BlockStore(limits=self.limits)
         self.truth.attach("i", MODEL, self.now)
         position = None
         if self.kept is not None:
             kept, rows, position = self.kept
             if position is not None:
-                self.truth.restore("i", kept, rows, 7.0, self.now)
+                self.truth.restore_snapshot("i", kept, rows, 7.0, self.now)
         self.copy = set(self.truth.content("i"))
         self.marked = None
-        self.stream = Stream(
+        self.stream = EventSequencer(
             replayable=self.replayable, buffer=self.settings["buffer"], limits=self.limits, position=position
         )
-        self.handle(self.stream.connected())
+        self.handle(self.stream.on_connected())
 
     @rule()
     def settle(self) -> None:
@@ -200,11 +204,11 @@ class FaultyStream(RuleBasedStateMachine):
         self.arrive()
         for adapter in (None, "bot"):
             start = 10_000 + self.engine.number * 10
-            self.engine.prompt([start + index for index in range(SIZE)], adapter)
+            self.engine.serve_prompt([start + index for index in range(SIZE)], adapter)
             self.publish()
         self.arrive()
-        if "bot" in self.truth.unplaced("i"):
-            self.apply(self.truth.adapter("i", "bot", self.path, self.now))
+        if "bot" in self.truth.unsourced_adapters("i"):
+            self.apply(self.truth.on_adapter_source("i", "bot", self.path, self.now))
         self.compare()
 
     # --- what must hold -------------------------------------------------------------------------------------------------
@@ -214,7 +218,7 @@ class FaultyStream(RuleBasedStateMachine):
         if hasattr(self, "truth"):
             assert self.copy == set(self.truth.content("i"))
             assert self.marked in (None, self.truth.state("i").complete)
-            assert self.truth.blocks == self.truth.state("i").blocks <= self.limits.kv_blocks_per_instance
+            assert self.truth.block_count == self.truth.state("i").blocks <= self.limits.kv_blocks_per_instance
 
     def teardown(self) -> None:
         if hasattr(self, "truth"):
@@ -226,13 +230,13 @@ class FaultyStream(RuleBasedStateMachine):
         for tokens, adapter, salt in self.prompts:
             values = self.engine.chain(tokens, adapter, salt)
             for own, value in zip(named(tokens, adapter, salt), values, strict=True):
-                known[own] = self.engine.holds(value)
+                known[own] = self.engine.has_block(value)
         assert not [own for own in held if not known.get(own, True)], "ghosts"
         complete = self.truth.state("i").complete
         for tokens, adapter, salt in self.prompts:
-            depth = self.truth.held("i", named(tokens, adapter, salt))[Tier.GPU]
+            depth = self.truth.cached_depths("i", named(tokens, adapter, salt))[StorageTier.GPU]
             predicted = cached_tokens(depth, len(tokens), SIZE)
-            hit = self.engine.hit(tokens, adapter, salt) * SIZE
+            hit = self.engine.hit_blocks(tokens, adapter, salt) * SIZE
             assert predicted <= hit
             if complete:
                 assert predicted == hit
@@ -247,30 +251,30 @@ class FaultyStream(RuleBasedStateMachine):
         if frame is not None:
             self.wire.append(frame)
 
-    def handle(self, outcomes: list[Outcome]) -> None:
-        found = follow(self.truth, "i", outcomes, self.now, self.limits)
+    def handle(self, outcomes: list[StreamOutcome]) -> None:
+        found = apply_outcomes(self.truth, "i", outcomes, self.now, self.limits)
         assert not found.unreadable
         self.apply(found.changes)
-        if found.ask is not None:
-            self.answers += [*self.engine.replay(found.ask), None]
+        if found.replay_from is not None:
+            self.answers += [*self.engine.replay(found.replay_from), None]
 
     def apply(self, changes: list[object]) -> None:
         for change in changes:
-            if isinstance(change, Stored):
+            if isinstance(change, BlocksStored):
                 assert not self.copy & {(own, change.tier) for own in change.hashes}
                 self.copy |= {(own, change.tier) for own in change.hashes}
-            elif isinstance(change, Removed):
+            elif isinstance(change, BlocksRemoved):
                 assert self.copy >= {(own, change.tier) for own in change.hashes}
                 self.copy -= {(own, change.tier) for own in change.hashes}
-            elif isinstance(change, Cleared):
+            elif isinstance(change, InstanceCleared):
                 self.copy.clear()
-            elif isinstance(change, Marked):
+            elif isinstance(change, CompletenessChanged):
                 self.marked = change.complete
 
     def arrive(self) -> None:
         for _ in range(1_000):
             if self.answers:
-                self.handle(self.stream.replayed(self.answers.popleft()))
+                self.handle(self.stream.on_replayed_frame(self.answers.popleft()))
             elif self.wire:
                 self.deliver()
             else:

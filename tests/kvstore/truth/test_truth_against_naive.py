@@ -14,17 +14,17 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from fairlead.limits import Limits
-from fairlead_kvstore.events.wire import AllCleared, Batch, Event, Removed, Stored
+from fairlead_kvstore.events.wire import CacheEvent, ClearedEvent, EventBatch, RemovedEvent, StoredEvent
 from fairlead_kvstore.truth import changes
-from fairlead_kvstore.truth.identity import own_hashes, root
-from fairlead_kvstore.truth.kept import KeptSlice
-from fairlead_kvstore.truth.tiers import Tier
-from fairlead_kvstore.truth.truth import Truth
+from fairlead_kvstore.truth.identity import block_hashes, chain_root
+from fairlead_kvstore.truth.kept import InstanceSnapshot
+from fairlead_kvstore.truth.tiers import StorageTier
+from fairlead_kvstore.truth.truth import BlockStore
 
 NIGHTLY = settings().max_examples > 1_000
 MODEL = "default/tiny"
 LIMITS = Limits(kv_orphans_per_instance=10_000)
-MEDIA = {"GPU": Tier.GPU, "CPU": Tier.CPU, "DISK": Tier.DISK}
+MEDIA = {"GPU": StorageTier.GPU, "CPU": StorageTier.CPU, "DISK": StorageTier.DISK}
 PATHS = st.text("ab", min_size=1, max_size=5)
 Path = str
 """A prompt of one-token blocks, ``a`` or ``b`` each; a block is named by the whole path that ends with it."""
@@ -35,7 +35,7 @@ def handle_of(path: Path, alias: int) -> int:
     return int("1" + path.translate({ord("a"): "0", ord("b"): "1"}), 2) + alias * 1_000_000
 
 
-Waiting = tuple[Path, int, int, Tier]
+Waiting = tuple[Path, int, int, StorageTier]
 """A path, how many of its blocks come before the event, under which alias, in which tier."""
 
 
@@ -49,9 +49,9 @@ class Naive:
     """Rows are [path, copies by tier] by handle; events that have to wait are a list, in order."""
 
     def __init__(self) -> None:
-        self.rows: dict[int, tuple[Path, Counter[Tier]]] = {}
+        self.rows: dict[int, tuple[Path, Counter[StorageTier]]] = {}
         self.waiting: list[Waiting] = []
-        self.gone: Counter[tuple[int, Tier]] = Counter()
+        self.gone: Counter[tuple[int, StorageTier]] = Counter()
 
     def stored(self, item: Waiting) -> None:
         if not self.add(item):
@@ -79,13 +79,13 @@ class Naive:
             self.rows.setdefault(handle_of(path[:end], alias), (path[:end], Counter()))[1][tier] += 1
         return True
 
-    def removed(self, handle: int, tier: Tier) -> None:
+    def removed(self, handle: int, tier: StorageTier) -> None:
         if not self.take(handle, tier):
             copies = sum(handles_of(item).count(handle) for item in self.waiting if item[3] is tier)
             if self.gone[handle, tier] < copies:
                 self.gone[handle, tier] += 1
 
-    def take(self, handle: int, tier: Tier) -> bool:
+    def take(self, handle: int, tier: StorageTier) -> bool:
         row = self.rows.get(handle)
         if row is None or not row[1][tier]:
             return False
@@ -94,12 +94,12 @@ class Naive:
             del self.rows[handle]
         return True
 
-    def content(self) -> set[tuple[Path, Tier]]:
+    def content(self) -> set[tuple[Path, StorageTier]]:
         return {(path, tier) for path, copies in self.rows.values() for tier, count in copies.items() if count}
 
 
 def own_of(path: Path) -> int:
-    return own_hashes(root(MODEL), [ord(char) for char in path], 1)[-1]
+    return block_hashes(chain_root(MODEL), [ord(char) for char in path], 1)[-1]
 
 
 class AgainstNaive(RuleBasedStateMachine):
@@ -107,10 +107,10 @@ class AgainstNaive(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.truth = Truth(limits=LIMITS)
+        self.truth = BlockStore(limits=LIMITS)
         self.truth.attach("i", MODEL, 0.0)
         self.naive = Naive()
-        self.copy: set[tuple[int, Tier]] = set()
+        self.copy: set[tuple[int, StorageTier]] = set()
         self.now = 0.0
 
     @rule(path=PATHS, first=st.integers(0, 4), alias=st.integers(0, 1), medium=st.sampled_from(sorted(MEDIA)))
@@ -119,38 +119,38 @@ class AgainstNaive(RuleBasedStateMachine):
         hashes = [handle_of(path[:end], alias) for end in range(first + 1, len(path) + 1)]
         parent = handle_of(path[:first], alias) if first else None
         tokens = [ord(char) for char in path[first:]]
-        self.apply(Stored(list(hashes), parent, list(tokens), 1, None, medium))
+        self.apply(StoredEvent(list(hashes), parent, list(tokens), 1, None, medium))
         self.naive.stored((path, first, alias, MEDIA[medium]))
 
     @rule(paths=st.lists(PATHS, max_size=4), alias=st.integers(0, 1), medium=st.sampled_from(sorted(MEDIA)))
     def removed(self, paths: list[Path], alias: int, medium: str) -> None:
         handles = [handle_of(path, alias) for path in paths]
-        self.apply(Removed(list(handles), medium))
+        self.apply(RemovedEvent(list(handles), medium))
         for handle in handles:
             self.naive.removed(handle, MEDIA[medium])
 
     @rule()
     def cleared(self) -> None:
-        self.apply(AllCleared())
+        self.apply(ClearedEvent())
         self.naive = Naive()
 
     @rule()
     def lost(self) -> None:
-        self.take(self.truth.lost("i", "a test", self.now))
+        self.take(self.truth.on_lost("i", "a test", self.now))
         self.naive = Naive()
 
     @rule(wall=st.sampled_from([-1_000.0, 0.0, 1_000.0]))
     def the_indexer_is_restarted(self, wall: float) -> None:
         """Another one goes on from what was kept. What waited for its parent is not kept."""
-        kept, rows = self.truth.keep("i", wall)
-        kept = msgspec.msgpack.decode(msgspec.msgpack.encode(kept), type=KeptSlice)
+        kept, rows = self.truth.take_snapshot("i", wall)
+        kept = msgspec.msgpack.decode(msgspec.msgpack.encode(kept), type=InstanceSnapshot)
         self.now += wall
-        before, self.truth = self.truth.state("i"), Truth(limits=LIMITS)
+        before, self.truth = self.truth.state("i"), BlockStore(limits=LIMITS)
         self.truth.attach("i", MODEL, self.now)
-        assert self.truth.restore("i", kept, rows, 0.0, self.now) == [
-            changes.Marked("i", False, "the indexer was restarted", self.now)
+        assert self.truth.restore_snapshot("i", kept, rows, 0.0, self.now) == [
+            changes.CompletenessChanged("i", False, "the indexer was restarted", self.now)
         ]
-        self.truth.resumed("i")
+        self.truth.on_resumed("i")
         after = self.truth.state("i")
         assert (after.complete, after.reason, after.since - before.since) == (before.complete, before.reason, wall)
         self.naive.waiting.clear()
@@ -161,7 +161,7 @@ class AgainstNaive(RuleBasedStateMachine):
         expected = {(own_of(path), tier) for path, tier in self.naive.content()}
         assert set(self.truth.content("i")) == expected == self.copy
         state = self.truth.state("i")
-        assert state.blocks == len(self.naive.rows) == self.truth.blocks
+        assert state.blocks == len(self.naive.rows) == self.truth.block_count
         assert state.orphans == sum(len(path) - first for path, first, *_ in self.naive.waiting)
 
     @invariant()
@@ -169,24 +169,27 @@ class AgainstNaive(RuleBasedStateMachine):
         there = self.naive.content()
         for path in ("aaaaa", "abbab"):
             expected, depth = {}, 0
-            for tier in (Tier.GPU, Tier.CPU, Tier.DISK):
+            for tier in (StorageTier.GPU, StorageTier.CPU, StorageTier.DISK):
                 while depth < 5 and any((path[: depth + 1], upto) in there for upto in range(tier + 1)):
                     depth += 1
                 expected[tier] = depth
-            expected[Tier.REMOTE] = depth
-            assert self.truth.held("i", own_hashes(root(MODEL), [ord(char) for char in path], 1)) == expected
+            expected[StorageTier.REMOTE] = depth
+            assert (
+                self.truth.cached_depths("i", block_hashes(chain_root(MODEL), [ord(char) for char in path], 1))
+                == expected
+            )
 
-    def apply(self, event: Event) -> None:
+    def apply(self, event: CacheEvent) -> None:
         self.now += 1.0
-        self.take(self.truth.apply("i", Batch(0.0, [event]), self.now))
+        self.take(self.truth.apply("i", EventBatch(0.0, [event]), self.now))
 
     def take(self, told: list[changes.Change]) -> None:
         for one in told:
-            if isinstance(one, changes.Stored):
+            if isinstance(one, changes.BlocksStored):
                 self.copy |= {(own, one.tier) for own in one.hashes}
-            elif isinstance(one, changes.Removed):
+            elif isinstance(one, changes.BlocksRemoved):
                 self.copy -= {(own, one.tier) for own in one.hashes}
-            elif isinstance(one, changes.Cleared):
+            elif isinstance(one, changes.InstanceCleared):
                 self.copy.clear()
 
 

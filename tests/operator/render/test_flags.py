@@ -53,8 +53,10 @@ def test_every_switch_is_one_of_the_engines(kind: str) -> None:
 def test_the_simulated_engine_reads_its_own_command_lines() -> None:
     for _, arguments in containers("sim"):
         parser = argparse.ArgumentParser()
-        options.add_arguments(parser)
-        read = options.read(parser.parse_args([one.replace("$(POD_IP)", "10.0.0.1") for one in arguments]))
+        options.add_engine_arguments(parser)
+        read = options.parse_engine_options(
+            parser.parse_args([one.replace("$(POD_IP)", "10.0.0.1") for one in arguments])
+        )
         assert read.port == 8000
 
 

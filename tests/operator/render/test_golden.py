@@ -6,9 +6,9 @@ import pytest
 import yaml
 
 from fairlead.kube.resource import Manifest
-from fairlead_operator.render import CURRENT_VERSION, Child, Pin, render
-from fairlead_operator.render.template import versions
-from fairlead_operator.testing import golden_text, read_case, usual_facts
+from fairlead_operator.render import CURRENT_VERSION, ExistingWorkload, RenderPin, render_model
+from fairlead_operator.render.template import supported_versions
+from fairlead_operator.testing import default_context, golden_text, read_case
 
 FOLDER = Path(__file__).parent
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -18,30 +18,30 @@ CASES = sorted(path.name for path in (FOLDER / "cases").glob("*.yaml"))
 @pytest.mark.parametrize("case", CASES)
 def test_a_model_becomes_what_its_golden_file_says(case: str) -> None:
     model, classes = read_case(FOLDER / "cases" / case)
-    rendered = render(model, classes, usual_facts())
+    rendered = render_model(model, classes, default_context())
     assert rendered.problems == ()
     golden = (FOLDER / "golden" / f"v{CURRENT_VERSION}" / case).read_text(encoding="utf-8")
     assert golden_text(rendered.manifests) == golden
 
 
-@pytest.mark.parametrize("version", sorted(versions()))
+@pytest.mark.parametrize("version", sorted(supported_versions()))
 @pytest.mark.parametrize("case", CASES)
 def test_what_an_older_release_rendered_stays_as_it_is(case: str, version: int) -> None:
     model, classes = read_case(FOLDER / "cases" / case)
-    facts = usual_facts()
-    first = render(model, classes, facts)
+    facts = default_context()
+    first = render_model(model, classes, facts)
     image = facts.installation.images.get(model.spec.engine.kind) if model.spec.engine.image is None else None
     pins = {
-        one["metadata"]["labels"]["fairlead.io/pool"]: Child(
+        one["metadata"]["labels"]["fairlead.io/pool"]: ExistingWorkload(
             one["metadata"]["name"],
-            Pin(
+            RenderPin(
                 one["metadata"]["annotations"]["fairlead.io/revision"], version, image, facts.installation.pull_secrets
             ),
         )
         for one in first.manifests
         if one["kind"] in ("Deployment", "LeaderWorkerSet")
     }
-    again = render(model, classes, usual_facts(children=pins))
+    again = render_model(model, classes, default_context(children=pins))
     golden = FOLDER / "golden" / f"v{version}" / case
     if golden.exists():  # a case that is newer than the version has none
         was = [one for one in yaml.load_all(golden.read_text(encoding="utf-8"), Loader=LOADER) if one is not None]
@@ -57,5 +57,5 @@ def pods(one: Manifest) -> list[Manifest]:
 
 
 def test_no_golden_file_is_left_of_a_case_that_is_gone() -> None:
-    for version in versions():
+    for version in supported_versions():
         assert {path.name for path in (FOLDER / "golden" / f"v{version}").glob("*.yaml")} <= set(CASES)

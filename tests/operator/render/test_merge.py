@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from fairlead.errors import BadInput
-from fairlead_operator.render.merge import merge
+from fairlead_operator.render.merge import merge_template
 
 BASE: dict[str, Any] = {
     "containers": [
@@ -38,26 +38,26 @@ def engine(**fields: Any) -> dict[str, Any]:
 
 
 def merged_engine(**fields: Any) -> dict[str, Any]:
-    (found,) = merge(BASE, engine(**fields))["containers"]
+    (found,) = merge_template(BASE, engine(**fields))["containers"]
     return dict(found)
 
 
 def test_nothing_over_a_template_is_the_template() -> None:
-    assert merge(BASE, {}) == BASE
+    assert merge_template(BASE, {}) == BASE
 
 
 def test_neither_side_is_changed() -> None:
     patch = engine(env=[{"name": "A", "value": "1"}])
     before = copy.deepcopy((BASE, patch))
-    merge(BASE, patch)
+    merge_template(BASE, patch)
     assert (BASE, patch) == before
 
 
 def test_scalars_are_replaced_and_null_removes() -> None:
     assert merged_engine(image="b")["image"] == "b"
-    assert merge(BASE, {"securityContext": {"runAsUser": None}})["securityContext"] == {"runAsNonRoot": True}
-    assert merge(BASE, {"nodeSelector": {"b": "2"}})["nodeSelector"] == {"a": "1", "b": "2"}
-    assert merge(BASE, {"priorityClassName": "high"})["priorityClassName"] == "high"
+    assert merge_template(BASE, {"securityContext": {"runAsUser": None}})["securityContext"] == {"runAsNonRoot": True}
+    assert merge_template(BASE, {"nodeSelector": {"b": "2"}})["nodeSelector"] == {"a": "1", "b": "2"}
+    assert merge_template(BASE, {"priorityClassName": "high"})["priorityClassName"] == "high"
 
 
 def test_lists_without_names_are_replaced() -> None:
@@ -65,7 +65,7 @@ def test_lists_without_names_are_replaced() -> None:
 
 
 def test_containers_are_merged_by_name_and_new_ones_follow() -> None:
-    found = merge(BASE, {"containers": [{"name": "sidecar", "image": "s"}, {"name": "engine", "image": "b"}]})
+    found = merge_template(BASE, {"containers": [{"name": "sidecar", "image": "s"}, {"name": "engine", "image": "b"}]})
     assert [(one["name"], one["image"]) for one in found["containers"]] == [("engine", "b"), ("sidecar", "s")]
 
 
@@ -88,14 +88,14 @@ def test_mounts_are_merged_by_path_and_ports_by_number() -> None:
 
 def test_a_volume_gets_another_source_or_keeps_its_own() -> None:
     claim = {"name": "cache", "persistentVolumeClaim": {"claimName": "models"}}
-    assert merge(BASE, {"volumes": [claim]})["volumes"][1] == claim
-    larger = merge(BASE, {"volumes": [{"name": "cache", "emptyDir": {"medium": "Memory"}}]})["volumes"][1]
+    assert merge_template(BASE, {"volumes": [claim]})["volumes"][1] == claim
+    larger = merge_template(BASE, {"volumes": [{"name": "cache", "emptyDir": {"medium": "Memory"}}]})["volumes"][1]
     assert larger == {"name": "cache", "emptyDir": {"sizeLimit": "1Gi", "medium": "Memory"}}
 
 
 def test_tolerations_are_appended_once() -> None:
     own = {"key": "dedicated", "operator": "Exists"}
-    found = merge(BASE, {"tolerations": [own, BASE["tolerations"][0]]})
+    found = merge_template(BASE, {"tolerations": [own, BASE["tolerations"][0]]})
     assert found["tolerations"] == [BASE["tolerations"][0], own]
 
 
@@ -109,9 +109,9 @@ def test_a_probe_keeps_its_numbers_when_it_looks_elsewhere() -> None:
 
 
 def test_an_item_is_deleted_and_a_mapping_replaced() -> None:
-    found = merge(BASE, {"volumes": [{"name": "cache", "$patch": "delete"}]})
+    found = merge_template(BASE, {"volumes": [{"name": "cache", "$patch": "delete"}]})
     assert [one["name"] for one in found["volumes"]] == ["tmp"]
-    found = merge(BASE, {"securityContext": {"$patch": "replace", "fsGroup": 3}})
+    found = merge_template(BASE, {"securityContext": {"$patch": "replace", "fsGroup": 3}})
     assert found["securityContext"] == {"fsGroup": 3}
 
 
@@ -132,5 +132,5 @@ def test_an_item_is_deleted_and_a_mapping_replaced() -> None:
 )
 def test_what_cannot_be_merged_is_named(patch: dict[str, Any], field: str) -> None:
     with pytest.raises(BadInput) as caught:
-        merge(BASE, patch)
+        merge_template(BASE, patch)
     assert caught.value.field == field

@@ -5,7 +5,7 @@ import re
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairlead_operator.render.names import LONGEST_GROUP, child_name
+from fairlead_operator.render.names import MAX_GROUP_NAME_LENGTH, child_name
 
 LABEL = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 PARTS = st.from_regex(r"[a-z0-9]([-a-z0-9.]{0,61}[a-z0-9])?", fullmatch=True)
@@ -20,7 +20,7 @@ def test_a_long_one_ends_in_a_hash() -> None:
     found = child_name("m" * 63, "main")
     assert len(found) == 63
     assert re.fullmatch(r"m{56}-[0-9a-f]{6}", found)
-    assert len(child_name("m" * 63, "main", longest=LONGEST_GROUP)) == LONGEST_GROUP
+    assert len(child_name("m" * 63, "main", max_length=MAX_GROUP_NAME_LENGTH)) == MAX_GROUP_NAME_LENGTH
 
 
 def test_a_name_that_somebody_else_has_ends_in_a_hash() -> None:
@@ -38,10 +38,10 @@ def test_two_models_whose_names_add_up_to_one_do_not_share_it() -> None:
     assert child_name("a-b", "c", {first}) != first
 
 
-@given(PARTS, POOLS, st.booleans(), st.sampled_from([63, LONGEST_GROUP]))
+@given(PARTS, POOLS, st.booleans(), st.sampled_from([63, MAX_GROUP_NAME_LENGTH]))
 def test_every_name_is_a_label(model: str, pool: str, taken: bool, longest: int) -> None:
-    foreign = frozenset({child_name(model, pool, longest=longest)}) if taken else frozenset()
-    found = child_name(model, pool, foreign, longest=longest)
+    foreign = frozenset({child_name(model, pool, max_length=longest)}) if taken else frozenset()
+    found = child_name(model, pool, foreign, max_length=longest)
     assert LABEL.fullmatch(found)
     assert len(found) <= longest
-    assert found == child_name(model, pool, foreign, longest=longest)
+    assert found == child_name(model, pool, foreign, max_length=longest)

@@ -12,8 +12,8 @@ from fairlead.kube.client import KubeApi
 from fairlead.kube.errors import KubeError
 from fairlead.kube.resource import NAMESPACES, PODS, Manifest
 from fairlead.testing.kube import ApiServer
-from fairlead_operator.render import render
-from fairlead_operator.testing import read_case, usual_facts
+from fairlead_operator.render import render_model
+from fairlead_operator.testing import default_context, read_case
 
 pytestmark = pytest.mark.api_server
 CASES = sorted((Path(__file__).parent / "cases").glob("*.yaml"))
@@ -25,7 +25,7 @@ def everything() -> Iterator[tuple[str, Manifest]]:
     """(case, manifest) of all cases, in one namespace."""
     for case in CASES:
         model, classes = read_case(case)
-        for one in render(model, classes, usual_facts()).manifests:
+        for one in render_model(model, classes, default_context()).manifests:
             yield case.stem, {**one, "metadata": {**one["metadata"], "namespace": NAMESPACE}}
 
 
@@ -51,7 +51,7 @@ def test_the_api_server_takes_every_object_and_every_pod(api_server: ApiServer) 
             refused.append(f"{case}: {one['kind']}: {error}")
 
     async def main() -> None:
-        async with KubeApi(api_server.access(), SystemClock(), lambda: 0.5) as api:
+        async with KubeApi(api_server.config(), SystemClock(), lambda: 0.5) as api:
             metadata = {"name": NAMESPACE, "labels": {LEVEL: "restricted"}}
             await api.apply({"apiVersion": "v1", "kind": NAMESPACES.kind, "metadata": metadata}, "test")
             for case, one in everything():

@@ -6,10 +6,20 @@ from typing import Any
 import pytest
 
 from fairlead.api import AcceleratorClassSpec, EngineKind, ModelDeployment, Reason
-from fairlead.cluster_labels import EngineNotes, engine_notes
+from fairlead.cluster_labels import PodEngineInfo, parse_engine_info
 from fairlead.kube.resource import Manifest
-from fairlead_operator.render import Child, Facts, Installation, Pin, Problem, child_of, pin_of, pool_revision, render
-from fairlead_operator.testing import read_case, usual_facts
+from fairlead_operator.render import (
+    ExistingWorkload,
+    InstallationDefaults,
+    RenderContext,
+    RenderPin,
+    RenderProblem,
+    existing_workload,
+    parse_pin,
+    pool_revision,
+    render_model,
+)
+from fairlead_operator.testing import default_context, read_case
 
 CASES = Path(__file__).parent / "cases"
 
@@ -22,8 +32,8 @@ def model_of(**spec: Any) -> ModelDeployment:
     )
 
 
-def workload(model: ModelDeployment, facts: Facts | None = None) -> Manifest:
-    rendered = render(model, {}, facts or usual_facts())
+def workload(model: ModelDeployment, facts: RenderContext | None = None) -> Manifest:
+    rendered = render_model(model, {}, facts or default_context())
     assert rendered.problems == ()
     (found,) = (one for one in rendered.manifests if one["kind"] in ("Deployment", "LeaderWorkerSet"))
     return found
@@ -34,41 +44,41 @@ def pod_of(found: Manifest) -> dict[str, Any]:
     return spec
 
 
-def problem(model: ModelDeployment, facts: Facts | None = None) -> Problem:
-    rendered = render(model, {}, facts or usual_facts())
+def only_problem(model: ModelDeployment, facts: RenderContext | None = None) -> RenderProblem:
+    rendered = render_model(model, {}, facts or default_context())
     assert rendered.manifests == ()
     (found,) = rendered.problems
     assert rendered.blocked_pools == {"main"}
     return found
 
 
-def newer() -> Installation:
-    return Installation(images={EngineKind.VLLM: "vllm/vllm-openai:v0.33.0"}, pull_secrets=("other",))
+def newer_installation() -> InstallationDefaults:
+    return InstallationDefaults(images={EngineKind.VLLM: "vllm/vllm-openai:v0.33.0"}, pull_secrets=("other",))
 
 
 def test_the_same_input_gives_the_same_manifests() -> None:
     for case in sorted(CASES.glob("*.yaml")):
         model, classes = read_case(case)
-        assert render(model, classes, usual_facts()) == render(model, classes, usual_facts())
+        assert render_model(model, classes, default_context()) == render_model(model, classes, default_context())
 
 
 def test_an_upgrade_of_the_installation_changes_no_pod() -> None:
     before = workload(model_of())
-    children = {"main": child_of(before)}
-    after = workload(model_of(), usual_facts(installation=newer(), children=children))
+    children = {"main": existing_workload(before)}
+    after = workload(model_of(), default_context(installation=newer_installation(), children=children))
     assert after == before
 
 
 def test_what_shapes_no_pod_changes_no_pod_after_an_upgrade() -> None:
     before = workload(model_of())
-    children = {"main": child_of({**before, "status": {"observedGeneration": 1}})}
+    children = {"main": existing_workload({**before, "status": {"observedGeneration": 1}})}
     changed = model_of(
         pools=[{"accelerator": "nvidia-l4", "replicas": {"min": 3, "max": 9}}],
         objectives={"ttft": "800ms"},
         routing={"preset": "session"},
         rollout={"surge": 2, "paused": True},
     )
-    after = workload(changed, usual_facts(installation=newer(), children=children))
+    after = workload(changed, default_context(installation=newer_installation(), children=children))
     assert after["spec"]["template"] == before["spec"]["template"]
     assert (after["spec"]["replicas"], after["spec"]["paused"]) == (3, True)
 
@@ -86,18 +96,18 @@ def test_a_better_profile_of_an_accelerator_restarts_no_real_engine() -> None:
 
 
 def test_a_change_of_the_spec_brings_the_installation_of_today() -> None:
-    children = {"main": child_of(workload(model_of()))}
+    children = {"main": existing_workload(workload(model_of()))}
     changed = model_of(engine={"args": ["--max-model-len=4096"]})
-    after = workload(changed, usual_facts(installation=newer(), children=children))
+    after = workload(changed, default_context(installation=newer_installation(), children=children))
     assert pod_of(after)["containers"][0]["image"] == "vllm/vllm-openai:v0.33.0"
     assert pod_of(after)["imagePullSecrets"] == [{"name": "other"}]
 
 
 def test_a_version_that_is_rendered_no_more_gives_way_to_the_present_one() -> None:
-    pin = child_of(workload(model_of())).pin
+    pin = existing_workload(workload(model_of())).pin
     assert pin is not None
-    old = Child("qwen-main", Pin(pin.revision, 0, "old:1"))
-    found = pin_of(workload(model_of(), usual_facts(children={"main": old}))["metadata"]["annotations"])
+    old = ExistingWorkload("qwen-main", RenderPin(pin.revision, 0, "old:1"))
+    found = parse_pin(workload(model_of(), default_context(children={"main": old}))["metadata"]["annotations"])
     assert found is not None
     assert found.version == 1
 
@@ -116,63 +126,63 @@ def test_a_version_that_is_rendered_no_more_gives_way_to_the_present_one() -> No
     ],
 )
 def test_a_pin_that_somebody_edited_counts_as_none(annotations: dict[str, str]) -> None:
-    assert pin_of(annotations) is None
+    assert parse_pin(annotations) is None
 
 
 def test_a_pin_reads_back() -> None:
-    for pin in (Pin("a1", 1), Pin("a1", 2, "image:1", ("x", "y")), Pin("a1", 1, ipv6=True)):
-        assert pin_of(pin.annotations()) == pin
+    for pin in (RenderPin("a1", 1), RenderPin("a1", 2, "image:1", ("x", "y")), RenderPin("a1", 1, ipv6=True)):
+        assert parse_pin(pin.annotations()) == pin
 
 
 def test_a_paused_rollout_holds_what_is_there_and_not_what_is_new() -> None:
     paused = model_of(rollout={"paused": True})
     assert workload(paused)["spec"]["paused"] is False
-    assert workload(paused, usual_facts(children={"main": Child("qwen-main")}))["spec"]["paused"] is True
+    assert workload(paused, default_context(children={"main": ExistingWorkload("qwen-main")}))["spec"]["paused"] is True
     unseen = {**workload(model_of()), "status": {}}
     seen = {**unseen, "status": {"observedGeneration": 1}}
     for there, held in (
         (unseen, False),
         (seen, True),
     ):  # a Deployment that is paused at once never makes its first pods
-        facts = usual_facts(children={"main": child_of(there)})
+        facts = default_context(children={"main": existing_workload(there)})
         assert workload(paused, facts)["spec"]["paused"] is held
     pools = [{"accelerator": "nvidia-l4", "parallelism": {"tensor": 2, "nodes": 2}}]
     group = model_of(rollout={"paused": True}, pools=pools)
-    there = workload(group, usual_facts(children={"main": Child("qwen-main")}))
+    there = workload(group, default_context(children={"main": ExistingWorkload("qwen-main")}))
     rolling = there["spec"]["rolloutStrategy"]["rollingUpdateConfiguration"]
     assert rolling["partition"] == 4096
     assert workload(group)["spec"]["rolloutStrategy"]["rollingUpdateConfiguration"]["partition"] == 0
 
 
 def test_a_child_keeps_the_name_that_it_has() -> None:
-    facts = usual_facts(children={"main": Child("qwen-main-abcdef")}, foreign_names=frozenset())
-    assert {one["metadata"]["name"] for one in render(model_of(), {}, facts).manifests} == {"qwen-main-abcdef"}
+    facts = default_context(children={"main": ExistingWorkload("qwen-main-abcdef")}, foreign_names=frozenset())
+    assert {one["metadata"]["name"] for one in render_model(model_of(), {}, facts).manifests} == {"qwen-main-abcdef"}
 
 
 def test_a_name_that_belongs_to_another_model_is_left_to_it() -> None:
     (name,) = {
         one["metadata"]["name"]
-        for one in render(model_of(), {}, usual_facts(foreign_names=frozenset({"qwen-main"}))).manifests
+        for one in render_model(model_of(), {}, default_context(foreign_names=frozenset({"qwen-main"}))).manifests
     }
     assert name.startswith("qwen-main-")
 
 
 def test_where_policies_are_somebody_elses_none_is_written() -> None:
-    kinds = [one["kind"] for one in render(model_of(), {}, usual_facts(peers=None)).manifests]
+    kinds = [one["kind"] for one in render_model(model_of(), {}, default_context(peers=None)).manifests]
     assert kinds == ["ServiceAccount", "Service", "PodDisruptionBudget", "Deployment"]
 
 
 def test_engines_listen_on_the_addresses_that_pods_have() -> None:
-    assert "--host=::" in pod_of(workload(model_of(), usual_facts(ipv6=True)))["containers"][0]["args"]
-    sim = workload(model_of(engine={"kind": "sim"}), usual_facts(ipv6=True))
+    assert "--host=::" in pod_of(workload(model_of(), default_context(ipv6=True)))["containers"][0]["args"]
+    sim = workload(model_of(engine={"kind": "sim"}), default_context(ipv6=True))
     assert "--listen=[::]:8000" in pod_of(sim)["containers"][0]["args"]
 
 
 def test_addresses_are_pinned_so_that_a_cluster_that_is_read_otherwise_restarts_no_engine() -> None:
     for before, after in ((False, True), (True, False)):
-        made = workload(model_of(), usual_facts(ipv6=before))
-        children = {"main": child_of(made)}
-        assert workload(model_of(), usual_facts(ipv6=after, children=children)) == made
+        made = workload(model_of(), default_context(ipv6=before))
+        children = {"main": existing_workload(made)}
+        assert workload(model_of(), default_context(ipv6=after, children=children)) == made
 
 
 def test_the_models_variables_take_the_place_of_ours() -> None:
@@ -182,31 +192,31 @@ def test_the_models_variables_take_the_place_of_ours() -> None:
 
 
 def test_an_unknown_accelerator_is_named_with_near_ones() -> None:
-    found = problem(model_of(pools=[{"accelerator": "nvidia-l5"}]))
+    found = only_problem(model_of(pools=[{"accelerator": "nvidia-l5"}]))
     assert found.reason is Reason.UNKNOWN_ACCELERATOR
     assert "nvidia-l4" in found.fix
 
 
 def test_without_leader_worker_sets_nodes_are_a_problem() -> None:
     pools = [{"accelerator": "nvidia-l4", "parallelism": {"tensor": 2, "nodes": 2}}]
-    found = problem(model_of(pools=pools), usual_facts(leader_worker_sets=False))
+    found = only_problem(model_of(pools=pools), default_context(leader_worker_sets=False))
     assert found.reason is Reason.LEADER_WORKER_SET_MISSING
 
 
 def test_an_installation_without_an_image_says_so() -> None:
-    found = problem(model_of(), usual_facts(installation=Installation(images={})))
+    found = only_problem(model_of(), default_context(installation=InstallationDefaults(images={})))
     assert (found.reason, found.field) == (Reason.INVALID_SPEC, "spec.engine.image")
 
 
 def test_a_template_that_cannot_be_merged_is_named_with_its_pool() -> None:
     pools = [{"accelerator": "nvidia-l4", "template": {"spec": {"containers": [{"image": "x"}]}}}]
-    found = problem(model_of(pools=pools))
+    found = only_problem(model_of(pools=pools))
     assert found.reason is Reason.INVALID_TEMPLATE
-    assert found.text.startswith("spec.pools[main].template.spec.containers[0]: has no name")
+    assert found.message_with_fix.startswith("spec.pools[main].template.spec.containers[0]: has no name")
 
 
 def test_an_object_that_cannot_be_stored_is_not_written() -> None:
-    found = problem(
+    found = only_problem(
         model_of(
             engine={"env": [{"name": f"V{n}", "value": "x" * 4096} for n in range(128)], "args": ["y" * 4096] * 128}
         )
@@ -243,20 +253,20 @@ def test_an_object_that_cannot_be_stored_is_not_written() -> None:
     ],
 )
 def test_what_an_engine_cannot_do_is_a_problem(spec: dict[str, Any], field: str) -> None:
-    found = problem(model_of(**spec))
+    found = only_problem(model_of(**spec))
     assert (found.reason, found.field) == (Reason.INVALID_SPEC, field)
 
 
 def test_one_broken_pool_does_not_keep_the_others_from_being_rendered() -> None:
     pools = [{"name": "good", "accelerator": "nvidia-l4"}, {"name": "bad", "accelerator": "none"}]
-    rendered = render(model_of(pools=pools), {}, usual_facts())
+    rendered = render_model(model_of(pools=pools), {}, default_context())
     assert rendered.blocked_pools == {"bad"}
     assert {one["metadata"]["labels"]["fairlead.io/pool"] for one in rendered.manifests} == {"good"}
 
 
 def test_notes_read_back_and_survive_people() -> None:
-    notes = EngineNotes(9000, 4, "nixl", 8998, 5500, 5700)
-    assert engine_notes(notes.annotations()) == notes
-    assert engine_notes(EngineNotes().annotations()) == EngineNotes()
+    notes = PodEngineInfo(9000, 4, "nixl", 8998, 5500, 5700)
+    assert parse_engine_info(notes.annotations()) == notes
+    assert parse_engine_info(PodEngineInfo().annotations()) == PodEngineInfo()
     broken = {"fairlead.io/port": "-1", "fairlead.io/data-parallel": "many", "fairlead.io/kv-events-port": "99999"}
-    assert engine_notes(broken) == EngineNotes()
+    assert parse_engine_info(broken) == PodEngineInfo()

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from fairlead.kube.resource import Manifest, resource_of
-from fairlead_operator.render import render
-from fairlead_operator.testing import read_case, usual_facts
+from fairlead_operator.render import render_model
+from fairlead_operator.testing import default_context, read_case
 
 CASES = sorted((Path(__file__).parent / "cases").glob("*.yaml"), key=lambda path: path.name)
 VOLUMES = {
@@ -26,7 +26,7 @@ VOLUMES = {
 
 def manifests(case: Path) -> list[Manifest]:
     model, classes = read_case(case)
-    return list(render(model, classes, usual_facts()).manifests)
+    return list(render_model(model, classes, default_context()).manifests)
 
 
 def templates(found: list[Manifest]) -> Iterator[tuple[Manifest, dict[str, Any]]]:

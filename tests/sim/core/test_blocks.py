@@ -1,15 +1,15 @@
 """The block pool by itself: keys, references, eviction order and events."""
 
-from fairlead_sim.blocks import BlockPool, Cleared, Removed, Stored, block_keys
+from fairlead_sim.blocks import BlockEvicted, BlockPool, BlocksStored, CacheCleared, block_keys
 
 
-def stored(*keys: int) -> Stored:
-    return Stored(keys=keys, parent=None, tokens=None, block_tokens=4)
+def stored(*keys: int) -> BlocksStored:
+    return BlocksStored(keys=keys, parent=None, tokens=None, block_tokens=4)
 
 
 def fill(pool: BlockPool, *keys: int) -> list[int]:
-    blocks = [block for _ in keys if (block := pool.take()) is not None]
-    pool.store(blocks, keys, stored(*keys))
+    blocks = [block for _ in keys if (block := pool.allocate()) is not None]
+    pool.register(blocks, keys, stored(*keys))
     return blocks
 
 
@@ -39,8 +39,8 @@ def test_the_block_unused_longest_goes_first_and_tails_before_heads() -> None:
     pool.release(old)
     pool.release(new)
     for _ in range(4):
-        pool.take()
-    assert [event.key for event in pool.drain() if isinstance(event, Removed)] == [3, 2, 1, 13]
+        pool.allocate()
+    assert [event.key for event in pool.drain_events() if isinstance(event, BlockEvicted)] == [3, 2, 1, 13]
 
 
 def test_a_hit_makes_a_block_young_again() -> None:
@@ -48,9 +48,9 @@ def test_a_hit_makes_a_block_young_again() -> None:
     first, second = fill(pool, 1), fill(pool, 2)
     pool.release(first)
     pool.release(second)
-    pool.hold(first)
+    pool.acquire(first)
     pool.release(first)
-    pool.take()
+    pool.allocate()
     assert pool.match([1], 1)
     assert not pool.match([2], 1)
 
@@ -58,14 +58,14 @@ def test_a_hit_makes_a_block_young_again() -> None:
 def test_empty_blocks_are_taken_before_any_kept_one() -> None:
     pool = BlockPool(3, 4)
     pool.release(fill(pool, 1, 2))
-    pool.take()
+    pool.allocate()
     assert pool.match([1, 2], 2)
 
 
 def test_held_blocks_are_never_taken() -> None:
     pool = BlockPool(2, 4)
     fill(pool, 1, 2)
-    assert pool.take() is None
+    assert pool.allocate() is None
 
 
 def test_a_match_stops_at_the_first_gap_and_at_its_limit() -> None:
@@ -80,19 +80,19 @@ def test_a_second_copy_is_announced_and_removed_by_itself() -> None:
     first, second = fill(pool, 1), fill(pool, 1)
     assert pool.resident == 2
     pool.release(first)
-    pool.take()
+    pool.allocate()
     assert pool.match([1], 1) == second
     pool.release(second)
-    pool.take()
+    pool.allocate()
     assert not pool.match([1], 1)
-    assert pool.drain() == [stored(1), stored(1), Removed(1), Removed(1)]
+    assert pool.drain_events() == [stored(1), stored(1), BlockEvicted(1), BlockEvicted(1)]
 
 
 def test_the_younger_copy_may_go_first() -> None:
     pool = BlockPool(2, 4)
     first, second = fill(pool, 1), fill(pool, 1)
     pool.release(second)
-    pool.take()
+    pool.allocate()
     assert pool.match([1], 1) == first
 
 
@@ -102,6 +102,6 @@ def test_clearing_needs_every_block_let_go() -> None:
     assert not pool.clear()
     pool.release(blocks)
     assert pool.clear()
-    assert pool.available == 2
+    assert pool.allocatable == 2
     assert pool.resident == 0
-    assert pool.drain()[-1] == Cleared()
+    assert pool.drain_events()[-1] == CacheCleared()

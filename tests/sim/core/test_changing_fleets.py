@@ -2,9 +2,9 @@
 
 import pytest
 
-from fairlead_sim.figures import TARGET_SECONDS, counted, windows, within
-from fairlead_sim.script import Happening, What, scaling
-from fairlead_sim.served import Served
+from fairlead_sim.figures import TARGET_SECONDS, attainment_by_window, share_within, without_warmup
+from fairlead_sim.script import FleetEvent, FleetEventKind, scale_out_and_in
+from fairlead_sim.served import RequestResult
 from fairlead_sim.traces import TraceRequest, at_rate
 from fairlead_sim.traffic import FAMILIES
 from fairlead_sim.trial import Trial
@@ -27,9 +27,9 @@ def under_load(family: str, engines: int) -> list[TraceRequest]:
     return at_rate(FAMILIES[family](REQUESTS, seed=SEED), LOAD * CAPACITY[family][engines == 6])
 
 
-def one_lost(preset: str, requests: list[TraceRequest]) -> list[Served]:
+def one_lost(preset: str, requests: list[TraceRequest]) -> list[RequestResult]:
     half = requests[-1].arrival / 2
-    return Trial(preset, seed=SEED, script=(Happening(half, What.LOSE, "sim-3/0/0"),)).run(requests)
+    return Trial(preset, seed=SEED, events=(FleetEvent(half, FleetEventKind.LOSE, "sim-3/0/0"),)).run(requests)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -39,14 +39,14 @@ def test_one_of_eight_is_lost_and_in_every_half_minute_first_tokens_come_in_time
     half = requests[-1].arrival / 2
     assert any(one.retries or one.error for one in served), "somebody was there"
     assert all(one.instance != "sim-3/0/0" or one.arrival < half for one in served)
-    found = windows(counted(served), WINDOW_SECONDS)
+    found = attainment_by_window(without_warmup(served), WINDOW_SECONDS)
     assert len(found) >= 4
     assert min(found) >= 0.99
 
 
 def test_a_rule_without_an_eye_for_load_does_not_bear_the_loss() -> None:
     """Else the test before would show nothing."""
-    found = windows(counted(one_lost("round-robin", under_load("rag", 8))), WINDOW_SECONDS)
+    found = attainment_by_window(without_warmup(one_lost("round-robin", under_load("rag", 8))), WINDOW_SECONDS)
     assert min(found) < 0.9
 
 
@@ -56,9 +56,9 @@ def test_from_six_to_eight_and_back_first_tokens_come_in_time(family: str) -> No
     requests = under_load(family, 6)
     span = requests[-1].arrival
     up, down = 0.35 * span, 0.7 * span
-    served = Trial("dual-hash", engines=6, seed=SEED, script=scaling(6, 8, up, down)).run(requests)
+    served = Trial("dual-hash", engines=6, seed=SEED, events=scale_out_and_in(6, 8, up, down)).run(requests)
     assert all(one.error is None for one in served)
     new = [one for one in served if one.instance in ("sim-6/0/0", "sim-7/0/0")]
     assert len(new) > 0.1 * sum(up <= one.arrival <= down for one in served)
     assert all(up <= one.arrival <= down for one in new)
-    assert within(counted(served), TARGET_SECONDS) >= 0.995
+    assert share_within(without_warmup(served), TARGET_SECONDS) >= 0.995

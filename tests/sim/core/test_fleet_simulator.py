@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from fairlead.errors import BadInput
-from fairlead.fleet import Objectives
-from fairlead.profile import EngineProfile, preset
+from fairlead.fleet import SloTargets
+from fairlead.profile import EngineProfile, builtin_profile
 from fairlead_gateway.routing import prefix_chain
-from fairlead_sim.fleet import Served, simulate
+from fairlead_sim.fleet import RequestResult, simulate
 from fairlead_sim.trace_prompts import trace_chain, trace_keys
 from fairlead_sim.traces import TraceRequest, at_rate, read_mooncake, spread_ties
 
@@ -34,12 +34,12 @@ def chats(conversations: int, turns: int, gap: float = 1.0) -> list[TraceRequest
     ]
 
 
-def run(requests: list[TraceRequest], name: str = "dual-hash", **changes: Any) -> list[Served]:
+def run(requests: list[TraceRequest], name: str = "dual-hash", **changes: Any) -> list[RequestResult]:
     arguments: dict[str, Any] = {
         "profile": FLAT,
         "engines": 4,
         "preset": name,
-        "objectives": Objectives(ttft_seconds=5.0),
+        "objectives": SloTargets(ttft_seconds=5.0),
         "block_tokens": 512,
         "secret": b"test",
         "seed": 0,
@@ -51,14 +51,14 @@ def test_every_request_is_served_once_and_in_the_order_given() -> None:
     requests = chats(6, 5)
     served = run(requests)
     assert [item.id for item in served] == [request.id for request in requests]
-    assert all(item.error is None and item.output_tokens == 20 and len(item.gaps) == 19 for item in served)
+    assert all(item.error is None and item.output_tokens == 20 and len(item.token_gaps) == 19 for item in served)
 
 
 def test_times_of_one_request_are_those_of_the_profile() -> None:
     (served,) = run([TraceRequest("a", 3.0, 1_000, 3, (1, 2))])
     assert served.ttft_seconds == pytest.approx(1.0)
-    assert list(served.gaps) == pytest.approx([0.01, 0.01])
-    assert served.itl_mean_seconds == pytest.approx(0.01)
+    assert list(served.token_gaps) == pytest.approx([0.01, 0.01])
+    assert served.tpot_seconds == pytest.approx(0.01)
     assert served.finish == pytest.approx(3.0 + 1.02)
 
 
@@ -142,7 +142,7 @@ def test_the_first_thousand_of_the_conversation_trace_reward_dual_hashing() -> N
     """The demo's bar, simulated: ≥ 2 × the cached tokens, p90 TTFT ≤ 0.5 × round-robin's and ≤ 0.7 × least-request's."""
     requests = at_rate(spread_ties(read_mooncake(TRACE, limit=1_000)), 6.5)
     found = {
-        name: run(requests, name, profile=preset("910b4"), engines=8)
+        name: run(requests, name, profile=builtin_profile("910b4"), engines=8)
         for name in ("dual-hash", "round-robin", "least-request")
     }
     cached = {name: sum(item.cached_tokens for item in served) for name, served in found.items()}

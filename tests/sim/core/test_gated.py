@@ -3,20 +3,20 @@
 import random
 from dataclasses import replace
 
-from fairlead.fleet import Model, Objectives
+from fairlead.fleet import Model, SloTargets
 from fairlead.limits import Limits
-from fairlead.profile import preset
-from fairlead_gateway.queueing.gate import Gate
+from fairlead.profile import builtin_profile
+from fairlead_gateway.queueing.gate import AdmissionPolicy
 from fairlead_gateway.routing import ModelRouter
-from fairlead_sim.course import Course
-from fairlead_sim.fleet import MODEL, NAMESPACE, OneRouter, instances_of
-from fairlead_sim.gated import Gated, Standing
-from fairlead_sim.script import Happening, What, play
-from fairlead_sim.served import Served
-from fairlead_sim.trace_prompts import Prompts
+from fairlead_sim.course import FleetSimulation
+from fairlead_sim.fleet import MODEL, NAMESPACE, SingleGateway, instances_of
+from fairlead_sim.gated import AdmissionControlledGateway, TenantClass
+from fairlead_sim.script import FleetEvent, FleetEventKind, schedule_events
+from fairlead_sim.served import RequestResult
+from fairlead_sim.trace_prompts import TracePromptCache
 from fairlead_sim.traces import TRACE_BLOCK_TOKENS, TraceRequest
 
-H100 = preset("h100-llama8b")
+H100 = builtin_profile("h100-llama8b")
 NAMES = [f"sim-{number}/0/0" for number in range(8)]
 
 
@@ -27,7 +27,7 @@ def objective(request: TraceRequest) -> float:
 def traffic(load: float, requests: int = 2_000) -> list[TraceRequest]:
     draw = random.Random(7)
     sizes = [draw.randint(200, 2_000) if draw.random() < 0.88 else draw.randint(8_000, 16_000) for _ in range(requests)]
-    rate, at, made = load * len(NAMES) * requests / sum(H100.prefill(size) for size in sizes), 0.0, []
+    rate, at, made = load * len(NAMES) * requests / sum(H100.prefill_time(size) for size in sizes), 0.0, []
     for number, size in enumerate(sizes):
         at += draw.expovariate(rate)
         blocks = tuple(range(number * 64, number * 64 + size // TRACE_BLOCK_TOKENS))
@@ -36,23 +36,25 @@ def traffic(load: float, requests: int = 2_000) -> list[TraceRequest]:
 
 
 def served(
-    requests: list[TraceRequest], *, gated: bool, limits: Limits | None = None, script: tuple[Happening, ...] = ()
-) -> list[Served]:
-    model = Model(NAMESPACE, MODEL, Objectives(ttft_seconds=4.0))
+    requests: list[TraceRequest], *, gated: bool, limits: Limits | None = None, script: tuple[FleetEvent, ...] = ()
+) -> list[RequestResult]:
+    model = Model(NAMESPACE, MODEL, SloTargets(ttft_seconds=4.0))
     router = ModelRouter(secret=b"secret")
     router.update(model, instances_of(NAMES, H100), 1)
-    prompts = Prompts(TRACE_BLOCK_TOKENS, secret=b"secret", seed=model.key.encode())
-    front: OneRouter = OneRouter(router, prompts.chain, {}, model, H100, at_once=True)
+    prompts = TracePromptCache(TRACE_BLOCK_TOKENS, secret=b"secret", seed=model.key.encode())
+    front: SingleGateway = SingleGateway(router, prompts.prefix_chain, {}, model, H100, never_queues=True)
     if gated:
-        tenants = {"a": Standing(), "b": Standing(tier=1, sheddable=True)} if limits is None else None
-        gate = Gate(limits or Limits())
-        front = Gated(router, prompts.chain, model, H100, gate, objective=objective, tenants=tenants)
-    course = Course(front, NAMES, H100, block_tokens=TRACE_BLOCK_TOKENS, prompts=prompts)
-    play(script, course)
-    return course.serve(requests)
+        tenants = {"a": TenantClass(), "b": TenantClass(tier=1, sheddable=True)} if limits is None else None
+        gate = AdmissionPolicy(limits or Limits())
+        front = AdmissionControlledGateway(
+            router, prompts.prefix_chain, model, H100, gate, objective=objective, tenants=tenants
+        )
+    course = FleetSimulation(front, NAMES, H100, block_tokens=TRACE_BLOCK_TOKENS, prompts=prompts)
+    schedule_events(script, course)
+    return course.run(requests)
 
 
-def shares(requests: list[TraceRequest], ones: list[Served]) -> tuple[float, float]:
+def shares(requests: list[TraceRequest], ones: list[RequestResult]) -> tuple[float, float]:
     kept: tuple[list[bool], list[bool]] = ([], [])
     for request, one in zip(requests, ones, strict=True):
         assert one.ttft_seconds is not None
@@ -61,14 +63,14 @@ def shares(requests: list[TraceRequest], ones: list[Served]) -> tuple[float, flo
 
 
 def test_both_classes_keep_their_objectives_where_they_do_not_without_the_gate() -> None:
-    requests, plenty = traffic(0.85), replace(Limits(), hold_seconds=1e6)
+    requests, plenty = traffic(0.85), replace(Limits(), queue_seconds=1e6)
     assert min(shares(requests, served(requests, gated=False))) < 0.85
     assert min(shares(requests, served(requests, gated=True, limits=plenty))) >= 0.9
 
 
 def test_what_is_held_outlives_the_loss_of_an_engine() -> None:
     requests = traffic(0.9, 600)
-    loss = (Happening(requests[300].arrival, What.LOSE, NAMES[0]),)
+    loss = (FleetEvent(requests[300].arrival, FleetEventKind.LOSE, NAMES[0]),)
     ones = served(requests, gated=True, limits=Limits(), script=loss)
     cut = [one for one in ones if one.error is not None]
     assert all(one.error is not None and "lost in the middle" in one.error for one in cut)

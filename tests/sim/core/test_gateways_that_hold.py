@@ -6,16 +6,16 @@ from functools import partial
 
 import pytest
 
-from fairlead.fleet import Objectives
-from fairlead.profile import preset
-from fairlead_sim.course import CUT, HELD, Course, Served
-from fairlead_sim.gateways import Gateways
-from fairlead_sim.guard import Guard
-from fairlead_sim.knowledge import Knowledge
+from fairlead.fleet import SloTargets
+from fairlead.profile import builtin_profile
+from fairlead_sim.course import CLIENT_DISCONNECT, QUEUED, FleetSimulation, RequestResult
+from fairlead_sim.gateways import GatewayCluster
+from fairlead_sim.guard import InvariantChecker
+from fairlead_sim.knowledge import InformationDelays
 from fairlead_sim.traces import TraceRequest
 
 ENGINES = ("e-0", "e-1")
-PROFILE = preset("l4-qwen8b")
+PROFILE = builtin_profile("l4-qwen8b")
 AT = 1.0
 
 
@@ -35,37 +35,37 @@ class Fleet:
         happens: Callable[["Fleet", float], None] | None = None,
         choices: Mapping[str, str] | None = None,
     ) -> None:
-        self.front = Gateways(
+        self.front = GatewayCluster(
             gateways,
             ENGINES,
             PROFILE,
-            knowledge=Knowledge(index=True),
-            objectives=Objectives(),
+            delays=InformationDelays(index=True),
+            objectives=SloTargets(),
             secret=b"secret",
             seed=0,
             block_tokens=16,
             preset=rule,
             choices=choices,
         )
-        self.guard = Guard(
+        self.guard = InvariantChecker(
             self.front,
             ENGINES,
             counts=self._counts,
-            holds=True,
-            reached=lambda request, live: [name for name in live if name not in self.front.cut_of(request)],
-            last=0.0,
+            queues_requests=True,
+            reachable=lambda request, live: [name for name in live if name not in self.front.unreachable_for(request)],
+            last_arrival=0.0,
         )
-        self.course = Course(self.guard, ENGINES, PROFILE, block_tokens=16, events=True)
+        self.course = FleetSimulation(self.guard, ENGINES, PROFILE, block_tokens=16, events=True)
         self.waiting: list[str] = []
         self.at_engines: Counter[str] = Counter()
-        self.course.later(AT, self._look)
+        self.course.schedule(AT, self._look)
         if happens is not None:
-            self.course.later(AT, partial(happens, self))
+            self.course.schedule(AT, partial(happens, self))
 
-    def serve(self, count: int) -> list[Served]:
-        served = self.course.serve(crowd(count))
-        self.guard.end()
-        assert self.guard.broken == []
+    def serve(self, count: int) -> list[RequestResult]:
+        served = self.course.run(crowd(count))
+        self.guard.check_end()
+        assert self.guard.violations == []
         return served
 
     def _counts(self) -> list[tuple[str, int, int, float, float]]:
@@ -76,14 +76,14 @@ class Fleet:
         ]
 
     def _look(self, now: float) -> None:
-        for flight in self.course.flights():
-            if flight.instance == HELD:
+        for flight in self.course.inflight_requests():
+            if flight.instance == QUEUED:
                 self.waiting.append(flight.request.id)
-            elif flight.first is None:
+            elif flight.first_token_at is None:
                 self.at_engines[flight.instance or ""] += 1
 
 
-def whole(served: Sequence[Served]) -> list[Served]:
+def whole(served: Sequence[RequestResult]) -> list[RequestResult]:
     return [one for one in served if one.error is None]
 
 
@@ -113,19 +113,19 @@ def test_dualmap_holds_as_live_gateways_hold_it_and_moves_nothing() -> None:
 
 
 def lose(fleet: Fleet, now: float) -> None:
-    fleet.course.lose("e-0", now)
+    fleet.course.lose_engine("e-0", now)
 
 
 def drain(fleet: Fleet, now: float) -> None:
-    fleet.course.drain("e-0", now)
+    fleet.course.drain_engine("e-0", now)
 
 
 def cut_off(fleet: Fleet, now: float) -> None:
-    fleet.front.unreachable(0, frozenset({"e-0"}), now)
+    fleet.front.set_unreachable(0, frozenset({"e-0"}), now)
 
 
 def kill(fleet: Fleet, now: float) -> None:
-    fleet.front.killed(0, now)
+    fleet.front.kill_gateway(0, now)
 
 
 @pytest.mark.parametrize("happens", [lose, drain, cut_off, kill])
@@ -138,7 +138,7 @@ def test_what_a_gateway_keeps_is_answered_once_whatever_happens(
     kept = [one for one in served if one.id in fleet.waiting]
     assert len(kept) > 10
     assert whole(kept) == kept, "who had not begun is answered"
-    assert all(one.error in (None, CUT) for one in served)
+    assert all(one.error in (None, CLIENT_DISCONNECT) for one in served)
     assert sum(one.retries for one in kept) > 0
     if happens in (lose, drain):
         assert all(one.instance == "e-1" for one in kept)
@@ -148,9 +148,9 @@ def test_what_is_chosen_anew_is_chosen_by_the_gateway_that_had_it() -> None:
     of: dict[str, tuple[int, int]] = {}
 
     def note(fleet: Fleet, now: float) -> None:
-        before = {request: id(its) for request, its in fleet.front._flying.items()}
-        fleet.course.drain("e-0", now)
-        after = {request: id(its) for request, its in fleet.front._flying.items()}
+        before = {request: id(its) for request, its in fleet.front._gateway_of.items()}
+        fleet.course.drain_engine("e-0", now)
+        after = {request: id(its) for request, its in fleet.front._gateway_of.items()}
         of.update({request: (before[request], after[request]) for request in before})
 
     served = Fleet(3, happens=note).serve(30)
@@ -170,7 +170,7 @@ def test_a_killed_gateway_sends_nothing_any_more() -> None:
             send(request, instance, at)
 
         fleet.course.send = seen  # type: ignore[method-assign]
-        fleet.front.killed(0, now)
+        fleet.front.kill_gateway(0, now)
         assert not dying & set(sent), "the new one chooses, and sends what can begin as it arrives"
 
     served = Fleet(1, happens=end).serve(12)

@@ -10,12 +10,21 @@ from typing import Any
 
 import pytest
 
-from fairlead_gateway.routing import HOLDING, PRESETS
-from fairlead_sim.nights import REPLAY, Night, night, played
-from fairlead_sim.script import Happening, What
+from fairlead_gateway.routing import PRESETS, QUEUEING_PRESETS
+from fairlead_sim.nights import REPLAY_COMMAND, RunReport, run_scenario, run_seed
+from fairlead_sim.script import FleetEvent, FleetEventKind
 from fairlead_sim.seams import router
-from fairlead_sim.trouble import GATEWAYS, ONE, SEAM, TROUBLE_SECONDS, Partition, Scene, drawn, engine
-from fairlead_sim.weather import Spell, Weather
+from fairlead_sim.trouble import (
+    EXTERNAL_ROUTER,
+    FAULT_SECONDS,
+    GATEWAY_CLUSTER,
+    SINGLE_GATEWAY,
+    FaultScenario,
+    NetworkPartition,
+    engine_name,
+    from_seed,
+)
+from fairlead_sim.weather import NetworkFault, PacketSimulator
 
 SEEDS = 48
 SCRIPT = Path(__file__).parents[3] / "scripts" / "nightly_fleet.py"
@@ -23,34 +32,38 @@ SCRIPT = Path(__file__).parents[3] / "scripts" / "nightly_fleet.py"
 
 @pytest.mark.parametrize("first", range(0, SEEDS, 12))
 def test_whatever_happens_nothing_is_broken_and_afterwards_all_is_well(first: int) -> None:
-    nights = [night(seed) for seed in range(first, first + 12)]
-    assert "\n".join([one.told() for one in nights if one.broken]) == ""
-    assert sum(one.looks for one in nights) > 12 * 100
+    nights = [run_seed(seed) for seed in range(first, first + 12)]
+    assert "\n".join([one.describe() for one in nights if one.violations]) == ""
+    assert sum(one.checks for one in nights) > 12 * 100
     assert sum(one.cut + one.retried for one in nights) > 0
 
 
 def test_seeds_draw_everything_that_can_happen_and_equal_seeds_equal_scenes() -> None:
-    scenes = [drawn(seed) for seed in range(400)]
-    assert {scene.front for scene in scenes} == {ONE, SEAM, GATEWAYS}
+    scenes = [from_seed(seed) for seed in range(400)]
+    assert {scene.router for scene in scenes} == {SINGLE_GATEWAY, EXTERNAL_ROUTER, GATEWAY_CLUSTER}
     assert {scene.preset for scene in scenes} == set(PRESETS)
-    assert {one.what for scene in scenes for one in scene.script} == set(What)
-    assert any(scene.partitions for scene in scenes if scene.front == GATEWAYS)
-    assert any(scene.kills for scene in scenes if scene.preset in HOLDING)
-    assert any(spell.lost == 1.0 for scene in scenes for spell in scene.spells)
-    lost = [{one.engine for one in scene.script if one.what is What.LOSE} for scene in scenes]
-    assert any(set(scene.names) <= gone for scene, gone in zip(scenes, lost, strict=True)), "all at once"
+    assert {one.kind for scene in scenes for one in scene.fleet_events} == set(FleetEventKind)
+    assert any(scene.partitions for scene in scenes if scene.router == GATEWAY_CLUSTER)
+    assert any(scene.kills for scene in scenes if scene.preset in QUEUEING_PRESETS)
+    assert any(spell.drop == 1.0 for scene in scenes for spell in scene.network_faults)
+    lost = [{one.engine for one in scene.fleet_events if one.kind is FleetEventKind.LOSE} for scene in scenes]
+    assert any(set(scene.engine_names) <= gone for scene, gone in zip(scenes, lost, strict=True)), "all at once"
     for scene in scenes:
-        assert all(one.at <= TROUBLE_SECONDS for one in (*scene.script, *scene.partitions, *scene.kills))
-        assert all(not one.without for one in {one.gateway: one for one in scene.partitions}.values()), "all are mended"
-    assert drawn(7) == drawn(7)
-    assert night(7) == night(7)
+        assert all(one.at <= FAULT_SECONDS for one in (*scene.fleet_events, *scene.partitions, *scene.kills))
+        assert all(not one.unreachable for one in {one.gateway: one for one in scene.partitions}.values()), (
+            "all are mended"
+        )
+    assert from_seed(7) == from_seed(7)
+    assert run_seed(7) == run_seed(7)
 
 
-def scene(**how: Any) -> Scene:
+def scene(**how: Any) -> FaultScenario:
     """One gateway of the seam before four engines, of which one is lost."""
-    quiet = replace(drawn(1), front=SEAM, preset="dual-hash", gateways=1, engines=4, shared=True, late_seconds=0.0)
-    lose = Happening(20.0, What.LOSE, engine(1))
-    return replace(replace(quiet, script=(lose,), partitions=(), kills=(), spells=()), **how)
+    quiet = replace(
+        from_seed(1), router=EXTERNAL_ROUTER, preset="dual-hash", gateways=1, engines=4, shared=True, delay_seconds=0.0
+    )
+    lose = FleetEvent(20.0, FleetEventKind.LOSE, engine_name(1))
+    return replace(replace(quiet, fleet_events=(lose,), partitions=(), kills=(), network_faults=()), **how)
 
 
 class Wrong:
@@ -88,7 +101,7 @@ class Keeps(Wrong):
 
 
 def found(core: type[Wrong], **how: Any) -> str:
-    return " ".join(played(scene(**how), core).broken)
+    return " ".join(run_scenario(scene(**how), core).violations)
 
 
 def test_a_quiet_scene_is_whole() -> None:
@@ -101,7 +114,7 @@ def test_the_guard_sees_who_is_sent_to_an_engine_that_was_lost() -> None:
 
 
 def test_the_guard_sees_who_is_sent_where_its_gateway_does_not_reach() -> None:
-    assert "not in reach" in found(ToTheLost, partitions=(Partition(5.0, 0, frozenset({engine(1)})),))
+    assert "not in reach" in found(ToTheLost, partitions=(NetworkPartition(5.0, 0, frozenset({engine_name(1)})),))
 
 
 def test_the_guard_sees_who_is_turned_away_without_a_reason() -> None:
@@ -114,14 +127,14 @@ def test_the_guard_sees_who_is_held_for_an_engine_that_is_not_there() -> None:
 
 def test_liveness_is_asked_for_when_all_has_been_well_for_a_minute() -> None:
     """Everything on one engine, at five times what it carries."""
-    crowd = tuple(replace(one, arrival=one.arrival / 8) for one in drawn(1).traffic)
-    late = tuple(replace(one, arrival=one.arrival + TROUBLE_SECONDS + 60.0) for one in crowd)
+    crowd = tuple(replace(one, arrival=one.arrival / 8) for one in from_seed(1).traffic)
+    late = tuple(replace(one, arrival=one.arrival + FAULT_SECONDS + 60.0) for one in crowd)
     assert "first tokens in time" in found(ToOne, traffic=late)
 
 
 def test_what_is_told_of_a_finding_is_its_seed_and_the_command_that_plays_it_again() -> None:
-    told = Night(42, ("1.000 s: something",), 1, 0, 0, 0, 1, 1.0).told()
-    assert told.splitlines() == ["seed 42: 1 findings", "  1.000 s: something", f"  {REPLAY.format(42)}"]
+    told = RunReport(42, ("1.000 s: something",), 1, 0, 0, 0, 1, 1.0).describe()
+    assert told.splitlines() == ["seed 42: 1 findings", "  1.000 s: something", f"  {REPLAY_COMMAND.format(42)}"]
 
 
 def test_the_script_writes_its_report_and_plays_one_seed_again(tmp_path: Path) -> None:
@@ -131,12 +144,15 @@ def test_the_script_writes_its_report_and_plays_one_seed_again(tmp_path: Path) -
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads(path.read_text())
     assert (report["first"], report["seeds"], report["found"]) == (100, 4, [])
-    assert report["requests"] == sum(len(drawn(seed).traffic) for seed in range(100, 104))
+    assert report["requests"] == sum(len(from_seed(seed).traffic) for seed in range(100, 104))
     again = subprocess.run(
-        [sys.executable, str(SCRIPT), *REPLAY.format(101).split()[2:]], capture_output=True, text=True, timeout=240
+        [sys.executable, str(SCRIPT), *REPLAY_COMMAND.format(101).split()[2:]],
+        capture_output=True,
+        text=True,
+        timeout=240,
     )
     assert again.returncode == 0, again.stderr
-    assert again.stdout.startswith(drawn(101).described())
+    assert again.stdout.startswith(from_seed(101).describe())
 
 
 def test_a_night_that_was_ended_is_finished_in_another(tmp_path: Path) -> None:
@@ -155,11 +171,11 @@ def test_a_night_that_was_ended_is_finished_in_another(tmp_path: Path) -> None:
 
 
 def test_in_a_spell_messages_are_lost_doubled_and_late_and_else_they_come_when_due() -> None:
-    weather = Weather([Spell(10.0, 20.0, lost=0.3, twice=0.5, late_seconds=2.0)], seed=1)
-    assert weather.arrivals(5.0, 0.1) == [5.1]
-    assert weather.arrivals(20.0, 0.1) == [20.1]
-    found = [weather.arrivals(15.0, 0.1) for _ in range(2_000)]
+    weather = PacketSimulator([NetworkFault(10.0, 20.0, drop=0.3, duplicate=0.5, max_delay_seconds=2.0)], seed=1)
+    assert weather.delivery_times(5.0, 0.1) == [5.1]
+    assert weather.delivery_times(20.0, 0.1) == [20.1]
+    found = [weather.delivery_times(15.0, 0.1) for _ in range(2_000)]
     counts = [sum(len(one) == number for one in found) / 2_000 for number in range(3)]
     assert counts == pytest.approx([0.3, 0.35, 0.35], abs=0.04)
     assert all(15.1 <= at <= 17.1 for one in found for at in one)
-    assert Weather([Spell(0.0, 1.0, lost=1.0)]).arrivals(0.5, 0.0) == []
+    assert PacketSimulator([NetworkFault(0.0, 1.0, drop=1.0)]).delivery_times(0.5, 0.0) == []

@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from fairlead_sim.outside import Sharing
-from fairlead_sim.script import Happening, What
+from fairlead_sim.outside import SharingDelays
+from fairlead_sim.script import FleetEvent, FleetEventKind
 from fairlead_sim.seams import router
 from fairlead_sim.traces import TraceRequest, at_rate
 from fairlead_sim.traffic import FAMILIES
-from fairlead_sim.trial import Seam, Trial
+from fairlead_sim.trial import SeamKind, Trial
 
 COUNTERS = ("inflight", "waiting", "running", "pending_prefill_tokens", "inflight_tokens", "kv_util")
 
@@ -40,9 +40,9 @@ def fairlead(info: Mapping[str, Any], preset: str, seed: int) -> Any:
     return router(info, preset=preset, seed=seed)
 
 
-def told(requests: list[TraceRequest], **seam: Any) -> list[Any]:
+def run_with_core(requests: list[TraceRequest], **seam: Any) -> list[Any]:
     into: list[Any] = []
-    Trial(engines=2, seam=Seam(lambda *_: First(into), **seam)).run(requests)
+    Trial(engines=2, seam=SeamKind(lambda *_: First(into), **seam)).run(requests)
     return into
 
 
@@ -55,7 +55,7 @@ def test_a_core_is_told_its_own_load_at_once_and_that_of_others_as_late_as_is_sa
     requests = [
         TraceRequest(f"r{at}", at * 0.1, 2_048, 2_000, (at * 4, at * 4 + 1, at * 4 + 2, at * 4 + 3)) for at in range(30)
     ]
-    seen = told(requests, gateways=2, sharing=Sharing(0.0, 0.25))
+    seen = run_with_core(requests, gateways=2, sharing=SharingDelays(0.0, 0.25))
     assert {id(core) for core, *_ in seen} == {id(core) for core, *_ in seen[:12]}
     for number, (core, now, _, endpoints) in enumerate(seen):
         own = sum(before is core for before, *_ in seen[:number])
@@ -65,7 +65,7 @@ def test_a_core_is_told_its_own_load_at_once_and_that_of_others_as_late_as_is_sa
 
 @pytest.mark.parametrize("late", [0.0, 5.0])
 def test_cached_prefixes_are_told_as_late_as_is_said(late: float) -> None:
-    seen = told(conversation(gap=3.0), sharing=Sharing(late, 0.0))
+    seen = run_with_core(conversation(gap=3.0), sharing=SharingDelays(late, 0.0))
     matched = [[item.matched_tokens for item in endpoints.values()] for *_, endpoints in seen]
     turns_ago = 1 if late == 0.0 else 2
     for number, (first, second) in enumerate(matched):
@@ -74,7 +74,7 @@ def test_cached_prefixes_are_told_as_late_as_is_said(late: float) -> None:
 
 
 def test_where_nothing_is_shared_nothing_is_told_of_caches_and_of_others() -> None:
-    seen = told(conversation(gap=0.01), gateways=2, sharing=None)
+    seen = run_with_core(conversation(gap=0.01), gateways=2, sharing=None)
     for number, (core, _, _, endpoints) in enumerate(seen):
         own = sum(before is core for before, *_ in seen[:number])
         assert [item.inflight for item in endpoints.values()] == [own, 0]
@@ -83,14 +83,14 @@ def test_where_nothing_is_shared_nothing_is_told_of_caches_and_of_others() -> No
 
 def test_where_a_request_goes_is_told_when_that_is_decided_and_not_when_it_is_sent() -> None:
     into: list[Any] = []
-    Trial(engines=2, seam=Seam(lambda *_: Late(into))).run(conversation(gap=0.001))
+    Trial(engines=2, seam=SeamKind(lambda *_: Late(into))).run(conversation(gap=0.001))
     matched = [next(iter(endpoints.values())).matched_tokens for *_, endpoints in into]
     assert matched == [0, *[512 * (3 + number) for number in range(1, 6)]]  # all but the first are held meanwhile
 
 
 @pytest.mark.parametrize("preset", ["dual-hash", "dualmap"])
-@pytest.mark.parametrize("sharing", [Sharing(), Sharing(0.05, 0.2), None])
-def test_counters_come_back_to_nothing_whatever_happens(preset: str, sharing: Sharing | None) -> None:
+@pytest.mark.parametrize("sharing", [SharingDelays(), SharingDelays(0.05, 0.2), None])
+def test_counters_come_back_to_nothing_whatever_happens(preset: str, sharing: SharingDelays | None) -> None:
     """The last request comes long after all others have ended, an engine was lost and another came."""
     into: list[Any] = []
 
@@ -109,8 +109,8 @@ def test_counters_come_back_to_nothing_whatever_happens(preset: str, sharing: Sh
 
     requests = at_rate(FAMILIES["tenants"](300, seed=3), 15.0)
     last = TraceRequest("last", requests[-1].arrival + 500.0, 512, 4, (9_999_999,))
-    script = (Happening(5.0, What.LOSE, "sim-1/0/0"), Happening(8.0, What.JOIN, "sim-7/0/0"))
-    trial = Trial(preset, engines=3, script=script, seam=Seam(lambda info, *_: Core(info), 2, sharing))
+    script = (FleetEvent(5.0, FleetEventKind.LOSE, "sim-1/0/0"), FleetEvent(8.0, FleetEventKind.JOIN, "sim-7/0/0"))
+    trial = Trial(preset, engines=3, events=script, seam=SeamKind(lambda info, *_: Core(info), 2, sharing))
     served = trial.run([*requests, last])
     assert sum(one.error is None for one in served) > 0.9 * len(served)
     assert {item.id for item in into[-1]} == {"sim-0/0/0", "sim-2/0/0", "sim-7/0/0"}
@@ -120,8 +120,8 @@ def test_counters_come_back_to_nothing_whatever_happens(preset: str, sharing: Sh
 
 def test_one_gateway_behind_the_seam_serves_as_the_router_alone_does() -> None:
     requests = at_rate(FAMILIES["agents"](1_500, seed=1), 30.0)
-    alone = Trial(seed=1).figures(requests)
-    behind = Trial(seed=1, seam=Seam(fairlead)).figures(requests)
+    alone = Trial(seed=1).metrics(requests)
+    behind = Trial(seed=1, seam=SeamKind(fairlead)).metrics(requests)
     assert behind.attainment == pytest.approx(alone.attainment, abs=0.01)
     assert behind.cached_token_share == pytest.approx(alone.cached_token_share, abs=0.02)
 
@@ -158,7 +158,7 @@ def test_of_many_endpoints_the_default_looks_at_the_load_of_five(engines: int) -
             return self._core.pick(request, [Counted(item, looked[-1]) for item in endpoints], now)
 
     requests = at_rate(FAMILIES["agents"](1_000, seed=4), 6.0 * engines)
-    served = Trial(engines=engines, seam=Seam(Core, 2, Sharing(0.05, 0.2))).run(requests)
+    served = Trial(engines=engines, seam=SeamKind(Core, 2, SharingDelays(0.05, 0.2))).run(requests)
     assert all(one.error is None for one in served)
     assert max(len(ones) for ones in looked) == 5
     assert len(set().union(*looked[: 3 * engines])) == engines

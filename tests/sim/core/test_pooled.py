@@ -2,19 +2,19 @@
 
 from dataclasses import replace
 
-from fairlead.profile import preset
-from fairlead_sim.figures import counted
+from fairlead.profile import builtin_profile
+from fairlead_sim.figures import without_warmup
 from fairlead_sim.traces import TraceRequest
 from fairlead_sim.traffic import FAMILIES
 from fairlead_sim.trial import Trial
 
-H100 = preset("h100-llama8b")
+H100 = builtin_profile("h100-llama8b")
 
 
 def test_a_prompt_that_one_engine_computed_is_found_by_all_and_kept_once() -> None:
     prompt = tuple(range(16))
     requests = [TraceRequest(f"r{n}", n * 2.0, 16 * 512, 4, prompt) for n in range(8)]
-    served = Trial(pooled=True, engines=4).run(requests)
+    served = Trial(is_pooled_bound=True, engines=4).run(requests)
     assert [one.error for one in served] == [None] * 8
     assert served[0].cached_tokens == 0
     assert all(one.cached_tokens >= 15 * 512 for one in served[1:])
@@ -24,7 +24,7 @@ def test_a_prompt_that_one_engine_computed_is_found_by_all_and_kept_once() -> No
 
 def test_a_prompt_goes_where_the_least_prefill_waits() -> None:
     requests = [TraceRequest(f"r{n}", 0.001 * n, 8_192, 4, tuple(range(100 * n, 100 * n + 16))) for n in range(8)]
-    served = Trial(pooled=True, engines=4).run(requests)
+    served = Trial(is_pooled_bound=True, engines=4).run(requests)
     assert sorted(one.instance for one in served[:4]) == [f"sim-{n}/0/0" for n in range(4)]
     assert sorted(one.instance for one in served[4:]) == [f"sim-{n}/0/0" for n in range(4)]
 
@@ -35,7 +35,7 @@ def test_no_fleet_finds_more_in_its_caches_than_one_cache_of_the_same_size() -> 
     prompts = sum(one.prompt_tokens for one in requests)
 
     def found(trial: Trial) -> float:
-        return sum(one.cached_tokens for one in counted(trial.run(requests))) / prompts
+        return sum(one.cached_tokens for one in without_warmup(trial.run(requests))) / prompts
 
-    pooled = found(Trial(pooled=True, profile=small, engines=4))
+    pooled = found(Trial(is_pooled_bound=True, profile=small, engines=4))
     assert pooled >= found(Trial("dual-hash", small, 4)) > found(Trial("round-robin", small, 4))

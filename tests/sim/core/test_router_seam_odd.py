@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from fairlead.errors import BadInput
-from fairlead_sim.seam_silence import SILENT_REQUESTS, SILENT_SECONDS
+from fairlead_sim.seam_silence import INFERENCE_REQUESTS, INFERENCE_SECONDS
 from fairlead_sim.seams import router
 
 NAMES = ("a", "b", "c")
@@ -109,8 +109,8 @@ def share(seam: Any, at: float, count: int, told: dict[str, int], *, first: bool
 @pytest.mark.parametrize("first", [False, True])
 def test_a_tool_that_tells_no_end_is_believed_what_it_counts(first: bool) -> None:
     seam = router(INFO)
-    share(seam, 0.0, SILENT_REQUESTS, {"a": 1, "b": 1, "c": 1}, first=first)
-    picked = share(seam, SILENT_SECONDS, 60, {"a": 45, "b": 1, "c": 45}, first=first)
+    share(seam, 0.0, INFERENCE_REQUESTS, {"a": 1, "b": 1, "c": 1}, first=first)
+    picked = share(seam, INFERENCE_SECONDS, 60, {"a": 45, "b": 1, "c": 45}, first=first)
     assert picked["b"] == 60
 
 
@@ -118,8 +118,8 @@ def test_a_tool_that_tells_ends_is_not_deaf_however_long_one_takes() -> None:
     seam = router(INFO)
     quick = request("quick", 100, ())
     seam.on_complete(quick, seam.pick(quick, endpoints(), 0.0), 0.0, 1)
-    share(seam, 0.0, SILENT_REQUESTS, {"a": 0, "b": 0, "c": 0})
-    picked = share(seam, SILENT_SECONDS, 60, {"a": 45, "b": 1, "c": 45})
+    share(seam, 0.0, INFERENCE_REQUESTS, {"a": 0, "b": 0, "c": 0})
+    picked = share(seam, INFERENCE_SECONDS, 60, {"a": 45, "b": 1, "c": 45})
     assert max(picked.values()) <= 25
 
 

@@ -6,8 +6,8 @@ import pytest
 
 from fairlead.errors import BadInput
 from fairlead.profile import EngineProfile
-from fairlead_sim.blocks import Cleared, KvEvent, Removed, Stored, block_keys
-from fairlead_sim.engine import EngineCore, QueueFull, Sequence, SequenceState, Step
+from fairlead_sim.blocks import BlockEvicted, BlocksStored, CacheCleared, KvEvent, block_keys
+from fairlead_sim.engine import EngineCore, EngineSequence, EngineStep, QueueFull, SequenceState
 
 BLOCK = 32
 PROFILE = EngineProfile("test", 1e-3, 1e-6, 5e-3, 2e-3, 1e-4, 1e-5, 3e-6, 128 * BLOCK, 32, 2_048)
@@ -20,44 +20,44 @@ def engine(*, kv_tokens: int = 128 * BLOCK, max_sequences: int = 32, step_tokens
 
 def prompt(
     name: str, tokens: int, output: int = 4, *, start: int = 0, arrival: float = 0.0, **more: object
-) -> Sequence:
+) -> EngineSequence:
     ids = list(range(start, start + tokens))
     salt, adapter = more.get("salt"), more.get("adapter")
     assert salt is None or isinstance(salt, str)
     assert adapter is None or isinstance(adapter, str)
-    sequence = Sequence(name, arrival, tokens, output, block_keys(ids, BLOCK, salt=salt, adapter=adapter), ids)
+    sequence = EngineSequence(name, arrival, tokens, output, block_keys(ids, BLOCK, salt=salt, adapter=adapter), ids)
     for key, value in more.items():
         setattr(sequence, key, value)
     return sequence
 
 
-def deliver(step: Step) -> Step:
+def deliver(step: EngineStep) -> EngineStep:
     for sequence in step.tokens:
         if sequence.tokens is not None:
             sequence.tokens.append(100_000 + sequence.generated)
     return step
 
 
-def drain(core: EngineCore) -> list[Step]:
-    steps: list[Step] = []
+def drain(core: EngineCore) -> list[EngineStep]:
+    steps: list[EngineStep] = []
     while step := core.step(float(len(steps))):
         steps.append(deliver(step))
         assert len(steps) < 10_000
     return steps
 
 
-def serve(core: EngineCore, sequence: Sequence) -> list[KvEvent]:
+def serve(core: EngineCore, sequence: EngineSequence) -> list[KvEvent]:
     core.add(sequence)
     return [event for step in drain(core) for event in step.events]
 
 
 def keys_stored(events: list[KvEvent]) -> list[int]:
-    return [len(event.keys) for event in events if isinstance(event, Stored)]
+    return [len(event.keys) for event in events if isinstance(event, BlocksStored)]
 
 
 def test_a_cold_prompt_stores_its_full_blocks_once_from_the_root() -> None:
     (event,) = serve(engine(), prompt("a", 100))
-    assert isinstance(event, Stored)
+    assert isinstance(event, BlocksStored)
     assert (len(event.keys), event.parent, event.tokens) == (3, None, tuple(range(96)))
 
 
@@ -74,7 +74,7 @@ def test_an_extension_stores_only_the_new_blocks_behind_their_parent() -> None:
     serve(core, prompt("a", 100))
     longer = prompt("b", 196)
     (event,) = serve(core, longer)
-    assert isinstance(event, Stored)
+    assert isinstance(event, BlocksStored)
     assert longer.cached_tokens == 96
     assert (len(event.keys), event.parent) == (3, longer.keys[2])
 
@@ -84,7 +84,7 @@ def test_a_fully_cached_multiple_recomputes_and_stores_its_last_block_again() ->
     serve(core, prompt("a", 96))
     again = prompt("b", 96)
     (event,) = serve(core, again)
-    assert isinstance(event, Stored)
+    assert isinstance(event, BlocksStored)
     assert again.cached_tokens == 64
     assert (event.keys, event.parent) == (again.keys[2:], again.keys[1])
 
@@ -94,7 +94,7 @@ def test_decoding_stores_one_block_each_time_one_is_full_with_the_generated_ids(
     events = serve(engine(), sequence)
     assert keys_stored(events) == [1, 1, 1]
     last = events[-1]
-    assert isinstance(last, Stored)
+    assert isinstance(last, BlocksStored)
     assert last.tokens == (*range(100_004 + 1, 100_036 + 1),)
     assert sequence.tokens is not None
     assert block_keys(sequence.tokens[:96], BLOCK) == tuple(sequence.chain)
@@ -106,7 +106,7 @@ def test_the_next_turn_hits_what_was_generated() -> None:
     serve(core, first)
     assert first.tokens is not None
     ids = [*first.tokens, *range(200, 230)]
-    second = Sequence("b", 1.0, len(ids), 4, block_keys(ids, BLOCK), ids)
+    second = EngineSequence("b", 1.0, len(ids), 4, block_keys(ids, BLOCK), ids)
     serve(core, second)
     assert second.cached_tokens == 96
 
@@ -117,7 +117,7 @@ def test_a_long_prompt_is_computed_in_chunks_and_each_chunk_is_announced() -> No
     steps = drain(core)
     assert [step.prefilled for step in steps[:2]] == [2_048, 952]
     assert [keys_stored(step.events) for step in steps[:2]] == [[64], [29]]
-    assert [len(step.first) for step in steps[:2]] == [0, 1]
+    assert [len(step.first_tokens) for step in steps[:2]] == [0, 1]
 
 
 def test_salt_and_adapter_share_nothing_and_are_named_in_events() -> None:
@@ -125,7 +125,7 @@ def test_salt_and_adapter_share_nothing_and_are_named_in_events() -> None:
     serve(core, prompt("a", 100))
     salted = prompt("b", 100, salt="tenant-7", adapter="L1", session="S1")
     (event,) = serve(core, salted)
-    assert isinstance(event, Stored)
+    assert isinstance(event, BlocksStored)
     assert salted.cached_tokens == 0
     assert (event.adapter, event.salt, event.session) == ("L1", "tenant-7", "S1")
 
@@ -133,7 +133,7 @@ def test_salt_and_adapter_share_nothing_and_are_named_in_events() -> None:
 def test_the_salt_is_told_with_the_first_block_only() -> None:
     core = engine()
     core.add(prompt("a", 3_000, salt="s"))
-    stores = [event for step in drain(core) for event in step.events if isinstance(event, Stored)]
+    stores = [event for step in drain(core) for event in step.events if isinstance(event, BlocksStored)]
     assert [event.salt for event in stores] == ["s", None]
 
 
@@ -160,7 +160,7 @@ def test_hits_are_told_again_on_request() -> None:
     core = engine()
     serve(core, prompt("a", 100))
     (event,) = serve(core, prompt("b", 100, announce_hits=True))
-    assert isinstance(event, Stored)
+    assert isinstance(event, BlocksStored)
     assert (len(event.keys), event.parent) == (3, None)
 
 
@@ -169,7 +169,7 @@ def test_an_overflow_removes_the_tail_of_the_oldest_prompt() -> None:
     for number in range(3):
         serve(core, prompt(str(number), 13 * BLOCK + 1, 1, start=10_000 * number))
     events = serve(core, prompt("new", 6 * BLOCK + 1, 1, start=90_000))
-    assert sum(isinstance(event, Removed) for event in events) == 6
+    assert sum(isinstance(event, BlockEvicted) for event in events) == 6
     again = prompt("again", 13 * BLOCK + 1, 1)
     serve(core, again)
     assert again.cached_tokens == 7 * BLOCK
@@ -178,7 +178,7 @@ def test_an_overflow_removes_the_tail_of_the_oldest_prompt() -> None:
 def test_decoding_goes_first_and_prompts_share_what_is_left_of_the_budget() -> None:
     core = engine(step_tokens=100)
     core.add(prompt("a", 50, 50))
-    deliver(core.step(0.0) or Step())
+    deliver(core.step(0.0) or EngineStep())
     core.add(prompt("b", 150, start=1_000))
     core.add(prompt("c", 60, start=2_000))
     steps = [core.step(1.0), core.step(2.0), core.step(3.0)]
@@ -196,7 +196,7 @@ def test_a_step_takes_what_the_profile_says() -> None:
     assert second
     assert third
     attention = 24 * (96 + 12) + 200 * (0 + 100)
-    assert first.hits == 96
+    assert first.cached == 96
     assert first.seconds == pytest.approx(2e-3 + 224e-3 + 2e-4 + 1e-6 * attention + 3e-6 * 96)
     assert second.seconds == pytest.approx(2e-3 + 5e-3 + 2e-4 + 1e-5 * (121 + 201))
     assert third.seconds == pytest.approx(2e-3 + 5e-3 + 2e-4 + 1e-5 * (122 + 202))
@@ -207,7 +207,7 @@ def test_every_token_is_given_in_its_own_step_and_the_last_with_the_end() -> Non
     core = engine()
     core.add(prompt("a", 10, 3))
     steps = drain(core)
-    assert [(len(step.tokens), len(step.first), [reason for _, reason in step.finished]) for step in steps] == [
+    assert [(len(step.tokens), len(step.first_tokens), [reason for _, reason in step.finished]) for step in steps] == [
         (1, 1, []),
         (1, 0, []),
         (1, 0, ["length"]),
@@ -227,7 +227,7 @@ def test_a_prompt_without_output_ends_when_it_is_computed() -> None:
     core = engine()
     core.add(prompt("a", 10, 0))
     (step,) = drain(core)
-    assert ([reason for _, reason in step.finished], step.tokens, step.first) == (["stop"], [], [])
+    assert ([reason for _, reason in step.finished], step.tokens, step.first_tokens) == (["stop"], [], [])
 
 
 def test_no_more_sequences_run_than_the_profile_allows() -> None:
@@ -237,7 +237,7 @@ def test_no_more_sequences_run_than_the_profile_allows() -> None:
     core.step(0.0)
     assert (core.stats.running, core.stats.waiting) == (2, 1)
     drain(core)
-    assert core.idle
+    assert core.is_idle
 
 
 def test_the_head_of_the_queue_waits_for_room_and_nobody_overtakes_it() -> None:
@@ -269,7 +269,7 @@ def test_unreserved_output_lets_more_in_and_the_last_come_is_put_back_and_finish
     assert core.stats.preemptions_total == sum(len(step.preempted) for step in steps) > 0
     assert six[0].preemptions == 0
     assert six[5].preemptions > 0
-    assert sum(len(step.first) for step in steps) == 6
+    assert sum(len(step.first_tokens) for step in steps) == 6
 
 
 def test_a_preempted_sequence_finds_its_own_blocks_again() -> None:
@@ -278,7 +278,7 @@ def test_a_preempted_sequence_finds_its_own_blocks_again() -> None:
     core.add(prompt("b", 6 * BLOCK + 1, 1 + BLOCK, start=5_000, reserve_tokens=0))
     steps = drain(core)
     assert [sequence.id for step in steps for sequence in step.preempted] == ["b"]
-    hits = [step.hits for step in steps if step.hits]
+    hits = [step.cached for step in steps if step.cached]
     assert len(hits) == 1
     assert hits[0] >= BLOCK
 
@@ -330,7 +330,7 @@ def test_a_stop_string_ends_a_sequence_early() -> None:
     core.add(sequence)
     core.step(0.0)
     assert core.finish("a", "stop")
-    assert (sequence.finish_reason, core.idle) == ("stop", True)
+    assert (sequence.finish_reason, core.is_idle) == ("stop", True)
 
 
 def test_a_full_queue_counts_all_unfinished_sequences() -> None:
@@ -385,8 +385,8 @@ def test_the_cache_is_not_reset_under_a_running_sequence_unless_it_is_put_back()
     assert core.reset_prefix_cache(preempt_running=True)
     step = core.step(1.0)
     assert step
-    assert isinstance(step.events[0], Cleared)
-    assert isinstance(step.events[1], Stored)
+    assert isinstance(step.events[0], CacheCleared)
+    assert isinstance(step.events[1], BlocksStored)
     assert sequence.generated == 2
     assert sequence.preemptions == 1
 
@@ -397,7 +397,7 @@ def test_an_idle_reset_is_told_with_the_next_step() -> None:
     assert core.reset_prefix_cache()
     assert core.step(1.0) is None
     events = serve(core, prompt("b", 100))
-    assert isinstance(events[0], Cleared)
+    assert isinstance(events[0], CacheCleared)
     assert keys_stored(events) == [3]
 
 
@@ -425,9 +425,9 @@ def test_kv_usage_counts_only_blocks_of_running_sequences() -> None:
 
 def test_unknown_ids_still_give_blocks_of_their_own() -> None:
     core = engine()
-    core.add(Sequence("a", 0.0, 20, 60))
-    core.add(Sequence("b", 0.0, 20, 60))
-    stores = [event for step in drain(core) for event in step.events if isinstance(event, Stored)]
+    core.add(EngineSequence("a", 0.0, 20, 60))
+    core.add(EngineSequence("b", 0.0, 20, 60))
+    stores = [event for step in drain(core) for event in step.events if isinstance(event, BlocksStored)]
     assert len({key for event in stores for key in event.keys}) == 4
     assert {event.tokens for event in stores} == {None}
 

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fairlead.profile import EngineProfile
-from fairlead_sim.blocks import Cleared, Removed, Stored, block_keys
-from fairlead_sim.engine import EngineCore, Sequence, SequenceState, Step
+from fairlead_sim.blocks import BlockEvicted, BlocksStored, CacheCleared, block_keys
+from fairlead_sim.engine import EngineCore, EngineSequence, EngineStep, SequenceState
 
 
 @dataclass(frozen=True)
@@ -65,17 +65,17 @@ class Driver:
     """Drives a core and checks it from outside (events, steps) and inside (references)."""
 
     core: EngineCore
-    added: list[Sequence] = field(default_factory=list)
+    added: list[EngineSequence] = field(default_factory=list)
     given: Counter[str] = field(default_factory=Counter)
     heard: Counter[int] = field(default_factory=Counter)
     now: float = 0.0
 
     def add(self, what: Add) -> None:
-        prompt = min(what.prompt, self.core.max_tokens)
-        output = min(what.output, self.core.max_tokens - prompt + 1)
+        prompt = min(what.prompt, self.core.max_sequence_tokens)
+        output = min(what.output, self.core.max_sequence_tokens - prompt + 1)
         ids = [what.family * 1_000 + position for position in range(prompt)]
         keys = block_keys(ids, self.core.block_tokens)
-        sequence = Sequence(
+        sequence = EngineSequence(
             f"s{len(self.added)}",
             self.now,
             prompt,
@@ -84,7 +84,7 @@ class Driver:
             ids if what.known_ids else None,
             priority=what.priority,
             reserve_tokens=what.reserve,
-            lookup=what.lookup,
+            uses_cache=what.lookup,
         )
         self.core.add(sequence)
         self.added.append(sequence)
@@ -102,8 +102,8 @@ class Driver:
             assert (self.core.abort(name) if what.what == "abort" else self.core.finish(name, "stop")) in (True, False)
         self.check_memory()
 
-    def step(self) -> Step | None:
-        busy = not self.core.idle
+    def step(self) -> EngineStep | None:
+        busy = not self.core.is_idle
         decoding = len(self.core._decoding)
         step = self.core.step(self.now)
         assert (step is not None) == busy
@@ -115,30 +115,30 @@ class Driver:
             if sequence.tokens is not None:
                 sequence.tokens.append(50_000 + sequence.generated)
         for event in step.events:
-            if isinstance(event, Stored):
+            if isinstance(event, BlocksStored):
                 self.heard.update(event.keys)
                 assert event.tokens is None or len(event.tokens) == len(event.keys) * event.block_tokens
-            elif isinstance(event, Removed):
+            elif isinstance(event, BlockEvicted):
                 self.heard[event.key] -= 1
                 assert self.heard[event.key] >= 0, "removed more often than stored"
-            elif isinstance(event, Cleared):
+            elif isinstance(event, CacheCleared):
                 self.heard.clear()
         assert self.heard.total() == self.core.pool.resident
         self.check_memory()
         self.now += step.seconds
         return step
 
-    def check_step(self, step: Step, decoding: int) -> None:
+    def check_step(self, step: EngineStep, decoding: int) -> None:
         profile = self.core.profile
         assert step.seconds > 0
         assert step.prefilled + len(step.tokens) > 0, "a step that did nothing"
         names = [sequence.id for sequence in step.tokens]
         assert len(set(names)) == len(names)
-        assert {item.id for item in step.first} <= set(names)
+        assert {item.id for item in step.first_tokens} <= set(names)
         assert step.prefilled + decoding - len(step.preempted) <= profile.step_tokens
         assert len(names) <= profile.max_sequences
-        assert all(sequence.cached_tokens % self.core.block_tokens == 0 for sequence in step.first)
-        assert all(sequence.cached_tokens <= sequence.prompt_tokens - 1 for sequence in step.first)
+        assert all(sequence.cached_tokens % self.core.block_tokens == 0 for sequence in step.first_tokens)
+        assert all(sequence.cached_tokens <= sequence.prompt_tokens - 1 for sequence in step.first_tokens)
 
     def check_memory(self) -> None:
         core, pool = self.core, self.core.pool
@@ -146,10 +146,10 @@ class Driver:
         assert len(core._prefilling) <= 1
         references = Counter(block for sequence in running for block in sequence.blocks)
         assert [references[block] for block in range(pool.blocks)] == pool._references
-        assert pool.held == len(references) <= pool.blocks
-        assert pool.held + pool.available == pool.blocks
+        assert pool.referenced == len(references) <= pool.blocks
+        assert pool.referenced + pool.allocatable == pool.blocks
         assert core._resident == sum(item.prompt_tokens + item.generated for item in core._decoding)
-        assert core._promised == sum(max(0, item.reserved_blocks - len(item.blocks)) for item in running) >= 0
+        assert core._reserved_blocks == sum(max(0, item.reserved_blocks - len(item.blocks)) for item in running) >= 0
         stats = core.stats
         assert stats.running == len(running)
         assert stats.running + stats.waiting == len(core.sequences())
@@ -172,10 +172,10 @@ def test_whatever_happens_memory_adds_up_and_everything_ends(
     for _ in range(work * (len(driver.added) + 1)):
         if driver.step() is None:
             break
-    assert driver.core.idle, "some sequence never ends"
-    assert driver.core.pool.held == 0
+    assert driver.core.is_idle, "some sequence never ends"
+    assert driver.core.pool.referenced == 0
     for sequence in driver.added:
-        assert sequence.done
+        assert sequence.is_done
         assert driver.given[sequence.id] == sequence.generated <= sequence.max_tokens
         if sequence.finish_reason == "length":
             assert sequence.generated == sequence.max_tokens

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from fairlead_gateway.routing.ledger import Tally
-from fairlead_sim.seam_router import HoldingSeamRouter
+from fairlead_gateway.routing.ledger import EndpointLoad
+from fairlead_sim.seam_router import LateBindingRouterAdapter
 from fairlead_sim.seam_view import EndpointView
 from fairlead_sim.seams import router
 
@@ -93,8 +93,8 @@ def test_prefill_before_us_is_the_less_of_both_counts_where_all_is_ours(
     inflight: int, pending: float, backlog: float
 ) -> None:
     view = EndpointView(0.001, 512)
-    view.look({"e0": endpoint("e0", pending=pending, inflight=inflight)})
-    assert view.load(Tally("e0", 2, 2, 3.0, 4_000.0)).backlog_seconds == pytest.approx(backlog)
+    view.set_endpoints({"e0": endpoint("e0", pending=pending, inflight=inflight)})
+    assert view.load(EndpointLoad("e0", 2, 2, 3.0, 4_000.0)).backlog_seconds == pytest.approx(backlog)
 
 
 def test_what_events_tell_decides_and_not_what_was_remembered() -> None:
@@ -119,50 +119,50 @@ def test_what_events_tell_decides_and_not_what_was_remembered() -> None:
 def telling() -> EndpointView:
     """Of a tool whose events have told of something cached, though of nothing that is asked for here."""
     view = EndpointView(1e-3, 512)
-    view.look({"e0": endpoint("e0", matched_tokens=512)})
-    view.asked("before", (9,), 0.0)
-    view.look({name: endpoint(name, matched_tokens=0) for name in ("e0", "e1")})
+    view.set_endpoints({"e0": endpoint("e0", matched_tokens=512)})
+    view.add_request("before", (9,), 0.0)
+    view.set_endpoints({name: endpoint(name, matched_tokens=0) for name in ("e0", "e1")})
     return view
 
 
 def test_who_never_tells_more_than_nothing_tells_nothing() -> None:
     view = EndpointView(1e-3, 512)
-    view.look({"e0": endpoint("e0", matched_tokens=0)})
-    view.asked("r", (1,), 0.0)
-    assert view.matched("r") is None
+    view.set_endpoints({"e0": endpoint("e0", matched_tokens=0)})
+    view.add_request("r", (1,), 0.0)
+    assert view.cached_tokens("r") is None
     other = telling()
-    other.asked("r", (1,), 0.0)
-    assert other.matched("r") == {}
+    other.add_request("r", (1,), 0.0)
+    assert other.cached_tokens("r") == {}
 
 
 def test_an_endpoint_that_came_back_holds_nothing_of_what_was_under_way() -> None:
     view = telling()
-    view.sent("r", "e0", (1, 2), 0.0)
-    view.sent("s", "e1", (1,), 0.0)
-    view.asked("t", (1, 2, 3), 1.0)
-    assert view.matched("t") == {"e0": 1_024.0, "e1": 512.0}
-    view.left("e0")
-    assert view.matched("t") == {"e1": 512.0}
-    view.ended("r", 2.0)  # late news of what went with it
-    assert view.matched("t") == {"e1": 512.0}
+    view.add_routed("r", "e0", (1, 2), 0.0)
+    view.add_routed("s", "e1", (1,), 0.0)
+    view.add_request("t", (1, 2, 3), 1.0)
+    assert view.cached_tokens("t") == {"e0": 1_024.0, "e1": 512.0}
+    view.remove_endpoint("e0")
+    assert view.cached_tokens("t") == {"e1": 512.0}
+    view.remove_routed("r", 2.0)  # late news of what went with it
+    assert view.cached_tokens("t") == {"e1": 512.0}
 
 
 def test_a_request_that_moves_leaves_nothing_behind() -> None:
     view = telling()
-    view.sent("r", "e0", (1, 2), 0.0)
-    view.sent("r", "e1", (1, 2), 0.0)
-    view.asked("s", (1, 2), 0.0)
-    assert view.matched("s") == {"e1": 1_024.0}
+    view.add_routed("r", "e0", (1, 2), 0.0)
+    view.add_routed("r", "e1", (1, 2), 0.0)
+    view.add_request("s", (1, 2), 0.0)
+    assert view.cached_tokens("s") == {"e1": 1_024.0}
 
 
 @pytest.fixture
-def holding() -> HoldingSeamRouter:
+def holding() -> LateBindingRouterAdapter:
     seam = router(INFO, preset="dualmap")
-    assert isinstance(seam, HoldingSeamRouter)
+    assert isinstance(seam, LateBindingRouterAdapter)
     return seam
 
 
-def test_hits_go_first_and_then_who_came_first(holding: HoldingSeamRouter) -> None:
+def test_hits_go_first_and_then_who_came_first(holding: LateBindingRouterAdapter) -> None:
     names = {"long": (1, 2, 3), "first": (7,), "second": (8,)}
     holding.pick(request("warm", (1, 2)), fleet(), 0.0)
     for number, (name, blocks) in enumerate(names.items()):
@@ -173,7 +173,7 @@ def test_hits_go_first_and_then_who_came_first(holding: HoldingSeamRouter) -> No
 
 def test_by_default_the_shorter_goes_first_and_nobody_is_passed_for_ever() -> None:
     late = router(INFO)
-    assert isinstance(late, HoldingSeamRouter)
+    assert isinstance(late, LateBindingRouterAdapter)
     asked = {}
     for name, first, blocks, at in (("long", 100, 40, 0.0), ("short", 200, 1, 1.0), ("much later", 300, 1, 30.0)):
         asked[name] = request(name, tuple(range(first, first + blocks)))
@@ -182,7 +182,7 @@ def test_by_default_the_shorter_goes_first_and_nobody_is_passed_for_ever() -> No
     assert late.rebalance([endpoint("e0", held=list(asked.values()))], 40.0) == []
 
 
-def test_what_is_held_at_a_full_instance_moves_to_its_other_home(holding: HoldingSeamRouter) -> None:
+def test_what_is_held_at_a_full_instance_moves_to_its_other_home(holding: LateBindingRouterAdapter) -> None:
     first = holding.pick(request("r0", (1, 2)), fleet(), 0.0)
     held: list[Any] = [request("r0", (1, 2))]
     for number in range(1, 30):
@@ -200,7 +200,7 @@ def test_what_is_held_at_a_full_instance_moves_to_its_other_home(holding: Holdin
     assert holding.rebalance([endpoint(name, held=[]) for name in ("e0", "e1", "e2", "e3")], 7.0) == []
 
 
-def test_a_request_that_moved_back_and_forth_counts_once(holding: HoldingSeamRouter) -> None:
+def test_a_request_that_moved_back_and_forth_counts_once(holding: LateBindingRouterAdapter) -> None:
     one = request("r")
     at = holding.pick(one, fleet(), 0.0)
     for turn in range(4):

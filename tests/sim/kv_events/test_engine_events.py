@@ -7,23 +7,25 @@ import msgspec
 import pytest
 import zmq
 
-from fairlead_sim.transcripts.exchange import exchange, get, post
-from fairlead_sim.transcripts.launch import Engine, launched
+from fairlead_sim.transcripts.exchange import get_request, post_request, send_request
+from fairlead_sim.transcripts.launch import EngineProcess, launch_engine
 
 SWITCHES = ("--model", "tiny", "--block-size", "32", "--kv-events", "0", "--kv-replay", "0", "--lora", "poet=/models/p")
 END = b"\xff" * 8
 
 
-async def complete(engine: Engine, tokens: list[int], **more: Any) -> dict[str, Any]:
+async def complete(engine: EngineProcess, tokens: list[int], **more: Any) -> dict[str, Any]:
     """The usage of one completion of these tokens."""
     body = {"model": "tiny", "prompt": tokens, "max_tokens": 1, **more}
-    usage: dict[str, Any] = (await exchange(engine.authority, post("/v1/completions", body))).json()["usage"]
+    usage: dict[str, Any] = (await send_request(engine.authority, post_request("/v1/completions", body))).json()[
+        "usage"
+    ]
     return usage
 
 
-async def heard(engine: Engine) -> list[Any]:
+async def heard(engine: EngineProcess) -> list[Any]:
     """All events that the engine published so far, in order."""
-    sources = (await exchange(engine.authority, get("/kv_event_sources"))).json()
+    sources = (await send_request(engine.authority, get_request("/kv_event_sources"))).json()
     return await asyncio.to_thread(_replayed, sources["0"]["replay_endpoint"])
 
 
@@ -45,7 +47,7 @@ def _replayed(endpoint: str) -> list[Any]:
 
 def test_an_index_of_the_events_predicts_what_the_engine_finds_cached() -> None:
     async def scenario() -> None:
-        async with launched(SWITCHES) as engine:
+        async with launch_engine(SWITCHES) as engine:
             prompts = [
                 list(range(start, start + length)) for start, length in ((100, 100), (100, 196), (100, 96), (900, 40))
             ]
@@ -81,7 +83,7 @@ def _path(events: list[Any], key: int) -> list[int]:
 
 def test_a_prompt_in_full_blocks_stores_its_last_block_again() -> None:
     async def scenario() -> None:
-        async with launched(SWITCHES) as engine:
+        async with launch_engine(SWITCHES) as engine:
             tokens = list(range(100, 196))
             await complete(engine, tokens)
             usage = await complete(engine, tokens)
@@ -98,10 +100,10 @@ def test_a_prompt_in_full_blocks_stores_its_last_block_again() -> None:
 @pytest.mark.parametrize("how", ["/reset_prefix_cache", "/sleep?level=1", "/pause?clear_cache=true"])
 def test_a_clear_is_told_with_the_next_request_only(how: str) -> None:
     async def scenario() -> None:
-        async with launched(SWITCHES) as engine:
+        async with launch_engine(SWITCHES) as engine:
             await complete(engine, list(range(40)))
-            assert (await exchange(engine.authority, post(how))).status == 200
-            await exchange(engine.authority, post("/wake_up"))
+            assert (await send_request(engine.authority, post_request(how))).status == 200
+            await send_request(engine.authority, post_request("/wake_up"))
             assert [event["type"] for event in await heard(engine)] == ["BlockStored"]
             usage = await complete(engine, list(range(40)))
             assert usage["prompt_tokens_details"]["cached_tokens"] == 0
@@ -116,7 +118,7 @@ def test_a_clear_is_told_with_the_next_request_only(how: str) -> None:
 
 def test_salt_adapter_and_session_are_told() -> None:
     async def scenario() -> None:
-        async with launched(SWITCHES) as engine:
+        async with launch_engine(SWITCHES) as engine:
             tokens = list(range(70))
             await complete(engine, tokens)
             await complete(engine, tokens, model="poet", cache_salt="tenant-8", session_id="S1")
@@ -130,7 +132,7 @@ def test_salt_adapter_and_session_are_told() -> None:
 
 def test_a_mode_tells_of_cached_blocks_again() -> None:
     async def scenario() -> None:
-        async with launched(SWITCHES) as engine:
+        async with launch_engine(SWITCHES) as engine:
             tokens = list(range(100))
             await complete(engine, tokens)
             usage = await complete(engine, tokens, vllm_xargs={"kv_cache_report_mode": "full"})

@@ -13,21 +13,21 @@ import zmq
 
 from fairlead.clock import ManualClock
 from fairlead.errors import BadInput
-from fairlead.profile import preset
+from fairlead.profile import builtin_profile
 from fairlead_sim import kv_wire
-from fairlead_sim.blocks import Cleared, KvEvent, Removed, Stored
+from fairlead_sim.blocks import BlockEvicted, BlocksStored, CacheCleared, KvEvent
 from fairlead_sim.engine import EngineCore
-from fairlead_sim.kv_events import END, KvPublisher
-from fairlead_sim.sequence import Sequence
+from fairlead_sim.kv_events import END_OF_REPLAY, KvEventPublisher
+from fairlead_sim.sequence import EngineSequence
 
 RECORDED = Path(__file__).resolve().parents[3].parent / "shared/research/vllm-real/kv-events"
 LOCAL = "tcp://127.0.0.1:0"
 PATIENCE_MS = 120_000
 LOOPS: list[Callable[[], asyncio.AbstractEventLoop]] = [asyncio.new_event_loop, uvloop.new_event_loop]
 
-A = Stored((11, 2**64 - 1), None, tuple(range(32)), 16)
-B = Stored((13,), 12, tuple(range(16)), 16, adapter="poet", salt="s", session="S1")
-C = Stored((14, 15), None, tuple(range(32)), 16, adapter="poet", salt="s")
+A = BlocksStored((11, 2**64 - 1), None, tuple(range(32)), 16)
+B = BlocksStored((13,), 12, tuple(range(16)), 16, adapter="poet", salt="s", session="S1")
+C = BlocksStored((14, 15), None, tuple(range(32)), 16, adapter="poet", salt="s")
 
 
 @pytest.fixture
@@ -41,14 +41,14 @@ def published(
     context: "zmq.Context[zmq.Socket[bytes]]", events: list[list[KvEvent]], **options: Any
 ) -> list[tuple[bytes, int, Any]]:
     """What a subscriber hears of these steps: (topic, sequence number, decoded payload)."""
-    publisher = KvPublisher(LOCAL, None, clock=ManualClock(), context=context, **options)
+    publisher = KvEventPublisher(LOCAL, None, clock=ManualClock(), context=context, **options)
     subscriber = context.socket(zmq.XSUB)
     subscriber.connect(publisher.endpoint)
     # A subscription reaches a PUB socket at some later time; an XPUB would tell. Publishing goes on until it is heard.
     subscriber.send(b"\x01")
     warm = 0
     while not subscriber.poll(10):
-        publisher.publish([Cleared()])
+        publisher.publish([CacheCleared()])
         warm += 1
     for step in events:
         publisher.publish(step)
@@ -75,7 +75,7 @@ def replayed(
     told: list[list[bytes]] = []
     while dealer.poll(wait_ms):
         told.append(dealer.recv_multipart())
-        if told[-1][2] == END:
+        if told[-1][2] == END_OF_REPLAY:
             break
     context.destroy(linger=0)
     return told
@@ -93,7 +93,7 @@ def number(value: int) -> bytes:
 
 def test_a_step_is_one_message_of_three_frames(context: "zmq.Context[zmq.Socket[bytes]]") -> None:
     clock = ManualClock()
-    heard = published(context, [[A, Removed(7)], [], [Cleared()]], topic="kv@1.2.3.4:8000@tiny")
+    heard = published(context, [[A, BlockEvicted(7)], [], [CacheCleared()]], topic="kv@1.2.3.4:8000@tiny")
     assert [topic for topic, _, _ in heard] == [b"kv@1.2.3.4:8000@tiny"] * 2
     assert heard[1][1] == heard[0][1] + 1
     stamp, events, rank = heard[0][2]
@@ -101,7 +101,7 @@ def test_a_step_is_one_message_of_three_frames(context: "zmq.Context[zmq.Socket[
 
 
 def test_events_are_maps_with_defaults_left_out(context: "zmq.Context[zmq.Socket[bytes]]") -> None:
-    ((_, _, (_, events, _)),) = published(context, [[A, B, Removed(7), Cleared()]])
+    ((_, _, (_, events, _)),) = published(context, [[A, B, BlockEvicted(7), CacheCleared()]])
     assert events[0] == {
         "type": "BlockStored",
         "block_hashes": [11, 2**64 - 1],
@@ -121,7 +121,7 @@ def test_events_are_maps_with_defaults_left_out(context: "zmq.Context[zmq.Socket
 
 
 def test_older_engines_send_arrays(context: "zmq.Context[zmq.Socket[bytes]]") -> None:
-    ((_, _, (_, events, _)),) = published(context, [[A, C, Removed(7), Cleared()]], encoding="array")
+    ((_, _, (_, events, _)),) = published(context, [[A, C, BlockEvicted(7), CacheCleared()]], encoding="array")
     assert events[0] == ["BlockStored", [11, 2**64 - 1], None, list(range(32)), 16, None, "GPU", None, None]
     assert events[1][7:] == ["poet", [["poet", "s"], ["poet"]]]
     assert events[2:] == [["BlockRemoved", [7], "GPU"], ["AllBlocksCleared"]]
@@ -129,8 +129,8 @@ def test_older_engines_send_arrays(context: "zmq.Context[zmq.Socket[bytes]]") ->
 
 def test_the_salt_is_told_with_the_first_block_of_a_prompt_only() -> None:
     assert kv_wire.extra_keys(C) == [["poet", "s"], ["poet"]]
-    assert kv_wire.extra_keys(Stored((1, 2), None, None, 16, salt="s")) == [["s"], None]
-    assert kv_wire.extra_keys(Stored((1, 2), 9, None, 16, salt="s")) == [None, None]
+    assert kv_wire.extra_keys(BlocksStored((1, 2), None, None, 16, salt="s")) == [["s"], None]
+    assert kv_wire.extra_keys(BlocksStored((1, 2), 9, None, 16, salt="s")) == [None, None]
 
 
 def test_an_adapter_has_the_number_it_was_loaded_under(context: "zmq.Context[zmq.Socket[bytes]]") -> None:
@@ -139,10 +139,10 @@ def test_an_adapter_has_the_number_it_was_loaded_under(context: "zmq.Context[zmq
 
 
 def test_the_rank_is_in_the_batch_and_moves_the_port(context: "zmq.Context[zmq.Socket[bytes]]") -> None:
-    free = KvPublisher(LOCAL, None, clock=ManualClock())
+    free = KvEventPublisher(LOCAL, None, clock=ManualClock())
     base = int(free.endpoint.rpartition(":")[2])
     free.close()
-    publisher = KvPublisher(f"tcp://127.0.0.1:{base - 1}", LOCAL, clock=ManualClock(), context=context, rank=1)
+    publisher = KvEventPublisher(f"tcp://127.0.0.1:{base - 1}", LOCAL, clock=ManualClock(), context=context, rank=1)
     assert publisher.endpoint == f"tcp://127.0.0.1:{base}"
     assert list(publisher.sources()) == ["1"]
     publisher.close()
@@ -151,7 +151,7 @@ def test_the_rank_is_in_the_batch_and_moves_the_port(context: "zmq.Context[zmq.S
 
 
 def test_port_0_takes_a_free_one_and_sources_tell_the_real_one(context: "zmq.Context[zmq.Socket[bytes]]") -> None:
-    publisher = KvPublisher("tcp://*:0", "tcp://*:0", "t", clock=ManualClock(), context=context, buffer_steps=5)
+    publisher = KvEventPublisher("tcp://*:0", "tcp://*:0", "t", clock=ManualClock(), context=context, buffer_steps=5)
     source = publisher.sources()["0"]
     for field in ("endpoint", "replay_endpoint"):
         host, _, port = source[field].rpartition(":")
@@ -163,11 +163,11 @@ def test_port_0_takes_a_free_one_and_sources_tell_the_real_one(context: "zmq.Con
 
 
 def test_an_address_in_use_or_malformed_is_told(context: "zmq.Context[zmq.Socket[bytes]]") -> None:
-    publisher = KvPublisher(LOCAL, None, clock=ManualClock(), context=context)
+    publisher = KvEventPublisher(LOCAL, None, clock=ManualClock(), context=context)
     with pytest.raises(BadInput, match="cannot bind"):
-        KvPublisher(publisher.endpoint, LOCAL, clock=ManualClock(), context=context)
+        KvEventPublisher(publisher.endpoint, LOCAL, clock=ManualClock(), context=context)
     with pytest.raises(BadInput, match="no ZMQ address"):
-        KvPublisher("nonsense", None, clock=ManualClock(), context=context)
+        KvEventPublisher("nonsense", None, clock=ManualClock(), context=context)
     publisher.close()
 
 
@@ -176,10 +176,10 @@ def test_a_late_listener_is_told_what_it_missed(
     context: "zmq.Context[zmq.Socket[bytes]]", loop: Callable[[], asyncio.AbstractEventLoop]
 ) -> None:
     async def main() -> list[list[bytes]]:
-        publisher = KvPublisher(LOCAL, LOCAL, "t", clock=ManualClock(), context=context)
+        publisher = KvEventPublisher(LOCAL, LOCAL, "t", clock=ManualClock(), context=context)
         publisher.start()
         for key in range(1_000):
-            publisher.publish([Removed(key)])
+            publisher.publish([BlockEvicted(key)])
         endpoint = publisher.replay_endpoint
         assert endpoint is not None
         everything, rest, beyond = await asyncio.gather(
@@ -197,30 +197,30 @@ def test_a_late_listener_is_told_what_it_missed(
         (b"", b"t", 1),
     ]
     assert msgspec.msgpack.decode(told[5][3])[1][0]["block_hashes"] == [5]
-    assert told[-1] == [b"", b"", END, b""]
+    assert told[-1] == [b"", b"", END_OF_REPLAY, b""]
 
 
 def test_only_the_last_batches_can_be_replayed(context: "zmq.Context[zmq.Socket[bytes]]") -> None:
     async def main() -> list[list[bytes]]:
-        publisher = KvPublisher(LOCAL, LOCAL, clock=ManualClock(), context=context, buffer_steps=3)
+        publisher = KvEventPublisher(LOCAL, LOCAL, clock=ManualClock(), context=context, buffer_steps=3)
         publisher.start()
         for key in range(10):
-            publisher.publish([Removed(key)])
+            publisher.publish([BlockEvicted(key)])
         told = await asyncio.to_thread(replayed, str(publisher.replay_endpoint), number(0))
         publisher.close()
         return told
 
-    assert [frames[2] for frames in run(main)] == [number(7), number(8), number(9), END]
+    assert [frames[2] for frames in run(main)] == [number(7), number(8), number(9), END_OF_REPLAY]
 
 
 def test_a_short_number_is_read_as_one_and_a_request_without_delimiter_gets_no_answer(
     context: "zmq.Context[zmq.Socket[bytes]]",
 ) -> None:
     async def main() -> tuple[list[list[bytes]], list[list[bytes]]]:
-        publisher = KvPublisher(LOCAL, LOCAL, clock=ManualClock(), context=context)
+        publisher = KvEventPublisher(LOCAL, LOCAL, clock=ManualClock(), context=context)
         publisher.start()
         for key in range(7):
-            publisher.publish([Removed(key)])
+            publisher.publish([BlockEvicted(key)])
         endpoint = str(publisher.replay_endpoint)
         # The malformed request is sent first on the same socket; had it an answer, it would be told before the other's.
         malformed = await asyncio.to_thread(_two_requests, endpoint, [number(0)], [b"", b"\x05"])
@@ -230,7 +230,7 @@ def test_a_short_number_is_read_as_one_and_a_request_without_delimiter_gets_no_a
 
     malformed, short = run(main)
     assert malformed == short
-    assert [frames[2] for frames in short] == [number(5), number(6), END]
+    assert [frames[2] for frames in short] == [number(5), number(6), END_OF_REPLAY]
 
 
 def _two_requests(endpoint: str, first: list[bytes], second: list[bytes]) -> list[list[bytes]]:
@@ -240,7 +240,7 @@ def _two_requests(endpoint: str, first: list[bytes], second: list[bytes]) -> lis
     dealer.send_multipart(first)
     dealer.send_multipart(second)
     told: list[list[bytes]] = []
-    while not told or told[-1][2] != END:
+    while not told or told[-1][2] != END_OF_REPLAY:
         assert dealer.poll(PATIENCE_MS)
         told.append(dealer.recv_multipart())
     context.destroy(linger=0)
@@ -249,9 +249,9 @@ def _two_requests(endpoint: str, first: list[bytes], second: list[bytes]) -> lis
 
 def test_a_plain_request_socket_gets_one_reply(context: "zmq.Context[zmq.Socket[bytes]]") -> None:
     async def main() -> list[bytes]:
-        publisher = KvPublisher(LOCAL, LOCAL, "t", clock=ManualClock(), context=context)
+        publisher = KvEventPublisher(LOCAL, LOCAL, "t", clock=ManualClock(), context=context)
         publisher.start()
-        publisher.publish([Removed(1)])
+        publisher.publish([BlockEvicted(1)])
         told = await asyncio.to_thread(_requested, str(publisher.replay_endpoint))
         publisher.close()
         return told
@@ -277,10 +277,10 @@ def test_many_listeners_at_once_and_again_are_all_told(
     context: "zmq.Context[zmq.Socket[bytes]]", loop: Callable[[], asyncio.AbstractEventLoop]
 ) -> None:
     async def main() -> list[int]:
-        publisher = KvPublisher(LOCAL, LOCAL, clock=ManualClock(), context=context)
+        publisher = KvEventPublisher(LOCAL, LOCAL, clock=ManualClock(), context=context)
         publisher.start()
         for key in range(600):
-            publisher.publish([Removed(key)])
+            publisher.publish([BlockEvicted(key)])
         counts = []
         for _ in range(3):
             told = await asyncio.gather(
@@ -295,10 +295,10 @@ def test_many_listeners_at_once_and_again_are_all_told(
 
 def test_a_replay_does_not_hold_up_the_event_loop(context: "zmq.Context[zmq.Socket[bytes]]") -> None:
     async def main() -> int:
-        publisher = KvPublisher(LOCAL, LOCAL, clock=ManualClock(), context=context)
+        publisher = KvEventPublisher(LOCAL, LOCAL, clock=ManualClock(), context=context)
         publisher.start()
         for key in range(10_000):
-            publisher.publish([Removed(key)])
+            publisher.publish([BlockEvicted(key)])
         asked = asyncio.create_task(asyncio.to_thread(replayed, str(publisher.replay_endpoint), number(0)))
         turns = 0
         while not asked.done():
@@ -313,14 +313,14 @@ def test_a_replay_does_not_hold_up_the_event_loop(context: "zmq.Context[zmq.Sock
 
 def test_a_restarted_engine_counts_from_0_and_has_no_past() -> None:
     async def main() -> tuple[list[list[bytes]], list[list[bytes]]]:
-        publisher = KvPublisher(LOCAL, LOCAL, clock=ManualClock())
+        publisher = KvEventPublisher(LOCAL, LOCAL, clock=ManualClock())
         for key in range(5):
-            publisher.publish([Removed(key)])
+            publisher.publish([BlockEvicted(key)])
         endpoint, replay = publisher.endpoint, str(publisher.replay_endpoint)
         publisher.close()
-        again = KvPublisher(endpoint, replay, clock=ManualClock())
+        again = KvEventPublisher(endpoint, replay, clock=ManualClock())
         again.start()
-        again.publish([Removed(99)])
+        again.publish([BlockEvicted(99)])
         told = await asyncio.gather(
             asyncio.to_thread(replayed, replay, number(0)), asyncio.to_thread(replayed, replay, number(5))
         )
@@ -328,17 +328,17 @@ def test_a_restarted_engine_counts_from_0_and_has_no_past() -> None:
         return told[0], told[1]
 
     fresh, old = run(main)
-    assert [frames[2] for frames in fresh] == [number(0), END]
-    assert [frames[2] for frames in old] == [END]
+    assert [frames[2] for frames in fresh] == [number(0), END_OF_REPLAY]
+    assert [frames[2] for frames in old] == [END_OF_REPLAY]
 
 
 def test_a_clear_of_an_idle_engine_is_published_with_the_next_step(context: "zmq.Context[zmq.Socket[bytes]]") -> None:
-    core = EngineCore(preset("tiny-cpu"), block_tokens=16)
-    core.add(Sequence("a", 0.0, 20, 1, tokens=list(range(20)), keys=(1,)))
+    core = EngineCore(builtin_profile("tiny-cpu"), block_tokens=16)
+    core.add(EngineSequence("a", 0.0, 20, 1, tokens=list(range(20)), keys=(1,)))
     steps = [step.events if (step := core.step(0.0)) else []]
     assert core.reset_prefix_cache()
     assert core.step(1.0) is None
-    core.add(Sequence("b", 1.0, 20, 1, tokens=list(range(20)), keys=(1,)))
+    core.add(EngineSequence("b", 1.0, 20, 1, tokens=list(range(20)), keys=(1,)))
     steps.append(step.events if (step := core.step(1.0)) else [])
     heard = published(context, steps)
     assert [[event["type"] for event in payload[1]] for _, _, payload in heard] == [
@@ -351,11 +351,11 @@ def test_both_encodings_carry_the_same_facts(context: "zmq.Context[zmq.Socket[by
     rng = random.Random(7)
     steps: list[list[KvEvent]] = [
         [
-            Stored(
+            BlocksStored(
                 (rng.getrandbits(64),), rng.choice([None, rng.getrandbits(64)]), (1,) * 16, 16, rng.choice([None, "x"])
             )
             if rng.random() < 0.7
-            else Removed(rng.getrandbits(64))
+            else BlockEvicted(rng.getrandbits(64))
             for _ in range(rng.randrange(1, 6))
         ]
         for _ in range(50)
@@ -384,13 +384,13 @@ def test_recorded_streams_have_the_shapes_that_are_published_here(context: "zmq.
     paths = [RECORDED / f"{name}.msgpack" for name in ("a-scenarios", "b-eviction-restart")]
     recorded = [event for path in paths for batch in msgspec.msgpack.decode(path.read_bytes()) for event in batch[1]]
     plain: list[KvEvent] = [
-        Stored((1,), None, (1,), 1),
-        Stored((1,), 2, (1,), 1),
-        Stored((1,), None, (1,), 1, adapter="x"),
-        Stored((1,), None, (1,), 1, adapter="x", session="s"),
-        Stored((1,), None, (1,), 1, session="s"),
-        Removed(1),
-        Cleared(),
+        BlocksStored((1,), None, (1,), 1),
+        BlocksStored((1,), 2, (1,), 1),
+        BlocksStored((1,), None, (1,), 1, adapter="x"),
+        BlocksStored((1,), None, (1,), 1, adapter="x", session="s"),
+        BlocksStored((1,), None, (1,), 1, session="s"),
+        BlockEvicted(1),
+        CacheCleared(),
     ]
     ((_, _, (_, events, _)),) = published(context, [plain], adapter_id=lambda _: 1)
     assert shapes(recorded) == shapes(events)

@@ -8,10 +8,10 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from fairlead.clock import ManualClock
-from fairlead.profile import preset
+from fairlead.profile import builtin_profile
 from fairlead_sim.engine import EngineCore
 from fairlead_sim.metrics import EngineMetrics
-from fairlead_sim.sequence import Sequence
+from fairlead_sim.sequence import EngineSequence
 
 DUMPS = Path(__file__).resolve().parents[3].parent / "shared/research/vllm-real/metrics"
 
@@ -62,7 +62,7 @@ class Bench:
     """A core and its metrics on a clock of their own."""
 
     def __init__(self, *, ranks: int = 1, max_model_len: int = 4_096) -> None:
-        self.core = EngineCore(preset("tiny-cpu"), block_tokens=16)
+        self.core = EngineCore(builtin_profile("tiny-cpu"), block_tokens=16)
         self.now = 0.0
         self.metrics = EngineMetrics(
             "tiny",
@@ -78,7 +78,7 @@ class Bench:
         """Step until nothing is left."""
         while (step := self.core.step(self.now)) is not None:
             began, self.now = self.now, self.now + step.seconds
-            self.metrics.step(0, step, began, self.now)
+            self.metrics.observe_step(0, step, began, self.now)
 
     def series(self) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
         """Every series of the page by name and labels."""
@@ -119,9 +119,9 @@ def types(page: str) -> dict[str, str]:
 
 def ours_after_one_request(*, ranks: int = 1, max_model_len: int = 4_096) -> str:
     bench = Bench(ranks=ranks, max_model_len=max_model_len)
-    bench.core.add(Sequence("r", 0.0, 40, 3, adapter="a"))
+    bench.core.add(EngineSequence("r", 0.0, 40, 3, adapter="a"))
     bench.run()
-    bench.metrics.http.answered("/v1/models", "GET", 200, 0.01, received_bytes=0, sent_bytes=10)
+    bench.metrics.http.observe_response("/v1/models", "GET", 200, 0.01, received_bytes=0, sent_bytes=10)
     return bench.metrics.render().decode()
 
 
@@ -177,7 +177,7 @@ def test_the_page_has_no_vllm_series_that_the_real_engine_lacks() -> None:
 
 def test_a_request_is_counted_from_arrival_to_its_last_token() -> None:
     bench = Bench()
-    bench.core.add(Sequence("r", 0.0, 40, 5))
+    bench.core.add(EngineSequence("r", 0.0, 40, 5))
     bench.run()
     assert bench.value("vllm:prompt_tokens_total") == 40
     assert bench.value("vllm:generation_tokens_total") == 5
@@ -193,7 +193,7 @@ def test_a_request_is_counted_from_arrival_to_its_last_token() -> None:
 def test_a_prompt_seen_before_is_counted_as_hit() -> None:
     bench = Bench()
     for name in "ab":
-        bench.core.add(Sequence(name, bench.now, 64, 1, keys=(1, 2, 3, 4)))
+        bench.core.add(EngineSequence(name, bench.now, 64, 1, keys=(1, 2, 3, 4)))
         bench.run()
     assert bench.value("vllm:prefix_cache_queries_total") == 128
     assert bench.value("vllm:prefix_cache_hits_total") == 48
@@ -205,7 +205,7 @@ def test_a_prompt_seen_before_is_counted_as_hit() -> None:
 def test_gauges_show_the_core_as_it_is_now() -> None:
     bench = Bench()
     for number in range(40):
-        bench.core.add(Sequence(str(number), 0.0, 100, 10))
+        bench.core.add(EngineSequence(str(number), 0.0, 100, 10))
     bench.core.step(0.0)
     assert bench.value("vllm:num_requests_running") + bench.value("vllm:num_requests_waiting") == 40
     waiting = bench.value("vllm:num_requests_waiting")
@@ -216,8 +216,8 @@ def test_gauges_show_the_core_as_it_is_now() -> None:
 def test_a_client_that_left_is_counted_nowhere_and_forgotten() -> None:
     bench = Bench()
     for number in range(5_000):
-        bench.core.add(Sequence(str(number), 0.0, 1, 100))
-        bench.metrics.step(0, step, 0.0, bench.now) if (step := bench.core.step(0.0)) else None
+        bench.core.add(EngineSequence(str(number), 0.0, 1, 100))
+        bench.metrics.observe_step(0, step, 0.0, bench.now) if (step := bench.core.step(0.0)) else None
         bench.core.abort(str(number))
     assert len(bench.metrics.ranks[0]._last) < 5_000
     assert bench.value("vllm:request_success_total", finished_reason="abort") == 0
@@ -227,24 +227,24 @@ def test_sleep_levels_are_told_as_the_real_engine_tells_them() -> None:
     bench = Bench()
     states = ("awake", "weights_offloaded", "discard_all")
     for level, expected in ((None, (1, 0, 0)), (0, (0, 0, 0)), (1, (0, 1, 0)), (2, (0, 0, 1)), (None, (1, 0, 0))):
-        bench.metrics.sleeping(level)
+        bench.metrics.set_sleep_level(level)
         assert tuple(bench.value("vllm:engine_sleep_state", sleep_state=state) for state in states) == expected
 
 
 def test_running_adapters_are_named_with_the_time_they_were_seen() -> None:
     bench = Bench()
-    bench.core.add(Sequence("r", 0.0, 10, 2, adapter="poet"))
+    bench.core.add(EngineSequence("r", 0.0, 10, 2, adapter="poet"))
     bench.run()
     assert bench.value("vllm:lora_requests_info", running_lora_adapters="poet", max_lora="2") == ManualClock().wall()
 
 
 def test_rejections_and_http_requests_are_counted() -> None:
     bench = Bench()
-    bench.metrics.rejected("max_num_queued_reqs")
+    bench.metrics.count_rejection("max_num_queued_reqs")
     for status in (200, 200, 503):
-        bench.metrics.http.answered("/v1/completions", "POST", status, 0.2, received_bytes=5, sent_bytes=7)
-    bench.metrics.http.answered(None, "GET", 404, 0.001, received_bytes=0, sent_bytes=22)
-    bench.metrics.http.answered("/health", "GET", 200, 0.001, received_bytes=0, sent_bytes=0)
+        bench.metrics.http.observe_response("/v1/completions", "POST", status, 0.2, received_bytes=5, sent_bytes=7)
+    bench.metrics.http.observe_response(None, "GET", 404, 0.001, received_bytes=0, sent_bytes=22)
+    bench.metrics.http.observe_response("/health", "GET", 200, 0.001, received_bytes=0, sent_bytes=0)
     assert bench.value("vllm:admission_rejections_total", reason="max_num_queued_reqs") == 1
     assert bench.value("http_requests_total", handler="/v1/completions", status="2xx") == 2
     assert bench.value("http_requests_total", handler="none", status="4xx") == 1

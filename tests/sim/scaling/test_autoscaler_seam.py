@@ -13,21 +13,21 @@ from typing import Any
 import pytest
 
 from fairlead.errors import BadInput
-from fairlead_autoscaler.mix import unhurried
-from fairlead_autoscaler.scaling import Core
-from fairlead_autoscaler.scaling.values import Observation, Plan, ScaledModel
+from fairlead_autoscaler.mix import simulation_solver
+from fairlead_autoscaler.scaling import ScalingCore
+from fairlead_autoscaler.scaling.values import ModelSpec, Observation, ScalingPlan
 from fairlead_sim.scaling import scenarios
-from fairlead_sim.scaling.loop import run
-from fairlead_sim.scaling.plant import Scenario, Troubles
-from fairlead_sim.scaling.seam import observation_of
-from fairlead_sim.scaling.seam_info import model_of
+from fairlead_sim.scaling.loop import run_controller
+from fairlead_sim.scaling.plant import AutoscalingScenario, PlantFaults
+from fairlead_sim.scaling.seam import parse_observation
+from fairlead_sim.scaling.seam_info import parse_model
 from fairlead_sim.seams import autoscaler, main
 
 DOCUMENTED = Path(__file__).parents[3] / "docs" / "reference" / "seams.md"
 ROLES = {"Serve": "both", "Prefill": "prefill", "Decode": "decode"}
 
 
-def info_of(model: ScaledModel) -> dict[str, Any]:
+def info_of(model: ModelSpec) -> dict[str, Any]:
     """What a tool would say of the model."""
     pools: dict[str, Any] = {}
     for facts in model.pools:
@@ -110,15 +110,15 @@ def obs_of(seen: Observation) -> dict[str, Any]:
 class Both:
     """The core beside the seam; both see every look."""
 
-    def __init__(self, model: ScaledModel) -> None:
+    def __init__(self, model: ModelSpec) -> None:
         self.model = model
-        self.core = Core(model)
+        self.core = ScalingCore(model)
         self.seam = autoscaler(info_of(model))
         self.steps: list[dict[str, int]] = []
         self.mixed = 0
 
-    def step(self, observation: Observation) -> Plan:
-        assert observation_of(obs_of(observation), self.model) == replace(observation, mixes={})
+    def step(self, observation: Observation) -> ScalingPlan:
+        assert parse_observation(obs_of(observation), self.model) == replace(observation, mixes={})
         plan = self.core.step(observation)
         self.mixed += any("mix_replicas" in pool.inputs for pool in plan.pools.values())
         self.steps.append({name: pool.replicas for name, pool in plan.pools.items()})
@@ -126,15 +126,15 @@ class Both:
         return plan
 
 
-def short() -> Scenario:
+def short() -> AutoscalingScenario:
     made = replace(scenarios.step_cold(2), seconds=1_500.0)
-    return replace(made, troubles=Troubles(blind=((300.0, 400.0),), lying=((500.0, 600.0),)))
+    return replace(made, faults=PlantFaults(missing=((300.0, 400.0),), zeroed=((500.0, 600.0),)))
 
 
 def test_the_seam_answers_what_the_core_answers() -> None:
     scenario = short()
     controller = Both(scenario.model)
-    run(scenario, controller)
+    run_controller(scenario, controller)
     assert len(controller.steps) == 300
     assert len({tuple(step.items()) for step in controller.steps}) > 1
 
@@ -142,14 +142,14 @@ def test_the_seam_answers_what_the_core_answers() -> None:
 def test_told_the_shapes_of_requests_it_divides_among_kinds_by_the_mix_as_the_core_does() -> None:
     scenario = replace(scenarios.smooth_mixed(2), seconds=1_500.0)
     controller = Both(scenario.model)
-    run(scenario, controller, solver=unhurried())
+    run_controller(scenario, controller, solver=simulation_solver())
     assert controller.mixed > 100
     assert any(step["L"] > 0 for step in controller.steps)
 
 
 def test_info_is_the_model_as_the_scenarios_tell_it() -> None:
     model = short().model
-    told = model_of(info_of(model))
+    told = parse_model(info_of(model))
     assert told.pools[0].profile is not None
     assert model.pools[0].profile is not None
     assert told.pools[0].profile.sequence_seconds == pytest.approx(model.pools[0].profile.sequence_seconds)
@@ -162,7 +162,7 @@ def test_objects_do_as_well_as_mappings() -> None:
         slo = {"ttft": 3.0, "itl": 0.15}  # noqa: RUF012 - a tool's object, as it may come
         pools = {"main": {"role": "decode", "min": 2, "max": 5}}  # noqa: RUF012
 
-    model = model_of(Info())
+    model = parse_model(Info())
     [pool] = model.pools
     assert (pool.name, pool.role.value, pool.minimum, pool.maximum, pool.profile) == ("main", "Decode", 2, 5, None)
     assert (model.patience_seconds, model.interval_seconds, model.ttft_bounds) == (None, 5.0, ())
@@ -170,24 +170,24 @@ def test_objects_do_as_well_as_mappings() -> None:
 
 def test_missing_is_not_zero() -> None:
     pool = {"desired": 1, "ready": 1, "replicas": [{"id": 7, "state": "ready", "age": 60.0, "running": 0}]}
-    model = model_of({"pools": {"main": {}}})
-    seen = observation_of({"t": 5.0, "gateway": {"held": 3}, "pools": {"main": pool}}, model)
+    model = parse_model({"pools": {"main": {}}})
+    seen = parse_observation({"t": 5.0, "gateway": {"held": 3}, "pools": {"main": pool}}, model)
     assert seen.gateway is None
     [replica] = seen.pools["main"].replicas or ()
     assert (replica.id, replica.running, replica.waiting, replica.kv_share) == ("7", 0.0, None, None)
     silent = {"main": {"desired": 1, "ready": 1, "replicas": None}}
-    dark = observation_of({"t": 5.0, "gateway": None, "pools": silent}, model)
+    dark = parse_observation({"t": 5.0, "gateway": None, "pools": silent}, model)
     assert dark.pools["main"].replicas is None
 
 
 def test_a_histogram_may_leave_what_lies_beyond_its_edges_to_the_total() -> None:
-    model = model_of({"ttft_le": [1.0, 2.0, float("inf")], "itl_le": [0.1], "pools": {"main": {}}})
+    model = parse_model({"ttft_le": [1.0, 2.0, float("inf")], "itl_le": [0.1], "pools": {"main": {}}})
 
     def counts(**told: Any) -> tuple[Any, Any]:
         replica = {"id": "a", "state": "ready", "age": 9.0, **told}
         pool = {"desired": 1, "ready": 1, "replicas": [replica]}
         [seen] = (
-            observation_of({"t": 5.0, "gateway": None, "pools": {"main": pool}}, model).pools["main"].replicas or ()
+            parse_observation({"t": 5.0, "gateway": None, "pools": {"main": pool}}, model).pools["main"].replicas or ()
         )
         return seen.ttft_counts, seen.itl_counts
 
@@ -209,7 +209,7 @@ def test_a_pool_whose_pods_nobody_counted_stays_as_it_is(wrong: float | None) ->
 def test_a_replica_of_which_nobody_says_what_it_is_doing_is_left_out() -> None:
     told = [{"id": "a", "state": None, "age": 9.0}, {"id": "b", "state": "ready", "age": None, "running": 2}]
     pool = {"desired": 2, "ready": 2, "replicas": told}
-    seen = observation_of({"t": 5.0, "gateway": None, "pools": {"main": pool}}, model_of({"pools": {"main": {}}}))
+    seen = parse_observation({"t": 5.0, "gateway": None, "pools": {"main": pool}}, parse_model({"pools": {"main": {}}}))
     assert [one.id for one in seen.pools["main"].replicas or ()] == ["b"]
 
 
@@ -218,12 +218,12 @@ def test_settings_are_the_cores() -> None:
     frozen = autoscaler(info_of(scenario.model), freeze=True)
 
     class Frozen:
-        def step(self, observation: Observation) -> Plan:
+        def step(self, observation: Observation) -> ScalingPlan:
             desired = frozen.step(obs_of(observation))
             assert desired.get("S", 3) == 3
-            return Plan()
+            return ScalingPlan()
 
-    run(replace(scenario, seconds=300.0), Frozen())
+    run_controller(replace(scenario, seconds=300.0), Frozen())
 
 
 @pytest.mark.parametrize(
@@ -322,7 +322,7 @@ def test_a_reset_that_is_wrong_names_the_field_and_what_belongs_there(info: dict
 
 def test_what_is_not_limited_is_missing_or_infinite() -> None:
     for none in ({}, {"slo": None}, {"slo": {"ttft": math.inf, "itl": None}, "timeout": math.inf}):
-        model = model_of({"pools": {"main": {}}, **none})
+        model = parse_model({"pools": {"main": {}}, **none})
         assert (model.ttft_seconds, model.itl_seconds, model.patience_seconds) == (None, None, None)
 
 

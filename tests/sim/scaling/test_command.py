@@ -5,14 +5,16 @@ from dataclasses import replace
 import pytest
 
 from fairlead_sim.scaling import __main__ as command
-from fairlead_sim.scaling.scenarios import KINDS
+from fairlead_sim.scaling.scenarios import SCENARIOS
 
-STEP = KINDS[command.EXAMPLE](1, None)
+STEP = SCENARIOS[command.EXAMPLE_SCENARIO](1, None)
 
 
 @pytest.fixture(autouse=True)
 def brief(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(command, "KINDS", {command.EXAMPLE: lambda seed, traces: replace(STEP, seconds=900.0)})
+    monkeypatch.setattr(
+        command, "SCENARIOS", {command.EXAMPLE_SCENARIO: lambda seed, traces: replace(STEP, seconds=900.0)}
+    )
 
 
 def line(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:

@@ -6,15 +6,15 @@ from statistics import fmean
 import pytest
 
 from fairlead.fleet import Role
-from fairlead_sim.scaling.book import Load
-from fairlead_sim.scaling.loop import Schedule, run
-from fairlead_sim.scaling.plant import Scenario
-from fairlead_sim.scaling.scenarios import AZURE_CONVERSATIONS, KINDS, MOONCAKE_CONVERSATIONS
+from fairlead_sim.scaling.book import ArrivalTrace
+from fairlead_sim.scaling.loop import ScheduleController, run_controller
+from fairlead_sim.scaling.plant import AutoscalingScenario
+from fairlead_sim.scaling.scenarios import AZURE_CONVERSATIONS, MOONCAKE_CONVERSATIONS, SCENARIOS
 
-QUICK = [name for name in KINDS if not name.startswith("smooth")]
+QUICK = [name for name in SCENARIOS if not name.startswith("smooth")]
 
 
-def per_minute(scenario: Scenario) -> list[int]:
+def per_minute(scenario: AutoscalingScenario) -> list[int]:
     counts = [0] * int(scenario.seconds / 60.0)
     for arrival in scenario.load.arrivals:
         counts[min(len(counts) - 1, int(arrival / 60.0))] += 1
@@ -23,9 +23,9 @@ def per_minute(scenario: Scenario) -> list[int]:
 
 @pytest.mark.parametrize("kind", QUICK)
 def test_a_seed_is_a_scenario(kind: str) -> None:
-    made = KINDS[kind](3, None)
-    assert made == KINDS[kind](3, None)
-    other = KINDS[kind](4, None)
+    made = SCENARIOS[kind](3, None)
+    assert made == SCENARIOS[kind](3, None)
+    other = SCENARIOS[kind](4, None)
     assert other.load.arrivals != made.load.arrivals
     load = made.load
     assert len(load.arrivals) == len(load.prompts) == len(load.outputs) > 500
@@ -39,14 +39,14 @@ def test_a_seed_is_a_scenario(kind: str) -> None:
 
 
 def test_the_smooth_short_day_rises_elevenfold_within_three_hours() -> None:
-    minutes = per_minute(KINDS["smooth-short"](1, None))
+    minutes = per_minute(SCENARIOS["smooth-short"](1, None))
     night, day = fmean(minutes[4 * 60 : 5 * 60 + 30]), fmean(minutes[9 * 60 + 30 : 11 * 60])
     assert day / night == pytest.approx(10.7, rel=0.1)
     assert fmean(minutes) / 60.0 == pytest.approx(12.0, rel=0.02)
 
 
 def test_answers_drift_and_requests_do_not() -> None:
-    scenario = KINDS["drift"](1, None)
+    scenario = SCENARIOS["drift"](1, None)
     minutes = per_minute(scenario)
     assert fmean(minutes[:50]) == pytest.approx(fmean(minutes[60:]), rel=0.05)
     place = next(at for at, arrival in enumerate(scenario.load.arrivals) if arrival > 3_600.0)
@@ -55,20 +55,20 @@ def test_answers_drift_and_requests_do_not() -> None:
 
 
 def test_bursts_leave_a_third_of_the_minutes_silent() -> None:
-    minutes = [count for seed in range(8) for count in per_minute(KINDS["on-off"](seed, None))]
+    minutes = [count for seed in range(8) for count in per_minute(SCENARIOS["on-off"](seed, None))]
     assert sum(count < 10 for count in minutes) / len(minutes) == pytest.approx(1 / 3, abs=0.05)
     assert fmean(minutes) == pytest.approx(3 * 147, rel=0.15)
     assert max(minutes) <= 3 * 640
 
 
 def test_zero_is_silent_for_eight_minutes_and_more() -> None:
-    minutes = per_minute(KINDS["zero-cold"](1, None))
+    minutes = per_minute(SCENARIOS["zero-cold"](1, None))
     assert minutes[:8] == [0] * 8
     assert sum(count == 0 for count in minutes) / len(minutes) > 0.6
 
 
 def test_the_mix_moves_there_and_back() -> None:
-    scenario = KINDS["mix-move"](1, None)
+    scenario = SCENARIOS["mix-move"](1, None)
     assert [setup.facts.role for setup in scenario.pools] == [Role.PREFILL, Role.DECODE]
     outputs: dict[int, list[int]] = {}
     for arrival, output in zip(scenario.load.arrivals, scenario.load.outputs, strict=True):
@@ -79,10 +79,12 @@ def test_the_mix_moves_there_and_back() -> None:
 
 
 def test_prompts_move_from_prefill_to_decode_and_none_is_lost() -> None:
-    made = KINDS["mix-move"](1, None)
-    scenario = Scenario(made.name, 1, 300.0, made.model, made.pools, _first(made, 300.0))
-    outcome = run(scenario, Schedule([(0.0, {"prefill": 9, "decode": 5}), (200.0, {"prefill": 7, "decode": 4})]))
-    book = outcome.book
+    made = SCENARIOS["mix-move"](1, None)
+    scenario = AutoscalingScenario(made.name, 1, 300.0, made.model, made.pools, _first(made, 300.0))
+    outcome = run_controller(
+        scenario, ScheduleController([(0.0, {"prefill": 9, "decode": 5}), (200.0, {"prefill": 7, "decode": 4})])
+    )
+    book = outcome.request_table
     assert outcome.attainment > 0.5
     assert min(book.end) > 0.0
     assert outcome.abandoned == outcome.lost == 0
@@ -97,15 +99,15 @@ def test_recorded_hours_are_read_where_they_are(tmp_path_factory: pytest.TempPat
     line = '{{"timestamp": {at}, "input_length": 20000, "output_length": 9, "hash_ids": {ids}}}'
     lines = [line.format(at=3_000 * (one // 2), ids=list(range(40))) for one in range(8)]
     (folder / MOONCAKE_CONVERSATIONS).write_text("\n".join(lines))
-    noisy = KINDS["noisy-hour"](1, folder)
+    noisy = SCENARIOS["noisy-hour"](1, folder)
     assert len(noisy.load) == 30
     assert set(noisy.load.prompts) == set(range(300, 310))
-    long = KINDS["long-prompts"](1, folder)
+    long = SCENARIOS["long-prompts"](1, folder)
     assert len(long.load) == 16
     assert set(long.load.prompts) == {20_000}
 
 
-def _first(scenario: Scenario, seconds: float) -> Load:
+def _first(scenario: AutoscalingScenario, seconds: float) -> ArrivalTrace:
     load = scenario.load
     count = sum(arrival < seconds for arrival in load.arrivals)
-    return Load(load.arrivals[:count], load.prompts[:count], load.outputs[:count])
+    return ArrivalTrace(load.arrivals[:count], load.prompts[:count], load.outputs[:count])

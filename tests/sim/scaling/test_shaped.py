@@ -2,27 +2,33 @@
 
 from dataclasses import replace
 
-from fairlead.profile import preset
-from fairlead_sim.scaling.book import Load
-from fairlead_sim.scaling.loop import Outcome, Schedule, run
-from fairlead_sim.scaling.plant import Scenario
-from fairlead_sim.scaling.pools import pool
+from fairlead.profile import builtin_profile
+from fairlead_sim.scaling.book import ArrivalTrace
+from fairlead_sim.scaling.loop import ControllerOutcome, ScheduleController, run_controller
+from fairlead_sim.scaling.plant import AutoscalingScenario
+from fairlead_sim.scaling.pools import reference_pool
 from fairlead_sim.scaling.scenarios import mixed_shapes
 
 SECONDS = 400.0
 
 
-def scenario(*, by_shape: bool, large: int = 1, seconds: float = SECONDS) -> Scenario:
+def scenario(*, by_shape: bool, large: int = 1, seconds: float = SECONDS) -> AutoscalingScenario:
     """Some minutes of it in front of small engines and one large."""
-    made = mixed_shapes(3, [pool(preset("l4-qwen8b"), 8), pool(preset("h100-llama8b"), large, minimum=0)])
+    made = mixed_shapes(
+        3,
+        [
+            reference_pool(builtin_profile("l4-qwen8b"), 8),
+            reference_pool(builtin_profile("h100-llama8b"), large, minimum=0),
+        ],
+    )
     count = sum(at < seconds for at in made.load.arrivals)
-    load = Load(made.load.arrivals[:count], made.load.prompts[:count], made.load.outputs[:count])
+    load = ArrivalTrace(made.load.arrivals[:count], made.load.prompts[:count], made.load.outputs[:count])
     return replace(made, seconds=seconds, load=load, by_shape=by_shape)
 
 
-def served(made: Scenario) -> Outcome:
+def served(made: AutoscalingScenario) -> ControllerOutcome:
     """With the replicas that are there from the start."""
-    return run(made, Schedule([]))
+    return run_controller(made, ScheduleController([]))
 
 
 def test_a_scenario_goes_by_shape_and_keeps_the_objectives_of_more() -> None:
@@ -30,9 +36,9 @@ def test_a_scenario_goes_by_shape_and_keeps_the_objectives_of_more() -> None:
     assert apart.requests == together.requests > 3_000
     assert apart.attainment >= 0.995
     assert together.attainment < apart.attainment
-    assert served(scenario(by_shape=True)).book.first == apart.book.first, "equal scenarios are equal"
+    assert served(scenario(by_shape=True)).request_table.first == apart.request_table.first, "equal scenarios are equal"
 
 
 def test_where_only_one_kind_is_ready_shape_is_no_matter() -> None:
     one, other = (served(scenario(by_shape=each, large=0, seconds=40.0)) for each in (True, False))
-    assert one.book.first == other.book.first
+    assert one.request_table.first == other.request_table.first

@@ -4,41 +4,41 @@ import asyncio
 from dataclasses import dataclass, field
 
 from fairlead.profile import EngineProfile
-from fairlead_sim.engine import EngineCore, Sequence, Step
-from fairlead_sim.server.driver import FORGIVEN, Driver
+from fairlead_sim.engine import EngineCore, EngineSequence, EngineStep
+from fairlead_sim.server.driver import MAX_LAG_SECONDS, RealtimeDriver
 
 STEP = 0.01
 PROFILE = EngineProfile("even", prefill_token_seconds=0.0, step_seconds=STEP, kv_tokens=10_000)
 
 
 @dataclass
-class Told:
+class RecordingReceiver:
     """A receiver that remembers, and calls a hook on each token."""
 
-    sequence: Sequence
-    ending: str = "length"
+    sequence: EngineSequence
+    end_reason: str = "length"
     tokens: int = 0
     lasts: list[bool] = field(default_factory=list)
     over: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def token(self, last: bool) -> None:
+    def on_token(self, last: bool) -> None:
         self.lasts.append(last)
         if last:
             self.over.set()
 
-    def ended(self, reason: str) -> None:
-        self.ending = reason
+    def on_ended(self, reason: str) -> None:
+        self.end_reason = reason
         self.over.set()
 
 
 @dataclass
-class Steps:
+class RecordingObserver:
     """An observer that remembers when steps began and ended."""
 
     spans: list[tuple[float, float]] = field(default_factory=list)
     reasons: list[str] = field(default_factory=list)
 
-    def step(self, rank: int, step: Step, began: float, ended: float) -> None:
+    def observe_step(self, rank: int, step: EngineStep, began: float, ended: float) -> None:
         self.spans.append((began, ended))
         self.reasons += [reason for _, reason in step.finished]
 
@@ -55,15 +55,15 @@ class LateClock:
         return self.now
 
 
-def sequence(name: str, max_tokens: int) -> Sequence:
-    return Sequence(id=name, arrival=100.0, prompt_tokens=5, max_tokens=max_tokens)
+def sequence(name: str, max_tokens: int) -> EngineSequence:
+    return EngineSequence(id=name, arrival=100.0, prompt_tokens=5, max_tokens=max_tokens)
 
 
-def run_one(jump: float, max_tokens: int) -> tuple[Steps, Told, Driver]:
-    async def scenario() -> tuple[Steps, Told, Driver]:
-        steps = Steps()
-        driver = Driver(EngineCore(PROFILE), observer=steps, clock=LateClock(jump))
-        told = Told(sequence("a", max_tokens))
+def run_one(jump: float, max_tokens: int) -> tuple[RecordingObserver, RecordingReceiver, RealtimeDriver]:
+    async def scenario() -> tuple[RecordingObserver, RecordingReceiver, RealtimeDriver]:
+        steps = RecordingObserver()
+        driver = RealtimeDriver(EngineCore(PROFILE), observer=steps, clock=LateClock(jump))
+        told = RecordingReceiver(sequence("a", max_tokens))
         driver.submit(told)
         await told.over.wait()
         return steps, told, driver
@@ -76,19 +76,19 @@ def test_a_late_loop_does_not_slow_the_engine_down() -> None:
     assert told.lasts == [False] * 19 + [True]
     assert all(began == before for (began, _), (_, before) in zip(steps.spans[1:], steps.spans, strict=False))
     assert abs((steps.spans[-1][1] - steps.spans[0][0]) - 20 * STEP) < 1e-9
-    assert driver.given_up_seconds == 0
+    assert driver.skipped_seconds == 0
 
 
 def test_a_loop_that_is_far_behind_gives_the_lost_time_up_and_says_so() -> None:
-    _steps, told, driver = run_one(jump=FORGIVEN, max_tokens=8)
+    _steps, told, driver = run_one(jump=MAX_LAG_SECONDS, max_tokens=8)
     assert len(told.lasts) == 8
-    assert driver.given_up_seconds > FORGIVEN
+    assert driver.skipped_seconds > MAX_LAG_SECONDS
 
 
 def test_requests_of_one_turn_of_the_loop_start_in_one_step() -> None:
     async def scenario() -> int:
-        driver = Driver(EngineCore(PROFILE))
-        told = [Told(sequence(str(number), 2)) for number in range(5)]
+        driver = RealtimeDriver(EngineCore(PROFILE))
+        told = [RecordingReceiver(sequence(str(number), 2)) for number in range(5)]
         for each in told:
             driver.submit(each)
         for each in told:
@@ -100,9 +100,9 @@ def test_requests_of_one_turn_of_the_loop_start_in_one_step() -> None:
 
 def test_the_count_of_endings_knows_the_scripts_reason() -> None:
     async def scenario() -> list[str]:
-        steps = Steps()
-        driver = Driver(EngineCore(PROFILE), observer=steps)
-        told = Told(sequence("a", 1), ending="stop")
+        steps = RecordingObserver()
+        driver = RealtimeDriver(EngineCore(PROFILE), observer=steps)
+        told = RecordingReceiver(sequence("a", 1), end_reason="stop")
         driver.submit(told)
         await told.over.wait()
         return steps.reasons
@@ -111,21 +111,21 @@ def test_the_count_of_endings_knows_the_scripts_reason() -> None:
 
 
 def test_a_prompt_that_wants_no_token_ends_when_it_is_computed() -> None:
-    async def scenario() -> Told:
-        driver = Driver(EngineCore(PROFILE))
-        told = Told(sequence("a", 0))
+    async def scenario() -> RecordingReceiver:
+        driver = RealtimeDriver(EngineCore(PROFILE))
+        told = RecordingReceiver(sequence("a", 0))
         driver.submit(told)
         await told.over.wait()
         return told
 
     told = asyncio.run(scenario())
-    assert (told.lasts, told.ending) == ([], "length")
+    assert (told.lasts, told.end_reason) == ([], "length")
 
 
 def test_an_aborted_sequence_gets_nothing_more_and_its_slot_is_free() -> None:
     async def scenario() -> None:
-        driver = Driver(EngineCore(PROFILE))
-        gone, stays = Told(sequence("gone", 100)), Told(sequence("stays", 3))
+        driver = RealtimeDriver(EngineCore(PROFILE))
+        gone, stays = RecordingReceiver(sequence("gone", 100)), RecordingReceiver(sequence("stays", 3))
         driver.submit(gone)
         driver.submit(stays)
         driver.abort("gone")

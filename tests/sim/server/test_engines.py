@@ -11,19 +11,19 @@ import zmq
 import zmq.asyncio
 
 from fairlead_sim.server.settings import EngineSettings, KvEventsSettings
-from fairlead_sim.server.testing import fleet, serving
-from fairlead_sim.transcripts.exchange import exchange, get, post, until
+from fairlead_sim.server.testing import running_engine, running_engines
+from fairlead_sim.transcripts.exchange import get_request, post_request, send_request, wait_for_value
 
 HELLO: Any = [{"role": "user", "content": "Hello"}]
 
 
 def test_eight_engines_stream_two_hundred_answers_at_once_each_with_a_cache_of_its_own() -> None:
     async def scenario() -> None:
-        async with fleet(8) as engines:
+        async with running_engines(8) as engines:
             authorities = [served.url.removeprefix("http://") for served in engines]
             body = {"prompt": [9] * 64, "max_tokens": 20, "stream": True, "stream_options": {"include_usage": True}}
             answers = await asyncio.gather(
-                *(exchange(authorities[number % 8], post("/v1/completions", body)) for number in range(200))
+                *(send_request(authorities[number % 8], post_request("/v1/completions", body)) for number in range(200))
             )
             assert {len(answer.events()) for answer in answers} == {22}
             texts = {"".join(event["choices"][0]["text"] for event in answer.events()[:-2]) for answer in answers}
@@ -38,7 +38,7 @@ def test_eight_engines_stream_two_hundred_answers_at_once_each_with_a_cache_of_i
 def test_the_sdk_streams_and_an_abandoned_stream_frees_the_slot() -> None:
     async def scenario() -> None:
         async with (
-            serving() as served,
+            running_engine() as served,
             openai.AsyncOpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0) as client,
         ):
             assert [model.id async for model in client.models.list()] == ["sim"]
@@ -55,7 +55,7 @@ def test_the_sdk_streams_and_an_abandoned_stream_frees_the_slot() -> None:
             async def running() -> float:
                 return served.engine.drivers[0].core.stats.running
 
-            await until(running, lambda found: found == 0, "running")
+            await wait_for_value(running, lambda found: found == 0, "running")
             with pytest.raises(openai.NotFoundError):
                 await client.chat.completions.create(model="nope", messages=HELLO)
             with pytest.raises(openai.BadRequestError):
@@ -67,7 +67,7 @@ def test_the_sdk_streams_and_an_abandoned_stream_frees_the_slot() -> None:
 def test_embeddings_are_unit_vectors_of_their_text_in_both_encodings() -> None:
     async def scenario() -> None:
         async with (
-            serving() as served,
+            running_engine() as served,
             openai.AsyncOpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0) as client,
         ):
             packed = await client.embeddings.create(model="sim", input=["one", "two", "one"], dimensions=16)
@@ -87,11 +87,13 @@ def test_embeddings_are_unit_vectors_of_their_text_in_both_encodings() -> None:
 )
 def test_the_task_says_which_endpoints_there_are(task: str, embeddings: int, chat: int) -> None:
     async def scenario() -> None:
-        async with serving(EngineSettings(task=task)) as served:
+        async with running_engine(EngineSettings(task=task)) as served:
             authority = served.url.removeprefix("http://")
-            found = await exchange(authority, post("/v1/embeddings", {"input": "x"}))
+            found = await send_request(authority, post_request("/v1/embeddings", {"input": "x"}))
             assert found.status == embeddings
-            found = await exchange(authority, post("/v1/chat/completions", {"messages": HELLO, "max_tokens": 1}))
+            found = await send_request(
+                authority, post_request("/v1/chat/completions", {"messages": HELLO, "max_tokens": 1})
+            )
             assert found.status == chat
 
     asyncio.run(scenario())
@@ -102,14 +104,14 @@ def test_kv_events_of_a_request_arrive_with_true_token_ids(encoding: Any) -> Non
     events = KvEventsSettings("tcp://127.0.0.1:0", "tcp://127.0.0.1:0", encoding=encoding)
 
     async def scenario() -> None:
-        async with serving(EngineSettings(kv_events=events)) as served:
+        async with running_engine(EngineSettings(kv_events=events)) as served:
             authority = served.url.removeprefix("http://")
-            source = (await exchange(authority, get("/kv_event_sources"))).json()["0"]
+            source = (await send_request(authority, get_request("/kv_event_sources"))).json()["0"]
             context = zmq.asyncio.Context()
             replay = context.socket(zmq.DEALER)
             replay.connect(source["replay_endpoint"])
             body = {"prompt": list(range(9, 49)), "max_tokens": 9, "return_token_ids": True}
-            choice = (await exchange(authority, post("/v1/completions", body))).json()["choices"][0]
+            choice = (await send_request(authority, post_request("/v1/completions", body))).json()["choices"][0]
             await replay.send_multipart([b"", (0).to_bytes(8, "big")])
             batches = []
             while (frames := await asyncio.wait_for(replay.recv_multipart(), 30))[2] != b"\xff" * 8:
@@ -131,10 +133,10 @@ def _token_ids(event: Any) -> list[int]:
 
 def test_messages_and_responses_have_their_own_streams() -> None:
     async def scenario() -> None:
-        async with serving() as served:
+        async with running_engine() as served:
             authority = served.url.removeprefix("http://")
             turn = {"messages": HELLO, "max_tokens": 3, "system": "Be brief.", "stream": True}
-            kinds = _kinds((await exchange(authority, post("/v1/messages", turn))).body)
+            kinds = _kinds((await send_request(authority, post_request("/v1/messages", turn))).body)
             assert kinds == [
                 "message_start",
                 "content_block_start",
@@ -143,11 +145,11 @@ def test_messages_and_responses_have_their_own_streams() -> None:
                 "message_delta",
                 "message_stop",
             ]
-            counted = await exchange(authority, post("/v1/messages/count_tokens", {"messages": HELLO}))
-            whole = await exchange(authority, post("/v1/messages", {"messages": HELLO, "max_tokens": 3}))
+            counted = await send_request(authority, post_request("/v1/messages/count_tokens", {"messages": HELLO}))
+            whole = await send_request(authority, post_request("/v1/messages", {"messages": HELLO, "max_tokens": 3}))
             assert counted.json()["input_tokens"] == whole.json()["usage"]["input_tokens"]
             asked = {"input": "Hello", "max_output_tokens": 3, "stream": True}
-            answer = await exchange(authority, post("/v1/responses", asked))
+            answer = await send_request(authority, post_request("/v1/responses", asked))
             kinds = _kinds(answer.body)
             assert kinds[4:7] == ["response.output_text.delta"] * 3
             assert kinds[-1] == "response.incomplete"

@@ -9,32 +9,32 @@ import pytest
 
 from fairlead.errors import BadInput
 from fairlead_sim.server import faults
-from fairlead_sim.server.process import Served
-from fairlead_sim.server.testing import fleet, serving
-from fairlead_sim.transcripts.exchange import connected, exchange, get, post, until
-from fairlead_sim.transcripts.recording import Request, Response
+from fairlead_sim.server.process import RunningEngine
+from fairlead_sim.server.testing import running_engine, running_engines
+from fairlead_sim.transcripts.exchange import get_request, open_client, post_request, send_request, wait_for_value
+from fairlead_sim.transcripts.recording import HttpResponse, RecordedRequest
 
 ASK = {"prompt": "x", "max_tokens": 20}
 
 
-def with_engine(check: Callable[[Served, str], Coroutine[Any, Any, None]]) -> None:
+def with_engine(check: Callable[[RunningEngine, str], Coroutine[Any, Any, None]]) -> None:
     async def scenario() -> None:
-        async with serving() as served:
+        async with running_engine() as served:
             await check(served, served.url.removeprefix("http://"))
 
     asyncio.run(scenario())
 
 
-async def arm(authority: str, **fault: Any) -> Response:
-    return await exchange(authority, post("/sim/faults", fault))
+async def arm(authority: str, **fault: Any) -> HttpResponse:
+    return await send_request(authority, post_request("/sim/faults", fault))
 
 
-async def told(authority: str, **body: Any) -> bytes:
+async def post_fault(authority: str, **body: Any) -> bytes:
     """Everything an engine says to one request until it closes or the answer is whole."""
-    async with connected(authority) as connection:
-        await connection.send(post("/v1/completions", {**ASK, **body}).wire(authority))
+    async with open_client(authority) as connection:
+        await connection.send(post_request("/v1/completions", {**ASK, **body}).to_bytes(authority))
         try:
-            while await connection.more():
+            while await connection.read_more():
                 if connection.received.endswith(b"0\r\n\r\n"):
                     break
         except ConnectionError:
@@ -43,21 +43,21 @@ async def told(authority: str, **body: Any) -> bytes:
 
 
 def test_refused_connections_get_not_a_byte() -> None:
-    async def check(_served: Served, authority: str) -> None:
+    async def check(_served: RunningEngine, authority: str) -> None:
         await arm(authority, kind="refuse", count=2)
-        assert [await told(authority) for _ in range(2)] == [b"", b""]
-        assert (await exchange(authority, get("/health"))).status == 200
+        assert [await post_fault(authority) for _ in range(2)] == [b"", b""]
+        assert (await send_request(authority, get_request("/health"))).status == 200
 
     with_engine(check)
 
 
 def test_a_hanging_engine_takes_requests_and_never_answers() -> None:
-    async def check(served: Served, authority: str) -> None:
+    async def check(served: RunningEngine, authority: str) -> None:
         await arm(authority, kind="hang", count=1)
-        async with connected(authority) as stuck:
-            await stuck.send(post("/v1/completions", ASK).wire(authority))
-            assert (await exchange(authority, post("/v1/completions", ASK))).status == 200
-            assert (bytes(stuck.received), stuck.ended) == (b"", False)
+        async with open_client(authority) as stuck:
+            await stuck.send(post_request("/v1/completions", ASK).to_bytes(authority))
+            assert (await send_request(authority, post_request("/v1/completions", ASK))).status == 200
+            assert (bytes(stuck.received), stuck.is_closed) == (b"", False)
         assert served.app.requests_seen == 1
 
     with_engine(check)
@@ -65,73 +65,75 @@ def test_a_hanging_engine_takes_requests_and_never_answers() -> None:
 
 @pytest.mark.parametrize(("kind", "closed"), [("hang", False), ("refuse", True)])
 def test_connections_that_are_already_open_hang_and_break_as_well(kind: str, closed: bool) -> None:
-    async def check(_served: Served, authority: str) -> None:
-        async with connected(authority) as pooled:
-            await pooled.send(get("/health").wire(authority))
-            await pooled.answer()
-            await pooled.send(post("/sim/faults", {"kind": kind}).wire(authority))
-            await pooled.answer()
-            await pooled.send(post("/v1/completions", ASK).wire(authority))
+    async def check(_served: RunningEngine, authority: str) -> None:
+        async with open_client(authority) as pooled:
+            await pooled.send(get_request("/health").to_bytes(authority))
+            await pooled.read_response()
+            await pooled.send(post_request("/sim/faults", {"kind": kind}).to_bytes(authority))
+            await pooled.read_response()
+            await pooled.send(post_request("/v1/completions", ASK).to_bytes(authority))
             if closed:
                 with pytest.raises((EOFError, ConnectionError)):
-                    await pooled.answer()
+                    await pooled.read_response()
             else:
                 with pytest.raises(TimeoutError):
-                    await asyncio.wait_for(pooled.more(), 0.2)
+                    await asyncio.wait_for(pooled.read_more(), 0.2)
 
     with_engine(check)
 
 
 def test_a_cut_stream_ends_behind_some_tokens_without_an_end() -> None:
-    async def check(served: Served, authority: str) -> None:
+    async def check(served: RunningEngine, authority: str) -> None:
         await arm(authority, kind="cut", after=4, count=1)
-        broken = await told(authority, stream=True)
+        broken = await post_fault(authority, stream=True)
         assert broken.count(b"data: {") == 4
         assert b"[DONE]" not in broken
-        await until(lambda: _inside(served), lambda inside: inside == 0, "answers inside")
-        assert (await told(authority, stream=True)).endswith(b"0\r\n\r\n")
+        await wait_for_value(lambda: _inside(served), lambda inside: inside == 0, "answers inside")
+        assert (await post_fault(authority, stream=True)).endswith(b"0\r\n\r\n")
 
     with_engine(check)
 
 
-async def _inside(served: Served) -> float:
-    return len(served.engine.answers)
+async def _inside(served: RunningEngine) -> float:
+    return len(served.engine.responses)
 
 
 def test_garbage_is_no_http() -> None:
-    async def check(_served: Served, authority: str) -> None:
+    async def check(_served: RunningEngine, authority: str) -> None:
         await arm(authority, kind="garbage", count=1)
-        assert not (await told(authority)).startswith(b"HTTP/")
+        assert not (await post_fault(authority)).startswith(b"HTTP/")
 
     with_engine(check)
 
 
 def test_a_wrong_content_type_and_an_error_status() -> None:
-    async def check(_served: Served, authority: str) -> None:
+    async def check(_served: RunningEngine, authority: str) -> None:
         await arm(authority, kind="content-type", count=1)
         await arm(authority, kind="error", status=502, count=1)
-        page = await exchange(authority, post("/v1/completions", ASK))
+        page = await send_request(authority, post_request("/v1/completions", ASK))
         assert page.fields["content-type"].startswith("text/html")
-        assert (await exchange(authority, post("/v1/completions", ASK))).status == 502
-        assert (await exchange(authority, get("/health"))).status == 200
+        assert (await send_request(authority, post_request("/v1/completions", ASK))).status == 502
+        assert (await send_request(authority, get_request("/health"))).status == 200
 
     with_engine(check)
 
 
 def test_a_share_hits_some_requests_and_a_fault_can_be_cleared() -> None:
-    async def check(_served: Served, authority: str) -> None:
+    async def check(_served: RunningEngine, authority: str) -> None:
         await arm(authority, kind="error", share=0.5)
-        found = {(await exchange(authority, post("/v1/completions", ASK))).status for _ in range(40)}
+        found = {(await send_request(authority, post_request("/v1/completions", ASK))).status for _ in range(40)}
         assert found == {200, 500}
-        cleared = await exchange(authority, Request("DELETE", "/sim/faults", (("Host", ""),), b""))
+        cleared = await send_request(authority, RecordedRequest("DELETE", "/sim/faults", (("Host", ""),), b""))
         assert cleared.json()["armed"] == []
-        assert {(await exchange(authority, post("/v1/completions", ASK))).status for _ in range(10)} == {200}
+        assert {(await send_request(authority, post_request("/v1/completions", ASK))).status for _ in range(10)} == {
+            200
+        }
 
     with_engine(check)
 
 
 def test_a_slow_engine_takes_longer_steps_until_the_time_is_over() -> None:
-    async def check(served: Served, authority: str) -> None:
+    async def check(served: RunningEngine, authority: str) -> None:
         core = served.engine.drivers[0].core
         usual = core.profile.weights_seconds
         await arm(authority, kind="slow", factor=4, seconds=0.2)
@@ -140,30 +142,30 @@ def test_a_slow_engine_takes_longer_steps_until_the_time_is_over() -> None:
         async def weights() -> float:
             return core.profile.weights_seconds
 
-        await until(weights, lambda seen: seen == pytest.approx(usual), "the step's length")
+        await wait_for_value(weights, lambda seen: seen == pytest.approx(usual), "the step's length")
 
     with_engine(check)
 
 
 def test_a_dead_core_is_told_and_one_dead_engine_leaves_the_others() -> None:
     async def scenario() -> None:
-        async with fleet(3) as (first, second, third):
+        async with running_engines(3) as (first, second, third):
             one, two, other = (served.url.removeprefix("http://") for served in (first, second, third))
-            async with connected(one) as stream:
+            async with open_client(one) as stream:
                 body = {**ASK, "max_tokens": 20_000, "stream": True}
-                await stream.send(post("/v1/completions", body).wire(one))
-                await stream.until(b"text")
+                await stream.send(post_request("/v1/completions", body).to_bytes(one))
+                await stream.read_until(b"text")
                 await arm(one, kind="core-dead")
-                answer = await stream.answer()
+                answer = await stream.read_response()
                 assert answer.events()[-2]["error"]["code"] == 500
-                await first.left()
-            assert await told(two) != b""
+                await first.wait_gone()
+            assert await post_fault(two) != b""
             with pytest.raises((EOFError, ConnectionError)):
                 await arm(two, kind="die")
-            await second.left()
+            await second.wait_gone()
             with pytest.raises(ConnectionError):
-                await exchange(two, get("/health"))
-            assert (await exchange(other, get("/health"))).status == 200
+                await send_request(two, get_request("/health"))
+            assert (await send_request(other, get_request("/health"))).status == 200
 
     asyncio.run(scenario())
 
@@ -180,26 +182,26 @@ def test_a_dead_core_is_told_and_one_dead_engine_leaves_the_others() -> None:
 )
 def test_a_wrong_fault_is_refused_by_its_field(fault: dict[str, Any], field: str) -> None:
     with pytest.raises(BadInput) as caught:
-        faults.from_mapping(fault)
+        faults.fault_from_mapping(fault)
     assert caught.value.field == field
 
 
 def test_faults_are_written_on_the_command_line_as_kind_and_values() -> None:
-    fault = faults.parse("cut,after=9,share=0.25,count=3,everywhere=true")
+    fault = faults.parse_fault("cut,after=9,share=0.25,count=3,everywhere=true")
     assert (fault.kind, fault.after, fault.share, fault.count, fault.everywhere) == ("cut", 9, 0.25, 3, True)
     with pytest.raises(BadInput):
-        faults.parse("cut,after")
+        faults.parse_fault("cut,after")
 
 
 def test_the_clock_is_monotonic_here() -> None:
     """Arrivals are told in the monotonic clock that steps are timed in."""
     before = time.monotonic()
 
-    async def check(served: Served, authority: str) -> None:
-        await exchange(authority, post("/v1/completions", ASK))
-        page = (await exchange(authority, get("/metrics"))).body.decode()
+    async def check(served: RunningEngine, authority: str) -> None:
+        await send_request(authority, post_request("/v1/completions", ASK))
+        page = (await send_request(authority, get_request("/metrics"))).body.decode()
         (line,) = (each for each in page.splitlines() if each.startswith("vllm:e2e_request_latency_seconds_sum"))
         assert 0 < float(line.rpartition(" ")[2]) <= time.monotonic() - before
-        assert served.engine.drivers[0].given_up_seconds == 0
+        assert served.engine.drivers[0].skipped_seconds == 0
 
     with_engine(check)

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from fairlead.testing.raw_http import ask
+from fairlead.testing.raw_http import request
 from fairlead_sim.server.settings import EngineSettings
-from fairlead_sim.server.testing import fleet
+from fairlead_sim.server.testing import running_engines
 
 SETTINGS = EngineSettings(model="tiny", served_names=("tiny",), speed=200.0)
 KIND = "content-type: application/json\r\n"
@@ -17,7 +17,7 @@ CHAT = "/v1/chat/completions"
 
 async def answered(url: str, path: str, body: dict[str, Any]) -> tuple[str, str, dict[str, Any]]:
     """Text, finish reason and usage."""
-    answer = await ask(url, {"model": "tiny", "temperature": 0, **body}, path=path, more=KIND)
+    answer = await request(url, {"model": "tiny", "temperature": 0, **body}, path=path, more=KIND)
     assert answer.status == 200, answer.body
     choice = answer.json["choices"][0]
     text = choice["text"] if "text" in choice else choice["message"]["content"]
@@ -27,7 +27,7 @@ async def answered(url: str, path: str, body: dict[str, Any]) -> tuple[str, str,
 @pytest.mark.parametrize("cut", [1, 7, 16, 33])
 def test_a_completion_goes_on_wherever_it_was_cut_and_on_any_engine(cut: int) -> None:
     async def main() -> None:
-        async with fleet(2, SETTINGS) as (one, two):
+        async with running_engines(2, SETTINGS) as (one, two):
             prompt = "once upon a time"
             whole, _, _ = await answered(one.url, "/v1/completions", {"prompt": prompt, "max_tokens": 50})
             first, _, _ = await answered(two.url, "/v1/completions", {"prompt": prompt, "max_tokens": cut})
@@ -39,7 +39,7 @@ def test_a_completion_goes_on_wherever_it_was_cut_and_on_any_engine(cut: int) ->
 
 def test_a_chat_goes_on_to_its_natural_end() -> None:
     async def main() -> None:
-        async with fleet(2, SETTINGS) as (one, two):
+        async with running_engines(2, SETTINGS) as (one, two):
             for number in range(5):
                 turn = [{"role": "user", "content": f"question {number}"}]
                 whole, reason, counted = await answered(one.url, CHAT, {"messages": turn})
@@ -56,7 +56,7 @@ def test_a_chat_goes_on_to_its_natural_end() -> None:
 
 def test_other_prompts_have_other_answers() -> None:
     async def main() -> None:
-        async with fleet(1, SETTINGS) as (one,):
+        async with running_engines(1, SETTINGS) as (one,):
             found = {
                 (await answered(one.url, "/v1/completions", {"prompt": f"say {number}", "max_tokens": 8}))[0]
                 for number in range(20)
@@ -68,9 +68,9 @@ def test_other_prompts_have_other_answers() -> None:
 
 def test_the_last_message_cannot_go_on_and_be_answered() -> None:
     async def main() -> None:
-        async with fleet(1, SETTINGS) as (one,):
+        async with running_engines(1, SETTINGS) as (one,):
             body = {"model": "tiny", "messages": [{"role": "user", "content": "x"}], "continue_final_message": True}
-            answer = await ask(one.url, body, more=KIND)
+            answer = await request(one.url, body, more=KIND)
             assert answer.status == 400
             assert "continue_final_message" in json.loads(answer.body)["error"]["message"]
 

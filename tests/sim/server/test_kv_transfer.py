@@ -9,67 +9,78 @@ from typing import Any
 
 import pytest
 
-from fairlead.profile import preset
-from fairlead.testing.handoff import PREFILL, decode_body, prefill_body, prompt_of
-from fairlead_sim.server.process import Served
+from fairlead.profile import builtin_profile
+from fairlead.testing.handoff import PREFILL, decode_body, make_prompt, prefill_body
+from fairlead_sim.server.process import RunningEngine
 from fairlead_sim.server.settings import EngineSettings, KvTransferSettings
-from fairlead_sim.server.testing import serving
-from fairlead_sim.server.transfer import WRONG_TEXT
-from fairlead_sim.transcripts.exchange import Connection, connected, exchange, get, post, until
-from fairlead_sim.transcripts.recording import Response
+from fairlead_sim.server.testing import running_engine
+from fairlead_sim.server.transfer import WRONG_KV_TEXT
+from fairlead_sim.transcripts.exchange import (
+    ClientConnection,
+    get_request,
+    open_client,
+    post_request,
+    send_request,
+    wait_for_value,
+)
+from fairlead_sim.transcripts.recording import HttpResponse
 
 PATH = "/v1/completions"
 NIXL = EngineSettings(speed=50.0, kv_transfer=KvTransferSettings("nixl", dead_peer_seconds=0.0))
 RECOMPUTE = replace(NIXL, kv_transfer=replace(NIXL.kv_transfer, recompute=True))
 MOONCAKE = KvTransferSettings("mooncake", "kv_producer", abort_seconds=0.2, dead_peer_seconds=0.0)
-PROMPT = prompt_of(100)
-Check = Callable[[Served, Served, AsyncExitStack], Coroutine[Any, Any, None]]
+PROMPT = make_prompt(100)
+Check = Callable[[RunningEngine, RunningEngine, AsyncExitStack], Coroutine[Any, Any, None]]
 
 
 def with_pair(check: Check, settings: EngineSettings = NIXL, decoding: EngineSettings | None = None) -> None:
     """Run ``check`` with a prefill and a decode engine."""
 
     async def scenario() -> None:
-        async with serving(settings) as prefill, serving(decoding or settings) as decode, AsyncExitStack() as stack:
+        async with (
+            running_engine(settings) as prefill,
+            running_engine(decoding or settings) as decode,
+            AsyncExitStack() as stack,
+        ):
             await check(prefill, decode, stack)
 
     asyncio.run(scenario())
 
 
-async def ask(served: Served, body: object, path: str = PATH) -> Response:
-    return await exchange(served.url.removeprefix("http://"), post(path, body))
+async def ask(served: RunningEngine, body: object, path: str = PATH) -> HttpResponse:
+    return await send_request(served.url.removeprefix("http://"), post_request(path, body))
 
 
-async def state(served: Served) -> Any:
-    return (await exchange(served.url.removeprefix("http://"), get("/sim/state"))).json()
+async def state(served: RunningEngine) -> Any:
+    return (await send_request(served.url.removeprefix("http://"), get_request("/sim/state"))).json()
 
 
-async def prefilled(served: Served, prompt: str = PROMPT, **more: Any) -> dict[str, Any]:
+async def prefilled(served: RunningEngine, prompt: str = PROMPT, **more: Any) -> dict[str, Any]:
     """The object that a prefill answers."""
     found: dict[str, Any] = (await ask(served, prefill_body(prompt, **more))).json()["kv_transfer_params"]
     return found
 
 
-def text(response: Response) -> str:
+def text(response: HttpResponse) -> str:
     found: str = response.json()["choices"][0]["text"]
     return found
 
 
-async def right_text(served: Served, prompt: str = PROMPT) -> str:
+async def right_text(served: RunningEngine, prompt: str = PROMPT) -> str:
     """What the prefill engine would say itself."""
     return text(await ask(served, {"prompt": prompt, "max_tokens": 8}))
 
 
-async def begin(served: Served, stack: AsyncExitStack, body: object) -> Connection:
+async def begin(served: RunningEngine, stack: AsyncExitStack, body: object) -> ClientConnection:
     """A request on a connection of its own that stays open."""
     authority = served.url.removeprefix("http://")
-    connection = await stack.enter_async_context(connected(authority))
-    await connection.send(post(PATH, body).wire(authority))
+    connection = await stack.enter_async_context(open_client(authority))
+    await connection.send(post_request(PATH, body).to_bytes(authority))
     return connection
 
 
 def test_a_prefill_answers_where_its_blocks_are() -> None:
-    async def check(prefill: Served, _decode: Served, _stack: AsyncExitStack) -> None:
+    async def check(prefill: RunningEngine, _decode: RunningEngine, _stack: AsyncExitStack) -> None:
         found = await prefilled(prefill)
         assert list(found) == [
             "do_remote_prefill",
@@ -95,7 +106,7 @@ def test_a_prefill_answers_where_its_blocks_are() -> None:
 
 
 def test_a_streamed_prefill_answers_nothing_of_it() -> None:
-    async def check(prefill: Served, _decode: Served, _stack: AsyncExitStack) -> None:
+    async def check(prefill: RunningEngine, _decode: RunningEngine, _stack: AsyncExitStack) -> None:
         answer = await ask(prefill, prefill_body(PROMPT, stream=True))
         assert b"remote_block_ids" not in answer.body
         assert (await state(prefill))["kv_transfer"]["lent"] == 0
@@ -104,7 +115,7 @@ def test_a_streamed_prefill_answers_nothing_of_it() -> None:
 
 
 def test_an_engine_without_a_connector_ignores_the_parameters() -> None:
-    async def check(prefill: Served, _decode: Served, _stack: AsyncExitStack) -> None:
+    async def check(prefill: RunningEngine, _decode: RunningEngine, _stack: AsyncExitStack) -> None:
         assert (await ask(prefill, prefill_body(PROMPT))).json()["kv_transfer_params"] is None
 
     with_pair(check, EngineSettings())
@@ -112,11 +123,11 @@ def test_an_engine_without_a_connector_ignores_the_parameters() -> None:
 
 @pytest.mark.parametrize("length", [5, 16, 100, 1000])
 def test_a_decode_says_what_one_engine_alone_would_say_and_computes_one_token_of_the_prompt(length: int) -> None:
-    async def check(prefill: Served, decode: Served, _stack: AsyncExitStack) -> None:
-        prompt = prompt_of(length)
+    async def check(prefill: RunningEngine, decode: RunningEngine, _stack: AsyncExitStack) -> None:
+        prompt = make_prompt(length)
         params = await prefilled(prefill, prompt)
         answer = await ask(decode, decode_body(prompt, params))
-        page = (await exchange(decode.url.removeprefix("http://"), get("/metrics"))).body.decode()
+        page = (await send_request(decode.url.removeprefix("http://"), get_request("/metrics"))).body.decode()
         assert from_source(page, "external_kv_transfer") == length - 1
         assert from_source(page, "local_compute") == 1
         assert text(answer) == await right_text(prefill, prompt)
@@ -127,7 +138,7 @@ def test_a_decode_says_what_one_engine_alone_would_say_and_computes_one_token_of
 
 
 def test_a_decode_reports_what_the_prefill_engine_found_cached() -> None:
-    async def check(prefill: Served, decode: Served, _stack: AsyncExitStack) -> None:
+    async def check(prefill: RunningEngine, decode: RunningEngine, _stack: AsyncExitStack) -> None:
         await ask(prefill, {"prompt": PROMPT, "max_tokens": 1})
         params = await prefilled(prefill)
         answer = await ask(decode, decode_body(PROMPT, params))
@@ -137,7 +148,7 @@ def test_a_decode_reports_what_the_prefill_engine_found_cached() -> None:
 
 
 def test_the_prompt_is_cached_on_both_engines_afterwards() -> None:
-    async def check(prefill: Served, decode: Served, _stack: AsyncExitStack) -> None:
+    async def check(prefill: RunningEngine, decode: RunningEngine, _stack: AsyncExitStack) -> None:
         await ask(decode, decode_body(PROMPT, await prefilled(prefill)))
         for served in (prefill, decode):
             answer = await ask(served, {"prompt": PROMPT, "max_tokens": 1})
@@ -147,7 +158,7 @@ def test_the_prompt_is_cached_on_both_engines_afterwards() -> None:
 
 
 def test_a_decode_after_the_lease_is_right_by_luck_while_the_blocks_were_not_reused() -> None:
-    async def check(prefill: Served, decode: Served, _stack: AsyncExitStack) -> None:
+    async def check(prefill: RunningEngine, decode: RunningEngine, _stack: AsyncExitStack) -> None:
         params = await prefilled(prefill)
         await expired(prefill)
         assert text(await ask(decode, decode_body(PROMPT, params))) == await right_text(prefill)
@@ -156,24 +167,24 @@ def test_a_decode_after_the_lease_is_right_by_luck_while_the_blocks_were_not_reu
 
 
 def test_a_decode_after_the_lease_with_reused_blocks_is_wrong_without_an_error() -> None:
-    profile = replace(preset("tiny-cpu"), kv_tokens=16 * 16)
+    profile = replace(builtin_profile("tiny-cpu"), kv_tokens=16 * 16)
     small = replace(NIXL, profile=profile, max_model_len=256)
 
-    async def check(prefill: Served, decode: Served, _stack: AsyncExitStack) -> None:
+    async def check(prefill: RunningEngine, decode: RunningEngine, _stack: AsyncExitStack) -> None:
         params = await prefilled(prefill)
         await expired(prefill)
-        await ask(prefill, {"prompt": prompt_of(240, "zzz"), "max_tokens": 8})
+        await ask(prefill, {"prompt": make_prompt(240, "zzz"), "max_tokens": 8})
         answer = await ask(decode, decode_body(PROMPT, params))
-        assert (answer.status, text(answer)) == (200, WRONG_TEXT * 8)
+        assert (answer.status, text(answer)) == (200, WRONG_KV_TEXT * 8)
 
     with_pair(check, replace(small, kv_transfer=replace(NIXL.kv_transfer, lease_seconds=0.05)))
 
 
 def test_another_prompts_object_gives_wrong_text_and_spoils_the_cache() -> None:
-    async def check(prefill: Served, decode: Served, _stack: AsyncExitStack) -> None:
-        foreign = await prefilled(prefill, prompt_of(100, "zzz"))
-        assert text(await ask(decode, decode_body(PROMPT, foreign))) == WRONG_TEXT * 8
-        assert text(await ask(decode, {"prompt": PROMPT, "max_tokens": 8})) == WRONG_TEXT * 8
+    async def check(prefill: RunningEngine, decode: RunningEngine, _stack: AsyncExitStack) -> None:
+        foreign = await prefilled(prefill, make_prompt(100, "zzz"))
+        assert text(await ask(decode, decode_body(PROMPT, foreign))) == WRONG_KV_TEXT * 8
+        assert text(await ask(decode, {"prompt": PROMPT, "max_tokens": 8})) == WRONG_KV_TEXT * 8
         await ask(decode, {}, "/reset_prefix_cache")
         assert text(await ask(decode, {"prompt": PROMPT, "max_tokens": 8})) == await right_text(prefill)
 
@@ -182,7 +193,7 @@ def test_another_prompts_object_gives_wrong_text_and_spoils_the_cache() -> None:
 
 @pytest.mark.parametrize("name", ["remote_host", "remote_port", "remote_engine_id", "remote_request_id"])
 def test_a_missing_field_hangs_and_the_core_dies_when_the_client_gives_up(name: str) -> None:
-    async def check(prefill: Served, decode: Served, stack: AsyncExitStack) -> None:
+    async def check(prefill: RunningEngine, decode: RunningEngine, stack: AsyncExitStack) -> None:
         params = await prefilled(prefill)
         del params[name]
         waiting = await begin(decode, stack, decode_body(PROMPT, params))
@@ -190,22 +201,22 @@ def test_a_missing_field_hangs_and_the_core_dies_when_the_client_gives_up(name: 
         async def hanging() -> float:
             return float((await state(decode))["kv_transfer"]["hanging"])
 
-        await until(hanging, lambda found: found == 1, "it hangs")
+        await wait_for_value(hanging, lambda found: found == 1, "it hangs")
         await waiting.close()
-        await decode.left()
+        await decode.wait_gone()
 
     with_pair(check)
 
 
 @pytest.mark.parametrize("short", [True, False])
 def test_too_few_blocks_or_none_kill_the_engine(short: bool) -> None:
-    async def check(prefill: Served, decode: Served, _stack: AsyncExitStack) -> None:
+    async def check(prefill: RunningEngine, decode: RunningEngine, _stack: AsyncExitStack) -> None:
         params: dict[str, Any] = {"do_remote_prefill": True}
         if short:
             params = await prefilled(prefill)
             params["remote_block_ids"] = [params["remote_block_ids"][0][:3]]
         assert (await ask(decode, decode_body(PROMPT, params))).status == 500
-        await decode.left()
+        await decode.wait_gone()
 
     with_pair(check)
 
@@ -214,7 +225,7 @@ def test_too_few_blocks_or_none_kill_the_engine(short: bool) -> None:
     "change", [{"remote_engine_id": "another"}, {"remote_port": 9}, {"remote_block_ids": [[9**9] * 7]}]
 )
 def test_a_pull_that_fails_is_an_error_or_computed_anew_as_the_policy_says(change: dict[str, Any]) -> None:
-    async def fails(prefill: Served, decode: Served, _stack: AsyncExitStack) -> None:
+    async def fails(prefill: RunningEngine, decode: RunningEngine, _stack: AsyncExitStack) -> None:
         answer = await ask(decode, decode_body(PROMPT, await prefilled(prefill) | change))
         assert (answer.status, answer.json()["error"]["message"]) == (500, "Internal server error")
         streamed = await ask(decode, decode_body(PROMPT, await prefilled(prefill) | change, stream=True))
@@ -222,7 +233,7 @@ def test_a_pull_that_fails_is_an_error_or_computed_anew_as_the_policy_says(chang
         assert b'data: {"error": ' in streamed.body
         assert streamed.body.endswith(b"data: [DONE]\n\n")
 
-    async def recomputes(prefill: Served, decode: Served, _stack: AsyncExitStack) -> None:
+    async def recomputes(prefill: RunningEngine, decode: RunningEngine, _stack: AsyncExitStack) -> None:
         answer = await ask(decode, decode_body(PROMPT, await prefilled(prefill) | change))
         assert (answer.status, text(answer)) == (200, await right_text(prefill))
         assert (await state(decode))["kv_transfer"]["failed_total"] == 1
@@ -233,9 +244,9 @@ def test_a_pull_that_fails_is_an_error_or_computed_anew_as_the_policy_says(chang
 
 @pytest.mark.parametrize("settings", [NIXL, RECOMPUTE])
 def test_a_prefill_engine_that_died_fails_the_decode_or_lets_it_compute(settings: EngineSettings) -> None:
-    async def check(prefill: Served, decode: Served, _stack: AsyncExitStack) -> None:
+    async def check(prefill: RunningEngine, decode: RunningEngine, _stack: AsyncExitStack) -> None:
         params = await prefilled(prefill)
-        prefill.vanish()
+        prefill.kill()
         answer = await ask(decode, decode_body(PROMPT, params))
         assert answer.status == (200 if settings is RECOMPUTE else 500)
 
@@ -243,7 +254,7 @@ def test_a_prefill_engine_that_died_fails_the_decode_or_lets_it_compute(settings
 
 
 def test_a_decode_waits_for_a_prefill_engine_that_is_frozen_and_lives_on_when_its_client_leaves() -> None:
-    async def check(prefill: Served, decode: Served, stack: AsyncExitStack) -> None:
+    async def check(prefill: RunningEngine, decode: RunningEngine, stack: AsyncExitStack) -> None:
         params = await prefilled(prefill)
         silent = socket.create_server(("127.0.0.1", 0))  # takes connections and never answers, as a frozen process
         stack.callback(silent.close)
@@ -253,9 +264,9 @@ def test_a_decode_waits_for_a_prefill_engine_that_is_frozen_and_lives_on_when_it
         async def pulling() -> float:
             return float((await state(decode))["kv_transfer"]["pulling"])
 
-        await until(pulling, lambda found: found == 1, "it pulls")
+        await wait_for_value(pulling, lambda found: found == 1, "it pulls")
         await waiting.close()
-        await until(pulling, lambda found: found == 0, "it stopped")
+        await wait_for_value(pulling, lambda found: found == 0, "it stopped")
         assert text(await ask(decode, {"prompt": PROMPT, "max_tokens": 8}))
 
     with_pair(check)
@@ -266,16 +277,16 @@ def mooncake_pair() -> tuple[EngineSettings, EngineSettings]:
     return prefill, replace(NIXL, kv_transfer=replace(MOONCAKE, role="kv_consumer"))
 
 
-async def mooncake_params(prefill: Served, name: str) -> dict[str, Any]:
+async def mooncake_params(prefill: RunningEngine, name: str) -> dict[str, Any]:
     """What a decode engine is sent, with the engine's id from the bootstrap server."""
-    found = (await exchange(prefill.url.removeprefix("http://"), get("/query"))).json()
+    found = (await send_request(prefill.url.removeprefix("http://"), get_request("/query"))).json()
     pulling = {"do_remote_prefill": True, "do_remote_decode": False, "transfer_id": name}
     return pulling | {"remote_engine_id": found["0"]["engine_id"], "remote_bootstrap_addr": prefill.url}
 
 
 @pytest.mark.parametrize("decode_first", [True, False])
 def test_mooncake_hands_over_in_either_order_and_reports_the_whole_prompt_as_cached(decode_first: bool) -> None:
-    async def check(prefill: Served, decode: Served, _stack: AsyncExitStack) -> None:
+    async def check(prefill: RunningEngine, decode: RunningEngine, _stack: AsyncExitStack) -> None:
         params = await mooncake_params(prefill, "x1")
         first = asyncio.create_task(
             ask(prefill, prefill_body(PROMPT, kv_transfer_params=PREFILL | {"transfer_id": "x1"}))
@@ -291,7 +302,7 @@ def test_mooncake_hands_over_in_either_order_and_reports_the_whole_prompt_as_cac
 
 
 def test_mooncake_gives_up_after_a_while_on_a_transfer_that_nobody_prefilled() -> None:
-    async def check(prefill: Served, decode: Served, _stack: AsyncExitStack) -> None:
+    async def check(prefill: RunningEngine, decode: RunningEngine, _stack: AsyncExitStack) -> None:
         answer = await ask(decode, decode_body(PROMPT, await mooncake_params(prefill, "nobody's")))
         assert answer.status == 500
 
@@ -299,10 +310,10 @@ def test_mooncake_gives_up_after_a_while_on_a_transfer_that_nobody_prefilled() -
 
 
 def test_mooncake_engines_die_of_the_wrong_role() -> None:
-    async def check(_prefill: Served, decode: Served, _stack: AsyncExitStack) -> None:
+    async def check(_prefill: RunningEngine, decode: RunningEngine, _stack: AsyncExitStack) -> None:
         answer = await ask(decode, prefill_body(PROMPT, kv_transfer_params=PREFILL | {"transfer_id": "x1"}))
         assert answer.status == 500
-        await decode.left()
+        await decode.wait_gone()
 
     with_pair(check, *mooncake_pair())
 
@@ -311,7 +322,7 @@ def test_sglang_engines_meet_in_a_room() -> None:
     room = KvTransferSettings("sglang", "kv_producer", abort_seconds=5.0)
     consumer = replace(NIXL, kv_transfer=replace(room, role="kv_consumer"))
 
-    async def check(prefill: Served, decode: Served, _stack: AsyncExitStack) -> None:
+    async def check(prefill: RunningEngine, decode: RunningEngine, _stack: AsyncExitStack) -> None:
         port = int(prefill.url.rpartition(":")[2])
         meeting = {"bootstrap_host": "127.0.0.1", "bootstrap_port": port, "bootstrap_room": 7}
         body = {"prompt": PROMPT, "max_tokens": 8, **meeting}
@@ -330,10 +341,10 @@ def from_source(page: str, source: str) -> float:
     return float(line.rpartition(" ")[2])
 
 
-async def expired(prefill: Served) -> None:
+async def expired(prefill: RunningEngine) -> None:
     """Wait until the lease ran out."""
 
     async def count() -> float:
         return float((await state(prefill))["kv_transfer"]["expired_total"])
 
-    await until(count, lambda found: found == 1, "the lease ran out")
+    await wait_for_value(count, lambda found: found == 1, "the lease ran out")

@@ -14,17 +14,17 @@ import httpx
 import pytest
 
 from fairlead.errors import FairleadError, SettingsError
-from fairlead.profile import preset
-from fairlead.testing.processes import listens
+from fairlead.profile import builtin_profile
+from fairlead.testing.processes import is_listening
 from fairlead_sim.server import options
 
 PATIENCE = 120.0
 
 
-def read(*arguments: str) -> options.Options:
+def read(*arguments: str) -> options.EngineProcessOptions:
     parser = argparse.ArgumentParser()
-    options.add_arguments(parser)
-    return options.read(parser.parse_args(arguments))
+    options.add_engine_arguments(parser)
+    return options.parse_engine_options(parser.parse_args(arguments))
 
 
 @contextmanager
@@ -49,7 +49,7 @@ def test_one_program_hosts_many_engines_and_leaves_no_port_behind() -> None:
             assert httpx.get(f"{url}/v1/models").json()["data"][0]["id"] == "tiny"
         process.terminate()
         assert process.wait(PATIENCE) == 0
-        assert not any(listens(int(url.rpartition(":")[2])) for url in urls)
+        assert not any(is_listening(int(url.rpartition(":")[2])) for url in urls)
 
 
 def test_an_interrupt_ends_it_as_well() -> None:
@@ -134,10 +134,10 @@ def test_wrong_arguments_are_named(arguments: tuple[str, ...]) -> None:
     ],
 )
 def test_a_profile_may_be_given_as_json_on_top_of_a_known_one(text: str, changed: dict[str, Any]) -> None:
-    profile = options.read_profile(text)
+    profile = options.parse_profile(text)
     for name, value in changed.items():
         assert getattr(profile, name) == value
-    assert profile.weights_seconds == preset("910b4").weights_seconds
+    assert profile.weights_seconds == builtin_profile("910b4").weights_seconds
 
 
 def test_the_capacities_of_a_profile_can_be_overridden() -> None:
@@ -160,12 +160,12 @@ def test_equal_engines_have_equal_fingerprints() -> None:
 
 def test_speed_makes_the_same_request_take_less_time_in_the_engine() -> None:
     from fairlead_sim.server.settings import EngineSettings
-    from fairlead_sim.server.testing import serving
+    from fairlead_sim.server.testing import running_engine
 
     async def first_step(speed: float) -> float:
-        async with serving(EngineSettings(profile=preset("910b4"), speed=speed)) as served:
+        async with running_engine(EngineSettings(profile=builtin_profile("910b4"), speed=speed)) as served:
             profile = served.engine.drivers[0].core.profile
-            return profile.step(computed=1, sequences=1, resident=0)
+            return profile.step_time(computed=1, sequences=1, resident=0)
 
     assert asyncio.run(first_step(1.0)) == pytest.approx(10 * asyncio.run(first_step(10.0)))
 

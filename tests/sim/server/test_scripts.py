@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairlead_sim.server.scripts import Wish, natural_length, write
-from fairlead_sim.server.structured import value
+from fairlead_sim.server.scripts import ReplyLimits, natural_length, write_script
+from fairlead_sim.server.structured import minimal_value
 from fairlead_sim.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer()
@@ -13,15 +13,15 @@ TOKENIZER = Tokenizer()
 
 @given(st.text(max_size=8), st.integers(1, 300))
 def test_text_reads_back_as_the_tokens_that_made_it(seed: str, tokens: int) -> None:
-    script = write(TOKENIZER, seed, Wish(tokens))
+    script = write_script(TOKENIZER, seed, ReplyLimits(tokens))
     assert TOKENIZER.encode(script.text.decode()) == script.ids
     assert (len(script.ids), script.reason) == (tokens, "length")
 
 
 @given(st.text(max_size=8), st.lists(st.text("abc ", min_size=1, max_size=5), max_size=4), st.integers(0, 40))
 def test_a_stop_string_ends_the_text_right_before_it(seed: str, stop: list[str], min_tokens: int) -> None:
-    script = write(TOKENIZER, seed, Wish(60, min_tokens=min_tokens, stop=tuple(stop)))
-    whole = write(TOKENIZER, seed, Wish(60))
+    script = write_script(TOKENIZER, seed, ReplyLimits(60, min_tokens=min_tokens, stop=tuple(stop)))
+    whole = write_script(TOKENIZER, seed, ReplyLimits(60))
     assert whole.text.startswith(script.text)
     assert whole.ids[: len(script.ids)] == script.ids
     if script.reason == "stop":
@@ -34,21 +34,21 @@ def test_a_stop_string_ends_the_text_right_before_it(seed: str, stop: list[str],
 
 @given(st.text(max_size=8), st.lists(st.text("abc ", min_size=1, max_size=5), max_size=3))
 def test_a_stream_never_shows_what_it_must_take_back(seed: str, stop: list[str]) -> None:
-    script = write(TOKENIZER, seed, Wish(60, stop=tuple(stop)))
-    shown = [script.seen(count) for count in range(len(script.ids) + 1)]
+    script = write_script(TOKENIZER, seed, ReplyLimits(60, stop=tuple(stop)))
+    shown = [script.streamed_bytes(count) for count in range(len(script.ids) + 1)]
     assert shown == sorted(shown)
     assert shown[-1] == len(script.text)
 
 
 @given(st.text(max_size=60), st.integers(1, 80))
 def test_a_wanted_text_is_said_to_its_end_or_cut_between_characters(text: str, tokens: int) -> None:
-    script = write(TOKENIZER, "seed", Wish(tokens, forced=text))
+    script = write_script(TOKENIZER, "seed", ReplyLimits(tokens, forced_text=text))
     assert text.startswith(script.text.decode())
     assert (script.reason == "stop") == (
         script.text.decode() == text and len(script.ids) == len(TOKENIZER.encode(text)) + 1
     )
-    assert [script.said(count) for count in range(len(script.ids))] == sorted(
-        script.said(count) for count in range(len(script.ids))
+    assert [script.text_bytes(count) for count in range(len(script.ids))] == sorted(
+        script.text_bytes(count) for count in range(len(script.ids))
     )
 
 
@@ -62,14 +62,14 @@ def test_natural_lengths_spread_around_their_median() -> None:
 
 
 def test_a_stop_token_ends_without_its_text() -> None:
-    whole = write(TOKENIZER, "seed", Wish(20))
-    script = write(TOKENIZER, "seed", Wish(20, stop_token_ids=frozenset({whole.ids[5]})))
+    whole = write_script(TOKENIZER, "seed", ReplyLimits(20))
+    script = write_script(TOKENIZER, "seed", ReplyLimits(20, stop_token_ids=frozenset({whole.ids[5]})))
     assert (script.ids, script.text, script.stop_reason) == (whole.ids[:6], whole.text[:20], whole.ids[5])
 
 
 def test_a_schema_without_end_gets_an_end() -> None:
     tree = {"type": "object", "required": ["l", "r"], "properties": {"l": {"$ref": "#"}, "r": {"$ref": "#"}}}
-    found = value(tree)
+    found = minimal_value(tree)
     assert set(found) == {"l", "r"}
 
 
@@ -88,4 +88,4 @@ def test_a_schema_without_end_gets_an_end() -> None:
     ],
 )
 def test_the_smallest_value_of_a_schema(schema: dict[str, object], wanted: object) -> None:
-    assert value(schema) == wanted
+    assert minimal_value(schema) == wanted

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from fairlead_sim.server.process import Served
+from fairlead_sim.server.process import RunningEngine
 from fairlead_sim.server.settings import EngineSettings
-from fairlead_sim.server.slumber import PARTS, Slumber
-from fairlead_sim.server.testing import serving
-from fairlead_sim.transcripts.exchange import exchange, get, post
+from fairlead_sim.server.slumber import MEMORY_PARTS, SleepMode
+from fairlead_sim.server.testing import running_engine
+from fairlead_sim.transcripts.exchange import get_request, post_request, send_request
 
 
 class Later:
@@ -40,15 +40,15 @@ def heard() -> list[str]:
 
 
 @pytest.fixture
-def slumber(later: Later, heard: list[str]) -> Slumber:
-    return Slumber(2.0, 15.0, later, lambda: heard.append("awake"))
+def slumber(later: Later, heard: list[str]) -> SleepMode:
+    return SleepMode(2.0, 15.0, later, lambda: heard.append("awake"))
 
 
 def test_weights_come_back_from_host_memory_in_the_time_that_takes(
-    slumber: Slumber, later: Later, heard: list[str]
+    slumber: SleepMode, later: Later, heard: list[str]
 ) -> None:
-    slumber.fall(1)
-    slumber.wake(PARTS, lambda: heard.append("answered"))
+    slumber.fall_asleep(1)
+    slumber.wake_up(MEMORY_PARTS, lambda: heard.append("answered"))
     assert [seconds for seconds, _ in later.calls] == [2.0]
     assert slumber.level == 1
     assert not heard
@@ -58,58 +58,58 @@ def test_weights_come_back_from_host_memory_in_the_time_that_takes(
 
 
 def test_level_two_wakes_at_once_with_nothing_in_it_until_weights_are_loaded(
-    slumber: Slumber, later: Later, heard: list[str]
+    slumber: SleepMode, later: Later, heard: list[str]
 ) -> None:
-    slumber.fall(2)
-    slumber.wake(frozenset({"weights"}), lambda: heard.append("memory"))
+    slumber.fall_asleep(2)
+    slumber.wake_up(frozenset({"weights"}), lambda: heard.append("memory"))
     assert slumber.level == 2
-    assert slumber.hollow
-    slumber.reload(lambda: heard.append("loaded"))
+    assert slumber.weights_missing
+    slumber.reload_weights(lambda: heard.append("loaded"))
     assert [seconds for seconds, _ in later.calls] == [15.0]
-    assert slumber.hollow
+    assert slumber.weights_missing
     later.pass_()
-    slumber.wake(frozenset({"kv_cache"}), lambda: heard.append("answered"))
+    slumber.wake_up(frozenset({"kv_cache"}), lambda: heard.append("answered"))
     assert heard == ["memory", "loaded", "awake", "answered"]
     assert slumber.level is None
-    assert not slumber.hollow
+    assert not slumber.weights_missing
 
 
 def test_an_engine_that_is_put_to_sleep_while_it_wakes_stays_asleep(
-    slumber: Slumber, later: Later, heard: list[str]
+    slumber: SleepMode, later: Later, heard: list[str]
 ) -> None:
-    slumber.fall(1)
-    slumber.wake(PARTS, lambda: heard.append("answered"))
-    slumber.fall(1)
+    slumber.fall_asleep(1)
+    slumber.wake_up(MEMORY_PARTS, lambda: heard.append("answered"))
+    slumber.fall_asleep(1)
     later.pass_()
     assert slumber.level == 1
     assert heard == ["answered"]
 
 
-def test_waking_an_engine_that_is_awake_is_answered_at_once(slumber: Slumber, later: Later, heard: list[str]) -> None:
-    slumber.wake(PARTS, lambda: heard.append("answered"))
+def test_waking_an_engine_that_is_awake_is_answered_at_once(slumber: SleepMode, later: Later, heard: list[str]) -> None:
+    slumber.wake_up(MEMORY_PARTS, lambda: heard.append("answered"))
     assert heard == ["awake", "answered"]  # and what was paused goes on
     assert not later.calls
 
 
-def with_engine(check: Callable[[Served], Any], settings: EngineSettings) -> None:
+def with_engine(check: Callable[[RunningEngine], Any], settings: EngineSettings) -> None:
     async def scenario() -> None:
-        async with serving(settings) as served, AsyncExitStack():
+        async with running_engine(settings) as served, AsyncExitStack():
             await check(served)
 
     asyncio.run(scenario())
 
 
-async def ask(served: Served, target: str, body: object = None) -> Any:
-    return (await exchange(served.url.removeprefix("http://"), post(target, body))).json()
+async def ask(served: RunningEngine, target: str, body: object = None) -> Any:
+    return (await send_request(served.url.removeprefix("http://"), post_request(target, body))).json()
 
 
-async def asleep(served: Served) -> bool:
-    found = (await exchange(served.url.removeprefix("http://"), get("/is_sleeping"))).json()
+async def asleep(served: RunningEngine) -> bool:
+    found = (await send_request(served.url.removeprefix("http://"), get_request("/is_sleeping"))).json()
     return bool(found["is_sleeping"])
 
 
 def test_over_http_an_engine_woken_from_level_two_answers_as_before_only_after_a_reload() -> None:
-    async def check(served: Served) -> None:
+    async def check(served: RunningEngine) -> None:
         body = {"prompt": "Once upon a time", "max_tokens": 12, "seed": 7}
 
         async def text() -> str:

@@ -6,29 +6,29 @@ from typing import Any
 
 import pytest
 
-from fairlead_sim.server.process import Served
-from fairlead_sim.server.testing import serving
-from fairlead_sim.transcripts.exchange import exchange, post
-from fairlead_sim.transcripts.recording import Response
+from fairlead_sim.server.process import RunningEngine
+from fairlead_sim.server.testing import running_engine
+from fairlead_sim.transcripts.exchange import post_request, send_request
+from fairlead_sim.transcripts.recording import HttpResponse
 
 
-def asked(target: str, **body: Any) -> Response:
+def asked(target: str, **body: Any) -> HttpResponse:
     """One answer of a fresh engine."""
 
-    async def scenario() -> Response:
-        async with serving() as served:
+    async def scenario() -> HttpResponse:
+        async with running_engine() as served:
             return await ask(served, target, **body)
 
     return asyncio.run(scenario())
 
 
-async def ask(served: Served, target: str, **body: Any) -> Response:
-    return await exchange(served.url.removeprefix("http://"), post(target, body))
+async def ask(served: RunningEngine, target: str, **body: Any) -> HttpResponse:
+    return await send_request(served.url.removeprefix("http://"), post_request(target, body))
 
 
-def with_engine(check: Callable[[Served], Coroutine[Any, Any, None]]) -> None:
+def with_engine(check: Callable[[RunningEngine], Coroutine[Any, Any, None]]) -> None:
     async def scenario() -> None:
-        async with serving() as served:
+        async with running_engine() as served:
             await check(served)
 
     asyncio.run(scenario())
@@ -63,7 +63,7 @@ def test_a_stream_of_a_thousand_tokens_is_a_thousand_events_in_chunks_of_their_o
 def test_a_stream_says_what_the_whole_answer_says(limits: dict[str, Any], top: int | None) -> None:
     more = {} if top is None else {"logprobs": True, "top_logprobs": top}
 
-    async def check(served: Served) -> None:
+    async def check(served: RunningEngine) -> None:
         body = {"messages": HELLO, "seed": 3, **limits, **more}
         whole = (await ask(served, "/v1/chat/completions", **body)).json()["choices"][0]
         stream = await ask(served, "/v1/chat/completions", **body, stream=True, return_token_ids=True)
@@ -77,7 +77,7 @@ def test_a_stream_says_what_the_whole_answer_says(limits: dict[str, Any], top: i
 
 
 def test_text_that_may_belong_to_a_stop_string_is_held_back() -> None:
-    async def check(served: Served) -> None:
+    async def check(served: RunningEngine) -> None:
         whole = (await ask(served, "/v1/completions", prompt="x", max_tokens=12)).json()["choices"][0]["text"]
         stop = whole[9:15]
         stream = await ask(served, "/v1/completions", prompt="x", max_tokens=12, stop=stop, stream=True)
@@ -99,10 +99,10 @@ def test_without_a_limit_a_chat_ends_by_itself_on_a_token_without_text() -> None
 
 def test_ignore_eos_without_a_limit_goes_on_to_the_models_length() -> None:
     async def scenario() -> None:
-        async with serving() as served:
+        async with running_engine() as served:
             authority = served.url.removeprefix("http://")
             body = {"messages": HELLO, "ignore_eos": True}
-            rendered = (await exchange(authority, post("/v1/chat/completions/render", body))).json()
+            rendered = (await send_request(authority, post_request("/v1/chat/completions/render", body))).json()
             room = served.engine.settings.max_model_len - len(rendered["token_ids"])
             assert rendered["sampling_params"]["max_tokens"] == room
 
@@ -131,7 +131,7 @@ def test_choices_interleave_by_index_and_differ() -> None:
 
 
 def test_equal_requests_say_the_same_and_another_seed_something_else() -> None:
-    async def check(served: Served) -> None:
+    async def check(served: RunningEngine) -> None:
         async def text(**more: Any) -> str:
             answer = await ask(served, "/v1/completions", prompt="x", max_tokens=8, **more)
             said: str = answer.json()["choices"][0]["text"]
@@ -150,7 +150,7 @@ def test_echo_gives_the_prompt_first() -> None:
 
 
 def test_usage_comes_once_at_the_end_or_with_every_event() -> None:
-    async def check(served: Served) -> None:
+    async def check(served: RunningEngine) -> None:
         async def usages(**options: bool) -> list[Any]:
             stream = await ask(
                 served, "/v1/completions", prompt="x y", max_tokens=3, stream=True, stream_options=options
@@ -165,7 +165,7 @@ def test_usage_comes_once_at_the_end_or_with_every_event() -> None:
 
 
 def test_the_next_turn_finds_the_blocks_of_the_answer_before() -> None:
-    async def check(served: Served) -> None:
+    async def check(served: RunningEngine) -> None:
         first = (await ask(served, "/v1/chat/completions", messages=HELLO, max_tokens=64)).json()
         said = first["choices"][0]["message"]
         turns = [*HELLO, {"role": "assistant", "content": said["content"]}, {"role": "user", "content": "More"}]

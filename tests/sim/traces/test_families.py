@@ -7,7 +7,7 @@ from statistics import fmean, median
 import pytest
 
 from fairlead.errors import BadInput
-from fairlead_sim.traces import MAX_PROMPT_TOKENS, TRACE_BLOCK_TOKENS, TraceRequest, ideal_reuse
+from fairlead_sim.traces import MAX_PROMPT_TOKENS, TRACE_BLOCK_TOKENS, TraceRequest, ideal_cached_share
 from fairlead_sim.traffic import FAMILIES
 
 REQUESTS = 12_000
@@ -38,7 +38,7 @@ def test_requests_are_whole_in_order_and_about_an_hours(name: str) -> None:
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_much_of_every_family_is_shared(name: str) -> None:
-    assert 0.5 < ideal_reuse(MADE[name]) < 0.95
+    assert 0.5 < ideal_cached_share(MADE[name]) < 0.95
 
 
 @pytest.mark.parametrize("name", ["agents", "flash-crowd", "bursty"])

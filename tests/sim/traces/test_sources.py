@@ -6,7 +6,7 @@ import pytest
 
 from fairlead.errors import BadInput
 from fairlead_sim.azure import read_azure
-from fairlead_sim.sources import GENERATED, source
+from fairlead_sim.sources import GENERATED_SOURCES, load_source
 from fairlead_sim.traces import TraceError
 
 HEAD = "TIMESTAMP,ContextTokens,GeneratedTokens\n"
@@ -46,15 +46,15 @@ def test_a_file_that_is_none_is_refused_by_line(tmp_path: Path, text: str, words
 
 
 def test_a_file_is_read_in_the_format_that_its_first_line_has(tmp_path: Path) -> None:
-    assert len(source(str(trace(tmp_path, HEAD + LINES))).requests) == 2
+    assert len(load_source(str(trace(tmp_path, HEAD + LINES))).requests) == 2
     mooncake = '{"timestamp": 5, "input_length": 600, "output_length": 3, "hash_ids": [7, 8]}\n'
-    (only,) = source(str(trace(tmp_path, mooncake))).requests
+    (only,) = load_source(str(trace(tmp_path, mooncake))).requests
     assert only.blocks == (7, 8)
 
 
-@pytest.mark.parametrize("name", GENERATED)
+@pytest.mark.parametrize("name", GENERATED_SOURCES)
 def test_generated_traffic_is_found_by_its_name_and_equal_from_equal_seeds(name: str) -> None:
-    one, two, other = (source(name, limit=50, seed=seed) for seed in (1, 1, 2))
+    one, two, other = (load_source(name, limit=50, seed=seed) for seed in (1, 1, 2))
     assert len(one.requests) == 50
     assert one.requests == two.requests
     assert one.requests != other.requests
@@ -63,7 +63,7 @@ def test_generated_traffic_is_found_by_its_name_and_equal_from_equal_seeds(name:
 
 def test_what_is_neither_is_refused_with_what_there_is() -> None:
     with pytest.raises(BadInput) as caught:
-        source("agent")
+        load_source("agent")
     assert "agents" in (caught.value.hint or "")
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fairlead.errors import BadInput
-from fairlead_sim.traces import TraceError, TraceRequest, at_rate, ideal_reuse, read_mooncake, spread_ties
+from fairlead_sim.traces import TraceError, TraceRequest, at_rate, ideal_cached_share, read_mooncake, spread_ties
 
 RECORDED = Path(__file__).parents[4] / "shared" / "traces" / "conversation_trace.jsonl"
 
@@ -92,7 +92,7 @@ def test_a_rate_must_be_positive() -> None:
 def test_reuse_counts_only_an_unbroken_prefix() -> None:
     first = TraceRequest("a", 0, 1_024, 1, (0, 1))
     second = TraceRequest("b", 1, 1_536, 1, (0, 2, 1))
-    assert ideal_reuse([first, second]) == pytest.approx(512 / 2_560)
+    assert ideal_cached_share([first, second]) == pytest.approx(512 / 2_560)
 
 
 @pytest.mark.recorded(RECORDED)
@@ -101,4 +101,4 @@ def test_the_recorded_trace_keeps_10091_requests_of_at_most_20480_tokens() -> No
     assert len(requests) == 10_091
     assert {item.blocks[0] for item in requests} == {0}
     assert sum(item.prompt_tokens for item in requests) / len(requests) == pytest.approx(6_781, abs=1)
-    assert ideal_reuse(requests) == pytest.approx(0.374, abs=0.001)
+    assert ideal_cached_share(requests) == pytest.approx(0.374, abs=0.001)

@@ -8,27 +8,27 @@ import pytest
 
 from fairlead.errors import BadInput
 from fairlead_sim.transcripts import compare, manifest, masks
-from fairlead_sim.transcripts.recording import Response, is_recording, is_whole, parse_response, read
+from fairlead_sim.transcripts.recording import HttpResponse, is_complete, is_recording, parse_response, read_recording
 
 HEADERS = (("date", "Thu, 01 Jan 2026 00:00:00 GMT"), ("server", "uvicorn"), ("content-length", "9"))
 
 
 def answer(
     document: Any, *, status: int = 200, spaced: bool = False, more: tuple[tuple[str, str], ...] = ()
-) -> Response:
+) -> HttpResponse:
     """A JSON answer."""
     body = json.dumps(document, separators=None if spaced else (",", ":")).encode()
-    return Response(status, "OK", (*HEADERS, ("content-type", "application/json"), *more), body)
+    return HttpResponse(status, "OK", (*HEADERS, ("content-type", "application/json"), *more), body)
 
 
-def stream(*events: Any, chunks: int | None = None) -> Response:
+def stream(*events: Any, chunks: int | None = None) -> HttpResponse:
     """A stream of these events, one chunk each."""
     framed = [
         b"data: " + (event if isinstance(event, str) else json.dumps(event)).encode() + b"\n\n" for event in events
     ]
     body = b"".join(framed)
     head = (("content-type", "text/event-stream; charset=utf-8"), ("transfer-encoding", "chunked"))
-    return Response(200, "OK", head, body, tuple(framed) if chunks is None else (body,) * chunks)
+    return HttpResponse(200, "OK", head, body, tuple(framed) if chunks is None else (body,) * chunks)
 
 
 def token(text: str, index: int = 0, finish: str | None = None) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def test_a_recording_is_read_with_its_bytes(tmp_path: Path) -> None:
         b"\n===== RESPONSE =====\nHTTP/1.1 200 OK\r\ncontent-length: 2\r\nX-A: b: c\r\n\r\n[]"
         b"\n===== RECV TIMELINE (s since send, bytes) =====\n0.1:3\n"
     )
-    recording = read(path)
+    recording = read_recording(path)
     assert (recording.request.method, recording.request.target, recording.request.body) == ("POST", "/v1/x", b"{}")
     assert recording.response is not None
     assert (recording.response.status, recording.response.body) == (200, b"[]")
@@ -59,8 +59,8 @@ def test_a_recording_whose_line_ends_were_lost_is_read_too(tmp_path: Path) -> No
         b'===== REQUEST =====\nPOST / HTTP/1.1\nHost: a:1\nContent-Length: 90\n\n{"a": 1}\n===== RESPONSE =====\n'
         b"HTTP/1.1 404 Not Found\ncontent-length: 99\n\n{}\n===== RECV TIMELINE"
     )
-    recording = read(path)
-    assert recording.request.wire("b:2").endswith(b'Host: b:2\r\nContent-Length: 8\r\n\r\n{"a": 1}')
+    recording = read_recording(path)
+    assert recording.request.to_bytes("b:2").endswith(b'Host: b:2\r\nContent-Length: 8\r\n\r\n{"a": 1}')
     assert recording.response is not None
     assert (recording.response.reason, recording.response.body) == ("Not Found", b"{}")
 
@@ -70,7 +70,7 @@ def test_a_recording_without_an_answer_says_so(tmp_path: Path) -> None:
     path.write_bytes(
         b"===== REQUEST =====\nGET / HTTP/1.1\r\nHost: a\r\n\r\n\n===== RESPONSE =====\n\n===== RECV TIMELINE"
     )
-    assert read(path).response is None
+    assert read_recording(path).response is None
 
 
 def test_notes_of_a_scenario_are_no_recording(tmp_path: Path) -> None:
@@ -78,19 +78,19 @@ def test_notes_of_a_scenario_are_no_recording(tmp_path: Path) -> None:
     path.write_bytes(b"run 1: silence\n")
     assert not is_recording(path.read_bytes())
     with pytest.raises(ValueError, match="not a request/response recording"):
-        read(path)
+        read_recording(path)
 
 
 def test_chunks_are_taken_apart() -> None:
     raw = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n"
     parsed = parse_response(raw)
     assert (parsed.body, parsed.chunks) == (b"abcde", (b"abc", b"de"))
-    assert [is_whole(raw[:cut]) for cut in (10, len(raw) - 5, len(raw))] == [False, False, True]
+    assert [is_complete(raw[:cut]) for cut in (10, len(raw) - 5, len(raw))] == [False, False, True]
 
 
 def test_a_plain_body_is_whole_at_its_length() -> None:
     raw = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc"
-    assert [is_whole(raw[:cut]) for cut in (20, len(raw) - 1, len(raw))] == [False, False, True]
+    assert [is_complete(raw[:cut]) for cut in (20, len(raw) - 1, len(raw))] == [False, False, True]
 
 
 def test_ids_times_and_generated_text_are_masked_and_nothing_else() -> None:
@@ -102,7 +102,7 @@ def test_ids_times_and_generated_text_are_masked_and_nothing_else() -> None:
         "choices": [{"index": 0, "message": {"role": "assistant", "content": "blah"}, "finish_reason": "length"}],
         "usage": {"prompt_tokens": 9},
     }
-    masked = masks.value(document)
+    masked = masks.mask_document(document)
     assert (masked["id"], masked["created"], masked["system_fingerprint"]) == ("chatcmpl-*", "*", "vllm-0.32.0-*")
     assert masked["choices"][0] == {
         "index": 0,
@@ -113,12 +113,12 @@ def test_ids_times_and_generated_text_are_masked_and_nothing_else() -> None:
 
 
 def test_an_id_that_the_client_chose_is_not_masked() -> None:
-    assert masks.value({"id": "cmpl-client-req-42"}) == {"id": "cmpl-client-req-42"}
-    assert masks.header("X-Request-Id", "abc-123") == ("x-request-id", "abc-123")
+    assert masks.mask_document({"id": "cmpl-client-req-42"}) == {"id": "cmpl-client-req-42"}
+    assert masks.mask_header("X-Request-Id", "abc-123") == ("x-request-id", "abc-123")
 
 
 def test_what_is_not_generated_keeps_its_text() -> None:
-    assert masks.value({"text": "a", "content": "b", "token_ids": [1]}) == {
+    assert masks.mask_document({"text": "a", "content": "b", "token_ids": [1]}) == {
         "text": "a",
         "content": "b",
         "token_ids": [1],
@@ -128,7 +128,7 @@ def test_what_is_not_generated_keeps_its_text() -> None:
 def test_answers_that_differ_in_ids_and_text_alone_are_exactly_alike() -> None:
     first = {"id": "cmpl-0123456789abcdef", "created": 1, "choices": [{"text": "abc", "token_ids": [1, 2]}]}
     second = {"id": "cmpl-fedcba9876543210", "created": 2, "choices": [{"text": "x", "token_ids": [3]}]}
-    assert compare.exact(answer(first), answer(second)) == []
+    assert compare.compare_exact(answer(first), answer(second)) == []
 
 
 @pytest.mark.parametrize(
@@ -142,58 +142,60 @@ def test_answers_that_differ_in_ids_and_text_alone_are_exactly_alike() -> None:
     ],
     ids=["a word", "the order of keys", "spaces", "the status", "a header"],
 )
-def test_an_exact_comparison_sees(live: Response) -> None:
-    assert compare.exact(answer({"error": {"code": 400, "message": "a"}}), live)
+def test_an_exact_comparison_sees(live: HttpResponse) -> None:
+    assert compare.compare_exact(answer({"error": {"code": 400, "message": "a"}}), live)
 
 
 def test_a_shape_is_keys_and_types_at_every_depth() -> None:
     recorded = answer({"a": [{"b": 1}, {"b": 2.5}], "c": None})
-    assert compare.shape(recorded, answer({"c": None, "a": [{"b": 3}]})) == []
-    assert compare.shape(recorded, answer({"a": [{"b": "3"}], "c": None})) == [
+    assert compare.compare_shape(recorded, answer({"c": None, "a": [{"b": 3}]})) == []
+    assert compare.compare_shape(recorded, answer({"a": [{"b": "3"}], "c": None})) == [
         'body.a[].b: recorded "number", live "string"'
     ]
-    assert compare.shape(recorded, answer({"a": [{"b": 3, "d": 0}], "c": None}))
-    assert compare.shape(recorded, answer({"a": [], "c": None}))
-    assert compare.shape(recorded, answer({"a": [{"b": 3}]})) == ['body.c: missing, recorded as "null"']
+    assert compare.compare_shape(recorded, answer({"a": [{"b": 3, "d": 0}], "c": None}))
+    assert compare.compare_shape(recorded, answer({"a": [], "c": None}))
+    assert compare.compare_shape(recorded, answer({"a": [{"b": 3}]})) == ['body.c: missing, recorded as "null"']
 
 
 def test_a_shape_keeps_words_of_closed_sets_and_whether_something_was_cached() -> None:
     recorded = answer({"finish_reason": "length", "usage": {"cached_tokens": 384}})
-    assert compare.shape(recorded, answer({"finish_reason": "length", "usage": {"cached_tokens": 16}})) == []
-    assert compare.shape(recorded, answer({"finish_reason": "stop", "usage": {"cached_tokens": 16}}))
-    assert compare.shape(recorded, answer({"finish_reason": "length", "usage": {"cached_tokens": 0}}))
+    assert compare.compare_shape(recorded, answer({"finish_reason": "length", "usage": {"cached_tokens": 16}})) == []
+    assert compare.compare_shape(recorded, answer({"finish_reason": "stop", "usage": {"cached_tokens": 16}}))
+    assert compare.compare_shape(recorded, answer({"finish_reason": "length", "usage": {"cached_tokens": 0}}))
 
 
 def test_maps_keyed_by_tokens_have_the_shape_of_their_values() -> None:
     recorded = answer({"top_logprobs": [None, {" a": -1.0, "b": -2.0}]})
-    assert compare.shape(recorded, answer({"top_logprobs": [{"z": -9.5}, None]})) == []
-    assert compare.shape(recorded, answer({"top_logprobs": [None, {"z": "-9"}]}))
+    assert compare.compare_shape(recorded, answer({"top_logprobs": [{"z": -9.5}, None]})) == []
+    assert compare.compare_shape(recorded, answer({"top_logprobs": [None, {"z": "-9"}]}))
 
 
 def test_a_stream_of_another_length_has_the_same_shape_but_is_not_exactly_alike() -> None:
     short = stream(token("a"), token("b", finish="length"), "[DONE]")
     long = stream(token("a"), token("x"), token("y"), token("b", finish="length"), "[DONE]")
-    assert compare.shape(short, long) == []
-    assert compare.exact(short, long)
-    assert compare.exact(short, stream(token("q"), token("r", finish="length"), "[DONE]")) == []
+    assert compare.compare_shape(short, long) == []
+    assert compare.compare_exact(short, long)
+    assert compare.compare_exact(short, stream(token("q"), token("r", finish="length"), "[DONE]")) == []
 
 
 def test_choices_may_interleave() -> None:
     first = stream(token("a", 0), token("b", 1), token("c", 0, "stop"), token("d", 1, "stop"), "[DONE]")
     second = stream(token("a", 0), token("c", 0, "stop"), token("b", 1), token("d", 1, "stop"), "[DONE]")
-    assert compare.shape(first, second) == []
+    assert compare.compare_shape(first, second) == []
 
 
 def test_a_missing_end_mark_or_another_kind_of_event_is_seen() -> None:
     recorded = stream(token("a"), token("b", finish="length"), {"choices": [], "usage": {}}, "[DONE]")
-    assert compare.shape(recorded, stream(token("a"), token("b", finish="length"), "[DONE]"))
-    assert compare.shape(recorded, stream(token("a"), token("b", finish="length"), {"choices": [], "usage": {}}))
-    assert compare.shape(recorded, stream({"error": {"code": 500}}, "[DONE]"))
+    assert compare.compare_shape(recorded, stream(token("a"), token("b", finish="length"), "[DONE]"))
+    assert compare.compare_shape(
+        recorded, stream(token("a"), token("b", finish="length"), {"choices": [], "usage": {}})
+    )
+    assert compare.compare_shape(recorded, stream({"error": {"code": 500}}, "[DONE]"))
 
 
 def test_an_exact_stream_has_one_chunk_an_event() -> None:
     events = (token("a"), token("b", finish="length"), "[DONE]")
-    assert compare.exact(stream(*events), stream(*events, chunks=1)) == [
+    assert compare.compare_exact(stream(*events), stream(*events, chunks=1)) == [
         "stream: only one of the two has one event per chunk"
     ]
 
@@ -202,7 +204,7 @@ def test_the_manifest_refuses_what_it_cannot_mean() -> None:
     def document(**fields: Any) -> dict[str, Any]:
         return {"engines": {"e": ["--model", "x"]}, "recordings": {"r": fields}, "scenarios": {}}
 
-    assert manifest.parse(document(engine="e", match="exact")).entries[0].name == "r"
+    assert manifest.parse_manifest(document(engine="e", match="exact")).entries[0].name == "r"
     for wrong in (
         {"engine": "e", "match": "nearly"},
         {"engine": "f", "match": "exact"},
@@ -210,4 +212,4 @@ def test_the_manifest_refuses_what_it_cannot_mean() -> None:
         {"engine": "e", "match": "exact", "hodl": 3},
     ):
         with pytest.raises(BadInput):
-            manifest.parse(document(**wrong))
+            manifest.parse_manifest(document(**wrong))

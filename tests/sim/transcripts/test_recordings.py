@@ -7,29 +7,29 @@ from pathlib import Path
 import pytest
 
 from fairlead_sim.transcripts import manifest, report
-from fairlead_sim.transcripts.launch import launched
+from fairlead_sim.transcripts.launch import launch_engine
 from fairlead_sim.transcripts.recording import is_recording
-from fairlead_sim.transcripts.replay import Result, replay
+from fairlead_sim.transcripts.replay import ReplayResult, replay_recordings
 
 ROOT = Path(__file__).resolve().parents[3]
 RECORDED = ROOT.parent / "shared/research/vllm-real/http"
-CLAIMED = manifest.load()
+CLAIMED = manifest.load_manifest()
 RECORDINGS, MATCHED_LEAST, SCENARIOS = 105, 90, 10
 
 
 @pytest.mark.recorded(RECORDED)
 @pytest.mark.parametrize("name", CLAIMED.engines)
 def test_every_recording_is_matched_as_the_manifest_says(name: str) -> None:
-    async def scenario() -> list[Result]:
-        async with launched(CLAIMED.engines[name]) as engine:
-            return await replay(CLAIMED.of(name), RECORDED, engine)
+    async def scenario() -> list[ReplayResult]:
+        async with launch_engine(CLAIMED.engines[name]) as engine:
+            return await replay_recordings(CLAIMED.entries_for(name), RECORDED, engine)
 
     results = asyncio.run(scenario())
     assert [result.entry.name for result in results if result.entry.hold == 0] == [
-        entry.name for entry in CLAIMED.of(name) if entry.hold == 0
+        entry.name for entry in CLAIMED.entries_for(name) if entry.hold == 0
     ]
-    assert len(results) == len(CLAIMED.of(name))
-    assert {result.entry.name: result.differences for result in report.broken(results)} == {}
+    assert len(results) == len(CLAIMED.entries_for(name))
+    assert {result.entry.name: result.differences for result in report.broken_claims(results)} == {}
 
 
 @pytest.mark.recorded(RECORDED)
@@ -61,4 +61,4 @@ def test_the_tests_that_cover_the_scenarios_exist() -> None:
 
 
 def test_the_reference_page_is_the_one_that_the_manifest_gives() -> None:
-    assert (ROOT / "docs/reference/transcripts.md").read_text("utf-8") == report.page(CLAIMED)
+    assert (ROOT / "docs/reference/transcripts.md").read_text("utf-8") == report.render_page(CLAIMED)

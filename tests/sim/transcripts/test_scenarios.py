@@ -14,19 +14,19 @@ from typing import Any
 import pytest
 
 from fairlead_sim.transcripts.exchange import (
-    ANSWER_SECONDS,
-    Connection,
-    connected,
-    exchange,
-    get,
-    load,
-    metric,
-    metric_until,
-    post,
-    until,
+    RESPONSE_TIMEOUT_SECONDS,
+    ClientConnection,
+    get_request,
+    open_client,
+    post_request,
+    read_load,
+    read_metric,
+    send_request,
+    wait_for_metric,
+    wait_for_value,
 )
-from fairlead_sim.transcripts.launch import Engine, launched
-from fairlead_sim.transcripts.recording import Request, Response, parse_response
+from fairlead_sim.transcripts.launch import EngineProcess, launch_engine
+from fairlead_sim.transcripts.recording import HttpResponse, RecordedRequest, parse_response
 
 SWITCHES = ("--model", "tiny", "--profile", "tiny-cpu", "--max-model-len", "32768")
 LONG = 10_000  # tokens: some 17 s of decoding, and nine of them fit into memory
@@ -44,51 +44,51 @@ def run(scenario: Callable[[], Coroutine[Any, Any, None]]) -> None:
     asyncio.run(scenario())
 
 
-def completion(tokens: int, *, stream: bool = False, prompt: str | list[int] = "Once upon a time") -> Request:
+def completion(tokens: int, *, stream: bool = False, prompt: str | list[int] = "Once upon a time") -> RecordedRequest:
     """A request for so many tokens."""
     body = {"model": "tiny", "prompt": prompt, "max_tokens": tokens, "ignore_eos": True, "stream": stream}
-    return post("/v1/completions", body)
+    return post_request("/v1/completions", body)
 
 
-async def begin(stack: AsyncExitStack, engine: Engine, request: Request) -> Connection:
+async def begin(stack: AsyncExitStack, engine: EngineProcess, request: RecordedRequest) -> ClientConnection:
     """Send a request on a connection of its own, which stays open as long as the stack."""
-    connection = await stack.enter_async_context(connected(engine.authority))
-    await connection.send(request.wire(engine.authority))
+    connection = await stack.enter_async_context(open_client(engine.authority))
+    await connection.send(request.to_bytes(engine.authority))
     return connection
 
 
-async def begin_stream(stack: AsyncExitStack, engine: Engine, tokens: int) -> Connection:
+async def begin_stream(stack: AsyncExitStack, engine: EngineProcess, tokens: int) -> ClientConnection:
     """A stream that has begun."""
     connection = await begin(stack, engine, completion(tokens, stream=True))
-    await connection.until(b'"text"')
+    await connection.read_until(b'"text"')
     return connection
 
 
-async def drained(connection: Connection) -> bytes:
+async def drained(connection: ClientConnection) -> bytes:
     """Everything until the engine closes."""
-    while await connection.more():
+    while await connection.read_more():
         pass
     return bytes(connection.received)
 
 
-async def refused(engine: Engine) -> None:
+async def refused(engine: EngineProcess) -> None:
     """Wait until nobody takes connections any more."""
-    async with asyncio.timeout(ANSWER_SECONDS):
+    async with asyncio.timeout(RESPONSE_TIMEOUT_SECONDS):
         while True:
             try:
-                async with connected(engine.authority):
+                async with open_client(engine.authority):
                     pass
             except ConnectionError:
                 return
             await asyncio.sleep(0.005)
 
 
-async def ended(engine: Engine) -> int:
+async def ended(engine: EngineProcess) -> int:
     """Wait for the process."""
-    return await asyncio.wait_for(engine.process.wait(), ANSWER_SECONDS)
+    return await asyncio.wait_for(engine.process.wait(), RESPONSE_TIMEOUT_SECONDS)
 
 
-def error_of(response: Response) -> dict[str, Any]:
+def error_of(response: HttpResponse) -> dict[str, Any]:
     """The error object of a plain answer."""
     error: dict[str, Any] = response.json()["error"]
     return error
@@ -100,11 +100,11 @@ def last_events(raw: bytes) -> list[Any]:
 
 
 @asynccontextmanager
-async def keep_alive(engine: Engine) -> AsyncIterator[Connection]:
+async def keep_alive(engine: EngineProcess) -> AsyncIterator[ClientConnection]:
     """An idle connection that has been used."""
-    async with connected(engine.authority) as connection:
-        await connection.send(get("/health").wire(engine.authority))
-        await connection.answer()
+    async with open_client(engine.authority) as connection:
+        await connection.send(get_request("/health").to_bytes(engine.authority))
+        await connection.read_response()
         yield connection
 
 
@@ -113,17 +113,17 @@ def test_a_client_that_leaves_frees_its_slot_and_is_counted_nowhere(stream: bool
     """09-abort-timeline."""
 
     async def scenario() -> None:
-        async with launched(SWITCHES) as engine:
-            async with connected(engine.authority) as client:
-                await client.send(completion(LONG, stream=stream).wire(engine.authority))
-                await metric_until(engine.authority, lambda running: running == 1, RUNNING)
-                assert await load(engine.authority) == 1
-            await until(lambda: load(engine.authority), lambda inside: inside == 0, "/load")
-            await metric_until(engine.authority, lambda running: running == 0, RUNNING)
-            generated = await metric(engine.authority, GENERATED)
-            assert (await exchange(engine.authority, completion(3))).status == 200
-            assert await metric(engine.authority, GENERATED) == generated + 3
-            page = (await exchange(engine.authority, get("/metrics"))).body.decode()
+        async with launch_engine(SWITCHES) as engine:
+            async with open_client(engine.authority) as client:
+                await client.send(completion(LONG, stream=stream).to_bytes(engine.authority))
+                await wait_for_metric(engine.authority, lambda running: running == 1, RUNNING)
+                assert await read_load(engine.authority) == 1
+            await wait_for_value(lambda: read_load(engine.authority), lambda inside: inside == 0, "/load")
+            await wait_for_metric(engine.authority, lambda running: running == 0, RUNNING)
+            generated = await read_metric(engine.authority, GENERATED)
+            assert (await send_request(engine.authority, completion(3))).status == 200
+            assert await read_metric(engine.authority, GENERATED) == generated + 3
+            page = (await send_request(engine.authority, get_request("/metrics"))).body.decode()
             ended_by = [line for line in page.splitlines() if line.startswith("vllm:request_success_total")]
             assert {line.rpartition(" ")[2] for line in ended_by if 'reason="length"' not in line} == {"0.0"}
 
@@ -134,10 +134,10 @@ def test_a_killed_server_leaves_streams_without_an_end_and_plain_requests_withou
     """12-sigkill-apiserver."""
 
     async def scenario() -> None:
-        async with launched(SWITCHES) as engine, AsyncExitStack() as stack:
+        async with launch_engine(SWITCHES) as engine, AsyncExitStack() as stack:
             stream = await begin_stream(stack, engine, LONG)
             plain = await begin(stack, engine, completion(LONG))
-            await metric_until(engine.authority, lambda running: running == 2, RUNNING)
+            await wait_for_metric(engine.authority, lambda running: running == 2, RUNNING)
             engine.process.kill()
             assert await ended(engine) == -signal.SIGKILL
             told = await _to_the_end(stream)
@@ -149,7 +149,7 @@ def test_a_killed_server_leaves_streams_without_an_end_and_plain_requests_withou
     run(scenario)
 
 
-async def _to_the_end(connection: Connection) -> bytes:
+async def _to_the_end(connection: ClientConnection) -> bytes:
     """Everything until the other side is gone, by FIN or by reset."""
     try:
         return await drained(connection)
@@ -161,18 +161,18 @@ def test_a_dead_engine_core_is_told_in_every_answer_and_then_the_server_leaves()
     """12-sigkill-enginecore."""
 
     async def scenario() -> None:
-        async with launched(SWITCHES) as engine, AsyncExitStack() as stack:
+        async with launch_engine(SWITCHES) as engine, AsyncExitStack() as stack:
             stream = await begin_stream(stack, engine, LONG)
             plain = await begin(stack, engine, completion(LONG))
-            await metric_until(engine.authority, lambda running: running == 2, RUNNING)
-            control = await stack.enter_async_context(connected(engine.authority))
-            fault = post("/sim/faults", {"kind": "core-dead"}).wire(engine.authority)
-            await control.send(fault + get("/health").wire(engine.authority))
-            await control.until(b"503 Service Unavailable")
+            await wait_for_metric(engine.authority, lambda running: running == 2, RUNNING)
+            control = await stack.enter_async_context(open_client(engine.authority))
+            fault = post_request("/sim/faults", {"kind": "core-dead"}).to_bytes(engine.authority)
+            await control.send(fault + get_request("/health").to_bytes(engine.authority))
+            await control.read_until(b"503 Service Unavailable")
             error, done = last_events(await drained(stream))
             assert (error["error"]["message"], error["error"]["code"], done) == (CORE_DIED, 500, "[DONE]")
             assert bytes(stream.received).endswith(LAST_CHUNK)
-            answer = await plain.answer()
+            answer = await plain.read_response()
             assert (answer.status, error_of(answer)["message"]) == (500, CORE_DIED)
             await refused(engine)
             await ended(engine)
@@ -185,7 +185,7 @@ def test_sigterm_may_leave_a_stream_silent_until_its_client_leaves() -> None:
 
     async def scenario() -> None:
         async with (
-            launched((*SWITCHES, "--on-sigterm", "silence")) as engine,
+            launch_engine((*SWITCHES, "--on-sigterm", "silence")) as engine,
             keep_alive(engine) as idle,
             AsyncExitStack() as stack,
         ):
@@ -206,14 +206,14 @@ def test_sigterm_may_leave_a_stream_silent_until_its_client_leaves() -> None:
     run(scenario)
 
 
-async def _is_quiet(stream: Connection) -> bool:
+async def _is_quiet(stream: ClientConnection) -> bool:
     """Whether a stream that had a token every 2 ms has none in the time of a hundred."""
     seen = -1
-    async with asyncio.timeout(ANSWER_SECONDS):
+    async with asyncio.timeout(RESPONSE_TIMEOUT_SECONDS):
         while len(stream.received) != seen:
             seen = len(stream.received)
             await asyncio.sleep(0.2)
-    return not stream.ended
+    return not stream.is_closed
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "plain"])
@@ -221,9 +221,9 @@ def test_sigterm_by_default_aborts_what_runs(stream: bool) -> None:
     """The second run of 24-sigterm-variants."""
 
     async def scenario() -> None:
-        async with launched(SWITCHES) as engine, AsyncExitStack() as stack:
+        async with launch_engine(SWITCHES) as engine, AsyncExitStack() as stack:
             client = await begin(stack, engine, completion(LONG, stream=stream))
-            await metric_until(engine.authority, lambda running: running == 1, RUNNING)
+            await wait_for_metric(engine.authority, lambda running: running == 1, RUNNING)
             engine.process.terminate()
             told = await drained(client)
             await refused(engine)
@@ -242,16 +242,16 @@ def test_sigterm_may_end_every_answer_with_an_error() -> None:
     """The third run of 24-sigterm-variants."""
 
     async def scenario() -> None:
-        async with launched((*SWITCHES, "--on-sigterm", "error")) as engine, AsyncExitStack() as stack:
+        async with launch_engine((*SWITCHES, "--on-sigterm", "error")) as engine, AsyncExitStack() as stack:
             streams = [await begin_stream(stack, engine, LONG) for _ in range(6)]
             plain = [await begin(stack, engine, completion(LONG)) for _ in range(3)]
-            await metric_until(engine.authority, lambda running: running == 9, RUNNING)
+            await wait_for_metric(engine.authority, lambda running: running == 9, RUNNING)
             engine.process.terminate()
             for stream in streams:
                 error, done = last_events(await drained(stream))
                 assert (error["error"]["message"], error["error"]["code"], done) == (CORE_DIED, 500, "[DONE]")
             for client in plain:
-                assert (await client.answer()).status == 500
+                assert (await client.read_response()).status == 500
             await ended(engine)
 
     run(scenario)
@@ -262,7 +262,7 @@ def test_a_drain_lets_a_stream_finish_while_everything_else_stays_up() -> None:
 
     async def scenario() -> None:
         async with (
-            launched((*SWITCHES, "--shutdown-timeout", "60")) as engine,
+            launch_engine((*SWITCHES, "--shutdown-timeout", "60")) as engine,
             keep_alive(engine) as idle,
             AsyncExitStack() as stack,
         ):
@@ -270,13 +270,13 @@ def test_a_drain_lets_a_stream_finish_while_everything_else_stays_up() -> None:
             stream = await begin_stream(stack, engine, 500)
             engine.process.terminate()
             await _draining(engine)
-            assert (await exchange(engine.authority, get("/health"))).status == 200
-            assert (await exchange(engine.authority, get("/v1/models"))).status == 200
+            assert (await send_request(engine.authority, get_request("/health"))).status == 200
+            assert (await send_request(engine.authority, get_request("/v1/models"))).status == 200
             told = await _to_the_last_chunk(stream)
             final, done = last_events(told)
             assert (final["choices"][0]["finish_reason"], done) == ("length", "[DONE]")
             assert len(parse_response(told).events()) == 501
-            assert (await exchange(engine.authority, get("/health"))).status == 200
+            assert (await send_request(engine.authority, get_request("/health"))).status == 200
             await other.close()
             assert await drained(idle) == b""
             await refused(engine)
@@ -285,17 +285,17 @@ def test_a_drain_lets_a_stream_finish_while_everything_else_stays_up() -> None:
     run(scenario)
 
 
-async def _draining(engine: Engine) -> None:
+async def _draining(engine: EngineProcess) -> None:
     """Wait until the engine has taken note of SIGTERM."""
 
     async def state() -> float:
-        return float((await exchange(engine.authority, get("/sim/state"))).json()["draining"])
+        return float((await send_request(engine.authority, get_request("/sim/state"))).json()["draining"])
 
-    await until(state, bool, "draining")
+    await wait_for_value(state, bool, "draining")
 
 
-async def _to_the_last_chunk(stream: Connection) -> bytes:
-    await stream.until(LAST_CHUNK)
+async def _to_the_last_chunk(stream: ClientConnection) -> bytes:
+    await stream.read_until(LAST_CHUNK)
     return bytes(stream.received)
 
 
@@ -305,9 +305,9 @@ def test_a_full_queue_refuses_plain_requests_with_503_and_streams_in_their_first
     async def scenario() -> None:
         two_at_once = ("--profile", json.dumps({"base": "tiny-cpu", "maxSequences": 2}))
         switches = (*SWITCHES, *two_at_once, "--max-num-queued-reqs", "3", "--shutdown-timeout", "60")
-        async with launched(switches) as engine, AsyncExitStack() as stack:
+        async with launch_engine(switches) as engine, AsyncExitStack() as stack:
             inside = [await begin(stack, engine, completion(LONG, stream=True)) for _ in range(3)]
-            await until(lambda: load(engine.authority), lambda count: count == 3, "/load")
+            await wait_for_value(lambda: read_load(engine.authority), lambda count: count == 3, "/load")
             for answer in await _answers(engine, 9, stream=False):
                 assert answer.status == 503
                 assert error_of(answer) == {"message": BUSY, "type": "Service Unavailable", "param": None, "code": 503}
@@ -315,15 +315,15 @@ def test_a_full_queue_refuses_plain_requests_with_503_and_streams_in_their_first
             for answer in await _answers(engine, 9, stream=True):
                 error, done = answer.events()
                 assert (answer.status, error["error"]["code"], done) == (200, 503, "[DONE]")
-            assert await metric(engine.authority, REJECTED) == 18
-            assert await metric(engine.authority, RUNNING) == 2
+            assert await read_metric(engine.authority, REJECTED) == 18
+            assert await read_metric(engine.authority, RUNNING) == 2
             engine.process.terminate()
             await _draining(engine)
-            assert (await exchange(engine.authority, get("/health"))).status == 200
-            assert (await exchange(engine.authority, completion(1))).status == 503
+            assert (await send_request(engine.authority, get_request("/health"))).status == 200
+            assert (await send_request(engine.authority, completion(1))).status == 503
             await inside[0].close()
-            await until(lambda: load(engine.authority), lambda count: count == 2, "/load")
-            refusal = await exchange(engine.authority, completion(1))
+            await wait_for_value(lambda: read_load(engine.authority), lambda count: count == 2, "/load")
+            refusal = await send_request(engine.authority, completion(1))
             assert (refusal.status, error_of(refusal)["message"]) == (500, DRAINING)
             for client in inside[1:]:
                 await client.close()
@@ -332,21 +332,21 @@ def test_a_full_queue_refuses_plain_requests_with_503_and_streams_in_their_first
     run(scenario)
 
 
-async def _answers(engine: Engine, count: int, *, stream: bool) -> list[Response]:
+async def _answers(engine: EngineProcess, count: int, *, stream: bool) -> list[HttpResponse]:
     request = completion(100, stream=stream)
-    return list(await asyncio.gather(*(exchange(engine.authority, request) for _ in range(count))))
+    return list(await asyncio.gather(*(send_request(engine.authority, request) for _ in range(count))))
 
 
 def test_a_drain_refuses_new_text_with_500_and_drops_new_token_ids() -> None:
     """23-drain-no-queue-limit, before the timeout."""
 
     async def scenario() -> None:
-        async with launched((*SWITCHES, "--shutdown-timeout", "60")) as engine, AsyncExitStack() as stack:
+        async with launch_engine((*SWITCHES, "--shutdown-timeout", "60")) as engine, AsyncExitStack() as stack:
             stream = await begin_stream(stack, engine, LONG)
             engine.process.terminate()
             await _draining(engine)
             text = await begin(stack, engine, completion(1))
-            answer = await text.answer()
+            answer = await text.read_response()
             assert answer.status == 500
             assert error_of(answer) == {"message": DRAINING, "type": "InternalServerError", "param": None, "code": 500}
             assert await _to_the_end(text) == b""
@@ -362,7 +362,7 @@ def test_what_a_drain_does_not_finish_in_time_hangs_until_its_client_leaves() ->
     """23-drain-no-queue-limit, behind the timeout."""
 
     async def scenario() -> None:
-        async with launched((*SWITCHES, "--shutdown-timeout", "0.5")) as engine, AsyncExitStack() as stack:
+        async with launch_engine((*SWITCHES, "--shutdown-timeout", "0.5")) as engine, AsyncExitStack() as stack:
             streams = [await begin_stream(stack, engine, LONG) for _ in range(2)]
             engine.process.terminate()
             await refused(engine)
@@ -382,9 +382,9 @@ def test_messages_of_the_scenarios_are_json_with_the_recorded_spacing() -> None:
     """12-sigkill-enginecore: in a stream the error is written with blanks, in a plain answer without."""
 
     async def scenario() -> None:
-        async with launched((*SWITCHES, "--max-num-queued-reqs", "0")) as engine:
-            plain = await exchange(engine.authority, completion(1))
-            stream = await exchange(engine.authority, completion(1, stream=True))
+        async with launch_engine((*SWITCHES, "--max-num-queued-reqs", "0")) as engine:
+            plain = await send_request(engine.authority, completion(1))
+            stream = await send_request(engine.authority, completion(1, stream=True))
             error = {"error": {"message": BUSY, "type": "Service Unavailable", "param": None, "code": 503}}
             assert plain.body == json.dumps(error, separators=(",", ":")).encode()
             assert stream.body == b"data: " + json.dumps(error).encode() + b"\n\ndata: [DONE]\n\n"

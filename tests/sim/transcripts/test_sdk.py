@@ -12,10 +12,10 @@ import openai
 import pydantic
 import pytest
 
-from fairlead_sim.transcripts.launch import Engine, launched
+from fairlead_sim.transcripts.launch import EngineProcess, launch_engine
 
 SWITCHES = ("--model", "tiny", "--profile", "tiny-cpu", "--max-model-len", "4096", "--lora", "static-lora=/models/a")
-HELLO: list[openai.types.chat.ChatCompletionMessageParam] = [{"role": "user", "content": "Hello"}]
+HELLO: list[openai.types.from_chat.ChatCompletionMessageParam] = [{"role": "user", "content": "Hello"}]
 
 
 class Verdict(pydantic.BaseModel):
@@ -27,12 +27,12 @@ class Verdict(pydantic.BaseModel):
 def checked(check: Callable[[openai.OpenAI], None], *switches: str) -> None:
     """Run a check in a thread, with an SDK client that speaks to a running engine."""
 
-    def inside(engine: Engine) -> None:
+    def inside(engine: EngineProcess) -> None:
         with openai.OpenAI(base_url=f"http://{engine.authority}/v1", api_key="none", max_retries=0) as client:
             check(client)
 
     async def scenario() -> None:
-        async with launched((*SWITCHES, *switches)) as engine:
+        async with launch_engine((*SWITCHES, *switches)) as engine:
             await asyncio.to_thread(inside, engine)
 
     asyncio.run(scenario())

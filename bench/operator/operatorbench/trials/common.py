@@ -12,10 +12,10 @@ from fairlead.errors import FairleadError
 from fairlead.kube.client import KubeApi
 from fairlead.kube.resource import MODEL_DEPLOYMENTS, Manifest
 from fairlead.limits import Limits
-from fairlead.tasks import ended
+from fairlead.tasks import cancel_and_wait
 from fairlead.testing.kube import ApiServer
-from fairlead.testing.operators import Operators, prepare, run_deployments
-from fairlead.testing.waiting import until_async
+from fairlead.testing.operators import OperatorProcesses, apply_crds_and_namespaces, run_deployments
+from fairlead.testing.waiting import wait_until_async
 
 PATIENCE_SECONDS = 300.0
 
@@ -40,7 +40,7 @@ class Place:
     server: ApiServer
     api: KubeApi
     namespace: str
-    operators: Operators
+    operators: OperatorProcesses
 
     async def model(self, name: str, *args: str, pools: tuple[str, ...] = ("main",), **spec: Any) -> Manifest:
         """Apply one, as people do."""
@@ -79,7 +79,7 @@ class Place:
                 return False
 
         try:
-            await until_async(holds, PATIENCE_SECONDS)
+            await wait_until_async(holds, PATIENCE_SECONDS)
         except TimeoutError:
             raise TimeoutError(f"{what}: not within {PATIENCE_SECONDS:g} s\n{self.operators.logs()}") from None
 
@@ -87,8 +87,8 @@ class Place:
         """Until those of them that lead have looked at everything, and no news is on its way."""
 
         def resting() -> bool:
-            leading = [one for one in among if self.operators.alive(one) and self.operators.leads(one)]
-            return bool(leading) and all(self.operators.rests(one) for one in leading)
+            leading = [one for one in among if self.operators.is_alive(one) and self.operators.is_leading(one)]
+            return bool(leading) and all(self.operators.is_idle(one) for one in leading)
 
         async def rests() -> bool:
             for _ in range(3):
@@ -105,8 +105,8 @@ class Place:
 
         async def leads() -> bool:
             nonlocal found
-            living = [which for which in among if self.operators.alive(which)]
-            leading = [which for which in living if await asyncio.to_thread(self.operators.leads, which)]
+            living = [which for which in among if self.operators.is_alive(which)]
+            leading = [which for which in living if await asyncio.to_thread(self.operators.is_leading, which)]
             found = leading[0] if leading else -1
             return bool(leading)
 
@@ -126,9 +126,9 @@ async def place(
 ) -> AsyncIterator[Place]:
     """A namespace of its own; its operators are ended at the end."""
     limits = Limits(kube_attempts=2)
-    async with KubeApi(server.access(), SystemClock(), lambda: 0.5, limits=limits) as api:
-        await prepare(api, namespace)
-        operators = Operators(kubeconfig or server.kubeconfig, namespace, logs, settings)
+    async with KubeApi(server.config(), SystemClock(), lambda: 0.5, limits=limits) as api:
+        await apply_crds_and_namespaces(api, namespace)
+        operators = OperatorProcesses(kubeconfig or server.kubeconfig, namespace, logs, settings)
         try:
             yield Place(server, api, namespace, operators)
         finally:
@@ -143,11 +143,11 @@ async def supervised(one: Place) -> AsyncIterator[list[int]]:
     async def watch() -> None:
         while True:
             await asyncio.sleep(0.2)
-            if not one.operators.alive(started[-1]):
+            if not one.operators.is_alive(started[-1]):
                 started.append(one.operators.start())
 
     task = asyncio.ensure_future(watch())
     try:
         yield started
     finally:
-        await ended(task)
+        await cancel_and_wait(task)

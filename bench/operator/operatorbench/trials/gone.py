@@ -10,7 +10,7 @@ from operatorbench.trials.common import Verdict, place, supervised
 from operatorbench.trials.tape import identities, recording
 
 from fairlead.kube.resource import DEPLOYMENTS, MODEL_DEPLOYMENTS, SERVICES
-from fairlead.testing.gap import gap_to
+from fairlead.testing.gap import cut_link
 from fairlead.testing.kube import ApiServer
 
 MODELS = 6
@@ -62,8 +62,8 @@ async def silent(server: ApiServer, logs: Path, *, children: bool) -> Verdict:
     is noticed (a minute and a half).
     """
     found = Verdict()
-    where = urlsplit(server.access().server)
-    async with gap_to(where.hostname or "", where.port or 443) as gap:
+    where = urlsplit(server.config().server)
+    async with cut_link(where.hostname or "", where.port or 443) as gap:
         kubeconfig = _through(server, gap.port)
         settings = {"FAIRLEAD_RESYNC": "5s", "FAIRLEAD_LEASE": "60s"}
         async with place(server, "silent", logs, kubeconfig, **settings) as here:

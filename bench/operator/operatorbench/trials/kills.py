@@ -9,7 +9,7 @@ from operatorbench.trials.tape import state
 
 from fairlead.kube.resource import MODEL_DEPLOYMENTS
 from fairlead.testing.kube import ApiServer
-from fairlead.testing.operators import MODULE
+from fairlead.testing.operators import OPERATOR_MODULE
 
 KILLED = str(Path(__file__).parents[1] / "killed.py")
 Step = str
@@ -50,9 +50,9 @@ async def _play(
             for one in before:
                 await _step(here, one)
                 await here.until_settled()
-            here.operators.end(which)
+            here.operators.stop(which)
         await _step(here, stage)
-        command = MODULE if kill is None else (KILLED, kill[0], str(kill[1]))
+        command = OPERATOR_MODULE if kill is None else (KILLED, kill[0], str(kill[1]))
         which = here.operators.start(command=command)
         killed = False
 

@@ -5,14 +5,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from fairlead.kube.changes import ChangeKind
+from fairlead.kube.changes import WatchEventType
 from fairlead.kube.client import KubeApi
 from fairlead.kube.errors import Unreachable
 from fairlead.kube.resource import (
+    CONTROLLER_REVISIONS,
     DEPLOYMENTS,
     DISRUPTION_BUDGETS,
     MODEL_DEPLOYMENTS,
-    REVISIONS,
     SERVICE_ACCOUNTS,
     SERVICES,
     Manifest,
@@ -21,9 +21,9 @@ from fairlead.kube.resource import (
     name_of,
     uid_of,
 )
-from fairlead.tasks import ended
+from fairlead.tasks import cancel_and_wait
 
-CHILDREN = (DEPLOYMENTS, SERVICES, SERVICE_ACCOUNTS, DISRUPTION_BUDGETS, REVISIONS)
+CHILDREN = (DEPLOYMENTS, SERVICES, SERVICE_ACCOUNTS, DISRUPTION_BUDGETS, CONTROLLER_REVISIONS)
 KINDS = (*CHILDREN, MODEL_DEPLOYMENTS)
 OURS = "app.kubernetes.io/managed-by=fairlead"
 
@@ -41,8 +41,8 @@ class Tape:
             try:
                 async for change in api.watch(kind, namespace, resource_version=version):
                     version = str(metadata_of(change.object).get("resourceVersion") or version)
-                    if change.kind is not ChangeKind.BOOKMARK:
-                        self.lines.append(f"{change.kind} {kind.kind} {name_of(change.object)}")
+                    if change.type is not WatchEventType.BOOKMARK:
+                        self.lines.append(f"{change.type} {kind.kind} {name_of(change.object)}")
             except Unreachable:
                 await asyncio.sleep(0.2)
 
@@ -56,7 +56,7 @@ async def recording(api: KubeApi, namespace: str) -> AsyncIterator[Tape]:
         yield tape
     finally:
         for task in tasks:
-            await ended(task)
+            await cancel_and_wait(task)
 
 
 async def ours(api: KubeApi, namespace: str) -> list[Manifest]:

@@ -3,57 +3,57 @@
 from collections.abc import Sequence
 
 from fairlead.kube.resource import Manifest
-from fairlead_cli.cluster.facts import GATEWAY, INDEXER, Facts
+from fairlead_cli.cluster.facts import GATEWAY, INDEXER, ClusterFacts
 from fairlead_cli.cluster.judging import workloads
-from fairlead_cli.cluster.missing import Missing
-from fairlead_cli.cluster.prometheus import Page
-from fairlead_cli.cluster.reading import key
-from fairlead_cli.cluster.verdict import Mark, Verdict, judged, ok, unknown, warned
+from fairlead_cli.cluster.missing import MissingValue
+from fairlead_cli.cluster.prometheus import MetricsPage
+from fairlead_cli.cluster.reading import object_key
+from fairlead_cli.cluster.verdict import CheckOutcome, Verdict, passed, unknown, verdict_of, warned
 
 
-def installed(facts: Facts) -> Verdict | None:
+def check_installed(facts: ClusterFacts) -> Verdict | None:
     """Where gateways look for an index; those without Redis make their own."""
-    found, gateways = facts.component(INDEXER), facts.component(GATEWAY)
-    if isinstance(found, Missing) or isinstance(gateways, Missing):
-        return unknown(found if isinstance(found, Missing) else Missing("gateways could not be looked for"))
+    found, gateways = facts.component_deployments(INDEXER), facts.component_deployments(GATEWAY)
+    if isinstance(found, MissingValue) or isinstance(gateways, MissingValue):
+        return unknown(found if isinstance(found, MissingValue) else MissingValue("gateways could not be looked for"))
     if found:
-        return ok(", ".join(key(one) for one in found))
-    waiting = [key(one) for one in gateways if workloads.has_redis(one)]
+        return passed(", ".join(object_key(one) for one in found))
+    waiting = [object_key(one) for one in gateways if workloads.has_redis(one)]
     return warned(*(f"{name} has a Redis, and nobody writes the index there" for name in waiting)) if waiting else None
 
 
-def ready(facts: Facts) -> Verdict | None:
+def check_ready(facts: ClusterFacts) -> Verdict | None:
     """Their pods."""
-    return workloads.pods_ready(facts, INDEXER)
+    return workloads.check_pods_ready(facts, INDEXER)
 
 
-def secrets(facts: Facts) -> Verdict | None:
+def check_secrets(facts: ClusterFacts) -> Verdict | None:
     """All that they name."""
-    return workloads.secrets_complete(facts, INDEXER)
+    return workloads.check_secrets(facts, INDEXER)
 
 
-def rights(facts: Facts) -> Verdict | None:
+def check_permissions(facts: ClusterFacts) -> Verdict | None:
     """Of those that follow the cluster."""
-    return workloads.rights_whole(facts, INDEXER)
+    return workloads.check_permissions(facts, INDEXER)
 
 
-@workloads.each(INDEXER, ready=True)
-def leads(facts: Facts, _: Sequence[Manifest]) -> Verdict:
+@workloads.for_component(INDEXER, ready=True)
+def check_leadership(facts: ClusterFacts, _: Sequence[Manifest]) -> Verdict:
     """Of each model that any of them knows; one that was not reached may be who does."""
     pages, unreached = _pages(facts)
     read: dict[str, float] = {}
     for _pod, page in pages:
-        for one in page.all("fairlead_indexer_leads"):
+        for one in page.matching("fairlead_indexer_leads"):
             model = one.labels.get("model", "?")
             read[model] = max(one.value, read.get(model, 0.0))
     nobody = [f"no indexer reads the engines of {model}" for model, led in sorted(read.items()) if not led]
     if unreached:
         return unknown(unreached[0])
-    return judged(nobody, note=f"{len(read)} of {len(read)}" if read else "no model yet")
+    return verdict_of(nobody, note=f"{len(read)} of {len(read)}" if read else "no model yet")
 
 
-@workloads.each(INDEXER, ready=True)
-def hears(facts: Facts, _: Sequence[Manifest]) -> Verdict:
+@workloads.for_component(INDEXER, ready=True)
+def check_connections(facts: ClusterFacts, _: Sequence[Manifest]) -> Verdict:
     """A warning for what is away: what is known goes on being used."""
     pages, unreached = _pages(facts)
     found = [
@@ -63,18 +63,18 @@ def hears(facts: Facts, _: Sequence[Manifest]) -> Verdict:
     ]
     heard = wanted = 0
     for pod, page in pages:
-        connected = {one.labels.get("model", "?"): one.value for one in page.all("fairlead_indexer_connected")}
-        for one in page.all("fairlead_indexer_instances"):
+        connected = {one.labels.get("model", "?"): one.value for one in page.matching("fairlead_indexer_connected")}
+        for one in page.matching("fairlead_indexer_instances"):
             model = one.labels.get("model", "?")
             wanted, heard = wanted + int(one.value), heard + int(connected.get(model, 0.0))
             if connected.get(model, 0.0) < one.value:
                 found.append(f"{pod} hears {connected.get(model, 0.0):.0f} of {one.value:.0f} engines of {model}")
-    return judged(found, unreached, mark=Mark.WARNING, note=f"{heard} of {wanted} engines")
+    return verdict_of(found, unreached, mark=CheckOutcome.WARNING, note=f"{heard} of {wanted} engines")
 
 
-def _pages(facts: Facts) -> tuple[list[tuple[str, Page]], list[str]]:
+def _pages(facts: ClusterFacts) -> tuple[list[tuple[str, MetricsPage]], list[str]]:
     """By pod what each tells; and why others do not, the same reason once."""
     told = facts.told.get(INDEXER, ())
-    pages = [(one.pod, one.metrics) for one in told if not isinstance(one.metrics, Missing)]
-    away = dict.fromkeys(one.metrics.why for one in told if isinstance(one.metrics, Missing))
+    pages = [(one.pod, one.metrics) for one in told if not isinstance(one.metrics, MissingValue)]
+    away = dict.fromkeys(one.metrics.reason for one in told if isinstance(one.metrics, MissingValue))
     return pages, list(away) or ([] if told else ["no pod of the indexer was found"])

@@ -6,16 +6,16 @@ from types import MappingProxyType
 from typing import Final
 
 from fairlead.api import ConditionType, Reason
-from fairlead.kube.resource import Manifest, leaving, metadata_of
-from fairlead_cli.cluster.facts import Facts
-from fairlead_cli.cluster.missing import Missing
-from fairlead_cli.cluster.reading import condition, holds, key, short, status
-from fairlead_cli.cluster.times import age, wall
-from fairlead_cli.cluster.verdict import Judge, Mark, Verdict, judged, ok, unknown, warned
+from fairlead.kube.resource import Manifest, is_deleting, metadata_of
+from fairlead_cli.cluster.facts import ClusterFacts
+from fairlead_cli.cluster.missing import MissingValue
+from fairlead_cli.cluster.reading import condition_of, is_condition_true, object_key, shorten, status_of
+from fairlead_cli.cluster.times import format_age, parse_time
+from fairlead_cli.cluster.verdict import Analyzer, CheckOutcome, Verdict, passed, unknown, verdict_of, warned
 
 _GRACE_SECONDS: Final = 30.0
 """A change that is younger may be on its way."""
-CAUSES: Final[Mapping[str, frozenset[Reason]]] = MappingProxyType(
+STALL_REASONS: Final[Mapping[str, frozenset[Reason]]] = MappingProxyType(
     {
         "model-image": frozenset({Reason.IMAGE_PULL_FAILED}),
         "model-capacity": frozenset({Reason.INSUFFICIENT_CAPACITY}),
@@ -28,90 +28,92 @@ CAUSES: Final[Mapping[str, frozenset[Reason]]] = MappingProxyType(
 """Check → the reasons of Stalled that it is about; all others are ``model-stalled``'s."""
 
 
-def _of_models(judge: Callable[[Facts, Sequence[Manifest]], Verdict | None]) -> Judge:
+def _for_models(judge: Callable[[ClusterFacts, Sequence[Manifest]], Verdict | None]) -> Analyzer:
     """A judge of the models that stay: not known where they could not be read, silent where there are none."""
 
     @wraps(judge)
-    def whole(facts: Facts) -> Verdict | None:
-        if isinstance(facts.models, Missing):
+    def whole(facts: ClusterFacts) -> Verdict | None:
+        if isinstance(facts.models, MissingValue):
             return unknown(facts.models)
-        models = [one for one in facts.models if not leaving(one)]
+        models = [one for one in facts.models if not is_deleting(one)]
         return judge(facts, models) if models else None
 
     return whole
 
 
-@_of_models
-def observed(facts: Facts, models: Sequence[Manifest]) -> Verdict:
+@_for_models
+def check_observed(facts: ClusterFacts, models: Sequence[Manifest]) -> Verdict:
     """Is ``status`` about the present spec?"""
-    return judged(
-        f"{key(one)}: {_behind(one)}, changed {age(changed, facts.now)} ago"
+    return verdict_of(
+        f"{object_key(one)}: {_generation_lag(one)}, changed {format_age(changed, facts.now)} ago"
         for one in models
-        if _behind(one) and (changed := _changed(one)) is not None and facts.now - changed > _GRACE_SECONDS
+        if _generation_lag(one) and (changed := _last_changed(one)) is not None and facts.now - changed > _GRACE_SECONDS
     )
 
 
-def _behind(model: Manifest) -> str:
-    seen, now = status(model).get("observedGeneration"), int(metadata_of(model).get("generation") or 0)
+def _generation_lag(model: Manifest) -> str:
+    seen, now = status_of(model).get("observedGeneration"), int(metadata_of(model).get("generation") or 0)
     if seen is None:
         return "no operator has seen it"
     return f"generation {seen} of {now} was seen" if int(seen) < now else ""
 
 
-def _changed(model: Manifest) -> float | None:
+def _last_changed(model: Manifest) -> float | None:
     """When somebody last wrote something else than status."""
     metadata = metadata_of(model)
-    times = [wall(one.get("time")) for one in metadata.get("managedFields") or [] if one.get("subresource") != "status"]
-    return max((one for one in times if one is not None), default=wall(metadata.get("creationTimestamp")))
+    times = [
+        parse_time(one.get("time")) for one in metadata.get("managedFields") or [] if one.get("subresource") != "status"
+    ]
+    return max((one for one in times if one is not None), default=parse_time(metadata.get("creationTimestamp")))
 
 
-def caused(check: str) -> Judge:
+def stalled_analyzer(check: str) -> Analyzer:
     """The judge of one of CAUSES, and of ``model-stalled``."""
 
-    @_of_models
-    def judge(_: Facts, models: Sequence[Manifest]) -> Verdict:
-        return judged(_stalled(models, check))
+    @_for_models
+    def judge(_: ClusterFacts, models: Sequence[Manifest]) -> Verdict:
+        return verdict_of(_stalled(models, check))
 
     return judge
 
 
 def _stalled(models: Iterable[Manifest], check: str) -> Iterator[str]:
     for one in models:
-        found = condition(one, ConditionType.STALLED)
+        found = condition_of(one, ConditionType.STALLED)
         if found is None or found.get("status") != "True":
             continue
         reason = str(found.get("reason", ""))
-        if check == next((name for name, reasons in CAUSES.items() if reason in reasons), "model-stalled"):
-            yield f"{key(one)}: {reason}: {short(str(found.get('message', '')))}"
+        if check == next((name for name, reasons in STALL_REASONS.items() if reason in reasons), "model-stalled"):
+            yield f"{object_key(one)}: {reason}: {shorten(str(found.get('message', '')))}"
 
 
-@_of_models
-def ready(_: Facts, models: Sequence[Manifest]) -> Verdict | None:
+@_for_models
+def check_ready(_: ClusterFacts, models: Sequence[Manifest]) -> Verdict | None:
     """Those that are neither ready nor stalled; coming up is a warning."""
     bad: list[str] = []
     starting: list[str] = []
-    others = [one for one in models if not holds(one, ConditionType.STALLED)]
+    others = [one for one in models if not is_condition_true(one, ConditionType.STALLED)]
     for one in others:
-        found = condition(one, ConditionType.READY)
+        found = condition_of(one, ConditionType.READY)
         if found is None or found.get("status") == "True":
             continue
-        line = f"{key(one)}: {found.get('reason')}: {short(str(found.get('message', '')))}"
+        line = f"{object_key(one)}: {found.get('reason')}: {shorten(str(found.get('message', '')))}"
         (starting if found.get("reason") == Reason.STARTING else bad).append(line)
     if bad:
-        return judged([*bad, *starting])
+        return verdict_of([*bad, *starting])
     if starting:
         return warned(*starting)
-    return ok(f"{len(others)} of {len(models)}") if others else None
+    return passed(f"{len(others)} of {len(models)}") if others else None
 
 
-@_of_models
-def names(_: Facts, models: Sequence[Manifest]) -> Verdict:
+@_for_models
+def check_names(_: ClusterFacts, models: Sequence[Manifest]) -> Verdict:
     """A warning: the model is served, under its long name."""
-    return judged(
+    return verdict_of(
         (
-            f"{key(one)}: {short(str(found.get('message', '')))}"
+            f"{object_key(one)}: {shorten(str(found.get('message', '')))}"
             for one in models
-            if (found := condition(one, ConditionType.NAME_TAKEN)) is not None and found.get("status") == "True"
+            if (found := condition_of(one, ConditionType.NAME_TAKEN)) is not None and found.get("status") == "True"
         ),
-        mark=Mark.WARNING,
+        mark=CheckOutcome.WARNING,
     )

@@ -38,24 +38,24 @@ a clock twice as fast decides alike.
 from collections.abc import Mapping
 from typing import Final
 
-from fairlead.decision import Decision, Input, Rejected
-from fairlead.units import duration
-from fairlead_gateway.routing.presets.stay import Order, Stay
+from fairlead.decision import Decision, DecisionInput, RejectedCandidate
+from fairlead.units import format_duration
+from fairlead_gateway.routing.presets.stay import AssignedRequest, QueueKey
 from fairlead_gateway.routing.request import Candidate
 
 RECOMPUTE_PRICE: Final = 16.0
-AWAY_PRICE: Final = 4.0
-AWAY_PRICE_BLIND: Final = 32.0
-FORESEEN_SHARE: Final = 0.005
-BLIND_SHARE: Final = 0.03
+NON_HOME_PRICE: Final = 4.0
+NON_HOME_PRICE_UNINFORMED: Final = 32.0
+INFORMED_SHARE: Final = 0.005
+UNINFORMED_SHARE: Final = 0.03
 """Of prompts: what engines had cached beyond what was known. Less than the first is chance; from the second on we are blind."""
 BUSY_SHARE: Final = 0.06
 DECODE_SHARE: Final = 0.4
-OBJECTIVE_DEFAULT_SECONDS: Final = 5.0
-PATIENCE: Final = 16.0
-PATIENCE_TIMES: Final = 2.0
+DEFAULT_TTFT_SECONDS: Final = 5.0
+WAIT_PER_PREFILL_SECOND: Final = 16.0
+MAX_WAIT_OBJECTIVES: Final = 2.0
 """The objective: by so much waiting at most may a long prompt be passed."""
-OVERLOAD_TIMES: Final = 3.0
+MAX_LATE_OBJECTIVES: Final = 3.0
 """The objective: up to so late a first token prices still hold where nobody meets the objective."""
 
 
@@ -65,7 +65,7 @@ def choose(
     mean_backlog_seconds: float,
     objective_seconds: float | None,
     hot_epoch: int = 0,
-    hot_lost: bool = False,
+    hot_table_lost: bool = False,
     unforeseen_share: float = 0.0,
 ) -> Decision:
     """The best of at least one candidate, with the sums that decided it (J of the essay above, in seconds of engine time).
@@ -75,58 +75,68 @@ def choose(
     A tie goes to the first of the candidates, and those come in order: who served the session last, home 1, home 2, the holder, the
     least busy.
     """
-    scale = OBJECTIVE_DEFAULT_SECONDS if objective_seconds is None else objective_seconds
-    busy = _busy(mean_backlog_seconds, scale)
+    objective = DEFAULT_TTFT_SECONDS if objective_seconds is None else objective_seconds
+    busy = _busy_share(mean_backlog_seconds, objective)
     recompute = 1.0 + RECOMPUTE_PRICE * busy
-    decode = DECODE_SHARE * scale
-    away = recompute + away_price(unforeseen_share, busy)
+    decode = DECODE_SHARE * objective
+    non_home = recompute + non_home_price(unforeseen_share, busy)
     best = late = soonest = candidates[0]
     best_cost = late_cost = soonest_cost = soonest_first = 0.0
-    feasible = bearable = begun = False
-    for item in candidates:
-        own, backlog = item.own_seconds, item.backlog_seconds
-        price = recompute if item.home or item.pinned else away
-        cost = backlog + own * price + decode * item.inflight_tokens / item.kv_tokens
-        first = backlog + own
-        item.cost_seconds = cost
-        if first <= scale:
-            if not feasible or cost < best_cost or (cost == best_cost and item.inflight < best.inflight):
-                best, best_cost, feasible = item, cost, True
-        elif first <= OVERLOAD_TIMES * scale and (not bearable or cost < late_cost):
-            late, late_cost, bearable = item, cost, True
-        if not begun or first < soonest_first or (first == soonest_first and cost < soonest_cost):
-            soonest, soonest_first, soonest_cost, begun = item, first, cost, True
-    if not feasible:
-        best, best_cost = (late, late_cost) if bearable else (soonest, soonest_cost)
-    rule = _rule(best, candidates, feasible, scale)
+    any_feasible = any_bearable = begun = False
+    for candidate in candidates:
+        prefill, backlog = candidate.prefill_seconds, candidate.backlog_seconds
+        price = recompute if candidate.is_home or candidate.served_session else non_home
+        cost = backlog + prefill * price + decode * candidate.inflight_tokens / candidate.kv_tokens
+        ttft = backlog + prefill
+        candidate.cost_seconds = cost
+        if ttft <= objective:
+            if not any_feasible or cost < best_cost or (cost == best_cost and candidate.inflight < best.inflight):
+                best, best_cost, any_feasible = candidate, cost, True
+        elif ttft <= MAX_LATE_OBJECTIVES * objective and (not any_bearable or cost < late_cost):
+            late, late_cost, any_bearable = candidate, cost, True
+        if not begun or ttft < soonest_first or (ttft == soonest_first and cost < soonest_cost):
+            soonest, soonest_first, soonest_cost, begun = candidate, ttft, cost, True
+    if not any_feasible:
+        best, best_cost = (late, late_cost) if any_bearable else (soonest, soonest_cost)
+    rule = _rule(best, candidates, any_feasible, objective)
     return Decision(
         best.id,
         rule,
         cost_seconds=best_cost,
-        home=best.home,
+        home=best.is_home,
         matched_tokens=best.matched_tokens + best.pull_tokens,
-        ttft_seconds=best.backlog_seconds + best.own_seconds,
-        account=_Account(
-            rule, best, candidates, mean_backlog_seconds, feasible, scale, hot_epoch, hot_lost, unforeseen_share
+        ttft_seconds=best.backlog_seconds + best.prefill_seconds,
+        explanation=_DualHashExplanation(
+            rule,
+            best,
+            candidates,
+            mean_backlog_seconds,
+            any_feasible,
+            objective,
+            hot_epoch,
+            hot_table_lost,
+            unforeseen_share,
         ),
-        source=best.source,
+        source=best.pull_source,
     )
 
 
-def order(stay: Stay) -> Order:
+def queue_key(request: AssignedRequest) -> QueueKey:
     """What those that are held for one instance are sorted by. How much of a prompt is cached matters by what is left to compute."""
-    patience = min(PATIENCE * stay.own_seconds, PATIENCE_TIMES * stay.objective_seconds)
-    return stay.arrived + patience, stay.arrived, stay.id
+    allowed_wait = min(
+        WAIT_PER_PREFILL_SECOND * request.prefill_seconds, MAX_WAIT_OBJECTIVES * request.objective_seconds
+    )
+    return request.assigned_at + allowed_wait, request.assigned_at, request.id
 
 
-def away_price(unforeseen_share: float, busy: float) -> float:
+def non_home_price(unforeseen_share: float, busy: float) -> float:
     """What leaving home costs beside recomputation, in times the prompt's own part; ``busy`` from 0 to 1."""
-    blind = (unforeseen_share - FORESEEN_SHARE) / (BLIND_SHARE - FORESEEN_SHARE)
-    seen = AWAY_PRICE * (1.0 - busy)
-    return seen + (AWAY_PRICE_BLIND - seen) * min(1.0, max(0.0, blind))
+    uninformed = (unforeseen_share - INFORMED_SHARE) / (UNINFORMED_SHARE - INFORMED_SHARE)
+    informed_price = NON_HOME_PRICE * (1.0 - busy)
+    return informed_price + (NON_HOME_PRICE_UNINFORMED - informed_price) * min(1.0, max(0.0, uninformed))
 
 
-def _busy(mean_backlog_seconds: float, objective_seconds: float) -> float:
+def _busy_share(mean_backlog_seconds: float, objective_seconds: float) -> float:
     return min(1.0, mean_backlog_seconds / (BUSY_SHARE * objective_seconds))
 
 
@@ -135,13 +145,13 @@ def _rule(best: Candidate, candidates: list[Candidate], feasible: bool, objectiv
         return "only-one"
     if not feasible:
         return "slo-spill"
-    if best.home or best.holder or best.pinned:
+    if best.is_home or best.is_holder or best.served_session:
         return "affinity"
-    homes = [item for item in candidates if item.home]
+    homes = [item for item in candidates if item.is_home]
     return "slo-spill" if homes and all(item.ttft_seconds > objective for item in homes) else "load"
 
 
-class _Account:
+class _DualHashExplanation:
     """The numbers of a decision; sentences and tables are made when somebody asks."""
 
     __slots__ = (
@@ -149,7 +159,7 @@ class _Account:
         "_candidates",
         "_feasible",
         "_hot_epoch",
-        "_hot_lost",
+        "_hot_table_lost",
         "_mean",
         "_objective",
         "_rule",
@@ -165,7 +175,7 @@ class _Account:
         feasible: bool,
         objective: float,
         hot_epoch: int,
-        hot_lost: bool,
+        hot_table_lost: bool,
         unforeseen_share: float,
     ) -> None:
         self._rule = rule
@@ -175,75 +185,82 @@ class _Account:
         self._feasible = feasible
         self._objective = objective
         self._hot_epoch = hot_epoch
-        self._hot_lost = hot_lost
+        self._hot_table_lost = hot_table_lost
         self._unforeseen = unforeseen_share
 
     def reason(self) -> str:
         """Why the best one was taken, where what it lacks comes from, and what was not known."""
-        best, why = self._best, self._why()
-        if best.source is not None:
-            took, instead = duration(best.own_seconds), duration(best.recompute_seconds)
-            why += f"; {best.pull_tokens:.0f} tokens from {best.source}: {took} instead of {instead} to compute them"
-        price = away_price(self._unforeseen, _busy(self._mean, self._objective))
-        if price > AWAY_PRICE and len(self._candidates) > 1:
+        best, why = self._best, self._choice_reason()
+        if best.pull_source is not None:
+            took, instead = format_duration(best.prefill_seconds), format_duration(best.recompute_seconds)
+            why += (
+                f"; {best.pull_tokens:.0f} tokens from {best.pull_source}: {took} instead of {instead} to compute them"
+            )
+        price = non_home_price(self._unforeseen, _busy_share(self._mean, self._objective))
+        if price > NON_HOME_PRICE and len(self._candidates) > 1:
             why += f"; engines had {self._unforeseen:.1%} of prompts cached that nobody told of"
             why += f", so leaving home costs {price:.0f} x its part"
-        if self._hot_lost:
+        if self._hot_table_lost:
             why += "; hot prefixes as they were told last"
         return why
 
-    def _why(self) -> str:
+    def _choice_reason(self) -> str:
         best, objective = self._best, self._objective
         if self._rule == "only-one":
             return "the only instance that can take it"
-        first = f"first token in about {duration(best.ttft_seconds)}"
+        first = f"first token in about {format_duration(best.ttft_seconds)}"
         if not self._feasible:
-            return f"no candidate meets {duration(objective)}: {first}"
+            return f"no candidate meets {format_duration(objective)}: {first}"
         if self._rule == "affinity":
             place = (
                 "a home"
-                if best.home
+                if best.is_home
                 else "the holder of the longest prefix"
-                if best.holder
+                if best.is_holder
                 else "it served the session last"
             )
             held = f" with {best.matched_tokens:.0f} tokens cached" if best.matched_tokens else ""
             return f"{place}{held}; {first}"
         if self._rule == "slo-spill":
-            return f"both homes over {duration(objective)}; {first} here"
+            return f"both homes over {format_duration(objective)}; {first} here"
         return f"cheaper than its homes; {first}"
 
-    def rejected(self) -> tuple[Rejected, ...]:
+    def rejected(self) -> tuple[RejectedCandidate, ...]:
         """The others."""
-        return tuple(Rejected(item.id, self._why_not(item)) for item in self._candidates if item is not self._best)
+        return tuple(
+            RejectedCandidate(item.id, self._rejection(item)) for item in self._candidates if item is not self._best
+        )
 
-    def inputs(self) -> Mapping[str, Input]:
+    def inputs(self) -> Mapping[str, DecisionInput]:
         """All numbers by name."""
-        table = {"mean/backlog_seconds": Input(self._mean), "mean/unforeseen_share": Input(self._unforeseen)}
+        table = {
+            "mean/backlog_seconds": DecisionInput(self._mean),
+            "mean/unforeseen_share": DecisionInput(self._unforeseen),
+        }
         # None: no table is shared, and how deep keys reach is this gateway's own count.
-        table["hot/table_epoch"] = Input(float(self._hot_epoch) if self._hot_epoch else None)
+        table["hot/table_epoch"] = DecisionInput(float(self._hot_epoch) if self._hot_epoch else None)
         for item in self._candidates:
-            table[f"{item.id}/backlog_seconds"] = Input(item.backlog_seconds)
-            table[f"{item.id}/matched_tokens"] = Input(item.matched_tokens)
+            table[f"{item.id}/backlog_seconds"] = DecisionInput(item.backlog_seconds)
+            table[f"{item.id}/matched_tokens"] = DecisionInput(item.matched_tokens)
             if item.indexed_tokens >= 0.0:
-                table[f"{item.id}/indexed_tokens"] = Input(item.indexed_tokens)
-            if item.source is not None:
-                table[f"{item.id}/pull_tokens"] = Input(item.pull_tokens)
-                table[f"{item.id}/recompute_seconds"] = Input(item.recompute_seconds)
-            table[f"{item.id}/predicted_ttft_seconds"] = Input(item.ttft_seconds)
-            table[f"{item.id}/home"] = Input(float(item.home))
-            if item.pinned:
-                table[f"{item.id}/session_last"] = Input(1.0)
-            table[f"{item.id}/cost_seconds"] = Input(item.cost_seconds)
+                table[f"{item.id}/indexed_tokens"] = DecisionInput(item.indexed_tokens)
+            if item.pull_source is not None:
+                table[f"{item.id}/pull_tokens"] = DecisionInput(item.pull_tokens)
+                table[f"{item.id}/recompute_seconds"] = DecisionInput(item.recompute_seconds)
+            table[f"{item.id}/predicted_ttft_seconds"] = DecisionInput(item.ttft_seconds)
+            table[f"{item.id}/home"] = DecisionInput(float(item.is_home))
+            if item.served_session:
+                table[f"{item.id}/session_last"] = DecisionInput(1.0)
+            table[f"{item.id}/cost_seconds"] = DecisionInput(item.cost_seconds)
         return table
 
-    def _why_not(self, item: Candidate) -> str:
+    def _rejection(self, item: Candidate) -> str:
         objective = self._objective
         if item.ttft_seconds > objective and self._best.ttft_seconds <= objective:
-            return f"first token in {duration(item.ttft_seconds)}, over the objective of {duration(objective)}"
+            return f"first token in {format_duration(item.ttft_seconds)}, over the objective of {format_duration(objective)}"
         if self._best.ttft_seconds > objective and item.ttft_seconds > self._best.ttft_seconds:
-            return f"first token later: {duration(item.ttft_seconds)}"
-        mine, theirs = duration(item.cost_seconds), duration(self._best.cost_seconds)
+            return f"first token later: {format_duration(item.ttft_seconds)}"
+        mine, theirs = format_duration(item.cost_seconds), format_duration(self._best.cost_seconds)
         if mine == theirs:
             return f"costs as much ({mine}), and is asked after it"
         return f"costs {mine} against {theirs}"

@@ -24,152 +24,162 @@ from dataclasses import dataclass
 from typing import Final
 
 from fairlead.decision import Decision
-from fairlead.units import duration
-from fairlead_gateway.routing.presets.answer import chosen
-from fairlead_gateway.routing.presets.question import Question
-from fairlead_gateway.routing.presets.stay import Order, Stay
+from fairlead.units import format_duration
+from fairlead_gateway.routing.presets.answer import scored_decision
+from fairlead_gateway.routing.presets.question import PolicyInput
+from fairlead_gateway.routing.presets.stay import AssignedRequest, QueueKey
 
 SWITCH_SHARE: Final = 0.5
 """Of the objective: from which predicted first token on the hit counts no more."""
-OLDEST_SECONDS: Final = 3.0
+MAX_OLDEST_WAIT_SECONDS: Final = 3.0
 """Who waits so long in a queue makes it one to be mended."""
 
 
-def choose(question: Question) -> Decision:
+def choose(policy_input: PolicyInput) -> Decision:
     """One of the homes; of one home, that."""
-    homes = [question.option(home) for home in question.homes]
+    homes = [policy_input.candidate(home) for home in policy_input.homes]
     scores = {item.id: item.ttft_seconds for item in homes}
-    longer = min(homes, key=lambda item: (-item.matched_tokens, item.inflight_tokens, question.lot(item.id)))
-    sooner = min(homes, key=lambda item: (item.ttft_seconds, item.inflight_tokens, question.lot(item.id)))
-    limit = SWITCH_SHARE * question.objective_seconds
+    longer = min(homes, key=lambda item: (-item.matched_tokens, item.inflight_tokens, policy_input.tie_break(item.id)))
+    sooner = min(homes, key=lambda item: (item.ttft_seconds, item.inflight_tokens, policy_input.tie_break(item.id)))
+    limit = SWITCH_SHARE * policy_input.objective_seconds
     if longer.ttft_seconds > limit and sooner is not longer:
-        reason = f"the home with the longer hit would take {duration(longer.ttft_seconds)}, over {duration(limit)}"
+        reason = f"the home with the longer hit would take {format_duration(longer.ttft_seconds)}, over {format_duration(limit)}"
         best = sooner
     else:
         best = longer
         equal = all(item.matched_tokens == best.matched_tokens for item in homes)
         reason = "the less busy of homes that hold as much" if equal else "the home with the longer hit"
-    return chosen(question, best, "dualmap", reason, what="predicted_ttft_seconds", scores=scores)
+    return scored_decision(policy_input, best, "dualmap", reason, score_name="predicted_ttft_seconds", scores=scores)
 
 
-def order(stay: Stay) -> Order:
+def queue_key(request: AssignedRequest) -> QueueKey:
     """What a queue is sorted by."""
-    return _order(stay.hit_tokens, stay.arrived, stay.id)
+    return _queue_key(request.cached_tokens, request.assigned_at, request.id)
 
 
-def _order(hit_tokens: float, arrival: float, request_id: str) -> Order:
-    return -hit_tokens, arrival, request_id
+def _queue_key(cached_tokens: float, assigned_at: float, request_id: str) -> QueueKey:
+    return -cached_tokens, assigned_at, request_id
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class QueuedAssignment:
     """A request that the gateway still holds. ``at`` says of each instance it may be at what of it is cached there (tokens) and
     what the rest takes (seconds); ``twin`` is its other home, None where there is none."""
 
     id: str
-    arrival: float
-    twin: str | None
-    at: Mapping[str, tuple[float, float]]
+    assigned_at: float
+    alternate: str | None
+    costs: Mapping[str, tuple[float, float]]
 
-    def place(self, instance: str) -> Order:
+    def queue_key(self, instance: str) -> QueueKey:
         """Where it stands in the queue of an instance."""
-        return _order(self.at[instance][0], self.arrival, self.id)
+        return _queue_key(self.costs[instance][0], self.assigned_at, self.id)
 
 
-class _Queue:
+class _EndpointQueue:
     """One instance's: what was sent there and is not prefilled yet, and what is held for it, in order. ``total_seconds`` is until it
     was empty before anything moved. How long each place waits is summed from the front as far as it is asked for: most requests that
     might move are looked at between two moves of their queues."""
 
-    __slots__ = ("_orders", "_pending", "_seconds", "_summed", "total_seconds")
+    __slots__ = ("_keys", "_pending", "_seconds", "_summed", "total_seconds")
 
-    def __init__(self, pending_seconds: float, ones: Sequence[tuple[Order, float]]) -> None:
+    def __init__(self, pending_seconds: float, entries: Sequence[tuple[QueueKey, float]]) -> None:
         self._pending = pending_seconds
-        self.total_seconds = pending_seconds + sum([seconds for _, seconds in ones])
-        inside = sorted(ones)
-        self._orders = [place for place, _ in inside]
+        self.total_seconds = pending_seconds + sum([seconds for _, seconds in entries])
+        inside = sorted(entries)
+        self._keys = [place for place, _ in inside]
         self._seconds = [seconds for _, seconds in inside]
         self._summed = [0.0]  # of the first so many, as far as nothing has changed
 
-    def before(self, place: Order) -> float:
+    def seconds_before(self, key: QueueKey) -> float:
         """Seconds before a request at that place begins."""
-        summed, index = self._summed, bisect_left(self._orders, place)
+        summed, index = self._summed, bisect_left(self._keys, key)
         while len(summed) <= index:
             summed.append(summed[-1] + self._seconds[len(summed) - 1])
         return self._pending + summed[index]
 
-    def put(self, place: Order, seconds: float) -> None:
+    def add(self, key: QueueKey, seconds: float) -> None:
         """One more is held."""
-        index = bisect_left(self._orders, place)
-        self._orders.insert(index, place)
+        index = bisect_left(self._keys, key)
+        self._keys.insert(index, key)
         self._seconds.insert(index, seconds)
         del self._summed[index + 1 :]
 
-    def take(self, place: Order) -> None:
+    def remove(self, key: QueueKey) -> None:
         """It is held no more."""
-        index = bisect_left(self._orders, place)
-        del self._orders[index]
+        index = bisect_left(self._keys, key)
+        del self._keys[index]
         del self._seconds[index]
         del self._summed[index + 1 :]
 
 
-class _Wish:
+class _Move:
     """A request that had better wait at ``to``, with its place and its own seconds here and there."""
 
-    __slots__ = ("here", "here_seconds", "name", "source", "there", "there_seconds", "to")
+    __slots__ = ("request_id", "source", "source_key", "source_seconds", "target", "target_key", "target_seconds")
 
-    def __init__(self, one: Held, source: str, to: str) -> None:
-        self.name = one.id
+    def __init__(self, assignment: QueuedAssignment, source: str, target: str) -> None:
+        self.request_id = assignment.id
         self.source = source
-        self.to = to
-        self.here, self.here_seconds = one.place(source), one.at[source][1]
-        self.there, self.there_seconds = one.place(to), one.at[to][1]
+        self.target = target
+        self.source_key, self.source_seconds = assignment.queue_key(source), assignment.costs[source][1]
+        self.target_key, self.target_seconds = assignment.queue_key(target), assignment.costs[target][1]
 
-    def gain(self, queues: Mapping[str, _Queue]) -> float:
+    def gain_seconds(self, queues: Mapping[str, _EndpointQueue]) -> float:
         """By how many seconds its first token comes sooner there."""
-        here = queues[self.source].before(self.here) + self.here_seconds
-        return here - queues[self.to].before(self.there) - self.there_seconds
+        here = queues[self.source].seconds_before(self.source_key) + self.source_seconds
+        return here - queues[self.target].seconds_before(self.target_key) - self.target_seconds
 
 
 def rebalance(
-    held: Mapping[str, Sequence[Held]], pending_seconds: Mapping[str, float], *, objective_seconds: float, now: float
+    queued: Mapping[str, Sequence[QueuedAssignment]],
+    pending_seconds: Mapping[str, float],
+    *,
+    objective_seconds: float,
+    now: float,
 ) -> list[tuple[str, str]]:
     """Moves (request, instance) of requests that are ``held``, by instance. ``pending_seconds`` names all instances, in the
     order in which they are neighbours, with what was sent to each and is not prefilled."""
     queues = {
-        name: _Queue(seconds, [(one.place(name), one.at[name][1]) for one in held.get(name, ())])
+        name: _EndpointQueue(seconds, [(one.queue_key(name), one.costs[name][1]) for one in queued.get(name, ())])
         for name, seconds in pending_seconds.items()
     }
     ring = list(queues)
-    behind = {name: ring[(index + 1) % len(ring)] for index, name in enumerate(ring)}
+    neighbours = {name: ring[(index + 1) % len(ring)] for index, name in enumerate(ring)}
     full = {name: queue.total_seconds > objective_seconds for name, queue in queues.items()}
-    wishes = []
-    for name, ones in held.items():
-        if mended(queues[name].total_seconds, [one.arrival for one in ones], objective_seconds, now):
-            wishes += _wishes(ones, name, full, behind[name])
-    gains = sorted([(-wish.gain(queues), wish.name, index) for index, wish in enumerate(wishes)])
+    candidates = []
+    for name, assignments in queued.items():
+        if needs_rebalance(
+            queues[name].total_seconds, [one.assigned_at for one in assignments], objective_seconds, now
+        ):
+            candidates += _possible_moves(assignments, name, full, neighbours[name])
+    gains = sorted([(-move.gain_seconds(queues), move.request_id, index) for index, move in enumerate(candidates)])
     moves = []
     for _, _, index in gains:
-        wish = wishes[index]
-        if wish.gain(queues) > 0.0:
-            queues[wish.source].take(wish.here)
-            queues[wish.to].put(wish.there, wish.there_seconds)
-            moves.append((wish.name, wish.to))
+        move = candidates[index]
+        if move.gain_seconds(queues) > 0.0:
+            queues[move.source].remove(move.source_key)
+            queues[move.target].add(move.target_key, move.target_seconds)
+            moves.append((move.request_id, move.target))
     return moves
 
 
-def mended(total_seconds: float, arrivals: Sequence[float], objective_seconds: float, now: float) -> bool:
+def needs_rebalance(total_seconds: float, assigned_at: Sequence[float], objective_seconds: float, now: float) -> bool:
     """Whether a queue is looked at for moves: for how long it is, or for who waits in it."""
-    return total_seconds > objective_seconds or (bool(arrivals) and now - min(arrivals) >= OLDEST_SECONDS)
+    return total_seconds > objective_seconds or (
+        bool(assigned_at) and now - min(assigned_at) >= MAX_OLDEST_WAIT_SECONDS
+    )
 
 
-def _wishes(ones: Sequence[Held], name: str, full: Mapping[str, bool], behind: str) -> list[_Wish]:
+def _possible_moves(
+    assignments: Sequence[QueuedAssignment], name: str, full: Mapping[str, bool], neighbour: str
+) -> list[_Move]:
     """Where each might go: its other home, or the one behind this when it is as full."""
     found = []
-    for one in ones:
-        to = one.twin
-        if to is None or to not in full or full[to]:
-            to = behind
-        if to != name and to in one.at:
-            found.append(_Wish(one, name, to))
+    for assignment in assignments:
+        target = assignment.alternate
+        if target is None or target not in full or full[target]:
+            target = neighbour
+        if target != name and target in assignment.costs:
+            found.append(_Move(assignment, name, target))
     return found

@@ -17,26 +17,26 @@ a tie goes by lot. The moving of hot nodes is commented out in the code and left
 """
 
 from fairlead.decision import Decision
-from fairlead_gateway.routing.presets.answer import chosen
-from fairlead_gateway.routing.presets.question import Option, Question
+from fairlead_gateway.routing.presets.answer import scored_decision
+from fairlead_gateway.routing.presets.question import PolicyCandidate, PolicyInput
 
 
-def choose(question: Question) -> Decision:
+def choose(policy_input: PolicyInput) -> Decision:
     """The least cost among the holders, or among all."""
-    options = question.options
-    longest = max([item.matched_tokens for item in options])
-    if longest > question.prompt_tokens - longest:
-        asked = [item for item in options if item.matched_tokens == longest]
+    candidates = policy_input.candidates
+    longest = max([item.matched_tokens for item in candidates])
+    if longest > policy_input.prompt_tokens - longest:
+        compared = [item for item in candidates if item.matched_tokens == longest]
         reason = f"holds {longest:.0f} tokens, more than it lacks"
-        if len(asked) > 1:
-            reason += f"; the least asked of {len(asked)} that do"
+        if len(compared) > 1:
+            reason += f"; the least asked of {len(compared)} that do"
     else:
-        asked = options
+        compared = candidates
         reason = "nobody holds more of the prompt than it lacks: least asked lately, with evictions and this prompt"
-    best = min(asked, key=lambda item: (_cost(item), question.lot(item.id)))
-    scores = {item.id: _cost(item) for item in asked}
-    return chosen(question, best, "preble", reason, what="window_cost_seconds", scores=scores)
+    best = min(compared, key=lambda item: (_window_cost(item), policy_input.tie_break(item.id)))
+    scores = {item.id: _window_cost(item) for item in compared}
+    return scored_decision(policy_input, best, "preble", reason, score_name="window_cost_seconds", scores=scores)
 
 
-def _cost(item: Option) -> float:
-    return item.recent_seconds + item.eviction_seconds + item.own_seconds
+def _window_cost(candidate: PolicyCandidate) -> float:
+    return candidate.recent_seconds + candidate.eviction_seconds + candidate.prefill_seconds

@@ -5,26 +5,30 @@ the first of the homes that the default would give the session's name, so that i
 """
 
 from fairlead.decision import Decision
-from fairlead_gateway.routing.presets.answer import chosen, fewest
-from fairlead_gateway.routing.presets.question import Question
+from fairlead_gateway.routing.presets.answer import least_inflight, scored_decision
+from fairlead_gateway.routing.presets.question import PolicyInput
 
 
-def round_robin(question: Question) -> Decision:
+def round_robin(policy_input: PolicyInput) -> Decision:
     """The next instance, counting around."""
-    options = question.options
-    turn = question.turn % len(options)
-    return chosen(question, options[turn], "round-robin", f"turn {turn + 1} of {len(options)}", what="turn", scores={})
+    options = policy_input.candidates
+    turn = policy_input.decision_count % len(options)
+    return scored_decision(
+        policy_input, options[turn], "round-robin", f"turn {turn + 1} of {len(options)}", score_name="turn", scores={}
+    )
 
 
-def least_request(question: Question) -> Decision:
+def least_request(policy_input: PolicyInput) -> Decision:
     """The instance with the fewest of this gateway's requests in flight."""
-    best = fewest(question, question.options)
-    scores = {item.id: float(item.inflight) for item in question.options}
-    return chosen(question, best, "least-request", f"fewest in flight: {best.inflight}", what="inflight", scores=scores)
+    best = least_inflight(policy_input, policy_input.candidates)
+    scores = {item.id: float(item.inflight) for item in policy_input.candidates}
+    return scored_decision(
+        policy_input, best, "least-request", f"fewest in flight: {best.inflight}", score_name="inflight", scores=scores
+    )
 
 
-def session(question: Question) -> Decision:
+def session(policy_input: PolicyInput) -> Decision:
     """The first home of the session (or, without a session id, of the prompt's key), whatever its load."""
-    best = question.option(question.homes[0])
-    what = "the session's" if question.named else "no session id was sent; the prompt's"
-    return chosen(question, best, "session", f"{what} home", what="home", scores={})
+    best = policy_input.candidate(policy_input.homes[0])
+    what = "the session's" if policy_input.is_session_key else "no session id was sent; the prompt's"
+    return scored_decision(policy_input, best, "session", f"{what} home", score_name="home", scores={})

@@ -2,17 +2,17 @@
 
 from dataclasses import dataclass
 
-Order = tuple[float, float, str]
+QueueKey = tuple[float, float, str]
 """The smallest goes first."""
 
 
 @dataclass(frozen=True, slots=True)
-class Stay:
+class AssignedRequest:
     """``hit_tokens`` of its prompt are cached where it is to go, ``own_seconds`` takes the rest; it ``arrived`` when it was assigned
     first, and wants its first token ``objective_seconds`` later."""
 
     id: str
-    arrived: float
-    hit_tokens: float
-    own_seconds: float
+    assigned_at: float
+    cached_tokens: float
+    prefill_seconds: float
     objective_seconds: float

@@ -7,14 +7,14 @@ from typing import Final
 from fairlead.decision import Decision
 from fairlead.fleet import RoutingPreset
 from fairlead_gateway.routing.presets import dual_hash, dualmap, preble, published, simple
-from fairlead_gateway.routing.presets.question import Question
-from fairlead_gateway.routing.presets.stay import Order, Stay
+from fairlead_gateway.routing.presets.question import PolicyInput
+from fairlead_gateway.routing.presets.stay import AssignedRequest, QueueKey
 
 PRESETS: Final = tuple(item.value for item in RoutingPreset)
 """All names, the default first."""
-Rule = Callable[[Question], Decision]
+Policy = Callable[[PolicyInput], Decision]
 
-RULES: Final[Mapping[str, Rule]] = MappingProxyType(
+POLICIES: Final[Mapping[str, Policy]] = MappingProxyType(
     {
         "dualmap": dualmap.choose,
         "round-robin": simple.round_robin,
@@ -30,12 +30,12 @@ RULES: Final[Mapping[str, Rule]] = MappingProxyType(
         "preble": preble.choose,
     }
 )
-ORDERS: Final[Mapping[str, Callable[[Stay], Order]]] = MappingProxyType(
-    {"dual-hash": dual_hash.order, "dualmap": dualmap.order}
+QUEUE_KEYS: Final[Mapping[str, Callable[[AssignedRequest], QueueKey]]] = MappingProxyType(
+    {"dual-hash": dual_hash.queue_key, "dualmap": dualmap.queue_key}
 )
 """Of those that want requests to be held before engines: by what they go, the smallest first."""
-HOLDING: Final = frozenset(ORDERS)
-MOVING: Final = frozenset({"dualmap"})
+QUEUEING_PRESETS: Final = frozenset(QUEUE_KEYS)
+REBALANCING_PRESETS: Final = frozenset({"dualmap"})
 """Of those the ones that move what is held between engines."""
-WINDOWED: Final = frozenset({"preble"})
+WINDOWED_PRESETS: Final = frozenset({"preble"})
 """Those that go by what was sent in the last minutes."""

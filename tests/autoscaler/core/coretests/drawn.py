@@ -3,7 +3,7 @@
 from hypothesis import strategies as st
 
 from fairlead.profile import EngineProfile
-from fairlead_autoscaler.scaling.capacity import Mix, Objectives
+from fairlead_autoscaler.scaling.capacity import LatencyTargets, MeanRequest
 
 
 def _spread(least: float, most: float) -> st.SearchStrategy[float]:
@@ -28,11 +28,11 @@ TTFT = st.none() | _spread(1e-3, 120.0)
 ITL = st.none() | _spread(1e-3, 3.0)
 """Objectives in seconds: easy ones, tight ones, and such as no engine meets."""
 MISSES = st.sampled_from([0.5, 0.1, 0.05, 0.01, 0.001, 1e-4])
-OBJECTIVES = st.builds(Objectives, ttft_seconds=TTFT, itl_seconds=ITL, miss=MISSES)
+OBJECTIVES = st.builds(LatencyTargets, ttft_seconds=TTFT, itl_seconds=ITL, miss=MISSES)
 PROMPTS = _spread(1.0, 30_000.0)
 OUTPUTS = _spread(1.0, 5_000.0)
 MIXES = st.builds(
-    Mix,
+    MeanRequest,
     prompt=PROMPTS,
     output=OUTPUTS,
     cached=st.sampled_from([0.0, 0.0, 0.5, 0.95, 1.0]),

@@ -10,19 +10,23 @@ from collections.abc import Sequence
 
 import pytest
 
-from fairlead_gateway.routing.presets.dualmap import Held, choose, order, rebalance
-from fairlead_gateway.routing.presets.question import Option, Question
-from fairlead_gateway.routing.presets.stay import Stay
+from fairlead_gateway.routing.presets.dualmap import QueuedAssignment, choose, queue_key, rebalance
+from fairlead_gateway.routing.presets.question import PolicyCandidate, PolicyInput
+from fairlead_gateway.routing.presets.stay import AssignedRequest
 
 SLO = 5.0
 
 
-def question(*options: Option, homes: tuple[str, ...] = ("a", "b"), request: str = "r") -> Question:
-    return Question(request, list(options), homes=homes, objective_seconds=SLO)
+def question(*options: PolicyCandidate, homes: tuple[str, ...] = ("a", "b"), request: str = "r") -> PolicyInput:
+    return PolicyInput(request, list(options), homes=homes, objective_seconds=SLO)
 
 
-def home(name: str, *, hit: float = 0.0, backlog: float = 0.0, own: float = 1.0, tokens: float = 0.0) -> Option:
-    return Option(name, matched_tokens=hit, backlog_seconds=backlog, own_seconds=own, inflight_tokens=tokens)
+def home(
+    name: str, *, hit: float = 0.0, backlog: float = 0.0, own: float = 1.0, tokens: float = 0.0
+) -> PolicyCandidate:
+    return PolicyCandidate(
+        name, matched_tokens=hit, backlog_seconds=backlog, prefill_seconds=own, inflight_tokens=tokens
+    )
 
 
 @pytest.mark.parametrize(
@@ -40,7 +44,9 @@ def home(name: str, *, hit: float = 0.0, backlog: float = 0.0, own: float = 1.0,
         (home("a", hit=512, tokens=9_000), home("b", hit=512, tokens=8_000), "b"),
     ],
 )
-def test_the_longer_hit_unless_it_would_take_half_the_objective(a: Option, b: Option, chosen: str) -> None:
+def test_the_longer_hit_unless_it_would_take_half_the_objective(
+    a: PolicyCandidate, b: PolicyCandidate, chosen: str
+) -> None:
     assert choose(question(a, b)).chosen == chosen
 
 
@@ -71,15 +77,15 @@ def test_the_decision_says_which_branch_decided_and_what_the_homes_were_predicte
 
 def test_queues_are_by_hit_and_then_by_arrival() -> None:
     queue = [("early", 1.0, 0.0), ("late hit", 9.0, 512.0), ("hit", 3.0, 512.0), ("next", 2.0, 0.0)]
-    stays = [Stay(name, arrived, hit, 1.0, SLO) for name, arrived, hit in queue]
-    assert [stay.id for stay in sorted(stays, key=order)] == ["hit", "late hit", "early", "next"]
+    stays = [AssignedRequest(name, arrived, hit, 1.0, SLO) for name, arrived, hit in queue]
+    assert [stay.id for stay in sorted(stays, key=queue_key)] == ["hit", "late hit", "early", "next"]
 
 
-def held(name: str, *, arrival: float = 0.0, twin: str | None = "b", **at: tuple[float, float]) -> Held:
-    return Held(name, arrival, twin, at)
+def held(name: str, *, arrival: float = 0.0, twin: str | None = "b", **at: tuple[float, float]) -> QueuedAssignment:
+    return QueuedAssignment(name, arrival, twin, at)
 
 
-def moves(here: Sequence[Held], pending: dict[str, float], now: float = 1.0) -> list[tuple[str, str]]:
+def moves(here: Sequence[QueuedAssignment], pending: dict[str, float], now: float = 1.0) -> list[tuple[str, str]]:
     return rebalance({"a": here}, pending, objective_seconds=SLO, now=now)
 
 
