@@ -25,13 +25,13 @@ from pathlib import Path
 from random import Random
 from statistics import fmean
 
+from fairlead_testing.engines.simulated_process import engine_processes
+from fairlead_testing.redis.valkey import Valkey
 from table import Row, comparing, goals, measuring, write
 
-from fairlead.fleet import SloTargets
-from fairlead.fleetfile import write_fleet_file
-from fairlead.profile import EngineProfile, builtin_profile
-from fairlead.testing.sim_engine import engine_processes
-from fairlead.testing.valkey import Valkey
+from fairlead.engine_profile import EngineProfile, builtin_profile
+from fairlead.fleet.file import write_fleet_file
+from fairlead.fleet.model import SloTargets
 from fairlead_cli.replaying.client import OpenLoopClient
 from fairlead_cli.replaying.outcome import ReplayResult
 from fairlead_cli.replaying.prompts import PromptBuilder, ReplayTarget, plan_requests, prefix_chains

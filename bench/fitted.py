@@ -39,9 +39,9 @@ from engines import BLOCK_TOKENS, Engine, Stage  # noqa: E402
 from install import Installed, install  # noqa: E402
 from table import Row, comparing, goals, measuring, write  # noqa: E402
 
-from fairlead.fleetfile import write_fleet_file  # noqa: E402
-from fairlead.fleetfile.schema import FileProfile  # noqa: E402
-from fairlead.profile import EngineProfile, builtin_profile  # noqa: E402
+from fairlead.engine_profile import EngineProfile, builtin_profile  # noqa: E402
+from fairlead.fleet.file import write_fleet_file  # noqa: E402
+from fairlead.fleet.file.schema import FileProfile  # noqa: E402
 from fairlead_cli.replaying.outcome import ReplayResult  # noqa: E402
 from fairlead_cli.replaying.prompts import PromptBuilder, prefix_chains  # noqa: E402
 from fairlead_gateway.testing import MODEL_KEY, fleet_of  # noqa: E402

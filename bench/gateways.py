@@ -24,16 +24,16 @@ from random import Random
 from statistics import fmean, stdev
 from typing import Any
 
+from fairlead_testing.engines.simulated_process import engine_processes
+from fairlead_testing.http.raw_client import request
+from fairlead_testing.http.slow_link import slow_link
+from fairlead_testing.redis.valkey import Valkey
+from fairlead_testing.waiting import wait_until_async
 from table import Row, comparing, goals, measuring, write
 
-from fairlead.fleet import Fleet
-from fairlead.fleetfile import write_fleet_file
-from fairlead.profile import builtin_profile
-from fairlead.testing.raw_http import request
-from fairlead.testing.sim_engine import engine_processes
-from fairlead.testing.slow import slow_link
-from fairlead.testing.valkey import Valkey
-from fairlead.testing.waiting import wait_until_async
+from fairlead.engine_profile import builtin_profile
+from fairlead.fleet.file import write_fleet_file
+from fairlead.fleet.model import Fleet
 from fairlead_gateway.testing import MODEL_KEY, fleet_of
 from fairlead_gateway.testing_process import GatewayProcess, gateway_process
 

@@ -18,9 +18,9 @@ from pathlib import Path
 
 from table import Row, comparing, goals, measuring, write
 
-from fairlead.fleet import Model, SloTargets
+from fairlead.engine_profile import EngineProfile, builtin_profile
+from fairlead.fleet.model import Model, SloTargets
 from fairlead.limits import Limits
-from fairlead.profile import EngineProfile, builtin_profile
 from fairlead_gateway.learning.lengths import OutputLengths
 from fairlead_gateway.queueing.gate import AdmissionPolicy, EngineLoad
 from fairlead_gateway.queueing.order import NextRequest, QueuedRequest, RequestQueue

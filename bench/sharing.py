@@ -21,8 +21,8 @@ from statistics import fmean
 
 from table import Row, comparing, goals, measuring, write
 
-from fairlead.fleet import SloTargets
-from fairlead.profile import builtin_profile
+from fairlead.engine_profile import builtin_profile
+from fairlead.fleet.model import SloTargets
 from fairlead_cli.replaying.traffic import load_traffic
 from fairlead_sim.course import FleetSimulation, RequestResult
 from fairlead_sim.gateways import GatewayCluster, GatewayRestart

@@ -14,10 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import httpx
-
-from fairlead.testing.processes import PATIENCE_SECONDS, find_process, is_alive, wait_until
-from fairlead.testing.raw_http import request
-from fairlead.testing.stack import LocalStack
+from fairlead_testing.http.raw_client import request
+from fairlead_testing.local_stack import LocalStack
+from fairlead_testing.processes import PATIENCE_SECONDS, find_process, is_alive, wait_until
 
 SPEED = 10
 PER_SECOND = 0.5

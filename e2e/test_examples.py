@@ -5,8 +5,7 @@ from pathlib import Path
 
 import openai
 import pytest
-
-from fairlead.testing.stack import LocalStack
+from fairlead_testing.local_stack import LocalStack
 
 ROOT = Path(__file__).parents[1] / "examples"
 INTENTS = [path for path in sorted(ROOT.glob("*/simulated*.yaml")) if path.parent.name != "external-engines"]

@@ -1,6 +1,6 @@
 """Compiles the data plane with mypyc: ``.venv/bin/python scripts/compile.py [--sim] [--into FOLDER]``; once per state of the sources.
 
-Makes a copy of the packages with the modules below compiled, in the cache, where gateways find it (``fairlead.compiled``);
+Makes a copy of the packages with the modules below compiled, in the cache, where gateways find it (``fairlead.runtime.compiled_build``);
 with ``--into`` elsewhere, for an image; with ``--sim`` another copy, of the fleet simulator and the router that it runs
 (``fairlead_sim.compiled``). Needs a C compiler and Python's headers; without them it says so and exits 3, and gateways run
 interpreted. Takes about a minute of one core.
@@ -16,7 +16,7 @@ import sysconfig
 import tempfile
 from pathlib import Path
 
-from fairlead import compiled
+from fairlead.runtime import compiled_build
 from fairlead_sim import compiled as compiled_sim
 
 ROOMS = (
@@ -123,7 +123,7 @@ MODULES = [
     *(f"fairlead_gateway/telemetry/{part}.py" for part in TELEMETRY),
     *(f"fairlead_kvstore/{part}.py" for part in INDEX),
     "fairlead/decision.py",
-    "fairlead/profile.py",
+    "fairlead/engine_profile.py",
 ]
 """What a request, and what an engine tells, passes through. Left out: modules with msgspec structs (mypyc cannot make them) and
 what runs once in a while."""
@@ -131,7 +131,7 @@ SIMULATOR = [
     *(f"fairlead_gateway/routing/{part}.py" for part in ROUTING),
     "fairlead_kvstore/mirror.py",
     "fairlead/decision.py",
-    "fairlead/profile.py",
+    "fairlead/engine_profile.py",
     *(
         f"fairlead_sim/{part}.py"
         for part in (
@@ -188,13 +188,13 @@ def main() -> int:
     parser.add_argument("--sim", action="store_true", help="the fleet simulator too, for benchmarks and nightly runs")
     parser.add_argument("--print", action="store_true", help="only say where the copy lies, if it is there")
     options = parser.parse_args()
-    folders = compiled_sim.package_folders() if options.sim else compiled.package_folders()
-    target = options.into or compiled.compiled_copy_path(folders, compiled.cache_folder(os.environ))
+    folders = compiled_sim.package_folders() if options.sim else compiled_build.package_folders()
+    target = options.into or compiled_build.compiled_copy_path(folders, compiled_build.cache_folder(os.environ))
     if options.print:
-        if (target / compiled.COMPLETE_MARKER).is_file():
+        if (target / compiled_build.COMPLETE_MARKER).is_file():
             print(target)
         return 0
-    if (target / compiled.COMPLETE_MARKER).is_file():
+    if (target / compiled_build.COMPLETE_MARKER).is_file():
         return 0
     if shutil.which(os.environ.get("CC", "cc")) is None:
         print(
@@ -231,7 +231,7 @@ def _build(folders: list[Path], target: Path, modules: list[str]) -> int:
         for leftover in ("build", ".mypy_cache", "setup.py", "mypy.ini"):
             path = work / leftover
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        (work / compiled.COMPLETE_MARKER).touch()
+        (work / compiled_build.COMPLETE_MARKER).touch()
         shutil.rmtree(target, ignore_errors=True)
         work.rename(target)
     print(f"compiled: {target}", file=sys.stderr)

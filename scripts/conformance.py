@@ -17,10 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fairlead_testing.http.raw_client import RawConnection, RawResponse, get_request, post_request
 from tap import WireTap
 
-from fairlead.loops import loop_factory
-from fairlead.testing.raw_http import RawConnection, RawResponse, get_request, post_request
+from fairlead.runtime.event_loop import loop_factory
 from fairlead_gateway.keys import ApiKeys, key_digest
 from fairlead_gateway.testing import fleet_of, running_gateway
 

@@ -20,8 +20,9 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from fairlead.compiled import is_compiled
-from fairlead.testing.reports import commit, machine
+from fairlead_testing.reports import commit, machine
+
+from fairlead.runtime.compiled_build import is_compiled
 from fairlead_sim import engine
 from fairlead_sim.compiled import run_compiled
 from fairlead_sim.nights import RunReport, run_seed

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from fairlead_testing.kube import api_server as kube
+from fairlead_testing.kube import helm
+from fairlead_testing.kube.api_server import ApiServer, api_server_for_test
 from hypothesis import HealthCheck, settings
 
-from fairlead.testing import chart, kube
-from fairlead.testing.kube import ApiServer, api_server_for_test
-
 if TYPE_CHECKING:
-    from fairlead.testing.valkey import Valkey
+    from fairlead_testing.redis.valkey import Valkey
 
 _EXAMPLES = os.environ.get("FAIRLEAD_EXAMPLES")
 
@@ -65,8 +65,8 @@ def _cannot_run() -> list[str]:
     outside = Path(__file__).parents[2] / "shared"
     needs = {
         f"tests on a real API server ({kube.MISSING_API_SERVER_MESSAGE})": kube.binaries_folder() is not None,
-        f"tests of the chart ({chart.MISSING_HELM_MESSAGE})": chart.helm_program() is not None,
-        f"tests of alert rules and schemas ({chart.MISSING_TOOLS_MESSAGE})": chart.chart_tools() is not None,
+        f"tests of the chart ({helm.MISSING_HELM_MESSAGE})": helm.helm_program() is not None,
+        f"tests of alert rules and schemas ({helm.MISSING_TOOLS_MESSAGE})": helm.chart_tools() is not None,
         "tests with certificates (no openssl command)": shutil.which("openssl") is not None,
         "tests of the status page's script (no node command)": shutil.which("node") is not None,
         "tests of the load generator (no C compiler)": shutil.which("cc") is not None,
@@ -88,7 +88,7 @@ def api_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
 @pytest.fixture
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Valkey"]:
     """A Valkey of this test's own, on a unix socket."""
-    from fairlead.testing.valkey import Valkey  # most tests need none
+    from fairlead_testing.redis.valkey import Valkey  # most tests need none
 
     server = Valkey(tmp_path_factory.mktemp("v"))
     server.start()

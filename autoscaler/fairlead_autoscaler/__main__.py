@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fairlead.clock import AcceleratedClock, Clock, SystemClock
 from fairlead.errors import FairleadError, SettingsError
-from fairlead.fleet import ReplicaScaler
+from fairlead.fleet.model import ReplicaScaler
 from fairlead.limits import Limits
-from fairlead.loops import loop_factory
+from fairlead.runtime.cli_options import configure_stderr_logging, parse_address
+from fairlead.runtime.clock import AcceleratedClock, Clock, SystemClock
+from fairlead.runtime.event_loop import loop_factory
 from fairlead.settings import AutoscalerSettings, read_settings, unknown_variables
-from fairlead.starting import configure_stderr_logging, parse_address
 from fairlead_autoscaler.local import DESIRED_FILE, STATE_FILE, FileScaler, LocalTarget
 from fairlead_autoscaler.process import AutoscalerService, ServiceConfig
 from fairlead_autoscaler.world import ScaleTarget
@@ -83,9 +83,9 @@ def _create_process(
             limits=limits,
         )
     # What speaks with an API server is not loaded by local mode.
-    from fairlead.kube.access import load_config
-    from fairlead.kube.lease import candidate_identity
-    from fairlead.kubefleet.opening import parse_namespaces
+    from fairlead.fleet.kubernetes.options import parse_namespaces
+    from fairlead.kube.leader_election import candidate_identity
+    from fairlead.kube.transport.kubeconfig import load_config
     from fairlead_autoscaler.cluster.operation import KubernetesConfig, Manager
 
     chance = random.SystemRandom().random

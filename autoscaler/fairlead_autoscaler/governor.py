@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from fairlead.api import Autoscaling, ScalingMode
-from fairlead.fleet import Role
+from fairlead.fleet.model import Role
 from fairlead.units import parse_duration
 from fairlead_autoscaler.scaling import ModelSpec, PoolObservation, PoolPlan, PoolSpec, ScalingPlan
 from fairlead_autoscaler.world import ModelState, PoolState

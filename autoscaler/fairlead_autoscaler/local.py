@@ -13,10 +13,10 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from fairlead.api import Autoscaling
-from fairlead.clock import Clock
 from fairlead.errors import Unavailable
-from fairlead.files import write_atomic
-from fairlead.fleet import SloTargets
+from fairlead.fleet.model import SloTargets
+from fairlead.runtime.atomic_write import write_atomic
+from fairlead.runtime.clock import Clock
 from fairlead_autoscaler.scaling import PoolSpec, ReplicaState, WakeTiming
 from fairlead_autoscaler.seen import scaled_model
 from fairlead_autoscaler.world import ModelState, PoolState, Replica
@@ -147,7 +147,7 @@ def _replicas(engines: Sequence[LocalEngine], now: float, speed: float) -> tuple
 
 
 class FileScaler:
-    """``fairlead.fleet.Scaler`` for local mode: the numbers wanted last, of all pools, in one file."""
+    """``fairlead.fleet.model.Scaler`` for local mode: the numbers wanted last, of all pools, in one file."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

@@ -16,10 +16,10 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from fairlead.api import Autoscaling, ScalingMode
-from fairlead.clock import Clock
 from fairlead.errors import FairleadError
-from fairlead.fleet import ReplicaScaler
+from fairlead.fleet.model import ReplicaScaler
 from fairlead.limits import Limits
+from fairlead.runtime.clock import Clock
 from fairlead.units import parse_duration
 from fairlead_autoscaler import governor
 from fairlead_autoscaler.governor import EnforcedPlan, PolicyState

@@ -15,7 +15,7 @@ import msgspec
 from aiohttp import web
 from prometheus_client import CollectorRegistry, generate_latest
 
-from fairlead.clock import Clock
+from fairlead.runtime.clock import Clock
 from fairlead_autoscaler.loop import ControlLoop
 from fairlead_autoscaler.metrics import AutoscalerMetrics
 from fairlead_autoscaler.recording import RecordBuffer

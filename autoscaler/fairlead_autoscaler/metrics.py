@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from fairlead.clock import Clock
+from fairlead.runtime.clock import Clock
 from fairlead_autoscaler.governor import EnforcedPlan
 from fairlead_autoscaler.loop import ControlLoop
 from fairlead_autoscaler.recording import TickRecord

@@ -9,11 +9,11 @@ from typing import Final
 
 from aiohttp import web
 
-from fairlead import system
-from fairlead.clock import Clock
-from fairlead.fleet import ReplicaScaler
+from fairlead.fleet.model import ReplicaScaler
 from fairlead.limits import Limits
-from fairlead.tasks import cancel_and_wait, first_failure
+from fairlead.runtime import process_tuning
+from fairlead.runtime.clock import Clock
+from fairlead.runtime.tasks import cancel_and_wait, first_failure
 from fairlead_autoscaler.loop import ControlLoop
 from fairlead_autoscaler.management import create_app
 from fairlead_autoscaler.mix import SolverQueue, create_solver
@@ -91,7 +91,7 @@ class AutoscalerService:
         try:
             site = web.TCPSite(runner, self._plan.host or None, self._plan.port)
             await site.start()
-            system.freeze_heap()
+            process_tuning.freeze_heap()
             self._announce(f"ready http://{_listening_address(runner)}")
             ticking = asyncio.create_task(self.control_loop.run(), name="ticks")
             error = await first_failure([ticking], stopped)

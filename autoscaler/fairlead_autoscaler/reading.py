@@ -14,9 +14,9 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from fairlead.clock import Clock
 from fairlead.errors import Unavailable
 from fairlead.limits import Limits
+from fairlead.runtime.clock import Clock
 from fairlead_autoscaler import page
 from fairlead_autoscaler.deltas import CounterTracker, advance, extrapolate, start_tracking
 from fairlead_autoscaler.page import GatewayPage

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from fairlead.fleet import SloTargets
+from fairlead.fleet.model import SloTargets
 from fairlead_autoscaler.deltas import CounterKey
 from fairlead_autoscaler.scaling import (
     GatewayTraffic,

@@ -1,6 +1,6 @@
 """The seam between the autoscaler's process and what it scales: a cluster, or the stack that local mode runs.
 
-A World says which models are scaled and how many replicas they have; a ``fairlead.fleet.Scaler`` changes that. What engines and
+A World says which models are scaled and how many replicas they have; a ``fairlead.fleet.model.Scaler`` changes that. What engines and
 gateways measure comes another way (``reading``), the same in both.
 """
 

@@ -12,7 +12,7 @@ import os
 import sys
 from pathlib import Path
 
-from fairlead.compiled import worker_environment
+from fairlead.runtime.compiled_build import worker_environment
 
 sys.path[:0] = [
     str(folder) for folder in Path(__file__).resolve().parents[:2]

@@ -23,11 +23,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from fairlead_testing.redis.valkey import Valkey
 from redis import Redis
 
-from fairlead.clock import SystemClock
 from fairlead.limits import Limits
-from fairlead.testing.valkey import Valkey
+from fairlead.runtime.clock import SystemClock
 from fairlead_kvstore.index.feed import IndexSubscriber
 from fairlead_kvstore.index.left import InstanceCheckpoint, RecoveredIndex
 from fairlead_kvstore.index.mirror import IndexReplica

@@ -11,7 +11,7 @@ from itertools import product, repeat
 
 from table import Mapped, Row, comparing, measuring
 
-from fairlead.fleet import Role
+from fairlead.fleet.model import Role
 from fairlead_sim.scaling.book import ArrivalTrace
 from fairlead_sim.scaling.loop import ControllerOutcome, ScheduleController, run_controller
 from fairlead_sim.scaling.plant import AutoscalingScenario

@@ -9,7 +9,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 
-from fairlead.fleet import Role
+from fairlead.fleet.model import Role
 from fairlead_autoscaler.scaling import ScalingCore
 from fairlead_sim.scaling.book import ArrivalTrace
 from fairlead_sim.scaling.loop import ControllerOutcome, ScheduleController, run_controller

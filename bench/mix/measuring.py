@@ -24,9 +24,9 @@ from random import Random
 
 from roofline import ITL_SECONDS, Priced, objectives, profiles
 
-from fairlead.fleet import Role, SloTargets
-from fairlead.profile import EngineProfile
-from fairlead.shapes import RequestShapeGrid
+from fairlead.engine_profile import EngineProfile
+from fairlead.fleet.model import Role, SloTargets
+from fairlead.request_shapes import RequestShapeGrid
 from fairlead_autoscaler.mix import PoolCandidate, throughput
 from fairlead_sim.scaling.book import ArrivalTrace, RequestTable
 from fairlead_sim.scaling.engine import AggregatedEngine, StepTotals

@@ -20,9 +20,9 @@ from typing import Any
 
 import yaml
 
-from fairlead.fleet import SloTargets
-from fairlead.profile import EngineProfile
-from fairlead.shapes import RequestShapeGrid
+from fairlead.engine_profile import EngineProfile
+from fairlead.fleet.model import SloTargets
+from fairlead.request_shapes import RequestShapeGrid
 from fairlead_autoscaler.mix import PoolCandidate, throughput
 
 ITL_SECONDS = (0.12, 0.04)

@@ -6,8 +6,8 @@ The router is not told how long answers are. Engines are token-level ones with t
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from fairlead.fleet import Instance, Model, SloTargets
-from fairlead.profile import EngineProfile
+from fairlead.engine_profile import EngineProfile
+from fairlead.fleet.model import Instance, Model, SloTargets
 from fairlead_gateway.routing import ModelRouter
 from fairlead_sim.course import FleetSimulation
 from fairlead_sim.figures import without_warmup

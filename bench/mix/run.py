@@ -37,7 +37,7 @@ from workloads import WORKLOADS, dense, histogram, homogeneous, skewed, traffic 
 
 from fairlead.errors import FairleadError  # noqa: E402
 from fairlead.profile_tables import flatten, load_profile_table  # noqa: E402
-from fairlead.shapes import RequestShapeGrid  # noqa: E402
+from fairlead.request_shapes import RequestShapeGrid  # noqa: E402
 from fairlead_autoscaler.mix import AcceleratorMix, MixSettings, PoolCandidate, candidates_of, solve_mix  # noqa: E402
 from fairlead_autoscaler.mix.greedy import solve_greedily  # noqa: E402
 from fairlead_autoscaler.mix.program import solve_milp  # noqa: E402

@@ -10,7 +10,7 @@ import math
 import random
 from collections.abc import Sequence
 
-from fairlead.shapes import RequestShapeGrid
+from fairlead.request_shapes import RequestShapeGrid
 from fairlead_autoscaler.mix import PoolCandidate
 from fairlead_sim.traces import TRACE_BLOCK_TOKENS, TraceRequest
 

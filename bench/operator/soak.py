@@ -3,7 +3,7 @@
     python bench/operator/soak.py             all of it, about half an hour
     python bench/operator/soak.py --help
 
-`make test` runs the same for seconds (tests/operator/test_trials.py).
+`make test` runs the same for seconds (tests/operator/test_fault_trials.py).
 """
 
 import sys

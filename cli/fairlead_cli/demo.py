@@ -27,9 +27,9 @@ def demo(
     Exits 0 when everything was answered, also when the machine was too busy to believe the times (the report then says
     "valid": false, and so does the last line); 1 when requests failed; 2 when a stack could not be started or stopped.
     """
-    from fairlead.clock import SystemClock
-    from fairlead.fleet import SloTargets
-    from fairlead.profile import builtin_profile
+    from fairlead.engine_profile import builtin_profile
+    from fairlead.fleet.model import SloTargets
+    from fairlead.runtime.clock import SystemClock
     from fairlead_cli.paper import stdout_console
     from fairlead_cli.replaying.comparison import PresetComparison
     from fairlead_cli.replaying.files import write_report

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from fairlead.errors import BadInput
-from fairlead.manifests import STDIN_PATH
+from fairlead.manifests.loader import STDIN_PATH
 from fairlead.names import closest_matches
 
 

@@ -11,10 +11,11 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from fairlead import fleetfile, manifests
-from fairlead.documents import parse_documents
 from fairlead.errors import BadInput, FileProblem, ManifestError
+from fairlead.fleet import file as fleetfile
 from fairlead.limits import Limits
+from fairlead.manifests import loader
+from fairlead.manifests.yaml_nodes import parse_documents
 from fairlead_cli.files import collect_paths
 
 MAX_SHOWN = 50
@@ -38,7 +39,7 @@ def lint(
     if not paths:
         raise BadInput("no file was given", field="FILES", hint="fairlead lint FILE, or - for standard input")
     for path in paths:
-        if path != manifests.STDIN_PATH and not Path(path).exists():
+        if path != loader.STDIN_PATH and not Path(path).exists():
             raise BadInput(f"no such file: {path}", field="FILES")
     problems, counts = lint_paths(paths)
     for problem in problems[:MAX_SHOWN]:
@@ -57,7 +58,7 @@ def lint(
 def lint_paths(paths: Iterable[str]) -> tuple[list[FileProblem], list[str]]:
     """Every problem in the order of the files; and, of files that are right, notes and a line on what they hold."""
     limits = Limits()
-    texts, problems = manifests.read_texts(list(paths), limits=limits)
+    texts, problems = loader.read_texts(list(paths), limits=limits)
     objects: list[tuple[str, str]] = []
     counts: list[str] = []
     for name, text in texts:
@@ -71,7 +72,7 @@ def lint_paths(paths: Iterable[str]) -> tuple[list[FileProblem], list[str]]:
             continue
         instances = sum(len(members) for members in fleet.instances.values())
         counts.append(f"{name}: ok, a fleet of {_count(len(fleet.models), 'model')} on {_count(instances, 'instance')}")
-    found, more = manifests.combine_texts(objects, limits=limits, complete=not problems)
+    found, more = loader.combine_texts(objects, limits=limits, complete=not problems)
     counts += map(str, found.notes)
     if objects:
         names = objects[0][0] if len(objects) == 1 else _count(len(objects), "file")

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-from fairlead.clock import SystemClock
-from fairlead.kube.access import load_config
-from fairlead.kube.credentials import ClusterCredentials
-from fairlead.kube.resource import RESOURCES_BY_KIND, Resource
+from fairlead.kube.resources import RESOURCES_BY_KIND, Resource
+from fairlead.kube.transport.credentials import ClusterCredentials
+from fairlead.kube.transport.kubeconfig import load_config
+from fairlead.runtime.clock import SystemClock
 
 WORDS: Mapping[str, Resource] = {
     word: one for one in RESOURCES_BY_KIND.values() if one.namespaced for word in (one.plural, one.kind.lower())

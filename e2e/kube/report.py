@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from fairlead.testing.reports import ReportLine, commit, lines_as_json, machine
+from fairlead_testing.reports import ReportLine, commit, lines_as_json, machine
 
 ROOT = Path(__file__).parents[2]
 FULL = os.environ.get("FAIRLEAD_E2E", "") == "full"

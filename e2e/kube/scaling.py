@@ -7,7 +7,7 @@ from kube.kubectl import Kubectl, eventually
 from kube.manifests import NARROW, Manifest, model
 from kube.models import Model
 
-from fairlead.kube.managers import replicas_managers
+from fairlead.kube.field_managers import replicas_managers
 
 ONE, TOKENS = 1.0, 40
 """Streams a second that one engine carries within its objectives, of so many tokens each: half of what it has places for."""

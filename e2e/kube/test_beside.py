@@ -5,6 +5,7 @@ most by itself, without metrics.
 """
 
 import pytest
+from fairlead_testing.reports import ReportLine
 from kube import report
 from kube.clients import Client, Streams
 from kube.kubectl import Kubectl
@@ -24,8 +25,6 @@ from kube.scaling import (
     writers,
 )
 from kube.watching import Numbers
-
-from fairlead.testing.reports import ReportLine
 
 HPA = "kube-controller-manager"
 OURS = "fairlead-autoscaler"

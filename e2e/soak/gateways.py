@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fairlead.fleet import Fleet, Instance, InstanceState, Model, SloTargets
-from fairlead.fleetfile import write_fleet_file
-from fairlead.testing.raw_http import RawConnection, RawResponse, get_request, post_request
+from fairlead_testing.http.raw_client import RawConnection, RawResponse, get_request, post_request
+
+from fairlead.fleet.file import write_fleet_file
+from fairlead.fleet.model import Fleet, Instance, InstanceState, Model, SloTargets
 
 HANG_SECONDS = 30.0
 _READY = re.compile(r"ready (http://\S+) manage (http://\S+)")

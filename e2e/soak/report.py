@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fairlead.testing.reports import ReportLine, commit, lines_as_json, machine
+from fairlead_testing.reports import ReportLine, commit, lines_as_json, machine
 
 ROOT = Path(__file__).parents[2]
 SEED = int(os.environ.get("FAIRLEAD_SOAK_SEED", "7"))

@@ -21,7 +21,7 @@ from engines import Engine, Stage, fleet_of
 from prompts import Asked, asked
 from report import Numbers, Report, demand, spread
 
-from fairlead.fleet import Fleet, Instance, InstanceState, Model, Role
+from fairlead.fleet.model import Fleet, Instance, InstanceState, Model, Role
 from fairlead.limits import Limits
 from fairlead_gateway.testing import running_gateway
 

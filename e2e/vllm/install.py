@@ -20,7 +20,7 @@ import venv
 from dataclasses import dataclass
 from pathlib import Path
 
-from fairlead.compiled import cache_folder
+from fairlead.runtime.compiled_build import cache_folder
 
 HERE = Path(__file__).parent
 DECIDING = ("requirements-engine.txt", "requirements-clients.txt", "constraints-engine.txt", "constraints-clients.txt")

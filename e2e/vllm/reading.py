@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from fairlead.clock import SystemClock
-from fairlead.fleet import Fleet, Instance, Model
+from fairlead_testing.redis.valkey import Valkey
+
+from fairlead.fleet.model import Fleet, Instance, Model
 from fairlead.limits import Limits
-from fairlead.testing.valkey import Valkey
+from fairlead.runtime.clock import SystemClock
 from fairlead_kvstore.index.feed import IndexSubscriber
 from fairlead_kvstore.index.mirror import IndexReplica
 from fairlead_kvstore.index.sink import LocalSink

@@ -9,9 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fairlead_testing.reports import commit
 from install import HERE
-
-from fairlead.testing.reports import commit
 
 Numbers = dict[str, Any]
 

@@ -1,18 +1,19 @@
 """The API of Fairlead: what is written in manifests, as types. See ``docs/reference/api.md``."""
 
-from fairlead.api.accelerator_class import AcceleratorClassSpec, CountRule, Toleration
-from fairlead.api.accelerators import builtin_accelerators
-from fairlead.api.adapters import Adapters
-from fairlead.api.autoscaling import Autoscaling, ScalingMode, Schedule
+from fairlead.api.builtin_accelerators import builtin_accelerators
 from fairlead.api.conditions import ConditionType, Reason
-from fairlead.api.engine import Engine, EngineKind
-from fairlead.api.environment import EnvironmentSource, EnvironmentVariable
-from fairlead.api.kvcache import KvCache, Offload, OffloadKind, PeerTransfer, Transfer
 from fairlead.api.metadata import Metadata
-from fairlead.api.model import ModelCache, ModelCredentials, ModelSource
-from fairlead.api.pools import ExternalEndpoint, Parallelism, PodSelector, PodTemplate, Pool, PoolRole, Replicas
-from fairlead.api.rollout import Rollout
+from fairlead.api.spec.accelerator_class import AcceleratorClassSpec, CountRule, Toleration
+from fairlead.api.spec.adapters import Adapters
+from fairlead.api.spec.autoscaling import Autoscaling, ScalingMode, Schedule
+from fairlead.api.spec.engine import Engine, EngineKind
+from fairlead.api.spec.environment import EnvironmentSource, EnvironmentVariable
+from fairlead.api.spec.kv_cache import KvCache, Offload, OffloadKind, PeerTransfer, Transfer
+from fairlead.api.spec.model import ModelCache, ModelCredentials, ModelSource
+from fairlead.api.spec.pools import ExternalEndpoint, Parallelism, PodSelector, PodTemplate, Pool, PoolRole, Replicas
+from fairlead.api.spec.rollout import Rollout
 from fairlead.api.status import Condition, ConditionStatus, ModelDeploymentStatus, PoolStatus
+from fairlead.api.strict_model import Profile, Routing, Slo
 from fairlead.api.v1alpha1 import (
     API_VERSION,
     GROUP,
@@ -21,8 +22,7 @@ from fairlead.api.v1alpha1 import (
     ModelDeployment,
     ModelDeploymentSpec,
 )
-from fairlead.fleet import RoutingPreset
-from fairlead.strict import Profile, Routing, Slo
+from fairlead.fleet.model import RoutingPreset
 
 __all__ = [
     "API_VERSION",

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 from fairlead.api.status import ModelDeploymentStatus
+from fairlead.api.strict_model import StrictModel
 from fairlead.api.v1alpha1 import AcceleratorClass, ModelDeployment
-from fairlead.strict import StrictModel
 
 
 @dataclass(frozen=True, slots=True)

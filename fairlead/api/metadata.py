@@ -4,8 +4,8 @@ from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field
 
-from fairlead.api.values import Label, Subdomain
-from fairlead.strict import StrictModel
+from fairlead.api.strict_model import StrictModel
+from fairlead.api.value_types import Label, Subdomain
 
 
 class Metadata(StrictModel):

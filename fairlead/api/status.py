@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from fairlead.api.pools import PoolRole
-from fairlead.api.values import list_map_schema
-from fairlead.strict import StrictModel
+from fairlead.api.spec.pools import PoolRole
+from fairlead.api.strict_model import StrictModel
+from fairlead.api.value_types import list_map_schema
 
 _INT32: dict[str, Any] = {"format": "int32"}
 _INT64: dict[str, Any] = {"format": "int64"}

@@ -8,17 +8,17 @@ from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from fairlead.api.accelerator_class import AcceleratorClassSpec
-from fairlead.api.adapters import Adapters
-from fairlead.api.autoscaling import Autoscaling, ScalingMode
-from fairlead.api.engine import Engine, EngineKind
-from fairlead.api.kvcache import KvCache, PeerTransfer, Transfer
 from fairlead.api.metadata import Metadata
-from fairlead.api.model import ModelSource
-from fairlead.api.pools import Parallelism, Pool, PoolRole, Replicas
-from fairlead.api.rollout import Rollout
-from fairlead.api.values import MAX_LABEL_VALUE_LENGTH, check_unique, list_map_schema
-from fairlead.strict import FieldPath, Routing, Rule, Slo, StrictModel, field_error
+from fairlead.api.spec.accelerator_class import AcceleratorClassSpec
+from fairlead.api.spec.adapters import Adapters
+from fairlead.api.spec.autoscaling import Autoscaling, ScalingMode
+from fairlead.api.spec.engine import Engine, EngineKind
+from fairlead.api.spec.kv_cache import KvCache, PeerTransfer, Transfer
+from fairlead.api.spec.model import ModelSource
+from fairlead.api.spec.pools import Parallelism, Pool, PoolRole, Replicas
+from fairlead.api.spec.rollout import Rollout
+from fairlead.api.strict_model import FieldPath, Routing, Rule, Slo, StrictModel, field_error
+from fairlead.api.value_types import MAX_LABEL_VALUE_LENGTH, check_unique, list_map_schema
 
 GROUP = "serving.fairlead.io"
 VERSION = "v1alpha1"

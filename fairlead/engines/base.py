@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from fairlead.profile import EngineProfile
-from fairlead.signals import EngineSignals
+from fairlead.engine_profile import EngineProfile
+from fairlead.fleet.signals import EngineSignals
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 from fairlead.engines.base import EngineLaunch, EngineReplica
-from fairlead.engines.pages import mean_samples, sum_samples
+from fairlead.engines.prometheus_scan import mean_samples, sum_samples
 from fairlead.errors import BadInput
-from fairlead.signals import EngineSignals
+from fairlead.fleet.signals import EngineSignals
 
 _RUNNING = (b"sglang:num_running_reqs",)
 _WAITING = (b"sglang:num_queue_reqs",)

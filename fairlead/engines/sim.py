@@ -6,11 +6,11 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
+from fairlead.engine_profile import EngineProfile, builtin_profiles
 from fairlead.engines.base import EngineLaunch, EngineReplica
 from fairlead.engines.vllm import Vllm
 from fairlead.errors import BadInput
-from fairlead.profile import EngineProfile, builtin_profiles
-from fairlead.signals import EngineSignals
+from fairlead.fleet.signals import EngineSignals
 
 _SHARED_VLLM_FLAGS = {
     "--block-size": re.compile(r"\d+"),

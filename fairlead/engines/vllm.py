@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 from fairlead.engines.base import EngineLaunch, EngineReplica
-from fairlead.engines.pages import mean_samples, parse_samples, sum_samples
-from fairlead.engines.sleep import DEV_MODE_VARIABLE, SLEEP_MODE_FLAG
+from fairlead.engines.prometheus_scan import mean_samples, parse_samples, sum_samples
+from fairlead.engines.sleep_mode import DEV_MODE_VARIABLE, SLEEP_MODE_FLAG
 from fairlead.errors import BadInput
-from fairlead.signals import EngineSignals
+from fairlead.fleet.signals import EngineSignals
 
 _RUNNING = (b"vllm:num_requests_running",)
 _WAITING = (b"vllm:num_requests_waiting",)

@@ -13,10 +13,6 @@ from typing import Any, Self
 
 import msgspec
 
-from fairlead.clock import Clock
-from fairlead.kube.access import ClusterConfig
-from fairlead.kube.changes import KnownObjectFinder, LineSplitter, WatchEvent, parse_watch_event
-from fairlead.kube.credentials import ClusterCredentials
 from fairlead.kube.errors import (
     AlreadyExists,
     Conflict,
@@ -27,11 +23,15 @@ from fairlead.kube.errors import (
     Unreachable,
     error_from_response,
 )
-from fairlead.kube.feed import CONNECTION_ERRORS, WatchStream, WatchTransport
-from fairlead.kube.resource import PODS, Manifest, Resource, metadata_of, name_of, namespace_of, resource_of, uid_of
-from fairlead.kube.retry import decide_retry
-from fairlead.kube.wire import Headers, HttpRequest, HttpResponse, HttpTransport, NotSent
+from fairlead.kube.resources import PODS, Manifest, Resource, metadata_of, name_of, namespace_of, resource_of, uid_of
+from fairlead.kube.transport.credentials import ClusterCredentials
+from fairlead.kube.transport.http_transport import Headers, HttpRequest, HttpResponse, HttpTransport, NotSent
+from fairlead.kube.transport.kubeconfig import ClusterConfig
+from fairlead.kube.transport.retry import decide_retry
+from fairlead.kube.transport.watch_stream import CONNECTION_ERRORS, WatchStream, WatchTransport
+from fairlead.kube.watch_events import KnownObjectFinder, LineSplitter, WatchEvent, parse_watch_event
 from fairlead.limits import Limits
+from fairlead.runtime.clock import Clock
 
 _APPLY = "application/apply-patch+yaml"
 _MERGE = "application/merge-patch+json"

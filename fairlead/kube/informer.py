@@ -16,16 +16,16 @@ from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
 
-from fairlead.clock import Clock
 from fairlead.errors import FairleadError
-from fairlead.kube.cache import ObjectStore, drop_managed_fields
-from fairlead.kube.changes import KnownObjectFinder, WatchEvent, WatchEventType
 from fairlead.kube.client import KubeApi
 from fairlead.kube.errors import Gone, KubeError, TooManyRequests, Unreachable
-from fairlead.kube.resource import Manifest, Resource, metadata_of
-from fairlead.kube.retry import backoff_seconds
+from fairlead.kube.resources import Manifest, Resource, metadata_of
+from fairlead.kube.store import ObjectStore, drop_managed_fields
+from fairlead.kube.transport.retry import backoff_seconds
+from fairlead.kube.watch_events import KnownObjectFinder, WatchEvent, WatchEventType
 from fairlead.limits import Limits
-from fairlead.tasks import cancel_and_wait
+from fairlead.runtime.clock import Clock
+from fairlead.runtime.tasks import cancel_and_wait
 
 
 class InformerAction(StrEnum):

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fairlead import fleetsource
 from fairlead.errors import FairleadError, SettingsError
+from fairlead.fleet import cli_options
 from fairlead.limits import Limits
 from fairlead.settings import GatewaySettings, read_settings, unknown_variables
 from fairlead_gateway.early import PreforkedWorkers
@@ -68,16 +68,16 @@ def _run(
     import logging
     import random
 
-    from fairlead import system
-    from fairlead.clock import SystemClock
-    from fairlead_gateway import quiet_log, waking
+    from fairlead.engines.credentials import EngineCredentials
+    from fairlead.runtime import nonblocking_log, process_tuning
+    from fairlead.runtime.clock import SystemClock
+    from fairlead_gateway import waking
     from fairlead_gateway.helper import GatewayConfig, Supervisor
     from fairlead_gateway.indexing.links import parse_token_source
-    from fairlead_gateway.reach import EngineCredentials
 
-    system.raise_open_file_limit()  # engines that hang while they are asked for their metrics hold one each
-    system.tune_malloc()
-    quiet_log.start_logging(settings.log_level)
+    process_tuning.raise_open_file_limit()  # engines that hang while they are asked for their metrics hold one each
+    process_tuning.tune_malloc()
+    nonblocking_log.start_logging(settings.log_level)
     for line in unknown_variables(os.environ):
         logging.getLogger("fairlead.gateway").warning("%s", line)
     _validate_worker_settings(settings)
@@ -85,7 +85,7 @@ def _run(
     plan = GatewayConfig(
         public_socket=public_socket,
         management_socket=management_socket,
-        fleet_source=fleetsource.open_fleet_source(
+        fleet_source=cli_options.open_fleet_source(
             options, os.environ, clock, random.random, agent="fairlead-gateway", limits=limits
         ),
         gateway_id=f"{socket.gethostname()}-{os.getpid()}",
@@ -129,7 +129,7 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="fairlead-gateway", description="An OpenAI-compatible gateway in front of the engines of a fleet."
     )
-    fleetsource.add_fleet_arguments(parser)
+    cli_options.add_fleet_arguments(parser)
     parser.add_argument("--listen", required=True, metavar="HOST:PORT", help="the public port; 0 is a free one")
     parser.add_argument(
         "--manage", default="127.0.0.1:0", metavar="HOST:PORT", help="the management port (a free loopback port)"

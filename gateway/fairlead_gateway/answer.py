@@ -8,8 +8,8 @@ request can go elsewhere. From then on pieces pass straight from connection to c
 import asyncio
 from collections.abc import Callable
 
-from fairlead.clock import Clock
 from fairlead.limits import Limits
+from fairlead.runtime.clock import Clock
 from fairlead_gateway.events import SseScanner, filter_first_chunks
 from fairlead_gateway.reply import ResponseWriter
 from fairlead_gateway.upstream import UpstreamError

@@ -7,8 +7,8 @@ that are equal the request's id decides, so another request with this prompt may
 
 from typing import Final
 
-from fairlead.clock import Clock
 from fairlead.limits import Limits
+from fairlead.runtime.clock import Clock
 from fairlead_gateway import handoff_plan as plan
 from fairlead_gateway.decision_log import DecisionRecord, LoggedRequest
 from fairlead_gateway.errors import UnknownPath

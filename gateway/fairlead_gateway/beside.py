@@ -4,11 +4,11 @@ for either."""
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from fairlead.clock import Clock
-from fairlead.fleet import Fleet, InstanceState
+from fairlead.engines.credentials import EngineCredentials
+from fairlead.fleet.model import Fleet, InstanceState
 from fairlead.limits import Limits
+from fairlead.runtime.clock import Clock
 from fairlead_gateway.management.scrape import MetricsScraper
-from fairlead_gateway.reach import EngineCredentials
 from fairlead_gateway.telemetry import LoadView
 
 if TYPE_CHECKING:  # without a Redis its client is not loaded

@@ -4,8 +4,8 @@ from typing import TypeAlias
 
 import msgspec
 
-from fairlead.fleet import Fleet
-from fairlead.profile import EngineProfile
+from fairlead.engine_profile import EngineProfile
+from fairlead.fleet.model import Fleet
 from fairlead_gateway.learning.rows import TimingEvents
 from fairlead_gateway.telemetry.parts import ModelSnapshot
 from fairlead_kvstore.links.bridge import CacheCorrection

@@ -6,7 +6,7 @@ how long the least busy instance needs for the work that this gateway has sent t
 
 import math
 
-from fairlead.fleet import Fleet, InstanceState
+from fairlead.fleet.model import Fleet, InstanceState
 from fairlead.limits import Limits
 
 _DEFAULT_SECONDS = 2

@@ -16,10 +16,10 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from fairlead.clock import Clock
 from fairlead.errors import Unavailable
-from fairlead.fleet import Fleet
+from fairlead.fleet.model import Fleet
 from fairlead.limits import Limits
+from fairlead.runtime.clock import Clock
 from fairlead.units import format_duration
 from fairlead_gateway import channel_messages as say
 from fairlead_gateway.channel import encode_message

@@ -7,8 +7,8 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from fairlead.compiled import worker_environment
 from fairlead.limits import Limits
+from fairlead.runtime.compiled_build import worker_environment
 
 _MODULE = "fairlead_gateway.worker"
 _EXIT_SECONDS = 10.0

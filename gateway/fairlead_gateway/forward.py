@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
-from fairlead.clock import Clock
 from fairlead.decision import Decision
-from fairlead.fleet import Instance
+from fairlead.fleet.model import Instance
 from fairlead.limits import Limits
+from fairlead.runtime.clock import Clock
 from fairlead_gateway.answer import EngineResponse
 from fairlead_gateway.continuation import SentText, can_resume
 from fairlead_gateway.decision_log import DecisionLog, DecisionRecord

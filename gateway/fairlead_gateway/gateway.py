@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from fairlead.clock import Clock
-from fairlead.fleet import Fleet
-from fairlead.lag import LoopLag
+from fairlead.engine_profile import EngineProfile
+from fairlead.engines.credentials import EngineCredentials
+from fairlead.fleet.model import Fleet
 from fairlead.limits import Limits
-from fairlead.profile import EngineProfile
-from fairlead_gateway import asking, quiet_log
+from fairlead.runtime import nonblocking_log
+from fairlead.runtime.clock import Clock
+from fairlead.runtime.loop_lag import LoopLag
+from fairlead_gateway import asking
 from fairlead_gateway.breaker import OutlierDetector
 from fairlead_gateway.decision_log import DecisionLog, LoggedRequest
 from fairlead_gateway.errors import GatewayError, MethodNotAllowed, UnknownPath
@@ -38,7 +40,6 @@ from fairlead_gateway.passed import PASSTHROUGH_METHODS, is_passthrough_path, pa
 from fairlead_gateway.prefill import PrefillCoordinator
 from fairlead_gateway.prompt import build_route_request
 from fairlead_gateway.quarantine import PoisonRequestGuard
-from fairlead_gateway.reach import EngineCredentials
 from fairlead_gateway.reply import ResponseWriter
 from fairlead_gateway.retry import RetryBudget
 from fairlead_gateway.route import RouterRegistry
@@ -256,7 +257,7 @@ class Gateway(RequestLifecycle):
             *self.warnings(),
             *self.credentials.warnings(),
             *self.memory_pressure.warnings(),
-            *quiet_log.log_warnings(),
+            *nonblocking_log.log_warnings(),
         ]
         if self._observers is not None:
             notes += self._observers.warnings()

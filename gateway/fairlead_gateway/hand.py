@@ -13,8 +13,8 @@ from typing import TypeVar
 
 import msgspec
 
-from fairlead.clock import Clock
 from fairlead.limits import Limits
+from fairlead.runtime.clock import Clock
 from fairlead_gateway import channel_messages as say
 from fairlead_gateway.channel import Channel
 from fairlead_gateway.early import SpawnedWorker

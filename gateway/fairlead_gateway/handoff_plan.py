@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from fairlead.fleet import Instance
+from fairlead.fleet.model import Instance
 from fairlead.limits import Limits
 from fairlead_gateway import given
 from fairlead_gateway.fields import ChatRequest, CommonFields, CompletionRequest, GenerationFields

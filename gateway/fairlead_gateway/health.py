@@ -13,8 +13,8 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
-from fairlead.clock import Clock
 from fairlead.limits import Limits
+from fairlead.runtime.clock import Clock
 from fairlead_gateway.breaker import HealthState, OutlierDetector
 from fairlead_gateway.job import RequestContext
 from fairlead_gateway.patience import StallTimeout

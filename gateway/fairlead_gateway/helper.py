@@ -13,14 +13,15 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from fairlead import system
-from fairlead.clock import Clock
-from fairlead.fleet import Fleet, FleetSource
-from fairlead.lag import LoopLag
+from fairlead.engines.credentials import EngineCredentials
+from fairlead.fleet.model import Fleet, FleetSource
 from fairlead.limits import Limits
-from fairlead.tasks import cancel_and_wait, first_failure
+from fairlead.runtime import nonblocking_log, process_tuning
+from fairlead.runtime.clock import Clock
+from fairlead.runtime.file_watcher import FileWatcher
+from fairlead.runtime.loop_lag import LoopLag
+from fairlead.runtime.tasks import cancel_and_wait, first_failure
 from fairlead_gateway import channel_messages as say
-from fairlead_gateway import quiet_log
 from fairlead_gateway.beside import BackgroundServices
 from fairlead_gateway.crew import WorkerPool, merge_counts, merge_loads
 from fairlead_gateway.decision_log import LoggedRequest
@@ -35,14 +36,12 @@ from fairlead_gateway.learning.side import ProfilingService
 from fairlead_gateway.management import GatewayStatus
 from fairlead_gateway.management.serving import ManagementServer
 from fairlead_gateway.ports import socket_url
-from fairlead_gateway.reach import EngineCredentials
 from fairlead_gateway.standings import merge_health_states
 from fairlead_gateway.telemetry import MetricsRecorder
 from fairlead_gateway.telemetry.parts import restore_counters
 from fairlead_gateway.tls import TlsCertificate
 from fairlead_gateway.tokenizing.service import TokenizerClient
 from fairlead_gateway.waking import ScaleUpNotifier
-from fairlead_gateway.watch import FileWatcher
 from fairlead_gateway.wired import decode_logged_request, decode_record
 from fairlead_kvstore.truth.changes import Change
 
@@ -172,7 +171,7 @@ class Supervisor:
         stop, hurry = asyncio.Event(), self._stop_now
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, lambda: (hurry if stop.is_set() else stop).set())
-        loop.set_exception_handler(quiet_log.on_loop_exception)
+        loop.set_exception_handler(nonblocking_log.on_loop_exception)
         stopped = loop.create_task(stop.wait())
         starting = loop.create_task(self._start())
         try:
@@ -214,7 +213,7 @@ class Supervisor:
             for one in (self._follow_fleet(snapshots), self._send_warnings(), self._poll_counters())
         ]
         try:
-            system.freeze_heap()
+            process_tuning.freeze_heap()
             secure = plan.certificate is not None
             self._announce(
                 f"ready {socket_url(plan.public_socket, secure=secure)} manage {socket_url(plan.management_socket)}"
@@ -316,7 +315,7 @@ class Supervisor:
         return [
             *found,
             *self.workers.warnings(),
-            *quiet_log.log_warnings(),
+            *nonblocking_log.log_warnings(),
             *self.background.warnings(),
             *self.kv_index.warnings(),
         ]

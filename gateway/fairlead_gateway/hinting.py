@@ -4,9 +4,9 @@ so one of the gateways, every few seconds, under a key that goes by itself when 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
 
-from fairlead.clock import Clock
 from fairlead.limits import Limits
-from fairlead.tasks import cancel_and_wait
+from fairlead.runtime.clock import Clock
+from fairlead.runtime.tasks import cancel_and_wait
 from fairlead_kvstore import keys
 from fairlead_kvstore.index.hints import ReplicationHint, encode_replication_hints
 from fairlead_kvstore.redis import RedisLink

@@ -19,9 +19,9 @@ import math
 from collections.abc import Callable
 from typing import Final
 
-from fairlead.clock import Clock
-from fairlead.fleet import Fleet, InstanceState, Model, Role
+from fairlead.fleet.model import Fleet, InstanceState, Model, Role
 from fairlead.limits import Limits
+from fairlead.runtime.clock import Clock
 from fairlead_gateway.berths import DispatchQueue
 from fairlead_gateway.comeback import retry_after_seconds
 from fairlead_gateway.errors import GatewayError, Overloaded, RequestShed

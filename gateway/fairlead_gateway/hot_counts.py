@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from fairlead.fleet import Fleet, InstanceState, Role
+from fairlead.fleet.model import Fleet, InstanceState, Role
 from fairlead.limits import Limits
 from fairlead_gateway.routing.hotness import HotPrefixes, level_blocks, window_size
 from fairlead_gateway.routing.prefix import PrefixChain

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Final
 
 from fairlead.decision import Decision
-from fairlead.fleet import Instance
+from fairlead.fleet.model import Instance
 from fairlead_gateway.continuation import SentText
 from fairlead_gateway.handoff_plan import Handoff
 from fairlead_gateway.handoff_story import HandoffRecord

@@ -13,10 +13,10 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, ValidationError
 from pydantic_core import ErrorDetails
 
-from fairlead.documents import YamlNode, decode_file, format_path, parse_documents
+from fairlead.api.strict_model import StrictModel, field_error
 from fairlead.errors import FileProblem, ManifestError, Unavailable
 from fairlead.limits import Limits
-from fairlead.strict import StrictModel, field_error
+from fairlead.manifests.yaml_nodes import YamlNode, decode_file, format_path, parse_documents
 
 _DIGEST_PATTERN = re.compile(r"[0-9a-fA-F]{64}")
 

@@ -10,8 +10,8 @@ import asyncio
 from collections.abc import Callable
 from typing import Final, Protocol, cast
 
-from fairlead.clock import Clock
 from fairlead.limits import Limits
+from fairlead.runtime.clock import Clock
 from fairlead_gateway.dates import http_date
 from fairlead_gateway.deadline import IdleTimer
 from fairlead_gateway.errors import GatewayError, Overloaded, RequestTimeout

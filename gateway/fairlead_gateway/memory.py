@@ -16,7 +16,7 @@ from pathlib import Path
 
 from fairlead.errors import SettingsError
 from fairlead.limits import Limits
-from fairlead.system import trim_heap
+from fairlead.runtime.process_tuning import trim_heap
 from fairlead_gateway.errors import Overloaded
 
 LARGE_BODY_BYTES = 64 * 1024

@@ -14,7 +14,7 @@ import msgspec
 from msgspec import UNSET
 
 from fairlead.errors import BadInput
-from fairlead.fleet import Fleet, Model
+from fairlead.fleet.model import Fleet, Model
 from fairlead.limits import Limits
 from fairlead.names import closest_matches, normalize_model_name
 from fairlead_gateway.body import decode_stream_options

@@ -12,9 +12,9 @@ from random import Random
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from fairlead.clock import Clock
 from fairlead.errors import SettingsError
 from fairlead.limits import Limits
+from fairlead.runtime.clock import Clock
 from fairlead.settings import GatewaySettings
 from fairlead_gateway.job import RequestContext
 from fairlead_gateway.listen import HttpRequest

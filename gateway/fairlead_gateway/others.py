@@ -12,9 +12,9 @@ from typing import Protocol
 
 import msgspec
 
-from fairlead.clock import Clock
-from fairlead.fleet import Fleet, Instance, InstanceState
+from fairlead.fleet.model import Fleet, Instance, InstanceState
 from fairlead.limits import Limits
+from fairlead.runtime.clock import Clock
 from fairlead_gateway import channel_messages as say
 from fairlead_gateway.hinting import ReplicationHintPublisher
 from fairlead_gateway.hot_counts import HotPrefixCounter, HotShare

@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl, urlencode
 
 import msgspec
 
-from fairlead.fleet import Fleet
+from fairlead.fleet.model import Fleet
 from fairlead.limits import Limits
 from fairlead_gateway.body import decode_body
 from fairlead_gateway.errors import BadRequest, UnknownPath, UnsupportedBodyType

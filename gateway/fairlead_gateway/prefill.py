@@ -14,10 +14,10 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Final
 
-from fairlead.clock import Clock
 from fairlead.decision import Decision
-from fairlead.fleet import Instance
+from fairlead.fleet.model import Instance
 from fairlead.limits import Limits
+from fairlead.runtime.clock import Clock
 from fairlead_gateway import handoff_plan as plan
 from fairlead_gateway.answer import EngineResponse
 from fairlead_gateway.errors import NoReadyInstance, QuarantinedRequest

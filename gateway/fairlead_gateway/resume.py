@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from functools import partial
 
-from fairlead.clock import Clock
 from fairlead.decision import Decision
-from fairlead.fleet import Instance
+from fairlead.fleet.model import Instance
 from fairlead.limits import Limits
+from fairlead.runtime.clock import Clock
 from fairlead_gateway.answer import EngineResponse
 from fairlead_gateway.continuation import SentText, resume_body, splice_events, total_usage
 from fairlead_gateway.decision_log import CONTINUATION_RULE

@@ -9,9 +9,9 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 
 from fairlead.decision import Decision, RejectedCandidate
-from fairlead.fleet import Fleet, Instance, InstanceState, Role
+from fairlead.engine_profile import EngineProfile
+from fairlead.fleet.model import Fleet, Instance, InstanceState, Role
 from fairlead.limits import Limits
-from fairlead.profile import EngineProfile
 from fairlead_gateway.breaker import OutlierDetector
 from fairlead_gateway.comeback import StartupTimes, retry_after_for_backlog
 from fairlead_gateway.errors import NoReadyInstance

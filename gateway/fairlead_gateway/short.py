@@ -10,8 +10,8 @@ traced requests begin there. The rules are ``forward``'s: nothing is decided her
 from abc import abstractmethod
 from typing import Final
 
-from fairlead.clock import Clock
 from fairlead.limits import Limits
+from fairlead.runtime.clock import Clock
 from fairlead_gateway.answer import EngineResponse
 from fairlead_gateway.errors import GatewayError
 from fairlead_gateway.forward import Forwarder, StartedAttempt

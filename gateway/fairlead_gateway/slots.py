@@ -6,7 +6,7 @@ by then every worker has the new fleet, or has been silent for so long that its 
 
 from collections.abc import Callable
 
-from fairlead.fleet import Fleet
+from fairlead.fleet.model import Fleet
 
 _RETIRED_SECONDS = 60.0
 

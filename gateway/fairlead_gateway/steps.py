@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from fairlead.fleet import Instance
+from fairlead.fleet.model import Instance
 from fairlead_gateway import trace
 
 ATTEMPT, CONTINUATION, PREFILL = "attempt", "continuation", "prefill"

@@ -8,11 +8,12 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from fairlead.clock import SystemClock
-from fairlead.fleet import Fleet, Instance, InstanceState, Model, SloTargets
+from fairlead_testing.engines.scripted import Script, scripted_engine
+
+from fairlead.fleet.model import Fleet, Instance, InstanceState, Model, SloTargets
 from fairlead.limits import Limits
-from fairlead.loops import loop_factory
-from fairlead.testing.engine import Script, scripted_engine
+from fairlead.runtime.clock import SystemClock
+from fairlead.runtime.event_loop import loop_factory
 from fairlead_gateway.gateway import Gateway
 from fairlead_gateway.keys import ApiKeys
 from fairlead_gateway.memory import MemoryShare

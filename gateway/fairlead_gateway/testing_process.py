@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fairlead.testing.processes import descendants
-from fairlead.testing.raw_http import RawConnection, RawResponse, get_request, post_request, send
+from fairlead_testing.http.raw_client import RawConnection, RawResponse, get_request, post_request, send
+from fairlead_testing.processes import descendants
 
 TIMEOUT_SECONDS = 120.0
 COMMAND = (sys.executable, "-m", "fairlead_gateway")

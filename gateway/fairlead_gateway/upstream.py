@@ -17,9 +17,9 @@ from urllib.parse import urlsplit
 
 import httptools
 
+from fairlead.engines.credentials import EngineCredentials
 from fairlead.limits import Limits
 from fairlead_gateway.deadline import IdleTimer
-from fairlead_gateway.reach import EngineCredentials
 
 _YIELD_BYTES: Final = 65_536  # read at once, they let others have a turn before the next
 

@@ -8,10 +8,10 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from fairlead.clock import Clock
 from fairlead.errors import SettingsError, Unavailable
 from fairlead.limits import Limits
-from fairlead_gateway.management.fetch import fetch
+from fairlead.runtime.clock import Clock
+from fairlead.runtime.http_client import fetch
 
 _MAX_RESPONSE_BYTES = 4_096
 

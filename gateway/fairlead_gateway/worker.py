@@ -15,16 +15,16 @@ from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fairlead import system
-from fairlead.clock import SystemClock
-from fairlead.compiled import is_compiled
 from fairlead.errors import FairleadError
-from fairlead.fleet import Fleet
+from fairlead.fleet.model import Fleet
 from fairlead.limits import Limits
-from fairlead.loops import loop_factory
+from fairlead.runtime import nonblocking_log, process_tuning
+from fairlead.runtime.clock import SystemClock
+from fairlead.runtime.compiled_build import is_compiled
+from fairlead.runtime.event_loop import loop_factory
 from fairlead.settings import GatewaySettings, read_settings
 from fairlead_gateway import channel_messages as say
-from fairlead_gateway import forward, memory, quiet_log
+from fairlead_gateway import forward, memory
 from fairlead_gateway.answers import QueryHandler
 from fairlead_gateway.channel import Channel
 from fairlead_gateway.gateway import Gateway
@@ -75,7 +75,7 @@ class Worker:
     async def run(self, sock: socket.socket) -> int:
         """Serve until told to stop; 0 after a clean drain, 2 when it could not start."""
         self._loop.add_signal_handler(signal.SIGTERM, self._on_sigterm)
-        self._loop.set_exception_handler(quiet_log.on_loop_exception)
+        self._loop.set_exception_handler(nonblocking_log.on_loop_exception)
         await self._channel.open(sock)
         setup = await self._configured
         if setup is None:
@@ -110,8 +110,8 @@ class Worker:
         self._query_handler = QueryHandler(gateway, self._channel.send)
         self._assign_slots(setup.slots)
         gateway.update_fleet(setup.fleet)
-        system.freeze_heap()  # takes tens of milliseconds: before anybody is served
-        system.relax_gc()
+        process_tuning.freeze_heap()  # takes tens of milliseconds: before anybody is served
+        process_tuning.relax_gc()
         public = ListenAddress(setup.host, setup.port).bind(shared=True)
         server = PublicServer(gateway, public, self._certificate)
         await server.start()
@@ -310,10 +310,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("fairlead-gateway-worker: this is started by fairlead-gateway alone", file=sys.stderr)
         return 2
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C reaches every process; the helper decides
-    system.raise_open_file_limit()
-    system.tune_malloc()
+    process_tuning.raise_open_file_limit()
+    process_tuning.tune_malloc()
     settings = read_settings(GatewaySettings, os.environ)
-    quiet_log.start_logging(settings.log_level)
+    nonblocking_log.start_logging(settings.log_level)
     rows = mmap.mmap(options["--rows"], 0) if "--rows" in options else None
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         return runner.run(_run(settings, rows, options["--channel"]))

@@ -6,7 +6,7 @@ Kept light: where there is a compiled copy of these sources, the process goes on
 import os
 import sys
 
-from fairlead.compiled import worker_environment
+from fairlead.runtime.compiled_build import worker_environment
 
 
 def main() -> int:

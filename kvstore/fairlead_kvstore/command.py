@@ -14,14 +14,15 @@ import socket
 import sys
 from collections.abc import Sequence
 
-from fairlead import fleetsource, system
-from fairlead.clock import Clock, SystemClock
-from fairlead.compiled import is_compiled
 from fairlead.errors import FairleadError, SettingsError
+from fairlead.fleet import cli_options
 from fairlead.limits import Limits
-from fairlead.loops import loop_factory
+from fairlead.runtime import process_tuning
+from fairlead.runtime.cli_options import configure_stderr_logging, parse_address
+from fairlead.runtime.clock import Clock, SystemClock
+from fairlead.runtime.compiled_build import is_compiled
+from fairlead.runtime.event_loop import loop_factory
 from fairlead.settings import IndexerSettings, read_settings, unknown_variables
-from fairlead.starting import configure_stderr_logging, parse_address
 from fairlead_kvstore.places import parse_redis_url
 from fairlead_kvstore.process import IndexerConfig, IndexerService
 from fairlead_kvstore.truth import blocks
@@ -36,11 +37,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings = read_settings(IndexerSettings, os.environ)
         configure_stderr_logging(_LOG, settings.log_level, unknown_variables(os.environ))
         _LOG.info("the indexer runs %s", "compiled" if is_compiled(blocks.__file__) else "interpreted")
-        system.raise_open_file_limit()
+        process_tuning.raise_open_file_limit()
         limits, clock = Limits(), SystemClock()
         host, port = parse_address(options.listen, "--listen", "127.0.0.1:9090")
         plan = IndexerConfig(
-            source=fleetsource.open_fleet_source(
+            source=cli_options.open_fleet_source(
                 options,
                 os.environ,
                 clock,
@@ -87,7 +88,7 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="fairlead-indexer", description="Reads which blocks engines have cached, and writes it to Redis."
     )
-    fleetsource.add_fleet_arguments(parser)
+    cli_options.add_fleet_arguments(parser)
     parser.add_argument("--redis", metavar="URL", help="the gateways' Redis; else FAIRLEAD_REDIS_URL")
     parser.add_argument(
         "--listen",

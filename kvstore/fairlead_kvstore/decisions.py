@@ -11,10 +11,10 @@ from typing import Any, Final
 
 from redis.exceptions import ResponseError
 
-from fairlead.clock import Clock
 from fairlead.errors import BadInput
 from fairlead.limits import Limits
-from fairlead.tasks import cancel_and_wait
+from fairlead.runtime.clock import Clock
+from fairlead.runtime.tasks import cancel_and_wait
 from fairlead.units import format_duration
 from fairlead_kvstore import keys
 from fairlead_kvstore.record import LoggedDecision, encode, published_decision

@@ -21,11 +21,11 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from fairlead.clock import Clock
 from fairlead.errors import BadInput, FairleadError, Unavailable
-from fairlead.fleet import Fleet, FleetSource, Instance, InstanceState
+from fairlead.fleet.model import Fleet, FleetSource, Instance, InstanceState
 from fairlead.limits import Limits
-from fairlead.tasks import cancel_and_wait
+from fairlead.runtime.clock import Clock
+from fairlead.runtime.tasks import cancel_and_wait
 from fairlead_kvstore.errors import SnapshotError
 from fairlead_kvstore.follow import AppliedEvents
 from fairlead_kvstore.index.left import InstanceCheckpoint, RecoveredIndex

@@ -3,7 +3,7 @@
 import asyncio
 from dataclasses import dataclass, field
 
-from fairlead.fleet import Instance
+from fairlead.fleet.model import Instance
 from fairlead_kvstore.events.outcomes import StreamPosition
 from fairlead_kvstore.index.notes import InstanceStatus
 from fairlead_kvstore.reader.line import EngineSubscription, SubscriptionCounters

@@ -12,13 +12,13 @@ from typing import Final
 
 from aiohttp import web
 
-from fairlead import system
-from fairlead.clock import Clock
 from fairlead.errors import BadInput
-from fairlead.fleet import Fleet, FleetSource
-from fairlead.lag import LoopLag
+from fairlead.fleet.model import Fleet, FleetSource
 from fairlead.limits import Limits
-from fairlead.tasks import cancel_and_wait, first_failure
+from fairlead.runtime import process_tuning
+from fairlead.runtime.clock import Clock
+from fairlead.runtime.loop_lag import LoopLag
+from fairlead.runtime.tasks import cancel_and_wait, first_failure
 from fairlead_kvstore.index.notes import secret_fingerprint
 from fairlead_kvstore.index.writer import IndexWriter
 from fairlead_kvstore.indexer import Indexer
@@ -108,8 +108,8 @@ class IndexerService:
         runner = web.AppRunner(create_app(self.indexer, self.health), access_log=None)  # probes ask every few seconds
         await runner.setup()
         following: asyncio.Task[None] | None = None
-        system.freeze_heap()
-        system.relax_gc()  # what an engine tells is hundreds of objects a millisecond, and none of them a cycle
+        process_tuning.freeze_heap()
+        process_tuning.relax_gc()  # what an engine tells is hundreds of objects a millisecond, and none of them a cycle
         stopped = asyncio.ensure_future(self._stop.wait())
         try:
             site = web.TCPSite(runner, self._config.host or None, self._config.port)

@@ -18,9 +18,9 @@ from typing import Any, Final
 
 from redis.exceptions import RedisError, ResponseError
 
-from fairlead.clock import Clock
 from fairlead.limits import Limits
-from fairlead.tasks import cancel_and_wait
+from fairlead.runtime.clock import Clock
+from fairlead.runtime.tasks import cancel_and_wait
 from fairlead.units import format_duration
 from fairlead_kvstore.places import CLUSTER, parse_redis_url
 from fairlead_kvstore.servers import Command, create_backend

@@ -6,12 +6,12 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import zmq
+from fairlead_testing.waiting import wait_until
 
-from fairlead.clock import ManualClock
 from fairlead.errors import Unavailable
-from fairlead.fleet import Fleet, Instance, Model
+from fairlead.fleet.model import Fleet, Instance, Model
 from fairlead.limits import Limits
-from fairlead.testing.waiting import wait_until
+from fairlead.runtime.clock import ManualClock
 from fairlead_kvstore.events.outcomes import EventFrame
 from fairlead_kvstore.index.sink import LocalSink
 from fairlead_kvstore.indexer import Indexer

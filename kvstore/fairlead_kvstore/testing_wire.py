@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 import zmq
 
-from fairlead.clock import ManualClock
+from fairlead.runtime.clock import ManualClock
 from fairlead_kvstore.events.outcomes import EventFrame
 from fairlead_kvstore.testing import PrefixCacheEngine
 

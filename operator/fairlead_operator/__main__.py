@@ -14,13 +14,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fairlead.clock import SystemClock
 from fairlead.errors import FairleadError
-from fairlead.kube.access import ClusterConfig, load_config
-from fairlead.kube.lease import candidate_identity
-from fairlead.loops import loop_factory
+from fairlead.kube.leader_election import candidate_identity
+from fairlead.kube.transport.kubeconfig import ClusterConfig, load_config
+from fairlead.runtime.clock import SystemClock
+from fairlead.runtime.event_loop import loop_factory
 from fairlead.settings import OperatorSettings, read_settings, unknown_variables
-from fairlead_operator.operation import Manager
+from fairlead_operator.manager import Manager
 from fairlead_operator.settings import OperatorOptions, parse_options
 
 _LOG = logging.getLogger("fairlead.operator")

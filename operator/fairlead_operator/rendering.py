@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 
 from fairlead.api import AcceleratorClass, ModelDeployment
-from fairlead.cluster_labels import POOL_LABEL
-from fairlead.kube.resource import LEADER_WORKER_SETS
-from fairlead_operator.marks import label
+from fairlead.fleet.labels import POOL_LABEL
+from fairlead.kube.resources import LEADER_WORKER_SETS
+from fairlead_operator.object_metadata import label
 from fairlead_operator.render import AllowedPeer, InstallationDefaults, RenderContext, existing_workload, render_model
 from fairlead_operator.seam import Render, Rendered, World
 

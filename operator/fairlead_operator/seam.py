@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from fairlead.api import AcceleratorClass, ModelDeployment, Reason
-from fairlead.kube.resource import Manifest
+from fairlead.kube.resources import Manifest
 
 
 class Problem(Protocol):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from fairlead import units
 from fairlead.api import EngineKind
 from fairlead.errors import BadInput, SettingsError
-from fairlead.kube.lease import LeaseTiming
+from fairlead.kube.leader_election import LeaseTiming
 from fairlead.names import DNS_LABEL_PATTERN, DNS_SUBDOMAIN_PATTERN
 from fairlead.settings import OperatorSettings
 from fairlead_operator.render import AllowedPeer, InstallationDefaults

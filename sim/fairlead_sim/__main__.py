@@ -6,8 +6,8 @@ import sys
 from collections.abc import Callable, Sequence
 from random import Random
 
-from fairlead.clock import SystemClock
 from fairlead.errors import FairleadError
+from fairlead.runtime.clock import SystemClock
 from fairlead_sim.server import options, process
 
 

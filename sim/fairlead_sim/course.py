@@ -21,8 +21,8 @@ from functools import partial
 from itertools import count
 from typing import Final, TypeAlias
 
+from fairlead.engine_profile import EngineProfile
 from fairlead.errors import BadInput, FairleadError
-from fairlead.profile import EngineProfile
 from fairlead_sim.blocks import BlockPool
 from fairlead_sim.engine import EngineCore, EngineSequence, EngineStep
 from fairlead_sim.served import InflightRequest, RequestResult, RouterFront

@@ -23,9 +23,9 @@ from itertools import count
 
 from xxhash import xxh3_64_intdigest
 
+from fairlead.engine_profile import EngineProfile
 from fairlead.errors import BadInput, Unavailable
 from fairlead.limits import Limits
-from fairlead.profile import EngineProfile
 from fairlead_sim.blocks import BlockPool, BlocksStored, chain_key, chain_root
 from fairlead_sim.sequence import EngineSequence, EngineStats, EngineStep, SequenceState
 

@@ -6,9 +6,9 @@ the gateway would be told, when it would be told: dispatch at the arrival, the f
 
 from collections.abc import Callable, Mapping, Sequence
 
+from fairlead.engine_profile import EngineProfile
 from fairlead.errors import BadInput
-from fairlead.fleet import Instance, Model, SloTargets
-from fairlead.profile import EngineProfile
+from fairlead.fleet.model import Instance, Model, SloTargets
 from fairlead_gateway.routing import ModelRouter, PrefixChain, RouteRequest
 from fairlead_gateway.routing.ledger import InstanceLoad
 from fairlead_sim.blocks import KvEvent

@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from fairlead.fleet import Model
-from fairlead.profile import EngineProfile
+from fairlead.engine_profile import EngineProfile
+from fairlead.fleet.model import Model
 from fairlead_gateway.queueing.gate import POLL_SECONDS, AdmissionAction, AdmissionPolicy, AdmissionRequest, EngineLoad
 from fairlead_gateway.queueing.order import QueuedRequest
 from fairlead_gateway.routing import ModelRouter, PrefixChain, RouteRequest

@@ -22,10 +22,10 @@ from random import Random
 
 import xxhash
 
+from fairlead.engine_profile import EngineProfile
 from fairlead.errors import BadInput
-from fairlead.fleet import Model, SloTargets
+from fairlead.fleet.model import Model, SloTargets
 from fairlead.limits import Limits
-from fairlead.profile import EngineProfile
 from fairlead_gateway.routing import PrefixChain, RouteRequest
 from fairlead_gateway.routing.ledger import InstanceLoad
 from fairlead_kvstore.exchange.records import PeerBatch

@@ -8,7 +8,7 @@ whether some had better wait elsewhere.
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
-from fairlead.profile import EngineProfile
+from fairlead.engine_profile import EngineProfile
 from fairlead_gateway.queueing.gate import MAX_WAITING_STEP_SHARE
 from fairlead_gateway.routing import RouteRequest
 from fairlead_sim.course import QUEUED

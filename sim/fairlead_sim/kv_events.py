@@ -17,8 +17,8 @@ from typing import Any
 import msgspec
 import zmq
 
-from fairlead.clock import Clock
 from fairlead.errors import BadInput
+from fairlead.runtime.clock import Clock
 from fairlead_sim import kv_wire
 from fairlead_sim.blocks import KvEvent
 

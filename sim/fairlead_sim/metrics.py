@@ -9,8 +9,8 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector, generate_latest
 
-from fairlead.clock import Clock
-from fairlead.lag import LoopLag
+from fairlead.runtime.clock import Clock
+from fairlead.runtime.loop_lag import LoopLag
 from fairlead_sim import sequence
 from fairlead_sim.block_times import BlockLifetimes
 from fairlead_sim.exposition import HistogramSeries, MetricFamily, MetricValue

@@ -7,7 +7,7 @@ is that of the study behind ``docs/decisions/0031``; it is not a preset, since n
 
 from collections.abc import Mapping, Sequence
 
-from fairlead.profile import EngineProfile
+from fairlead.engine_profile import EngineProfile
 from fairlead_gateway.routing import InstanceLoad
 from fairlead_sim.blocks import KvEvent
 from fairlead_sim.course import FleetSimulation

@@ -6,9 +6,9 @@ from typing import Any
 
 from xxhash import xxh3_64_intdigest
 
+from fairlead.engine_profile import EngineProfile, builtin_profile
 from fairlead.errors import BadInput
-from fairlead.fleet import Instance, Model, SloTargets
-from fairlead.profile import EngineProfile, builtin_profile
+from fairlead.fleet.model import Instance, Model, SloTargets
 from fairlead_gateway.routing import ModelRouter, RouteRequest
 from fairlead_sim.seam_silence import CompletionInference
 from fairlead_sim.seam_view import EndpointView

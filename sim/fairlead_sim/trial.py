@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from fairlead.fleet import Model, SloTargets
-from fairlead.profile import EngineProfile, builtin_profile
+from fairlead.engine_profile import EngineProfile, builtin_profile
+from fairlead.fleet.model import Model, SloTargets
 from fairlead_gateway.routing import ModelRouter
 from fairlead_sim.capacity import GoalMissed, GoalWatch, search_capacity
 from fairlead_sim.course import FleetSimulation

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from random import Random
 from typing import Final
 
-from fairlead.profile import EngineProfile, builtin_profile
+from fairlead.engine_profile import EngineProfile, builtin_profile
 from fairlead_gateway.routing import PRESETS
 from fairlead_sim.script import FleetEvent, FleetEventKind
 from fairlead_sim.traces import TraceRequest, at_rate

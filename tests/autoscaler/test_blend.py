@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairlead.fleet import Role
+from fairlead.fleet.model import Role
 from fairlead_autoscaler.mix import create_solver
 from fairlead_autoscaler.scaling import (
     GatewayTraffic,

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairlead.fleet import Role
-from fairlead.profile import builtin_profile
+from fairlead.engine_profile import builtin_profile
+from fairlead.fleet.model import Role
 from fairlead_autoscaler.scaling import GatewayTraffic, ModelSpec, Observation, PoolObservation, PoolSpec, ScalingCore
 from fairlead_autoscaler.scaling.clean import validated_traffic
 from fairlead_autoscaler.scaling.learned import DecayingRatio, RequestLengths

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairlead.fleet import Role
+from fairlead.fleet.model import Role
 from fairlead_autoscaler.scaling.together import LimitShare, apply_shared_limit
 from fairlead_autoscaler.scaling.values import PoolObservation, PoolPlan, PoolSpec
 

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from fairlead.profile import builtin_profile
+from fairlead.engine_profile import builtin_profile
 from fairlead_autoscaler.scaling import (
     GatewayTraffic,
     ModelSpec,

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fairlead.errors import BadInput
-from fairlead.shapes import RequestShapeGrid, log_edges
+from fairlead.request_shapes import RequestShapeGrid, log_edges
 from fairlead_autoscaler.scaling import ShapeCount
 from fairlead_autoscaler.scaling.shapes import ShapeHistogram
 

@@ -15,8 +15,8 @@ import fitted  # noqa: E402 - found through the line above
 from agreement import PRESETS, Result  # noqa: E402
 from table import goals  # noqa: E402
 
-from fairlead.fleetfile import profile_fields  # noqa: E402
-from fairlead.profile import builtin_profile  # noqa: E402
+from fairlead.engine_profile import builtin_profile  # noqa: E402
+from fairlead.fleet.file import profile_fields  # noqa: E402
 from fairlead_cli.replaying.prompts import PromptBuilder  # noqa: E402
 
 BAR = {

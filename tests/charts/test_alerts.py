@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import yaml
+from fairlead_testing.kube.helm import CHART_FOLDER, ChartTools, HelmError, render_chart
+from fairlead_testing.prometheus import AlertRules, expression_names, expressions, parse_scrape
 
-from fairlead.testing.chart import CHART_FOLDER, ChartTools, HelmError, render_chart
-from fairlead.testing.prometheus import AlertRules, expression_names, expressions, parse_scrape
 from fairlead_gateway.telemetry.families import FAMILIES
 
 ROOT = CHART_FOLDER.parents[1]

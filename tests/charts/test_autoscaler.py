@@ -15,20 +15,20 @@ from typing import Any
 import pytest
 import yaml
 from aiohttp import web
+from fairlead_testing.kube.api_server import ApiServer
+from fairlead_testing.kube.helm import CHART_FOLDER, render_chart
+from fairlead_testing.kube.installed_chart import apply_rights, kubeconfig_for_account, kubectl
+from fairlead_testing.kube.operator_process import operator_process
+from fairlead_testing.prometheus import expression_names, expressions, parse_scrape
+from fairlead_testing.waiting import wait_until_async
 
-from fairlead.clock import SystemClock
-from fairlead.cluster_labels import SLEEP_ANNOTATION
-from fairlead.kube.access import config_from_kubeconfig
+from fairlead.fleet.labels import SLEEP_ANNOTATION
 from fairlead.kube.client import KubeApi
 from fairlead.kube.errors import KubeError, NotFound
-from fairlead.kube.managers import replicas_managers
-from fairlead.kube.resource import DEPLOYMENTS, EVENTS, MODEL_DEPLOYMENTS, PODS, Manifest
-from fairlead.testing.chart import CHART_FOLDER, render_chart
-from fairlead.testing.installed import apply_rights, kubeconfig_for_account, kubectl
-from fairlead.testing.kube import ApiServer
-from fairlead.testing.operator_process import operator_process
-from fairlead.testing.prometheus import expression_names, expressions, parse_scrape
-from fairlead.testing.waiting import wait_until_async
+from fairlead.kube.field_managers import replicas_managers
+from fairlead.kube.resources import DEPLOYMENTS, EVENTS, MODEL_DEPLOYMENTS, PODS, Manifest
+from fairlead.kube.transport.kubeconfig import config_from_kubeconfig
+from fairlead.runtime.clock import SystemClock
 from fairlead_autoscaler.cluster.scaler import DELETION_COST
 
 pytestmark = [pytest.mark.api_server, pytest.mark.timeout(300)]

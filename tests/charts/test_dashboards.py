@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fairlead_testing.kube.helm import CHART_FOLDER, ChartTools, render_chart
+from fairlead_testing.prometheus import AlertRules, expression_names
 
-from fairlead.testing.chart import CHART_FOLDER, ChartTools, render_chart
-from fairlead.testing.prometheus import AlertRules, expression_names
 from fairlead_gateway.telemetry.families import FAMILIES
 
 FILES = sorted((CHART_FOLDER / "dashboards").glob("*.json"))

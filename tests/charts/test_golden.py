@@ -4,8 +4,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-
-from fairlead.testing.chart import CHART_FOLDER, HelmError, golden_text, render_chart
+from fairlead_testing.kube.helm import CHART_FOLDER, HelmError, golden_text, render_chart
 
 FOLDER = Path(__file__).parent
 CASES = sorted((FOLDER / "values").glob("*.yaml"))

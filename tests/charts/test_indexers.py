@@ -12,18 +12,18 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 import yaml
+from fairlead_testing.engines.simulated_process import EngineProcess, engine_process
+from fairlead_testing.kube.api_server import ApiServer
+from fairlead_testing.kube.helm import CHART_FOLDER, ChartTools, pod_specs, render_chart
+from fairlead_testing.kube.installed_chart import apply_rights, kubeconfig_for_account
+from fairlead_testing.prometheus import AlertRules, SeriesRecording, expression_names, parse_scrape
+from fairlead_testing.redis.valkey import Valkey
+from fairlead_testing.waiting import wait_until_async
 
-from fairlead.clock import SystemClock
 from fairlead.kube.client import KubeApi
-from fairlead.kube.resource import MODEL_DEPLOYMENTS, PODS, Manifest
+from fairlead.kube.resources import MODEL_DEPLOYMENTS, PODS, Manifest
+from fairlead.runtime.clock import SystemClock
 from fairlead.settings import IndexerSettings, variable_name
-from fairlead.testing.chart import CHART_FOLDER, ChartTools, pod_specs, render_chart
-from fairlead.testing.installed import apply_rights, kubeconfig_for_account
-from fairlead.testing.kube import ApiServer
-from fairlead.testing.prometheus import AlertRules, SeriesRecording, expression_names, parse_scrape
-from fairlead.testing.sim_engine import EngineProcess, engine_process
-from fairlead.testing.valkey import Valkey
-from fairlead.testing.waiting import wait_until_async
 from fairlead_kvstore.command import _parse_arguments
 from fairlead_kvstore.testing_process import IndexerProcess, indexer_process
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 import yaml
+from fairlead_testing.kube.helm import pod_specs, render_chart
 
-from fairlead.kube.resource import (
+from fairlead.kube.resources import (
     ACCELERATOR_CLASSES,
     CONTROLLER_REVISIONS,
     DEPLOYMENTS,
@@ -18,10 +19,9 @@ from fairlead.kube.resource import (
     RESOURCES_BY_KIND,
     Resource,
 )
-from fairlead.testing.chart import pod_specs, render_chart
 from fairlead_autoscaler.cluster import operation as autoscaler
-from fairlead_operator.leading import LEASE_NAME
-from fairlead_operator.observe import OPTIONAL_CHILD_KINDS, STANDARD_CHILD_KINDS
+from fairlead_operator.kube.leader_election import LEASE_NAME
+from fairlead_operator.kube.object_cache import OPTIONAL_CHILD_KINDS, STANDARD_CHILD_KINDS
 
 CASES = sorted((Path(__file__).parent / "values").glob("*.yaml"))
 NAMES = [case.stem for case in CASES]

@@ -60,8 +60,8 @@ def test_a_layer_is_made_once_for_its_content(tmp_path: Path) -> None:
 
 
 STARTED = {
-    "gateway": ("fairlead_gateway.__main__", "fairlead_gateway.indexing.source", "fairlead.kubefleet.opening"),
-    "kvstore": ("fairlead_kvstore.command", "fairlead_kvstore.process", "fairlead.kubefleet.opening"),
+    "gateway": ("fairlead_gateway.__main__", "fairlead_gateway.indexing.source", "fairlead.fleet.kubernetes.options"),
+    "kvstore": ("fairlead_kvstore.command", "fairlead_kvstore.process", "fairlead.fleet.kubernetes.options"),
 }
 """Component → modules that together load all it needs, those too that it loads only when it gets there."""
 

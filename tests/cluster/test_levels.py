@@ -9,14 +9,13 @@ import pytest
 from cluster import levels
 from cluster.record import Record
 from cluster.say import ClusterError
-
-from fairlead.testing import kube
+from fairlead_testing.kube import api_server
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Iterator[Path]:
-    if kube.binaries_folder() is None:
-        pytest.skip(kube.MISSING_API_SERVER_MESSAGE)
+    if api_server.binaries_folder() is None:
+        pytest.skip(api_server.MISSING_API_SERVER_MESSAGE)
     yield tmp_path / "run"
     levels.down(tmp_path / "run")
 

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fairlead_testing.engines.scripted import EngineCall, HangUp, Script, scripted_engine
+from fairlead_testing.http.raw_client import RawConnection, get_request, post_request, request, send
 
-from fairlead.clock import SystemClock
 from fairlead.errors import SettingsError
-from fairlead.fleet import Fleet
+from fairlead.fleet.model import Fleet
 from fairlead.limits import Limits
+from fairlead.runtime.clock import SystemClock
 from fairlead.settings import GatewaySettings
-from fairlead.testing.engine import EngineCall, HangUp, Script, scripted_engine
-from fairlead.testing.raw_http import RawConnection, get_request, post_request, request, send
 from fairlead_gateway.keys import ApiKeys, key_digest
 from fairlead_gateway.keys_file import KeyFile
 from fairlead_gateway.observing import (

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fairlead_testing.engines.scripted import scripted_engine
+from fairlead_testing.http.raw_client import post_request, request, send
+from fairlead_testing.waiting import wait_until
 
-from fairlead.fleet import InstanceState, RoutingPreset
-from fairlead.fleetfile import write_fleet_file
-from fairlead.testing.engine import scripted_engine
-from fairlead.testing.raw_http import post_request, request, send
-from fairlead.testing.waiting import wait_until
+from fairlead.fleet.file import write_fleet_file
+from fairlead.fleet.model import InstanceState, RoutingPreset
 from fairlead_gateway.errors import BadRequest, NoReadyInstance, UnknownModel, UnknownPath
 from fairlead_gateway.testing import RunningGateway, fleet_of, run_async, running_gateway
 from fairlead_gateway.testing_process import gateway_process

@@ -8,10 +8,10 @@ import weakref
 from urllib.parse import urlsplit
 
 import pytest
+from fairlead_testing.engines.scripted import EngineCall, scripted_engine
+from fairlead_testing.http.raw_client import RawConnection, get_request, post_request, request
 
 from fairlead.limits import Limits
-from fairlead.testing.engine import EngineCall, scripted_engine
-from fairlead.testing.raw_http import RawConnection, get_request, post_request, request
 from fairlead_gateway import listen
 from fairlead_gateway.testing import RunningGateway, fleet_of, run_async, running_gateway
 

@@ -11,13 +11,13 @@ from typing import Any
 
 import msgspec
 import pytest
+from fairlead_testing.engines.scripted import EngineCall, HangUp, Script, event, scripted_engine, token, well_behaved
+from fairlead_testing.http.canned_server import CannedResponse, CannedServer
+from fairlead_testing.http.raw_client import RawConnection, post_request, request, send
 
-from fairlead.clock import SystemClock
-from fairlead.fleet import Fleet, Instance, Model, Role, SloTargets
+from fairlead.fleet.model import Fleet, Instance, Model, Role, SloTargets
 from fairlead.limits import Limits
-from fairlead.testing.canned import CannedResponse, CannedServer
-from fairlead.testing.engine import EngineCall, HangUp, Script, event, scripted_engine, token, well_behaved
-from fairlead.testing.raw_http import RawConnection, post_request, request, send
+from fairlead.runtime.clock import SystemClock
 from fairlead_cli.local import answers
 from fairlead_cli.local.explaining import render_decision
 from fairlead_gateway.management.shapes import decision_out

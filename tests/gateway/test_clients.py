@@ -6,10 +6,10 @@ import struct
 from collections.abc import Callable
 
 import pytest
+from fairlead_testing.engines.scripted import EngineCall, Script, ScriptedEngine, event, scripted_engine, token
+from fairlead_testing.http.raw_client import RawConnection, post_request, request
 
 from fairlead.limits import Limits
-from fairlead.testing.engine import EngineCall, Script, ScriptedEngine, event, scripted_engine, token
-from fairlead.testing.raw_http import RawConnection, post_request, request
 from fairlead_gateway.testing import RunningGateway, fleet_of, run_async, running_gateway
 
 GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}

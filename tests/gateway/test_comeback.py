@@ -1,6 +1,6 @@
 """Retry-After from what is known."""
 
-from fairlead.fleet import InstanceState
+from fairlead.fleet.model import InstanceState
 from fairlead.limits import Limits
 from fairlead_gateway.comeback import StartupTimes, retry_after_for_backlog
 from fairlead_gateway.testing import MODEL_KEY, fleet_of

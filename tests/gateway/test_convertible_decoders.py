@@ -7,13 +7,14 @@ from contextlib import ExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
-from fairlead.fleet import Fleet, SloTargets
+from fairlead_testing.engines.disaggregated import MODEL_KEY, DisaggregatedModel, killable_engine
+from fairlead_testing.engines.handoff_bodies import make_prompt
+from fairlead_testing.http.raw_client import RawConnection, get_request, post_request, request, send
+from fairlead_testing.waiting import wait_until
+
+from fairlead.engine_profile import builtin_profile
+from fairlead.fleet.model import Fleet, SloTargets
 from fairlead.limits import Limits
-from fairlead.profile import builtin_profile
-from fairlead.testing.handoff import make_prompt
-from fairlead.testing.raw_http import RawConnection, get_request, post_request, request, send
-from fairlead.testing.split import MODEL_KEY, DisaggregatedModel, killable_engine
-from fairlead.testing.waiting import wait_until
 from fairlead_gateway.handoff_story import HandoffRecord
 from fairlead_gateway.handoff_way import TransferEstimator
 from fairlead_gateway.management.shapes import decision_out

@@ -5,9 +5,7 @@ import contextlib
 import socket
 
 import pytest
-
-from fairlead.limits import Limits
-from fairlead.testing.engine import (
+from fairlead_testing.engines.scripted import (
     EngineCall,
     HangUp,
     ScriptedEngine,
@@ -17,9 +15,11 @@ from fairlead.testing.engine import (
     usage,
     well_behaved,
 )
-from fairlead.testing.raw_http import RawConnection, post_request, request, send
-from fairlead.testing.waiting import wait_until
-from fairlead_gateway.reach import EngineCredentials
+from fairlead_testing.http.raw_client import RawConnection, post_request, request, send
+from fairlead_testing.waiting import wait_until
+
+from fairlead.engines.credentials import EngineCredentials
+from fairlead.limits import Limits
 from fairlead_gateway.testing import MODEL_KEY, RunningGateway, fleet_of, run_async, running_gateway, with_engines
 from fairlead_gateway.upstream import ConnectionPool, UpstreamError
 

@@ -4,10 +4,10 @@ import asyncio
 from typing import cast
 
 import pytest
+from fairlead_testing.engines.scripted import EngineCall, HangUp, Script, event, scripted_engine, token, well_behaved
+from fairlead_testing.http.raw_client import RawConnection, RawResponse, post_request, request
 
 from fairlead.limits import Limits
-from fairlead.testing.engine import EngineCall, HangUp, Script, event, scripted_engine, token, well_behaved
-from fairlead.testing.raw_http import RawConnection, RawResponse, post_request, request
 from fairlead_gateway.testing import RunningGateway, fleet_of, run_async, running_gateway, with_engines
 
 GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}

@@ -3,10 +3,10 @@
 import itertools
 import json
 
+from fairlead_testing.engines.scripted import event, token, usage
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairlead.testing.engine import event, token, usage
 from fairlead_gateway.events import SseScanner, filter_first_chunks
 
 LIMIT = 1_048_576

@@ -6,12 +6,12 @@ import signal
 from typing import Any
 
 import pytest
+from fairlead_testing.engines.scripted import EngineCall, HangUp, Script, event, scripted_engine, token, usage
+from fairlead_testing.engines.simulated_process import engine_processes
+from fairlead_testing.http.raw_client import RawConnection, RawResponse, post_request, request
+from fairlead_testing.waiting import wait_until
 
 from fairlead.limits import Limits
-from fairlead.testing.engine import EngineCall, HangUp, Script, event, scripted_engine, token, usage
-from fairlead.testing.raw_http import RawConnection, RawResponse, post_request, request
-from fairlead.testing.sim_engine import engine_processes
-from fairlead.testing.waiting import wait_until
 from fairlead_gateway.testing import MODEL_KEY, RunningGateway, fleet_of, run_async, running_gateway
 
 CHAT: dict[str, Any] = {

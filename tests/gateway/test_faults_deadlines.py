@@ -4,12 +4,12 @@ import asyncio
 from dataclasses import replace
 
 import pytest
+from fairlead_testing.engines.scripted import EngineCall, HangUp, scripted_engine, token, well_behaved
+from fairlead_testing.http.raw_client import RawConnection, post_request, request
+from fairlead_testing.waiting import wait_until
 
-from fairlead.fleet import InstanceState
+from fairlead.fleet.model import InstanceState
 from fairlead.limits import Limits
-from fairlead.testing.engine import EngineCall, HangUp, scripted_engine, token, well_behaved
-from fairlead.testing.raw_http import RawConnection, post_request, request
-from fairlead.testing.waiting import wait_until
 from fairlead_gateway.breaker import HealthState
 from fairlead_gateway.testing import MODEL_KEY, RunningGateway, fleet_of, run_async, running_gateway
 

@@ -4,12 +4,12 @@ import signal
 from collections import Counter
 
 import pytest
+from fairlead_testing.engines.scripted import EngineCall, HangUp, Script, scripted_engine, token, well_behaved
+from fairlead_testing.engines.simulated_process import engine_processes
+from fairlead_testing.http.raw_client import RawConnection, post_request, request
+from fairlead_testing.waiting import wait_until, wait_until_async
 
 from fairlead.limits import Limits
-from fairlead.testing.engine import EngineCall, HangUp, Script, scripted_engine, token, well_behaved
-from fairlead.testing.raw_http import RawConnection, post_request, request
-from fairlead.testing.sim_engine import engine_processes
-from fairlead.testing.waiting import wait_until, wait_until_async
 from fairlead_gateway.breaker import HealthState
 from fairlead_gateway.management.shapes import fleet_out
 from fairlead_gateway.testing import MODEL_KEY, RunningGateway, fleet_of, run_async, running_gateway

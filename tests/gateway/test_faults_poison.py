@@ -2,9 +2,10 @@
 
 import asyncio
 
-from fairlead.testing.engine import EngineCall, HangUp, scripted_engine, token, well_behaved
-from fairlead.testing.raw_http import request
-from fairlead.testing.waiting import wait_until
+from fairlead_testing.engines.scripted import EngineCall, HangUp, scripted_engine, token, well_behaved
+from fairlead_testing.http.raw_client import request
+from fairlead_testing.waiting import wait_until
+
 from fairlead_gateway.testing import RunningGateway, fleet_of, run_async, running_gateway, with_engines
 
 PLAIN = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}

@@ -10,12 +10,12 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
+from fairlead_testing.engines.simulated_process import engine_process, engine_processes
+from fairlead_testing.http.raw_client import RawConnection, post_request, request
+from fairlead_testing.processes import is_alive
+from fairlead_testing.waiting import wait_until
 
 from fairlead.limits import Limits
-from fairlead.testing.processes import is_alive
-from fairlead.testing.raw_http import RawConnection, post_request, request
-from fairlead.testing.sim_engine import engine_process, engine_processes
-from fairlead.testing.waiting import wait_until
 from fairlead_gateway.breaker import HealthState
 from fairlead_gateway.testing import RunningGateway, fleet_of, run_async, running_gateway
 

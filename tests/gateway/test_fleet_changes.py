@@ -4,11 +4,11 @@ import asyncio
 from dataclasses import replace
 
 import pytest
+from fairlead_testing.engines.scripted import PausedStream, scripted_engine, well_behaved
+from fairlead_testing.http.raw_client import RawConnection, get_request, post_request, request, send
 
-from fairlead.fleet import Fleet, InstanceState
+from fairlead.fleet.model import Fleet, InstanceState
 from fairlead.limits import Limits
-from fairlead.testing.engine import PausedStream, scripted_engine, well_behaved
-from fairlead.testing.raw_http import RawConnection, get_request, post_request, request, send
 from fairlead_gateway.testing import fleet_of, run_async, running_gateway
 from fairlead_gateway.upstream import ConnectionPool, EngineConnection
 

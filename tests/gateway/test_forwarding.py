@@ -4,10 +4,10 @@ import asyncio
 import json
 
 import pytest
+from fairlead_testing.engines.scripted import EngineCall, event, scripted_engine, token, usage
+from fairlead_testing.http.raw_client import RawConnection, get_request, post_request, request, send
 
-from fairlead.fleet import Fleet, Instance, Model, SloTargets
-from fairlead.testing.engine import EngineCall, event, scripted_engine, token, usage
-from fairlead.testing.raw_http import RawConnection, get_request, post_request, request, send
+from fairlead.fleet.model import Fleet, Instance, Model, SloTargets
 from fairlead_gateway.testing import MODEL_KEY, fleet_of, run_async, running_gateway
 
 GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}

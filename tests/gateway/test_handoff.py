@@ -3,11 +3,11 @@
 import json
 
 import pytest
+from fairlead_testing.engines.scripted import scripted_engine
+from fairlead_testing.http.raw_client import request
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairlead.testing.engine import scripted_engine
-from fairlead.testing.raw_http import request
 from fairlead_gateway.handoff import KV_TRANSFER_FIELDS, strip_kv_transfer_fields
 from fairlead_gateway.testing import fleet_of, run_async, running_gateway
 

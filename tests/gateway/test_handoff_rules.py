@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
+from fairlead_testing.engines.scripted import EngineCall, HangUp, ScriptedEngine, scripted_engine, well_behaved
+from fairlead_testing.http.raw_client import RawResponse, request
+from fairlead_testing.waiting import wait_until
 
-from fairlead.fleet import Fleet, Instance, Model, Role
+from fairlead.fleet.model import Fleet, Instance, Model, Role
 from fairlead.limits import Limits
-from fairlead.testing.engine import EngineCall, HangUp, ScriptedEngine, scripted_engine, well_behaved
-from fairlead.testing.raw_http import RawResponse, request
-from fairlead.testing.waiting import wait_until
 from fairlead_gateway.testing import MODEL_KEY, RunningGateway, run_async, running_gateway
 
 OBJECT: dict[str, Any] = {

@@ -7,11 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from fairlead_testing.engines.scripted import EngineCall, HangUp, scripted_engine, well_behaved
+from fairlead_testing.http.raw_client import RawConnection, post_request, request
 
-from fairlead.fleet import Fleet, Instance, Model, Role
+from fairlead.fleet.model import Fleet, Instance, Model, Role
 from fairlead.limits import Limits
-from fairlead.testing.engine import EngineCall, HangUp, scripted_engine, well_behaved
-from fairlead.testing.raw_http import RawConnection, post_request, request
 from fairlead_gateway.handoff_story import HandoffRecord
 from fairlead_gateway.management.shapes import decision_out
 from fairlead_gateway.testing import MODEL_KEY, RunningGateway, run_async, running_gateway

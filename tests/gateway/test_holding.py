@@ -6,11 +6,12 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
 
-from fairlead.fleet import Fleet, InstanceState, SloTargets
+from fairlead_testing.engines.scripted import EngineCall, PausedStream, ScriptedEngine, scripted_engine, well_behaved
+from fairlead_testing.http.raw_client import RawConnection, RawResponse, post_request, request
+
+from fairlead.engine_profile import EngineProfile
+from fairlead.fleet.model import Fleet, InstanceState, SloTargets
 from fairlead.limits import Limits
-from fairlead.profile import EngineProfile
-from fairlead.testing.engine import EngineCall, PausedStream, ScriptedEngine, scripted_engine, well_behaved
-from fairlead.testing.raw_http import RawConnection, RawResponse, post_request, request
 from fairlead_gateway.telemetry import series as at
 from fairlead_gateway.testing import MODEL_KEY, RunningGateway, fleet_of, run_async, running_gateway
 

@@ -3,10 +3,10 @@
 import json
 
 import pytest
+from fairlead_testing.engines.scripted import scripted_engine
+from fairlead_testing.http.raw_client import RawConnection, get_request, post_request, request
 
 from fairlead.limits import Limits
-from fairlead.testing.engine import scripted_engine
-from fairlead.testing.raw_http import RawConnection, get_request, post_request, request
 from fairlead_gateway.testing import fleet_of, run_async, running_gateway
 
 GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}

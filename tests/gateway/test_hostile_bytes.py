@@ -4,10 +4,10 @@ import asyncio
 import time
 
 import pytest
+from fairlead_testing.engines.scripted import ScriptedEngine, scripted_engine
+from fairlead_testing.http.raw_client import RawConnection, RawResponse, get_request, post_request, send
 
 from fairlead.limits import Limits
-from fairlead.testing.engine import ScriptedEngine, scripted_engine
-from fairlead.testing.raw_http import RawConnection, RawResponse, get_request, post_request, send
 from fairlead_gateway.testing import fleet_of, run_async, running_gateway
 
 BODY = b'{"model":"tiny","messages":[{"role":"user","content":"hi"}]}'

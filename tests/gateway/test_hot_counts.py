@@ -1,6 +1,6 @@
 """How much hot prefixes are used, as the helper counts it for hints."""
 
-from fairlead.fleet import InstanceState
+from fairlead.fleet.model import InstanceState
 from fairlead.limits import Limits
 from fairlead_gateway.hot_counts import HotPrefixCounter
 from fairlead_gateway.routing.prefix import PrefixChain, block_ends

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import openai
 import pytest
+from fairlead_testing.engines.scripted import scripted_engine
+from fairlead_testing.http.raw_client import RawConnection, RawResponse, get_request, post_request, request, send
+from fairlead_testing.waiting import wait_until_async
 
 from fairlead.errors import ManifestError
-from fairlead.fleetfile import write_fleet_file
+from fairlead.fleet.file import write_fleet_file
 from fairlead.limits import Limits
-from fairlead.testing.engine import scripted_engine
-from fairlead.testing.raw_http import RawConnection, RawResponse, get_request, post_request, request, send
-from fairlead.testing.waiting import wait_until_async
 from fairlead_gateway.__main__ import main as gateway_main
 from fairlead_gateway.decision_log import LoggedRequest
 from fairlead_gateway.errors import InvalidApiKey

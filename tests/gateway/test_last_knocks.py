@@ -9,11 +9,11 @@ import socket
 import sys
 
 import pytest
+from fairlead_testing.engines.scripted import PausedStream, scripted_engine
+from fairlead_testing.http.raw_client import RawConnection, post_request
+from fairlead_testing.waiting import wait_until
 
-from fairlead.clock import ManualClock
-from fairlead.testing.engine import PausedStream, scripted_engine
-from fairlead.testing.raw_http import RawConnection, post_request
-from fairlead.testing.waiting import wait_until
+from fairlead.runtime.clock import ManualClock
 from fairlead_gateway.gateway import Gateway
 from fairlead_gateway.ports import ListenAddress
 from fairlead_gateway.server import IDLE_SECONDS, PublicServer

@@ -7,13 +7,13 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from fairlead_testing.engines.scripted import scripted_engine
+from fairlead_testing.http.raw_client import RawConnection, get_request, post_request, request, send
+from fairlead_testing.waiting import wait_until_async
 
 from fairlead.errors import SettingsError
-from fairlead.fleetfile import write_fleet_file
+from fairlead.fleet.file import write_fleet_file
 from fairlead.limits import Limits
-from fairlead.testing.engine import scripted_engine
-from fairlead.testing.raw_http import RawConnection, get_request, post_request, request, send
-from fairlead.testing.waiting import wait_until_async
 from fairlead_gateway.errors import Overloaded
 from fairlead_gateway.memory import LARGE_BODY_BYTES, MemoryPressure, memory_share_reader, parse_size
 from fairlead_gateway.testing import fleet_of, run_async, running_gateway

@@ -11,11 +11,11 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from fairlead_testing.engines.scripted import scripted_engine
+from fairlead_testing.http.canned_server import CannedResponse, CannedServer
+from fairlead_testing.http.raw_client import get_request, request, send
 
-from fairlead.fleetfile import write_fleet_file
-from fairlead.testing.canned import CannedResponse, CannedServer
-from fairlead.testing.engine import scripted_engine
-from fairlead.testing.raw_http import get_request, request, send
+from fairlead.fleet.file import write_fleet_file
 from fairlead_gateway.testing import fleet_of, run_async
 
 GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "tell me of canary-7c1e"}], "stream": True}

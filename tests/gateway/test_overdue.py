@@ -8,7 +8,7 @@ from typing import cast
 
 import pytest
 
-from fairlead.clock import ManualClock
+from fairlead.runtime.clock import ManualClock
 from fairlead_gateway import overdue as module
 from fairlead_gateway.overdue import TimeoutEntry, TimeoutQueue
 

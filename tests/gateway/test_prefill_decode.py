@@ -6,11 +6,11 @@ from contextlib import ExitStack, asynccontextmanager
 from typing import Any
 
 import pytest
+from fairlead_testing.engines.disaggregated import DisaggregatedModel, killable_engine
+from fairlead_testing.engines.handoff_bodies import make_prompt
+from fairlead_testing.http.raw_client import RawResponse, get_request, request, send
 
 from fairlead.limits import Limits
-from fairlead.testing.handoff import make_prompt
-from fairlead.testing.raw_http import RawResponse, get_request, request, send
-from fairlead.testing.split import DisaggregatedModel, killable_engine
 from fairlead_gateway.testing import RunningGateway, run_async, running_gateway
 
 PATH = "/v1/completions"

@@ -6,13 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from fairlead_testing.engines.scripted import EngineCall, HangUp, Script, event, scripted_engine, token, well_behaved
+from fairlead_testing.http.canned_server import CannedResponse, CannedServer
+from fairlead_testing.http.raw_client import RawConnection, post_request, request
 
-from fairlead.clock import SystemClock
-from fairlead.fleet import SloTargets
+from fairlead.fleet.model import SloTargets
 from fairlead.limits import Limits
-from fairlead.testing.canned import CannedResponse, CannedServer
-from fairlead.testing.engine import EngineCall, HangUp, Script, event, scripted_engine, token, well_behaved
-from fairlead.testing.raw_http import RawConnection, post_request, request
+from fairlead.runtime.clock import SystemClock
 from fairlead_gateway.observing import ObservabilitySettings, RequestObservers
 from fairlead_gateway.testing import fleet_of, run_async, running_gateway
 

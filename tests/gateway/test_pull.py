@@ -7,13 +7,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from fairlead_testing.engines.disaggregated import KillableEngine, killable_engine
+from fairlead_testing.engines.handoff_bodies import make_prompt
+from fairlead_testing.http.raw_client import RawResponse, get_request, send
+from fairlead_testing.http.raw_client import request as ask
 
-from fairlead.fleet import KvPull, SloTargets
-from fairlead.profile import EngineProfile
-from fairlead.testing.handoff import make_prompt
-from fairlead.testing.raw_http import RawResponse, get_request, send
-from fairlead.testing.raw_http import request as ask
-from fairlead.testing.split import KillableEngine, killable_engine
+from fairlead.engine_profile import EngineProfile
+from fairlead.fleet.model import KvPull, SloTargets
 from fairlead_gateway.testing import MODEL_KEY, RunningGateway, fleet_of, run_async, running_gateway
 
 SLOW = EngineProfile("slow", 1e-3, kv_tokens=4_096)

@@ -6,14 +6,14 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from fairlead_testing.engines.scripted import EngineCall, event, scripted_engine, token, usage
+from fairlead_testing.engines.simulated_process import engine_process
+from fairlead_testing.http.raw_client import RawConnection, get_request, post_request, request, send
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairlead.fleet import Fleet, Role
+from fairlead.fleet.model import Fleet, Role
 from fairlead.limits import Limits
-from fairlead.testing.engine import EngineCall, event, scripted_engine, token, usage
-from fairlead.testing.raw_http import RawConnection, get_request, post_request, request, send
-from fairlead.testing.sim_engine import engine_process
 from fairlead_gateway.served_name import ServedNameRewriter, body_with_model, target_with_model
 from fairlead_gateway.testing import MODEL_KEY, fleet_of, run_async, running_gateway
 

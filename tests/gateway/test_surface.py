@@ -4,10 +4,10 @@ import asyncio
 import json
 
 import pytest
+from fairlead_testing.engines.scripted import EngineCall, scripted_engine
+from fairlead_testing.http.raw_client import RawConnection, get_request, post_request, request, send
 
-from fairlead.fleet import Fleet, Model
-from fairlead.testing.engine import EngineCall, scripted_engine
-from fairlead.testing.raw_http import RawConnection, get_request, post_request, request, send
+from fairlead.fleet.model import Fleet, Model
 from fairlead_gateway.passed import is_passthrough_path
 from fairlead_gateway.testing import MODEL_KEY, fleet_of, run_async, running_gateway
 

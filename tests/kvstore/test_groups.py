@@ -5,13 +5,13 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 import pytest
+from fairlead_testing.processes import wait_until
+from fairlead_testing.redis.valkey_cluster import ValkeyGroup
+from fairlead_testing.waiting import wait_until as until
 from redis.exceptions import ResponseError
 
-from fairlead.clock import SystemClock
 from fairlead.limits import Limits
-from fairlead.testing.processes import wait_until
-from fairlead.testing.valkey_servers import ValkeyGroup
-from fairlead.testing.waiting import wait_until as until
+from fairlead.runtime.clock import SystemClock
 from fairlead_kvstore.redis import RedisLink
 from fairlead_kvstore.servers import Command
 

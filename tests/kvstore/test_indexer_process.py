@@ -10,11 +10,11 @@ from pathlib import Path
 
 import httpx
 import pytest
+from fairlead_testing.engines.simulated_process import EngineProcess, engine_process
+from fairlead_testing.redis.valkey import Valkey
+from fairlead_testing.waiting import wait_until, wait_until_async
 
-from fairlead.clock import SystemClock
-from fairlead.testing.sim_engine import EngineProcess, engine_process
-from fairlead.testing.valkey import Valkey
-from fairlead.testing.waiting import wait_until, wait_until_async
+from fairlead.runtime.clock import SystemClock
 from fairlead_kvstore.index.feed import IndexSubscriber
 from fairlead_kvstore.redis import RedisLink
 from fairlead_kvstore.testing_process import IndexerProcess, indexer_process

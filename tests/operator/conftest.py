@@ -6,16 +6,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from fairlead_testing.kube.in_memory import InMemoryKube
 
 from fairlead.api import Reason
-from fairlead.clock import ManualClock
-from fairlead.kube.changes import WatchEvent, WatchEventType
-from fairlead.kube.news import EventDraft
-from fairlead.kube.resource import Manifest
+from fairlead.kube.events.event import EventDraft
+from fairlead.kube.resources import Manifest
+from fairlead.kube.watch_events import WatchEvent, WatchEventType
 from fairlead.names import shorten_name
-from fairlead.testing.memory_kube import InMemoryKube
-from fairlead_operator.observe import OPTIONAL_CHILD_KINDS, STANDARD_CHILD_KINDS, ObjectCache
-from fairlead_operator.reconcile import Reconciler
+from fairlead.runtime.clock import ManualClock
+from fairlead_operator.controller.reconciler import Reconciler
+from fairlead_operator.kube.object_cache import OPTIONAL_CHILD_KINDS, STANDARD_CHILD_KINDS, ObjectCache
 from fairlead_operator.seam import ClusterCapabilities
 
 

@@ -6,26 +6,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fairlead_testing.fake_time import FakeTime
+from fairlead_testing.kube.fake_server import FakeApiServer, OrderedResponse, fake_api_server
+from fairlead_testing.waiting import wait_until
 
 from fairlead.errors import SettingsError
-from fairlead.kube.access import ClusterConfig, ClusterConfigError
 from fairlead.kube.client import KubeApi
-from fairlead.kube.lease import LeaderElector, LeaseTiming, candidate_identity
-from fairlead.kube.resource import LEASES, MODEL_DEPLOYMENTS, SERVICE_ACCOUNTS, SERVICES
+from fairlead.kube.leader_election import LeaderElector, LeaseTiming, candidate_identity
+from fairlead.kube.resources import LEASES, MODEL_DEPLOYMENTS, SERVICE_ACCOUNTS, SERVICES
+from fairlead.kube.transport.kubeconfig import ClusterConfig, ClusterConfigError
+from fairlead.runtime.tasks import cancel_and_wait
 from fairlead.settings import OperatorSettings, read_settings
-from fairlead.tasks import cancel_and_wait
-from fairlead.testing.fake_kube import FakeApiServer, OrderedResponse, fake_api_server
-from fairlead.testing.timeline import FakeTime
-from fairlead.testing.waiting import wait_until
 from fairlead_operator.__main__ import main
-from fairlead_operator.leading import run_while_leading
-from fairlead_operator.liveness import MetricsCollector, OperatorMetrics, make_application
-from fairlead_operator.login import TOKEN_REFRESH_SECONDS, connection_info
-from fairlead_operator.observe import ObjectCache
-from fairlead_operator.pulse import HealthState, check_liveness, check_readiness, staleness
+from fairlead_operator.health import HealthState, check_liveness, check_readiness, staleness
+from fairlead_operator.http_server import MetricsCollector, OperatorMetrics, make_application
+from fairlead_operator.kube.kopf_login import TOKEN_REFRESH_SECONDS, connection_info
+from fairlead_operator.kube.leader_election import run_while_leading
+from fairlead_operator.kube.object_cache import ObjectCache
+from fairlead_operator.kube.watches import ClusterWatcher, is_ipv6_first
 from fairlead_operator.seam import ClusterCapabilities
 from fairlead_operator.settings import parse_options
-from fairlead_operator.watching import ClusterWatcher, is_ipv6_first
 
 LABELS = {"app.kubernetes.io/managed-by": "fairlead", "fairlead.io/model": "qwen"}
 

@@ -9,7 +9,10 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from fairlead.api import AcceleratorClassSpec, ModelDeploymentSpec, Pool, ScalingMode
-from fairlead.cluster_labels import (
+from fairlead.engine_profile import EngineProfile
+from fairlead.errors import FairleadError
+from fairlead.fleet.kubernetes.spec_cache import ParsedModel
+from fairlead.fleet.labels import (
     AUTOSCALER_FIELD_MANAGER,
     FIELD_MANAGER,
     POD_REVISION_LABEL,
@@ -19,11 +22,10 @@ from fairlead.cluster_labels import (
     parse_engine_info,
     parse_sleep_mark,
 )
-from fairlead.errors import FairleadError
-from fairlead.fleet import Role
+from fairlead.fleet.model import Role
 from fairlead.kube.errors import NotFound
-from fairlead.kube.managers import replicas_managers
-from fairlead.kube.resource import (
+from fairlead.kube.field_managers import replicas_managers
+from fairlead.kube.resources import (
     ACCELERATOR_CLASSES,
     LEADER_WORKER_SETS,
     Manifest,
@@ -36,8 +38,6 @@ from fairlead.kube.resource import (
     name_of,
     uid_of,
 )
-from fairlead.kubefleet.specs import ParsedModel
-from fairlead.profile import EngineProfile
 from fairlead_autoscaler.cluster.marks import SleepStatus, is_engine_pod, pod_revision, pool_sleep_state, split_desired
 from fairlead_autoscaler.cluster.scaler import foreign_writer
 from fairlead_autoscaler.prices import replica_cost, replica_usd

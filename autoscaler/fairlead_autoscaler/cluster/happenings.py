@@ -6,8 +6,8 @@ An event is said of a change, never of a state: the same looked at twice says no
 from collections.abc import Iterable
 
 from fairlead.api import ConditionStatus, ConditionType, Reason
-from fairlead.kube.ledger import EventType
-from fairlead.kube.news import EventDraft
+from fairlead.kube.events.aggregator import EventType
+from fairlead.kube.events.event import EventDraft
 from fairlead_autoscaler.cluster.conditions import ConditionValue
 from fairlead_autoscaler.governor import EnforcedPlan
 from fairlead_autoscaler.recording import TickRecord

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from fairlead.cluster_labels import ENDPOINT_LABEL, POD_REVISION_LABEL, SleepPhase, parse_sleep_mark
-from fairlead.kube.resource import Manifest, annotations_of, is_deleting, is_ready, labels_of, name_of
+from fairlead.fleet.labels import ENDPOINT_LABEL, POD_REVISION_LABEL, SleepPhase, parse_sleep_mark
+from fairlead.kube.resources import Manifest, annotations_of, is_deleting, is_ready, labels_of, name_of
 from fairlead_autoscaler.scaling import WakeTiming
 
 _ENDED_PHASES: Final = ("Succeeded", "Failed")

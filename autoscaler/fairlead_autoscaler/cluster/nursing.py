@@ -13,12 +13,12 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final, Protocol
 
-from fairlead.clock import Clock
-from fairlead.cluster_labels import POOL_LABEL, SleepMark, SleepPhase, parse_engine_info, parse_sleep_mark
-from fairlead.engines.sleep import SleepRefused
+from fairlead.engines.sleep_mode import SleepRefused
 from fairlead.errors import FairleadError
-from fairlead.kube.resource import Manifest, annotations_of, is_deleting, is_ready, labels_of, name_of, uid_of
+from fairlead.fleet.labels import POOL_LABEL, SleepMark, SleepPhase, parse_engine_info, parse_sleep_mark
+from fairlead.kube.resources import Manifest, annotations_of, is_deleting, is_ready, labels_of, name_of, uid_of
 from fairlead.limits import Limits
+from fairlead.runtime.clock import Clock
 from fairlead_autoscaler.cluster.marks import SleepStatus, pod_revision
 from fairlead_autoscaler.scaling import WakeTiming
 from fairlead_autoscaler.seen import GatewaySnapshot
@@ -40,7 +40,7 @@ class PodSource(Protocol):
 
 
 class EngineSleepApi(Protocol):
-    """As much of ``fairlead.engines.sleep.Bedside`` as is needed here."""
+    """As much of ``fairlead.engines.sleep_mode.Bedside`` as is needed here."""
 
     async def is_sleeping(self, url: str) -> bool:
         """Does it say that it sleeps? Raises Unavailable when it does not say."""

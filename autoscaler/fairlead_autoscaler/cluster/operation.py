@@ -10,16 +10,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from fairlead.clock import Clock
-from fairlead.engines.asking import sleep_client
-from fairlead.kube.access import ClusterConfig
+from fairlead.engines.sleep_http import sleep_client
 from fairlead.kube.client import KubeApi
-from fairlead.kube.events import EventRecorder
-from fairlead.kube.lease import LeaderElector
-from fairlead.kube.news import EventDraft
-from fairlead.kube.resource import Manifest
+from fairlead.kube.events.event import EventDraft
+from fairlead.kube.events.recorder import EventRecorder
+from fairlead.kube.leader_election import LeaderElector
+from fairlead.kube.resources import Manifest
+from fairlead.kube.transport.kubeconfig import ClusterConfig
 from fairlead.limits import Limits
-from fairlead.tasks import cancel_and_wait
+from fairlead.runtime.clock import Clock
+from fairlead.runtime.tasks import cancel_and_wait
 from fairlead_autoscaler.cluster.nursing import SleepController
 from fairlead_autoscaler.cluster.scaler import ScaleWriter
 from fairlead_autoscaler.cluster.telling import StatusWriter

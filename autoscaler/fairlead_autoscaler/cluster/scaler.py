@@ -14,7 +14,8 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Final, Protocol
 
-from fairlead.cluster_labels import (
+from fairlead.errors import Unavailable
+from fairlead.fleet.labels import (
     AUTOSCALER_FIELD_MANAGER,
     FIELD_MANAGER,
     SLEEP_ANNOTATION,
@@ -22,10 +23,9 @@ from fairlead.cluster_labels import (
     SleepPhase,
     parse_sleep_mark,
 )
-from fairlead.errors import Unavailable
 from fairlead.kube.errors import Conflict, NotFound
-from fairlead.kube.managers import replicas_managers
-from fairlead.kube.resource import (
+from fairlead.kube.field_managers import replicas_managers
+from fairlead.kube.resources import (
     DEPLOYMENTS,
     PODS,
     Manifest,
@@ -107,7 +107,7 @@ def deletion_costs(pods: Sequence[Manifest], removal_order: Sequence[str]) -> Ma
 
 
 class ScaleWriter:
-    """A ``fairlead.fleet.Scaler``. ``wished`` is how many are to sleep, by model and pool, as it was asked for last."""
+    """A ``fairlead.fleet.model.Scaler``. ``wished`` is how many are to sleep, by model and pool, as it was asked for last."""
 
     def __init__(self, api: ScaleClient, workloads: WorkloadSource) -> None:
         self._api = api

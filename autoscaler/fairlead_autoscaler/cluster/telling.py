@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final, Protocol
 
-from fairlead.clock import Clock
-from fairlead.cluster_labels import AUTOSCALER_FIELD_MANAGER
 from fairlead.errors import FairleadError
+from fairlead.fleet.labels import AUTOSCALER_FIELD_MANAGER
 from fairlead.kube.errors import NotFound
-from fairlead.kube.news import EventDraft
-from fairlead.kube.resource import Manifest, is_deleting, metadata_of
+from fairlead.kube.events.event import EventDraft
+from fairlead.kube.resources import Manifest, is_deleting, metadata_of
+from fairlead.runtime.clock import Clock
 from fairlead_autoscaler.cluster import conditions, happenings
 from fairlead_autoscaler.cluster.attainment import SLOAttainment, add_observation
 from fairlead_autoscaler.cluster.conditions import ConditionValue, PublishedStatus

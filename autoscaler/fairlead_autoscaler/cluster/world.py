@@ -12,14 +12,13 @@ from typing import Final
 from pydantic import ValidationError
 
 from fairlead.api import AcceleratorClassSpec, ModelDeploymentSpec, builtin_accelerators
-from fairlead.clock import Clock
-from fairlead.cluster_labels import FIELD_MANAGER, MANAGED_BY_LABEL, MODEL_LABEL, POOL_LABEL, parse_sleep_mark
 from fairlead.errors import FairleadError, Unavailable
-from fairlead.kube.cache import drop_managed_fields
+from fairlead.fleet.kubernetes.spec_cache import ParsedModel, SpecCache
+from fairlead.fleet.labels import FIELD_MANAGER, MANAGED_BY_LABEL, MODEL_LABEL, POOL_LABEL, parse_sleep_mark
 from fairlead.kube.client import KubeApi
+from fairlead.kube.field_managers import replicas_managers
 from fairlead.kube.informer import Informer, log_failures_once
-from fairlead.kube.managers import replicas_managers
-from fairlead.kube.resource import (
+from fairlead.kube.resources import (
     ACCELERATOR_CLASSES,
     DEPLOYMENTS,
     LEADER_WORKER_SETS,
@@ -36,7 +35,8 @@ from fairlead.kube.resource import (
     namespace_of,
     uid_of,
 )
-from fairlead.kubefleet.specs import ParsedModel, SpecCache
+from fairlead.kube.store import drop_managed_fields
+from fairlead.runtime.clock import Clock
 from fairlead_autoscaler.cluster.facts import (
     ClusterSnapshot,
     WatchStatus,

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from fairlead.errors import BadInput
 from fairlead.profile_tables import ProfileTable, flatten
-from fairlead.shapes import RequestShapeGrid
+from fairlead.request_shapes import RequestShapeGrid
 from fairlead_autoscaler.mix.values import PoolCandidate
 
 

@@ -11,8 +11,8 @@ program of the mix assumes, as Mélange does.
 
 from dataclasses import replace
 
-from fairlead.fleet import SloTargets
-from fairlead.profile import EngineProfile
+from fairlead.engine_profile import EngineProfile
+from fairlead.fleet.model import SloTargets
 from fairlead_autoscaler.scaling import capacity
 from fairlead_autoscaler.scaling.settings import ScalingSettings
 

@@ -31,8 +31,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from fairlead.decision import DecisionInput
-from fairlead.fleet import Role
-from fairlead.profile import EngineProfile
+from fairlead.engine_profile import EngineProfile
+from fairlead.fleet.model import Role
 from fairlead_autoscaler.presets.dynamo_forecast import ForecastMethod, LevelTrendSeries
 from fairlead_autoscaler.presets.signals import is_due
 from fairlead_autoscaler.scaling.values import ModelSpec, Observation, PoolPlan, PoolSpec, ScalingPlan

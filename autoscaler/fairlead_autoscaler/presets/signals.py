@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from fairlead.fleet import Role
+from fairlead.fleet.model import Role
 from fairlead_autoscaler.scaling.values import (
     ModelSpec,
     Observation,

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from fairlead.fleet import Role
-from fairlead.profile import EngineProfile
+from fairlead.engine_profile import EngineProfile
+from fairlead.fleet.model import Role
 from fairlead_autoscaler.scaling.values import (
     GatewayTraffic,
     ModelSpec,

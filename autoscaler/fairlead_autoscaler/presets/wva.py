@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fairlead.decision import DecisionInput
-from fairlead.fleet import Role
+from fairlead.fleet.model import Role
 from fairlead_autoscaler.presets.signals import is_due
 from fairlead_autoscaler.scaling.values import (
     ModelSpec,

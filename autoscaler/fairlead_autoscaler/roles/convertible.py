@@ -19,7 +19,7 @@ each prompt from the engine's present load, which they know better (``fairlead_g
 import math
 from dataclasses import dataclass
 
-from fairlead.profile import EngineProfile
+from fairlead.engine_profile import EngineProfile
 
 ITL_SHARE = 0.9
 """Share of the inter-token objective that steps with prompts may take."""

@@ -6,7 +6,7 @@ A value that is not there stays None. Nothing here turns a doubt into a number: 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fairlead.fleet import Role
+from fairlead.fleet.model import Role
 from fairlead_autoscaler.scaling.unsaid import hidden_prefill_queue
 from fairlead_autoscaler.scaling.values import GatewayTraffic, PoolObservation, PoolSpec, ReplicaMetrics, ReplicaState
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from fairlead.decision import DecisionInput
-from fairlead.fleet import Role
+from fairlead.fleet.model import Role
 from fairlead_autoscaler.roles import DecodeLoad, decode_slack
 from fairlead_autoscaler.scaling.values import ModelSpec, PoolObservation, PoolPlan, PoolSpec
 

@@ -12,7 +12,7 @@ most that was needed lately and by the last trend."""
 from collections.abc import Mapping
 from dataclasses import replace
 
-from fairlead.fleet import Role
+from fairlead.fleet.model import Role
 from fairlead_autoscaler.scaling.asleep import apply_sleep_tier
 from fairlead_autoscaler.scaling.convertible import add_decode_slack
 from fairlead_autoscaler.scaling.cost import add_cost

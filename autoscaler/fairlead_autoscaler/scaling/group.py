@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from fairlead.decision import DecisionInput
-from fairlead.fleet import Role
+from fairlead.fleet.model import Role
 from fairlead_autoscaler.scaling import window, zero
 from fairlead_autoscaler.scaling.asleep import WHOLE_REPLICAS_INPUT, wake_seconds
 from fairlead_autoscaler.scaling.blend import MixQuestion

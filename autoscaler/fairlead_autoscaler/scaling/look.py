@@ -6,7 +6,7 @@ process slept, the API server was away) is taken for an interval without signals
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from fairlead.fleet import Role
+from fairlead.fleet.model import Role
 from fairlead_autoscaler.scaling import clean, learned, trust, zero
 from fairlead_autoscaler.scaling.load import ArrivalBin, ArrivalHistory, record_tick
 from fairlead_autoscaler.scaling.need import has_pool_choice, mean_request

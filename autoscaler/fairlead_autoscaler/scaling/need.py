@@ -15,8 +15,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from fairlead.decision import DecisionInput
-from fairlead.fleet import Role
-from fairlead.profile import EngineProfile, builtin_profile
+from fairlead.engine_profile import EngineProfile, builtin_profile
+from fairlead.fleet.model import Role
 from fairlead_autoscaler.scaling.capacity import (
     LatencyTargets,
     MeanRequest,

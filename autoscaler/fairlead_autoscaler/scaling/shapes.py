@@ -1,6 +1,6 @@
 """How often each shape of request is seen.
 
-A bucket of the grid (``fairlead.shapes``) stands for the mean of what fell into it; one that nothing fell into, for the geometric
+A bucket of the grid (``fairlead.request_shapes``) stands for the mean of what fell into it; one that nothing fell into, for the geometric
 middle of its edges. Its requests are counted in time that fades: after ``half_life_seconds`` a request counts half, so that rates
 follow the traffic of the last minutes.
 """
@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from fairlead.shapes import RequestShapeGrid
+from fairlead.request_shapes import RequestShapeGrid
 from fairlead_autoscaler.scaling.clean import valid_number
 from fairlead_autoscaler.scaling.values import ShapeCount
 

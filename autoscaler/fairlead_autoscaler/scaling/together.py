@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from fairlead.decision import DecisionInput
-from fairlead.fleet import Role
+from fairlead.fleet.model import Role
 from fairlead_autoscaler.roles import split_by_role
 from fairlead_autoscaler.scaling.replicas import Rule
 from fairlead_autoscaler.scaling.values import PoolObservation, PoolPlan, PoolSpec

@@ -8,7 +8,7 @@ what runs beyond that waits.
 Of engines that also decode it was tried, with the seconds of gaps between tokens over the tick as what they decode: chance alone then
 made queues of what was being prefilled, and turned a noisy hour fifteen times instead of five."""
 
-from fairlead.fleet import Role
+from fairlead.fleet.model import Role
 from fairlead_autoscaler.scaling.values import PoolSpec
 
 

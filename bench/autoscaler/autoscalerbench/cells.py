@@ -12,7 +12,7 @@ from lab import Found
 import fairlead_autoscaler
 import fairlead_sim
 from autoscalerbench.signs import signs
-from fairlead.compiled import sources_digest
+from fairlead.runtime.compiled_build import sources_digest
 from fairlead_autoscaler.mix import simulation_solver
 from fairlead_autoscaler.presets import PRESETS, build
 from fairlead_autoscaler.scaling import ScalingCore

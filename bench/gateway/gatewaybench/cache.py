@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fairlead.compiled import cache_folder
+from fairlead.runtime.compiled_build import cache_folder
 
 
 def cache() -> Path:

@@ -22,11 +22,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-from fairlead import system
-from fairlead.compiled import worker_environment
-from fairlead.fleet import Fleet, Instance, Model
+from fairlead.engine_profile import builtin_profiles
+from fairlead.fleet.model import Fleet, Instance, Model
 from fairlead.limits import Limits
-from fairlead.profile import builtin_profiles
+from fairlead.runtime import process_tuning
+from fairlead.runtime.compiled_build import worker_environment
 from fairlead_gateway.head import RequestHead
 from fairlead_gateway.index_telling import IndexReporter
 from fairlead_gateway.model import parse_request
@@ -180,6 +180,6 @@ def instance_id(number: int) -> str:
 
 
 if __name__ == "__main__":
-    system.relax_gc()  # as a worker
+    process_tuning.relax_gc()  # as a worker
     size, comma, kind = sys.argv[3].partition(",")
     print(decision_seconds(size, blocks=int(sys.argv[1]), seed=int(sys.argv[2]), followed=comma + kind == FOLLOWED))

@@ -17,7 +17,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from fairlead import system
+from fairlead.runtime import process_tuning
 from fairlead_gateway.routing import ModelRouter, PrefixChain, RouteRequest
 from gatewaybench.decision import Decider, Spent, as_settled, as_worker, instance_id
 
@@ -98,5 +98,5 @@ def _counted(far: int) -> float:
 
 
 if __name__ == "__main__":
-    system.relax_gc()  # as a worker
+    process_tuning.relax_gc()  # as a worker
     print(json.dumps(asdict(measured(blocks=int(sys.argv[1]), seed=int(sys.argv[2])))))

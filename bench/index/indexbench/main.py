@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from table import write
 
-from fairlead.compiled import is_compiled
+from fairlead.runtime.compiled_build import is_compiled
 from fairlead_kvstore.truth import blocks
 from indexbench.alone import matches
 from indexbench.rows import TEN_MILLION, Figures, rows

@@ -16,7 +16,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from fairlead.clock import SystemClock
+from fairlead.runtime.clock import SystemClock
 from fairlead_kvstore.index.census import count_blocks
 from fairlead_kvstore.index.feed import IndexSubscriber
 from fairlead_kvstore.redis import RedisLink

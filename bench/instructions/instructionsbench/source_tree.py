@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 
-from fairlead.compiled import cache_folder
+from fairlead.runtime.compiled_build import cache_folder
 
 _COMPILERS = ("scripts/compile.py", "tools/compile.py")
 _COPIED = (".py", ".toml", ".yaml", ".json")

@@ -13,8 +13,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from operatorbench.subject import CHILDREN
 
 from fairlead.kube import client
-from fairlead.kube.resource import Manifest
-from fairlead.kube.wire import HttpRequest
+from fairlead.kube.resources import Manifest
+from fairlead.kube.transport.http_transport import HttpRequest
 from fairlead_operator.__main__ import main
 
 _KINDS = (*CHILDREN, "modeldeployments")

@@ -13,15 +13,15 @@ from typing import Any
 import kopf
 
 from fairlead.api import EngineKind
-from fairlead.clock import SystemClock
-from fairlead.cluster_labels import FIELD_MANAGER
-from fairlead.kube.access import load_config
+from fairlead.fleet.labels import FIELD_MANAGER
 from fairlead.kube.client import KubeApi
-from fairlead.kube.resource import MODEL_DEPLOYMENTS
-from fairlead_operator import rollout
-from fairlead_operator.login import connection_info
-from fairlead_operator.marks import with_ownership, with_revision
-from fairlead_operator.reconcile import parse_model
+from fairlead.kube.resources import MODEL_DEPLOYMENTS
+from fairlead.kube.transport.kubeconfig import load_config
+from fairlead.runtime.clock import SystemClock
+from fairlead_operator.controller import revisions
+from fairlead_operator.controller.reconciler import parse_model
+from fairlead_operator.kube.kopf_login import connection_info
+from fairlead_operator.object_metadata import with_ownership, with_revision
 from fairlead_operator.render import InstallationDefaults, RenderContext, render_model
 
 
@@ -41,10 +41,10 @@ def main() -> None:
     async def _changed(body: kopf.Body, patch: kopf.Patch, **_: Any) -> None:
         model = dict(body)
         spec = dict(body["spec"])
-        revision = rollout.choose_revision(model, (), frozenset()).revision
+        revision = revisions.choose_revision(model, (), frozenset()).revision
         children = render_model(parse_model(model, spec), {}, facts).manifests
         for one in [
-            rollout.controller_revision(model, revision),
+            revisions.controller_revision(model, revision),
             *(with_revision(child, revision.hash) for child in children),
         ]:
             await api.apply(with_ownership(one, model), FIELD_MANAGER)

@@ -13,14 +13,13 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fairlead_testing.kube.api_server import ApiServer, running_api_server
 from operatorbench.measure import ROOT
 from operatorbench.trials.common import Verdict
 from operatorbench.trials.gone import away, silent
 from operatorbench.trials.kills import STORY, kills
 from operatorbench.trials.two import both_at_once, handing_over
 from table import machine, versions
-
-from fairlead.testing.kube import ApiServer, running_api_server
 
 TEN_MINUTES, MINUTE = 600.0, 60.0
 Trial = Callable[[ApiServer, Path], Awaitable[Verdict]]
@@ -74,12 +73,12 @@ async def _one(name: str) -> dict[str, Any]:
 
 
 def _in_memory() -> dict[str, Any]:
-    """The enumeration of ``tests/operator/test_crash.py``, which counts its kills."""
+    """The enumeration of ``tests/operator/controller/test_crash.py``, which counts its kills."""
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         told = ("-q", "-o", "junit_family=xunit1", f"--junitxml={report}")  # the newer form has no place for our counts
-        command = [sys.executable, "-m", "pytest", "tests/operator/test_crash.py", *told]
+        command = [sys.executable, "-m", "pytest", "tests/operator/controller/test_crash.py", *told]
         done = subprocess.run(command, cwd=ROOT, env=dict(os.environ), capture_output=True, text=True, check=False)
         text = report.read_text() if report.exists() else ""
     counts = [int(value) for value in re.findall(r'name="kills" value="(\d+)"', text)]

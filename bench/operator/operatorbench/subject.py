@@ -10,10 +10,11 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
-from fairlead.clock import SystemClock
-from fairlead.kube.credentials import ClusterCredentials
-from fairlead.testing.kube import ApiServer
-from fairlead.testing.processes import unused_port
+from fairlead_testing.kube.api_server import ApiServer
+from fairlead_testing.processes import unused_port
+
+from fairlead.kube.transport.credentials import ClusterCredentials
+from fairlead.runtime.clock import SystemClock
 
 FAIRLEAD, NAIVE = "Fairlead", "kopf's handlers"
 COMMANDS: Mapping[str, tuple[str, ...]] = {

@@ -12,8 +12,8 @@ from typing import Any
 from lab import Found
 from lab import Lab as SharedLab
 
-from fairlead.compiled import compiled_copy_path
-from fairlead.profile import builtin_profile
+from fairlead.engine_profile import builtin_profile
+from fairlead.runtime.compiled_build import compiled_copy_path
 from fairlead_sim.compiled import package_folders
 from fairlead_sim.figures import WITHOUT_GUARD, CapacityGoal, attainment_by_window
 from fairlead_sim.outside import SharingDelays

@@ -8,8 +8,8 @@ from typing import Any
 
 from table import Row, comparing, goals, measuring
 
-from fairlead.fleet import SloTargets
-from fairlead.profile import builtin_profile
+from fairlead.engine_profile import builtin_profile
+from fairlead.fleet.model import SloTargets
 from fairlead_cli.replaying.simulated import FleetSimulation
 from fairlead_cli.replaying.summary import PolicySummary, summarize
 from fairlead_cli.replaying.traffic import ReplayTraffic

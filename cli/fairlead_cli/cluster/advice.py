@@ -10,11 +10,11 @@ from typing import Final
 
 from fairlead.api import ConditionType, Reason
 from fairlead.api.conditions import reasons
-from fairlead.kube.resource import is_deleting, metadata_of
+from fairlead.kube.resources import is_deleting, metadata_of
 from fairlead_cli.cluster.model_report import InstanceReport, ModelReport
 from fairlead_cli.cluster.reading import Condition, shorten, spec_of, status_of
 from fairlead_cli.cluster.times import format_age, parse_time
-from fairlead_operator.marks import UNDO_ANNOTATION
+from fairlead_operator.object_metadata import UNDO_ANNOTATION
 
 CHANGE_GRACE_SECONDS: Final = 30.0
 """A change that is younger may be on its way."""

@@ -11,7 +11,7 @@ import msgspec
 
 from fairlead.errors import FairleadError
 from fairlead.kube.client import KubeApi, RawResponse
-from fairlead.kube.resource import PODS, Manifest, metadata_of, name_of
+from fairlead.kube.resources import PODS, Manifest, metadata_of, name_of
 from fairlead_cli.cluster.missing import MissingValue
 from fairlead_cli.cluster.prometheus import MetricsPage, parse_metrics
 

@@ -10,9 +10,9 @@ from typing import Any, Final
 import msgspec
 
 from fairlead import __version__
-from fairlead.clock import Clock, SystemClock
 from fairlead.errors import BadInput
 from fairlead.kube.client import KubeApi
+from fairlead.runtime.clock import Clock, SystemClock
 from fairlead_cli.cluster.archive import BundlePart, PackedBundle, pack, write_archive
 from fairlead_cli.cluster.checks import run_checks
 from fairlead_cli.cluster.collecting import build_scrubber, collect_parts

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
 
-from fairlead.clock import Clock, SystemClock
+from fairlead.runtime.clock import Clock, SystemClock
 from fairlead.units import parse_duration
 from fairlead_cli.cluster.checks import has_failures, run_checks
 from fairlead_cli.cluster.gathering import DEFAULT_NAMESPACE, collect_facts

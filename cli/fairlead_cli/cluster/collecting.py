@@ -14,10 +14,10 @@ from fairlead import __version__
 from fairlead.api.crd import crd_manifest
 from fairlead.api.kinds import served_kinds
 from fairlead.api.v1alpha1 import GROUP
-from fairlead.cluster_labels import FIELD_MANAGER, MANAGED_BY_LABEL, MODEL_LABEL
 from fairlead.errors import FairleadError
+from fairlead.fleet.labels import FIELD_MANAGER, MANAGED_BY_LABEL, MODEL_LABEL
 from fairlead.kube.client import KubeApi
-from fairlead.kube.resource import (
+from fairlead.kube.resources import (
     ACCELERATOR_CLASSES,
     CONTROLLER_REVISIONS,
     DEPLOYMENTS,

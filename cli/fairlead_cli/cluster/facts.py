@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from fairlead import __version__
-from fairlead.kube.resource import Manifest
+from fairlead.kube.resources import Manifest
 from fairlead_cli.cluster.asking import PodReport
 from fairlead_cli.cluster.missing import MissingValue
 from fairlead_cli.cluster.reading import label_of, namespace_name

@@ -9,11 +9,10 @@ from typing import Any, Final
 
 from fairlead.api.kinds import served_kinds
 from fairlead.api.v1alpha1 import GROUP
-from fairlead.clock import Clock
 from fairlead.errors import FairleadError
 from fairlead.kube.client import KubeApi
 from fairlead.kube.errors import NotFound
-from fairlead.kube.resource import (
+from fairlead.kube.resources import (
     ACCELERATOR_CLASSES,
     CUSTOM_RESOURCE_DEFINITIONS,
     DEPLOYMENTS,
@@ -32,6 +31,7 @@ from fairlead.kube.resource import (
     Resource,
     is_deleting,
 )
+from fairlead.runtime.clock import Clock
 from fairlead_cli.cluster import asking
 from fairlead_cli.cluster.certificate import certificate_expiry
 from fairlead_cli.cluster.facts import (
@@ -55,7 +55,7 @@ from fairlead_cli.cluster.rights import (
     permissions_to_install,
 )
 from fairlead_cli.cluster.times import parse_http_date
-from fairlead_operator.leading import LEASE_NAME
+from fairlead_operator.kube.leader_election import LEASE_NAME
 
 DEFAULT_NAMESPACE: Final = "fairlead"
 _REFUSALS: Final = ("violates PodSecurity", "denied the request", "exceeded quota", "ValidatingAdmissionPolicy")

@@ -4,8 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from fairlead.api import ConditionType
-from fairlead.cluster_labels import ENDPOINT_LABEL, POOL_LABEL, SleepPhase, parse_sleep_mark
-from fairlead.kube.resource import Manifest, annotations_of, is_deleting, is_ready, metadata_of, name_of, uid_of
+from fairlead.fleet.labels import ENDPOINT_LABEL, POOL_LABEL, SleepPhase, parse_sleep_mark
+from fairlead.kube.resources import Manifest, annotations_of, is_deleting, is_ready, metadata_of, name_of, uid_of
 from fairlead_cli.cluster import signals
 from fairlead_cli.cluster.asking import PodReport
 from fairlead_cli.cluster.missing import MissingValue

@@ -10,7 +10,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from fairlead.api import ConditionType
-from fairlead.kube.resource import Manifest, metadata_of
+from fairlead.kube.resources import Manifest, metadata_of
 from fairlead_cli.cluster.advice import ModelAdvice, revision_note
 from fairlead_cli.cluster.model_report import EventReport, InstanceReport, ModelReport, PoolReport, table_row
 from fairlead_cli.cluster.reading import Condition, shorten

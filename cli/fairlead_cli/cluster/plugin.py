@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from fairlead.kube.access import ClusterConfig, ClusterConfigError, PluginCredential
+from fairlead.kube.transport.kubeconfig import ClusterConfig, ClusterConfigError, PluginCredential
 
 EXEC_API_VERSIONS: Final = ("client.authentication.k8s.io/v1", "client.authentication.k8s.io/v1beta1")
 TIMEOUT_SECONDS: Final = 120.0

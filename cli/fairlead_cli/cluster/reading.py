@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from fairlead.kube.resource import Manifest, is_deleting, is_ready, labels_of, name_of, namespace_of
+from fairlead.kube.resources import Manifest, is_deleting, is_ready, labels_of, name_of, namespace_of
 
 Condition = Mapping[str, Any]
 

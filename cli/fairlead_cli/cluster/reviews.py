@@ -5,7 +5,7 @@ from typing import Any
 
 from fairlead.kube.client import KubeApi
 from fairlead.kube.errors import KubeError
-from fairlead.kube.resource import ACCESS_REVIEWS, SELF_REVIEWS
+from fairlead.kube.resources import ACCESS_REVIEWS, SELF_REVIEWS
 from fairlead_cli.cluster.missing import MissingValue, value_or_missing
 
 _FIELD_MANAGER = "fairlead-cli"

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from fairlead.kube.resource import (
+from fairlead.kube.resources import (
     ACCELERATOR_CLASSES,
     CLUSTER_ROLE_BINDINGS,
     CLUSTER_ROLES,
@@ -29,7 +29,7 @@ from fairlead.kube.resource import (
 )
 from fairlead_cli.cluster.facts import GATEWAY, INDEXER, OPERATOR
 from fairlead_cli.cluster.reviews import Permission
-from fairlead_operator.leading import LEASE_NAME
+from fairlead_operator.kube.leader_election import LEASE_NAME
 
 _MANAGED_RESOURCES: Final = (
     *(

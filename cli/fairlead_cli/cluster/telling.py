@@ -5,13 +5,13 @@ import sys
 from collections.abc import Sequence
 from typing import Final
 
-from fairlead.clock import Clock, SystemClock
-from fairlead.cluster_labels import MODEL_LABEL
 from fairlead.errors import BadInput
+from fairlead.fleet.labels import MODEL_LABEL
 from fairlead.kube.client import KubeApi
 from fairlead.kube.errors import Forbidden, NotFound, Unreachable
-from fairlead.kube.resource import EVENTS, MODEL_DEPLOYMENTS, PODS, Manifest, is_deleting, name_of
+from fairlead.kube.resources import EVENTS, MODEL_DEPLOYMENTS, PODS, Manifest, is_deleting, name_of
 from fairlead.names import closest_matches
+from fairlead.runtime.clock import Clock, SystemClock
 from fairlead_cli.cluster import asking
 from fairlead_cli.cluster.advice import ModelAdvice, advise
 from fairlead_cli.cluster.asking import PodReport

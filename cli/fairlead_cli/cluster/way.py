@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Final
 
 from fairlead import __version__
-from fairlead.clock import Clock, SystemClock
-from fairlead.kube.access import ClusterConfig, ClusterConfigError, config_from_kubeconfig, load_config
 from fairlead.kube.client import KubeApi
 from fairlead.kube.errors import KubeError, Unauthenticated, Unreachable
+from fairlead.kube.transport.kubeconfig import ClusterConfig, ClusterConfigError, config_from_kubeconfig, load_config
 from fairlead.limits import Limits
+from fairlead.runtime.clock import Clock, SystemClock
 from fairlead_cli.cluster.plugin import run_exec_plugin
 from fairlead_cli.errors import ClusterUnreachable
 

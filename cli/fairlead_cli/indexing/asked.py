@@ -9,7 +9,7 @@ import msgspec
 
 from fairlead.errors import BadInput
 from fairlead.limits import Limits
-from fairlead.manifests import STDIN_PATH
+from fairlead.manifests.loader import STDIN_PATH
 
 _OPTION_ACTIONS: Final = {
     "tokens": ("match",),

@@ -9,9 +9,9 @@ from typing import Final
 import msgspec
 import zmq
 
-from fairlead.clock import Clock
 from fairlead.errors import Unavailable
 from fairlead.limits import Limits
+from fairlead.runtime.clock import Clock
 from fairlead_kvstore.errors import EventsError
 from fairlead_kvstore.events.sequence import EventSequencer, parse_replay_frame, replay_request
 from fairlead_kvstore.follow import apply_outcomes

@@ -11,8 +11,8 @@ from typing import Any, Final
 
 from redis.exceptions import ResponseError
 
-from fairlead.clock import Clock
 from fairlead.limits import Limits
+from fairlead.runtime.clock import Clock
 from fairlead_cli.errors import UnusableIndex
 from fairlead_cli.indexing.reaching import unreachable_error
 from fairlead_kvstore import keys

@@ -4,10 +4,10 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
-from fairlead.clock import Clock
 from fairlead.errors import BadInput
 from fairlead.limits import Limits
 from fairlead.names import closest_matches
+from fairlead.runtime.clock import Clock
 from fairlead_cli.errors import IndexUnreachable
 from fairlead_kvstore import keys
 from fairlead_kvstore.redis import RedisLink

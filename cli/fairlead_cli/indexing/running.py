@@ -6,8 +6,8 @@ import sys
 
 import msgspec
 
-from fairlead.clock import Clock, SystemClock
 from fairlead.limits import Limits
+from fairlead.runtime.clock import Clock, SystemClock
 from fairlead.settings import CliSettings, read_settings
 from fairlead.units import format_duration
 from fairlead_cli.errors import IndexUnreachable, UnusableIndex

@@ -7,8 +7,8 @@ from typing import Any, Final
 
 import zmq
 
-from fairlead.clock import SystemClock
 from fairlead.limits import Limits
+from fairlead.runtime.clock import SystemClock
 from fairlead_cli.indexing.asked import IndexOptions
 from fairlead_cli.indexing.running import run
 from fairlead_kvstore.index.notes import InstanceStatus, secret_fingerprint

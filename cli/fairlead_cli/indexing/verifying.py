@@ -18,9 +18,9 @@ from typing import Final
 
 import msgspec
 
-from fairlead.clock import Clock
 from fairlead.errors import Unavailable
 from fairlead.limits import Limits
+from fairlead.runtime.clock import Clock
 from fairlead_cli.indexing.engines import ReplayedContent, replay_engine
 from fairlead_cli.indexing.picture import IndexSnapshot, Sleep, take_snapshot
 from fairlead_cli.indexing.reaching import unreachable_error

@@ -10,15 +10,15 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
-from fairlead.clock import Clock
 from fairlead.errors import FairleadError
+from fairlead.runtime.clock import Clock
 from fairlead_cli.local.keeper import ProcessPhase
 from fairlead_cli.local.pool import EngineProcess, SleepState
 from fairlead_cli.local.probe import wait_until
 
 
 class SleepCalls(Protocol):
-    """As much of ``fairlead.engines.sleep.Bedside`` as is needed here."""
+    """As much of ``fairlead.engines.sleep_mode.Bedside`` as is needed here."""
 
     async def sleep(self, url: str, level: int) -> None:
         """Asleep when this returns. Raises Unavailable when it is not."""

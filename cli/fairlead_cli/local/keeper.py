@@ -11,8 +11,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from fairlead.clock import Clock
 from fairlead.errors import FairleadError
+from fairlead.runtime.clock import Clock
 from fairlead_cli.local.backoff import count_failures, restart_delay_seconds
 from fairlead_cli.local.child import ChildProcess, ProcessCommand
 from fairlead_cli.local.guard import Reaper

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import fairlead
-from fairlead.clock import SystemClock
 from fairlead.errors import BadInput
 from fairlead.limits import Limits
-from fairlead.manifests import load_manifests
+from fairlead.manifests.loader import load_manifests
+from fairlead.runtime.clock import SystemClock
 from fairlead.settings import CliSettings, read_settings
 from fairlead_cli.errors import PortInUse
 from fairlead_cli.local.plan import PlanOptions, plan_engines

@@ -11,9 +11,9 @@ from urllib.parse import urlsplit
 from fairlead.api import EngineKind, ModelDeployment, Pool, PoolRole, Transfer
 from fairlead.engines import EngineLaunch, EngineReplica, engine_adapter
 from fairlead.errors import BadInput
-from fairlead.fleet import Instance, Model, Role, RoutingPreset, SloTargets, served_name_override
+from fairlead.fleet.model import Instance, Model, Role, RoutingPreset, SloTargets, served_name_override
 from fairlead.limits import Limits
-from fairlead.manifests import Manifests, to_fleet_model
+from fairlead.manifests.loader import Manifests, to_fleet_model
 from fairlead_cli.local.child import ProcessCommand
 from fairlead_cli.local.cluster_only import ignored_fields, reject_unsupported
 from fairlead_cli.local.pool import EnginePoolSpec

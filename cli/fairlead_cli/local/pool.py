@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from fairlead.fleet import Instance, InstanceState, Model, Role
+from fairlead.fleet.model import Instance, InstanceState, Model, Role
 from fairlead_cli.local.child import ProcessCommand
 from fairlead_cli.local.keeper import ManagedProcess, ProcessPhase
 from fairlead_cli.local.ports import find_free_ports, is_port_free

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from fairlead.api import Autoscaling, ModelDeployment, Pool, ScalingMode
-from fairlead.clock import Clock
 from fairlead.errors import FairleadError, Unavailable
-from fairlead.fleet import Role, SloTargets
-from fairlead.manifests import Manifests
+from fairlead.fleet.model import Role, SloTargets
+from fairlead.manifests.loader import Manifests
+from fairlead.runtime.clock import Clock
 from fairlead_autoscaler.governor import widest_pool_bounds
 from fairlead_autoscaler.local import (
     DESIRED_FILE,

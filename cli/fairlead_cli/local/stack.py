@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fairlead.clock import Clock
-from fairlead.engines.sleep import EngineSleepClient
+from fairlead.engines.sleep_mode import EngineSleepClient
 from fairlead.errors import Unavailable
 from fairlead.limits import Limits
+from fairlead.runtime.clock import Clock
 from fairlead_cli.errors import StackUnreachable, StartFailed
 from fairlead_cli.local.banner import StackSummary
 from fairlead_cli.local.child import ProcessCommand
@@ -294,7 +294,7 @@ class LazySleepCalls:
         await self._bedside().wake(url, level)
 
     def _bedside(self) -> EngineSleepClient:
-        from fairlead.engines.asking import sleep_client
+        from fairlead.engines.sleep_http import sleep_client
 
         return sleep_client(Limits())
 

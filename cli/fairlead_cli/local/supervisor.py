@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from fairlead.clock import Clock
 from fairlead.errors import BadInput
-from fairlead.fleet import Fleet, Instance, Model
-from fairlead.fleetfile import write_fleet_file
+from fairlead.fleet.file import write_fleet_file
+from fairlead.fleet.model import Fleet, Instance, Model
+from fairlead.runtime.clock import Clock
 from fairlead.units import format_duration
 from fairlead_cli.errors import StartFailed
 from fairlead_cli.local.beds import SleepCalls, SleepController

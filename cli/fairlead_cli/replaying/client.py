@@ -15,7 +15,7 @@ from itertools import pairwise
 from time import perf_counter
 
 from fairlead.errors import Unavailable
-from fairlead.lag import LoopLag
+from fairlead.runtime.loop_lag import LoopLag
 from fairlead_cli.replaying.connection import Exchange, ReplayConnection
 from fairlead_cli.replaying.outcome import ReplayResult
 

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fairlead.clock import Clock
-from fairlead.fleet import Instance, SloTargets
-from fairlead.profile import EngineProfile
+from fairlead.engine_profile import EngineProfile
+from fairlead.fleet.model import Instance, SloTargets
+from fairlead.runtime.clock import Clock
 from fairlead_cli.replaying.measure import Measurement, measure
 from fairlead_cli.replaying.outcome import ReplayResult
 from fairlead_cli.replaying.prompts import PromptBuilder, ReplayTarget, plan_requests, prefix_chains

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import uvloop
 
-from fairlead.fleet import Instance
+from fairlead.fleet.model import Instance
 from fairlead.units import format_duration
 from fairlead_cli.replaying.client import OpenLoopClient, PlannedRequest
 from fairlead_cli.replaying.outcome import ReplayResult

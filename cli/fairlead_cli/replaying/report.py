@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fairlead.fleet import SloTargets
+from fairlead.fleet.model import SloTargets
 from fairlead.units import format_duration
 from fairlead_cli.replaying.outcome import ReplayResult
 from fairlead_cli.replaying.summary import PolicySummary, summarize

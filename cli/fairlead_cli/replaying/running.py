@@ -5,9 +5,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fairlead import fleetfile
 from fairlead.errors import BadInput
-from fairlead.fleet import Instance, InstanceState, Model, SloTargets
+from fairlead.fleet import file
+from fairlead.fleet.model import Instance, InstanceState, Model, SloTargets
 from fairlead_cli.local.rundir import RunningStack, newest_stack, running_stacks
 from fairlead_cli.replaying.measure import measure
 from fairlead_cli.replaying.prompts import PromptBuilder, ReplayTarget, plan_requests, prefix_chains
@@ -48,7 +48,7 @@ def find_gateway(*, url: str | None, manage: str | None, fleet_file: Path | None
         text = fleet_file.read_text(encoding="utf-8")
     except OSError as error:
         raise BadInput(f"{fleet_file}: the fleet file cannot be read: {error.strerror}", field="fleet") from error
-    fleet = fleetfile.parse_fleet_file(text, file=str(fleet_file))
+    fleet = file.parse_fleet_file(text, file=str(fleet_file))
     key = (
         fleet.resolve_model(model)
         if model is not None

@@ -18,9 +18,9 @@ from typing import Self
 import httpx
 import msgspec
 
-from fairlead import fleetfile
 from fairlead.errors import FairleadError, Unavailable
-from fairlead.fleet import Fleet, Instance, InstanceState, Model
+from fairlead.fleet import file as fleetfile
+from fairlead.fleet.model import Fleet, Instance, InstanceState, Model
 from fairlead_cli.local.guard import Reaper
 from fairlead_cli.local.rundir import STATE_FILE, RunningStack
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from fairlead.fleet import SloTargets
+from fairlead.fleet.model import SloTargets
 from fairlead_cli.replaying.outcome import ReplayResult
 from fairlead_sim.figures import quantile
 

@@ -4,11 +4,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fairlead.cluster_labels import SURGE_ANNOTATION
 from fairlead.errors import BadInput
-from fairlead.kube.resource import LEADER_WORKER_SETS, Manifest, key_of, metadata_of
-from fairlead_operator.marks import MODEL_REVISION_ANNOTATION, UNDO_ANNOTATION, annotation
-from fairlead_operator.rollout import ModelRevision, RevisionChoice, choose_revision, running_hashes, stored_revisions
+from fairlead.fleet.labels import SURGE_ANNOTATION
+from fairlead.kube.resources import LEADER_WORKER_SETS, Manifest, key_of, metadata_of
+from fairlead_operator.controller.revisions import (
+    ModelRevision,
+    RevisionChoice,
+    choose_revision,
+    running_hashes,
+    stored_revisions,
+)
+from fairlead_operator.object_metadata import MODEL_REVISION_ANNOTATION, UNDO_ANNOTATION, annotation
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,13 +7,11 @@ from dataclasses import dataclass
 from typing import Final
 
 from fairlead import units
-from fairlead.clock import Clock, SystemClock
-from fairlead.cluster_labels import FIELD_MANAGER, MANAGED_BY_LABEL, MODEL_LABEL
 from fairlead.errors import BadInput
-from fairlead.kube.access import ClusterConfig
+from fairlead.fleet.labels import FIELD_MANAGER, MANAGED_BY_LABEL, MODEL_LABEL
 from fairlead.kube.client import KubeApi
 from fairlead.kube.errors import KubeError, NotFound
-from fairlead.kube.resource import (
+from fairlead.kube.resources import (
     CONTROLLER_REVISIONS,
     DEPLOYMENTS,
     LEADER_WORKER_SETS,
@@ -23,7 +21,9 @@ from fairlead.kube.resource import (
     name_of,
     uid_of,
 )
+from fairlead.kube.transport.kubeconfig import ClusterConfig
 from fairlead.names import closest_matches
+from fairlead.runtime.clock import Clock, SystemClock
 from fairlead_cli.cluster.way import ClusterOptions, connect, resolve_access
 from fairlead_cli.errors import ClusterUnreachable
 from fairlead_cli.rollouts.deciding import (
@@ -35,7 +35,7 @@ from fairlead_cli.rollouts.deciding import (
     undo_patch,
 )
 from fairlead_cli.rollouts.telling import render_status
-from fairlead_operator.marks import controller_uid
+from fairlead_operator.object_metadata import controller_uid
 
 CLI_CLI_FIELD_MANAGER: Final = "fairlead-cli"
 """The field manager of what people write by this command."""

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Final
 
-from fairlead.kube.resource import key_of
+from fairlead.kube.resources import key_of
 from fairlead_cli.rollouts.deciding import RevisionEntry, RolloutStatus
 
 _CHANGES: Final = 3

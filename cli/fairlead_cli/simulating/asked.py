@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
+from fairlead.engine_profile import EngineProfile, builtin_profile
 from fairlead.errors import BadInput
-from fairlead.fleet import SloTargets
-from fairlead.profile import EngineProfile, builtin_profile
+from fairlead.fleet.model import SloTargets
 from fairlead_gateway.routing import PRESETS
 from fairlead_sim.figures import CapacityGoal
 from fairlead_sim.sources import TrafficSource, load_source

@@ -14,10 +14,10 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final, Protocol
 
-from fairlead.clock import Clock
 from fairlead.errors import Unavailable
-from fairlead.fleet import Instance
+from fairlead.fleet.model import Instance
 from fairlead.limits import Limits
+from fairlead.runtime.clock import Clock
 from fairlead_gateway.channel_messages import PromptDispatched, PromptSample
 from fairlead_gateway.indexing.here import LocalTokenizer
 from fairlead_gateway.indexing.links import ENGINE_DESCRIPTION

@@ -13,9 +13,9 @@ import os
 from collections.abc import Sequence
 from typing import Protocol
 
-from fairlead.clock import Clock
 from fairlead.errors import Unavailable
 from fairlead.limits import Limits
+from fairlead.runtime.clock import Clock
 from fairlead_gateway.indexing.links import ENGINE_DESCRIPTION
 from fairlead_gateway.indexing.tokens import TokenizeQuery
 

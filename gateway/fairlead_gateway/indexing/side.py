@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
 import msgspec
 
-from fairlead.clock import Clock
-from fairlead.fleet import Fleet, Instance, InstanceState, Role
+from fairlead.engines.credentials import EngineCredentials
+from fairlead.fleet.model import Fleet, Instance, InstanceState, Role
 from fairlead.limits import Limits
-from fairlead.tasks import cancel_and_wait
+from fairlead.runtime.clock import Clock
+from fairlead.runtime.http_client import fetch
+from fairlead.runtime.tasks import cancel_and_wait
 from fairlead_gateway.channel import encode_message
 from fairlead_gateway.channel_messages import (
     IndexCorrections,
@@ -33,8 +35,6 @@ from fairlead_gateway.indexing.here import LocalTokenizer, Tokenize
 from fairlead_gateway.indexing.links import TokenSource
 from fairlead_gateway.indexing.model_index import ModelIndex
 from fairlead_gateway.indexing.tokens import MODELS_PATH, TOKENIZE_PATH, TokenizeQuery, numbers_before
-from fairlead_gateway.management.fetch import fetch
-from fairlead_gateway.reach import EngineCredentials
 from fairlead_gateway.routing.prefix import block_ends
 from fairlead_gateway.telemetry.index import ModelIndexStatus
 from fairlead_kvstore.index.hints import ReplicationHint

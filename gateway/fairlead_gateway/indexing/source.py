@@ -5,9 +5,9 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
-from fairlead.clock import Clock
-from fairlead.fleet import Fleet
+from fairlead.fleet.model import Fleet
 from fairlead.limits import Limits
+from fairlead.runtime.clock import Clock
 from fairlead_kvstore.index.feed import IndexSubscriber
 from fairlead_kvstore.index.mirror import IndexReplica
 from fairlead_kvstore.index.sink import LocalSink

@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from fairlead.fleet import Fleet, Model
-from fairlead.fleetfile import write_fleet_file
-from fairlead.testing.raw_http import post_request, send
-from fairlead.testing.sim_engine import EngineProcess, engine_process
-from fairlead.testing.waiting import wait_until_async
+from fairlead_testing.engines.simulated_process import EngineProcess, engine_process
+from fairlead_testing.http.raw_client import post_request, send
+from fairlead_testing.waiting import wait_until_async
+
+from fairlead.fleet.file import write_fleet_file
+from fairlead.fleet.model import Fleet, Model
 from fairlead_gateway.testing import fleet_of
 from fairlead_gateway.testing_process import GatewayProcess, gateway_process
 

@@ -1,6 +1,6 @@
 """An engine's profile, learned from what its requests took.
 
-A span (``spans``) is an equation in the coefficients of the profile (``fairlead.profile``): so many steps of ``d``, so many that only
+A span (``spans``) is an equation in the coefficients of the profile (``fairlead.engine_profile``): so many steps of ``d``, so many that only
 read the weights (``w``), so many computed tokens (``p``), sequences (``s``), resident tokens (``c``), pairs (``q``) and hits
 (``h``) took so many seconds together. The coefficients are those that explain the spans of the last while best, by least squares
 of the error as a share of what was predicted, none below zero.
@@ -25,7 +25,7 @@ runs, answers' spans beside prompts' (they tell decoding from computing), and th
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from fairlead.profile import EngineProfile
+from fairlead.engine_profile import EngineProfile
 from fairlead_gateway.learning.spans import Observation
 
 HALF_LIFE_SECONDS: Final = 300.0

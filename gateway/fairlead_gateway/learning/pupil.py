@@ -16,10 +16,10 @@ from dataclasses import dataclass, replace
 from itertools import count
 from typing import Final, NamedTuple
 
-from fairlead.fleet import Fleet, Instance, Role
+from fairlead.engine_profile import EngineProfile, builtin_profile
+from fairlead.fleet.model import Fleet, Instance, Role
 from fairlead.limits import Limits
 from fairlead.median import median
-from fairlead.profile import EngineProfile, builtin_profile
 from fairlead_gateway.learning.fit import MIN_OBSERVATIONS, ProfileRegression
 from fairlead_gateway.learning.rows import TimingEvent, TimingEventKind
 from fairlead_gateway.learning.spans import EngineObserver, Observation

@@ -3,10 +3,10 @@
 import asyncio
 from collections.abc import Callable, Sequence
 
-from fairlead.clock import Clock
-from fairlead.fleet import Fleet
+from fairlead.fleet.model import Fleet
 from fairlead.limits import Limits
-from fairlead.tasks import cancel_and_wait
+from fairlead.runtime.clock import Clock
+from fairlead.runtime.tasks import cancel_and_wait
 from fairlead_gateway.channel_messages import ProfileUpdate
 from fairlead_gateway.learning.pupil import LearnedProfile, ProfileEstimator
 from fairlead_gateway.learning.rows import TimingEvents

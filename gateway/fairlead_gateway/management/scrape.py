@@ -11,15 +11,15 @@ from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
 
-from fairlead.clock import Clock
 from fairlead.engines import EngineAdapter, engine_adapter
+from fairlead.engines.credentials import EngineCredentials
 from fairlead.errors import BadInput, Unavailable
-from fairlead.fleet import Fleet, Instance
+from fairlead.fleet.model import Fleet, Instance
+from fairlead.fleet.signals import EngineSignals
 from fairlead.limits import Limits
-from fairlead.signals import EngineSignals
-from fairlead.tasks import cancel_and_wait
-from fairlead_gateway.management.fetch import fetch
-from fairlead_gateway.reach import EngineCredentials
+from fairlead.runtime.clock import Clock
+from fairlead.runtime.http_client import fetch
+from fairlead.runtime.tasks import cancel_and_wait
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ import socket
 from collections.abc import Sequence
 
 from fairlead.limits import Limits
-from fairlead_gateway import quiet_log
+from fairlead.runtime import nonblocking_log
 from fairlead_gateway.errors import GatewayError, MethodNotAllowed
 from fairlead_gateway.head import RequestHead
 from fairlead_gateway.listen import HttpRequest, Listener
@@ -94,5 +94,5 @@ class _AsgiHandler:
         try:
             await serve_request(self._app, request, response, self._server)
         except Exception as error:  # noqa: BLE001 - whatever it is, its asker gets an answer, and the log a place to look at
-            _log.error("%s on the management port\n%s", type(error).__name__, quiet_log.traceback_lines(error))
+            _log.error("%s on the management port\n%s", type(error).__name__, nonblocking_log.traceback_lines(error))
             self.on_rejected(GatewayError("a defect in the management port", hint="see the gateway's log"), response)

@@ -5,8 +5,9 @@ from types import MappingProxyType
 
 import msgspec
 
-from fairlead import decision, fleet
-from fairlead.fleetfile import profile_fields
+from fairlead import decision
+from fairlead.fleet import model as fleet
+from fairlead.fleet.file import profile_fields
 from fairlead_gateway.decision_log import CONTINUATION_RULE, DecisionRecord, LoggedRequest
 from fairlead_gateway.handoff_story import HandoffRecord, PrefillAttempt
 from fairlead_gateway.learning.pupil import LearnedProfile

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from statistics import fmean, pstdev
 
-from fairlead.fleet import Fleet, InstanceState
+from fairlead.fleet.model import Fleet, InstanceState
 from fairlead_gateway.management import models
 from fairlead_gateway.telemetry import UNKNOWN, LoadView, MetricsRecorder
 from fairlead_gateway.telemetry import series as at

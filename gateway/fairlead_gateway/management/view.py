@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from fairlead.clock import Clock
-from fairlead.fleet import Fleet
-from fairlead.lag import LoopLag
+from fairlead.fleet.model import Fleet
+from fairlead.runtime.clock import Clock
+from fairlead.runtime.loop_lag import LoopLag
 from fairlead_gateway.decision_log import LoggedRequest
 from fairlead_gateway.learning.pupil import LearnedProfile
 from fairlead_gateway.telemetry import LoadView, MetricsRecorder

@@ -41,7 +41,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from fairlead.decision import Decision, DecisionInput, RejectedCandidate
-from fairlead.profile import EngineProfile
+from fairlead.engine_profile import EngineProfile
 from fairlead.units import format_duration
 from fairlead_gateway.routing.gaps import WINDOW_SECONDS, InterTokenTimes
 from fairlead_gateway.routing.holdings import Endpoint

@@ -6,8 +6,8 @@ Every ready instance is a ``Place`` with one bit for what it should hold by all 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Final
 
-from fairlead.fleet import KvPull
-from fairlead.profile import EngineProfile
+from fairlead.engine_profile import EngineProfile
+from fairlead.fleet.model import KvPull
 from fairlead_gateway.routing.glimpses import SampledLoads
 from fairlead_gateway.routing.ledger import EndpointLoad
 from fairlead_gateway.routing.prefix import BYTES_PER_TOKEN, PrefixChain, block_ends

@@ -32,8 +32,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from fairlead.decision import Decision, DecisionInput, RejectedCandidate
-from fairlead.fleet import Instance, Role, SloTargets
-from fairlead.profile import EngineProfile
+from fairlead.engine_profile import EngineProfile
+from fairlead.fleet.model import Instance, Role, SloTargets
 from fairlead.units import format_duration
 from fairlead_gateway.routing.glimpses import SampledLoads
 from fairlead_gateway.routing.holdings import Endpoint

@@ -11,10 +11,10 @@ from typing import Final
 import xxhash
 
 from fairlead.decision import Decision
+from fairlead.engine_profile import builtin_profiles
 from fairlead.errors import BadInput
-from fairlead.fleet import Instance, InstanceState, Model, SloTargets
+from fairlead.fleet.model import Instance, InstanceState, Model, SloTargets
 from fairlead.limits import Limits
-from fairlead.profile import builtin_profiles
 from fairlead_gateway.routing.convertible import PrefillOption, prefill_option
 from fairlead_gateway.routing.gaps import InterTokenTimes
 from fairlead_gateway.routing.glimpses import SampledLoads

@@ -10,8 +10,8 @@ numbers are estimates and a pull that is held up costs its whole time, so what i
 
 from typing import Final
 
-from fairlead.fleet import KvPull
-from fairlead.profile import EngineProfile
+from fairlead.engine_profile import EngineProfile
+from fairlead.fleet.model import KvPull
 from fairlead_gateway.routing.holdings import Endpoint
 from fairlead_gateway.routing.request import Candidate
 

@@ -10,9 +10,9 @@ from functools import partial
 from types import MappingProxyType
 from typing import Final, TypeAlias
 
-from fairlead.fleet import Fleet, Instance, InstanceState
-from fairlead.lag import LoopLag
-from fairlead.signals import EngineSignals
+from fairlead.fleet.model import Fleet, Instance, InstanceState
+from fairlead.fleet.signals import EngineSignals
+from fairlead.runtime.loop_lag import LoopLag
 from fairlead_gateway.errors import InvalidApiKey, QuarantinedRequest
 from fairlead_gateway.telemetry import series as at
 from fairlead_gateway.telemetry.families import FAMILIES

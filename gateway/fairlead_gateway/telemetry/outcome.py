@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Final
 
-from fairlead.fleet import SloTargets
+from fairlead.fleet.model import SloTargets
 
 
 @dataclass(slots=True)

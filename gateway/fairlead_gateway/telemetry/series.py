@@ -11,7 +11,7 @@ costs a few instructions, one to a list a hundred and fifty.
 from collections import deque
 from typing import Final
 
-from fairlead.shapes import RequestShapeGrid
+from fairlead.request_shapes import RequestShapeGrid
 from fairlead_gateway.telemetry.histogram import OVERHEAD_BOUNDS, SECONDS_BOUNDS, TOKEN_BOUNDS, bucket_index
 from fairlead_gateway.telemetry.outcome import RequestOutcome
 

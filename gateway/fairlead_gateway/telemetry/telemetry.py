@@ -7,11 +7,11 @@ call of ``rejected`` (it never reached an engine) or ``finished`` (everything el
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final
 
-from fairlead.clock import Clock
 from fairlead.decision import Decision
-from fairlead.fleet import Fleet
-from fairlead.lag import LoopLag
+from fairlead.fleet.model import Fleet
 from fairlead.limits import Limits
+from fairlead.runtime.clock import Clock
+from fairlead.runtime.loop_lag import LoopLag
 from fairlead_gateway.telemetry import series as at
 from fairlead_gateway.telemetry.histogram import SECONDS_BOUNDS, bucket_index
 from fairlead_gateway.telemetry.index import IndexStatus

@@ -13,9 +13,9 @@ from typing import Final
 
 import msgspec
 
-from fairlead.clock import Clock
 from fairlead.errors import Unavailable
 from fairlead.limits import Limits
+from fairlead.runtime.clock import Clock
 from fairlead_gateway.tokenizing.wire import LENGTH_BYTES, TokenizeReply, TokenizeRequest, encode_frame
 
 COMMAND: Final = (sys.executable, "-m", "fairlead_gateway.tokenizing.process")

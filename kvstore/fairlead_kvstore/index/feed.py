@@ -15,9 +15,9 @@ from typing import Any, Final
 import msgspec
 from redis.exceptions import ResponseError
 
-from fairlead.clock import Clock
 from fairlead.limits import Limits
-from fairlead.tasks import cancel_and_wait
+from fairlead.runtime.clock import Clock
+from fairlead.runtime.tasks import cancel_and_wait
 from fairlead.units import format_duration
 from fairlead_kvstore import keys
 from fairlead_kvstore.errors import UnreadableError

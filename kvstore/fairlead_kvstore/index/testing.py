@@ -9,11 +9,11 @@ from dataclasses import replace
 from random import Random
 from typing import Any, Final
 
+from fairlead_testing.waiting import wait_until
 from redis.asyncio import Redis
 
-from fairlead.clock import Clock, ManualClock
 from fairlead.limits import Limits
-from fairlead.testing.waiting import wait_until
+from fairlead.runtime.clock import Clock, ManualClock
 from fairlead_kvstore import keys
 from fairlead_kvstore.errors import SnapshotError
 from fairlead_kvstore.events.outcomes import StreamOutcome

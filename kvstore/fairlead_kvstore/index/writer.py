@@ -26,10 +26,10 @@ import msgspec
 from redis.exceptions import ResponseError
 from xxhash import xxh3_64_intdigest
 
-from fairlead.clock import Clock
 from fairlead.errors import BadInput
 from fairlead.limits import Limits
-from fairlead.tasks import cancel_and_wait
+from fairlead.runtime.clock import Clock
+from fairlead.runtime.tasks import cancel_and_wait
 from fairlead_kvstore import keys
 from fairlead_kvstore.errors import UnreadableError
 from fairlead_kvstore.index import scripts

@@ -18,7 +18,7 @@ from typing import Any, Final
 from redis.exceptions import ResponseError
 
 from fairlead.limits import Limits
-from fairlead.tasks import cancel_and_wait
+from fairlead.runtime.tasks import cancel_and_wait
 from fairlead_kvstore import keys
 from fairlead_kvstore.exchange.records import DATA_FIELD, GATEWAY_FIELD, secret_fingerprint
 from fairlead_kvstore.links.lesson import PromptAlignment, decode_alignment, encode_alignment

@@ -10,7 +10,7 @@ import httpx
 import msgspec
 
 from fairlead.errors import Unavailable
-from fairlead.fleet import EngineAuth, Instance
+from fairlead.fleet.model import EngineAuth, Instance
 from fairlead.limits import Limits
 
 EVENT_SOURCES_PATH: Final = "/kv_event_sources"

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from fairlead.errors import BadInput
-from fairlead.fleet import Instance
+from fairlead.fleet.model import Instance
 
 DEFAULT_BUFFER = 10_000
 """Batches that vLLM keeps for replays by default."""

@@ -20,8 +20,8 @@ from typing import Final, Protocol
 
 import zmq
 
-from fairlead.clock import Clock
 from fairlead.limits import Limits
+from fairlead.runtime.clock import Clock
 from fairlead_kvstore.errors import MalformedEvents
 from fairlead_kvstore.events.outcomes import EventFrame, StreamOutcome, StreamPosition
 from fairlead_kvstore.events.sequence import EventSequencer, parse_frame, parse_replay_frame

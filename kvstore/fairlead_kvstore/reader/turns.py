@@ -15,8 +15,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-from fairlead.clock import Clock
 from fairlead.limits import Limits
+from fairlead.runtime.clock import Clock
 from fairlead_kvstore.reader.timers import ReaderLoop
 
 MESSAGE_OVERHEAD_BYTES = 256

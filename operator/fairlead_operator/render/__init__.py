@@ -3,15 +3,15 @@
 ``render`` is the whole; one file a child, and one for each thing that several children need.
 """
 
-from fairlead_operator.render.facts import (
+from fairlead_operator.render.context import (
     AllowedPeer,
     ExistingWorkload,
     InstallationDefaults,
     RenderContext,
     existing_workload,
 )
+from fairlead_operator.render.errors import RenderProblem
 from fairlead_operator.render.model import RenderedModel, render_model
-from fairlead_operator.render.problems import RenderProblem
 from fairlead_operator.render.revision import CURRENT_VERSION, RenderPin, parse_pin, pool_revision
 
 __all__ = [

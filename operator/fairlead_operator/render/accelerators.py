@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from fairlead.api import AcceleratorClass, AcceleratorClassSpec, EngineKind, Pool, Profile, Reason, builtin_accelerators
-from fairlead.engines.pods import InstancePod
+from fairlead.engine_profile import builtin_profiles
+from fairlead.engines.containers import InstancePod
 from fairlead.names import closest_matches
-from fairlead.profile import builtin_profiles
-from fairlead_operator.render.problems import RenderProblem
+from fairlead_operator.render.errors import RenderProblem
 
 
 def resolve_accelerator(

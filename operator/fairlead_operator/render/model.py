@@ -7,22 +7,22 @@ from typing import Final
 import msgspec
 
 from fairlead.api import AcceleratorClass, AcceleratorClassSpec, ModelDeployment, Pool, Reason
-from fairlead.engines.pods import InstancePod, NodeRole, container_builders
+from fairlead.engines.containers import InstancePod, NodeRole, container_builders
 from fairlead.errors import BadInput
-from fairlead.kube.resource import Manifest
+from fairlead.kube.resources import Manifest
 from fairlead_operator.render.accelerators import resolve_accelerator
-from fairlead_operator.render.budget import pod_disruption_budget
-from fairlead_operator.render.children import PoolContext
-from fairlead_operator.render.deployment import deployment
-from fairlead_operator.render.facts import RenderContext
-from fairlead_operator.render.leaderworkerset import leader_worker_set
+from fairlead_operator.render.children.deployment import deployment
+from fairlead_operator.render.children.leader_worker_set import leader_worker_set
+from fairlead_operator.render.children.network_policy import network_policy
+from fairlead_operator.render.children.pod_disruption_budget import pod_disruption_budget
+from fairlead_operator.render.children.service import service
+from fairlead_operator.render.children.service_account import service_account
+from fairlead_operator.render.context import RenderContext
+from fairlead_operator.render.errors import RenderProblem
 from fairlead_operator.render.names import MAX_GROUP_NAME_LENGTH, MAX_NAME_LENGTH, child_name
-from fairlead_operator.render.networkpolicy import network_policy
-from fairlead_operator.render.problems import RenderProblem
+from fairlead_operator.render.pool_context import PoolContext
 from fairlead_operator.render.revision import CURRENT_VERSION, RenderPin, pool_revision
-from fairlead_operator.render.service import service
-from fairlead_operator.render.serviceaccount import service_account
-from fairlead_operator.render.template import render_template, supported_versions
+from fairlead_operator.render.template_versions import render_template, supported_versions
 
 MAX_MANIFEST_BYTES: Final = 1_000_000
 """An object that etcd takes has at most 1.5 MiB, and the API server adds to it who owns which field."""

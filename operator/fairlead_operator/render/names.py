@@ -6,7 +6,7 @@ from collections.abc import Set
 from typing import Final
 
 from fairlead.api import ModelDeployment, Pool
-from fairlead.cluster_labels import (
+from fairlead.fleet.labels import (
     ENDPOINT_LABEL,
     ENGINE_LABEL,
     FIELD_MANAGER,

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from fairlead.api import AcceleratorClassSpec, EngineKind, ModelDeployment, Pool
-from fairlead.cluster_labels import POD_REVISION_LABEL, RENDER_PIN_ANNOTATION
+from fairlead.fleet.labels import POD_REVISION_LABEL, RENDER_PIN_ANNOTATION
 
 CURRENT_VERSION: Final = 1
 _HEX_DIGITS: Final = 10

@@ -22,8 +22,8 @@ from collections import deque
 from heapq import heappop, heappush
 from math import ceil, sqrt
 
-from fairlead.fleet import Role
-from fairlead.profile import EngineProfile
+from fairlead.engine_profile import EngineProfile
+from fairlead.fleet.model import Role
 from fairlead_gateway.routing.router import DEFAULT_OUTPUT_TOKENS
 from fairlead_sim.scaling.book import RequestTable
 

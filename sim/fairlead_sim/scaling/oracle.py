@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from math import ceil, floor, inf
 
-from fairlead.fleet import Role
+from fairlead.fleet.model import Role
 from fairlead_sim.scaling.loop import ControllerOutcome, is_within_slo, run_schedule
 from fairlead_sim.scaling.plant import AutoscalingScenario
 from fairlead_sim.scaling.pool import PoolSetup

@@ -18,7 +18,7 @@ from enum import Enum, auto
 from heapq import heappop, heappush
 from random import Random
 
-from fairlead.fleet import Role
+from fairlead.fleet.model import Role
 from fairlead_autoscaler.scaling.need import has_pool_choice
 from fairlead_autoscaler.scaling.values import GatewayTraffic, ModelSpec, Observation, ShapeCount
 from fairlead_gateway.routing.convertible import LOCAL_RULES

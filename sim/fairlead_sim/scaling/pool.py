@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
-from fairlead.profile import EngineProfile
+from fairlead.engine_profile import EngineProfile
 from fairlead_autoscaler.scaling.values import PoolObservation, PoolSpec, ReplicaMetrics, ReplicaState, WakeTiming
 from fairlead_sim.scaling.engine import PlantEngine
 

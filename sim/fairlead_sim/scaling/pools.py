@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from fairlead.fleet import Role
-from fairlead.profile import EngineProfile
+from fairlead.engine_profile import EngineProfile
+from fairlead.fleet.model import Role
 from fairlead_autoscaler.scaling.values import ModelSpec, PoolSpec
 from fairlead_sim.scaling.pool import PoolSetup, StartupDistribution
 from fairlead_sim.scaling.profile import step_profile

@@ -1,6 +1,6 @@
 """The small step model that studies of autoscaling and the autoscaler's seam speak of, as an engine profile."""
 
-from fairlead.profile import EngineProfile
+from fairlead.engine_profile import EngineProfile
 
 
 def step_profile(

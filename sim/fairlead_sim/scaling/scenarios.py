@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from random import Random
 
-from fairlead.fleet import Role
+from fairlead.fleet.model import Role
 from fairlead_sim.azure import read_azure
 from fairlead_sim.scaling import load as loads
 from fairlead_sim.scaling.book import ArrivalTrace

@@ -9,10 +9,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from fairlead.engine_profile import EngineProfile
 from fairlead.errors import BadInput
-from fairlead.fleet import Role
+from fairlead.fleet.model import Role
 from fairlead.names import closest_matches
-from fairlead.profile import EngineProfile
 from fairlead_autoscaler.scaling.settings import ScalingSettings
 from fairlead_autoscaler.scaling.values import ModelSpec, PoolSpec
 from fairlead_sim.scaling.profile import step_profile

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from fairlead.fleet import Instance, SloTargets
+from fairlead.fleet.model import Instance, SloTargets
 from fairlead_autoscaler.scaling.values import ModelSpec
 from fairlead_gateway.routing.glimpses import SampledLoads
 from fairlead_gateway.routing.holdings import Endpoint

@@ -2,8 +2,8 @@
 
 from itertools import count
 
-from fairlead.fleet import Role
-from fairlead.profile import EngineProfile
+from fairlead.engine_profile import EngineProfile
+from fairlead.fleet.model import Role
 from fairlead_sim.engine import EngineCore
 from fairlead_sim.scaling.book import RequestTable
 from fairlead_sim.scaling.engine import BLOCK_TOKENS, PlantEngine, StepTotals

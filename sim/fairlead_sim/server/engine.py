@@ -13,9 +13,9 @@ from functools import partial
 from itertools import count
 from random import Random
 
-from fairlead.clock import Clock
 from fairlead.errors import BadInput
-from fairlead.lag import LoopLag
+from fairlead.runtime.clock import Clock
+from fairlead.runtime.loop_lag import LoopLag
 from fairlead_sim.blocks import block_keys, chain_root
 from fairlead_sim.engine import EngineSequence, QueueFull
 from fairlead_sim.server import parts, scripts

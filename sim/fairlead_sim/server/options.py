@@ -7,8 +7,8 @@ from typing import Any
 
 import msgspec
 
+from fairlead.engine_profile import EngineProfile, builtin_profile
 from fairlead.errors import BadInput, SettingsError
-from fairlead.profile import EngineProfile, builtin_profile
 from fairlead_sim.server import faults
 from fairlead_sim.server import kv_options as transfer
 from fairlead_sim.server.adapters import parse_adapter

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import zmq
 
-from fairlead.clock import Clock
-from fairlead.lag import LoopLag
-from fairlead.profile import EngineProfile
+from fairlead.engine_profile import EngineProfile
+from fairlead.runtime.clock import Clock
+from fairlead.runtime.loop_lag import LoopLag
 from fairlead_sim.engine import EngineCore, EngineStats
 from fairlead_sim.kv_events import KvEventPublisher
 from fairlead_sim.kv_wire import AdapterIds

@@ -10,10 +10,10 @@ from random import Random
 
 import zmq
 
-from fairlead.clock import Clock
 from fairlead.errors import SettingsError
-from fairlead.lag import LoopLag
 from fairlead.limits import Limits
+from fairlead.runtime.clock import Clock
+from fairlead.runtime.loop_lag import LoopLag
 from fairlead_sim.server import faults, parts, routes
 from fairlead_sim.server.app import EngineApp
 from fairlead_sim.server.connection import ServerConnection

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from random import Random
 
-from fairlead.clock import Clock, SystemClock
+from fairlead.runtime.clock import Clock, SystemClock
 from fairlead_sim.server.process import RunningEngine, start_engine
 from fairlead_sim.server.settings import EngineSettings
 from fairlead_sim.tokenizer import Tokenizer

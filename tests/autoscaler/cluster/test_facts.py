@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from fairlead.api import ModelDeploymentSpec, builtin_accelerators
-from fairlead.fleet import Role
+from fairlead.fleet.kubernetes.spec_cache import ParsedModel
+from fairlead.fleet.model import Role
 from fairlead.kube.errors import NotFound, Unreachable
-from fairlead.kube.resource import ACCELERATOR_CLASSES, DEPLOYMENTS, LEADER_WORKER_SETS, PODS
-from fairlead.kubefleet.specs import ParsedModel
+from fairlead.kube.resources import ACCELERATOR_CLASSES, DEPLOYMENTS, LEADER_WORKER_SETS, PODS
 from fairlead_autoscaler.cluster.facts import (
     ClusterSnapshot,
     WatchStatus,

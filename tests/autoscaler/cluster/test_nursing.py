@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from fairlead.clock import ManualClock
-from fairlead.cluster_labels import SLEEP_ANNOTATION, SleepMark, parse_sleep_mark
-from fairlead.engines.sleep import SleepRefused
+from fairlead.engines.sleep_mode import SleepRefused
 from fairlead.errors import Unavailable
+from fairlead.fleet.labels import SLEEP_ANNOTATION, SleepMark, parse_sleep_mark
 from fairlead.limits import Limits
+from fairlead.runtime.clock import ManualClock
 from fairlead_autoscaler.cluster.nursing import SleepController
 from fairlead_autoscaler.scaling import WakeTiming
 from fairlead_autoscaler.seen import GatewayMetrics, GatewaySnapshot

@@ -5,12 +5,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
+from fairlead_testing.kube.in_memory import InMemoryKube
 
-from fairlead.cluster_labels import SLEEP_ANNOTATION
 from fairlead.errors import Unavailable
+from fairlead.fleet.labels import SLEEP_ANNOTATION
 from fairlead.kube.errors import Conflict
-from fairlead.kube.managers import replicas_managers
-from fairlead.testing.memory_kube import InMemoryKube
+from fairlead.kube.field_managers import replicas_managers
 from fairlead_autoscaler.cluster.scaler import DELETION_COST, ScaleWriter, deletion_costs
 
 Manifest = dict[str, Any]

@@ -4,13 +4,13 @@ import asyncio
 from typing import Any
 
 import pytest
+from fairlead_testing.fake_time import FakeTime
+from fairlead_testing.kube.in_memory import InMemoryKube
 
 from fairlead.kube.errors import Unreachable
-from fairlead.kube.news import EventDraft
-from fairlead.kube.resource import key_of
-from fairlead.tasks import cancel_and_wait
-from fairlead.testing.memory_kube import InMemoryKube
-from fairlead.testing.timeline import FakeTime
+from fairlead.kube.events.event import EventDraft
+from fairlead.kube.resources import key_of
+from fairlead.runtime.tasks import cancel_and_wait
 from fairlead_autoscaler.cluster.telling import StatusWriter
 from fairlead_autoscaler.governor import EnforcedPlan
 from fairlead_autoscaler.recording import TickRecord

@@ -5,17 +5,17 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+from fairlead_testing.kube.api_server import ApiServer
+from fairlead_testing.kube.operators import apply_crds_and_namespaces
+from fairlead_testing.waiting import wait_until, wait_until_async
 
-from fairlead.clock import SystemClock
-from fairlead.cluster_labels import AUTOSCALER_FIELD_MANAGER, FIELD_MANAGER, MANAGED_BY_LABEL, MODEL_LABEL, POOL_LABEL
 from fairlead.errors import Unavailable
+from fairlead.fleet.labels import AUTOSCALER_FIELD_MANAGER, FIELD_MANAGER, MANAGED_BY_LABEL, MODEL_LABEL, POOL_LABEL
 from fairlead.kube.client import KubeApi
-from fairlead.kube.resource import DEPLOYMENTS, MODEL_DEPLOYMENTS, Manifest, uid_of
+from fairlead.kube.resources import DEPLOYMENTS, MODEL_DEPLOYMENTS, Manifest, uid_of
 from fairlead.limits import Limits
-from fairlead.tasks import cancel_and_wait
-from fairlead.testing.kube import ApiServer
-from fairlead.testing.operators import apply_crds_and_namespaces
-from fairlead.testing.waiting import wait_until, wait_until_async
+from fairlead.runtime.clock import SystemClock
+from fairlead.runtime.tasks import cancel_and_wait
 from fairlead_autoscaler.cluster.scaler import ScaleWriter
 from fairlead_autoscaler.cluster.world import KubernetesTarget
 

@@ -8,7 +8,7 @@ from coretests.drawn import MIXES, OBJECTIVES, PROFILES
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairlead.profile import EngineProfile
+from fairlead.engine_profile import EngineProfile
 from fairlead_autoscaler.scaling.capacity import (
     Bound,
     LatencyTargets,

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from fairlead.profile import EngineProfile
+from fairlead.engine_profile import EngineProfile
 from fairlead_autoscaler.scaling import PoolSpec, ScalingSettings
 from fairlead_autoscaler.scaling.capacity import LatencyTargets, MeanRequest
 from fairlead_autoscaler.scaling.load import LoadLevel

@@ -6,8 +6,8 @@ from coretests.drawn import ITL, MISSES, OUTPUTS, PROFILES, PROMPTS, TTFT
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from fairlead.fleet import Role
-from fairlead.profile import EngineProfile
+from fairlead.engine_profile import EngineProfile
+from fairlead.fleet.model import Role
 from fairlead_autoscaler.scaling import (
     GatewayTraffic,
     ModelSpec,

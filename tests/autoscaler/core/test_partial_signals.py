@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from fairlead.profile import EngineProfile
+from fairlead.engine_profile import EngineProfile
 from fairlead_autoscaler.scaling import (
     GatewayTraffic,
     ModelSpec,

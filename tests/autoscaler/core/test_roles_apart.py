@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from fairlead.fleet import Role
-from fairlead.profile import EngineProfile
+from fairlead.engine_profile import EngineProfile
+from fairlead.fleet.model import Role
 from fairlead_autoscaler.scaling import PoolObservation, PoolSpec, ReplicaMetrics, ReplicaState, ScalingSettings
 from fairlead_autoscaler.scaling.clean import pool_totals
 from fairlead_autoscaler.scaling.replicas import PoolRequest, Rule, SignalDoubt, plan_pool

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from fairlead.fleet import Role
+from fairlead.fleet.model import Role
 from fairlead_autoscaler.scaling import ScalingCore, ScalingSettings
 from fairlead_autoscaler.scaling.learned import DecayingRatio, RequestLengths
 from fairlead_autoscaler.scaling.load import ArrivalBin, ArrivalHistory

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fairlead.profile import EngineProfile
+from fairlead.engine_profile import EngineProfile
 from fairlead_autoscaler.scaling import PoolSpec, ScalingSettings
 from fairlead_autoscaler.scaling.clean import TokenGapSample
 from fairlead_autoscaler.scaling.learned import EngineSpeed, update_engine_speed

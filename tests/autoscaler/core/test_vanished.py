@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from fairlead.fleet import Role
-from fairlead.profile import builtin_profile
+from fairlead.engine_profile import builtin_profile
+from fairlead.fleet.model import Role
 from fairlead_autoscaler.scaling import (
     GatewayTraffic,
     ModelSpec,

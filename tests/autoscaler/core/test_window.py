@@ -2,7 +2,7 @@
 
 import math
 
-from fairlead.profile import EngineProfile
+from fairlead.engine_profile import EngineProfile
 from fairlead_autoscaler.scaling import (
     GatewayTraffic,
     ModelSpec,

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairlead.fleet import SloTargets
-from fairlead.profile import EngineProfile, builtin_profile
+from fairlead.engine_profile import EngineProfile, builtin_profile
+from fairlead.fleet.model import SloTargets
 from fairlead_autoscaler.mix import throughput
 from fairlead_sim.scaling.book import ArrivalTrace
 from fairlead_sim.scaling.loop import ScheduleController, run_controller

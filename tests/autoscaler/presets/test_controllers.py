@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fairlead.errors import BadInput
-from fairlead.fleet import Role
+from fairlead.fleet.model import Role
 from fairlead_autoscaler.presets import PRESETS, Controller, Metric, build
 from fairlead_autoscaler.presets.apa import ApaSettings, apa
 from fairlead_autoscaler.presets.dynamo import decode_rate, prefill_rate, serve_rate

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from fairlead.api import Autoscaling
-from fairlead.clock import ManualClock
 from fairlead.errors import Unavailable
-from fairlead.fleet import SloTargets
+from fairlead.fleet.model import SloTargets
 from fairlead.limits import Limits
+from fairlead.runtime.clock import ManualClock
 from fairlead_autoscaler.loop import ControlLoop
 from fairlead_autoscaler.recording import TickRecord
 from fairlead_autoscaler.scaling import (

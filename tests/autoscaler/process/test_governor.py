@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fairlead.api import Autoscaling
-from fairlead.fleet import Role
+from fairlead.fleet.model import Role
 from fairlead_autoscaler.governor import (
     EnforcedPlan,
     PolicyState,

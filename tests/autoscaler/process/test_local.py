@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from fairlead.clock import ManualClock
 from fairlead.errors import Unavailable
-from fairlead.fleet import SloTargets
+from fairlead.fleet.model import SloTargets
+from fairlead.runtime.clock import ManualClock
 from fairlead_autoscaler.local import (
     DESIRED_FILE,
     STATE_FILE,

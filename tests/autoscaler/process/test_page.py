@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairlead.clock import ManualClock
 from fairlead.errors import Unavailable
-from fairlead.fleet import Fleet, Instance, Model
-from fairlead.shapes import RequestShapeGrid
-from fairlead.signals import EngineSignals
+from fairlead.fleet.model import Fleet, Instance, Model
+from fairlead.fleet.signals import EngineSignals
+from fairlead.request_shapes import RequestShapeGrid
+from fairlead.runtime.clock import ManualClock
 from fairlead_autoscaler import page
 from fairlead_gateway.telemetry import MetricsRecorder, RequestOutcome
 

@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
-from fairlead.fleet import Role, SloTargets
-from fairlead.profile import builtin_profile
+from fairlead.engine_profile import builtin_profile
+from fairlead.fleet.model import Role, SloTargets
 from fairlead_autoscaler.scaling import (
     GatewayTraffic,
     Observation,

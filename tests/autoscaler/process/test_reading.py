@@ -6,9 +6,9 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from fairlead.clock import ManualClock
 from fairlead.errors import Unavailable
 from fairlead.limits import Limits
+from fairlead.runtime.clock import ManualClock
 from fairlead_autoscaler.reading import GatewayScraper, HttpPageFetcher
 from fairlead_autoscaler.scaling import GatewayTraffic
 from fairlead_autoscaler.seen import GatewaySnapshot, gateway_traffic

@@ -5,8 +5,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from fairlead.clock import ManualClock
 from fairlead.limits import Limits
+from fairlead.runtime.clock import ManualClock
 from fairlead_autoscaler import governor
 from fairlead_autoscaler.loop import LoopCounters
 from fairlead_autoscaler.management import create_app

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from fairlead.engine_profile import builtin_profile
 from fairlead.errors import BadInput
-from fairlead.profile import builtin_profile
 from fairlead_autoscaler.recording import TickRecord, decode_record, encode_record
 from fairlead_autoscaler.replaying import SettingChanges, parse_changes, replay
 from fairlead_autoscaler.scaling import (

@@ -3,7 +3,7 @@
 import pytest
 
 from fairlead.api import Autoscaling
-from fairlead.fleet import SloTargets
+from fairlead.fleet.model import SloTargets
 from fairlead_autoscaler.deltas import CounterKey
 from fairlead_autoscaler.scaling import (
     GatewayTraffic,

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fairlead.decision import DecisionInput
-from fairlead.fleet import Role
-from fairlead.profile import EngineProfile
+from fairlead.engine_profile import EngineProfile
+from fairlead.fleet.model import Role
 from fairlead_autoscaler.roles import DecodeLoad, decode_slack
 from fairlead_autoscaler.scaling.convertible import add_decode_slack
 from fairlead_autoscaler.scaling.values import ModelSpec, PoolObservation, PoolPlan, PoolSpec

@@ -12,7 +12,7 @@ import yaml
 from fairlead import __version__
 from fairlead.api.crd import crd_manifest
 from fairlead.api.kinds import served_kinds
-from fairlead.kube.resource import Manifest
+from fairlead.kube.resources import Manifest
 from fairlead_cli.cluster.asking import PodReport, Readiness
 from fairlead_cli.cluster.facts import COMPONENT_LABEL, ClusterFacts, SecretSummary
 from fairlead_cli.cluster.judging.workloads import secret_references, watched_namespaces

@@ -7,7 +7,7 @@ import pytest
 
 from fairlead.api import ConditionType
 from fairlead.api.conditions import reasons
-from fairlead.kube.resource import Manifest
+from fairlead.kube.resources import Manifest
 from fairlead_cli.cluster.advice import advise
 from fairlead_cli.cluster.asking import PodReport, Readiness
 from fairlead_cli.cluster.missing import MissingValue

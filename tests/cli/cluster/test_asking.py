@@ -5,11 +5,11 @@ import json
 from typing import Any
 
 import pytest
+from fairlead_testing.http.canned_server import CannedResponse, CannedServer
 
-from fairlead.clock import SystemClock
-from fairlead.kube.access import ClusterConfig
 from fairlead.kube.client import KubeApi
-from fairlead.testing.canned import CannedResponse, CannedServer
+from fairlead.kube.transport.kubeconfig import ClusterConfig
+from fairlead.runtime.clock import SystemClock
 from fairlead_cli.cluster.asking import PodReport, Readiness, pod_port, query_component, query_gateway
 from fairlead_cli.cluster.missing import MissingValue
 from fairlead_cli.cluster.prometheus import MetricsPage

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fairlead_testing.kube.api_server import ApiServer, api_server_for_test
+from fairlead_testing.waiting import wait_until_async
 
 from fairlead.api.crd import crd_manifest
 from fairlead.api.kinds import served_kinds
-from fairlead.clock import SystemClock
 from fairlead.kube.client import KubeApi, RawResponse
-from fairlead.kube.resource import (
+from fairlead.kube.resources import (
     CONTROLLER_REVISIONS,
     DEPLOYMENTS,
     EVENTS,
@@ -27,8 +28,7 @@ from fairlead.kube.resource import (
     Resource,
     uid_of,
 )
-from fairlead.testing.kube import ApiServer, api_server_for_test
-from fairlead.testing.waiting import wait_until_async
+from fairlead.runtime.clock import SystemClock
 from fairlead_cli.cluster.archive import BundleLimits, BundlePart, PackedBundle, pack, write_archive
 from fairlead_cli.cluster.bundling import build_bundle
 from fairlead_cli.cluster.missing import MissingValue

@@ -17,7 +17,7 @@ from fairlead_cli.cluster.judging.models import STALL_REASONS
 from fairlead_cli.cluster.printing import render_lines
 from fairlead_cli.cluster.rights import COMPONENTS_WITH_PERMISSIONS, component_permissions
 from fairlead_cli.cluster.verdict import MAX_LINES, CheckOutcome, CheckResult, Verdict
-from fairlead_operator.leading import LEASE_NAME
+from fairlead_operator.kube.leader_election import LEASE_NAME
 
 ROOT = Path(__file__).parents[3]
 Build = Mapping[str, Callable[..., Any]]

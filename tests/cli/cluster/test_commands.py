@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from fairlead.clock import ManualClock
 from fairlead.errors import BadInput
+from fairlead.runtime.clock import ManualClock
 from fairlead_cli import where
 from fairlead_cli.cluster import bundling, checking
 from fairlead_cli.cluster.catalogue import all_checks

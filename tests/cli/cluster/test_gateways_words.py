@@ -9,9 +9,9 @@ from typing import Any
 import msgspec
 import pytest
 import yaml
+from fairlead_testing.kube.fake_server import fake_api_server
+from fairlead_testing.waiting import wait_until_async
 
-from fairlead.testing.fake_kube import fake_api_server
-from fairlead.testing.waiting import wait_until_async
 from fairlead_cli.cluster.asking import PodReport, Readiness
 from fairlead_cli.cluster.checks import run_checks
 from fairlead_cli.cluster.facts import ClusterFacts

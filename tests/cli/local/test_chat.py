@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from fairlead_testing.http.canned_server import CannedResponse, CannedServer
 
-from fairlead.testing.canned import CannedResponse, CannedServer
 from fairlead_cli.errors import StackUnreachable
 from fairlead_cli.local.conversation import AnswerError, Conversation
 from fairlead_cli.local.repl import Terminal, run_dialogue

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from fairlead.engine_profile import builtin_profile
 from fairlead.errors import BadInput
-from fairlead.fleet import Role
-from fairlead.manifests import load_manifests
-from fairlead.profile import builtin_profile
+from fairlead.fleet.model import Role
+from fairlead.manifests.loader import load_manifests
 from fairlead_cli.local.plan import EnginePlan, PlanOptions, plan_engines
 from fairlead_cli.local.pool import EngineProcess
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import httpx
 
-from fairlead.clock import SystemClock
-from fairlead.fleet import Instance, Model
-from fairlead.fleetfile import parse_fleet_file
+from fairlead.fleet.file import parse_fleet_file
+from fairlead.fleet.model import Instance, Model
+from fairlead.runtime.clock import SystemClock
 from fairlead_cli.local.child import ProcessCommand
 from fairlead_cli.local.guard import Reaper
 from fairlead_cli.local.management import ManagementClient

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from fairlead_testing.http.canned_server import CannedResponse, CannedServer
 
 from fairlead.decision import Decision, DecisionInput, RejectedCandidate
-from fairlead.testing.canned import CannedResponse, CannedServer
 from fairlead_cli.local import answers
 from fairlead_cli.local.explaining import render_decision
 from fairlead_gateway.decision_log import CONTINUATION_RULE, DecisionRecord, LoggedRequest

@@ -8,8 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from fairlead.testing.processes import is_alive, wait_until
+from fairlead_testing.processes import is_alive, wait_until
 
 SUPERVISOR = """
 import asyncio, sys

@@ -7,9 +7,10 @@ import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from fairlead.clock import ManualClock
+from fairlead_testing.processes import is_alive, wait_until
+
 from fairlead.errors import BadInput
-from fairlead.testing.processes import is_alive, wait_until
+from fairlead.runtime.clock import ManualClock
 from fairlead_cli.local.child import ChildProcess, ProcessCommand
 from fairlead_cli.local.guard import Reaper
 from fairlead_cli.local.keeper import ManagedProcess, ProcessPhase

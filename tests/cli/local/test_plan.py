@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import pytest
+from fairlead_testing.local_stack import SMALL_MANIFEST
 
 from fairlead.engines import engine_adapter
 from fairlead.errors import BadInput
-from fairlead.manifests import Manifests, load_manifests
-from fairlead.testing.stack import SMALL_MANIFEST
+from fairlead.manifests.loader import Manifests, load_manifests
 from fairlead_cli.local.launch import (
     UpOptions,
     build_config,

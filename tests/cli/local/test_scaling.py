@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from fairlead.clock import ManualClock
+from fairlead.engine_profile import builtin_profile
 from fairlead.errors import BadInput
-from fairlead.fleet import Instance, Model, Role
-from fairlead.manifests import load_manifests
-from fairlead.profile import builtin_profile
+from fairlead.fleet.model import Instance, Model, Role
+from fairlead.manifests.loader import load_manifests
+from fairlead.runtime.clock import ManualClock
 from fairlead_autoscaler.local import DESIRED_FILE, STATE_FILE, DesiredPool, DesiredPools, LocalTarget, write_file
 from fairlead_autoscaler.scaling import ReplicaState, SleepTier, WakeTiming
 from fairlead_cli.local.child import ProcessCommand

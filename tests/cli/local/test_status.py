@@ -9,8 +9,8 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from fairlead_testing.http.canned_server import CannedResponse, CannedServer
 
-from fairlead.testing.canned import CannedResponse, CannedServer
 from fairlead_autoscaler.governor import EnforcedPlan
 from fairlead_autoscaler.recording import TickRecord
 from fairlead_autoscaler.scaling import ModelSpec, Observation, PoolSpec, ScalingPlan

@@ -9,12 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from fairlead_testing.processes import is_alive, wait_until
 
-from fairlead.clock import SystemClock
 from fairlead.errors import BadInput
-from fairlead.fleet import Fleet, Instance, InstanceState, Model
-from fairlead.fleetfile import parse_fleet_file
-from fairlead.testing.processes import is_alive, wait_until
+from fairlead.fleet.file import parse_fleet_file
+from fairlead.fleet.model import Fleet, Instance, InstanceState, Model
+from fairlead.runtime.clock import SystemClock
 from fairlead_cli.errors import StartFailed
 from fairlead_cli.local.child import ProcessCommand
 from fairlead_cli.local.guard import Reaper

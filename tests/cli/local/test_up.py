@@ -15,9 +15,8 @@ from signal import SIGHUP, SIGINT, SIGKILL, SIGTERM, Signals
 import httpx
 import openai
 import pytest
-
-from fairlead.testing.processes import descendants, is_alive, is_listening, wait_until
-from fairlead.testing.stack import LocalStack, StackFootprint
+from fairlead_testing.local_stack import LocalStack, StackFootprint
+from fairlead_testing.processes import descendants, is_alive, is_listening, wait_until
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc"),

@@ -6,24 +6,26 @@ from typing import Any
 
 import pytest
 import uvloop
+from fairlead_testing.http import scripted_server
 
 from fairlead.errors import Unavailable
-from fairlead.testing import sse
 from fairlead_cli.replaying.client import GAVE_UP_ERROR, ClientRun, OpenLoopClient, PlannedRequest, ProgressCounts
 from fairlead_cli.replaying.prompts import ReplayTarget, plan_requests
 from fairlead_sim.traces import TraceRequest
 
-DONE = sse.event("[DONE]")
+DONE = scripted_server.event("[DONE]")
 
 
 async def tokens(body: dict[str, Any]) -> AsyncIterator[bytes]:
     """As many tokens as asked for, each its own chunk."""
-    yield sse.head(more="x-fairlead-instance: main-0/1/0\r\nx-fairlead-reason: affinity\r\n")
-    yield sse.chunk(sse.role())
+    yield scripted_server.head(more="x-fairlead-instance: main-0/1/0\r\nx-fairlead-reason: affinity\r\n")
+    yield scripted_server.chunk(scripted_server.role())
     for _ in range(body["max_tokens"]):
-        yield sse.chunk(sse.token(" abc"))
-    yield sse.chunk(sse.usage(len(body["messages"][0]["content"]) // 4, body["max_tokens"], 512))
-    yield sse.chunk(DONE) + sse.chunk(b"")
+        yield scripted_server.chunk(scripted_server.token(" abc"))
+    yield scripted_server.chunk(
+        scripted_server.usage(len(body["messages"][0]["content"]) // 4, body["max_tokens"], 512)
+    )
+    yield scripted_server.chunk(DONE) + scripted_server.chunk(b"")
 
 
 def requests(count: int, *, every: float = 0.0, output: int = 3) -> list[TraceRequest]:
@@ -31,10 +33,10 @@ def requests(count: int, *, every: float = 0.0, output: int = 3) -> list[TraceRe
 
 
 def replay(
-    script: sse.Script, wanted: list[TraceRequest], *, patience: float = 30.0
-) -> tuple[ClientRun, sse.ScriptedServer]:
-    async def go() -> tuple[ClientRun, sse.ScriptedServer]:
-        async with sse.scripted_server(script) as server:
+    script: scripted_server.Script, wanted: list[TraceRequest], *, patience: float = 30.0
+) -> tuple[ClientRun, scripted_server.ScriptedServer]:
+    async def go() -> tuple[ClientRun, scripted_server.ScriptedServer]:
+        async with scripted_server.scripted_server(script) as server:
             target = ReplayTarget(server.url, model="tiny")
             client = OpenLoopClient(target.host, target.port, patience_seconds=patience)
             return await client.run(plan_requests(wanted, target, speed=1.0)), server
@@ -86,8 +88,8 @@ def test_a_slow_answer_holds_no_other_request_back() -> None:
 
 def test_an_answer_that_is_no_200_is_an_error_with_its_message() -> None:
     async def script(body: dict[str, Any]) -> AsyncIterator[bytes]:
-        yield sse.head("503 Service Unavailable", kind="application/json")
-        yield sse.chunk(b'{"error": {"message": "no instance is ready"}}') + sse.chunk(b"")
+        yield scripted_server.head("503 Service Unavailable", kind="application/json")
+        yield scripted_server.chunk(b'{"error": {"message": "no instance is ready"}}') + scripted_server.chunk(b"")
 
     run, _ = replay(script, requests(2))
     assert {outcome.error for outcome in run.results} == {"HTTP 503: no instance is ready"}
@@ -96,8 +98,12 @@ def test_an_answer_that_is_no_200_is_an_error_with_its_message() -> None:
 
 def test_a_connection_cut_in_mid_stream_is_an_error_that_keeps_its_first_token() -> None:
     async def script(body: dict[str, Any]) -> AsyncIterator[bytes]:
-        yield sse.head() + sse.chunk(sse.role()) + sse.chunk(sse.token(" abc"))
-        raise sse.CloseConnection
+        yield (
+            scripted_server.head()
+            + scripted_server.chunk(scripted_server.role())
+            + scripted_server.chunk(scripted_server.token(" abc"))
+        )
+        raise scripted_server.CloseConnection
 
     run, _ = replay(script, requests(1))
     assert "lost" in (run.results[0].error or "")
@@ -124,7 +130,7 @@ def test_what_never_answers_is_given_up_after_the_patience() -> None:
 
 def test_nothing_listening_is_said_before_anything_is_sent() -> None:
     async def go() -> None:
-        async with sse.scripted_server(tokens) as server:
+        async with scripted_server.scripted_server(tokens) as server:
             target = ReplayTarget(server.url, model="tiny")
         await OpenLoopClient(target.host, target.port).run(plan_requests(requests(1), target, speed=1.0))
 
@@ -136,7 +142,7 @@ def test_the_progress_ends_with_everything_answered() -> None:
     seen: list[ProgressCounts] = []
 
     async def go() -> None:
-        async with sse.scripted_server(tokens) as server:
+        async with scripted_server.scripted_server(tokens) as server:
             target = ReplayTarget(server.url, model="tiny")
             client = OpenLoopClient(target.host, target.port, on_progress=seen.append)
             await client.run(plan_requests(requests(4), target, speed=1.0))

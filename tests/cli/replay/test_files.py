@@ -6,8 +6,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fairlead.fleet import SloTargets
-from fairlead.profile import builtin_profile
+from fairlead.engine_profile import builtin_profile
+from fairlead.fleet.model import SloTargets
 from fairlead_cli.replaying.files import CSV_COLUMNS, write_report
 from fairlead_cli.replaying.report import PolicyResult, ReplayReport, RunSummary
 from fairlead_cli.replaying.simulated import FleetSimulation

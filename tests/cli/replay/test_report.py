@@ -4,7 +4,7 @@ from array import array
 
 import pytest
 
-from fairlead.fleet import SloTargets
+from fairlead.fleet.model import SloTargets
 from fairlead_cli.replaying.outcome import ReplayResult
 from fairlead_cli.replaying.report import (
     PolicyResult,

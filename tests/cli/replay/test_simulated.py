@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from fairlead.fleet import SloTargets
-from fairlead.profile import builtin_profile
+from fairlead.engine_profile import builtin_profile
+from fairlead.fleet.model import SloTargets
 from fairlead_cli.replaying.outcome import ReplayResult
 from fairlead_cli.replaying.prompts import PromptBuilder, prefix_chains
 from fairlead_cli.replaying.simulated import FleetSimulation, jitter_arrivals, timing_doubts, transport_seconds

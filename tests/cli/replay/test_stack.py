@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from fairlead_testing.processes import descendants, is_alive, wait_until
 
+from fairlead.engine_profile import builtin_profile
 from fairlead.errors import Unavailable
-from fairlead.fleet import SloTargets
-from fairlead.profile import builtin_profile
-from fairlead.testing.processes import descendants, is_alive, wait_until
+from fairlead.fleet.model import SloTargets
 from fairlead_cli.local.rundir import running_stacks
 from fairlead_cli.replaying.comparison import PresetComparison
 from fairlead_cli.replaying.running import find_gateway, replay_once

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from fairlead.clock import ManualClock
 from fairlead.errors import BadInput
-from fairlead.kube.resource import Manifest
+from fairlead.kube.resources import Manifest
+from fairlead.runtime.clock import ManualClock
 from fairlead_cli.rollouts.deciding import (
     RolloutStatus,
     changed_fields,
@@ -19,8 +19,8 @@ from fairlead_cli.rollouts.deciding import (
     undo_patch,
 )
 from fairlead_cli.rollouts.telling import render_status
-from fairlead_operator.marks import UNDO_ANNOTATION
-from fairlead_operator.rollout import ModelRevision, controller_revision, revision_hash
+from fairlead_operator.controller.revisions import ModelRevision, controller_revision, revision_hash
+from fairlead_operator.object_metadata import UNDO_ANNOTATION
 
 NOW = 1_767_225_600.0  # 2026-01-01T00:00:00Z
 POOLS = [{"name": "main", "accelerator": "cpu", "replicas": {"min": 2}}]

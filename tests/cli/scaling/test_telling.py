@@ -3,8 +3,8 @@
 from dataclasses import replace
 
 from fairlead.decision import DecisionInput
-from fairlead.fleet import Role
-from fairlead.profile import builtin_profile
+from fairlead.engine_profile import builtin_profile
+from fairlead.fleet.model import Role
 from fairlead_autoscaler.governor import EnforcedPlan
 from fairlead_autoscaler.recording import TickRecord
 from fairlead_autoscaler.scaling import (

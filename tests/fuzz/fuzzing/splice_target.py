@@ -14,7 +14,7 @@ from zlib import crc32
 import msgspec
 from fuzzing.target import CANARY, Target, refused
 
-from fairlead.fleet import Fleet, Instance, InstanceState, Model, SloTargets
+from fairlead.fleet.model import Fleet, Instance, InstanceState, Model, SloTargets
 from fairlead.limits import Limits
 from fairlead_gateway.continuation import SentText, can_resume, resume_body
 from fairlead_gateway.errors import GatewayError

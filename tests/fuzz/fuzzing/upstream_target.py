@@ -10,8 +10,8 @@ from collections.abc import Hashable
 
 from fuzzing.target import Target, cuttings
 
+from fairlead.engines.credentials import EngineCredentials
 from fairlead.limits import Limits
-from fairlead_gateway.reach import EngineCredentials
 from fairlead_gateway.upstream import ConnectionPool, EngineConnection, UpstreamError
 
 _LIMITS = Limits(response_head_bytes=2_000)

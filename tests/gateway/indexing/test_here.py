@@ -5,10 +5,10 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import pytest
 
-from fairlead.clock import ManualClock
 from fairlead.errors import SettingsError, Unavailable
-from fairlead.fleet import Instance
+from fairlead.fleet.model import Instance
 from fairlead.limits import Limits
+from fairlead.runtime.clock import ManualClock
 from fairlead_gateway.channel_messages import PromptDispatched, PromptSample
 from fairlead_gateway.indexing.asking import TokenFetcher
 from fairlead_gateway.indexing.here import LocalTokenizer

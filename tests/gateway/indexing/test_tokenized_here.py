@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fairlead_testing.waiting import wait_until_async
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
-from fairlead.testing.waiting import wait_until_async
 from fairlead_gateway.indexing.testing import MODEL_KEY, IndexStage, index_stage
 from fairlead_gateway.testing import run_async
 from fairlead_sim.tokenizer import CONTROL_TOKENS

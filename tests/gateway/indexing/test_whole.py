@@ -8,12 +8,12 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
+from fairlead_testing.http.raw_client import post_request, send
+from fairlead_testing.redis.valkey import Valkey
+from fairlead_testing.waiting import wait_until_async
 from redis.asyncio import Redis
 
-from fairlead.fleetfile import write_fleet_file
-from fairlead.testing.raw_http import post_request, send
-from fairlead.testing.valkey import Valkey
-from fairlead.testing.waiting import wait_until_async
+from fairlead.fleet.file import write_fleet_file
 from fairlead_gateway.indexing.testing import ENGINE_BLOCKS, MODEL_KEY, EnginePorts, index_stage
 from fairlead_gateway.testing import run_async
 from fairlead_gateway.testing_process import gateway_process

@@ -7,22 +7,16 @@ from urllib.parse import urlsplit
 
 import pytest
 import yaml
+from fairlead_testing.engines.scripted import scripted_engine
+from fairlead_testing.http.raw_client import request
+from fairlead_testing.kube.api_server import ApiServer
+from fairlead_testing.kube.fake_server import fake_api_server
+from fairlead_testing.waiting import wait_until_async
 
-from fairlead.clock import SystemClock
-from fairlead.kube.access import ClusterConfig
 from fairlead.kube.client import KubeApi
-from fairlead.kube.resource import (
-    CUSTOM_RESOURCE_DEFINITIONS,
-    MODEL_DEPLOYMENTS,
-    NAMESPACES,
-    PODS,
-    Manifest,
-)
-from fairlead.testing.engine import scripted_engine
-from fairlead.testing.fake_kube import fake_api_server
-from fairlead.testing.kube import ApiServer
-from fairlead.testing.raw_http import request
-from fairlead.testing.waiting import wait_until_async
+from fairlead.kube.resources import CUSTOM_RESOURCE_DEFINITIONS, MODEL_DEPLOYMENTS, NAMESPACES, PODS, Manifest
+from fairlead.kube.transport.kubeconfig import ClusterConfig
+from fairlead.runtime.clock import SystemClock
 from fairlead_gateway.__main__ import main as gateway_main
 from fairlead_gateway.testing_process import GatewayProcess, gateway_process
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from fairlead.profile import EngineProfile, builtin_profile
+from fairlead.engine_profile import EngineProfile, builtin_profile
 from fairlead_gateway.learning.fit import MIN_OBSERVATIONS, ProfileRegression
 from fairlead_gateway.learning.spans import ComputedWork, EngineObserver, Observation
 from fairlead_sim.blocks import KvEvent

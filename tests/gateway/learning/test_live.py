@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fairlead_testing.engines.simulated_process import engine_process
+from fairlead_testing.http.raw_client import post_request, send
+from fairlead_testing.waiting import wait_until_async
 
-from fairlead.fleetfile import write_fleet_file
-from fairlead.fleetfile.schema import FileProfile
-from fairlead.profile import builtin_profile
-from fairlead.testing.raw_http import post_request, send
-from fairlead.testing.sim_engine import engine_process
-from fairlead.testing.waiting import wait_until_async
+from fairlead.engine_profile import builtin_profile
+from fairlead.fleet.file import write_fleet_file
+from fairlead.fleet.file.schema import FileProfile
 from fairlead_gateway.testing import fleet_of, run_async
 from fairlead_gateway.testing_process import gateway_process
 from fairlead_sim.tokenizer import Tokenizer

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from fairlead.fleet import Fleet, Instance, Model, Role
+from fairlead.engine_profile import EngineProfile, builtin_profile
+from fairlead.fleet.model import Fleet, Instance, Model, Role
 from fairlead.limits import Limits
-from fairlead.profile import EngineProfile, builtin_profile
 from fairlead_gateway.learning.pupil import SOLVE_INTERVAL_SECONDS, ProfileEstimator
 from fairlead_gateway.learning.rows import TimingEvent, TimingEventKind
 

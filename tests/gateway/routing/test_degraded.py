@@ -5,8 +5,8 @@ from random import Random
 import pytest
 
 from fairlead.decision import Decision
-from fairlead.fleet import Instance, Model, SloTargets
-from fairlead.profile import builtin_profile
+from fairlead.engine_profile import builtin_profile
+from fairlead.fleet.model import Instance, Model, SloTargets
 from fairlead_gateway.routing import ModelRouter, PrefixChain, RouteRequest
 from fairlead_gateway.routing.presets.dual_hash import NON_HOME_PRICE_UNINFORMED, choose
 from fairlead_gateway.routing.request import Candidate

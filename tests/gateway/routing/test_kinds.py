@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairlead.fleet import Instance, Model, Role, SloTargets
-from fairlead.profile import EngineProfile
+from fairlead.engine_profile import EngineProfile
+from fairlead.fleet.model import Instance, Model, Role, SloTargets
 from fairlead_gateway.routing import ModelRouter, RouteRequest, prefix_chain
 from fairlead_gateway.routing.kinds import AcceleratorKind
 from fairlead_gateway.routing.ring import HomeRings

@@ -3,12 +3,12 @@
 from random import Random
 
 import pytest
+from fairlead_testing.engines.scripted import well_behaved
+from fairlead_testing.http.raw_client import post_request, send
 
-from fairlead.fleet import Instance, Model, SloTargets
+from fairlead.engine_profile import builtin_profile
+from fairlead.fleet.model import Instance, Model, SloTargets
 from fairlead.limits import Limits
-from fairlead.profile import builtin_profile
-from fairlead.testing.engine import well_behaved
-from fairlead.testing.raw_http import post_request, send
 from fairlead_gateway.prompt import session_hash
 from fairlead_gateway.routing import ModelRouter, RouteRequest, prefix_chain
 from fairlead_gateway.routing.pins import SessionAffinity

@@ -6,9 +6,9 @@ from random import Random
 
 import pytest
 
+from fairlead.engine_profile import EngineProfile, builtin_profile
 from fairlead.errors import BadInput
-from fairlead.fleet import Instance, InstanceState, Model, SloTargets
-from fairlead.profile import EngineProfile, builtin_profile
+from fairlead.fleet.model import Instance, InstanceState, Model, SloTargets
 from fairlead_gateway.routing import ModelRouter, RouteRequest, prefix_chain
 from fairlead_gateway.routing.presets.dual_hash import choose, non_home_price
 from fairlead_gateway.routing.request import Candidate

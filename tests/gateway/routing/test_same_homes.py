@@ -8,7 +8,7 @@ from random import Random
 
 from xxhash import xxh3_64_hexdigest
 
-from fairlead.fleet import Instance, Model
+from fairlead.fleet.model import Instance, Model
 from fairlead_gateway.routing import ModelRouter, PrefixChain, RouteRequest
 
 COUNT = 100_000

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairlead.fleet import Instance, KvPull, Model, SloTargets
-from fairlead.profile import EngineProfile, builtin_profile
+from fairlead.engine_profile import EngineProfile, builtin_profile
+from fairlead.fleet.model import Instance, KvPull, Model, SloTargets
 from fairlead_gateway.routing import ModelRouter, RouteRequest, prefix_chain
 from fairlead_gateway.routing.sources import MAX_TIME_SHARE, pull_prefill_seconds
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from fairlead.clock import ManualClock
 from fairlead.errors import Unavailable
 from fairlead.limits import Limits
+from fairlead.runtime.clock import ManualClock
 from fairlead_gateway.tokenizing.service import TokenizerClient
 
 LIMITS = Limits()

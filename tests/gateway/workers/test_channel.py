@@ -10,12 +10,12 @@ from dataclasses import replace
 
 import msgspec
 import pytest
+from fairlead_testing.waiting import wait_until
 
 from fairlead.decision import Decision, DecisionInput, RejectedCandidate
-from fairlead.fleet import EngineAuth, Fleet, Instance, InstanceState, Model, Role, SloTargets
+from fairlead.engine_profile import builtin_profile
+from fairlead.fleet.model import EngineAuth, Fleet, Instance, InstanceState, Model, Role, SloTargets
 from fairlead.limits import Limits
-from fairlead.profile import builtin_profile
-from fairlead.testing.waiting import wait_until
 from fairlead_gateway import channel_messages as say
 from fairlead_gateway.channel import Channel, encode_message
 from fairlead_gateway.decision_log import DecisionRecord, LoggedRequest

@@ -7,12 +7,12 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from fairlead_testing.engines.scripted import EngineCall, PausedStream, scripted_engine, well_behaved
+from fairlead_testing.http.raw_client import RawConnection
+from fairlead_testing.processes import is_alive
+from fairlead_testing.waiting import wait_until, wait_until_async
 
-from fairlead.fleetfile import write_fleet_file
-from fairlead.testing.engine import EngineCall, PausedStream, scripted_engine, well_behaved
-from fairlead.testing.processes import is_alive
-from fairlead.testing.raw_http import RawConnection
-from fairlead.testing.waiting import wait_until, wait_until_async
+from fairlead.fleet.file import write_fleet_file
 from fairlead_gateway.__main__ import main as gateway_main
 from fairlead_gateway.testing import fleet_of, run_async
 from fairlead_gateway.testing_process import GatewayProcess, WorkerClient, gateway_process

@@ -8,10 +8,10 @@ import signal
 from pathlib import Path
 
 import pytest
+from fairlead_testing.engines.scripted import scripted_engine
+from fairlead_testing.http.raw_client import request
 
-from fairlead.fleetfile import write_fleet_file
-from fairlead.testing.engine import scripted_engine
-from fairlead.testing.raw_http import request
+from fairlead.fleet.file import write_fleet_file
 from fairlead_gateway.testing import fleet_of, run_async
 from fairlead_gateway.testing_process import GatewayProcess, gateway_process
 
@@ -42,10 +42,10 @@ NOBODY = {
 """With the default features, neither process needs them, whether it carries requests or is probed and scraped."""
 WORKER = {
     *("pydantic", "yaml", "argparse", "email", "shutil", "tempfile", "json"),
-    *("fairlead_gateway.management", "fairlead_gateway.telemetry.exposition", "fairlead.fleetfile", "fairlead.api"),
+    *("fairlead_gateway.management", "fairlead_gateway.telemetry.exposition", "fairlead.fleet.file", "fairlead.api"),
 }
 HELPER = {
-    *("uvloop", "fairlead.api", "fairlead.findings"),
+    *("uvloop", "fairlead.api", "fairlead.manifests.validation_messages"),
     *(
         "fairlead_gateway.gateway",
         "fairlead_gateway.forward",

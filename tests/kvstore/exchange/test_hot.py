@@ -4,12 +4,12 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 
+from fairlead_testing.redis.valkey import Valkey
+from fairlead_testing.waiting import wait_until
 from redis.asyncio import Redis
 
-from fairlead.clock import ManualClock, SystemClock
 from fairlead.limits import Limits
-from fairlead.testing.valkey import Valkey
-from fairlead.testing.waiting import wait_until
+from fairlead.runtime.clock import ManualClock, SystemClock
 from fairlead_kvstore import keys
 from fairlead_kvstore.exchange.hot import HotPrefixLeases, TableLease
 from fairlead_kvstore.exchange.records import HotPrefixTable

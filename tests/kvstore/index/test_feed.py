@@ -7,11 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from fairlead_testing.redis.valkey import Valkey
 from redis.asyncio import Redis
 
-from fairlead.clock import ManualClock
 from fairlead.limits import Limits
-from fairlead.testing.valkey import Valkey
+from fairlead.runtime.clock import ManualClock
 from fairlead_kvstore import keys
 from fairlead_kvstore.index.feed import IndexSubscriber
 from fairlead_kvstore.index.testing import InMemoryIndexer

@@ -4,8 +4,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from fairlead_testing.redis.valkey import Valkey
 
-from fairlead.testing.valkey import Valkey
 from fairlead_kvstore.index.book import HINTS_ITEM
 from fairlead_kvstore.index.feed import IndexSubscriber
 from fairlead_kvstore.index.mirror import IndexReplica

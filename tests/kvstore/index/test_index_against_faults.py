@@ -12,14 +12,14 @@ from typing import Any, ClassVar
 
 import hypothesis.strategies as st
 import pytest
+from fairlead_testing.redis.valkey import Valkey
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, rule
 from redis import Redis
 from redis.exceptions import ConnectionError as Lost
 
-from fairlead.clock import ManualClock
 from fairlead.limits import Limits
-from fairlead.testing.valkey import Valkey
+from fairlead.runtime.clock import ManualClock
 from fairlead_kvstore import keys
 from fairlead_kvstore.index.feed import IndexSubscriber
 from fairlead_kvstore.index.mirror import IndexReplica

@@ -6,8 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from fairlead_testing.redis.valkey import Valkey
 
-from fairlead.testing.valkey import Valkey
 from fairlead_kvstore.index.feed import IndexSubscriber
 from fairlead_kvstore.index.testing import (
     EVENTS_KEY,

@@ -4,11 +4,11 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
+from fairlead_testing.redis.valkey import Valkey
 from redis.asyncio import Redis
 
-from fairlead.clock import ManualClock
 from fairlead.limits import Limits
-from fairlead.testing.valkey import Valkey
+from fairlead.runtime.clock import ManualClock
 from fairlead_kvstore import keys
 from fairlead_kvstore.index.testing import InMemoryIndexer
 from fairlead_kvstore.index.writer import IndexWriter

@@ -9,8 +9,8 @@ is blind when nobody is credited with a prompt that an instance holds.
 from typing import Any
 
 import pytest
+from fairlead_testing.redis.valkey import Valkey
 
-from fairlead.testing.valkey import Valkey
 from fairlead_kvstore.index.testing import (
     INDEX_KEY,
     LEASE_KEY,

@@ -8,14 +8,14 @@ from dataclasses import dataclass, field, replace
 
 import msgspec
 import pytest
+from fairlead_testing.redis.valkey import Valkey
+from fairlead_testing.waiting import wait_until
 from hypothesis import given
 from hypothesis import strategies as st
 from redis.asyncio import Redis
 
-from fairlead.clock import SystemClock
 from fairlead.limits import Limits
-from fairlead.testing.valkey import Valkey
-from fairlead.testing.waiting import wait_until
+from fairlead.runtime.clock import SystemClock
 from fairlead_kvstore import keys
 from fairlead_kvstore.exchange.records import DATA_FIELD, GATEWAY_FIELD
 from fairlead_kvstore.links.kept import PAGE_ENTRIES, AlignmentStore

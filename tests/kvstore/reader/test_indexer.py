@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import msgspec
 import pytest
+from fairlead_testing.waiting import wait_until
 
 from fairlead.errors import BadInput
-from fairlead.fleet import InstanceState
+from fairlead.fleet.model import InstanceState
 from fairlead.limits import Limits
-from fairlead.testing.waiting import wait_until
 from fairlead_kvstore.events.outcomes import EventFrame
 from fairlead_kvstore.reader.asking import EVENT_SOURCES_PATH, MODELS_PATH
 from fairlead_kvstore.testing import PrefixCacheEngine

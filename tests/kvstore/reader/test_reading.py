@@ -4,9 +4,9 @@ import asyncio
 from dataclasses import replace
 
 import pytest
+from fairlead_testing.waiting import wait_until
 
 from fairlead.limits import Limits
-from fairlead.testing.waiting import wait_until
 from fairlead_kvstore.testing import PrefixCacheEngine
 from fairlead_kvstore.testing_reader import frames, indexer_harness
 

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-from fairlead.clock import ManualClock
 from fairlead.limits import Limits
+from fairlead.runtime.clock import ManualClock
 from fairlead_kvstore.reader.turns import FairScheduler
 
 

@@ -4,10 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fairlead_testing.kube.render_cases import default_context, read_case
 
 from fairlead.api import AcceleratorClassSpec, EngineKind, ModelDeployment, Reason
-from fairlead.cluster_labels import PodEngineInfo, parse_engine_info
-from fairlead.kube.resource import Manifest
+from fairlead.fleet.labels import PodEngineInfo, parse_engine_info
+from fairlead.kube.resources import Manifest
 from fairlead_operator.render import (
     ExistingWorkload,
     InstallationDefaults,
@@ -19,7 +20,6 @@ from fairlead_operator.render import (
     pool_revision,
     render_model,
 )
-from fairlead_operator.testing import default_context, read_case
 
 CASES = Path(__file__).parent / "cases"
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from fairlead.engine_profile import EngineProfile, builtin_profile
 from fairlead.errors import BadInput
-from fairlead.fleet import SloTargets
-from fairlead.profile import EngineProfile, builtin_profile
+from fairlead.fleet.model import SloTargets
 from fairlead_gateway.routing import prefix_chain
 from fairlead_sim.fleet import RequestResult, simulate
 from fairlead_sim.trace_prompts import trace_chain, trace_keys

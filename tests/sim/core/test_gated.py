@@ -3,9 +3,9 @@
 import random
 from dataclasses import replace
 
-from fairlead.fleet import Model, SloTargets
+from fairlead.engine_profile import builtin_profile
+from fairlead.fleet.model import Model, SloTargets
 from fairlead.limits import Limits
-from fairlead.profile import builtin_profile
 from fairlead_gateway.queueing.gate import AdmissionPolicy
 from fairlead_gateway.routing import ModelRouter
 from fairlead_sim.course import FleetSimulation

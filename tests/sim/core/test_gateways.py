@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from fairlead.engine_profile import EngineProfile, builtin_profile
 from fairlead.errors import BadInput
-from fairlead.fleet import SloTargets
-from fairlead.profile import EngineProfile, builtin_profile
+from fairlead.fleet.model import SloTargets
 from fairlead_sim.course import FleetSimulation, RequestResult
 from fairlead_sim.gateways import GatewayCluster, GatewayRestart
 from fairlead_sim.knowledge import NO_SHARING, PERFECT_KNOWLEDGE, InformationDelays

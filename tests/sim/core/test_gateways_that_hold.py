@@ -6,8 +6,8 @@ from functools import partial
 
 import pytest
 
-from fairlead.fleet import SloTargets
-from fairlead.profile import builtin_profile
+from fairlead.engine_profile import builtin_profile
+from fairlead.fleet.model import SloTargets
 from fairlead_sim.course import CLIENT_DISCONNECT, QUEUED, FleetSimulation, RequestResult
 from fairlead_sim.gateways import GatewayCluster
 from fairlead_sim.guard import InvariantChecker

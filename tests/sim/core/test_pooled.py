@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from fairlead.profile import builtin_profile
+from fairlead.engine_profile import builtin_profile
 from fairlead_sim.figures import without_warmup
 from fairlead_sim.traces import TraceRequest
 from fairlead_sim.traffic import FAMILIES

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
+from fairlead.engine_profile import EngineProfile
 from fairlead.errors import BadInput
-from fairlead.profile import EngineProfile
 from fairlead_sim.blocks import BlockEvicted, BlocksStored, CacheCleared, KvEvent, block_keys
 from fairlead_sim.engine import EngineCore, EngineSequence, EngineStep, QueueFull, SequenceState
 

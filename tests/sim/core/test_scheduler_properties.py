@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fairlead.profile import EngineProfile
+from fairlead.engine_profile import EngineProfile
 from fairlead_sim.blocks import BlockEvicted, BlocksStored, CacheCleared, block_keys
 from fairlead_sim.engine import EngineCore, EngineSequence, EngineStep, SequenceState
 

@@ -7,8 +7,8 @@ from unittest.mock import patch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fairlead.fleet import Model, SloTargets
-from fairlead.profile import EngineProfile, builtin_profile
+from fairlead.engine_profile import EngineProfile, builtin_profile
+from fairlead.fleet.model import Model, SloTargets
 from fairlead_gateway.routing import ModelRouter
 from fairlead_sim.course import FleetSimulation
 from fairlead_sim.engine import EngineCore

@@ -11,9 +11,9 @@ import pytest
 import uvloop
 import zmq
 
-from fairlead.clock import ManualClock
+from fairlead.engine_profile import builtin_profile
 from fairlead.errors import BadInput
-from fairlead.profile import builtin_profile
+from fairlead.runtime.clock import ManualClock
 from fairlead_sim import kv_wire
 from fairlead_sim.blocks import BlockEvicted, BlocksStored, CacheCleared, KvEvent
 from fairlead_sim.engine import EngineCore

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from fairlead.clock import ManualClock
-from fairlead.profile import builtin_profile
+from fairlead.engine_profile import builtin_profile
+from fairlead.runtime.clock import ManualClock
 from fairlead_sim.engine import EngineCore
 from fairlead_sim.metrics import EngineMetrics
 from fairlead_sim.sequence import EngineSequence

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fairlead.fleet import Role
+from fairlead.fleet.model import Role
 from fairlead_sim.scaling import pools, scenarios
 from fairlead_sim.scaling.book import NOT_YET, ArrivalTrace, RequestTable
 from fairlead_sim.scaling.engine import AggregatedEngine, PlantEngine, StepTotals

@@ -5,7 +5,7 @@ from random import Random
 
 import pytest
 
-from fairlead.fleet import Role
+from fairlead.fleet.model import Role
 from fairlead_sim.scaling import pools
 from fairlead_sim.scaling.book import ArrivalTrace
 from fairlead_sim.scaling.loop import ControllerOutcome, ScheduleController, run_controller

@@ -5,7 +5,7 @@ from statistics import fmean
 
 import pytest
 
-from fairlead.fleet import Role
+from fairlead.fleet.model import Role
 from fairlead_sim.scaling.book import ArrivalTrace
 from fairlead_sim.scaling.loop import ScheduleController, run_controller
 from fairlead_sim.scaling.plant import AutoscalingScenario

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from fairlead.profile import builtin_profile
+from fairlead.engine_profile import builtin_profile
 from fairlead_sim.scaling.book import ArrivalTrace
 from fairlead_sim.scaling.loop import ControllerOutcome, ScheduleController, run_controller
 from fairlead_sim.scaling.plant import AutoscalingScenario

@@ -3,7 +3,7 @@
 import asyncio
 from dataclasses import dataclass, field
 
-from fairlead.profile import EngineProfile
+from fairlead.engine_profile import EngineProfile
 from fairlead_sim.engine import EngineCore, EngineSequence, EngineStep
 from fairlead_sim.server.driver import MAX_LAG_SECONDS, RealtimeDriver
 

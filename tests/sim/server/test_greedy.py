@@ -5,8 +5,8 @@ import json
 from typing import Any
 
 import pytest
+from fairlead_testing.http.raw_client import request
 
-from fairlead.testing.raw_http import request
 from fairlead_sim.server.settings import EngineSettings
 from fairlead_sim.server.testing import running_engines
 

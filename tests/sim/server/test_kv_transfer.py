@@ -8,9 +8,9 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from fairlead_testing.engines.handoff_bodies import PREFILL, decode_body, make_prompt, prefill_body
 
-from fairlead.profile import builtin_profile
-from fairlead.testing.handoff import PREFILL, decode_body, make_prompt, prefill_body
+from fairlead.engine_profile import builtin_profile
 from fairlead_sim.server.process import RunningEngine
 from fairlead_sim.server.settings import EngineSettings, KvTransferSettings
 from fairlead_sim.server.testing import running_engine

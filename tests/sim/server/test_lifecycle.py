@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fairlead.profile import builtin_profile
+from fairlead.engine_profile import builtin_profile
 from fairlead_sim.server.process import RunningEngine
 from fairlead_sim.server.settings import EngineSettings
 from fairlead_sim.server.testing import running_engine

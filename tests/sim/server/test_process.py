@@ -12,10 +12,10 @@ from typing import Any
 
 import httpx
 import pytest
+from fairlead_testing.processes import is_listening
 
+from fairlead.engine_profile import builtin_profile
 from fairlead.errors import FairleadError, SettingsError
-from fairlead.profile import builtin_profile
-from fairlead.testing.processes import is_listening
 from fairlead_sim.server import options
 
 PATIENCE = 120.0

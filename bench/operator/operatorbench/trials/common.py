@@ -7,15 +7,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fairlead.clock import SystemClock
+from fairlead_testing.kube.api_server import ApiServer
+from fairlead_testing.kube.operators import OperatorProcesses, apply_crds_and_namespaces, run_deployments
+from fairlead_testing.waiting import wait_until_async
+
 from fairlead.errors import FairleadError
 from fairlead.kube.client import KubeApi
-from fairlead.kube.resource import MODEL_DEPLOYMENTS, Manifest
+from fairlead.kube.resources import MODEL_DEPLOYMENTS, Manifest
 from fairlead.limits import Limits
-from fairlead.tasks import cancel_and_wait
-from fairlead.testing.kube import ApiServer
-from fairlead.testing.operators import OperatorProcesses, apply_crds_and_namespaces, run_deployments
-from fairlead.testing.waiting import wait_until_async
+from fairlead.runtime.clock import SystemClock
+from fairlead.runtime.tasks import cancel_and_wait
 
 PATIENCE_SECONDS = 300.0
 

@@ -5,10 +5,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from fairlead.kube.changes import WatchEventType
 from fairlead.kube.client import KubeApi
 from fairlead.kube.errors import Unreachable
-from fairlead.kube.resource import (
+from fairlead.kube.resources import (
     CONTROLLER_REVISIONS,
     DEPLOYMENTS,
     DISRUPTION_BUDGETS,
@@ -21,7 +20,8 @@ from fairlead.kube.resource import (
     name_of,
     uid_of,
 )
-from fairlead.tasks import cancel_and_wait
+from fairlead.kube.watch_events import WatchEventType
+from fairlead.runtime.tasks import cancel_and_wait
 
 CHILDREN = (DEPLOYMENTS, SERVICES, SERVICE_ACCOUNTS, DISRUPTION_BUDGETS, CONTROLLER_REVISIONS)
 KINDS = (*CHILDREN, MODEL_DEPLOYMENTS)

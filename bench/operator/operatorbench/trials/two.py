@@ -9,11 +9,11 @@ import signal
 import time
 from pathlib import Path
 
+from fairlead_testing.kube.api_server import ApiServer
 from operatorbench.trials.common import Place, Verdict, place
 from operatorbench.trials.tape import owners, recording
 
-from fairlead.kube.resource import DEPLOYMENTS
-from fairlead.testing.kube import ApiServer
+from fairlead.kube.resources import DEPLOYMENTS
 
 MODELS = 5
 LOOK_SECONDS = 8.0

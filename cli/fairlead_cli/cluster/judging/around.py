@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from fairlead.kube.resource import Manifest
+from fairlead.kube.resources import Manifest
 from fairlead_cli.cluster.facts import COMPONENT_LABEL, RELEASE_LABEL, VERSION_LABEL, ClusterFacts
 from fairlead_cli.cluster.judging.workloads import desired_replicas
 from fairlead_cli.cluster.missing import MissingValue

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
-from fairlead.kube.resource import Manifest
+from fairlead.kube.resources import Manifest
 from fairlead_cli.cluster.asking import PodReport, Readiness
 from fairlead_cli.cluster.facts import GATEWAY, REDIS, ClusterFacts
 from fairlead_cli.cluster.judging import workloads

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from fairlead.kube.resource import Manifest
+from fairlead.kube.resources import Manifest
 from fairlead_cli.cluster.facts import GATEWAY, INDEXER, ClusterFacts
 from fairlead_cli.cluster.judging import workloads
 from fairlead_cli.cluster.missing import MissingValue

@@ -6,7 +6,7 @@ from types import MappingProxyType
 from typing import Final
 
 from fairlead.api import ConditionType, Reason
-from fairlead.kube.resource import Manifest, is_deleting, metadata_of
+from fairlead.kube.resources import Manifest, is_deleting, metadata_of
 from fairlead_cli.cluster.facts import ClusterFacts
 from fairlead_cli.cluster.missing import MissingValue
 from fairlead_cli.cluster.reading import condition_of, is_condition_true, object_key, shorten, status_of

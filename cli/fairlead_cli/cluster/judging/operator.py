@@ -3,15 +3,15 @@
 from collections.abc import Sequence
 from typing import Final
 
-from fairlead.kube.resource import Manifest
+from fairlead.kube.resources import Manifest
 from fairlead_cli.cluster.facts import OPERATOR, ClusterFacts
 from fairlead_cli.cluster.judging import workloads
 from fairlead_cli.cluster.missing import MissingValue
 from fairlead_cli.cluster.reading import namespace_name, object_key, spec_of
 from fairlead_cli.cluster.times import format_age, parse_time
 from fairlead_cli.cluster.verdict import Verdict, failed, unknown, verdict_of
-from fairlead_operator.leading import LEASE_NAME
-from fairlead_operator.pulse import MAX_SILENCE_SECONDS
+from fairlead_operator.health import MAX_SILENCE_SECONDS
+from fairlead_operator.kube.leader_election import LEASE_NAME
 
 _MARGIN_SECONDS: Final = 5.0
 """Clocks of operator and API server differ, and the API server tells its own to a second only."""

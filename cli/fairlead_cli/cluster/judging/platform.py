@@ -4,11 +4,11 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from fairlead.api.accelerators import builtin_accelerators
+from fairlead.api.builtin_accelerators import builtin_accelerators
 from fairlead.api.crd import crd_manifest
 from fairlead.api.kinds import served_kinds
 from fairlead.api.v1alpha1 import GROUP, VERSION
-from fairlead.kube.resource import Manifest, metadata_of, name_of
+from fairlead.kube.resources import Manifest, metadata_of, name_of
 from fairlead_cli.cluster.catalogue import OLDEST_KUBERNETES
 from fairlead_cli.cluster.facts import ClusterFacts
 from fairlead_cli.cluster.missing import MissingValue

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import wraps
 
-from fairlead.kube.resource import Manifest, is_deleting, is_ready, name_of
+from fairlead.kube.resources import Manifest, is_deleting, is_ready, name_of
 from fairlead_cli.cluster.facts import ClusterFacts, SecretReference
 from fairlead_cli.cluster.missing import MissingValue
 from fairlead_cli.cluster.reading import (

@@ -5,7 +5,7 @@ from types import MappingProxyType
 from typing import Final
 
 from fairlead.decision import Decision
-from fairlead.fleet import RoutingPreset
+from fairlead.fleet.model import RoutingPreset
 from fairlead_gateway.routing.presets import dual_hash, dualmap, preble, published, simple
 from fairlead_gateway.routing.presets.question import PolicyInput
 from fairlead_gateway.routing.presets.stay import AssignedRequest, QueueKey

@@ -2,7 +2,7 @@
 
 from hypothesis import strategies as st
 
-from fairlead.profile import EngineProfile
+from fairlead.engine_profile import EngineProfile
 from fairlead_autoscaler.scaling.capacity import LatencyTargets, MeanRequest
 
 

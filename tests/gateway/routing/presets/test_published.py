@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from fairlead.fleet import Instance, Model, RoutingPreset, SloTargets
-from fairlead.profile import builtin_profile
+from fairlead.engine_profile import builtin_profile
+from fairlead.fleet.model import Instance, Model, RoutingPreset, SloTargets
 from fairlead_gateway.routing import PRESETS, ModelRouter, RouteRequest, prefix_chain
 from fairlead_gateway.routing.presets import published as p
 from fairlead_gateway.routing.presets.question import PolicyCandidate, PolicyInput

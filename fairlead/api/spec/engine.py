@@ -1,0 +1,167 @@
+"""``spec.engine``: the program that serves the model."""
+
+from enum import StrEnum
+from typing import Annotated, ClassVar, Self
+
+from pydantic import Field, model_validator
+
+from fairlead.api.spec.environment import EnvironmentVariable
+from fairlead.api.strict_model import Rule, ServedName, StrictModel
+from fairlead.api.value_types import Subdomain, check_unique, list_map_schema
+
+
+class EngineKind(StrEnum):
+    """Which program serves the model."""
+
+    VLLM = "vllm"
+    SGLANG = "sglang"
+    SIM = "sim"
+    CUSTOM = "custom"
+    EXTERNAL = "external"
+
+
+class PullSecret(StrictModel):
+    """A Secret of the same namespace that opens an image registry."""
+
+    name: Annotated[Subdomain, Field(description="of the Secret", examples=["registry"])]
+
+
+def _external_violation(engine: "Engine") -> tuple[str, ...] | bool:
+    """Which field says how to run an engine that Fairlead does not run."""
+    fields = ("image", "command", "args", "env", "image_pull_secrets", "port", "health_path")
+    found = next((name for name in fields if getattr(engine, name)), None)
+    return (Engine.model_fields[found].alias or found,) if engine.kind is EngineKind.EXTERNAL and found else False
+
+
+_SERVED_NAME_FLAG = "--served-model-name"
+_CUSTOM_ONLY_MESSAGE = "{} is for engines of kind custom; Fairlead knows {} of the others"
+
+
+def _custom_only_rule(field: str, attribute: str, known_part: str) -> Rule:
+    return Rule(
+        cel=f"!has(self.{field}) || self.kind in ['custom', 'external']",  # external has a rule of its own
+        message=_CUSTOM_ONLY_MESSAGE.format(field, known_part),
+        fix=f"remove {field}, or write `kind: custom`",
+        at=(field,),
+        violation=lambda one: getattr(one, attribute) not in (None, []) and one.kind not in ("custom", "external"),
+    )
+
+
+class Engine(StrictModel):
+    """The program that serves the model."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            cel="self.kind != 'external' || !(has(self.image) || has(self.command) && self.command.size() > 0 || has(self.args) "
+            "&& self.args.size() > 0 || has(self.env) && self.env.size() > 0 || has(self.imagePullSecrets) && "
+            "self.imagePullSecrets.size() > 0 || has(self.port) || has(self.healthPath))",
+            message="an external engine is not run by Fairlead, which cannot change how it runs",
+            fix="leave only kind and servedModelName, and give pools endpoints or a selector",
+            violation=_external_violation,
+        ),
+        Rule(
+            cel="self.kind != 'custom' || has(self.image)",
+            message="an engine of kind custom needs an image",
+            fix="add `image:`, and `command:` unless the image's own is meant",
+            violation=lambda one: one.kind is EngineKind.CUSTOM and one.image is None,
+        ),
+        Rule(
+            # A custom engine's arguments are its own affair, and may hold $(MODEL_NAME).
+            cel="!has(self.servedModelName) || !has(self.args) || self.kind == 'custom' || "
+            f"!self.args.exists(arg, arg == '{_SERVED_NAME_FLAG}' || arg.startsWith('{_SERVED_NAME_FLAG}='))",
+            message="the engine is given its name twice",
+            fix=f"remove {_SERVED_NAME_FLAG} from args, or remove servedModelName",
+            at=("servedModelName",),
+            violation=lambda one: (
+                one.served_model_name is not None
+                and one.kind is not EngineKind.CUSTOM
+                and any(arg.partition("=")[0] == _SERVED_NAME_FLAG for arg in one.args)
+            ),
+        ),
+        _custom_only_rule("command", "command", "the command"),
+        _custom_only_rule("port", "port", "the port"),
+        _custom_only_rule("healthPath", "health_path", "the health path"),
+    )
+
+    kind: Annotated[
+        EngineKind,
+        Field(
+            strict=False,
+            description="vllm; sglang; sim, the simulated engine; custom, an image and command of your own that speak OpenAI's "
+            "protocol; or external: engines that run already, adopted by address or label. Local mode simulates all but "
+            "external unless told otherwise",
+            examples=["vllm"],
+        ),
+    ] = EngineKind.VLLM
+    served_model_name: Annotated[
+        ServedName | None,
+        Field(
+            description="what the engine calls the model; left out = the ModelDeployment's name. Gateways put it into requests, and "
+            "the name that the client asked for into answers. Of an external engine with several names: the first, which its "
+            "answers carry",
+            examples=["Qwen/Qwen3-8B"],
+        ),
+    ] = None
+    image: Annotated[
+        str | None,
+        Field(
+            min_length=1,
+            max_length=1024,
+            pattern=r"^\S+$",
+            description="container image; left out = the installation's for this kind",
+            examples=["vllm/vllm-openai:v0.11.0"],
+        ),
+    ] = None
+    command: list[Annotated[str, Field(min_length=1, max_length=4096)]] = Field(
+        default_factory=list,
+        max_length=64,
+        description="what a custom engine's container runs, args following; left out = the image's own. $(MODEL_PATH), "
+        "$(MODEL_NAME) and $(PORT) stand for what Fairlead decides",
+        examples=['["python3", "-m", "my_engine", "--port", "$(PORT)"]'],
+    )
+    args: list[Annotated[str, Field(min_length=1, max_length=4096)]] = Field(
+        default_factory=list,
+        max_length=128,
+        description="added to the engine's command line; a simulated vllm takes those that change what it simulates",
+        examples=['["--max-model-len=32768"]'],
+    )
+    env: list[EnvironmentVariable] = Field(
+        default_factory=list,
+        max_length=128,
+        description="environment of the engine's process",
+        examples=["[{name: VLLM_LOGGING_LEVEL, value: WARNING}]"],
+        json_schema_extra=list_map_schema("name"),
+    )
+    image_pull_secrets: list[PullSecret] = Field(
+        default_factory=list,
+        max_length=16,
+        description="Secrets that open the image's registry, beside the installation's",
+        examples=["[{name: registry}]"],
+        json_schema_extra=list_map_schema("name"),
+    )
+    port: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            le=65_535,
+            description="where a custom engine listens; left out = 8000",
+            examples=["8000"],
+            json_schema_extra={"format": "int32"},
+        ),
+    ] = None
+    health_path: Annotated[
+        str | None,
+        Field(
+            min_length=1,
+            max_length=256,
+            pattern=r"^/[^\s?#]*$",
+            description="GET answers 200 there once a custom engine serves; left out = /health",
+            examples=["/health"],
+        ),
+    ] = None
+
+    @model_validator(mode="after")
+    def _check_unique_names(self) -> Self:
+        check_unique("env", [variable.name for variable in self.env])
+        check_unique("imagePullSecrets", [secret.name for secret in self.image_pull_secrets])
+        return self

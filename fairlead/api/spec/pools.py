@@ -1,0 +1,232 @@
+"""``spec.pools[]``: replicas of one template each, on one accelerator, in one role."""
+
+from enum import StrEnum
+from typing import Annotated, Any, ClassVar, Self
+
+from pydantic import Field, model_validator
+
+from fairlead.api.strict_model import Rule, StrictModel
+from fairlead.api.value_types import EngineUrl, Label, Labels, ShortName, check_unique, list_map_schema
+
+_INT32 = {"format": "int32"}
+
+
+class PoolRole(StrEnum):
+    """What the instances of a pool do for a request."""
+
+    SERVE = "Serve"
+    PREFILL = "Prefill"
+    DECODE = "Decode"
+
+
+class Replicas(StrictModel):
+    """How many instances a pool has."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            cel="!has(self.max) || self.max >= self.min",
+            message="max is less than min",
+            fix="raise max, or lower min",
+            at=("max",),
+            violation=lambda one: one.max is not None and one.max < one.min,
+        ),
+    )
+
+    min: Annotated[
+        int,
+        Field(ge=0, le=4096, description="instances that always run", examples=["8"], json_schema_extra=_INT32),
+    ] = 1
+    max: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            le=4096,
+            description="the most that whoever scales the pool gets: the autoscaler, an HPA, KEDA or `kubectl scale`; left out = no "
+            "bound, and the autoscaler leaves the pool at its min",
+            examples=["16"],
+            json_schema_extra=_INT32,
+        ),
+    ] = None
+
+    @property
+    def is_scalable(self) -> bool:
+        """There is room between its bounds, which is what the autoscaler needs."""
+        return self.max is not None and self.max > self.min
+
+
+class Parallelism(StrictModel):
+    """How one instance is spread over devices and nodes. Its ranks are tensor × pipeline × data."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            cel="(self.tensor * self.pipeline * self.data) % self.nodes == 0",
+            message="the ranks (tensor × pipeline × data) cannot be shared evenly by the nodes",
+            fix="make their product a multiple of nodes",
+            at=("nodes",),
+            violation=lambda one: one.ranks % one.nodes != 0,
+        ),
+        Rule(
+            cel="(self.nodes > 1) == (oldSelf.nodes > 1)",
+            message="a pool cannot change between one node and several: the two are run by different objects",
+            fix="add a pool of another name, and remove this one once that is ready",
+            at=("nodes",),
+        ),
+    )
+
+    tensor: Annotated[
+        int,
+        Field(ge=1, le=64, description="devices that share every layer", examples=["4"], json_schema_extra=_INT32),
+    ] = 1
+    pipeline: Annotated[
+        int,
+        Field(ge=1, le=64, description="stages that the layers are cut into", examples=["2"], json_schema_extra=_INT32),
+    ] = 1
+    data: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=64,
+            description="copies that batch by themselves behind one address",
+            examples=["2"],
+            json_schema_extra=_INT32,
+        ),
+    ] = 1
+    nodes: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=64,
+            description="pods, each on a node of its own, that make up one instance; more than 1 needs LeaderWorkerSet",
+            examples=["2"],
+            json_schema_extra=_INT32,
+        ),
+    ] = 1
+
+    @property
+    def ranks(self) -> int:
+        """Devices of one instance, where each rank has one."""
+        return self.tensor * self.pipeline * self.data
+
+    @property
+    def ranks_per_pod(self) -> int:
+        """Of each of its pods."""
+        return self.ranks // self.nodes
+
+
+class TemplateMetadata(StrictModel):
+    """What a pod carries besides Fairlead's own."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            cel="!has(self.labels) || self.labels.all(key, !key.startsWith('fairlead.io/'))",
+            message="labels that begin with fairlead.io/ are how Fairlead finds its pods",
+            fix="use a prefix of your own",
+            at=("labels",),
+            violation=lambda one: any(key.startswith("fairlead.io/") for key in one.labels),
+        ),
+    )
+
+    labels: Labels = Field(
+        default_factory=dict,
+        max_length=32,
+        description="labels of the pods",
+        examples=["{team: search}"],
+    )
+    annotations: dict[str, Annotated[str, Field(max_length=65_536)]] = Field(
+        default_factory=dict,
+        max_length=32,
+        description="annotations of the pods",
+        examples=['{example.com/scrape: "true"}'],
+    )
+
+
+class PodTemplate(StrictModel):
+    """Merged over the pod template that Fairlead makes, the strategic way: lists by name, scalars replaced."""
+
+    metadata: Annotated[TemplateMetadata, Field(examples=["{labels: {team: search}}"])] = TemplateMetadata()
+    spec: dict[str, Any] = Field(
+        default_factory=dict,
+        description="parts of a PodSpec. The engine's container is called engine",
+        examples=["{priorityClassName: high}"],
+        json_schema_extra={"x-kubernetes-preserve-unknown-fields": True},
+    )
+
+
+class ExternalEndpoint(StrictModel):
+    """An engine that runs already."""
+
+    url: Annotated[EngineUrl, Field(description="scheme, host and port, no path", examples=["http://10.0.0.5:8000"])]
+
+
+class PodSelector(StrictModel):
+    """Pods of the same namespace that run already."""
+
+    match_labels: Labels = Field(
+        min_length=1,
+        max_length=16,
+        description="labels that a pod must have, all of them",
+        examples=["{app: my-vllm}"],
+    )
+    port: Annotated[
+        int,
+        Field(ge=1, le=65_535, description="where its engine listens", examples=["8000"], json_schema_extra=_INT32),
+    ] = 8000
+
+
+class Pool(StrictModel):
+    """Replicas of one template: one accelerator, one role."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            cel="self.role == oldSelf.role",
+            message="the role of a pool cannot be changed",
+            fix="add a pool of another name with the new role, and remove this one once that is ready",
+            at=("role",),
+        ),
+        Rule(
+            cel="!(has(self.endpoints) && self.endpoints.size() > 0 && has(self.selector))",
+            message="endpoints and selector exclude one another",
+            fix="remove one of them, or make two pools",
+            at=("selector",),
+            violation=lambda one: bool(one.endpoints) and one.selector is not None,
+        ),
+    )
+
+    name: Annotated[Label, Field(description="unique within the model", examples=["main"])] = "main"
+    role: Annotated[
+        PoolRole,
+        Field(
+            strict=False,
+            description="Serve: prefill and decode on the same instance. Prefill and Decode: one after the other, on "
+            "different instances; both are needed then",
+            examples=["Serve"],
+        ),
+    ] = PoolRole.SERVE
+    accelerator: Annotated[
+        ShortName | None,
+        Field(
+            description="an AcceleratorClass, or a built-in one; needed unless the engine is external",
+            examples=["nvidia-l4"],
+        ),
+    ] = None
+    replicas: Annotated[Replicas, Field(examples=["{min: 8}"])] = Replicas()
+    parallelism: Annotated[Parallelism, Field(examples=["{tensor: 4}"])] = Parallelism()
+    template: Annotated[PodTemplate | None, Field(examples=["{spec: {priorityClassName: high}}"])] = None
+    endpoints: list[ExternalEndpoint] = Field(
+        default_factory=list,
+        max_length=256,
+        description="of an external engine: its addresses",
+        examples=['[{url: "http://10.0.0.5:8000"}]'],
+        json_schema_extra=list_map_schema("url"),
+    )
+    selector: Annotated[PodSelector | None, Field(examples=["{matchLabels: {app: my-vllm}}"])] = None
+
+    @model_validator(mode="after")
+    def _check_unique_names(self) -> Self:
+        check_unique("endpoints", [endpoint.url for endpoint in self.endpoints])
+        return self
+
+    @property
+    def is_external(self) -> bool:
+        """It names engines that run already."""
+        return bool(self.endpoints) or self.selector is not None

@@ -1,0 +1,184 @@
+"""The small values that several API types share: names, sizes, labels, and how the server is told of them."""
+
+import re
+from collections.abc import Callable
+from typing import Annotated, Any, Final
+
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
+
+from fairlead import units
+from fairlead.api.strict_model import field_error
+from fairlead.errors import BadInput
+from fairlead.fleet.engine_url import normalize_engine_url
+from fairlead.names import DNS_LABEL_PATTERN, DNS_SUBDOMAIN_PATTERN
+
+_LABEL_PATTERN = f"^{DNS_LABEL_PATTERN.pattern}$"
+_SUBDOMAIN_PATTERN = f"^{DNS_SUBDOMAIN_PATTERN.pattern}$"
+MAX_LABEL_VALUE_LENGTH: Final = 63
+"""What becomes the value of a Kubernetes label may not be longer."""
+
+
+def _check_label(text: str) -> str:
+    if not DNS_LABEL_PATTERN.fullmatch(text):
+        raise field_error(f'"{text:.70}" is not a DNS label', "use lower-case letters, digits and -, at most 63")
+    return text
+
+
+def _check_subdomain(text: str) -> str:
+    if len(text) > 253 or not DNS_SUBDOMAIN_PATTERN.fullmatch(text):
+        message = f'"{text:.70}" is not a Kubernetes name'
+        raise field_error(
+            message, "use lower-case letters, digits, - and ., at most 253, beginning and ending with neither"
+        )
+    return text
+
+
+def _check_short_name(text: str) -> str:
+    if len(_check_subdomain(text)) > MAX_LABEL_VALUE_LENGTH:
+        raise field_error("is longer than 63 characters, and it becomes a label", "shorten it")
+    return text
+
+
+Label = Annotated[
+    str,
+    AfterValidator(_check_label),
+    Field(json_schema_extra={"pattern": _LABEL_PATTERN, "minLength": 1, "maxLength": 63}),
+]
+Subdomain = Annotated[
+    str,
+    AfterValidator(_check_subdomain),
+    Field(json_schema_extra={"pattern": _SUBDOMAIN_PATTERN, "minLength": 1, "maxLength": 253}),
+]
+ShortName = Annotated[
+    str,
+    AfterValidator(_check_short_name),
+    Field(json_schema_extra={"pattern": _SUBDOMAIN_PATTERN, "minLength": 1, "maxLength": MAX_LABEL_VALUE_LENGTH}),
+]
+"""A Kubernetes name that also fits into a label."""
+
+
+def check_unique(items: str, names: list[str]) -> None:
+    """Refuse the second of two equal names in the list field ``items``."""
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            message = f'the name "{name}" is already given in {items}[{names.index(name)}]'
+            raise field_error(message, "give each a name of its own", at=(items, index))
+
+
+def list_map_schema(key: str) -> dict[str, Any]:
+    """Schema of a list whose items the server tells apart, and merges, by one field."""
+    return {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": [key]}
+
+
+def _pattern_check(pattern: str, message: str, fix: str, max_length: int) -> Callable[[str], str]:
+    known = re.compile(pattern)
+
+    def check(text: str) -> str:
+        if len(text) > max_length or not known.fullmatch(text):
+            raise field_error(f'"{text:.70}" {message}', fix)
+        return text
+
+    return check
+
+
+# The end of the text is \Z in Python, where $ would let a line break through; the server's language has only $.
+_RESOURCE_PATTERN = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$"
+ResourceName = Annotated[
+    str,
+    AfterValidator(
+        _pattern_check(
+            _RESOURCE_PATTERN, "is not the name of an extended resource", "write it like nvidia.com/gpu or rdma/ib", 253
+        )
+    ),
+    Field(json_schema_extra={"pattern": _RESOURCE_PATTERN, "minLength": 3, "maxLength": 253}),
+]
+
+_COST_PATTERN = r"^[0-9]{1,9}(\.[0-9]{1,6})?$"
+Cost = Annotated[
+    str,
+    AfterValidator(
+        _pattern_check(_COST_PATTERN, "is not an amount", 'write it as text without a sign, like "2.50"', 16)
+    ),
+    Field(json_schema_extra={"pattern": _COST_PATTERN, "maxLength": 16}),
+]
+"""US dollars as text, so that no digit is lost."""
+
+
+def _check_size(text: str) -> str:
+    try:
+        units.parse_size(text)
+    except BadInput as error:
+        raise field_error(error.message, error.hint or "") from error
+    return text
+
+
+Size = Annotated[
+    str, AfterValidator(_check_size), Field(json_schema_extra={"pattern": units.SIZE_PATTERN, "maxLength": 16})
+]
+
+_MAX_COUNT = 4096
+_PERCENT_PATTERN = r"^([1-9][0-9]?|100)%$"
+
+
+def _check_count_or_percent(value: Any) -> Any:
+    fix = 'write a number from 1 to 4096, or a share of the pool such as "25%"'
+    if isinstance(value, str) and re.fullmatch(_PERCENT_PATTERN, value):
+        return value
+    if isinstance(value, int) and not isinstance(value, bool):
+        if 1 <= value <= _MAX_COUNT:
+            return value
+        raise field_error(f"must be from 1 to {_MAX_COUNT}, not {value}", fix)
+    if isinstance(value, str) and re.fullmatch(r"[0-9]+ *%", value):
+        raise field_error(f'a percentage is written from "1%" to "100%", not "{value:.70}"', fix)
+    shown = f'"{value:.70}"' if isinstance(value, str) else value if isinstance(value, float) else type(value).__name__
+    raise field_error(f"must be a whole number or a percentage, not {shown}", fix)
+
+
+CountOrPercent = Annotated[
+    int | str,
+    BeforeValidator(_check_count_or_percent),
+    WithJsonSchema(
+        {
+            "anyOf": [{"type": "integer"}, {"type": "string"}],
+            "x-kubernetes-int-or-string": True,
+            "minimum": 1,
+            "maximum": _MAX_COUNT,
+            "pattern": _PERCENT_PATTERN,
+            "maxLength": 4,
+        }
+    ),
+]
+
+_LABEL_VALUE_PATTERN = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
+_LABEL_KEY_PATTERN = re.compile(rf"({DNS_SUBDOMAIN_PATTERN.pattern}/)?[A-Za-z0-9]([-A-Za-z0-9_.]{{0,61}}[A-Za-z0-9])?")
+
+
+def _check_labels(found: dict[str, str]) -> dict[str, str]:
+    for key, value in found.items():
+        if not _LABEL_KEY_PATTERN.fullmatch(key):
+            raise field_error(
+                f'"{key:.70}" is not the key of a label', "write it like app or example.com/app", at=(key,)
+            )
+        if not _LABEL_VALUE_PATTERN.fullmatch(value):
+            fix = "use letters, digits, -, _ and ., at most 63"
+            raise field_error(f'"{value:.70}" is not the value of a label', fix, at=(key,))
+    return found
+
+
+_LabelValue = Annotated[str, Field(json_schema_extra={"maxLength": MAX_LABEL_VALUE_LENGTH})]
+Labels = Annotated[dict[str, _LabelValue], AfterValidator(_check_labels)]
+"""Labels of Kubernetes; bound the number of entries where it is used."""
+
+
+def _check_url(text: str) -> str:
+    try:
+        return normalize_engine_url(text)
+    except BadInput as error:
+        raise field_error(error.message, error.hint or "") from error
+
+
+EngineUrl = Annotated[
+    str,
+    AfterValidator(_check_url),
+    Field(json_schema_extra={"pattern": r"^https?://[^\s/?#@]+/?$", "minLength": 8, "maxLength": 512}),
+]

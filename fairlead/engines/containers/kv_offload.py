@@ -1,0 +1,61 @@
+"""KV that leaves the accelerator: the share of each engine process, and LMCache, which is told by environment variables."""
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from fairlead import units
+from fairlead.api import Offload, Parallelism
+from fairlead.engines.containers.base import env_value
+
+LMCACHE_FOLDER: Final = "/var/lib/fairlead/lmcache"
+_VOLUME: Final = "lmcache"
+_GB: Final = 10**9
+
+
+def bytes_per_engine(offload: Offload, shape: Parallelism) -> int:
+    """Main memory of one engine core: all pods of an instance give theirs, and its data-parallel ranks share it."""
+    return units.parse_size(offload.memory) * shape.nodes // shape.data
+
+
+def bytes_per_rank(size: str, shape: Parallelism) -> int:
+    """What one device's process gets of a pod's memory or disk."""
+    return units.parse_size(size) // shape.ranks_per_pod
+
+
+def lmcache_env(offload: Offload, shape: Parallelism) -> tuple[dict[str, Any], ...]:
+    """LMCache counts in GB (10^9) and for each worker process."""
+    env = [
+        env_value("PYTHONHASHSEED", "0"),  # its keys are hashes that scheduler and workers must agree on
+        env_value("LMCACHE_LOCAL_CPU", "True"),
+        env_value("LMCACHE_MAX_LOCAL_CPU_SIZE", f"{bytes_per_rank(offload.memory, shape) / _GB:.2f}"),
+    ]
+    if offload.disk is not None:
+        env += [
+            env_value("LMCACHE_LOCAL_DISK", f"file://{LMCACHE_FOLDER}/"),
+            env_value("LMCACHE_MAX_LOCAL_DISK_SIZE", f"{bytes_per_rank(offload.disk, shape) / _GB:.2f}"),
+        ]
+    if offload.store is not None:
+        env += [env_value("LMCACHE_REMOTE_URL", offload.store), env_value("LMCACHE_REMOTE_SERDE", "naive")]
+    return tuple(env)
+
+
+@dataclass(frozen=True, slots=True)
+class OffloadVolumes:
+    """What offloaded KV takes of a node, for one pod. ``disk_bytes`` None: no disk."""
+
+    memory_bytes: int = 0
+    disk_bytes: int | None = None
+    volumes: tuple[dict[str, Any], ...] = ()
+    mounts: tuple[dict[str, Any], ...] = ()
+
+
+def offload_volumes(offload: Offload | None) -> OffloadVolumes:
+    """Main memory, and scratch space of the node, mounted where LMCache finds it; nothing without offload."""
+    if offload is None:
+        return OffloadVolumes()
+    memory = units.parse_size(offload.memory)
+    if offload.disk is None:
+        return OffloadVolumes(memory)
+    volume = {"name": _VOLUME, "emptyDir": {"sizeLimit": offload.disk}}
+    mount = {"name": _VOLUME, "mountPath": LMCACHE_FOLDER}
+    return OffloadVolumes(memory, units.parse_size(offload.disk), (volume,), (mount,))

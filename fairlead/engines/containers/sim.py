@@ -1,0 +1,86 @@
+"""The simulated engine in a pod: no accelerator, no weights, little of everything."""
+
+from typing import Final
+
+from fairlead import units
+from fairlead.api import PoolRole, Transfer
+from fairlead.engines.containers.base import (
+    HTTP_PORT,
+    KV_EVENTS_PORT,
+    KV_REPLAY_PORT,
+    LEADER_ADDRESS_VARIABLE,
+    EngineContainer,
+    HealthProbe,
+    InstancePod,
+    env_from_field,
+    network_ports,
+)
+from fairlead.engines.containers.prestop_drain import PreStopDrain
+from fairlead.engines.containers.vllm import LOAD_GAUGES
+from fairlead.engines.sim import context_args, profile_argument
+from fairlead.errors import BadInput
+from fairlead.fleet.labels import PodEngineInfo
+
+_CPU_MILLIS: Final = 50
+_MEMORY_BYTES: Final = 128 * 2**20
+
+
+def sim_container(pod: InstancePod) -> EngineContainer:
+    """One pod of a simulated instance. The first of several nodes does it all; the others are engines that nobody asks.
+
+    Raises BadInput for data-parallel copies over several nodes: those of real engines publish on each node.
+    """
+    if pod.is_multi_node and pod.pool.parallelism.data > 1:
+        message = "data-parallel copies over several nodes are not simulated"
+        raise BadInput(message, field=f"spec.pools[{pod.pool.name}].parallelism.data", hint="use data: 1 or nodes: 1")
+    spec, cache = pod.spec, pod.spec.kv_cache
+    prefills = pod.pool.role is PoolRole.PREFILL
+    where = f"${LEADER_ADDRESS_VARIABLE}" if not pod.serves_http else "127.0.0.1"
+    lends = spec.peers is not None and pod.pool.parallelism.data == 1  # all ranks are one process with one port
+    meets = prefills and cache.transfer is Transfer.MOONCAKE
+    return EngineContainer(
+        command=("python3", "-m", "fairlead_sim", "engine"),
+        args=(*_flags(pod), *spec.engine.args),
+        env=(env_from_field("POD_IP", "status.podIP"),) if pod.transfers_kv or spec.peers is not None else (),
+        ports=network_ports(pod, bootstrap=False, side_channel=False),
+        pod_info=PodEngineInfo(
+            port=HTTP_PORT,
+            data_parallel=pod.pool.parallelism.data,
+            transfer=cache.transfer.value.lower() if pod.transfers_kv else None,
+            bootstrap_port=HTTP_PORT if meets else None,  # it answers for that on its own port
+            kv_events_port=KV_EVENTS_PORT if cache.events else None,
+            kv_replay_port=KV_REPLAY_PORT if cache.events else None,
+            served_name=pod.spec.engine.served_model_name,
+            kv_peers_port=HTTP_PORT if lends else None,
+        ),
+        health=HealthProbe(startup_period=1) if pod.serves_http else None,
+        drain=PreStopDrain(f"http://{where}:{HTTP_PORT}/metrics", LOAD_GAUGES),
+        cpu_millis=_CPU_MILLIS,
+        memory_bytes=_MEMORY_BYTES,
+        needs_devices=False,
+        needs_home=False,
+        read_only_root=True,
+    )
+
+
+def _flags(pod: InstancePod) -> list[str]:
+    spec, cache = pod.spec, pod.spec.kv_cache
+    host = f"[{pod.host}]" if ":" in pod.host else pod.host
+    found = [f"--listen={host}:{HTTP_PORT}", f"--model={spec.model.source}", f"--served-model-name={pod.served_name}"]
+    found.append(f"--profile={profile_argument(pod.profile)}")
+    told = context_args(pod.profile, spec.engine.args)
+    found += [f"{told[0]}={told[1]}"] if told else []
+    if pod.pool.parallelism.data > 1:
+        found.append(f"--data-parallel-size={pod.pool.parallelism.data}")
+    if cache.events:
+        found += [f"--kv-events=tcp://*:{KV_EVENTS_PORT}", f"--kv-replay=tcp://*:{KV_REPLAY_PORT}"]
+    if spec.adapters is not None:
+        found.append(f"--max-loras={spec.adapters.slots}")
+    if pod.transfers_kv:
+        found += [f"--kv-connector={cache.transfer.value.lower()}", f"--kv-role={pod.kv_role}"]
+        found += ["--kv-load-failure-policy=recompute", "--kv-host=$(POD_IP)"]
+    elif spec.peers is not None:
+        found += ["--kv-connector=p2p", "--kv-load-failure-policy=recompute", "--kv-host=$(POD_IP)"]
+        found += [f"--kv-bytes-per-token={spec.peers.bytes_per_token}"]
+        found += [f"--kv-bytes-per-second={units.parse_size(spec.peers.bandwidth)}"]
+    return found

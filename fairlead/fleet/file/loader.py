@@ -1,0 +1,144 @@
+"""Fleet file → Fleet: every problem is found, each with line, field and fix."""
+
+from pydantic import ValidationError
+
+from fairlead.errors import FileProblem, ManifestError
+from fairlead.fleet.file.schema import FileFleet, FileInstance, FileModel
+from fairlead.fleet.model import KV_TRANSFERS, EngineAuth, Fleet, Instance, Model, Role, served_name_override
+from fairlead.limits import Limits
+from fairlead.manifests.yaml_nodes import YamlNode, format_path, parse_documents
+
+
+def parse_fleet_file(text: str, *, file: str, limits: Limits | None = None) -> Fleet:
+    """The fleet that ``text`` describes, as version 1. Raises ManifestError with every problem found."""
+    limits = limits or Limits()
+    found = parse_documents(text, file=file, limits=limits)
+    if len(found) != 1:
+        message = "the file is empty" if not found else f"{len(found)} YAML documents, a fleet file has one"
+        line = found[1].line if found else 1
+        fix = "begin with `models:`" if not found else "put all models under one `models:`"
+        raise ManifestError((FileProblem(file, line, "(document)", message, fix),))
+    node = found[0]
+    try:
+        content = FileFleet.model_validate(node.to_python(), by_alias=True, by_name=False)
+    except ValidationError as error:
+        from fairlead.manifests.validation_messages import validation_problems  # most files are right
+
+        raise ManifestError(tuple(validation_problems(error, FileFleet, node, file))) from error
+    problems = (
+        _duplicate_problems(content, node, file)
+        + _missing_transfer_problems(content, node, file)
+        + _limit_problems(content, node, file, limits)
+    )
+    if problems:
+        raise ManifestError(tuple(problems))
+    models = sorted((_to_model(item) for item in content.models), key=lambda model: model.key)
+    instances = {f"{item.namespace}/{item.name}": _to_instances(item) for item in content.models}
+    return Fleet(
+        version=1,
+        membership_epoch=1,
+        models={model.key: model for model in models},
+        instances={model.key: instances[model.key] for model in models},
+    )
+
+
+def _to_model(item: FileModel) -> Model:
+    return Model(item.namespace, item.name, item.objectives.to_targets(), item.routing.preset.value, wakes=item.wakes)
+
+
+def _to_instances(item: FileModel) -> tuple[Instance, ...]:
+    values = [
+        Instance(
+            id=_instance_id(one),
+            namespace=item.namespace,
+            model=item.name,
+            pool=one.pool,
+            url=one.url,
+            engine=one.engine,
+            role=one.role,
+            state=one.state,
+            adapters=frozenset(one.adapters),
+            weight=one.weight,
+            profile=one.profile.to_engine_profile(one.profile.name or f"{item.name}-{one.pool}")
+            if one.profile
+            else None,
+            dp_rank=one.dp_rank,
+            kv_events=one.kv_events,
+            kv_replay=one.kv_replay,
+            transfer=one.kv_transfer or item.kv_transfer,
+            bootstrap=one.bootstrap,
+            pull=one.kv_pull.to_kv_pull() if one.kv_pull is not None else None,
+            access=_engine_auth(item, one),
+            served_name=served_name_override(one.served_model_name or item.served_model_name, item.name),
+        )
+        for one in item.instances
+    ]
+    return tuple(sorted(values, key=lambda instance: instance.id))
+
+
+def _engine_auth(item: FileModel, one: FileInstance) -> EngineAuth:
+    """What the instance says, else what its model says, each of the two on its own."""
+    tls, auth = one.tls or item.tls, one.auth or item.auth
+    return EngineAuth(
+        ca_file=tls.ca_file if tls is not None else None,
+        token_env=auth.token_env if auth is not None else None,
+        token_file=auth.token_file if auth is not None else None,
+    )
+
+
+def _instance_id(one: FileInstance) -> str:
+    """The id given, else ``<host>/<port>/<rank>``: it does not change when other lines of the file do."""
+    if one.id is not None:
+        return one.id
+    host, port = one.url.partition("://")[2].rsplit(":", 1)
+    return f"{host.strip('[]')}/{port}/{one.dp_rank or 0}"
+
+
+def _duplicate_problems(content: FileFleet, node: YamlNode, file: str) -> list[FileProblem]:
+    """A name or an id given twice; ids are unique in the whole file, because metrics and logs name instances by them."""
+    problems: list[FileProblem] = []
+    seen: dict[str, int] = {}
+    taken: dict[str, int] = {}
+    for m, model in enumerate(content.models):
+        path: tuple[str | int, ...] = ("models", m, "name")
+        line = node.locate(path).line
+        key = f"{model.namespace}/{model.name}"
+        if key in seen:
+            message = f"the model {key} is already given on line {seen[key]}"
+            problems.append(
+                FileProblem(file, line, format_path(path), message, "put the instances of one model together")
+            )
+        seen.setdefault(key, line)
+        for i, one in enumerate(model.instances):
+            path = ("models", m, "instances", i)
+            line = node.locate(path).line
+            if _instance_id(one) in taken:
+                message = f"the instance {_instance_id(one)} is already given on line {taken[_instance_id(one)]}"
+                fix = "remove one, or give each an `id:` of its own"
+                problems.append(FileProblem(file, line, format_path(path), message, fix))
+            taken.setdefault(_instance_id(one), line)
+    return problems
+
+
+def _missing_transfer_problems(content: FileFleet, node: YamlNode, file: str) -> list[FileProblem]:
+    """Prefill instances that say nothing of how they hand over: they would never get a request."""
+    problems: list[FileProblem] = []
+    for m, model in enumerate(content.models):
+        for i, one in enumerate(model.instances):
+            if one.role is Role.PREFILL and not (one.kv_transfer or model.kv_transfer):
+                path: tuple[str | int, ...] = ("models", m, "instances", i, "role")
+                message = "a Prefill instance hands its work over, and nothing says how"
+                fix = f"add `kvTransfer: {' | '.join(KV_TRANSFERS)}` to the instance or its model"
+                problems.append(FileProblem(file, node.locate(path).line, format_path(path), message, fix))
+    return problems
+
+
+def _limit_problems(content: FileFleet, node: YamlNode, file: str, limits: Limits) -> list[FileProblem]:
+    line = node.locate(("models",)).line
+    total = sum(len(model.instances) for model in content.models)
+    counts = (("models", len(content.models), limits.models), ("instances", total, limits.instances))
+    return [
+        FileProblem(file, line, "models", f"{count:,} {what}, at most {limit:,} are served", "split the fleet")
+        for what, count, limit in counts
+        if count > limit
+    ]

@@ -1,0 +1,184 @@
+"""What a fleet file may say, as strict types. Field names are those of the file in camelCase."""
+
+import re
+from collections.abc import Callable
+from typing import Annotated, Any, Self
+
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+
+from fairlead.api.strict_model import Profile, Routing, ServedName, Slo, StrictModel, field_error
+from fairlead.engines import engine_kinds
+from fairlead.errors import BadInput
+from fairlead.fleet.engine_url import normalize_engine_url
+from fairlead.fleet.model import KV_TRANSFERS, InstanceState, KvPull, Role
+from fairlead.manifests.yaml_nodes import format_value
+from fairlead.names import DNS_LABEL_PATTERN, normalize_model_name
+from fairlead.settings import VARIABLE_PREFIX
+
+_VARIABLE_PATTERN = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
+_PEER_PATTERN = r"^[^\s:]+:\d{1,5}$|^\[[0-9A-Fa-f:.]+\]:\d{1,5}$"
+_ZMQ_PATTERN = r"^tcp://\S+:\d+$"
+
+
+def _check_name(text: str) -> str:
+    try:
+        return normalize_model_name(text)
+    except BadInput as error:
+        raise field_error(error.message, "use a name of 1 to 253 bytes without control characters") from error
+
+
+def _check_namespace(text: str) -> str:
+    if not DNS_LABEL_PATTERN.fullmatch(text):
+        raise field_error(
+            f"{format_value(text)} is not a namespace", "use lower-case letters, digits and -, at most 63"
+        )
+    return text
+
+
+def _check_id(text: str) -> str:
+    if not 0 < len(text) <= 253 or not all("!" <= char <= "~" for char in text):
+        raise field_error(
+            f"{format_value(text)} is not an instance id", "use 1 to 253 visible ASCII characters without spaces"
+        )
+    return text
+
+
+def _check_engine(text: str) -> str:
+    known = engine_kinds()
+    if text not in known:
+        raise field_error(
+            f"must be one of {', '.join(known)}, not {format_value(text)}", "write the kind of the engine"
+        )
+    return text
+
+
+def _check_transfer(text: str) -> str:
+    if text not in KV_TRANSFERS:
+        raise field_error(
+            f"must be one of {', '.join(KV_TRANSFERS)}, not {format_value(text)}", "write how the engines hand over KV"
+        )
+    return text
+
+
+def _check_url(text: str) -> str:
+    try:
+        return normalize_engine_url(text)
+    except BadInput as error:
+        raise field_error(error.message, error.hint or "") from error
+
+
+def _check_optional(check: Callable[[str], str]) -> Callable[[str | None], str | None]:
+    return lambda text: None if text is None else check(text)
+
+
+def _expand_preset(value: Any) -> Any:
+    return {"preset": value} if isinstance(value, str) else value
+
+
+def _check_path(text: str) -> str:
+    if not text.startswith("/") or not text.isprintable():
+        raise field_error(
+            f"{format_value(text)} is not an absolute path", "write it from the root, like /etc/fairlead/ca.pem"
+        )
+    return text
+
+
+def _check_variable(text: str) -> str:
+    if not _VARIABLE_PATTERN.fullmatch(text):
+        raise field_error(f"{format_value(text)} is not an environment variable", "write it like ENGINE_TOKEN")
+    if text.startswith(VARIABLE_PREFIX):
+        raise field_error(
+            f"{format_value(text)} belongs to Fairlead itself", "put the engine's token into a variable of its own"
+        )
+    return text
+
+
+class FileTls(StrictModel):
+    """Whom an engine's certificate must come from."""
+
+    ca_file: Annotated[str, AfterValidator(_check_path), Field(examples=["/etc/fairlead/ca.pem"])]
+
+
+class FileAuth(StrictModel):
+    """Where the bearer token is that an engine wants to see."""
+
+    token_env: Annotated[str, AfterValidator(_check_variable), Field(examples=["ENGINE_TOKEN"])] | None = None
+    token_file: Annotated[str, AfterValidator(_check_path), Field(examples=["/run/secrets/token"])] | None = None
+
+    @model_validator(mode="after")
+    def _check_one_source(self) -> Self:
+        if (self.token_env is None) == (self.token_file is None):
+            raise field_error("exactly one place holds the token", "write either tokenEnv or tokenFile")
+        return self
+
+
+class FileKvPull(StrictModel):
+    """That instances get prefixes out of one another's caches, and what that takes."""
+
+    address: Annotated[str, Field(pattern=_PEER_PATTERN, examples=["10.0.0.1:5710"])]
+    bytes_per_token: Annotated[float, Field(gt=0, le=1e9, examples=["131072"])]
+    bytes_per_second: Annotated[float, Field(gt=0, le=1e15, examples=["1.25e9"])]
+    latency_seconds: Annotated[float, Field(ge=0, le=60)] = 0.01
+
+    def to_kv_pull(self) -> KvPull:
+        """As routing has it."""
+        return KvPull(self.address, self.bytes_per_token, self.bytes_per_second, self.latency_seconds)
+
+
+class FileProfile(Profile):
+    """As in an AcceleratorClass, with a name of its own."""
+
+    name: Annotated[str | None, Field(min_length=1, max_length=253)] = None
+
+
+class FileInstance(StrictModel):
+    """One engine endpoint."""
+
+    url: Annotated[str, AfterValidator(_check_url), Field(examples=["http://127.0.0.1:9001"])]
+    id: Annotated[str, AfterValidator(_check_id)] | None = None
+    pool: Annotated[str, AfterValidator(_check_id)] = "main"
+    engine: Annotated[str, AfterValidator(_check_engine), Field(examples=["vllm"])] = "vllm"
+    served_model_name: Annotated[ServedName | None, Field(examples=["Qwen/Qwen3-8B"])] = None
+    role: Annotated[Role, Field(strict=False)] = Role.SERVE
+    state: Annotated[InstanceState, Field(strict=False)] = InstanceState.READY
+    weight: Annotated[float, Field(gt=0, le=100)] = 1.0
+    adapters: list[Annotated[str, AfterValidator(_check_name)]] = Field(default_factory=list)
+    dp_rank: Annotated[int | None, Field(ge=0, le=65_535)] = None
+    kv_events: Annotated[str | None, Field(pattern=_ZMQ_PATTERN, examples=["tcp://127.0.0.1:5557"])] = None
+    kv_replay: Annotated[str | None, Field(pattern=_ZMQ_PATTERN, examples=["tcp://127.0.0.1:5558"])] = None
+    kv_transfer: Annotated[str | None, AfterValidator(_check_optional(_check_transfer)), Field(examples=["nixl"])] = (
+        None
+    )
+    bootstrap: Annotated[
+        str | None, AfterValidator(_check_optional(_check_url)), Field(examples=["http://127.0.0.1:8998"])
+    ] = None
+    kv_pull: Annotated[
+        FileKvPull | None,
+        Field(examples=['{address: "10.0.0.1:5710", bytesPerToken: 131072, bytesPerSecond: 1.25e9}']),
+    ] = None
+    tls: FileTls | None = None
+    auth: FileAuth | None = None
+    profile: Annotated[FileProfile | None, BeforeValidator(_expand_preset), Field(examples=["910b4"])] = None
+
+
+class FileModel(StrictModel):
+    """A client-visible model and the engines that serve it."""
+
+    name: Annotated[str, AfterValidator(_check_name), Field(examples=["tiny"])]
+    namespace: Annotated[str, AfterValidator(_check_namespace), Field(examples=["default"])] = "default"
+    objectives: Slo = Slo()
+    routing: Routing = Routing()
+    served_model_name: Annotated[ServedName | None, Field(examples=["Qwen/Qwen3-8B"])] = None
+    kv_transfer: Annotated[str | None, AfterValidator(_check_optional(_check_transfer)), Field(examples=["nixl"])] = (
+        None
+    )
+    tls: FileTls | None = None
+    auth: FileAuth | None = None
+    wakes: bool = False
+    instances: list[FileInstance] = Field(default_factory=list, examples=['[{url: "http://127.0.0.1:9001"}]'])
+
+
+class FileFleet(StrictModel):
+    """The whole file."""
+
+    models: Annotated[list[FileModel], Field(examples=["[{name: tiny, instances: [...]}]"])]

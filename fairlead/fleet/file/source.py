@@ -1,0 +1,118 @@
+"""A fleet file that is watched. A broken edit changes nothing: the last good fleet stays, and ``problem`` says what is wrong."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from pathlib import Path
+
+from fairlead.errors import FairleadError, Unavailable
+from fairlead.fleet.file.loader import parse_fleet_file
+from fairlead.fleet.model import Fleet, InstanceState
+from fairlead.limits import Limits
+from fairlead.manifests.yaml_nodes import decode_file
+from fairlead.runtime.clock import Clock
+
+FileSignature = tuple[int, int, int]  # inode, modification time in ns, size
+
+
+class FileFleetSource:
+    """Watches a fleet file by asking for its modification time every ``poll_seconds``.
+
+    An edit in place is read once the file has stood still for one poll, a replaced file (``write_atomic``) at once.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        clock: Clock,
+        poll_seconds: float = 0.2,
+        *,
+        limits: Limits | None = None,
+        report: Callable[[FairleadError], None] | None = None,
+    ) -> None:
+        self._path = path
+        self._clock = clock
+        self._poll_seconds = poll_seconds
+        self._limits = limits or Limits()
+        self._report = report
+        self._fleet: Fleet | None = None
+        self.problem: FairleadError | None = None
+        self.loaded_at: float | None = None
+
+    async def watch(self) -> AsyncIterator[Fleet]:
+        """The present fleet, then one more after every edit that changes it. Raises when the first read fails."""
+        done = _signature(self._path)
+        yield await self._load_first()
+        pending: FileSignature | None = None
+        while True:
+            await asyncio.sleep(self._poll_seconds)
+            now = _signature(self._path)
+            if now == done:
+                pending = None
+                continue
+            replaced = now is not None and done is not None and now[0] != done[0]
+            if now is not None and not replaced and now != pending:
+                pending = now
+                continue
+            done, pending = now, None
+            fleet = await self._reload()
+            if fleet is not None:
+                yield fleet
+
+    def warnings(self) -> list[str]:
+        """What is wrong with the file, while an older fleet stays in use."""
+        return [f"the fleet file cannot be used: {self.problem}"] if self.problem is not None else []
+
+    def age_seconds(self) -> float | None:
+        """None: a file is as old as its last edit, and true until the next."""
+        return None
+
+    async def _load_first(self) -> Fleet:
+        self._fleet = await asyncio.to_thread(self._load)
+        self.loaded_at = self._clock.now()
+        return self._fleet
+
+    async def _reload(self) -> Fleet | None:
+        """Read after an edit; None when the file is broken or says what it said before."""
+        try:
+            found = await asyncio.to_thread(self._load)
+        except FairleadError as error:
+            self.problem = error
+            if self._report is not None:
+                self._report(error)
+            return None
+        self.problem = None
+        self.loaded_at = self._clock.now()
+        last = self._fleet
+        if last is None or (found.models, found.instances) == (last.models, last.instances):
+            return None
+        epoch = last.membership_epoch + (_membership(found) != _membership(last))
+        self._fleet = replace(found, version=last.version + 1, membership_epoch=epoch)
+        return self._fleet
+
+    def _load(self) -> Fleet:
+        try:
+            raw = self._path.read_bytes()
+        except OSError as error:
+            message = f"cannot read the fleet file {self._path}: {error.strerror or error}"
+            raise Unavailable(message, hint="the last good fleet stays in use") from error
+        text = decode_file(raw, file=str(self._path), limits=self._limits)
+        return parse_fleet_file(text, file=str(self._path), limits=self._limits)
+
+
+def _signature(path: Path) -> FileSignature | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
+
+
+def _membership(fleet: Fleet) -> frozenset[tuple[str, str]]:
+    """The instances that homes are computed over: all but the sleeping ones."""
+    return frozenset(
+        (key, one.id)
+        for key, instances in fleet.instances.items()
+        for one in instances
+        if one.state is not InstanceState.SLEEPING
+    )

@@ -1,0 +1,105 @@
+"""Fleet → fleet file, one instance a line, replaced as a whole."""
+
+import re
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from pydantic.alias_generators import to_camel
+
+from fairlead import units
+from fairlead.engine_profile import EngineProfile, builtin_profiles
+from fairlead.fleet.model import Fleet, Instance, KvPull, Model
+from fairlead.manifests.yaml_nodes import resolve_scalar
+from fairlead.runtime.atomic_write import write_atomic
+
+_BARE_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9.-]*")
+
+
+def format_fleet_file(fleet: Fleet) -> str:
+    """The fleet as the text of a fleet file, one instance a line; ``signals`` are not part of it."""
+    lines = ["models:" if fleet.models else "models: []"]
+    for key, model in fleet.models.items():
+        lines.append(f"  - name: {_format_flow(model.name)}")
+        lines.append(f"    namespace: {_format_flow(model.namespace)}")
+        lines.append(f"    objectives: {_format_flow(_slo_fields(model))}")
+        lines.append(f"    routing: {_format_flow({'preset': model.preset})}")
+        if model.wakes:
+            lines.append("    wakes: true")
+        instances = fleet.instances.get(key, ())
+        lines.append("    instances:" if instances else "    instances: []")
+        lines += [f"      - {_format_flow(_instance_fields(one))}" for one in instances]
+    return "\n".join(lines) + "\n"
+
+
+def _format_flow(value: Any) -> str:
+    """A value on one line. Text is left bare only where no YAML reader can take it for anything else."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_format_flow(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(_format_flow(item) for item in value) + "]"
+    if isinstance(value, str):
+        bare = _BARE_TEXT.fullmatch(value) and isinstance(resolve_scalar(value), str)
+        return value if bare else '"' + "".join(_escape(char) for char in value) + '"'
+    return repr(value)
+
+
+def _escape(char: str) -> str:
+    if char in '"\\':
+        return "\\" + char
+    return char if char == " " or (char.isprintable() and not char.isspace()) else f"\\U{ord(char):08x}"
+
+
+def _slo_fields(model: Model) -> dict[str, Any]:
+    values = model.objectives
+    entry: dict[str, Any] = {"target": values.target}
+    if values.ttft_seconds is not None:
+        entry["ttft"] = units.format_exact_duration(values.ttft_seconds)
+        if values.ttft_per_kilo_token_seconds:
+            entry["ttftPerKiloToken"] = units.format_exact_duration(values.ttft_per_kilo_token_seconds)
+    if values.itl_seconds is not None:
+        entry["itl"] = units.format_exact_duration(values.itl_seconds)
+    return entry
+
+
+def _instance_fields(one: Instance) -> dict[str, Any]:
+    entry: dict[str, Any] = {"id": one.id, "url": one.url, "pool": one.pool, "engine": one.engine}
+    entry["role"] = one.role.value
+    entry["state"] = one.state.value
+    if one.weight != 1.0:
+        entry["weight"] = one.weight
+    if one.adapters:
+        entry["adapters"] = sorted(one.adapters)
+    optional = {
+        "servedModelName": one.served_name,
+        "dpRank": one.dp_rank,
+        "kvEvents": one.kv_events,
+        "kvReplay": one.kv_replay,
+        "kvTransfer": one.transfer,
+        "bootstrap": one.bootstrap,
+    }
+    entry.update({name: value for name, value in optional.items() if value is not None})
+    if one.pull is not None:
+        entry["kvPull"] = {to_camel(item.name): getattr(one.pull, item.name) for item in fields(KvPull)}
+    if one.access.ca_file is not None:
+        entry["tls"] = {"caFile": one.access.ca_file}
+    auth = {"tokenEnv": one.access.token_env, "tokenFile": one.access.token_file}
+    if any(auth.values()):
+        entry["auth"] = {name: value for name, value in auth.items() if value is not None}
+    if one.profile is not None:
+        entry["profile"] = _profile_value(one.profile)
+    return entry
+
+
+def _profile_value(profile: EngineProfile) -> str | dict[str, Any]:
+    return profile.name if builtin_profiles().get(profile.name) == profile else profile_fields(profile)
+
+
+def profile_fields(profile: EngineProfile) -> dict[str, Any]:
+    """A profile as the fleet file has it, number by number."""
+    return {to_camel(item.name): getattr(profile, item.name) for item in fields(EngineProfile)}
+
+
+def write_fleet_file(path: Path, fleet: Fleet) -> None:
+    """Replace the file at ``path``: a reader sees the old fleet or the new one, never a part."""
+    write_atomic(path, format_fleet_file(fleet).encode(), mode=0o644)  # it holds no secret

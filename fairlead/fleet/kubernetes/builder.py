@@ -1,0 +1,224 @@
+"""What the cluster has → the fleet. Pure: the same objects and the same fleet before give the same fleet, on every gateway.
+
+Nothing leaves the fleet on doubt. A spec that cannot be read keeps what it said before; pods are found by their labels, which say
+all that routing to them takes, so they are served even then; pods of a pool that adopts stay until its own list is known.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from urllib.parse import urlsplit
+
+from fairlead.api import EngineKind, ModelDeploymentSpec, Pool, Transfer
+from fairlead.engine_profile import EngineProfile, builtin_profiles
+from fairlead.fleet.kubernetes.pod_instances import (
+    ExternalPool,
+    PodInstances,
+    external_instances,
+    group_addresses,
+    managed_instances,
+)
+from fairlead.fleet.kubernetes.spec_cache import ParsedModel
+from fairlead.fleet.labels import MODEL_LABEL, POOL_LABEL
+from fairlead.fleet.model import Fleet, Instance, InstanceState, Model, Role, served_name_override
+from fairlead.kube.resources import Manifest, key_of, label_selector, labels_of, namespace_of
+from fairlead.limits import Limits
+
+PodSelection = tuple[str, str]
+"""A namespace and a label selector: the pods that a pool adopts."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterObjects:
+    """What is known of the cluster. ``models`` with the oldest first; ``pods`` are those that Fairlead runs.
+
+    ``chosen`` are the pods of each selection that a model names; one that was never listed is not in it.
+    """
+
+    models: Sequence[ParsedModel] = ()
+    profiles: Mapping[str, EngineProfile] = field(default_factory=dict)
+    pods: Mapping[str, Manifest] = field(default_factory=dict)
+    selected_pods: Mapping[PodSelection, Mapping[str, Manifest]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class FleetResult:
+    """A fleet; ``problems`` are for people to mend; ``left_out`` says of each pod or address that is not in it why."""
+
+    fleet: Fleet
+    problems: tuple[str, ...] = ()
+    excluded: Mapping[str, str] = field(default_factory=dict)
+
+
+def build_fleet(objects: ClusterObjects, previous: Fleet | None, limits: Limits) -> FleetResult:
+    """The fleet after ``previous``, which is answered itself when nothing differs. ``membership_epoch`` grows with the ready set."""
+    making = _FleetBuilder(objects, previous or Fleet(), limits)
+    models, instances = making.build_models(), making.build_instances()
+    held = {key: instances.get(key, ()) for key in models}
+    if previous is None:
+        fleet = Fleet(1, 1, models, held)
+    elif (models, held) == (previous.models, previous.instances):
+        fleet = previous
+    else:
+        fleet = Fleet(previous.version + 1, previous.membership_epoch, models, held)
+        if membership(fleet) != membership(previous):
+            fleet = replace(fleet, membership_epoch=previous.membership_epoch + 1)
+    return FleetResult(fleet, tuple(dict.fromkeys(making.problems)), making.excluded)
+
+
+def pod_selections(models: Sequence[ParsedModel]) -> set[PodSelection]:
+    """Which pods of others must be watched."""
+    return {
+        (model.namespace, label_selector(pool.selector.match_labels))
+        for model in models
+        if model.spec is not None
+        for pool in model.spec.pools
+        if pool.selector is not None
+    }
+
+
+def membership(fleet: Fleet) -> frozenset[tuple[str, str]]:
+    """The instances that homes are computed over: those that get requests."""
+    return frozenset(
+        (key, one.id)
+        for key, instances in fleet.instances.items()
+        for one in instances
+        if one.state is InstanceState.READY
+    )
+
+
+class _FleetBuilder:
+    """One fleet in the making, with what is said about it on the way."""
+
+    def __init__(self, objects: ClusterObjects, previous: Fleet, limits: Limits) -> None:
+        self.problems: list[str] = [one.problem for one in objects.models if one.problem]
+        self.excluded: dict[str, str] = {}
+        self._objects = objects
+        self._previous = previous
+        self._limits = limits
+        self._served = self._limit_models()
+
+    def _limit_models(self) -> list[ParsedModel]:
+        models, most = list(self._objects.models), self._limits.models
+        if len(models) > most:
+            self.problems.append(f"{len(models):,} models, the oldest {most:,} are served")
+        return models[:most]
+
+    def build_models(self) -> dict[str, Model]:
+        """By key. Of several with one name the oldest has it, as the operator's ``status.clientName`` says."""
+        found: dict[str, Model] = {}
+        names: set[str] = set()
+        for one in self._served:
+            before = self._previous.models.get(one.key)
+            if one.spec is not None:
+                spec = one.spec
+                model = Model(
+                    one.namespace,
+                    one.name,
+                    spec.objectives.to_targets(),
+                    spec.routing.preset.value,
+                    wakes=spec.scales_from_zero,
+                )
+            else:
+                model = before or Model(one.namespace, one.name)
+            found[one.key] = replace(model, shadowed=one.name in names)
+            names.add(one.name)
+        return dict(sorted(found.items()))
+
+    def build_instances(self) -> dict[str, tuple[Instance, ...]]:
+        """By the key of their model. An id that two models claim is the older one's."""
+        found: dict[str, Instance] = {}
+        for one in self._all_instances():
+            there = found.setdefault(one.id, one)
+            if there is not one and (there.namespace, there.model) != (one.namespace, one.model):
+                self.excluded[f"{one.namespace}/{one.model}: {one.id}"] = (
+                    f"it is the model {there.namespace}/{there.model}'s already"
+                )
+                self.problems.append(
+                    f"the engine {one.url} is both {there.namespace}/{there.model}'s and {one.namespace}/{one.model}'s; "
+                    "only the older model uses it"
+                )
+        grouped: dict[str, list[Instance]] = {}
+        for one in sorted(self._limit_instances(found), key=lambda one: one.id):
+            grouped.setdefault(f"{one.namespace}/{one.model}", []).append(one)
+        return {key: tuple(group) for key, group in grouped.items()}
+
+    def _limit_instances(self, found: Mapping[str, Instance]) -> list[Instance]:
+        """Those that are served already go before others."""
+        most = self._limits.instances
+        if len(found) <= most:
+            return list(found.values())
+        self.problems.append(f"{len(found):,} instances, at most {most:,} are served")
+        known = {one.id for group in self._previous.instances.values() for one in group}
+        ordered = sorted(found.values(), key=lambda one: (one.id not in known, one.id))
+        self.excluded |= {one.id: "there are more instances than are served" for one in ordered[most:]}
+        return ordered[:most]
+
+    def _all_instances(self) -> Iterator[Instance]:
+        managed = self._managed_instances()
+        for model in self._served:
+            yield from managed.get(model.key, ())
+            if model.spec is not None and model.spec.is_external:
+                for pool in model.spec.pools:
+                    yield from self._external_instances(model, model.spec, pool)
+            elif model.spec is None and not managed.get(model.key):
+                yield from self._previous.instances.get(model.key, ())
+
+    def _managed_instances(self) -> dict[str, list[Instance]]:
+        """The instances in pods that Fairlead runs, by the key of their model."""
+        served = {one.key: one for one in self._served}
+        spans = group_addresses(self._objects.pods)
+        found: dict[str, list[Instance]] = {}
+        for pod in self._objects.pods.values():
+            labels = labels_of(pod)
+            key = f"{namespace_of(pod)}/{labels.get(MODEL_LABEL, '')}"
+            model = served.get(key)
+            if model is None:
+                self.excluded[key_of(pod)] = f"there is no model {key}"
+                continue
+            profile = self._engine_profile(model, str(labels.get(POOL_LABEL, "")))
+            peers = None if model.spec is None else model.spec.peers
+            found.setdefault(key, []).extend(self._record_exclusion(pod, managed_instances(pod, profile, spans, peers)))
+        return found
+
+    def _external_instances(self, model: ParsedModel, spec: ModelDeploymentSpec, pool: Pool) -> Iterator[Instance]:
+        """The instances of a pool that adopts."""
+        transfer = None if spec.kv_cache.transfer is Transfer.NONE else spec.kv_cache.transfer.value.lower()
+        profile, role = self._engine_profile(model, pool.name), Role(pool.role.value)
+        named = served_name_override(spec.engine.served_model_name, model.name)
+        adopter = ExternalPool(model.namespace, model.name, pool.name, role, transfer, profile, named)
+        for endpoint in pool.endpoints:
+            parts = urlsplit(endpoint.url)
+            yield adopter.make_instance(f"{parts.hostname}/{parts.port}/0", endpoint.url)
+        if pool.selector is None:
+            return
+        chosen = self._objects.selected_pods.get((model.namespace, label_selector(pool.selector.match_labels)))
+        if chosen is None:
+            before = self._previous.instances.get(model.key, ())
+            yield from (one for one in before if one.pool == pool.name)
+            return
+        wanted = pool.selector.match_labels.items()
+        for pod in chosen.values():
+            if wanted <= labels_of(pod).items():
+                yield from self._record_exclusion(pod, external_instances(pod, pool.selector.port, adopter))
+
+    def _record_exclusion(self, pod: Manifest, found: PodInstances) -> tuple[Instance, ...]:
+        if found.exclusion_reason:
+            self.excluded[key_of(pod)] = found.exclusion_reason
+        return found.instances
+
+    def _engine_profile(self, model: ParsedModel, pool: str) -> EngineProfile | None:
+        """What routing expects of the pool's engines; None for its default."""
+        if model.spec is None:
+            before = self._previous.instances.get(model.key, ())
+            return next((one.profile for one in before if one.pool == pool), None)
+        name = next((one.accelerator for one in model.spec.pools if one.name == pool), None)
+        if name is None:
+            return None  # an external one, or a pool that was removed and is going
+        found = self._objects.profiles.get(name)
+        if found is None and model.spec.engine.kind is EngineKind.SIM:
+            found = builtin_profiles().get(name)
+        if found is None:
+            self.problems.append(
+                f"{model.key}: there is no AcceleratorClass {name!r}; its pool {pool} is routed to with the default profile"
+            )
+        return found

@@ -1,0 +1,42 @@
+"""From ``--kube`` to a source: the way to the cluster, and the namespaces whose models are meant."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from fairlead.errors import SettingsError
+from fairlead.fleet.kubernetes.source import KubeFleetSource
+from fairlead.kube.client import KubeApi
+from fairlead.kube.transport.kubeconfig import load_config
+from fairlead.limits import Limits
+from fairlead.names import DNS_LABEL_PATTERN
+from fairlead.runtime.clock import Clock
+
+
+def open_kube_source(
+    namespaces: str,
+    environ: Mapping[str, str],
+    clock: Clock,
+    chance: Callable[[], float],
+    *,
+    agent: str,
+    limits: Limits,
+) -> KubeFleetSource:
+    """``namespaces`` with commas between them, all when empty; ``agent`` says who asks.
+
+    Raises BadInput when there is no way to a cluster.
+    """
+    names = parse_namespaces(namespaces)
+    access = load_config(environ, Path(environ.get("HOME", "/")))
+    return KubeFleetSource(
+        KubeApi(access, clock, chance, agent=agent, limits=limits), clock, chance, namespaces=names, limits=limits
+    )
+
+
+def parse_namespaces(text: str) -> list[str]:
+    """What ``--kube`` names. Raises SettingsError for what is no namespace."""
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    for name in names:
+        if not DNS_LABEL_PATTERN.fullmatch(name):
+            message = f"--kube: {name!r} is not a namespace"
+            raise SettingsError(message, field="--kube", hint="names of namespaces, with commas between them")
+    return names

@@ -1,0 +1,193 @@
+"""One pod → the instances behind its address, or the reason why there are none. Pure."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from fairlead import units
+from fairlead.api import PeerTransfer
+from fairlead.engine_profile import EngineProfile
+from fairlead.fleet.labels import (
+    ENDPOINT_LABEL,
+    ENGINE_LABEL,
+    MODEL_LABEL,
+    POOL_LABEL,
+    ROLE_LABEL,
+    PodEngineInfo,
+    SleepPhase,
+    parse_engine_info,
+    parse_sleep_mark,
+)
+from fairlead.fleet.model import KV_TRANSFERS, Instance, InstanceState, KvPull, Role, served_name_override
+from fairlead.kube.resources import Manifest, annotations_of, is_deleting, is_ready, labels_of, namespace_of, uid_of
+
+_LWS_PREFIX: Final = "leaderworkerset.sigs.k8s.io/"
+DEFAULT_ENGINE_KIND: Final = "vllm"
+"""What engines of kinds without metrics of their own are read as, as in local mode: whoever copies an API copies vLLM's."""
+_KNOWN_KINDS: Final = ("vllm", "sglang", "sim")
+GroupKey = tuple[str, str, str]
+"""Namespace, LeaderWorkerSet and number of an instance that spans nodes."""
+
+
+@dataclass(frozen=True, slots=True)
+class PodInstances:
+    """Instances, or ``why`` there are none."""
+
+    instances: tuple[Instance, ...] = ()
+    exclusion_reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ExternalPool:
+    """The pool that takes in what Fairlead does not run."""
+
+    namespace: str
+    model: str
+    pool: str
+    role: Role
+    transfer: str | None
+    profile: EngineProfile | None
+    served_name: str | None = None
+
+    def make_instance(self, id: str, url: str, state: InstanceState = InstanceState.READY) -> Instance:
+        """One that answers at ``url``."""
+        return Instance(
+            id=id,
+            namespace=self.namespace,
+            model=self.model,
+            pool=self.pool,
+            url=url,
+            engine=DEFAULT_ENGINE_KIND,
+            role=self.role,
+            state=state,
+            profile=self.profile,
+            transfer=self.transfer,
+            served_name=self.served_name,
+        )
+
+
+def managed_instances(
+    pod: Manifest,
+    profile: EngineProfile | None,
+    group_hosts: Mapping[GroupKey, Mapping[int, str]],
+    peers: PeerTransfer | None = None,
+) -> PodInstances:
+    """The instances of a pod that Fairlead runs, one for each data-parallel rank. ``others``: addresses of groups, by index.
+    ``peers``: what it takes to get KV from one; a pod from before the model had them lends to nobody, and borrows nothing."""
+    labels = labels_of(pod)
+    if labels.get(ENDPOINT_LABEL) != "true":
+        return PodInstances(exclusion_reason="it answers no HTTP")
+    if not labels.get(MODEL_LABEL) or not labels.get(POOL_LABEL):
+        return PodInstances(
+            exclusion_reason=f"it lacks the label {MODEL_LABEL if not labels.get(MODEL_LABEL) else POOL_LABEL}"
+        )
+    role = labels.get(ROLE_LABEL, Role.SERVE.value)
+    if role not in tuple(Role):
+        return PodInstances(exclusion_reason=f"its role {role!r} is none")
+    host, why = _address_or_reason(pod)
+    if host is None:
+        return PodInstances(exclusion_reason=why)
+    notes = parse_engine_info(annotations_of(pod))
+    transfer = notes.transfer if notes.transfer in KV_TRANSFERS else None
+    if transfer is None and role == Role.PREFILL:
+        return PodInstances(exclusion_reason="it prefills for others, and nothing that is known says how it hands over")
+    engine = labels.get(ENGINE_LABEL, DEFAULT_ENGINE_KIND)
+    nodes = _rank_hosts(pod, host, notes, group_hosts)
+    return PodInstances(
+        tuple(
+            Instance(
+                id=f"{uid_of(pod)}/{notes.port}/{rank}",
+                namespace=namespace_of(pod) or "default",
+                model=labels[MODEL_LABEL],
+                pool=labels[POOL_LABEL],
+                url=f"http://{host}:{notes.port}",
+                engine=engine if engine in _KNOWN_KINDS else DEFAULT_ENGINE_KIND,
+                role=Role(role),
+                state=_instance_state(pod),
+                profile=profile,
+                dp_rank=rank if notes.data_parallel > 1 else None,
+                kv_events=_zmq_endpoint(nodes[rank], notes.kv_events_port, rank),
+                kv_replay=_zmq_endpoint(nodes[rank], notes.kv_replay_port, rank),
+                transfer=transfer,
+                bootstrap=f"http://{host}:{notes.bootstrap_port}" if notes.bootstrap_port else None,
+                served_name=served_name_override(notes.served_name, labels[MODEL_LABEL]),
+                pull=_kv_pull(nodes[rank], notes.kv_peers_port, rank, peers),
+            )
+            for rank in range(notes.data_parallel)
+        )
+    )
+
+
+def external_instances(pod: Manifest, port: int, pool: ExternalPool) -> PodInstances:
+    """The instance of a pod that somebody else runs."""
+    host, why = _address_or_reason(pod)
+    if host is None:
+        return PodInstances(exclusion_reason=why)
+    return PodInstances((pool.make_instance(f"{uid_of(pod)}/{port}/0", f"http://{host}:{port}", _instance_state(pod)),))
+
+
+def group_addresses(pods: Mapping[str, Manifest]) -> dict[GroupKey, dict[int, str]]:
+    """The addresses of instances that span nodes, by group and the pod's index in it."""
+    found: dict[GroupKey, dict[int, str]] = {}
+    for pod in pods.values():
+        labels, host = labels_of(pod), _host(pod)
+        index = labels.get(f"{_LWS_PREFIX}worker-index", "")
+        if host is not None and index.isascii() and index.isdecimal():
+            found.setdefault(_group_key(pod), {})[int(index)] = host
+    return found
+
+
+def _address_or_reason(pod: Manifest) -> tuple[str | None, str]:
+    """Where it answers, as a part of a URL; or None and why it cannot."""
+    phase = (pod.get("status") or {}).get("phase")
+    if phase in ("Succeeded", "Failed"):
+        return None, f"it has ended ({(pod.get('status') or {}).get('reason') or phase})"
+    host = _host(pod)
+    return host, "" if host is not None else "it has no address yet"
+
+
+def _host(pod: Manifest) -> str | None:
+    address = str((pod.get("status") or {}).get("podIP") or "")
+    return (f"[{address}]" if ":" in address else address) or None
+
+
+def _instance_state(pod: Manifest) -> InstanceState:
+    """A pod that is being deleted gets nothing new from now on, whatever it says of itself: its drain counts on that, and so does
+    who puts one to sleep."""
+    if is_deleting(pod):
+        return InstanceState.DRAINING
+    if not is_ready(pod):
+        return InstanceState.STARTING
+    mark = parse_sleep_mark(annotations_of(pod))
+    if mark is None:
+        return InstanceState.READY
+    return InstanceState.STARTING if mark.phase is SleepPhase.WAKING else InstanceState.SLEEPING
+
+
+def _rank_hosts(
+    pod: Manifest, host: str, notes: PodEngineInfo, group_hosts: Mapping[GroupKey, Mapping[int, str]]
+) -> list[str | None]:
+    """On which pod each rank publishes its KV events; None for one that is not known yet."""
+    size = str(annotations_of(pod).get(f"{_LWS_PREFIX}size") or "")
+    count = int(size) if size.isascii() and size.isdecimal() and len(size) < 4 else 1
+    if count <= 1 or notes.data_parallel <= 1:
+        return [host] * notes.data_parallel
+    each = max(1, notes.data_parallel // count)
+    known = {**group_hosts.get(_group_key(pod), {}), 0: host}
+    return [known.get(rank // each) for rank in range(notes.data_parallel)]
+
+
+def _group_key(pod: Manifest) -> GroupKey:
+    labels = labels_of(pod)
+    return namespace_of(pod) or "", labels.get(f"{_LWS_PREFIX}name", ""), labels.get(f"{_LWS_PREFIX}group-index", "")
+
+
+def _kv_pull(host: str | None, port: int | None, rank: int, peers: PeerTransfer | None) -> KvPull | None:
+    if host is None or port is None or peers is None:
+        return None
+    bandwidth, latency = units.parse_size(peers.bandwidth), units.parse_duration(peers.latency)
+    return KvPull(f"{host}:{port + rank}", peers.bytes_per_token, bandwidth, latency)
+
+
+def _zmq_endpoint(host: str | None, port: int | None, rank: int) -> str | None:
+    return f"tcp://{host}:{port + rank}" if host is not None and port is not None else None

@@ -1,0 +1,229 @@
+"""The fleet, watched in the cluster: informers of models, classes and pods, and a new snapshot a moment after something changed.
+
+While the API server is away, or says no, the last fleet stays in use; ``notes`` say since when, and why.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+
+from fairlead.fleet.kubernetes.builder import ClusterObjects, FleetResult, PodSelection, build_fleet, pod_selections
+from fairlead.fleet.kubernetes.spec_cache import ParsedModel, SpecCache
+from fairlead.fleet.labels import MODEL_LABEL
+from fairlead.fleet.model import Fleet
+from fairlead.kube.client import KubeApi
+from fairlead.kube.informer import Informer, InformerStep
+from fairlead.kube.resources import ACCELERATOR_CLASSES, MODEL_DEPLOYMENTS, PODS, Manifest, Resource
+from fairlead.limits import Limits
+from fairlead.runtime.clock import Clock
+from fairlead.runtime.tasks import cancel_and_wait
+
+_LOG = logging.getLogger("fairlead.fleet.model")
+_MAX_SHOWN_PROBLEMS = 5
+_AGE_STEP_SECONDS = 10
+
+
+class _RunningInformer:
+    """An informer that runs, and what was last logged of it."""
+
+    def __init__(self, informer: Informer, task: "asyncio.Task[None]") -> None:
+        self.informer = informer
+        self.task = task
+        self.last_logged = ""
+
+    @property
+    def is_known(self) -> bool:
+        """It was listed, or cannot be for now."""
+        return self.informer.is_synced or self.informer.problem is not None
+
+
+class KubeFleetSource:
+    """A FleetSource. ``namespaces`` are those whose models are served, all when empty. It closes ``api`` when it is over.
+
+    ``chance`` draws evenly from 0 to 1; ``pause`` waits for seconds.
+    """
+
+    def __init__(
+        self,
+        api: KubeApi,
+        clock: Clock,
+        chance: Callable[[], float],
+        *,
+        namespaces: Sequence[str] = (),
+        limits: Limits | None = None,
+        pause: Callable[[float], Awaitable[object]] = asyncio.sleep,
+    ) -> None:
+        self._api = api
+        self._clock = clock
+        self._chance = chance
+        self._limits = limits or Limits()
+        self._pause = pause
+        self._changed = asyncio.Event()
+        self._specs = SpecCache()
+        self._namespaces: tuple[str | None, ...] = tuple(dict.fromkeys(namespaces)) or (None,)
+        self._informers: dict[tuple[Resource, str | None], _RunningInformer] = {}
+        self._selection_informers: dict[PodSelection, _RunningInformer] = {}
+        self._problems: tuple[str, ...] = ()
+        self._fleet: Fleet | None = None
+        self.excluded: Mapping[str, str] = {}
+
+    async def watch(self) -> AsyncIterator[Fleet]:
+        """The fleet once models and pods have all been listed, then one more after every change of it."""
+        try:
+            for namespace in self._namespaces:
+                self._informers[MODEL_DEPLOYMENTS, namespace] = self._start_informer(MODEL_DEPLOYMENTS, namespace)
+                self._informers[PODS, namespace] = self._start_informer(PODS, namespace, MODEL_LABEL)
+            self._informers[ACCELERATOR_CLASSES, None] = self._start_informer(ACCELERATOR_CLASSES, None)
+            while True:
+                await self._changed.wait()
+                self._changed.clear()
+                fleet = await self._next_fleet_or_none()
+                if fleet is not None:
+                    yield fleet
+                await self._pause(self._limits.kube_fleet_batch_seconds)
+        finally:
+            for kept in (*self._informers.values(), *self._selection_informers.values()):
+                await cancel_and_wait(kept.task)
+            await self._api.close()
+
+    def warnings(self) -> list[str]:
+        """What is wrong, in words: with the way to the cluster first, then with what people wrote there."""
+        more = len(self._problems) - _MAX_SHOWN_PROBLEMS
+        shown = [
+            *self._problems[:_MAX_SHOWN_PROBLEMS],
+            *([f"and {more} more problems in the cluster"] if more > 0 else []),
+        ]
+        away = self._staleness()
+        return [away, *shown] if away else shown
+
+    def age_seconds(self) -> float | None:
+        """How long ago the API server last said how things are, of what was heard of the longest ago; None before it ever did."""
+        ages = [one.informer.age_seconds() for one in self._all_informers()]
+        heard = [age for age in ages if age is not None]
+        return max(heard) if heard and len(heard) == len(ages) else None
+
+    def _staleness(self) -> str | None:
+        """Why the fleet may not be how things are; None when it is fresh."""
+        for kept in self._all_informers():
+            informer = kept.informer
+            age, problem = informer.age_seconds(), informer.problem
+            stale = age is not None and age > 2 * self._limits.kube_watch_silence_seconds
+            if problem is None and not stale:
+                continue
+            since = "was never listed" if age is None else f"was last heard of {_format_age(age)} ago"
+            why = f": {problem}" if problem is not None else ""
+            return f"the cluster cannot be followed, the last fleet stays: {informer.resource.kind} {since}{why}"
+        return None
+
+    def _all_informers(self) -> list[_RunningInformer]:
+        return [*self._informers.values(), *self._selection_informers.values()]
+
+    # --- what is watched ------------------------------------------------------------------------------------------------
+
+    def _start_informer(self, resource: Resource, namespace: str | None, labels: str | None = None) -> _RunningInformer:
+        told: list[_RunningInformer] = []
+        informer = Informer(
+            self._api,
+            resource,
+            self._clock,
+            self._chance,
+            namespace=namespace,
+            labels=labels,
+            on_change=lambda _: self._changed.set(),
+            report=lambda step: self._on_step(told[0], step),
+            limits=self._limits,
+            pause=self._pause,
+        )
+        kept = _RunningInformer(informer, asyncio.ensure_future(self._run_informer(informer)))
+        told.append(kept)
+        return kept
+
+    async def _run_informer(self, informer: Informer) -> None:
+        async def listed() -> None:
+            await informer.wait_synced()
+            self._changed.set()  # also where there was nothing to tell of
+
+        waiting = asyncio.ensure_future(listed())
+        try:
+            await informer.run()
+        finally:
+            await cancel_and_wait(waiting)
+
+    def _on_step(self, kept: _RunningInformer, step: InformerStep) -> None:
+        """Each failure is logged once, however often it is tried again."""
+        text = f"{kept.informer.resource.plural}: {step.reason}" if kept.informer.problem is not None else ""
+        if text and text != kept.last_logged:
+            _LOG.warning("the cluster cannot be followed: %s", text)
+        kept.last_logged = text
+        self._changed.set()
+
+    async def _watch_selections(self, models: Sequence[ParsedModel]) -> None:
+        """Watch the pods that pools select, and no others."""
+        wanted = pod_selections(models)
+        for gone in self._selection_informers.keys() - wanted:
+            await cancel_and_wait(self._selection_informers.pop(gone).task)
+        for namespace, labels in sorted(wanted - self._selection_informers.keys()):
+            self._selection_informers[namespace, labels] = self._start_informer(PODS, namespace, labels)
+
+    # --- what is made of it ---------------------------------------------------------------------------------------------
+
+    async def _next_fleet_or_none(self) -> Fleet | None:
+        """The next fleet. A defect of ours, met in one object, must not end all following: the last one stays, and a note says so."""
+        try:
+            return await self._next_fleet()
+        except Exception as error:  # noqa: BLE001  # it is told
+            _LOG.exception("the cluster cannot be understood, the last fleet stays")
+            self._problems = (f"the cluster cannot be understood, the last fleet stays: {error!r}",)
+            return None
+
+    async def _next_fleet(self) -> Fleet | None:
+        """The next fleet; None while not everything is known, and when nothing differs."""
+        needed = [kept for (resource, _), kept in self._informers.items() if resource is not ACCELERATOR_CLASSES]
+        if not all(kept.informer.is_synced for kept in needed):
+            return None
+        models = self._specs.models(self._objects_of(MODEL_DEPLOYMENTS))
+        await self._watch_selections(models)
+        others = [self._informers[ACCELERATOR_CLASSES, None], *self._selection_informers.values()]
+        if self._fleet is None and not all(kept.is_known for kept in others):
+            return None
+        return self._publish_if_changed(self._build(models))
+
+    def _publish_if_changed(self, found: FleetResult) -> Fleet | None:
+        for what in found.excluded.keys() - self.excluded.keys():
+            _LOG.debug("not in the fleet: %s: %s", what, found.excluded[what])
+        self.excluded = found.excluded
+        if found.fleet is self._fleet:
+            return None
+        self._fleet = found.fleet
+        return found.fleet
+
+    def _build(self, models: Sequence[ParsedModel]) -> FleetResult:
+        classes = self._informers[ACCELERATOR_CLASSES, None].informer
+        profiles, broken = self._specs.profiles(classes.items.values())
+        objects = ClusterObjects(
+            models=models,
+            profiles=profiles,
+            pods=self._objects_of(PODS),
+            selected_pods={
+                where: kept.informer.items
+                for where, kept in self._selection_informers.items()
+                if kept.informer.is_synced
+            },
+        )
+        found = build_fleet(objects, self._fleet, self._limits)
+        self._problems = (*broken, *found.problems)
+        return found
+
+    def _objects_of(self, resource: Resource) -> dict[str, Manifest]:
+        return {
+            key: one
+            for (watched, _), kept in self._informers.items()
+            if watched is resource
+            for key, one in kept.informer.items.items()
+        }
+
+
+def _format_age(seconds: float) -> str:
+    """Coarse, so that a note is not another one every second."""
+    rounded = int(seconds // _AGE_STEP_SECONDS) * _AGE_STEP_SECONDS
+    return f"more than {rounded} s" if rounded else "a moment"

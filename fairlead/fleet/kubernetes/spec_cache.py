@@ -1,0 +1,82 @@
+"""ModelDeployments and AcceleratorClasses as the API server has them → typed specs, read once for each time they change."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from fairlead.api import AcceleratorClassSpec, ModelDeploymentSpec, builtin_accelerators
+from fairlead.engine_profile import EngineProfile
+from fairlead.kube.resources import Manifest, metadata_of, name_of
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedModel:
+    """A ModelDeployment. ``spec`` is None where this release cannot read it; ``problem`` then says why."""
+
+    namespace: str
+    name: str
+    created: str
+    spec: ModelDeploymentSpec | None
+    problem: str = ""
+
+    @property
+    def key(self) -> str:
+        """``namespace/name``."""
+        return f"{self.namespace}/{self.name}"
+
+
+class SpecCache:
+    """Reads specs, and remembers what it read: status and labels change often, specs seldom."""
+
+    def __init__(self) -> None:
+        self._models: dict[str, tuple[Any, ParsedModel]] = {}
+        self._classes: dict[str, tuple[Any, EngineProfile | str]] = {}
+        self._builtin = {name: one.spec.profile.to_engine_profile(name) for name, one in builtin_accelerators().items()}
+
+    def models(self, items: Mapping[str, Manifest]) -> tuple[ParsedModel, ...]:
+        """All models, the oldest first."""
+        self._models = {key: self._parse_model(key, one) for key, one in items.items()}
+        return tuple(sorted((read for _, read in self._models.values()), key=lambda one: (one.created, one.key)))
+
+    def profiles(self, items: Iterable[Manifest]) -> tuple[dict[str, EngineProfile], tuple[str, ...]]:
+        """The profile of every accelerator, the cluster's own classes before the built-in ones; and what is wrong with classes."""
+        self._classes = {name_of(one): self._parse_class(name_of(one), one) for one in items}
+        found, problems = dict(self._builtin), []
+        for name, (_, read) in sorted(self._classes.items()):
+            if isinstance(read, str):
+                problems.append(read)
+            else:
+                found[name] = read
+        return found, tuple(problems)
+
+    def _parse_model(self, key: str, item: Manifest) -> tuple[Any, ParsedModel]:
+        written, known = item.get("spec"), self._models.get(key)
+        metadata = metadata_of(item)
+        created = str(metadata.get("creationTimestamp") or "")
+        if known is not None and known[0] == written and known[1].created == created:
+            return known
+        spec, problem = None, ""
+        try:
+            spec = ModelDeploymentSpec.model_validate(written or {})
+        except ValidationError as error:
+            problem = f"the spec of the model {key} cannot be read: {describe_error(error)}"
+        return written, ParsedModel(str(metadata.get("namespace") or "default"), name_of(item), created, spec, problem)
+
+    def _parse_class(self, name: str, item: Manifest) -> tuple[Any, EngineProfile | str]:
+        written, known = item.get("spec"), self._classes.get(name)
+        if known is not None and known[0] == written:
+            return known
+        try:
+            return written, AcceleratorClassSpec.model_validate(written or {}).profile.to_engine_profile(name)
+        except ValidationError as error:
+            return written, f"the AcceleratorClass {name} cannot be read: {describe_error(error)}"
+
+
+def describe_error(error: ValidationError) -> str:
+    """The first finding, with its field."""
+    found = error.errors(include_url=False, include_input=False)
+    more = f"; and {len(found) - 1} more" if len(found) > 1 else ""
+    place = (*found[0]["loc"], *found[0].get("ctx", {}).get("at", ()))
+    return f"{'.'.join(map(str, place)) or 'spec'}: {found[0]['msg']}{more}"

@@ -1,0 +1,121 @@
+"""Telling people what happened, in ``kubectl describe``: the recorder of events (events.k8s.io/v1).
+
+``record`` never waits and never fails: events are news, not state. While the API server is away they wait, so many of them; what it
+refuses is dropped and counted, and ``problem`` says why. What is written when is decided by ``fairlead.kube.events.aggregator``.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from fairlead.errors import FairleadError
+from fairlead.kube.client import KubeApi
+from fairlead.kube.errors import AlreadyExists, NotFound, Unreachable
+from fairlead.kube.events.aggregator import (
+    EventAggregator,
+    EventKey,
+    EventType,
+    EventWrite,
+    object_reference,
+    write_count,
+)
+from fairlead.kube.resources import EVENTS, Manifest
+from fairlead.limits import Limits
+from fairlead.runtime.clock import Clock
+from fairlead.runtime.tasks import cancel_and_wait
+
+FLUSH_SECONDS = 5.0
+
+
+class EventRecorder:
+    """The events of one process: ``controller`` is a qualified name (``fairlead.io/operator``), ``instance`` its pod."""
+
+    def __init__(
+        self,
+        api: KubeApi,
+        controller: str,
+        instance: str,
+        clock: Clock,
+        *,
+        limits: Limits | None = None,
+        pause: Callable[[float], Awaitable[object]] = asyncio.sleep,
+    ) -> None:
+        self.problem: FairleadError | None = None
+        self._api = api
+        self._manager = controller.rpartition("/")[2]
+        self._clock = clock
+        self._pause = pause
+        self._aggregator = EventAggregator(controller, instance, limits or Limits())
+        self._wakeup = asyncio.Event()
+
+    @property
+    def dropped(self) -> int:
+        """Events that were never written: too many at once, or not taken by the API server."""
+        return self._aggregator.dropped
+
+    def record(self, about: Manifest, type: EventType, reason: str, action: str, note: str) -> None:
+        """``note`` is a sentence for people, ``reason`` and ``action`` are CamelCase words. No prompt and no key belongs in it."""
+        happening = EventKey(object_reference(about), type, reason, action, note)
+        self._aggregator.add(happening, self._clock.now(), self._clock.wall())
+        self._wakeup.set()
+
+    async def run(self) -> None:
+        """Write what is due, until cancelled."""
+        while True:
+            self._wakeup.clear()
+            for write in self._aggregator.due_writes(self._clock.now()):
+                await self._write(write)
+            due_at = self._aggregator.next_due_at()
+            await self._wait_for_work(None if due_at is None else due_at - self._clock.now())
+
+    async def flush(self) -> None:
+        """At the end of a process: write what is left, for five seconds at most."""
+        timer = asyncio.ensure_future(self._pause(FLUSH_SECONDS))
+        writing = asyncio.ensure_future(self._write_all(self._aggregator.pending_writes()))
+        try:
+            await asyncio.wait({timer, writing}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            await cancel_and_wait(writing)
+            await cancel_and_wait(timer)
+
+    async def _write_all(self, writes: list[EventWrite]) -> None:
+        for write in writes:
+            await self._write(write)
+
+    async def _wait_for_work(self, seconds: float | None) -> None:
+        """Until there is news, or that much time has passed."""
+        if seconds is not None and seconds <= 0:
+            return
+        news = asyncio.ensure_future(self._wakeup.wait())
+        timer = None if seconds is None else asyncio.ensure_future(self._pause(seconds))
+        try:
+            await asyncio.wait({news} if timer is None else {news, timer}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            await cancel_and_wait(news)
+            await cancel_and_wait(timer)
+
+    async def _write(self, write: EventWrite) -> None:
+        count = write_count(write)
+        try:
+            if write.manifest is not None:
+                await self._api.create(write.manifest, self._manager)
+            else:
+                await self._api.patch_merge(EVENTS, write.namespace, write.name, write.patch or {}, self._manager)
+        except AlreadyExists:
+            self._aggregator.on_written(write, count, self._clock.now())
+        except Unreachable as error:
+            self.problem = error
+            self._aggregator.on_postponed(write, self._clock.now())
+        except NotFound as error:
+            if write.patch is not None:
+                self._aggregator.on_deleted(write)
+            else:
+                self._drop(write, error)
+        except FairleadError as error:
+            self._drop(write, error)
+        else:
+            self.problem = None
+            self._aggregator.on_written(write, count, self._clock.now())
+
+    def _drop(self, write: EventWrite, error: FairleadError) -> None:
+        self.problem = error
+        self._aggregator.on_rejected(write)

@@ -1,0 +1,245 @@
+"""Who of several replicas works: a Lease that one of them holds and renews (coordination.k8s.io/v1).
+
+Clocks of machines differ, so the times written into the lease are for people. Everybody measures by its own monotonic clock how long
+the lease has not changed; only then is it free. Whoever holds it counts as leading for less time than that: until ``renew_seconds``
+after the moment before it sent its last successful renewal. So two may believe to lead only when a process is stopped between looking
+at ``leading`` and the end of a write, against which ownership of fields (server-side apply) protects: both would write the same.
+
+``decide`` and ``record`` are pure; ``Election`` acts.
+"""
+
+import asyncio
+import os
+import socket
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from fairlead.errors import FairleadError
+from fairlead.kube.client import KubeApi
+from fairlead.kube.errors import Conflict, NotFound
+from fairlead.kube.resources import LEASES, Manifest, format_micro_time, metadata_of
+from fairlead.runtime.clock import Clock
+from fairlead.runtime.tasks import cancel_and_wait
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseTiming:
+    """Seconds: others take the lease when it has not changed for ``lease``, a holder stops leading ``renew`` after its last
+    renewal, and everybody looks every ``retry``. Raises ValueError unless lease > renew > retry > 0.
+    """
+
+    lease_seconds: float = 15.0
+    renew_seconds: float = 10.0
+    retry_seconds: float = 2.0
+
+    def __post_init__(self) -> None:
+        if not self.lease_seconds > self.renew_seconds > self.retry_seconds > 0:
+            raise ValueError("a lease needs lease_seconds > renew_seconds > retry_seconds > 0")
+
+
+@dataclass(frozen=True, slots=True)
+class ObservedLease:
+    """A lease as last read; ``since`` is our clock when it was first seen so."""
+
+    version: str
+    holder: str
+    lease_seconds: float
+    transitions: int
+    acquired: str
+    observed_at: float
+
+
+class LeaseAction(StrEnum):
+    """What to do about the lease."""
+
+    CREATE = "create"
+    TAKE = "take"
+    RENEW = "renew"
+    WAIT = "wait"
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseStep:
+    """One decision and its reason."""
+
+    action: LeaseAction
+    reason: str
+
+
+def observe_lease(lease: Manifest, previous: ObservedLease | None, now: float) -> ObservedLease:
+    """What a lease says, with the moment since when it has said so."""
+    spec, version = lease.get("spec") or {}, str(metadata_of(lease).get("resourceVersion", ""))
+    return ObservedLease(
+        version=version,
+        holder=str(spec.get("holderIdentity") or ""),
+        lease_seconds=float(spec.get("leaseDurationSeconds") or LeaseTiming().lease_seconds),
+        transitions=int(spec.get("leaseTransitions") or 0),
+        acquired=str(spec.get("acquireTime") or ""),
+        observed_at=previous.observed_at if previous is not None and previous.version == version else now,
+    )
+
+
+def decide(lease: ObservedLease | None, identity: str, now: float) -> LeaseStep:
+    """What to do about a lease that was found so (None: not there). ``me`` is unique for the life of a process."""
+    if lease is None:
+        return LeaseStep(LeaseAction.CREATE, "there is no lease")
+    if lease.holder == identity:
+        return LeaseStep(LeaseAction.RENEW, "it is ours")
+    if not lease.holder:
+        return LeaseStep(LeaseAction.TAKE, "it was given back")
+    still = now - lease.observed_at
+    if still >= lease.lease_seconds:
+        return LeaseStep(LeaseAction.TAKE, f"{lease.holder} has not renewed it for {still:.1f} s")
+    return LeaseStep(LeaseAction.WAIT, f"{lease.holder} holds it")
+
+
+def lease_spec(lease: ObservedLease | None, identity: str, timing: LeaseTiming, wall: float) -> Manifest:
+    """The ``spec`` that ``me`` writes when it takes or renews the lease at the Unix time ``wall``."""
+    ours = lease is not None and lease.holder == identity
+    return {
+        "holderIdentity": identity,
+        "leaseDurationSeconds": max(1, round(timing.lease_seconds)),
+        "acquireTime": lease.acquired if lease is not None and ours and lease.acquired else format_micro_time(wall),
+        "renewTime": format_micro_time(wall),
+        "leaseTransitions": 0 if lease is None else lease.transitions + (not ours),
+    }
+
+
+def candidate_identity(environment: Mapping[str, str], chance: Callable[[], float]) -> str:
+    """A name that no other process ever has: the pod's, with something drawn for each start."""
+    host = environment.get("HOSTNAME") or socket.gethostname()
+    return f"{host}_{os.getpid()}_{int(chance() * 0xFFFFFFFF):08x}"
+
+
+class LeaderElector:
+    """One candidate, ``me``, for the lease ``namespace/name``: ``acquire``, then ``hold``; ``release`` when going."""
+
+    def __init__(
+        self,
+        api: KubeApi,
+        namespace: str,
+        name: str,
+        identity: str,
+        clock: Clock,
+        chance: Callable[[], float],
+        *,
+        timing: LeaseTiming | None = None,
+        manager: str = "fairlead",
+        pause: Callable[[float], Awaitable[object]] = asyncio.sleep,
+    ) -> None:
+        self.reason = "it has not begun"
+        self._api = api
+        self._namespace, self._name, self._identity = namespace, name, identity
+        self._clock = clock
+        self._chance = chance
+        self._timing = timing or LeaseTiming()
+        self._manager = manager
+        self._pause = pause
+        self._lease: ObservedLease | None = None
+        self._leads_until: float | None = None
+
+    @property
+    def is_leading(self) -> bool:
+        """May we act now? Look before each write: a process that was stopped for a while hears the truth here."""
+        return self._leads_until is not None and self._clock.now() < self._leads_until
+
+    @property
+    def holder(self) -> str:
+        """Who held the lease when it was last read; empty for nobody."""
+        return self._lease.holder if self._lease is not None else ""
+
+    async def acquire(self) -> None:
+        """Return once the lease is ours. Failures of the API server are waited out; ``reason`` says what it waits for."""
+        while True:
+            await self._attempt_within(self._timing.renew_seconds)
+            if self.is_leading:
+                return
+            await self._pause(self._timing.retry_seconds * (1.0 + 0.2 * self._chance()))
+
+    async def hold(self) -> str:
+        """Renew the lease; returns when it is lost, with the reason. Whatever leads must then stop at once."""
+        while (left := self._seconds_left()) > 0:
+            await self._pause(min(self._timing.retry_seconds, left))
+            if (left := self._seconds_left()) > 0:
+                await self._attempt_within(left)
+        self._leads_until = None
+        return self.reason
+
+    async def release(self) -> None:
+        """Give the lease back, so that the next one need not wait. Failures are ignored: then it runs out."""
+        held, self._leads_until = self._leads_until is not None, None
+        if not held or self._lease is None:
+            return
+        spec = {"holderIdentity": "", "leaseDurationSeconds": 1, "renewTime": format_micro_time(self._clock.wall())}
+        try:
+            await self._write_lease(self._lease, spec)
+        except FairleadError as error:
+            self.reason = f"it could not be given back: {error}"
+
+    def _seconds_left(self) -> float:
+        return self._leads_until - self._clock.now() if self._leads_until is not None else 0.0
+
+    async def _attempt_within(self, seconds: float) -> None:
+        """One attempt, given up after ``seconds``: an API server that is silent must not keep us believing."""
+        attempt, timer = asyncio.ensure_future(self._attempt()), asyncio.ensure_future(self._pause(seconds))
+        try:
+            await asyncio.wait({attempt, timer}, return_when=asyncio.FIRST_COMPLETED)
+            if attempt.done():
+                attempt.result()
+            else:
+                self.reason = f"the API server did not answer within {seconds:.1f} s"
+        finally:
+            await cancel_and_wait(attempt)
+            await cancel_and_wait(timer)
+
+    async def _attempt(self) -> None:
+        """Look, decide, write. A leader writes without looking: the version it knows tells whether somebody else did."""
+        began = self._clock.now()
+        try:
+            if self._lease is None or self._lease.holder != self._identity:
+                await self._read_lease()
+            step = decide(self._lease, self._identity, self._clock.now())
+            self.reason = step.reason
+            if step.action is LeaseAction.WAIT:
+                self._leads_until = None
+                return
+            lease = await self._write_lease(
+                self._lease, lease_spec(self._lease, self._identity, self._timing, self._clock.wall())
+            )
+            self._lease = observe_lease(lease, self._lease, self._clock.now())
+            self._leads_until = began + self._timing.renew_seconds
+        except Conflict:
+            await self._on_conflict()
+        except NotFound:  # somebody deleted it
+            self._lease = None
+            self.reason = "the lease is gone"
+        except FairleadError as error:
+            self.reason = str(error)
+
+    async def _read_lease(self) -> None:
+        try:
+            lease = await self._api.get(LEASES, self._namespace, self._name)
+        except NotFound:
+            self._lease = None
+        else:
+            self._lease = observe_lease(lease, self._lease, self._clock.now())
+
+    async def _on_conflict(self) -> None:
+        """Somebody wrote before us; perhaps we did, and the answer was lost. Read it; the next attempt decides."""
+        try:
+            await self._read_lease()
+        except FairleadError as error:
+            self.reason = str(error)
+            return
+        if self._lease is not None and self._lease.holder != self._identity:
+            self._leads_until = None
+            self.reason = f"{self._lease.holder or 'nobody'} holds it"
+
+    async def _write_lease(self, found: ObservedLease | None, spec: Manifest) -> Manifest:
+        if found is None:
+            metadata = {"name": self._name, "namespace": self._namespace}
+            lease = {"apiVersion": LEASES.api_version, "kind": LEASES.kind, "metadata": metadata, "spec": spec}
+            return await self._api.create(lease, self._manager)
+        patch = {"metadata": {"resourceVersion": found.version}, "spec": spec}
+        return await self._api.patch_merge(LEASES, self._namespace, self._name, patch, self._manager)

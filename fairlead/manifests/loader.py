@@ -1,0 +1,278 @@
+"""Manifests: files of ModelDeployments and AcceleratorClasses, read and checked without a cluster.
+
+``load`` reads everything and raises one ManifestError with every problem of every file, each with file, line, field and fix.
+What it returns is checked across documents too: names are unique and every pool's accelerator is known.
+"""
+
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from pydantic import ValidationError
+
+from fairlead.api.builtin_accelerators import builtin_accelerators
+from fairlead.api.kinds import PLANNED_KINDS, served_kinds
+from fairlead.api.spec.pools import Pool
+from fairlead.api.strict_model import StrictModel
+from fairlead.api.v1alpha1 import API_VERSION, AcceleratorClass, ModelDeployment
+from fairlead.engine_profile import EngineProfile, builtin_profiles
+from fairlead.errors import BadInput, FileProblem, ManifestError
+from fairlead.fleet.model import Model
+from fairlead.limits import Limits
+from fairlead.manifests.lint import lint_spec
+from fairlead.manifests.validation_messages import validation_problems
+from fairlead.manifests.yaml_nodes import (
+    YamlNode,
+    decode_file,
+    format_path,
+    format_value,
+    node_from_value,
+    parse_documents,
+)
+from fairlead.names import closest_matches
+
+STDIN_PATH = "-"
+
+
+@dataclass(frozen=True, slots=True)
+class Manifests:
+    """``models`` in the order of the files; ``accelerators`` by name, the built-in ones included; ``notes`` on what is right and may
+    surprise."""
+
+    models: tuple[ModelDeployment, ...]
+    accelerators: Mapping[str, AcceleratorClass]
+    notes: tuple[FileProblem, ...] = ()
+
+    def engine_profile(self, pool: Pool) -> EngineProfile | None:
+        """What an engine of this pool costs in time: its accelerator's profile, or the preset of that name.
+
+        None for an external engine of which nobody said what it runs on.
+        """
+        if pool.accelerator is None:
+            return None
+        if pool.accelerator in self.accelerators:
+            return self.accelerators[pool.accelerator].spec.profile.to_engine_profile(pool.accelerator)
+        return builtin_profiles()[pool.accelerator]
+
+
+@dataclass(frozen=True, slots=True)
+class _Document:
+    """One object of a file, typed, with the node it was read from."""
+
+    file: str
+    node: YamlNode
+    value: ModelDeployment | AcceleratorClass
+
+
+def to_fleet_model(deployment: ModelDeployment) -> Model:
+    """A ModelDeployment as routing sees it."""
+    return Model(
+        namespace=deployment.metadata.namespace or "default",
+        name=deployment.metadata.name,
+        objectives=deployment.spec.objectives.to_targets(),
+        preset=deployment.spec.routing.preset.value,
+        wakes=deployment.spec.scales_from_zero,
+    )
+
+
+def load_manifests(
+    paths: Sequence[str | Path], *, stdin: BinaryIO | None = None, limits: Limits | None = None
+) -> Manifests:
+    """Read files and folders (their ``*.yaml`` and ``*.yml``; ``-`` is stdin). Raises ManifestError."""
+    limits = limits or Limits()
+    texts, problems = read_texts(paths, limits=limits, stdin=stdin)
+    manifests, more = combine_texts(texts, limits=limits, complete=not problems)
+    problems += more
+    if not problems and not manifests.models:
+        names = ", ".join(str(path) for path in paths)
+        fix = "add a document with `kind: ModelDeployment`"
+        problems.append(FileProblem(names, 1, "(file)", "no ModelDeployment in it", fix))
+    if problems:
+        raise ManifestError(tuple(problems))
+    return manifests
+
+
+def read_object(manifest: Mapping[str, Any]) -> ModelDeployment | AcceleratorClass:
+    """One object as the API server has it. Raises BadInput, naming the first field that is wrong, with all that is in its words.
+
+    The server has checked most of it; what is left are rules that its schema cannot say, and objects of another release.
+    """
+    try:
+        return _to_document(node_from_value(manifest), "").value
+    except ManifestError as error:
+        told = "; ".join(f"{one.field}: {one.message} ({one.fix})" for one in error.problems)
+        raise BadInput(told, field=error.problems[0].field) from error
+
+
+def read_texts(
+    paths: Sequence[str | Path], *, limits: Limits, stdin: BinaryIO | None = None
+) -> tuple[list[tuple[str, str]], list[FileProblem]]:
+    """(file, text) of every file that could be read, and what is wrong with the others."""
+    texts: list[tuple[str, str]] = []
+    problems: list[FileProblem] = []
+    for path in paths:
+        try:
+            texts += [(file, read_text(file, limits=limits, stdin=stdin)) for file in expand_path(path)]
+        except ManifestError as error:
+            problems += error.problems
+    return texts, problems
+
+
+def combine_texts(
+    texts: Iterable[tuple[str, str]], *, limits: Limits, complete: bool = True
+) -> tuple[Manifests, list[FileProblem]]:
+    """What is right in the given files, and every problem; ``complete`` is False when other files could not be read."""
+    found: list[_Document] = []
+    problems: list[FileProblem] = []
+    for file, text in texts:
+        try:
+            found += parse_manifests(text, file=file, limits=limits)
+        except ManifestError as error:
+            problems += error.problems
+    problems += _duplicate_names(found)
+    accelerators = _accelerators(found)
+    if complete and not problems:  # a broken file may be the one that defines the accelerator
+        problems += _unknown_accelerators(found, accelerators)
+    models = tuple(document.value for document in found if isinstance(document.value, ModelDeployment))
+    made = Manifests(models, accelerators)
+    return made if problems else replace(made, notes=tuple(_lint_problems(found, made))), problems
+
+
+def expand_path(path: str | Path) -> list[str]:
+    """A folder → its YAML files in order of name; anything else → itself."""
+    if str(path) == STDIN_PATH or not Path(path).is_dir():
+        return [str(path)]
+    files = sorted(str(file) for file in Path(path).iterdir() if file.suffix in (".yaml", ".yml"))
+    if not files:
+        problem = FileProblem(str(path), 1, "(folder)", "no .yaml or .yml file in it", "name a file")
+        raise ManifestError((problem,))
+    return files
+
+
+def read_text(file: str, *, limits: Limits, stdin: BinaryIO | None = None) -> str:
+    """The text of a file or of stdin. Raises ManifestError when it cannot be read or is no text."""
+    try:
+        if file == STDIN_PATH:
+            raw = (stdin or sys.stdin.buffer).read(limits.fleet_file_bytes + 1)
+        else:
+            with open(file, "rb") as opened:
+                raw = opened.read(limits.fleet_file_bytes + 1)
+    except OSError as error:
+        message = f"cannot be read: {error.strerror or error}"
+        raise ManifestError((FileProblem(file, 1, "(file)", message, "check the path and its permissions"),)) from error
+    return decode_file(raw, file=file, limits=limits)
+
+
+def parse_manifests(text: str, *, file: str, limits: Limits | None = None) -> list[_Document]:
+    """Every object of one file, each checked by itself. Raises ManifestError with all problems of the file."""
+    nodes = parse_documents(text, file=file, limits=limits or Limits())
+    if not nodes:
+        problem = FileProblem(
+            file, 1, "(document)", "the file is empty", "begin with `apiVersion: " + API_VERSION + "`"
+        )
+        raise ManifestError((problem,))
+    found: list[_Document] = []
+    problems: list[FileProblem] = []
+    for node in nodes:
+        try:
+            found.append(_to_document(node, file))
+        except ManifestError as error:
+            problems += error.problems
+    if problems:
+        raise ManifestError(tuple(problems))
+    return found
+
+
+def _to_document(node: YamlNode, file: str) -> _Document:
+    model = _model_type(node, file)
+    try:
+        value = model.model_validate(node.to_python(), by_alias=True, by_name=False)
+    except ValidationError as error:
+        raise ManifestError(tuple(validation_problems(error, model, node, file))) from error
+    assert isinstance(value, ModelDeployment | AcceleratorClass)
+    return _Document(file, node, value)
+
+
+def _model_type(node: YamlNode, file: str) -> type[StrictModel]:
+    """The type that ``apiVersion`` and ``kind`` name."""
+    if not isinstance(node.value, dict):
+        message = "a document must be a mapping with apiVersion, kind, metadata and spec"
+        raise ManifestError((FileProblem(file, node.line, "(document)", message, "see examples/01-smallest.yaml"),))
+    known = {kind.name: kind.model for kind in served_kinds()}
+    problems = []
+    group = node.value["apiVersion"].value if "apiVersion" in node.value else None
+    if group != API_VERSION:
+        message = "is missing" if group is None else f'must be "{API_VERSION}", not {format_value(group)}'
+        fix = f"write `apiVersion: {API_VERSION}`"
+        problems.append(FileProblem(file, node.locate(("apiVersion",)).line, "apiVersion", message, fix))
+    kind = node.value["kind"].value if "kind" in node.value else None
+    if not isinstance(kind, str) or kind not in known:
+        problems.append(FileProblem(file, node.locate(("kind",)).line, "kind", *_unknown_kind(kind, known)))
+    if problems:
+        raise ManifestError(tuple(problems))
+    return known[str(kind)]
+
+
+def _unknown_kind(kind: object, known: Iterable[str]) -> tuple[str, str]:
+    if kind is None:
+        return "is missing", "write `kind: ModelDeployment`"
+    if kind in PLANNED_KINDS:
+        return f"the kind {kind} is planned, but nothing in this release honours it", "remove the document for now"
+    close = closest_matches(kind, known, count=1) if isinstance(kind, str) else []
+    fix = f"did you mean {close[0]}?" if close else "keep objects of other kinds in files of their own"
+    return f"must be one of {', '.join(known)}, not {format_value(kind)}", fix
+
+
+def _duplicate_names(found: Iterable[_Document]) -> list[FileProblem]:
+    """Two objects of one kind with the same name."""
+    problems: list[FileProblem] = []
+    seen: dict[tuple[str, str], _Document] = {}
+    for document in found:
+        value = document.value
+        key = (value.kind, value.key if isinstance(value, ModelDeployment) else value.metadata.name)
+        first = seen.setdefault(key, document)
+        if first is not document:
+            where = f"{first.file}:{first.node.locate(('metadata', 'name')).line}"
+            line = document.node.locate(("metadata", "name")).line
+            message = f"the {key[0]} {key[1]} is already given in {where}"
+            problems.append(FileProblem(document.file, line, "metadata.name", message, "remove one or rename it"))
+    return problems
+
+
+def _accelerators(found: Iterable[_Document]) -> dict[str, AcceleratorClass]:
+    given = (document.value for document in found)
+    own = {value.metadata.name: value for value in given if isinstance(value, AcceleratorClass)}
+    return {**builtin_accelerators(), **own}
+
+
+def _lint_problems(found: Iterable[_Document], manifests: Manifests) -> Iterator[FileProblem]:
+    for document in found:
+        if isinstance(document.value, ModelDeployment):
+            for one in lint_spec(document.value.spec, manifests.engine_profile):
+                line = document.node.locate(one.path).line
+                yield FileProblem(document.file, line, format_path(one.path), f"note: {one.message}", one.fix)
+
+
+def _unknown_accelerators(
+    found: Iterable[_Document], accelerators: Mapping[str, AcceleratorClass]
+) -> list[FileProblem]:
+    """Pools that name no known accelerator."""
+    known = [*accelerators, *builtin_profiles()]
+    problems = []
+    for document in found:
+        if not isinstance(document.value, ModelDeployment):
+            continue
+        for index, pool in enumerate(document.value.spec.pools):
+            if pool.accelerator is None or pool.accelerator in known:
+                continue
+            path: tuple[str | int, ...] = ("spec", "pools", index, "accelerator")
+            close = closest_matches(pool.accelerator, known, count=1)
+            fix = (
+                f"did you mean {close[0]}?" if close else f"add an AcceleratorClass, or use {', '.join(sorted(known))}"
+            )
+            message = f"no AcceleratorClass and no built-in one is called {format_value(pool.accelerator)}"
+            line = document.node.locate(path).line
+            problems.append(FileProblem(document.file, line, f"spec.pools[{index}].accelerator", message, fix))
+    return problems

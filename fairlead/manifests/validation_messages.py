@@ -1,0 +1,186 @@
+"""A pydantic ValidationError and the document it came from → findings with line, field, words and a fix.
+
+Pydantic's own wording speaks of Python types; ours speaks of what is written in the file.
+"""
+
+import re
+from collections.abc import Iterator
+from enum import Enum
+from typing import Any, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+from fairlead.api.strict_model import StrictModel, field_names
+from fairlead.errors import FileProblem
+from fairlead.manifests.yaml_nodes import YamlNode, format_path, format_value
+from fairlead.names import closest_matches
+
+FieldPath = tuple[str | int, ...]
+
+_EXPECTED_TYPES = {
+    "string_type": "text",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "list_type": "a list",
+    "dict_type": "a mapping (fields with values)",
+    "model_type": "a mapping (fields with values)",
+}
+_BOUND_ERRORS = {
+    "greater_than": ("more than", "gt"),
+    "greater_than_equal": ("at least", "ge"),
+    "less_than": ("less than", "lt"),
+    "less_than_equal": ("at most", "le"),
+}
+
+
+MAX_PROBLEMS = 1_000
+"""Findings worked out for one document; the rest are counted. A file that wrong has one cause."""
+
+
+def validation_problems(
+    error: ValidationError, model: type[BaseModel], node: YamlNode, file: str
+) -> Iterator[FileProblem]:
+    """Every error as a Problem, in the order of the file. ``node`` is the document that ``model`` was read from."""
+    errors = sorted(error.errors(include_url=False), key=lambda item: node.locate(_error_path(item)).line)
+    for item in errors[:MAX_PROBLEMS]:
+        yield _to_problem(item, model, node, file)
+    if len(errors) > MAX_PROBLEMS:
+        line = node.locate(_error_path(errors[MAX_PROBLEMS])).line
+        yield FileProblem(
+            file, line, "(document)", f"{len(errors) - MAX_PROBLEMS:,} more problems", "mend those above first"
+        )
+
+
+def _error_path(item: ErrorDetails) -> FieldPath:
+    return (*item["loc"], *item.get("ctx", {}).get("at", ()))
+
+
+def _to_problem(item: ErrorDetails, root: type[BaseModel], node: YamlNode, file: str) -> FileProblem:
+    path = _error_path(item)
+    model, info = field_at(root, path)
+    if item["type"] == "extra_forbidden":
+        message, fix = _unknown_field(model, str(path[-1]))
+    else:
+        message, fix = _message_and_fix(item, path, info)
+    return FileProblem(file, node.locate(path).line, format_path(path), message, fix)
+
+
+def _unknown_field(model: type[BaseModel] | None, name: str) -> tuple[str, str]:
+    if model is None:
+        return "unknown field", "remove it"
+    if issubclass(model, StrictModel) and name in model.planned:
+        return "this field is planned, but nothing in this release honours it", "remove it for now"
+    known = field_names(model)
+    close = closest_matches(name, known, count=1)
+    fix = f"did you mean {close[0]}?" if close else f"remove it; known here: {', '.join(known)}"
+    return "unknown field", fix
+
+
+def _message_and_fix(item: ErrorDetails, path: FieldPath, info: FieldInfo | None) -> tuple[str, str]:
+    kind, value, context = item["type"], item["input"], item.get("ctx", {})
+    named = bool(path) and isinstance(path[-1], str)
+    example = f"for example `{path[-1]}: {info.examples[0]}`" if named and info is not None and info.examples else ""
+    if kind == "fairlead":
+        return str(context["message"]), str(context["fix"])
+    if kind == "missing":
+        return "is missing", f"add it, {example}" if example else "add it"
+    if kind in _EXPECTED_TYPES:
+        return _wrong_type(kind, value, example)
+    if kind in _BOUND_ERRORS:
+        words, key = _BOUND_ERRORS[kind]
+        bound = f"{words} {context[key]:g}"
+        percent = (kind, context[key]) == ("less_than_equal", 1) and 1 < value <= 100
+        fix = f"write {value / 100:g} for {value:g} %" if percent else f"write a number that is {bound}"
+        return f"must be {bound}, not {format_value(value)}", fix
+    if kind in ("enum", "literal_error"):
+        allowed = _allowed_values(info, context)
+        close = closest_matches(value, allowed, count=1) if isinstance(value, str) else []
+        fix = f"did you mean {close[0]}?" if close else "write one of them"
+        return f"must be one of {', '.join(allowed)}, not {format_value(value)}", fix
+    if kind in ("too_short", "string_too_short"):
+        return "must not be empty", f"fill it, {example}" if example else "fill it or leave it out"
+    if kind in ("too_long", "string_too_long"):
+        return f"is longer than {context['max_length']}", "shorten it"
+    if kind == "string_pattern_mismatch":
+        return f"{format_value(value)} has the wrong form", f"write it {example}" if example else str(
+            context["pattern"]
+        )
+    if kind == "finite_number":
+        return f"must be a finite number, not {format_value(value)}", "write a plain number"
+    return item["msg"], example
+
+
+def _wrong_type(kind: str, value: Any, example: str) -> tuple[str, str]:
+    message = f"must be {_EXPECTED_TYPES[kind]}, not {_describe_value(value)}"
+    if kind == "string_type" and not isinstance(value, dict | list):
+        return message, "put it in quotes"
+    if isinstance(value, str) and kind in ("int_type", "float_type", "bool_type") and _is_bare_scalar(value):
+        return message, "write it without quotes"
+    if kind == "model_type" and isinstance(value, int) and not isinstance(value, bool):
+        example = re.sub(r"\d+", str(value), example)  # `replicas: 3` → `replicas: {min: 3}`
+    if not isinstance(value, dict | list) and kind in ("int_type", "int_from_float", "float_type", "bool_type"):
+        return message, f"write {_EXPECTED_TYPES[kind]}"
+    return message, f"write it {example}" if example else "change its form"
+
+
+def _is_bare_scalar(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return text in ("true", "false")
+    return True
+
+
+def _describe_value(value: Any) -> str:
+    """A value with what it is, for people."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, dict):
+        return "a mapping"
+    if isinstance(value, list):
+        return "a list"
+    if value is None:
+        return "nothing"
+    return f"the text {format_value(value)}" if isinstance(value, str) else f"the number {format_value(value)}"
+
+
+def _allowed_values(info: FieldInfo | None, context: dict[str, Any]) -> list[str]:
+    for part in _annotation_parts(info.annotation if info is not None else None):
+        if isinstance(part, type) and issubclass(part, Enum):
+            return [str(member.value) for member in part]
+    return [text.strip("' ") for text in str(context.get("expected", "")).replace(" or ", ",").split(",")]
+
+
+def _annotation_parts(annotation: Any) -> Iterator[Any]:
+    """An annotation and what it is made of: ``list[Pool] | None`` → itself, ``list[Pool]``, ``Pool``, ``NoneType``."""
+    yield annotation
+    if get_origin(annotation) is not None:
+        for part in get_args(annotation):
+            yield from _annotation_parts(part)
+
+
+def field_at(root: type[BaseModel], path: FieldPath) -> tuple[type[BaseModel] | None, FieldInfo | None]:
+    """The model that holds the last step of ``path``, and that step's field where it is a known one."""
+    model: type[BaseModel] | None = root
+    info: FieldInfo | None = None
+    for index, step in enumerate(path):
+        if isinstance(step, int):
+            continue
+        if model is None:
+            return None, None
+        info = next((item for name, item in model.model_fields.items() if step in (item.alias, name)), None)
+        if index == len(path) - 1:
+            return model, info
+        model = _nested_model(info)
+    return model, info
+
+
+def _nested_model(info: FieldInfo | None) -> type[BaseModel] | None:
+    for part in _annotation_parts(info.annotation if info is not None else None):
+        if isinstance(part, type) and issubclass(part, BaseModel):
+            return part
+    return None

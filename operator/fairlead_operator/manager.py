@@ -1,0 +1,158 @@
+"""The operator's parts, put together: one that waits for the lease, and then watches, reconciles and tells."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from aiohttp import web
+
+from fairlead.errors import FairleadError
+from fairlead.kube.client import KubeApi
+from fairlead.kube.events.event import EventDraft
+from fairlead.kube.events.recorder import EventRecorder
+from fairlead.kube.leader_election import LeaderElector
+from fairlead.kube.resources import Manifest
+from fairlead.kube.transport.kubeconfig import ClusterConfig
+from fairlead.runtime.clock import Clock
+from fairlead.runtime.tasks import cancel_and_wait
+from fairlead_operator import health, http_server
+from fairlead_operator.controller.reconciler import Reconciler
+from fairlead_operator.controller.workqueue import WorkQueue
+from fairlead_operator.kube.leader_election import LEASE_NAME, run_while_leading
+from fairlead_operator.kube.object_cache import ObjectCache
+from fairlead_operator.kube.watches import ClusterWatcher, KopfWatch
+from fairlead_operator.rendering import renderer
+from fairlead_operator.settings import OperatorOptions
+
+CONTROLLER_NAME = "fairlead.io/operator"
+_LOG = logging.getLogger("fairlead.operator")
+
+
+class Manager:
+    """One process of the operator. ``chance`` draws evenly from 0 to 1."""
+
+    def __init__(
+        self,
+        access: ClusterConfig,
+        options: OperatorOptions,
+        clock: Clock,
+        chance: Callable[[], float],
+        identity: str,
+        lease_namespace: str | None = None,
+    ) -> None:
+        self.stopped = False
+        self._access = access
+        self._options = options
+        self._clock = clock
+        self._identity = identity
+        self._api = KubeApi(access, clock, chance, agent="fairlead-operator")
+        self._stop = asyncio.Event()
+        self._cache = ObjectCache()
+        self._queue = WorkQueue(clock, chance)
+        self._recorder = EventRecorder(self._api, CONTROLLER_NAME, self._identity, clock)
+        self._watcher = ClusterWatcher(
+            self._api,
+            self._cache,
+            self._queue.add,
+            clock,
+            chance,
+            namespaces=options.namespaces,
+            resync_seconds=options.resync_seconds,
+        )
+        self._kopf = KopfWatch(self._watcher, access, clock, identity, options.namespaces)
+        self._reconciler = Reconciler(
+            self._api,
+            self._cache,
+            renderer(options.installation, options.peers),
+            clock,
+            cluster=lambda: self._watcher.capabilities,
+            staleness=lambda: health.staleness(self._health()),
+            record_event=self._record_event,
+            capacity_grace_seconds=options.capacity_grace_seconds,
+            on_self_write=self._queue.ignore_self_event,
+        )
+        where = lease_namespace or access.namespace
+        self._elector = LeaderElector(
+            self._api, where, LEASE_NAME, self._identity, clock, chance, timing=options.lease_timing
+        )
+
+    def stop(self) -> None:
+        """Finish what is being written, give the lease back, and end."""
+        self.stopped = True
+        self._stop.set()
+
+    async def run(self, host: str, port: int) -> str:
+        """Until ``stop`` or the loss of the lease; the reason. Raises OSError when the port is taken."""
+        app = http_server.make_application(http_server.MetricsCollector(self._metrics, self._health), self._health)
+        runner = web.AppRunner(app, access_log=None)  # probes ask every few seconds
+        await runner.setup()
+        try:
+            await web.TCPSite(runner, host or None, port).start()
+            return await run_while_leading(self._elector, self._stop, self._lead, lambda line: _LOG.info("%s", line))
+        finally:
+            await runner.cleanup()
+            await self._api.close()
+
+    async def _lead(self) -> None:
+        """What the leader does, until it fails or is cancelled."""
+        await self._watcher.discover()
+        watching = asyncio.ensure_future(self._watcher.run())
+        telling = asyncio.ensure_future(self._recorder.run())
+        hearing = asyncio.ensure_future(self._kopf.run())
+        serving = asyncio.ensure_future(self._process_queue())
+        parts = {watching, telling, hearing, serving}
+        try:
+            done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
+            for one in done:
+                one.result()
+        finally:
+            await cancel_and_wait(serving)  # nothing is written after this
+            await cancel_and_wait(telling)
+            await self._recorder.flush()
+            await cancel_and_wait(watching)
+            await cancel_and_wait(hearing)
+
+    async def _process_queue(self) -> None:
+        """Reconcile, once everything is known: before, every child would seem to be missing."""
+        await self._watcher.wait_synced()
+        for key in self._cache.models:
+            self._queue.add(key)
+        await self._queue.process(self._reconcile, self._options.workers, self._on_failure)
+
+    async def _reconcile(self, key: str) -> float | None:
+        if not self._elector.is_leading:
+            return 1.0  # the lease has run out under us; whoever has it now does the work
+        return await self._reconciler.reconcile(key)
+
+    def _on_failure(self, key: str, error: Exception, pause: float) -> None:
+        self._reconciler.counts.failures += 1
+        unforeseen = None if isinstance(error, FairleadError) else error
+        _LOG.warning("%s: %s; again in %.1f s", key, error, pause, exc_info=unforeseen)
+
+    def _record_event(self, model: Manifest, happening: EventDraft) -> None:
+        self._recorder.record(model, happening.type, happening.reason, happening.action, happening.note)
+
+    def _health(self) -> health.HealthState:
+        return self._watcher.health(self._elector.is_leading)
+
+    def _metrics(self) -> http_server.OperatorMetrics:
+        work, counts = self._queue.keys, self._reconciler.counts
+        return http_server.OperatorMetrics(
+            gauges={
+                "leading": ("1 while this replica leads", float(self._elector.is_leading)),
+                "synced": ("1 once this replica, leading, has listed every kind", float(self._health().synced)),
+                "models": ("ModelDeployments that are known", float(len(self._cache.models))),
+                "queue_waiting": ("models with news that wait for a hand", float(work.ready_count)),
+                "queue_running": ("models that are worked on", float(work.running_count)),
+                "queue_later": ("models that are looked at again at a set time", float(work.delayed_count)),
+            },
+            counters={
+                "reconciles": ("looks at a model", float(counts.reconciles)),
+                "reconcile_failures": ("looks that failed and were put off", float(counts.failures)),
+                "applied": ("children applied", float(counts.applied)),
+                "pruned": ("children deleted", float(counts.pruned)),
+                "statuses": ("statuses written", float(counts.statuses)),
+                "events_dropped": ("events that were never written", float(self._recorder.dropped)),
+            },
+            models=tuple(self._cache.models.values()),
+        )

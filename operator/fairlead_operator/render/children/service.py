@@ -1,0 +1,17 @@
+"""The Service of a pool: for people and other systems. Fairlead's gateways speak with pods."""
+
+from fairlead.kube.resources import SERVICES, Manifest
+from fairlead_operator.render.names import LEADER_SUFFIX, endpoint_selector
+from fairlead_operator.render.pool_context import PoolContext
+
+_SERVICE_PORT = 80
+
+
+def service(pool: PoolContext) -> Manifest:
+    """A LeaderWorkerSet makes a headless Service of its own name, so that of its leaders has another."""
+    name = pool.name + LEADER_SUFFIX if pool.pool.parallelism.nodes > 1 else pool.name
+    spec: Manifest = {
+        "selector": endpoint_selector(pool.model, pool.pool),
+        "ports": [{"name": "http", "port": _SERVICE_PORT, "targetPort": "http", "appProtocol": "http"}],
+    }
+    return pool.make_child(SERVICES, spec, name=name)

@@ -1,0 +1,23 @@
+"""The pod template in the render version that a pool is pinned to."""
+
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from fairlead.engines.containers import EngineContainer, InstancePod, container_builders
+from fairlead.kube.resources import Manifest
+from fairlead_operator.render import pod_template as pod
+from fairlead_operator.render.revision import RenderPin
+
+_TemplateRenderer = Callable[[InstancePod, EngineContainer, RenderPin, str], Manifest]
+_VERSIONS: Final[Mapping[int, _TemplateRenderer]] = {1: pod.pod_template}
+
+
+def supported_versions() -> frozenset[int]:
+    """Those that this release can still render."""
+    return frozenset(_VERSIONS)
+
+
+def render_template(pod: InstancePod, pin: RenderPin, service_account: str) -> Manifest:
+    """Raises BadInput, naming the field, for what the engine cannot do or what cannot be merged."""
+    made = container_builders()[pod.spec.engine.kind](pod)
+    return _VERSIONS[pin.version](pod, made, pin, service_account)

@@ -1,0 +1,119 @@
+"""The chart as helm renders it: for tests, and for ``scripts/golden.py``, which writes down what it renders."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fairlead_testing.kube.api_server import CLUSTER_TOOL, binaries_folder
+
+CHART_FOLDER = Path(__file__).parents[3] / "charts" / "fairlead"
+MISSING_HELM_MESSAGE = "no helm: `make test-tools` compiles it, or have one on PATH"
+MISSING_TOOLS_MESSAGE = "no promtool, or no OpenAPI of two releases: `make test-tools` makes them"
+OPTIONAL_API_VERSIONS = ("monitoring.coreos.com/v1", "gateway.networking.k8s.io/v1")
+"""Groups that clusters need not know, and that the chart then makes objects of."""
+_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_DUMPER: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+
+
+class HelmError(Exception):
+    """Raised with helm's own words when it does not render."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChartTools:
+    """What the tests of the chart need. ``openapi``: release → the folder of its files."""
+
+    helm: Path
+    promtool: Path
+    openapi: Mapping[str, Path]
+
+
+def chart_tools() -> ChartTools | None:
+    """Those that were made for tests; None where they were not."""
+    if not CLUSTER_TOOL.exists():
+        return None
+    command = [sys.executable, str(CLUSTER_TOOL), "tools", "--look"]
+    asked = subprocess.run(command, capture_output=True, text=True, check=False)
+    if asked.returncode:
+        return None
+    found = {name: Path(path) for name, path in json.loads(asked.stdout).items()}
+    return ChartTools(
+        found["helm"], found["promtool"], {name: path for name, path in found.items() if name.startswith("v")}
+    )
+
+
+def helm_program() -> Path | None:
+    """The program: the one that was compiled for clusters, else one on PATH, else None."""
+    made = chart_tools()
+    if made is not None:
+        return made.helm
+    folder = binaries_folder()
+    if folder is not None and (folder / "helm").exists():
+        return folder / "helm"
+    found = shutil.which("helm")
+    return None if found is None else Path(found)
+
+
+def render_chart(
+    program: Path, *arguments: str, served: tuple[str, ...] = OPTIONAL_API_VERSIONS
+) -> list[dict[str, Any]]:
+    """What ``helm install`` would create as the release ``fairlead`` in the namespace ``fairlead``. Raises Refused."""
+    versions = [f"--api-versions={one}" for one in served]
+    command = [str(program), "template", "fairlead", str(CHART_FOLDER), "--namespace=fairlead", *versions, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise HelmError(done.stderr.strip())
+    return [one for one in yaml.load_all(done.stdout, Loader=_LOADER) if one is not None]
+
+
+@dataclass(frozen=True, slots=True)
+class HelmRelease:
+    """The release ``fairlead`` of one namespace on a real API server. ``folder`` takes helm's own caches."""
+
+    program: Path
+    kubeconfig: Path
+    namespace: str
+    folder: Path
+
+    def __call__(self, verb: str, *arguments: str) -> str:
+        """What helm says. Raises Refused with its words when it fails."""
+        folders = {f"HELM_{name}_HOME": str(self.folder / name) for name in ("CACHE", "CONFIG", "DATA")}
+        command = [str(self.program), verb, "fairlead", *arguments, f"--namespace={self.namespace}"]
+        done = subprocess.run(
+            [*command, f"--kubeconfig={self.kubeconfig}"],
+            env={**os.environ, **folders},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            raise HelmError(done.stderr.strip())
+        return done.stdout
+
+
+def golden_text(manifests: list[dict[str, Any]]) -> str:
+    """The manifests as text that is the same each time: what a Secret holds is drawn, so only its keys are shown."""
+    shown = [
+        {**one, "data": dict.fromkeys(one["data"], "drawn")} if one["kind"] == "Secret" else one for one in manifests
+    ]
+    return str(yaml.dump_all(shown, Dumper=_DUMPER, sort_keys=True, width=116))
+
+
+def pod_specs(manifests: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Kind and name → the spec of the pods that it makes."""
+    found = {}
+    for one in manifests:
+        name = f"{one['kind']} {one['metadata']['name']}"
+        if one["kind"] == "Pod":
+            found[name] = one["spec"]
+        elif "template" in one.get("spec", {}):
+            found[name] = one["spec"]["template"]["spec"]
+    return found

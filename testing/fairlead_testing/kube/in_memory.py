@@ -1,0 +1,312 @@
+"""The API server's objects in memory, for tests of loops: server-side apply kept small, without HTTP, schema or defaults.
+
+Fields are owned as on a real one: what a manager applied and leaves out next time goes, unless another owns it; lists are one field,
+but for ``status.conditions``, whose elements are owned one by one. ``changes`` are told to whoever listens, in order, or held back.
+"""
+
+import builtins
+import copy
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from fairlead.kube.client import ObjectList
+from fairlead.kube.errors import AlreadyExists, Conflict, Invalid, KubeError, NotFound
+from fairlead.kube.resources import Manifest, Resource, metadata_of, name_of, namespace_of, resource_of
+from fairlead.kube.watch_events import WatchEvent, WatchEventType
+
+_Path = tuple[str, ...]
+_Key = tuple[str, str | None, str]
+_SERVER = ("resourceVersion", "uid", "generation", "creationTimestamp", "managedFields", "deletionTimestamp")
+
+
+class InMemoryKube:
+    """As much of an API server as a reconciler sees. ``before_write`` is called with each write, and may raise instead of it.
+
+    ``refuse`` are objects that are not taken, ``unkept`` fields that are taken and dropped, as those of a feature that is off.
+    """
+
+    def __init__(self) -> None:
+        self.writes: list[str] = []
+        self.reads = 0
+        self.before_write: Callable[[str], None] = lambda _: None
+        self.after_write: Callable[[str], None] = lambda _: None
+        self.listeners: list[Callable[[WatchEvent], None]] = []
+        self.rejections: dict[_Key, KubeError] = {}
+        self.dropped_fields: set[_Path] = set()
+        self._objects: dict[_Key, Manifest] = {}
+        self._owners: dict[_Key, dict[str, set[_Path]]] = {}
+        self._version = 1_000
+
+    # --- as the API server ----------------------------------------------------------------------------------------------
+
+    async def get(self, resource: Resource, namespace: str | None, name: str) -> Manifest:
+        """One object. Raises NotFound."""
+        self.reads += 1
+        found = self._objects.get((resource.kind, namespace, name))
+        if found is None:
+            raise NotFound(f"no {resource.kind} {name}", status=404)
+        return copy.deepcopy(found)
+
+    async def list(self, resource: Resource, namespace: str | None = None, labels: str | None = None) -> ObjectList:
+        """All objects of a kind with these labels."""
+        self.reads += 1
+        wanted = dict(pair.split("=", 1) for pair in labels.split(",")) if labels else {}
+        items = [
+            one
+            for one in self.objects_of(resource.kind)
+            if wanted.items() <= (metadata_of(one).get("labels") or {}).items()
+        ]
+        return ObjectList([one for one in items if namespace in (None, namespace_of(one))], str(self._version))
+
+    async def apply(self, manifest: Manifest, manager: str) -> Manifest:
+        """Server-side apply, by force."""
+        return self._write(
+            manifest, manager, "apply", {name: value for name, value in manifest.items() if name != "status"}
+        )
+
+    async def apply_new(self, manifest: Manifest, manager: str) -> Manifest:
+        """The same for what is not there yet. Raises AlreadyExists."""
+        if _key(manifest) in self._objects:
+            raise AlreadyExists(f"{manifest['kind']} {name_of(manifest)} is there", status=409)
+        fields = {name: value for name, value in manifest.items() if name != "status"}
+        return self._write(manifest, manager, "create", fields)
+
+    async def apply_status(self, manifest: Manifest, manager: str) -> Manifest:
+        """The same for the status. Raises NotFound without the object."""
+        if _key(manifest) not in self._objects:
+            raise NotFound(f"no {manifest['kind']} {name_of(manifest)}", status=404)
+        return self._write(manifest, f"{manager}/status", "status", {"status": manifest.get("status") or {}})
+
+    async def apply_scale(self, live: Manifest, replicas: int, manager: str) -> Manifest:
+        """Make this the number of instances, of an object as it was. Raises Conflict when it is another now."""
+        what = f"scale {live['kind']} {name_of(live)} to {replicas}"
+        self.before_write(what)
+        there = self._objects.get(_key(live))
+        if there is None:
+            raise NotFound(f"no {live['kind']} {name_of(live)}", status=404)
+        if there["metadata"]["resourceVersion"] != live["metadata"]["resourceVersion"]:
+            raise Conflict(f"{what}: it is another now", status=409)
+        self.writes.append(what)
+        self._set(live, f"{manager}/scale", {"spec": {"replicas": replicas}}, kept=False)
+        self.after_write(what)
+        return {"spec": {"replicas": replicas}}
+
+    async def patch_merge(
+        self, resource: Resource, namespace: str | None, name: str, patch: Manifest, manager: str
+    ) -> Manifest:
+        """Change the annotations that ``patch`` names; null removes one. Raises NotFound."""
+        key = resource.kind, namespace, name
+        if key not in self._objects:
+            raise NotFound(f"no {resource.kind} {name}", status=404)
+        what = f"patch {resource.kind} {name}"
+        self.before_write(what)
+        self.writes.append(what)
+        found = copy.deepcopy(self._objects[key])
+        notes = {**(found["metadata"].get("annotations") or {}), **patch["metadata"]["annotations"]}
+        found["metadata"]["annotations"] = {name: value for name, value in notes.items() if value is not None}
+        self._store(key, found)
+        return copy.deepcopy(found)
+
+    async def delete(self, resource: Resource, namespace: str | None, name: str, uid: str | None = None) -> bool:
+        """The end of the object with this uid."""
+        key = resource.kind, namespace, name
+        found = self._objects.get(key)
+        if found is None or uid not in (None, found["metadata"]["uid"]):
+            return False
+        what = f"delete {resource.kind} {name}"
+        self.before_write(what)
+        self.writes.append(what)
+        self.remove(*key)
+        self.after_write(what)
+        return True
+
+    # --- as somebody else -----------------------------------------------------------------------------------------------
+
+    def objects_of(self, kind: str) -> "builtins.list[Manifest]":
+        """Every object of a kind, by name."""
+        return [copy.deepcopy(one) for key, one in sorted(self._objects.items(), key=str) if key[0] == kind]
+
+    def put(self, manifest: Manifest, manager: str = "somebody") -> Manifest:
+        """Create an object, or set these fields of it, as another writer does."""
+        whole = {name: value for name, value in manifest.items() if name not in ("apiVersion", "kind")}
+        return self._set(manifest, manager, whole, kept=True)
+
+    def remove(self, kind: str, namespace: str | None, name: str) -> None:
+        """It is gone."""
+        self._version += 1
+        found = self._objects.pop((kind, namespace, name))
+        self._owners.pop((kind, namespace, name), None)
+        found["metadata"]["resourceVersion"] = str(self._version)
+        self._notify(WatchEvent(WatchEventType.DELETED, found))
+
+    def mark_deleting(self, kind: str, namespace: str | None, name: str) -> None:
+        """Its deletion has begun."""
+        found = copy.deepcopy(self._objects[kind, namespace, name])
+        found["metadata"]["deletionTimestamp"] = "2026-01-01T01:00:00Z"
+        self._store((kind, namespace, name), found)
+
+    def remove_field(self, kind: str, namespace: str | None, name: str, path: _Path) -> None:
+        """Somebody takes a field away, and all below it: it is nobody's then."""
+        key = kind, namespace, name
+        found = copy.deepcopy(self._objects[key])
+        _remove(found, path)
+        owners = self._owners[key]
+        for paths in owners.values():
+            paths -= {one for one in paths if one[: len(path)] == path}
+        found["metadata"]["managedFields"] = _entries(owners)
+        self._store(key, found)
+
+    def collect_garbage(self) -> None:
+        """Remove everything whose owner is gone."""
+        there = {one["metadata"]["uid"] for one in self._objects.values()}
+        for key, one in list(self._objects.items()):
+            owners = one["metadata"].get("ownerReferences") or []
+            if owners and not any(owner["uid"] in there for owner in owners):
+                self.remove(*key)
+
+    # --- inside ---------------------------------------------------------------------------------------------------------
+
+    def _write(self, manifest: Manifest, manager: str, verb: str, fields: Manifest) -> Manifest:
+        key = _key(manifest)
+        what = f"{verb} {key[0]} {key[2]}"
+        self.before_write(what)
+        self.writes.append(what)
+        if key in self.rejections:
+            raise self.rejections[key]
+        controllers = [one for one in metadata_of(manifest).get("ownerReferences") or [] if one.get("controller")]
+        there = metadata_of(self._objects.get(key) or {})
+        asked = metadata_of(manifest).get("uid")
+        if asked and asked != there.get("uid"):
+            raise Conflict(f"{what}: the uid is another", status=409)
+        version = metadata_of(manifest).get("resourceVersion")
+        if verb == "apply" and version and there and version != there["resourceVersion"]:
+            raise Conflict(f"{what}: it is another now", status=409)
+        old = [
+            one for one in there.get("ownerReferences") or [] if one["uid"] not in [own["uid"] for own in controllers]
+        ]
+        if controllers and any(one.get("controller") for one in old):
+            raise Invalid(f"{what}: only one owner may be the controller", status=422)
+        found = self._set(manifest, manager, fields, kept=False)
+        self.after_write(what)
+        return found
+
+    def _set(self, manifest: Manifest, manager: str, fields: Manifest, *, kept: bool) -> Manifest:
+        key = _key(manifest)
+        before = self._objects.get(key)
+        found = copy.deepcopy(before) if before is not None else _new(manifest, self._version + 1)
+        owners = self._owners.setdefault(key, {})
+        values = dict(_leaves({name: value for name, value in fields.items() if name not in ("apiVersion", "kind")}))
+        for path in () if kept else owners.get(manager, set()) - values.keys():
+            if not any(path in paths for other, paths in owners.items() if other != manager):
+                _remove(found, path)
+        for path, value in values.items():
+            if _value(found, path) != value:
+                for paths in owners.values():
+                    paths.discard(path)
+            _put(found, path, copy.deepcopy(value))
+        owners[manager] = values.keys() | (owners.get(manager, set()) if kept else set())
+        found["metadata"]["managedFields"] = _entries(owners)
+        for path in self.dropped_fields:
+            _remove(found, path)
+        if before is not None and found == before:
+            return copy.deepcopy(found)
+        if before is not None and found.get("spec") != before.get("spec"):
+            found["metadata"]["generation"] += 1
+        self._store(key, found)
+        return copy.deepcopy(found)
+
+    def _store(self, key: _Key, found: Manifest) -> None:
+        """It is this from now on, and everybody hears of it."""
+        kind = WatchEventType.MODIFIED if key in self._objects else WatchEventType.ADDED
+        self._version += 1
+        found["metadata"]["resourceVersion"] = str(self._version)
+        self._objects[key] = found
+        self._notify(WatchEvent(kind, copy.deepcopy(found)))
+
+    def _notify(self, change: WatchEvent) -> None:
+        for listener in self.listeners:
+            listener(change)
+
+
+def _key(manifest: Manifest) -> _Key:
+    return resource_of(manifest).kind, namespace_of(manifest), name_of(manifest)
+
+
+def _new(manifest: Manifest, version: int) -> Manifest:
+    metadata = {
+        "name": name_of(manifest),
+        "uid": f"uid-{version}",
+        "generation": 1,
+        "creationTimestamp": f"2026-01-01T00:{version // 60 % 60:02d}:{version % 60:02d}Z",
+    }
+    if namespace_of(manifest) is not None:
+        metadata["namespace"] = namespace_of(manifest)
+    return {"apiVersion": manifest["apiVersion"], "kind": manifest["kind"], "metadata": metadata}
+
+
+def _leaves(value: Any, above: _Path = ()) -> Iterator[tuple[_Path, Any]]:
+    """Every field that is owned by itself."""
+    if above == ("status", "conditions"):
+        for one in value:
+            yield (*above, f"k:{json.dumps({'type': one['type']})}"), one
+    elif isinstance(value, dict) and (value or not above):
+        for name, below in value.items():
+            if above == ("metadata",) and (name in _SERVER or name in ("name", "namespace")):
+                continue
+            yield from _leaves(below, (*above, name))
+    else:
+        yield above, value
+
+
+def _value(item: Any, path: _Path) -> Any:
+    for step in path:
+        if step.startswith("k:"):
+            kind = json.loads(step[2:])["type"]
+            item = next((one for one in item or [] if one["type"] == kind), None)
+        else:
+            item = item.get(step) if isinstance(item, dict) else None
+        if item is None:
+            return None
+    return item
+
+
+def _put(item: Any, path: _Path, value: Any) -> None:
+    *above, last = path
+    for index, step in enumerate(above):
+        item = item.setdefault(step, [] if (path[index + 1]).startswith("k:") else {})
+    if last.startswith("k:"):
+        kind = json.loads(last[2:])["type"]
+        item[:] = sorted([one for one in item if one["type"] != kind] + [value], key=lambda one: str(one["type"]))
+    else:
+        item[last] = value
+
+
+def _remove(item: Any, path: _Path) -> None:
+    *above, last = path
+    for step in above:
+        item = item.get(step) if isinstance(item, dict) else None
+        if item is None:
+            return
+    if last.startswith("k:"):
+        kind = json.loads(last[2:])["type"]
+        item[:] = [one for one in item if one["type"] != kind]
+    else:
+        item.pop(last, None)
+
+
+def _entries(owners: dict[str, set[_Path]]) -> list[Manifest]:
+    return [_entry(name, paths) for name, paths in sorted(owners.items()) if paths]
+
+
+def _entry(manager: str, paths: set[_Path]) -> Manifest:
+    """As ``managedFields`` says it: our managers apply, everybody else updates."""
+    name, _, subresource = manager.partition("/")
+    fields: Manifest = {}
+    for path in sorted(paths):
+        level = fields
+        for step in path:
+            level = level.setdefault(step if step.startswith("k:") else f"f:{step}", {})
+    operation = "Apply" if name.startswith("fairlead") else "Update"
+    entry: Manifest = {"manager": name, "operation": operation, "fieldsV1": fields}
+    return {**entry, "subresource": subresource} if subresource else entry

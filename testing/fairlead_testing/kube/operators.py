@@ -1,0 +1,128 @@
+"""Processes of the operator before a real API server, and what its cluster's controllers would do."""
+
+import os
+import signal
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from fairlead.kube.client import KubeApi
+from fairlead.kube.resources import DEPLOYMENTS, MODEL_DEPLOYMENTS, metadata_of, name_of
+from fairlead_testing.processes import unused_port
+from fairlead_testing.waiting import wait_until_async
+
+ROOT = Path(__file__).parents[3]
+OPERATOR_MODULE = ("-m", "fairlead_operator")
+
+
+@dataclass(slots=True)
+class RunningOperator:
+    """One process; ``started`` as it was asked for, so that it can be started again."""
+
+    process: "subprocess.Popen[bytes]"
+    port: int
+
+
+class OperatorProcesses:
+    """Processes for the models of ``namespace``, each with a port of its own; ``more`` are further settings."""
+
+    def __init__(self, kubeconfig: Path, namespace: str, logs: Path, more: Mapping[str, str] | None = None) -> None:
+        self.running: list[RunningOperator] = []
+        self._kubeconfig, self._namespace, self._logs = kubeconfig, namespace, logs
+        self._more = dict(more or {})
+
+    def start(self, *, lease_namespace: str | None = None, command: Sequence[str] = OPERATOR_MODULE) -> int:
+        """Another one; its place in ``running``. With another ``lease_namespace`` it knows nothing of the rest."""
+        port = unused_port()
+        environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("FAIRLEAD_")},
+            "KUBECONFIG": str(self._kubeconfig),
+            "FAIRLEAD_ENGINE_IMAGES": "sim=fairlead.io/sim:1",
+            "FAIRLEAD_WATCH_NAMESPACES": self._namespace,
+            "FAIRLEAD_LEASE": "6s",
+            **self._more,
+        }
+        whole = [sys.executable, *command, "--host", "127.0.0.1", "--port", str(port)]
+        whole += ["--lease-namespace", lease_namespace or self._namespace]
+        with (self._logs / f"{self._namespace}-{len(self.running)}.log").open("wb") as log:
+            process = subprocess.Popen(whole, env=environment, stdout=log, stderr=log)
+        self.running.append(RunningOperator(process, port))
+        return len(self.running) - 1
+
+    def get(self, which: int, path: str) -> str:
+        """What one answers; empty when it does not, or not well."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.running[which].port}{path}", timeout=5.0) as answer:
+                return str(answer.read().decode())
+        except OSError:
+            return ""
+
+    def is_leading(self, which: int) -> bool:
+        """Does this one work?"""
+        return "leading" in self.get(which, "/readyz")
+
+    def is_alive(self, which: int) -> bool:
+        """Has it not ended?"""
+        return self.running[which].process.poll() is None
+
+    def send_signal(self, which: int, number: signal.Signals) -> None:
+        """Send it a signal."""
+        self.running[which].process.send_signal(number)
+
+    def stop(self, which: int, number: signal.Signals = signal.SIGTERM) -> int:
+        """Its exit status."""
+        self.send_signal(which, number)
+        return self.running[which].process.wait(60.0)
+
+    def metrics(self, which: int) -> dict[str, float]:
+        """Its metrics without labels; empty when it does not answer."""
+        lines = (line.rsplit(" ", 1) for line in self.get(which, "/metrics").splitlines() if line[:1] != "#")
+        return {name.removeprefix("fairlead_operator_"): float(value) for name, value in lines}
+
+    def is_idle(self, which: int) -> bool:
+        """Has it looked at everything, and has nothing to do?"""
+        found = self.metrics(which)
+        return found.get("reconciles_total", 0) >= 1 and found.get("queue_waiting") == 0 == found.get("queue_running")
+
+    def close(self) -> None:
+        """Kill those that are left."""
+        for one in self.running:
+            if one.process.poll() is None:
+                one.process.send_signal(signal.SIGCONT)
+                one.process.kill()
+                one.process.wait(30.0)
+
+    def logs(self) -> str:
+        """The ends of all."""
+        return "\n".join(path.read_text()[-3_000:] for path in sorted(self._logs.glob(f"{self._namespace}-*.log")))
+
+
+async def apply_crds_and_namespaces(api: KubeApi, *namespaces: str) -> None:
+    """Fairlead's kinds, established, and namespaces."""
+    for path in sorted((ROOT / "crds").glob("*.yaml")):
+        await api.apply(yaml.safe_load(path.read_text()), "test")
+    await wait_until_async(lambda: api.has_resource(MODEL_DEPLOYMENTS))
+    for name in namespaces:
+        await api.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}, "test")
+
+
+async def run_deployments(api: KubeApi, namespace: str) -> list[str]:
+    """What kube-controller-manager would do, once: every Deployment has the instances it asks for, ready. Their names."""
+    found = (await api.list(DEPLOYMENTS, namespace)).items
+    for one in found:
+        asked = one["spec"]["replicas"]
+        status = {
+            "replicas": asked,
+            "readyReplicas": asked,
+            "updatedReplicas": asked,
+            "observedGeneration": metadata_of(one)["generation"],
+        }
+        if any((one.get("status") or {}).get(key, 0) != value for key, value in status.items()):
+            patch = {"status": status}
+            await api.patch_merge(DEPLOYMENTS, namespace, name_of(one), patch, "kcm", subresource="status")
+    return [name_of(one) for one in found]

@@ -1,0 +1,56 @@
+"""For tests of the operator and the script that writes golden files: cases are files as users write them."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fairlead.api import AcceleratorClass, EngineKind, ModelDeployment
+from fairlead.kube.resources import Manifest
+from fairlead_operator.render import AllowedPeer, InstallationDefaults, RenderContext
+
+
+def read_case(path: Path) -> tuple[ModelDeployment, dict[str, AcceleratorClass]]:
+    """One ModelDeployment, and the AcceleratorClasses beside it."""
+    documents = list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
+    (model,) = (ModelDeployment.model_validate(one) for one in documents if one["kind"] == "ModelDeployment")
+    classes = [AcceleratorClass.model_validate(one) for one in documents if one["kind"] == "AcceleratorClass"]
+    return model, {one.metadata.name: one for one in classes}
+
+
+def default_context(**changed: Any) -> RenderContext:
+    """A cluster that has everything, and an installation with an image for each kind."""
+    values: dict[str, Any] = {
+        "installation": InstallationDefaults(
+            images={
+                EngineKind.VLLM: "vllm/vllm-openai:v0.32.0",
+                EngineKind.SGLANG: "lmsysorg/sglang:v0.5.23",
+                EngineKind.SIM: "fairlead.io/sim:1",
+            },
+            pull_secrets=("installation-pull",),
+        ),
+        "peers": (AllowedPeer("fairlead-system", {"app.kubernetes.io/name": "fairlead-gateway"}),),
+        "leader_worker_sets": True,
+    }
+    return RenderContext(**{**values, **changed})
+
+
+class _Dumper(yaml.SafeDumper):
+    """Texts of several lines as blocks, and no anchors: each object stands for itself."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style="|" if "\n" in value else None)
+
+
+_Dumper.add_representer(str, _text)
+
+
+def golden_text(manifests: tuple[Manifest, ...]) -> str:
+    """Manifests as a golden file has them."""
+    if not manifests:
+        return "# Nothing is created.\n"
+    return yaml.dump_all(manifests, Dumper=_Dumper, sort_keys=False, width=10_000, allow_unicode=True)

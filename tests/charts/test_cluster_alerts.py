@@ -1,0 +1,363 @@
+"""Alerts over what a real operator, and a gateway in front of a real API server, told of the faults of docs/reference/checks.md.
+
+Pods do not run there: what a kubelet or a scheduler would say of them is written by the test, in their words.
+"""
+
+import asyncio
+import copy
+import re
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from fairlead_testing.engines.simulated_process import engine_process
+from fairlead_testing.http.raw_client import request
+from fairlead_testing.kube.api_server import ApiServer
+from fairlead_testing.kube.helm import CHART_FOLDER, ChartTools, render_chart
+from fairlead_testing.kube.installed_chart import apply_crds, apply_namespace, apply_rights, kubeconfig_for_account
+from fairlead_testing.kube.operator_process import OperatorProcess, operator_process
+from fairlead_testing.prometheus import AlertRules, Scrape, SeriesRecording, expression_names, expressions, parse_scrape
+from fairlead_testing.waiting import wait_until_async
+
+from fairlead.kube.client import KubeApi
+from fairlead.kube.resources import DEPLOYMENTS, MODEL_DEPLOYMENTS, Manifest
+from fairlead.runtime.clock import SystemClock
+from fairlead_gateway.testing_process import GatewayProcess, gateway_process
+
+pytestmark = [pytest.mark.api_server, pytest.mark.timeout(300)]
+HEALTHY: dict[str, str] = yaml.safe_load((Path(__file__).parent / "alerts.yaml").read_text())["healthy"]
+SPACE = "alerted"
+Groups = Callable[..., list[dict[str, Any]]]
+Firing = Callable[..., None]
+
+
+@pytest.fixture
+def fires(groups: Groups, tools: ChartTools, tmp_path: Path) -> Firing:
+    """That exactly these alerts fire on a recording. What it lacks is that of healthy ones: indexers, autoscalers, and gateways or
+    operators."""
+
+    def call(recording: SeriesRecording, *expected: str, lacking: str = "", label: str = "alertname") -> None:
+        rules = AlertRules(tools.promtool, groups(), tmp_path)
+        names = {name for rule in rules.alerts.values() for name, _ in expression_names(rule["expr"]).metrics}
+        others = {
+            key.replace("{", '{namespace="fairlead",'): value
+            for key, value in HEALTHY.items()
+            if "_indexer_" in key or "_autoscaler_" in key or (lacking and lacking in key)
+        }
+        rules.expect_firing({"recorded": (recording.series(names) | others, recording.minutes, expected)}, label)
+
+    return call
+
+
+def on(server: ApiServer, check: Callable[[KubeApi], Awaitable[None]]) -> None:
+    """Fairlead's kinds and a namespace of one's own, without the models of other tests."""
+
+    async def main() -> None:
+        async with KubeApi(server.config(), SystemClock(), lambda: 0.5) as api:
+            await apply_crds(api)
+            await apply_namespace(api, SPACE)
+            for one in (await api.list(MODEL_DEPLOYMENTS, SPACE)).items:
+                await api.delete(MODEL_DEPLOYMENTS, SPACE, one["metadata"]["name"])
+            await check(api)
+
+    asyncio.run(main())
+
+
+def operator_of(server: ApiServer, folder: Path, kubeconfig: Path | None = None) -> Any:
+    options = ("--lease-namespace", SPACE)
+    return operator_process(
+        kubeconfig or server.kubeconfig, folder / "operator.log", *options, watch_namespaces=SPACE, lease="6s"
+    )
+
+
+async def scrape(operator: OperatorProcess) -> Scrape:
+    return parse_scrape(await operator.get("/metrics"), namespace="fairlead", pod="o-1")
+
+
+async def scrape_gateway(gateway: GatewayProcess) -> Scrape:
+    return parse_scrape((await gateway.get("/metrics")).body.decode(), namespace="fairlead", pod="g-1")
+
+
+async def wait_until_reported(operator: OperatorProcess, *pieces: str) -> None:
+    """Wait until its metrics hold each of these."""
+
+    async def tells() -> bool:
+        text = await operator.get("/metrics")
+        return all(piece in text for piece in pieces)
+
+    await wait_until_async(tells)
+
+
+def condition(model: str, type: str, reason: str, value: int) -> str:
+    labels = f'model="{SPACE}/{model}",reason="{reason}",type="{type}"'
+    return f"fairlead_operator_model_condition{{{labels}}} {value:.1f}"
+
+
+def model(name: str, accelerator: str = "cpu", **more: Any) -> Manifest:
+    return {
+        "apiVersion": MODEL_DEPLOYMENTS.api_version,
+        "kind": "ModelDeployment",
+        "metadata": {"name": name, "namespace": SPACE},
+        "spec": {
+            "model": {"source": "hf://Qwen/Qwen3-8B"},
+            "engine": {"kind": "sim"},
+            "pools": [{"name": "main", "accelerator": accelerator}],
+            **more,
+        },
+    }
+
+
+async def deployment(api: KubeApi, name: str) -> Manifest:
+    """That of the model's pool, once the operator made it."""
+    found: list[Manifest] = []
+
+    async def there() -> bool:
+        found[:] = [one for one in (await api.list(DEPLOYMENTS, SPACE)).items if one["metadata"]["name"] == name]
+        return bool(found)
+
+    await wait_until_async(there)
+    return found[0]
+
+
+async def ready(api: KubeApi, name: str) -> None:
+    """As the Deployment's controller says it when all is well."""
+    one = await deployment(api, f"{name}-main")
+    status = {
+        "replicas": 1,
+        "readyReplicas": 1,
+        "updatedReplicas": 1,
+        "observedGeneration": one["metadata"]["generation"],
+    }
+    await api.apply_status({**named(one), "status": status}, "kube-controller-manager")
+
+
+async def pod(api: KubeApi, name: str, status: dict[str, Any]) -> None:
+    """One of the model's pool, with this status."""
+    template = (await deployment(api, f"{name}-main"))["spec"]["template"]
+    one = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": f"{name}-main-0", "namespace": SPACE, "labels": template["metadata"]["labels"]},
+        "spec": {"containers": [{"name": "engine", "image": "example.com/sim:1"}]},
+    }
+    await api.apply(one, "test")
+    await api.apply_status({**named(one), "status": status}, "kubelet")
+
+
+def named(one: Manifest) -> Manifest:
+    metadata = {"name": one["metadata"]["name"], "namespace": SPACE}
+    return {"apiVersion": one["apiVersion"], "kind": one["kind"], "metadata": metadata}
+
+
+def waiting(reason: str, message: str) -> dict[str, Any]:
+    container = {
+        "name": "engine",
+        "image": "example.com/none:1",
+        "imageID": "",
+        "ready": False,
+        "restartCount": 0,
+        "state": {"waiting": {"reason": reason, "message": message}},
+    }
+    return {"phase": "Pending", "containerStatuses": [container]}
+
+
+FAULTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "image-unpullable": ("ImagePullFailed", waiting("ImagePullBackOff", "Back-off pulling image")),
+    "credentials-missing": ("MissingSecret", waiting("CreateContainerConfigError", 'secret "weights" not found')),
+    "accelerator-unschedulable": (
+        "InsufficientCapacity",
+        {
+            "phase": "Pending",
+            "conditions": [
+                {
+                    "type": "PodScheduled",
+                    "status": "False",
+                    "reason": "Unschedulable",
+                    "message": "0/1 nodes are available: 1 Insufficient nvidia.com/gpu.",
+                    "lastTransitionTime": "2026-01-01T00:00:00Z",  # long before any grace is over
+                }
+            ],
+        },
+    ),
+}
+
+
+def test_models_that_are_stalled_are_told_by_name_and_reason(
+    api_server: ApiServer, fires: Firing, tmp_path: Path
+) -> None:
+    """And before, while all of them are ready, nothing is."""
+
+    async def check(api: KubeApi) -> None:
+        recording, well = SeriesRecording(), SeriesRecording()
+        async with operator_of(api_server, tmp_path) as operator:
+            for name in FAULTS:
+                await api.apply(model(name), "kubectl")
+                await ready(api, name)
+            await wait_until_reported(operator, *(condition(name, "Ready", "AllReady", 1) for name in FAULTS))
+            before = await scrape(operator)
+            well.hold(60, before)
+            fires(well, lacking="_gateway_")
+
+            await api.apply(model("unknown", "no-such-device"), "kubectl")
+            for name, (_, status) in FAULTS.items():
+                one = await deployment(api, f"{name}-main")
+                none = {"replicas": 1, "observedGeneration": one["metadata"]["generation"]}
+                await api.apply_status({**named(one), "status": none}, "kube-controller-manager")
+                await pod(api, name, status)
+            reasons = {name: reason for name, (reason, _) in FAULTS.items()} | {"unknown": "UnknownAccelerator"}
+            await wait_until_reported(
+                operator, *(condition(name, "Stalled", reason, 1) for name, reason in reasons.items())
+            )
+            after = await scrape(operator)
+        recording.hold(30, before)
+        recording.hold(30, after)
+        fires(recording, "FairleadModelStalled", lacking="_gateway_")
+        fires(recording, *reasons.values(), lacking="_gateway_", label="reason")
+        fires(recording, *(f"{SPACE}/{name}" for name in reasons), lacking="_gateway_", label="model")
+
+        gone = SeriesRecording()
+        gone.hold(30, before)
+        gone.hold(30)
+        fires(gone, "FairleadOperatorDown", lacking="_gateway_")
+
+    on(api_server, check)
+
+
+def test_an_operator_that_waits_for_a_lease_that_nobody_renews_is_told(
+    api_server: ApiServer, fires: Firing, tmp_path: Path
+) -> None:
+    async def check(api: KubeApi) -> None:
+        lease = {
+            "apiVersion": "coordination.k8s.io/v1",
+            "kind": "Lease",
+            "metadata": {"name": "fairlead-operator", "namespace": SPACE},
+            "spec": {"holderIdentity": "somebody", "leaseDurationSeconds": 3_600},
+        }
+        await api.apply(lease, "test")
+        recording = SeriesRecording()
+        async with operator_of(api_server, tmp_path) as operator:
+            await wait_until_reported(operator, "fairlead_operator_leading 0.0")
+            recording.hold(60, await scrape(operator))
+        lease["spec"] = {"holderIdentity": "", "leaseDurationSeconds": 1}
+        await api.apply(lease, "test")
+        fires(recording, "FairleadOperatorNoLeader", lacking="_gateway_")
+
+    on(api_server, check)
+
+
+@pytest.mark.parametrize(
+    ("taken", "alert", "told"),
+    [
+        (("deployments", "list"), "FairleadOperatorUnsynced", "fairlead_operator_leading 1.0"),
+        (("services", "create"), "FairleadModelStalled", condition("qwen", "Stalled", "Forbidden", 1)),
+    ],
+    ids=["to-list", "to-write"],
+)
+def test_an_operator_without_one_of_its_rights_is_told(
+    taken: tuple[str, str], alert: str, told: str, api_server: ApiServer, program: Path, fires: Firing, tmp_path: Path
+) -> None:
+    found = [
+        without(one, *taken)
+        for one in render_chart(program, f"--namespace={SPACE}", f"--set=watchNamespaces={{{SPACE}}}")
+    ]
+
+    async def check(api: KubeApi) -> None:
+        await apply_rights(api, found, SPACE)
+        kubeconfig = tmp_path / "kubeconfig"
+        kubeconfig.write_text(await kubeconfig_for_account(api_server, SPACE, "fairlead-operator"))
+        await api.apply(model("qwen"), "kubectl")
+        recording = SeriesRecording()
+        async with operator_of(api_server, tmp_path, kubeconfig) as operator:
+            await wait_until_reported(operator, told)
+            recording.hold(60, await scrape(operator))
+        fires(recording, alert, lacking="_gateway_")
+
+    on(api_server, check)
+
+
+def without(manifest: Manifest, resource: str, verb: str) -> Manifest:
+    """A role without one right; everything else as it is."""
+    changed = copy.deepcopy(manifest)
+    for rule in changed.get("rules", ()):
+        if resource in rule.get("resources", ()):
+            rule["verbs"] = [one for one in rule["verbs"] if one != verb]
+    return changed
+
+
+def test_a_healthy_run_is_silent_and_a_gateway_that_cannot_follow_the_cluster_is_told(
+    api_server: ApiServer, fires: Firing, groups: Groups, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Operator and gateway before the same API server, with traffic to an engine that runs; then the API server goes away."""
+    monkeypatch.setenv("KUBECONFIG", str(api_server.kubeconfig))
+    body = {"model": f"{SPACE}/tiny", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 4}
+
+    async def check(api: KubeApi) -> None:
+        async with AsyncExitStack() as stack:
+            engine = await stack.enter_async_context(engine_process("--profile", "tiny-cpu", "--speed", "20"))
+            outside = {"engine": {"kind": "external"}, "pools": [{"name": "urls", "endpoints": [{"url": engine.url}]}]}
+            await api.apply(model("tiny", **outside), "kubectl")
+            operator = await stack.enter_async_context(operator_of(api_server, tmp_path))
+            gateway = await stack.enter_async_context(gateway_process(None, "--kube", SPACE, "--insecure"))
+            await wait_until_reported(operator, condition("tiny", "Ready", "AllReady", 1))
+            first = await traffic(gateway, body), await scrape(operator)
+            second = await traffic(gateway, body), await scrape(operator)
+            assert_all_queried_metrics_reported(groups(), second[1], second[0])
+            pairs = list(zip(first, second, strict=True))
+            well = SeriesRecording()
+            well.grow(60, *pairs)
+            fires(well)
+
+            age = await gateway.metric("fairlead_gateway_fleet_age_seconds")
+            api_server.kill()
+            try:
+
+                async def deaf() -> bool:
+                    older = await gateway.metric("fairlead_gateway_fleet_age_seconds") > age
+                    return older and "cannot be followed" in await gateway.warnings()
+
+                await wait_until_async(deaf)
+                last = await traffic(gateway, body)
+            finally:
+                await asyncio.to_thread(api_server.start)
+        stale = SeriesRecording()
+        stale.grow(30, *pairs)
+        stale.grow(30, (second[0], last), pairs[1], aging="fairlead_gateway_fleet_age_seconds")
+        fires(stale, "FairleadFleetStale")
+
+    on(api_server, check)
+
+
+async def traffic(gateway: GatewayProcess, body: dict[str, Any]) -> Scrape:
+    """Requests that are answered, and what the gateway tells then."""
+    for _ in range(20):
+        assert (await request(gateway.url, body)).status == 200
+    return await scrape_gateway(gateway)
+
+
+def assert_all_queried_metrics_reported(groups: list[dict[str, Any]], operator: Scrape, gateway: Scrape) -> None:
+    """By rules and dashboards, with the labels that they select and group by; and the operator's are all in its guide."""
+    documented = (CHART_FOLDER.parents[1] / "docs" / "guides" / "operator.md").read_text().partition("| metric (")[2]
+    listed = {
+        one
+        for row in documented.splitlines()
+        for one in re.findall(r"`(\w+)(?:\{[\w,]*\})?`", row.rpartition(" | ")[0])
+    }
+    assert {f"fairlead_operator_{one}" for one in listed} == {name for name, _ in operator}
+    told: dict[str, set[str]] = {}
+    for name, labels in (*operator, *gateway):
+        told.setdefault(name, {"pod", "namespace"}).update(key for key, _ in labels)
+    shown = [target["expr"] for target in targets()]
+    for expression in [*(found for _, found in expressions(groups)), *shown]:
+        found = expression_names(expression.replace("$namespace", "x").replace("$model", "x"))
+        for metric, labels in found.metrics:
+            if metric.startswith("fairlead_operator_"):
+                assert metric in told, metric
+                assert labels | found.grouped <= told[metric], f"{metric}: {labels | found.grouped}"
+
+
+def targets() -> list[dict[str, Any]]:
+    boards = [yaml.safe_load(path.read_text()) for path in sorted((CHART_FOLDER / "dashboards").glob("*.json"))]
+    return [target for board in boards for panel in board["panels"] for target in panel.get("targets", ())]

@@ -1,0 +1,181 @@
+"""The parts that are made for one another fit: what is selected exists, what is named is there, and a switch does what it says."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fairlead_testing.kube.helm import pod_specs, render_chart
+
+CASES = sorted((Path(__file__).parent / "values").glob("*.yaml"))
+NAMES = [case.stem for case in CASES]
+Manifests = list[dict[str, Any]]
+
+
+def of(found: Manifests, *kinds: str) -> Manifests:
+    return [one for one in found if one["kind"] in kinds]
+
+
+def labelled(found: Manifests) -> list[tuple[dict[str, str], dict[str, Any]]]:
+    """Labels and spec of the pods of each Deployment."""
+    made = of(found, "Deployment")
+    return [(one["spec"]["template"]["metadata"]["labels"], one["spec"]["template"]["spec"]) for one in made]
+
+
+def chosen(found: Manifests, selector: dict[str, str]) -> list[dict[str, Any]]:
+    return [spec for labels, spec in labelled(found) if selector.items() <= labels.items()]
+
+
+def ports(spec: dict[str, Any]) -> dict[str, int]:
+    return {one["name"]: one["containerPort"] for container in spec["containers"] for one in container["ports"]}
+
+
+@pytest.mark.parametrize("case", CASES, ids=NAMES)
+def test_services_budgets_and_policies_choose_one_components_pods(program: Path, case: Path) -> None:
+    found = render_chart(program, f"--values={case}")
+    for one in of(found, "Service", "PodDisruptionBudget", "NetworkPolicy", "Deployment"):
+        selector = one["spec"].get("selector") or one["spec"]["podSelector"]
+        (spec,) = chosen(found, selector.get("matchLabels", selector))
+        component = one["metadata"]["labels"]["app.kubernetes.io/component"]
+        assert [container["name"] for container in spec["containers"]] == [component]
+
+
+@pytest.mark.parametrize("case", CASES, ids=NAMES)
+def test_a_port_that_is_named_is_one_of_the_pod(program: Path, case: Path) -> None:
+    found = render_chart(program, f"--values={case}")
+    for one in of(found, "Service"):
+        (spec,) = chosen(found, one["spec"]["selector"])
+        assert {port["targetPort"] for port in one["spec"]["ports"]} <= ports(spec).keys()
+    for one in of(found, "NetworkPolicy"):
+        (spec,) = chosen(found, one["spec"]["podSelector"]["matchLabels"])
+        open_ports = {port["port"] for rule in one["spec"]["ingress"] for port in rule["ports"]}
+        assert open_ports == ports(spec).keys(), "a port that nobody may reach, or a rule for none"
+    for spec in pod_specs(found).values():
+        for container in spec["containers"]:
+            for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+                asked = container.get(probe, {})
+                for how in ("httpGet", "tcpSocket"):
+                    assert how not in asked or asked[how]["port"] in ports(spec)
+
+
+def test_a_budget_is_made_where_there_are_several(program: Path) -> None:
+    budgets = of(render_chart(program), "PodDisruptionBudget")
+    assert {one["metadata"]["name"] for one in budgets} == {
+        "fairlead-operator",
+        "fairlead-gateway",
+        "fairlead-indexer",
+        "fairlead-autoscaler",
+    }
+    assert all(one["spec"]["maxUnavailable"] == 1 for one in budgets)
+    assert not of(
+        render_chart(program, "--set=operator.replicas=1,gateway.replicas=1,indexer.replicas=1,autoscaler.replicas=1"),
+        "PodDisruptionBudget",
+    )
+    scaled = render_chart(program, "--set=gateway.replicas=1,gateway.autoscaling.enabled=true")
+    assert {one["metadata"]["name"] for one in of(scaled, "PodDisruptionBudget")} >= {"fairlead-gateway"}
+
+
+def test_policies_let_in_who_must_and_redis_out_to_nobody(program: Path) -> None:
+    found = {one["metadata"]["name"]: one["spec"] for one in of(render_chart(program), "NetworkPolicy")}
+    public, manage = found["fairlead-gateway"]["ingress"]
+    assert "from" not in public, "clients come from anywhere"
+    assert manage["from"] == [{"podSelector": {}}]
+    (redis,) = found["fairlead-redis"]["ingress"]
+    peers = [peer["podSelector"]["matchLabels"]["app.kubernetes.io/component"] for peer in redis["from"]]
+    assert peers == ["gateway", "indexer"]
+    (probes,) = found["fairlead-indexer"]["ingress"]
+    assert probes["from"] == [{"podSelector": {}}]
+    assert found["fairlead-redis"]["egress"] == []
+    assert not of(render_chart(program, "--set=networkPolicies.enabled=false"), "NetworkPolicy")
+
+
+def test_an_autoscaler_has_the_replicas_for_itself(program: Path) -> None:
+    found = render_chart(program, "--set=gateway.autoscaling.enabled=true,gateway.autoscaling.cpuPercent=55")
+    (scaler,) = of(found, "HorizontalPodAutoscaler")
+    target = scaler["spec"]["scaleTargetRef"]
+    (scaled,) = (one for one in of(found, "Deployment") if one["metadata"]["name"] == target["name"])
+    assert "replicas" not in scaled["spec"]
+    (metric,) = scaler["spec"]["metrics"]
+    assert metric["resource"] == {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": 55}}
+    (container,) = scaled["spec"]["template"]["spec"]["containers"]
+    assert "cpu" in container["resources"]["requests"], "utilization is a share of what is requested"
+    assert not of(render_chart(program), "HorizontalPodAutoscaler")
+
+
+def test_monitors_find_the_ports_with_metrics_once(program: Path) -> None:
+    found = render_chart(program, "--set=serviceMonitors.enabled=true,serviceMonitors.labels.release=prometheus")
+    monitors = of(found, "ServiceMonitor")
+    assert len(monitors) == 4
+    for one in monitors:
+        assert one["metadata"]["labels"]["release"] == "prometheus"
+        (endpoint,) = one["spec"]["endpoints"]
+        assert (endpoint["path"], endpoint["honorLabels"]) == ("/metrics", True)
+        wanted = one["spec"]["selector"]["matchLabels"].items()
+        (service,) = (each for each in of(found, "Service") if wanted <= each["metadata"]["labels"].items())
+        assert [port["name"] for port in service["spec"]["ports"]] == [endpoint["port"]]
+
+
+@pytest.mark.parametrize("port", [80, 443])
+def test_the_ways_in_lead_to_the_gateways_service(program: Path, port: int) -> None:
+    on = ("ingress.enabled=true,ingress.host=llm.example.com,ingress.tlsSecret=cert", "httpRoute.enabled=true")
+    found = render_chart(program, *(f"--set={one}" for one in on), f"--set=gateway.service.port={port}")
+    (ingress,) = of(found, "Ingress")
+    (rule,) = ingress["spec"]["rules"]
+    assert rule["host"] == "llm.example.com"
+    assert ingress["spec"]["tls"] == [{"secretName": "cert", "hosts": ["llm.example.com"]}]
+    backend = rule["http"]["paths"][0]["backend"]["service"]
+    (route,) = of(found, "HTTPRoute")
+    (reference,) = route["spec"]["rules"][0]["backendRefs"]
+    assert (reference["name"], reference["port"]) == (backend["name"], backend["port"]["number"])
+    (service,) = (one for one in of(found, "Service") if one["metadata"]["name"] == backend["name"])
+    assert [one["port"] for one in service["spec"]["ports"]] == [port]
+    assert not of(render_chart(program), "Ingress", "HTTPRoute")
+
+
+def test_a_mirror_has_every_image_and_every_pod_may_pull_from_it(program: Path) -> None:
+    found = render_chart(
+        program, "--set=global.imageRegistry=mirror.example.com/llm", "--set=global.imagePullSecrets={one,two}"
+    )
+    made = pod_specs(found)
+    assert len(made) == 6, "operator, gateway, indexer, autoscaler, Redis and helm's test"
+    for name, spec in made.items():
+        assert spec["imagePullSecrets"] == [{"name": "one"}, {"name": "two"}], name
+        for container in spec["containers"]:
+            assert container["image"].startswith("mirror.example.com/llm/"), name
+    operator = made["Deployment fairlead-operator"]["containers"][0]
+    (images,) = (one["value"] for one in operator["env"] if one["name"] == "FAIRLEAD_ENGINE_IMAGES")
+    assert images.startswith("sim=mirror.example.com/llm/sim:")
+
+
+def test_a_digest_goes_before_a_tag(program: Path) -> None:
+    digest = "sha256:" + "0" * 64
+    made = pod_specs(render_chart(program, f"--set=gateway.image.digest={digest},gateway.image.tag=x"))
+    assert made["Deployment fairlead-gateway"]["containers"][0]["image"].endswith(f"/gateway@{digest}")
+
+
+def test_the_autoscaler_reads_every_gateway_and_writes_only_where_there_are_workloads(program: Path) -> None:
+    (container,) = pod_specs(render_chart(program, "--set=autoscaler.freeze=true"))["Deployment fairlead-autoscaler"][
+        "containers"
+    ]
+    assert "--gateway=http://fairlead-gateway-manage.fairlead.svc:8081" in container["args"]
+    assert {"name": "FAIRLEAD_SCALING_FREEZE", "value": "1"} in container["env"]
+    for off in ("autoscaler.enabled=false", "gateway.fleet.models[0].name=tiny"):
+        found = render_chart(program, f"--set={off}")
+        assert not [one for one in found if "autoscaler" in one["metadata"]["name"]], off
+
+
+def test_helms_test_is_a_hook_and_stays_only_where_it_failed(program: Path) -> None:
+    (one,) = of(render_chart(program), "Pod")
+    assert one["metadata"]["annotations"] == {
+        "helm.sh/hook": "test",
+        "helm.sh/hook-delete-policy": "before-hook-creation,hook-succeeded",
+    }
+
+
+def test_nothing_of_the_chart_outlives_it_or_holds_it_up(program: Path) -> None:
+    """No finalizers, no hooks at the end, no owned CRDs: models and engines are left alone by all of it."""
+    for one in render_chart(program, "--set=alerts.enabled=true,dashboards.enabled=true,serviceMonitors.enabled=true"):
+        assert "finalizers" not in one["metadata"]
+        assert not {"pre-delete", "post-delete"} & set(
+            one["metadata"].get("annotations", {}).get("helm.sh/hook", "").split(",")
+        )
+        assert one["kind"] not in ("CustomResourceDefinition", "ModelDeployment", "AcceleratorClass")

@@ -1,0 +1,171 @@
+"""Alerts over what real gateways told: before a fault and after it, taken to go on for a while. Each fires on its fault, alone.
+
+What operator and indexer would tell meanwhile is that of healthy ones, from alerts.yaml.
+"""
+
+import asyncio
+import hashlib
+import hmac
+import json
+import os
+import signal
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from fairlead_testing.engines.simulated_process import EngineProcess, engine_process
+from fairlead_testing.http.raw_client import request
+from fairlead_testing.kube.helm import ChartTools
+from fairlead_testing.prometheus import AlertRules, Scrape, SeriesRecording, expression_names, parse_scrape
+from fairlead_testing.redis.valkey import Valkey
+from fairlead_testing.waiting import wait_until_async
+
+from fairlead_gateway.testing_process import GatewayProcess, gateway_process
+
+pytestmark = pytest.mark.timeout(300)
+HEALTHY: dict[str, str] = yaml.safe_load((Path(__file__).parent / "alerts.yaml").read_text())["healthy"]
+PEPPER, KEY = "pepper", "sk-recorded"
+ROUNDS = 20
+SIGNALS_AGE = "fairlead_gateway_engine_signals_age_seconds"
+Groups = Callable[..., list[dict[str, Any]]]
+Fault = Callable[["FaultScenario"], Awaitable[None]]
+
+
+class FaultScenario:
+    """A gateway with its Redis and its one engine."""
+
+    def __init__(self, gateway: GatewayProcess, engine: EngineProcess, redis: Valkey) -> None:
+        self.gateway, self.engine, self.redis = gateway, engine, redis
+
+    async def traffic(self, key: str = KEY) -> None:
+        """Some requests, whatever becomes of them."""
+        body = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 4, "stream": True}
+        for _ in range(ROUNDS):
+            await request(self.gateway.url, body, more=f"authorization: Bearer {key}\r\n")
+
+    async def scrape(self) -> Scrape:
+        return parse_scrape((await self.gateway.get("/metrics")).body.decode(), namespace="fairlead", pod="g-1")
+
+    async def told(self, name: str, value: float) -> None:
+        """Wait until the gateway says so."""
+
+        async def says() -> bool:
+            return await self.gateway.metric(name) == value
+
+        await wait_until_async(says)
+
+
+async def record(
+    folder: Path, fault: Fault | None, *, gone: bool = False, ttft: str = "30s", aging: str = ""
+) -> SeriesRecording:
+    """Three quarters of an hour of traffic, then the fault for a quarter; without one, an hour of traffic."""
+    redis = Valkey(folder)
+    redis.start()
+    digest = hmac.new(PEPPER.encode(), KEY.encode(), hashlib.sha256).hexdigest()
+    keys = folder / "keys.yaml"
+    keys.write_text(yaml.safe_dump({"keys": [{"name": "team", "digest": digest}]}))
+    recording = SeriesRecording()
+    try:
+        async with engine_process("--profile", "tiny-cpu", "--speed", "20") as engine:
+            model = {"name": "tiny", "objectives": {"ttft": ttft}, "instances": [{"url": engine.url, "engine": "sim"}]}
+            (folder / "fleet.yaml").write_text(json.dumps({"models": [model]}))
+            options = ("--keys", str(keys), "--redis", redis.url)
+            async with gateway_process(folder / "fleet.yaml", *options) as gateway:
+                scene = FaultScenario(gateway, engine, redis)
+                await scene.told("fairlead_gateway_redis_connected", 1.0)
+                await scene.traffic()
+                before = await scene.scrape()
+                await scene.traffic()
+                well = await scene.scrape()
+                recording.grow(46, (before, well))
+                if fault is not None:
+                    await fault(scene)
+                after = await scene.scrape()
+                pairs = [(well, after) if fault else (before, well)]
+                recording.grow(14, *([] if gone else pairs), aging=aging)
+    finally:
+        redis.kill()
+    return recording
+
+
+def expect_firing(recording: SeriesRecording, groups: Groups, tools: ChartTools, folder: Path, *alerts: str) -> None:
+    rules = AlertRules(tools.promtool, groups(), folder)
+    names = {name for rule in rules.alerts.values() for name, _ in expression_names(rule["expr"]).metrics}
+    others = {
+        key.replace("{", '{namespace="fairlead",'): value for key, value in HEALTHY.items() if "_gateway_" not in key
+    }
+    rules.expect_firing({"recorded": (recording.series(names) | others, recording.minutes, alerts)})
+
+
+@pytest.fixture(autouse=True)
+def pepper(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAIRLEAD_KEY_PEPPER", PEPPER)
+
+
+async def redis_unreachable(scene: FaultScenario) -> None:
+    scene.redis.kill()
+    await scene.told("fairlead_gateway_redis_connected", 0.0)
+    await scene.traffic()
+
+
+async def engine_killed(scene: FaultScenario) -> None:
+    scene.engine.send(signal.SIGKILL)
+    await scene.engine.process.wait()
+    await scene.traffic()
+    last = await scene.gateway.metric(SIGNALS_AGE)
+
+    async def older() -> bool:
+        return await scene.gateway.metric(SIGNALS_AGE) > last + 3.0
+
+    await wait_until_async(older)
+
+
+async def worker_killed(scene: FaultScenario) -> None:
+    (worker,) = scene.gateway.worker_pids()
+    os.kill(worker, signal.SIGKILL)
+    await scene.told("fairlead_gateway_worker_deaths_total", 1.0)
+    await scene.told("fairlead_gateway_workers", 1.0)
+
+
+async def wrong_keys(scene: FaultScenario) -> None:
+    await scene.traffic("sk-another")
+
+
+async def more_traffic(scene: FaultScenario) -> None:
+    await scene.traffic()
+
+
+def test_a_healthy_hour_is_silent(groups: Groups, tools: ChartTools, tmp_path: Path) -> None:
+    expect_firing(asyncio.run(record(tmp_path, None)), groups, tools, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("fault", "alerts"),
+    [
+        (redis_unreachable, ["FairleadRedisAway"]),
+        (worker_killed, ["FairleadGatewayWorkerDied"]),
+        (wrong_keys, ["FairleadKeysRefused"]),
+    ],
+)
+def test_a_fault_fires_its_alert(
+    fault: Fault, alerts: list[str], groups: Groups, tools: ChartTools, tmp_path: Path
+) -> None:
+    expect_firing(asyncio.run(record(tmp_path, fault)), groups, tools, tmp_path, *alerts)
+
+
+def test_an_engine_that_is_killed_and_was_the_only_one_is_told(
+    groups: Groups, tools: ChartTools, tmp_path: Path
+) -> None:
+    alerts = ("FairleadRequestsFail", "FairleadObjectivesMissed", "FairleadEngineSilent")
+    expect_firing(asyncio.run(record(tmp_path, engine_killed, aging=SIGNALS_AGE)), groups, tools, tmp_path, *alerts)
+
+
+def test_a_gateway_that_is_gone_is_missed(groups: Groups, tools: ChartTools, tmp_path: Path) -> None:
+    expect_firing(asyncio.run(record(tmp_path, None, gone=True)), groups, tools, tmp_path, "FairleadGatewayDown")
+
+
+def test_objectives_that_cannot_be_held_are_told(groups: Groups, tools: ChartTools, tmp_path: Path) -> None:
+    recording = asyncio.run(record(tmp_path, more_traffic, ttft="1us"))
+    expect_firing(recording, groups, tools, tmp_path, "FairleadObjectivesMissed")

@@ -1,0 +1,99 @@
+"""What the chart makes, its CRDs and what models become are of kinds and fields that both releases of Kubernetes know."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from fairlead_testing.kube.helm import CHART_FOLDER, ChartTools, render_chart
+from fairlead_testing.kube.openapi import KubernetesRelease
+
+CASES = sorted((Path(__file__).parent / "values").glob("*.yaml"))
+ENGINES = Path(__file__).parents[1] / "operator" / "render" / "golden"
+RELEASES = ("v1.35.4", "v1.36.3")
+OTHERS = {
+    "monitoring.coreos.com/v1",
+    "gateway.networking.k8s.io/v1",
+    "leaderworkerset.x-k8s.io/v1",
+    "inference.networking.k8s.io/v1",
+}
+"""Groups that are no part of Kubernetes."""
+LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+@pytest.fixture(scope="session", params=RELEASES)
+def release(request: pytest.FixtureRequest, tools: ChartTools) -> KubernetesRelease:
+    return KubernetesRelease(tools.openapi[request.param])
+
+
+def against(release: KubernetesRelease, manifests: list[dict[str, Any]]) -> list[str]:
+    ours = [one for one in manifests if one["apiVersion"] not in OTHERS]
+    assert ours
+    return [f"{one['kind']} {one['metadata']['name']}{problem}" for one in ours for problem in release.problems(one)]
+
+
+@pytest.mark.parametrize("case", CASES, ids=[case.stem for case in CASES])
+def test_every_release_knows_every_field_of_the_chart(release: KubernetesRelease, program: Path, case: Path) -> None:
+    assert against(release, render_chart(program, f"--values={case}")) == []
+
+
+def test_every_release_knows_every_field_of_the_crds(release: KubernetesRelease) -> None:
+    crds = [yaml.load(path.read_text(), Loader=LOADER) for path in sorted((CHART_FOLDER / "crds").glob("*.yaml"))]
+    assert against(release, crds) == []
+
+
+def test_every_release_knows_every_field_of_what_models_become(release: KubernetesRelease) -> None:
+    found = [
+        one
+        for path in sorted(ENGINES.rglob("*.yaml"))
+        for one in yaml.load_all(path.read_text(), Loader=LOADER)
+        if one is not None
+    ]
+    assert against(release, found) == []
+
+
+def pod(**fields: Any) -> dict[str, Any]:
+    spec = {"containers": [{"name": "one", "image": "x"}], **fields}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "spec": spec}
+
+
+@pytest.mark.parametrize(
+    ("manifest", "problem"),
+    [
+        (pod(restartpolicy="Never"), ".spec.restartpolicy: no such field"),
+        (pod(restartPolicy=1), ".spec.restartPolicy: not of type string: 1"),
+        (pod(containers=[{"image": "x"}]), ".spec.containers[0].name: missing"),
+        (pod(containers={}), ".spec.containers: not of type array: {}"),
+        (pod(hostNetwork="true"), ".spec.hostNetwork: not of type boolean: 'true'"),
+        (pod(priority=True), ".spec.priority: not of type integer: True"),
+        (pod(nodeSelector={"a": 1}), ".spec.nodeSelector.a: not of type string: 1"),
+        ({**pod(), "kind": "Pods"}, "no kind Pods in v1"),
+        ({**pod(), "apiVersion": "v2"}, "no kind Pod in v2"),
+    ],
+)
+def test_what_is_wrong_is_found_by_its_path(release: KubernetesRelease, manifest: dict[str, Any], problem: str) -> None:
+    assert release.problems(pod()) == []
+    assert release.problems(manifest) == [problem]
+
+
+def test_a_value_that_may_be_two_things_is_one_of_them(release: KubernetesRelease) -> None:
+    limits = {"name": "one", "resources": {"limits": {"cpu": 1, "memory": "1Gi"}}}
+    assert release.problems(pod(containers=[limits])) == []
+    (problem,) = release.problems(pod(containers=[{"name": "one", "resources": {"limits": {"cpu": []}}}]))
+    assert problem.startswith(".spec.containers[0].resources.limits.cpu: fits none")
+
+
+def test_a_wrong_word_deep_in_a_crd_is_found(release: KubernetesRelease) -> None:
+    crd = yaml.load((CHART_FOLDER / "crds" / "modeldeployments.yaml").read_text(), Loader=LOADER)
+    schema = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+    schema["properties"]["spec"]["properties"]["pools"]["items"]["properties"]["name"]["minimumLength"] = 1
+    (problem,) = release.problems(crd)
+    assert problem.endswith(".properties.pools.items.properties.name.minimumLength: no such field")
+
+
+def test_the_two_releases_differ_and_each_is_held_to_its_own(tools: ChartTools) -> None:
+    former, latter = (KubernetesRelease(tools.openapi[name]) for name in RELEASES)
+    assert former.problems(pod(schedulingGroup={"podGroupName": "g"})) == [".spec.schedulingGroup: no such field"]
+    assert latter.problems(pod(schedulingGroup={"podGroupName": "g"})) == []
+    assert latter.problems(pod(workloadRef={"name": "w", "podGroup": "g"})) == [".spec.workloadRef: no such field"]
+    assert former.problems(pod(workloadRef={"name": "w", "podGroup": "g"})) == []

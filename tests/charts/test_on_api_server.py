@@ -1,0 +1,124 @@
+"""On a real API server: it takes everything that the chart makes, and operator and gateway work with exactly their rights there."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+import yaml
+from fairlead_testing.kube.api_server import ApiServer
+from fairlead_testing.kube.helm import render_chart
+from fairlead_testing.kube.installed_chart import apply_namespace, apply_rights, kubeconfig_for_account, kubectl
+from fairlead_testing.kube.operator_process import operator_process
+from fairlead_testing.waiting import wait_until_async
+
+from fairlead.kube.client import KubeApi
+from fairlead.kube.errors import NotFound
+from fairlead.kube.resources import DEPLOYMENTS, EVENTS, LEASES, MODEL_DEPLOYMENTS, Manifest, Resource, label_selector
+from fairlead.runtime.clock import SystemClock
+from fairlead_gateway.testing_process import gateway_process
+
+pytestmark = [pytest.mark.api_server, pytest.mark.timeout(300)]
+CASES = sorted((Path(__file__).parent / "values").glob("*.yaml"))
+ELSEWHERE = {"ServiceMonitor", "PrometheusRule", "HTTPRoute"}
+"""Kinds that a cluster knows only where somebody brought them."""
+MODEL = {
+    "apiVersion": MODEL_DEPLOYMENTS.api_version,
+    "kind": "ModelDeployment",
+    "metadata": {"name": "qwen", "namespace": "charted"},
+    "spec": {
+        "model": {"source": "hf://Qwen/Qwen3-8B"},
+        "engine": {"kind": "sim"},
+        "pools": [{"name": "main", "accelerator": "cpu"}],
+    },
+}
+
+
+def api_of(server: ApiServer) -> KubeApi:
+    return KubeApi(server.config(), SystemClock(), lambda: 0.5)
+
+
+@pytest.mark.parametrize("case", CASES, ids=[case.stem for case in CASES])
+def test_the_api_server_takes_every_object_and_knows_every_field(
+    api_server: ApiServer, program: Path, case: Path
+) -> None:
+    async def main() -> None:
+        async with api_of(api_server) as api:
+            for name in ("fairlead", "team-a", "team-b"):
+                await apply_namespace(api, name)
+
+    asyncio.run(main())
+    found = [one for one in render_chart(program, f"--values={case}") if one["kind"] not in ELSEWHERE]
+    arguments = ("apply", "--server-side", "--dry-run=server", "--validate=strict", "-f", "-")
+    said = kubectl(api_server, *arguments, text=yaml.safe_dump_all(found))
+    assert len(said.splitlines()) == len(found)
+
+
+def test_the_operator_serves_a_model_with_exactly_its_rights(
+    api_server: ApiServer, program: Path, tmp_path: Path
+) -> None:
+    """As its service account, by the roles of the chart; the real authorizer refuses the rest."""
+    found = render_chart(program, "--namespace=charted")
+    kubeconfig = tmp_path / "kubeconfig"
+
+    async def main() -> None:
+        async with api_of(api_server) as api:
+            await apply_rights(api, found, "charted")
+            kubeconfig.write_text(await kubeconfig_for_account(api_server, "charted", "fairlead-operator"))
+            async with operator_process(kubeconfig, tmp_path / "log") as operator:
+                await api.apply(MODEL, "kubectl")
+                await wait_until_async(lambda: there(api, DEPLOYMENTS, "qwen-main"))
+                await wait_until_async(lambda: told(api))
+                assert await there(api, LEASES, "fairlead-operator")
+                await api.apply(renamed(MODEL), "kubectl")  # the old pool is pruned
+                await wait_until_async(lambda: there(api, DEPLOYMENTS, "qwen-other"))
+                labels = label_selector({"fairlead.io/model": "qwen"})
+                await wait_until_async(lambda: only(api, labels, "qwen-other"))
+                code, said = await operator.stop(), operator.log.read_text()
+            assert code == 0, said
+            assert "forbidden" not in said.lower()
+
+    asyncio.run(main())
+
+
+def test_the_gateway_finds_models_with_exactly_its_rights(
+    api_server: ApiServer, program: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = render_chart(program, "--namespace=charted")
+
+    async def main() -> None:
+        async with api_of(api_server) as api:
+            await apply_rights(api, found, "charted")
+            await api.apply(MODEL, "kubectl")
+            (tmp_path / "kubeconfig").write_text(
+                await kubeconfig_for_account(api_server, "charted", "fairlead-gateway")
+            )
+            monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
+            async with gateway_process(None, "--kube") as gateway:
+                listed = await gateway.get_json("/api/fleet")
+                assert "charted/qwen" in str(listed)
+                assert "forbidden" not in (await gateway.warnings()).lower()
+
+    asyncio.run(main())
+
+
+def renamed(model: Manifest) -> Manifest:
+    return {**model, "spec": {**model["spec"], "pools": [{"name": "other", "accelerator": "cpu"}]}}
+
+
+async def there(api: KubeApi, kind: Resource, name: str) -> bool:
+    try:
+        await api.get(kind, "charted", name)
+    except NotFound:
+        return False
+    return True
+
+
+async def told(api: KubeApi) -> bool:
+    """A status and an event were written."""
+    status = (await api.get(MODEL_DEPLOYMENTS, "charted", "qwen")).get("status") or {}
+    return bool(status.get("conditions")) and bool((await api.list(EVENTS, "charted")).items)
+
+
+async def only(api: KubeApi, labels: str, name: str) -> bool:
+    listed = (await api.list(DEPLOYMENTS, "charted", labels)).items
+    return [one["metadata"]["name"] for one in listed] == [name]

@@ -1,0 +1,67 @@
+"""Every pod of the chart passes Pod Security's level ``restricted`` for any user id, and says what it needs."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fairlead_testing.kube.helm import pod_specs, render_chart
+
+CASES = sorted((Path(__file__).parent / "values").glob("*.yaml"))
+NAMES = [case.stem for case in CASES]
+VOLUMES = {"configMap", "emptyDir", "persistentVolumeClaim", "secret"}
+"""Of those that the level allows, the ones that the chart uses."""
+
+
+@pytest.mark.parametrize("case", CASES, ids=NAMES)
+def test_every_pod_is_restricted(program: Path, case: Path) -> None:
+    for name, pod in pod_specs(render_chart(program, f"--values={case}")).items():
+        assert violations(pod) == [], name
+
+
+@pytest.mark.parametrize("case", CASES, ids=NAMES)
+def test_only_who_speaks_with_the_api_server_gets_a_token(program: Path, case: Path) -> None:
+    for name, pod in pod_specs(render_chart(program, f"--values={case}")).items():
+        speaks = name.endswith("-operator") or any("--kube" in one for one in pod["containers"][0].get("args", []))
+        assert pod["automountServiceAccountToken"] is speaks, name
+
+
+@pytest.mark.parametrize("case", CASES, ids=NAMES)
+def test_no_variable_is_ours_by_the_name_of_a_service(program: Path, case: Path) -> None:
+    """A Service ``fairlead-gateway`` would become the variable ``FAIRLEAD_GATEWAY_PORT``."""
+    for name, pod in pod_specs(render_chart(program, f"--values={case}")).items():
+        assert pod["enableServiceLinks"] is False, name
+
+
+def test_every_server_has_probes_and_requests_by_default(program: Path) -> None:
+    for name, pod in pod_specs(render_chart(program)).items():
+        for container in pod["containers"]:
+            assert container["resources"]["requests"].keys() == {"cpu", "memory"}, name
+            assert "memory" in container["resources"]["limits"], name
+            if not name.startswith("Pod "):
+                assert {"startupProbe", "livenessProbe", "readinessProbe"} <= container.keys(), name
+
+
+def test_a_pod_that_goes_has_time_for_what_is_in_flight(program: Path) -> None:
+    gateway = pod_specs(render_chart(program, "--set=gateway.leaveSeconds=20"))["Deployment fairlead-gateway"]
+    leave = gateway["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"]
+    assert leave == 20
+    assert gateway["terminationGracePeriodSeconds"] > leave + 60
+
+
+def violations(spec: dict[str, Any]) -> list[str]:
+    """What is against it. No user is named: whichever a site gives must do."""
+    found = [name for name in ("hostNetwork", "hostPID", "hostIPC") if spec.get(name)]
+    pod = spec["securityContext"]
+    found += (
+        [f"volume of {kind}" for one in spec["volumes"] for kind in one.keys() - {"name"} - VOLUMES]
+        if ("volumes" in spec)
+        else []
+    )
+    found += [name for name in ("runAsUser", "runAsGroup", "fsGroup") if name in pod]
+    if pod.get("runAsNonRoot") is not True or pod.get("seccompProfile") != {"type": "RuntimeDefault"}:
+        found.append("the pod's security context")
+    for container in spec["containers"]:
+        allowed = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
+        if container["securityContext"] != allowed:
+            found.append(f"the security context of {container['name']}")
+    return found

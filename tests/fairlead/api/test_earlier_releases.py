@@ -1,0 +1,113 @@
+"""Manifests of earlier releases, as recorded in ``earlier/``: taken by today's types and CRDs, and kept through an upgrade."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from functools import partial
+from pathlib import Path
+from random import Random
+
+import pytest
+import yaml
+from fairlead_testing.kube.api_server import ApiServer, api_server_for_test
+from fairlead_testing.waiting import wait_until_async
+
+from fairlead.api import AcceleratorClass, ModelDeployment
+from fairlead.kube.client import KubeApi
+from fairlead.kube.errors import Invalid
+from fairlead.kube.resources import ACCELERATOR_CLASSES, MODEL_DEPLOYMENTS, Manifest, name_of, namespace_of, resource_of
+from fairlead.runtime.clock import SystemClock
+
+EARLIER, CRDS = Path(__file__).parent / "earlier", Path(__file__).parents[3] / "crds"
+RELEASES = ("first", "second")
+ME, SPACE = "test", "earlier"
+KINDS = {"ModelDeployment": ModelDeployment, "AcceleratorClass": AcceleratorClass}
+
+
+def recorded(file: str) -> list[Manifest]:
+    found = []
+    for one in yaml.safe_load_all((EARLIER / f"{file}.yaml").read_text()):
+        placed = {**one["metadata"], "namespace": SPACE} if resource_of(one).namespaced else one["metadata"]
+        found.append({**one, "metadata": placed})
+    return found
+
+
+def ask(server: ApiServer, check: Callable[[KubeApi], Awaitable[None]]) -> None:
+    async def main() -> None:
+        async with KubeApi(server.config(), SystemClock(), Random(0).random) as api:
+            await api.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": SPACE}}, ME)
+            await check(api)
+
+    asyncio.run(main())
+
+
+async def define(api: KubeApi, definitions: list[Manifest]) -> None:
+    for one in definitions:
+        await api.apply(one, ME)
+    for resource in (MODEL_DEPLOYMENTS, ACCELERATOR_CLASSES):
+        await wait_until_async(partial(api.has_resource, resource))
+
+
+def todays() -> list[Manifest]:
+    return [yaml.safe_load(file.read_text()) for file in sorted(CRDS.glob("*.yaml"))]
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_todays_types_read_it(release: str) -> None:
+    for one in recorded(release):
+        KINDS[one["kind"]].model_validate(one)
+
+
+@pytest.mark.api_server
+@pytest.mark.parametrize("release", RELEASES)
+def test_todays_schema_takes_it(api_server: ApiServer, release: str) -> None:
+    async def check(api: KubeApi) -> None:
+        await define(api, todays())
+        for one in recorded(release):
+            await api.apply(one, ME, dry_run=True)
+
+    ask(api_server, check)
+
+
+@pytest.mark.api_server
+@pytest.mark.timeout(300)
+def test_what_is_stored_outlives_an_upgrade_of_the_crds(tmp_path: Path) -> None:
+    async def check(api: KubeApi) -> None:
+        await define(api, list(yaml.safe_load_all((EARLIER / "first-crds.yaml").read_text())))
+        stored = [await api.apply(one, "kubectl") for one in recorded("first")]
+        await define(api, todays())
+
+        async def upgraded() -> bool:
+            """The API server takes what only today's schema has. Until it does it leaves that out, or refuses it."""
+            body = {"apiVersion": MODEL_DEPLOYMENTS.api_version, "kind": "ModelDeployment"}
+            probe = {**body, "metadata": {"name": "probe", "namespace": SPACE}}
+            spec = {"model": {"source": "hf://a/b"}, "pools": [{"accelerator": "cpu"}], "rollout": {"surge": 2}}
+            try:
+                found = await api.apply({**probe, "spec": spec}, ME, dry_run=True)
+            except Invalid:
+                return False
+            return found["spec"].get("rollout", {}).get("surge") == 2
+
+        await wait_until_async(upgraded)
+        for one in stored:
+            place = resource_of(one), namespace_of(one), name_of(one)
+            found = await api.get(*place)
+            assert found["metadata"]["uid"] == one["metadata"]["uid"]
+            patch = {"metadata": {"annotations": {"touched": "yes"}}}
+            touched = await api.patch_merge(*place, patch, ME)  # validated as a whole, defaults filled in
+            assert _holds(touched["spec"], one["spec"])
+            if one["kind"] == "ModelDeployment":
+                names = {name: one["metadata"][name] for name in ("name", "namespace")}
+                said = {"apiVersion": one["apiVersion"], "kind": one["kind"], "metadata": names}
+                await api.apply_status({**said, "status": {"ready": "1/1"}}, "fairlead-operator")
+
+    with api_server_for_test(tmp_path / "run") as server:  # its own: kinds are the whole cluster's
+        ask(server, check)
+
+
+def _holds(whole: object, part: object) -> bool:
+    """Is everything of ``part`` in ``whole`` still?"""
+    if isinstance(part, dict) and isinstance(whole, dict):
+        return all(_holds(whole.get(name), value) for name, value in part.items())
+    if isinstance(part, list) and isinstance(whole, list):
+        return len(part) == len(whole) and all(_holds(one, other) for one, other in zip(whole, part, strict=True))
+    return whole == part

@@ -1,0 +1,159 @@
+"""The CRDs on a real API server: it takes them, and says of every object what the table and ``fairlead lint`` say."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from functools import partial
+from pathlib import Path
+from random import Random
+
+import pytest
+import yaml
+from fairlead_testing.kube.api_rules import (
+    AcceptedCase,
+    ChangedCase,
+    RefusedCase,
+    accepted_cases,
+    changed_cases,
+    refused_cases,
+    without_empty,
+)
+from fairlead_testing.kube.api_server import ApiServer
+from fairlead_testing.waiting import wait_until_async
+
+from fairlead.kube.client import KubeApi
+from fairlead.kube.errors import Invalid
+from fairlead.kube.resources import ACCELERATOR_CLASSES, MODEL_DEPLOYMENTS, Manifest, resource_of
+from fairlead.runtime.clock import SystemClock
+
+ROOT = Path(__file__).parents[3]
+TABLE = Path(__file__).parent / "rules"
+ME = "test"
+SPACE = "api-rules"
+Check = Callable[[KubeApi], Awaitable[None]]
+
+
+def ask(server: ApiServer, check: Check) -> None:
+    async def main() -> None:
+        async with KubeApi(server.config(), SystemClock(), Random(0).random) as api:
+            await check(api)
+
+    asyncio.run(main())
+
+
+@pytest.fixture(scope="module")
+def server(api_server: ApiServer) -> ApiServer:
+    """With our CRDs, established, and a namespace of this module's own."""
+
+    async def check(api: KubeApi) -> None:
+        for file in sorted((ROOT / "crds").glob("*.yaml")):
+            await api.apply(yaml.safe_load(file.read_text()), ME)
+        await api.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": SPACE}}, ME)
+        for resource in (MODEL_DEPLOYMENTS, ACCELERATOR_CLASSES):
+            await wait_until_async(partial(api.has_resource, resource))
+
+    ask(api_server, check)
+    return api_server
+
+
+def placed(manifest: Manifest) -> Manifest:
+    """In the namespace of this module, where its kind has one."""
+    if not resource_of(manifest).namespaced:
+        return manifest
+    return {**manifest, "metadata": {**manifest["metadata"], "namespace": SPACE}}
+
+
+async def remove(api: KubeApi, manifest: Manifest) -> None:
+    metadata = manifest["metadata"]
+    await api.delete(resource_of(manifest), metadata.get("namespace"), metadata["name"])
+
+
+def test_what_is_wrong_is_refused_with_the_words_of_the_table(server: ApiServer) -> None:
+    async def check(api: KubeApi) -> None:
+        said = {case.name: await verdict(api, case) for case in refused_cases(TABLE)}
+        assert {name: text for name, text in said.items() if text} == {}
+
+    async def verdict(api: KubeApi, case: RefusedCase) -> str:
+        """What is not as the table says; empty when all is."""
+        try:
+            await api.create(placed(case.object), ME)  # as `kubectl apply` does the first time
+        except Invalid as error:
+            return "" if case.server in error.message else error.message
+        await remove(api, placed(case.object))
+        return "it was taken"
+
+    ask(server, check)
+
+
+@pytest.mark.parametrize("case", list(accepted_cases(TABLE)), ids=lambda case: case.name)
+def test_what_is_right_is_taken_with_its_defaults(server: ApiServer, case: AcceptedCase) -> None:
+    async def check(api: KubeApi) -> None:
+        found = await api.apply(placed(case.object), ME, dry_run=True)
+        if case.becomes is not None:
+            assert without_empty(found["spec"]) == without_empty(case.becomes)
+
+    ask(server, check)
+
+
+@pytest.mark.parametrize("case", list(changed_cases(TABLE)), ids=lambda case: case.name)
+def test_a_change_that_cannot_be_carried_out_is_refused(server: ApiServer, case: ChangedCase) -> None:
+    async def check(api: KubeApi) -> None:
+        await api.apply(placed(case.before), ME)
+        try:
+            with pytest.raises(Invalid) as error:
+                await api.apply(placed(case.after), ME)
+        finally:
+            await remove(api, placed(case.before))
+        assert case.says in error.value.message
+
+    ask(server, check)
+
+
+MODEL: Manifest = {
+    "apiVersion": "serving.fairlead.io/v1alpha1",
+    "kind": "ModelDeployment",
+    "metadata": {"name": "scaled", "namespace": SPACE},
+    "spec": {"model": {"source": "hf://a/b"}, "pools": [{"name": "main", "accelerator": "cpu"}]},
+}
+
+
+def test_a_model_with_one_pool_is_scaled_as_a_deployment_is_and_one_with_two_is_not(server: ApiServer) -> None:
+    async def check(api: KubeApi) -> None:
+        async def scale(replicas: int) -> Manifest:
+            patch = {"spec": {"replicas": replicas}}
+            return await api.patch_merge(MODEL_DEPLOYMENTS, SPACE, "scaled", patch, "somebody", subresource="scale")
+
+        await api.apply(MODEL, ME)
+        try:
+            assert (await scale(3))["spec"] == {"replicas": 3}
+            assert (await api.apply(MODEL, ME))["spec"]["replicas"] == 3  # a manifest without the field leaves it
+            await api.patch_merge(MODEL_DEPLOYMENTS, SPACE, "scaled", {"spec": {"replicas": None}}, "somebody")
+            two = [*MODEL["spec"]["pools"], {"name": "more", "accelerator": "cpu"}]
+            await api.apply({**MODEL, "spec": {**MODEL["spec"], "pools": two}}, ME)
+            with pytest.raises(Invalid, match="replicas is for a model with one pool"):
+                await scale(3)
+        finally:
+            await remove(api, MODEL)
+
+    ask(server, check)
+
+
+def test_status_is_written_beside_the_spec_and_each_writer_keeps_its_conditions(server: ApiServer) -> None:
+    def condition(kind: str, reason: str) -> Manifest:
+        return {"type": kind, "status": "True", "reason": reason, "lastTransitionTime": "2026-11-20T10:00:00Z"}
+
+    async def check(api: KubeApi) -> None:
+        await api.apply(MODEL, ME)
+        try:
+            ours = {"ready": "1/1", "conditions": [condition("Ready", "AllReady")]}
+            theirs = {"conditions": [condition("ObjectivesMet", "Met")]}
+            await api.apply_status({**MODEL, "status": ours}, "fairlead-operator")
+            await api.apply_status({**MODEL, "status": theirs}, "fairlead-autoscaler")
+            found = await api.apply_status({**MODEL, "status": ours}, "fairlead-operator")
+            assert [one["type"] for one in found["status"]["conditions"]] == ["Ready", "ObjectivesMet"]
+            assert found["metadata"]["generation"] == 1
+            with pytest.raises(Invalid):
+                await api.apply_status({**MODEL, "status": {"conditions": [condition("Ready", "x" * 65)]}}, ME)
+        finally:
+            await remove(api, MODEL)
+
+    ask(server, check)

@@ -1,0 +1,121 @@
+"""Putting engines to sleep and waking them: in which order an engine is told, and when it is believed."""
+
+import asyncio
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from fairlead.api import ModelDeploymentSpec
+from fairlead.engine_profile import builtin_profile
+from fairlead.engines import EngineReplica, engine_adapter
+from fairlead.engines.sleep_mode import EngineSleepClient, SleepResponse, SleepTimeouts
+from fairlead.errors import Unavailable
+
+URL = "http://10.0.0.1:8000"
+
+
+class FakeEngine:
+    """Sleeps as vLLM does: awake when the last part is back. ``answers`` are statuses by path, 200 where none is given."""
+
+    def __init__(self, answers: Mapping[str, int] | None = None, *, deaf: bool = False) -> None:
+        self.answers = answers or {}
+        self.deaf = deaf
+        self.gone: set[str] = set()
+        self.hollow = False
+        self.said: list[str] = []
+
+    async def __call__(self, method: str, url: str, body: bytes | None, seconds: float) -> SleepResponse:
+        path = url.removeprefix(URL)
+        self.said.append(f"{method} {path}")
+        status = self.answers.get(path.partition("?")[0], 200)
+        if status != 200:
+            return SleepResponse(status, b"{}")
+        if path.startswith("/sleep") and not self.deaf:
+            self.gone = {"weights", "kv_cache"}
+            self.hollow = "level=2" in path
+        elif path.startswith("/wake_up") and not self.deaf:
+            self.gone -= {path.partition("tags=")[2]} if "tags=" in path else set(self.gone)
+        elif path == "/collective_rpc":
+            assert body is not None
+            assert json.loads(body) == {"method": "reload_weights"}
+            assert "weights" not in self.gone, "there is memory to load them into"
+            self.hollow = False
+        return SleepResponse(200, json.dumps({"is_sleeping": bool(self.gone)}).encode())
+
+
+def sleep_client(engine: FakeEngine) -> EngineSleepClient:
+    return EngineSleepClient(engine, SleepTimeouts(1.0, 2.0, 3.0))
+
+
+@pytest.mark.parametrize("level", [1, 2])
+def test_an_engine_sleeps_when_it_says_so_and_is_whole_when_it_is_awake(level: int) -> None:
+    engine = FakeEngine()
+    bed = sleep_client(engine)
+    asyncio.run(bed.sleep(URL, level))
+    assert engine.said == [f"POST /sleep?level={level}&mode=wait", "GET /is_sleeping"]
+    assert asyncio.run(bed.is_sleeping(URL))
+    asyncio.run(bed.wake(URL, level))
+    assert not engine.gone
+    assert not engine.hollow
+    assert engine.said[-1] == "GET /health"
+
+
+def test_one_that_was_left_half_awake_is_woken_to_the_end() -> None:
+    engine = FakeEngine()
+    bed = sleep_client(engine)
+    asyncio.run(bed.sleep(URL, 2))
+    engine.gone = {"kv_cache"}  # whoever woke it died after the first step
+    assert asyncio.run(bed.is_sleeping(URL))
+    asyncio.run(bed.wake(URL, 2))
+    assert not engine.hollow
+    assert not asyncio.run(bed.is_sleeping(URL))
+
+
+@pytest.mark.parametrize(
+    ("engine", "verb", "why"),
+    [
+        (FakeEngine({"/sleep": 404}), "sleep", "it answers /sleep?level=1&mode=wait with 404"),
+        (FakeEngine(deaf=True), "sleep", "it was told to sleep and is awake"),
+        (FakeEngine({"/is_sleeping": 404}), "sleep", "it does not say whether it sleeps"),
+        (FakeEngine({"/wake_up": 500}), "wake", "it answers /wake_up with 500"),
+        (FakeEngine({"/health": 503}), "wake", "it is awake and not well"),
+    ],
+)
+def test_what_an_engine_does_not_do_is_an_error(engine: FakeEngine, verb: str, why: str) -> None:
+    bed = sleep_client(engine)
+    with pytest.raises(Unavailable) as error:
+        asyncio.run(getattr(bed, verb)(URL, 1))
+    assert error.value.message.startswith(why)
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b"{}", b'{"is_sleeping": "no"}'])
+def test_what_says_neither_yes_nor_no_is_no_answer(body: bytes) -> None:
+    async def ask(method: str, url: str, sent: bytes | None, seconds: float) -> SleepResponse:
+        return SleepResponse(200, body)
+
+    with pytest.raises(Unavailable, match="does not say whether it sleeps"):
+        asyncio.run(EngineSleepClient(ask, SleepTimeouts(1.0, 1.0, 1.0)).is_sleeping(URL))
+
+
+def test_engines_are_started_so_that_they_can_sleep() -> None:
+    replica = EngineReplica("tiny", "hf://org/tiny", builtin_profile("tiny-cpu"), env={"A": "1"}, sleeps=True)
+    made = engine_adapter("vllm").launch_command(replica, (8000,))
+    assert "--enable-sleep-mode" in made.command
+    assert made.env == {"A": "1", "VLLM_SERVER_DEV_MODE": "1"}
+    plain = engine_adapter("vllm").launch_command(
+        EngineReplica("tiny", "hf://org/tiny", builtin_profile("tiny-cpu")), (8000,)
+    )
+    assert "--enable-sleep-mode" not in plain.command
+    assert plain.env == {}
+
+
+def test_a_model_whose_instances_may_sleep_says_how_many() -> None:
+    given: dict[str, Any] = {"model": {"source": "hf://org/tiny"}, "pools": [{"accelerator": "nvidia-l4"}]}
+    assert not ModelDeploymentSpec.model_validate(given).can_sleep
+    spec = ModelDeploymentSpec.model_validate({**given, "autoscaling": {"sleep": {"max": 2}}})
+    assert spec.can_sleep
+    sleep = spec.autoscaling.sleep
+    assert sleep is not None
+    assert (sleep.min, sleep.max, sleep.level, sleep.after) == (0, 2, 1, None)

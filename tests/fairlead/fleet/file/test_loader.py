@@ -1,0 +1,331 @@
+"""The fleet file: what it says becomes a Fleet, a Fleet becomes the file again, and mistakes are named with their line."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fairlead.engine_profile import EngineProfile, builtin_profile, builtin_profiles
+from fairlead.errors import FileProblem, ManifestError
+from fairlead.fleet.file import format_fleet_file, parse_fleet_file, write_fleet_file
+from fairlead.fleet.model import (
+    KV_TRANSFERS,
+    EngineAuth,
+    Fleet,
+    Instance,
+    InstanceState,
+    Model,
+    Role,
+    RoutingPreset,
+    SloTargets,
+)
+from fairlead.limits import Limits
+
+FLEET_TEXT = """\
+models:
+  - name: tiny
+    objectives: {ttft: 2s, itl: 50ms}
+    routing: {preset: dual-hash}
+    instances:
+      - {url: "http://127.0.0.1:9001", engine: vllm}
+"""
+
+
+def problems(text: str, limits: Limits | None = None) -> tuple[FileProblem, ...]:
+    with pytest.raises(ManifestError) as caught:
+        parse_fleet_file(text, file="fleet.yaml", limits=limits)
+    return caught.value.problems
+
+
+def only_problem(text: str) -> tuple[int, str, str, str]:
+    (problem,) = problems(text)
+    return problem.line, problem.field, problem.message, problem.fix
+
+
+def test_the_documented_file_is_read() -> None:
+    fleet = parse_fleet_file(FLEET_TEXT, file="fleet.yaml")
+    objectives = SloTargets(ttft_seconds=2.0, itl_seconds=0.05)
+    assert fleet.models == {"default/tiny": Model("default", "tiny", objectives, "dual-hash")}
+    (instance,) = fleet.instances["default/tiny"]
+    assert instance == Instance("127.0.0.1/9001/0", "default", "tiny", "main", "http://127.0.0.1:9001")
+
+
+def test_every_field_of_an_instance_is_read() -> None:
+    text = FLEET_TEXT.replace(
+        "engine: vllm}",
+        "engine: sim, id: a/1/0, pool: p, role: Serve, state: Draining, weight: 2, adapters: [x, y], dpRank: 3, "
+        "kvEvents: 'tcp://127.0.0.1:5557', kvReplay: 'tcp://127.0.0.1:5558', profile: 910b4}",
+    )
+    (instance,) = parse_fleet_file(text, file="fleet.yaml").instances["default/tiny"]
+    assert instance == Instance(
+        "a/1/0", "default", "tiny", "p", "http://127.0.0.1:9001", "sim", Role.SERVE, InstanceState.DRAINING,
+        frozenset({"x", "y"}), 2.0, builtin_profile("910b4"), None, None, 3, "tcp://127.0.0.1:5557", "tcp://127.0.0.1:5558",
+    )  # fmt: skip
+
+
+def test_a_profile_may_be_a_preset_with_changes_or_all_its_own() -> None:
+    text = FLEET_TEXT.replace("engine: vllm}", "profile: {preset: 910b4, kvTokens: 7}}")
+    (instance,) = parse_fleet_file(text, file="fleet.yaml").instances["default/tiny"]
+    assert instance.profile == replace(builtin_profile("910b4"), name="tiny-main", kv_tokens=7)
+    text = FLEET_TEXT.replace("engine: vllm}", "profile: {name: mine, prefillTokenSeconds: 1.0e-4}}")
+    (instance,) = parse_fleet_file(text, file="fleet.yaml").instances["default/tiny"]
+    assert instance.profile == EngineProfile("mine", 1e-4)
+
+
+ENGINE = '{url: "https://a:1"'
+
+
+def test_an_engine_calls_the_model_what_its_model_says_unless_it_says_otherwise() -> None:
+    model = "models:\n  - name: tiny\n    servedModelName: Qwen/Qwen3-8B\n    instances:\n"
+    more = ["}", ", id: b, servedModelName: other}", ", id: c, servedModelName: tiny}"]
+    fleet = parse_fleet_file(model + "".join(f"      - {ENGINE}{rest}\n" for rest in more), file="f")
+    assert [one.served_name for one in fleet.instances["default/tiny"]] == ["Qwen/Qwen3-8B", "other", None]
+    assert parse_fleet_file(format_fleet_file(fleet), file="f") == fleet
+
+
+def test_an_instance_has_the_access_of_its_model_unless_it_says_otherwise() -> None:
+    model = "models:\n  - name: tiny\n    tls: {caFile: /ca}\n    auth: {tokenEnv: TOKEN}\n    instances:\n"
+    more = ["}", ", id: b, tls: {caFile: /b}}", ", id: c, auth: {tokenFile: /t}}"]
+    found = parse_fleet_file(model + "".join(f"      - {ENGINE}{rest}\n" for rest in more), file="f").instances[
+        "default/tiny"
+    ]
+    assert [one.access for one in found] == [
+        EngineAuth("/ca", "TOKEN"),
+        EngineAuth("/b", "TOKEN"),
+        EngineAuth("/ca", None, "/t"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("more", "field"),
+    [
+        ("tls: {caFile: ca.pem}", "tls.caFile"),
+        ("tls: {}", "tls.caFile"),
+        ("auth: {}", "auth"),
+        ("auth: {tokenEnv: A, tokenFile: /t}", "auth"),
+        ("auth: {tokenEnv: a b}", "auth.tokenEnv"),
+        ("auth: {tokenEnv: FAIRLEAD_KEY_PEPPER}", "auth.tokenEnv"),
+        ("auth: {tokenFile: t}", "auth.tokenFile"),
+    ],
+)
+def test_an_access_that_cannot_be_is_named(more: str, field: str) -> None:
+    text = f"models:\n  - name: tiny\n    instances:\n      - {ENGINE}, {more}}}\n"
+    assert only_problem(text)[:2] == (4, f"models[0].instances[0].{field}")
+
+
+def test_an_id_does_not_change_when_another_instance_is_added_before_it() -> None:
+    before = parse_fleet_file(FLEET_TEXT, file="fleet.yaml").instances["default/tiny"]
+    text = FLEET_TEXT.replace("    instances:\n", '    instances:\n      - {url: "http://127.0.0.1:9000"}\n')
+    assert before[0] in parse_fleet_file(text, file="fleet.yaml").instances["default/tiny"]
+
+
+@pytest.mark.parametrize(
+    ("url", "kept", "id"),
+    [
+        ("http://[::1]:8000/", "http://[::1]:8000", "::1/8000/0"),
+        ("http://engine.example", "http://engine.example:80", "engine.example/80/0"),
+        ("https://[::1]/", "https://[::1]:443", "::1/443/0"),
+        ("https://engine.example:8443", "https://engine.example:8443", "engine.example/8443/0"),
+        ("HTTP://Engine:1", "http://engine:1", "engine/1/0"),
+    ],
+)
+def test_urls_are_kept_in_one_form(url: str, kept: str, id: str) -> None:
+    (instance,) = parse_fleet_file(FLEET_TEXT.replace("http://127.0.0.1:9001", url), file="f").instances["default/tiny"]
+    assert (instance.url, instance.id) == (kept, id)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["", "127.0.0.1:9001", "ftp://a:1", "unix://a:1", "http://", "http://:80", "http://a:0", "http://a:99999",
+     "http://u:p@a:1", "http://a:1/v1", "http://a:1?x", "http://a:1#x", "http://a b:1", "http://é:1", "http://[::1", "http://a:x"],
+)  # fmt: skip
+def test_urls_that_are_no_engine_are_refused(url: str) -> None:
+    line, field, message, fix = only_problem(FLEET_TEXT.replace("http://127.0.0.1:9001", url))
+    assert (line, field) == (6, "models[0].instances[0].url")
+    assert message.startswith("not an engine's URL")
+    assert "http://127.0.0.1:8000" in fix
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "field", "message", "fix"),
+    [
+        ("routing:", "routting:", 4, "models[0].routting", "unknown field", "did you mean routing?"),
+        ("ttft: 2s", "ttft: 2", 3, "models[0].objectives.ttft", "2 has no unit", "write 2ms or 2s"),
+        ("ttft: 2s", "ttft: 2 s", 3, "models[0].objectives.ttft", "'2 s' is not a duration", "write it like 800ms, 2s or 1m30s"),
+        ("ttft: 2s", "ttft: 0s", 3, "models[0].objectives.ttft", "must be longer than nothing",
+         "write a duration such as 800ms, or leave the field out"),
+        ("name: tiny", "name: 12", 2, "models[0].name", "must be text, not the number 12", "put it in quotes"),
+        ("name: tiny", "name: ''", 2, "models[0].name", "the model name is empty or longer than 253 bytes",
+         "use a name of 1 to 253 bytes without control characters"),
+        ("name: tiny", "name: tiny\n    namespace: A_b", 3, "models[0].namespace", '"A_b" is not a namespace',
+         "use lower-case letters, digits and -, at most 63"),
+        ("dual-hash", "dualhash", 4, "models[0].routing.preset",
+         f'must be one of {", ".join(RoutingPreset)}, not "dualhash"', "did you mean dual-hash?"),
+        ("engine: vllm", "engine: tgi", 6, "models[0].instances[0].engine",
+         'must be one of vllm, sglang, sim, not "tgi"', "write the kind of the engine"),
+        ("engine: vllm", "state: ready", 6, "models[0].instances[0].state",
+         'must be one of Starting, Ready, Draining, Sleeping, not "ready"', "did you mean Ready?"),
+        ("engine: vllm", "role: Prefill", 6, "models[0].instances[0].role",
+         "a Prefill instance hands its work over, and nothing says how",
+         "add `kvTransfer: nixl | mooncake | sglang` to the instance or its model"),
+        ("engine: vllm", "kvTransfer: telepathy", 6, "models[0].instances[0].kvTransfer",
+         'must be one of nixl, mooncake, sglang, not "telepathy"', "write how the engines hand over KV"),
+        ("engine: vllm", "servedModelName: 'a b'", 6, "models[0].instances[0].servedModelName",
+         '"a b" is not what an engine calls a model',
+         "use 1 to 253 of letters, digits and . _ / : @ + -, such as Qwen/Qwen3-8B"),
+        ("engine: vllm", "weight: 0", 6, "models[0].instances[0].weight", "must be more than 0, not 0",
+         "write a number that is more than 0"),
+        ("engine: vllm", "weight: .nan", 6, "models[0].instances[0].weight", "must be a finite number, not nan",
+         "write a plain number"),
+        ("engine: vllm", "weight: '2'", 6, "models[0].instances[0].weight", 'must be a number, not the text "2"',
+         "write it without quotes"),
+        ("engine: vllm", "dpRank: 1.5", 6, "models[0].instances[0].dpRank", "must be a whole number, not the number 1.5",
+         "write a whole number"),
+        ("engine: vllm", "id: 'a b'", 6, "models[0].instances[0].id", '"a b" is not an instance id',
+         "use 1 to 253 visible ASCII characters without spaces"),
+        ("engine: vllm", "profile: h100", 6, "models[0].instances[0].profile.preset", 'no engine profile is called "h100"',
+         f"use one of {', '.join(sorted(builtin_profiles()))}, or give coefficients"),
+        ("engine: vllm", "kvEvents: localhost", 6, "models[0].instances[0].kvEvents", '"localhost" has the wrong form',
+         "write it for example `kvEvents: tcp://127.0.0.1:5557`"),
+        ('url: "http://127.0.0.1:9001", ', "", 6, "models[0].instances[0].url", "is missing",
+         "add it, for example `url: http://127.0.0.1:9001`"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_named_with_line_field_and_fix(
+    old: str, new: str, line: int, field: str, message: str, fix: str
+) -> None:
+    assert only_problem(FLEET_TEXT.replace(old, new, 1)) == (line, field, message, fix)
+
+
+def test_all_mistakes_are_told_at_once_in_the_order_of_the_file() -> None:
+    text = FLEET_TEXT.replace("name: tiny", "nam: tiny").replace("2s", "x").replace("vllm", "y")
+    assert [problem.line for problem in problems(text)] == [2, 2, 3, 6]
+
+
+def test_an_empty_field_counts_as_left_out() -> None:
+    fleet = parse_fleet_file(FLEET_TEXT.replace("{preset: dual-hash}", ""), file="f")
+    assert fleet.models["default/tiny"].preset == "dual-hash"
+    assert only_problem("models:\n")[2] == "is missing"
+
+
+def test_an_empty_file_and_several_documents_are_refused() -> None:
+    assert only_problem("# nothing\n")[2] == "the file is empty"
+    assert only_problem(FLEET_TEXT + "---\n" + FLEET_TEXT)[2] == "2 YAML documents, a fleet file has one"
+
+
+def test_a_fleet_without_models_or_a_model_without_instances_is_a_fleet() -> None:
+    assert parse_fleet_file("models: []\n", file="f").models == {}
+    assert parse_fleet_file("models: [{name: a}]\n", file="f").instances == {"default/a": ()}
+
+
+def test_a_model_given_twice_is_refused() -> None:
+    line, field, message, _ = only_problem("models:\n  - name: a\n  - name: b\n  - {name: a, namespace: default}\n")
+    assert (line, field, message) == (4, "models[2].name", "the model default/a is already given on line 2")
+
+
+def test_an_engine_given_twice_is_refused_unless_it_is_named_apart() -> None:
+    twice = "models:\n  - name: a\n    instances:\n      - url: http://e:1\n      - url: http://e:1/\n"
+    line, field, message, fix = only_problem(twice)
+    assert (line, field) == (5, "models[0].instances[1]")
+    assert message == "the instance e/1/0 is already given on line 4"
+    assert "`id:`" in fix
+    assert len(parse_fleet_file(twice.replace("/\n", "/\n        dpRank: 1\n"), file="f").instances["default/a"]) == 2
+
+
+def test_more_models_or_instances_than_the_limits_allow_are_refused() -> None:
+    text = FLEET_TEXT + '      - {url: "http://127.0.0.1:9002"}\n'
+    (problem,) = problems(text, Limits(instances=1))
+    assert problem.message == "2 instances, at most 1 are served"
+    (problem,) = problems("models: [{name: a}, {name: b}]\n", Limits(models=1))
+    assert problem.message == "2 models, at most 1 are served"
+
+
+NAMES = st.text("abcdefgmnop-.:/ #&*!éß日\u2028\ufeff0123456789", min_size=1, max_size=12).map(lambda text: f"m{text}")
+SECONDS = st.floats(1e-6, 1e5)
+COSTS = st.floats(0, 10)
+PROFILES = st.sampled_from(sorted(builtin_profiles())).map(builtin_profile) | st.builds(
+    EngineProfile,
+    name=NAMES,
+    prefill_token_seconds=st.floats(1e-9, 1.0),
+    attention_seconds=COSTS,
+    hit_token_seconds=COSTS,
+    kv_tokens=st.integers(1, 10**9),
+)
+
+
+PLACES = st.sampled_from(["/etc/ca: 1.pem", "/a/b"])
+ACCESS = st.builds(EngineAuth, st.none() | PLACES, st.sampled_from([None, "TOKEN", "t_2"])) | st.builds(
+    EngineAuth, token_file=PLACES
+)
+
+
+@st.composite
+def fleets(draw: st.DrawFn) -> Fleet:
+    """Fleets of up to three models with up to three instances each."""
+    models: dict[str, Model] = {}
+    instances: dict[str, tuple[Instance, ...]] = {}
+    for number, name in enumerate(draw(st.lists(NAMES, max_size=3, unique=True))):
+        ttft = draw(st.none() | SECONDS)
+        objectives = SloTargets(
+            target=draw(st.floats(0.01, 1)),
+            ttft_seconds=ttft,
+            ttft_per_kilo_token_seconds=draw(SECONDS) if ttft is not None else 0.0,
+            itl_seconds=draw(st.none() | SECONDS),
+        )
+        model = Model(
+            draw(st.sampled_from(["default", "chat"])),
+            name,
+            objectives,
+            draw(st.sampled_from(["session", "dual-hash"])),
+            wakes=draw(st.booleans()),
+        )
+        models[model.key] = model
+        instances[model.key] = tuple(
+            Instance(
+                id=f"pod-{number}/{port}/0",
+                namespace=model.namespace,
+                model=name,
+                pool="p",
+                url=f"http://10.0.0.1:{port}",
+                engine=draw(st.sampled_from(["vllm", "sim"])),
+                state=draw(st.sampled_from(InstanceState)),
+                adapters=frozenset(draw(st.lists(NAMES, max_size=2))),
+                weight=draw(st.floats(0.01, 100)),
+                profile=draw(st.none() | PROFILES),
+                dp_rank=draw(st.none() | st.integers(0, 9)),
+                kv_events=draw(st.none() | st.just("tcp://10.0.0.1:5557")),
+                role=draw(st.sampled_from(Role)),
+                transfer=draw(st.sampled_from(KV_TRANSFERS)),
+                bootstrap=draw(st.none() | st.just("http://10.0.0.1:8998")),
+                access=draw(ACCESS),
+                served_name=draw(st.sampled_from([None, "Qwen/Qwen3-8B@main", "/models/tiny"])),
+            )
+            for port in sorted(draw(st.sets(st.integers(1000, 9999), max_size=3)))
+        )
+    return Fleet(1, 1, dict(sorted(models.items())), instances)
+
+
+@given(fleets())
+def test_what_is_dumped_is_parsed_back(fleet: Fleet) -> None:
+    assert parse_fleet_file(format_fleet_file(fleet), file="f") == fleet
+
+
+def test_an_atomic_write_leaves_only_the_file_and_is_readable_for_others(tmp_path: Path) -> None:
+    path = tmp_path / "fleet.yaml"
+    for text in (FLEET_TEXT, FLEET_TEXT.replace("tiny", "other")):
+        fleet = parse_fleet_file(text, file="f")
+        write_fleet_file(path, fleet)
+        assert parse_fleet_file(path.read_text(), file="f") == fleet
+        assert os.listdir(tmp_path) == ["fleet.yaml"]
+    assert path.stat().st_mode & 0o777 == 0o644
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "fleet.yaml"
+    path.mkdir()
+    with pytest.raises(OSError, match=r"fleet\.yaml"):
+        write_fleet_file(path, parse_fleet_file(FLEET_TEXT, file="f"))
+    assert os.listdir(tmp_path) == ["fleet.yaml"]

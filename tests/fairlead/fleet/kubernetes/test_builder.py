@@ -1,0 +1,418 @@
+"""What becomes of a cluster's objects: pure, by tables."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from fairlead.engine_profile import builtin_profiles
+from fairlead.fleet.kubernetes.builder import ClusterObjects, FleetResult, build_fleet, membership, pod_selections
+from fairlead.fleet.kubernetes.spec_cache import SpecCache
+from fairlead.fleet.model import Fleet, Instance, InstanceState, KvPull, Role
+from fairlead.kube.resources import MODEL_DEPLOYMENTS, PODS, Manifest
+from fairlead.limits import Limits
+from fairlead_gateway.model import public_model_names, resolve_model
+
+LIMITS = Limits()
+READY = {"phase": "Running", "podIP": "10.0.0.1", "conditions": [{"type": "Ready", "status": "True"}]}
+NOT_READY = {"phase": "Running", "podIP": "10.0.0.1", "conditions": [{"type": "Ready", "status": "False"}]}
+GONE = {"deletionTimestamp": "2026-11-20T18:00:00Z"}
+LABELS = {
+    "fairlead.io/model": "tiny",
+    "fairlead.io/pool": "main",
+    "fairlead.io/role": "Serve",
+    "fairlead.io/engine": "vllm",
+    "fairlead.io/endpoint": "true",
+}
+LWS = "leaderworkerset.sigs.k8s.io/"
+
+
+def model(name: str = "tiny", namespace: str = "x", created: str = "2026-01-01T00:00:00Z", **spec: Any) -> Manifest:
+    whole = {"model": {"source": "hf://a/b"}, "pools": [{"accelerator": "cpu"}], **spec}
+    metadata = {"name": name, "namespace": namespace, "uid": f"m-{namespace}-{name}", "creationTimestamp": created}
+    return {
+        "apiVersion": MODEL_DEPLOYMENTS.api_version,
+        "kind": "ModelDeployment",
+        "metadata": metadata,
+        "spec": whole,
+    }
+
+
+def external(*pools: Mapping[str, Any], **more: Any) -> Manifest:
+    return model(engine={"kind": "external"}, pools=list(pools), **more)
+
+
+def pod(
+    name: str = "p",
+    labels: Mapping[str, str] | None = None,
+    notes: Mapping[str, Any] | None = None,
+    status: Mapping[str, Any] = READY,
+    namespace: str = "x",
+    **metadata: Any,
+) -> Manifest:
+    marks = {"fairlead.io/port": "8000", **{key: str(value) for key, value in (notes or {}).items()}}
+    own = {"name": name, "namespace": namespace, "uid": f"u-{name}", "annotations": marks, **metadata}
+    return {
+        "apiVersion": "v1",
+        "kind": PODS.kind,
+        "metadata": {"labels": {**LABELS, **(labels or {})}, **own},
+        "status": status,
+    }
+
+
+def keyed(*items: Manifest) -> dict[str, Manifest]:
+    return {f"{one['metadata']['namespace']}/{one['metadata']['name']}": one for one in items}
+
+
+def build(
+    models: list[Manifest],
+    *pods: Manifest,
+    previous: Fleet | None = None,
+    classes: list[Manifest] | None = None,
+    chosen: Mapping[tuple[str, str], dict[str, Manifest]] | None = None,
+    limits: Limits = LIMITS,
+) -> FleetResult:
+    specs = SpecCache()
+    profiles, broken = specs.profiles(classes or [])
+    objects = ClusterObjects(specs.models(keyed(*models)), profiles, keyed(*pods), chosen or {})
+    found = build_fleet(objects, previous, limits)
+    return replace(found, problems=(*broken, *found.problems))
+
+
+def only_instance(outcome: FleetResult, key: str = "x/tiny") -> Instance:
+    (one,) = outcome.fleet.instances[key]
+    return one
+
+
+def test_a_ready_pod_is_an_instance_with_all_that_it_says_of_itself() -> None:
+    notes = {"fairlead.io/port": 9000, "fairlead.io/kv-events-port": 5500, "fairlead.io/kv-replay-port": 5700}
+    found = build([model(objectives={"ttft": "800ms"}, routing={"preset": "session"})], pod(notes=notes))
+    assert only_instance(found) == Instance(
+        id="u-p/9000/0",
+        namespace="x",
+        model="tiny",
+        pool="main",
+        url="http://10.0.0.1:9000",
+        profile=builtin_profiles()["tiny-cpu"],
+        kv_events="tcp://10.0.0.1:5500",
+        kv_replay="tcp://10.0.0.1:5700",
+    )
+    served = found.fleet.models["x/tiny"]
+    assert (served.objectives.ttft_seconds, served.preset, served.shadowed) == (0.8, "session", False)
+    assert (found.problems, found.excluded) == ((), {})
+    assert (found.fleet.version, found.fleet.membership_epoch) == (1, 1)
+
+
+def test_instances_of_a_model_with_peers_say_where_their_kv_is_to_be_had() -> None:
+    peers = {"bytesPerToken": 1024, "bandwidth": "2Gi", "latency": "5ms"}
+    one = model(kvCache={"offload": {"memory": "8Gi", "peers": peers}})
+    lends = pod("a", notes={"fairlead.io/kv-peers-port": 5800, "fairlead.io/data-parallel": 2})
+    older = pod("b")
+    found = build([one], lends, older).fleet.instances["x/tiny"]
+    price = (1024, 2 * 2**30, 0.005)
+    assert [each.pull for each in found] == [KvPull("10.0.0.1:5800", *price), KvPull("10.0.0.1:5801", *price), None]
+    assert [each.pull for each in build([model()], lends).fleet.instances["x/tiny"]] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("status", "metadata", "state"),
+    [
+        (READY, {}, InstanceState.READY),
+        (NOT_READY, {}, InstanceState.STARTING),
+        ({"phase": "Pending", "podIP": "10.0.0.1"}, {}, InstanceState.STARTING),
+        (READY, GONE, InstanceState.DRAINING),
+        (NOT_READY, GONE, InstanceState.DRAINING),
+    ],
+)
+def test_its_state(status: Mapping[str, Any], metadata: dict[str, str], state: InstanceState) -> None:
+    assert only_instance(build([model()], pod(status=status, **metadata))).state is state
+
+
+@pytest.mark.parametrize(
+    ("mark", "status", "state"),
+    [
+        ("1-asleep", READY, InstanceState.SLEEPING),
+        ("2-waking", READY, InstanceState.STARTING),
+        ("1-stuck", READY, InstanceState.SLEEPING),
+        ("1-asleep", NOT_READY, InstanceState.STARTING),
+        ("", READY, InstanceState.READY),
+        ("3-asleep", READY, InstanceState.READY),
+        ("1-dozing", READY, InstanceState.READY),
+    ],
+)
+def test_one_with_a_mark_of_sleep_gets_nothing_and_is_no_member(
+    mark: str, status: Mapping[str, Any], state: InstanceState
+) -> None:
+    found = build([model()], pod(status=status, notes={"fairlead.io/sleep": mark}))
+    assert only_instance(found).state is state
+    assert bool(membership(found.fleet)) is (state is InstanceState.READY)
+
+
+@pytest.mark.parametrize(
+    ("changed", "why"),
+    [
+        ({"status": {"phase": "Pending"}}, "it has no address yet"),
+        ({"status": {"phase": "Failed", "reason": "Evicted", "podIP": "10.0.0.1"}}, "it has ended (Evicted)"),
+        ({"status": {"phase": "Succeeded", "podIP": "10.0.0.1"}}, "it has ended (Succeeded)"),
+        ({"status": {}}, "it has no address yet"),
+        ({"labels": {"fairlead.io/endpoint": "false"}}, "it answers no HTTP"),
+        ({"labels": {"fairlead.io/pool": ""}}, "it lacks the label fairlead.io/pool"),
+        ({"labels": {"fairlead.io/role": "Cook"}}, "its role 'Cook' is none"),
+        ({"labels": {"fairlead.io/model": "other"}}, "there is no model x/other"),
+        ({"namespace": "y"}, "there is no model y/tiny"),
+        (
+            {"labels": {"fairlead.io/role": "Prefill"}, "notes": {"fairlead.io/transfer": "pigeon"}},
+            "it prefills for others, and nothing that is known says how it hands over",
+        ),
+    ],
+)
+def test_what_is_left_out_and_why(changed: dict[str, Any], why: str) -> None:
+    found = build([model()], pod(**changed))
+    assert found.fleet.instances == {"x/tiny": ()}
+    assert list(found.excluded.values()) == [why]
+
+
+def test_an_ipv6_address_is_written_as_in_urls() -> None:
+    notes = {"fairlead.io/kv-events-port": 5500}
+    one = only_instance(build([model()], pod(notes=notes, status={**READY, "podIP": "fd00::7"})))
+    assert (one.url, one.kv_events) == ("http://[fd00::7]:8000", "tcp://[fd00::7]:5500")
+
+
+def test_numbers_that_are_none_count_as_left_out() -> None:
+    notes = {"fairlead.io/port": "http", "fairlead.io/data-parallel": "-1", "fairlead.io/kv-events-port": "99999"}
+    one = only_instance(build([model()], pod(notes=notes)))
+    assert (one.id, one.dp_rank, one.kv_events) == ("u-p/8000/0", None, None)
+
+
+def test_each_rank_is_an_instance_behind_one_address() -> None:
+    notes = {"fairlead.io/data-parallel": 2, "fairlead.io/kv-events-port": 5500}
+    found = build([model()], pod(notes=notes)).fleet.instances["x/tiny"]
+    assert [(one.id, one.url, one.dp_rank, one.kv_events) for one in found] == [
+        ("u-p/8000/0", "http://10.0.0.1:8000", 0, "tcp://10.0.0.1:5500"),
+        ("u-p/8000/1", "http://10.0.0.1:8000", 1, "tcp://10.0.0.1:5501"),
+    ]
+
+
+def test_ranks_over_several_nodes_publish_where_they_run() -> None:
+    group = {f"{LWS}name": "tiny-main", f"{LWS}group-index": "3"}
+    notes = {"fairlead.io/data-parallel": 4, "fairlead.io/kv-events-port": 5500, f"{LWS}size": 2}
+    leader = pod("leader", {**group, f"{LWS}worker-index": "0"}, notes)
+    worker = pod(
+        "worker",
+        {**group, f"{LWS}worker-index": "1", "fairlead.io/endpoint": ""},
+        status={**READY, "podIP": "10.0.0.2"},
+    )
+    found = build([model()], leader, worker)
+    assert [one.kv_events for one in found.fleet.instances["x/tiny"]] == [
+        "tcp://10.0.0.1:5500",
+        "tcp://10.0.0.1:5501",
+        "tcp://10.0.0.2:5502",
+        "tcp://10.0.0.2:5503",
+    ]
+    assert found.excluded == {"x/worker": "it answers no HTTP"}
+    alone = build([model()], leader).fleet.instances["x/tiny"]
+    assert [one.kv_events for one in alone][2:] == [None, None]
+
+
+def test_prefill_and_decode_know_how_they_hand_over() -> None:
+    notes = {"fairlead.io/transfer": "mooncake", "fairlead.io/bootstrap-port": 8998}
+    one = only_instance(build([model()], pod(labels={"fairlead.io/role": "Prefill"}, notes=notes)))
+    assert (one.role, one.transfer, one.bootstrap) == (Role.PREFILL, "mooncake", "http://10.0.0.1:8998")
+    one = only_instance(
+        build([model()], pod(labels={"fairlead.io/role": "Decode"}, notes={"fairlead.io/transfer": "nixl"}))
+    )
+    assert (one.role, one.transfer, one.bootstrap) == (Role.DECODE, "nixl", None)
+
+
+@pytest.mark.parametrize(("kind", "read"), [("vllm", "vllm"), ("sglang", "sglang"), ("sim", "sim"), ("custom", "vllm")])
+def test_whose_metrics_an_engine_is_read_by(kind: str, read: str) -> None:
+    assert only_instance(build([model()], pod(labels={"fairlead.io/engine": kind}))).engine == read
+
+
+# --- profiles -----------------------------------------------------------------------------------------------------------
+
+
+def accelerator(name: str, **profile: Any) -> Manifest:
+    return {"kind": "AcceleratorClass", "metadata": {"name": name}, "spec": {"profile": profile}}
+
+
+def test_the_clusters_own_class_goes_before_the_built_in_one() -> None:
+    found = build([model()], pod(), classes=[accelerator("cpu", preset="910b4", kvTokens=7)])
+    profile = only_instance(found).profile
+    assert profile is not None
+    assert (profile.name, profile.kv_tokens) == ("cpu", 7)
+
+
+def test_an_unknown_accelerator_is_said_and_its_pods_are_served() -> None:
+    found = build([model(pools=[{"accelerator": "gone"}])], pod(), pod("q"))
+    assert [one.profile for one in found.fleet.instances["x/tiny"]] == [None, None]
+    assert found.problems == (
+        "x/tiny: there is no AcceleratorClass 'gone'; its pool main is routed to with the default profile",
+    )
+
+
+def test_a_class_that_cannot_be_read_is_as_good_as_absent() -> None:
+    found = build([model(pools=[{"accelerator": "odd"}])], pod(), classes=[accelerator("odd", preset="none")])
+    assert only_instance(found).profile is None
+    assert found.problems[0].startswith("the AcceleratorClass odd cannot be read: profile.preset: no engine profile")
+
+
+def test_a_simulated_engine_may_name_a_profile() -> None:
+    found = build([model(engine={"kind": "sim"}, pools=[{"accelerator": "910b4"}])], pod())
+    assert (only_instance(found).profile, found.problems) == (builtin_profiles()["910b4"], ())
+
+
+def test_a_pool_that_was_removed_drains_without_a_problem() -> None:
+    found = build([model()], pod(labels={"fairlead.io/pool": "old"}, **GONE))
+    assert (only_instance(found).profile, found.problems) == (None, ())
+
+
+# --- external engines ---------------------------------------------------------------------------------------------------
+
+
+def test_addresses_are_instances() -> None:
+    one = only_instance(build([external({"endpoints": [{"url": "http://10.1.1.1:80/"}]})]))
+    assert (one.id, one.url, one.engine, one.state) == ("10.1.1.1/80/0", "http://10.1.1.1:80", "vllm", "Ready")
+
+
+def test_pods_of_others_are_adopted_by_their_labels() -> None:
+    models = [external({"selector": {"matchLabels": {"app": "vllm"}, "port": 9000}})]
+    assert pod_selections(SpecCache().models(keyed(*models))) == {("x", "app=vllm")}
+    pods = keyed(
+        pod("a", {"app": "vllm"}),
+        pod("b", {"app": "vllm"}, **GONE),
+        pod("c", {"app": "vllm"}, status={"phase": "Pending"}),
+        pod("d"),
+    )
+    found = build(models, chosen={("x", "app=vllm"): pods})
+    assert [(one.id, one.state, one.url) for one in found.fleet.instances["x/tiny"]] == [
+        ("u-a/9000/0", InstanceState.READY, "http://10.0.0.1:9000"),
+        ("u-b/9000/0", InstanceState.DRAINING, "http://10.0.0.1:9000"),
+    ]
+    assert found.excluded == {"x/c": "it has no address yet"}
+
+
+def test_what_an_engine_calls_the_model_is_its_pods_word_and_of_adopted_ones_the_specs() -> None:
+    notes = {"fairlead.io/served-model-name": "Qwen/Qwen3-8B"}
+    theirs = {"kind": "external", "servedModelName": "Qwen/Qwen3-8B"}
+    found = build([model(engine={"servedModelName": "a/new-one"})], pod(notes=notes))
+    assert only_instance(found).served_name == "Qwen/Qwen3-8B"  # the pod is older than the spec
+    assert only_instance(build([model()], pod(notes={"fairlead.io/served-model-name": "no name"}))).served_name is None
+    assert only_instance(build([model()], pod(notes={"fairlead.io/served-model-name": "tiny"}))).served_name is None
+    addresses = [{"endpoints": [{"url": "http://10.1.1.1:80"}]}]
+    assert only_instance(build([model(engine=theirs, pools=addresses)])).served_name == "Qwen/Qwen3-8B"
+    assert (
+        only_instance(build([model(engine=theirs | {"servedModelName": "tiny"}, pools=addresses)])).served_name is None
+    )
+    chosen = {("x", "app=vllm"): keyed(pod("a", {"app": "vllm"}))}
+    adopting = [{"selector": {"matchLabels": {"app": "vllm"}}}]
+    assert only_instance(build([model(engine=theirs, pools=adopting)], chosen=chosen)).served_name == "Qwen/Qwen3-8B"
+
+
+def test_adopted_pods_stay_until_their_list_is_known() -> None:
+    models = [external({"selector": {"matchLabels": {"app": "vllm"}}})]
+    first = build(models, chosen={("x", "app=vllm"): keyed(pod("a", {"app": "vllm"}))}).fleet
+    assert build(models, previous=first).fleet is first
+    assert build(models, previous=first, chosen={("x", "app=vllm"): {}}).fleet.instances == {"x/tiny": ()}
+
+
+def test_an_engine_that_two_models_claim_is_the_older_ones() -> None:
+    pools = {"endpoints": [{"url": "http://10.1.1.1:80"}]}
+    older = external(pools, name="z", created="2025-01-01T00:00:00Z")
+    found = build([external(pools), older])
+    assert [one.id for one in found.fleet.instances["x/z"]] == ["10.1.1.1/80/0"]
+    assert found.fleet.instances["x/tiny"] == ()
+    assert found.problems == ("the engine http://10.1.1.1:80 is both x/z's and x/tiny's; only the older model uses it",)
+    assert found.excluded == {"x/tiny: 10.1.1.1/80/0": "it is the model x/z's already"}
+
+
+# --- names, doubt, order ------------------------------------------------------------------------------------------------
+
+
+def test_the_oldest_model_of_a_name_has_it() -> None:
+    fleet = build([model(), model(namespace="a", created="2026-02-01T00:00:00Z")]).fleet
+    assert (fleet.resolve_model("tiny"), fleet.resolve_model("a/tiny"), fleet.resolve_model("x/tiny")) == (
+        "x/tiny",
+        "a/tiny",
+        "x/tiny",
+    )
+    assert list(public_model_names(fleet)) == ["a/tiny", "tiny"]
+    assert [resolve_model(name, fleet).key for name in ("tiny", "a/tiny")] == ["x/tiny", "a/tiny"]
+    same = build([model(), model(namespace="a")]).fleet
+    assert same.resolve_model("tiny") == "a/tiny"
+
+
+def test_a_spec_that_cannot_be_read_changes_nothing() -> None:
+    good = model(objectives={"ttft": "800ms"}, pools=[{"accelerator": "npu-910b4"}])
+    first = build([good], pod()).fleet
+    found = build([model(pools=[], novelty=True)], pod(), previous=first)
+    assert found.fleet is first
+    assert found.problems[0].startswith("the spec of the model x/tiny cannot be read: ")
+    grown = build([model(pools=[])], pod(), pod("q"), previous=first).fleet
+    assert [one.profile for one in grown.instances["x/tiny"]] == [builtin_profiles()["910b4"]] * 2
+
+
+def test_nor_where_its_engines_are_adopted() -> None:
+    first = build([external({"endpoints": [{"url": "http://10.1.1.1:80"}]})]).fleet
+    assert build([model(pools=[])], previous=first).fleet is first
+
+
+def test_pods_are_served_although_the_spec_was_never_readable() -> None:
+    found = build([model(pools=[])], pod())
+    assert only_instance(found).state is InstanceState.READY
+
+
+def test_a_model_that_is_gone_takes_its_instances_along() -> None:
+    first = build([model()], pod()).fleet
+    found = build([], pod(), previous=first)
+    assert (found.fleet.models, found.fleet.instances, found.fleet.membership_epoch) == ({}, {}, 2)
+
+
+@pytest.mark.parametrize(
+    ("after", "version", "epoch"),
+    [
+        ([pod()], 1, 1),
+        ([pod(status={**READY, "hostIP": "192.0.2.1"})], 1, 1),
+        ([pod(), pod("q", status=NOT_READY)], 2, 1),
+        ([pod(), pod("q")], 2, 2),
+        ([pod(**GONE)], 2, 2),
+        ([], 2, 2),
+        ([pod(notes={"fairlead.io/kv-events-port": 5500})], 2, 1),
+    ],
+)
+def test_versions_grow_with_changes_and_epochs_with_the_ready_set(
+    after: list[Manifest], version: int, epoch: int
+) -> None:
+    first = build([model()], pod()).fleet
+    fleet = build([model()], *after, previous=first).fleet
+    assert (fleet.version, fleet.membership_epoch) == (version, epoch)
+    assert (fleet is first) == (version == 1)
+    assert (membership(fleet) == membership(first)) == (epoch == 1)
+
+
+def test_the_order_of_objects_does_not_matter() -> None:
+    models, pods = [model(), model("b")], [pod("q"), pod("p"), pod("r", {"fairlead.io/model": "b"})]
+    assert build(models, *pods).fleet == build(models[::-1], *pods[::-1]).fleet
+
+
+def test_there_are_no_more_models_and_instances_than_are_served() -> None:
+    limits = replace(LIMITS, models=1, instances=1)
+    old = build([model()], pod("z")).fleet
+    found = build(
+        [model(), model("new", created="2026-03-01T00:00:00Z")], pod("a"), pod("z"), previous=old, limits=limits
+    )
+    assert [one.id for one in found.fleet.instances["x/tiny"]] == ["u-z/8000/0"]
+    assert list(found.fleet.models) == ["x/tiny"]
+    assert found.problems == ("2 models, the oldest 1 are served", "2 instances, at most 1 are served")
+    assert found.excluded == {"u-a/8000/0": "there are more instances than are served"}
+
+
+def test_a_spec_is_read_again_only_when_it_changed() -> None:
+    specs = SpecCache()
+    (first,) = specs.models(keyed(model()))
+    (same,) = specs.models(keyed({**model(), "status": {"ready": "1/1"}}))
+    (other,) = specs.models(keyed(model(routing={"preset": "session"})))
+    assert same is first
+    assert other.spec != first.spec
+    assert specs.models({}) == ()

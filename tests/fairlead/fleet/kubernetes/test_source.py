@@ -1,0 +1,291 @@
+"""The source over real sockets, before an API server that fails as it is told, in time that a test turns."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from fairlead_testing.fake_time import FakeTime
+from fairlead_testing.kube.fake_server import FakeApiServer, OrderedResponse, fake_api_server
+from fairlead_testing.waiting import wait_until
+
+from fairlead.api.strict_model import Profile
+from fairlead.engine_profile import EngineProfile
+from fairlead.fleet.kubernetes.source import KubeFleetSource
+from fairlead.fleet.model import Fleet, FleetSource, InstanceState
+from fairlead.kube.client import KubeApi
+from fairlead.kube.resources import ACCELERATOR_CLASSES, CONFIG_MAPS, MODEL_DEPLOYMENTS, PODS
+from fairlead.limits import Limits
+from fairlead.runtime.tasks import cancel_and_wait
+
+LIMITS = Limits()
+MARKS = {"fairlead.io/pool": "main", "fairlead.io/role": "Serve", "fairlead.io/endpoint": "true"}
+
+
+@dataclass
+class SourceHarness:
+    """A source that is followed, and everything around it."""
+
+    fake: FakeApiServer
+    time: FakeTime
+    source: KubeFleetSource
+    fleets: list[Fleet] = field(default_factory=list)
+
+    def model(self, name: str = "tiny", namespace: str = "x", **spec: Any) -> None:
+        whole = {"model": {"source": "hf://a/b"}, "pools": [{"accelerator": "cpu"}], **spec}
+        self.fake.put(MODEL_DEPLOYMENTS, namespace, name, spec=whole)
+
+    def pod(self, name: str, namespace: str = "x", *, ready: bool = True, **labels: str) -> None:
+        made = self.fake.put(PODS, namespace, name)  # the fake's put takes no labels
+        made["metadata"]["labels"] = {**MARKS, "fairlead.io/model": "tiny", **labels}
+        conditions = [{"type": "Ready", "status": str(ready)}]
+        self.change(name, namespace, status={"podIP": "10.0.0.1", "conditions": conditions})
+
+    def change(self, name: str, namespace: str = "x", **parts: Any) -> None:
+        path = PODS.path(namespace, name)
+        self.fake._store(path, {**self.fake.objects[path], **parts})
+
+    def go(self, name: str) -> None:
+        metadata = self.fake.objects[PODS.path("x", name)]["metadata"]
+        self.change(name, metadata={**metadata, "deletionTimestamp": "2026-11-20T18:00:00Z"})
+
+    def states(self) -> list[str]:
+        if not self.fleets:
+            return []
+        return [str(one.state) for group in self.fleets[-1].instances.values() for one in group]
+
+    async def passing(self, condition: Callable[[], bool]) -> None:
+        """Let every pause but the watch for silence be over, until ``condition`` holds."""
+        await self.time.advance_until(condition, LIMITS.kube_watch_silence_seconds / 2)
+
+
+def run(
+    check: Callable[[SourceHarness], Awaitable[None]],
+    *,
+    before: Callable[[SourceHarness], None] | None = None,
+    **more: Any,
+) -> None:
+    async def main() -> None:
+        async with fake_api_server() as fake:
+            time = FakeTime()
+            api = KubeApi(fake.config(), time, lambda: 0.5, pause=time.pause)
+            source = KubeFleetSource(api, time, lambda: 0.5, pause=time.pause, **more)
+            lab = SourceHarness(fake, time, source)
+            if before is not None:
+                before(lab)
+            task = asyncio.create_task(_follow(lab.source, lab.fleets))
+            try:
+                await check(lab)
+            finally:
+                await cancel_and_wait(task)
+            await wait_until(lambda: fake.watch_count == 0)
+
+    asyncio.run(main())
+
+
+async def _follow(source: FleetSource, fleets: list[Fleet]) -> None:
+    async for fleet in source.watch():
+        fleets.append(fleet)
+
+
+def one_engine(lab: SourceHarness) -> None:
+    lab.model()
+    lab.pod("a")
+
+
+def test_the_fleet_comes_when_all_is_listed_and_follows() -> None:
+    async def check(lab: SourceHarness) -> None:
+        await lab.passing(lambda: lab.states() == ["Ready"])
+        assert [one.version for one in lab.fleets] == [1]
+        assert (lab.source.warnings(), lab.source.age_seconds()) == ([], pytest.approx(lab.time.now(), abs=1.0))
+        lab.pod("b")
+        await lab.passing(lambda: lab.states() == ["Ready", "Ready"])
+        lab.go("a")
+        await lab.passing(lambda: sorted(lab.states()) == ["Draining", "Ready"])
+        lab.fake.remove(PODS, "x", "a")
+        await lab.passing(lambda: lab.states() == ["Ready"])
+        lab.fake.remove(MODEL_DEPLOYMENTS, "x", "tiny")
+        await lab.passing(lambda: lab.fleets[-1].models == {})
+
+    run(check, before=one_engine)
+
+
+def test_an_empty_cluster_is_a_fleet_too() -> None:
+    async def check(lab: SourceHarness) -> None:
+        await lab.passing(lambda: len(lab.fleets) == 1)
+        assert (lab.fleets[0].version, lab.fleets[0].models) == (1, {})
+
+    run(check)
+
+
+def test_what_changes_nothing_is_no_new_fleet() -> None:
+    async def check(lab: SourceHarness) -> None:
+        await lab.passing(lambda: lab.states() == ["Ready"])
+        lab.change("a", spec={"nodeName": "n"})
+        lab.fake.put(MODEL_DEPLOYMENTS, "x", "tiny", spec=_spec(lab), status={"ready": "1/1"})
+        lab.pod("b")
+        await lab.passing(lambda: len(lab.states()) == 2)
+        assert [one.version for one in lab.fleets] == list(range(1, len(lab.fleets) + 1))
+        assert lab.fleets[0].membership_epoch == 1
+
+    run(check, before=one_engine)
+
+
+def _spec(lab: SourceHarness) -> Any:
+    return lab.fake.objects[MODEL_DEPLOYMENTS.path("x", "tiny")]["spec"]
+
+
+def test_only_the_namespaces_that_are_named_are_asked_for() -> None:
+    def before(lab: SourceHarness) -> None:
+        for namespace in ("x", "y", "z"):
+            lab.model(namespace=namespace)
+            lab.pod("a", namespace)
+
+    async def check(lab: SourceHarness) -> None:
+        await lab.passing(lambda: len(lab.fleets) == 1)
+        assert sorted(lab.fleets[0].instances) == ["x/tiny", "y/tiny"]
+        assert {one.path for one in lab.fake.calls if "pods" in one.path} == {
+            PODS.path("x"),
+            PODS.path("y"),
+        }
+        assert {one.query["labelSelector"] for one in lab.fake.calls if "pods" in one.path} == {"fairlead.io/model"}
+
+    run(check, before=before, namespaces=("x", "y"))
+
+
+def test_an_api_server_that_is_away_changes_nothing_and_is_said() -> None:
+    async def check(lab: SourceHarness) -> None:
+        await lab.passing(lambda: lab.states() == ["Ready"] and lab.fake.watch_count == 3)
+        lab.fake.ordered_watch_responses.extend([OrderedResponse(503, "ServiceUnavailable")] * 100)
+        lab.fake.ordered_responses.extend([OrderedResponse(503, "ServiceUnavailable")] * 1_000)
+        lab.fake.objects.clear()
+        lab.fake.end_watches()
+        await lab.passing(lambda: bool(lab.source.warnings()))
+        lab.time.advance(25.0)
+        (note,) = lab.source.warnings()
+        assert note.startswith(
+            "the cluster cannot be followed, the last fleet stays: ModelDeployment was last heard of more"
+        )
+        assert "503" in note or "on purpose" in note
+        assert (lab.states(), len(lab.fleets)) == (["Ready"], 1)
+
+    run(check, before=one_engine)
+
+
+def test_a_list_that_fails_after_a_version_was_forgotten_changes_nothing() -> None:
+    async def check(lab: SourceHarness) -> None:
+        await lab.passing(lambda: lab.states() == ["Ready"] and lab.fake.watch_count == 3)
+        lab.fake.ordered_responses.extend([OrderedResponse(403, "Forbidden", "no more")] * 3)
+        lab.fake.put(CONFIG_MAPS, "x", "moves the version on")
+        lab.fake.forget()
+        lab.fake.end_watches()
+        await lab.passing(lambda: not lab.fake.ordered_responses and lab.source.warnings() == [])
+        assert lab.fake.call_count("GET") == 3 + 3 + 3
+        lab.pod("b")
+        await lab.passing(lambda: lab.states() == ["Ready", "Ready"])
+        assert all(fleet.instances["x/tiny"] for fleet in lab.fleets)
+
+    run(check, before=one_engine)
+
+
+def test_a_frozen_watch_is_said_and_opened_anew() -> None:
+    async def check(lab: SourceHarness) -> None:
+        await lab.passing(lambda: lab.states() == ["Ready"] and lab.fake.watch_count == 3)
+        lab.fake.frozen = True
+        lab.pod("b")
+        lab.time.advance(LIMITS.kube_watch_silence_seconds)
+        await lab.passing(lambda: len(lab.states()) == 2)
+        lab.fake.frozen = False
+
+    run(check, before=one_engine)
+
+
+def test_at_the_start_it_waits_until_it_may_read(caplog: pytest.LogCaptureFixture) -> None:
+    def before(lab: SourceHarness) -> None:
+        one_engine(lab)
+        lab.fake.token = "another"
+
+    async def check(lab: SourceHarness) -> None:
+        await lab.passing(lambda: len(lab.fake.calls) > 8)
+        assert lab.fleets == []
+        assert lab.source.age_seconds() is None
+        assert "ModelDeployment was never listed" in lab.source.warnings()[0]
+        lab.fake.token = None
+        await lab.passing(lambda: lab.states() == ["Ready"])
+        assert lab.source.warnings() == []
+
+    run(check, before=before)
+    assert len([line for line in caplog.messages if "the cluster cannot be followed: pods:" in line]) == 1
+
+
+def test_without_accelerator_classes_it_serves_and_says_so() -> None:
+    async def check(lab: SourceHarness) -> None:
+        served = lab.fake._serve
+
+        async def but_classes(request: Any, asked: Any, body: bytes) -> Any:
+            if asked.path.endswith("/acceleratorclasses"):
+                lab.fake.ordered_responses.appendleft(OrderedResponse(403, "Forbidden", "not for you"))
+                return await lab.fake.handle(request)
+            return await served(request, asked, body)
+
+        lab.fake._serve = but_classes  # type: ignore[method-assign]  # a fault by path, which the fake has none of
+        await lab.passing(lambda: lab.states() == ["Ready"])
+        assert "AcceleratorClass was never listed" in lab.source.warnings()[0]
+
+    run(check, before=one_engine)
+
+
+def test_pods_of_others_are_watched_while_a_model_adopts_them() -> None:
+    def before(lab: SourceHarness) -> None:
+        lab.model(engine={"kind": "external"}, pools=[{"selector": {"matchLabels": {"app": "vllm"}}}])
+        lab.pod("a", **{"fairlead.io/model": "", "app": "vllm"})
+
+    async def check(lab: SourceHarness) -> None:
+        await lab.passing(lambda: lab.states() == ["Ready"])
+        assert "app=vllm" in {one.query.get("labelSelector") for one in lab.fake.calls}
+        await wait_until(lambda: lab.fake.watch_count == 4)
+        lab.model(engine={"kind": "external"}, pools=[{"endpoints": [{"url": "http://10.0.0.9:80"}]}])
+        await lab.passing(lambda: lab.fake.watch_count == 3)
+        await lab.passing(lambda: [one.id for one in lab.fleets[-1].instances["x/tiny"]] == ["10.0.0.9/80/0"])
+
+    run(check, before=before)
+
+
+def test_many_problems_are_cut() -> None:
+    def before(lab: SourceHarness) -> None:
+        for number in range(8):
+            lab.model(f"m{number}", pools=[])
+
+    async def check(lab: SourceHarness) -> None:
+        await lab.passing(lambda: len(lab.fleets) == 1)
+        notes = lab.source.warnings()
+        assert len(notes) == 6
+        assert notes[-1] == "and 3 more problems in the cluster"
+        assert InstanceState.READY not in lab.states()
+
+    run(check, before=before)
+
+
+def test_a_defect_that_one_object_brings_out_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a class did that only the compiled gateway could not read: the gateway never heard of any model again."""
+    value = Profile.to_engine_profile
+
+    def broken(self: Profile, name: str) -> EngineProfile:
+        if name == "broken":
+            raise AttributeError("no such thing")
+        return value(self, name)
+
+    monkeypatch.setattr(Profile, "to_engine_profile", broken)
+
+    async def check(lab: SourceHarness) -> None:
+        await lab.passing(lambda: bool(lab.fleets))
+        lab.fake.put(ACCELERATOR_CLASSES, None, "broken", spec={"profile": {"preset": "tiny-cpu"}})
+        await lab.passing(lambda: bool(lab.source.warnings()))
+        assert "the cluster cannot be understood, the last fleet stays: AttributeError" in lab.source.warnings()[0]
+        lab.fake.remove(ACCELERATOR_CLASSES, None, "broken")
+        lab.model("later")
+        await lab.passing(lambda: "x/later" in lab.fleets[-1].models)
+        assert lab.source.warnings() == []
+
+    run(check, before=lambda lab: lab.model())

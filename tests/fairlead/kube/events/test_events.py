@@ -1,0 +1,278 @@
+"""Events: what is written when, as a table, and the recorder before an API server that refuses and forgets."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+
+import pytest
+from fairlead_testing.fake_time import FakeTime
+from fairlead_testing.kube.fake_server import FakeApiServer, OrderedResponse, fake_api_server
+from fairlead_testing.waiting import wait_until
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fairlead.kube.client import KubeApi
+from fairlead.kube.events.aggregator import (
+    EventAggregator,
+    EventKey,
+    EventType,
+    ObjectReference,
+    truncate_utf8,
+    write_count,
+)
+from fairlead.kube.events.recorder import EventRecorder
+from fairlead.kube.resources import Manifest
+from fairlead.limits import Limits
+from fairlead.runtime.tasks import cancel_and_wait
+
+LIMITS = Limits()
+POD: Manifest = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p", "namespace": "x", "uid": "u"}}
+WALL = 1_800_000_000.0
+
+
+def event_key(note: str = "it is", name: str = "p", namespace: str = "x") -> EventKey:
+    return EventKey(ObjectReference("v1", "Pod", namespace, name, "u"), EventType.NORMAL, "Reason", "Act", note)
+
+
+def aggregator(**changed: float) -> EventAggregator:
+    return EventAggregator("fairlead.io/operator", "pod-1", replace(LIMITS, **changed))
+
+
+def test_an_event_says_all_that_the_api_server_asks_for() -> None:
+    table = aggregator()
+    table.add(event_key(), 0.0, WALL)
+    (write,) = table.due_writes(0.0)
+    event = dict(write.manifest or {})
+    name = event["metadata"].pop("name")
+    assert name.startswith("p.")
+    assert event == {
+        "apiVersion": "events.k8s.io/v1",
+        "kind": "Event",
+        "metadata": {"namespace": "x"},
+        "eventTime": "2027-01-15T08:00:00.000000Z",
+        "reportingController": "fairlead.io/operator",
+        "reportingInstance": "pod-1",
+        "type": "Normal",
+        "reason": "Reason",
+        "action": "Act",
+        "note": "it is",
+        "regarding": {"apiVersion": "v1", "kind": "Pod", "namespace": "x", "name": "p", "uid": "u"},
+    }
+    table.add(event_key(namespace=""), 0.0, WALL)
+    assert table.due_writes(0.0)[1].namespace == "default"
+
+
+def test_repetitions_are_counted_and_told_less_and_less_often() -> None:
+    table, told, now = aggregator(), list[tuple[float, int]](), 0.0
+    while now <= 700.0:
+        table.add(event_key(), now, WALL + now)
+        for write in table.due_writes(now):
+            told.append((now, write_count(write)))
+            table.on_written(write, write_count(write), now)
+        now += 1.0
+    assert told == [(0.0, 1), (10.0, 11), (30.0, 31), (70.0, 71), (150.0, 151), (310.0, 311), (610.0, 611)]
+    assert table.dropped == 0
+
+
+def test_after_a_long_quiet_it_is_news_again() -> None:
+    table = aggregator()
+    table.add(event_key(), 0.0, WALL)
+    (first,) = table.due_writes(0.0)
+    table.on_written(first, 1, 0.0)
+    table.add(event_key(), LIMITS.kube_series_end_seconds + 1, WALL + 400)
+    (second,) = table.due_writes(LIMITS.kube_series_end_seconds + 1)
+    assert second.manifest is not None
+    assert second.name != first.name
+
+
+def test_one_object_cannot_drown_the_others() -> None:
+    table = aggregator()
+    for number in range(100):
+        table.add(event_key(f"note {number}"), 0.0, WALL)
+    table.add(event_key(name="other"), 0.0, WALL)
+    assert len(table.due_writes(0.0)) == LIMITS.kube_event_burst + 1
+    assert table.dropped == 100 - LIMITS.kube_event_burst
+    table.add(event_key("later"), LIMITS.kube_event_refill_seconds, WALL)
+    assert len(table.due_writes(LIMITS.kube_event_refill_seconds)) == LIMITS.kube_event_burst + 2
+
+
+def test_what_waits_and_what_is_remembered_are_bounded() -> None:
+    table = aggregator(kube_events=10, kube_events_waiting=5)
+    for number in range(8):
+        table.add(event_key(name=f"p{number}"), 0.0, WALL)
+    assert (table.waiting, table.dropped) == (5, 3)
+    for write in table.due_writes(0.0):
+        table.on_written(write, 1, 0.0)
+    for number in range(8, 20):
+        table.add(event_key(name=f"p{number}"), 0.0, WALL)
+        for write in table.due_writes(0.0):
+            table.on_written(write, 1, 0.0)
+    assert (table.waiting, table.dropped, len(table._states)) == (0, 3, 10)
+
+
+def test_what_became_of_a_write_is_remembered() -> None:
+    table = aggregator()
+    table.add(event_key(), 0.0, WALL)
+    (write,) = table.due_writes(0.0)
+    table.on_postponed(write, 0.0)
+    assert table.due_writes(0.0) == []
+    assert table.next_due_at() == LIMITS.kube_series_seconds
+    table.on_rejected(write)
+    assert (table.waiting, table.dropped, table.next_due_at()) == (0, 1, None)
+    for done in (table.on_rejected, table.on_deleted):
+        done(write)
+    table.on_written(write, 1, 0.0)
+    assert (table.waiting, table.pending_writes()) == (0, [])
+
+
+@given(st.text(max_size=600), st.integers(3, 1200))
+def test_texts_are_cut_to_whole_characters(text: str, most: int) -> None:
+    found = truncate_utf8(text, most)
+    assert len(found.encode()) <= most
+    assert found == text or found.endswith("…") or "?" in found
+
+
+@given(st.lists(st.tuples(st.sampled_from("wlgn"), st.integers(0, 5)), max_size=60))
+def test_the_number_of_those_who_wait_is_right(steps: list[tuple[str, int]]) -> None:
+    table, now = aggregator(kube_events=4, kube_events_waiting=3), 0.0
+    for what, number in steps:
+        now += 20.0
+        if what == "n":
+            table.add(event_key(name=f"p{number}"), now, WALL + now)
+        for write in table.due_writes(now)[:number]:
+            if what == "w":
+                table.on_written(write, write_count(write), now)
+            elif what != "n":
+                (table.on_rejected if what == "l" else table.on_deleted)(write)
+        assert table.waiting == sum(not told.written for told in table._states.values())
+        assert table.waiting <= 4
+        assert len(table._states) <= 4
+
+
+# --- the recorder -------------------------------------------------------------------------------------------------------
+
+
+class RecorderHarness:
+    """A recorder that runs."""
+
+    def __init__(self, fake: FakeApiServer, time: FakeTime, recorder: EventRecorder) -> None:
+        self.fake, self.time, self.recorder = fake, time, recorder
+
+    def record(self, note: str = "it is", about: Manifest = POD) -> None:
+        self.recorder.record(about, EventType.WARNING, "Reason", "Act", note)
+
+    @property
+    def events(self) -> list[Manifest]:
+        return list(self.fake.objects.values())
+
+    def counts(self) -> list[int]:
+        return [event.get("series", {}).get("count", 1) for event in self.events]
+
+
+def run(check: Callable[[RecorderHarness], Awaitable[None]], *, running: bool = True) -> None:
+    async def main() -> None:
+        async with fake_api_server() as fake:
+            time = FakeTime()
+            async with KubeApi(fake.config(), time, lambda: 0.0, pause=time.pause) as api:
+                lab = RecorderHarness(
+                    fake, time, EventRecorder(api, "fairlead.io/operator", "pod-1", time, pause=time.pause)
+                )
+                task = asyncio.create_task(lab.recorder.run()) if running else None
+                try:
+                    await check(lab)
+                finally:
+                    await cancel_and_wait(task)
+
+    asyncio.run(main())
+
+
+def test_an_event_is_written_at_once_and_its_repetitions_later() -> None:
+    async def check(lab: RecorderHarness) -> None:
+        lab.record()
+        await wait_until(lambda: len(lab.events) == 1)
+        for _ in range(9):
+            lab.record()
+        lab.record("something else")
+        await wait_until(lambda: len(lab.events) == 2)
+        assert lab.counts() == [1, 1]
+        await wait_until(lambda: lab.time.pending_pauses == [10.0])
+        lab.time.advance(10.0)
+        await wait_until(lambda: sorted(lab.counts()) == [1, 10])
+        assert (lab.fake.call_count("POST"), lab.fake.call_count("PATCH")) == (2, 1)
+        assert lab.recorder.dropped == 0
+
+    run(check)
+
+
+def test_an_event_that_has_run_out_is_made_anew() -> None:
+    async def check(lab: RecorderHarness) -> None:
+        lab.record()
+        await wait_until(lambda: len(lab.events) == 1)
+        lab.fake.objects.clear()
+        lab.record()
+        await wait_until(lambda: lab.time.pending_pauses == [10.0])
+        lab.time.advance(10.0)
+        await wait_until(lambda: lab.counts() == [2])
+
+    run(check)
+
+
+@pytest.mark.parametrize(
+    "order",
+    [OrderedResponse(403, "Forbidden", "namespace is being terminated"), OrderedResponse(404), OrderedResponse(422)],
+)
+def test_what_the_api_server_refuses_is_dropped_with_the_reason(order: OrderedResponse) -> None:
+    async def check(lab: RecorderHarness) -> None:
+        lab.fake.ordered_responses.append(order)
+        lab.record()
+        await wait_until(lambda: lab.recorder.dropped == 1)
+        assert order.message in str(lab.recorder.problem)
+        lab.record("the next")
+        await wait_until(lambda: len(lab.events) == 1)
+        await wait_until(lambda: lab.recorder.problem is None)
+
+    run(check)
+
+
+def test_while_the_api_server_is_away_events_wait() -> None:
+    async def check(lab: RecorderHarness) -> None:
+        lab.fake.ordered_responses.extend([OrderedResponse(reset=True)] * 3)
+        for note in ("a", "b", "c"):
+            lab.record(note)
+        await wait_until(lambda: lab.time.pending_pauses == [10.0])
+        assert (lab.events, lab.recorder.problem is None) == ([], False)
+        lab.time.advance(10.0)
+        await wait_until(lambda: len(lab.events) == 3)
+        assert lab.recorder.dropped == 0
+
+    run(check)
+
+
+def test_an_answer_that_was_lost_makes_no_second_event() -> None:
+    async def check(lab: RecorderHarness) -> None:
+        lab.fake.ordered_responses.append(OrderedResponse(500, takes_effect=True))
+        lab.record()
+        await wait_until(lambda: lab.time.pending_pauses == [10.0])
+        lab.time.advance(10.0)
+        await wait_until(lambda: lab.fake.call_count("POST") == 2)
+        await wait_until(lambda: lab.recorder._aggregator.waiting == 0)
+        assert lab.counts() == [1]
+
+    run(check)
+
+
+def test_at_the_end_the_rest_is_written_but_not_for_ever() -> None:
+    async def check(lab: RecorderHarness) -> None:
+        lab.record("a")
+        lab.record("b")
+        await lab.recorder.flush()
+        assert len(lab.events) == 2
+        lab.record("c")
+        lab.fake.ordered_responses.extend([OrderedResponse(503, headers={"Retry-After": "20"})] * 9)
+        flushing = asyncio.create_task(lab.recorder.flush())
+        await wait_until(lambda: 5.0 in lab.time.pending_pauses and len(lab.time.pending_pauses) == 2)
+        lab.time.advance(5.0)
+        await flushing
+        assert len(lab.events) == 2
+
+    run(check, running=False)

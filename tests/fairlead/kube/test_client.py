@@ -1,0 +1,417 @@
+"""``KubeApi`` over real sockets: what it sends, what it sends again, and what it never does twice."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fairlead_testing.fake_time import InstantTime
+from fairlead_testing.kube.fake_server import FakeApiServer, OrderedResponse, fake_api_server
+from fairlead_testing.waiting import wait_until
+
+from fairlead.kube.client import KubeApi
+from fairlead.kube.errors import (
+    AlreadyExists,
+    Conflict,
+    EvictionBlocked,
+    Gone,
+    Invalid,
+    NotFound,
+    TooManyRequests,
+    Unauthenticated,
+    Unreachable,
+)
+from fairlead.kube.resources import CONFIG_MAPS, MODEL_DEPLOYMENTS, NODES, PODS, Manifest
+from fairlead.kube.transport.kubeconfig import ClusterConfig
+from fairlead.kube.watch_events import WatchEventType
+from fairlead.limits import Limits
+from fairlead.runtime.clock import ManualClock
+
+MAP: Manifest = {
+    "apiVersion": "v1",
+    "kind": "ConfigMap",
+    "metadata": {"name": "m", "namespace": "x"},
+    "data": {"a": "1"},
+}
+Check = Callable[[FakeApiServer, KubeApi, InstantTime], Awaitable[None]]
+
+
+def run(check: Check, limits: Limits | None = None, **access: Any) -> None:
+    async def main() -> None:
+        async with fake_api_server() as fake:
+            time = InstantTime()
+            async with KubeApi(fake.config(**access), time, lambda: 0.0, limits=limits, pause=time.pause) as api:
+                await check(fake, api, time)
+
+    asyncio.run(main())
+
+
+def test_applying_creates_then_changes_nothing() -> None:
+    async def check(fake: FakeApiServer, api: KubeApi, time: InstantTime) -> None:
+        first = await api.apply(MAP, "operator")
+        again = await api.apply(MAP, "operator", force=False, dry_run=True)
+        assert first == again == await api.get(CONFIG_MAPS, "x", "m")
+        sent = fake.calls[0]
+        assert (sent.method, sent.path) == ("PATCH", "/api/v1/namespaces/x/configmaps/m")
+        assert sent.content == "application/apply-patch+yaml"
+        assert sent.query == {"fieldManager": "operator", "force": "true", "fieldValidation": "Strict"}
+        assert fake.calls[1].query["force"] == "false"
+        assert fake.calls[1].query["dryRun"] == "All"
+
+    run(check)
+
+
+def test_a_status_is_applied_without_the_rest() -> None:
+    async def check(fake: FakeApiServer, api: KubeApi, time: InstantTime) -> None:
+        fake.put(MODEL_DEPLOYMENTS, "x", "m", spec={"a": 1})
+        whole = {
+            "apiVersion": "serving.fairlead.io/v1alpha1",
+            "kind": "ModelDeployment",
+            "metadata": {"name": "m", "namespace": "x", "labels": {"not": "sent"}},
+            "spec": {"a": 2},
+            "status": {"ready": 1},
+        }
+        found = await api.apply_status(whole, "operator")
+        assert (found["spec"], found["status"]) == ({"a": 1}, {"ready": 1})
+        assert "labels" not in found["metadata"]
+        assert fake.calls[-1].path.endswith("/modeldeployments/m/status")
+
+    run(check)
+
+
+def test_creating_patching_deleting_evicting() -> None:
+    async def check(fake: FakeApiServer, api: KubeApi, time: InstantTime) -> None:
+        made = await api.create(MAP, "operator")
+        with pytest.raises(AlreadyExists):
+            await api.create(MAP, "operator")
+        stale = {"metadata": {"resourceVersion": "1"}, "data": {"a": "2"}}
+        with pytest.raises(Conflict):
+            await api.patch_merge(CONFIG_MAPS, "x", "m", stale, "operator")
+        changed = await api.patch_merge(CONFIG_MAPS, "x", "m", {"data": {"a": None, "b": "2"}}, "operator")
+        assert changed["data"] == {"b": "2"}
+        assert not await api.delete(CONFIG_MAPS, "x", "m", uid="another")
+        assert await api.delete(CONFIG_MAPS, "x", "m", uid=made["metadata"]["uid"])
+        assert not await api.delete(CONFIG_MAPS, "x", "m")
+        fake.put(PODS, "x", "p")
+        assert await api.evict("x", "p")
+        assert not await api.evict("x", "p")
+        with pytest.raises(NotFound):
+            await api.get(PODS, "x", "p")
+
+    run(check)
+
+
+def test_a_budget_that_refuses_an_eviction_is_asked_once() -> None:
+    async def check(fake: FakeApiServer, api: KubeApi, time: InstantTime) -> None:
+        fake.put(PODS, "x", "p")
+        fake.ordered_responses.append(OrderedResponse(429, "TooManyRequests", causes=({"reason": "DisruptionBudget"},)))
+        with pytest.raises(EvictionBlocked):
+            await api.evict("x", "p", uid="uid-1")
+        assert len(fake.calls) == 1
+
+    run(check)
+
+
+def test_a_list_is_read_page_by_page_and_says_what_its_items_are() -> None:
+    async def check(fake: FakeApiServer, api: KubeApi, time: InstantTime) -> None:
+        fake.bare = True
+        for number in range(5):
+            fake.put(PODS, f"n{number % 2}", f"p{number}")
+        fake.put(NODES, None, "node")
+        found = await api.list(PODS, limit=2, labels="a=b", fields="c=d")
+        assert sorted(item["metadata"]["name"] for item in found.items) == ["p0", "p1", "p2", "p3", "p4"]
+        assert {(item["apiVersion"], item["kind"]) for item in found.items} == {("v1", "Pod")}
+        assert found.resource_version == "106"
+        assert [(one.query["limit"], one.query["labelSelector"]) for one in fake.calls] == [("2", "a=b")] * 3
+        assert len((await api.list(PODS, "n1")).items) == 2
+
+    run(check)
+
+
+def test_a_list_whose_snapshot_is_forgotten_is_read_once_more_in_one_piece() -> None:
+    async def check(fake: FakeApiServer, api: KubeApi, time: InstantTime) -> None:
+        for number in range(3):
+            fake.put(PODS, "x", f"p{number}")
+        fake.ordered_responses += [OrderedResponse(410, "Expired")]
+        assert len((await api.list(PODS, limit=2)).items) == 3
+        assert "limit" not in fake.calls[-1].query
+        fake.ordered_responses += [OrderedResponse(410, "Expired"), OrderedResponse(410, "Expired")]
+        with pytest.raises(Gone):
+            await api.list(PODS, limit=2)
+
+    run(check)
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        OrderedResponse(429, headers={"Retry-After": "3"}),
+        OrderedResponse(503),
+        OrderedResponse(500, body=b"<html>"),
+        OrderedResponse(reset=True),
+    ],
+)
+def test_what_passes_is_waited_out(order: OrderedResponse) -> None:
+    async def check(fake: FakeApiServer, api: KubeApi, time: InstantTime) -> None:
+        fake.ordered_responses += [order, order]
+        assert (await api.apply(MAP, "operator"))["data"] == {"a": "1"}
+        assert len(fake.calls) == 3
+        asked = 3.0 if order.headers else 0.0
+        assert time.pauses == pytest.approx([asked + 0.1, asked + 0.2])
+
+    run(check)
+
+
+def test_what_does_not_pass_is_told_with_the_reason() -> None:
+    async def check(fake: FakeApiServer, api: KubeApi, time: InstantTime) -> None:
+        fake.ordered_responses.extend([OrderedResponse(503, message="etcd is away")] * 5)
+        with pytest.raises(Unreachable, match="etcd is away"):
+            await api.get(PODS, "x", "p")
+        assert len(time.pauses) == 4
+        fake.ordered_responses.append(OrderedResponse(429, headers={"Retry-After": "100"}))
+        with pytest.raises(TooManyRequests) as raised:
+            await api.get(PODS, "x", "p")
+        assert raised.value.retry_after_seconds == 100.0
+        assert len(time.pauses) == 4
+
+    run(check)
+
+
+@pytest.mark.parametrize(
+    "order", [OrderedResponse(reset=True, takes_effect=True), OrderedResponse(500, takes_effect=True)]
+)
+def test_a_creation_whose_answer_is_lost_is_not_sent_again(order: OrderedResponse) -> None:
+    async def check(fake: FakeApiServer, api: KubeApi, time: InstantTime) -> None:
+        fake.ordered_responses.append(order)
+        with pytest.raises(Unreachable):
+            await api.create(MAP, "operator")
+        assert fake.call_count("POST") == 1
+        assert (await api.get(CONFIG_MAPS, "x", "m"))["data"] == {"a": "1"}
+
+    run(check)
+
+
+def test_a_creation_that_was_turned_away_is_sent_again() -> None:
+    async def check(fake: FakeApiServer, api: KubeApi, time: InstantTime) -> None:
+        fake.ordered_responses += [OrderedResponse(429), OrderedResponse(503, headers={"Retry-After": "1"})]
+        assert (await api.create(MAP, "operator"))["data"] == {"a": "1"}
+        assert fake.call_count("POST") == 3
+
+    run(check)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_deletion_whose_answer_is_lost_meets_no_new_object_of_the_same_name(known: bool) -> None:
+    async def main() -> None:
+        async with fake_api_server() as fake:
+
+            async def meanwhile(seconds: float) -> None:
+                fake.put(PODS, "x", "p")
+
+            async with KubeApi(fake.config(), ManualClock(), lambda: 0.0, pause=meanwhile) as api:
+                uid = fake.put(PODS, "x", "p")["metadata"]["uid"]
+                looked = OrderedResponse(200, body=b'{"metadata": {"uid": "%s"}}' % uid.encode())
+                fake.ordered_responses += [*([] if known else [looked]), OrderedResponse(503, takes_effect=True)]
+                assert not await api.delete(PODS, "x", "p", uid=uid if known else None)  # the first one did it
+            assert [item["metadata"]["uid"] for item in fake.objects.values()] == ["uid-2"]
+
+    asyncio.run(main())
+
+
+def test_a_refused_connection_is_tried_again_even_for_a_creation() -> None:
+    async def main() -> None:
+        async with fake_api_server() as fake:
+            access = fake.config()
+        time = InstantTime()
+        async with KubeApi(access, time, lambda: 0.0, pause=time.pause) as api:
+            with pytest.raises(Unreachable, match="from a test"):
+                await api.create(MAP, "operator")
+        assert len(time.pauses) == 4
+
+    asyncio.run(main())
+
+
+def test_a_token_that_was_rotated_is_read_again_at_once(tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text("old")
+
+    async def check(fake: FakeApiServer, api: KubeApi, time: InstantTime) -> None:
+        fake.token = "old"
+        await api.apply(MAP, "operator")
+        fake.token = "new"
+        file.write_text("new")
+        await api.apply(MAP, "operator")
+        assert [one.token for one in fake.calls] == ["old", "old", "new"]
+        fake.token = "newer"
+        with pytest.raises(Unauthenticated, match="not accepted"):
+            await api.apply(MAP, "operator")
+        assert len(fake.calls) == 5
+        assert time.pauses == []
+
+    run(check, token_file=file)
+
+
+def test_an_unknown_token_that_cannot_change_is_asked_once() -> None:
+    async def check(fake: FakeApiServer, api: KubeApi, time: InstantTime) -> None:
+        fake.token = "another"
+        with pytest.raises(Unauthenticated) as raised:
+            await api.list(PODS)
+        assert "t-o-k-e-n" not in str(raised.value)
+        assert len(fake.calls) == 1
+
+    run(check, token="t-o-k-e-n")
+
+
+@pytest.mark.parametrize(
+    ("order", "words"),
+    [
+        (OrderedResponse(200, body=b"{"), "no JSON"),
+        (OrderedResponse(200, body=b"[]"), "no object"),
+        (OrderedResponse(200, body=b'"%s"' % (b"x" * 4096)), "more than 1024 bytes"),
+    ],
+)
+def test_an_answer_that_is_none_is_unreachable(order: OrderedResponse, words: str) -> None:
+    async def check(fake: FakeApiServer, api: KubeApi, time: InstantTime) -> None:
+        fake.ordered_responses.append(order)
+        with pytest.raises(Unreachable, match=words):
+            await api.get(PODS, "x", "p")
+
+    run(check, replace(Limits(), kube_response_bytes=1024, kube_attempts=1))
+
+
+def test_a_redirection_is_not_followed() -> None:
+    async def check(fake: FakeApiServer, api: KubeApi, time: InstantTime) -> None:
+        fake.ordered_responses.append(OrderedResponse(302, headers={"Location": f"{fake.url}/elsewhere"}))
+        with pytest.raises(Invalid):
+            await api.get(PODS, "x", "p")
+        assert len(fake.calls) == 1
+
+    run(check, token="t")
+
+
+def test_an_api_server_that_is_silent_is_given_up() -> None:
+    async def main() -> None:
+        async def mute(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.read()
+            writer.close()
+            await writer.wait_closed()
+            left.release()
+
+        left = asyncio.Semaphore(0)
+        server = await asyncio.start_server(mute, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        access, time = ClusterConfig(f"http://127.0.0.1:{port}", "a test"), InstantTime()
+        limits = replace(Limits(), kube_response_seconds=0.05, kube_attempts=2)
+        async with KubeApi(access, time, lambda: 0.0, limits=limits, pause=time.pause) as api:
+            with pytest.raises(Unreachable, match="Timeout"):
+                await api.get(PODS, "x", "p")
+        assert len(time.pauses) == 1
+        server.close()
+        for _ in range(2):
+            await left.acquire()
+
+    asyncio.run(main())
+
+
+def test_a_kind_is_served_when_the_api_server_lists_it() -> None:
+    async def check(fake: FakeApiServer, api: KubeApi, time: InstantTime) -> None:
+        assert not await api.has_resource(MODEL_DEPLOYMENTS)
+        fake.ordered_responses.append(OrderedResponse(200, body=b'{"resources": [{"name": "pods"}]}'))
+        assert await api.has_resource(PODS)
+        fake.ordered_responses.append(OrderedResponse(200, body=b'{"gitVersion": "v1.36.3"}'))
+        assert await api.version() == "v1.36.3"
+
+    run(check)
+
+
+# --- watching -----------------------------------------------------------------------------------------------------------
+
+
+async def told(fake: FakeApiServer, api: KubeApi, since: str, most: int) -> list[tuple[WatchEventType, str]]:
+    found: list[tuple[WatchEventType, str]] = []
+    async with aclosing(api.watch(PODS, "x", resource_version=since, seconds=300.4)) as changes:
+        async for change in changes:
+            found.append((change.type, change.object["metadata"].get("name", "")))
+            if len(found) == most:
+                break
+    return found
+
+
+def test_a_watch_tells_what_happens_until_it_ends() -> None:
+    async def check(fake: FakeApiServer, api: KubeApi, time: InstantTime) -> None:
+        since = fake.put(PODS, "x", "a")["metadata"]["resourceVersion"]
+        fake.put(PODS, "y", "elsewhere")
+        fake.put(PODS, "x", "b")
+        fake.put(PODS, "x", "b", spec={"nodeName": "n"})
+        fake.remove(PODS, "x", "a")
+        expected = [(WatchEventType.ADDED, "b"), (WatchEventType.MODIFIED, "b"), (WatchEventType.DELETED, "a")]
+        assert await told(fake, api, since, 3) == expected
+        asked = fake.calls[-1].query
+        assert (asked["allowWatchBookmarks"], asked["timeoutSeconds"]) == ("true", "300")
+
+    run(check)
+
+
+def test_many_watches_leave_connections_for_requests() -> None:
+    """Nine namespaces of an operator that watches twelve kinds in each are more than an HTTP client opens by itself."""
+
+    async def check(fake: FakeApiServer, api: KubeApi, time: InstantTime) -> None:
+        since = fake.put(PODS, "x", "a")["metadata"]["resourceVersion"]
+        watches = [asyncio.ensure_future(told(fake, api, since, 1)) for _ in range(110)]
+        await wait_until(lambda: fake.watch_count == len(watches))
+        fake.put(PODS, "x", "b")
+        assert await asyncio.gather(*watches) == [[(WatchEventType.ADDED, "b")]] * len(watches)
+
+    run(check)
+
+
+def test_a_watch_from_a_forgotten_version_is_gone() -> None:
+    async def check(fake: FakeApiServer, api: KubeApi, time: InstantTime) -> None:
+        fake.put(PODS, "x", "a")
+        fake.forget()
+        with pytest.raises(Gone, match="too old resource version"):
+            await told(fake, api, "1", 1)
+        fake.ordered_watch_responses.append(OrderedResponse(410, "Expired"))
+        with pytest.raises(Gone):
+            await told(fake, api, "101", 1)
+
+    run(check)
+
+
+def test_a_watch_is_tried_once_but_for_a_rotated_token(tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text("old")
+
+    async def check(fake: FakeApiServer, api: KubeApi, time: InstantTime) -> None:
+        fake.token = "old"
+        fake.put(PODS, "x", "a")
+        await api.list(PODS)
+        fake.token = "new"
+        file.write_text("new")
+        assert await told(fake, api, "100", 1) == [(WatchEventType.ADDED, "a")]
+        fake.ordered_watch_responses += [
+            OrderedResponse(503),
+            OrderedResponse(reset=True),
+            OrderedResponse(reset=True),
+        ]  # aiohttp itself tries an old connection's once more
+        for _ in range(2):
+            with pytest.raises(Unreachable):
+                await told(fake, api, "100", 1)
+        assert time.pauses == []
+
+    run(check, token_file=file)
+
+
+@pytest.mark.parametrize(
+    "line", [b"{}", b"[]", b"x", b'{"type": "ADDED", "object": 3}', b'{"type": "NEW", "object": {}}', b"y" * 5000]
+)
+def test_what_is_no_event_breaks_the_watch(line: bytes) -> None:
+    async def check(fake: FakeApiServer, api: KubeApi, time: InstantTime) -> None:
+        fake.ordered_watch_responses.append(OrderedResponse(200, body=line + b"\n" if len(line) < 100 else line))
+        with pytest.raises(Unreachable):
+            await told(fake, api, "100", 1)
+
+    run(check, replace(Limits(), kube_event_bytes=4096))

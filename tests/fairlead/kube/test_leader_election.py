@@ -1,0 +1,269 @@
+"""Leading: the decision over a lease, and candidates before an API server that is slow, away, or contradicts."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+from fairlead_testing.fake_time import FakeTime
+from fairlead_testing.kube.fake_server import FakeApiServer, OrderedResponse, fake_api_server
+from fairlead_testing.waiting import wait_until
+
+from fairlead.kube.client import KubeApi
+from fairlead.kube.leader_election import (
+    LeaderElector,
+    LeaseAction,
+    LeaseTiming,
+    ObservedLease,
+    decide,
+    lease_spec,
+    observe_lease,
+)
+from fairlead.kube.resources import LEASES, Manifest
+from fairlead.runtime.tasks import cancel_and_wait
+
+TIMING = LeaseTiming()
+PATH = "/apis/coordination.k8s.io/v1/namespaces/x/leases/operator"
+
+
+def observed(holder: str = "other", since: float = 0.0, lease_seconds: float = 15.0) -> ObservedLease:
+    return ObservedLease("7", holder, lease_seconds, 3, "2026-01-01T00:00:00.000000Z", since)
+
+
+@pytest.mark.parametrize(
+    ("lease", "now", "act", "reason"),
+    [
+        (None, 0.0, LeaseAction.CREATE, "there is no lease"),
+        (observed("me"), 1000.0, LeaseAction.RENEW, "it is ours"),
+        (observed(""), 0.0, LeaseAction.TAKE, "it was given back"),
+        (observed(), 14.9, LeaseAction.WAIT, "other holds it"),
+        (observed(), 15.0, LeaseAction.TAKE, "other has not renewed it for 15.0 s"),
+        (observed(lease_seconds=1.0, since=14.5), 15.0, LeaseAction.WAIT, "other holds it"),
+        (observed(since=100.0), 110.0, LeaseAction.WAIT, "other holds it"),
+    ],
+)
+def test_the_decision(lease: ObservedLease | None, now: float, act: LeaseAction, reason: str) -> None:
+    step = decide(lease, "me", now)
+    assert (step.action, step.reason) == (act, reason)
+
+
+def test_the_time_of_a_lease_is_that_of_whoever_looks() -> None:
+    lease: Manifest = {
+        "metadata": {"resourceVersion": "1"},
+        "spec": {"holderIdentity": "o", "leaseDurationSeconds": 15},
+    }
+    first = observe_lease(lease, None, 10.0)
+    assert (first.observed_at, first.lease_seconds) == (10.0, 15.0)
+    assert observe_lease(lease, first, 20.0) == first
+    lease["spec"]["renewTime"] = "1999-01-01T00:00:00.000000Z"
+    assert observe_lease(lease, first, 20.0) == first  # what its holder's clock says does not matter
+    lease["metadata"]["resourceVersion"] = "2"
+    assert observe_lease(lease, first, 20.0).observed_at == 20.0
+    assert observe_lease({"metadata": {"resourceVersion": "1"}}, None, 0.0).lease_seconds == TIMING.lease_seconds
+
+
+def test_a_renewal_keeps_when_it_was_acquired_and_a_change_of_hands_is_counted() -> None:
+    renewed = lease_spec(observed("me"), "me", TIMING, 1_800_000_000.0)
+    assert renewed["acquireTime"] == "2026-01-01T00:00:00.000000Z"
+    assert (renewed["renewTime"], renewed["leaseTransitions"]) == ("2027-01-15T08:00:00.000000Z", 3)
+    taken = lease_spec(observed(), "me", TIMING, 1_800_000_000.0)
+    assert (taken["holderIdentity"], taken["leaseTransitions"]) == ("me", 4)
+    assert taken["acquireTime"] == taken["renewTime"] == "2027-01-15T08:00:00.000000Z"
+    assert lease_spec(None, "me", TIMING, 0.0)["leaseTransitions"] == 0
+
+
+def test_terms_that_let_two_lead_are_refused() -> None:
+    with pytest.raises(ValueError, match="lease_seconds > renew_seconds"):
+        LeaseTiming(lease_seconds=10.0, renew_seconds=10.0)
+
+
+# --- candidates ---------------------------------------------------------------------------------------------------------
+
+
+class ElectionHarness:
+    """An API server and candidates, in one time."""
+
+    def __init__(self, fake: FakeApiServer) -> None:
+        self.fake = fake
+        self.time = FakeTime()
+        self.apis: list[KubeApi] = []
+        self.tasks: list[asyncio.Task[None]] = []
+        self.lost: dict[str, str] = {}
+
+    def candidate(self, me: str) -> LeaderElector:
+        api = KubeApi(self.fake.config(), self.time, lambda: 0.0, pause=self.time.pause)
+        self.apis.append(api)
+        election = LeaderElector(api, "x", "operator", me, self.time, lambda: 0.0, pause=self.time.pause)
+
+        async def run() -> None:
+            await election.acquire()
+            self.lost[me] = await election.hold()
+
+        self.tasks.append(asyncio.create_task(run()))
+        return election
+
+    async def passing(self, condition: Callable[[], bool], seconds: float = 0.5) -> None:
+        """Let time pass in small steps until ``condition`` holds; nobody's request is left behind."""
+
+        def turned() -> bool:
+            if condition():
+                return True
+            self.time.advance(seconds)
+            return False
+
+        await wait_until(turned)
+
+    @property
+    def holder(self) -> str:
+        return str(self.fake.objects[PATH]["spec"]["holderIdentity"])
+
+
+def run(check: Callable[[ElectionHarness], Awaitable[None]]) -> None:
+    async def main() -> None:
+        async with fake_api_server() as fake:
+            lab = ElectionHarness(fake)
+            try:
+                await check(lab)
+            finally:
+                for task in lab.tasks:
+                    await cancel_and_wait(task)
+                for api in lab.apis:
+                    await api.close()
+
+    asyncio.run(main())
+
+
+def test_one_leads_and_the_other_waits() -> None:
+    async def check(lab: ElectionHarness) -> None:
+        one = lab.candidate("one")
+        await wait_until(lambda: one.is_leading)
+        two = lab.candidate("two")
+        await wait_until(lambda: two.reason == "one holds it")
+        first = lab.fake.objects[PATH]["metadata"]["resourceVersion"]
+        await lab.passing(lambda: int(lab.fake.objects[PATH]["metadata"]["resourceVersion"]) > int(first) + 3)
+        assert (one.is_leading, two.is_leading, two.holder) == (True, False, "one")
+        assert lab.fake.objects[PATH]["spec"]["leaseTransitions"] == 0
+
+    run(check)
+
+
+def test_who_gives_it_back_is_followed_at_once() -> None:
+    async def check(lab: ElectionHarness) -> None:
+        one = lab.candidate("one")
+        await wait_until(lambda: one.is_leading)
+        two = lab.candidate("two")
+        await wait_until(lambda: two.reason == "one holds it")
+        await cancel_and_wait(lab.tasks[0])
+        await one.release()
+        assert (one.is_leading, lab.holder) == (False, "")
+        before = lab.time.now()
+        await lab.passing(lambda: two.is_leading)
+        assert lab.time.now() - before < TIMING.lease_seconds
+        assert lab.holder == "two"
+
+    run(check)
+
+
+def test_who_dies_is_followed_when_the_lease_has_run_out_and_not_before() -> None:
+    async def check(lab: ElectionHarness) -> None:
+        one = lab.candidate("one")
+        await wait_until(lambda: one.is_leading)
+        await cancel_and_wait(lab.tasks[0])
+        two = lab.candidate("two")
+        await wait_until(lambda: two.reason == "one holds it")
+        before = lab.time.now()
+        await lab.passing(lambda: two.is_leading)
+        assert lab.time.now() - before >= TIMING.lease_seconds
+        assert not one.is_leading  # by its own clock, without having asked anybody
+        assert "one has not renewed it" in two.reason
+
+    run(check)
+
+
+@pytest.mark.parametrize(
+    "order", [OrderedResponse(503, message="etcd is away"), OrderedResponse(reset=True), OrderedResponse(mute=True)]
+)
+def test_an_api_server_that_goes_away_ends_leading_in_time(order: OrderedResponse) -> None:
+    async def check(lab: ElectionHarness) -> None:
+        one = lab.candidate("one")
+        await wait_until(lambda: one.is_leading)
+        lab.fake.ordered_responses.extend([order] * 1000)
+        began = lab.time.now()
+        await lab.passing(lambda: "one" in lab.lost)
+        assert not one.is_leading
+        assert lab.time.now() - began < TIMING.lease_seconds
+        lab.fake.ordered_responses.clear()
+        await one.acquire()
+        assert one.is_leading
+
+    run(check)
+
+
+def test_a_lost_answer_is_no_lost_lease() -> None:
+    async def check(lab: ElectionHarness) -> None:
+        one = lab.candidate("one")
+        await wait_until(lambda: one.is_leading)
+        lab.fake.ordered_responses.append(OrderedResponse(503, takes_effect=True))
+        version = int(lab.fake.objects[PATH]["metadata"]["resourceVersion"])
+        await lab.passing(lambda: int(lab.fake.objects[PATH]["metadata"]["resourceVersion"]) > version + 2)
+        assert one.is_leading
+        assert lab.lost == {}
+
+    run(check)
+
+
+def test_a_lease_that_somebody_took_is_lost_at_once() -> None:
+    async def check(lab: ElectionHarness) -> None:
+        one = lab.candidate("one")
+        await wait_until(lambda: one.is_leading)
+        spec = {**lab.fake.objects[PATH]["spec"], "holderIdentity": "two"}
+        lab.fake.put(LEASES, "x", "operator", spec=spec)
+        await lab.passing(lambda: "one" in lab.lost)
+        assert lab.lost["one"] == "two holds it"
+        assert not one.is_leading
+
+    run(check)
+
+
+def test_a_lease_that_somebody_deleted_is_made_again() -> None:
+    async def check(lab: ElectionHarness) -> None:
+        one = lab.candidate("one")
+        await wait_until(lambda: one.is_leading)
+        lab.fake.remove(LEASES, "x", "operator")
+        await lab.passing(lambda: PATH in lab.fake.objects)
+        assert (one.is_leading, lab.lost) == (True, {})
+
+    run(check)
+
+
+def test_two_that_find_no_lease_do_not_both_lead() -> None:
+    async def check(lab: ElectionHarness) -> None:
+        both = [lab.candidate("one"), lab.candidate("two")]
+        await lab.passing(lambda: sorted(one.reason for one in both)[0].endswith("holds it"))
+        assert sorted(one.is_leading for one in both) == [False, True]
+
+    run(check)
+
+
+def test_a_process_that_was_stopped_hears_the_truth_from_its_own_clock() -> None:
+    async def check(lab: ElectionHarness) -> None:
+        one = lab.candidate("one")
+        await wait_until(lambda: one.is_leading)
+        lab.time.advance(TIMING.renew_seconds)
+        assert not one.is_leading
+
+    run(check)
+
+
+def test_what_cannot_be_given_back_runs_out() -> None:
+    async def check(lab: ElectionHarness) -> None:
+        one = lab.candidate("one")
+        await one.release()
+        assert lab.fake.objects == {}
+        await wait_until(lambda: one.is_leading)
+        await cancel_and_wait(lab.tasks[0])
+        lab.fake.ordered_responses.append(OrderedResponse(403, "Forbidden", "may not"))
+        await one.release()
+        assert (one.is_leading, lab.holder) == (False, "one")
+        assert "may not" in one.reason
+
+    run(check)

@@ -1,0 +1,459 @@
+"""The same client before a real etcd and kube-apiserver: what only the real one knows, and what happens when it dies or freezes."""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from fairlead_testing.fake_time import FakeTime
+from fairlead_testing.kube.api_server import ApiServer
+from fairlead_testing.waiting import wait_until, wait_until_async
+
+from fairlead.kube.client import KubeApi
+from fairlead.kube.errors import (
+    AlreadyExists,
+    Conflict,
+    EvictionBlocked,
+    Forbidden,
+    Invalid,
+    NotFound,
+    Unauthenticated,
+    Unreachable,
+)
+from fairlead.kube.events.aggregator import EventType
+from fairlead.kube.events.recorder import EventRecorder
+from fairlead.kube.informer import Informer, InformerAction, InformerStep
+from fairlead.kube.leader_election import LeaderElector, LeaseTiming
+from fairlead.kube.resources import (
+    CONFIG_MAPS,
+    CONTROLLER_REVISIONS,
+    DEPLOYMENTS,
+    DISRUPTION_BUDGETS,
+    EVENTS,
+    LEASES,
+    MODEL_DEPLOYMENTS,
+    NAMESPACES,
+    NETWORK_POLICIES,
+    PODS,
+    SERVICE_ACCOUNTS,
+    SERVICES,
+    Manifest,
+    Resource,
+)
+from fairlead.kube.transport.http_transport import HttpRequest
+from fairlead.kube.watch_events import WatchEventType
+from fairlead.limits import Limits
+from fairlead.runtime.clock import SystemClock
+from fairlead.runtime.tasks import cancel_and_wait
+
+pytestmark = pytest.mark.api_server
+ROOT = Path(__file__).parents[3]
+Check = Callable[[KubeApi, str], Awaitable[None]]
+
+
+def of(resource: Resource, namespace: str | None, name: str, **more: Any) -> Manifest:
+    metadata = {"name": name} if namespace is None else {"name": name, "namespace": namespace}
+    return {"apiVersion": resource.api_version, "kind": resource.kind, "metadata": metadata, **more}
+
+
+def deployment(namespace: str, **spec: Any) -> Manifest:
+    labels = {"app": "x"}
+    pod = {"metadata": {"labels": labels}, "spec": {"containers": [{"name": "c", "image": "i"}]}}
+    whole = {"selector": {"matchLabels": labels}, "template": pod, **spec}
+    return of(DEPLOYMENTS, namespace, "d", spec=whole)
+
+
+def pod(namespace: str, name: str) -> Manifest:
+    return of(PODS, namespace, name, spec={"containers": [{"name": "c", "image": "i"}]})
+
+
+def client(server: ApiServer, **access: Any) -> KubeApi:
+    return KubeApi(replace(server.config(), **access), SystemClock(), lambda: 0.5)
+
+
+def run(server: ApiServer, check: Check, request: pytest.FixtureRequest) -> None:
+    """``check`` in a namespace that is named after the test."""
+    name = request.node.name.replace("_", "-").partition("[")[0][:60].strip("-")
+
+    async def main() -> None:
+        async with client(server) as api:
+            await api.apply(of(NAMESPACES, None, name), "test")
+            await check(api, name)
+
+    asyncio.run(main())
+
+
+def test_applying_the_same_again_writes_nothing(api_server: ApiServer, request: pytest.FixtureRequest) -> None:
+    async def check(api: KubeApi, namespace: str) -> None:
+        first = await api.apply(deployment(namespace, replicas=2), "operator")
+        second = await api.apply(deployment(namespace, replicas=2), "operator")
+        assert first["metadata"]["resourceVersion"] == second["metadata"]["resourceVersion"]
+        tried = await api.apply(deployment(namespace, replicas=5), "operator", dry_run=True)
+        assert tried["spec"]["replicas"] == 5
+        assert (await api.get(DEPLOYMENTS, namespace, "d"))["spec"]["replicas"] == 2
+        stale = deployment(namespace)
+        stale["metadata"]["resourceVersion"] = "1"
+        with pytest.raises(Conflict):
+            await api.apply(stale, "operator")
+
+    run(api_server, check, request)
+
+
+def test_the_owner_of_a_field_is_named_when_it_is_another(
+    api_server: ApiServer, request: pytest.FixtureRequest
+) -> None:
+    async def check(api: KubeApi, namespace: str) -> None:
+        await api.apply(deployment(namespace, replicas=2), "operator")
+        scaled = {"spec": {"replicas": 7}}
+        await api.patch_merge(DEPLOYMENTS, namespace, "d", scaled, "autoscaler", subresource="scale")
+        with pytest.raises(Conflict) as raised:
+            await api.apply(deployment(namespace, replicas=2), "operator", force=False)
+        assert [cause.field for cause in raised.value.causes] == [".spec.replicas"]
+        assert "autoscaler" in raised.value.causes[0].message
+        assert (await api.apply(deployment(namespace), "operator", force=False))["spec"]["replicas"] == 7
+
+    run(api_server, check, request)
+
+
+NEW = {
+    "Service": {"spec": {"ports": [{"port": 80}]}},
+    "ServiceAccount": {},
+    "PodDisruptionBudget": {"spec": {"minAvailable": 1, "selector": {"matchLabels": {"a": "b"}}}},
+    "NetworkPolicy": {"spec": {"podSelector": {}}},
+    "ControllerRevision": {"revision": 1, "data": {"a": "b"}},
+    "Deployment": {
+        "spec": {
+            "selector": {"matchLabels": {"a": "b"}},
+            "template": {
+                "metadata": {"labels": {"a": "b"}},
+                "spec": {"containers": [{"name": "c", "image": "i"}]},
+            },
+        }
+    },
+}
+KINDS = {
+    one.kind: one
+    for one in (SERVICES, SERVICE_ACCOUNTS, DISRUPTION_BUDGETS, NETWORK_POLICIES, CONTROLLER_REVISIONS, DEPLOYMENTS)
+}
+
+
+@pytest.mark.parametrize("kind", NEW)
+def test_what_is_applied_as_new_is_made_once_and_never_touches_what_is_there(
+    api_server: ApiServer, request: pytest.FixtureRequest, kind: str
+) -> None:
+    async def check(api: KubeApi, namespace: str) -> None:
+        two, one = (of(KINDS[kind], namespace, "s", **NEW[kind]) for _ in range(2))
+        two["metadata"]["labels"], one["metadata"]["labels"] = {"a": "1", "b": "2"}, {"a": "1"}
+        made = await api.apply_new(two, "me")
+        assert [(one["manager"], one["operation"]) for one in made["metadata"]["managedFields"]] == [("me", "Apply")]
+        with pytest.raises(AlreadyExists):
+            await api.apply_new(one, "me")
+        assert (await api.get(KINDS[kind], namespace, "s"))["metadata"] == made["metadata"]
+        applied = await api.apply(one, "me")
+        assert applied["metadata"]["labels"] == {"a": "1"}
+        assert applied["metadata"]["uid"] == made["metadata"]["uid"]
+
+    run(api_server, check, request)
+
+
+def test_two_managers_share_a_status(api_server: ApiServer, request: pytest.FixtureRequest) -> None:
+    async def check(api: KubeApi, namespace: str) -> None:
+        await api.apply(deployment(namespace), "operator")
+
+        def condition(kind: str, status: str) -> Manifest:
+            found = {"type": kind, "status": status, "reason": "R", "lastTransitionTime": "2026-01-01T00:00:00Z"}
+            return {**deployment(namespace), "status": {"conditions": [found]}}
+
+        await api.apply_status(condition("Ready", "True"), "operator")
+        await api.apply_status(condition("Autoscaling", "True"), "autoscaler")
+        found = await api.apply_status(condition("Ready", "False"), "operator")
+        states = {one["type"]: one["status"] for one in found["status"]["conditions"]}
+        assert states == {"Ready": "False", "Autoscaling": "True"}
+        assert found["metadata"]["generation"] == 1
+
+    run(api_server, check, request)
+
+
+def test_what_is_wrong_with_an_object_is_told_by_field(api_server: ApiServer, request: pytest.FixtureRequest) -> None:
+    async def check(api: KubeApi, namespace: str) -> None:
+        with pytest.raises(Invalid) as raised:
+            await api.apply(deployment(namespace, replicas=-1), "operator")
+        assert [(cause.field, cause.reason) for cause in raised.value.causes] == [
+            ("spec.replicas", "FieldValueInvalid")
+        ]
+        with pytest.raises(Invalid) as raised:
+            await api.apply(deployment(namespace, replicaz=1), "operator")
+        assert [cause.field for cause in raised.value.causes] == ["spec.replicaz"]
+        double = deployment(namespace)
+        double["spec"]["template"]["spec"]["containers"] *= 2
+        with pytest.raises(Invalid) as raised:
+            await api.apply(double, "operator")
+        assert [cause.field for cause in raised.value.causes] == ["spec.template.spec.containers"]
+        with pytest.raises(NotFound):
+            await api.apply(deployment("no-such-namespace"), "operator")
+
+    run(api_server, check, request)
+
+
+def test_creating_deleting_evicting(api_server: ApiServer, request: pytest.FixtureRequest) -> None:
+    async def check(api: KubeApi, namespace: str) -> None:
+        made = await api.create(pod(namespace, "p"), "test")
+        with pytest.raises(AlreadyExists):
+            await api.create(pod(namespace, "p"), "test")
+        assert not await api.delete(PODS, namespace, "p", uid="00000000-0000-0000-0000-000000000000")
+        assert await api.delete(PODS, namespace, "p", uid=made["metadata"]["uid"])
+        assert not await api.delete(PODS, namespace, "p")
+        budget = {"minAvailable": 1, "selector": {"matchLabels": {"app": "kept"}}}
+        await api.apply(of(DISRUPTION_BUDGETS, namespace, "b", spec=budget), "test")
+        kept = pod(namespace, "kept")
+        kept["metadata"]["labels"] = {"app": "kept"}
+        await api.create(kept, "test")
+        await api.apply_status({**kept, "status": {"phase": "Running"}}, "kubelet")
+        with pytest.raises(EvictionBlocked) as raised:
+            await api.evict(namespace, "kept")
+        assert raised.value.status == 429
+        await api.create(pod(namespace, "free"), "test")
+        assert await api.evict(namespace, "free")
+        assert not await api.evict(namespace, "free")
+
+    run(api_server, check, request)
+
+
+def test_our_own_kinds_are_served_once_they_are_there(api_server: ApiServer, request: pytest.FixtureRequest) -> None:
+    async def check(api: KubeApi, namespace: str) -> None:
+        assert (await api.version()).startswith("v1.")
+        assert await api.has_resource(PODS)
+        for file in sorted((ROOT / "crds").glob("*.yaml")):
+            await api.apply(yaml.safe_load(file.read_text()), "test")
+        await wait_until_async(lambda: api.has_resource(MODEL_DEPLOYMENTS))
+        assert (await api.list(MODEL_DEPLOYMENTS, namespace)).items == []
+        with pytest.raises(Invalid, match=r"spec\.unheard"):
+            await api.apply(of(MODEL_DEPLOYMENTS, namespace, "m", spec={"unheard": 1}), "test")
+
+    run(api_server, check, request)
+
+
+def test_who_may_not_is_told_so_and_who_is_not_known_too(
+    api_server: ApiServer, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    async def check(api: KubeApi, namespace: str) -> None:
+        async with client(api_server, acting_as="nobody", acting_groups=("system:authenticated",)) as nobody:
+            with pytest.raises(Forbidden, match='User "nobody" cannot list resource "secrets"'):
+                await nobody.list(Resource("", "v1", "secrets", "Secret"))
+        await api.apply(of(Resource("", "v1", "serviceaccounts", "ServiceAccount"), namespace, "robot"), "test")
+        path = f"/api/v1/namespaces/{namespace}/serviceaccounts/robot/token"
+        body = json.dumps({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}}).encode()
+        token = (await api._request(HttpRequest("POST", path, body=body)))["status"]["token"]
+        file = tmp_path / "token"
+        file.write_text("nonsense")
+        bare = {"certificate": None, "key": None, "certificate_file": None, "key_file": None}
+        async with client(api_server, **bare, token_file=file) as robot:
+            with pytest.raises(Unauthenticated):
+                await robot.list(PODS, namespace)
+            file.write_text(token)
+            with pytest.raises(Forbidden, match=f"system:serviceaccount:{namespace}:robot"):
+                await robot.list(PODS, namespace)
+        async with client(api_server, authority=None, authority_file=None) as trusting:
+            trusting._limits = replace(Limits(), kube_attempts=1)
+            with pytest.raises(Unreachable, match=r"certificate verify failed"):
+                await trusting.list(PODS)
+
+    run(api_server, check, request)
+
+
+def test_the_api_server_takes_our_events(api_server: ApiServer, request: pytest.FixtureRequest) -> None:
+    async def check(api: KubeApi, namespace: str) -> None:
+        time = FakeTime()
+        recorder = EventRecorder(api, "fairlead.io/operator", "pod-1", time, pause=time.pause)
+        about = await api.create(pod(namespace, "p"), "test")
+        task = asyncio.create_task(recorder.run())
+        try:
+            recorder.record(about, EventType.WARNING, "NoAccelerator", "Reconcile", "no node has enough accelerators")
+            recorder.record(about, EventType.NORMAL, "Long", "Reconcile", "ü" * 5000)
+            await wait_until(lambda: recorder._aggregator.waiting == 0)
+            for _ in range(4):
+                recorder.record(
+                    about, EventType.WARNING, "NoAccelerator", "Reconcile", "no node has enough accelerators"
+                )
+            await wait_until(lambda: 10.0 in time.pending_pauses)
+            time.advance(10.0)
+
+            async def counts() -> dict[str, int]:
+                found = (await api.list(EVENTS, namespace)).items
+                return {one["reason"]: one.get("series", {}).get("count", 1) for one in found}
+
+            async def counted() -> bool:
+                return await counts() == {"NoAccelerator": 5, "Long": 1}
+
+            await wait_until_async(counted)
+            assert (recorder.dropped, recorder.problem) == (0, None)
+            kube = await api.get(NAMESPACES, None, namespace)
+            recorder.record(kube, EventType.NORMAL, "Wide", "Reconcile", "about an object of the whole cluster")
+            await wait_until(lambda: recorder._aggregator.waiting == 0)
+            assert (recorder.dropped, recorder.problem) == (0, None)
+        finally:
+            await cancel_and_wait(task)
+
+    run(api_server, check, request)
+
+
+def test_one_leads_at_a_time(api_server: ApiServer, request: pytest.FixtureRequest) -> None:
+    async def check(api: KubeApi, namespace: str) -> None:
+        time, terms = FakeTime(), LeaseTiming()
+
+        def candidate(me: str) -> LeaderElector:
+            return LeaderElector(api, namespace, "operator", me, time, lambda: 0.0, pause=time.pause)
+
+        one, two = candidate("one"), candidate("two")
+        await one.acquire()
+        waiting = asyncio.create_task(two.acquire())
+        await wait_until(lambda: two.reason == "one holds it")
+        holding = asyncio.create_task(one.hold())
+
+        async def renewed() -> bool:
+            time.advance(0.5)
+            lease = await api.get(LEASES, namespace, "operator")
+            return int(lease["metadata"]["resourceVersion"]) > first
+
+        first = int((await api.get(LEASES, namespace, "operator"))["metadata"]["resourceVersion"])
+        await wait_until_async(renewed)
+        assert (one.is_leading, two.is_leading) == (True, False)
+        await cancel_and_wait(holding)
+        await one.release()
+
+        async def taken() -> bool:
+            time.advance(0.5)
+            return two.is_leading
+
+        before = time.now()
+        await wait_until_async(taken)
+        await waiting
+        assert time.now() - before < terms.lease_seconds
+        spec = (await api.get(LEASES, namespace, "operator"))["spec"]
+        assert (spec["holderIdentity"], spec["leaseTransitions"]) == ("two", 1)
+
+    run(api_server, check, request)
+
+
+# --- watching -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_watch_goes_on_after_the_api_server_ends_it(api_server: ApiServer, request: pytest.FixtureRequest) -> None:
+    async def check(api: KubeApi, namespace: str) -> None:
+        await api.create(of(CONFIG_MAPS, namespace, "a"), "test")
+        version = (await api.list(CONFIG_MAPS, namespace, limit=1)).resource_version
+        await api.create(of(CONFIG_MAPS, namespace, "b"), "test")
+        await api.delete(CONFIG_MAPS, namespace, "a")
+        found = [
+            (change.type, change.object["metadata"].get("name"))
+            async for change in api.watch(CONFIG_MAPS, namespace, resource_version=version, seconds=1)
+        ]
+        told = [pair for pair in found if pair[0] is not WatchEventType.BOOKMARK]
+        assert told == [(WatchEventType.ADDED, "b"), (WatchEventType.DELETED, "a")]
+
+    run(api_server, check, request)
+
+
+class ServerHarness:
+    """An informer of a namespace's ConfigMaps whose time the test turns."""
+
+    def __init__(self, api: KubeApi, namespace: str) -> None:
+        self.api, self.namespace, self.time = api, namespace, FakeTime()
+        self.steps: list[InformerStep] = []
+        self.heard: list[str] = []
+        self.informer = Informer(
+            api,
+            CONFIG_MAPS,
+            self.time,
+            lambda: 0.5,
+            namespace=namespace,
+            on_change=lambda change: self.heard.append(f"{change.type} {change.object['metadata']['name']}"),
+            report=self.steps.append,
+            pause=self.time.pause,
+        )
+
+    async def write(self, *names: str) -> None:
+        await asyncio.gather(*(self.api.apply(of(CONFIG_MAPS, self.namespace, name), "test") for name in names))
+
+    async def have(self, *names: str) -> None:
+        """Let all pauses but the watch for silence be over until the copy holds just these."""
+        wanted = {f"{self.namespace}/{name}" for name in names}
+
+        def there() -> bool:
+            short = [left for left in self.time.pending_pauses if left < Limits().kube_watch_silence_seconds / 2]
+            if short:
+                self.time.advance(short[0])
+            return set(self.informer.items) == wanted
+
+        await wait_until(there)
+
+
+def with_informer(
+    server: ApiServer, request: pytest.FixtureRequest, check: Callable[[ServerHarness], Awaitable[None]]
+) -> None:
+    async def main(api: KubeApi, namespace: str) -> None:
+        lab = ServerHarness(api, namespace)
+        task = asyncio.create_task(lab.informer.run())
+        try:
+            await check(lab)
+        finally:
+            await cancel_and_wait(task)
+
+    run(server, main, request)
+
+
+def test_a_burst_is_followed_without_listing_again(api_server: ApiServer, request: pytest.FixtureRequest) -> None:
+    names = [f"m{number}" for number in range(200)]
+
+    async def check(lab: ServerHarness) -> None:
+        await lab.informer.wait_synced()
+        await lab.write(*names)
+        await lab.have(*names)
+        assert sorted(lab.heard) == sorted(f"ADDED {name}" for name in names)
+        assert (lab.informer.list_count, lab.steps) == (1, [])
+        assert "managedFields" not in lab.informer.items[f"{lab.namespace}/m0"]["metadata"]
+
+    with_informer(api_server, request, check)
+
+
+def test_a_copy_outlives_an_api_server_that_is_killed(api_server: ApiServer, request: pytest.FixtureRequest) -> None:
+    async def check(lab: ServerHarness) -> None:
+        await lab.write("a", "b")
+        await lab.have("a", "b")
+        api_server.kill()
+        try:
+            await lab.have("a", "b")
+            await wait_until(lambda: lab.informer.problem is not None)
+        finally:
+            await asyncio.to_thread(api_server.start)
+        await lab.api.delete(CONFIG_MAPS, lab.namespace, "a")
+        await lab.write("c")
+        await lab.have("b", "c")
+        assert set(lab.heard) == {"ADDED a", "ADDED b", "DELETED a", "ADDED c"}
+        assert len(lab.heard) == 4
+
+    with_informer(api_server, request, check)
+
+
+def test_a_frozen_api_server_is_noticed_and_nothing_is_lost(
+    api_server: ApiServer, request: pytest.FixtureRequest
+) -> None:
+    async def check(lab: ServerHarness) -> None:
+        await lab.write("a")
+        await lab.have("a")
+        await wait_until(lambda: Limits().kube_watch_silence_seconds in lab.time.pending_pauses)
+        api_server.freeze()
+        try:
+            lab.time.advance(Limits().kube_watch_silence_seconds)
+            await wait_until(lambda: lab.informer.watch_count == 2)
+        finally:
+            api_server.thaw()
+        await lab.write("b")
+        await lab.have("a", "b")
+        assert (lab.steps[0].action, lab.heard) == (InformerAction.RESUME, ["ADDED a", "ADDED b"])
+
+    with_informer(api_server, request, check)

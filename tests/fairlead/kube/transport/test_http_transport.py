@@ -1,0 +1,250 @@
+"""``Wire`` over real sockets, against a server that says what it is told, byte for byte: kept connections, answers of every form."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Container
+
+import pytest
+from fairlead_testing.waiting import wait_until
+
+from fairlead.errors import BadInput
+from fairlead.kube.transport.http_transport import HttpRequest, HttpResponse, HttpTransport, NotSent
+
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+GET, POST = HttpRequest("GET", "/x"), HttpRequest("POST", "/x", body=b"{}", repeatable=False)
+
+
+class ScriptedServer:
+    """A server with an answer for each request, in turn, over all connections. None ends the connection without one.
+
+    ``closing`` are the numbers of the answers after which the connection is closed, without a word of it before. ``heads`` are
+    the requests that came.
+    """
+
+    def __init__(self, *answers: bytes | None, closing: Container[int] = ()) -> None:
+        self.answers = list(answers)
+        self.closing = closing
+        self.heads: list[bytes] = []
+        self.connections = 0
+        self.open = 0
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        self.open += 1
+        try:
+            while self.answers:
+                head = await reader.readuntil(b"\r\n\r\n")
+                length = next((int(line[15:]) for line in head.split(b"\r\n") if line.startswith(b"Content-Length")), 0)
+                self.heads.append(head + await reader.readexactly(length))
+                answer = self.answers.pop(0)
+                if answer is None:
+                    break
+                writer.write(answer)
+                await writer.drain()
+                if len(self.heads) in self.closing:
+                    break
+            else:
+                await reader.read()
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            self.open -= 1
+            writer.close()
+
+
+Check = Callable[[HttpTransport, ScriptedServer], Awaitable[None]]
+
+
+def run(scripted: ScriptedServer, check: Check, *, path: str = "") -> None:
+    async def main() -> None:
+        server = await asyncio.start_server(scripted.serve, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        wire = HttpTransport(f"http://127.0.0.1:{port}{path}", lambda: True, None, 5.0)
+        try:
+            await check(wire, scripted)
+        finally:
+            await wire.close()
+            server.close()
+        await wait_until(lambda: not scripted.open)
+
+    asyncio.run(main())
+
+
+async def send(wire: HttpTransport, ask: HttpRequest = GET, most: int = 1_000) -> HttpResponse:
+    return await wire.send(ask, (("User-Agent", "a test"),), 30.0, most, 5)
+
+
+def test_requests_go_one_after_the_other_over_one_connection() -> None:
+    async def check(wire: HttpTransport, scripted: ScriptedServer) -> None:
+        first, second = await send(wire), await send(wire, POST)
+        assert (
+            (first.status, first.body, first.truncated)
+            == (second.status, second.body, second.truncated)
+            == (200, b"ok", False)
+        )
+        assert scripted.connections == 1
+        assert scripted.heads[0].startswith(b"GET /base/x HTTP/1.1\r\nHost: 127.0.0.1:")
+        assert b"\r\nUser-Agent: a test\r\n" in scripted.heads[0]
+        assert scripted.heads[1].endswith(b"Content-Type: application/json\r\nContent-Length: 2\r\n\r\n{}")
+
+    run(ScriptedServer(OK, OK), check, path="/base/")
+
+
+def test_requests_at_once_have_a_connection_each() -> None:
+    async def check(wire: HttpTransport, scripted: ScriptedServer) -> None:
+        replies = await asyncio.gather(*(send(wire) for _ in range(5)))
+        assert [one.body for one in replies] == [b"ok"] * 5
+        assert 1 < scripted.connections <= 5
+
+    run(ScriptedServer(*[OK] * 5), check)
+
+
+def test_a_kept_connection_that_was_closed_meanwhile_is_replaced_unless_that_could_do_something_twice() -> None:
+    async def check(wire: HttpTransport, scripted: ScriptedServer) -> None:
+        await send(wire)
+        assert (await send(wire)).body == b"ok"  # the second request found an end in place of an answer
+        assert (len(scripted.heads), scripted.connections) == (3, 2)
+        with pytest.raises(ConnectionError):
+            await send(wire, POST)
+        assert (len(scripted.heads), scripted.connections) == (4, 2)
+
+    run(ScriptedServer(OK, None, OK, None, OK), check)
+
+
+def test_what_is_known_to_be_closed_is_not_asked() -> None:
+    async def check(wire: HttpTransport, scripted: ScriptedServer) -> None:
+        for _ in range(3):
+            assert (await send(wire, POST)).body == b"ok"
+            await wait_until(lambda: not wire.connection_count)
+        assert len(scripted.heads) == scripted.connections == 3
+
+    run(ScriptedServer(OK, OK, OK, closing=range(1, 9)), check)
+
+
+def test_a_new_connection_that_ends_without_an_answer_is_not_tried_again() -> None:
+    async def check(wire: HttpTransport, scripted: ScriptedServer) -> None:
+        with pytest.raises(ConnectionError):
+            await send(wire)
+        assert len(scripted.heads) == 1
+
+    run(ScriptedServer(None, OK), check)
+
+
+@pytest.mark.parametrize(
+    ("answer", "kept"),
+    [
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\no\r\n1\r\nk\r\n0\r\n\r\n", True),
+        (b"HTTP/1.1 100 Continue\r\n\r\n" + OK, True),
+        (b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok", False),
+        (b"HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\nok", False),
+    ],
+)
+def test_answers_of_every_form_are_read_whole(answer: bytes, kept: bool) -> None:
+    async def check(wire: HttpTransport, scripted: ScriptedServer) -> None:
+        assert (await send(wire)).body == b"ok"
+        assert (await send(wire)).body == b"ok"
+        assert scripted.connections == (1 if kept else 2)
+
+    run(ScriptedServer(answer, OK), check)
+
+
+def test_an_answer_without_a_length_ends_with_its_connection() -> None:
+    async def check(wire: HttpTransport, scripted: ScriptedServer) -> None:
+        assert (await send(wire)).body == b"all of it"
+
+    run(ScriptedServer(b"HTTP/1.1 200 OK\r\n\r\nall of it", OK, closing=range(1, 9)), check)
+
+
+def test_half_an_answer_is_none() -> None:
+    async def check(wire: HttpTransport, scripted: ScriptedServer) -> None:
+        await send(wire)
+        with pytest.raises(ConnectionError):
+            await send(wire)
+        assert len(scripted.heads) == 2  # also on a kept connection: its first byte had come
+
+    run(ScriptedServer(OK, b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nok", OK, closing={2}), check)
+
+
+def test_what_is_longer_than_asked_is_cut_and_its_connection_ended() -> None:
+    async def check(wire: HttpTransport, scripted: ScriptedServer) -> None:
+        long = await send(wire, most=4)
+        assert (long.body, long.truncated) == (b"1234", True)
+        refused = await send(wire)
+        assert (refused.status, refused.body, refused.truncated, refused.header("retry-after")) == (
+            429,
+            b"12345",
+            True,
+            "3",
+        )
+        assert (await send(wire)).body == b"ok"
+        assert scripted.connections == 3
+
+    refusal = b"HTTP/1.1 429 Later\r\nRetry-After: 3\r\nContent-Length: 9\r\n\r\n123456789"
+    run(ScriptedServer(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n123456789", refusal, OK), check)
+
+
+@pytest.mark.parametrize("answer", [b"SSH-2.0\r\n\r\n", b"HTTP/1.1 200 OK\r\nX: " + b"y" * 100_000])
+def test_what_is_no_answer_breaks_the_connection(answer: bytes) -> None:
+    async def check(wire: HttpTransport, scripted: ScriptedServer) -> None:
+        with pytest.raises(ConnectionError, match="answer"):
+            await send(wire)
+
+    run(ScriptedServer(answer, OK), check)
+
+
+def test_a_large_request_arrives_whole() -> None:
+    async def check(wire: HttpTransport, scripted: ScriptedServer) -> None:
+        body = bytes(range(256)) * 4_096
+        assert (await send(wire, HttpRequest("PUT", "/x", body=body))).body == b"ok"
+        assert scripted.heads[0].endswith(body)
+
+    run(ScriptedServer(OK), check)
+
+
+def test_one_who_gives_up_waiting_leaves_no_answer_for_the_next() -> None:
+    async def check(wire: HttpTransport, scripted: ScriptedServer) -> None:
+        with pytest.raises(TimeoutError):
+            await wire.send(GET, (), 0.02, 1_000, 5)
+        waiting = asyncio.ensure_future(send(wire))
+        await wait_until(lambda: len(scripted.heads) == 2)
+        waiting.cancel()
+        await asyncio.wait({waiting})
+        assert (await send(wire)).body == b"ok"
+        assert scripted.connections == 3
+
+    run(ScriptedServer(b"", b"", OK), check)
+
+
+def test_a_connection_that_is_made_while_its_client_is_closed_does_not_stay() -> None:
+    async def check(wire: HttpTransport, scripted: ScriptedServer) -> None:
+        waiting = asyncio.create_task(send(wire))
+        await asyncio.sleep(0)  # it has begun to connect
+        await wire.close()
+        with pytest.raises(NotSent, match="is closed"):
+            await waiting
+        await wait_until(lambda: wire.connection_count == 0 == scripted.open)
+
+    run(ScriptedServer(OK), check)
+
+
+def test_nobody_who_listens_means_that_nothing_was_sent() -> None:
+    async def main() -> None:
+        server = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        server.close()
+        await server.wait_closed()
+        with pytest.raises(NotSent, match="cannot connect"):
+            await send(HttpTransport(f"http://127.0.0.1:{port}", lambda: True, None, 5.0))
+
+    asyncio.run(main())
+
+
+def test_nothing_is_smuggled_into_a_request() -> None:
+    async def check(wire: HttpTransport, scripted: ScriptedServer) -> None:
+        with pytest.raises(BadInput, match="target"):
+            await send(wire, HttpRequest("GET", "/x HTTP/1.1\r\nHost: y"))
+        with pytest.raises(BadInput, match="control character") as raised:
+            await wire.send(GET, (("Authorization", "Bearer t\r\nX: y"),), 30.0, 10, 10)
+        assert "Bearer" not in str(raised.value)
+        assert not scripted.heads
+
+    run(ScriptedServer(OK), check)

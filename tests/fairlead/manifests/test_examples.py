@@ -1,0 +1,158 @@
+"""The examples are right, numbered without a gap, listed, and the bundled one is one of them.
+
+Those of intents come in pairs, on GPUs and simulated, of one shape; an API server takes them all, and the operator makes something of
+each. That the simulated ones become Ready and answer is ``e2e/kube/test_examples.py``.
+"""
+
+import asyncio
+import re
+from functools import partial
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from fairlead_testing.kube.api_server import ApiServer
+from fairlead_testing.kube.render_cases import default_context
+from fairlead_testing.waiting import wait_until_async
+
+from fairlead import __version__
+from fairlead.api import EngineKind, ModelDeployment
+from fairlead.kube.client import KubeApi
+from fairlead.kube.resources import ACCELERATOR_CLASSES, MODEL_DEPLOYMENTS, resource_of
+from fairlead.manifests.loader import load_manifests
+from fairlead.runtime.clock import SystemClock
+from fairlead_cli.lint import lint_paths
+from fairlead_operator.render import render_model
+
+ROOT = Path(__file__).parents[3]
+EXAMPLES = ROOT / "examples"
+FILES = sorted(EXAMPLES.glob("*.yaml"))
+INTENTS = ("single-model", "prefill-decode", "multi-node", "heterogeneous-pools", "external-engines")
+THEIRS = EXAMPLES / "external-engines" / "their-engines.yaml"
+ON_GPUS = sorted(EXAMPLES.glob("*/gpu*.yaml"))
+SIMULATED = sorted(EXAMPLES.glob("*/simulated*.yaml"))
+
+
+def relative_path(path: Path) -> str:
+    return str(path.relative_to(EXAMPLES))
+
+
+def load_only_model(path: Path) -> ModelDeployment:
+    (model,) = load_manifests([path]).models
+    return model
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_an_example_is_a_manifest_that_can_run_here(path: Path) -> None:
+    manifests = load_manifests([path])
+    assert 1 <= sum(pool.replicas.min for model in manifests.models for pool in model.spec.pools) <= 8
+    for model in manifests.models:
+        for pool in model.spec.pools:
+            assert manifests.engine_profile(pool) is not None
+
+
+def test_examples_are_numbered_and_listed() -> None:
+    assert [path.name[:2] for path in FILES] == [f"{number:02}" for number in range(1, len(FILES) + 1)]
+    listed = re.findall(r"^\| \[([^]]+)\]", (EXAMPLES / "README.md").read_text(), re.MULTILINE)
+    assert listed == [path.name for path in FILES]
+
+
+def test_the_bundled_example_is_the_second_one() -> None:
+    bundled = files("fairlead").joinpath("examples/eight-engines.yaml").read_text()
+    assert bundled == (EXAMPLES / "02-eight-engines.yaml").read_text()
+
+
+def test_the_first_example_is_the_smallest_manifest_there_is() -> None:
+    (model,) = load_manifests([FILES[0]]).models
+    assert model.model_dump(by_alias=True, exclude_unset=True) == {
+        "apiVersion": "serving.fairlead.io/v1alpha1",
+        "kind": "ModelDeployment",
+        "metadata": {"name": "qwen3-8b"},
+        "spec": {"model": {"source": "hf://Qwen/Qwen3-8B"}, "pools": [{"accelerator": "nvidia-l4"}]},
+    }
+
+
+# --- intents ------------------------------------------------------------------------------------------------------------
+
+
+def test_every_intent_is_there_in_pairs_and_the_readme_leads_to_each() -> None:
+    assert {path.parent.name for path in [*ON_GPUS, *SIMULATED]} == set(INTENTS)
+    every = sorted(EXAMPLES.glob("*/*.yaml"))
+    assert every == sorted([*ON_GPUS, *SIMULATED, THEIRS])
+    linked = re.findall(r"\]\(([a-z-]+/[a-z-]+\.yaml)\)", (EXAMPLES / "README.md").read_text())
+    assert sorted(linked) == [relative_path(path) for path in every]
+    assert list(dict.fromkeys(link.partition("/")[0] for link in linked)) == list(INTENTS)
+
+
+@pytest.mark.parametrize("path", [*ON_GPUS, *SIMULATED], ids=relative_path)
+def test_lint_finds_nothing(path: Path) -> None:
+    problems, counts = lint_paths([str(path)])
+    assert (problems, counts) == ([], [f"{path}: ok, 1 ModelDeployment"])
+
+
+@pytest.mark.parametrize(
+    ("real", "simulated"),
+    [
+        *(((f"{intent}/gpu.yaml"), f"{intent}/simulated.yaml") for intent in INTENTS),
+        ("prefill-decode/gpu-sglang.yaml", "prefill-decode/simulated-mooncake.yaml"),
+    ],
+)
+def test_a_simulated_one_has_the_shape_of_the_real_one(real: str, simulated: str) -> None:
+    one, other = load_only_model(EXAMPLES / real), load_only_model(EXAMPLES / simulated)
+
+    def shape(model: ModelDeployment) -> Any:
+        pools = [(pool.name, pool.role, pool.replicas, pool.parallelism) for pool in model.spec.pools]
+        return model.metadata.name, model.spec.kv_cache.transfer, model.spec.objectives, model.spec.routing, pools
+
+    assert one.spec.engine.kind in (EngineKind.VLLM, EngineKind.SGLANG, EngineKind.EXTERNAL)
+    assert other.spec.engine.kind in (EngineKind.SIM, EngineKind.EXTERNAL)
+    if one.spec.is_external:
+        assert one.spec.engine == other.spec.engine
+        assert other.spec.pools[0] == one.spec.pools[0]  # the others are addresses, which only their owners know
+    else:
+        assert shape(other) == shape(one)
+
+
+@pytest.mark.parametrize("path", [*ON_GPUS, *SIMULATED], ids=relative_path)
+def test_the_operator_makes_something_of_it(path: Path) -> None:
+    manifests = load_manifests([path])
+    (model,) = manifests.models
+    rendered = render_model(model, manifests.accelerators, default_context(leader_worker_sets=True))
+    assert rendered.problems == ()
+    kinds = {one["kind"] for one in rendered.manifests}
+    workload = "LeaderWorkerSet" if path.parent.name == "multi-node" else "Deployment"
+    assert (workload in kinds) is not model.spec.is_external
+    on_gpus = [one for one in rendered.manifests if "nvidia.com/gpu" in str(one)]
+    assert bool(on_gpus) is (path in ON_GPUS and not model.spec.is_external)
+
+
+def test_their_engines_are_what_the_simulated_manifest_adopts_and_of_this_release() -> None:
+    theirs = yaml.safe_load(THEIRS.read_text())
+    (pool,) = load_only_model(THEIRS.with_name("simulated.yaml")).spec.pools
+    template = theirs["spec"]["template"]
+    (container,) = template["spec"]["containers"]
+    assert pool.selector is not None
+    assert pool.selector.match_labels == template["metadata"]["labels"]
+    assert pool.selector.port == container["ports"][0]["containerPort"]
+    assert container["image"] == f"serving.fairlead.io/sim:{__version__}"
+    served = load_only_model(THEIRS.with_name("simulated.yaml")).spec.engine.served_model_name
+    assert f"--served-model-name={served}" in container["args"]
+
+
+@pytest.mark.api_server
+def test_a_real_api_server_takes_every_example(api_server: ApiServer) -> None:
+    async def main() -> None:
+        async with KubeApi(api_server.config(), SystemClock(), lambda: 0.5) as api:
+            for crd in sorted((ROOT / "crds").glob("*.yaml")):
+                await api.apply(yaml.safe_load(crd.read_text()), "test")
+            for resource in (MODEL_DEPLOYMENTS, ACCELERATOR_CLASSES):
+                await wait_until_async(partial(api.has_resource, resource))
+            for path in [*FILES, *ON_GPUS, *SIMULATED, THEIRS]:
+                for one in yaml.safe_load_all(path.read_text()):
+                    if resource_of(one).namespaced:
+                        one["metadata"]["namespace"] = "default"
+                    await api.apply(one, "test", dry_run=True)
+
+    asyncio.run(main())

@@ -1,0 +1,231 @@
+"""``fairlead lint`` as a user meets it: what it prints, word for word, and its exit codes."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fairlead.errors import BadInput
+from fairlead_cli.lint import MAX_SHOWN, lint
+
+EXAMPLES = Path(__file__).parents[3] / "examples"
+GOOD = (EXAMPLES / "01-smallest.yaml").read_text()
+GOLDEN = [
+    ("wrong type", GOOD.replace("[{accelerator: nvidia-l4}]", "nvidia-l4"), """\
+FILE:7: spec.pools: must be a list, not the text "nvidia-l4"
+    fix: write it for example `pools: [{accelerator: nvidia-l4}]`
+"""),
+    ("unknown field", GOOD.replace("pools:", "pool:"), """\
+FILE:5: spec.pools: is missing
+    fix: add it, for example `pools: [{accelerator: nvidia-l4}]`
+FILE:7: spec.pool: unknown field
+    fix: did you mean pools?
+"""),
+    ("bad duration", GOOD + "  objectives:\n    ttft: 5 seconds\n", """\
+FILE:9: spec.objectives.ttft: '5 seconds' is not a duration
+    fix: write it like 800ms, 2s or 1m30s
+"""),
+    ("missing pools", GOOD.replace("  pools: [{accelerator: nvidia-l4}]\n", ""), """\
+FILE:5: spec.pools: is missing
+    fix: add it, for example `pools: [{accelerator: nvidia-l4}]`
+"""),
+    ("negative replicas", GOOD.replace("nvidia-l4}", "nvidia-l4, replicas: {min: -2}}"), """\
+FILE:7: spec.pools[0].replicas.min: must be at least 0, not -2
+    fix: write a number that is at least 0
+"""),
+    ("replicas as in a Deployment", GOOD.replace("nvidia-l4}", "nvidia-l4, replicas: 3}"), """\
+FILE:7: spec.pools[0].replicas: must be a mapping (fields with values), not the number 3
+    fix: write it for example `replicas: {min: 3}`
+"""),
+    ("percent", GOOD + "  objectives: {target: 99.5, ttft: 1s}\n", """\
+FILE:8: spec.objectives.target: must be at most 1, not 99.5
+    fix: write 0.995 for 99.5 %
+"""),
+    ("a chart's template", GOOD.replace("nvidia-l4", "{{ .Values.accelerator }}"), """\
+FILE:7: (file): a template that has not been filled in
+    fix: render it first, for example with `helm template`
+"""),
+    ("a chart's template with a pipe", GOOD.replace("[{accelerator: nvidia-l4}]", "{{- toYaml .Values.pools | nindent 4 }}"), """\
+FILE:7: (file): a template that has not been filled in
+    fix: render it first, for example with `helm template`
+"""),
+    ("unknown accelerator", GOOD.replace("nvidia-l4", "nvidia-b300"), """\
+FILE:7: spec.pools[0].accelerator: no AcceleratorClass and no built-in one is called "nvidia-b300"
+    fix: did you mean nvidia-h100?
+"""),
+    ("tabs", GOOD.replace("  model:", "\tmodel:"), """\
+FILE:6: (file): a tab in the indentation; YAML is indented with spaces
+    fix: replace the tab by spaces
+"""),
+    ("duplicate key", GOOD + "  model: {source: 'hf://a/b'}\n", """\
+FILE:8: spec.model: the key "model" is already given on line 6
+    fix: keep one of the two
+"""),
+    ("not YAML", "{ this is: [not, yaml\n", """\
+FILE:2: (file): not YAML: did not find expected ',' or ']' (while parsing a flow sequence)
+    fix: check indentation, colons and quotes on and above this line
+"""),
+    ("empty file", "", """\
+FILE:1: (document): the file is empty
+    fix: begin with `apiVersion: serving.fairlead.io/v1alpha1`
+"""),
+    ("a fleet file", "models:\n  - name: tiny\n    instances: [{url: 'http://127.0.0.1'}, {url: ftp}]\n", """\
+FILE:3: models[0].instances[1].url: not an engine's URL: only http:// and https:// are spoken to engines
+    fix: write it like http://127.0.0.1:8000, http://[::1]:8000 or https://engine.example:8443
+"""),
+    ("several documents", GOOD + "---\n" + GOOD, """\
+FILE:12: metadata.name: the ModelDeployment default/qwen3-8b is already given in FILE:4
+    fix: remove one or rename it
+"""),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "said"), [item[1:] for item in GOLDEN], ids=[item[0] for item in GOLDEN])
+def test_what_is_said_of_a_mistake(
+    text: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("FILE").write_text(text)
+    assert lint(file=["FILE"]) == 1
+    told = capsys.readouterr()
+    assert told.out == said
+    count = said.count("FILE:") - said.count("in FILE:")
+    assert told.err == f"\n{count} problem{'s' if count > 1 else ''} in 1 file\n"
+
+
+def test_a_file_that_is_right_is_said_to_be(capsys: pytest.CaptureFixture[str]) -> None:
+    path = str(EXAMPLES / "02-eight-engines.yaml")
+    assert lint(file=[path]) == 0
+    assert capsys.readouterr().out == f"{path}: ok, 1 ModelDeployment\n"
+
+
+SCALED = GOOD.replace("nvidia-l4}", "nvidia-l4, replicas: {min: 1, max: 8}}") + "  autoscaling: {mode: Auto}\n"
+SCALED_WITH_SLO = SCALED + "  objectives: {ttft: 2s}\n"
+SPLIT = """\
+  pools:
+  - {name: ahead, role: Prefill, accelerator: nvidia-l4, replicas: {min: 2, max: 8}}
+  - {name: after, role: Decode, accelerator: nvidia-l4, replicas: {min: 3}}
+  kvCache: {transfer: Nixl}
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "notes"),
+    [
+        (SCALED_WITH_SLO, ""),
+        (SCALED_WITH_SLO.replace("min: 1", "min: 0").replace("Auto", "Auto, zero: {after: 5m}"), ""),
+        (
+            SCALED,
+            "FILE:8: spec.autoscaling.mode: note: there is no objective to keep, so pools are sized by what an engine's memory and"
+            " batch hold, however slow that is\n"
+            "    fix: say what requests should see, for example `objectives: {ttft: 2s, itl: 100ms}`\n",
+        ),
+        (
+            SCALED_WITH_SLO.replace("mode: Auto", "stepUp: 1"),
+            "FILE:8: spec.autoscaling: note: nothing of it is followed, since `mode` is Off where it is left out\n"
+            "    fix: write `mode: Auto`, or `mode: Advise` if only advice is wanted\n",
+        ),
+        (
+            SCALED_WITH_SLO.replace("Auto", "Auto, zero: {after: 5m}"),
+            "FILE:8: spec.autoscaling.zero: note: no pool may have fewer than 1, so none goes to zero\n"
+            "    fix: write `replicas: {min: 0, ...}` in a pool, or remove it\n",
+        ),
+        (
+            SCALED_WITH_SLO.replace("Auto", "Auto, sleep: {min: 8, max: 8}"),
+            "FILE:8: spec.autoscaling.sleep.min: note: a pool has at most 8, those that serve included, so fewer sleep as soon as one"
+            " serves\n    fix: lower it, or raise the pools' max\n",
+        ),
+        (
+            SCALED_WITH_SLO.replace("ttft: 2s", "ttft: 50ms"),
+            "FILE:9: spec.objectives.ttft: note: a step of an engine on nvidia-l4 takes 66ms by its profile: no number of"
+            " them keeps this\n    fix: relax it, or take another accelerator\n",
+        ),
+        (SCALED.replace("Auto", "Advise") + "  replicas: 2\n", ""),
+        (SCALED_WITH_SLO.replace("Auto", "Auto, sleep: {max: 2}"), ""),
+        (
+            SCALED.replace("Auto", "Advise, sleep: {max: 2}"),
+            "FILE:8: spec.autoscaling.sleep: note: nobody puts an instance to sleep while `autoscaling.mode` is not Auto; engines"
+            " are only made able to\n    fix: write `mode: Auto`, or leave it if that comes later\n",
+        ),
+        (SCALED + "  objectives: {itl: 70ms}\n", ""),
+        (
+            SCALED + "  objectives: {itl: 60ms}\n",
+            "FILE:9: spec.objectives.itl: note: a step of an engine on nvidia-l4 takes 66ms by its profile: no number of"
+            " them keeps this\n    fix: relax it, or take another accelerator\n",
+        ),
+        (
+            SCALED + "  replicas: 12\n",
+            "FILE:9: spec.replicas: note: it sets the number, so `autoscaling.mode: Auto` changes nothing: 8 it is\n"
+            "    fix: remove it, or write `mode: Advise` if only advice is wanted\n",
+        ),
+        (
+            SCALED_WITH_SLO.replace("  pools: [{accelerator: nvidia-l4, replicas: {min: 1, max: 8}}]\n", SPLIT).replace(
+                "Auto", "Auto, max: 4"
+            ),
+            "FILE:9: spec.pools[1].replicas: note: it has no max, so `autoscaling.mode: Auto` leaves this pool at 3\n"
+            "    fix: give it a max above its min, for example `replicas: {min: 3, max: 8}`, or leave it if that is meant\n"
+            "FILE:11: spec.autoscaling.max: note: the pools' min add up to 5, and there are never fewer than these\n"
+            "    fix: raise it, or lower the pools' min\n",
+        ),
+    ],
+)
+def test_numbers_that_the_autoscaler_ignores_are_noted_and_no_problem(
+    text: str, notes: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("FILE").write_text(text)
+    assert lint(file=["FILE"]) == 0
+    assert capsys.readouterr().out == notes + "FILE: ok, 1 ModelDeployment\n"
+
+
+def test_several_files_are_checked_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, two, three = tmp_path / "a.yaml", tmp_path / "b.yaml", tmp_path / "c.yaml"
+    one.write_text(GOOD.replace("nvidia-l4", "mine"))
+    two.write_text(
+        "apiVersion: serving.fairlead.io/v1alpha1\nkind: AcceleratorClass\nmetadata: {name: mine}\n"
+        "spec: {profile: {preset: 910b4}}\n"
+    )
+    three.write_text("models: [{name: a, instances: [{url: 'http://e:1'}]}]\n")
+    assert lint(file=[str(one)]) == 1
+    capsys.readouterr()
+    assert lint(file=[str(one), str(two), str(three)]) == 0
+    said = capsys.readouterr().out
+    assert said == f"{three}: ok, a fleet of 1 model on 1 instance\n2 files: ok, 1 ModelDeployment\n"
+
+
+def test_a_file_of_1_mib_is_checked_and_only_the_first_problems_are_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "big.yaml"
+    path.write_text(GOOD + "".join(f"  pool{number:05}: [{{accelerator: nvidia-l4}}]\n" for number in range(30_000)))
+    assert path.stat().st_size > 2**20
+    assert lint(file=[str(path)]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 * MAX_SHOWN + 1
+    assert lines[0] == f"{path}:8: spec.pool00000: unknown field"
+    assert lines[-1] == "… and 951 more"
+
+
+def test_1_mib_of_anything_is_answered(tmp_path: Path) -> None:
+    path = tmp_path / "big.yaml"
+    for content in (b"a" * 2**20, b"- " * 2**19, b"[" * 2**20, b"\xff" * 2**20, b"a: &a [*a]\n" * 2**16, b"#" * 2**20):
+        path.write_bytes(content)
+        assert lint(file=[str(path)]) == 1
+
+
+def test_a_missing_file_is_wrong_usage(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="no such file"):
+        lint(file=[str(tmp_path / "missing.yaml")])
+
+
+def test_the_command_has_exit_codes_and_reads_standard_input(tmp_path: Path) -> None:
+    def run(*arguments: str, stdin: str = "") -> tuple[int, str]:
+        command = [sys.executable, "-m", "fairlead_cli", "lint", *arguments]
+        done = subprocess.run(command, input=stdin, capture_output=True, text=True, check=False)
+        return done.returncode, done.stdout
+
+    assert run("-f", "-", stdin=GOOD) == (0, "-: ok, 1 ModelDeployment\n")
+    assert run("-f", "-", "-f", str(EXAMPLES / "03-two-models.yaml"), stdin="x")[0] == 1
+    assert run()[0] == 2
+    assert run("-f", str(tmp_path / "missing.yaml"))[0] == 2

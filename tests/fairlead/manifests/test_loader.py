@@ -1,0 +1,266 @@
+"""Manifests: what is right is understood with its defaults, what is wrong is named with file, line, field and fix."""
+
+import io
+from pathlib import Path
+
+import pytest
+
+from fairlead.api import ModelDeployment, RoutingPreset, builtin_accelerators
+from fairlead.engine_profile import EngineProfile, builtin_profile, builtin_profiles
+from fairlead.errors import BadInput, FileProblem, ManifestError
+from fairlead.fleet.model import Instance, Model, SloTargets
+from fairlead.limits import Limits
+from fairlead.manifests.loader import Manifests, combine_texts, load_manifests, read_object, to_fleet_model
+from fairlead_gateway.routing import ModelRouter, RouteRequest, prefix_chain
+
+SMALLEST = """\
+apiVersion: serving.fairlead.io/v1alpha1
+kind: ModelDeployment
+metadata: {name: qwen3-8b}
+spec:
+  model: {source: "hf://Qwen/Qwen3-8B"}
+  pools: [{accelerator: nvidia-l4}]
+"""
+CLASS = """\
+apiVersion: serving.fairlead.io/v1alpha1
+kind: AcceleratorClass
+metadata: {name: mine}
+spec:
+  profile: {preset: 910b4}
+"""
+
+
+def combine(*texts: str) -> tuple[Manifests, list[FileProblem]]:
+    return combine_texts([(f"{number}.yaml", text) for number, text in enumerate(texts)], limits=Limits())
+
+
+def load_valid(*texts: str) -> Manifests:
+    manifests, problems = combine(*texts)
+    assert problems == []
+    return manifests
+
+
+def only_problem(*texts: str) -> tuple[int, str, str, str]:
+    (problem,) = combine(*texts)[1]
+    return problem.line, problem.field, problem.message, problem.fix
+
+
+def test_the_smallest_manifest_gets_its_defaults() -> None:
+    manifests = load_valid(SMALLEST)
+    (deployment,) = manifests.models
+    (pool,) = deployment.spec.pools
+    assert deployment.key == "default/qwen3-8b"
+    assert (deployment.spec.engine.kind, deployment.spec.engine.args) == ("vllm", [])
+    assert (pool.name, pool.role, pool.replicas.min) == ("main", "Serve", 1)
+    assert to_fleet_model(deployment) == Model("default", "qwen3-8b", SloTargets(), "dual-hash")
+    assert manifests.engine_profile(pool) == builtin_profile("l4-qwen8b")
+
+
+def test_everything_that_can_be_said_is_understood() -> None:
+    text = SMALLEST.replace("name: qwen3-8b", "name: a, namespace: chat, labels: {x: y}, annotations: {a: b}").replace(
+        "  pools: [{accelerator: nvidia-l4}]\n",
+        "  engine: {kind: sim, args: [--fault=hang], env: [{name: A, value: b}, {name: C}]}\n"
+        "  pools:\n    - {name: one, role: Serve, accelerator: mine, replicas: {min: 3}}\n    - {name: two, accelerator: 910b4}\n"
+        "  objectives: {target: 0.9, ttft: 800ms, ttftPerKiloToken: 120ms, itl: 40ms}\n"
+        "  routing: {preset: session}\n",
+    )
+    manifests = load_valid(text, CLASS)
+    (deployment,) = manifests.models
+    objectives = SloTargets(0.9, 0.8, 0.12, 0.04)
+    assert to_fleet_model(deployment) == Model("chat", "a", objectives, "session")
+    assert [(one.name, one.value) for one in deployment.spec.engine.env] == [("A", "b"), ("C", "")]
+    assert [manifests.engine_profile(pool) for pool in deployment.spec.pools] == [
+        builtin_profile("910b4"),
+        builtin_profile("910b4"),
+    ]
+
+
+def test_an_accelerator_of_the_file_takes_precedence_over_a_built_in_one() -> None:
+    own = CLASS.replace("name: mine", "name: nvidia-l4").replace(
+        "{preset: 910b4}", "{prefillTokenSeconds: 1, kvTokens: 9}"
+    )
+    manifests = load_valid(SMALLEST, own)
+    assert manifests.engine_profile(manifests.models[0].spec.pools[0]) == EngineProfile("nvidia-l4", 1.0, kv_tokens=9)
+
+
+def test_every_built_in_accelerator_has_a_profile() -> None:
+    for name in builtin_accelerators():
+        manifests = load_valid(SMALLEST.replace("nvidia-l4", name))
+        assert manifests.engine_profile(manifests.models[0].spec.pools[0]) in builtin_profiles().values()
+
+
+def test_what_a_cluster_adds_to_an_object_is_not_read() -> None:
+    added = "metadata: {name: qwen3-8b, uid: u, resourceVersion: '1', generation: 1, creationTimestamp: t, managedFields: []}"
+    text = SMALLEST.replace("metadata: {name: qwen3-8b}", added) + "status: {anything: 1}\n"
+    assert load_valid(text).models[0].metadata.name == "qwen3-8b"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "field", "message", "fix"),
+    [
+        ("serving.fairlead.io/v1alpha1", "serving.fairlead.io/v1", 1, "apiVersion",
+         'must be "serving.fairlead.io/v1alpha1", not "serving.fairlead.io/v1"', "write `apiVersion: serving.fairlead.io/v1alpha1`"),
+        ("kind: ModelDeployment", "kind: ModelDeploymnet", 2, "kind",
+         'must be one of ModelDeployment, AcceleratorClass, not "ModelDeploymnet"', "did you mean ModelDeployment?"),
+        ("kind: ModelDeployment", "kind: ModelTenant", 2, "kind",
+         "the kind ModelTenant is planned, but nothing in this release honours it", "remove the document for now"),
+        ("kind: ModelDeployment\n", "", 1, "kind", "is missing", "write `kind: ModelDeployment`"),
+        ("{name: qwen3-8b}", "{name: Qwen}", 3, "metadata.name", '"Qwen" is not a Kubernetes name',
+         "use lower-case letters, digits, - and ., at most 253, beginning and ending with neither"),
+        ("{name: qwen3-8b}", "{name: qwen3-8b, lables: {}}", 3, "metadata.lables", "unknown field", "did you mean labels?"),
+        ("metadata: {name: qwen3-8b}\n", "", 1, "metadata", "is missing", "add it, for example `metadata: {name: qwen3-8b}`"),
+        ("  pools: [{accelerator: nvidia-l4}]\n", "", 4, "spec.pools", "is missing",
+         "add it, for example `pools: [{accelerator: nvidia-l4}]`"),
+        ("[{accelerator: nvidia-l4}]", "[]", 6, "spec.pools", "must not be empty",
+         "fill it, for example `pools: [{accelerator: nvidia-l4}]`"),
+        ("[{accelerator: nvidia-l4}]", "{accelerator: nvidia-l4}", 6, "spec.pools", "must be a list, not a mapping",
+         "write it for example `pools: [{accelerator: nvidia-l4}]`"),
+        ("nvidia-l4}", "nvidia-l5}", 6, "spec.pools[0].accelerator",
+         'no AcceleratorClass and no built-in one is called "nvidia-l5"', "did you mean nvidia-l4?"),
+        ("nvidia-l4}", "nvidia-l4, replicas: 2}", 6, "spec.pools[0].replicas",
+         "must be a mapping (fields with values), not the number 2", "write it for example `replicas: {min: 2}`"),
+        ("nvidia-l4}", "nvidia-l4, replicas: {min: -1}}", 6, "spec.pools[0].replicas.min", "must be at least 0, not -1",
+         "write a number that is at least 0"),
+        ("nvidia-l4}", "nvidia-l4, role: decode}", 6, "spec.pools[0].role",
+         'must be one of Serve, Prefill, Decode, not "decode"', "did you mean Decode?"),
+        ("nvidia-l4}", "nvidia-l4}, {accelerator: cpu}", 6, "spec.pools[1]",
+         'the name "main" is already given in pools[0]', "give each a name of its own"),
+        ("hf://Qwen/Qwen3-8B", "Qwen/Qwen3-8B", 5, "spec.model.source", '"Qwen/Qwen3-8B" does not say where the model is',
+         "begin with hf://, s3://, gs://, oci://, pvc: or file://, such as hf://Qwen/Qwen3-8B"),
+        ("hf://Qwen/Qwen3-8B", "hf://", 5, "spec.model.source", '"hf://" names nothing behind hf:', "write it like hf://Qwen/Qwen3-8B"),
+        ('"hf://Qwen/Qwen3-8B"', "8", 5, "spec.model.source", "must be text, not the number 8", "put it in quotes"),
+        ("  pools", "  engine: {kind: vlm}\n  pools", 6, "spec.engine.kind",
+         'must be one of vllm, sglang, sim, custom, external, not "vlm"', "did you mean vllm?"),
+        ("  pools", "  engine: {args: --x}\n  pools", 6, "spec.engine.args", 'must be a list, not the text "--x"',
+         'write it for example `args: ["--max-model-len=32768"]`'),
+        ("  pools", "  engine: {env: [{name: A}, {name: A}]}\n  pools", 6, "spec.engine.env[1]",
+         'the name "A" is already given in env[0]', "give each a name of its own"),
+        ("  pools", "  engine: {env: [{name: 1A}]}\n  pools", 6, "spec.engine.env[0].name", '"1A" has the wrong form',
+         "write it for example `name: VLLM_LOGGING_LEVEL`"),
+        ("  pools", "  objectives: {ttft: 5sec}\n  pools", 6, "spec.objectives.ttft", "'5sec' is not a duration",
+         "write it like 800ms, 2s or 1m30s"),
+        ("  pools", "  objectives: {itl: 40}\n  pools", 6, "spec.objectives.itl", "40 has no unit", "write 40ms or 40s"),
+        ("  pools", "  objectives: {target: 95}\n  pools", 6, "spec.objectives.target", "must be at most 1, not 95",
+         "write 0.95 for 95 %"),
+        ("  pools", "  objectives: {ttftPerKiloToken: 1ms}\n  pools", 6, "spec.objectives.ttftPerKiloToken",
+         "ttftPerKiloToken is added to ttft, which is missing", "add `ttft: 800ms`"),
+        ("  pools", "  price: {}\n  pools", 6, "spec.price",
+         "this field is planned, but nothing in this release honours it", "remove it for now"),
+        ("  pools", "  bananas: 1\n  pools", 6, "spec.bananas", "unknown field",
+         "remove it; known here: model, engine, replicas, pools, kvCache, adapters, objectives, routing, autoscaling, rollout"),
+        ("  pools", "  autoscaling: {mode: Off}\n  pools", 6, "spec.autoscaling.mode",
+         "must be one of Auto, Advise, Off; YAML reads Off without quotes as false", 'write `mode: "Off"`'),
+        ("  pools", "  autoscaling: {mode: on}\n  pools", 6, "spec.autoscaling.mode",
+         "must be one of Auto, Advise, Off; YAML reads on and yes without quotes as true", "write `mode: Auto`"),
+        ("  pools", "  autoscaling: {step_up: 1}\n  pools", 6, "spec.autoscaling.step_up", "unknown field", "did you mean stepUp?"),
+        ("  pools", "  autoscaling: {stepUp: 1.5}\n  pools", 6, "spec.autoscaling.stepUp",
+         "must be a whole number or a percentage, not 1.5", 'write a number from 1 to 4096, or a share of the pool such as "25%"'),
+        ("  pools", "  autoscaling: {mode: auto}\n  pools", 6, "spec.autoscaling.mode",
+         'must be one of Auto, Advise, Off, not "auto"', "did you mean Auto?"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_named_with_line_field_and_fix(
+    old: str, new: str, line: int, field: str, message: str, fix: str
+) -> None:
+    assert only_problem(SMALLEST.replace(old, new, 1)) == (line, field, message, fix)
+
+
+def test_an_accelerator_class_belongs_to_no_namespace_and_needs_a_profile() -> None:
+    line, field, message, _ = only_problem(CLASS.replace("name: mine", "name: mine, namespace: x"))
+    assert (line, field, message) == (
+        3,
+        "metadata.namespace",
+        "an AcceleratorClass belongs to the cluster, not to a namespace",
+    )
+    line, field, message, _ = only_problem(CLASS.replace("{preset: 910b4}", "{kvTokens: 5}"))
+    assert (line, field, message) == (5, "spec.profile", "a profile needs a preset or at least prefillTokenSeconds")
+    line, field, message, _ = only_problem(CLASS.replace("910b4", "910b5"))
+    assert (line, field, message) == (5, "spec.profile.preset", 'no engine profile is called "910b5"')
+
+
+def test_all_problems_of_all_files_are_told_at_once() -> None:
+    _, problems = combine(SMALLEST.replace("spec:", "spex:"), "a:\n  ]", CLASS.replace("mine", "M"))
+    assert [(one.file, one.line) for one in problems] == [("0.yaml", 1), ("0.yaml", 4), ("1.yaml", 2), ("2.yaml", 3)]
+
+
+def test_lines_count_through_the_documents_of_a_file() -> None:
+    line, field, _, _ = only_problem(SMALLEST + "---\n" + CLASS.replace("preset", "presett"))
+    assert (line, field) == (12, "spec.profile.presett")
+
+
+def test_two_objects_of_one_name_are_refused_across_files() -> None:
+    line, field, message, _ = only_problem(SMALLEST, SMALLEST.replace("qwen3-8b}", "qwen3-8b, namespace: default}"))
+    assert (line, field) == (3, "metadata.name")
+    assert message == "the ModelDeployment default/qwen3-8b is already given in 0.yaml:3"
+    assert load_valid(SMALLEST, SMALLEST.replace("qwen3-8b}", "qwen3-8b, namespace: other}"))
+
+
+def test_an_accelerator_is_not_called_unknown_while_a_file_that_may_define_it_is_broken() -> None:
+    _, problems = combine(SMALLEST.replace("nvidia-l4", "mine"), CLASS.replace("profile", "profil"))
+    assert {problem.file for problem in problems} == {"1.yaml"}
+
+
+def test_a_document_that_is_no_object_is_refused() -> None:
+    assert only_problem("- a\n")[2] == "a document must be a mapping with apiVersion, kind, metadata and spec"
+    assert only_problem("")[2] == "the file is empty"
+
+
+AS_STORED = {
+    "apiVersion": "serving.fairlead.io/v1alpha1",
+    "kind": "ModelDeployment",
+    "metadata": {
+        "name": "a", "namespace": "b", "uid": "1", "resourceVersion": "5", "generation": 1, "managedFields": [{}],
+        "creationTimestamp": "2026-11-20T10:00:00Z", "deletionTimestamp": "2026-11-20T10:00:01Z",
+        "deletionGracePeriodSeconds": 0, "finalizers": ["foregroundDeletion"], "ownerReferences": [], "selfLink": "",
+        "generateName": "a-", "labels": {}, "annotations": {},
+    },
+    "spec": {"model": {"source": "hf://a/b"}, "pools": [{"name": "main", "accelerator": "cpu"}]},
+    "status": {"observedGeneration": 1, "conditions": []},
+}  # fmt: skip
+
+
+def test_an_object_of_the_api_server_is_read_with_what_the_server_adds() -> None:
+    found = read_object(AS_STORED)
+    assert isinstance(found, ModelDeployment)
+    assert (found.key, found.spec.pools[0].accelerator) == ("b/a", "cpu")
+
+
+def test_an_object_that_the_server_took_and_this_release_does_not_is_refused_with_all_its_problems() -> None:
+    spec = {"model": {"source": "hf://a/b"}, "pools": [{"name": "main", "accelerator": "cpu", "new": 1}], "newer": {}}
+    with pytest.raises(BadInput) as refused:
+        read_object({**AS_STORED, "spec": spec})
+    assert refused.value.field == "spec.pools[0].new"
+    assert refused.value.message.startswith("spec.pools[0].new: unknown field (")
+    assert "; spec.newer: unknown field (" in refused.value.message
+
+
+def test_files_folders_and_stdin_are_read(tmp_path: Path) -> None:
+    (tmp_path / "b.yaml").write_text(SMALLEST)
+    (tmp_path / "a.yml").write_text(CLASS)
+    (tmp_path / "notes.txt").write_text("not: [yaml")
+    assert [model.metadata.name for model in load_manifests([tmp_path]).models] == ["qwen3-8b"]
+    stdin = io.BytesIO(SMALLEST.replace("qwen3-8b", "other").encode())
+    both: list[ModelDeployment] = list(load_manifests([tmp_path / "b.yaml", "-"], stdin=stdin).models)
+    assert [model.metadata.name for model in both] == ["qwen3-8b", "other"]
+
+
+def test_what_cannot_be_read_is_a_problem_of_that_file(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "only.yaml").write_text(CLASS)
+    for path, message in (
+        (tmp_path / "missing.yaml", "cannot be read: No such file or directory"),
+        (tmp_path / "empty", "no .yaml or .yml file in it"),
+        (tmp_path / "only.yaml", "no ModelDeployment in it"),
+    ):
+        with pytest.raises(ManifestError) as caught:
+            load_manifests([path])
+        assert [problem.message for problem in caught.value.problems] == [message]
+
+
+@pytest.mark.parametrize("preset_name", [known.value for known in RoutingPreset])
+def test_every_preset_that_a_manifest_may_name_routes(preset_name: str) -> None:
+    (deployment,) = load_valid(SMALLEST + f"  routing: {{preset: {preset_name}}}\n").models
+    router = ModelRouter(secret=b"s")
+    router.update(to_fleet_model(deployment), [Instance("a/1/0", "default", "qwen3-8b", "main", "http://a:1")], 1)
+    request = RouteRequest("r", prefix_chain(b"hello", secret=b"s", seed=b""), 2.0)
+    assert router.decide(request, 0.0).chosen == "a/1/0"

@@ -1,0 +1,69 @@
+"""Workers are started from the compiled copy of exactly the sources that run here, and from nothing else."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from fairlead.runtime import compiled_build
+from fairlead_gateway import forward
+
+
+def test_a_complete_copy_of_these_very_sources_comes_first(tmp_path: Path) -> None:
+    copy = compiled_build.compiled_copy_path(compiled_build.package_folders(), tmp_path)
+    environ = {"FAIRLEAD_CACHE": str(tmp_path), "PYTHONPATH": "elsewhere"}
+    assert compiled_build.worker_environment(environ) == environ, "there is none yet"
+    copy.mkdir()
+    assert compiled_build.worker_environment(environ) == environ, "it is not complete"
+    (copy / compiled_build.COMPLETE_MARKER).touch()
+    assert compiled_build.worker_environment(environ)["PYTHONPATH"] == f"{copy}{os.pathsep}elsewhere"
+    assert compiled_build.worker_environment({**environ, "FAIRLEAD_COMPILED": "0"})["PYTHONPATH"] == "elsewhere"
+
+
+def test_what_runs_from_the_copy_stays_there(tmp_path: Path) -> None:
+    copy = compiled_build.compiled_copy_path(compiled_build.package_folders(), tmp_path)
+    copy.mkdir()
+    (copy / compiled_build.COMPLETE_MARKER).touch()
+    once = compiled_build.worker_environment({"FAIRLEAD_CACHE": str(tmp_path), "PYTHONPATH": "elsewhere"})
+    assert compiled_build.worker_environment(once) == once
+
+
+def test_an_indexer_goes_on_as_its_copy(tmp_path: Path) -> None:
+    """The copy here is one that says so and leaves."""
+    copy = compiled_build.compiled_copy_path(compiled_build.package_folders(), tmp_path)
+    for folder in compiled_build.package_folders():
+        shutil.copytree(folder, copy / folder.name, ignore=shutil.ignore_patterns("__pycache__"))
+    (copy / compiled_build.COMPLETE_MARKER).touch()
+    (copy / "fairlead_kvstore" / "command.py").write_text(
+        "import sys\ndef main() -> int:\n    print(sys.argv[1:])\n    return 7\n"
+    )
+    environ = {**os.environ, "FAIRLEAD_CACHE": str(tmp_path)}
+    command = [sys.executable, "-m", "fairlead_kvstore", "--fleet", "none"]
+    for wanted, code, told in (("1", 7, "['--fleet', 'none']\n"), ("0", 2, "")):
+        ran = subprocess.run(
+            command, env={**environ, "FAIRLEAD_COMPILED": wanted}, capture_output=True, text=True, check=False
+        )
+        assert (ran.returncode, ran.stdout) == (code, told)
+
+
+def test_any_change_of_a_source_makes_another_copy(tmp_path: Path) -> None:
+    package = tmp_path / "package"
+    package.mkdir()
+    (package / "one.py").write_text("A = 1\n")
+    before = compiled_build.sources_digest([package])
+    assert compiled_build.sources_digest([package]) == before
+    (package / "one.py").write_text("A = 2\n")
+    assert compiled_build.sources_digest([package]) != before
+    (package / "one.py").rename(package / "two.py")
+    assert len({before, compiled_build.sources_digest([package])}) == 2
+
+
+def test_without_a_home_there_is_simply_no_copy(tmp_path: Path) -> None:
+    assert "PYTHONPATH" not in compiled_build.worker_environment({"FAIRLEAD_CACHE": str(tmp_path / "missing")})
+
+
+def test_machine_code_is_told_apart() -> None:
+    assert compiled_build.is_compiled("/p/forward.cpython-311-x86_64-linux-gnu.so")
+    assert not compiled_build.is_compiled("/p/forward.py")
+    assert isinstance(compiled_build.is_compiled(forward.__file__), bool)

@@ -1,0 +1,187 @@
+"""A log that nobody reads holds up nothing: lines wait in memory, bounded, and what is lost is counted and said."""
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+import threading
+import warnings
+from pathlib import Path
+
+import pytest
+from fairlead_testing.engines.scripted import scripted_engine
+from fairlead_testing.http.raw_client import get_request, request, send
+from fairlead_testing.waiting import wait_until_async
+
+from fairlead.errors import SettingsError
+from fairlead.fleet.file import write_fleet_file
+from fairlead.limits import Limits
+from fairlead.runtime import nonblocking_log
+from fairlead.runtime.nonblocking_log import NonBlockingHandler, NonBlockingWriter
+from fairlead_gateway.testing import fleet_of, run_async
+
+GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
+FEW = Limits(log_lines_pending=3, log_line_bytes=20)
+
+
+class Sink:
+    """Takes bytes when it may, three at a time."""
+
+    def __init__(self) -> None:
+        self.open = threading.Event()
+        self.begun = threading.Event()
+        self.got = b""
+
+    def put(self, _: int, data: bytes) -> int:
+        self.begun.set()
+        self.open.wait()
+        self.got += data[:3]
+        return len(data[:3])
+
+
+def test_lines_wait_are_dropped_beyond_a_bound_and_what_is_missing_is_said() -> None:
+    sink = Sink()
+    lines = NonBlockingWriter(2, FEW, sink.put)
+    lines.write(b"one\n")
+    sink.begun.wait()
+    for line in (b"two\n", b"three\n", b"four\n", b"five\n"):
+        lines.write(line)
+    assert lines.dropped == 2
+    assert "2 lines were dropped" in lines.warnings()[0]
+    assert not lines.flush(0.0)
+    sink.open.set()
+    assert lines.flush(30.0)
+    said = b"2 log lines were dropped here: the sink did not take them\n"
+    assert sink.got == b"one\n" + said + b"two\nthree\n"
+    lines.write(b"six\n")
+    assert lines.flush(30.0)
+    assert sink.got.endswith(b"three\nsix\n")
+
+
+def test_long_lines_are_cut_and_a_sink_that_is_gone_takes_nothing() -> None:
+    sink = Sink()
+    sink.open.set()
+    lines = NonBlockingWriter(2, FEW, sink.put)
+    lines.write(b"x" * 100 + b"\n")
+    assert lines.flush(30.0)
+    assert sink.got == b"x" * 20 + b" [cut]\n"
+
+    def gone(_: int, data: bytes) -> int:
+        raise BrokenPipeError
+
+    lines = NonBlockingWriter(2, FEW, gone)
+    lines.write(b"a\n")
+    assert lines.flush(30.0)
+    assert lines.dropped == 1
+
+
+def test_a_sink_shared_with_somebody_who_made_it_non_blocking_is_asked_again() -> None:
+    refusals = iter([True, True, False])
+    got = b""
+
+    def busy(_: int, data: bytes) -> int:
+        nonlocal got
+        if next(refusals, False):
+            raise BlockingIOError
+        got += data
+        return len(data)
+
+    lines = NonBlockingWriter(2, Limits(), busy)
+    lines.write(b"a\n")
+    assert lines.flush(30.0)
+    assert (got, lines.dropped) == (b"a\n", 0)
+
+
+def test_a_forked_process_writes_its_own_lines() -> None:
+    reading, writing = os.pipe()
+    lines = NonBlockingWriter(writing, Limits())
+    lines.write(b"parent\n")
+    assert lines.flush(30.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of newer Pythons: this process has threads
+        child = os.fork()
+    if not child:
+        lines.write(b"child\n")
+        os._exit(0 if lines.flush(30.0) else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    os.close(writing)
+    with open(reading, "rb") as found:
+        assert found.read() == b"parent\nchild\n"
+
+
+def test_a_record_that_cannot_be_formatted_is_one_line_and_breaks_nothing() -> None:
+    sink = Sink()
+    sink.open.set()
+    lines = NonBlockingWriter(2, Limits(), sink.put)
+    handler = NonBlockingHandler(lines)
+    handler.handle(logging.LogRecord("some.name", logging.INFO, "x", 1, "%d %d", ("secret",), None))
+    assert lines.flush(30.0)
+    assert sink.got == b"a log line of some.name could not be formatted\n"
+
+
+def test_what_the_loop_and_the_interpreter_complain_of_is_told_without_its_text(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(nonblocking_log.on_loop_exception)
+
+        def defect() -> None:
+            raise ValueError("a prompt")
+
+        loop.call_soon(defect)
+        await asyncio.sleep(0)
+
+    run_async(main())
+    assert "ValueError" in caplog.text
+    assert "in defect" in caplog.text
+    assert "a prompt" not in caplog.text.replace('raise ValueError("a prompt")', "")
+
+
+def test_a_level_that_is_none_is_said() -> None:
+    with pytest.raises(SettingsError, match="FAIRLEAD_LOG_LEVEL"):
+        nonblocking_log.start_logging("loud")
+
+
+def test_a_full_pipe_that_nobody_reads_stops_no_request_and_no_drain(tmp_path: Path) -> None:
+    """Every change of the fleet file is two log lines of a process whose standard error is full before it starts."""
+
+    async def main() -> None:
+        path = tmp_path / "fleet.yaml"
+        reading, writing = os.pipe()
+        os.set_blocking(writing, False)
+        try:
+            while True:
+                os.write(writing, b"x" * 4_096)
+        except BlockingIOError:
+            os.set_blocking(writing, True)
+        async with scripted_engine() as engine:
+            write_fleet_file(path, fleet_of([engine.url]))
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "fairlead_gateway", "--fleet", str(path), "--listen", "127.0.0.1:0"),
+                stdout=asyncio.subprocess.PIPE,
+                stderr=writing,
+                env={"FAIRLEAD_LOG_LEVEL": "debug", "FAIRLEAD_NO_SUCH_SETTING": "1"},
+            )
+            os.close(writing)
+            try:
+                assert process.stdout is not None
+                url = (await asyncio.wait_for(process.stdout.readline(), 60)).decode().split()[1]
+                for number in range(3):
+                    path.write_text("models: [" + "{" * number)
+
+                    async def complained() -> bool:
+                        return b"cannot be used" in (await send(url, get_request("/readyz")))[0].body
+
+                    await wait_until_async(complained)
+                    assert (await request(url, GOOD)).status == 200
+                process.send_signal(signal.SIGTERM)
+                assert await asyncio.wait_for(process.wait(), 60) == 0
+            finally:
+                os.close(reading)
+                if process.returncode is None:
+                    process.kill()
+                    await process.wait()
+
+    run_async(main())

@@ -1,0 +1,64 @@
+"""A background task can be ended even when its first cancellation gets lost."""
+
+import asyncio
+
+from fairlead.runtime.tasks import cancel_and_wait, first_failure
+
+
+def test_a_task_that_loses_a_cancellation_is_asked_again() -> None:
+    async def check() -> None:
+        lost = 0
+
+        async def stubborn() -> None:
+            nonlocal lost
+            while True:
+                try:
+                    await asyncio.sleep(3_600)
+                except asyncio.CancelledError:
+                    lost += 1
+                    if lost == 2:
+                        raise
+
+        task = asyncio.create_task(stubborn())
+        await asyncio.sleep(0)
+        await cancel_and_wait(task)
+        assert task.cancelled()
+
+    asyncio.run(check())
+
+
+def test_a_task_that_failed_or_never_was_is_ended_too() -> None:
+    async def check() -> None:
+        async def failing() -> None:
+            raise ValueError("on purpose")
+
+        task = asyncio.create_task(failing())
+        await cancel_and_wait(task)
+        assert task.done()
+        await cancel_and_wait(task)
+        await cancel_and_wait(None)
+
+    asyncio.run(check())
+
+
+async def _raise() -> None:
+    raise ValueError("a defect")
+
+
+async def _end() -> None:
+    return
+
+
+def test_a_task_that_fails_is_told_and_one_that_ends_is_not() -> None:
+    async def main() -> None:
+        stop = asyncio.Event()
+        stopped = asyncio.create_task(stop.wait())
+        for work, expected in ((_raise, ValueError), (_end, None)):
+            telling = asyncio.create_task(first_failure([asyncio.create_task(work())], stopped))
+            if expected is None:
+                stop.set()
+            error = await asyncio.wait_for(telling, 30)
+            assert (None if error is None else type(error)) == expected
+        await cancel_and_wait(stopped)
+
+    asyncio.run(main())

@@ -1,0 +1,114 @@
+"""Who owns which field, from managedFields as a real API server writes them."""
+
+from typing import Any
+
+import pytest
+
+from fairlead_operator.controller.field_ownership import (
+    REPLICAS_PATH,
+    missing_fields,
+    overwritten_fields,
+    replica_field_owner,
+    without_field,
+)
+
+WANTED = {
+    "spec": {
+        "replicas": 2,
+        "template": {"spec": {"containers": [{"name": "engine", "image": "a", "env": [{"name": "X", "value": "1"}]}]}},
+    },
+    "metadata": {"finalizers": ["a"]},
+}
+
+
+def live(*entries: dict[str, Any]) -> dict[str, Any]:
+    return {"metadata": {"managedFields": [{"operation": "Update", "manager": "kubectl", **one} for one in entries]}}
+
+
+def container(inside: dict[str, Any]) -> dict[str, Any]:
+    return {"f:spec": {"f:template": {"f:spec": {"f:containers": {'k:{"name":"engine"}': {".": {}, **inside}}}}}}
+
+
+OF_REPLICAS = {"f:spec": {"f:replicas": {}}}
+
+
+def test_what_somebody_else_owns_is_taken_unless_we_own_it_too() -> None:
+    theirs = {"fieldsV1": OF_REPLICAS, "manager": "hpa", "subresource": "scale"}
+    applied = {"fieldsV1": OF_REPLICAS, "manager": "fairlead", "operation": "Apply"}
+    made = {"fieldsV1": OF_REPLICAS, "manager": "fairlead"}
+    assert overwritten_fields(live(theirs), WANTED, "fairlead") == {REPLICAS_PATH}
+    assert overwritten_fields(live(theirs, applied), WANTED, "fairlead") == frozenset()
+    assert overwritten_fields(live(theirs, made), WANTED, "fairlead") == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("entries", "who"),
+    [
+        ([], ""),
+        ([{"manager": "fairlead", "operation": "Apply", "fieldsV1": OF_REPLICAS}], ""),
+        ([{"manager": "fairlead", "fieldsV1": OF_REPLICAS}], ""),
+        ([{"manager": "kubectl", "subresource": "scale", "fieldsV1": OF_REPLICAS}], "kubectl"),
+        (
+            [
+                {"manager": "fairlead", "fieldsV1": OF_REPLICAS},
+                {"manager": "hpa", "subresource": "scale", "fieldsV1": OF_REPLICAS},
+            ],
+            "hpa",
+        ),
+        ([{"manager": "kcm", "subresource": "status", "fieldsV1": {"f:status": {"f:replicas": {}}}}], ""),
+    ],
+)
+def test_replicas_belong_to_whoever_else_writes_them(entries: list[dict[str, Any]], who: str) -> None:
+    assert replica_field_owner(live(*entries), "fairlead") == who
+
+
+def test_what_is_not_there_any_more_is_lost_and_what_is_empty_was_never_there() -> None:
+    pod = {
+        "containers": [
+            {"name": "engine", "image": "a", "env": [{"name": "X", "value": "1"}, {"name": "E", "value": ""}]},
+            {"name": "side", "image": "b"},
+        ],
+        "hostNetwork": False,
+        "securityContext": {},
+        "volumes": [{"name": "tmp", "emptyDir": {}}],
+        "args": ["a"],
+    }
+    assert missing_fields(pod, pod) == frozenset()
+    assert missing_fields({"containers": [pod["containers"][0]], "volumes": [{"name": "tmp"}], "args": ["b"]}, pod) == {
+        ("containers", "side")
+    }
+    without_env = {**pod, "containers": [{"name": "engine", "image": "other"}, {"name": "side", "image": "b"}]}
+    assert missing_fields(without_env, pod) == {("containers", "engine", "env")}
+    other_env = [{"name": "engine", "image": "a", "env": [{"name": "Y"}]}, {"name": "side", "image": "b"}]
+    assert missing_fields({**pod, "containers": other_env}, pod) == {
+        ("containers", "engine", "env", name) for name in ("X", "E")
+    }
+    assert missing_fields({**pod, "args": None}, pod) == {("args",)}
+
+
+def test_what_we_do_not_set_and_what_controllers_say_is_not_taken() -> None:
+    status = {"fieldsV1": {"f:spec": {"f:replicas": {}}}, "subresource": "status"}
+    other = {"fieldsV1": {"f:metadata": {"f:annotations": {"f:deployment.kubernetes.io/revision": {}}}}}
+    assert overwritten_fields(live(status, other), WANTED, "fairlead") == frozenset()
+
+
+def test_fields_of_list_elements_are_found_by_their_key() -> None:
+    changed = container({"f:image": {}, "f:command": {}, "f:env": {'k:{"name":"X"}': {"f:value": {}}}})
+    found = {path[-1] for path in overwritten_fields(live({"fieldsV1": changed}), WANTED, "fairlead")}
+    assert found == {"image", "value"}
+
+
+def test_values_of_sets_are_found() -> None:
+    fields = {"f:metadata": {"f:finalizers": {'v:"a"': {}, 'v:"b"': {}}}}
+    assert {path[-1] for path in overwritten_fields(live({"fieldsV1": fields}), WANTED, "fairlead")} == {'v:"a"'}
+
+
+def test_a_broken_key_is_nobodys() -> None:
+    fields = {"f:metadata": {"f:finalizers": {"v:{": {}, "k:[]": {}}}}
+    assert overwritten_fields(live({"fieldsV1": fields}), WANTED, "fairlead") == frozenset()
+
+
+def test_a_field_is_left_out_of_a_copy() -> None:
+    assert without_field(WANTED, REPLICAS_PATH)["spec"].keys() == {"template"}
+    assert without_field(WANTED, ("none", "here")) is WANTED
+    assert WANTED["spec"]["replicas"] == 2

@@ -1,0 +1,262 @@
+"""Groups of nodes are replaced without ever having fewer ready than asked: our decision beside the controller's, step by step.
+
+``Controllers`` does what LeaderWorkerSet 0.8.0 and the StatefulSet below it do about numbers and places: ``rollingUpdateParameters``
+and what follows from it, line by line, with its blind spot (a group that drains counts as ready).
+"""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from fairlead_testing.kube.lws_controllers import LwsControllers
+from fairlead_testing.kube.render_cases import default_context, read_case
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fairlead.api import Rollout
+from fairlead.kube.resources import Manifest
+from fairlead_operator.controller.group_rollout import SurgeStep, apply_surge, surge_step, surplus_groups, with_surge
+from fairlead_operator.render import render_model
+
+GOLDEN = Path(__file__).parent / "groups.golden.txt"
+CASES = Path(__file__).parent / "render" / "cases"
+SIZE = 2
+ALL_GROUPS = 4096
+
+
+def wanted(asked: int, revision: str, rollout: Rollout) -> Manifest:
+    """As it is rendered."""
+    rolling = {"maxSurge": rollout.surge, "maxUnavailable": 0, "partition": ALL_GROUPS if rollout.paused else 0}
+    return {
+        "kind": "LeaderWorkerSet",
+        "metadata": {
+            "name": "m-main",
+            "labels": {"fairlead.io/pool": "main"},
+            "annotations": {"fairlead.io/revision": revision},
+        },
+        "spec": {
+            "replicas": asked,
+            "rolloutStrategy": {"type": "RollingUpdate", "rollingUpdateConfiguration": rolling},
+            "leaderWorkerTemplate": {"size": SIZE},
+        },
+    }
+
+
+class RolloutScenario:
+    """A pool, and what people ask of it. ``broken`` are revisions of which no group gets ready."""
+
+    def __init__(self, asked: int, surge: int = 1) -> None:
+        self.asked, self.revision, self.rollout = asked, "a", Rollout(surge=surge)
+        self.broken: set[str] = set()
+        self.cluster = LwsControllers(wanted(asked, "a", self.rollout))
+        self.least = asked
+        self.lines: list[str] = []
+        self.settle()
+
+    def operator(self) -> SurgeStep:
+        """One look of the operator."""
+        now = wanted(self.asked, self.revision, self.rollout)
+        decided = surge_step(now, self.cluster.live, self.cluster.pods, self.rollout)
+        self.cluster.live = with_surge(now, decided)
+        return decided
+
+    def drained(self, place: int) -> None:
+        """A group that was on its way out is gone."""
+        if self.cluster.groups[place].leaving:
+            del self.cluster.groups[place]
+
+    def started(self, place: int) -> None:
+        """A group is ready, unless its revision never is."""
+        one = self.cluster.groups[place]
+        one.ready |= not one.leaving and one.revision not in self.broken
+
+    def look(self) -> None:
+        """What must hold at any time."""
+        assert self.cluster.serving_count >= self.least, (self.cluster, self.lines)
+
+    def settle(self, chance: random.Random | None = None, turns: int = 200) -> None:
+        """Everybody does what there is to do, one at a time, in turn or in an order drawn by chance."""
+        first = not self.cluster.groups
+        for _ in range(turns):
+            if chance is None and not first and self.settled:
+                return
+            moves: list[Callable[[], object]] = [self.operator, self.cluster.step]
+            moves += [lambda place=place: self.drained(place) for place in self.cluster.groups]  # type: ignore[misc]
+            moves += [lambda place=place: self.started(place) for place in self.cluster.groups]  # type: ignore[misc]
+            for move in moves if chance is None else chance.choices(moves, k=3):
+                try:
+                    move()
+                except KeyError:
+                    continue  # that group is gone by now
+                if not first:
+                    self.look()
+                self._write()
+        assert chance is not None or self.settled
+
+    @property
+    def settled(self) -> bool:
+        """So many as are asked, of what is asked, ready; and nothing is left of how they came to be."""
+        groups, live = self.cluster.groups, self.cluster.live
+        whole = all(one.ready and not one.leaving and one.revision == self.revision for one in groups.values())
+        number = live["spec"]["replicas"]
+        return whole and len(groups) == number == self.asked and not surplus_groups(live)
+
+    def _write(self) -> None:
+        spec = self.cluster.live["spec"]
+        rolling = spec["rolloutStrategy"]["rollingUpdateConfiguration"]
+        short = {False: "starting", True: "ready"}
+        groups = [
+            f"{one.revision} {'draining' if one.leaving else short[one.ready]}"
+            for _, one in sorted(self.cluster.groups.items())
+        ]
+        asks = f"{spec['replicas']} by {rolling['maxSurge']}/{rolling['maxUnavailable']}"
+        told = self.cluster.live["metadata"]["annotations"].get("fairlead.io/surge", "-")
+        line = f"{asks}{' held' if rolling['partition'] else ''}, mark {told}: {', '.join(groups)}"
+        if not self.lines or self.lines[-1] != line:
+            self.lines.append(line)
+
+
+def told() -> str:
+    """Rollouts as they go when everybody does what there is to do, in turn."""
+    parts = []
+    for asked, surge in ((1, 1), (2, 1), (4, 2)):
+        story = RolloutScenario(asked, surge)
+        story.lines.clear()
+        story.revision = "b"
+        story.settle()
+        parts += [f"# {asked} asked, surge {surge}: a is replaced by b", *story.lines, ""]
+    story = RolloutScenario(1)
+    story.lines.clear()
+    story.revision, story.broken = "b", {"b"}
+    for _ in range(3):
+        story.operator()
+        story.cluster.step()
+    story._write()
+    story.revision = "a"
+    story.settle()
+    parts += ["# 1 asked: b never gets ready and is taken back", *story.lines, ""]
+    return "\n".join(parts)
+
+
+def test_rollouts_go_as_they_went() -> None:
+    """Line by line as in the essay of ``groups.py``."""
+    assert told() == GOLDEN.read_text(encoding="utf-8")
+
+
+@pytest.mark.property
+@given(
+    st.integers(1, 4),
+    st.integers(1, 3),
+    st.lists(st.sampled_from(["b", "c", "a", "pause", "resume", "more", "fewer"]), min_size=1, max_size=5),
+    st.integers(0, 40),
+    st.randoms(use_true_random=False),
+)
+def test_there_are_never_fewer_ready_than_asked_whatever_is_asked_when(
+    asked: int, surge: int, asks: list[str], turns: int, chance: random.Random
+) -> None:
+    story = RolloutScenario(asked, surge)
+    for one in asks:
+        match one:
+            case "pause" | "resume":
+                story.rollout = story.rollout.model_copy(update={"paused": one == "pause"})
+            case "more":
+                story.asked += 1
+            case "fewer":
+                story.asked = max(1, story.asked - 1)
+                story.least = min(story.least, story.asked)
+            case revision:
+                story.revision = revision if not story.rollout.paused else story.revision
+        story.settle(chance, turns)
+    story.rollout = story.rollout.model_copy(update={"paused": False})
+    story.settle()
+
+
+@pytest.mark.property
+@given(st.integers(1, 3), st.integers(0, 60), st.randoms(use_true_random=False))
+def test_what_never_gets_ready_is_taken_back(asked: int, turns: int, chance: random.Random) -> None:
+    story = RolloutScenario(asked)
+    story.broken, story.revision = {"b"}, "b"
+    story.settle(chance, turns)
+    story.revision = "a"
+    story.settle()
+
+
+def test_an_undo_while_a_group_drains_ends_no_other_beside_it() -> None:
+    """The controller takes the one that drains for one that is ready."""
+    story = RolloutScenario(1)
+    story.revision = "b"
+    while not story.cluster.groups[0].leaving:
+        story.operator()
+        story.cluster.step()
+        story.started(1) if 1 in story.cluster.groups else None
+    story.revision = "a"
+    for _ in range(4):
+        assert story.operator() == SurgeStep(
+            1, "1 more than asked until all are; it waits for what drains", partition_all=True
+        )
+        story.cluster.step()
+        story.look()
+    story.settle()
+
+
+def test_a_pause_begins_nothing_and_keeps_what_was_begun() -> None:
+    paused = Rollout(paused=True)
+    new = wanted(1, "b", paused)
+    old = RolloutScenario(1).cluster
+    assert surge_step(new, old.live, old.pods, paused) == SurgeStep()
+    begun = with_surge(wanted(1, "b", Rollout()), SurgeStep(1))
+    assert surge_step(new, begun, old.pods, paused).extra_groups == 1
+
+
+def test_a_rollout_that_was_begun_without_one_more_goes_on_with_it() -> None:
+    """As an operator of before left it: the template is there, the group is still the old one."""
+    cluster = RolloutScenario(1).cluster
+    now = wanted(1, "b", Rollout())
+    assert surge_step(now, now, cluster.pods, Rollout()) == SurgeStep(1, "1 more than asked until all are")
+
+
+@pytest.mark.parametrize(
+    ("replicas", "says"),
+    [(1, "is not replaced, since nothing would serve; scale it to 2 until it is"), (3, "one fewer is ready while")],
+)
+def test_a_number_that_somebody_else_sets_is_not_raised(replicas: int, says: str) -> None:
+    cluster = RolloutScenario(replicas).cluster
+    entry = {"manager": "hpa", "subresource": "scale", "fieldsV1": {"f:spec": {"f:replicas": {}}}}
+    live = with_surge(cluster.live, SurgeStep(1))
+    live["metadata"]["managedFields"] = [entry]
+    live["spec"]["replicas"] = replicas
+    found = surge_step(wanted(2, "b", Rollout()), live, cluster.pods, Rollout())
+    assert found.extra_groups == surplus_groups(live) == 0
+    assert found.message.startswith("hpa sets their number, so that there is none more meanwhile: ")
+    assert says in found.message
+    assert surge_step(wanted(2, "a", Rollout()), live, cluster.pods, Rollout()) == SurgeStep()
+
+
+def test_none_is_asked_for_where_none_is_there_yet_or_none_is_asked() -> None:
+    new = wanted(2, "b", Rollout())
+    assert surge_step(new, None, [], Rollout()) == SurgeStep()
+    cluster = RolloutScenario(2).cluster
+    assert surge_step(wanted(0, "b", Rollout()), cluster.live, cluster.pods, Rollout()) == SurgeStep()
+
+
+def test_of_what_is_rendered_only_the_numbers_change() -> None:
+    paused, classes = read_case(CASES / "sim-multi-node.yaml")
+    model = paused.model_copy(update={"spec": paused.spec.model_copy(update={"rollout": Rollout()})})
+    before = render_model(model, classes, default_context()).manifests
+    live = {(one["kind"], one["metadata"]["name"]): one for one in before}
+    same, nothing = apply_surge(before, live, [], model.spec.rollout)
+    assert (same, nothing) == (list(before), {})
+    engine = model.spec.engine.model_copy(update={"args": ["--other"]})
+    changed = model.model_copy(update={"spec": model.spec.model_copy(update={"engine": engine})})
+    after = render_model(changed, classes, default_context()).manifests
+    found, said = apply_surge(after, live, [], model.spec.rollout)
+    assert said == {"main": "1 more than asked until all are"}
+    ((old, new),) = [(old, new) for old, new in zip(after, found, strict=True) if old != new]
+    rolling = {"partition": 0, "maxSurge": 0, "maxUnavailable": 1}
+    assert new["spec"] == {
+        **old["spec"],
+        "replicas": old["spec"]["replicas"] + 1,
+        "rolloutStrategy": {"type": "RollingUpdate", "rollingUpdateConfiguration": rolling},
+    }
+    assert new["metadata"]["annotations"] == {**old["metadata"]["annotations"], "fairlead.io/surge": "1"}

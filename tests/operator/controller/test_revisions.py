@@ -1,0 +1,127 @@
+"""Which revision runs: the spec's, a held one, or one that people asked for."""
+
+from typing import Any
+
+import pytest
+
+from fairlead_operator.controller.revisions import (
+    MAX_KEPT_REVISIONS,
+    ModelRevision,
+    choose_revision,
+    controller_revision,
+    revision_hash,
+    revisions_to_keep,
+    stored_revisions,
+    with_current_numbers,
+)
+from fairlead_operator.object_metadata import MODEL_LABEL, UNDO_ANNOTATION
+
+
+def spec(image: str = "a", **more: Any) -> dict[str, Any]:
+    pools = more.pop("pools", [{"name": "main", "accelerator": "cpu", "replicas": {"min": 1}}])
+    return {"engine": {"kind": "sim", "image": image}, "pools": pools, **more}
+
+
+def model(one: dict[str, Any], undo: str = "") -> dict[str, Any]:
+    return {"metadata": {"name": "m", "annotations": {UNDO_ANNOTATION: undo} if undo else {}}, "spec": one}
+
+
+def stored(*images: str) -> tuple[ModelRevision, ...]:
+    return tuple(
+        ModelRevision(number, revision_hash(spec(image)), spec(image)) for number, image in enumerate(images, 1)
+    )
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"replicas": 3},
+        {"objectives": {"ttft": "1s"}},
+        {"routing": {"preset": "random"}},
+        {"rollout": {"surge": 2}},
+        {"pools": [{"name": "main", "accelerator": "cpu", "replicas": {"min": 7}}]},
+    ],
+)
+def test_what_engines_do_not_notice_makes_no_revision(changed: dict[str, Any]) -> None:
+    assert revision_hash(spec(**changed)) == revision_hash(spec())
+
+
+def test_the_drain_is_a_part_of_the_engines_and_its_default_is_none() -> None:
+    assert revision_hash(spec(rollout={"drain": "5m", "surge": 1})) == revision_hash(spec())
+    assert revision_hash(spec(rollout={"drain": "10m"})) != revision_hash(spec())
+
+
+def test_an_earlier_revision_has_its_own_drain_and_the_present_pace() -> None:
+    old, present = spec("a", rollout={"drain": "10m", "surge": 1}), spec("b", rollout={"drain": "20m", "surge": 3})
+    assert with_current_numbers(old, present)["rollout"] == {"drain": "10m", "surge": 3}
+    assert with_current_numbers(spec("a"), present)["rollout"] == {"surge": 3}
+
+
+def test_a_new_spec_is_the_next_revision_and_an_old_one_the_newest_again() -> None:
+    assert choose_revision(model(spec("c")), stored("a", "b"), frozenset()).revision.number == 3
+    again = choose_revision(model(spec("a")), stored("a", "b"), frozenset())
+    assert (again.revision.number, again.revision.hash, again.is_pending) == (3, revision_hash(spec("a")), False)
+    assert choose_revision(model(spec("b")), stored("a", "b"), frozenset()).revision.number == 2
+
+
+def test_a_paused_change_waits_and_numbers_follow() -> None:
+    pools = [{"name": "main", "accelerator": "cpu", "replicas": {"min": 5}}]
+    paused = spec("b", pools=pools, rollout={"paused": True})
+    old = stored("a")
+    choice = choose_revision(model(paused), old, frozenset([old[0].hash]))
+    assert (choice.revision.number, choice.current.number, choice.is_pending) == (1, 2, True)
+    assert choice.spec["engine"]["image"] == "a"
+    assert choice.spec["pools"][0]["replicas"] == {"min": 5}
+    assert choice.spec["rollout"] == {"paused": True}
+    assert "revision 1 runs on" in choice.reason
+
+
+def test_a_pause_in_the_midst_holds_where_it_is_and_a_first_one_holds_nothing() -> None:
+    paused, old = spec("b", rollout={"paused": True}), stored("a", "b")
+    both = frozenset(one.hash for one in old)
+    assert choose_revision(model(paused), old, both).revision.number == 2
+    assert choose_revision(model(paused), (), frozenset()).is_pending is False
+
+
+def test_undo_runs_an_earlier_revision_until_the_spec_changes() -> None:
+    old = stored("a", "b")
+    running = frozenset([old[1].hash])
+    for asked, runs in (("1", 1), ("1/2", 1), ("1/9", 2), ("2", 2)):
+        assert choose_revision(model(spec("b"), asked), old, running).revision.number == runs
+    changed = choose_revision(model(spec("c"), "1/2"), old, running)
+    assert (changed.revision.number, changed.problem) == (3, "")
+
+
+@pytest.mark.parametrize("asked", ["7", "x", "-1", "1.0", "7/2"])
+def test_undo_to_what_is_not_kept_says_so_and_runs_the_spec(asked: str) -> None:
+    choice = choose_revision(model(spec("b"), asked), stored("a", "b"), frozenset())
+    assert choice.revision.number == 2
+    assert "there are: 1, 2" in choice.problem
+
+
+def test_numbers_of_a_pool_that_is_no_more_stay_those_of_its_time() -> None:
+    old = spec(pools=[{"name": "a", "replicas": {"min": 1}}, {"name": "b", "replicas": {"min": 2}}])
+    now = spec(pools=[{"name": "b", "replicas": {"min": 9}}], replicas=4)
+    found = with_current_numbers(old, now)
+    assert [pool["replicas"]["min"] for pool in found["pools"]] == [1, 9]
+    assert "replicas" not in found
+
+
+def test_what_runs_and_what_is_asked_is_kept_with_the_newest_others() -> None:
+    old = stored(*(f"i{number}" for number in range(20)))
+    choice = choose_revision(model(spec("new"), "3"), old, frozenset())
+    numbers = [one.number for one in revisions_to_keep(old, choice)]
+    assert len(numbers) == MAX_KEPT_REVISIONS
+    assert {3, 21} <= set(numbers)
+    assert numbers[-3:] == [19, 20, 21]
+
+
+def test_revisions_that_other_controllers_keep_of_our_workloads_are_not_ours() -> None:
+    (ours,) = stored("a")
+    theirs = {
+        "kind": "ControllerRevision",
+        "metadata": {"name": "m-main-5d8f", "labels": {MODEL_LABEL: "m"}},
+        "revision": 7,
+        "data": {"spec": {"leaderWorkerTemplate": {"size": 2}}},
+    }
+    assert stored_revisions([theirs, controller_revision(model(spec("a")), ours)]) == (ours,)

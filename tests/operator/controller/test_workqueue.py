@@ -1,0 +1,184 @@
+"""The work queue: never twice at once, nothing lost, pauses that grow; with a clock that a test turns."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+from fairlead_testing.fake_time import FakeTime
+from fairlead_testing.waiting import wait_until
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fairlead.runtime.tasks import cancel_and_wait
+from fairlead_operator.controller.workqueue import BASE_DELAY_SECONDS, MAX_DELAY_SECONDS, RateLimitedQueue, WorkQueue
+
+
+def test_a_key_added_twice_is_taken_once() -> None:
+    work = RateLimitedQueue()
+    work.add("a")
+    work.add("a")
+    assert (work.get(0.0), work.get(0.0)) == ("a", None)
+
+
+def test_a_key_added_while_it_is_worked_on_comes_again_and_only_afterwards() -> None:
+    work = RateLimitedQueue()
+    work.add("a")
+    assert work.get(0.0) == "a"
+    work.add("a")
+    work.add("a")
+    assert work.get(0.0) is None
+    work.done("a")
+    assert (work.get(0.0), work.get(0.0)) == ("a", None)
+
+
+def test_the_echo_of_its_own_work_does_not_bring_a_key_back() -> None:
+    work = RateLimitedQueue()
+    work.add("a")
+    assert work.get(0.0) == "a"
+    work.add("a")
+    work.ignore_self_event("a")
+    work.done("a")
+    assert work.get(0.0) is None
+    work.add("a")
+    assert work.get(0.0) == "a"
+    for _ in range(2):  # its own work, and something else
+        work.add("a")
+    work.ignore_self_event("a")
+    work.done("a")
+    assert work.get(0.0) == "a"
+    work.ignore_self_event("a")  # nothing came
+    work.done("a")
+    assert work.get(0.0) is None
+
+
+def test_pauses_double_are_half_by_chance_and_end() -> None:
+    work = RateLimitedQueue()
+    for failures in range(1, 40):
+        work.add("a")
+        assert work.get(0.0) == "a"
+        least = work.retry("a", 0.0, 0.0)
+        assert work.failures("a") == failures
+        whole = min(MAX_DELAY_SECONDS, BASE_DELAY_SECONDS * 2 ** (failures - 1))
+        assert least == pytest.approx(whole / 2)
+    work.add("a")
+    work.get(0.0)
+    work.done("a")
+    assert work.failures("a") == 0
+
+
+def test_a_failed_key_waits_and_news_ends_the_wait() -> None:
+    work = RateLimitedQueue()
+    work.add("a")
+    work.get(10.0)
+    pause = work.retry("a", 10.0, 1.0)
+    assert work.get(10.0 + pause / 2) is None
+    assert work.next_due_at() == 10.0 + pause
+    assert work.get(10.0 + pause) == "a"
+    work.retry("a", 20.0, 1.0)
+    work.add("a")
+    assert (work.get(20.0), work.next_due_at()) == ("a", None)
+
+
+def test_the_earliest_of_several_times_counts() -> None:
+    work = RateLimitedQueue()
+    work.add_at("a", 9.0)
+    work.add_at("a", 5.0)
+    work.add_at("a", 7.0)
+    assert (work.next_due_at(), work.get(4.9), work.delayed_count) == (5.0, None, 1)
+    assert work.get(5.0) == "a"
+    work.done("a")
+    assert work.get(99.0) is None
+
+
+def test_what_is_forgotten_does_not_come() -> None:
+    work = RateLimitedQueue()
+    work.add("a")
+    work.add_at("b", 1.0)
+    work.forget("a")
+    work.forget("b")
+    assert work.get(9.0) is None
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["add", "at", "take", "done", "fail", "tick"]), st.sampled_from("abc")), max_size=60
+    )
+)
+def test_nothing_is_lost_and_nothing_runs_twice(steps: list[tuple[str, str]]) -> None:
+    work, now = RateLimitedQueue(), 0.0
+    running: set[str] = set()
+    owed: set[str] = set()
+    for what, key in steps:
+        if what == "add":
+            work.add(key)
+            owed.add(key)
+        elif what == "at":
+            work.add_at(key, now + 3.0)
+            owed.add(key)
+        elif what == "take" and (taken := work.get(now)) is not None:
+            assert taken not in running
+            running.add(taken)
+            owed.discard(taken)
+        elif what == "done" and key in running:
+            running.discard(key)
+            work.done(key)
+        elif what == "fail" and key in running:
+            running.discard(key)
+            work.retry(key, now, 0.5)
+            owed.add(key)
+        elif what == "tick":
+            now += 1.0
+    for key in sorted(running):
+        work.done(key)
+    found = set()
+    while (taken := work.get(now + 1_000.0)) is not None:
+        found.add(taken)
+        work.done(taken)
+    assert owed <= found
+    assert (work.ready_count, work.running_count, work.delayed_count) == (0, 0, 0)
+
+
+def with_queue(check: Callable[[WorkQueue, FakeTime, list[str], dict[str, Exception]], Awaitable[None]]) -> None:
+    async def main() -> None:
+        time = FakeTime()
+        queue, seen, errors = WorkQueue(time, lambda: 1.0, pause=time.pause), [], {}
+
+        async def reconcile(key: str) -> float | None:
+            seen.append(key)
+            if key in errors:
+                raise errors[key]
+            return 30.0 if key == "again" else None
+
+        task = asyncio.ensure_future(queue.process(reconcile, 2, lambda key, error, pause: None))
+        try:
+            await check(queue, time, seen, errors)
+        finally:
+            await cancel_and_wait(task)
+
+    asyncio.run(main())
+
+
+def test_hands_work_wait_and_look_again() -> None:
+    async def check(queue: WorkQueue, time: FakeTime, seen: list[str], errors: dict[str, Exception]) -> None:
+        queue.add("a")
+        queue.add("again")
+        await wait_until(lambda: sorted(seen) == ["a", "again"])
+        await wait_until(lambda: 30.0 in time.pending_pauses)
+        time.advance(30.0)
+        await wait_until(lambda: seen.count("again") == 2)
+
+    with_queue(check)
+
+
+def test_one_models_trouble_is_not_the_others() -> None:
+    async def check(queue: WorkQueue, time: FakeTime, seen: list[str], errors: dict[str, Exception]) -> None:
+        errors["bad"] = RuntimeError("no")
+        queue.add("bad")
+        queue.add("good")
+        await wait_until(lambda: "good" in seen and queue.keys.failures("bad") == 1)
+        del errors["bad"]
+        await wait_until(lambda: bool(time.pending_pauses))
+        time.advance(1.0)
+        await wait_until(lambda: seen.count("bad") == 2 and queue.keys.failures("bad") == 0)
+
+    with_queue(check)

@@ -1,0 +1,134 @@
+"""The shelf: what is newer counts, whose it is, and who has the bare name."""
+
+from typing import Any
+
+from fairlead.kube.watch_events import WatchEvent, WatchEventType
+from fairlead_operator.kube.object_cache import ObjectCache, drop_own_managed_fields
+
+LABELS = {"app.kubernetes.io/managed-by": "fairlead", "fairlead.io/model": "qwen"}
+
+
+def child(version: int, uid: str = "u", labels: dict[str, str] | None = None, **spec: Any) -> dict[str, Any]:
+    metadata = {"name": "s", "namespace": "chat", "uid": uid, "resourceVersion": str(version)}
+    return {"apiVersion": "v1", "kind": "Service", "metadata": {**metadata, "labels": labels or LABELS}, "spec": spec}
+
+
+def model(name: str = "qwen", namespace: str = "chat", version: int = 1, born: str = "1") -> dict[str, Any]:
+    metadata = {"name": name, "namespace": namespace, "uid": f"{namespace}/{name}", "creationTimestamp": born}
+    return {"kind": "ModelDeployment", "metadata": {**metadata, "resourceVersion": str(version)}}
+
+
+def take(shelf: ObjectCache, manifest: dict[str, Any], kind: WatchEventType = WatchEventType.MODIFIED) -> list[str]:
+    return shelf.apply(WatchEvent(kind, manifest))
+
+
+def spec(shelf: ObjectCache) -> Any:
+    seen = shelf.snapshot("chat/qwen")
+    assert seen is not None
+    return {key: one["spec"] for key, one in seen.children.items()}
+
+
+def test_a_watch_that_is_behind_our_own_writes_is_not_believed() -> None:
+    shelf = ObjectCache()
+    take(shelf, model())
+    shelf.record_write(child(9, new=True))
+    take(shelf, child(8))
+    assert spec(shelf) == {("Service", "s"): {"new": True}}
+    take(shelf, child(7, "earlier"), WatchEventType.DELETED)
+    assert spec(shelf) == {("Service", "s"): {"new": True}}
+    take(shelf, child(10), WatchEventType.DELETED)
+    assert spec(shelf) == {}
+
+
+def test_the_echo_of_our_own_writing_is_no_news() -> None:
+    shelf = ObjectCache()
+    take(shelf, model())
+    shelf.record_write(child(9))
+    assert take(shelf, child(9)) == []
+    assert take(shelf, child(10)) == ["chat/qwen"]
+    assert take(shelf, model()) == []
+    assert take(shelf, model(version=2)) == ["chat/qwen"]
+
+
+def test_the_same_version_of_a_child_is_found_by_its_metadata() -> None:
+    shelf = ObjectCache()
+    take(shelf, model())
+    shelf.record_write(child(9, a=1))
+    named = {"kind": "Service", "metadata": child(9)["metadata"]}
+    assert (shelf.find_same_version(named) or {})["spec"] == {"a": 1}
+    assert shelf.find_same_version(child(10)) is shelf.find_same_version(child(9, uid="another")) is None
+    unmarked = {"kind": "Service", "metadata": {**named["metadata"], "labels": None}}
+    assert shelf.find_same_version(unmarked) is None
+
+
+def test_what_a_list_does_not_have_any_more_is_gone_though_we_know_a_newer_state_of_it() -> None:
+    shelf = ObjectCache()
+    take(shelf, model())
+    shelf.record_write(child(9))
+    assert take(shelf, child(7), WatchEventType.DELETED) == ["chat/qwen"]
+    assert spec(shelf) == {}
+
+
+def test_an_answer_that_is_later_than_the_end_brings_nothing_back() -> None:
+    shelf = ObjectCache()
+    take(shelf, model())
+    take(shelf, child(8))
+    take(shelf, child(10), WatchEventType.DELETED)
+    shelf.record_write(child(9))
+    assert spec(shelf) == {}
+    take(shelf, child(11))  # it had lost our labels, and has them again
+    assert spec(shelf) != {}
+    assert take(shelf, model(version=5), WatchEventType.DELETED) == ["chat/qwen"]
+    shelf.record_write(model(version=4))
+    assert shelf.models == {}
+
+
+def test_the_end_of_an_earlier_object_is_not_that_of_its_successor() -> None:
+    shelf = ObjectCache()
+    take(shelf, model())
+    take(shelf, child(12, "second"))
+    take(shelf, child(13, "first"), WatchEventType.DELETED)
+    assert spec(shelf).keys() == {("Service", "s")}
+
+
+def test_what_has_no_label_of_ours_concerns_nobody() -> None:
+    shelf = ObjectCache()
+    assert take(shelf, child(1, labels={"fairlead.io/model": "qwen"})) == []
+    assert take(shelf, child(1, labels={"app.kubernetes.io/managed-by": "fairlead"})) == []
+    assert take(shelf, child(1)) == ["chat/qwen"]
+
+
+def test_a_list_finds_what_is_gone_and_what_is_new() -> None:
+    shelf = ObjectCache()
+    assert shelf.replace_models([model("a"), model("b")]) == ["chat/a", "chat/b"]
+    assert shelf.replace_models([model("a", version=0), model("b", version=2)]) == ["chat/b"]
+    assert shelf.replace_models([model("b", version=2)]) == ["chat/a"]
+    assert list(shelf.models) == ["chat/b"]
+
+
+def test_models_of_one_name_hear_of_each_other_only_when_one_comes_or_goes() -> None:
+    shelf = ObjectCache()
+    take(shelf, model(namespace="x", born="2"))
+    assert take(shelf, model(namespace="y", born="1")) == ["y/qwen", "x/qwen"]
+    assert take(shelf, model(namespace="y", born="1", version=2)) == ["y/qwen"]
+    seen = {key: shelf.snapshot(key) for key in ("x/qwen", "y/qwen")}
+    assert [one.name_taken_by for one in seen.values() if one is not None] == ["y/qwen", None]
+    assert take(shelf, model(namespace="y", version=3), WatchEventType.DELETED) == ["y/qwen", "x/qwen"]
+
+
+def test_an_accelerator_concerns_every_model() -> None:
+    shelf = ObjectCache()
+    shelf.replace_models([model("a"), model("b")])
+    accelerator = {"kind": "AcceleratorClass", "metadata": {"name": "l4", "uid": "l4"}}
+    assert take(shelf, accelerator) == ["chat/a", "chat/b"]
+
+
+def test_field_owners_are_kept_only_where_somebody_else_wrote() -> None:
+    ours = {"manager": "fairlead", "operation": "Apply"}
+    status = {"manager": "kcm", "operation": "Update", "subresource": "status"}
+    theirs = {"manager": "kubectl", "operation": "Update"}
+    alone, shared = child(1), child(1)
+    alone["metadata"]["managedFields"] = [ours, status]
+    shared["metadata"]["managedFields"] = [ours, theirs, status]
+    assert "managedFields" not in drop_own_managed_fields(alone)["metadata"]
+    assert drop_own_managed_fields(shared)["metadata"]["managedFields"] == [ours, theirs, status]

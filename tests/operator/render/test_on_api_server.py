@@ -1,0 +1,70 @@
+"""What is rendered before a real API server: every field exists, every value is allowed, and the pods are let in as restricted."""
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fairlead_testing.kube.api_server import ApiServer
+from fairlead_testing.kube.render_cases import default_context, read_case
+
+from fairlead.kube.client import KubeApi
+from fairlead.kube.errors import KubeError
+from fairlead.kube.resources import NAMESPACES, PODS, Manifest
+from fairlead.runtime.clock import SystemClock
+from fairlead_operator.render import render_model
+
+pytestmark = pytest.mark.api_server
+CASES = sorted((Path(__file__).parent / "cases").glob("*.yaml"))
+NAMESPACE = "rendered"
+LEVEL = "pod-security.kubernetes.io/enforce"
+
+
+def everything() -> Iterator[tuple[str, Manifest]]:
+    """(case, manifest) of all cases, in one namespace."""
+    for case in CASES:
+        model, classes = read_case(case)
+        for one in render_model(model, classes, default_context()).manifests:
+            yield case.stem, {**one, "metadata": {**one["metadata"], "namespace": NAMESPACE}}
+
+
+def pods(case: str, one: Manifest) -> Iterator[Manifest]:
+    """The pods that a workload would make."""
+    spec: dict[str, Any] = one.get("spec", {})
+    group = spec.get("leaderWorkerTemplate", {})
+    templates = (spec.get("template"), group.get("leaderTemplate"), group.get("workerTemplate"))
+    for number, template in enumerate(found for found in templates if found is not None):
+        metadata = {**template["metadata"], "name": f"{case}-{number}", "namespace": NAMESPACE}
+        pod = {**template["spec"], "serviceAccountName": "default"}
+        pod.pop("priorityClassName", None)  # of the cluster
+        yield {"apiVersion": PODS.api_version, "kind": PODS.kind, "metadata": metadata, "spec": pod}
+
+
+def test_the_api_server_takes_every_object_and_every_pod(api_server: ApiServer) -> None:
+    refused: list[str] = []
+
+    async def tried(api: KubeApi, case: str, one: Manifest) -> None:
+        try:
+            await api.apply(one, "fairlead", dry_run=True)
+        except KubeError as error:
+            refused.append(f"{case}: {one['kind']}: {error}")
+
+    async def main() -> None:
+        async with KubeApi(api_server.config(), SystemClock(), lambda: 0.5) as api:
+            metadata = {"name": NAMESPACE, "labels": {LEVEL: "restricted"}}
+            await api.apply({"apiVersion": "v1", "kind": NAMESPACES.kind, "metadata": metadata}, "test")
+            for case, one in everything():
+                for pod in pods(case, one):
+                    await tried(api, case, pod)
+                if one["kind"] != "LeaderWorkerSet":  # whose definition this server does not have
+                    await tried(api, case, one)
+
+    asyncio.run(main())
+    sidecar = [
+        one
+        for one in refused
+        if one.startswith("overrides: Pod") and 'container "sidecar" must set' in one and "engine" not in one
+    ]
+    assert [one for one in refused if one not in sidecar] == []
+    assert len(sidecar) == 1  # a user's own container is the user's, and the server says what is wrong with it

@@ -1,0 +1,133 @@
+"""Every pod passes Pod Security's level ``restricted``, and holds to the other rules that all children share."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fairlead_testing.kube.render_cases import default_context, read_case
+
+from fairlead.kube.resources import Manifest, resource_of
+from fairlead_operator.render import render_model
+
+CASES = sorted((Path(__file__).parent / "cases").glob("*.yaml"), key=lambda path: path.name)
+VOLUMES = {
+    "configMap",
+    "csi",
+    "downwardAPI",
+    "emptyDir",
+    "ephemeral",
+    "image",
+    "persistentVolumeClaim",
+    "projected",
+    "secret",
+}
+
+
+def manifests(case: Path) -> list[Manifest]:
+    model, classes = read_case(case)
+    return list(render_model(model, classes, default_context()).manifests)
+
+
+def templates(found: list[Manifest]) -> Iterator[tuple[Manifest, dict[str, Any]]]:
+    """(child, pod template) of every workload."""
+    for one in found:
+        if one["kind"] == "Deployment":
+            yield one, one["spec"]["template"]
+        elif one["kind"] == "LeaderWorkerSet":
+            group = one["spec"]["leaderWorkerTemplate"]
+            yield one, group["leaderTemplate"]
+            yield one, group["workerTemplate"]
+
+
+def violations(spec: dict[str, Any]) -> list[str]:
+    """What Pod Security's level restricted has against a pod."""
+    found = [name for name in ("hostNetwork", "hostPID", "hostIPC") if spec.get(name)]
+    pod = spec.get("securityContext", {})
+    for volume in spec.get("volumes", []):
+        found += [f"volume of {kind}" for kind in volume.keys() - {"name"} if kind not in VOLUMES]
+    for container in [*spec["containers"], *spec.get("initContainers", [])]:
+        own = container.get("securityContext", {})
+        if own.get("allowPrivilegeEscalation") is not False:
+            found.append("allowPrivilegeEscalation")
+        if own.get("privileged") or own.get("procMount") not in (None, "Default"):
+            found.append("privileged")
+        if own.get("capabilities", {}).get("drop") != ["ALL"] or own.get("capabilities", {}).get("add"):
+            found.append("capabilities")
+        if not own.get("runAsNonRoot", pod.get("runAsNonRoot")) or 0 in (own.get("runAsUser"), pod.get("runAsUser")):
+            found.append("runAsNonRoot")
+        if own.get("seccompProfile", pod.get("seccompProfile", {})).get("type") not in ("RuntimeDefault", "Localhost"):
+            found.append("seccompProfile")
+        found += ["hostPort" for port in container.get("ports", []) if port.get("hostPort")]
+    return found
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda path: path.stem)
+def test_every_pod_is_restricted(case: Path) -> None:
+    for _, template in templates(manifests(case)):
+        engines = [one for one in template["spec"]["containers"] if one["name"] == "engine"]
+        assert violations({**template["spec"], "containers": engines}) == []  # a user's sidecar is the user's
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda path: path.stem)
+def test_every_child_is_owned_labelled_and_found_by_labels(case: Path) -> None:
+    model, _ = read_case(case)
+    for one in manifests(case):
+        metadata = one["metadata"]
+        resource_of(one)  # of a kind that the client knows
+        assert len(metadata["name"]) <= 63
+        assert metadata["namespace"] == model.metadata.namespace
+        (owner,) = metadata["ownerReferences"]
+        assert (owner["name"], owner["uid"], owner["controller"]) == (model.metadata.name, model.metadata.uid, True)
+        assert metadata["labels"]["app.kubernetes.io/managed-by"] == "fairlead"
+        for value in metadata["labels"].values():
+            assert len(value) <= 63
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda path: path.stem)
+def test_selectors_find_the_pods_that_they_should_and_are_labels_only(case: Path) -> None:
+    found = manifests(case)
+    for workload, template in templates(found):
+        pool = workload["metadata"]["labels"]["fairlead.io/pool"]
+        beside = [one for one in found if one["metadata"]["labels"]["fairlead.io/pool"] == pool]
+        labels = template["metadata"]["labels"]
+        answers = "fairlead.io/endpoint" in labels
+        selectors = {
+            one["kind"]: one["spec"].get("selector") or one["spec"].get("podSelector")
+            for one in beside
+            if "spec" in one
+        }
+        assert (selectors["Service"].items() <= labels.items()) == answers
+        assert (selectors["PodDisruptionBudget"]["matchLabels"].items() <= labels.items()) == answers
+        assert selectors["NetworkPolicy"]["matchLabels"].items() <= labels.items()
+        if workload["kind"] == "Deployment":
+            assert selectors["Deployment"]["matchLabels"].items() <= labels.items()
+            assert set(selectors["Deployment"]["matchLabels"]) == {"fairlead.io/model", "fairlead.io/pool"}
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda path: path.stem)
+def test_the_grace_is_longer_than_the_drain_and_starting_may_take_half_an_hour(case: Path) -> None:
+    model, _ = read_case(case)
+    for _, template in templates(manifests(case)):
+        spec = template["spec"]
+        assert spec["terminationGracePeriodSeconds"] > model.spec.rollout.drain_seconds
+        (engine,) = (one for one in spec["containers"] if one["name"] == "engine")
+        hook = engine["lifecycle"]["preStop"]
+        assert hook.get("sleep") or float(hook["exec"]["command"][4]) == model.spec.rollout.drain_seconds
+        probe = engine.get("startupProbe")
+        if probe is not None:
+            assert probe["periodSeconds"] * probe["failureThreshold"] >= 1800
+            assert engine["livenessProbe"]["failureThreshold"] * engine["livenessProbe"]["periodSeconds"] >= 60
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda path: path.stem)
+def test_whatever_takes_kv_computes_it_anew_when_it_cannot_be_loaded(case: Path) -> None:
+    model, _ = read_case(case)
+    for _, template in templates(manifests(case)):
+        for argument in template["spec"]["containers"][0]["args"]:
+            if "kv_connector" in argument:
+                assert argument.count('"kv_load_failure_policy":"recompute"') == max(
+                    1, argument.count('"kv_connector":')
+                )
+        if model.spec.engine.kind.value == "sim" and model.spec.kv_cache.transfer.value != "None":
+            assert "--kv-load-failure-policy=recompute" in template["spec"]["containers"][0]["args"]

@@ -1,0 +1,140 @@
+"""The preStop script, run as a pod runs it, beside a server whose gauges a test sets."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Event, Thread
+
+import pytest
+
+from fairlead.engines.containers.prestop_drain import DRAIN_SCRIPT, PreStopDrain
+
+GAUGE = "vllm:num_requests_running"
+
+
+class GaugeServer:
+    """Answers /metrics with ``running``; ``asked`` is set by every look."""
+
+    def __init__(self) -> None:
+        self.running = 0
+        self.asked = Event()
+        engine = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                text = f'# HELP x\n{GAUGE}{{engine="0"}} {engine.running}.0\nvllm:other 7.0\n'.encode()
+                self.send_response(200)
+                self.send_header("content-length", str(len(text)))
+                self.end_headers()
+                self.wfile.write(text)
+                engine.asked.set()
+
+            def log_message(self, format: str, *args: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}/metrics"
+
+
+@pytest.fixture
+def engine() -> Iterator[GaugeServer]:
+    found = GaugeServer()
+    thread = Thread(target=found.server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    yield found
+    found.server.shutdown()
+    found.server.server_close()
+    thread.join()
+
+
+def run_hook(url: str, *, most: float, quiet: str, env: dict[str, str] | None = None) -> "subprocess.Popen[bytes]":
+    command = PreStopDrain(url, (GAUGE,)).prestop_hook(most)["exec"]["command"]
+    command[0], command[5] = sys.executable, quiet
+    return subprocess.Popen(command, env=env or {})
+
+
+def test_an_idle_engine_is_let_go(engine: GaugeServer) -> None:
+    assert run_hook(engine.url, most=60, quiet="0").wait(30) == 0
+
+
+def test_a_busy_engine_is_waited_for(engine: GaugeServer) -> None:
+    engine.running = 2
+    process = run_hook(engine.url, most=60, quiet="0")
+    assert engine.asked.wait(30)
+    engine.asked.clear()
+    assert engine.asked.wait(30)  # it looked again, since requests run
+    assert process.poll() is None
+    engine.running = 0
+    assert process.wait(30) == 0
+
+
+def test_the_wait_has_an_end(engine: GaugeServer) -> None:
+    engine.running = 2
+    assert run_hook(engine.url, most=1, quiet="0").wait(30) == 0
+
+
+def test_an_engine_that_is_gone_is_not_waited_for(engine: GaugeServer) -> None:
+    engine.server.server_close()
+    assert run_hook(engine.url, most=60, quiet="5").wait(30) == 0
+
+
+def test_a_worker_looks_at_its_leader_and_not_through_a_proxy(engine: GaugeServer) -> None:
+    url = engine.url.replace("127.0.0.1", "$LWS_LEADER_ADDRESS")
+    env = {"LWS_LEADER_ADDRESS": "127.0.0.1", "http_proxy": "http://192.0.2.1:3128"}
+    assert run_hook(url, most=60, quiet="0", env=env).wait(30) == 0
+    assert engine.asked.is_set()
+
+
+def test_an_engine_without_known_gauges_is_given_a_moment() -> None:
+    assert PreStopDrain().prestop_hook(300) == {"sleep": {"seconds": 10}}
+
+
+def test_a_leader_whose_name_is_gone_is_not_waited_for_and_one_that_cannot_be_looked_up_is() -> None:
+    command = PreStopDrain("http://leader.group:8000/metrics", (GAUGE,)).prestop_hook(60)["exec"]["command"]
+    looks = """
+import socket
+answers = [socket.EAI_AGAIN, socket.EAI_AGAIN, socket.EAI_NONAME]
+def look(name, *_, **__):
+    if name == "kubernetes.default":
+        raise socket.gaierror(socket.EAI_AGAIN, "no")
+    print("looked", flush=True)
+    raise socket.gaierror(answers.pop(0), "no")
+socket.getaddrinfo = look
+"""
+    command[0], command[2], command[5] = sys.executable, looks + DRAIN_SCRIPT, "0"
+    done = subprocess.run(command, env={}, capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.count("looked") == 3
+
+
+def test_a_name_server_that_knows_only_the_clusters_own_names_says_of_a_leader_that_went_that_one_may_try_again() -> (
+    None
+):
+    command = PreStopDrain("http://leader.group:8000/metrics", (GAUGE,)).prestop_hook(60)["exec"]["command"]
+    looks = """
+import socket
+def look(name, *_, **__):
+    print("looked at", name, flush=True)
+    if name == "kubernetes.default":
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("10.96.0.1", 443))]
+    raise socket.gaierror(socket.EAI_AGAIN, "no")
+socket.getaddrinfo = look
+"""
+    command[0], command[2], command[5] = sys.executable, looks + DRAIN_SCRIPT, "0"
+    done = subprocess.run(command, env={}, capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.splitlines() == ["looked at leader.group", "looked at kubernetes.default"]
+
+
+def test_a_leader_whose_address_nobody_has_is_not_waited_for_and_one_that_does_not_answer_in_time_is() -> None:
+    command = PreStopDrain("http://192.0.2.1:8000/metrics", (GAUGE,)).prestop_hook(60)["exec"]["command"]
+    connects = """
+import errno, socket
+answers = [errno.ETIMEDOUT, errno.ENETUNREACH, errno.EHOSTUNREACH]
+def connect(*_, **__):
+    print("asked", flush=True)
+    raise OSError(answers.pop(0), "no")
+socket.create_connection = connect
+"""
+    command[0], command[2], command[5] = sys.executable, connects + DRAIN_SCRIPT, "0"
+    done = subprocess.run(command, env={}, capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.count("asked") == 3

@@ -1,0 +1,133 @@
+"""Causes as kubelet, scheduler, controllers and the API server word them."""
+
+from typing import Any
+
+import pytest
+
+from fairlead.api import Reason
+from fairlead.kube.errors import Conflict, Forbidden, Invalid
+from fairlead_operator.status.diagnosis import (
+    diagnose,
+    diagnose_pod,
+    diagnose_workload,
+    diagnose_write,
+    pending_capacity,
+)
+
+
+def pod(
+    name: str = "p", container: dict[str, Any] | None = None, *, init: bool = False, **status: Any
+) -> dict[str, Any]:
+    kind = "initContainerStatuses" if init else "containerStatuses"
+    statuses = {kind: [{"name": "download" if init else "engine", "image": "img:1", **container}]} if container else {}
+    return {"metadata": {"name": name}, "status": {**statuses, **status}}
+
+
+def waiting(reason: str, message: str = "", **more: Any) -> dict[str, Any]:
+    return {"state": {"waiting": {"reason": reason, "message": message}}, **more}
+
+
+def unschedulable(message: str, **more: str) -> dict[str, Any]:
+    said = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message, **more}
+    return pod(conditions=[said])
+
+
+OOM = {"lastState": {"terminated": {"reason": "OOMKilled", "exitCode": 137}}}
+ENDED = {"lastState": {"terminated": {"reason": "Error", "exitCode": 2, "message": "no such flag"}}, "restartCount": 4}
+CASES = [
+    (pod(container=waiting("ImagePullBackOff", 'Back-off pulling image "img:1"')), Reason.IMAGE_PULL_FAILED, "img:1"),
+    (pod(container=waiting("ErrImageNeverPull")), Reason.IMAGE_PULL_FAILED, "ErrImageNeverPull"),
+    (pod(container=waiting("CreateContainerConfigError", 'secret "hf" not found')), Reason.MISSING_SECRET, "hf"),
+    (
+        pod(container=waiting("CreateContainerConfigError", "couldn't find key token in Secret chat/hf")),
+        Reason.MISSING_SECRET,
+        "token",
+    ),
+    (pod(container=waiting("CreateContainerConfigError", 'configmap "c" not found')), Reason.MISSING_CONFIG_MAP, "c"),
+    (unschedulable("0/3 nodes are available: 3 Insufficient nvidia.com/gpu."), Reason.INSUFFICIENT_CAPACITY, "nvidia"),
+    (unschedulable('persistentvolumeclaim "weights" not found'), Reason.MISSING_CLAIM, "weights"),
+    (pod(container=waiting("CrashLoopBackOff", **OOM)), Reason.OUT_OF_MEMORY, "memory"),
+    (pod(container=waiting("CrashLoopBackOff", **ENDED)), Reason.ENGINE_CRASHING, "code 2, 4 times: no such flag"),
+    (pod(container=waiting("CrashLoopBackOff", **ENDED), init=True), Reason.DOWNLOAD_FAILED, "download"),
+]
+
+
+@pytest.mark.parametrize(("one", "reason", "words"), CASES)
+def test_a_pods_cause_is_named(one: dict[str, Any], reason: Reason, words: str) -> None:
+    found = diagnose_pod(one)
+    assert found is not None
+    assert found.reason is reason
+    assert words in found.message
+    assert "pod p" in found.message
+
+
+@pytest.mark.parametrize(
+    "one",
+    [
+        pod(container=waiting("ContainerCreating")),
+        pod(container=waiting("SomethingNew", "of a later release")),
+        pod(container=waiting("CreateContainerConfigError", "something else")),
+        pod(conditions=[{"type": "Ready", "status": "True"}], container=waiting("CrashLoopBackOff")),
+        {
+            "metadata": {"name": "p", "deletionTimestamp": "x"},
+            "status": {"containerStatuses": [waiting("ErrImagePull")]},
+        },
+        {"metadata": {"name": "p"}},
+    ],
+)
+def test_nothing_is_claimed_of_pods_that_are_ready_go_or_take_their_time(one: dict[str, Any]) -> None:
+    assert diagnose_pod(one) is None
+
+
+def test_a_controller_that_cannot_make_pods_is_heard() -> None:
+    quota = {"type": "ReplicaFailure", "status": "True", "message": 'pods "x" is forbidden: exceeded quota: gpus'}
+    late = {"type": "Progressing", "status": "False", "reason": "ProgressDeadlineExceeded", "message": "has timed out"}
+    for one, reason in ((quota, Reason.QUOTA_EXCEEDED), (late, Reason.START_TIMEOUT)):
+        found = diagnose_workload({"metadata": {"name": "d"}, "status": {"conditions": [one]}})
+        assert found is not None
+        assert (found.reason, found.message[:3]) == (reason, "d: ")
+
+
+def test_causes_go_before_effects_and_are_counted() -> None:
+    pods = [unschedulable("no room"), *(pod(f"p{n}", waiting("ErrImagePull", "no")) for n in range(3))]
+    found = diagnose(pods, [])
+    assert found is not None
+    assert (found.reason, found.pods) == (Reason.IMAGE_PULL_FAILED, 3)
+    assert "and 2 more like it" in found.message
+    assert found.message_with_advice.startswith(f"{found.message}. Check engine.image")
+    assert diagnose([], []) is None
+
+
+def test_a_pod_without_a_node_counts_once_an_autoscaler_had_its_time() -> None:
+    since = {"lastTransitionTime": "2027-01-15T08:00:00Z"}
+    at = 1_800_000_000.0  # the same moment
+    late, broken = unschedulable("no room", **since), pod("q", waiting("ErrImagePull"))
+    hoped = pending_capacity([late, broken, late], at + 500.0, 600.0)
+    assert hoped is not None
+    assert (hoped.seconds, hoped.message.endswith("no room (and 1 more like it)")) == (100.0, True)
+    assert pending_capacity([late], at + 600.0, 600.0) is None
+    assert pending_capacity([late], at, 0.0) is None
+    assert pending_capacity([unschedulable('persistentvolumeclaim "w" not found', **since)], at, 600.0) is None
+    assert diagnose([late], [], wall=at + 500.0, grace_seconds=600.0) is None
+    found = diagnose([late], [], wall=at + 600.0, grace_seconds=600.0)
+    assert found is not None
+    assert found.reason is Reason.INSUFFICIENT_CAPACITY
+    found = diagnose([late, broken], [], wall=at, grace_seconds=600.0)
+    assert found is not None
+    assert found.reason is Reason.IMAGE_PULL_FAILED
+
+
+def test_a_pod_that_does_not_say_since_when_waits_since_now() -> None:
+    hoped = pending_capacity([unschedulable("no room")], 7.0, 600.0)
+    assert hoped is not None
+    assert hoped.seconds == 600.0
+
+
+def test_refused_writes_are_told_apart_from_lost_races() -> None:
+    assert diagnose_write(Conflict("somebody was first", status=409), "Service", "s") is None
+    found = diagnose_write(Forbidden('pods violates PodSecurity "restricted:latest"', status=403), "Deployment", "d")
+    assert found is not None
+    assert found.reason is Reason.POLICY_REFUSED
+    large = diagnose_write(Invalid("etcdserver: request is too large", status=400), "Deployment", "d")
+    assert large is not None
+    assert large.reason is Reason.TOO_LARGE

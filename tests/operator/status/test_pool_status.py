@@ -1,0 +1,131 @@
+"""What is said of pools while their instances are replaced: by workloads that count, and by those that do not say what they count."""
+
+from typing import Any
+
+import pytest
+
+from fairlead.api import ModelDeploymentSpec, Reason
+from fairlead.kube.resources import Manifest
+from fairlead_operator.status.model_status import PoolState, StatusInputs, find_condition, model_status
+from fairlead_operator.status.pool_status import pool_states
+
+SPEC = ModelDeploymentSpec.model_validate(
+    {
+        "model": {"source": "hf://a/b"},
+        "engine": {"kind": "sim"},
+        "pools": [
+            {"accelerator": "cpu", "replicas": {"min": 2}, "parallelism": {"tensor": 2, "nodes": 2}},
+        ],
+    }
+)
+NEW, OLD = "bbbb", "aaaa"
+
+
+def group(**status: Any) -> Manifest:
+    """A LeaderWorkerSet as the operator applied it last: of the revision ``now``, its pods of ``NEW``."""
+    notes = {"fairlead.io/model-revision": "now", "fairlead.io/revision": NEW}
+    return {
+        "kind": "LeaderWorkerSet",
+        "metadata": {
+            "name": "m-main",
+            "generation": 7,
+            "labels": {"fairlead.io/pool": "main"},
+            "annotations": notes,
+        },
+        "spec": {"replicas": 2},
+        "status": {"replicas": 2, "readyReplicas": 2, "updatedReplicas": 2, **status},
+    }
+
+
+def leader(revision: str, *, pool: str = "main", **metadata: Any) -> Manifest:
+    labels = {"fairlead.io/pool": pool, "fairlead.io/endpoint": "true", "fairlead.io/revision": revision}
+    return {"metadata": {"labels": labels, **metadata}}
+
+
+def worker(revision: str) -> Manifest:
+    return {"metadata": {"labels": {"fairlead.io/pool": "main", "fairlead.io/revision": revision}}}
+
+
+def state(one: Manifest, *pods: Manifest, notes: dict[str, str] | None = None) -> PoolState:
+    (found,) = pool_states(SPEC, [one], {(one["kind"], "m-main"): one}, "now", {}, pods, notes)
+    return found
+
+
+def progress(found: PoolState, *, paused: bool = False) -> tuple[str, str] | None:
+    before = {"status": {"conditions": [{"type": "Ready", "status": "True", "reason": "AllReady"}]}}
+    model = {"metadata": {"name": "m", "namespace": "x"}, **before}
+    told = find_condition(
+        model_status(model, StatusInputs((found,), paused=paused), 1, "2026-01-01T00:00:00Z"), "Reconciling"
+    )  # type: ignore[arg-type]
+    return None if told is None else (told["reason"], told["message"])
+
+
+def test_a_group_of_nodes_settles_although_it_says_nothing_of_generations() -> None:
+    found = state(group(), leader(NEW), leader(NEW), worker(NEW), worker(NEW))
+    assert (found.ready, found.updated, found.existing, found.is_settled) == (2, 2, 2, True)
+    assert progress(found) is None
+
+
+def test_its_instances_are_replaced_when_their_leaders_are() -> None:
+    """Its numbers are still about the template before: only the pods know."""
+    found = state(group(), leader(OLD), leader(OLD), worker(OLD), worker(OLD))
+    assert (found.ready, found.updated) == (2, 0)
+    assert progress(found) == (Reason.ROLLING_OUT, "pool main: 0 of 2 replaced")
+    leaving = leader(NEW, deletionTimestamp="2026-01-01T00:00:00Z")
+    assert state(group(), leader(NEW), leader(OLD), leaving, leader(NEW, pool="other")).updated == 1
+
+
+@pytest.mark.parametrize("number", [0, 1, 5])
+def test_a_number_that_somebody_else_changes_replaces_nothing(number: int) -> None:
+    """Its controller has not counted anew yet: what it counted is of the same template."""
+    had = {"replicas": 2, "readyReplicas": 2, "updatedReplicas": 2, "observedGeneration": 6}
+    scaled = {**group(**had), "kind": "Deployment", "spec": {"replicas": number}}
+    found = state(scaled, leader(NEW), leader(NEW), leader(OLD, deletionTimestamp="2026-01-01T00:00:00Z"))
+    assert found.is_settled
+    assert progress(found) == (Reason.SCALING, f"pool main: 2 instances, {number} asked")
+    assert not state(scaled, leader(NEW), leader(OLD)).is_settled, "another template is no scaling"
+    assert state(scaled).is_settled is (number == 0), "the pods have not been heard of yet"
+
+
+def test_of_those_that_are_ready_it_is_said_how_many_sleep() -> None:
+    def pod(ready: str, **annotations: str) -> Manifest:
+        status = {"conditions": [{"type": "Ready", "status": ready}]}
+        return {**leader(NEW, annotations=annotations), "status": status}
+
+    mark = {"fairlead.io/sleep": "1-asleep"}
+    both = {**group(observedGeneration=7), "kind": "Deployment"}
+    found = state(both, pod("True", **mark), pod("True"), pod("False", **mark))
+    assert found.asleep == 1
+    model = {"metadata": {"name": "m", "namespace": "x"}}
+    told = find_condition(model_status(model, StatusInputs((found,)), 1, "2026-01-01T00:00:00Z"), "Ready")  # type: ignore[arg-type]
+    assert told is not None
+    assert told["message"] == "2 instances ready, 1 of them asleep"
+
+
+def test_one_that_is_there_beyond_what_is_asked_is_not_counted_and_keeps_it_moving() -> None:
+    more = group(replicas=3, readyReplicas=3)
+    more["spec"]["replicas"] = 3
+    more["metadata"]["annotations"]["fairlead.io/surge"] = "1"
+    found = state(more, leader(OLD), leader(OLD), leader(NEW))
+    assert (found.desired, found.updated, found.is_settled) == (2, 0, False)
+    found = state(more, leader(OLD), leader(NEW), leader(NEW), notes={"main": "1 more than asked until all are"})
+    assert found.updated == 1
+    told = "pool main: 1 of 2 replaced, 1 more than asked until all are"
+    assert progress(found) == (Reason.ROLLING_OUT, told)
+    found = state(more, leader(NEW), leader(NEW), leader(NEW))
+    assert (found.updated, progress(found)) == (2, (Reason.ROLLING_OUT, "pool main: 2 of 2 replaced"))
+
+
+def test_a_workload_of_another_revision_has_replaced_nothing() -> None:
+    before = group()
+    before["metadata"]["annotations"]["fairlead.io/model-revision"] = "before"
+    assert state(before, leader(NEW), leader(NEW)).updated == 0
+
+
+def test_a_pause_in_the_midst_is_told() -> None:
+    half = state(group(), leader(NEW), leader(OLD))
+    assert progress(half, paused=True) == (
+        Reason.PAUSED,
+        "the rollout is paused in the midst; pool main: 1 of 2 replaced",
+    )
+    assert progress(state(group(), leader(NEW), leader(NEW)), paused=True) is None

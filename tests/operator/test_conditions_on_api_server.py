@@ -1,0 +1,193 @@
+"""What goes wrong outside of us, before a real API server: a condition names cause and fix, and what serves goes on serving."""
+
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fairlead_testing.kube.api_server import ApiServer
+from fairlead_testing.kube.operators import apply_crds_and_namespaces, run_deployments
+
+from fairlead.kube.errors import Invalid
+from fairlead.kube.resources import DEPLOYMENTS, MODEL_DEPLOYMENTS, PODS, RESOURCE_QUOTAS, SERVICES, Manifest
+
+sys.path[:0] = [str(Path(__file__).parents[2] / "bench" / "operator")]
+
+from operatorbench.trials.common import Place, place  # noqa: E402 - found through the line above
+
+pytestmark = [pytest.mark.api_server, pytest.mark.timeout(300)]
+LARGE = "x" * 4_096
+
+
+def run_in_namespace(
+    server: ApiServer, namespace: str, logs: Path, check: Callable[[Place], Awaitable[None]], **more: str
+) -> None:
+    """``check`` with an operator, and a model that serves."""
+
+    async def main() -> None:
+        async with place(server, namespace, logs, **more) as here:
+            here.operators.start()
+            await here.model("qwen")
+            await here.until_settled()
+            await check(here)
+
+    asyncio.run(main())
+
+
+async def conditions(here: Place, name: str) -> dict[str, tuple[str, str, str]]:
+    status = (await here.api.get(MODEL_DEPLOYMENTS, here.namespace, name)).get("status") or {}
+    return {one["type"]: (one["status"], one["reason"], one["message"]) for one in status.get("conditions") or []}
+
+
+async def wait_stalled(here: Place, reason: str, name: str = "qwen") -> str:
+    """The message, once the model is stalled by ``reason``."""
+    found: dict[str, tuple[str, str, str]] = {}
+
+    async def said() -> bool:
+        nonlocal found
+        await run_deployments(here.api, here.namespace)
+        found = await conditions(here, name)
+        return found.get("Stalled", ("", "", ""))[1] == reason
+
+    await here.until(said, f"{name} is stalled by {reason}")
+    return found["Stalled"][2]
+
+
+async def deployment(here: Place, name: str = "qwen-main") -> Manifest:
+    return await here.api.get(DEPLOYMENTS, here.namespace, name)
+
+
+def test_a_spec_of_1_mib_names_what_to_shorten(api_server: ApiServer, tmp_path: Path) -> None:
+    async def check(here: Place) -> None:
+        before = await deployment(here)
+        env = [{"name": f"V{number}", "value": LARGE} for number in range(128)]
+        await here.model("qwen", engine={"kind": "sim", "args": [LARGE] * 128, "env": env})
+        message = await wait_stalled(here, "TooLarge")
+        assert "spec.pools[main]: an object of this pool would have" in message
+        assert "shorten engine.args, engine.env or template" in message
+        assert (await conditions(here, "qwen"))["Ready"][:2] == ("True", "AllReady")
+        assert (await deployment(here))["spec"] == before["spec"]
+        await here.model("qwen", "--max-num-seqs=3")  # mended
+        await here.until_settled()
+
+    run_in_namespace(api_server, "large", tmp_path, check)
+
+
+def test_names_are_ascii_and_values_are_not_bound_to_be(api_server: ApiServer, tmp_path: Path) -> None:
+    async def check(here: Place) -> None:
+        with pytest.raises(Invalid) as refused:
+            await here.model("größe")
+        assert "metadata.name" in refused.value.message
+        text = "模型 größe 🚀"
+        await here.model("qwen", engine={"kind": "sim", "env": [{"name": "GREETING", "value": text}]})
+        await here.until_settled()
+        env = (await deployment(here))["spec"]["template"]["spec"]["containers"][0]["env"]
+        assert text in [one.get("value") for one in env]
+
+    run_in_namespace(api_server, "letters", tmp_path, check)
+
+
+def test_a_name_that_is_somebody_elses_is_avoided_and_when_all_are_it_is_said(
+    api_server: ApiServer, tmp_path: Path
+) -> None:
+    async def check(here: Place) -> None:
+        async def theirs(name: str) -> Manifest:
+            spec = {"ports": [{"port": 80}], "selector": {"app": "theirs"}}
+            metadata = {"name": name, "namespace": here.namespace}
+            return await here.api.apply(
+                {"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": spec}, "x"
+            )
+
+        await theirs("second-main")
+        await here.model("second")
+        await here.until_settled()
+        (name,) = [one for one in await run_deployments(here.api, here.namespace) if one.startswith("second-main-")]
+        await here.api.delete(MODEL_DEPLOYMENTS, here.namespace, "second")
+        for kind in (DEPLOYMENTS, SERVICES):  # what the garbage collector would do
+            await here.api.delete(kind, here.namespace, name)
+        kept = [await theirs("second-main"), await theirs(name)]
+        await here.model("second")
+        message = await wait_stalled(here, "InvalidSpec", "second")
+        assert f"Service {name}" in message
+        assert "is not Fairlead's: remove it, or give the model another name" in message
+        for one in kept:
+            now = await here.api.get(SERVICES, here.namespace, one["metadata"]["name"])
+            assert now["metadata"]["resourceVersion"] == one["metadata"]["resourceVersion"]
+        assert (await conditions(here, "qwen"))["Ready"][:2] == ("True", "AllReady")
+
+    run_in_namespace(api_server, "clash", tmp_path, check)
+
+
+def test_of_two_models_of_one_name_the_later_is_told_how_clients_reach_it(
+    api_server: ApiServer, tmp_path: Path
+) -> None:
+    async def check(here: Place) -> None:
+        await apply_crds_and_namespaces(here.api, "later")
+        later = Place(here.server, here.api, "later", here.operators)
+        await later.model("qwen")
+        found: dict[str, Any] = {}
+
+        async def said() -> bool:
+            await run_deployments(here.api, "later")
+            found.update(await conditions(later, "qwen"))
+            return "NameTaken" in found
+
+        await here.until(said, "the later model has NameTaken")
+        assert found["NameTaken"] == ("True", "BareNameTaken", "clients that say qwen get earlier/qwen, which is older")
+        assert "NameTaken" not in await conditions(here, "qwen")
+
+    run_in_namespace(api_server, "earlier", tmp_path, check, FAIRLEAD_WATCH_NAMESPACES="earlier,later")
+
+
+def test_a_quota_is_named_and_the_pools_that_there_are_serve(api_server: ApiServer, tmp_path: Path) -> None:
+    async def check(here: Place) -> None:
+        before = await deployment(here)
+        quota = {
+            "apiVersion": "v1",
+            "kind": "ResourceQuota",
+            "metadata": {"name": "gpus", "namespace": here.namespace},
+            "spec": {"hard": {"count/deployments.apps": "1"}},
+        }
+        await _quota(here, quota)
+        await here.model("qwen", pools=("main", "other"))
+        message = await wait_stalled(here, "QuotaExceeded")
+        assert "Deployment qwen-other" in message
+        assert "exceeded quota: gpus" in message
+        ready = (await conditions(here, "qwen"))["Ready"]
+        assert (ready[0], ready[1]) == ("False", "QuotaExceeded")
+        assert (await deployment(here))["metadata"]["uid"] == before["metadata"]["uid"]
+
+    run_in_namespace(api_server, "quota", tmp_path, check)
+
+
+def test_a_secret_that_is_missing_is_named_and_the_instance_that_there_is_serves(
+    api_server: ApiServer, tmp_path: Path
+) -> None:
+    async def check(here: Place) -> None:
+        before = await deployment(here)
+        template = before["spec"]["template"]
+        metadata = {**template["metadata"], "name": "qwen-main-next", "namespace": here.namespace}
+        await here.api.create({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]}, "x")
+        waiting = {"reason": "CreateContainerConfigError", "message": 'secret "hf-token" not found'}
+        one = {"name": "engine", "image": "i", "imageID": "", "ready": False, "restartCount": 0}
+        status = {"containerStatuses": [{**one, "state": {"waiting": waiting}}]}
+        await here.api.patch_merge(
+            PODS, here.namespace, "qwen-main-next", {"status": status}, "kubelet", subresource="status"
+        )
+        message = await wait_stalled(here, "MissingSecret")
+        assert message.startswith('pod qwen-main-next: secret "hf-token" not found. Create it in the model')
+        assert (await conditions(here, "qwen"))["Ready"][:2] == ("True", "AllReady")
+        await here.api.delete(PODS, here.namespace, "qwen-main-next")
+        assert (await deployment(here))["spec"] == before["spec"]
+
+    run_in_namespace(api_server, "secret", tmp_path, check)
+
+
+async def _quota(here: Place, quota: Manifest) -> None:
+    """With the status that its controller would write."""
+    await here.api.create(quota, "x")
+    status = {"hard": quota["spec"]["hard"], "used": {"count/deployments.apps": "1"}}
+    name = quota["metadata"]["name"]
+    await here.api.patch_merge(RESOURCE_QUOTAS, here.namespace, name, {"status": status}, "kcm", subresource="status")

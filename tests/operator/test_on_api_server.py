@@ -1,0 +1,214 @@
+"""The whole process before a real API server: apply, prune, status, scale, lease, SIGKILL, a new leader, no finalizer."""
+
+import asyncio
+import signal
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fairlead_testing.kube.api_server import ApiServer
+from fairlead_testing.kube.operators import OperatorProcesses, apply_crds_and_namespaces, run_deployments
+from fairlead_testing.waiting import wait_until_async
+
+from fairlead.kube.client import KubeApi
+from fairlead.kube.errors import NotFound, Unreachable
+from fairlead.kube.resources import (
+    CONTROLLER_REVISIONS,
+    DEPLOYMENTS,
+    EVENTS,
+    LEASES,
+    MODEL_DEPLOYMENTS,
+    NAMESPACES,
+    SERVICES,
+    Manifest,
+    Resource,
+    label_selector,
+)
+from fairlead.limits import Limits
+from fairlead.runtime.clock import SystemClock
+
+pytestmark = [pytest.mark.api_server, pytest.mark.timeout(300)]
+
+
+@pytest.fixture
+def operators(api_server: ApiServer, tmp_path: Path) -> Iterator[Callable[[str], OperatorProcesses]]:
+    made: list[OperatorProcesses] = []
+
+    def make(namespace: str) -> OperatorProcesses:
+        made.append(OperatorProcesses(api_server.kubeconfig, namespace, tmp_path))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def run_in_namespace(server: ApiServer, namespace: str, check: Callable[[KubeApi], Awaitable[None]]) -> None:
+    """Fairlead's kinds and a namespace of one's own."""
+
+    async def main() -> None:
+        async with KubeApi(server.config(), SystemClock(), lambda: 0.5, limits=Limits(kube_attempts=2)) as api:
+            await apply_crds_and_namespaces(api, namespace)
+            assert await api.has_resource(NAMESPACES)
+            await check(api)
+
+    asyncio.run(main())
+
+
+def model(namespace: str, *pools: str, **spec: Any) -> Manifest:
+    return {
+        "apiVersion": MODEL_DEPLOYMENTS.api_version,
+        "kind": "ModelDeployment",
+        "metadata": {"name": "qwen", "namespace": namespace},
+        "spec": {
+            "model": {"source": "hf://Qwen/Qwen3-8B"},
+            "engine": {"kind": "sim"},
+            "pools": [{"name": name, "accelerator": "cpu"} for name in pools or ("main",)],
+            **spec,
+        },
+    }
+
+
+async def child(api: KubeApi, namespace: str, name: str) -> Manifest | None:
+    try:
+        return await api.get(DEPLOYMENTS, namespace, name)
+    except NotFound:
+        return None
+
+
+async def wait_children(api: KubeApi, namespace: str, *names: str) -> None:
+    """Until exactly these Deployments are there; the controller's part is done here, since none runs."""
+
+    async def same() -> bool:
+        return await run_deployments(api, namespace) == list(names)
+
+    await wait_until_async(same)
+
+
+async def wait_ready(api: KubeApi, namespace: str, generation: int) -> Manifest:
+    """Until the model is Ready at this generation; its status."""
+    found: Manifest = {}
+
+    async def said() -> bool:
+        nonlocal found
+        found = (await api.get(MODEL_DEPLOYMENTS, namespace, "qwen")).get("status") or {}
+        conditions = {one["type"]: one["status"] for one in found.get("conditions") or []}
+        return conditions == {"Ready": "True"} and found.get("observedGeneration") == generation
+
+    await wait_until_async(said)
+    return found
+
+
+def test_a_models_life_with_two_operators_of_which_one_is_killed(
+    api_server: ApiServer, operators: Callable[[str], OperatorProcesses]
+) -> None:
+    namespace = "life"
+
+    async def check(api: KubeApi) -> None:
+        some = operators(namespace)
+        first = some.start()
+        await wait_until_async(lambda: asyncio.to_thread(some.is_leading, first))
+        second = some.start()
+
+        made = await api.apply(model(namespace), "kubectl")
+        await wait_children(api, namespace, "qwen-main")
+        status = await wait_ready(api, namespace, made["metadata"]["generation"])
+        assert (status["ready"], status["clientName"]) == ("1/1", "qwen")
+        assert not (await api.get(MODEL_DEPLOYMENTS, namespace, "qwen"))["metadata"].get("finalizers")
+        assert not (await api.get(MODEL_DEPLOYMENTS, namespace, "qwen"))["metadata"].get("annotations")
+
+        scale = {"spec": {"replicas": 3}}
+        await api.patch_merge(DEPLOYMENTS, namespace, "qwen-main", scale, "hpa", subresource="scale")
+        await api.apply(model(namespace, engine={"kind": "sim", "args": ["--max-num-seqs=3"]}), "kubectl")
+        await wait_until_async(lambda: _revisions(api, namespace, 2))
+        await wait_children(api, namespace, "qwen-main")
+        one = await child(api, namespace, "qwen-main")
+        assert one is not None
+        assert one["spec"]["replicas"] == 3
+
+        some.stop(first, signal.SIGKILL)
+        moved = await api.apply(model(namespace, "other"), "kubectl")
+        await wait_until_async(lambda: asyncio.to_thread(some.is_leading, second))
+        await wait_children(api, namespace, "qwen-other")
+        await wait_ready(api, namespace, moved["metadata"]["generation"])
+        await wait_until_async(lambda: asyncio.to_thread(some.is_idle, second))
+        services = (await api.list(SERVICES, namespace, label_selector({"fairlead.io/model": "qwen"}))).items
+        assert {one["metadata"]["labels"]["fairlead.io/pool"] for one in services} == {"other"}
+
+        versions = await _versions(api, namespace)
+        assert some.stop(second) == 0
+        lease = await api.get(LEASES, namespace, "fairlead-operator")
+        assert lease["spec"].get("holderIdentity", "") == ""
+        third = some.start()
+        await wait_until_async(lambda: asyncio.to_thread(some.is_leading, third))
+        await wait_until_async(lambda: asyncio.to_thread(some.is_idle, third))
+        assert await _versions(api, namespace) == versions, "a new process writes nothing"
+        assert "every watch is heard" in some.get(third, "/healthz")
+        assert some.stop(third) == 0
+        reasons = {event["reason"] for event in (await api.list(EVENTS, namespace)).items}
+        assert {"Created", "AllReady", "Removed"} <= reasons
+
+    run_in_namespace(api_server, namespace, check)
+
+
+def test_killed_in_the_midst_and_with_the_api_server_away_everything_is_there_once(
+    api_server: ApiServer, operators: Callable[[str], OperatorProcesses]
+) -> None:
+    namespace = "outage"
+    names = [f"m{number:02d}" for number in range(10)]
+
+    async def check(api: KubeApi) -> None:
+        async def count(kind: Resource) -> int:
+            return len((await api.list(kind, namespace, "app.kubernetes.io/managed-by=fairlead")).items)
+
+        async def complete() -> bool:
+            return all([await count(kind) == len(names) for kind in (DEPLOYMENTS, SERVICES, CONTROLLER_REVISIONS)])
+
+        some = operators(namespace)
+
+        async def outlived() -> bool:
+            """Its Deployment starts another one when it ended, having lost the lease."""
+            if not some.is_alive(len(some.running) - 1):
+                some.start()
+            return await complete()
+
+        first = some.start()
+        await wait_until_async(lambda: asyncio.to_thread(some.is_leading, first))
+        for name in names:
+            one = model(namespace)
+            one["metadata"]["name"] = name
+            await api.apply(one, "kubectl")
+        some.stop(first, signal.SIGKILL)
+        some.start()
+        await wait_until_async(complete)
+
+        api_server.kill()
+        try:
+            for name in names[:5]:
+                with pytest.raises(Unreachable):
+                    await api.get(DEPLOYMENTS, namespace, f"{name}-main")
+        finally:
+            await asyncio.to_thread(api_server.start)
+        for name in names[:5]:
+            assert await api.delete(DEPLOYMENTS, namespace, f"{name}-main")
+        await wait_until_async(outlived)
+        for name in names:
+            assert await api.delete(MODEL_DEPLOYMENTS, namespace, name), "no finalizer holds it"
+        assert some.stop(len(some.running) - 1) == 0
+        assert (await api.list(MODEL_DEPLOYMENTS, namespace)).items == []
+
+    run_in_namespace(api_server, namespace, check)
+
+
+async def _revisions(api: KubeApi, namespace: str, count: int) -> bool:
+    return len((await api.list(CONTROLLER_REVISIONS, namespace)).items) >= count
+
+
+async def _versions(api: KubeApi, namespace: str) -> dict[str, str]:
+    """Every object of ours, and its version."""
+    found = [
+        one for kind in (DEPLOYMENTS, SERVICES, CONTROLLER_REVISIONS) for one in (await api.list(kind, namespace)).items
+    ]
+    found.append(await api.get(MODEL_DEPLOYMENTS, namespace, "qwen"))
+    return {f"{one['kind']}/{one['metadata']['name']}": one["metadata"]["resourceVersion"] for one in found}
