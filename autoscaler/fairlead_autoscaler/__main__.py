@@ -18,12 +18,12 @@ from fairlead.runtime.cli_options import configure_stderr_logging, parse_address
 from fairlead.runtime.clock import AcceleratedClock, Clock, SystemClock
 from fairlead.runtime.event_loop import loop_factory
 from fairlead.settings import AutoscalerSettings, read_settings, unknown_variables
-from fairlead_autoscaler.local import DESIRED_FILE, STATE_FILE, FileScaler, LocalTarget
-from fairlead_autoscaler.process import AutoscalerService, ServiceConfig
-from fairlead_autoscaler.world import ScaleTarget
+from fairlead_autoscaler.local.target import DESIRED_FILE, STATE_FILE, FileScaler, LocalTarget
+from fairlead_autoscaler.service import AutoscalerService, ServiceConfig
+from fairlead_autoscaler.target import ScaleTarget
 
 if TYPE_CHECKING:
-    from fairlead_autoscaler.cluster.operation import Manager
+    from fairlead_autoscaler.kubernetes.manager import Manager
 
 _LOG = logging.getLogger("fairlead.autoscaler")
 
@@ -86,7 +86,7 @@ def _create_process(
     from fairlead.fleet.kubernetes.options import parse_namespaces
     from fairlead.kube.leader_election import candidate_identity
     from fairlead.kube.transport.kubeconfig import load_config
-    from fairlead_autoscaler.cluster.operation import KubernetesConfig, Manager
+    from fairlead_autoscaler.kubernetes.manager import KubernetesConfig, Manager
 
     chance = random.SystemRandom().random
     access = load_config(os.environ, Path(os.environ.get("HOME", "/")))

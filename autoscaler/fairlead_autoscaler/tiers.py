@@ -2,7 +2,7 @@
 
 from fairlead.api import ModelDeploymentSpec
 from fairlead.units import parse_duration
-from fairlead_autoscaler.scaling import SleepTier
+from fairlead_autoscaler.core import SleepTier
 
 
 def sleep_tier(spec: ModelDeploymentSpec) -> SleepTier | None:

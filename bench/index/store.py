@@ -28,15 +28,15 @@ from redis import Redis
 
 from fairlead.limits import Limits
 from fairlead.runtime.clock import SystemClock
-from fairlead_kvstore.index.feed import IndexSubscriber
-from fairlead_kvstore.index.left import InstanceCheckpoint, RecoveredIndex
-from fairlead_kvstore.index.mirror import IndexReplica
+from fairlead_kvstore.blockstore.block_table import BlockTable
+from fairlead_kvstore.blockstore.changes import BlocksRemoved, BlocksStored, Change
+from fairlead_kvstore.blockstore.snapshot import AdapterSnapshot, InstanceSnapshot, table_parts, table_snapshot
+from fairlead_kvstore.blockstore.storage_tiers import StorageTier
+from fairlead_kvstore.index.recovery import InstanceCheckpoint, RecoveredIndex
+from fairlead_kvstore.index.replica import IndexReplica
+from fairlead_kvstore.index.subscriber import IndexSubscriber
 from fairlead_kvstore.index.writer import IndexWriter
-from fairlead_kvstore.redis import RedisLink
-from fairlead_kvstore.truth.blocks import BlockTable
-from fairlead_kvstore.truth.changes import BlocksRemoved, BlocksStored, Change
-from fairlead_kvstore.truth.kept import AdapterSnapshot, InstanceSnapshot, table_parts, table_snapshot
-from fairlead_kvstore.truth.tiers import StorageTier
+from fairlead_kvstore.redis.link import RedisLink
 
 MODEL = "default/bench"
 PER_PROMPT = 64

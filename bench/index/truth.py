@@ -18,8 +18,8 @@ from pathlib import Path
 
 import msgspec
 
-from fairlead_kvstore.events.decode import decode_events
-from fairlead_kvstore.truth.truth import BlockStore
+from fairlead_kvstore.blockstore.store import BlockStore
+from fairlead_kvstore.events.decoder import decode_events
 
 PER_PROMPT = 64
 KEPT = 200

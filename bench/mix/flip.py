@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from fairlead.fleet.model import Role
-from fairlead_autoscaler.scaling import ScalingCore
+from fairlead_autoscaler.core import ScalingCore
 from fairlead_sim.scaling.book import ArrivalTrace
 from fairlead_sim.scaling.loop import ControllerOutcome, ScheduleController, run_controller
 from fairlead_sim.scaling.plant import AutoscalingScenario

@@ -8,8 +8,8 @@ from dataclasses import replace
 
 from roofline import price_lists
 
+from fairlead_autoscaler.core import ScalingCore
 from fairlead_autoscaler.mix import simulation_solver
-from fairlead_autoscaler.scaling import ScalingCore
 from fairlead_sim.scaling.loop import ControllerOutcome, run_controller
 from fairlead_sim.scaling.pool import PoolSetup
 from fairlead_sim.scaling.pools import reference_pool

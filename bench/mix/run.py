@@ -36,11 +36,11 @@ from table import Mapped, Row, comparing, goals, measuring, write  # noqa: E402 
 from workloads import WORKLOADS, dense, histogram, homogeneous, skewed, traffic  # noqa: E402
 
 from fairlead.errors import FairleadError  # noqa: E402
-from fairlead.profile_tables import flatten, load_profile_table  # noqa: E402
 from fairlead.request_shapes import RequestShapeGrid  # noqa: E402
 from fairlead_autoscaler.mix import AcceleratorMix, MixSettings, PoolCandidate, candidates_of, solve_mix  # noqa: E402
 from fairlead_autoscaler.mix.greedy import solve_greedily  # noqa: E402
-from fairlead_autoscaler.mix.program import solve_milp  # noqa: E402
+from fairlead_autoscaler.mix.milp import solve_milp  # noqa: E402
+from fairlead_autoscaler.mix.profile_tables import flatten, load_profile_table  # noqa: E402
 from fairlead_sim.capacity import search_capacity  # noqa: E402
 from fairlead_sim.traces import at_rate  # noqa: E402
 

@@ -25,7 +25,7 @@ from tiered import Tiered
 from traffic import LONG, SHORT, mixed, under_eviction, without_eviction
 from watched import Shape, Watched
 
-from fairlead_kvstore.truth.tiers import StorageTier
+from fairlead_kvstore.blockstore.storage_tiers import StorageTier
 
 LARGE_BLOCKS = 8_192
 SMALL_BLOCKS = 40

@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 
-from fairlead_kvstore.truth.identity import block_extras, block_hashes, cached_tokens, chain_root
+from fairlead_kvstore.blockstore.block_hash import block_extras, block_hashes, cached_tokens, chain_root
 
 VOCABULARY = 8_000
 FIRST_TOKEN = 100

@@ -20,7 +20,7 @@ import msgspec
 import zmq
 import zmq.asyncio
 
-from fairlead_kvstore.truth.identity import block_hashes, chain_root
+from fairlead_kvstore.blockstore.block_hash import block_hashes, chain_root
 
 Name = bytes
 GPU, CPU = "GPU", "CPU"

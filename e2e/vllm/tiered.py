@@ -7,7 +7,7 @@ from report import Numbers, demand
 from traffic import LONG, mixed
 from watched import Watched
 
-from fairlead_kvstore.truth.tiers import StorageTier
+from fairlead_kvstore.blockstore.storage_tiers import StorageTier
 
 PROMPT = 1_500
 MIXED = 200

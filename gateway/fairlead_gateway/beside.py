@@ -14,7 +14,7 @@ from fairlead_gateway.telemetry import LoadView
 if TYPE_CHECKING:  # without a Redis its client is not loaded
     from fairlead_gateway.others import PeerSync, WorkerBroadcast
     from fairlead_kvstore.decisions import DecisionStream
-    from fairlead_kvstore.redis import RedisLink
+    from fairlead_kvstore.redis.link import RedisLink
 
 
 class BackgroundServices:
@@ -43,7 +43,7 @@ class BackgroundServices:
         if redis_url is not None:
             from fairlead_gateway import others
             from fairlead_kvstore import decisions
-            from fairlead_kvstore import redis as links
+            from fairlead_kvstore.redis import link as links
 
             link = self.redis_link = links.RedisLink(redis_url, clock, limits=limits, name=f"fairlead-{gateway_id}")
             self.decision_stream = decisions.DecisionStream(link, gateway_id, clock, limits=limits)

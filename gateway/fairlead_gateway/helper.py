@@ -43,7 +43,7 @@ from fairlead_gateway.tls import TlsCertificate
 from fairlead_gateway.tokenizing.service import TokenizerClient
 from fairlead_gateway.waking import ScaleUpNotifier
 from fairlead_gateway.wired import decode_logged_request, decode_record
-from fairlead_kvstore.truth.changes import Change
+from fairlead_kvstore.blockstore.changes import Change
 
 if TYPE_CHECKING:  # without an engine that tells what it holds neither is loaded
     from fairlead_gateway.indexing.source import IndexSource

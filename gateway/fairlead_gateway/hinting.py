@@ -1,4 +1,4 @@
-"""Tells in Redis which hot prefixes want another home (``fairlead_kvstore.index.hints``): who keeps the table of hot prefixes does,
+"""Tells in Redis which hot prefixes want another home (``fairlead_kvstore.analysis.replication_hints``): who keeps the table of hot prefixes does,
 so one of the gateways, every few seconds, under a key that goes by itself when nobody does."""
 
 import asyncio
@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Sequence
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
 from fairlead.runtime.tasks import cancel_and_wait
-from fairlead_kvstore import keys
-from fairlead_kvstore.index.hints import ReplicationHint, encode_replication_hints
-from fairlead_kvstore.redis import RedisLink
-from fairlead_kvstore.servers import Command
+from fairlead_kvstore.analysis.replication_hints import ReplicationHint, encode_replication_hints
+from fairlead_kvstore.redis import keys
+from fairlead_kvstore.redis.backends import Command
+from fairlead_kvstore.redis.link import RedisLink
 
 
 class ReplicationHintPublisher:

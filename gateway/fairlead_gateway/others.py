@@ -20,13 +20,13 @@ from fairlead_gateway.hinting import ReplicationHintPublisher
 from fairlead_gateway.hot_counts import HotPrefixCounter, HotShare
 from fairlead_gateway.routing.prefix import PrefixChain, block_ends
 from fairlead_gateway.telemetry import LoadView
+from fairlead_kvstore.analysis.replication_hints import ReplicationHint
 from fairlead_kvstore.exchange.exchange import ExchangeHooks, PeerExchange
 from fairlead_kvstore.exchange.hot import HotPrefixLeases
 from fairlead_kvstore.exchange.peers import InstanceGroups
 from fairlead_kvstore.exchange.records import HotPrefixTable, SentPrompt, secret_fingerprint
 from fairlead_kvstore.exchange.records import PeerLoad as Shared
-from fairlead_kvstore.index.hints import ReplicationHint
-from fairlead_kvstore.redis import RedisLink
+from fairlead_kvstore.redis.link import RedisLink
 
 _dispatch_decoder = msgspec.msgpack.Decoder(list[say.Dispatch])
 _encode = msgspec.msgpack.Encoder().encode

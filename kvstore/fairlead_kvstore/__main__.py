@@ -14,9 +14,9 @@ def main() -> int:
     environ = worker_environment(os.environ)
     if environ != os.environ:
         os.execve(sys.executable, [sys.executable, "-m", "fairlead_kvstore", *sys.argv[1:]], environ)
-    from fairlead_kvstore import command
+    from fairlead_kvstore.indexer import cli
 
-    return command.main()
+    return cli.main()
 
 
 if __name__ == "__main__":

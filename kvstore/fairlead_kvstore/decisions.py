@@ -16,10 +16,10 @@ from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
 from fairlead.runtime.tasks import cancel_and_wait
 from fairlead.units import format_duration
-from fairlead_kvstore import keys
-from fairlead_kvstore.record import LoggedDecision, encode, published_decision
-from fairlead_kvstore.redis import RedisLink
-from fairlead_kvstore.servers import Command
+from fairlead_kvstore.redis import keys
+from fairlead_kvstore.redis.backends import Command
+from fairlead_kvstore.redis.codec import LoggedDecision, encode, published_decision
+from fairlead_kvstore.redis.link import RedisLink
 
 FLUSH_SECONDS: Final = 0.1
 TRIM_SECONDS: Final = 10.0

@@ -28,8 +28,8 @@ from fairlead.fleet.model import Model, SloTargets
 from fairlead.limits import Limits
 from fairlead_gateway.routing import PrefixChain, RouteRequest
 from fairlead_gateway.routing.ledger import InstanceLoad
+from fairlead_kvstore.blockstore import changes as said
 from fairlead_kvstore.exchange.records import PeerBatch
-from fairlead_kvstore.truth import changes as said
 from fairlead_sim.blocks import KvEvent
 from fairlead_sim.course import FleetSimulation
 from fairlead_sim.engine import EngineCore, EngineSequence

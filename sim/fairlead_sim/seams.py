@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, TextIO
 
 from fairlead.errors import BadInput, FairleadError
-from fairlead_autoscaler.scaling import MixRequest, MixResult, ScalingCore
+from fairlead_autoscaler.core import MixRequest, MixResult, ScalingCore
 from fairlead_gateway.routing import PRESETS, QUEUEING_PRESETS
 from fairlead_sim.scaling.seam import AutoscalerAdapter
 from fairlead_sim.scaling.seam_info import parse_model, parse_settings
@@ -28,7 +28,7 @@ def router(info: Any, *, preset: str = "dual-hash", seed: int = 0) -> "RouterAda
 
 
 def autoscaler(info: Any, **settings: Any) -> AutoscalerAdapter:
-    """A fresh scaling core for ``info``; ``settings`` are fields of ``fairlead_autoscaler.scaling.ScalingSettings``. Raises
+    """A fresh scaling core for ``info``; ``settings`` are fields of ``fairlead_autoscaler.core.ScalingSettings``. Raises
     BadInput for what neither can be."""
     model = parse_model(info)
     return AutoscalerAdapter(ScalingCore(model, parse_settings(settings)), model, _mix_solver)

@@ -3,9 +3,9 @@
 from collections import Counter
 from collections.abc import Sequence
 
-from fairlead_kvstore.index.mirror import IndexReplica
-from fairlead_kvstore.truth import changes as said
-from fairlead_kvstore.truth.tiers import StorageTier
+from fairlead_kvstore.blockstore import changes as said
+from fairlead_kvstore.blockstore.storage_tiers import StorageTier
+from fairlead_kvstore.index.replica import IndexReplica
 from fairlead_sim.blocks import BlockEvicted, BlocksStored, CacheCleared, KvEvent
 from fairlead_sim.engine import EngineCore
 

@@ -15,9 +15,9 @@ from indexbench.rows import KINDS, NAIVE, Figures, rows  # noqa: E402 - found th
 from indexbench.streams import MODEL, mark, payloads  # noqa: E402
 from table import goals  # noqa: E402
 
-from fairlead_kvstore.events.decode import decode_events  # noqa: E402
-from fairlead_kvstore.truth.changes import BlocksRemoved, BlocksStored  # noqa: E402
-from fairlead_kvstore.truth.truth import BlockStore  # noqa: E402
+from fairlead_kvstore.blockstore.changes import BlocksRemoved, BlocksStored  # noqa: E402
+from fairlead_kvstore.blockstore.store import BlockStore  # noqa: E402
+from fairlead_kvstore.events.decoder import decode_events  # noqa: E402
 
 BAR = {
     "blocks per CPU-second of the indexer: prompts that fill a cache": ">= 100000",

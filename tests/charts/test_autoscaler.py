@@ -29,7 +29,7 @@ from fairlead.kube.field_managers import replicas_managers
 from fairlead.kube.resources import DEPLOYMENTS, EVENTS, MODEL_DEPLOYMENTS, PODS, Manifest
 from fairlead.kube.transport.kubeconfig import config_from_kubeconfig
 from fairlead.runtime.clock import SystemClock
-from fairlead_autoscaler.cluster.scaler import DELETION_COST
+from fairlead_autoscaler.kubernetes.scale_writer import DELETION_COST
 
 pytestmark = [pytest.mark.api_server, pytest.mark.timeout(300)]
 PLACE = "scaled"

@@ -19,7 +19,7 @@ from fairlead.kube.resources import (
     RESOURCES_BY_KIND,
     Resource,
 )
-from fairlead_autoscaler.cluster import operation as autoscaler
+from fairlead_autoscaler.kubernetes import manager as autoscaler
 from fairlead_operator.kube.leader_election import LEASE_NAME
 from fairlead_operator.kube.object_cache import OPTIONAL_CHILD_KINDS, STANDARD_CHILD_KINDS
 

@@ -61,7 +61,11 @@ def test_a_layer_is_made_once_for_its_content(tmp_path: Path) -> None:
 
 STARTED = {
     "gateway": ("fairlead_gateway.__main__", "fairlead_gateway.indexing.source", "fairlead.fleet.kubernetes.options"),
-    "kvstore": ("fairlead_kvstore.command", "fairlead_kvstore.process", "fairlead.fleet.kubernetes.options"),
+    "kvstore": (
+        "fairlead_kvstore.indexer.cli",
+        "fairlead_kvstore.indexer.service",
+        "fairlead.fleet.kubernetes.options",
+    ),
 }
 """Component → modules that together load all it needs, those too that it loads only when it gets there."""
 

@@ -12,10 +12,10 @@ from redis.asyncio import Redis
 from fairlead.decision import Decision, DecisionInput, RejectedCandidate
 from fairlead.limits import Limits
 from fairlead.runtime.clock import SystemClock
-from fairlead_kvstore import keys
 from fairlead_kvstore.decisions import BATCH_RECORDS, DecisionStream
-from fairlead_kvstore.record import PublishedDecision, decode, encode, published_decision
-from fairlead_kvstore.redis import RedisLink
+from fairlead_kvstore.redis import keys
+from fairlead_kvstore.redis.codec import PublishedDecision, decode, encode, published_decision
+from fairlead_kvstore.redis.link import RedisLink
 
 KEY = "chat/llama-70b"
 FAST = replace(Limits(), redis_pause_seconds=0.05, redis_ping_seconds=0.02, redis_timeout_seconds=2.0)

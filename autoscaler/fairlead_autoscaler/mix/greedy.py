@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fairlead_autoscaler.mix.values import PoolCandidate
+from fairlead_autoscaler.mix.types import PoolCandidate
 
 
 @dataclass(frozen=True, slots=True)

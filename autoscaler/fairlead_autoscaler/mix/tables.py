@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from fairlead.errors import BadInput
-from fairlead.profile_tables import ProfileTable, flatten
 from fairlead.request_shapes import RequestShapeGrid
-from fairlead_autoscaler.mix.values import PoolCandidate
+from fairlead_autoscaler.mix.profile_tables import ProfileTable, flatten
+from fairlead_autoscaler.mix.types import PoolCandidate
 
 
 def candidates_of(table: ProfileTable, pools: Mapping[str, PoolCandidate] | None = None) -> list[PoolCandidate]:

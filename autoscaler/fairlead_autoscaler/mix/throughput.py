@@ -13,8 +13,8 @@ from dataclasses import replace
 
 from fairlead.engine_profile import EngineProfile
 from fairlead.fleet.model import SloTargets
-from fairlead_autoscaler.scaling import capacity
-from fairlead_autoscaler.scaling.settings import ScalingSettings
+from fairlead_autoscaler.core.performance import capacity
+from fairlead_autoscaler.core.settings import ScalingSettings
 
 
 def throughput(

@@ -9,8 +9,8 @@ observations alone: a state in, a state and a plan out, no clock, no randomness.
 each is good for and where it fails.
 """
 
-from fairlead_autoscaler.presets.scaler import Controller
-from fairlead_autoscaler.presets.signals import Metric
-from fairlead_autoscaler.presets.table import PRESETS, Parameter, Preset, build
+from fairlead_autoscaler.presets.controller import Controller
+from fairlead_autoscaler.presets.metrics import Metric
+from fairlead_autoscaler.presets.registry import PRESETS, Parameter, Preset, build
 
 __all__ = ["PRESETS", "Controller", "Metric", "Parameter", "Preset", "build"]

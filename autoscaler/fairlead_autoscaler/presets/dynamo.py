@@ -33,9 +33,9 @@ from dataclasses import dataclass, replace
 from fairlead.decision import DecisionInput
 from fairlead.engine_profile import EngineProfile
 from fairlead.fleet.model import Role
+from fairlead_autoscaler.core.types import ModelSpec, Observation, PoolPlan, PoolSpec, ScalingPlan
 from fairlead_autoscaler.presets.dynamo_forecast import ForecastMethod, LevelTrendSeries
-from fairlead_autoscaler.presets.signals import is_due
-from fairlead_autoscaler.scaling.values import ModelSpec, Observation, PoolPlan, PoolSpec, ScalingPlan
+from fairlead_autoscaler.presets.metrics import is_due
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,8 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from fairlead.decision import DecisionInput
+from fairlead_autoscaler.core.types import ModelSpec, PoolPlan, ReplicaState
+from fairlead_autoscaler.presets.controller import PerPoolController
 from fairlead_autoscaler.presets.hpa_behavior import (
     History,
     ScaleEvents,
@@ -36,9 +38,7 @@ from fairlead_autoscaler.presets.hpa_behavior import (
     limit_rate,
     stabilize,
 )
-from fairlead_autoscaler.presets.scaler import PerPoolController
-from fairlead_autoscaler.presets.signals import Metric, PoolSample, pool_metric, replica_metric
-from fairlead_autoscaler.scaling.values import ModelSpec, PoolPlan, ReplicaState
+from fairlead_autoscaler.presets.metrics import Metric, PoolSample, pool_metric, replica_metric
 
 
 class PodPhase(StrEnum):

@@ -20,10 +20,10 @@ a target at 0.
 from dataclasses import dataclass, field, replace
 
 from fairlead.decision import DecisionInput
+from fairlead_autoscaler.core.types import ModelSpec, PoolPlan
+from fairlead_autoscaler.presets.controller import PerPoolController
 from fairlead_autoscaler.presets.hpa import HpaObservation, HpaSettings, HpaState, milli, reconcile, with_pool_bounds
-from fairlead_autoscaler.presets.scaler import PerPoolController
-from fairlead_autoscaler.presets.signals import Metric, PoolSample, is_due, pool_metric
-from fairlead_autoscaler.scaling.values import ModelSpec, PoolPlan
+from fairlead_autoscaler.presets.metrics import Metric, PoolSample, is_due, pool_metric
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,10 +26,10 @@ import math
 from dataclasses import dataclass, replace
 
 from fairlead.decision import DecisionInput
+from fairlead_autoscaler.core.types import ModelSpec, PoolPlan
+from fairlead_autoscaler.presets.controller import PerPoolController
 from fairlead_autoscaler.presets.kpa_window import WindowAverage, WindowMaximum
-from fairlead_autoscaler.presets.scaler import PerPoolController
-from fairlead_autoscaler.presets.signals import Metric, PoolSample, pool_metric
-from fairlead_autoscaler.scaling.values import ModelSpec, PoolPlan
+from fairlead_autoscaler.presets.metrics import Metric, PoolSample, pool_metric
 
 _TICK_SECONDS = 2  # Knative's; the down delay counts in it
 

@@ -20,8 +20,7 @@ from dataclasses import dataclass
 
 from fairlead.decision import DecisionInput
 from fairlead.fleet.model import Role
-from fairlead_autoscaler.presets.signals import is_due
-from fairlead_autoscaler.scaling.values import (
+from fairlead_autoscaler.core.types import (
     ModelSpec,
     Observation,
     PoolObservation,
@@ -30,6 +29,7 @@ from fairlead_autoscaler.scaling.values import (
     ReplicaState,
     ScalingPlan,
 )
+from fairlead_autoscaler.presets.metrics import is_due
 
 _MIN_UNSATURATED = 2  # to go down
 

@@ -9,7 +9,7 @@ Of engines that also decode it was tried, with the seconds of gaps between token
 made queues of what was being prefilled, and turned a noisy hour fifteen times instead of five."""
 
 from fairlead.fleet.model import Role
-from fairlead_autoscaler.scaling.values import PoolSpec
+from fairlead_autoscaler.core.types import PoolSpec
 
 
 def hidden_prefill_queue(

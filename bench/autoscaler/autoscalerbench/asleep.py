@@ -9,7 +9,7 @@ from typing import Final
 
 from table import Row, comparing, write
 
-from fairlead_autoscaler.scaling import ScalingCore, SleepTier
+from fairlead_autoscaler.core import ScalingCore, SleepTier
 from fairlead_sim.scaling.loop import ControllerOutcome, run_controller
 from fairlead_sim.scaling.plant import AutoscalingScenario
 from fairlead_sim.scaling.pool import SleepTimings

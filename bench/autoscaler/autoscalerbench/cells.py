@@ -13,9 +13,9 @@ import fairlead_autoscaler
 import fairlead_sim
 from autoscalerbench.signs import signs
 from fairlead.runtime.compiled_build import sources_digest
+from fairlead_autoscaler.core import ScalingCore
 from fairlead_autoscaler.mix import simulation_solver
 from fairlead_autoscaler.presets import PRESETS, build
-from fairlead_autoscaler.scaling import ScalingCore
 from fairlead_sim.scaling.loop import Controller, ControllerOutcome, run_controller
 from fairlead_sim.scaling.plant import AutoscalingScenario, EngineModelKind
 from fairlead_sim.scaling.scenarios import SCENARIOS

@@ -4,9 +4,9 @@ import random
 import time
 from typing import Final
 
-from fairlead_kvstore.index.mirror import IndexReplica
-from fairlead_kvstore.truth.changes import BlocksStored
-from fairlead_kvstore.truth.tiers import StorageTier
+from fairlead_kvstore.blockstore.changes import BlocksStored
+from fairlead_kvstore.blockstore.storage_tiers import StorageTier
+from fairlead_kvstore.index.replica import IndexReplica
 
 BLOCKS: Final = 128
 INSTANCES: Final = 64

@@ -11,7 +11,7 @@ from typing import Any, Final
 from table import write
 
 from fairlead.runtime.compiled_build import is_compiled
-from fairlead_kvstore.truth import blocks
+from fairlead_kvstore.blockstore import block_table as blocks
 from indexbench.alone import matches
 from indexbench.rows import TEN_MILLION, Figures, rows
 from indexbench.running import naive, run

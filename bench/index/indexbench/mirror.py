@@ -17,9 +17,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fairlead.runtime.clock import SystemClock
-from fairlead_kvstore.index.census import count_blocks
-from fairlead_kvstore.index.feed import IndexSubscriber
-from fairlead_kvstore.redis import RedisLink
+from fairlead_kvstore.analysis.block_counts import count_blocks
+from fairlead_kvstore.index.subscriber import IndexSubscriber
+from fairlead_kvstore.redis.link import RedisLink
 from indexbench.streams import MODEL, mark
 
 

@@ -15,11 +15,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from redis import Redis
 
-from fairlead_kvstore.events.decode import decode_events
-from fairlead_kvstore.index.mirror import IndexReplica
-from fairlead_kvstore.truth.changes import BlocksRemoved, BlocksStored
-from fairlead_kvstore.truth.tiers import INSTANCE_TIERS
-from fairlead_kvstore.truth.truth import BlockStore
+from fairlead_kvstore.blockstore.changes import BlocksRemoved, BlocksStored
+from fairlead_kvstore.blockstore.storage_tiers import INSTANCE_TIERS
+from fairlead_kvstore.blockstore.store import BlockStore
+from fairlead_kvstore.events.decoder import decode_events
+from fairlead_kvstore.index.replica import IndexReplica
 from indexbench.streams import MODEL, payloads
 
 KEY = b"naive:{default/tiny}:"

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import msgspec
 
-from fairlead_kvstore.truth.identity import block_hashes, chain_root
+from fairlead_kvstore.blockstore.block_hash import block_hashes, chain_root
 
 PER_PROMPT: Final = 64
 KEPT: Final = 200

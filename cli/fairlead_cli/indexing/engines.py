@@ -12,11 +12,11 @@ import zmq
 from fairlead.errors import Unavailable
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
+from fairlead_kvstore.blockstore.storage_tiers import StorageTier
+from fairlead_kvstore.blockstore.store import BlockStore
 from fairlead_kvstore.errors import EventsError
-from fairlead_kvstore.events.sequence import EventSequencer, parse_replay_frame, replay_request
-from fairlead_kvstore.follow import apply_outcomes
-from fairlead_kvstore.truth.tiers import StorageTier
-from fairlead_kvstore.truth.truth import BlockStore
+from fairlead_kvstore.events.stream_sequencer import EventSequencer, parse_replay_frame, replay_request
+from fairlead_kvstore.reader.event_application import apply_outcomes
 
 Content = frozenset[tuple[int, StorageTier]]
 _POLL_MS: Final = 200

@@ -16,17 +16,17 @@ from fairlead.limits import Limits
 from fairlead_cli.errors import UnusableIndex
 from fairlead_cli.indexing.picture import IndexSnapshot
 from fairlead_cli.indexing.reaching import unreachable_error
-from fairlead_kvstore import keys
+from fairlead_kvstore.blockstore.block_hash import block_extras, block_hashes, chain_root
+from fairlead_kvstore.blockstore.block_table import time_of
+from fairlead_kvstore.blockstore.changes import BlocksStored
+from fairlead_kvstore.blockstore.snapshot import decode_replica_part, decode_ticks
+from fairlead_kvstore.blockstore.storage_tiers import StorageTier
 from fairlead_kvstore.errors import SnapshotError, UnreadableError
-from fairlead_kvstore.index.layout import ENTRY_FIELD, InstanceHeader, decode_entry_with_time, decode_part
-from fairlead_kvstore.index.left import read_fields
-from fairlead_kvstore.index.notes import secret_fingerprint
-from fairlead_kvstore.redis import RedisLink
-from fairlead_kvstore.truth.blocks import time_of
-from fairlead_kvstore.truth.changes import BlocksStored
-from fairlead_kvstore.truth.identity import block_extras, block_hashes, chain_root
-from fairlead_kvstore.truth.kept import decode_replica_part, decode_ticks
-from fairlead_kvstore.truth.tiers import StorageTier
+from fairlead_kvstore.index.format import ENTRY_FIELD, InstanceHeader, decode_entry_with_time, decode_part
+from fairlead_kvstore.index.instance_status import secret_fingerprint
+from fairlead_kvstore.index.recovery import read_fields
+from fairlead_kvstore.redis import keys
+from fairlead_kvstore.redis.link import RedisLink
 
 _ENTRY_BATCH: Final = 256
 _PART_BATCH: Final = 16

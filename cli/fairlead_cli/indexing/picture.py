@@ -15,10 +15,10 @@ from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
 from fairlead_cli.errors import UnusableIndex
 from fairlead_cli.indexing.reaching import unreachable_error
-from fairlead_kvstore import keys
+from fairlead_kvstore.analysis.replication_hints import ReplicationHints, decode_replication_hints
 from fairlead_kvstore.errors import UnreadableError
-from fairlead_kvstore.index.hints import ReplicationHints, decode_replication_hints
-from fairlead_kvstore.index.layout import (
+from fairlead_kvstore.index.bootstrap import LoadedIndex, LoadFailure, load_index
+from fairlead_kvstore.index.format import (
     ENTRY_FIELD,
     META_FIELD,
     POSITION_FIELD,
@@ -29,11 +29,11 @@ from fairlead_kvstore.index.layout import (
     decode_value,
     header_instance,
 )
-from fairlead_kvstore.index.left import read_fields
-from fairlead_kvstore.index.load import LoadedIndex, LoadFailure, load_index
-from fairlead_kvstore.index.mirror import IndexReplica
-from fairlead_kvstore.index.notes import STATUSES_FIELD, InstanceStatus, InstanceStatuses
-from fairlead_kvstore.redis import RedisLink
+from fairlead_kvstore.index.instance_status import STATUSES_FIELD, InstanceStatus, InstanceStatuses
+from fairlead_kvstore.index.recovery import read_fields
+from fairlead_kvstore.index.replica import IndexReplica
+from fairlead_kvstore.redis import keys
+from fairlead_kvstore.redis.link import RedisLink
 
 _MAX_ATTEMPTS: Final = 10
 _PAUSE_SECONDS: Final = 0.3

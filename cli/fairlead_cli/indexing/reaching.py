@@ -9,8 +9,8 @@ from fairlead.limits import Limits
 from fairlead.names import closest_matches
 from fairlead.runtime.clock import Clock
 from fairlead_cli.errors import IndexUnreachable
-from fairlead_kvstore import keys
-from fairlead_kvstore.redis import RedisLink
+from fairlead_kvstore.redis import keys
+from fairlead_kvstore.redis.link import RedisLink
 
 
 @asynccontextmanager

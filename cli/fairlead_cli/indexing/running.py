@@ -16,7 +16,7 @@ from fairlead_cli.indexing.picture import IndexSnapshot, take_snapshot
 from fairlead_cli.indexing.reaching import choose_model, connect, list_models
 from fairlead_cli.local.rundir import running_stacks
 from fairlead_cli.paper import stdout_console
-from fairlead_kvstore.redis import RedisLink
+from fairlead_kvstore.redis.link import RedisLink
 
 OK, PROBLEM, UNREACHABLE = 0, 1, 3
 

@@ -16,9 +16,9 @@ from rich.text import Text
 from fairlead.units import format_duration
 from fairlead_cli.indexing.picture import IndexSnapshot
 from fairlead_cli.local.words import UNKNOWN
-from fairlead_kvstore.index.census import BlockCounts, count_blocks
-from fairlead_kvstore.index.hints import ReplicationHint
-from fairlead_kvstore.index.victims import RemovalRank, rank_removals
+from fairlead_kvstore.analysis.block_counts import BlockCounts, count_blocks
+from fairlead_kvstore.analysis.removal_ranking import RemovalRank, rank_removals
+from fairlead_kvstore.analysis.replication_hints import ReplicationHint
 
 _TABLE_HEADINGS = (
     "INSTANCE",

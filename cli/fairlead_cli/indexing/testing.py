@@ -6,18 +6,18 @@ from dataclasses import replace
 from typing import Any, Final
 
 import zmq
+from fairlead_testing.kvstore.index_harness import InMemoryIndexer
+from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
+from fairlead_testing.kvstore.zmq_engine import ZmqEngine
 
 from fairlead.limits import Limits
 from fairlead.runtime.clock import SystemClock
 from fairlead_cli.indexing.asked import IndexOptions
 from fairlead_cli.indexing.running import run
-from fairlead_kvstore.index.notes import InstanceStatus, secret_fingerprint
-from fairlead_kvstore.index.testing import InMemoryIndexer
+from fairlead_kvstore.blockstore.changes import Change
+from fairlead_kvstore.index.instance_status import InstanceStatus, secret_fingerprint
 from fairlead_kvstore.index.writer import IndexWriter
-from fairlead_kvstore.redis import RedisLink
-from fairlead_kvstore.testing import PrefixCacheEngine
-from fairlead_kvstore.testing_wire import ZmqEngine
-from fairlead_kvstore.truth.changes import Change
+from fairlead_kvstore.redis.link import RedisLink
 
 MODEL: Final = "default/tiny"
 LIMITS: Final = replace(Limits(), index_lease_seconds=60.0, index_note_seconds=0.0)

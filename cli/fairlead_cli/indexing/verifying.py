@@ -24,9 +24,10 @@ from fairlead.runtime.clock import Clock
 from fairlead_cli.indexing.engines import ReplayedContent, replay_engine
 from fairlead_cli.indexing.picture import IndexSnapshot, Sleep, take_snapshot
 from fairlead_cli.indexing.reaching import unreachable_error
-from fairlead_kvstore import keys
+from fairlead_kvstore.blockstore.changes import Change
+from fairlead_kvstore.blockstore.snapshot import restore_table
 from fairlead_kvstore.errors import SnapshotError, UnreadableError
-from fairlead_kvstore.index.layout import (
+from fairlead_kvstore.index.format import (
     ENTRY_FIELD,
     HINTS_FIELD,
     META_FIELD,
@@ -40,11 +41,10 @@ from fairlead_kvstore.index.layout import (
     header_instance,
     is_part,
 )
-from fairlead_kvstore.index.left import read_fields
-from fairlead_kvstore.index.notes import STATUSES_FIELD
-from fairlead_kvstore.redis import RedisLink
-from fairlead_kvstore.truth.changes import Change
-from fairlead_kvstore.truth.kept import restore_table
+from fairlead_kvstore.index.instance_status import STATUSES_FIELD
+from fairlead_kvstore.index.recovery import read_fields
+from fairlead_kvstore.redis import keys
+from fairlead_kvstore.redis.link import RedisLink
 
 _MAX_ATTEMPTS: Final = 4
 _PAUSE_SECONDS: Final = 0.5

@@ -17,12 +17,7 @@ from redis.exceptions import ResponseError
 from fairlead.limits import Limits
 from fairlead_cli.errors import UnusableIndex
 from fairlead_cli.indexing.reaching import unreachable_error
-from fairlead_kvstore import keys
-from fairlead_kvstore.errors import UnreadableError
-from fairlead_kvstore.index.layout import POSITION_FIELD, decode_entry_with_time, decode_position
-from fairlead_kvstore.index.load import parse_entries, read_command
-from fairlead_kvstore.redis import RedisLink
-from fairlead_kvstore.truth.changes import (
+from fairlead_kvstore.blockstore.changes import (
     BlocksRemoved,
     BlocksStored,
     Change,
@@ -32,6 +27,11 @@ from fairlead_kvstore.truth.changes import (
     InstanceCleared,
     InstanceDetached,
 )
+from fairlead_kvstore.errors import UnreadableError
+from fairlead_kvstore.index.bootstrap import parse_entries, read_command
+from fairlead_kvstore.index.format import POSITION_FIELD, decode_entry_with_time, decode_position
+from fairlead_kvstore.redis import keys
+from fairlead_kvstore.redis.link import RedisLink
 
 _CHANGE_KINDS: Final[dict[str, tuple[type[Any], ...]]] = {
     "stored": (BlocksStored,),

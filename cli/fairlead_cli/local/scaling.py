@@ -1,6 +1,6 @@
 """Local mode's side of the autoscaler: what of the manifests it is told, what there is of it, and the numbers that it wants.
 
-The two files of the run directory are ``fairlead_autoscaler.local``'s. What there is is written at every step of an engine; the
+The two files of the run directory are ``fairlead_autoscaler.local.target``'s. What there is is written at every step of an engine; the
 numbers wanted are looked for a few times a second and followed one after another, draining included.
 """
 
@@ -16,8 +16,9 @@ from fairlead.errors import FairleadError, Unavailable
 from fairlead.fleet.model import Role, SloTargets
 from fairlead.manifests.loader import Manifests
 from fairlead.runtime.clock import Clock
-from fairlead_autoscaler.governor import widest_pool_bounds
-from fairlead_autoscaler.local import (
+from fairlead_autoscaler.core import PoolSpec, ReplicaState, SleepTier, WakeTiming
+from fairlead_autoscaler.enforcer import widest_pool_bounds
+from fairlead_autoscaler.local.target import (
     DESIRED_FILE,
     STATE_FILE,
     DesiredPool,
@@ -28,8 +29,7 @@ from fairlead_autoscaler.local import (
     read_desired,
     write_file,
 )
-from fairlead_autoscaler.prices import replica_cost, replica_usd
-from fairlead_autoscaler.scaling import PoolSpec, ReplicaState, SleepTier, WakeTiming
+from fairlead_autoscaler.model_spec import replica_cost, replica_usd
 from fairlead_autoscaler.tiers import sleep_tier
 from fairlead_cli.local.keeper import ProcessPhase
 from fairlead_cli.local.pool import EnginePoolSpec, EngineProcess, SleepState

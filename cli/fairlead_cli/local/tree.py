@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 from rich.tree import Tree
 
-from fairlead_autoscaler.governor import describe_replicas
+from fairlead_autoscaler.enforcer import describe_replicas
 from fairlead_cli.local import answers, words
 from fairlead_cli.local.report import ASLEEP_STATE, READY_STATE, PoolScaling, StackModelReport, StackReport
 from fairlead_cli.local.view import (

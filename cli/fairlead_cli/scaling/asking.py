@@ -12,7 +12,7 @@ import msgspec
 from fairlead.errors import BadInput
 from fairlead.settings import CliSettings, read_settings
 from fairlead.units import parse_duration
-from fairlead_autoscaler.recording import TickRecord
+from fairlead_autoscaler.history.recorder import TickRecord
 from fairlead_cli.errors import StackUnreachable
 from fairlead_cli.local.ports import service_url
 from fairlead_cli.local.report import PoolScaling

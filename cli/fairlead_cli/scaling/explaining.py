@@ -5,7 +5,7 @@ import time
 import msgspec
 
 from fairlead.errors import BadInput
-from fairlead_autoscaler.recording import decode_record
+from fairlead_autoscaler.history.recorder import decode_record
 from fairlead_cli.asking import run_query
 from fairlead_cli.scaling.asking import find_autoscaler, parse_moment, query
 from fairlead_cli.scaling.telling import render_look

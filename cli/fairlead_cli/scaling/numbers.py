@@ -8,7 +8,7 @@ from typing import Final
 
 from fairlead.decision import DecisionInput
 from fairlead.units import format_duration
-from fairlead_autoscaler.scaling import ScalingSettings
+from fairlead_autoscaler.core import ScalingSettings
 from fairlead_cli.local import words
 
 LABEL_WIDTH: Final = 22

@@ -9,8 +9,8 @@ from pathlib import Path
 import msgspec
 
 from fairlead.errors import BadInput
-from fairlead_autoscaler.recording import TickRecord, decode_record, read_records
-from fairlead_autoscaler.replaying import PoolReplay, ReplayMoment, ReplayVariant, parse_changes, replay
+from fairlead_autoscaler.history.recorder import TickRecord, decode_record, read_records
+from fairlead_autoscaler.history.replay import PoolReplay, ReplayMoment, ReplayVariant, parse_changes, replay
 from fairlead_cli.asking import run_query
 from fairlead_cli.local import words
 from fairlead_cli.scaling.asking import find_autoscaler, parse_moment, query

@@ -6,11 +6,11 @@ from typing import Final
 
 from fairlead.decision import DecisionInput
 from fairlead.units import format_duration
-from fairlead_autoscaler.cluster.attainment import SLOAttainment
-from fairlead_autoscaler.cluster.attainment import add_observation as attained
-from fairlead_autoscaler.governor import EnforcedPlan, describe_replicas
-from fairlead_autoscaler.recording import TickRecord
-from fairlead_autoscaler.scaling import PoolObservation, PoolPlan, ScalingSettings
+from fairlead_autoscaler.core import PoolObservation, PoolPlan, ScalingSettings
+from fairlead_autoscaler.enforcer import EnforcedPlan, describe_replicas
+from fairlead_autoscaler.history.recorder import TickRecord
+from fairlead_autoscaler.kubernetes.slo_attainment import SLOAttainment
+from fairlead_autoscaler.kubernetes.slo_attainment import add_observation as attained
 from fairlead_cli.local import words
 from fairlead_cli.scaling.numbers import render_input, render_inputs
 

@@ -7,12 +7,12 @@ from typing import NamedTuple
 from fairlead.limits import Limits
 from fairlead_gateway.hot_counts import HotShare
 from fairlead_gateway.telemetry.index import IndexState, InstanceIndexStatus
-from fairlead_kvstore.index.census import BlockCounts, count_blocks
-from fairlead_kvstore.index.hints import HotPrefix, ReplicationHint, replication_hints
-from fairlead_kvstore.index.victims import RemovalRank, rank_removals
+from fairlead_kvstore.analysis.block_counts import BlockCounts, count_blocks
+from fairlead_kvstore.analysis.removal_ranking import RemovalRank, rank_removals
+from fairlead_kvstore.analysis.replication_hints import HotPrefix, ReplicationHint, replication_hints
+from fairlead_kvstore.blockstore.changes import Change, InstanceCleared
 from fairlead_kvstore.links.bridge import CacheCorrection, IndexView, PrefixTranslator
 from fairlead_kvstore.links.drift import DriftDetector
-from fairlead_kvstore.truth.changes import Change, InstanceCleared
 
 _RESET_SHARE = 0.5
 _MIN_CENSUS_SECONDS = 0.5

@@ -37,9 +37,9 @@ from fairlead_gateway.indexing.model_index import ModelIndex
 from fairlead_gateway.indexing.tokens import MODELS_PATH, TOKENIZE_PATH, TokenizeQuery, numbers_before
 from fairlead_gateway.routing.prefix import block_ends
 from fairlead_gateway.telemetry.index import ModelIndexStatus
-from fairlead_kvstore.index.hints import ReplicationHint
+from fairlead_kvstore.analysis.replication_hints import ReplicationHint
+from fairlead_kvstore.blockstore.changes import Change
 from fairlead_kvstore.links.lesson import PromptAlignment
-from fairlead_kvstore.truth.changes import Change
 
 if TYPE_CHECKING:  # what reads engines is loaded when one tells what it holds
     from fairlead_gateway.indexing.source import IndexSource

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from fairlead_kvstore.index.census import BlockCounts
-from fairlead_kvstore.index.hints import ReplicationHint
-from fairlead_kvstore.index.victims import RemovalRank
+from fairlead_kvstore.analysis.block_counts import BlockCounts
+from fairlead_kvstore.analysis.removal_ranking import RemovalRank
+from fairlead_kvstore.analysis.replication_hints import ReplicationHint
 
 
 class IndexState(StrEnum):

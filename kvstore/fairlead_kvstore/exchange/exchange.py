@@ -22,14 +22,14 @@ from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
 from fairlead.runtime.tasks import cancel_and_wait
 from fairlead.units import format_duration
-from fairlead_kvstore import keys
 from fairlead_kvstore.exchange.outgoing import PeerOutbox
 from fairlead_kvstore.exchange.peers import InstanceGroups, KnownPeer, PeerState
 from fairlead_kvstore.exchange.records import DATA_FIELD, GATEWAY_FIELD, PeerBatch, PeerLoad, SentPrompt, decode_batch
 from fairlead_kvstore.exchange.rotation import StreamRotation
-from fairlead_kvstore.record import encode
-from fairlead_kvstore.redis import RedisLink
-from fairlead_kvstore.servers import Command
+from fairlead_kvstore.redis import keys
+from fairlead_kvstore.redis.backends import Command
+from fairlead_kvstore.redis.codec import encode
+from fairlead_kvstore.redis.link import RedisLink
 
 TRIM_SECONDS: Final = 10.0
 PAGE_ENTRIES: Final = 256

@@ -21,11 +21,11 @@ from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
 from fairlead.runtime.tasks import cancel_and_wait
 from fairlead.units import format_duration
-from fairlead_kvstore import keys
 from fairlead_kvstore.exchange.records import HotPrefixTable, decode_table
-from fairlead_kvstore.record import encode
-from fairlead_kvstore.redis import RedisLink
-from fairlead_kvstore.servers import Command
+from fairlead_kvstore.redis import keys
+from fairlead_kvstore.redis.backends import Command
+from fairlead_kvstore.redis.codec import encode
+from fairlead_kvstore.redis.link import RedisLink
 
 _LEASE_SCRIPT: Final = """
 local holder = redis.call('HGET', KEYS[1], 'holder')

@@ -10,7 +10,7 @@ from typing import Annotated, Final, TypeAlias
 
 import msgspec
 
-from fairlead_kvstore.record import SCHEMA
+from fairlead_kvstore.redis.codec import SCHEMA
 
 GATEWAY_FIELD: Final = b"g"
 DATA_FIELD: Final = b"d"

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
 from fairlead.limits import Limits
-from fairlead_kvstore.index.mirror import IndexReplica
-from fairlead_kvstore.truth.changes import Change
+from fairlead_kvstore.blockstore.changes import Change
+from fairlead_kvstore.index.replica import IndexReplica
 
 _LIMITS: Final = Limits()
 

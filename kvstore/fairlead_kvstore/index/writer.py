@@ -30,11 +30,10 @@ from fairlead.errors import BadInput
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
 from fairlead.runtime.tasks import cancel_and_wait
-from fairlead_kvstore import keys
+from fairlead_kvstore.blockstore.changes import Change
 from fairlead_kvstore.errors import UnreadableError
-from fairlead_kvstore.index import scripts
-from fairlead_kvstore.index.book import HINTS_ITEM, ModelWriteState
-from fairlead_kvstore.index.layout import (
+from fairlead_kvstore.index import lua
+from fairlead_kvstore.index.format import (
     HINTS_FIELD,
     META_FIELD,
     POSITION_FIELD,
@@ -47,10 +46,11 @@ from fairlead_kvstore.index.layout import (
     encode_value,
     header_field,
 )
-from fairlead_kvstore.index.left import InstanceCheckpoint, RecoveredIndex, recover_index
-from fairlead_kvstore.index.notes import STATUSES_FIELD, InstanceStatus, InstanceStatuses
-from fairlead_kvstore.redis import RedisLink
-from fairlead_kvstore.truth.changes import Change
+from fairlead_kvstore.index.instance_status import STATUSES_FIELD, InstanceStatus, InstanceStatuses
+from fairlead_kvstore.index.recovery import InstanceCheckpoint, RecoveredIndex, recover_index
+from fairlead_kvstore.index.writer_state import HINTS_ITEM, ModelWriteState
+from fairlead_kvstore.redis import keys
+from fairlead_kvstore.redis.link import RedisLink
 
 _LIMITS: Final = Limits()
 _BYTES_PER_WRITE: Final = 1024 * 1024
@@ -176,7 +176,7 @@ class IndexWriter:
         for book in self._models.values():
             if book.lease:
                 own, _, _ = keys.index_keys(book.model_key)
-                await self._link.run([("EVAL", scripts.RELEASE, 1, own, book.lease)])
+                await self._link.run([("EVAL", lua.RELEASE, 1, own, book.lease)])
                 book.lease = b""
 
     async def step(self) -> None:
@@ -246,7 +246,7 @@ class IndexWriter:
             *book.possible_position_values(),
             book.meta,
         )
-        reply = await self._eval(book, scripts.LEAD, *told)
+        reply = await self._eval(book, lua.LEAD, *told)
         if reply is None:
             if book.refused_since is not None and not book.is_active:
                 # Whoever has led knows what to write; who has not would have to ask engines, which may not keep so much.
@@ -261,7 +261,7 @@ class IndexWriter:
         else:
             if not book.is_active:
                 wall, (own, _, _) = self._clock.wall(), keys.index_keys(book.model_key)
-                renew = ("EVAL", scripts.RENEW, 1, own, lease, self._lease_ms)
+                renew = ("EVAL", lua.RENEW, 1, own, lease, self._lease_ms)
                 found = await recover_index(self._link, book.model_key, wall - now, now, [renew])
                 if found is None:
                     return
@@ -299,7 +299,7 @@ class IndexWriter:
         after = encode_position(book.epoch, flight.sequence)
         reply = await self._eval(
             book,
-            scripts.WRITE,
+            lua.WRITE,
             book.lease,
             book.position_value(),
             after,
@@ -326,7 +326,7 @@ class IndexWriter:
             return
         meta = IndexMeta(epoch, self.holder, self._clock.wall(), ready=False)
         reply = await self._eval(
-            book, scripts.BEGIN, book.lease, encode_position(epoch, 0), encode_value(meta), self._expire_ms
+            book, lua.BEGIN, book.lease, encode_position(epoch, 0), encode_value(meta), self._expire_ms
         )
         if reply is None or reply[0] != b"ok":
             if reply is not None:
@@ -422,7 +422,7 @@ class IndexWriter:
     ) -> bool:
         pairs = [value for pair in fields.items() for value in pair]
         reply = await self._eval(
-            book, scripts.KEEP, book.lease, book.position_value(), self._lease_ms, len(over), *over, *pairs
+            book, lua.KEEP, book.lease, book.position_value(), self._lease_ms, len(over), *over, *pairs
         )
         if reply is not None and reply[0] == b"ok":
             return True

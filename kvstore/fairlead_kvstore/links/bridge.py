@@ -25,13 +25,13 @@ from typing import Final, Protocol
 import msgspec
 
 from fairlead.limits import Limits
-from fairlead_kvstore.index.victims import RecentBlocks
+from fairlead_kvstore.analysis.removal_ranking import RecentBlocks
+from fairlead_kvstore.blockstore import block_hash
+from fairlead_kvstore.blockstore.changes import BlocksRemoved, BlocksStored, Change, InstanceCleared, InstanceDetached
+from fairlead_kvstore.blockstore.storage_tiers import StorageTier
 from fairlead_kvstore.links.flying import InflightBlocks
 from fairlead_kvstore.links.lesson import PromptAlignment, estimate_alignment, exact_alignment
 from fairlead_kvstore.links.table import PrefixTable
-from fairlead_kvstore.truth import identity
-from fairlead_kvstore.truth.changes import BlocksRemoved, BlocksStored, Change, InstanceCleared, InstanceDetached
-from fairlead_kvstore.truth.tiers import StorageTier
 
 _LIMITS: Final = Limits()
 BLOCK_SIZES: Final = (16, 32, 64, 128, 256, 1, 2, 4, 8, 48, 96, 112, 144, 192, 272, 400, 512, 528, 544, 784, 1024, 1056)
@@ -198,7 +198,7 @@ class PrefixTranslator:
         ``doubted``: the tokens are no engine's word. Then nothing is linked (None) until an engine holds the last of the blocks,
         which the chain makes a proof of all of them.
         """
-        root = identity.chain_root(self._model_key, adapter, secret=self._secret)
+        root = block_hash.chain_root(self._model_key, adapter, secret=self._secret)
         block_size = self._find_block_size(root, tokens, salt)
         if block_size is None:
             return None
@@ -426,8 +426,8 @@ class PrefixTranslator:
 
 
 def _token_hashes(root: int, tokens: Sequence[int], block_size: int, salt: str | None) -> list[int]:
-    extras = identity.block_extras(len(tokens) // block_size, block_size, salt=salt) if salt is not None else None
-    return identity.block_hashes(root, tokens, block_size, extras)
+    extras = block_hash.block_extras(len(tokens) // block_size, block_size, salt=salt) if salt is not None else None
+    return block_hash.block_hashes(root, tokens, block_size, extras)
 
 
 def _take_beyond(digests: set[int], limit: int) -> set[int]:

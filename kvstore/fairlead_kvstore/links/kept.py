@@ -19,11 +19,11 @@ from redis.exceptions import ResponseError
 
 from fairlead.limits import Limits
 from fairlead.runtime.tasks import cancel_and_wait
-from fairlead_kvstore import keys
 from fairlead_kvstore.exchange.records import DATA_FIELD, GATEWAY_FIELD, secret_fingerprint
 from fairlead_kvstore.links.lesson import PromptAlignment, decode_alignment, encode_alignment
-from fairlead_kvstore.redis import RedisLink
-from fairlead_kvstore.servers import Command
+from fairlead_kvstore.redis import keys
+from fairlead_kvstore.redis.backends import Command
+from fairlead_kvstore.redis.link import RedisLink
 
 PAGE_ENTRIES: Final = 32
 _STREAM_START: Final = b"0-0"

@@ -11,7 +11,7 @@ from typing import Annotated, Final
 
 import msgspec
 
-from fairlead_kvstore.record import SCHEMA, encode
+from fairlead_kvstore.redis.codec import SCHEMA, encode
 
 ESTIMATE_MARGIN_SHARE: Final = 0.05
 ESTIMATE_MARGIN_TOKENS: Final = 4.0

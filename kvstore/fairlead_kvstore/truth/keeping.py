@@ -2,13 +2,13 @@
 
 from typing import Final
 
+from fairlead_kvstore.blockstore.block_table import TICK_SECONDS
+from fairlead_kvstore.blockstore.changes import Change
+from fairlead_kvstore.blockstore.instance_blocks import InstanceBlocks
+from fairlead_kvstore.blockstore.lora_generations import LoraGenerations
+from fairlead_kvstore.blockstore.snapshot import InstanceSnapshot, RowParts, restore_table, table_parts, table_snapshot
+from fairlead_kvstore.blockstore.storage_tiers import StorageTier
 from fairlead_kvstore.errors import SnapshotError
-from fairlead_kvstore.truth.adapters import LoraGenerations
-from fairlead_kvstore.truth.blocks import TICK_SECONDS
-from fairlead_kvstore.truth.changes import Change
-from fairlead_kvstore.truth.kept import InstanceSnapshot, RowParts, restore_table, table_parts, table_snapshot
-from fairlead_kvstore.truth.slice import InstanceBlocks
-from fairlead_kvstore.truth.tiers import StorageTier
 
 _PLAIN_FIELDS: Final = ("epoch", "block_size", "hybrid", "evicted_age_seconds", "group", "names_extras")
 _TIME_FIELDS: Final = ("awaited_until", "last_clear")

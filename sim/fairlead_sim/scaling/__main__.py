@@ -16,9 +16,9 @@ from importlib import import_module
 from pathlib import Path
 
 from fairlead.errors import BadInput, FairleadError
+from fairlead_autoscaler.core import ModelSpec, ScalingCore, ScalingSettings
+from fairlead_autoscaler.history.replay import parse_changes
 from fairlead_autoscaler.presets import PRESETS, build
-from fairlead_autoscaler.replaying import parse_changes
-from fairlead_autoscaler.scaling import ModelSpec, ScalingCore, ScalingSettings
 from fairlead_sim.compiled import run_compiled
 from fairlead_sim.scaling.known import OracleCache
 from fairlead_sim.scaling.loop import Controller, ControllerOutcome, ScheduleController, run_controller

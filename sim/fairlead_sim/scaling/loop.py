@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Protocol
 
-from fairlead_autoscaler.scaling.values import MixRequest, MixResult, Observation, PoolPlan, ScalingPlan
+from fairlead_autoscaler.core.types import MixRequest, MixResult, Observation, PoolPlan, ScalingPlan
 from fairlead_sim.scaling.book import RequestTable
 from fairlead_sim.scaling.plant import AutoscalingScenario, EngineModelKind, Plant
 

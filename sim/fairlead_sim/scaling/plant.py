@@ -19,8 +19,8 @@ from heapq import heappop, heappush
 from random import Random
 
 from fairlead.fleet.model import Role
-from fairlead_autoscaler.scaling.need import has_pool_choice
-from fairlead_autoscaler.scaling.values import GatewayTraffic, ModelSpec, Observation, ShapeCount
+from fairlead_autoscaler.core.sizing.pool_capacity import has_pool_choice
+from fairlead_autoscaler.core.types import GatewayTraffic, ModelSpec, Observation, ShapeCount
 from fairlead_gateway.routing.convertible import LOCAL_RULES
 from fairlead_gateway.routing.gaps import InterTokenTimes
 from fairlead_sim.scaling.book import ArrivalTrace, RequestTable

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from random import Random
 
 from fairlead.engine_profile import EngineProfile
-from fairlead_autoscaler.scaling.values import PoolObservation, PoolSpec, ReplicaMetrics, ReplicaState, WakeTiming
+from fairlead_autoscaler.core.types import PoolObservation, PoolSpec, ReplicaMetrics, ReplicaState, WakeTiming
 from fairlead_sim.scaling.engine import PlantEngine
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from fairlead.engine_profile import EngineProfile
 from fairlead.fleet.model import Role
-from fairlead_autoscaler.scaling.values import ModelSpec, PoolSpec
+from fairlead_autoscaler.core.types import ModelSpec, PoolSpec
 from fairlead_sim.scaling.pool import PoolSetup, StartupDistribution
 from fairlead_sim.scaling.profile import step_profile
 

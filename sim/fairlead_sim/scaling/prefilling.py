@@ -5,7 +5,7 @@ from enum import Enum, auto
 
 from fairlead.decision import Decision
 from fairlead.limits import Limits
-from fairlead_autoscaler.scaling.values import ModelSpec
+from fairlead_autoscaler.core.types import ModelSpec
 from fairlead_gateway.routing.convertible import LOCAL_RULES, PrefillOption, place_prefill
 from fairlead_gateway.routing.gaps import InterTokenTimes
 from fairlead_sim.scaling.pool import Pool, Replica

@@ -1,6 +1,6 @@
 """The autoscaler behind the words of its seam (docs/reference/seams.md): mappings or objects in, numbers of replicas out.
 
-Nothing is decided here: every number comes from the controller, which sees ``fairlead_autoscaler.scaling.values``.
+Nothing is decided here: every number comes from the controller, which sees ``fairlead_autoscaler.core.types``.
 """
 
 import math
@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from fairlead.errors import BadInput
-from fairlead_autoscaler.scaling.values import (
+from fairlead_autoscaler.core.types import (
     GatewayTraffic,
     MixRequest,
     MixResult,

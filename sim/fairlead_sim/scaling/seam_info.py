@@ -13,8 +13,8 @@ from fairlead.engine_profile import EngineProfile
 from fairlead.errors import BadInput
 from fairlead.fleet.model import Role
 from fairlead.names import closest_matches
-from fairlead_autoscaler.scaling.settings import ScalingSettings
-from fairlead_autoscaler.scaling.values import ModelSpec, PoolSpec
+from fairlead_autoscaler.core.settings import ScalingSettings
+from fairlead_autoscaler.core.types import ModelSpec, PoolSpec
 from fairlead_sim.scaling.profile import step_profile
 from fairlead_sim.seam_words import (
     parse_number,

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from fairlead.fleet.model import Instance, SloTargets
-from fairlead_autoscaler.scaling.values import ModelSpec
+from fairlead_autoscaler.core.types import ModelSpec
 from fairlead_gateway.routing.glimpses import SampledLoads
 from fairlead_gateway.routing.holdings import Endpoint
 from fairlead_gateway.routing.kinds import AcceleratorSelector

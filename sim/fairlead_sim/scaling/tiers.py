@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from fairlead_autoscaler.scaling.values import SleepTier
+from fairlead_autoscaler.core.types import SleepTier
 from fairlead_sim.scaling.plant import AutoscalingScenario
 from fairlead_sim.scaling.pool import SleepTimings
 

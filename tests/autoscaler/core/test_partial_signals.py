@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from fairlead.engine_profile import EngineProfile
-from fairlead_autoscaler.scaling import (
+from fairlead_autoscaler.core import (
     GatewayTraffic,
     ModelSpec,
     Observation,

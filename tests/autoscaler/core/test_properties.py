@@ -7,7 +7,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from fairlead.engine_profile import EngineProfile
-from fairlead_autoscaler.scaling import (
+from fairlead_autoscaler.core import (
     GatewayTraffic,
     ModelSpec,
     Observation,

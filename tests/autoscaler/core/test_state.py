@@ -3,8 +3,8 @@
 import pytest
 
 from fairlead.errors import BadInput
-from fairlead_autoscaler.scaling import GatewayTraffic, ModelSpec, Observation, PoolObservation, PoolSpec, ScalingCore
-from fairlead_autoscaler.scaling.state import decode_state, encode_state
+from fairlead_autoscaler.core import GatewayTraffic, ModelSpec, Observation, PoolObservation, PoolSpec, ScalingCore
+from fairlead_autoscaler.core.state import decode_state, encode_state
 
 
 def _seen(tick: int) -> Observation:

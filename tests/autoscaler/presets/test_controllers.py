@@ -4,14 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-from fairlead.errors import BadInput
-from fairlead.fleet.model import Role
-from fairlead_autoscaler.presets import PRESETS, Controller, Metric, build
-from fairlead_autoscaler.presets.apa import ApaSettings, apa
-from fairlead_autoscaler.presets.dynamo import decode_rate, prefill_rate, serve_rate
-from fairlead_autoscaler.presets.dynamo_forecast import ForecastMethod, LevelTrendSeries
-from fairlead_autoscaler.presets.testing import (
+from fairlead_testing.autoscaler.presets import (
     POOL,
     PROFILE,
     build_observation,
@@ -19,7 +12,14 @@ from fairlead_autoscaler.presets.testing import (
     ready_replica,
     single_pool_model,
 )
-from fairlead_autoscaler.scaling.values import PoolObservation, ReplicaMetrics
+
+from fairlead.errors import BadInput
+from fairlead.fleet.model import Role
+from fairlead_autoscaler.core.types import PoolObservation, ReplicaMetrics
+from fairlead_autoscaler.presets import PRESETS, Controller, Metric, build
+from fairlead_autoscaler.presets.apa import ApaSettings, apa
+from fairlead_autoscaler.presets.dynamo import decode_rate, prefill_rate, serve_rate
+from fairlead_autoscaler.presets.dynamo_forecast import ForecastMethod, LevelTrendSeries
 
 Load = Callable[[int], ReplicaMetrics]
 

@@ -3,18 +3,18 @@
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-
-from fairlead_autoscaler.presets import PRESETS, build
-from fairlead_autoscaler.presets.testing import (
+from fairlead_testing.autoscaler.presets import (
     POOL,
     build_observation,
     pool_observation,
     ready_replica,
     single_pool_model,
 )
-from fairlead_autoscaler.scaling.values import Observation
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fairlead_autoscaler.core.types import Observation
+from fairlead_autoscaler.presets import PRESETS, build
 
 MOST = 9
 measured = st.none() | st.floats(0.0, 200.0)

@@ -20,11 +20,11 @@ from fairlead_cli.indexing.running import run
 from fairlead_cli.indexing.testing import MODEL, IndexScene, play_scene
 from fairlead_cli.local.rundir import RunningStack, make_run_directory, write_stack_file
 from fairlead_gateway.hinting import ReplicationHintPublisher
-from fairlead_kvstore import keys
-from fairlead_kvstore.index.hints import HotPrefix, replication_hints
-from fairlead_kvstore.index.layout import header_field
-from fairlead_kvstore.truth.changes import BlocksRemoved, BlocksStored, HintsAdded
-from fairlead_kvstore.truth.tiers import StorageTier
+from fairlead_kvstore.analysis.replication_hints import HotPrefix, replication_hints
+from fairlead_kvstore.blockstore.changes import BlocksRemoved, BlocksStored, HintsAdded
+from fairlead_kvstore.blockstore.storage_tiers import StorageTier
+from fairlead_kvstore.index.format import header_field
+from fairlead_kvstore.redis import keys
 
 pytestmark = pytest.mark.timeout(300)
 PROMPT = list(range(40))

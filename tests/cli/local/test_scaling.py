@@ -13,8 +13,15 @@ from fairlead.errors import BadInput
 from fairlead.fleet.model import Instance, Model, Role
 from fairlead.manifests.loader import load_manifests
 from fairlead.runtime.clock import ManualClock
-from fairlead_autoscaler.local import DESIRED_FILE, STATE_FILE, DesiredPool, DesiredPools, LocalTarget, write_file
-from fairlead_autoscaler.scaling import ReplicaState, SleepTier, WakeTiming
+from fairlead_autoscaler.core import ReplicaState, SleepTier, WakeTiming
+from fairlead_autoscaler.local.target import (
+    DESIRED_FILE,
+    STATE_FILE,
+    DesiredPool,
+    DesiredPools,
+    LocalTarget,
+    write_file,
+)
 from fairlead_cli.local.child import ProcessCommand
 from fairlead_cli.local.keeper import ProcessPhase
 from fairlead_cli.local.plan import EnginePlan, PlanOptions, plan_engines

@@ -11,9 +11,9 @@ import msgspec
 import pytest
 from fairlead_testing.http.canned_server import CannedResponse, CannedServer
 
-from fairlead_autoscaler.governor import EnforcedPlan
-from fairlead_autoscaler.recording import TickRecord
-from fairlead_autoscaler.scaling import ModelSpec, Observation, PoolSpec, ScalingPlan
+from fairlead_autoscaler.core import ModelSpec, Observation, PoolSpec, ScalingPlan
+from fairlead_autoscaler.enforcer import EnforcedPlan
+from fairlead_autoscaler.history.recorder import TickRecord
 from fairlead_cli.local import answers
 from fairlead_cli.local.rundir import RunningStack, make_run_directory, write_stack_file
 

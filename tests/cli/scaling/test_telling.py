@@ -5,9 +5,7 @@ from dataclasses import replace
 from fairlead.decision import DecisionInput
 from fairlead.engine_profile import builtin_profile
 from fairlead.fleet.model import Role
-from fairlead_autoscaler.governor import EnforcedPlan
-from fairlead_autoscaler.recording import TickRecord
-from fairlead_autoscaler.scaling import (
+from fairlead_autoscaler.core import (
     GatewayTraffic,
     ModelSpec,
     Observation,
@@ -19,6 +17,8 @@ from fairlead_autoscaler.scaling import (
     ScalingSettings,
     SleepTier,
 )
+from fairlead_autoscaler.enforcer import EnforcedPlan
+from fairlead_autoscaler.history.recorder import TickRecord
 from fairlead_cli.scaling.numbers import INPUT_LABELS, render_inputs
 from fairlead_cli.scaling.telling import render_look
 

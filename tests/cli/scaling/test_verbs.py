@@ -12,8 +12,8 @@ import msgspec
 import pytest
 
 from fairlead.errors import BadInput
-from fairlead_autoscaler.recording import TickRecord, encode_record
-from fairlead_autoscaler.scaling import GatewayTraffic, ModelSpec, Observation, PoolObservation, PoolSpec, ScalingCore
+from fairlead_autoscaler.core import GatewayTraffic, ModelSpec, Observation, PoolObservation, PoolSpec, ScalingCore
+from fairlead_autoscaler.history.recorder import TickRecord, encode_record
 from fairlead_cli.app import build_app
 from fairlead_cli.local.rundir import RunningStack
 from fairlead_cli.scaling import asking

@@ -9,11 +9,11 @@ from collections.abc import Hashable
 import msgspec
 from fuzzing.target import Target
 
+from fairlead_kvstore.blockstore.changes import BlocksRemoved, BlocksStored, InstanceCleared
+from fairlead_kvstore.blockstore.store import BlockStore
 from fairlead_kvstore.errors import EventsError
-from fairlead_kvstore.events.decode import decode_events
-from fairlead_kvstore.events.wire import EventBatch
-from fairlead_kvstore.truth.changes import BlocksRemoved, BlocksStored, InstanceCleared
-from fairlead_kvstore.truth.truth import BlockStore
+from fairlead_kvstore.events.decoder import decode_events
+from fairlead_kvstore.events.payloads import EventBatch
 
 
 def check(data: bytes) -> Hashable:

@@ -25,7 +25,7 @@ from redis import Redis
 from fairlead.fleet.file import write_fleet_file
 from fairlead_gateway.testing import fleet_of, run_async
 from fairlead_gateway.testing_process import GatewayProcess, gateway_process
-from fairlead_kvstore import keys
+from fairlead_kvstore.redis import keys
 from fairlead_sim.tokenizer import Tokenizer
 
 MODEL = "default/tiny"

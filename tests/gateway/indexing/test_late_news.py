@@ -4,11 +4,11 @@ from fairlead.limits import Limits
 from fairlead_gateway.hot_counts import HotShare
 from fairlead_gateway.indexing.model_index import ModelIndex
 from fairlead_gateway.telemetry.index import IndexState
-from fairlead_kvstore.index.mirror import IndexReplica
+from fairlead_kvstore.blockstore.changes import BlocksRemoved, BlocksStored, Change, CompletenessChanged
+from fairlead_kvstore.blockstore.storage_tiers import StorageTier
+from fairlead_kvstore.index.replica import IndexReplica
 from fairlead_kvstore.links.drift import FIRST_SECONDS
 from fairlead_kvstore.links.lesson import estimate_alignment
-from fairlead_kvstore.truth.changes import BlocksRemoved, BlocksStored, Change, CompletenessChanged
-from fairlead_kvstore.truth.tiers import StorageTier
 
 LIMITS = Limits()
 ENGINE = "pod/8000/0"

@@ -17,8 +17,8 @@ from fairlead.fleet.file import write_fleet_file
 from fairlead_gateway.indexing.testing import ENGINE_BLOCKS, MODEL_KEY, EnginePorts, index_stage
 from fairlead_gateway.testing import run_async
 from fairlead_gateway.testing_process import gateway_process
-from fairlead_kvstore import keys
 from fairlead_kvstore.exchange.records import DATA_FIELD
+from fairlead_kvstore.redis import keys
 from fairlead_sim.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer()

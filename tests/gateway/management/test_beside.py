@@ -30,8 +30,8 @@ from fairlead_gateway.gateway import Gateway
 from fairlead_gateway.management import GatewayStatus, create_management_app
 from fairlead_gateway.telemetry import MetricsRecorder
 from fairlead_gateway.testing import MODEL_KEY, RunningGateway, fleet_of, run_async, running_gateway
-from fairlead_kvstore import keys
-from fairlead_kvstore.record import PublishedDecision, decode
+from fairlead_kvstore.redis import keys
+from fairlead_kvstore.redis.codec import PublishedDecision, decode
 
 LIMITS = replace(Limits(), redis_pause_seconds=0.05, redis_ping_seconds=0.05, scrape_seconds=0.05)
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "the canary sings at dawn"}]}

@@ -6,8 +6,8 @@ from typing import Any
 
 from fairlead_gateway.telemetry.families import FAMILIES
 from fairlead_gateway.telemetry.index import IndexState, InstanceIndexStatus, ModelIndexStatus
-from fairlead_kvstore.index.census import BlockCounts
-from fairlead_kvstore.index.victims import RemovalRank
+from fairlead_kvstore.analysis.block_counts import BlockCounts
+from fairlead_kvstore.analysis.removal_ranking import RemovalRank
 
 PAGE = Path(__file__).parents[3] / "docs" / "reference" / "metrics.md"
 ROW = re.compile(r"^\| `(\w+)` \| (\w+) \| (.*?) \| (.*) \|$", re.MULTILINE)

@@ -37,7 +37,7 @@ NOBODY = {
         "kopf",
     ),
     *("multiprocessing", "statistics", "difflib", "http.client", "urllib.request"),
-    *("fairlead_gateway.observing", "fairlead_gateway.otlp", "fairlead_kvstore.redis"),
+    *("fairlead_gateway.observing", "fairlead_gateway.otlp", "fairlead_kvstore.redis.link"),
 }
 """With the default features, neither process needs them, whether it carries requests or is probed and scraped."""
 WORKER = {

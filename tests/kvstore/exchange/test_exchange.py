@@ -13,10 +13,10 @@ from redis.asyncio import Redis
 
 from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock, SystemClock
-from fairlead_kvstore import keys
 from fairlead_kvstore.exchange.exchange import PAGE_ENTRIES, ExchangeHooks, PeerExchange
 from fairlead_kvstore.exchange.records import DATA_FIELD, GATEWAY_FIELD, PeerLoad, SentPrompt
-from fairlead_kvstore.redis import RedisLink
+from fairlead_kvstore.redis import keys
+from fairlead_kvstore.redis.link import RedisLink
 
 KEY = "ns/a"
 READY = ("e-0", "e-1")

@@ -10,10 +10,10 @@ from redis.asyncio import Redis
 
 from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock, SystemClock
-from fairlead_kvstore import keys
 from fairlead_kvstore.exchange.hot import HotPrefixLeases, TableLease
 from fairlead_kvstore.exchange.records import HotPrefixTable
-from fairlead_kvstore.redis import RedisLink
+from fairlead_kvstore.redis import keys
+from fairlead_kvstore.redis.link import RedisLink
 
 KEY = "ns/a"
 LIMITS = replace(Limits(), redis_pause_seconds=0.05, redis_ping_seconds=0.05, redis_timeout_seconds=2.0)

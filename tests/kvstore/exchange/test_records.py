@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fairlead_kvstore.exchange.records import HotPrefixTable, PeerBatch, decode_batch, decode_table, secret_fingerprint
-from fairlead_kvstore.record import encode
+from fairlead_kvstore.redis.codec import encode
 
 GOOD = PeerBatch(3, 0.5, b"print", (("e-0", bytes(16), 2**64 - 1, 2**64 - 2),), {"e-0": (1, 0, 0.5, 10.0)})
 

@@ -4,12 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from fairlead_testing.redis.valkey import Valkey
-
-from fairlead_kvstore.index.book import HINTS_ITEM
-from fairlead_kvstore.index.feed import IndexSubscriber
-from fairlead_kvstore.index.mirror import IndexReplica
-from fairlead_kvstore.index.testing import (
+from fairlead_testing.kvstore.index_harness import (
     EVENTS_KEY,
     INDEX_KEY,
     LEASE_KEY,
@@ -21,9 +16,14 @@ from fairlead_kvstore.index.testing import (
     run_with_harness,
     store_content,
 )
-from fairlead_kvstore.testing import PrefixCacheEngine
-from fairlead_kvstore.truth.changes import BlocksStored, CompletenessChanged
-from fairlead_kvstore.truth.tiers import StorageTier
+from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
+from fairlead_testing.redis.valkey import Valkey
+
+from fairlead_kvstore.blockstore.changes import BlocksStored, CompletenessChanged
+from fairlead_kvstore.blockstore.storage_tiers import StorageTier
+from fairlead_kvstore.index.replica import IndexReplica
+from fairlead_kvstore.index.subscriber import IndexSubscriber
+from fairlead_kvstore.index.writer_state import HINTS_ITEM
 
 pytestmark = pytest.mark.timeout(300)
 

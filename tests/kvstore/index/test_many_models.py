@@ -4,16 +4,16 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
+from fairlead_testing.kvstore.index_harness import InMemoryIndexer
+from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
 from fairlead_testing.redis.valkey import Valkey
 from redis.asyncio import Redis
 
 from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock
-from fairlead_kvstore import keys
-from fairlead_kvstore.index.testing import InMemoryIndexer
 from fairlead_kvstore.index.writer import IndexWriter
-from fairlead_kvstore.servers import Command
-from fairlead_kvstore.testing import PrefixCacheEngine
+from fairlead_kvstore.redis import keys
+from fairlead_kvstore.redis.backends import Command
 
 MODELS = [f"default/model-{number}" for number in range(40)]
 

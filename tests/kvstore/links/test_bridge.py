@@ -6,19 +6,19 @@ from array import array
 
 import pytest
 import xxhash
+from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fairlead.limits import Limits
-from fairlead_kvstore.events.sequence import EventSequencer
-from fairlead_kvstore.follow import apply_outcomes
-from fairlead_kvstore.index.mirror import IndexReplica
+from fairlead_kvstore.blockstore import block_hash
+from fairlead_kvstore.blockstore.changes import BlocksRemoved, BlocksStored, Change
+from fairlead_kvstore.blockstore.storage_tiers import StorageTier
+from fairlead_kvstore.blockstore.store import BlockStore
+from fairlead_kvstore.events.stream_sequencer import EventSequencer
+from fairlead_kvstore.index.replica import IndexReplica
 from fairlead_kvstore.links.bridge import CacheCorrection, ForgetScope, PrefixTranslator
-from fairlead_kvstore.testing import PrefixCacheEngine
-from fairlead_kvstore.truth import identity
-from fairlead_kvstore.truth.changes import BlocksRemoved, BlocksStored, Change
-from fairlead_kvstore.truth.tiers import StorageTier
-from fairlead_kvstore.truth.truth import BlockStore
+from fairlead_kvstore.reader.event_application import apply_outcomes
 
 KEY = "default/tiny"
 SECRET = b"a secret of the test"
@@ -272,11 +272,11 @@ def test_a_prompt_of_an_adapter_or_with_a_salt_is_linked_to_its_own_blocks_only(
     place, prompt = Place("a"), prompt_of(1)
     chains = {kind: [xxhash.xxh3_64_intdigest(repr((kind, one)).encode()) for one in prompt.hashes] for kind in KINDS}
     for adapter, salt in (served, *KINDS):
-        extras = identity.block_extras(len(prompt.tokens) // BLOCK, BLOCK, salt=salt)
-        root = identity.chain_root(KEY, adapter, secret=SECRET)
+        extras = block_hash.block_extras(len(prompt.tokens) // BLOCK, BLOCK, salt=salt)
+        root = block_hash.chain_root(KEY, adapter, secret=SECRET)
         if (adapter, salt) == served:
             place.tell(
-                [BlocksStored("a", StorageTier.GPU, root, identity.block_hashes(root, prompt.tokens, BLOCK, extras))]
+                [BlocksStored("a", StorageTier.GPU, root, block_hash.block_hashes(root, prompt.tokens, BLOCK, extras))]
             )
         assert place.bridge.learn(
             chains[adapter, salt], prompt.ends, prompt.tokens, size=prompt.size, salt=salt, adapter=adapter

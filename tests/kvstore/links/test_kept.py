@@ -16,7 +16,6 @@ from redis.asyncio import Redis
 
 from fairlead.limits import Limits
 from fairlead.runtime.clock import SystemClock
-from fairlead_kvstore import keys
 from fairlead_kvstore.exchange.records import DATA_FIELD, GATEWAY_FIELD
 from fairlead_kvstore.links.kept import PAGE_ENTRIES, AlignmentStore
 from fairlead_kvstore.links.lesson import (
@@ -27,7 +26,8 @@ from fairlead_kvstore.links.lesson import (
     exact_alignment,
 )
 from fairlead_kvstore.links.table import PrefixTable
-from fairlead_kvstore.redis import RedisLink
+from fairlead_kvstore.redis import keys
+from fairlead_kvstore.redis.link import RedisLink
 
 KEY = "ns/a"
 SECRET = b"a secret of the test"

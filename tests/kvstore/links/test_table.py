@@ -9,9 +9,9 @@ import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fairlead_kvstore.blockstore.block_hash import block_hashes, chain_root
 from fairlead_kvstore.links.lesson import estimate_alignment, exact_alignment
 from fairlead_kvstore.links.table import PrefixTable, common_prefix
-from fairlead_kvstore.truth.identity import block_hashes, chain_root
 
 START = chain_root("default/tiny")
 BLOCK = 4

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from fairlead.errors import BadInput
+from fairlead_autoscaler.core import ScalingCore
+from fairlead_autoscaler.core.types import ModelSpec, Observation, ScalingPlan
 from fairlead_autoscaler.mix import simulation_solver
-from fairlead_autoscaler.scaling import ScalingCore
-from fairlead_autoscaler.scaling.values import ModelSpec, Observation, ScalingPlan
 from fairlead_sim.scaling import scenarios
 from fairlead_sim.scaling.loop import run_controller
 from fairlead_sim.scaling.plant import AutoscalingScenario, PlantFaults

@@ -25,7 +25,7 @@ def line(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 def test_a_preset_and_a_setting_make_another_controller(capsys: pytest.CaptureFixture[str]) -> None:
     core = line(capsys)
-    assert core == line(capsys, "--controller", "fairlead_autoscaler.scaling:Core")
+    assert core == line(capsys, "--controller", "fairlead_autoscaler.core:Core")
     wary = line(capsys, "--set", "margin=3")
     preset = line(capsys, "--preset", "hpa-concurrency")
     turned = line(capsys, "--preset", "hpa-concurrency", "--set", "target=1")

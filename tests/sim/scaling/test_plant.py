@@ -5,7 +5,7 @@ from random import Random
 
 import pytest
 
-from fairlead_autoscaler.scaling.values import Observation, PoolPlan, ReplicaState, ScalingPlan
+from fairlead_autoscaler.core.types import Observation, PoolPlan, ReplicaState, ScalingPlan
 from fairlead_sim.scaling import pools, scenarios
 from fairlead_sim.scaling.book import ArrivalTrace
 from fairlead_sim.scaling.load import CHAT_DAY, CHAT_LENGTHS, SHORT_OUTPUT_LENGTHS, daily_rates, poisson_arrivals

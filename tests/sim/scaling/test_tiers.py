@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from fairlead_autoscaler.scaling import ReplicaState, ScalingCore, SleepTier
+from fairlead_autoscaler.core import ReplicaState, ScalingCore, SleepTier
 from fairlead_sim.scaling.loop import run_controller
 from fairlead_sim.scaling.pool import Pool, PoolSetup, SleepTimings, StartupDistribution
 from fairlead_sim.scaling.pools import reference_pool, small_profile

@@ -1,0 +1,142 @@
+"""From a payload to events: both encodings, bounded, and nothing in between but the one error.
+
+What an engine sends is decoded in one go into typed values when all of it is known (the usual case: some microseconds per
+event). Only when that fails are the events looked at one by one, so that a newer engine's additions do no harm:
+
+- a kind that is not known is left out and counted (``unknown``);
+- a stored event that does not hold together is left out and counted (``refused``): whoever misses a store misses a hit;
+- a removed or cleared event that cannot be read makes the whole batch unreadable. Whoever misses a removal believes in a
+  ghost, so the reader must treat such a batch as lost, see ``sequence.py``.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import msgspec
+
+from fairlead.limits import Limits
+from fairlead_kvstore.errors import MalformedEvents, OversizedEvents
+from fairlead_kvstore.events.payloads import (
+    ArrayBatch,
+    CacheEvent,
+    ClearedEvent,
+    ClearedEventArray,
+    EventBatch,
+    MapBatch,
+    RawBatch,
+    RemovedEvent,
+    RemovedEventArray,
+    StoredEvent,
+    StoredEventArray,
+    TaggedEvent,
+    TaggedEventArray,
+)
+
+_LIMITS: Final = Limits()
+_STORED: Final = "BlockStored"
+_KNOWN: Final = (_STORED, "BlockRemoved", "AllBlocksCleared")
+_FLOAT64: Final = 0xCB
+_MAPS: Final = msgspec.msgpack.Decoder(MapBatch)
+_ARRAYS: Final = msgspec.msgpack.Decoder(ArrayBatch)
+_RAW: Final = msgspec.msgpack.Decoder(RawBatch)
+_MAP_EVENT: Final = msgspec.msgpack.Decoder(StoredEvent | RemovedEvent | ClearedEvent)
+_ARRAY_EVENT: Final = msgspec.msgpack.Decoder(StoredEventArray | RemovedEventArray | ClearedEventArray)
+_MAP_TAG: Final = msgspec.msgpack.Decoder(TaggedEvent)
+_ARRAY_TAG: Final = msgspec.msgpack.Decoder(TaggedEventArray)
+
+
+def decode_events(payload: bytes, limits: Limits = _LIMITS) -> EventBatch:
+    """The events of one payload. Raises EventsError, and nothing else, whatever the bytes are."""
+    if len(payload) > limits.kv_events_bytes:
+        raise OversizedEvents(
+            f"{len(payload)} bytes of events, at most {limits.kv_events_bytes} are read", reason="bytes"
+        )
+    try:
+        raw = (_ARRAYS if _has_array_events(payload) else _MAPS).decode(payload)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return _one_by_one(payload, limits)
+    events: Sequence[CacheEvent] = raw.events
+    _check_event_count(len(events), limits)
+    refused = 0
+    for event in events:
+        if isinstance(event, StoredEvent):
+            refused += not _is_consistent(event, limits)
+        elif isinstance(event, RemovedEvent):
+            _check_block_count(event, limits)
+    if refused:
+        events = [event for event in events if not isinstance(event, StoredEvent) or _is_consistent(event, limits)]
+    return EventBatch(raw.ts, events, raw.data_parallel_rank, 0, refused)
+
+
+def _has_array_events(payload: bytes) -> bool:
+    """Whether the first event is an array; a guess from the first bytes, which only costs time when it is wrong."""
+    if len(payload) < 16 or payload[1] != _FLOAT64:
+        return False
+    head = payload[10]
+    first = payload[11 if head < 0xDC else 13 if head == 0xDC else 15]
+    return 0x90 <= first <= 0x9F or first in (0xDC, 0xDD)
+
+
+def _one_by_one(payload: bytes, limits: Limits) -> EventBatch:
+    try:
+        raw = _RAW.decode(payload)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        text = "these bytes are no batch [ts, events, rank] of KV events"
+        raise MalformedEvents(text, reason="shape", hint="subscribe to the engine's KV events only") from None
+    _check_event_count(len(raw.events), limits)
+    events: list[CacheEvent] = []
+    unknown = refused = 0
+    for item in raw.events:
+        event = _decode_event(item)
+        if isinstance(event, str):
+            unknown += event not in _KNOWN
+            refused += event == _STORED
+        elif isinstance(event, StoredEvent) and not _is_consistent(event, limits):
+            refused += 1
+        else:
+            if isinstance(event, RemovedEvent):
+                _check_block_count(event, limits)
+            events.append(event)
+    return EventBatch(raw.ts, events, raw.data_parallel_rank, unknown, refused)
+
+
+def _decode_event(item: msgspec.Raw) -> CacheEvent | str:
+    """The event, or the kind of one that cannot be used without harm. Raises Malformed for one that matters."""
+    first = memoryview(item)[0]
+    arrays = 0x90 <= first <= 0x9F or first in (0xDC, 0xDD)
+    whole: Any = _ARRAY_EVENT if arrays else _MAP_EVENT
+    tag: Any = _ARRAY_TAG if arrays else _MAP_TAG
+    try:
+        event: CacheEvent = whole.decode(item)
+        return event
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        pass
+    try:
+        kind: str = tag.decode(item).type
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        raise MalformedEvents("an event says no kind", reason="kind") from None
+    if kind in _KNOWN and kind != _STORED:
+        raise MalformedEvents(f"a {kind} event cannot be read", reason="removal")
+    return kind
+
+
+def _check_event_count(events: int, limits: Limits) -> None:
+    if events > limits.kv_events_in_batch:
+        text = f"{events} events in one batch, at most {limits.kv_events_in_batch} are read"
+        raise OversizedEvents(text, reason="events")
+
+
+def _check_block_count(event: RemovedEvent, limits: Limits) -> None:
+    if len(event.block_hashes) > limits.kv_event_blocks:
+        raise OversizedEvents(
+            f"{len(event.block_hashes)} blocks removed by one event, at most {limits.kv_event_blocks} are read",
+            reason="blocks",
+        )
+
+
+def _is_consistent(event: StoredEvent, limits: Limits) -> bool:
+    """Every block has its tokens, and its extra keys where there are any."""
+    count, size = len(event.block_hashes), event.block_size
+    if len(event.token_ids) != count * size or not 0 < size <= limits.kv_event_block_tokens:
+        return False
+    return count <= limits.kv_event_blocks and (event.extra_keys is None or len(event.extra_keys) == count)

@@ -1,0 +1,444 @@
+"""The index of one model, to be asked: which instances hold this chain of blocks, how far, and in which tier.
+
+A dict leads from a block's own hash to a number with three bits for each instance (GPU, CPU, disk). There are few different sets
+of holders and many blocks, so equal numbers are kept once and shared (*interned*): a block then costs its entry and its key, some
+ninety bytes, and a walk along a chain mostly meets the very number that it met a block before, which needs no arithmetic at all.
+
+**The walk is exact.** The mirror of a gateway's own decisions may bisect, since it only ever forgets ends. This one holds what
+engines told, and they may lose a block in the middle (it went to another tier, or its neighbour was pushed out), so every block is
+looked at until nobody is left. Which is also cheap: a lookup in C for each block.
+
+**The same chains are asked for again and again**, by every turn of a conversation and every user of a long system prompt, and an
+answer follows from the numbers of its blocks alone. Where instances reach differently far, or hold blocks in slower tiers, an answer
+costs some hundred steps; it is kept under these very numbers, up to the first block that nobody holds. So it is found again as long
+as nobody stores or loses a block of it, with nothing to be invalidated, and prompts that go on differently behind it share it.
+
+**A slower tier goes on where the faster one ends**, as in ``Truth.held``: depths are cumulative, and what a tier adds is the
+difference. Hints of stores that all instances share come last, and only behind what somebody holds or from the start.
+
+**Forgetting an instance** takes no time: its bits are *retired*, masked out of every answer, and swept from the numbers little
+by little, with every batch that comes and whenever somebody calls ``sweep``. Then the bits are given to the next instance.
+"""
+
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Final
+
+from fairlead.limits import Limits
+from fairlead_kvstore.blockstore.block_table import MAX_COPIES, TIER_SHIFT
+from fairlead_kvstore.blockstore.changes import (
+    BlocksRemoved,
+    BlocksStored,
+    Change,
+    CompletenessChanged,
+    HintsAdded,
+    HintsExpired,
+    InstanceCleared,
+    InstanceDetached,
+)
+from fairlead_kvstore.blockstore.storage_tiers import INSTANCE_TIERS, StorageTier
+from fairlead_kvstore.index.match_result import InstanceMatch, KnownCompleteness
+
+_LIMITS: Final = Limits()
+_TIERS: Final = len(INSTANCE_TIERS)
+_MAX_INTERNED: Final = 65_536
+_MAX_DEPTH_RESULTS: Final = 4_096
+_MAX_CHAIN_RESULTS: Final = 256
+_MAX_CHAIN_BLOCKS: Final = 4_096
+_MAX_CHAIN_BITS: Final = 1_024
+"""Larger numbers, of some three hundred instances, cost more to be looked up than what is kept under them saves."""
+_MIN_CHAIN_STEPS: Final = 3
+"""An answer of so few depths is cheaper to make than to find."""
+_MIN_SWEEP: Final = 2_048
+_SWEEP_PER_BLOCK: Final = 4
+_MAX_RETIRED: Final = 64
+"""More than so many retired instances are swept at once: they flap, and bits must not grow without end."""
+
+
+class IndexReplica:
+    """One model's blocks. Pure: no clock, no I/O; whoever feeds it calls ``expire`` and, when idle, ``sweep``."""
+
+    def __init__(self, *, limits: Limits = _LIMITS) -> None:
+        self._max_blocks = limits.index_mirror_blocks
+        self._hints_most = limits.kv_shared_blocks
+        self._hint_seconds = limits.kv_shared_seconds
+        self._masks: dict[int, int] = {}
+        self._interned: dict[int, int] = {}
+        self._slots: dict[str, int] = {}
+        self._names: list[str] = []
+        self._by_bit: dict[int, str] = {}
+        self._depth_results: dict[tuple[int, int], tuple[InstanceMatch, ...]] = {}
+        self._chain_results: dict[tuple[int | None, ...], tuple[InstanceMatch, ...]] = {}
+        self._free: list[int] = []
+        self._retired: list[int] = []
+        self._sweeping: list[int] = []
+        self._queue: list[int] = []
+        self._retired_bits = 0
+        self._gpu_bits = 0  # the GPU bit of every place there is
+        self._has_slow_tiers = False  # whether any block was ever in a slower tier
+        self._completeness: dict[str, KnownCompleteness] = {}
+        self._hints: dict[int, float] = {}
+        self.dropped = 0
+
+    def __len__(self) -> int:
+        """Blocks that somebody holds; of instances that are gone, until they are swept."""
+        return len(self._masks)
+
+    @property
+    def hint_count(self) -> int:
+        """Blocks that are probably in a shared store."""
+        return len(self._hints)
+
+    # --- questions ------------------------------------------------------------------------------------------------------
+
+    def match(self, hashes: Sequence[int]) -> tuple[InstanceMatch, ...]:
+        """Who holds the chain's first block, and how far on; those who hold it farthest in the GPU come first."""
+        if not hashes:
+            return ()
+        if self._hints:
+            return self._tiered_matches(hashes, self._walk(hashes))
+        if hashes[0] not in self._masks:
+            return ()
+        if self._has_slow_tiers:
+            return self._cached_matches(hashes)
+        gpu = self._walk(hashes, most=_MIN_CHAIN_STEPS)
+        return self._cached_matches(hashes) if len(gpu) > _MIN_CHAIN_STEPS else self._gpu_matches(gpu)
+
+    def holders(self, own: int) -> dict[str, tuple[StorageTier, ...]]:
+        """Who holds one block, and where."""
+        return self._holders_of(self._masks.get(own, 0) & ~self._retired_bits)
+
+    def holder_sets(self) -> Iterator[tuple[Mapping[str, tuple[StorageTier, ...]], int]]:
+        """Every different set of holders, with how many blocks are held by just these; takes a look at every block."""
+        for mask, blocks in Counter(self._masks.values()).items():
+            if alive := mask & ~self._retired_bits:
+                yield self._holders_of(alive), blocks
+
+    def count_unique(self, hashes: Iterable[int]) -> dict[str, int]:
+        """Of these blocks, how many are held by just one instance, by that instance; those without any are left out."""
+        found: dict[str, int] = {}
+        for mask, blocks in Counter(map(self._masks.get, hashes)).items():
+            holders = self._holders_of(mask & ~self._retired_bits) if mask is not None else {}
+            if len(holders) == 1:
+                (only,) = holders
+                found[only] = found.get(only, 0) + blocks
+        return found
+
+    def blocks_of(self, instance: str) -> Iterator[tuple[int, StorageTier]]:
+        """Every block of an instance with each tier it is in; takes a look at every block. Nothing may be applied meanwhile."""
+        place = self._slots.get(instance)
+        if place is None:
+            return
+        for own, mask in self._masks.items():
+            bits = mask >> place * _TIERS
+            for tier in INSTANCE_TIERS:
+                if bits >> tier & 1:
+                    yield own, tier
+
+    def hint_age_seconds(self, own: int, now: float) -> float | None:
+        """How long ago a block was last said to be written to a store that all instances share, to half of the time for which that
+        counts; None where nobody said so. The store tells nobody what it throws out, so the older, the less likely it is there."""
+        until = self._hints.get(own)
+        return None if until is None else max(0.0, self._hint_seconds - (until - now))
+
+    def completeness(self, instance: str) -> KnownCompleteness | None:
+        """How sure it is what this instance holds; None when nothing was told."""
+        return self._completeness.get(instance)
+
+    def instances(self) -> tuple[str, ...]:
+        """All that something was told of."""
+        return tuple(self._completeness | self._slots)
+
+    # --- what is told ---------------------------------------------------------------------------------------------------
+
+    def apply(self, changes: Iterable[Change]) -> None:
+        """Changes in their order; again does no harm."""
+        work = 0
+        for change in changes:
+            if isinstance(change, BlocksStored):
+                work += len(change.hashes)
+                self._add_blocks(change.hashes, self._bit(change.instance, change.tier))
+            elif isinstance(change, BlocksRemoved):
+                work += len(change.hashes)
+                if change.instance in self._slots:
+                    self._remove_blocks(change.hashes, self._bit(change.instance, change.tier))
+            elif isinstance(change, HintsAdded):
+                self._add_hints(change.hashes, change.until)
+            elif isinstance(change, HintsExpired):
+                for own in change.hashes:
+                    self._hints.pop(own, None)
+            elif isinstance(change, CompletenessChanged):
+                self._completeness[change.instance] = KnownCompleteness(change.complete, change.reason, change.since)
+            elif isinstance(change, InstanceCleared):
+                self._retire(change.instance)
+            elif isinstance(change, InstanceDetached):
+                self._retire(change.instance)
+                self._completeness.pop(change.instance, None)
+        if self._retired_bits:
+            self.sweep(_MIN_SWEEP + work * _SWEEP_PER_BLOCK)
+
+    def load_rows(self, instance: str, owns: Sequence[int], counts: Sequence[int]) -> None:
+        """Rows as a slice keeps them: own hashes, and copies by tier (``truth.blocks.SHIFT``); rows of 0 copies are empty."""
+        place = self._slot(instance)
+        bits: dict[int, int] = {}
+        masks, get, interned = self._masks, self._masks.get, self._interned
+        for own, count in zip(owns, counts, strict=True):
+            if not count:
+                continue
+            bit = bits.get(count)
+            if bit is None:
+                bit = bits[count] = _tier_bits(count) << place * _TIERS
+                self._has_slow_tiers |= _tier_bits(count) > 1
+            old = get(own, 0)
+            if not old and len(masks) >= self._max_blocks:
+                self.dropped += 1
+                continue
+            new = old | bit
+            if new != old:
+                masks[own] = interned.setdefault(new, new)
+        self._limit_interned()
+
+    def expire(self, now: float) -> list[int]:
+        """Let go of hints that have run out at ``now`` (monotonic seconds); their own hashes."""
+        over = []
+        for own, until in self._hints.items():
+            if until > now:
+                break
+            over.append(own)
+        for own in over:
+            del self._hints[own]
+        return over
+
+    def sweep(self, most: int) -> bool:
+        """Look at up to ``most`` blocks for instances that are gone; whether there is more to do."""
+        if not self._retired_bits:
+            return False
+        if not self._queue:
+            self._sweeping, self._retired = self._retired, []
+            self._queue = list(self._masks)
+        masks, queue, interned, dead = self._masks, self._queue, self._interned, self._retired_bits
+        stop = max(0, len(queue) - most)
+        for own in queue[stop:]:
+            old = masks.get(own, 0)
+            if old & dead:
+                left = old & ~dead
+                if left:
+                    masks[own] = interned.setdefault(left, left)
+                else:
+                    del masks[own]
+        del queue[stop:]
+        self._limit_interned()
+        if not queue:
+            self._finish_sweep()
+        return bool(self._retired_bits)
+
+    # --- inside ---------------------------------------------------------------------------------------------------------
+
+    def _holders_of(self, mask: int) -> dict[str, tuple[StorageTier, ...]]:
+        found: dict[str, tuple[StorageTier, ...]] = {}
+        while mask:
+            place = (mask.bit_length() - 1) // _TIERS
+            bits = mask >> place * _TIERS
+            found[self._names[place]] = tuple(tier for tier in INSTANCE_TIERS if bits >> tier & 1)
+            mask ^= bits << place * _TIERS
+        return found
+
+    def _gpu_matches(self, gpu: list[tuple[int, int]]) -> tuple[InstanceMatch, ...]:
+        """The answer where there is nothing but the GPU."""
+        answers = self._depth_results
+        if len(gpu) == 1:
+            return answers.get(gpu[0]) or self._matches_at_depth(gpu[0])
+        found: list[InstanceMatch] = []
+        for reach in reversed(gpu):
+            found += answers.get(reach) or self._matches_at_depth(reach)
+        return tuple(found)
+
+    def _cached_matches(self, hashes: Sequence[int]) -> tuple[InstanceMatch, ...]:
+        """The answer that the same numbers had before, or a new one. Not with hints, which are not in the numbers."""
+        masks: list[int | None] = list(map(self._masks.get, hashes))
+        if masks[-1] is None:
+            del masks[masks.index(None) :]
+        if self._gpu_bits.bit_length() > _MAX_CHAIN_BITS or len(masks) > _MAX_CHAIN_BLOCKS:
+            return self._compute_matches(hashes)
+        key = tuple(masks)
+        found = self._chain_results.get(key)
+        if found is None:
+            if len(self._chain_results) >= _MAX_CHAIN_RESULTS:
+                self._chain_results.clear()
+            found = self._chain_results[key] = self._compute_matches(hashes)
+        return found
+
+    def _compute_matches(self, hashes: Sequence[int]) -> tuple[InstanceMatch, ...]:
+        gpu = self._walk(hashes)
+        return self._tiered_matches(hashes, gpu) if self._has_slow_tiers else self._gpu_matches(gpu)
+
+    def _walk(self, hashes: Sequence[int], fold: int = 0, most: int = sys.maxsize) -> list[tuple[int, int]]:
+        """(depth, GPU bits of those that reach just that depth), shallowest first; with ``fold`` slower tiers count as well.
+
+        Ends early, with what it has, when these are more than ``most``.
+        """
+        found: list[tuple[int, int]] = []
+        alive = self._gpu_bits & ~self._retired_bits
+        if not alive:
+            return found
+        last: int | None = -1
+        depth = -1
+        for mask in map(self._masks.get, hashes):
+            depth += 1
+            if mask is last:
+                continue
+            last = mask
+            still = 0
+            if mask is not None:
+                if fold:
+                    mask |= mask >> 1 if fold == 1 else mask >> 1 | mask >> 2
+                still = alive & mask
+            if still != alive:
+                if depth:
+                    found.append((depth, alive ^ still))
+                if not still or len(found) > most:
+                    return found
+                alive = still
+        found.append((len(hashes), alive))
+        return found
+
+    def _matches_at_depth(self, reach: tuple[int, int]) -> tuple[InstanceMatch, ...]:
+        """Those that hold so many blocks in the GPU and nothing elsewhere. The same ones are asked for again and again."""
+        depth, mask = reach
+        blocks = (depth, depth, depth, depth)
+        if len(self._depth_results) >= _MAX_DEPTH_RESULTS:
+            self._depth_results.clear()
+        found = self._depth_results[reach] = tuple(InstanceMatch(name, blocks) for name in self._instances_of(mask))
+        return found
+
+    def _instances_of(self, mask: int) -> list[str]:
+        """The instances of GPU bits."""
+        names, found = self._by_bit, []
+        while mask:
+            low = mask & -mask
+            found.append(names[low])
+            mask ^= low
+        return found
+
+    def _tiered_matches(self, hashes: Sequence[int], gpu: list[tuple[int, int]]) -> tuple[InstanceMatch, ...]:
+        """The answer where there is more than the GPU."""
+        levels = [gpu, self._walk(hashes, 1), self._walk(hashes, 2)] if self._has_slow_tiers else [gpu, gpu, gpu]
+        depths: list[dict[str, int]] = []
+        for level, found in enumerate(levels):
+            if level and found == levels[level - 1]:
+                depths.append(depths[-1])
+            else:
+                depths.append({name: depth for depth, mask in found for name in self._instances_of(mask)})
+        fast, middle, slow = depths
+        last = self._extend_by_hints(hashes, slow) if self._hints else slow
+        held = [
+            InstanceMatch(name, (fast.get(name, 0), middle.get(name, 0), slow.get(name, 0), depth))
+            for name, depth in last.items()
+        ]
+        held.sort(key=_order, reverse=True)
+        return tuple(held)
+
+    def _extend_by_hints(self, hashes: Sequence[int], reached: dict[str, int]) -> dict[str, int]:
+        """A shared store goes on where an instance's own tiers end, for every member alike."""
+        hints, masks = self._hints, self._masks
+        names = self.instances() if hashes[0] in hints else tuple(reached)
+        found = {}
+        for name in names:
+            place = self._slots.get(name)
+            mine = 0 if place is None else (1 << _TIERS) - 1 << place * _TIERS
+            depth = reached.get(name, 0)
+            while depth < len(hashes) and (hashes[depth] in hints or masks.get(hashes[depth], 0) & mine):
+                depth += 1
+            found[name] = depth
+        return found
+
+    def _add_blocks(self, hashes: list[int], bit: int) -> None:
+        masks, get, interned = self._masks, self._masks.get, self._interned
+        last = -1
+        shared = 0
+        room = self._max_blocks - len(masks)
+        for own in hashes:
+            old = get(own, 0)
+            if not old:
+                if room <= 0:
+                    self.dropped += 1
+                    continue
+                room -= 1
+            if old is not last:
+                last = old
+                new = old | bit
+                shared = interned.setdefault(new, new)
+            masks[own] = shared
+        self._limit_interned()
+
+    def _remove_blocks(self, hashes: list[int], bit: int) -> None:
+        masks, get, interned = self._masks, self._masks.get, self._interned
+        for own in hashes:
+            old = get(own, 0)
+            if old & bit:
+                left = old ^ bit
+                if left:
+                    masks[own] = interned.setdefault(left, left)
+                else:
+                    del masks[own]
+        self._limit_interned()
+
+    def _add_hints(self, hashes: list[int], until: float) -> None:
+        hints = self._hints
+        for own in hashes:
+            hints.pop(own, None)  # the order is by age
+            hints[own] = until
+        while len(hints) > self._hints_most:
+            del hints[next(iter(hints))]
+
+    def _bit(self, instance: str, tier: StorageTier) -> int:
+        if tier is not StorageTier.GPU:
+            self._has_slow_tiers = True
+        return 1 << self._slot(instance) * _TIERS + tier
+
+    def _slot(self, instance: str) -> int:
+        place = self._slots.get(instance)
+        if place is None:
+            if self._free:
+                place = self._free.pop()
+                self._names[place] = instance
+                self._depth_results.clear()
+                self._chain_results.clear()
+            else:
+                place = len(self._names)
+                self._names.append(instance)
+                self._gpu_bits |= 1 << place * _TIERS
+            self._slots[instance] = place
+            self._by_bit[1 << place * _TIERS] = instance
+        return place
+
+    def _retire(self, instance: str) -> None:
+        place = self._slots.pop(instance, None)
+        if place is None:
+            return
+        self._retired.append(place)
+        self._chain_results.clear()  # what is retired is in the numbers still
+        self._retired_bits |= (1 << _TIERS) - 1 << place * _TIERS
+        while len(self._retired) + len(self._sweeping) > _MAX_RETIRED and self.sweep(len(self._masks)):
+            pass
+
+    def _finish_sweep(self) -> None:
+        """No block has the bits of those that were retired when the round began."""
+        for place in self._sweeping:
+            self._retired_bits &= ~((1 << _TIERS) - 1 << place * _TIERS)
+        self._free += self._sweeping
+        self._sweeping = []
+
+    def _limit_interned(self) -> None:
+        """Beyond so many different sets of holders sharing them is given up for those known so far."""
+        if len(self._interned) > _MAX_INTERNED:
+            self._interned.clear()
+
+
+def _order(held: InstanceMatch) -> tuple[int, int, int, int]:
+    return held.blocks
+
+
+def _tier_bits(count: int) -> int:
+    return sum(1 << tier for tier in INSTANCE_TIERS if count >> TIER_SHIFT[tier] & MAX_COPIES)

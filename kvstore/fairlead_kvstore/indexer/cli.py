@@ -1,0 +1,110 @@
+"""The command line of an indexer (``--fleet FILE --redis URL``). Clock, chance, connections and signals come from here.
+
+Several may run: for each model one of them reads and writes, by a lease in Redis.
+"""
+
+import argparse
+import asyncio
+import logging
+import os
+import random
+import secrets
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+
+from fairlead.errors import FairleadError, SettingsError
+from fairlead.fleet import cli_options
+from fairlead.limits import Limits
+from fairlead.runtime import process_tuning
+from fairlead.runtime.cli_options import configure_stderr_logging, parse_address
+from fairlead.runtime.clock import Clock, SystemClock
+from fairlead.runtime.compiled_build import is_compiled
+from fairlead.runtime.event_loop import loop_factory
+from fairlead.settings import IndexerSettings, read_settings, unknown_variables
+from fairlead_kvstore.blockstore import block_table
+from fairlead_kvstore.indexer.service import IndexerConfig, IndexerService
+from fairlead_kvstore.redis.address import parse_redis_url
+
+_LOG = logging.getLogger("fairlead.indexer")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run until SIGTERM or SIGINT (0); 2 when it cannot start, or the fleet cannot be followed."""
+    options = _parse_arguments(arguments)
+    try:
+        settings = read_settings(IndexerSettings, os.environ)
+        configure_stderr_logging(_LOG, settings.log_level, unknown_variables(os.environ))
+        _LOG.info("the indexer runs %s", "compiled" if is_compiled(block_table.__file__) else "interpreted")
+        process_tuning.raise_open_file_limit()
+        limits, clock = Limits(), SystemClock()
+        host, port = parse_address(options.listen, "--listen", "127.0.0.1:9090")
+        plan = IndexerConfig(
+            source=cli_options.open_fleet_source(
+                options,
+                os.environ,
+                clock,
+                random.random,
+                agent="fairlead-indexer",
+                limits=limits,
+                report=lambda error: _LOG.warning("the last fleet stays: %s", error),
+            ),
+            redis=_redis_url(options.redis or settings.redis_url),
+            holder=f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}",
+            secret=(settings.hash_secret or "").encode(),
+            host=host,
+            port=port,
+            events=options.events,
+        )
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
+            runner.run(_run(plan, clock, limits))
+    except (FairleadError, OSError) as error:
+        print(f"fairlead-indexer: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+async def _run(plan: IndexerConfig, clock: Clock, limits: Limits) -> None:
+    process = IndexerService(plan, os.environ, clock, random.random, announce=_print_line, limits=limits)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, process.stop)
+    await process.run()
+
+
+def _redis_url(url: str | None) -> str:
+    if url is None:
+        raise SettingsError(
+            "--redis: the index has to be written somewhere",
+            field="--redis",
+            hint="give the gateways' URL, or set FAIRLEAD_REDIS_URL; a gateway without Redis indexes by itself",
+        )
+    parse_redis_url(url)
+    return url
+
+
+def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="fairlead-indexer", description="Reads which blocks engines have cached, and writes it to Redis."
+    )
+    cli_options.add_fleet_arguments(parser)
+    parser.add_argument("--redis", metavar="URL", help="the gateways' Redis; else FAIRLEAD_REDIS_URL")
+    parser.add_argument(
+        "--listen",
+        default="127.0.0.1:0",
+        metavar="HOST:PORT",
+        help="where /healthz, /readyz and /metrics are (a free loopback port)",
+    )
+    parser.add_argument(
+        "--events",
+        action="append",
+        default=[],
+        metavar="tcp://ADDRESS:PORT",
+        help="where engines dial that publish to an indexer instead of being connected to; can be given again",
+    )
+    return parser.parse_args(arguments)
+
+
+def _print_line(line: str) -> None:
+    print(line, flush=True)

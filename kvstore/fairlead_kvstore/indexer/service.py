@@ -1,0 +1,182 @@
+"""A process that indexes: fleet, indexer, writer, Redis and a port for probes put together, from the start to the last message.
+
+The order of the end is that of the data: no new instances, no more events, what waits is written, the leases are given back (another
+indexer then begins at once and not when they run out), and only then Redis and the port are let go.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from aiohttp import web
+
+from fairlead.errors import BadInput
+from fairlead.fleet.model import Fleet, FleetSource
+from fairlead.limits import Limits
+from fairlead.runtime import process_tuning
+from fairlead.runtime.clock import Clock
+from fairlead.runtime.loop_lag import LoopLag
+from fairlead.runtime.tasks import cancel_and_wait, first_failure
+from fairlead_kvstore.blockstore.changes import Change
+from fairlead_kvstore.blockstore.store import BlockStore
+from fairlead_kvstore.index.instance_status import secret_fingerprint
+from fairlead_kvstore.index.writer import IndexWriter
+from fairlead_kvstore.indexer.indexer import Indexer
+from fairlead_kvstore.indexer.metrics import IndexerHealth, create_app
+from fairlead_kvstore.reader.engine_info_client import HttpEngineQuery
+from fairlead_kvstore.redis.link import RedisLink
+
+_LOG: Final = logging.getLogger("fairlead.indexer")
+_LAG_SECONDS: Final = 0.05
+_LAG_KEPT: Final = 1_200
+
+
+@dataclass(frozen=True, slots=True)
+class IndexerConfig:
+    """``holder`` names this process and no other; ``events`` are addresses at which engines dial; ``secret`` keys own hashes."""
+
+    source: FleetSource
+    redis: str
+    holder: str
+    secret: bytes
+    host: str
+    port: int
+    events: Sequence[str] = ()
+
+
+class IndexerService:
+    """Make it on the loop that it runs on. ``announce`` is given one line once the port is open.
+
+    Raises BadInput for a Redis URL or an address that is none.
+    """
+
+    def __init__(
+        self,
+        config: IndexerConfig,
+        environ: Mapping[str, str],
+        clock: Clock,
+        random: Callable[[], float],
+        *,
+        announce: Callable[[str], None],
+        limits: Limits,
+    ) -> None:
+        self._config = config
+        self._announce = announce
+        self._stop = asyncio.Event()
+        self._fleet: Fleet | None = None
+        self._was_connected = False
+        self._http = HttpEngineQuery(environ, limits)
+        self._lag = LoopLag(_LAG_SECONDS, _LAG_KEPT)
+        self._link = RedisLink(config.redis, clock, limits=limits, name=f"fairlead-indexer-{config.holder}")
+        self.indexer = Indexer(
+            BlockStore(secret=config.secret, limits=limits),
+            self,
+            clock,
+            query=self._http,
+            loop=asyncio.get_running_loop(),
+            random=random,
+            listen=config.events,
+            leased=True,
+            is_backlogged=self._is_backlogged,
+            limits=limits,
+        )
+        self._writer = IndexWriter(
+            self._link,
+            self.indexer,
+            clock,
+            holder=config.holder,
+            instance_statuses=self.indexer.instance_statuses,
+            fingerprint=secret_fingerprint(config.secret),
+            limits=limits,
+        )
+
+    def offer(self, model_key: str, changes: Sequence[Change], batches: int = 1) -> None:
+        """To whoever writes."""
+        self._writer.offer(model_key, changes, batches)
+
+    def _is_backlogged(self) -> bool:
+        return self._writer.is_backlogged()
+
+    def stop(self) -> None:
+        """End in order."""
+        self._stop.set()
+
+    async def run(self) -> None:
+        """Until ``stop``. Raises what the fleet's source raises, and OSError when the port is taken."""
+        runner = web.AppRunner(create_app(self.indexer, self.health), access_log=None)  # probes ask every few seconds
+        await runner.setup()
+        following: asyncio.Task[None] | None = None
+        process_tuning.freeze_heap()
+        process_tuning.relax_gc()  # what an engine tells is hundreds of objects a millisecond, and none of them a cycle
+        stopped = asyncio.ensure_future(self._stop.wait())
+        try:
+            site = web.TCPSite(runner, self._config.host or None, self._config.port)
+            await site.start()
+            self._announce(f"ready http://{_listening_address(runner)}")
+            self._lag.start()
+            self._link.start()
+            self._writer.start()
+            following = asyncio.ensure_future(self._follow_fleet())
+            error = await first_failure([following], stopped)
+            if error is not None:
+                raise error
+        finally:
+            await cancel_and_wait(stopped)
+            await cancel_and_wait(following)
+            await self.indexer.close()
+            await self._writer.stop()
+            await self._link.stop()
+            await self._http.close()
+            self._lag.stop()
+            await runner.cleanup()
+
+    def health(self) -> IndexerHealth:
+        """How it is now."""
+        models = frozenset() if self._fleet is None else frozenset(self._fleet.models)
+        connected = self._link.state.connected
+        self._was_connected = self._was_connected or connected
+        waits_for = ""
+        if self._fleet is None:
+            waits_for = "the fleet is not known yet"
+        elif not self._was_connected:
+            waits_for = f"Redis was not reached yet: {self._link.state.reason}"
+        return IndexerHealth(
+            waits_for,
+            led_models=frozenset(key for key in models if self._writer.is_leader(key)),
+            models=models,
+            connected=connected,
+            loop_lag_seconds=self._lag.quantile(0.99),
+            notes=[
+                *self._config.source.warnings(),
+                *([] if connected else ["Redis is away, changes wait"]),
+                *(["what was read is not written yet, engines are read later"] if self._writer.is_backlogged() else []),
+            ],
+        )
+
+    async def _follow_fleet(self) -> None:
+        async for fleet in self._config.source.watch():
+            self._fleet = fleet
+            self.indexer.update_fleet(fleet)
+            self._writer.set_models(_indexable_models(fleet))
+
+
+def _indexable_models(fleet: Fleet) -> list[str]:
+    """The models that Redis can name; the others are left out, once more with each fleet."""
+    from fairlead_kvstore.redis import keys
+
+    found = []
+    for key in fleet.models:
+        try:
+            keys.decisions(key)
+        except BadInput as error:
+            _LOG.warning("the model %r is not indexed: %s", key, error.message)
+        else:
+            found.append(key)
+    return found
+
+
+def _listening_address(runner: web.AppRunner) -> str:
+    host, port = runner.addresses[0][:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

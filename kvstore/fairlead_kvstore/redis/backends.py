@@ -1,0 +1,182 @@
+"""The three kinds of Redis behind one small face: ask whether it is there, run commands, begin with fresh connections.
+
+redis-py knows them; here they are given deadlines, no retries of their own (the link has its own), and one kind of error. The
+deadline around each call is the caller's. Sentinels, and the nodes of a cluster, are asked one after the other, so each may take a
+part of it only: else one that hangs would keep the others from ever being asked. A connection begins with as few exchanges as can
+be: its password, and its name for people who look at the server. Which library it is, is not told: one more to wait for.
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, Final, Protocol, TypeAlias
+
+from redis.asyncio import Redis
+from redis.asyncio.cluster import ClusterNode, RedisCluster
+from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import MasterNotFoundError, Sentinel
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as Lost
+from redis.exceptions import RedisClusterException, ResponseError
+
+from fairlead.errors import BadInput
+from fairlead.limits import Limits
+from fairlead_kvstore.redis.address import CLUSTER, SINGLE, RedisAddress
+
+Command: TypeAlias = tuple[str | bytes | int | float, ...]
+_SHORTEST_SECONDS: Final = 0.1
+_SCAN_COUNT: Final = 1_000
+_UNKNOWN_CLUSTER_ERROR: Final = "not all of the cluster answers"
+
+
+class RedisBackend(Protocol):
+    """What the link needs. Everything raises RedisError, OSError or TimeoutError when it does not work."""
+
+    async def ping(self) -> None:
+        """Return when it answers; of a cluster, when all its masters do."""
+        ...
+
+    async def run(self, commands: Sequence[Command]) -> list[Any]:
+        """The replies in order; a refused command's reply is its ResponseError."""
+        ...
+
+    def scan_keys(self, pattern: str) -> AsyncIterator[bytes]:
+        """Keys that fit the pattern, one or more times each, of a cluster those of all masters."""
+        ...
+
+    async def drop_connections(self) -> None:
+        """Drop every connection: after a failure they may be half dead, or lead to who is master no more."""
+        ...
+
+    async def close(self) -> None:
+        """Drop everything."""
+        ...
+
+
+def create_backend(address: RedisAddress, limits: Limits, client_name: str | None) -> RedisBackend:
+    """A client of that place; nothing is connected yet. Raises BadInput for a URL that redis-py cannot read."""
+    common: dict[str, Any] = {
+        "socket_timeout": limits.redis_timeout_seconds,
+        "socket_connect_timeout": limits.redis_connect_seconds,
+        "retry": Retry(NoBackoff(), 0),
+        "client_name": client_name,
+        "driver_info": None,
+        "protocol": 2,
+        "decode_responses": False,
+    }
+    if address.kind == SINGLE:
+        try:
+            return _SingleServer(Redis.from_url(address.url, **common))
+        except ValueError as error:
+            hint = "write it as redis://host:port/0 or unix:///path"
+            raise BadInput(str(error), field="redis", hint=hint) from None
+    secure: dict[str, Any] = {"ssl": True} if address.tls else {}
+    if address.ca_file is not None:
+        secure["ssl_ca_certs"] = address.ca_file
+    common |= {**secure, "username": address.username, "password": address.password}
+    each = max(_SHORTEST_SECONDS, limits.redis_connect_seconds / (len(address.hosts) + 1))
+    part = {"socket_timeout": min(limits.redis_timeout_seconds, each), "socket_connect_timeout": each}
+    if address.kind == CLUSTER:
+        return _ClusterBackend(address, common | part)
+    asking = {
+        "username": address.sentinel_username,
+        "password": address.sentinel_password,
+        "retry": Retry(NoBackoff(), 0),
+        "driver_info": None,
+        "protocol": 2,
+    }
+    made: Any = Sentinel  # its constructor has no types
+    sentinels = made(address.hosts, sentinel_kwargs={**part, **secure, **asking})
+    return _SentinelMaster(sentinels, address, sentinels.master_for(address.service, db=address.database, **common))
+
+
+class _SingleServer:
+    def __init__(self, redis: Any) -> None:
+        self._redis = redis  # Any: redis-py is typed in part only
+
+    async def ping(self) -> None:
+        await self._redis.execute_command("PING")
+
+    async def run(self, commands: Sequence[Command]) -> list[Any]:
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for command in commands:
+                pipe.execute_command(*command)
+            return list(await pipe.execute(raise_on_error=False))
+
+    def scan_keys(self, pattern: str) -> AsyncIterator[bytes]:
+        found: AsyncIterator[bytes] = self._redis.scan_iter(match=pattern, count=_SCAN_COUNT)
+        return found
+
+    async def drop_connections(self) -> None:
+        await self._redis.connection_pool.disconnect()
+
+    async def close(self) -> None:
+        await self._redis.aclose()
+
+
+class _SentinelMaster(_SingleServer):
+    """The master as sentinels know it: each new connection asks them anew."""
+
+    def __init__(self, sentinels: Any, place: RedisAddress, redis: Any) -> None:
+        super().__init__(redis)
+        self._sentinels = sentinels
+        self._unknown = f"no sentinel that answers knows a master {place.service!r} that is up"
+
+    async def ping(self) -> None:
+        try:
+            await super().ping()
+        except MasterNotFoundError:
+            raise Lost(self._unknown) from None
+
+    async def run(self, commands: Sequence[Command]) -> list[Any]:
+        try:
+            return await super().run(commands)
+        except MasterNotFoundError:
+            raise Lost(self._unknown) from None
+
+    async def close(self) -> None:
+        await super().close()
+        await self._sentinels.aclose()
+
+
+class _ClusterBackend:
+    """All masters of a cluster; which has which keys is found by asking, and again after each failure."""
+
+    def __init__(self, place: RedisAddress, options: dict[str, Any]) -> None:
+        nodes = [ClusterNode(host, port) for host, port in place.hosts]
+        # The names of the URL stay the ones to ask: addresses that a cluster tells may be gone after its next restart.
+        self._redis: Any = RedisCluster(startup_nodes=nodes, dynamic_startup_nodes=False, **options)
+
+    async def ping(self) -> None:
+        try:
+            await self._redis.execute_command("PING", target_nodes=RedisCluster.PRIMARIES)
+        except RedisClusterException as error:
+            raise Lost(_first_line(error)) from None
+
+    async def run(self, commands: Sequence[Command]) -> list[Any]:
+        try:
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for command in commands:
+                    pipe.execute_command(*command)
+                replies = list(await pipe.execute(raise_on_error=False))
+        except RedisClusterException as error:
+            raise Lost(_first_line(error)) from None
+        for reply in replies:
+            if isinstance(reply, Exception) and not isinstance(reply, ResponseError):
+                raise reply  # a node that is away is no refusal
+        return replies
+
+    async def scan_keys(self, pattern: str) -> AsyncIterator[bytes]:
+        try:
+            async for name in self._redis.scan_iter(match=pattern, count=_SCAN_COUNT):
+                yield name
+        except RedisClusterException as error:
+            raise Lost(_first_line(error)) from None
+
+    async def drop_connections(self) -> None:
+        await self._redis.aclose()
+
+    async def close(self) -> None:
+        await self._redis.aclose()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0][:200] or _UNKNOWN_CLUSTER_ERROR

@@ -1,0 +1,186 @@
+"""A link to Redis that never blocks and never fails its user.
+
+Redis holds hints and counters only. So whoever uses the link asks "run these commands" and gets replies, or None when Redis
+is away; connecting, failing and trying again happen in a task of the link's own, with growing pauses and some chance
+in them, so that a restarted Redis is not met by every gateway at once. What is known of the link is a value that can be shown.
+
+Whoever asks while all connections are in use opens one more, and a Redis that is far away takes several times as long for that as
+for an answer. So two deadlines hold: each reply has ``redis_deadline_seconds`` (``servers.py``), and all together, with a connection
+that may have to be opened before, have ``redis_connect_seconds``.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from random import Random
+from typing import Any, Final
+
+from redis.exceptions import RedisError, ResponseError
+
+from fairlead.limits import Limits
+from fairlead.runtime.clock import Clock
+from fairlead.runtime.tasks import cancel_and_wait
+from fairlead.units import format_duration
+from fairlead_kvstore.redis.address import CLUSTER, parse_redis_url
+from fairlead_kvstore.redis.backends import Command, create_backend
+
+FIRST_PAUSE_SECONDS: Final = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class LinkState:
+    """``connected``, ``stale`` (lost ``since``, but not for long) or ``away`` (lost for long, or never reached)."""
+
+    kind: str
+    since: float | None
+    reason: str
+
+    @property
+    def connected(self) -> bool:
+        """Whether the last exchange worked."""
+        return self.kind == "connected"
+
+
+class RedisLink:
+    """One Redis, a master that sentinels know, or a cluster, by URL (``places``). Start and stop it on the loop that uses it."""
+
+    def __init__(
+        self,
+        url: str,
+        clock: Clock,
+        *,
+        limits: Limits | None = None,
+        name: str | None = None,
+        random: Random | None = None,
+    ) -> None:
+        self._limits = limits or Limits()
+        self._clock = clock
+        self._random = random or Random()
+        there = parse_redis_url(url)
+        self.description = there.description
+        self.is_cluster = there.kind == CLUSTER
+        """Whether models lie on different servers, so that no command may name keys of several."""
+        self._server = create_backend(there, self._limits, name)
+        self._is_up = False
+        self._was_connected = False
+        self._since = clock.now()
+        self._reason = "not asked yet"
+        self._lost_event = asyncio.Event()
+        self._connected_event = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def state(self) -> LinkState:
+        """How the link is just now."""
+        if self._is_up:
+            return LinkState("connected", self._since, "")
+        short = self._clock.now() - self._since <= self._limits.redis_stale_seconds
+        return LinkState("stale" if self._was_connected and short else "away", self._since, self._reason)
+
+    def describe(self) -> str:
+        """The state for people; never holds a password."""
+        state = self.state
+        if state.connected:
+            return f"connected to {self.description}"
+        age = format_duration(max(0.0, self._clock.now() - self._since))
+        return f"{state.kind} for {age}: {self.description}: {state.reason}"
+
+    def start(self) -> None:
+        """Begin connecting on the running loop."""
+        if self._task is None:
+            self._task = asyncio.create_task(self._maintain(), name="redis link")
+
+    async def stop(self) -> None:
+        """Close the connections; the link can be started again."""
+        task, self._task = self._task, None
+        await cancel_and_wait(task)
+        if self._is_up:
+            self._on_lost("stopped")
+        with suppress(RedisError, OSError):
+            await self._server.close()
+
+    async def wait_connected(self) -> None:
+        """Return as soon as the link is connected."""
+        while not self._is_up:
+            await self._connected_event.wait()
+
+    async def run(self, commands: Sequence[Command]) -> list[Any] | None:
+        """The replies in order (a refused command's reply is its ResponseError), or None when Redis is away."""
+        if not self._is_up:
+            return None
+        try:
+            async with asyncio.timeout(self._limits.redis_connect_seconds):
+                return await self._server.run(commands)
+        except (RedisError, OSError, TimeoutError) as error:
+            self._on_lost(_describe_error(error))
+            return None
+
+    async def scan_keys(self, pattern: str, max_keys: int) -> set[bytes] | None:
+        """At most so many keys that fit the pattern, or None when Redis is away. Looks at every key: for people, not for programs."""
+        if not self._is_up:
+            return None
+        found: set[bytes] = set()
+        names = self._server.scan_keys(pattern)
+        try:
+            while len(found) < max_keys:
+                async with asyncio.timeout(self._limits.redis_scan_seconds):
+                    name = await anext(names, None)
+                if name is None:
+                    break
+                found.add(name)
+        except (RedisError, OSError, TimeoutError) as error:
+            self._on_lost(_describe_error(error))
+            return None
+        return found
+
+    async def _maintain(self) -> None:
+        failures = 0
+        while True:
+            if await self._ping():
+                failures = 0
+                self._on_connected()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(self._limits.redis_ping_seconds):
+                        await self._lost_event.wait()
+            else:
+                pause = min(self._limits.redis_pause_seconds, FIRST_PAUSE_SECONDS * 2.0**failures)
+                failures = min(failures + 1, 16)
+                await asyncio.sleep(pause * self._random.uniform(0.5, 1.0))
+
+    async def _ping(self) -> bool:
+        try:
+            async with asyncio.timeout(self._limits.redis_connect_seconds):
+                if not self._is_up:
+                    # A connection that was open while the server went may be half dead: begin with fresh ones.
+                    await self._server.drop_connections()
+                await self._server.ping()
+        except ResponseError as error:
+            self._on_lost(f"refused: {error}")
+            return False
+        except (RedisError, OSError, TimeoutError) as error:
+            self._on_lost(_describe_error(error))
+            return False
+        return True
+
+    def _on_connected(self) -> None:
+        if not self._is_up:
+            self._is_up = self._was_connected = True
+            self._since = self._clock.now()
+        self._lost_event.clear()
+        self._connected_event.set()
+
+    def _on_lost(self, why: str) -> None:
+        if self._is_up:
+            self._since = self._clock.now()
+        self._is_up = False
+        self._reason = why
+        self._connected_event.clear()
+        self._lost_event.set()
+
+
+def _describe_error(error: Exception) -> str:
+    """An error in few words; Redis' own messages hold addresses, never values."""
+    if isinstance(error, TimeoutError) or "Timeout" in type(error).__name__:
+        return "no answer in time"
+    return str(error).splitlines()[0][:200] or type(error).__name__

@@ -1,0 +1,58 @@
+"""What an engine with six known blocks says, and a truth that hears it: for tests of the truth."""
+
+from typing import Any, Final
+
+from fairlead.limits import Limits
+from fairlead_kvstore.blockstore.block_hash import block_hashes, chain_root
+from fairlead_kvstore.blockstore.changes import Change
+from fairlead_kvstore.blockstore.storage_tiers import StorageTier
+from fairlead_kvstore.blockstore.store import BlockStore
+from fairlead_kvstore.events.payloads import CacheEvent, EventBatch, RemovedEvent, StoredEvent
+
+MODEL: Final = "default/tiny"
+TOKENS: Final = list(range(100, 112))
+BLOCK_HASHES: Final = block_hashes(chain_root(MODEL), TOKENS, 2)
+"""Six blocks of two."""
+
+
+def stored_event(first: int, last: int, *, base: int = 1000, **more: Any) -> StoredEvent:
+    """Blocks ``first`` to ``last`` of ``TOKENS``, known to the engine as ``base`` + number."""
+    fields: dict[str, Any] = {"medium": "GPU", "extra_keys": [None] * (last + 1 - first), "group_idx": 0, **more}
+    parent = base + first - 1 if first else None
+    handles = [base + number for number in range(first, last + 1)]
+    return StoredEvent(list(handles), parent, TOKENS[2 * first : 2 * last + 2], 2, **fields)
+
+
+def removed_event(*numbers: int, base: int = 1000, medium: str = "GPU") -> RemovedEvent:
+    """The engine has dropped these blocks."""
+    return RemovedEvent([base + number for number in numbers], medium, 0)
+
+
+class SingleInstanceStore:
+    """A truth with a clock, and one instance attached."""
+
+    def __init__(self, limits: Limits | None = None, **media: frozenset[str]) -> None:
+        self.store = BlockStore(limits=limits or Limits())
+        self.now = 0.0
+        self.store.attach("i", MODEL, self.now, **media)
+
+    def apply(self, *events: CacheEvent, seconds: float = 1.0, instance: str = "i") -> list[Change]:
+        """Events of one batch, some time after the last; what the truth makes of them."""
+        self.now += seconds
+        return self.store.apply(instance, EventBatch(0.0, events), self.now)
+
+    def depths(self, own: list[int] = BLOCK_HASHES, instance: str = "i") -> tuple[int, ...]:
+        """Blocks reached with GPU, CPU, disk and a shared store."""
+        found = self.store.cached_depths(instance, own)
+        return tuple(found[tier] for tier in StorageTier)
+
+    @property
+    def counts(self) -> Any:
+        """What was counted of the instance."""
+        return self.store.state("i").counts
+
+
+def change_summary(told: list[Change]) -> list[tuple[str, list[int]]]:
+    """(kind, own hashes) of each change; numbers of blocks where they are known."""
+    place = {own: number for number, own in enumerate(BLOCK_HASHES)}
+    return [(type(one).__name__, [place.get(own, -1) for own in getattr(one, "hashes", [])]) for one in told]

@@ -1,0 +1,249 @@
+"""An indexer without sockets, for tests and measurements: engines hand it their frames directly. And a small world of three engines,
+an indexer and a mirror around one Redis."""
+
+import asyncio
+import math
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from random import Random
+from typing import Any, Final
+
+from redis.asyncio import Redis
+
+from fairlead.limits import Limits
+from fairlead.runtime.clock import Clock, ManualClock
+from fairlead_kvstore.blockstore.changes import Change
+from fairlead_kvstore.blockstore.storage_tiers import StorageTier
+from fairlead_kvstore.blockstore.store import BlockStore
+from fairlead_kvstore.errors import SnapshotError
+from fairlead_kvstore.events.stream_sequencer import EventSequencer
+from fairlead_kvstore.events.types import StreamOutcome
+from fairlead_kvstore.index.recovery import InstanceCheckpoint, RecoveredIndex
+from fairlead_kvstore.index.replica import IndexReplica
+from fairlead_kvstore.index.sink import ChangeSink
+from fairlead_kvstore.index.subscriber import IndexSubscriber
+from fairlead_kvstore.index.writer import IndexWriter
+from fairlead_kvstore.reader.event_application import apply_outcomes
+from fairlead_kvstore.redis import keys
+from fairlead_kvstore.redis.link import RedisLink
+from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
+from fairlead_testing.waiting import wait_until
+
+MODEL: Final = "default/tiny"
+LEASE_KEY, INDEX_KEY, EVENTS_KEY = keys.index_keys(MODEL)
+LIMITS: Final = replace(
+    Limits(), redis_pause_seconds=0.05, redis_ping_seconds=0.02, redis_timeout_seconds=5.0, index_lease_seconds=60.0
+)
+NAMES: Final = ("a/1/0", "b/1/0", "c/1/0")
+
+
+class InMemoryIndexer:
+    """One model's engines, by instance. While it leads it reads them, and its changes go to ``sink``, which is set afterwards."""
+
+    def __init__(self, model_key: str, engines: dict[str, PrefixCacheEngine], clock: Clock, limits: Limits) -> None:
+        self.model_key = model_key
+        self.engines = engines
+        self.store = BlockStore(limits=limits)
+        self.sequencers: dict[str, EventSequencer] = {}
+        self.recovered: RecoveredIndex | None = None
+        self.sink: ChangeSink | None = None
+        self.begun = 0
+        self.ended = 0
+        self._clock = clock
+        self._limits = limits
+        self._read: dict[str, int] = {}
+
+    # --- what the writer asks -------------------------------------------------------------------------------------------
+
+    def start_model(self, model_key: str, recovered: RecoveredIndex) -> None:
+        """Attach all engines, go on from what was left, and read."""
+        self.begun += 1
+        self.recovered = recovered
+        for instance in self.engines:
+            self.attach(instance, recovered.instances.get(instance))
+        if self.engines:
+            self.store.restore_shared_store_hints(model_key, recovered.hints)
+
+    def stop_model(self, model_key: str) -> None:
+        """Forget everything."""
+        self.ended += 1
+        self.store, self.sequencers = BlockStore(limits=self._limits), {}
+
+    def instances(self, model_key: str) -> Sequence[str]:
+        """All that are attached."""
+        return list(self.sequencers)
+
+    def checkpoint(self, instance: str) -> InstanceCheckpoint:
+        """As of now."""
+        kept, rows = self.store.take_snapshot(instance, self._ahead())
+        return InstanceCheckpoint(kept, rows, self.sequencers[instance].position)
+
+    def shared_store_hints(self, model_key: str) -> Iterable[tuple[int, float]]:
+        """As of now."""
+        return self.store.shared_store_hints(model_key)
+
+    # --- what tests do --------------------------------------------------------------------------------------------------
+
+    def attach(self, instance: str, kept: InstanceCheckpoint | None = None) -> None:
+        """Read this engine from now on."""
+        now = self._clock.now()
+        self.offer(self.store.attach(instance, self.model_key, now))
+        position = None
+        if kept is not None and kept.position is not None:
+            try:
+                self.offer(self.store.restore_snapshot(instance, kept.slice, kept.rows, self._ahead(), now))
+                position = kept.position
+            except SnapshotError:
+                position = None
+        stream = self.sequencers[instance] = EventSequencer(replayable=True, limits=self._limits, position=position)
+        self._read[instance] = self.engines[instance].number
+        self.handle(instance, stream.on_connected())
+
+    def detach(self, instance: str) -> None:
+        """It is gone."""
+        del self.sequencers[instance]
+        self.offer(self.store.detach(instance, "gone"))
+
+    def reconnect(self, instance: str) -> None:
+        """The connection broke and stands again; what was published and not read is lost with it."""
+        if instance in self.sequencers:
+            self._read[instance] = self.engines[instance].number
+            self.handle(instance, self.sequencers[instance].on_disconnected())
+            self.handle(instance, self.sequencers[instance].on_connected())
+
+    def read(self) -> None:
+        """Everything that the engines have published and that was not read yet."""
+        for instance, stream in list(self.sequencers.items()):
+            engine = self.engines[instance]
+            engine.publish()
+            for frame in engine.replay(self._read[instance]):
+                self.handle(instance, stream.on_live_frame(frame))
+            self._read[instance] = engine.number
+
+    def handle(self, instance: str, outcomes: Iterable[StreamOutcome]) -> None:
+        """Follow, and answer what is asked."""
+        found = apply_outcomes(self.store, instance, outcomes, self._clock.now(), self._limits)
+        self.offer(found.changes)
+        if found.replay_from is not None:
+            for frame in [*self.engines[instance].replay(found.replay_from), None]:
+                self.handle(instance, self.sequencers[instance].on_replayed_frame(frame))
+
+    def offer(self, changes: list[Change]) -> None:
+        """Offer changes."""
+        if self.sink is not None:
+            self.sink.offer(self.model_key, changes)
+
+    def _ahead(self) -> float:
+        return self._clock.wall() - self._clock.now()
+
+
+def store_content(truth: BlockStore) -> dict[str, set[tuple[int, StorageTier]]]:
+    """What each of the world's instances holds by the truth: (own hash, tier)."""
+    return {name: set(truth.content(name)) for name in NAMES if name in truth}
+
+
+def replica_content(mirror: IndexReplica) -> dict[str, set[tuple[int, StorageTier]]]:
+    """What each instance holds by a mirror."""
+    found: dict[str, set[tuple[int, StorageTier]]] = {name: set() for name in mirror.instances()}
+    for own in list(mirror._masks):
+        for name, tiers in mirror.holders(own).items():
+            found[name] |= {(own, tier) for tier in tiers}
+    return found
+
+
+class IndexHarness:
+    """Engines, an indexer and a feed around one Redis; all of them move only when told to."""
+
+    def __init__(self, url: str, limits: Limits = LIMITS) -> None:
+        self.url, self.limits = url, limits
+        self.clock = ManualClock(1_000.0)
+        self.draw = Random(7)
+        self.engines = {
+            name: PrefixCacheEngine(capacity=60, seed=number, maps=bool(number % 2))
+            for number, name in enumerate(NAMES)
+        }
+        self.link = RedisLink(url, self.clock, limits=limits)
+        self.changes: list[Change] = []
+        self.reloads: list[IndexReplica] = []
+        self.subscriber = IndexSubscriber(
+            self.link,
+            self.clock,
+            limits=limits,
+            on_changes=lambda _, found: self.changes.extend(found),
+            on_reload=lambda _, mirror: self.reloads.append(mirror),
+        )
+        self.subscriber.set_models([MODEL])
+        self.indexer, self.writer = self.add_indexer("one")
+
+    def add_indexer(self, holder: str) -> tuple[InMemoryIndexer, IndexWriter]:
+        """An indexer that knows nothing yet."""
+        indexer = InMemoryIndexer(MODEL, self.engines, self.clock, self.limits)
+        writer = IndexWriter(self.link, indexer, self.clock, holder=holder, limits=self.limits)
+        indexer.sink = writer
+        writer.set_models([MODEL])
+        return indexer, writer
+
+    def serve_prompts(self, count: int = 1) -> None:
+        """Prompts that share heads, at random engines."""
+        for _ in range(count):
+            name = self.draw.choice(list(self.engines))
+            head, tail, length = self.draw.randrange(4), self.draw.randrange(6), self.draw.randrange(4, 60)
+            tokens = [
+                head * 1_000 + index if index < 20 else tail * 10_000 + head * 1_000 + index for index in range(length)
+            ]
+            self.engines[name].serve_prompt(tokens)
+            self.engines[name].publish()
+
+    async def write(self, count: int = 1) -> None:
+        """So many prompts, read and written."""
+        self.serve_prompts(count)
+        self.indexer.read()
+        await self.writer.step()
+
+    async def settle(self) -> None:
+        """Time passes, and everybody does what there is to do."""
+        for _ in range(8):
+            self.clock.advance(25.0)
+            await self.link.wait_connected()
+            self.indexer.read()
+            await self.writer.step()
+            await self.subscriber.step()
+
+    def assert_replica_matches(self) -> None:
+        """The mirror holds what the truth holds, as complete, and is not stale."""
+        mirror = self.subscriber.replica(MODEL)
+        assert mirror is not None, self.subscriber.describe(MODEL)
+        assert replica_content(mirror) == store_content(self.indexer.store)
+        for name in store_content(self.indexer.store):
+            state, known = self.indexer.store.state(name), mirror.completeness(name)
+            assert known is not None
+            assert (known.complete, known.reason) == (state.complete, state.reason)
+            assert math.isclose(known.since, state.since, abs_tol=0.01)
+        assert self.subscriber.stale_since(MODEL) is None, self.subscriber.describe(MODEL)
+
+    async def wait_redis_lost(self) -> None:
+        """The link has noticed that Redis is gone."""
+        await wait_until(lambda: not self.link.state.connected)
+
+
+@asynccontextmanager
+async def index_harness(url: str, limits: Limits) -> AsyncIterator[IndexHarness]:
+    """A world whose link is up."""
+    world = IndexHarness(url, limits)
+    world.link.start()
+    await world.link.wait_connected()
+    try:
+        yield world
+    finally:
+        await world.link.stop()
+
+
+def run_with_harness(url: str, work: Callable[[IndexHarness, Any], Awaitable[None]], limits: Limits = LIMITS) -> None:
+    """``work`` on a fresh world and a client of its Redis."""
+
+    async def run() -> None:
+        async with index_harness(url, limits) as world, Redis.from_url(url) as redis:
+            await work(world, redis)
+
+    asyncio.run(run())

@@ -1,0 +1,147 @@
+"""An indexer before engines on real sockets, for tests: what it believes can be held against what the engines hold."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+import zmq
+
+from fairlead.errors import Unavailable
+from fairlead.fleet.model import Fleet, Instance, Model
+from fairlead.limits import Limits
+from fairlead.runtime.clock import ManualClock
+from fairlead_kvstore.blockstore.block_hash import block_hashes, chain_root
+from fairlead_kvstore.blockstore.storage_tiers import StorageTier
+from fairlead_kvstore.blockstore.store import BlockStore
+from fairlead_kvstore.events.types import EventFrame
+from fairlead_kvstore.index.sink import LocalSink
+from fairlead_kvstore.indexer.engine_member import EngineStatus
+from fairlead_kvstore.indexer.indexer import Indexer
+from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
+from fairlead_testing.kvstore.zmq_engine import ManualLoop, ZmqEngine
+from fairlead_testing.waiting import wait_until
+
+MODEL = "default/tiny"
+
+
+class IndexerHarness:
+    """``engines`` by instance; ``answers`` to HTTP by (instance, path), each is asked for in ``asked``."""
+
+    def __init__(self, limits: Limits, listen: Sequence[str]) -> None:
+        self.clock = ManualClock()
+        self.loop = ManualLoop(self.clock)
+        self.engines: dict[str, ZmqEngine] = {}
+        self.answers: dict[tuple[str, str], bytes] = {}
+        self.queries: list[tuple[str, str]] = []
+        self.instances: dict[str, Instance] = {}
+        self.sink = LocalSink()
+        self.store = BlockStore()
+        self.indexer = Indexer(
+            self.store,
+            self.sink,
+            self.clock,
+            query=self._query,
+            loop=self.loop,
+            random=lambda: 1.0,
+            listen=listen,
+            limits=limits,
+        )
+        self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+
+    def start_engine(
+        self,
+        name: str,
+        engine: PrefixCacheEngine | None = None,
+        *,
+        replays: bool = True,
+        dial: str | None = None,
+        topic: str = "kv",
+    ) -> ZmqEngine:
+        """Start an engine; one that has this name already is over, and the new one takes its ports."""
+        before = self.engines.pop(name, None)
+        ports = before.ports if before is not None else (0, 0)
+        if before is not None:
+            before.close()
+        made = ZmqEngine(
+            engine or PrefixCacheEngine(capacity=400),
+            self.context,
+            ports=ports,
+            replays=replays,
+            dial=dial,
+            topic=topic.encode(),
+        )
+        self.engines[name] = made
+        return made
+
+    def add_instance(self, name: str, **more: object) -> None:
+        """The fleet has this instance, at its engine's endpoints."""
+        there = self.engines.get(name)
+        one = Instance(id=name, namespace="default", model="tiny", pool="main", url=f"http://127.0.0.1:1/{name}")
+        if there is not None and there.events:
+            one = replace(one, kv_events=there.events, kv_replay=there.replay)
+        self.instances[name] = replace(one, **more)  # type: ignore[arg-type]  # fields of an instance
+        self.apply_fleet()
+
+    def apply_fleet(self) -> None:
+        """Hand the indexer the fleet as it is."""
+        instances = tuple(self.instances[name] for name in sorted(self.instances))
+        self.indexer.update_fleet(Fleet(1, 1, {MODEL: Model("default", "tiny")}, {MODEL: instances}))
+
+    def status(self, name: str) -> EngineStatus:
+        """What the indexer says of an instance."""
+        return next(one for one in self.indexer.engine_statuses() if one.instance == name)
+
+    def credited_blocks(self, name: str, tokens: Sequence[int]) -> int:
+        """Blocks of a prompt that the index credits the instance with; truth and mirror agree."""
+        size = self.engines[name].engine.block_size if name in self.engines else 4
+        chain = block_hashes(chain_root(MODEL), list(tokens), size)
+        held = self.store.cached_depths(name, chain)[StorageTier.GPU]
+        mirrored = {one.instance: one.blocks[0] for one in self.sink.replica(MODEL).match(chain)}
+        assert mirrored.get(name, 0) == held
+        return held
+
+    def is_exact(self, name: str) -> bool:
+        """Whether the index holds just as many blocks as the engine, and all of them."""
+        engine = self.engines[name].engine
+        return self.status(name).state.complete and self.status(name).state.blocks == engine.cached_blocks
+
+    async def wait_exact(self, *names: str) -> None:
+        """Wait until these are connected, and nothing of them is missing."""
+        await wait_until(lambda: all(self.status(name).connected and self.is_exact(name) for name in names))
+
+    async def wait_connected(self, *names: str) -> None:
+        """Wait until the engines know of us, too."""
+        await wait_until(lambda: all(self.status(name).connected for name in names))
+        await wait_until(lambda: all(self.engines[name].listeners > 0 for name in names if self.engines[name].events))
+
+    async def _query(self, instance: Instance, path: str) -> bytes:
+        self.queries.append((instance.id, path))
+        try:
+            return self.answers[instance.id, path]
+        except KeyError:
+            raise Unavailable(f"{path} answers 404") from None
+
+
+@asynccontextmanager
+async def indexer_harness(limits: Limits | None = None, listen: Sequence[str] = ()) -> AsyncIterator[IndexerHarness]:
+    """A stage, taken down at the end."""
+    stage = IndexerHarness(limits or Limits(), listen)
+    try:
+        yield stage
+    finally:
+        await stage.indexer.close()
+        for engine in stage.engines.values():
+            engine.close()
+        await asyncio.to_thread(stage.context.destroy, 0)
+
+
+def frames(engine: PrefixCacheEngine, *prompts: Sequence[int]) -> list[EventFrame]:
+    """What these prompts make the engine publish."""
+    found = []
+    for prompt in prompts:
+        engine.serve_prompt(prompt)
+        frame = engine.publish()
+        assert frame is not None
+        found.append(frame)
+    return found

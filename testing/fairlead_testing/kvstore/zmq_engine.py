@@ -1,0 +1,189 @@
+"""An engine's events on real ZMQ sockets, every fault of the wire at will; and a loop whose timers ring when they are told to."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+import zmq
+
+from fairlead.runtime.clock import ManualClock
+from fairlead_kvstore.events.types import EventFrame
+from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
+
+_ATTEMPTS = 30_000
+END_OF_REPLAY = [b"", b"", b"\xff" * 8, b""]
+
+
+class ZmqEngine:
+    """Publishes what ``engine`` publishes and answers replays, as vLLM does.
+
+    ``mute`` answers no replay, ``hold`` keeps requests until ``answer_held``, ``most`` cuts every answer short, without its end.
+    ``dial`` connects to a subscriber that binds instead of binding itself. Sockets are XPUB, which tells of subscribers.
+    """
+
+    def __init__(
+        self,
+        engine: PrefixCacheEngine,
+        context: "zmq.Context[zmq.Socket[bytes]]",
+        *,
+        ports: tuple[int, int] = (0, 0),
+        topic: bytes = b"kv",
+        dial: str | None = None,
+        replays: bool = True,
+    ) -> None:
+        self.engine = engine
+        self.topic = topic
+        self.ignores_replays = False
+        self.holds_replays = False
+        self.max_replayed: int | None = None
+        self.replay_requests: list[int] = []
+        self.listeners = 0
+        self._held: list[tuple[bytes, int]] = []
+        self._loop = asyncio.get_running_loop()
+        self._publisher = context.socket(zmq.XPUB)
+        self._publisher.setsockopt(zmq.LINGER, 0)
+        self._publisher.setsockopt(zmq.XPUB_VERBOSER, 1)
+        self._router = context.socket(zmq.ROUTER)
+        self._router.setsockopt(zmq.LINGER, 0)
+        self._router.setsockopt(zmq.SNDHWM, 100_000)
+        if dial is None:
+            _bind(self._publisher, ports[0])
+        else:
+            self._publisher.connect(dial)
+        _bind(self._router, ports[1])
+        self.events = "" if dial is not None else _bound(self._publisher)
+        self.replay = _bound(self._router) if replays else None
+        for socket in (self._publisher, self._router):
+            self._loop.add_reader(socket.fileno(), self._handle_sockets)
+        self._handle_sockets()
+
+    @property
+    def ports(self) -> tuple[int, int]:
+        """For one that takes over."""
+        replay = self.replay
+        return int(self.events.rsplit(":", 1)[1]), int(replay.rsplit(":", 1)[1]) if replay else 0
+
+    def publish(self, *, lose: bool = False) -> EventFrame | None:
+        """Send what happened since the last batch; ``lose`` keeps it in the engine's buffer alone."""
+        frame = self.engine.publish()
+        if frame is not None and not lose:
+            self.send(frame)
+        return frame
+
+    def send(self, *frames: EventFrame) -> None:
+        """Send these, whatever they are."""
+        for frame in frames:
+            self.send_raw([self.topic, frame.number.to_bytes(8, "big"), frame.payload])
+
+    def send_raw(self, parts: Sequence[bytes]) -> None:
+        """Send just this."""
+        self._publisher.send_multipart(list(parts))
+        self._handle_sockets()
+
+    def serve_prompt(self, *tokens: int, lose: bool = False) -> None:
+        """Serve a prompt and publish what it did."""
+        self.engine.serve_prompt(tokens)
+        self.publish(lose=lose)
+
+    def answer_held(self) -> None:
+        """Answer the requests that were kept."""
+        self.holds_replays = False
+        held, self._held = self._held, []
+        for peer, start in held:
+            self._answer(peer, start)
+
+    def close(self) -> None:
+        """Go, without a word."""
+        for socket in (self._publisher, self._router):
+            if not socket.closed:
+                self._loop.remove_reader(socket.fileno())
+                socket.close(linger=0)
+
+    def _handle_sockets(self) -> None:
+        if self._publisher.closed:
+            return
+        while self._publisher.poll(0, zmq.POLLIN):
+            told = self._publisher.recv()
+            self.listeners += 1 if told[:1] == b"\x01" else -1
+        while not self._router.closed and self._router.poll(0, zmq.POLLIN):
+            peer, _, start = self._router.recv_multipart()
+            number = int.from_bytes(start, "big")
+            self.replay_requests.append(number)
+            if self.holds_replays:
+                self._held.append((peer, number))
+            elif not self.ignores_replays:
+                self._answer(peer, number)
+
+    def _answer(self, peer: bytes, start: int) -> None:
+        frames = self.engine.replay(start)
+        for frame in frames[: self.max_replayed]:
+            parts = [peer, b"", self.topic, frame.number.to_bytes(8, "big"), frame.payload]
+            self._router.send_multipart(parts)
+        if self.max_replayed is None:
+            self._router.send_multipart([peer, *END_OF_REPLAY])
+        self._handle_sockets()
+
+
+class ManualLoop:
+    """The running loop, but for its timers: they ring in ``advance``, which moves ``clock`` along."""
+
+    def __init__(self, clock: ManualClock) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._clock = clock
+        self._timers: list[_Timer] = []
+
+    def call_later(self, delay: float, callback: Callable[[], object], /) -> "_Timer":
+        """As of an event loop."""
+        timer = _Timer(self._clock.now() + delay, callback)
+        self._timers.append(timer)
+        return timer
+
+    def call_soon(self, callback: Callable[[], object], /) -> asyncio.Handle:
+        """As of an event loop."""
+        return self._loop.call_soon(callback)
+
+    def add_reader(self, fd: int, callback: Callable[[], object], /) -> None:
+        """As of an event loop."""
+        self._loop.add_reader(fd, callback)
+
+    def remove_reader(self, fd: int, /) -> bool:
+        """As of an event loop."""
+        return self._loop.remove_reader(fd)
+
+    def advance(self, seconds: float) -> None:
+        """Let so much time go by, and everything ring that is due meanwhile, in order."""
+        until = self._clock.now() + seconds
+        while due := [timer for timer in self._timers if not timer.cancelled and timer.at <= until]:
+            first = min(due, key=lambda timer: timer.at)
+            self._timers.remove(first)
+            self._clock.advance(max(0.0, first.at - self._clock.now()))
+            first.callback()
+        self._timers = [timer for timer in self._timers if not timer.cancelled]
+        self._clock.advance(until - self._clock.now())
+
+
+class _Timer:
+    def __init__(self, at: float, callback: Callable[[], object]) -> None:
+        self.at = at
+        self.callback = callback
+        self.cancelled = False
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+def _bind(socket: "zmq.Socket[bytes]", port: int) -> None:
+    """Take a port that whoever had it before may not have let go of yet: ZMQ closes in the background."""
+    for _ in range(_ATTEMPTS):
+        try:
+            socket.bind(f"tcp://127.0.0.1:{port}")
+        except zmq.ZMQError as error:
+            if error.errno != zmq.EADDRINUSE:
+                raise
+            socket.poll(1, zmq.POLLIN)
+        else:
+            return
+    raise AssertionError(f"port {port} is not free")
+
+
+def _bound(socket: "zmq.Socket[bytes]") -> str:
+    return socket.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0")

@@ -1,0 +1,118 @@
+"""A gateway's real page is read; other pages are refused."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fairlead.errors import Unavailable
+from fairlead.fleet.model import Fleet, Instance, Model
+from fairlead.fleet.signals import EngineSignals
+from fairlead.request_shapes import RequestShapeGrid
+from fairlead.runtime.clock import ManualClock
+from fairlead_autoscaler.collector import metrics_parser
+from fairlead_gateway.telemetry import MetricsRecorder, RequestOutcome
+
+KEY, HERE = "default/tiny", "main-0/9001/0"
+INSTANCE = Instance(
+    HERE,
+    "default",
+    "tiny",
+    "main",
+    "http://127.0.0.1:9001",
+    signals=EngineSignals(
+        running=3.0, waiting=1.0, kv_usage=0.25, prompt_tokens_total=900.0, generation_tokens_total=70.0
+    ),
+    received_at=1_008.5,
+)
+FLEET = Fleet(1, 1, {KEY: Model("default", "tiny"), "default/other": Model("default", "other")}, {KEY: (INSTANCE,)})
+
+
+def _rendered() -> str:
+    clock = ManualClock(1_000.0)
+    telemetry = MetricsRecorder(clock)
+    telemetry.record_received(KEY, 500)
+    telemetry.record_received("default/other", 7)
+    telemetry.record_first_token(KEY, HERE, 0.4, 0.5)
+    telemetry.record_inter_token(KEY, HERE, 0.02)
+    telemetry.record_finished(RequestOutcome("r", KEY, HERE, 200, None, 0.0, 1.0, 0.4, 0.02, 480, 0, 0, 40, True))
+    telemetry.record_abandoned(KEY)
+    telemetry.queued = {KEY: 2}
+    clock.advance(10.0)
+    return telemetry.render(FLEET, {}, clock.now()).decode()
+
+
+def test_what_a_gateway_renders_is_read_and_other_models_are_not() -> None:
+    found = metrics_parser.parse_page(_rendered(), [KEY])
+    assert found.uptime_seconds == 10.0
+    assert found.counters[("arrivals", KEY)] == 1
+    assert found.counters[("prompt_tokens", KEY)] == 500
+    assert found.counters[("abandoned", KEY)] == 1
+    assert found.counters[("finished", KEY, HERE)] == 1
+    (shape,) = [key for key in found.counters if key[0] == "shapes"]
+    assert RequestShapeGrid().bucket_index(float(shape[2]), float(shape[3])) == RequestShapeGrid().bucket_index(480, 40)
+    assert found.counters[("first_tokens", KEY, HERE)] == 1
+    assert found.counters[("ttft_seconds", KEY, HERE)] == 0.4
+    assert found.counters[("within", KEY, HERE, "ttft")] == 1
+    assert found.engine_counters == {("prompt_tokens", KEY, HERE): 900.0, ("generated_tokens", KEY, HERE): 70.0}
+    assert found.gauges[("held", KEY)] == 2
+    assert found.gauges[("running", KEY, HERE)] == 3
+    assert found.gauges[("kv_share", KEY, HERE)] == 0.25
+    assert found.gauges[("age_seconds", KEY, HERE)] == 1.5
+    assert {key[1] for table in (found.counters, found.engine_counters, found.gauges) for key in table} == {KEY}
+
+
+def test_what_is_no_number_is_not_there() -> None:
+    lines = [
+        f'fairlead_gateway_{name}{{model="{KEY}"}} {value}'
+        for name, value in (("held", "NaN"), ("received_total", "+Inf"))
+    ]
+    found = metrics_parser.parse_page("\n".join(["fairlead_gateway_uptime_seconds 1", *lines]), [KEY])
+    assert (found.gauges, found.counters) == ({}, {})
+
+
+@pytest.mark.property
+@given(
+    st.lists(
+        st.sampled_from(sorted(metrics_parser._METRIC_NAMES)).flatmap(
+            lambda name: st.text(max_size=40).map(name.__add__)
+        ),
+        max_size=6,
+    )
+)
+def test_whatever_a_page_holds_it_is_read_or_refused(lines: list[str]) -> None:
+    try:
+        metrics_parser.parse_page("\n".join(["fairlead_gateway_uptime_seconds 1", *lines]), [KEY])
+    except Unavailable:
+        pass
+
+
+def test_a_signal_that_an_engine_does_not_tell_is_not_there() -> None:
+    silent = replace(INSTANCE, signals=EngineSignals(running=3.0))
+    text = MetricsRecorder(ManualClock(0.0)).render(replace(FLEET, instances={KEY: (silent,)}), {}, 1_010.0).decode()
+    found = metrics_parser.parse_page(text, [KEY])
+    assert ("running", KEY, HERE) in found.gauges
+    assert ("kv_share", KEY, HERE) not in found.gauges
+    assert found.engine_counters == {}
+
+
+@pytest.mark.parametrize(
+    "text", ["", "<html>no</html>", "# TYPE up gauge\nup 1\n", "fairlead_gateway_uptime_seconds one\n", "{}"]
+)
+def test_what_is_no_gateways_page_is_refused(text: str) -> None:
+    with pytest.raises(Unavailable):
+        metrics_parser.parse_page(text, [KEY])
+
+
+@pytest.mark.parametrize("uptime", ["NaN", "+Inf", "-5"])
+def test_a_page_whose_uptime_cannot_be_is_no_gateways(uptime: str) -> None:
+    text = f'fairlead_gateway_uptime_seconds {uptime}\nfairlead_gateway_received_total{{model="{KEY}"}} 9000000\n'
+    with pytest.raises(Unavailable):
+        metrics_parser.parse_page(text, [KEY])
+
+
+@pytest.mark.parametrize("value", ["NaN", "+Inf", "-Inf", "1e308", "-1e308"])
+def test_a_value_that_nothing_can_have_is_left_out(value: str) -> None:
+    text = f'fairlead_gateway_uptime_seconds 5\nfairlead_gateway_held{{model="{KEY}"}} {value}\n'
+    assert metrics_parser.parse_page(text, [KEY]).gauges == {}

@@ -1,0 +1,145 @@
+"""Several gateways become one observation: what adds up, whose word counts, and what is missing."""
+
+import pytest
+
+from fairlead.api import Autoscaling
+from fairlead.fleet.model import SloTargets
+from fairlead_autoscaler.collector.counter_deltas import CounterKey
+from fairlead_autoscaler.collector.observation import GatewayMetrics, GatewaySnapshot, build_observation, scaled_model
+from fairlead_autoscaler.core import GatewayTraffic, PoolObservation, PoolSpec, ReplicaMetrics, ReplicaState, ShapeCount
+from fairlead_autoscaler.target import ModelState, PoolState, Replica
+
+KEY, ONE, TWO = "default/tiny", "main-0/9001/0", "main-1/9002/0"
+MODEL = scaled_model(
+    KEY, SloTargets(ttft_seconds=2.0, itl_seconds=0.05), [PoolSpec("main", maximum=4)], interval_seconds=5.0
+)
+STATE = ModelState(
+    MODEL,
+    Autoscaling(),
+    {
+        "main": PoolState(
+            3,
+            (
+                Replica("main-0", ReplicaState.READY, 100.0, 8.0, (ONE,)),
+                Replica("main-1", ReplicaState.PENDING, 3.0),
+                Replica("main-2", ReplicaState.DRAINING, 200.0, 9.0, (TWO,)),
+            ),
+        )
+    },
+)
+
+
+def told(name: str, arrivals: float = 10.0, **gauges: float) -> GatewayMetrics:
+    counted: dict[CounterKey, float] = {
+        ("arrivals", KEY): arrivals,
+        ("prompt_tokens", KEY): 100.0 * arrivals,
+        ("abandoned", KEY): 1.0,
+        ("finished", KEY, ONE): 4.0,
+        ("first_tokens", KEY, ONE): 5.0,
+        ("ttft_seconds", KEY, ONE): 2.5,
+        ("gaps", KEY, ONE): 10.0,
+        ("gap_seconds", KEY, ONE): 0.4,
+        ("output_tokens", KEY, ONE): 33.0,
+        ("judged", KEY, ONE, "ttft"): 5.0,
+        ("within", KEY, ONE, "ttft"): 3.0,
+    }
+    here = {(key, KEY, ONE): value for key, value in gauges.items()}
+    return GatewayMetrics(name, counted, {("generated_tokens", KEY, ONE): 40.0}, {("held", KEY): 2.0, **here})
+
+
+def pool_of(readings: GatewaySnapshot) -> PoolObservation:
+    return build_observation(STATE, readings, 50.0, 10.0).pools["main"]
+
+
+def replica_of(readings: GatewaySnapshot) -> ReplicaMetrics:
+    replicas = pool_of(readings).replicas
+    assert replicas is not None
+    return replicas[0]
+
+
+def test_what_gateways_counted_adds_up() -> None:
+    seen = build_observation(STATE, GatewaySnapshot((told("a"), told("b", 5.0))), 50.0, 10.0)
+    assert seen.now == 50.0
+    assert seen.gateway == GatewayTraffic(15.0, 1_500.0, 4.0, 2.0, kept=0.0, kept_tokens=0.0)
+    one = replica_of(GatewaySnapshot((told("a"), told("b"))))
+    assert (one.finished, one.first_tokens, one.ttft_seconds, one.ttft_counts) == (8.0, 10.0, 5.0, (6.0, 4.0))
+    assert one.itl_counts == (0.0, 0.0)
+
+
+def test_pods_are_what_the_world_says_even_while_no_gateway_answers() -> None:
+    for readings in (GatewaySnapshot(), GatewaySnapshot((GatewayMetrics("a", error="silent"),))):
+        seen = build_observation(STATE, readings, 50.0, 10.0)
+        assert seen.gateway is None
+        pool = seen.pools["main"]
+        assert (pool.desired, pool.ready, pool.pending, pool.draining) == (3, 1, 1, 1)
+        assert pool.pending_ages_seconds == (3.0,)
+        assert pool.replicas is None
+
+
+def test_of_an_engine_the_freshest_word_counts_and_an_old_one_does_not() -> None:
+    old = told("a", running=9.0, waiting=9.0, kv_share=0.9, age_seconds=4.0)
+    new = told("b", running=3.0, waiting=1.0, kv_share=0.3, age_seconds=1.0)
+    one = replica_of(GatewaySnapshot((old, new)))
+    assert one.kv_share == 0.3
+    assert one.generated_tokens == 40.0  # each gateway relays the same counter: it is not added up
+    stale = replica_of(GatewaySnapshot((told("a", running=9.0, waiting=9.0, kv_share=0.9, age_seconds=10.1),)))
+    assert (stale.kv_share, stale.generated_tokens) == (None, 33.0)
+
+
+def test_what_is_in_flight_is_what_gateways_sent_and_what_of_it_waits_is_the_engines_word() -> None:
+    a, b = told("a", in_flight=5.0, not_begun=2.0), told("b", in_flight=3.0, not_begun=1.0)
+    one = replica_of(GatewaySnapshot((a, b)))
+    assert (one.running, one.waiting) == (5.0, 3.0)  # no engine's word: what has no first token yet waits
+    heard = told("b", in_flight=3.0, not_begun=1.0, running=9.0, waiting=2.0, age_seconds=1.0)
+    one = replica_of(GatewaySnapshot((a, heard)))
+    assert (one.running, one.waiting) == (6.0, 2.0)
+    late = told("b", in_flight=3.0, not_begun=1.0, running=9.0, waiting=7.0, age_seconds=1.0)
+    one = replica_of(GatewaySnapshot((a, late)))
+    assert (one.running, one.waiting) == (
+        5.0,
+        3.0,
+    )  # what has a first token waits no more, whatever was said a second ago
+
+
+def test_while_a_gateway_is_missing_only_the_engines_word_is_of_all() -> None:
+    gone = GatewayMetrics("b", error="silent")
+    one = replica_of(
+        GatewaySnapshot((told("a", in_flight=5.0, not_begun=2.0, running=9.0, waiting=2.0, age_seconds=1.0), gone))
+    )
+    assert (one.running, one.waiting) == (9.0, 2.0)
+    one = replica_of(GatewaySnapshot((told("a", in_flight=5.0, not_begun=2.0), gone)))
+    assert (one.running, one.waiting) == (None, None)  # a part is no measure of the whole
+
+
+def test_the_time_between_tokens_is_of_all_tokens_that_were_generated() -> None:
+    one = replica_of(GatewaySnapshot((told("a", running=1.0, waiting=0.0, age_seconds=1.0),)))
+    assert one.itl_seconds == pytest.approx(40 * 0.04)
+
+
+def test_a_replica_without_an_endpoint_is_there_and_says_nothing() -> None:
+    replicas = pool_of(GatewaySnapshot((told("a"),))).replicas
+    assert replicas is not None
+    assert replicas[1] == ReplicaMetrics("main-1", ReplicaState.PENDING, 3.0)
+
+
+def test_the_objectives_are_the_edges_of_the_histograms() -> None:
+    assert (MODEL.ttft_bounds, MODEL.itl_bounds) == ((2.0,), (0.05,))
+    none = scaled_model(KEY, SloTargets(), [], interval_seconds=5.0)
+    assert (none.ttft_bounds, none.itl_bounds) == ((), ())
+
+
+def test_shapes_add_up_where_there_is_a_choice_of_pools_and_what_is_no_shape_is_left_out() -> None:
+    counted: dict[CounterKey, float] = {
+        ("shapes", KEY, "367", "12"): 2.0,
+        ("shapes", KEY, "9999", "12"): 0.0,
+        ("shapes", KEY, "many", "12"): 2.0,
+        ("shapes", KEY): 2.0,
+    }
+    readings = GatewaySnapshot(
+        (GatewayMetrics("a", counted), GatewayMetrics("b", counted), GatewayMetrics("c", error="silent"))
+    )
+    assert build_observation(STATE, readings, 50.0, 10.0).shapes is None
+    two = scaled_model(KEY, SloTargets(), [PoolSpec("main"), PoolSpec("small")], interval_seconds=5.0)
+    choice = ModelState(two, Autoscaling(), STATE.pools)
+    assert build_observation(choice, readings, 50.0, 10.0).shapes == (ShapeCount(367.0, 12.0, 4.0),)
+    assert build_observation(choice, GatewaySnapshot((GatewayMetrics("a", error="silent"),)), 50.0, 10.0).shapes is None

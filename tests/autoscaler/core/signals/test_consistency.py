@@ -1,0 +1,105 @@
+"""Gateways are not believed where engines begin what nobody received, and are believed where it had only waited."""
+
+from dataclasses import replace
+
+from fairlead.engine_profile import builtin_profile
+from fairlead_autoscaler.core import (
+    GatewayTraffic,
+    ModelSpec,
+    Observation,
+    PoolObservation,
+    PoolPlan,
+    PoolSpec,
+    ReplicaMetrics,
+    ReplicaState,
+    ScalingCore,
+)
+
+MODEL = ModelSpec("chat", 3.0, 0.2, (PoolSpec("main", minimum=0, maximum=8, profile=builtin_profile("l4-qwen8b")),))
+SILENT = GatewayTraffic(0.0, 0.0)
+
+
+class Watched:
+    """A core that is shown one replica, or none, every five seconds."""
+
+    def __init__(self) -> None:
+        self.core, self.now = ScalingCore(MODEL), 0.0
+
+    def look(
+        self,
+        gateway: GatewayTraffic | None,
+        running: float = 0.0,
+        begun: float = 0.0,
+        done: float = 0.0,
+        ready: int = 1,
+    ) -> PoolPlan:
+        """The plan after one look."""
+        self.now += 5.0
+        one = ReplicaMetrics(
+            "a", ReplicaState.READY, self.now, 1.0, running, 0.0, 0.0, finished=done, first_tokens=begun
+        )
+        seen = PoolObservation(ready, ready, replicas=(one,) * ready)
+        return self.core.step(Observation(self.now, gateway, {"main": seen})).pools["main"]
+
+
+def test_requests_that_a_gateway_held_are_no_lie_when_an_engine_begins_them() -> None:
+    watched = Watched()
+    for _ in range(3):
+        watched.look(SILENT, ready=0)
+    assert watched.look(GatewayTraffic(13.0, 7_000.0, 9.0), ready=0).rule == "wake"
+    assert watched.look(SILENT, running=9.0, begun=9.0).rule != "lying"
+    watched.look(SILENT, done=9.0)
+    assert watched.core.state.clock.blind_since is None
+
+
+def test_what_was_queued_before_anybody_looked_is_no_lie_when_it_begins() -> None:
+    watched = Watched()
+    watched.look(SILENT, running=9.0)
+    for _ in range(3):
+        assert watched.look(SILENT, running=6.0, begun=3.0).rule != "lying"
+
+
+def test_engines_that_go_on_beginning_what_no_gateway_received_show_a_lie_which_ends_a_quarter_of_an_hour_after_the_last() -> (
+    None
+):
+    watched = Watched()
+    for _ in range(3):
+        watched.look(GatewayTraffic(5.0, 5_000.0), running=5.0, begun=5.0)
+    rules = [watched.look(SILENT, running=5.0, begun=5.0).rule for _ in range(4)]
+    assert rules[-1] == "lying"
+    silent = [watched.look(SILENT) for _ in range(200)]
+    assert watched.core.state.trust.began == 0.0
+    assert watched.core.state.clock.blind_since is None
+    assert silent[-1].rule not in {"lying", "blind-up"}
+
+
+def of_three_pools(core: ScalingCore, tick: int, *running: float) -> dict[str, PoolPlan]:
+    """The plans after a look at three pools, each with a replica called 0. A tenth of what is in flight ends in a tick, and as much
+    arrives."""
+    pools = {}
+    for pool, runs in zip(("main", "other", "third"), running, strict=True):
+        one = ReplicaMetrics("0", ReplicaState.READY, 500.0, 1.0, runs, 0.0, 0.0, finished=runs / 10)
+        pools[pool] = PoolObservation(1, 1, replicas=(one,))
+    return dict(core.step(Observation(tick * 5.0, GatewayTraffic(sum(running) / 10, 500.0), pools)).pools)
+
+
+OTHER, THIRD = (replace(MODEL.pools[0], name=name) for name in ("other", "third"))
+TWO = replace(MODEL, pools=(*MODEL.pools, OTHER))
+
+
+def test_replicas_of_several_pools_may_have_one_name() -> None:
+    core = ScalingCore(replace(TWO, pools=(*TWO.pools, THIRD)))
+    for tick in range(60):
+        plans = of_three_pools(core, tick, 2.0, 3.0, 40.0)
+    assert core.state.trust.lying_since is None
+    assert "lying" not in {plan.rule for plan in plans.values()}
+
+
+def test_replicas_that_are_gone_are_forgotten_also_beside_a_pool_that_nobody_can_read() -> None:
+    core = ScalingCore(TWO)
+    for tick in range(60):
+        seen = PoolObservation(
+            1, 1, replicas=(ReplicaMetrics(f"r{tick}", ReplicaState.READY, 500.0, 1.0, 5.0, 0.0, 0.0, finished=1.0),)
+        )
+        core.step(Observation(tick * 5.0, GatewayTraffic(1.0, 500.0), {"main": seen, "other": PoolObservation(1, 1)}))
+    assert core.state.trust.in_flight_of == {"main": {"r59": 5.0}, "other": {}}

@@ -1,0 +1,69 @@
+"""Room beside the level, where objectives are missed steeply and where they are missed gently."""
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from fairlead.engine_profile import EngineProfile
+from fairlead_autoscaler.core import PoolSpec, ScalingSettings
+from fairlead_autoscaler.core.performance.capacity import LatencyTargets, MeanRequest
+from fairlead_autoscaler.core.sizing.pool_capacity import (
+    Backlog,
+    Demand,
+    ReplicasForRate,
+    estimate_demand,
+    replica_capacity,
+    replicas_for_pool,
+)
+from fairlead_autoscaler.core.workload.arrivals import LoadLevel
+
+_SETTINGS = ScalingSettings()
+_NONE_WAITS = Backlog(0.0, 20.0, 20.0, 120.0)
+_LARGE = EngineProfile(
+    "L",
+    9e-5,
+    step_seconds=12e-3,
+    resident_token_seconds=8.7e-8,
+    kv_tokens=400_000,
+    max_sequences=256,
+    step_tokens=1_024,
+)
+_LONG, _PATIENT = MeanRequest(7_000.0, 335.0), LatencyTargets(30.0, 0.1)
+_CHAT, _USUAL = MeanRequest(1_155.0, 211.0), LatencyTargets(2.0, 0.1)
+
+
+def _sized(mix: MeanRequest, objectives: LatencyTargets, settings: ScalingSettings) -> ReplicasForRate:
+    return replicas_for_pool(PoolSpec("main", profile=_LARGE), mix, 1.0, objectives, settings)
+
+
+def _need(mix: MeanRequest, objectives: LatencyTargets, level: LoadLevel) -> Demand:
+    capacity = replica_capacity(PoolSpec("main", profile=_LARGE), mix, 1.0, objectives, 12.0, _SETTINGS)
+    steeply = _sized(mix, objectives, replace(_SETTINGS, hurt_share=math.inf))
+    sized = _sized(mix, objectives, _SETTINGS)
+    return estimate_demand(level, 0.0, 0.0, capacity, sized, steeply, 1.0, 0.0, 120.0, _NONE_WAITS, _SETTINGS)
+
+
+def test_where_short_answers_are_hurt_by_long_prompts_less_room_is_kept_above_the_steady_level() -> None:
+    room = _need(_LONG, _PATIENT, LoadLevel(10.0, 4.0, 0.0, 10.0, 9.5)).replicas
+    bare = _need(_LONG, _PATIENT, LoadLevel(10.0, 0.0, 0.0, 10.0, 10.0)).replicas
+    assert bare < room < bare + 0.7 * 4.0
+
+
+def test_what_lies_above_the_steady_level_by_chance_counts_for_less_there() -> None:
+    steady, lower = (_need(_LONG, _PATIENT, LoadLevel(10.0, 2.0, 0.0, 10.0, each)).replicas for each in (10.0, 9.0))
+    assert lower == pytest.approx(steady - (1.0 - _SETTINGS.gentle_room), abs=0.05)
+
+
+def test_where_queues_follow_on_more_load_the_whole_room_is_kept() -> None:
+    one, other = (_need(_CHAT, _USUAL, LoadLevel(10.0, 4.0, 0.0, 10.0, each)).replicas for each in (10.0, 9.0))
+    assert one == other == pytest.approx(14.0, rel=0.05)
+
+
+def test_a_burst_that_comes_back_is_a_need_in_any_case() -> None:
+    capacity = replica_capacity(PoolSpec("main", profile=_LARGE), _LONG, 1.0, _PATIENT, 12.0, _SETTINGS)
+    steeply = _sized(_LONG, _PATIENT, replace(_SETTINGS, hurt_share=math.inf))
+    sized = _sized(_LONG, _PATIENT, _SETTINGS)
+    level = LoadLevel(5.0, 1.0, 0.0, 5.0, 5.0)
+    found = estimate_demand(level, 0.0, 18.0, capacity, sized, steeply, 1.0, 0.0, 120.0, _NONE_WAITS, _SETTINGS)
+    assert found.replicas == pytest.approx(18.0, rel=0.05)

@@ -1,0 +1,22 @@
+"""What a plan says is needed, in words that explain the number beside them."""
+
+import pytest
+
+from fairlead_autoscaler.core.sizing.replica_count import PoolRequest
+
+
+def _wanted(needed: float) -> PoolRequest:
+    return PoolRequest(3, needed, False, False, False, False, (120.0, 250.0), 1.0, {}, "KV memory")
+
+
+@pytest.mark.parametrize(
+    ("needed", "said"),
+    [
+        (2.4, "2.40 are needed, by KV memory"),
+        (2.003, "2.003 are needed, by KV memory"),  # and not 2.00, of which two would do
+        (2.0000001, "2.00 are needed, by KV memory"),
+        (0.001, "next to nothing is needed"),
+    ],
+)
+def test_what_is_needed_explains_the_number(needed: float, said: str) -> None:
+    assert _wanted(needed).need_reason == said

@@ -1,0 +1,84 @@
+"""What is remembered of needs: it keeps what there is, and asks for nothing that there was not."""
+
+import math
+
+from fairlead.engine_profile import EngineProfile
+from fairlead_autoscaler.core import (
+    GatewayTraffic,
+    ModelSpec,
+    Observation,
+    PoolObservation,
+    PoolPlan,
+    PoolSpec,
+    ScalingCore,
+)
+from fairlead_autoscaler.core.sizing.stabilization_window import NeedWindow, add_need, cap_newest_need
+
+_PROFILE = EngineProfile("S", 3.3e-4, step_seconds=28e-3, kv_tokens=40_000, max_sequences=64, step_tokens=512)
+
+
+class _Held:
+    """A pool whose number somebody else sets, and a core that plans for it."""
+
+    def __init__(self, maximum: int = 20) -> None:
+        pool = PoolSpec("main", minimum=1, maximum=maximum, profile=_PROFILE, startup_p50_seconds=30.0)
+        self.core, self.now = ScalingCore(ModelSpec("chat", 3.0, 0.15, (pool,))), 0.0
+
+    def step(self, arrivals: float | None, desired: int) -> PoolPlan:
+        self.now += 5.0
+        seen = PoolObservation(desired, desired, replicas=())
+        gateway = None if arrivals is None else GatewayTraffic(arrivals, arrivals * 900.0)
+        return self.core.step(Observation(self.now, gateway, {"main": seen})).pools["main"]
+
+
+def test_what_was_needed_but_not_granted_is_not_started_once_it_is_over() -> None:
+    pool = _Held()
+    asked = [pool.step(40.0, 1).replicas for _ in range(40)]
+    assert max(asked) > 5
+    after = [pool.step(0.0, 1).replicas for _ in range(150)]
+    assert after[70:] == [1] * 80, "a minute of bins later nothing of it is left, while the window would hold on"
+
+
+def test_what_was_granted_stays_for_the_window() -> None:
+    pool = _Held()
+    for _ in range(40):
+        pool.step(40.0, 12)
+    kept = [pool.step(0.0, 12).replicas for _ in range(15)]
+    assert min(kept) > 5
+
+
+def test_without_metrics_the_number_rises_above_the_most_that_was_needed_and_is_hedged() -> None:
+    pool, there = _Held(maximum=60), 8
+    for arrivals in [40.0] * 60 + [20.0] * 20:
+        there = pool.step(arrivals, there).replicas
+    (group,) = pool.core.state.groups.values()
+    needed = group.window.largest
+    assert group.need is not None
+    assert needed > 1.3 * group.need, "load fell, and the window still holds what it was"
+    assert {pool.step(None, there).replicas for _ in range(12)} == {there}
+    rises = pool.step(None, there)
+    hedged = rises.inputs["hedged_replicas"].value
+    assert hedged is not None
+    assert rises.rule == "blind-up"
+    assert rises.replicas - hedged == math.ceil(1.25 * needed) > there
+    assert hedged == rises.replicas - hedged - there, "as many again as are missing"
+    assert pool.step(None, rises.replicas).replicas == rises.replicas
+
+
+def test_more_than_there_may_be_is_told_but_not_remembered() -> None:
+    pool = _Held(maximum=3)
+    for _ in range(40):
+        plan = pool.step(500.0, 3)
+    assert (plan.replicas, plan.rule) == (3, "maximum")
+    needed = plan.inputs["needed_here_replicas"].value
+    assert needed is not None
+    assert needed > 50.0
+    (group,) = pool.core.state.groups.values()
+    assert group.window.largest == 3.0
+
+
+def test_only_the_newest_need_is_cut() -> None:
+    window = add_need(add_need(NeedWindow(), 0.0, 5.0, 300.0), 5.0, 4.0, 300.0)
+    assert cap_newest_need(window, 2.0).needs == ((0.0, 5.0), (5.0, 2.0))
+    assert cap_newest_need(window, 4.0) is window
+    assert cap_newest_need(NeedWindow(), 0.0).needs == ()

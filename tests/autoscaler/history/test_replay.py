@@ -1,0 +1,206 @@
+"""A recording is decided on again, by the recorded settings alike, by others otherwise."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fairlead.engine_profile import builtin_profile
+from fairlead.errors import BadInput
+from fairlead_autoscaler.core import (
+    GatewayTraffic,
+    MixRequest,
+    MixResult,
+    ModelSpec,
+    Observation,
+    PoolObservation,
+    PoolSpec,
+    ReplicaMetrics,
+    ReplicaState,
+    ScalingCore,
+    ScalingSettings,
+    ShapeCount,
+)
+from fairlead_autoscaler.history.recorder import TickRecord, decode_record, encode_record
+from fairlead_autoscaler.history.replay import SettingChanges, parse_changes, replay
+from fairlead_sim.scaling.pools import large_profile, small_profile
+
+GUIDE = Path(__file__).parents[3] / "docs" / "guides" / "autoscaling.md"
+MODEL = ModelSpec(
+    "default/tiny",
+    2.0,
+    0.2,
+    (PoolSpec("main", maximum=20, profile=builtin_profile("l4-qwen8b")),),
+    ttft_bounds=(2.0,),
+    itl_bounds=(0.2,),
+)
+
+
+def recorded(ticks: int, state_every: int = 1) -> list[TickRecord]:
+    """A load that doubles in the middle, followed by what the core asked for."""
+    core, desired, looks = ScalingCore(MODEL), 2, []
+    for tick in range(ticks):
+        requests = 5.0 if tick < ticks // 2 else 10.0
+        share = requests / desired
+        replicas = tuple(
+            ReplicaMetrics(
+                f"r{n}",
+                ReplicaState.READY,
+                500.0,
+                20.0,
+                4.0,
+                0.0,
+                0.2,
+                500 * share,
+                100 * share,
+                8.0 * share,
+                share,
+                share,
+            )
+            for n in range(desired)
+        )
+        seen = Observation(
+            5.0 * tick,
+            GatewayTraffic(requests, 500 * requests),
+            {"main": PoolObservation(desired, desired, replicas=replicas)},
+        )
+        before = core.state if tick % state_every == 0 else None
+        plan = core.step(seen)
+        looks.append(decode_record(encode_record(TickRecord(1e9 + 5.0 * tick, MODEL, seen, plan, before=before))))
+        desired = plan.pools["main"].replicas
+    return looks
+
+
+def test_the_recorded_settings_decide_as_they_did_also_through_json() -> None:
+    (one,) = replay(recorded(150), SettingChanges())
+    assert (one.model, one.pool, one.has_state, one.deviations) == ("default/tiny", "main", True, 0)
+    assert len(one.moments) == 150
+    assert one.differences() == []
+    assert one.mean_need("again") == one.mean_need("other") == one.mean_need("recorded")
+
+
+def test_a_window_in_the_middle_begins_with_what_the_core_knew_then() -> None:
+    looks = recorded(150, state_every=60)[50:]
+    (one,) = replay(looks, SettingChanges())
+    assert one.has_state
+    assert one.moments[0].wall == looks[10].wall
+    assert one.deviations == 0
+
+
+MIXED = replace(
+    MODEL,
+    pools=(
+        PoolSpec("S", maximum=30, profile=small_profile()),
+        PoolSpec("L", cost_per_hour=3.7, minimum=0, maximum=9, profile=large_profile()),
+    ),
+)
+
+
+def mixed(ticks: int) -> list[TickRecord]:
+    """Two pools under a steady load; a solver wants one large and a small one, and answers three looks after it was asked."""
+    core, there, looks, answers = ScalingCore(MIXED), {"S": 9, "L": 0}, [], dict[int, dict[str, MixResult]]()
+    for tick in range(ticks):
+        seen = Observation(
+            5.0 * tick,
+            GatewayTraffic(40.0, 40_000.0),
+            {name: PoolObservation(count, count, replicas=()) for name, count in there.items()},
+            shapes=(ShapeCount(1_000.0, 200.0, 45.0), ShapeCount(200.0, 400.0, 5.0)),
+            mixes=answers.get(tick, {}),
+        )
+        before = core.state if tick % 36 == 0 else None
+        plan = core.step(seen)
+        answers[tick + 3] = {role: MixResult(one.at, {"S": 1, "L": 1}, "milp") for role, one in plan.asks.items()}
+        looks.append(decode_record(encode_record(TickRecord(1e9 + 5.0 * tick, MIXED, seen, plan, before=before))))
+        there = {name: one.replicas for name, one in plan.pools.items()}
+    return looks
+
+
+def nobody(asked: MixRequest) -> MixResult:
+    raise AssertionError(asked)
+
+
+def test_a_mix_that_was_asked_for_is_replayed_with_the_answer_that_came_then() -> None:
+    looks = mixed(200)
+    assert sum(bool(look.plan.asks) for look in looks) == 3
+    for begin in (0, 36):  # at the second place the first question is open
+        for one in replay(looks[begin:], SettingChanges(), nobody):
+            assert one.deviations == 0
+    large_ones = next(one for one in replay(looks, SettingChanges(), nobody) if one.pool == "L")
+    assert large_ones.moments[-1].reproduced.inputs["mix_replicas"].value == 1.0
+
+
+def test_a_mix_that_was_not_asked_for_is_solved_and_told_at_the_next_look() -> None:
+    def one_more(asked: MixRequest) -> MixResult:
+        return MixResult(asked.at, {"S": 1, "L": 2}, "milp")
+
+    looks, changes = mixed(200), parse_changes(["mix_seconds=200"])
+    large_ones = next(one for one in replay(looks, changes, one_more) if one.pool == "L")
+    assert large_ones.deviations == 0
+    assert large_ones.moments[-1].changed.inputs["mix_replicas"].value == 2.0
+    unanswered = next(one for one in replay(looks, changes) if one.pool == "L")
+    assert "mix_replicas" not in unanswered.moments[-1].changed.inputs
+
+
+def test_without_what_it_knew_it_begins_anew_and_says_so() -> None:
+    (one,) = replay([replace(look, before=None) for look in recorded(30)], SettingChanges())
+    assert not one.has_state
+    assert len(one.moments) == 30
+
+
+def test_other_settings_decide_otherwise_and_each_difference_is_told_once() -> None:
+    (one,) = replay(recorded(150), parse_changes(["itl=0.08"]))
+    needed = one.mean_need("other"), one.mean_need("again")
+    assert needed[0] is not None
+    assert needed[1] is not None
+    assert needed[0] > needed[1] > 0.0
+    differences = one.differences()
+    assert 0 < len(differences) < len(one.moments)
+    assert all(moment.reproduced.replicas != moment.changed.replicas for moment in differences)
+
+
+def test_models_and_objectives_are_told_apart() -> None:
+    other = [replace(look, model=replace(look.model, name="default/other")) for look in recorded(20)]
+    found = replay([*recorded(20), *other], parse_changes(["ttft=0.5", "target=0.999"]))
+    assert [one.model for one in found] == ["default/other", "default/tiny"]
+
+
+def test_settings_are_read_by_their_kind() -> None:
+    changes = parse_changes(["spread_sigmas=1.5", "short_bins=4", "freeze=true", "target=0.95", "itl=0.1"])
+    assert changes == SettingChanges(
+        {"spread_sigmas": 1.5, "short_bins": 4, "freeze": True}, {"target": 0.95, "itl_seconds": 0.1}
+    )
+    model, settings = changes.apply_to(recorded(1)[0])
+    assert (model.target, model.itl_seconds, settings.spread_sigmas) == (0.95, 0.1, 1.5)
+    default = ScalingSettings()
+    assert replace(settings, spread_sigmas=default.spread_sigmas, freeze=False) == replace(default, short_bins=4)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "spread_sigmas",
+        "spread_sigmas=",
+        "spread_sigmas=much",
+        "spread_sigmas=nan",
+        "spread_sigmas=inf",
+        "freeze=maybe",
+        "spread_sigma=1",
+        "short_bins=1.5",
+        "window_seconds=-5",
+    ],
+)
+def test_what_is_no_setting_or_no_value_of_it_is_refused(text: str) -> None:
+    with pytest.raises(BadInput, match="--set"):
+        parse_changes([text])
+
+
+def test_settings_with_which_nothing_can_be_decided_are_refused() -> None:
+    with pytest.raises(BadInput, match="nothing can be decided"):
+        replay(recorded(30), parse_changes(["bin_seconds=0"]))
+
+
+def test_what_the_guide_sets_are_settings() -> None:
+    told = re.findall(r"--set (\S+=\S+)", GUIDE.read_text())
+    assert len(told) >= 3
+    parse_changes(told)

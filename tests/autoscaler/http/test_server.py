@@ -1,0 +1,133 @@
+"""The autoscaler's port: probes, metrics, looks and hints, over real HTTP."""
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import httpx
+import msgspec
+from prometheus_client.parser import text_string_to_metric_families
+
+from fairlead.limits import Limits
+from fairlead_autoscaler.history.recorder import decode_record
+from fairlead_autoscaler.service import AutoscalerService, ServiceConfig
+
+KEY = "default/tiny"
+
+
+def asked(
+    made: Any, use: Callable[[httpx.AsyncClient, AutoscalerService], Awaitable[None]], *, token: str | None = None
+) -> None:
+    """Run a process around a made-up world and ask its port."""
+
+    async def run() -> None:
+        ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        with socket.socket() as free:  # nobody listens there: the gateway that is named is away
+            free.bind(("127.0.0.1", 0))
+            gateway = f"http://127.0.0.1:{free.getsockname()[1]}"
+            plan = ServiceConfig(made, made, [gateway], "127.0.0.1", 0, token)
+            process = AutoscalerService(plan, made.clock, announce=ready.set_result, limits=Limits())
+            running = asyncio.create_task(process.run())
+            async with asyncio.timeout(60), httpx.AsyncClient(base_url=(await ready).removeprefix("ready ")) as client:
+                while process.control_loop.counters.ticks + process.control_loop.counters.skipped == 0:  # noqa: ASYNC110 - another task's doing
+                    await asyncio.sleep(0.001)
+                await use(client, process)
+                process.stop()
+                await running
+
+    asyncio.run(run())
+
+
+def test_ready_says_what_is_wrong_and_is_not_ready_while_the_world_is_away(made: Any) -> None:
+    async def use(client: httpx.AsyncClient, process: AutoscalerService) -> None:
+        assert (await client.get("/healthz")).status_code == 200
+        answer = await client.get("/readyz")
+        assert answer.status_code == 200
+        assert "is missing: it does not answer (ConnectError)" in answer.text
+        made.unavailable_reason = "no API server"
+        await process.control_loop.tick()
+        answer = await client.get("/readyz")
+        assert answer.status_code == 503
+        assert "no API server" in answer.text
+
+    asked(made, use)
+
+
+def test_metrics_say_what_is_asked_for_what_there_should_be_and_by_which_rule(made: Any) -> None:
+    async def use(client: httpx.AsyncClient, process: AutoscalerService) -> None:
+        text = (await client.get("/metrics")).text
+        seen = {
+            (sample.name, tuple(sample.labels.values())): sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+        }
+        assert seen["fairlead_autoscaler_desired_replicas", (KEY, "main")] == 2
+        assert seen["fairlead_autoscaler_wanted_replicas", (KEY, "main")] == 2
+        assert seen["fairlead_autoscaler_ready_replicas", (KEY, "main")] == 2
+        assert seen["fairlead_autoscaler_signals", (KEY,)] == 0
+        assert seen["fairlead_autoscaler_gateways_missing", ()] == 1
+        assert seen["fairlead_autoscaler_decisions_total", (KEY, "main", "blind")] == 1
+        assert ("fairlead_autoscaler_input", (KEY, "need_replicas", "main")) in seen
+
+    asked(made, use)
+
+
+def test_the_last_look_the_look_at_a_moment_and_the_recording(made: Any) -> None:
+    async def use(client: httpx.AsyncClient, process: AutoscalerService) -> None:
+        first = made.clock.wall()
+        made.clock.advance(5.0)
+        await process.control_loop.tick()
+        now = (await client.get("/autoscaling")).json()
+        assert now["models"][KEY]["wall"] == first + 5.0
+        assert now["models"][KEY]["rulings"]["main"]["rule"] == "blind"
+        look = decode_record((await client.get("/autoscaling/look", params={"model": KEY})).content)
+        assert look.wall == first + 5.0
+        look = decode_record((await client.get("/autoscaling/look", params={"model": KEY, "at": first + 1})).content)
+        assert look.wall == first
+        lines = (await client.get("/autoscaling/recording", params={"model": KEY})).content.splitlines()
+        assert [decode_record(line).wall for line in lines] == [first, first + 5.0]
+        missing = await client.get("/autoscaling/look", params={"model": "default/no"})
+        assert missing.status_code == 404
+        assert KEY in missing.json()["error"]["message"]
+        early = await client.get("/autoscaling/look", params={"model": KEY, "at": first - 1})
+        assert early.status_code == 404
+        begins = datetime.fromtimestamp(first, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+        assert f"the first one that is kept is of {begins}" in early.json()["error"]["message"]
+        for at in ("noon", "", "nan", "inf", "9" * 400):
+            for path, name in (("/autoscaling/look", "at"), ("/autoscaling/recording", "since")):
+                refused = await client.get(path, params={"model": KEY, name: at})
+                assert refused.status_code == 400
+                told = refused.json()["error"]["message"]
+                assert told == f"{name}={at[:70]} is no moment; write Unix seconds, such as {name}=1763726400.5"
+
+    asked(made, use)
+
+
+def test_a_hint_is_json_of_a_model_that_is_scaled(made: Any) -> None:
+    async def use(client: httpx.AsyncClient, process: AutoscalerService) -> None:
+        hint = msgspec.json.encode({"model": KEY})
+        kind = {"content-type": "application/json"}
+        assert (await client.post("/wake", content=hint, headers=kind)).status_code == 200
+        assert (await client.post("/wake", json={"model": "default/no"})).status_code == 404
+        assert (await client.post("/wake", content=hint)).status_code == 415
+        for body in (b"", b"[]", b"{", b'{"model": 1}'):
+            assert (await client.post("/wake", content=body, headers=kind)).status_code == 400
+        assert (await client.post("/wake", content=b"x" * 9_000, headers=kind)).status_code == 413
+        assert process.control_loop.counters.wakes == 1
+
+    asked(made, use)
+
+
+def test_with_a_token_only_probes_and_metrics_are_open(made: Any) -> None:
+    async def use(client: httpx.AsyncClient, process: AutoscalerService) -> None:
+        for path in ("/healthz", "/readyz", "/metrics"):
+            assert (await client.get(path)).status_code == 200
+        for path in ("/autoscaling", "/autoscaling/recording", f"/autoscaling/look?model={KEY}"):
+            assert (await client.get(path)).status_code == 401
+            assert (await client.get(path, headers={"authorization": "Bearer wrong"})).status_code == 401
+            assert (await client.get(path, headers={"authorization": "Bearer right"})).status_code == 200
+        assert (await client.post("/wake", json={"model": KEY})).status_code == 401
+
+    asked(made, use, token="right")

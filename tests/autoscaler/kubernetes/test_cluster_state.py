@@ -1,0 +1,219 @@
+"""What the API server has becomes the models that are scaled."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from fairlead.api import ModelDeploymentSpec, builtin_accelerators
+from fairlead.fleet.kubernetes.spec_cache import ParsedModel
+from fairlead.fleet.model import Role
+from fairlead.kube.errors import NotFound, Unreachable
+from fairlead.kube.resources import ACCELERATOR_CLASSES, DEPLOYMENTS, LEADER_WORKER_SETS, PODS
+from fairlead_autoscaler.core import ReplicaState, SleepTier, WakeTiming
+from fairlead_autoscaler.kubernetes.cluster_state import (
+    ClusterSnapshot,
+    WatchStatus,
+    foreign_writers,
+    is_released,
+    model_states,
+    replicas_owner,
+    sync_blocked_reason,
+)
+from fairlead_autoscaler.kubernetes.sleep_labels import SleepStatus
+from fairlead_autoscaler.target import ModelState
+
+WALL = datetime(2026, 11, 21, 8, 2, tzinfo=UTC).timestamp()
+L4 = builtin_accelerators()["nvidia-l4"].spec.model_copy(update={"cost_per_hour": "0.70"})
+Make = Callable[..., dict[str, Any]]
+POOL = {"accelerator": "nvidia-l4", "replicas": {"min": 1, "max": 8}}
+
+
+def spec(*pools: dict[str, Any], mode: str = "Auto", **given: Any) -> ModelDeploymentSpec:
+    model = {"model": {"source": "hf://a/b"}, "pools": list(pools or (POOL,)), "autoscaling": {"mode": mode}}
+    return ModelDeploymentSpec.model_validate({**model, **given})
+
+
+def state(of: ModelDeploymentSpec, *objects: dict[str, Any], nursed: SleepStatus | None = None) -> ModelState | None:
+    known = ClusterSnapshot(
+        sleep_status=nursed or SleepStatus(),
+        models=[ParsedModel("chat", "qwen", "", of)],
+        workloads={"chat/qwen": [one for one in objects if one["kind"] != "Pod"]},
+        pods={"chat/qwen": [one for one in objects if one["kind"] == "Pod"]},
+        classes={"nvidia-l4": L4},
+        wall=WALL,
+    )
+    return model_states(known).get("chat/qwen")
+
+
+def test_a_pool_with_its_pods_is_told_with_states_ages_and_endpoints(a_workload: Make, a_pod: Make) -> None:
+    notes = {"fairlead.io/port": "9000", "fairlead.io/data-parallel": "2"}
+    found = state(
+        spec(objectives={"ttft": "800ms", "target": 0.9}),
+        a_workload(3),
+        a_pod("a", annotations=notes),
+        a_pod("b", ready=False),
+        a_pod("c", going=True),
+        a_pod("d", phase="Failed"),
+        a_pod("e", labels={"fairlead.io/endpoint": "false"}),
+    )
+    assert found is not None
+    assert (found.model.name, found.model.ttft_seconds, found.model.target) == ("chat/qwen", 0.8, 0.9)
+    pool = found.pools["main"]
+    assert (pool.desired, pool.replicas_owner, pool.pause_reason) == (3, None, None)
+    told = [(one.id, one.state, one.age_seconds, one.startup_seconds, one.instances) for one in pool.replicas]
+    assert told == [
+        ("a", ReplicaState.READY, 120.0, 40.0, ("uid-a/9000/0", "uid-a/9000/1")),
+        ("b", ReplicaState.PENDING, 120.0, None, ("uid-b/8000/0",)),
+        ("c", ReplicaState.DRAINING, 120.0, 40.0, ("uid-c/8000/0",)),
+    ]
+
+
+def test_an_engine_that_was_started_again_tells_no_start_up_time(a_workload: Make, a_pod: Make) -> None:
+    found = state(spec(), a_workload(1), a_pod("a", containerStatuses=[{"restartCount": 2}]))
+    assert found is not None
+    (replica,) = found.pools["main"].replicas
+    assert (replica.state, replica.startup_seconds) == (ReplicaState.READY, None)
+
+
+def test_facts_are_those_of_the_spec_and_the_accelerator(a_workload: Make) -> None:
+    found = state(
+        spec(
+            {"name": "p", "role": "Prefill", "accelerator": "nvidia-l4", "replicas": {"min": 0, "max": 3}},
+            {"name": "d", "role": "Decode", "accelerator": "nvidia-l4", "parallelism": {"tensor": 2}},
+            kvCache={"transfer": "Nixl"},
+        )
+    )
+    assert found is not None
+    prefill, decode = found.model.pools
+    assert (prefill.role, prefill.minimum, prefill.maximum) == (Role.PREFILL, 0, 3)
+    assert (decode.role, decode.minimum, decode.maximum) == (Role.DECODE, 1, 1)  # without a max it stays at its min
+    assert (prefill.cost_per_hour, decode.cost_per_hour) == (pytest.approx(0.7), pytest.approx(1.4))
+    assert found.pools == {}  # nothing is made of it yet
+
+
+def test_models_that_are_switched_off_or_run_elsewhere_are_none(a_workload: Make) -> None:
+    assert state(spec(mode="Off"), a_workload()) is None
+    assert state(spec(mode="Advise"), a_workload()) is not None
+    pools = [{"selector": {"matchLabels": {"a": "b"}}}]
+    assert state(spec(*pools, mode="Off", engine={"kind": "external"})) is None
+
+
+@pytest.mark.parametrize(
+    ("writers", "who"),
+    [
+        (("fairlead",), None),
+        (("fairlead-autoscaler",), None),
+        (("fairlead", "fairlead-autoscaler"), None),
+        (("kubectl",), "kubectl"),
+        (("fairlead-autoscaler", "kube-controller-manager"), "kube-controller-manager"),
+    ],
+)
+def test_a_number_that_somebody_else_wrote_is_theirs(a_workload: Make, writers: tuple[str, ...], who: str) -> None:
+    assert replicas_owner(spec(), a_workload(2, *writers)) == who
+
+
+def test_a_number_in_the_spec_holds_the_pool() -> None:
+    assert replicas_owner(spec(replicas=3), {"metadata": {}}) == "spec.replicas"
+
+
+def test_who_sleeps_is_let_go_where_the_mode_or_the_number_is_somebody_elses(a_workload: Make) -> None:
+    assert not is_released(spec(), a_workload(2, "fairlead", "fairlead-autoscaler"))
+    assert is_released(spec(), a_workload(2, "kube-controller-manager"))
+    assert is_released(spec(replicas=2), a_workload())
+    for mode in ("Advise", "Off"):
+        assert is_released(spec(mode=mode), a_workload())
+
+
+def test_only_models_that_are_asked_about_are_told_of_and_by_whom_each_pool_is_held(a_workload: Make) -> None:
+    two = ({**POOL, "name": "main"}, {**POOL, "name": "other"})
+    reads = [
+        ParsedModel("chat", "auto", "", spec(*two)),
+        ParsedModel("chat", "off", "", spec(mode="Off")),
+        ParsedModel("chat", "broken", "", None, "it cannot be read"),
+    ]
+    live = [a_workload(2, "kubectl"), a_workload(2, pool="other")]
+    found = foreign_writers(reads, {"chat/auto": live, "chat/off": live})
+    assert found == {"chat/auto": {"main": "kubectl"}, "chat/broken": {}}
+
+
+def test_nothing_is_known_while_a_kind_was_never_listed_or_cannot_be_followed() -> None:
+    away, gone = Unreachable("nobody answers"), NotFound("no such kind", status=404)
+    assert sync_blocked_reason([WatchStatus(PODS, True), WatchStatus(DEPLOYMENTS, True)]) == ""
+    assert sync_blocked_reason([WatchStatus(PODS, False)]) == "pods have not been listed yet"
+    assert sync_blocked_reason([WatchStatus(PODS, True, away)]) == "pods cannot be followed: nobody answers"
+    assert sync_blocked_reason([WatchStatus(ACCELERATOR_CLASSES, False, away)]) == ""  # without the right to read them
+    assert sync_blocked_reason([WatchStatus(ACCELERATOR_CLASSES, False)]) != ""
+    assert sync_blocked_reason([WatchStatus(LEADER_WORKER_SETS, True, gone)]) == ""
+    assert sync_blocked_reason([WatchStatus(LEADER_WORKER_SETS, True, away)]) != ""
+
+
+def test_groups_that_are_replaced_with_one_more_are_left_alone_meanwhile(a_workload: Make) -> None:
+    found = state(spec(), a_workload(3, kind="LeaderWorkerSet", surge="1"))
+    assert found is not None
+    assert found.pools["main"].desired == 2
+    assert found.pools["main"].pause_reason is not None
+
+
+def test_a_lone_group_of_ours_that_is_to_be_replaced_gets_a_second_one(a_workload: Make, a_pod: Make) -> None:
+    live = a_workload(1, "fairlead-autoscaler", kind="LeaderWorkerSet", revision="new")
+    old, new = (a_pod("a", labels={"fairlead.io/revision": one}) for one in ("old", "new"))
+    for pod, least in ((old, 2), (new, 1)):
+        found = state(spec(), live, pod)
+        assert found is not None
+        assert found.model.pools[0].minimum == least
+
+
+def test_marks_say_who_sleeps_and_the_engine_whether_it_does(a_workload: Make, a_pod: Make) -> None:
+    def marked(name: str, mark: str, **more: Any) -> dict[str, Any]:
+        return a_pod(name, annotations={"fairlead.io/port": "8000", "fairlead.io/sleep": mark}, **more)
+
+    woken = WakeTiming(1, 2, 3.5)
+    found = state(
+        spec(autoscaling={"mode": "Auto", "sleep": {"max": 3, "after": "1h"}}),
+        a_workload(7),
+        a_pod("a"),
+        marked("b", "1-asleep"),
+        marked("c", "1-asleep"),
+        marked("d", "1-waking"),
+        marked("e", "1-stuck"),
+        marked("f", "nonsense"),
+        a_pod("g", ready=False),
+        nursed=SleepStatus(frozenset({"uid-b"}), {"uid-a": woken}),
+    )
+    assert found is not None
+    assert found.model.pools[0].tier == SleepTier(3, 0, 1, 3_600.0)
+    pool = found.pools["main"]
+    assert (pool.desired, pool.asleep) == (4, 2), "without the one that is stuck"
+    assert {one.id: one.state.value for one in pool.replicas} == {
+        "a": "ready",
+        "b": "asleep",
+        "c": "falling-asleep",
+        "d": "waking",
+        "e": "draining",
+        "f": "ready",
+        "g": "pending",
+    }
+    assert pool.replicas[0].last_wake == woken
+
+
+def test_a_pod_that_starts_for_the_tier_counts_as_asleep_before_it_can_be_marked(a_workload: Make, a_pod: Make) -> None:
+    tiered = spec(autoscaling={"mode": "Auto", "sleep": {"max": 2}})
+    wished = SleepStatus(desired_asleep={("chat/qwen", "main"): 2})
+    for pods in ([a_pod("b", ready=False)], []):
+        found = state(tiered, a_workload(2), a_pod("a"), *pods, nursed=wished)
+        assert found is not None
+        assert (found.pools["main"].desired, found.pools["main"].asleep) == (1, 1)
+    there = state(tiered, a_workload(2), a_pod("a"), a_pod("b"), nursed=wished)
+    assert there is not None
+    assert (there.pools["main"].desired, there.pools["main"].asleep) == (2, 0), "it serves until somebody marks it"
+
+
+def test_a_pool_whose_engines_refuse_to_sleep_has_no_tier_until_they_are_others(a_workload: Make, a_pod: Make) -> None:
+    tiered = spec(autoscaling={"mode": "Auto", "sleep": {"max": 2}})
+    refused = SleepStatus(rejecting_pools=frozenset({("chat/qwen", "main", "r1")}))
+    for revision, sleeps in (("r1", False), ("r2", True)):
+        found = state(tiered, a_workload(1), a_pod("a", labels={"fairlead.io/revision": revision}), nursed=refused)
+        assert found is not None
+        assert (found.model.pools[0].tier is not None) is sleeps

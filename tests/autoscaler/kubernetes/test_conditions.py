@@ -1,0 +1,218 @@
+"""What is said of a model, and when it is worth a write."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from fairlead.decision import DecisionInput
+from fairlead_autoscaler.core import (
+    GatewayTraffic,
+    ModelSpec,
+    Observation,
+    PoolObservation,
+    PoolPlan,
+    PoolSpec,
+    ReplicaMetrics,
+    ReplicaState,
+    ScalingPlan,
+)
+from fairlead_autoscaler.enforcer import EnforcedPlan
+from fairlead_autoscaler.history.recorder import TickRecord
+from fairlead_autoscaler.kubernetes.conditions import (
+    ConditionValue,
+    PublishedStatus,
+    autoscaling_condition,
+    desired_instances,
+    has_own_condition,
+    is_write_due,
+    slo_condition,
+    status_patch,
+)
+from fairlead_autoscaler.kubernetes.events import condition_events, scaling_events
+from fairlead_autoscaler.kubernetes.slo_attainment import SLOAttainment, add_observation
+
+MODEL = ModelSpec("chat/qwen", 0.8, 0.04, (PoolSpec("main", maximum=8),), target=0.9)
+UP = EnforcedPlan(5, 3, "up", "4.61 are needed, by ttft", 5)
+NUMBERS = {"need_replicas": DecisionInput(4.61), "margin": DecisionInput(1.05, 4.0), "speed_factor": DecisionInput(1.0)}
+
+
+def look(
+    *, now: float = 100.0, desired: int = 3, blind: bool = False, counts: tuple[float, float] = (95.0, 5.0), **more: Any
+) -> TickRecord:
+    replica = ReplicaMetrics("a", ReplicaState.READY, 50.0, ttft_counts=counts, itl_counts=(100.0, 0.0))
+    there = Observation(
+        now,
+        None if blind else GatewayTraffic(10.0, 1_000.0),
+        {"main": PoolObservation(desired, 3, replicas=None if blind else (replica,))},
+    )
+    given: dict[str, Any] = {
+        "rulings": {"main": UP},
+        "plan": ScalingPlan({"main": PoolPlan(5, "up", UP.reason, NUMBERS)}),
+    }
+    return TickRecord(0.0, MODEL, there, **(given | more))
+
+
+def said(at: TickRecord, frozen: bool = False, **held: str) -> tuple[str, str, str]:
+    found = autoscaling_condition(at, held, frozen)
+    return str(found.status), str(found.reason), found.message
+
+
+def test_what_is_wanted_costs_is_told_where_it_has_a_price() -> None:
+    priced = replace(MODEL, pools=(PoolSpec("main", maximum=8, usd_per_hour=0.75),))
+    assert said(replace(look(), model=priced))[2].endswith("; 3.75 USD an hour")
+    assert "USD" not in said(look())[2]
+
+
+def test_a_decision_is_told_with_its_numbers_rule_and_reason() -> None:
+    message = "pool main 3 -> 5 by up: 4.61 are needed, by ttft (need 4.61, margin 1.05, 4 s old)"
+    assert said(look()) == ("True", "Deciding", message)
+    plain = replace(UP, desired=5)
+    assert said(look(rulings={"main": plain}))[2].startswith("pool main 5 by up: 4.61")
+
+
+@pytest.mark.parametrize(
+    ("given", "held", "status", "reason", "says"),
+    [
+        ({"mode": "Advise"}, {}, "False", "Advising", "nothing is written: pool main 3 -> 5"),
+        ({}, {"main": "keda-operator"}, "False", "SetElsewhere", "pool main 3, set by keda-operator; it would be 5"),
+        ({"blind": True, "notes": ("gateway a is missing",)}, {}, "True", "Blind", "(gateway a is missing)"),
+        ({"rulings": {"main": replace(UP, rule="lying")}}, {}, "True", "Blind", "cannot be told"),
+        (
+            {"rulings": {"main": replace(UP, rule="maximum")}},
+            {},
+            "True",
+            "AtMaximum",
+            "pool main needs more than its max",
+        ),
+        ({"rulings": {"main": replace(UP, rule="bounds", planned=9)}}, {}, "True", "AtMaximum", "needs more"),
+        ({"rulings": {"main": replace(UP, rule="bounds", planned=0)}}, {}, "True", "Deciding", ""),
+        ({"rulings": {}}, {}, "True", "Deciding", "none of its pools has been made yet"),
+    ],
+)
+def test_why_it_does_not_simply_decide_is_told(
+    given: dict[str, Any], held: dict[str, str], status: str, reason: str, says: str
+) -> None:
+    found = said(look(**given), **held)
+    assert found[:2] == (status, reason)
+    assert says in found[2]
+
+
+def test_a_freeze_is_told_and_what_would_be() -> None:
+    assert said(look(), frozen=True)[:2] == ("False", "Frozen")
+    shown = replace(UP, unwritten="all scaling is frozen")
+    assert "pool main 3, would be 5" in said(look(rulings={"main": shown}), frozen=True)[2]
+
+
+def met(*looks: TickRecord) -> tuple[str, str, str] | None:
+    found = SLOAttainment()
+    for one in looks:
+        found = add_observation(found, one.observation)
+    told = slo_condition(looks[-1], found)
+    return None if told is None else (str(told.status), str(told.reason), told.message)
+
+
+def test_the_lowest_share_of_the_last_minutes_is_held_against_the_target() -> None:
+    message = "ttft kept in 95.0 %, itl kept in 100.0 % of 100 requests in 5 minutes; target 90 %"
+    assert met(look()) == ("True", "WithinTarget", message)
+    found = met(look(), look(now=105.0, counts=(60.0, 40.0)))
+    assert found is not None
+    assert found[:2] == ("False", "BelowTarget")
+    assert found[2].startswith("ttft kept in 77.5 %")
+    assert met(look(counts=(0.0, 100.0)), look(now=400.0)) == ("True", "WithinTarget", message)  # it was long ago
+
+
+def test_of_few_requests_no_share_is_told_and_nothing_of_a_model_without_objectives() -> None:
+    few = look(counts=(0.0, 3.0))
+    replica = replace(few.observation.pools["main"].replicas[0], itl_counts=None)  # type: ignore[index]
+    pools = {"main": replace(few.observation.pools["main"], replicas=(replica,))}
+    few = replace(few, observation=replace(few.observation, pools=pools))
+    told = "3 requests in 5 minutes are too few to tell (of those that are answered, streams count)"
+    assert met(few) == ("Unknown", "TooFewRequests", told)
+    assert met(replace(look(), model=replace(MODEL, ttft_seconds=None, itl_seconds=None))) is None
+
+
+def test_who_gave_up_had_no_first_token_in_time() -> None:
+    one = look()
+    gone = replace(one, observation=replace(one.observation, gateway=GatewayTraffic(10.0, 1.0, abandoned=25.0)))
+    found = met(gone)
+    assert found is not None
+    assert found[2].startswith("ttft kept in 76.0 %")
+
+
+def test_numbers_that_move_are_written_once_a_minute_and_news_at_once() -> None:
+    first = autoscaling_condition(look(), {}, False)
+    before = PublishedStatus((first,), 100.0, desired_instances(look()))
+    moved = replace(first, message="pool main 3 -> 5 by up: 4.7 are needed")
+    assert is_write_due(None, [first], before.instances, 100.0)
+    assert not is_write_due(before, [first], before.instances, 1_000.0)
+    assert not is_write_due(before, [moved], before.instances, 159.0)
+    assert is_write_due(before, [moved], before.instances, 160.0)
+    assert is_write_due(before, [first], {"main": 6}, 101.0)
+    assert is_write_due(before, [autoscaling_condition(look(blind=True), {}, False)], before.instances, 101.0)
+
+
+def test_a_time_of_transition_is_that_of_the_status() -> None:
+    first = status_patch([autoscaling_condition(look(), {}, False)], {}, 3, "T1")
+    (one,) = first["conditions"]
+    assert (one["lastTransitionTime"], one["observedGeneration"], one["type"]) == ("T1", 3, "Autoscaling")
+    (same,) = status_patch([autoscaling_condition(look(blind=True), {}, False)], first, 4, "T2")["conditions"]
+    assert (same["lastTransitionTime"], same["reason"]) == ("T1", "Blind")
+    (other,) = status_patch([autoscaling_condition(look(), {}, True)], first, 4, "T2")["conditions"]
+    assert other["lastTransitionTime"] == "T2"
+    assert has_own_condition(first)
+    assert not has_own_condition({"conditions": [{"type": "Ready"}]})
+
+
+def test_a_change_of_a_number_is_an_event_once_it_is_there() -> None:
+    before = look()
+    assert scaling_events(before, look(now=105.0)) == []  # not yet
+    (told,) = scaling_events(before, look(now=105.0, desired=5))
+    assert (told.reason, told.note) == ("ScaledUp", "Pool main from 3 to 5 by up: 4.61 are needed, by ttft")
+    kept = look(rulings={"main": replace(UP, unwritten="the mode is Advise")})
+    assert scaling_events(kept, look(desired=5)) == []
+    (down,) = scaling_events(look(rulings={"main": replace(UP, replicas=2, rule="down")}), look(desired=2))
+    assert down.reason == "ScaledDown"
+
+
+def test_conditions_that_change_are_events_and_the_first_is_none() -> None:
+    deciding, blind = (autoscaling_condition(one, {}, False) for one in (look(), look(blind=True)))
+    assert condition_events([], [deciding]) == []
+    assert condition_events([deciding], [replace(deciding, message="other")]) == []
+    (told,) = condition_events([deciding], [blind])
+    assert (str(told.type), told.reason, told.note[:8]) == ("Warning", "Blind", "What is ")
+    (back,) = condition_events([blind], [deciding])
+    assert (str(back.type), back.reason) == ("Normal", "Deciding")
+
+
+def test_objectives_that_are_missed_are_an_event_but_not_that_nobody_asks() -> None:
+    def of(*looks: TickRecord) -> ConditionValue:
+        found = SLOAttainment()
+        for one in looks:
+            found = add_observation(found, one.observation)
+        told = slo_condition(looks[-1], found)
+        assert told is not None
+        return told
+
+    good, bad = of(look()), of(look(counts=(10.0, 90.0)))
+    quiet = replace(good, status=type(good.status)("Unknown"), reason=bad.reason)
+    (told,) = condition_events([good], [bad])
+    assert (str(told.type), told.reason) == ("Warning", "BelowTarget")
+    assert condition_events([good], [quiet]) == condition_events([quiet], [good]) == []
+
+
+def test_who_sleeps_is_told_beside_the_number_paid_for_and_an_event_of_its_own() -> None:
+    rests = replace(UP, replicas=3, asleep=2, rule="asleep")
+    assert said(look(rulings={"main": rests}))[2].startswith("pool main 3 -> 3 and 2 asleep by asleep: ")
+    assert desired_instances(look(rulings={"main": rests})) == {"main": 5}
+    before, after = look(rulings={"main": rests}), look()
+    assert scaling_events(before, after) == [], "it is not so yet"
+    seen = replace(after.observation.pools["main"], asleep_desired=2)
+    (news,) = scaling_events(before, replace(after, observation=replace(after.observation, pools={"main": seen})))
+    assert (news.reason, news.note) == ("ScaledUp", "Pool main asleep from 0 to 2 by asleep: 4.61 are needed, by ttft")
+    woken = replace(UP, replicas=5, asleep=0, asleep_desired=2)
+    seen = replace(seen, desired=5, asleep_desired=0)
+    (news,) = scaling_events(
+        look(rulings={"main": woken}), replace(after, observation=replace(after.observation, pools={"main": seen}))
+    )
+    assert (news.reason, news.note[:44]) == ("ScaledUp", "Pool main from 3 to 5, asleep from 2 to 0 by")

@@ -1,0 +1,230 @@
+"""Marked pods are put to sleep when no gateway has anything there, and woken before any gateway hears of it."""
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from fairlead.engines.sleep_mode import SleepRefused
+from fairlead.errors import Unavailable
+from fairlead.fleet.labels import SLEEP_ANNOTATION, SleepMark, parse_sleep_mark
+from fairlead.limits import Limits
+from fairlead.runtime.clock import ManualClock
+from fairlead_autoscaler.collector.observation import GatewayMetrics, GatewaySnapshot
+from fairlead_autoscaler.core import WakeTiming
+from fairlead_autoscaler.kubernetes.sleep_controller import SleepController
+
+Manifest = dict[str, Any]
+Make = Callable[..., Manifest]
+KEY, URL, ID = "chat/qwen", "http://10.0.0.1:8000", "uid-a/8000/0"
+
+
+class FakeEngine:
+    """One engine; ``raises`` by what it is asked for."""
+
+    def __init__(self, clock: ManualClock) -> None:
+        self.clock = clock
+        self.asleep = False
+        self.said: list[str] = []
+        self.raises: dict[str, Exception] = {}
+
+    async def is_sleeping(self, url: str) -> bool:
+        assert url == URL
+        if error := self.raises.get("sleeps"):
+            raise error
+        return self.asleep
+
+    async def sleep(self, url: str, level: int) -> None:
+        self._told(f"sleep {level}")
+        self.asleep = True
+
+    async def wake(self, url: str, level: int) -> None:
+        self._told(f"wake {level}")
+        self.clock.advance(2.5)
+        self.asleep = False
+
+    def _told(self, what: str) -> None:
+        self.said.append(what)
+        if error := self.raises.get(what.split()[0]):
+            raise error
+
+
+class Harness:
+    """One pod and the gateways before it."""
+
+    def __init__(self, pod: Manifest, mark: str, *, leads: bool = True) -> None:
+        pod["status"]["podIP"] = "10.0.0.1"
+        pod["metadata"]["annotations"] = {"fairlead.io/port": "8000", SLEEP_ANNOTATION: mark}
+        self.pod = pod
+        self.clock = ManualClock(100.0)
+        self.beds = FakeEngine(self.clock)
+        self.gateways = [GatewayMetrics("g1", gauges={}), GatewayMetrics("g2", gauges={})]
+        self.leads = leads
+        self.let_go = False
+        self.nursing = self.successor()
+
+    def successor(self) -> SleepController:
+        """Another one that knows nothing."""
+        self.nursing = SleepController(
+            self,
+            self.beds,
+            self.note,
+            lambda: GatewaySnapshot(tuple(self.gateways)),
+            self.clock,
+            Limits(),
+            desired_asleep={},
+            is_leader=lambda: self.leads,
+        )
+        return self.nursing
+
+    def marked_pods(self) -> Mapping[str, Sequence[Manifest]]:
+        return {KEY: [self.pod]} if self.mark else {}
+
+    def is_released(self, key: str, pool: str) -> bool:
+        assert (key, pool) == (KEY, "main")
+        return self.let_go
+
+    async def note(self, pod: Manifest, mark: SleepMark | None) -> None:
+        notes = self.pod["metadata"]["annotations"]
+        notes.pop(SLEEP_ANNOTATION)
+        if mark is not None:
+            notes[SLEEP_ANNOTATION] = mark.annotation_value()
+
+    @property
+    def mark(self) -> str | None:
+        found = parse_sleep_mark(self.pod["metadata"]["annotations"])
+        return None if found is None else found.annotation_value()
+
+    def know(self, sleeping: float, in_flight: float = 0.0) -> None:
+        """All gateways say so."""
+        gauges = {("instances", KEY, "Sleeping"): sleeping, ("in_flight", KEY, ID): in_flight}
+        self.gateways = [replace(one, gauges=gauges, error=None) for one in self.gateways]
+
+    def look(self) -> None:
+        """One look, and all that it began."""
+
+        async def once() -> None:
+            self.nursing.reconcile()
+            await asyncio.gather(*asyncio.all_tasks() - {asyncio.current_task()})  # type: ignore[arg-type]
+
+        asyncio.run(once())
+
+
+def test_it_sleeps_when_all_gateways_know_and_have_nothing_there(a_pod: Make) -> None:
+    ward = Harness(a_pod("a"), "2-asleep")
+    ward.look()
+    assert ward.beds.said == [], "nobody knows yet"
+    ward.know(1.0, in_flight=2.0)
+    ward.look()
+    assert ward.beds.said == [], "there is something in flight"
+    ward.know(1.0)
+    ward.gateways[1] = GatewayMetrics("g2", error="no answer")
+    ward.look()
+    assert ward.beds.said == [], "a gateway does not answer"
+    ward.know(1.0)
+    ward.look()
+    assert ward.beds.said == ["sleep 2"]
+    assert ward.nursing.status().asleep == {"uid-a"}
+    ward.look()
+    assert ward.beds.said == ["sleep 2"], "once is enough"
+    assert ward.mark == "2-asleep"
+
+
+def test_it_is_awake_and_well_before_its_mark_goes(a_pod: Make) -> None:
+    ward = Harness(a_pod("a"), "1-waking")
+    ward.beds.asleep = True
+    ward.look()
+    assert ward.beds.said == ["wake 1"]
+    assert ward.mark is None
+    assert ward.nursing.status().last_wakes == {"uid-a": WakeTiming(1, 1, 2.5)}
+
+
+def test_a_successor_finds_it_as_it_is(a_pod: Make) -> None:
+    ward = Harness(a_pod("a"), "1-asleep")
+    ward.beds.asleep = True
+    ward.successor()
+    ward.look()
+    assert ward.nursing.status().asleep == {"uid-a"}
+    assert ward.beds.said == []
+    ward = Harness(a_pod("a"), "1-waking")  # woken, or about to sleep, by one who died before the mark told it
+    ward.look()
+    assert ward.beds.said == ["wake 1"]
+    assert ward.mark is None
+    assert ward.nursing.status().last_wakes == {}, "nobody knows how long that took"
+
+
+def test_one_that_died_asleep_is_put_to_sleep_again(a_pod: Make) -> None:
+    ward = Harness(a_pod("a"), "1-asleep")
+    ward.beds.asleep = True
+    ward.look()
+    ward.beds.asleep = False
+    ward.look()
+    assert ward.nursing.status().asleep == frozenset()
+    ward.know(1.0)
+    ward.look()
+    assert ward.beds.said == ["sleep 1"]
+
+
+@pytest.mark.parametrize("asleep", [True, False])
+def test_where_nobody_decides_any_more_who_sleeps_all_are_woken(a_pod: Make, asleep: bool) -> None:
+    ward = Harness(a_pod("a"), "1-asleep")
+    ward.beds.asleep, ward.let_go = asleep, True
+    ward.know(1.0)
+    ward.look()
+    assert (ward.mark, ward.beds.said) == ("1-waking", []), "whoever takes over goes on with it"
+    ward.look()
+    assert (ward.mark, ward.beds.said) == (None, ["wake 1"])
+
+
+def test_who_does_not_lead_touches_nothing(a_pod: Make) -> None:
+    ward = Harness(a_pod("a"), "1-asleep", leads=False)
+    ward.know(1.0)
+    ward.look()
+    assert ward.beds.said == []
+
+
+@pytest.mark.parametrize(("ready", "going"), [(False, False), (True, True)])
+def test_a_pod_that_starts_or_leaves_is_left_alone(a_pod: Make, ready: bool, going: bool) -> None:
+    ward = Harness(a_pod("a", ready=ready, going=going), "1-asleep")
+    ward.know(1.0)
+    ward.look()
+    assert ward.beds.said == []
+
+
+def test_engines_that_refuse_to_sleep_serve_on_and_are_told(a_pod: Make) -> None:
+    ward = Harness(a_pod("a", labels={"fairlead.io/revision": "r1"}), "1-asleep")
+    ward.beds.raises["sleep"] = SleepRefused("it answers /sleep with 404")
+    ward.know(1.0)
+    ward.look()
+    assert ward.mark is None
+    assert ward.nursing.status().rejecting_pools == {(KEY, "main", "r1")}
+    assert ward.nursing.problems == {"a": "it answers /sleep with 404"}
+
+
+def test_one_that_does_not_answer_is_tried_again(a_pod: Make) -> None:
+    ward = Harness(a_pod("a"), "1-asleep")
+    ward.beds.raises["sleeps"] = Unavailable("no answer")
+    ward.know(1.0)
+    ward.look()
+    assert (ward.mark, ward.nursing.status().rejecting_pools) == ("1-asleep", frozenset())
+    ward.beds.raises.clear()
+    ward.look()
+    assert ward.beds.said == ["sleep 1"]
+    assert ward.nursing.problems == {}
+
+
+def test_one_that_does_not_wake_gets_nothing_and_is_stuck_after_a_while_unless_it_wakes_at_last(a_pod: Make) -> None:
+    ward = Harness(a_pod("a"), "1-waking")
+    ward.beds.asleep = True
+    ward.beds.raises["wake"] = SleepRefused("it answers /wake_up with 500")
+    ward.look()
+    assert ward.mark == "1-waking"
+    assert ward.nursing.status().rejecting_pools == frozenset()
+    ward.clock.advance(Limits().engine_wake_seconds)
+    ward.look()
+    assert ward.mark == "1-stuck"
+    ward.beds.raises.clear()
+    ward.look()
+    assert ward.mark is None

@@ -1,0 +1,268 @@
+"""The loop acts on plans, and on nothing else: what is away, what fails, who leads, who is woken."""
+
+import asyncio
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from typing import Any
+
+from fairlead.limits import Limits
+from fairlead_autoscaler.collector.observation import GatewayMetrics, GatewaySnapshot
+from fairlead_autoscaler.core import MixRequest, MixResult, PoolSpec, ScalingCore
+
+KEY = "default/tiny"
+
+
+def test_what_is_planned_is_written_once_and_what_fits_is_not(made: Any) -> None:
+    loop = made.loop()
+    made.wants["main"] = 4
+    made.tick(loop)
+    assert made.asked == [(KEY, "main", 4, ())]
+    made.models[KEY] = made.state(4)
+    made.tick(loop)
+    assert len(made.asked) == 1
+    assert loop.counters.writes == {(KEY, "main", "up"): 1}
+
+
+def test_of_pools_that_trade_engines_the_one_that_shrinks_is_written_first(made: Any) -> None:
+    one = made.models[KEY]
+    pools = tuple(PoolSpec(name, maximum=9) for name in ("decode", "prefill"))
+    there = {"decode": replace(one.pools["main"], desired=2), "prefill": replace(one.pools["main"], desired=4)}
+    made.models[KEY] = replace(one, model=replace(one.model, pools=pools), pools=there)
+    made.wants.update(decode=5, prefill=1)
+    made.tick(made.loop())
+    assert [(pool, number) for _, pool, number, _ in made.asked] == [("prefill", 1), ("decode", 5)]
+
+
+def test_going_down_names_who_leaves_first(made: Any) -> None:
+    gauges = {("unique_used_blocks", KEY, "main-0/1/0"): 3.0, ("unique_used_blocks", KEY, "main-1/1/0"): 90.0}
+    made.readings = GatewaySnapshot((GatewayMetrics("gateway", {}, {}, gauges),))
+    made.wants["main"] = 1
+    made.tick(made.loop())
+    assert made.asked == [(KEY, "main", 1, ("main-0", "main-1"))]
+
+
+def test_while_the_world_is_away_nobody_is_asked_and_nothing_is_written(made: Any) -> None:
+    loop = made.loop()
+    made.wants["main"] = 4
+    made.away = "the API server does not answer"
+    made.tick(loop)
+    assert (made.cores, made.asked, made.records) == ([], [], [])
+    assert loop.notes() == ["what there is to scale cannot be told: the API server does not answer"]
+    made.away = None
+    made.tick(loop)
+    assert loop.notes() == []
+    assert [one[2] for one in made.asked] == [4]
+
+
+def test_without_gateways_the_core_is_told_that_nothing_is_known(made: Any) -> None:
+    made.readings = GatewaySnapshot(
+        (GatewayMetrics("gateway", error="silent"),), ("gateway gateway is missing: silent",)
+    )
+    loop = made.loop()
+    made.tick(loop)
+    (seen,) = made.cores[0].observations
+    assert seen.gateway is None
+    assert seen.pools["main"].replicas is None
+    assert seen.pools["main"].ready == 2
+    assert loop.notes() == ["gateway gateway is missing: silent"]
+
+
+def test_a_core_that_fails_costs_its_own_model_that_tick(made: Any) -> None:
+    other = "default/other"
+    made.models[other] = replace(made.models[KEY], model=replace(made.models[KEY].model, name=other))
+    loop = made.loop()
+    made.tick(loop)
+    made.wants["main"] = 5
+    made.cores[0].fails = True
+    made.tick(loop)
+    assert made.asked == [(other, "main", 5, ())]
+    assert loop.notes() == [f"{KEY}: its core failed (ZeroDivisionError); everything stays"]
+    made.tick(loop)
+    assert loop.notes() == []
+    assert (KEY, "main", 5, ()) in made.asked
+
+
+def test_a_write_that_is_refused_is_said_and_tried_again(made: Any) -> None:
+    loop = made.loop()
+    made.wants["main"] = 4
+    made.refuses = "conflict"
+    made.tick(loop)
+    assert loop.notes() == [f"{KEY}/main: 4 could not be written: conflict"]
+    assert loop.counters.refused == {(KEY, "main"): 1}
+    made.refuses = None
+    made.tick(loop)
+    assert made.asked == [(KEY, "main", 4, ())]
+    assert loop.notes() == []
+
+
+def test_one_that_does_not_lead_stays_warm_and_writes_nothing(made: Any) -> None:
+    made.leading = False
+    loop = made.loop()
+    made.wants["main"] = 4
+    made.tick(loop)
+    assert made.asked == []
+    assert made.records[-1].rulings["main"].unwritten == "another replica of the autoscaler leads"
+    made.leading = True
+    made.tick(loop)
+    assert made.asked == [(KEY, "main", 4, ())]
+    assert len(made.cores) == 1
+
+
+def test_advice_is_given_and_not_followed_and_a_model_that_is_off_is_not_looked_at(made: Any) -> None:
+    made.models[KEY] = made.state(mode="Advise")
+    made.wants["main"] = 4
+    loop = made.loop()
+    made.tick(loop)
+    assert made.asked == []
+    assert (made.records[-1].mode, made.records[-1].rulings["main"].replicas) == ("Advise", 4)
+    made.models[KEY] = made.state(mode="Off")
+    made.tick(loop)
+    assert loop.last_records() == {}
+
+
+def test_a_hint_wakes_a_model_whatever_is_known_and_an_unknown_one_is_refused(made: Any) -> None:
+    made.models[KEY] = made.state(0)
+    made.wants["main"] = 0
+    loop = made.loop()
+    made.tick(loop)
+    assert made.asked == []
+    assert not loop.wake("default/nobody")
+    assert loop.wake(KEY)
+    made.tick(loop)
+    assert made.asked == [(KEY, "main", 1, ())]
+    assert made.records[-1].rulings["main"].rule == "wake"
+
+
+def test_a_hint_is_forgotten_after_half_a_minute(made: Any) -> None:
+    made.models[KEY] = made.state(0)
+    made.wants["main"] = 0
+    loop = made.loop()
+    made.tick(loop)
+    loop.wake(KEY)
+    made.clock.advance(30.0)
+    made.tick(loop)
+    assert made.asked == []
+
+
+def test_a_hint_makes_the_next_tick_come_at_once(made: Any) -> None:
+    async def hinted() -> None:
+        loop = made.loop()
+        async with asyncio.timeout(120):
+            running = asyncio.create_task(loop.run())
+            while loop.counters.ticks < 1:  # noqa: ASYNC110 - another task's doing
+                await asyncio.sleep(0.001)
+            loop.wake(KEY)  # the clock stands still: without a hint the next tick would be 5 s away
+            while loop.counters.ticks < 2:  # noqa: ASYNC110 - another task's doing
+                await asyncio.sleep(0.001)
+            running.cancel()
+        assert loop.counters.wakes == 1
+
+    before = made.clock.now()
+    asyncio.run(hinted())
+    assert made.clock.now() == before
+
+
+def test_a_flood_of_hints_hastens_no_more_looks_than_come_anyway(made: Any) -> None:
+    limits = Limits(autoscaler_min_tick_seconds=0.0)
+
+    async def flooded() -> list[int]:
+        loop, found = made.loop(limits=limits), []
+        running = asyncio.create_task(loop.run())
+        for minute in range(2):
+            made.clock.advance(60.0 * minute)
+            for _ in range(10 * limits.autoscaler_hinted_ticks_per_minute):
+                assert loop.wake(KEY) or not found
+                for _ in range(20):  # a tick takes fewer turns of the event loop
+                    await asyncio.sleep(0)
+            found.append(loop.counters.ticks)
+        running.cancel()
+        return found
+
+    most = limits.autoscaler_hinted_ticks_per_minute
+    assert asyncio.run(flooded()) == [1 + most, 1 + 2 * most]  # the first came by itself
+    assert len(made.records) == 1 + 2 * most
+    assert made.records[-1].rulings["main"].replicas == 2
+
+
+def test_what_was_learned_stays_when_the_facts_of_a_model_change(made: Any) -> None:
+    loop = made.loop()
+    made.tick(loop)
+    made.models[KEY] = made.state(2, most=20, down_window="2m")
+    made.tick(loop)
+    (core,) = made.cores
+    assert core.model.pools[0].maximum == 20
+    assert (core.settings.window_seconds, core.settings.window_least_seconds) == (120.0, 120.0)
+
+
+def test_a_model_that_is_gone_is_forgotten(made: Any) -> None:
+    loop = made.loop()
+    made.tick(loop)
+    del made.models[KEY]
+    made.tick(loop)
+    assert loop.last_records() == {}
+    assert not loop.wake(KEY)
+
+
+def test_looks_carry_the_state_before_them_now_and_then(made: Any) -> None:
+    loop = made.loop()
+    for _ in range(61):
+        made.tick(loop)
+    assert [number for number, look in enumerate(made.records) if look.before is not None] == [0, 60]
+
+
+def test_a_restart_wakes_no_model_that_sleeps_and_the_first_request_does(made: Any) -> None:
+    made.core = ScalingCore
+    made.models[KEY] = made.state(0)
+    loop = made.loop()
+    for _ in range(40):
+        made.tick(loop)
+    assert made.asked == []
+    made.readings = GatewaySnapshot(
+        (GatewayMetrics("gateway", {("arrivals", KEY): 1.0, ("prompt_tokens", KEY): 9.0}, {}, {("held", KEY): 1.0}),)
+    )
+    made.tick(loop)
+    assert made.asked[0][2] >= 1
+
+
+class FakeMixSolver:
+    """Answers at the next tick, and notes who is there."""
+
+    def __init__(self) -> None:
+        self.open: dict[str, dict[str, MixRequest]] = {}
+        self.models: set[str] = set()
+
+    def submit(self, model: str, asks: Mapping[str, MixRequest]) -> None:
+        self.open.setdefault(model, {}).update(asks)
+
+    def take_results(self, model: str) -> dict[str, MixResult]:
+        return {role: MixResult(asked.at, {"main": 3}, "milp") for role, asked in self.open.pop(model, {}).items()}
+
+    def retain(self, models: Collection[str]) -> None:
+        self.models = set(models)
+
+
+def test_what_a_core_asks_is_answered_by_a_later_observation_which_is_kept(made: Any) -> None:
+    desk = FakeMixSolver()
+    loop = made.loop(desk=desk)
+    made.tick(loop)
+    made.cores[0].asks = {"Serve": MixRequest(1_005.0, (1.0,), ())}
+    made.tick(loop)
+    made.cores[0].asks = {}
+    assert [look.observation.mixes for look in made.records] == [{}, {}]
+    assert made.records[-1].plan.asks == {"Serve": MixRequest(1_005.0, (1.0,), ())}
+    made.tick(loop)
+    made.tick(loop)
+    told = {"Serve": MixResult(1_005.0, {"main": 3}, "milp")}
+    assert [look.observation.mixes for look in made.records[2:]] == [told, {}]
+    assert made.cores[0].observations[2].mixes == told
+    assert desk.models == {KEY}
+
+
+def test_the_real_core_holds_while_nothing_is_known(made: Any) -> None:
+    made.core = ScalingCore
+    made.readings = GatewaySnapshot((GatewayMetrics("gateway", error="silent"),))
+    loop = made.loop()
+    for _ in range(10):
+        made.tick(loop)
+    assert made.asked == []
+    assert made.records[-1].rulings["main"].replicas == 2

@@ -1,0 +1,46 @@
+"""Who leaves first: what is not ready, then whose cache nobody misses, then who has the least to do."""
+
+from fairlead_autoscaler.collector.counter_deltas import CounterKey
+from fairlead_autoscaler.collector.observation import GatewayMetrics, GatewaySnapshot
+from fairlead_autoscaler.core import ReplicaState
+from fairlead_autoscaler.scale_down_order import removal_order
+from fairlead_autoscaler.target import Replica
+
+KEY = "default/tiny"
+
+
+def ready(name: str, age: float = 100.0) -> Replica:
+    return Replica(name, ReplicaState.READY, age, 5.0, (f"{name}/0",))
+
+
+def readings(unique: dict[str, float], work: dict[str, float]) -> GatewaySnapshot:
+    gauges: dict[CounterKey, float] = {
+        ("unique_used_blocks", KEY, f"{name}/0"): value for name, value in unique.items()
+    }
+    gauges |= {("in_flight", KEY, f"{name}/0"): value for name, value in work.items()}
+    return GatewaySnapshot((GatewayMetrics("a", {}, {}, gauges),))
+
+
+def test_the_one_whose_cache_nobody_misses_leaves_first() -> None:
+    found = removal_order(KEY, [ready("a"), ready("b"), ready("c")], readings({"a": 30, "b": 5, "c": 90}, {"b": 9}))
+    assert found == ("b", "a", "c")
+
+
+def test_of_equal_caches_the_one_with_the_least_to_do() -> None:
+    found = removal_order(KEY, [ready("a"), ready("b"), ready("c")], readings({}, {"a": 3, "b": 1, "c": 2}))
+    assert found == ("b", "c", "a")
+
+
+def test_one_that_the_index_does_not_know_counts_as_the_average() -> None:
+    found = removal_order(KEY, [ready("a"), ready("b"), ready("c")], readings({"a": 10, "c": 90}, {}))
+    assert found == ("a", "b", "c")
+
+
+def test_those_that_are_not_ready_leave_before_all_others_and_those_that_leave_already_are_not_counted() -> None:
+    starting = [Replica("new", ReplicaState.PENDING, 2.0), Replica("newer", ReplicaState.PENDING, 1.0)]
+    going = Replica("gone", ReplicaState.DRAINING, 500.0)
+    assert removal_order(KEY, [ready("a"), *starting, going], readings({"a": 0}, {})) == ("newer", "new", "a")
+
+
+def test_without_any_word_the_youngest_leaves() -> None:
+    assert removal_order(KEY, [ready("old", 900.0), ready("young", 9.0)], GatewaySnapshot()) == ("young", "old")

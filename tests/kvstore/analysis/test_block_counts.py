@@ -1,0 +1,59 @@
+"""What each instance holds and nobody else does: the same as counted by hand, for any sets of blocks."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fairlead_kvstore.analysis.block_counts import BlockCounts, count_blocks
+from fairlead_kvstore.blockstore.changes import BlocksStored, CompletenessChanged, InstanceCleared, InstanceDetached
+from fairlead_kvstore.blockstore.storage_tiers import INSTANCE_TIERS, StorageTier
+from fairlead_kvstore.index.replica import IndexReplica
+
+
+def test_a_block_in_two_tiers_counts_once_and_an_instance_of_which_nothing_was_stored_is_there() -> None:
+    mirror = IndexReplica()
+    mirror.apply(
+        [
+            BlocksStored("a", StorageTier.GPU, 0, [1, 2, 3]),
+            BlocksStored("a", StorageTier.CPU, 0, [2]),
+            BlocksStored("b", StorageTier.DISK, 0, [3]),
+        ]
+    )
+    mirror.apply([CompletenessChanged("c", False, "nothing was seen yet", 0.0)])
+    assert count_blocks(mirror) == {
+        "a": BlockCounts(gpu=3, cpu=1, disk=0, blocks=3, unique=2),
+        "b": BlockCounts(gpu=0, cpu=0, disk=1, blocks=1, unique=0),
+        "c": BlockCounts(),
+    }
+
+
+def test_what_a_cleared_instance_held_is_unique_to_the_others_at_once() -> None:
+    mirror = IndexReplica()
+    mirror.apply([BlocksStored(name, StorageTier.GPU, 0, [1, 2]) for name in "ab"])
+    mirror.apply([InstanceCleared("a", 2, "restarted"), InstanceDetached("a")])
+    assert count_blocks(mirror) == {"b": BlockCounts(gpu=2, blocks=2, unique=2)}
+    assert list(mirror.blocks_of("a")) == []
+
+
+@pytest.mark.property
+@given(
+    st.lists(
+        st.tuples(st.sampled_from("abcd"), st.sampled_from(INSTANCE_TIERS), st.sets(st.integers(1, 30), min_size=1)),
+        max_size=12,
+    )
+)
+def test_the_census_is_what_counting_by_hand_gives(told: list[tuple[str, StorageTier, set[int]]]) -> None:
+    mirror = IndexReplica()
+    held: dict[str, set[tuple[int, StorageTier]]] = {}
+    for name, tier, blocks in told:
+        mirror.apply([BlocksStored(name, tier, 0, sorted(blocks))])
+        held.setdefault(name, set()).update((own, tier) for own in blocks)
+    found = count_blocks(mirror)
+    assert set(found) == set(held)
+    for name, content in held.items():
+        assert set(mirror.blocks_of(name)) == content
+        mine = {own for own, _ in content}
+        others = {own for other, there in held.items() if other != name for own, _ in there}
+        tiers = [sum(1 for _, tier in content if tier is one) for one in INSTANCE_TIERS]
+        assert found[name] == BlockCounts(*tiers, blocks=len(mine), unique=len(mine - others))
+    assert sum(count for _, count in mirror.holder_sets()) == len(mirror)

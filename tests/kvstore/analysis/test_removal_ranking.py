@@ -1,0 +1,77 @@
+"""Which instance is cheapest to lose, and what counts as used lately."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fairlead_kvstore.analysis.block_counts import BlockCounts, count_blocks
+from fairlead_kvstore.analysis.removal_ranking import RecentBlocks, RemovalRank, rank_removals
+from fairlead_kvstore.blockstore.changes import BlocksStored, InstanceDetached
+from fairlead_kvstore.blockstore.storage_tiers import StorageTier
+from fairlead_kvstore.index.replica import IndexReplica
+
+
+def order(found: tuple[RemovalRank, ...]) -> list[tuple[str, int | None]]:
+    return [(one.instance, one.rank) for one in found]
+
+
+def test_what_is_used_weighs_more_than_what_is_only_there_and_who_is_not_known_has_no_rank() -> None:
+    counted = {
+        "old": BlockCounts(blocks=900, unique=800),
+        "busy": BlockCounts(blocks=300, unique=200),
+        "copy": BlockCounts(blocks=500, unique=0),
+        "dark": BlockCounts(blocks=5, unique=5),
+    }
+    found = rank_removals(counted, {"dark": "the replay starts later"}, {"busy": 150, "old": 2})
+    assert order(found) == [("copy", 1), ("old", 2), ("busy", 3), ("dark", None)]
+    assert [one.reason for one in found] == [
+        "others hold all of its 500 blocks",
+        "only it holds 800 of its 900 blocks, 2 of them used lately",
+        "only it holds 200 of its 300 blocks, 150 of them used lately",
+        "cannot be told: the replay starts later",
+    ]
+    assert order(rank_removals(counted, {}, None)) == [("copy", 1), ("dark", 2), ("busy", 3), ("old", 4)]
+
+
+def test_alone_counts_blocks_of_one_living_holder_in_any_tier() -> None:
+    mirror = IndexReplica()
+    mirror.apply(
+        [
+            BlocksStored("a", StorageTier.GPU, 0, [1, 2, 3]),
+            BlocksStored("a", StorageTier.CPU, 0, [3]),
+            BlocksStored("b", StorageTier.DISK, 0, [2, 4]),
+        ]
+    )
+    assert mirror.count_unique([1, 2, 3, 4, 5]) == {"a": 2, "b": 1}
+    mirror.apply([InstanceDetached("b")])
+    assert mirror.count_unique([1, 2, 3, 4, 5]) == {"a": 3}
+
+
+@pytest.mark.property
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.sets(st.integers(1, 20), min_size=1)), max_size=8))
+def test_all_blocks_asked_alone_are_those_that_the_census_calls_unique(told: list[tuple[str, set[int]]]) -> None:
+    mirror = IndexReplica()
+    for name, blocks in told:
+        mirror.apply([BlocksStored(name, StorageTier.GPU, 0, sorted(blocks))])
+    unique = {name: one.unique for name, one in count_blocks(mirror).items() if one.unique}
+    assert mirror.count_unique(range(1, 21)) == unique
+
+
+def test_a_block_was_used_lately_for_as_long_as_it_says_and_at_most_twice_as_long() -> None:
+    recent = RecentBlocks(most=100, seconds=10.0)
+    recent.add([1], 0.0)
+    recent.add([2], 9.0)
+    assert recent.blocks(9.9) == {1, 2}
+    recent.add([3], 12.0)  # a new generation: those of the last one still count
+    assert recent.blocks(18.9) == {1, 2, 3}
+    assert recent.blocks(22.5) == {3}
+    assert recent.blocks(60.0) == set()
+
+
+def test_many_blocks_push_the_older_half_out() -> None:
+    recent = RecentBlocks(most=20, seconds=1_000.0)
+    for number in range(100):
+        recent.add([number], float(number) / 100)
+    found = recent.blocks(1.0)
+    assert len(found) <= 21
+    assert {95, 96, 97, 98, 99} <= found

@@ -1,0 +1,288 @@
+"""Random streams with every fault that real ones have, against the engine that published them.
+
+The engine of ``fairlead_testing.kvstore.prefix_cache_engine`` has its own cache with vLLM's rules, so it knows what it holds. What it publishes is lost,
+repeated, reordered and delayed; it restarts, clears and forgets its replay buffer. Whenever everything that arrives has arrived, the
+truth must hold no block that the engine does not (no ghosts, ever), and exactly the engine's blocks when it says ``complete`` (but
+for an adapter that was loaded again). Whoever applies the changes one by one must hold the same.
+"""
+
+from collections import deque
+
+import hypothesis.strategies as st
+import msgspec
+import pytest
+from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
+from hypothesis import settings
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from fairlead.limits import Limits
+from fairlead_kvstore.blockstore.block_hash import block_extras, block_hashes, cached_tokens, chain_root
+from fairlead_kvstore.blockstore.changes import BlocksRemoved, BlocksStored, CompletenessChanged, InstanceCleared
+from fairlead_kvstore.blockstore.snapshot import InstanceSnapshot, RowParts
+from fairlead_kvstore.blockstore.storage_tiers import StorageTier
+from fairlead_kvstore.blockstore.store import BlockStore
+from fairlead_kvstore.events.stream_sequencer import EventSequencer
+from fairlead_kvstore.events.types import EventFrame, StreamOutcome, StreamPosition
+from fairlead_kvstore.reader.event_application import apply_outcomes
+
+NIGHTLY = settings().max_examples > 1_000
+MODEL = "default/tiny"
+SIZE = 4
+PROMPTS = st.tuples(st.integers(0, 2), st.integers(0, 3), st.integers(1, 23))
+SALTS = st.sampled_from([None, None, "acme"])
+ADAPTERS = st.sampled_from([None, None, "bot"])
+
+
+def tokens_of(prompt: tuple[int, int, int]) -> list[int]:
+    """Prompts that share heads: (head, where they part, length)."""
+    head, tail, length = prompt
+    return [head * 100 + index if index < 10 else tail * 1_000 + head * 100 + index for index in range(length)]
+
+
+def named(tokens: tuple[int, ...], adapter: str | None, salt: str | None) -> list[int]:
+    """Own hashes of a prompt, as a gateway computes them."""
+    return block_hashes(chain_root(MODEL, adapter), tokens, SIZE, block_extras(len(tokens) // SIZE, SIZE, salt=salt))
+
+
+class FaultyStream(RuleBasedStateMachine):
+    """One engine, one wire and one reader."""
+
+    @initialize(
+        capacity=st.integers(4, 14),
+        maps=st.booleans(),
+        replayable=st.booleans(),
+        buffer=st.sampled_from([1, 3, 10_000]),
+        held=st.sampled_from([2, 4_096]),
+        known=st.sampled_from([1, 2, 128]),
+        room=st.sampled_from([6, 1_000]),
+        late=st.integers(0, 3),
+    )
+    def start(
+        self, capacity: int, maps: bool, replayable: bool, buffer: int, held: int, known: int, room: int, late: int
+    ) -> None:
+        self.settings = {"capacity": capacity, "maps": maps, "buffer": buffer}
+        self.limits = Limits(
+            kv_replay_buffered=held, kv_sequences_known=known, kv_blocks_per_instance=room, kv_orphans_per_instance=8
+        )
+        self.replayable, self.seed, self.now = replayable, 0, 0.0
+        self.engine = PrefixCacheEngine(block_size=SIZE, seed=0, **self.settings)
+        self.load("a")
+        self.prompts: set[tuple[tuple[int, ...], str | None, str | None]] = set()
+        self.wire: deque[EventFrame] = deque()
+        self.answers: deque[EventFrame | None] = deque()
+        self.copy: set[tuple[int, StorageTier]] = set()
+        self.marked: bool | None = None
+        self.kept: tuple[InstanceSnapshot, RowParts, StreamPosition | None] | None = None
+        self.truth = BlockStore(limits=self.limits)
+        self.truth.attach("i", MODEL, self.now)
+        self.stream = EventSequencer(replayable=replayable, buffer=buffer, limits=self.limits)
+        for tail in range(late):
+            self.prompt((0, tail, 23), None, None, 0.0)
+        self.wire.clear()
+        self.handle(self.stream.on_connected())
+
+    # --- the engine -----------------------------------------------------------------------------------------------------
+
+    @rule(prompt=PROMPTS, adapter=ADAPTERS, salt=SALTS, seconds=st.sampled_from([0.0, 0.5, 9.0]))
+    def prompt(self, prompt: tuple[int, int, int], adapter: str | None, salt: str | None, seconds: float) -> None:
+        self.now += seconds
+        tokens = tokens_of(prompt)
+        self.engine.serve_prompt(tokens, adapter, salt)
+        self.prompts.add((tuple(tokens), adapter, salt))
+        self.publish()
+
+    @rule(path=st.sampled_from(["a", "b"]), told=st.booleans())
+    def reload(self, path: str, told: bool) -> None:
+        """The adapter is loaded again. Somebody may tell from where; that is slower than events, so they are all there."""
+        if told:
+            self.arrive()
+        self.load(path)
+        if told:
+            self.apply(self.truth.on_adapter_source("i", "bot", path, self.now))
+
+    @rule()
+    def clear(self) -> None:
+        self.engine.clear()
+        self.publish()
+
+    @rule(same=st.booleans(), seen=st.integers(0, 2))
+    def restart(self, same: bool, seen: int) -> None:
+        """The process ends, with some of its last batches on the wire; ZeroMQ tells that the connection broke."""
+        for _ in range(seen):
+            self.deliver()
+        self.seed += not same
+        self.engine = PrefixCacheEngine(block_size=SIZE, seed=self.seed, **self.settings)
+        self.load("a")
+        self.reconnect()
+
+    @rule()
+    def cleared_by_us(self) -> None:
+        """Fairlead resets the cache while the engine is idle; what was published is still on its way."""
+        self.engine.clear()
+        self.apply(self.truth.on_cleared_by_fairlead("i", self.now))
+        for _ in range(len(self.wire)):
+            self.deliver()
+        self.now += 0.1
+
+    # --- the wire -------------------------------------------------------------------------------------------------------
+
+    @precondition(lambda self: self.wire)
+    @rule()
+    def deliver(self) -> None:
+        if self.wire:
+            self.handle(self.stream.on_live_frame(self.wire.popleft()))
+
+    @precondition(lambda self: self.wire)
+    @rule()
+    def drop(self) -> None:
+        self.wire.popleft()
+
+    @precondition(lambda self: self.wire)
+    @rule()
+    def repeat(self) -> None:
+        self.wire.appendleft(self.wire[0])
+
+    @precondition(lambda self: len(self.wire) > 1)
+    @rule()
+    def swap(self) -> None:
+        self.wire.rotate(1)
+
+    @rule()
+    def reconnect(self) -> None:
+        self.wire.clear()
+        self.answers.clear()
+        self.handle(self.stream.on_disconnected())
+        self.handle(self.stream.on_connected())
+
+    @precondition(lambda self: self.answers)
+    @rule(count=st.integers(1, 4))
+    def answer(self, count: int) -> None:
+        for _ in range(count):
+            if self.answers:
+                self.handle(self.stream.on_replayed_frame(self.answers.popleft()))
+
+    @precondition(lambda self: self.stream.is_replaying)
+    @rule()
+    def refuse(self) -> None:
+        self.answers.clear()
+        self.handle(self.stream.on_replay_failed("no answer"))
+
+    # --- the indexer ----------------------------------------------------------------------------------------------------
+
+    @rule()
+    def keep(self) -> None:
+        """The slice and the stream's position are written down."""
+        kept, rows = self.truth.take_snapshot("i", 7.0)
+        self.kept = (
+            msgspec.msgpack.decode(msgspec.msgpack.encode(kept), type=InstanceSnapshot),
+            rows,
+            self.stream.position,
+        )
+
+    @rule()
+    def another_indexer(self) -> None:
+        """It goes on from what was kept, which may be old by now; what was on the wire is lost."""
+        self.wire.clear()
+        self.answers.clear()
+        self.truth = BlockStore(limits=self.limits)
+        self.truth.attach("i", MODEL, self.now)
+        position = None
+        if self.kept is not None:
+            kept, rows, position = self.kept
+            if position is not None:
+                self.truth.restore_snapshot("i", kept, rows, 7.0, self.now)
+        self.copy = set(self.truth.content("i"))
+        self.marked = None
+        self.stream = EventSequencer(
+            replayable=self.replayable, buffer=self.settings["buffer"], limits=self.limits, position=position
+        )
+        self.handle(self.stream.on_connected())
+
+    @rule()
+    def settle(self) -> None:
+        """Everything arrives, then one more batch, which shows what is missing."""
+        self.arrive()
+        for adapter in (None, "bot"):
+            start = 10_000 + self.engine.number * 10
+            self.engine.serve_prompt([start + index for index in range(SIZE)], adapter)
+            self.publish()
+        self.arrive()
+        if "bot" in self.truth.unsourced_adapters("i"):
+            self.apply(self.truth.on_adapter_source("i", "bot", self.path, self.now))
+        self.compare()
+
+    # --- what must hold -------------------------------------------------------------------------------------------------
+
+    @invariant()
+    def the_copy_is_the_truth(self) -> None:
+        if hasattr(self, "truth"):
+            assert self.copy == set(self.truth.content("i"))
+            assert self.marked in (None, self.truth.state("i").complete)
+            assert self.truth.block_count == self.truth.state("i").blocks <= self.limits.kv_blocks_per_instance
+
+    def teardown(self) -> None:
+        if hasattr(self, "truth"):
+            self.settle()
+
+    def compare(self) -> None:
+        held = {own for own, _ in self.truth.content("i")}
+        known: dict[int, bool] = {}
+        for tokens, adapter, salt in self.prompts:
+            values = self.engine.chain(tokens, adapter, salt)
+            for own, value in zip(named(tokens, adapter, salt), values, strict=True):
+                known[own] = self.engine.has_block(value)
+        assert not [own for own in held if not known.get(own, True)], "ghosts"
+        complete = self.truth.state("i").complete
+        for tokens, adapter, salt in self.prompts:
+            depth = self.truth.cached_depths("i", named(tokens, adapter, salt))[StorageTier.GPU]
+            predicted = cached_tokens(depth, len(tokens), SIZE)
+            hit = self.engine.hit_blocks(tokens, adapter, salt) * SIZE
+            assert predicted <= hit
+            if complete:
+                assert predicted == hit
+
+    def load(self, path: str) -> None:
+        self.path, self.loads = path, self.engine.load("bot", path)
+
+    # --- the reader -----------------------------------------------------------------------------------------------------
+
+    def publish(self) -> None:
+        frame = self.engine.publish(self.now)
+        if frame is not None:
+            self.wire.append(frame)
+
+    def handle(self, outcomes: list[StreamOutcome]) -> None:
+        found = apply_outcomes(self.truth, "i", outcomes, self.now, self.limits)
+        assert not found.unreadable
+        self.apply(found.changes)
+        if found.replay_from is not None:
+            self.answers += [*self.engine.replay(found.replay_from), None]
+
+    def apply(self, changes: list[object]) -> None:
+        for change in changes:
+            if isinstance(change, BlocksStored):
+                assert not self.copy & {(own, change.tier) for own in change.hashes}
+                self.copy |= {(own, change.tier) for own in change.hashes}
+            elif isinstance(change, BlocksRemoved):
+                assert self.copy >= {(own, change.tier) for own in change.hashes}
+                self.copy -= {(own, change.tier) for own in change.hashes}
+            elif isinstance(change, InstanceCleared):
+                self.copy.clear()
+            elif isinstance(change, CompletenessChanged):
+                self.marked = change.complete
+
+    def arrive(self) -> None:
+        for _ in range(1_000):
+            if self.answers:
+                self.handle(self.stream.on_replayed_frame(self.answers.popleft()))
+            elif self.wire:
+                self.deliver()
+            else:
+                return
+        raise AssertionError("it never comes to rest")
+
+
+FaultyStream.TestCase.settings = settings(
+    max_examples=10_000 if NIGHTLY else 60, stateful_step_count=40 if NIGHTLY else 30
+)
+TestFaultyStream = pytest.mark.timeout(3_600)(FaultyStream.TestCase)

@@ -1,0 +1,79 @@
+"""The chain that names blocks: what is in it, and what is not."""
+
+import pytest
+
+from fairlead.errors import BadInput
+from fairlead_kvstore.blockstore.block_hash import (
+    block_extras,
+    block_hashes,
+    cached_tokens,
+    chain_root,
+    engine_hash,
+    extra_bytes,
+    hash_with_extras,
+    token_bytes,
+)
+
+START = chain_root("default/tiny")
+
+
+def test_the_hashes_are_the_same_on_every_machine_and_in_every_release() -> None:
+    """They lie in Redis, written by one release and read by the next."""
+    assert START == 9992791669714652236
+    assert block_hashes(START, [1, 2, 3, 4_294_967_295], 2) == [15545567489756096267, 2549065674650195159]
+    assert block_hashes(START, [1, 2], 2, [["salt"]]) == [1403607802017451528]
+
+
+def test_a_chain_goes_on_from_its_last_block_and_leaves_out_what_is_no_whole_block() -> None:
+    whole = block_hashes(START, list(range(11)), 2)
+    assert len(whole) == 5
+    assert block_hashes(block_hashes(START, list(range(4)), 2)[-1], list(range(4, 11)), 2) == whole[2:]
+
+
+def test_everything_before_a_block_is_part_of_it() -> None:
+    tokens = list(range(8))
+    chains = [
+        block_hashes(START, tokens, 2),
+        block_hashes(START, [9, *tokens[1:]], 2),
+        block_hashes(chain_root("default/other"), tokens, 2),
+        block_hashes(chain_root("default/tiny", "bot"), tokens, 2),
+        block_hashes(chain_root("default/tiny", secret=b"s"), tokens, 2),
+        block_hashes(START, tokens, 2, block_extras(4, 2, salt="acme")),
+        block_hashes(START, tokens, 2, block_extras(4, 2, images=[("cat", 0, 1)])),
+        block_hashes(START, tokens, 2, block_extras(4, 2, images=[("cat", 1, 1)])),
+    ]
+    assert len({own for chain in chains for own in chain}) == 8 * 4
+
+
+def test_an_image_is_named_on_the_blocks_that_it_touches_and_the_salt_on_the_first() -> None:
+    found = block_extras(4, 4, salt="acme", images=[("red", 3, 6), ("blue", 9, 2)])
+    assert found == [[["red", 3], "acme"], [["red", -1]], [["red", -5], ["blue", 1]], None]
+    assert hash_with_extras(7, extra_bytes(["acme"])) != hash_with_extras(7, extra_bytes([["acme", 0]])) != 7
+
+
+@pytest.mark.parametrize(
+    ("blocks", "prompt", "cached"), [(3, 100, 96), (3, 97, 96), (3, 96, 64), (3, 1, 0), (0, 96, 0), (9, 64, 32)]
+)
+def test_an_engine_never_reports_the_last_token_as_cached(blocks: int, prompt: int, cached: int) -> None:
+    assert cached_tokens(blocks, prompt, 32) == cached
+
+
+@pytest.mark.parametrize(("blocks", "slower", "prompt", "cached"), [
+    (20, 46, 1500, 1472), (0, 25, 800, 800), (25, 25, 800, 800), (6, 7, 224, 224), (7, 0, 224, 192), (3, 2, 224, 96),
+])  # fmt: skip
+def test_a_slower_tier_brings_the_last_token_too(blocks: int, slower: int, prompt: int, cached: int) -> None:
+    """As a real engine with a CPU tier answered: 225 of 225 prompts."""
+    assert cached_tokens(blocks, prompt, 32, slower=slower) == cached
+
+
+@pytest.mark.parametrize("token", [-1, 2**32, None, "1"])
+def test_a_token_that_is_none_is_an_error_that_names_the_field(token: object) -> None:
+    with pytest.raises(BadInput) as caught:
+        token_bytes([1, token])  # type: ignore[list-item]
+    assert caught.value.field == "tokens"
+
+
+def test_handles_are_64_bits_of_whatever_the_engine_calls_a_block() -> None:
+    assert engine_hash(2**64 - 1) == engine_hash(-1) == 2**64 - 1
+    assert 0 <= engine_hash(b"\x01" * 32) < 2**64
+    assert engine_hash(b"\x01" * 32) != engine_hash(b"\x01" * 31)

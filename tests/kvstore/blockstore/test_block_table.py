@@ -1,0 +1,83 @@
+"""The table of blocks: what open addressing gets wrong when it is wrong, against a dict; and what a block takes."""
+
+import hypothesis.strategies as st
+from hypothesis import given
+
+from fairlead_kvstore.blockstore.block_table import BlockTable
+
+KEYS = st.one_of(st.integers(0, 40), st.integers(0, 30).map(lambda number: number * 13), st.integers(2**63, 2**64 - 1))
+STEPS = st.lists(st.tuples(KEYS, st.booleans()), max_size=200)
+
+
+@given(STEPS)
+def test_the_index_finds_what_a_dict_finds(steps: list[tuple[int, bool]]) -> None:
+    blocks, known = BlockTable(), dict[int, int]()
+    for key, adding in steps:
+        row = blocks.by_handle.find(key)
+        assert (key in known) == bool(row)
+        if adding and not row:
+            known[key] = key * 3 % 2**64
+            blocks.add(key, known[key], 0, 0, 0, 1, 0)
+        elif row and not adding:
+            del known[key]
+            blocks.release(row)
+        assert len(blocks) == len(known)
+    for key, own in known.items():
+        row = blocks.by_handle.find(key)
+        assert blocks.handles[row] == key
+        assert blocks.owns[row] == own
+    assert {blocks.handles[row] for row in blocks.by_handle} == set(known)
+
+
+@given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 4), st.booleans()), max_size=100))
+def test_a_block_is_there_while_one_of_its_twins_is(steps: list[tuple[int, int, bool]]) -> None:
+    blocks, known = BlockTable(), dict[int, int]()
+    for handle, own, adding in steps:
+        row = blocks.by_handle.find(handle)
+        if adding and not row:
+            first = blocks.add(handle, own, 99, 0, 0, 1, 0)
+            assert first == (own not in known.values())
+            known[handle] = own
+        elif row and not adding:
+            assert blocks.is_in_twin(row, 0) == (list(known.values()).count(known[handle]) > 1)
+            blocks.release(row)
+            del known[handle]
+    for own in range(5):
+        assert bool(blocks.copies(own)) == (own in known.values())
+    assert len(blocks.by_own) == len(set(known.values()))
+
+
+def test_rows_are_used_again() -> None:
+    blocks = BlockTable()
+    for number in range(10_000):
+        blocks.add(number, number, 0, 0, 0, 1, 0)
+        if number >= 100:
+            blocks.release(blocks.by_handle.find(number - 100))
+    assert len(blocks) == 100
+    assert len(blocks.handles) <= 102
+
+
+def test_a_block_takes_less_than_seventy_bytes_whatever_their_number() -> None:
+    blocks, worst = BlockTable(), 0.0
+    for number in range(1, 60_000):
+        value = number * 0x9E37_79B9_7F4A_7C15 % 2**64
+        blocks.add(value, value ^ 0xFFFF, 0, 0, 0, 1, 0)
+        if number > 20_000 and not number % 500:
+            worst = max(worst, blocks.bytes / number)
+    assert worst < 70
+
+
+def test_the_oldest_are_ends_of_chains_before_their_beginnings() -> None:
+    blocks = BlockTable()
+    for depth in range(4):
+        blocks.add(10 + depth, 10 + depth, 9 + depth, depth, 0, 1, 5)
+        blocks.add(20 + depth, 20 + depth, 19 + depth, depth, 0, 1, 3)
+    assert [blocks.handles[row] for row in blocks.oldest(6)] == [23, 22, 21, 20, 13, 12]
+
+
+def test_using_a_block_makes_all_before_it_as_young() -> None:
+    blocks = BlockTable()
+    for depth in range(4):
+        blocks.add(10 + depth, 10 + depth, 9 + depth, depth, 0, 1, 1)
+    blocks.touch(12, 7)
+    assert [blocks.ticks[blocks.by_own.find(own)] for own in range(10, 14)] == [7, 7, 7, 1]

@@ -1,0 +1,347 @@
+"""An adapter's name outlives what was loaded under it."""
+
+from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
+
+from fairlead.limits import Limits
+from fairlead_kvstore.blockstore import changes
+from fairlead_kvstore.blockstore.block_hash import block_hashes, chain_root
+from fairlead_kvstore.blockstore.changes import Change
+from fairlead_kvstore.blockstore.storage_tiers import StorageTier
+from fairlead_kvstore.blockstore.store import BlockStore
+from fairlead_kvstore.events.decoder import decode_events
+
+MODEL = "default/tiny"
+PROMPT = list(range(41))  # ten blocks of four, and one token
+OTHER = list(range(500, 541))
+THIRD = list(range(600, 641))
+
+
+class Loaded:
+    """An engine with room for everything, and its index."""
+
+    def __init__(self, limits: Limits | None = None, capacity: int = 1_000) -> None:
+        self.engine = PrefixCacheEngine(capacity=capacity)
+        self.truth = BlockStore(limits=limits or Limits())
+        self.truth.attach("i", MODEL, 0.0)
+        self.more = 50_000
+
+    def ask(self, tokens: list[int], adapter: str | None = "bot") -> list[Change]:
+        """Serve a prompt, and tell the index."""
+        self.engine.serve_prompt(tokens, adapter)
+        frame = self.engine.publish()
+        return [] if frame is None else self.truth.apply("i", decode_events(frame.payload), 1.0)
+
+    def predicted(self, tokens: list[int] = PROMPT, adapter: str | None = "bot") -> int:
+        return self.truth.cached_depths("i", block_hashes(chain_root(MODEL, adapter), tokens, 4))[StorageTier.GPU]
+
+    def told(self, place: str) -> list[Change]:
+        """Somebody reads where the adapter comes from; it counts with the next event."""
+        changes_now = self.truth.on_adapter_source("i", "bot", place, 1.0)
+        self.more += 10
+        return [*changes_now, *self.ask(list(range(self.more, self.more + 4)))]
+
+
+def test_another_path_parks_the_old_blocks_with_the_first_word_of_it() -> None:
+    one = Loaded()
+    one.engine.load("bot", "a")
+    one.ask(PROMPT)
+    one.engine.load("bot", "b")
+    told = one.ask(OTHER)
+    assert [type(item) for item in told] == [changes.BlocksRemoved, changes.BlocksStored]
+    assert one.predicted() == one.engine.hit_blocks(PROMPT, "bot") == 0
+    assert one.truth.state("i").blocks == 20
+
+
+def test_who_tells_the_path_needs_no_event() -> None:
+    one = Loaded()
+    one.engine.load("bot", "a")
+    one.ask(PROMPT)
+    assert one.truth.unsourced_adapters("i") == ["bot"]
+    one.told("a")
+    assert one.truth.unsourced_adapters("i") == []
+    one.engine.load("bot", "b")
+    assert [type(item) for item in one.truth.on_adapter_source("i", "bot", "b", 1.0)] == [changes.BlocksRemoved]
+    assert one.predicted() == 0
+    one.engine.load("bot", "a")
+    assert one.truth.on_adapter_source("i", "bot", "a", 1.0) != []
+    assert one.predicted() == one.engine.hit_blocks(PROMPT, "bot") == 10
+
+
+def test_a_path_that_was_read_after_the_next_load_is_not_believed_of_the_one_before() -> None:
+    one = Loaded()
+    one.engine.load("bot", "a")
+    one.ask(PROMPT)
+    one.engine.load("bot", "b")
+    one.truth.on_adapter_source("i", "bot", "b", 1.0)  # the last number that was seen is the first load's
+    one.ask(OTHER)
+    one.told("b")
+    assert (one.predicted(), one.predicted(OTHER)) == (0, 10)
+
+
+def test_the_same_path_again_returns_the_old_blocks_when_a_block_shows_it() -> None:
+    one = Loaded()
+    one.engine.load("bot", "a")
+    one.ask(PROMPT)
+    one.engine.load("bot", "b")
+    one.ask(OTHER)
+    one.engine.load("bot", "a")
+    assert one.engine.hit_blocks(PROMPT, "bot") == 10
+    one.ask([*PROMPT, *range(700, 710)])  # goes on from a block of the first load
+    assert one.predicted() == 10
+    assert one.predicted(OTHER) == one.engine.hit_blocks(OTHER, "bot") == 0
+
+
+def test_the_same_path_again_after_a_cold_prompt_returns_the_old_blocks_later() -> None:
+    one = Loaded()
+    one.engine.load("bot", "a")
+    one.ask(PROMPT)
+    one.engine.load("bot", "a")
+    one.ask(OTHER)
+    assert one.predicted() == 0  # a miss that nobody could know of
+    one.ask([*PROMPT, *range(700, 710)])
+    assert (one.predicted(), one.predicted(OTHER)) == (10, 10)
+
+
+def test_the_same_path_again_returns_the_old_blocks_when_it_is_told() -> None:
+    one = Loaded()
+    one.engine.load("bot", "a")
+    one.ask(PROMPT)
+    one.told("a")
+    one.engine.load("bot", "a")
+    one.ask(OTHER)
+    assert one.truth.unsourced_adapters("i") == ["bot"]
+    assert one.truth.on_adapter_source("i", "bot", "a", 1.0) != []
+    assert (one.predicted(), one.predicted(OTHER)) == (10, 0), "two loads may have come since a was told first"
+    assert not one.truth.state("i").complete
+    one.told("a")
+    assert (one.predicted(), one.predicted(OTHER)) == (10, 10)
+
+
+def test_a_place_that_was_read_for_the_load_before_does_not_show_where_the_next_one_is_from() -> None:
+    """Loaded from elsewhere and back between two readings, and only a block of the load from elsewhere was seen."""
+    one = Loaded()
+    one.engine.load("bot", "a")
+    one.ask(PROMPT)
+    one.told("a")
+    one.engine.load("bot", "b")
+    one.ask(OTHER)
+    one.engine.load("bot", "a")
+    one.truth.on_adapter_source("i", "bot", "a", 1.0)
+    assert (one.predicted(), one.engine.hit_blocks(PROMPT, "bot")) == (10, 10)
+    assert one.predicted(OTHER) == one.engine.hit_blocks(OTHER, "bot") == 0
+
+
+def test_a_load_is_known_when_another_place_was_read_before_its_first_block_and_again_after_it() -> None:
+    """A real engine: two prompts after the load, the second told of in between, and no event before the next load."""
+    one = Loaded()
+    one.engine.load("bot", "a")
+    one.ask(PROMPT)
+    one.told("a")
+    one.engine.load("bot", "b")
+    one.truth.on_adapter_source("i", "bot", "b", 1.0)
+    one.ask(OTHER)
+    one.truth.on_adapter_source("i", "bot", "b", 1.0)
+    one.engine.load("bot", "a")
+    one.truth.on_adapter_source("i", "bot", "a", 1.0)
+    assert (one.predicted(), one.predicted(OTHER)) == (10, 0)
+    one.engine.load("bot", "b")
+    one.truth.on_adapter_source("i", "bot", "b", 1.0)
+    assert one.predicted(OTHER) == one.engine.hit_blocks(OTHER, "bot") == 10
+
+
+def test_a_load_whose_first_block_came_before_its_place_was_read_is_only_known_by_one_more() -> None:
+    one = Loaded()
+    one.engine.load("bot", "a")
+    one.ask(PROMPT)
+    one.told("a")
+    one.engine.load("bot", "b")
+    one.ask(OTHER)
+    one.truth.on_adapter_source("i", "bot", "b", 1.0)
+    one.engine.load("bot", "a")
+    one.truth.on_adapter_source("i", "bot", "a", 1.0)
+    one.engine.load("bot", "b")
+    one.truth.on_adapter_source("i", "bot", "b", 1.0)
+    assert one.predicted(OTHER) == 0  # a miss: nobody can tell that it was not loaded from a third place
+    assert one.predicted() == 0
+
+
+def test_a_place_that_is_told_counts_before_any_block_of_the_new_load_shows_it() -> None:
+    """A real engine: elsewhere, back, a cold prompt, one that is cached as a whole and so stores nothing, and elsewhere again."""
+    one = Loaded()
+    one.engine.load("bot", "a")
+    one.ask(PROMPT)
+    one.told("a")
+    one.engine.load("bot", "b")
+    one.told("b")
+    one.ask(OTHER)
+    one.told("b")
+    one.engine.load("bot", "a")
+    one.truth.on_adapter_source("i", "bot", "a", 1.0)
+    one.ask(THIRD)
+    one.truth.on_adapter_source("i", "bot", "a", 1.0)
+    assert one.predicted() == one.engine.hit_blocks(PROMPT, "bot") == 10
+    assert one.predicted(OTHER) == one.engine.hit_blocks(OTHER, "bot") == 0
+    one.engine.load("bot", "b")
+    one.truth.on_adapter_source("i", "bot", "b", 1.0)
+    assert one.predicted(THIRD) == one.engine.hit_blocks(THIRD, "bot") == 0
+    assert one.predicted(OTHER) == one.engine.hit_blocks(OTHER, "bot") == 10
+    one.engine.load("bot", "a")
+    one.told("a")
+    one.told("a")
+    assert one.predicted() == 10
+    assert one.predicted(OTHER) == 0
+    assert one.predicted(THIRD) <= one.engine.hit_blocks(THIRD, "bot")
+
+
+def test_blocks_of_a_new_number_wait_until_they_show_that_they_go_on_from_what_was_told() -> None:
+    one = Loaded()
+    one.engine.load("bot", "a")
+    one.ask(PROMPT)
+    one.told("a")
+    one.engine.load("bot", "a")
+    one.ask(OTHER)
+    one.truth.on_adapter_source("i", "bot", "a", 1.0)
+    one.ask([*PROMPT, *range(700, 710)])  # the first load's blocks: it is the same content
+    assert (one.predicted(), one.predicted(OTHER)) == (10, 10)
+
+
+def test_blocks_that_are_evicted_while_they_are_parked_do_not_return() -> None:
+    one = Loaded(capacity=24)
+    one.engine.load("bot", "a")
+    one.ask(PROMPT)
+    one.told("a")
+    one.engine.load("bot", "b")
+    one.ask(OTHER)
+    one.told("b")
+    one.ask(list(range(900, 928)), None)  # pushes out the end of the first prompt
+    one.engine.load("bot", "a")
+    one.told("a")
+    one.told("a")
+    assert 0 < one.predicted() == one.engine.hit_blocks(PROMPT, "bot") < 10
+
+
+def test_a_request_of_the_old_load_that_is_still_running_changes_nothing() -> None:
+    one = Loaded()
+    one.engine.load("bot", "a")
+    one.ask(PROMPT)
+    old = dict(one.engine._numbers)
+    one.engine.load("bot", "b")
+    one.ask(OTHER)
+    new, one.engine._numbers = one.engine._numbers, old
+    assert one.ask([*PROMPT, *range(700, 710)]) == []
+    one.engine._numbers = new
+    assert (one.predicted(), one.predicted(OTHER)) == (0, 10)
+
+
+def test_an_engine_that_only_numbers_its_adapters_credits_nobody() -> None:
+    one = Loaded()
+    from fairlead_kvstore.events.decoder import EventBatch
+    from fairlead_kvstore.events.payloads import StoredEvent
+
+    one.truth.apply("i", EventBatch(0.0, [StoredEvent([1], None, [1, 2, 3, 4], 4, 7, "GPU")]), 1.0)
+    assert one.truth.state("i").blocks == 1
+    assert one.predicted([1, 2, 3, 4], None) == one.predicted([1, 2, 3, 4], "bot") == 0
+
+
+def test_names_and_earlier_contents_are_bounded() -> None:
+    one = Loaded(Limits(kv_adapters=2, kv_adapter_versions=2))
+    for name in ("bot", "second", "third"):
+        one.engine.load(name, "a")
+        one.ask(PROMPT, name)
+    assert [one.predicted(PROMPT, name) for name in ("bot", "second", "third")] == [10, 10, 0]
+    assert one.truth.state("i").counts.unnamed == 10
+    for number in range(40):
+        one.engine.load("bot", f"place {number}")
+        one.ask([5_000 + number * 10 + index for index in range(8)])
+    assert one.truth.state("i").blocks <= 10 + 2 + 2 * 10
+
+
+def test_a_clear_forgets_the_blocks_and_keeps_what_is_loaded() -> None:
+    one = Loaded()
+    one.engine.load("bot", "a")
+    one.ask(PROMPT)
+    one.told("a")
+    one.engine.clear()
+    one.ask(OTHER)
+    assert one.truth.unsourced_adapters("i") == []
+    assert (one.predicted(), one.predicted(OTHER)) == (0, 10)
+
+
+def test_who_joins_late_and_cannot_tell_an_earlier_load_s_place_says_so() -> None:
+    """Loaded from b, from a and from b again; where the first two came from is not to be learned any more."""
+    one = Loaded()
+    one.truth.on_complete("i", "replayed", 1.0)
+    one.engine.load("bot", "b")
+    one.ask(PROMPT)
+    assert one.truth.state("i").complete
+    one.engine.load("bot", "a")
+    one.ask(OTHER)
+    one.engine.load("bot", "b")
+    one.ask(THIRD)
+    one.told("b")
+    assert (one.predicted(), one.engine.hit_blocks(PROMPT, "bot")) == (0, 10)
+    state = one.truth.state("i")
+    assert (state.complete, state.reason) == (False, "nobody told where an earlier load of bot is from")
+    marked = one.ask([*PROMPT[:40], *range(900, 909)])  # it goes on from the first load's last block
+    assert one.predicted() == 10
+    assert not one.truth.state("i").complete, "the load from elsewhere may be of the same place, too"
+    assert not any(isinstance(change, changes.CompletenessChanged) for change in marked)
+
+
+def test_a_doubt_ends_when_the_blocks_in_question_are_gone() -> None:
+    one = Loaded(capacity=20)
+    one.truth.on_complete("i", "replayed", 1.0)
+    one.engine.load("bot", "b")
+    one.ask(PROMPT)
+    one.engine.load("bot", "a")
+    one.ask(OTHER)
+    one.told("a")
+    assert not one.truth.state("i").complete
+    one.ask(THIRD)
+    assert one.truth.state("i").complete
+    assert one.predicted(THIRD) == one.engine.hit_blocks(THIRD, "bot") == 10
+
+
+def test_no_doubt_is_left_where_the_places_of_all_loads_were_told() -> None:
+    one = Loaded()
+    one.truth.on_complete("i", "replayed", 1.0)
+    for place, tokens in (("a", PROMPT), ("b", OTHER), ("a", THIRD)):
+        one.engine.load("bot", place)
+        one.ask(tokens)
+        one.told(place)
+        assert one.truth.state("i").complete
+    one.engine.load("bot", "c")
+    assert [type(item) for item in one.ask([1, 2, 3, 4])][-1] is changes.CompletenessChanged
+    assert not one.truth.state("i").complete, "until it is told, it may be of any of those places"
+    one.told("c")
+    assert one.truth.state("i").complete
+
+
+def test_more_loads_than_are_kept_are_a_doubt_until_a_clear() -> None:
+    one = Loaded(Limits(kv_adapter_versions=2))
+    one.truth.on_complete("i", "replayed", 1.0)
+    for number in range(4):
+        one.engine.load("bot", f"place {number}")
+        one.ask([5_000 + number * 10 + index for index in range(8)])
+        one.told(f"place {number}")
+    assert one.truth.state("i").reason == "adapters were loaded more often than earlier loads are kept"
+    one.engine.clear()
+    one.ask(OTHER)
+    assert one.truth.state("i").complete
+
+
+def test_a_doubt_is_kept_for_the_next_indexer_and_for_mirrors() -> None:
+    one = Loaded()
+    one.truth.on_complete("i", "replayed", 1.0)
+    one.engine.load("bot", "a")
+    one.ask(PROMPT)
+    one.engine.load("bot", "b")
+    one.ask(OTHER)
+    kept, rows = one.truth.take_snapshot("i", 0.0)
+    assert kept.completeness()[0] is False
+    another = BlockStore()
+    another.attach("i", MODEL, 2.0)
+    another.restore_snapshot("i", kept, rows, 0.0, 2.0)
+    another.on_resumed("i")
+    assert not another.state("i").complete
+    assert another.state("i").reason == one.truth.state("i").reason

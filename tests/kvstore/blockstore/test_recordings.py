@@ -1,0 +1,257 @@
+"""What a real vLLM published, against what it answered at the time: the index must have known it."""
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from fairlead_kvstore.blockstore import changes
+from fairlead_kvstore.blockstore.block_hash import block_extras, block_hashes, cached_tokens, chain_root
+from fairlead_kvstore.blockstore.storage_tiers import StorageTier
+from fairlead_kvstore.blockstore.store import BlockStore
+from fairlead_kvstore.events.decoder import decode_events
+from fairlead_kvstore.events.payloads import ClearedEvent, EventBatch, RemovedEvent, StoredEvent
+from fairlead_kvstore.events.stream_sequencer import EventSequencer
+from fairlead_kvstore.events.types import AcceptBatch, EventFrame, ProcessRestarted, StreamComplete
+from fairlead_kvstore.reader.event_application import apply_outcomes
+
+RECORDINGS = Path(__file__).parents[1] / "recordings"
+MODEL = "default/tiny"
+SIZE = 32
+
+
+def payloads(name: str) -> list[bytes]:
+    whole: list[msgspec.Raw] = msgspec.msgpack.decode(
+        (RECORDINGS / f"{name}.msgpack").read_bytes(), type=list[msgspec.Raw]
+    )
+    return [bytes(one) for one in whole]
+
+
+def batches(name: str) -> list[EventBatch]:
+    return [decode_events(payload) for payload in payloads(name)]
+
+
+class Reading:
+    """A truth that has read a recording up to some batch."""
+
+    def __init__(self, name: str) -> None:
+        self.truth = BlockStore()
+        self.truth.attach("i", MODEL, 0.0)
+        self.batches = batches(name)
+        self.read = 0
+
+    def upto(self, count: int) -> list[changes.Change]:
+        found: list[changes.Change] = []
+        for batch in self.batches[self.read : count]:
+            found += self.truth.apply("i", batch, batch.wall - self.batches[0].wall)
+        self.read = count
+        return found
+
+    def predicted(self, tokens: list[int], adapter: str | None = None, **more: Any) -> int:
+        chain = block_hashes(chain_root(MODEL, adapter), tokens, SIZE, block_extras(len(tokens) // SIZE, SIZE, **more))
+        return cached_tokens(self.truth.cached_depths("i", chain)[StorageTier.GPU], len(tokens), SIZE)
+
+
+@pytest.mark.parametrize(("name", "count", "stored", "removed"), [
+    ("a-scenarios", 26, 147, 0),
+    ("b-eviction-restart", 122, 275, 236),
+    ("m-multimodal", 6, 18, 0),
+])  # fmt: skip
+def test_every_recorded_payload_is_read_to_the_last_event(name: str, count: int, stored: int, removed: int) -> None:
+    found = batches(name)
+    assert len(found) == count
+    assert sum(batch.unknown + batch.refused for batch in found) == 0
+    events = [event for batch in found for event in batch.events]
+    assert sum(len(event.block_hashes) for event in events if isinstance(event, StoredEvent)) == stored
+    assert sum(len(event.block_hashes) for event in events if isinstance(event, RemovedEvent)) == removed
+    assert {batch.rank for batch in found} == {0}
+
+
+@pytest.mark.parametrize(("name", "chains"), [("a-scenarios", 147), ("b-eviction-restart", 260), ("m-multimodal", 18)])
+def test_equal_engine_hashes_are_equal_own_hashes_and_the_other_way_round(name: str, chains: int) -> None:
+    """Recomputed from tokens alone, beside the truth: every hash that can be checked names one content.
+
+    In the recording of evictions 19 blocks go on from one that was stored before the subscriber came.
+    """
+    own_of: dict[object, int] = {}
+    value_of: dict[object, object] = {}
+    checked = 0
+    for batch in batches(name):
+        for event in batch.events:
+            if not isinstance(event, StoredEvent):
+                continue
+            start = own_of.get((event.lora_id, event.parent_block_hash))
+            if event.parent_block_hash is None:
+                start = chain_root(MODEL, event.lora_name)
+            if start is None:
+                continue
+            extras = [[key for key in keys or [] if key != event.lora_name] or None for keys in event.extra_keys or []]
+            chain = block_hashes(start, event.token_ids, event.block_size, extras)
+            for value, own in zip(event.block_hashes, chain, strict=True):
+                assert own_of.setdefault((event.lora_id, value), own) == own
+                assert value_of.setdefault((event.lora_id, own), value) == value
+                checked += 1
+    assert checked == chains
+
+
+# Prompts of the scenarios and the ``cached_tokens`` of the engine's answer, after so many batches.
+PLAIN = list(range(100, 200))
+ANSWERS = [
+    ("cold", 0, PLAIN, None, None, 0),
+    ("the same again", 1, PLAIN, None, None, 96),
+    ("longer", 1, list(range(100, 296)), None, None, 96),
+    ("a whole number of blocks, all cached", 2, list(range(100, 196)), None, None, 64),
+    ("with a salt", 5, PLAIN, None, "tenant-7", 0),
+    ("with a salt, longer", 6, list(range(100, 261)), None, "tenant-7", 96),
+    ("the salt keeps its blocks from others", 6, list(range(100, 261)), None, None, 160),
+    ("with an adapter", 7, PLAIN, "L1", None, 0),
+    ("adapter and salt", 8, PLAIN, "L1", "tenant-8", 0),
+    ("the adapter's blocks, before it is loaded from elsewhere", 9, PLAIN, "L1", None, 96),
+    ("reported in full", 10, PLAIN, None, None, 96),
+    ("after the reset", 24, PLAIN, None, None, 0),
+    ("after sleep", 25, PLAIN, None, None, 96),
+    ("after sleep, the prompt of before", 25, list(range(3000, 3033)), None, None, 0),
+    ("after pause with clear", 26, PLAIN, None, None, 96),
+]
+
+
+@pytest.mark.parametrize(
+    ("what", "count", "tokens", "adapter", "salt", "cached"), ANSWERS, ids=[row[0] for row in ANSWERS]
+)
+def test_the_index_knows_what_the_engine_answered(
+    what: str, count: int, tokens: list[int], adapter: str | None, salt: str | None, cached: int
+) -> None:
+    reading = Reading("a-scenarios")
+    reading.upto(count)
+    assert reading.predicted(tokens, adapter, salt=salt) == cached, what
+
+
+def test_a_fully_cached_prompt_stores_its_last_block_again_and_nothing_changes() -> None:
+    reading = Reading("a-scenarios")
+    reading.upto(2)
+    assert reading.upto(3) == []
+
+
+def test_an_adapter_loaded_from_another_path_takes_its_name_from_the_old_blocks() -> None:
+    reading = Reading("a-scenarios")
+    before = reading.upto(9)
+    told = reading.upto(10)
+    kinds = [
+        (type(one), len(one.hashes)) for one in told if isinstance(one, changes.BlocksStored | changes.BlocksRemoved)
+    ]
+    assert kinds == [(changes.BlocksRemoved, 6), (changes.BlocksStored, 3)]
+    salted = block_hashes(chain_root(MODEL, "L1"), PLAIN, SIZE, block_extras(3, SIZE, salt="tenant-8"))
+    assert reading.predicted(PLAIN, "L1") == 96
+    assert reading.truth.cached_depths("i", salted)[StorageTier.GPU] == 0
+    assert before
+
+
+def test_prefixes_of_a_running_prefill_are_seen_chunk_by_chunk() -> None:
+    reading = Reading("a-scenarios")
+    reading.upto(13)
+    assert reading.predicted(list(range(200, 3200))) == 2048
+    reading.upto(14)
+    assert reading.predicted(list(range(200, 3200))) == 2976
+
+
+def test_a_clear_makes_the_slice_complete_however_late_the_reader_joined() -> None:
+    reading = Reading("a-scenarios")
+    reading.upto(23)
+    assert not reading.truth.state("i").complete
+    reading.upto(24)
+    assert reading.truth.state("i").complete
+    assert reading.truth.state("i").blocks == 1
+
+
+def test_under_eviction_and_preemption_what_was_stored_less_what_was_removed_is_what_is_there() -> None:
+    """40 blocks, of which 39 hold something; the engine's own count at the time was 39."""
+    reading = Reading("b-eviction-restart")
+    reading.upto(117)
+    blocks, naive = {}, [event for batch in reading.batches[:117] for event in batch.events]
+    for event in naive:
+        if not isinstance(event, ClearedEvent):
+            for value in event.block_hashes:
+                blocks[value] = blocks.get(value, 0) + (1 if isinstance(event, StoredEvent) else -1)
+    state = reading.truth.state("i")
+    assert sum(count for count in blocks.values() if count > 0) == 39
+    assert [count for count in blocks.values() if count < 0] == [-1] * 4  # stored before the subscriber came
+    assert state.counts.unknown == 4
+    assert state.blocks + state.orphans - _gone_orphans(reading) == 39
+    assert state.counts.stored - state.counts.removed + state.counts.unknown == 39
+
+
+def _gone_orphans(reading: Reading) -> int:
+    """Orphans that were removed while they waited: kept until they are linked or too old."""
+    return reading.truth._instances["i"]._orphans.noted
+
+
+def test_blocks_whose_parent_was_never_announced_are_linked_when_it_is() -> None:
+    reading = Reading("b-eviction-restart")
+    reading.upto(117)
+    assert reading.truth.state("i").orphans == 15
+    reading.upto(118)  # the whole prompt is stored anew, from its start
+    state = reading.truth.state("i")
+    assert (state.orphans, state.counts.linked) == (0, 15)
+
+
+def test_eviction_takes_the_end_of_the_oldest_prompt_and_hits_what_is_left() -> None:
+    reading = Reading("b-eviction-restart")
+    gone = [len(one.hashes) for one in reading.upto(4) if isinstance(one, changes.BlocksRemoved)]
+    assert gone == []  # the first prompt is an orphan here: nobody was told that it had begun
+    assert reading.predicted(list(range(1100, 1516))) == 384
+    assert reading.predicted(list(range(2100, 2516))) == 384
+
+
+def test_copies_of_a_last_block_are_counted_apart() -> None:
+    """The same 128 tokens three times: the last block lies there three times, and two removals leave one."""
+    reading = Reading("b-eviction-restart")
+    reading.upto(6)
+    assert reading.predicted(list(range(6000, 6129))) == 128
+    reading.upto(8)
+    assert reading.predicted(list(range(6000, 6129))) == 128
+    reading.upto(13)
+    assert reading.predicted(list(range(6000, 6129))) == 0
+
+
+def test_a_restart_on_the_same_port_ends_the_epoch() -> None:
+    """The recorded engine numbered its new process from 0; nothing of the old one is credited."""
+    truth, stream = BlockStore(), EventSequencer(replayable=False)
+    truth.attach("i", MODEL, 0.0)
+    found = payloads("b-eviction-restart")
+    numbers = [*range(2, 122), 0, 1]
+    for number, payload in zip(numbers, found, strict=True):
+        outcomes = stream.on_live_frame(EventFrame(b"", number, payload))
+        apply_outcomes(truth, "i", outcomes, float(number))
+        if number == 121:
+            assert truth.state("i").blocks == 39
+        if number == 0:
+            assert [type(one) for one in outcomes] == [ProcessRestarted, StreamComplete, AcceptBatch]
+    state = truth.state("i")
+    assert (state.epoch, state.blocks, state.complete) == (2, 4, True)
+    chain = block_hashes(chain_root(MODEL), list(range(100, 250)), SIZE)
+    assert truth.cached_depths("i", chain)[StorageTier.GPU] == 4
+
+
+@pytest.mark.parametrize(("count", "images", "cached"), [
+    (1, [("87009caddd4f46887236b01a254949e30fb2b040d4810d4d107870000fc2cd36", 3, 64)], 96),
+    (1, [("cfb8b89458b60d900d4fd54be208d73c8be643a19cae92888a5ea83c7de4d4e6", 3, 64)], 0),
+    (2, [("cfb8b89458b60d900d4fd54be208d73c8be643a19cae92888a5ea83c7de4d4e6", 3, 64)], 96),
+    (4, [("cat-1", 3, 64)], 0),
+    (5, [("cat-1", 3, 64)], 96),
+])  # fmt: skip
+def test_an_image_is_part_of_what_a_block_is(count: int, images: list[tuple[str, int, int]], cached: int) -> None:
+    reading = Reading("m-multimodal")
+    first = next(event for event in reading.batches[0].events if isinstance(event, StoredEvent))
+    reading.upto(count)
+    assert reading.predicted([*first.token_ids, 7], images=images) == cached
+
+
+def test_an_image_with_a_salt_is_nobody_elses() -> None:
+    reading = Reading("m-multimodal")
+    first = next(event for event in reading.batches[5].events if isinstance(event, StoredEvent))
+    salt = first.extra_keys[0][-1] if first.extra_keys and first.extra_keys[0] else None
+    images = [("87009caddd4f46887236b01a254949e30fb2b040d4810d4d107870000fc2cd36", 3, 64)]
+    reading.upto(6)
+    assert reading.predicted([*first.token_ids, 7], images=images, salt=salt) == 96
+    assert reading.predicted([*first.token_ids, 7], images=images, salt="other") == 0

@@ -1,0 +1,460 @@
+"""Every way in which a stream of batches can break, and what the state machine makes of it."""
+
+from collections.abc import Iterable
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import event, given
+
+from fairlead.limits import Limits
+from fairlead_kvstore.errors import MalformedEvents
+from fairlead_kvstore.events.stream_sequencer import EventSequencer, parse_frame, parse_replay_frame, replay_request
+from fairlead_kvstore.events.types import (
+    AcceptBatch,
+    BatchesLost,
+    DuplicateBatch,
+    EventFrame,
+    ProcessRestarted,
+    SequenceGap,
+    StreamComplete,
+    StreamOutcome,
+    StreamResumed,
+    StreamSuspended,
+)
+
+END = [b"", b"", b"\xff" * 8, b""]
+
+
+def frame(number: int, process: str = "first") -> EventFrame:
+    """What this process published under a number."""
+    return EventFrame(b"kv", number, f"{process} {number}".encode())
+
+
+def short(outcomes: Iterable[StreamOutcome]) -> list[str]:
+    """``A5`` accepts 5, ``G3-6?2`` misses 3 to 6 and asks from 2, ``L3-6`` lost them, ``D5``, ``R``, ``C``, ``S``, ``resumed``."""
+    found = []
+    for one in outcomes:
+        if isinstance(one, AcceptBatch):
+            found.append(f"A{one.number}")
+        elif isinstance(one, DuplicateBatch):
+            found.append(f"D{one.number}")
+        elif isinstance(one, SequenceGap):
+            found.append(f"G{one.first}-{'' if one.last is None else one.last}?{one.ask}")
+        elif isinstance(one, BatchesLost):
+            found.append(f"L{one.first}-{one.last}")
+        else:
+            found.append(
+                {ProcessRestarted: "R", StreamComplete: "C", StreamSuspended: "S", StreamResumed: "resumed"}[type(one)]
+            )
+    return found
+
+
+def live(stream: EventSequencer, *numbers: int, process: str = "first") -> list[str]:
+    return short([one for number in numbers for one in stream.on_live_frame(frame(number, process))])
+
+
+def replay(stream: EventSequencer, *numbers: int, process: str = "first", end: bool = True) -> list[str]:
+    found = [one for number in numbers for one in stream.on_replayed_frame(frame(number, process))]
+    return short([*found, *(stream.on_replayed_frame(None) if end else [])])
+
+
+def begun(*, replayable: bool = True, upto: int = 3, limits: Limits | None = None) -> EventSequencer:
+    """A stream that has accepted everything up to ``upto``."""
+    stream = EventSequencer(replayable=replayable, limits=limits or Limits())
+    if replayable:
+        assert short(stream.on_connected()) == ["G0-?0"]
+        assert replay(stream) == []
+    live(stream, *range(upto + 1))
+    return stream
+
+
+# --- a stream begins ----------------------------------------------------------------------------------------------------
+
+
+def test_a_reader_that_is_there_from_the_start_has_everything() -> None:
+    stream = EventSequencer(replayable=False)
+    assert stream.on_connected() == []
+    assert live(stream, 0, 1, 2) == ["C", "A0", "A1", "A2"]
+    assert stream.next_number == 3
+
+
+def test_a_late_reader_asks_for_everything_at_once_and_holds_back_what_comes_meanwhile() -> None:
+    stream = EventSequencer(replayable=True)
+    assert short(stream.on_connected()) == ["G0-?0"]
+    assert live(stream, 5) == []
+    assert (stream.is_replaying, stream.held_frames) == (True, 1)
+    assert replay(stream, 0, 1, 2, 3, 4, 5, end=False) == ["C", "A0", "A1", "A2", "A3", "A4", "A5"]
+    assert live(stream, 6) == []
+    assert replay(stream) == ["D5", "A6"]
+    assert (stream.is_replaying, stream.held_frames) == (False, 0)
+
+
+def test_a_replay_from_the_start_may_begin_at_one_unless_it_fills_the_buffer() -> None:
+    stream = EventSequencer(replayable=True, buffer=3)
+    stream.on_connected()
+    assert replay(stream, 1, 2) == ["L0-0", "A1", "A2", "C"]
+    stream = EventSequencer(replayable=True, buffer=2)
+    stream.on_connected()
+    assert replay(stream, 1, 2) == ["L0-0", "A1", "A2"]
+
+
+def test_a_hole_behind_a_replay_that_began_at_one_leaves_it_incomplete() -> None:
+    stream = EventSequencer(replayable=True)
+    stream.on_connected()
+    assert live(stream, 5) == []
+    assert replay(stream, 1, 2) == ["L0-0", "A1", "A2", "G3-?2"]
+    assert replay(stream, 2) == ["C", "L3-4", "A5"]
+    stream = EventSequencer(replayable=True)
+    stream.on_connected()
+    assert replay(stream, 1, 3) == ["L0-0", "A1", "D3", "G2-?1"]
+    assert replay(stream, 1, 3) == ["L2-2", "A3"]
+
+
+def test_a_live_batch_that_is_older_than_the_replay_is_lost_with_the_others() -> None:
+    stream = EventSequencer(replayable=True)
+    stream.on_connected()
+    assert live(stream, 11) == []
+    assert replay(stream, 12, 13) == ["L0-11", "A12", "A13", "D11"]
+    assert live(stream, 14) == ["A14"]
+
+
+def test_who_was_there_before_the_first_batch_has_everything_wherever_numbers_begin() -> None:
+    stream = EventSequencer(replayable=True)
+    stream.on_connected()
+    assert replay(stream) == []
+    assert live(stream, 1) == ["G0-0?0"]  # or 0 was dropped
+    assert replay(stream, 1) == ["L0-0", "A1", "C", "D1"]
+
+
+def test_a_replay_that_begins_later_has_lost_history() -> None:
+    stream = EventSequencer(replayable=True)
+    stream.on_connected()
+    assert replay(stream, 114, 115) == ["L0-113", "A114", "A115"]
+
+
+def test_without_replay_a_late_reader_says_what_it_missed() -> None:
+    assert live(EventSequencer(replayable=False), 7, 8) == ["L0-6", "A7", "A8"]
+    assert live(EventSequencer(replayable=False), 1) == ["L0-0", "A1"]
+
+
+def test_a_frame_before_the_connection_was_told_asks_as_well() -> None:
+    stream = EventSequencer(replayable=True)
+    assert live(stream, 3) == ["G0-2?0"]
+    assert replay(stream, 0, 1, 2, 3) == ["C", "A0", "A1", "A2", "A3", "D3"]
+
+
+def test_an_engine_that_has_published_nothing_yet_begins_later() -> None:
+    stream = EventSequencer(replayable=True)
+    stream.on_connected()
+    assert replay(stream) == []
+    assert live(stream, 0, 1) == ["C", "A0", "A1"]
+
+
+def test_an_engine_without_a_buffer_is_not_asked_again_and_again() -> None:
+    stream = EventSequencer(replayable=True)
+    stream.on_connected()
+    assert replay(stream) == []
+    assert live(stream, 4, 5) == ["G0-3?0"]
+    assert replay(stream) == ["L0-3", "A4", "A5"]
+
+
+# --- numbers that do not fit --------------------------------------------------------------------------------------------
+
+
+def test_a_gap_is_asked_for_from_the_last_batch_that_is_known() -> None:
+    stream = begun()
+    assert live(stream, 7, 8) == ["G4-6?3"]
+    assert replay(stream, 3, 4, 5, 6, 7, end=False) == ["A4", "A5", "A6", "A7"]
+    assert replay(stream) == ["D7", "A8"]
+
+
+def test_a_gap_without_replay_is_lost() -> None:
+    assert live(begun(replayable=False), 7, 8) == ["L4-6", "A7", "A8"]
+
+
+def test_a_gap_beyond_the_buffer_is_lost() -> None:
+    stream = begun()
+    assert live(stream, 9) == ["G4-8?3"]
+    assert replay(stream, 7, 8, 9) == ["L4-6", "A7", "A8", "A9", "D9"]
+
+
+def test_a_buffer_that_begins_right_behind_loses_nothing() -> None:
+    stream = begun()
+    live(stream, 6)
+    assert replay(stream, 4, 5, 6) == ["A4", "A5", "A6", "D6"]
+
+
+def test_a_replay_that_does_not_come_loses_the_gap_and_goes_on() -> None:
+    stream = begun()
+    live(stream, 6, 7)
+    assert short(stream.on_replay_failed("no answer within 2 s")) == ["L4-5", "A6", "A7"]
+    assert live(stream, 8) == ["A8"]
+    assert stream.on_replay_failed("again") == []
+
+
+def test_a_replay_with_holes_is_asked_for_until_all_is_there() -> None:
+    """An engine drops what its socket has no room for: in the midst, and at the end."""
+    stream = begun()
+    live(stream, 12)
+    assert replay(stream, 3, 4, 6, 7) == ["A4", "D6", "D7", "G5-?4"]
+    assert stream.is_replaying
+    assert replay(stream, 4, 5, 6, 7, 9) == ["A5", "A6", "A7", "D9", "G8-?7"]
+    assert replay(stream, 7, 8, 9) == ["A8", "A9", "G10-?9"]
+    assert replay(stream, 9, 10, 11) == ["A10", "A11", "A12"]
+    assert (stream.is_replaying, stream.held_frames) == (False, 0)
+
+
+def test_a_hole_that_a_replay_has_again_is_lost() -> None:
+    stream = begun()
+    live(stream, 8)
+    assert replay(stream, 3, 4, 6, 7) == ["A4", "D6", "D7", "G5-?4"]
+    assert replay(stream, 4, 6, 7) == ["L5-5", "A6", "A7", "A8"]
+
+
+def test_what_is_missing_behind_a_replay_that_brings_nothing_more_is_lost() -> None:
+    stream = begun()
+    live(stream, 8)
+    assert replay(stream, 3, 4) == ["A4", "G5-?4"]
+    assert replay(stream, 4) == ["L5-7", "A8"]
+
+
+def test_a_replay_with_a_hole_whose_end_was_dropped_too_is_asked_for_again() -> None:
+    stream = begun()
+    live(stream, 8)
+    assert replay(stream, 3, 4, 6, end=False) == ["A4", "D6"]
+    assert short(stream.on_replay_failed("no end within 2 s")) == ["G5-?4"]
+    assert short(stream.on_replay_failed("no answer within 2 s")) == ["L5-7", "A8"]
+
+
+def test_another_process_that_answers_for_the_rest_of_a_replay_is_noticed() -> None:
+    stream = begun()
+    live(stream, 8)
+    assert replay(stream, 3, 4, 6) == ["A4", "D6", "G5-?4"]
+    assert replay(stream, 4, process="second") == ["R", "G0-?0"]
+
+
+def test_reordered_frames_are_sorted_by_the_replay() -> None:
+    stream = begun()
+    assert live(stream, 5, 4, 6) == ["G4-4?3"]
+    assert replay(stream, 3, 4, 5) == ["A4", "A5", "D5", "D4", "A6"]
+
+
+def test_the_same_batch_again_is_a_duplicate() -> None:
+    assert live(begun(), 3, 2, 0, 4) == ["D3", "D2", "D0", "A4"]
+
+
+def test_a_lower_number_with_other_bytes_is_another_process() -> None:
+    stream = begun()
+    assert live(stream, 0, 1, process="second") == ["R", "C", "A0", "A1"]
+
+
+def test_a_restarted_engine_that_is_met_in_its_middle_is_asked_for_its_beginning() -> None:
+    stream = begun(upto=9)
+    assert live(stream, 4, process="second") == ["R", "G0-3?0"]
+    assert replay(stream, 0, 1, 2, 3, 4, process="second") == ["C", "A0", "A1", "A2", "A3", "A4", "D4"]
+
+
+def test_a_batch_older_than_what_is_remembered_counts_as_another_process() -> None:
+    """Safe, since all is then learned anew."""
+    stream = begun(upto=9, limits=Limits(kv_sequences_known=4))
+    assert live(stream, 7) == ["D7"]
+    assert live(stream, 2) == ["R", "G0-1?0"]
+
+
+# --- connections that break ---------------------------------------------------------------------------------------------
+
+
+def test_a_connection_that_blinked_costs_nothing() -> None:
+    stream = begun()
+    assert short(stream.on_disconnected()) == ["S"]
+    assert stream.on_disconnected() == []
+    assert short(stream.on_connected()) == ["G4-?3"]
+    assert live(stream, 6) == []
+    assert replay(stream, 3, 4, 5, 6) == ["resumed", "A4", "A5", "A6", "D6"]
+
+
+def test_an_engine_that_restarted_meanwhile_is_found_out_by_its_silence() -> None:
+    stream = begun()
+    stream.on_disconnected()
+    stream.on_connected()
+    assert replay(stream) == ["R"]
+    assert live(stream, 0, process="second") == ["C", "A0"]
+
+
+def test_an_engine_that_restarted_meanwhile_is_found_out_by_another_batch_under_the_number() -> None:
+    stream = begun()
+    stream.on_disconnected()
+    stream.on_connected()
+    assert replay(stream, 3, 4, process="second", end=False) == ["R", "G0-?0", "D4"]
+    assert replay(stream, process="second") == []  # the end of the first replay
+    assert replay(stream, 0, 1, 2, 3, 4, process="second") == ["C", "A0", "A1", "A2", "A3", "A4"]
+
+
+def test_a_restart_of_which_only_one_batch_was_known_goes_on_in_the_same_replay() -> None:
+    stream = begun(upto=0)
+    stream.on_disconnected()
+    stream.on_connected()
+    assert replay(stream, 0, 1, process="second") == ["R", "C", "A0", "A1"]
+
+
+def test_a_buffer_that_no_longer_reaches_back_proves_nothing_after_a_broken_connection() -> None:
+    stream = begun()
+    stream.on_disconnected()
+    stream.on_connected()
+    assert replay(stream, 50, 51) == ["R", "G0-?0", "D51"]
+    assert replay(stream, 50, 51) == ["L0-49", "A50", "A51"]
+
+
+def test_without_replay_a_broken_connection_ends_the_epoch() -> None:
+    stream = begun(replayable=False)
+    assert short(stream.on_disconnected()) == ["S"]
+    assert short(stream.on_connected()) == ["R"]
+    assert live(stream, 4) == ["L0-3", "A4"]
+
+
+def test_a_replay_that_fails_after_a_broken_connection_ends_the_epoch() -> None:
+    stream = begun()
+    stream.on_disconnected()
+    stream.on_connected()
+    live(stream, 5)
+    assert short(stream.on_replay_failed("no answer within 2 s")) == ["R", "L0-4", "A5"]
+
+
+def test_a_connection_that_breaks_during_a_replay_begins_anew() -> None:
+    stream = begun()
+    live(stream, 6)
+    assert short(stream.on_disconnected()) == ["S"]
+    assert stream.held_frames == 0
+    assert short(stream.on_connected()) == ["G4-?3"]
+    assert replay(stream, 3, 4, 5, 6) == ["resumed", "A4", "A5", "A6"]
+
+
+def test_another_pod_ends_the_epoch() -> None:
+    stream = begun()
+    live(stream, 6)
+    assert short(stream.on_replaced("another pod")) == ["R"]
+    assert (stream.next_number, stream.held_frames, stream.is_replaying) == (None, 0, False)
+
+
+def test_a_restart_shows_among_the_frames_that_were_held_back() -> None:
+    stream = begun()
+    assert live(stream, 6) == ["G4-5?3"]
+    assert live(stream, 0, 1, process="second") == []
+    assert replay(stream, 3, 4, 5, 6) == ["A4", "A5", "A6", "D6", "R", "C", "A0", "A1"]
+
+
+# --- limits and strangers -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("limits", [Limits(kv_replay_buffered=2), Limits(kv_replay_buffered_bytes=20)])
+def test_what_is_held_back_is_bounded_and_late_answers_are_left(limits: Limits) -> None:
+    stream = begun(limits=limits)
+    assert live(stream, 6, 7, 8) == ["G4-5?3", "L4-5", "A6", "A7", "A8"]
+    assert replay(stream, 3, 4, 5) == ["D3", "D4", "D5"]
+    assert live(stream, 9) == ["A9"]
+
+
+def test_answers_that_nobody_asked_for_are_left() -> None:
+    assert replay(begun(), 3, 4) == ["D3", "D4"]
+
+
+def test_every_outcome_says_why() -> None:
+    stream = begun()
+    outcomes = [
+        *stream.on_live_frame(frame(9)),
+        *stream.on_replay_failed("no answer"),
+        *stream.on_replaced("another pod"),
+    ]
+    assert [one.reason for one in outcomes] == ["numbers are missing", "no answer", "held back", "another pod"]
+
+
+def test_frames_are_parsed() -> None:
+    assert parse_frame([b"kv@pod@model", (2**63).to_bytes(8, "big"), b"x"]) == EventFrame(b"kv@pod@model", 2**63, b"x")
+    assert parse_replay_frame([b"", b"topic", bytes(7) + b"\x05", b"x"]) == EventFrame(b"topic", 5, b"x")
+    assert parse_replay_frame([b"", bytes(7) + b"\x05", b"x"]) == EventFrame(b"", 5, b"x")
+    assert parse_replay_frame([b"topic", bytes(7) + b"\x05", b"x"]) == EventFrame(b"topic", 5, b"x")
+    assert parse_replay_frame(END) is None
+    assert parse_replay_frame([b"", b"\xff" * 8, b""]) is None
+    assert replay_request(25) == [b"", bytes(7) + b"\x19"]
+
+
+@pytest.mark.parametrize(
+    "parts", [[], [b""], [b"", b"5", b"x"], [b"", b"", b"5", b"x"], [b"a", b"b", b"c", b"d", b"e"]]
+)
+def test_frames_that_are_none_are_the_one_error(parts: list[bytes]) -> None:
+    with pytest.raises(MalformedEvents):
+        parse_frame(parts)
+    with pytest.raises(MalformedEvents):
+        parse_replay_frame(parts)
+
+
+def test_a_quiet_stream_is_asked_from_the_last_that_was_seen_and_goes_on_where_it_was() -> None:
+    stream = begun(upto=3)
+    assert short(stream.on_quiet()) == ["G4-?3"]
+    assert live(stream, 6) == []
+    assert replay(stream, 3, 4, 5, 6) == ["A4", "A5", "A6", "D6"]
+    assert short(stream.on_quiet()) == ["G7-?6"]
+    assert replay(stream, 6) == []
+    assert live(stream, 7) == ["A7"]
+
+
+def test_a_quiet_stream_shows_another_process_that_took_over_unnoticed() -> None:
+    stream = begun(upto=3)
+    stream.on_quiet()
+    assert replay(stream, 3, process="second", end=False) == ["R", "G0-?0"]
+    assert replay(stream, end=True) == []  # of the replay before
+    assert replay(stream, 0, 1, 2, 3, process="second") == ["C", "A0", "A1", "A2", "A3"]
+
+
+def test_nothing_is_concluded_from_a_quiet_stream_that_does_not_answer() -> None:
+    stream = begun(upto=3)
+    stream.on_quiet()
+    assert short(stream.on_replay_failed("no answer")) == []
+    assert live(stream, 4) == ["A4"]
+    assert short(begun(replayable=False, upto=3).on_quiet()) == []
+
+
+def test_a_restarted_engine_that_answers_from_one_is_asked_from_its_beginning() -> None:
+    stream = begun(upto=1)
+    stream.on_disconnected()
+    assert short(stream.on_connected()) == ["G2-?1"]
+    assert replay(stream, 1, process="second", end=False) == ["R", "G0-?0"]
+    assert replay(stream, end=True) == []
+    assert replay(stream, 0, 1, process="second") == ["C", "A0", "A1"]
+
+
+NUMBERS = st.lists(
+    st.tuples(
+        st.integers(0, 8),
+        st.sampled_from(["first", "second"]),
+        st.sampled_from(["live", "live", "replayed", "end", "cut"]),
+    ),
+    max_size=40,
+)
+
+
+@given(NUMBERS, st.booleans())
+def test_the_short_way_of_what_simply_follows_gives_what_the_long_way_gives(
+    steps: list[tuple[int, str, str]], replayable: bool
+) -> None:
+    """Counting up, with numbers left out, repeated and from another process, replays in between and connections that break."""
+    long, quick = EventSequencer(replayable=replayable), EventSequencer(replayable=replayable)
+    taken, following = 0, 0
+    for step, process, how in steps:
+        if how == "live":
+            following = following + 1 if step < 6 else step
+            one = frame(following, process if step > 4 else "first")
+            accepted = quick.accept_in_order(one)
+            taken += accepted is not None
+            assert long.on_live_frame(one) == ([accepted] if accepted is not None else quick.on_live_frame(one))
+        elif how == "cut":
+            assert long.on_disconnected() == quick.on_disconnected()
+        else:
+            one_or_end = None if how == "end" else frame(step, process)
+            assert long.on_replayed_frame(one_or_end) == quick.on_replayed_frame(one_or_end)
+        assert (long.next_number, long.is_replaying, long.held_frames) == (
+            quick.next_number,
+            quick.is_replaying,
+            quick.held_frames,
+        )
+    event(f"{min(taken, 3)} by the short way")

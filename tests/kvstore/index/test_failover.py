@@ -1,0 +1,141 @@
+"""The index in what is more than one server: a failover that loses what was written last, and a cluster."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+
+import pytest
+from fairlead_testing.kvstore.index_harness import InMemoryIndexer
+from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
+from fairlead_testing.processes import wait_until
+from fairlead_testing.redis.valkey_cluster import ValkeyGroup
+from fairlead_testing.waiting import wait_until as until
+
+from fairlead.limits import Limits
+from fairlead.runtime.clock import SystemClock
+from fairlead_kvstore.index.replica import IndexReplica
+from fairlead_kvstore.index.subscriber import IndexSubscriber
+from fairlead_kvstore.index.writer import IndexWriter
+from fairlead_kvstore.redis import keys
+from fairlead_kvstore.redis.link import RedisLink
+
+pytestmark = pytest.mark.timeout(300)
+QUICK = replace(Limits(), redis_pause_seconds=0.2, redis_ping_seconds=0.05, redis_timeout_seconds=2.0)
+MODELS = [f"default/model-{number}" for number in range(6)]
+"""In slots of every master of a cluster."""
+
+
+def held(mirror: IndexReplica | None) -> set[int]:
+    return set() if mirror is None else {own for own in mirror._masks if mirror.holders(own)}
+
+
+class Live:
+    """One engine a model; writers and feeds run by themselves."""
+
+    def __init__(self, link: RedisLink, models: list[str]) -> None:
+        self.engines = {key: PrefixCacheEngine(capacity=200, seed=number) for number, key in enumerate(models)}
+        self.clock = SystemClock()
+        self.indexers = [
+            InMemoryIndexer(key, {"a/1/0": engine}, self.clock, QUICK) for key, engine in self.engines.items()
+        ]
+        self.writers = [IndexWriter(link, one, self.clock, holder="one", limits=QUICK) for one in self.indexers]
+        self.feed = IndexSubscriber(link, self.clock, limits=QUICK)
+        self.feed.set_models(models)
+        self.prompted = 0
+        for indexer, writer in zip(self.indexers, self.writers, strict=True):
+            indexer.sink = writer
+            writer.set_models([indexer.model_key])
+
+    def start(self) -> None:
+        for writer in self.writers:
+            writer.start()
+        self.feed.start()
+
+    async def stop(self) -> None:
+        await self.feed.stop()
+        for writer in self.writers:
+            await writer.stop()
+
+    def prompt(self) -> None:
+        self.prompted += 1
+        for indexer in self.indexers:
+            self.engines[indexer.model_key].serve_prompt(list(range(self.prompted * 1_000, self.prompted * 1_000 + 24)))
+            indexer.read()
+
+    def agree(self) -> bool:
+        """Every mirror holds what the truth holds, and is up to date."""
+        return all(
+            indexer.store.block_count
+            and held(self.feed.replica(indexer.model_key)) == {own for own, _ in indexer.store.content("a/1/0")}
+            and self.feed.stale_since(indexer.model_key) is None
+            for indexer in self.indexers
+            if "a/1/0" in indexer.store
+        ) and all("a/1/0" in indexer.store for indexer in self.indexers)
+
+
+def lived(url: str, models: list[str], work: Callable[[Live], Awaitable[None]]) -> None:
+    async def main() -> None:
+        link = RedisLink(url, SystemClock(), limits=QUICK)
+        link.start()
+        live = Live(link, models)
+        try:
+            async with asyncio.timeout(60):
+                await link.wait_connected()
+            live.start()
+            await until(lambda: all(indexer.begun for indexer in live.indexers))
+            await work(live)
+        finally:
+            await live.stop()
+            await link.stop()
+
+    asyncio.run(main())
+
+
+def test_what_a_failover_loses_is_written_again(pair: ValkeyGroup) -> None:
+    """The replica hangs while entries and an epoch are written, the master dies, and the replica becomes master with what it has."""
+    _own, idx, ev = keys.index_keys(MODELS[0])
+
+    async def work(live: Live) -> None:
+        master, replica = pair.nodes
+        live.prompt()
+        await until(live.agree)
+        await asyncio.to_thread(
+            wait_until, lambda: replica.execute("XLEN", ev) == master.execute("XLEN", ev), "it has all"
+        )
+        before = master.execute("HGET", idx, "at")
+        replica.freeze()
+        for _ in range(2):  # more than sockets hold: what comes after it never leaves the master
+            await asyncio.to_thread(master.execute, "SET", "other", "x" * 16_000_000)
+        for _ in range(3):
+            live.prompt()
+            await until(live.agree)
+        assert master.execute("HGET", idx, "at") != before
+        master.kill()
+        replica.thaw()
+        await until(lambda: not live.feed._link.state.connected)
+        await until(lambda: live.feed.stale_since(MODELS[0]) is not None)
+        await until(live.agree)
+        live.prompt()
+        await until(live.agree)
+        assert replica.execute("ROLE")[0] == "master"
+        assert live.indexers[0].begun == 1, "the truth went on"
+        assert replica.execute("HGET", idx, "at").partition(":")[0] > before.partition(":")[0], "a new epoch"
+
+    lived(pair.url, MODELS[:1], work)
+
+
+def test_models_are_spread_over_the_masters_of_a_cluster_and_each_is_whole(ring: ValkeyGroup) -> None:
+    async def work(live: Live) -> None:
+        for _ in range(5):
+            live.prompt()
+            await until(live.agree)
+        held = [await asyncio.to_thread(node.execute, "DBSIZE") for node in ring.nodes[:3]]
+        assert sum(held) == 3 * len(MODELS)
+        assert all(held), "every master has some"
+        first, replica = ring.nodes[0], ring.nodes[3]
+        first.kill()
+        await until(lambda: replica.execute("ROLE")[0] == "master")
+        live.prompt()
+        await until(live.agree)
+
+    lived(ring.url, MODELS, work)

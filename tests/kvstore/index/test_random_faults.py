@@ -1,0 +1,309 @@
+"""Random events and faults between engines, two indexers, a real Redis and a mirror, and then peace: the mirror must hold the truth.
+
+Everything is driven step by step without an event loop: what runs commands at Redis is a synchronous client behind the writers'
+and the feed's face of a link. It can be away, and it can lose the answer to what was done. Redis itself loses everything, goes back
+to what it was some time ago (a failover to a replica that was behind), is full, and holds values that nobody of us has written.
+"""
+
+from collections.abc import Coroutine, Iterator, Sequence
+from dataclasses import replace
+from random import Random
+from typing import Any, ClassVar
+
+import hypothesis.strategies as st
+import pytest
+from fairlead_testing.kvstore.index_harness import InMemoryIndexer
+from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
+from fairlead_testing.redis.valkey import Valkey
+from hypothesis import settings
+from hypothesis.stateful import RuleBasedStateMachine, rule
+from redis import Redis
+from redis.exceptions import ConnectionError as Lost
+
+from fairlead.limits import Limits
+from fairlead.runtime.clock import ManualClock
+from fairlead_kvstore.blockstore.changes import Change
+from fairlead_kvstore.blockstore.storage_tiers import StorageTier
+from fairlead_kvstore.index.replica import IndexReplica
+from fairlead_kvstore.index.subscriber import IndexSubscriber
+from fairlead_kvstore.index.writer import IndexWriter
+from fairlead_kvstore.redis import keys
+from fairlead_kvstore.redis.backends import Command
+
+NIGHTLY = settings().max_examples > 1_000
+MODEL = "default/tiny"
+OWN, IDX, EV = keys.index_keys(MODEL)
+NAMES = ("a/1/0", "b/1/0", "c/1/0")
+LIMITS = replace(
+    Limits(),
+    index_lease_seconds=60.0,
+    index_stream_entries=12,
+    index_kept_batches=6,
+    index_pending_blocks=60,
+    index_entry_blocks=16,
+)
+Content = dict[str, set[tuple[int, StorageTier]]]
+
+
+def done(work: Coroutine[Any, Any, Any]) -> Any:
+    """Run what never really waits."""
+    try:
+        work.send(None)
+    except StopIteration as stopped:
+        return stopped.value
+    raise AssertionError("it waited")
+
+
+class Link:
+    """What writers and feeds need of a link. ``lose``: so many answers are lost although the commands were run."""
+
+    def __init__(self, url: str) -> None:
+        self.redis = Redis.from_url(url, protocol=2)
+        self.away = False
+        self.lose = 0
+
+    async def run(self, commands: Sequence[Command]) -> list[Any] | None:
+        if self.away:
+            return None
+        with self.redis.pipeline(transaction=False) as pipe:
+            for command in commands:
+                pipe.execute_command(*command)  # type: ignore[no-untyped-call]
+            try:
+                replies = list(pipe.execute(raise_on_error=False))
+            except Lost:
+                return None
+        if self.lose:
+            self.lose -= 1
+            return None
+        return replies
+
+
+def mirrored(mirror: IndexReplica) -> Content:
+    found: Content = {name: set() for name in mirror.instances()}
+    for own in list(mirror._masks):
+        for name, tiers in mirror.holders(own).items():
+            found[name] |= {(own, tier) for tier in tiers}
+    return found
+
+
+class Faults(RuleBasedStateMachine):
+    """Two indexers, one of which may lead at a time, and one feed."""
+
+    server: ClassVar[Valkey]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.link = Link(self.server.url)
+        self.link.redis.config_set("maxmemory", "0")
+        self.link.redis.flushall()
+        self.clock = ManualClock(1_000.0)
+        self.draw = Random(3)
+        self.seed = 0
+        self.engines: dict[str, PrefixCacheEngine] = {}
+        for name in NAMES:
+            self.engine(name)
+        self.copy = IndexReplica()
+        self.feed = IndexSubscriber(
+            self.link,  # type: ignore[arg-type]  # a face of it is enough
+            self.clock,
+            limits=LIMITS,
+            on_changes=self.heard,
+            on_reload=self.reloaded,
+        )
+        self.feed.set_models([MODEL])
+        self.holders = 0
+        self.alive: list[str] = []
+        self.pairs = [self.another(), self.another()]
+        self.poisoned = False
+        self.backup: dict[bytes, Any] = {}
+
+    def engine(self, name: str) -> None:
+        self.seed += 1
+        self.engines[name] = PrefixCacheEngine(capacity=10, seed=self.seed, maps=bool(self.seed % 2), block_size=2)
+
+    def another(self) -> tuple[InMemoryIndexer, IndexWriter]:
+        self.holders += 1
+        self.alive.append(f"holder-{self.holders}")
+        indexer = InMemoryIndexer(MODEL, self.engines, self.clock, LIMITS)
+        link: Any = self.link
+        writer = IndexWriter(link, indexer, self.clock, holder=f"holder-{self.holders}", limits=LIMITS)
+        indexer.sink = writer
+        writer.set_models([MODEL])
+        return indexer, writer
+
+    def heard(self, model_key: str, told: Sequence[Change]) -> None:
+        self.copy.apply(told)
+
+    def reloaded(self, model_key: str, mirror: IndexReplica) -> None:
+        self.copy = IndexReplica()
+        for name, held in mirrored(mirror).items():
+            known = mirror.completeness(name)
+            self.copy.load_rows(name, [own for own, _ in held], [1 << 8 * tier for _, tier in held])
+            if known is not None:
+                self.copy._completeness[name] = known
+
+    # --- what happens ---------------------------------------------------------------------------------------------------
+
+    @rule(name=st.sampled_from(NAMES), head=st.integers(0, 1), tail=st.integers(0, 3), length=st.integers(1, 14))
+    def prompts(self, name: str, head: int, tail: int, length: int) -> None:
+        self.engines[name].serve_prompt([head * 100 + at if at < 6 else tail * 1_000 + at for at in range(length)])
+        self.engines[name].publish()
+
+    @rule(name=st.sampled_from(NAMES))
+    def clears(self, name: str) -> None:
+        self.engines[name].clear()
+        self.engines[name].publish()
+
+    @rule(name=st.sampled_from(NAMES))
+    def an_engine_restarts(self, name: str) -> None:
+        self.engine(name)
+        for indexer, _ in self.pairs:
+            indexer.reconnect(name)
+
+    @rule(name=st.sampled_from(NAMES))
+    def an_instance_comes_or_goes(self, name: str) -> None:
+        for indexer, _ in self.pairs:
+            if name in indexer.sequencers:
+                indexer.detach(name)
+            elif indexer.sequencers:
+                indexer.attach(name)
+
+    @rule(which=st.integers(0, 1), steps=st.integers(1, 3))
+    def an_indexer_works(self, which: int, steps: int) -> None:
+        indexer, writer = self.pairs[which]
+        for _ in range(steps):
+            indexer.read()
+            done(writer.step())
+
+    @rule(which=st.integers(0, 1))
+    def an_indexer_reads_only(self, which: int) -> None:
+        self.pairs[which][0].read()
+
+    @rule(which=st.integers(0, 1))
+    def an_indexer_is_killed_and_replaced(self, which: int) -> None:
+        self.alive.remove(self.pairs[which][1].holder)
+        self.pairs[which] = self.another()
+
+    @rule()
+    def the_lease_runs_out(self) -> None:
+        if not self.link.away:
+            self.link.redis.delete(OWN)
+
+    @rule(seconds=st.sampled_from([0.3, 25.0, 200.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.clock.advance(seconds)
+
+    @rule()
+    def the_feed_works(self) -> None:
+        done(self.feed.step())
+
+    @rule(away=st.booleans())
+    def redis_is_away_or_back(self, away: bool) -> None:
+        self.link.away = away
+
+    @rule(count=st.integers(1, 3))
+    def answers_are_lost(self, count: int) -> None:
+        self.link.lose = count
+
+    @rule()
+    def redis_is_emptied(self) -> None:
+        self.link.redis.flushall()
+
+    @rule()
+    def a_replica_is_up_to_date(self) -> None:
+        names: Any = self.link.redis.keys("*")
+        self.backup = {name: self.link.redis.dump(name) for name in names}
+
+    @rule(lease=st.booleans())
+    def a_replica_that_was_behind_takes_over(self, lease: bool) -> None:
+        self.link.redis.flushall()
+        self.link.redis.config_set("maxmemory", "0")
+        for name, data in self.backup.items():
+            if lease or name != OWN.encode():
+                self.link.redis.restore(name, 60_000, data)
+
+    @rule(full=st.booleans())
+    def redis_is_full(self, full: bool) -> None:
+        self.link.redis.config_set("maxmemory-policy", "noeviction")
+        self.link.redis.config_set("maxmemory", "1" if full else "0")
+
+    @rule(which=st.integers(0, 30), value=st.sampled_from([b"", b"\x01\xc1", b"\x02new", b"7:7", b"\x01\x80"]))
+    def a_value_is_poisoned(self, which: int, value: bytes) -> None:
+        self.link.redis.config_set("maxmemory", "0")
+        if self.link.redis.type(IDX) == b"hash":
+            fields: Any = sorted(self.link.redis.hkeys(IDX))
+            self.link.redis.hset(IDX, fields[which % len(fields)], value)
+            self.poisoned = True
+
+    @rule(key=st.sampled_from([OWN, IDX, EV]), kind=st.sampled_from(["text", "list"]))
+    def a_key_is_poisoned(self, key: str, kind: str) -> None:
+        self.link.redis.config_set("maxmemory", "0")
+        self.link.redis.delete(key)
+        if kind == "text":
+            self.link.redis.set(key, b"\xff:garbage")
+        else:
+            self.link.redis.rpush(key, "x")
+
+    # --- and then -------------------------------------------------------------------------------------------------------
+
+    @rule()
+    def peace(self) -> None:
+        """No more faults: one leads, and the mirror is what it knows, which is what the engines hold."""
+        self.link.away, self.link.lose = False, 0
+        self.link.redis.config_set("maxmemory", "0")
+        lease: Any = self.link.redis.get(OWN) if self.link.redis.type(OWN) == b"string" else None
+        if lease is not None and lease.partition(b":")[2].decode("latin-1") not in self.alive:
+            self.link.redis.delete(OWN)  # it runs out
+        for _ in range(12):
+            self.clock.advance(25.0)
+            for indexer, writer in self.pairs:
+                indexer.read()
+                done(writer.step())
+            done(self.feed.step())
+        leaders = [indexer for indexer, writer in self.pairs if writer.is_leader(MODEL)]
+        assert len(leaders) == 1, [writer.describe(MODEL) for _, writer in self.pairs]
+        leader = leaders[0]
+        truth = {name: set(leader.store.content(name)) for name in leader.sequencers}
+        mirror = self.feed.replica(MODEL)
+        assert mirror is not None, self.feed.describe(MODEL)
+        assert mirrored(self.copy) == mirrored(mirror), "whoever listens to the feed holds the same"
+        assert mirrored(mirror).keys() == truth.keys()
+        assert self.feed.stale_since(MODEL) is None, self.feed.describe(MODEL)
+        for name, held in truth.items():
+            state, known = leader.store.state(name), mirror.completeness(name)
+            assert known is not None
+            if "cannot be read" in known.reason:  # it was poisoned, and has not changed since
+                assert mirrored(mirror)[name] <= held
+            else:
+                assert mirrored(mirror)[name] == held
+                assert (known.complete, known.reason) == (state.complete, state.reason)
+            there = len(self.engines[name]._cached)
+            assert len(held) <= there, "ghosts"
+            assert len(held) == there or not state.complete, "lost"
+        late = IndexSubscriber(self.link, self.clock, limits=LIMITS)  # type: ignore[arg-type]
+        late.set_models([MODEL])
+        done(late.step())
+        mirror = late.replica(MODEL)
+        assert mirror is not None or self.poisoned, late.describe(MODEL)
+        if mirror is not None:
+            for name, held in mirrored(mirror).items():
+                known = mirror.completeness(name)
+                assert held == truth[name] or (known is not None and "cannot be read" in known.reason)
+
+    def teardown(self) -> None:
+        self.peace()
+        self.link.redis.close()
+
+
+Faults.TestCase.settings = settings(max_examples=10_000 if NIGHTLY else 40, stateful_step_count=40 if NIGHTLY else 30)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    Faults.server = Valkey(tmp_path_factory.mktemp("v"))
+    Faults.server.start()
+    yield
+    Faults.server.kill()
+
+
+TestFaults = pytest.mark.timeout(7_200)(Faults.TestCase)

@@ -1,0 +1,379 @@
+"""What a real Redis does to the index: away, empty, full, gone back in time, poisoned. The mirror ends up with the truth and no
+ghost."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from fairlead_testing.kvstore.index_harness import (
+    EVENTS_KEY,
+    INDEX_KEY,
+    LEASE_KEY,
+    LIMITS,
+    MODEL,
+    IndexHarness,
+    replica_content,
+    run_with_harness,
+    store_content,
+)
+from fairlead_testing.redis.valkey import Valkey
+
+from fairlead_kvstore.index.subscriber import IndexSubscriber
+
+pytestmark = pytest.mark.timeout(300)
+
+
+@pytest.mark.parametrize("how", ["killed", "flushed"])
+def test_a_redis_that_comes_back_empty_gets_everything_again(server: Valkey, how: str) -> None:
+    async def work(world: IndexHarness, redis: Any) -> None:
+        await world.write(10)
+        await world.settle()
+        world.assert_replica_matches()
+        before = world.subscriber.replica(MODEL)
+        assert before is not None
+        held = replica_content(before)
+        if how == "killed":
+            server.kill()
+            await world.wait_redis_lost()
+            now = world.clock.now()
+            world.clock.advance(5.0)
+            await world.subscriber.step()
+            assert world.subscriber.replica(MODEL) is before
+            assert replica_content(before) == held, "it serves on"
+            since = world.subscriber.stale_since(MODEL)
+            assert since is not None
+            assert since <= now
+            assert "Redis is away" in world.subscriber.describe(MODEL)
+            assert world.subscriber.models_without_leader() == [], "nobody can tell"
+            await world.write(4)
+            server.start()
+            await world.link.wait_connected()
+        else:
+            await redis.flushall()
+            await world.subscriber.step()
+            world.clock.advance(1.0)
+            await world.subscriber.step()
+            assert "Redis holds no index" in world.subscriber.describe(MODEL)
+            assert world.subscriber.models_without_leader() == [MODEL]
+            await world.write(4)
+        await world.settle()
+        world.assert_replica_matches()
+        assert world.subscriber.models_without_leader() == []
+        assert world.indexer.begun == 1, "its own truth is what counts"
+
+    run_with_harness(server.url, work)
+
+
+def test_a_long_absence_of_redis_is_bounded_and_made_good(server: Valkey) -> None:
+    limits = replace(LIMITS, index_pending_blocks=50)
+
+    async def work(world: IndexHarness, redis: Any) -> None:
+        await world.write(10)
+        await world.settle()
+        server.kill()
+        await world.wait_redis_lost()
+        for _ in range(50):
+            await world.write(2)
+            assert world.writer._models[MODEL].waiting_blocks <= 50
+        server.start()
+        await world.link.wait_connected()
+        await world.settle()
+        world.assert_replica_matches()
+
+    run_with_harness(server.url, work, limits)
+
+
+class Busy:
+    """Redis, and engines that publish while it works: whenever the writer waits for it, more has come."""
+
+    def __init__(self, world: IndexHarness) -> None:
+        self.world = world
+        self.run = world.link.run
+        self.busy = True
+        self.most = 0
+        world.link.run = self.answer  # type: ignore[method-assign]
+
+    async def answer(self, commands: Sequence[Any]) -> list[Any] | None:
+        found = await self.run(commands)
+        if self.busy and not self.world.writer.is_backlogged():
+            self.world.serve_prompts(2)
+            self.world.indexer.read()
+        self.most = max(self.most, self.world.writer._models[MODEL].waiting_blocks)
+        return found
+
+
+def test_under_a_load_that_never_ends_every_step_ends_and_what_else_is_due_is_done(server: Valkey) -> None:
+    limits = replace(LIMITS, index_kept_batches=8, index_entry_blocks=16, index_stream_entries=64)
+
+    async def work(world: IndexHarness, redis: Any) -> None:
+        await world.write(10)
+        busy = Busy(world)
+        book = world.writer._models[MODEL]
+        for _ in range(40):
+            world.clock.advance(1.0)
+            await world.writer.step()
+            await world.subscriber.step()
+        assert max(item.batches for item in book.items.values()) < 60, "every instance was written down now and then"
+        assert book.sequence - book.oldest_needed() <= 40 < book.sequence, "so that the stream can be cut"
+        assert book.epochs == 1
+        busy.busy = False
+        await world.settle()
+        world.assert_replica_matches()
+
+    run_with_harness(server.url, work, limits)
+
+
+def test_a_writer_that_cannot_follow_says_so_and_does_not_begin_anew(server: Valkey) -> None:
+    limits = replace(LIMITS, index_pending_blocks=120, index_backpressure_blocks=40, index_entry_blocks=16)
+
+    async def work(world: IndexHarness, redis: Any) -> None:
+        world.serve_prompts(30)
+        busy = Busy(world)
+        for _ in range(30):
+            world.clock.advance(1.0)
+            await world.writer.step()
+        book = world.writer._models[MODEL]
+        assert busy.most > 40, "more came than could be written at once"
+        assert (book.epochs, book.needs_new_epoch) == (1, False)
+        busy.busy = False
+        await world.settle()
+        world.assert_replica_matches()
+        assert not world.writer.is_backlogged()
+
+    run_with_harness(server.url, work, limits)
+
+
+def test_nobody_waits_for_a_redis_that_is_away_or_refuses(server: Valkey) -> None:
+    limits = replace(LIMITS, index_backpressure_blocks=10)
+
+    async def work(world: IndexHarness, redis: Any) -> None:
+        await world.write(10)
+        world.serve_prompts(5)
+        world.indexer.read()
+        assert world.writer.is_backlogged()
+        await redis.config_set("maxmemory-policy", "noeviction")
+        await redis.config_set("maxmemory", "1")
+        await world.writer.step()
+        assert world.writer._models[MODEL].waiting_blocks > 0 or world.writer._models[MODEL].pending is not None
+        assert not world.writer.is_backlogged(), "it refuses"
+        await redis.config_set("maxmemory", "0")
+        await world.writer.step()
+        world.serve_prompts(5)
+        world.indexer.read()
+        assert world.writer.is_backlogged()
+        server.kill()
+        await world.wait_redis_lost()
+        assert not world.writer.is_backlogged(), "it is away"
+        server.start()
+        await world.link.wait_connected()
+        await world.settle()
+        world.assert_replica_matches()
+
+    run_with_harness(server.url, work, limits)
+
+
+def test_a_full_redis_is_said_and_made_good_when_there_is_room(server: Valkey) -> None:
+    async def work(world: IndexHarness, redis: Any) -> None:
+        await world.write(10)
+        await world.settle()
+        await redis.config_set("maxmemory-policy", "noeviction")
+        await redis.config_set("maxmemory", "1")
+        await world.write(5)
+        assert "Redis refuses: command not allowed when used memory" in world.writer.describe(MODEL)
+        for _ in range(4):
+            world.clock.advance(60.0)
+            await world.write(5)
+        assert not world.writer.is_leader(MODEL), "a leader that cannot write lets go"
+        await redis.delete(LEASE_KEY)
+        world.clock.advance(1.0)
+        await world.subscriber.step()
+        assert "nobody writes the index" in world.subscriber.describe(MODEL)
+        await redis.config_set("maxmemory", "0")
+        world.clock.advance(120.0)
+        await world.settle()
+        world.assert_replica_matches()
+        assert world.indexer.begun == 1
+
+    run_with_harness(server.url, work)
+
+
+def test_a_redis_that_went_back_in_time_with_the_lease_begins_a_new_epoch(server: Valkey) -> None:
+    """As a replica that was behind, made master: everything is there, the lease too, but not what was written last."""
+
+    async def work(world: IndexHarness, redis: Any) -> None:
+        await world.write(10)
+        await world.settle()
+        await world.write(3)
+        await world.subscriber.step()
+        backup = {name: await redis.dump(name) for name in (LEASE_KEY, INDEX_KEY, EVENTS_KEY)}
+        before = await redis.hget(INDEX_KEY, "at")
+        for _ in range(3):
+            await world.write(3)
+            await world.subscriber.step()
+        loads = world.subscriber.load_count(MODEL)
+        await redis.flushall()
+        for name, data in backup.items():
+            await redis.restore(name, 60_000, data)
+        world.clock.advance(1.0)
+        await world.subscriber.step()
+        assert "Redis has lost some of what it told" in world.subscriber.describe(MODEL)
+        assert world.subscriber.load_count(MODEL) == loads, "what it holds is newer than what is there"
+        await world.write(3)
+        assert await redis.hget(INDEX_KEY, "at") == before, "nothing is written behind a hole"
+        await world.settle()
+        world.assert_replica_matches()
+        assert (await redis.hget(INDEX_KEY, "at")).partition(b":")[0] != before.partition(b":")[0]
+
+    run_with_harness(server.url, work)
+
+
+def test_two_holders_that_begin_in_one_millisecond_after_redis_was_emptied_begin_different_epochs(
+    server: Valkey,
+) -> None:
+    async def work(world: IndexHarness, redis: Any) -> None:
+        await world.write(1)
+        await world.subscriber.step()
+        first = await redis.hget(INDEX_KEY, "at")
+        await redis.flushall()
+        world.indexer, world.writer = world.add_indexer("two")
+        await world.write(1)
+        assert (await redis.hget(INDEX_KEY, "at")).partition(b":")[0] != first.partition(b":")[0]
+        await world.settle()
+        world.assert_replica_matches()
+
+    run_with_harness(server.url, work)
+
+
+POISON = [
+    ("at", b"\xff"),
+    ("at", b"999999999999999999999:1"),
+    ("at", b"5:99"),
+    ("meta", b"\x01garbage"),
+    ("meta", b"\x02from a later release"),
+]
+
+
+@pytest.mark.parametrize(("field", "value"), POISON)
+def test_a_poisoned_field_is_never_believed_and_mended_by_the_leader(server: Valkey, field: str, value: bytes) -> None:
+    async def work(world: IndexHarness, redis: Any) -> None:
+        await world.write(10)
+        await world.settle()
+        await redis.hset(INDEX_KEY, field, value)
+        late = IndexSubscriber(world.link, world.clock, limits=LIMITS)
+        late.set_models([MODEL])
+        await late.step()
+        assert late.replica(MODEL) is None
+        assert late.stale_since(MODEL) is not None
+        await world.write(3)
+        await world.settle()
+        world.clock.advance(60.0)
+        await world.settle()
+        world.assert_replica_matches()
+
+    run_with_harness(server.url, work)
+
+
+@pytest.mark.parametrize("key", [LEASE_KEY, INDEX_KEY, EVENTS_KEY])
+@pytest.mark.parametrize("kind", ["text", "list"])
+def test_a_key_that_holds_something_else_is_made_right(server: Valkey, key: str, kind: str) -> None:
+    async def work(world: IndexHarness, redis: Any) -> None:
+        await world.write(10)
+        await world.settle()
+        await redis.delete(key)
+        await (redis.set(key, b"\x00\xffgarbage") if kind == "text" else redis.rpush(key, "x"))
+        await world.subscriber.step()
+        await world.write(3)
+        await world.settle()
+        world.assert_replica_matches()
+
+    run_with_harness(server.url, work)
+
+
+@pytest.mark.parametrize("key", [LEASE_KEY, INDEX_KEY, EVENTS_KEY])
+def test_a_key_that_a_full_redis_evicted_is_written_again_and_meanwhile_nothing_gone_is_credited(
+    server: Valkey, key: str
+) -> None:
+    """What ``allkeys-lru`` does, as the chart's own Redis has it: one key goes, the others stay."""
+
+    async def work(world: IndexHarness, redis: Any) -> None:
+        await world.write(10)
+        await world.settle()
+        await redis.delete(key)
+        for _ in range(6):
+            await world.write(3)
+            await world.subscriber.step()
+            mirror, truth = world.subscriber.replica(MODEL), store_content(world.indexer.store)
+            assert mirror is not None
+            stale = world.subscriber.stale_since(MODEL) is not None
+            assert stale or all(held <= truth[name] for name, held in replica_content(mirror).items())
+        await world.settle()
+        world.assert_replica_matches()
+
+    run_with_harness(server.url, work)
+
+
+def test_a_part_or_header_that_cannot_be_read_is_not_credited_and_read_again_later(server: Valkey) -> None:
+    async def work(world: IndexHarness, redis: Any) -> None:
+        await world.write(20)
+        await world.settle()
+        truth = store_content(world.indexer.store)
+        good = await redis.hgetall(INDEX_KEY)
+        for field in good:
+            if field in (b"at", b"meta"):
+                continue
+            for bad in (b"", b"\x01", b"\x02" + good[field][1:], good[field][:-3], good[field][:30] + b"\xc1"):
+                await redis.hset(INDEX_KEY, field, bad)
+                late = IndexSubscriber(world.link, world.clock, limits=LIMITS)
+                late.set_models([MODEL])
+                await late.step()
+                mirror = late.replica(MODEL)
+                assert mirror is not None, late.describe(MODEL)
+                for name, held in replica_content(mirror).items():
+                    assert held <= truth[name], "no ghosts"
+                    known = mirror.completeness(name)
+                    assert known is not None
+                    assert held == truth[name] or "cannot be read" in known.reason
+                await redis.hset(INDEX_KEY, field, good[field])
+                world.clock.advance(61.0)
+                await late.step()
+                mirror = late.replica(MODEL)
+                assert mirror is not None
+                assert replica_content(mirror) == truth
+
+    run_with_harness(server.url, work)
+
+
+@pytest.mark.parametrize("moved", [True, False])
+def test_an_entry_that_cannot_be_read_stops_a_mirror_until_the_index_is_written_down_again(
+    server: Valkey, moved: bool
+) -> None:
+    async def work(world: IndexHarness, redis: Any) -> None:
+        await world.write(5)
+        await world.settle()
+        epoch, _, sequence = (await redis.hget(INDEX_KEY, "at")).partition(b":")
+        held = replica_content(world.reloads[-1])
+        for number in (1, 2):
+            after = b"%s:%d" % (epoch, int(sequence) + number)
+            await redis.xadd(EVENTS_KEY, {b"d": b"\x01\xc1"}, id=after.replace(b":", b"-"))
+            if moved:
+                await redis.hset(INDEX_KEY, "at", after)
+        await world.subscriber.step()
+        assert "cannot be read" in world.subscriber.describe(MODEL)
+        mirror = world.subscriber.replica(MODEL)
+        assert mirror is not None
+        assert replica_content(mirror) == held
+        await world.write(3)
+        await world.settle()
+        world.assert_replica_matches()
+
+    run_with_harness(server.url, work)
+
+
+def test_a_bad_name_is_said_at_once(server: Valkey) -> None:
+    async def work(world: IndexHarness, redis: Any) -> None:
+        for call in (world.writer.set_models, world.subscriber.set_models):
+            with pytest.raises(Exception, match="no model key"):
+                call(["no-namespace"])
+
+    run_with_harness(server.url, work)

@@ -1,0 +1,136 @@
+"""A feed that runs by itself before a real Redis: it waits there for changes, and what is wrong with one model's is not another's."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from fairlead_testing.kvstore.index_harness import InMemoryIndexer
+from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
+from fairlead_testing.redis.valkey import Valkey
+from redis.asyncio import Redis
+
+from fairlead.limits import Limits
+from fairlead.runtime.clock import ManualClock
+from fairlead_kvstore.index.subscriber import IndexSubscriber
+from fairlead_kvstore.index.writer import IndexWriter
+from fairlead_kvstore.redis import keys
+from fairlead_kvstore.redis.backends import Command
+from fairlead_kvstore.redis.link import RedisLink
+
+pytestmark = pytest.mark.timeout(120)
+MODELS = ("default/one", "default/two")
+PATIENT = replace(
+    Limits(), redis_timeout_seconds=60.0, redis_connect_seconds=90.0, index_wait_seconds=50.0, index_status_seconds=1e9
+)
+
+
+class Watched(RedisLink):
+    """A link that shows what it is asked."""
+
+    def __init__(self, url: str, limits: Limits, *, spread: bool = False) -> None:
+        super().__init__(url, ManualClock(1_000.0), limits=limits)
+        self.is_cluster = spread
+        self.asked: asyncio.Queue[Command] = asyncio.Queue()
+
+    async def run(self, commands: Sequence[Command]) -> list[Any] | None:
+        for command in commands:
+            self.asked.put_nowait(command)
+        return await super().run(commands)
+
+    async def waits(self) -> Command:
+        """The next command that waits."""
+        while "BLOCK" not in (command := await self.asked.get()):
+            pass
+        return command
+
+
+class World:
+    """An engine and a writer for each model, and a feed of both, which has loaded them and is not started."""
+
+    def __init__(self, link: RedisLink, watched: Watched) -> None:
+        self.watched = watched
+        clock = ManualClock(1_000.0)
+        self.engines = {key: PrefixCacheEngine(capacity=60, seed=1) for key in MODELS}
+        self.indexers, self.writers = {}, {}
+        for key in MODELS:
+            self.indexers[key] = InMemoryIndexer(key, {f"{key}/0": self.engines[key]}, clock, PATIENT)
+            self.writers[key] = self.indexers[key].sink = IndexWriter(
+                link, self.indexers[key], clock, holder="one", limits=PATIENT
+            )
+            self.writers[key].set_models([key])
+        self.came: asyncio.Queue[str] = asyncio.Queue()
+        self.feed = IndexSubscriber(
+            watched, ManualClock(1_000.0), limits=PATIENT, on_changes=lambda key, _: self.came.put_nowait(key)
+        )
+        self.feed.set_models(MODELS)
+
+    async def prompt(self, key: str, first: int) -> None:
+        self.engines[key].serve_prompt(range(first, first + 40))
+        self.engines[key].publish()
+        self.indexers[key].read()
+        await self.writers[key].step()
+
+
+@asynccontextmanager
+async def world_of(url: str, *, spread: bool = False) -> AsyncIterator[World]:
+    async with AsyncExitStack() as stack:
+        link, watched = RedisLink(url, ManualClock(1_000.0), limits=PATIENT), Watched(url, PATIENT, spread=spread)
+        for one in (link, watched):
+            one.start()
+            stack.push_async_callback(one.stop)
+            await one.wait_connected()
+        world = World(link, watched)
+        for key in MODELS:
+            await world.prompt(key, 0)
+            await world.prompt(key, 100)
+        await world.feed.step()
+        assert all(world.feed.replica(key) is not None for key in MODELS)
+        stack.push_async_callback(world.feed.stop)
+        yield world
+
+
+def played(server: Valkey, work: Callable[[World, Any], Awaitable[None]], *, spread: bool = False) -> None:
+    async def run() -> None:
+        async with world_of(server.url, spread=spread) as world, Redis.from_url(server.url) as redis:
+            async with asyncio.timeout(40.0):
+                await work(world, redis)
+
+    asyncio.run(run())
+
+
+def test_it_waits_at_redis_for_all_models_and_has_what_is_written_to_any(server: Valkey) -> None:
+    async def work(world: World, redis: Any) -> None:
+        world.feed.start()
+        for number, key in enumerate((*MODELS, MODELS[0])):
+            waiting = await world.watched.waits()
+            assert {keys.index_keys(one)[2] for one in MODELS} < set(waiting)
+            await world.prompt(key, 1_000 * (number + 1))
+            assert await world.came.get() == key
+
+    played(server, work)
+
+
+def test_a_stream_that_is_none_does_not_keep_another_model_from_being_followed(server: Valkey) -> None:
+    async def work(world: World, redis: Any) -> None:
+        await redis.set(keys.index_keys(MODELS[1])[2], b"no stream")
+        world.feed.start()
+        for number in range(3):
+            await world.prompt(MODELS[0], 1_000 * (number + 1))
+            assert await world.came.get() == MODELS[0]
+
+    played(server, work)
+
+
+def test_nothing_waits_at_a_cluster_whose_models_lie_on_different_servers(server: Valkey) -> None:
+    async def work(world: World, redis: Any) -> None:
+        world.feed.start()
+        await world.prompt(MODELS[1], 1_000)
+        assert await world.came.get() == MODELS[1]
+        asked = [world.watched.asked.get_nowait() for _ in range(world.watched.asked.qsize())]
+        assert asked
+        assert not any("BLOCK" in command for command in asked)
+
+    played(server, work, spread=True)

@@ -1,0 +1,353 @@
+"""An indexer and many engines: finding them, not letting one starve another, bearing what is hostile, and telling of it."""
+
+import asyncio
+import json
+import random
+from dataclasses import replace
+
+import msgspec
+import pytest
+from fairlead_testing.kvstore.indexer_harness import IndexerHarness, frames, indexer_harness
+from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
+from fairlead_testing.kvstore.zmq_engine import ZmqEngine
+from fairlead_testing.waiting import wait_until
+
+from fairlead.errors import BadInput
+from fairlead.fleet.model import InstanceState
+from fairlead.limits import Limits
+from fairlead_kvstore.events.types import EventFrame
+from fairlead_kvstore.reader.engine_info_client import EVENT_SOURCES_PATH, MODELS_PATH
+
+LIMITS = Limits()
+A, B = list(range(1, 10)), list(range(100, 117))
+
+
+def sources(engine: ZmqEngine, **more: object) -> bytes:
+    told = {
+        "enable_kv_cache_events": True,
+        "publisher": "zmq",
+        "endpoint": engine.events.replace("127.0.0.1", "*"),
+        "replay_endpoint": None if engine.replay is None else engine.replay.replace("127.0.0.1", "*"),
+        "buffer_steps": 10_000,
+    }
+    return json.dumps({"0": told | more}).encode()
+
+
+def asks(stage: IndexerHarness, name: str) -> None:
+    """The fleet has this instance, and does not say where its events are."""
+    stage.add_instance(name, kv_events=None, kv_replay=None)
+
+
+def test_an_engine_says_where_its_events_are_and_again_after_it_moved() -> None:
+    async def scenario() -> None:
+        async with indexer_harness() as stage:
+            engine = stage.start_engine("a")
+            stage.answers["a", EVENT_SOURCES_PATH] = sources(engine)
+            asks(stage, "a")
+            await wait_until(lambda: stage.status("a").connected and engine.listeners > 0)
+            engine.serve_prompt(*A)
+            await stage.wait_exact("a")
+            engine.close()
+            del stage.engines["a"]
+            moved = stage.start_engine("a", PrefixCacheEngine(capacity=400, seed=3))
+            assert moved.events != engine.events
+            stage.answers["a", EVENT_SOURCES_PATH] = sources(moved)
+            await wait_until(lambda: stage.status("a").connected and stage.status("a").events == moved.events)
+            moved.serve_prompt(*B)
+            await stage.wait_exact("a")
+            assert (stage.credited_blocks("a", A), stage.credited_blocks("a", B)) == (0, 4)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (None, "answers 404"),
+        (b"<html>", "cannot be read"),
+        (b"{}", "no KV events"),
+        (b'{"0":{"enable_kv_cache_events":false}}', "no KV events"),
+        (b'{"0":{"enable_kv_cache_events":true,"publisher":"kafka","endpoint":"tcp://*:1"}}', "kafka"),
+        (b'{"0":{"enable_kv_cache_events":true,"endpoint":"ipc:///etc/passwd"}}', "no tcp address"),
+        (b'{"0":{"enable_kv_cache_events":true,"endpoint":"tcp://*:99999"}}', "no tcp address"),
+        (b'{"0":{"enable_kv_cache_events":true,"endpoint":"tcp://indexer:5557"}}', "listens nowhere"),
+    ],
+)
+def test_an_engine_that_cannot_be_found_says_why(answer: bytes | None, words: str) -> None:
+    async def scenario() -> None:
+        async with indexer_harness() as stage:
+            if answer is not None:
+                stage.answers["a", EVENT_SOURCES_PATH] = answer
+            asks(stage, "a")
+            await wait_until(lambda: words in stage.status("a").problem)
+            assert not stage.status("a").state.complete
+
+    asyncio.run(scenario())
+
+
+def test_no_engine_can_send_the_indexer_elsewhere() -> None:
+    async def scenario() -> None:
+        async with indexer_harness() as stage:
+            for name in ("10.1.2.3", "example.org"):
+                engine = stage.start_engine("a")
+                told = sources(engine, endpoint=f"tcp://{name}:80", replay_endpoint=f"tcp://{name}:81")
+                stage.answers[name, EVENT_SOURCES_PATH] = told
+                asks(stage, name)
+                await wait_until(lambda name=name: stage.status(name).problem.startswith("it dials"))  # type: ignore[misc]
+                assert stage.status(name).events is None
+
+    asyncio.run(scenario())
+
+
+def test_instances_come_and_go_with_the_fleet() -> None:
+    async def scenario() -> None:
+        async with indexer_harness() as stage:
+            for name in ("a", "b"):
+                stage.start_engine(name)
+                stage.add_instance(name)
+            await stage.wait_connected("a", "b")
+            for engine in stage.engines.values():
+                engine.serve_prompt(*A)
+            await stage.wait_exact("a", "b")
+            del stage.instances["a"]
+            stage.apply_fleet()
+            assert [one.instance for one in stage.indexer.engine_statuses()] == ["b"]
+            assert stage.credited_blocks("b", A) == 2
+            assert stage.sink.replica("default/tiny").instances() == ("b",)
+            assert stage.indexer.departed.counts["default/tiny"]["batches"] == 1
+            await wait_until(lambda: stage.engines["a"].listeners == 0)
+            stage.add_instance("a")
+            await stage.wait_exact("a")
+            assert stage.credited_blocks("a", A) == 2
+
+    asyncio.run(scenario())
+
+
+def test_what_an_engine_held_is_gone_when_it_wakes_before_it_says_so_itself() -> None:
+    async def scenario() -> None:
+        async with indexer_harness() as stage:
+            engine = stage.start_engine("a")
+            stage.add_instance("a")
+            await stage.wait_connected("a")
+            engine.serve_prompt(*A)
+            await stage.wait_exact("a")
+            for state, believed in ((InstanceState.SLEEPING, 2), (InstanceState.STARTING, 0), (InstanceState.READY, 0)):
+                stage.instances["a"] = replace(stage.instances["a"], state=state)
+                stage.apply_fleet()
+                assert stage.credited_blocks("a", A) == believed
+            engine.engine.clear()
+            engine.serve_prompt(*B)
+            await stage.wait_exact("a")
+            assert stage.credited_blocks("a", B) == 4
+
+    asyncio.run(scenario())
+
+
+def test_what_fairlead_cleared_itself_is_gone_at_once() -> None:
+    async def scenario() -> None:
+        async with indexer_harness() as stage:
+            engine = stage.start_engine("a")
+            stage.add_instance("a")
+            await stage.wait_connected("a")
+            engine.serve_prompt(*A)
+            await stage.wait_exact("a")
+            assert stage.indexer.on_cache_cleared("a")
+            assert stage.credited_blocks("a", A) == 0
+            engine.engine.clear()
+            engine.serve_prompt(*B)
+            await stage.wait_exact("a")
+            assert stage.credited_blocks("a", B) == 4
+            assert not stage.indexer.on_cache_cleared("nobody")
+            assert stage.indexer.on_engine_restarted("a", "its supervisor says so")
+            assert stage.credited_blocks("a", B) == 0
+            await wait_until(
+                lambda: stage.loop.advance(LIMITS.kv_idle_check_seconds) or stage.credited_blocks("a", B) == 4
+            )
+
+    asyncio.run(scenario())
+
+
+def test_engines_that_dial_are_told_apart_by_their_topic_and_noticed_when_they_go() -> None:
+    async def scenario() -> None:
+        async with indexer_harness(listen=["tcp://127.0.0.1:0"]) as stage:
+            here = stage.indexer.listeners[0].endpoint
+            for port, name in ((8001, "a"), (8002, "b")):
+                stage.start_engine(
+                    name, PrefixCacheEngine(capacity=400, seed=port), dial=here, topic=f"kv@127.0.0.1:{port}@tiny"
+                )
+                told = sources(stage.engines[name], endpoint="tcp://indexer:5557")
+                stage.answers[name, EVENT_SOURCES_PATH] = told
+                stage.add_instance(name, url=f"http://127.0.0.1:{port}")
+            await wait_until(
+                lambda: all(stage.status(name).problem == "it was not connected to yet" for name in ("a", "b"))
+            )
+            await wait_until(lambda: all(engine.listeners for engine in stage.engines.values()))
+            stage.engines["a"].serve_prompt(*A)
+            stage.engines["b"].serve_prompt(*B)
+            await stage.wait_exact("a", "b")
+            assert (stage.credited_blocks("a", A), stage.credited_blocks("a", B), stage.credited_blocks("b", B)) == (
+                2,
+                0,
+                4,
+            )
+            stage.engines["a"].send_raw([b"kv@10.0.0.9:1@tiny", bytes(8), b"x"])
+            stage.engines["a"].send_raw([b"other", bytes(8), b"x"])
+            stage.engines["a"].send_raw([b"other"])
+            await wait_until(
+                lambda: dict(stage.indexer.unidentified_messages()) == {"unknown": 1, "topic": 1, "frame": 1}
+            )
+            stage.engines["a"].close()
+            await wait_until(lambda: not stage.status("a").connected)
+            assert (stage.status("b").connected, stage.status("a").state.complete) == (True, False)
+            stage.loop.advance(LIMITS.kv_restart_seconds)
+            assert (stage.credited_blocks("a", A), stage.credited_blocks("b", B)) == (0, 4)
+
+    asyncio.run(scenario())
+
+
+def test_an_address_that_cannot_be_listened_on_is_named() -> None:
+    async def scenario() -> None:
+        with pytest.raises(BadInput, match=r"tcp://127\.0\.0\.1:99999"):
+            async with indexer_harness(listen=["tcp://127.0.0.1:99999"]):
+                pass
+
+    asyncio.run(scenario())
+
+
+def test_a_flood_is_read_to_its_end_without_a_loss() -> None:
+    async def scenario() -> None:
+        async with indexer_harness() as stage:
+            for name in ("calm", "loud"):
+                stage.start_engine(name, PrefixCacheEngine(capacity=100_000))
+                stage.add_instance(name)
+            await stage.wait_connected("calm", "loud")
+            loud, calm = stage.engines["loud"], stage.engines["calm"]
+            loud.send(*frames(loud.engine, *[range(1_000 * at, 1_000 * at + 401) for at in range(400)]))
+            calm.serve_prompt(*A)
+            await stage.wait_exact("loud", "calm")
+            counts = stage.status("loud").counters
+            assert (counts.batches, counts.gaps, counts.lost) == (400, 0, 0)
+
+    asyncio.run(scenario())
+
+
+def test_hostile_frames_cost_their_engine_at_most_its_slice_and_nobody_else_anything() -> None:
+    async def scenario() -> None:
+        draw = random.Random(5)
+        async with indexer_harness() as stage:
+            for name in ("good", "bad"):
+                stage.start_engine(name)
+                stage.add_instance(name)
+            await stage.wait_connected("good", "bad")
+            good, bad = stage.engines["good"], stage.engines["bad"]
+            good.serve_prompt(*A)
+            bad.send_raw([b""])
+            bad.send_raw([b"kv", b"1234567", b"x"])
+            bad.send_raw([b"kv"] * 1_000)
+            bad.send_raw([b"kv", b"\xff" * 8, b""])
+            for number in range(300):
+                bad.send_raw([b"kv", number.to_bytes(8, "big"), draw.randbytes(draw.randrange(200))])
+                nested = msgspec.msgpack.encode([0.0, [{"type": "BlockRemoved", "block_hashes": [[]]}], 0])
+                bad.send_raw([b"kv", draw.randrange(2**64).to_bytes(8, "big"), nested])
+            await stage.wait_exact("good")
+            good.serve_prompt(*B)
+            await stage.wait_exact("good")
+            await wait_until(lambda: stage.status("bad").counters.unreadable["frame"] == 3)
+            assert not stage.status("bad").state.complete
+            assert sum(stage.status("bad").counters.unreadable.values()) > 3
+            assert stage.status("good").counters.unreadable == {}
+
+    asyncio.run(scenario())
+
+
+def test_a_message_that_is_too_large_ends_the_connection_and_others_go_on() -> None:
+    async def scenario() -> None:
+        async with indexer_harness(replace(LIMITS, kv_events_bytes=10_000)) as stage:
+            engine = stage.start_engine("a")
+            stage.add_instance("a")
+            await stage.wait_connected("a")
+            engine.serve_prompt(*A)
+            await stage.wait_exact("a")
+            engine.send(EventFrame(b"kv", 1, bytes(20_000)))
+            await wait_until(lambda: stage.status("a").counters.disconnects == 1)
+            assert not stage.status("a").state.complete
+
+    asyncio.run(scenario())
+
+
+def test_a_defect_of_ours_costs_the_slice_and_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        async with indexer_harness() as stage:
+            engine = stage.start_engine("a")
+            stage.add_instance("a")
+            await stage.wait_connected("a")
+            engine.serve_prompt(*A)
+            await stage.wait_exact("a")
+            whole = stage.store.apply
+            broken = {1}
+
+            def apply(*given: object) -> object:
+                if broken:
+                    broken.pop()
+                    raise ZeroDivisionError
+                return whole(*given)  # type: ignore[arg-type]
+
+            monkeypatch.setattr(stage.store, "apply", apply)
+            engine.serve_prompt(*B)
+            await wait_until(lambda: stage.status("a").counters.defects == 1)
+            assert stage.credited_blocks("a", A) == 0
+            engine.serve_prompt(*range(300, 309))
+            await wait_until(lambda: stage.credited_blocks("a", range(300, 309)) == 2)
+            assert not stage.status("a").state.complete
+
+    asyncio.run(scenario())
+
+
+def test_where_an_adapter_came_from_is_asked_and_its_blocks_return_with_it() -> None:
+    async def scenario() -> None:
+        async with indexer_harness() as stage:
+            engine = stage.start_engine("a")
+            stage.add_instance("a")
+            await stage.wait_connected("a")
+            engine.engine.load("poet", "/models/p")
+            stage.answers["a", MODELS_PATH] = json.dumps(
+                {"data": [{"id": "tiny", "root": "tiny"}, {"id": "poet", "root": "/models/p", "parent": "tiny"}]}
+            ).encode()
+            engine.engine.serve_prompt(A, "poet")
+            engine.publish()
+            await wait_until(lambda: stage.status("a").state.blocks == 2)
+            assert ("a", MODELS_PATH) not in stage.queries
+            stage.loop.advance(LIMITS.kv_adapter_pause_seconds)
+            await wait_until(lambda: ("a", MODELS_PATH) in stage.queries)
+            await wait_until(lambda: not stage.store.unsourced_adapters("a"))
+            count = len(stage.queries)
+            stage.loop.advance(LIMITS.kv_adapter_poll_seconds / 2)
+            assert len(stage.queries) == count
+
+    asyncio.run(scenario())
+
+
+def test_replays_wait_for_one_another() -> None:
+    async def scenario() -> None:
+        async with indexer_harness(replace(LIMITS, kv_replays=2)) as stage:
+            names = [f"e{number}" for number in range(6)]
+            for name in names:
+                engine = stage.start_engine(name)
+                engine.serve_prompt(*A)
+                engine.holds_replays = True
+                stage.add_instance(name)
+            held = lambda: [name for name in names if stage.engines[name].replay_requests]  # noqa: E731
+            await wait_until(lambda: all(stage.status(name).replaying for name in names) and len(held()) == 2)
+            for _ in range(5):
+                await wait_until(
+                    lambda: any(
+                        stage.engines[name].replay_requests and stage.engines[name].holds_replays for name in names
+                    )
+                )
+                for name in held():
+                    stage.engines[name].answer_held()
+                if all(not stage.engines[name].holds_replays for name in names):
+                    break
+            await stage.wait_exact(*names)
+
+    asyncio.run(scenario())

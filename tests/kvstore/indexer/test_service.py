@@ -1,0 +1,170 @@
+"""``python -m fairlead_kvstore`` as people run it: real engines that are simulated, a real Redis, kills and takeovers."""
+
+import asyncio
+import json
+import signal
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from fairlead_testing.engines.simulated_process import EngineProcess, engine_process
+from fairlead_testing.kvstore.indexer_process import IndexerProcess, indexer_process
+from fairlead_testing.redis.valkey import Valkey
+from fairlead_testing.waiting import wait_until, wait_until_async
+
+from fairlead.runtime.clock import SystemClock
+from fairlead_kvstore.blockstore.block_hash import block_hashes, chain_root
+from fairlead_kvstore.index.subscriber import IndexSubscriber
+from fairlead_kvstore.redis.link import RedisLink
+
+MODEL = "default/tiny"
+EVENTS = ("--kv-events", "0", "--kv-replay", "0", "--block-size", "16")
+PROMPT = list(range(100, 165))
+
+
+def fleet(path: Path, engines: Sequence[EngineProcess | str]) -> Path:
+    urls = [engine if isinstance(engine, str) else engine.url for engine in engines]
+    instances = [{"url": url, "id": f"e{number}"} for number, url in enumerate(urls)]
+    path.write_text(json.dumps({"models": [{"name": "tiny", "instances": instances}]}))
+    return path
+
+
+@asynccontextmanager
+async def feeding(server: Valkey) -> AsyncIterator[IndexSubscriber]:
+    """What a gateway sees of the index."""
+    link = RedisLink(server.url, SystemClock())
+    feed = IndexSubscriber(link, SystemClock())
+    feed.set_models([MODEL])
+    link.start()
+    feed.start()
+    try:
+        yield feed
+    finally:
+        await feed.stop()
+        await link.stop()
+
+
+def held(feed: IndexSubscriber, tokens: Sequence[int] = PROMPT) -> dict[str, int]:
+    """Blocks of a prompt by instance."""
+    mirror = feed.replica(MODEL)
+    chain = block_hashes(chain_root(MODEL), list(tokens), 16)
+    return {} if mirror is None else {one.instance: one.blocks[0] for one in mirror.match(chain)}
+
+
+def complete(feed: IndexSubscriber, instance: str) -> bool:
+    mirror = feed.replica(MODEL)
+    known = None if mirror is None else mirror.completeness(instance)
+    return known is not None and known.complete
+
+
+async def complete_prompt(engine: EngineProcess, tokens: Sequence[int]) -> None:
+    async with httpx.AsyncClient(timeout=60.0) as client:
+        body = {"model": "tiny", "prompt": list(tokens), "max_tokens": 1}
+        (await client.post(f"{engine.url}/v1/completions", json=body)).raise_for_status()
+
+
+def test_an_engine_is_found_read_and_written_and_another_indexer_takes_over_without_a_loss(
+    server: Valkey, tmp_path: Path
+) -> None:
+    async def scenario() -> None:
+        async with engine_process(*EVENTS) as engine, feeding(server) as feed:
+            path = fleet(tmp_path / "fleet.yaml", [engine])
+            arguments = ("--fleet", str(path), "--redis", server.url)
+            async with indexer_process(*arguments) as first:
+                await complete_prompt(engine, PROMPT)
+                await wait_until(lambda: held(feed) == {"e0": 4} and complete(feed, "e0"))
+                assert (await first.get("/readyz")).status_code == 200
+                assert (await first.metric("blocks"), await first.metric("leads")) == (4, 1)
+                async with indexer_process(*arguments) as second:
+                    await wait_until_async(lambda: _ready(second))
+                    assert await second.metric("leads") == 0
+                    first.process.send_signal(signal.SIGKILL)
+                    await first.process.wait()
+                    await complete_prompt(engine, [*PROMPT, *range(900, 916)])  # while nobody reads
+                    await wait_until_async(lambda: _leads(second))
+                    await wait_until(
+                        lambda: held(feed, [*PROMPT, *range(900, 916)]) == {"e0": 5} and complete(feed, "e0")
+                    )
+                    assert (await second.metric("restarts_total"), await second.metric("lost_total")) == (0, 0)
+                    second.process.send_signal(signal.SIGTERM)
+                    assert await asyncio.wait_for(second.process.wait(), 60.0) == 0
+
+    asyncio.run(scenario())
+
+
+def test_an_engine_that_was_replaced_while_nobody_indexed_leaves_no_ghost(server: Valkey, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with feeding(server) as feed:
+            async with engine_process(*EVENTS) as engine:
+                path = fleet(tmp_path / "fleet.yaml", [engine])
+                arguments = ("--fleet", str(path), "--redis", server.url)
+                async with indexer_process(*arguments) as first:
+                    await complete_prompt(engine, PROMPT)
+                    await wait_until(lambda: held(feed) == {"e0": 4})
+                    first.process.send_signal(signal.SIGTERM)
+                    assert await asyncio.wait_for(first.process.wait(), 60.0) == 0
+            async with engine_process(*EVENTS) as another:
+                fleet(path, [another])
+                await complete_prompt(another, range(500, 533))
+                async with indexer_process(*arguments):
+                    await wait_until(lambda: held(feed, range(500, 533)) == {"e0": 2} and complete(feed, "e0"))
+                    assert held(feed) == {}
+
+    asyncio.run(scenario())
+
+
+def test_two_ranks_are_two_instances(server: Valkey, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with engine_process(*EVENTS, "--data-parallel-size", "2") as engine, feeding(server) as feed:
+            ranks = [{"url": engine.url, "id": f"r{rank}", "dpRank": rank} for rank in range(2)]
+            path = tmp_path / "fleet.yaml"
+            path.write_text(json.dumps({"models": [{"name": "tiny", "instances": ranks}]}))
+            async with (
+                indexer_process("--fleet", str(path), "--redis", server.url),
+                httpx.AsyncClient(timeout=60) as client,
+            ):
+                for rank in range(2):
+                    prompt = list(range(1_000 * rank, 1_000 * rank + 33))
+                    body = {"model": "tiny", "prompt": prompt, "max_tokens": 1}
+                    shown = {"X-data-parallel-rank": str(rank)}
+                    (await client.post(f"{engine.url}/v1/completions", json=body, headers=shown)).raise_for_status()
+                    await wait_until(lambda: held(feed, prompt) == {f"r{rank}": 2})  # noqa: B023
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--fleet", "/nowhere/fleet.yaml", "--redis", "redis://127.0.0.1:1"), "cannot read the fleet file"),
+        (("--fleet", "x.yaml"), "the index has to be written somewhere"),
+        (("--fleet", "x.yaml", "--redis", "http://a"), "redis://"),
+        (("--fleet", "x.yaml", "--redis", "redis://a", "--listen", "8080"), "HOST:PORT"),
+        (("--fleet", "x.yaml", "--redis", "redis://a", "--events", "tcp://*"), "cannot be listened for"),
+        (("--kube", "No_Namespace", "--redis", "redis://a"), "is not a namespace"),
+    ],
+)
+def test_what_is_wrong_with_the_arguments_is_said_and_nothing_runs(arguments: tuple[str, ...], words: str) -> None:
+    async def scenario() -> None:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "fairlead_kvstore", *arguments),
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        _, told = await asyncio.wait_for(process.communicate(), 60.0)
+        assert process.returncode == 2
+        assert words in told.decode()
+        assert "Traceback" not in told.decode()
+
+    asyncio.run(scenario())
+
+
+async def _ready(indexer: IndexerProcess) -> bool:
+    return (await indexer.get("/readyz")).status_code == 200
+
+
+async def _leads(indexer: IndexerProcess) -> bool:
+    return await indexer.metric("leads") == 1

@@ -1,0 +1,318 @@
+"""The reader before engines on real sockets: the index holds what the engine holds, or says that it does not."""
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+from fairlead_testing.kvstore.indexer_harness import frames, indexer_harness
+from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
+from fairlead_testing.waiting import wait_until
+
+from fairlead.limits import Limits
+
+LIMITS = Limits()
+A, B, C = list(range(1, 10)), list(range(100, 117)), list(range(200, 209))
+
+
+def test_who_is_there_from_the_start_knows_everything() -> None:
+    async def scenario() -> None:
+        async with indexer_harness() as stage:
+            engine = stage.start_engine("a")
+            stage.add_instance("a")
+            await stage.wait_connected("a")
+            engine.serve_prompt(*A)
+            await stage.wait_exact("a")
+            assert stage.credited_blocks("a", A) == 2
+            assert (stage.status("a").counters.batches, stage.status("a").problem) == (1, "")
+
+    asyncio.run(scenario())
+
+
+def test_who_joins_late_learns_what_was_before() -> None:
+    async def scenario() -> None:
+        async with indexer_harness() as stage:
+            engine = stage.start_engine("a")
+            for prompt in (A, B):
+                engine.serve_prompt(*prompt)
+            stage.add_instance("a")
+            await stage.wait_exact("a")
+            assert (stage.credited_blocks("a", A), stage.credited_blocks("a", B)) == (2, 4)
+            assert stage.status("a").counters.replays == 1
+
+    asyncio.run(scenario())
+
+
+def test_numbers_that_are_missing_are_asked_for_and_nothing_is_lost() -> None:
+    async def scenario() -> None:
+        async with indexer_harness() as stage:
+            engine = stage.start_engine("a")
+            stage.add_instance("a")
+            await stage.wait_connected("a")
+            engine.serve_prompt(*A)
+            await stage.wait_exact("a")
+            engine.serve_prompt(*B, lose=True)
+            engine.serve_prompt(*C)
+            await stage.wait_exact("a")
+            seen = stage.status("a")
+            assert (stage.credited_blocks("a", B), seen.counters.gaps, seen.counters.lost, seen.state.epoch) == (
+                4,
+                1,
+                0,
+                1,
+            )
+
+    asyncio.run(scenario())
+
+
+def test_frames_out_of_order_and_twice_change_nothing() -> None:
+    async def scenario() -> None:
+        async with indexer_harness() as stage:
+            engine = stage.start_engine("a")
+            stage.add_instance("a")
+            await stage.wait_connected("a")
+            engine.serve_prompt(*A)
+            await stage.wait_exact("a")
+            second, third, fourth = frames(engine.engine, B, C, [*A, 11, 12, 13, 14])
+            engine.send(third, second, second, fourth, fourth, third)
+            await stage.wait_exact("a")
+            await wait_until(lambda: stage.status("a").counters.duplicates >= 3)
+            assert (stage.status("a").counters.restarts, stage.status("a").counters.lost) == (0, 0)
+            assert stage.is_exact("a")
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("fault", ["mute", "half"])
+def test_a_replay_that_does_not_come_costs_the_slice_which_is_learned_anew(fault: str) -> None:
+    async def scenario() -> None:
+        async with indexer_harness() as stage:
+            engine = stage.start_engine("a")
+            stage.add_instance("a")
+            await stage.wait_connected("a")
+            engine.serve_prompt(*A)
+            await stage.wait_exact("a")
+            engine.ignores_replays, engine.max_replayed = fault == "mute", 1 if fault == "half" else None
+            engine.serve_prompt(*B, lose=True)
+            engine.serve_prompt(*C)
+            await wait_until(lambda: len(engine.replay_requests) == 2 and stage.status("a").replaying)
+            stage.loop.advance(LIMITS.kv_replay_seconds / 2)
+            assert stage.status("a").replaying
+            await wait_until(lambda: stage.loop.advance(LIMITS.kv_replay_seconds) or not stage.status("a").replaying)
+            seen = stage.status("a")
+            assert (seen.counters.lost, seen.counters.replays_failed, seen.state.complete) == (1, 1, False)
+            assert (stage.credited_blocks("a", A), stage.credited_blocks("a", C)) == (0, 2)
+            engine.ignores_replays, engine.max_replayed = False, None
+            engine.serve_prompt(*range(300, 309))
+            await wait_until(lambda: stage.credited_blocks("a", range(300, 309)) == 2)
+            assert stage.status("a").counters.lost == 1
+
+    asyncio.run(scenario())
+
+
+def test_a_slow_replay_is_waited_for_and_what_comes_meanwhile_is_held_back() -> None:
+    async def scenario() -> None:
+        async with indexer_harness() as stage:
+            engine = stage.start_engine("a")
+            stage.add_instance("a")
+            await stage.wait_connected("a")
+            engine.serve_prompt(*A)
+            await stage.wait_exact("a")
+            engine.holds_replays = True
+            engine.serve_prompt(*B, lose=True)
+            engine.serve_prompt(*C)
+            await wait_until(lambda: len(engine.replay_requests) == 2)
+            engine.serve_prompt(*range(300, 309))
+            engine.serve_prompt(*range(400, 409))
+            assert stage.status("a").state.blocks == 2
+            engine.answer_held()
+            await stage.wait_exact("a")
+            assert stage.credited_blocks("a", range(400, 409)) == 2
+
+    asyncio.run(scenario())
+
+
+def test_where_nothing_can_be_replayed_a_gap_costs_the_slice() -> None:
+    async def scenario() -> None:
+        async with indexer_harness() as stage:
+            engine = stage.start_engine("a", replays=False)
+            stage.add_instance("a")
+            await stage.wait_connected("a")
+            engine.serve_prompt(*A)
+            await stage.wait_exact("a")
+            engine.serve_prompt(*B, lose=True)
+            engine.serve_prompt(*C)
+            await wait_until(lambda: stage.credited_blocks("a", C) == 2)
+            assert (stage.credited_blocks("a", A), stage.status("a").state.complete) == (0, False)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("prompts", [0, 1, 2, 5])
+def test_an_engine_that_is_restarted_on_its_port_begins_anew(prompts: int) -> None:
+    async def scenario() -> None:
+        async with indexer_harness() as stage:
+            engine = stage.start_engine("a")
+            stage.add_instance("a")
+            await stage.wait_connected("a")
+            for prompt in (A, B):
+                engine.serve_prompt(*prompt)
+            await stage.wait_exact("a")
+            another = stage.start_engine("a", PrefixCacheEngine(capacity=400, seed=7))
+            for number in range(prompts):  # before anybody listens
+                another.serve_prompt(*range(1_000 * number, 1_000 * number + 9))
+            await wait_until(lambda: not stage.status("a").connected)
+            assert not stage.status("a").state.complete
+            await wait_until(lambda: stage.loop.advance(0.5) or stage.status("a").connected)
+            await wait_until(lambda: stage.status("a").state.epoch == 2 and not stage.status("a").replaying)
+            assert (stage.credited_blocks("a", A), stage.credited_blocks("a", B)) == (0, 0)
+            await wait_until(lambda: another.listeners > 0)
+            another.serve_prompt(*C)
+            await stage.wait_exact("a")
+            assert stage.credited_blocks("a", C) == 2
+
+    asyncio.run(scenario())
+
+
+def test_a_connection_that_blinks_costs_nothing() -> None:
+    async def scenario() -> None:
+        async with indexer_harness() as stage:
+            engine = stage.start_engine("a")
+            stage.add_instance("a")
+            await stage.wait_connected("a")
+            engine.serve_prompt(*A)
+            await stage.wait_exact("a")
+            same = engine.engine
+            stage.start_engine("a", same)
+            same.serve_prompt(B)
+            same.publish()  # while nobody hears it
+            await wait_until(lambda: not stage.status("a").connected)
+            assert (stage.credited_blocks("a", A), stage.status("a").state.complete) == (2, False)
+            await wait_until(lambda: stage.loop.advance(0.5) or stage.is_exact("a"))
+            seen = stage.status("a")
+            assert (stage.credited_blocks("a", A), stage.credited_blocks("a", B)) == (2, 4)
+            assert (seen.state.epoch, seen.counters.lost, seen.counters.restarts, seen.counters.disconnects) == (
+                1,
+                0,
+                0,
+                1,
+            )
+
+    asyncio.run(scenario())
+
+
+def test_an_engine_that_stays_away_holds_nothing_any_more() -> None:
+    async def scenario() -> None:
+        async with indexer_harness() as stage:
+            engine = stage.start_engine("a")
+            stage.add_instance("a")
+            await stage.wait_connected("a")
+            engine.serve_prompt(*A)
+            await stage.wait_exact("a")
+            engine.close()
+            await wait_until(lambda: not stage.status("a").connected)
+            stage.loop.advance(LIMITS.kv_restart_seconds / 2)
+            assert stage.credited_blocks("a", A) == 2
+            stage.loop.advance(LIMITS.kv_restart_seconds)
+            assert stage.credited_blocks("a", A) == 0
+            assert "stayed away" in stage.status("a").state.reason
+            assert "connected" in stage.status("a").problem
+
+    asyncio.run(scenario())
+
+
+def test_what_was_lost_last_is_noticed_although_nothing_follows() -> None:
+    async def scenario() -> None:
+        async with indexer_harness() as stage:
+            engine = stage.start_engine("a")
+            stage.add_instance("a")
+            await stage.wait_connected("a")
+            engine.serve_prompt(*A)
+            await stage.wait_exact("a")
+            engine.serve_prompt(*B, lose=True)
+            asked = len(engine.replay_requests)
+            await wait_until(
+                lambda: stage.loop.advance(LIMITS.kv_idle_check_seconds) or len(engine.replay_requests) > asked
+            )
+            await stage.wait_exact("a")
+            assert (stage.credited_blocks("a", B), stage.status("a").counters.lost) == (4, 0)
+
+    asyncio.run(scenario())
+
+
+def test_what_comes_before_the_engine_knows_of_its_listener_is_asked_for_soon() -> None:
+    async def scenario() -> None:
+        async with indexer_harness() as stage:
+            engine = stage.start_engine("a")
+            stage.add_instance("a")
+            await stage.wait_connected("a")
+            await wait_until(lambda: engine.replay_requests == [0] and not stage.status("a").replaying)
+            engine.serve_prompt(*A, lose=True)
+            stage.loop.advance(LIMITS.kv_settle_seconds)
+            await stage.wait_exact("a")
+            assert stage.credited_blocks("a", A) == 2
+
+    asyncio.run(scenario())
+
+
+def test_orphans_whose_beginning_is_gone_wait_and_the_slice_says_that_it_is_incomplete() -> None:
+    async def scenario() -> None:
+        async with indexer_harness() as stage:
+            engine = stage.start_engine("a", PrefixCacheEngine(capacity=400, buffer=1))
+            engine.serve_prompt(*A)
+            engine.serve_prompt(*B)
+            engine.serve_prompt(*A, 11, 12, 13, 14, 15, 16, 17)
+            stage.add_instance("a")
+            await wait_until(lambda: stage.status("a").state.orphans == 2)
+            assert (stage.credited_blocks("a", A), stage.status("a").state.complete) == (0, False)
+
+    asyncio.run(scenario())
+
+
+def test_too_much_while_a_replay_is_waited_for_gives_it_up() -> None:
+    async def scenario() -> None:
+        async with indexer_harness(replace(LIMITS, kv_replay_buffered=3)) as stage:
+            engine = stage.start_engine("a")
+            stage.add_instance("a")
+            await stage.wait_connected("a")
+            engine.serve_prompt(*A)
+            await stage.wait_exact("a")
+            engine.holds_replays = True
+            engine.serve_prompt(*B, lose=True)
+            for start in range(300, 800, 100):
+                engine.serve_prompt(*range(start, start + 9))
+            await wait_until(lambda: stage.credited_blocks("a", range(700, 709)) == 2)
+            assert (stage.credited_blocks("a", A), stage.status("a").counters.lost) == (0, 1)
+            engine.answer_held()
+            engine.serve_prompt(*C, lose=True)
+            engine.serve_prompt(*range(900, 909))
+            await wait_until(
+                lambda: stage.credited_blocks("a", range(900, 909)) == 2 and not stage.status("a").replaying
+            )
+            assert stage.credited_blocks("a", C) == 2
+            assert stage.status("a").counters.lost == 1
+
+    asyncio.run(scenario())
+
+
+def test_messages_that_were_read_together_are_worth_what_they_are_one_by_one() -> None:
+    """What simply follows is followed at once, up to where something does not; counters and positions know each batch."""
+
+    async def scenario() -> None:
+        async with indexer_harness() as stage:
+            engine = stage.start_engine("a")
+            stage.add_instance("a")
+            await stage.wait_connected("a")
+            engine.serve_prompt(*A)
+            await wait_until(lambda: stage.credited_blocks("a", A) == 2)
+            await stage.wait_exact("a")  # what is asked for at the beginning has come: from now on a loss is a gap
+            engine.serve_prompt(*B)
+            engine.serve_prompt(*C, lose=True)
+            for number in range(40):
+                engine.serve_prompt(*range(1_000 + 20 * number, 1_009 + 20 * number))
+            await stage.wait_exact("a")
+            await wait_until(lambda: stage.credited_blocks("a", [*range(1_780, 1_789)]) == 2)
+            seen = stage.status("a")
+            assert [stage.credited_blocks("a", prompt) for prompt in (A, B, C)] == [2, 4, 2]
+            assert (seen.counters.batches, seen.counters.gaps, seen.counters.lost) == (43, 1, 0)
+
+    asyncio.run(scenario())

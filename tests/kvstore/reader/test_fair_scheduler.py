@@ -1,0 +1,167 @@
+"""Whose turn it is: equal shares in bytes, whatever the messages' sizes, and the loop is given back in between."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from fairlead.limits import Limits
+from fairlead.runtime.clock import ManualClock
+from fairlead_kvstore.reader.fair_scheduler import FairScheduler
+
+
+class Soon:
+    """A loop that turns when it is told to."""
+
+    def __init__(self) -> None:
+        self.waiting: list[Callable[[], object]] = []
+        self.later: list[tuple[float, Callable[[], object]]] = []
+
+    def call_soon(self, callback: Callable[[], object], /) -> "Soon":
+        self.waiting.append(callback)
+        return self
+
+    def call_later(self, delay: float, callback: Callable[[], object], /) -> "Soon":
+        self.later.append((delay, callback))
+        return self
+
+    def add_reader(self, fd: int, callback: Callable[[], object], /) -> None:
+        raise AssertionError(fd, callback)
+
+    def remove_reader(self, fd: int, /) -> bool:
+        raise AssertionError(fd)
+
+    def cancel(self) -> None:
+        raise AssertionError
+
+    def turn(self) -> None:
+        waiting, self.waiting = self.waiting, []
+        for callback in waiting:
+            callback()
+
+
+class Engine:
+    """``sizes`` wait to be read."""
+
+    def __init__(self, log: list[str], name: str, sizes: list[int], then: Callable[[], None] | None = None) -> None:
+        self.log, self.name, self.sizes, self.then = log, name, sizes, then
+
+    def read(self, most: int) -> tuple[int, bool]:
+        used = 0
+        while self.sizes and used < most:
+            used += self.sizes.pop(0)
+            self.log.append(self.name)
+            if self.then is not None:
+                self.then()
+        return used, bool(self.sizes)
+
+
+def turns_of(
+    loop: Soon, quantum: int, whole: int, clock: ManualClock | None = None, behind: Callable[[], bool] = lambda: False
+) -> FairScheduler:
+    limits = replace(Limits(), kv_turn_bytes=quantum, kv_loop_bytes=whole)
+    return FairScheduler(loop, clock or ManualClock(), limits, is_backlogged=behind)
+
+
+def test_who_has_little_waits_for_one_turn_of_those_who_have_much() -> None:
+    log: list[str] = []
+    loop = Soon()
+    turns = turns_of(loop, 100, 1_000_000)
+    for name in ("x", "y"):
+        turns.mark_ready(Engine(log, name, [10] * 10_000))
+    turns.mark_ready(Engine(log, "calm", [10]))
+    loop.turn()
+    assert log.index("calm") == 20
+
+
+def test_shares_are_equal_in_bytes_and_a_large_message_is_paid_off() -> None:
+    log: list[str] = []
+    loop = Soon()
+    turns = turns_of(loop, 100, 40_000)
+    small, large = Engine(log, "small", [10] * 100_000), Engine(log, "large", [1_000] * 1_000)
+    turns.mark_ready(small)
+    turns.mark_ready(large)
+    for _ in range(20):
+        loop.turn()
+    assert 0.9 < log.count("small") * 10 / (log.count("large") * 1_000) < 1.1
+
+
+def test_the_loop_is_given_back_after_so_many_bytes_and_what_is_left_goes_on() -> None:
+    log: list[str] = []
+    loop = Soon()
+    turns = turns_of(loop, 100, 250)
+    one = Engine(log, "x", [50] * 20)
+    turns.mark_ready(one)
+    turns.mark_ready(one)
+    loop.turn()
+    assert (len(log), len(loop.waiting)) == (6, 1)
+    while loop.waiting:
+        loop.turn()
+    assert (len(log), len(turns)) == (20, 0)
+
+
+def test_who_is_closed_while_it_reads_has_no_further_turn() -> None:
+    log: list[str] = []
+    loop = Soon()
+    turns = turns_of(loop, 100, 1_000)
+    one = Engine(log, "x", [200] * 5)
+    one.then = lambda: turns.remove(one)
+    turns.mark_ready(one)
+    loop.turn()
+    assert (log, len(turns), loop.waiting) == (["x"], 0, [])
+
+
+def test_one_that_breaks_does_not_stop_the_others() -> None:
+    log: list[str] = []
+    loop = Soon()
+    turns = turns_of(loop, 100, 1_000)
+
+    def broken() -> None:
+        raise ZeroDivisionError
+
+    turns.mark_ready(Engine(log, "x", [10], broken))
+    turns.mark_ready(Engine(log, "y", [10]))
+    try:
+        loop.turn()
+    except ZeroDivisionError:
+        pass
+    loop.turn()
+    assert log == ["x", "y"]
+
+
+def test_the_loop_is_given_back_after_some_milliseconds_and_nobody_loses_a_turn_by_it() -> None:
+    log: list[str] = []
+    loop, clock = Soon(), ManualClock()
+    turns = turns_of(loop, 100, 1_000_000, clock)
+    for name in ("x", "y", "z"):
+        turns.mark_ready(Engine(log, name, [50] * 200, lambda: clock.advance(0.0011)))
+    loop.turn()
+    assert log == ["x", "x", "y", "y"]
+    for _ in range(8):
+        loop.turn()
+    assert {log.count(name) for name in ("x", "y", "z")} == {12}
+
+
+def test_nothing_is_read_while_who_takes_it_is_behind_and_then_it_goes_on_where_it_was() -> None:
+    log: list[str] = []
+    behind: list[bool] = []
+    loop = Soon()
+    turns = turns_of(loop, 100, 200, behind=lambda: bool(behind))
+    for name in ("x", "y", "z"):
+        turns.mark_ready(Engine(log, name, [100] * 4))
+    loop.turn()
+    assert log == ["x", "y"]
+    behind.append(True)
+    loop.turn()
+    turns.mark_ready(Engine(log, "late", [100]))
+    for _ in range(3):
+        ((delay, again),) = loop.later
+        loop.later.clear()
+        assert (delay, loop.waiting) == (Limits().kv_backpressure_seconds, [])
+        again()
+    assert (log, turns.pauses) == (["x", "y"], 4)
+    behind.clear()
+    ((_, again),) = loop.later
+    again()
+    while loop.waiting:
+        loop.turn()
+    assert log == ["x", "y", "z", "x", "y", "late", "z", "x", "y", "z", "x", "y", "z"]
+    assert len(loop.later) == 1, "who is not behind is not asked by a timer"

@@ -1,0 +1,181 @@
+"""The link to Redis: it says how it is, comes back by itself, and never fails its user."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from fairlead_testing.http.slow_link import slow_link
+from fairlead_testing.redis.valkey import Valkey
+from fairlead_testing.waiting import wait_until
+from redis.asyncio import Redis
+
+from fairlead.errors import BadInput
+from fairlead.limits import Limits
+from fairlead.runtime.clock import ManualClock, SystemClock
+from fairlead_kvstore.redis.link import RedisLink
+
+FAST = replace(Limits(), redis_pause_seconds=0.05, redis_ping_seconds=0.02, redis_timeout_seconds=0.5)
+
+
+def _check(server: Any, work: Callable[[RedisLink], Any], limits: Limits = FAST) -> None:
+    async def run() -> None:
+        link = RedisLink(server.url, SystemClock(), limits=limits, name="test")
+        link.start()
+        try:
+            async with asyncio.timeout(60):
+                await link.wait_connected()
+            await work(link)
+        finally:
+            await link.stop()
+
+    asyncio.run(run())
+
+
+def test_replies_come_in_order(server: Any) -> None:
+    async def work(link: RedisLink) -> None:
+        assert await link.run([("SET", "a", b"1"), ("INCR", "a"), ("GET", "a")]) == [True, 2, b"2"]
+        assert link.state.kind == "connected"
+
+    _check(server, work)
+
+
+def test_a_refused_command_refuses_itself_alone(server: Any) -> None:
+    async def work(link: RedisLink) -> None:
+        replies = await link.run([("SET", "a", "x"), ("INCR", "a"), ("GET", "a")])
+        assert replies is not None
+        assert isinstance(replies[1], Exception)
+        assert replies[2] == b"x"
+        assert link.state.connected
+
+    _check(server, work)
+
+
+def test_a_killed_redis_is_noticed_without_traffic_and_found_again_when_it_is_back(server: Any) -> None:
+    async def work(link: RedisLink) -> None:
+        server.kill()
+        await wait_until(lambda: not link.state.connected)
+        assert link.state.kind == "stale"
+        assert "stale for" in link.describe()
+        assert await link.run([("PING",)]) is None
+        server.start()
+        await wait_until(lambda: link.state.connected)
+        assert await link.run([("PING",)]) is not None
+
+    _check(server, work)
+
+
+def test_a_redis_that_hangs_costs_the_deadline_and_no_more(server: Any) -> None:
+    async def work(link: RedisLink) -> None:
+        server.freeze()
+        assert await link.run([("PING",)]) is None
+        assert not link.state.connected
+        before = time.monotonic()
+        assert await link.run([("PING",)]) is None  # away: answered at once, without asking
+        assert time.monotonic() - before < FAST.redis_timeout_seconds
+        server.thaw()
+        await wait_until(lambda: link.state.connected)
+
+    _check(server, work)
+
+
+def test_a_late_reply_is_never_taken_for_the_next_one(server: Any) -> None:
+    async def work(link: RedisLink) -> None:
+        server.freeze()
+        assert await link.run([("SET", "late", "1"), ("GET", "late")]) is None
+        server.thaw()
+        await wait_until(lambda: link.state.connected)
+        assert await link.run([("ECHO", "mine")]) == [b"mine"]
+
+    _check(server, work)
+
+
+def test_a_redis_that_was_never_there_is_away(server: Any) -> None:
+    server.kill()
+
+    async def run() -> None:
+        link = RedisLink(server.url, SystemClock(), limits=FAST)
+        link.start()
+        await wait_until(lambda: "not asked" not in link.describe())
+        assert link.state.kind == "away"
+        assert await link.run([("PING",)]) is None
+        await link.stop()
+
+    asyncio.run(run())
+
+
+def test_stale_becomes_away_with_time() -> None:
+    clock = ManualClock()
+
+    async def run() -> None:
+        link = RedisLink("redis://127.0.0.1:1", clock, limits=FAST)
+        link._on_connected()
+        link._on_lost("closed")
+        assert link.state.kind == "stale"
+        clock.advance(FAST.redis_stale_seconds + 1)
+        assert link.state.kind == "away"
+        await link.stop()
+
+    asyncio.run(run())
+
+
+def test_a_wrong_password_is_said_and_no_password_is_shown(server: Any) -> None:
+    async def run() -> None:
+        link = RedisLink("redis://user:s3cret@127.0.0.1:1/0", SystemClock(), limits=FAST)
+        assert "s3cret" not in link.describe()
+        assert link.description == "127.0.0.1:1"
+        await link.stop()
+        keeper = Redis.from_url(server.url)
+        await keeper.config_set("requirepass", "right")
+        await keeper.aclose()
+        other = RedisLink(f"{server.url}?password=s3cret", SystemClock(), limits=FAST)
+        other.start()
+        await wait_until(lambda: "not asked" not in other.describe())
+        assert other.state.kind == "away"
+        assert "password" in other.describe()
+        assert "s3cret" not in other.describe()
+        await other.stop()
+
+    asyncio.run(run())
+
+
+def test_a_url_of_another_kind_is_refused_at_once() -> None:
+    with pytest.raises(BadInput, match="redis://"):
+        RedisLink("http://127.0.0.1", ManualClock())
+
+
+def test_a_link_always_stops_even_while_it_is_about_to_ask(server: Any) -> None:
+    async def run() -> None:
+        limits = replace(FAST, redis_ping_seconds=0.001)
+        for _ in range(30):
+            link = RedisLink(server.url, SystemClock(), limits=limits)
+            link.start()
+            async with asyncio.timeout(60):
+                await link.wait_connected()
+                await asyncio.sleep(0.001)  # the ping falls due in this very turn
+                await link.stop()
+
+    asyncio.run(run())
+
+
+def test_a_redis_that_is_200_ms_away_in_each_direction_answers_all_who_ask_at_once(server: Valkey) -> None:
+    """Each of them needs a connection of its own, and each of those begins with exchanges of its own."""
+
+    async def run() -> None:
+        async with slow_link(server.path, 0.2) as port:
+            link = RedisLink(f"redis://127.0.0.1:{port}/0", SystemClock(), name="far")
+            link.start()
+            try:
+                async with asyncio.timeout(60):
+                    await link.wait_connected()
+                    since = link.state.since
+                    several = await asyncio.gather(*[link.run([("ECHO", str(number))]) for number in range(8)])
+                assert several == [[b"%d" % number] for number in range(8)]
+                assert link.state.connected
+                assert link.state.since == since  # it was not lost in between
+            finally:
+                await link.stop()
+
+    asyncio.run(run())

@@ -1,0 +1,141 @@
+"""The link to what is more than one server: a master that sentinels replace, and a cluster, both real."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+
+import pytest
+from fairlead_testing.processes import wait_until
+from fairlead_testing.redis.valkey_cluster import ValkeyGroup
+from fairlead_testing.waiting import wait_until as until
+from redis.exceptions import ResponseError
+
+from fairlead.limits import Limits
+from fairlead.runtime.clock import SystemClock
+from fairlead_kvstore.redis.backends import Command
+from fairlead_kvstore.redis.link import RedisLink
+
+pytestmark = pytest.mark.timeout(300)
+QUICK = replace(Limits(), redis_pause_seconds=0.2, redis_ping_seconds=0.05, redis_timeout_seconds=2.0)
+KEYS = [f"fl1:{{ns/model-{number}}}:gw" for number in range(12)]
+"""In slots of every master."""
+
+
+def linked(url: str, work: Callable[[RedisLink], Awaitable[None]]) -> None:
+    async def main() -> None:
+        link = RedisLink(url, SystemClock(), limits=QUICK, name="fairlead-gw")
+        link.start()
+        try:
+            async with asyncio.timeout(60):
+                await link.wait_connected()
+            await work(link)
+        finally:
+            await link.stop()
+
+    asyncio.run(main())
+
+
+def test_the_master_is_found_by_its_sentinels_and_again_after_a_failover(pair: ValkeyGroup) -> None:
+    async def work(link: RedisLink) -> None:
+        assert await link.run([("SET", "a", "1"), ("INCR", "a"), ("GET", "a")]) == [True, 2, b"2"]
+        assert link.describe().startswith("connected to shared by sentinels 127.0.0.1:")
+        master, replica = pair.nodes
+        await asyncio.to_thread(wait_until, lambda: replica.execute("GET", "a") == "2", "the replica has it")
+        master.kill()
+        await until(lambda: not link.state.connected)
+        assert await link.run([("GET", "a")]) is None
+        await until(lambda: link.state.connected)
+        assert await link.run([("INCR", "a")]) == [3]
+        assert replica.execute("ROLE")[0] == "master"
+
+    linked(pair.url, work)
+
+
+def test_a_sentinel_that_hangs_or_is_gone_is_passed_over_and_why_there_is_no_master_is_said(pair: ValkeyGroup) -> None:
+    async def unknown() -> None:
+        link = RedisLink(pair.url.replace("/shared/", "/other/"), SystemClock(), limits=QUICK)
+        link.start()
+        await until(lambda: "knows a master" in link.describe())
+        assert "word" not in link.describe(), "the password"
+        assert link.state.kind == "away"
+        await link.stop()
+
+    asyncio.run(unknown())
+    pair.sentinels[0].freeze()
+
+    async def work(link: RedisLink) -> None:
+        assert await link.run([("PING",)]) == [True]
+
+    linked(pair.url, work)
+    pair.sentinels[0].kill()
+    linked(pair.url, work)
+
+
+def test_a_master_that_is_demoted_while_it_lives_is_left(pair: ValkeyGroup) -> None:
+    async def work(link: RedisLink) -> None:
+        master, replica = pair.nodes
+        await asyncio.to_thread(pair.sentinels[0].execute, "SENTINEL", "FAILOVER", "shared")
+        await asyncio.to_thread(wait_until, lambda: replica.execute("ROLE")[0] == "master", "the replica was promoted")
+        await asyncio.to_thread(wait_until, lambda: master.execute("ROLE")[0] != "master", "the master was demoted")
+
+        async def written() -> None:
+            while await link.run([("SET", "b", "1")]) != [True]:
+                async with asyncio.timeout(60):
+                    await link.wait_connected()
+
+        await written()
+        assert await asyncio.to_thread(replica.execute, "GET", "b") == "1"
+
+    linked(pair.url, work)
+
+
+def test_commands_reach_the_master_of_their_slot_and_a_refused_one_refuses_itself_alone(ring: ValkeyGroup) -> None:
+    async def work(link: RedisLink) -> None:
+        commands: list[Command] = [("SET", key, key) for key in KEYS]
+        assert await link.run(commands) == [True] * len(KEYS)
+        assert await link.run([("GET", key) for key in KEYS]) == [key.encode() for key in KEYS]
+        held = [await asyncio.to_thread(node.execute, "DBSIZE") for node in ring.nodes[:3]]
+        assert sum(held) == len(KEYS)
+        assert all(held), "the names are spread over all masters"
+        replies = await link.run([("INCR", KEYS[0]), ("GET", KEYS[1])])
+        assert replies is not None
+        assert isinstance(replies[0], ResponseError)
+        assert replies[1] == KEYS[1].encode()
+        assert link.state.connected
+
+    linked(ring.url, work)
+
+
+def test_keys_of_all_masters_are_found_by_their_pattern(ring: ValkeyGroup) -> None:
+    async def work(link: RedisLink) -> None:
+        await link.run([("SET", key, "1") for key in [*KEYS, "other"]])
+        assert await link.scan_keys("fl1:{*}:gw", 100) == {key.encode() for key in KEYS}
+        assert len(await link.scan_keys("fl1:{*}:gw", 5) or ()) == 5
+
+    linked(ring.url, work)
+
+
+def test_a_master_that_dies_is_said_and_its_replica_is_found_when_it_takes_over(ring: ValkeyGroup) -> None:
+    async def work(link: RedisLink) -> None:
+        assert await link.run([("SET", key, "1") for key in KEYS]) is not None
+        first, replica = ring.nodes[0], ring.nodes[3]
+        held = await asyncio.to_thread(first.execute, "DBSIZE")
+        await asyncio.to_thread(wait_until, lambda: replica.execute("DBSIZE") == held, "the replica has all of it")
+        first.kill()
+        await until(lambda: not link.state.connected)
+        assert await link.run([("GET", KEYS[0])]) is None
+        await until(lambda: link.state.connected)
+        assert await link.run([("INCR", key) for key in KEYS]) == [2] * len(KEYS)
+
+    linked(ring.url, work)
+
+
+def test_a_node_that_hangs_is_no_way_in_and_another_is(ring: ValkeyGroup) -> None:
+    """Only those of its names that answer are asked, and the slots of the one that hangs are those of its replica by then."""
+    ring.nodes[0].freeze()
+    wait_until(lambda: ring.nodes[3].execute("ROLE")[0] == "master", "the replica took over")
+
+    async def work(link: RedisLink) -> None:
+        assert await link.run([("SET", key, "1") for key in KEYS]) == [True] * len(KEYS)
+
+    linked(ring.url, work)
