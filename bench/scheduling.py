@@ -21,9 +21,9 @@ from table import Row, comparing, goals, measuring, write
 from fairlead.engine_profile import EngineProfile, builtin_profile
 from fairlead.fleet.model import Model, SloTargets
 from fairlead.limits import Limits
-from fairlead_gateway.learning.lengths import OutputLengths
-from fairlead_gateway.queueing.gate import AdmissionPolicy, EngineLoad
-from fairlead_gateway.queueing.order import NextRequest, QueuedRequest, RequestQueue
+from fairlead_gateway.admission.output_lengths import OutputLengths
+from fairlead_gateway.admission.policy import AdmissionPolicy, EngineLoad
+from fairlead_gateway.admission.request_queue import NextRequest, QueuedRequest, RequestQueue
 from fairlead_gateway.routing import ModelRouter
 from fairlead_sim.course import FleetSimulation
 from fairlead_sim.fleet import MODEL, NAMESPACE, SingleGateway, instances_of

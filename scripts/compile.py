@@ -129,7 +129,7 @@ MODULES = [
 what runs once in a while."""
 SIMULATOR = [
     *(f"fairlead_gateway/routing/{part}.py" for part in ROUTING),
-    "fairlead_kvstore/mirror.py",
+    "fairlead_gateway/routing/prefix/approximate_index.py",
     "fairlead/decision.py",
     "fairlead/engine_profile.py",
     *(

@@ -27,7 +27,7 @@ from fuzzing.campaign import Report, campaign  # noqa: E402 - found through the 
 from fuzzing.targets import TARGETS  # noqa: E402
 
 from fairlead.runtime.compiled_build import is_compiled, worker_environment  # noqa: E402
-from fairlead_gateway import head  # noqa: E402 - one of those that may be compiled
+from fairlead_gateway.http import request_head  # noqa: E402 - one of those that may be compiled
 
 INPUTS = 10_000_000
 _PART = 250_000
@@ -38,7 +38,7 @@ def main() -> int:
     """Run it; 1 when something was found."""
     options = _options()
     environ = worker_environment(os.environ)
-    if environ != os.environ and not is_compiled(head.__file__):
+    if environ != os.environ and not is_compiled(request_head.__file__):
         os.execve(sys.executable, [sys.executable, *sys.argv], environ)
     if options.replay:
         name, file = options.replay
@@ -51,7 +51,7 @@ def main() -> int:
         for most in [round(options.inputs * target.share)]
         for number in range(-(-most // _PART))
     ]
-    what = "compiled" if is_compiled(head.__file__) else "interpreted"
+    what = "compiled" if is_compiled(request_head.__file__) else "interpreted"
     print(f"seed {seed}, {what}: {options.inputs:,} inputs in {len(parts)} parts, {options.jobs} at once", flush=True)
     begun, used = time.monotonic(), 0.0
     reports: list[Report] = []
@@ -100,7 +100,7 @@ def _result(seed: str, jobs: int, reports: list[Report], seconds: float, used: f
     return {
         "machine": machine(),
         "commit": commit(ROOT),
-        "compiled": is_compiled(head.__file__),
+        "compiled": is_compiled(request_head.__file__),
         "seed": seed,
         "jobs": jobs,
         "inputs": sum(report.inputs for report in reports),

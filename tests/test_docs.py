@@ -17,7 +17,7 @@ from cyclopts import CycloptsError
 from fairlead.settings import TOOL_VARIABLES, settings_table
 from fairlead_cli.app import VERBS, build_app
 from fairlead_gateway.routing import PRESETS
-from fairlead_gateway.routing.convertible import LOCAL_RULES, REMOTE_RULES
+from fairlead_gateway.routing.prefill_placement import LOCAL_RULES, REMOTE_RULES
 
 ROOT = Path(__file__).parents[1]
 REFERENCE = ROOT / "docs" / "reference"

@@ -22,9 +22,9 @@ from reading import MODEL, MODEL_KEY, SECRET, Known, Source, blocks, content, st
 from recorder import Recorder
 from report import Numbers, Report, demand
 
+from fairlead_gateway.prefix_map.inflight_blocks import InflightBlocks
 from fairlead_kvstore.blockstore.storage_tiers import StorageTier
 from fairlead_kvstore.index.replica import IndexReplica
-from fairlead_kvstore.links.flying import InflightBlocks
 
 HOST = "127.0.0.1"
 LATE_SECONDS = 3.0

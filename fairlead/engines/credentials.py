@@ -11,7 +11,7 @@ from typing import Final
 
 from fairlead.fleet.model import EngineAuth, Fleet
 from fairlead.runtime.file_watcher import Signature, file_signature
-from fairlead_gateway.tls import ALPN_PROTOCOLS
+from fairlead_gateway.http.tls import ALPN_PROTOCOLS
 
 _RECHECK_SECONDS: Final = 1.0
 _NO_AUTH: Final = EngineAuth()

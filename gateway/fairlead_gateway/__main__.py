@@ -18,11 +18,11 @@ from fairlead.fleet import cli_options
 from fairlead.limits import Limits
 from fairlead.settings import GatewaySettings, read_settings, unknown_variables
 from fairlead_gateway.early import PreforkedWorkers
-from fairlead_gateway.ports import ListenAddress
+from fairlead_gateway.http.sockets import ListenAddress
 
 if TYPE_CHECKING:
+    from fairlead_gateway.http.tls import TlsCertificate
     from fairlead_gateway.keys_file import KeyFile
-    from fairlead_gateway.tls import TlsCertificate
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -212,7 +212,7 @@ def _key_file(path: str | None, settings: GatewaySettings, limits: Limits) -> "K
 
 def _certificate_files(certificate: str | None, key: str | None) -> "TlsCertificate | None":
     """What ``--tls-cert`` and ``--tls-key`` name; it is read when the gateway starts."""
-    from fairlead_gateway.tls import TlsCertificate
+    from fairlead_gateway.http.tls import TlsCertificate
 
     if certificate is None and key is None:
         return None

@@ -14,13 +14,13 @@ from datetime import UTC, datetime
 import msgspec
 
 from fairlead.limits import Limits
-from fairlead_gateway import trace
-from fairlead_gateway.handoff_story import HandoffRecord
+from fairlead_gateway.http import trace_context
+from fairlead_gateway.http.connection import HttpRequest
+from fairlead_gateway.http.response_writer import ResponseWriter
 from fairlead_gateway.job import RequestContext
-from fairlead_gateway.listen import HttpRequest
 from fairlead_gateway.outbox import BackgroundWriter
-from fairlead_gateway.reply import ResponseWriter
 from fairlead_gateway.telemetry import RequestOutcome
+from fairlead_gateway.telemetry.handoff_record import HandoffRecord
 
 STDOUT_TARGET, STDERR_TARGET = "-", "1"
 _ATOMIC_WRITE_BYTES = 4_096  # what a pipe takes whole, whoever else writes to it
@@ -151,7 +151,7 @@ def _trace_id(context: RequestContext) -> str | None:
     if context.trace is not None:
         return context.trace.trace_id
     head = context.http_request.head
-    found = trace.extract_context(head.fields) if head.get(trace.TRACEPARENT) is not None else None
+    found = trace_context.extract_context(head.fields) if head.get(trace_context.TRACEPARENT) is not None else None
     return None if found is None else found.trace_id
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
 from fairlead_gateway.events import SseScanner, filter_first_chunks
-from fairlead_gateway.reply import ResponseWriter
+from fairlead_gateway.http.response_writer import ResponseWriter
 from fairlead_gateway.upstream import UpstreamError
 
 

@@ -5,11 +5,11 @@ from collections.abc import Callable
 
 import msgspec
 
-from fairlead_gateway import channel_messages as say
 from fairlead_gateway.errors import GatewayError
 from fairlead_gateway.gateway import Gateway
-from fairlead_gateway.telemetry.parts import snapshot_of
-from fairlead_gateway.wired import encode_logged_request
+from fairlead_gateway.ipc import messages as say
+from fairlead_gateway.ipc.decision_codec import encode_logged_request
+from fairlead_gateway.telemetry.snapshot import snapshot_of
 
 _DECISIONS_PER_CHUNK = 16
 _QUANTILES = (0.5, 0.99, 1.0)

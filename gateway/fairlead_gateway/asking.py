@@ -10,15 +10,15 @@ from typing import Final
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
 from fairlead_gateway import handoff_plan as plan
-from fairlead_gateway.decision_log import DecisionRecord, LoggedRequest
 from fairlead_gateway.errors import UnknownPath
-from fairlead_gateway.handoff_story import BYPASSED, HandoffRecord
-from fairlead_gateway.head import RequestHead
+from fairlead_gateway.http.request_head import RequestHead
 from fairlead_gateway.model import BODY_TYPES, parse_request
 from fairlead_gateway.prefill import PrefillCoordinator
 from fairlead_gateway.prompt import build_route_request
 from fairlead_gateway.route import RouterRegistry
-from fairlead_gateway.routing.convertible import LOCAL_RULES
+from fairlead_gateway.routing.prefill_placement import LOCAL_RULES
+from fairlead_gateway.telemetry.decision_log import DecisionRecord, LoggedRequest
+from fairlead_gateway.telemetry.handoff_record import BYPASSED, HandoffRecord
 
 _PREVIEW_ID: Final = "asked"
 _NO_IDS: Final[frozenset[str]] = frozenset()

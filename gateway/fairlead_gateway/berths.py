@@ -12,9 +12,9 @@ sends it back to be chosen for anew.
 import asyncio
 from collections.abc import Callable, Mapping
 
+from fairlead_gateway.admission.backlog_decay import BacklogDecay
+from fairlead_gateway.admission.policy import MAX_WAITING_STEP_SHARE, POLL_SECONDS
 from fairlead_gateway.job import RequestContext
-from fairlead_gateway.queueing.backlog import BacklogDecay
-from fairlead_gateway.queueing.gate import MAX_WAITING_STEP_SHARE, POLL_SECONDS
 from fairlead_gateway.route import RouterRegistry
 from fairlead_gateway.routing import ModelRouter
 

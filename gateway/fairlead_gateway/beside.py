@@ -13,7 +13,7 @@ from fairlead_gateway.telemetry import LoadView
 
 if TYPE_CHECKING:  # without a Redis its client is not loaded
     from fairlead_gateway.others import PeerSync, WorkerBroadcast
-    from fairlead_kvstore.decisions import DecisionStream
+    from fairlead_gateway.supervisor.decision_stream import DecisionStream
     from fairlead_kvstore.redis.link import RedisLink
 
 
@@ -42,11 +42,11 @@ class BackgroundServices:
         self.peers: PeerSync | None = None
         if redis_url is not None:
             from fairlead_gateway import others
-            from fairlead_kvstore import decisions
+            from fairlead_gateway.supervisor import decision_stream
             from fairlead_kvstore.redis import link as links
 
             link = self.redis_link = links.RedisLink(redis_url, clock, limits=limits, name=f"fairlead-{gateway_id}")
-            self.decision_stream = decisions.DecisionStream(link, gateway_id, clock, limits=limits)
+            self.decision_stream = decision_stream.DecisionStream(link, gateway_id, clock, limits=limits)
             self.peers = others.PeerSync(
                 link,
                 workers,

@@ -21,15 +21,15 @@ from fairlead.fleet.model import Fleet
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
 from fairlead.units import format_duration
-from fairlead_gateway import channel_messages as say
-from fairlead_gateway.channel import encode_message
 from fairlead_gateway.early import ROWS_PER_WORKER, PreforkedWorkers, SpawnedWorker, shared_row_count, spawn_worker
 from fairlead_gateway.hand import WorkerHandle, WorkerListener
+from fairlead_gateway.ipc import messages as say
+from fairlead_gateway.ipc.channel import encode_message
 from fairlead_gateway.learning.rows import TimingEvents
 from fairlead_gateway.others_row import PeerLoadRow
-from fairlead_gateway.routing import shared
+from fairlead_gateway.routing.load import shared_memory
 from fairlead_gateway.slots import SlotAllocator
-from fairlead_gateway.telemetry.parts import ModelSnapshot, sum_snapshots
+from fairlead_gateway.telemetry.snapshot import ModelSnapshot, sum_snapshots
 
 T = TypeVar("T")
 _log = logging.getLogger("fairlead.gateway")
@@ -91,7 +91,7 @@ class WorkerPool:
             else memoryview(
                 mmap.mmap(
                     preforked.shared_memory_fd,
-                    shared.table_bytes(shared_row_count(preforked.count), limits.shared_slots),
+                    shared_memory.table_bytes(shared_row_count(preforked.count), limits.shared_slots),
                 )
             ).cast("q")
         )
@@ -223,7 +223,7 @@ class WorkerPool:
     def _release_worker(self, worker: WorkerHandle) -> None:
         """Its requests are over, and its row is free; what it counted counts on."""
         if self._load_cells is not None:
-            shared.clear_row(self._load_cells, self._limits.shared_slots, worker.row)
+            shared_memory.clear_row(self._load_cells, self._limits.shared_slots, worker.row)
         self._free_rows.append(worker.row)
         self._exited_counters = sum_snapshots([self._exited_counters, _without_windows(worker.model_counters)])
         self._exited_process_counters = merge_counts([self._exited_process_counters, worker.process_counters])
@@ -309,7 +309,9 @@ class WorkerPool:
 
     def _is_slot_idle(self, slot: int) -> bool:
         rows = shared_row_count(self._preforked.count)
-        return self._load_cells is None or shared.is_slot_idle(self._load_cells, self._limits.shared_slots, rows, slot)
+        return self._load_cells is None or shared_memory.is_slot_idle(
+            self._load_cells, self._limits.shared_slots, rows, slot
+        )
 
     def _assign_slots(self, fleet: Fleet) -> None:
         self._slot_of = self._slot_allocator.assign(fleet, self._clock.now())

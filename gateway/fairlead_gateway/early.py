@@ -57,7 +57,7 @@ class PreforkedWorkers:
         self.environ = worker_environment(os.environ)  # once: it looks at every source
         self.spawned: list[SpawnedWorker] = []
         if count > 1 or has_peers:
-            from fairlead_gateway.routing.shared import table_bytes
+            from fairlead_gateway.routing.load.shared_memory import table_bytes
 
             self.shared_memory_fd = _create_shared_memory(table_bytes(shared_row_count(count), limits.shared_slots))
         try:

@@ -18,7 +18,6 @@ from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
 from fairlead_gateway.answer import EngineResponse
 from fairlead_gateway.continuation import SentText, can_resume
-from fairlead_gateway.decision_log import DecisionLog, DecisionRecord
 from fairlead_gateway.errors import GatewayError, QuarantinedRequest, error_body, error_event
 from fairlead_gateway.health import FailureAttribution
 from fairlead_gateway.holding import AdmissionController
@@ -37,6 +36,7 @@ from fairlead_gateway.samples import PromptSampleBuffer
 from fairlead_gateway.served_name import ServedNameRewriter, body_with_model, target_with_model
 from fairlead_gateway.steps import ATTEMPT
 from fairlead_gateway.telemetry import MetricsRecorder
+from fairlead_gateway.telemetry.decision_log import DecisionLog, DecisionRecord
 from fairlead_gateway.upstream import ConnectionPool, EngineConnection, UpstreamError
 from fairlead_gateway.wire import (
     JSON_TYPE,

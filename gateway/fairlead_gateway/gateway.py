@@ -24,32 +24,32 @@ from fairlead.runtime.clock import Clock
 from fairlead.runtime.loop_lag import LoopLag
 from fairlead_gateway import asking
 from fairlead_gateway.breaker import OutlierDetector
-from fairlead_gateway.decision_log import DecisionLog, LoggedRequest
 from fairlead_gateway.errors import GatewayError, MethodNotAllowed, UnknownPath
 from fairlead_gateway.forward import Forwarder, StartedAttempt
-from fairlead_gateway.head import RequestHead
 from fairlead_gateway.health import FailureAttribution
 from fairlead_gateway.holding import AdmissionController
+from fairlead_gateway.http.connection import HttpRequest, Listener
+from fairlead_gateway.http.request_head import RequestHead
+from fairlead_gateway.http.response_writer import ResponseWriter
 from fairlead_gateway.job import RequestContext
 from fairlead_gateway.keys import ApiKeys
 from fairlead_gateway.learning.rows import TimingReporter
-from fairlead_gateway.listen import HttpRequest, Listener
 from fairlead_gateway.memory import MemoryPressure, MemoryShare
 from fairlead_gateway.model import BODY_TYPES, ModelRequest, parse_request, public_model_names, resolve_model
 from fairlead_gateway.passed import PASSTHROUGH_METHODS, is_passthrough_path, parse_passthrough_request
 from fairlead_gateway.prefill import PrefillCoordinator
 from fairlead_gateway.prompt import build_route_request
 from fairlead_gateway.quarantine import PoisonRequestGuard
-from fairlead_gateway.reply import ResponseWriter
 from fairlead_gateway.retry import RetryBudget
 from fairlead_gateway.route import RouterRegistry
 from fairlead_gateway.routing import InstanceLoad, PrefixChain, RouteRequest
-from fairlead_gateway.routing.index import DispatchHooks
-from fairlead_gateway.routing.shared import SiblingWorkers
+from fairlead_gateway.routing.hooks import DispatchHooks
+from fairlead_gateway.routing.load.shared_memory import SiblingWorkers
 from fairlead_gateway.samples import PromptSampleBuffer
 from fairlead_gateway.settle import CLIENT_CLOSED_STATUS, record_outcome
 from fairlead_gateway.short import FastPath, FastPathAttempt, RequestLifecycle
 from fairlead_gateway.telemetry import MetricsRecorder
+from fairlead_gateway.telemetry.decision_log import DecisionLog, LoggedRequest
 from fairlead_gateway.upstream import ConnectionPool
 
 if TYPE_CHECKING:  # most gateways observe nothing, and then need none of it

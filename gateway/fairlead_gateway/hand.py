@@ -15,11 +15,11 @@ import msgspec
 
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
-from fairlead_gateway import channel_messages as say
-from fairlead_gateway.channel import Channel
 from fairlead_gateway.early import SpawnedWorker
+from fairlead_gateway.ipc import messages as say
+from fairlead_gateway.ipc.channel import Channel
 from fairlead_gateway.learning.rows import TimingEvents
-from fairlead_gateway.telemetry.parts import ModelSnapshot
+from fairlead_gateway.telemetry.snapshot import ModelSnapshot
 
 T = TypeVar("T")
 _log = logging.getLogger("fairlead.gateway")

@@ -21,34 +21,34 @@ from fairlead.runtime.clock import Clock
 from fairlead.runtime.file_watcher import FileWatcher
 from fairlead.runtime.loop_lag import LoopLag
 from fairlead.runtime.tasks import cancel_and_wait, first_failure
-from fairlead_gateway import channel_messages as say
 from fairlead_gateway.beside import BackgroundServices
 from fairlead_gateway.crew import WorkerPool, merge_counts, merge_loads
-from fairlead_gateway.decision_log import LoggedRequest
 from fairlead_gateway.early import PreforkedWorkers
 from fairlead_gateway.errors import RelayedError
 from fairlead_gateway.hand import WorkerHandle
+from fairlead_gateway.http.sockets import socket_url
+from fairlead_gateway.http.tls import TlsCertificate
 from fairlead_gateway.indexing.links import TokenSource
 from fairlead_gateway.indexing.side import KvIndexService
+from fairlead_gateway.ipc import messages as say
+from fairlead_gateway.ipc.decision_codec import decode_logged_request, decode_record
 from fairlead_gateway.keys_file import KeyFile
 from fairlead_gateway.learning.rows import TimingEvents
 from fairlead_gateway.learning.side import ProfilingService
 from fairlead_gateway.management import GatewayStatus
 from fairlead_gateway.management.serving import ManagementServer
-from fairlead_gateway.ports import socket_url
 from fairlead_gateway.standings import merge_health_states
 from fairlead_gateway.telemetry import MetricsRecorder
-from fairlead_gateway.telemetry.parts import restore_counters
-from fairlead_gateway.tls import TlsCertificate
+from fairlead_gateway.telemetry.decision_log import LoggedRequest
+from fairlead_gateway.telemetry.snapshot import restore_counters
 from fairlead_gateway.tokenizing.service import TokenizerClient
 from fairlead_gateway.waking import ScaleUpNotifier
-from fairlead_gateway.wired import decode_logged_request, decode_record
 from fairlead_kvstore.blockstore.changes import Change
 
 if TYPE_CHECKING:  # without an engine that tells what it holds neither is loaded
     from fairlead_gateway.indexing.source import IndexSource
-    from fairlead_kvstore.links.kept import AlignmentStore
-    from fairlead_kvstore.links.lesson import PromptAlignment
+    from fairlead_gateway.prefix_map.prompt_alignment import PromptAlignment
+    from fairlead_gateway.supervisor.kv_index.alignment_store import AlignmentStore
 
 _log = logging.getLogger("fairlead.gateway")
 _WARNINGS_SECONDS = 0.2
@@ -360,7 +360,7 @@ class Supervisor:
 
     def _create_alignment_store(self, learned: "Callable[[str, PromptAlignment], None]") -> "AlignmentStore":
         """Of gateways that hash alike: without a secret that they share each one's links mean nothing to the others."""
-        from fairlead_kvstore.links.kept import AlignmentStore
+        from fairlead_gateway.supervisor.kv_index.alignment_store import AlignmentStore
 
         plan, link = self._config, self.background.redis_link
         assert link is not None

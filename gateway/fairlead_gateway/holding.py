@@ -22,11 +22,7 @@ from typing import Final
 from fairlead.fleet.model import Fleet, InstanceState, Model, Role
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
-from fairlead_gateway.berths import DispatchQueue
-from fairlead_gateway.comeback import retry_after_seconds
-from fairlead_gateway.errors import GatewayError, Overloaded, RequestShed
-from fairlead_gateway.job import RequestContext
-from fairlead_gateway.queueing.gate import (
+from fairlead_gateway.admission.policy import (
     POLL_SECONDS,
     AdmissionAction,
     AdmissionPolicy,
@@ -35,7 +31,11 @@ from fairlead_gateway.queueing.gate import (
     Admitted,
     EngineLoad,
 )
-from fairlead_gateway.queueing.order import QueuedRequest
+from fairlead_gateway.admission.request_queue import QueuedRequest
+from fairlead_gateway.berths import DispatchQueue
+from fairlead_gateway.comeback import retry_after_seconds
+from fairlead_gateway.errors import GatewayError, Overloaded, RequestShed
+from fairlead_gateway.job import RequestContext
 from fairlead_gateway.route import RouterRegistry
 from fairlead_gateway.telemetry import MetricsRecorder
 

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 from fairlead.fleet.model import Fleet, InstanceState, Role
 from fairlead.limits import Limits
-from fairlead_gateway.routing.hotness import HotPrefixes, level_blocks, window_size
-from fairlead_gateway.routing.prefix import PrefixChain
+from fairlead_gateway.routing.prefix.hot_prefixes import HotPrefixes, level_blocks, window_size
+from fairlead_gateway.routing.prefix.prefix_hash import PrefixChain
+from fairlead_gateway.supervisor.peers.peer_messages import HotPrefixTable
 from fairlead_gateway.telling import unpack_hashes
-from fairlead_kvstore.exchange.records import HotPrefixTable
 
 ACTIVE_SECONDS = 60.0
 

@@ -11,7 +11,8 @@ from typing import Protocol
 import msgspec
 
 from fairlead.limits import Limits
-from fairlead_gateway.channel_messages import (
+from fairlead_gateway.gateway import Gateway
+from fairlead_gateway.ipc.messages import (
     IndexCorrections,
     IndexReport,
     PromptDispatched,
@@ -20,10 +21,9 @@ from fairlead_gateway.channel_messages import (
     PromptSamples,
     SampleRequest,
 )
-from fairlead_gateway.gateway import Gateway
 from fairlead_gateway.routing import RouteRequest
-from fairlead_gateway.routing.index import DispatchHooks
-from fairlead_gateway.routing.prefix import BYTES_PER_TOKEN
+from fairlead_gateway.routing.hooks import DispatchHooks
+from fairlead_gateway.routing.prefix.prefix_hash import BYTES_PER_TOKEN
 from fairlead_gateway.samples import PromptSampleBuffer
 
 

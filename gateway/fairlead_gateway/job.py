@@ -5,18 +5,18 @@ from typing import Final
 
 from fairlead.decision import Decision
 from fairlead.fleet.model import Instance
+from fairlead_gateway.admission.policy import AdmissionRequest, Admitted
 from fairlead_gateway.continuation import SentText
 from fairlead_gateway.handoff_plan import Handoff
-from fairlead_gateway.handoff_story import HandoffRecord
-from fairlead_gateway.listen import HttpRequest
+from fairlead_gateway.http.connection import HttpRequest
+from fairlead_gateway.http.response_writer import ResponseWriter
 from fairlead_gateway.model import ModelRequest
 from fairlead_gateway.patience import StallTimeout
-from fairlead_gateway.queueing.gate import AdmissionRequest, Admitted
-from fairlead_gateway.reply import ResponseWriter
 from fairlead_gateway.retry import AttemptFailure
 from fairlead_gateway.routing import ModelRouter, RouteRequest
 from fairlead_gateway.sse import Usage
 from fairlead_gateway.steps import TraceRecord
+from fairlead_gateway.telemetry.handoff_record import HandoffRecord
 
 _NO_IDS: Final[frozenset[str]] = frozenset()
 

@@ -7,7 +7,7 @@ not to a client that does not read what it has already.
 import asyncio
 
 from fairlead_gateway.answer import EngineResponse
-from fairlead_gateway.reply import ResponseWriter
+from fairlead_gateway.http.response_writer import ResponseWriter
 
 COMMENT = b": keep-alive\n\n"
 

@@ -11,7 +11,7 @@ import hmac
 from collections.abc import Mapping
 
 from fairlead_gateway.errors import InvalidApiKey
-from fairlead_gateway.head import RequestHead
+from fairlead_gateway.http.request_head import RequestHead
 
 _DIGEST_NAME = "sha256"
 _BEARER = b"bearer "

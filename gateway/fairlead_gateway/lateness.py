@@ -11,7 +11,7 @@ from fairlead.errors import BadInput
 from fairlead.limits import Limits
 from fairlead.units import format_duration, parse_duration
 from fairlead_gateway.errors import BadRequest, EngineTimeout, GatewayError
-from fairlead_gateway.head import RequestHead
+from fairlead_gateway.http.request_head import RequestHead
 
 TIMEOUT_HEADER: Final = b"x-request-timeout"
 _MAX_CHARACTERS = 32

@@ -16,9 +16,9 @@ from fairlead.errors import SettingsError
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
 from fairlead.settings import GatewaySettings
+from fairlead_gateway.http.connection import HttpRequest
+from fairlead_gateway.http.response_writer import ResponseWriter
 from fairlead_gateway.job import RequestContext
-from fairlead_gateway.listen import HttpRequest
-from fairlead_gateway.reply import ResponseWriter
 from fairlead_gateway.telemetry import MetricsRecorder, RequestOutcome
 
 if TYPE_CHECKING:

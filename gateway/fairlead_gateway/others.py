@@ -1,6 +1,6 @@
 """The other gateways, as the helper knows them: what our workers do is told to them, what they do is told to our workers.
 
-Three things go both ways (``fairlead_kvstore.exchange``): what was just sent where, which the workers' mirrors take as they take
+Three things go both ways (``fairlead_gateway.supervisor.peers``): what was just sent where, which the workers' mirrors take as they take
 that of their siblings; what is in flight, which lies in a row of the memory that workers read for a decision; and the table of hot
 prefixes. Nothing of a request waits for any of it: workers read memory and messages, and only the helper talks to Redis.
 """
@@ -15,17 +15,17 @@ import msgspec
 from fairlead.fleet.model import Fleet, Instance, InstanceState
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
-from fairlead_gateway import channel_messages as say
 from fairlead_gateway.hinting import ReplicationHintPublisher
 from fairlead_gateway.hot_counts import HotPrefixCounter, HotShare
-from fairlead_gateway.routing.prefix import PrefixChain, block_ends
+from fairlead_gateway.ipc import messages as say
+from fairlead_gateway.routing.prefix.prefix_hash import PrefixChain, block_ends
+from fairlead_gateway.supervisor.peers.hot_prefix_lease import HotPrefixLeases
+from fairlead_gateway.supervisor.peers.peer_exchange import ExchangeHooks, PeerExchange
+from fairlead_gateway.supervisor.peers.peer_messages import HotPrefixTable, SentPrompt, secret_fingerprint
+from fairlead_gateway.supervisor.peers.peer_messages import PeerLoad as Shared
+from fairlead_gateway.supervisor.peers.peer_state import InstanceGroups
 from fairlead_gateway.telemetry import LoadView
 from fairlead_kvstore.analysis.replication_hints import ReplicationHint
-from fairlead_kvstore.exchange.exchange import ExchangeHooks, PeerExchange
-from fairlead_kvstore.exchange.hot import HotPrefixLeases
-from fairlead_kvstore.exchange.peers import InstanceGroups
-from fairlead_kvstore.exchange.records import HotPrefixTable, SentPrompt, secret_fingerprint
-from fairlead_kvstore.exchange.records import PeerLoad as Shared
 from fairlead_kvstore.redis.link import RedisLink
 
 _dispatch_decoder = msgspec.msgpack.Decoder(list[say.Dispatch])

@@ -5,7 +5,7 @@ The helper writes it whenever it hears something; to a worker it is the row of o
 
 from collections.abc import Mapping
 
-from fairlead_gateway.routing.shared import SharedLoadTable
+from fairlead_gateway.routing.load.shared_memory import SharedLoadTable
 
 
 class PeerLoadRow:

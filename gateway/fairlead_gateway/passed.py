@@ -16,7 +16,7 @@ from fairlead_gateway.body import decode_body
 from fairlead_gateway.errors import BadRequest, UnknownPath, UnsupportedBodyType
 from fairlead_gateway.fields import GenericRequest
 from fairlead_gateway.handoff import KV_TRANSFER_FIELDS, strip_kv_transfer_fields
-from fairlead_gateway.head import RequestHead
+from fairlead_gateway.http.request_head import RequestHead
 from fairlead_gateway.model import ModelRequest, resolve_model
 from fairlead_gateway.splice import set_members
 from fairlead_gateway.usual import parsed_body

@@ -23,7 +23,6 @@ from fairlead_gateway.answer import EngineResponse
 from fairlead_gateway.errors import NoReadyInstance, QuarantinedRequest
 from fairlead_gateway.fields import GenerationFields
 from fairlead_gateway.handoff_plan import Handoff
-from fairlead_gateway.handoff_story import BYPASSED, DONE, FAILED, HandoffRecord, PrefillAttempt
 from fairlead_gateway.handoff_way import TransferEstimator
 from fairlead_gateway.job import RequestContext
 from fairlead_gateway.leg import EngineCallFailed, call_engine
@@ -31,12 +30,13 @@ from fairlead_gateway.model import ModelRequest
 from fairlead_gateway.quarantine import PoisonRequestGuard
 from fairlead_gateway.retry import AttemptFailure
 from fairlead_gateway.route import RouterRegistry
-from fairlead_gateway.routing.convertible import LOCAL_RULES, place_prefill
+from fairlead_gateway.routing.prefill_placement import LOCAL_RULES, place_prefill
 from fairlead_gateway.routing.request import RouteRequest
 from fairlead_gateway.served_name import body_with_model
 from fairlead_gateway.splice import prepend_members, set_members
 from fairlead_gateway.steps import PREFILL
 from fairlead_gateway.telemetry import OK, MetricsRecorder
+from fairlead_gateway.telemetry.handoff_record import BYPASSED, DONE, FAILED, HandoffRecord, PrefillAttempt
 from fairlead_gateway.upstream import ConnectionPool, UpstreamError
 from fairlead_gateway.wire import encode_request
 

@@ -10,10 +10,10 @@ import msgspec
 import xxhash
 
 from fairlead_gateway.fields import ChatRequest, CommonFields, CompletionRequest, EmbeddingRequest, GenerationFields
-from fairlead_gateway.head import RequestHead
+from fairlead_gateway.http.request_head import RequestHead
 from fairlead_gateway.model import ModelRequest
 from fairlead_gateway.routing import RouteRequest, prefix_chain
-from fairlead_gateway.routing.prefix import BYTES_PER_TOKEN
+from fairlead_gateway.routing.prefix.prefix_hash import BYTES_PER_TOKEN
 
 _MAX_SESSION_CHARACTERS: Final = 256
 _NO_TOOLS: Final = (b"null", b"[]")

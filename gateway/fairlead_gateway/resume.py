@@ -9,7 +9,6 @@ from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
 from fairlead_gateway.answer import EngineResponse
 from fairlead_gateway.continuation import SentText, resume_body, splice_events, total_usage
-from fairlead_gateway.decision_log import CONTINUATION_RULE
 from fairlead_gateway.errors import NoReadyInstance
 from fairlead_gateway.health import FailureAttribution
 from fairlead_gateway.job import RequestContext
@@ -20,6 +19,7 @@ from fairlead_gateway.route import RouterRegistry
 from fairlead_gateway.served_name import body_with_model
 from fairlead_gateway.steps import ATTEMPT, CONTINUATION
 from fairlead_gateway.telemetry import MetricsRecorder
+from fairlead_gateway.telemetry.decision_log import CONTINUATION_RULE
 from fairlead_gateway.upstream import ConnectionPool, EngineConnection, UpstreamError
 from fairlead_gateway.wire import encode_request
 

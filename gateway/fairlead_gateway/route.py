@@ -16,8 +16,8 @@ from fairlead_gateway.breaker import OutlierDetector
 from fairlead_gateway.comeback import StartupTimes, retry_after_for_backlog
 from fairlead_gateway.errors import NoReadyInstance
 from fairlead_gateway.routing import InstanceLoad, ModelRouter, PrefixChain, RouteRequest
-from fairlead_gateway.routing.index import DispatchHooks
-from fairlead_gateway.routing.shared import SiblingWorkers
+from fairlead_gateway.routing.hooks import DispatchHooks
+from fairlead_gateway.routing.load.shared_memory import SiblingWorkers
 
 
 class RouterRegistry:

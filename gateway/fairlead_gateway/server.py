@@ -7,8 +7,8 @@ import asyncio
 import socket
 
 from fairlead_gateway.gateway import Gateway
-from fairlead_gateway.ports import LISTEN_BACKLOG, refuse_new_connections
-from fairlead_gateway.tls import TlsCertificate
+from fairlead_gateway.http.sockets import LISTEN_BACKLOG, refuse_new_connections
+from fairlead_gateway.http.tls import TlsCertificate
 
 _DRAIN_POLL_SECONDS = 0.02
 HANDSHAKE_SECONDS = 0.05  # for handshakes that are under way: whom the kernel has let in is served too

@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from typing import Final
 
-from fairlead_gateway.decision_log import DecisionLog
-from fairlead_gateway.handoff_story import FAILED
 from fairlead_gateway.job import RequestContext
 from fairlead_gateway.telemetry import MetricsRecorder, RequestOutcome, assess_attainment
+from fairlead_gateway.telemetry.decision_log import DecisionLog
+from fairlead_gateway.telemetry.handoff_record import FAILED
 
 CLIENT_CLOSED_STATUS: Final = 499
 

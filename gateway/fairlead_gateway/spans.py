@@ -9,9 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from fairlead_gateway import trace
+from fairlead_gateway.http import trace_context
+from fairlead_gateway.http.connection import HttpRequest
 from fairlead_gateway.job import RequestContext
-from fairlead_gateway.listen import HttpRequest
 from fairlead_gateway.steps import PREFILL, SpanRecord, TraceRecord, random_id
 from fairlead_gateway.telemetry import RequestOutcome
 from fairlead_gateway.wire import forwarded_headers
@@ -62,7 +62,7 @@ class Tracer:
     def start_trace(self, http_request: HttpRequest) -> TraceRecord | None:
         """The trace of a request that is sampled; its own context then takes the place of the client's."""
         head = http_request.head
-        found = trace.extract_context(head.fields) if head.get(trace.TRACEPARENT) is not None else None
+        found = trace_context.extract_context(head.fields) if head.get(trace_context.TRACEPARENT) is not None else None
         if not (found.is_sampled if found is not None else self._draw(53) < self._sample_threshold):
             return None
         if found is not None:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from fairlead.fleet.model import Instance
-from fairlead_gateway import trace
+from fairlead_gateway.http import trace_context
 
 ATTEMPT, CONTINUATION, PREFILL = "attempt", "continuation", "prefill"
 """What a step was for."""
@@ -41,7 +41,7 @@ class TraceRecord:
         """An engine is asked now: ready header text with the context that it is sent."""
         step = SpanRecord(random_id(self.draw, 64), instance, kind, rule, self.now())
         self.spans.append(step)
-        return trace.sampled_header(self.trace_id, step.span_id, self.flags, self.state)
+        return trace_context.sampled_header(self.trace_id, step.span_id, self.flags, self.state)
 
     def finish_span(self, kind: str, error: str | None) -> None:
         """The last step of that kind is over; ``why`` is one word for what went wrong."""

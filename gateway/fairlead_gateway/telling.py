@@ -13,11 +13,11 @@ from typing import Protocol
 import msgspec
 
 from fairlead.limits import Limits
-from fairlead_gateway.channel_messages import Dispatch, EncodedLoad, WorkerReport
-from fairlead_gateway.decision_log import DecisionRecord
+from fairlead_gateway.ipc.decision_codec import encode_record
+from fairlead_gateway.ipc.messages import Dispatch, EncodedLoad, WorkerReport
 from fairlead_gateway.routing import InstanceLoad, PrefixChain, RouteRequest
-from fairlead_gateway.routing.prefix import block_ends
-from fairlead_gateway.wired import encode_record
+from fairlead_gateway.routing.prefix.prefix_hash import block_ends
+from fairlead_gateway.telemetry.decision_log import DecisionRecord
 
 _IMMEDIATE_FLUSH_COUNT = 64
 _BLOCKS_PER_TURN = 8_192

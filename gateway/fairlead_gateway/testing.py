@@ -15,10 +15,10 @@ from fairlead.limits import Limits
 from fairlead.runtime.clock import SystemClock
 from fairlead.runtime.event_loop import loop_factory
 from fairlead_gateway.gateway import Gateway
+from fairlead_gateway.http.sockets import socket_url
 from fairlead_gateway.keys import ApiKeys
 from fairlead_gateway.memory import MemoryShare
 from fairlead_gateway.observing import RequestObservers
-from fairlead_gateway.ports import socket_url
 
 MODEL_KEY = "default/tiny"
 T = TypeVar("T")

@@ -19,7 +19,7 @@ import httptools
 
 from fairlead.engines.credentials import EngineCredentials
 from fairlead.limits import Limits
-from fairlead_gateway.deadline import IdleTimer
+from fairlead_gateway.http.timers import IdleTimer
 
 _YIELD_BYTES: Final = 65_536  # read at once, they let others have a turn before the next
 

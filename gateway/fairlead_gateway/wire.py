@@ -6,8 +6,8 @@ from a proxy or from Fairlead, and names with an underscore, which some servers 
 
 from typing import Final
 
-from fairlead_gateway import trace
-from fairlead_gateway.head import RequestHead
+from fairlead_gateway.http import trace_context
+from fairlead_gateway.http.request_head import RequestHead
 
 _DROPPED_HEADERS: Final = frozenset(
     b"host content-length content-type content-encoding transfer-encoding connection keep-alive te trailer upgrade "
@@ -139,8 +139,8 @@ def forwarded_headers(head: RequestHead, *, traced: bool = False) -> bytes:
     context = b""
     for name, value in head.fields:
         if name in _DROPPED_HEADERS or b"_" in name or name in hops or name.startswith(_DROPPED_PREFIXES):
-            if name == trace.TRACEPARENT and not traced and name not in hops:
-                context = trace.forwarded_header(head.fields)
+            if name == trace_context.TRACEPARENT and not traced and name not in hops:
+                context = trace_context.forwarded_header(head.fields)
             continue
         lines += (name, b": ", value, b"\r\n")
     if context:

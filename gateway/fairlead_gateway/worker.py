@@ -23,20 +23,20 @@ from fairlead.runtime.clock import SystemClock
 from fairlead.runtime.compiled_build import is_compiled
 from fairlead.runtime.event_loop import loop_factory
 from fairlead.settings import GatewaySettings, read_settings
-from fairlead_gateway import channel_messages as say
 from fairlead_gateway import forward, memory
 from fairlead_gateway.answers import QueryHandler
-from fairlead_gateway.channel import Channel
 from fairlead_gateway.gateway import Gateway
+from fairlead_gateway.http.sockets import ListenAddress
+from fairlead_gateway.http.tls import TlsCertificate
 from fairlead_gateway.index_telling import IndexReporter, apply_corrections
+from fairlead_gateway.ipc import messages as say
+from fairlead_gateway.ipc.channel import Channel
 from fairlead_gateway.keys import ApiKeys
 from fairlead_gateway.learning.rows import TimingReporter
-from fairlead_gateway.ports import ListenAddress
 from fairlead_gateway.request_ids import RequestIds
-from fairlead_gateway.routing.shared import SharedLoadTable, SiblingWorkers
+from fairlead_gateway.routing.load.shared_memory import SharedLoadTable, SiblingWorkers
 from fairlead_gateway.server import PublicServer
 from fairlead_gateway.telling import DispatchReporter, PeerUpdateApplier, unpack_hashes
-from fairlead_gateway.tls import TlsCertificate
 
 if TYPE_CHECKING:  # most gateways observe nothing, and then need none of it
     from fairlead_gateway.observing import RequestObservers

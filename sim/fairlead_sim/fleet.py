@@ -10,7 +10,7 @@ from fairlead.engine_profile import EngineProfile
 from fairlead.errors import BadInput
 from fairlead.fleet.model import Instance, Model, SloTargets
 from fairlead_gateway.routing import ModelRouter, PrefixChain, RouteRequest
-from fairlead_gateway.routing.ledger import InstanceLoad
+from fairlead_gateway.routing.load.inflight import InstanceLoad
 from fairlead_sim.blocks import KvEvent
 from fairlead_sim.course import FleetSimulation
 from fairlead_sim.engine import EngineSequence

@@ -6,8 +6,14 @@ from typing import Final
 
 from fairlead.engine_profile import EngineProfile
 from fairlead.fleet.model import Model
-from fairlead_gateway.queueing.gate import POLL_SECONDS, AdmissionAction, AdmissionPolicy, AdmissionRequest, EngineLoad
-from fairlead_gateway.queueing.order import QueuedRequest
+from fairlead_gateway.admission.policy import (
+    POLL_SECONDS,
+    AdmissionAction,
+    AdmissionPolicy,
+    AdmissionRequest,
+    EngineLoad,
+)
+from fairlead_gateway.admission.request_queue import QueuedRequest
 from fairlead_gateway.routing import ModelRouter, PrefixChain, RouteRequest
 from fairlead_sim.course import QUEUED
 from fairlead_sim.engine import EngineSequence

@@ -27,9 +27,9 @@ from fairlead.errors import BadInput
 from fairlead.fleet.model import Model, SloTargets
 from fairlead.limits import Limits
 from fairlead_gateway.routing import PrefixChain, RouteRequest
-from fairlead_gateway.routing.ledger import InstanceLoad
+from fairlead_gateway.routing.load.inflight import InstanceLoad
+from fairlead_gateway.supervisor.peers.peer_messages import PeerBatch
 from fairlead_kvstore.blockstore import changes as said
-from fairlead_kvstore.exchange.records import PeerBatch
 from fairlead_sim.blocks import KvEvent
 from fairlead_sim.course import FleetSimulation
 from fairlead_sim.engine import EngineCore, EngineSequence

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 from fairlead.engine_profile import EngineProfile
-from fairlead_gateway.queueing.gate import MAX_WAITING_STEP_SHARE
+from fairlead_gateway.admission.policy import MAX_WAITING_STEP_SHARE
 from fairlead_gateway.routing import RouteRequest
 from fairlead_sim.course import QUEUED
 from fairlead_sim.engine import EngineSequence

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from fairlead.errors import FairleadError
 from fairlead_gateway.routing import QUEUEING_PRESETS
-from fairlead_gateway.routing.ledger import InstanceLoad
+from fairlead_gateway.routing.load.inflight import InstanceLoad
 from fairlead_sim.course import CLIENT_DISCONNECT, FleetSimulation
 from fairlead_sim.figures import TARGET_SECONDS, share_within
 from fairlead_sim.fleet import SingleGateway

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from fairlead_gateway.routing.ledger import EndpointLoad
+from fairlead_gateway.routing.load.inflight import EndpointLoad
 from fairlead_sim.seam_words import read_count
 
 EVENT_DELAY_SECONDS: Final = 5.0

@@ -11,7 +11,7 @@ from xxhash import xxh3_64_intdigest
 from fairlead.errors import BadInput
 from fairlead.limits import Limits
 from fairlead_gateway.routing import PrefixChain
-from fairlead_gateway.routing.prefix import block_ends, chain_seed, full_block_count
+from fairlead_gateway.routing.prefix.prefix_hash import block_ends, chain_seed, full_block_count
 from fairlead_sim.traces import TRACE_BLOCK_TOKENS, TraceRequest
 
 BYTES_PER_TOKEN = 4

@@ -12,7 +12,7 @@ from fairlead_testing.engines.scripted import EngineCall, scripted_engine
 from fairlead_testing.http.raw_client import RawConnection, get_request, post_request, request
 
 from fairlead.limits import Limits
-from fairlead_gateway import listen
+from fairlead_gateway.http import connection as listen
 from fairlead_gateway.testing import RunningGateway, fleet_of, run_async, running_gateway
 
 GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}

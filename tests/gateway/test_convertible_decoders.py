@@ -15,9 +15,9 @@ from fairlead_testing.waiting import wait_until
 from fairlead.engine_profile import builtin_profile
 from fairlead.fleet.model import Fleet, SloTargets
 from fairlead.limits import Limits
-from fairlead_gateway.handoff_story import HandoffRecord
 from fairlead_gateway.handoff_way import TransferEstimator
 from fairlead_gateway.management.shapes import decision_out
+from fairlead_gateway.telemetry.handoff_record import HandoffRecord
 from fairlead_gateway.testing import RunningGateway, run_async, running_gateway
 
 PATH = "/v1/completions"

@@ -12,8 +12,8 @@ from fairlead_testing.http.raw_client import RawConnection, post_request, reques
 
 from fairlead.fleet.model import Fleet, Instance, Model, Role
 from fairlead.limits import Limits
-from fairlead_gateway.handoff_story import HandoffRecord
 from fairlead_gateway.management.shapes import decision_out
+from fairlead_gateway.telemetry.handoff_record import HandoffRecord
 from fairlead_gateway.testing import MODEL_KEY, RunningGateway, run_async, running_gateway
 
 Script = Callable[[EngineCall], Awaitable[None]]

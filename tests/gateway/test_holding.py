@@ -12,7 +12,7 @@ from fairlead_testing.http.raw_client import RawConnection, RawResponse, post_re
 from fairlead.engine_profile import EngineProfile
 from fairlead.fleet.model import Fleet, InstanceState, SloTargets
 from fairlead.limits import Limits
-from fairlead_gateway.telemetry import series as at
+from fairlead_gateway.telemetry import counters as at
 from fairlead_gateway.testing import MODEL_KEY, RunningGateway, fleet_of, run_async, running_gateway
 
 READY, STARTING = InstanceState.READY, InstanceState.STARTING

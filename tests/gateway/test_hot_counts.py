@@ -3,7 +3,7 @@
 from fairlead.fleet.model import InstanceState
 from fairlead.limits import Limits
 from fairlead_gateway.hot_counts import HotPrefixCounter
-from fairlead_gateway.routing.prefix import PrefixChain, block_ends
+from fairlead_gateway.routing.prefix.prefix_hash import PrefixChain, block_ends
 from fairlead_gateway.testing import fleet_of
 
 KEY = "default/tiny"

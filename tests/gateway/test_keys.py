@@ -19,12 +19,12 @@ from fairlead.errors import ManifestError
 from fairlead.fleet.file import write_fleet_file
 from fairlead.limits import Limits
 from fairlead_gateway.__main__ import main as gateway_main
-from fairlead_gateway.decision_log import LoggedRequest
 from fairlead_gateway.errors import InvalidApiKey
-from fairlead_gateway.head import RequestHead
+from fairlead_gateway.http.request_head import RequestHead
+from fairlead_gateway.http.request_parser import RequestParser
 from fairlead_gateway.keys import ApiKeys
 from fairlead_gateway.keys_file import KeyFile, parse_key_file
-from fairlead_gateway.reader import RequestParser
+from fairlead_gateway.telemetry.decision_log import LoggedRequest
 from fairlead_gateway.testing import fleet_of, run_async, running_gateway
 
 PEPPER = b"a pepper of the test"

@@ -15,7 +15,7 @@ from fairlead_testing.waiting import wait_until
 
 from fairlead.runtime.clock import ManualClock
 from fairlead_gateway.gateway import Gateway
-from fairlead_gateway.ports import ListenAddress
+from fairlead_gateway.http.sockets import ListenAddress
 from fairlead_gateway.server import IDLE_SECONDS, PublicServer
 from fairlead_gateway.testing import fleet_of, run_async, running_gateway
 

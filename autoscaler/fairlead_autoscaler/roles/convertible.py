@@ -13,7 +13,7 @@ convert.
 *When:* the batch at θ·itl is below ``BATCH_SLACK`` of what decode may hold, so that the answers of the prompts taken have
 room too. *How much:* m / t tokens a second of each engine. Sizing does not count on it: the slack is there for bursts, until
 prefill engines that were ordered are ready. The core tells it with the number of each decode pool, for people; gateways decide for
-each prompt from the engine's present load, which they know better (``fairlead_gateway.routing.convertible``).
+each prompt from the engine's present load, which they know better (``fairlead_gateway.routing.prefill_placement``).
 """
 
 import math

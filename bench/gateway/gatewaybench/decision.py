@@ -27,7 +27,7 @@ from fairlead.fleet.model import Fleet, Instance, Model
 from fairlead.limits import Limits
 from fairlead.runtime import process_tuning
 from fairlead.runtime.compiled_build import worker_environment
-from fairlead_gateway.head import RequestHead
+from fairlead_gateway.http.request_head import RequestHead
 from fairlead_gateway.index_telling import IndexReporter
 from fairlead_gateway.model import parse_request
 from fairlead_gateway.prompt import build_route_request

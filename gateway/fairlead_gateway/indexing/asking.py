@@ -18,10 +18,10 @@ from fairlead.errors import Unavailable
 from fairlead.fleet.model import Instance
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
-from fairlead_gateway.channel_messages import PromptDispatched, PromptSample
 from fairlead_gateway.indexing.here import LocalTokenizer
 from fairlead_gateway.indexing.links import ENGINE_DESCRIPTION
 from fairlead_gateway.indexing.tokens import TokenizeQuery, adapter_names, parse_tokens, tokenize_query
+from fairlead_gateway.ipc.messages import PromptDispatched, PromptSample
 
 _MAX_PENDING: Final = 4_096
 _LASTING_ERRORS: Final = frozenset(f"answered {status}" for status in (401, 403, 404, 405, 501))

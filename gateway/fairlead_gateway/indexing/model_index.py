@@ -6,13 +6,13 @@ from typing import NamedTuple
 
 from fairlead.limits import Limits
 from fairlead_gateway.hot_counts import HotShare
-from fairlead_gateway.telemetry.index import IndexState, InstanceIndexStatus
+from fairlead_gateway.prefix_map.translator import CacheCorrection, IndexView, PrefixTranslator
+from fairlead_gateway.supervisor.kv_index.drift_detector import DriftDetector
+from fairlead_gateway.telemetry.status_types import IndexState, InstanceIndexStatus
 from fairlead_kvstore.analysis.block_counts import BlockCounts, count_blocks
 from fairlead_kvstore.analysis.removal_ranking import RemovalRank, rank_removals
 from fairlead_kvstore.analysis.replication_hints import HotPrefix, ReplicationHint, replication_hints
 from fairlead_kvstore.blockstore.changes import Change, InstanceCleared
-from fairlead_kvstore.links.bridge import CacheCorrection, IndexView, PrefixTranslator
-from fairlead_kvstore.links.drift import DriftDetector
 
 _RESET_SHARE = 0.5
 _MIN_CENSUS_SECONDS = 0.5

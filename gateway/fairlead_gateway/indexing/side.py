@@ -21,25 +21,19 @@ from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
 from fairlead.runtime.http_client import fetch
 from fairlead.runtime.tasks import cancel_and_wait
-from fairlead_gateway.channel import encode_message
-from fairlead_gateway.channel_messages import (
-    IndexCorrections,
-    IndexReport,
-    PromptDispatched,
-    PromptSamples,
-    SampleRequest,
-)
 from fairlead_gateway.hot_counts import HotShare
 from fairlead_gateway.indexing.asking import TokenFetcher
 from fairlead_gateway.indexing.here import LocalTokenizer, Tokenize
 from fairlead_gateway.indexing.links import TokenSource
 from fairlead_gateway.indexing.model_index import ModelIndex
 from fairlead_gateway.indexing.tokens import MODELS_PATH, TOKENIZE_PATH, TokenizeQuery, numbers_before
-from fairlead_gateway.routing.prefix import block_ends
-from fairlead_gateway.telemetry.index import ModelIndexStatus
+from fairlead_gateway.ipc.channel import encode_message
+from fairlead_gateway.ipc.messages import IndexCorrections, IndexReport, PromptDispatched, PromptSamples, SampleRequest
+from fairlead_gateway.prefix_map.prompt_alignment import PromptAlignment
+from fairlead_gateway.routing.prefix.prefix_hash import block_ends
+from fairlead_gateway.telemetry.status_types import ModelIndexStatus
 from fairlead_kvstore.analysis.replication_hints import ReplicationHint
 from fairlead_kvstore.blockstore.changes import Change
-from fairlead_kvstore.links.lesson import PromptAlignment
 
 if TYPE_CHECKING:  # what reads engines is loaded when one tells what it holds
     from fairlead_gateway.indexing.source import IndexSource

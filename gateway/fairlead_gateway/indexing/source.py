@@ -8,13 +8,13 @@ from typing import Protocol
 from fairlead.fleet.model import Fleet
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
+from fairlead_gateway.prefix_map.translator import IndexView
 from fairlead_kvstore.blockstore.changes import Change
 from fairlead_kvstore.blockstore.store import BlockStore
 from fairlead_kvstore.index.replica import IndexReplica
 from fairlead_kvstore.index.sink import LocalSink
 from fairlead_kvstore.index.subscriber import IndexSubscriber
 from fairlead_kvstore.indexer.indexer import Indexer
-from fairlead_kvstore.links.bridge import IndexView
 from fairlead_kvstore.reader.engine_info_client import HttpEngineQuery
 from fairlead_kvstore.redis.link import RedisLink
 

@@ -7,10 +7,10 @@ from fairlead.fleet.model import Fleet
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
 from fairlead.runtime.tasks import cancel_and_wait
-from fairlead_gateway.channel_messages import ProfileUpdate
+from fairlead_gateway.ipc.messages import ProfileUpdate
 from fairlead_gateway.learning.pupil import LearnedProfile, ProfileEstimator
 from fairlead_gateway.learning.rows import TimingEvents
-from fairlead_gateway.routing.prefix import BYTES_PER_TOKEN, block_ends
+from fairlead_gateway.routing.prefix.prefix_hash import BYTES_PER_TOKEN, block_ends
 
 
 class ProfilingService:

@@ -2,9 +2,9 @@
 
 import asyncio
 
-from fairlead_gateway.listen import HttpRequest
+from fairlead_gateway.http.connection import HttpRequest
+from fairlead_gateway.http.response_writer import ResponseWriter
 from fairlead_gateway.management.guard import App, Message, Scope
-from fairlead_gateway.reply import ResponseWriter
 
 _UNKNOWN_ADDRESS = "0.0.0.0"
 """Stands for an address that could not be read: it must not count as this machine's."""

@@ -14,14 +14,14 @@ from collections.abc import Sequence
 from fairlead.limits import Limits
 from fairlead.runtime import nonblocking_log
 from fairlead_gateway.errors import GatewayError, MethodNotAllowed
-from fairlead_gateway.head import RequestHead
-from fairlead_gateway.listen import HttpRequest, Listener
+from fairlead_gateway.http.connection import HttpRequest, Listener
+from fairlead_gateway.http.request_head import RequestHead
+from fairlead_gateway.http.response_writer import ResponseWriter
+from fairlead_gateway.http.sockets import LISTEN_BACKLOG
 from fairlead_gateway.management.app import create_management_app
 from fairlead_gateway.management.asgi import serve_request
 from fairlead_gateway.management.guard import ROUTE_PREVIEW_PATH, App
 from fairlead_gateway.management.view import GatewayView
-from fairlead_gateway.ports import LISTEN_BACKLOG
-from fairlead_gateway.reply import ResponseWriter
 
 _log = logging.getLogger("fairlead.gateway")
 _DRAIN_SECONDS = 1.0

@@ -8,12 +8,12 @@ import msgspec
 from fairlead import decision
 from fairlead.fleet import model as fleet
 from fairlead.fleet.file import profile_fields
-from fairlead_gateway.decision_log import CONTINUATION_RULE, DecisionRecord, LoggedRequest
-from fairlead_gateway.handoff_story import HandoffRecord, PrefillAttempt
 from fairlead_gateway.learning.pupil import LearnedProfile
 from fairlead_gateway.management import models
 from fairlead_gateway.telemetry import LoadView
-from fairlead_gateway.telemetry.index import IndexStatus, InstanceIndexStatus, ModelIndexStatus
+from fairlead_gateway.telemetry.decision_log import CONTINUATION_RULE, DecisionRecord, LoggedRequest
+from fairlead_gateway.telemetry.handoff_record import HandoffRecord, PrefillAttempt
+from fairlead_gateway.telemetry.status_types import IndexStatus, InstanceIndexStatus, ModelIndexStatus
 
 HealthLookup = Callable[[str], tuple[str, str]]
 

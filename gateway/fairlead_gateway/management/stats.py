@@ -6,9 +6,9 @@ from statistics import fmean, pstdev
 from fairlead.fleet.model import Fleet, InstanceState
 from fairlead_gateway.management import models
 from fairlead_gateway.telemetry import UNKNOWN, LoadView, MetricsRecorder
-from fairlead_gateway.telemetry import series as at
+from fairlead_gateway.telemetry import counters as at
+from fairlead_gateway.telemetry.counters import WINDOW_SECONDS, InstanceCounters, ModelCounters
 from fairlead_gateway.telemetry.histogram import OVERHEAD_BOUNDS, SECONDS_BOUNDS, quantile
-from fairlead_gateway.telemetry.series import WINDOW_SECONDS, InstanceCounters, ModelCounters
 
 
 def model_stats(

@@ -7,10 +7,10 @@ from typing import Protocol
 from fairlead.fleet.model import Fleet
 from fairlead.runtime.clock import Clock
 from fairlead.runtime.loop_lag import LoopLag
-from fairlead_gateway.decision_log import LoggedRequest
 from fairlead_gateway.learning.pupil import LearnedProfile
 from fairlead_gateway.telemetry import LoadView, MetricsRecorder
-from fairlead_gateway.telemetry.index import IndexStatus
+from fairlead_gateway.telemetry.decision_log import LoggedRequest
+from fairlead_gateway.telemetry.status_types import IndexStatus
 
 
 @dataclass(frozen=True, slots=True)

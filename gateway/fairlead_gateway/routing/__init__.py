@@ -5,9 +5,9 @@ homes), ``holdings`` (who has how much of it), ``ledger`` (who is busy), ``prese
 the state between them; ``held`` for presets that keep requests before engines.
 """
 
-from fairlead_gateway.routing.ledger import InstanceLoad
-from fairlead_gateway.routing.prefix import PrefixChain, prefix_chain
-from fairlead_gateway.routing.presets.table import PRESETS, QUEUEING_PRESETS
+from fairlead_gateway.routing.load.inflight import InstanceLoad
+from fairlead_gateway.routing.policies.registry import PRESETS, QUEUEING_PRESETS
+from fairlead_gateway.routing.prefix.prefix_hash import PrefixChain, prefix_chain
 from fairlead_gateway.routing.request import RouteRequest
 from fairlead_gateway.routing.router import ModelRouter
 

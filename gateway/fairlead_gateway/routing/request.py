@@ -2,7 +2,7 @@
 
 from collections.abc import Hashable
 
-from fairlead_gateway.routing.prefix import PrefixChain
+from fairlead_gateway.routing.prefix.prefix_hash import PrefixChain
 
 
 class RouteRequest:

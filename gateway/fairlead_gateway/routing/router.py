@@ -15,22 +15,21 @@ from fairlead.engine_profile import builtin_profiles
 from fairlead.errors import BadInput
 from fairlead.fleet.model import Instance, InstanceState, Model, SloTargets
 from fairlead.limits import Limits
-from fairlead_gateway.routing.convertible import PrefillOption, prefill_option
-from fairlead_gateway.routing.gaps import InterTokenTimes
-from fairlead_gateway.routing.glimpses import SampledLoads
-from fairlead_gateway.routing.held import AssignedQueue
-from fairlead_gateway.routing.holdings import CachedTokens, CacheView, Endpoint
-from fairlead_gateway.routing.hotness import HotPrefixes
-from fairlead_gateway.routing.index import DispatchHooks
-from fairlead_gateway.routing.kinds import AcceleratorSelector, RankedKinds, decide_by_kind, with_kind
-from fairlead_gateway.routing.ledger import EndpointLoad, InflightRequest, InflightTracker, InstanceLoad
-from fairlead_gateway.routing.options import policy_candidates
-from fairlead_gateway.routing.pins import SessionAffinity
-from fairlead_gateway.routing.prefix import BYTES_PER_TOKEN, PrefixChain
-from fairlead_gateway.routing.presets import dual_hash
-from fairlead_gateway.routing.presets.question import PolicyInput
-from fairlead_gateway.routing.presets.stay import AssignedRequest
-from fairlead_gateway.routing.presets.table import (
+from fairlead_gateway.routing.accelerator_selection import AcceleratorSelector, RankedKinds, decide_by_kind, with_kind
+from fairlead_gateway.routing.candidates import policy_candidates
+from fairlead_gateway.routing.hash_ring import HomeRings
+from fairlead_gateway.routing.hooks import DispatchHooks
+from fairlead_gateway.routing.kv_pull import offer_pulls
+from fairlead_gateway.routing.load.inflight import EndpointLoad, InflightRequest, InflightTracker, InstanceLoad
+from fairlead_gateway.routing.load.inter_token_times import InterTokenTimes
+from fairlead_gateway.routing.load.load_window import LoadWindow
+from fairlead_gateway.routing.load.sampled_load import SampledLoads
+from fairlead_gateway.routing.load.shared_memory import SiblingWorkers
+from fairlead_gateway.routing.load.token_calibration import TokenCalibration
+from fairlead_gateway.routing.policies import dual_hash
+from fairlead_gateway.routing.policies.assigned_queue import AssignedQueue
+from fairlead_gateway.routing.policies.policy_input import PolicyInput
+from fairlead_gateway.routing.policies.registry import (
     POLICIES,
     PRESETS,
     QUEUE_KEYS,
@@ -38,12 +37,13 @@ from fairlead_gateway.routing.presets.table import (
     WINDOWED_PRESETS,
     Policy,
 )
-from fairlead_gateway.routing.recent import LoadWindow
-from fairlead_gateway.routing.reported import TokenCalibration
+from fairlead_gateway.routing.prefill_placement import PrefillOption, prefill_option
+from fairlead_gateway.routing.prefix.cache_view import CachedTokens, CacheView, Endpoint
+from fairlead_gateway.routing.prefix.hot_prefixes import HotPrefixes
+from fairlead_gateway.routing.prefix.prefix_hash import BYTES_PER_TOKEN, PrefixChain
+from fairlead_gateway.routing.presets.stay import AssignedRequest
 from fairlead_gateway.routing.request import Candidate, RouteRequest
-from fairlead_gateway.routing.ring import HomeRings
-from fairlead_gateway.routing.shared import SiblingWorkers
-from fairlead_gateway.routing.sources import offer_pulls
+from fairlead_gateway.routing.session_affinity import SessionAffinity
 
 DEFAULT_OUTPUT_TOKENS: Final = 256.0
 _BYTES_PER_TOKEN: Final = float(BYTES_PER_TOKEN)

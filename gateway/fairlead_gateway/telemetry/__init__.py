@@ -2,6 +2,6 @@
 
 from fairlead_gateway.telemetry.load import LoadView
 from fairlead_gateway.telemetry.outcome import Attainment, RequestOutcome, assess_attainment
-from fairlead_gateway.telemetry.telemetry import OK, UNKNOWN, MetricsRecorder
+from fairlead_gateway.telemetry.recorder import OK, UNKNOWN, MetricsRecorder
 
 __all__ = ["OK", "UNKNOWN", "Attainment", "LoadView", "MetricsRecorder", "RequestOutcome", "assess_attainment"]

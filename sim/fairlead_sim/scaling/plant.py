@@ -21,8 +21,8 @@ from random import Random
 from fairlead.fleet.model import Role
 from fairlead_autoscaler.core.sizing.pool_capacity import has_pool_choice
 from fairlead_autoscaler.core.types import GatewayTraffic, ModelSpec, Observation, ShapeCount
-from fairlead_gateway.routing.convertible import LOCAL_RULES
-from fairlead_gateway.routing.gaps import InterTokenTimes
+from fairlead_gateway.routing.load.inter_token_times import InterTokenTimes
+from fairlead_gateway.routing.prefill_placement import LOCAL_RULES
 from fairlead_sim.scaling.book import ArrivalTrace, RequestTable
 from fairlead_sim.scaling.engine import AggregatedEngine, PlantEngine, StepTotals
 from fairlead_sim.scaling.pool import Pool, PoolSetup, Replica

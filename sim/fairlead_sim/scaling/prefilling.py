@@ -6,8 +6,8 @@ from enum import Enum, auto
 from fairlead.decision import Decision
 from fairlead.limits import Limits
 from fairlead_autoscaler.core.types import ModelSpec
-from fairlead_gateway.routing.convertible import LOCAL_RULES, PrefillOption, place_prefill
-from fairlead_gateway.routing.gaps import InterTokenTimes
+from fairlead_gateway.routing.load.inter_token_times import InterTokenTimes
+from fairlead_gateway.routing.prefill_placement import LOCAL_RULES, PrefillOption, place_prefill
 from fairlead_sim.scaling.pool import Pool, Replica
 
 _MIN_HANDOFF_TOKENS = Limits().handoff_min_tokens

@@ -4,11 +4,11 @@ from collections.abc import Callable, Sequence
 
 from fairlead.fleet.model import Instance, SloTargets
 from fairlead_autoscaler.core.types import ModelSpec
-from fairlead_gateway.routing.glimpses import SampledLoads
-from fairlead_gateway.routing.holdings import Endpoint
-from fairlead_gateway.routing.kinds import AcceleratorSelector
-from fairlead_gateway.routing.ledger import EndpointLoad, InflightTracker
-from fairlead_kvstore.mirror import PrefixMatch
+from fairlead_gateway.routing.accelerator_selection import AcceleratorSelector
+from fairlead_gateway.routing.load.inflight import EndpointLoad, InflightTracker
+from fairlead_gateway.routing.load.sampled_load import SampledLoads
+from fairlead_gateway.routing.prefix.approximate_index import PrefixMatch
+from fairlead_gateway.routing.prefix.cache_view import Endpoint
 from fairlead_sim.scaling.pool import Pool, Replica
 
 PoolReplica = tuple[Pool, Replica]

@@ -15,10 +15,10 @@ from fuzzing.target import CANARY, Target, cuttings, refused
 
 from fairlead.limits import Limits
 from fairlead_gateway.errors import GatewayError
-from fairlead_gateway.head import RequestHead
+from fairlead_gateway.http.request_head import RequestHead
+from fairlead_gateway.http.request_parser import RequestParser
 from fairlead_gateway.lateness import total_timeout
 from fairlead_gateway.passed import is_passthrough_path, parse_passthrough_request
-from fairlead_gateway.reader import RequestParser
 from fairlead_gateway.wire import encode_request
 
 LIMITS = Limits()

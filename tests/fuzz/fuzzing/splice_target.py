@@ -21,7 +21,7 @@ from fairlead_gateway.errors import GatewayError
 from fairlead_gateway.fields import ChatRequest, CompletionRequest, GenerationFields
 from fairlead_gateway.handoff import KV_TRANSFER_FIELDS, strip_kv_transfer_fields
 from fairlead_gateway.handoff_plan import ineligible_reason, nixl_prefill_fields, prefill_body
-from fairlead_gateway.head import RequestHead
+from fairlead_gateway.http.request_head import RequestHead
 from fairlead_gateway.model import BODY_TYPES, ModelRequest, parse_request
 from fairlead_gateway.passed import parse_passthrough_request
 from fairlead_gateway.prompt import build_route_request

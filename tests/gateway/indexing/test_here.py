@@ -9,11 +9,11 @@ from fairlead.errors import SettingsError, Unavailable
 from fairlead.fleet.model import Instance
 from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock
-from fairlead_gateway.channel_messages import PromptDispatched, PromptSample
 from fairlead_gateway.indexing.asking import TokenFetcher
 from fairlead_gateway.indexing.here import LocalTokenizer
 from fairlead_gateway.indexing.links import TokenSource, parse_token_source
 from fairlead_gateway.indexing.tokens import TokenizeQuery
+from fairlead_gateway.ipc.messages import PromptDispatched, PromptSample
 from fairlead_gateway.samples import CHAT_SAMPLE, COMPLETION_SAMPLE
 
 LIMITS = Limits()

@@ -3,12 +3,12 @@
 from fairlead.limits import Limits
 from fairlead_gateway.hot_counts import HotShare
 from fairlead_gateway.indexing.model_index import ModelIndex
-from fairlead_gateway.telemetry.index import IndexState
+from fairlead_gateway.prefix_map.prompt_alignment import estimate_alignment
+from fairlead_gateway.supervisor.kv_index.drift_detector import FIRST_SECONDS
+from fairlead_gateway.telemetry.status_types import IndexState
 from fairlead_kvstore.blockstore.changes import BlocksRemoved, BlocksStored, Change, CompletenessChanged
 from fairlead_kvstore.blockstore.storage_tiers import StorageTier
 from fairlead_kvstore.index.replica import IndexReplica
-from fairlead_kvstore.links.drift import FIRST_SECONDS
-from fairlead_kvstore.links.lesson import estimate_alignment
 
 LIMITS = Limits()
 ENGINE = "pod/8000/0"

@@ -15,9 +15,9 @@ from redis.asyncio import Redis
 
 from fairlead.fleet.file import write_fleet_file
 from fairlead_gateway.indexing.testing import ENGINE_BLOCKS, MODEL_KEY, EnginePorts, index_stage
+from fairlead_gateway.supervisor.peers.peer_messages import DATA_FIELD
 from fairlead_gateway.testing import run_async
 from fairlead_gateway.testing_process import gateway_process
-from fairlead_kvstore.exchange.records import DATA_FIELD
 from fairlead_kvstore.redis import keys
 from fairlead_sim.tokenizer import Tokenizer
 

@@ -18,10 +18,10 @@ from fairlead.fleet.signals import EngineSignals
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock, ManualClock, SystemClock
 from fairlead.runtime.loop_lag import LoopLag
-from fairlead_gateway.decision_log import DecisionLog, DecisionRecord, LoggedRequest
 from fairlead_gateway.management.view import GatewayStatus
 from fairlead_gateway.routing import InstanceLoad
 from fairlead_gateway.telemetry import MetricsRecorder, RequestOutcome, assess_attainment
+from fairlead_gateway.telemetry.decision_log import DecisionLog, DecisionRecord, LoggedRequest
 
 KEY = "chat/llama-70b"
 

@@ -10,8 +10,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from fairlead.decision import Decision
 from fairlead.fleet.model import Fleet, Model
 from fairlead.runtime.clock import ManualClock
-from fairlead_gateway.decision_log import DecisionRecord
 from fairlead_gateway.management import GatewayView, create_management_app
+from fairlead_gateway.telemetry.decision_log import DecisionRecord
 
 
 def _get(view: GatewayView, path: str, **headers: str) -> httpx.Response:

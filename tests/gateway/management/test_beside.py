@@ -25,10 +25,10 @@ from redis.asyncio import Redis
 from fairlead.fleet.model import Fleet
 from fairlead.limits import Limits
 from fairlead_gateway.beside import BackgroundServices
-from fairlead_gateway.decision_log import LoggedRequest
 from fairlead_gateway.gateway import Gateway
 from fairlead_gateway.management import GatewayStatus, create_management_app
 from fairlead_gateway.telemetry import MetricsRecorder
+from fairlead_gateway.telemetry.decision_log import LoggedRequest
 from fairlead_gateway.testing import MODEL_KEY, RunningGateway, fleet_of, run_async, running_gateway
 from fairlead_kvstore.redis import keys
 from fairlead_kvstore.redis.codec import PublishedDecision, decode

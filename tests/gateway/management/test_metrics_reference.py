@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from fairlead_gateway.telemetry.families import FAMILIES
-from fairlead_gateway.telemetry.index import IndexState, InstanceIndexStatus, ModelIndexStatus
+from fairlead_gateway.telemetry.status_types import IndexState, InstanceIndexStatus, ModelIndexStatus
 from fairlead_kvstore.analysis.block_counts import BlockCounts
 from fairlead_kvstore.analysis.removal_ranking import RemovalRank
 

@@ -12,12 +12,12 @@ from fairlead_testing.waiting import wait_until
 
 from fairlead.limits import Limits
 from fairlead.runtime.clock import SystemClock
-from fairlead_gateway.head import parse_head
-from fairlead_gateway.listen import ClientConnection, HttpRequest, Listener
+from fairlead_gateway.http.connection import ClientConnection, HttpRequest, Listener
+from fairlead_gateway.http.request_head import parse_head
+from fairlead_gateway.http.response_writer import ResponseWriter
 from fairlead_gateway.management.asgi import serve_request
 from fairlead_gateway.management.guard import AccessGuard
 from fairlead_gateway.management.serving import ManagementServer
-from fairlead_gateway.reply import ResponseWriter
 from fairlead_gateway.testing import run_async
 
 

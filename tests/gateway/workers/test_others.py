@@ -6,10 +6,11 @@ from fairlead.fleet.model import Fleet, Instance, InstanceState, Model, Role, Sl
 from fairlead.limits import Limits
 from fairlead_gateway.hot_counts import ACTIVE_SECONDS, HotPrefixCounter
 from fairlead_gateway.others_row import PeerLoadRow
-from fairlead_gateway.routing import PrefixChain, prefix_chain, shared
-from fairlead_gateway.routing.shared import SharedLoadTable
+from fairlead_gateway.routing import PrefixChain, prefix_chain
+from fairlead_gateway.routing.load import shared_memory
+from fairlead_gateway.routing.load.shared_memory import SharedLoadTable
+from fairlead_gateway.supervisor.peers.peer_messages import HotPrefixTable
 from fairlead_gateway.telling import unpack_hashes
-from fairlead_kvstore.exchange.records import HotPrefixTable
 
 KEY = "ns/a"
 SLOTS = 4
@@ -28,7 +29,7 @@ def chain(text: str) -> PrefixChain:
 
 
 def test_other_gateways_are_one_more_row_that_is_written_and_emptied() -> None:
-    cells = memoryview(bytearray(shared.table_bytes(3, SLOTS))).cast("q")
+    cells = memoryview(bytearray(shared_memory.table_bytes(3, SLOTS))).cast("q")
     row = PeerLoadRow(cells, SLOTS, 2)
     worker = SharedLoadTable(cells, SLOTS, 0)
     worker.set_active_rows([1, row.row])
@@ -45,14 +46,14 @@ def test_other_gateways_are_one_more_row_that_is_written_and_emptied() -> None:
 
 
 def test_an_instance_that_comes_later_finds_its_load_in_its_slot() -> None:
-    cells = memoryview(bytearray(shared.table_bytes(1, SLOTS))).cast("q")
+    cells = memoryview(bytearray(shared_memory.table_bytes(1, SLOTS))).cast("q")
     row = PeerLoadRow(cells, SLOTS, 0)
     row.set_loads({"e-9": (1, 1, 0.25, 5.0)})
     assert not any(cells)
     row.set_slots({"e-9": 1})
     assert list(cells[4:8]) == [1, 1, 250_000, 5]
     row.set_loads({})
-    assert shared.is_slot_idle(cells, SLOTS, 1, 1)
+    assert shared_memory.is_slot_idle(cells, SLOTS, 1, 1)
 
 
 def test_prompts_for_prefill_engines_are_counted_apart() -> None:

@@ -17,7 +17,7 @@ from fairlead_testing.waiting import wait_until_async
 from fairlead.fleet.file import write_fleet_file
 from fairlead.fleet.model import InstanceState
 from fairlead_gateway.__main__ import main as gateway_main
-from fairlead_gateway.ports import ListenAddress
+from fairlead_gateway.http.sockets import ListenAddress
 from fairlead_gateway.testing import fleet_of, run_async
 from fairlead_gateway.testing_process import GatewayProcess, gateway_process
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from fairlead.engine_profile import builtin_profile
 from fairlead.fleet.model import Model, SloTargets
 from fairlead.limits import Limits
-from fairlead_gateway.queueing.gate import AdmissionPolicy
+from fairlead_gateway.admission.policy import AdmissionPolicy
 from fairlead_gateway.routing import ModelRouter
 from fairlead_sim.course import FleetSimulation
 from fairlead_sim.fleet import MODEL, NAMESPACE, SingleGateway, instances_of

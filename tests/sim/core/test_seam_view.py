@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from fairlead_gateway.routing.ledger import EndpointLoad
+from fairlead_gateway.routing.load.inflight import EndpointLoad
 from fairlead_sim.seam_router import LateBindingRouterAdapter
 from fairlead_sim.seam_view import EndpointView
 from fairlead_sim.seams import router

@@ -5,8 +5,8 @@ the first of the homes that the default would give the session's name, so that i
 """
 
 from fairlead.decision import Decision
-from fairlead_gateway.routing.presets.answer import least_inflight, scored_decision
-from fairlead_gateway.routing.presets.question import PolicyInput
+from fairlead_gateway.routing.policies.policy_input import PolicyInput
+from fairlead_gateway.routing.policies.scored_decision import least_inflight, scored_decision
 
 
 def round_robin(policy_input: PolicyInput) -> Decision:

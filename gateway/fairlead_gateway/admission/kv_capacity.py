@@ -1,0 +1,189 @@
+"""Whether a request's tokens will fit an engine's memory to the end: Past-Future, over everything this process has sent there.
+
+What is held now is known: prompts without what they share, and the tokens that came since (the time since the first, at the pace
+of the engine's last answers). What is still to come is what six of ten answers that got as far stay within
+(``learning/lengths``), never more than the client allowed. The request joins where the worst moment still to come
+(``learning/peak``) stays under the memory.
+
+Nobody is stopped by what is not known: an engine whose memory nobody stated has room; before the first answers of a model its
+requests count ``GUESS_TOKENS`` of output. While an engine is at most half planned, nothing is computed for it at all.
+
+**Headroom** (Llumnix): a request of a lower tier leaves ``HEADROOM`` of the memory free for each tier above it. **Freeness**,
+tokens free at the worst moment for each sequence there, is what engines are compared by; one that drains has none.
+
+What other processes hold there is not known one by one; the caller says how many tokens that is, and they count as they are.
+
+Sources: Past-Future (arXiv 2507.10150), Llumnix (arXiv 2406.03243).
+"""
+
+from collections.abc import Callable, Hashable
+from typing import Final
+
+from fairlead_gateway.admission.kv_peak import USABLE_SHARE, SequenceForecast, peak_tokens
+from fairlead_gateway.routing.prefix.prefix_hash import BYTES_PER_TOKEN
+from fairlead_gateway.routing.request import RouteRequest
+
+DEFAULT_OUTPUT_TOKENS: Final = 256.0
+HEADROOM_PER_TIER: Final = 0.05
+UNCHECKED_SHARE: Final = 0.5
+DEFAULT_TOKEN_SECONDS: Final = 0.02
+_TOKEN_SECONDS_SMOOTHING: Final = 0.1
+
+RemainingTokens = Callable[[Hashable, float, int, float], float | None]
+"""Tokens still to come of an answer: of a class (whatever the caller tells apart), of a prompt of so many tokens, with so many out,
+at a time. None where nothing was seen yet."""
+
+
+class _Sequence:
+    __slots__ = ("first_at", "instance", "length_class", "planned_tokens", "prompt_tokens", "request")
+
+    def __init__(
+        self, request: RouteRequest, instance: str, prompt_tokens: float, length_class: Hashable, planned_tokens: float
+    ) -> None:
+        self.request = request
+        self.instance = instance
+        self.prompt_tokens = prompt_tokens
+        self.length_class = length_class
+        self.planned_tokens = planned_tokens
+        self.first_at: float | None = None
+
+
+class _EngineUsage:
+    __slots__ = ("planned_tokens", "sequences", "token_seconds")
+
+    def __init__(self) -> None:
+        self.sequences: dict[str, _Sequence] = {}
+        self.planned_tokens = 0.0
+        self.token_seconds = DEFAULT_TOKEN_SECONDS
+
+
+class KvCapacityPlanner:
+    """Of one model: what is in flight, by engine."""
+
+    def __init__(self, remaining_tokens: RemainingTokens) -> None:
+        self._remaining_tokens = remaining_tokens
+        self._sequences: dict[str, _Sequence] = {}
+        self._usage: dict[str, _EngineUsage] = {}
+        self._planned_tokens = 0.0
+
+    def on_dispatch(
+        self, request: RouteRequest, instance: str, prompt_tokens: float, length_class: Hashable, now: float
+    ) -> None:
+        """A request went to an engine; a retry first ends what it was."""
+        if request.id in self._sequences:
+            self.on_finish(request.id)
+        planned = prompt_tokens + self._expected_remaining(request, prompt_tokens, length_class, 0, now)
+        sequence = self._sequences[request.id] = _Sequence(request, instance, prompt_tokens, length_class, planned)
+        usage = self._usage.get(instance)
+        if usage is None:
+            usage = self._usage[instance] = _EngineUsage()
+        usage.sequences[request.id] = sequence
+        usage.planned_tokens += planned
+        self._planned_tokens += planned
+
+    def on_first_token(self, request_id: str, now: float) -> None:
+        """From now on its answer grows."""
+        sequence = self._sequences.get(request_id)
+        if sequence is not None and sequence.first_at is None:
+            sequence.first_at = now
+
+    def on_finish(self, request_id: str, now: float | None = None, output_tokens: int | None = None) -> None:
+        """It holds nothing any more. What a complete answer had in how long is the engine's pace."""
+        sequence = self._sequences.pop(request_id, None)
+        if sequence is None:
+            return
+        self._planned_tokens = self._planned_tokens - sequence.planned_tokens if self._sequences else 0.0
+        usage = self._usage[sequence.instance]
+        del usage.sequences[request_id]
+        usage.planned_tokens = usage.planned_tokens - sequence.planned_tokens if usage.sequences else 0.0
+        if now is not None and output_tokens is not None and output_tokens > 1 and sequence.first_at is not None:
+            usage.token_seconds += _TOKEN_SECONDS_SMOOTHING * (
+                (now - sequence.first_at) / (output_tokens - 1) - usage.token_seconds
+            )
+
+    def retain(self, instances: frozenset[str]) -> None:
+        """The others are gone, once nothing of ours is there."""
+        for name in [name for name, usage in self._usage.items() if name not in instances and not usage.sequences]:
+            del self._usage[name]
+
+    def has_headroom(self, request: RouteRequest, capacity: float) -> bool:
+        """Whether the request fits an engine of this capacity even with all that is in flight anywhere."""
+        max_tokens = request.max_tokens
+        needed = 2.0 * request.prompt_tokens + (max_tokens or DEFAULT_OUTPUT_TOKENS)
+        return self._planned_tokens + needed <= UNCHECKED_SHARE * USABLE_SHARE * capacity
+
+    def free_tokens(self, engine: str, capacity: float, now: float) -> float:
+        """Llumnix's numerator: what is free at the worst moment still to come."""
+        return USABLE_SHARE * capacity - self._peak_tokens(engine, None, 0.0, None, now)
+
+    def freeness(self, engine: str, capacity: float, now: float) -> float:
+        """Tokens free for each sequence there."""
+        place = self._usage.get(engine)
+        return self.free_tokens(engine, capacity, now) / max(1, len(place.sequences) if place is not None else 0)
+
+    def missing_tokens(
+        self,
+        instance: str,
+        capacity: float,
+        request: RouteRequest,
+        prompt_tokens: float,
+        length_class: Hashable,
+        now: float,
+        *,
+        tier: int = 0,
+        other_tokens: float = 0.0,
+    ) -> float:
+        """Tokens that would be missing at the worst moment still to come if the request joined ``now``; 0 where it fits."""
+        usage = self._usage.get(instance)
+        planned = other_tokens + (0.0 if usage is None else usage.planned_tokens)
+        needed = prompt_tokens + self._expected_remaining(request, prompt_tokens, length_class, 0, now)
+        usable = USABLE_SHARE * capacity * max(0.0, 1.0 - HEADROOM_PER_TIER * tier)
+        if planned + needed <= UNCHECKED_SHARE * usable or (planned <= 0.0 and (usage is None or not usage.sequences)):
+            return 0.0
+        return max(0.0, other_tokens + self._peak_tokens(instance, request, prompt_tokens, length_class, now) - usable)
+
+    def _peak_tokens(
+        self, instance: str, request: RouteRequest | None, prompt_tokens: float, length_class: Hashable, now: float
+    ) -> float:
+        usage = self._usage.get(instance)
+        forecasts: list[SequenceForecast] = []
+        seen_blocks: set[int] = set()
+        for sequence in usage.sequences.values() if usage is not None else ():
+            generated = 0
+            if usage is not None and sequence.first_at is not None:
+                generated = 1 + int((now - sequence.first_at) / max(1e-6, usage.token_seconds))
+            own_tokens = _unshared_tokens(sequence.request, sequence.prompt_tokens, seen_blocks)
+            forecasts.append(
+                SequenceForecast(
+                    own_tokens + generated,
+                    self._expected_remaining(
+                        sequence.request, sequence.prompt_tokens, sequence.length_class, generated, now
+                    ),
+                )
+            )
+        if request is not None:
+            own_tokens = _unshared_tokens(request, prompt_tokens, seen_blocks)
+            forecasts.append(
+                SequenceForecast(own_tokens, self._expected_remaining(request, prompt_tokens, length_class, 0, now))
+            )
+        return peak_tokens(forecasts)
+
+    def _expected_remaining(
+        self, request: RouteRequest, prompt_tokens: float, length_class: Hashable, generated: int, now: float
+    ) -> float:
+        forecast = self._remaining_tokens(length_class, prompt_tokens, generated, now)
+        remaining = max(1.0, DEFAULT_OUTPUT_TOKENS - generated) if forecast is None else forecast
+        return remaining if not request.max_tokens else max(0.0, min(remaining, request.max_tokens - generated))
+
+
+def _unshared_tokens(request: RouteRequest, prompt_tokens: float, seen_blocks: set[int]) -> float:
+    """Tokens of a prompt but for the blocks at its front that somebody before it holds there as well; ``seen`` learns of it."""
+    chain = request.chain
+    hashes, shared = chain.hashes, 0
+    while shared < len(hashes) and hashes[shared] in seen_blocks:
+        shared += 1
+    seen_blocks.update(hashes[shared:])
+    if not shared or request.prompt_tokens <= 0.0:
+        return prompt_tokens
+    part = chain.ends[shared - 1] / max(1.0, request.prompt_tokens * BYTES_PER_TOKEN)
+    return prompt_tokens * (1.0 - min(1.0, part))

@@ -1,0 +1,197 @@
+"""Bytes of a connection in, whole requests out; no I/O, so that any cutting of the bytes can be tried in a test.
+
+It reads one request at a time: ``next`` never looks behind the end of the request it returns, so bytes that follow stay
+bytes until their turn comes.
+"""
+
+import re
+from typing import Final
+
+from fairlead.limits import Limits
+from fairlead_gateway.errors import BadRequest
+from fairlead_gateway.http.chunked_body import ChunkedBody
+from fairlead_gateway.http.request_head import (
+    HeadTemplate,
+    RequestHead,
+    check_partial_head,
+    create_template,
+    parse_head,
+)
+
+_MAX_EMPTY_LINES: Final = 16
+_LEADING_EMPTY_LINES: Final = re.compile(rb"(?:\r\n){0,%d}" % (_MAX_EMPTY_LINES + 1))
+
+
+AWAITING_REQUEST: Final = 1  # what is missing for the next request
+AWAITING_HEAD_END: Final = 2
+AWAITING_BODY_END: Final = 3
+
+
+class RequestParser:
+    """``feed`` it what arrives, take requests with ``next`` until it says None."""
+
+    __slots__ = (
+        "_body_parts",
+        "_body_start",
+        "_buffer",
+        "_checked_bytes",
+        "_chunked_body",
+        "_empty_lines",
+        "_head",
+        "_limits",
+        "_missing_bytes",
+        "_template",
+    )
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._buffer: bytes | bytearray = b""
+        self._body_start = 0  # of ``_ahead``, where the body begins whose head has just been read
+        self._checked_bytes = 0
+        self._empty_lines = 0
+        self._head: RequestHead | None = None
+        self._chunked_body: ChunkedBody | None = None
+        self._body_parts: list[bytes] = []
+        self._missing_bytes = 0
+        self._template: HeadTemplate | None = None
+
+    @property
+    def awaited(self) -> int:
+        """What ``next`` found missing: one of the three above."""
+        if self._head is not None:
+            return AWAITING_BODY_END
+        return AWAITING_HEAD_END if self._buffer else AWAITING_REQUEST
+
+    @property
+    def head(self) -> RequestHead | None:
+        """The head of a request whose body is not whole yet."""
+        return self._head
+
+    @property
+    def needs_100_continue(self) -> bool:
+        """The client waits for ``100 Continue`` before it sends its body; true at most once a request."""
+        head = self._head
+        if head is None or not head.expects_continue:
+            return False
+        head.expects_continue = False
+        return not self._body_parts and not self._buffer
+
+    @property
+    def should_pause_reading(self) -> bool:
+        """So much is read ahead that reading should pause."""
+        return len(self._buffer) > self._limits.header_bytes or (
+            self._buffer.count(b"\r\n\r\n") >= self._limits.pipelined_requests
+        )
+
+    @property
+    def buffered_bytes(self) -> int:
+        """Bytes kept: of an unfinished body, and read ahead."""
+        head = self._head
+        if head is None:
+            return len(self._buffer)
+        return len(self._chunked_body) if self._chunked_body is not None else (head.length or 0) - self._missing_bytes
+
+    @property
+    def is_empty(self) -> bool:
+        """Nothing of a further request is here."""
+        return self._head is None and not self._buffer
+
+    def feed(self, data: bytes) -> None:
+        """Add what arrived."""
+        if not self._buffer:
+            self._buffer = data
+        elif isinstance(self._buffer, bytearray):
+            self._buffer += data
+        else:
+            self._buffer = bytearray(self._buffer) + data
+
+    def next_request(self) -> tuple[RequestHead, bytes] | None:
+        """The next whole request, or None while bytes are missing. Raises BadRequest and its kin."""
+        head = self._head
+        if head is None:
+            head = self._next_head()
+            if head is None:
+                return None
+        body = self._take_body()
+        if body is None:
+            return None
+        self._head = None
+        return head, body
+
+    def on_eof(self) -> None:
+        """The client sends no more. Raises BadRequest when that leaves a request unfinished."""
+        if not self.is_empty:
+            raise BadRequest("the request ends before it is whole", code="malformed_http")
+
+    def _next_head(self) -> RequestHead | None:
+        buffered = self._buffer
+        if not buffered:
+            return None
+        template = self._template
+        if template is not None and isinstance(buffered, bytes):
+            head = template.match(buffered)
+            if head is not None:
+                return self._start_body(head, template.head_end)
+        if not self._checked_bytes and buffered[:1] in (b"\r", b"\n"):
+            buffered = self._buffer = self._skip_empty_lines(buffered)
+        if not buffered or buffered == b"\r":
+            return None
+        end = buffered.find(b"\r\n\r\n", max(0, self._checked_bytes - 3))
+        if end < 0:
+            check_partial_head(buffered, self._checked_bytes, self._limits)
+            self._checked_bytes = len(buffered)
+            return None
+        raw = bytes(buffered[:end])
+        head = parse_head(raw, self._limits)
+        self._template = create_template(raw, head, self._limits)
+        return self._start_body(head, end + 4)
+
+    def _start_body(self, head: RequestHead, body_start: int) -> RequestHead:
+        """The body of ``head`` comes next; it begins at ``at`` of what is here."""
+        self._checked_bytes = self._empty_lines = 0
+        self._body_start = body_start
+        self._head = head
+        length = head.length
+        self._missing_bytes = length if length is not None else 0
+        self._chunked_body = ChunkedBody(self._limits) if length is None else None
+        return head
+
+    def _take_body(self) -> bytes | None:
+        buffered, start, missing = self._buffer, self._body_start, self._missing_bytes
+        self._body_start = 0
+        if (
+            self._chunked_body is None
+            and not self._body_parts
+            and isinstance(buffered, bytes)
+            and len(buffered) >= start + missing
+        ):
+            stop = start + missing  # all of it came at once: most do
+            self._buffer = buffered[stop:] if len(buffered) > stop else b""
+            return buffered[start:stop]
+        buffered, self._buffer = bytes(buffered[start:]), b""
+        if self._chunked_body is not None:
+            rest = self._chunked_body.feed(buffered)
+            if rest is None:
+                return None
+            self._buffer = rest
+            body, self._chunked_body = self._chunked_body.body(), None
+            return body
+        if len(buffered) < missing:
+            if buffered:
+                self._body_parts.append(buffered)
+                self._missing_bytes -= len(buffered)
+            return None
+        body, self._buffer = buffered[:missing], buffered[missing:]
+        if self._body_parts:
+            body = b"".join([*self._body_parts, body])
+            self._body_parts = []
+        return body
+
+    def _skip_empty_lines(self, data: bytes | bytearray) -> bytes:
+        """A few empty lines before a request line are passed over (RFC 9112, 2.2); a lone CR or LF is not one."""
+        found = _LEADING_EMPTY_LINES.match(data)
+        skipped = found.end() if found else 0
+        self._empty_lines += skipped // 2
+        if self._empty_lines > _MAX_EMPTY_LINES:
+            raise BadRequest("too many empty lines before the request", code="malformed_http")
+        return bytes(data[skipped:])

@@ -1,0 +1,177 @@
+"""The answer to one request: one whole message, or a stream of pieces; exactly one, exactly once.
+
+It frames anew: own head, own Content-Length or chunks (one chunk for every piece, so that a client sees the pieces that the
+engine sent), and ``Connection: close`` where the connection ends behind it. HTTP/1.0 gets its stream without chunks.
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from http import HTTPStatus
+from typing import Final
+
+from fairlead_gateway.http.request_head import RequestHead
+
+_STATUS_LINES: Final = {int(status): f"HTTP/1.1 {int(status)} {status.phrase}\r\ndate: " for status in HTTPStatus}
+_CHUNK_SIZE_LINES: Final = [b"%x\r\n" % size for size in range(1_024)]  # how a chunk of so many bytes begins
+
+
+class ResponseTransport:
+    """What an answer needs of the connection it goes out on. A class to derive from: through a Protocol compiled code would have to
+    look up every method by its name. It is no ABC: instances of a compiled class that has one for its base break on weak references
+    instead of refusing them."""
+
+    @abstractmethod
+    def write(self, data: bytes) -> None:
+        """Send bytes."""
+
+    @abstractmethod
+    def on_response_complete(self, keep_alive: bool) -> None:
+        """The answer is complete; ``keep`` says whether the connection may serve another request."""
+
+    @abstractmethod
+    def abort(self) -> None:
+        """Break off so that the answer cannot look complete."""
+
+    @abstractmethod
+    def date(self) -> str:
+        """The Date header's value."""
+
+    @abstractmethod
+    def client_address(self) -> str | None:
+        """The address at its other end."""
+
+    @property
+    @abstractmethod
+    def is_draining(self) -> bool:
+        """The connection takes no further request."""
+
+
+class ResponseWriter:
+    """``gone`` is called when the client leaves before the end; ``flow`` with True when it does not keep up, with False
+    when it does again. ``pulses``: an SSE comment may be put between two pieces."""
+
+    __slots__ = (
+        "_chunked",
+        "_head_only",
+        "_is_http10",
+        "_keep_alive",
+        "_transport",
+        "accepts_comments",
+        "finished",
+        "on_backpressure",
+        "on_client_gone",
+        "request_id",
+        "started",
+    )
+
+    def __init__(self, transport: ResponseTransport, head: RequestHead | None, request_id: str) -> None:
+        self._transport = transport
+        self._keep_alive = head is not None and head.keep_alive
+        self._is_http10 = head is not None and head.version == 10
+        self._head_only = head is not None and head.method == "HEAD"
+        self._chunked = False
+        self.request_id = request_id
+        self.started = False
+        self.finished = False
+        self.accepts_comments = False
+        self.on_client_gone: Callable[[], object] | None = None
+        self.on_backpressure: Callable[[bool], None] | None = None
+
+    @property
+    def is_between_chunks(self) -> bool:
+        """What is written next is the size of a chunk, the last one included."""
+        return self._chunked and not self.finished
+
+    def send(self, status: int, header_text: str, body: bytes, *, content_type: str = "application/json") -> None:
+        """Answer with one message. ``fields`` is ready header text, each line with its CRLF."""
+        if self.finished or self.started:
+            return
+        self.started = True
+        framing = f"content-type: {content_type}\r\ncontent-length: " if body else "content-length: "
+        head = self._build_head(status, f"{framing}{len(body)}\r\n{header_text}")
+        self._transport.write(head if self._head_only else head + body)
+        self._complete()
+
+    def start_stream(self, status: int, header_text: str, *, length: int | None = None) -> None:
+        """Send the head of an event stream, or of a long answer of ``length`` bytes."""
+        if self.finished or self.started:
+            return
+        self.started = True
+        if length is not None:
+            framing = f"content-length: {length}\r\n"
+        elif self._is_http10:
+            framing, self._keep_alive = "", False
+        else:
+            framing, self._chunked, self.accepts_comments = "transfer-encoding: chunked\r\n", True, True
+        self._transport.write(self._build_head(status, framing + header_text))
+
+    def write_chunks(self, chunks: Sequence[bytes], *, final: bool = False) -> None:
+        """Send pieces, each as a chunk of its own; ``last`` ends the answer."""
+        if self.finished:
+            return
+        if self._chunked:
+            if len(chunks) == 1 and not final:
+                data = _frame_chunk(chunks[0])
+            else:
+                data = b"".join([_frame_chunk(piece) for piece in chunks])
+                if final:
+                    data += b"0\r\n\r\n"
+        else:
+            data = b"".join(chunks)
+        if data:
+            self._transport.write(data)
+        if final:
+            self._complete()
+
+    def end_with_error(self, event: bytes) -> None:
+        """End a stream with an error event: said aloud and framed properly, so that the connection, which was told keep-alive, may
+        ask again: clients that read to the end do, and would lose their next request."""
+        self.write_chunks([event], final=True)
+
+    def abort(self) -> None:
+        """Break off an answer that began and cannot be completed."""
+        if not self.finished:
+            self._detach()
+            self._transport.abort()
+
+    def client_address(self) -> str | None:
+        """The address that the request came from, as the connection has it."""
+        return self._transport.client_address()
+
+    def on_connection_lost(self) -> None:
+        """The connection is gone; whoever makes the answer is told."""
+        if not self.finished:
+            on_client_gone = self.on_client_gone
+            self._detach()
+            if on_client_gone is not None:
+                on_client_gone()
+
+    def _build_head(self, status: int, header_text: str) -> bytes:
+        keep_alive = self._keep_alive = self._keep_alive and not self._transport.is_draining
+        connection = (
+            "" if keep_alive and not self._is_http10 else f"connection: {'keep-alive' if keep_alive else 'close'}\r\n"
+        )
+        status_line = _STATUS_LINES.get(status)
+        if status_line is None:
+            status_line = f"HTTP/1.1 {status} Unknown\r\ndate: "
+        text = (
+            f"{status_line}{self._transport.date()}\r\nx-request-id: {self.request_id}\r\n{connection}{header_text}\r\n"
+        )
+        return text.encode("latin-1")
+
+    def _detach(self) -> None:
+        """Nobody is called any more, and nobody is known any more: a circle of references would wait for the collector."""
+        self.finished = True
+        self.on_client_gone = self.on_backpressure = None
+
+    def _complete(self) -> None:
+        self._detach()
+        self._transport.on_response_complete(
+            self._keep_alive
+        )  # what the head said: a client that was told `keep-alive` may ask once more
+
+
+def _frame_chunk(data: bytes) -> bytes:
+    """A piece, framed."""
+    size = len(data)
+    return (_CHUNK_SIZE_LINES[size] if size < len(_CHUNK_SIZE_LINES) else b"%x\r\n" % size) + data + b"\r\n"

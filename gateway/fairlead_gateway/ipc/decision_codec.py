@@ -1,0 +1,104 @@
+"""Decisions as they go from a worker to the helper, there and back. Sentences and tables are written out here, on being asked."""
+
+from dataclasses import fields
+from typing import Any
+
+from fairlead.decision import Decision, DecisionInput, RejectedCandidate
+from fairlead_gateway.ipc.messages import (
+    EncodedDecision,
+    EncodedDecisionRecord,
+    EncodedHandoff,
+    EncodedLoggedRequest,
+    EncodedPrefillAttempt,
+)
+from fairlead_gateway.telemetry import RequestOutcome
+from fairlead_gateway.telemetry.decision_log import DecisionRecord, LoggedRequest
+from fairlead_gateway.telemetry.handoff_record import HandoffRecord, PrefillAttempt
+
+_OUTCOME_FIELDS = tuple(item.name for item in fields(RequestOutcome))
+
+
+def encode_logged_request(logged: LoggedRequest) -> EncodedLoggedRequest:
+    """A request's choices and its end."""
+    result = logged.outcome
+    outcome = None if result is None else {name: getattr(result, name) for name in _OUTCOME_FIELDS}
+    return EncodedLoggedRequest([encode_record(record) for record in logged.records], outcome)
+
+
+def encode_record(record: DecisionRecord) -> EncodedDecisionRecord:
+    """One choice."""
+    return EncodedDecisionRecord(
+        record.request_id,
+        record.wall,
+        record.model_key,
+        _encode_decision(record.decision),
+        record.attempt,
+        record.prompt_tokens,
+        record.caller,
+        None if record.handoff is None else _encode_handoff(record.handoff),
+    )
+
+
+def decode_logged_request(encoded: EncodedLoggedRequest) -> LoggedRequest:
+    """As the log keeps it."""
+    outcome = None if encoded.outcome is None else _decode_outcome(encoded.outcome)
+    return LoggedRequest([decode_record(record) for record in encoded.records], outcome)
+
+
+def decode_record(encoded: EncodedDecisionRecord) -> DecisionRecord:
+    """As the log keeps it."""
+    return DecisionRecord(
+        encoded.request_id,
+        encoded.wall,
+        encoded.model_key,
+        _decode_decision(encoded.decision),
+        encoded.attempt,
+        encoded.prompt_tokens,
+        encoded.caller,
+        None if encoded.story is None else _decode_handoff(encoded.story),
+    )
+
+
+def _encode_decision(decision: Decision) -> EncodedDecision:
+    return EncodedDecision(
+        decision.chosen,
+        decision.rule,
+        decision.reason,
+        [(item.id, item.why) for item in decision.rejected],
+        {name: (told.value, told.age_seconds) for name, told in decision.inputs.items()},
+        decision.cost_seconds,
+    )
+
+
+def _decode_decision(encoded: EncodedDecision) -> Decision:
+    return Decision(
+        encoded.chosen,
+        encoded.rule,
+        encoded.reason,
+        tuple(RejectedCandidate(item, why) for item, why in encoded.rejected),
+        {name: DecisionInput(value, age) for name, (value, age) in encoded.inputs.items()},
+        encoded.cost_seconds,
+    )
+
+
+def _encode_handoff(handoff: HandoffRecord) -> EncodedHandoff:
+    attempts = [
+        EncodedPrefillAttempt(leg.instance_id, _encode_decision(leg.decision), leg.started_at, leg.seconds, leg.result)
+        for leg in handoff.attempts
+    ]
+    placement = None if handoff.placement is None else _encode_decision(handoff.placement)
+    return EncodedHandoff(handoff.outcome, handoff.reason, handoff.message, handoff.waited_seconds, attempts, placement)
+
+
+def _decode_handoff(encoded: EncodedHandoff) -> HandoffRecord:
+    attempts = [
+        PrefillAttempt(leg.instance_id, _decode_decision(leg.decision), leg.began, leg.seconds, leg.result)
+        for leg in encoded.legs
+    ]
+    placement = None if encoded.where is None else _decode_decision(encoded.where)
+    return HandoffRecord(encoded.outcome, encoded.reason, encoded.words, encoded.waited_seconds, attempts, placement)
+
+
+def _decode_outcome(values: dict[str, Any]) -> RequestOutcome:
+    failures = tuple((where, why) for where, why in values["failures"])
+    return RequestOutcome(**{**values, "failures": failures})

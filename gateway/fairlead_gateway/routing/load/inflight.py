@@ -1,0 +1,246 @@
+"""What this gateway has sent where and not seen the end of: the load that routing works from.
+
+Engines report their load late and slowest when it matters; the gateway knows at once what it dispatched. Work that
+waits for its first token is counted in seconds of prefill, everything in flight in tokens. A request leaves when it
+finishes, fails or its client goes, whatever happened in between, so the sums cannot drift.
+"""
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from math import fsum  # the same sum in whatever order
+
+from fairlead_gateway.routing.load.shared_memory import SharedLoadTable
+from fairlead_gateway.routing.request import RouteRequest
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceLoad:
+    """This gateway's own work on one instance: counts, seconds of prefill not yet answered, tokens held in flight."""
+
+    inflight: int = 0
+    waiting: int = 0
+    backlog_seconds: float = 0.0
+    inflight_tokens: float = 0.0
+
+
+class EndpointLoad:
+    """The running sums of one instance; read them, never change them."""
+
+    __slots__ = ("backlog_seconds", "inflight", "inflight_tokens", "instance", "waiting")
+
+    def __init__(
+        self,
+        instance: str,
+        inflight: int = 0,
+        waiting: int = 0,
+        backlog_seconds: float = 0.0,
+        inflight_tokens: float = 0.0,
+    ) -> None:
+        self.instance = instance
+        self.inflight = inflight
+        self.waiting = waiting
+        self.backlog_seconds = backlog_seconds
+        self.inflight_tokens = inflight_tokens
+
+    def is_busier_than(self, other: "EndpointLoad") -> bool:
+        """By backlog, then by tokens in flight, then by id."""
+        if self.backlog_seconds != other.backlog_seconds:
+            return self.backlog_seconds > other.backlog_seconds
+        if self.inflight_tokens != other.inflight_tokens:
+            return self.inflight_tokens > other.inflight_tokens
+        return self.instance > other.instance
+
+
+class InflightRequest:
+    """A request on its way: what it weighs, and whether it still waits for its first token. ``indexed`` and ``matched`` are
+    the shares of its prompt that should be held there by the index (negative where it said nothing) and by all that is known."""
+
+    __slots__ = ("indexed_share", "load", "matched_share", "prefill_seconds", "request", "tokens", "waiting")
+
+    def __init__(
+        self,
+        request: RouteRequest,
+        load: EndpointLoad,
+        prefill_seconds: float,
+        tokens: float,
+        indexed_share: float = -1.0,
+        matched_share: float = 0.0,
+    ) -> None:
+        self.request = request
+        self.load = load
+        self.prefill_seconds = prefill_seconds
+        self.tokens = tokens
+        self.indexed_share = indexed_share
+        self.matched_share = matched_share
+        self.waiting = True
+
+
+class InflightTracker:
+    """All requests in flight of one model, by request id. ``shared`` is where workers of one gateway show theirs to each other:
+    what is asked for a decision then counts the siblings' too, and nothing is written or read there without it. ``load`` says
+    what an instance's whole load is, given our own."""
+
+    def __init__(
+        self,
+        shared_loads: SharedLoadTable | None = None,
+        load_override: Callable[[EndpointLoad], EndpointLoad] | None = None,
+    ) -> None:
+        self._shared_loads = shared_loads
+        self._load_override = load_override
+        self._requests: dict[str, InflightRequest] = {}
+        self._loads: dict[str, EndpointLoad] = {}
+        self._retained: Collection[str] = ()
+
+    def retain(self, instances: Collection[str]) -> None:
+        """The sums of these stay when nothing is in flight there; those of others go then."""
+        self._retained = instances
+        for item in [name for name, total in self._loads.items() if not total.inflight and name not in instances]:
+            del self._loads[item]
+
+    def local_load(self, instance: str) -> EndpointLoad:
+        """This gateway's own sums of an instance, kept up to date as long as the instance is kept."""
+        load = self._loads.get(instance)
+        if load is None:
+            load = self._loads[instance] = EndpointLoad(instance)
+        return load
+
+    def on_dispatch(
+        self,
+        request: RouteRequest,
+        instance: str,
+        *,
+        prefill_seconds: float,
+        tokens: float,
+        indexed_share: float = -1.0,
+        matched_share: float = 0.0,
+    ) -> None:
+        """``seconds`` of prefill and ``tokens`` of KV now rest on ``instance``; a retry first ends the former
+        dispatch."""
+        request_id = request.id
+        if request_id in self._requests:
+            self.on_finish(request_id)
+        load = self.local_load(instance)
+        self._requests[request_id] = InflightRequest(
+            request, load, prefill_seconds, tokens, indexed_share, matched_share
+        )
+        load.inflight += 1
+        load.waiting += 1
+        load.backlog_seconds += prefill_seconds
+        load.inflight_tokens += tokens
+        if self._shared_loads is not None:
+            self._publish(load)
+
+    def get(self, request_id: str) -> InflightRequest | None:
+        """What is in flight under this id."""
+        return self._requests.get(request_id)
+
+    def is_inflight(self, request_id: str) -> bool:
+        """Whether the request has been dispatched and has not ended."""
+        return request_id in self._requests
+
+    def on_first_token(self, request_id: str) -> None:
+        """The prefill is done; unknown ids are ignored (the client may have left)."""
+        inflight = self._requests.get(request_id)
+        if inflight is not None and inflight.waiting:
+            _end_prefill(inflight)
+            if self._shared_loads is not None:
+                self._publish(inflight.load)
+
+    def on_finish(self, request_id: str) -> InflightRequest | None:
+        """The request is over; returns what it was, None when it is unknown."""
+        inflight = self._requests.get(request_id)
+        if inflight is None:
+            return None
+        del self._requests[request_id]
+        load = inflight.load
+        if inflight.waiting:
+            _end_prefill(inflight)
+        load.inflight -= 1
+        load.inflight_tokens = load.inflight_tokens - inflight.tokens if load.inflight else 0.0
+        if not load.inflight and load.instance not in self._retained:
+            del self._loads[load.instance]
+        if self._shared_loads is not None:
+            self._publish(load)
+        return inflight
+
+    def total_load(self, local: EndpointLoad) -> EndpointLoad:
+        """The live sums of one instance for a decision made at once: the siblings' too where there are any."""
+        if self._shared_loads is None:
+            return local if self._load_override is None else self._load_override(local)
+        return _add_load(local, self._shared_loads.sum_other_rows(local.instance))
+
+    def total_loads(self, local: list[EndpointLoad]) -> list[EndpointLoad]:
+        """``seen`` of each."""
+        return (
+            local
+            if self._shared_loads is None and self._load_override is None
+            else [self.total_load(item) for item in local]
+        )
+
+    def busy_instances(self) -> Sequence[str]:
+        """The instances on which anything of ours is in flight."""
+        return tuple([name for name, total in self._loads.items() if total.inflight])
+
+    def republish(self) -> None:
+        """The slots of the shared rows have been given out anew."""
+        for load in self._loads.values():
+            if load.inflight:
+                self._publish(load)
+
+    def _publish(self, load: EndpointLoad) -> None:
+        assert self._shared_loads is not None
+        backlog_seconds, tokens = max(0.0, load.backlog_seconds), max(0.0, load.inflight_tokens)
+        self._shared_loads.write(load.instance, load.inflight, load.waiting, backlog_seconds, tokens)
+
+    def instance_load(self, instance: str) -> InstanceLoad:
+        """The present sums of one instance; zeros when nothing of ours is there."""
+        load = self._loads.get(instance)
+        if load is None:
+            return InstanceLoad()
+        return InstanceLoad(load.inflight, load.waiting, max(0.0, load.backlog_seconds), max(0.0, load.inflight_tokens))
+
+
+def least_busy(loads: list[EndpointLoad]) -> EndpointLoad:
+    """The least busy of at least one."""
+    least = loads[0]
+    for load in loads:
+        if least.is_busier_than(load):
+            least = load
+    return least
+
+
+def total_backlog_seconds(loads: list[EndpointLoad]) -> float:
+    """Seconds of prefill before all of them together, the same in whatever order they come."""
+    first = second = 0.0
+    for load in loads:
+        seconds = load.backlog_seconds
+        if seconds == 0.0:
+            continue
+        if first == 0.0:
+            first = seconds
+        elif second == 0.0:
+            second = seconds
+        else:
+            return fsum([load.backlog_seconds for load in loads])
+    return first + second  # of two the sum is as exact as fsum's, at a tenth of its cost
+
+
+def _add_load(local: EndpointLoad, other: tuple[int, int, float, float] | None) -> EndpointLoad:
+    if other is None:
+        return local
+    inflight, waiting, backlog, tokens = other
+    return EndpointLoad(
+        local.instance,
+        local.inflight + inflight,
+        local.waiting + waiting,
+        local.backlog_seconds + backlog,
+        local.inflight_tokens + tokens,
+    )
+
+
+def _end_prefill(inflight: InflightRequest) -> None:
+    """A prefill is done: its seconds are before nobody any more."""
+    inflight.waiting = False
+    load = inflight.load
+    load.waiting -= 1
+    load.backlog_seconds = load.backlog_seconds - inflight.prefill_seconds if load.waiting else 0.0

@@ -1,0 +1,128 @@
+"""Requests that a preset keeps before engines: in which order they go, and which had better wait elsewhere.
+
+A request that has been assigned counts at its instance at once, so that the next choice sees it. Here is what that choice knew
+(what of the prompt was cached there) until its first token comes. Who lets requests go to engines tells which are still held.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+from fairlead_gateway.routing.load.inflight import InflightTracker
+from fairlead_gateway.routing.policies import dualmap
+from fairlead_gateway.routing.prefix.cache_view import CacheView, Endpoint
+from fairlead_gateway.routing.prefix.prefix_hash import BYTES_PER_TOKEN
+from fairlead_gateway.routing.presets.stay import AssignedRequest, QueueKey
+from fairlead_gateway.routing.request import RouteRequest
+
+
+class _QueueEntry:
+    """A request with how it waits, and what of it is cached where it is to go, in bytes."""
+
+    __slots__ = ("assignment", "cached_bytes", "request")
+
+    def __init__(self, request: RouteRequest, assignment: AssignedRequest, cached_bytes: int) -> None:
+        self.request = request
+        self.assignment = assignment
+        self.cached_bytes = cached_bytes
+
+
+class AssignedQueue:
+    """Of one model, by request id. ``order`` is the preset's; ``moving``: it moves them too."""
+
+    def __init__(
+        self,
+        inflight: InflightTracker,
+        cache: CacheView,
+        queue_key: Callable[[AssignedRequest], QueueKey],
+        *,
+        rebalances: bool,
+    ) -> None:
+        self._inflight = inflight
+        self._cache = cache
+        self._queue_key = queue_key
+        self._rebalances = rebalances
+        self._entries: dict[str, _QueueEntry] = {}
+
+    def add(self, request: RouteRequest, cached_bytes: int, assignment: AssignedRequest) -> None:
+        """It was assigned, or anew: it arrived when it was assigned first."""
+        former = self._entries.get(request.id)
+        if former is not None:
+            assignment = replace(assignment, assigned_at=former.assignment.assigned_at)
+        self._entries[request.id] = _QueueEntry(request, assignment, cached_bytes)
+
+    def forget(self, request_id: str) -> None:
+        """It waits no more."""
+        self._entries.pop(request_id, None)
+
+    def queue_key(self, request_id: str) -> QueueKey:
+        """Smallest first is who goes next; who is not known here goes last."""
+        entry = self._entries.get(request_id)
+        return (math.inf, math.inf, request_id) if entry is None else self._queue_key(entry.assignment)
+
+    def remove(self, request_id: str, endpoint: Endpoint | None) -> RouteRequest | None:
+        """It leaves ``place``, where what only it would have brought is not held then. None when it is not known."""
+        entry = self._entries.get(request_id)
+        if entry is None:
+            return None
+        if endpoint is not None:
+            self._cache.remove(endpoint, entry.request.chain, entry.cached_bytes)
+        return entry.request
+
+    def plan_moves(
+        self,
+        queued: Mapping[str, Sequence[str]],
+        endpoints: Sequence[Endpoint],
+        homes: Callable[[RouteRequest], tuple[str, ...]],
+        scale: float,
+        *,
+        objective_seconds: float,
+        now: float,
+    ) -> list[tuple[str, str]]:
+        """Moves (request, instance). ``held`` are request ids by instance; ``scale`` corrects estimates of tokens."""
+        if not self._rebalances:
+            return []
+        known = {endpoint.id: endpoint for endpoint in endpoints}
+        waiting: dict[str, list[dualmap.QueuedAssignment]] = {}
+        pending = {}
+        for index, endpoint in enumerate(endpoints):
+            neighbour = endpoints[(index + 1) % len(endpoints)]
+            seconds = self._inflight.total_load(endpoint.load).backlog_seconds
+            entries = self._queued_at(queued.get(endpoint.id, ()), endpoint.id)
+            for _, _, prefill_seconds in entries:
+                seconds -= prefill_seconds
+            pending[endpoint.id] = seconds = max(0.0, seconds)
+            total = seconds + sum([prefill_seconds for _, _, prefill_seconds in entries])
+            needs_rebalance = dualmap.needs_rebalance(
+                total, [entry.assignment.assigned_at for _, entry, _ in entries], objective_seconds, now
+            )
+            waiting[endpoint.id] = assignments = []
+            for request_id, entry, prefill_seconds in entries:
+                costs, alternate = {endpoint.id: (entry.assignment.cached_tokens, prefill_seconds)}, None
+                if needs_rebalance:  # who stays where he is need not know how it would be elsewhere
+                    alternate = next((known[home] for home in homes(entry.request) if home != endpoint.id), None)
+                    for other in (alternate, neighbour):
+                        if other is not None and other is not endpoint:
+                            costs[other.id] = self._cached_and_cost(entry.request, other, scale)
+                assignments.append(
+                    dualmap.QueuedAssignment(
+                        request_id, entry.assignment.assigned_at, None if alternate is None else alternate.id, costs
+                    )
+                )
+        self._cache.drop_match()
+        return dualmap.rebalance(waiting, pending, objective_seconds=objective_seconds, now=now)
+
+    def _queued_at(self, request_ids: Sequence[str], instance: str) -> list[tuple[str, _QueueEntry, float]]:
+        """Of these the ones that are known to be there, with their seconds."""
+        found = []
+        for request_id in request_ids:
+            entry, inflight = self._entries.get(request_id), self._inflight.get(request_id)
+            if entry is not None and inflight is not None and inflight.load.instance == instance:
+                found.append((request_id, entry, inflight.prefill_seconds))
+        return found
+
+    def _cached_and_cost(self, request: RouteRequest, endpoint: Endpoint, scale: float) -> tuple[float, float]:
+        """Tokens of a request that are cached at an instance, and the seconds that the rest takes there."""
+        prompt = request.prompt_tokens * scale
+        cached = min(prompt, self._cache.match(request).bytes_at(endpoint.cache_bit) * (scale / BYTES_PER_TOKEN))
+        return cached, endpoint.profile.prefill_time(prompt, cached)

@@ -1,0 +1,41 @@
+"""Which name is whose rule. The default is not among them: it asks few instances and not all, and so is asked in its own way."""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Final
+
+from fairlead.decision import Decision
+from fairlead.fleet.model import RoutingPreset
+from fairlead_gateway.routing.policies import baselines, dual_hash, dualmap, preble, simple
+from fairlead_gateway.routing.policies.policy_input import PolicyInput
+from fairlead_gateway.routing.presets.stay import AssignedRequest, QueueKey
+
+PRESETS: Final = tuple(item.value for item in RoutingPreset)
+"""All names, the default first."""
+Policy = Callable[[PolicyInput], Decision]
+
+POLICIES: Final[Mapping[str, Policy]] = MappingProxyType(
+    {
+        "dualmap": dualmap.choose,
+        "round-robin": simple.round_robin,
+        "least-request": simple.least_request,
+        "session": simple.session,
+        "power-of-two": baselines.power_of_two,
+        "chwbl": baselines.chwbl,
+        "prefix-cache": baselines.prefix_cache,
+        "cache-aware": baselines.cache_aware,
+        "llm-d": baselines.llm_d,
+        "lmetric": baselines.lmetric,
+        "min-ttft": baselines.min_ttft,
+        "preble": preble.choose,
+    }
+)
+QUEUE_KEYS: Final[Mapping[str, Callable[[AssignedRequest], QueueKey]]] = MappingProxyType(
+    {"dual-hash": dual_hash.queue_key, "dualmap": dualmap.queue_key}
+)
+"""Of those that want requests to be held before engines: by what they go, the smallest first."""
+QUEUEING_PRESETS: Final = frozenset(QUEUE_KEYS)
+REBALANCING_PRESETS: Final = frozenset({"dualmap"})
+"""Of those the ones that move what is held between engines."""
+WINDOWED_PRESETS: Final = frozenset({"preble"})
+"""Those that go by what was sent in the last minutes."""

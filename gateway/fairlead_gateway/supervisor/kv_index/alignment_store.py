@@ -1,0 +1,198 @@
+"""Lessons in Redis, so that a gateway that starts does not ask engines for all of them again, and two do not ask for the same.
+
+Each model has one stream of what its gateways learned lately. A prompt that goes on from a known one says all that the earlier lesson
+said, so with its own entry the earlier one is deleted: a conversation is one entry, not one a turn. Entries are bounded in size, the
+stream in their number, and it expires a day after the last.
+
+One task reads what others wrote and writes what was learned here, every two seconds, all models in one round trip. Everything in the
+stream is a hint: a lesson that is lost is learned again, one that is read twice changes nothing, one that is wrong is found by the
+links' own means (drift), after which the model's stream is deleted, too.
+"""
+
+import asyncio
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from redis.exceptions import ResponseError
+
+from fairlead.limits import Limits
+from fairlead.runtime.tasks import cancel_and_wait
+from fairlead_gateway.prefix_map.prompt_alignment import PromptAlignment, decode_alignment, encode_alignment
+from fairlead_gateway.supervisor.peers.peer_messages import DATA_FIELD, GATEWAY_FIELD, secret_fingerprint
+from fairlead_kvstore.redis import keys
+from fairlead_kvstore.redis.backends import Command
+from fairlead_kvstore.redis.link import RedisLink
+
+PAGE_ENTRIES: Final = 32
+_STREAM_START: Final = b"0-0"
+
+
+@dataclass(slots=True)
+class _ModelStream:
+    """One model: how far it was read, and where the lesson of each prompt lies, by the hash of its last block."""
+
+    position: bytes = _STREAM_START
+    entry_ids: OrderedDict[int, bytes] = field(default_factory=OrderedDict)
+
+
+class AlignmentStore:
+    """``name`` is of this run of this gateway; ``learned`` gets what others learned. ``link`` is somebody else's to start."""
+
+    def __init__(
+        self,
+        link: RedisLink,
+        name: str,
+        on_learned: Callable[[str, PromptAlignment], None],
+        *,
+        secret: bytes,
+        limits: Limits,
+    ) -> None:
+        self._link = link
+        self._name = name.encode()
+        self._on_learned = on_learned
+        self._secret_fingerprint = secret_fingerprint(secret)
+        self._limits = limits
+        self._streams: dict[str, _ModelStream] = {}
+        self._pending: deque[tuple[str, int, bytes, Sequence[int]]] = deque(maxlen=limits.prefix_map_stores_pending)
+        self._deleted_models: set[str] = set()
+        self._task: asyncio.Task[None] | None = None
+        self.received: dict[str, int] = {}
+        self.unreadable = 0
+
+    # What others call ----------------------------------------------------------------------------------------------------
+
+    def set_models(self, models: Iterable[str]) -> None:
+        """Keep and read the links of these models, and of no others."""
+        wanted = set(models)
+        for gone in self._streams.keys() - wanted:
+            del self._streams[gone]
+            self.received.pop(gone, None)
+        for model in wanted - self._streams.keys():
+            self._streams[model] = _ModelStream()
+
+    def offer(self, model: str, alignment: PromptAlignment) -> None:
+        """A prompt was learned here."""
+        if model not in self._streams or not alignment.token_hashes:
+            return
+        data = encode_alignment(alignment, secret=self._secret_fingerprint)
+        if len(data) <= self._limits.prefix_map_stored_bytes:
+            self._pending.append((model, alignment.hashes[-1], data, alignment.hashes))
+
+    def delete_model(self, model: str) -> None:
+        """What was learned of the model is wrong."""
+        self._pending = deque((one for one in self._pending if one[0] != model), self._pending.maxlen)
+        self._deleted_models.add(model)
+
+    def start(self) -> None:
+        """Begin on the running loop; nothing is waited for."""
+        if self._task is None:
+            self._task = asyncio.create_task(self._run(), name="links kept in Redis")
+
+    async def stop(self) -> None:
+        """Write what waits, and read no more."""
+        task, self._task = self._task, None
+        await cancel_and_wait(task)
+        await self.write()
+
+    # Inside --------------------------------------------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        while True:
+            await self._link.wait_connected()
+            await self.read()
+            await self.write()
+            await asyncio.sleep(self._limits.prefix_map_sync_seconds)
+
+    async def read(self) -> None:
+        """What was written since the last time, a page of each model at a time."""
+        behind = list(self._streams)
+        while behind:
+            commands: list[Command] = [
+                (
+                    "XRANGE",
+                    keys.prompt_alignments(model),
+                    b"(" + self._streams[model].position,
+                    "+",
+                    "COUNT",
+                    PAGE_ENTRIES,
+                )
+                for model in behind
+            ]
+            replies = await self._link.run(commands)
+            if replies is None:
+                return
+            more = []
+            for model, reply in zip(behind, replies, strict=True):
+                if not isinstance(reply, ResponseError) and model in self._streams:
+                    self._apply_entries(model, reply)
+                    if len(reply) == PAGE_ENTRIES:
+                        more.append(model)
+                await asyncio.sleep(0)
+            behind = [model for model in more if model in self._streams]
+
+    def _apply_entries(self, model: str, entries: Sequence[Any]) -> None:
+        stream = self._streams[model]
+        for identifier, fields in entries:
+            stream.position = identifier
+            if not fields or fields.get(GATEWAY_FIELD) == self._name:
+                continue
+            data = fields.get(DATA_FIELD, b"")
+            alignment = decode_alignment(
+                data, secret=self._secret_fingerprint, max_bytes=self._limits.prefix_map_stored_bytes
+            )
+            if alignment is None:
+                self.unreadable += 1
+                continue
+            self.received[model] = self.received.get(model, 0) + 1
+            self._remember_entry(stream, alignment.hashes[-1], identifier)
+            self._on_learned(model, alignment)
+
+    async def write(self) -> None:
+        """What was learned here since the last time; what it makes needless goes."""
+        pending, deleted = list(self._pending), self._deleted_models
+        self._pending.clear()
+        self._deleted_models = set()
+        commands: list[Command] = []
+        for model in deleted & self._streams.keys():
+            self._streams[model].entry_ids.clear()
+            commands.append(("DEL", keys.prompt_alignments(model)))
+        first = len(commands)
+        written = [one for one in pending if one[0] in self._streams]
+        most = self._limits.prefix_map_stored_prompts
+        for model, _, data, _ in written:
+            commands.append(
+                (
+                    "XADD",
+                    keys.prompt_alignments(model),
+                    "MAXLEN",
+                    "~",
+                    most,
+                    "*",
+                    GATEWAY_FIELD,
+                    self._name,
+                    DATA_FIELD,
+                    data,
+                )
+            )
+        seconds = int(self._limits.prefix_map_retention_seconds)
+        commands += [("EXPIRE", keys.prompt_alignments(model), seconds) for model in {one[0] for one in written}]
+        for model, _, _, hashes in written:
+            lies = self._streams[model].entry_ids
+            gone = [lies.pop(digest) for digest in hashes if digest in lies]
+            if gone:
+                commands.append(("XDEL", keys.prompt_alignments(model), *gone))
+        replies = await self._link.run(commands) if commands else []
+        if replies is None:  # they are still linked here; only whoever starts now has to ask
+            self._deleted_models |= deleted
+            return
+        for (model, tail, _, _), reply in zip(written, replies[first:], strict=False):
+            if not isinstance(reply, ResponseError) and model in self._streams:
+                self._remember_entry(self._streams[model], tail, reply)
+
+    def _remember_entry(self, stream: _ModelStream, tail: int, identifier: bytes) -> None:
+        stream.entry_ids[tail] = identifier
+        stream.entry_ids.move_to_end(tail)
+        while len(stream.entry_ids) > self._limits.prefix_map_stored_prompts:
+            stream.entry_ids.popitem(last=False)

@@ -1,0 +1,233 @@
+"""The table of hot prefixes that all gateways route by: one of them keeps it, the others take it as it is.
+
+How deep a routing key reaches depends on which prefixes many prompts share, and every process counts prompts in another order: two
+that disagree about a prefix send it to different homes. So one gateway's count is everybody's. Its table lies in Redis under a key
+that lives two seconds and is written twice a second, hence the key is the lease as well: whoever finds none writes its own.
+A table has an epoch, which grows with every change of its content and with every change of hands (the wall clock's milliseconds, or
+one more than the last that was seen): equal epochs are equal tables, and a decision needs to name no more than that.
+
+Every gateway counts all prompts that it hears of, so that the next keeper's table is like the last one's. A gateway that has not
+caught up with the stream does not ask for the lease.
+"""
+
+import asyncio
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any, Final
+
+from redis.exceptions import ResponseError
+
+from fairlead.limits import Limits
+from fairlead.runtime.clock import Clock
+from fairlead.runtime.tasks import cancel_and_wait
+from fairlead.units import format_duration
+from fairlead_gateway.supervisor.peers.peer_messages import HotPrefixTable, decode_table
+from fairlead_kvstore.redis import keys
+from fairlead_kvstore.redis.backends import Command
+from fairlead_kvstore.redis.codec import encode
+from fairlead_kvstore.redis.link import RedisLink
+
+_LEASE_SCRIPT: Final = """
+local holder = redis.call('HGET', KEYS[1], 'holder')
+if holder and redis.call('PTTL', KEYS[1]) < 0 then
+  redis.call('DEL', KEYS[1])
+  holder = false
+end
+if holder and holder ~= ARGV[1] then
+  local epoch = redis.call('HGET', KEYS[1], 'epoch')
+  if epoch == ARGV[4] then return {holder, epoch} end
+  return {holder, epoch, redis.call('HGET', KEYS[1], 'table')}
+end
+if ARGV[2] == '' then return {} end
+if not holder or redis.call('HGET', KEYS[1], 'epoch') ~= ARGV[2] then
+  redis.call('HSET', KEYS[1], 'holder', ARGV[1], 'epoch', ARGV[2], 'table', ARGV[3])
+end
+redis.call('PEXPIRE', KEYS[1], ARGV[5])
+return {ARGV[1], ARGV[2]}
+"""
+"""The holder's own word counts; nobody else's while it does, and a key that would never end is nobody's. Replies: nothing (there is
+none, and none was offered), who holds it and of which epoch it is, and the table itself where the asker does not have it."""
+
+
+@dataclass(slots=True)
+class TableLease:
+    """What is known of one model's table. ``at``: when Redis last said so, by our monotonic clock; None: never. ``asked``: since
+    when we have been asking in vain."""
+
+    epoch: int = 0
+    table: HotPrefixTable | None = None
+    is_ours: bool = False
+    confirmed_at: float | None = None
+    asking_since: float | None = None
+    last_offer: tuple[int, HotPrefixTable] | None = None
+
+    def make_offer(self, local_table: HotPrefixTable | None, wall_ms: int) -> tuple[int, HotPrefixTable] | None:
+        """The table that we would keep, and its epoch: ``mine`` while we keep it, before that the last one that anybody kept, so that
+        a change of hands changes no key. None while we have none to offer."""
+        if local_table is None:
+            self.last_offer = None
+        elif not self.is_ours:
+            self.last_offer = (max(self.epoch + 1, wall_ms), local_table if self.table is None else self.table)
+        elif local_table == self.table:
+            self.last_offer = (self.epoch, local_table)
+        else:
+            self.last_offer = (self.epoch + 1, local_table)
+        return self.last_offer
+
+    def on_reply(self, is_ours: bool, epoch: int, table: HotPrefixTable | None, now: float) -> bool:
+        """Redis has told which table counts; whether it is another one than before."""
+        if is_ours:
+            if self.last_offer is None or self.last_offer[0] != epoch:
+                return False
+            table = self.last_offer[1]
+        elif table is None and epoch == self.epoch and self.table is not None:
+            table = self.table  # Redis does not send again what the asker has
+        elif table is None:
+            return False
+        changed = epoch != self.epoch or self.table is None
+        self.epoch, self.table, self.is_ours, self.confirmed_at, self.asking_since = epoch, table, is_ours, now, None
+        return changed
+
+
+class HotPrefixLeases:
+    """``active`` are the models with traffic; ``mine`` is this gateway's own count of one (None: not to be offered), which
+    is to ``adopt`` the table that it keeps from now on; ``told`` gets (model, epoch, table), epoch 0 and None when the last one is
+    too old to go by."""
+
+    def __init__(
+        self,
+        link: RedisLink,
+        name: str,
+        clock: Clock,
+        *,
+        active_models: Callable[[], Collection[str]],
+        local_table: Callable[[str], HotPrefixTable | None],
+        on_acquired: Callable[[str, HotPrefixTable], None],
+        on_table: Callable[[str, int, HotPrefixTable | None], None],
+        limits: Limits | None = None,
+    ) -> None:
+        self._link = link
+        self._name = name
+        self._clock = clock
+        self._active_models = active_models
+        self._local_table = local_table
+        self._on_acquired = on_acquired
+        self._on_table = on_table
+        self._limits = limits or Limits()
+        self._leases: dict[str, TableLease] = {}
+        self._task: asyncio.Task[None] | None = None
+        self.undecodable = 0
+        self.last_error = ""
+
+    def start(self) -> None:
+        """Begin on the running loop."""
+        if self._task is None:
+            self._task = asyncio.create_task(self._run(), name="hot prefixes")
+
+    async def stop(self) -> None:
+        """Leave the tables that we keep to others at once."""
+        task, self._task = self._task, None
+        await cancel_and_wait(task)
+        ours = [keys.hot_prefixes(model) for model, lease in self._leases.items() if lease.is_ours]
+        if ours:
+            await self._link.run([("DEL", key) for key in ours])
+
+    def lease(self, model: str) -> TableLease | None:
+        """What is known of a model's table."""
+        return self._leases.get(model)
+
+    def retain(self, models: Collection[str]) -> None:
+        """Forget models that have left the fleet."""
+        for departed in [model for model in self._leases if model not in models]:
+            del self._leases[departed]
+
+    @property
+    def owned_tables(self) -> int:
+        """How many tables this gateway keeps."""
+        return sum(term.is_ours for term in self._leases.values())
+
+    def stale_seconds(self) -> float | None:
+        """How old the oldest table is that should have been heard of since; None where none is late."""
+        now, lease_seconds = self._clock.now(), self._limits.hot_prefix_lease_seconds
+        ages = [
+            now - lease.confirmed_at
+            for lease in self._leases.values()
+            if lease.confirmed_at is not None
+            and lease.asking_since is not None
+            and now - lease.asking_since > lease_seconds
+        ]
+        return max(ages, default=None)
+
+    def warnings(self) -> list[str]:
+        """What is stale, in words."""
+        found = [f"the table of hot prefixes is not shared: {self.last_error}"] if self.last_error else []
+        age = self.stale_seconds()
+        if age is not None:
+            found.append(
+                f"the table of hot prefixes is as of {format_duration(age)} ago: nobody could tell a newer one"
+            )
+        return found
+
+    async def _run(self) -> None:
+        while True:
+            await self.run_once()
+            await asyncio.sleep(self._limits.hot_prefix_poll_seconds)
+
+    async def run_once(self) -> None:
+        """One round: offer, ask, take over; give up what is too old."""
+        now, wall_ms = self._clock.now(), int(self._clock.wall() * 1000)
+        models = list(self._active_models())
+        commands: list[Command] = []
+        for model in models:
+            lease = self._leases.setdefault(model, TableLease())
+            if lease.asking_since is None:
+                lease.asking_since = now
+            commands.append(self._command(model, lease, wall_ms))
+        replies = await self._link.run(commands) if commands else None
+        now = self._clock.now()
+        for model, reply in zip(models, replies or (), strict=False):
+            if isinstance(reply, ResponseError):
+                self.last_error = str(reply).splitlines()[0][:120]
+            elif reply:
+                self.last_error = ""
+                self._on_reply(model, self._leases[model], reply, now)
+        self._drop_stale(now)
+
+    def _command(self, model: str, lease: TableLease, wall_ms: int) -> Command:
+        offer = lease.make_offer(self._local_table(model), wall_ms)
+        epoch, table = ("", b"") if offer is None else (str(offer[0]), encode(offer[1]))
+        lease_ms = int(self._limits.hot_prefix_lease_seconds * 1000)
+        known = "" if lease.table is None else str(lease.epoch)
+        return ("EVAL", _LEASE_SCRIPT, 1, keys.hot_prefixes(model), self._name, epoch, table, known, lease_ms)
+
+    def _on_reply(self, model: str, lease: TableLease, reply: Any, now: float) -> None:
+        try:
+            holder, epoch = bytes(reply[0]).decode(errors="replace"), int(reply[1])
+        except (IndexError, TypeError, ValueError):
+            self.undecodable += 1
+            return
+        table = None
+        if len(reply) > 2:
+            table = decode_table(bytes(reply[2] or b""), self._limits.hot_prefixes)
+            self.undecodable += table is None
+        was_ours = lease.is_ours
+        if 0 < epoch < 1 << 62 and lease.on_reply(holder == self._name, epoch, table, now):
+            if lease.is_ours and not was_ours and lease.table is not None:
+                self._on_acquired(model, lease.table)
+            self._on_table(model, lease.epoch, lease.table)
+
+    def _drop_stale(self, now: float) -> None:
+        active = set(self._active_models())
+        for model, lease in list(self._leases.items()):
+            if lease.table is None or lease.confirmed_at is None:
+                continue
+            if lease.asking_since is not None and now - lease.asking_since > self._limits.redis_stale_seconds:
+                lease.table, lease.is_ours = None, False
+                self._on_table(model, 0, None)
+            elif model not in active:
+                lease.is_ours, lease.asking_since = (
+                    False,
+                    None,
+                )  # nobody asks for it: whoever wakes first keeps the next one
+        for model in [model for model, lease in self._leases.items() if lease.table is None and model not in active]:
+            del self._leases[model]

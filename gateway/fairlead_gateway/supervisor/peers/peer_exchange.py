@@ -1,0 +1,338 @@
+"""The tasks that tell the other gateways of ours and hear of theirs, over one stream a model.
+
+``sent`` is called as the workers tell what they did: it appends to a bounded queue and returns. One task writes what is due, at
+most every fiftieth of a second per batch and model; another reads what was written since, every twentieth of a second, all models
+in one round trip. Neither is waited for by anything else. XRANGE is used and not XREAD: its key stands in a fixed place, so that in
+a cluster no server has to be asked which it is.
+
+Where the stream begins anew (a server without its data, or one that was promoted and had not seen the last entries) the identifiers
+of our own entries fall behind what was read: then it is read from its start again. Everything in it is a hint, and hearing one
+twice changes nothing.
+"""
+
+import asyncio
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from redis.exceptions import ResponseError
+
+from fairlead.limits import Limits
+from fairlead.runtime.clock import Clock
+from fairlead.runtime.tasks import cancel_and_wait
+from fairlead.units import format_duration
+from fairlead_gateway.supervisor.peers.peer_messages import (
+    DATA_FIELD,
+    GATEWAY_FIELD,
+    PeerBatch,
+    PeerLoad,
+    SentPrompt,
+    decode_batch,
+)
+from fairlead_gateway.supervisor.peers.peer_outbox import PeerOutbox
+from fairlead_gateway.supervisor.peers.peer_state import InstanceGroups, KnownPeer, PeerState
+from fairlead_gateway.supervisor.peers.stream_rotation import StreamRotation
+from fairlead_kvstore.redis import keys
+from fairlead_kvstore.redis.backends import Command
+from fairlead_kvstore.redis.codec import encode
+from fairlead_kvstore.redis.link import RedisLink
+
+TRIM_SECONDS: Final = 10.0
+PAGE_ENTRIES: Final = 256
+_STREAM_START: Final = (0, 0)
+
+
+@dataclass(slots=True)
+class _Cursor:
+    """How far a model's stream was read. ``live``: what is read now was written just now."""
+
+    position: tuple[int, int] = _STREAM_START
+    is_caught_up: bool = False
+
+
+@dataclass(slots=True)
+class ExchangeHooks:
+    """``models`` are followed, each with its instances that are ready; ``loads`` are our own, of the models in which anything is in
+    flight. ``heard`` gets what others sent (model, prompts), ``changed`` what of theirs is probably in flight now, by instance,
+    whenever that has changed."""
+
+    models: Callable[[], Mapping[str, InstanceGroups]]
+    loads: Callable[[], Mapping[str, Mapping[str, PeerLoad]]]
+    on_dispatches: Callable[[str, Sequence[SentPrompt]], None]
+    on_loads_changed: Callable[[Mapping[str, PeerLoad]], None]
+
+
+@dataclass(slots=True)
+class ExchangeStats:
+    """Prompts ``told`` and ``heard``; entries that could not be understood (``poisoned``); of which models Redis refused to write
+    or to read what was sent, and why."""
+
+    sent: int = 0
+    received: int = 0
+    undecodable: int = 0
+    write_errors: dict[str, str] = field(default_factory=dict)
+    read_errors: dict[str, str] = field(default_factory=dict)
+
+
+class PeerExchange:
+    """``name`` is of this run of this gateway, ``secret`` the print of the installation's. ``link`` is somebody else's to start."""
+
+    def __init__(
+        self,
+        link: RedisLink,
+        name: str,
+        clock: Clock,
+        hooks: ExchangeHooks,
+        *,
+        secret_fingerprint: bytes,
+        limits: Limits | None = None,
+    ) -> None:
+        self._limits = limits or Limits()
+        self._link = link
+        self._name = name
+        self._gateway_field = name.encode()
+        self._clock = clock
+        self._hooks = hooks
+        self._cursors: dict[str, _Cursor] = {}
+        self._rotation = StreamRotation(self._limits.dispatch_streams)
+        self._trimmed_at: dict[str, float] = {}
+        self._last_entry_ms: dict[str, int] = {}  # milliseconds of the server's clock, of our own last entry
+        self._write_due = asyncio.Event()
+        self._last_beat = float("-inf")
+        self._reported_loads: Mapping[str, PeerLoad] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+        self.outbox = PeerOutbox(secret_fingerprint, self._limits)
+        self.peer_state = PeerState(secret_fingerprint, self._limits)
+        self.stats = ExchangeStats()
+
+    # What others call ----------------------------------------------------------------------------------------------------
+
+    def add_dispatch(self, model: str, instance: str, hashes: bytes, tail: int, session_hash: int = 0) -> None:
+        """One of our workers sent a prompt there; the others are told at once, or with the next batch."""
+        self.outbox.add(model, instance, hashes, tail, session_hash)
+        self._write_due.set()
+
+    def on_loads_changed(self) -> None:
+        """What our workers have in flight is not what it was."""
+        self._write_due.set()
+
+    def start(self) -> None:
+        """Begin on the running loop; nothing is waited for."""
+        if not self._tasks:
+            self._tasks = [
+                asyncio.create_task(self._write_loop(), name="exchange out"),
+                asyncio.create_task(self._read_loop(), name="exchange in"),
+                asyncio.create_task(self._expire_loop(), name="exchange ages"),
+            ]
+
+    async def stop(self) -> None:
+        """Tell what waits and that there is no more, so that nobody waits for us to be late."""
+        tasks, self._tasks = self._tasks, []
+        for task in tasks:
+            await cancel_and_wait(task)
+        await self.flush()
+        entries = self.outbox.farewell_batches()
+        if entries:
+            await self._link.run([self._add_command(model, batch) for model, batch in entries])
+
+    @property
+    def is_caught_up(self) -> bool:
+        """Whether all that the streams held has been read."""
+        return bool(self._cursors) and all(cursor.is_caught_up for cursor in self._cursors.values())
+
+    def is_model_caught_up(self, model: str) -> bool:
+        """The same of one model."""
+        cursor = self._cursors.get(model)
+        return cursor is not None and cursor.is_caught_up
+
+    def known_peers(self) -> list[KnownPeer]:
+        """The other gateways that are heard."""
+        return self.peer_state.known_peers(self._clock.now())
+
+    def warnings(self) -> list[str]:
+        """What is missing or late, in words. That Redis is away is said by others."""
+        warnings: list[str] = []
+        with_other_secret = [peer.name for peer in self.known_peers() if not peer.shares_secret]
+        if with_other_secret:
+            warnings.append(
+                f"{len(with_other_secret)} other gateways hash prompts under another secret, so their prefixes are not shared: "
+                f"{with_other_secret[0]}; set FAIRLEAD_HASH_SECRET alike"
+            )
+        rounds = self._rotation.rounds_per_cycle()
+        if rounds > 1:
+            warnings.append(
+                f"{len(self._cursors)} models: what other gateways do with a model that was quiet is seen after "
+                f"up to {format_duration(rounds * self._limits.dispatch_poll_seconds)}"
+            )
+        if self._link.state.connected:
+            catching_up = [
+                model
+                for model, cursor in self._cursors.items()
+                if not cursor.is_caught_up and cursor.position != _STREAM_START
+            ]
+            if catching_up:
+                warnings.append(f"what other gateways sent is still being read back for {len(catching_up)} models")
+            errors = self.stats.write_errors | self.stats.read_errors
+            warnings += [f"what gateways tell of {model} is refused: {why}" for model, why in list(errors.items())[:1]]
+        return warnings
+
+    # Out -----------------------------------------------------------------------------------------------------------------
+
+    async def _write_loop(self) -> None:
+        while True:
+            await self._link.wait_connected()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._limits.heartbeat_seconds / 2):
+                    await self._write_due.wait()
+            self._write_due.clear()
+            await self.flush()
+            await asyncio.sleep(self._limits.dispatch_batch_seconds)
+
+    async def flush(self) -> None:
+        """Write what is due now."""
+        now, models = self._clock.now(), self._hooks.models()
+        is_beat = now - self._last_beat >= self._limits.heartbeat_seconds / 2
+        batches = self.outbox.take_due(models, self._hooks.loads(), now, is_beat=is_beat)
+        if is_beat:
+            self._last_beat = now
+        if not batches:
+            return
+        commands = [self._add_command(model, batch) for model, batch in batches]
+        try:
+            replies = await self._link.run(commands + self._trim_commands({model for model, _ in batches}, now))
+        except asyncio.CancelledError:
+            self.outbox.requeue(batches)
+            raise
+        if replies is None:
+            self.outbox.requeue(batches)
+            self._trimmed_at.clear()
+            return
+        for (model, batch), reply in zip(batches, replies, strict=False):
+            self._on_written(model, batch, reply, now)
+
+    def _on_written(self, model: str, batch: PeerBatch, reply: Any, now: float) -> None:
+        if isinstance(reply, ResponseError):
+            self.outbox.on_refused(batch)
+            self.stats.write_errors[model] = str(reply).splitlines()[0][:120]
+            return
+        self.outbox.on_written(model, batch, now)
+        self.stats.write_errors.pop(model, None)
+        self.stats.sent += len(batch.sent)
+        identifier = _parse_entry_id(reply)
+        self._last_entry_ms[model] = identifier[0]
+        cursor = self._cursors.get(model)
+        if cursor is not None and identifier <= cursor.position:
+            self._cursors[model] = _Cursor()  # the stream has begun anew
+
+    def _add_command(self, model: str, batch: PeerBatch) -> Command:
+        most = self._limits.dispatch_entries
+        return (
+            "XADD",
+            keys.sent_prompts(model),
+            "MAXLEN",
+            "~",
+            most,
+            "*",
+            GATEWAY_FIELD,
+            self._gateway_field,
+            DATA_FIELD,
+            encode(batch),
+        )
+
+    def _trim_commands(self, models: Collection[str], now: float) -> list[Command]:
+        """Now and then, of a model that is written to: what is old goes, and a stream that nobody writes to expires."""
+        commands: list[Command] = []
+        seconds = self._limits.dispatch_retention_seconds
+        for model in models:
+            written = self._last_entry_ms.get(model)
+            if written is None or now - self._trimmed_at.get(model, -TRIM_SECONDS) < TRIM_SECONDS:
+                continue
+            self._trimmed_at[model] = now
+            oldest = max(0, written - int(seconds * 1000))  # by the server's own clock
+            commands.append(("XTRIM", keys.sent_prompts(model), "MINID", "~", oldest))
+            commands.append(("EXPIRE", keys.sent_prompts(model), max(1, int(seconds))))
+        return commands
+
+    # In ------------------------------------------------------------------------------------------------------------------
+
+    async def _read_loop(self) -> None:
+        while True:
+            await self._link.wait_connected()
+            await self.read_once()
+            has_no_peers = not len(self.peer_state) and self.is_caught_up
+            await asyncio.sleep(
+                self._limits.dispatch_idle_poll_seconds if has_no_peers else self._limits.dispatch_poll_seconds
+            )
+
+    async def read_once(self) -> None:
+        """One round."""
+        self._set_models(self._hooks.models())
+        models = self._rotation.next_round(self._clock.now())
+        commands: list[Command] = []
+        for model in models:
+            first, second = self._cursors[model].position
+            commands.append(("XRANGE", keys.sent_prompts(model), f"({first}-{second}", "+", "COUNT", PAGE_ENTRIES))
+        replies = await self._link.run(commands) if commands else None
+        for model, reply in zip(models, replies or (), strict=False):
+            if isinstance(reply, ResponseError):
+                self.stats.read_errors[model] = str(reply).splitlines()[0][:120]
+            else:
+                self.stats.read_errors.pop(model, None)
+                self._apply_entries(model, reply)
+        self.update_loads()
+
+    async def _expire_loop(self) -> None:
+        """Whoever falls silent is gone in time, also while a look waits for a Redis that says nothing."""
+        while True:
+            await asyncio.sleep(self._limits.heartbeat_seconds / 2)
+            self.update_loads()
+
+    def update_loads(self) -> None:
+        """Tell what is in flight elsewhere, where that has changed."""
+        self.peer_state.expire(self._clock.now())
+        loads = self.peer_state.expected_loads(self._hooks.models()) if len(self.peer_state) else {}
+        if loads != self._reported_loads:
+            self._reported_loads = loads
+            self._hooks.on_loads_changed(loads)
+
+    def _set_models(self, models: Collection[str]) -> None:
+        if len(models) == len(self._cursors) and all(model in self._cursors for model in models):
+            return
+        for gone in [model for model in self._cursors if model not in models]:
+            del self._cursors[gone]
+            self._trimmed_at.pop(gone, None)
+            self._last_entry_ms.pop(gone, None)
+            self.stats.write_errors.pop(gone, None)
+            self.stats.read_errors.pop(gone, None)
+            self.peer_state.forget_model(gone)
+        for model in models:
+            self._cursors.setdefault(model, _Cursor())
+        self._rotation.set_models(models)
+        self.outbox.retain(models)
+
+    def _apply_entries(self, model: str, entries: Sequence[Any]) -> None:
+        cursor = self._cursors.get(model)
+        if cursor is None:
+            return
+        now, is_live = self._clock.now(), cursor.is_caught_up
+        for identifier, fields in entries:
+            cursor.position = max(cursor.position, _parse_entry_id(identifier))
+            name = fields.get(GATEWAY_FIELD) if fields else None
+            if name is None or name == self._gateway_field:
+                continue
+            batch = decode_batch(fields.get(DATA_FIELD, b""))
+            if batch is None or len(name) > 512:
+                self.stats.undecodable += 1
+                continue
+            self._rotation.on_activity(model, now)
+            items = self.peer_state.apply_batch(model, name.decode(errors="replace"), batch, now, is_live=is_live)
+            if items:
+                self.stats.received += len(items)
+                self._hooks.on_dispatches(model, items)
+        cursor.is_caught_up = is_live or len(entries) < PAGE_ENTRIES
+
+
+def _parse_entry_id(text: bytes) -> tuple[int, int]:
+    first, _, second = text.partition(b"-")
+    return int(first), int(second or b"0")

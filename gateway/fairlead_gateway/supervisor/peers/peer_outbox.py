@@ -1,0 +1,147 @@
+"""What a gateway has still to tell the others, and when. Pure: it makes batches, somebody else writes them.
+
+A model's batch is due when prompts were sent or its loads have changed, and as a heartbeat: often while it has
+requests in flight, since others count on these, and seldom while it has none. A thousand models that rest are not told of more
+often than ``quiet_beats`` a second all together. What could not be written is kept, the newest of it.
+"""
+
+from collections import deque
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from fairlead.limits import Limits
+from fairlead_gateway.supervisor.peers.peer_messages import HASH_BYTES, PeerBatch, PeerLoad, SentPrompt
+
+_ENTRY_OVERHEAD_BYTES = 128
+"""Around the hashes of one prompt: the instance's name, the end's hash."""
+
+
+@dataclass(slots=True)
+class _LastBatch:
+    number: int
+    sent_at: float
+    loads: Mapping[str, PeerLoad]
+
+
+class PeerOutbox:
+    """``secret`` is the print of the installation's."""
+
+    def __init__(self, secret_fingerprint: bytes, limits: Limits) -> None:
+        self._secret_fingerprint = secret_fingerprint
+        self._limits = limits
+        self._pending: dict[str, deque[SentPrompt]] = {}
+        self._pending_count = 0
+        self._last_batches: dict[str, _LastBatch] = {}
+        self._busy_models: set[str] = set()
+        self.dropped = 0
+
+    def add(self, model: str, instance: str, hashes: bytes, tail: int, session_hash: int = 0) -> None:
+        """A prompt was sent to an instance; the oldest of the model that wait go when too many do. A long prompt's
+        end is left out: what others know of its beginning decides well enough."""
+        pending = self._pending.setdefault(model, deque())
+        if self._pending_count >= self._limits.dispatches_pending:
+            self.dropped += 1
+            if not pending:
+                return
+            pending.popleft()
+            self._pending_count -= 1
+        pending.append((instance, hashes[: self._limits.dispatch_blocks * HASH_BYTES], tail, session_hash))
+        self._pending_count += 1
+
+    def __len__(self) -> int:
+        return self._pending_count
+
+    def take_due(
+        self, models: Collection[str], loads: Mapping[str, Mapping[str, PeerLoad]], now: float, *, is_beat: bool
+    ) -> list[tuple[str, PeerBatch]]:
+        """What is due now of these ``models``, by model and in order. ``beats``: also where nothing has happened, which
+        is to be asked about twice a second or so. Every batch is then to be ``written``, ``refused`` or put ``back``."""
+        limits = self._limits
+        quiet_seconds = max(limits.idle_heartbeat_seconds, len(models) / limits.idle_heartbeats)
+        busy_seconds = max(limits.heartbeat_seconds, len(loads) / limits.busy_heartbeats)
+        considered = (
+            models if is_beat else [model for model in {*self._pending, *loads, *self._busy_models} if model in models]
+        )
+        due_batches: list[tuple[str, PeerBatch]] = []
+        for model in considered:
+            last, present = self._last_batches.get(model), loads.get(model, {})
+            pending = self._pending.pop(model, ())
+            self._pending_count -= len(pending)
+            changed = present != (last.loads if last is not None else {})
+            within = busy_seconds if present else quiet_seconds
+            due = last is None or now - last.sent_at >= within
+            if pending or due or changed:
+                number = last.number if last is not None else 0
+                reported = dict(present) if due or changed else None
+                due_batches += self._number_batches(model, number, pending, within, reported)
+        return due_batches
+
+    def _number_batches(
+        self,
+        model: str,
+        number: int,
+        pending: Collection[SentPrompt],
+        within: float,
+        reported: dict[str, PeerLoad] | None,
+    ) -> list[tuple[str, PeerBatch]]:
+        pieces = self._split(pending)
+        return [
+            (
+                model,
+                PeerBatch(number + index, within, self._secret_fingerprint, items, reported if index == 1 else None),
+            )
+            for index, items in enumerate(pieces, 1)
+        ]
+
+    def _split(self, pending: Collection[SentPrompt]) -> list[tuple[SentPrompt, ...]]:
+        """At least one; each of a bounded size."""
+        pieces: list[tuple[SentPrompt, ...]] = []
+        items: list[SentPrompt] = []
+        size = 0
+        for item in pending:
+            if items and size + len(item[1]) + _ENTRY_OVERHEAD_BYTES > self._limits.dispatch_entry_bytes:
+                pieces.append(tuple(items))
+                items, size = [], 0
+            items.append(item)
+            size += len(item[1]) + _ENTRY_OVERHEAD_BYTES
+        return [*pieces, tuple(items)]
+
+    def on_written(self, model: str, batch: PeerBatch, now: float) -> None:
+        """The others can read it."""
+        last = self._last_batches.get(model)
+        known = last.loads if last is not None else {}
+        loads = known if batch.loads is None else batch.loads
+        self._last_batches[model] = _LastBatch(batch.number, now, loads)
+        if loads:
+            self._busy_models.add(model)
+        else:
+            self._busy_models.discard(model)
+
+    def on_refused(self, batch: PeerBatch) -> None:
+        """Redis would not take it: what it held is lost to the others."""
+        self.dropped += len(batch.sent)
+
+    def requeue(self, batches: Sequence[tuple[str, PeerBatch]]) -> None:
+        """Redis was away: keep what was sent, the newest of it."""
+        for model, batch in reversed(batches):
+            free = max(0, self._limits.dispatches_pending - self._pending_count)
+            kept = batch.sent[max(0, len(batch.sent) - free) :]
+            self.dropped += len(batch.sent) - len(kept)
+            if kept:
+                self._pending.setdefault(model, deque()).extendleft(reversed(kept))
+                self._pending_count += len(kept)
+
+    def retain(self, models: Collection[str]) -> None:
+        """Forget models that have left the fleet."""
+        for gone in [model for model in self._pending if model not in models]:
+            self._pending_count -= len(self._pending.pop(gone))
+        for gone in [model for model in self._last_batches if model not in models]:
+            del self._last_batches[gone]
+            self._busy_models.discard(gone)
+
+    def farewell_batches(self) -> list[tuple[str, PeerBatch]]:
+        """For every model that others have heard of from here: that there is no more."""
+        return [
+            (model, PeerBatch(told.number + 1, 0.0, self._secret_fingerprint, leaves=True))
+            for model, told in self._last_batches.items()
+        ]

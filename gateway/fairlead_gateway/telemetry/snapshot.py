@@ -1,0 +1,146 @@
+"""The counters of one process as values that can be sent and added up: what several workers counted is the sum of their parts.
+
+Adding is exact: counters and histograms are integers over the same bounds everywhere, and a window is a difference of two states of
+them, so windows that end at the same moment add up too. (Sums of seconds are floats and exact to their last digits.)
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import TypeAlias
+
+import msgspec
+
+from fairlead_gateway.telemetry.counters import CounterSet, InstanceCounters, ModelCounters
+
+CounterValues: TypeAlias = tuple[list[int], list[float]]
+TableRows: TypeAlias = list[tuple[list[int | str], int]]
+
+TABLES = (
+    "by_kind",
+    "by_rule",
+    "by_shape",
+    "by_status",
+    "continued",
+    "ejections_by_reason",
+    "failed",
+    "handoffs",
+    "held",
+    "prefill_legs",
+    "retries_by_reason",
+)
+"""The tables of a model's series, by name."""
+
+
+class InstanceSnapshot(msgspec.Struct, array_like=True):
+    """One instance; ``window`` is what the last minute added, None where nobody asked."""
+
+    totals: CounterValues
+    window: CounterValues | None
+
+
+class ModelSnapshot(msgspec.Struct, array_like=True):
+    """One model; each table is a list of (key, count)."""
+
+    key: str
+    totals: CounterValues
+    window: CounterValues | None
+    tables: dict[str, TableRows]
+    instances: dict[str, InstanceSnapshot]
+
+
+def snapshot_of(key: str, series: ModelCounters, now: float | None) -> ModelSnapshot:
+    """A copy of a series, with the minute before ``now``."""
+    return ModelSnapshot(
+        key,
+        _totals(series),
+        None if now is None else series.last_minute(now),
+        {name: _encode_table(getattr(series, name)) for name in TABLES},
+        {
+            item: InstanceSnapshot(_totals(found), None if now is None else found.last_minute(now))
+            for item, found in series.instances.items()
+        },
+    )
+
+
+def merge(first: ModelSnapshot, second: ModelSnapshot) -> ModelSnapshot:
+    """Both together, for the same model."""
+    instances = dict(first.instances)
+    for item, part in second.instances.items():
+        known = instances.get(item)
+        instances[item] = (
+            part
+            if known is None
+            else InstanceSnapshot(_add_values(known.totals, part.totals), _add_windows(known.window, part.window))
+        )
+    return ModelSnapshot(
+        first.key,
+        _add_values(first.totals, second.totals),
+        _add_windows(first.window, second.window),
+        {name: _merge_tables(first.tables.get(name, []), second.tables.get(name, [])) for name in TABLES},
+        instances,
+    )
+
+
+def sum_snapshots(processes: Iterable[Mapping[str, ModelSnapshot]]) -> dict[str, ModelSnapshot]:
+    """The models of all processes, added up."""
+    totals: dict[str, ModelSnapshot] = {}
+    for models in processes:
+        for key, part in models.items():
+            totals[key] = merge(totals[key], part) if key in totals else part
+    return totals
+
+
+def restore_counters(snapshot: ModelSnapshot, now: float) -> ModelCounters:
+    """A series that shows what a part says; its window is the part's when it is asked for about ``now``."""
+    series = ModelCounters()
+    _restore(series, snapshot.totals, snapshot.window, now)
+    for name in TABLES:
+        getattr(series, name).update({_decode_key(key): count for key, count in snapshot.tables.get(name, [])})
+    for item, found in snapshot.instances.items():
+        instance = series.instances[item] = InstanceCounters(now)
+        _restore(instance, found.totals, found.window, now)
+    return series
+
+
+def _totals(series: CounterSet) -> CounterValues:
+    return series.ints[:], series.sums[:]
+
+
+def _restore(series: CounterSet, totals: CounterValues, window: CounterValues | None, now: float) -> None:
+    """A window is kept as the state before it."""
+    ints, sums = totals
+    if window is not None:
+        series.replace(
+            [new - more for new, more in zip(ints, window[0], strict=True)],
+            [new - more for new, more in zip(sums, window[1], strict=True)],
+        )
+        series.start_second(int(now))
+    series.replace(list(ints), list(sums))
+
+
+def _add_values(left: CounterValues, right: CounterValues) -> CounterValues:
+    return (
+        [first + second for first, second in zip(left[0], right[0], strict=True)],
+        [first + second for first, second in zip(left[1], right[1], strict=True)],
+    )
+
+
+def _add_windows(first: CounterValues | None, second: CounterValues | None) -> CounterValues | None:
+    if first is None or second is None:
+        return second if first is None else first
+    return _add_values(first, second)
+
+
+def _encode_table(table: Mapping[int | str | tuple[int | str, ...], int]) -> TableRows:
+    return [(list(key) if isinstance(key, tuple) else [key], count) for key, count in table.items()]
+
+
+def _decode_key(parts: list[int | str]) -> int | str | tuple[int | str, ...]:
+    return parts[0] if len(parts) == 1 else tuple(parts)
+
+
+def _merge_tables(first: TableRows, second: TableRows) -> TableRows:
+    found: dict[int | str | tuple[int | str, ...], int] = {}
+    for key, count in (*first, *second):
+        name = _decode_key(key)
+        found[name] = found.get(name, 0) + count
+    return _encode_table(found)

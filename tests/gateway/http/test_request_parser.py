@@ -1,0 +1,99 @@
+"""The reader of requests, without a socket: any cutting gives the same requests, any bytes give requests or a refusal."""
+
+import itertools
+
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from fairlead.limits import Limits
+from fairlead_gateway.errors import GatewayError
+from fairlead_gateway.http.request_head import RequestHead
+from fairlead_gateway.http.request_parser import RequestParser
+
+LIMITS = Limits()
+Requests = list[tuple[str, str, bytes]]
+
+_PLAIN = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhello"
+_CHUNKED = (
+    b"POST /a HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    b"3;a=b\r\n\r\n\r\r\n4\r\n\n\r\n\r\r\n0\r\nTrailer: x\r\n\r\n"
+)
+_EMPTY = b"GET /b?c=d HTTP/1.1\r\nHost: x\r\n\r\n"
+_WHOLE = _PLAIN + _CHUNKED + b"\r\n" + _EMPTY + _CHUNKED + _PLAIN
+_EXPECTED: Requests = [
+    ("POST", "/v1/completions", b"hello"),
+    ("POST", "/a", b"\r\n\r\n\r\n\r"),
+    ("GET", "/b", b""),
+    ("POST", "/a", b"\r\n\r\n\r\n\r"),
+    ("POST", "/v1/completions", b"hello"),
+]
+
+
+def take(reader: RequestParser, found: Requests) -> None:
+    while (request := reader.next_request()) is not None:
+        head: RequestHead = request[0]
+        found.append((head.method, head.path, request[1]))
+
+
+@given(st.lists(st.integers(0, len(_WHOLE)), max_size=30))
+def test_however_the_bytes_are_cut_the_requests_are_the_same(cuts: list[int]) -> None:
+    reader = RequestParser(LIMITS)
+    found: Requests = []
+    edges = [0, *sorted(cuts), len(_WHOLE)]
+    for start, stop in itertools.pairwise(edges):
+        reader.feed(_WHOLE[start:stop])
+        take(reader, found)
+    assert found == _EXPECTED
+    assert reader.is_empty
+
+
+def test_one_byte_at_a_time() -> None:
+    reader = RequestParser(LIMITS)
+    found: Requests = []
+    for number in range(len(_WHOLE)):
+        reader.feed(_WHOLE[number : number + 1])
+        take(reader, found)
+    assert found == _EXPECTED
+
+
+@given(st.binary(max_size=200), st.integers(0, len(_WHOLE)), st.integers(0, 40))
+@example(b"\r", 0, 0)
+@example(b"\n", 0, 0)
+@example(b"\r\n", 0, 0)
+@example(b"\r\n\r", 0, 0)
+def test_any_bytes_anywhere_give_requests_or_a_refusal_and_nothing_else(noise: bytes, place: int, eaten: int) -> None:
+    assert judged(_WHOLE[:place] + noise + _WHOLE[place + eaten :], 64)[1] in range(200, 500)
+
+
+FRAGMENTS = st.sampled_from(
+    [
+        b"GET / HTTP/1.1", b"POST /v1 HTTP/1.1", b"GET / HTTP/1.0", b"!x / HTTP/1.1", b"GET http://x HTTP/1.1", b"\r\n", b"\r", b"\n",
+        b"\r\n\r\n", b"Host: x", b"Host: y", b"Content-Length: 3", b"Content-Length: 0", b"Transfer-Encoding: chunked",
+        b"Expect: 100-continue", b"Connection: close", b"abc", b"0\r\n\r\n", b"3\r\nabc\r\n", b"0\r\nA: b\r\n\r\n", b" ", b":", b"\0",
+        b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\n",
+    ]
+)  # fmt: skip
+
+
+def judged(data: bytes, size: int) -> tuple[Requests, int]:
+    """The requests in ``data`` read in pieces of ``size``, and the status of the refusal behind them (200: none)."""
+    reader = RequestParser(LIMITS)
+    found: Requests = []
+    try:
+        for start in range(0, len(data), size):
+            reader.feed(data[start : start + size])
+            take(reader, found)
+        reader.on_eof()
+    except GatewayError as error:
+        if not 400 <= error.status < 500:
+            raise
+        return found, error.status
+    return found, 200
+
+
+@example([b"!x / HTTP/1.1", b"\r\n", b"Host: x", b"\r\n\r\n"])
+@given(st.lists(FRAGMENTS | st.binary(max_size=3), max_size=12))
+def test_whole_and_byte_by_byte_the_same_bytes_are_judged_the_same(parts: list[bytes]) -> None:
+    data = b"".join(parts)
+    assert judged(data, max(1, len(data))) == judged(data, 1)

@@ -1,0 +1,210 @@
+"""The line between helper and worker: whole messages, bounded, and an end that is noticed; and what goes over it comes out equal."""
+
+import asyncio
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Hashable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+import msgspec
+import pytest
+from fairlead_testing.waiting import wait_until
+
+from fairlead.decision import Decision, DecisionInput, RejectedCandidate
+from fairlead.engine_profile import builtin_profile
+from fairlead.fleet.model import EngineAuth, Fleet, Instance, InstanceState, Model, Role, SloTargets
+from fairlead.limits import Limits
+from fairlead_gateway.ipc import messages as say
+from fairlead_gateway.ipc.channel import Channel, encode_message
+from fairlead_gateway.ipc.decision_codec import decode_logged_request, encode_logged_request
+from fairlead_gateway.routing import InstanceLoad, PrefixChain, RouteRequest, prefix_chain
+from fairlead_gateway.telemetry import RequestOutcome
+from fairlead_gateway.telemetry.decision_log import DecisionRecord, LoggedRequest
+from fairlead_gateway.telemetry.handoff_record import HandoffRecord, PrefillAttempt
+from fairlead_gateway.telling import DispatchReporter, PeerUpdateApplier
+from fairlead_gateway.testing import run_async
+
+
+class End:
+    """One end, with what it heard."""
+
+    def __init__(self, kind: object, limits: Limits) -> None:
+        self.heard: list[object] = []
+        self.closed = 0
+        self.channel: Channel[object] = Channel(kind, self.heard.append, self._lost, limits)
+
+    def _lost(self) -> None:
+        self.closed += 1
+
+
+@asynccontextmanager
+async def ends(limits: Limits | None = None) -> AsyncIterator[tuple[End, End, socket.socket]]:
+    """Helper's end, worker's end, and a raw socket in place of the worker's where a test wants one."""
+    ours, theirs = socket.socketpair()
+    helper, worker = End(say.FromWorker, limits or Limits()), End(say.ToWorker, limits or Limits())
+    await helper.channel.open(ours)
+    try:
+        yield helper, worker, theirs
+    finally:
+        helper.channel.close()
+        worker.channel.close()
+        theirs.close()
+        await wait_until(lambda: helper.closed == 1)
+
+
+def test_messages_arrive_whole_and_in_order_however_the_bytes_are_cut() -> None:
+    async def main() -> None:
+        async with ends() as (helper, _, raw):
+            said = [
+                say.WorkerReady(3),
+                say.ReplyChunk(1, b"x" * 70_000, False),
+                say.FleetApplied(4, "why"),
+                say.DrainRequested(),
+            ]
+            data = b"".join(len(one).to_bytes(4, "big") + one for one in map(encode_message, said))
+            raw.setblocking(False)
+            loop = asyncio.get_running_loop()
+            for begin in range(0, len(data), 3_001):
+                await loop.sock_sendall(raw, data[begin : begin + 3_001])
+                await asyncio.sleep(0)
+            await wait_until(lambda: len(helper.heard) == len(said))
+            assert helper.heard == said
+
+    run_async(main())
+
+
+@pytest.mark.parametrize("data", [b"\xff\xff\xff\xff", b"\0\0\0\1\xc1", b"\0\0\0\2\x91\x01"])
+def test_nonsense_ends_the_channel(data: bytes) -> None:
+    async def main() -> None:
+        async with ends() as (helper, _, raw):
+            raw.sendall(data)
+            await wait_until(lambda: helper.closed == 1)
+            assert helper.heard == []
+            assert not helper.channel.send(say.StartDrain())
+
+    run_async(main())
+
+
+def test_what_nobody_reads_is_dropped_and_said_to_be() -> None:
+    async def main() -> None:
+        limits = replace(Limits(), channel_pending_bytes=100_000, channel_message_bytes=1_000_000)
+        async with ends(limits) as (helper, worker, raw):
+            taken = 0
+            while helper.channel.send(say.PeerUpdates(b"y" * 50_000, [])):
+                taken += 1
+            assert helper.channel.dropped == 1
+            assert not helper.channel.send(say.PeerUpdates(b"y" * 2_000_000, []))
+            await worker.channel.open(raw.dup())
+            await wait_until(lambda: len(worker.heard) == taken)
+            assert helper.channel.send(say.StartDrain())
+            await wait_until(lambda: worker.heard[-1] == say.StartDrain())
+
+    run_async(main())
+
+
+def test_a_fleet_arrives_as_it_was() -> None:
+    one = Instance(
+        "e-0/1/0", "d", "m", "main", "http://127.0.0.1:1", "sim", Role.PREFILL, InstanceState.DRAINING, frozenset({"x"}),
+        2.5, builtin_profile("910b4"), None, None, 3, "tcp://a:1", None, "nixl", "http://127.0.0.1:2", EngineAuth("/ca", None, "/t"),
+    )  # fmt: skip
+    model = Model("d", "m", SloTargets(0.9, 1.5, 0.1, None), "session")
+    fleet = Fleet(7, 3, {model.key: model}, {model.key: (one,)})
+
+    async def main() -> None:
+        async with ends() as (helper, worker, raw):
+            await worker.channel.open(raw.dup())
+            helper.channel.send(say.FleetUpdate(fleet, {"e-0/1/0": 4}))
+            await wait_until(lambda: bool(worker.heard))
+            assert worker.heard == [say.FleetUpdate(fleet, {"e-0/1/0": 4})]
+
+    run_async(main())
+
+
+def test_a_logged_request_comes_out_as_it_went_in() -> None:
+    made = Decision(
+        "a",
+        "affinity",
+        "why",
+        (RejectedCandidate("b", "dearer"),),
+        {"a/home": DecisionInput(1.0), "b/x": DecisionInput(None, 2.0)},
+        0.5,
+    )
+    story = HandoffRecord("done", "none", "words", 0.25, [PrefillAttempt("p", made, 1.0, 0.5, "ok")])
+    records = [
+        DecisionRecord("r", 5.0, "d/m", made, 1, 12.5),
+        DecisionRecord("r", 6.0, "d/m", made, 2, 12.5, "team", story),
+    ]
+    outcome = RequestOutcome("r", "d/m", "a", 200, None, 4.0, 1.0, output_tokens=3, failures=(("b", "cut"),))
+    for logged in (LoggedRequest(records, outcome), LoggedRequest(records[:1])):
+        again = decode_logged_request(encode_logged_request(logged))
+        assert again == logged
+
+
+class Sink:
+    def __init__(self) -> None:
+        self.told: list[say.WorkerReport] = []
+
+    def send(self, message: object) -> bool:
+        assert isinstance(message, say.WorkerReport)
+        self.told.append(message)
+        return True
+
+
+def test_dispatches_reach_siblings_as_the_chains_they_were() -> None:
+    async def main() -> None:
+        loop, sink = asyncio.get_running_loop(), Sink()
+        teller = DispatchReporter(sink, loop, Limits(), publish=False, loads=dict)
+        chains = [prefix_chain(b"z" * size, secret=b"s", seed=b"") for size in (10, 300, 9_000, 500_000)]
+        for number, chain in enumerate(chains):
+            teller.on_dispatch(
+                "d/m", RouteRequest(f"r-{number}", chain, 1.0, session_hash=number or None), f"i-{number}"
+            )
+        await wait_until(lambda: bool(sink.told))
+        assert (len(sink.told), sink.told[0].records, sink.told[0].loads) == (1, [], None)
+        heard: list[tuple[str, str, PrefixChain, Hashable]] = []
+        PeerUpdateApplier(loop, Limits(), lambda *item: heard.append(item)).enqueue(sink.told[0].sent or b"")
+        await wait_until(lambda: len(heard) == len(chains))
+        assert heard == [("d/m", f"i-{number}", chain, number or None) for number, chain in enumerate(chains)]
+
+    run_async(main())
+
+
+def test_loads_for_redis_are_told_until_they_are_gone() -> None:
+    async def main() -> None:
+        loop, sink = asyncio.get_running_loop(), Sink()
+        loads = {"a": InstanceLoad(1, 1, 0.5, 10.0), "b": InstanceLoad()}
+        teller = DispatchReporter(sink, loop, Limits(), publish=True, loads=lambda: loads)
+        teller.on_decision(DecisionRecord("r", 5.0, "d/m", Decision("a", "load", "why"), 1, 12.5))
+        await wait_until(lambda: bool(sink.told))
+        assert sink.told[0].loads == {"a": say.EncodedLoad(1, 1, 0.5, 10.0)}
+        assert [record.request_id for record in sink.told[0].records] == ["r"]
+        loads.clear()
+        await wait_until(lambda: len(sink.told) == 2)
+        assert sink.told[1] == say.WorkerReport(None, [], [], {}, 0)
+
+    run_async(main())
+
+
+def test_deaths_and_what_clears_them_are_told_at_once() -> None:
+    async def main() -> None:
+        sink = Sink()
+        teller = DispatchReporter(sink, asyncio.get_running_loop(), Limits(), publish=False, loads=dict)
+        teller.on_crash(b"print", "a", 1.0, 2.0)
+        teller.on_cleared(b"print", 3.0)
+        assert [(told.deaths, told.cleared) for told in sink.told] == [
+            ([(b"print", "a", 1.0, 2.0)], []),
+            ([], [(b"print", 3.0)]),
+        ]
+        for told in sink.told:
+            heard = say.PeerUpdates(told.sent, told.deaths, told.cleared)
+            assert msgspec.msgpack.decode(msgspec.msgpack.encode(heard), type=say.PeerUpdates) == heard
+
+    run_async(main())
+
+
+def test_a_worker_loads_no_framework_no_redis_client_and_no_yaml_reader() -> None:
+    heavy = ("fastapi", "starlette", "aiohttp", "redis", "pydantic", "yaml", "httpx", "anyio", "click", "opentelemetry")
+    code = f"import sys, fairlead_gateway.worker; print([name for name in {heavy!r} if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -1,0 +1,103 @@
+"""The ledger: sums equal the requests in flight, whatever order things end in."""
+
+from math import fsum
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fairlead_gateway.routing import PrefixChain, RouteRequest
+from fairlead_gateway.routing.load.inflight import (
+    EndpointLoad,
+    InflightTracker,
+    InstanceLoad,
+    least_busy,
+    total_backlog_seconds,
+)
+
+
+def asked(name: str) -> RouteRequest:
+    return RouteRequest(name, PrefixChain((), (), 0), 1.0)
+
+
+def test_a_request_is_backlog_until_its_first_token_and_load_until_its_end() -> None:
+    ledger = InflightTracker()
+    ledger.on_dispatch(asked("r"), "a", prefill_seconds=0.5, tokens=100)
+    assert ledger.instance_load("a") == InstanceLoad(1, 1, 0.5, 100)
+    ledger.on_first_token("r")
+    assert ledger.instance_load("a") == InstanceLoad(1, 0, 0.0, 100)
+    flight = ledger.on_finish("r")
+    assert flight is not None
+    assert flight.load.instance == "a"
+    assert ledger.instance_load("a") == InstanceLoad()
+
+
+def test_a_retry_moves_the_request() -> None:
+    ledger = InflightTracker()
+    ledger.on_dispatch(asked("r"), "a", prefill_seconds=0.5, tokens=100)
+    ledger.on_dispatch(asked("r"), "b", prefill_seconds=0.25, tokens=100)
+    assert ledger.instance_load("a") == InstanceLoad()
+    assert ledger.instance_load("b").inflight == 1
+
+
+def test_unknown_requests_are_ignored() -> None:
+    ledger = InflightTracker()
+    ledger.on_first_token("nobody")
+    assert ledger.on_finish("nobody") is None
+
+
+def test_the_sums_of_an_instance_in_service_are_one_object_for_good_and_others_go_with_their_last_request() -> None:
+    ledger = InflightTracker()
+    ledger.retain({"a"})
+    here = ledger.local_load("a")
+    for name, instance in (("r", "a"), ("s", "b")):
+        ledger.on_dispatch(asked(name), instance, prefill_seconds=1.0, tokens=1.0)
+    assert set(ledger.busy_instances()) == {"a", "b"}
+    there = ledger.local_load("b")
+    ledger.on_finish("r")
+    ledger.on_finish("s")
+    assert ledger.busy_instances() == ()
+    assert ledger.local_load("a") is here
+    assert ledger.local_load("b") is not there
+    ledger.retain({"b"})
+    assert ledger.local_load("a") is not here
+
+
+LOADS = st.lists(st.tuples(st.floats(0, 10), st.floats(0, 2)), min_size=1, max_size=9)
+
+
+@given(LOADS)
+def test_the_least_busy_and_the_backlog_of_all_do_not_depend_on_their_order(drawn: list[tuple[float, float]]) -> None:
+    loads = [EndpointLoad(f"pod-{n}", 1, 1, backlog, tokens) for n, (backlog, tokens) in enumerate(drawn)]
+    least = min(loads, key=lambda load: (load.backlog_seconds, load.inflight_tokens, load.instance))
+    for order in (loads, loads[::-1]):
+        assert least_busy(order) is least
+        assert total_backlog_seconds(order) == fsum(load.backlog_seconds for load in loads)
+
+
+ACTIONS = st.lists(st.tuples(st.sampled_from("dfe"), st.integers(0, 9), st.sampled_from("abc"), st.floats(0, 10)))
+
+
+@given(ACTIONS)
+def test_sums_are_those_of_the_requests_in_flight(actions: list[tuple[str, int, str, float]]) -> None:
+    ledger, flights = InflightTracker(), dict[str, list[object]]()
+    for action, number, instance, size in actions:
+        request = f"r{number}"
+        if action == "d":
+            ledger.on_dispatch(asked(request), instance, prefill_seconds=size, tokens=size * 10)
+            flights[request] = [instance, size, True]
+        elif action == "f":
+            ledger.on_first_token(request)
+            if request in flights:
+                flights[request][2] = False
+        else:
+            ledger.on_finish(request)
+            flights.pop(request, None)
+    for instance in "abc":
+        mine = [flight for flight in flights.values() if flight[0] == instance]
+        load = ledger.instance_load(instance)
+        assert load.inflight == len(mine)
+        assert load.waiting == sum(1 for flight in mine if flight[2])
+        backlog = sum(float(str(flight[1])) for flight in mine if flight[2])
+        assert abs(load.backlog_seconds - backlog) < 1e-6
+        assert load.backlog_seconds >= 0
+        assert load.inflight_tokens >= 0

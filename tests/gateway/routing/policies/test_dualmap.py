@@ -1,0 +1,135 @@
+"""DualMap's choices, as its paper and its public code make them.
+
+Sources: arXiv 2602.06502, section on SLO-aware routing (take the candidate with more reuse unless its TTFT is over the
+objective, then the smaller TTFT; equal reuse: the less loaded) and on rebalancing (move by benefit = TTFT here - TTFT there >
+0); the public code's switch at ``int(ttft_slo / 2 / tpct)`` pending tokens, its heap by (-hit tokens, arrival), its trigger
+(pending over the objective, or the oldest waits 3 s) and its fall-back to the instance ``(i + 1) % n``.
+"""
+
+from collections.abc import Sequence
+
+import pytest
+
+from fairlead_gateway.routing.policies.dualmap import QueuedAssignment, choose, queue_key, rebalance
+from fairlead_gateway.routing.policies.policy_input import PolicyCandidate, PolicyInput
+from fairlead_gateway.routing.presets.stay import AssignedRequest
+
+SLO = 5.0
+
+
+def question(*options: PolicyCandidate, homes: tuple[str, ...] = ("a", "b"), request: str = "r") -> PolicyInput:
+    return PolicyInput(request, list(options), homes=homes, objective_seconds=SLO)
+
+
+def home(
+    name: str, *, hit: float = 0.0, backlog: float = 0.0, own: float = 1.0, tokens: float = 0.0
+) -> PolicyCandidate:
+    return PolicyCandidate(
+        name, matched_tokens=hit, backlog_seconds=backlog, prefill_seconds=own, inflight_tokens=tokens
+    )
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "chosen"),
+    [
+        (home("a", hit=512, backlog=1.0), home("b"), "a"),
+        (home("a"), home("b", hit=512, backlog=1.4), "b"),
+        # 1.5 + 1 s is exactly half the objective: the code compares with >, so the hit still counts.
+        (home("a", hit=512, backlog=1.5), home("b"), "a"),
+        (home("a", hit=512, backlog=1.51), home("b"), "b"),
+        # Both are over: the sooner, whoever holds more.
+        (home("a", hit=4_096, backlog=9.0, own=0.2), home("b", backlog=8.0), "b"),
+        (home("a", hit=4_096, backlog=8.0, own=0.2), home("b", backlog=8.0), "a"),
+        # Equal reuse: the less loaded.
+        (home("a", hit=512, tokens=9_000), home("b", hit=512, tokens=8_000), "b"),
+    ],
+)
+def test_the_longer_hit_unless_it_would_take_half_the_objective(
+    a: PolicyCandidate, b: PolicyCandidate, chosen: str
+) -> None:
+    assert choose(question(a, b)).chosen == chosen
+
+
+def test_nobody_but_the_homes_is_looked_at() -> None:
+    idle = home("c", hit=9_000, own=0.0)
+    decision = choose(question(home("a", backlog=9.0), home("b", backlog=9.5), idle))
+    assert decision.chosen == "a"
+    assert {item.id: item.why for item in decision.rejected}["c"] == "not looked at by this rule"
+
+
+def test_a_full_tie_is_drawn_for_each_request_and_drawn_alike_every_time() -> None:
+    drawn = [choose(question(home("a"), home("b"), request=f"r{n}")).chosen for n in range(200)]
+    assert drawn == [choose(question(home("a"), home("b"), request=f"r{n}")).chosen for n in range(200)]
+    assert 60 < drawn.count("a") < 140
+
+
+def test_a_single_home_is_taken_whatever_its_load() -> None:
+    assert choose(question(home("a", backlog=99.0), homes=("a",))).chosen == "a"
+
+
+def test_the_decision_says_which_branch_decided_and_what_the_homes_were_predicted() -> None:
+    decision = choose(question(home("a", hit=512, backlog=3.0), home("b")))
+    assert (decision.rule, decision.home) == ("dualmap", True)
+    assert decision.reason == "the home with the longer hit would take 4s, over 2.5s"
+    assert decision.inputs["a/predicted_ttft_seconds"].value == 4.0
+    assert decision.rejected[0].why == "predicted_ttft_seconds 4 against 1"
+
+
+def test_queues_are_by_hit_and_then_by_arrival() -> None:
+    queue = [("early", 1.0, 0.0), ("late hit", 9.0, 512.0), ("hit", 3.0, 512.0), ("next", 2.0, 0.0)]
+    stays = [AssignedRequest(name, arrived, hit, 1.0, SLO) for name, arrived, hit in queue]
+    assert [stay.id for stay in sorted(stays, key=queue_key)] == ["hit", "late hit", "early", "next"]
+
+
+def held(name: str, *, arrival: float = 0.0, twin: str | None = "b", **at: tuple[float, float]) -> QueuedAssignment:
+    return QueuedAssignment(name, arrival, twin, at)
+
+
+def moves(here: Sequence[QueuedAssignment], pending: dict[str, float], now: float = 1.0) -> list[tuple[str, str]]:
+    return rebalance({"a": here}, pending, objective_seconds=SLO, now=now)
+
+
+def test_nothing_moves_while_the_queue_is_within_the_objective_and_nobody_waits_long() -> None:
+    one = held("x", a=(0.0, 1.0), b=(0.0, 1.0))
+    assert moves([one], {"a": 3.9, "b": 0.0}) == []
+    assert moves([one], {"a": 4.1, "b": 0.0}) == [("x", "b")]
+
+
+def test_whoever_waits_three_seconds_has_the_queue_looked_at() -> None:
+    one = held("x", a=(0.0, 1.0), b=(0.0, 0.5))
+    assert moves([one], {"a": 0.0, "b": 0.0}, now=2.9) == []
+    assert moves([one], {"a": 0.0, "b": 0.0}, now=3.0) == [("x", "b")]
+
+
+def test_no_move_without_a_gain() -> None:
+    one = held("x", a=(512.0, 0.2), b=(0.0, 2.0), c=(0.0, 2.0))
+    assert moves([one], {"a": 6.0, "b": 4.2, "c": 4.2}) == []
+    assert moves([one], {"a": 6.0, "b": 4.1, "c": 4.2}) == [("x", "b")]
+
+
+def test_a_twin_that_is_as_full_is_passed_over_for_the_instance_behind() -> None:
+    one = held("x", twin="c", a=(512.0, 1.0), b=(0.0, 2.0), c=(512.0, 1.0))
+    assert moves([one], {"a": 9.0, "b": 0.0, "c": 6.0}) == [("x", "b")]
+    assert moves([one], {"a": 9.0, "b": 0.0, "c": 4.0}) == [("x", "c")]
+
+
+def test_the_last_instance_has_the_first_behind_it() -> None:
+    one = held("x", twin=None, b=(0.0, 1.0), a=(0.0, 1.0))
+    assert rebalance({"b": [one]}, {"a": 0.0, "b": 9.0}, objective_seconds=SLO, now=0.0) == [("x", "a")]
+
+
+def test_the_largest_gain_goes_first_and_each_move_counts_for_the_next() -> None:
+    # In a's queue (by arrival): x, y, z of 2 s each behind 4 s: they would begin at 4, 6, 8. In b's: nothing.
+    ones = [held(name, arrival=number, a=(0.0, 2.0), b=(0.0, 2.0)) for number, name in enumerate("xyz")]
+    # z gains 8 s. Then y stands before it by its arrival and gains 6. x would still gain its 4 s, as it stands before both.
+    assert moves(ones, {"a": 4.0, "b": 0.0}) == [("z", "b"), ("y", "b"), ("x", "b")]
+    # Behind 3 s of b's own, x gains 1 s; behind 4 s, nothing.
+    assert moves(ones, {"a": 4.0, "b": 3.0}) == [("z", "b"), ("y", "b"), ("x", "b")]
+    assert moves(ones, {"a": 4.0, "b": 4.0}) == [("z", "b"), ("y", "b")]
+
+
+def test_a_long_hit_at_the_other_home_stands_before_those_that_wait_there() -> None:
+    waiting = held("w", twin="a", b=(0.0, 4.0), a=(0.0, 4.0))
+    one = held("x", a=(0.0, 3.0), b=(4_096.0, 0.1))
+    found = rebalance({"a": [one], "b": [waiting]}, {"a": 5.0, "b": 1.0}, objective_seconds=SLO, now=0.0)
+    assert found == [("x", "b")]

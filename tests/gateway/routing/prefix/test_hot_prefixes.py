@@ -1,0 +1,173 @@
+"""The adaptive key: first, that a prefix which everyone shares does not decide everyone's home."""
+
+from collections import Counter, deque
+from collections.abc import Sequence
+from random import Random
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fairlead_gateway.routing import PrefixChain, prefix_chain
+from fairlead_gateway.routing.prefix.hot_prefixes import MIN_SAMPLES, WINDOW, HotPrefixes, window_size
+
+
+def chain_of_blocks(*blocks: int) -> PrefixChain:
+    """A prompt of 2 KiB blocks; equal numbers give equal text."""
+    text = b"".join(Random(block).randbytes(2048) for block in blocks)
+    return prefix_chain(text, secret=b"s", seed=b"m")
+
+
+def test_the_key_of_a_conversation_is_not_the_block_that_all_share() -> None:
+    hot = HotPrefixes()
+    keys = {hot.routing_key(chain_of_blocks(0, session)) for session in range(1, 50)}
+    assert len(keys) == 49
+
+
+def test_a_growing_conversation_keeps_its_key() -> None:
+    hot = HotPrefixes()
+    turns = [chain_of_blocks(0, 5, *range(100, 100 + turn)) for turn in range(6)]
+    assert len({hot.routing_key(turn) for turn in turns}) == 1
+
+
+def test_a_prefix_of_more_than_two_nths_of_the_requests_extends_the_key() -> None:
+    hot = HotPrefixes()
+    for request in range(100):
+        hot.observe(chain_of_blocks(0, 1, 1_000 + request), instances=8)
+    one, two = chain_of_blocks(0, 1, 7), chain_of_blocks(0, 1, 8)
+    assert hot.routing_key(one) != hot.routing_key(two)
+
+
+def test_a_hot_prefix_cools_when_its_share_falls_below_one_nth() -> None:
+    hot = HotPrefixes()
+    for request in range(100):
+        hot.observe(chain_of_blocks(0, 1, 1_000 + request), instances=8)
+    assert len(hot) == 1
+    for request in range(400):
+        hot.observe(chain_of_blocks(0, 2_000 + request), instances=8)
+    assert len(hot) == 0
+    one, two = chain_of_blocks(0, 1, 7), chain_of_blocks(0, 1, 8)
+    assert hot.routing_key(one) == hot.routing_key(two)
+
+
+def test_between_the_thresholds_nothing_changes() -> None:
+    hot = HotPrefixes()
+    for request in range(200):  # 20 % of the requests: below 2/8, above 1/8
+        session = 1 if request % 5 == 0 else 10_000 + request
+        hot.observe(chain_of_blocks(0, session, 500 + request), instances=8)
+    assert len(hot) == 0
+
+
+def test_counts_are_forgotten_with_the_window() -> None:
+    hot = HotPrefixes()
+    for request in range(2_000):
+        hot.observe(chain_of_blocks(0, request), instances=8)
+    assert len(hot._levels) <= 2 * 200
+
+
+def test_a_short_prompt_has_one_level_that_its_next_turn_often_keeps() -> None:
+    text = Random(1).randbytes(4_000)
+    first, second = (prefix_chain(text[:size], secret=b"s", seed=b"m") for size in (700, 1_000))
+    key = HotPrefixes().routing_key
+    assert key(first) == key(second)
+
+
+def test_a_prompt_below_one_block_is_keyed_by_all_of_it() -> None:
+    one, two = (prefix_chain(text, secret=b"s", seed=b"m") for text in (b"hello", b"hallo"))
+    key = HotPrefixes().routing_key
+    assert key(one) == one.tail
+    assert key(one) != key(two)
+
+
+def plain_keys(prompts: Sequence[tuple[int, ...]], instances: int) -> list[tuple[int, ...]]:
+    """The rule by the letter: the key after each prompt, as the blocks that it reaches; the first two blocks are the base."""
+    window: deque[list[tuple[int, ...]]] = deque()
+    counts, hot, keys = Counter[tuple[int, ...]](), set[tuple[int, ...]](), []
+    for prompt in prompts:
+        levels = [prompt[: size + 1] for size in range(1, len(prompt))]
+        window.append(levels)
+        counts.update(levels)
+        if len(window) > WINDOW:
+            gone = window.popleft()
+            counts.subtract(gone)
+            hot -= {level for level in gone if counts[level] * instances < WINDOW}
+        if len(window) >= MIN_SAMPLES:
+            shares = [counts[level] * instances / len(window) for level in levels]
+            over = next((index for index, share in enumerate(shares) if share <= 2), len(shares))
+            hot.update(levels[:over])
+            if over < len(shares) and shares[over] < 1:
+                hot.discard(levels[over])
+        keys.append(next((level for level in levels if level not in hot), levels[-1]))
+    return keys
+
+
+@given(st.integers(0, 2**32), st.integers(1, 8), st.integers(1, 4))
+def test_keys_are_those_of_the_rule_by_the_letter(seed: int, instances: int, kinds: int) -> None:
+    draw = Random(seed)
+    prompts = [(0, *(draw.randrange(1, kinds + 1) for _ in range(draw.randrange(1, 5)))) for _ in range(300)]
+    texts = {prompt: chain_of_blocks(*prompt) for prompt in set(prompts)}
+    names = {texts[prompt].hashes[-1]: prompt for prompt in texts}
+    for prompt in texts:  # the parts of a prompt are prompts too
+        for size in range(2, len(prompt)):
+            names[chain_of_blocks(*prompt[:size]).hashes[-1]] = prompt[:size]
+    made = HotPrefixes()
+    for prompt, expected in zip(prompts, plain_keys(prompts, instances), strict=True):
+        assert names[made.observe(texts[prompt], instances)] == expected  # type: ignore[index]
+        assert names[made.routing_key(texts[prompt])] == expected  # type: ignore[index]
+
+
+def crowded(seen: int, *, session: int = 1) -> HotPrefixes:
+    """Many prompts that begin alike, so that what they share is hot."""
+    hot = HotPrefixes()
+    for request in range(seen):
+        hot.observe(chain_of_blocks(0, session, 1_000 + request), instances=8)
+    return hot
+
+
+def test_who_follows_a_table_makes_the_keys_of_whoever_counted_it_without_counting() -> None:
+    counted, follower = crowded(100), HotPrefixes()
+    follower.set_shared_table(7, frozenset(counted.top_prefixes(10)))
+    assert follower.epoch == 7
+    for request in range(50):
+        prompt = chain_of_blocks(0, 1, request)
+        assert follower.observe(prompt, instances=8) == counted.routing_key(prompt) == follower.routing_key(prompt)
+    assert follower._levels == {}
+    follower.set_shared_table(8, frozenset())
+    one, two = chain_of_blocks(0, 1, 7), chain_of_blocks(0, 1, 8)
+    assert follower.observe(one, instances=8) == follower.observe(two, instances=8)
+
+
+def test_who_loses_the_table_goes_by_the_last_one_until_it_has_counted_enough_itself() -> None:
+    hot = HotPrefixes()
+    hot.set_shared_table(7, frozenset(crowded(100).top_prefixes(10)))
+    hot.set_shared_table(0, frozenset())
+    assert hot.epoch == 0
+    one, two = chain_of_blocks(0, 1, 7), chain_of_blocks(0, 1, 8)
+    for request in range(window_size(8) - 1):
+        hot.observe(chain_of_blocks(0, 2_000 + request), instances=8)
+        assert hot.routing_key(one) != hot.routing_key(two)
+    hot.observe(chain_of_blocks(0, 9_999), instances=8)
+    assert hot.routing_key(one) == hot.routing_key(two)
+
+
+def test_without_a_table_losing_it_changes_nothing() -> None:
+    one, other = crowded(100), crowded(100)
+    one.set_shared_table(0, frozenset())
+    prompts = [chain_of_blocks(0, 1, number) for number in range(30)]
+    assert [one.observe(prompt, 8) for prompt in prompts] == [other.observe(prompt, 8) for prompt in prompts]
+
+
+def test_a_table_is_bounded_and_keeps_what_most_prompts_share() -> None:
+    hot = HotPrefixes()
+    for request in range(200):
+        hot.observe(chain_of_blocks(0, request % 2, request % 4, 1_000 + request), instances=16)
+    whole = hot.top_prefixes(100)
+    assert len(whole) == len(hot) == 6
+    assert set(hot.top_prefixes(2)) == {chain_of_blocks(0, session).hashes[-1] for session in (0, 1)}
+
+
+def test_who_takes_over_goes_on_from_the_last_table() -> None:
+    hot = crowded(100)
+    hot.start_from_table(frozenset())
+    assert hot.top_prefixes(10) == []
+    hot.start_from_table(frozenset(crowded(100).top_prefixes(10)))
+    assert len(hot.top_prefixes(10)) == 1

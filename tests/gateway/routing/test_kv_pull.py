@@ -1,0 +1,112 @@
+"""Where a prefix comes from at the least price: pulled where the network is faster than the engine, computed where it is not."""
+
+from random import Random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fairlead.engine_profile import EngineProfile, builtin_profile
+from fairlead.fleet.model import Instance, KvPull, Model, SloTargets
+from fairlead_gateway.routing import ModelRouter, RouteRequest, prefix_chain
+from fairlead_gateway.routing.kv_pull import MAX_TIME_SHARE, pull_prefill_seconds
+
+SLOW = builtin_profile("l4-qwen8b")  # 0.3 ms a token
+FAST = builtin_profile("h100-llama8b")  # 0.036 ms
+BYTES = 131_072.0
+
+
+def gigabits(rate: float) -> KvPull:
+    return KvPull("10.0.0.1:5710", BYTES, rate * 1e9 / 8, 0.01)
+
+
+@pytest.mark.parametrize(
+    ("profile", "rate", "pays"),
+    [(SLOW, 100, True), (SLOW, 25, True), (FAST, 100, True), (FAST, 25, False), (SLOW, 1, False)],
+)
+def test_pulling_pays_where_the_network_is_faster_than_the_engine(
+    profile: EngineProfile, rate: float, pays: bool
+) -> None:
+    computed = profile.prefill_time(8_000.0, 0.0)
+    found = pull_prefill_seconds(profile, 8_000.0, 0.0, 7_900.0, gigabits(rate), computed)
+    assert (found >= 0.0) == pays
+    if pays:
+        assert found <= MAX_TIME_SHARE * computed
+
+
+@pytest.mark.property
+@given(
+    prompt=st.floats(1, 100_000),
+    here=st.floats(0, 1),
+    there=st.floats(0, 1),
+    rate=st.floats(0.01, 1_000),
+)
+def test_a_pull_is_never_dearer_than_computing_and_never_of_nothing(
+    prompt: float, here: float, there: float, rate: float
+) -> None:
+    computed = SLOW.prefill_time(prompt, here * prompt)
+    found = pull_prefill_seconds(SLOW, prompt, here * prompt, there * prompt, gigabits(rate), computed)
+    assert found < computed
+    if there <= here:
+        assert found < 0.0
+
+
+def router(pull: KvPull | None, transfer: str | None = None) -> ModelRouter:
+    made = ModelRouter(secret=b"secret")
+    made.update(
+        Model("default", "m", SloTargets(ttft_seconds=5.0), "dual-hash"),
+        tuple(
+            Instance(
+                f"e-{n}", "default", "m", "main", f"http://127.0.0.1:{n}", profile=SLOW, pull=pull, transfer=transfer
+            )
+            for n in range(2)
+        ),
+        1,
+    )
+    return made
+
+
+def prompt(name: str, seed: int = 1) -> RouteRequest:
+    text = Random(seed).randbytes(16_000)
+    return RouteRequest(name, prefix_chain(text, secret=b"secret", seed=b"m"), len(text) / 4)
+
+
+def second(made: ModelRouter) -> tuple[str, str, RouteRequest]:
+    """One holds the prompt and is busy: where it went, where the next one goes, and that one."""
+    first = prompt("first")
+    holder = made.decide(first, 0.0).chosen
+    assert holder is not None
+    made.on_dispatch(first, holder, 0.0)
+    made.on_first_token(first.id, 0.0)
+    for number in range(4):  # with eight the first would not be there any more
+        made.on_dispatch(prompt(f"other-{number}", 100 + number), holder, 0.0)
+    again = prompt("again")
+    at = made.decide(again, 0.0).chosen
+    assert at is not None
+    return holder, at, again
+
+
+def test_the_one_that_is_not_busy_gets_it_from_the_one_that_is_and_the_decision_says_so() -> None:
+    made = router(gigabits(100))
+    holder, at, again = second(made)
+    decision = made.decide(again, 0.0)
+    assert at != holder
+    assert (decision.chosen, decision.source) == (at, holder)
+    assert f"tokens from {holder}" in decision.reason
+    assert decision.inputs[f"{at}/pull_tokens"].value == pytest.approx(4_000, rel=0.1)
+    assert decision.matched_tokens == pytest.approx(4_000, rel=0.1)
+    assert decision.with_text(rule="retry-1").source == holder
+    before = made.loads()[at].backlog_seconds
+    made.on_dispatch(again, at, 0.0)
+    waits = made.loads()[at].backlog_seconds - before
+    assert waits < 0.5 * SLOW.prefill_time(4_000.0, 0.0)
+
+
+@pytest.mark.parametrize("why", ["slow network", "no tier", "prefill and decode", "retry"])
+def test_nothing_is_pulled(why: str) -> None:
+    pull = None if why == "no tier" else gigabits(1 if why == "slow network" else 100)
+    made = router(pull, "nixl" if why == "prefill and decode" else None)
+    holder, _, again = second(made)
+    decision = made.decide(again, 0.0, excluded=frozenset({holder}) if why == "retry" else frozenset())
+    assert decision.source is None
+    assert not any("/pull_tokens" in name for name in decision.inputs)

@@ -1,0 +1,140 @@
+"""Who served a session last: a candidate for its next turn on every replica, no command, and not for ever."""
+
+from random import Random
+
+import pytest
+from fairlead_testing.engines.scripted import well_behaved
+from fairlead_testing.http.raw_client import post_request, send
+
+from fairlead.engine_profile import builtin_profile
+from fairlead.fleet.model import Instance, Model, SloTargets
+from fairlead.limits import Limits
+from fairlead_gateway.prompt import session_hash
+from fairlead_gateway.routing import ModelRouter, RouteRequest, prefix_chain
+from fairlead_gateway.routing.session_affinity import SessionAffinity
+from fairlead_gateway.testing import RunningGateway, run_async, with_engines
+
+MODEL = Model("default", "m", SloTargets(ttft_seconds=5.0), "dual-hash")
+
+
+def instances(*numbers: int) -> tuple[Instance, ...]:
+    profile = builtin_profile("910b4")
+    return tuple(
+        Instance(f"pod-{n}", "default", "m", "main", f"http://127.0.0.1:{n}", profile=profile) for n in numbers
+    )
+
+
+def router(count: int = 8) -> ModelRouter:
+    made = ModelRouter(secret=b"secret")
+    made.update(MODEL, instances(*range(count)), 1)
+    return made
+
+
+def turn(session: int, number: int, *, named: bool = True) -> RouteRequest:
+    """The same conversation, written in other bytes every time."""
+    text = Random(session * 1_000 + number).randbytes(8_192)
+    chain = prefix_chain(text, secret=b"secret", seed=b"m")
+    pin = session_hash(f"s-{session}", MODEL.key, b"secret") if named else None
+    return RouteRequest(f"{session}-{number}", chain, len(text) / 4, session_hash=pin)
+
+
+def served(made: ModelRouter, request: RouteRequest, now: float) -> str:
+    at = made.decide(request, now).chosen
+    assert at is not None
+    made.on_dispatch(request, at, now)
+    made.on_first_token(request.id, now)
+    made.on_finish(request.id, now)
+    return at
+
+
+def stays(*, named: bool) -> float:
+    """Share of turns that meet what the turn before left in a cache; every turn comes to the other one of two replicas."""
+    replicas = [router(), router()]
+    same = 0
+    for session in range(40):
+        last = None
+        for number in range(5):
+            request, now = turn(session, number, named=named), number * 5.0
+            at = served(replicas[number % 2], request, now)
+            replicas[(number + 1) % 2].on_peer_dispatch(at, request.chain, now, request.session_hash)
+            same += at == last
+            last = at
+    return same / (40 * 4)
+
+
+def test_a_session_whose_bytes_change_stays_where_it_is_across_replicas() -> None:
+    assert stays(named=True) == 1.0
+    assert stays(named=False) < 0.4  # two homes of eight, drawn anew for each turn
+
+
+def test_the_decision_says_who_served_the_session_last() -> None:
+    made = router()
+    at = served(made, turn(1, 0), 0.0)
+    decision = made.decide(turn(1, 1), 5.0)
+    assert (decision.chosen, decision.rule) == (at, "affinity")
+    assert decision.inputs[f"{at}/session_last"].value == 1.0
+    assert sum(name.endswith("/session_last") for name in decision.inputs) == 1
+
+
+def test_a_busy_one_is_left_like_any_other() -> None:
+    made = router()
+    at = served(made, turn(1, 0), 0.0)
+    for number in range(30):
+        made.on_dispatch(turn(100 + number, 0), at, 1.0)
+    decision = made.decide(turn(1, 1), 5.0)
+    assert decision.chosen != at
+    assert any(item.id == at for item in decision.rejected)
+
+
+@pytest.mark.parametrize("left", ["time", "gone", "failed"])
+def test_it_is_no_candidate_any_more(left: str) -> None:
+    made, limits = router(), Limits()
+    at = served(made, turn(1, 0), 0.0)
+    now, excluded = 5.0, frozenset[str]()
+    if left == "time":
+        now = limits.session_pin_seconds
+    elif left == "gone":
+        made.update(MODEL, tuple(one for one in instances(*range(8)) if one.id != at), 2)
+        made.update(MODEL, instances(*range(8)), 3)  # it is back under its name, with nothing in its cache
+    else:
+        excluded = frozenset({at})
+    decision = made.decide(turn(1, 1), now, excluded=excluded)
+    assert decision.chosen is not None
+    assert not any(name.endswith("/session_last") for name in decision.inputs)
+
+
+def test_the_oldest_sessions_go_beyond_the_limit() -> None:
+    pins = SessionAffinity(Limits(session_pins=3))
+    for pin in (1, 2, 3, 1, 4):
+        pins.put(pin, f"pod-{pin}", 0.0)
+    assert [pins.get(pin, 1.0) for pin in (1, 2, 3, 4)] == ["pod-1", None, "pod-3", "pod-4"]
+    assert len(pins) == 3
+
+
+def test_a_pin_says_nothing_without_the_secret_and_is_of_one_model() -> None:
+    pins = {session_hash("s", key, secret) for key in ("a/m", "b/m") for secret in (b"one", b"two")}
+    assert len(pins) == 4
+
+
+@pytest.mark.parametrize(
+    ("more", "header", "pinned"),
+    [
+        ({}, "", False),
+        ({"session_id": "s"}, "", True),
+        ({}, "x-session-id: s\r\n", True),
+        ({"user": "everybody"}, "", False),
+        ({"user": "everybody", "session_id": "s"}, "", True),
+    ],
+)
+def test_a_named_session_is_pinned_and_a_user_is_not(more: dict[str, str], header: str, pinned: bool) -> None:
+    async def use(running: RunningGateway) -> None:
+        for text in ("one", "two"):
+            body = {"model": "tiny", "messages": [{"role": "user", "content": text * 100}], **more}
+            (answer,) = await send(running.url, post_request(body, more=header))
+            assert answer.status == 200
+        told = running.gateway.decisions.get(answer.fields["x-fairlead-decision"])
+        assert told is not None
+        inputs = told.records[0].decision.inputs
+        assert any(name.endswith("/session_last") for name in inputs) == pinned
+
+    run_async(with_engines([well_behaved], use))

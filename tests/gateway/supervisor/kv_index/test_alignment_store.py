@@ -1,0 +1,237 @@
+"""Links in a real Redis: a gateway that starts knows what was learned before; what lies there is bounded and believed with care."""
+
+import asyncio
+from array import array
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field, replace
+
+import msgspec
+import pytest
+from fairlead_testing.redis.valkey import Valkey
+from fairlead_testing.waiting import wait_until
+from hypothesis import given
+from hypothesis import strategies as st
+from redis.asyncio import Redis
+
+from fairlead.limits import Limits
+from fairlead.runtime.clock import SystemClock
+from fairlead_gateway.prefix_map.prefix_table import PrefixTable
+from fairlead_gateway.prefix_map.prompt_alignment import (
+    PromptAlignment,
+    decode_alignment,
+    encode_alignment,
+    estimate_alignment,
+    exact_alignment,
+)
+from fairlead_gateway.supervisor.kv_index.alignment_store import PAGE_ENTRIES, AlignmentStore
+from fairlead_gateway.supervisor.peers.peer_messages import DATA_FIELD, GATEWAY_FIELD
+from fairlead_kvstore.redis import keys
+from fairlead_kvstore.redis.link import RedisLink
+
+KEY = "ns/a"
+SECRET = b"a secret of the test"
+PRINT = b"12345678"
+LIMITS = replace(Limits(), redis_pause_seconds=0.05, redis_ping_seconds=0.05, redis_timeout_seconds=2.0)
+NUMBER = st.integers(1, 2**64 - 1)
+
+
+def lesson_of(name: int, blocks: int = 4) -> PromptAlignment:
+    """A prompt of some byte blocks, with twice as many token blocks; a longer one of a name goes on from the shorter."""
+    hashes = [name * 1_000 + number for number in range(1, blocks + 1)]
+    return PromptAlignment(
+        hashes, [2**40 + name * 1_000 + number for number in range(2 * blocks)], range(2, 2 * blocks + 1, 2), 16
+    )
+
+
+@dataclass(slots=True)
+class Side:
+    """One gateway's end, and what it took over."""
+
+    link: RedisLink
+    kept: AlignmentStore = field(init=False)
+    taken: list[PromptAlignment] = field(default_factory=list)
+
+    async def look(self) -> None:
+        await self.kept.read()
+        await self.kept.write()
+
+    def heads(self) -> list[int]:
+        return [lesson.hashes[-1] for lesson in self.taken]
+
+
+def side(url: str, name: str, *, secret: bytes = SECRET, limits: Limits = LIMITS) -> Side:
+    found = Side(RedisLink(url, SystemClock(), limits=limits))
+    found.kept = AlignmentStore(
+        found.link, name, lambda _, lesson: found.taken.append(lesson), secret=secret, limits=limits
+    )
+    found.kept.set_models([KEY])
+    return found
+
+
+def check(server: Valkey, work: Callable[..., Awaitable[None]], *sides: Side) -> None:
+    async def main() -> None:
+        async with AsyncExitStack() as stack, Redis(unix_socket_path=server.url.removeprefix("unix://")) as redis:
+            for one in sides:
+                one.link.start()
+                stack.push_async_callback(one.link.stop)
+            async with asyncio.timeout(60):
+                for one in sides:
+                    await one.link.wait_connected()
+                await work(redis, *sides)
+
+    asyncio.run(main())
+
+
+def test_who_starts_later_knows_what_was_learned_before(server: Valkey) -> None:
+    async def work(_: Redis, one: Side, two: Side) -> None:
+        for name in range(1, 2 * PAGE_ENTRIES):
+            one.kept.offer(KEY, lesson_of(name))
+        await one.look()
+        await two.look()
+        assert two.heads() == [name * 1_000 + 4 for name in range(1, 2 * PAGE_ENTRIES)]
+        table, other = (
+            PrefixTable(max_links=10_000, max_token_hashes=100_000),
+            PrefixTable(max_links=10_000, max_token_hashes=100_000),
+        )
+        for lesson in two.taken:
+            table.learn(lesson)
+        for name in range(1, 2 * PAGE_ENTRIES):
+            other.learn(lesson_of(name))
+        for name in range(1, 2 * PAGE_ENTRIES):
+            hashes = lesson_of(name).hashes
+            assert [(link.depth, link.token_hash) for link in map(table.get, hashes) if link] == [
+                (link.depth, link.token_hash) for link in map(other.get, hashes) if link
+            ]
+        await one.look()
+        assert one.taken == [], "nobody hears itself"
+        assert two.kept.received == {KEY: len(two.taken)}
+
+    check(server, work, side(server.url, "a"), side(server.url, "b"))
+
+
+def test_a_conversation_is_one_entry_whoever_learns_its_turns(server: Valkey) -> None:
+    async def work(redis: Redis, one: Side, two: Side) -> None:
+        for blocks in range(2, 12):
+            learns = one if blocks % 2 else two
+            learns.kept.offer(KEY, lesson_of(1, blocks))
+            await one.look()
+            await two.look()
+        assert await redis.xlen(keys.prompt_alignments(KEY)) == 1
+        late = side(server.url, "c")
+        late.link.start()
+        await late.link.wait_connected()
+        await late.look()
+        await late.link.stop()
+        assert [len(lesson.hashes) for lesson in late.taken] == [11]
+
+    check(server, work, side(server.url, "a"), side(server.url, "b"))
+
+
+def test_what_is_wrong_is_deleted_for_all_who_start_later(server: Valkey) -> None:
+    async def work(redis: Redis, one: Side, two: Side) -> None:
+        one.kept.offer(KEY, lesson_of(1))
+        await one.look()
+        one.kept.offer(KEY, lesson_of(2))
+        one.kept.delete_model(KEY)
+        await one.look()
+        assert await redis.exists(keys.prompt_alignments(KEY)) == 0
+        one.kept.offer(KEY, lesson_of(3))
+        await one.look()
+        await two.look()
+        assert two.heads() == [3_004]
+
+    check(server, work, side(server.url, "a"), side(server.url, "b"))
+
+
+def test_other_secrets_damage_and_other_kinds_of_keys_are_passed_over(server: Valkey) -> None:
+    async def work(redis: Redis, one: Side, strange: Side) -> None:
+        strange.kept.offer(KEY, lesson_of(1))
+        await strange.kept.write()
+        for data in (b"", b"\x01", b"\x02abc", b"\x01" + msgspec.msgpack.encode({"hashes": 3}), b"\x01" * 70_000):
+            await redis.xadd(keys.prompt_alignments(KEY), {GATEWAY_FIELD: b"x", DATA_FIELD: data})
+        await redis.xadd(keys.prompt_alignments(KEY), {b"other": b"fields"})
+        strange.kept.offer(KEY, lesson_of(2))
+        await strange.kept.write()
+        await one.look()
+        assert one.taken == []
+        assert one.kept.unreadable == 8
+        await redis.delete(keys.prompt_alignments(KEY))
+        await redis.set(keys.prompt_alignments(KEY), "a string")
+        one.kept.offer(KEY, lesson_of(3))
+        await one.look()
+
+    check(server, work, side(server.url, "a"), side(server.url, "b", secret=b"another"))
+
+
+def test_what_lies_there_is_bounded_and_expires(server: Valkey) -> None:
+    limits = replace(LIMITS, prefix_map_stored_prompts=100, prefix_map_stored_bytes=4_096)
+
+    async def work(redis: Redis, one: Side) -> None:
+        for name in range(1, 1_000):
+            one.kept.offer(KEY, lesson_of(name))
+            if not name % 100:
+                await one.look()
+        one.kept.offer(KEY, lesson_of(1_001, 400))  # too long
+        one.kept.offer("ns/unknown", lesson_of(1))
+        await one.look()
+        assert await redis.xlen(keys.prompt_alignments(KEY)) <= 300, "Redis cuts whole nodes of a stream"
+        assert 0 < await redis.ttl(keys.prompt_alignments(KEY)) <= limits.prefix_map_retention_seconds
+        entries = await redis.xrange(keys.prompt_alignments(KEY))
+        assert all(len(fields[DATA_FIELD]) < 4_096 for _, fields in entries)
+        assert await redis.keys("*unknown*") == []
+
+    check(server, work, side(server.url, "a", limits=limits))
+
+
+def test_a_redis_that_is_away_costs_only_what_was_not_written(server: Valkey) -> None:
+    async def work(_: Redis, one: Side) -> None:
+        one.kept.offer(KEY, lesson_of(1))
+        one.kept.start()
+        server.kill()
+        await wait_until(lambda: not one.link.state.connected)
+        for name in range(2 * LIMITS.prefix_map_stores_pending):
+            one.kept.offer(KEY, lesson_of(name + 1))
+        assert len(one.kept._pending) == LIMITS.prefix_map_stores_pending
+        await one.kept.stop()
+
+    check(server, work, side(server.url, "a"))
+
+
+@given(st.lists(NUMBER, min_size=1, max_size=20), st.lists(NUMBER, max_size=40), st.integers(1, 64))
+def test_a_lesson_comes_out_as_it_went_in(hashes: list[int], owns: list[int], block_size: int) -> None:
+    lesson = exact_alignment(hashes, owns, [number * 7 for number in range(len(hashes))], block_size=block_size)
+    data = encode_alignment(lesson, secret=PRINT)
+    found = decode_alignment(data, secret=PRINT, max_bytes=len(data))
+    assert found is not None
+    assert (list(found.hashes), list(found.token_hashes), found.block_size) == (hashes, owns, block_size)
+    assert list(found.depths) == [min(depth, len(owns)) for depth in lesson.depths]
+    assert decode_alignment(data, secret=b"another", max_bytes=len(data)) is None
+    assert decode_alignment(data, secret=PRINT, max_bytes=len(data) - 1) is None
+
+
+@given(st.binary(max_size=200))
+def test_no_bytes_do_harm(data: bytes) -> None:
+    found = decode_alignment(b"\x01" + data, secret=PRINT, max_bytes=1_000)
+    assert found is None or len(found.hashes) == len(found.depths)
+
+
+def test_no_text_and_no_token_is_in_what_is_kept() -> None:
+    tokens = array("I", range(70_000, 70_064))
+    lesson = estimate_alignment([11, 12], [256, 512], [21, 22, 23, 24], size=600, tokens=len(tokens), block_size=16)
+    data = encode_alignment(lesson, secret=PRINT)
+    assert not any(token.to_bytes(4, "little") in data for token in tokens)
+    assert len(data) < 8 * 6 + 4 * 2 + 80
+
+
+def test_a_lesson_that_is_known_in_parts_only_is_none() -> None:
+    table = PrefixTable(max_links=10, max_token_hashes=100)
+    lesson = lesson_of(1)
+    table.learn(lesson)
+    assert table.alignment([*lesson.hashes, 77], 16) is None
+    assert table.alignment([], 16) is None
+    found = table.alignment(lesson.hashes, 16)
+    assert found is not None
+    assert list(found.depths) == list(lesson.depths)
+    with pytest.raises(ValueError, match="shorter"):
+        table.learn(PromptAlignment([91, 92], [1, 2, 3], [1], 16))

@@ -1,0 +1,229 @@
+"""One gateway keeps the table of hot prefixes for all; another goes on from it; a stale one is said and then left."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, replace
+
+from fairlead_testing.redis.valkey import Valkey
+from fairlead_testing.waiting import wait_until
+from redis.asyncio import Redis
+
+from fairlead.limits import Limits
+from fairlead.runtime.clock import ManualClock, SystemClock
+from fairlead_gateway.supervisor.peers.hot_prefix_lease import HotPrefixLeases, TableLease
+from fairlead_gateway.supervisor.peers.peer_messages import HotPrefixTable
+from fairlead_kvstore.redis import keys
+from fairlead_kvstore.redis.link import RedisLink
+
+KEY = "ns/a"
+LIMITS = replace(Limits(), redis_pause_seconds=0.05, redis_ping_seconds=0.05, redis_timeout_seconds=2.0)
+FIRST, SECOND = HotPrefixTable(b"firsttab"), HotPrefixTable(b"secondta")
+
+
+@dataclass(slots=True)
+class Side:
+    """One gateway's end: what it counts itself, and what it was told."""
+
+    link: RedisLink
+    tables: HotPrefixLeases
+    mine: HotPrefixTable | None = None
+    active: list[str] = field(default_factory=lambda: [KEY])
+    adopted: list[HotPrefixTable] = field(default_factory=list)
+    told: list[tuple[int, HotPrefixTable | None]] = field(default_factory=list)
+
+
+def side(url: str, name: str, clock: ManualClock) -> Side:
+    link = RedisLink(url, SystemClock(), limits=LIMITS)
+    made: list[Side] = []
+    tables = HotPrefixLeases(
+        link,
+        name,
+        clock,
+        active_models=lambda: made[0].active,
+        local_table=lambda model: made[0].mine,
+        on_acquired=lambda model, table: made[0].adopted.append(table),
+        on_table=lambda model, epoch, table: made[0].told.append((epoch, table)),
+        limits=LIMITS,
+    )
+    made.append(Side(link, tables))
+    return made[0]
+
+
+def check(url: str, work: Callable[[ManualClock, Side, Side], Awaitable[None]]) -> None:
+    async def main() -> None:
+        clock = ManualClock()
+        sides = [side(url, name, clock) for name in ("one", "two")]
+        for one in sides:
+            one.link.start()
+        async with asyncio.timeout(60):
+            for one in sides:
+                await one.link.wait_connected()
+        try:
+            await work(clock, *sides)
+        finally:
+            for one in sides:
+                await one.link.stop()
+
+    asyncio.run(main())
+
+
+def test_everybody_goes_by_the_table_of_whoever_came_first_and_equal_epochs_are_equal_tables(server: Valkey) -> None:
+    async def work(clock: ManualClock, one: Side, two: Side) -> None:
+        one.mine, two.mine = FIRST, SECOND
+        for each in (one, two):
+            await each.tables.run_once()
+        assert one.told == two.told == [(int(clock.wall() * 1000), FIRST)]
+        assert (one.tables.owned_tables, two.tables.owned_tables) == (1, 0)
+        one.mine = SECOND
+        clock.advance(0.5)
+        for each in (one, two, one, two):
+            await each.tables.run_once()
+        assert one.told == two.told
+        epochs = [epoch for epoch, _ in one.told]
+        assert epochs[1] == epochs[0] + 1
+        assert two.told[-1][1] == SECOND
+
+    check(server.url, work)
+
+
+def test_who_takes_over_offers_the_last_table_first_and_then_goes_on_from_it(server: Valkey) -> None:
+    async def work(clock: ManualClock, one: Side, two: Side) -> None:
+        reader = Redis.from_url(server.url)
+        one.mine, two.mine = FIRST, SECOND
+        for each in (one, two):
+            await each.tables.run_once()
+        await reader.delete(keys.hot_prefixes(KEY))  # the keeper is dead, and its lease over
+        await two.tables.run_once()
+        assert two.tables.owned_tables == 1
+        assert two.adopted == [FIRST]
+        assert two.told[1][1] == FIRST
+        assert two.told[1][0] > two.told[0][0]
+        await two.tables.run_once()
+        await one.tables.run_once()
+        assert one.tables.owned_tables == 0
+        assert one.told[-1] == two.told[-1] == (two.told[1][0] + 1, SECOND)
+        await reader.aclose()
+
+    check(server.url, work)
+
+
+def test_the_key_is_a_lease_and_one_that_would_never_end_is_nobodys(server: Valkey) -> None:
+    async def work(clock: ManualClock, one: Side, two: Side) -> None:
+        reader = Redis.from_url(server.url)
+        await reader.hset(keys.hot_prefixes(KEY), mapping={"holder": "a ghost", "epoch": "7", "table": "x"})  # type: ignore[misc]
+        one.mine = FIRST
+        await one.tables.run_once()
+        assert one.told == [(int(clock.wall() * 1000), FIRST)]
+        assert 0 < await reader.pttl(keys.hot_prefixes(KEY)) <= LIMITS.hot_prefix_lease_seconds * 1000
+        await one.tables.stop()
+        assert not await reader.exists(keys.hot_prefixes(KEY))
+        await reader.aclose()
+
+    check(server.url, work)
+
+
+def test_one_that_has_not_caught_up_asks_and_does_not_offer(server: Valkey) -> None:
+    async def work(clock: ManualClock, one: Side, two: Side) -> None:
+        await one.tables.run_once()
+        assert (one.told, one.tables.owned_tables) == ([], 0)
+        two.mine = SECOND
+        await two.tables.run_once()
+        await one.tables.run_once()
+        assert one.told == two.told
+
+    check(server.url, work)
+
+
+def test_a_table_that_nobody_renews_is_said_to_be_stale_and_left_after_a_minute(server: Valkey) -> None:
+    async def work(clock: ManualClock, one: Side, two: Side) -> None:
+        one.mine = FIRST
+        await one.tables.run_once()
+        server.kill()
+        await wait_until(lambda: not one.link.state.connected)
+        await one.tables.run_once()
+        assert one.tables.warnings() == []
+        clock.advance(10.0)
+        await one.tables.run_once()
+        assert "as of 10s ago" in one.tables.warnings()[0]
+        clock.advance(LIMITS.redis_stale_seconds)
+        await one.tables.run_once()
+        assert one.told[-1] == (0, None)
+        assert one.tables.owned_tables == 0
+        server.start()
+        await wait_until(lambda: one.link.state.connected)
+        await one.tables.run_once()
+        assert one.told[-1][1] == FIRST
+        assert one.told[-1][0] > one.told[0][0]
+        assert one.tables.warnings() == []
+
+    check(server.url, work)
+
+
+def test_who_gave_a_table_up_takes_the_same_one_again(server: Valkey) -> None:
+    async def work(clock: ManualClock, one: Side, two: Side) -> None:
+        reader = Redis.from_url(server.url)
+        two.mine = SECOND
+        for each in (two, one):
+            await each.tables.run_once()
+        await reader.persist(keys.hot_prefixes(KEY))
+        await reader.expire(keys.hot_prefixes(KEY), 600)
+        link = one.link
+        await link.stop()
+        clock.advance(1.0)
+        await one.tables.run_once()
+        clock.advance(LIMITS.redis_stale_seconds + 1.0)
+        await one.tables.run_once()
+        assert one.told[1:] == [(0, None)]
+        link.start()
+        await link.wait_connected()
+        await one.tables.run_once()
+        assert one.told[2:] == two.told
+        await reader.aclose()
+
+    check(server.url, work)
+
+
+def test_a_model_that_rested_wakes_with_the_last_table(server: Valkey) -> None:
+    async def work(clock: ManualClock, one: Side, two: Side) -> None:
+        reader = Redis.from_url(server.url)
+        one.mine = FIRST
+        await one.tables.run_once()
+        one.active = []
+        clock.advance(3_600.0)
+        await one.tables.run_once()
+        await reader.delete(keys.hot_prefixes(KEY))
+        assert (one.tables.warnings(), one.tables.owned_tables) == ([], 0)
+        one.active, one.mine = [KEY], HotPrefixTable()
+        await one.tables.run_once()
+        assert [table for _, table in one.told] == [FIRST, FIRST]
+        one.tables.retain([])
+        assert one.tables.lease(KEY) is None
+        await reader.aclose()
+
+    check(server.url, work)
+
+
+def test_what_cannot_be_read_is_no_table(server: Valkey) -> None:
+    async def work(clock: ManualClock, one: Side, two: Side) -> None:
+        reader = Redis.from_url(server.url)
+        one.mine = FIRST
+        for fields in ({"holder": "x", "epoch": "9", "table": "?"}, {"holder": "x", "epoch": "many", "table": ""}):
+            await reader.delete(keys.hot_prefixes(KEY))
+            await reader.hset(keys.hot_prefixes(KEY), mapping=dict(fields))  # type: ignore[misc]
+            await reader.expire(keys.hot_prefixes(KEY), 60)
+            await one.tables.run_once()
+        assert (one.told, one.tables.undecodable) == ([], 2)
+        await reader.set(keys.hot_prefixes(KEY), "a string")
+        await one.tables.run_once()
+        assert "WRONGTYPE" in one.tables.warnings()[0]
+        await reader.aclose()
+
+    check(server.url, work)
+
+
+def test_an_answer_to_an_offer_that_was_not_ours_changes_nothing() -> None:
+    term = TableLease()
+    assert term.make_offer(None, 5) is None
+    assert not term.on_reply(True, 5, None, 0.0)
+    assert not term.on_reply(False, 5, None, 0.0)
+    assert (term.epoch, term.table) == (0, None)

@@ -1,0 +1,113 @@
+"""What others said that they have in flight counts as far as it is probably still there."""
+
+import math
+
+import pytest
+
+from fairlead.limits import Limits
+from fairlead_gateway.supervisor.peers.load_decay import ResidenceTimes
+from fairlead_gateway.supervisor.peers.peer_messages import PeerBatch, PeerLoad, SentPrompt
+from fairlead_gateway.supervisor.peers.peer_state import PeerState
+
+KEY = "ns/a"
+GROUP = ("e-0", "e-1", "e-2", "e-3")
+AGE = 0.1
+
+
+def sent(*instances: str) -> list[SentPrompt]:
+    return [(name, b"", 1, 0) for name in instances]
+
+
+def load(flying: int, waiting: int = 0) -> PeerLoad:
+    return flying, waiting, 0.5 * waiting, 100.0 * flying
+
+
+def test_what_never_ended_is_where_it_was_said_to_be() -> None:
+    pace = ResidenceTimes()
+    pace.observe(0.0, {}, sent("e-0", "e-0"), {"e-0": load(2, 2)})
+    pace.observe(5.0, {"e-0": load(2, 2)}, sent("e-1"), {"e-0": load(2, 2), "e-1": load(1, 1)})
+    loads = {"e-0": load(2, 2), "e-1": load(1, 1)}
+    assert pace.expected_loads(loads, [GROUP], AGE) == loads
+
+
+def test_requests_that_are_over_before_they_are_heard_of_count_everywhere_alike() -> None:
+    pace = ResidenceTimes()
+    for _ in range(10):
+        pace.observe(0.05, {}, sent("e-0", "e-1"), {})
+    found = pace.expected_loads({"e-0": load(4, 4)}, [GROUP], AGE)
+    assert found == dict.fromkeys(GROUP, (1, 1, 0.5, 100.0))
+
+
+@pytest.mark.parametrize("stay", [0.02, 0.1, 1.0, 30.0])
+def test_the_mean_stay_decides_how_much_is_left_and_the_sum_stays(stay: float) -> None:
+    pace = ResidenceTimes()
+    for _ in range(40):  # each batch: one ends that was there for its stay, another begins
+        pace.observe(stay, {"e-0": load(1, 1)}, sent("e-0"), {"e-0": load(1, 1)})
+    found = pace.expected_loads({"e-0": load(8, 8)}, [GROUP], AGE)
+    left = math.exp(-AGE / stay)
+    assert found["e-0"][3] == pytest.approx(800.0 * (left + (1 - left) / 4))
+    assert sum(one[3] for one in found.values()) == pytest.approx(800.0)
+    assert sum(one[2] for one in found.values()) == pytest.approx(4.0)
+
+
+def test_the_wait_for_a_first_token_and_the_stay_fade_apart() -> None:
+    pace = ResidenceTimes()
+    for _ in range(40):  # answered within the batch, in flight for a hundred seconds
+        pace.observe(2.5, {"e-0": load(40)}, sent("e-0"), {"e-0": load(40)})
+    (one,) = pace.expected_loads({"e-0": load(40, 2)}, [["e-0"]], AGE).values()
+    assert one == (40, 2, 1.0, pytest.approx(4_000.0))
+    found = pace.expected_loads({"e-0": load(40, 2)}, [GROUP], AGE)
+    assert (found["e-0"][2], found["e-1"][2]) == (0.25, 0.25)
+    assert found["e-0"][3] > 3_900.0
+
+
+def test_instances_of_another_kind_do_not_take_the_place() -> None:
+    pace = ResidenceTimes()
+    for _ in range(10):
+        pace.observe(0.05, {}, sent("e-0"), {})
+    found = pace.expected_loads({"e-0": load(4), "p-0": load(2)}, [("e-0", "e-1"), ("p-0", "p-1")], AGE)
+    assert found == {"e-0": (2, 0, 0.0, 200.0), "e-1": (2, 0, 0.0, 200.0), "p-0": load(2)}
+
+
+def test_what_requests_are_like_now_is_learned_within_some_hundred() -> None:
+    pace = ResidenceTimes()
+    for _ in range(200):
+        pace.observe(0.05, {}, sent("e-0"), {})
+    for _ in range(200):
+        pace.observe(10.0, {"e-0": load(1)}, sent("e-0"), {"e-0": load(1)})
+    assert pace.expected_loads({"e-0": load(10)}, [GROUP], AGE)["e-0"][3] > 900.0
+
+
+def test_instances_that_nothing_is_sent_to_are_left_out_and_forgotten() -> None:
+    pace = ResidenceTimes()
+    pace.observe(0.05, {}, sent("gone"), {"gone": load(1)})
+    assert pace.expected_loads({"gone": load(1)}, [GROUP], AGE) == {}
+    assert pace.expected_loads({"gone": load(1)}, [("gone",)], AGE) == {"gone": load(1)}
+
+
+def test_batches_of_other_gateways_teach_the_pace() -> None:
+    peers = PeerState(b"s", Limits())
+    for number in range(1, 20):
+        batch = PeerBatch(number, 0.5, b"s", (("e-0", b"", 1, 0),), {"e-0": load(1, 1)} if number == 19 else {})
+        peers.apply_batch(KEY, "b", batch, 0.05 * number, is_live=True)
+    assert peers.reported_loads() == {"e-0": load(1, 1)}
+    assert peers.expected_loads({KEY: [GROUP]}) == dict.fromkeys(GROUP, (1, 0, 0.125, 25.0))
+    assert peers.expected_loads({}) == {}
+
+
+def test_what_was_there_all_the_time_does_not_fade_beside_requests_that_are_soon_over() -> None:
+    peers = PeerState(b"s", Limits())
+    for number in range(1, 41):
+        brief = tuple(sent("e-0", "e-1"))
+        peers.apply_batch(
+            KEY, "b", PeerBatch(number, 0.5, b"s", brief, {"e-0": load(3 + number % 2)}), 0.05 * number, is_live=True
+        )
+        if number == 15:
+            assert peers.expected_loads({KEY: [GROUP]})["e-0"][3] < 250.0, (
+                "who is heard for less than a second may have come just now"
+            )
+    found = peers.expected_loads({KEY: [GROUP]})
+    assert found["e-0"] == (3, 0, 0.0, 300.0)
+    assert found.keys() == {"e-0"}
+    peers.apply_batch(KEY, "b", PeerBatch(41, 0.5, b"s", (), {}), 2.05, is_live=True)
+    assert peers.expected_loads({KEY: [GROUP]}) == {}

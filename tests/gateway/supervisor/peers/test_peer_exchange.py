@@ -1,0 +1,282 @@
+"""Gateways hear one another through a real Redis: rounds are driven by the test, time is a fake clock."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+from fairlead_testing.redis.valkey import Valkey
+from fairlead_testing.redis.valkey_cluster import ValkeyGroup
+from fairlead_testing.waiting import wait_until, wait_until_async
+from redis.asyncio import Redis
+
+from fairlead.limits import Limits
+from fairlead.runtime.clock import ManualClock, SystemClock
+from fairlead_gateway.supervisor.peers.peer_exchange import PAGE_ENTRIES, ExchangeHooks, PeerExchange
+from fairlead_gateway.supervisor.peers.peer_messages import DATA_FIELD, GATEWAY_FIELD, PeerLoad, SentPrompt
+from fairlead_kvstore.redis import keys
+from fairlead_kvstore.redis.link import RedisLink
+
+KEY = "ns/a"
+READY = ("e-0", "e-1")
+ONE: PeerLoad = (1, 1, 0.5, 10.0)
+LIMITS = replace(Limits(), redis_pause_seconds=0.05, redis_ping_seconds=0.05, redis_timeout_seconds=2.0)
+
+
+@dataclass(slots=True)
+class Side:
+    """One gateway's end, and what it heard."""
+
+    link: RedisLink
+    exchange: PeerExchange
+    loads: dict[str, dict[str, PeerLoad]]
+    models: list[str]
+    sent: list[tuple[str, SentPrompt]] = field(default_factory=list)
+    shown: Mapping[str, PeerLoad] = field(default_factory=dict)
+
+    def show(self, loads: Mapping[str, PeerLoad]) -> None:
+        self.shown = loads
+
+    def hear(self, model: str, items: Sequence[SentPrompt]) -> None:
+        self.sent += [(model, item) for item in items]
+
+    async def caught_up(self) -> None:
+        """Read all that there is."""
+        while True:
+            await self.exchange.read_once()
+            if self.exchange.is_caught_up:
+                return
+
+
+def side(url: str, name: str, clock: ManualClock, *, models: Sequence[str] = (KEY,), limits: Limits = LIMITS) -> Side:
+    link = RedisLink(url, SystemClock(), limits=limits)
+    made: list[Side] = []
+    hooks = ExchangeHooks(
+        lambda: {model: [READY] for model in made[0].models},
+        lambda: made[0].loads,
+        lambda model, items: made[0].hear(model, items),
+        lambda loads: made[0].show(loads),
+    )
+    exchange = PeerExchange(link, name, clock, hooks, secret_fingerprint=b"s", limits=limits)
+    made.append(Side(link, exchange, {}, list(models)))
+    return made[0]
+
+
+def check(url: str, work: Callable[..., Awaitable[None]], *, names: str = "ab", models: Sequence[str] = (KEY,)) -> None:
+    async def main() -> None:
+        clock = ManualClock()
+        sides = [side(url, name, clock, models=models) for name in names]
+        for one in sides:
+            one.link.start()
+        try:
+            async with asyncio.timeout(60):
+                for one in sides:
+                    await one.link.wait_connected()
+                    await one.caught_up()
+            await work(clock, *sides)
+        finally:
+            for one in sides:
+                await one.link.stop()
+
+    asyncio.run(main())
+
+
+def test_what_one_sends_the_others_hear_and_it_does_not_hear_itself(server: Valkey) -> None:
+    async def work(clock: ManualClock, one: Side, two: Side) -> None:
+        one.loads = {KEY: {"e-0": ONE}}
+        one.exchange.add_dispatch(KEY, "e-0", bytes(16), 7, 99)
+        await one.exchange.flush()
+        for each in (one, two):
+            await each.exchange.read_once()
+        assert two.sent == [(KEY, ("e-0", bytes(16), 7, 99))]
+        assert two.shown == {"e-0": ONE}
+        assert (one.sent, one.shown) == ([], {})
+        assert [each.name for each in two.exchange.known_peers()] == ["a"]
+        assert (one.exchange.stats.sent, two.exchange.stats.received) == (1, 1)
+
+    check(server.url, work)
+
+
+def test_a_gateway_that_falls_silent_takes_its_load_along_even_while_redis_is_away(server: Valkey) -> None:
+    async def work(clock: ManualClock, one: Side, two: Side) -> None:
+        one.loads = {KEY: {"e-0": ONE}}
+        await one.exchange.flush()
+        await two.exchange.read_once()
+        assert two.shown == {"e-0": ONE}
+        server.kill()
+        await wait_until(lambda: not two.link.state.connected)
+        clock.advance(1.4)
+        two.exchange.update_loads()
+        assert two.shown == {"e-0": ONE}
+        clock.advance(0.2)
+        two.exchange.update_loads()
+        assert two.shown == {}
+
+    check(server.url, work)
+
+
+def test_one_that_starts_reads_the_past_back_as_hints_only(server: Valkey) -> None:
+    async def work(clock: ManualClock, one: Side, two: Side) -> None:
+        one.loads = {KEY: {"e-0": ONE}}
+        for tail in range(2 * PAGE_ENTRIES + 3):
+            one.exchange.add_dispatch(KEY, "e-0", b"", tail)
+            await one.exchange.flush()
+        late = side(server.url, "c", clock)
+        late.link.start()
+        await late.link.wait_connected()
+        await late.exchange.read_once()
+        assert not late.exchange.is_caught_up
+        assert "being read back" in late.exchange.warnings()[0]
+        await late.caught_up()
+        assert [item[2] for _, item in late.sent] == list(range(2 * PAGE_ENTRIES + 3))
+        assert (late.shown, late.exchange.known_peers(), late.exchange.peer_state.missed_batches) == ({}, [], 0)
+        clock.advance(0.5)
+        await one.exchange.flush()
+        await late.exchange.read_once()
+        assert late.shown == {"e-0": ONE}
+        await late.link.stop()
+
+    check(server.url, work)
+
+
+def test_one_that_ends_says_so_and_tells_what_waits(server: Valkey) -> None:
+    async def work(clock: ManualClock, one: Side, two: Side) -> None:
+        one.loads = {KEY: {"e-0": ONE}}
+        await one.exchange.flush()
+        one.exchange.add_dispatch(KEY, "e-0", b"", 9)
+        await one.exchange.stop()
+        await two.exchange.read_once()
+        assert [item[2] for _, item in two.sent] == [9]
+        assert (two.shown, two.exchange.known_peers()) == ({}, [])
+
+    check(server.url, work)
+
+
+def test_what_waits_while_redis_is_away_follows_when_it_is_back(server: Valkey) -> None:
+    async def work(clock: ManualClock, one: Side, two: Side) -> None:
+        server.kill()
+        await wait_until(lambda: not (one.link.state.connected or two.link.state.connected))
+        one.exchange.add_dispatch(KEY, "e-0", b"", 1)
+        await one.exchange.flush()
+        server.start()
+        await wait_until(lambda: one.link.state.connected and two.link.state.connected)
+        await one.exchange.flush()
+        await two.exchange.read_once()
+        assert [item[2] for _, item in two.sent] == [1]
+
+    check(server.url, work)
+
+
+def test_a_stream_that_begins_anew_with_smaller_identifiers_is_read_from_its_start(server: Valkey) -> None:
+    async def work(clock: ManualClock, one: Side, two: Side) -> None:
+        reader = Redis.from_url(server.url)
+        await reader.xadd(keys.sent_prompts(KEY), {b"x": b"from a server whose clock was ahead"}, id="99999999999999-0")
+        await two.exchange.read_once()
+        await reader.flushall()
+        one.exchange.add_dispatch(KEY, "e-0", b"", 1)
+        await one.exchange.flush()
+        await two.exchange.read_once()
+        assert two.sent == []
+        await two.exchange.flush()  # its own entry shows that the stream is another one
+        await two.exchange.read_once()
+        assert [item[2] for _, item in two.sent] == [1]
+        await reader.aclose()
+
+    check(server.url, work)
+
+
+def test_poison_is_passed_over_and_counted_and_a_key_of_another_kind_is_said(server: Valkey) -> None:
+    async def work(clock: ManualClock, one: Side, two: Side) -> None:
+        reader = Redis.from_url(server.url)
+        name = keys.sent_prompts(KEY)
+        for fields in (
+            {GATEWAY_FIELD: b"z", DATA_FIELD: b"\x01garbage"},
+            {GATEWAY_FIELD: b"z"},
+            {GATEWAY_FIELD: b"x" * 600, DATA_FIELD: b""},
+        ):
+            await reader.xadd(name, dict[Any, Any](fields))
+        await reader.xadd(name, {b"something": b"else"})
+        one.exchange.add_dispatch(KEY, "e-0", b"", 1)
+        await one.exchange.flush()
+        await two.exchange.read_once()
+        assert [item[2] for _, item in two.sent] == [1]
+        assert two.exchange.stats.undecodable == 3
+        await reader.set(name, "no stream")
+        await two.exchange.read_once()
+        one.exchange.add_dispatch(KEY, "e-0", b"", 2)
+        await one.exchange.flush()
+        assert "WRONGTYPE" in two.exchange.warnings()[0]
+        assert "WRONGTYPE" in one.exchange.warnings()[0]
+        assert one.exchange.outbox.dropped == 1
+        await reader.delete(name)
+        for each in (one, two):
+            await each.exchange.read_once()
+            each.exchange.add_dispatch(KEY, "e-0", b"", 3)
+            await each.exchange.flush()
+            assert each.exchange.warnings() == []
+        await reader.aclose()
+
+    check(server.url, work)
+
+
+def test_a_stream_is_bounded_and_goes_when_nobody_writes_to_it(server: Valkey) -> None:
+    async def work(clock: ManualClock, one: Side, two: Side) -> None:
+        reader = Redis.from_url(server.url)
+        tight = side(server.url, "t", clock, limits=replace(LIMITS, dispatch_entries=100))
+        tight.link.start()
+        await tight.link.wait_connected()
+        for tail in range(500):
+            tight.exchange.add_dispatch(KEY, "e-0", b"", tail)
+            await tight.exchange.flush()
+        await tight.caught_up()
+        clock.advance(11.0)
+        await tight.exchange.flush()
+        assert await reader.xlen(keys.sent_prompts(KEY)) <= 100 + 200  # "~" keeps up to a node more
+        assert 0 < await reader.ttl(keys.sent_prompts(KEY)) <= LIMITS.dispatch_retention_seconds
+        await tight.link.stop()
+        await reader.aclose()
+
+    check(server.url, work)
+
+
+def test_models_come_and_go(server: Valkey) -> None:
+    async def work(clock: ManualClock, one: Side, two: Side) -> None:
+        for each in (one, two):
+            each.models = [KEY, "ns/b"]
+            await each.caught_up()
+        one.loads = {"ns/b": {"e-1": ONE}}
+        await one.exchange.flush()
+        await two.exchange.read_once()
+        assert two.shown == {"e-1": ONE}
+        two.models = [KEY]
+        await two.exchange.read_once()
+        assert two.shown == {}
+        assert not two.exchange.is_model_caught_up("ns/b")
+
+    check(server.url, work)
+
+
+MANY = [f"ns/m-{number}" for number in range(24)]
+
+
+async def all_models(clock: ManualClock, one: Side, two: Side) -> None:
+    for number, model in enumerate(MANY):
+        one.exchange.add_dispatch(model, "e-0", b"", number)
+
+    async def heard() -> bool:
+        await one.exchange.flush()
+        await two.exchange.read_once()
+        return sorted((model, item[2]) for model, item in two.sent) == sorted(zip(MANY, range(24), strict=True))
+
+    await wait_until_async(heard)
+
+
+@pytest.mark.timeout(300)
+def test_gateways_hear_one_another_through_a_cluster(ring: ValkeyGroup) -> None:
+    check(ring.url, all_models, models=MANY)
+
+
+@pytest.mark.timeout(300)
+def test_gateways_hear_one_another_through_the_master_that_sentinels_name(pair: ValkeyGroup) -> None:
+    check(pair.url, all_models, models=MANY)

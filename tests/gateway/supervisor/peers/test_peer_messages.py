@@ -1,0 +1,73 @@
+"""What is read from Redis is checked before it is believed."""
+
+import math
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fairlead_gateway.supervisor.peers.peer_messages import (
+    HotPrefixTable,
+    PeerBatch,
+    decode_batch,
+    decode_table,
+    secret_fingerprint,
+)
+from fairlead_kvstore.redis.codec import encode
+
+GOOD = PeerBatch(3, 0.5, b"print", (("e-0", bytes(16), 2**64 - 1, 2**64 - 2),), {"e-0": (1, 0, 0.5, 10.0)})
+
+
+def test_what_was_written_is_read() -> None:
+    assert decode_batch(encode(GOOD)) == GOOD
+    table = HotPrefixTable(bytes(8), bytes(16))
+    assert decode_table(encode(table), 10) == table
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"number": -1},
+        {"within": math.nan},
+        {"within": math.inf},
+        {"within": -1.0},
+        {"sent": [["e-0", b"1234567", 0, 0]]},
+        {"sent": [["e-0", b"", 2**64, 0]]},
+        {"sent": [["x" * 2_000, b"", 0, 0]]},
+        {"sent": [["e-0", b"", 0, 2**64]]},
+        {"sent": "prompts"},
+        {"loads": {"e-0": [1, 1, math.inf, 0.0]}},
+        {"loads": {"e-0": [-1, 0, 0.0, 0.0]}},
+        {"loads": {"e-0": [2**62, 0, 0.0, 0.0]}},
+        {"loads": {"e-0": [1]}},
+    ],
+)
+def test_what_is_out_of_bounds_is_passed_over(changed: dict[str, object]) -> None:
+    fields = msgspec.msgpack.decode(encode(GOOD)[1:]) | changed
+    try:
+        data = msgspec.msgpack.encode(fields)
+    except OverflowError:
+        return
+    assert decode_batch(b"\x01" + data) is None
+
+
+def test_another_schema_and_damage_are_passed_over_and_later_fields_are_ignored() -> None:
+    data = encode(GOOD)
+    assert decode_batch(b"\x02" + data[1:]) is None
+    assert decode_batch(data[:-1]) is None
+    later = msgspec.msgpack.encode(msgspec.msgpack.decode(data[1:]) | {"later": 1})
+    assert decode_batch(b"\x01" + later) == GOOD
+    assert decode_table(encode(HotPrefixTable(bytes(9))), 10) is None
+    assert decode_table(encode(HotPrefixTable(bytes(8 * 100))), 10) is None
+
+
+@given(st.binary(max_size=200))
+def test_no_bytes_raise(data: bytes) -> None:
+    decode_batch(b"\x01" + data)
+    decode_table(b"\x01" + data, 10)
+
+
+def test_a_secret_can_be_told_from_another_by_its_print() -> None:
+    assert secret_fingerprint(b"one") != secret_fingerprint(b"two")
+    assert len(secret_fingerprint(b"x" * 1_000)) == 8

@@ -1,0 +1,97 @@
+"""What is told to other gateways, and when: batches in bounded pieces, heartbeats that follow the work, all of it bounded."""
+
+from dataclasses import replace
+
+from fairlead.limits import Limits
+from fairlead_gateway.supervisor.peers.peer_messages import PeerBatch, PeerLoad
+from fairlead_gateway.supervisor.peers.peer_outbox import PeerOutbox
+
+KEY = "ns/a"
+BUSY: dict[str, dict[str, PeerLoad]] = {KEY: {"e-0": (1, 1, 0.5, 10.0)}}
+
+
+def test_what_was_sent_goes_out_once_and_loads_only_when_they_change() -> None:
+    out = PeerOutbox(b"s", Limits())
+    out.add(KEY, "e-0", bytes(16), 7)
+    ((model, batch),) = out.take_due([KEY], BUSY, 0.0, is_beat=False)
+    assert (model, batch.number, batch.sent, batch.loads) == (KEY, 1, (("e-0", bytes(16), 7, 0),), BUSY[KEY])
+    out.on_written(model, batch, 0.0)
+    assert out.take_due([KEY], BUSY, 0.1, is_beat=False) == []
+    out.add(KEY, "e-1", b"", 8)
+    ((_, batch),) = out.take_due([KEY], BUSY, 0.2, is_beat=False)
+    assert (batch.number, batch.sent, batch.loads) == (2, (("e-1", b"", 8, 0),), None)
+    out.on_written(KEY, batch, 0.2)
+    ((_, batch),) = out.take_due([KEY], {}, 0.3, is_beat=False)
+    assert (batch.number, batch.sent, batch.loads) == (3, (), {})
+
+
+def test_a_gateway_with_work_is_heard_often_and_one_without_seldom_and_each_says_which() -> None:
+    limits = Limits()
+    out = PeerOutbox(b"s", limits)
+
+    def beats(loads: dict[str, dict[str, PeerLoad]], seconds: float) -> list[tuple[float, float]]:
+        found = []
+        for turn in range(int(seconds * 4)):
+            now = beats_at[0] = beats_at[0] + 0.25
+            for model, batch in out.take_due([KEY], loads, now, is_beat=True):
+                out.on_written(model, batch, now)
+                found.append((now, batch.within))
+                assert batch.loads == loads.get(KEY, {}), turn
+        return found
+
+    beats_at = [0.0]
+    busy = beats(BUSY, 5.0)
+    assert [within for _, within in busy] == [limits.heartbeat_seconds] * 10
+    quiet = beats({}, 20.0)
+    assert [within for _, within in quiet] == [limits.idle_heartbeat_seconds] * 4
+
+
+def test_a_thousand_quiet_models_are_told_of_less_often() -> None:
+    models = [f"ns/m-{number}" for number in range(4_000)]
+    out = PeerOutbox(b"s", Limits())
+    assert {batch.within for _, batch in out.take_due(models, {}, 0.0, is_beat=True)} == {20.0}
+
+
+def test_what_redis_did_not_take_goes_out_later_with_the_same_number_and_the_newest_stays() -> None:
+    out = PeerOutbox(b"s", replace(Limits(), dispatches_pending=3))
+    for tail in range(3):
+        out.add(KEY, "e-0", b"", tail)
+    batches = out.take_due([KEY], {}, 0.0, is_beat=False)
+    out.add(KEY, "e-0", b"", 3)
+    out.requeue(batches)
+    ((_, batch),) = out.take_due([KEY], {}, 1.0, is_beat=False)
+    assert (batch.number, [tail for _, _, tail, _ in batch.sent]) == (1, [1, 2, 3])
+    assert out.dropped == 1
+    assert len(out) == 0
+
+
+def test_too_much_waits_for_nobody() -> None:
+    out = PeerOutbox(b"s", replace(Limits(), dispatches_pending=10))
+    for tail in range(25):
+        out.add(KEY, "e-0", b"", tail)
+    assert (len(out), out.dropped) == (10, 15)
+    ((_, batch),) = out.take_due([KEY], {}, 0.0, is_beat=False)
+    assert [tail for _, _, tail, _ in batch.sent] == list(range(15, 25))
+
+
+def test_a_large_batch_becomes_several_and_a_long_prompt_is_cut() -> None:
+    limits = replace(Limits(), dispatch_entry_bytes=1_000, dispatch_blocks=50)
+    out = PeerOutbox(b"s", limits)
+    for tail in range(5):
+        out.add(KEY, "e-0", bytes(8 * 4_096), tail)
+    batches = [batch for _, batch in out.take_due([KEY], BUSY, 0.0, is_beat=False)]
+    assert [batch.number for batch in batches] == [1, 2, 3, 4, 5]
+    assert {len(hashes) for batch in batches for _, hashes, _, _ in batch.sent} == {400}
+    assert [batch.loads for batch in batches] == [BUSY[KEY], None, None, None, None]
+
+
+def test_models_that_left_are_forgotten_and_the_others_are_told_of_the_end() -> None:
+    out = PeerOutbox(b"s", Limits())
+    out.add(KEY, "e-0", b"", 1)
+    out.add("ns/b", "e-1", b"", 2)
+    for model, batch in out.take_due([KEY, "ns/b"], BUSY, 0.0, is_beat=True):
+        out.on_written(model, batch, 0.0)
+    out.add("ns/b", "e-1", b"", 3)
+    out.retain([KEY])
+    assert len(out) == 0
+    assert out.farewell_batches() == [(KEY, PeerBatch(2, 0.0, b"s", leaves=True))]

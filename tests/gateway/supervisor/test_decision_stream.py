@@ -1,0 +1,219 @@
+"""Decisions reach a real Redis in batches; without one they wait, bounded and counted."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import msgspec
+from fairlead_testing.waiting import wait_until
+from redis.asyncio import Redis
+
+from fairlead.decision import Decision, DecisionInput, RejectedCandidate
+from fairlead.limits import Limits
+from fairlead.runtime.clock import SystemClock
+from fairlead_gateway.supervisor.decision_stream import BATCH_RECORDS, DecisionStream
+from fairlead_kvstore.redis import keys
+from fairlead_kvstore.redis.codec import PublishedDecision, decode, encode, published_decision
+from fairlead_kvstore.redis.link import RedisLink
+
+KEY = "chat/llama-70b"
+FAST = replace(Limits(), redis_pause_seconds=0.05, redis_ping_seconds=0.02, redis_timeout_seconds=2.0)
+
+
+@dataclass(frozen=True)
+class Record:
+    request_id: str
+    model_key: str = KEY
+    wall: float = 1_800_000_000.0
+    decision: Decision = field(
+        default_factory=lambda: Decision(
+            "a/1/0",
+            "affinity",
+            "a home",
+            (RejectedCandidate("b/2/0", "costs more"),),
+            {"a/1/0/backlog_seconds": DecisionInput(0.5, 0.1), "b/2/0/backlog_seconds": DecisionInput(None)},
+            0.25,
+        )
+    )
+    attempt: int = 1
+    prompt_tokens: float = 1_234.0
+
+
+def _check(
+    server: Any,
+    work: Callable[[DecisionStream, Redis], Coroutine[Any, Any, None]],
+    *,
+    limits: Limits = FAST,
+) -> None:
+    async def run() -> None:
+        reader = Redis.from_url(server.url)
+        link = RedisLink(server.url, SystemClock(), limits=limits)
+        told = DecisionStream(link, "gw-0", SystemClock(), limits=limits)
+        link.start()
+        told.start()
+        try:
+            await work(told, reader)
+        finally:
+            await told.stop()
+            await link.stop()
+            await reader.aclose()
+
+    asyncio.run(run())
+
+
+async def _stream(reader: Redis, key: str = KEY) -> list[PublishedDecision]:
+    entries = await reader.xrange(keys.decisions(key))
+    found = [decode(values[b"d"], PublishedDecision) for _, values in entries]
+    return [item for item in found if item is not None]
+
+
+def test_an_offered_decision_is_in_the_stream_whole(server: Any) -> None:
+    async def work(log: DecisionStream, reader: Redis) -> None:
+        log.offer(Record("r1"))
+        await wait_until(lambda: log.published == 1)
+        (told,) = await _stream(reader)
+        assert (told.gateway, told.request, told.model, told.chosen) == ("gw-0", "r1", KEY, "a/1/0")
+        assert (told.rule, told.reason, told.cost_seconds, told.prompt_tokens) == ("affinity", "a home", 0.25, 1_234.0)
+        assert told.rejected == (("b/2/0", "costs more"),)
+        assert told.inputs == {"a/1/0/backlog_seconds": (0.5, 0.1), "b/2/0/backlog_seconds": (None, None)}
+
+    _check(server, work)
+
+
+def test_decisions_arrive_in_order_over_many_batches(server: Any) -> None:
+    async def work(log: DecisionStream, reader: Redis) -> None:
+        count = 3 * BATCH_RECORDS + 7
+        for n in range(count):
+            log.offer(Record(f"r{n}", model_key=KEY if n % 2 else "default/tiny"))
+        await wait_until(lambda: log.published == count)
+        told = await _stream(reader)
+        assert [item.request for item in told] == [f"r{n}" for n in range(count) if n % 2]
+
+    _check(server, work)
+
+
+def test_the_stream_is_bounded_by_count(server: Any) -> None:
+    async def work(log: DecisionStream, reader: Redis) -> None:
+        for n in range(1_000):
+            log.offer(Record(f"r{n}"))
+        await wait_until(lambda: log.published == 1_000)
+        assert await reader.xlen(keys.decisions(KEY)) <= 100 + 200  # "~" keeps up to a node more
+
+    _check(server, work, limits=replace(FAST, published_decisions=100))
+
+
+def test_old_decisions_are_trimmed_and_an_unused_stream_expires(server: Any) -> None:
+    async def work(log: DecisionStream, reader: Redis) -> None:
+        stream = keys.decisions(KEY)
+        for n in range(500):
+            await reader.xadd(stream, {b"d": b"old"}, id=f"{1_000 + n}-0")
+        log.offer(Record("r1"))
+        await wait_until(lambda: log.published == 1)
+        log.offer(Record("r2"))
+        await wait_until(lambda: log.published == 2)
+        assert await reader.xlen(stream) <= 2 + 100
+        assert 0 < await reader.ttl(stream) <= 900
+
+    _check(server, work)
+
+
+def test_a_dead_redis_costs_nothing_but_the_oldest_decisions_and_they_follow_when_it_is_back(server: Any) -> None:
+    async def work(log: DecisionStream, reader: Redis) -> None:
+        await wait_until(lambda: log.link.state.connected)
+        assert log.warning() is None
+        server.kill()
+        await wait_until(lambda: not log.link.state.connected)
+        for n in range(50):
+            log.offer(Record(f"r{n}"))
+        assert log.pending == 20
+        assert log.dropped == 30
+        assert "30 dropped" in log.status()
+        problem = log.warning()
+        assert problem is not None
+        assert "not shared" in problem
+        server.start()
+        await wait_until(lambda: log.published == 20)
+        assert [item.request for item in await _stream(reader)] == [f"r{n}" for n in range(30, 50)]
+        assert log.warning() is None
+
+    _check(server, work, limits=replace(FAST, published_decisions_pending=20))
+
+
+def test_a_redis_that_refuses_writes_is_a_problem_that_is_said(server: Any) -> None:
+    async def work(log: DecisionStream, reader: Redis) -> None:
+        await reader.set(keys.decisions(KEY), "not a stream")
+        log.offer(Record("r1"))
+        await wait_until(lambda: log.refused == 1)
+        assert "WRONGTYPE" in log.status()
+        assert "refuses" in (log.warning() or "")
+        await reader.delete(keys.decisions(KEY))
+        log.offer(Record("r2"))
+        await wait_until(lambda: log.published == 1)
+        assert log.warning() is None
+
+    _check(server, work)
+
+
+def test_a_record_that_cannot_be_written_is_refused_alone(server: Any) -> None:
+    async def work(log: DecisionStream, reader: Redis) -> None:
+        log.offer(Record("r1", model_key="no-slash"))
+        log.offer(Record("\ud800"))
+        log.offer(Record("r3"))
+        await wait_until(lambda: log.published == 1)
+        assert log.refused == 2
+
+    _check(server, work)
+
+
+def test_stopping_tells_what_waits(server: Any) -> None:
+    async def run() -> None:
+        reader = Redis.from_url(server.url)
+        link = RedisLink(server.url, SystemClock(), limits=FAST)
+        link.start()
+        told = DecisionStream(link, "gw-0", SystemClock(), limits=FAST)
+        await link.wait_connected()
+        told.offer(Record("last"))
+        await told.stop()
+        assert [item.request for item in await _stream(reader)] == ["last"]
+        await link.stop()
+        await reader.aclose()
+
+    asyncio.run(run())
+
+
+def test_stopping_without_redis_returns(server: Any) -> None:
+    server.kill()
+
+    async def run() -> None:
+        link = RedisLink(server.url, SystemClock(), limits=FAST)
+        link.start()
+        told = DecisionStream(link, "gw-0", SystemClock(), limits=FAST)
+        told.start()
+        told.offer(Record("r1"))
+        async with asyncio.timeout(60):
+            await told.stop()
+        assert told.published == 0
+        await link.stop()
+
+    asyncio.run(run())
+
+
+def test_of_many_rejected_instances_only_the_first_few_are_told() -> None:
+    many = tuple(RejectedCandidate(f"p-{n}/1/0", "busier") for n in range(4_000))
+    inputs = {f"p-{n}/1/0/inflight": DecisionInput(float(n)) for n in range(4_000)} | {
+        "mean/backlog_seconds": DecisionInput(0.1)
+    }
+    told = published_decision(Record("r", decision=Decision("p-9999/1/0", "least-request", "x", many, inputs)), "gw")
+    assert len(told.rejected) == 16
+    assert set(told.inputs) == {f"p-{n}/1/0/inflight" for n in range(16)} | {"mean/backlog_seconds"}
+    assert len(encode(told)) < 4_000
+
+
+def test_another_schema_or_damage_is_skipped_and_unknown_fields_are_ignored() -> None:
+    told = encode(published_decision(Record("r"), "gw"))
+    assert decode(b"\x02" + told[1:], PublishedDecision) is None
+    assert decode(told[:-1], PublishedDecision) is None
+    assert decode(b"", PublishedDecision) is None
+    later = b"\x01" + msgspec.msgpack.encode(msgspec.msgpack.decode(told[1:]) | {"of a later release": 1})
+    assert decode(later, PublishedDecision) == decode(told, PublishedDecision)

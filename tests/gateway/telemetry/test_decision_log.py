@@ -1,0 +1,68 @@
+"""The decision log keeps the newest requests whole, and nothing else."""
+
+import random
+from collections import OrderedDict
+
+from fairlead.decision import Decision
+from fairlead_gateway.telemetry import RequestOutcome
+from fairlead_gateway.telemetry.decision_log import DecisionLog, DecisionRecord
+
+
+def _record(request_id: str, attempt: int = 1, model: str = "default/tiny") -> DecisionRecord:
+    return DecisionRecord(request_id, 1.0, model, Decision("a/1/0", "affinity", "home"), attempt, 100.0)
+
+
+def test_the_oldest_request_leaves_when_the_log_is_full() -> None:
+    log = DecisionLog(2)
+    for name in ("r1", "r2", "r3"):
+        log.append(_record(name))
+    assert log.get("r1") is None
+    assert [logged.latest.request_id for logged in log.latest(10)] == ["r3", "r2"]
+
+
+def test_a_retry_joins_the_choices_of_its_request() -> None:
+    log = DecisionLog(2)
+    log.append(_record("r1"))
+    log.append(_record("r1", attempt=2))
+    assert len(log) == 1
+    assert [record.attempt for record in log.latest(1)[0].records] == [1, 2]
+
+
+def test_a_request_id_used_again_starts_anew() -> None:
+    log = DecisionLog(4)
+    for name in ("same", "other", "same"):
+        log.append(_record(name))
+    assert [logged.latest.request_id for logged in log.latest(9)] == ["same", "other"]
+    assert len(log.latest(9)[0].records) == 1
+
+
+def test_an_outcome_is_added_to_its_request_and_one_without_a_request_is_ignored() -> None:
+    log = DecisionLog(4)
+    log.append(_record("r1"))
+    log.complete(RequestOutcome("r1", "default/tiny", "a/1/0", 200, None, 1.0, 2.0))
+    log.complete(RequestOutcome("long-gone", "default/tiny", None, 503, "no-engine", 1.0, 2.0))
+    found = log.get("r1")
+    assert found is not None
+    assert found.outcome is not None
+    assert found.outcome.status == 200
+
+
+def test_the_last_decisions_of_one_model_are_found_among_others() -> None:
+    log = DecisionLog(10)
+    for n in range(6):
+        log.append(_record(f"r{n}", model=f"default/m{n % 2}"))
+    assert [logged.latest.request_id for logged in log.latest(2, "default/m0")] == ["r4", "r2"]
+
+
+def test_the_log_always_holds_the_newest_ids_each_where_it_was_used_last() -> None:
+    draw = random.Random(3)
+    log, wanted = DecisionLog(5), OrderedDict[str, None]()
+    for _ in range(500):
+        name = f"r{draw.randrange(9)}"
+        log.append(_record(name))
+        wanted.pop(name, None)
+        wanted[name] = None
+        if len(wanted) > 5:
+            wanted.popitem(last=False)
+        assert [logged.latest.request_id for logged in log.latest(9)] == [*reversed(wanted)]
+        assert len(log) == len(wanted)
