@@ -26,6 +26,8 @@ from random import Random
 from statistics import fmean
 
 from fairlead_testing.engines.simulated_process import engine_processes
+from fairlead_testing.gateway.gateway_process import gateway_process
+from fairlead_testing.gateway.running_gateway import MODEL_KEY, fleet_of
 from fairlead_testing.redis.valkey import Valkey
 from table import Row, comparing, goals, measuring, write
 
@@ -38,8 +40,6 @@ from fairlead_cli.replaying.prompts import PromptBuilder, ReplayTarget, plan_req
 from fairlead_cli.replaying.simulated import ENGINE_BLOCK_TOKENS, JITTER_SECONDS, jitter_arrivals
 from fairlead_cli.replaying.summary import scale_times
 from fairlead_gateway.routing import PrefixChain
-from fairlead_gateway.testing import MODEL_KEY, fleet_of
-from fairlead_gateway.testing_process import gateway_process
 from fairlead_sim.course import FleetSimulation, RequestResult
 from fairlead_sim.gateways import GatewayCluster
 from fairlead_sim.knowledge import InformationDelays

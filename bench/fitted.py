@@ -36,6 +36,8 @@ sys.path.append(str(ROOT / "e2e" / "vllm"))  # the real engines
 
 from agreement import OBJECTIVES, PRESETS, SECRET, Engines, Result, crossed, replayed, result, simulated  # noqa: E402
 from engines import BLOCK_TOKENS, Engine, Stage  # noqa: E402
+from fairlead_testing.gateway.gateway_process import GatewayProcess, gateway_process  # noqa: E402
+from fairlead_testing.gateway.running_gateway import MODEL_KEY, fleet_of  # noqa: E402
 from install import Installed, install  # noqa: E402
 from table import Row, comparing, goals, measuring, write  # noqa: E402
 
@@ -44,8 +46,6 @@ from fairlead.fleet.file import write_fleet_file  # noqa: E402
 from fairlead.fleet.file.schema import FileProfile  # noqa: E402
 from fairlead_cli.replaying.outcome import ReplayResult  # noqa: E402
 from fairlead_cli.replaying.prompts import PromptBuilder, prefix_chains  # noqa: E402
-from fairlead_gateway.testing import MODEL_KEY, fleet_of  # noqa: E402
-from fairlead_gateway.testing_process import GatewayProcess, gateway_process  # noqa: E402
 from fairlead_sim.tokenizer import Tokenizer  # noqa: E402
 from fairlead_sim.traces import TraceRequest, at_rate  # noqa: E402
 from fairlead_sim.traffic import FAMILIES  # noqa: E402

@@ -25,6 +25,8 @@ from statistics import fmean, stdev
 from typing import Any
 
 from fairlead_testing.engines.simulated_process import engine_processes
+from fairlead_testing.gateway.gateway_process import GatewayProcess, gateway_process
+from fairlead_testing.gateway.running_gateway import MODEL_KEY, fleet_of
 from fairlead_testing.http.raw_client import request
 from fairlead_testing.http.slow_link import slow_link
 from fairlead_testing.redis.valkey import Valkey
@@ -34,8 +36,6 @@ from table import Row, comparing, goals, measuring, write
 from fairlead.engine_profile import builtin_profile
 from fairlead.fleet.file import write_fleet_file
 from fairlead.fleet.model import Fleet
-from fairlead_gateway.testing import MODEL_KEY, fleet_of
-from fairlead_gateway.testing_process import GatewayProcess, gateway_process
 
 ENGINES = 4
 AT_ONCE = 10

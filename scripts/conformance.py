@@ -17,12 +17,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fairlead_testing.gateway.running_gateway import fleet_of, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, RawResponse, get_request, post_request
 from tap import WireTap
 
 from fairlead.runtime.event_loop import loop_factory
-from fairlead_gateway.keys import ApiKeys, key_digest
-from fairlead_gateway.testing import fleet_of, running_gateway
+from fairlead_gateway.worker.api_keys import ApiKeys, key_digest
 
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE_PAGE = ROOT / "docs" / "reference" / "conformance.md"

@@ -17,12 +17,12 @@ from fairlead.errors import FairleadError, SettingsError
 from fairlead.fleet import cli_options
 from fairlead.limits import Limits
 from fairlead.settings import GatewaySettings, read_settings, unknown_variables
-from fairlead_gateway.early import PreforkedWorkers
 from fairlead_gateway.http.sockets import ListenAddress
+from fairlead_gateway.supervisor.worker_spawn import PreforkedWorkers
 
 if TYPE_CHECKING:
     from fairlead_gateway.http.tls import TlsCertificate
-    from fairlead_gateway.keys_file import KeyFile
+    from fairlead_gateway.supervisor.key_file import KeyFile
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -71,9 +71,9 @@ def _run(
     from fairlead.engines.credentials import EngineCredentials
     from fairlead.runtime import nonblocking_log, process_tuning
     from fairlead.runtime.clock import SystemClock
-    from fairlead_gateway import waking
-    from fairlead_gateway.helper import GatewayConfig, Supervisor
-    from fairlead_gateway.indexing.links import parse_token_source
+    from fairlead_gateway.supervisor import scale_from_zero
+    from fairlead_gateway.supervisor.kv_index.token_source import parse_token_source
+    from fairlead_gateway.supervisor.supervisor import GatewayConfig, Supervisor
 
     process_tuning.raise_open_file_limit()  # engines that hang while they are asked for their metrics hold one each
     process_tuning.tune_malloc()
@@ -95,7 +95,9 @@ def _run(
         certificate=_certificate_files(options.tls_cert, options.tls_key),
         redis_url=options.redis or settings.redis_url,
         credentials=EngineCredentials(os.environ, clock.now),
-        autoscaler_url=waking.check_autoscaler_url(settings.autoscaler_url) if settings.autoscaler_url else None,
+        autoscaler_url=scale_from_zero.check_autoscaler_url(settings.autoscaler_url)
+        if settings.autoscaler_url
+        else None,
         manage_token=settings.manage_token,
         manage_hosts=options.manage_host,
         token_source=parse_token_source(settings.links, settings.tokenizers),
@@ -112,13 +114,13 @@ def _run(
 
 def _validate_worker_settings(settings: GatewaySettings) -> None:
     """What the workers will read of the settings: what is wrong with it is said here, once. Raises SettingsError."""
-    from fairlead_gateway import memory
+    from fairlead_gateway.worker import memory_pressure
 
-    memory.memory_share_reader(settings.memory_limit)
+    memory_pressure.memory_share_reader(settings.memory_limit)
     if _observability_settings(settings) != _observability_settings(GatewaySettings()):
-        from fairlead_gateway import observing
+        from fairlead_gateway.worker.observability import observers
 
-        observing.parse_observability_settings(settings)
+        observers.parse_observability_settings(settings)
 
 
 def _observability_settings(settings: GatewaySettings) -> tuple[str | None, ...]:
@@ -197,7 +199,7 @@ def _parse_worker_count(text: str, limits: Limits) -> int:
 
 def _key_file(path: str | None, settings: GatewaySettings, limits: Limits) -> "KeyFile | None":
     """The keys that ``--keys`` names; they are read when the gateway starts."""
-    from fairlead_gateway.keys_file import KeyFile
+    from fairlead_gateway.supervisor.key_file import KeyFile
 
     if path is None:
         return None

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 import xxhash
 
 from fairlead.limits import Limits
-from fairlead_gateway.others_row import PeerLoadRow
 from fairlead_gateway.prefix_map.prompt_alignment import estimate_alignment
 from fairlead_gateway.prefix_map.translator import PrefixTranslator
 from fairlead_gateway.routing import ModelRouter, PrefixChain, RouteRequest
 from fairlead_gateway.routing.load.shared_memory import SharedLoadTable, SiblingWorkers, table_bytes
 from fairlead_gateway.routing.prefix.hot_prefixes import HotPrefixes
 from fairlead_gateway.routing.prefix.prefix_hash import block_ends
+from fairlead_gateway.supervisor.peers.peer_load_row import PeerLoadRow
 from fairlead_gateway.supervisor.peers.peer_messages import PeerBatch, PeerLoad, SentPrompt
 from fairlead_gateway.supervisor.peers.peer_outbox import PeerOutbox
 from fairlead_gateway.supervisor.peers.peer_state import PeerState

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 from fairlead_testing.engines.simulated_process import engine_process
+from fairlead_testing.gateway.gateway_process import GatewayProcess, gateway_process
 from fairlead_testing.http.raw_client import request
 from fairlead_testing.kube.api_server import ApiServer
 from fairlead_testing.kube.helm import CHART_FOLDER, ChartTools, render_chart
@@ -25,7 +26,6 @@ from fairlead_testing.waiting import wait_until_async
 from fairlead.kube.client import KubeApi
 from fairlead.kube.resources import DEPLOYMENTS, MODEL_DEPLOYMENTS, Manifest
 from fairlead.runtime.clock import SystemClock
-from fairlead_gateway.testing_process import GatewayProcess, gateway_process
 
 pytestmark = [pytest.mark.api_server, pytest.mark.timeout(300)]
 HEALTHY: dict[str, str] = yaml.safe_load((Path(__file__).parent / "alerts.yaml").read_text())["healthy"]

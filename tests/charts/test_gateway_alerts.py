@@ -16,13 +16,12 @@ from typing import Any
 import pytest
 import yaml
 from fairlead_testing.engines.simulated_process import EngineProcess, engine_process
+from fairlead_testing.gateway.gateway_process import GatewayProcess, gateway_process
 from fairlead_testing.http.raw_client import request
 from fairlead_testing.kube.helm import ChartTools
 from fairlead_testing.prometheus import AlertRules, Scrape, SeriesRecording, expression_names, parse_scrape
 from fairlead_testing.redis.valkey import Valkey
 from fairlead_testing.waiting import wait_until_async
-
-from fairlead_gateway.testing_process import GatewayProcess, gateway_process
 
 pytestmark = pytest.mark.timeout(300)
 HEALTHY: dict[str, str] = yaml.safe_load((Path(__file__).parent / "alerts.yaml").read_text())["healthy"]

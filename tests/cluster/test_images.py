@@ -60,7 +60,11 @@ def test_a_layer_is_made_once_for_its_content(tmp_path: Path) -> None:
 
 
 STARTED = {
-    "gateway": ("fairlead_gateway.__main__", "fairlead_gateway.indexing.source", "fairlead.fleet.kubernetes.options"),
+    "gateway": (
+        "fairlead_gateway.__main__",
+        "fairlead_gateway.supervisor.kv_index.index_source",
+        "fairlead.fleet.kubernetes.options",
+    ),
     "kvstore": (
         "fairlead_kvstore.indexer.cli",
         "fairlead_kvstore.indexer.service",

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import openai
 import pytest
 from fairlead_testing.engines.scripted import EngineCall, HangUp, Script, scripted_engine, token
+from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, run_async, running_gateway
 from fairlead_testing.waiting import wait_until
 
 from fairlead.fleet.model import InstanceState
-from fairlead_gateway.testing import RunningGateway, fleet_of, run_async, running_gateway
 from fairlead_sim.server.process import RunningEngine
 from fairlead_sim.server.settings import EngineSettings
 from fairlead_sim.server.testing import running_engines

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 from fairlead_testing.engines.scripted import EngineCall, HangUp, Script, event, scripted_engine, token, well_behaved
+from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, run_async, running_gateway
 from fairlead_testing.http.canned_server import CannedResponse, CannedServer
 from fairlead_testing.http.raw_client import RawConnection, post_request, request, send
 
@@ -20,9 +21,8 @@ from fairlead.limits import Limits
 from fairlead.runtime.clock import SystemClock
 from fairlead_cli.local import answers
 from fairlead_cli.local.explaining import render_decision
-from fairlead_gateway.management.shapes import decision_out
-from fairlead_gateway.observing import ObservabilitySettings, RequestObservers
-from fairlead_gateway.testing import MODEL_KEY, RunningGateway, run_async, running_gateway
+from fairlead_gateway.supervisor.management.serializers import decision_out
+from fairlead_gateway.worker.observability.observers import ObservabilitySettings, RequestObservers
 
 CANARY = "canary-7c1e"
 LONG = f"tell me of {CANARY} and of nothing else " * 30

@@ -28,10 +28,10 @@ from fairlead.limits import Limits
 from fairlead.runtime import process_tuning
 from fairlead.runtime.compiled_build import worker_environment
 from fairlead_gateway.http.request_head import RequestHead
-from fairlead_gateway.index_telling import IndexReporter
-from fairlead_gateway.model import parse_request
-from fairlead_gateway.prompt import build_route_request
 from fairlead_gateway.routing import ModelRouter, PrefixChain, RouteRequest
+from fairlead_gateway.worker.openai.prefix_key import build_route_request
+from fairlead_gateway.worker.openai.request import parse_request
+from fairlead_gateway.worker.reporting.index_reporter import IndexReporter
 from gatewaybench.bodies import SIZES, UNIQUE, bodies
 from gatewaybench.cases import FOLLOWED
 

@@ -6,9 +6,9 @@ import msgspec
 
 from fairlead.engine_profile import EngineProfile
 from fairlead.fleet.model import Fleet
-from fairlead_gateway.learning.rows import TimingEvents
 from fairlead_gateway.prefix_map.translator import CacheCorrection
 from fairlead_gateway.telemetry.snapshot import ModelSnapshot
+from fairlead_gateway.worker.reporting.timing_reporter import TimingEvents
 
 # From the helper ---------------------------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 import yaml
+from fairlead_testing.gateway.gateway_process import GatewayProcess, gateway_process
 from fairlead_testing.kube.fake_server import fake_api_server
 from fairlead_testing.waiting import wait_until_async
 
@@ -17,7 +18,6 @@ from fairlead_cli.cluster.checks import run_checks
 from fairlead_cli.cluster.facts import ClusterFacts
 from fairlead_cli.cluster.prometheus import parse_metrics
 from fairlead_cli.cluster.verdict import CheckOutcome
-from fairlead_gateway.testing_process import GatewayProcess, gateway_process
 
 Build = Mapping[str, Callable[..., Any]]
 

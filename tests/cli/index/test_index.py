@@ -19,7 +19,7 @@ from fairlead_cli.indexing.asked import IndexOptions
 from fairlead_cli.indexing.running import run
 from fairlead_cli.indexing.testing import MODEL, IndexScene, play_scene
 from fairlead_cli.local.rundir import RunningStack, make_run_directory, write_stack_file
-from fairlead_gateway.hinting import ReplicationHintPublisher
+from fairlead_gateway.supervisor.peers.replication_hints import ReplicationHintPublisher
 from fairlead_kvstore.analysis.replication_hints import HotPrefix, replication_hints
 from fairlead_kvstore.blockstore.changes import BlocksRemoved, BlocksStored, HintsAdded
 from fairlead_kvstore.blockstore.storage_tiers import StorageTier

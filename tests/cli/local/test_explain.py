@@ -12,7 +12,7 @@ from fairlead_testing.http.canned_server import CannedResponse, CannedServer
 from fairlead.decision import Decision, DecisionInput, RejectedCandidate
 from fairlead_cli.local import answers
 from fairlead_cli.local.explaining import render_decision
-from fairlead_gateway.management.shapes import decision_out
+from fairlead_gateway.supervisor.management.serializers import decision_out
 from fairlead_gateway.telemetry import RequestOutcome
 from fairlead_gateway.telemetry.decision_log import CONTINUATION_RULE, DecisionRecord, LoggedRequest
 from fairlead_gateway.telemetry.handoff_record import HandoffRecord, PrefillAttempt

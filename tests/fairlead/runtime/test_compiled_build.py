@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from fairlead.runtime import compiled_build
-from fairlead_gateway import forward
+from fairlead_gateway.worker.proxy import forwarder
 
 
 def test_a_complete_copy_of_these_very_sources_comes_first(tmp_path: Path) -> None:
@@ -66,4 +66,4 @@ def test_without_a_home_there_is_simply_no_copy(tmp_path: Path) -> None:
 def test_machine_code_is_told_apart() -> None:
     assert compiled_build.is_compiled("/p/forward.cpython-311-x86_64-linux-gnu.so")
     assert not compiled_build.is_compiled("/p/forward.py")
-    assert isinstance(compiled_build.is_compiled(forward.__file__), bool)
+    assert isinstance(compiled_build.is_compiled(forwarder.__file__), bool)

@@ -17,9 +17,9 @@ from fairlead.limits import Limits
 from fairlead_gateway.errors import GatewayError
 from fairlead_gateway.http.request_head import RequestHead
 from fairlead_gateway.http.request_parser import RequestParser
-from fairlead_gateway.lateness import total_timeout
-from fairlead_gateway.passed import is_passthrough_path, parse_passthrough_request
-from fairlead_gateway.wire import encode_request
+from fairlead_gateway.worker.openai.passthrough import is_passthrough_path, parse_passthrough_request
+from fairlead_gateway.worker.openai.request_timeout import total_timeout
+from fairlead_gateway.worker.upstream.request_encoder import encode_request
 
 LIMITS = Limits()
 TIGHT = Limits(

@@ -16,16 +16,16 @@ from fuzzing.target import CANARY, Target, refused
 
 from fairlead.fleet.model import Fleet, Instance, InstanceState, Model, SloTargets
 from fairlead.limits import Limits
-from fairlead_gateway.continuation import SentText, can_resume, resume_body
 from fairlead_gateway.errors import GatewayError
-from fairlead_gateway.fields import ChatRequest, CompletionRequest, GenerationFields
-from fairlead_gateway.handoff import KV_TRANSFER_FIELDS, strip_kv_transfer_fields
-from fairlead_gateway.handoff_plan import ineligible_reason, nixl_prefill_fields, prefill_body
 from fairlead_gateway.http.request_head import RequestHead
-from fairlead_gateway.model import BODY_TYPES, ModelRequest, parse_request
-from fairlead_gateway.passed import parse_passthrough_request
-from fairlead_gateway.prompt import build_route_request
-from fairlead_gateway.splice import set_members
+from fairlead_gateway.worker.disaggregation.kv_connectors import ineligible_reason, nixl_prefill_fields, prefill_body
+from fairlead_gateway.worker.openai.json_edit import set_members
+from fairlead_gateway.worker.openai.kv_transfer_fields import KV_TRANSFER_FIELDS, strip_kv_transfer_fields
+from fairlead_gateway.worker.openai.passthrough import parse_passthrough_request
+from fairlead_gateway.worker.openai.prefix_key import build_route_request
+from fairlead_gateway.worker.openai.request import BODY_TYPES, ModelRequest, parse_request
+from fairlead_gateway.worker.openai.schemas import ChatRequest, CompletionRequest, GenerationFields
+from fairlead_gateway.worker.proxy.continuation import SentText, can_resume, resume_body
 
 LIMITS = Limits()
 PARAMS = b'{"do_remote_prefill":true,"remote_host":"a"}'

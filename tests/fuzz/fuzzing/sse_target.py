@@ -13,9 +13,9 @@ from typing import Any
 import msgspec
 from fuzzing.target import Target, cuttings
 
-from fairlead_gateway.continuation import SentText, splice_events, total_usage
-from fairlead_gateway.engine_fields import StreamEvent
-from fairlead_gateway.events import SseScanner, filter_first_chunks
+from fairlead_gateway.worker.proxy.continuation import SentText, splice_events, total_usage
+from fairlead_gateway.worker.upstream.response_schemas import StreamEvent
+from fairlead_gateway.worker.upstream.sse import SseScanner, filter_first_chunks
 
 LIMIT = 1 << 20
 _LINES = re.compile(rb"\r\n|\n|\r")

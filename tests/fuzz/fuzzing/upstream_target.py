@@ -12,7 +12,7 @@ from fuzzing.target import Target, cuttings
 
 from fairlead.engines.credentials import EngineCredentials
 from fairlead.limits import Limits
-from fairlead_gateway.upstream import ConnectionPool, EngineConnection, UpstreamError
+from fairlead_gateway.worker.upstream.connection import ConnectionPool, EngineConnection, UpstreamError
 
 _LIMITS = Limits(response_head_bytes=2_000)
 _ADDRESS = "http://127.0.0.1:1"

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from fairlead_testing.engines.scripted import EngineCall, scripted_engine, token
+from fairlead_testing.gateway.running_gateway import MODEL_KEY, fleet_of, run_async, running_gateway
 from fairlead_testing.http.certificates import Certificate, CertificateAuthority, has_openssl
 from fairlead_testing.http.raw_client import RawConnection, RawResponse, get_request, post_request, request, send
 from fairlead_testing.waiting import wait_until, wait_until_async
@@ -21,8 +22,7 @@ from fairlead.fleet.model import EngineAuth, Fleet
 from fairlead.runtime.clock import SystemClock
 from fairlead_gateway.__main__ import main as gateway_main
 from fairlead_gateway.http.tls import TlsCertificate
-from fairlead_gateway.management.scrape import MetricsScraper
-from fairlead_gateway.testing import MODEL_KEY, fleet_of, run_async, running_gateway
+from fairlead_gateway.supervisor.metrics_scraper import MetricsScraper
 
 GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 METRICS = b"vllm:num_requests_running 3.0\n"

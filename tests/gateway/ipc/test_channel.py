@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import msgspec
 import pytest
+from fairlead_testing.gateway.running_gateway import run_async
 from fairlead_testing.waiting import wait_until
 
 from fairlead.decision import Decision, DecisionInput, RejectedCandidate
@@ -23,8 +24,7 @@ from fairlead_gateway.routing import InstanceLoad, PrefixChain, RouteRequest, pr
 from fairlead_gateway.telemetry import RequestOutcome
 from fairlead_gateway.telemetry.decision_log import DecisionRecord, LoggedRequest
 from fairlead_gateway.telemetry.handoff_record import HandoffRecord, PrefillAttempt
-from fairlead_gateway.telling import DispatchReporter, PeerUpdateApplier
-from fairlead_gateway.testing import run_async
+from fairlead_gateway.worker.reporting.dispatch_reporter import DispatchReporter, PeerUpdateApplier
 
 
 class End:
@@ -206,5 +206,5 @@ def test_deaths_and_what_clears_them_are_told_at_once() -> None:
 
 def test_a_worker_loads_no_framework_no_redis_client_and_no_yaml_reader() -> None:
     heavy = ("fastapi", "starlette", "aiohttp", "redis", "pydantic", "yaml", "httpx", "anyio", "click", "opentelemetry")
-    code = f"import sys, fairlead_gateway.worker; print([name for name in {heavy!r} if name in sys.modules])"
+    code = f"import sys, fairlead_gateway.worker.__main__; print([name for name in {heavy!r} if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -13,8 +13,8 @@ from fairlead.fleet.model import Fleet, Instance, InstanceState, Model, SloTarge
 from fairlead.fleet.signals import EngineSignals
 from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock
-from fairlead_gateway.management.stats import model_stats
 from fairlead_gateway.routing import InstanceLoad
+from fairlead_gateway.supervisor.management.stats import model_stats
 from fairlead_gateway.telemetry import MetricsRecorder, RequestOutcome, assess_attainment
 from fairlead_gateway.telemetry import counters as at
 from fairlead_gateway.telemetry.histogram import OVERHEAD_BOUNDS, SECONDS_BOUNDS, TOKEN_BOUNDS, bucket_index, quantile

@@ -1,0 +1,253 @@
+"""One model's index in the helper: its bridge, and for each instance how far it is followed and how good it was. No I/O, no clock."""
+
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from fairlead.limits import Limits
+from fairlead_gateway.prefix_map.translator import CacheCorrection, IndexView, PrefixTranslator
+from fairlead_gateway.supervisor.kv_index.drift_detector import DriftDetector
+from fairlead_gateway.supervisor.peers.hot_prefix_counter import HotShare
+from fairlead_gateway.telemetry.status_types import IndexState, InstanceIndexStatus
+from fairlead_kvstore.analysis.block_counts import BlockCounts, count_blocks
+from fairlead_kvstore.analysis.removal_ranking import RemovalRank, rank_removals
+from fairlead_kvstore.analysis.replication_hints import HotPrefix, ReplicationHint, replication_hints
+from fairlead_kvstore.blockstore.changes import Change, InstanceCleared
+
+_RESET_SHARE = 0.5
+_MIN_CENSUS_SECONDS = 0.5
+
+
+class _InflightPrompt:
+    """A prompt at an instance: when it was sent last, and how much of it was linked then, as a share of its bytes."""
+
+    __slots__ = ("aligned_share", "count", "dispatched_at", "hashes")
+
+    def __init__(self, hashes: Sequence[int], aligned_share: float, dispatched_at: float) -> None:
+        self.hashes = hashes
+        self.aligned_share = aligned_share
+        self.dispatched_at = dispatched_at
+        self.count = 1
+
+
+class _Prediction(NamedTuple):
+    """An answer that is to be judged when what its engine tells of that time has arrived. Tokens."""
+
+    due_at: float
+    instance: str
+    hashes: Sequence[int]
+    dispatched_at: float
+    credited: float
+    expected: float
+    reported: int | None
+    prompt: int
+    aligned_tokens: float
+
+
+class ModelIndex:
+    """``mirror`` is what engines told of the model ``key``. Times are monotonic seconds.
+    ``on_relearn`` hears when links are wrong."""
+
+    def __init__(
+        self,
+        key: str,
+        mirror: IndexView,
+        *,
+        secret: bytes,
+        limits: Limits,
+        on_relearn: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._on_relearn = on_relearn
+        self.bridge = PrefixTranslator(key, mirror, secret=secret, limits=limits)
+        self._max_inflight = limits.prefix_map_inflight
+        self._max_hints = limits.rehome_hints
+        self._census_seconds = limits.index_census_seconds
+        self._census_due_at = float("-inf")
+        self._census: Mapping[str, BlockCounts] = {}
+        self._victims: Mapping[str, RemovalRank] = {}
+        self._drifts: dict[str, DriftDetector] = {}
+        self._inflight: dict[tuple[str, int], _InflightPrompt] = {}
+        self._predictions: deque[_Prediction] = deque()
+        self._check_after_seconds = limits.prefix_map_judge_seconds
+        self._late_seconds = limits.prefix_map_late_event_seconds
+
+    def on_dispatch(
+        self, instance: str, tail: int, hashes: Sequence[int], ends: Sequence[int], size: int, now: float
+    ) -> bool:
+        """A worker of this gateway sent a prompt there; whether a part of it is not linked."""
+        key, table = (instance, tail), self.bridge.table
+        linked = table.linked_count(hashes)
+        flight = self._inflight.get(key)
+        if flight is not None:
+            flight.count += 1
+            flight.dispatched_at = now
+        else:
+            if len(self._inflight) >= self._max_inflight:
+                del self._inflight[next(iter(self._inflight))]
+            self._inflight[key] = _InflightPrompt(hashes, ends[linked - 1] / size if linked and size else 0.0, now)
+        return self.bridge.on_dispatch(instance, tail, hashes, now, reports_end=True)
+
+    def on_finish(
+        self,
+        instance: str,
+        tail: int,
+        now: float,
+        *,
+        prompt_tokens: int | None,
+        cached_tokens: int | None,
+        indexed: float | None,
+        matched: float,
+    ) -> None:
+        """It is over. The shares are those of ``channel_messages.EndedRow``."""
+        self.bridge.on_finish(instance, tail, now)
+        key = (instance, tail)
+        flight = self._inflight.get(key)
+        if flight is None:
+            return
+        flight.count -= 1
+        if not flight.count:
+            del self._inflight[key]
+        if indexed is None or prompt_tokens is None or not self._complete(instance):
+            return
+        if len(self._predictions) >= self._max_inflight:
+            self._predictions.popleft()
+        self._predictions.append(
+            _Prediction(
+                now + self._check_after_seconds,
+                instance,
+                flight.hashes,
+                flight.dispatched_at,
+                indexed * prompt_tokens,
+                matched * prompt_tokens,
+                cached_tokens,
+                prompt_tokens,
+                flight.aligned_share * prompt_tokens,
+            )
+        )
+
+    def on_changes(self, changes: Sequence[Change]) -> None:
+        """The mirror has just taken these over."""
+        self.bridge.on_changes(changes)
+        for change in changes:
+            if isinstance(change, InstanceCleared) and change.instance in self._drifts:
+                self._drifts[change.instance].reset()
+
+    def corrections(self, now: float) -> list[CacheCorrection]:
+        """What workers are to be told now."""
+        for instance, drift in self._drifts.items():
+            if drift.end_quarantine(now):
+                self.bridge.trust(instance)
+        while self._predictions and self._predictions[0].due_at <= now:
+            self._check_prediction(self._predictions.popleft(), now)
+        return self.bridge.take_corrections(now)
+
+    def _check_prediction(self, answer: _Prediction, now: float) -> None:
+        """What came of an answer against what was said of it."""
+        instance, credited, reported = answer.instance, answer.credited, answer.reported
+        late = reported is not None and credited > reported
+        late = late and self.bridge.has_removed_since(
+            instance, answer.hashes, answer.dispatched_at - self._late_seconds
+        )
+        if self._drift(instance).observe(
+            credited, answer.expected, reported, answer.prompt, now, covered=answer.aligned_tokens, is_late=late
+        ):
+            self.bridge.distrust(instance)
+            self._reset_alignment()
+
+    def retain(self, instances: Iterable[str]) -> None:
+        """Instances that have left the fleet are forgotten."""
+        kept = set(instances)
+        self.bridge.retain(kept)
+        for gone in self._drifts.keys() - kept:
+            del self._drifts[gone]
+        for key in [key for key in self._inflight if key[0] not in kept]:
+            del self._inflight[key]
+        self._predictions = deque(answer for answer in self._predictions if answer.instance in kept)
+
+    def run_census(self, now: float, stale: str | None) -> None:
+        """Look anew at what each instance holds and nobody else does, where the last time is long enough ago."""
+        if now < self._census_due_at:
+            return
+        mirror = self.bridge.index
+        counted = count_blocks(mirror)
+        unknown = {}
+        for instance in counted:
+            known = mirror.completeness(instance)
+            if known is None or not known.complete:
+                unknown[instance] = "nothing was told of it" if known is None else known.reason
+            elif instance in self._drifts and self._drifts[instance].is_quarantined:
+                unknown[instance] = self._drifts[instance].reason()
+            elif stale is not None:
+                unknown[instance] = stale
+        ranked = rank_removals(counted, unknown, mirror.count_unique(self.bridge.recent.blocks(now)))
+        blocks = sum(one.blocks for one in counted.values())
+        self._census_due_at = now + max(_MIN_CENSUS_SECONDS, self._census_seconds * blocks / 1e6)
+        self._census = counted
+        self._victims = {one.instance: one for one in ranked}
+
+    def hints(self, hot: Iterable[HotShare], ready: Collection[str]) -> list[ReplicationHint]:
+        """Which of these prefixes want another home among the instances that are ready."""
+        bridge, found = self.bridge, []
+        for one in hot:
+            link = bridge.table.get(one.digest)
+            if link is not None and link.depth and bridge.block_size is not None:
+                holders = sum(name in ready for name in bridge.index.holders(link.token_hash))
+                found.append(HotPrefix(one.digest, one.share, one.per_second, link.depth * bridge.block_size, holders))
+        unknown = sum(not self._complete(name) for name in ready)
+        return replication_hints(found, len(ready), unknown, self._max_hints)
+
+    def status(self, instance: str, stale: str | None) -> InstanceIndexStatus:
+        """How far an instance is followed; ``stale`` says why nothing is heard, None while something is. What it holds is of the last
+        ``count``."""
+        drift = self._drifts.get(instance) or DriftDetector()
+        known = self.bridge.index.completeness(instance)
+        if known is None:
+            state, reason = IndexState.GUESSED, stale or "nothing was told of what it holds"
+        elif drift.is_quarantined:
+            state, reason = IndexState.QUARANTINED, drift.reason()
+        elif stale is not None:
+            state, reason = IndexState.STALE, stale
+        elif not known.complete:
+            state, reason = IndexState.INCOMPLETE, known.reason
+        else:
+            state, reason = IndexState.INDEX, ""
+        if state is IndexState.INDEX and drift.unreported and not drift.answers:
+            reason = "its engine does not report cached tokens, so nothing says how good the index is"
+        return InstanceIndexStatus(
+            state,
+            reason,
+            drift.predicted_tokens,
+            drift.reported_tokens,
+            drift.answers,
+            drift.unreported,
+            drift.late,
+            drift.quarantines,
+            drift.ratio,
+            self._census.get(instance),
+            self._victims.get(instance),
+        )
+
+    def quarantined(self) -> list[str]:
+        """Instances whose index does not count at present."""
+        return [instance for instance, drift in self._drifts.items() if drift.is_quarantined]
+
+    def quarantine_reason(self, instance: str) -> str:
+        """Why one of those is."""
+        return self._drifts[instance].reason()
+
+    def _complete(self, instance: str) -> bool:
+        known = self.bridge.index.completeness(instance)
+        return known is not None and known.complete
+
+    def _drift(self, instance: str) -> DriftDetector:
+        drift = self._drifts.get(instance)
+        if drift is None:
+            drift = self._drifts[instance] = DriftDetector()
+        return drift
+
+    def _reset_alignment(self) -> None:
+        """Where most instances drift it is not their slices that are wrong, but what prompts are linked to."""
+        out = sum(drift.is_quarantined for drift in self._drifts.values())
+        if len(self._drifts) > 1 and out > _RESET_SHARE * len(self._drifts):
+            self.bridge.clear()
+            self._on_relearn()

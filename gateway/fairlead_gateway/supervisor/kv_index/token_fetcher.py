@@ -1,0 +1,177 @@
+"""Prompts whose tokens are asked for, of engines or of the tokenizer here: which, how often, and what came of it.
+
+A prompt is asked about when a part of it is not linked, at most so many times a second for each model, and by an engine that it was
+sent to itself. The worker that sent it still has its body; if it is gone by then, the next prompt like it is as good. An engine that
+does not tell tokens is asked again a minute later.
+
+What an engine is asked for may be a LoRA adapter: then its name is one of those with a parent in ``/v1/models``, and its blocks are
+those of the adapter. An engine that does not say so is not learned from: a prompt of an adapter that counted as one of the base
+model would be credited with what an engine will not find.
+"""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Final, Protocol
+
+from fairlead.errors import Unavailable
+from fairlead.fleet.model import Instance
+from fairlead.limits import Limits
+from fairlead.runtime.clock import Clock
+from fairlead_gateway.ipc.messages import PromptDispatched, PromptSample
+from fairlead_gateway.supervisor.kv_index.local_tokenizer import LocalTokenizer
+from fairlead_gateway.supervisor.kv_index.token_source import ENGINE_DESCRIPTION
+from fairlead_gateway.supervisor.kv_index.tokenize_api import TokenizeQuery, adapter_names, parse_tokens, tokenize_query
+
+_MAX_PENDING: Final = 4_096
+_LASTING_ERRORS: Final = frozenset(f"answered {status}" for status in (401, 403, 404, 405, 501))
+_PAUSES_SECONDS: Final = (0.25, 0.25, 0.25)
+_VERIFICATION_PAUSES_SECONDS: Final = (0.25, 0.5, 1.0, 2.0, 4.0)
+"""An engine's word waits for its block size; tokens of our own wait until the prompt was computed, behind others perhaps."""
+
+EnginePost = Callable[[Instance, bytes | None], Awaitable[bytes]]
+"""A question to an engine's ``/tokenize``; None: what ``/v1/models`` lists. Raises Unavailable in a few words."""
+
+
+class LearnTokens(Protocol):
+    """Takes a prompt's tokens."""
+
+    def __call__(
+        self, row: PromptDispatched, tokens: Sequence[int], query: TokenizeQuery, adapter: str | None, *, doubted: bool
+    ) -> int | None:
+        """How many whole blocks they are; None while they cannot be linked, as ``Bridge.learn`` says."""
+        ...
+
+
+class TokenFetcher:
+    """One model. ``post`` asks an engine, ``here`` the tokenizer on this machine; ``learn`` takes what they answer."""
+
+    def __init__(
+        self,
+        post: EnginePost,
+        learn: LearnTokens,
+        clock: Clock,
+        limits: Limits,
+        local_tokenizer: LocalTokenizer | None = None,
+        pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._post = post
+        self._pause = pause
+        self._local_tokenizer = local_tokenizer
+        self._learn = learn
+        self._clock = clock
+        self._limits = limits
+        self._allowance = limits.tokenize_queries_per_second
+        self._allowance_at = clock.now()
+        self._pending: OrderedDict[int, tuple[float, PromptDispatched]] = OrderedDict()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._refused_until = 0.0
+        self._adapters: dict[tuple[str, str], tuple[float, bool]] = {}
+        self.warning = ""
+        self.learned_count = 0
+        self.query_count = 0
+
+    def should_fetch(self, row: PromptDispatched) -> bool:
+        """Whether the body of a prompt that is not linked is wanted."""
+        now, limits = self._clock.now(), self._limits
+        if len(self._tasks) >= limits.tokenize_queries_pending or not (
+            self._can_ask_engines or self._can_tokenize_locally
+        ):
+            return False
+        known = self._pending.get(row.tail)
+        if known is not None and now < known[0] + limits.tokenize_repeat_seconds:
+            return False
+        rate = limits.tokenize_queries_per_second
+        self._allowance = min(rate, self._allowance + (now - self._allowance_at) * rate)
+        self._allowance_at = now
+        if self._allowance < 1.0:
+            return False
+        self._allowance -= 1.0
+        self._pending[row.tail] = now, row
+        self._pending.move_to_end(row.tail)
+        if len(self._pending) > _MAX_PENDING:
+            self._pending.popitem(last=False)
+        return True
+
+    def on_sample(self, sample: PromptSample, instances: Mapping[str, Instance]) -> None:
+        """The body of one of those; ``instances`` are those that there are now, by id."""
+        known = self._pending.get(sample.tail)
+        instance = None if known is None else instances.get(known[1].instance)
+        if known is None or instance is None or len(self._tasks) >= self._limits.tokenize_queries_pending:
+            return
+        task = asyncio.get_running_loop().create_task(self._fetch(sample, known[1], instance))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def close(self) -> None:
+        """Ask no more."""
+        for task in self._tasks:
+            task.cancel()
+
+    @property
+    def description(self) -> str:
+        """How the model's prompts are tokenized, for people, and what is in the way."""
+        words = ENGINE_DESCRIPTION if self._local_tokenizer is None else self._local_tokenizer.description
+        return f"{words}; {self.warning}" if self.warning else words
+
+    @property
+    def _can_ask_engines(self) -> bool:
+        return self._clock.now() >= self._refused_until
+
+    @property
+    def _can_tokenize_locally(self) -> bool:
+        return self._local_tokenizer is not None and self._local_tokenizer.is_trusted
+
+    async def _fetch(self, sample: PromptSample, row: PromptDispatched, instance: Instance) -> None:
+        name = instance.served_name or instance.model
+        asked = tokenize_query(sample.kind, sample.body, name)
+        if asked is None:
+            return
+        try:
+            adapter = name if await self._is_adapter(instance, name) else None
+            own = None if self._local_tokenizer is None else await self._local_tokenizer.tokenize(asked)
+            tokens: Sequence[int] = asked.tokens if own is None else own
+            if own is None and asked.engine_request is not None:
+                if not self._can_ask_engines:
+                    return
+                self.query_count += 1
+                tokens = parse_tokens(await self._post(instance, asked.engine_request))
+                self.warning = ""
+        except Unavailable as error:
+            self.warning = f"{instance.id}: {error.message}"
+            lasting = error.message in _LASTING_ERRORS
+            pause = self._limits.tokenize_refused_seconds if lasting else self._limits.tokenize_repeat_seconds
+            self._refused_until = self._clock.now() + pause
+            return
+        await self._learn_alignment(row, tokens, asked, adapter, None if own is None else self._local_tokenizer)
+
+    async def _learn_alignment(
+        self,
+        row: PromptDispatched,
+        tokens: Sequence[int],
+        query: TokenizeQuery,
+        adapter: str | None,
+        local_tokenizer: LocalTokenizer | None,
+    ) -> None:
+        """Its events may come later than the tokens. ``here``: these are its."""
+        for pause in (0.0, *(_PAUSES_SECONDS if local_tokenizer is None else _VERIFICATION_PAUSES_SECONDS)):
+            await self._pause(pause)
+            blocks = self._learn(row, tokens, query, adapter, doubted=local_tokenizer is not None)
+            if blocks is not None:
+                self.learned_count += 1
+                if local_tokenizer is not None and blocks:
+                    local_tokenizer.mark_verified()
+                return
+        if local_tokenizer is not None:
+            local_tokenizer.mark_unverified()
+
+    async def _is_adapter(self, instance: Instance, name: str) -> bool:
+        """Whether the engine serves an adapter under this name, as it said a moment ago."""
+        now, key = self._clock.now(), (instance.id, name)
+        known = self._adapters.get(key)
+        if known is None or now >= known[0]:
+            found = name in adapter_names(await self._post(instance, None))
+            while len(self._adapters) >= _MAX_PENDING:
+                del self._adapters[next(iter(self._adapters))]
+            known = self._adapters[key] = now + self._limits.kv_adapter_poll_seconds, found
+        return known[1]

@@ -1,0 +1,158 @@
+"""The JSON API: a handful of routes over the view, all but one of them GET, described by OpenAPI at ``/openapi.json``.
+
+Answers about many models give the loop back between two models. ``app`` loads this module, and the framework with it, when somebody
+asks for the first time.
+"""
+
+import asyncio
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+import fairlead
+from fairlead.names import closest_matches
+from fairlead_gateway.errors import GatewayError
+from fairlead_gateway.supervisor.management import schemas
+from fairlead_gateway.supervisor.management.access_guard import ROUTE_PREVIEW_PATH
+from fairlead_gateway.supervisor.management.probes import ProbeResponse, Probes
+from fairlead_gateway.supervisor.management.serializers import decision_out, fleet_out
+from fairlead_gateway.supervisor.management.stats import model_stats, unknown_model_requests
+from fairlead_gateway.supervisor.management.view import GatewayView
+
+_ERRORS: dict[int | str, dict[str, Any]] = {404: {"model": schemas.ErrorOut}, 400: {"model": schemas.ErrorOut}}
+
+
+def create_api(view: GatewayView, probes: Probes) -> FastAPI:
+    """The ASGI app; ``plain`` answers what the description shares with it."""
+    app = FastAPI(
+        title="Fairlead gateway: management",
+        description='What one gateway sees and does. Nothing is changed by asking; null is "not known", never zero.',
+        version=fairlead.__version__,
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(RequestValidationError, _parameter_error)
+    _add_probes(app, probes)
+    _add_routes(app, view)
+    return app
+
+
+def _add_probes(app: FastAPI, probes: Probes) -> None:
+    """What probes and scrapers ask: it stands here for the description, and ``app`` answers it without the framework."""
+
+    @app.get(
+        "/readyz",
+        summary="Is this gateway answering requests?",
+        response_model=schemas.ReadyOut,
+        responses={503: {"model": schemas.ReadyOut}},
+    )
+    async def readyz() -> Response:
+        return _to_response(await probes.readyz())
+
+    @app.get("/metrics", summary="Prometheus text", response_class=Response)
+    async def metrics() -> Response:
+        return _to_response(await probes.metrics())
+
+
+def _add_routes(app: FastAPI, view: GatewayView) -> None:
+    @app.get("/api/fleet", summary="Models and instances with their load", responses=_ERRORS)
+    async def fleet() -> schemas.FleetOut:
+        look = await view.status()
+        return fleet_out(view.fleet(), look.loads, view.clock.now(), look.health_of, look.index, look.learned_profile)
+
+    @app.get("/api/stats", summary="The last minute and the totals, per model", responses=_ERRORS)
+    async def stats(
+        model: Annotated[str | None, Query(description="Only this model (namespace/name, or a unique name).")] = None,
+    ) -> schemas.StatsOut:
+        look, telemetry = await view.status(), await view.counters(windows=True)
+        snapshot, now = view.fleet(), view.clock.now()
+        keys = list(snapshot.models) if model is None else [_resolve_key(view, model)]
+        found: dict[str, schemas.ModelStatsOut] = {}
+        for key in keys:
+            found[key] = model_stats(key, telemetry, snapshot, look.loads, now)
+            await asyncio.sleep(0)
+        return schemas.StatsOut(
+            version=fairlead.__version__,
+            wall=view.clock.wall(),
+            uptime_seconds=now - view.started_at,
+            ready=look.ready,
+            notes=look.warnings,
+            loop_lag_p99_seconds=look.lag.quantile(0.99),
+            gateways=None
+            if look.peers is None
+            else [schemas.OtherGatewayOut(name=name, age_seconds=age) for name, age in look.peers],
+            unknown_model_requests=unknown_model_requests(telemetry, now),
+            models=found,
+        )
+
+    @app.get("/api/decisions", summary="The last decisions, newest first", responses=_ERRORS)
+    async def decisions(
+        limit: Annotated[int, Query(ge=1, le=500)] = 50,
+        model: Annotated[str | None, Query(description="Only this model.")] = None,
+    ) -> schemas.DecisionsOut:
+        key = None if model is None else _resolve_key(view, model)
+        found = await view.decisions(limit, key)
+        return schemas.DecisionsOut(decisions=[decision_out(logged) for logged in found])
+
+    @app.get("/api/decisions/{request_id:path}", summary="Everything about one request", responses=_ERRORS)
+    async def decision(request_id: str) -> schemas.DecisionOut:
+        logged = await view.decision(request_id)
+        if logged is None:
+            raise HTTPException(404, f"request {request_id!r} is not in the log, which keeps the last few thousand")
+        return decision_out(logged)
+
+    @app.post(
+        ROUTE_PREVIEW_PATH, summary="Where would this request go just now, and why? Nothing is sent", responses=_ERRORS
+    )
+    async def where(
+        request: Request,
+        path: Annotated[str, Query(description="Where a client would send it.")] = "/v1/chat/completions",
+    ) -> schemas.RoutePreviewOut:
+        """The body is the request's own; the session is told in x-session-id."""
+        try:
+            found = await view.preview_route(path, await request.body(), request.headers.get("x-session-id"))
+        except GatewayError as error:
+            raise HTTPException(error.status, str(error)) from None
+        if not found:
+            raise HTTPException(503, "no worker answers")
+        chosen = [logged.latest.decision.chosen for logged in found]
+        return schemas.RoutePreviewOut(
+            decision=decision_out(found[0]), workers=len(found), agreeing=sum(one == chosen[0] for one in chosen)
+        )
+
+
+def _resolve_key(view: GatewayView, name: str) -> str:
+    snapshot = view.fleet()
+    key = snapshot.resolve_model(name)
+    if key is None:
+        near = closest_matches(name, [*snapshot.models, *(item.name for item in snapshot.models.values())])
+        raise HTTPException(404, f"no model {name!r}" + (f"; near ones: {', '.join(near)}" if near else ""))
+    return key
+
+
+def _error_response(status: int, message: str, *, param: str | None = None) -> JSONResponse:
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    body = schemas.ErrorOut(error=schemas.ErrorBodyOut(message=message, type=kind, param=param))
+    return JSONResponse(body.model_dump(), status_code=status)
+
+
+def _to_response(response: ProbeResponse) -> Response:
+    return Response(response.body, response.status, dict(response.headers))
+
+
+async def _http_error(_: Request, error: Exception) -> Response:
+    if not isinstance(error, HTTPException):
+        raise error
+    return _error_response(error.status_code, str(error.detail))
+
+
+async def _parameter_error(_: Request, error: Exception) -> Response:
+    if not isinstance(error, RequestValidationError):
+        raise error
+    first = error.errors()[0]
+    name = str(first["loc"][-1])
+    return _error_response(400, f"{name}: {first['msg']}", param=name)

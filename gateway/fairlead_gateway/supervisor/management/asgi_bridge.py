@@ -1,0 +1,55 @@
+"""One request of our own connections to an ASGI app, and its whole answer back: no streams, no lifespan, no upgrades."""
+
+import asyncio
+
+from fairlead_gateway.http.connection import HttpRequest
+from fairlead_gateway.http.response_writer import ResponseWriter
+from fairlead_gateway.supervisor.management.access_guard import App, Message, Scope
+
+_UNKNOWN_ADDRESS = "0.0.0.0"
+"""Stands for an address that could not be read: it must not count as this machine's."""
+_FRAMING_HEADERS = (b"content-type", b"content-length")
+
+
+async def serve_request(app: App, request: HttpRequest, response: ResponseWriter, server: tuple[str, int]) -> None:
+    """Ask ``app``, which is reached at ``server``, and send what it says once it has said everything."""
+    unread = [request.body]
+    status = 500
+    fields: list[tuple[bytes, bytes]] = []
+    body = bytearray()
+
+    async def receive() -> Message:
+        if unread:
+            return {"type": "http.request", "body": unread.pop(), "more_body": False}
+        await asyncio.get_running_loop().create_future()  # who leaves has the task cancelled
+        return {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        nonlocal status
+        if message["type"] == "http.response.start":
+            status = message["status"]
+            fields.extend(message.get("headers", ()))
+        else:
+            body.extend(message.get("body", b""))
+
+    await app(_scope(request, response, server), receive, send)
+    kind = next((value for name, value in fields if name == b"content-type"), b"application/octet-stream")
+    lines = b"".join(b"%b: %b\r\n" % (name, value) for name, value in fields if name not in _FRAMING_HEADERS)
+    response.send(status, lines.decode("latin-1"), bytes(body), content_type=kind.decode("latin-1"))
+
+
+def _scope(request: HttpRequest, response: ResponseWriter, server: tuple[str, int]) -> Scope:
+    head = request.head
+    return {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
+        "http_version": "1.1" if head.version == 11 else "1.0",
+        "method": head.method,
+        "scheme": "http",
+        "path": head.path,
+        "query_string": head.query,
+        "root_path": "",
+        "headers": head.fields,
+        "client": (response.client_address() or _UNKNOWN_ADDRESS, 0),
+        "server": server,
+    }

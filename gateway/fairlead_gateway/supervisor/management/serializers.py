@@ -1,0 +1,280 @@
+"""From the gateway's values to the JSON of the API: pure functions, one for each answer."""
+
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+
+import msgspec
+
+from fairlead import decision
+from fairlead.fleet import model as fleet
+from fairlead.fleet.file import profile_fields
+from fairlead_gateway.supervisor.management import schemas
+from fairlead_gateway.supervisor.profiling.profile_estimator import LearnedProfile
+from fairlead_gateway.telemetry import LoadView
+from fairlead_gateway.telemetry.decision_log import CONTINUATION_RULE, DecisionRecord, LoggedRequest
+from fairlead_gateway.telemetry.handoff_record import HandoffRecord, PrefillAttempt
+from fairlead_gateway.telemetry.status_types import IndexStatus, InstanceIndexStatus, ModelIndexStatus
+
+HealthLookup = Callable[[str], tuple[str, str]]
+
+
+def fleet_out(
+    snapshot: fleet.Fleet,
+    loads: Mapping[str, LoadView],
+    now: float,
+    health_of: HealthLookup | None = None,
+    index: IndexStatus = MappingProxyType({}),
+    learned_profile: Callable[[str], LearnedProfile | None] | None = None,
+) -> schemas.FleetOut:
+    """The fleet with the gateway's own ledger and verdict beside each instance."""
+    return schemas.FleetOut(
+        version=snapshot.version,
+        membership_epoch=snapshot.membership_epoch,
+        models=[
+            schemas.ModelOut(
+                key=key,
+                namespace=model.namespace,
+                name=model.name,
+                preset=model.preset,
+                wakes=model.wakes,
+                objectives=schemas.ObjectivesOut(
+                    target=model.objectives.target,
+                    ttft_seconds=model.objectives.ttft_seconds,
+                    ttft_per_kilo_token_seconds=model.objectives.ttft_per_kilo_token_seconds,
+                    itl_seconds=model.objectives.itl_seconds,
+                ),
+                links=_links_out(index.get(key)),
+                wanted=_wanted_out(index.get(key)),
+                instances=[
+                    _instance_out(
+                        instance,
+                        loads.get(instance.id),
+                        now,
+                        health_of,
+                        index.get(key),
+                        learned_profile(instance.id) if learned_profile is not None else None,
+                    )
+                    for instance in snapshot.instances.get(key, ())
+                ],
+            )
+            for key, model in snapshot.models.items()
+        ],
+    )
+
+
+def _links_out(look: ModelIndexStatus | None) -> schemas.LinksOut | None:
+    if look is None:
+        return None
+    return schemas.LinksOut(
+        blocks=look.linked_blocks, lowered=look.lowered_links, prompts=look.learned_prompts, how=look.token_source
+    )
+
+
+def _wanted_out(look: ModelIndexStatus | None) -> list[schemas.WantedOut]:
+    return [] if look is None else [schemas.WantedOut(**msgspec.structs.asdict(one)) for one in look.replication_hints]
+
+
+def _index_out(one: InstanceIndexStatus | None) -> schemas.IndexOut | None:
+    if one is None:
+        return None
+    return schemas.IndexOut(
+        state=one.state,
+        reason=one.reason or None,
+        predicted_tokens=one.predicted_tokens,
+        reported_tokens=one.reported_tokens,
+        ratio=one.ratio,
+        answers=one.answers,
+        silent=one.unreported,
+        late=one.late,
+        quarantines=one.quarantines,
+        scale_down=_scale_down_out(one),
+    )
+
+
+def _scale_down_out(one: InstanceIndexStatus) -> schemas.ScaleDownOut | None:
+    if one.block_counts is None or one.removal_rank is None:
+        return None
+    return schemas.ScaleDownOut(
+        rank=one.removal_rank.rank,
+        blocks=one.block_counts.blocks,
+        unique_blocks=one.removal_rank.unique,
+        unique_used_blocks=one.removal_rank.used,
+        reason=one.removal_rank.reason,
+    )
+
+
+def _instance_out(
+    instance: fleet.Instance,
+    load: LoadView | None,
+    now: float,
+    health_of: HealthLookup | None,
+    look: ModelIndexStatus | None,
+    learned: LearnedProfile | None,
+) -> schemas.InstanceOut:
+    stands, why = health_of(instance.id) if health_of is not None else (None, None)
+    return schemas.InstanceOut(
+        id=instance.id,
+        pool=instance.pool,
+        url=instance.url,
+        engine=instance.engine,
+        role=instance.role,
+        state=instance.state,
+        weight=instance.weight,
+        adapters=sorted(instance.adapters),
+        in_flight=None if load is None else load.inflight,
+        waiting=None if load is None else load.waiting,
+        backlog_seconds=None if load is None else load.backlog_seconds,
+        in_flight_tokens=None if load is None else load.inflight_tokens,
+        standing=stands,
+        standing_reason=why or None,
+        index=_index_out(look.instances.get(instance.id) if look is not None else None),
+        signals=_signals_out(instance, now),
+        profile=_profile_out(learned),
+    )
+
+
+def _profile_out(learned: LearnedProfile | None) -> schemas.ProfileOut | None:
+    if learned is None:
+        return None
+    profile = learned.profile
+    return schemas.ProfileOut(
+        learned=learned.is_reliable,
+        prefill_kilotoken_seconds=profile.prefill_time(1_000),
+        prefill_ten_kilotokens_seconds=profile.prefill_time(10_000),
+        decode_step_seconds=profile.step_time(computed=16, sequences=16, resident=16_000),
+        coefficients=profile_fields(profile),
+        pace=learned.slowdown,
+        spans=round(learned.observations, 1),
+        error=learned.error,
+    )
+
+
+def _signals_out(instance: fleet.Instance, now: float) -> schemas.SignalsOut | None:
+    said = instance.signals
+    if said is None:
+        return None
+    hits, queries = said.prefix_hits_total, said.prefix_queries_total
+    return schemas.SignalsOut(
+        age_seconds=None if instance.received_at is None else max(0.0, now - instance.received_at),
+        running=said.running,
+        waiting=said.waiting,
+        kv_usage=said.kv_usage,
+        prefix_hit_share=None if hits is None or not queries else hits / queries,
+        preemptions_total=said.preemptions_total,
+        sleeping=said.sleeping,
+    )
+
+
+def decision_out(logged: LoggedRequest) -> schemas.DecisionOut:
+    """One request's choices and its end."""
+    first = logged.records[0]
+    return schemas.DecisionOut(
+        request_id=first.request_id,
+        model=first.model_key,
+        wall=first.wall,
+        prompt_tokens=first.prompt_tokens,
+        caller=first.caller,
+        handoff=None if first.handoff is None else _handoff_out(first.handoff),
+        choices=[_choice_out(record) for record in logged.records],
+        outcome=None if logged.outcome is None else _outcome_out(logged),
+    )
+
+
+def _choice_out(record: DecisionRecord) -> schemas.ChoiceOut:
+    made = record.decision
+    candidates, inputs = _candidates_out(made)
+    return schemas.ChoiceOut(
+        attempt=record.attempt,
+        wall=record.wall,
+        instance=made.chosen,
+        rule=made.rule,
+        reason=made.reason,
+        cost_seconds=made.cost_seconds,
+        candidates=candidates,
+        inputs=inputs,
+    )
+
+
+def _candidates_out(made: decision.Decision) -> tuple[list[schemas.CandidateOut], dict[str, schemas.NumberOut]]:
+    """Everyone who was looked at, the chosen one first, and the inputs that belong to none of them."""
+    ids = [] if made.chosen is None else [made.chosen]
+    ids += [item.id for item in made.rejected if item.id != made.chosen]
+    of_candidate, of_all = _split_inputs(made.inputs, ids)
+    why = {item.id: item.why for item in made.rejected}
+    if made.chosen is not None:
+        why[made.chosen] = made.reason
+    found = [
+        schemas.CandidateOut(id=item, chosen=item == made.chosen, why=why[item], inputs=of_candidate[item])
+        for item in ids
+    ]
+    return found, of_all
+
+
+def _handoff_out(story: HandoffRecord) -> schemas.HandoffOut:
+    return schemas.HandoffOut(
+        outcome=story.outcome,
+        reason=story.reason,
+        words=story.message,
+        where=None if story.placement is None else _placement_out(story.placement),
+        waited_seconds=story.waited_seconds,
+        legs=[_prefill_attempt_out(leg) for leg in story.attempts],
+    )
+
+
+def _placement_out(made: decision.Decision) -> schemas.WhereOut:
+    candidates, inputs = _candidates_out(made)
+    return schemas.WhereOut(
+        instance=made.chosen, rule=made.rule, reason=made.reason, candidates=candidates, inputs=inputs
+    )
+
+
+def _prefill_attempt_out(attempt: PrefillAttempt) -> schemas.PrefillLegOut:
+    candidates, inputs = _candidates_out(attempt.decision)
+    return schemas.PrefillLegOut(
+        instance=attempt.instance_id,
+        rule=attempt.decision.rule,
+        reason=attempt.decision.reason,
+        cost_seconds=attempt.decision.cost_seconds,
+        candidates=candidates,
+        inputs=inputs,
+        seconds=attempt.seconds,
+        result=attempt.result,
+    )
+
+
+def _split_inputs(
+    inputs: Mapping[str, decision.DecisionInput], ids: Sequence[str]
+) -> tuple[dict[str, dict[str, schemas.NumberOut]], dict[str, schemas.NumberOut]]:
+    """``"<id>/<name>"`` goes to its candidate (ids hold slashes themselves), everything else stays general."""
+    of_candidate: dict[str, dict[str, schemas.NumberOut]] = {item: {} for item in ids}
+    of_all: dict[str, schemas.NumberOut] = {}
+    for key, value in inputs.items():
+        number = schemas.NumberOut(value=value.value, age_seconds=value.age_seconds)
+        owner, _, name = key.rpartition("/")
+        if owner in of_candidate:
+            of_candidate[owner][name] = number
+        else:
+            of_all[key] = number
+    return of_candidate, of_all
+
+
+def _outcome_out(logged: LoggedRequest) -> schemas.OutcomeOut:
+    ended = logged.outcome
+    assert ended is not None
+    return schemas.OutcomeOut(
+        status=ended.status,
+        error=ended.error,
+        client_gone=ended.client_disconnected,
+        attempts=ended.attempts,
+        duration_seconds=ended.duration_seconds,
+        ttft_seconds=ended.ttft_seconds,
+        itl_mean_seconds=ended.itl_mean_seconds,
+        prompt_tokens=ended.prompt_tokens,
+        cached_tokens=ended.cached_tokens,
+        predicted_cached_tokens=ended.predicted_cached_tokens,
+        output_tokens=ended.output_tokens,
+        within_objective=ended.within_objective,
+        overhead_seconds=ended.overhead_seconds,
+        failures=[schemas.FailureOut(instance=instance, why=why) for instance, why in ended.failures],
+        continued=any(record.decision.rule == CONTINUATION_RULE for record in logged.records),
+    )

@@ -1,0 +1,98 @@
+"""The management port as a server: our own connections, read as strictly as those of clients, on a socket that listens already.
+
+A server of the framework's kind (uvicorn) would bring a command line, process supervision and its own logging along, three megabytes
+of them.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import socket
+from collections.abc import Sequence
+
+from fairlead.limits import Limits
+from fairlead.runtime import nonblocking_log
+from fairlead_gateway.errors import GatewayError, MethodNotAllowed
+from fairlead_gateway.http.connection import HttpRequest, Listener
+from fairlead_gateway.http.request_head import RequestHead
+from fairlead_gateway.http.response_writer import ResponseWriter
+from fairlead_gateway.http.sockets import LISTEN_BACKLOG
+from fairlead_gateway.supervisor.management.access_guard import ROUTE_PREVIEW_PATH, App
+from fairlead_gateway.supervisor.management.app import create_management_app
+from fairlead_gateway.supervisor.management.asgi_bridge import serve_request
+from fairlead_gateway.supervisor.management.view import GatewayView
+
+_log = logging.getLogger("fairlead.gateway")
+_DRAIN_SECONDS = 1.0
+_DRAIN_POLL_SECONDS = 0.02
+
+
+class ManagementServer:
+    """Serves ``view``; ``token`` guards its API, which is reached under ``hosts`` too."""
+
+    def __init__(
+        self, view: GatewayView, private: socket.socket, *, limits: Limits, token: str | None, hosts: Sequence[str] = ()
+    ) -> None:
+        self._app = create_management_app(view, token=token, hosts=hosts)
+        self._clock = view.clock
+        self._limits = limits
+        self._private = private
+        self._listener: Listener | None = None
+        self._server: asyncio.Server | None = None
+
+    async def start(self) -> None:
+        """Answer from now on."""
+        loop = asyncio.get_running_loop()
+        numbers = itertools.count(1)
+        desk = _AsgiHandler(self._app, self._private.getsockname()[:2])
+        listener = self._listener = Listener(
+            desk, clock=self._clock, limits=self._limits, loop=loop, create_request_id=lambda: f"manage-{next(numbers)}"
+        )
+        self._server = await loop.create_server(listener.create_connection, sock=self._private, backlog=LISTEN_BACKLOG)
+
+    async def stop(self) -> None:
+        """Answer what is being asked, and no more."""
+        if self._server is None or self._listener is None:
+            self._private.close()
+            return
+        self._server.close()
+        self._listener.drain()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_DRAIN_SECONDS):
+                while self._listener.count_busy():  # noqa: ASYNC110 - connections set no event
+                    await asyncio.sleep(_DRAIN_POLL_SECONDS)
+        self._listener.close()
+
+
+class _AsgiHandler:
+    """Has each request answered by the app, in a task of its own that ends with its client."""
+
+    def __init__(self, app: App, server: tuple[str, int]) -> None:
+        self._app = app
+        self._server = server
+
+    def check_headers(self, head: RequestHead) -> None:
+        """Nothing that has a body is waited for, beside the question that is one. Raises WrongMethod."""
+        if head.path == ROUTE_PREVIEW_PATH and head.method == "POST":
+            return
+        raise MethodNotAllowed(
+            "the management port only answers GET, without a body", hint="use GET", headers=(("allow", "GET"),)
+        )
+
+    def handle(self, request: HttpRequest, response: ResponseWriter) -> None:
+        """Begin an answer."""
+        task = asyncio.get_running_loop().create_task(self._respond(request, response))
+        response.on_client_gone = task.cancel
+
+    def on_rejected(self, error: GatewayError, response: ResponseWriter) -> None:
+        """Answer something that never became a request."""
+        fields = "".join(f"{name}: {value}\r\n" for name, value in error.headers)
+        response.send(error.status, fields, error.body(response.request_id))
+
+    async def _respond(self, request: HttpRequest, response: ResponseWriter) -> None:
+        try:
+            await serve_request(self._app, request, response, self._server)
+        except Exception as error:  # noqa: BLE001 - whatever it is, its asker gets an answer, and the log a place to look at
+            _log.error("%s on the management port\n%s", type(error).__name__, nonblocking_log.traceback_lines(error))
+            self.on_rejected(GatewayError("a defect in the management port", hint="see the gateway's log"), response)

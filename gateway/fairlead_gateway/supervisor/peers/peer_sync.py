@@ -1,0 +1,224 @@
+"""The other gateways, as the helper knows them: what our workers do is told to them, what they do is told to our workers.
+
+Three things go both ways (``fairlead_gateway.supervisor.peers``): what was just sent where, which the workers' mirrors take as they take
+that of their siblings; what is in flight, which lies in a row of the memory that workers read for a decision; and the table of hot
+prefixes. Nothing of a request waits for any of it: workers read memory and messages, and only the helper talks to Redis.
+"""
+
+import secrets
+from array import array
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+import msgspec
+
+from fairlead.fleet.model import Fleet, Instance, InstanceState
+from fairlead.limits import Limits
+from fairlead.runtime.clock import Clock
+from fairlead_gateway.ipc import messages as say
+from fairlead_gateway.routing.prefix.prefix_hash import PrefixChain, block_ends
+from fairlead_gateway.supervisor.peers.hot_prefix_counter import HotPrefixCounter, HotShare
+from fairlead_gateway.supervisor.peers.hot_prefix_lease import HotPrefixLeases
+from fairlead_gateway.supervisor.peers.peer_exchange import ExchangeHooks, PeerExchange
+from fairlead_gateway.supervisor.peers.peer_messages import HotPrefixTable, SentPrompt, secret_fingerprint
+from fairlead_gateway.supervisor.peers.peer_messages import PeerLoad as Shared
+from fairlead_gateway.supervisor.peers.peer_state import InstanceGroups
+from fairlead_gateway.supervisor.peers.replication_hints import ReplicationHintPublisher
+from fairlead_gateway.telemetry import LoadView
+from fairlead_kvstore.analysis.replication_hints import ReplicationHint
+from fairlead_kvstore.redis.link import RedisLink
+
+_dispatch_decoder = msgspec.msgpack.Decoder(list[say.Dispatch])
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class WorkerBroadcast(Protocol):
+    """Who is told what others do; the crew."""
+
+    def broadcast_peer_dispatches(self, dispatches: bytes) -> None:
+        """A list of ``channel_messages.Sent``, encoded; what does not fit is dropped."""
+        ...
+
+    def set_peer_loads(self, loads: Mapping[str, Shared]) -> None:
+        """All that other gateways have in flight, by instance."""
+        ...
+
+    def set_hot_prefixes(self, table: say.HotPrefixUpdate) -> None:
+        """A table of hot prefixes that takes the place of the model's last."""
+        ...
+
+
+class PeerSync:
+    """``loads`` says what this gateway has in flight by instance; ``link`` is somebody else's to start and to stop."""
+
+    def __init__(
+        self,
+        link: RedisLink,
+        workers: WorkerBroadcast,
+        *,
+        fleet: Callable[[], Fleet],
+        loads: Callable[[], Mapping[str, LoadView]],
+        gateway_id: str,
+        secret: bytes,
+        clock: Clock,
+        limits: Limits,
+    ) -> None:
+        self._workers = workers
+        self._fleet = fleet
+        self._loads = loads
+        self._clock = clock
+        self.on_peer_dispatch: Callable[[str, str, int, Sequence[int]], None] | None = None
+        """Hears of each prompt that another gateway sent: model, instance, the hashes of its end and of its blocks."""
+        self.hints_of: Callable[[str], Sequence[ReplicationHint]] = lambda _: ()
+        """Which of a model's hot prefixes want another home."""
+        self._applied_fleet: Fleet | None = None
+        self._model_of: dict[str, str] = {}
+        self._ready_groups: dict[str, InstanceGroups] = {}
+        self._hot_prefix_counter = HotPrefixCounter(limits)
+        name = f"{gateway_id}/{secrets.token_hex(4)}"  # another run of the same gateway is another one
+        hooks = ExchangeHooks(self._models, self._own_loads, self._on_peer_dispatches, workers.set_peer_loads)
+        self.exchange = PeerExchange(
+            link, name, clock, hooks, secret_fingerprint=secret_fingerprint(secret), limits=limits
+        )
+        self.tables = HotPrefixLeases(
+            link,
+            name,
+            clock,
+            active_models=self._active_models,
+            local_table=self._hot_table,
+            on_acquired=self._hot_prefix_counter.start_from_table,
+            on_table=self._on_hot_table,
+            limits=limits,
+        )
+
+        self._hint_publisher = ReplicationHintPublisher(
+            link,
+            clock,
+            models=lambda: [
+                key for key in self._active_models() if (term := self.tables.lease(key)) is not None and term.is_ours
+            ],
+            hints=lambda key: self.hints_of(key),
+            limits=limits,
+        )
+
+    def start(self) -> None:
+        """Begin on the running loop."""
+        self.exchange.start()
+        self.tables.start()
+        self._hint_publisher.start()
+
+    async def stop(self) -> None:
+        """Take leave of the others."""
+        await self._hint_publisher.stop()
+        await self.tables.stop()
+        await self.exchange.stop()
+
+    # What our workers do -------------------------------------------------------------------------------------------------
+
+    def on_worker_report(self, message: say.WorkerReport) -> None:
+        """One worker has told what it did."""
+        if message.sent is not None:
+            now = self._clock.now()
+            self._update_fleet()
+            for item in _dispatch_decoder.decode(message.sent):
+                hashes = array("Q", item.hashes)
+                chain = PrefixChain(tuple(hashes), block_ends(len(hashes)), item.tail)
+                self._hot_prefix_counter.on_dispatch(item.model, item.instance, chain, now)
+                self.exchange.add_dispatch(item.model, item.instance, item.hashes, item.tail, item.pin)
+        if message.loads is not None:
+            self.exchange.on_loads_changed()
+
+    def _models(self) -> Mapping[str, InstanceGroups]:
+        self._update_fleet()
+        return self._ready_groups
+
+    def _own_loads(self) -> dict[str, dict[str, Shared]]:
+        self._update_fleet()
+        found: dict[str, dict[str, Shared]] = {}
+        for instance, load in self._loads().items():
+            model = self._model_of.get(instance)
+            if model is not None and load.inflight > 0:
+                seconds, tokens = max(0.0, load.backlog_seconds), max(0.0, load.inflight_tokens)
+                found.setdefault(model, {})[instance] = (load.inflight, max(0, load.waiting), seconds, tokens)
+        return found
+
+    def _update_fleet(self) -> None:
+        fleet = self._fleet()
+        if fleet is self._applied_fleet:
+            return
+        self._applied_fleet = fleet
+        self._model_of = {one.id: key for key, instances in fleet.instances.items() for one in instances}
+        self._ready_groups = {key: _ready_by_role(fleet.instances.get(key, ())) for key in fleet.models}
+        self._hot_prefix_counter.update_fleet(fleet)
+        self.tables.retain(fleet.models)
+
+    # What the others do --------------------------------------------------------------------------------------------------
+
+    def _on_peer_dispatches(self, model: str, items: Sequence[SentPrompt]) -> None:
+        now = self._clock.now()
+        self._update_fleet()
+        for instance, packed, tail, _ in items:
+            hashes = array("Q", packed)
+            self._hot_prefix_counter.on_dispatch(
+                model, instance, PrefixChain(tuple(hashes), block_ends(len(hashes)), tail), now
+            )
+            if self.on_peer_dispatch is not None:
+                self.on_peer_dispatch(model, instance, tail, hashes)
+        self._workers.broadcast_peer_dispatches(_encode([say.Dispatch(model, *item) for item in items]))
+
+    # Hot prefixes --------------------------------------------------------------------------------------------------------
+
+    def _active_models(self) -> list[str]:
+        return self._hot_prefix_counter.active_models(self._clock.now())
+
+    def _hot_table(self, model: str) -> HotPrefixTable | None:
+        """None while the past is still being read back: then another's count is better."""
+        return self._hot_prefix_counter.table(model) if self.exchange.is_model_caught_up(model) else None
+
+    def _on_hot_table(self, model: str, epoch: int, table: HotPrefixTable | None) -> None:
+        found = table or HotPrefixTable()
+        self._workers.set_hot_prefixes(say.HotPrefixUpdate(model, epoch, found.serving, found.prefilling))
+
+    def hot_prefixes(self, model: str) -> list[HotShare]:
+        """The model's hot prefixes, and how much they are used."""
+        return self._hot_prefix_counter.hot_prefixes(model, self._clock.now())
+
+    # For people ----------------------------------------------------------------------------------------------------------
+
+    def warnings(self) -> list[str]:
+        """What is missing or late, in words."""
+        return [*self.exchange.warnings(), *self.tables.warnings()]
+
+    def present_peers(self) -> list[tuple[str, float]]:
+        """The gateways that are heard, and the seconds since."""
+        return [(one.name.rpartition("/")[0], one.age_seconds) for one in self.exchange.known_peers()]
+
+    def counters(self) -> dict[str, float]:
+        """Counters and gauges for the metrics page."""
+        exchange = self.exchange
+        heard = exchange.known_peers()
+        found: dict[str, float] = {
+            "peers": len(heard),
+            "peer_in_flight": sum(load[0] for load in exchange.peer_state.reported_loads().values()),
+            "peer_sent_total": exchange.stats.sent,
+            "peer_heard_total": exchange.stats.received,
+            "peer_dropped_total": exchange.outbox.dropped,
+            "peer_missed_total": exchange.peer_state.missed_batches,
+            "peer_poisoned_total": exchange.stats.undecodable + self.tables.undecodable,
+            "hot_tables_kept": self.tables.owned_tables,
+        }
+        if heard:
+            found["peer_age_seconds"] = round(max(one.age_seconds for one in heard), 3)
+        age = self.tables.stale_seconds()
+        if age is not None:
+            found["hot_table_stale_seconds"] = round(age, 3)
+        return found
+
+
+def _ready_by_role(instances: Sequence[Instance]) -> InstanceGroups:
+    """Those that are ready; of one role, since no other takes their place."""
+    groups: dict[str, list[str]] = {}
+    for one in instances:
+        if one.state is InstanceState.READY:
+            groups.setdefault(one.role, []).append(one.id)
+    return list(groups.values())

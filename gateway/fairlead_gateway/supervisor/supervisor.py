@@ -1,0 +1,458 @@
+"""The helper process: everything of a gateway that is slow. It follows files or the cluster, asks engines and Redis, answers the
+management port and looks after the workers, which carry the bytes.
+
+Files are followed here and not in each worker: one process looks, one finds what is wrong with them, all workers change at the same
+moment, and none of them needs a YAML reader. Nothing of a request waits for the helper; while it is busy, only what it shows is late.
+"""
+
+import asyncio
+import logging
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from fairlead.engines.credentials import EngineCredentials
+from fairlead.fleet.model import Fleet, FleetSource
+from fairlead.limits import Limits
+from fairlead.runtime import nonblocking_log, process_tuning
+from fairlead.runtime.clock import Clock
+from fairlead.runtime.file_watcher import FileWatcher
+from fairlead.runtime.loop_lag import LoopLag
+from fairlead.runtime.tasks import cancel_and_wait, first_failure
+from fairlead_gateway.errors import RelayedError
+from fairlead_gateway.http.sockets import socket_url
+from fairlead_gateway.http.tls import TlsCertificate
+from fairlead_gateway.ipc import messages as say
+from fairlead_gateway.ipc.decision_codec import decode_logged_request, decode_record
+from fairlead_gateway.supervisor.background_services import BackgroundServices
+from fairlead_gateway.supervisor.key_file import KeyFile
+from fairlead_gateway.supervisor.kv_index.index_service import KvIndexService
+from fairlead_gateway.supervisor.kv_index.token_source import TokenSource
+from fairlead_gateway.supervisor.management import GatewayStatus
+from fairlead_gateway.supervisor.management.server import ManagementServer
+from fairlead_gateway.supervisor.profiling.profiling_service import ProfilingService
+from fairlead_gateway.supervisor.scale_from_zero import ScaleUpNotifier
+from fairlead_gateway.supervisor.tokenizer.client import TokenizerClient
+from fairlead_gateway.supervisor.worker_handle import WorkerHandle
+from fairlead_gateway.supervisor.worker_pool import WorkerPool, merge_counts, merge_loads
+from fairlead_gateway.supervisor.worker_reports import merge_health_states
+from fairlead_gateway.supervisor.worker_spawn import PreforkedWorkers
+from fairlead_gateway.telemetry import MetricsRecorder
+from fairlead_gateway.telemetry.decision_log import LoggedRequest
+from fairlead_gateway.telemetry.snapshot import restore_counters
+from fairlead_gateway.worker.reporting.timing_reporter import TimingEvents
+from fairlead_kvstore.blockstore.changes import Change
+
+if TYPE_CHECKING:  # without an engine that tells what it holds neither is loaded
+    from fairlead_gateway.prefix_map.prompt_alignment import PromptAlignment
+    from fairlead_gateway.supervisor.kv_index.alignment_store import AlignmentStore
+    from fairlead_gateway.supervisor.kv_index.index_source import IndexSource
+
+_log = logging.getLogger("fairlead.gateway")
+_WARNINGS_SECONDS = 0.2
+_COUNTERS_SECONDS = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayConfig:
+    """What one gateway is to be. ``public`` is held and does not listen; ``private`` is the listening management port.
+    ``autoscaler`` is the URL at which it hears hints; ``tokenizers`` is the folder of tokenizers; ``index_secret`` keys the hashes of
+    an index in Redis, as its indexer's does."""
+
+    public_socket: socket.socket
+    management_socket: socket.socket
+    fleet_source: FleetSource
+    gateway_id: str
+    hash_secret: bytes
+    key_pepper: bytes | None = None
+    key_file: KeyFile | None = None
+    certificate: TlsCertificate | None = None
+    redis_url: str | None = None
+    credentials: EngineCredentials | None = None
+    autoscaler_url: str | None = None
+    manage_token: str | None = None
+    manage_hosts: Sequence[str] = ()
+    token_source: TokenSource = TokenSource.ENGINE
+    tokenizer_folder: str = ""
+    index_secret: bytes = b""
+    environ: Mapping[str, str] = field(default_factory=dict)
+
+
+class MaxLoopLag(LoopLag):
+    """The lateness of the latest of several loops, by quantile."""
+
+    def __init__(self, reported: Sequence[Sequence[tuple[float, float]]]) -> None:
+        super().__init__(max_samples=1)
+        self._reported = [dict(quantiles) for quantiles in reported]
+
+    def quantile(self, share: float) -> float | None:
+        """Seconds; None where no worker has told it."""
+        return max((told[share] for told in self._reported if share in told), default=None)
+
+
+class Supervisor:
+    """One gateway; also what the management port looks at. ``announce`` gets the line that says where it listens."""
+
+    def __init__(
+        self,
+        config: GatewayConfig,
+        preforked: PreforkedWorkers,
+        *,
+        clock: Clock,
+        limits: Limits,
+        announce: Callable[[str], None],
+    ) -> None:
+        self._config = config
+        self._clock = clock
+        self._limits = limits
+        self._announce = announce
+        self._sent_warnings: list[str] = []
+        self._watchers = self._create_watchers(config)
+        self._draining = False
+        self._has_failed = False
+        self._stop_now = asyncio.Event()
+        self._fleet = Fleet()
+        self._scale_up_notifier = (
+            None
+            if config.autoscaler_url is None
+            else ScaleUpNotifier(config.autoscaler_url, config.manage_token, clock, limits)
+        )
+        self.started_at = clock.now()
+        self.workers = WorkerPool(
+            preforked,
+            configure=self._configuration,
+            on_report=self._on_report,
+            on_index_report=self._on_index_report,
+            on_timings=self._on_timings,
+            on_needs_instance=self._on_needs_instance,
+            on_worker_ready=self._on_worker_ready,
+            clock=clock,
+            limits=limits,
+        )
+        self._tokenizer = (
+            TokenizerClient(clock, limits, config.environ) if config.token_source is TokenSource.PROCESS else None
+        )
+        self.kv_index = KvIndexService(
+            workers=lambda: [worker for worker in self.workers.workers if worker.is_ready],
+            create_source=self._create_index_source,
+            token_source=config.token_source,
+            secret=config.index_secret if config.redis_url is not None else config.hash_secret,
+            clock=clock,
+            limits=limits,
+            credentials=config.credentials,
+            tokenizer=self._tokenizer,
+            tokenizer_folder=config.tokenizer_folder,
+            create_store=self._create_alignment_store if config.redis_url is not None and config.index_secret else None,
+        )
+        self.background = BackgroundServices(
+            fleet=self.workers.applied_fleet,
+            loads=self.workers.loads,
+            clock=clock,
+            limits=limits,
+            gateway_id=config.gateway_id,
+            secret=config.hash_secret,
+            workers=self.workers,
+            redis_url=config.redis_url,
+            credentials=config.credentials,
+        )
+        self.profiling = ProfilingService(broadcast=self.workers.broadcast, clock=clock, limits=limits)
+        if self.background.peers is not None:
+            self.background.peers.on_peer_dispatch = self._on_peer_dispatch
+            self.background.peers.hints_of = self.kv_index.hints
+            self.kv_index.hot_prefixes = self.background.peers.hot_prefixes
+
+    async def run(self) -> int:
+        """Serve until SIGTERM or SIGINT, then drain; 0, or 1 when a second signal cut that short, or a defect was the reason.
+
+        Raises FairleadError when a file cannot be used at the start."""
+        loop = asyncio.get_running_loop()
+        stop, hurry = asyncio.Event(), self._stop_now
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, lambda: (hurry if stop.is_set() else stop).set())
+        loop.set_exception_handler(nonblocking_log.on_loop_exception)
+        stopped = loop.create_task(stop.wait())
+        starting = loop.create_task(self._start())
+        try:
+            await asyncio.wait({stopped, starting}, return_when=asyncio.FIRST_COMPLETED)
+            if starting.done():
+                await self._serve(await starting, stopped)
+        finally:
+            await cancel_and_wait(starting)
+            await cancel_and_wait(stopped)
+            await self.workers.kill_all()
+            for watch in self._watchers:
+                await watch.stop()
+        return int(self._stop_now.is_set() or self._has_failed)
+
+    async def _start(self) -> AsyncIterator[Fleet]:
+        for watch in self._watchers:
+            await watch.start()
+        snapshots = self._config.fleet_source.watch()
+        self._fleet = await anext(snapshots)
+        if self._config.credentials is not None:
+            self._config.credentials.update_fleet(self._fleet)
+        self.kv_index.update_fleet(self._fleet)
+        self.profiling.update_fleet(self._fleet)
+        self._sent_warnings = self._current_warnings()
+        await self.workers.start(self._fleet)
+        return snapshots
+
+    async def _serve(self, snapshots: AsyncIterator[Fleet], stopped: "asyncio.Task[bool]") -> None:
+        plan, loop = self._config, asyncio.get_running_loop()
+        management = ManagementServer(
+            self, plan.management_socket, limits=self._limits, token=plan.manage_token, hosts=plan.manage_hosts
+        )
+        await management.start()
+        self.background.start()
+        self.kv_index.start()
+        self.profiling.start()
+        work = [
+            loop.create_task(one)
+            for one in (self._follow_fleet(snapshots), self._send_warnings(), self._poll_counters())
+        ]
+        try:
+            process_tuning.freeze_heap()
+            secure = plan.certificate is not None
+            self._announce(
+                f"ready {socket_url(plan.public_socket, secure=secure)} manage {socket_url(plan.management_socket)}"
+            )
+            defect = await first_failure(work, stopped)
+            if defect is not None:  # to be started anew is better than to serve an old fleet on
+                self._has_failed = True
+                _log.critical("the gateway ends, since a part of it has failed", exc_info=defect)
+            self._draining = True
+            plan.public_socket.close()
+            await self.workers.stop(self._stop_now)
+        finally:
+            for task in work:
+                await cancel_and_wait(task)
+            await management.stop()
+            await self.profiling.stop()
+            await self.kv_index.stop()
+            if self._tokenizer is not None:
+                await self._tokenizer.close()
+            await self.background.stop()
+            if self._scale_up_notifier is not None:
+                await self._scale_up_notifier.close()
+
+    # Files ---------------------------------------------------------------------------------------------------------------
+
+    def _create_watchers(self, config: GatewayConfig) -> list[FileWatcher]:
+        found = []
+        if config.key_file is not None:
+            keys = config.key_file
+
+            async def read() -> None:
+                await keys.load()
+                self.workers.broadcast(say.KeyUpdate(dict(keys.names_by_digest)))
+
+            found.append(FileWatcher("the keys file", [keys.path], read))
+        if config.certificate is not None:
+            certificate = config.certificate
+
+            async def renew() -> None:
+                await certificate.load()
+                self.workers.broadcast(say.ReloadCertificate())
+
+            found.append(FileWatcher("the certificate", certificate.files, renew))
+        return found
+
+    async def _follow_fleet(self, snapshots: AsyncIterator[Fleet]) -> None:
+        async for fleet in snapshots:
+            self._fleet = fleet
+            if self._config.credentials is not None:
+                self._config.credentials.update_fleet(fleet)
+            self.kv_index.update_fleet(fleet)
+            self.profiling.update_fleet(fleet)
+            self.workers.update_fleet(fleet)
+
+    def _configuration(self, number: int, row: int, siblings: list[int], slots: dict[str, int]) -> say.Configure:
+        plan = self._config
+        host, port = plan.public_socket.getsockname()[:2]
+        files = plan.certificate.files if plan.certificate is not None else None
+        return say.Configure(
+            number=number,
+            gateway_id=plan.gateway_id,
+            host=host,
+            port=port,
+            secret=plan.hash_secret,
+            pepper=plan.key_pepper,
+            keys=dict(plan.key_file.names_by_digest) if plan.key_file is not None else None,
+            certificate=(str(files[0]), str(files[1])) if files is not None else None,
+            fleet=self._fleet,
+            slots=slots,
+            row=row,
+            siblings=siblings,
+            publish=plan.redis_url is not None,
+            indexed=plan.token_source is not TokenSource.OFF,
+            notes=self._sent_warnings,
+        )
+
+    # Notes and counters --------------------------------------------------------------------------------------------------
+
+    async def _send_warnings(self) -> None:
+        """What people ask the public port should hold what only the helper knows."""
+        while True:
+            await asyncio.sleep(_WARNINGS_SECONDS)
+            found = self._current_warnings()
+            if found != self._sent_warnings:
+                self._sent_warnings = found
+                self.workers.broadcast(say.WarningsUpdate(found))
+
+    async def _poll_counters(self) -> None:
+        """A worker that dies takes along at most what it counted since it was last asked."""
+        while True:
+            await asyncio.sleep(_COUNTERS_SECONDS)
+            await self.workers.counters(windows=False)
+
+    def _current_warnings(self) -> list[str]:
+        found = self._config.fleet_source.warnings()
+        found += [watch.problem for watch in self._watchers if watch.problem]
+        if self._scale_up_notifier is not None:
+            found += self._scale_up_notifier.warnings()
+        return [
+            *found,
+            *self.workers.warnings(),
+            *nonblocking_log.log_warnings(),
+            *self.background.warnings(),
+            *self.kv_index.warnings(),
+        ]
+
+    def _on_report(self, report: say.WorkerReport) -> None:
+        decisions, others = self.background.decision_stream, self.background.peers
+        if decisions is not None:
+            decisions.dropped += report.dropped
+            for record in report.records:
+                decisions.offer(decode_record(record))
+        if others is not None:
+            others.on_worker_report(report)
+
+    def _on_index_report(self, worker: WorkerHandle, message: say.IndexReport | say.PromptSamples) -> None:
+        self.kv_index.on_report(worker, message)
+
+    def _on_timings(self, rows: TimingEvents) -> None:
+        self.profiling.on_timings(rows)
+
+    def _on_needs_instance(self, model: str) -> None:
+        if self._scale_up_notifier is not None:
+            self._scale_up_notifier.notify(model)
+
+    def _on_worker_ready(self) -> None:
+        self.kv_index.on_worker_ready()
+        self.profiling.on_worker_ready()
+
+    def _on_peer_dispatch(self, model_key: str, instance: str, tail: int, hashes: Sequence[int]) -> None:
+        self.kv_index.on_peer_dispatch(model_key, instance, tail, hashes)
+        self.profiling.on_peer_dispatch(instance, hashes)
+
+    def _create_index_source(
+        self, on_changes: Callable[[str, Sequence[Change]], None], on_reload: Callable[[str], None]
+    ) -> "IndexSource":
+        """Made when an engine first tells what it holds: most of what it takes is loaded then."""
+        from fairlead_gateway.supervisor.kv_index.index_source import LocalIndexSource, RedisIndexSource
+
+        plan, link = self._config, self.background.redis_link
+        if link is not None:
+            return RedisIndexSource(link, on_changes, on_reload, self._clock, self._limits)
+        return LocalIndexSource(on_changes, self._clock, self._limits, secret=plan.hash_secret, environ=plan.environ)
+
+    def _create_alignment_store(self, learned: "Callable[[str, PromptAlignment], None]") -> "AlignmentStore":
+        """Of gateways that hash alike: without a secret that they share each one's links mean nothing to the others."""
+        from fairlead_gateway.supervisor.kv_index.alignment_store import AlignmentStore
+
+        plan, link = self._config, self.background.redis_link
+        assert link is not None
+        return AlignmentStore(link, plan.gateway_id, learned, secret=plan.index_secret, limits=self._limits)
+
+    # The management port's view ------------------------------------------------------------------------------------------
+
+    @property
+    def clock(self) -> Clock:
+        """The clock of all processes of this machine."""
+        return self._clock
+
+    def fleet(self) -> Fleet:
+        """What every worker routes over, with the engines' last signals."""
+        return self.background.fleet()
+
+    async def status(self) -> GatewayStatus:
+        """How the workers are."""
+        states = await self._worker_states()
+        notes = self._current_warnings()
+        pushed = {*notes, *self._sent_warnings, "draining"}
+        for number, state in states:
+            own = [note for note in state.notes if note not in pushed]
+            notes += [note if self.workers.size == 1 else f"worker {number}: {note}" for note in own]
+        ready = not self._draining and any(state.ready for _, state in states)
+        if self._draining:
+            notes = ["draining", *notes]
+        return GatewayStatus(
+            ready,
+            notes,
+            merge_loads(state.loads for _, state in states),
+            merge_health_states([state.standings for _, state in states]),
+            MaxLoopLag([state.lag for _, state in states]),
+            self.kv_index.status(),
+            None if self.background.peers is None else self.background.peers.present_peers(),
+            self.profiling.learned_profile,
+            merge_counts(state.held for _, state in states),
+        )
+
+    async def counters(self, *, windows: bool) -> MetricsRecorder:
+        """The counters of all workers."""
+        parts = await self.workers.counters(windows=windows)
+        now = self._clock.now()
+        telemetry = MetricsRecorder(self._clock, self._limits)
+        telemetry.started_at = self.started_at
+        telemetry.publish_stats = self.background.decision_stream
+        for key, part in parts.items():
+            telemetry.models[key] = restore_counters(part, now)
+            await asyncio.sleep(0)
+        telemetry.process_counters.update(self.workers.process_counters())
+        if self.background.peers is not None:
+            telemetry.peer_values = self.background.peers.counters()
+        telemetry.index_status = self.kv_index.status()
+        telemetry.process_counters["workers"] = self.workers.serving_count
+        telemetry.process_counters["worker_deaths_total"] = self.workers.crash_count
+        age = self._config.fleet_source.age_seconds()
+        if age is not None:
+            telemetry.process_counters["fleet_age_seconds"] = int(age)
+        return telemetry
+
+    async def decisions(self, limit: int, model_key: str | None) -> list[LoggedRequest]:
+        """The last requests of all workers, newest first."""
+        answers = await self.workers.query(
+            lambda number: say.GetDecisions(number, limit, model_key), list[say.EncodedLoggedRequest]
+        )
+        wired = [one for _, pieces in answers for piece in pieces for one in piece]
+        wired.sort(key=lambda one: one.records[0].wall, reverse=True)
+        return [decode_logged_request(one) for one in wired[:limit]]
+
+    async def decision(self, request_id: str) -> LoggedRequest | None:
+        """One request; where a client gave an id to several, the newest."""
+        answers = await self.workers.query(
+            lambda number: say.GetDecision(number, request_id), list[say.EncodedLoggedRequest]
+        )
+        wired = [one for _, pieces in answers for piece in pieces for one in piece]
+        return decode_logged_request(max(wired, key=lambda one: one.records[-1].wall)) if wired else None
+
+    async def preview_route(self, path: str, body: bytes, session: str | None) -> list[LoggedRequest]:
+        """Where that request would go, by each worker that answers."""
+        answers = await self.workers.query(
+            lambda number: say.PreviewRoute(number, path, body, session), say.RoutePreview
+        )
+        said = [pieces[0] for _, pieces in answers]
+        found = [decode_logged_request(one.found) for one in said if one.found is not None]
+        refused = next((one.refused for one in said if one.refused is not None), None)
+        if refused is not None and not found:
+            raise RelayedError(*refused)
+        return found
+
+    async def _worker_states(self) -> list[tuple[int, say.WorkerState]]:
+        answers = await self.workers.query(say.GetState, say.WorkerState)
+        for worker, pieces in answers:
+            if not worker.sent_final_counters:
+                worker.process_counters = pieces[0].own
+        return sorted(((worker.number, pieces[0]) for worker, pieces in answers), key=lambda found: found[0])

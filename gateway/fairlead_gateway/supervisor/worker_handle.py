@@ -1,0 +1,209 @@
+"""One worker as the helper sees it: its process, its end of the channel, what it last said, and whether it answers.
+
+A question has a deadline. A worker that misses it is *mute*: it is shown as such and not asked again until the answer has come
+after all; nobody waits for it a second time.
+"""
+
+import asyncio
+import logging
+import subprocess
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import msgspec
+
+from fairlead.limits import Limits
+from fairlead.runtime.clock import Clock
+from fairlead_gateway.ipc import messages as say
+from fairlead_gateway.ipc.channel import Channel
+from fairlead_gateway.supervisor.worker_spawn import SpawnedWorker
+from fairlead_gateway.telemetry.snapshot import ModelSnapshot
+from fairlead_gateway.worker.reporting.timing_reporter import TimingEvents
+
+T = TypeVar("T")
+_log = logging.getLogger("fairlead.gateway")
+
+
+@dataclass(slots=True)
+class WorkerListener:
+    """What the crew wants to hear of a worker."""
+
+    on_ready: Callable[["WorkerHandle"], None]
+    on_fleet_applied: Callable[["WorkerHandle"], None]
+    on_leaving: Callable[["WorkerHandle"], None]
+    on_report: Callable[["WorkerHandle", say.WorkerReport], None]
+    on_index_report: Callable[["WorkerHandle", say.IndexReport | say.PromptSamples], None]
+    on_timings: Callable[[TimingEvents], None]
+    on_needs_instance: Callable[[str], None]
+    on_exit: Callable[["WorkerHandle"], None]
+
+
+@dataclass(slots=True)
+class _PendingQuery:
+    sent_at: float
+    reply: asyncio.Future[list[bytes] | None]
+    chunks: list[bytes] = field(default_factory=list)
+
+
+class WorkerHandle:
+    """``number`` is what people call it, ``row`` its place in the shared memory."""
+
+    def __init__(
+        self, number: int, row: int, spawned: SpawnedWorker, listener: WorkerListener, clock: Clock, limits: Limits
+    ) -> None:
+        self.number = number
+        self.row = row
+        self.process = spawned.process
+        self.started_at = clock.now()
+        self.is_ready = False
+        self.is_leaving = False
+        self.start_error: str | None = None
+        self.fleet_version = -1
+        self.fleet_problem: str | None = None
+        self.needs_resync = False  # something that it must know did not reach it
+        self.sent_final_counters = False
+        self.unresponsive_since: float | None = None
+        self.model_counters: dict[str, ModelSnapshot] = {}
+        self.process_counters: dict[str, int] = {}
+        self.loads: Mapping[str, say.EncodedLoad] = {}
+        self.exited: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._sock = spawned.channel_socket
+        self._listener = listener
+        self._clock = clock
+        self._limits = limits
+        self._pending_queries: dict[int, _PendingQuery] = {}
+        self._query_count = 0
+        self._channel: Channel[say.FromWorker] = Channel(
+            say.FromWorker, self._on_message, self._on_channel_closed, limits
+        )
+        self._reaping: asyncio.Task[None] | None = None
+
+    async def open(self) -> None:
+        """Begin to listen to it."""
+        await self._channel.open(self._sock)
+
+    def send(self, message: msgspec.Struct) -> bool:
+        """False when it was dropped."""
+        return self._channel.send(message)
+
+    def send_encoded(self, message: bytes) -> bool:
+        """The same, encoded once for several."""
+        return self._channel.send_encoded(message)
+
+    @property
+    def unsent_bytes(self) -> int:
+        """What it has not read yet."""
+        return self._channel.unsent_bytes
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether it can be told anything."""
+        return self._channel.is_open
+
+    @property
+    def is_serving(self) -> bool:
+        """Whether it takes new connections."""
+        return self.is_ready and not self.is_leaving and not self.exited.done()
+
+    async def query(self, make_query: Callable[[int], say.Query], kind: type[T]) -> list[T] | None:
+        """The pieces of its answer; None where it does not answer in time, or has not answered the question before."""
+        if not self.is_ready or self.exited.done() or self.unresponsive_since is not None:
+            return None
+        self._query_count += 1
+        number = self._query_count
+        asked = _PendingQuery(self._clock.now(), asyncio.get_running_loop().create_future())
+        self._pending_queries[number] = asked
+        if not self._channel.send(make_query(number)):
+            del self._pending_queries[number]
+            return None
+        await asyncio.wait({asked.reply}, timeout=self._limits.worker_query_seconds)
+        if not asked.reply.done():
+            self.unresponsive_since = asked.sent_at
+            _log.warning("worker %d does not answer", self.number)
+            return None
+        pieces = asked.reply.result()
+        if pieces is None:
+            return None
+        return [msgspec.msgpack.decode(piece, type=kind) for piece in pieces if piece]
+
+    def kill(self) -> None:
+        """End it now; ``exited`` tells when it has."""
+        if self.process.poll() is None:
+            self.process.kill()
+        self._start_reaping()
+
+    def exit_cause(self) -> str:
+        """How it ended, in words."""
+        code = self.process.returncode
+        if self.start_error is not None:
+            return self.start_error
+        return f"killed by signal {-code}" if code is not None and code < 0 else f"ended with exit code {code}"
+
+    # What it says --------------------------------------------------------------------------------------------------------
+
+    def _on_message(self, message: say.FromWorker) -> None:
+        match message:
+            case say.WorkerReport():
+                if message.loads is not None:
+                    self.loads = message.loads
+                self._listener.on_report(self, message)
+            case say.IndexReport() | say.PromptSamples():
+                self._listener.on_index_report(self, message)
+            case TimingEvents():
+                self._listener.on_timings(message)
+            case say.NeedsInstance(model):
+                self._listener.on_needs_instance(model)
+            case say.ReplyChunk(ask, data, last):
+                self._on_reply_chunk(ask, data, last)
+            case say.FleetApplied(version, problem):
+                self.fleet_version, self.fleet_problem = version, problem
+                self._listener.on_fleet_applied(self)
+            case say.WorkerReady(version):
+                self.is_ready, self.fleet_version = True, version
+                self._listener.on_ready(self)
+            case say.DrainRequested():
+                self.is_leaving = True
+                self._listener.on_leaving(self)
+            case say.FinalCounters(models, own):
+                self.model_counters = {part.key: part for part in models}
+                self.process_counters, self.sent_final_counters = own, True
+            case say.StartFailed(text):
+                self.start_error = text
+
+    def _on_reply_chunk(self, number: int, data: bytes, last: bool) -> None:
+        asked = self._pending_queries.get(number)
+        if asked is None:
+            return
+        asked.chunks.append(data)
+        if last:
+            del self._pending_queries[number]
+            if self.unresponsive_since is not None and not self._pending_queries:
+                _log.info("worker %d answers again", self.number)
+                self.unresponsive_since = None
+            asked.reply.set_result(asked.chunks)
+
+    def _on_channel_closed(self) -> None:
+        """The channel ended, and with it the process; one that lingers is helped."""
+        self.is_ready = False
+        for asked in self._pending_queries.values():
+            asked.reply.set_result(None)
+        self._pending_queries.clear()
+        self._start_reaping()
+
+    def _start_reaping(self) -> None:
+        if not self.exited.done() and self._reaping is None:
+            self._reaping = asyncio.get_running_loop().create_task(self._reap())
+
+    async def _reap(self) -> None:
+        code = await asyncio.get_running_loop().run_in_executor(None, self._wait_for_exit)
+        self._channel.close()
+        self.exited.set_result(code)
+        self._listener.on_exit(self)
+
+    def _wait_for_exit(self) -> int:
+        try:
+            return self.process.wait(self._limits.worker_query_seconds)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            return self.process.wait()

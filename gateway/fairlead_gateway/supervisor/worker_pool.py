@@ -1,0 +1,490 @@
+"""The workers together: started, told, asked, restarted when they die, drained at the end.
+
+Every worker has a number from 1 and, while it lives, a row of the memory that siblings share. One that dies is started again after
+a pause that doubles while it goes on dying. One that was told to go (SIGTERM) drains as soon as another serves in its place, and
+takes as long as its requests take. What it had counted stays counted.
+"""
+
+import asyncio
+import logging
+import mmap
+import signal
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import msgspec
+
+from fairlead.errors import Unavailable
+from fairlead.fleet.model import Fleet
+from fairlead.limits import Limits
+from fairlead.runtime.clock import Clock
+from fairlead.units import format_duration
+from fairlead_gateway.ipc import messages as say
+from fairlead_gateway.ipc.channel import encode_message
+from fairlead_gateway.routing.load import shared_memory
+from fairlead_gateway.supervisor.peers.peer_load_row import PeerLoadRow
+from fairlead_gateway.supervisor.slot_allocator import SlotAllocator
+from fairlead_gateway.supervisor.worker_handle import WorkerHandle, WorkerListener
+from fairlead_gateway.supervisor.worker_spawn import (
+    ROWS_PER_WORKER,
+    PreforkedWorkers,
+    SpawnedWorker,
+    shared_row_count,
+    spawn_worker,
+)
+from fairlead_gateway.telemetry.snapshot import ModelSnapshot, sum_snapshots
+from fairlead_gateway.worker.reporting.timing_reporter import TimingEvents
+
+T = TypeVar("T")
+_log = logging.getLogger("fairlead.gateway")
+_CRASH_WARNING_SECONDS = 60.0
+_DRAIN_POLL_SECONDS = 0.02
+_STABLE_SECONDS = 10.0  # a worker that lived this long was no part of a series of deaths
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerCrash:
+    """One end that nobody asked for."""
+
+    at: float
+    number: int
+    cause: str
+
+
+class WorkerPool:
+    """``setup`` makes the first message for (number, row, rows of the siblings); ``told`` hears what workers tell for Redis,
+    ``indexed`` of what workers tell the index, ``learned`` of what engines are learned from, ``waking`` of models whose requests
+    wait for a first engine, ``joined`` that one of them knows nothing of index and engines yet."""
+
+    def __init__(
+        self,
+        preforked: PreforkedWorkers,
+        *,
+        configure: Callable[[int, int, list[int], dict[str, int]], say.Configure],
+        on_report: Callable[[say.WorkerReport], None],
+        on_index_report: Callable[[WorkerHandle, say.IndexReport | say.PromptSamples], None],
+        on_timings: Callable[[TimingEvents], None],
+        on_needs_instance: Callable[[str], None],
+        on_worker_ready: Callable[[], None],
+        clock: Clock,
+        limits: Limits,
+    ) -> None:
+        self._preforked = preforked
+        self._configure = configure
+        self._forward_report = on_report
+        self._on_index_report = on_index_report
+        self._on_timings = on_timings
+        self._on_needs_instance = on_needs_instance
+        self._on_worker_ready = on_worker_ready
+        self._clock = clock
+        self._limits = limits
+        self.workers: list[WorkerHandle] = []
+        self.crash_count = 0
+        self.is_stopping = False
+        self._started = False
+        self._recent_crashes: deque[WorkerCrash] = deque(maxlen=64)
+        self._crash_streaks: dict[int, int] = {}
+        self._exited_counters: dict[str, ModelSnapshot] = {}
+        self._exited_process_counters: dict[str, int] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._changed = asyncio.Event()
+        self._free_rows = list(range(preforked.count * ROWS_PER_WORKER - 1, -1, -1))
+        self._load_cells = (
+            None
+            if preforked.shared_memory_fd is None
+            else memoryview(
+                mmap.mmap(
+                    preforked.shared_memory_fd,
+                    shared_memory.table_bytes(shared_row_count(preforked.count), limits.shared_slots),
+                )
+            ).cast("q")
+        )
+        self._peer_load_row = (
+            PeerLoadRow(self._load_cells, limits.shared_slots, shared_row_count(preforked.count) - 1)
+            if self._load_cells is not None and preforked.has_peers
+            else None
+        )
+        self._hot_tables: dict[str, say.HotPrefixUpdate] = {}
+        self._slot_allocator = SlotAllocator(
+            limits.shared_slots if self._load_cells is not None else 0, self._is_slot_idle
+        )
+        self._slot_of: dict[str, int] = {}
+        self._fleet = Fleet()
+        self._pending_fleets: deque[Fleet] = deque()
+        self._applied_fleet = Fleet()
+
+    # Start and end -------------------------------------------------------------------------------------------------------
+
+    async def start(self, fleet: Fleet) -> None:
+        """Give every worker its work and wait until all serve. Raises Unavailable when one cannot."""
+        self._fleet = self._applied_fleet = fleet
+        self._assign_slots(fleet)
+        taken, self._preforked.spawned = self._preforked.spawned, []
+        for number, spawned in enumerate(taken, 1):
+            self.workers.append(self._create_handle(number, spawned))
+        first = list(self.workers)
+        for worker in first:
+            await self._open_worker(worker)
+        await self._wait_until(
+            lambda: all(worker.is_ready for worker in first) or any(worker.exited.done() for worker in first)
+        )
+        for worker in first:
+            if worker.exited.done():
+                raise Unavailable(
+                    worker.start_error or f"worker {worker.number} {worker.exit_cause()} before it was ready"
+                )
+        self._started = True
+
+    async def stop(self, hurry: asyncio.Event) -> None:
+        """Drain all workers, and end those that have not gone when the limit is over, or when there is no time left."""
+        self.is_stopping = True
+        for task in self._tasks:
+            task.cancel()
+        for worker in self.workers:
+            if not worker.send(say.StartDrain()) and not worker.is_connected:
+                worker.kill()  # it has no channel yet, and so nothing to lose
+        end = self._clock.now() + self._limits.drain_seconds + 2 * self._limits.worker_query_seconds
+        while not (  # noqa: ASYNC110
+            hurry.is_set() or self._clock.now() >= end or all(worker.unresponsive_since for worker in self.workers)
+        ):
+            await asyncio.sleep(_DRAIN_POLL_SECONDS)
+        await self.kill_all()
+
+    async def kill_all(self) -> None:
+        """End whatever still runs, at once."""
+        self.is_stopping = True
+        for task in self._tasks:
+            task.cancel()
+        for worker in self.workers:
+            worker.kill()
+        living = [worker.exited for worker in self.workers if not worker.exited.done()]
+        if living:
+            await asyncio.wait(living)
+
+    def _create_handle(self, number: int, spawned: SpawnedWorker) -> WorkerHandle:
+        events = WorkerListener(
+            self._on_ready,
+            self._on_fleet_applied,
+            self._on_leaving,
+            self._on_report,
+            self._on_index_report,
+            self._on_timings,
+            self._on_needs_instance,
+            self._on_exit,
+        )
+        return WorkerHandle(number, self._free_rows.pop(), spawned, events, self._clock, self._limits)
+
+    async def _open_worker(self, worker: WorkerHandle) -> None:
+        await worker.open()
+        worker.send(self._configure(worker.number, worker.row, self._rows_of_others(worker), self._slot_of))
+        self._broadcast_active_rows()
+        self._call_later(self._limits.worker_start_seconds, lambda: None if worker.is_ready else worker.kill())
+
+    # What becomes of them ------------------------------------------------------------------------------------------------
+
+    def _on_ready(self, worker: WorkerHandle) -> None:
+        self._changed.set()
+        for other in self.workers:
+            if other.is_leaving and other.number == worker.number:
+                other.send(say.StartDrain())
+        if worker.needs_resync or worker.fleet_version != self._fleet.version:
+            self._resync(worker)
+        else:
+            for table in self._hot_tables.values():
+                worker.needs_resync |= not worker.send(table)
+        self._on_worker_ready()
+
+    def _on_leaving(self, worker: WorkerHandle) -> None:
+        self._advance_applied_fleet()
+        if self.is_stopping or not self._started:
+            worker.send(say.StartDrain())
+            return
+        _log.info("worker %d leaves and is replaced", worker.number)
+        self._start_replacement(worker.number, 0.0)
+
+    def _on_exit(self, worker: WorkerHandle) -> None:
+        self.workers.remove(worker)
+        self._release_worker(worker)
+        self._changed.set()
+        self._advance_applied_fleet()
+        if self.is_stopping or worker.is_leaving or not self._started:
+            return
+        if worker.process.returncode == -signal.SIGTERM:  # told to go before it had begun
+            self._start_replacement(worker.number, self._limits.worker_restart_seconds)
+            return
+        now = self._clock.now()
+        self.crash_count += 1
+        self._recent_crashes.append(WorkerCrash(now, worker.number, worker.exit_cause()))
+        _log.error("worker %d died: %s", worker.number, worker.exit_cause())
+        series = self._crash_streaks.get(worker.number, 0) if now - worker.started_at < _STABLE_SECONDS else 0
+        self._crash_streaks[worker.number] = series + 1
+        limits = self._limits
+        self._start_replacement(
+            worker.number,
+            min(limits.max_worker_restart_seconds, limits.worker_restart_seconds * 2.0 ** min(series, 16)),
+        )
+
+    def _release_worker(self, worker: WorkerHandle) -> None:
+        """Its requests are over, and its row is free; what it counted counts on."""
+        if self._load_cells is not None:
+            shared_memory.clear_row(self._load_cells, self._limits.shared_slots, worker.row)
+        self._free_rows.append(worker.row)
+        self._exited_counters = sum_snapshots([self._exited_counters, _without_windows(worker.model_counters)])
+        self._exited_process_counters = merge_counts([self._exited_process_counters, worker.process_counters])
+        self._broadcast_active_rows()
+
+    def _start_replacement(self, number: int, pause_seconds: float) -> None:
+        async def again() -> None:
+            await asyncio.sleep(pause_seconds)
+            while not self._free_rows:  # too many still drain
+                await self._wait_until(lambda: bool(self._free_rows))
+            try:
+                spawned = spawn_worker(
+                    number,
+                    self._preforked.shared_memory_fd,
+                    self._preforked.environ,
+                    inherits_stdout=self._preforked.inherits_stdout,
+                )
+            except OSError as error:
+                _log.error("worker %d cannot be started: %s", number, error)
+                self._start_replacement(number, self._limits.max_worker_restart_seconds)
+                return
+            hand = self._create_handle(number, spawned)
+            self.workers.append(hand)
+            await self._open_worker(hand)
+
+        self._start_task(again())
+
+    def _start_task(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _call_later(self, seconds: float, call: Callable[[], object]) -> None:
+        asyncio.get_running_loop().call_later(seconds, call)
+
+    async def _wait_until(self, condition: Callable[[], bool]) -> None:
+        while not condition():
+            self._changed.clear()
+            await self._changed.wait()
+
+    # The fleet -----------------------------------------------------------------------------------------------------------
+
+    def update_fleet(self, fleet: Fleet) -> None:
+        """Give all workers a new snapshot."""
+        self._fleet = fleet
+        for gone in self._hot_tables.keys() - fleet.models.keys():
+            del self._hot_tables[gone]
+        self._pending_fleets.append(fleet)
+        self._assign_slots(fleet)
+        message = encode_message(say.FleetUpdate(fleet, self._slot_of))
+        for worker in self.workers:
+            worker.needs_resync |= not worker.send_encoded(message)
+        self._advance_applied_fleet()
+
+    def applied_fleet(self) -> Fleet:
+        """The newest snapshot that every worker that answers has taken over: nobody routes by an older one any more."""
+        return self._applied_fleet
+
+    def _resync(self, worker: WorkerHandle) -> None:
+        """Everything that a worker has to know, once more: something did not reach it."""
+        now = self._configure(worker.number, worker.row, self._rows_of_others(worker), self._slot_of)
+        messages: list[msgspec.Struct] = [say.FleetUpdate(self._fleet, self._slot_of), say.ActiveRows(now.siblings)]
+        messages.append(say.WarningsUpdate(now.notes))
+        if now.keys is not None:
+            messages.append(say.KeyUpdate(now.keys))
+        if now.certificate is not None:
+            messages.append(say.ReloadCertificate())
+        messages += self._hot_tables.values()
+        worker.needs_resync = not all(worker.send(message) for message in messages)
+
+    def _on_fleet_applied(self, worker: WorkerHandle) -> None:
+        del worker
+        self._advance_applied_fleet()
+
+    def _advance_applied_fleet(self) -> None:
+        taken = [
+            worker.fleet_version for worker in self.workers if worker.is_ready and worker.unresponsive_since is None
+        ]
+        while self._pending_fleets and all(version >= self._pending_fleets[0].version for version in taken):
+            fleet = self._pending_fleets.popleft()
+            if not any(worker.fleet_problem for worker in self.workers):
+                self._applied_fleet = fleet
+
+    def _is_slot_idle(self, slot: int) -> bool:
+        rows = shared_row_count(self._preforked.count)
+        return self._load_cells is None or shared_memory.is_slot_idle(
+            self._load_cells, self._limits.shared_slots, rows, slot
+        )
+
+    def _assign_slots(self, fleet: Fleet) -> None:
+        self._slot_of = self._slot_allocator.assign(fleet, self._clock.now())
+        if self._peer_load_row is not None:
+            self._peer_load_row.set_slots(self._slot_of)
+
+    # Telling -------------------------------------------------------------------------------------------------------------
+
+    def broadcast(self, message: msgspec.Struct) -> None:
+        """Tell all workers."""
+        data = encode_message(message)
+        for worker in self.workers:
+            worker.needs_resync |= not worker.send_encoded(data)
+
+    def _on_report(self, worker: WorkerHandle, report: say.WorkerReport) -> None:
+        if (report.sent is not None or report.deaths or report.cleared) and len(self.workers) > 1:
+            data = encode_message(say.PeerUpdates(report.sent, report.deaths, report.cleared))
+            room = self._limits.channel_pending_bytes // 4  # the rest is for what must arrive
+            for sibling in self.workers:
+                if sibling is not worker and sibling.is_ready and sibling.unsent_bytes < room:
+                    sibling.send_encoded(data)
+        self._forward_report(report)
+
+    def broadcast_peer_dispatches(self, dispatches: bytes) -> None:
+        """Tell all workers what other gateways have sent where; what a worker does not read in time is dropped."""
+        data = encode_message(say.PeerUpdates(dispatches, []))
+        room = self._limits.channel_pending_bytes // 4
+        for worker in self.workers:
+            if worker.is_ready and worker.unsent_bytes < room:
+                worker.send_encoded(data)
+
+    def set_peer_loads(self, loads: Mapping[str, tuple[int, int, float, float]]) -> None:
+        """What other gateways have in flight is this now: in flight, waiting, seconds, tokens."""
+        if self._peer_load_row is not None:
+            self._peer_load_row.set_loads(loads)
+
+    def set_hot_prefixes(self, table: say.HotPrefixUpdate) -> None:
+        """Tell all workers which prefixes are hot."""
+        self._hot_tables[table.model] = table
+        self.broadcast(table)
+
+    def _broadcast_active_rows(self) -> None:
+        if self._load_cells is not None:
+            for worker in self.workers:
+                worker.needs_resync |= not worker.send(say.ActiveRows(self._rows_of_others(worker)))
+
+    def _rows_of_others(self, worker: WorkerHandle) -> list[int]:
+        rows = [other.row for other in self.workers if other is not worker]
+        return rows if self._peer_load_row is None else [*rows, self._peer_load_row.row]
+
+    # Asking --------------------------------------------------------------------------------------------------------------
+
+    async def query(self, make_query: Callable[[int], say.Query], kind: type[T]) -> list[tuple[WorkerHandle, list[T]]]:
+        """The answers of those that answer, by worker."""
+        workers = [worker for worker in self.workers if worker.is_ready]
+        for worker in workers:
+            if worker.needs_resync:
+                self._resync(worker)
+        found = await asyncio.gather(*[worker.query(make_query, kind) for worker in workers])
+        self._advance_applied_fleet()
+        return [(worker, answer) for worker, answer in zip(workers, found, strict=True) if answer is not None]
+
+    async def counters(self, *, windows: bool) -> dict[str, ModelSnapshot]:
+        """The counters of all workers, of those that have ended and of those that are mute as last known, added up."""
+        now = self._clock.now()
+        parts: list[dict[str, ModelSnapshot]] = []
+        answers = await self.query(lambda number: say.GetCounters(number, now, windows), ModelSnapshot)
+        for worker, pieces in answers:
+            if not worker.sent_final_counters:
+                worker.model_counters = {part.key: part for part in pieces}
+        answered = {worker for worker, _ in answers}
+        parts += [
+            worker.model_counters if worker in answered else _without_windows(worker.model_counters)
+            for worker in self.workers
+        ]
+        present = {item for models in parts for part in models.values() for item in part.instances}
+        present.update(one.id for instances in self._fleet.instances.values() for one in instances)
+        for part in self._exited_counters.values():
+            for gone in part.instances.keys() - present:
+                del part.instances[gone]
+        processes = [self._exited_counters, *parts]
+        found: dict[str, ModelSnapshot] = {}
+        for key in dict.fromkeys(key for models in processes for key in models):
+            found |= sum_snapshots([{key: models[key]} for models in processes if key in models])
+            await asyncio.sleep(0)
+        return found
+
+    def process_counters(self) -> dict[str, int]:
+        """What belongs to no model, as last known, added up."""
+        return merge_counts([self._exited_process_counters, *(worker.process_counters for worker in self.workers)])
+
+    def loads(self) -> dict[str, say.EncodedLoad]:
+        """What is in flight by instance, as the workers last told it."""
+        return merge_loads(worker.loads for worker in self.workers)
+
+    # For people ----------------------------------------------------------------------------------------------------------
+
+    @property
+    def size(self) -> int:
+        """How many workers there should be."""
+        return self._preforked.count
+
+    @property
+    def serving_count(self) -> int:
+        """Workers that take connections and answer."""
+        return sum(worker.is_serving and worker.unresponsive_since is None for worker in self.workers)
+
+    def warnings(self) -> list[str]:
+        """What is wrong with workers, in words."""
+        now = self._clock.now()
+        found = []
+        for worker in sorted(self.workers, key=lambda one: one.number):
+            if worker.unresponsive_since is not None:
+                found.append(
+                    f"worker {worker.number} does not answer since {format_duration(now - worker.unresponsive_since)}"
+                )
+            elif worker.is_leaving:
+                found.append(f"worker {worker.number} leaves")
+            if worker.fleet_problem is not None:
+                found.append(f"the last fleet was not taken: {worker.fleet_problem}")
+        found += self._crash_warnings(now)
+        missing = self._preforked.count - sum(worker.is_serving for worker in self.workers)
+        if missing > 0 and not self.is_stopping:
+            found.append(f"{missing} of {self._preforked.count} workers do not serve yet")
+        return list(dict.fromkeys(found))
+
+    def _crash_warnings(self, now: float) -> Sequence[str]:
+        recent = [death for death in self._recent_crashes if now - death.at < _CRASH_WARNING_SECONDS]
+        if not recent:
+            return ()
+        last = recent[-1]
+        times = "a worker died" if len(recent) == 1 else f"workers died {len(recent)} times"
+        return (f"{times} in the last minute: worker {last.number} {last.cause}",)
+
+
+def merge_loads(workers: Iterable[Mapping[str, say.EncodedLoad]]) -> dict[str, say.EncodedLoad]:
+    """The loads of all workers, added up."""
+    found: dict[str, say.EncodedLoad] = {}
+    for loads in workers:
+        for item, load in loads.items():
+            known = found.get(item)
+            found[item] = load if known is None else _add_loads(known, load)
+    return found
+
+
+def merge_counts(workers: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """Counts of all workers, added up by name."""
+    found: dict[str, int] = {}
+    for counts in workers:
+        for name, count in counts.items():
+            found[name] = found.get(name, 0) + count
+    return found
+
+
+def _add_loads(one: say.EncodedLoad, other: say.EncodedLoad) -> say.EncodedLoad:
+    return say.EncodedLoad(
+        one.inflight + other.inflight,
+        one.waiting + other.waiting,
+        one.backlog_seconds + other.backlog_seconds,
+        one.inflight_tokens + other.inflight_tokens,
+    )
+
+
+def _without_windows(models: dict[str, ModelSnapshot]) -> dict[str, ModelSnapshot]:
+    """The totals alone: a minute that nobody rolled on is no window."""
+    for part in models.values():
+        part.window = None
+        for instance in part.instances.values():
+            instance.window = None
+    return models

@@ -1,0 +1,74 @@
+"""Room 2, for paths under ``/v1`` that Fairlead knows nothing of: they go to an engine of the model that the request names.
+
+What the engine answers is the client's, a stream included; what it does not serve is a 404. The request still has to be safe: a JSON
+object that names the model (or ``?model=`` where there is no body), hand-off fields cut out, counts in range, and a path made of
+plain characters, since it is written into the engine's request line. What changes an engine for everybody is not passed on.
+"""
+
+import re
+from urllib.parse import parse_qsl, urlencode
+
+import msgspec
+
+from fairlead.fleet.model import Fleet
+from fairlead.limits import Limits
+from fairlead_gateway.errors import BadRequest, UnknownPath, UnsupportedBodyType
+from fairlead_gateway.http.request_head import RequestHead
+from fairlead_gateway.worker.openai.body_parser import parsed_body
+from fairlead_gateway.worker.openai.json_edit import set_members
+from fairlead_gateway.worker.openai.kv_transfer_fields import KV_TRANSFER_FIELDS, strip_kv_transfer_fields
+from fairlead_gateway.worker.openai.request import ModelRequest, resolve_model
+from fairlead_gateway.worker.openai.schemas import GenericRequest
+from fairlead_gateway.worker.openai.validation import decode_body
+
+PASSTHROUGH_METHODS = ("GET", "POST")
+_PLAIN_PATH = re.compile(r"/v1(?:/(?!\.\.?(?:/|$))[A-Za-z0-9._~:@-]+)+")
+_ENGINE_ADMIN_PATHS = frozenset({"/v1/load_lora_adapter", "/v1/unload_lora_adapter"})
+_MAX_QUERY_FIELDS = 50
+_HINT = "other paths under /v1 go to the engine of the model that the JSON body, or ?model=, names"
+
+
+def is_passthrough_path(path: str) -> bool:
+    """Whether a path that is not served here may be an engine's."""
+    return _PLAIN_PATH.fullmatch(path) is not None and path not in _ENGINE_ADMIN_PATHS
+
+
+def parse_passthrough_request(head: RequestHead, body: bytes, fleet: Fleet, limits: Limits) -> ModelRequest:
+    """The request as an engine gets it. Raises UnknownPath when it names no model."""
+    query = _parse_query(head.query)
+    if head.method == "GET" or not body:
+        named = next((value for name, value in query if name == "model"), None)
+        if named is None:
+            raise UnknownPath("nothing is served under this path", hint=_HINT)
+        parsed, body = GenericRequest(model=named), b""
+    else:
+        parsed = _decode_json_body(head, body, limits)
+        body = strip_kv_transfer_fields(body)
+    model = resolve_model(parsed.model, fleet)
+    if body and parsed.model != model.name:
+        body = set_members(body, {"model": msgspec.json.encode(model.name)})
+    kept = [(name, model.name if name == "model" else value) for name, value in query if name not in KV_TRANSFER_FIELDS]
+    target = f"{head.path}?{urlencode(kept)}" if kept else head.path
+    return ModelRequest(parsed_body(parsed), model.key, model, body, method=head.method, target=target)
+
+
+def _decode_json_body(head: RequestHead, body: bytes, limits: Limits) -> GenericRequest:
+    kind = (head.get(b"content-type") or b"application/json").partition(b";")[0].strip().lower()
+    if kind != b"application/json" and not kind.endswith(b"+json"):
+        raise UnsupportedBodyType("only JSON bodies are passed on to engines", param="content-type", hint=_HINT)
+    try:
+        found = decode_body(GenericRequest, body, limits)
+    except BadRequest as error:
+        if error.param == "model" and error.code == "missing_field":
+            raise UnknownPath("nothing is served under this path", hint=_HINT) from None
+        raise
+    assert isinstance(found, GenericRequest)
+    return found
+
+
+def _parse_query(raw: bytes) -> list[tuple[str, str]]:
+    try:
+        text = raw.decode("ascii")
+        return parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=_MAX_QUERY_FIELDS)
+    except ValueError:
+        raise BadRequest("the query is malformed or has too many fields", param="query") from None

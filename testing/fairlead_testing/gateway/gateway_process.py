@@ -1,0 +1,118 @@
+"""A gateway as processes inside a test: started, asked on both ports, its workers told apart and killed."""
+
+import asyncio
+import contextlib
+import re
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fairlead_testing.http.raw_client import RawConnection, RawResponse, get_request, post_request, send
+from fairlead_testing.processes import descendants
+
+TIMEOUT_SECONDS = 120.0
+COMMAND = (sys.executable, "-m", "fairlead_gateway")
+
+
+@dataclass(slots=True)
+class GatewayProcess:
+    """A gateway that said ``ready``."""
+
+    process: asyncio.subprocess.Process
+    url: str
+    manage: str
+
+    async def wait(self) -> int:
+        """Wait for its end; the exit code."""
+        return await asyncio.wait_for(self.process.wait(), TIMEOUT_SECONDS)
+
+    def worker_pids(self) -> set[int]:
+        """The process ids of its workers."""
+        return {pid for pid in descendants(self.process.pid) if b"fairlead_gateway.worker.__main__" in _command(pid)}
+
+    async def get_json(self, path: str) -> Any:
+        """The JSON that the management port answers."""
+        return (await self.get(path)).json
+
+    async def get(self, path: str) -> RawResponse:
+        """What the management port answers."""
+        return (await send(self.manage, get_request(path).replace(b"host: x", b"host: 127.0.0.1")))[0]
+
+    async def warnings(self) -> str:
+        """The notes of the management port's readiness."""
+        return "; ".join((await self.get_json("/readyz"))["notes"])
+
+    async def metric(self, name: str) -> float:
+        """The sum of a metric over all its labels; 0 where it has no line."""
+        text = (await self.get("/metrics")).body.decode()
+        return sum(float(value) for value in re.findall(rf"^{name}(?:{{[^}}]*}})? (\S+)$", text, re.MULTILINE))
+
+    async def connections(self, count: int, *, exclude: str = "") -> "list[WorkerClient]":
+        """One kept connection to each of ``count`` workers ``but`` that one, told apart by the ids that they make."""
+        found: dict[str, WorkerClient] = {}
+        spare = []
+        async with asyncio.timeout(TIMEOUT_SECONDS):
+            while len(found) < count:
+                line = WorkerClient(await RawConnection.connect(self.url))
+                spare.append(line)
+                with contextlib.suppress(OSError, asyncio.IncompleteReadError):  # one that leaves may close it
+                    name = await line.worker_name()
+                    if name != exclude:
+                        found.setdefault(name, line)
+        for line in spare:
+            if line not in found.values():
+                await line.connection.close()
+        return list(found.values())
+
+
+class WorkerClient:
+    """A kept connection to one worker."""
+
+    def __init__(self, connection: RawConnection) -> None:
+        self.connection = connection
+
+    async def worker_name(self) -> str:
+        """What tells this worker's requests from those of others."""
+        await self.connection.send(get_request("/readyz", close=False))
+        return (await self.connection.read_response()).fields["x-request-id"].rpartition("-")[0]
+
+    async def ask(self, body: object) -> RawResponse:
+        """One request and its answer."""
+        await self.send(body)
+        return await self.connection.read_response()
+
+    async def send(self, body: object) -> None:
+        """One request."""
+        await self.connection.send(post_request(body, close=False))
+
+
+@asynccontextmanager
+async def gateway_process(
+    fleet: Path | None, *options: str, listen: str = "127.0.0.1:0"
+) -> AsyncIterator[GatewayProcess]:
+    """Run a gateway until the block ends; without a fleet file, ``options`` say where its fleet comes from."""
+    source = [] if fleet is None else ["--fleet", str(fleet)]
+    process = await asyncio.create_subprocess_exec(
+        *COMMAND, *source, "--listen", listen, *options, stdout=asyncio.subprocess.PIPE
+    )
+    try:
+        assert process.stdout is not None
+        line = (await asyncio.wait_for(process.stdout.readline(), TIMEOUT_SECONDS)).decode()
+        found = re.fullmatch(r"ready (https?://\S+) manage (http://\S+)\n", line)
+        assert found, line
+        yield GatewayProcess(process, found[1], found[2])
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.send_signal(signal.SIGKILL)
+        await process.wait()
+
+
+def _command(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""

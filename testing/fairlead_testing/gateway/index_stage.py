@@ -1,0 +1,153 @@
+"""Simulated engines that tell what they hold, behind a real gateway: the stage of the index's tests from end to end."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from fairlead.fleet.file import write_fleet_file
+from fairlead.fleet.model import Fleet, Model
+from fairlead_testing.engines.simulated_process import EngineProcess, engine_process
+from fairlead_testing.gateway.gateway_process import GatewayProcess, gateway_process
+from fairlead_testing.gateway.running_gateway import fleet_of
+from fairlead_testing.http.raw_client import post_request, send
+from fairlead_testing.waiting import wait_until_async
+
+MODEL_KEY: Final = "default/tiny"
+ENGINE_BLOCKS: Final = 256
+"""Blocks of 16 tokens that one engine has room for."""
+
+
+def free_port() -> int:
+    """A port that was free a moment ago."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+@dataclass(slots=True)
+class EnginePorts:
+    """Where one engine listens, in every life of it."""
+
+    http: int
+    events: int
+    replay: int
+
+    @classmethod
+    def free(cls) -> "EnginePorts":
+        """Three of them."""
+        return cls(free_port(), free_port(), free_port())
+
+    def run_engine(self, *more: str) -> Any:
+        """The engine that listens there, until the block ends."""
+        return engine_process(
+            *("--listen", f"127.0.0.1:{self.http}", "--kv-events", f"tcp://127.0.0.1:{self.events}"),
+            *("--kv-replay", f"tcp://127.0.0.1:{self.replay}", "--num-gpu-blocks-override", str(ENGINE_BLOCKS)),
+            *("--max-model-len", "2048", "--speed", "20"),
+            *("--enable-prompt-tokens-details", *more),
+        )
+
+
+class IndexStage:
+    """Engines behind a gateway."""
+
+    def __init__(self, path: Path, ports: list[EnginePorts], adapters: tuple[str, ...] = ()) -> None:
+        self.path = path
+        self.ports = ports
+        self.adapters = adapters
+        self.gateway: GatewayProcess
+        self.engines: list[EngineProcess] = []
+
+    def fleet(self, **wrong: str) -> Fleet:
+        """One instance an engine."""
+        fleet = fleet_of([f"http://127.0.0.1:{one.http}" for one in self.ports], version=2 if wrong else 1)
+        told = [
+            {"kv_events": f"tcp://127.0.0.1:{one.events}", "kv_replay": f"tcp://127.0.0.1:{one.replay}"} | wrong
+            for one in self.ports
+        ]
+        given = zip(fleet.instances[MODEL_KEY], told, strict=True)
+        instances = tuple(replace(one, **more) for one, more in given)  # type: ignore[arg-type]
+        models = {
+            MODEL_KEY: fleet.models[MODEL_KEY],
+            **{f"default/{name}": Model("default", name) for name in self.adapters},
+        }
+        of_adapters = {
+            f"default/{name}": tuple(replace(one, id=f"{name}-{one.id}", model=name) for one in instances)
+            for name in self.adapters
+        }
+        return replace(fleet, models=models, instances={MODEL_KEY: instances, **of_adapters})
+
+    async def ask(self, text: str, **fields: Any) -> dict[str, Any]:
+        """One chat; what became of it: where it went, cached tokens expected and reported."""
+        body = {"model": "tiny", "messages": [{"role": "user", "content": text}], "max_tokens": 2} | fields
+        return await self._request("/v1/chat/completions", body)
+
+    async def complete(self, text: str) -> dict[str, Any]:
+        """The same of a prompt that is text."""
+        return await self._request("/v1/completions", {"model": "tiny", "prompt": text, "max_tokens": 2})
+
+    async def _request(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        answer = (await send(self.gateway.url, post_request(body, path=path)))[0]
+        assert answer.status == 200, answer.body
+        name = answer.fields["x-fairlead-decision"]
+        told: dict[str, Any] = await self.gateway.get_json(f"/api/decisions/{name}")
+        return told
+
+    async def cached(self, text: str, **fields: Any) -> tuple[int, int, int]:
+        """Of one request: prompt tokens, those expected to be cached, those that were."""
+        outcome = (await self.ask(text, **fields))["outcome"]
+        return outcome["prompt_tokens"], outcome["predicted_cached_tokens"], outcome["cached_tokens"]
+
+    async def index(self, instance: str = "e-0/0/0") -> dict[str, Any]:
+        """What is shown of one instance's index."""
+        models = (await self.gateway.get_json("/api/fleet"))["models"]
+        instances = [one for model in models for one in model["instances"]]
+        found: dict[str, Any] = next(one for one in instances if one["id"] == instance)["index"]
+        return found
+
+    async def wait_for_state(self, state: str, instance: str = "e-0/0/0") -> None:
+        """What is shown of an instance's index is in this state."""
+
+        async def reached() -> bool:
+            return bool((await self.index(instance))["state"] == state)
+
+        await wait_until_async(reached)
+
+    def is_cheapest_with(self, least: int, instance: str = "e-0/0/0") -> Callable[[], Awaitable[bool]]:
+        """Whether the instance is told to be the cheapest to lose, with so many blocks that only it holds, some of them just used."""
+
+        async def reached() -> bool:
+            found = (await self.index(instance))["scale_down"]
+            lost = 0 if found is None else found["unique_blocks"]
+            return bool(lost >= least and found["rank"] == 1 and 0 < found["unique_used_blocks"] <= lost)
+
+        return reached
+
+    async def wait_for_links(self, least: int) -> None:
+        """So many blocks of prompts are linked."""
+
+        async def reached() -> bool:
+            return await self.gateway.metric("fairlead_gateway_index_links") >= least
+
+        await wait_until_async(reached)
+
+
+@asynccontextmanager
+async def index_stage(
+    tmp_path: Path, count: int = 1, *options: str, engine: tuple[str, ...] = (), adapters: tuple[str, ...] = ()
+) -> AsyncIterator[IndexStage]:
+    """``count`` engines with room for ``BLOCKS`` blocks of 16 tokens each; each adapter is a model of its own."""
+    ports = [EnginePorts.free() for _ in range(count)]
+    engine = (*engine, *(part for name in adapters for part in ("--lora", f"{name}=/adapters/{name}")))
+    found = IndexStage(tmp_path / "fleet.yaml", ports, adapters)
+    write_fleet_file(found.path, found.fleet())
+    async with AsyncExitStack() as stack:
+        found.engines = list(
+            await asyncio.gather(*[stack.enter_async_context(one.run_engine(*engine)) for one in ports])
+        )
+        found.gateway = await stack.enter_async_context(gateway_process(found.path, *options))
+        yield found

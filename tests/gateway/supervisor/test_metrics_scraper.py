@@ -1,0 +1,200 @@
+"""Engines are asked over real sockets; whatever they do, the worst outcome is old or missing signals."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+import pytest
+
+from fairlead.errors import Unavailable
+from fairlead.fleet.model import Fleet, Instance, Model
+from fairlead.limits import Limits
+from fairlead.runtime.clock import ManualClock, SystemClock
+from fairlead.runtime.http_client import fetch as get
+from fairlead_gateway.supervisor.metrics_scraper import MetricsScraper
+
+PAGE = b'vllm:num_requests_running{engine="0",model_name="tiny"} 3.0\nvllm:kv_cache_usage_perc{engine="0",model_name="tiny"} 0.5\n'
+PLAIN = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(PAGE), PAGE)
+CHUNKED = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(PAGE), PAGE)
+UNTIL_CLOSE = b"HTTP/1.1 200 OK\r\n\r\n" + PAGE
+Answer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+@asynccontextmanager
+async def _engine(answer: bytes | Answer):  # type: ignore[no-untyped-def]  # yields the URL
+    """A server that reads a request head and then does what ``answer`` says."""
+    release = asyncio.Event()
+    handlers: set[asyncio.Task[None] | None] = set()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        handlers.add(asyncio.current_task())
+        await reader.readuntil(b"\r\n\r\n")
+        if isinstance(answer, bytes):
+            writer.write(answer)
+        else:
+            waiting = asyncio.ensure_future(release.wait())
+            acting = asyncio.ensure_future(answer(reader, writer))
+            await asyncio.wait({waiting, acting}, return_when=asyncio.FIRST_COMPLETED)
+            waiting.cancel()
+            acting.cancel()
+            await asyncio.gather(waiting, acting, return_exceptions=True)
+        writer.close()
+        await asyncio.gather(writer.wait_closed(), return_exceptions=True)
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    try:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    finally:
+        release.set()
+        server.close()
+        await server.wait_closed()
+        await asyncio.gather(*(task for task in handlers if task), return_exceptions=True)
+
+
+async def _silence(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.read()
+
+
+def _fetch(answer: bytes | Answer, *, deadline_seconds: float = 20.0, most_bytes: int = 100_000) -> bytes:
+    async def fetch() -> bytes:
+        async with _engine(answer) as url:
+            return await get(f"{url}/metrics", timeout_seconds=deadline_seconds, max_bytes=most_bytes)
+
+    return asyncio.run(fetch())
+
+
+@pytest.mark.parametrize("answer", [PLAIN, CHUNKED, UNTIL_CLOSE], ids=["length", "chunked", "until-close"])
+def test_a_page_arrives_however_it_is_framed(answer: bytes) -> None:
+    assert _fetch(answer) == PAGE
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        (b"HTTP/1.1 500 Oh\r\ncontent-length: 0\r\n\r\n", "answered 500"),
+        (b"HTTP/1.1 307 Go\r\nlocation: http://127.0.0.1:1/\r\ncontent-length: 0\r\n\r\n", "answered 307"),
+        (b"", "closed without an answer"),
+        (PLAIN[:-10], "cut off"),
+        (CHUNKED[:-12], "cut off"),
+        (b"SSH-2.0-nonsense\r\n\r\n", "Http"),
+    ],
+    ids=["500", "redirect", "closed", "cut", "cut-chunks", "not-http"],
+)
+def test_a_bad_answer_says_what_was_wrong(answer: bytes, why: str) -> None:
+    with pytest.raises(Unavailable, match=why):
+        _fetch(answer)
+
+
+def test_a_page_beyond_the_limit_is_refused() -> None:
+    with pytest.raises(Unavailable, match="longer than 50 bytes"):
+        _fetch(PLAIN, most_bytes=50)
+
+
+def test_an_engine_that_says_nothing_is_given_up_at_the_deadline() -> None:
+    with pytest.raises(Unavailable, match=r"no answer within 0\.05 s"):
+        _fetch(_silence, deadline_seconds=0.05)
+
+
+def test_only_http_is_asked() -> None:
+    with pytest.raises(Unavailable, match="only http and https"):
+        asyncio.run(get("file:///etc/passwd", timeout_seconds=1, max_bytes=10))
+
+
+def _fleet(*instances: Instance) -> Fleet:
+    return Fleet(1, 1, {"default/tiny": Model("default", "tiny")}, {"default/tiny": instances})
+
+
+def _instance(url: str, name: str = "main-0/1/0", engine: str = "vllm") -> Instance:
+    return Instance(name, "default", "tiny", "main", url, engine)
+
+
+def test_signals_are_merged_into_the_fleet_with_their_time() -> None:
+    async def check() -> None:
+        async with _engine(CHUNKED) as url:
+            clock = ManualClock(500.0)
+            fleet = _fleet(_instance(url), _instance("http://127.0.0.1:9", "main-1/9/0"))
+            scraper = MetricsScraper(lambda: fleet, clock)
+            await scraper.scrape_once()
+            told, silent = scraper.with_signals(fleet).instances["default/tiny"]
+            assert told.signals is not None
+            assert (told.signals.running, told.signals.kv_usage, told.signals.waiting) == (3.0, 0.5, None)
+            assert told.received_at == 500.0
+            assert (silent.signals, silent.received_at) == (None, None)
+            assert "main-1/9/0" in scraper.errors
+            assert scraper.with_signals(fleet) is scraper.with_signals(fleet)
+
+    asyncio.run(check())
+
+
+def test_an_engine_that_stops_answering_keeps_its_last_signals_and_their_time() -> None:
+    async def check() -> None:
+        clock = ManualClock(500.0)
+        async with _engine(PLAIN) as url:
+            fleet = _fleet(_instance(url))
+            scraper = MetricsScraper(lambda: fleet, clock)
+            await scraper.scrape_once()
+        clock.advance(30.0)
+        await scraper.scrape_once()
+        assert scraper.readings["main-0/1/0"].received_at == 500.0
+        assert scraper.errors.keys() == {"main-0/1/0"}
+
+    asyncio.run(check())
+
+
+def test_an_instance_that_left_the_fleet_is_forgotten() -> None:
+    async def check() -> None:
+        async with _engine(PLAIN) as url:
+            present = [_fleet(_instance(url))]
+            scraper = MetricsScraper(lambda: present[0], ManualClock())
+            await scraper.scrape_once()
+            assert scraper.readings
+            present[0] = _fleet()
+            await scraper.scrape_once()
+            assert not scraper.readings
+
+    asyncio.run(check())
+
+
+def test_ranks_that_share_a_page_each_get_their_own_numbers() -> None:
+    body = b'vllm:num_requests_running{engine="0"} 3.0\nvllm:num_requests_running{engine="1"} 7.0\n'
+
+    async def check() -> None:
+        async with _engine(b"HTTP/1.1 200 OK\r\n\r\n" + body) as url:
+            fleet = _fleet(_instance(url, "p/1/0"), _instance(url, "p/1/1"))
+            scraper = MetricsScraper(lambda: fleet, ManualClock())
+            await scraper.scrape_once()
+            assert [scraper.readings[name].signals.running for name in ("p/1/0", "p/1/1")] == [3.0, 7.0]
+
+    asyncio.run(check())
+
+
+def test_an_engine_kind_without_an_adapter_is_named_as_the_problem() -> None:
+    async def check() -> None:
+        fleet = _fleet(_instance("http://127.0.0.1:9", engine="external"))
+        scraper = MetricsScraper(lambda: fleet, ManualClock())
+        await scraper.scrape_once()
+        assert scraper.errors == {"main-0/1/0": "signals of engine kind external cannot be read"}
+
+    asyncio.run(check())
+
+
+def test_a_running_scraper_keeps_asking_until_it_is_stopped() -> None:
+    async def check() -> None:
+        asked = asyncio.Queue[None]()
+
+        async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.write(PLAIN)
+            asked.put_nowait(None)
+            await writer.drain()
+
+        async with _engine(answer) as url:
+            fleet = _fleet(_instance(url))
+            scraper = MetricsScraper(lambda: fleet, SystemClock(), replace(Limits(), scrape_seconds=0.01))
+            scraper.start()
+            for _ in range(3):
+                await asyncio.wait_for(asked.get(), 30)
+            await scraper.stop()
+            await scraper.stop()
+
+    asyncio.run(check())

@@ -1,0 +1,92 @@
+"""The autoscaler hears at once of a model whose requests wait, once however many workers say so; that it is away is said."""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from fairlead.errors import SettingsError
+from fairlead.limits import Limits
+from fairlead.runtime.clock import ManualClock
+from fairlead_gateway.supervisor.scale_from_zero import ScaleUpNotifier, check_autoscaler_url
+
+KEY = "default/tiny"
+OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}"
+
+
+def telling(use: Callable[[ScaleUpNotifier, ManualClock, list[bytes]], Awaitable[None]], answer: bytes = OK) -> None:
+    """A waker beside a server that keeps what it is sent."""
+
+    async def run() -> None:
+        heard: list[bytes] = []
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = int(
+                next(line for line in head.split(b"\r\n") if line.startswith(b"content-length")).split(b":")[1]
+            )
+            heard.append(head + await reader.readexactly(length))
+            writer.write(answer)
+            writer.close()
+
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        async with asyncio.timeout(120), server:
+            port = server.sockets[0].getsockname()[1]
+            clock = ManualClock(100.0)
+            waker = ScaleUpNotifier(f"http://127.0.0.1:{port}", "secret", clock, Limits())
+            await use(waker, clock, heard)
+            await waker.close()
+
+    asyncio.run(run())
+
+
+async def until(seen: Callable[[], bool]) -> None:
+    while not seen():  # noqa: ASYNC110 - what is waited for happens in other tasks of this loop
+        await asyncio.sleep(0.001)
+
+
+def test_a_hint_is_a_post_with_the_model_and_the_token() -> None:
+    async def use(waker: ScaleUpNotifier, clock: ManualClock, heard: list[bytes]) -> None:
+        waker.notify(KEY)
+        await until(lambda: len(heard) == 1)
+        head, _, body = heard[0].partition(b"\r\n\r\n")
+        assert head.startswith(b"POST /wake HTTP/1.1\r\n")
+        assert b"authorization: Bearer secret" in head
+        assert b"content-type: application/json" in head
+        assert json.loads(body) == {"model": KEY}
+        assert waker.warnings() == []
+
+    telling(use)
+
+
+def test_what_several_workers_say_is_told_once_and_again_after_a_while() -> None:
+    async def use(waker: ScaleUpNotifier, clock: ManualClock, heard: list[bytes]) -> None:
+        for _ in range(3):
+            waker.notify(KEY)
+        waker.notify("default/other")
+        await until(lambda: len(heard) == 2)
+        clock.advance(Limits().wake_hint_seconds)
+        waker.notify(KEY)
+        await until(lambda: len(heard) == 3)
+
+    telling(use)
+
+
+def test_an_autoscaler_that_does_not_take_it_is_said_until_it_does() -> None:
+    async def use(waker: ScaleUpNotifier, clock: ManualClock, heard: list[bytes]) -> None:
+        waker.notify(KEY)
+        await until(lambda: bool(waker.warnings()))
+        assert waker.warnings() == [f"the autoscaler was not told that requests of {KEY} wait: answered 404"]
+
+    telling(use, b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n")
+
+
+@pytest.mark.parametrize("url", ["", "autoscaler", "ftp://a:1", "http://", "http://a:0", "http://a?x=1", "http://[::1"])
+def test_a_setting_that_is_no_url_is_refused(url: str) -> None:
+    with pytest.raises(SettingsError):
+        check_autoscaler_url(url)
+
+
+def test_a_slash_at_the_end_does_not_matter() -> None:
+    assert check_autoscaler_url("http://autoscaler:9092/") == "http://autoscaler:9092"

@@ -1,0 +1,197 @@
+"""The tokenizing process from the helper's side: what it answers, and what becomes of questions that it cannot bear."""
+
+import asyncio
+import os
+import sys
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+from fairlead.errors import Unavailable
+from fairlead.limits import Limits
+from fairlead.runtime.clock import ManualClock
+from fairlead_gateway.supervisor.tokenizer.client import TokenizerClient
+
+LIMITS = Limits()
+VOCABULARY = {"<unk>": 0, "<s>": 1, "one": 2, "two": 3, "three": 4}
+
+
+def tokenizer_file(path: Path, *, begins: bool = True, swapped: bool = False) -> str:
+    words = dict(VOCABULARY)
+    if swapped:
+        words["one"], words["two"] = words["two"], words["one"]
+    made = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    if begins:
+        made.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    made.enable_truncation(2)
+    made.enable_padding(length=16)
+    made.save(str(path))
+    return str(path)
+
+
+def run(
+    steps: Callable[[TokenizerClient, ManualClock], Awaitable[None]], *command: str, limits: Limits = LIMITS
+) -> None:
+    async def main() -> None:
+        clock = ManualClock()
+        more = {"command": command} if command else {}
+        one = TokenizerClient(clock, limits, os.environ, **more)
+        try:
+            await steps(one, clock)
+        finally:
+            await one.close()
+
+    asyncio.run(main())
+
+
+async def refused(one: TokenizerClient, path: str, text: bytes = b'"one"') -> str:
+    with pytest.raises(Unavailable) as found:
+        await one.tokenize(path, text, add_special_tokens=True)
+    return found.value.message
+
+
+def test_special_tokens_go_around_a_text_where_they_are_wanted(tmp_path: Path) -> None:
+    path = tokenizer_file(tmp_path / "tokenizer.json")
+
+    async def steps(one: TokenizerClient, _: ManualClock) -> None:
+        assert list(await one.tokenize(path, b'"one two\\u0020three x"', add_special_tokens=True)) == [1, 2, 3, 4, 0]
+        assert list(await one.tokenize(path, b'"one two three"', add_special_tokens=False)) == [2, 3, 4]
+        assert one.start_count == 1
+
+    run(steps)
+
+
+def test_a_file_that_changes_is_read_again(tmp_path: Path) -> None:
+    path = tokenizer_file(tmp_path / "tokenizer.json")
+
+    async def steps(one: TokenizerClient, _: ManualClock) -> None:
+        assert list(await one.tokenize(path, b'"one"', add_special_tokens=True)) == [1, 2]
+        (tmp_path / "new").write_text("")
+        tokenizer_file(tmp_path / "new", swapped=True)
+        os.replace(tmp_path / "new", path)
+        assert list(await one.tokenize(path, b'"one"', add_special_tokens=True)) == [1, 3]
+
+    run(steps)
+
+
+def test_what_is_no_tokenizer_is_said_in_words_and_the_process_goes_on(tmp_path: Path) -> None:
+    good = tokenizer_file(tmp_path / "tokenizer.json")
+    (tmp_path / "broken.json").write_text('{"model": {"type": "BPE"}}')
+    with (tmp_path / "large.json").open("wb") as file:
+        file.truncate(LIMITS.tokenizing_file_bytes + 1)
+
+    async def steps(one: TokenizerClient, _: ManualClock) -> None:
+        assert await refused(one, str(tmp_path / "none.json")) == "No such file or directory"
+        assert await refused(one, str(tmp_path / "broken.json")) == "the file is no tokenizer: Exception"
+        assert (
+            await refused(one, str(tmp_path / "large.json"))
+            == f"the file is larger than {LIMITS.tokenizing_file_bytes} bytes"
+        )
+        assert await refused(one, good, b'"\\ud800"') == "the prompt is no text"
+        assert list(await one.tokenize(good, b'"one"', add_special_tokens=True)) == [1, 2]
+        assert one.start_count == 1
+
+    run(steps)
+
+
+def test_a_file_with_which_the_process_ends_waits_longer_each_time_and_others_do_not(tmp_path: Path) -> None:
+    """The process here is one that ends at a question about the file ``deadly``."""
+    good = tokenizer_file(tmp_path / "tokenizer.json")
+    code = (
+        "import sys; from fairlead.limits import Limits; from fairlead_gateway.supervisor.tokenizer import process as p\n"
+        "class T(p.Tokenizers):\n"
+        "    def answer(self, question):\n"
+        "        return sys.exit(3) if question.path == 'deadly' else super().answer(question)\n"
+        "p.Tokenizers = T; p.serve(sys.stdin.buffer, sys.stdout.buffer, Limits())"
+    )
+
+    async def steps(one: TokenizerClient, clock: ManualClock) -> None:
+        assert await refused(one, "deadly") == "the tokenizing process ended"
+        assert one.start_count == 1
+        assert await refused(one, "deadly") == "the tokenizing process ended"
+        assert one.start_count == 1, "nobody asked it again"
+        assert list(await one.tokenize(good, b'"one"', add_special_tokens=True)) == [1, 2]
+        assert one.start_count == 2
+        clock.advance(1.0)
+        await refused(one, "deadly")
+        clock.advance(1.0)
+        assert list(await one.tokenize(good, b'"one"', add_special_tokens=True)) == [1, 2]
+        starts = one.start_count
+        await refused(one, "deadly")
+        assert one.start_count == starts, "the second wait is of two seconds"
+        clock.advance(1.0)
+        await refused(one, "deadly")
+        assert list(await one.tokenize(good, b'"one"', add_special_tokens=True)) == [1, 2]
+        assert one.start_count == starts + 1
+
+    run(steps, sys.executable, "-c", code)
+
+
+def test_a_process_that_was_killed_between_two_questions_is_nobodys_fault(tmp_path: Path) -> None:
+    path = tokenizer_file(tmp_path / "tokenizer.json")
+
+    async def steps(one: TokenizerClient, _: ManualClock) -> None:
+        await one.tokenize(path, b'"one"', add_special_tokens=True)
+        assert one._process is not None
+        one._process.kill()
+        await one._process.wait()
+        assert list(await one.tokenize(path, b'"two"', add_special_tokens=True)) == [1, 3]
+        assert one.start_count == 2
+
+    run(steps)
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("import sys; sys.stdin.buffer.read()", "the tokenizing process gave no answer within 0.1 s"),
+        ("import sys; sys.stdout.write('x' * 64)", "the tokenizing process answered too much"),
+        ("import sys; sys.stdout.buffer.write(bytes((0, 0, 0, 1, 144)))", None),
+    ],
+)
+def test_one_that_is_late_or_talks_nonsense_is_replaced(code: str, said: str | None) -> None:
+    limits = replace(LIMITS, tokenizing_seconds=0.1 if said and "within" in said else 60.0)
+
+    async def steps(one: TokenizerClient, _: ManualClock) -> None:
+        words = await refused(one, "any")
+        assert said is None or words == said
+        assert one._process is None
+
+    run(steps, sys.executable, "-c", code, limits=limits)
+
+
+def test_a_process_that_cannot_be_started_is_said() -> None:
+    async def steps(one: TokenizerClient, _: ManualClock) -> None:
+        assert "no tokenizing process" in await refused(one, "any")
+
+    run(steps, "/nonexistent/python")
+
+
+def test_no_more_wait_than_may(tmp_path: Path) -> None:
+    path = tokenizer_file(tmp_path / "tokenizer.json")
+
+    async def steps(one: TokenizerClient, _: ManualClock) -> None:
+        asked = [one.tokenize(path, b'"one"', add_special_tokens=True) for _ in range(6)]
+        found = await asyncio.gather(*asked, return_exceptions=True)
+        assert sum(isinstance(each, Unavailable) for each in found) == 2
+        assert sum(not isinstance(each, BaseException) and list(each) == [1, 2] for each in found) == 4
+
+    run(steps, limits=replace(LIMITS, tokenizing_pending=4))
+
+
+def test_the_gateways_secrets_are_not_in_its_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAIRLEAD_HASH_SECRET", "canary")
+    code = (
+        "import os, sys; from fairlead_gateway.supervisor.tokenizer.protocol import *\n"
+        "found = 'canary' in str(os.environ)\n"
+        "sys.stdout.buffer.write(framed(Answer(1, problem=f'seen: {found}')))"
+    )
+
+    async def steps(one: TokenizerClient, _: ManualClock) -> None:
+        assert await refused(one, "any") == "seen: False"
+
+    run(steps, sys.executable, "-c", code)

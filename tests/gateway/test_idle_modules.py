@@ -1,0 +1,107 @@
+"""What an idle gateway has loaded, which is most of its memory: what no option asks for and nobody has looked at yet stays on disk.
+
+The memory itself is measured by bench/gateway. Here both processes say at their end what they had imported.
+"""
+
+import asyncio
+import signal
+from pathlib import Path
+
+import pytest
+from fairlead_testing.engines.scripted import scripted_engine
+from fairlead_testing.gateway.gateway_process import GatewayProcess, gateway_process
+from fairlead_testing.gateway.running_gateway import fleet_of, run_async
+from fairlead_testing.http.raw_client import request
+
+from fairlead.fleet.file import write_fleet_file
+
+GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
+TELL = """
+import atexit, os, sys
+def told():
+    with open(os.path.join(os.environ["TELL"], str(os.getpid())), "w") as file:
+        file.write("\\n".join(sys.modules))
+atexit.register(told)
+"""
+NOBODY = {
+    *(
+        "fastapi",
+        "starlette",
+        "anyio",
+        "click",
+        "httpx",
+        "redis",
+        "prometheus_client",
+        "opentelemetry",
+        "aiohttp",
+        "kopf",
+    ),
+    *("multiprocessing", "statistics", "difflib", "http.client", "urllib.request"),
+    *(
+        "fairlead_gateway.worker.observability.observers",
+        "fairlead_gateway.worker.observability.otlp_exporter",
+        "fairlead_kvstore.redis.link",
+    ),
+}
+"""With the default features, neither process needs them, whether it carries requests or is probed and scraped."""
+WORKER = {
+    *("pydantic", "yaml", "argparse", "email", "shutil", "tempfile", "json"),
+    *(
+        "fairlead_gateway.supervisor.management",
+        "fairlead_gateway.telemetry.exposition",
+        "fairlead.fleet.file",
+        "fairlead.api",
+    ),
+}
+HELPER = {
+    *("uvloop", "fairlead.api", "fairlead.manifests.validation_messages"),
+    *(
+        "fairlead_gateway.worker.proxy.gateway",
+        "fairlead_gateway.worker.proxy.forwarder",
+        "fairlead_gateway.worker.upstream.connection",
+        "fairlead_gateway.supervisor.management.api",
+    ),
+}
+
+
+async def _used(gateway: GatewayProcess) -> None:
+    assert (await request(gateway.url, GOOD)).status == 200
+    assert (await gateway.get("/readyz")).status == 200
+    assert (await gateway.get("/metrics")).status == 200
+    assert (await gateway.get("/")).status == 200
+
+
+def test_an_idle_gateway_has_not_loaded_what_nobody_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sitecustomize.py").write_text(TELL)
+    told = tmp_path / "told"
+    told.mkdir()
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("TELL", str(told))
+
+    async def main() -> list[set[str]]:
+        async with scripted_engine() as engine:
+            path = tmp_path / "fleet.yaml"
+            write_fleet_file(path, fleet_of([engine.url]))
+            async with gateway_process(path) as gateway:
+                await _used(gateway)
+                (worker,) = gateway.worker_pids()
+                gateway.process.send_signal(signal.SIGTERM)
+                assert await gateway.wait() == 0
+        return [set((told / str(pid)).read_text().split()) for pid in (gateway.process.pid, worker)]
+
+    helper, worker = run_async(main())
+    assert helper & (NOBODY | HELPER) == set()
+    assert worker & (NOBODY | WORKER) == set()
+
+
+def test_the_api_is_loaded_when_it_is_asked_for_and_by_all_who_ask_at_once(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with scripted_engine() as engine:
+            path = tmp_path / "fleet.yaml"
+            write_fleet_file(path, fleet_of([engine.url]))
+            async with gateway_process(path) as gateway:
+                asked = ("/api/fleet", "/api/stats", "/openapi.json", "/readyz")
+                answers = await asyncio.gather(*(gateway.get(path) for path in asked))
+                assert [answer.status for answer in answers] == [200] * 4
+
+    run_async(main())

@@ -1,0 +1,407 @@
+"""The rules of a hand-off that keep engines alive and answers right, one by one, before engines that do as a test wants."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+from fairlead_testing.engines.scripted import EngineCall, HangUp, ScriptedEngine, scripted_engine, well_behaved
+from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, run_async, running_gateway
+from fairlead_testing.http.raw_client import RawResponse, request
+from fairlead_testing.waiting import wait_until
+
+from fairlead.fleet.model import Fleet, Instance, Model, Role
+from fairlead.limits import Limits
+
+OBJECT: dict[str, Any] = {
+    "do_remote_prefill": True,
+    "do_remote_decode": False,
+    "remote_block_ids": [[1, 2, 3]],
+    "remote_engine_id": "an-engine",
+    "remote_request_id": "a-request",
+    "remote_host": "127.0.0.1",
+    "remote_port": 5801,
+    "tp_size": 1,
+    "dcp_size": 1,
+    "remote_num_tokens": 40,
+    "later_field": {"kept": [1.0, None]},
+}
+LIMITS = Limits(handoff_min_tokens=16, handoff_prefill_seconds=0.5, handoff_first_event_seconds=0.5)
+LONG = "tell me everything about everything " * 20
+Script = Callable[[EngineCall], Awaitable[None]]
+
+
+def chat(text: str = LONG, **more: Any) -> dict[str, Any]:
+    return {"model": "tiny", "messages": [{"role": "user", "content": text}], "stream": True, **more}
+
+
+def prefilling(found: object = OBJECT) -> Script:
+    async def script(call: EngineCall) -> None:
+        await call.respond({"choices": [{"index": 0}], "kv_transfer_params": found})
+
+    return script
+
+
+def with_params(then: Script, otherwise: Script = well_behaved) -> Script:
+    """An engine that behaves in one way when it is to pull, and else in another."""
+
+    async def script(call: EngineCall) -> None:
+        await (then if call.json.get("kv_transfer_params") else otherwise)(call)
+
+    return script
+
+
+async def failing(call: EngineCall) -> None:
+    await call.respond({"error": {"message": "Internal server error"}}, "500 Internal Server Error")
+
+
+async def failing_in_the_stream(call: EngineCall) -> None:
+    await call.start_stream()
+    await call.event({"error": {"message": "Internal server error", "code": 500}})
+    await call.finish()
+
+
+async def silent(call: EngineCall) -> None:
+    await call.wait_closed()
+    raise HangUp
+
+
+async def dying(call: EngineCall) -> None:
+    call.reset()
+    raise HangUp
+
+
+@dataclass(slots=True)
+class Scene:
+    gateway: RunningGateway
+    prefill: list[ScriptedEngine]
+    decode: list[ScriptedEngine]
+
+    async def ask(self, body: object | None = None) -> RawResponse:
+        return await request(self.gateway.url, chat() if body is None else body)
+
+    @property
+    def reasons(self) -> list[str]:
+        """Of all choices for the last request."""
+        return [record.decision.reason for record in self.gateway.gateway.decisions.latest(1)[0].records]
+
+
+@asynccontextmanager
+async def scene(
+    prefill: list[Script], decode: list[Script], limits: Limits = LIMITS, **more: Any
+) -> AsyncIterator[Scene]:
+    async with AsyncExitStack() as stack:
+        first = [await stack.enter_async_context(scripted_engine(one)) for one in prefill]
+        second = [await stack.enter_async_context(scripted_engine(one)) for one in decode]
+        groups = ((Role.PREFILL, first), (Role.DECODE, second))
+        found = tuple(
+            Instance(f"{role.value[0]}{at}", "default", "tiny", role.value, one.url, role=role, transfer="nixl", **more)
+            for role, group in groups
+            for at, one in enumerate(group)
+        )
+        fleet = Fleet(1, 1, {MODEL_KEY: Model("default", "tiny")}, {MODEL_KEY: found})
+        yield Scene(await stack.enter_async_context(running_gateway(fleet, limits)), first, second)
+
+
+def complete(answer: RawResponse) -> bool:
+    return answer.status == 200 and answer.events[-1] == "[DONE]"
+
+
+def params(engine: ScriptedEngine) -> list[Any]:
+    """The hand-off parameters of every request that an engine got."""
+    return [call.json.get("kv_transfer_params") for call in engine.calls]
+
+
+def test_rule_1_hand_off_fields_of_clients_reach_neither_leg() -> None:
+    async def check() -> None:
+        async with scene([prefilling()], [well_behaved]) as found:
+            stolen = {"do_remote_prefill": True, "remote_engine_id": "stolen"}
+            assert complete(await found.ask(chat(kv_transfer_params=stolen, ec_transfer_params={})))
+            assert complete(await found.ask(chat("hi", kv_transfer_params=stolen)))
+            assert params(found.prefill[0]) == [{"do_remote_decode": True, "do_remote_prefill": False}]
+            assert params(found.decode[0]) == [OBJECT, None]
+
+    run_async(check())
+
+
+def test_rule_2_the_prefill_leg_is_one_token_not_streamed_and_else_the_clients_body() -> None:
+    async def check() -> None:
+        async with scene([prefilling()], [well_behaved]) as found:
+            body = chat(max_completion_tokens=50, n=2, min_tokens=9, cache_salt="s", unknown=[1.50])
+            assert complete(await found.ask(body))
+            sent = found.prefill[0].calls[0].json
+            changed = {"stream": False, "max_tokens": 1, "max_completion_tokens": 1, "min_tokens": 1, "n": 1}
+            expected = body | changed | {"kv_transfer_params": sent["kv_transfer_params"], "stream_options": None}
+            assert sent == expected
+            assert b"[1.5]" in found.prefill[0].calls[0].body
+            assert found.decode[0].calls[0].json["max_completion_tokens"] == 50
+
+    run_async(check())
+
+
+def test_rule_2_a_prefill_that_takes_too_long_is_given_up_and_left_alone() -> None:
+    async def check() -> None:
+        async with scene([silent], [well_behaved]) as found:
+            assert complete(await found.ask())
+            assert complete(await found.ask(chat(LONG + "more " * 300)))
+            assert len(found.prefill[0].calls) == 1
+            assert params(found.decode[0]) == [None, None]
+
+    run_async(check())
+
+
+def test_rule_2_another_prefill_engine_is_asked_once() -> None:
+    async def check() -> None:
+        async with scene([failing, failing, failing], [well_behaved]) as found:
+            assert complete(await found.ask())
+            assert sum(len(one.calls) for one in found.prefill) == 2
+            assert "did not prefill: status 500" in found.reasons[0]
+
+    run_async(check())
+
+
+def test_rule_2_a_request_that_a_prefill_engine_refuses_is_answered_by_one_that_serves() -> None:
+    async def refusing(call: EngineCall) -> None:
+        await call.respond({"error": {"message": "too long", "code": 400}}, "400 Bad Request")
+
+    async def check() -> None:
+        async with scene([refusing, refusing], [refusing]) as found:
+            assert (await found.ask()).status == 400
+            assert sum(len(one.calls) for one in found.prefill) == 1
+            assert len(found.decode[0].calls) == 1
+
+    run_async(check())
+
+
+BROKEN: list[Any] = [
+    *({name: value for name, value in OBJECT.items() if name != missing} for missing in list(OBJECT)[2:8]),
+    OBJECT | {"remote_host": None},
+    OBJECT | {"remote_host": ""},
+    OBJECT | {"remote_port": "5801"},
+    OBJECT | {"remote_port": True},
+    OBJECT | {"remote_port": 70_000},
+    OBJECT | {"remote_block_ids": []},
+    OBJECT | {"remote_block_ids": [[]]},
+    OBJECT | {"remote_block_ids": [1, 2]},
+    OBJECT | {"remote_block_ids": [["1"]]},
+    OBJECT | {"do_remote_prefill": False},
+    {},
+    [],
+    None,
+    "x",
+]
+
+
+@pytest.mark.parametrize("broken", BROKEN, ids=lambda value: json.dumps(value)[:60])
+def test_rule_3_an_object_that_is_not_whole_is_not_passed_on(broken: Any) -> None:
+    async def check() -> None:
+        async with scene([prefilling(broken)], [well_behaved]) as found:
+            assert complete(await found.ask())
+            assert params(found.decode[0]) == [None]
+            assert "does not say where the blocks are" in found.reasons[0]
+
+    run_async(check())
+
+
+def test_rule_3_a_whole_object_is_passed_on_byte_for_byte() -> None:
+    async def check() -> None:
+        async with scene([prefilling()], [well_behaved]) as found:
+            assert complete(await found.ask())
+            assert json.dumps(OBJECT, separators=(",", ":")).encode() in found.decode[0].calls[0].body
+
+    run_async(check())
+
+
+def test_rule_4_an_object_serves_one_attempt_also_when_the_decode_engine_dies() -> None:
+    async def check() -> None:
+        async with scene([prefilling()], [with_params(dying), with_params(dying)]) as found:
+            assert complete(await found.ask())
+            assert sorted(params(found.decode[0]) + params(found.decode[1]), key=str) == [None, OBJECT]
+
+    run_async(check())
+
+
+def test_rule_5_after_the_lease_the_decode_is_plain() -> None:
+    async def check() -> None:
+        async with scene([prefilling()], [well_behaved], replace(LIMITS, handoff_lease_seconds=0.0)) as found:
+            assert complete(await found.ask())
+            assert params(found.decode[0]) == [None]
+            assert "not kept any longer" in found.reasons[0]
+
+    run_async(check())
+
+
+@pytest.mark.parametrize("failure", [failing, failing_in_the_stream, silent])
+@pytest.mark.parametrize("stream", [True, False])
+def test_rules_6_7_and_9_a_failed_or_silent_decode_is_asked_again_without_the_hand_off(
+    failure: Script, stream: bool
+) -> None:
+    async def check() -> None:
+        limits = replace(LIMITS, handoff_output_token_seconds=0.0)
+        async with scene([prefilling()], [with_params(failure)], limits) as found:
+            answer = await found.ask(chat(stream=stream))
+            assert answer.status == 200
+            assert params(found.decode[0]) == [OBJECT, None]
+            assert "the hand-off from P0 failed on D0" in found.reasons[-1]
+
+    run_async(check())
+
+
+def test_rule_9_a_pair_that_failed_is_left_alone_and_another_one_is_not() -> None:
+    async def check() -> None:
+        async with scene([prefilling()], [with_params(failing), well_behaved]) as found:
+            for number in range(12):
+                assert complete(await found.ask(chat(f"{number} {LONG}")))
+            assert params(found.decode[0]).count(OBJECT) <= 1
+            assert params(found.decode[1]).count(OBJECT) >= 10
+
+    run_async(check())
+
+
+def test_rule_9_nothing_is_prefilled_while_every_pair_is_suspect() -> None:
+    async def check() -> None:
+        async with scene([prefilling()], [with_params(failing)]) as found:
+            for number in range(3):
+                assert complete(await found.ask(chat(f"{number} {LONG}")))
+            assert len(found.prefill[0].calls) == 1
+            assert "no prefill instance is ready and trusted" in found.reasons[0]
+
+    run_async(check())
+
+
+def test_rule_9_a_failed_hand_off_is_not_held_against_the_decode_engine() -> None:
+    async def check() -> None:
+        limits = replace(LIMITS, handoff_suspect_seconds=0.0)
+        async with scene([prefilling()], [with_params(failing)], limits) as found:
+            for number in range(8):
+                answer = await found.ask(chat(f"{number} {LONG}"))
+                assert complete(answer)
+                assert found.gateway.gateway.decisions.latest(1)[0].outcome.attempts == 1  # type: ignore[union-attr]  # it has ended
+
+    run_async(check())
+
+
+def test_rule_9_the_only_decode_engine_is_waited_for_when_it_is_stuck_in_a_transfer() -> None:
+    go_on = asyncio.Event()
+
+    async def stuck(call: EngineCall) -> None:
+        await go_on.wait()
+        await well_behaved(call)
+
+    async def check() -> None:
+        limits = replace(LIMITS, first_token_min_seconds=0.05, first_token_factor=0.0)
+        async with scene([prefilling()], [stuck], limits) as found:
+            asked = asyncio.create_task(found.ask())
+            breaker = found.gateway.gateway._failures.outlier_detector
+            await wait_until(lambda: "D0" in breaker._records)
+            go_on.set()
+            assert complete(await asked)
+            assert params(found.decode[0]) == [OBJECT, None]
+            assert [good for _, good in breaker._records["D0"].recent] == [False, True]
+
+    run_async(check())
+
+
+def test_rule_10_what_a_decode_engine_reports_as_cached_is_not_counted() -> None:
+    async def check() -> None:
+        async with scene([prefilling()], [well_behaved]) as found:
+            for text, cached in ((LONG, None), ("hi", 4)):
+                assert complete(await found.ask(chat(text)))
+                outcome = found.gateway.gateway.decisions.latest(1)[0].outcome
+                assert outcome is not None
+                assert outcome.cached_tokens == cached
+
+    run_async(check())
+
+
+def test_rule_11_short_and_cached_prompts_and_what_two_engines_cannot_do_stay_on_one() -> None:
+    async def check() -> None:
+        async with scene([prefilling()], [well_behaved], replace(LIMITS, handoff_min_tokens=100)) as found:
+            assert complete(await found.ask(chat("hi")))
+            assert "no hand-off: about 8 tokens to compute, under 100" in found.reasons[0]
+            assert complete(await found.ask(chat(LONG)))
+            assert complete(await found.ask(chat(LONG)))
+            assert "no hand-off: about " in found.reasons[0]
+            assert complete(await found.ask(chat(LONG * 2, prompt_logprobs=1)))
+            assert "probabilities" in found.reasons[0]
+            assert len(found.prefill[0].calls) == 1
+
+    run_async(check())
+
+
+def test_instances_with_a_data_parallel_rank_are_told_it_on_both_legs() -> None:
+    async def check() -> None:
+        async with scene([prefilling()], [well_behaved], dp_rank=3) as found:
+            answer = await request(found.gateway.url, chat(), more="x-data-parallel-rank: 9\r\n")
+            assert complete(answer)
+            for one in (found.prefill[0], found.decode[0]):
+                assert [value for name, value in one.calls[0].fields if name == "x-data-parallel-rank"] == ["3"]
+
+    run_async(check())
+
+
+def test_a_client_that_leaves_during_the_prefill_ends_it() -> None:
+    left = asyncio.Event()
+
+    async def waiting(call: EngineCall) -> None:
+        await call.wait_closed()
+        left.set()
+        raise HangUp
+
+    async def check() -> None:
+        async with scene([waiting], [well_behaved], replace(LIMITS, handoff_prefill_seconds=60.0)) as found:
+            asked = asyncio.create_task(found.ask())
+            while not found.prefill[0].calls:  # noqa: ASYNC110  # the engine sets no event
+                await asyncio.sleep(0)
+            asked.cancel()
+            await left.wait()
+            assert not found.decode[0].calls
+
+    run_async(check())
+
+
+def asked(engines: list[ScriptedEngine]) -> int:
+    return sum(len(engine.calls) for engine in engines)
+
+
+def test_a_prompt_that_ends_two_prefill_engines_gets_no_third_engine() -> None:
+    async def check() -> None:
+        async with scene([dying] * 3, [well_behaved]) as found:
+            for _ in range(2):
+                answer = await found.ask()
+                assert (answer.status, answer.error["code"]) == (422, "quarantined")
+            assert (asked(found.prefill), asked(found.decode)) == (2, 0)
+            assert complete(await found.ask(chat("hi")))
+
+    run_async(check())
+
+
+def test_a_prompt_that_ends_a_prefill_and_then_a_decode_engine_gets_no_third_engine() -> None:
+    async def check() -> None:
+        async with scene([dying], [dying] * 2) as found:
+            assert (await found.ask()).status in (422, 502)
+            assert (await found.ask()).error["code"] == "quarantined"
+            assert (asked(found.prefill), asked(found.decode)) == (1, 1)
+
+    run_async(check())
+
+
+@pytest.mark.parametrize(("prefills", "suspects"), [(2, 0), (1, 1)])
+def test_a_prompt_that_ended_a_prefill_engine_is_cleared_by_another_that_prefills_it(
+    prefills: int, suspects: int
+) -> None:
+    met: list[EngineCall] = []
+
+    async def script(call: EngineCall) -> None:
+        met.append(call)
+        await (dying if len(met) == 1 else prefilling())(call)
+
+    async def check() -> None:
+        async with scene([script] * prefills, [well_behaved]) as found:
+            assert complete(await found.ask())
+            assert len(found.gateway.gateway.poison_guard) == suspects
+
+    run_async(check())

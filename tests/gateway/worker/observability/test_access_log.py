@@ -1,0 +1,299 @@
+"""The access log: a line for every request, nothing of what was asked or answered, and no request that waits for it."""
+
+import asyncio
+import json
+import os
+import random
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fairlead_testing.engines.scripted import EngineCall, HangUp, Script, scripted_engine
+from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, fleet_of, run_async, running_gateway
+from fairlead_testing.http.raw_client import RawConnection, get_request, post_request, request, send
+
+from fairlead.errors import SettingsError
+from fairlead.fleet.model import Fleet
+from fairlead.limits import Limits
+from fairlead.runtime.clock import SystemClock
+from fairlead.settings import GatewaySettings
+from fairlead_gateway.supervisor.key_file import KeyFile
+from fairlead_gateway.worker.api_keys import ApiKeys, key_digest
+from fairlead_gateway.worker.observability.observers import (
+    ObservabilitySettings,
+    RequestObservers,
+    create_observers,
+    parse_observability_settings,
+)
+
+CANARY = "canary-7c1e"
+BODY: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": f"tell me of {CANARY}"}]}
+TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
+
+
+def logging(target: str, limits: Limits | None = None, **more: Any) -> RequestObservers:
+    what = ObservabilitySettings(access_log=target, **more)
+    draw = random.Random(1).getrandbits
+    return RequestObservers(what, clock=SystemClock(), limits=limits or Limits(), instance_id="gw", draw=draw)
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    text = path.read_text()
+    assert CANARY not in text
+    assert not text or text.endswith("\n")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+@asynccontextmanager
+async def gateway(
+    watching: RequestObservers, *scripts: Script, keys: ApiKeys | None = None
+) -> AsyncIterator[RunningGateway]:
+    async with (
+        scripted_engine(*scripts) as engine,
+        running_gateway(fleet_of([engine.url]), observers=watching, api_keys=keys) as running,
+    ):
+        yield running
+
+
+def test_a_request_is_one_line_with_what_became_of_it(tmp_path: Path) -> None:
+    path = tmp_path / "access.log"
+
+    async def main() -> None:
+        async with gateway(logging(str(path))) as running:
+            await request(running.url, BODY | {"stream": True})
+            await request(running.url, BODY, path="/v1/chat/completions?secret=query")
+
+    run_async(main())
+    streamed, plain = lines(path)
+    assert TIME.fullmatch(streamed["time"])
+    assert streamed["request_id"] == "req-1"
+    assert (streamed["method"], streamed["path"]) == ("POST", "/v1/chat/completions")
+    assert (streamed["model"], streamed["stream"], streamed["status"], streamed["error"]) == (
+        MODEL_KEY,
+        True,
+        200,
+        None,
+    )
+    assert (streamed["instance"], streamed["rule"], streamed["attempts"]) == ("e-0/0/0", "only-one", 1)
+    assert streamed["client"] == "127.0.0.1"
+    assert (streamed["caller"], streamed["trace_id"], streamed["handoff"]) == (None, None, None)
+    assert 0 < streamed["overhead_seconds"] < streamed["ttft_seconds"] <= streamed["duration_seconds"]
+    assert (streamed["prompt_tokens"], streamed["cached_tokens"], streamed["output_tokens"]) == (7, 4, 3)
+    assert streamed["predicted_cached_tokens"] == 0
+    assert (plain["stream"], plain["ttft_seconds"]) == (False, None)
+    assert "query" not in path.read_text()
+
+
+def test_what_never_reached_an_engine_has_a_line_too(tmp_path: Path) -> None:
+    path = tmp_path / "access.log"
+
+    async def main() -> None:
+        async with gateway(logging(str(path))) as running:
+            await request(running.url, BODY | {"model": "nobody"})
+            await request(running.url, BODY, path="/nowhere?x=1")
+            await send(running.url, get_request("/v1/models"))
+            await send(running.url, get_request("/readyz"))
+            await send(running.url, get_request("/v1/models", method="OPTIONS"))
+            await send(running.url, f"GET {CANARY}\r\n\r\n".encode())
+            running.gateway.update_fleet(Fleet(2, 2, running.gateway.fleet().models, {MODEL_KEY: ()}))
+            await request(running.url, BODY)
+
+    run_async(main())
+    told = [(one["path"], one["status"], one["error"], one["model"]) for one in lines(path)]
+    assert told == [
+        ("/v1/chat/completions", 404, "model_not_found", None),
+        ("/nowhere", 404, "unknown_url", None),
+        ("/v1/models", 200, None, None),
+        ("/v1/models", 200, None, None),
+        (None, 400, "malformed_http", None),
+        ("/v1/chat/completions", 503, "no_ready_instance", MODEL_KEY),
+    ]
+
+
+def test_the_name_of_the_key_is_told_and_never_the_key(tmp_path: Path) -> None:
+    path, keyfile = tmp_path / "access.log", tmp_path / "keys.yaml"
+    keyfile.write_text(f'keys: [{{name: team-a, digest: "{key_digest(b"the-key", b"pepper").hex()}"}}]')
+
+    async def main() -> None:
+        file = KeyFile(keyfile, Limits())
+        await file.load()
+        keys = ApiKeys(b"pepper", file.names_by_digest)
+        async with gateway(logging(str(path)), keys=keys) as running:
+            await request(running.url, BODY, more="authorization: Bearer the-key\r\n")
+            await request(running.url, BODY, more="authorization: Bearer another-key\r\n")
+
+    run_async(main())
+    known, unknown = lines(path)
+    assert (known["caller"], unknown["caller"], unknown["error"]) == ("team-a", None, "invalid_api_key")
+    assert "-key" not in path.read_text()
+
+
+def test_clients_that_leave_have_a_line_whenever_they_did(tmp_path: Path) -> None:
+    path = tmp_path / "access.log"
+
+    async def waiting(call: EngineCall) -> None:
+        await call.wait_closed()
+        raise HangUp
+
+    async def main() -> None:
+        async with gateway(logging(str(path)), waiting) as running:
+            leaving = await RawConnection.connect(running.url)
+            await leaving.send(post_request(BODY))
+            while not any(load.inflight for load in running.gateway.loads().values()):  # noqa: ASYNC110 - on its way
+                await asyncio.sleep(0)
+            await leaving.close()
+            while running.gateway.inflight_count():  # noqa: ASYNC110 - and gone
+                await asyncio.sleep(0)
+
+    run_async(main())
+    (line,) = lines(path)
+    assert (line["status"], line["error"], line["client"]) == (499, "client-gone", "127.0.0.1")
+
+
+def test_addresses_are_left_out_where_they_are_switched_off(tmp_path: Path) -> None:
+    path = tmp_path / "access.log"
+
+    async def main() -> None:
+        async with gateway(logging(str(path), clients=False)) as running:
+            await request(running.url, BODY)
+            await request(running.url, BODY, path="/nowhere")
+
+    run_async(main())
+    assert [one["client"] for one in lines(path)] == [None, None]
+    assert "127.0.0.1" not in path.read_text()
+
+
+def test_a_sampled_request_names_its_trace(tmp_path: Path) -> None:
+    path = tmp_path / "access.log"
+
+    async def main() -> None:
+        watching = logging(str(path), Limits(span_batch_seconds=0.0), endpoint="http://127.0.0.1:9", share=1.0)
+        async with gateway(watching) as running:
+            answer = await request(running.url, BODY)
+            assert answer.fields["traceresponse"].split("-")[1] == trace_of(watching)
+
+    def trace_of(watching: RequestObservers) -> str:
+        watching.close()
+        return str(lines(path)[0]["trace_id"])
+
+    run_async(main())
+
+
+def test_a_trace_that_is_only_passed_on_is_named_too(tmp_path: Path) -> None:
+    path, trace = tmp_path / "access.log", "0af7651916cd43dd8448eb211c80319c"
+
+    async def main() -> None:
+        async with gateway(logging(str(path))) as running:
+            await request(running.url, BODY, more=f"traceparent: 00-{trace}-b7ad6b7169203331-00\r\n")
+            await request(running.url, BODY, more="traceparent: 00-nothing\r\n")
+
+    run_async(main())
+    assert [one["trace_id"] for one in lines(path)] == [trace, None]
+
+
+def test_a_file_that_was_moved_away_is_opened_anew(tmp_path: Path) -> None:
+    path = tmp_path / "access.log"
+
+    async def main() -> None:
+        async with gateway(logging(str(path))) as running:
+            await request(running.url, BODY)
+            while not path.exists() or not path.read_text():  # noqa: ASYNC110 - the thread's own pace
+                await asyncio.sleep(0)
+            path.rename(tmp_path / "access.log.1")
+            await request(running.url, BODY)
+
+    run_async(main())
+    assert len(lines(path)) == len(lines(tmp_path / "access.log.1")) == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_costs_lines_and_no_request() -> None:
+    async def main() -> None:
+        async with gateway(logging("/dev/full")) as running:
+            for _ in range(3):
+                assert (await request(running.url, BODY)).status == 200
+        assert running.gateway.telemetry.process_counters == {"access_log_dropped_total": 3}
+        (note,) = [note for note in running.gateway.readiness()[1] if "access-log" in note]
+        assert "No space left on device" in note
+
+    run_async(main())
+
+
+def test_a_sink_that_nobody_reads_holds_up_no_request_and_what_does_not_fit_is_counted(tmp_path: Path) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    reading = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    limits = replace(Limits(), access_log_lines_pending=5)
+    watching = logging(str(path), limits)
+
+    async def main() -> None:
+        async with gateway(watching) as running:
+            own = running.gateway.telemetry.process_counters
+            connection = await RawConnection.connect(running.url)
+            while own["access_log_dropped_total"] < 3:
+                await connection.send(post_request(BODY, close=False))
+                assert (await connection.read_response()).status == 200
+            await connection.close()
+            while (await asyncio.to_thread(os.read, reading, 1 << 20)).count(b"\n") > 5:  # let go what is stuck
+                pass
+
+    try:
+        run_async(main())
+    finally:
+        os.close(reading)
+
+
+# --- settings -----------------------------------------------------------------------------------------------------------
+
+
+def test_nothing_is_made_while_nothing_is_wanted() -> None:
+    assert parse_observability_settings(GatewaySettings()) == ObservabilitySettings()
+    assert parse_observability_settings(GatewaySettings(access_log="0")).access_log is None
+    assert create_observers(ObservabilitySettings(), clock=SystemClock(), limits=Limits(), instance_id="gw") is None
+
+
+def test_the_settings_say_where_lines_and_spans_go() -> None:
+    found = parse_observability_settings(
+        GatewaySettings(
+            access_log="-",
+            access_log_clients="0",
+            trace_endpoint="https://collector:4318/otlp",
+            trace_sample="0.25",
+            trace_headers="authorization=Bearer a=b, x-scope=team",
+        )
+    )
+    assert found == ObservabilitySettings(
+        access_log="-",
+        log_clients=False,
+        trace_endpoint="https://collector:4318/otlp",
+        trace_headers=(("authorization", "Bearer a=b"), ("x-scope", "team")),
+        trace_share=0.25,
+    )
+    assert parse_observability_settings(GatewaySettings(access_log="1")).access_log == "1"
+    assert parse_observability_settings(GatewaySettings(access_log="/fairlead.log")).access_log == "/fairlead.log"
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"trace_sample": "2"}, "FAIRLEAD_TRACE_SAMPLE"),
+        ({"trace_sample": "nan"}, "FAIRLEAD_TRACE_SAMPLE"),
+        ({"trace_sample": "often"}, "FAIRLEAD_TRACE_SAMPLE"),
+        ({"trace_sample": "0.1"}, "FAIRLEAD_TRACE_ENDPOINT"),
+        ({"trace_endpoint": "collector:4318"}, "FAIRLEAD_TRACE_ENDPOINT"),
+        ({"trace_endpoint": "http://collector:99999"}, "FAIRLEAD_TRACE_ENDPOINT"),
+        ({"trace_headers": "secret", "trace_endpoint": "http://c"}, "FAIRLEAD_TRACE_HEADERS"),
+        ({"trace_headers": "a b=secret", "trace_endpoint": "http://c"}, "FAIRLEAD_TRACE_HEADERS"),
+        ({"access_log_clients": "maybe"}, "FAIRLEAD_ACCESS_LOG_CLIENTS"),
+        ({"access_log": "/no/such/folder/access.log"}, "FAIRLEAD_ACCESS_LOG"),
+    ],
+)
+def test_a_setting_that_cannot_be_meant_is_refused_by_its_name(changes: dict[str, str], field: str) -> None:
+    with pytest.raises(SettingsError) as refused:
+        parse_observability_settings(GatewaySettings(**changes))
+    assert refused.value.field == field
+    assert "secret" not in str(refused.value)

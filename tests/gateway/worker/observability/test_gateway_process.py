@@ -1,0 +1,116 @@
+"""The gateway as a process: its access log, its spans, and `fairlead explain`, whichever worker had the request."""
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from fairlead_testing.engines.scripted import scripted_engine
+from fairlead_testing.gateway.running_gateway import fleet_of, run_async
+from fairlead_testing.http.canned_server import CannedResponse, CannedServer
+from fairlead_testing.http.raw_client import get_request, request, send
+
+from fairlead.fleet.file import write_fleet_file
+
+GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "tell me of canary-7c1e"}], "stream": True}
+REQUESTS = 12
+
+
+@asynccontextmanager
+async def started(fleet: Path, **settings: str) -> AsyncIterator[tuple[asyncio.subprocess.Process, str, str]]:
+    """A gateway of two workers, its public and its management URL."""
+    command = [sys.executable, "-m", "fairlead_gateway", "--fleet", str(fleet), "--listen", "127.0.0.1:0"]
+    process = await asyncio.create_subprocess_exec(
+        *command, "--workers", "2", stdout=asyncio.subprocess.PIPE, env={**os.environ, **settings}
+    )
+    try:
+        assert process.stdout is not None
+        line = (await asyncio.wait_for(process.stdout.readline(), 60)).decode()
+        found = re.fullmatch(r"ready (\S+) manage (\S+)\n", line)
+        assert found, line
+        yield process, found[1], found[2]
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+
+
+async def explain(request_id: str, manage: str) -> str:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "fairlead_cli", "explain", request_id, "--manage", manage),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    out, _ = await asyncio.wait_for(process.communicate(), 60)
+    assert process.returncode == 0
+    return out.decode()
+
+
+def test_every_workers_requests_are_logged_traced_and_explained(tmp_path: Path) -> None:
+    fleet, log = tmp_path / "fleet.yaml", tmp_path / "access.log"
+
+    async def main(collector: CannedServer) -> list[str]:
+        settings = {
+            "FAIRLEAD_ACCESS_LOG": str(log),
+            "FAIRLEAD_TRACE_ENDPOINT": collector.url,
+            "FAIRLEAD_TRACE_SAMPLE": "1",
+        }
+        async with scripted_engine() as engine:
+            write_fleet_file(fleet, fleet_of([engine.url]))
+            async with started(fleet, **settings) as (process, url, manage):
+                answers = await asyncio.gather(*(request(url, GOOD) for _ in range(REQUESTS)))
+                ids = [answer.fields["x-fairlead-decision"] for answer in answers]
+                for request_id in (min(ids), max(ids)):
+                    assert (await explain(request_id, manage)).startswith(f"request {request_id} · to default/tiny")
+                text = (await send(manage, get_request("/metrics").replace(b"host: x", b"host: 127.0.0.1")))[
+                    0
+                ].body.decode()
+                assert f'fairlead_gateway_overhead_seconds_count{{model="default/tiny"}} {REQUESTS}\n' in text
+                assert "fairlead_gateway_access_log_dropped_total 0\n" in text
+                assert "fairlead_gateway_spans_dropped_total 0\n" in text
+                process.terminate()
+                assert await asyncio.wait_for(process.wait(), 60) == 0
+        return ids
+
+    with CannedServer({"/v1/traces": CannedResponse([b"{}"])}) as collector:
+        ids = run_async(main(collector))
+        bodies = [asked.body for asked in collector.requests]
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert sorted(line["request_id"] for line in lines) == sorted(ids)
+    spans = [
+        span
+        for body in bodies
+        for resource in json.loads(body)["resourceSpans"]
+        for scope in resource["scopeSpans"]
+        for span in scope["spans"]
+    ]
+    assert len(spans) == 2 * REQUESTS
+    assert {line["trace_id"] for line in lines} == {span["traceId"] for span in spans}
+    assert "canary" not in log.read_text() + b"".join(bodies).decode()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("FAIRLEAD_TRACE_SAMPLE", "often"), ("FAIRLEAD_ACCESS_LOG", "/no/such/folder/access.log")]
+)
+def test_settings_that_cannot_be_meant_are_refused_before_anything_listens(
+    tmp_path: Path, name: str, value: str
+) -> None:
+    async def main() -> None:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "fairlead_gateway", "--fleet", str(tmp_path / "fleet.yaml")),
+            *("--listen", "127.0.0.1:0"),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env={**os.environ, name: value},
+        )
+        out, err = await asyncio.wait_for(process.communicate(), 60)
+        assert (process.returncode, out) == (2, b"")
+        assert name.encode() in err
+        assert err.count(b"\n") == 1
+
+    run_async(main())

@@ -1,0 +1,439 @@
+"""Trace contexts reach every engine; spans exist only for what is sampled, name every engine asked, and never hold a prompt."""
+
+import asyncio
+import json
+import random
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from typing import Any
+
+import pytest
+from fairlead_testing.engines.scripted import (
+    EngineCall,
+    HangUp,
+    ScriptedEngine,
+    scripted_engine,
+    token,
+    usage,
+    well_behaved,
+)
+from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, fleet_of, run_async, running_gateway
+from fairlead_testing.http.canned_server import CannedResponse, CannedServer
+from fairlead_testing.http.raw_client import RawConnection, post_request
+from fairlead_testing.http.raw_client import request as ask
+
+from fairlead.fleet.model import Fleet, Instance, Model, Role
+from fairlead.limits import Limits
+from fairlead.runtime.clock import SystemClock
+from fairlead_gateway.worker.observability.observers import ObservabilitySettings, RequestObservers
+
+Script = Callable[[EngineCall], Awaitable[None]]
+TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+CANARY = "canary-7c1e"
+LONG = f"tell me everything about {CANARY} " * 40
+LIMITS = Limits(handoff_min_tokens=16, span_batch_seconds=0.0)
+COLLECTED = {"/v1/traces": CannedResponse([b"{}"])}
+
+
+def parent(flags: str, *more: str) -> str:
+    return f"traceparent: 00-{TRACE}-{SPAN}-{flags}\r\n" + "".join(f"{one}\r\n" for one in more)
+
+
+def chat(**more: Any) -> dict[str, Any]:
+    return {"model": "tiny", "messages": [{"role": "user", "content": LONG}], "stream": True, "temperature": 0, **more}
+
+
+async def failing(call: EngineCall) -> None:
+    await call.respond({"error": {"message": CANARY}}, "500 Internal Server Error")
+
+
+async def prefilling(call: EngineCall) -> None:
+    found = {"do_remote_prefill": True, "remote_block_ids": [[1]], "remote_engine_id": "e", "remote_request_id": "r"}
+    found |= {"remote_host": "127.0.0.1", "remote_port": 5801, "tp_size": 1}
+    await call.respond({"choices": [{"index": 0}], "kv_transfer_params": found})
+
+
+def breaking_once() -> Script:
+    met: list[EngineCall] = []
+
+    async def script(call: EngineCall) -> None:
+        met.append(call)
+        await call.start_stream()
+        named = {"id": f"c{len(met)}", "created": 1, "model": "tiny"}
+        opening = {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}]}
+        await call.event({**named, **opening})
+        await call.event({**named, **token("one ")})
+        if len(met) == 1:
+            raise HangUp
+        await call.event({**named, **token("two", "stop")})
+        await call.event({**named, **usage(9, 4, 2)})
+        await call.finish()
+
+    return script
+
+
+def sent(engine: ScriptedEngine, name: str = "traceparent") -> list[list[str]]:
+    """The values of a header in every request that an engine got."""
+    return [[value for key, value in call.fields if key == name] for call in engine.calls]
+
+
+def observed(collector: str, share: float = 0.0) -> RequestObservers:
+    what = ObservabilitySettings(trace_endpoint=collector, trace_share=share)
+    draw = random.Random(7).getrandbits
+    return RequestObservers(what, clock=SystemClock(), limits=LIMITS, instance_id="gw", draw=draw)
+
+
+class Scene:
+    """A gateway with a collector behind it; ``spans`` are all that were exported once it has been closed."""
+
+    def __init__(self, share: float = 0.0) -> None:
+        self.collector = CannedServer(COLLECTED)
+        self._share = share
+        self.engines: list[ScriptedEngine] = []
+
+    async def play(
+        self, scripts: list[Script], play: Callable[[RunningGateway], Awaitable[None]], roles: list[Role] | None = None
+    ) -> list[dict[str, Any]]:
+        with self.collector:
+            watching = observed(self.collector.url, self._share)
+            async with AsyncExitStack() as stack:
+                self.engines = [await stack.enter_async_context(scripted_engine(one)) for one in scripts]
+                fleet = fleet_of([one.url for one in self.engines])
+                if roles is not None:
+                    found = tuple(
+                        Instance(
+                            f"{role.value[0]}{n}", "default", "tiny", role.value, one.url, role=role, transfer="nixl"
+                        )
+                        for n, (role, one) in enumerate(zip(roles, self.engines, strict=True))
+                    )
+                    fleet = Fleet(1, 1, {MODEL_KEY: Model("default", "tiny")}, {MODEL_KEY: found})
+                running = await stack.enter_async_context(running_gateway(fleet, LIMITS, observers=watching))
+                await play(running)
+                self.own = running.gateway.telemetry.process_counters
+            bodies = [json.loads(asked.body) for asked in self.collector.requests]
+        assert CANARY not in str(bodies)
+        return [
+            {**span, "attributes": {one["key"]: next(iter(one["value"].values())) for one in span["attributes"]}}
+            for body in bodies
+            for resource in body["resourceSpans"]
+            for scope in resource["scopeSpans"]
+            for span in scope["spans"]
+        ]
+
+
+# --- propagation --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("flags", ["00", "01", "03"])
+def test_without_tracing_the_clients_context_reaches_the_engine_as_it_came(flags: str) -> None:
+    async def main() -> None:
+        async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
+            answer = await ask(running.url, chat(), more=parent(flags, "tracestate: a=1", "tracestate: b=2"))
+            assert answer.status == 200
+            assert sent(engine) == [[f"00-{TRACE}-{SPAN}-{flags}"]]
+            assert sent(engine, "tracestate") == [["a=1,b=2"]]
+            assert "traceresponse" not in answer.fields
+            assert (await ask(running.url, chat())).status == 200
+            assert sent(engine)[1] == []
+
+    run_async(main())
+
+
+@pytest.mark.parametrize("wrong", [f"00-{'0' * 32}-{SPAN}-01", "x", f"00-{TRACE}-{SPAN}-01\r\ntraceparent: x"])
+def test_a_malformed_context_is_dropped_with_its_state(wrong: str) -> None:
+    async def main() -> None:
+        async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
+            await ask(running.url, chat(), more=f"traceparent: {wrong}\r\ntracestate: a=1\r\n")
+            assert (sent(engine), sent(engine, "tracestate")) == ([[]], [[]])
+
+    run_async(main())
+
+
+def test_both_legs_of_a_hand_off_get_the_clients_context() -> None:
+    async def main() -> None:
+        scene = Scene()
+
+        async def play(running: RunningGateway) -> None:
+            assert (await ask(running.url, chat(), more=parent("00"))).status == 200
+
+        assert await scene.play([prefilling, well_behaved], play, [Role.PREFILL, Role.DECODE]) == []
+        assert sent(scene.engines[0]) == sent(scene.engines[1]) == [[f"00-{TRACE}-{SPAN}-00"]]
+
+    run_async(main())
+
+
+# --- sampling -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_callers_sampled_flag_is_honoured_and_its_engine_gets_the_attempts_own_span() -> None:
+    async def main() -> None:
+        scene = Scene(share=0.0)
+
+        async def play(running: RunningGateway) -> None:
+            answer = await ask(running.url, chat(max_tokens=9), more=parent("01", "tracestate: a=1"))
+            assert answer.fields["traceresponse"].startswith(f"00-{TRACE}-")
+
+        request, attempt = await scene.play([well_behaved], play)
+        assert (request["traceId"], request["parentSpanId"], request["kind"]) == (TRACE, SPAN, 2)
+        assert (attempt["traceId"], attempt["parentSpanId"], attempt["kind"]) == (TRACE, request["spanId"], 3)
+        assert sent(scene.engines[0]) == [[f"00-{TRACE}-{attempt['spanId']}-01"]]
+        assert sent(scene.engines[0], "tracestate") == [["a=1"]]
+        assert request["traceState"] == "a=1"
+        assert request["name"] == "chat tiny"
+        shown = request["attributes"]
+        assert shown["gen_ai.operation.name"] == "chat"
+        assert shown["gen_ai.provider.name"] == "fairlead"
+        assert shown["gen_ai.request.model"] == MODEL_KEY
+        assert shown["gen_ai.request.max_tokens"] == "9"
+        assert shown["http.response.status_code"] == "200"
+        assert shown["url.path"] == "/v1/chat/completions"
+        assert int(shown["gen_ai.usage.input_tokens"]) > 0
+        assert int(shown["gen_ai.usage.output_tokens"]) > 0
+        assert shown["gen_ai.response.time_to_first_chunk"] > 0
+        assert attempt["attributes"]["fairlead.instance"] == "e-0/0/0"
+        assert attempt["attributes"]["fairlead.rule"] == "only-one"
+        assert int(request["startTimeUnixNano"]) <= int(attempt["startTimeUnixNano"])
+        assert int(attempt["endTimeUnixNano"]) <= int(request["endTimeUnixNano"])
+        assert request["status"] == {}
+
+    run_async(main())
+
+
+def test_what_its_caller_does_not_record_is_not_recorded_here_either() -> None:
+    async def main() -> None:
+        scene = Scene(share=1.0)
+
+        async def play(running: RunningGateway) -> None:
+            answer = await ask(running.url, chat(), more=parent("00"))
+            assert "traceresponse" not in answer.fields
+
+        assert await scene.play([well_behaved], play) == []
+        assert sent(scene.engines[0]) == [[f"00-{TRACE}-{SPAN}-00"]]
+
+    run_async(main())
+
+
+@pytest.mark.parametrize("more", ["", f"traceparent: 00-{TRACE}-{SPAN}\r\ntracestate: a=1\r\n"])
+def test_a_request_without_a_right_context_begins_a_trace_when_it_is_drawn(more: str) -> None:
+    async def main() -> None:
+        scene = Scene(share=1.0)
+
+        async def play(running: RunningGateway) -> None:
+            assert (await ask(running.url, chat(), more=more)).status == 200
+
+        request, attempt = await scene.play([well_behaved], play)
+        assert "parentSpanId" not in request
+        assert request["traceId"] not in (TRACE, "0" * 32)
+        assert sent(scene.engines[0]) == [[f"00-{request['traceId']}-{attempt['spanId']}-01"]]
+        assert sent(scene.engines[0], "tracestate") == [[]]
+
+    run_async(main())
+
+
+def test_about_the_share_of_requests_is_drawn_and_the_others_make_nothing() -> None:
+    async def main() -> None:
+        scene = Scene(share=0.25)
+
+        async def play(running: RunningGateway) -> None:
+            connection = await RawConnection.connect(running.url)
+            for _ in range(80):
+                await connection.send(post_request(chat(stream=False), close=False))
+                assert (await connection.read_response()).status == 200
+            await connection.close()
+
+        spans = await scene.play([well_behaved], play)
+        assert 8 <= len(spans) / 2 <= 36
+        assert sum(bool(values) for values in sent(scene.engines[0])) == len(spans) / 2
+        assert scene.own["spans_exported_total"] == len(spans)
+
+    run_async(main())
+
+
+def test_heads_that_repeat_on_one_connection_keep_their_context_each_time() -> None:
+    async def main() -> None:
+        scene = Scene()
+
+        async def play(running: RunningGateway) -> None:
+            connection = await RawConnection.connect(running.url)
+            for flags in ("01", "01", "00", "01"):
+                await connection.send(post_request(chat(stream=False), more=parent(flags), close=False))
+                assert (await connection.read_response()).status == 200
+            await connection.close()
+
+        spans = await scene.play([well_behaved], play)
+        attempts = [span["spanId"] for span in spans if span["kind"] == 3]
+        first, second, third = (f"00-{TRACE}-{one}-01" for one in attempts)
+        assert sent(scene.engines[0]) == [[first], [second], [f"00-{TRACE}-{SPAN}-00"], [third]]
+        assert {span["parentSpanId"] for span in spans if span["kind"] == 2} == {SPAN}
+
+    run_async(main())
+
+
+# --- what the spans tell ------------------------------------------------------------------------------------------------
+
+
+def test_every_engine_that_was_asked_has_its_span_and_the_failed_one_says_why() -> None:
+    async def main() -> None:
+        scene = Scene(share=1.0)
+
+        async def play(running: RunningGateway) -> None:
+            for number in range(8):
+                answer = await ask(running.url, chat(user=str(number), stream=False))
+                assert answer.status == 200
+
+        spans = await scene.play([failing, well_behaved], play)
+        failed = [
+            span for span in spans if span["attributes"].get("fairlead.instance") == "e-0/0/0" and span["kind"] == 3
+        ]
+        assert failed
+        for span in failed:
+            assert span["status"] == {"code": 2, "message": "status-500"}
+            assert span["attributes"]["error.type"] == "status-500"
+            siblings = [one for one in spans if one.get("parentSpanId") == span["parentSpanId"]]
+            assert [one["attributes"]["fairlead.rule"] for one in siblings][-1] == "retry-1"
+            assert siblings[-1]["status"] == {}
+
+    run_async(main())
+
+
+def test_a_continued_stream_has_both_engines() -> None:
+    async def main() -> None:
+        scene = Scene(share=1.0)
+        script = breaking_once()
+
+        async def play(running: RunningGateway) -> None:
+            answer = await ask(running.url, chat())
+            assert answer.events[-1] == "[DONE]"
+
+        request, first, second = await scene.play([script, script], play)
+        assert (first["attributes"]["fairlead.step"], first["attributes"]["error.type"]) == ("attempt", "cut")
+        assert (second["attributes"]["fairlead.step"], second["status"]) == ("continuation", {})
+        assert request["attributes"]["fairlead.attempts"] == "2"
+        assert int(first["endTimeUnixNano"]) <= int(second["startTimeUnixNano"])
+
+    run_async(main())
+
+
+def test_a_hand_off_has_a_span_for_the_prefill_leg() -> None:
+    async def main() -> None:
+        scene = Scene(share=1.0)
+
+        async def play(running: RunningGateway) -> None:
+            assert (await ask(running.url, chat())).status == 200
+
+        request, prefill, decode = await scene.play([prefilling, well_behaved], play, [Role.PREFILL, Role.DECODE])
+        assert (prefill["name"], decode["name"]) == ("prefill tiny", "attempt tiny")
+        assert request["attributes"]["fairlead.handoff.outcome"] == "done"
+        assert int(prefill["endTimeUnixNano"]) <= int(decode["startTimeUnixNano"])
+        for number, span in enumerate((prefill, decode)):
+            assert sent(scene.engines[number]) == [[f"00-{request['traceId']}-{span['spanId']}-01"]]
+
+    run_async(main())
+
+
+def test_a_stream_that_ends_in_an_error_event_is_an_error_of_the_request_and_the_attempt() -> None:
+    async def cut(call: EngineCall) -> None:
+        await call.start_stream()
+        await call.event(token("one "))
+        raise HangUp
+
+    async def main() -> None:
+        scene = Scene(share=1.0)
+
+        async def play(running: RunningGateway) -> None:
+            await ask(running.url, chat(temperature=1))
+
+        request, attempt = await scene.play([cut], play)
+        assert request["status"] == attempt["status"] == {"code": 2, "message": "cut"}
+
+    run_async(main())
+
+
+def test_a_request_that_never_reached_an_engine_has_its_span_too() -> None:
+    async def main() -> None:
+        scene = Scene()
+
+        async def play(running: RunningGateway) -> None:
+            running.gateway.update_fleet(Fleet(2, 2, {MODEL_KEY: Model("default", "tiny")}, {MODEL_KEY: ()}))
+            assert (await ask(running.url, chat(), more=parent("01"))).status == 503
+
+        (request,) = await scene.play([well_behaved], play)
+        assert request["attributes"]["http.response.status_code"] == "503"
+        assert request["status"] == {"code": 2, "message": "no_ready_instance"}
+
+    run_async(main())
+
+
+# --- the collector ------------------------------------------------------------------------------------------------------
+
+
+def test_a_collector_that_is_not_there_costs_spans_and_no_request() -> None:
+    async def main() -> None:
+        with CannedServer(COLLECTED) as gone:
+            url = gone.url
+        async with scripted_engine() as engine:
+            watching = observed(url, share=1.0)
+            async with running_gateway(fleet_of([engine.url]), LIMITS, observers=watching) as running:
+                for _ in range(3):
+                    assert (await ask(running.url, chat())).status == 200
+            assert running.gateway.telemetry.process_counters == {"spans_exported_total": 0, "spans_dropped_total": 6}
+
+    run_async(main())
+
+
+def test_a_collector_that_refuses_is_not_asked_again() -> None:
+    async def main() -> None:
+        scene = Scene(share=1.0)
+        scene.collector.responses["/v1/traces"] = CannedResponse([b"no"], 400)
+
+        async def play(running: RunningGateway) -> None:
+            assert (await ask(running.url, chat())).status == 200
+
+        await scene.play([well_behaved], play)
+        assert len(scene.collector.requests) == 1
+        assert scene.own == {"spans_exported_total": 0, "spans_dropped_total": 2}
+
+    run_async(main())
+
+
+def test_a_full_queue_drops_spans_and_counts_them() -> None:
+    async def main() -> None:
+        watching = RequestObservers(
+            ObservabilitySettings(trace_endpoint="http://127.0.0.1:9", trace_share=1.0),
+            clock=SystemClock(),
+            limits=Limits(spans_pending=0),
+            instance_id="gw",
+            draw=random.Random(1).getrandbits,
+        )
+        async with (
+            scripted_engine() as engine,
+            running_gateway(fleet_of([engine.url]), observers=watching) as running,
+        ):
+            assert (await ask(running.url, chat())).status == 200
+            assert running.gateway.telemetry.process_counters["spans_dropped_total"] == 2
+
+    run_async(main())
+
+
+def test_the_collector_gets_the_headers_it_wants_and_learns_who_sends() -> None:
+    async def main() -> None:
+        with CannedServer(COLLECTED) as collector:
+            what = ObservabilitySettings(
+                trace_endpoint=collector.url + "/otlp/", trace_headers=(("authorization", "Bearer s"),), trace_share=1.0
+            )
+            collector.responses["/otlp/v1/traces"] = CannedResponse([b"{}"])
+            draw = random.Random(1).getrandbits
+            watching = RequestObservers(what, clock=SystemClock(), limits=LIMITS, instance_id="gw-7", draw=draw)
+            async with scripted_engine() as engine:
+                async with running_gateway(fleet_of([engine.url]), LIMITS, observers=watching) as running:
+                    await ask(running.url, chat())
+                while not collector.requests:  # noqa: ASYNC110 - the thread's own pace
+                    await asyncio.sleep(0)
+            (asked,) = collector.requests
+            assert asked.path == "/otlp/v1/traces"
+            assert asked.headers["authorization"] == "Bearer s"
+            assert asked.headers["content-type"] == "application/json"
+            resource = json.loads(asked.body)["resourceSpans"][0]["resource"]["attributes"]
+            assert {"key": "service.instance.id", "value": {"stringValue": "gw-7"}} in resource
+
+    run_async(main())

@@ -1,0 +1,61 @@
+"""Splicing JSON: the value is what was asked for, and every other byte is where it was."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fairlead_gateway.worker.openai.json_edit import prepend_members, set_members
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=20,
+)
+KEYS = st.sampled_from(["model", "stream_options", 'mo"del', "a\\", "é", "\U0001f600"])
+OBJECTS = st.dictionaries(KEYS | st.text(max_size=8), VALUES, min_size=1, max_size=6)
+
+
+@given(OBJECTS, VALUES, st.sampled_from([None, 2]), st.booleans())
+def test_a_spliced_object_is_the_object_with_that_field_set(
+    before: dict[str, object], value: object, indent: int | None, plain: bool
+) -> None:
+    text = json.dumps(before, indent=indent, ensure_ascii=plain).encode()
+    after = set_members(text, {"model": json.dumps(value).encode()})
+    assert json.loads(after) == before | {"model": value}
+    if "model" not in before:
+        assert after.replace(b'"model":' + json.dumps(value).encode() + b",", b"", 1) == text
+
+
+def test_a_key_that_is_given_twice_is_replaced_twice() -> None:
+    text = b'{"model":"a","x":{"model":"b"},"mod\\u0065l" : "c"}'
+    assert set_members(text, {"model": b"1"}) == b'{"model":1,"x":{"model":"b"},"mod\\u0065l" : 1}'
+
+
+@given(OBJECTS, VALUES, st.sampled_from([None, 2]))
+def test_a_field_that_is_not_there_is_added_without_looking_at_the_others(
+    before: dict[str, object], value: object, indent: int | None
+) -> None:
+    before.pop("model", None)
+    text = json.dumps(before, indent=indent).encode()
+    assert json.loads(prepend_members(text, {"model": json.dumps(value).encode()})) == before | {"model": value}
+
+
+@pytest.mark.parametrize("long", [b'"' + b"x" * 3_000_000 + b'"', b'"' + rb"\"" * 1_500_000 + b'"', b"1" * 3_000_000])
+@pytest.mark.parametrize("shift", range(4))
+def test_values_longer_than_a_slice_are_passed_over_whole(long: bytes, shift: int) -> None:
+    for value in (long, b'["", {"a": ' + long + b"}, []]"):
+        text = b'{"x":' + b" " * shift + value + b',"model":"a", "y":' + value + b"}"
+        assert set_members(text, {"model": b'"b"'}) == text.replace(b'"model":"a"', b'"model":"b"')
+
+
+def test_into_an_empty_object_and_before_others() -> None:
+    assert set_members(b"{}", {"a": b"1"}) == b'{"a":1}'
+    assert set_members(b" { } ", {"a": b"1"}) == b' {"a":1 } '
+    assert set_members(b'{"b":2}', {"a": b"1", "b": b"3"}) == b'{"a":1,"b":3}'
+
+
+def test_long_strings_of_escapes_take_no_memory_to_speak_of() -> None:
+    text = b'{"x":"' + b"\\n" * 2_000_000 + b'","model":"a"}'
+    assert set_members(text, {"model": b'"b"'}) == text[:-4] + b'"b"}'

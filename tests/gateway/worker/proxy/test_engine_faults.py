@@ -1,0 +1,448 @@
+"""Engines that are dead, full, lying or dying: a request that has not begun survives, one that has ends aloud."""
+
+import asyncio
+from typing import cast
+
+import pytest
+from fairlead_testing.engines.scripted import EngineCall, HangUp, Script, event, scripted_engine, token, well_behaved
+from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, run_async, running_gateway, with_engines
+from fairlead_testing.http.raw_client import RawConnection, RawResponse, post_request, request
+
+from fairlead.limits import Limits
+
+GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
+STREAM = GOOD | {"stream": True}
+FULL = {"error": {"message": "The engine is currently busy", "type": "Service Unavailable", "param": None, "code": 503}}
+DEAD = {"error": {"message": "EngineCore encountered an issue", "type": "InternalServerError", "code": 500}}
+ABORTED = {"choices": [{"index": 0, "delta": {"content": ""}, "finish_reason": "abort"}]}
+BAD_VALUE = {"error": {"message": "prompt too long", "type": "BadRequestError", "param": "input", "code": 400}}
+
+
+async def hang_up(call: EngineCall) -> None:
+    raise HangUp
+
+
+async def reset(call: EngineCall) -> None:
+    call.reset()
+
+
+async def half_a_head(call: EngineCall) -> None:
+    await call.send(b"HTTP/1.1 200 OK\r\ncontent-ty")
+    raise HangUp
+
+
+async def half_an_answer(call: EngineCall) -> None:
+    await call.send(b'HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n{"a":')
+    raise HangUp
+
+
+async def half_a_chunk(call: EngineCall) -> None:
+    await call.start_stream("application/json")
+    await call.send(b'50\r\n{"a":')
+    raise HangUp
+
+
+async def status_500(call: EngineCall) -> None:
+    await call.respond(DEAD, "500 Internal Server Error")
+
+
+async def status_502(call: EngineCall) -> None:
+    await call.respond(b"<html>bad gateway</html>", "502 Bad Gateway", "text/html")
+
+
+async def status_503(call: EngineCall) -> None:
+    await call.respond(FULL, "503 Service Unavailable")
+
+
+async def redirect(call: EngineCall) -> None:
+    await call.respond(b"", "307 Temporary Redirect", more="location: http://evil/\r\n")
+
+
+async def garbage(call: EngineCall) -> None:
+    await call.send(b"\x00\x01\x02 this is not HTTP\r\n\r\n")
+
+
+async def endless_head(call: EngineCall) -> None:
+    await call.send(b"HTTP/1.1 200 OK\r\n" + b"x-a: " + b"b" * 100_000 + b"\r\n\r\n")
+
+
+async def not_json(call: EngineCall) -> None:
+    await call.respond(b"<html>hello</html>", kind="text/html")
+
+
+async def half_json(call: EngineCall) -> None:
+    await call.respond(b'{"choices":[')
+
+
+async def full_in_the_stream(call: EngineCall) -> None:
+    await call.start_stream()
+    await call.event(FULL)
+    await call.finish()
+
+
+async def dead_in_the_stream(call: EngineCall) -> None:
+    await call.start_stream()
+    await call.event(DEAD)
+    await call.finish()
+
+
+async def aborted_at_once(call: EngineCall) -> None:
+    await call.start_stream()
+    await call.event(ABORTED)
+    await call.finish()
+
+
+async def empty_stream(call: EngineCall) -> None:
+    await call.start_stream()
+    await call.chunk(b"")
+
+
+async def cut_before_the_first_event(call: EngineCall) -> None:
+    await call.start_stream()
+    await call.chunk(b'data: {"choi')
+    raise HangUp
+
+
+async def no_event_stream(call: EngineCall) -> None:
+    await call.start_stream()
+    await call.chunk(b"<html>\n\n</html>\n\n")
+    await call.chunk(b"")
+
+
+async def events_that_are_not_json(call: EngineCall) -> None:
+    await call.start_stream()
+    await call.event("{oops")
+    await call.finish()
+
+
+async def plain_instead_of_a_stream(call: EngineCall) -> None:
+    await call.respond({"ok": 1})
+
+
+PLAIN_FAULTS: list[Script] = [
+    hang_up,
+    reset,
+    half_a_head,
+    half_an_answer,
+    half_a_chunk,
+    status_500,
+    status_502,
+    status_503,
+    redirect,
+    garbage,
+    endless_head,
+    not_json,
+    half_json,
+]
+STREAM_FAULTS: list[Script] = [
+    hang_up,
+    reset,
+    half_a_head,
+    status_500,
+    status_503,
+    garbage,
+    not_json,
+    full_in_the_stream,
+    dead_in_the_stream,
+    aborted_at_once,
+    empty_stream,
+    cut_before_the_first_event,
+    no_event_stream,
+    events_that_are_not_json,
+    plain_instead_of_a_stream,
+]
+FAULTS = [(script, GOOD) for script in PLAIN_FAULTS] + [(script, STREAM) for script in STREAM_FAULTS]
+NAMES = [f"{script.__name__}-{'stream' if body is STREAM else 'plain'}" for script, body in FAULTS]
+
+
+def first_fails(fault: Script) -> tuple[Script, list[str]]:
+    """A script for several engines: the first request meets the fault, all others an honest engine."""
+    met: list[str] = []
+
+    async def script(call: EngineCall) -> None:
+        met.append(call.path)
+        await (fault if len(met) == 1 else well_behaved)(call)
+
+    return script, met
+
+
+@pytest.mark.parametrize(("fault", "body"), FAULTS, ids=NAMES)
+def test_a_fault_before_the_first_byte_is_retried_elsewhere_and_the_client_sees_one_good_answer(
+    fault: Script, body: dict[str, object]
+) -> None:
+    script, met = first_fails(fault)
+
+    async def use(running: RunningGateway) -> None:
+        answer = await request(running.url, body)
+        assert answer.status == 200
+        assert answer.complete
+        assert answer.fields["x-fairlead-reason"] == "retry-1"
+        assert len(met) == 2
+        if body is STREAM:
+            assert answer.events[-1] == "[DONE]"
+            assert len(answer.events) == 4
+        logged = running.gateway.decisions.latest(1)[0]
+        assert [record.attempt for record in logged.records] == [1, 2]
+        assert logged.records[0].decision.chosen != logged.records[1].decision.chosen
+        assert logged.outcome is not None
+        assert (logged.outcome.status, logged.outcome.error, logged.outcome.attempts) == (200, None, 2)
+
+    run_async(with_engines([script, script, script], use))
+
+
+def test_an_engine_that_refuses_connections_is_passed_over() -> None:
+    async def use(running: RunningGateway) -> None:
+        for _ in range(3):
+            assert (await request(running.url, GOOD)).status == 200
+
+    async def main() -> None:
+        async with scripted_engine() as dead:
+            gone = dead.url
+        async with scripted_engine() as alive, running_gateway(fleet_of([gone, alive.url])) as running:
+            for number in range(6):
+                body = GOOD | {"messages": [{"role": "user", "content": f"{number}" * 2_000}]}
+                answer = await request(running.url, body)
+                assert answer.status == 200
+                assert answer.fields["x-fairlead-instance"] == "e-1/1/0"
+
+    run_async(main())
+
+
+@pytest.mark.parametrize(
+    ("script", "body", "status", "code"),
+    [
+        (hang_up, GOOD, 502, "engines_broke_off"),
+        (half_an_answer, GOOD, 502, "engines_broke_off"),
+        (status_500, GOOD, 502, "engine_failed"),
+        (garbage, GOOD, 502, "engine_failed"),
+        (not_json, GOOD, 502, "engine_failed"),
+        (status_503, GOOD, 503, "overloaded"),
+        (status_503, STREAM, 503, "overloaded"),
+        (full_in_the_stream, STREAM, 503, "overloaded"),
+        (dead_in_the_stream, STREAM, 502, "engine_failed"),
+        (empty_stream, STREAM, 502, "engine_failed"),
+    ],
+)
+def test_when_every_engine_fails_the_client_gets_one_error_object(
+    script: Script, body: dict[str, object], status: int, code: str
+) -> None:
+    async def use(running: RunningGateway) -> None:
+        answer = await request(running.url, body)
+        assert (answer.status, answer.error["code"]) == (status, code)
+        assert answer.error["type"] == "server_error"
+        assert answer.fields["x-fairlead-instance"].startswith("e-")
+        if status == 503:
+            assert answer.fields["retry-after"] == "1"
+        outcome = running.gateway.decisions.latest(1)[0].outcome
+        assert outcome is not None
+        assert (outcome.status, outcome.error) == (status, code)
+
+    run_async(with_engines([script] * 3, use))
+
+
+def test_a_request_that_breaks_two_engines_is_not_given_to_a_third() -> None:
+    met = []
+
+    async def script(call: EngineCall) -> None:
+        met.append(call)
+        raise HangUp
+
+    async def use(running: RunningGateway) -> None:
+        answer = await request(running.url, GOOD)
+        assert (answer.status, answer.fields["x-should-retry"]) == (502, "false")
+        assert len(met) == 2
+
+    run_async(with_engines([script] * 4, use))
+
+
+def test_retries_are_bounded_by_attempts() -> None:
+    met = []
+
+    async def script(call: EngineCall) -> None:
+        met.append(call)
+        await status_500(call)
+
+    async def use(running: RunningGateway) -> None:
+        assert (await request(running.url, GOOD)).status == 502
+        assert len(met) == 2
+
+    run_async(with_engines([script] * 4, use, Limits(max_attempts=2)))
+
+
+def test_retries_are_bounded_by_the_budget() -> None:
+    met = []
+
+    async def script(call: EngineCall) -> None:
+        met.append(call)
+        await status_500(call)
+
+    async def use(running: RunningGateway) -> None:
+        for _ in range(10):
+            assert (await request(running.url, GOOD)).status == 502
+        assert len(met) == 10 + 3
+
+    run_async(with_engines([script] * 2, use, Limits(retry_share=0.0)))
+
+
+@pytest.mark.parametrize(
+    "status", ["400 Bad Request", "404 Not Found", "422 Unprocessable Entity", "429 Too Many Requests"]
+)
+def test_a_4xx_of_an_engine_is_the_clients_and_never_retried(status: str) -> None:
+    met = []
+
+    async def script(call: EngineCall) -> None:
+        met.append(call)
+        await call.respond(BAD_VALUE, status, more="retry-after: 7\r\n")
+
+    async def use(running: RunningGateway) -> None:
+        for body in (GOOD, STREAM):
+            answer = await request(running.url, body)
+            assert answer.status == int(status[:3])
+            assert answer.json == BAD_VALUE
+            assert answer.fields["retry-after"] == "7"
+        assert len(met) == 2
+
+    run_async(with_engines([script] * 2, use))
+
+
+def test_a_4xx_that_is_no_openai_error_becomes_one() -> None:
+    async def script(call: EngineCall) -> None:
+        await call.respond({"detail": "Not Found"}, "404 Not Found")
+
+    async def use(running: RunningGateway) -> None:
+        answer = await request(running.url, {"model": "tiny", "input": "x"}, path="/v1/embeddings")
+        assert (answer.status, answer.error["code"]) == (404, "unknown_url")
+
+    run_async(with_engines([script], use))
+
+
+def test_a_4xx_inside_a_stream_becomes_a_real_one() -> None:
+    async def script(call: EngineCall) -> None:
+        await call.start_stream()
+        await call.event(BAD_VALUE)
+        await call.finish()
+
+    async def use(running: RunningGateway) -> None:
+        answer = await request(running.url, STREAM)
+        assert (answer.status, answer.error["message"]) == (400, "prompt too long")
+
+    run_async(with_engines([script] * 2, use))
+
+
+async def breaks_off(call: EngineCall) -> None:
+    raise HangUp
+
+
+async def is_reset(call: EngineCall) -> None:
+    call.reset()
+
+
+async def stops_in_a_chunk(call: EngineCall) -> None:
+    await call.send(b'60\r\ndata: {"choices"')
+    raise HangUp
+
+
+async def stops_in_an_event(call: EngineCall) -> None:
+    await call.chunk(event(token("c"))[:20])
+    await call.chunk(b"")
+
+
+async def reports_an_error(call: EngineCall) -> None:
+    await call.event(DEAD)
+    await call.finish()
+
+
+async def aborts(call: EngineCall) -> None:
+    await call.event(ABORTED)
+    await call.finish()
+
+
+async def ends_without_done(call: EngineCall) -> None:
+    await call.chunk(b"")
+
+
+async def sends_bad_chunks(call: EngineCall) -> None:
+    await call.send(b"zz\r\nnonsense")
+
+
+async def sends_no_json(call: EngineCall) -> None:
+    await call.event('{"error":')
+    await call.event("[DONE]")
+
+
+async def falls_silent(call: EngineCall) -> None:
+    await call.wait_closed()
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        breaks_off,
+        is_reset,
+        stops_in_a_chunk,
+        stops_in_an_event,
+        reports_an_error,
+        aborts,
+        ends_without_done,
+        sends_bad_chunks,
+        sends_no_json,
+        falls_silent,
+    ],
+)
+def test_a_stream_that_breaks_ends_with_an_error_event_and_without_done(end: Script) -> None:
+    async def main() -> None:
+        seen = asyncio.Event()
+
+        async def script(call: EngineCall) -> None:
+            await call.start_stream()
+            await call.event(token("a"))
+            await call.event(token("b"))
+            await seen.wait()
+            await end(call)
+
+        async def use(running: RunningGateway) -> None:
+            connection = await RawConnection.connect(running.url)
+            await connection.send(post_request(STREAM, close=False))
+            begun = await connection.reader.readuntil(b'"content":"b"')
+            seen.set()
+            answer = await _parsed(begun + await connection.reader.readuntil(b"\r\n0\r\n\r\n"))
+            await connection.close()
+            assert answer.complete
+            assert len(answer.events) == 3
+            assert '"error"' in answer.events[-1]
+            assert f'"request_id":"{answer.fields["x-request-id"]}"' in answer.events[-1]
+            assert "[DONE]" not in answer.body.decode()
+            outcome = running.gateway.decisions.latest(1)[0].outcome
+            assert outcome is not None
+            assert outcome.error is not None
+            assert not outcome.client_disconnected
+
+        await with_engines([script] * 2, use, Limits(stream_idle_seconds=0.3))
+
+    run_async(main())
+
+
+async def _parsed(data: bytes) -> RawResponse:
+    """Bytes that were read already, as the one answer that they are."""
+    reader = asyncio.StreamReader()
+    reader.feed_data(data)
+    reader.feed_eof()
+    connection = RawConnection(reader, cast(asyncio.StreamWriter, None))
+    answers = await connection.read_all_responses()
+    assert len(answers) == 1
+    return answers[0]
+
+
+def test_a_stream_that_breaks_before_anything_was_passed_on_is_retried() -> None:
+    async def script(call: EngineCall) -> None:
+        await call.start_stream()
+        await call.chunk(event(token("a")) + event(DEAD))
+
+    first, met = first_fails(script)
+
+    async def use(running: RunningGateway) -> None:
+        answer = await request(running.url, STREAM)
+        assert answer.events[-1] == "[DONE]"
+        assert len(met) == 2
+
+    run_async(with_engines([first] * 2, use))

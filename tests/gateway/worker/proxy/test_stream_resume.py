@@ -1,0 +1,332 @@
+"""Engines that die in the middle of a stream: another one says the rest where the request allows it, and only there."""
+
+import asyncio
+import json
+import signal
+from typing import Any
+
+import pytest
+from fairlead_testing.engines.scripted import EngineCall, HangUp, Script, event, scripted_engine, token, usage
+from fairlead_testing.engines.simulated_process import engine_processes
+from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, fleet_of, run_async, running_gateway
+from fairlead_testing.http.raw_client import RawConnection, RawResponse, post_request, request
+from fairlead_testing.waiting import wait_until
+
+from fairlead.limits import Limits
+
+CHAT: dict[str, Any] = {
+    "model": "tiny",
+    "messages": [{"role": "user", "content": "tell me a story"}],
+    "max_tokens": 60,
+    "temperature": 0,
+    "stream": True,
+    "stream_options": {"include_usage": True},
+}
+TEXT: dict[str, Any] = {**CHAT, "prompt": "once upon a time"}
+del TEXT["messages"]
+
+
+def said(events: list[str]) -> str:
+    """The text of a stream."""
+    parts = []
+    for data in events:
+        for choice in [] if data == "[DONE]" else json.loads(data).get("choices", []):
+            parts.append(choice["text"] if "text" in choice else choice["delta"].get("content") or "")
+    return "".join(parts)
+
+
+async def broken_by(
+    number: signal.Signals, running: RunningGateway, engines: list[Any], body: dict[str, Any], path: str
+) -> RawResponse:
+    """The answer to a request whose engine gets a signal once some of it has come."""
+    connection = await RawConnection.connect(running.url)
+    await connection.send(post_request(body, path=path))
+    head = await connection.reader.readuntil(b"\r\n\r\n")
+    used = next(line for line in head.split(b"\r\n") if line.startswith(b"x-fairlead-instance"))
+    got = b""
+    for _ in range(8):
+        got += await connection.reader.readuntil(b"\n\n\r\n")
+    engines[int(used.split(b"e-")[1][:1])].send(number)
+    raw = asyncio.StreamReader()
+    raw.feed_data(head + got + await connection.reader.read())
+    raw.feed_eof()
+    answer = await RawConnection(raw, connection.writer).read_response()
+    await connection.close()
+    return answer
+
+
+@pytest.mark.parametrize(("path", "body"), [("/v1/chat/completions", CHAT), ("/v1/completions", TEXT)])
+def test_a_greedy_stream_whose_engine_is_killed_is_the_same_as_one_whose_engine_lives(
+    path: str, body: dict[str, Any]
+) -> None:
+    async def main() -> None:
+        async with (
+            engine_processes(2, "--speed", "0.5") as engines,
+            running_gateway(fleet_of([one.url for one in engines])) as running,
+        ):
+            whole = await request(running.url, body, path=path)
+            broken = await broken_by(signal.SIGKILL, running, engines, body, path)
+            assert broken.complete
+            assert broken.events[-1] == "[DONE]"
+            assert said(broken.events) == said(whole.events)
+            shown = [json.loads(data) for data in broken.events[:-1]]
+            assert len({(one["id"], one["created"], one["model"]) for one in shown}) == 1
+            counted, expected = shown[-1]["usage"], json.loads(whole.events[-2])["usage"]
+            assert counted["completion_tokens"] == expected["completion_tokens"] == 60
+            assert counted["prompt_tokens"] == expected["prompt_tokens"]
+            assert counted["total_tokens"] == expected["total_tokens"]
+            logged = running.gateway.decisions.latest(1)[0]
+            assert [one.decision.rule for one in logged.records][-1] == "continue-1"
+            assert logged.outcome is not None
+            assert (logged.outcome.status, logged.outcome.error, logged.outcome.output_tokens) == (200, None, 60)
+            assert running.gateway.telemetry.models[MODEL_KEY].continued == {"whole": 1}
+            assert {load.inflight for load in running.gateway.loads().values()} == {0}
+
+    run_async(main())
+
+
+def test_a_greedy_stream_whose_engine_falls_silent_and_listens_no_more_goes_on_elsewhere() -> None:
+    async def main() -> None:
+        limits = Limits(unresponsive_seconds=0.1)
+        async with (
+            engine_processes(2, "--speed", "0.5", "--on-sigterm", "silence") as engines,
+            running_gateway(fleet_of([one.url for one in engines]), limits) as running,
+        ):
+            path = "/v1/chat/completions"
+            whole = await request(running.url, CHAT, path=path)
+            rest = await broken_by(signal.SIGTERM, running, engines, CHAT, path)
+            assert rest.events[-1] == "[DONE]"
+            assert said(rest.events) == said(whole.events)
+            reason = running.gateway.decisions.latest(1)[0].latest.decision.reason
+            assert reason.startswith("continued after gone; "), reason
+
+    run_async(main())
+
+
+def breaks_then_goes_on(met: list[EngineCall]) -> Script:
+    """Says two tokens and breaks off; the next engine says two more."""
+
+    async def script(call: EngineCall) -> None:
+        met.append(call)
+        await call.start_stream()
+        named = {"id": f"chatcmpl-{len(met)}", "created": len(met), "model": "tiny"}
+        opening = {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}]}
+        await call.event({**named, **opening})
+        if len(met) == 1:
+            await call.event({**named, **token("one ")})
+            await call.event({**named, **token("two ")})
+            raise HangUp
+        await call.event({**named, **token("three ")})
+        await call.event({**named, **token("four", "stop")})
+        await call.event({**named, **usage(9, 4, 2)})
+        await call.finish()
+
+    return script
+
+
+def test_the_other_engine_gets_the_answer_so_far_and_what_is_left_of_the_tokens() -> None:
+    met: list[EngineCall] = []
+
+    async def main() -> None:
+        script = breaks_then_goes_on(met)
+        async with (
+            scripted_engine(script) as one,
+            scripted_engine(script) as two,
+            running_gateway(fleet_of([one.url, two.url])) as running,
+        ):
+            answer = await request(running.url, CHAT)
+            assert said(answer.events) == "one two three four"
+            assert answer.events[-1] == "[DONE]"
+            first, second = met[0].json, met[1].json
+            assert second["messages"] == [*first["messages"], {"role": "assistant", "content": "one two "}]
+            assert (second["continue_final_message"], second["add_generation_prompt"]) == (True, False)
+            assert second["max_tokens"] == 58
+            roles = [data for data in answer.events if '"role"' in data]
+            assert len(roles) == 1
+            assert json.loads(answer.events[-2])["usage"]["completion_tokens"] == 4
+            assert json.loads(answer.events[-2])["usage"]["prompt_tokens"] == 7
+            assert {json.loads(data)["id"] for data in answer.events[:-1]} == {"chatcmpl-1"}
+
+    run_async(main())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"temperature": 0.7},
+        {"n": 2},
+        {"stop": ["x"]},
+        {"tools": [{"type": "function", "function": {"name": "f"}}]},
+        {"logprobs": True},
+        {"response_format": {"type": "json_object"}},
+        {"frequency_penalty": 0.5},
+        {"stream_options": {"include_usage": True, "continuous_usage_stats": True}},
+        {"continue_final_message": True, "add_generation_prompt": False},
+        {"return_token_ids": True},
+        {"prompt_logprobs": 0},
+        {"logit_bias": {"5": 1}},
+        {"structured_outputs": {"regex": "a+"}},
+        {"max_tokens": 2},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_what_more_than_text_decides_ends_with_an_error_event_as_before(change: dict[str, Any]) -> None:
+    met: list[EngineCall] = []
+
+    async def main() -> None:
+        script = breaks_then_goes_on(met)
+        async with (
+            scripted_engine(script) as one,
+            scripted_engine(script) as two,
+            running_gateway(fleet_of([one.url, two.url])) as running,
+        ):
+            answer = await request(running.url, {**CHAT, **change})
+            assert '"code":"stream_cut"' in answer.events[-1]
+            assert "[DONE]" not in answer.events
+            assert len(met) == 1
+
+    run_async(main())
+
+
+_NULLS = (
+    *("stop", "n", "logit_bias", "response_format", "structured_outputs", "frequency_penalty", "presence_penalty"),
+    *("repetition_penalty", "min_tokens", "prompt_logprobs", "return_token_ids", "use_beam_search", "user", "seed"),
+    *("continue_final_message", "add_generation_prompt", "max_completion_tokens", "stream_options", "logprobs"),
+)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", {**CHAT, **dict.fromkeys((*_NULLS, "top_logprobs", "tools", "tool_choice"))}),
+        ("/v1/completions", {**TEXT, **dict.fromkeys((*_NULLS, "echo", "suffix", "best_of"))}),
+        ("/v1/chat/completions", {**CHAT, "stream_options": {"include_usage": True, "continuous_usage_stats": None}}),
+        ("/v1/chat/completions", {**CHAT, "continue_final_message": False, "return_token_ids": False}),
+        ("/v1/chat/completions", {**CHAT, "metadata": {"use_beam_search": "yes"}}),
+    ],
+)
+def test_what_is_null_is_absent_and_the_stream_goes_on(path: str, body: dict[str, Any]) -> None:
+    met: list[EngineCall] = []
+
+    async def script(call: EngineCall) -> None:
+        met.append(call)
+        await call.start_stream()
+        first = len(met) == 1
+        piece: dict[str, Any] = token("one " if first else "two", None if first else "stop")
+        if path == "/v1/completions":
+            piece["choices"][0] = {
+                "index": 0,
+                "text": "one " if first else "two",
+                "finish_reason": None if first else "stop",
+            }
+        await call.event({"id": "x", **piece})
+        if first:
+            raise HangUp
+        await call.finish()
+
+    async def main() -> None:
+        async with (
+            scripted_engine(script) as one,
+            scripted_engine(script) as two,
+            running_gateway(fleet_of([one.url, two.url])) as running,
+        ):
+            answer = await request(running.url, body, path=path)
+            assert said(answer.events) == "one two"
+            assert answer.events[-1] == "[DONE]"
+            assert len(met) == 2
+
+    run_async(main())
+
+
+def test_a_seed_allows_it_too() -> None:
+    met: list[EngineCall] = []
+
+    async def main() -> None:
+        script = breaks_then_goes_on(met)
+        async with (
+            scripted_engine(script) as one,
+            scripted_engine(script) as two,
+            running_gateway(fleet_of([one.url, two.url])) as running,
+        ):
+            answer = await request(running.url, {**CHAT, "temperature": 0.7, "seed": 3})
+            assert answer.events[-1] == "[DONE]"
+
+    run_async(main())
+
+
+def test_a_continuation_that_breaks_again_ends_with_an_error_event_and_meets_no_third_engine() -> None:
+    met: list[EngineCall] = []
+
+    async def script(call: EngineCall) -> None:
+        met.append(call)
+        await call.start_stream()
+        await call.chunk(event({"id": "x", **token("a ")}))
+        raise HangUp
+
+    async def main() -> None:
+        async with (
+            scripted_engine(script) as one,
+            scripted_engine(script) as two,
+            scripted_engine(script) as three,
+            running_gateway(fleet_of([one.url, two.url, three.url])) as running,
+        ):
+            answer = await request(running.url, CHAT)
+            assert said(answer.events[:-1]) == "a a "
+            assert '"code":"stream_cut"' in answer.events[-1]
+            assert len(met) == 2
+            assert running.gateway.telemetry.models[MODEL_KEY].continued == {"broken": 1}
+
+    run_async(main())
+
+
+def test_a_continuation_is_waited_for_however_silent_it_is_and_however_long_ago_the_stream_began() -> None:
+    met: list[EngineCall] = []
+    old, go_on = asyncio.Event(), asyncio.Event()
+
+    async def script(call: EngineCall) -> None:
+        met.append(call)
+        first = len(met) == 1
+        if not first:
+            await go_on.wait()
+        await call.start_stream()
+        await call.event({"id": "x", **token("one " if first else "two", None if first else "stop")})
+        if first:
+            await old.wait()
+            raise HangUp
+        await call.finish()
+
+    async def main() -> None:
+        limits = Limits(first_token_seconds=0.5, first_token_min_seconds=0.05, first_token_factor=0.0)
+        async with (
+            scripted_engine(script) as one,
+            scripted_engine(script) as two,
+            running_gateway(fleet_of([one.url, two.url]), limits) as running,
+        ):
+            breaker, clock = running.gateway._failures.outlier_detector, running.gateway.clock
+            asked = asyncio.create_task(request(running.url, CHAT))
+            late = clock.now() + limits.first_token_seconds
+            await wait_until(lambda: clock.now() > late)
+            old.set()
+            await wait_until(
+                lambda: any(record.consecutive_failures["timeout"] for record in breaker._records.values())
+            )
+            go_on.set()
+            assert said((await asked).events) == "one two"
+
+    run_async(main())
+
+
+def test_a_stream_longer_than_what_is_kept_is_not_continued() -> None:
+    met: list[EngineCall] = []
+
+    async def main() -> None:
+        script = breaks_then_goes_on(met)
+        async with (
+            scripted_engine(script) as one,
+            scripted_engine(script) as two,
+            running_gateway(fleet_of([one.url, two.url]), Limits(resumable_bytes=50)) as running,
+        ):
+            assert "[DONE]" not in (await request(running.url, CHAT)).events
+            assert len(met) == 1
+
+    run_async(main())

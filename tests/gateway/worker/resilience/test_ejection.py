@@ -1,0 +1,248 @@
+"""Engines that fail sit out, and come back; full ones do not, and no more than half do. Engines that hang are processes."""
+
+import signal
+from collections import Counter
+
+import pytest
+from fairlead_testing.engines.scripted import EngineCall, HangUp, Script, scripted_engine, token, well_behaved
+from fairlead_testing.engines.simulated_process import engine_processes
+from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, fleet_of, run_async, running_gateway
+from fairlead_testing.http.raw_client import RawConnection, post_request, request
+from fairlead_testing.waiting import wait_until, wait_until_async
+
+from fairlead.limits import Limits
+from fairlead_gateway.supervisor.management.serializers import fleet_out
+from fairlead_gateway.worker.resilience.outlier_detection import HealthState
+
+GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
+STREAM = GOOD | {"stream": True, "max_tokens": 20}
+LONG = Limits(retry_share=1.0, ejection_seconds=600.0)
+SOON = Limits(ejection_seconds=0.05, warm_up_seconds=0.05)
+
+
+def said(number: int) -> dict[str, object]:
+    return {**GOOD, "messages": [{"role": "user", "content": f"{number} " * 500}]}
+
+
+def standing(running: RunningGateway, instance: str) -> HealthState:
+    return running.gateway._failures.describe(instance)[0]
+
+
+async def answers_500(call: EngineCall) -> None:
+    await call.respond({"error": {"message": "broken", "code": 500}}, "500 Internal Server Error")
+
+
+async def full(call: EngineCall) -> None:
+    await call.respond({"error": {"message": "full", "code": 503}}, "503 Service Unavailable")
+
+
+async def breaks_off(call: EngineCall) -> None:
+    raise HangUp
+
+
+async def breaks_streams(call: EngineCall) -> None:
+    await call.start_stream()
+    await call.event(token("a"))
+    raise HangUp
+
+
+async def nonsense(call: EngineCall) -> None:
+    await call.send(b"\x00\x01 this is not HTTP\r\n\r\n")
+
+
+@pytest.mark.parametrize("fault", [answers_500, breaks_off, breaks_streams, nonsense])
+def test_an_engine_that_fails_sits_out_and_every_place_says_why(fault: Script) -> None:
+    async def main() -> None:
+        async with (
+            scripted_engine(fault) as bad,
+            scripted_engine() as good,
+            running_gateway(fleet_of([bad.url, good.url]), LONG) as running,
+        ):
+            number = 0
+            while standing(running, "e-0/0/0") is HealthState.HEALTHY:
+                await request(running.url, said(number) | {"stream": fault is breaks_streams})
+                number += 1
+                assert number < 100
+            met = len(bad.calls)
+            for more in range(20):
+                answer = await request(running.url, said(1_000 + more))
+                assert (answer.status, answer.fields["x-fairlead-instance"]) == (200, "e-1/1/0")
+            assert len(bad.calls) == met
+            decision = running.gateway.decisions.latest(1)[0].records[0].decision
+            (why,) = [one.why for one in decision.rejected if one.id == "e-0/0/0"]
+            assert why.startswith("ejected ")
+            view = running.gateway
+            shown = fleet_out(view.fleet(), view.loads(), view.clock.now(), view.telemetry.health_state)
+            assert [one.standing for one in shown.models[0].instances] == ["Ejected", "Healthy"]
+            text = view.telemetry.render(view.fleet(), view.loads(), view.clock.now()).decode()
+            assert 'fairlead_gateway_instance_ejections_total{model="default/tiny",instance="e-0/0/0"} 1' in text
+
+    run_async(main())
+
+
+@pytest.mark.parametrize("load", [full, "leave"])
+def test_load_and_clients_that_leave_eject_nobody(load: Script | str) -> None:
+    async def hears_them_leave(call: EngineCall) -> None:
+        await call.start_stream()
+        await call.event(token("a"))
+        await call.wait_closed()
+
+    async def main() -> None:
+        script = hears_them_leave if load == "leave" else full
+        async with (
+            scripted_engine(script) as one,
+            scripted_engine(script) as two,
+            running_gateway(fleet_of([one.url, two.url]), LONG) as running,
+        ):
+            for number in range(20):
+                if load == "leave":
+                    connection = await RawConnection.connect(running.url)
+                    await connection.send(post_request(said(number) | {"stream": True}))
+                    await connection.reader.readuntil(b'"a"')
+                    await connection.close()
+                else:
+                    assert (await request(running.url, said(number))).status == 503
+            await wait_until(lambda: not running.gateway.inflight_count())
+            assert {standing(running, one) for one in ("e-0/0/0", "e-1/1/0")} == {HealthState.HEALTHY}
+
+    run_async(main())
+
+
+def test_a_request_that_every_engine_fails_ejects_none_of_them() -> None:
+    async def picky(call: EngineCall) -> None:
+        await (answers_500 if b"poison" in call.body else well_behaved)(call)
+
+    async def main() -> None:
+        poison = GOOD | {"messages": [{"role": "user", "content": "poison"}]}
+        async with (
+            scripted_engine(picky) as one,
+            scripted_engine(picky) as two,
+            running_gateway(fleet_of([one.url, two.url]), LONG) as running,
+        ):
+            for _ in range(10):
+                assert (await request(running.url, poison)).status == 502
+                assert {standing(running, one) for one in ("e-0/0/0", "e-1/1/0")} == {HealthState.HEALTHY}
+
+    run_async(main())
+
+
+def test_half_a_fleet_that_is_gone_sits_out_and_the_other_half_serves_everything() -> None:
+    async def main() -> None:
+        async with scripted_engine() as three, scripted_engine() as four:
+            async with scripted_engine() as one, scripted_engine() as two:
+                gone = [one.url, two.url]
+            async with running_gateway(fleet_of([*gone, three.url, four.url])) as running:
+                for number in range(60):
+                    assert (await request(running.url, said(number))).status == 200
+                states = [standing(running, f"e-{n}/{n}/0") for n in range(4)]
+                assert Counter(states[2:]) == {HealthState.HEALTHY: 2}
+                assert HealthState.HEALTHY not in states[:2]
+
+    run_async(main())
+
+
+def test_an_engine_that_is_well_again_is_probed_and_gets_its_share_back() -> None:
+    ill = True
+
+    async def script(call: EngineCall) -> None:
+        await (breaks_off if ill else well_behaved)(call)
+
+    async def main() -> None:
+        nonlocal ill
+        async with (
+            scripted_engine(script) as one,
+            scripted_engine() as two,
+            running_gateway(fleet_of([one.url, two.url]), SOON) as running,
+        ):
+            number = 0
+
+            async def asked(state: HealthState) -> bool:
+                nonlocal number
+                number += 1
+                assert (await request(running.url, said(number))).status == 200
+                return standing(running, "e-0/0/0") is state
+
+            await wait_until_async(lambda: asked(HealthState.EJECTED))
+            ill = False
+            await wait_until_async(lambda: asked(HealthState.HEALTHY))
+
+            async def served() -> bool:
+                return (await request(running.url, said(number))).fields["x-fairlead-instance"] == "e-0/0/0" or (
+                    await asked(HealthState.EJECTED)
+                )
+
+            await wait_until_async(served)
+            assert standing(running, "e-0/0/0") is HealthState.HEALTHY
+
+    run_async(main())
+
+
+def test_a_hung_engine_is_found_by_its_silence_and_its_requests_are_answered_elsewhere() -> None:
+    async def main() -> None:
+        limits = Limits(
+            first_token_min_seconds=2.0, first_token_factor=1.0, breaker_consecutive_faults=1, ejection_seconds=600.0
+        )
+        async with (
+            engine_processes(2, "--speed", "50") as engines,
+            running_gateway(fleet_of([one.url for one in engines]), limits) as running,
+        ):
+            used = (await request(running.url, STREAM)).fields["x-fairlead-instance"]
+            hung = engines[int(used[2])]
+            hung.send(signal.SIGSTOP)
+            number = 0
+            while standing(running, used) is HealthState.HEALTHY:
+                body = STREAM | {"messages": said(number)["messages"]}
+                answer = await request(running.url, body)
+                assert answer.events[-1] == "[DONE]"
+                number += 1
+                assert number < 100
+            retries = running.gateway.telemetry.models[MODEL_KEY].retries_by_reason
+            assert retries == {"timeout": 1}
+            for more in range(10):
+                answer = await request(running.url, STREAM | {"messages": said(1_000 + more)["messages"]})
+                assert answer.fields["x-fairlead-instance"] != used
+            assert retries == {"timeout": 1}
+
+    run_async(main())
+
+
+def test_an_engine_that_speaks_to_others_is_slow_and_not_hung() -> None:
+    async def script(call: EngineCall) -> None:
+        await call.start_stream()
+        if b"slow" in call.body:
+            for _ in range(20):
+                await calls[0].event(token("tick"))
+                await wait_until(lambda: ticked.wait_for_next())
+            await call.event(token("late"))
+            await call.finish()
+        else:
+            calls.append(call)
+            await call.event(token("first"))
+            await call.wait_closed()
+
+    class Ticks:
+        """Looks that pass between two ticks: enough that silence is looked into several times."""
+
+        def __init__(self) -> None:
+            self.looks = 0
+
+        def wait_for_next(self) -> bool:
+            self.looks += 1
+            return self.looks % 5 == 0
+
+    calls: list[EngineCall] = []
+    ticked = Ticks()
+
+    async def main() -> None:
+        limits = Limits(first_token_min_seconds=0.1, first_token_factor=0.0)
+        async with scripted_engine(script) as engine, running_gateway(fleet_of([engine.url]), limits) as running:
+            connection = await RawConnection.connect(running.url)
+            await connection.send(post_request(STREAM))
+            await connection.reader.readuntil(b"first")
+            slow = STREAM | {"messages": [{"role": "user", "content": "slow"}]}
+            answer = await request(running.url, slow)
+            assert answer.events[-1] == "[DONE]"
+            assert answer.fields["x-fairlead-reason"] != "retry-1"
+            await connection.close()
+
+    run_async(main())

@@ -1,0 +1,133 @@
+"""What is remembered of requests that kill engines, and what is not."""
+
+from fairlead.limits import Limits
+from fairlead_gateway.worker.resilience.poison_requests import PoisonRequestGuard
+
+LIMITS = Limits()
+TERM = LIMITS.quarantine_seconds
+
+
+class Held:
+    """A quarantine by bodies. ``died`` says from when until when the body was on an instance that then broke off."""
+
+    def __init__(self, limits: Limits = LIMITS) -> None:
+        self.deaths: list[tuple[bytes, str, float, float]] = []
+        self.cleared: list[tuple[bytes, float]] = []
+        self.inner = PoisonRequestGuard(
+            b"secret", limits, lambda *death: self.deaths.append(death), lambda *one: self.cleared.append(one)
+        )
+
+    def died(self, body: bytes, instance: str, began: float, at: float) -> bool:
+        return self.inner.on_crash(self.inner.fingerprint(body), instance, began, at)
+
+    def answered(self, body: bytes, at: float) -> None:
+        self.inner.on_answered(self.inner.fingerprint(body), at)
+
+    def left(self, body: bytes, now: float) -> float | None:
+        return self.inner.seconds_left(body, now)
+
+
+def test_a_request_and_its_retry_on_two_instances_hold_a_body() -> None:
+    one = Held()
+    assert not one.died(b"poison", "a", 0.0, 1.0)
+    assert not one.died(b"poison", "a", 1.0, 2.0)
+    assert one.left(b"poison", 2.0) is None
+    assert one.died(b"poison", "b", 2.0, 3.0)
+    assert one.left(b"poison", 3.0) == TERM
+    assert one.left(b"another", 3.0) is None
+    assert one.left(b"p0ison", 3.0) is None
+
+
+def test_two_copies_in_flight_at_the_same_moment_hold_nothing() -> None:
+    one = Held()
+    one.died(b"popular", "a", 0.0, 10.0)
+    assert not one.died(b"popular", "b", 5.0, 10.1)
+    assert not one.died(b"popular", "c", 9.9, 10.2)
+    assert one.left(b"popular", 11.0) is None
+    assert one.died(b"popular", "d", 10.05, 11.0)  # but this one was sent after a had died of it
+
+
+def test_in_which_order_deaths_are_heard_does_not_matter() -> None:
+    one = Held()
+    one.died(b"poison", "b", 10.0, 11.0)
+    assert one.died(b"poison", "a", 5.0, 10.0)
+
+
+def test_a_body_that_is_answered_after_its_death_is_harmless_also_by_a_copy_that_began_before() -> None:
+    one = Held()
+    one.died(b"popular", "a", 0.0, 1.0)
+    one.answered(b"popular", 2.0)
+    assert len(one.inner) == 0
+    assert not one.died(b"popular", "b", 2.0, 3.0)
+    one.died(b"popular", "c", 3.0, 4.0)
+    assert one.left(b"popular", 4.0) == TERM
+    one.answered(b"popular", 5.0)
+    assert one.left(b"popular", 5.0) is None
+
+
+def test_it_ends_by_itself_and_counts_anew() -> None:
+    one = Held()
+    one.died(b"poison", "a", 0.0, 0.0)
+    one.died(b"poison", "b", 0.0, 0.0)
+    after = TERM + 1
+    assert one.left(b"poison", after) is None
+    one.died(b"poison", "c", after, after)
+    assert one.left(b"poison", after) is None
+
+
+def test_it_holds_no_more_than_its_limit_and_nothing_that_is_over() -> None:
+    one = Held(Limits(quarantined_fingerprints=3))
+    for number in range(10):
+        one.died(b"%d" % number, "a", 0.0, float(number))
+    assert len(one.inner) == 3
+    one.died(b"last", "a", 10_000.0, 10_000.0)
+    assert len(one.inner) == 1
+
+
+def test_a_popular_body_in_flight_on_every_engine_of_a_large_fleet_takes_no_more_room() -> None:
+    one = Held()
+    for number in range(1_000):
+        one.died(b"popular", f"e-{number}", 0.0, 1.0 + number)
+    (suspect,) = one.inner._suspects.values()
+    assert len(suspect.crashes) < 10
+
+
+def test_bodies_of_another_length_are_not_even_hashed() -> None:
+    one = Held()
+    assert not one.inner.may_contain(b"poison")
+    one.died(b"poison", "a", 0.0, 0.0)
+    one.died(b"murder", "a", 0.0, 0.0)
+    assert one.inner.may_contain(b"pigeon")
+    assert not one.inner.may_contain(b"pigeons")
+    one.answered(b"poison", 1.0)
+    assert one.inner.may_contain(b"pigeon")
+    one.answered(b"murder", 1.0)
+    assert not one.inner.may_contain(b"pigeon")
+
+
+def test_requests_without_a_body_are_never_held_since_they_all_look_alike() -> None:
+    one = Held()
+    one.died(b"", "a", 0.0, 0.0)
+    one.died(b"", "b", 0.0, 0.0)
+    assert one.left(b"", 0.0) is None
+    assert len(one.inner) == 0
+    assert not one.deaths
+
+
+def test_siblings_are_told_of_deaths_and_of_answers_that_clear() -> None:
+    one, other = Held(), Held()
+    one.died(b"poison", "a", 0.0, 1.0)
+    one.died(b"poison", "b", 1.0, 2.0)
+    for death in one.deaths:
+        other.inner.on_peer_crash(*death)
+    assert other.left(b"poison", 2.0) == TERM
+    assert not other.deaths
+    other.inner.on_peer_cleared(one.inner.fingerprint(b"poison"), 1.5)  # before b died of it
+    assert other.left(b"poison", 2.0) == TERM
+    one.answered(b"another", 3.0)
+    assert not one.cleared
+    one.answered(b"poison", 3.0)
+    for clearing in one.cleared:
+        other.inner.on_peer_cleared(*clearing)
+    assert other.left(b"poison", 3.0) is None
+    assert len(one.cleared) == 1

@@ -1,0 +1,66 @@
+"""Retries: how many, and never for the wrong reason."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fairlead.limits import Limits
+from fairlead_gateway.worker.resilience.retry import AttemptFailure, RetryBudget, should_retry, to_client_error
+
+LIMITS = Limits()
+
+
+def test_three_are_always_allowed_and_then_a_share() -> None:
+    budget = RetryBudget(LIMITS)
+    assert [budget.take(100.0) for _ in range(4)] == [True, True, True, False]
+    for _ in range(50):
+        budget.on_request(101.0)
+    assert sum(budget.take(101.0) for _ in range(50)) == 10 - 3
+
+
+def test_what_is_ten_seconds_old_is_forgotten() -> None:
+    budget = RetryBudget(LIMITS)
+    assert [budget.take(5.0) for _ in range(4)].count(True) == 3
+    assert not budget.take(14.9)
+    assert budget.take(15.0)
+
+
+@given(st.lists(st.tuples(st.floats(0, 3), st.booleans()), max_size=300))
+def test_in_no_ten_seconds_there_are_more_than_allowed(steps: list[tuple[float, bool]]) -> None:
+    budget = RetryBudget(LIMITS)
+    now = 50.0
+    requests: list[int] = []
+    retries: list[int] = []
+    for pause, retry in steps:
+        now += pause
+        second = int(now)
+        if not retry:
+            budget.on_request(now)
+            requests.append(second)
+        elif budget.take(now):
+            seen = sum(second - 10 < one for one in requests)
+            used = sum(second - 10 < one for one in retries)
+            assert used < max(3, LIMITS.retry_share * seen)
+            retries.append(second)
+
+
+def test_a_failure_decides_whether_another_engine_may_be_asked() -> None:
+    assert should_retry([AttemptFailure("refused")], LIMITS)
+    assert should_retry([AttemptFailure("reset", crashed=True)], LIMITS)
+    assert not should_retry([AttemptFailure("timeout", is_final=True)], LIMITS)
+    assert not should_retry([AttemptFailure("reset", crashed=True)] * 2, LIMITS)
+    assert not should_retry([AttemptFailure("status-500")] * LIMITS.max_attempts, LIMITS)
+    assert should_retry([AttemptFailure("refused", was_sent=False)] * 10, LIMITS)
+
+
+def test_only_engines_that_answered_badly_charge_the_budget() -> None:
+    assert AttemptFailure("refused", was_sent=False).is_exempt_from_budget
+    assert AttemptFailure("reset", crashed=True).is_exempt_from_budget
+    assert not AttemptFailure("status-500").is_exempt_from_budget
+    assert not AttemptFailure("overloaded", is_overload=True).is_exempt_from_budget
+
+
+def test_the_error_tells_the_kind_of_failure() -> None:
+    assert to_client_error([AttemptFailure("overloaded", is_overload=True)] * 3).status == 503
+    assert to_client_error([AttemptFailure("overloaded", is_overload=True), AttemptFailure("refused")]).status == 502
+    assert to_client_error([AttemptFailure("timeout", is_final=True)]).status == 504
+    assert to_client_error([AttemptFailure("cut", crashed=True)] * 2).code == "engines_broke_off"

@@ -1,0 +1,265 @@
+"""Who may call: keys as digests in a file, asked of every request, changed while the gateway runs."""
+
+import asyncio
+import contextlib
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from hashlib import sha256
+from hmac import new as hmac_new
+from pathlib import Path
+
+import openai
+import pytest
+from fairlead_testing.engines.scripted import scripted_engine
+from fairlead_testing.gateway.running_gateway import fleet_of, run_async, running_gateway
+from fairlead_testing.http.raw_client import RawConnection, RawResponse, get_request, post_request, request, send
+from fairlead_testing.waiting import wait_until_async
+
+from fairlead.errors import ManifestError
+from fairlead.fleet.file import write_fleet_file
+from fairlead.limits import Limits
+from fairlead_gateway.__main__ import main as gateway_main
+from fairlead_gateway.errors import InvalidApiKey
+from fairlead_gateway.http.request_head import RequestHead
+from fairlead_gateway.http.request_parser import RequestParser
+from fairlead_gateway.supervisor.key_file import KeyFile, parse_key_file
+from fairlead_gateway.telemetry.decision_log import LoggedRequest
+from fairlead_gateway.worker.api_keys import ApiKeys
+
+PEPPER = b"a pepper of the test"
+KEY = "fl-canary-key-of-team-a"
+GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
+
+
+def digest(key: str) -> str:
+    """As the documentation tells people to do it."""
+    return hmac_new(PEPPER, key.encode(), sha256).hexdigest()
+
+
+def keys_text(*keys: str) -> str:
+    return "keys:\n" + "".join(f'  - {{name: "of-{n}", digest: "{digest(key)}"}}\n' for n, key in enumerate(keys))
+
+
+async def loaded(path: Path, *keys: str) -> ApiKeys:
+    await asyncio.to_thread(path.write_text, keys_text(*keys))
+    found = KeyFile(path, Limits())
+    await found.load()
+    return ApiKeys(PEPPER, found.names_by_digest)
+
+
+def bearer(key: str) -> str:
+    return f"authorization: Bearer {key}\r\n"
+
+
+@pytest.mark.parametrize("more", [bearer(KEY), f"Authorization: bearer  {KEY}\r\n", f"x-api-key: {KEY}\r\n"])
+def test_a_known_key_is_let_in_and_goes_no_further(more: str, tmp_path: Path) -> None:
+    async def main() -> None:
+        keys = await loaded(tmp_path / "keys.yaml", "other", KEY)
+        async with scripted_engine() as engine, running_gateway(fleet_of([engine.url]), api_keys=keys) as running:
+            answer = await request(running.url, GOOD, more=more)
+            assert answer.status == 200
+            assert not {"authorization", "x-api-key"} & {name for name, _ in engine.calls[0].fields}
+            assert (await send(running.url, get_request("/v1/models", more=more)))[0].status == 200
+            logged: LoggedRequest | None = running.gateway.decisions.get(answer.fields["x-fairlead-decision"])
+            assert logged is not None
+            assert logged.latest.caller == "of-1"
+
+    run_async(main())
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        "",
+        bearer("wrong"),
+        bearer(KEY[:-1]),
+        bearer(""),
+        "authorization: Bearer\r\n",
+        f"authorization: Basic {KEY}\r\n",
+        f"authorization: {KEY}\r\n",
+        "x-api-key: \r\n",
+        bearer(digest(KEY)),
+        bearer("wrong") + f"x-api-key: {KEY}\r\n",
+    ],
+)
+def test_without_a_known_key_every_path_is_a_401_as_an_openai_error(more: str, tmp_path: Path) -> None:
+    async def main() -> None:
+        keys = await loaded(tmp_path / "keys.yaml", KEY)
+        async with scripted_engine() as engine, running_gateway(fleet_of([engine.url]), api_keys=keys) as running:
+            asked = (
+                post_request(GOOD, more=more),
+                get_request("/v1/models", more=more),
+                get_request("/nowhere", more=more),
+            )
+            for data in (
+                *asked,
+                post_request(GOOD, path="/v1/nowhere", more=more),
+                get_request("*", method="OPTIONS", more=more),
+            ):
+                answer: RawResponse = (await send(running.url, data))[0]
+                assert (answer.status, answer.error["code"]) == (401, "invalid_api_key")
+                assert answer.error["type"] == "invalid_request_error"
+                assert answer.fields["www-authenticate"].startswith("Bearer")
+                assert KEY.encode() not in answer.body
+            assert engine.calls == []
+            assert (await send(running.url, get_request("/readyz")))[0].status == 200
+
+    run_async(main())
+
+
+def test_a_long_body_without_a_key_is_refused_before_it_is_sent(tmp_path: Path) -> None:
+    async def main() -> None:
+        keys = await loaded(tmp_path / "keys.yaml", KEY)
+        async with running_gateway(fleet_of([]), api_keys=keys) as running:
+            for more in ("", "expect: 100-continue\r\n"):
+                connection = await RawConnection.connect(running.url)
+                head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 9000000\r\n{more}\r\n"
+                await connection.send(head.encode())
+                answer = await connection.read_response()
+                assert (answer.status, answer.fields["connection"]) == (401, "close")
+                await connection.close()
+
+    run_async(main())
+
+
+def test_the_openai_sdk_says_authentication_error(tmp_path: Path) -> None:
+    async def main() -> None:
+        keys = await loaded(tmp_path / "keys.yaml", KEY)
+        async with (
+            running_gateway(fleet_of([]), api_keys=keys) as running,
+            openai.AsyncOpenAI(base_url=running.url + "/v1", api_key="wrong") as client,
+        ):
+            with pytest.raises(openai.AuthenticationError):
+                await client.models.list()
+            assert (await client.with_options(api_key=KEY).models.list()).data[0].id == "tiny"
+
+    run_async(main())
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("", 1),
+        ("keys:", 1),
+        ("keys: fl-canary", 1),
+        ("keys: [fl-canary]", 1),
+        ("key: []", 1),
+        ("keys:\n  - {name: a, digest: fl-canary}", 2),
+        ("keys:\n  - {name: a, digest: 12345}", 2),
+        ("keys:\n  - {name: a}", 2),
+        ("keys:\n  - {name: 'fl-canary with spaces', digest: '" + "a" * 64 + "'}", 2),
+        ("keys:\n  - {name: a, digest: '" + "a" * 64 + "', fl-canary: 1}", 2),
+        ("keys:\n  - {name: a, digest: '" + "a" * 64 + "'}\n  - {name: b, digest: '" + "A" * 64 + "'}", 3),
+        ("keys: [\n", 2),
+    ],
+)
+def test_a_malformed_file_is_told_by_line_and_without_what_stands_in_it(text: str, line: int) -> None:
+    with pytest.raises(ManifestError) as caught:
+        parse_key_file(text, file="keys.yaml", limits=Limits())
+    assert caught.value.problems[0].line == line
+    assert "fl-canary" not in str(caught.value)
+    assert "12345" not in str(caught.value)
+
+
+def test_one_caller_may_have_two_keys_and_a_file_may_have_none() -> None:
+    a, b = digest("a"), digest("b")
+    found = parse_key_file(
+        f"keys: [{{name: x, digest: '{a}'}}, {{name: x, digest: '{b.upper()}'}}]", file="k", limits=Limits()
+    )
+    assert list(found.values()) == ["x", "x"]
+    assert parse_key_file("keys: []", file="k", limits=Limits()) == {}
+
+
+@contextmanager
+def environment(monkeypatch: pytest.MonkeyPatch, pepper: bytes | None = PEPPER) -> Iterator[None]:
+    with monkeypatch.context() as patch:
+        if pepper is not None:
+            patch.setenv("FAIRLEAD_KEY_PEPPER", pepper.decode())
+        yield
+
+
+def test_a_process_follows_its_keys_and_keeps_the_last_good_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fleet, path = tmp_path / "fleet.yaml", tmp_path / "keys.yaml"
+    write_fleet_file(fleet, fleet_of([]))
+    path.write_text(keys_text("one"))
+
+    async def main() -> None:
+        arguments = ("--fleet", str(fleet), "--keys", str(path), "--listen", "0.0.0.0:0")
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "fairlead_gateway", *arguments, stdout=asyncio.subprocess.PIPE
+        )
+        try:
+            assert process.stdout is not None
+            line = (await asyncio.wait_for(process.stdout.readline(), 60)).decode()
+            url = line.split()[1].replace("0.0.0.0", "127.0.0.1")
+
+            async def status(key: str) -> int:
+                return (await send(url, get_request("/v1/models", more=bearer(key))))[0].status
+
+            assert (await status("one"), await status("two")) == (200, 401)
+            await asyncio.to_thread(path.write_text, keys_text("two"))
+
+            async def swapped() -> bool:
+                return (await status("one"), await status("two")) == (401, 200)
+
+            async def noted() -> bool:
+                return b"the keys file cannot be used" in (await send(url, get_request("/readyz")))[0].body
+
+            await wait_until_async(swapped)
+            await asyncio.to_thread(path.write_text, "keys: [")
+            await wait_until_async(noted)
+            assert await status("two") == 200
+            await asyncio.to_thread(path.unlink)
+            await asyncio.to_thread(path.write_text, keys_text("two", "three"))
+
+            async def mended() -> bool:
+                return await status("three") == 200 and not await noted()
+
+            await wait_until_async(mended)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+
+    with environment(monkeypatch):
+        run_async(main())
+
+
+def test_keys_without_a_pepper_or_a_file_do_not_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fleet = tmp_path / "fleet.yaml"
+    write_fleet_file(fleet, fleet_of([]))
+    arguments = ["--fleet", str(fleet), "--listen", "127.0.0.1:0", "--keys", str(tmp_path / "none.yaml")]
+    assert gateway_main(arguments) == 2
+    assert "FAIRLEAD_KEY_PEPPER" in capsys.readouterr().err
+    with environment(monkeypatch):
+        assert gateway_main(arguments) == 2
+    assert "none.yaml" in capsys.readouterr().err
+
+
+def test_a_connection_that_shows_its_key_again_is_asked_again_once_other_keys_are_known() -> None:
+    limits = Limits()
+    keys = ApiKeys(PEPPER, {bytes.fromhex(digest("secret")): "team-a"})
+    reader = RequestParser(limits)
+
+    def head(key: str, length: int) -> RequestHead:
+        body = b"x" * length
+        reader.feed(
+            f"POST / HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {key}\r\ncontent-length: {length}\r\n\r\n".encode()
+            + body
+        )
+        found = reader.next_request()
+        assert found is not None
+        return found[0]
+
+    assert keys.caller(head("secret", 1)) == "team-a"
+    assert head("secret", 12).caller_cache is not None, "known again by its bytes"
+    assert head("secre7", 12).caller_cache is None, "other bytes, another key"
+    assert keys.caller(head("secret", 3)) == "team-a"
+    keys.replace({})
+    with pytest.raises(InvalidApiKey):
+        keys.caller(head("secret", 3))

@@ -1,0 +1,248 @@
+"""Whatever clients and engines send, memory has a bound, comes back, and nobody else waits."""
+
+import asyncio
+import gc
+import socket
+import struct
+import weakref
+from urllib.parse import urlsplit
+
+import pytest
+from fairlead_testing.engines.scripted import EngineCall, scripted_engine
+from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, run_async, running_gateway
+from fairlead_testing.http.raw_client import RawConnection, get_request, post_request, request
+
+from fairlead.limits import Limits
+from fairlead_gateway.http import connection as listen
+
+GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
+LARGE = GOOD | {"user": "x" * 300_000}
+
+
+async def until(running: RunningGateway, connections: int) -> None:
+    """Give the loop turns until so many clients are connected."""
+    async with asyncio.timeout(120):
+        while len(running.gateway.listener.connections) != connections:  # noqa: ASYNC110 - beyond a socket
+            await asyncio.sleep(0)
+
+
+def reset(writer: asyncio.StreamWriter) -> None:
+    """Close with RST, as the kernel does for a killed process that had not read everything."""
+    bound: socket.socket = writer.get_extra_info("socket")
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()
+
+
+@pytest.mark.parametrize("data", [b"", b"GET / HT", post_request(LARGE)[:200_000], post_request(GOOD, close=False)])
+def test_a_closed_connection_and_its_body_are_gone_without_the_collector(data: bytes) -> None:
+    async def main() -> None:
+        async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
+            connection = await RawConnection.connect(running.url)
+            await connection.send(data)
+            if data.endswith(b"}"):
+                assert (await connection.read_response()).status == 200
+            await until(running, 1)
+            known = [weakref.ref(one) for one in running.gateway.listener.connections]
+            await connection.close()
+            await until(running, 0)
+            for _ in range(5):
+                await asyncio.sleep(0)
+            assert [ref() for ref in known] == [None]
+
+    gc.disable()
+    try:
+        run_async(main())
+    finally:
+        gc.enable()
+
+
+def test_large_bodies_have_a_bound_together_and_small_ones_go_on() -> None:
+    limits = Limits(bodies_bytes=500_000)
+
+    async def main() -> None:
+        async with scripted_engine() as engine, running_gateway(fleet_of([engine.url]), limits) as running:
+            listener = running.gateway.listener
+            first, second = await RawConnection.connect(running.url), await RawConnection.connect(running.url)
+            await first.send(post_request(LARGE)[:-10])
+            async with asyncio.timeout(120):
+                while listener.buffered_bytes < 290_000:  # noqa: ASYNC110 - beyond a socket
+                    await asyncio.sleep(0)
+            await second.send(post_request(LARGE)[:-10])
+            refused = await second.read_response()
+            assert (refused.status, refused.error["code"], refused.fields["retry-after"]) == (503, "overloaded", "1")
+            assert (await request(running.url, GOOD)).status == 200
+            await first.send(post_request(LARGE)[-10:])
+            assert (await first.read_response()).status == 200
+            assert (await request(running.url, LARGE)).status == 200
+            await first.close()
+            await second.close()
+            await until(running, 0)
+            assert listener.buffered_bytes == 0
+
+    run_async(main())
+
+
+def test_the_body_of_a_request_in_flight_counts_until_its_answer() -> None:
+    async def main() -> None:
+        go_on = asyncio.Event()
+
+        async def slow(call: EngineCall) -> None:
+            await go_on.wait()
+            await call.respond({"object": "chat.completion", "choices": []})
+
+        async with scripted_engine(slow) as engine, running_gateway(fleet_of([engine.url])) as running:
+            asked = asyncio.create_task(request(running.url, LARGE))
+            async with asyncio.timeout(120):
+                while not engine.calls:  # noqa: ASYNC110 - beyond a socket
+                    await asyncio.sleep(0)
+            assert running.gateway.listener.buffered_bytes > 300_000
+            go_on.set()
+            assert (await asked).status == 200
+            assert running.gateway.listener.buffered_bytes == 0
+
+    run_async(main())
+
+
+def test_a_body_of_empty_lines_in_chunks_does_not_hold_up_others() -> None:
+    text = b'{"model":"tiny","messages":[{"role":"user","content":"x"}]' + b"\r\n" * 4_000_000 + b"}"
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
+
+    async def main() -> None:
+        async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
+            heavy, light = await RawConnection.connect(running.url), await RawConnection.connect(running.url)
+            sending = asyncio.create_task(heavy.send(head + b"%x\r\n" % len(text) + text + b"\r\n0\r\n\r\n"))
+            answered = 0
+            while not engine.calls:
+                await light.send(get_request("/readyz", close=False))
+                assert (await light.read_response()).status == 200
+                answered += 1
+            await sending
+            assert (await heavy.read_response()).status == 200
+            assert answered > 10
+            assert engine.calls[0].body == text
+            await heavy.close()
+            await light.close()
+
+    run_async(main())
+
+
+@pytest.mark.parametrize("status", ["400 Bad Request", "500 Internal Server Error"])
+def test_an_error_without_an_end_is_given_up(status: str) -> None:
+    async def endless(call: EngineCall) -> None:
+        await call.send(f"HTTP/1.1 {status}\r\ncontent-type: application/json\r\n\r\n".encode())
+        while not call.writer.is_closing():
+            await call.send(b"x" * 65_536)
+
+    async def main() -> None:
+        async with scripted_engine(endless) as engine, running_gateway(fleet_of([engine.url])) as running:
+            answer = await request(running.url, GOOD)
+            assert (answer.status, answer.error["code"]) == (502, "engine_failed")
+
+    run_async(main())
+
+
+def test_a_status_that_does_not_exist_is_no_answer() -> None:
+    async def odd(call: EngineCall) -> None:
+        await call.respond({}, "099 Odd")
+
+    async def main() -> None:
+        async with scripted_engine(odd) as engine, running_gateway(fleet_of([engine.url])) as running:
+            assert (await request(running.url, GOOD)).status == 502
+
+    run_async(main())
+
+
+def test_a_slow_reader_gets_all_of_the_last_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listen, "_LINGER_SECONDS", 0.01)
+    text = {"object": "chat.completion", "choices": [{"text": "x" * 900_000}]}
+
+    async def main() -> None:
+        async with (
+            scripted_engine(lambda call: call.respond(text)) as engine,
+            running_gateway(fleet_of([engine.url])) as running,
+        ):
+            gateway, address = running.gateway, urlsplit(running.url)
+            reader, writer = await asyncio.open_connection(address.hostname, address.port, limit=4_096)
+            await until(running, 1)
+            for one in gateway.listener.connections:  # most of the answer shall wait here and not in the kernel
+                bound: socket.socket = one._transport.get_extra_info("socket")
+                bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4_096)
+            writer.write(post_request(GOOD))
+            head = await reader.readuntil(b"\r\n\r\n")
+            while gateway.inflight_count():  # noqa: ASYNC110 - beyond a socket
+                await asyncio.sleep(0)
+            read = 0
+            while part := await reader.read(16_384):
+                read += len(part)
+                if read < 100_000:
+                    assert gateway.listener.count_busy() == 1
+                await asyncio.sleep(0.002)  # a slow reader is the subject
+            assert f"content-length: {read}".encode() in head
+            writer.close()
+            await writer.wait_closed()
+
+    run_async(main())
+
+
+def test_a_client_that_leaves_while_it_is_not_read_from_frees_its_engine() -> None:
+    async def silent(call: EngineCall) -> None:
+        await call.wait_closed()
+
+    async def main() -> None:
+        async with scripted_engine(silent) as engine, running_gateway(fleet_of([engine.url])) as running:
+            connection = await RawConnection.connect(running.url)
+            await connection.send(post_request(GOOD, close=False) + b"GET /v1/models HTTP/1.1\r\n" * 20_000)
+            async with asyncio.timeout(120):
+                while not engine.calls:  # noqa: ASYNC110 - beyond a socket
+                    await asyncio.sleep(0)
+                await connection.close()
+                while engine.open:  # noqa: ASYNC110 - beyond a socket
+                    await asyncio.sleep(0.001)
+
+    run_async(main())
+
+
+def test_a_client_that_pipelines_and_half_closes_is_still_watched_for_its_second_request() -> None:
+    async def silent(call: EngineCall) -> None:
+        if "user" not in call.json:
+            await call.respond({"object": "chat.completion", "choices": []})
+        else:
+            await call.wait_closed()
+
+    async def main() -> None:
+        async with scripted_engine(silent) as engine, running_gateway(fleet_of([engine.url])) as running:
+            connection = await RawConnection.connect(running.url)
+            await connection.send(post_request(GOOD, close=False) + post_request(GOOD | {"user": "a"}, close=False))
+            connection.writer.write_eof()
+            async with asyncio.timeout(120):
+                while len(engine.calls) < 2:  # noqa: ASYNC110 - beyond a socket
+                    await asyncio.sleep(0.001)
+                reset(connection.writer)
+                while engine.open:  # noqa: ASYNC110 - beyond a socket
+                    await asyncio.sleep(0.001)
+
+    run_async(main())
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answered_request_leaves_nothing_for_the_collector(stream: bool) -> None:
+    """Its prompt would stay in memory until the collector's next turn, and the collector would have to look at all of it."""
+
+    async def main() -> list[str]:
+        async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
+            body = GOOD | {"stream": stream}
+            await request(running.url, body)
+            gc.collect()
+            gc.set_debug(gc.DEBUG_SAVEALL)
+            for _ in range(20):
+                assert (await request(running.url, body)).status == 200
+            gc.collect()
+            return [type(one).__name__ for one in gc.garbage if type(one).__module__.startswith("fairlead_gateway")]
+
+    gc.disable()
+    try:
+        assert run_async(main()) == []
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()

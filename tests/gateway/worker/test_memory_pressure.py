@@ -1,0 +1,177 @@
+"""Watermarks: short memory refuses large bodies, then all of them, and nothing else; and says so."""
+
+import asyncio
+import signal
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+from fairlead_testing.engines.scripted import scripted_engine
+from fairlead_testing.gateway.running_gateway import fleet_of, run_async, running_gateway
+from fairlead_testing.http.raw_client import RawConnection, get_request, post_request, request, send
+from fairlead_testing.waiting import wait_until_async
+
+from fairlead.errors import SettingsError
+from fairlead.fleet.file import write_fleet_file
+from fairlead.limits import Limits
+from fairlead_gateway.errors import Overloaded
+from fairlead_gateway.worker.memory_pressure import LARGE_BODY_BYTES, MemoryPressure, memory_share_reader, parse_size
+
+GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
+LARGE = GOOD | {"user": "x" * 300_000}
+CHUNKED = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("used", "taken", "refused"),
+    [
+        (None, 1 << 30, None),
+        (0.0, 1 << 30, None),
+        (0.89, 1 << 30, None),
+        (0.91, LARGE_BODY_BYTES, LARGE_BODY_BYTES + 1),
+        (0.96, 0, 1),
+        (2.0, 0, 1),
+    ],
+)
+def test_what_is_refused_at_which_mark(used: float | None, taken: int, refused: int | None) -> None:
+    told: list[bool] = []
+    memory = MemoryPressure(Limits(), lambda: used, told.append)
+    memory.poll()
+    memory.check_body(taken)
+    assert told == [refused is not None]
+    assert bool(memory.warnings()) == (refused is not None)
+    if refused is not None:
+        with pytest.raises(Overloaded) as caught:
+            memory.check_body(refused)
+        assert ("retry-after", "1") in caught.value.headers
+
+
+def test_what_is_free_is_given_back_before_anything_is_refused_and_not_at_every_look() -> None:
+    levels, told, given = iter([0.8, 0.97, 0.6, 0.97, 0.96, 0.96, 0.96, 0.96, 0.97, 0.96, 0.5]), [], []
+    memory = MemoryPressure(Limits(), lambda: next(levels), told.append, lambda: given.append(len(told)))
+    for _ in range(8):
+        memory.poll()
+    assert told == [False, False, True, True, True, True, True, False]
+    assert given == [1, 2, 6]  # of a short spell the first look, and every fourth after it
+    assert memory.warnings() == []
+
+
+def test_the_share_is_the_process_s_own_or_the_container_s_without_cached_files(tmp_path: Path) -> None:
+    (tmp_path / "memory.max").write_text("1000000\n")
+    (tmp_path / "memory.current").write_text("700000\n")
+    (tmp_path / "memory.stat").write_text("anon 1\ninactive_file 200000\nactive_file 3\n")
+    container = memory_share_reader(None, cgroup=tmp_path)
+    assert container is not None
+    assert container() == 0.5
+    (tmp_path / "memory.current").unlink()
+    assert container() is None
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory_share_reader(None, cgroup=tmp_path) is None
+    assert memory_share_reader(None, cgroup=tmp_path / "none") is None
+    (tmp_path / "statm").write_text("9 2 1")
+    own = memory_share_reader("1MiB", statm=tmp_path / "statm")
+    assert own is not None
+    assert (own() or 0) * (1 << 20) % 8_192 == 0
+    (tmp_path / "statm").write_text("")
+    assert own() is None
+
+
+def test_sizes_are_read_and_what_is_none_is_said() -> None:
+    assert [parse_size(text) for text in ("512MiB", "1.5GiB", "2000000", "3MB")] == [
+        1 << 29,
+        3 << 29,
+        2_000_000,
+        3_000_000,
+    ]
+    for text in ("", "much", "-1MiB", "0", "1 TB"):
+        with pytest.raises(SettingsError):
+            parse_size(text)
+
+
+def test_short_memory_refuses_large_bodies_however_they_come_and_recovers() -> None:
+    async def main() -> None:
+        level = 0.5
+        limits = Limits(memory_check_seconds=0.01)
+        async with (
+            scripted_engine() as engine,
+            running_gateway(fleet_of([engine.url]), limits, memory_share=lambda: level) as running,
+        ):
+            begun, chunked = await RawConnection.connect(running.url), await RawConnection.connect(running.url)
+            await begun.send(post_request(LARGE)[:200_000])
+            await chunked.send(CHUNKED + b"249f0\r\n" + b" " * 0x249F0 + b"\r\n")
+            listener = running.gateway.listener
+            async with asyncio.timeout(120):
+                while listener.buffered_bytes < 300_000:  # noqa: ASYNC110 - beyond a socket
+                    await asyncio.sleep(0)
+                level = 0.92
+                while not listener.under_memory_pressure:  # noqa: ASYNC110 - a timer of the gateway's own
+                    await asyncio.sleep(0.001)
+            assert (await request(running.url, LARGE)).status == 503
+            assert (await request(running.url, GOOD)).status == 200
+            for connection in (begun, chunked):  # large bodies on their way are not read on
+                await connection.send(b" " * 1_000 if connection is begun else b"5\r\nhello\r\n")
+                answer = await connection.read_response()
+                assert (answer.status, answer.error["code"], answer.fields["retry-after"]) == (
+                    503,
+                    "overloaded",
+                    "1",
+                )
+                await connection.close()
+            level = 0.97
+            async with asyncio.timeout(120):
+                while running.gateway.memory_pressure.max_body_bytes:  # noqa: ASYNC110 - see above
+                    await asyncio.sleep(0.001)
+            assert (await request(running.url, GOOD)).status == 503
+            small = CHUNKED + b"2\r\n{}\r\n0\r\n\r\n"
+            assert [answer.status for answer in await send(running.url, small)] == [503]
+            assert [answer.status for answer in await send(running.url, get_request("/v1/models"))] == [200]
+            (ready,) = await send(running.url, get_request("/readyz"))
+            assert (ready.status, "97 % of the limit" in ready.body.decode()) == (200, True)
+            level = 0.5
+            async with asyncio.timeout(120):
+                while listener.under_memory_pressure:  # noqa: ASYNC110 - see above
+                    await asyncio.sleep(0.001)
+            assert (await request(running.url, LARGE)).status == 200
+
+    run_async(main())
+
+
+def test_a_process_near_its_limit_refuses_large_bodies_and_comes_back(tmp_path: Path) -> None:
+    async def main() -> None:
+        path = tmp_path / "fleet.yaml"
+        async with scripted_engine() as engine:
+            write_fleet_file(path, fleet_of([engine.url]))
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "fairlead_gateway", "--fleet", str(path), "--listen", "127.0.0.1:0"),
+                stdout=asyncio.subprocess.PIPE,
+                env={"FAIRLEAD_MEMORY_LIMIT": "150MiB"},
+            )
+            try:
+                assert process.stdout is not None
+                url = (await asyncio.wait_for(process.stdout.readline(), 60)).decode().split()[1]
+                held = [await RawConnection.connect(url) for _ in range(40)]  # 40 × 8 MiB: far more than there is
+                head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 9000000\r\n\r\n"
+                sending = [asyncio.create_task(one.send(head + b" " * (8 << 20))) for one in held]
+                try:
+                    await wait_until_async(partial(_answers, url, LARGE, 503))
+                    assert [answer.status for answer in await send(url, get_request("/v1/models"))] == [200]
+                finally:
+                    for one, task in zip(held, sending, strict=True):
+                        task.cancel()
+                        one.writer.transport.abort()
+                        await one.close()
+                    await asyncio.gather(*sending, return_exceptions=True)
+                await wait_until_async(partial(_answers, url, LARGE, 200))
+                process.send_signal(signal.SIGTERM)
+                assert await asyncio.wait_for(process.wait(), 60) == 0
+            finally:
+                if process.returncode is None:
+                    process.kill()
+                    await process.wait()
+
+    run_async(main())
+
+
+async def _answers(url: str, body: object, status: int) -> bool:
+    return (await request(url, body)).status == status

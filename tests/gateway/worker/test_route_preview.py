@@ -1,0 +1,104 @@
+"""Where a request would go: what is said is what happens then, and that it was asked changes nothing."""
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fairlead_testing.engines.scripted import scripted_engine
+from fairlead_testing.gateway.gateway_process import gateway_process
+from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, run_async, running_gateway
+from fairlead_testing.http.raw_client import post_request, request, send
+from fairlead_testing.waiting import wait_until
+
+from fairlead.fleet.file import write_fleet_file
+from fairlead.fleet.model import InstanceState, RoutingPreset
+from fairlead_gateway.errors import BadRequest, NoReadyInstance, UnknownModel, UnknownPath
+
+CHAT = "/v1/chat/completions"
+
+
+def body(text: str, **more: object) -> dict[str, object]:
+    return {"model": "tiny", "messages": [{"role": "user", "content": text}], **more}
+
+
+def said(running: RunningGateway, text: str, session: str | None = None) -> str | None:
+    return running.gateway.preview_route(
+        CHAT, json.dumps(body(text), separators=(",", ":")).encode(), session
+    ).latest.decision.chosen
+
+
+@pytest.mark.parametrize("preset", [preset.value for preset in RoutingPreset if preset is not RoutingPreset.DUALMAP])
+def test_what_is_said_is_what_the_next_request_gets(preset: str) -> None:
+    async def main() -> None:
+        async with scripted_engine() as one, scripted_engine() as two, scripted_engine() as three:
+            fleet = fleet_of([one.url, two.url, three.url], preset=preset)
+            async with running_gateway(fleet) as running:
+                for number in range(12):
+                    text = f"{'a long prompt ' * 200} {number % 4}"
+                    await wait_until(lambda: not running.gateway.inflight_count())
+                    asked = {said(running, text) for _ in range(3)}
+                    answer = await request(
+                        running.url, body(text), more="x-request-id: asked\r\n"
+                    )  # equals: its id decides
+                    assert answer.status == 200
+                    assert asked == {answer.fields["x-fairlead-instance"]}
+                assert len(running.gateway.decisions) == 1
+
+    run_async(main())
+
+
+def test_what_would_be_refused_is_refused() -> None:
+    async def main() -> None:
+        async with scripted_engine() as engine:
+            async with running_gateway(fleet_of([engine.url])) as running:
+                would = running.gateway.preview_route
+                with pytest.raises(UnknownModel, match="tiny"):
+                    would(CHAT, json.dumps(body("x") | {"model": "tinny"}).encode(), None)
+                with pytest.raises(BadRequest):
+                    would(CHAT, b"{", None)
+                with pytest.raises(UnknownPath, match="/v1/completions"):
+                    would("/v1/models", b"{}", None)
+            starting = fleet_of([engine.url], states=[InstanceState.STARTING])
+            async with running_gateway(starting) as running:
+                with pytest.raises(NoReadyInstance, match="1 starting"):
+                    said(running, "x")
+
+    run_async(main())
+
+
+def question(path: str, content: object, more: str = "") -> bytes:
+    return post_request(content, path=path, more=f"content-type: application/json\r\n{more}").replace(
+        b"host: x", b"host: 127.0.0.1"
+    )
+
+
+def test_the_management_port_asks_every_worker_and_changes_nothing(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with scripted_engine() as one, scripted_engine() as two:
+            path = tmp_path / "fleet.yaml"
+            write_fleet_file(path, fleet_of([one.url, two.url]))
+            async with gateway_process(path, "--workers", "2") as gateway:
+
+                async def answer(content: object, where: str = "/api/route", more: str = "") -> tuple[int, Any]:
+                    got = (await send(gateway.manage, question(where, content, more)))[0]
+                    return got.status, got.json
+
+                status, found = await answer(body("hi"))
+                assert (status, found["workers"], found["agreeing"]) == (200, 2, 2)
+                (choice,) = found["decision"]["choices"]
+                gone = (await request(gateway.url, body("hi"))).fields
+                assert choice["instance"] == gone["x-fairlead-instance"]
+                assert (await gateway.get_json("/api/decisions"))["decisions"][0]["request_id"] == gone[
+                    "x-fairlead-decision"
+                ]
+                status, refused = await answer(body("hi") | {"model": "other"})
+                assert (status, "no model" in str(refused) or "other" in str(refused)) == (404, True)
+                assert (await answer({"input": 3, "model": "tiny"}, "/api/route?path=/v1/nothing"))[0] == 404
+                assert (await answer(body("hi"), more="origin: http://evil.example\r\n"))[0] == 403
+                assert (await answer(body("hi"), "/api/stats"))[0] == 405
+                prompts = [call for call in (*one.calls, *two.calls) if call.path == CHAT]
+                assert len(prompts) == 1
+
+    asyncio.run(main())

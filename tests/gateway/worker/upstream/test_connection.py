@@ -1,0 +1,316 @@
+"""The connections to engines: which are used again, which are dropped, and what a late, long or second answer does."""
+
+import asyncio
+import contextlib
+import socket
+
+import pytest
+from fairlead_testing.engines.scripted import (
+    EngineCall,
+    HangUp,
+    ScriptedEngine,
+    event,
+    scripted_engine,
+    token,
+    usage,
+    well_behaved,
+)
+from fairlead_testing.gateway.running_gateway import (
+    MODEL_KEY,
+    RunningGateway,
+    fleet_of,
+    run_async,
+    running_gateway,
+    with_engines,
+)
+from fairlead_testing.http.raw_client import RawConnection, post_request, request, send
+from fairlead_testing.waiting import wait_until
+
+from fairlead.engines.credentials import EngineCredentials
+from fairlead.limits import Limits
+from fairlead_gateway.worker.upstream.connection import ConnectionPool, UpstreamError
+
+GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
+STREAM = GOOD | {"stream": True}
+
+
+def test_an_engine_that_never_answers_is_given_up_at_its_deadline() -> None:
+    async def script(call: EngineCall) -> None:
+        await call.wait_closed()
+
+    async def use(running: RunningGateway) -> None:
+        answer = await request(running.url, GOOD)
+        assert (answer.status, answer.error["code"]) == (504, "engine_timeout")
+
+    run_async(with_engines([script], use, Limits(first_token_seconds=0.2)))
+
+
+@pytest.mark.parametrize("body", [GOOD, STREAM])
+def test_an_engine_that_says_nothing_and_listens_no_more_is_left_for_another(body: dict[str, object]) -> None:
+    async def script(call: EngineCall) -> None:
+        for one in engines:
+            if one.calls and one.server is not None and one.calls[0] is call:
+                one.server.close()
+        if sum(len(one.calls) for one in engines) == 1:
+            await call.wait_closed()
+        await well_behaved(call)
+
+    engines: list[ScriptedEngine] = []
+
+    async def main() -> None:
+        async with scripted_engine(script) as one, scripted_engine(script) as two:
+            engines.extend((one, two))
+            limits = Limits(unresponsive_seconds=0.02)
+            async with running_gateway(fleet_of([one.url, two.url]), limits) as running:
+                answer = await request(running.url, body)
+                assert (answer.status, answer.fields["x-fairlead-reason"]) == (200, "retry-1")
+                assert running.gateway.telemetry.models[MODEL_KEY].retries_by_reason == {"gone": 1}
+
+    run_async(main())
+
+
+def test_an_engine_that_says_nothing_and_listens_is_waited_for() -> None:
+    async def script(call: EngineCall) -> None:
+        await call.start_stream()
+        await call.event(token("a"))
+        await wait_until(lambda: engine.connections > 3)  # it is knocked at again and again
+        await call.event(token("b"))
+        await call.finish()
+
+    async def main() -> None:
+        nonlocal engine
+        async with scripted_engine(script) as engine:  # noqa: SIM117
+            async with running_gateway(fleet_of([engine.url]), Limits(unresponsive_seconds=0.02)) as running:
+                answer = await request(running.url, STREAM)
+                assert answer.events[-1] == "[DONE]"
+                assert len(engine.calls) == 1
+
+    engine = ScriptedEngine()
+    run_async(main())
+
+
+class RecordingSink:
+    """What a connection tells whoever asked."""
+
+    def __init__(self) -> None:
+        self.ended: list[str] = []
+
+    def on_head(self, status: int, fields: dict[bytes, bytes]) -> None:
+        """Not looked at."""
+
+    def on_body(self, chunks: list[bytes], complete: bool) -> None:
+        """Not looked at."""
+
+    def on_error(self, error: UpstreamError) -> None:
+        """Why nothing more comes."""
+        self.ended.append(error.cause)
+
+    def on_silence(self) -> float:
+        """For ever."""
+        return 60.0
+
+
+def test_one_knock_answers_all_that_wait_and_not_while_the_engine_speaks_to_anybody() -> None:
+    async def script(call: EngineCall) -> None:
+        await call.wait_closed()
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        pool = ConnectionPool(Limits(), loop, EngineCredentials({}, loop.time))
+        async with scripted_engine(script) as engine:
+            listeners = [RecordingSink(), RecordingSink()]
+            connections = [await pool.connect(engine.url) for _ in listeners]
+            for connection, listener in zip(connections, listeners, strict=True):
+                connection.send_request([b"GET / HTTP/1.1\r\n\r\n"], listener, 60.0)
+            await wait_until(lambda: len(engine.calls) == 2)
+
+            def knock() -> None:
+                for connection in connections:
+                    pool.probe_listening(connection)
+
+            knock()
+            await wait_until(lambda: not pool._probes)
+            await wait_until(lambda: engine.connections == 3)
+            assert engine.server is not None
+            engine.server.close()
+            knock()
+            pool.activity(engine.url).receive_count += 1
+            await wait_until(lambda: not pool._probes)
+            assert [one.ended for one in listeners] == [[], []]
+            connections[1].set_paused(True)
+            knock()
+            await wait_until(lambda: not pool._probes)
+            assert [one.ended for one in listeners] == [["gone"], []]
+            connections[1].abort()
+            pool.close()
+
+    run_async(main())
+
+
+def test_an_answer_that_ends_after_the_gateway_closed_leaves_no_connection() -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        pool = ConnectionPool(Limits(), loop, EngineCredentials({}, loop.time))
+        async with scripted_engine() as engine:
+            connection = await pool.connect(engine.url)
+            pool.close()
+            pool.release(connection)
+            assert not connection.is_usable
+            assert pool.take_idle(engine.url) is None
+            await wait_until(lambda: engine.open == 0)
+
+    run_async(main())
+
+
+def test_a_stale_connection_is_replaced_without_a_word() -> None:
+    seen: dict[int, int] = {}
+
+    async def script(call: EngineCall) -> None:
+        number = seen[id(call.writer)] = seen.get(id(call.writer), 0) + 1
+        if number > 1:
+            raise HangUp
+        await well_behaved(call)
+
+    async def use(running: RunningGateway) -> None:
+        for _ in range(5):
+            answer = await request(running.url, GOOD)
+            assert answer.status == 200
+            assert not answer.fields["x-fairlead-reason"].startswith("retry")
+
+    run_async(with_engines([script], use))
+
+
+def test_idle_engine_connections_are_dropped_before_the_engine_does_it() -> None:
+    async def main() -> None:
+        limits = Limits(upstream_idle_seconds=0.1)
+        async with scripted_engine() as engine, running_gateway(fleet_of([engine.url]), limits) as running:
+            assert (await request(running.url, GOOD)).status == 200
+            while engine.open:  # noqa: ASYNC110 - the engine is told by TCP
+                await asyncio.sleep(0.01)
+            assert (await request(running.url, GOOD)).status == 200
+            assert engine.connections == 2
+
+    run_async(main())
+
+
+def test_a_second_answer_that_nobody_asked_for_reaches_nobody() -> None:
+    async def script(call: EngineCall) -> None:
+        await call.send(b'HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 7\r\n\r\n{"a":1}' * 2)
+
+    async def main() -> None:
+        async with scripted_engine(script) as engine, running_gateway(fleet_of([engine.url])) as running:
+            data = post_request(GOOD, close=False) + post_request(GOOD)
+            assert [answer.json for answer in await send(running.url, data)] == [{"a": 1}, {"a": 1}]
+            assert len(engine.calls) == 2
+
+    run_async(main())
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_a_long_plain_answer_passes_as_it_comes_and_cannot_look_complete_when_it_is_not(complete: bool) -> None:
+    size = 3_000_000
+    body = b'{"data":"' + b"x" * size + b'","usage":{"prompt_tokens":5}}'
+
+    async def script(call: EngineCall) -> None:
+        head = f"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+        await call.send(head.encode() + (body if complete else body[:-1_000]))
+        if not complete:
+            raise HangUp
+
+    async def use(running: RunningGateway) -> None:
+        connection = await RawConnection.connect(running.url)
+        await connection.send(post_request(GOOD))
+        if complete:
+            assert (await connection.read_response()).body == body
+        else:
+            with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
+                await connection.read_response()
+        await connection.close()
+
+    run_async(with_engines([script], use))
+
+
+def test_what_an_engine_says_after_done_is_not_passed_on() -> None:
+    async def script(call: EngineCall) -> None:
+        await call.start_stream()
+        await call.chunk(event(token("a")) + event(usage(1, 0, 1)) + event("[DONE]") + event(token("late")))
+        await call.event(token("later"))
+        await call.chunk(b"")
+
+    async def use(running: RunningGateway) -> None:
+        answer = await request(running.url, STREAM)
+        assert answer.complete
+        assert [answer.events[0], answer.events[-1]] == [event(token("a"))[6:-2].decode(), "[DONE]"]
+        assert len(answer.events) == 2
+
+    run_async(with_engines([script], use))
+
+
+def test_an_engine_that_takes_no_connection_in_time_is_passed_over() -> None:
+    """A listening socket whose queue is full drops what knocks: the connect neither succeeds nor fails."""
+
+    async def main() -> None:
+        with socket.create_server(("127.0.0.1", 0), backlog=0) as full, contextlib.ExitStack() as waiting:
+            address = full.getsockname()
+            for _ in range(4):
+                knocking = waiting.enter_context(socket.socket())
+                knocking.setblocking(False)
+                knocking.connect_ex(address)
+            limits = Limits(connect_seconds=0.3)
+            async with scripted_engine() as engine:
+                urls = [f"http://127.0.0.1:{address[1]}", engine.url]
+                async with running_gateway(fleet_of(urls, preset="round-robin"), limits) as running:
+                    answers = [await request(running.url, GOOD) for _ in range(2)]
+                    assert {answer.status for answer in answers} == {200}
+                    assert "retry-1" in [answer.fields["x-fairlead-reason"] for answer in answers]
+                    retried = next(one for one in running.gateway.decisions.latest(2) if one.latest.attempt == 2)
+                    assert retried.latest.decision.reason.startswith("connect-timeout")
+
+    run_async(main())
+
+
+@pytest.mark.parametrize("param", ["model", None])
+def test_an_engine_that_does_not_know_the_model_is_passed_over_whichever_way_it_says_so(param: str | None) -> None:
+    error = {"message": "The model `tiny` does not exist.", "type": "NotFoundError", "param": param, "code": 404}
+
+    async def wrong(call: EngineCall) -> None:
+        await call.respond({"error": error}, "404 Not Found")
+
+    async def right(call: EngineCall) -> None:
+        await call.respond({"object": "list", "data": []})
+
+    async def main() -> None:
+        async with (
+            scripted_engine(wrong) as one,
+            scripted_engine(right) as other,
+            running_gateway(fleet_of([one.url, other.url])) as running,
+        ):
+            for number in range(6):
+                asked = {"model": "tiny", "input": f"{number} " * 300}
+                assert (await request(running.url, asked, path="/v1/embeddings")).status == 200
+            assert one.calls
+
+    run_async(main())
+
+
+def test_the_connection_of_a_stream_that_ended_with_an_error_event_asks_again() -> None:
+    async def script(call: EngineCall) -> None:
+        if not call.json.get("stream"):
+            await well_behaved(call)
+            return
+        await call.start_stream()
+        await call.event(token("a"))
+        raise HangUp
+
+    async def main() -> None:
+        async with scripted_engine(script) as engine, running_gateway(fleet_of([engine.url])) as running:
+            connection = await RawConnection.connect(running.url)
+            await connection.send(post_request(STREAM, close=False))
+            answer = await connection.read_response()
+            assert answer.complete
+            assert '"code":"stream_cut"' in answer.events[-1]
+            await connection.send(post_request(GOOD))
+            assert (await connection.read_response()).status == 200
+            await connection.close()
+
+    run_async(main())
