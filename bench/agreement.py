@@ -40,12 +40,12 @@ from fairlead_cli.replaying.prompts import PromptBuilder, ReplayTarget, plan_req
 from fairlead_cli.replaying.simulated import ENGINE_BLOCK_TOKENS, JITTER_SECONDS, jitter_arrivals
 from fairlead_cli.replaying.summary import scale_times
 from fairlead_gateway.routing import PrefixChain
-from fairlead_sim.course import FleetSimulation, RequestResult
-from fairlead_sim.gateways import GatewayCluster
-from fairlead_sim.knowledge import InformationDelays
-from fairlead_sim.tokenizer import Tokenizer
-from fairlead_sim.traces import TraceRequest, at_rate
-from fairlead_sim.traffic import FAMILIES
+from fairlead_sim.engine.tokenizer import Tokenizer
+from fairlead_sim.fleet.simulation import FleetSimulation, RequestResult
+from fairlead_sim.gateways.cluster_options import InformationDelays
+from fairlead_sim.gateways.gateway_cluster import GatewayCluster
+from fairlead_sim.workload.generators import FAMILIES
+from fairlead_sim.workload.traces import TraceRequest, at_rate
 
 NAME = "agreement"
 PRESETS = ("dual-hash", "prefix-cache", "llm-d", "round-robin")

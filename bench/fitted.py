@@ -46,9 +46,9 @@ from fairlead.fleet.file import write_fleet_file  # noqa: E402
 from fairlead.fleet.file.schema import FileProfile  # noqa: E402
 from fairlead_cli.replaying.outcome import ReplayResult  # noqa: E402
 from fairlead_cli.replaying.prompts import PromptBuilder, prefix_chains  # noqa: E402
-from fairlead_sim.tokenizer import Tokenizer  # noqa: E402
-from fairlead_sim.traces import TraceRequest, at_rate  # noqa: E402
-from fairlead_sim.traffic import FAMILIES  # noqa: E402
+from fairlead_sim.engine.tokenizer import Tokenizer  # noqa: E402
+from fairlead_sim.workload.generators import FAMILIES  # noqa: E402
+from fairlead_sim.workload.traces import TraceRequest, at_rate  # noqa: E402
 
 NAME = "fitted"
 NAMES = ("e-0/0/0", "e-1/1/0")

@@ -25,12 +25,12 @@ from fairlead_gateway.admission.output_lengths import OutputLengths
 from fairlead_gateway.admission.policy import AdmissionPolicy, EngineLoad
 from fairlead_gateway.admission.request_queue import NextRequest, QueuedRequest, RequestQueue
 from fairlead_gateway.routing import ModelRouter
-from fairlead_sim.course import FleetSimulation
-from fairlead_sim.fleet import MODEL, NAMESPACE, SingleGateway, instances_of
-from fairlead_sim.gated import AdmissionControlledGateway
-from fairlead_sim.served import RequestResult
-from fairlead_sim.trace_prompts import TracePromptCache
-from fairlead_sim.traces import TRACE_BLOCK_TOKENS, TraceRequest
+from fairlead_sim.fleet.request import RequestResult
+from fairlead_sim.fleet.simulation import FleetSimulation
+from fairlead_sim.gateways.admission_gate import AdmissionControlledGateway
+from fairlead_sim.gateways.single_gateway import MODEL, NAMESPACE, SingleGateway, instances_of
+from fairlead_sim.workload.trace_prompts import TracePromptCache
+from fairlead_sim.workload.traces import TRACE_BLOCK_TOKENS, TraceRequest
 
 H100 = builtin_profile("h100-llama8b")
 A100 = replace(builtin_profile("a100-qwen7b"), kv_tokens=120_000)

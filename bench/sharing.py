@@ -24,11 +24,11 @@ from table import Row, comparing, goals, measuring, write
 from fairlead.engine_profile import builtin_profile
 from fairlead.fleet.model import SloTargets
 from fairlead_cli.replaying.traffic import load_traffic
-from fairlead_sim.course import FleetSimulation, RequestResult
-from fairlead_sim.gateways import GatewayCluster, GatewayRestart
-from fairlead_sim.knowledge import NO_SHARING, PERFECT_KNOWLEDGE, InformationDelays
-from fairlead_sim.traces import TRACE_BLOCK_TOKENS, TraceRequest
-from fairlead_sim.traffic import agent_sessions
+from fairlead_sim.fleet.simulation import FleetSimulation, RequestResult
+from fairlead_sim.gateways.cluster_options import NO_SHARING, PERFECT_KNOWLEDGE, InformationDelays
+from fairlead_sim.gateways.gateway_cluster import GatewayCluster, GatewayRestart
+from fairlead_sim.workload.generators import agent_sessions
+from fairlead_sim.workload.traces import TRACE_BLOCK_TOKENS, TraceRequest
 
 _NAME = "sharing"
 REQUESTS = 10_091

@@ -391,8 +391,9 @@ def _compared(row: Mapping[str, str], shown: str, real: Mapping[str, Any] | None
 
 async def simulated() -> dict[str, dict[str, str]]:
     """The table before a simulated engine."""
-    from fairlead_sim.server.settings import EngineSettings
-    from fairlead_sim.server.testing import running_engine
+    from fairlead_testing.sim.engines import running_engine
+
+    from fairlead_sim.runtime.settings import EngineSettings
 
     async with running_engine(EngineSettings(model=MODEL, served_names=(MODEL,), speed=50.0)) as engine:
         return await probe(engine.url)

@@ -18,9 +18,9 @@ FILE = Path(__file__).with_name("oracles.json")
 
 def main(arguments: list[str]) -> int:
     """Search, compare, keep."""
-    from fairlead_sim.scaling.known import OracleCache
-    from fairlead_sim.scaling.oracle import replay_schedule, search_schedule
-    from fairlead_sim.scaling.scenarios import SCENARIOS
+    from fairlead_sim.autoscaling.oracle import replay_schedule, search_schedule
+    from fairlead_sim.autoscaling.oracle_cache import OracleCache
+    from fairlead_sim.autoscaling.scenarios import SCENARIOS
 
     parser = argparse.ArgumentParser(description="The clairvoyant's schedules.")
     parser.add_argument("scenarios", nargs="*", choices=[*SCENARIOS, []])

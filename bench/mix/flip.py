@@ -11,11 +11,17 @@ from dataclasses import replace
 
 from fairlead.fleet.model import Role
 from fairlead_autoscaler.core import ScalingCore
-from fairlead_sim.scaling.book import ArrivalTrace
-from fairlead_sim.scaling.loop import ControllerOutcome, ScheduleController, run_controller
-from fairlead_sim.scaling.plant import AutoscalingScenario
-from fairlead_sim.scaling.pools import PATIENCE_SECONDS, WARM_START, large_profile, reference_model, reference_pool
-from fairlead_sim.scaling.prefilling import PrefillPolicy
+from fairlead_sim.autoscaling.closed_loop import ControllerOutcome, ScheduleController, run_controller
+from fairlead_sim.autoscaling.plant import AutoscalingScenario
+from fairlead_sim.autoscaling.reference_pools import (
+    PATIENCE_SECONDS,
+    WARM_START,
+    large_profile,
+    reference_model,
+    reference_pool,
+)
+from fairlead_sim.autoscaling.request_table import ArrivalTrace
+from fairlead_sim.autoscaling.routing.prefill_placement import PrefillPolicy
 
 TTFT_SECONDS, ITL_SECONDS = 2.0, 0.1
 LONG, CHATTY = (8_000, 100), (1_000, 800)

@@ -10,10 +10,10 @@ from roofline import price_lists
 
 from fairlead_autoscaler.core import ScalingCore
 from fairlead_autoscaler.mix import simulation_solver
-from fairlead_sim.scaling.loop import ControllerOutcome, run_controller
-from fairlead_sim.scaling.pool import PoolSetup
-from fairlead_sim.scaling.pools import reference_pool
-from fairlead_sim.scaling.scenarios import mixed_shapes
+from fairlead_sim.autoscaling.closed_loop import ControllerOutcome, run_controller
+from fairlead_sim.autoscaling.pool import PoolSetup
+from fairlead_sim.autoscaling.reference_pools import reference_pool
+from fairlead_sim.autoscaling.scenarios import mixed_shapes
 
 PRICES = "hyperscalers"
 SMALL, LARGE = "L4", "H100-80GB"

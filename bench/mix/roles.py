@@ -12,7 +12,7 @@ from convertible import convertible_rows
 from flip import BEST, CHATTY, ENGINES, LONG, STARTUP_SECONDS, balanced, fixed, flip, saturated, settled, throughput
 from table import Mapped, Row, comparing, measuring
 
-from fairlead_sim.scaling.prefilling import PrefillPolicy
+from fairlead_sim.autoscaling.routing.prefill_placement import PrefillPolicy
 
 SEEDS = 5
 CALM = 8_000

@@ -9,12 +9,12 @@ from dataclasses import replace
 from fairlead.engine_profile import EngineProfile
 from fairlead.fleet.model import Instance, Model, SloTargets
 from fairlead_gateway.routing import ModelRouter
-from fairlead_sim.course import FleetSimulation
-from fairlead_sim.figures import without_warmup
-from fairlead_sim.fleet import MODEL, NAMESPACE, SingleGateway
-from fairlead_sim.served import RequestResult
-from fairlead_sim.trace_prompts import TracePromptCache
-from fairlead_sim.traces import TraceRequest
+from fairlead_sim.fleet.request import RequestResult
+from fairlead_sim.fleet.results import without_warmup
+from fairlead_sim.fleet.simulation import FleetSimulation
+from fairlead_sim.gateways.single_gateway import MODEL, NAMESPACE, SingleGateway
+from fairlead_sim.workload.trace_prompts import TracePromptCache
+from fairlead_sim.workload.traces import TraceRequest
 
 BLOCK_TOKENS = 128
 _SECRET = b"mix"

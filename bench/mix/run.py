@@ -41,8 +41,8 @@ from fairlead_autoscaler.mix import AcceleratorMix, MixSettings, PoolCandidate, 
 from fairlead_autoscaler.mix.greedy import solve_greedily  # noqa: E402
 from fairlead_autoscaler.mix.milp import solve_milp  # noqa: E402
 from fairlead_autoscaler.mix.profile_tables import flatten, load_profile_table  # noqa: E402
-from fairlead_sim.capacity import search_capacity  # noqa: E402
-from fairlead_sim.traces import at_rate  # noqa: E402
+from fairlead_sim.experiments.capacity_search import search_capacity  # noqa: E402
+from fairlead_sim.workload.traces import at_rate  # noqa: E402
 
 RESULTS = Path(__file__).parents[1] / "results" / "mix.json"
 PARTS = MIX, ROLES = "mix", "roles"

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from fairlead.request_shapes import RequestShapeGrid
 from fairlead_autoscaler.mix import PoolCandidate
-from fairlead_sim.traces import TRACE_BLOCK_TOKENS, TraceRequest
+from fairlead_sim.workload.traces import TRACE_BLOCK_TOKENS, TraceRequest
 
 DRAWN = 20_000
 LONGEST_PROMPT, LONGEST_OUTPUT = 16_000.0, 2_000.0

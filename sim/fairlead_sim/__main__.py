@@ -8,7 +8,7 @@ from random import Random
 
 from fairlead.errors import FairleadError
 from fairlead.runtime.clock import SystemClock
-from fairlead_sim.server import options, process
+from fairlead_sim.server import command_line, process
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -16,9 +16,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m fairlead_sim", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     engine = commands.add_parser("engine", help="serve simulated engines over HTTP")
-    options.add_engine_arguments(engine)
+    command_line.add_engine_arguments(engine)
     try:
-        given = options.parse_engine_options(parser.parse_args(arguments))
+        given = command_line.parse_engine_options(parser.parse_args(arguments))
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(
                 process.run_engines(

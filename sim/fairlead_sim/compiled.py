@@ -12,7 +12,7 @@ from pathlib import Path
 
 import fairlead_sim
 from fairlead.runtime import compiled_build
-from fairlead_sim import engine
+from fairlead_sim.engine import scheduler
 
 
 def package_folders() -> list[Path]:
@@ -37,5 +37,5 @@ def simulator_environment(environ: Mapping[str, str]) -> dict[str, str]:
 def run_compiled() -> None:
     """Start this very program anew from the compiled copy, if there is one; returns where there is none or it is the copy already."""
     environ = simulator_environment(os.environ)
-    if environ != os.environ and not compiled_build.is_compiled(engine.__file__):
+    if environ != os.environ and not compiled_build.is_compiled(scheduler.__file__):
         os.execve(sys.executable, [sys.executable, *sys.argv], environ)

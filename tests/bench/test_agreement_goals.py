@@ -14,9 +14,9 @@ from fairlead_testing.gateway.running_gateway import MODEL_KEY  # noqa: E402
 from table import goals  # noqa: E402
 
 from fairlead_cli.replaying.prompts import PromptBuilder, prefix_chains  # noqa: E402
-from fairlead_sim.tokenizer import Tokenizer  # noqa: E402
-from fairlead_sim.traces import at_rate  # noqa: E402
-from fairlead_sim.traffic import FAMILIES  # noqa: E402
+from fairlead_sim.engine.tokenizer import Tokenizer  # noqa: E402
+from fairlead_sim.workload.generators import FAMILIES  # noqa: E402
+from fairlead_sim.workload.traces import at_rate  # noqa: E402
 
 BAR = {
     f"{count} gateways: {what}": goal

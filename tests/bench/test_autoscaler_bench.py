@@ -33,12 +33,12 @@ from lab import Found, Lab  # noqa: E402
 from table import goals  # noqa: E402
 
 from fairlead_autoscaler.presets import PRESETS  # noqa: E402
-from fairlead_sim.scaling import pools  # noqa: E402
-from fairlead_sim.scaling.book import ArrivalTrace  # noqa: E402
-from fairlead_sim.scaling.loop import ScheduleController, run_controller  # noqa: E402
-from fairlead_sim.scaling.plant import AutoscalingScenario, PlantFaults  # noqa: E402
-from fairlead_sim.scaling.pool import StartupDistribution  # noqa: E402
-from fairlead_sim.scaling.scenarios import SCENARIOS  # noqa: E402
+from fairlead_sim.autoscaling import reference_pools  # noqa: E402
+from fairlead_sim.autoscaling.closed_loop import ScheduleController, run_controller  # noqa: E402
+from fairlead_sim.autoscaling.plant import AutoscalingScenario, PlantFaults  # noqa: E402
+from fairlead_sim.autoscaling.pool import StartupDistribution  # noqa: E402
+from fairlead_sim.autoscaling.request_table import ArrivalTrace  # noqa: E402
+from fairlead_sim.autoscaling.scenarios import SCENARIOS  # noqa: E402
 
 BAR = {
     **{
@@ -170,9 +170,11 @@ def scenario(
     name: str, load: ArrivalTrace, *, initial: int = 1, minimum: int = 0, troubles: PlantFaults | None = None
 ) -> AutoscalingScenario:
     setups = [
-        pools.reference_pool(pools.small_profile(), initial, startup=StartupDistribution(20.0, 0.0), minimum=minimum)
+        reference_pools.reference_pool(
+            reference_pools.small_profile(), initial, startup=StartupDistribution(20.0, 0.0), minimum=minimum
+        )
     ]
-    model = pools.reference_model(setups, 3.0, 0.15, patience=400.0)
+    model = reference_pools.reference_model(setups, 3.0, 0.15, patience=400.0)
     return AutoscalingScenario(name, 1, 1_200.0, model, tuple(setups), load, troubles or PlantFaults())
 
 

@@ -28,7 +28,7 @@ from run import GRID, best_single, imported, main, sliced, solved  # noqa: E402
 from table import goals  # noqa: E402
 from workloads import WORKLOADS, histogram, homogeneous, skewed  # noqa: E402
 
-from fairlead_sim.scaling.prefilling import PrefillPolicy  # noqa: E402
+from fairlead_sim.autoscaling.routing.prefill_placement import PrefillPolicy  # noqa: E402
 
 BAR = {
     "solving 10 × 10 shapes × 6 accelerators, the slowest": "<= 1.0",

@@ -10,9 +10,9 @@ sys.path[:0] = [str(BENCH)]
 from sharing import CONVERSATIONS, SHORT, Figures, Form, conversations, rows, short  # noqa: E402 - found through the line above
 from table import goals  # noqa: E402
 
-from fairlead_sim.knowledge import NO_SHARING, InformationDelays  # noqa: E402
-from fairlead_sim.traces import at_rate  # noqa: E402
-from fairlead_sim.traffic import conversation_traffic  # noqa: E402
+from fairlead_sim.gateways.cluster_options import NO_SHARING, InformationDelays  # noqa: E402
+from fairlead_sim.workload.generators import conversation_traffic  # noqa: E402
+from fairlead_sim.workload.traces import at_rate  # noqa: E402
 
 BAR = {
     "conversations: cached tokens: three that share, one restarted ÷ three apart, one restarted": ">= 1.05",

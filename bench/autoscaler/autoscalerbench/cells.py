@@ -16,9 +16,9 @@ from fairlead.runtime.compiled_build import sources_digest
 from fairlead_autoscaler.core import ScalingCore
 from fairlead_autoscaler.mix import simulation_solver
 from fairlead_autoscaler.presets import PRESETS, build
-from fairlead_sim.scaling.loop import Controller, ControllerOutcome, run_controller
-from fairlead_sim.scaling.plant import AutoscalingScenario, EngineModelKind
-from fairlead_sim.scaling.scenarios import SCENARIOS
+from fairlead_sim.autoscaling.closed_loop import Controller, ControllerOutcome, run_controller
+from fairlead_sim.autoscaling.plant import AutoscalingScenario, EngineModelKind
+from fairlead_sim.autoscaling.scenarios import SCENARIOS
 
 OURS = "fairlead"
 _HINT_SECONDS = 0.5

@@ -33,13 +33,13 @@ from autoscalerbench.bars import (
 from autoscalerbench.cells import OURS, Cell, measure, ran, scenario_of, state
 from autoscalerbench.signs import signs
 from fairlead_autoscaler.presets import PRESETS
-from fairlead_sim.scaling import load as loads
-from fairlead_sim.scaling.known import OracleCache
-from fairlead_sim.scaling.loop import ScheduleController, run_controller
-from fairlead_sim.scaling.oracle import OracleSchedule as Oracle
-from fairlead_sim.scaling.oracle import replay_schedule, search_schedule
-from fairlead_sim.scaling.plant import AutoscalingScenario, EngineModelKind, PlantFaults
-from fairlead_sim.scaling.scenarios import smooth_chat, step_cold
+from fairlead_sim.autoscaling import traffic as loads
+from fairlead_sim.autoscaling.closed_loop import ScheduleController, run_controller
+from fairlead_sim.autoscaling.oracle import OracleSchedule as Oracle
+from fairlead_sim.autoscaling.oracle import replay_schedule, search_schedule
+from fairlead_sim.autoscaling.oracle_cache import OracleCache
+from fairlead_sim.autoscaling.plant import AutoscalingScenario, EngineModelKind, PlantFaults
+from fairlead_sim.autoscaling.scenarios import smooth_chat, step_cold
 
 ORACLES = Path(__file__).parents[1] / "oracles.json"
 SEARCHED = (*HARD, *DARK)

@@ -11,8 +11,8 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fairlead_sim.scaling.loop import PlantSample
-from fairlead_sim.scaling.oracle import OracleSchedule
+from fairlead_sim.autoscaling.closed_loop import PlantSample
+from fairlead_sim.autoscaling.oracle import OracleSchedule
 
 _INK, _QUIET, _OURS, _BEST = "#1f2933", "#7b8794", "#d64545", "#3e7cb1"
 

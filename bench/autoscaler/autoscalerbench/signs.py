@@ -5,8 +5,8 @@ import math
 from bisect import bisect_left
 from collections.abc import Sequence
 
-from fairlead_sim.scaling.loop import ControllerOutcome
-from fairlead_sim.scaling.plant import AutoscalingScenario
+from fairlead_sim.autoscaling.closed_loop import ControllerOutcome
+from fairlead_sim.autoscaling.plant import AutoscalingScenario
 
 AFTER_SECONDS = 300.0
 AGAIN_SHARE = 0.95

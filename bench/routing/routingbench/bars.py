@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from table import Row, comparing, goals, measuring
 
-from fairlead_sim.traffic import FAMILIES
+from fairlead_sim.workload.generators import FAMILIES
 from routingbench.cells import Cell, Lab, geometric
 
 DEFAULT, DUALMAP = "dual-hash", "dualmap"

@@ -14,14 +14,14 @@ from lab import Lab as SharedLab
 
 from fairlead.engine_profile import builtin_profile
 from fairlead.runtime.compiled_build import compiled_copy_path
+from fairlead_sim.adapters.external_router import SharingDelays
 from fairlead_sim.compiled import package_folders
-from fairlead_sim.figures import WITHOUT_GUARD, CapacityGoal, attainment_by_window
-from fairlead_sim.outside import SharingDelays
-from fairlead_sim.script import FleetEvent, FleetEventKind, scale_out_and_in
+from fairlead_sim.experiments.trial import SeamKind, Trial
+from fairlead_sim.fleet.fleet_events import FleetEvent, FleetEventKind, scale_out_and_in
+from fairlead_sim.fleet.results import WITHOUT_GUARD, CapacityGoal, attainment_by_window
 from fairlead_sim.seams import router
-from fairlead_sim.traces import MAX_PROMPT_TOKENS, TraceRequest, at_rate, read_mooncake, spread_ties
-from fairlead_sim.traffic import FAMILIES
-from fairlead_sim.trial import SeamKind, Trial
+from fairlead_sim.workload.generators import FAMILIES
+from fairlead_sim.workload.traces import MAX_PROMPT_TOKENS, TraceRequest, at_rate, read_mooncake, spread_ties
 
 GUESSES = {"agents": 45.0, "tenants": 33.0, "rag": 25.5, "flash-crowd": 37.0, "bursty": 35.0, "conversation": 20.0}
 """Where the search for a capacity begins, requests/s of eight engines; it may end anywhere."""

@@ -13,7 +13,7 @@ from lab import Found
 from table import Row, goals, measuring
 
 from fairlead_gateway.routing import PRESETS
-from fairlead_sim.traffic import FAMILIES
+from fairlead_sim.workload.generators import FAMILIES
 from routingbench.cells import REQUESTS_AN_ENGINE, Cell, Lab
 
 SHARE = 0.85

@@ -11,7 +11,7 @@ from table import Row, write
 
 from fairlead_cli.replaying.traffic import load_traffic
 from fairlead_gateway.routing import PRESETS
-from fairlead_sim.traffic import FAMILIES
+from fairlead_sim.workload.generators import FAMILIES
 from routingbench import demo
 from routingbench.bars import Bars
 from routingbench.cells import Lab

@@ -18,7 +18,7 @@ from fairlead_cli.replaying.report import PolicyResult, ReplayReport, RunSummary
 from fairlead_cli.replaying.simulated import FleetSimulation, timing_doubts, transport_seconds
 from fairlead_cli.replaying.stack import MeasuredStack, MeasuredStackOptions
 from fairlead_cli.replaying.traffic import ReplayTraffic
-from fairlead_sim.tokenizer import Tokenizer
+from fairlead_sim.engine.tokenizer import Tokenizer
 
 MANIFEST_TEMPLATE = """\
 # What `fairlead demo` serves: eight simulated engines of the profile that the routing studies use.

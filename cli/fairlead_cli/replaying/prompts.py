@@ -13,8 +13,8 @@ import msgspec
 from fairlead.errors import BadInput
 from fairlead_cli.replaying.client import PlannedRequest
 from fairlead_gateway.routing import PrefixChain, prefix_chain
-from fairlead_sim.tokenizer import Tokenizer
-from fairlead_sim.traces import TRACE_BLOCK_TOKENS, TraceRequest
+from fairlead_sim.engine.tokenizer import Tokenizer
+from fairlead_sim.workload.traces import TRACE_BLOCK_TOKENS, TraceRequest
 
 TOKEN_BYTES = 4
 

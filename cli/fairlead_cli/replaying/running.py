@@ -15,7 +15,7 @@ from fairlead_cli.replaying.report import PolicyResult, ReplayReport, RunSummary
 from fairlead_cli.replaying.simulated import JITTER_SECONDS, FleetSimulation, timing_doubts, transport_seconds
 from fairlead_cli.replaying.summary import scale_times
 from fairlead_cli.replaying.traffic import ReplayTraffic
-from fairlead_sim.tokenizer import Tokenizer
+from fairlead_sim.engine.tokenizer import Tokenizer
 
 UNKNOWN_PRESET = "gateway"
 SECRET_VARIABLE = "FAIRLEAD_HASH_SECRET"

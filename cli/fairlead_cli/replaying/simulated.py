@@ -17,8 +17,8 @@ from fairlead.engine_profile import EngineProfile
 from fairlead.fleet.model import SloTargets
 from fairlead_cli.replaying.outcome import ReplayResult
 from fairlead_gateway.routing import PrefixChain
-from fairlead_sim.fleet import simulate
-from fairlead_sim.traces import TraceRequest
+from fairlead_sim.gateways.single_gateway import simulate
+from fairlead_sim.workload.traces import TraceRequest
 
 ENGINE_BLOCK_TOKENS = 16
 RUN_COUNT = 9

@@ -8,7 +8,7 @@ from typing import Any
 
 from fairlead.fleet.model import SloTargets
 from fairlead_cli.replaying.outcome import ReplayResult
-from fairlead_sim.figures import quantile
+from fairlead_sim.fleet.results import quantile
 
 QUANTILES = (("p50", 0.50), ("p90", 0.90), ("p99", 0.99))
 

@@ -5,8 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fairlead.errors import BadInput
-from fairlead_sim.traces import MAX_PROMPT_TOKENS, TraceRequest, at_rate, ideal_cached_share, read_mooncake, spread_ties
-from fairlead_sim.traffic import conversation_traffic
+from fairlead_sim.workload.generators import conversation_traffic
+from fairlead_sim.workload.traces import (
+    MAX_PROMPT_TOKENS,
+    TraceRequest,
+    at_rate,
+    ideal_cached_share,
+    read_mooncake,
+    spread_ties,
+)
 
 
 @dataclass(frozen=True, slots=True)

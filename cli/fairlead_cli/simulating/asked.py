@@ -6,9 +6,9 @@ from fairlead.engine_profile import EngineProfile, builtin_profile
 from fairlead.errors import BadInput
 from fairlead.fleet.model import SloTargets
 from fairlead_gateway.routing import PRESETS
-from fairlead_sim.figures import CapacityGoal
-from fairlead_sim.sources import TrafficSource, load_source
-from fairlead_sim.trial import Trial
+from fairlead_sim.experiments.trial import Trial
+from fairlead_sim.fleet.results import CapacityGoal
+from fairlead_sim.workload.sources import TrafficSource, load_source
 
 MAX_ENGINES = 1_024
 GUARD_FACTOR = 3.0

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from fairlead_cli.simulating.asked import SimulationOptions
-from fairlead_sim.figures import RunMetrics
-from fairlead_sim.traces import at_rate
+from fairlead_sim.fleet.results import RunMetrics
+from fairlead_sim.workload.traces import at_rate
 
 
 @dataclass(frozen=True, slots=True)

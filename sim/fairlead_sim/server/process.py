@@ -14,13 +14,14 @@ from fairlead.errors import SettingsError
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
 from fairlead.runtime.loop_lag import LoopLag
-from fairlead_sim.server import faults, parts, routes
-from fairlead_sim.server.app import EngineApp
-from fairlead_sim.server.connection import ServerConnection
-from fairlead_sim.server.engine import SimulatedEngine
-from fairlead_sim.server.problems import CORE_DIED_MESSAGE, InternalError
-from fairlead_sim.server.settings import EngineSettings
-from fairlead_sim.tokenizer import Tokenizer
+from fairlead_sim.api import routes
+from fairlead_sim.api.app import EngineApp
+from fairlead_sim.engine.tokenizer import Tokenizer
+from fairlead_sim.http.connection import ServerConnection
+from fairlead_sim.http.errors import CORE_DIED_MESSAGE, InternalError
+from fairlead_sim.runtime import engine_factory, fault_injection
+from fairlead_sim.runtime.settings import EngineSettings
+from fairlead_sim.runtime.simulated_engine import SimulatedEngine
 
 _FLUSH_SECONDS = 1.0
 _LAG_SAMPLES = 1_000
@@ -104,7 +105,7 @@ async def start_engine(
     random: Random,
     tokenizer: Tokenizer,
     lag: LoopLag | None = None,
-    context: parts.ZmqContext | None = None,
+    context: engine_factory.ZmqContext | None = None,
     on_death: "Callable[[RunningEngine], None] | None" = None,
 ) -> RunningEngine:
     """Start one engine listening on ``host:port`` (0 = a free one). Without ``die`` its death ends only itself."""
@@ -147,7 +148,7 @@ async def run_engines(
     count: int,
     clock: Clock,
     random: Random,
-    initial_faults: Sequence[tuple[int | None, faults.Fault]],
+    initial_faults: Sequence[tuple[int | None, fault_injection.Fault]],
     print_line: Callable[[str], None],
 ) -> None:
     """Serve ``count`` engines until a signal comes, or until every engine has died."""
@@ -159,11 +160,11 @@ async def run_engines(
     lag = LoopLag(max_samples=_LAG_SAMPLES)
     lag.start()
     tokenizer = Tokenizer()
-    context: parts.ZmqContext | None = zmq.Context() if settings.kv_events.endpoint else None
+    context: engine_factory.ZmqContext | None = zmq.Context() if settings.kv_events.endpoint else None
     try:
         for index in range(count):
             running = await start_engine(
-                parts.shift_event_ports(settings, index),
+                engine_factory.shift_event_ports(settings, index),
                 host=host,
                 port=port + index if port else 0,
                 clock=clock,
@@ -223,4 +224,4 @@ async def _wait_for_exit(signalled: asyncio.Event, fleet: Sequence[RunningEngine
 
 
 def _exit_process(_served: RunningEngine) -> None:
-    faults.exit_process()
+    fault_injection.exit_process()

@@ -11,8 +11,9 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fairlead_sim.transcripts import compare
-from fairlead_sim.transcripts.exchange import (
+from fairlead_sim.transcripts import comparison
+from fairlead_sim.transcripts.engine_process import EngineProcess, launch_engine
+from fairlead_sim.transcripts.http_client import (
     open_client,
     post_request,
     read_load,
@@ -20,7 +21,6 @@ from fairlead_sim.transcripts.exchange import (
     wait_for_metric,
     wait_for_value,
 )
-from fairlead_sim.transcripts.launch import EngineProcess, launch_engine
 from fairlead_sim.transcripts.manifest import EXACT, EXCLUDED, Manifest, ManifestEntry
 from fairlead_sim.transcripts.recording import HttpResponse, Recording, read_recording
 
@@ -103,7 +103,7 @@ async def replay_recordings(
 def compare_responses(entry: ManifestEntry, recorded: HttpResponse, live: HttpResponse) -> ReplayResult:
     """Both comparisons of one answer."""
     return ReplayResult(
-        entry, tuple(compare.compare_exact(recorded, live)), tuple(compare.compare_shape(recorded, live))
+        entry, tuple(comparison.compare_exact(recorded, live)), tuple(comparison.compare_shape(recorded, live))
     )
 
 

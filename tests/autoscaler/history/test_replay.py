@@ -24,7 +24,7 @@ from fairlead_autoscaler.core import (
 )
 from fairlead_autoscaler.history.recorder import TickRecord, decode_record, encode_record
 from fairlead_autoscaler.history.replay import SettingChanges, parse_changes, replay
-from fairlead_sim.scaling.pools import large_profile, small_profile
+from fairlead_sim.autoscaling.reference_pools import large_profile, small_profile
 
 GUIDE = Path(__file__).parents[3] / "docs" / "guides" / "autoscaling.md"
 MODEL = ModelSpec(

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from fairlead.engine_profile import EngineProfile, builtin_profile
 from fairlead.fleet.model import SloTargets
 from fairlead_autoscaler.mix import throughput
-from fairlead_sim.scaling.book import ArrivalTrace
-from fairlead_sim.scaling.loop import ScheduleController, run_controller
-from fairlead_sim.scaling.plant import AutoscalingScenario, EngineModelKind
-from fairlead_sim.scaling.pools import reference_model, reference_pool
+from fairlead_sim.autoscaling.closed_loop import ScheduleController, run_controller
+from fairlead_sim.autoscaling.plant import AutoscalingScenario, EngineModelKind
+from fairlead_sim.autoscaling.reference_pools import reference_model, reference_pool
+from fairlead_sim.autoscaling.request_table import ArrivalTrace
 
 H100, L4 = builtin_profile("h100-llama8b"), replace(builtin_profile("l4-qwen8b"), kv_tokens=60_000)
 KEPT = SloTargets(target=0.99, ttft_seconds=3.0, ttft_per_kilo_token_seconds=0.5, itl_seconds=0.12)

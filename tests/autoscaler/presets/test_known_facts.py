@@ -12,11 +12,11 @@ from random import Random
 import pytest
 
 from fairlead_autoscaler.presets import build
-from fairlead_sim.scaling import load as loads
-from fairlead_sim.scaling.loop import ControllerOutcome, run_controller
-from fairlead_sim.scaling.plant import AutoscalingScenario, PlantFaults
-from fairlead_sim.scaling.pool import PoolSetup
-from fairlead_sim.scaling.pools import (
+from fairlead_sim.autoscaling import traffic as loads
+from fairlead_sim.autoscaling.closed_loop import ControllerOutcome, run_controller
+from fairlead_sim.autoscaling.plant import AutoscalingScenario, PlantFaults
+from fairlead_sim.autoscaling.pool import PoolSetup
+from fairlead_sim.autoscaling.reference_pools import (
     LARGE_COST,
     WARM_START,
     large_profile,
@@ -24,7 +24,7 @@ from fairlead_sim.scaling.pools import (
     reference_pool,
     small_profile,
 )
-from fairlead_sim.scaling.scenarios import SCENARIOS
+from fairlead_sim.autoscaling.scenarios import SCENARIOS
 
 _WINDOW = (1_200.0, 1_500.0)
 _WAVE = [8.0 + 2.0 * math.sin(2.0 * math.pi * minute / 30.0) for minute in range(60)]

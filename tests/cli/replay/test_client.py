@@ -11,7 +11,7 @@ from fairlead_testing.http import scripted_server
 from fairlead.errors import Unavailable
 from fairlead_cli.replaying.client import GAVE_UP_ERROR, ClientRun, OpenLoopClient, PlannedRequest, ProgressCounts
 from fairlead_cli.replaying.prompts import ReplayTarget, plan_requests
-from fairlead_sim.traces import TraceRequest
+from fairlead_sim.workload.traces import TraceRequest
 
 DONE = scripted_server.event("[DONE]")
 

@@ -12,8 +12,8 @@ from fairlead_cli.replaying.files import CSV_COLUMNS, write_report
 from fairlead_cli.replaying.report import PolicyResult, ReplayReport, RunSummary
 from fairlead_cli.replaying.simulated import FleetSimulation
 from fairlead_cli.replaying.tables import print_report
-from fairlead_sim.traces import at_rate
-from fairlead_sim.traffic import conversation_traffic
+from fairlead_sim.workload.generators import conversation_traffic
+from fairlead_sim.workload.traces import at_rate
 
 OBJECTIVES = SloTargets(ttft_seconds=5.0, itl_seconds=0.3)
 

@@ -6,8 +6,8 @@ import pytest
 
 from fairlead.errors import BadInput
 from fairlead_cli.replaying.prompts import PromptBuilder, ReplayTarget
-from fairlead_sim.tokenizer import Tokenizer
-from fairlead_sim.traces import TraceRequest
+from fairlead_sim.engine.tokenizer import Tokenizer
+from fairlead_sim.workload.traces import TraceRequest
 
 TOKENIZER = Tokenizer()
 

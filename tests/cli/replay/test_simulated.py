@@ -11,9 +11,9 @@ from fairlead.fleet.model import SloTargets
 from fairlead_cli.replaying.outcome import ReplayResult
 from fairlead_cli.replaying.prompts import PromptBuilder, prefix_chains
 from fairlead_cli.replaying.simulated import FleetSimulation, jitter_arrivals, timing_doubts, transport_seconds
-from fairlead_sim.tokenizer import Tokenizer
-from fairlead_sim.traces import at_rate
-from fairlead_sim.traffic import conversation_traffic
+from fairlead_sim.engine.tokenizer import Tokenizer
+from fairlead_sim.workload.generators import conversation_traffic
+from fairlead_sim.workload.traces import at_rate
 
 REQUESTS = at_rate(conversation_traffic(120, seed=4), 6.0)
 OBJECTIVES = SloTargets(ttft_seconds=5.0)

@@ -13,7 +13,7 @@ from fairlead.engines import EngineLaunch, EngineReplica, engine_adapter, engine
 from fairlead.engines.sim import DEFAULT_CONTEXT_TOKENS, split_args
 from fairlead.errors import BadInput
 from fairlead.fleet.signals import EngineSignals
-from fairlead_sim.server.options import add_engine_arguments, parse_engine_options
+from fairlead_sim.server.command_line import add_engine_arguments, parse_engine_options
 
 PAGE = (Path(__file__).parent / "data" / "vllm-metrics.txt").read_bytes()
 RECORDED_METRICS = Path(__file__).parents[3] / "shared" / "research" / "vllm-real" / "metrics"

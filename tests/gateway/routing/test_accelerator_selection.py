@@ -13,10 +13,10 @@ from fairlead.fleet.model import Instance, Model, Role, SloTargets
 from fairlead_gateway.routing import ModelRouter, RouteRequest, prefix_chain
 from fairlead_gateway.routing.accelerator_selection import AcceleratorKind
 from fairlead_gateway.routing.hash_ring import HomeRings
-from fairlead_sim.course import FleetSimulation
-from fairlead_sim.fleet import SingleGateway
-from fairlead_sim.trace_prompts import TracePromptCache
-from fairlead_sim.traces import TraceRequest
+from fairlead_sim.fleet.simulation import FleetSimulation
+from fairlead_sim.gateways.single_gateway import SingleGateway
+from fairlead_sim.workload.trace_prompts import TracePromptCache
+from fairlead_sim.workload.traces import TraceRequest
 
 L4 = EngineProfile("L4", 2.2e-4, 7e-9, 6.7e-2, 3e-3, 2e-5, 5.5e-7, 0.0, 31_000, 256, 2_048)
 H100 = EngineProfile("H100", 2.7e-5, 9e-10, 6e-3, 3e-3, 2e-5, 4.9e-8, 0.0, 415_000, 256, 8_192)

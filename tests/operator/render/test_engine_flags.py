@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from fairlead_sim.server import options
+from fairlead_sim.server import command_line
 
 ROOT = Path(__file__).parents[3]
 GOLDEN = ROOT / "tests" / "operator" / "render" / "golden" / "v1"
@@ -53,8 +53,8 @@ def test_every_switch_is_one_of_the_engines(kind: str) -> None:
 def test_the_simulated_engine_reads_its_own_command_lines() -> None:
     for _, arguments in containers("sim"):
         parser = argparse.ArgumentParser()
-        options.add_engine_arguments(parser)
-        read = options.parse_engine_options(
+        command_line.add_engine_arguments(parser)
+        read = command_line.parse_engine_options(
             parser.parse_args([one.replace("$(POD_IP)", "10.0.0.1") for one in arguments])
         )
         assert read.port == 8000

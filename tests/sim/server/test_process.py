@@ -16,15 +16,15 @@ from fairlead_testing.processes import is_listening
 
 from fairlead.engine_profile import builtin_profile
 from fairlead.errors import FairleadError, SettingsError
-from fairlead_sim.server import options
+from fairlead_sim.server import command_line
 
 PATIENCE = 120.0
 
 
-def read(*arguments: str) -> options.EngineProcessOptions:
+def read(*arguments: str) -> command_line.EngineProcessOptions:
     parser = argparse.ArgumentParser()
-    options.add_engine_arguments(parser)
-    return options.parse_engine_options(parser.parse_args(arguments))
+    command_line.add_engine_arguments(parser)
+    return command_line.parse_engine_options(parser.parse_args(arguments))
 
 
 @contextmanager
@@ -134,7 +134,7 @@ def test_wrong_arguments_are_named(arguments: tuple[str, ...]) -> None:
     ],
 )
 def test_a_profile_may_be_given_as_json_on_top_of_a_known_one(text: str, changed: dict[str, Any]) -> None:
-    profile = options.parse_profile(text)
+    profile = command_line.parse_profile(text)
     for name, value in changed.items():
         assert getattr(profile, name) == value
     assert profile.weights_seconds == builtin_profile("910b4").weights_seconds
@@ -159,8 +159,9 @@ def test_equal_engines_have_equal_fingerprints() -> None:
 
 
 def test_speed_makes_the_same_request_take_less_time_in_the_engine() -> None:
-    from fairlead_sim.server.settings import EngineSettings
-    from fairlead_sim.server.testing import running_engine
+    from fairlead_testing.sim.engines import running_engine
+
+    from fairlead_sim.runtime.settings import EngineSettings
 
     async def first_step(speed: float) -> float:
         async with running_engine(EngineSettings(profile=builtin_profile("910b4"), speed=speed)) as served:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fairlead_sim.transcripts import manifest, report
-from fairlead_sim.transcripts.launch import launch_engine
+from fairlead_sim.transcripts.engine_process import launch_engine
 from fairlead_sim.transcripts.recording import is_recording
 from fairlead_sim.transcripts.replay import ReplayResult, replay_recordings
 

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from fairlead_sim.transcripts.exchange import (
+from fairlead_sim.transcripts.engine_process import EngineProcess, launch_engine
+from fairlead_sim.transcripts.http_client import (
     RESPONSE_TIMEOUT_SECONDS,
     ClientConnection,
     get_request,
@@ -25,7 +26,6 @@ from fairlead_sim.transcripts.exchange import (
     wait_for_metric,
     wait_for_value,
 )
-from fairlead_sim.transcripts.launch import EngineProcess, launch_engine
 from fairlead_sim.transcripts.recording import HttpResponse, RecordedRequest, parse_response
 
 SWITCHES = ("--model", "tiny", "--profile", "tiny-cpu", "--max-model-len", "32768")

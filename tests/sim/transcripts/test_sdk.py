@@ -12,7 +12,7 @@ import openai
 import pydantic
 import pytest
 
-from fairlead_sim.transcripts.launch import EngineProcess, launch_engine
+from fairlead_sim.transcripts.engine_process import EngineProcess, launch_engine
 
 SWITCHES = ("--model", "tiny", "--profile", "tiny-cpu", "--max-model-len", "4096", "--lora", "static-lora=/models/a")
 HELLO: list[openai.types.from_chat.ChatCompletionMessageParam] = [{"role": "user", "content": "Hello"}]

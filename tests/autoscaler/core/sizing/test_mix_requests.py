@@ -26,7 +26,7 @@ from fairlead_autoscaler.core.sizing.mix_requests import FollowedMix
 from fairlead_autoscaler.core.sizing.pool_allocation import PoolShare, follow_mix
 from fairlead_autoscaler.core.state import decode_state, encode_state
 from fairlead_autoscaler.mix import create_solver
-from fairlead_sim.scaling.pools import large_profile, small_profile
+from fairlead_sim.autoscaling.reference_pools import large_profile, small_profile
 
 MODEL = ModelSpec(
     "chat",

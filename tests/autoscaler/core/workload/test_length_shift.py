@@ -12,10 +12,10 @@ from fairlead_autoscaler.core.sizing.stabilization_window import NeedWindow
 from fairlead_autoscaler.core.workload.arrivals import ArrivalBin, ArrivalHistory
 from fairlead_autoscaler.core.workload.length_shift import bins_for_growth, detect_shift
 from fairlead_autoscaler.core.workload.request_lengths import DecayingRatio, RequestLengths
-from fairlead_sim.scaling.book import ArrivalTrace as Arriving
-from fairlead_sim.scaling.loop import run_controller
-from fairlead_sim.scaling.plant import AutoscalingScenario
-from fairlead_sim.scaling.pools import COLD_START, large_profile, reference_model, reference_pool
+from fairlead_sim.autoscaling.closed_loop import run_controller
+from fairlead_sim.autoscaling.plant import AutoscalingScenario
+from fairlead_sim.autoscaling.reference_pools import COLD_START, large_profile, reference_model, reference_pool
+from fairlead_sim.autoscaling.request_table import ArrivalTrace as Arriving
 
 SETTINGS = ScalingSettings()
 KNOWN = DecayingRatio(4e6, 1_000.0, 4e7, 10_000.0)

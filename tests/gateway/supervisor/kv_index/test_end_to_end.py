@@ -19,7 +19,7 @@ from redis.asyncio import Redis
 from fairlead.fleet.file import write_fleet_file
 from fairlead_gateway.supervisor.peers.peer_messages import DATA_FIELD
 from fairlead_kvstore.redis import keys
-from fairlead_sim.tokenizer import Tokenizer
+from fairlead_sim.engine.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer()
 

@@ -26,7 +26,7 @@ from redis import Redis
 
 from fairlead.fleet.file import write_fleet_file
 from fairlead_kvstore.redis import keys
-from fairlead_sim.tokenizer import Tokenizer
+from fairlead_sim.engine.tokenizer import Tokenizer
 
 MODEL = "default/tiny"
 TOKENIZER = Tokenizer()

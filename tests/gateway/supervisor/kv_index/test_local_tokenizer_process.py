@@ -9,8 +9,8 @@ from fairlead_testing.gateway.running_gateway import run_async
 from fairlead_testing.waiting import wait_until_async
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
-from fairlead_sim.tokenizer import CONTROL_TOKENS
-from fairlead_sim.tokenizer import Tokenizer as Simulated
+from fairlead_sim.engine.tokenizer import CONTROL_TOKENS
+from fairlead_sim.engine.tokenizer import Tokenizer as Simulated
 
 SIMULATED = Simulated()
 

@@ -10,11 +10,11 @@ import pytest
 from fairlead.engine_profile import EngineProfile, builtin_profile
 from fairlead_gateway.supervisor.profiling.observations import ComputedWork, EngineObserver, Observation
 from fairlead_gateway.supervisor.profiling.profile_regression import MIN_OBSERVATIONS, ProfileRegression
-from fairlead_sim.blocks import KvEvent
-from fairlead_sim.course import FleetSimulation
-from fairlead_sim.engine import EngineSequence
-from fairlead_sim.trace_prompts import trace_keys
-from fairlead_sim.traces import TraceRequest
+from fairlead_sim.engine.block_pool import KvEvent
+from fairlead_sim.engine.scheduler import EngineSequence
+from fairlead_sim.fleet.simulation import FleetSimulation
+from fairlead_sim.workload.trace_prompts import trace_keys
+from fairlead_sim.workload.traces import TraceRequest
 
 BLOCK_TOKENS = 512
 SETTLE_SECONDS = 10.0

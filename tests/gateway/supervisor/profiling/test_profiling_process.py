@@ -14,7 +14,7 @@ from fairlead_testing.waiting import wait_until_async
 from fairlead.engine_profile import builtin_profile
 from fairlead.fleet.file import write_fleet_file
 from fairlead.fleet.file.schema import FileProfile
-from fairlead_sim.tokenizer import Tokenizer
+from fairlead_sim.engine.tokenizer import Tokenizer
 
 TRUE, ASSUMED = builtin_profile("910b4"), builtin_profile("h100-llama8b")
 TEXT = Tokenizer()

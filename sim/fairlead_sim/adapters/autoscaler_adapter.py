@@ -1,0 +1,178 @@
+"""The autoscaler behind the words of its seam (docs/reference/seams.md): mappings or objects in, numbers of replicas out.
+
+Nothing is decided here: every number comes from the controller, which sees ``fairlead_autoscaler.core.types``.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from fairlead.errors import BadInput
+from fairlead_autoscaler.core.types import (
+    GatewayTraffic,
+    MixRequest,
+    MixResult,
+    ModelSpec,
+    Observation,
+    PoolObservation,
+    ReplicaMetrics,
+    ReplicaState,
+    ShapeCount,
+)
+from fairlead_sim.adapters.autoscaler_model_info import MAX_REPLICAS
+from fairlead_sim.adapters.field_parsing import (
+    parse_number,
+    read_count,
+    read_field,
+    read_id,
+    require_list,
+    require_mapping,
+    require_object,
+)
+from fairlead_sim.autoscaling.closed_loop import Controller
+
+_REPLICA_STATES = (ReplicaState.PENDING, ReplicaState.READY, ReplicaState.DRAINING)
+_COUNTER_FIELDS = {  # the seam's word for each of ours
+    "running": "running",
+    "waiting": "waiting",
+    "kv": "kv_share",
+    "d_prompt": "prompt_tokens",
+    "d_gen": "generated_tokens",
+    "d_gen_time": "itl_seconds",
+    "d_finished": "finished",
+    "d_first": "first_tokens",
+    "d_ttft_sum": "ttft_seconds",
+}
+
+
+class AutoscalerAdapter:
+    """A controller, called as the seam says. ``solver`` makes what answers its questions, each at the next step."""
+
+    def __init__(
+        self, controller: Controller, model: ModelSpec, solver: Callable[[], Callable[[MixRequest], MixResult]]
+    ) -> None:
+        self._controller = controller
+        self._model = model
+        self._solver = solver
+        self._mix_requests: Mapping[str, MixRequest] = {}
+
+    def step(self, obs: Any) -> dict[str, int]:
+        """How many replicas each pool should have; one that is missing stays as it is."""
+        observation = parse_observation(obs, self._model)
+        if self._mix_requests:
+            solve = self._solver()
+            observation = replace(
+                observation, mixes={role: solve(mix_request) for role, mix_request in self._mix_requests.items()}
+            )
+        plan = self._controller.step(observation)
+        self._mix_requests = plan.asks
+        return {name: pool.replicas for name, pool in plan.pools.items()}
+
+
+def parse_observation(obs: Any, model: ModelSpec) -> Observation:
+    """One look at ``model``. What is missing, or a number that nobody can have counted, is unknown; of a pool whose pods nobody
+    counted nothing is said, so that it stays as it is. Raises BadInput, which names the field, for a word where a number, a list or
+    an object belongs, for a state that is none, and for replicas that cannot be told apart."""
+    gateway_fields = require_object(read_field(obs, "gateway"), "gateway")
+    arrivals, prompt = (
+        read_count(gateway_fields, "d_arrivals", "gateway"),
+        read_count(gateway_fields, "d_prompt", "gateway"),
+    )
+    held, abandoned = (
+        read_count(gateway_fields, "held", "gateway"),
+        read_count(gateway_fields, "d_abandoned", "gateway"),
+    )
+    gateway = None
+    if arrivals is not None and prompt is not None:
+        gateway = GatewayTraffic(arrivals, prompt, held or 0.0, abandoned or 0.0)
+    now, pools = read_field(obs, "t"), require_mapping(read_field(obs, "pools") or {}, "pools")
+    pool_observations = {
+        pool.name: _parse_pool(pools.get(pool.name), f"pools.{pool.name}", model) for pool in model.pools
+    }
+    return Observation(
+        math.nan if now is None else parse_number(now, "t"),
+        gateway,
+        {name: pool for name, pool in pool_observations.items() if pool is not None},
+        shapes=_parse_shapes(read_field(gateway_fields, "shapes"), "gateway.shapes"),
+    )
+
+
+def _parse_shapes(shapes: Any, field: str) -> tuple[ShapeCount, ...] | None:
+    if shapes is None:
+        return None
+    parsed = []
+    for at, shape in enumerate(require_list(shapes, field)):
+        numbers = [parse_number(value, f"{field}[{at}]") for value in require_list(shape, f"{field}[{at}]")]
+        if len(numbers) != 3:
+            raise BadInput(
+                f"{field}[{at}]: {len(numbers)} numbers", field=field, hint="[prompt tokens, output tokens, requests]"
+            )
+        parsed.append(ShapeCount(*numbers))
+    return tuple(parsed)
+
+
+def _parse_pool(fields: Any, owner: str, model: ModelSpec) -> PoolObservation | None:
+    """None where it is not known how many replicas are asked, ready, pending or draining."""
+    require_object(fields, owner)
+    counts = [read_count(fields, name, owner) for name in ("desired", "ready")]
+    counts += [
+        0.0 if read_field(fields, name) is None else read_count(fields, name, owner) for name in ("pending", "draining")
+    ]
+    field, pending = f"{owner}.pending_age", read_field(fields, "pending_age")
+    ages = () if pending is None else [parse_number(age, field) for age in require_list(pending, field)]
+    replicas = _parse_replicas(read_field(fields, "replicas"), f"{owner}.replicas", model)
+    known = [int(count) for count in counts if count is not None and count <= MAX_REPLICAS and count.is_integer()]
+    if len(known) < len(counts):
+        return None
+    desired, ready, pending, draining = known
+    return PoolObservation(desired, ready, pending, draining, pending_ages_seconds=tuple(ages), replicas=replicas)
+
+
+def _parse_replicas(replicas: Any, field: str, model: ModelSpec) -> tuple[ReplicaMetrics, ...] | None:
+    if replicas is None:
+        return None
+    parsed: dict[str, ReplicaMetrics] = {}
+    for at, fields in enumerate(require_list(replicas, field)):
+        replica = _parse_replica(fields, f"{field}[{at}]", model)
+        if replica is None:
+            continue
+        if replica.id in parsed:
+            raise BadInput(f"{field}[{at}].id: {replica.id!r} is there twice", field=f"{field}[{at}].id")
+        parsed[replica.id] = replica
+    return tuple(parsed.values())
+
+
+def _parse_replica(fields: Any, owner: str, model: ModelSpec) -> ReplicaMetrics | None:
+    """None where nobody says what it is doing."""
+    state = read_field(require_object(fields, owner), "state")
+    if state is None:
+        return None
+    if state not in _REPLICA_STATES:
+        field = f"{owner}.state"
+        raise BadInput(f"{field}: no state is called {state!r}", field=field, hint=", ".join(_REPLICA_STATES))
+    first = read_count(fields, "d_first", owner)
+    return ReplicaMetrics(
+        id=read_id(fields, owner),
+        state=ReplicaState(state),
+        age_seconds=read_count(fields, "age", owner) or 0.0,
+        startup_seconds=read_count(fields, "startup_s", owner),
+        ttft_counts=_parse_histogram(fields, "ttft_hist", owner, model.ttft_bounds, first),
+        itl_counts=_parse_histogram(fields, "itl_hist", owner, model.itl_bounds, None),
+        woken=None,  # the seam knows no sleep
+        **{ours: read_count(fields, theirs, owner) for theirs, ours in _COUNTER_FIELDS.items()},
+    )
+
+
+def _parse_histogram(
+    fields: Any, name: str, owner: str, bounds: tuple[float, ...], total: float | None
+) -> tuple[float, ...] | None:
+    """With a last bucket for what lies beyond all ``bounds``: who tells none leaves it to the ``total``, where there is one. None
+    where there are not as many as ``bounds``: nobody knows where each begins then."""
+    told_counts, field = read_field(fields, name), f"{owner}.{name}"
+    if told_counts is None:
+        return None
+    counts = [0.0 if count is None else parse_number(count, field) for count in require_list(told_counts, field)]
+    if bounds and len(counts) == len(bounds):
+        counts.append(max(0.0, (total or 0.0) - sum(counts)))
+    return tuple(counts) if len(counts) == len(bounds) + 1 or not bounds else None

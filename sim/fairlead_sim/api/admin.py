@@ -1,0 +1,145 @@
+"""What an operator does to an engine over HTTP: sleep, pause, reset, abort, adapters."""
+
+import msgspec
+
+from fairlead_sim.api.app import RequestContext
+from fairlead_sim.api.info import send_json
+from fairlead_sim.http.errors import InternalError, MalformedRequest, ValidationFinding
+from fairlead_sim.http.fields import RequestFields, json_body
+from fairlead_sim.runtime.sleep_mode import MEMORY_PARTS
+
+PAUSE_MODES = ("abort", "wait", "keep")
+
+
+def is_sleeping(call: RequestContext) -> None:
+    """Asleep at any level?"""
+    send_json(call, {"is_sleeping": call.engine.sleep_mode.level is not None})
+
+
+def sleep(call: RequestContext) -> None:
+    """``?level=0|1|2&mode=abort|wait``: new requests hang until ``/wake_up``; from level 1 on the cache is lost."""
+    level = _query_integer(call, "level", 1, 2)
+    mode = _query_mode(call, "abort")
+    call.engine.sleep(level, mode, lambda: send_json(call, {"status": "sleeping", "level": level}))
+
+
+def wake_up(call: RequestContext) -> None:
+    """``?tags=weights|kv_cache``: that part is back, without it all are, and the engine with the last of them."""
+    tags = call.request.query.get("tags")
+    parts = MEMORY_PARTS if tags is None else frozenset({tags})
+    body = {"status": "awake", "tags": None if tags is None else [tags]}
+    call.engine.sleep_mode.wake_up(parts, lambda: send_json(call, body))
+
+
+def is_paused(call: RequestContext) -> None:
+    """True while sleeping, too."""
+    send_json(call, {"is_paused": call.engine.is_paused})
+
+
+def pause(call: RequestContext) -> None:
+    """``?mode=abort|wait|keep&clear_cache=…``."""
+    engine = call.engine
+    mode = _query_mode(call, "abort")
+    clear = _query_flag(call, "clear_cache", default=True)
+
+    def paused() -> None:
+        if clear:
+            engine.reset_prefix_cache()
+        send_json(call, {"status": "paused"})
+
+    engine.pause(mode, paused)
+
+
+def resume(call: RequestContext) -> None:
+    """Go on after ``/pause``."""
+    call.engine.resume()
+    send_json(call, {"status": "resumed"})
+
+
+def reset_prefix_cache(call: RequestContext) -> None:
+    """200 in any case: the body says whether it was done."""
+    preempt = _query_flag(call, "reset_running_requests", default=False)
+    send_json(call, {"success": call.engine.reset_prefix_cache(preempt_running=preempt)})
+
+
+def abort_requests(call: RequestContext) -> None:
+    """End requests by id. Unknown ids count as aborted, as in the real engine."""
+    fields = RequestFields(json_body(call.request))
+    names = fields.strings("request_ids")
+    fields.check()
+    call.engine.abort_responses(set(names))
+    send_json(call, {"status": "aborted", "aborted": len(names)})
+
+
+def collective_rpc(call: RequestContext) -> None:
+    """``reload_weights`` is the one method that a worker here has."""
+    fields = RequestFields(json_body(call.request))
+    fields.require("method")
+    method = fields.text("method")
+    fields.check()
+    if method == "reload_weights":
+        call.engine.sleep_mode.reload_weights(lambda: send_json(call, {"results": [None]}))
+        return
+    raise InternalError(
+        f"Call to collective_rpc method failed: Worker failed with error ''CPUWorker' object has no attribute '{method}'', "
+        "please check the stack trace above for the root cause",
+        bare=True,
+    )
+
+
+def load_adapter(call: RequestContext) -> None:
+    """``/v1/load_lora_adapter``."""
+    call.writer.send(200, call.engine.models.load(RequestFields(json_body(call.request))).encode(), None)
+
+
+def unload_adapter(call: RequestContext) -> None:
+    """``/v1/unload_lora_adapter``."""
+    call.writer.send(200, call.engine.models.unload(RequestFields(json_body(call.request))).encode(), None)
+
+
+def list_adapters(call: RequestContext) -> None:
+    """The adapters loaded now."""
+    loaded = call.engine.models.adapters
+    call.writer.send(200, msgspec.json.encode([{"name": adapter.name, "path": adapter.path} for adapter in loaded]))
+
+
+def _query_integer(call: RequestContext, name: str, default: int, maximum: int) -> int:
+    text = call.request.query.get(name)
+    if text is None:
+        return default
+    where = f"query.{name}"
+    try:
+        value = int(text)
+    except ValueError:
+        message = "Input should be a valid integer, unable to parse string as an integer"
+        raise MalformedRequest([ValidationFinding("int_parsing", where, message, text)]) from None
+    if value < 0:
+        raise MalformedRequest(
+            [ValidationFinding("greater_than_equal", where, "Input should be greater than or equal to 0", text)]
+        )
+    if value > maximum:
+        raise MalformedRequest(
+            [ValidationFinding("less_than_equal", where, f"Input should be less than or equal to {maximum}", text)]
+        )
+    return value
+
+
+def _query_mode(call: RequestContext, default: str) -> str:
+    mode = call.request.query.get("mode", default)
+    if mode not in PAUSE_MODES:
+        expected = "'abort', 'wait' or 'keep'"
+        raise MalformedRequest([ValidationFinding("literal_error", "query.mode", f"Input should be {expected}", mode)])
+    return mode
+
+
+def _query_flag(call: RequestContext, name: str, *, default: bool) -> bool:
+    text = call.request.query.get(name)
+    if text is None:
+        return default
+    word = text.lower()
+    if word in ("true", "1", "yes", "on", "t", "y"):
+        return True
+    if word in ("false", "0", "no", "off", "f", "n"):
+        return False
+    message = "Input should be a valid boolean, unable to interpret input"
+    raise MalformedRequest([ValidationFinding("bool_parsing", f"query.{name}", message, text)])

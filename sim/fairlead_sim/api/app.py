@@ -1,0 +1,137 @@
+"""From a request to its handler: faults first, then path and method, then the handler, and the count of what was answered."""
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from fairlead.limits import Limits
+from fairlead_sim.http.connection import HttpRequest, ResponseWriter, ServerConnection
+from fairlead_sim.http.errors import ApiError, EndpointDisabled, RouteNotFound
+from fairlead_sim.http.headers import HeaderBuilder
+from fairlead_sim.runtime.fault_injection import Fault
+from fairlead_sim.runtime.simulated_engine import SimulatedEngine
+
+SCALE_OUT_DISABLED = "Scale-out endpoints are disabled. Set --enable-scale-out to enable them."
+
+
+@dataclass(slots=True)
+class RequestContext:
+    """One request on its way through a handler."""
+
+    app: "EngineApp"
+    engine: SimulatedEngine
+    request: HttpRequest
+    writer: ResponseWriter
+    fault: Fault | None = None
+
+
+Handler = Callable[[RequestContext], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """What answers a path: a handler a method. ``generates``: counted in ``/load`` and the target of most faults.
+
+    ``switch`` names the part of the surface that the route belongs to: without it there is no such path (403 for scale-out).
+    """
+
+    handlers: Mapping[str, Handler]
+    generates: bool = False
+    switch: str | None = None
+    anthropic: bool = False
+
+
+class EngineApp:
+    """The HTTP side of one engine."""
+
+    def __init__(self, engine: SimulatedEngine, routes: Mapping[str, Route]) -> None:
+        settings = engine.settings
+        self.engine = engine
+        self.header_builder = HeaderBuilder(engine.clock)
+        self.random = engine.random
+        self.keep_alive_seconds = settings.keep_alive_seconds
+        self.body_bytes = Limits().body_bytes
+        self.echo_request_ids = settings.surface.request_id_headers
+        self.connections: set[ServerConnection] = set()
+        self.has_no_connections = asyncio.Event()
+        self.has_no_connections.set()
+        self.requests_seen = 0
+        self.requests_while_draining = 0
+        self._routes = routes
+
+    def on_connection_made(self, connection: ServerConnection) -> bool:
+        """Let a connection in, unless a fault says otherwise."""
+        fault = self.engine.fault_injector.pick_for_connection()
+        self.connections.add(connection)
+        self.has_no_connections.clear()
+        if fault == "hang":
+            connection.stop_answering()
+        return fault != "refuse"
+
+    def on_connection_lost(self, connection: ServerConnection) -> None:
+        """Forget a connection."""
+        self.connections.discard(connection)
+        if not self.connections:
+            self.has_no_connections.set()
+
+    def handle(self, request: HttpRequest, writer: ResponseWriter) -> None:
+        """Answer one request."""
+        engine = self.engine
+        route = self._routes.get(request.path)
+        if route is not None:
+            writer.is_anthropic = route.anthropic
+            if route.generates:
+                self.requests_seen += 1
+                self.requests_while_draining += engine.is_draining
+        self._observe_response(request, writer, route)
+        if route is None or not self._is_enabled(route):
+            raise RouteNotFound
+        handler = route.handlers.get(request.method)
+        if handler is None:
+            raise RouteNotFound(allow=", ".join(route.handlers))
+        fault = None
+        if not request.path.startswith("/sim/"):
+            fault = engine.fault_injector.pick_for_request(generates=route.generates)
+            if fault is not None and _apply_fault(fault, writer):
+                return
+        handler(RequestContext(self, engine, request, writer, fault))
+
+    def _is_enabled(self, route: Route) -> bool:
+        if route.switch is None or getattr(self.engine.settings.surface, route.switch):
+            return True
+        if route.switch == "scale_out":
+            raise EndpointDisabled(SCALE_OUT_DISABLED)
+        return False
+
+    def _observe_response(self, request: HttpRequest, reply: ResponseWriter, route: Route | None) -> None:
+        began = time.monotonic()
+        path = request.path if route is not None else None
+        received = len(request.body)
+
+        def sent(status: int, size: int) -> None:
+            seconds = time.monotonic() - began
+            self.engine.metrics.http.observe_response(
+                path, request.method, status, seconds, received_bytes=received, sent_bytes=size
+            )
+
+        reply.on_sent = sent
+
+
+def _apply_fault(fault: Fault, reply: ResponseWriter) -> bool:
+    """Answer as the fault wants; False when it acts later."""
+    if fault.kind == "refuse":
+        reply.drop_connection()
+    elif fault.kind == "hang":
+        pass  # the request stays open until its client gives up
+    elif fault.kind == "garbage":
+        reply.send_raw(b"\x16\x03\x01\x02\x00garbage\xff\xfe\r\n\r\n\x00\x01")
+    elif fault.kind == "content-type":
+        reply.send(200, b"<html><body>It works!</body></html>", b"text/html; charset=utf-8")
+    elif fault.kind == "error":
+        problem = ApiError("The simulated engine was told to fail.")
+        problem.status = fault.status
+        reply.fail(problem)
+    else:
+        return False
+    return True

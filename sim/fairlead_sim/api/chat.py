@@ -1,0 +1,180 @@
+"""``/v1/chat/completions``: a conversation through the fixed template, whole or as a stream."""
+
+from typing import Any
+
+from fairlead_sim.generation import logprobs, requests
+from fairlead_sim.generation.prompts import PromptParser, injected_token_ids, parse_messages
+from fairlead_sim.generation.requests import GenerationRequest, TokenizedPrompt
+from fairlead_sim.generation.responses import GenerationResponse, ResponseChoice, ResponseHost
+from fairlead_sim.generation.streaming import DONE_CHUNK, StreamingResponse, json_bytes
+from fairlead_sim.http.connection import HttpRequest, ResponseWriter
+from fairlead_sim.http.errors import InvalidRequest, MalformedRequest
+from fairlead_sim.http.fields import RequestFields
+from fairlead_sim.http.headers import http_chunk
+
+_NO_PARSER = "requires --tool-call-parser to be set"
+
+
+def parse_chat_request(
+    fields: RequestFields, request: HttpRequest, request_id: str, frontend: PromptParser
+) -> GenerationRequest:
+    """The ask of a chat body. Raises Malformed, Unknown or Refused."""
+    generation_request = requests.parse_common(fields, request, request_id)
+    latest, older = fields.integer("max_completion_tokens"), fields.integer("max_tokens")
+    generation_request.max_tokens = older if latest is None else latest
+    wants_logprobs, top = fields.flag("logprobs"), fields.integer("top_logprobs")
+    messages = parse_messages(fields)
+    unfinished = _continues_last_message(fields, messages)
+    injected = injected_token_ids(fields)
+    fields.check()
+    frontend.resolve_model(generation_request)
+    if top is not None and not wants_logprobs:
+        raise InvalidRequest.for_value(
+            "when using `top_logprobs`, `logprobs` must be set to true.", "top_logprobs", top
+        )
+    generation_request.logprobs = (top or 0) if wants_logprobs else None
+    generation_request.uses_cache = generation_request.prompt_logprobs is None
+    _validate_tools(fields, auto=frontend.auto_tools)
+    requests.validate_sampling(fields, generation_request)
+    generation_request.prompts = [
+        frontend.from_chat(messages, unfinished=unfinished)
+        if injected is None
+        else TokenizedPrompt(injected, is_token_ids=True)
+    ]
+    return generation_request
+
+
+def _continues_last_message(fields: RequestFields, messages: list[dict[str, Any]]) -> bool:
+    """Whether the last message goes on. Raises Malformed when the next turn is asked for as well."""
+    continues = fields.flag("continue_final_message")
+    if continues and fields.flag("add_generation_prompt", True):
+        raise MalformedRequest(
+            ["Value error, Cannot set both `continue_final_message` and `add_generation_prompt` to True."]
+        )
+    return continues and bool(messages)
+
+
+def _validate_tools(fields: RequestFields, *, auto: bool) -> None:
+    """Tools are read and never called; without a parser the engine refuses to be made to."""
+    tools, choice = fields.items("tools"), fields.body.get("tool_choice")
+    fields.check()
+    if not tools or choice == "none":
+        return
+    if choice == "required":
+        raise InvalidRequest(f'tool_choice="required" {_NO_PARSER}')
+    if isinstance(choice, dict):
+        raise InvalidRequest(f"tool_choice with a named function {_NO_PARSER}")
+    if not auto:
+        raise InvalidRequest('"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set')
+
+
+class ChatCompletion(GenerationResponse):
+    """One JSON object with all choices."""
+
+    id_prefix = "chatcmpl-"
+
+    def finish(self) -> None:
+        ask = self.request
+        prompt = ask.prompts[0].tokens
+        prompt_logprob_count = ask.prompt_logprobs
+        body = {
+            "id": self.id,
+            "object": "chat.completion",
+            "created": self.created,
+            "model": ask.model,
+            "choices": [self._choice(choice) for choice in self.choices],
+            "service_tier": None,
+            "system_fingerprint": self.host.fingerprint,
+            "usage": self.usage(self.created_cache_tokens),
+            "prompt_logprobs": logprobs.prompt_logprobs(self.host.tokenizer, prompt, prompt_logprob_count)
+            if prompt_logprob_count is not None
+            else None,
+            "prompt_token_ids": prompt if ask.return_token_ids else None,
+            "prompt_text": None,
+            "kv_transfer_params": self.host.transfer_params(self),
+            "ec_transfer_params": None,
+            "metrics": None,
+        }
+        self.writer.send(200, json_bytes(body))
+
+    def _choice(self, choice: ResponseChoice) -> dict[str, Any]:
+        ask = self.request
+        choice_logprobs = None
+        if ask.logprobs is not None:
+            choice_logprobs = logprobs.chat_logprobs(self.host.tokenizer, choice.ids, 0, ask.logprobs)
+        return {
+            "index": choice.index,
+            "message": {
+                "role": "assistant",
+                "content": choice.text,
+                "refusal": None,
+                "annotations": None,
+                "audio": None,
+                "function_call": None,
+                "reasoning": None,
+            },
+            "logprobs": choice_logprobs,
+            "finish_reason": choice.reason,
+            "stop_reason": choice.stop_reason,
+            "token_ids": choice.ids if ask.return_token_ids else None,
+            "routed_experts": None,
+        }
+
+
+class ChatCompletionStream(StreamingResponse):
+    """A role event for each choice, then one event a token."""
+
+    id_prefix = "chatcmpl-"
+
+    def __init__(self, host: ResponseHost, ask: GenerationRequest, reply: ResponseWriter) -> None:
+        super().__init__(host, ask, reply)
+        self._opening = b'{"id":%b,"object":"chat.completion.chunk","created":%d,"model":%b,"choices":[' % (
+            json_bytes(self.id),
+            self.created,
+            json_bytes(ask.model),
+        )
+
+    def opening_events(self) -> bytes:
+        super().opening_events()
+        prompt = self.request.prompts[0].tokens
+        ids = json_bytes(prompt) if self.request.return_token_ids else b"null"
+        usage = b""
+        if self.request.continuous_usage:
+            usage = (
+                b',"usage":{"prompt_tokens":%d,"total_tokens":%d,"completion_tokens":0,"completion_tokens_details":null}'
+                % (len(prompt), len(prompt))
+            )
+        events = [
+            b'data: %b{"index":%d,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}]%b,'
+            b'"prompt_token_ids":%b,"prompt_text":null}\n\n' % (self._opening, choice.index, usage, ids)
+            for choice in self.choices
+        ]
+        return b"".join(map(http_chunk, events))
+
+    def token_event(self, choice: ResponseChoice, text: bytes, ids: list[int], reason: str | None) -> bytes:
+        ask = self.request
+        token_logprobs = token_ids = b"null"
+        if ask.logprobs is not None:
+            at = max(0, choice.delivered - 1)
+            token_logprobs = json_bytes(logprobs.chat_logprobs(self.host.tokenizer, ids, at, ask.logprobs))
+        if ask.return_token_ids:
+            token_ids = json_bytes(ids)
+        stop = b"" if reason is None else b'"stop_reason":%b,' % json_bytes(choice.stop_reason)
+        return (b'%b{"index":%d,"delta":{"content":"%b"},"logprobs":%b,"finish_reason":%b,%b"token_ids":%b}]%b%b}') % (
+            self._opening,
+            choice.index,
+            text,
+            token_logprobs,
+            json_bytes(reason),
+            stop,
+            token_ids,
+            self.running_usage(choice, details=True),
+            self.fingerprint_field(reason),
+        )
+
+    def closing_events(self) -> bytes:
+        if not self.request.include_usage:
+            return DONE_CHUNK
+        fingerprint = json_bytes(self.host.fingerprint)
+        usage = b'%b],%b,"system_fingerprint":%b}' % (self._opening, self.final_usage(created=True), fingerprint)
+        return http_chunk(b"data: %b\n\n" % usage) + DONE_CHUNK

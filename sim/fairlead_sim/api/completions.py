@@ -1,0 +1,135 @@
+"""``/v1/completions``: several prompts, n choices each, whole or as a stream, with echo and log-probabilities in shape."""
+
+from typing import Any
+
+from fairlead_sim.generation import logprobs, requests
+from fairlead_sim.generation.prompts import PromptParser, parse_completion_prompts
+from fairlead_sim.generation.requests import GenerationRequest
+from fairlead_sim.generation.responses import GenerationResponse, ResponseChoice, ResponseHost
+from fairlead_sim.generation.streaming import DONE_CHUNK, StreamingResponse, json_bytes
+from fairlead_sim.http.connection import HttpRequest, ResponseWriter
+from fairlead_sim.http.errors import InvalidRequest
+from fairlead_sim.http.fields import RequestFields
+from fairlead_sim.http.headers import http_chunk
+
+
+def parse_completion_request(
+    fields: RequestFields, request: HttpRequest, request_id: str, frontend: PromptParser
+) -> GenerationRequest:
+    """The ask of a completions body. Raises Malformed, Unknown or Refused."""
+    generation_request = requests.parse_common(fields, request, request_id)
+    generation_request.max_tokens = fields.integer("max_tokens", requests.DEFAULT_COMPLETION_TOKENS)
+    generation_request.logprobs = fields.integer("logprobs")
+    generation_request.echo = fields.flag("echo")
+    fields.check()
+    frontend.resolve_model(generation_request)
+    if fields.body.get("suffix"):
+        raise InvalidRequest("suffix is not currently supported")
+    if generation_request.echo and generation_request.logprobs is not None:
+        generation_request.prompt_logprobs = generation_request.logprobs
+    generation_request.uses_cache = generation_request.prompt_logprobs is None
+    generation_request.prompts = parse_completion_prompts(fields, frontend)
+    requests.validate_sampling(fields, generation_request)
+    return generation_request
+
+
+def _echoed_prompt(answer: GenerationResponse, choice: ResponseChoice) -> str:
+    """The prompt's text when it is echoed."""
+    if not answer.request.echo:
+        return ""
+    text = choice.prompt.text
+    return text if text is not None else answer.host.tokenizer.decode(choice.prompt.tokens)
+
+
+class TextCompletion(GenerationResponse):
+    """One JSON object with all choices."""
+
+    def finish(self) -> None:
+        body = {
+            "id": self.id,
+            "object": "text_completion",
+            "created": self.created,
+            "model": self.request.model,
+            "choices": [self._choice(choice) for choice in self.choices],
+            "service_tier": None,
+            "system_fingerprint": self.host.fingerprint,
+            "usage": self.usage(None),
+            "kv_transfer_params": self.host.transfer_params(self),
+            "ec_transfer_params": None,
+            "metrics": None,
+        }
+        self.writer.send(200, json_bytes(body))
+
+    def _choice(self, choice: ResponseChoice) -> dict[str, Any]:
+        ask, tokenizer = self.request, self.host.tokenizer
+        choice_logprobs = None
+        if ask.logprobs is not None:
+            ids = [*choice.prompt.tokens, *choice.ids] if ask.echo else choice.ids
+            choice_logprobs = logprobs.completion_logprobs(tokenizer, ids, ask.logprobs, first=ask.echo)
+        prompt_logprob_count = ask.prompt_logprobs
+        prompt_found = (
+            logprobs.prompt_logprobs(tokenizer, choice.prompt.tokens, prompt_logprob_count)
+            if prompt_logprob_count is not None
+            else None
+        )
+        return {
+            "index": choice.index,
+            "text": _echoed_prompt(self, choice) + choice.text,
+            "logprobs": choice_logprobs,
+            "finish_reason": choice.reason,
+            "stop_reason": choice.stop_reason,
+            "token_ids": choice.ids if ask.return_token_ids else None,
+            "prompt_logprobs": prompt_found,
+            "prompt_token_ids": choice.prompt.tokens if ask.return_token_ids else None,
+            "routed_experts": None,
+        }
+
+
+class TextCompletionStream(StreamingResponse):
+    """One event a token; the first of a choice echoes the prompt if asked."""
+
+    def __init__(self, host: ResponseHost, ask: GenerationRequest, reply: ResponseWriter) -> None:
+        super().__init__(host, ask, reply)
+        self._opening = b'{"id":%b,"object":"text_completion","created":%d,"model":%b,"choices":[' % (
+            json_bytes(self.id),
+            self.created,
+            json_bytes(ask.model),
+        )
+
+    def token_event(self, choice: ResponseChoice, text: bytes, ids: list[int], reason: str | None) -> bytes:
+        ask = self.request
+        token_logprobs = prompt_ids = token_ids = b"null"
+        first = choice.delivered <= 1
+        if ask.logprobs is not None:
+            token_logprobs = json_bytes(
+                logprobs.completion_logprobs(
+                    self.host.tokenizer, ids, ask.logprobs, begin=4 * max(0, choice.delivered - 1)
+                )
+            )
+        if ask.return_token_ids:
+            token_ids = json_bytes(ids)
+            prompt_ids = json_bytes(choice.prompt.tokens) if first else prompt_ids
+        if ask.echo and first and choice.delivered:
+            text = json_bytes(_echoed_prompt(self, choice))[1:-1] + text
+        return (
+            b'%b{"index":%d,"text":"%b","logprobs":%b,"finish_reason":%b,"stop_reason":%b,'
+            b'"prompt_token_ids":%b,"token_ids":%b}]%b%b}'
+        ) % (
+            self._opening,
+            choice.index,
+            text,
+            token_logprobs,
+            json_bytes(reason),
+            json_bytes(choice.stop_reason),
+            prompt_ids,
+            token_ids,
+            self.running_usage(choice, details=False),
+            self.fingerprint_field(reason),
+        )
+
+    def closing_events(self) -> bytes:
+        if not self.request.include_usage:
+            return DONE_CHUNK
+        fingerprint = json_bytes(self.host.fingerprint)
+        usage = b'%b],%b,"system_fingerprint":%b}' % (self._opening, self.final_usage(created=False), fingerprint)
+        return http_chunk(b"data: %b\n\n" % usage) + DONE_CHUNK

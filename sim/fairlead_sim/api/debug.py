@@ -1,0 +1,57 @@
+"""``/sim/…``: what no real engine has. The state inside for tests, and failures on demand."""
+
+from dataclasses import asdict
+from typing import Any
+
+from fairlead.errors import BadInput
+from fairlead_sim.api.app import RequestContext
+from fairlead_sim.api.info import send_json
+from fairlead_sim.http.errors import InvalidRequest
+from fairlead_sim.http.fields import json_body
+from fairlead_sim.runtime import fault_injection
+
+
+def show_state(call: RequestContext) -> None:
+    """Gauges, counters and what is armed."""
+    engine, app = call.engine, call.app
+    ranks = [driver.core.stats for driver in engine.drivers]
+    body: dict[str, Any] = {
+        "running": sum(rank.running for rank in ranks),
+        "waiting": sum(rank.waiting for rank in ranks),
+        "held": engine.unfinished - sum(driver.unfinished for driver in engine.drivers),
+        "inside": len(engine.responses),
+        "connections": len(app.connections),
+        "requests_seen": app.requests_seen,
+        "draining": engine.is_draining,
+        "requests_while_draining": app.requests_while_draining,
+        "paused": engine.is_paused,
+        "sleep_level": engine.sleep_mode.level,
+        "given_up_seconds": sum(driver.skipped_seconds for driver in engine.drivers),
+        "ranks": [asdict(rank) for rank in ranks],
+        "faults": engine.fault_injector.armed_faults(),
+        "kv_transfer": None if engine.kv_connector is None else engine.kv_connector.state(),
+    }
+    send_json(call, body)
+
+
+def show_faults(call: RequestContext) -> None:
+    """What is armed, and what could be."""
+    send_json(call, {"armed": call.engine.fault_injector.armed_faults(), "kinds": fault_injection.FAULT_KINDS})
+
+
+def arm_faults(call: RequestContext) -> None:
+    """One fault or a list of them, added to what is armed."""
+    body = json_body(call.request)
+    try:
+        armed = [fault_injection.fault_from_mapping(item) for item in (body if isinstance(body, list) else [body])]
+    except BadInput as error:
+        raise InvalidRequest(str(error), param=error.field) from error
+    for fault in armed:
+        call.engine.fault_injector.arm(fault)
+    show_faults(call)
+
+
+def clear_faults(call: RequestContext) -> None:
+    """Disarm everything."""
+    call.engine.fault_injector.clear()
+    show_faults(call)

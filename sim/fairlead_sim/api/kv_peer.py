@@ -1,0 +1,94 @@
+"""The side channel between engines: what a prefill engine answers to one that decodes.
+
+Real engines use ports and protocols of their own for this; here it is a few paths of the same server, so that an engine that is
+frozen or dead is so for its peers, too.
+"""
+
+import asyncio
+from typing import Any
+
+import msgspec
+
+from fairlead_sim.api.app import RequestContext
+from fairlead_sim.api.info import send_json
+from fairlead_sim.http.errors import ResourceNotFound, RouteNotFound
+from fairlead_sim.http.fields import RequestFields, json_body
+from fairlead_sim.kv_transfer.connector import KvConnector
+
+
+def bootstrap_info(call: RequestContext) -> None:
+    """Mooncake's bootstrap server: rank → engine id and the addresses of its workers."""
+    transfer = _connector(call)
+    if transfer.settings.connector != "mooncake":
+        raise RouteNotFound
+    ranks = range(call.engine.settings.data_parallel)
+    address = {"0": {"0": f"tcp://{transfer.settings.host}:{transfer.port}"}}
+    send_json(call, {str(rank): {"engine_id": transfer.engine_id, "worker_addr": address} for rank in ranks})
+
+
+def read_blocks(call: RequestContext) -> None:
+    """What is in some blocks, whoever asks; only the engine's id must be right."""
+    transfer, body = _connector_and_body(call)
+    if body.get("engine_id") != transfer.engine_id:
+        raise ResourceNotFound("no engine of this id")
+    lender, name = transfer.leases, str(body.get("request_id"))
+    lender.renew(name)
+    lent = lender.get(name)
+    try:
+        contents = lender.contents(0 if lent is None else lent.rank, body["blocks"])
+    except IndexError:
+        raise ResourceNotFound("no such block") from None
+    send_json(call, {"contents": contents})
+
+
+def take_blocks(call: RequestContext) -> None:
+    """The blocks of one transfer, as soon as it is prefilled; an error when that takes too long."""
+    transfer, body = _connector_and_body(call)
+    if transfer.settings.connector == "mooncake" and body.get("engine_id") != transfer.engine_id:
+        raise ResourceNotFound("no engine of this id")
+    name = str(body.get("transfer_id"))
+    reply, lender = call.writer, transfer.leases
+
+    def send_contents() -> None:
+        late.cancel()
+        lent = lender.get(name)
+        assert lent is not None
+        reply.send(200, msgspec.json.encode({"contents": lender.contents(lent.rank, lent.blocks)}))
+
+    def give_up() -> None:
+        lender.remove_waiter(name, send_contents)
+        reply.fail(ResourceNotFound("no such transfer"))
+
+    late = asyncio.get_running_loop().call_later(transfer.settings.abort_seconds, give_up)
+    if lender.get(name) is not None:
+        send_contents()
+    else:
+        lender.call_when_granted(name, send_contents)
+
+        def gone() -> None:
+            late.cancel()
+            lender.remove_waiter(name, send_contents)
+
+        reply.on_gone = gone
+
+
+def count_cached_blocks(call: RequestContext) -> None:
+    """How much of a prompt is in this engine's cache, for a peer that would get it from here."""
+    transfer, body = _connector_and_body(call)
+    send_json(call, {"blocks": transfer.cached_blocks([int(key) for key in body.get("keys") or ()])})
+
+
+def release_lease(call: RequestContext) -> None:
+    """The blocks were pulled."""
+    transfer, body = _connector_and_body(call)
+    send_json(call, {"released": transfer.leases.release(str(body.get("name")))})
+
+
+def _connector(call: RequestContext) -> KvConnector:
+    if call.engine.kv_connector is None:
+        raise RouteNotFound
+    return call.engine.kv_connector
+
+
+def _connector_and_body(call: RequestContext) -> tuple[KvConnector, dict[str, Any]]:
+    return _connector(call), RequestFields(json_body(call.request)).body

@@ -1,0 +1,202 @@
+"""``/v1/responses``: the same generation once more, in the newest OpenAI form; nothing is stored."""
+
+from typing import Any
+
+from fairlead_sim.api.app import RequestContext
+from fairlead_sim.api.generation import new_request_id
+from fairlead_sim.generation import requests, structured_output
+from fairlead_sim.generation.prompts import parse_messages
+from fairlead_sim.generation.requests import GenerationRequest
+from fairlead_sim.generation.responses import GenerationResponse, ResponseChoice, ResponseHost
+from fairlead_sim.generation.streaming import StreamingResponse, json_bytes
+from fairlead_sim.http.connection import ResponseWriter
+from fairlead_sim.http.fields import RequestFields, json_body
+from fairlead_sim.http.headers import http_chunk
+
+
+def create_response(call: RequestContext) -> None:
+    """Answer one input."""
+    engine = call.engine
+    fields = RequestFields(json_body(call.request))
+    ask = requests.parse_common(fields, call.request, new_request_id(call))
+    ask.max_tokens = fields.integer("max_output_tokens")
+    turns = _conversation(fields)
+    text = fields.mapping("text")
+    fields.check()
+    form = text.get("format") if text is not None else None
+    if isinstance(form, dict) and isinstance(form.get("schema"), dict):
+        ask.forced_text = structured_output.parse_forced_text(
+            RequestFields({"structured_outputs": {"json": form["schema"]}})
+        )
+    engine.models.resolve(ask)
+    requests.validate_sampling(fields, ask)
+    ask.prompts = [engine.prompt_parser.from_chat(turns)]
+    answer = ResponseObjectStream if ask.stream else ResponseObject
+    engine.begin(ask, answer, call.writer, call.fault)
+
+
+def _conversation(fields: RequestFields) -> list[dict[str, Any]]:
+    turn_input = fields.require("input")
+    turns: list[dict[str, Any]] = []
+    instructions = fields.text("instructions")
+    if instructions is not None:
+        turns.append({"role": "system", "content": instructions})
+    if isinstance(turn_input, str):
+        turns.append({"role": "user", "content": turn_input})
+    elif isinstance(turn_input, list):
+        inner = RequestFields({"messages": turn_input})
+        turns += parse_messages(inner)
+        fields.findings += inner.findings
+    elif turn_input is not None:
+        fields.add_wrong("string_type", "input", "Input should be a valid string", turn_input)
+    return turns
+
+
+def _response_object(
+    answer: GenerationResponse, status: str, output: list[dict[str, Any]], usage: dict[str, Any] | None
+) -> dict[str, Any]:
+    """The response object at any time of its life."""
+    ask = answer.request
+    return {
+        "id": answer.id,
+        "created_at": answer.created,
+        "incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None,
+        "instructions": None,
+        "metadata": None,
+        "model": ask.model,
+        "object": "response",
+        "output": output,
+        "parallel_tool_calls": True,
+        "temperature": 1.0,
+        "tool_choice": "none",
+        "tools": [],
+        "top_p": 1.0,
+        "background": False,
+        "max_output_tokens": ask.max_tokens,
+        "max_tool_calls": None,
+        "previous_response_id": None,
+        "prompt": None,
+        "reasoning": None,
+        "service_tier": "auto",
+        "status": status,
+        "text": None,
+        "top_logprobs": None,
+        "truncation": "disabled",
+        "usage": usage,
+        "user": None,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
+        "kv_transfer_params": None,
+        "ec_transfer_params": None,
+        "input_messages": None,
+        "output_messages": None,
+    }
+
+
+def _response_usage(answer: GenerationResponse) -> dict[str, Any]:
+    prompt, completion = answer.prompt_tokens, answer.completion_tokens
+    return {
+        "input_tokens": prompt,
+        "input_tokens_details": {
+            "cached_tokens": answer.cached_tokens,
+            "cache_write_tokens": answer.created_cache_tokens,
+            "input_tokens_per_turn": [],
+            "cached_tokens_per_turn": [],
+        },
+        "output_tokens": completion,
+        "output_tokens_details": {
+            "reasoning_tokens": 0,
+            "tool_output_tokens": 0,
+            "output_tokens_per_turn": [],
+            "tool_output_tokens_per_turn": [],
+        },
+        "total_tokens": prompt + completion,
+    }
+
+
+def _text_part(text: str) -> dict[str, Any]:
+    return {"annotations": [], "text": text, "type": "output_text", "logprobs": None}
+
+
+def _message_item(message_id: str, content: list[dict[str, Any]], status: str) -> dict[str, Any]:
+    return {
+        "id": message_id,
+        "content": content,
+        "role": "assistant",
+        "status": status,
+        "type": "message",
+        "phase": None,
+    }
+
+
+def _finished_response(answer: GenerationResponse, message_id: str) -> dict[str, Any]:
+    choice = answer.choices[0]
+    status = {"length": "incomplete", "stop": "completed"}.get(choice.reason or "", "cancelled")
+    message = _message_item(message_id, [_text_part(choice.text)], "completed")
+    return _response_object(answer, status, [message], _response_usage(answer))
+
+
+class ResponseObject(GenerationResponse):
+    """One JSON object."""
+
+    id_prefix = "resp_"
+
+    def finish(self) -> None:
+        self.writer.send(200, json_bytes(_finished_response(self, _message_id(self))))
+
+
+def _message_id(answer: GenerationResponse) -> str:
+    return "msg_" + answer.request.request_id
+
+
+class ResponseObjectStream(StreamingResponse):
+    """Numbered, named events around text deltas."""
+
+    id_prefix = "resp_"
+
+    def __init__(self, host: ResponseHost, ask: GenerationRequest, reply: ResponseWriter) -> None:
+        super().__init__(host, ask, reply)
+        self.is_uniform = False  # every event carries its number
+        self._sent = 0
+        self._message = _message_id(self)
+
+    def frame_event(self, event: bytes) -> bytes:
+        return b"event: response.output_text.delta\ndata: %b\n\n" % event
+
+    def opening_events(self) -> bytes:
+        super().opening_events()
+        begun = _response_object(self, "in_progress", [], None)
+        item = _message_item(self._message, [], "in_progress")
+        return (
+            self._named_event("response.created", response=begun)
+            + self._named_event("response.in_progress", response=begun)
+            + self._named_event("response.output_item.added", output_index=0, item=item)
+            + self._named_event("response.content_part.added", **self._item_location(), part=_text_part(""))
+        )
+
+    def token_event(self, choice: ResponseChoice, text: bytes, ids: list[int], reason: str | None) -> bytes:
+        number = 3 + max(1, choice.delivered)
+        self._sent = number + 1
+        return (
+            b'{"content_index":0,"delta":"%b","item_id":%b,"logprobs":[],"output_index":0,"sequence_number":%d,'
+            b'"type":"response.output_text.delta"}'
+        ) % (text, json_bytes(self._message), number)
+
+    def closing_events(self) -> bytes:
+        choice = self.choices[0]
+        whole = _finished_response(self, self._message)
+        done = {"length": "response.incomplete"}.get(choice.reason or "", "response.completed")
+        return (
+            self._named_event("response.output_text.done", **self._item_location(), text=choice.text, logprobs=[])
+            + self._named_event("response.content_part.done", **self._item_location(), part=_text_part(choice.text))
+            + self._named_event("response.output_item.done", output_index=0, item=whole["output"][0])
+            + self._named_event(done, response=whole)
+        )
+
+    def _item_location(self) -> dict[str, Any]:
+        return {"item_id": self._message, "output_index": 0, "content_index": 0}
+
+    def _named_event(self, kind: str, **parts: object) -> bytes:
+        body = {"type": kind, "sequence_number": self._sent, **parts}
+        self._sent += 1
+        return http_chunk(b"event: %b\ndata: %b\n\n" % (kind.encode(), json_bytes(body)))

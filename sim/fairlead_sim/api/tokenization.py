@@ -1,0 +1,212 @@
+"""Tokens in and out: ``/tokenize``, ``/detokenize``, the render endpoints, and generation on bare token ids."""
+
+from typing import Any
+
+from fairlead_sim.api import chat, completions
+from fairlead_sim.api.app import RequestContext
+from fairlead_sim.api.generation import new_request_id
+from fairlead_sim.api.info import send_json
+from fairlead_sim.generation import requests
+from fairlead_sim.generation.prompts import parse_messages
+from fairlead_sim.generation.requests import GenerationRequest, TokenizedPrompt
+from fairlead_sim.generation.responses import GenerationResponse, ResponseChoice
+from fairlead_sim.generation.streaming import json_bytes
+from fairlead_sim.http.errors import InvalidRequest
+from fairlead_sim.http.fields import RequestFields, json_body
+
+
+def tokenize(call: RequestContext) -> None:
+    """A prompt or a conversation → token ids."""
+    engine = call.engine
+    fields = RequestFields(json_body(call.request))
+    _resolve_model(call, fields)
+    tokenizer = engine.tokenizer
+    if "messages" in fields.body:
+        messages = parse_messages(fields)
+        fields.check()
+        tokens = tokenizer.encode_chat(messages)
+        if not fields.flag("add_generation_prompt", True):
+            tokens = tokens[:-2]
+    else:
+        fields.require("prompt")
+        text = fields.text("prompt")
+        fields.check()
+        tokens = tokenizer.encode(text or "")
+    strings = [tokenizer.printable_piece(token) for token in tokens] if fields.flag("return_token_strs") else None
+    fields.check()
+    body = {
+        "count": len(tokens),
+        "max_model_len": engine.settings.max_model_len,
+        "tokens": tokens,
+        "token_strs": strings,
+    }
+    send_json(call, body)
+
+
+def detokenize(call: RequestContext) -> None:
+    """Token ids → text."""
+    engine = call.engine
+    fields = RequestFields(json_body(call.request))
+    _resolve_model(call, fields)
+    fields.require("tokens")
+    tokens = fields.token_ids("tokens")
+    fields.check()
+    for token in tokens:
+        if not 0 <= token < engine.tokenizer.vocab_size:
+            raise InvalidRequest(f"Token id {token} is out of vocabulary")
+    send_json(call, {"prompt": engine.tokenizer.decode(tokens)})
+
+
+def render_chat(call: RequestContext) -> None:
+    """What ``/v1/chat/completions`` would run, without running it."""
+    engine = call.engine
+    fields = RequestFields(json_body(call.request))
+    ask = chat.parse_chat_request(fields, call.request, new_request_id(call), engine.prompt_parser)
+    requests.validate_prompts(ask, engine.settings.max_model_len, engine.tokenizer.vocab_size)
+    room = engine.settings.max_model_len - len(ask.prompts[0].tokens)
+    max_tokens = room if ask.max_tokens is None else ask.max_tokens
+    send_json(call, _rendered_request(call, fields, ask, ask.prompts[0], "chatcmpl-", max_tokens))
+
+
+def render_completions(call: RequestContext) -> None:
+    """The same for ``/v1/completions``: a list, one entry a prompt."""
+    engine = call.engine
+    fields = RequestFields(json_body(call.request))
+    ask = completions.parse_completion_request(fields, call.request, new_request_id(call), engine.prompt_parser)
+    requests.validate_prompts(ask, engine.settings.max_model_len, engine.tokenizer.vocab_size)
+    max_tokens = None if ask.max_tokens == requests.DEFAULT_COMPLETION_TOKENS else ask.max_tokens
+    send_json(call, [_rendered_request(call, fields, ask, prompt, "cmpl-", max_tokens) for prompt in ask.prompts])
+
+
+def _rendered_request(
+    call: RequestContext,
+    fields: RequestFields,
+    ask: GenerationRequest,
+    prompt: TokenizedPrompt,
+    prefix: str,
+    max_tokens: int | None,
+) -> dict[str, Any]:
+    offsets = _token_offsets(call, prompt.tokens) if fields.flag("return_token_offsets") else None
+    return {
+        "request_id": prefix + ask.request_id,
+        "token_ids": prompt.tokens,
+        "token_offsets": offsets,
+        "features": None,
+        "content_parts": None,
+        "sampling_params": _sampling_params(fields, ask, max_tokens),
+        "model": ask.model,
+        "reasoning_ended": None,
+        "reasoning_parser_kwargs": None,
+        "return_token_ids": True if ask.return_token_ids else None,
+        "output_mode": "tokens",
+        "stream": ask.stream,
+        "stream_options": fields.mapping("stream_options"),
+        "cache_salt": ask.cache_salt,
+        "priority": ask.priority,
+        "kv_transfer_params": fields.mapping("kv_transfer_params"),
+        "ec_transfer_params": None,
+    }
+
+
+def _sampling_params(fields: RequestFields, ask: GenerationRequest, max_tokens: int | None) -> dict[str, Any]:
+    def number(name: str, default: float) -> float:
+        value = fields.number(name, default)
+        return default if value is None else value
+
+    params: dict[str, Any] = {
+        "presence_penalty": number("presence_penalty", 0.0),
+        "frequency_penalty": number("frequency_penalty", 0.0),
+        "repetition_penalty": number("repetition_penalty", 1.0),
+        "temperature": number("temperature", 1.0),
+        "top_p": number("top_p", 1.0),
+        "min_p": number("min_p", 0.0),
+        "stop": list(ask.stop),
+        "stop_token_ids": sorted(ask.stop_token_ids),
+    }
+    for name, value, default in (("n", ask.n, 1), ("seed", ask.seed, None), ("min_tokens", ask.min_tokens, 0)):
+        if value != default:
+            params[name] = value
+    if max_tokens is not None:
+        params["max_tokens"] = max_tokens
+    return params | {
+        "output_kind": 2,
+        "skip_clone": True,
+        "bad_words": [],
+        "skip_reading_prefix_cache": not ask.uses_cache,
+    }
+
+
+def _token_offsets(call: RequestContext, tokens: list[int]) -> list[list[int]]:
+    """Where each token's text begins and ends in the rendered text."""
+    offsets, at = [], 0
+    for token in tokens:
+        end = at + len(call.engine.tokenizer.piece(token))
+        offsets.append([at, end])
+        at = end
+    return offsets
+
+
+def generate_from_tokens(call: RequestContext) -> None:
+    """``/inference/v1/generate``: token ids in, token ids out."""
+    engine = call.engine
+    fields = RequestFields(json_body(call.request))
+    ask = requests.parse_common(fields, call.request, new_request_id(call))
+    fields.require("token_ids")
+    tokens = fields.token_ids("token_ids")
+    fields.require("sampling_params")
+    sampling_params = fields.mapping("sampling_params")
+    fields.check()
+    engine.models.resolve(ask)
+    sampling = RequestFields(sampling_params, where="body.sampling_params")
+    ask.max_tokens = sampling.integer("max_tokens", requests.DEFAULT_COMPLETION_TOKENS)
+    ask.min_tokens = sampling.integer("min_tokens", 0) or 0
+    ask.seed = sampling.integer("seed")
+    ask.n = sampling.integer("n", 1) or 0
+    ask.stop_token_ids = frozenset(sampling.token_ids("stop_token_ids"))
+    requests.validate_sampling(sampling, ask)
+    ask.prompts = [TokenizedPrompt(tokens, is_token_ids=True)]
+    engine.begin(ask, TokensResponse, call.writer, call.fault)
+
+
+class TokensResponse(GenerationResponse):
+    """The answer of ``/inference/v1/generate``."""
+
+    id_prefix = "generate-tokens-"
+
+    def finish(self) -> None:
+        body = {
+            "request_id": self.id,
+            "model": self.request.model,
+            "created": self.created,
+            "usage": self.usage(None),
+            "prompt_logprobs": None,
+            "prompt_token_id_logprobs": None,
+            "prompt_token_ids": None,
+            "mm_placeholders": None,
+            "metrics": None,
+            "kv_transfer_params": None,
+            "ec_transfer_params": None,
+            "output_mode": "tokens",
+            "choices": [_choice_fields(choice) for choice in self.choices],
+        }
+        self.writer.send(200, json_bytes(body))
+
+
+def _choice_fields(choice: ResponseChoice) -> dict[str, Any]:
+    return {
+        "index": choice.index,
+        "finish_reason": choice.reason,
+        "stop_reason": choice.stop_reason,
+        "token_ids": choice.ids,
+        "routed_experts": None,
+        "sampling_mask": None,
+        "weight_versions": [{"version": "default", "start": 0, "end": choice.delivered}],
+        "logprobs": None,
+    }
+
+
+def _resolve_model(call: RequestContext, fields: RequestFields) -> None:
+    """Check the model's name."""
+    ask = GenerationRequest(model=fields.text("model") or "", request_id="")
+    fields.check()
+    call.engine.models.resolve(ask)

@@ -1,0 +1,132 @@
+"""One controller through scenarios, printed a line each; compiled where ``scripts/compile.py --sim`` has been run.
+
+    python -m fairlead_sim.autoscaling [SCENARIO ...] [--preset NAME | --controller MODULE:NAME | --replicas N] [--set NAME=VALUE ...]
+                                      [--seed N] [--traces FOLDER] [--oracles FILE] [--series] [--preempting]
+
+Without a controller it is our core, of which ``--set`` changes a setting (``spread_sigmas=1.5``); of a preset it turns a knob
+(``target=10``). ``MODULE:NAME`` is called with the scenario's ``ScaledModel`` and gives an object with ``step(observation) -> Plan``.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+
+from fairlead.errors import BadInput, FairleadError
+from fairlead_autoscaler.core import ModelSpec, ScalingCore, ScalingSettings
+from fairlead_autoscaler.history.replay import parse_changes
+from fairlead_autoscaler.presets import PRESETS, build
+from fairlead_sim.autoscaling.closed_loop import Controller, ControllerOutcome, ScheduleController, run_controller
+from fairlead_sim.autoscaling.oracle_cache import OracleCache
+from fairlead_sim.autoscaling.plant import AutoscalingScenario, EngineModelKind
+from fairlead_sim.autoscaling.scenarios import SCENARIOS
+from fairlead_sim.compiled import run_compiled
+
+EXAMPLE_SCENARIO = "step-warm"
+"""Before any scenario is made and run, a controller is tried on the model of this one."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """0; wrong arguments end in argparse's way."""
+    parser = argparse.ArgumentParser(
+        prog="python -m fairlead_sim.autoscaling", description=(__doc__ or "").splitlines()[0]
+    )
+    parser.add_argument(
+        "scenarios", nargs="*", metavar="SCENARIO", help=f"of {', '.join(SCENARIOS)}; all when none is named"
+    )
+    controllers = parser.add_mutually_exclusive_group()
+    controllers.add_argument("--preset", metavar="NAME", help=f"another's controller: {', '.join(PRESETS)}")
+    controllers.add_argument("--controller", metavar="MODULE:NAME")
+    controllers.add_argument("--replicas", type=int, help="a fixed number in each pool instead of a controller")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", dest="changes", help="can be given again"
+    )
+    parser.add_argument(
+        "--preempting",
+        action="store_true",
+        help="engines that admit more than their memory may bear in the end, as vLLM does; slow",
+    )
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--traces", type=Path, help="a folder with the published traces")
+    parser.add_argument("--oracles", type=Path, help="schedules that were found (bench/autoscaler), for cost ÷ oracle")
+    parser.add_argument("--series", action="store_true", help="replicas and attainment every five minutes, too")
+    options = parser.parse_args(arguments)
+    for name in options.scenarios:
+        if name not in SCENARIOS:
+            parser.error(f"no scenario is called {name!r}")
+    try:
+        make_controller = _controller_factory(options)
+        make_controller(SCENARIOS[EXAMPLE_SCENARIO](1, None).model)
+    except (FairleadError, ImportError, AttributeError) as error:
+        parser.error(str(error))
+    engines = EngineModelKind.PREEMPTING if options.preempting else EngineModelKind.AGGREGATED
+    for name in options.scenarios or SCENARIOS:
+        scenario = SCENARIOS[name](options.seed, options.traces)
+        started = time.monotonic()
+        outcome = run_controller(scenario, _controller_for(options, scenario, make_controller), engine_model=engines)
+        seconds = time.monotonic() - started
+        oracle = None if options.oracles is None else OracleCache(options.oracles).get(scenario)
+        _print_outcome(outcome, None if oracle is None else oracle.cost, seconds)
+        if options.series:
+            _print_series(scenario, outcome)
+    return 0
+
+
+def _controller_for(
+    options: argparse.Namespace, scenario: AutoscalingScenario, make_controller: Callable[[ModelSpec], Controller]
+) -> Controller:
+    if options.replicas is not None:
+        return ScheduleController([(0.0, {setup.facts.name: options.replicas for setup in scenario.pools})])
+    return make_controller(scenario.model)
+
+
+def _controller_factory(options: argparse.Namespace) -> Callable[[ModelSpec], Controller]:
+    """What makes a controller for a model. Raises FairleadError for a preset, a knob or a setting that there is not."""
+    if options.changes and (options.controller or options.replicas is not None):
+        raise BadInput("--set is for our core and for presets", field="--set")
+    if options.controller is not None:
+        module, _, name = options.controller.partition(":")
+        factory: Callable[[ModelSpec], Controller] = getattr(import_module(module), name)
+        return factory
+    if options.preset is not None:
+        knobs = dict([_parse_parameter(text) for text in options.changes])
+        return lambda model: build(options.preset, model, **knobs)
+    changes = parse_changes(options.changes)
+    return lambda model: ScalingCore(replace(model, **changes.model), ScalingSettings(**changes.settings))
+
+
+def _parse_parameter(text: str) -> tuple[str, float]:
+    name, _, value = text.partition("=")
+    try:
+        return name, float(value)
+    except ValueError:
+        raise BadInput(
+            f"--set: {text!r} gives {name} no number", field="--set", hint="write it like target=10"
+        ) from None
+
+
+def _print_outcome(outcome: ControllerOutcome, oracle: float | None, seconds: float) -> None:
+    ratio = "" if oracle is None else f" = {outcome.cost / oracle:.3f} x oracle"
+    hours = " ".join(f"{name} {value:.2f} h" for name, value in outcome.replica_hours.items())
+    print(
+        f"{outcome.scenario:16} {100 * outcome.attainment:6.2f} % of {outcome.requests:7}  cost {outcome.cost:8.2f}{ratio} ({hours}) "
+        f" abandoned {outcome.abandoned} lost {outcome.lost}  changes/h {outcome.changes_per_hour:.1f} "
+        f"turns/h {outcome.reversals_per_hour:.1f}  {seconds:.1f} s",
+        flush=True,
+    )
+
+
+def _print_series(scenario: AutoscalingScenario, outcome: ControllerOutcome) -> None:
+    for sample in outcome.samples:
+        if sample.now % 300.0 == 0.0:
+            attainment = outcome.attainment_between(sample.now - 300.0, sample.now)
+            share = "     –" if attainment is None else f"{100 * attainment:6.2f}"
+            print(f"  {sample.now:8.0f} s  ready {sample.ready}  desired {sample.desired}  {share} %")
+
+
+if __name__ == "__main__":
+    run_compiled()  # returns where it runs compiled already, or nothing is
+    sys.exit(main(sys.argv[1:]))

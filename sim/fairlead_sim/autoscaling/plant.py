@@ -1,0 +1,377 @@
+"""The plant that a controller runs: pools of replicas, the gateway before them, and what goes wrong.
+
+The gateway sends each request at its arrival to the ready replica with the least to do (tokens in flight, those of prompts not yet
+computed twice, times what a prompt token costs there, so that unlike pools share the load by their speed); where a scenario goes
+by shape, to that of the kind which the gateway's own rule names (``shaped``). It keeps a request only while no replica is ready;
+what it kept goes out in the order of arrival, to each replica as many as its batch takes, and who arrives meanwhile queues behind.
+A client gives up when it has no first token after its patience. A replica that crashes cuts the
+answers that had begun (those requests are lost); the others are sent again.
+
+With a prefill and a decode pool a prompt is computed in the first, or in the second where the scenario's ``Computing`` says so
+(``prefilling``). In the first its KV moves: the decode engine has the request
+``base + tokens · per token`` seconds after the prompt was done, and the client's first token is the decode engine's.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from heapq import heappop, heappush
+from random import Random
+
+from fairlead.fleet.model import Role
+from fairlead_autoscaler.core.sizing.pool_capacity import has_pool_choice
+from fairlead_autoscaler.core.types import GatewayTraffic, ModelSpec, Observation, ShapeCount
+from fairlead_gateway.routing.load.inter_token_times import InterTokenTimes
+from fairlead_gateway.routing.prefill_placement import LOCAL_RULES
+from fairlead_sim.autoscaling.aggregated_engine import AggregatedEngine, PlantEngine, StepTotals
+from fairlead_sim.autoscaling.pool import Pool, PoolSetup, Replica
+from fairlead_sim.autoscaling.request_table import ArrivalTrace, RequestTable
+from fairlead_sim.autoscaling.routing.by_shape import ShapeRouter
+from fairlead_sim.autoscaling.routing.prefill_placement import PrefillPolicy, decide_placement
+from fairlead_sim.autoscaling.token_engine import TokenEngine
+
+_FOREVER = float("inf")
+_POLL_SECONDS = 0.25
+_TRANSFER_POLL_SECONDS = 0.02
+
+
+class EngineModelKind(Enum):
+    """What a plant's replicas are: engines in closed form; token by token, which gives the same answers and takes thirty times as
+    long; or token by token and admitting more than their memory may bear in the end, as vLLM does, so that they preempt."""
+
+    AGGREGATED = auto()
+    TOKEN_LEVEL = auto()
+    PREEMPTING = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class PlantFaults:
+    """What goes wrong, in seconds from the start. ``blind`` and ``lying``: stretches (from, to) without metrics, and with zeros;
+    ``slow``: from when on steps take how many times as long."""
+
+    crashes: tuple[float, ...] = ()
+    slow: tuple[tuple[float, float], ...] = ()
+    missing: tuple[tuple[float, float], ...] = ()
+    zeroed: tuple[tuple[float, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class KvTransferCost:
+    """What moving KV from prefill to decode takes."""
+
+    base_seconds: float = 0.02
+    token_seconds: float = 131e3 / 12e9
+
+
+@dataclass(frozen=True, slots=True)
+class AutoscalingScenario:
+    """A load, the pools that carry it, what is wanted and what goes wrong; the same seed draws the same start-ups and crashes.
+    ``by_shape``: between unlike pools the gateway goes by the shapes of requests, as the real one does (``shaped``)."""
+
+    name: str
+    seed: int
+    seconds: float
+    model: ModelSpec
+    pools: tuple[PoolSetup, ...]
+    load: ArrivalTrace
+    faults: PlantFaults = field(default_factory=PlantFaults)
+    transfer: KvTransferCost = field(default_factory=KvTransferCost)
+    prefill_policy: PrefillPolicy = PrefillPolicy.APART
+    by_shape: bool = False
+
+
+class Plant:
+    """``foresight``: see ``Pool``."""
+
+    def __init__(
+        self,
+        scenario: AutoscalingScenario,
+        *,
+        engine_model: EngineModelKind = EngineModelKind.AGGREGATED,
+        foresight: bool = False,
+    ) -> None:
+        self.scenario = scenario
+        self.requests = RequestTable(scenario.load, scenario.model.patience_seconds or _FOREVER)
+        self.pools: dict[str, Pool] = {}
+        for setup in scenario.pools:
+            random_ = Random(f"{scenario.name} {scenario.seed} {setup.facts.name}")
+            self.pools[setup.facts.name] = Pool(
+                setup, self._engine_factory(setup, engine_model), random_, foresight=foresight
+            )
+        pools = list(self.pools.values())
+        self._decode_pools = [pool for pool in pools if pool.setup.facts.role is Role.DECODE]
+        self._entry_pools = [pool for pool in pools if pool.setup.facts.role is not Role.DECODE]
+        self._cursor = 0
+        self._queued: list[int] = []  # at the gateway, in the order of arrival
+        self._queued_decode: list[int] = []
+        self._transfers: list[tuple[float, int]] = []  # heap: when its KV arrives, request
+        self._random = Random(f"{scenario.name} {scenario.seed} troubles")
+        happenings = [(at, 0, 0.0) for at in scenario.faults.crashes]
+        happenings += [(at, 1, factor) for at, factor in scenario.faults.slow]
+        self._fault_events = sorted(happenings, reverse=True)
+        self._reported_arrivals = 0
+        self._reported_abandoned = 0
+        self._gaps = InterTokenTimes()
+        self._shape_router = ShapeRouter(scenario.model) if scenario.by_shape else None
+        self._unfinished_requests: list[
+            int
+        ] = []  # arrived and not ended as of the last look; only where somebody wants to know
+        self._has_choice = has_pool_choice(scenario.model)
+        self._now = 0.0
+
+    def _engine_factory(self, setup: PoolSetup, engine_model: EngineModelKind) -> "EngineFactory":
+        model = self.scenario.model
+        return EngineFactory(setup, self.requests, StepTotals(model.ttft_bounds, model.itl_bounds), engine_model)
+
+    # Time ----------------------------------------------------------------------------------------------------------------
+
+    def run(self, until: float) -> None:
+        """Let everything happen that happens before ``until``."""
+        arrivals = self.requests.arrival
+        count = len(arrivals)
+        while True:
+            arrival = arrivals[self._cursor] if self._cursor < count else _FOREVER
+            change = self._next_change()
+            if self._queued or self._queued_decode:
+                change = min(change, self._now + _POLL_SECONDS)
+            if self._decode_pools:
+                change = min(
+                    change, self._transfers[0][0] if self._transfers else _FOREVER, self._now + _TRANSFER_POLL_SECONDS
+                )
+            if min(arrival, change) >= until:
+                break
+            if arrival < change:
+                self._now = arrival
+                request = self._cursor
+                self._cursor += 1
+                if self._queued or not self._admit(request, arrival):
+                    self._queued.append(request)
+            else:
+                self._now = max(self._now, change)
+                self._apply_changes(self._now)
+        self._now = until
+        self._apply_changes(until)
+        for pool in self.pools.values():
+            for replica in pool.draining:
+                replica.engine.advance(until)
+            pool.apply_due(until)
+
+    def _next_change(self) -> float:
+        change = self._fault_events[-1][0] if self._fault_events else _FOREVER
+        for pool in self.pools.values():
+            change = min(change, pool.next_change)
+        return change
+
+    def _apply_changes(self, now: float) -> None:
+        """Start-ups end, replicas die, KV arrives, what was held goes out."""
+        self._advance(now)
+        while self._fault_events and self._fault_events[-1][0] <= now:
+            _, kind, factor = self._fault_events.pop()
+            if kind:
+                for pool in self.pools.values():
+                    pool.slow(factor)
+            else:
+                self._crash(now)
+        for pool in self.pools.values():
+            if pool.next_change <= now:
+                pool.apply_due(now)
+        self._transfer_kv(now)
+        self._queued = self._release(self._queued, self._entry_pools, now)
+        if self._decode_pools:
+            self._queued_decode = self._release(self._queued_decode, self._decode_pools, now)
+
+    def _advance(self, now: float) -> None:
+        for pool in self.pools.values():
+            for replica in pool.ready:
+                replica.engine.advance(now)
+            if self._decode_pools:  # what they hand on must not wait for the end of a tick
+                for replica in pool.draining:
+                    replica.engine.advance(now)
+
+    # The gateway ---------------------------------------------------------------------------------------------------------
+
+    def _admit(self, request: int, now: float) -> bool:
+        """To whoever computes its prompt; False when none is ready."""
+        self.requests.computed_at_decode[request] = self._computes_at_decode(request, now)
+        return self._send(
+            request, self._decode_pools if self.requests.computed_at_decode[request] else self._entry_pools, now
+        )
+
+    def _computes_at_decode(self, request: int, now: float) -> bool:
+        """Does the decode engine that would answer compute the prompt?"""
+        scenario, decoder = self.scenario, None
+        if scenario.prefill_policy is not PrefillPolicy.APART and not self._queued_decode:
+            decoder = self._least_loaded(self._decode_pools, now)
+        if decoder is None:
+            return False
+        prompt, transfer = self.requests.prompt[request], scenario.transfer
+        transfer_seconds = transfer.base_seconds + transfer.token_seconds * prompt
+        prefiller = self._least_loaded(self._entry_pools, now)
+        return (
+            decide_placement(
+                scenario.prefill_policy, decoder, prefiller, prompt, scenario.model, transfer_seconds, self._gaps, now
+            ).rule
+            in LOCAL_RULES
+        )
+
+    def _send(self, request: int, pools: list[Pool], now: float) -> bool:
+        """To the ready replica with the least to do; False when none is ready."""
+        if self._shape_router is None:
+            best = self._least_loaded(pools, now)
+        else:
+            best = self._shape_router.pick(
+                self.requests.prompt[request], pools, lambda some: self._least_loaded(some, now)
+            )
+        if best is None:
+            return False
+        self.requests.sent[request] = now
+        best[1].engine.add(request, now)
+        return True
+
+    def _least_loaded(self, pools: Sequence[Pool], now: float) -> tuple[Pool, Replica] | None:
+        """The ready replica with the least to do, and its pool."""
+        least_loaded: tuple[Pool, Replica] | None = None
+        least_load = _FOREVER
+        for pool in pools:
+            price = pool.setup.profile.prefill_token_seconds
+            for replica in pool.ready:
+                engine = replica.engine
+                if engine.next_step_at < now:
+                    engine.advance(now)
+                load = engine.load_tokens() * price
+                if load < least_load:
+                    least_loaded, least_load = (pool, replica), load
+        return least_loaded
+
+    def _release(self, queued: list[int], pools: list[Pool], now: float) -> list[int]:
+        """Send what was held, each replica as much as its batch takes: what still has to wait."""
+        if not queued:
+            return queued
+        requests = self.requests
+        staying = [request for request in queued if not requests.has_given_up(request, now)]
+        requests.abandoned += len(queued) - len(staying)
+        room = sum([_free_slots(replica, pool) for pool in pools for replica in pool.ready])
+        for request in staying[:room]:
+            self._send(request, pools, now)
+        return staying[room:]
+
+    def _transfer_kv(self, now: float) -> None:
+        """From prefill to decode."""
+        requests, transfer = self.requests, self.scenario.transfer
+        for done, request in requests.prefilled:
+            heappush(
+                self._transfers,
+                (done + transfer.base_seconds + transfer.token_seconds * requests.prompt[request], request),
+            )
+        requests.prefilled.clear()
+        while self._transfers and self._transfers[0][0] <= now:
+            request = heappop(self._transfers)[1]
+            if self._queued_decode or not self._send(request, self._decode_pools, now):
+                self._queued_decode.append(request)
+
+    def _crash(self, now: float) -> None:
+        pool = self._random.choice(list(self.pools.values()))
+        for request in pool.crash(now):
+            if self.requests.first[request] >= 0.0:
+                self.requests.lost += 1
+            elif not self._admit(request, now):
+                self._queued.append(request)
+
+    # The controller's side -----------------------------------------------------------------------------------------------
+
+    def observe(self) -> Observation:
+        """What a controller sees now; counters begin anew."""
+        now, faults = self._now, self.scenario.faults
+        missing = _is_during(faults.missing, now)
+        zeroed = _is_during(faults.zeroed, now)
+        for pool in self.pools.values():
+            for replica in [*pool.ready, *pool.draining]:
+                replica.engine.drop_abandoned(now)
+        arrived = range(self._reported_arrivals, self._cursor)
+        abandoned = self.requests.abandoned - self._reported_abandoned
+        self._reported_arrivals, self._reported_abandoned = self._cursor, self.requests.abandoned
+        gateway = None
+        if zeroed:
+            gateway = GatewayTraffic(0, 0)
+        elif not missing:
+            tokens = sum([self.requests.prompt[request] for request in arrived])
+            gateway = GatewayTraffic(len(arrived), tokens, len(self._queued), abandoned, *self._kept_at_decode(arrived))
+        pools = {name: pool.observe(now, missing=missing, zeroed=zeroed) for name, pool in self.pools.items()}
+        ended = self._finished_shapes(arrived) if self._has_choice else ()
+        return Observation(now, gateway, pools, shapes=None if missing or zeroed or not self._has_choice else ended)
+
+    def _kept_at_decode(self, arrived: range) -> tuple[float | None, float | None]:
+        """How many of those that arrived are computed where they are answered, and their prompt tokens."""
+        if not self._decode_pools:
+            return None, None
+        computed_at_decode = [request for request in arrived if self.requests.computed_at_decode[request]]
+        return float(len(computed_at_decode)), float(
+            sum([self.requests.prompt[request] for request in computed_at_decode])
+        )
+
+    def _finished_shapes(self, arrived: range) -> tuple[ShapeCount, ...]:
+        """The shapes of what ended since the last look."""
+        requests, staying, shapes = self.requests, [], []
+        for request in (*self._unfinished_requests, *arrived):
+            if 0.0 <= requests.end[request] <= self._now:
+                shapes.append(ShapeCount(requests.prompt[request], requests.output[request], 1.0))
+                if self._shape_router is not None:
+                    self._shape_router.on_finished(requests.prompt[request], requests.output[request])
+            elif not requests.has_given_up(request, self._now):
+                staying.append(request)
+        self._unfinished_requests = staying
+        return tuple(shapes)
+
+    def scale(self, pool: str, desired: int, asleep: int = 0) -> None:
+        """Order so many replicas and so many beside them that sleep, within the pool's bounds."""
+        scaled_pool = self.pools[pool]
+        facts = scaled_pool.setup.facts
+        desired = max(facts.minimum, min(facts.maximum, desired))
+        asleep = min(asleep, facts.maximum - desired)
+        if (desired, asleep) != (scaled_pool.desired, scaled_pool.asleep_desired):
+            scaled_pool.scale(desired, self._now, asleep)
+
+    def finish(self) -> None:
+        """Stop the costs and let what has arrived come to its end."""
+        for pool in self.pools.values():
+            pool.close(self._now)
+        seconds = (self.scenario.model.patience_seconds or 0.0) + 600.0
+        end = self._now + seconds
+        while self._now < end and self._has_unfinished():
+            self.run(min(end, self._now + 5.0))
+
+    def _has_unfinished(self) -> bool:
+        replicas = [replica for pool in self.pools.values() for replica in [*pool.ready, *pool.draining]]
+        return bool(
+            self._queued
+            or self._queued_decode
+            or self._transfers
+            or any(replica.engine.running() or replica.engine.waiting() for replica in replicas)
+        )
+
+
+class EngineFactory:
+    """Makes a pool's engines."""
+
+    def __init__(
+        self, setup: PoolSetup, requests: RequestTable, totals: StepTotals, engine_model: EngineModelKind
+    ) -> None:
+        self._setup = setup
+        self._requests = requests
+        self._totals = totals
+        self._engine_model = engine_model
+
+    def __call__(self) -> PlantEngine:
+        arguments = self._setup.profile, self._setup.facts.role, self._requests, self._totals.empty_copy()
+        if self._engine_model is EngineModelKind.AGGREGATED:
+            return AggregatedEngine(*arguments)
+        return TokenEngine(*arguments, preempting=self._engine_model is EngineModelKind.PREEMPTING)
+
+
+def _free_slots(replica: Replica, pool: Pool) -> int:
+    engine = replica.engine
+    return max(0, pool.setup.profile.max_sequences - engine.running() - engine.waiting())
+
+
+def _is_during(stretches: tuple[tuple[float, float], ...], now: float) -> bool:
+    return any(begin <= now < end for begin, end in stretches)

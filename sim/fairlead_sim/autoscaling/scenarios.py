@@ -1,0 +1,298 @@
+"""What an autoscaler is put through: each kind of scenario from a seed.
+
+The kinds, pools and objectives are those of the study that came before this code: smooth days, a noisy hour, crashes, an engine
+slower than its profile, answers that grow, long prompts, a mix that moves between prefill and decode, missing or lying metrics,
+steps, bursts and silence. Two take a published trace where its folder is given (Azure's hour of conversations, Mooncake's
+conversations) and traffic of its shape where not; Azure's hour of code completion is always of its shape, see ``load.bursts``.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+
+from fairlead.fleet.model import Role
+from fairlead_sim.autoscaling import traffic as loads
+from fairlead_sim.autoscaling.plant import AutoscalingScenario, PlantFaults
+from fairlead_sim.autoscaling.pool import PoolSetup, StartupDistribution
+from fairlead_sim.autoscaling.reference_pools import (
+    COLD_START,
+    LARGE_COLD_START,
+    LARGE_COST,
+    WARM_START,
+    large_profile,
+    reference_model,
+    reference_pool,
+    small_profile,
+)
+from fairlead_sim.autoscaling.request_table import ArrivalTrace
+from fairlead_sim.workload.azure_traces import read_azure
+from fairlead_sim.workload.generators import conversation_traffic
+from fairlead_sim.workload.traces import read_mooncake, spread_ties
+
+AZURE_CONVERSATIONS = "AzureLLMInferenceTrace_conv.csv"
+MOONCAKE_CONVERSATIONS = "conversation_trace.jsonl"
+_CHAT_TTFT, _CHAT_ITL = 3.0, 0.15
+_HOUR = 3600.0
+_MINUTE_NOISE, _MINUTE_MEMORY = 0.06, 0.3
+
+
+def smooth_chat(seed: int, traces: Path | None = None, *, mean: float = 8.0) -> AutoscalingScenario:
+    """A day of conversations; ``mean`` requests a second."""
+    del traces
+    return _chat_scenario("smooth-chat", seed, 0.0, 24, mean)
+
+
+def smooth_short(seed: int, traces: Path | None = None) -> AutoscalingScenario:
+    """A day of code completion, bound by prompts: from night to day eleven times as much within three hours."""
+    del traces
+    random_ = Random(f"smooth-short {seed}")
+    rates = _with_minute_noise(loads.daily_rates(loads.CODE_DAY, 24 * 60, 12.0), random_)
+    load = loads.poisson_arrivals(rates, loads.SHORT_OUTPUT_LENGTHS, random_)
+    return _scenario("smooth-short", seed, 24, load, [reference_pool(large_profile(), 2, cost=LARGE_COST)], 2.0, 0.2)
+
+
+def smooth_mixed(seed: int, traces: Path | None = None) -> AutoscalingScenario:
+    """The first half of the day of conversations, on two kinds of accelerator."""
+    del traces
+    random_ = Random(f"smooth-mixed {seed}")
+    rates = _with_minute_noise(loads.daily_rates(loads.CHAT_DAY, 12 * 60, 12.0), random_)
+    pools = [
+        reference_pool(small_profile(), 9),
+        reference_pool(large_profile(), 0, cost=LARGE_COST, startup=LARGE_COLD_START, minimum=0),
+    ]
+    return _scenario(
+        "smooth-mixed",
+        seed,
+        12,
+        loads.poisson_arrivals(rates, loads.CHAT_LENGTHS, random_),
+        pools,
+        _CHAT_TTFT,
+        _CHAT_ITL,
+    )
+
+
+def mixed_shapes(seed: int, pools: Sequence[PoolSetup]) -> AutoscalingScenario:
+    """Two hours of the day's rise, short chat and a fifth of documents, in front of ``pools``; the gateway goes by shape. For
+    ``bench/mix``, where the pools are not the same in each run."""
+    random_ = Random(f"mixed-shapes {seed}")
+    rates = _with_minute_noise(loads.daily_rates(loads.CHAT_DAY, 24 * 60, 14.0)[8 * 60 : 10 * 60], random_)
+    chat, documents = (
+        loads.poisson_arrivals(rates, lengths, random_)
+        for lengths in (loads.SHORT_CHAT_LENGTHS, loads.DOCUMENT_LENGTHS)
+    )
+    scenario = _scenario(
+        "mixed-shapes", seed, 2, loads.mix_loads(chat, documents, lambda at: 0.2, random_), list(pools), 4.0, 0.12
+    )
+    return replace(scenario, by_shape=True)
+
+
+def noisy_hour(seed: int, traces: Path | None = None) -> AutoscalingScenario:
+    """A real hour of conversations, three times as dense: a minute's load may be half or twice that of the one before."""
+    random_ = Random(f"noisy-hour {seed}")
+    trace = None if traces is None else traces / AZURE_CONVERSATIONS
+    if trace is not None and trace.is_file():
+        load = loads.densify(read_azure(trace), 3, random_)
+    else:
+        rates = loads.add_noise([16.2] * 60, random_, sigma=0.22, memory=0.5)
+        load = loads.poisson_arrivals([max(9.5, min(25.4, rate)) for rate in rates], loads.CHAT_LENGTHS, random_)
+    return _scenario(
+        "noisy-hour", seed, _duration_hours(load), load, [reference_pool(small_profile(), 14)], _CHAT_TTFT, _CHAT_ITL
+    )
+
+
+def failures(seed: int, traces: Path | None = None) -> AutoscalingScenario:
+    """Four hours of conversations; a replica crashes every twenty minutes, 15 of 100 starts fail."""
+    del traces
+    scenario = _chat_scenario("failures", seed, 10.0, 4, 8.0, replace(COLD_START, failure_share=0.15))
+    return replace(scenario, faults=PlantFaults(crashes=tuple([1_200.0 * number for number in range(1, 12)])))
+
+
+def slow_engine(seed: int, traces: Path | None = None) -> AutoscalingScenario:
+    """Two hours of conversations; after fifty minutes every step takes 1.35 times as long."""
+    del traces
+    scenario = _chat_scenario("slow-engine", seed, 10.0, 2, 8.0)
+    return replace(scenario, faults=PlantFaults(slow=((3_000.0, 1.35),)))
+
+
+def drift(seed: int, traces: Path | None = None) -> AutoscalingScenario:
+    """The same requests a second for two hours; answers grow to two and a half times their length within ten minutes."""
+    del traces
+    random_ = Random(f"drift {seed}")
+
+    def stretch(at: float) -> float:
+        return 1.0 + 1.5 * min(1.0, max(0.0, (at - 3_000.0) / 600.0))
+
+    load = loads.poisson_arrivals(_with_minute_noise([7.0] * 120, random_), loads.CHAT_LENGTHS, random_, stretch)
+    return _scenario("drift", seed, 2, load, [reference_pool(small_profile(), 7)], _CHAT_TTFT, _CHAT_ITL)
+
+
+def long_prompts(seed: int, traces: Path | None = None) -> AutoscalingScenario:
+    """Conversations with prompts of 6,800 tokens on the mean and up to 20,480 (longer ones are left out, as everywhere), twice as
+    dense as recorded. A step with a full chunk alone takes longer than the inter-token objective."""
+    random_ = Random(f"long-prompts {seed}")
+    trace = None if traces is None else traces / MOONCAKE_CONVERSATIONS
+    if trace is not None and trace.is_file():
+        load = loads.densify(spread_ties(read_mooncake(trace)), 2, random_)
+    else:
+        load = loads.densify(conversation_traffic(10_000, seed=seed), 2, random_)
+    return _scenario(
+        "long-prompts",
+        seed,
+        _duration_hours(load),
+        load,
+        [reference_pool(large_profile(), 7, cost=LARGE_COST)],
+        30.0,
+        0.1,
+    )
+
+
+def mix_move(seed: int, traces: Path | None = None) -> AutoscalingScenario:
+    """Prefill and decode apart; requests turn from conversations to code completion within ten minutes, and back."""
+    del traces
+    random_ = Random(f"mix-move {seed}")
+    rates = _with_minute_noise(
+        [24.0 * (1.0 + 0.25 * math.sin(2 * math.pi * minute / 60.0)) for minute in range(120)], random_
+    )
+
+    def short(at: float) -> float:
+        return min(1.0, max(0.0, (at - 2_400.0) / 600.0)) - min(1.0, max(0.0, (at - 4_800.0) / 600.0))
+
+    load = loads.mix_loads(
+        loads.poisson_arrivals(rates, loads.CHAT_LENGTHS, random_),
+        loads.poisson_arrivals(rates, loads.SHORT_OUTPUT_LENGTHS, random_),
+        short,
+        random_,
+    )
+    pools = [
+        reference_pool(large_profile(), 5, cost=LARGE_COST, role=Role.PREFILL, name="prefill"),
+        reference_pool(large_profile(), 3, cost=LARGE_COST, role=Role.DECODE, name="decode"),
+    ]
+    return _scenario("mix-move", seed, 2, load, pools, 2.0, 0.1)
+
+
+def missing_metrics(seed: int, traces: Path | None = None) -> AutoscalingScenario:
+    """Four hours of conversations, two of them with rising load; twice five minutes without any metrics."""
+    del traces
+    scenario = _chat_scenario("blind", seed, 6.0, 4, 8.0)
+    return replace(scenario, faults=PlantFaults(missing=((5_400.0, 5_700.0), (10_800.0, 11_100.0))))
+
+
+def zeroed_metrics(seed: int, traces: Path | None = None) -> AutoscalingScenario:
+    """The same, with metrics that read zero."""
+    del traces
+    scenario = _chat_scenario("lying", seed, 6.0, 4, 8.0)
+    return replace(scenario, faults=PlantFaults(zeroed=((5_400.0, 5_700.0), (10_800.0, 11_100.0))))
+
+
+def step_cold(seed: int, traces: Path | None = None) -> AutoscalingScenario:
+    """Five times the load at once, for twenty minutes, unforeseen."""
+    del traces
+    return _step_scenario("step-cold", seed, COLD_START)
+
+
+def step_warm(seed: int, traces: Path | None = None) -> AutoscalingScenario:
+    """The same where replicas start within 10 s."""
+    del traces
+    return _step_scenario("step-warm", seed, WARM_START)
+
+
+def on_off(seed: int, traces: Path | None = None) -> AutoscalingScenario:
+    """An hour of code completion in bursts, a third of its minutes silent."""
+    del traces
+    random_ = Random(f"on-off {seed}")
+    load = loads.bursty_load(random_)
+    return _scenario("on-off", seed, 1, load, [reference_pool(large_profile(), 3, cost=LARGE_COST)], 4.0, 0.2)
+
+
+def zero_cold(seed: int, traces: Path | None = None) -> AutoscalingScenario:
+    """Silence, then a few requests for some minutes, six hours long; replicas start cold."""
+    del traces
+    return _scale_to_zero_scenario("zero-cold", seed, COLD_START, _CHAT_TTFT)
+
+
+def zero_warm(seed: int, traces: Path | None = None) -> AutoscalingScenario:
+    """The same where replicas start within 10 s and the first token has 15 s."""
+    del traces
+    return _scale_to_zero_scenario("zero-warm", seed, WARM_START, 15.0)
+
+
+SCENARIOS: Mapping[str, Callable[[int, Path | None], AutoscalingScenario]] = {
+    "smooth-chat": smooth_chat,
+    "smooth-short": smooth_short,
+    "smooth-mixed": smooth_mixed,
+    "noisy-hour": noisy_hour,
+    "failures": failures,
+    "slow-engine": slow_engine,
+    "drift": drift,
+    "long-prompts": long_prompts,
+    "mix-move": mix_move,
+    "blind": missing_metrics,
+    "lying": zeroed_metrics,
+    "step-cold": step_cold,
+    "step-warm": step_warm,
+    "on-off": on_off,
+    "zero-cold": zero_cold,
+    "zero-warm": zero_warm,
+}
+"""Each makes a scenario from a seed and the folder of the published traces, None where it is not at hand."""
+
+
+def _scenario(
+    name: str,
+    seed: int,
+    hours: float,
+    load: ArrivalTrace,
+    pools: list[PoolSetup],
+    ttft: float,
+    itl: float,
+    *,
+    patience_seconds: float = 60.0,
+) -> AutoscalingScenario:
+    return AutoscalingScenario(
+        name, seed, hours * _HOUR, reference_model(pools, ttft, itl, patience=patience_seconds), tuple(pools), load
+    )
+
+
+def _chat_scenario(
+    name: str, seed: int, begin: float, hours: int, mean: float, startup: StartupDistribution = COLD_START
+) -> AutoscalingScenario:
+    """Hours of the day of conversations, ``mean`` requests a second over the whole day."""
+    random_ = Random(f"{name} {seed}")
+    day = loads.daily_rates(loads.CHAT_DAY, 24 * 60, mean)
+    rates = _with_minute_noise(day[int(begin * 60) : int(begin * 60) + hours * 60], random_)
+    load = loads.poisson_arrivals(rates, loads.CHAT_LENGTHS, random_)
+    return _scenario(
+        name,
+        seed,
+        hours,
+        load,
+        [reference_pool(small_profile(), math.ceil(rates[0]), startup=startup)],
+        _CHAT_TTFT,
+        _CHAT_ITL,
+    )
+
+
+def _step_scenario(name: str, seed: int, startup: StartupDistribution) -> AutoscalingScenario:
+    load = loads.poisson_arrivals([2.5] * 20 + [12.5] * 20 + [2.5] * 20, loads.CHAT_LENGTHS, Random(f"step {seed}"))
+    return _scenario(name, seed, 1, load, [reference_pool(small_profile(), 3, startup=startup)], _CHAT_TTFT, _CHAT_ITL)
+
+
+def _scale_to_zero_scenario(name: str, seed: int, startup: StartupDistribution, ttft: float) -> AutoscalingScenario:
+    hours, random_ = 6, Random(f"zero {seed}")
+    rates: list[float] = []
+    while len(rates) < hours * 60:
+        rates += [0.0] * random_.randint(8, 35)
+        rates += [random_.choice((0.3, 1.0, 3.0))] * random_.randint(3, 12)
+    load = loads.poisson_arrivals(rates[: hours * 60], loads.CHAT_LENGTHS, random_)
+    pools = [reference_pool(small_profile(), 0, startup=startup, minimum=0)]
+    return _scenario(name, seed, hours, load, pools, ttft, _CHAT_ITL, patience_seconds=400.0)
+
+
+def _with_minute_noise(rates: list[float], random_: Random) -> list[float]:
+    return loads.add_noise(rates, random_, sigma=_MINUTE_NOISE, memory=_MINUTE_MEMORY)
+
+
+def _duration_hours(load: ArrivalTrace) -> float:
+    return math.ceil(load.arrivals[-1] / 60.0) / 60.0

@@ -1,0 +1,225 @@
+"""Traffic for the autoscaler's scenarios, from a seed: how many arrive when, and how long their prompts and answers are.
+
+What a day looks like was read off published plots (Azure, one week of 2024: conversation and code); how long requests are and how
+much a minute differs from the next off its hour of conversations of 2023. Those files are not in the tree: their quantiles are, and
+where a file is at hand ``recorded`` reads the hour itself.
+"""
+
+import math
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from random import Random
+
+from fairlead_sim.autoscaling.request_table import ArrivalTrace
+from fairlead_sim.workload.traces import TraceRequest
+
+_MINUTE_SECONDS = 60.0
+_GRID_SIZE = 4096
+
+CHAT_DAY = (
+    (0.0, 3.0),
+    (2.0, 2.3),
+    (4.0, 2.0),
+    (6.0, 2.4),
+    (8.0, 3.8),
+    (10.0, 5.0),
+    (12.0, 4.4),
+    (14.5, 5.2),
+    (18.0, 4.2),
+    (20.5, 4.8),
+    (22.0, 4.0),
+    (24.0, 3.0),
+)
+"""(hour, level): three humps, 2.0 at night and 5.2 at the highest."""
+CODE_DAY = (
+    (0.0, 0.6),
+    (3.0, 0.5),
+    (6.0, 0.5),
+    (9.0, 5.0),
+    (10.5, 5.5),
+    (12.5, 4.6),
+    (15.0, 5.5),
+    (17.0, 4.6),
+    (19.0, 2.5),
+    (21.0, 1.3),
+    (24.0, 0.6),
+)
+"""(hour, level): eleven times as much by day as by night, risen within three hours."""
+
+
+@dataclass(frozen=True, slots=True)
+class LengthDistribution:
+    """Tokens of prompt and answer by quantile (0..1 in equal steps), drawn independently: the hour of conversations has -0.11
+    between the two."""
+
+    prompt: tuple[int, ...]
+    output: tuple[int, ...]
+
+    def sampling_grids(self, output_factor: float = 1.0) -> tuple[list[int], list[int]]:
+        """Values to draw from evenly; answers ``stretch`` times as long."""
+        outputs = [max(1, round(value * output_factor)) for value in _quantile_grid(self.output)]
+        return [max(1, round(value)) for value in _quantile_grid(self.prompt)], outputs
+
+
+CHAT_LENGTHS = LengthDistribution(
+    (2, 181, 207, 372, 387, 396, 403, 414, 703, 984, 1020, 1045, 1071, 1097, 1130, 1189, 1315, 1877, 2735, 4083, 4142),
+    (7, 41, 54, 67, 77, 85, 91, 96, 103, 113, 129, 151, 177, 217, 384, 395, 400, 411, 424, 451, 620),
+)
+"""Of the hour of conversations: 1,155 / 211 on the mean."""
+SHORT_OUTPUT_LENGTHS = LengthDistribution(
+    (
+        20,
+        170,
+        330,
+        490,
+        650,
+        810,
+        970,
+        1130,
+        1290,
+        1450,
+        1620,
+        1800,
+        2000,
+        2220,
+        2470,
+        2760,
+        3110,
+        3560,
+        4200,
+        5300,
+        7400,
+    ),
+    (1, 5, 6, 7, 8, 8, 9, 10, 11, 12, 13, 15, 17, 19, 22, 26, 31, 40, 56, 100, 250),
+)
+"""Of code completion: about 2,048 / 28 on the mean."""
+
+
+SHORT_CHAT_LENGTHS = LengthDistribution(
+    (2, 20, 33, 45, 60, 80, 100, 120, 145, 175, 215, 265, 340, 450, 620, 950, 1_900),
+    (5, 25, 45, 65, 85, 110, 135, 160, 190, 230, 290, 380, 520, 800),
+)
+"""Questions without a history, some 250 / 200 on the mean; round numbers."""
+DOCUMENT_LENGTHS = LengthDistribution(
+    (1_100, 1_900, 2_400, 2_900, 3_300, 3_700, 4_100, 4_600, 5_200, 6_100, 8_000),
+    (60, 110, 140, 170, 200, 240, 280, 330, 400, 520, 800),
+)
+"""Long prompts, some 3,900 / 270 on the mean; round numbers."""
+
+
+def daily_rates(shape: Sequence[tuple[float, float]], minutes: int, mean: float) -> list[float]:
+    """Requests a second in each minute: a day's shape (repeated), smooth between its points, with this mean over the minutes."""
+    hours = [hour for hour, _ in shape]
+    rates = []
+    for minute in range(minutes):
+        hour = (minute + 0.5) / 60.0 % hours[-1]
+        after = bisect_right(hours, hour)
+        (begin, low), (end, high) = shape[after - 1], shape[after]
+        share = 0.5 - 0.5 * math.cos(math.pi * (hour - begin) / (end - begin))
+        rates.append(low + share * (high - low))
+    scale = mean * minutes / math.fsum(rates)
+    return [level * scale for level in rates]
+
+
+def add_noise(rates: Sequence[float], random_: Random, *, sigma: float, memory: float) -> list[float]:
+    """The same with noise: a minute's logarithm is off by ``sigma`` on the average, of which ``memory`` stays for the next minute."""
+    state, noisy_rates = 0.0, []
+    for rate in rates:
+        state = memory * state + math.sqrt(1.0 - memory * memory) * random_.gauss(0.0, sigma)
+        noisy_rates.append(rate * math.exp(state - sigma * sigma / 2.0))
+    return noisy_rates
+
+
+def poisson_arrivals(
+    rates: Sequence[float],
+    lengths: LengthDistribution,
+    random_: Random,
+    output_factor: Callable[[float], float] | None = None,
+) -> ArrivalTrace:
+    """Arrivals at the rate of their minute. ``stretch`` says by when how many times as long answers are."""
+    arrivals: list[float] = []
+    for minute, rate in enumerate(rates):
+        at, end = minute * _MINUTE_SECONDS, (minute + 1) * _MINUTE_SECONDS
+        while rate > 0.0:
+            at += random_.expovariate(rate)
+            if at >= end:
+                break
+            arrivals.append(at)
+    prompts, outputs = lengths.sampling_grids()
+    uniform = random_.random
+    factors = [1.0] * len(arrivals) if output_factor is None else [output_factor(at) for at in arrivals]
+    return ArrivalTrace(
+        arrivals,
+        [prompts[int(uniform() * _GRID_SIZE)] for _ in arrivals],
+        [max(1, round(outputs[int(uniform() * _GRID_SIZE)] * factor)) for factor in factors],
+    )
+
+
+def densify(
+    requests: Sequence[TraceRequest], times: int, random_: Random, jitter_seconds: float = 30.0
+) -> ArrivalTrace:
+    """A recorded hour ``times`` as dense: each request again so often, at about the same time and with somebody else's lengths."""
+    copies = [*requests]
+    for _ in range(times - 1):
+        lengths = list(requests)
+        random_.shuffle(lengths)
+        copies += [
+            replace(lengths_of, arrival=max(0.0, request.arrival + random_.uniform(-jitter_seconds, jitter_seconds)))
+            for request, lengths_of in zip(requests, lengths, strict=True)
+        ]
+    copies.sort(key=lambda request: request.arrival)
+    return ArrivalTrace(
+        [request.arrival for request in copies],
+        [request.prompt_tokens for request in copies],
+        [request.output_tokens for request in copies],
+    )
+
+
+def mix_loads(
+    first: ArrivalTrace, second: ArrivalTrace, share: Callable[[float], float], random_: Random
+) -> ArrivalTrace:
+    """Of two loads of the same rate, ``share`` by time (0..1) of the other and the rest of the one."""
+    selected = [
+        (at, prompt, output)
+        for load, of_other in ((first, False), (second, True))
+        for at, prompt, output in zip(load.arrivals, load.prompts, load.outputs, strict=True)
+        if (random_.random() < share(at)) is of_other
+    ]
+    selected.sort()
+    return ArrivalTrace(
+        [at for at, _, _ in selected], [prompt for _, prompt, _ in selected], [output for _, _, output in selected]
+    )
+
+
+def bursty_load(random_: Random, *, minutes: int = 60, times: int = 3) -> ArrivalTrace:
+    """Code completion as Azure's hour of 2023 has it, ``times`` as dense: 0 to 632 requests a minute (147 on the mean), about a third
+    of the minutes nearly silent, seconds of up to 67."""
+    levels: list[float] = []
+    while len(levels) < minutes:
+        levels += [0.0] * random_.choice((1, 1, 2))
+        levels += [min(632.0, random_.lognormvariate(5.25, 0.6)) for _ in range(random_.choice((1, 2, 3, 4)))]
+    prompts, outputs = SHORT_OUTPUT_LENGTHS.sampling_grids()
+    arrivals: list[float] = []
+    for minute, level in enumerate(levels[:minutes]):
+        seconds = [random_.lognormvariate(0.0, 1.0) for _ in range(60)]
+        scale = level * times / math.fsum(seconds)
+        for second, weight in enumerate(seconds):
+            expected = min(67.0 * times, weight * scale)
+            count = int(expected) + (random_.random() < expected - int(expected))
+            arrivals += sorted([minute * _MINUTE_SECONDS + second + random_.random() for _ in range(count)])
+    return ArrivalTrace(
+        arrivals,
+        [prompts[int(random_.random() * _GRID_SIZE)] for _ in arrivals],
+        [outputs[int(random_.random() * _GRID_SIZE)] for _ in arrivals],
+    )
+
+
+def _quantile_grid(quantiles: Sequence[int]) -> list[float]:
+    last = len(quantiles) - 1
+    values = []
+    for place in range(_GRID_SIZE):
+        position = (place + 0.5) / _GRID_SIZE * last
+        below = int(position)
+        values.append(quantiles[below] + (quantiles[below + 1] - quantiles[below]) * (position - below))
+    return values

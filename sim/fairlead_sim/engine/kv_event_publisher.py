@@ -1,0 +1,189 @@
+"""The KV-event publisher of a simulated engine: a PUB socket for the stream, a ROUTER socket for what was missed.
+
+Every batch goes out as three frames: topic, sequence number (8 bytes, big-endian, from 0 in each process) and payload.
+A listener that missed some sends ``["", first number]`` to the ROUTER and is told every batch still in the buffer
+from there, four frames each, and then an end mark; a request with another number of frames gets no answer at all.
+Nothing is said at start or stop. A core hands its events out with the next step, so a clear of an idle engine is
+published no earlier than that; an empty step publishes nothing.
+
+Nothing here waits: PUB drops for a listener that is too slow, and replays are sent in slices between other work.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import zmq
+
+from fairlead.errors import BadInput
+from fairlead.runtime.clock import Clock
+from fairlead_sim.engine import kv_event_codec
+from fairlead_sim.engine.block_pool import KvEvent
+
+END_OF_REPLAY = b"\xff" * 8
+BUFFER_STEPS = 10_000
+HIGH_WATER_MARK = 100_000
+_REPLAY_SLICE = 256
+_LINGER_MS = 1_000
+
+
+def _no_adapter_id(_name: str) -> int | None:
+    return None
+
+
+class KvEventPublisher:
+    """Publishes one rank's events. Binding happens at once; ``start`` needs a running loop and serves replays.
+
+    An endpoint is ``tcp://HOST:PORT``; port 0 takes a free one, another port is raised by the rank.
+    Raises BadInput when an address cannot be bound.
+    """
+
+    def __init__(
+        self,
+        endpoint: str,
+        replay_endpoint: str | None,
+        topic: str = "",
+        *,
+        clock: Clock,
+        encoding: kv_event_codec.Encoding = "map",
+        buffer_steps: int = BUFFER_STEPS,
+        rank: int = 0,
+        adapter_id: kv_event_codec.AdapterIds = _no_adapter_id,
+        context: "zmq.Context[zmq.Socket[bytes]] | None" = None,
+    ) -> None:
+        self._topic = topic.encode()
+        self._clock = clock
+        self._encoding = encoding
+        self._rank = rank
+        self._adapter_id = adapter_id
+        self._encoder = msgspec.msgpack.Encoder()
+        self._buffer: deque[tuple[int, bytes]] = deque(maxlen=buffer_steps)
+        self._sequence = 0
+        self._own_context = context is None
+        self._context = context if context is not None else zmq.Context()
+        self._replays: deque[tuple[bytes, deque[tuple[int, bytes]]]] = deque()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._publisher = self._context.socket(zmq.PUB)
+        self._router: zmq.Socket[bytes] | None = None
+        self.replay_endpoint: str | None = None
+        try:
+            self.endpoint = _bind(self._publisher, endpoint, rank)
+            if replay_endpoint is not None:
+                self._router = self._context.socket(zmq.ROUTER)
+                self.replay_endpoint = _bind(self._router, replay_endpoint, rank)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def sequence(self) -> int:
+        """The number that the next batch will carry."""
+        return self._sequence
+
+    def start(self) -> None:
+        """Serve replays on the running loop."""
+        if self._router is None:
+            return
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self._router.fileno(), self._read_requests)
+        self._loop.call_soon(
+            self._read_requests
+        )  # the descriptor tells of changes only: look once for what came before
+
+    def publish(self, events: Sequence[KvEvent]) -> None:
+        """Send one step's events as one batch; nothing when there are none."""
+        if not events:
+            return
+        batch = kv_event_codec.event_batch(
+            events, wall=self._clock.wall(), rank=self._rank, encoding=self._encoding, adapter_id=self._adapter_id
+        )
+        payload = self._encoder.encode(batch)
+        number = self._sequence
+        self._sequence += 1
+        self._buffer.append((number, payload))
+        self._publisher.send_multipart((self._topic, number.to_bytes(8, "big"), payload), flags=zmq.NOBLOCK, copy=True)
+
+    def sources(self) -> dict[str, dict[str, Any]]:
+        """This rank's part of the answer to ``/kv_event_sources``."""
+        return {
+            str(self._rank): {
+                "enable_kv_cache_events": True,
+                "publisher": "zmq",
+                "endpoint": self.endpoint,
+                "replay_endpoint": self.replay_endpoint,
+                "buffer_steps": self._buffer.maxlen,
+                "hwm": HIGH_WATER_MARK,
+                "max_queue_size": HIGH_WATER_MARK,
+                "topic": self._topic.decode(),
+            }
+        }
+
+    def close(self) -> None:
+        """Stop serving and let go of the addresses; batches already handed over get a second to leave."""
+        if self._loop is not None and self._router is not None:
+            self._loop.remove_reader(self._router.fileno())
+        self._loop = None
+        self._replays.clear()
+        for socket in (self._publisher, self._router):
+            if socket is not None and not socket.closed:
+                socket.close(linger=_LINGER_MS)
+        if self._own_context and not self._context.closed:
+            self._context.term()
+
+    def _read_requests(self) -> None:
+        """Take every waiting request. The descriptor reports changes, not states, so it is read until it is dry."""
+        router = self._router
+        if router is None or self._loop is None:
+            return
+        while router.poll(0, zmq.POLLIN):
+            frames = router.recv_multipart(flags=zmq.NOBLOCK)
+            if len(frames) != 3:
+                continue
+            peer, _, start = frames
+            first = int.from_bytes(start, "big")
+            missed = deque(item for item in self._buffer if item[0] >= first)
+            self._replays.append((peer, missed))
+            if len(self._replays) == 1:
+                self._loop.call_soon(self._send_replay_slice)
+
+    def _send_replay_slice(self) -> None:
+        """Send a part of the oldest replay, so that a long one does not hold up tokens; then look for requests again."""
+        router = self._router
+        if router is None or self._loop is None or not self._replays:
+            return
+        peer, missed = self._replays[0]
+        for _ in range(min(_REPLAY_SLICE, len(missed))):
+            number, payload = missed.popleft()
+            _send_reply(router, (peer, b"", self._topic, number.to_bytes(8, "big"), payload))
+        if not missed:
+            _send_reply(router, (peer, b"", b"", END_OF_REPLAY, b""))
+            self._replays.popleft()
+        if self._replays:
+            self._loop.call_soon(self._send_replay_slice)
+        self._read_requests()  # sending may have swallowed the descriptor's report of a new request
+
+
+def _send_reply(router: "zmq.Socket[bytes]", frames: tuple[bytes, ...]) -> None:
+    """Send one reply; a peer that left or reads too slowly loses it, as with the engine."""
+    try:
+        router.send_multipart(frames, flags=zmq.NOBLOCK)
+    except zmq.Again:
+        pass
+
+
+def _bind(socket: "zmq.Socket[bytes]", endpoint: str, rank: int) -> str:
+    """Bind and return the address to tell others. Raises BadInput when it cannot be bound."""
+    base, colon, port = endpoint.rpartition(":")
+    if not base.startswith("tcp://") or not port.isdecimal():
+        raise BadInput(f"{endpoint!r} is no ZMQ address", field="endpoint", hint="write tcp://HOST:PORT")
+    address = endpoint if port == "0" else f"{base}{colon}{int(port) + rank}"
+    socket.set_hwm(HIGH_WATER_MARK)
+    try:
+        socket.bind(address)
+    except zmq.ZMQError as error:
+        raise BadInput(f"cannot bind {address}: {error}", field="endpoint", hint="port 0 takes a free one") from error
+    if port != "0":
+        return address
+    return socket.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0").replace("0.0.0.0", "127.0.0.1")

@@ -1,0 +1,490 @@
+"""The scheduler core of a simulated engine: continuous batching over a block prefix cache, timed by a profile.
+
+The core has no clock and does no I/O. ``step(now)`` plans one step and says how long it takes; the caller waits that long, on a real
+or a virtual clock, delivers the results and calls again. One step:
+
+1. Every decoding sequence gets one token. A sequence whose blocks are full needs another first; where none is left, the
+   last-come running sequence is put back to the queue and computed anew later (preemption).
+2. What is left of the step's token budget goes to prompts under way, then to new ones in the queue's order, in chunks. The queue's
+   head is admitted when the rest of its prompt and its reserved output fit beside what was promised to the others, and
+   nobody overtakes it. Whole blocks found in the cache are not computed, but at least one token always is.
+3. A prompt completed in this step yields its first token in it.
+
+Stretches in which sequences only decode need not be stepped through: ``steady`` says for how many steps nothing else happens,
+``foresee`` when each of them ends, to the last bit as ``step`` would have it, and ``advance`` takes them all at once.
+
+A block is findable from the moment its computation is planned: a sequence planned later in the same step reads what this very
+step writes, as real engines do. Block keys know nothing of text; they are the caller's, or chained from token ids.
+"""
+
+import heapq
+from array import array
+from itertools import count
+
+from xxhash import xxh3_64_intdigest
+
+from fairlead.engine_profile import EngineProfile
+from fairlead.errors import BadInput, Unavailable
+from fairlead.limits import Limits
+from fairlead_sim.engine.block_pool import BlockPool, BlocksStored, chain_key, chain_root
+from fairlead_sim.engine.sequence import EngineSequence, EngineStats, EngineStep, SequenceState
+
+__all__ = ["EngineCore", "EngineSequence", "EngineStats", "EngineStep", "QueueFull", "SequenceState"]
+
+_RUNNING = SequenceState.RUNNING
+
+
+class QueueFull(Unavailable):
+    """Raised when the engine has as many unfinished sequences as it may."""
+
+
+class EngineCore:
+    """One engine. ``max_queue`` caps all unfinished sequences at admission, as ``--max-num-queued-reqs`` does. ``pool``: memory
+    that it shares with other engines, which none does in reality (``fairlead_sim.experiments.ideal_bound``)."""
+
+    def __init__(
+        self,
+        profile: EngineProfile,
+        *,
+        block_tokens: int = 16,
+        max_queue: int | None = None,
+        scheduling: str = "fcfs",
+        events: bool = True,
+        pool: BlockPool | None = None,
+    ) -> None:
+        if scheduling not in ("fcfs", "priority"):
+            raise BadInput(f"no scheduling is called {scheduling!r}", field="scheduling", hint="fcfs or priority")
+        if not 0 < block_tokens <= profile.kv_tokens:
+            raise BadInput(f"a block of {block_tokens} tokens does not fit the engine", field="block_tokens")
+        self.profile = profile
+        self.block_tokens = block_tokens
+        self.pool = pool or BlockPool(profile.kv_tokens // block_tokens, block_tokens, events=events)
+        self._max_unfinished = Limits().sim_queue if max_queue is None else max_queue
+        self._by_priority = scheduling == "priority"
+        self._max_sequences = max(1, min(profile.max_sequences, profile.step_tokens))
+        self._arrival_numbers = count()
+        self._sequences: dict[str, EngineSequence] = {}
+        self._queue: list[
+            tuple[tuple[float, float, int], EngineSequence]
+        ] = []  # a heap; the aborted stay until they surface
+        self._waiting = 0
+        self._prefilling: list[EngineSequence] = []
+        self._decoding: list[EngineSequence] = []
+        self._block_full: list[EngineSequence] = []  # decoding, and their blocks are full
+        self._resident = 0  # KV tokens that the next decode step reads
+        self._reserved_blocks = 0  # blocks reserved for running sequences and not taken yet
+        self._paused = False
+        self._computed_total = self._cached_total = self._pulled_total = self._generated_total = 0
+        self._queries_total = self._hits_total = self._preempted_total = self._steps_total = 0
+
+    # What callers ask for ------------------------------------------------------------------------------------------------
+
+    @property
+    def max_sequence_tokens(self) -> int:
+        """The longest sequence, prompt and output together, that memory holds."""
+        return self.pool.blocks * self.block_tokens
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing runs or waits."""
+        return not self._sequences
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether ``step`` is stopped."""
+        return self._paused
+
+    def sequences(self) -> list[EngineSequence]:
+        """Everything running or waiting, oldest first."""
+        return list(self._sequences.values())
+
+    def add(self, sequence: EngineSequence) -> None:
+        """Queue a fresh sequence. Raises QueueFull, or BadInput when it could never run here."""
+        if len(self._sequences) >= self._max_unfinished:
+            raise QueueFull(f"the engine already has {len(self._sequences)} unfinished requests")
+        if sequence.id in self._sequences:
+            raise BadInput(f"a request {sequence.id!r} is already here", field="id")
+        if sequence.prompt_tokens < 1 or sequence.max_tokens < 0:
+            raise BadInput("a prompt has at least one token, an output none or more", field="prompt_tokens")
+        max_length = sequence.prompt_tokens + max(0, sequence.max_tokens - 1)
+        if max_length > self.max_sequence_tokens:
+            raise BadInput(
+                f"{max_length} tokens do not fit the engine's {self.max_sequence_tokens}", field="max_tokens"
+            )
+        arrival_number = next(self._arrival_numbers)
+        sequence.rank = (
+            (sequence.priority, sequence.arrival, arrival_number) if self._by_priority else (0, 0, arrival_number)
+        )
+        sequence.chain = list(sequence.keys[: sequence.prompt_tokens // self.block_tokens])
+        self._sequences[sequence.id] = sequence
+        self._enqueue(sequence)
+
+    def abort(self, sequence_id: str) -> bool:
+        """Drop a sequence at once, its blocks stay findable; False when it is not here."""
+        return self._end_early(sequence_id, SequenceState.ABORTED, "abort")
+
+    def finish(self, sequence_id: str, reason: str) -> bool:
+        """End a sequence early and well, as a stop string does; False when it is not here any more."""
+        return self._end_early(sequence_id, SequenceState.FINISHED, reason)
+
+    def pause(self) -> None:
+        """No more steps until ``resume``; everything stays where it is and may be added to."""
+        self._paused = True
+
+    def resume(self) -> None:
+        """Go on after ``pause``."""
+        self._paused = False
+
+    def reset_prefix_cache(self, *, preempt_running: bool = False) -> bool:
+        """Forget all cached blocks; False while any runs. ``preempt_running`` puts those back to the queue first.
+
+        Listeners hear of it with the events of the next step.
+        """
+        if preempt_running:
+            for sequence in sorted(self._running(), key=_rank, reverse=True):
+                self._preempt(sequence)
+        return self.pool.clear()
+
+    @property
+    def stats(self) -> EngineStats:
+        """Gauges and counters at this moment."""
+        return EngineStats(
+            running=len(self._decoding) + len(self._prefilling),
+            waiting=self._waiting,
+            kv_usage=self.pool.referenced / self.pool.blocks,
+            blocks=self.pool.blocks,
+            resident_blocks=self.pool.resident,
+            prompt_tokens_total=self._computed_total + self._cached_total + self._pulled_total,
+            computed_prompt_tokens_total=self._computed_total,
+            cached_prompt_tokens_total=self._cached_total,
+            generation_tokens_total=self._generated_total,
+            prefix_queries_total=self._queries_total,
+            prefix_hits_total=self._hits_total,
+            preemptions_total=self._preempted_total,
+            steps_total=self._steps_total,
+            pulled_prompt_tokens_total=self._pulled_total,
+        )
+
+    def step(self, now: float) -> EngineStep | None:
+        """Plan the step that begins at ``now``; None when there is nothing to do or the engine is paused."""
+        if self._paused or not self._sequences:
+            return None
+        step = EngineStep()
+        if self._block_full:
+            self._allocate_for_decoding(step)
+        prefilled: list[EngineSequence] = []
+        attention, chunks = 0.0, 0
+        if self._prefilling or self._waiting:
+            attention, chunks = self._prefill(step, prefilled, now)
+        decoding = self._decoding
+        profile = self.profile
+        step.seconds = profile.step_time(
+            computed=len(decoding) + step.prefilled,
+            sequences=len(decoding) + chunks,
+            resident=self._resident,
+            attention=attention,
+            hit=step.cached,
+        )
+        self._resident += len(decoding)
+        block_ends = []
+        for sequence in decoding:
+            sequence.generated += 1
+            sequence.steps_to_block_end -= 1
+            if not sequence.steps_to_block_end:
+                block_ends.append(sequence)
+        step.tokens = decoding.copy()
+        for sequence in block_ends:
+            self._end_block(sequence, step)
+        if step.finished:
+            self._decoding = [sequence for sequence in decoding if sequence.state is _RUNNING]
+        if prefilled:
+            self._complete_prefill(prefilled, step, now + step.seconds)
+        self._generated_total += len(step.tokens)
+        self._steps_total += 1
+        step.events = self.pool.drain_events()
+        return step
+
+    def steady_steps(self) -> int:
+        """For how many steps from now on every one is one more token for each decoding sequence and nothing else; often none."""
+        if self._paused or self._waiting or self._prefilling or self._block_full or not self._decoding:
+            return 0
+        return min([sequence.steps_to_block_end for sequence in self._decoding]) - 1
+
+    def predict_step_ends(self, now: float, steps: int, ends: "array[float]") -> float:
+        """When each of so many steady steps ends, the first beginning at ``now``, put behind ``ends``; the last of them is
+        returned. Nothing changes by it."""
+        profile, decoding, resident = self.profile, len(self._decoding), self._resident
+        fixed = profile.step_time(computed=decoding, sequences=decoding, resident=0)
+        resident_token_seconds = profile.resident_token_seconds
+        for _ in range(steps):
+            now = now + (fixed + resident_token_seconds * resident)
+            ends.append(now)
+            resident += decoding
+        return now
+
+    def advance(self, steps: int) -> None:
+        """Take so many steady steps at once."""
+        decoding = self._decoding
+        tokens = steps * len(decoding)
+        self._resident += tokens
+        self._generated_total += tokens
+        self._steps_total += steps
+        for sequence in decoding:
+            sequence.generated += steps
+            sequence.steps_to_block_end -= steps
+
+    # Prompts -------------------------------------------------------------------------------------------------------------
+
+    def _prefill(self, step: EngineStep, prefilled: list[EngineSequence], now: float) -> tuple[float, int]:
+        """Spend the budget that decoding leaves on prompts: (attention pairs, chunks)."""
+        budget = self.profile.step_tokens - len(self._decoding)
+        attention, chunks = 0.0, 0
+        for sequence in tuple(self._prefilling):  # at most one: a prompt stays incomplete only when the budget is spent
+            computed = self._compute_chunk(sequence, budget, step) if budget > 0 else 0
+            if computed:
+                budget -= computed
+                attention += computed * (sequence.computed - computed / 2)
+                chunks += 1
+        while budget > 0 and self._waiting and not step.preempted:
+            admitted = self._admit(step, now)
+            if admitted is None:
+                break
+            computed = self._compute_chunk(admitted, budget, step)
+            budget -= computed
+            attention += computed * (admitted.computed - computed / 2)
+            chunks += 1
+        for sequence in self._prefilling:
+            if sequence.computed == sequence.prompt_tokens + sequence.generated:
+                prefilled.append(sequence)
+        if prefilled:
+            self._prefilling = [sequence for sequence in self._prefilling if sequence not in prefilled]
+        return attention, chunks
+
+    def _admit(self, step: EngineStep, now: float) -> EngineSequence | None:
+        """Move the queue's head to the running ones if it fits."""
+        if self._running_count() >= self._max_sequences:
+            return None
+        sequence = self._queue_head()
+        block_tokens = self.block_tokens
+        target = sequence.prompt_tokens + sequence.generated
+        limit = (target - 1) // block_tokens if sequence.uses_cache else 0
+        hits = self.pool.match(sequence.chain, limit)
+        reserve = sequence.max_tokens if sequence.reserve_tokens is None else sequence.reserve_tokens
+        max_length = sequence.prompt_tokens + max(0, min(reserve, sequence.max_tokens) - 1)
+        needed_blocks = -(-max(target, max_length) // block_tokens)
+        if needed_blocks - len(hits) > self.pool.allocatable - self.pool.count_evictable(hits) - self._reserved_blocks:
+            return None
+        heapq.heappop(self._queue)
+        self._waiting -= 1
+        self.pool.acquire(hits)
+        sequence.state = _RUNNING
+        sequence.blocks = hits
+        sequence.computed = len(hits) * block_tokens
+        sequence.reserved_blocks = needed_blocks
+        self._reserved_blocks += needed_blocks - len(hits)
+        step.cached += sequence.computed
+        if sequence.admitted_at is None:
+            sequence.admitted_at = now
+            sequence.cached_tokens = sequence.computed
+            if sequence.uses_cache:
+                self._queries_total += target
+                self._hits_total += sequence.computed
+            if sequence.publishes_hits and hits and self.pool.records_events:
+                self.pool.publish(self._stored_event(sequence, 0, len(hits)))
+        self._prefilling.append(sequence)
+        if sequence.pulled_tokens and not self._write_pulled(sequence, step):
+            return None
+        return sequence
+
+    def _write_pulled(self, sequence: EngineSequence, step: EngineStep) -> bool:
+        """Put KV that came from another engine into blocks of its own; the last token is always computed here."""
+        begin = len(sequence.blocks)
+        reached = min(sequence.pulled_tokens, sequence.prompt_tokens - 1)
+        for _ in range(begin, -(-reached // self.block_tokens)):
+            if not self._allocate_block(sequence, step):
+                return False
+        sequence.pulled_tokens = max(0, reached - sequence.computed)
+        sequence.computed += sequence.pulled_tokens
+        self._register_blocks(sequence, begin, sequence.computed // self.block_tokens)
+        return True
+
+    def _compute_chunk(self, sequence: EngineSequence, budget: int, step: EngineStep) -> int:
+        """Compute up to ``budget`` more tokens of a prompt: how many. 0 when it had to be put back itself."""
+        target = sequence.prompt_tokens + sequence.generated
+        size = min(budget, target - sequence.computed)
+        needed = -(-(sequence.computed + size) // self.block_tokens) - len(sequence.blocks)
+        for _ in range(needed):
+            if not self._allocate_block(sequence, step):
+                return 0
+        begin = sequence.computed // self.block_tokens
+        sequence.computed += size
+        step.prefilled += size
+        self._register_blocks(sequence, begin, sequence.computed // self.block_tokens)
+        return size
+
+    def _complete_prefill(self, prefilled: list[EngineSequence], step: EngineStep, end: float) -> None:
+        """Prompts completed in this step give their first token and decode from the next step on."""
+        for sequence in prefilled:
+            if sequence.first_token_at is None:
+                self._computed_total += sequence.prompt_tokens - sequence.cached_tokens - sequence.pulled_tokens
+                self._cached_total += sequence.cached_tokens
+                self._pulled_total += sequence.pulled_tokens
+                sequence.first_token_at = end
+                if sequence.max_tokens:
+                    step.first_tokens.append(sequence)
+            if not sequence.max_tokens:
+                self._complete(sequence, "stop", step)
+                continue
+            sequence.generated += 1
+            step.tokens.append(sequence)
+            step.decode_starts.append(sequence)
+            if sequence.generated >= sequence.max_tokens:
+                self._complete(sequence, "length", step)
+                continue
+            self._decoding.append(sequence)
+            self._resident += sequence.prompt_tokens + sequence.generated
+            self._schedule_block_end(sequence)
+
+    # Decoding ------------------------------------------------------------------------------------------------------------
+
+    def _allocate_for_decoding(self, step: EngineStep) -> None:
+        """Give each decoding sequence whose blocks are full one more."""
+        growing, self._block_full = self._block_full, []
+        for sequence in growing:
+            if sequence.state is _RUNNING:
+                self._allocate_block(sequence, step)
+
+    def _end_block(self, sequence: EngineSequence, step: EngineStep) -> None:
+        """A decoding sequence has filled a block or reached its end."""
+        computed = sequence.prompt_tokens + sequence.generated - 1
+        if computed % self.block_tokens == 0:
+            full = computed // self.block_tokens
+            self._register_blocks(sequence, full - 1, full)
+        if sequence.generated >= sequence.max_tokens:
+            self._resident -= sequence.prompt_tokens + sequence.generated
+            self._complete(sequence, "length", step)
+        else:
+            self._schedule_block_end(sequence)
+
+    def _schedule_block_end(self, sequence: EngineSequence) -> None:
+        filled = (sequence.prompt_tokens + sequence.generated - 1) % self.block_tokens
+        if not filled:
+            self._block_full.append(sequence)
+        sequence.steps_to_block_end = min(self.block_tokens - filled, sequence.max_tokens - sequence.generated)
+
+    def _complete(self, sequence: EngineSequence, reason: str, step: EngineStep) -> None:
+        del self._sequences[sequence.id]
+        self._release_blocks(sequence)
+        sequence.state = SequenceState.FINISHED
+        sequence.finish_reason = reason
+        step.finished.append((sequence, reason))
+
+    # Blocks --------------------------------------------------------------------------------------------------------------
+
+    def _allocate_block(self, sequence: EngineSequence, step: EngineStep) -> bool:
+        """One more block for a running sequence; False when it was put back itself to make room."""
+        block = self.pool.allocate()
+        while block is None:
+            preempted = max(self._running(), key=_rank)
+            self._preempt(preempted)
+            step.preempted.append(preempted)
+            if preempted is sequence:
+                return False
+            block = self.pool.allocate()
+        if len(sequence.blocks) < sequence.reserved_blocks:
+            self._reserved_blocks -= 1
+        sequence.blocks.append(block)
+        return True
+
+    def _release_blocks(self, sequence: EngineSequence) -> None:
+        self._reserved_blocks -= max(0, sequence.reserved_blocks - len(sequence.blocks))
+        self.pool.release(sequence.blocks)
+        sequence.blocks = []
+        sequence.reserved_blocks = 0
+
+    def _register_blocks(self, sequence: EngineSequence, begin: int, end: int) -> None:
+        """Make the sequence's blocks ``begin`` … ``end`` − 1 findable, as far as their keys can be known."""
+        chain = sequence.chain
+        while len(chain) < end:
+            key = self._next_key(sequence)
+            if key is None:
+                end = len(chain)
+                break
+            chain.append(key)
+        if begin < end:
+            event = self._stored_event(sequence, begin, end) if self.pool.records_events else None
+            self.pool.register(sequence.blocks[begin:end], chain[begin:end], event)
+
+    def _stored_event(self, sequence: EngineSequence, begin: int, end: int) -> BlocksStored:
+        size = self.block_tokens
+        ids = sequence.tokens
+        return BlocksStored(
+            keys=tuple(sequence.chain[begin:end]),
+            parent=sequence.chain[begin - 1] if begin else None,
+            tokens=None if ids is None else tuple(ids[begin * size : end * size]),
+            block_tokens=size,
+            adapter=sequence.adapter,
+            salt=None if begin else sequence.salt,
+            session=sequence.session,
+        )
+
+    def _next_key(self, sequence: EngineSequence) -> int | None:
+        """The key behind the sequence's last one: from its token ids, made up where it has none, None if they lag."""
+        at = len(sequence.chain)
+        parent = sequence.chain[-1] if at else chain_root(salt=sequence.salt, adapter=sequence.adapter)
+        if sequence.tokens is None:
+            return xxh3_64_intdigest(sequence.id.encode("utf-8", "surrogatepass"), parent)
+        begin, end = at * self.block_tokens, (at + 1) * self.block_tokens
+        return chain_key(parent, sequence.tokens[begin:end]) if end <= len(sequence.tokens) else None
+
+    # Leaving and coming back ---------------------------------------------------------------------------------------------
+
+    def _running(self) -> list[EngineSequence]:
+        return self._decoding + self._prefilling
+
+    def _running_count(self) -> int:
+        return len(self._decoding) + len(self._prefilling)
+
+    def _remove_running(self, sequence: EngineSequence) -> None:
+        """Take a running sequence out of its list and let its blocks go."""
+        if sequence in self._prefilling:
+            self._prefilling.remove(sequence)
+        else:
+            self._decoding.remove(sequence)
+            self._resident -= sequence.prompt_tokens + sequence.generated
+        self._release_blocks(sequence)
+
+    def _preempt(self, sequence: EngineSequence) -> None:
+        """Back to the queue, where its old rank puts it before everyone who came later."""
+        self._remove_running(sequence)
+        sequence.computed = sequence.pulled_tokens = 0
+        sequence.preemptions += 1
+        self._preempted_total += 1
+        self._enqueue(sequence)
+
+    def _enqueue(self, sequence: EngineSequence) -> None:
+        sequence.state = SequenceState.WAITING
+        heapq.heappush(self._queue, (sequence.rank, sequence))
+        self._waiting += 1
+
+    def _queue_head(self) -> EngineSequence:
+        """The first of the queue that still waits; only called when one does."""
+        while self._queue[0][1].state is not SequenceState.WAITING:
+            heapq.heappop(self._queue)
+        return self._queue[0][1]
+
+    def _end_early(self, sequence_id: str, state: SequenceState, reason: str) -> bool:
+        sequence = self._sequences.pop(sequence_id, None)
+        if sequence is None:
+            return False
+        if sequence.state is _RUNNING:
+            self._remove_running(sequence)
+        else:
+            self._waiting -= 1
+        sequence.state = state
+        sequence.finish_reason = reason
+        return True
+
+
+def _rank(sequence: EngineSequence) -> tuple[float, float, int]:
+    return sequence.rank

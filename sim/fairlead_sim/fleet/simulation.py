@@ -1,0 +1,376 @@
+"""The course of a simulation: engines, requests on their way, and one heap of what happens when.
+
+No byte is sent and no time is read, so equal arguments give equal results. At one moment, ends of steps come first (in the order
+of the engines), then what is told, then arrivals. What stands before the engines (one router, or several gateways) is a
+``Front``: it chooses, and is told what a gateway would be told, when it would be told.
+
+Where an engine does nothing but decode, its steps are not gone through one by one: the course foresees when each of them ends, up to
+the first at which a sequence fills a block or ends, and takes them all when that comes. Whatever happens to the engine before (a
+request arrives, it is lost) takes those that have begun until then and lets the engine go on from there. Every time is the same to
+the last bit as in a course of single steps; a property test holds the two together.
+"""
+
+import heapq
+import random
+from array import array
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import count
+from typing import Final, TypeAlias
+
+from fairlead.engine_profile import EngineProfile
+from fairlead.errors import BadInput, FairleadError
+from fairlead_sim.engine.block_pool import BlockPool
+from fairlead_sim.engine.scheduler import EngineCore, EngineSequence, EngineStep
+from fairlead_sim.fleet.request import InflightRequest, RequestResult, RouterFront
+from fairlead_sim.workload.trace_prompts import TracePromptCache
+from fairlead_sim.workload.traces import TraceRequest
+
+__all__ = ["CLIENT_DISCONNECT", "QUEUED", "FleetSimulation", "RequestResult", "RouterFront"]
+
+Action: TypeAlias = Callable[[float], None]
+_STEP_END: Final = 0
+_NOTICE: Final = 1
+_ARRIVAL: Final = 2
+_MAX_FORESEEN_STEPS: Final = 64
+"""So many steps are foreseen at once: most stretches are shorter, because somebody arrives."""
+QUEUED: Final = ""
+"""What a front chooses that keeps the request and sends it later (``Course.send``)."""
+CLIENT_DISCONNECT: Final = "its engine was lost in the middle of the answer"
+
+
+class _FleetEngine:
+    """One simulated engine. ``ends`` are those of all its steps; of the last, ``foreseen`` have not been taken yet. What was put
+    into the heap of an older ``version`` does not happen."""
+
+    __slots__ = ("core", "foreseen", "index", "is_stepping", "name", "step_ends", "version")
+
+    def __init__(self, name: str, index: int, core: EngineCore) -> None:
+        self.name = name
+        self.index = index
+        self.core = core
+        self.step_ends: array[float] = array("d")
+        self.foreseen = 0
+        self.is_stepping = False
+        self.version = 0
+
+
+class FleetSimulation:
+    """``names`` are those of engines with ``profile``, or with their own in ``profiles``; with ``events`` the front hears what they
+    store and remove. The front hears of first tokens and ends ``hearing_seconds`` after they happened, as a gateway does. ``prompts``
+    may be shared by courses. ``watch`` sees each request at its first token, and at its end where that is an error.
+    ``reserve_tokens`` of output must fit beside a prompt that an engine admits (None: all of them; 0: it admits by the prompt, and
+    preempts). ``pooled``: one memory for all of them."""
+
+    def __init__(
+        self,
+        router: RouterFront,
+        engine_names: Sequence[str],
+        profile: EngineProfile,
+        *,
+        block_tokens: int,
+        events: bool = False,
+        feedback_delay_seconds: float = 0.0,
+        prompts: TracePromptCache | None = None,
+        on_progress: Callable[[InflightRequest, float], None] | None = None,
+        reserve_tokens: int | None = None,
+        pooled: bool = False,
+        profiles: Mapping[str, EngineProfile] | None = None,
+    ) -> None:
+        self._reserve_tokens = reserve_tokens
+        blocks = profile.kv_tokens // block_tokens * len(engine_names)
+        self._pool = BlockPool(blocks, block_tokens, events=False) if pooled else None
+        self._on_progress = on_progress
+        self._router = router
+        self._profile = profile
+        self._profiles = dict(profiles or {})
+        self._block_tokens = block_tokens
+        self._events = events
+        self._feedback_delay_seconds = feedback_delay_seconds
+        self._prompts = prompts or TracePromptCache(block_tokens)
+        self._engines: dict[str, _FleetEngine] = {}
+        self._draining: set[str] = set()
+        self._engine_indexes = count()
+        for name in engine_names:
+            self._add_engine(name)
+        self._event_heap: list[tuple[float, int, int, int, Action]] = []
+        self._order = count()
+        self._requests: dict[str, InflightRequest] = {}
+        self._open_requests = 0
+        self._on_ended: dict[str, Action] = {}
+
+    @property
+    def cores(self) -> Mapping[str, EngineCore]:
+        """The engines that are there by name, for a front that knows everything."""
+        return {name: engine.core for name, engine in self._engines.items()}
+
+    def schedule(self, at: float, act: Action) -> None:
+        """``act(at)`` is called then, unless every request has ended before."""
+        heapq.heappush(self._event_heap, (at, _NOTICE, next(self._order), 0, act))
+
+    def run(self, requests: Sequence[TraceRequest]) -> list[RequestResult]:
+        """Open loop: requests arrive when the trace says, whatever the engines do. In the order given."""
+        _check_ids_unique(requests)
+        self._open_requests = len(requests)
+        self._run_events(sorted(requests, key=_arrival))
+        return [self._requests[request.id].result() for request in requests]
+
+    def run_sessions(
+        self, sessions: Sequence[Sequence[TraceRequest]], *, concurrency: int, round_trip_seconds: float, seed: int
+    ) -> list[RequestResult]:
+        """Closed loop: so many sessions at once, each turn some ``way_seconds`` (0.5 to 1.5 times) behind the end of the one
+        before; when the trace says its requests arrive does not matter."""
+        _check_ids_unique([request for session in sessions for request in session])
+        random_, waiting = random.Random(seed), deque(sessions)
+
+        def turn(session: Sequence[TraceRequest], index: int, now: float) -> None:
+            if index == len(session):
+                if not waiting:
+                    return
+                session, index = waiting.popleft(), 0
+            at = now + round_trip_seconds * random_.uniform(0.5, 1.5)
+            request = replace(session[index], arrival=at)
+            self._on_ended[request.id] = partial(turn, session, index + 1)
+            self._open_requests += 1
+            arrive: Action = partial(self._arrive, request)
+            heapq.heappush(self._event_heap, (at, _ARRIVAL, next(self._order), 0, arrive))
+
+        for _ in range(min(concurrency, len(sessions))):
+            turn((), 0, 0.0)
+        self._run_events([])
+        return [self._requests[request.id].result() for session in sessions for request in session]
+
+    # --- what a front or a script does ------------------------------------------------------------------------------------
+
+    def send(self, request_id: str, instance: str, now: float) -> None:
+        """Send a request that was held. The front is told at once where the engine is not there or does not take it."""
+        inflight = self._requests[request_id]
+        inflight.instance = instance
+        self._submit(inflight, now)
+
+    def refuse(self, request_id: str, reason: str, now: float) -> None:
+        """A request that was held is served no more."""
+        self._end(self._requests[request_id], now, reason)
+
+    def reroute(self, request_id: str, now: float) -> None:
+        """A request without a first token arrives anew, at a front that has forgotten it; an answer under way is cut."""
+        inflight = self._requests[request_id]
+        engine = None if inflight.instance is None else self._engines.get(inflight.instance)
+        if engine is not None and inflight.sequence is not None:
+            self._take_begun_steps(engine, now)
+            engine.core.abort(request_id)
+        self._on_lost(inflight, now)
+
+    def lose_engine(self, name: str, now: float) -> None:
+        """An engine is gone with everything in it: what has no first token yet arrives anew, the other answers are cut."""
+        engine = self._engines.pop(name)
+        self._take_begun_steps(engine, now)
+        engine.version += 1
+        self._publish_membership(now)
+        # Not those that the core still has: who is given the last token by the step under way has left it already.
+        for inflight in [
+            candidate for candidate in self._requests.values() if candidate.instance == name and not candidate.is_ended
+        ]:
+            self._router.on_lost(inflight.request.id, now)
+            self._on_lost(inflight, now)
+
+    def add_engine(self, name: str, now: float) -> None:
+        """A new engine with nothing in its cache."""
+        self._add_engine(name)
+        self._publish_membership(now)
+
+    def drain_engine(self, name: str, now: float) -> None:
+        """Nobody is to send anything to an engine any more; it ends what it has."""
+        self._draining.add(name)
+        self._publish_membership(now)
+
+    def slow_engine(self, name: str, factor: float, now: float) -> None:
+        """From its next step on an engine takes so many times as long as its profile says; what it holds stays."""
+        engine = self._engines[name]
+        self._take_begun_steps(engine, now)
+        engine.core.profile = self._profile_of(name).sped_up(1.0 / factor)
+
+    def inflight_request(self, request_id: str) -> InflightRequest:
+        """A request that has arrived."""
+        return self._requests[request_id]
+
+    def inflight_requests(self) -> Iterator[InflightRequest]:
+        """All requests so far, for those that look whether everything is as it must be."""
+        return iter(self._requests.values())
+
+    # --- what happens ---------------------------------------------------------------------------------------------------
+
+    def _publish_membership(self, now: float) -> None:
+        self._router.on_membership([name for name in self._engines if name not in self._draining], now)
+
+    def _add_engine(self, name: str) -> None:
+        profile = self._profile_of(name)
+        core = EngineCore(profile, block_tokens=self._block_tokens, events=self._events, pool=self._pool)
+        self._engines[name] = _FleetEngine(name, next(self._engine_indexes), core)
+
+    def _profile_of(self, name: str) -> EngineProfile:
+        return self._profiles.get(name, self._profile)
+
+    def _run_events(self, requests: Sequence[TraceRequest]) -> None:
+        self._router.start(self)
+        heap, arrived, total = self._event_heap, 0, len(requests)
+        while self._open_requests:
+            if arrived < total:
+                request = requests[arrived]
+                at = request.arrival
+                if not heap or heap[0][0] > at or (heap[0][0] == at and heap[0][1] == _ARRIVAL):
+                    arrived += 1
+                    self._arrive(request, at)
+                    continue
+            now, _, _, _, act = heapq.heappop(heap)
+            act(now)
+
+    def _arrive(self, request: TraceRequest, now: float) -> None:
+        inflight = self._requests.get(request.id)
+        if inflight is None:
+            inflight = self._requests[request.id] = InflightRequest(request)
+        chosen, reason = self._router.route(request, now)
+        inflight.instance = chosen
+        if chosen is None:
+            self._end(inflight, now, reason)
+        elif chosen != QUEUED:
+            self._submit(inflight, now)
+
+    def _submit(self, inflight: InflightRequest, now: float) -> None:
+        request, instance = inflight.request, inflight.instance
+        engine = None if instance is None else self._engines.get(instance)
+        if engine is None:
+            self._router.on_rejected(request.id, now)
+            self._end(inflight, now, f"{instance} is not there")
+            return
+        sequence = EngineSequence(
+            id=request.id,
+            arrival=now,
+            prompt_tokens=request.prompt_tokens,
+            max_tokens=request.output_tokens,
+            keys=self._prompts.block_keys(request),
+            reserve_tokens=self._reserve_tokens,
+        )
+        if engine.foreseen:
+            self._take_begun_steps(engine, now)
+        try:
+            engine.core.add(sequence)
+        except FairleadError as error:
+            self._router.on_rejected(request.id, now)
+            self._end(inflight, now, error.message)
+            return
+        inflight.sequence = sequence
+        inflight.step_ends = engine.step_ends
+        if not engine.is_stepping:
+            self._begin_step(engine, now)
+
+    def _begin_step(self, engine: _FleetEngine, now: float) -> None:
+        core = engine.core
+        steps = core.steady_steps()
+        if steps:
+            steps = min(steps, _MAX_FORESEEN_STEPS)
+            engine.foreseen = steps
+            self._schedule_step_end(
+                engine, core.predict_step_ends(now, steps, engine.step_ends), partial(self._end_stretch, engine)
+            )
+            return
+        step = core.step(now)
+        engine.is_stepping = step is not None
+        if step is not None:
+            end = now + step.seconds
+            engine.step_ends.append(end)
+            self._schedule_step_end(engine, end, partial(self._end_step, engine, step))
+
+    def _schedule_step_end(self, engine: _FleetEngine, at: float, act: Callable[[int, float], None]) -> None:
+        engine.version += 1
+        ended: Action = partial(act, engine.version)
+        heapq.heappush(self._event_heap, (at, _STEP_END, engine.index, engine.version, ended))
+
+    def _end_stretch(self, engine: _FleetEngine, version: int, now: float) -> None:
+        if version != engine.version:
+            return
+        if engine.foreseen:
+            engine.core.advance(engine.foreseen)
+            engine.foreseen = 0
+        self._begin_step(engine, now)
+
+    def _take_begun_steps(self, engine: _FleetEngine, now: float) -> None:
+        """Take the steps that have begun; the engine goes on when the last of them ends."""
+        if not engine.foreseen:
+            return
+        ends = engine.step_ends
+        first = len(ends) - engine.foreseen
+        begun = min(bisect_right(ends, now, first) + 1, len(ends))
+        engine.core.advance(begun - first)
+        engine.foreseen = 0
+        del ends[begun:]
+        self._schedule_step_end(engine, ends[-1], partial(self._end_stretch, engine))
+
+    def _end_step(self, engine: _FleetEngine, step: EngineStep, version: int, now: float) -> None:
+        if version != engine.version:
+            return
+        requests, router = self._requests, self._router
+        index = len(engine.step_ends) - 1
+        if self._events and step.events:
+            router.on_kv_events(engine.name, step.events, now)
+        for sequence in step.preempted:
+            requests[sequence.id].end_span(index)
+        for sequence in step.decode_starts:
+            inflight = requests[sequence.id]
+            if inflight.is_current(sequence):
+                inflight.begin_span(index)
+        for sequence in step.first_tokens:
+            inflight = requests[sequence.id]
+            if inflight.is_current(sequence):
+                inflight.first_token_at = now
+                if self._on_progress is not None:
+                    self._on_progress(inflight, now)
+                self._notify(partial(router.on_first_token, sequence.id), now)
+        for sequence, _ in step.finished:
+            inflight = requests[sequence.id]
+            if not inflight.is_current(sequence):
+                continue
+            inflight.end_span(index + 1)
+            self._notify(partial(router.on_finished, sequence), now)
+            self._end(inflight, now, None)
+        self._begin_step(engine, now)
+
+    def _on_lost(self, inflight: InflightRequest, now: float) -> None:
+        """Its engine is gone, or the gateway between."""
+        if inflight.first_token_at is None:
+            inflight.sequence = None
+            inflight.retries += 1
+            self._arrive(inflight.request, now)
+        else:
+            inflight.end_span(bisect_right(inflight.step_ends, now))
+            self._end(inflight, now, CLIENT_DISCONNECT)
+
+    def _end(self, inflight: InflightRequest, now: float, error: str | None) -> None:
+        inflight.error = error
+        inflight.is_ended = True
+        if error is None:
+            inflight.finish = now
+        elif self._on_progress is not None:
+            self._on_progress(inflight, now)
+        self._open_requests -= 1
+        after = self._on_ended.pop(inflight.request.id, None)
+        if after is not None:
+            after(now)
+
+    def _notify(self, callback: Action, now: float) -> None:
+        if self._feedback_delay_seconds:
+            self.schedule(now + self._feedback_delay_seconds, callback)
+        else:
+            callback(now)
+
+
+def _arrival(request: TraceRequest) -> float:
+    return request.arrival
+
+
+def _check_ids_unique(requests: Sequence[TraceRequest]) -> None:
+    if len({request.id for request in requests}) != len(requests):
+        raise BadInput("two requests have one id", field="id")

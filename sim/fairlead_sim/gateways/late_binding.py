@@ -1,0 +1,172 @@
+"""Requests that one gateway keeps before engines, for presets that bind late: assigned at once, sent when the engine can begin.
+
+An engine is given the next request, the first in the preset's order, when nothing that this gateway sent there waits for its first
+token any more, or less of it than a live gateway leaves (``berths``). While any are kept, the preset is asked now and then
+whether some had better wait elsewhere.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, Protocol
+
+from fairlead.engine_profile import EngineProfile
+from fairlead_gateway.admission.policy import MAX_WAITING_STEP_SHARE
+from fairlead_gateway.routing import RouteRequest
+from fairlead_sim.engine.scheduler import EngineSequence
+from fairlead_sim.fleet.simulation import QUEUED
+
+REBALANCE_SECONDS: Final = 0.25
+"""How often a preset is asked about moves."""
+
+
+class LateBindingRouter(Protocol):
+    """What a router of such a preset offers (``ModelRouter``)."""
+
+    def queue_key(self, request_id: str) -> tuple[float, float, str]:
+        """Of requests held for one instance the smallest goes first."""
+        ...
+
+    def rebalance(self, queued: Mapping[str, Sequence[str]], now: float) -> list[tuple[str, str]]:
+        """Moves (request, instance); they count there from now on."""
+        ...
+
+
+class LateBindingQueue:
+    """``send`` lets a request go (request, instance, time); ``later`` calls back at a time. An engine that has less than
+    ``room_seconds`` of prefill before it can begin one more. Without ``moving`` the preset is not asked about moves."""
+
+    def __init__(
+        self,
+        router: LateBindingRouter,
+        send: Callable[[str, str, float], None],
+        schedule: Callable[[float, Callable[[float], None]], None],
+        *,
+        max_backlog_seconds: float = 0.0,
+        rebalances: bool = True,
+    ) -> None:
+        self._max_backlog_seconds = max_backlog_seconds
+        self._rebalances = rebalances
+        self._router = router
+        self._send = send
+        self._schedule = schedule
+        self._queued: dict[str, dict[str, float]] = {}  # seconds of their own, by instance
+        self._sent: dict[str, dict[str, float]] = {}  # the same of those without a first token
+        self._instance_of: dict[str, str] = {}  # of both
+        self._rebalance_scheduled = False
+
+    def assign(self, request_id: str, instance: str, now: float, prefill_seconds: float = 0.0) -> bool:
+        """Whether the request, with so many seconds of prefill, is to be sent at once; else it is kept."""
+        self._instance_of[request_id] = instance
+        if self._has_room(instance) and not self._queued.get(instance):
+            self._sent.setdefault(instance, {})[request_id] = prefill_seconds
+            return True
+        self._queued.setdefault(instance, {})[request_id] = prefill_seconds
+        if self._rebalances and not self._rebalance_scheduled:
+            self._rebalance_scheduled = True
+            self._schedule(now + REBALANCE_SECONDS, self._rebalance)
+        return False
+
+    def on_first_token(self, request_id: str, now: float) -> None:
+        """Its first token came, or it is not there any more: the next may go."""
+        instance = self._instance_of.pop(request_id, None)
+        if instance is None:
+            return
+        self._queued.get(instance, {}).pop(request_id, None)
+        self._sent.get(instance, {}).pop(request_id, None)
+        self._release(instance, now)
+
+    def retain(self, live_engines: Sequence[str]) -> list[str]:
+        """Forget instances that are not among these; the requests that were kept for them."""
+        unreached = [name for name in self._queued if name not in live_engines]
+        dropped = [request for name in unreached for request in self._queued.pop(name)]
+        for request in dropped:
+            del self._instance_of[request]
+        return dropped
+
+    def queued(self) -> list[str]:
+        """All that is kept, in no order."""
+        return [request for requests in self._queued.values() for request in requests]
+
+    def _release(self, instance: str, now: float) -> None:
+        queued = self._queued.get(instance)
+        while queued and self._has_room(instance):
+            first = min(queued, key=self._router.queue_key)
+            self._sent.setdefault(instance, {})[first] = queued.pop(first)
+            self._send(first, instance, now)
+
+    def _has_room(self, instance: str) -> bool:
+        sent = self._sent.get(instance)
+        return not sent or sum(sent.values()) < self._max_backlog_seconds
+
+    def _rebalance(self, now: float) -> None:
+        queued = {name: tuple(requests) for name, requests in self._queued.items() if requests}
+        self._rebalance_scheduled = bool(queued)
+        if not queued:
+            return
+        for request_id, to in self._router.rebalance(queued, now):
+            prefill_seconds = self._queued[self._instance_of[request_id]].pop(request_id)
+            self._queued.setdefault(to, {})[request_id] = prefill_seconds
+            self._instance_of[request_id] = to
+        for instance in list(self._queued):
+            self._release(instance, now)
+        self._schedule(now + REBALANCE_SECONDS, self._rebalance)
+
+
+class Dispatcher:
+    """A router and what it keeps before engines: how one gateway sends. ``at_once``: it keeps nothing, whatever the preset wants.
+    ``moving`` as ``Holding`` has it; live gateways move nothing."""
+
+    def __init__(
+        self,
+        router: Any,
+        profile: EngineProfile,
+        send: Callable[[str, str, float], None],
+        schedule: Callable[[float, Callable[[float], None]], None],
+        *,
+        never_queues: bool = False,
+        rebalances: bool = True,
+    ) -> None:
+        self._router = router
+        self._queue: LateBindingQueue | None = None
+        if not never_queues and getattr(router, "holds", False):
+            room = MAX_WAITING_STEP_SHARE * profile.prefill_time(profile.step_tokens)
+            self._queue = LateBindingQueue(router, send, schedule, max_backlog_seconds=room, rebalances=rebalances)
+
+    def dispatch(self, route_request: RouteRequest, chosen: str, now: float) -> str:
+        """It counts at the engine ``chosen`` from now on, which is given back where it is to be sent there at once; else ``HELD``."""
+        if self._queue is None:
+            self._router.dispatch(route_request, chosen, now)
+            return chosen
+        endpoint = self._router.place(chosen)
+        backlog_before = 0.0 if endpoint is None else endpoint.tally.backlog_seconds
+        self._router.dispatch(route_request, chosen, now)
+        prefill_seconds = 0.0 if endpoint is None else endpoint.tally.backlog_seconds - backlog_before
+        return chosen if self._queue.assign(route_request.id, chosen, now, prefill_seconds) else QUEUED
+
+    def on_first_token(self, request: str, now: float) -> None:
+        """Its prefill is before nobody any more."""
+        self._router.on_first_token(request, now)
+        if self._queue is not None:
+            self._queue.on_first_token(request, now)
+
+    def on_finished(self, sequence: EngineSequence, now: float) -> None:
+        """With what an engine reports."""
+        self._router.on_finished(
+            sequence.id,
+            now,
+            prompt_tokens=sequence.prompt_tokens,
+            cached_tokens=sequence.cached_tokens,
+            output_tokens=sequence.generated,
+        )
+
+    def on_abandoned(self, request: str, now: float) -> None:
+        """It is not there any more, without an answer: its load is gone at once."""
+        self._router.abandoned(request, now)
+        if self._queue is not None:
+            self._queue.on_first_token(request, now)
+
+    def retain(self, reached: Sequence[str], now: float) -> list[str]:
+        """What was kept for engines that are not among these counts nowhere from now on, and is to be chosen for anew."""
+        dropped = [] if self._queue is None else self._queue.retain(reached)
+        for request in dropped:
+            self._router.abandoned(request, now)
+        return dropped

@@ -1,0 +1,222 @@
+"""One run of one gateway in the fleet simulator: the production router, the pure cores around it, and what it keeps before engines.
+
+As a live one (``berths``) it keeps a request for the sake of what it sent itself alone, and moves nothing to another engine. Who
+tells it what, and when, is the business of ``gateways``.
+"""
+
+from array import array
+from bisect import bisect_left
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import xxhash
+
+from fairlead.limits import Limits
+from fairlead_gateway.prefix_map.prompt_alignment import estimate_alignment
+from fairlead_gateway.prefix_map.translator import PrefixTranslator
+from fairlead_gateway.routing import ModelRouter, PrefixChain, RouteRequest
+from fairlead_gateway.routing.load.shared_memory import SharedLoadTable, SiblingWorkers, table_bytes
+from fairlead_gateway.routing.prefix.hot_prefixes import HotPrefixes
+from fairlead_gateway.routing.prefix.prefix_hash import block_ends
+from fairlead_gateway.supervisor.peers.peer_load_row import PeerLoadRow
+from fairlead_gateway.supervisor.peers.peer_messages import PeerBatch, PeerLoad, SentPrompt
+from fairlead_gateway.supervisor.peers.peer_outbox import PeerOutbox
+from fairlead_gateway.supervisor.peers.peer_state import PeerState
+from fairlead_sim.engine.scheduler import EngineSequence
+from fairlead_sim.gateways.late_binding import Dispatcher
+from fairlead_sim.gateways.reported_index import cached_or_pending_blocks
+from fairlead_sim.gateways.single_gateway import MODEL, instances_of
+from fairlead_sim.workload.trace_prompts import BYTES_PER_TOKEN, trace_keys
+from fairlead_sim.workload.traces import TraceRequest
+
+if TYPE_CHECKING:
+    from fairlead_sim.gateways.gateway_cluster import GatewayCluster
+
+_LIMITS = Limits()
+_SECRET_FINGERPRINT = b"one secret for all"
+
+
+class SimulatedGateway:
+    """``all_`` are the gateways that it is one of."""
+
+    def __init__(self, cluster: "GatewayCluster", name: str) -> None:
+        self.name = name
+        self._cluster = cluster
+        self._slots = {engine: slot for slot, engine in enumerate(cluster.engines)}
+        cells = memoryview(bytearray(table_bytes(2, len(self._slots)))).cast("q")
+        rows = SharedLoadTable(cells, len(self._slots), 0)
+        rows.set_slots(self._slots)
+        self._peer_row = PeerLoadRow(cells, len(self._slots), 1)
+        self._peer_row.set_slots(self._slots)
+        rows.set_active_rows([1])
+        self.outbox = PeerOutbox(_SECRET_FINGERPRINT, _LIMITS)
+        self.peers = PeerState(_SECRET_FINGERPRINT, _LIMITS)
+        self.hot_prefixes = HotPrefixes()
+        self.translator = PrefixTranslator(cluster.model.key, cluster.index.mirror, secret=cluster.secret)
+        self._inflight: dict[str, tuple[str, int]] = {}
+        self.is_leaving = False
+        self.is_gone = False
+        self.unreachable: frozenset[str] = frozenset()
+        self._last_beat = float("-inf")
+        self.router = ModelRouter(
+            secret=cluster.secret,
+            seed=0,
+            siblings=SiblingWorkers(rows, self._on_routed, lambda *_: None, lambda *_: None),
+        )
+        self.router.update(cluster.model, instances_of(cluster.live, cluster.profile), 1)
+        self._dispatcher = Dispatcher(self.router, cluster.profile, cluster.send, cluster.schedule, rebalances=False)
+
+    def start(self, at: float, *, shares: bool) -> None:
+        """Rounds begin."""
+        knowledge = self._cluster.delays
+        if shares and (knowledge.sent or knowledge.loads or knowledge.hot):
+            self._cluster.schedule(at, self._publish)
+        if knowledge.index:
+            self._cluster.schedule(at, self._apply_corrections)
+
+    def read_history(self, now: float) -> None:
+        """What Redis keeps is read back: what was sent, the table, and what engines hold."""
+        for at, name, batch in self._cluster.stream:
+            if now - at <= _LIMITS.dispatch_retention_seconds:
+                self.receive(name, batch, now, live=False)
+        if self._cluster.delays.hot and self._cluster.hot.epoch:
+            self.router.set_hot_prefixes(self._cluster.hot.epoch, self._cluster.hot.table)
+        self.translator.resend_all()
+
+    # --- requests -------------------------------------------------------------------------------------------------------
+
+    def route(self, request: TraceRequest, chain: PrefixChain, now: float) -> tuple[str | None, str]:
+        """Choose, and send now or later."""
+        pin = None
+        if self._cluster.delays.pins and request.session is not None:
+            pin = xxhash.xxh3_64_intdigest(request.session.encode())
+        tokens, output = request.prompt_tokens, request.output_tokens
+        route_request = RouteRequest(request.id, chain, tokens, output, request.session, session_hash=pin)
+        if self._cluster.delays.perfect:
+            self._learn_true_cache(request, chain)
+        decision = self.router.decide(route_request, now, excluded=self.unreachable)
+        chosen = self._cluster.choices.get(request.id, decision.chosen)
+        if chosen is None:
+            return None, decision.reason
+        to = self._dispatcher.dispatch(route_request, chosen, now)
+        if self._cluster.delays.index:
+            self._link_prefix(request, chain, chosen, now)
+        return to, ""
+
+    def on_first_token(self, request: str, now: float) -> None:
+        """Its engine may begin the next."""
+        self._dispatcher.on_first_token(request, now)
+
+    def on_finished(self, sequence: EngineSequence, now: float) -> None:
+        """With what an engine reports."""
+        self._dispatcher.on_finished(sequence, now)
+        self._on_request_ended(sequence.id, now)
+
+    def on_abandoned(self, request: str, now: float) -> None:
+        """It has no answer there: refused, or the engine is gone or out of reach."""
+        self._dispatcher.on_abandoned(request, now)
+        self._on_request_ended(request, now)
+
+    def remove_unreached(self, reached: Sequence[str], now: float) -> list[str]:
+        """What was kept for engines that are not among these is to be chosen for anew."""
+        queued = self._dispatcher.retain(reached, now)
+        for request in queued:
+            self._on_request_ended(request, now)
+        return queued
+
+    def _on_request_ended(self, request: str, now: float) -> None:
+        sent = self._inflight.pop(request, None)
+        if sent is not None:
+            self.translator.on_finish(*sent, now)
+
+    def _learn_true_cache(self, request: TraceRequest, chain: PrefixChain) -> None:
+        keys = trace_keys(request.blocks, request.prompt_tokens, self._cluster.block_tokens)
+        for name, core in self._cluster.cores().items():
+            blocks = cached_or_pending_blocks(core, keys)
+            cached = bisect_left(chain.ends, blocks * self._cluster.block_tokens * BYTES_PER_TOKEN + 1)
+            self.router.apply_correction(name, "all", (), [chain.hashes[:cached]] if cached else [])
+
+    def _link_prefix(self, request: TraceRequest, chain: PrefixChain, chosen: str, now: float) -> None:
+        block_tokens = self._cluster.block_tokens
+        self._inflight[request.id] = (chosen, chain.tail)
+        self.translator.on_dispatch(chosen, chain.tail, chain.hashes, now, reports_end=True)
+        self.translator.add_alignment(
+            estimate_alignment(
+                chain.hashes,
+                chain.ends,
+                trace_keys(request.blocks, request.prompt_tokens, block_tokens),
+                size=request.prompt_tokens * BYTES_PER_TOKEN,
+                tokens=request.prompt_tokens,
+                block_size=block_tokens,
+            )
+        )
+
+    # --- telling and hearing --------------------------------------------------------------------------------------------
+
+    def _on_routed(self, model: str, request: RouteRequest, instance: str) -> None:
+        knowledge, chain, pin = self._cluster.delays, request.chain, request.session_hash
+        if knowledge.hot:
+            self.hot_prefixes.observe(chain, len(self._slots))
+        if knowledge.sent or knowledge.hot:
+            self.outbox.add(
+                MODEL, instance, array("Q", chain.hashes).tobytes(), chain.tail, pin if isinstance(pin, int) else 0
+            )
+
+    def _publish(self, now: float) -> None:
+        if self.is_gone:
+            return
+        loads: dict[str, PeerLoad] = {}
+        if self._cluster.delays.loads:
+            for name, load in self.router.loads().items():
+                if load.inflight:
+                    loads[name] = (load.inflight, load.waiting, load.backlog_seconds, load.inflight_tokens)
+        is_beat = now - self._last_beat >= _LIMITS.heartbeat_seconds / 2
+        if is_beat:
+            self._last_beat = now
+        for model, batch in self.outbox.take_due([MODEL], {MODEL: loads} if loads else {}, now, is_beat=is_beat):
+            self.outbox.on_written(model, batch, now)
+            self._cluster.publish(self, batch, now)
+        if self.is_leaving and not any(load.inflight for load in self.router.loads().values()):
+            for _, batch in self.outbox.farewell_batches():
+                self._cluster.publish(self, batch, now)
+            self.is_gone = True
+        else:
+            self._cluster.schedule(now + self._cluster.delays.round_seconds, self._publish)
+        self._refresh_peer_loads(now)
+
+    def receive(self, name: str, batch: PeerBatch, now: float, *, live: bool) -> None:
+        """Another gateway's batch."""
+        knowledge = self._cluster.delays
+        for item in self.peers.apply_batch(MODEL, name, batch, now, is_live=live):
+            self._apply_routed(item, now)
+        if live and knowledge.loads:
+            self._refresh_peer_loads(now)
+
+    def _apply_routed(self, item: SentPrompt, now: float) -> None:
+        knowledge = self._cluster.delays
+        instance, packed, tail, pin = item
+        hashes = tuple(array("Q", packed))
+        chain = PrefixChain(hashes, block_ends(len(hashes)), tail)
+        if knowledge.hot:
+            self.hot_prefixes.observe(chain, len(self._slots))
+        if knowledge.sent:
+            self.router.on_peer_dispatch(instance, chain, now, pin or None)
+            if knowledge.index:
+                self.translator.on_dispatch(instance, tail, hashes, now, reports_end=False)
+
+    def _refresh_peer_loads(self, now: float) -> None:
+        self.peers.expire(now)
+        as_said = self._cluster.delays.raw_loads
+        self._peer_row.set_loads(
+            self.peers.reported_loads() if as_said else self.peers.expected_loads({MODEL: (self._cluster.live,)})
+        )
+
+    def _apply_corrections(self, now: float) -> None:
+        if self.is_gone:
+            return
+        for correction in self.translator.take_corrections(now):
+            cached = [tuple(array("Q", chain)) for chain in correction.held]
+            self.router.apply_correction(
+                correction.instance, correction.forget.value, array("Q", correction.gone), cached
+            )
+        self._cluster.schedule(now + _LIMITS.prefix_map_correction_seconds, self._apply_corrections)

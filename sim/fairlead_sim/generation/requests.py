@@ -1,0 +1,210 @@
+"""What a client asked for: one value for every endpoint that generates, with vLLM's defaults, checks and words."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from fairlead_sim.generation import structured_output
+from fairlead_sim.generation.reply_script import ReplyLimits
+from fairlead_sim.http.connection import HttpRequest
+from fairlead_sim.http.errors import InvalidRequest, MalformedRequest
+from fairlead_sim.http.fields import RequestFields
+
+MAX_LOGPROBS = 20
+MAX_SEQUENCES = 16_384
+DEFAULT_COMPLETION_TOKENS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class LoraAdapter:
+    """A LoRA adapter that is loaded: ``number`` counts loads since the start, as events carry it."""
+
+    name: str
+    path: str
+    number: int
+
+
+@dataclass(slots=True)
+class TokenizedPrompt:
+    """One prompt; ``text`` is kept for echo where it came as text. ``given``: the ids are the client's, not ours."""
+
+    tokens: list[int]
+    text: str | None = None
+    is_token_ids: bool = False
+
+
+@dataclass(slots=True)
+class GenerationRequest:
+    """One request for generated tokens. ``request_id`` is the bare id, without ``cmpl-`` or ``chatcmpl-``."""
+
+    model: str
+    request_id: str
+    prompts: list[TokenizedPrompt] = field(default_factory=list)
+    adapter: LoraAdapter | None = None
+    n: int = 1
+    max_tokens: int | None = None
+    min_tokens: int = 0
+    ignore_eos: bool = False
+    stop: tuple[str, ...] = ()
+    stop_token_ids: frozenset[int] = frozenset()
+    include_stop: bool = False
+    forced_text: str | None = None
+    seed: int | None = None
+    is_greedy: bool = False
+    logprobs: int | None = None  # alternatives a token; 0 = the token alone
+    prompt_logprobs: int | None = None
+    echo: bool = False
+    return_token_ids: bool = False
+    stream: bool = False
+    include_usage: bool = False
+    continuous_usage: bool = False
+    cache_salt: str | None = None
+    priority: int = 0
+    session: str | None = None
+    uses_cache: bool = True
+    publishes_hits: bool = False
+    rank: int | None = None
+    load_metrics_format: str | None = None
+    kv_transfer_params: dict[str, Any] | None = (
+        None  # what the client says of KV that comes from, or goes to, another engine
+    )
+    reported_cached_tokens: int | None = None  # told instead of what was found
+
+    def reply_limits(self, prompt: TokenizedPrompt, max_model_len: int) -> ReplyLimits:
+        """How long the answer to one prompt may get: as asked, else to a natural end within the model's length."""
+        room = max_model_len - len(prompt.tokens)
+        return ReplyLimits(
+            max_tokens=room if self.max_tokens is None else self.max_tokens,
+            min_tokens=self.min_tokens,
+            may_end_naturally=self.max_tokens is None and not self.ignore_eos,
+            stop=self.stop,
+            stop_token_ids=self.stop_token_ids,
+            include_stop=self.include_stop,
+            forced_text=self.forced_text,
+        )
+
+
+def parse_common(fields: RequestFields, request: HttpRequest, request_id: str) -> GenerationRequest:
+    """The parts that all generating endpoints share. Findings are collected, values are checked by ``sound``."""
+    body, headers = fields.body, request.headers
+    xargs = body.get("vllm_xargs")
+    modes = (body.get("kv_cache_report_mode"), xargs.get("kv_cache_report_mode") if isinstance(xargs, dict) else None)
+    named = headers.get("x-request-id") or fields.text("request_id")
+    rank = headers.get("x-data-parallel-rank", "")
+    priority = headers.get("x-vllm-priority", "")
+    generation_request = GenerationRequest(model=fields.text("model") or "", request_id=named or request_id)
+    generation_request.n = fields.integer("n", 1) or 0
+    generation_request.min_tokens = fields.integer("min_tokens", 0) or 0
+    generation_request.ignore_eos = fields.flag("ignore_eos")
+    generation_request.stop = fields.strings("stop")
+    generation_request.stop_token_ids = frozenset(fields.token_ids("stop_token_ids"))
+    generation_request.include_stop = fields.flag("include_stop_str_in_output")
+    generation_request.seed = fields.integer("seed")
+    generation_request.prompt_logprobs = fields.integer("prompt_logprobs")
+    generation_request.return_token_ids = fields.flag("return_token_ids")
+    generation_request.stream = fields.flag("stream")
+    generation_request.cache_salt = fields.text("cache_salt")
+    generation_request.priority = fields.integer("priority", 0) or (
+        int(priority) if priority.lstrip("-").isdecimal() else 0
+    )
+    generation_request.session = fields.text("session_id") or headers.get("x-session-id")
+    generation_request.publishes_hits = "full" in modes
+    generation_request.rank = int(rank) if rank.isdecimal() else None
+    generation_request.load_metrics_format = headers.get("endpoint-load-metrics-format")
+    generation_request.forced_text = structured_output.parse_forced_text(fields)
+    generation_request.kv_transfer_params = fields.mapping("kv_transfer_params")
+    if body.get("bootstrap_room") is not None:
+        generation_request.kv_transfer_params = {
+            name: body.get(name) for name in ("bootstrap_host", "bootstrap_port", "bootstrap_room")
+        }
+    _parse_stream_options(fields, generation_request)
+    return generation_request
+
+
+def _parse_stream_options(fields: RequestFields, ask: GenerationRequest) -> None:
+    options = fields.mapping("stream_options")
+    if options is None:
+        return
+    if not ask.stream:
+        raise MalformedRequest(["Value error, Stream options can only be defined when `stream=True`."])
+    ask.include_usage = bool(options.get("include_usage"))
+    ask.continuous_usage = ask.include_usage and bool(options.get("continuous_usage_stats"))
+
+
+def validate_sampling(fields: RequestFields, request: GenerationRequest) -> None:
+    """Check the sampling values. Raises Refused with the engine's words for the first that is out of range."""
+    fields.check()
+    numbers = {name: fields.number(name) for name in _SAMPLING_RANGES}
+    request.is_greedy = numbers["temperature"] == 0
+    fields.check()
+    if request.n < 1:
+        raise InvalidRequest.for_value(f"n must be at least 1, got {request.n}.", "n", request.n)
+    if request.n > MAX_SEQUENCES:
+        message = f"n must be at most {MAX_SEQUENCES}, got {request.n}. "
+        message += "To increase this limit, set the VLLM_MAX_N_SEQUENCES environment variable."
+        raise InvalidRequest.for_value(message, "n", request.n)
+    for name, value in numbers.items():
+        if value is not None and not _SAMPLING_RANGES[name][0](value):
+            raise InvalidRequest.for_value(f"{name} {_SAMPLING_RANGES[name][1]}, got {value}.", name, value)
+    if request.max_tokens is not None and request.max_tokens < 1:
+        raise InvalidRequest.for_value(
+            f"max_tokens must be at least 1, got {request.max_tokens}.", "max_tokens", request.max_tokens
+        )
+    if request.min_tokens < 0:
+        message = f"min_tokens must be greater than or equal to 0, got {request.min_tokens}."
+        raise InvalidRequest.for_value(message, "min_tokens", request.min_tokens)
+    if request.max_tokens is not None and request.min_tokens > request.max_tokens:
+        message = f"min_tokens must be less than or equal to max_tokens={request.max_tokens}, got {request.min_tokens}."
+        raise InvalidRequest.for_value(message, "min_tokens", request.min_tokens)
+    if any(not string for string in request.stop):
+        raise InvalidRequest("stop cannot contain an empty string.")
+    for name, logprob_count in (("logprobs", request.logprobs), ("prompt_logprobs", request.prompt_logprobs)):
+        if logprob_count is not None and logprob_count > MAX_LOGPROBS:
+            what = "sample" if name == "logprobs" else "prompt"
+            message = f"Requested {what} logprobs of {logprob_count}, which is greater than max allowed: {MAX_LOGPROBS}"
+            raise InvalidRequest.for_value(message, name, logprob_count)
+
+
+_SAMPLING_RANGES: dict[str, tuple[Any, str]] = {
+    "presence_penalty": (lambda value: -2.0 <= value <= 2.0, "must be in [-2, 2]"),
+    "frequency_penalty": (lambda value: -2.0 <= value <= 2.0, "must be in [-2, 2]"),
+    "repetition_penalty": (lambda value: value > 0.0, "must be greater than zero"),
+    "temperature": (lambda value: value >= 0.0, "must be non-negative"),
+    "top_p": (lambda value: 0.0 < value <= 1.0, "must be in (0, 1]"),
+    "min_p": (lambda value: 0.0 <= value <= 1.0, "must be in [0, 1]"),
+}
+
+
+def validate_prompts(request: GenerationRequest, max_model_len: int, vocab_size: int) -> None:
+    """Check the prompts against the model. Raises Refused."""
+    for prompt in request.prompts:
+        count = len(prompt.tokens)
+        if not count:
+            raise InvalidRequest("The decoder prompt cannot be empty")
+        if prompt.is_token_ids and (min(prompt.tokens) < 0 or max(prompt.tokens) >= vocab_size):
+            outside = next(token for token in prompt.tokens if not 0 <= token < vocab_size)
+            raise InvalidRequest(f"Token id {outside} is out of vocabulary")
+        if request.max_tokens is not None and request.max_tokens > max_model_len:
+            message = (
+                f"max_tokens={request.max_tokens} cannot be greater than max_model_len={max_model_len}. "
+                "Please request fewer output tokens."
+            )
+            raise InvalidRequest.for_value(message, "max_tokens", request.max_tokens)
+        if count >= max_model_len:
+            raise prompt_too_long(count, max_model_len)
+        if request.max_tokens is not None and count + request.max_tokens > max_model_len:
+            message = (
+                f"This model's maximum context length is {max_model_len} tokens. However, you requested {request.max_tokens} "
+                f"output tokens and your prompt contains {count} input tokens, for a total of {count + request.max_tokens} "
+                "tokens. Please reduce the length of the input prompt or the number of requested output tokens."
+            )
+            raise InvalidRequest.for_value(message, "input_tokens", count)
+
+
+def prompt_too_long(count: int, max_model_len: int) -> InvalidRequest:
+    """The problem of a prompt that leaves no room for output."""
+    message = (
+        f"This model's maximum context length is {max_model_len} tokens. However, your prompt contains {count} "
+        "input tokens, which exceeds this limit even without any output tokens. "
+        "Please reduce the length of the input prompt."
+    )
+    return InvalidRequest.for_value(message, "input_tokens", count)

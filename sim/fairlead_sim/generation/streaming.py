@@ -1,0 +1,168 @@
+"""Answers as streams of server-sent events: one event a token, one HTTP chunk an event, one write a step.
+
+Nearly every token is four bytes of text and changes nothing else, so a choice's event is built once with a marker in the
+text's place and cut there; delivering a token is then joining three byte strings. Everything rarer (the first and last event,
+token ids, log-probabilities, continuous usage, held-back text) takes the long way through ``event``.
+"""
+
+import msgspec
+
+from fairlead_sim.engine.scheduler import EngineSequence
+from fairlead_sim.generation.reply_script import TOKEN_BYTES, ReplyScript
+from fairlead_sim.generation.requests import GenerationRequest, TokenizedPrompt
+from fairlead_sim.generation.responses import GenerationResponse, ResponseChoice, ResponseHost
+from fairlead_sim.http.connection import ResponseWriter
+from fairlead_sim.http.headers import EVENT_STREAM_TYPE, http_chunk
+
+DONE_CHUNK = http_chunk(b"data: [DONE]\n\n")
+_TEXT_MARKER = b"\0" * TOKEN_BYTES  # cannot occur in JSON text
+
+
+def json_bytes(value: object) -> bytes:
+    """JSON text of a value."""
+    return msgspec.json.encode(value)
+
+
+class StreamingChoice(ResponseChoice):
+    """A choice whose tokens leave at once."""
+
+    __slots__ = ("_after", "_before", "_is_uniform", "_shown_bytes", "_text", "_write")
+
+    response: "StreamingResponse"
+
+    def __init__(
+        self,
+        answer: GenerationResponse,
+        index: int,
+        prompt: TokenizedPrompt,
+        script: ReplyScript,
+        sequence: EngineSequence,
+    ) -> None:
+        super().__init__(answer, index, prompt, script, sequence)
+        assert isinstance(answer, StreamingResponse)
+        self._write = answer.writer.write
+        self._text = script.text
+        self._shown_bytes = 0
+        self._is_uniform = answer.is_uniform and script.is_even
+        self._before, self._after = b"", b""
+        if self._is_uniform:
+            event = http_chunk(answer.frame_event(answer.token_event(self, _TEXT_MARKER, [], None)))
+            self._before, self._after = event.split(_TEXT_MARKER)
+
+    def on_token(self, last: bool) -> None:
+        count = self.delivered
+        self.delivered = count + 1
+        if count and not last and self._is_uniform:
+            at = count * TOKEN_BYTES
+            self._shown_bytes = at + TOKEN_BYTES
+            self._write(self._before + self._text[at : at + TOKEN_BYTES] + self._after)
+        else:
+            self._write_slowly(last)
+
+    def on_ended(self, reason: str) -> None:
+        self.reason = reason
+        self._write_event([])
+
+    def _write_slowly(self, last: bool) -> None:
+        if self.response.cut_after is not None and self.delivered > self.response.cut_after:
+            self.response.cut()
+            return
+        self.reason = self.script.reason if last else None
+        self._write_event(self.script.ids[self.delivered - 1 : self.delivered])
+
+    def _new_text(self) -> bytes:
+        """The text since the last event, fit for JSON; an abort lets go of what was held back."""
+        aborted = self.reason is not None and self.reason != self.script.reason
+        shown = self._shown_bytes
+        self._shown_bytes = (
+            self.script.text_bytes(self.delivered) if aborted else self.script.streamed_bytes(self.delivered)
+        )
+        news = self._text[shown : self._shown_bytes]
+        return news if self.script.ends is None else json_bytes(news.decode())[1:-1]
+
+    def _write_event(self, ids: list[int]) -> None:
+        """Write an event, behind the opening ones if it is the first, ahead of the closing ones if it is the last."""
+        answer = self.response
+        opening = b"" if answer.has_begun else answer.opening_events()
+        data = opening + http_chunk(answer.frame_event(answer.token_event(self, self._new_text(), ids, self.reason)))
+        if self.reason is None:
+            self._write(data)
+        else:
+            answer.pending = data
+            answer.on_choice_ended(self)
+            if answer.pending:
+                self._write(answer.pending)
+                answer.pending = b""
+
+
+class StreamingResponse(GenerationResponse):
+    """The base of the streaming formats. ``tail``: bytes that wait for the end of the answer, if it is now."""
+
+    choice_kind = StreamingChoice
+
+    def __init__(self, host: ResponseHost, ask: GenerationRequest, reply: ResponseWriter) -> None:
+        super().__init__(host, ask, reply)
+        self.has_begun = False
+        self.pending = b""
+        self.is_uniform = ask.logprobs is None and not ask.return_token_ids and not ask.continuous_usage
+
+    def start(self) -> None:
+        if self.cut_after is not None:
+            self.is_uniform = False
+        self.writer.start(EVENT_STREAM_TYPE)
+
+    def opening_events(self) -> bytes:
+        """Chunks ahead of the very first token's event."""
+        self.has_begun = True
+        return b""
+
+    def frame_event(self, event: bytes) -> bytes:
+        """An event's JSON as a server-sent event."""
+        return b"data: %b\n\n" % event
+
+    def token_event(self, choice: ResponseChoice, text: bytes, ids: list[int], reason: str | None) -> bytes:
+        """The JSON of one event; ``text`` is already fit for JSON."""
+        raise AssertionError("a format writes its events")
+
+    def closing_events(self) -> bytes:
+        """Chunks behind the last token's event."""
+        return DONE_CHUNK
+
+    def finish(self) -> None:
+        self.writer.finish(self.pending + self.closing_events())
+        self.pending = b""
+
+    # Shared by the OpenAI formats ------------------------------------------------------------------------------------------
+
+    def running_usage(self, choice: ResponseChoice, *, details: bool) -> bytes:
+        """``,"usage":{…}`` of one event when usage is wanted continuously."""
+        if not self.request.continuous_usage:
+            return b""
+        prompt, count = len(choice.prompt.tokens), choice.delivered
+        extra = b',"completion_tokens_details":null' if details else b""
+        return b',"usage":{"prompt_tokens":%d,"total_tokens":%d,"completion_tokens":%d%b}' % (
+            prompt,
+            prompt + count,
+            count,
+            extra,
+        )
+
+    def final_usage(self, *, created: bool) -> bytes:
+        """``"usage":{…}`` of the event that only carries usage."""
+        prompt, completion = self.prompt_tokens, self.completion_tokens
+        details = b""
+        if self.host.reports_details:
+            extra = b',"created_cache_tokens":%d' % self.created_cache_tokens if created else b""
+            details = b',"prompt_tokens_details":{"cached_tokens":%d%b}' % (self.cached_tokens, extra)
+        return b'"usage":{"prompt_tokens":%d,"total_tokens":%d,"completion_tokens":%d%b}' % (
+            prompt,
+            prompt + completion,
+            completion,
+            details,
+        )
+
+    def fingerprint_field(self, reason: str | None) -> bytes:
+        """``,"system_fingerprint":…`` where it belongs: a choice's last event, unless a usage event follows."""
+        if reason is None or self.request.include_usage:
+            return b""
+        return b',"system_fingerprint":%b' % json_bytes(self.host.fingerprint)

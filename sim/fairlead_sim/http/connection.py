@@ -1,0 +1,348 @@
+"""One client connection: bytes → Request → Reply → bytes, on httptools, one request answered at a time.
+
+It behaves as uvicorn does: requests that arrive while one is being answered wait their turn, an idle connection is closed after the
+keep-alive time, a client that goes away is told to whoever is answering, and nonsense gets a plain 400.
+"""
+
+import asyncio
+import sys
+import traceback
+import uuid
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+from typing import Protocol, cast
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+import httptools
+
+from fairlead_sim.http.errors import ApiError, DropConnection, InternalError, RouteNotFound
+from fairlead_sim.http.headers import JSON_TYPE, LAST_CHUNK, HeaderBuilder, http_chunk
+
+INVALID_HTTP_BODY = b"Invalid HTTP request received."
+MAX_HEADER_BYTES = 65_536
+MAX_PIPELINED_REQUESTS = 16  # requests of one connection that wait; then reading pauses
+TEXT_TYPE = b"text/plain; charset=utf-8"
+
+
+@dataclass(slots=True)
+class HttpRequest:
+    """A whole request; header names are lower case, the last of several equal ones counts."""
+
+    method: str
+    path: str
+    query: dict[str, str]
+    headers: dict[str, str]
+    body: bytes
+    is_oversize: bool = False
+
+
+class RequestHandler(Protocol):
+    """What answers requests; one per listening engine."""
+
+    header_builder: HeaderBuilder
+    random: Random
+    keep_alive_seconds: float
+    body_bytes: int
+    echo_request_ids: bool
+
+    def on_connection_made(self, connection: "ServerConnection") -> bool:
+        """A connection came in; False = drop it at once."""
+        ...
+
+    def on_connection_lost(self, connection: "ServerConnection") -> None:
+        """A connection is gone."""
+        ...
+
+    def handle(self, request: HttpRequest, writer: "ResponseWriter") -> None:
+        """Answer now or later through ``reply``; an ApiProblem raised here becomes the answer."""
+        ...
+
+
+class ResponseWriter:
+    """The answer to one request: either ``send`` once, or ``start``, ``write`` … and ``finish``.
+
+    ``on_gone`` is called when the client leaves before the end. After that every method does nothing.
+    """
+
+    __slots__ = (
+        "_close",
+        "_connection",
+        "_started",
+        "extra_headers",
+        "is_anthropic",
+        "is_done",
+        "on_gone",
+        "on_sent",
+        "request_id",
+    )
+
+    def __init__(self, connection: "ServerConnection", request_id: str, close: bool) -> None:
+        self._connection: ServerConnection | None = connection
+        self._close = close
+        self._started = False
+        self.request_id = request_id
+        self.extra_headers = b""  # header lines that stand ahead of the content length
+        self.is_anthropic = False  # problems take the other provider's form
+        self.is_done = False
+        self.on_gone: Callable[[], None] | None = None
+        self.on_sent: Callable[[int, int], None] | None = None  # told status and body bytes of a complete answer
+
+    def send(self, status: int, body: bytes, content_type: bytes | None = JSON_TYPE, *, bare: bool = False) -> None:
+        """A whole answer in one write; a ``bare`` one lacks the headers that middleware adds."""
+        if self.is_done or self._connection is None:
+            return
+        connection = self._connection
+        head = connection.app.header_builder.response_head(
+            status, len(body), content_type, self.extra_headers, self._tail(bare)
+        )
+        self._end(head + body, status, len(body))
+
+    def start(self, content_type: bytes, first: bytes = b"") -> None:
+        """The head of a stream, at once, as StreamingResponse does: long before the first token."""
+        if self.is_done or self._connection is None:
+            return
+        self._started = True
+        head = self._connection.app.header_builder.stream_head(200, content_type, self._tail(False))
+        self._connection.write(head + first)
+
+    def write(self, chunks: bytes) -> None:
+        """Bytes that are already cut into HTTP chunks."""
+        if not self.is_done and self._connection is not None:
+            self._connection.write(chunks)
+
+    def finish(self, chunks: bytes = b"") -> None:
+        """The end of a stream."""
+        if not self.is_done:
+            self._end(chunks + LAST_CHUNK, 200, 0)
+
+    def fail(self, problem: ApiError) -> None:
+        """The answer for a problem: a plain one before the head, an event and ``[DONE]`` after it."""
+        if self._started:
+            self.finish(http_chunk(problem.event()) + http_chunk(b"data: [DONE]\n\n"))
+        else:
+            if isinstance(problem, RouteNotFound) and problem.allow is not None:
+                self.extra_headers += b"allow: %b\r\n" % problem.allow.encode()
+            body = problem.anthropic_body() if self.is_anthropic else problem.body()
+            self.send(problem.status, body, bare=isinstance(problem, InternalError) and problem.is_bare)
+
+    def close_after(self) -> None:
+        """Close the connection after this answer."""
+        if self._connection is not None:
+            self._connection.close_after()
+
+    def send_raw(self, data: bytes) -> None:
+        """Bytes that are no HTTP (failure injection), then the end of the connection."""
+        if self._connection is not None:
+            self._connection.write(data)
+            self._connection.close()
+
+    def drop_connection(self) -> None:
+        """Drop the connection in the middle."""
+        if self._connection is not None:
+            self._connection.drop()
+
+    def client_gone(self) -> None:
+        """Called by the connection: the client left."""
+        if self.is_done:
+            return
+        self.is_done = True
+        self._connection = None
+        on_gone, self.on_gone = self.on_gone, None
+        if on_gone is not None:
+            on_gone()
+
+    def _tail(self, bare: bool) -> bytes:
+        tail = b"connection: close\r\n" if self._close else b""
+        if bare or self._connection is None:
+            return tail
+        if self._connection.app.echo_request_ids:
+            return b"vary: Origin\r\nx-request-id: %b\r\n%b" % (self.request_id.encode("latin-1"), tail)
+        return b"vary: Origin\r\n" + tail
+
+    def _end(self, data: bytes, status: int, size: int) -> None:
+        connection, self._connection = self._connection, None
+        self.is_done = True
+        self.on_gone = None
+        if self.on_sent is not None:
+            self.on_sent(status, size)
+        if connection is not None:
+            connection.write(data)
+            connection.on_response_sent()
+
+
+class ServerConnection(asyncio.Protocol):
+    """The protocol object of one TCP connection."""
+
+    def __init__(self, app: RequestHandler) -> None:
+        self.app = app
+        self._transport: asyncio.Transport | None = None
+        self._parser: httptools.HttpRequestParser = httptools.HttpRequestParser(self)
+        self._waiting: deque[tuple[HttpRequest, bool]] = deque()
+        self._writer: ResponseWriter | None = None
+        self._keep_alive = True
+        self._idle_timer: asyncio.TimerHandle | None = None
+        self._loop = asyncio.get_running_loop()
+        self._never_answers = False
+        self._reset()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's does not derive from it
+        if not self.app.on_connection_made(self):
+            self._transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.app.on_connection_lost(self)
+        self._transport = None
+        self._waiting.clear()
+        self._set_idle_timer(False)
+        if self._writer is not None:
+            self._writer.client_gone()
+            self._writer = None
+
+    def data_received(self, data: bytes) -> None:
+        self._set_idle_timer(False)
+        if self._never_answers:
+            return
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            pass  # uvicorn answers an upgrade it does not know as a plain request
+        except httptools.HttpParserError:
+            self._reject_bytes()
+
+    def write(self, data: bytes) -> None:
+        """Send; nothing happens once the connection is gone."""
+        if self._transport is not None:
+            self._transport.write(data)
+
+    def on_response_sent(self) -> None:
+        """The present request is done: take the next, wait for one, or close."""
+        self._writer = None
+        if not self._keep_alive:
+            self.close()
+        elif self._waiting:
+            self._loop.call_soon(self._answer_next)
+        else:
+            self._set_idle_timer(True)
+
+    def close_after(self) -> None:
+        """Close after the present answer."""
+        self._keep_alive = False
+
+    def close_when_idle(self) -> None:
+        """Shutdown: close now if nothing is being answered, else after the answer."""
+        self._keep_alive = False
+        if self._writer is None:
+            self.close()
+
+    def close(self) -> None:
+        """Close after what is written has left."""
+        if self._transport is not None:
+            self._transport.close()
+
+    def drop(self) -> None:
+        """Close at once, unsent bytes are lost and the client sees a reset."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def stop_answering(self) -> None:
+        """Read and never answer: the hang of a stuck engine."""
+        self._never_answers = True
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a request is being answered."""
+        return self._writer is not None
+
+    # httptools callbacks
+
+    def on_message_begin(self) -> None:
+        self._reset()
+
+    def on_url(self, url: bytes) -> None:
+        self._url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._header_bytes += len(name) + len(value)
+        if self._header_bytes > MAX_HEADER_BYTES:
+            raise ValueError("request head too large")
+        self._headers[name.lower().decode("latin-1")] = value.decode("latin-1")
+
+    def on_headers_complete(self) -> None:
+        if self._headers.get("expect", "").lower() == "100-continue":
+            self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def on_body(self, body: bytes) -> None:
+        self._length += len(body)
+        if self._length <= self.app.body_bytes:
+            self._body.append(body)
+
+    def on_message_complete(self) -> None:
+        if self._never_answers:
+            return
+        target = urlsplit(self._url.decode("latin-1"))
+        request = HttpRequest(
+            self._parser.get_method().decode("latin-1"),
+            unquote(target.path),
+            dict(parse_qsl(target.query, keep_blank_values=True)) if target.query else {},
+            self._headers,
+            b"".join(self._body),
+            self._length > self.app.body_bytes,
+        )
+        close = not self._parser.should_keep_alive()
+        if self._writer is None and not self._waiting:
+            self._answer(request, close)
+        else:
+            self._waiting.append((request, close))
+            if len(self._waiting) >= MAX_PIPELINED_REQUESTS and self._transport is not None:
+                self._transport.pause_reading()
+
+    def _reset(self) -> None:
+        self._url = b""
+        self._headers: dict[str, str] = {}
+        self._body: list[bytes] = []
+        self._length = 0
+        self._header_bytes = 0
+
+    def _answer_next(self) -> None:
+        if self._waiting and self._writer is None and self._transport is not None:
+            self._answer(*self._waiting.popleft())
+            if len(self._waiting) < MAX_PIPELINED_REQUESTS and self._transport is not None:
+                self._transport.resume_reading()
+
+    def _answer(self, request: HttpRequest, close: bool) -> None:
+        self._keep_alive = self._keep_alive and not close
+        request_id = (
+            request.headers.get("x-request-id") or uuid.UUID(int=self.app.random.getrandbits(128), version=4).hex
+        )
+        reply = ResponseWriter(self, request_id, request.headers.get("connection", "").lower() == "close")
+        self._writer = reply
+        if request.is_oversize:
+            reply.send(413, b'{"detail":"There was an error parsing the body"}')
+            return
+        try:
+            self.app.handle(request, reply)
+        except ApiError as problem:
+            reply.fail(problem)
+        except DropConnection:
+            self.drop()
+        except Exception:  # noqa: BLE001 - the boundary of a request: one bad request must not end the engine
+            traceback.print_exc(file=sys.stderr)
+            reply.fail(InternalError("Internal server error", bare=True))
+
+    def _reject_bytes(self) -> None:
+        head = self.app.header_builder.status_lines(400).split(b"\r\n", 1)[0]
+        self.write(
+            b"%b\r\ncontent-type: %b\r\nconnection: close\r\ncontent-length: %d\r\n\r\n%b"
+            % (head, TEXT_TYPE, len(INVALID_HTTP_BODY), INVALID_HTTP_BODY)
+        )
+        self.close()
+
+    def _set_idle_timer(self, begin: bool) -> None:
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
+            self._idle_timer = None
+        if begin and self._transport is not None:
+            self._idle_timer = self._loop.call_later(self.app.keep_alive_seconds, self.close)

@@ -1,0 +1,177 @@
+"""Request bodies: JSON in, typed fields out, and every finding in the words of the framework under vLLM.
+
+Reading is lax as there: ``"3"`` is a whole number, ``3.0`` too, ``3.5`` is not. Findings are collected, so that one answer names
+all wrong fields; ``check`` raises them.
+"""
+
+import json
+from typing import Any
+
+import msgspec
+
+from fairlead_sim.http.connection import HttpRequest
+from fairlead_sim.http.errors import MalformedRequest, ValidationFinding
+
+_TRUE = frozenset({"true", "1", "yes", "on", "t", "y"})
+_FALSE = frozenset({"false", "0", "no", "off", "f", "n"})
+
+
+def json_body(request: HttpRequest) -> Any:
+    """The decoded body. Raises Malformed when it is no JSON, or not labelled as JSON."""
+    kind = request.headers.get("content-type", "").split(";", 1)[0].strip().lower()
+    if kind != "application/json":
+        raise MalformedRequest(["Unsupported Media Type: Only 'application/json' is allowed"])
+    try:
+        return msgspec.json.decode(request.body)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        return _decode_with_stdlib(request.body)
+
+
+def _decode_with_stdlib(body: bytes) -> Any:
+    """Once more with the standard library, which says where and why (and takes NaN, as the real engine's parser does)."""
+    try:
+        document = json.loads(body)
+        json.dumps(document, ensure_ascii=False).encode()  # half of a surrogate pair is no text
+        return document
+    except UnicodeEncodeError:
+        message = "Input should be a valid string, unable to parse raw data as a unicode string"
+        finding = ValidationFinding("string_unicode", "body", message, {})
+    except json.JSONDecodeError as error:
+        finding = ValidationFinding("json_invalid", f"body.{error.pos}", "JSON decode error", {}, error.msg)
+    except (RecursionError, UnicodeDecodeError, ValueError) as error:
+        finding = ValidationFinding("json_invalid", "body.0", "JSON decode error", {}, str(error))
+    raise MalformedRequest([finding])
+
+
+class RequestFields:
+    """Typed access to one JSON object."""
+
+    def __init__(self, body: Any, *, where: str = "body") -> None:
+        self.findings: list[ValidationFinding] = []
+        self._where = where
+        if not isinstance(body, dict):
+            message = "Input should be a valid dictionary or object to extract fields from"
+            raise MalformedRequest([ValidationFinding("model_attributes_type", where, message, body)])
+        self.body: dict[str, Any] = body
+
+    def check(self) -> None:
+        """Raise what was found so far."""
+        if self.findings:
+            raise MalformedRequest(self.findings)
+
+    def add_missing(self, name: str) -> None:
+        """Note that a required field is not there."""
+        self.findings.append(ValidationFinding("missing", f"{self._where}.{name}", "Field required", self.body))
+
+    def add_wrong(self, kind: str, name: str, message: str, value: object) -> None:
+        """Note a wrong value."""
+        self.findings.append(ValidationFinding(kind, f"{self._where}.{name}", message, value))
+
+    def require(self, name: str) -> Any:
+        """The value as it is; None after a finding."""
+        if name not in self.body:
+            self.add_missing(name)
+        return self.body.get(name)
+
+    def text(self, name: str, default: str | None = None) -> str | None:
+        """A string or None."""
+        value = self.body.get(name)
+        if value is None:
+            return default
+        if isinstance(value, str):
+            return value
+        self.add_wrong("string_type", name, "Input should be a valid string", value)
+        return default
+
+    def integer(self, name: str, default: int | None = None) -> int | None:
+        """A whole number or None."""
+        value = self.body.get(name)
+        if value is None:
+            return default
+        if isinstance(value, bool):
+            return int(value)
+        if isinstance(value, int):
+            return value
+        if isinstance(value, float):
+            if value.is_integer():
+                return int(value)
+            message = "Input should be a valid integer, got a number with a fractional part"
+            self.add_wrong("int_from_float", name, message, value)
+        elif isinstance(value, str):
+            try:
+                return int(value)
+            except ValueError:
+                message = "Input should be a valid integer, unable to parse string as an integer"
+                self.add_wrong("int_parsing", name, message, value)
+        else:
+            self.add_wrong("int_type", name, "Input should be a valid integer", value)
+        return default
+
+    def number(self, name: str, default: float | None = None) -> float | None:
+        """A number or None."""
+        value = self.body.get(name)
+        if value is None:
+            return default
+        if isinstance(value, int | float):
+            return float(value)
+        if isinstance(value, str):
+            try:
+                return float(value)
+            except ValueError:
+                message = "Input should be a valid number, unable to parse string as a number"
+                self.add_wrong("float_parsing", name, message, value)
+        else:
+            self.add_wrong("float_type", name, "Input should be a valid number", value)
+        return default
+
+    def flag(self, name: str, default: bool = False) -> bool:
+        """A boolean."""
+        value = self.body.get(name)
+        if value is None:
+            return default
+        if isinstance(value, bool):
+            return value
+        word = str(value).lower()
+        if not isinstance(value, list | dict) and word in _TRUE | _FALSE:
+            return word in _TRUE
+        kind = "bool_parsing" if isinstance(value, str | int | float) else "bool_type"
+        self.add_wrong(kind, name, "Input should be a valid boolean, unable to interpret input", value)
+        return default
+
+    def mapping(self, name: str) -> dict[str, Any] | None:
+        """An object or None."""
+        value = self.body.get(name)
+        if value is None or isinstance(value, dict):
+            return value
+        self.add_wrong("dict_type", name, "Input should be a valid dictionary", value)
+        return None
+
+    def items(self, name: str) -> list[Any] | None:
+        """A list or None."""
+        value = self.body.get(name)
+        if value is None or isinstance(value, list):
+            return value
+        self.add_wrong("list_type", name, "Input should be a valid list", value)
+        return None
+
+    def strings(self, name: str) -> tuple[str, ...]:
+        """A string or a list of strings."""
+        value = self.body.get(name)
+        if value is None:
+            return ()
+        if isinstance(value, str):
+            return (value,)
+        if isinstance(value, list) and all(isinstance(item, str) for item in value):
+            return tuple(value)
+        self.add_wrong("string_type", name, "Input should be a valid string", value)
+        return ()
+
+    def token_ids(self, name: str) -> list[int]:
+        """A list of whole numbers, empty when absent."""
+        value = self.body.get(name)
+        if value is None:
+            return []
+        if isinstance(value, list) and all(type(item) is int for item in value):
+            return value
+        self.add_wrong("int_type", name, "Input should be a valid integer", value)
+        return []

@@ -1,0 +1,107 @@
+"""What a prefill engine keeps for those who decode: blocks that stay held until they were pulled or their lease runs out.
+
+Contents are told by block number and nothing else is checked, as the real thing does it: whoever reads a block after it was
+reused reads what is in it now.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from fairlead_sim.engine.block_pool import chain_key
+from fairlead_sim.engine.scheduler import EngineCore, EngineSequence
+
+
+@dataclass(slots=True)
+class BlockLease:
+    """One prefilled prompt; ``blocks`` in order, the last perhaps only partly filled."""
+
+    rank: int
+    blocks: list[int]
+    tokens: int
+    expiry: asyncio.TimerHandle
+
+
+class BlockLeases:
+    """The blocks of one engine that others may read, under the names that they were promised by."""
+
+    def __init__(self, cores: Sequence[EngineCore], seconds: float) -> None:
+        self._cores = cores
+        self._seconds = seconds
+        self._leases: dict[str, BlockLease] = {}
+        self._partial: dict[tuple[int, int], int] = {}
+        self._waiters: dict[str, list[Callable[[], None]]] = {}
+        self._loop = asyncio.get_running_loop()
+        self.expired = 0
+
+    def __len__(self) -> int:
+        return len(self._leases)
+
+    def get(self, name: str) -> BlockLease | None:
+        """What is kept under a name."""
+        return self._leases.get(name)
+
+    def grant(self, name: str, rank: int, sequence: EngineSequence) -> BlockLease | None:
+        """Keep the blocks of a prompt that was just completed; None when memory has no room for its last one."""
+        core = self._cores[rank]
+        pool, size = core.pool, core.block_tokens
+        full = sequence.prompt_tokens // size
+        blocks = pool.match(sequence.chain, full)
+        if len(blocks) < full or sequence.tokens is None:
+            return None
+        pool.acquire(blocks)
+        rest = sequence.tokens[full * size : sequence.prompt_tokens]
+        if rest:
+            last = pool.allocate()
+            if last is None:
+                pool.release(blocks)
+                return None
+            self._partial[rank, last] = chain_key(sequence.chain[full - 1] if full else 0, rest)
+            blocks.append(last)
+        expiry = self._loop.call_later(self._seconds, self._expire_lease, name)
+        lent = self._leases[name] = BlockLease(rank, blocks, sequence.prompt_tokens, expiry)
+        for callback in self._waiters.pop(name, ()):
+            callback()
+        return lent
+
+    def renew(self, name: str) -> None:
+        """Somebody is about to read: the lease gets two thirds more."""
+        lent = self._leases.get(name)
+        if lent is not None:
+            lent.expiry.cancel()
+            lent.expiry = self._loop.call_later(self._seconds * 2 / 3, self._expire_lease, name)
+
+    def contents(self, rank: int, blocks: Sequence[int]) -> list[int | None]:
+        """What is in these blocks now. Raises IndexError for numbers that no block has."""
+        pool = self._cores[rank].pool
+        if any(not 0 <= block < pool.blocks for block in blocks):
+            raise IndexError("no such block")
+        return [pool.key_in(block) or self._partial.get((rank, block)) for block in blocks]
+
+    def release(self, name: str) -> bool:
+        """The blocks were pulled; False when nothing was kept under that name any more."""
+        lent = self._leases.pop(name, None)
+        if lent is None:
+            return False
+        lent.expiry.cancel()
+        self._cores[lent.rank].pool.release(lent.blocks)
+        return True
+
+    def call_when_granted(self, name: str, callback: Callable[[], None]) -> None:
+        """Call ``told`` once something is kept under the name."""
+        self._waiters.setdefault(name, []).append(callback)
+
+    def remove_waiter(self, name: str, callback: Callable[[], None]) -> None:
+        """Nobody waits for it any more."""
+        waiting = self._waiters.get(name, [])
+        if callback in waiting:
+            waiting.remove(callback)
+
+    def close(self) -> None:
+        """No more expiries."""
+        for lent in self._leases.values():
+            lent.expiry.cancel()
+
+    def _expire_lease(self, name: str) -> None:
+        if self.release(name):
+            self.expired += 1

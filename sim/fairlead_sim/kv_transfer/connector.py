@@ -1,0 +1,290 @@
+"""KV that goes from a prefill engine to one that decodes, with the failures that real connectors have.
+
+A prefill (``do_remote_decode``) keeps its blocks and answers what the other engine must be told. A decode (``do_remote_prefill``)
+is held back until the blocks are here. What a real engine does not check is not checked here either: a decode that reads the
+blocks of another prompt, or blocks that were reused after the lease, answers 200 with ``WRONG_TEXT``, and its prefix cache is
+spoilt for that prompt; a field that is missing lets it wait for ever, and the engine core dies when its client gives up.
+"""
+
+import asyncio
+import math
+from collections.abc import Sequence
+from random import Random
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+from fairlead_sim.engine.block_pool import chain_key
+from fairlead_sim.engine.scheduler import EngineCore
+from fairlead_sim.generation.requests import GenerationRequest, TokenizedPrompt
+from fairlead_sim.generation.responses import GenerationResponse
+from fairlead_sim.http.errors import InternalError
+from fairlead_sim.kv_transfer import peer_client
+from fairlead_sim.kv_transfer.block_leases import BlockLeases
+from fairlead_sim.runtime.settings import EngineSettings
+
+WRONG_KV_TEXT = " bad"
+MAX_WRONG_KV_TOKENS = 64
+_FAILED_MESSAGE = "Internal server error"
+_NIXL_FIELDS: tuple[tuple[str, type], ...] = (
+    ("remote_engine_id", str),
+    ("remote_request_id", str),
+    ("remote_host", str),
+    ("remote_port", int),
+    ("tp_size", int),
+)
+
+
+class ConnectorHost(Protocol):
+    """The engine, as the hand-over sees it."""
+
+    def start(self, response: GenerationResponse, *, pulled: int = 0, is_wrong: bool = False) -> None:
+        """Let the answer run; the KV of so many tokens of its prompt was pulled."""
+        ...
+
+    def kill_core(self) -> None:
+        """The engine core dies."""
+        ...
+
+    def block_keys(self, ask: GenerationRequest, prompt: TokenizedPrompt) -> tuple[int, ...]:
+        """The keys of the prompt's full blocks."""
+        ...
+
+
+class KvConnector:
+    """The connector of one engine: lender and puller at once; roles are enforced only where the real one does."""
+
+    def __init__(
+        self, settings: EngineSettings, *, cores: Sequence[EngineCore], random: Random, port: int, host: ConnectorHost
+    ) -> None:
+        self.settings = settings.kv_transfer
+        self.port = port
+        number = f"{random.getrandbits(128):032x}"
+        self.engine_id = f"{number[:8]}-{number[8:12]}-{number[12:16]}-{number[16:20]}-{number[20:]}"
+        nixl = self.settings.connector == "nixl"
+        self.leases = BlockLeases(cores, self.settings.lease_seconds if nixl else self.settings.abort_seconds)
+        self._cores = cores
+        self._speed = settings.speed
+        self._block_tokens = settings.block_tokens
+        self._host = host
+        self._pulls: dict[GenerationResponse, asyncio.Task[None]] = {}
+        self._hanging_responses: set[GenerationResponse] = set()
+        self._spoilt: set[int] = set()
+        self.pulled_total = self.failed_total = self.wrong_total = 0
+
+    def state(self) -> dict[str, object]:
+        """Counts for ``/sim/state``."""
+        return {
+            "engine_id": self.engine_id,
+            "lent": len(self.leases),
+            "expired_total": self.leases.expired,
+            "pulling": len(self._pulls),
+            "hanging": len(self._hanging_responses),
+            "pulled_total": self.pulled_total,
+            "failed_total": self.failed_total,
+            "wrong_total": self.wrong_total,
+        }
+
+    def is_spoilt(self, rank: int, keys: Sequence[int]) -> bool:
+        """Whether a plain request of this prompt would find wrong KV in the prefix cache."""
+        if not self._spoilt:
+            return False
+        cached = self._cores[rank].pool.match(list(keys), len(keys))
+        self._spoilt.difference_update(keys[len(cached) :])  # evicted since, and computed anew now
+        return not self._spoilt.isdisjoint(keys[: len(cached)])
+
+    # Prefill -------------------------------------------------------------------------------------------------------------
+
+    def grant_lease(self, answer: GenerationResponse) -> dict[str, object] | None:
+        """Keep the prompt of a complete answer if that was asked for; what NIXL's client must pass on, None for the others."""
+        params = answer.request.kv_transfer_params
+        if params is None or len(answer.choices) != 1:
+            return None
+        choice, connector = answer.choices[0], self.settings.connector
+        if connector == "sglang":
+            if self.settings.role == "kv_producer" and params.get("bootstrap_room") is not None:
+                self.leases.grant(str(params["bootstrap_room"]), choice.rank, choice.sequence)
+            return None
+        if not params.get("do_remote_decode"):
+            return None
+        if connector == "mooncake":
+            self.leases.grant(str(params.get("transfer_id")), choice.rank, choice.sequence)
+            return None
+        lent = self.leases.grant(choice.sequence.id, choice.rank, choice.sequence)
+        if lent is None:
+            return None
+        return {
+            "do_remote_prefill": True,
+            "do_remote_decode": False,
+            "remote_block_ids": [lent.blocks],
+            "remote_engine_id": self.engine_id,
+            "remote_request_id": choice.sequence.id,
+            "remote_host": self.settings.host,
+            "remote_port": self.port,
+            "tp_size": 1,
+            "dcp_size": 1,
+            "pp_size": 1,
+            "remote_num_tokens": lent.tokens,
+            "remote_blocks_expiry_time": None,
+            "transfer_mode": "pull",
+            "remote_prefill_cached_tokens": choice.sequence.cached_tokens,
+        }
+
+    # Decode --------------------------------------------------------------------------------------------------------------
+
+    def take_over(self, answer: GenerationResponse) -> bool:
+        """Whether the answer is for the connector to start, once its KV is here; deadly parameters act now."""
+        params, connector = answer.request.kv_transfer_params, self.settings.connector
+        if params is None or len(answer.request.prompts) != 1:
+            return False
+        if connector == "sglang":
+            if params.get("bootstrap_room") is None:
+                return False
+            if self.settings.role == "kv_producer":
+                answer.request.max_tokens = 1
+                return False
+            return self._start_pull(answer, self._pull_sglang(answer, params))
+        if connector == "mooncake":
+            return self._take_mooncake(answer, params)
+        if connector == "p2p":
+            return self._take_from_peer(answer, params.get("remote_kv_source"))
+        if not params.get("do_remote_prefill"):
+            return False
+        numbers = params.get("remote_block_ids")
+        needed = math.ceil(len(answer.request.prompts[0].tokens) / self._block_tokens)
+        if not isinstance(numbers, list) or not _is_block_list(numbers) or len(numbers[0]) < needed:
+            self._host.kill_core()
+            return True
+        if not all(isinstance(params.get(name), kind) for name, kind in _NIXL_FIELDS):
+            self._hanging_responses.add(answer)
+            return True
+        return self._start_pull(answer, self._pull_nixl(answer, params))
+
+    def on_response_ended(self, answer: GenerationResponse, outcome: str) -> None:
+        """An answer is over. A client that gives up on one that hangs takes the engine core with it."""
+        pull = self._pulls.pop(answer, None)
+        if pull is not None:
+            pull.cancel()
+        if answer in self._hanging_responses:
+            self._hanging_responses.discard(answer)
+            if outcome == "gone" and self.settings.connector == "nixl":
+                self._host.kill_core()
+
+    def close(self) -> None:
+        """Stop pulling and keeping."""
+        self.leases.close()
+        for pull in self._pulls.values():
+            pull.cancel()
+
+    def _take_mooncake(self, answer: GenerationResponse, params: dict[str, Any]) -> bool:
+        role = self.settings.role
+        wrong = params.get("do_remote_decode") and role == "kv_consumer"
+        if wrong or (params.get("do_remote_prefill") and role == "kv_producer"):
+            self._host.kill_core()
+            return True
+        if not params.get("do_remote_prefill"):
+            return False
+        if not isinstance(params.get("transfer_id"), str):
+            self._hanging_responses.add(answer)
+            return True
+        return self._start_pull(answer, self._pull_mooncake(answer, params))
+
+    def _take_from_peer(self, answer: GenerationResponse, source: object) -> bool:
+        """The peer-to-peer tier: what is not wholly said is not looked for."""
+        if not isinstance(source, dict):
+            return False
+        host, port, name = (source.get(field) for field in ("remote_host", "remote_port", "kv_request_id"))
+        if not (host and port and name):
+            return False
+        return self._start_pull(answer, self._pull_from_peer(answer, f"{host}:{port}"))
+
+    def cached_blocks(self, keys: Sequence[int]) -> int:
+        """How many of these blocks, from the first, some rank has."""
+        return max(len(core.pool.match(keys, len(keys))) for core in self._cores)
+
+    async def _pull_from_peer(self, answer: GenerationResponse, address: str) -> None:
+        """Ask a peer what it has of the prompt, and get what is not here; a peer that is gone or has nothing costs its answer."""
+        keys = self._host.block_keys(answer.request, answer.request.prompts[0])
+        local = self.cached_blocks(keys)
+        try:
+            peer_blocks = int((await peer_client.query_peer(address, "/sim/kv/held", {"keys": list(keys)}))["blocks"])
+        except (peer_client.PeerRejected, peer_client.PeerUnreachable):
+            self.failed_total += 1
+            peer_blocks = 0
+        if peer_blocks > local:
+            travelling = (peer_blocks - local) * self._block_tokens
+            await asyncio.sleep(self.settings.seconds(travelling) / self._speed)
+            self.pulled_total += 1
+            answer.request.reported_cached_tokens = peer_blocks * self._block_tokens
+        self._pulls.pop(answer, None)
+        self._host.start(answer, pulled=peer_blocks * self._block_tokens if peer_blocks > local else 0)
+
+    def _start_pull(self, answer: GenerationResponse, pull: Any) -> bool:
+        task = asyncio.get_running_loop().create_task(pull)
+        self._pulls[answer] = task
+        return True
+
+    async def _pull_nixl(self, answer: GenerationResponse, params: dict[str, Any]) -> None:
+        """NIXL: read the named blocks from the named engine, whatever is in them."""
+        answer.request.reported_cached_tokens = int(params.get("remote_prefill_cached_tokens") or 0)
+        address = f"{params['remote_host']}:{params['remote_port']}"
+        question = {
+            "engine_id": params["remote_engine_id"],
+            "request_id": params["remote_request_id"],
+            "blocks": params["remote_block_ids"][0],
+        }
+        await self._pull(answer, address, "/sim/kv/read", question, params["remote_request_id"])
+
+    async def _pull_mooncake(self, answer: GenerationResponse, params: dict[str, Any]) -> None:
+        """Mooncake: wait until the peer has the transfer, then get it."""
+        answer.request.reported_cached_tokens = answer.prompt_tokens
+        address = urlsplit(str(params.get("remote_bootstrap_addr"))).netloc
+        question = {"engine_id": params.get("remote_engine_id"), "transfer_id": params["transfer_id"]}
+        await self._pull(answer, address, "/sim/kv/take", question, params["transfer_id"])
+
+    async def _pull_sglang(self, answer: GenerationResponse, params: dict[str, Any]) -> None:
+        """SGLang: the same by the number of a room."""
+        address = f"{params.get('bootstrap_host')}:{params.get('bootstrap_port')}"
+        room = str(params["bootstrap_room"])
+        await self._pull(answer, address, "/sim/kv/take", {"transfer_id": room}, room)
+
+    async def _pull(self, answer: GenerationResponse, address: str, path: str, question: object, name: str) -> None:
+        prompt = answer.request.prompts[0]
+        keys = self._host.block_keys(answer.request, prompt)
+        try:
+            reply = await peer_client.query_peer(address, path, question)
+            local = max(len(core.pool.match(keys, len(keys))) for core in self._cores)
+            travelling = len(prompt.tokens) - local * self._block_tokens
+            await asyncio.sleep(self.settings.seconds(travelling) / self._speed)
+            await peer_client.query_peer(address, "/sim/kv/release", {"name": name})
+        except peer_client.PeerRejected:
+            self._on_pull_failed(answer)
+            return
+        except peer_client.PeerUnreachable:
+            extra_seconds = 0.0 if self.settings.connector == "nixl" else self.settings.abort_seconds
+            await asyncio.sleep(self.settings.dead_peer_seconds + extra_seconds)
+            self._on_pull_failed(answer)
+            return
+        expected = list(keys)
+        rest = prompt.tokens[len(keys) * self._block_tokens :]
+        if rest:
+            expected.append(chain_key(keys[-1] if keys else 0, rest))
+        wrong = reply["contents"][local : len(expected)] != expected[local:]
+        self.pulled_total += 1
+        if wrong:
+            self.wrong_total += 1
+            self._spoilt.update(keys[local:])
+        self._pulls.pop(answer, None)
+        self._host.start(answer, pulled=len(prompt.tokens), is_wrong=wrong)
+
+    def _on_pull_failed(self, answer: GenerationResponse) -> None:
+        """Nothing was pulled: compute the prompt here, or say so, as the policy wants."""
+        self.failed_total += 1
+        self._pulls.pop(answer, None)
+        if self.settings.recompute:
+            self._host.start(answer)
+        else:
+            answer.fail(InternalError(_FAILED_MESSAGE))
+
+
+def _is_block_list(value: list[Any]) -> bool:
+    return bool(value) and isinstance(value[0], list) and all(isinstance(number, int) for number in value[0])

@@ -1,0 +1,96 @@
+"""What an engine is put together from: its cores, event publishers and metrics, built from its settings."""
+
+import functools
+from dataclasses import replace
+
+import zmq
+
+from fairlead.engine_profile import EngineProfile
+from fairlead.runtime.clock import Clock
+from fairlead.runtime.loop_lag import LoopLag
+from fairlead_sim.engine.kv_event_codec import AdapterIds
+from fairlead_sim.engine.kv_event_publisher import KvEventPublisher
+from fairlead_sim.engine.metrics import EngineMetrics
+from fairlead_sim.engine.scheduler import EngineCore, EngineStats
+from fairlead_sim.runtime.settings import EngineSettings
+
+ZmqContext = zmq.Context[zmq.Socket[bytes]]
+
+
+def build_cores(settings: EngineSettings, profile: EngineProfile) -> list[EngineCore]:
+    """One core a data-parallel rank; ``profile`` is the one that runs at the wanted speed."""
+    return [
+        EngineCore(
+            profile,
+            block_tokens=settings.block_tokens,
+            scheduling=settings.scheduling,
+            events=settings.kv_events.endpoint is not None,
+        )
+        for _ in range(settings.data_parallel)
+    ]
+
+
+def build_publishers(
+    settings: EngineSettings, *, port: int, clock: Clock, adapter_id: AdapterIds, context: ZmqContext | None
+) -> list[KvEventPublisher]:
+    """One publisher a rank, or none; the topic names the engine's own address unless it was given."""
+    events = settings.kv_events
+    if events.endpoint is None:
+        return []
+    topic = f"kv@127.0.0.1:{port}@{settings.served_names[0]}" if events.topic is None else events.topic
+    return [
+        KvEventPublisher(
+            events.endpoint,
+            events.replay_endpoint,
+            topic,
+            clock=clock,
+            encoding=events.encoding,
+            rank=rank,
+            adapter_id=adapter_id,
+            context=context,
+        )
+        for rank in range(settings.data_parallel)
+    ]
+
+
+def build_metrics(
+    settings: EngineSettings, built: list[EngineCore], clock: Clock, lag: LoopLag | None
+) -> EngineMetrics:
+    """The metrics page over all ranks."""
+    tokens = built[0].max_sequence_tokens
+    return EngineMetrics(
+        settings.served_names[0],
+        [functools.partial(_stats, core) for core in built],
+        clock=clock,
+        cache_config={
+            "block_size": settings.block_tokens,
+            "effective_attention_block_size": settings.block_tokens,
+            "num_gpu_blocks": built[0].pool.blocks,
+            "kv_cache_size_tokens": tokens,
+            "kv_cache_max_concurrency": round(tokens / settings.max_model_len, 2),
+        },
+        max_model_len=settings.max_model_len,
+        max_adapters=settings.max_adapters,
+        lag=lag,
+    )
+
+
+def shift_event_ports(settings: EngineSettings, offset: int) -> EngineSettings:
+    """The settings of the ``offset``-th engine of one process: fixed event ports move up, free ones stay free."""
+    events = settings.kv_events
+    ports = offset * settings.data_parallel
+    shifted = replace(
+        events, endpoint=_shift_port(events.endpoint, ports), replay_endpoint=_shift_port(events.replay_endpoint, ports)
+    )
+    return replace(settings, kv_events=shifted)
+
+
+def _shift_port(endpoint: str | None, ports: int) -> str | None:
+    if endpoint is None or endpoint.endswith(":0"):
+        return endpoint
+    base, colon, port = endpoint.rpartition(":")
+    return f"{base}{colon}{int(port) + ports}" if port.isdecimal() else endpoint
+
+
+def _stats(core: EngineCore) -> EngineStats:
+    return core.stats

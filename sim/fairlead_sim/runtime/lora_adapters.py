@@ -1,0 +1,131 @@
+"""The models that one engine serves under its names: the base model and the LoRA adapters loaded now."""
+
+import re
+from typing import Any
+
+from fairlead_sim.generation.requests import GenerationRequest, LoraAdapter
+from fairlead_sim.http.errors import InvalidAdapterRequest, ResourceNotFound
+from fairlead_sim.http.fields import RequestFields
+from fairlead_sim.runtime.settings import EngineSettings
+
+
+class ServedModels:
+    """What ``/v1/models`` lists and requests may name. No adapter is ever read: every path loads but the missing ones."""
+
+    def __init__(self, settings: EngineSettings) -> None:
+        self._names = settings.served_names
+        self._root = settings.model
+        self._max_model_len = settings.max_model_len
+        self._missing = settings.missing_adapters
+        self._adapters: dict[str, LoraAdapter] = {}
+        self._loads = 0
+        for name, path in settings.adapters:
+            self._add(name, path)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The base model's names; answers carry the first."""
+        return self._names
+
+    @property
+    def adapters(self) -> tuple[LoraAdapter, ...]:
+        """The adapters loaded now."""
+        return tuple(self._adapters.values())
+
+    def adapter_number(self, name: str) -> int | None:
+        """The number that KV events carry for an adapter."""
+        adapter = self._adapters.get(name)
+        return None if adapter is None else adapter.number
+
+    def resolve(self, request: GenerationRequest) -> None:
+        """Set the ask's adapter and the model name of its answer. Raises Unknown."""
+        if not request.model or request.model in self._names:
+            request.model = self._names[0]
+            return
+        adapter = self._adapters.get(request.model)
+        if adapter is None:
+            aliases = ", ".join(self._names)
+            raise ResourceNotFound(
+                f"The model `{request.model}` does not exist. Valid aliases: {aliases}.", param="model"
+            )
+        request.adapter = adapter
+
+    def load(self, fields: RequestFields) -> str:
+        """Load an adapter: what the engine says. Raises Malformed, InvalidInput or Unknown."""
+        name, path = _required_text(fields, "lora_name"), _required_text(fields, "lora_path")
+        fields.check()
+        if name in self._adapters and not fields.flag("load_inplace"):
+            raise InvalidAdapterRequest(
+                f"The lora adapter '{name}' has already been loaded. If you want to load the adapter in place, "
+                "set 'load_inplace' to True."
+            )
+        if path in self._missing:
+            raise ResourceNotFound(f"Loading lora {name} failed: No adapter found for <path>")
+        self._add(name, path)
+        return f"Success: LoRA adapter '{name}' added successfully."
+
+    def unload(self, fields: RequestFields) -> str:
+        """Unload an adapter: what the engine says. Raises Malformed or Unknown."""
+        name = _required_text(fields, "lora_name")
+        fields.check()
+        if self._adapters.pop(name, None) is None:
+            raise ResourceNotFound(f"The lora adapter '{name}' cannot be found.")
+        return f"Success: LoRA adapter '{name}' removed successfully."
+
+    def model_cards(self, created: int, ids: "list[str]") -> list[dict[str, Any]]:
+        """The entries of ``/v1/models``; ``ids`` are fresh 16-hex ids, one an entry."""
+        cards = [
+            _model_card(name, self._root, None, self._max_model_len, created, each)
+            for name, each in zip(self._names, ids, strict=False)
+        ]
+        for adapter, each in zip(self._adapters.values(), ids[len(cards) :], strict=True):
+            cards.append(_model_card(adapter.name, adapter.path, self._names[0], None, created, each))
+        return cards
+
+    def _add(self, name: str, path: str) -> None:
+        self._loads += 1
+        self._adapters[name] = LoraAdapter(name, path, self._loads)
+
+
+def parse_adapter(text: str) -> tuple[str, str]:
+    """``NAME=PATH``. Raises ValueError."""
+    name, equals, path = text.partition("=")
+    if not (equals and path and re.fullmatch(r"\S+", name)):
+        raise ValueError(f"{text!r} is not NAME=PATH")
+    return name, path
+
+
+def _required_text(fields: RequestFields, name: str) -> str:
+    if name not in fields.body:
+        fields.add_missing(name)
+    return fields.text(name) or ""
+
+
+def _model_card(
+    name: str, root: str, parent: str | None, max_model_len: int | None, created: int, card_id: str
+) -> dict[str, Any]:
+    return {
+        "id": name,
+        "object": "model",
+        "created": created,
+        "owned_by": "vllm",
+        "root": root,
+        "parent": parent,
+        "max_model_len": max_model_len,
+        "permission": [
+            {
+                "id": f"modelperm-{card_id}",
+                "object": "model_permission",
+                "created": created,
+                "allow_create_engine": False,
+                "allow_sampling": True,
+                "allow_logprobs": True,
+                "allow_search_indices": False,
+                "allow_view": True,
+                "allow_fine_tuning": False,
+                "organization": "*",
+                "group": None,
+                "is_blocking": False,
+            }
+        ],
+    }

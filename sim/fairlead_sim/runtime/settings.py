@@ -1,0 +1,99 @@
+"""What one simulated engine is told at its start. The names of the switches are vLLM's."""
+
+import hashlib
+from dataclasses import dataclass, field, replace
+
+from fairlead.engine_profile import EngineProfile, builtin_profile
+from fairlead_sim.engine.kv_event_codec import Encoding
+
+VERSION = "0.32.0"
+
+
+@dataclass(frozen=True, slots=True)
+class ApiSurface:
+    """Which parts of the HTTP surface are switched on. A bare vLLM has most of them off; here all are on."""
+
+    prompt_tokens_details: bool = True
+    request_id_headers: bool = True
+    server_load_tracking: bool = True
+    scale_out: bool = True
+    dev_mode: bool = True
+    runtime_lora: bool = True
+    tokenizer_info: bool = True
+    auto_tool_choice: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class KvEventsSettings:
+    """Where KV events go; ``encoding`` is ``map`` (0.32) or ``array`` (older). No endpoint = no events."""
+
+    endpoint: str | None = None
+    replay_endpoint: str | None = None
+    topic: str | None = None
+    encoding: Encoding = "map"
+
+
+@dataclass(frozen=True, slots=True)
+class KvTransferSettings:
+    """How KV goes from engine to engine: ``none``, ``nixl``, ``mooncake``, ``sglang`` or ``p2p``, and what that takes.
+
+    ``recompute`` False = vLLM's default: a pull that fails is an error. Seconds are wall seconds, whatever the speed, except
+    the transfer itself.
+    """
+
+    connector: str = "none"
+    role: str = "kv_both"
+    recompute: bool = False
+    lease_seconds: float = 30.0  # NIXL: a prefill's blocks are kept this long for whoever decodes
+    abort_seconds: float = 480.0  # Mooncake, SGLang: the same, and how long a decode waits for a prefill
+    dead_peer_seconds: float = 2.0  # how long it takes to notice that the peer is gone; Mooncake: abort_seconds more
+    bytes_per_token: int = 131_072
+    bytes_per_second: float = 10e9
+    host: str = "127.0.0.1"  # what a prefill engine tells others to connect to
+
+    def seconds(self, tokens: int) -> float:
+        """How long so many tokens travel."""
+        return tokens * self.bytes_per_token / self.bytes_per_second
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """Everything about one engine but its port. ``served_names[0]`` is the name that answers carry.
+
+    ``wake_seconds``: how long weights take back from host memory (sleep level 1); ``reload_seconds``: how long they take to be
+    loaded anew (level 2, ``reload_weights``). Both at the profile's own speed.
+    """
+
+    model: str = "sim"
+    served_names: tuple[str, ...] = ("sim",)
+    profile: EngineProfile = field(default_factory=lambda: builtin_profile("tiny-cpu"))
+    speed: float = 1.0
+    block_tokens: int = 16
+    max_model_len: int = 32_768
+    seed: int = 0
+    task: str = "both"
+    scheduling: str = "fcfs"
+    reserve_output: bool = True
+    data_parallel: int = 1
+    max_queued_requests: int | None = None
+    max_queued_tokens: int | None = None
+    adapters: tuple[tuple[str, str], ...] = ()
+    missing_adapters: frozenset[str] = frozenset()
+    max_adapters: int = 8
+    kv_events: KvEventsSettings = KvEventsSettings()
+    kv_transfer: KvTransferSettings = KvTransferSettings()
+    surface: ApiSurface = ApiSurface()
+    shutdown_timeout: float = 0.0
+    on_sigterm: str | None = None
+    wake_seconds: float = 0.0
+    reload_seconds: float = 0.0
+    keep_alive_seconds: float = 5.0
+    embedding_dimensions: int = 384
+
+    @property
+    def fingerprint(self) -> str:
+        """``vllm-<version>[-dpN]-<8 hex>``: equal for engines of equal configuration."""
+        same = replace(self, seed=0, kv_events=KvEventsSettings(), kv_transfer=KvTransferSettings(), adapters=())
+        digest = hashlib.sha256(repr(same).encode()).hexdigest()[:8]
+        ranks = f"-dp{self.data_parallel}" if self.data_parallel > 1 else ""
+        return f"vllm-{VERSION}{ranks}-{digest}"

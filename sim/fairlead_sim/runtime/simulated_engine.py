@@ -1,0 +1,403 @@
+"""One simulated engine: its cores and their drivers, its models, and every request inside it.
+
+A generating request goes: admitted (or refused as the real engine does) → its choices scripted → submitted to the core of one
+data-parallel rank, or held back while the engine is paused → settled. Everything that a control plane can do to an engine
+(sleep, pause, drain, abort) acts here.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from itertools import count
+from random import Random
+
+from fairlead.errors import BadInput
+from fairlead.runtime.clock import Clock
+from fairlead.runtime.loop_lag import LoopLag
+from fairlead_sim.engine.block_pool import block_keys, chain_root
+from fairlead_sim.engine.scheduler import EngineSequence, QueueFull
+from fairlead_sim.engine.tokenizer import Tokenizer
+from fairlead_sim.generation import reply_script
+from fairlead_sim.generation.greedy_decoding import continue_greedily
+from fairlead_sim.generation.prompts import PromptParser
+from fairlead_sim.generation.requests import GenerationRequest, TokenizedPrompt, validate_prompts
+from fairlead_sim.generation.responses import GenerationResponse, ResponseChoice
+from fairlead_sim.http.connection import ResponseWriter
+from fairlead_sim.http.errors import (
+    CORE_DIED_MESSAGE,
+    DRAINING_MESSAGE,
+    DropConnection,
+    EngineBusy,
+    InternalError,
+    InvalidRequest,
+)
+from fairlead_sim.kv_transfer.connector import MAX_WRONG_KV_TOKENS, WRONG_KV_TEXT, KvConnector
+from fairlead_sim.runtime import engine_factory
+from fairlead_sim.runtime.fault_injection import Fault, FaultInjector
+from fairlead_sim.runtime.lora_adapters import ServedModels
+from fairlead_sim.runtime.realtime_driver import RealtimeDriver
+from fairlead_sim.runtime.settings import EngineSettings
+from fairlead_sim.runtime.sleep_mode import SleepMode
+
+
+class SimulatedEngine:
+    """The state of one engine; build it on a running loop. ``die`` is what its death does (leave the process, by default)."""
+
+    def __init__(
+        self,
+        settings: EngineSettings,
+        *,
+        tokenizer: Tokenizer,
+        clock: Clock,
+        random: Random,
+        port: int = 0,
+        lag: LoopLag | None = None,
+        context: engine_factory.ZmqContext | None = None,
+        on_death: Callable[[], None],
+    ) -> None:
+        self.settings = settings
+        self.tokenizer = tokenizer
+        self.random = random
+        self.clock = clock
+        self.models = ServedModels(settings)
+        self.prompt_parser = PromptParser(
+            tokenizer, settings.max_model_len, self.models.resolve, settings.surface.auto_tool_choice
+        )
+        self.fingerprint = settings.fingerprint
+        self.block_tokens = settings.block_tokens
+        self.reports_details = settings.surface.prompt_tokens_details
+        self.responses: set[GenerationResponse] = set()
+        self.is_draining = False
+        self.is_core_dead = False
+        self.is_paused = False
+        self.sleep_mode = SleepMode(
+            settings.wake_seconds / settings.speed,
+            settings.reload_seconds / settings.speed,
+            asyncio.get_running_loop().call_later,
+            self._on_woken,
+        )
+        self._held_choices: list[ResponseChoice] = []
+        self._on_idle: list[Callable[[], None]] = []
+        self._on_empty: Callable[[], None] | None = None
+        self._ids = count()
+        self._base_profile = settings.profile.sped_up(settings.speed)
+        self.publishers = engine_factory.build_publishers(
+            settings, port=port, clock=clock, adapter_id=self.models.adapter_number, context=context
+        )
+        cores = engine_factory.build_cores(settings, self._base_profile)
+        self.metrics = engine_factory.build_metrics(settings, cores, clock, lag)
+        self.drivers = [
+            RealtimeDriver(
+                core,
+                rank=rank,
+                observer=self.metrics,
+                publish=self.publishers[rank].publish if self.publishers else None,
+            )
+            for rank, core in enumerate(cores)
+        ]
+        self.fault_injector = FaultInjector(
+            Random(settings.seed),
+            schedule=asyncio.get_running_loop().call_later,
+            set_slowdown=self._set_slowdown,
+            kill_core=self.kill_core,
+            exit_engine=on_death,
+        )
+        self._on_death = on_death
+        self.kv_connector: KvConnector | None = None
+        if settings.kv_transfer.connector != "none":
+            self.kv_connector = KvConnector(settings, cores=cores, random=random, port=port, host=self)
+        for publisher in self.publishers:
+            publisher.start()
+
+    # Generating ----------------------------------------------------------------------------------------------------------
+
+    @property
+    def unfinished(self) -> int:
+        """Sequences running, waiting or held."""
+        return sum(driver.unfinished for driver in self.drivers) + len(self._held_choices)
+
+    def begin(
+        self,
+        request: GenerationRequest,
+        kind: type[GenerationResponse],
+        writer: ResponseWriter,
+        fault: Fault | None = None,
+    ) -> None:
+        """Start one answer. Raises Refused before anything was sent; a full queue is told through the answer."""
+        settings = self.settings
+        if request.rank is not None and request.rank >= settings.data_parallel:
+            raise InvalidRequest(f"data_parallel_rank {request.rank} is out of range [0, {settings.data_parallel}).")
+        validate_prompts(request, settings.max_model_len, self.tokenizer.vocab_size)
+        full = self._exceeded_queue_limit(request)
+        if self.is_core_dead:
+            raise InternalError(CORE_DIED_MESSAGE)
+        if self.is_draining and not full:
+            if any(prompt.is_token_ids for prompt in request.prompts):
+                raise DropConnection("the real engine drops these connections while it drains")
+            writer.close_after()
+            raise InternalError(DRAINING_MESSAGE)
+        if request.load_metrics_format and not request.stream:
+            writer.extra_headers = self._load_header(request.load_metrics_format)
+        response = kind(self, request, writer)
+        if fault is not None and fault.kind == "cut":
+            response.cut_after = fault.after
+        response.start()
+        if full:
+            self.metrics.count_rejection(full)
+            writer.on_gone = None
+            writer.fail(EngineBusy())
+            return
+        self.responses.add(response)
+        if self.kv_connector is None or not self.kv_connector.take_over(response):
+            self.start(response)
+
+    def start(self, response: GenerationResponse, *, pulled: int = 0, is_wrong: bool = False) -> None:
+        """Let an answer's choices run. ``pulled``: the KV of so many of the prompt's tokens came from elsewhere; ``wrong``: it was
+        another prompt's."""
+        request = response.request
+        rank = self._pick_rank(request)
+        response.choices = [
+            self._build_choice(response, at * request.n + number, prompt, rank, wrong=is_wrong)
+            for at, prompt in enumerate(request.prompts)
+            for number in range(request.n)
+        ]
+        if pulled:
+            for choice in response.choices:
+                choice.sequence.pulled_tokens = min(pulled, choice.sequence.prompt_tokens)
+        for choice in response.choices:
+            if response in self.responses:  # it fails as a whole when one of its choices is refused
+                self._submit(choice)
+
+    def compute(self, response: GenerationResponse, prompts: list[TokenizedPrompt]) -> None:
+        """Start an answer whose prompts are only computed (embeddings)."""
+        self.responses.add(response)
+        rank = self._pick_rank(response.request)
+        nothing = reply_script.ReplyScript([], b"", "stop")
+        response.choices = [
+            ResponseChoice(response, at, prompt, nothing, self._sequence(response.request, prompt, (), 0))
+            for at, prompt in enumerate(prompts)
+        ]
+        for choice in response.choices:
+            choice.rank = rank
+            self._submit(choice)
+
+    def block_keys(self, ask: GenerationRequest, prompt: TokenizedPrompt) -> tuple[int, ...]:
+        """The keys of the prompt's full blocks."""
+        name = None if ask.adapter is None else f"{ask.adapter.name}\0{ask.adapter.path}"
+        return block_keys(prompt.tokens, self.block_tokens, salt=ask.cache_salt, adapter=name)
+
+    def _build_choice(
+        self, answer: GenerationResponse, index: int, prompt: TokenizedPrompt, rank: int, *, wrong: bool = False
+    ) -> ResponseChoice:
+        ask = answer.request
+        name = None if ask.adapter is None else f"{ask.adapter.name}\0{ask.adapter.path}"
+        keys = self.block_keys(ask, prompt)
+        rest = prompt.tokens[len(keys) * self.block_tokens :]
+        seed = f"{self.settings.seed if ask.seed is None else ask.seed}/{keys[-1] if keys else name}/{rest}/{index}"
+        wish = ask.reply_limits(prompt, self.settings.max_model_len)
+        if (
+            wrong
+            or self.sleep_mode.weights_missing
+            or (self.kv_connector is not None and self.kv_connector.is_spoilt(rank, keys))
+        ):
+            wish = replace(wish, forced_text=WRONG_KV_TEXT * min(wish.max_tokens, MAX_WRONG_KV_TOKENS))
+        if ask.is_greedy:
+            wish = replace(wish, greedy_decoder=self._greedy_decoder(ask, keys, rest))
+        script = reply_script.write_script(self.tokenizer, seed, wish)
+        sequence = self._sequence(ask, prompt, keys, len(script.ids))
+        # The ids of the whole script at once: the core reads them by place, as far as it has come.
+        sequence.tokens = prompt.tokens + script.ids
+        choice = answer.choice_kind(answer, index, prompt, script, sequence)
+        choice.rank = rank
+        return choice
+
+    def _greedy_decoder(
+        self, ask: GenerationRequest, keys: tuple[int, ...], rest: list[int]
+    ) -> Callable[..., tuple[list[int], bool]]:
+        name = None if ask.adapter is None else f"{ask.adapter.name}\0{ask.adapter.path}"
+        root = chain_root(salt=ask.cache_salt, adapter=name)
+        say = partial(continue_greedily, self.tokenizer, keys, rest, block_tokens=self.block_tokens, root=root)
+        return lambda count, least: say(count, seed=self.settings.seed, min_tokens=least)
+
+    def _sequence(
+        self, ask: GenerationRequest, prompt: TokenizedPrompt, keys: tuple[int, ...], max_tokens: int
+    ) -> EngineSequence:
+        return EngineSequence(
+            id=f"{ask.request_id}-{next(self._ids)}",
+            arrival=time.monotonic(),
+            prompt_tokens=len(prompt.tokens),
+            max_tokens=max_tokens,
+            keys=keys,
+            tokens=prompt.tokens,
+            priority=ask.priority,
+            adapter=None if ask.adapter is None else ask.adapter.name,
+            salt=ask.cache_salt,
+            session=ask.session,
+            reserve_tokens=None if self.settings.reserve_output else 0,
+            uses_cache=ask.uses_cache,
+            publishes_hits=ask.publishes_hits,
+        )
+
+    def _submit(self, choice: ResponseChoice) -> None:
+        if self.is_paused:
+            self._held_choices.append(choice)
+            return
+        try:
+            self.drivers[choice.rank].submit(choice)
+        except QueueFull:
+            choice.response.fail(EngineBusy())
+        except BadInput as error:
+            choice.response.fail(InvalidRequest(error.message))
+
+    def _pick_rank(self, ask: GenerationRequest) -> int:
+        if ask.rank is not None:
+            return ask.rank
+        return min(self.drivers, key=lambda driver: driver.unfinished).rank
+
+    def _exceeded_queue_limit(self, ask: GenerationRequest) -> str | None:
+        """The limit that this request would pass, by its name in the metrics; all unfinished requests count."""
+        settings = self.settings
+        if settings.max_queued_requests is not None and self.unfinished >= settings.max_queued_requests:
+            return "max_num_queued_reqs"
+        if settings.max_queued_tokens is not None:
+            inside = sum(answer.prompt_tokens for answer in self.responses)
+            if inside + sum(len(prompt.tokens) for prompt in ask.prompts) > settings.max_queued_tokens:
+                return "max_num_queued_tokens"
+        return None
+
+    def _load_header(self, form: str) -> bytes:
+        """The load header on plain answers, for those who ask for it."""
+        stats = [driver.core.stats for driver in self.drivers]
+        waiting = float(sum(core_stats.waiting for core_stats in stats))
+        usage = max(core_stats.kv_usage for core_stats in stats)
+        if form.upper() == "JSON":
+            named = f'{{"num_requests_waiting": {waiting}, "kv_cache_usage_perc": {usage}}}'
+            return f'endpoint-load-metrics: JSON {{"named_metrics": {named}}}\r\n'.encode()
+        if form.upper() == "TEXT":
+            named = f"named_metrics.num_requests_waiting={waiting}, named_metrics.kv_cache_usage_perc={usage}"
+            return f"endpoint-load-metrics: TEXT {named}\r\n".encode()
+        return b""
+
+    # What answers ask of their engine --------------------------------------------------------------------------------------
+
+    def unix_seconds(self) -> int:
+        """Unix seconds."""
+        return int(self.clock.wall())
+
+    def transfer_params(self, answer: GenerationResponse) -> dict[str, object] | None:
+        """What the client must tell the engine that is to decode; None when nothing is kept for it."""
+        return None if self.kv_connector is None else self.kv_connector.grant_lease(answer)
+
+    def drop_choice(self, choice: ResponseChoice) -> None:
+        """Take a choice's sequence out of its core."""
+        if choice in self._held_choices:
+            self._held_choices.remove(choice)
+        else:
+            self.drivers[choice.rank].abort(choice.sequence.id)
+
+    def on_response_ended(self, answer: GenerationResponse, outcome: str) -> None:
+        """An answer is over; those that were aborted here are counted, clients that left are not."""
+        self.responses.discard(answer)
+        if self.kv_connector is not None:
+            self.kv_connector.on_response_ended(answer, outcome)
+        if outcome == "aborted":
+            for choice in answer.choices:
+                if choice.reason == "abort":
+                    self.metrics.observe_finished(choice.rank, choice.sequence, "abort", time.monotonic())
+        if self._on_idle and not any(driver.unfinished for driver in self.drivers):
+            calls, self._on_idle = self._on_idle, []
+            for call in calls:
+                call()
+        if self._on_empty is not None and not self.responses:
+            call, self._on_empty = self._on_empty, None
+            call()
+
+    # What a control plane does ---------------------------------------------------------------------------------------------
+
+    def abort_responses(self, names: "set[str] | None" = None) -> None:
+        """End the named answers, or all, with finish reason ``abort``."""
+        for answer in list(self.responses):
+            if names is None or names & {answer.id, answer.request.request_id}:
+                answer.abort()
+
+    def pause(self, mode: str, done: Callable[[], None]) -> None:
+        """``abort`` ends what runs, ``wait`` lets it end, ``keep`` freezes it; new requests are held. ``done`` follows."""
+        self.is_paused = True
+        if mode == "keep":
+            for driver in self.drivers:
+                driver.pause()
+            done()
+        elif mode == "wait":
+            self.call_when_idle(done)
+        else:
+            self.abort_responses()
+            done()
+
+    def resume(self) -> None:
+        """Go on, with what was frozen and what was held."""
+        self.is_paused = False
+        choices, self._held_choices = self._held_choices, []
+        for driver in self.drivers:
+            driver.resume()
+        for choice in choices:
+            self._submit(choice)
+
+    def call_when_idle(self, call: Callable[[], None]) -> None:
+        """Call when nothing runs or waits in the cores, perhaps at once."""
+        if any(driver.unfinished for driver in self.drivers):
+            self._on_idle.append(call)
+        else:
+            call()
+
+    def call_when_empty(self, call: Callable[[], None]) -> None:
+        """Call when the last answer is over, held ones included."""
+        if self.responses:
+            self._on_empty = call
+        else:
+            call()
+
+    def sleep(self, level: int, mode: str, done: Callable[[], None]) -> None:
+        """Pause; from level 1 on the KV cache is lost."""
+
+        def asleep() -> None:
+            self.sleep_mode.fall_asleep(level)
+            self.metrics.set_sleep_level(level)
+            if level >= 1:
+                self.reset_prefix_cache()
+            done()
+
+        self.pause(mode, asleep)
+
+    def _on_woken(self) -> None:
+        """Awake and running."""
+        self.metrics.set_sleep_level(None)
+        self.resume()
+
+    def reset_prefix_cache(self, *, preempt_running: bool = False) -> bool:
+        """Forget cached blocks at every rank; False where something runs."""
+        done = [driver.core.reset_prefix_cache(preempt_running=preempt_running) for driver in self.drivers]
+        return all(done)
+
+    def kill_core(self) -> None:
+        """The engine core is dead: errors in every answer, then the server leaves by itself."""
+        self.is_core_dead = True
+        for driver in self.drivers:
+            driver.stop()
+        for answer in list(self.responses):
+            answer.fail(InternalError(CORE_DIED_MESSAGE))
+        asyncio.get_running_loop().call_later(0.05, self._on_death)
+
+    def stop(self) -> None:
+        """No more steps, no more events."""
+        for driver in self.drivers:
+            driver.stop()
+        if self.kv_connector is not None:
+            self.kv_connector.close()
+        for publisher in self.publishers:
+            publisher.close()
+
+    def _set_slowdown(self, factor: float) -> None:
+        for driver in self.drivers:
+            driver.core.profile = self._base_profile.sped_up(1.0 / factor)

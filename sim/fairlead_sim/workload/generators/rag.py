@@ -1,0 +1,70 @@
+"""Answers from documents: each request is one system block, one to three of 2,000 documents and a question, and stands alone.
+
+Documents are of 2 to 12 blocks, popular by Zipf 0.9, and stand in the prompt in the order of their popularity, so that pairs of
+popular ones come up as a common prefix. Arrivals are by chance.
+"""
+
+import random
+from collections.abc import Sequence
+from typing import Final
+
+from fairlead_sim.workload.generators.building_blocks import (
+    HOUR_REQUESTS,
+    HOUR_SECONDS,
+    BlockIds,
+    GrowingPrompt,
+    TrafficBuilder,
+    ZipfDistribution,
+    poisson_process,
+)
+from fairlead_sim.workload.traces import MAX_PROMPT_TOKENS, TRACE_BLOCK_TOKENS, TraceRequest
+
+DOCUMENTS: Final = 2_000
+EXPONENT: Final = 0.9
+QUESTION_TOKENS: Final = (20, 400)
+OUTPUT_TOKENS: Final = (100, 400)
+_MAX_BLOCKS: Final = (MAX_PROMPT_TOKENS - QUESTION_TOKENS[1]) // TRACE_BLOCK_TOKENS
+
+
+def rag_traffic(requests: int, *, seed: int) -> list[TraceRequest]:
+    """The first so many requests; equal arguments give equal traffic."""
+    random_, fresh, into = random.Random(f"rag {seed}"), BlockIds(), TrafficBuilder(requests)
+    system, library = fresh.take(1), DocumentLibrary(fresh, random_, DOCUMENTS)
+    rate = HOUR_REQUESTS / HOUR_SECONDS
+    for number, at in enumerate(poisson_process(random_, lambda _: rate, rate, into.until)):
+        add_rag_request(into, random_, at, fresh, system, library, f"q{number}")
+    return into.build()
+
+
+class DocumentLibrary:
+    """Documents by popularity, the most popular first."""
+
+    def __init__(self, fresh: BlockIds, random_: random.Random, documents: int) -> None:
+        self._documents = [fresh.take(random_.randint(2, 12)) for _ in range(documents)]
+        self._popular = ZipfDistribution(documents, EXPONENT)
+
+    def pick_documents(self, random_: random.Random, max_blocks: int) -> tuple[int, ...]:
+        """The blocks of one to three different documents that fit ``room`` blocks together, the more popular before."""
+        count = random_.randint(1, 3)
+        ranks = sorted({self._popular.draw(random_) for _ in range(count)})
+        blocks: tuple[int, ...] = ()
+        for rank in ranks:
+            if len(blocks) + len(self._documents[rank]) <= max_blocks:
+                blocks += self._documents[rank]
+        return blocks
+
+
+def add_rag_request(
+    into: TrafficBuilder,
+    random_: random.Random,
+    at: float,
+    fresh: BlockIds,
+    system: Sequence[int],
+    library: DocumentLibrary,
+    session: str,
+    tenant: str | None = None,
+) -> None:
+    """One request behind the ``system`` blocks."""
+    document_blocks = library.pick_documents(random_, _MAX_BLOCKS - len(system))
+    prompt = GrowingPrompt(fresh, (*system, *document_blocks), random_.randint(*QUESTION_TOKENS))
+    into.add(at, prompt, random_.randint(*OUTPUT_TOKENS), session, tenant)

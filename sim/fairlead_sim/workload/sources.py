@@ -1,0 +1,50 @@
+"""Where simulated traffic comes from, by one word: a family of generated traffic, or a trace's file in one of the known formats."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fairlead.errors import BadInput
+from fairlead_sim.workload.azure_traces import COLUMNS, read_azure
+from fairlead_sim.workload.generators import FAMILIES, conversation_traffic
+from fairlead_sim.workload.traces import TraceRequest, read_mooncake, spread_ties
+
+DEFAULT_REQUESTS = 12_000
+"""Of generated traffic, where no number is asked for: an hour of it."""
+GENERATED_SOURCES = (*FAMILIES, "conversation")
+
+
+@dataclass(frozen=True, slots=True)
+class TrafficSource:
+    """Requests by arrival, and what they are in words."""
+
+    name: str
+    requests: Sequence[TraceRequest]
+
+    @property
+    def rate(self) -> float:
+        """Mean arrivals a second."""
+        span = self.requests[-1].arrival - self.requests[0].arrival
+        return (len(self.requests) - 1) / span if span > 0 else 1.0
+
+
+def load_source(name: str, *, limit: int | None = None, seed: int = 0) -> TrafficSource:
+    """A family by name, else a file: Azure's CSV by its first line, else Mooncake's JSON lines. Raises BadInput."""
+    if limit is not None and limit < 1:
+        raise BadInput(f"at least 1 request is simulated, not {limit}", field="limit")
+    generator = FAMILIES.get(name)
+    if generator is not None:
+        return TrafficSource(f"generated {name} (seed {seed})", generator(limit or DEFAULT_REQUESTS, seed=seed))
+    if name == "conversation":
+        return TrafficSource(
+            f"generated conversation (seed {seed})", conversation_traffic(limit or DEFAULT_REQUESTS, seed=seed)
+        )
+    path = Path(name)
+    if not path.exists():
+        raise BadInput(
+            f"there is no traffic {name!r}", field="traffic", hint=f"a file, or one of {', '.join(GENERATED_SOURCES)}"
+        )
+    with open(path, "rb") as file:
+        is_azure = file.readline(200).startswith(COLUMNS[0].encode())
+    read = read_azure if is_azure else read_mooncake
+    return TrafficSource(path.name, spread_ties(read(path, limit=limit)))

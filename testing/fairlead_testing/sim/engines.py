@@ -1,0 +1,45 @@
+"""Simulated engines inside the caller's event loop: for tests that look at both sides, and for small programs."""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from random import Random
+
+from fairlead.runtime.clock import Clock, SystemClock
+from fairlead_sim.engine.tokenizer import Tokenizer
+from fairlead_sim.runtime.settings import EngineSettings
+from fairlead_sim.server.process import RunningEngine, start_engine
+
+
+@asynccontextmanager
+async def running_engine(
+    settings: EngineSettings | None = None, *, clock: Clock | None = None, tokenizer: Tokenizer | None = None
+) -> AsyncIterator[RunningEngine]:
+    """One engine on a free loopback port, gone at the end of the block."""
+    async with running_engines(1, settings, clock=clock, tokenizer=tokenizer) as (running,):
+        yield running
+
+
+@asynccontextmanager
+async def running_engines(
+    count: int,
+    settings: EngineSettings | None = None,
+    *,
+    clock: Clock | None = None,
+    tokenizer: Tokenizer | None = None,
+) -> AsyncIterator[list[RunningEngine]]:
+    """Several equal engines, each on a port of its own."""
+    shared = tokenizer or Tokenizer()
+    async with AsyncExitStack() as stack:
+        engines = []
+        for number in range(count):
+            running = await start_engine(
+                settings or EngineSettings(),
+                host="127.0.0.1",
+                port=0,
+                clock=clock or SystemClock(),
+                random=Random(number),
+                tokenizer=shared,
+            )
+            stack.push_async_callback(running.close)
+            engines.append(running)
+        yield engines

@@ -1,0 +1,56 @@
+"""``python -m fairlead_sim.autoscaling``: which controller it runs, with which settings, and how it refuses what there is not."""
+
+from dataclasses import replace
+
+import pytest
+
+from fairlead_sim.autoscaling import __main__ as command
+from fairlead_sim.autoscaling.scenarios import SCENARIOS
+
+STEP = SCENARIOS[command.EXAMPLE_SCENARIO](1, None)
+
+
+@pytest.fixture(autouse=True)
+def brief(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        command, "SCENARIOS", {command.EXAMPLE_SCENARIO: lambda seed, traces: replace(STEP, seconds=900.0)}
+    )
+
+
+def line(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """What is printed, but for how long it took."""
+    assert command.main(arguments) == 0
+    return capsys.readouterr().out.rpartition("  ")[0]
+
+
+def test_a_preset_and_a_setting_make_another_controller(capsys: pytest.CaptureFixture[str]) -> None:
+    core = line(capsys)
+    assert core == line(capsys, "--controller", "fairlead_autoscaler.core:Core")
+    wary = line(capsys, "--set", "margin=3")
+    preset = line(capsys, "--preset", "hpa-concurrency")
+    turned = line(capsys, "--preset", "hpa-concurrency", "--set", "target=1")
+    assert len({core, wary, preset, turned}) == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["nope"], "no scenario is called 'nope'"),
+        (["--preset", "hpa"], "no preset is called 'hpa' (known: apa-concurrency, "),
+        (
+            ["--preset", "dynamo", "--set", "target=1"],
+            "dynamo has no knob ['target'] (knobs: headroom, interval_seconds)",
+        ),
+        (["--preset", "hpa-kv", "--set", "target=much"], "--set: 'target=much' gives target no number"),
+        (["--set", "spread=1"], "--set: 'spread' is no setting"),
+        (["--replicas", "3", "--set", "margin=1"], "--set is for our core and for presets"),
+        (["--controller", "no.such:Thing"], "No module named 'no'"),
+    ],
+)
+def test_what_there_is_not_is_refused_in_a_line(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        command.main(arguments)
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err.replace("\n", " ")

@@ -1,0 +1,113 @@
+"""The kinds of scenario: equal seeds are equal, and each has what makes it hard."""
+
+from itertools import pairwise
+from statistics import fmean
+
+import pytest
+
+from fairlead.fleet.model import Role
+from fairlead_sim.autoscaling.closed_loop import ScheduleController, run_controller
+from fairlead_sim.autoscaling.plant import AutoscalingScenario
+from fairlead_sim.autoscaling.request_table import ArrivalTrace
+from fairlead_sim.autoscaling.scenarios import AZURE_CONVERSATIONS, MOONCAKE_CONVERSATIONS, SCENARIOS
+
+QUICK = [name for name in SCENARIOS if not name.startswith("smooth")]
+
+
+def per_minute(scenario: AutoscalingScenario) -> list[int]:
+    counts = [0] * int(scenario.seconds / 60.0)
+    for arrival in scenario.load.arrivals:
+        counts[min(len(counts) - 1, int(arrival / 60.0))] += 1
+    return counts
+
+
+@pytest.mark.parametrize("kind", QUICK)
+def test_a_seed_is_a_scenario(kind: str) -> None:
+    made = SCENARIOS[kind](3, None)
+    assert made == SCENARIOS[kind](3, None)
+    other = SCENARIOS[kind](4, None)
+    assert other.load.arrivals != made.load.arrivals
+    load = made.load
+    assert len(load.arrivals) == len(load.prompts) == len(load.outputs) > 500
+    assert all(one <= other for one, other in pairwise(load.arrivals))
+    assert load.arrivals[-1] < made.seconds
+    assert min(load.prompts) >= 1
+    assert min(load.outputs) >= 1
+    longest = max(prompt + output for prompt, output in zip(load.prompts, load.outputs, strict=True))
+    assert longest < min(setup.profile.kv_tokens for setup in made.pools)
+    assert made.model.pools == tuple(setup.facts for setup in made.pools)
+
+
+def test_the_smooth_short_day_rises_elevenfold_within_three_hours() -> None:
+    minutes = per_minute(SCENARIOS["smooth-short"](1, None))
+    night, day = fmean(minutes[4 * 60 : 5 * 60 + 30]), fmean(minutes[9 * 60 + 30 : 11 * 60])
+    assert day / night == pytest.approx(10.7, rel=0.1)
+    assert fmean(minutes) / 60.0 == pytest.approx(12.0, rel=0.02)
+
+
+def test_answers_drift_and_requests_do_not() -> None:
+    scenario = SCENARIOS["drift"](1, None)
+    minutes = per_minute(scenario)
+    assert fmean(minutes[:50]) == pytest.approx(fmean(minutes[60:]), rel=0.05)
+    place = next(at for at, arrival in enumerate(scenario.load.arrivals) if arrival > 3_600.0)
+    before = next(at for at, arrival in enumerate(scenario.load.arrivals) if arrival > 3_000.0)
+    assert fmean(scenario.load.outputs[place:]) / fmean(scenario.load.outputs[:before]) == pytest.approx(2.5, rel=0.05)
+
+
+def test_bursts_leave_a_third_of_the_minutes_silent() -> None:
+    minutes = [count for seed in range(8) for count in per_minute(SCENARIOS["on-off"](seed, None))]
+    assert sum(count < 10 for count in minutes) / len(minutes) == pytest.approx(1 / 3, abs=0.05)
+    assert fmean(minutes) == pytest.approx(3 * 147, rel=0.15)
+    assert max(minutes) <= 3 * 640
+
+
+def test_zero_is_silent_for_eight_minutes_and_more() -> None:
+    minutes = per_minute(SCENARIOS["zero-cold"](1, None))
+    assert minutes[:8] == [0] * 8
+    assert sum(count == 0 for count in minutes) / len(minutes) > 0.6
+
+
+def test_the_mix_moves_there_and_back() -> None:
+    scenario = SCENARIOS["mix-move"](1, None)
+    assert [setup.facts.role for setup in scenario.pools] == [Role.PREFILL, Role.DECODE]
+    outputs: dict[int, list[int]] = {}
+    for arrival, output in zip(scenario.load.arrivals, scenario.load.outputs, strict=True):
+        outputs.setdefault(int(arrival // 2_400.0) + (arrival % 2_400.0 > 600.0) * 10, []).append(output)
+    assert fmean(outputs[10]) == pytest.approx(211, rel=0.05)
+    assert fmean(outputs[11]) == pytest.approx(28, rel=0.1)
+    assert fmean(outputs[12]) == pytest.approx(211, rel=0.05)
+
+
+def test_prompts_move_from_prefill_to_decode_and_none_is_lost() -> None:
+    made = SCENARIOS["mix-move"](1, None)
+    scenario = AutoscalingScenario(made.name, 1, 300.0, made.model, made.pools, _first(made, 300.0))
+    outcome = run_controller(
+        scenario, ScheduleController([(0.0, {"prefill": 9, "decode": 5}), (200.0, {"prefill": 7, "decode": 4})])
+    )
+    book = outcome.request_table
+    assert outcome.attainment > 0.5
+    assert min(book.end) > 0.0
+    assert outcome.abandoned == outcome.lost == 0
+    wait = min(first - arrival for first, arrival in zip(book.first, book.arrival, strict=True))
+    assert wait > 0.02 + 12e-3  # the transfer and one step at least
+
+
+def test_recorded_hours_are_read_where_they_are(tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.mktemp("traces")
+    rows = [f"2023-11-16 18:15:{46 + second:02}.5000000,{300 + second},{40}" for second in range(10)]
+    (folder / AZURE_CONVERSATIONS).write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n" + "\n".join(rows))
+    line = '{{"timestamp": {at}, "input_length": 20000, "output_length": 9, "hash_ids": {ids}}}'
+    lines = [line.format(at=3_000 * (one // 2), ids=list(range(40))) for one in range(8)]
+    (folder / MOONCAKE_CONVERSATIONS).write_text("\n".join(lines))
+    noisy = SCENARIOS["noisy-hour"](1, folder)
+    assert len(noisy.load) == 30
+    assert set(noisy.load.prompts) == set(range(300, 310))
+    long = SCENARIOS["long-prompts"](1, folder)
+    assert len(long.load) == 16
+    assert set(long.load.prompts) == {20_000}
+
+
+def _first(scenario: AutoscalingScenario, seconds: float) -> ArrivalTrace:
+    load = scenario.load
+    count = sum(arrival < seconds for arrival in load.arrivals)
+    return ArrivalTrace(load.arrivals[:count], load.prompts[:count], load.outputs[:count])

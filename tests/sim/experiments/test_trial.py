@@ -1,0 +1,165 @@
+"""Trials: how much a fleet carries, requests that are held before engines, and what happens to a fleet meanwhile."""
+
+import math
+
+import pytest
+
+from fairlead_sim.experiments.capacity_search import GoalMissed, GoalWatch, search_capacity
+from fairlead_sim.experiments.trial import Trial
+from fairlead_sim.fleet.fleet_events import FleetEvent, FleetEventKind, scale_out_and_in
+from fairlead_sim.fleet.request import InflightRequest
+from fairlead_sim.fleet.results import WITHOUT_GUARD, CapacityGoal, without_warmup
+from fairlead_sim.fleet.simulation import CLIENT_DISCONNECT
+from fairlead_sim.gateways.late_binding import REBALANCE_SECONDS, LateBindingQueue
+from fairlead_sim.workload.generators import FAMILIES
+from fairlead_sim.workload.traces import TraceRequest, at_rate
+
+ENGINE = "sim-{}/0/0"
+
+
+@pytest.mark.parametrize("true", [0.9, 7.0, 25.0, 26.0, 333.0])
+def test_a_capacity_is_found_from_below_and_above_to_within_the_tolerance(true: float) -> None:
+    found = search_capacity(lambda rate: rate <= true, 25.0, tolerance=0.01)
+    assert found <= true <= found * 1.01
+
+
+def test_a_fleet_that_keeps_nothing_has_no_capacity_and_one_that_keeps_all_is_not_searched_for_ever() -> None:
+    assert search_capacity(lambda _: False, 25.0) == 0.0
+    assert search_capacity(lambda _: True, 25.0) > 25.0
+
+
+def request(number: int, at: float) -> TraceRequest:
+    return TraceRequest(f"r{number}", at, 512, 8, (number,), None)
+
+
+@pytest.mark.parametrize("late", [8, 9, 10])
+def test_a_run_is_ended_exactly_when_its_bar_cannot_be_kept_any_more(late: int) -> None:
+    """Of 100 requests 10 warm; of the 90 that count 9 may be late."""
+    requests = [request(number, float(number)) for number in range(100)]
+    judge = GoalWatch(WITHOUT_GUARD, requests)
+
+    def look() -> None:
+        for number, one in enumerate(requests):
+            wait = 6.0 if number < 10 or number >= 100 - late else 1.0
+            flight = InflightRequest(one)
+            flight.first_token_at = one.arrival + wait
+            judge(flight, flight.first_token_at)
+
+    if late > 9:
+        with pytest.raises(GoalMissed):
+            look()
+    else:
+        look()
+
+
+@pytest.mark.parametrize("preset", ["dual-hash", "dualmap", "round-robin"])
+def test_an_answer_that_comes_early_is_the_answer_of_the_whole_run(preset: str) -> None:
+    requests = FAMILIES["agents"](400, seed=1)
+    trial, bar = Trial(preset, engines=3), CapacityGoal()
+    answers = set()
+    for rate in (2.0, 12.0, 90.0):
+        scaled = at_rate(requests, rate)
+        answers.add(trial.meets_goal(scaled, bar))
+        assert trial.meets_goal(scaled, bar) == bar.is_met(without_warmup(trial.run(scaled)))
+    assert answers == {True, False}
+
+
+class Late:
+    """A preset whose order is the id and whose moves are written down beforehand."""
+
+    def __init__(self, *moves: tuple[str, str]) -> None:
+        self.moves = list(moves)
+        self.asked: list[dict[str, tuple[str, ...]]] = []
+
+    def queue_key(self, request_id: str) -> tuple[float, float, str]:
+        return 0.0, 0.0, request_id
+
+    def rebalance(self, held: object, now: float) -> list[tuple[str, str]]:
+        assert isinstance(held, dict)
+        self.asked.append(held)
+        moves, self.moves = self.moves, []
+        return moves
+
+
+def test_an_engine_is_given_the_next_in_order_when_what_it_was_sent_has_begun() -> None:
+    sent: list[tuple[str, str]] = []
+    holding = LateBindingQueue(Late(), lambda one, to, _: sent.append((one, to)), lambda *_: None)
+    assert holding.assign("r1", "a", 0.0)
+    assert holding.assign("r2", "b", 0.0)
+    assert not holding.assign("r4", "a", 0.1)
+    assert not holding.assign("r3", "a", 0.2)
+    holding.on_first_token("r2", 0.3)
+    assert sent == []
+    holding.on_first_token("r1", 0.4)
+    assert sent == [("r3", "a")]
+    holding.on_first_token("r4", 0.5)  # its client left while it was held
+    holding.on_first_token("r3", 0.6)
+    assert sent == [("r3", "a")]
+    assert holding.queued() == []
+
+
+def test_an_engine_is_given_more_while_what_it_was_sent_is_less_than_its_room() -> None:
+    sent: list[tuple[str, str]] = []
+    holding = LateBindingQueue(
+        Late(), lambda one, to, _: sent.append((one, to)), lambda *_: None, max_backlog_seconds=0.1
+    )
+    assert holding.assign("r1", "a", 0.0, 0.06)
+    assert holding.assign("r2", "a", 0.0, 0.06)
+    assert not holding.assign("r3", "a", 0.0, 0.06)
+    assert not holding.assign("r4", "a", 0.0, 0.06)
+    holding.on_first_token("r1", 0.1)
+    assert sent == [("r3", "a")]
+
+
+def test_moves_are_asked_for_while_anything_is_held_and_an_idle_engine_takes_what_came() -> None:
+    sent: list[tuple[str, str]] = []
+    due = []
+    late = Late(("r2", "b"))
+    holding = LateBindingQueue(late, lambda one, to, _: sent.append((one, to)), lambda at, act: due.append((at, act)))
+    holding.assign("r1", "a", 0.0)
+    holding.assign("r2", "a", 0.0)
+    holding.assign("r3", "a", 0.0)
+    ((at, act),) = due
+    assert at == REBALANCE_SECONDS
+    act(at)
+    assert late.asked == [{"a": ("r2", "r3")}]
+    assert sent == [("r2", "b")]
+    assert holding.retain(["b"]) == ["r3"]
+    due[1][1](2 * REBALANCE_SECONDS)
+    assert len(late.asked) == 1  # nothing is held, nobody is asked
+    assert len(due) == 2
+
+
+@pytest.mark.parametrize("preset", ["dual-hash", "dualmap"])
+def test_whatever_happens_to_engines_every_request_is_answered_once(preset: str) -> None:
+    requests = at_rate(FAMILIES["tenants"](600, seed=2), 30.0)
+    script = (
+        FleetEvent(3.0, FleetEventKind.LOSE, ENGINE.format(0)),
+        FleetEvent(6.0, FleetEventKind.SLOW, ENGINE.format(1), 3.0),
+        *scale_out_and_in(4, 6, 8.0, 14.0),
+        FleetEvent(9.0, FleetEventKind.LOSE, ENGINE.format(0)),  # it is gone already
+    )
+    served = Trial(preset, engines=4, events=script).run(requests)
+    assert [one.id for one in served] == [one.id for one in requests]
+    whole = [one for one in served if one.error is None]
+    assert len(whole) > 0.9 * len(requests)
+    assert {ENGINE.format(4), ENGINE.format(5)} <= {one.instance for one in whole}
+    assert all(one.output_tokens > 0 and one.ttft_seconds is not None for one in whole)
+    for one in served:  # who was lost or drained gets nothing more
+        if one.instance == ENGINE.format(0):
+            assert one.arrival <= 3.0
+        if one.instance in (ENGINE.format(4), ENGINE.format(5)) and one.retries == 0:
+            assert one.arrival <= 14.0
+            assert one.arrival + (one.ttft_seconds or math.inf) >= 8.0
+    assert math.isfinite(max(one.finish or 0.0 for one in served))
+
+
+def test_an_engine_that_is_lost_during_the_step_of_a_last_token_takes_that_answer_with_it() -> None:
+    """The engine has done with the request by then, and nobody has heard."""
+    (whole,) = Trial(engines=1).run([request(0, 0.0)])
+    between = (whole.token_times[-2] + whole.token_times[-1]) / 2
+    (cut,) = Trial(engines=1, events=(FleetEvent(between, FleetEventKind.LOSE, ENGINE.format(0)),)).run(
+        [request(0, 0.0)]
+    )
+    assert cut.error == CLIENT_DISCONNECT
+    assert list(cut.token_times) == list(whole.token_times[:-1])

@@ -1,0 +1,181 @@
+"""Fleets in trouble: a few of the seeds of ``make nightly``, and that its guard sees what it is there to see."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fairlead_gateway.routing import PRESETS, QUEUEING_PRESETS
+from fairlead_sim.faults.runner import REPLAY_COMMAND, RunReport, run_scenario, run_seed
+from fairlead_sim.faults.scenarios import (
+    EXTERNAL_ROUTER,
+    FAULT_SECONDS,
+    GATEWAY_CLUSTER,
+    SINGLE_GATEWAY,
+    FaultScenario,
+    NetworkPartition,
+    engine_name,
+    from_seed,
+)
+from fairlead_sim.fleet.fleet_events import FleetEvent, FleetEventKind
+from fairlead_sim.fleet.packet_simulator import NetworkFault, PacketSimulator
+from fairlead_sim.seams import router
+
+SEEDS = 48
+SCRIPT = Path(__file__).parents[3] / "scripts" / "nightly_fleet.py"
+
+
+@pytest.mark.parametrize("first", range(0, SEEDS, 12))
+def test_whatever_happens_nothing_is_broken_and_afterwards_all_is_well(first: int) -> None:
+    nights = [run_seed(seed) for seed in range(first, first + 12)]
+    assert "\n".join([one.describe() for one in nights if one.violations]) == ""
+    assert sum(one.checks for one in nights) > 12 * 100
+    assert sum(one.cut + one.retried for one in nights) > 0
+
+
+def test_seeds_draw_everything_that_can_happen_and_equal_seeds_equal_scenes() -> None:
+    scenes = [from_seed(seed) for seed in range(400)]
+    assert {scene.router for scene in scenes} == {SINGLE_GATEWAY, EXTERNAL_ROUTER, GATEWAY_CLUSTER}
+    assert {scene.preset for scene in scenes} == set(PRESETS)
+    assert {one.kind for scene in scenes for one in scene.fleet_events} == set(FleetEventKind)
+    assert any(scene.partitions for scene in scenes if scene.router == GATEWAY_CLUSTER)
+    assert any(scene.kills for scene in scenes if scene.preset in QUEUEING_PRESETS)
+    assert any(spell.drop == 1.0 for scene in scenes for spell in scene.network_faults)
+    lost = [{one.engine for one in scene.fleet_events if one.kind is FleetEventKind.LOSE} for scene in scenes]
+    assert any(set(scene.engine_names) <= gone for scene, gone in zip(scenes, lost, strict=True)), "all at once"
+    for scene in scenes:
+        assert all(one.at <= FAULT_SECONDS for one in (*scene.fleet_events, *scene.partitions, *scene.kills))
+        assert all(not one.unreachable for one in {one.gateway: one for one in scene.partitions}.values()), (
+            "all are mended"
+        )
+    assert from_seed(7) == from_seed(7)
+    assert run_seed(7) == run_seed(7)
+
+
+def scene(**how: Any) -> FaultScenario:
+    """One gateway of the seam before four engines, of which one is lost."""
+    quiet = replace(
+        from_seed(1), router=EXTERNAL_ROUTER, preset="dual-hash", gateways=1, engines=4, shared=True, delay_seconds=0.0
+    )
+    lose = FleetEvent(20.0, FleetEventKind.LOSE, engine_name(1))
+    return replace(replace(quiet, fleet_events=(lose,), partitions=(), kills=(), network_faults=()), **how)
+
+
+class Wrong:
+    """A core that is ours but for one fault."""
+
+    def __init__(self, info: Mapping[str, Any], preset: str, seed: int) -> None:
+        self._core = router(info, preset=preset, seed=seed)
+        self._all = list(info["live"])
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._core, name)
+
+
+class ToTheLost(Wrong):
+    def pick(self, request: Any, endpoints: Sequence[Any], now: float) -> Any:
+        self._core.pick(request, endpoints, now)
+        return self._all[1]
+
+
+class ToNobody(Wrong):
+    def pick(self, request: Any, endpoints: Sequence[Any], now: float) -> Any:
+        return None if now > 30.0 else self._core.pick(request, endpoints, now)
+
+
+class ToOne(Wrong):
+    def pick(self, request: Any, endpoints: Sequence[Any], now: float) -> Any:
+        return endpoints[0].id
+
+
+class Keeps(Wrong):
+    """It moves what is held to an engine that is not there."""
+
+    def rebalance(self, endpoints: Sequence[Any], now: float) -> list[Any]:
+        return [(one, "nowhere") for item in endpoints for one in item.held]
+
+
+def found(core: type[Wrong], **how: Any) -> str:
+    return " ".join(run_scenario(scene(**how), core).violations)
+
+
+def test_a_quiet_scene_is_whole() -> None:
+    assert found(Wrong) == ""
+
+
+def test_the_guard_sees_who_is_sent_to_an_engine_that_was_lost() -> None:
+    assert "not in service or not in reach" in found(ToTheLost, preset="round-robin")
+    assert "is refused by sim-1/0/0" in found(ToTheLost)  # which was held for it, and let go
+
+
+def test_the_guard_sees_who_is_sent_where_its_gateway_does_not_reach() -> None:
+    assert "not in reach" in found(ToTheLost, partitions=(NetworkPartition(5.0, 0, frozenset({engine_name(1)})),))
+
+
+def test_the_guard_sees_who_is_turned_away_without_a_reason() -> None:
+    assert "gets nobody" in found(ToNobody)
+
+
+def test_the_guard_sees_who_is_held_for_an_engine_that_is_not_there() -> None:
+    assert found(Keeps, preset="dualmap") != ""
+
+
+def test_liveness_is_asked_for_when_all_has_been_well_for_a_minute() -> None:
+    """Everything on one engine, at five times what it carries."""
+    crowd = tuple(replace(one, arrival=one.arrival / 8) for one in from_seed(1).traffic)
+    late = tuple(replace(one, arrival=one.arrival + FAULT_SECONDS + 60.0) for one in crowd)
+    assert "first tokens in time" in found(ToOne, traffic=late)
+
+
+def test_what_is_told_of_a_finding_is_its_seed_and_the_command_that_plays_it_again() -> None:
+    told = RunReport(42, ("1.000 s: something",), 1, 0, 0, 0, 1, 1.0).describe()
+    assert told.splitlines() == ["seed 42: 1 findings", "  1.000 s: something", f"  {REPLAY_COMMAND.format(42)}"]
+
+
+def test_the_script_writes_its_report_and_plays_one_seed_again(tmp_path: Path) -> None:
+    path = tmp_path / "fleet.json"
+    words = ["--seeds", "4", "--first", "100", "--jobs", "2", "--out", str(path)]
+    done = subprocess.run([sys.executable, str(SCRIPT), *words], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads(path.read_text())
+    assert (report["first"], report["seeds"], report["found"]) == (100, 4, [])
+    assert report["requests"] == sum(len(from_seed(seed).traffic) for seed in range(100, 104))
+    again = subprocess.run(
+        [sys.executable, str(SCRIPT), *REPLAY_COMMAND.format(101).split()[2:]],
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.startswith(from_seed(101).describe())
+
+
+def test_a_night_that_was_ended_is_finished_in_another(tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole.json", tmp_path / "parts.json"
+    for path, *more in ((whole, "--seeds", "3"), (parts, "--seeds", "2"), (parts, "--seeds", "3", "--go-on")):
+        words = ["--first", "100", "--jobs", "1", "--out", str(path), *more]
+        done = subprocess.run([sys.executable, str(SCRIPT), *words], capture_output=True, text=True, timeout=240)
+        assert done.returncode == 0, done.stdout + done.stderr
+    one, other = json.loads(whole.read_text()), json.loads(parts.read_text())
+    assert one["seeds"] == 3
+    assert one | {"seconds": 0.0} == other | {"seconds": 0.0}
+    words = ["--first", "7", "--go-on", "--out", str(parts)]
+    done = subprocess.run([sys.executable, str(SCRIPT), *words], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 1
+    assert "begins with seed 100" in done.stderr
+
+
+def test_in_a_spell_messages_are_lost_doubled_and_late_and_else_they_come_when_due() -> None:
+    weather = PacketSimulator([NetworkFault(10.0, 20.0, drop=0.3, duplicate=0.5, max_delay_seconds=2.0)], seed=1)
+    assert weather.delivery_times(5.0, 0.1) == [5.1]
+    assert weather.delivery_times(20.0, 0.1) == [20.1]
+    found = [weather.delivery_times(15.0, 0.1) for _ in range(2_000)]
+    counts = [sum(len(one) == number for one in found) / 2_000 for number in range(3)]
+    assert counts == pytest.approx([0.3, 0.35, 0.35], abs=0.04)
+    assert all(15.1 <= at <= 17.1 for one in found for at in one)
+    assert PacketSimulator([NetworkFault(0.0, 1.0, drop=1.0)]).delivery_times(0.5, 0.0) == []

@@ -1,0 +1,188 @@
+"""Streams: one event a token, one HTTP chunk an event, and the same text as the whole answer."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+from fairlead_testing.sim.engines import running_engine
+
+from fairlead_sim.server.process import RunningEngine
+from fairlead_sim.transcripts.http_client import post_request, send_request
+from fairlead_sim.transcripts.recording import HttpResponse
+
+
+def asked(target: str, **body: Any) -> HttpResponse:
+    """One answer of a fresh engine."""
+
+    async def scenario() -> HttpResponse:
+        async with running_engine() as served:
+            return await ask(served, target, **body)
+
+    return asyncio.run(scenario())
+
+
+async def ask(served: RunningEngine, target: str, **body: Any) -> HttpResponse:
+    return await send_request(served.url.removeprefix("http://"), post_request(target, body))
+
+
+def with_engine(check: Callable[[RunningEngine], Coroutine[Any, Any, None]]) -> None:
+    async def scenario() -> None:
+        async with running_engine() as served:
+            await check(served)
+
+    asyncio.run(scenario())
+
+
+HELLO = [{"role": "user", "content": "Hello"}]
+
+
+def test_a_stream_of_a_thousand_tokens_is_a_thousand_events_in_chunks_of_their_own() -> None:
+    answer = asked("/v1/completions", prompt="go", max_tokens=1000, stream=True)
+    events = answer.events()
+    assert len(events) == 1001
+    assert len(answer.chunks) == 1001
+    assert all(chunk.startswith(b"data: ") and chunk.endswith(b"\n\n") for chunk in answer.chunks)
+    assert [event["choices"][0]["finish_reason"] for event in events[:-1]] == [None] * 999 + ["length"]
+    assert events[-1] == "[DONE]"
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {"max_tokens": 40},
+        {},
+        {"max_tokens": 60, "stop": ["a"]},
+        {"max_tokens": 60, "stop": ["qq", "b c", "zz"]},
+        {"max_tokens": 60, "stop": "a", "include_stop_str_in_output": True},
+        {"max_tokens": 60, "response_format": {"type": "json_object"}},
+        {"max_tokens": 2, "structured_outputs": {"choice": ["ja – natürlich", "nein"]}},
+    ],
+)
+@pytest.mark.parametrize("top", [None, 2])
+def test_a_stream_says_what_the_whole_answer_says(limits: dict[str, Any], top: int | None) -> None:
+    more = {} if top is None else {"logprobs": True, "top_logprobs": top}
+
+    async def check(served: RunningEngine) -> None:
+        body = {"messages": HELLO, "seed": 3, **limits, **more}
+        whole = (await ask(served, "/v1/chat/completions", **body)).json()["choices"][0]
+        stream = await ask(served, "/v1/chat/completions", **body, stream=True, return_token_ids=True)
+        choices = [event["choices"][0] for event in stream.events()[:-1]]
+        assert "".join(choice["delta"]["content"] for choice in choices) == whole["message"]["content"]
+        assert choices[-1]["finish_reason"] == whole["finish_reason"]
+        assert choices[-1]["stop_reason"] == whole["stop_reason"]
+        assert all(len(choice["token_ids"]) == 1 for choice in choices[1:])
+
+    with_engine(check)
+
+
+def test_text_that_may_belong_to_a_stop_string_is_held_back() -> None:
+    async def check(served: RunningEngine) -> None:
+        whole = (await ask(served, "/v1/completions", prompt="x", max_tokens=12)).json()["choices"][0]["text"]
+        stop = whole[9:15]
+        stream = await ask(served, "/v1/completions", prompt="x", max_tokens=12, stop=stop, stream=True)
+        events = stream.events()[:-1]
+        assert "".join(event["choices"][0]["text"] for event in events) == whole[:9]
+        assert events[0]["choices"][0]["text"] == ""
+        assert events[-1]["choices"][0]["stop_reason"] == stop
+        assert len(events) == 4
+
+    with_engine(check)
+
+
+def test_without_a_limit_a_chat_ends_by_itself_on_a_token_without_text() -> None:
+    answer = asked("/v1/chat/completions", messages=HELLO, stream=True, return_token_ids=True).events()
+    last = answer[-2]["choices"][0]
+    assert (last["finish_reason"], last["stop_reason"], last["delta"]) == ("stop", None, {"content": ""})
+    assert last["token_ids"] == [2]
+
+
+def test_ignore_eos_without_a_limit_goes_on_to_the_models_length() -> None:
+    async def scenario() -> None:
+        async with running_engine() as served:
+            authority = served.url.removeprefix("http://")
+            body = {"messages": HELLO, "ignore_eos": True}
+            rendered = (await send_request(authority, post_request("/v1/chat/completions/render", body))).json()
+            room = served.engine.settings.max_model_len - len(rendered["token_ids"])
+            assert rendered["sampling_params"]["max_tokens"] == room
+
+    asyncio.run(scenario())
+
+
+def test_completions_without_a_limit_have_sixteen_tokens() -> None:
+    usage = asked("/v1/completions", prompt="x").json()["usage"]
+    assert usage["completion_tokens"] == 16
+
+
+def test_min_tokens_come_before_any_end() -> None:
+    answer = asked("/v1/chat/completions", messages=HELLO, min_tokens=50, max_tokens=60, stop=["a", "e", "i"]).json()
+    assert answer["usage"]["completion_tokens"] > 50
+
+
+def test_choices_interleave_by_index_and_differ() -> None:
+    events = asked("/v1/completions", prompt=["one", "two"], n=2, max_tokens=5, stream=True).events()[:-1]
+    texts: dict[int, str] = {}
+    for event in events:
+        choice = event["choices"][0]
+        texts[choice["index"]] = texts.get(choice["index"], "") + choice["text"]
+    assert sorted(texts) == [0, 1, 2, 3]
+    assert len(set(texts.values())) == 4
+    assert [event["choices"][0]["index"] for event in events[:4]] == [0, 1, 2, 3]
+
+
+def test_equal_requests_say_the_same_and_another_seed_something_else() -> None:
+    async def check(served: RunningEngine) -> None:
+        async def text(**more: Any) -> str:
+            answer = await ask(served, "/v1/completions", prompt="x", max_tokens=8, **more)
+            said: str = answer.json()["choices"][0]["text"]
+            return said
+
+        assert await text() == await text()
+        assert await text(seed=1) == await text(seed=1)
+        assert await text(seed=1) != await text(seed=2)
+
+    with_engine(check)
+
+
+def test_echo_gives_the_prompt_first() -> None:
+    events = asked("/v1/completions", prompt='say "x"', echo=True, max_tokens=2, stream=True).events()[:-1]
+    assert events[0]["choices"][0]["text"].startswith('say "x" ')
+
+
+def test_usage_comes_once_at_the_end_or_with_every_event() -> None:
+    async def check(served: RunningEngine) -> None:
+        async def usages(**options: bool) -> list[Any]:
+            stream = await ask(
+                served, "/v1/completions", prompt="x y", max_tokens=3, stream=True, stream_options=options
+            )
+            return [event.get("usage") for event in stream.events()[:-1]]
+
+        assert [usage is not None for usage in await usages(include_usage=True)] == [False, False, False, True]
+        running = await usages(include_usage=True, continuous_usage_stats=True)
+        assert [usage["completion_tokens"] for usage in running] == [1, 2, 3, 3]
+
+    with_engine(check)
+
+
+def test_the_next_turn_finds_the_blocks_of_the_answer_before() -> None:
+    async def check(served: RunningEngine) -> None:
+        first = (await ask(served, "/v1/chat/completions", messages=HELLO, max_tokens=64)).json()
+        said = first["choices"][0]["message"]
+        turns = [*HELLO, {"role": "assistant", "content": said["content"]}, {"role": "user", "content": "More"}]
+        usage = (await ask(served, "/v1/chat/completions", messages=turns, max_tokens=1)).json()["usage"]
+        in_first = first["usage"]["prompt_tokens"] + 63
+        assert usage["prompt_tokens_details"]["cached_tokens"] == in_first // 16 * 16
+
+    with_engine(check)
+
+
+def test_a_schema_is_answered_with_json_that_fits_it() -> None:
+    schema = {
+        "type": "object",
+        "properties": {"name": {"type": "string"}, "age": {"type": "integer", "minimum": 18}, "ok": {"enum": ["yes"]}},
+        "required": ["name", "age", "ok"],
+    }
+    form = {"type": "json_schema", "json_schema": {"name": "person", "schema": schema}}
+    choice = asked("/v1/chat/completions", messages=HELLO, response_format=form).json()["choices"][0]
+    assert choice["message"]["content"] == '{"name":"simulated","age":18,"ok":"yes"}'
+    assert choice["finish_reason"] == "stop"

@@ -1,0 +1,181 @@
+"""The HTTP layer: framing, keep-alive, pipelining, and what is no HTTP."""
+
+import asyncio
+import re
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+import uvloop
+from fairlead_testing.sim.engines import running_engine
+
+from fairlead_sim.runtime.settings import ApiSurface, EngineSettings
+from fairlead_sim.server.process import RunningEngine
+from fairlead_sim.transcripts.http_client import ClientConnection, get_request, open_client, post_request, send_request
+from fairlead_sim.transcripts.recording import HttpResponse, RecordedRequest
+
+
+def on_connection(
+    check: Callable[[ClientConnection, RunningEngine], Coroutine[Any, Any, None]],
+    settings: EngineSettings | None = None,
+) -> None:
+    async def scenario() -> None:
+        async with running_engine(settings) as served, open_client(served.url.removeprefix("http://")) as connection:
+            await check(connection, served)
+
+    asyncio.run(scenario())
+
+
+def asked(request: RecordedRequest, settings: EngineSettings | None = None) -> HttpResponse:
+    async def scenario() -> HttpResponse:
+        async with running_engine(settings) as served:
+            return await send_request(served.url.removeprefix("http://"), request)
+
+    return asyncio.run(scenario())
+
+
+def test_requests_on_one_connection_are_answered_one_after_the_other() -> None:
+    async def check(connection: ClientConnection, _served: RunningEngine) -> None:
+        generating = post_request("/v1/completions", {"prompt": "x", "max_tokens": 5}).to_bytes("sim")
+        await connection.send(
+            generating + get_request("/version").to_bytes("sim") + get_request("/ping").to_bytes("sim")
+        )
+        await connection.read_until(b"HTTP/1.1 200 OK\r\ndate")
+        while connection.received.count(b"HTTP/1.1 200 OK") < 3:
+            assert await connection.read_more()
+        told = bytes(connection.received)
+        assert told.index(b"text_completion") < told.index(b'{"version"') < told.rindex(b"content-length: 0")
+
+    on_connection(check)
+
+
+@pytest.mark.parametrize("factory", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_many_requests_sent_ahead_are_all_answered_once_and_in_order(factory: Any) -> None:
+    async def scenario() -> None:
+        async with running_engine() as served, open_client(served.url.removeprefix("http://")) as connection:
+            numbers = range(100)
+            asked = [
+                post_request("/v1/completions", {"prompt": "x", "max_tokens": 2, "request_id": str(n)}) for n in numbers
+            ]
+            await connection.send(b"".join(request.to_bytes("sim") for request in asked))
+            while connection.received.count(b'"id":"cmpl-') < 100:
+                assert await connection.read_more()
+            ids = re.findall(rb'"id":"cmpl-(\d+)"', bytes(connection.received))
+            assert [int(found) for found in ids] == list(numbers)
+
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(scenario())
+
+
+def test_a_request_may_come_byte_by_byte() -> None:
+    async def check(connection: ClientConnection, _served: RunningEngine) -> None:
+        for byte in post_request("/tokenize", {"prompt": "hello"}).to_bytes("sim"):
+            await connection.send(bytes([byte]))
+        assert (await connection.read_response()).json()["count"] == 2
+
+    on_connection(check)
+
+
+def test_a_chunked_body_is_read_like_any_other() -> None:
+    async def check(connection: ClientConnection, _served: RunningEngine) -> None:
+        head = b"POST /tokenize HTTP/1.1\r\nhost: sim\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n"
+        await connection.send(head + b'9\r\n{"prompt"\r\n4\r\n:"x"\r\n1\r\n}\r\n0\r\n\r\n')
+        assert (await connection.read_response()).json()["tokens"] != []
+
+    on_connection(check)
+
+
+def test_a_client_that_waits_for_continue_is_told_to() -> None:
+    async def check(connection: ClientConnection, _served: RunningEngine) -> None:
+        head = b"POST /tokenize HTTP/1.1\r\nhost: sim\r\ncontent-type: application/json\r\nexpect: 100-continue\r\n"
+        await connection.send(head + b"content-length: 14\r\n\r\n")
+        await connection.read_until(b"HTTP/1.1 100 Continue\r\n\r\n")
+        connection.received.clear()
+        await connection.send(b'{"prompt":"x"}')
+        assert (await connection.read_response()).status == 200
+
+    on_connection(check)
+
+
+def test_what_is_no_http_gets_a_plain_400_and_a_closed_connection() -> None:
+    async def check(connection: ClientConnection, _served: RunningEngine) -> None:
+        await connection.send(b"hello there\r\n\r\n")
+        while await connection.read_more():
+            pass
+        assert connection.received.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+        assert connection.received.endswith(b"Invalid HTTP request received.")
+
+    on_connection(check)
+
+
+def test_endless_headers_are_refused() -> None:
+    async def check(connection: ClientConnection, _served: RunningEngine) -> None:
+        await connection.send(b"GET / HTTP/1.1\r\n" + b"x-a: " + b"a" * 70_000 + b"\r\n\r\n")
+        while await connection.read_more():
+            pass
+        assert connection.received.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+
+    on_connection(check)
+
+
+def test_a_body_over_the_limit_gets_413_and_costs_no_memory() -> None:
+    async def check(connection: ClientConnection, served: RunningEngine) -> None:
+        served.app.body_bytes = 1_000
+        head = (
+            b"POST /tokenize HTTP/1.1\r\nhost: sim\r\ncontent-type: application/json\r\ncontent-length: 50000\r\n\r\n"
+        )
+        await connection.send(head + b"x" * 50_000)
+        assert (await connection.read_response()).status == 413
+
+    on_connection(check)
+
+
+def test_an_idle_connection_is_closed_after_the_keep_alive_time() -> None:
+    async def check(connection: ClientConnection, served: RunningEngine) -> None:
+        await connection.send(get_request("/health").to_bytes("sim"))
+        await connection.read_response()
+        assert await connection.read_more() == b""
+        assert served.app.connections == set()
+
+    on_connection(check, EngineSettings(keep_alive_seconds=0.05))
+
+
+def test_connection_close_is_echoed_and_done() -> None:
+    async def check(connection: ClientConnection, _served: RunningEngine) -> None:
+        await connection.send(b"GET /version HTTP/1.1\r\nhost: sim\r\nconnection: close\r\n\r\n")
+        assert (await connection.read_response()).fields["connection"] == "close"
+        assert await connection.read_more() == b""
+
+    on_connection(check)
+
+
+def test_a_clients_request_id_comes_back_in_header_and_body() -> None:
+    request = post_request("/v1/completions", {"prompt": "x", "max_tokens": 1})
+    named = RecordedRequest(request.method, request.target, (*request.headers, ("X-Request-Id", "mine")), request.body)
+    answer = asked(named)
+    assert (answer.fields["x-request-id"], answer.json()["id"]) == ("mine", "cmpl-mine")
+
+
+def test_without_the_switch_there_is_no_request_id() -> None:
+    answer = asked(get_request("/version"), EngineSettings(surface=ApiSurface(request_id_headers=False)))
+    assert "x-request-id" not in answer.fields
+
+
+def test_switched_off_parts_of_the_surface_are_not_there() -> None:
+    off = EngineSettings(surface=ApiSurface(dev_mode=False, scale_out=False, runtime_lora=False, tokenizer_info=False))
+    assert asked(get_request("/is_sleeping"), off).status == 404
+    assert asked(get_request("/tokenizer_info"), off).status == 404
+    assert asked(post_request("/v1/load_lora_adapter", {"lora_name": "a", "lora_path": "/a"}), off).status == 404
+    refused = asked(post_request("/inference/v1/generate", {"token_ids": [9], "sampling_params": {}}), off)
+    assert (refused.status, refused.json()["error"]["type"]) == (403, "PermissionDeniedError")
+
+
+def test_a_crash_of_a_handler_is_a_500_and_the_engine_lives(monkeypatch: Any) -> None:
+    async def check(connection: ClientConnection, served: RunningEngine) -> None:
+        monkeypatch.setattr(served.engine.tokenizer, "encode", lambda _text: 1 // 0)
+        await connection.send(post_request("/tokenize", {"prompt": "x"}).to_bytes("sim"))
+        assert (await connection.read_response()).status == 500
+        await connection.send(get_request("/health").to_bytes("sim"))
+        assert (await connection.read_response()).status == 200
+
+    on_connection(check)

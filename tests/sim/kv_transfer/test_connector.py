@@ -1,0 +1,350 @@
+"""KV from engine to engine: what a prefill hands over, what a decode does with it, and every way in which it goes wrong."""
+
+import asyncio
+import socket
+from collections.abc import Callable, Coroutine
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from fairlead_testing.engines.handoff_bodies import PREFILL, decode_body, make_prompt, prefill_body
+from fairlead_testing.sim.engines import running_engine
+
+from fairlead.engine_profile import builtin_profile
+from fairlead_sim.kv_transfer.connector import WRONG_KV_TEXT
+from fairlead_sim.runtime.settings import EngineSettings, KvTransferSettings
+from fairlead_sim.server.process import RunningEngine
+from fairlead_sim.transcripts.http_client import (
+    ClientConnection,
+    get_request,
+    open_client,
+    post_request,
+    send_request,
+    wait_for_value,
+)
+from fairlead_sim.transcripts.recording import HttpResponse
+
+PATH = "/v1/completions"
+NIXL = EngineSettings(speed=50.0, kv_transfer=KvTransferSettings("nixl", dead_peer_seconds=0.0))
+RECOMPUTE = replace(NIXL, kv_transfer=replace(NIXL.kv_transfer, recompute=True))
+MOONCAKE = KvTransferSettings("mooncake", "kv_producer", abort_seconds=0.2, dead_peer_seconds=0.0)
+PROMPT = make_prompt(100)
+Check = Callable[[RunningEngine, RunningEngine, AsyncExitStack], Coroutine[Any, Any, None]]
+
+
+def with_pair(check: Check, settings: EngineSettings = NIXL, decoding: EngineSettings | None = None) -> None:
+    """Run ``check`` with a prefill and a decode engine."""
+
+    async def scenario() -> None:
+        async with (
+            running_engine(settings) as prefill,
+            running_engine(decoding or settings) as decode,
+            AsyncExitStack() as stack,
+        ):
+            await check(prefill, decode, stack)
+
+    asyncio.run(scenario())
+
+
+async def ask(served: RunningEngine, body: object, path: str = PATH) -> HttpResponse:
+    return await send_request(served.url.removeprefix("http://"), post_request(path, body))
+
+
+async def state(served: RunningEngine) -> Any:
+    return (await send_request(served.url.removeprefix("http://"), get_request("/sim/state"))).json()
+
+
+async def prefilled(served: RunningEngine, prompt: str = PROMPT, **more: Any) -> dict[str, Any]:
+    """The object that a prefill answers."""
+    found: dict[str, Any] = (await ask(served, prefill_body(prompt, **more))).json()["kv_transfer_params"]
+    return found
+
+
+def text(response: HttpResponse) -> str:
+    found: str = response.json()["choices"][0]["text"]
+    return found
+
+
+async def right_text(served: RunningEngine, prompt: str = PROMPT) -> str:
+    """What the prefill engine would say itself."""
+    return text(await ask(served, {"prompt": prompt, "max_tokens": 8}))
+
+
+async def begin(served: RunningEngine, stack: AsyncExitStack, body: object) -> ClientConnection:
+    """A request on a connection of its own that stays open."""
+    authority = served.url.removeprefix("http://")
+    connection = await stack.enter_async_context(open_client(authority))
+    await connection.send(post_request(PATH, body).to_bytes(authority))
+    return connection
+
+
+def test_a_prefill_answers_where_its_blocks_are() -> None:
+    async def check(prefill: RunningEngine, _decode: RunningEngine, _stack: AsyncExitStack) -> None:
+        found = await prefilled(prefill)
+        assert list(found) == [
+            "do_remote_prefill",
+            "do_remote_decode",
+            "remote_block_ids",
+            "remote_engine_id",
+            "remote_request_id",
+            "remote_host",
+            "remote_port",
+            "tp_size",
+            "dcp_size",
+            "pp_size",
+            "remote_num_tokens",
+            "remote_blocks_expiry_time",
+            "transfer_mode",
+            "remote_prefill_cached_tokens",
+        ]
+        assert (found["do_remote_prefill"], found["do_remote_decode"]) == (True, False)
+        assert found["remote_num_tokens"] == 100
+        assert len(found["remote_block_ids"][0]) == 7  # of 16 tokens, the last partly filled
+
+    with_pair(check)
+
+
+def test_a_streamed_prefill_answers_nothing_of_it() -> None:
+    async def check(prefill: RunningEngine, _decode: RunningEngine, _stack: AsyncExitStack) -> None:
+        answer = await ask(prefill, prefill_body(PROMPT, stream=True))
+        assert b"remote_block_ids" not in answer.body
+        assert (await state(prefill))["kv_transfer"]["lent"] == 0
+
+    with_pair(check)
+
+
+def test_an_engine_without_a_connector_ignores_the_parameters() -> None:
+    async def check(prefill: RunningEngine, _decode: RunningEngine, _stack: AsyncExitStack) -> None:
+        assert (await ask(prefill, prefill_body(PROMPT))).json()["kv_transfer_params"] is None
+
+    with_pair(check, EngineSettings())
+
+
+@pytest.mark.parametrize("length", [5, 16, 100, 1000])
+def test_a_decode_says_what_one_engine_alone_would_say_and_computes_one_token_of_the_prompt(length: int) -> None:
+    async def check(prefill: RunningEngine, decode: RunningEngine, _stack: AsyncExitStack) -> None:
+        prompt = make_prompt(length)
+        params = await prefilled(prefill, prompt)
+        answer = await ask(decode, decode_body(prompt, params))
+        page = (await send_request(decode.url.removeprefix("http://"), get_request("/metrics"))).body.decode()
+        assert from_source(page, "external_kv_transfer") == length - 1
+        assert from_source(page, "local_compute") == 1
+        assert text(answer) == await right_text(prefill, prompt)
+        assert (await state(prefill))["kv_transfer"]["lent"] == 0  # released, not expired
+        assert answer.json()["kv_transfer_params"] is None
+
+    with_pair(check)
+
+
+def test_a_decode_reports_what_the_prefill_engine_found_cached() -> None:
+    async def check(prefill: RunningEngine, decode: RunningEngine, _stack: AsyncExitStack) -> None:
+        await ask(prefill, {"prompt": PROMPT, "max_tokens": 1})
+        params = await prefilled(prefill)
+        answer = await ask(decode, decode_body(PROMPT, params))
+        assert answer.json()["usage"]["prompt_tokens_details"]["cached_tokens"] == 96
+
+    with_pair(check)
+
+
+def test_the_prompt_is_cached_on_both_engines_afterwards() -> None:
+    async def check(prefill: RunningEngine, decode: RunningEngine, _stack: AsyncExitStack) -> None:
+        await ask(decode, decode_body(PROMPT, await prefilled(prefill)))
+        for served in (prefill, decode):
+            answer = await ask(served, {"prompt": PROMPT, "max_tokens": 1})
+            assert answer.json()["usage"]["prompt_tokens_details"]["cached_tokens"] == 96
+
+    with_pair(check)
+
+
+def test_a_decode_after_the_lease_is_right_by_luck_while_the_blocks_were_not_reused() -> None:
+    async def check(prefill: RunningEngine, decode: RunningEngine, _stack: AsyncExitStack) -> None:
+        params = await prefilled(prefill)
+        await expired(prefill)
+        assert text(await ask(decode, decode_body(PROMPT, params))) == await right_text(prefill)
+
+    with_pair(check, replace(NIXL, kv_transfer=replace(NIXL.kv_transfer, lease_seconds=0.05)))
+
+
+def test_a_decode_after_the_lease_with_reused_blocks_is_wrong_without_an_error() -> None:
+    profile = replace(builtin_profile("tiny-cpu"), kv_tokens=16 * 16)
+    small = replace(NIXL, profile=profile, max_model_len=256)
+
+    async def check(prefill: RunningEngine, decode: RunningEngine, _stack: AsyncExitStack) -> None:
+        params = await prefilled(prefill)
+        await expired(prefill)
+        await ask(prefill, {"prompt": make_prompt(240, "zzz"), "max_tokens": 8})
+        answer = await ask(decode, decode_body(PROMPT, params))
+        assert (answer.status, text(answer)) == (200, WRONG_KV_TEXT * 8)
+
+    with_pair(check, replace(small, kv_transfer=replace(NIXL.kv_transfer, lease_seconds=0.05)))
+
+
+def test_another_prompts_object_gives_wrong_text_and_spoils_the_cache() -> None:
+    async def check(prefill: RunningEngine, decode: RunningEngine, _stack: AsyncExitStack) -> None:
+        foreign = await prefilled(prefill, make_prompt(100, "zzz"))
+        assert text(await ask(decode, decode_body(PROMPT, foreign))) == WRONG_KV_TEXT * 8
+        assert text(await ask(decode, {"prompt": PROMPT, "max_tokens": 8})) == WRONG_KV_TEXT * 8
+        await ask(decode, {}, "/reset_prefix_cache")
+        assert text(await ask(decode, {"prompt": PROMPT, "max_tokens": 8})) == await right_text(prefill)
+
+    with_pair(check)
+
+
+@pytest.mark.parametrize("name", ["remote_host", "remote_port", "remote_engine_id", "remote_request_id"])
+def test_a_missing_field_hangs_and_the_core_dies_when_the_client_gives_up(name: str) -> None:
+    async def check(prefill: RunningEngine, decode: RunningEngine, stack: AsyncExitStack) -> None:
+        params = await prefilled(prefill)
+        del params[name]
+        waiting = await begin(decode, stack, decode_body(PROMPT, params))
+
+        async def hanging() -> float:
+            return float((await state(decode))["kv_transfer"]["hanging"])
+
+        await wait_for_value(hanging, lambda found: found == 1, "it hangs")
+        await waiting.close()
+        await decode.wait_gone()
+
+    with_pair(check)
+
+
+@pytest.mark.parametrize("short", [True, False])
+def test_too_few_blocks_or_none_kill_the_engine(short: bool) -> None:
+    async def check(prefill: RunningEngine, decode: RunningEngine, _stack: AsyncExitStack) -> None:
+        params: dict[str, Any] = {"do_remote_prefill": True}
+        if short:
+            params = await prefilled(prefill)
+            params["remote_block_ids"] = [params["remote_block_ids"][0][:3]]
+        assert (await ask(decode, decode_body(PROMPT, params))).status == 500
+        await decode.wait_gone()
+
+    with_pair(check)
+
+
+@pytest.mark.parametrize(
+    "change", [{"remote_engine_id": "another"}, {"remote_port": 9}, {"remote_block_ids": [[9**9] * 7]}]
+)
+def test_a_pull_that_fails_is_an_error_or_computed_anew_as_the_policy_says(change: dict[str, Any]) -> None:
+    async def fails(prefill: RunningEngine, decode: RunningEngine, _stack: AsyncExitStack) -> None:
+        answer = await ask(decode, decode_body(PROMPT, await prefilled(prefill) | change))
+        assert (answer.status, answer.json()["error"]["message"]) == (500, "Internal server error")
+        streamed = await ask(decode, decode_body(PROMPT, await prefilled(prefill) | change, stream=True))
+        assert streamed.status == 200
+        assert b'data: {"error": ' in streamed.body
+        assert streamed.body.endswith(b"data: [DONE]\n\n")
+
+    async def recomputes(prefill: RunningEngine, decode: RunningEngine, _stack: AsyncExitStack) -> None:
+        answer = await ask(decode, decode_body(PROMPT, await prefilled(prefill) | change))
+        assert (answer.status, text(answer)) == (200, await right_text(prefill))
+        assert (await state(decode))["kv_transfer"]["failed_total"] == 1
+
+    with_pair(fails)
+    with_pair(recomputes, RECOMPUTE)
+
+
+@pytest.mark.parametrize("settings", [NIXL, RECOMPUTE])
+def test_a_prefill_engine_that_died_fails_the_decode_or_lets_it_compute(settings: EngineSettings) -> None:
+    async def check(prefill: RunningEngine, decode: RunningEngine, _stack: AsyncExitStack) -> None:
+        params = await prefilled(prefill)
+        prefill.kill()
+        answer = await ask(decode, decode_body(PROMPT, params))
+        assert answer.status == (200 if settings is RECOMPUTE else 500)
+
+    with_pair(check, settings)
+
+
+def test_a_decode_waits_for_a_prefill_engine_that_is_frozen_and_lives_on_when_its_client_leaves() -> None:
+    async def check(prefill: RunningEngine, decode: RunningEngine, stack: AsyncExitStack) -> None:
+        params = await prefilled(prefill)
+        silent = socket.create_server(("127.0.0.1", 0))  # takes connections and never answers, as a frozen process
+        stack.callback(silent.close)
+        params["remote_port"] = silent.getsockname()[1]
+        waiting = await begin(decode, stack, decode_body(PROMPT, params))
+
+        async def pulling() -> float:
+            return float((await state(decode))["kv_transfer"]["pulling"])
+
+        await wait_for_value(pulling, lambda found: found == 1, "it pulls")
+        await waiting.close()
+        await wait_for_value(pulling, lambda found: found == 0, "it stopped")
+        assert text(await ask(decode, {"prompt": PROMPT, "max_tokens": 8}))
+
+    with_pair(check)
+
+
+def mooncake_pair() -> tuple[EngineSettings, EngineSettings]:
+    prefill = replace(NIXL, kv_transfer=MOONCAKE)
+    return prefill, replace(NIXL, kv_transfer=replace(MOONCAKE, role="kv_consumer"))
+
+
+async def mooncake_params(prefill: RunningEngine, name: str) -> dict[str, Any]:
+    """What a decode engine is sent, with the engine's id from the bootstrap server."""
+    found = (await send_request(prefill.url.removeprefix("http://"), get_request("/query"))).json()
+    pulling = {"do_remote_prefill": True, "do_remote_decode": False, "transfer_id": name}
+    return pulling | {"remote_engine_id": found["0"]["engine_id"], "remote_bootstrap_addr": prefill.url}
+
+
+@pytest.mark.parametrize("decode_first", [True, False])
+def test_mooncake_hands_over_in_either_order_and_reports_the_whole_prompt_as_cached(decode_first: bool) -> None:
+    async def check(prefill: RunningEngine, decode: RunningEngine, _stack: AsyncExitStack) -> None:
+        params = await mooncake_params(prefill, "x1")
+        first = asyncio.create_task(
+            ask(prefill, prefill_body(PROMPT, kv_transfer_params=PREFILL | {"transfer_id": "x1"}))
+        )
+        if not decode_first:
+            assert (await first).json()["kv_transfer_params"] is None
+        answer = await ask(decode, decode_body(PROMPT, params))
+        await first
+        assert answer.json()["usage"]["prompt_tokens_details"]["cached_tokens"] == 100
+        assert text(answer) == await right_text(prefill)
+
+    with_pair(check, *mooncake_pair())
+
+
+def test_mooncake_gives_up_after_a_while_on_a_transfer_that_nobody_prefilled() -> None:
+    async def check(prefill: RunningEngine, decode: RunningEngine, _stack: AsyncExitStack) -> None:
+        answer = await ask(decode, decode_body(PROMPT, await mooncake_params(prefill, "nobody's")))
+        assert answer.status == 500
+
+    with_pair(check, *mooncake_pair())
+
+
+def test_mooncake_engines_die_of_the_wrong_role() -> None:
+    async def check(_prefill: RunningEngine, decode: RunningEngine, _stack: AsyncExitStack) -> None:
+        answer = await ask(decode, prefill_body(PROMPT, kv_transfer_params=PREFILL | {"transfer_id": "x1"}))
+        assert answer.status == 500
+        await decode.wait_gone()
+
+    with_pair(check, *mooncake_pair())
+
+
+def test_sglang_engines_meet_in_a_room() -> None:
+    room = KvTransferSettings("sglang", "kv_producer", abort_seconds=5.0)
+    consumer = replace(NIXL, kv_transfer=replace(room, role="kv_consumer"))
+
+    async def check(prefill: RunningEngine, decode: RunningEngine, _stack: AsyncExitStack) -> None:
+        port = int(prefill.url.rpartition(":")[2])
+        meeting = {"bootstrap_host": "127.0.0.1", "bootstrap_port": port, "bootstrap_room": 7}
+        body = {"prompt": PROMPT, "max_tokens": 8, **meeting}
+        _, answer = await asyncio.gather(ask(prefill, body), ask(decode, body))
+        assert (await state(decode))["kv_transfer"]["pulled_total"] == 1
+        assert text(answer) == await right_text(prefill)
+
+    with_pair(check, replace(NIXL, kv_transfer=room), consumer)
+
+
+def from_source(page: str, source: str) -> float:
+    """Prompt tokens of one origin."""
+    line = next(
+        line for line in page.splitlines() if "prompt_tokens_by_source_total{" in line and f'"{source}"' in line
+    )
+    return float(line.rpartition(" ")[2])
+
+
+async def expired(prefill: RunningEngine) -> None:
+    """Wait until the lease ran out."""
+
+    async def count() -> float:
+        return float((await state(prefill))["kv_transfer"]["expired_total"])
+
+    await wait_for_value(count, lambda found: found == 1, "the lease ran out")

@@ -1,0 +1,128 @@
+"""Sleep levels of a simulated engine: what waking takes, in parts and in time, and what an engine without weights answers."""
+
+import asyncio
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from typing import Any
+
+import pytest
+from fairlead_testing.sim.engines import running_engine
+
+from fairlead_sim.runtime.settings import EngineSettings
+from fairlead_sim.runtime.sleep_mode import MEMORY_PARTS, SleepMode
+from fairlead_sim.server.process import RunningEngine
+from fairlead_sim.transcripts.http_client import get_request, post_request, send_request
+
+
+class Later:
+    """A clock that is moved by hand: what was put off, and for how long."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[float, Callable[[], None]]] = []
+
+    def __call__(self, seconds: float, call: Callable[[], None]) -> None:
+        self.calls.append((seconds, call))
+
+    def pass_(self) -> None:
+        calls, self.calls = self.calls, []
+        for _, call in calls:
+            call()
+
+
+@pytest.fixture
+def later() -> Later:
+    return Later()
+
+
+@pytest.fixture
+def heard() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def slumber(later: Later, heard: list[str]) -> SleepMode:
+    return SleepMode(2.0, 15.0, later, lambda: heard.append("awake"))
+
+
+def test_weights_come_back_from_host_memory_in_the_time_that_takes(
+    slumber: SleepMode, later: Later, heard: list[str]
+) -> None:
+    slumber.fall_asleep(1)
+    slumber.wake_up(MEMORY_PARTS, lambda: heard.append("answered"))
+    assert [seconds for seconds, _ in later.calls] == [2.0]
+    assert slumber.level == 1
+    assert not heard
+    later.pass_()
+    assert slumber.level is None
+    assert heard == ["awake", "answered"]
+
+
+def test_level_two_wakes_at_once_with_nothing_in_it_until_weights_are_loaded(
+    slumber: SleepMode, later: Later, heard: list[str]
+) -> None:
+    slumber.fall_asleep(2)
+    slumber.wake_up(frozenset({"weights"}), lambda: heard.append("memory"))
+    assert slumber.level == 2
+    assert slumber.weights_missing
+    slumber.reload_weights(lambda: heard.append("loaded"))
+    assert [seconds for seconds, _ in later.calls] == [15.0]
+    assert slumber.weights_missing
+    later.pass_()
+    slumber.wake_up(frozenset({"kv_cache"}), lambda: heard.append("answered"))
+    assert heard == ["memory", "loaded", "awake", "answered"]
+    assert slumber.level is None
+    assert not slumber.weights_missing
+
+
+def test_an_engine_that_is_put_to_sleep_while_it_wakes_stays_asleep(
+    slumber: SleepMode, later: Later, heard: list[str]
+) -> None:
+    slumber.fall_asleep(1)
+    slumber.wake_up(MEMORY_PARTS, lambda: heard.append("answered"))
+    slumber.fall_asleep(1)
+    later.pass_()
+    assert slumber.level == 1
+    assert heard == ["answered"]
+
+
+def test_waking_an_engine_that_is_awake_is_answered_at_once(slumber: SleepMode, later: Later, heard: list[str]) -> None:
+    slumber.wake_up(MEMORY_PARTS, lambda: heard.append("answered"))
+    assert heard == ["awake", "answered"]  # and what was paused goes on
+    assert not later.calls
+
+
+def with_engine(check: Callable[[RunningEngine], Any], settings: EngineSettings) -> None:
+    async def scenario() -> None:
+        async with running_engine(settings) as served, AsyncExitStack():
+            await check(served)
+
+    asyncio.run(scenario())
+
+
+async def ask(served: RunningEngine, target: str, body: object = None) -> Any:
+    return (await send_request(served.url.removeprefix("http://"), post_request(target, body))).json()
+
+
+async def asleep(served: RunningEngine) -> bool:
+    found = (await send_request(served.url.removeprefix("http://"), get_request("/is_sleeping"))).json()
+    return bool(found["is_sleeping"])
+
+
+def test_over_http_an_engine_woken_from_level_two_answers_as_before_only_after_a_reload() -> None:
+    async def check(served: RunningEngine) -> None:
+        body = {"prompt": "Once upon a time", "max_tokens": 12, "seed": 7}
+
+        async def text() -> str:
+            return str((await ask(served, "/v1/completions", body))["choices"][0]["text"])
+
+        before = await text()
+        await ask(served, "/sleep?level=2&mode=wait")
+        assert await ask(served, "/wake_up?tags=weights") == {"status": "awake", "tags": ["weights"]}
+        assert await asleep(served)
+        await ask(served, "/wake_up?tags=kv_cache")
+        assert not await asleep(served)
+        assert await text() != before
+        assert await ask(served, "/collective_rpc", {"method": "reload_weights"}) == {"results": [None]}
+        assert await text() == before
+
+    with_engine(check, EngineSettings())
