@@ -101,7 +101,7 @@ soak: compile ## engines killed, gateways restarted, hostile requests, a million
 
 nightly: compile ## the property tests with many more examples; ten million fuzzed inputs; ten thousand fleets in trouble; bench/results/nightly*.json
 	@FAIRLEAD_EXAMPLES=5000 $(RUN) -m pytest -n $(JOBS) --dist loadfile -m property --timeout 1800
-	@$(RUN) scripts/nightly.py
+	@$(RUN) scripts/nightly_fuzz.py
 	@$(RUN) scripts/compile.py --sim || [ $$? -eq 3 ]
 	@$(RUN) scripts/nightly_fleet.py --jobs $(JOBS)
 

@@ -5,7 +5,7 @@
 One gateway, and three that share a Redis, under four presets each; requests reach one of the three by the same draw here and there.
 What is compared is the share of prompt tokens that engines found in their caches, the mean TTFT, and the order of the presets by
 either. Two presets whose simulated values differ by less than ``TIE`` have no order. A policy that looks at load is chaotic (see
-``fairlead_cli.replaying.simulated``), so the simulated value is the mean over arrivals that are a few milliseconds apart.
+``fairlead_cli.replay.fleet_simulation``), so the simulated value is the mean over arrivals that are a few milliseconds apart.
 
 Then the default alone at a rate at which it keeps nearly every second request before engines, which the others do not.
 """
@@ -34,11 +34,11 @@ from table import Row, comparing, goals, measuring, write
 from fairlead.engine_profile import EngineProfile, builtin_profile
 from fairlead.fleet.file import write_fleet_file
 from fairlead.fleet.model import SloTargets
-from fairlead_cli.replaying.client import OpenLoopClient
-from fairlead_cli.replaying.outcome import ReplayResult
-from fairlead_cli.replaying.prompts import PromptBuilder, ReplayTarget, plan_requests, prefix_chains
-from fairlead_cli.replaying.simulated import ENGINE_BLOCK_TOKENS, JITTER_SECONDS, jitter_arrivals
-from fairlead_cli.replaying.summary import scale_times
+from fairlead_cli.replay.client.open_loop_client import OpenLoopClient
+from fairlead_cli.replay.client.prompts import PromptBuilder, ReplayTarget, plan_requests, prefix_chains
+from fairlead_cli.replay.client.replay_result import ReplayResult
+from fairlead_cli.replay.fleet_simulation import ENGINE_BLOCK_TOKENS, JITTER_SECONDS, jitter_arrivals
+from fairlead_cli.replay.report.summary import scale_times
 from fairlead_gateway.routing import PrefixChain
 from fairlead_sim.engine.tokenizer import Tokenizer
 from fairlead_sim.fleet.simulation import FleetSimulation, RequestResult

@@ -44,8 +44,8 @@ from table import Row, comparing, goals, measuring, write  # noqa: E402
 from fairlead.engine_profile import EngineProfile, builtin_profile  # noqa: E402
 from fairlead.fleet.file import write_fleet_file  # noqa: E402
 from fairlead.fleet.file.schema import FileProfile  # noqa: E402
-from fairlead_cli.replaying.outcome import ReplayResult  # noqa: E402
-from fairlead_cli.replaying.prompts import PromptBuilder, prefix_chains  # noqa: E402
+from fairlead_cli.replay.client.prompts import PromptBuilder, prefix_chains  # noqa: E402
+from fairlead_cli.replay.client.replay_result import ReplayResult  # noqa: E402
 from fairlead_sim.engine.tokenizer import Tokenizer  # noqa: E402
 from fairlead_sim.workload.generators import FAMILIES  # noqa: E402
 from fairlead_sim.workload.traces import TraceRequest, at_rate  # noqa: E402

@@ -23,7 +23,7 @@ from table import Row, comparing, goals, measuring, write
 
 from fairlead.engine_profile import builtin_profile
 from fairlead.fleet.model import SloTargets
-from fairlead_cli.replaying.traffic import load_traffic
+from fairlead_cli.replay.traffic import load_traffic
 from fairlead_sim.fleet.simulation import FleetSimulation, RequestResult
 from fairlead_sim.gateways.cluster_options import NO_SHARING, PERFECT_KNOWLEDGE, InformationDelays
 from fairlead_sim.gateways.gateway_cluster import GatewayCluster, GatewayRestart

@@ -19,7 +19,7 @@ from typing import Any
 
 from fairlead_testing.gateway.running_gateway import fleet_of, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, RawResponse, get_request, post_request
-from tap import WireTap
+from wire_tap import WireTap
 
 from fairlead.runtime.event_loop import loop_factory
 from fairlead_gateway.worker.api_keys import ApiKeys, key_digest

@@ -9,12 +9,12 @@ import sys
 from pathlib import Path
 
 import yaml
-from lock_images import image_requirements
-from reference import NOTE, api_page, conditions_page, limits_page, settings_page
-from reference_chart import CHART, chart_files
-from reference_checks import checks_page
-from reference_cli import cli_page
-from reference_engines import engines_page
+from generators.api_reference import NOTE, api_page, conditions_page, limits_page, settings_page
+from generators.chart_files import CHART, chart_files
+from generators.checks_reference import checks_page
+from generators.cli_reference import cli_page
+from generators.engines_reference import engines_page
+from generators.image_locks import image_requirements
 
 from fairlead.api.crd import crd_manifest
 from fairlead.api.kinds import served_kinds

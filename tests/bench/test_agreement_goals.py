@@ -13,7 +13,7 @@ from agreement import GATEWAYS, PRESETS, RATE, SECRET, Result, live, rows, simul
 from fairlead_testing.gateway.running_gateway import MODEL_KEY  # noqa: E402
 from table import goals  # noqa: E402
 
-from fairlead_cli.replaying.prompts import PromptBuilder, prefix_chains  # noqa: E402
+from fairlead_cli.replay.client.prompts import PromptBuilder, prefix_chains  # noqa: E402
 from fairlead_sim.engine.tokenizer import Tokenizer  # noqa: E402
 from fairlead_sim.workload.generators import FAMILIES  # noqa: E402
 from fairlead_sim.workload.traces import at_rate  # noqa: E402

@@ -17,7 +17,7 @@ from table import goals  # noqa: E402
 
 from fairlead.engine_profile import builtin_profile  # noqa: E402
 from fairlead.fleet.file import profile_fields  # noqa: E402
-from fairlead_cli.replaying.prompts import PromptBuilder  # noqa: E402
+from fairlead_cli.replay.client.prompts import PromptBuilder  # noqa: E402
 
 BAR = {
     "mean TTFT, live ÷ simulated, furthest from 1": "within 15 %",

@@ -1,4 +1,4 @@
-"""What the chart makes of sets of values, line by line: ``python scripts/golden.py`` writes the files, people read them."""
+"""What the chart makes of sets of values, line by line: ``python scripts/golden_files.py`` writes the files, people read them."""
 
 import subprocess
 from pathlib import Path

@@ -21,7 +21,7 @@ from fairlead_testing.processes import is_listening, wait_until
 from fairlead_testing.redis.valkey_cluster import ValkeyGroup, sentinel_pair, valkey_cluster
 from fairlead_testing.waiting import wait_until_async
 
-from fairlead_cli.local.embedded_redis import find_redis_program
+from fairlead_cli.local.processes.embedded_redis import find_redis_program
 
 
 def secret(found: list[dict[str, Any]], name: str) -> dict[str, str]:

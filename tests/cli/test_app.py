@@ -10,9 +10,9 @@ import pytest
 import fairlead_cli.__main__ as entry
 import fairlead_cli.app
 from fairlead.errors import BadInput
-from fairlead_cli.files import collect_paths
-from fairlead_cli.lint import lint
-from fairlead_cli.up import up
+from fairlead_cli.commands.local.up import up
+from fairlead_cli.commands.manifests.lint import lint
+from fairlead_cli.manifest_arguments import collect_paths
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "01-smallest.yaml"
 

@@ -19,8 +19,8 @@ from fairlead_testing.http.raw_client import RawConnection, post_request, reques
 from fairlead.fleet.model import Fleet, Instance, Model, Role, SloTargets
 from fairlead.limits import Limits
 from fairlead.runtime.clock import SystemClock
-from fairlead_cli.local import answers
-from fairlead_cli.local.explaining import render_decision
+from fairlead_cli.explain.command import render_decision
+from fairlead_cli.management import api_types
 from fairlead_gateway.supervisor.management.serializers import decision_out
 from fairlead_gateway.worker.observability.observers import ObservabilitySettings, RequestObservers
 
@@ -167,7 +167,7 @@ def shown(running: RunningGateway) -> str:
     texts = [repr(kept), repr(gateway.readiness()), repr(gateway.loads())]
     for logged in kept:
         page = decision_out(logged).model_dump_json()
-        texts += [page, *render_decision(msgspec.json.decode(page, type=answers.Decision))]
+        texts += [page, *render_decision(msgspec.json.decode(page, type=api_types.Decision))]
     texts.append(gateway.telemetry.render(gateway.fleet(), gateway.loads(), gateway.clock.now()).decode())
     return "\n".join(texts)
 

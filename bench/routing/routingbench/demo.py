@@ -10,9 +10,9 @@ from table import Row, comparing, goals, measuring
 
 from fairlead.engine_profile import builtin_profile
 from fairlead.fleet.model import SloTargets
-from fairlead_cli.replaying.simulated import FleetSimulation
-from fairlead_cli.replaying.summary import PolicySummary, summarize
-from fairlead_cli.replaying.traffic import ReplayTraffic
+from fairlead_cli.replay.fleet_simulation import FleetSimulation
+from fairlead_cli.replay.report.summary import PolicySummary, summarize
+from fairlead_cli.replay.traffic import ReplayTraffic
 
 PRESETS = ("dual-hash", "round-robin", "least-request", "session")
 RATES = (1.0, 4.0, 6.5, 8.0)

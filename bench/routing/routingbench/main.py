@@ -9,7 +9,7 @@ from pathlib import Path
 
 from table import Row, write
 
-from fairlead_cli.replaying.traffic import load_traffic
+from fairlead_cli.replay.traffic import load_traffic
 from fairlead_gateway.routing import PRESETS
 from fairlead_sim.workload.generators import FAMILIES
 from routingbench import demo

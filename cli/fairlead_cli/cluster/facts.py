@@ -6,10 +6,10 @@ from typing import Final
 
 from fairlead import __version__
 from fairlead.kube.resources import Manifest
-from fairlead_cli.cluster.asking import PodReport
-from fairlead_cli.cluster.missing import MissingValue
-from fairlead_cli.cluster.reading import label_of, namespace_name
-from fairlead_cli.cluster.reviews import Permission
+from fairlead_cli.cluster.access.access_reviews import Permission
+from fairlead_cli.cluster.missing_value import MissingValue
+from fairlead_cli.cluster.object_fields import label_of, namespace_name
+from fairlead_cli.cluster.pod_http import PodReport
 
 NAME_LABEL: Final = "app.kubernetes.io/name"
 COMPONENT_LABEL: Final = "app.kubernetes.io/component"

@@ -1,4 +1,4 @@
-"""The chart as helm renders it: for tests, and for ``scripts/golden.py``, which writes down what it renders."""
+"""The chart as helm renders it: for tests, and for ``scripts/golden_files.py``, which writes down what it renders."""
 
 import json
 import os

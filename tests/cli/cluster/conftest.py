@@ -13,16 +13,16 @@ from fairlead import __version__
 from fairlead.api.crd import crd_manifest
 from fairlead.api.kinds import served_kinds
 from fairlead.kube.resources import Manifest
-from fairlead_cli.cluster.asking import PodReport, Readiness
-from fairlead_cli.cluster.facts import COMPONENT_LABEL, ClusterFacts, SecretSummary
-from fairlead_cli.cluster.judging.workloads import secret_references, watched_namespaces
-from fairlead_cli.cluster.prometheus import parse_metrics
-from fairlead_cli.cluster.rights import (
+from fairlead_cli.cluster.access.permissions import (
     COMPONENTS_WITH_PERMISSIONS,
     component_permissions,
     permissions_to_check,
     permissions_to_install,
 )
+from fairlead_cli.cluster.checks.analyzers.workloads import secret_references, watched_namespaces
+from fairlead_cli.cluster.facts import COMPONENT_LABEL, ClusterFacts, SecretSummary
+from fairlead_cli.cluster.metrics_page import parse_metrics
+from fairlead_cli.cluster.pod_http import PodReport, Readiness
 
 GOLDEN = Path(__file__).parents[2] / "charts" / "golden" / "defaults.yaml"
 NOW = 1_800_000_000.0

@@ -8,15 +8,16 @@ import pytest
 
 from fairlead.errors import BadInput
 from fairlead.runtime.clock import ManualClock
-from fairlead_cli import where
-from fairlead_cli.cluster import bundling, checking
-from fairlead_cli.cluster.catalogue import all_checks
-from fairlead_cli.cluster.checking import CheckOptions
-from fairlead_cli.cluster.verdict import CheckOutcome, CheckResult, Verdict
-from fairlead_cli.cluster.way import ClusterOptions
+from fairlead_cli import target
+from fairlead_cli.cluster.access.connection import ClusterOptions
+from fairlead_cli.cluster.bundle import command
+from fairlead_cli.cluster.checks import command
+from fairlead_cli.cluster.checks.catalogue import all_checks
+from fairlead_cli.cluster.checks.command import CheckOptions
+from fairlead_cli.cluster.checks.verdict import CheckOutcome, CheckResult, Verdict
 from fairlead_cli.errors import ClusterUnreachable
-from fairlead_cli.local.rundir import RunningStack
-from fairlead_cli.where import is_cluster_target
+from fairlead_cli.local.run_directory import RunningStack
+from fairlead_cli.target import is_cluster_target
 
 BAD, GOOD = ((CheckResult(all_checks()[0], Verdict(mark)),) for mark in (CheckOutcome.FAILED, CheckOutcome.OK))
 Looks = list[tuple[CheckResult, ...] | ClusterUnreachable]
@@ -38,8 +39,8 @@ def looked(
         pauses.append(seconds)
         clock.advance(seconds)
 
-    monkeypatch.setattr(checking, "check_once", look)
-    return asyncio.run(checking._check_until_passed(CheckOptions(ClusterOptions()), limit, clock, pause)), pauses
+    monkeypatch.setattr(command, "check_once", look)
+    return asyncio.run(command._check_until_passed(CheckOptions(ClusterOptions()), limit, clock, pause)), pauses
 
 
 def test_without_waiting_one_look_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,7 +58,7 @@ def test_waiting_ends_when_all_is_well_and_when_the_time_is_over(monkeypatch: py
 
 def test_a_wait_that_is_no_duration_is_refused() -> None:
     with pytest.raises(BadInput) as refused:
-        checking.run(CheckOptions(ClusterOptions(), wait="soon"))
+        command.run(CheckOptions(ClusterOptions(), wait="soon"))
     assert refused.value.field == "--wait"
 
 
@@ -67,7 +68,7 @@ def test_a_wait_that_is_no_duration_is_refused() -> None:
 @pytest.fixture
 def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[pytest.MonkeyPatch]:
     """Neither a stack nor a kubeconfig is there."""
-    monkeypatch.setattr(where, "running_stacks", list)
+    monkeypatch.setattr(target, "running_stacks", list)
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("KUBECONFIG", "KUBERNETES_SERVICE_HOST"):
         monkeypatch.delenv(name, raising=False)
@@ -86,7 +87,7 @@ def test_without_options_what_is_there_decides(alone: pytest.MonkeyPatch, tmp_pa
     assert not is_cluster_target(ClusterOptions(), None)
     alone.setenv("KUBECONFIG", str(tmp_path / "config"))
     assert is_cluster_target(ClusterOptions(), None)
-    alone.setattr(where, "running_stacks", lambda: [RunningStack(1, "u", "m", 0.0)])
+    alone.setattr(target, "running_stacks", lambda: [RunningStack(1, "u", "m", 0.0)])
     assert not is_cluster_target(ClusterOptions(), None)
     alone.setattr("sys.argv", ["/usr/bin/kubectl-fairlead"])
     assert is_cluster_target(ClusterOptions(), None)
@@ -101,4 +102,4 @@ def test_a_bundle_overwrites_nothing(tmp_path: Path) -> None:
     there = tmp_path / "b.tar.gz"
     there.touch()
     with pytest.raises(BadInput, match="is there already"):
-        bundling.run(ClusterOptions(), there)
+        command.run(ClusterOptions(), there)

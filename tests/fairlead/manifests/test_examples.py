@@ -23,7 +23,7 @@ from fairlead.kube.client import KubeApi
 from fairlead.kube.resources import ACCELERATOR_CLASSES, MODEL_DEPLOYMENTS, resource_of
 from fairlead.manifests.loader import load_manifests
 from fairlead.runtime.clock import SystemClock
-from fairlead_cli.lint import lint_paths
+from fairlead_cli.commands.manifests.lint import lint_paths
 from fairlead_operator.render import render_model
 
 ROOT = Path(__file__).parents[3]

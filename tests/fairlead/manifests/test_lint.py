@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fairlead.errors import BadInput
-from fairlead_cli.lint import MAX_SHOWN, lint
+from fairlead_cli.commands.manifests.lint import MAX_SHOWN, lint
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 GOOD = (EXAMPLES / "01-smallest.yaml").read_text()

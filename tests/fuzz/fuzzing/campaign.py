@@ -26,7 +26,7 @@ class Finding:
     @property
     def replay(self) -> str:
         """The command that repeats it."""
-        return f".venv/bin/python scripts/nightly.py --replay {self.target} {self.file}"
+        return f".venv/bin/python scripts/nightly_fuzz.py --replay {self.target} {self.file}"
 
 
 @dataclass(slots=True)

@@ -1,4 +1,4 @@
-"""What every kind of model becomes, line by line: ``python scripts/golden.py`` writes the files, people read them."""
+"""What every kind of model becomes, line by line: ``python scripts/golden_files.py`` writes the files, people read them."""
 
 from pathlib import Path
 

@@ -1,0 +1,102 @@
+"""The way to a cluster as the command line has it: kubeconfig and context of the person who types, and errors that name both."""
+
+import os
+import random
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from fairlead import __version__
+from fairlead.kube.client import KubeApi
+from fairlead.kube.errors import KubeError, Unauthenticated, Unreachable
+from fairlead.kube.transport.kubeconfig import ClusterConfig, ClusterConfigError, config_from_kubeconfig, load_config
+from fairlead.limits import Limits
+from fairlead.runtime.clock import Clock, SystemClock
+from fairlead_cli.cluster.access.exec_plugin import run_exec_plugin
+from fairlead_cli.errors import ClusterUnreachable
+
+CLI_LIMITS: Final = Limits(kube_attempts=2, kube_connect_seconds=4.0, kube_response_seconds=20.0)
+"""Somebody waits for the answer: a cluster that is away is told of at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterOptions:
+    """What was typed: another kubeconfig, another context, a namespace; None for those of kubectl."""
+
+    kubeconfig: Path | None = None
+    context: str | None = None
+    namespace: str | None = None
+
+    @property
+    def is_explicit(self) -> bool:
+        """Was a cluster asked for in words?"""
+        return any(one is not None for one in (self.kubeconfig, self.context, self.namespace))
+
+
+def resolve_access(
+    options: ClusterOptions, environment: Mapping[str, str] | None = None, home: Path | None = None
+) -> ClusterConfig:
+    """Where the cluster is and who we are there, plugins run. Raises NoCluster: exit code 3."""
+    environment = os.environ if environment is None else environment
+    home = Path.home() if home is None else home
+    try:
+        paths = kubeconfig_paths(options, environment, home)
+        return (
+            config_from_kubeconfig(paths, options.context, run_exec_plugin) if paths else load_config(environment, home)
+        )
+    except ClusterConfigError as error:
+        raise ClusterUnreachable(error.message, hint=_hint(error)) from None
+
+
+def kubeconfig_paths(options: ClusterOptions, environment: Mapping[str, str], home: Path) -> list[Path]:
+    """The files to read, as kubectl has it; none within a pod."""
+    if options.kubeconfig is not None:
+        return [options.kubeconfig]
+    if named := environment.get("KUBECONFIG", ""):
+        return [Path(part) for part in named.split(os.pathsep) if part]
+    usual = home / ".kube" / "config"
+    if usual.exists() or (options.context is not None and "KUBERNETES_SERVICE_HOST" not in environment):
+        return [usual]
+    return []
+
+
+def _hint(error: ClusterConfigError) -> str:
+    """What the person who types can do; an error about a field of the kubeconfig has its own."""
+    if error.field == "contexts":
+        return "`kubectl config get-contexts` lists what there is"
+    if error.field in (None, "KUBECONFIG", "current-context"):
+        return "name a kubeconfig by --kubeconfig or KUBECONFIG, and one of its contexts by --context"
+    return error.hint or "mend it, or choose another by --kubeconfig or --context"
+
+
+@asynccontextmanager
+async def connect(access: ClusterConfig, clock: Clock | None = None) -> AsyncIterator[tuple[KubeApi, str]]:
+    """The API server and its version. Raises NoCluster when it does not answer or does not know us."""
+    chance = random.SystemRandom().random
+    async with KubeApi(
+        access, clock or SystemClock(), chance, agent=f"fairlead/{__version__}", limits=CLI_LIMITS
+    ) as api:
+        try:
+            version = await api.version()
+        except ClusterConfigError as error:
+            raise ClusterUnreachable(error.message, hint=error.hint) from None
+        except (Unreachable, Unauthenticated) as error:
+            raise unreachable_error(error, access) from None
+        yield api, version
+
+
+def unreachable_error(error: KubeError, access: ClusterConfig) -> ClusterUnreachable:
+    """The same in words for who typed: which server, from where, and what to try."""
+    if isinstance(error, Unauthenticated):
+        return ClusterUnreachable(
+            f"the API server {access.server} does not accept us, as {access.source} has it",
+            hint="log in again: the token or certificate is not accepted, or has run out",
+        )
+    _, _, words = error.message.partition(": ")
+    return ClusterUnreachable(
+        f"the API server {access.server} does not answer: {words or error.message}",
+        hint=f"it is that of {access.source}; is the cluster up, and reachable from here? "
+        "Choose another by --context or --kubeconfig",
+    )

@@ -1,0 +1,122 @@
+"""Which rights the checks ask about: our components' (those of the chart, which a test holds equal), and ours."""
+
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from fairlead.kube.resources import (
+    ACCELERATOR_CLASSES,
+    CLUSTER_ROLE_BINDINGS,
+    CLUSTER_ROLES,
+    CONTROLLER_REVISIONS,
+    CUSTOM_RESOURCE_DEFINITIONS,
+    DEPLOYMENTS,
+    DISRUPTION_BUDGETS,
+    EVENTS,
+    LEADER_WORKER_SETS,
+    LEASES,
+    MODEL_DEPLOYMENTS,
+    NAMESPACES,
+    NETWORK_POLICIES,
+    NODES,
+    PODS,
+    QUOTAS,
+    ROLE_BINDINGS,
+    ROLES,
+    SECRETS,
+    SERVICE_ACCOUNTS,
+    SERVICES,
+    Resource,
+)
+from fairlead_cli.cluster.access.access_reviews import Permission
+from fairlead_cli.cluster.facts import GATEWAY, INDEXER, OPERATOR
+from fairlead_operator.kube.leader_election import LEASE_NAME
+
+_MANAGED_RESOURCES: Final = (
+    *(
+        DEPLOYMENTS,
+        CONTROLLER_REVISIONS,
+        LEADER_WORKER_SETS,
+        SERVICES,
+        SERVICE_ACCOUNTS,
+        DISRUPTION_BUDGETS,
+        NETWORK_POLICIES,
+    ),
+)
+
+
+def component_permissions(component: str, install_namespace: str, namespaces: Sequence[str]) -> list[Permission]:
+    """What a component's service account must be allowed: installed in ``place``, for models of ``namespaces`` (none: all)."""
+    found = [_permission(ACCELERATOR_CLASSES, verb, None) for verb in ("list", "watch")]
+    for namespace in namespaces or (None,):
+        found += _operator_permissions(namespace) if component == OPERATOR else _fleet_permissions(namespace)
+    if component == OPERATOR:
+        found.append(_permission(LEASES, "create", install_namespace))
+        found += [
+            Permission(LEASES.group, LEASES.plural, verb, install_namespace, LEASE_NAME) for verb in ("get", "patch")
+        ]
+    return found
+
+
+def _operator_permissions(namespace: str | None) -> Iterator[Permission]:
+    for verb in ("get", "list", "watch"):
+        yield _permission(MODEL_DEPLOYMENTS, verb, namespace)
+    yield _permission(MODEL_DEPLOYMENTS, "patch", namespace, "/status")
+    yield _permission(MODEL_DEPLOYMENTS, "update", namespace, "/finalizers")
+    for resource in _MANAGED_RESOURCES:
+        for verb in ("get", "list", "watch", "create", "patch", "delete"):
+            yield _permission(resource, verb, namespace)
+    for verb in ("list", "watch"):
+        yield _permission(PODS, verb, namespace)
+    for verb in ("create", "patch"):
+        yield _permission(EVENTS, verb, namespace)
+
+
+def _fleet_permissions(namespace: str | None) -> Iterator[Permission]:
+    for resource in (MODEL_DEPLOYMENTS, PODS):
+        for verb in ("list", "watch"):
+            yield _permission(resource, verb, namespace)
+
+
+def permissions_to_install(namespace: str, exists: bool) -> list[Permission]:
+    """What whoever runs ``helm install`` into ``place`` must be allowed."""
+    found = [] if exists else [_permission(NAMESPACES, "create", None)]
+    found += [
+        _permission(one, "create", None) for one in (CUSTOM_RESOURCE_DEFINITIONS, CLUSTER_ROLES, CLUSTER_ROLE_BINDINGS)
+    ]
+    inside = (
+        DEPLOYMENTS,
+        SERVICES,
+        SECRETS,
+        SERVICE_ACCOUNTS,
+        DISRUPTION_BUDGETS,
+        NETWORK_POLICIES,
+        ROLES,
+        ROLE_BINDINGS,
+    )
+    return found + [_permission(one, "create", namespace) for one in inside]
+
+
+def permissions_to_check(namespace: str, *, before_install: bool) -> list[Permission]:
+    """What the checks themselves read."""
+    found = [_permission(CUSTOM_RESOURCE_DEFINITIONS, "get", None), _permission(QUOTAS, "list", None)]
+    if before_install:
+        return [*found, _permission(NODES, "list", None)]
+    found += [_permission(one, "list", None) for one in (DEPLOYMENTS, PODS, MODEL_DEPLOYMENTS)]
+    found += [_permission(one, "list", namespace) for one in (DISRUPTION_BUDGETS, NETWORK_POLICIES)]
+    found += [
+        _permission(SECRETS, "get", namespace),
+        Permission(LEASES.group, LEASES.plural, "get", namespace, LEASE_NAME),
+    ]
+    return [
+        *found,
+        _permission(PODS, "get", namespace, "/proxy"),
+        Permission("authorization.k8s.io", "subjectaccessreviews", "create"),
+    ]
+
+
+COMPONENTS_WITH_PERMISSIONS: Final = (OPERATOR, GATEWAY, INDEXER)
+"""Those that have rights at all."""
+
+
+def _permission(resource: Resource, verb: str, namespace: str | None, sub: str = "") -> Permission:
+    return Permission(resource.group, resource.plural + sub, verb, namespace if resource.namespaced else None)

@@ -1,0 +1,92 @@
+"""``fairlead support-bundle``, from its arguments to its exit code."""
+
+import asyncio
+import io
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from fairlead import __version__
+from fairlead.errors import BadInput
+from fairlead.kube.client import KubeApi
+from fairlead.runtime.clock import Clock, SystemClock
+from fairlead_cli import formatting
+from fairlead_cli.cluster.access.connection import ClusterOptions, connect, resolve_access
+from fairlead_cli.cluster.bundle.archive import BundlePart, PackedBundle, pack, write_archive
+from fairlead_cli.cluster.bundle.collector import build_scrubber, collect_parts
+from fairlead_cli.cluster.bundle.redaction import Scrubber
+from fairlead_cli.cluster.checks.runner import run_checks
+from fairlead_cli.cluster.checks.text_output import render_lines, to_plain
+from fairlead_cli.cluster.checks.verdict import CheckResult
+from fairlead_cli.cluster.facts_collector import collect_facts
+from fairlead_cli.errors import ClusterUnreachable
+
+OK, UNREACHABLE = 0, 3
+_SHOWN: Final = 5
+
+
+def run(options: ClusterOptions, target: Path | None) -> int:
+    """Collect, pack, write. Raises BadInput for a file that is there already."""
+    clock = SystemClock()
+    name = f"fairlead-support-{datetime.fromtimestamp(clock.wall(), UTC):%Y%m%dT%H%M%SZ}"
+    path = target or Path(f"{name}.tar.gz")
+    if path.is_dir():
+        path = path / f"{name}.tar.gz"
+    if path.exists():
+        raise BadInput(f"{path} is there already", field="--output", hint="name another file, or remove it")
+    try:
+        packed = asyncio.run(_build(options, clock))
+    except ClusterUnreachable as error:
+        print(f"fairlead support-bundle: {error}", file=sys.stderr)
+        return UNREACHABLE
+    size = write_archive(packed, path, name, clock.wall())
+    print(path)
+    _print_summary(packed, size)
+    return OK
+
+
+async def _build(way: ClusterOptions, clock: Clock) -> PackedBundle:
+    async with connect(resolve_access(way)) as (api, version):
+        return await build_bundle(api, version, clock, way.namespace)
+
+
+async def build_bundle(api: KubeApi, version: str, clock: Clock, namespace: str | None) -> PackedBundle:
+    """Everything that goes into the file."""
+    facts = await collect_facts(api, version, clock, namespace=namespace, before_install=False)
+    scrub, unknown = await build_scrubber(api, facts)
+    results = run_checks(facts)
+    about: dict[str, Any] = {
+        "made_by": f"fairlead {__version__}",
+        "at": f"{datetime.fromtimestamp(facts.now, UTC):%Y-%m-%dT%H:%M:%SZ}",
+        "cluster": scrub.scrub_text(facts.server),
+        "redacted": "values of Secrets, environment variables, foreign labels and annotations, long arguments, and lines that may "
+        "hold a prompt; engines' logs are not in here",
+        "secrets_known": f"no: {unknown.reason}; only what has the form of a secret was taken out of texts"
+        if unknown
+        else "yes",
+    }
+    return pack([*_checks(results, scrub), *await collect_parts(api, facts, scrub)], about)
+
+
+def _checks(results: tuple[CheckResult, ...], scrub: Scrubber) -> list[BundlePart]:
+    text = io.StringIO()
+    for line in render_lines(results):
+        text.write(f"{line.plain}\n")
+    plain = msgspec.json.format(msgspec.json.encode(scrub.scrub_value(to_plain(results, before_install=False))))
+    return [BundlePart("check.txt", scrub.scrub_text(text.getvalue()).encode()), BundlePart("check.json", plain)]
+
+
+def _print_summary(packed: PackedBundle, size: int) -> None:
+    """On standard error, so that a script can read the path."""
+    missing = packed.manifest["missing"]
+    print(
+        f"{formatting.pluralize(len(packed.files) + 1, 'file')}, {formatting.format_count(size)}B; look through it before you send it",
+        file=sys.stderr,
+    )
+    for one in missing[:_SHOWN]:
+        print(f"not in it: {one['path']}: {one['why']}", file=sys.stderr)
+    if len(missing) > _SHOWN:
+        print(f"and {len(missing) - _SHOWN} more, which its manifest.json lists", file=sys.stderr)

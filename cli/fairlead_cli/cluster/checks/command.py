@@ -1,0 +1,82 @@
+"""``fairlead check``, from its arguments to its exit code."""
+
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Final
+
+from fairlead.runtime.clock import Clock, SystemClock
+from fairlead.units import parse_duration
+from fairlead_cli.cluster.access.connection import ClusterOptions, connect, resolve_access
+from fairlead_cli.cluster.checks.runner import has_failures, run_checks
+from fairlead_cli.cluster.checks.text_output import render_lines, summarize, to_json
+from fairlead_cli.cluster.checks.verdict import CheckResult
+from fairlead_cli.cluster.facts_collector import DEFAULT_NAMESPACE, collect_facts
+from fairlead_cli.console import stdout_console
+from fairlead_cli.errors import ClusterUnreachable
+
+OK, PROBLEM, UNREACHABLE = 0, 1, 3
+RETRY_SECONDS: Final = 2.0
+Sleep = Callable[[float], Awaitable[object]]
+
+
+@dataclass(frozen=True, slots=True)
+class CheckOptions:
+    """What was typed."""
+
+    cluster: ClusterOptions
+    pre: bool = False
+    wait: str | None = None
+    output: str = "table"
+
+
+def run(options: CheckOptions) -> int:
+    """Gather, judge, print. Raises BadInput for a ``--wait`` that is no duration."""
+    limit = None if options.wait is None else parse_duration(options.wait, field="--wait")
+    clock = SystemClock()
+    try:
+        results = asyncio.run(_check_until_passed(options, limit, clock, asyncio.sleep))
+    except ClusterUnreachable as error:
+        print(f"fairlead check: {error}", file=sys.stderr)
+        return UNREACHABLE
+    if options.output == "json":
+        print(to_json(results, before_install=options.pre))
+    else:
+        print_results(results)
+    return PROBLEM if has_failures(results) else OK
+
+
+async def _check_until_passed(
+    options: CheckOptions, limit: float | None, clock: Clock, sleep: Sleep
+) -> tuple[CheckResult, ...]:
+    """Once; or again until nothing fails or the time is over. What was found last is what counts."""
+    start = clock.now()
+    while True:
+        try:
+            results = await check_once(options, clock)
+        except ClusterUnreachable:
+            if limit is None or clock.now() - start >= limit:
+                raise
+            results = ()
+        if limit is None or (results and not has_failures(results)) or clock.now() - start >= limit:
+            return results
+        if results and sys.stderr.isatty():
+            print(f"fairlead check: {summarize(results)}; looking again", file=sys.stderr)
+        await sleep(min(RETRY_SECONDS, limit - (clock.now() - start)))
+
+
+async def check_once(options: CheckOptions, clock: Clock) -> tuple[CheckResult, ...]:
+    """One look. Raises NoCluster."""
+    place = options.cluster.namespace or (DEFAULT_NAMESPACE if options.pre else None)
+    async with connect(resolve_access(options.cluster)) as (api, version):
+        return run_checks(
+            await collect_facts(api, version, clock, namespace=place, before_install=options.pre), before=options.pre
+        )
+
+
+def print_results(results: tuple[CheckResult, ...]) -> None:
+    """For people."""
+    console = stdout_console()
+    for line in render_lines(results):
+        console.print(line, soft_wrap=True)

@@ -1,0 +1,85 @@
+"""Which function judges which check; and all of them over the facts of one moment."""
+
+from collections.abc import Mapping
+from functools import partial
+from types import MappingProxyType
+from typing import Final
+
+from fairlead_cli.cluster.checks.analyzers import gateway, indexer, models, operator, platform, safeguards, workloads
+from fairlead_cli.cluster.checks.catalogue import CheckStage, all_checks
+from fairlead_cli.cluster.checks.verdict import Analyzer, CheckOutcome, CheckResult
+from fairlead_cli.cluster.facts import ClusterFacts
+
+ANALYZERS: Final[Mapping[str, Analyzer]] = MappingProxyType(
+    {
+        "api-reachable": platform.check_api_reachable,
+        "api-version": platform.check_api_version,
+        "clock-skew": platform.check_clock_skew,
+        "rights-read": platform.check_read_permissions,
+        "rights-install": platform.check_install_permissions,
+        "pod-security": platform.check_pod_security,
+        "quota": platform.check_quotas,
+        "accelerators": platform.check_accelerators,
+        "storage-class": platform.check_storage_class,
+        "leader-worker-set": platform.check_leader_worker_sets,
+        "crd-names": platform.check_crd_names,
+        "crd-installed": platform.check_crds_installed,
+        "crd-schema": platform.check_crd_schemas,
+        "operator-installed": operator.check_installed,
+        "operator-ready": operator.check_ready,
+        "operator-leader": operator.check_leader,
+        "operator-watches": operator.check_watches,
+        "operator-rights": operator.check_permissions,
+        "gateway-installed": gateway.check_installed,
+        "gateway-ready": gateway.check_ready,
+        "gateway-keys": gateway.check_secrets,
+        "gateway-rights": gateway.check_permissions,
+        "gateway-fleet": gateway.check_fleet,
+        "redis": gateway.check_redis,
+        "gateway-index": gateway.check_index,
+        "gateway-notes": gateway.check_notes,
+        "gateway-certificate": gateway.check_certificate,
+        "indexer-installed": indexer.check_installed,
+        "indexer-ready": indexer.check_ready,
+        "indexer-secrets": indexer.check_secrets,
+        "indexer-rights": indexer.check_permissions,
+        "indexer-leads": indexer.check_leadership,
+        "indexer-hears": indexer.check_connections,
+        "model-observed": models.check_observed,
+        "model-image": models.stalled_analyzer("model-image"),
+        "model-capacity": models.stalled_analyzer("model-capacity"),
+        "model-references": models.stalled_analyzer("model-references"),
+        "model-admission": models.stalled_analyzer("model-admission"),
+        "model-stalled": models.stalled_analyzer("model-stalled"),
+        "model-ready": models.check_ready,
+        "model-name": models.check_names,
+        "network-policies": safeguards.check_network_policies,
+        "disruption-budgets": safeguards.check_disruption_budgets,
+        "keys-asked": gateway.check_authentication,
+        "images": workloads.check_images,
+        "version-skew": safeguards.check_version_skew,
+    }
+)
+
+
+def run_checks(facts: ClusterFacts, *, before: bool = False) -> tuple[CheckResult, ...]:
+    """Every check that concerns this cluster, in order. ``before``: those of ``--pre``."""
+    wanted = (CheckStage.PRE, CheckStage.BOTH) if before else (CheckStage.POST, CheckStage.BOTH)
+    found = []
+    for check in all_checks():
+        if check.stage not in wanted:
+            continue
+        ask = (
+            partial(platform.check_read_permissions, before_install=before)
+            if check.id == "rights-read"
+            else ANALYZERS[check.id]
+        )
+        verdict = ask(facts)
+        if verdict is not None:
+            found.append(CheckResult(check, verdict))
+    return tuple(found)
+
+
+def has_failures(results: tuple[CheckResult, ...]) -> bool:
+    """Is anything not as it should be? Warnings, and what cannot be told, are none."""
+    return any(one.verdict.outcome is CheckOutcome.FAILED for one in results)

@@ -1,0 +1,60 @@
+"""``fairlead demo``: real traffic through a real stack, and what the routing buys, in a table and a picture."""
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+
+def demo(
+    *,
+    trace: Annotated[
+        Path | None, Parameter(help="A trace in Mooncake's format. Without: traffic of the same shape from a seed.")
+    ] = None,
+    out: Annotated[Path, Parameter(help="Where the report goes.")] = Path("out/demo"),
+    limit: Annotated[int, Parameter(help="How many requests of at most 20,480 prompt tokens, from the start.")] = 1000,
+    rate: Annotated[float, Parameter(help="Mean arrivals per simulated second.")] = 6.5,
+    light_rate: Annotated[float, Parameter(help="The light load that is simulated beside it.")] = 1.0,
+    speed: Annotated[float, Parameter(help="Simulated seconds in one second.")] = 2.0,
+    presets: Annotated[tuple[str, ...], Parameter(help="Routing presets to compare.", consume_multiple=True)] = (
+        "dual-hash",
+        "round-robin",
+        "least-request",
+    ),
+) -> int:
+    """Replay a trace under several routing presets, live and simulated, and write the comparison.
+
+    Exits 0 when everything was answered, also when the machine was too busy to believe the times (the report then says
+    "valid": false, and so does the last line); 1 when requests failed; 2 when a stack could not be started or stopped.
+    """
+    from fairlead.engine_profile import builtin_profile
+    from fairlead.fleet.model import SloTargets
+    from fairlead.runtime.clock import SystemClock
+    from fairlead_cli.console import stdout_console
+    from fairlead_cli.replay.comparison import PresetComparison
+    from fairlead_cli.replay.report.output_files import write_report
+    from fairlead_cli.replay.report.terminal_tables import print_report
+    from fairlead_cli.replay.traffic import load_traffic
+
+    console = stdout_console()
+    wanted = load_traffic(trace, limit=limit, rate=rate)
+    console.print(
+        f"traffic: {wanted.name}, {len(wanted.requests)} requests at {wanted.rate:g} simulated requests/s"
+        + ("" if trace is not None else " (no trace was given; this has the shape of the Mooncake conversation trace)"),
+        highlight=False,
+    )
+    comparison = PresetComparison(
+        traffic=wanted,
+        presets=presets,
+        profile=builtin_profile("910b4"),
+        engines=8,
+        objectives=SloTargets(ttft_seconds=5.0, itl_seconds=0.3),
+        speed=speed,
+        light_rate=light_rate,
+        folder=out,
+    )
+    report = comparison.run(lambda line: console.print(line, highlight=False), SystemClock())
+    files = write_report(report, out)
+    print_report(report, console, files)
+    failed = sum(policy.live.summary.errors for policy in report.policies.values() if policy.live is not None)
+    return 1 if failed else 0

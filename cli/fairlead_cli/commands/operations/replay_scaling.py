@@ -1,0 +1,41 @@
+"""``fairlead replay-scaling``: the autoscaler's decisions once more, with another setting."""
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+
+def replay_scaling(
+    recording: Annotated[
+        Path | None,
+        Parameter(
+            help="A recording, a file or a folder. Without: what the autoscaler of the running stack still knows."
+        ),
+    ] = None,
+    /,
+    *,
+    set: Annotated[
+        tuple[str, ...],
+        Parameter(
+            name="--set",
+            help="What to change, such as spread_sigmas=1.5, window_seconds=120 or target=0.99. Can be given again.",
+        ),
+    ] = (),
+    model: Annotated[str | None, Parameter(name=["--model", "-m"], help="Only this model.")] = None,
+    since: Annotated[
+        str | None, Parameter(help="Only from then on: 20m (ago), 14:05, an ISO date and time, or Unix seconds.")
+    ] = None,
+    manage: Annotated[
+        str | None, Parameter(help="An autoscaler's address. Default: that of the running `fairlead up`.")
+    ] = None,
+    json: Annotated[bool, Parameter(negative=(), help="Print every moment, with the numbers that decided.")] = False,
+) -> int:
+    """Run the autoscaler's core again over what it saw, as recorded and with changed settings, and show where they differ.
+
+    What was seen stays as it was: the replay says what would have been decided at each moment, not what would have come of it.
+    Exits 0 when told, 1 when nothing of that model is recorded, 2 on wrong usage, 3 when no autoscaler can be reached.
+    """
+    from fairlead_cli.scaling.replay_command import ReplayScalingOptions, run
+
+    return run(ReplayScalingOptions(recording, set, model, since, manage, json))

@@ -1,0 +1,157 @@
+"""Keeps one process running: start it, wait until it is ready, start it again after it died, at growing intervals.
+
+Starting → Ready → (died) Waiting → Starting → …, and Stopped at the end. The clock and the pause are arguments.
+"""
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import Awaitable, Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from fairlead.errors import FairleadError
+from fairlead.runtime.clock import Clock
+from fairlead_cli.local.backoff import count_failures, restart_delay_seconds
+from fairlead_cli.local.processes.child_process import ChildProcess, ProcessCommand
+from fairlead_cli.local.processes.reaper import Reaper
+
+
+class ProcessPhase(StrEnum):
+    """Where a kept process is."""
+
+    STARTING = "Starting"
+    READY = "Ready"
+    WAITING = "Waiting"
+    STOPPED = "Stopped"
+
+
+class ManagedProcess:
+    """``command`` is asked anew for each start; ``ready`` returns once the child can be used; ``changed`` is told every step.
+
+    ``ended`` says in words how it ended the last time; ``started_at`` and ``ready_at`` are of its last start.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        command: Callable[[], ProcessCommand],
+        wait_ready: Callable[[ChildProcess], Awaitable[None]],
+        *,
+        reaper: Reaper,
+        clock: Clock,
+        on_change: Callable[["ManagedProcess"], None],
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        log: Path | None = None,
+    ) -> None:
+        self.name = name
+        self.phase = ProcessPhase.STOPPED
+        self.child: ChildProcess | None = None
+        self.starts = 0
+        self.failures = 0
+        self.was_ready = False
+        self.exit_reason = ""
+        self.pause_seconds = 0.0
+        self.started_at: float | None = None
+        self.ready_at: float | None = None
+        self._command = command
+        self._ready = wait_ready
+        self._guard = reaper
+        self._clock = clock
+        self._changed = on_change
+        self._sleep = sleep
+        self._log = log
+        self._stopping = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def restarts(self) -> int:
+        """How often it had to be started again."""
+        return max(0, self.starts - 1)
+
+    def start(self) -> None:
+        """Begin; returns at once."""
+        self._task = asyncio.get_running_loop().create_task(self._run(), name=f"keep-{self.name}")
+
+    def disable_restart(self) -> None:
+        """Let it run, but do not start it again once it has ended."""
+        self._stopping.set()
+
+    def kill(self) -> None:
+        """SIGKILL now, also in the middle of a patient stop()."""
+        self._stopping.set()
+        if self.child is not None:
+            self.child.send_signal(signal.SIGKILL)
+
+    async def stop(self, grace_seconds: float) -> None:
+        """End the process (SIGTERM, then SIGKILL) and do not start it again."""
+        self._stopping.set()
+        if self.child is not None and not self.child.exited.done():
+            await self.child.stop(grace_seconds)
+        if self._task is not None:
+            await self._task
+
+    async def _run(self) -> None:
+        while not self._stopping.is_set():
+            ready_seconds = await self._once()
+            if self._stopping.is_set():
+                break
+            self.failures = count_failures(self.failures, ready_seconds)
+            self.pause_seconds = restart_delay_seconds(self.failures)
+            self._enter(ProcessPhase.WAITING)
+            await self._unless_stopping(self._sleep(self.pause_seconds))
+        self._enter(ProcessPhase.STOPPED)
+
+    async def _once(self) -> float:
+        """One start, up to the end of what was started; the seconds that it was ready."""
+        self.starts += 1
+        self.started_at, self.ready_at = self._clock.now(), None
+        try:
+            self.child = await ChildProcess.start(self.name, self._command(), self._guard, self._log)
+        except (OSError, FairleadError) as error:  # no process or no port to be had: as if it had died
+            self.exit_reason = str(error)
+            return 0.0
+        if self._stopping.is_set():  # stop() came while it was being started
+            await self.child.stop(0.5)
+            return 0.0
+        self._enter(ProcessPhase.STARTING)
+        ready_seconds = await self._life(self.child)
+        self.exit_reason = describe_exit(self.child.exited.result())
+        return ready_seconds
+
+    async def _life(self, child: ChildProcess) -> float:
+        """From its start to its end; the seconds that it was ready."""
+        readiness = asyncio.ensure_future(self._ready(child))
+        both: set[asyncio.Future[Any]] = {readiness, child.exited}
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        if child.exited.done():
+            readiness.cancel()
+            await asyncio.wait({readiness})
+            return 0.0
+        readiness.result()
+        since = self.ready_at = self._clock.now()
+        self.was_ready = True
+        self._enter(ProcessPhase.READY)
+        await asyncio.wait({child.exited})
+        return self._clock.now() - since
+
+    async def _unless_stopping(self, pause: Awaitable[None]) -> None:
+        waits: set[asyncio.Future[Any]] = {asyncio.ensure_future(pause), asyncio.ensure_future(self._stopping.wait())}
+        _, pending = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for wait in pending:
+            wait.cancel()
+        if pending:
+            await asyncio.wait(pending)
+
+    def _enter(self, phase: ProcessPhase) -> None:
+        self.phase = phase
+        self._changed(self)
+
+
+def describe_exit(code: int) -> str:
+    """An exit code for people: ``exit code 1``, ``SIGKILL``."""
+    if code < 0:
+        with contextlib.suppress(ValueError):
+            return signal.Signals(-code).name
+    return f"exit code {code}"

@@ -1,0 +1,133 @@
+"""Puts the engines of a stack to sleep and wakes them, one process at a time each.
+
+Asleep: the gateway is told first (Draining), is seen to know it and to have finished there, then the engine is. Awake: the engine is
+woken, says so and is well, then the gateway is told. Who changes his mind while an engine falls asleep has it back at once. An
+engine that cannot be woken is killed, and started anew as one that died; one that dies asleep is awake when it is back. Nothing
+is remembered that an engine does not have: how it is, is asked of it.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+from fairlead.errors import FairleadError
+from fairlead.runtime.clock import Clock
+from fairlead_cli.local.processes.managed_process import ProcessPhase
+from fairlead_cli.local.processes.readiness_probe import wait_until
+from fairlead_cli.local.stack.engine_process import EngineProcess, SleepState
+
+
+class SleepCalls(Protocol):
+    """As much of ``fairlead.engines.sleep_mode.Bedside`` as is needed here."""
+
+    async def sleep(self, url: str, level: int) -> None:
+        """Asleep when this returns. Raises Unavailable when it is not."""
+        ...
+
+    async def wake(self, url: str, level: int) -> None:
+        """Awake and well when this returns. Raises Unavailable when it is not."""
+        ...
+
+
+class SleepController:
+    """``idle`` says whether the gateway sends nothing to an engine and has nothing there; ``changed`` is called at every step,
+    ``failed`` with an engine that would not sleep."""
+
+    def __init__(
+        self,
+        calls: SleepCalls,
+        is_idle: Callable[[EngineProcess], Awaitable[bool]],
+        clock: Clock,
+        *,
+        on_change: Callable[[], None],
+        on_event: Callable[[str], None],
+        on_rejected: Callable[[EngineProcess], None],
+        kill: Callable[[EngineProcess], Awaitable[None]],
+    ) -> None:
+        self._bed = calls
+        self._idle = is_idle
+        self._clock = clock
+        self._changed = on_change
+        self._told = on_event
+        self._failed = on_rejected
+        self._kill = kill
+        self._tasks: dict[EngineProcess, asyncio.Task[None]] = {}
+
+    def set_desired(self, unit: EngineProcess, *, asleep: bool) -> None:
+        """It is to sleep, or to be awake; returns at once."""
+        unit.should_sleep = asleep
+        under_way = self._tasks.get(unit)
+        if under_way is None or under_way.done():
+            self._tasks[unit] = asyncio.get_running_loop().create_task(self._follow(unit), name=f"rest-{unit.name}")
+
+    def forget(self, unit: EngineProcess) -> None:
+        """Its process ended, or is to end: whatever it was, it is not asleep any more."""
+        unit.sleep_state, unit.should_sleep = SleepState.AWAKE, False
+        task = self._tasks.pop(unit, None)
+        if task is not None and task is not asyncio.current_task():
+            task.cancel()
+
+    async def close(self) -> None:
+        """Leave every engine as it is."""
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _follow(self, unit: EngineProcess) -> None:
+        """Until it is as it is wanted."""
+        while True:
+            if (
+                unit.should_sleep
+                and unit.sleep_state is SleepState.AWAKE
+                and unit.process is not None
+                and unit.process.phase is ProcessPhase.READY
+            ):
+                await self._fall(unit)
+            elif not unit.should_sleep and unit.sleep_state is SleepState.ASLEEP:
+                await self._wake(unit)
+            else:
+                return
+
+    async def _fall(self, unit: EngineProcess) -> None:
+        self._enter(unit, SleepState.FALLING_ASLEEP)
+        await wait_until(lambda: self._let_go(unit))
+        if not unit.should_sleep:
+            self._enter(unit, SleepState.AWAKE)
+            return
+        level = unit.pool.sleep_level
+        assert level is not None
+        try:
+            for url in unit.urls():
+                await self._bed.sleep(url, level)
+        except FairleadError as error:
+            self._told(f"{unit.name} does not sleep: {error}")
+            unit.should_sleep = False
+            self._failed(unit)
+            return
+        self._told(f"{unit.name} sleeps")
+        self._enter(unit, SleepState.ASLEEP)
+
+    async def _let_go(self, unit: EngineProcess) -> bool:
+        return not unit.should_sleep or await self._idle(unit)
+
+    async def _wake(self, unit: EngineProcess) -> None:
+        began = self._clock.now()
+        self._enter(unit, SleepState.WAKING)
+        level = unit.pool.sleep_level
+        assert level is not None
+        try:
+            for url in unit.urls():
+                await self._bed.wake(url, level)
+        except FairleadError as error:
+            self._told(f"{unit.name} does not wake and is started anew: {error}")
+            await self._kill(unit)
+            return
+        unit.wake_count += 1
+        unit.wake_seconds = self._clock.now() - began
+        self._told(f"{unit.name} is awake")
+        self._enter(unit, SleepState.AWAKE)
+
+    def _enter(self, unit: EngineProcess, rest: SleepState) -> None:
+        unit.sleep_state = rest
+        self._changed()

@@ -1,0 +1,77 @@
+"""What a stack says of itself once it serves: where it is, and the lines that use it. Pure text."""
+
+import json
+from dataclasses import dataclass
+
+from fairlead_cli.formatting import format_seconds, pluralize
+
+SAMPLE_QUESTION = "Why is the sky blue?"
+
+
+@dataclass(frozen=True, slots=True)
+class StackSummary:
+    """What is known once and for all about a running stack; ``program`` is how this command line is called here, ``autoscaler`` the
+    URL of the one that sizes pools, empty where nothing is scaled."""
+
+    url: str
+    manage: str
+    models: tuple[str, ...]
+    engines: int
+    kinds: tuple[str, ...]
+    ready_seconds: float
+    notes: tuple[str, ...] = ()
+    program: str = "fairlead"
+    autoscaler: str = ""
+
+
+def headline(stack: StackSummary) -> str:
+    """One sentence: what serves what."""
+    kind = "simulated " if stack.kinds == ("sim",) else ""
+    engines = (
+        f"on {pluralize(stack.engines, f'{kind}engine')}"
+        if stack.engines
+        else f"with {kind}engines that start when asked"
+    )
+    return f"Fairlead serves {', '.join(stack.models)} {engines}, {format_seconds(stack.ready_seconds)} after its start"
+
+
+def autoscaler_lines(stack: StackSummary) -> list[str]:
+    """Where the autoscaler is and who explains it, where there is one."""
+    return [f"autoscaler   {stack.autoscaler}/metrics; {stack.program} explain scale"] if stack.autoscaler else []
+
+
+def curl_lines(stack: StackSummary) -> list[str]:
+    """A request that streams, for a shell."""
+    body = {"model": stack.models[0], "messages": [{"role": "user", "content": SAMPLE_QUESTION}], "stream": True}
+    return [
+        f"curl -sN {stack.url}/v1/chat/completions -H 'content-type: application/json' \\",
+        f"  -d '{json.dumps(body)}'",
+    ]
+
+
+def sdk_lines(stack: StackSummary) -> list[str]:
+    """The same with the OpenAI SDK."""
+    messages = json.dumps([{"role": "user", "content": SAMPLE_QUESTION}])
+    return [
+        "from openai import OpenAI",
+        f'client = OpenAI(base_url="{stack.url}/v1", api_key="none")',
+        f'answer = client.chat.completions.create(model="{stack.models[0]}", messages={messages})',
+        "print(answer.choices[0].message.content)",
+    ]
+
+
+def plain_lines(stack: StackSummary) -> list[str]:
+    """For a pipe or a log: the first line begins with ``ready`` and no other line does."""
+    return [
+        f"ready {stack.url} manage {stack.manage}",
+        f"  {headline(stack)}",
+        f"  OpenAI API   {stack.url}/v1",
+        f"  status page  {stack.manage}/",
+        *(f"  {line}" for line in autoscaler_lines(stack)),
+        *(f"  note: {note}" for note in stack.notes),
+        "  with curl:",
+        *(f"    {line}" for line in curl_lines(stack)),
+        "  with the OpenAI SDK:",
+        *(f"    {line}" for line in sdk_lines(stack)),
+        f"  from another terminal: {stack.program} chat {stack.models[0]}, {stack.program} status",
+    ]

@@ -1,0 +1,109 @@
+"""Where ``fairlead up`` speaks: a live picture on a terminal, plain lines everywhere else."""
+
+import sys
+from typing import Protocol, TextIO
+
+from fairlead_cli.local.view.banner import StackSummary, autoscaler_lines, curl_lines, headline, plain_lines, sdk_lines
+
+
+class Screen(Protocol):
+    """``told`` gets each event as it happens, ``serving`` once the stack is ready, ``draw`` about once a second."""
+
+    is_live: bool
+
+    def show_event(self, line: str) -> None:
+        """Something happened."""
+        ...
+
+    def show_ready(self, facts: StackSummary) -> None:
+        """The stack is ready."""
+        ...
+
+    def draw(self, frame: object) -> None:
+        """Show the present state."""
+        ...
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        ...
+
+
+class PlainScreen:
+    """One line for each event; exactly one line of all begins with ``ready``."""
+
+    is_live = False
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+
+    def show_event(self, line: str) -> None:
+        """Print it."""
+        print(line, file=self._out, flush=True)
+
+    def show_ready(self, facts: StackSummary) -> None:
+        """Print where everything is."""
+        print("\n".join(plain_lines(facts)), file=self._out, flush=True)
+
+    def draw(self, frame: object) -> None:
+        """Nothing: a log is not a picture."""
+
+    def close(self) -> None:
+        """Nothing to undo."""
+
+
+class LiveScreen:
+    """A picture that is redrawn in place, under the lines that stay."""
+
+    is_live = True
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.live import Live
+
+        self._console = Console(highlight=False)
+        self._live = Live(console=self._console, auto_refresh=False, transient=True, vertical_overflow="crop")
+        self._live.start()
+
+    def show_event(self, line: str) -> None:
+        """Events are part of the picture; once that is gone they are lines."""
+        if not self._live.is_started:
+            self._console.print(line, style="dim", markup=False)
+
+    def show_ready(self, facts: StackSummary) -> None:
+        """Print what stays on the screen when the picture is gone."""
+        from rich.text import Text
+
+        show = self._console.print
+        show(Text(headline(facts), "bold"))
+        show(Text.assemble("\n  OpenAI API   ", (f"{facts.url}/v1", "cyan")))
+        show(Text.assemble("  status page  ", (f"{facts.manage}/", "cyan")))
+        for line in autoscaler_lines(facts):
+            show(Text(f"  {line}"))
+        show()
+        for line in (*curl_lines(facts), "", *sdk_lines(facts)):
+            show(Text(f"  {line}" if line else "", "dim"), soft_wrap=True)
+        chat, status = f"{facts.program} chat {facts.models[0]}", f"{facts.program} status"
+        show(Text.assemble("\n  in another terminal: ", (chat, "cyan"), " · ", (status, "cyan"), "\n"))
+        for note in facts.notes:
+            show(Text(f"  note: {note}", "yellow"))
+
+    def draw(self, frame: object) -> None:
+        """Redraw."""
+        from fairlead_cli.local.view.live_view import Frame, render_frame
+
+        assert isinstance(frame, Frame)
+        width, height = self._console.size
+        self._live.update(render_frame(frame, height, width), refresh=True)
+
+    def close(self) -> None:
+        """Take the picture away; the lines above it stay."""
+        self._live.stop()
+
+
+def choose_screen(out: TextIO, *, plain: bool) -> Screen:
+    """The live one on a terminal that can draw, unless plain lines are wanted."""
+    import os
+
+    if plain or not out.isatty() or os.environ.get("TERM", "dumb") == "dumb" or out is not sys.stdout:
+        return PlainScreen(out)
+    return LiveScreen()

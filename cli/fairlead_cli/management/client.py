@@ -1,0 +1,158 @@
+"""Reads the gateway's management API: for the live view, for ``status``, for ``/why``, and for draining."""
+
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self, TypeVar
+from urllib.parse import quote
+
+import httpx
+import msgspec
+
+from fairlead_cli.errors import StackUnreachable
+from fairlead_cli.management import api_types
+
+TIMEOUT_SECONDS = 5.0
+_AnswerT = TypeVar("_AnswerT")
+
+
+@dataclass(frozen=True, slots=True)
+class GatewaySnapshot:
+    """Fleet, numbers and last decisions, read at about the same time."""
+
+    fleet: api_types.Fleet
+    stats: api_types.GatewayStats
+    decisions: api_types.DecisionList
+
+
+class ManagementClient:
+    """One gateway's management API. Every method raises NoStack when it does not answer as expected."""
+
+    def __init__(self, url: str, token: str | None = None) -> None:
+        self.url = url.rstrip("/")
+        # No proxies, no TLS context: this is the loopback interface or a port forward.
+        self._client = httpx.AsyncClient(
+            base_url=self.url,
+            headers={"authorization": f"Bearer {token}"} if token else {},
+            timeout=TIMEOUT_SECONDS,
+            trust_env=False,
+            verify=False,
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Let go of the connections."""
+        await self._client.aclose()
+
+    async def fleet(self) -> api_types.Fleet:
+        """Models and instances with their load."""
+        return await self._get("/api/fleet", api_types.Fleet)
+
+    async def stats(self) -> api_types.GatewayStats:
+        """The last minute and the totals."""
+        return await self._get("/api/stats", api_types.GatewayStats)
+
+    async def decisions(self, limit: int, model: str | None = None) -> api_types.DecisionList:
+        """The last decisions, newest first."""
+        about = {"model": model} if model else {}
+        return await self._get("/api/decisions", api_types.DecisionList, {"limit": str(limit), **about})
+
+    async def decision(self, request_id: str) -> api_types.Decision:
+        """Everything about one request. Raises LookupError when the gateway has forgotten it."""
+        return msgspec.json.decode(await self.decision_json(request_id), type=api_types.Decision)
+
+    async def decision_json(self, request_id: str) -> bytes:
+        """The same as it came, and known to be a decision."""
+        found = await self._ask(f"/api/decisions/{quote(request_id, safe='')}")
+        if found.status_code == 404 and b'"error"' in found.content:
+            raise LookupError(request_id)
+        self._read(found, api_types.Decision)
+        return found.content
+
+    async def preview_route(self, path: str, body: bytes, session: str | None) -> bytes:
+        """Where that request would go, as it came, and known to be an answer. Raises LookupError with the gateway's words where the
+        request would be refused."""
+        headers = {"content-type": "application/json"} | ({} if session is None else {"x-session-id": session})
+        found = await self._ask("/api/route", {"path": path}, body, headers)
+        if found.status_code != 200 and b'"error"' in found.content and found.status_code not in (401, 403):
+            raise LookupError(f"it would be refused ({found.status_code}): {_error_message(found.content)}")
+        self._read(found, api_types.RoutePreview)
+        return found.content
+
+    async def snapshot(self, decisions: int, model: str | None = None) -> GatewaySnapshot:
+        """All that a view of the stack shows."""
+        return GatewaySnapshot(await self.fleet(), await self.stats(), await self.decisions(decisions, model))
+
+    async def has_stopped_routing(self, instance_id: str) -> bool:
+        """Does the gateway route nothing to this instance any more?"""
+        try:
+            found = _find_instance(await self.fleet(), instance_id)
+        except StackUnreachable:
+            return False
+        return found is None or found.state not in ("Ready", "Starting")
+
+    async def in_flight_requests(self, instance_id: str) -> int:
+        """Requests of the gateway that this instance is working on; 0 when it is not even known."""
+        try:
+            found = _find_instance(await self.fleet(), instance_id)
+        except StackUnreachable:
+            return 0
+        return (found.in_flight or 0) if found else 0
+
+    async def _get(self, path: str, kind: type[_AnswerT], parameters: dict[str, str] | None = None) -> _AnswerT:
+        return self._read(await self._ask(path, parameters), kind)
+
+    async def _ask(
+        self,
+        path: str,
+        parameters: dict[str, str] | None = None,
+        body: bytes | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> httpx.Response:
+        """With ``body`` a POST."""
+        method = "GET" if body is None else "POST"
+        try:
+            return await self._client.request(method, path, params=parameters, content=body, headers=headers)
+        except httpx.HTTPError as error:
+            raise StackUnreachable(f"{self.url} does not answer ({type(error).__name__})", hint=_HINT) from error
+
+    def _read(self, answer: httpx.Response, kind: type[_AnswerT]) -> _AnswerT:
+        if answer.status_code in (401, 403):
+            raise StackUnreachable(
+                f"{self.url} refuses ({answer.status_code})", hint="set FAIRLEAD_MANAGE_TOKEN to its token"
+            )
+        try:
+            if answer.status_code != 200:
+                raise ValueError(f"status {answer.status_code}")
+            return msgspec.json.decode(answer.content, type=kind)
+        except ValueError as error:  # msgspec's own errors are ValueErrors too
+            where = f"{self.url}{answer.url.path}"
+            raise StackUnreachable(f"{where} is not Fairlead's management API: {error}", hint=_HINT) from error
+
+
+_HINT = "is the stack running, and is this its management address (`fairlead up` prints it)?"
+
+
+def _error_message(content: bytes) -> str:
+    try:
+        return msgspec.json.decode(content, type=_ErrorAnswer).error.message
+    except ValueError:
+        return content[:200].decode("utf-8", "replace")
+
+
+class _ErrorBody(msgspec.Struct):
+    message: str
+
+
+class _ErrorAnswer(msgspec.Struct):
+    error: _ErrorBody
+
+
+def _find_instance(fleet: api_types.Fleet, instance_id: str) -> api_types.Instance | None:
+    return next((one for model in fleet.models for one in model.instances if one.id == instance_id), None)

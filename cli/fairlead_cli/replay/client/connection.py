@@ -1,0 +1,129 @@
+"""One HTTP/1.1 connection to the gateway: asyncio protocol below, httptools above, one request at a time."""
+
+import asyncio
+from collections.abc import Callable
+from time import perf_counter
+from typing import Any, cast
+
+import httptools
+
+from fairlead_cli.replay.client.streamed_answer import StreamedAnswer, http_error_text
+
+_MAX_ERROR_BYTES = 16_384
+
+
+class Exchange:
+    """A request on its way and the answer so far; ``done`` is called once, when it is over either way."""
+
+    __slots__ = ("answer", "body", "error", "headers", "on_done", "sent", "status", "wire")
+
+    def __init__(self, wire: bytes, done: "Callable[[Exchange], None]") -> None:
+        self.wire = wire
+        self.on_done = done
+        self.sent: float | None = None
+        self.status: int | None = None
+        self.headers: dict[bytes, bytes] = {}
+        self.answer = StreamedAnswer()
+        self.body = b""
+        self.error: str | None = None
+
+
+class ReplayConnection(asyncio.Protocol):
+    """Calls ``released`` when it can take the next exchange; ``lost`` when it is gone."""
+
+    def __init__(
+        self, on_idle: "Callable[[ReplayConnection], None]", on_lost: "Callable[[ReplayConnection], None]"
+    ) -> None:
+        self._released = on_idle
+        self._lost = on_lost
+        self._transport: asyncio.Transport | None = None
+        self._parser: Any = None
+        self._exchange: Exchange | None = None
+        self._now = 0.0
+        self.idle_since = 0.0
+
+    @property
+    def is_idle(self) -> bool:
+        """Open and not in use."""
+        return self._transport is not None and not self._transport.is_closing() and self._exchange is None
+
+    def send(self, exchange: Exchange) -> None:
+        """Put the request on the wire."""
+        assert self._transport is not None
+        self._exchange = exchange
+        self._parser = httptools.HttpResponseParser(self)
+        exchange.sent = perf_counter()
+        self._transport.write(exchange.wire)
+
+    def close(self) -> None:
+        """Close at once; an exchange on it ends with an error."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    # asyncio's callbacks
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The connection is open."""
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one without inheriting from it
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes of an answer; without a request they end the connection."""
+        if self._exchange is None:
+            self.close()
+            return
+        self._now = perf_counter()
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError as error:
+            self._end(f"no HTTP answer: {error}")
+            self.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The other side is gone."""
+        self._transport = None
+        self._lost(self)
+        self._end("the connection was lost" if exc is None else f"the connection was lost: {exc}")
+
+    # httptools' callbacks
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """One header field."""
+        if self._exchange is not None:
+            self._exchange.headers[name.lower()] = value
+
+    def on_headers_complete(self) -> None:
+        """The head is complete."""
+        if self._exchange is not None:
+            self._exchange.status = self._parser.get_status_code()
+
+    def on_body(self, chunk: bytes) -> None:
+        """A piece of the body."""
+        exchange = self._exchange
+        if exchange is None:
+            return
+        if exchange.status == 200:
+            exchange.answer.feed(chunk, self._now)
+        elif len(exchange.body) < _MAX_ERROR_BYTES:
+            exchange.body += chunk
+
+    def on_message_complete(self) -> None:
+        """The answer is complete: the connection is free again, if it may be kept."""
+        keep = self._parser.should_keep_alive()
+        self._end(None)
+        if keep and self.is_idle:
+            self.idle_since = self._now
+            self._released(self)
+        else:
+            self.close()
+
+    def _end(self, error: str | None) -> None:
+        exchange, self._exchange = self._exchange, None
+        if exchange is None:
+            return
+        exchange.error = error
+        if error is None and exchange.status == 200:
+            exchange.answer.close()
+            exchange.error = exchange.answer.error
+        elif error is None:
+            exchange.error = http_error_text(exchange.status or 0, exchange.body)
+        exchange.on_done(exchange)

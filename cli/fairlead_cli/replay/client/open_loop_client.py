@@ -1,0 +1,229 @@
+"""The open-loop client: every request leaves at its time, whatever the earlier ones are doing.
+
+All requests are bytes before the clock starts and the garbage collector is off while it runs, so the loop does nothing
+but send, count events and stamp times. How late the loop ran is measured with the same instrument as in the gateway
+and the engines; a run whose loops lagged says so in its report.
+"""
+
+import asyncio
+import gc
+from array import array
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from time import perf_counter
+
+from fairlead.errors import Unavailable
+from fairlead.runtime.loop_lag import LoopLag
+from fairlead_cli.replay.client.connection import Exchange, ReplayConnection
+from fairlead_cli.replay.client.replay_result import ReplayResult
+
+GAVE_UP_ERROR = "no complete answer when the run ended"
+_MAX_IDLE_SECONDS = 10.0
+_PROGRESS_SECONDS = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedRequest:
+    """One request ready to be sent: when it is due (wall seconds from the start) and its bytes."""
+
+    id: str
+    due_seconds: float
+    prompt_tokens: int
+    wire: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ProgressCounts:
+    """How far the run is; for the progress display."""
+
+    total: int
+    sent: int
+    answered: int
+    failed: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class ClientRun:
+    """Outcomes in wall seconds, in the order planned; lags in wall seconds, None when the run was too short."""
+
+    results: list[ReplayResult]
+    seconds: float
+    loop_lag_p99_seconds: float | None
+    late_p99_seconds: float
+
+
+class OpenLoopClient:
+    """Replays a plan once against ``host:port``; ``patience_seconds`` after the last arrival it gives up on the rest."""
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        *,
+        patience_seconds: float = 180.0,
+        on_progress: Callable[[ProgressCounts], None] = lambda counts: None,
+    ) -> None:
+        self._host = host
+        self._port = port
+        self._patience_seconds = patience_seconds
+        self._progress = on_progress
+        self._idle: list[ReplayConnection] = []
+        self._open: set[ReplayConnection] = set()
+        self._dialling: set[asyncio.Task[None]] = set()
+        self._late: dict[int, float] = {}
+        self._ended: dict[int, tuple[Exchange, float | None]] = {}
+        self._planned = self._sent = self._answered = self._failed = 0
+        self._given_up = False
+        self._start = 0.0
+        self._finished: asyncio.Event | None = None
+        self._all_closed: asyncio.Event | None = None
+
+    async def run(self, plan: Sequence[PlannedRequest]) -> ClientRun:
+        """Send everything, wait for everything. Raises Unavailable when nothing listens there."""
+        await self._first_connection()
+        self._planned = len(plan)
+        self._finished = asyncio.Event()
+        lag = LoopLag()
+        gc.collect()
+        gc.freeze()
+        gc.disable()
+        try:
+            lag.start()
+            await self._drive(plan)
+        finally:
+            lag.stop()
+            gc.enable()
+            gc.unfreeze()
+            await self._close()
+        seconds = perf_counter() - self._start
+        lateness = sorted(self._late.values())
+        return ClientRun(
+            results=[self._outcome(number, item) for number, item in enumerate(plan)],
+            seconds=seconds,
+            loop_lag_p99_seconds=lag.quantile(0.99),
+            late_p99_seconds=lateness[min(len(lateness) - 1, int(0.99 * len(lateness)))] if lateness else 0.0,
+        )
+
+    async def _first_connection(self) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            _, connection = await loop.create_connection(self._connection, self._host, self._port)
+        except OSError as error:
+            raise Unavailable(
+                f"nothing answers at {self._host}:{self._port}: {error.strerror or error}",
+                hint="start it with: fairlead up",
+            ) from error
+        self._keep(connection)
+
+    async def _drive(self, plan: Sequence[PlannedRequest]) -> None:
+        loop = asyncio.get_running_loop()
+        assert self._finished is not None
+        self._start = perf_counter()
+        origin = loop.time()
+        for number, item in enumerate(plan):
+            loop.call_at(origin + item.due_seconds, self._send, number, item)
+        deadline = (plan[-1].due_seconds if plan else 0.0) + self._patience_seconds
+        if not plan:
+            self._finished.set()
+        while not self._finished.is_set():
+            self._tell(len(plan))
+            left = self._start + deadline - perf_counter()
+            if left <= 0:
+                break
+            try:
+                await asyncio.wait_for(self._finished.wait(), min(_PROGRESS_SECONDS, left))
+            except TimeoutError:
+                continue
+        self._tell(len(plan))
+
+    def _tell(self, total: int) -> None:
+        self._progress(ProgressCounts(total, self._sent, self._answered, self._failed, perf_counter() - self._start))
+
+    def _send(self, number: int, item: PlannedRequest) -> None:
+        exchange = Exchange(item.wire, partial(self._settle, number))
+        self._sent += 1
+        now = perf_counter()
+        self._late[number] = max(0.0, now - self._start - item.due_seconds)
+        while self._idle:
+            connection = self._idle.pop()
+            if not connection.is_idle:
+                continue
+            if now - connection.idle_since > _MAX_IDLE_SECONDS:
+                connection.close()  # the gateway may be about to close it too
+                continue
+            connection.send(exchange)
+            return
+        task = asyncio.get_running_loop().create_task(self._dial(exchange))
+        self._dialling.add(task)
+        task.add_done_callback(self._dialling.discard)
+
+    async def _dial(self, exchange: Exchange) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            _, connection = await loop.create_connection(self._connection, self._host, self._port)
+        except OSError as error:
+            exchange.error = f"cannot connect: {error.strerror or error}"
+            exchange.on_done(exchange)
+            return
+        self._open.add(connection)
+        connection.send(exchange)
+
+    def _connection(self) -> ReplayConnection:
+        return ReplayConnection(self._keep, self._forget)
+
+    def _keep(self, connection: ReplayConnection) -> None:
+        if not connection.idle_since:
+            connection.idle_since = perf_counter()
+        self._open.add(connection)
+        self._idle.append(connection)
+
+    def _forget(self, connection: ReplayConnection) -> None:
+        self._open.discard(connection)
+        if not self._open and self._all_closed is not None:
+            self._all_closed.set()
+
+    def _settle(self, number: int, ended: Exchange) -> None:
+        self._ended[number] = (ended, None if self._given_up else perf_counter())
+        self._answered += 1
+        self._failed += ended.error is not None
+        if self._answered == self._planned and self._finished is not None:
+            self._finished.set()
+
+    async def _close(self) -> None:
+        self._given_up = True
+        for task in list(self._dialling):
+            task.cancel()
+        await asyncio.gather(*self._dialling, return_exceptions=True)
+        for connection in list(self._open):
+            connection.close()
+        if self._open:
+            self._all_closed = asyncio.Event()
+            await self._all_closed.wait()
+
+    def _outcome(self, number: int, item: PlannedRequest) -> ReplayResult:
+        """Everything that need not be done while the clock runs."""
+        outcome = ReplayResult(item.id, item.due_seconds, item.prompt_tokens, late_seconds=self._late.get(number, 0.0))
+        if number not in self._ended:
+            outcome.error = GAVE_UP_ERROR
+            return outcome
+        ended, finished = self._ended[number]
+        answer = ended.answer
+        outcome.status = ended.status
+        outcome.error = GAVE_UP_ERROR if finished is None else ended.error
+        outcome.instance = _text(ended.headers.get(b"x-fairlead-instance"))
+        outcome.reason = _text(ended.headers.get(b"x-fairlead-reason"))
+        outcome.cached_tokens = answer.cached_tokens
+        outcome.output_tokens = answer.output_tokens
+        if answer.times:
+            outcome.ttft_seconds = answer.times[0] - self._start - item.due_seconds
+            outcome.gaps = array("d", (later - earlier for earlier, later in pairwise(answer.times)))
+        if finished is not None:
+            outcome.finished_seconds = finished - self._start
+        return outcome
+
+
+def _text(value: bytes | None) -> str | None:
+    return None if value is None else value.decode("latin-1")

@@ -1,0 +1,140 @@
+"""A gateway that already runs: where it is, what is known of its fleet, and one replay against it."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from fairlead.errors import BadInput
+from fairlead.fleet import file
+from fairlead.fleet.model import Instance, InstanceState, Model, SloTargets
+from fairlead_cli.local.run_directory import RunningStack, newest_stack, running_stacks
+from fairlead_cli.replay.client.prompts import PromptBuilder, ReplayTarget, plan_requests, prefix_chains
+from fairlead_cli.replay.fleet_simulation import JITTER_SECONDS, FleetSimulation, timing_doubts, transport_seconds
+from fairlead_cli.replay.measurement import measure
+from fairlead_cli.replay.report.report import PolicyResult, ReplayReport, RunSummary
+from fairlead_cli.replay.report.summary import scale_times
+from fairlead_cli.replay.traffic import ReplayTraffic
+from fairlead_sim.engine.tokenizer import Tokenizer
+
+UNKNOWN_PRESET = "gateway"
+SECRET_VARIABLE = "FAIRLEAD_HASH_SECRET"
+KEY_VARIABLE = "FAIRLEAD_API_KEY"
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayTarget:
+    """Where to send requests. ``known`` and ``instances`` are in the gateway's wall seconds; None and () when not known."""
+
+    url: str
+    model: str
+    manage: str | None = None
+    fleet_model: Model | None = None
+    instances: tuple[Instance, ...] = ()
+
+
+def find_gateway(*, url: str | None, manage: str | None, fleet_file: Path | None, model: str | None) -> GatewayTarget:
+    """The place that flags name, or that of this user's running stack. Raises NoStack or BadInput."""
+    stack = newest_stack() if url is None else _stack_of(url)
+    if stack is not None:
+        url, manage = stack.url, manage or stack.manage
+        fleet_file = fleet_file or (Path(stack.fleet_file) if stack.fleet_file else None)
+    assert url is not None
+    if fleet_file is None:
+        if model is None:
+            raise BadInput("which model to ask is not known", field="model", hint="give --model, or --fleet FILE")
+        return GatewayTarget(url, model, manage)
+    try:
+        text = fleet_file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise BadInput(f"{fleet_file}: the fleet file cannot be read: {error.strerror}", field="fleet") from error
+    fleet = file.parse_fleet_file(text, file=str(fleet_file))
+    key = (
+        fleet.resolve_model(model)
+        if model is not None
+        else (next(iter(fleet.models)) if len(fleet.models) == 1 else None)
+    )
+    if key is None:
+        known = ", ".join(fleet.models)
+        raise BadInput(f"the fleet has no one model {model or ''}".strip(), field="model", hint=f"it has {known}")
+    ready = tuple(one for one in fleet.instances.get(key, ()) if one.state is InstanceState.READY)
+    return GatewayTarget(url, key, manage, fleet.models[key], ready)
+
+
+def _stack_of(url: str) -> RunningStack | None:
+    return next((one for one in running_stacks() if one.url.rstrip("/") == url.rstrip("/")), None)
+
+
+def replay_once(
+    traffic: ReplayTraffic, gateway: GatewayTarget, *, speed: float, on_progress: Callable[[str], None]
+) -> ReplayReport:
+    """Replay ``traffic`` live; simulate it too where the fleet's profiles are known. Seconds of the report are simulated."""
+    builder = PromptBuilder(Tokenizer())
+    target = ReplayTarget(gateway.url, model=gateway.model, key=os.environ.get(KEY_VARIABLE))
+    planned = plan_requests(traffic.requests, target, speed=speed, builder=builder)
+    measured = measure(target, planned, speed=speed, title="replay", manage=gateway.manage, instances=gateway.instances)
+    objectives = (
+        _simulated_objectives(gateway.fleet_model.objectives, speed)
+        if gateway.fleet_model is not None
+        else SloTargets()
+    )
+    name = gateway.fleet_model.preset if gateway.fleet_model is not None else UNKNOWN_PRESET
+    count = len(gateway.instances)
+    live = RunSummary.from_results(measured.results, objectives=objectives, instances=count)
+    policy = PolicyResult(live)
+    invalid = list(measured.doubts)
+    simulation = _simulation(gateway, builder, on_progress)
+    if simulation is not None:
+        # The fleet file's profiles are on the wall's clock, so the simulation is too, and its seconds are stretched afterwards.
+        wall = [replace(request, arrival=request.arrival / speed) for request in traffic.requests]
+        retraced = scale_times(simulation.run_on_choices(wall, measured.results), speed)
+        invalid += timing_doubts(measured.results, retraced)
+        hearing = transport_seconds(measured.results, retraced) / speed
+        typical = simulation.run_median(wall, hearing_seconds=hearing, jitter_seconds=JITTER_SECONDS / speed)
+        policy = PolicyResult(
+            live,
+            RunSummary.from_results(scale_times(typical, speed), objectives=objectives, instances=count),
+            RunSummary.from_results(retraced, objectives=objectives, instances=count),
+        )
+    return ReplayReport(
+        trace=traffic.name,
+        objectives=objectives,
+        speed=speed,
+        rate=traffic.rate,
+        requests=len(traffic.requests),
+        policies={name: policy},
+        lags=measured.lags,
+        invalid_reasons=invalid,
+        ideal_reuse=traffic.ideal_reuse,
+    )
+
+
+def _simulation(place: GatewayTarget, builder: PromptBuilder, say: Callable[[str], None]) -> FleetSimulation | None:
+    """The fleet as the simulator would have it; None, and said why, when too little is known of it."""
+    profiles = {one.profile for one in place.instances}
+    profile = next(iter(profiles)) if len(profiles) == 1 else None
+    if place.fleet_model is None or profile is None:
+        say("not simulated: the instances' profile is not known, or they have different ones")
+        return None
+    secret = os.environ.get(SECRET_VARIABLE, "")
+    if not secret:
+        say(f"simulated with other homes than the gateway's: {SECRET_VARIABLE} is not set here")
+    return FleetSimulation(
+        profile=profile,
+        instance_ids=[one.id for one in place.instances],
+        preset=place.fleet_model.preset,
+        objectives=place.fleet_model.objectives,
+        secret=secret.encode(),
+        chain=prefix_chains(builder, secret=secret.encode(), model_key=place.fleet_model.key),
+    )
+
+
+def _simulated_objectives(objectives: SloTargets, speed: float) -> SloTargets:
+    """What the gateway promises in wall seconds, in simulated ones."""
+    ttft, itl = objectives.ttft_seconds, objectives.itl_seconds
+    return replace(
+        objectives,
+        ttft_seconds=None if ttft is None else ttft * speed,
+        ttft_per_kilo_token_seconds=objectives.ttft_per_kilo_token_seconds * speed,
+        itl_seconds=None if itl is None else itl * speed,
+    )

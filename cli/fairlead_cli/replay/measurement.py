@@ -1,0 +1,77 @@
+"""One live measurement: replay a plan, then ask every loop that took part how late it ran."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import uvloop
+
+from fairlead.fleet.model import Instance
+from fairlead.units import format_duration
+from fairlead_cli.replay.client.open_loop_client import OpenLoopClient, PlannedRequest
+from fairlead_cli.replay.client.progress import ProgressView
+from fairlead_cli.replay.client.prompts import ReplayTarget
+from fairlead_cli.replay.client.replay_result import ReplayResult
+from fairlead_cli.replay.report.summary import scale_times
+from fairlead_cli.replay.validity import MAX_LOOP_LAG_SECONDS, count_finished_requests, read_lags
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """Outcomes in simulated seconds; ``lags`` are p99 in wall seconds by process; ``doubts`` say why not to believe it."""
+
+    results: Sequence[ReplayResult]
+    lags: Mapping[str, float | None]
+    doubts: Sequence[str]
+    wall_seconds: float
+
+
+def measure(
+    target: ReplayTarget,
+    plan: Sequence[PlannedRequest],
+    *,
+    speed: float,
+    title: str,
+    manage: str | None,
+    instances: Sequence[Instance] = (),
+    patience_seconds: float = 180.0,
+) -> Measurement:
+    """Replay ``plan`` once. Without ``manage`` the gateway's loop cannot be asked, and the result says so."""
+    before = None if manage is None else count_finished_requests(manage)
+    with ProgressView(title) as view:
+        client = OpenLoopClient(target.host, target.port, patience_seconds=patience_seconds, on_progress=view.update)
+        run = uvloop.run(client.run(plan))
+    asked = {f"engine {one.id}": one.url.rstrip("/") for one in instances}
+    if manage is not None:
+        asked["gateway"] = manage.rstrip("/")
+    answers = read_lags(dict.fromkeys(asked.values()))
+    lags: dict[str, float | None] = {
+        "replay's loop": run.loop_lag_p99_seconds,
+        "replay's sending": run.late_p99_seconds,
+        **{name: answers[url] for name, url in sorted(asked.items(), reverse=True)},
+    }
+    if manage is None:
+        lags["gateway"] = None
+    after = None if manage is None else count_finished_requests(manage)
+    found = [*lag_doubts(lags), *foreign_request_doubts(before, after, len(plan))]
+    return Measurement(scale_times(run.results, speed), lags, found, run.seconds)
+
+
+def lag_doubts(lags: Mapping[str, float | None]) -> list[str]:
+    """Why a run with these latenesses is not to be believed; empty when it is. Engines may keep theirs to themselves."""
+    found = []
+    for name, lag in lags.items():
+        if lag is None:
+            if not name.startswith("engine"):
+                found.append(f"{name}: how late it ran is not known")
+        elif lag > MAX_LOOP_LAG_SECONDS:
+            found.append(
+                f"{name} ran {format_duration(lag)} late (p99), more than {format_duration(MAX_LOOP_LAG_SECONDS)}"
+            )
+    return found
+
+
+def foreign_request_doubts(before: int | None, after: int | None, ours: int) -> list[str]:
+    """A doubt when the gateway answered more requests than were sent here."""
+    if before is None or after is None or after - before <= ours:
+        return []
+    return [f"the gateway answered {after - before - ours} requests of somebody else meanwhile"]

@@ -1,0 +1,212 @@
+"""The report of a replay: one value, and its three forms (JSON as outside tools read it, Markdown, a terminal's table).
+
+All seconds are simulated seconds, except the loop lag, which is wall time of this machine.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from fairlead.fleet.model import SloTargets
+from fairlead.units import format_duration
+from fairlead_cli.replay.client.replay_result import ReplayResult
+from fairlead_cli.replay.report.summary import PolicySummary, summarize
+
+
+@dataclass(frozen=True, slots=True)
+class RunSummary:
+    """One run of one policy: what it measured and the outcomes it was measured from."""
+
+    results: Sequence[ReplayResult]
+    summary: PolicySummary
+
+    @classmethod
+    def from_results(cls, outcomes: Sequence[ReplayResult], *, objectives: SloTargets, instances: int) -> "RunSummary":
+        """Summarize ``outcomes``."""
+        return cls(outcomes, summarize(outcomes, objectives=objectives, instances=instances))
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyResult:
+    """A preset's runs; None = it was not run that way. ``retraced`` is simulated on the live run's own choices."""
+
+    live: RunSummary | None = None
+    simulated: RunSummary | None = None
+    simulated_on_live_choices: RunSummary | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """As in report.json."""
+        sides = (("live", self.live), ("simulated", self.simulated))
+        return {name: side.summary.to_json() for name, side in sides if side is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayReport:
+    """Everything that is told. ``lags`` maps a process to the p99 of its loop's lateness in wall seconds, None = unknown."""
+
+    trace: str
+    objectives: SloTargets
+    speed: float
+    rate: float
+    requests: int
+    policies: Mapping[str, PolicyResult]
+    lags: Mapping[str, float | None] = field(default_factory=dict)
+    invalid_reasons: Sequence[str] = ()
+    ideal_reuse: float | None = None
+    light_rate: float | None = None
+    light: Mapping[str, PolicyResult] = field(default_factory=dict)
+
+    @property
+    def lag_p99_seconds(self) -> float | None:
+        """The worst of all loops; None when none could be read."""
+        return max((lag for lag in self.lags.values() if lag is not None), default=None)
+
+    def to_json(self) -> dict[str, Any]:
+        """report.json, exactly as PROTOCOLS describes it."""
+        light = {name: policy.to_json() for name, policy in self.light.items()}
+        return {
+            "trace": self.trace,
+            "objective": {
+                "ttft_seconds": self.objectives.ttft_seconds,
+                "ttft_per_kilo_token_seconds": self.objectives.ttft_per_kilo_token_seconds,
+                "itl_seconds": self.objectives.itl_seconds,
+            },
+            "speed": self.speed,
+            "rate": self.rate,
+            "valid": not self.invalid_reasons,
+            "lag_p99_seconds": self.lag_p99_seconds,
+            "policies": {name: policy.to_json() for name, policy in self.policies.items()},
+            "light_load": {"rate": self.light_rate, "policies": light},
+        }
+
+
+TABLE_HEADINGS = (
+    *("policy", "", "TTFT mean", "TTFT p50", "TTFT p90", "TTFT p99", "ITL mean", "ITL p99"),
+    *("in objective", "cached", "load spread", "errors"),
+)
+
+
+def table_rows(policies: Mapping[str, PolicyResult]) -> list[tuple[str, ...]]:
+    """The table's cells, a row for each policy and side."""
+    found = []
+    for name, policy in policies.items():
+        for side, run in (("live", policy.live), ("simulated", policy.simulated)):
+            if run is not None:
+                found.append((name, side, *_cells(run.summary)))
+    return found
+
+
+def _cells(summary: PolicySummary) -> tuple[str, ...]:
+    ttft, itl = summary.ttft_seconds, summary.itl_seconds
+    return (
+        *(_seconds(value) for value in (ttft.mean, ttft.p50, ttft.p90, ttft.p99, itl.mean, itl.p99)),
+        _percent(summary.within_objective),
+        _percent(summary.cached_token_share),
+        "–" if summary.load_cov is None else f"{summary.load_cov:.3f}",
+        str(summary.errors),
+    )
+
+
+def describe_findings(report: ReplayReport) -> list[str]:
+    """What the routing buys, in sentences: dual hash against each other policy, live and simulated; and live against simulated."""
+    said = []
+    ours = report.policies.get("dual-hash")
+    for name, policy in report.policies.items():
+        if ours is None or policy is ours:
+            continue
+        for side in ("live", "simulated"):
+            said += _versus(side, getattr(ours, side), getattr(policy, side), name)
+    for name, policy in report.policies.items():
+        difference = live_simulated_gap(policy)
+        if difference is not None:
+            where = "above" if difference >= 0 else "below"
+            timing = live_simulated_gap(PolicyResult(policy.live, policy.simulated_on_live_choices))
+            why = "" if timing is None else f"; on the live run's own choices they are {abs(timing):.1%} apart"
+            said.append(f"{name}: live mean TTFT is {abs(difference):.1%} {where} the simulated one{why}")
+    return said
+
+
+def live_simulated_gap(policy: PolicyResult) -> float | None:
+    """(live − simulated) ÷ simulated mean TTFT; None when one of them is missing."""
+    if policy.live is None or policy.simulated is None:
+        return None
+    live, simulated = policy.live.summary.ttft_seconds.mean, policy.simulated.summary.ttft_seconds.mean
+    return None if live is None or not simulated else live / simulated - 1.0
+
+
+def ratio(ours: RunSummary | None, other: RunSummary | None, what: str) -> float | None:
+    """Dual hash ÷ the other policy: ``what`` is ``cached`` (token share) or ``p90`` (TTFT)."""
+    if ours is None or other is None:
+        return None
+    mine, its = (
+        run.summary.cached_token_share if what == "cached" else run.summary.ttft_seconds.p90 for run in (ours, other)
+    )
+    return None if mine is None or not its else mine / its
+
+
+def _versus(side: str, ours: RunSummary | None, other: RunSummary | None, name: str) -> list[str]:
+    cached, ttft = ratio(ours, other, "cached"), ratio(ours, other, "p90")
+    if cached is None or ttft is None:
+        return []
+    return [
+        f"{side}: dual-hash reuses {cached:.2f} × the cached tokens of {name}, its p90 TTFT is {ttft:.2f} × as long"
+    ]
+
+
+def markdown(report: ReplayReport) -> str:
+    """report.md."""
+    objectives = report.objectives
+    wanted = (
+        [f"first token within {format_duration(objectives.ttft_seconds)}"]
+        if objectives.ttft_seconds is not None
+        else []
+    )
+    if objectives.itl_seconds is not None:
+        wanted.append(f"mean gap between tokens at most {format_duration(objectives.itl_seconds)}")
+    lag = report.lag_p99_seconds
+    lines = [
+        "# What the routing buys",
+        "",
+        f"- Traffic: {report.trace}; {report.requests} requests at a mean of {report.rate:g} simulated requests/s, "
+        f"clock × {report.speed:g}. Every request counts; seconds are simulated seconds.",
+        f"- Objective: {' and '.join(wanted) or 'none'}.",
+        f"- Event loops: the worst p99 lateness was {'unknown' if lag is None else format_duration(lag)} (wall).",
+    ]
+    if report.ideal_reuse is not None:
+        lines.append(f"- One endless cache would hold {report.ideal_reuse:.1%} of the prompt tokens when they arrive.")
+    if report.invalid_reasons:
+        lines += ["", "**These live numbers are not valid:**", *(f"- {reason}" for reason in report.invalid_reasons)]
+    lines += [
+        "",
+        *_table(report.policies),
+        "",
+        *(f"- {line}" for line in describe_findings(report)),
+        "",
+        "![](report.png)",
+        "",
+    ]
+    if report.light:
+        lines += [
+            f"## At light load ({report.light_rate:g} requests/s, simulated)",
+            "",
+            "With idle engines every policy answers at once; what a cache hit saves is then all that differs.",
+            "",
+            *_table(report.light),
+            "",
+        ]
+    lines += ["## Loop lateness", "", "| process | p99 |", "|---|---|"]
+    lines += [f"| {name} | {'unknown' if lag is None else format_duration(lag)} |" for name, lag in report.lags.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _table(policies: Mapping[str, PolicyResult]) -> list[str]:
+    lines = ["| " + " | ".join(TABLE_HEADINGS) + " |", "|---|---|" + "---:|" * (len(TABLE_HEADINGS) - 2)]
+    return lines + ["| " + " | ".join(row) + " |" for row in table_rows(policies)]
+
+
+def _seconds(value: float | None) -> str:
+    return "–" if value is None else format_duration(value)
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1%}"

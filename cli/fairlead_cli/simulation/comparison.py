@@ -1,0 +1,33 @@
+"""The runs of a simulation, one preset after the other on the same requests."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from fairlead_cli.simulation.options import SimulationOptions
+from fairlead_sim.fleet.results import RunMetrics
+from fairlead_sim.workload.traces import at_rate
+
+
+@dataclass(frozen=True, slots=True)
+class PresetResult:
+    """What one preset came to; ``capacity`` in requests/s where it was asked for."""
+
+    preset: str
+    figures: RunMetrics
+    capacity: float | None
+
+
+def compare_presets(options: SimulationOptions, on_progress: Callable[[str], None]) -> list[PresetResult]:
+    """In the order asked."""
+    requests = at_rate(options.source.requests, options.rate)
+    prompts = options.trial(options.presets[0]).prompt_cache()
+    results = []
+    for name in options.presets:
+        trial = options.trial(name)
+        found = trial.metrics(requests, prompts=prompts)
+        most = None
+        if options.capacity:
+            on_progress(f"  {name}: searching for its capacity")
+            most = trial.capacity(requests, goal=options.capacity_bar, guess=options.rate, prompts=prompts)
+        results.append(PresetResult(name, found, most))
+    return results

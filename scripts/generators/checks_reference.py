@@ -1,0 +1,42 @@
+"""docs/reference/checks.md: what ``fairlead check`` looks at, from its catalogue."""
+
+from itertools import groupby
+
+from fairlead_cli.cluster.checks.catalogue import Check, CheckStage, all_checks
+from fairlead_cli.cluster.checks.seeded_faults import SEEDED_FAULTS
+
+_HEAD = """# Checks
+
+What `fairlead check` looks at, and what to do about each ([how it is used](../guides/looking-into-a-cluster.md)). With `--pre`
+it looks at a cluster before Fairlead is installed there.
+
+A line begins with `√` (so it is), `‼` (a warning), `×` (it is not so) or `?` (it cannot be told, and why). Only `×` makes
+the exit code 1.
+
+## Faults that are tested
+
+Each of these was seeded, on values and in a real API server. The check beside it named it, and no other check failed.
+
+| fault | check | seeded how |
+|---|---|---|
+"""
+_WHEN = {
+    CheckStage.PRE: "Before an installation.",
+    CheckStage.BOTH: "Before an installation and after it.",
+    CheckStage.POST: "",
+}
+
+
+def checks_page(note: str) -> str:
+    """The whole page."""
+    faults = "".join(f"| {one.name} | [{one.check}](#{one.check}) | {one.how} |\n" for one in SEEDED_FAULTS)
+    sections = [
+        f"\n## {section}\n" + "".join(map(_check, found))
+        for section, found in groupby(all_checks(), lambda one: one.section)
+    ]
+    return f"{note}{_HEAD}{faults}{''.join(sections)}"
+
+
+def _check(one: Check) -> str:
+    when = f" {_WHEN[one.stage]}" if _WHEN[one.stage] else ""
+    return f"\n### {one.id}\n\n√ {one.title}.{when}\n\n{one.meaning}\n\nWhat to do: {one.remedy}\n"

@@ -1,0 +1,113 @@
+"""docs/reference/engines.md: which engines, in which versions, with which switches; from what was rendered and what they know."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+from generators.engine_flags import known
+
+CASES: Final = Path(__file__).resolve().parent.parent / "tests" / "operator" / "render" / "cases"
+GOLDEN: Final = CASES.parent / "golden" / "v1"
+_HEAD: Final = """# Engines
+
+What runs in the pods of a `ModelDeployment`, by `spec.engine.kind`. Every switch below is checked against the engine itself, in the
+version of the table; other releases work as far as they know the same switches.
+
+| kind | version | command | weights | KV hand-over |
+|---|---|---|---|---|
+| `vllm` | {vllm} | `vllm serve` | every source | NIXL, Mooncake |
+| `sglang` | {sglang} | `python3 -m sglang.launch_server` | every source | NIXL, Mooncake, between Prefill and Decode only |
+| `sim` | this release | `python3 -m fairlead_sim engine` | none | simulated |
+| `custom` | yours | yours | every source, as `$(MODEL_PATH)` | yours |
+| `external` | yours | none: nothing is created | | yours |
+
+## Weights
+
+| source | becomes |
+|---|---|
+| `hf://` | the engine downloads it into `HF_HOME`: a scratch volume, or `model.cache` |
+| `s3://`, `gs://` | streamed into the accelerator (Run:ai streamer, in the image); nothing is kept, and `model.cache` is refused |
+| `oci://` | an image volume, which the node keeps (Kubernetes 1.35); `model.credentials` is then a pull secret |
+| `pvc:` | mounted read-only |
+| `file://` | a path in the image |
+
+`model.credentials` becomes environment variables of the engine. Images need `python3`, which the hook below runs.
+
+## A pod's life
+
+- **Start.** The start-up probe gives 30 minutes; `startupProbe` in a pool's `template` gives more.
+- **Ready** is `GET /health`. It says nothing of load; gateways know that themselves. Liveness takes a minute or two to give up.
+- **End.** A pod that is deleted leaves the fleet at once. Before SIGTERM, a hook waits until the engine's own metrics say that
+  nothing runs or waits there for 5 s, for at most `rollout.drain`; SIGKILL follows 30 s after that. A custom engine, whose metrics
+  are not known, gets SIGTERM after 10 s and should finish by itself what it has.
+- **Restricted** Pod Security throughout: user 65532 (any other works), no capabilities, no token, `HOME` on a scratch volume. RDMA
+  drivers that want `IPC_LOCK` get it from `template`, in a namespace that allows it.
+- **Upgrades** of Fairlead change no pod: the Deployment notes what of the installation (render version, image, pull secrets) went
+  into its pods, and keeps that until a part of the spec that shapes pods changes. Replicas, objectives, routing and `rollout` other
+  than `drain` shape none.
+
+## What a node is asked for
+
+Devices as the AcceleratorClass says. Real engines also ask for two cores and one for each device, for 4 GiB and 4 more for each
+device, for what `kvCache.offload` takes, and with NIXL for one core more, which its progress thread keeps busy. Real engines
+have `/dev/shm` in memory, at most 16 GiB. Where KV or layers cross the network, one `rdmaResource`.
+
+## Ports
+
+| port | what |
+|---|---|
+| 8000 | HTTP; of a custom engine `engine.port` |
+| 5500 + rank | KV events (ZMQ) |
+| 5600 + rank | NIXL's side channel |
+| 5700 + rank | replay of KV events |
+| 8998 | Mooncake's and SGLang's bootstrap server, on prefill instances |
+| 29501 | where the nodes of one instance meet |
+
+None of these but HTTP knows any authentication: the NetworkPolicy lets in pods of the same model, and the gateways to HTTP, events
+and bootstrap.
+"""
+
+
+def engines_page(note: str) -> str:
+    """The whole page."""
+    versions = {kind: found["version"] for kind, found in known().items()}
+    tables = "".join(_table(kind) for kind in sorted(versions))
+    return f"{note}{_HEAD.format(**versions)}{tables}"
+
+
+def _table(kind: str) -> str:
+    rows: dict[str, tuple[str, list[str]]] = {}
+    for case, argument in _arguments(kind):
+        flag, _, value = argument.partition("=")
+        _, cases = rows.setdefault(flag, (value, []))
+        if case not in cases:
+            cases.append(case)
+    lines = []
+    for flag, (value, cases) in sorted(rows.items()):
+        others = f" and {len(cases) - 1} more" if len(cases) > 1 else ""
+        lines.append(f"| `{flag}` | {f'`{value}`' if value else ''} | {cases[0]}{others} |\n")
+    count = len(known()[kind]["flags"])
+    head = f"\n## Switches of {kind}\n\nOf the {count} that it knows, these are written; `engine.args` come after them and win.\n\n"
+    return head + "| switch | for example | in the golden file |\n|---|---|---|\n" + "".join(lines)
+
+
+def _arguments(kind: str) -> Iterator[tuple[str, str]]:
+    for path in sorted(GOLDEN.glob("*.yaml")):
+        model = next(yaml.safe_load_all((CASES / path.name).read_text(encoding="utf-8")))
+        own = model["spec"].get("engine", {}).get("args", [])
+        for one in yaml.load_all(
+            path.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+        ):
+            for container in _engines(one or {}):
+                if one["metadata"]["labels"]["fairlead.io/engine"] == kind:
+                    written = (word for word in container["args"] if word.startswith("--") and word not in own)
+                    yield from ((path.stem, word) for word in written)
+
+
+def _engines(manifest: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    spec = manifest.get("spec", {})
+    group = spec.get("leaderWorkerTemplate", {})
+    for template in (spec.get("template"), group.get("leaderTemplate"), group.get("workerTemplate")):
+        if template is not None:
+            yield template["spec"]["containers"][0]

@@ -1,0 +1,97 @@
+"""An indexer before engines of its own and a real Redis, for tests of commands that look into the index."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import Any, Final
+
+import zmq
+
+from fairlead.limits import Limits
+from fairlead.runtime.clock import SystemClock
+from fairlead_cli.index.command import run
+from fairlead_cli.index.options import IndexOptions
+from fairlead_kvstore.blockstore.changes import Change
+from fairlead_kvstore.index.instance_status import InstanceStatus, secret_fingerprint
+from fairlead_kvstore.index.writer import IndexWriter
+from fairlead_kvstore.redis.link import RedisLink
+from fairlead_testing.kvstore.index_harness import InMemoryIndexer
+from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
+from fairlead_testing.kvstore.zmq_engine import ZmqEngine
+
+MODEL: Final = "default/tiny"
+LIMITS: Final = replace(Limits(), index_lease_seconds=60.0, index_note_seconds=0.0)
+
+
+class IndexScene:
+    """Two engines ``a`` and ``b``, and an indexer that writes what they hold."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        clock = SystemClock()
+        self.engines = {name: PrefixCacheEngine(capacity=400, seed=number) for number, name in enumerate(("a", "b"))}
+        self.wires: dict[str, ZmqEngine] = {}
+        self.indexer = InMemoryIndexer(MODEL, self.engines, clock, LIMITS)
+        self.link = RedisLink(url, clock, limits=LIMITS)
+        told = {"notes": self.notes, "mark": secret_fingerprint(b"")}
+        self.writer = IndexWriter(self.link, self.indexer, clock, holder="indexer-1", limits=LIMITS, **told)  # type: ignore[arg-type]
+        self.writer.set_models([MODEL])
+        self.indexer.sink = self.writer
+
+    def notes(self, model_key: str) -> dict[str, InstanceStatus]:
+        """As an indexer tells them."""
+        return {name: self._note(name) for name in self.indexer.instances(model_key)}
+
+    def _note(self, name: str) -> InstanceStatus:
+        state, wire = self.indexer.store.state(name), self.wires.get(name)
+        return InstanceStatus(
+            url=f"http://10.0.0.1:8000/{name}",
+            block_size=state.block_size,
+            replay=wire.replay if wire is not None else None,
+            connected=True,
+            orphans=state.orphans,
+            following=self.indexer.sequencers[name].next_number,
+        )
+
+    async def write(self) -> None:
+        """Read all engines, and write all that is to be written."""
+        self.indexer.read()
+        await self.writer.step()
+        await self.writer.step()
+
+    async def prompt(self, name: str, *prompts: list[int], adapter: str | None = None, salt: str | None = None) -> None:
+        """Serve prompts, and have it written."""
+        for one in prompts:
+            self.engines[name].serve_prompt(one, adapter, salt)
+        await self.write()
+
+    async def write_changes(self, *changes: Change) -> None:
+        """Write what no engine has said."""
+        self.writer.offer(MODEL, changes)
+        await self.writer.step()
+
+    async def run_command(self, action: str, **more: Any) -> int:
+        """The command, in a thread of its own; its exit code."""
+        return await asyncio.to_thread(run, IndexOptions(action, redis=self.url, **more))
+
+
+def play_scene(url: str, steps: Callable[[IndexScene], Awaitable[None]], *, wired: bool = False) -> None:
+    """Run a scene; ``wired``: its engines answer replays on sockets."""
+
+    async def whole() -> None:
+        scene = IndexScene(url)
+        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        scene.link.start()
+        try:
+            await scene.link.wait_connected()
+            for name, engine in scene.engines.items() if wired else ():
+                scene.wires[name] = ZmqEngine(engine, context)
+            await scene.write()
+            await steps(scene)
+        finally:
+            for wire in scene.wires.values():
+                wire.close()
+            await scene.link.stop()
+            await asyncio.to_thread(context.destroy, 0)
+
+    asyncio.run(whole())

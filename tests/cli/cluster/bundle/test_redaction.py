@@ -1,0 +1,139 @@
+"""What is shown of objects and logs, and what is not."""
+
+from typing import Any
+
+import pytest
+
+from fairlead_cli.cluster.bundle.redaction import (
+    PROMPT_LINE_PLACEHOLDER,
+    REDACTED_PLACEHOLDER,
+    Scrubber,
+    redact_manifest,
+)
+
+SCRUB = Scrubber(["hunter2hunter", "no", "aHVudGVyMmh1bnRlcg=="])
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("Authorization: Bearer abcdefgh123", f"Authorization: Bearer {REDACTED_PLACEHOLDER}"),
+        ("redis://:pw123@host:6379/0", f"redis://{REDACTED_PLACEHOLDER}@host:6379/0"),
+        ("https://user:pw@host/x", f"https://{REDACTED_PLACEHOLDER}@host/x"),
+        ("token=abc, x", f"token={REDACTED_PLACEHOLDER}, x"),
+        ("HF_TOKEN=hf_abcdefghijk", f"HF_TOKEN={REDACTED_PLACEHOLDER}"),
+        ("clientSecret: zzz", f"clientSecret: {REDACTED_PLACEHOLDER}"),
+        ("password='zzz'", f"password='{REDACTED_PLACEHOLDER}'"),
+        ("a hunter2hunter b", f"a {REDACTED_PLACEHOLDER} b"),
+        ("key sk-abcdefghijkl", f"key {REDACTED_PLACEHOLDER}"),
+        ("AKIAABCDEFGHIJKLMNOP", REDACTED_PLACEHOLDER),
+        ("eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.abc", REDACTED_PLACEHOLDER),
+        ("-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----", REDACTED_PLACEHOLDER),
+        (
+            "engine ended with exit code 1, 3 times: tell me",
+            f"engine ended with exit code 1, 3 times: {REDACTED_PLACEHOLDER}",
+        ),
+    ],
+)
+def test_what_has_the_form_of_a_secret_goes(text: str, shown: str) -> None:
+    assert SCRUB.scrub_text(text) == shown
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "chat/x: MissingSecret: pod a waits",
+        "prompt_tokens: 1189 max_tokens=5 token_total 3",
+        'secret "hf-token" not found',
+        "the Secret a/b has no pepper",
+        "FAIRLEAD_KEY_PEPPER is unset",
+        "no secret has that name",
+        'fairlead_gateway_prompt_tokens_total{model="a"} 12',
+    ],
+)
+def test_what_says_something_useful_stays(text: str) -> None:
+    assert SCRUB.scrub_text(text) == text
+
+
+@pytest.mark.parametrize(
+    "line",
+    ['{"messages": [{"role": "user"}]}', "{'prompt': 'hi'}", 'got prompt="hi"', 'x "content": "hi"', "prompt: 'Why"],
+)
+def test_lines_of_logs_that_may_hold_a_prompt_go_as_a_whole(line: str) -> None:
+    assert SCRUB.scrub_log(f"before\n{line}\nafter") == f"before\n{PROMPT_LINE_PLACEHOLDER}\nafter"
+
+
+def pod(**container: Any) -> dict[str, Any]:
+    return {"kind": "Pod", "metadata": {"name": "p"}, "spec": {"containers": [{"name": "c", **container}]}}
+
+
+def container(shown: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = shown["spec"]["containers"][0]
+    return found
+
+
+def test_variables_show_what_they_refer_to_and_only_harmless_values() -> None:
+    env = [
+        {"name": "SYSTEM_PROMPT", "value": "You are a canary"},
+        {"name": "FAIRLEAD_LEASE", "value": "15s"},
+        {"name": "FAIRLEAD_REDIS_URL", "value": "redis://h"},
+        {"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "hf", "key": "token"}}},
+    ]
+    shown = container(redact_manifest(pod(env=env), SCRUB))["env"]
+    assert [one.get("value") for one in shown] == [REDACTED_PLACEHOLDER, "15s", REDACTED_PLACEHOLDER, None]
+    assert shown[3]["valueFrom"] == {"secretKeyRef": {"name": "hf", "key": "token"}}
+
+
+def test_arguments_keep_switches_and_short_values() -> None:
+    args = [
+        "--max-model-len=32768",
+        "--api-key=abc",
+        "--api-key",
+        "abc",
+        "--template",
+        "You are a",
+        "--port",
+        "80",
+        "--hf-token=x",
+    ]
+    shown = container(redact_manifest(pod(args=args, command=["sh", "-c", "curl secret"]), SCRUB))
+    assert shown["args"] == [
+        "--max-model-len=32768",
+        f"--api-key={REDACTED_PLACEHOLDER}",
+        "--api-key",
+        REDACTED_PLACEHOLDER,
+        "--template",
+        REDACTED_PLACEHOLDER,
+        "--port",
+        "80",
+        f"--hf-token={REDACTED_PLACEHOLDER}",
+    ]
+    assert shown["command"] == ["sh", "-c", REDACTED_PLACEHOLDER]
+
+
+def test_metadata_of_others_data_and_last_words_of_engines_go() -> None:
+    found = {
+        "kind": "Secret",
+        "metadata": {
+            "annotations": {"kubectl.kubernetes.io/last-applied-configuration": "{}", "fairlead.io/port": "8000"},
+            "labels": {"app.kubernetes.io/name": "fairlead", "note": "canary"},
+            "managedFields": [
+                {"manager": "kubectl", "operation": "Apply", "time": "t", "fieldsV1": {"f:spec": {"v:canary": {}}}}
+            ],
+        },
+        "data": {"x": "y"},
+        "status": {"state": {"terminated": {"exitCode": 1, "message": "prompt"}}},
+    }
+    shown = redact_manifest(found, SCRUB)
+    assert shown["metadata"]["annotations"] == {
+        "kubectl.kubernetes.io/last-applied-configuration": REDACTED_PLACEHOLDER,
+        "fairlead.io/port": "8000",
+    }
+    assert shown["metadata"]["labels"] == {"app.kubernetes.io/name": "fairlead", "note": REDACTED_PLACEHOLDER}
+    assert shown["metadata"]["managedFields"] == [{"manager": "kubectl", "operation": "Apply", "time": "t"}]
+    assert "data" not in shown
+    assert shown["status"]["state"]["terminated"] == {"exitCode": 1, "message": REDACTED_PLACEHOLDER}
+    revision = {"kind": "ControllerRevision", "data": {"spec": {"engine": {"env": [{"name": "A", "value": "b"}]}}}}
+    assert redact_manifest(revision, SCRUB)["data"]["spec"]["engine"]["env"] == [
+        {"name": "A", "value": REDACTED_PLACEHOLDER}
+    ]

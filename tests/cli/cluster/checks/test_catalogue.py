@@ -1,0 +1,122 @@
+"""The list of checks against the documentation, the chart and the API: anchors exist, rights are the chart's, versions agree."""
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from fairlead.api.conditions import condition_types, reasons
+from fairlead_cli.cluster.access.permissions import COMPONENTS_WITH_PERMISSIONS, component_permissions
+from fairlead_cli.cluster.checks.analyzers.models import STALL_REASONS
+from fairlead_cli.cluster.checks.catalogue import OLDEST_KUBERNETES, REFERENCE_PAGE, Check, all_checks
+from fairlead_cli.cluster.checks.seeded_faults import SEEDED_FAULTS
+from fairlead_cli.cluster.checks.text_output import render_lines
+from fairlead_cli.cluster.checks.verdict import MAX_LINES, CheckOutcome, CheckResult, Verdict
+from fairlead_cli.cluster.facts import OPERATOR
+from fairlead_cli.cluster.facts_collector import dry_run_pod
+from fairlead_operator.kube.leader_election import LEASE_NAME
+
+ROOT = Path(__file__).parents[4]
+Build = Mapping[str, Callable[..., Any]]
+
+
+def test_every_check_has_its_anchor() -> None:
+    headings = re.findall(r"^### (\S+)$", (ROOT / REFERENCE_PAGE).read_text(encoding="utf-8"), re.MULTILINE)
+    assert headings == [one.id for one in all_checks()]
+    assert len(set(headings)) == len(headings)
+
+
+def test_ten_faults_have_a_check_each() -> None:
+    assert len(SEEDED_FAULTS) == len({one.check for one in SEEDED_FAULTS}) == 10
+    assert {one.check for one in SEEDED_FAULTS} <= {one.id for one in all_checks()}
+
+
+def test_every_check_says_what_it_means_and_what_to_do() -> None:
+    for one in all_checks():
+        assert one.title[0].islower() or one.title.startswith(
+            ("Kubernetes", "LeaderWorkerSets", "NetworkPolicies", "Redis")
+        ), one.id
+        assert one.meaning.endswith(".")
+        assert len(one.remedy) > 20
+
+
+def test_the_oldest_kubernetes_is_the_charts() -> None:
+    chart = yaml.safe_load((ROOT / "charts" / "fairlead" / "Chart.yaml").read_text(encoding="utf-8"))
+    assert chart["kubeVersion"] == f">={OLDEST_KUBERNETES[0]}.{OLDEST_KUBERNETES[1]}.0-0"
+
+
+def granted(build: Build, component: str) -> set[tuple[str, str, str]]:
+    return {
+        (group, resource, verb)
+        for one in build["chart"]()
+        if one["kind"] in ("Role", "ClusterRole") and f"-{component}" in one["metadata"]["name"]
+        for rule in one["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+
+
+@pytest.mark.parametrize("component", COMPONENTS_WITH_PERMISSIONS)
+def test_the_rights_that_are_asked_about_are_those_of_the_chart(builders: Build, component: str) -> None:
+    asked = component_permissions(component, "fairlead", [])
+    assert {(one.group, one.resource, one.verb) for one in asked} == granted(builders, component)
+
+
+def test_with_namespaces_named_rights_are_asked_about_there() -> None:
+    asked = component_permissions(OPERATOR, "fairlead", ["a", "b"])
+    assert {one.namespace for one in asked if one.resource == "pods"} == {"a", "b"}
+    assert {(one.namespace, one.name) for one in asked if one.resource == "leases" and one.verb == "get"} == {
+        ("fairlead", LEASE_NAME)
+    }
+
+
+def test_the_pod_of_the_dry_run_is_as_the_charts_are(builders: Build) -> None:
+    spec = dry_run_pod("x")["spec"]
+    for one in builders["chart"]():
+        if one["kind"] == "Deployment":
+            pods = one["spec"]["template"]["spec"]
+            assert spec["securityContext"] == pods["securityContext"]
+            assert spec["containers"][0]["securityContext"] == pods["containers"][0]["securityContext"]
+
+
+def test_the_reasons_that_have_checks_are_reasons_that_stall() -> None:
+    stalling = {one.reason for one in reasons() if one.type == "Stalled"}
+    assert set().union(*STALL_REASONS.values()) <= stalling
+    assert {str(one.type) for one in condition_types()} >= {"Ready", "Stalled", "NameTaken", "Reconciling"}
+
+
+# --- how it is printed --------------------------------------------------------------------------------------------------
+
+
+def printed(check: Check, verdict: Verdict) -> list[str]:
+    return [line.plain for line in render_lines([CheckResult(check, verdict)])]
+
+
+def test_a_line_for_what_is_right_and_four_for_what_is_not() -> None:
+    check = next(one for one in all_checks() if one.id == "redis")
+    well = printed(check, Verdict(CheckOutcome.OK, note="2 of 2"))
+    assert well == ["gateway", "√ Redis answers the gateways (2 of 2)", "", "1 check: 1 passed"]
+    assert printed(check, Verdict(CheckOutcome.FAILED, ("away",))) == [
+        "gateway",
+        "× Redis answers the gateways",
+        "    away",
+        "    fix: Look at the Redis that the Secret's url names: its pod where it is the chart's, else address, password, TLS and "
+        "NetworkPolicies",
+        "    see docs/reference/checks.md#redis",
+        "",
+        "1 check: 0 passed, 1 failed",
+    ]
+    assert printed(check, Verdict(CheckOutcome.UNKNOWN, ("why",)))[2:4] == [
+        "    why",
+        "    see docs/reference/checks.md#redis",
+    ]
+
+
+def test_many_findings_are_counted_behind_the_first() -> None:
+    found = printed(all_checks()[0], Verdict(CheckOutcome.FAILED, tuple(map(str, range(MAX_LINES + 3)))))
+    assert f"    {MAX_LINES - 1}" in found
+    assert "    and 3 more" in found

@@ -1,0 +1,64 @@
+"""A real gateway that loses its cluster and its Redis is understood: the checks go by its own words, which this holds them to."""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import yaml
+from fairlead_testing.gateway.gateway_process import GatewayProcess, gateway_process
+from fairlead_testing.kube.fake_server import fake_api_server
+from fairlead_testing.waiting import wait_until_async
+
+from fairlead_cli.cluster.checks.runner import run_checks
+from fairlead_cli.cluster.checks.verdict import CheckOutcome
+from fairlead_cli.cluster.facts import ClusterFacts
+from fairlead_cli.cluster.metrics_page import parse_metrics
+from fairlead_cli.cluster.pod_http import PodReport, Readiness
+
+Build = Mapping[str, Callable[..., Any]]
+
+
+async def told(gateway: GatewayProcess) -> PodReport:
+    readiness = msgspec.json.decode((await gateway.get("/readyz")).body, type=Readiness)
+    return PodReport("g", "fairlead", readiness, parse_metrics((await gateway.get("/metrics")).body.decode()))
+
+
+def failing(facts: ClusterFacts, said: PodReport) -> dict[str, str]:
+    found = run_checks(replace(facts, told={**facts.told, "gateway": [said]}))
+    return {one.check.id: one.verdict.lines[0] for one in found if one.verdict.outcome is CheckOutcome.FAILED}
+
+
+def test_lost_fleet_and_lost_redis_are_understood(
+    facts: ClusterFacts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        async with fake_api_server() as fake:
+            document = {
+                "current-context": "c",
+                "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+                "clusters": [{"name": "c", "cluster": {"server": fake.config().server}}],
+                "users": [{"name": "u", "user": {"token": "right"}}],
+            }
+            (tmp_path / "config").write_text(yaml.safe_dump(document))
+            monkeypatch.setenv("KUBECONFIG", str(tmp_path / "config"))
+            monkeypatch.setenv("FAIRLEAD_REDIS_URL", f"unix://{tmp_path}/no-redis")
+            async with gateway_process(None, "--kube", "x") as gateway:
+                await wait_until_async(lambda: _names(gateway, facts, "redis"))
+                assert set(failing(facts, await told(gateway))) == {"redis"}
+                fake.token = "another"
+                fake.end_watches()
+                await wait_until_async(lambda: _names(gateway, facts, "gateway-fleet"))
+                found = failing(facts, await told(gateway))
+                assert set(found) == {"redis", "gateway-fleet"}
+                assert "Redis is away" in found["redis"]
+                assert "Unauthorized" in found["gateway-fleet"] or "not accept" in found["gateway-fleet"]
+
+    asyncio.run(main())
+
+
+async def _names(gateway: GatewayProcess, facts: ClusterFacts, check: str) -> bool:
+    return check in failing(facts, await told(gateway))

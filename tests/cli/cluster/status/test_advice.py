@@ -1,0 +1,162 @@
+"""One line of advice, as a table: what is known → what to do next, and whether something is wrong."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+
+from fairlead.api import ConditionType
+from fairlead.api.conditions import reasons
+from fairlead.kube.resources import Manifest
+from fairlead_cli.cluster.metrics_page import parse_metrics
+from fairlead_cli.cluster.missing_value import MissingValue
+from fairlead_cli.cluster.pod_http import PodReport, Readiness
+from fairlead_cli.cluster.status.advice import advise
+from fairlead_cli.cluster.status.model_report import ModelFacts, build_report
+
+NOW = 1_800_000_000.0
+Build = Mapping[str, Callable[..., Any]]
+WELL = 'fairlead_gateway_instances{model="chat/tiny",state="Ready"} 1\n'
+
+
+def pod(state: str = "Ready", restarts: int = 0, since: str = "2027-01-15T07:50:00Z") -> Manifest:
+    return {
+        "metadata": {
+            "name": "tiny-main-a",
+            "namespace": "chat",
+            "uid": "u1",
+            "creationTimestamp": since,
+            "labels": {"fairlead.io/model": "tiny", "fairlead.io/pool": "main", "fairlead.io/endpoint": "true"},
+        },
+        "spec": {"nodeName": "n1"},
+        "status": {
+            "phase": "Running",
+            "conditions": [{"type": "Ready", "status": str(state == "Ready"), "message": "not yet"}],
+            "containerStatuses": [{"name": "engine", "restartCount": restarts}],
+        },
+    }
+
+
+def facts(model: Manifest, *pods: Manifest, page: str = WELL, gateways: Any = None) -> ModelFacts:
+    told = [PodReport("g", "fairlead", Readiness(True, []), parse_metrics(page))] if gateways is None else gateways
+    return ModelFacts(model, list(pods), [], told, NOW)
+
+
+def says(known: ModelFacts) -> tuple[bool, str]:
+    found = advise(build_report(known))
+    return found.is_problem, found.text
+
+
+def test_nothing_to_do(builders: Build) -> None:
+    assert says(facts(builders["model"](), pod())) == (False, "nothing to do")
+
+
+def test_every_reason_that_stalls_has_advice(builders: Build) -> None:
+    for reason in (one.reason for one in reasons() if one.type is ConditionType.STALLED):
+        model = builders["model"](ready=False, Ready=("False", reason, "m"), Stalled=("True", reason, "of the case"))
+        problem, text = says(facts(model))
+        assert problem
+        assert text.endswith("(of the case)")
+        assert len(text) > len("(of the case)") + 5, reason
+
+
+CASES: dict[str, tuple[dict[str, Any], dict[str, Any], bool, str]] = {
+    "starting": (
+        {"Ready": ("False", "Starting", "")},
+        {"state": "Starting"},
+        False,
+        "wait: tiny-main-a has been starting for 10m",
+    ),
+    "starting for too long": (
+        {"Ready": ("False", "Starting", "")},
+        {"state": "Starting", "since": "2027-01-15T06:00:00Z"},
+        True,
+        "tiny-main-a has been starting for 2h: kubectl logs -n chat tiny-main-a",
+    ),
+    "degraded": (
+        {"Ready": ("False", "Degraded", "pool main has 1 of 2 ready")},
+        {},
+        True,
+        "(pool main has 1 of 2 ready)",
+    ),
+    "zero": ({"Ready": ("True", "ScaledToZero", "")}, {}, False, "kubectl scale mdep tiny -n chat --replicas=1"),
+    "asleep": (
+        {"Ready": ("True", "ScaledToZero", ""), "Autoscaling": ("True", "Deciding", "")},
+        {},
+        False,
+        "the first request starts an engine",
+    ),
+    "rolling out": ({"Reconciling": ("True", "RollingOut", "1 of 2 replaced")}, {}, False, "wait (1 of 2 replaced)"),
+    "paused": ({"Reconciling": ("True", "Paused", "")}, {}, False, "set rollout.paused: false"),
+    "name": ({"NameTaken": ("True", "BareNameTaken", "")}, {}, False, "let clients say chat/tiny"),
+    "restarts": ({}, {"restarts": 4}, True, "tiny-main-a was restarted 4 times"),
+    "objectives": (
+        {"ObjectivesMet": ("False", "Missed", "81 % of 95 %")},
+        {},
+        True,
+        "miss the objectives (81 % of 95 %)",
+    ),
+    "objectives, at the most": (
+        {"ObjectivesMet": ("False", "BelowTarget", "81 %"), "Autoscaling": ("True", "AtMaximum", "")},
+        {},
+        True,
+        "miss the objectives (81 %): raise replicas.max",
+    ),
+    "objectives, more are coming": (
+        {"ObjectivesMet": ("False", "BelowTarget", "81 %"), "Autoscaling": ("True", "Deciding", "")},
+        {},
+        True,
+        "miss the objectives (81 %): wait for the instances that the autoscaler starts",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_conditions_and_pods_say(builders: Build, name: str) -> None:
+    conditions, of_pod, problem, words = CASES[name]
+    ready = conditions.get("Ready", ("True",))[0] == "True"
+    found = says(facts(builders["model"](ready=ready, **conditions), pod(**of_pod)))
+    assert found[0] is problem
+    assert words in found[1]
+
+
+def test_a_change_that_nobody_has_seen_goes_before_everything_else(builders: Build) -> None:
+    model = builders["model"](ready=False, Stalled=("True", "ImagePullFailed", "x"))
+    model["metadata"]["generation"] = 3
+    assert says(facts(model)) == (
+        True,
+        "no operator has seen the last change (generation 3, it is at 2): fairlead check says why",
+    )
+    model["metadata"]["managedFields"] = [{"time": "2027-01-15T07:59:59Z"}]
+    assert says(facts(model)) == (False, "wait: the operator has not seen the last change yet")
+    assert says(facts({**model, "status": {}}))[1].startswith("wait")
+    model["metadata"]["deletionTimestamp"] = "2027-01-15T08:00:00Z"
+    assert says(facts(model))[1].startswith("it is being deleted")
+
+
+def test_ready_pods_that_no_gateway_routes_to(builders: Build) -> None:
+    page = 'fairlead_gateway_instances{model="chat/tiny",state="Ready"} 0\n'
+    assert says(facts(builders["model"](), pod(), page=page))[0]
+    assert "no gateway routes to them" in says(facts(builders["model"](), pod(), page=page))[1]
+
+
+def test_engines_that_are_full(builders: Build) -> None:
+    def engine(usage: float, waiting: int) -> str:
+        labels = '{model="chat/tiny",instance="u1/8000/0",pool="main"}'
+        return WELL + "".join(
+            f"fairlead_gateway_engine_{name}{labels} {value}\n"
+            for name, value in (("signals_age_seconds", 1), ("kv_usage", usage), ("waiting", waiting))
+        )
+
+    assert "KV caches of all engines are full" in says(facts(builders["model"](), pod(), page=engine(0.99, 3)))[1]
+    assert says(facts(builders["model"](), pod(), page=engine(0.99, 0))) == (False, "nothing to do")
+    assert says(facts(builders["model"](), pod(), page=engine(0.5, 3))) == (False, "nothing to do")
+
+
+def test_what_could_not_be_asked_is_said_last_and_is_no_problem(builders: Build) -> None:
+    away = MissingValue("a NetworkPolicy may keep the API server out")
+    assert says(facts(builders["model"](), pod(), gateways=away)) == (
+        False,
+        "nothing to do as far as can be seen; what engines say was not to be had: a NetworkPolicy may keep the API server out",
+    )
+    assert "no gateway was found" in says(facts(builders["model"](), pod(), gateways=[]))[1]

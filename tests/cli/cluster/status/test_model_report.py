@@ -1,0 +1,122 @@
+"""A model's report: pods in their pools, signals at their pods, and nothing that is not known as a number."""
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from rich.console import Console
+
+from fairlead.kube.resources import Manifest
+from fairlead_cli.cluster.metrics_page import parse_metrics
+from fairlead_cli.cluster.missing_value import MissingValue
+from fairlead_cli.cluster.pod_http import PodReport, Readiness
+from fairlead_cli.cluster.status.advice import advise
+from fairlead_cli.cluster.status.engine_signals import signals_by_instance
+from fairlead_cli.cluster.status.model_report import ModelFacts, build_report
+from fairlead_cli.cluster.status.tree import render_table, render_tree, to_json, to_plain
+
+NOW = 1_800_000_000.0
+Build = Mapping[str, Callable[..., Any]]
+ONE = '{model="chat/tiny",instance="u1/8000/0",pool="main"}'
+PAGE = f"""# HELP fairlead_gateway_engine_running Requests in the batch.
+fairlead_gateway_engine_running{ONE} 9
+fairlead_gateway_engine_waiting{ONE} 1
+fairlead_gateway_engine_kv_usage{ONE} 0.71
+fairlead_gateway_engine_prefix_queries_total{ONE} 1000
+fairlead_gateway_engine_prefix_hits_total{ONE} 880
+fairlead_gateway_engine_signals_age_seconds{ONE} 1.5
+fairlead_gateway_instance_in_flight{{model="chat/tiny",instance="u1/8000/0"}} 4
+fairlead_gateway_instances{{model="chat/tiny",state="Ready"}} 1
+fairlead_gateway_ttft_seconds_bucket{{model="chat/tiny",le="0.1"}} 3
+"""
+
+
+def pod(name: str, uid: str, *, ready: bool = True, **more: Any) -> Manifest:
+    labels = {"fairlead.io/model": "tiny", "fairlead.io/pool": "main", "fairlead.io/endpoint": "true"}
+    conditions = [{"type": "Ready", "status": str(ready), "message": ""}]
+    metadata = {
+        "name": name,
+        "namespace": "chat",
+        "uid": uid,
+        "labels": labels,
+        "creationTimestamp": "2027-01-15T07:00:00Z",
+    }
+    return {"metadata": metadata, "spec": {}, "status": {"phase": "Running", "conditions": conditions, **more}}
+
+
+def shown(facts: ModelFacts) -> str:
+    console = Console(width=400, highlight=False)
+    with console.capture() as captured:
+        console.print(render_tree(build_report(facts), advise(build_report(facts))), soft_wrap=True)
+    return captured.get()
+
+
+def told(page: str, name: str = "g") -> PodReport:
+    return PodReport(name, "fairlead", Readiness(True, []), parse_metrics(page))
+
+
+def test_the_tree_has_model_pool_pods_signals_conditions_events_and_advice(builders: Build) -> None:
+    broken = {"name": "engine", "state": {"waiting": {"reason": "ImagePullBackOff", "message": "x/y:z not found"}}}
+    event = {
+        "type": "Warning",
+        "reason": "ImagePullFailed",
+        "note": "Pod b waits",
+        "eventTime": "2027-01-15T07:59:19.000000Z",
+        "regarding": {"kind": "ModelDeployment", "name": "tiny"},
+        "series": {"count": 3, "lastObservedTime": "2027-01-15T07:59:19.000000Z"},
+    }
+    stalled = ("True", "ImagePullFailed", "pod b: x/y:z not found")
+    model = builders["model"](ready=False, Ready=("False", "ImagePullFailed", "pod b"), Stalled=stalled)
+    pods = [pod("a", "u1"), pod("b", "u2", ready=False, containerStatuses=[broken])]
+    text = shown(ModelFacts(model, pods, [event], [told(PAGE)], NOW))
+    assert text.splitlines()[0] == "× chat/tiny  0/1 ready  vllm  hf://a/b  60m"
+    assert "Stalled True  ImagePullFailed" in text
+    assert "pool main  Serve  nvidia-l4  0/1 ready" in text
+    assert "√ a  Ready  9 running, 1 waiting  KV 71 %  prefix hits 88 %" in text
+    assert "× b  Starting  ImagePullBackOff: x/y:z not found" in text
+    assert "what engines say: from 1 gateway, which routes to 1 instance" in text
+    assert "41s  ImagePullFailed  Pod b waits  (3 times)" in text
+    assert text.splitlines()[-1].startswith("next: check engine.image")
+
+
+def test_what_is_not_known_is_a_dash_or_a_reason_and_never_a_zero(builders: Build) -> None:
+    model = builders["model"]()
+    silent = 'fairlead_gateway_engine_signals_age_seconds{model="chat/tiny",instance="u1/8000/0",pool="main"} 95\n'
+    text = shown(ModelFacts(model, [pod("a", "u1")], MissingValue("no"), [told(silent)], NOW))
+    assert "a  Ready  – running, – waiting  KV –  prefix hits –  (1m35s old)" in text
+    text = shown(ModelFacts(model, MissingValue("you may not list pods"), [], MissingValue("refused"), NOW))
+    assert "pods: not to be had: you may not list pods" in text
+    assert "what engines say: not to be had: refused" in text
+    plain = to_plain(
+        build_report(ModelFacts({**model, "status": {}}, [], [], [], NOW)),
+        advise(build_report(ModelFacts(model, [], [], [], NOW))),
+    )
+    pool = json.loads(to_json(plain))["pools"][0]
+    assert (pool["ready"], pool["desired"], pool["instances"]) == (None, None, [])
+
+
+def test_the_sign_says_whether_it_serves_and_whether_something_is_wrong(builders: Build) -> None:
+    starting = builders["model"](ready=False, Ready=("False", "Starting", ""))
+    for model, sign in ((builders["model"](), "√"), (starting, "‼"), (builders["model"](ready=False), "×")):
+        assert shown(ModelFacts(model, [], [], [told(PAGE)], NOW)).startswith(f"{sign} chat/tiny")
+
+
+def test_the_freshest_gateway_counts_for_engines_and_all_for_what_is_in_flight() -> None:
+    older = PAGE.replace("} 1.5\n", "} 30\n").replace("} 9\n", "} 1\n")
+    (found,) = signals_by_instance([parse_metrics(older), parse_metrics(PAGE)], "chat/tiny").values()
+    assert (found.running, found.age_seconds, found.in_flight) == (9.0, 1.5, 8.0)
+    assert signals_by_instance([parse_metrics(PAGE)], "chat/other") == {}
+
+
+def test_engines_of_others_stand_in_the_pool_that_adopts_them(builders: Build) -> None:
+    model = builders["model"]()
+    model["spec"]["pools"] = [{"name": "main", "endpoints": [{"url": "http://10.0.0.1:8000"}]}]
+    page = PAGE.replace("u1/8000/0", "10.0.0.1/8000/0")
+    (pool,) = build_report(ModelFacts(model, [], [], [told(page)], NOW)).pools
+    assert [(one.name, one.state) for one in pool.instances] == [("10.0.0.1/8000/0", "Routed")]
+
+
+def test_the_table_of_models_has_the_columns_of_kubectl(builders: Build) -> None:
+    lines = render_table([builders["model"](), builders["model"]("a-longer-name", ready=False)], NOW).splitlines()
+    assert lines[0].split() == ["NAMESPACE", "NAME", "CLIENT-NAME", "ENGINE", "READY", "OBJECTIVES", "REASON", "AGE"]
+    assert lines[2].split() == ["chat", "a-longer-name", "a-longer-name", "vllm", "0/1", "NoInstance", "60m"]

@@ -1,0 +1,419 @@
+"""Before a real API server: a whole installation is checked, each fault is seeded there, and the commands are run as people run them.
+
+Nobody runs pods here: those of the control plane are written down as if they ran, and what they say of themselves is given.
+"""
+
+import asyncio
+import base64
+import copy
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fairlead_testing.kube.api_server import ApiServer, api_server_for_test, binaries_folder
+from fairlead_testing.waiting import wait_until_async
+
+from fairlead.api.crd import crd_manifest
+from fairlead.api.kinds import served_kinds
+from fairlead.kube.client import KubeApi, RawResponse
+from fairlead.kube.resources import (
+    CLUSTER_ROLES,
+    LEASES,
+    MODEL_DEPLOYMENTS,
+    NAMESPACES,
+    PODS,
+    SECRETS,
+    SERVICE_ACCOUNTS,
+    Manifest,
+    Resource,
+    format_micro_time,
+)
+from fairlead.runtime.clock import SystemClock
+from fairlead_cli.cluster.checks.runner import run_checks
+from fairlead_cli.cluster.checks.seeded_faults import SEEDED_FAULTS
+from fairlead_cli.cluster.checks.verdict import CheckOutcome, CheckResult
+from fairlead_cli.cluster.facts import ClusterFacts
+from fairlead_cli.cluster.facts_collector import collect_facts
+from fairlead_operator.kube.leader_election import LEASE_NAME
+from fairlead_operator.status.diagnosis import diagnose
+from fairlead_operator.status.model_status import PoolState, StatusInputs, model_status
+
+pytestmark = pytest.mark.api_server
+ROOT = Path(__file__).parents[3]
+PLACE, MODELS = "fairlead", "chat"
+TINY = {"model": {"source": "hf://a/b"}, "pools": [{"name": "main", "accelerator": "nvidia-l4"}]}
+Build = Mapping[str, Callable[..., Any]]
+WELL = {
+    "operator": ("leading\n", 'fairlead_operator_leading 1.0\nfairlead_operator_watch_age_seconds{kind="Pod"} 3.0\n'),
+    "gateway": ('{"ready":true,"notes":[]}', "fairlead_gateway_redis_connected 1\n"),
+    "indexer": ("ready\n", 'fairlead_indexer_redis_connected 1.0\nfairlead_indexer_leads{model="chat/tiny"} 1.0\n'),
+}
+
+
+class Api(KubeApi):
+    """The real one, but for what pods answer behind its proxy."""
+
+    def __init__(self, server: ApiServer) -> None:
+        super().__init__(server.config(), SystemClock(), lambda: 0.5)
+        self.said: dict[str, tuple[str, str]] = dict(WELL)
+
+    async def get_raw(self, path: str, *arguments: Any, **more: Any) -> RawResponse:
+        if "/proxy/" not in path:
+            return await super().get_raw(path, *arguments, **more)
+        component = next(name for name in WELL if f"-{name}-" in path)
+        return RawResponse(200, self.said[component][path.endswith("/metrics")].encode())
+
+
+def of(resource: Resource, namespace: str | None, name: str, **more: Any) -> Manifest:
+    metadata = {"name": name} if namespace is None else {"name": name, "namespace": namespace}
+    return {"apiVersion": resource.api_version, "kind": resource.kind, "metadata": metadata, **more}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
+    """One of this file's own: what others leave on the shared one would be checked as well."""
+    with api_server_for_test(tmp_path_factory.mktemp("checked") / "run") as found:
+        yield found
+
+
+def run(server: ApiServer, work: Callable[[Api], Awaitable[None]]) -> None:
+    async def main() -> None:
+        async with Api(server) as api:
+            await work(api)
+
+    asyncio.run(main())
+
+
+async def installed(api: Api, build: Build) -> None:
+    """The chart, its pods, a lease, and a model that is ready: all anew, as they should be."""
+    for kind in served_kinds():
+        await api.apply(crd_manifest(kind), "test")
+    await wait_until_async(lambda: api.has_resource(MODEL_DEPLOYMENTS))
+    for name in (PLACE, MODELS):
+        await api.apply(of(NAMESPACES, None, name), "test")
+    deployments = []
+    for one in build["chart"]():
+        if one["kind"] == "Secret":
+            one["data"] = {key: base64.b64encode(b"drawn").decode() for key in one["data"]}
+        if one["kind"] == "Pod" or one["kind"] not in _KINDS:
+            continue
+        await api.apply(one, "test")
+        deployments += [one] if one["kind"] == "Deployment" else []
+    for one in deployments:
+        for number in range(one["spec"]["replicas"]):
+            await _pod(api, build["pod"](one, number))
+    await renewed(api, 0.0)
+    await modelled(api, ready=True)
+
+
+_KINDS = (
+    *("ServiceAccount", "Secret", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding", "Deployment", "Service"),
+    *("PodDisruptionBudget", "NetworkPolicy"),
+)
+
+
+async def _pod(api: Api, pod: Manifest) -> None:
+    spec = {name: value for name, value in pod.items() if name != "status"}
+    spec["metadata"] = {name: value for name, value in pod["metadata"].items() if name != "uid"}
+    await api.apply(spec, "test")
+    await api.patch_merge(PODS, PLACE, pod["metadata"]["name"], {"status": pod["status"]}, "test", subresource="status")
+
+
+async def renewed(api: Api, ago: float) -> None:
+    at = format_micro_time(SystemClock.wall() - ago)
+    spec = {"holderIdentity": "fairlead-operator-0_1_a", "leaseDurationSeconds": 15, "renewTime": at}
+    await api.apply(of(LEASES, PLACE, LEASE_NAME, spec=spec), "test")
+
+
+async def modelled(api: Api, *, ready: bool, pods: tuple[Manifest, ...] = ()) -> None:
+    """The model with the status that the operator would write, from the pods that it would see."""
+    model = await api.apply(of(MODEL_DEPLOYMENTS, MODELS, "tiny", spec=TINY), "test")
+    pool = PoolState("main", "Serve", desired=1, ready=int(ready), updated=1, existing=1)
+    now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    status = model_status(
+        {**model, "status": {}}, StatusInputs((pool,), diagnose(pods, ())), model["metadata"]["generation"], now
+    )
+    await api.apply_status({**model, "status": status}, "test")
+
+
+async def checked(api: Api) -> tuple[CheckResult, ...]:
+    return run_checks(await gathered(api))
+
+
+async def gathered(api: Api) -> ClusterFacts:
+    return await collect_facts(api, await api.version(), SystemClock(), namespace=None, before_install=False)
+
+
+def failing(results: tuple[CheckResult, ...]) -> dict[str, str]:
+    return {
+        one.check.id: " | ".join(one.verdict.lines) for one in results if one.verdict.outcome is CheckOutcome.FAILED
+    }
+
+
+# --- the ten faults -----------------------------------------------------------------------------------------------------
+
+
+async def operator_down(api: Api) -> None:
+    for number in range(2):
+        conditions = [{"type": "Ready", "status": "False", "message": "containers with unready status: [operator]"}]
+        patch = {"status": {"conditions": conditions}}
+        await api.patch_merge(PODS, PLACE, f"fairlead-operator-{number}", patch, "test", subresource="status")
+    await renewed(api, 600.0)
+
+
+async def operator_not_leading(api: Api) -> None:
+    await renewed(api, 120.0)
+
+
+async def operator_right_removed(api: Api) -> None:
+    role = await api.get(CLUSTER_ROLES, None, "fairlead-fairlead-operator")
+    rules = [one for one in role["rules"] if "services" not in one["resources"]]
+    await api.patch_merge(CLUSTER_ROLES, None, "fairlead-fairlead-operator", {"rules": rules}, "test")
+
+
+async def crd_outdated(api: Api) -> None:
+    older = copy.deepcopy(next(crd_manifest(kind) for kind in served_kinds() if kind.name == "ModelDeployment"))
+    del older["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]["adapters"]
+    rules = older["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
+    rules["x-kubernetes-validations"] = [
+        one for one in rules["x-kubernetes-validations"] if "adapters" not in one["rule"]
+    ]
+    await api.apply(older, "test")
+
+
+async def keys_missing(api: Api) -> None:
+    await api.delete(SECRETS, PLACE, "fairlead-keys")
+
+
+async def fleet_stale(api: Api) -> None:
+    note = "the cluster cannot be followed, the last fleet stays: Pod was last heard of more than 190 s ago"
+    api.said["gateway"] = (json.dumps({"ready": True, "notes": [note]}), WELL["gateway"][1])
+
+
+async def redis_unreachable(api: Api) -> None:
+    note = "Redis is away for 41s (Connection refused): decisions are not shared with other gateways"
+    api.said["gateway"] = (json.dumps({"ready": True, "notes": [note]}), "fairlead_gateway_redis_connected 0\n")
+
+
+def stuck(**status: Any) -> Manifest:
+    return {"metadata": {"name": "tiny-main-a"}, "status": {"phase": "Pending", **status}}
+
+
+def waiting(reason: str, message: str) -> Manifest:
+    return stuck(
+        containerStatuses=[{"image": "nowhere/x:1", "state": {"waiting": {"reason": reason, "message": message}}}]
+    )
+
+
+async def image_unpullable(api: Api) -> None:
+    await modelled(api, ready=False, pods=(waiting("ImagePullBackOff", "not found"),))
+
+
+async def accelerator_unschedulable(api: Api) -> None:
+    full = {
+        "type": "PodScheduled",
+        "status": "False",
+        "reason": "Unschedulable",
+        "message": "0/3 nodes: nvidia.com/gpu",
+    }
+    await modelled(api, ready=False, pods=(stuck(conditions=[full]),))
+
+
+async def credentials_missing(api: Api) -> None:
+    await modelled(api, ready=False, pods=(waiting("CreateContainerConfigError", 'secret "hf-token" not found'),))
+
+
+SEEDS: dict[str, tuple[Callable[[Api], Awaitable[None]], str]] = {
+    "operator-down": (operator_down, "containers with unready status: [operator]"),
+    "operator-not-leading": (operator_not_leading, "it lasts 15 s"),
+    "operator-right-removed": (operator_right_removed, "create, delete, get, list, patch, watch"),
+    "crd-outdated": (crd_outdated, "it lacks spec.adapters"),
+    "keys-missing": (keys_missing, "fairlead/fairlead-keys does not exist"),
+    "fleet-stale": (fleet_stale, "Pod was last heard of"),
+    "redis-unreachable": (redis_unreachable, "Connection refused"),
+    "image-unpullable": (image_unpullable, "chat/tiny: ImagePullFailed: pod tiny-main-a: nowhere/x:1: not found"),
+    "accelerator-unschedulable": (accelerator_unschedulable, "0/3 nodes: nvidia.com/gpu"),
+    "credentials-missing": (credentials_missing, 'secret "hf-token" not found'),
+}
+
+
+def test_a_healthy_installation_passes_and_each_of_the_ten_faults_is_named_and_nothing_else(
+    server: ApiServer, builders: Build
+) -> None:
+    assert [one.name for one in SEEDED_FAULTS] == list(SEEDS)
+
+    async def work(api: Api) -> None:
+        await installed(api, builders)
+        results = await checked(api)
+        assert [
+            (one.check.id, one.verdict)
+            for one in results
+            if one.verdict.outcome in (CheckOutcome.FAILED, CheckOutcome.UNKNOWN)
+        ] == []
+        for fault in SEEDED_FAULTS:
+            seed, words = SEEDS[fault.name]
+            await seed(api)
+            found = failing(await checked(api))
+            assert set(found) == {fault.check}, fault.name
+            for part in words.split(", ") if fault.name == "operator-right-removed" else (words,):
+                assert part in found[fault.check], fault.name
+            api.said = dict(WELL)
+            await installed(api, builders)
+        assert failing(await checked(api)) == {}
+
+    run(server, work)
+
+
+def test_before_an_installation(server: ApiServer) -> None:
+    """A namespace that enforces ``restricted`` takes the pod."""
+
+    async def work(api: Api) -> None:
+        strict = of(NAMESPACES, None, "strict")
+        strict["metadata"]["labels"] = {"pod-security.kubernetes.io/enforce": "restricted"}
+        await api.apply(strict, "test")
+        await api.apply(of(SERVICE_ACCOUNTS, "strict", "default"), "test")
+        facts = await collect_facts(api, await api.version(), SystemClock(), namespace="strict", before_install=True)
+        found = {one.check.id: one.verdict for one in run_checks(facts, before=True)}
+        assert facts.trial == ""
+        assert {name for name, one in found.items() if one.outcome is CheckOutcome.FAILED} == set()
+        assert found["storage-class"].outcome is found["accelerators"].outcome is CheckOutcome.WARNING
+
+    run(server, work)
+
+
+# --- the commands -------------------------------------------------------------------------------------------------------
+
+
+def fairlead(server: ApiServer, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    given = {"KUBECONFIG": str(server.kubeconfig), "XDG_RUNTIME_DIR": str(server.run), **environment}
+    command = [sys.executable, "-m", "fairlead_cli", *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, env={**os.environ, **given})
+
+
+@pytest.fixture(scope="module")
+def furnished(server: ApiServer) -> ApiServer:
+    """With models: one that is ready, one whose image cannot be pulled, one that nobody has seen."""
+
+    async def work(api: Api) -> None:
+        for kind in served_kinds():
+            await api.apply(crd_manifest(kind), "test")
+        await wait_until_async(lambda: api.has_resource(MODEL_DEPLOYMENTS))
+        for name in (PLACE, MODELS):
+            await api.apply(of(NAMESPACES, None, name), "test")
+        await modelled(api, ready=False, pods=(waiting("ImagePullBackOff", "not found"),))
+        await api.apply(of(MODEL_DEPLOYMENTS, PLACE, "unseen", spec=TINY), "test")
+
+    run(server, work)
+    return server
+
+
+def test_status_of_a_model_of_the_cluster(furnished: ApiServer) -> None:
+    done = fairlead(furnished, "status", "tiny", "-n", MODELS)
+    assert done.returncode == 1, done.stderr
+    assert done.stdout.startswith("× chat/tiny  0/1 ready  vllm  hf://a/b")
+    assert "Stalled True  ImagePullFailed" in done.stdout
+    assert "next: check engine.image, engine.imagePullSecrets and the way to the registry" in done.stdout
+    assert "what engines say: not to be had" in done.stdout
+    assert fairlead(furnished, "status", "chat/tiny").stdout.startswith("× chat/tiny  0/1 ready")
+    found = json.loads(fairlead(furnished, "status", "tiny", "-o", "json").stdout)
+    assert (found["key"], found["problem"], found["ready"]) == ("chat/tiny", True, "0/1")
+
+
+def test_status_of_all_models_is_a_table(furnished: ApiServer) -> None:
+    done = fairlead(furnished, "status")
+    assert done.returncode == 1
+    assert done.stdout.splitlines()[0].split()[:3] == ["NAMESPACE", "NAME", "CLIENT-NAME"]
+    assert done.stdout.splitlines()[1].split()[:2] == ["chat", "tiny"]
+
+
+def test_a_model_that_is_not_there_names_the_nearest(furnished: ApiServer) -> None:
+    done = fairlead(furnished, "status", "tinny")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "fairlead: no model is called 'tinny' (there is: chat/tiny)\n"
+
+
+def test_kubectl_finds_the_plugin(furnished: ApiServer) -> None:
+    found = binaries_folder()
+    assert found is not None
+    path = f"{Path(sys.executable).parent}{os.pathsep}{found}"
+    environment = {
+        **os.environ,
+        "PATH": f"{path}{os.pathsep}{os.environ['PATH']}",
+        "KUBECONFIG": str(furnished.kubeconfig),
+    }
+    done = subprocess.run(
+        ["kubectl", "fairlead", "status", "tiny", "-n", MODELS],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    assert done.stdout.startswith("× chat/tiny")
+
+
+def test_kubectl_get_shows_the_columns(furnished: ApiServer) -> None:
+    found = binaries_folder()
+    assert found is not None
+    command = [str(found / "kubectl"), "--kubeconfig", str(furnished.kubeconfig), "get", "mdep", "-n", MODELS]
+    lines = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout.splitlines()
+    assert lines[0].split() == ["NAME", "CLIENT-NAME", "READY", "OBJECTIVES", "REASON", "AGE"]
+    assert lines[1].split()[:4] == ["tiny", "tiny", "0/1", "ImagePullFailed"]
+
+
+def test_who_may_nothing_is_told_so_by_every_command(furnished: ApiServer, tmp_path: Path) -> None:
+    document = json.loads(furnished.kubeconfig.read_text())
+    document["users"][0]["user"]["as"] = "jane"
+    (tmp_path / "jane").write_text(json.dumps(document))
+    jane = {"KUBECONFIG": str(tmp_path / "jane")}
+    done = fairlead(furnished, "status", "tiny", "-n", MODELS, **jane)
+    assert (done.returncode, done.stderr) == (
+        2,
+        "fairlead: you may not get ModelDeployments in chat (name a namespace with -n)\n",
+    )
+    done = fairlead(furnished, "check", "-o", "json", **jane)
+    assert done.returncode == 0, done.stdout
+    outcomes = {one["id"]: one["outcome"] for one in json.loads(done.stdout)["checks"]}
+    assert (outcomes["rights-read"], outcomes["operator-installed"], outcomes["crd-schema"]) == (
+        "warning",
+        "unknown",
+        "unknown",
+    )
+    done = fairlead(furnished, "support-bundle", "-o", str(tmp_path / "b.tar.gz"), **jane)
+    assert done.returncode == 0
+    assert "not in it: " in done.stderr
+
+
+def test_a_cluster_that_is_away_is_named_with_its_context_and_the_fix(furnished: ApiServer, tmp_path: Path) -> None:
+    document = json.loads(furnished.kubeconfig.read_text())
+    document["clusters"][0]["cluster"]["server"] = "https://127.0.0.1:1"
+    (tmp_path / "away").write_text(json.dumps(document))
+    for command in (["status", "tiny"], ["check"], ["check", "--pre"], ["support-bundle"]):
+        done = fairlead(furnished, *command, KUBECONFIG=str(tmp_path / "away"))
+        assert (done.returncode, done.stdout) == (3, "")
+        assert done.stderr.startswith(f"fairlead {command[0]}: the API server https://127.0.0.1:1 does not answer: ")
+        assert f"it is that of the context fairlead-e2e of {tmp_path}/away" in done.stderr
+        assert "--context" in done.stderr
+    done = fairlead(furnished, "check", "--context", "prod")
+    assert done.returncode == 3
+    assert "has no context 'prod'" in done.stderr
+    assert "kubectl config get-contexts" in done.stderr
+
+
+def test_check_in_linkerds_form(furnished: ApiServer) -> None:
+    done = fairlead(furnished, "check", "-n", "elsewhere")
+    assert done.returncode == 1
+    lines = done.stdout.splitlines()
+    assert lines[0] == "kubernetes-api"
+    assert lines[1].startswith("√ the API server answers (https://127.0.0.1:")
+    at = lines.index("× one operator is installed")
+    assert lines[at + 1] == "    no Deployment has the labels of Fairlead's operator"
+    assert lines[at + 2].startswith("    fix: helm install fairlead charts/fairlead")
+    assert lines[at + 3] == "    see docs/reference/checks.md#operator-installed"
+    assert lines[-1].endswith(" failed")

@@ -1,0 +1,103 @@
+"""Small readers: pages of metrics, times, certificates, quantities, what a pod waits for."""
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fairlead_cli.cluster.certificate import certificate_expiry
+from fairlead_cli.cluster.checks.analyzers.platform import parse_quantity
+from fairlead_cli.cluster.metrics_page import parse_metrics
+from fairlead_cli.cluster.object_fields import waiting_reason
+from fairlead_cli.cluster.timestamps import format_age, parse_http_date, parse_time
+
+
+def test_a_page_of_metrics() -> None:
+    page = parse_metrics(
+        '# TYPE a gauge\na 1\na{x="1",y="q\\"z\\\\"} 2.5 1700000000\nb{} NaN\nnonsense\nc{x="} 1\nd_bucket{le="1"} 3\n'
+    )
+    assert page.value("a") == 1.0
+    assert page.value("a", y='q"z\\') == 2.5
+    assert page.total("a") == 3.5
+    assert (page.value("d_bucket"), page.value("none"), page.total("none")) == (None, None, None)
+
+
+def test_times() -> None:
+    assert parse_time("2027-01-15T08:00:00Z") == 1_800_000_000.0
+    assert parse_time("2027-01-15T08:00:00.500000Z") == 1_800_000_000.5
+    assert (parse_time(""), parse_time(None), parse_http_date(""), parse_http_date("soon")) == (None, None, None, None)
+    assert parse_http_date("Fri, 15 Jan 2027 08:00:00 GMT") == 1_800_000_000.0
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0s"), (59, "59s"), (90, "90s"), (121, "2m"), (7_100, "118m"), (7_300, "2h"), (90_000, "1d"), (-5, "0s")],
+)
+def test_ages_have_one_unit(seconds: float, text: str) -> None:
+    assert format_age(1_000_000.0, 1_000_000.0 + seconds) == text
+    assert format_age(None, 0.0) == "–"
+
+
+@pytest.mark.parametrize("days", [1, 400, 20_000])
+def test_when_a_certificate_ends(tmp_path: Path, days: int) -> None:
+    """Those of openssl, with both forms of time (the years from 2050 on have four digits)."""
+    target = tmp_path / "cert.pem"
+    command = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:P-256",
+        "-nodes",
+        "-subj",
+        "/CN=x",
+    ]
+    subprocess.run(
+        [*command, "-days", str(days), "-keyout", "/dev/null", "-out", str(target)], check=True, capture_output=True
+    )
+    told = subprocess.run(
+        ["openssl", "x509", "-enddate", "-noout", "-in", str(target)], check=True, capture_output=True, text=True
+    )
+    expected = parse_http_date(f"x, {_http(told.stdout.strip().removeprefix('notAfter='))}")
+    assert certificate_expiry(target.read_bytes()) == expected
+
+
+def _http(text: str) -> str:
+    """``Nov 20 19:00:00 2026 GMT`` in the order of HTTP."""
+    month, day, clock, year, zone = text.split()
+    return f"{day} {month} {year} {clock} {zone}"
+
+
+@pytest.mark.parametrize("text", [b"", b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----", b"\xff" * 40])
+def test_what_is_no_certificate_ends_at_no_time(text: bytes) -> None:
+    assert certificate_expiry(text) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("500m", 0.5), ("4Gi", 4 * 2**30), ("2", 2.0), ("1e3", 1000.0), ("x", None), ("1Zi", None), ("", None)],
+)
+def test_quantities(text: str, value: float | None) -> None:
+    assert parse_quantity(text) == value
+
+
+def test_what_a_pod_waits_for() -> None:
+    def pod(**status: Any) -> dict[str, Any]:
+        return {"metadata": {}, "status": status}
+
+    unready = [{"type": "Ready", "status": "False", "message": "containers not ready"}]
+    no_node = [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/3 nodes"}]
+    crash = {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off"}}
+    last = {"terminated": {"exitCode": 1}}
+    assert waiting_reason(pod(conditions=[{"type": "Ready", "status": "True"}])) == ""
+    assert waiting_reason(pod(conditions=no_node)) == "Unschedulable: 0/3 nodes"
+    assert waiting_reason(pod(conditions=unready)) == "containers not ready"
+    crashed = pod(conditions=unready, containerStatuses=[{"name": "e", "state": crash, "lastState": last}])
+    assert waiting_reason(crashed) == "CrashLoopBackOff (exit code 1): back-off"
+    creating = {"waiting": {"reason": "ContainerCreating"}}
+    assert waiting_reason(pod(conditions=unready, containerStatuses=[{"state": creating}])) == "containers not ready"
+    assert waiting_reason(pod(phase="Pending")) == "Pending"
+    assert waiting_reason({"metadata": {"deletionTimestamp": "x"}}) == "it is being deleted"

@@ -1,0 +1,132 @@
+"""What pods say of themselves behind the API server's proxy; a pod that says no is not a way that is closed."""
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+from fairlead_testing.http.canned_server import CannedResponse, CannedServer
+
+from fairlead.kube.client import KubeApi
+from fairlead.kube.transport.kubeconfig import ClusterConfig
+from fairlead.runtime.clock import SystemClock
+from fairlead_cli.cluster.access.connection import CLI_LIMITS
+from fairlead_cli.cluster.metrics_page import MetricsPage
+from fairlead_cli.cluster.missing_value import MissingValue
+from fairlead_cli.cluster.pod_http import PodReport, Readiness, pod_port, query_component, query_gateway
+
+AT = "/api/v1/namespaces/fairlead/pods/g:8081/proxy"
+POD: dict[str, Any] = {
+    "metadata": {"name": "g", "namespace": "fairlead"},
+    "spec": {
+        "containers": [{"ports": [{"name": "http", "containerPort": 8080}, {"name": "manage", "containerPort": 8081}]}]
+    },
+    "status": {"podIP": "10.0.0.1"},
+}
+
+
+def said(status: int, body: Any) -> CannedResponse:
+    return CannedResponse([body if isinstance(body, bytes) else json.dumps(body).encode()], status)
+
+
+def refusal(code: int, message: str) -> CannedResponse:
+    return said(code, {"kind": "Status", "code": code, "message": message})
+
+
+def asked(
+    answers: dict[str, CannedResponse], pod: dict[str, Any] = POD, ask: Any = query_gateway
+) -> tuple[PodReport, CannedServer]:
+    async def main(server: CannedServer) -> PodReport:
+        access = ClusterConfig(server=server.url, source="a test")
+        async with KubeApi(access, SystemClock(), lambda: 0.5, limits=CLI_LIMITS) as api:
+            found: PodReport = await ask(api, pod)
+            return found
+
+    with CannedServer(answers) as server:
+        return asyncio.run(main(server)), server
+
+
+def test_readiness_and_metrics() -> None:
+    told, _ = asked({f"{AT}/readyz": said(200, {"ready": True, "notes": ["x"]}), f"{AT}/metrics": said(200, b"a 1\n")})
+    assert told.readiness == Readiness(True, ["x"])
+    assert isinstance(told.metrics, MetricsPage)
+    assert told.metrics.value("a") == 1.0
+
+
+def test_a_pod_that_is_not_ready_says_so_itself() -> None:
+    told, _ = asked(
+        {
+            f"{AT}/readyz": said(503, {"ready": False, "notes": ["no fleet has been read yet"]}),
+            f"{AT}/metrics": said(200, b""),
+        }
+    )
+    assert told.readiness == Readiness(False, ["no fleet has been read yet"])
+
+
+def test_an_operator_answers_in_a_line_of_text() -> None:
+    where = AT.replace("8081", "8080")
+    told, _ = asked(
+        {f"{where}/readyz": said(503, b"not everything has been listed yet\n"), f"{where}/metrics": said(200, b"")},
+        ask=query_component,
+    )
+    assert told.readiness == Readiness(False, ["not everything has been listed yet"])
+
+
+@pytest.mark.parametrize(
+    ("answer", "why", "forbidden"),
+    [
+        (refusal(403, "pods g is forbidden"), "you may not get pods/proxy in fairlead", True),
+        (
+            refusal(503, "error trying to reach service: dial tcp 10.0.0.1:8081: i/o timeout"),
+            "a NetworkPolicy may keep",
+            False,
+        ),
+        (
+            said(503, b"error trying to reach service: dial tcp: connect: connection refused"),
+            "connection refused",
+            False,
+        ),
+        (refusal(404, 'pods "g" not found'), 'pods "g" not found', False),
+    ],
+)
+def test_a_way_that_is_closed_is_told_with_the_reason_and_tried_once(
+    answer: CannedResponse, why: str, forbidden: bool
+) -> None:
+    told, server = asked({f"{AT}/readyz": answer})
+    assert isinstance(told.readiness, MissingValue)
+    assert why in told.readiness.reason
+    assert told.readiness.is_forbidden is forbidden
+    assert told.metrics == told.readiness
+    assert len(server.requests) == 1
+
+
+def test_a_guard_that_does_not_know_the_api_servers_name_is_given_one_that_it_knows() -> None:
+    told, server = asked({f"{AT}/readyz": said(403, {"error": {"message": "this host name is not served here"}})})
+    assert [one.headers.get("Host") for one in server.requests[:2]] == [
+        server.url.removeprefix("http://"),
+        "gateway.localhost",
+    ]
+    assert told.readiness == MissingValue("/readyz answers 403 with something else than readiness")
+
+
+def test_a_pod_without_an_address_is_not_asked() -> None:
+    told, server = asked({}, {**POD, "status": {}})
+    assert told.readiness == MissingValue("pod g has no address yet")
+    assert server.requests == []
+
+
+def test_ports_are_found_by_name() -> None:
+    assert (pod_port(POD, "manage", 1), pod_port(POD, "other", 1), pod_port({}, "manage", 1)) == (8081, 1, 1)
+
+
+def test_an_answer_is_cut_and_any_status_is_one() -> None:
+    async def main(server: CannedServer) -> None:
+        async with KubeApi(ClusterConfig(server=server.url, source="a test"), SystemClock(), lambda: 0.5) as api:
+            found = await api.get_raw("/long", 4, 5.0)
+            assert (found.status, found.body, found.truncated) == (200, b"0123", True)
+            assert (await api.get_raw("/none", 4, 5.0)).status == 404
+            assert server.requests[0].path == "/long"
+            assert (await api.get_raw("/long", 40, 5.0, query={"tailLines": "3"})).truncated is False
+
+    with CannedServer({"/long": CannedResponse([b"0123456789"])}) as server:
+        asyncio.run(main(server))

@@ -1,0 +1,302 @@
+"""`fairlead explain` as a command, and one decision of each kind as text."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+from fairlead_testing.http.canned_server import CannedResponse, CannedServer
+
+from fairlead.decision import Decision, DecisionInput, RejectedCandidate
+from fairlead_cli.explain.command import render_decision
+from fairlead_cli.management import api_types
+from fairlead_gateway.supervisor.management.serializers import decision_out
+from fairlead_gateway.telemetry import RequestOutcome
+from fairlead_gateway.telemetry.decision_log import CONTINUATION_RULE, DecisionRecord, LoggedRequest
+from fairlead_gateway.telemetry.handoff_record import HandoffRecord, PrefillAttempt
+
+HOME, OTHER = "main-0/9001/0", "main-1/9002/0"
+NOT_KNOWN = CannedResponse([b'{"error": {"message": "not in the log"}}'], 404)
+
+
+def decided(chosen: str, rule: str, reason: str, age: float | None = None) -> Decision:
+    inputs = {
+        "mean/backlog_seconds": DecisionInput(0.31, age),
+        f"{HOME}/cost_seconds": DecisionInput(0.5, age),
+        f"{HOME}/matched_tokens": DecisionInput(3_100.0, age),
+        f"{HOME}/home": DecisionInput(1.0),
+        f"{OTHER}/cost_seconds": DecisionInput(2.5, age),
+        f"{OTHER}/backlog_seconds": DecisionInput(None, age),
+    }
+    other = OTHER if chosen == HOME else HOME
+    return Decision(chosen, rule, reason, (RejectedCandidate(other, "costs 2.5s against 500ms"),), inputs, 0.5)
+
+
+def record(attempt: int, decision: Decision, story: HandoffRecord | None = None) -> DecisionRecord:
+    return DecisionRecord("req-1", 1_800_000_000.0, "chat/llama", decision, attempt, 4_100.0, "team-a", story)
+
+
+def ended(**changes: object) -> RequestOutcome:
+    known = {"duration_seconds": 1.5, "ttft_seconds": 0.41, "itl_mean_seconds": 0.02, "overhead_seconds": 8.4e-5}
+    return RequestOutcome(
+        "req-1", "chat/llama", HOME, **{"status": 200, "error": None, "started_wall": 0.0, **known, **changes}
+    )  # type: ignore[arg-type]  # a test's shorthand
+
+
+def text(*records: DecisionRecord, outcome: RequestOutcome | None) -> list[str]:
+    """As the command prints what the management API answers."""
+    shown = decision_out(LoggedRequest(list(records), outcome)).model_dump_json().encode()
+    return render_decision(msgspec.json.decode(shown, type=api_types.Decision))
+
+
+def test_one_attempt_is_told_with_its_candidates_their_numbers_and_what_came_of_it() -> None:
+    outcome = ended(
+        prompt_tokens=4_096, cached_tokens=3_072, predicted_cached_tokens=3_100, output_tokens=50, within_objective=True
+    )
+    assert text(record(1, decided(HOME, "affinity", "a home")), outcome=outcome) == [
+        "request req-1 · to chat/llama · about 4,100 prompt tokens · key team-a · 2027-01-15 08:00:00 UTC",
+        "",
+        "attempt 1 → main-0 by the rule affinity",
+        "     a home",
+        "                cost  backlog  cached  home",
+        "     √ main-0  500ms        –    3.1k   yes",
+        "     · main-1   2.5s        –       –     –  costs 2.5s against 500ms",
+        "     mean backlog 310ms; all numbers as of that moment",
+        "",
+        "outcome: status 200, after 1.5s",
+        "     first token after 410ms, 20ms between tokens, the gateway itself took 84us",
+        "     4,096 prompt tokens, 3,072 of them cached (3,100 expected), 50 tokens written",
+        "     objectives met",
+    ]
+
+
+def test_ages_stand_beside_the_numbers_that_have_one() -> None:
+    lines = text(record(1, decided(HOME, "affinity", "a home", age=0.8)), outcome=None)
+    assert any("500ms (800ms ago)" in line for line in lines)
+    assert lines[-3] == "     mean backlog 310ms (800ms ago)"
+    assert lines[-1] == "outcome: it is still running"
+
+
+def test_a_retry_names_what_the_first_engine_did() -> None:
+    lines = text(
+        record(1, decided(HOME, "affinity", "a home")),
+        record(2, decided(OTHER, "retry-1", "refused; then affinity: a home")),
+        outcome=ended(attempts=2, failures=((HOME, "refused"),), overhead_seconds=None),
+    )
+    assert "     ended before its first byte: refused" in lines
+    assert lines.index("     ended before its first byte: refused") < lines.index(
+        "attempt 2 → main-1 by the rule retry-1"
+    )
+    assert "outcome: status 200, after 1.5s, 2 attempts" in lines
+
+
+def test_a_continued_stream_says_so() -> None:
+    lines = text(
+        record(1, decided(HOME, "affinity", "a home")),
+        record(2, decided(OTHER, CONTINUATION_RULE, "continued after cut; affinity: a home")),
+        outcome=ended(attempts=2),
+    )
+    assert "outcome: status 200, after 1.5s, 2 attempts, the rest of the stream came from another engine" in lines
+
+
+def test_both_legs_of_a_hand_off_are_told_once() -> None:
+    leg = PrefillAttempt(HOME, decided(HOME, "affinity", "a home for prefill"), 0.0, 0.084, "ok")
+    words = "prefill on main-0 (affinity: a home for prefill) in 84 ms"
+    story = HandoffRecord("done", "none", words, 0.085, [leg])
+    lines = text(record(1, decided(OTHER, "load", f"{words}; cheaper"), story), outcome=ended())
+    assert lines[2:5] == [
+        "prefill → decode: done, 85ms before a decode engine was chosen",
+        "  prefill on main-0 by the rule affinity: ok after 84ms",
+        "     a home for prefill",
+    ]
+    assert lines[lines.index("attempt 1 → main-1 by the rule load") + 1] == "     cheaper"
+
+
+def test_who_computes_a_prompt_and_why_is_told_with_both_first_tokens() -> None:
+    inputs = {"longest_step_seconds": DecisionInput(0.12), f"{HOME}/predicted_ttft_seconds": DecisionInput(0.5)}
+    why = "the longest step of main-1 would take 120ms, over 90ms"
+    where = Decision(HOME, "step-full", why, (RejectedCandidate(OTHER, why),), inputs)
+    leg = PrefillAttempt(HOME, decided(HOME, "affinity", "a home for prefill"), 0.0, 0.084, "ok")
+    story = HandoffRecord("done", "step-full", "prefill on main-0 in 84 ms", 0.085, [leg], where)
+    lines = text(record(1, decided(OTHER, "load", "cheaper"), story), outcome=ended())
+    assert lines[2:5] == [
+        "prefill → decode: done (step-full), 85ms before a decode engine was chosen",
+        "  computed on main-0 by the rule step-full",
+        f"     {why}",
+    ]
+    assert "  prefill on main-0 by the rule affinity: ok after 84ms" in lines
+
+
+def test_a_bypassed_hand_off_says_why() -> None:
+    story = HandoffRecord("bypassed", "short", "no hand-off: about 7 tokens to compute, under 1024")
+    lines = text(record(1, decided(HOME, "affinity", "a home"), story), outcome=ended(status=502, error="cut"))
+    assert lines[2:4] == [
+        "prefill → decode: bypassed (short)",
+        "  no hand-off: about 7 tokens to compute, under 1024",
+    ]
+    assert "outcome: status 502 (cut), after 1.5s" in lines
+
+
+def test_a_hand_off_that_failed_on_its_decode_engine_leaves_both_choices() -> None:
+    story = HandoffRecord(
+        "failed", "decode-status-500", "the hand-off from P0 failed on main-0 (status-500), plain now"
+    )
+    lines = text(
+        record(1, decided(HOME, "affinity", "prefill on P0; a home"), story),
+        record(1, decided(HOME, "affinity", f"{story.message}; a home"), story),
+        record(2, decided(OTHER, "retry-1", "status-503; then affinity: a home"), story),
+        outcome=ended(attempts=2, failures=((HOME, "status-503"),)),
+    )
+    ends = [line.strip() for line in lines if "ended before" in line or line.startswith("attempt")]
+    assert ends == [
+        "attempt 1 → main-0 by the rule affinity",
+        "ended before its first byte: the hand-off failed, which counts as no attempt",
+        "attempt 1 → main-0 by the rule affinity",
+        "ended before its first byte: status-503",
+        "attempt 2 → main-1 by the rule retry-1",
+    ]
+    assert lines[2] == "prefill → decode: failed (decode-status-500)"
+
+
+def test_a_client_that_left_and_a_request_that_went_nowhere() -> None:
+    nowhere = Decision(None, "none", "every ready instance was tried")
+    lines = text(record(1, nowhere), outcome=ended(status=499, error="client-gone", client_gone=True))
+    assert "attempt 1 → nowhere by the rule none" in lines
+    assert "outcome: status 499 (client-gone), the client left, after 1.5s" in lines
+
+
+# --- the command --------------------------------------------------------------------------------------------------------
+
+
+def explain(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "fairlead_cli", "explain", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, **environment},
+    )
+
+
+def gateway() -> CannedServer:
+    shown = decision_out(LoggedRequest([record(1, decided(HOME, "affinity", "a home"))], ended())).model_dump_json()
+    return CannedServer(
+        {
+            "/api/decisions": CannedResponse([f'{{"decisions": [{shown}]}}'.encode()]),
+            "/api/decisions/req-1": CannedResponse([shown.encode()]),
+            "/api/decisions/nobody": NOT_KNOWN,
+            "/api/decisions/a%2Fb%3Fc": NOT_KNOWN,
+        }
+    )
+
+
+@pytest.mark.parametrize("named", [("req-1",), ()])
+def test_a_request_is_explained_by_its_id_and_the_last_one_without(named: tuple[str, ...]) -> None:
+    with gateway() as server:
+        done = explain(*named, "--manage", server.url, FAIRLEAD_MANAGE_TOKEN="secret")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("request req-1 · to chat/llama")
+    assert "√ main-0" in done.stdout
+    assert {asked.headers["authorization"] for asked in server.requests} == {"Bearer secret"}
+
+
+def test_json_is_what_the_management_api_says() -> None:
+    with gateway() as server:
+        done = explain("req-1", "--manage", server.url, "--json")
+    assert done.returncode == 0, done.stderr
+    assert msgspec.json.decode(done.stdout)["choices"][0]["rule"] == "affinity"
+
+
+@pytest.mark.parametrize("request_id", ["nobody", "a/b?c"])
+def test_a_request_that_is_not_known_exits_1_and_says_what_that_can_mean(request_id: str) -> None:
+    with gateway() as server:
+        done = explain(request_id, "--manage", server.url)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"does not know request {request_id!r}" in done.stderr
+    assert "x-fairlead-decision" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_gateway_without_any_request_says_so() -> None:
+    with CannedServer({"/api/decisions": CannedResponse([b'{"decisions": []}'])}) as server:
+        done = explain("--manage", server.url)
+    assert done.returncode == 1
+    assert "has routed no request yet" in done.stderr
+
+
+def test_an_address_where_nobody_listens_exits_3() -> None:
+    with gateway() as server:
+        gone = server.url
+    done = explain("req-1", "--manage", gone)
+    assert done.returncode == 3
+    assert "does not answer" in done.stderr
+
+
+def test_a_page_that_is_no_management_api_is_not_taken_for_a_forgotten_request() -> None:
+    with CannedServer({"/api/decisions/req-1": CannedResponse([b"<html>not found</html>"], 404)}) as server:
+        done = explain("req-1", "--manage", server.url)
+    assert done.returncode == 3
+    assert "is not Fairlead's management API" in done.stderr
+
+
+def would(prompt: Path, *arguments: str, choices: int = 1) -> tuple[subprocess.CompletedProcess[str], CannedServer]:
+    records = [record(1, decided(HOME, "affinity", "a home"))] * choices
+    shown = decision_out(LoggedRequest(records, None)).model_dump_json()
+    said = f'{{"decision": {shown}, "workers": 4, "agreeing": 3}}'.encode()
+    with CannedServer({"/api/route": CannedResponse([said])}) as server:
+        return explain("route", *arguments, "-f", str(prompt), "--manage", server.url), server
+
+
+def test_where_a_prompt_would_go_is_told_with_what_the_workers_agree_on(tmp_path: Path) -> None:
+    prompt = tmp_path / "prompt.txt"
+    prompt.write_text("what is a fairlead?")
+    done, server = would(prompt, "-m", "llama")
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert lines[0] == "a request to chat/llama · about 4,100 prompt tokens · nothing was sent"
+    assert lines[2] == "→ main-0 by the rule affinity"
+    assert lines[-1] == "3 of 4 workers would choose this instance"
+    (asked,) = server.requests
+    assert msgspec.json.decode(asked.body) == {
+        "messages": [{"role": "user", "content": "what is a fairlead?"}],
+        "model": "llama",
+    }
+
+
+def test_a_file_that_holds_a_request_is_asked_about_as_it_is(tmp_path: Path) -> None:
+    prompt = tmp_path / "request.json"
+    prompt.write_text('{"model": "llama", "prompt": "once", "max_tokens": 5}')
+    done, server = would(prompt)
+    assert done.returncode == 0
+    (asked,) = server.requests
+    assert (asked.path, msgspec.json.decode(asked.body)["prompt"]) == ("/api/route?path=%2Fv1%2Fcompletions", "once")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("-f", "prompt.txt"), "of which model is not said"),
+        (("-m", "llama", "-f", "nothing.txt"), "nothing.txt cannot be read"),
+        (("-m", "llama"), "fairlead explain route -m MODEL -f FILE"),
+    ],
+)
+def test_what_is_missing_to_ask_about_a_prompt_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prompt.txt").write_text("once")
+    with gateway() as server:
+        done = explain("route", *arguments, "--manage", server.url)
+    assert done.returncode == 2
+    assert words in done.stderr
+
+
+def test_what_would_be_refused_is_said_in_the_gateways_words(tmp_path: Path) -> None:
+    prompt = tmp_path / "prompt.txt"
+    prompt.write_text("once")
+    with CannedServer({"/api/route": CannedResponse([b'{"error": {"message": "no model \'llama\'"}}'], 404)}) as server:
+        done = explain("route", "-m", "llama", "-f", str(prompt), "--manage", server.url)
+    assert done.returncode == 1
+    assert "it would be refused (404): no model 'llama'" in done.stderr

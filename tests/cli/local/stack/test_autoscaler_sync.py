@@ -1,0 +1,248 @@
+"""What local mode tells the autoscaler, and how it follows what that wants."""
+
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from fairlead.engine_profile import builtin_profile
+from fairlead.errors import BadInput
+from fairlead.fleet.model import Instance, Model, Role
+from fairlead.manifests.loader import load_manifests
+from fairlead.runtime.clock import ManualClock
+from fairlead_autoscaler.core import ReplicaState, SleepTier, WakeTiming
+from fairlead_autoscaler.local.target import (
+    DESIRED_FILE,
+    STATE_FILE,
+    DesiredPool,
+    DesiredPools,
+    LocalTarget,
+    write_file,
+)
+from fairlead_cli.local.processes.child_process import ProcessCommand
+from fairlead_cli.local.processes.managed_process import ProcessPhase
+from fairlead_cli.local.stack.autoscaler_sync import AutoscalerSync, ScaledModelSpec
+from fairlead_cli.local.stack.engine_plan import EnginePlan, PlanOptions, plan_engines
+from fairlead_cli.local.stack.engine_process import EnginePoolSpec, EngineProcess, SleepState
+
+MANIFEST = """\
+apiVersion: serving.fairlead.io/v1alpha1
+kind: ModelDeployment
+metadata: {name: tiny}
+spec:
+  model: {source: "hf://org/tiny"}
+  pools: [{accelerator: nvidia-l4, replicas: {min: 0, max: 6}}]
+  objectives: {ttft: 2s}
+  autoscaling: {mode: Auto, downWindow: 2m}
+"""
+KEY = "default/tiny"
+
+
+def planned(directory: Path, text: str = MANIFEST, **options: Any) -> EnginePlan:
+    (directory / "m.yaml").write_text(text)
+    return plan_engines(load_manifests([directory / "m.yaml"]), PlanOptions(**options), find_program=lambda name: name)
+
+
+def test_a_model_may_begin_with_no_engine_where_something_starts_one(tmp_path: Path) -> None:
+    found = planned(tmp_path)
+    assert found.engines == 0
+    (scaled,) = found.scaled_models
+    assert (scaled.key, scaled.policy) == (KEY, {"mode": "Auto", "downWindow": "2m"})
+    (facts,) = scaled.pools
+    assert (facts.name, facts.role, facts.minimum, facts.maximum) == ("main", Role.SERVE, 0, 6)
+    assert facts.profile == builtin_profile("l4-qwen8b")
+    assert found.pools[0].model.wakes
+    with pytest.raises(BadInput, match="no pool has a replica"):
+        planned(tmp_path, MANIFEST.replace("autoscaling: {mode: Auto, downWindow: 2m}", 'autoscaling: {mode: "Off"}'))
+
+
+def test_the_autoscaler_is_told_what_the_manifest_says_however_fast_time_runs(tmp_path: Path) -> None:
+    assert planned(tmp_path, speed=10.0).scaled_models == planned(tmp_path).scaled_models
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "why"),
+    [
+        (MANIFEST.replace("min: 0", "min: 1") + "  replicas: 2\n", {}, "spec.replicas sets the number"),
+        (MANIFEST.replace("min: 0", "min: 4"), {"engines_per_process": 2}, "its engines share processes"),
+    ],
+)
+def test_a_model_that_is_not_scaled_is_said_not_to_be(
+    tmp_path: Path, text: str, options: dict[str, Any], why: str
+) -> None:
+    found = planned(tmp_path, text, **options)
+    assert (found.scaled_models, found.notes) == ((), (f"tiny: not scaled, since {why}",))
+
+
+class Stage:
+    """A supervisor that only notes, with units at chosen phases."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        template = Instance("", "default", "tiny", "main", "", engine="sim")
+        self.plan = EnginePoolSpec(Model("default", "tiny"), "main", 1, template, lambda *_: ProcessCommand(()), "main")
+        self.units: list[EngineProcess] = []
+        self.desired = {(KEY, "main"): 1}
+        self.asleep = {(KEY, "main"): 0}
+        self.asked: list[tuple[str, str, int, tuple[str, ...]]] = []
+        self.told: list[str] = []
+        self.refuses = False
+        self.clock = ManualClock(1_000.0)
+        self.changed = lambda: None
+
+    async def scale(self, key: str, pool: str, replicas: int, leaving: tuple[str, ...] = (), asleep: int = 0) -> None:
+        if self.refuses:
+            raise BadInput("no ports")
+        self.desired[key, pool], self.asleep[key, pool] = replicas, asleep
+        self.asked.append((key, pool, replicas, leaving))
+
+    def unit(self, number: int, phase: ProcessPhase, started: float, ready: float | None = None) -> EngineProcess:
+        unit = EngineProcess(self.plan, number, (9_000 + number,))
+        unit.process = SimpleNamespace(phase=phase, started_at=started, ready_at=ready)  # type: ignore[assignment]  # what is read of it
+        self.units.append(unit)
+        return unit
+
+    def following(self, scaled: ScaledModelSpec) -> AutoscalerSync:
+        return AutoscalerSync(self.directory, [scaled], self, self.clock, self.told.append)  # type: ignore[arg-type]  # what is used of it
+
+
+def test_engines_are_told_with_their_times_and_a_dead_one_counts_as_starting(tmp_path: Path) -> None:
+    (scaled,) = planned(tmp_path).scaled_models
+    stage = Stage(tmp_path)
+    stage.unit(0, ProcessPhase.READY, 900.0, 905.0)
+    stage.unit(1, ProcessPhase.WAITING, 950.0, 955.0)
+    stage.unit(2, ProcessPhase.READY, 980.0, 985.0).is_draining = True
+    stage.following(scaled).write_state()
+    state = asyncio.run(LocalTarget(tmp_path / STATE_FILE, stage.clock, 5.0).observe())[KEY]
+    assert state.policy.down_window == "2m"
+    pool = state.pools["main"]
+    assert pool.desired == 1
+    assert [(one.id, one.state, one.age_seconds, one.startup_seconds) for one in pool.replicas] == [
+        ("main-0", ReplicaState.READY, 100.0, 5.0),
+        ("main-1", ReplicaState.PENDING, 50.0, None),
+        ("main-2", ReplicaState.DRAINING, 20.0, 5.0),
+    ]
+    assert pool.replicas[0].instances == ("main-0/9000/0",)
+
+
+def test_what_is_wanted_is_followed_once_and_what_is_so_is_left(tmp_path: Path) -> None:
+    (scaled,) = planned(tmp_path).scaled_models
+    stage = Stage(tmp_path)
+
+    async def follow() -> None:
+        following = stage.following(scaled)
+        following.apply_targets()  # nobody has wished for anything
+        write_file(
+            tmp_path / DESIRED_FILE,
+            DesiredPools({KEY: {"main": DesiredPool(3, ("main-0",))}, "default/gone": {"main": DesiredPool(9)}}),
+        )
+        for _ in range(3):
+            following.apply_targets()
+            await asyncio.sleep(0)
+        write_file(tmp_path / DESIRED_FILE, DesiredPools({KEY: {"main": DesiredPool(3)}}))
+        following.apply_targets()
+        await asyncio.sleep(0)
+        await following.stop()
+
+    asyncio.run(follow())
+    assert stage.asked == [(KEY, "main", 3, ("main-0",))]
+
+
+def test_a_wish_that_cannot_be_read_or_met_is_told(tmp_path: Path) -> None:
+    (scaled,) = planned(tmp_path).scaled_models
+    stage = Stage(tmp_path)
+
+    async def follow() -> None:
+        following = stage.following(scaled)
+        (tmp_path / DESIRED_FILE).write_text("{")
+        for _ in range(2):
+            following.apply_targets()
+        stage.refuses = True
+        write_file(tmp_path / DESIRED_FILE, DesiredPools({KEY: {"main": DesiredPool(3)}}))
+        following.apply_targets()
+        await asyncio.sleep(0)
+        await following.stop()
+
+    asyncio.run(follow())
+    assert len(stage.told) == 2
+    assert stage.told[0].startswith("what the autoscaler wants cannot be read: ")
+    assert stage.told[1] == f"main of {KEY} cannot be brought to 3: no ports"
+
+
+@pytest.mark.parametrize("wanted", [-1, 0, 7, 4_000])
+def test_a_number_that_the_manifest_allows_at_no_hour_is_not_followed(tmp_path: Path, wanted: int) -> None:
+    hours = 'schedules: [{name: day, begin: "08:00", end: "20:00", min: 2, max: 6}]'
+    text = MANIFEST.replace("min: 0, max: 6", "min: 1, max: 4").replace("downWindow: 2m", hours)
+    (scaled,) = planned(tmp_path, text).scaled_models
+    stage = Stage(tmp_path)
+
+    async def follow() -> None:
+        following = stage.following(scaled)
+        for number in (wanted, 6):
+            write_file(tmp_path / DESIRED_FILE, DesiredPools({KEY: {"main": DesiredPool(number)}}))
+            following.apply_targets()
+            await asyncio.sleep(0)
+        await following.stop()
+
+    asyncio.run(follow())
+    assert stage.told == [f"main of {KEY} stays as it is: {wanted} are wanted of it, and 1 to 6 are allowed"]
+    assert stage.asked == [(KEY, "main", 6, ())]
+
+
+def test_nothing_is_written_while_nothing_changes(tmp_path: Path) -> None:
+    (scaled,) = planned(tmp_path).scaled_models
+    stage = Stage(tmp_path)
+    unit = stage.unit(0, ProcessPhase.READY, 900.0, 905.0)
+    following = stage.following(replace(scaled))
+    following.write_state()
+    first = (tmp_path / STATE_FILE).stat().st_mtime_ns, (tmp_path / STATE_FILE).stat().st_ino
+    following.write_state()
+    assert ((tmp_path / STATE_FILE).stat().st_mtime_ns, (tmp_path / STATE_FILE).stat().st_ino) == first
+    unit.is_draining = True
+    following.write_state()
+    assert (tmp_path / STATE_FILE).stat().st_ino != first[1]
+
+
+TIERED = MANIFEST.replace("downWindow: 2m", "sleep: {min: 1, max: 2, level: 2, after: 1h}")
+
+
+def test_who_sleeps_is_told_with_what_waking_took(tmp_path: Path) -> None:
+    (scaled,) = planned(tmp_path, TIERED).scaled_models
+    assert scaled.pools[0].tier == SleepTier(2, 1, 2, 3_600.0)
+    stage = Stage(tmp_path)
+    stage.plan = replace(stage.plan, sleep_level=2)
+    stage.asleep[KEY, "main"] = 1
+    rests = (SleepState.AWAKE, SleepState.FALLING_ASLEEP, SleepState.ASLEEP, SleepState.WAKING)
+    for number, rest in enumerate(rests):
+        stage.unit(number, ProcessPhase.READY, 900.0, 905.0).sleep_state = rest
+    stage.units[0].wake_count, stage.units[0].wake_seconds = 3, 1.5
+    stage.following(scaled).write_state()
+    pool = asyncio.run(LocalTarget(tmp_path / STATE_FILE, stage.clock, 5.0, speed=2.0).observe())[KEY].pools["main"]
+    assert (pool.desired, pool.asleep) == (1, 1)
+    assert [one.state.value for one in pool.replicas] == ["ready", "falling-asleep", "asleep", "waking"]
+    assert pool.replicas[0].last_wake == WakeTiming(2, 3, 3.0)
+    assert pool.replicas[1].last_wake is None
+
+
+@pytest.mark.parametrize(
+    ("wish", "follows"), [(DesiredPool(1, (), 2), True), (DesiredPool(1, (), 3), False), (DesiredPool(5, (), 2), False)]
+)
+def test_so_many_sleep_as_the_manifest_allows(tmp_path: Path, wish: DesiredPool, follows: bool) -> None:
+    (scaled,) = planned(tmp_path, TIERED).scaled_models
+    stage = Stage(tmp_path)
+
+    async def follow() -> None:
+        following = stage.following(scaled)
+        write_file(tmp_path / DESIRED_FILE, DesiredPools({KEY: {"main": wish}}))
+        following.apply_targets()
+        await asyncio.sleep(0)
+        await following.stop()
+
+    asyncio.run(follow())
+    assert bool(stage.asked) is follows
+    assert stage.asleep[KEY, "main"] == (2 if follows else 0)
+    if not follows:
+        assert stage.told[0].endswith(" asleep")

@@ -1,0 +1,148 @@
+"""Scaling down under load, with the real gateway and real simulated engines: no engine sees a request after Draining."""
+
+import asyncio
+import sys
+from pathlib import Path
+
+import httpx
+
+from fairlead.fleet.file import parse_fleet_file
+from fairlead.fleet.model import Instance, Model
+from fairlead.runtime.clock import SystemClock
+from fairlead_cli.addresses import find_free_ports
+from fairlead_cli.local.processes.child_process import ProcessCommand
+from fairlead_cli.local.processes.readiness_probe import wait_until
+from fairlead_cli.local.processes.reaper import Reaper
+from fairlead_cli.local.stack.engine_process import EnginePoolSpec
+from fairlead_cli.local.stack.supervisor import StackSpec, StackSupervisor
+from fairlead_cli.management.client import ManagementClient
+
+PATIENCE = 120.0
+KEY = "default/tiny"
+CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 60}
+
+
+def engine(ports: tuple[int, ...], first: int) -> ProcessCommand:
+    listen = f"127.0.0.1:{ports[0]}"
+    command = (
+        "-m",
+        "fairlead_sim",
+        "engine",
+        "--listen",
+        listen,
+        "--model",
+        "tiny",
+        "--profile",
+        "910b4",
+        "--speed",
+        "5",
+    )
+    return ProcessCommand((sys.executable, *command))
+
+
+class Load:
+    """Requests all the time, from several clients, until told to stop; keeps every status.
+
+    ``sent`` has, for each, when it was sent (the loop's time) and which instance answered it.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.statuses: list[int] = []
+        self.sent: list[tuple[float, str]] = []
+        self.seen = asyncio.Event()
+        self._on = True
+        self._tasks = [asyncio.ensure_future(self._client()) for _ in range(4)]
+
+    async def more(self, count: int) -> None:
+        """Wait until that many more were answered."""
+        wanted = len(self.statuses) + count
+        while len(self.statuses) < wanted:
+            self.seen.clear()
+            await self.seen.wait()
+
+    async def stop(self) -> None:
+        self._on = False
+        await asyncio.gather(*self._tasks)
+
+    async def _client(self) -> None:
+        async with httpx.AsyncClient(timeout=60, trust_env=False) as client:
+            while self._on:
+                begun = asyncio.get_running_loop().time()
+                answer = await client.post(f"{self.url}/v1/chat/completions", json=CHAT)
+                self.sent.append((begun, answer.headers["x-fairlead-instance"]))
+                self.statuses.append(answer.status_code)
+                self.seen.set()
+
+
+class Leaving:
+    """What is seen of the engine that leaves: who it is, since when the gateway knows, what it says meanwhile."""
+
+    def __init__(self, instance_id: str, url: str) -> None:
+        self.id = instance_id
+        self.url = url
+        self.known_at = float("inf")
+        self.said: list[dict[str, int]] = []
+
+    async def watch(self, management: ManagementClient) -> None:
+        """Until it is gone."""
+        async with httpx.AsyncClient(timeout=5, trust_env=False) as client:
+            await client.get(f"{self.url}/sim/state")  # connected: what follows is quicker than the engine's end
+            await wait_until(lambda: management.has_stopped_routing(self.id), 0.0)
+            self.known_at = asyncio.get_running_loop().time()
+            while True:
+                try:
+                    self.said.append((await client.get(f"{self.url}/sim/state")).json())
+                except httpx.HTTPError:
+                    return
+                await asyncio.sleep(0.005)
+
+
+async def scaled_down_under_load(directory: Path) -> tuple[Load, Leaving]:
+    """Three engines become two while requests keep coming."""
+    guard = Reaper(None)
+    (listen,), (manage,) = find_free_ports([1, 1])
+    file = directory / "fleet.yaml"
+    arguments = ("--fleet", str(file), "--listen", f"127.0.0.1:{listen}", "--manage", f"127.0.0.1:{manage}")
+    gateway = ProcessCommand((sys.executable, "-m", "fairlead_gateway", *arguments))
+    template = Instance("", "default", "tiny", "main", "", engine="sim")
+    pool = EnginePoolSpec(Model("default", "tiny", preset="round-robin"), "main", 3, template, engine, "main")
+    url = f"http://127.0.0.1:{manage}"
+    async with ManagementClient(url) as management:
+        plan = StackSpec((pool,), gateway, url, file)
+        supervisor = StackSupervisor(
+            plan, reaper=guard, clock=SystemClock(), routing=management, on_event=lambda line: None
+        )
+        try:
+            supervisor.start()
+            async with asyncio.timeout(PATIENCE):
+                await supervisor.wait_ready()
+                load = Load(f"http://127.0.0.1:{listen}")
+                await load.more(30)
+                unit = supervisor.engines[-1]
+                leaving = Leaving(unit.instance_ids()[0], unit.urls()[0])
+                watching = asyncio.ensure_future(leaving.watch(management))
+                await supervisor.scale(KEY, "main", 2)
+                await load.more(30)
+                await load.stop()
+                watching.cancel()
+                await asyncio.wait({watching})
+                assert [one.id for one in parse_fleet_file(file.read_text(), file=str(file)).instances[KEY]] == [
+                    unit.instance_ids()[0] for unit in supervisor.engines
+                ]
+        finally:
+            await supervisor.stop(asyncio.Event())
+            guard.close()
+    return load, leaving
+
+
+def test_no_request_is_lost_and_none_reaches_an_engine_that_drains(tmp_path: Path) -> None:
+    load, leaving = asyncio.run(scaled_down_under_load(tmp_path))
+    assert set(load.statuses) == {200}
+    before = [instance for begun, instance in load.sent if begun < leaving.known_at]
+    after = [instance for begun, instance in load.sent if begun >= leaving.known_at]
+    assert leaving.id in before
+    assert after
+    assert leaving.id not in after
+    assert leaving.said, "the engine was watched while it drained"
+    assert {one["requests_while_draining"] for one in leaving.said} == {0}

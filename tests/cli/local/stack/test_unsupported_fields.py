@@ -1,0 +1,152 @@
+"""What local mode makes of a manifest that was written for a cluster: honoured, told of, or refused by field and fix."""
+
+from pathlib import Path
+
+import pytest
+
+from fairlead.engine_profile import builtin_profile
+from fairlead.errors import BadInput
+from fairlead.fleet.model import Role
+from fairlead.manifests.loader import load_manifests
+from fairlead_cli.local.stack.engine_plan import EnginePlan, PlanOptions, plan_engines
+from fairlead_cli.local.stack.engine_process import EngineProcess
+
+HEAD = """\
+apiVersion: serving.fairlead.io/v1alpha1
+kind: ModelDeployment
+metadata: {name: a}
+spec:
+"""
+SPLIT = (
+    HEAD
+    + """\
+  model: {source: "hf://a/b"}
+  engine: {kind: KIND}
+  pools:
+    - {name: first, role: Prefill, accelerator: nvidia-h100}
+    - {name: then, role: Decode, accelerator: nvidia-h100, replicas: {min: 2}}
+    - {name: both, accelerator: nvidia-h100}
+  kvCache: {transfer: Mooncake}
+"""
+)
+EXTERNAL = (
+    HEAD
+    + """\
+  model: {source: "hf://a/b"}
+  engine: {kind: external}
+  pools:
+    - {endpoints: [{url: "http://10.0.0.5"}, {url: "https://[fd00::2]:8443/"}]}
+    - {name: known, accelerator: nvidia-l4, endpoints: [{url: "http://10.0.0.6:9000"}]}
+"""
+)
+EVERYTHING = (
+    HEAD
+    + """\
+  model: {source: "hf://a/b", revision: v1, credentials: {secretName: s}, cache: {size: 1Gi}}
+  engine:
+    image: mine
+    imagePullSecrets: [{name: r}]
+    env: [{name: A, value: b}, {name: B, valueFrom: {fieldRef: {fieldPath: status.podIP}}}]
+  pools:
+    - accelerator: nvidia-l4
+      parallelism: {tensor: 2}
+      replicas: {min: 2, max: 4}
+      template: {spec: {priorityClassName: high}}
+  replicas: 3
+  kvCache: {offload: {memory: 1Gi}}
+  adapters: {}
+  autoscaling: {mode: Auto}
+  rollout: {paused: true}
+"""
+)
+
+
+def planned(directory: Path, text: str, *, real: bool = False) -> EnginePlan:
+    (directory / "m.yaml").write_text(text)
+    return plan_engines(load_manifests([directory / "m.yaml"]), PlanOptions(real=real), find_program=lambda name: name)
+
+
+def test_fields_without_effect_are_told_of(tmp_path: Path) -> None:
+    found = planned(tmp_path, EVERYTHING)
+    assert found.notes == (
+        "a: no effect in local mode: spec.model.revision, spec.model.credentials, spec.model.cache, spec.engine.image, "
+        "spec.engine.imagePullSecrets, spec.engine.env[1].valueFrom, spec.pools[0].parallelism, spec.pools[0].template, "
+        "spec.kvCache.offload, spec.adapters, spec.rollout",
+        "a: not scaled, since spec.replicas sets the number",
+    )
+    (pool,) = found.pools
+    assert pool.replicas == 3
+    assert pool.command((9001,), 0).environment == {"A": "b"}
+
+
+@pytest.mark.parametrize("kind", ["sglang", "custom, image: mine"])
+def test_engines_that_local_mode_does_not_know_are_simulated(tmp_path: Path, kind: str) -> None:
+    text = HEAD + f'  model: {{source: "hf://a/b"}}\n  engine: {{kind: {kind}}}\n  pools: [{{accelerator: cpu}}]\n'
+    (pool,) = planned(tmp_path, text).pools
+    assert "fairlead_sim" in pool.command((9001,), 0).argv
+
+
+@pytest.mark.parametrize(
+    ("text", "field", "hint"),
+    [
+        (SPLIT.replace("KIND", "vllm"), "spec.pools[0].role", "leave --real out, or use the role Serve"),
+        (SPLIT.replace("KIND", "sglang"), "spec.engine.kind", "leave --real out to simulate it"),
+        (EVERYTHING, "spec.model.revision", "remove it, or leave --real out"),
+        (EVERYTHING.replace("revision: v1, ", ""), "spec.engine.env[1].valueFrom", "remove it, or leave --real out"),
+        (
+            HEAD + '  model: {source: "hf://a/b"}\n  pools: [{accelerator: cpu, parallelism: {nodes: 2, tensor: 2}}]\n',
+            "spec.pools[0].parallelism",
+            "remove it, or leave --real out",
+        ),
+    ],
+)
+def test_a_real_engine_that_would_serve_something_else_is_refused(
+    tmp_path: Path, text: str, field: str, hint: str
+) -> None:
+    with pytest.raises(BadInput) as refused:
+        planned(tmp_path, text, real=True)
+    assert refused.value.field == field
+    assert (refused.value.hint or "").startswith(hint)
+
+
+@pytest.mark.parametrize(("kind", "transfer"), [("vllm", "mooncake"), ("sglang", "sglang")])
+def test_prefill_and_decode_are_split_between_simulated_engines(tmp_path: Path, kind: str, transfer: str) -> None:
+    found = planned(tmp_path, SPLIT.replace("KIND", kind))
+    tails = [pool.command((9001,), 0).argv[-4:] for pool in found.pools]
+    assert tails[:2] == [
+        ("--kv-connector", transfer, "--kv-role", "kv_producer"),
+        ("--kv-connector", transfer, "--kv-role", "kv_consumer"),
+    ]
+    assert "--kv-connector" not in tails[2]
+    templates = [pool.template for pool in found.pools]
+    assert [(one.role, one.transfer) for one in templates] == [
+        (Role.PREFILL, transfer),
+        (Role.DECODE, transfer),
+        (Role.SERVE, None),
+    ]
+
+
+def test_engines_that_meet_at_the_prefill_side_are_told_where(tmp_path: Path) -> None:
+    first, then, _ = planned(tmp_path, SPLIT.replace("KIND", "vllm")).pools
+    assert EngineProcess(first, 0, (9001,)).bootstrap_url("http://127.0.0.1:9001") == "http://127.0.0.1:9001"
+    assert EngineProcess(then, 0, (9002,)).bootstrap_url("http://127.0.0.1:9002") is None
+
+
+def test_external_engines_are_adopted_and_nothing_is_started(tmp_path: Path) -> None:
+    found = planned(tmp_path, EXTERNAL, real=True)
+    assert found.engines == 3
+    assert [pool.process_sizes() for pool in found.pools] == [[], []]
+    instances = [one for pool in found.pools for one in pool.adopted]
+    assert [(one.id, one.url) for one in instances] == [
+        ("10.0.0.5/80/0", "http://10.0.0.5:80"),
+        ("fd00::2/8443/0", "https://[fd00::2]:8443"),
+        ("10.0.0.6/9000/0", "http://10.0.0.6:9000"),
+    ]
+    assert [one.profile for one in instances] == [None, None, builtin_profile("l4-qwen8b")]
+
+
+def test_pods_cannot_be_adopted(tmp_path: Path) -> None:
+    text = EXTERNAL.replace('endpoints: [{url: "http://10.0.0.6:9000"}]', "selector: {matchLabels: {app: a}}")
+    with pytest.raises(BadInput, match="no pods that a selector could find") as refused:
+        planned(tmp_path, text)
+    assert refused.value.field == "spec.pools[1].selector"

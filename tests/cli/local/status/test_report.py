@@ -1,0 +1,157 @@
+"""What `fairlead status` concludes, and how it looks."""
+
+import io
+import json
+
+import pytest
+from rich.console import Console
+
+from fairlead_cli.local.status.report import PoolScaling, StackReport, build_report
+from fairlead_cli.local.status.tree import render_tree, to_json
+from fairlead_cli.management import api_types
+from fairlead_cli.management.client import GatewaySnapshot
+
+KEY = "default/tiny"
+
+
+def snapshot(
+    *states: str,
+    window: api_types.PeriodStats | None = None,
+    decisions: tuple[api_types.Decision, ...] = (),
+    ready: bool = True,
+) -> GatewaySnapshot:
+    instances = [
+        api_types.Instance(f"main-{n}/400{n}/0", "main", f"http://h:400{n}", "sim", state, 1, 0, 0.2)
+        for n, state in enumerate(states)
+    ]
+    model = api_types.Model(KEY, "default", "tiny", "dual-hash", api_types.Objectives(0.95, 2.0), instances)
+    numbers = api_types.ModelStats(1, 0, window or api_types.PeriodStats(), window or api_types.PeriodStats(), {})
+    stats = api_types.GatewayStats(ready, [] if ready else ["no engine is ready"], 60.0, {KEY: numbers})
+    return GatewaySnapshot(api_types.Fleet(3, [model]), stats, api_types.DecisionList(list(decisions)))
+
+
+def judged(found: GatewaySnapshot, wanted: int | None = None) -> StackReport:
+    return build_report(
+        found, url="http://g", manage="http://m", expected_instances={} if wanted is None else {KEY: wanted}
+    )
+
+
+def text(found: StackReport, width: int = 200) -> str:
+    out = io.StringIO()
+    Console(file=out, width=width).print(render_tree(found))
+    return out.getvalue()
+
+
+BUSY = api_types.PeriodStats(requests=100, requests_per_second=1.6, within_objective=0.99, cached_token_share=0.43)
+
+
+@pytest.mark.parametrize(
+    ("found", "wanted", "problem", "advice"),
+    [
+        (snapshot("Ready", "Ready", window=BUSY), 2, False, "nothing to do"),
+        (snapshot("Ready"), None, False, "nothing to do"),
+        (snapshot("Ready", "Starting", window=BUSY), 2, False, "1 engine starting"),
+        (snapshot("Starting", "Starting"), 2, True, "2 engines starting; requests wait until one is ready"),
+        (snapshot(), 2, True, "no engine is running"),
+        (snapshot("Ready", window=BUSY), 2, True, "1 of 2 engines ended and will be started again"),
+        (snapshot("Ready", window=api_types.PeriodStats(requests=9, errors=2)), 1, True, "2 of 9 requests failed"),
+        (
+            snapshot("Ready", window=api_types.PeriodStats(requests=9, within_objective=0.5)),
+            1,
+            True,
+            "50 % of requests meet",
+        ),
+    ],
+)
+def test_one_line_of_advice_names_the_most_urgent_thing(
+    found: GatewaySnapshot, wanted: int | None, problem: bool, advice: str
+) -> None:
+    told = judged(found, wanted)
+    assert told.has_problem is problem
+    assert told.models[0].advice.text.startswith(advice)
+    assert f"next: {advice}" in text(told)
+
+
+def test_a_pool_that_is_sized_shows_what_is_wanted_of_it_and_may_sleep() -> None:
+    sized = {KEY: [PoolScaling("main", 0, 0, 4, "zero", "silent for longer than idling is worth")]}
+    found = build_report(snapshot(), url="http://g", manage="http://m", expected_instances={}, scaling_by_model=sized)
+    assert not found.has_problem
+    assert found.models[0].advice.text == "it has no engine: the next request waits while one starts"
+    assert "autoscaler wants 0 of main, of 0 to 4  zero  silent for longer" in text(found)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "unwritten", "words"),
+    [
+        (2, None, "the autoscaler is at it"),
+        (4, None, "raise replicas.max"),
+        (1, None, "the autoscaler takes what there is to be enough (`fairlead explain scale tiny` says why)"),
+        (3, "the mode is Advise", "the autoscaler wants 3 of main, which is not done since the mode is Advise"),
+    ],
+)
+def test_a_missed_objective_of_a_pool_that_is_sized_has_advice_of_its_own(
+    wanted: int, unwritten: str | None, words: str
+) -> None:
+    slow = snapshot("Ready", window=api_types.PeriodStats(requests=9, within_objective=0.5))
+    sized = {KEY: [PoolScaling("main", wanted, 0, 4, "up", "2.1 are needed", unwritten)]}
+    found = build_report(slow, url="http://g", manage="http://m", expected_instances={}, scaling_by_model=sized)
+    assert words in found.models[0].advice.text
+    assert ("not done: the mode is Advise" in text(found)) is (unwritten is not None)
+
+
+def test_engines_that_sleep_are_counted_beside_those_that_serve_and_are_no_warning() -> None:
+    sized = {KEY: [PoolScaling("main", 1, 0, 4, "enough", "0.40 are needed", None, 1)]}
+    shown = text(
+        build_report(
+            snapshot("Ready", "Sleeping"),
+            url="http://g",
+            manage="http://m",
+            expected_instances={},
+            scaling_by_model=sized,
+        )
+    )
+    assert "tiny  dual-hash  1/1 ready, 1 asleep" in shown
+    assert "pool main  1/1 ready, 1 asleep" in shown
+    assert "☾ main-1  Sleeping  http://h:4001" in shown
+    assert "autoscaler wants 1 and 1 asleep of main, of 0 to 4" in shown
+    assert "‼" not in shown
+
+
+def test_an_idle_stack_is_told_how_to_be_asked() -> None:
+    idle = snapshot("Ready")
+    nothing = api_types.ModelStats()
+    told = judged(GatewaySnapshot(idle.fleet, api_types.GatewayStats(True, [], 1.0, {KEY: nothing}), idle.decisions), 1)
+    assert told.models[0].advice.text == "nothing was asked yet: fairlead chat tiny"
+
+
+def test_a_gateway_that_is_not_ready_is_a_problem_and_says_why() -> None:
+    told = judged(snapshot("Ready", ready=False), 1)
+    assert told.has_problem
+    assert "no engine is ready" in text(told)
+
+
+def test_the_tree_shows_pools_instances_and_decisions() -> None:
+    choice = api_types.Choice(1, "main-0/4000/0", "affinity", "a home", 0.1, [])
+    decision = api_types.Decision("req-7", KEY, 0.0, 4_096.0, [choice], api_types.RequestOutcome(200, ttft_seconds=0.2))
+    lines = text(judged(snapshot("Ready", "Draining", window=BUSY, decisions=(decision,)), 2)).splitlines()
+    assert any("tiny  dual-hash  1/2 ready" in line for line in lines)
+    assert any("hit rate 43 %" in line for line in lines)
+    assert any("√ main-0  Ready  1 in flight" in line for line in lines)
+    assert any("‼ main-1  Draining" in line for line in lines)
+    assert any("4.1k tokens → main-0  affinity  TTFT 200ms  a home" in line for line in lines)
+
+
+def test_json_holds_the_same_and_null_for_what_is_not_known() -> None:
+    told = json.loads(to_json(judged(snapshot("Ready", window=BUSY), 1)))
+    assert told["problem"] is False
+    (model,) = told["models"]
+    assert model["key"] == KEY
+    assert model["next"] == "nothing to do"
+    assert model["last_minute"]["cached_token_share"] == 0.43
+    assert model["last_minute"]["share_on_homes"] is None
+    assert model["pools"][0]["instances"][0]["id"] == "main-0/4000/0"
+
+
+def test_only_the_model_asked_for_is_told() -> None:
+    found = snapshot("Ready")
+    assert build_report(found, url=None, manage="m", expected_instances={}, only="default/other").models == ()

@@ -1,0 +1,168 @@
+"""The open-loop client against a server whose bytes the test writes, over real sockets."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import uvloop
+from fairlead_testing.http import scripted_server
+
+from fairlead.errors import Unavailable
+from fairlead_cli.replay.client.open_loop_client import (
+    GAVE_UP_ERROR,
+    ClientRun,
+    OpenLoopClient,
+    PlannedRequest,
+    ProgressCounts,
+)
+from fairlead_cli.replay.client.prompts import ReplayTarget, plan_requests
+from fairlead_sim.workload.traces import TraceRequest
+
+DONE = scripted_server.event("[DONE]")
+
+
+async def tokens(body: dict[str, Any]) -> AsyncIterator[bytes]:
+    """As many tokens as asked for, each its own chunk."""
+    yield scripted_server.head(more="x-fairlead-instance: main-0/1/0\r\nx-fairlead-reason: affinity\r\n")
+    yield scripted_server.chunk(scripted_server.role())
+    for _ in range(body["max_tokens"]):
+        yield scripted_server.chunk(scripted_server.token(" abc"))
+    yield scripted_server.chunk(
+        scripted_server.usage(len(body["messages"][0]["content"]) // 4, body["max_tokens"], 512)
+    )
+    yield scripted_server.chunk(DONE) + scripted_server.chunk(b"")
+
+
+def requests(count: int, *, every: float = 0.0, output: int = 3) -> list[TraceRequest]:
+    return [TraceRequest(f"q{number}", number * every, 600, output, (0, number + 1)) for number in range(count)]
+
+
+def replay(
+    script: scripted_server.Script, wanted: list[TraceRequest], *, patience: float = 30.0
+) -> tuple[ClientRun, scripted_server.ScriptedServer]:
+    async def go() -> tuple[ClientRun, scripted_server.ScriptedServer]:
+        async with scripted_server.scripted_server(script) as server:
+            target = ReplayTarget(server.url, model="tiny")
+            client = OpenLoopClient(target.host, target.port, patience_seconds=patience)
+            return await client.run(plan_requests(wanted, target, speed=1.0)), server
+
+    return uvloop.run(go())
+
+
+def test_every_request_is_answered_with_its_tokens_instance_and_cached_tokens() -> None:
+    run, server = replay(tokens, requests(20))
+    assert [outcome.error for outcome in run.results] == [None] * 20
+    for outcome in run.results:
+        assert (outcome.output_tokens, outcome.cached_tokens, len(outcome.gaps)) == (3, 512, 2)
+        assert (outcome.instance, outcome.reason) == ("main-0/1/0", "affinity")
+        assert outcome.ttft_seconds is not None
+        assert outcome.ttft_seconds > 0
+    assert len(server.requests) == 20
+
+
+def test_the_body_asks_for_a_stream_with_usage_and_exactly_the_trace_s_tokens() -> None:
+    _, server = replay(tokens, requests(1, output=7))
+    headers, body = server.requests[0]
+    assert body["stream_options"] == {"include_usage": True}
+    assert (body["max_tokens"], body["ignore_eos"], body["stream"], body["model"]) == (7, True, True, "tiny")
+    assert headers["x-request-id"] == "q0"
+
+
+def test_a_connection_is_used_again_when_its_answer_is_complete() -> None:
+    run, server = replay(tokens, requests(3, every=0.5))
+    assert [outcome.error for outcome in run.results] == [None] * 3
+    assert server.connections < 3
+
+
+def test_a_slow_answer_holds_no_other_request_back() -> None:
+    release: list[asyncio.Event] = []
+
+    async def script(body: dict[str, Any]) -> AsyncIterator[bytes]:
+        if not release:
+            release.append(asyncio.Event())
+            await release[0].wait()  # the first one is answered only when the last one is here
+        elif body["max_tokens"] == 9:
+            release[0].set()
+        async for data in tokens(body):
+            yield data
+
+    wanted = [*requests(5), TraceRequest("last", 0.0, 600, 9, (0, 9))]
+    run, _ = replay(script, wanted)
+    assert all(outcome.error is None for outcome in run.results)
+
+
+def test_an_answer_that_is_no_200_is_an_error_with_its_message() -> None:
+    async def script(body: dict[str, Any]) -> AsyncIterator[bytes]:
+        yield scripted_server.head("503 Service Unavailable", kind="application/json")
+        yield scripted_server.chunk(b'{"error": {"message": "no instance is ready"}}') + scripted_server.chunk(b"")
+
+    run, _ = replay(script, requests(2))
+    assert {outcome.error for outcome in run.results} == {"HTTP 503: no instance is ready"}
+    assert {outcome.status for outcome in run.results} == {503}
+
+
+def test_a_connection_cut_in_mid_stream_is_an_error_that_keeps_its_first_token() -> None:
+    async def script(body: dict[str, Any]) -> AsyncIterator[bytes]:
+        yield (
+            scripted_server.head()
+            + scripted_server.chunk(scripted_server.role())
+            + scripted_server.chunk(scripted_server.token(" abc"))
+        )
+        raise scripted_server.CloseConnection
+
+    run, _ = replay(script, requests(1))
+    assert "lost" in (run.results[0].error or "")
+    assert run.results[0].ttft_seconds is not None
+
+
+def test_garbage_instead_of_http_is_an_error() -> None:
+    async def script(body: dict[str, Any]) -> AsyncIterator[bytes]:
+        yield b"hello there\r\n\r\n"
+
+    run, _ = replay(script, requests(1))
+    assert "no HTTP answer" in (run.results[0].error or "")
+
+
+def test_what_never_answers_is_given_up_after_the_patience() -> None:
+    async def script(body: dict[str, Any]) -> AsyncIterator[bytes]:
+        await asyncio.Event().wait()
+        yield b""
+
+    run, _ = replay(script, requests(2), patience=0.05)
+    assert {outcome.error for outcome in run.results} == {GAVE_UP_ERROR}
+    assert {outcome.finished_seconds for outcome in run.results} == {None}
+
+
+def test_nothing_listening_is_said_before_anything_is_sent() -> None:
+    async def go() -> None:
+        async with scripted_server.scripted_server(tokens) as server:
+            target = ReplayTarget(server.url, model="tiny")
+        await OpenLoopClient(target.host, target.port).run(plan_requests(requests(1), target, speed=1.0))
+
+    with pytest.raises(Unavailable, match="nothing answers"):
+        asyncio.run(go())
+
+
+def test_the_progress_ends_with_everything_answered() -> None:
+    seen: list[ProgressCounts] = []
+
+    async def go() -> None:
+        async with scripted_server.scripted_server(tokens) as server:
+            target = ReplayTarget(server.url, model="tiny")
+            client = OpenLoopClient(target.host, target.port, on_progress=seen.append)
+            await client.run(plan_requests(requests(4), target, speed=1.0))
+
+    asyncio.run(go())
+    assert (seen[-1].answered, seen[-1].total, seen[-1].failed) == (4, 4, 0)
+
+
+def test_an_empty_plan_ends_at_once() -> None:
+    run, _ = replay(tokens, [])
+    assert run.results == []
+
+
+def test_a_planned_request_is_due_at_its_arrival_over_the_speed() -> None:
+    target = ReplayTarget("http://127.0.0.1:1", model="tiny")
+    planned: list[PlannedRequest] = plan_requests(requests(3, every=2.0), target, speed=4.0)
+    assert [item.due_seconds for item in planned] == [0.0, 0.5, 1.0]

@@ -1,0 +1,55 @@
+"""Prompts built from block ids: equal ids give equal text, and the engine counts the trace's tokens."""
+
+import json
+
+import pytest
+
+from fairlead.errors import BadInput
+from fairlead_cli.replay.client.prompts import PromptBuilder, ReplayTarget
+from fairlead_sim.engine.tokenizer import Tokenizer
+from fairlead_sim.workload.traces import TraceRequest
+
+TOKENIZER = Tokenizer()
+
+
+def request(tokens: int, *blocks: int) -> TraceRequest:
+    return TraceRequest("r", 0.0, tokens, 5, blocks)
+
+
+@pytest.mark.parametrize("tokens", [600, 1_024, 1_025, 1_030, 1_536])
+def test_the_engine_counts_exactly_the_trace_s_tokens(tokens: int) -> None:
+    blocks = range(-(-tokens // 512))
+    text = PromptBuilder(TOKENIZER).text(request(tokens, *blocks))
+    assert len(TOKENIZER.encode_chat([{"role": "user", "content": text}])) == tokens
+
+
+def test_equal_blocks_give_equal_text_and_the_first_other_block_ends_it() -> None:
+    builder = PromptBuilder(TOKENIZER)
+    one, two = builder.text(request(2_000, 0, 5, 6, 7)), builder.text(request(2_040, 0, 5, 8, 9))
+    assert one[: 2 * 2_048] == two[: 2 * 2_048]
+    assert one[2 * 2_048 :][:40] != two[2 * 2_048 :][:40]
+
+
+def test_shared_blocks_stay_shared_in_full_engine_blocks() -> None:
+    builder = PromptBuilder(TOKENIZER)
+    first, second = (
+        TOKENIZER.encode_chat([{"role": "user", "content": builder.text(request(2_000, 0, 5, 6, last))}])
+        for last in (7, 8)
+    )
+    same = next(i for i, (a, b) in enumerate(zip(first, second, strict=True)) if a != b)
+    assert same // 16 * 16 == 3 * 512
+
+
+def test_the_wire_is_one_complete_request() -> None:
+    target = ReplayTarget("http://[::1]:8000/v1", model="a", key="secret")
+    head, _, body = target.encode(request(600, 0, 1), [{"role": "user", "content": " abc"}]).partition(b"\r\n\r\n")
+    assert b"host: [::1]:8000" in head
+    assert b"authorization: Bearer secret" in head
+    assert f"content-length: {len(body)}".encode() in head
+    assert json.loads(body)["messages"] == [{"role": "user", "content": " abc"}]
+
+
+@pytest.mark.parametrize("url", ["https://127.0.0.1:1", "http://127.0.0.1:99999", "http://", "http://host/api"])
+def test_a_url_that_replay_cannot_use_is_refused(url: str) -> None:
+    with pytest.raises(BadInput):
+        ReplayTarget(url, model="a")

@@ -1,0 +1,149 @@
+"""A streamed answer read piece by piece: tokens counted, the last events understood, however the bytes are cut."""
+
+import pytest
+from fairlead_testing.http import scripted_server
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fairlead_cli.replay.client.streamed_answer import StreamedAnswer, http_error_text
+
+DONE = scripted_server.event("[DONE]")
+
+
+def whole(tokens: int, *, cached: int = 16) -> bytes:
+    texts = [
+        scripted_server.token(f" w{number}", "length" if number == tokens - 1 else None) for number in range(tokens)
+    ]
+    return b"".join([scripted_server.role(), *texts, scripted_server.usage(40, tokens, cached), DONE])
+
+
+def read(*pieces: bytes) -> StreamedAnswer:
+    answer = StreamedAnswer()
+    for moment, piece in enumerate(pieces):
+        answer.feed(piece, float(moment))
+    answer.close()
+    return answer
+
+
+def test_each_token_has_the_time_its_piece_came() -> None:
+    answer = read(
+        scripted_server.role(),
+        scripted_server.token(" a"),
+        scripted_server.token(" b"),
+        scripted_server.token(" c", "stop"),
+        scripted_server.usage(9, 3, 0),
+        DONE,
+    )
+    assert list(answer.times) == [1.0, 2.0, 3.0]
+    assert (answer.output_tokens, answer.cached_tokens, answer.finish_reason) == (3, 0, "stop")
+    assert answer.error is None
+
+
+def test_tokens_that_came_in_one_piece_share_its_time() -> None:
+    answer = read(
+        scripted_server.role() + scripted_server.token(" a") + scripted_server.token(" b"),
+        scripted_server.token(" c") + scripted_server.usage(9, 3, 8) + DONE,
+    )
+    assert list(answer.times) == [0.0, 0.0, 1.0]
+    assert answer.cached_tokens == 8
+
+
+@given(st.integers(1, 40), st.lists(st.integers(1, 400), max_size=80))
+def test_cutting_the_bytes_anywhere_changes_no_count(tokens: int, sizes: list[int]) -> None:
+    body, pieces = whole(tokens), []
+    for size in sizes:
+        piece, body = body[:size], body[size:]
+        pieces += [piece] if piece else []
+    answer = read(*pieces, *([body] if body else []))
+    assert len(answer.times) == tokens
+    assert (answer.output_tokens, answer.cached_tokens, answer.error) == (tokens, 16, None)
+
+
+def test_a_blank_line_cut_in_two_counts_once() -> None:
+    body = whole(5)
+    at = body.index(b"\n\n", body.index(b" w2")) + 1
+    assert len(read(body[:at], body[at : at + 1], body[at + 1 :]).times) == 5
+
+
+def test_comments_are_no_tokens() -> None:
+    pieces = [
+        b": alive\n\n",
+        scripted_server.role(),
+        b": alive\n\n",
+        scripted_server.token(" a"),
+        b": alive\n\n",
+        scripted_server.token(" b"),
+    ]
+    assert list(read(*pieces, scripted_server.usage(9, 2, 0), DONE).times) == [3.0, 5.0]
+
+
+def test_a_piece_that_begins_with_a_colon_inside_an_event_is_no_comment() -> None:
+    second = scripted_server.token(" b")
+    at = second.index(b":", 10)
+    pieces = [
+        scripted_server.role(),
+        scripted_server.token(" a"),
+        second[:at],
+        second[at:],
+        scripted_server.usage(9, 2, 0),
+        DONE,
+    ]
+    assert len(read(*pieces).times) == 2
+
+
+def test_an_error_event_before_any_token_is_the_error() -> None:
+    answer = read(scripted_server.event({"error": {"message": "too many requests waiting", "code": 503}}), DONE)
+    assert answer.error == "too many requests waiting"
+    assert not answer.times
+
+
+def test_an_error_event_in_mid_stream_is_the_error_and_no_token() -> None:
+    answer = read(
+        scripted_server.role(),
+        scripted_server.token(" a"),
+        scripted_server.token(" b"),
+        scripted_server.event({"error": {"message": "died"}}),
+        DONE,
+    )
+    assert answer.error == "died"
+    assert len(answer.times) == 2
+
+
+@pytest.mark.parametrize(
+    ("pieces", "says"),
+    [
+        ([scripted_server.role(), DONE], "without a token"),
+        (
+            [scripted_server.role(), scripted_server.token(" a"), scripted_server.token(" b", "stop"), DONE],
+            "without usage",
+        ),
+        ([scripted_server.role(), scripted_server.token(" a", "abort"), scripted_server.usage(9, 1, 0), DONE], "abort"),
+    ],
+)
+def test_an_answer_that_is_not_whole_is_an_error(pieces: list[bytes], says: str) -> None:
+    assert says in (read(*pieces).error or "")
+
+
+def test_an_engine_that_does_not_say_what_was_cached_is_not_one_without_hits() -> None:
+    silent = scripted_server.event({"choices": [], "usage": {"completion_tokens": 1, "prompt_tokens_details": None}})
+    answer = read(scripted_server.role(), scripted_server.token(" a", "stop"), silent, DONE)
+    assert (answer.output_tokens, answer.cached_tokens, answer.error) == (1, None, None)
+
+
+def test_a_finish_event_without_text_is_no_token() -> None:
+    last = scripted_server.event({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
+    answer = read(
+        scripted_server.role(),
+        scripted_server.token(" a"),
+        scripted_server.token(" b"),
+        last,
+        scripted_server.usage(9, 2, 0),
+        DONE,
+    )
+    assert len(answer.times) == 2
+    assert answer.finish_reason == "stop"
+
+
+def test_an_error_body_becomes_one_line() -> None:
+    assert http_error_text(404, b'{"error": {"message": "no such model"}}') == "HTTP 404: no such model"
+    assert http_error_text(502, b"<html>") == "HTTP 502"

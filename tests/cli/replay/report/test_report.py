@@ -1,0 +1,174 @@
+"""Outcomes become the numbers, and the numbers become a report of exactly the agreed form."""
+
+from array import array
+
+import pytest
+
+from fairlead.fleet.model import SloTargets
+from fairlead_cli.replay.client.replay_result import ReplayResult
+from fairlead_cli.replay.report.report import (
+    PolicyResult,
+    ReplayReport,
+    RunSummary,
+    describe_findings,
+    live_simulated_gap,
+    markdown,
+    ratio,
+    table_rows,
+)
+from fairlead_cli.replay.report.summary import computed_tokens, is_within_slo, scale_times, summarize, summarize_values
+
+OBJECTIVES = SloTargets(ttft_seconds=2.0, itl_seconds=0.1)
+
+
+def outcome(
+    number: int = 0,
+    *,
+    ttft: float | None = 1.0,
+    gaps: tuple[float, ...] = (0.05, 0.05),
+    cached: int | None = 0,
+    instance: str = "a",
+    error: str | None = None,
+) -> ReplayResult:
+    return ReplayResult(
+        f"r{number}",
+        due_seconds=0.0,
+        prompt_tokens=1_000,
+        instance=instance,
+        ttft_seconds=ttft,
+        gaps=array("d", gaps),
+        finished_seconds=5.0,
+        cached_tokens=cached,
+        output_tokens=len(gaps) + 1,
+        error=error,
+    )
+
+
+def side(ttft: float, cached: int) -> RunSummary:
+    outcomes = [outcome(number, ttft=ttft, cached=cached, instance="ab"[number % 2]) for number in range(4)]
+    return RunSummary.from_results(outcomes, objectives=OBJECTIVES, instances=2)
+
+
+def report(*, live: bool = True, invalid: tuple[str, ...] = ()) -> ReplayReport:
+    policies = {
+        "dual-hash": PolicyResult(side(1.0, 400) if live else None, side(1.1, 400)),
+        "round-robin": PolicyResult(side(4.0, 100) if live else None, side(4.0, 100)),
+    }
+    return ReplayReport(
+        trace="trace.jsonl",
+        objectives=OBJECTIVES,
+        speed=2.0,
+        rate=6.5,
+        requests=4,
+        policies=policies,
+        lags={"gateway": 0.004, "engine a": None},
+        invalid_reasons=invalid,
+        ideal_reuse=0.5,
+        light_rate=1.0,
+        light={"dual-hash": PolicyResult(None, side(0.5, 400))},
+    )
+
+
+def test_quantiles_lie_between_the_two_nearest_values() -> None:
+    found = summarize_values([4.0, 1.0, 3.0, 2.0, 5.0])
+    assert (found.mean, found.p50) == (3.0, 3.0)
+    assert found.p90 == pytest.approx(4.6)
+
+
+def test_nothing_measured_is_none_and_not_zero() -> None:
+    assert summarize_values([]).to_json() == {"mean": None, "p50": None, "p90": None, "p99": None}
+
+
+@pytest.mark.parametrize(
+    ("one", "met"),
+    [
+        (outcome(), True),
+        (outcome(ttft=2.1), False),
+        (outcome(gaps=(0.05, 0.2)), False),
+        (outcome(gaps=()), True),
+        (outcome(ttft=None), False),
+        (outcome(error="lost"), False),
+    ],
+)
+def test_an_objective_is_met_by_first_token_and_mean_gap_of_a_complete_answer(one: ReplayResult, met: bool) -> None:
+    assert is_within_slo(one, OBJECTIVES) is met
+
+
+def test_the_first_token_objective_grows_with_the_prompt() -> None:
+    assert is_within_slo(outcome(ttft=2.4), SloTargets(ttft_seconds=2.0, ttft_per_kilo_token_seconds=0.5))
+
+
+def test_every_request_counts_also_failed_ones() -> None:
+    summary = summarize(
+        [outcome(1, cached=500), outcome(2, ttft=None, gaps=(), cached=None, error="HTTP 503")],
+        objectives=OBJECTIVES,
+        instances=1,
+    )
+    assert (summary.requests, summary.errors, summary.within_objective) == (2, 1, 0.5)
+    assert summary.cached_token_share == 0.5
+
+
+def test_gaps_of_all_requests_are_pooled() -> None:
+    summary = summarize([outcome(gaps=(0.1,)), outcome(gaps=(0.2, 0.3))], objectives=OBJECTIVES, instances=1)
+    assert summary.itl_seconds.mean == pytest.approx(0.2)
+
+
+def test_load_spread_counts_an_instance_that_got_nothing() -> None:
+    summary = summarize([outcome(1), outcome(2)], objectives=OBJECTIVES, instances=2)
+    assert computed_tokens([outcome(1), outcome(2)]) == {"a": 2_000}
+    assert summary.load_cov == pytest.approx(1.0)
+
+
+def test_wall_seconds_become_simulated_seconds() -> None:
+    (stretched,) = scale_times([outcome(ttft=0.5, gaps=(0.1,))], 2.0)
+    assert (stretched.ttft_seconds, stretched.finished_seconds) == (1.0, 10.0)
+    assert list(stretched.gaps) == [0.2]
+
+
+def test_the_json_has_exactly_the_agreed_keys() -> None:
+    found = report().to_json()
+    assert set(found) == {
+        *("trace", "objective", "speed", "rate", "valid", "lag_p99_seconds", "policies", "light_load"),
+    }
+    assert set(found["policies"]["dual-hash"]) == {"live", "simulated"}
+    assert set(found["light_load"]) == {"rate", "policies"}
+    assert set(found["light_load"]["policies"]["dual-hash"]) == {"simulated"}
+    inner = found["policies"]["dual-hash"]["live"]
+    assert set(inner) == {
+        *("requests", "errors", "ttft_seconds", "itl_seconds", "within_objective", "cached_token_share", "load_cov"),
+    }
+    assert set(inner["ttft_seconds"]) == set(inner["itl_seconds"]) == {"mean", "p50", "p90", "p99"}
+
+
+def test_a_report_with_a_doubt_is_not_valid() -> None:
+    assert report().to_json()["valid"] is True
+    doubtful = report(invalid=("gateway ran 30ms late",))
+    assert doubtful.to_json()["valid"] is False
+    assert "not valid" in markdown(doubtful)
+    assert "gateway ran 30ms late" in markdown(doubtful)
+
+
+def test_the_lag_told_is_the_worst_known() -> None:
+    assert report().to_json()["lag_p99_seconds"] == 0.004
+
+
+def test_findings_set_dual_hash_against_the_others_and_live_against_simulated() -> None:
+    said = "\n".join(describe_findings(report()))
+    assert "live: dual-hash reuses 4.00 × the cached tokens of round-robin, its p90 TTFT is 0.25 × as long" in said
+    assert "dual-hash: live mean TTFT is 9.1% below the simulated one" in said
+
+
+def test_a_run_on_the_live_choices_says_how_much_of_the_difference_is_timing() -> None:
+    policies = {"dual-hash": PolicyResult(side(1.2, 400), side(1.0, 400), side(1.194, 400))}
+    said = describe_findings(ReplayReport("t", OBJECTIVES, 2.0, 6.5, 4, policies))
+    assert said == [
+        "dual-hash: live mean TTFT is 20.0% above the simulated one; on the live run's own choices they are 0.5% apart"
+    ]
+
+
+def test_a_missing_side_is_left_out_everywhere() -> None:
+    only_simulated = report(live=False)
+    assert [row[1] for row in table_rows(only_simulated.policies)] == ["simulated", "simulated"]
+    assert live_simulated_gap(only_simulated.policies["dual-hash"]) is None
+    assert ratio(None, side(1.0, 1), "p90") is None
+    assert "live" not in only_simulated.to_json()["policies"]["dual-hash"]

@@ -1,0 +1,87 @@
+"""The simulated side of a report: the median of several draws, with the very homes of the live gateway."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+
+from fairlead.engine_profile import builtin_profile
+from fairlead.fleet.model import SloTargets
+from fairlead_cli.replay.client.prompts import PromptBuilder, prefix_chains
+from fairlead_cli.replay.client.replay_result import ReplayResult
+from fairlead_cli.replay.fleet_simulation import FleetSimulation, jitter_arrivals, timing_doubts, transport_seconds
+from fairlead_sim.engine.tokenizer import Tokenizer
+from fairlead_sim.workload.generators import conversation_traffic
+from fairlead_sim.workload.traces import at_rate
+
+REQUESTS = at_rate(conversation_traffic(120, seed=4), 6.0)
+OBJECTIVES = SloTargets(ttft_seconds=5.0)
+IDS = [f"main-{index}/{9000 + index}/0" for index in range(4)]
+
+
+def mean(outcomes: Sequence[ReplayResult]) -> float:
+    return sum(one.ttft_seconds or 0.0 for one in outcomes) / len(outcomes)
+
+
+def simulation(name: str) -> FleetSimulation:
+    return FleetSimulation(builtin_profile("910b4"), IDS, name, OBJECTIVES, b"one")
+
+
+def test_every_request_comes_back_once_under_the_given_instance_names() -> None:
+    outcomes = simulation("round-robin").run(REQUESTS)
+    assert [one.id for one in outcomes] == [request.id for request in REQUESTS]
+    assert Counter(one.instance for one in outcomes) == dict.fromkeys(IDS, 30)
+    assert all(one.output_tokens == request.output_tokens for one, request in zip(outcomes, REQUESTS, strict=True))
+
+
+def test_the_typical_run_is_the_one_with_the_median_mean() -> None:
+    fleet = simulation("least-request")
+    found = fleet.run_median(REQUESTS, draws=5)
+    means = [mean(fleet.run(jitter_arrivals(REQUESTS, 0.010, draw) if draw else REQUESTS)) for draw in range(5)]
+    assert mean(found) == sorted(means)[2]
+
+
+def test_jitter_keeps_the_requests_and_delays_none_by_more() -> None:
+    moved = jitter_arrivals(REQUESTS, 0.010, 3)
+    assert [one.id for one in moved] == [one.id for one in REQUESTS]
+    assert all(0 <= new.arrival - old.arrival <= 0.010 for new, old in zip(moved, REQUESTS, strict=True))
+    assert moved == jitter_arrivals(REQUESTS, 0.010, 3)
+
+
+def test_equal_blocks_give_equal_chains_and_another_secret_gives_others() -> None:
+    builder = PromptBuilder(Tokenizer())
+    chain = prefix_chains(builder, secret=b"one", model_key="default/demo")
+    other = prefix_chains(builder, secret=b"two", model_key="default/demo")
+    first, second = chain(REQUESTS[0]), chain(REQUESTS[1])
+    shared = sum(a == b for a, b in zip(first.hashes, second.hashes, strict=False))
+    assert 2_048 // 256 <= shared <= 2_560 // 256  # block 0 is common, a few bytes of JSON stand before it
+    assert other(REQUESTS[0]).hashes[0] != first.hashes[0]
+
+
+def test_choices_overrule_the_router() -> None:
+    choices = {request.id: IDS[3] for request in REQUESTS[:10]}
+    outcomes = simulation("round-robin").run(REQUESTS, choices=choices)
+    assert {one.instance for one in outcomes[:10]} == {IDS[3]}
+    assert {one.instance for one in outcomes[10:]} == set(IDS)
+
+
+def test_a_run_retraces_itself_and_the_way_is_what_came_later() -> None:
+    fleet = simulation("least-request")
+    outcomes = fleet.run(REQUESTS)
+    again = fleet.run_on_choices(REQUESTS, outcomes)
+    assert [one.ttft_seconds for one in again] == [one.ttft_seconds for one in outcomes]
+    later = [replace(one, ttft_seconds=(one.ttft_seconds or 0.0) + 0.25) for one in outcomes]
+    assert transport_seconds(later, again) == pytest.approx(0.25)
+    assert transport_seconds(again, later) == 0.0
+    assert timing_doubts(outcomes, again) == []
+    slower = [replace(one, ttft_seconds=2.0 * (one.ttft_seconds or 0.0)) for one in outcomes]
+    assert "2.00 ×" in timing_doubts(slower, again)[0]
+
+
+def test_a_router_that_hears_late_decides_otherwise_and_one_that_hears_never_still_gets_answers() -> None:
+    fleet = simulation("least-request")
+    prompt, late = fleet.run(REQUESTS), fleet.run(REQUESTS, hearing_seconds=1_000.0)
+    assert [one.instance for one in prompt] != [one.instance for one in late]
+    assert all(one.ttft_seconds is not None for one in late)
+    assert Counter(one.instance for one in late) == dict.fromkeys(IDS, 30)

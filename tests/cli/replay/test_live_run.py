@@ -1,0 +1,79 @@
+"""Which gateway a replay talks to, and which requests it sends there."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fairlead.errors import BadInput
+from fairlead_cli.replay.live_run import find_gateway
+from fairlead_cli.replay.traffic import load_traffic
+
+FLEET = """\
+models:
+  - name: one
+    routing: {preset: round-robin}
+    instances: [{url: "http://127.0.0.1:9001", profile: 910b4}, {url: "http://127.0.0.1:9002", state: Draining}]
+"""
+URL = "http://127.0.0.1:1"
+
+
+def fleet_file(tmp_path: Path, text: str = FLEET) -> Path:
+    file = tmp_path / "fleet.yaml"
+    file.write_text(text)
+    return file
+
+
+def test_the_only_model_of_a_fleet_file_is_asked_and_its_ready_instances_are_known(tmp_path: Path) -> None:
+    place = find_gateway(url=URL, manage=None, fleet_file=fleet_file(tmp_path), model=None)
+    assert place.model == "default/one"
+    assert [one.url for one in place.instances] == ["http://127.0.0.1:9001"]
+    assert place.fleet_model is not None
+    assert place.fleet_model.preset == "round-robin"
+
+
+def test_without_a_fleet_file_the_model_must_be_named() -> None:
+    assert find_gateway(url=URL, manage="http://127.0.0.1:2", fleet_file=None, model="m").instances == ()
+    with pytest.raises(BadInput, match="which model"):
+        find_gateway(url=URL, manage=None, fleet_file=None, model=None)
+
+
+def test_an_unknown_model_is_told_with_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="default/one"):
+        find_gateway(url=URL, manage=None, fleet_file=fleet_file(tmp_path), model="two")
+
+
+def test_a_fleet_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="cannot be read"):
+        find_gateway(url=URL, manage=None, fleet_file=tmp_path / "none.yaml", model=None)
+
+
+def test_generated_traffic_says_so_and_a_trace_has_its_name(tmp_path: Path) -> None:
+    made = load_traffic(None, limit=20, rate=6.5, seed=3)
+    assert made.name == "generated conversations (seed 3)"
+    assert made.requests[-1].arrival == pytest.approx(19 / 6.5)
+    file = tmp_path / "hour.jsonl"
+    lines = (
+        f'{{"timestamp": {1000 * second}, "input_length": 5, "output_length": 2, "hash_ids": [0]}}'
+        for second in (0, 0, 2)
+    )
+    file.write_text("\n".join(lines))
+    recorded = load_traffic(file, limit=None, rate=None)
+    assert recorded.name == "hour.jsonl"
+    assert [one.arrival for one in recorded.requests] == [0.0, 1.0, 2.0]
+    assert recorded.rate == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(("limit", "rate"), [(0, None), (5, 0.0), (5, -1.0)])
+def test_no_requests_and_no_rate_are_refused(limit: int, rate: float | None) -> None:
+    with pytest.raises(BadInput):
+        load_traffic(None, limit=limit, rate=rate)
+
+
+def test_a_gateway_that_is_not_there_is_told_in_one_line() -> None:
+    command = [sys.executable, "-m", "fairlead_cli", "replay", "--url", URL, "--model", "m", "--limit", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert "nothing answers at 127.0.0.1:1" in done.stderr
+    assert "Traceback" not in done.stderr

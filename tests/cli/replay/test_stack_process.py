@@ -1,0 +1,122 @@
+"""A local stack for one measurement: it comes, it goes, and nothing of it stays, also when this process is killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from fairlead_testing.processes import descendants, is_alive, wait_until
+
+from fairlead.engine_profile import builtin_profile
+from fairlead.errors import Unavailable
+from fairlead.fleet.model import SloTargets
+from fairlead_cli.local.run_directory import running_stacks
+from fairlead_cli.replay.comparison import PresetComparison
+from fairlead_cli.replay.live_run import find_gateway, replay_once
+from fairlead_cli.replay.stack_process import (
+    MeasuredStack,
+    MeasuredStackOptions,
+    _descendants,
+    _kill_survivors,
+    _parse_ps,
+)
+from fairlead_cli.replay.traffic import load_traffic
+
+
+def wish(tmp_path: Path, *, manifest: str | None = None) -> MeasuredStackOptions:
+    file = tmp_path / "model.yaml"
+    if manifest is not None:
+        file.write_text(manifest)
+    else:
+        comparison = PresetComparison(
+            traffic=load_traffic(None, limit=1, rate=None),
+            presets=(),
+            profile=builtin_profile("910b4"),
+            engines=2,
+            objectives=SloTargets(ttft_seconds=5.0, itl_seconds=0.3),
+            speed=20.0,
+            light_rate=1.0,
+            folder=tmp_path,
+        )
+        file = comparison.write_manifest()
+    return MeasuredStackOptions(file, "dual-hash", 20.0, "secret", tmp_path / "up.log", engines=2)
+
+
+def test_a_stack_is_ready_inside_replays_and_leaves_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAIRLEAD_HASH_SECRET", "secret")
+    with MeasuredStack(wish(tmp_path)) as local:
+        family = descendants(local.addresses.pid) | {local.addresses.pid}
+        model, instances = local.only_model()
+        assert (model.key, model.preset, len(instances)) == ("default/demo", "dual-hash", 2)
+        assert local.addresses.pid not in {
+            one.pid for one in running_stacks()
+        }  # nobody finds it by looking for the newest
+        file = Path(local.addresses.fleet_file)
+        place = find_gateway(url=local.addresses.url, manage=local.addresses.manage, fleet_file=file, model=None)
+        said: list[str] = []
+        report = replay_once(load_traffic(None, limit=12, rate=8.0), place, speed=20.0, on_progress=said.append)
+    policy = report.policies["dual-hash"]
+    assert policy.live is not None
+    assert policy.simulated is not None
+    assert [one.error for one in policy.live.results] == [None] * 12
+    assert [one.instance for one in policy.live.results if one.instance is None] == []
+    assert [one.prompt_tokens - (one.cached_tokens or 0) > 0 for one in policy.live.results] == [True] * 12
+    assert report.objectives.ttft_seconds == pytest.approx(5.0)
+    assert report.lags["gateway"] is not None
+    assert said == []
+    assert not any("somebody else" in doubt for doubt in report.invalid_reasons)
+    assert not (tmp_path / "up.run").exists()
+    assert len(family) > 3
+    assert not any(is_alive(pid) for pid in family)
+
+
+def test_a_stack_that_does_not_start_says_its_last_words(tmp_path: Path) -> None:
+    with pytest.raises(Unavailable, match="kind"), MeasuredStack(wish(tmp_path, manifest="kind: Nothing\n")):
+        pass
+
+
+def test_the_demo_runs_to_a_report_and_leaves_nothing(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "fairlead_cli", "demo", "--limit", "12", "--speed", "10", "--out", str(tmp_path)]
+    done = subprocess.run(
+        [*command, "--presets", "round-robin", "dual-hash"], capture_output=True, text=True, timeout=240, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["trace"].startswith("generated conversations")
+    assert list(report["policies"]) == ["round-robin", "dual-hash"]
+    for policy in report["policies"].values():
+        assert policy["live"]["requests"] == policy["simulated"]["requests"] == 12
+        assert policy["live"]["errors"] == 0
+        assert policy["live"]["cached_token_share"] is not None
+    assert "no trace was given" in done.stdout
+
+
+def test_a_demo_that_is_killed_leaves_nothing(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "fairlead_cli", "demo", "--limit", "300", "--out", str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        seen: set[int] = set()
+
+        def grown() -> bool:
+            seen.update(descendants(process.pid))
+            return len(seen) >= 4
+
+        wait_until(grown, "the demo has started a stack")
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    wait_until(lambda: not any(is_alive(pid) for pid in seen), "everything that the demo started is gone")
+
+
+def test_a_process_that_outlives_its_stack_is_killed_and_named() -> None:
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) as process:
+        family = {one for one in _descendants(os.getpid()) if one[0] == process.pid}
+        assert _kill_survivors(family, patience_seconds=0.0) == {process.pid}
+        assert process.wait() == -signal.SIGKILL
+    assert _kill_survivors(family, patience_seconds=0.0) == set()
+
+
+def test_the_list_of_ps_is_read_without_zombies() -> None:
+    lines = ["  1     0 Ss   Thu Jan  1 00:00:01 2026", " 20     1 Z    Thu Jan  1 00:00:02 2026", "garbage"]
+    assert _parse_ps(lines) == {1: (0, "Thu Jan  1 00:00:01 2026")}

@@ -1,0 +1,64 @@
+"""How late other processes' loops ran, read from their metrics, and what is made of it."""
+
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from fairlead_cli.replay.measurement import foreign_request_doubts, lag_doubts
+from fairlead_cli.replay.validity import count_finished_requests, lag_p99, read_lags
+
+
+@pytest.mark.parametrize("name", ["fairlead_gateway_loop_lag_seconds", "fairlead_sim_loop_lag_seconds"])
+def test_the_worst_p99_is_read(name: str) -> None:
+    text = f'# TYPE {name} gauge\n{name}{{quantile="0.5"}} 0.9\n{name}{{quantile="0.99"}} 0.003\n'
+    assert lag_p99(text + f'{name}{{engine="1",quantile="0.99"}} 1.2e-02\n') == 0.012
+
+
+@pytest.mark.parametrize("text", ["", "other 1\n", 'fairlead_sim_loop_lag_seconds{quantile="0.99"} NaN\n'])
+def test_what_is_not_said_is_none(text: str) -> None:
+    assert lag_p99(text) is None
+
+
+class _Metrics(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        body = b'fairlead_sim_loop_lag_seconds{quantile="0.99"} 0.002\n'
+        if self.path == "/api/stats":
+            body = b'{"models": {"a/b": {"totals": {"requests": 3}}, "a/c": {"totals": {"requests": 4}}}, "more": 1}'
+        self.send_response(200)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        return
+
+
+def test_metrics_are_asked_over_http_and_silence_is_none() -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Metrics) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        url = f"http://127.0.0.1:{server.server_address[1]}"
+        found, seen = read_lags([url]), count_finished_requests(url)
+        server.shutdown()
+        thread.join()
+    assert found == {url: 0.002}
+    assert seen == 7
+    assert count_finished_requests(url) is None
+    assert read_lags([url], attempts=1) == {url: None}
+
+
+def test_a_loop_over_the_limit_is_a_doubt() -> None:
+    assert lag_doubts({"gateway": 0.020, "replay's loop": 0.001}) == []
+    assert lag_doubts({"gateway": 0.0201}) == ["gateway ran 20.1ms late (p99), more than 20ms"]
+
+
+def test_an_unknown_gateway_is_a_doubt_but_a_silent_engine_is_not() -> None:
+    assert len(lag_doubts({"gateway": None, "engine a/1/0": None})) == 1
+
+
+def test_requests_of_somebody_else_are_a_doubt() -> None:
+    assert foreign_request_doubts(10, 30, 20) == []
+    assert foreign_request_doubts(10, 29, 20) == []  # one is not settled yet
+    assert foreign_request_doubts(None, 30, 20) == []
+    assert foreign_request_doubts(10, 33, 20) == ["the gateway answered 3 requests of somebody else meanwhile"]

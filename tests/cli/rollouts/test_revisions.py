@@ -1,0 +1,214 @@
+"""What ``fairlead rollout`` makes of a model, its revisions and its workloads; what it writes, and what it refuses."""
+
+import asyncio
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from fairlead.errors import BadInput
+from fairlead.kube.resources import Manifest
+from fairlead.runtime.clock import ManualClock
+from fairlead_cli.rollouts.revisions import (
+    RolloutStatus,
+    changed_fields,
+    choose_undo_revision,
+    pause_patch,
+    resume_patch,
+    rollout_status,
+    undo_patch,
+)
+from fairlead_cli.rollouts.text_output import render_status
+from fairlead_operator.controller.revisions import ModelRevision, controller_revision, revision_hash
+from fairlead_operator.object_metadata import UNDO_ANNOTATION
+
+NOW = 1_767_225_600.0  # 2026-01-01T00:00:00Z
+POOLS = [{"name": "main", "accelerator": "cpu", "replicas": {"min": 2}}]
+
+
+def spec(image: str, **more: Any) -> dict[str, Any]:
+    return {"model": {"source": "hf://a/b"}, "engine": {"kind": "sim", "image": image}, "pools": POOLS, **more}
+
+
+def model(image: str, undo: str = "", **more: Any) -> Manifest:
+    conditions = [{"type": "Ready", "status": "True", "reason": "AllReady", "message": "2 instances ready"}]
+    return {
+        "kind": "ModelDeployment",
+        "metadata": {
+            "name": "m",
+            "namespace": "x",
+            "uid": "u",
+            "generation": 4,
+            "annotations": {UNDO_ANNOTATION: undo} if undo else {},
+        },
+        "spec": spec(image, **more),
+        "status": {"observedGeneration": 4, "conditions": conditions},
+    }
+
+
+def records(*images: str) -> list[Manifest]:
+    made = []
+    for number, image in enumerate(images, 1):
+        one = controller_revision(model(image), ModelRevision(number, revision_hash(spec(image)), spec(image)))
+        one["metadata"]["creationTimestamp"] = f"2025-12-{31 - len(images) + number:02}T00:00:00Z"
+        made.append(one)
+    return made
+
+
+def workload(image: str, **status: int) -> Manifest:
+    counts = {"replicas": 2, "updatedReplicas": 2, "readyReplicas": 2, "observedGeneration": 1, **status}
+    notes = {"fairlead.io/model-revision": revision_hash(spec(image))}
+    metadata = {"name": "m-main", "generation": 1, "annotations": notes}
+    return {"kind": "Deployment", "metadata": metadata, "spec": {"replicas": 2}, "status": counts}
+
+
+def found(image: str = "c", runs: str = "c", undo: str = "", **more: Any) -> RolloutStatus:
+    return rollout_status(model(image, undo, **more), records("a", "b", "c"), [workload(runs)])
+
+
+def refused(one: RolloutStatus, to: int | None) -> str:
+    with pytest.raises(BadInput) as caught:
+        choose_undo_revision(one, to)
+    return f"{caught.value.message} ({caught.value.hint})"
+
+
+# --- how it stands ------------------------------------------------------------------------------------------------------
+
+
+def test_what_runs_and_what_each_revision_changed_is_shown_newest_first() -> None:
+    assert list(render_status(found(), NOW)) == [
+        "x/m runs revision 3",
+        "  ready (AllReady): 2 instances ready",
+        "",
+        "REVISION      AGE  CHANGED",
+        "3 runs, spec  1d   engine.image",
+        "2             2d   engine.image",
+        "1             3d",
+    ]
+
+
+def test_an_undo_says_what_runs_instead_of_what() -> None:
+    told = list(render_status(found(runs="a", undo="1/3"), NOW))
+    assert told[0] == f"x/m runs revision 1 of 3: the annotation {UNDO_ANNOTATION} asks for revision 1"
+    assert [line.split("  ")[0] for line in told[-3:]] == ["3 spec", "2", "1 runs"]
+
+
+def test_a_pause_is_told_while_a_change_waits_and_while_none_does() -> None:
+    waiting = found("d", rollout={"paused": True})
+    told = list(render_status(waiting, NOW))
+    assert told[0] == "x/m runs revision 3 of 4: the rollout is paused; revision 3 runs on"
+    assert told[-4] == "4 spec         engine.image"  # nobody has seen it yet
+    assert "  paused: nothing waits; the next change will" in render_status(found(rollout={"paused": True}), NOW)
+
+
+def test_an_undo_that_cannot_be_done_is_told() -> None:
+    assert any("cannot be done: the annotation" in line for line in render_status(found(undo="9"), NOW))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "fields"),
+    [
+        ({"image": "a"}, {"image": "b", "args": ["x"]}, ("engine.args", "engine.image")),
+        ({"image": "a"}, {"image": "a"}, ()),
+    ],
+)
+def test_fields_are_named_no_deeper_than_people_ask_for(before: Any, after: Any, fields: Any) -> None:
+    assert changed_fields({"engine": before}, {"engine": after}) == fields
+
+
+def test_pools_are_named_and_their_numbers_are_no_change() -> None:
+    old = {"pools": [{"name": "a", "replicas": {"min": 1}, "role": "Serve"}, {"name": "b"}], "adapters": None}
+    new = {"pools": [{"name": "a", "replicas": {"min": 9}, "role": "Decode"}, {"name": "c"}], "adapters": {"slots": 4}}
+    assert changed_fields(old, new) == ("adapters", "pools[a].role", "pools[b]", "pools[c]")
+
+
+# --- whether it is done -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [{"updatedReplicas": 1}, {"readyReplicas": 1}, {"replicas": 3}, {"observedGeneration": 0}],
+)
+def test_it_is_settled_when_every_instance_is_of_what_runs(counts: dict[str, int]) -> None:
+    assert found().is_settled
+    assert not rollout_status(model("c"), records("c"), [workload("c", **counts)]).is_settled
+
+
+def test_a_status_of_before_is_not_believed() -> None:
+    """An annotation changes no generation: the status may be about how things were before it."""
+    assert not found(runs="c", undo="1/3").is_settled
+    assert found(runs="a", undo="1/3").is_settled
+    old = model("c")
+    old["status"]["observedGeneration"] = 3
+    assert not rollout_status(old, records("c"), [workload("c")]).is_settled
+    moving = model("c")
+    moving["status"]["conditions"].append({"type": "Reconciling", "status": "True", "reason": "Draining"})
+    assert not rollout_status(moving, records("c"), [workload("c")]).is_settled
+
+
+def test_a_group_of_nodes_says_by_its_conditions_whether_it_moves() -> None:
+    def group(type: str, holds: str) -> Manifest:
+        one = {**workload("c", observedGeneration=0), "kind": "LeaderWorkerSet"}
+        one["status"] = {**one["status"], "conditions": [{"type": type, "status": holds}]}
+        return one
+
+    assert rollout_status(model("c"), records("c"), [group("Available", "True")]).is_settled
+    assert rollout_status(model("c"), records("c"), [group("UpdateInProgress", "False")]).is_settled
+    assert not rollout_status(model("c"), records("c"), [group("UpdateInProgress", "True")]).is_settled
+
+
+# --- what is written ----------------------------------------------------------------------------------------------------
+
+
+def test_an_undo_goes_to_the_revision_before_what_runs_and_further_when_it_is_asked_again() -> None:
+    first = found()
+    assert choose_undo_revision(first, None).number == 2
+    assert undo_patch(first, choose_undo_revision(first, None)) == {
+        "metadata": {"annotations": {UNDO_ANNOTATION: "2/3"}}
+    }
+    again = found(runs="b", undo="2/3")
+    assert undo_patch(again, choose_undo_revision(again, None)) == {
+        "metadata": {"annotations": {UNDO_ANNOTATION: "1/3"}}
+    }
+    assert choose_undo_revision(first, 1).number == 1
+
+
+def test_what_cannot_be_undone_is_refused_with_what_there_is() -> None:
+    assert refused(found(runs="a", undo="1/3"), None) == "no revision of x/m before 1 is kept (there are: 1, 2, 3)"
+    assert refused(found(), 7) == "--to: revision 7 of x/m is not kept (there are: 1, 2, 3)"
+    assert refused(found(), 3) == "--to: revision 3 of x/m runs already (there are: 1, 2, 3)"
+    back = refused(found(runs="a", undo="1/3"), 3)
+    assert back == "--to: revision 3 is what the spec of x/m says (`fairlead rollout resume` runs it)"
+    paused = refused(found(rollout={"paused": True}), None)
+    assert paused == "the rollout of x/m is paused, and an undo would wait as well (`fairlead rollout resume` first)"
+
+
+def test_a_pause_is_one_field_and_resuming_ends_undo_and_pause() -> None:
+    assert pause_patch() == {"spec": {"rollout": {"paused": True}}}
+    assert resume_patch() == {
+        "metadata": {"annotations": {UNDO_ANNOTATION: None}},
+        "spec": {"rollout": {"paused": False}},
+    }
+
+
+# --- waiting ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("seconds", "settles"), [(10.0, True), (2.5, False)])
+def test_waiting_looks_every_second_until_it_is_done_or_the_time_is_over(seconds: float, settles: bool) -> None:
+    from fairlead_cli.rollouts.command import wait_until_settled
+
+    clock, done = ManualClock(), found()
+    looks: list[float] = []
+
+    async def look() -> RolloutStatus:
+        looks.append(clock.now())
+        return done if len(looks) == 4 else replace(done, is_settled=False)
+
+    async def pause(wait: float) -> None:
+        clock.advance(wait)
+
+    begun = clock.now()
+    last = asyncio.run(wait_until_settled(look, replace(done, is_settled=False), seconds, clock, pause))
+    assert last.is_settled is settles
+    assert clock.now() - begun == (4.0 if settles else 2.5)

@@ -1,0 +1,167 @@
+"""``fairlead explain scale`` and ``fairlead replay-scaling``, from arguments to exit codes, before a real autoscaler's port."""
+
+import json
+import threading
+from collections.abc import Iterator
+from datetime import datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+import msgspec
+import pytest
+
+from fairlead.errors import BadInput
+from fairlead_autoscaler.core import GatewayTraffic, ModelSpec, Observation, PoolObservation, PoolSpec, ScalingCore
+from fairlead_autoscaler.history.recorder import TickRecord, encode_record
+from fairlead_cli.app import build_app
+from fairlead_cli.local.run_directory import RunningStack
+from fairlead_cli.scaling import autoscaler_client
+from fairlead_cli.scaling.autoscaler_client import parse_moment
+
+NOW = datetime(2026, 11, 21, 14, 0).timestamp()
+
+
+def looks(name: str = "default/tiny") -> list[TickRecord]:
+    model = ModelSpec(name, 2.0, None, (PoolSpec("main", maximum=4),))
+    core, found = ScalingCore(model), []
+    for tick in range(5):
+        before = core.state
+        seen = Observation(5.0 * tick, GatewayTraffic(3.0, 900.0), {"main": PoolObservation(1, 1, replicas=())})
+        found.append(TickRecord(NOW + 5.0 * tick, model, seen, core.step(seen), before=before))
+    return found
+
+
+class Autoscaler(BaseHTTPRequestHandler):
+    """Answers as the autoscaler's port does."""
+
+    def do_GET(self) -> None:
+        parts = urlsplit(self.path)
+        query = {name: values[0] for name, values in parse_qs(parts.query).items()}
+        if parts.path == "/autoscaling":
+            self._answer(200, msgspec.json.encode({"models": {"default/tiny": looks()[-1]}}))
+        elif parts.path == "/autoscaling/look" and float(query.get("at", NOW)) >= NOW:
+            at = float(query.get("at", NOW + 99))
+            self._answer(200, encode_record([look for look in looks() if look.wall <= at][-1]))
+        elif parts.path == "/autoscaling/recording":
+            self._answer(200, b"".join(encode_record(look) + b"\n" for look in looks()))
+        else:
+            self._answer(404, b'{"error": {"message": "no look is kept from then"}}')
+
+    def _answer(self, status: int, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Nothing."""
+
+
+@pytest.fixture
+def url() -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Autoscaler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def told(*words: str) -> int:
+    """The exit code of the command line."""
+    return int(build_app()(words, result_action="return_value"))
+
+
+def test_a_model_is_explained_by_its_short_name_or_without_one(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in (["tiny"], ["default/tiny"], []):
+        assert told("explain", "scale", *name, "--manage", url) == 0
+        out = capsys.readouterr().out
+        assert out.startswith("default/tiny at 2026-11-21 14:00:20, mode Auto\n")
+        assert "planned: 1, by the rule " in out
+
+
+def test_a_moment_before_is_explained_and_one_that_is_forgotten_is_said_to_be(
+    url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert told("explain", "scale", "tiny", "--at", f"{NOW + 7}", "--manage", url) == 0
+    assert "14:00:05" in capsys.readouterr().out
+    assert told("explain", "scale", "tiny", "--at", f"{NOW - 7}", "--manage", url) == 1
+    assert "no look is kept from then" in capsys.readouterr().err
+
+
+def test_wrong_usage_and_nobody_there_have_their_own_exit_codes(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert told("explain", "scale", "tiny", "--at", "soon", "--manage", url) == 2
+    assert "--at: 'soon' is no moment (write it like 5m (ago), 14:05 or 2026-11-21T14:05)" in capsys.readouterr().err
+    assert told("explain", "scale", "huge", "--manage", url) == 1
+    assert "there is: default/tiny" in capsys.readouterr().err
+    assert told("explain", "scale", "tiny", "--manage", "http://127.0.0.1:9") == 3
+    assert told("explain", "route", "--at", "5m") == 2
+
+
+def test_the_answer_itself_is_printed_as_json(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert told("explain", "scale", "tiny", "--json", "--manage", url) == 0
+    assert json.loads(capsys.readouterr().out)["model"]["name"] == "default/tiny"
+
+
+def test_what_an_autoscaler_knows_and_what_is_in_files_is_replayed_alike(
+    url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "scaling-000001.jsonl").write_bytes(b"".join(encode_record(look) + b"\n" for look in looks()))
+    assert told("replay-scaling", "--manage", url) == 0
+    live = capsys.readouterr().out
+    assert told("replay-scaling", str(tmp_path)) == 0
+    assert capsys.readouterr().out == live
+    assert "default/tiny/main: 2026-11-21 14:00:00 to 2026-11-21 14:00:20, 5 looks\n" in live
+    assert "no moment differs" in live
+
+
+def test_what_differs_is_shown_with_both_rules(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "scaling-000001.jsonl").write_bytes(b"".join(encode_record(look) + b"\n" for look in looks()))
+    assert told("replay-scaling", str(tmp_path), "--set", "freeze=true", "--model", "tiny", "--json") == 0
+    (found,) = json.loads(capsys.readouterr().out)
+    assert {one["other"]["rule"] for one in found["moments"]} == {"frozen"}
+    assert told("replay-scaling", str(tmp_path), "--model", "huge") == 1
+    assert told("replay-scaling", str(tmp_path), "--set", "nothing=1") == 2
+    capsys.readouterr()
+    assert told("replay-scaling", str(tmp_path / "gone")) == 2
+    assert capsys.readouterr().err == f"fairlead replay-scaling: {tmp_path}/gone: No such file or directory\n"
+
+
+def test_wrong_values_of_a_replay_name_their_option(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words, said in (
+        (("--set", "target=99"), "--set: target is a share above 0 and at most 1, not 99 (write 0.99 for 99 %)"),
+        (("--set", "xyz=1"), "--set: 'xyz' is no setting (there are target, ttft, itl and the core's, such as "),
+        (("--since", "yesterday"), "--since: 'yesterday' is no moment "),
+    ):
+        assert told("replay-scaling", str(tmp_path), *words) == 2
+        assert capsys.readouterr().err.startswith(f"fairlead replay-scaling: {said}")
+
+
+def test_a_stack_is_meant_by_its_gateways_address_too(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    stacks = [RunningStack(1, "http://127.0.0.1:9000", "http://127.0.0.1:9001", 0.0, {}, "", True, autoscaler=url)]
+    monkeypatch.setattr(autoscaler_client, "running_stacks", lambda: stacks)
+    assert autoscaler_client.find_autoscaler(":9001") == url
+    assert autoscaler_client.find_autoscaler("http://127.0.0.1:9002") == "http://127.0.0.1:9002"
+
+
+@pytest.mark.parametrize(
+    ("text", "ago"),
+    [
+        ("5m", 300.0),
+        ("-90s", 90.0),
+        ("13:58", 120.0),
+        ("13:59:30", 30.0),
+        ("14:01", 86_340.0),
+        ("2026-11-21T13:00", 3_600.0),
+    ],
+)
+def test_moments_are_written_as_people_say_them(text: str, ago: float) -> None:
+    assert NOW - parse_moment(text, NOW) == pytest.approx(ago)
+    assert parse_moment("1750000000", NOW) == 1_750_000_000.0
+
+
+def test_what_is_no_moment_is_refused() -> None:
+    for text in ("", "soon", "25:00", "14:05:99", "nan", "inf", "9" * 400):
+        with pytest.raises(BadInput, match="--at"):
+            parse_moment(text, NOW)

@@ -1,0 +1,195 @@
+"""A look in words: every number that the core tells has a name, what is not known is a dash, and what was done is said."""
+
+from dataclasses import replace
+
+from fairlead.decision import DecisionInput
+from fairlead.engine_profile import builtin_profile
+from fairlead.fleet.model import Role
+from fairlead_autoscaler.core import (
+    GatewayTraffic,
+    ModelSpec,
+    Observation,
+    PoolObservation,
+    PoolSpec,
+    ReplicaMetrics,
+    ReplicaState,
+    ScalingCore,
+    ScalingSettings,
+    SleepTier,
+)
+from fairlead_autoscaler.enforcer import EnforcedPlan
+from fairlead_autoscaler.history.recorder import TickRecord
+from fairlead_cli.scaling.decision_inputs import INPUT_LABELS, render_inputs
+from fairlead_cli.scaling.decision_text import render_look
+
+MODEL = ModelSpec(
+    "default/tiny", 2.0, 0.05, (PoolSpec("main", maximum=9, profile=builtin_profile("l4-qwen8b")),), target=0.99
+)
+
+SETTINGS = ScalingSettings()
+SEEN = GatewayTraffic(50.0, 60_000.0, 3.0, 1.0)
+
+
+def look(model: ModelSpec = MODEL, gateway: GatewayTraffic | None = SEEN) -> TickRecord:
+    """The last of forty looks under load."""
+    core = ScalingCore(model)
+    replica = ReplicaMetrics("a", ReplicaState.READY, 500.0, 20.0, 9.0, 1.0, 0.4, 60_000.0, 5_000.0, 250.0, 50.0, 50.0)
+    pools = {pool.name: PoolObservation(2, 1, 1, 0, (12.0,), (replica,)) for pool in model.pools}
+    for tick in range(40):
+        seen = Observation(5.0 * tick, gateway, pools, 1e9)
+        plan = core.step(seen)
+    return TickRecord(1e9, model, seen, plan, {"main": EnforcedPlan(7, 2, "need", "much came", 7)})
+
+
+def test_a_look_is_told_from_what_was_seen_to_what_was_written() -> None:
+    lines = render_look(look())
+    text = "\n".join(lines)
+    assert lines[0].startswith("default/tiny at 2001-09-09 ")
+    assert "99 % of the requests within TTFT 2s and ITL 50ms" in text
+    assert "50 requests of 60,000 prompt tokens; 3 held now, 1 gave up" in text
+    assert "pool main: 2 asked for; 1 ready, 1 starting (for 12s), 0 leaving" in text
+    for label in ("capacity", "load now", "forecast", "margin", "need", "planned: "):
+        assert any(line.strip().startswith(label) for line in lines), label
+    assert lines[-1] == "  written: 2 -> 7"
+
+
+def test_a_model_without_objectives_is_not_told_to_be_within_some() -> None:
+    lines = render_look(look(replace(MODEL, ttft_seconds=None, itl_seconds=None)))
+    assert lines[1] == "  it has no objectives: sized by what the memory and the batch of an engine hold"
+
+
+def test_the_numbers_come_in_the_order_in_which_they_lead_to_the_plan() -> None:
+    lines = [line.strip() for line in render_look(look())]
+    places = [
+        next(n for n, line in enumerate(lines) if line.startswith(label))
+        for label in ("load now", "margin", "need", "target")
+    ]
+    assert places == sorted(places)
+
+
+def test_every_number_of_the_core_has_a_name_for_people() -> None:
+    split = replace(
+        MODEL,
+        pools=tuple(
+            PoolSpec(role.value, role, maximum=9, profile=builtin_profile("l4-qwen8b"))
+            for role in (Role.PREFILL, Role.DECODE)
+        ),
+    )
+    for one in (look(), look(gateway=None), look(split)):
+        for pool in one.plan.pools.values():
+            assert set(pool.inputs) <= set(INPUT_LABELS)
+
+
+def test_what_is_not_known_is_said_and_never_a_zero() -> None:
+    blind = look(gateway=None)
+    pool = blind.plan.pools["main"]
+    unknown = replace(
+        pool,
+        inputs={
+            "need_replicas": DecisionInput(None),
+            "margin": DecisionInput(1.0, 65.0),
+            "strange": DecisionInput(3.5),
+        },
+    )
+    seen = replace(blind.observation, pools={"main": PoolObservation(2, 2)})
+    lines = render_look(
+        replace(
+            blind, observation=seen, plan=replace(blind.plan, pools={"main": unknown}), notes=("gateway a is missing",)
+        )
+    )
+    assert "  what arrives is not known: no gateway could tell" in lines
+    assert "  note: gateway a is missing" in lines
+    assert "  nothing is known of its engines" in lines
+    assert any(line.split() == ["need", "–"] for line in render_inputs)
+    assert any(line.split()[:2] == ["margin", "1.00"] and line.endswith(", 1m5s old") for line in lines)
+    assert any(line.split() == ["strange", "3.5"] for line in lines)
+
+
+def test_the_bounds_of_the_hour_are_told_and_what_other_hours_allow() -> None:
+    now = replace(look(), rulings={"main": EnforcedPlan(7, 2, "need", "much came", 7, bounds=(2, 9))})
+    lines = [line.split(maxsplit=2)[2] for line in render_look(now) if line.startswith(("  at least", "  at most"))]
+    assert lines == ["2 replicas; 1 at other hours", "9 replicas"]
+    together = replace(now, model=replace(MODEL, replicas_most=11))
+    assert "  all pools together: 11 replicas at most" in render_look(together)
+    assert not any("together" in line for line in render_look(now))
+
+
+def test_what_kept_a_number_from_being_written_and_who_overruled_the_core_is_said() -> None:
+    held = EnforcedPlan(4, 2, "bounds", "9 lies outside 0 to 4", 9, "the mode is Advise")
+    lines = render_look(replace(look(), rulings={"main": held}))
+    assert lines[-2:] == [
+        "  decided: 4, by the rule bounds: 9 lies outside 0 to 4",
+        "  not written (2 stays): the mode is Advise",
+    ]
+    same = render_look(replace(look(), rulings={"main": EnforcedPlan(2, 2, "enough", "as it is", 2)}))
+    assert same[-1] == "  nothing changes: 2 it is"
+
+
+def test_who_sleeps_is_told_with_what_waking_takes() -> None:
+    tiered = replace(MODEL, pools=(replace(MODEL.pools[0], tier=SleepTier(3, least=1, wake_seconds=4.0)),))
+    core = ScalingCore(tiered)
+    replica = ReplicaMetrics("a", ReplicaState.READY, 500.0, 20.0, 1.0, 0.0, 0.1, 900.0, 200.0, 9.0, 1.0, 1.0)
+    pool = PoolObservation(2, 1, 1, 0, (), (replica,), asleep_desired=2, asleep=2, waking=1)
+    seen = Observation(0.0, SEEN, {"main": pool}, 1e9)
+    plan = core.step(seen)
+    ruling = EnforcedPlan(2, 2, "need", "much came", 2, asleep=1, asleep_desired=2)
+    text = "\n".join(render_look(TickRecord(1e9, tiered, seen, plan, {"main": ruling})))
+    assert "2 asked for and 2 asleep; 1 ready, 1 starting, 1 of them waking, 0 leaving, 2 asleep" in text
+    assert "waking takes          4s" in text
+    assert set(plan.pools["main"].inputs) <= set(INPUT_LABELS)
+    assert text.endswith("written: 2 and 2 asleep -> 2 and 1 asleep")
+
+
+def test_numbers_that_change_nothing_are_left_out_and_the_need_is_worked_out() -> None:
+    inputs = {
+        "output_growth": 1.0,
+        "level_replicas": 1.47,
+        "spread_replicas": 0.55,
+        "swing_share": 0.08,
+        "forecast_replicas": 1.47,
+        "recurring_burst_replicas": 0.0,
+        "margin": 1.05,
+        "crowd_gain": 1.24,
+        "need_replicas": 1.71,
+        "window_max_replicas": 1.71,
+        "needed_here_replicas": 1.71,
+    }
+
+    def shown(**other: float) -> list[str]:
+        return [
+            line
+            for _, line in render_inputs(
+                {name: DecisionInput(value) for name, value in (inputs | other).items()}, SETTINGS
+            )
+        ]
+
+    assert [line.split("  ")[1] for line in shown()] == [
+        "load now",
+        "its spread",
+        "swings above it",
+        "forecast",
+        "margin",
+        "sharing",
+        "need",
+        "most of the window",
+    ]
+    assert "1.71 replicas = (1.47 + 0.55 spread) × 1.05 margin ÷ 1.24 sharing" in shown()[6]
+    assert any("needed of this pool" in line for line in shown(needed_here_replicas=0.9))
+    assert "= (3.00 of bursts) × 1.05" in next(
+        line for line in shown(recurring_burst_replicas=3.0, need_replicas=2.54) if "  need  " in line
+    )
+    assert "swing" in next(line for line in shown(swing_share=0.5, need_replicas=1.87) if "  need  " in line)
+    assert "1.71 replicas = (1.47 + 0.55 spread) × 1.05 margin ÷ 1.24 sharing − 0.20" not in "".join(
+        shown(spared_replicas=0.2)
+    ), "what does not add up is not claimed to"
+    assert "− 0.20" in "".join(shown(spared_replicas=0.2, need_replicas=1.51))
+
+
+def test_those_that_were_judged_since_the_last_look_are_told() -> None:
+    one = look()
+    (replica,) = one.observation.pools["main"].replicas or ()
+    replica = replace(replica, ttft_counts=(11.0, 2.0), itl_counts=(1.0, 0.0))
+    pool = replace(one.observation.pools["main"], replicas=(replica,))
+    gateway = GatewayTraffic(13.0, 9_000.0)
+    said = render_look(replace(one, observation=replace(one.observation, gateway=gateway, pools={"main": pool})))
+    assert "  of those that were judged since then: 11 of 13 first tokens in time, 1 of 1 answer in time" in said

@@ -1,0 +1,99 @@
+"""Numbers for people, the banner, and a decision in words."""
+
+from dataclasses import replace
+
+from fairlead_cli import formatting
+from fairlead_cli.explain.summary import summarize_decision
+from fairlead_cli.local.view.banner import StackSummary, headline, plain_lines
+from fairlead_cli.management import api_types
+
+FACTS = StackSummary("http://127.0.0.1:8000", "http://127.0.0.1:8001", ("tiny",), 8, ("sim",), 1.23, ("a note",))
+
+
+def test_numbers_are_short_and_unknown_is_never_zero() -> None:
+    assert (
+        formatting.format_seconds(None)
+        == formatting.format_share(None)
+        == formatting.format_count(None)
+        == formatting.format_rate(None)
+        == "–"
+    )
+    assert [formatting.format_count(n) for n in (0, 999, 1_000, 12_345, 4_000_000)] == ["0", "999", "1k", "12.3k", "4M"]
+    assert formatting.format_share(0.434) == "43 %"
+    assert formatting.pluralize(1, "engine") == "1 engine"
+    assert formatting.pluralize(8, "engine") == "8 engines"
+
+
+def test_a_share_is_never_said_to_be_all_when_it_is_not() -> None:
+    assert [formatting.format_share(value) for value in (None, 0.434, 0.99, 0.9949, 0.9999, 1.0)] == [
+        "–",
+        "43 %",
+        "99 %",
+        "99.5 %",
+        "99.9 %",
+        "100 %",
+    ]
+
+
+def test_exactly_one_plain_line_begins_with_ready_and_names_both_addresses() -> None:
+    lines = plain_lines(FACTS)
+    assert [line for line in lines if line.startswith("ready")] == [
+        "ready http://127.0.0.1:8000 manage http://127.0.0.1:8001"
+    ]
+    assert any("curl -sN http://127.0.0.1:8000/v1/chat/completions" in line for line in lines)
+    assert any('base_url="http://127.0.0.1:8000/v1"' in line for line in lines)
+    assert any("a note" in line for line in lines)
+
+
+def test_the_headline_says_what_serves_what() -> None:
+    assert headline(FACTS) == "Fairlead serves tiny on 8 simulated engines, 1.23s after its start"
+
+
+def test_where_pools_are_scaled_the_banner_says_where_and_how_to_ask_why() -> None:
+    assert not any("autoscaler" in line for line in plain_lines(FACTS))
+    scaled = plain_lines(replace(FACTS, engines=0, autoscaler="http://127.0.0.1:8002"))
+    assert "  autoscaler   http://127.0.0.1:8002/metrics; fairlead explain scale" in scaled
+    assert "  Fairlead serves tiny with simulated engines that start when asked, 1.23s after its start" in scaled
+
+
+def test_a_decision_is_told_with_its_candidates_and_its_end() -> None:
+    number = api_types.InputValue
+    told = summarize_decision(
+        api_types.Decision(
+            "req-1",
+            "default/tiny",
+            0.0,
+            4_100.0,
+            [
+                api_types.Choice(
+                    1,
+                    "main-3/40001/0",
+                    "slo-spill",
+                    "its homes would miss the objective",
+                    None,
+                    [
+                        api_types.Candidate(
+                            "main-3/40001/0",
+                            True,
+                            "",
+                            {"backlog_seconds": number(0.2), "matched_tokens": number(3_584)},
+                        ),
+                        api_types.Candidate("main-1/40002/0", False, "6 s until a first token", {}),
+                    ],
+                )
+            ],
+            api_types.RequestOutcome(200, None, False, 2, 1.0, 0.21, 0.04, 4_096, 3_584, 16),
+        )
+    )
+    assert told == [
+        "request req-1 to tiny, about 4,100 prompt tokens",
+        "went to main-3, by the rule slo-spill: its homes would miss the objective",
+        "  √ main-3  3.6k tokens cached, backlog 200ms",
+        "  · main-1  6 s until a first token",
+        "what happened: first token after 210ms, 3,584 of 4,096 prompt tokens came from the cache, 16 tokens written, "
+        "2 engines were tried",
+    ]
+
+
+def test_a_running_request_is_told_as_such() -> None:
+    assert summarize_decision(api_types.Decision("r", "default/tiny"))[-1] == "it is still running"
