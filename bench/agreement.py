@@ -25,10 +25,6 @@ from pathlib import Path
 from random import Random
 from statistics import fmean
 
-from fairlead_testing.engines.simulated_process import engine_processes
-from fairlead_testing.gateway.gateway_process import gateway_process
-from fairlead_testing.gateway.running_gateway import MODEL_KEY, fleet_of
-from fairlead_testing.redis.valkey import Valkey
 from table import Row, comparing, goals, measuring, write
 
 from fairlead.engine_profile import EngineProfile, builtin_profile
@@ -46,6 +42,10 @@ from fairlead_sim.gateways.cluster_options import InformationDelays
 from fairlead_sim.gateways.gateway_cluster import GatewayCluster
 from fairlead_sim.workload.generators import FAMILIES
 from fairlead_sim.workload.traces import TraceRequest, at_rate
+from fairlead_testing.engines.simulated_process import engine_processes
+from fairlead_testing.gateway.gateway_process import gateway_process
+from fairlead_testing.gateway.running_gateway import MODEL_KEY, fleet_of
+from fairlead_testing.redis.valkey import Valkey
 
 NAME = "agreement"
 PRESETS = ("dual-hash", "prefix-cache", "llm-d", "round-robin")

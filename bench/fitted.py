@@ -36,8 +36,6 @@ sys.path.append(str(ROOT / "e2e" / "vllm"))  # the real engines
 
 from agreement import OBJECTIVES, PRESETS, SECRET, Engines, Result, crossed, replayed, result, simulated  # noqa: E402
 from engines import BLOCK_TOKENS, Engine, Stage  # noqa: E402
-from fairlead_testing.gateway.gateway_process import GatewayProcess, gateway_process  # noqa: E402
-from fairlead_testing.gateway.running_gateway import MODEL_KEY, fleet_of  # noqa: E402
 from install import Installed, install  # noqa: E402
 from table import Row, comparing, goals, measuring, write  # noqa: E402
 
@@ -49,6 +47,8 @@ from fairlead_cli.replay.client.replay_result import ReplayResult  # noqa: E402
 from fairlead_sim.engine.tokenizer import Tokenizer  # noqa: E402
 from fairlead_sim.workload.generators import FAMILIES  # noqa: E402
 from fairlead_sim.workload.traces import TraceRequest, at_rate  # noqa: E402
+from fairlead_testing.gateway.gateway_process import GatewayProcess, gateway_process  # noqa: E402
+from fairlead_testing.gateway.running_gateway import MODEL_KEY, fleet_of  # noqa: E402
 
 NAME = "fitted"
 NAMES = ("e-0/0/0", "e-1/1/0")

@@ -24,6 +24,11 @@ from random import Random
 from statistics import fmean, stdev
 from typing import Any
 
+from table import Row, comparing, goals, measuring, write
+
+from fairlead.engine_profile import builtin_profile
+from fairlead.fleet.file import write_fleet_file
+from fairlead.fleet.model import Fleet
 from fairlead_testing.engines.simulated_process import engine_processes
 from fairlead_testing.gateway.gateway_process import GatewayProcess, gateway_process
 from fairlead_testing.gateway.running_gateway import MODEL_KEY, fleet_of
@@ -31,11 +36,6 @@ from fairlead_testing.http.raw_client import request
 from fairlead_testing.http.slow_link import slow_link
 from fairlead_testing.redis.valkey import Valkey
 from fairlead_testing.waiting import wait_until_async
-from table import Row, comparing, goals, measuring, write
-
-from fairlead.engine_profile import builtin_profile
-from fairlead.fleet.file import write_fleet_file
-from fairlead.fleet.model import Fleet
 
 ENGINES = 4
 AT_ONCE = 10

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import httpx
+
 from fairlead_testing.http.raw_client import request
 from fairlead_testing.local_stack import LocalStack
 from fairlead_testing.processes import PATIENCE_SECONDS, find_process, is_alive, wait_until

@@ -21,15 +21,15 @@ from typing import Any
 
 import pytest
 import redis
+
+from fairlead.fleet.file import write_fleet_file
+from fairlead.fleet.model import Fleet, Model
 from fairlead_testing.engines.disaggregated import DisaggregatedModel, killable_engine
 from fairlead_testing.engines.scripted import EngineCall, HangUp, event, scripted_engine, token, well_behaved
 from fairlead_testing.gateway.running_gateway import fleet_of, run_async
 from fairlead_testing.http.raw_client import RawConnection, get_request, post_request
 from fairlead_testing.redis.valkey import Valkey
 from fairlead_testing.waiting import wait_until, wait_until_async
-
-from fairlead.fleet.file import write_fleet_file
-from fairlead.fleet.model import Fleet, Model
 
 pytestmark = pytest.mark.timeout(300)
 

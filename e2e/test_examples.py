@@ -5,6 +5,7 @@ from pathlib import Path
 
 import openai
 import pytest
+
 from fairlead_testing.local_stack import LocalStack
 
 ROOT = Path(__file__).parents[1] / "examples"

@@ -11,12 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import httpx
-from fairlead_testing.http.raw_client import request
-from fairlead_testing.local_stack import LocalStack
-from fairlead_testing.processes import PATIENCE_SECONDS, find_process, is_alive, wait_until
 
 from fairlead.fleet.file import parse_fleet_file
 from fairlead.fleet.model import Instance, InstanceState
+from fairlead_testing.http.raw_client import request
+from fairlead_testing.local_stack import LocalStack
+from fairlead_testing.processes import PATIENCE_SECONDS, find_process, is_alive, wait_until
 
 MANIFEST = """
 apiVersion: serving.fairlead.io/v1alpha1

@@ -1,6 +1,7 @@
 """Compiles the data plane with mypyc: ``.venv/bin/python scripts/compile.py [--sim] [--into FOLDER]``; once per state of the sources.
 
-Makes a copy of the packages with the modules below compiled, in the cache, where gateways find it (``fairlead.runtime.compiled_build``);
+Makes a copy of the packages with the modules below compiled, in the cache, where gateways find it
+(``fairlead.runtime.compiled_build``);
 with ``--into`` elsewhere, for an image; with ``--sim`` another copy, of the fleet simulator and the router that it runs
 (``fairlead_sim.compiled``). Needs a C compiler and Python's headers; without them it says so and exits 3, and gateways run
 interpreted. Takes about a minute of one core.

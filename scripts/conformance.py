@@ -17,12 +17,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fairlead_testing.gateway.running_gateway import fleet_of, running_gateway
-from fairlead_testing.http.raw_client import RawConnection, RawResponse, get_request, post_request
 from wire_tap import WireTap
 
 from fairlead.runtime.event_loop import loop_factory
 from fairlead_gateway.worker.api_keys import ApiKeys, key_digest
+from fairlead_testing.gateway.running_gateway import fleet_of, running_gateway
+from fairlead_testing.http.raw_client import RawConnection, RawResponse, get_request, post_request
 
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE_PAGE = ROOT / "docs" / "reference" / "conformance.md"
@@ -391,9 +391,8 @@ def _compared(row: Mapping[str, str], shown: str, real: Mapping[str, Any] | None
 
 async def simulated() -> dict[str, dict[str, str]]:
     """The table before a simulated engine."""
-    from fairlead_testing.sim.engines import running_engine
-
     from fairlead_sim.runtime.settings import EngineSettings
+    from fairlead_testing.sim.engines import running_engine
 
     async with running_engine(EngineSettings(model=MODEL, served_names=(MODEL,), speed=50.0)) as engine:
         return await probe(engine.url)

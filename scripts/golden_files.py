@@ -7,10 +7,9 @@ the field to what they run with, and never changes.
 import sys
 from pathlib import Path
 
+from fairlead_operator.render import CURRENT_VERSION, render_model
 from fairlead_testing.kube import helm as chart
 from fairlead_testing.kube.render_cases import default_context, golden_text, read_case
-
-from fairlead_operator.render import CURRENT_VERSION, render_model
 
 TESTS = Path(__file__).resolve().parent.parent / "tests"
 FOLDER = TESTS / "operator" / "render"

@@ -4,7 +4,8 @@
     scripts/nightly_fleet.py [--seeds N] [--first SEED] [--jobs N] [--minutes M] [--go-on] [--out FILE]
     scripts/nightly_fleet.py --replay SEED       play one seed again, with what happens in it
 
-Safety is looked at all the time and liveness when all is well again (``fairlead_sim.faults.invariants``, ``fairlead_sim.faults.runner``). A seed that
+Safety is looked at all the time and liveness when all is well again (``fairlead_sim.faults.invariants``,
+``fairlead_sim.faults.runner``). A seed that
 breaks something is printed with the command that plays it again; then the exit code is 1. Where the simulator is compiled
 (``scripts/compile.py --sim``) it runs compiled, with equal results. With ``--go-on`` what the report already has is not played
 again: a night that was ended, or bounded by ``--minutes``, is finished in another.
@@ -20,13 +21,12 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from fairlead_testing.reports import commit, machine
-
 from fairlead.runtime.compiled_build import is_compiled
 from fairlead_sim.compiled import run_compiled
 from fairlead_sim.engine import scheduler
 from fairlead_sim.faults.runner import RunReport, run_seed
 from fairlead_sim.faults.scenarios import from_seed
+from fairlead_testing.reports import commit, machine
 
 ROOT = Path(__file__).parents[1]
 SEEDS = 10_000

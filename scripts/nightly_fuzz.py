@@ -22,12 +22,12 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "fuzz"))
 
-from fairlead_testing.reports import commit, machine  # noqa: E402
 from fuzzing.campaign import Report, campaign  # noqa: E402 - found through the line above
 from fuzzing.targets import TARGETS  # noqa: E402
 
 from fairlead.runtime.compiled_build import is_compiled, worker_environment  # noqa: E402
 from fairlead_gateway.http import request_head  # noqa: E402 - one of those that may be compiled
+from fairlead_testing.reports import commit, machine  # noqa: E402
 
 INPUTS = 10_000_000
 _PART = 250_000

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import HealthCheck, settings
+
 from fairlead_testing.kube import api_server as kube
 from fairlead_testing.kube import helm
 from fairlead_testing.kube.api_server import ApiServer, api_server_for_test
-from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from fairlead_testing.redis.valkey import Valkey

@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fairlead.errors import FairleadError, SettingsError
-from fairlead.fleet.model import ReplicaScaler
 from fairlead.limits import Limits
 from fairlead.runtime.cli_options import configure_stderr_logging, parse_address
 from fairlead.runtime.clock import AcceleratedClock, Clock, SystemClock
 from fairlead.runtime.event_loop import loop_factory
 from fairlead.settings import AutoscalerSettings, read_settings, unknown_variables
-from fairlead_autoscaler.local.target import DESIRED_FILE, STATE_FILE, FileScaler, LocalTarget
+from fairlead_autoscaler.local.state_files import DESIRED_FILE, STATE_FILE
+from fairlead_autoscaler.local.target import FileScaler, LocalTarget
 from fairlead_autoscaler.service import AutoscalerService, ServiceConfig
-from fairlead_autoscaler.target import ScaleTarget
+from fairlead_autoscaler.target import ReplicaScaler, ScaleTarget
 
 if TYPE_CHECKING:
     from fairlead_autoscaler.kubernetes.manager import Manager

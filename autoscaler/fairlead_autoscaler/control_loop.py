@@ -17,7 +17,6 @@ from typing import Protocol
 
 from fairlead.api import Autoscaling, ScalingMode
 from fairlead.errors import FairleadError
-from fairlead.fleet.model import ReplicaScaler
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
 from fairlead.units import parse_duration
@@ -35,7 +34,7 @@ from fairlead_autoscaler.core import (
 from fairlead_autoscaler.enforcer import EnforcedPlan, PolicyState
 from fairlead_autoscaler.history.recorder import TickRecord
 from fairlead_autoscaler.scale_down_order import removal_order
-from fairlead_autoscaler.target import ModelState, ScaleTarget
+from fairlead_autoscaler.target import ModelState, ReplicaScaler, ScaleTarget
 
 STATE_EVERY = 60
 """Of so many looks one carries what the core remembered before it, so that a replay can begin there."""

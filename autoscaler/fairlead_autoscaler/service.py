@@ -9,7 +9,6 @@ from typing import Final
 
 from aiohttp import web
 
-from fairlead.fleet.model import ReplicaScaler
 from fairlead.limits import Limits
 from fairlead.runtime import process_tuning
 from fairlead.runtime.clock import Clock
@@ -20,7 +19,7 @@ from fairlead_autoscaler.core import ScalingCore
 from fairlead_autoscaler.history.recorder import RecordBuffer, RecordFiles, TickRecord, encode_record
 from fairlead_autoscaler.http.server import create_app
 from fairlead_autoscaler.mix import SolverQueue, create_solver
-from fairlead_autoscaler.target import ScaleTarget
+from fairlead_autoscaler.target import ReplicaScaler, ScaleTarget
 
 _LOG: Final = logging.getLogger("fairlead.autoscaler")
 

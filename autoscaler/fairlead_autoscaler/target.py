@@ -4,7 +4,7 @@ A World says which models are scaled and how many replicas they have; a ``fairle
 gateways measure comes another way (``reading``), the same in both.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -58,4 +58,13 @@ class ScaleTarget(Protocol):
     async def observe(self) -> Mapping[str, ModelState]:
         """Every model with a pool to scale, by ``namespace/name``. Raises Unavailable when that cannot be told: then nothing is
         decided, and everything stays."""
+        ...
+
+
+class ReplicaScaler(Protocol):
+    """How replicas are written: the ``/scale`` subresource in a cluster, the supervisor locally."""
+
+    async def scale(self, key: str, pool: str, replicas: int, leaving: Sequence[str] = (), asleep: int = 0) -> None:
+        """Ask for ``replicas`` of one pool of the model ``key`` that serve, and ``asleep`` beside them that sleep. Where more serve
+        than are to, those named first in ``leaving`` (replicas' ids) sleep or go, if whoever sees to it can choose."""
         ...

@@ -23,20 +23,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fairlead_testing.redis.valkey import Valkey
 from redis import Redis
 
 from fairlead.limits import Limits
 from fairlead.runtime.clock import SystemClock
 from fairlead_kvstore.blockstore.block_table import BlockTable
 from fairlead_kvstore.blockstore.changes import BlocksRemoved, BlocksStored, Change
-from fairlead_kvstore.blockstore.snapshot import AdapterSnapshot, InstanceSnapshot, table_parts, table_snapshot
+from fairlead_kvstore.blockstore.snapshot import table_parts, table_snapshot
 from fairlead_kvstore.blockstore.storage_tiers import StorageTier
+from fairlead_kvstore.blockstore.types import AdapterSnapshot, InstanceSnapshot
 from fairlead_kvstore.index.recovery import InstanceCheckpoint, RecoveredIndex
 from fairlead_kvstore.index.replica import IndexReplica
 from fairlead_kvstore.index.subscriber import IndexSubscriber
 from fairlead_kvstore.index.writer import IndexWriter
 from fairlead_kvstore.redis.link import RedisLink
+from fairlead_testing.redis.valkey import Valkey
 
 MODEL = "default/bench"
 PER_PROMPT = 64

@@ -3,7 +3,8 @@
     python bench/mix/measuring.py [--seed 1] [--processes 2]      writes bench/mix/tables/measured.json
 
 For each accelerator, each shape of the grid (every request of the middle of its bucket) and each objective: one engine of the
-accelerator's step profile, every step of which is computed exactly (``fairlead_sim.autoscaling.aggregated_engine``), serves Poisson arrivals,
+accelerator's step profile, every step of which is computed exactly (``fairlead_sim.autoscaling.aggregated_engine``),
+serves Poisson arrivals,
 and the largest rate is sought at which the objective's share of requests is within the objectives. All rates see the same
 arrivals, drawn with the seed and stretched, so that they differ by their rate alone. Requests that arrive while the engine fills
 up are served and not judged. What an engine finishes when more waits than it can take bounds the rate: ten thousand requests of a
@@ -28,8 +29,9 @@ from fairlead.engine_profile import EngineProfile
 from fairlead.fleet.model import Role, SloTargets
 from fairlead.request_shapes import RequestShapeGrid
 from fairlead_autoscaler.mix import PoolCandidate, throughput
-from fairlead_sim.autoscaling.aggregated_engine import AggregatedEngine, StepTotals
+from fairlead_sim.autoscaling.aggregated_engine import AggregatedEngine
 from fairlead_sim.autoscaling.closed_loop import is_within_slo
+from fairlead_sim.autoscaling.plant_engine import StepTotals
 from fairlead_sim.autoscaling.request_table import ArrivalTrace, RequestTable
 
 FILE = Path(__file__).with_name("tables") / "measured.json"

@@ -3,9 +3,10 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from fairlead_testing.prometheus import parse_scrape
 from kube.kubectl import eventually
 from kube.release import Release
+
+from fairlead_testing.prometheus import parse_scrape
 
 _PAGE = "import urllib.request as u; print(u.urlopen('http://127.0.0.1:{port}/metrics', timeout=10).read().decode())"
 _PORTS = {"indexer": 8080, "gateway": 8081}

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from cluster import pins
 from cluster.record import Record
-from fairlead_testing.reports import ReportLine
 from kube import report
 from kube.clients import Client, Streams, alone
 from kube.kubectl import Kubectl, eventually
@@ -19,6 +18,8 @@ from kube.manifests import model, narrow
 from kube.models import Model
 from kube.release import SPACE, Release
 from kube.scaling import ONE, RESULTS, TOKENS, desired, handed_back, ready, reason, scaled, until, writers
+
+from fairlead_testing.reports import ReportLine
 
 AUTOSCALER = "deployment/fairlead-autoscaler"
 

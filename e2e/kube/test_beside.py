@@ -5,7 +5,6 @@ most by itself, without metrics.
 """
 
 import pytest
-from fairlead_testing.reports import ReportLine
 from kube import report
 from kube.clients import Client, Streams
 from kube.kubectl import Kubectl
@@ -25,6 +24,8 @@ from kube.scaling import (
     writers,
 )
 from kube.watching import Numbers
+
+from fairlead_testing.reports import ReportLine
 
 HPA = "kube-controller-manager"
 OURS = "fairlead-autoscaler"

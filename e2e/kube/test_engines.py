@@ -3,12 +3,12 @@
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from fairlead_testing.kube.render_cases import default_context, read_case
 from kube.kubectl import Kubectl, eventually
 from kube.manifests import Manifest, image
 
 from fairlead.api import EngineKind
 from fairlead_operator.render import InstallationDefaults, render_model
+from fairlead_testing.kube.render_cases import default_context, read_case
 
 CASES = Path(__file__).parents[2] / "tests" / "operator" / "render" / "cases"
 TOKENS = 600

@@ -6,7 +6,6 @@ The tests stand in the order of the story. Each can be run alone: what it needs 
 import time
 
 import pytest
-from fairlead_testing.reports import ReportLine
 from kube import report
 from kube.clients import Client
 from kube.kubectl import Kubectl, eventually
@@ -14,6 +13,8 @@ from kube.manifests import image, model, paced
 from kube.models import Model
 from kube.moving import Moves, everything_moves
 from kube.release import KINDS, Release
+
+from fairlead_testing.reports import ReportLine
 
 RATE, TOKENS, STILL = (20.0, 200, 40.0) if report.FULL else (2.0, 60, 4.0)
 

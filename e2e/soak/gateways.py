@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fairlead_testing.http.raw_client import RawConnection, RawResponse, get_request, post_request
-
 from fairlead.fleet.file import write_fleet_file
 from fairlead.fleet.model import Fleet, Instance, InstanceState, Model, SloTargets
+from fairlead_testing.http.raw_client import RawConnection, RawResponse, get_request, post_request
 
 HANG_SECONDS = 30.0
 _READY = re.compile(r"ready (http://\S+) manage (http://\S+)")

@@ -16,11 +16,12 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from fairlead_testing.http.raw_client import RawConnection, post_request
-from fairlead_testing.reports import ReportLine
 from soak.engines import engines
 from soak.gateways import HANG_SECONDS, GatewayProcess, gateway, managed, metric, write_fleet
 from soak.report import FULL, ROOT, SEED, count, flat, resident, write
+
+from fairlead_testing.http.raw_client import RawConnection, post_request
+from fairlead_testing.reports import ReportLine
 
 sys.path.insert(0, str(ROOT / "tests" / "fuzz"))
 from fuzzing.mutate import Mutator

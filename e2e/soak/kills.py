@@ -12,10 +12,11 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from fairlead_testing.reports import ReportLine
 from soak.engines import Engines, engines
 from soak.gateways import chat, gateway, metric, one, write_fleet
 from soak.report import SEED, count, write
+
+from fairlead_testing.reports import ReportLine
 
 ENGINES = 8
 TOKENS = 40

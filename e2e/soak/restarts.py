@@ -13,11 +13,12 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from fairlead_testing.http.raw_client import RawConnection, post_request
-from fairlead_testing.reports import ReportLine
 from soak.engines import engines
 from soak.gateways import HANG_SECONDS, GatewayProcess, chat, judged, start, write_fleet
 from soak.report import SEED, count, write
+
+from fairlead_testing.http.raw_client import RawConnection, post_request
+from fairlead_testing.reports import ReportLine
 
 CLIENTS = 24
 TOKENS = 20

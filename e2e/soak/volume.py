@@ -10,9 +10,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from fairlead_testing.reports import ReportLine
 from soak.gateways import gateway, write_fleet
 from soak.report import FULL, ROOT, SEED, count, flat, resident, write
+
+from fairlead_testing.reports import ReportLine
 
 sys.path[:0] = [str(ROOT / "bench" / "gateway"), str(ROOT / "bench")]
 from gatewaybench.bodies import UNIQUE, bodies  # noqa: E402 - found through the line above

@@ -18,12 +18,12 @@ from alike import TIE_NATS, gap, parting
 from asking import Said, ask_all, client_of
 from connectors import Connector
 from engines import Engine, Stage, fleet_of
-from fairlead_testing.gateway.running_gateway import running_gateway
 from prompts import Asked, asked
 from report import Numbers, Report, demand, spread
 
 from fairlead.fleet.model import Fleet, Instance, InstanceState, Model, Role
 from fairlead.limits import Limits
+from fairlead_testing.gateway.running_gateway import running_gateway
 
 MODEL = "tiny"
 LONG_TOKENS = 1_300

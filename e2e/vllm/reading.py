@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from fairlead_testing.redis.valkey import Valkey
-
 from fairlead.fleet.model import Fleet, Instance, Model
 from fairlead.limits import Limits
 from fairlead.runtime.clock import SystemClock
@@ -29,6 +27,7 @@ from fairlead_kvstore.index.subscriber import IndexSubscriber
 from fairlead_kvstore.indexer.indexer import Indexer
 from fairlead_kvstore.reader.engine_info_client import HttpEngineQuery
 from fairlead_kvstore.redis.link import RedisLink
+from fairlead_testing.redis.valkey import Valkey
 
 MODEL = "tiny"
 MODEL_KEY = f"default/{MODEL}"

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fairlead_testing.reports import commit
 from install import HERE
+
+from fairlead_testing.reports import commit
 
 Numbers = dict[str, Any]
 

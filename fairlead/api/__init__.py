@@ -11,9 +11,11 @@ from fairlead.api.spec.environment import EnvironmentSource, EnvironmentVariable
 from fairlead.api.spec.kv_cache import KvCache, Offload, OffloadKind, PeerTransfer, Transfer
 from fairlead.api.spec.model import ModelCache, ModelCredentials, ModelSource
 from fairlead.api.spec.pools import ExternalEndpoint, Parallelism, PodSelector, PodTemplate, Pool, PoolRole, Replicas
+from fairlead.api.spec.profile import Profile
 from fairlead.api.spec.rollout import Rollout
+from fairlead.api.spec.routing import Routing
+from fairlead.api.spec.slo import Slo
 from fairlead.api.status import Condition, ConditionStatus, ModelDeploymentStatus, PoolStatus
-from fairlead.api.strict_model import Profile, Routing, Slo
 from fairlead.api.v1alpha1 import (
     API_VERSION,
     GROUP,

@@ -11,7 +11,7 @@ from types import MappingProxyType
 
 from fairlead.api.metadata import Metadata
 from fairlead.api.spec.accelerator_class import AcceleratorClassSpec, TaintEffect, Toleration, TolerationOperator
-from fairlead.api.strict_model import Profile
+from fairlead.api.spec.profile import Profile
 from fairlead.api.v1alpha1 import API_VERSION, AcceleratorClass
 
 _NVIDIA_GPU = "nvidia.com/gpu"

@@ -17,7 +17,9 @@ from fairlead.api.spec.kv_cache import KvCache, PeerTransfer, Transfer
 from fairlead.api.spec.model import ModelSource
 from fairlead.api.spec.pools import Parallelism, Pool, PoolRole, Replicas
 from fairlead.api.spec.rollout import Rollout
-from fairlead.api.strict_model import FieldPath, Routing, Rule, Slo, StrictModel, field_error
+from fairlead.api.spec.routing import Routing
+from fairlead.api.spec.slo import Slo
+from fairlead.api.strict_model import FieldPath, Rule, StrictModel, field_error
 from fairlead.api.value_types import MAX_LABEL_VALUE_LENGTH, check_unique, list_map_schema
 
 GROUP = "serving.fairlead.io"

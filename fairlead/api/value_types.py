@@ -4,13 +4,18 @@ import re
 from collections.abc import Callable
 from typing import Annotated, Any, Final
 
-from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    WithJsonSchema,
+)
 
 from fairlead import units
 from fairlead.api.strict_model import field_error
 from fairlead.errors import BadInput
 from fairlead.fleet.engine_url import normalize_engine_url
-from fairlead.names import DNS_LABEL_PATTERN, DNS_SUBDOMAIN_PATTERN
+from fairlead.names import DNS_LABEL_PATTERN, DNS_SUBDOMAIN_PATTERN, SERVED_NAME_PATTERN
 
 _LABEL_PATTERN = f"^{DNS_LABEL_PATTERN.pattern}$"
 _SUBDOMAIN_PATTERN = f"^{DNS_SUBDOMAIN_PATTERN.pattern}$"
@@ -182,3 +187,51 @@ EngineUrl = Annotated[
     AfterValidator(_check_url),
     Field(json_schema_extra={"pattern": r"^https?://[^\s/?#@]+/?$", "minLength": 8, "maxLength": 512}),
 ]
+
+
+def _require_unit(value: Any) -> Any:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        raise field_error(f"{value} has no unit", f"write {value:g}ms or {value:g}s")
+    return value
+
+
+def _check_duration(text: str) -> str:
+    try:
+        units.parse_duration(text)
+    except BadInput as error:
+        raise field_error(error.message, error.hint or "") from error
+    return text
+
+
+def _check_positive_duration(text: str) -> str:
+    if units.parse_duration(_check_duration(text)) <= 0:
+        raise field_error("must be longer than nothing", "write a duration such as 800ms, or leave the field out")
+    return text
+
+
+_DURATION_FIELD = Field(json_schema_extra={"pattern": units.DURATION_PATTERN, "maxLength": 32})
+
+
+Duration = Annotated[str, BeforeValidator(_require_unit), AfterValidator(_check_duration), _DURATION_FIELD]
+
+
+PositiveDuration = Annotated[
+    str, BeforeValidator(_require_unit), AfterValidator(_check_positive_duration), _DURATION_FIELD
+]
+
+
+def _check_served_name(text: str) -> str:
+    if not SERVED_NAME_PATTERN.fullmatch(text):
+        raise field_error(
+            f'"{text:.70}" is not what an engine calls a model',
+            "use 1 to 253 of letters, digits and . _ / : @ + -, such as Qwen/Qwen3-8B",
+        )
+    return text
+
+
+ServedName = Annotated[
+    str,
+    AfterValidator(_check_served_name),
+    Field(json_schema_extra={"pattern": f"^{SERVED_NAME_PATTERN.pattern}$", "minLength": 1, "maxLength": 253}),
+]
+"""What an engine calls a model."""

@@ -11,7 +11,6 @@ from typing import Final
 
 from fairlead.fleet.model import EngineAuth, Fleet
 from fairlead.runtime.file_watcher import Signature, file_signature
-from fairlead_gateway.http.tls import ALPN_PROTOCOLS
 
 _RECHECK_SECONDS: Final = 1.0
 _NO_AUTH: Final = EngineAuth()
@@ -94,3 +93,6 @@ def _read_text(path: str) -> str:
         return Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         return ""
+
+
+ALPN_PROTOCOLS = ("http/1.1",)

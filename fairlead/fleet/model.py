@@ -6,7 +6,7 @@ changes of the set of instances that homes are computed over, so that everyone w
 the same homes.
 """
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
@@ -190,13 +190,4 @@ class FleetSource(Protocol):
 
     def age_seconds(self) -> float | None:
         """How long ago it was last known how things are; None where that cannot be told."""
-        ...
-
-
-class ReplicaScaler(Protocol):
-    """How replicas are written: the ``/scale`` subresource in a cluster, the supervisor locally."""
-
-    async def scale(self, key: str, pool: str, replicas: int, leaving: Sequence[str] = (), asleep: int = 0) -> None:
-        """Ask for ``replicas`` of one pool of the model ``key`` that serve, and ``asleep`` beside them that sleep. Where more serve
-        than are to, those named first in ``leaving`` (replicas' ids) sleep or go, if whoever sees to it can choose."""
         ...

@@ -72,8 +72,9 @@ def _run(
     from fairlead.runtime import nonblocking_log, process_tuning
     from fairlead.runtime.clock import SystemClock
     from fairlead_gateway.supervisor import scale_from_zero
+    from fairlead_gateway.supervisor.config import GatewayConfig
     from fairlead_gateway.supervisor.kv_index.token_source import parse_token_source
-    from fairlead_gateway.supervisor.supervisor import GatewayConfig, Supervisor
+    from fairlead_gateway.supervisor.supervisor import Supervisor
 
     process_tuning.raise_open_file_limit()  # engines that hang while they are asked for their metrics hold one each
     process_tuning.tune_malloc()
@@ -118,9 +119,9 @@ def _validate_worker_settings(settings: GatewaySettings) -> None:
 
     memory_pressure.memory_share_reader(settings.memory_limit)
     if _observability_settings(settings) != _observability_settings(GatewaySettings()):
-        from fairlead_gateway.worker.observability import observers
+        from fairlead_gateway.worker.observability import settings as settings_
 
-        observers.parse_observability_settings(settings)
+        settings_.parse_observability_settings(settings)
 
 
 def _observability_settings(settings: GatewaySettings) -> tuple[str | None, ...]:

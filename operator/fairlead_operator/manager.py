@@ -18,9 +18,10 @@ from fairlead.runtime.tasks import cancel_and_wait
 from fairlead_operator import health, http_server
 from fairlead_operator.controller.reconciler import Reconciler
 from fairlead_operator.controller.workqueue import WorkQueue
+from fairlead_operator.kube.kopf_watch import KopfWatch
 from fairlead_operator.kube.leader_election import LEASE_NAME, run_while_leading
 from fairlead_operator.kube.object_cache import ObjectCache
-from fairlead_operator.kube.watches import ClusterWatcher, KopfWatch
+from fairlead_operator.kube.watches import ClusterWatcher
 from fairlead_operator.rendering import renderer
 from fairlead_operator.settings import OperatorOptions
 

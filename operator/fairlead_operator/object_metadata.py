@@ -96,3 +96,15 @@ def with_revision(manifest: Manifest, revision: str) -> Manifest:
     """The manifest with the hash of the spec that it is made of."""
     notes = {**annotations_of(manifest), MODEL_REVISION_ANNOTATION: revision}
     return {**manifest, "metadata": {**metadata_of(manifest), "annotations": notes}}
+
+
+ChildKey = tuple[str, str]
+"""(kind, name); a model's children share its namespace."""
+
+
+WORKLOAD_KINDS = ("Deployment", "LeaderWorkerSet")
+
+
+def child_key(manifest: Manifest) -> ChildKey:
+    """What names a child within its model."""
+    return str(manifest.get("kind", "")), name_of(manifest)

@@ -6,6 +6,7 @@ from typing import Protocol
 
 from fairlead.api import AcceleratorClass, ModelDeployment, Reason
 from fairlead.kube.resources import Manifest
+from fairlead_operator.render.context import ClusterCapabilities
 
 
 class Problem(Protocol):
@@ -34,17 +35,6 @@ class Rendered(Protocol):
     def problems(self) -> Sequence[Problem]:
         """What stands in the way of the rest."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class ClusterCapabilities:
-    """What does not change while a process of the operator lives.
-
-    ``served``: (apiVersion, kind) of the optional kinds that the API server knows. ``ipv6``: pods have IPv6 addresses, only or first.
-    """
-
-    served_kinds: frozenset[tuple[str, str]] = frozenset()
-    ipv6: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,8 @@
 
 from itertools import groupby
 
-from fairlead_cli.cluster.checks.catalogue import Check, CheckStage, all_checks
+from fairlead_cli.cluster.checks.catalogue import all_checks
+from fairlead_cli.cluster.checks.check import Check, CheckStage
 from fairlead_cli.cluster.checks.seeded_faults import SEEDED_FAULTS
 
 _HEAD = """# Checks

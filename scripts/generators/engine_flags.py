@@ -1,6 +1,7 @@
 """Which switches the engines know that Fairlead writes command lines for, taken from the engines themselves, once a release.
 
-``python scripts/generators/engine_flags.py --vllm BIN/vllm --sglang sglang-….whl`` writes ``engine_flags.json`` beside this file: vLLM's
+``python scripts/generators/engine_flags.py --vllm BIN/vllm --sglang sglang-….whl`` writes ``engine_flags.json``
+beside this file: vLLM's
 from ``vllm serve --help=all``, SGLang's from the declarations in its wheel, which is read and not run. One of the two may be
 left out and keeps what it has. Tests hold every generated command line to that file; ``docs/reference/engines.md`` tells it.
 """

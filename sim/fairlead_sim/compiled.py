@@ -1,7 +1,8 @@
 """The fleet simulator compiled to machine code, with the router that it runs, where ``scripts/compile.py --sim`` has done so.
 
 Benchmarks and nightly runs simulate tens of millions of requests; compiled, one core does three times as many a minute. The copy
-is found as a gateway's worker finds its own (``fairlead.runtime.compiled_build``): under a name made of the sources' very bytes, so it
+is found as a gateway's worker finds its own (``fairlead.runtime.compiled_build``): under a name made of the sources'
+very bytes, so it
 is never out of date, and without it everything runs from the sources.
 """
 

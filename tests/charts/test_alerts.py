@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import yaml
-from fairlead_testing.kube.helm import CHART_FOLDER, ChartTools, HelmError, render_chart
-from fairlead_testing.prometheus import AlertRules, expression_names, expressions, parse_scrape
 
 from fairlead_gateway.telemetry.families import FAMILIES
+from fairlead_testing.kube.helm import CHART_FOLDER, ChartTools, HelmError, render_chart
+from fairlead_testing.prometheus import AlertRules, expression_names, expressions, parse_scrape
 
 ROOT = CHART_FOLDER.parents[1]
 CASES: dict[str, dict[str, Any]] = yaml.safe_load((Path(__file__).parent / "alerts.yaml").read_text())

@@ -15,12 +15,6 @@ from typing import Any
 import pytest
 import yaml
 from aiohttp import web
-from fairlead_testing.kube.api_server import ApiServer
-from fairlead_testing.kube.helm import CHART_FOLDER, render_chart
-from fairlead_testing.kube.installed_chart import apply_rights, kubeconfig_for_account, kubectl
-from fairlead_testing.kube.operator_process import operator_process
-from fairlead_testing.prometheus import expression_names, expressions, parse_scrape
-from fairlead_testing.waiting import wait_until_async
 
 from fairlead.fleet.labels import SLEEP_ANNOTATION
 from fairlead.kube.client import KubeApi
@@ -30,6 +24,12 @@ from fairlead.kube.resources import DEPLOYMENTS, EVENTS, MODEL_DEPLOYMENTS, PODS
 from fairlead.kube.transport.kubeconfig import config_from_kubeconfig
 from fairlead.runtime.clock import SystemClock
 from fairlead_autoscaler.kubernetes.scale_writer import DELETION_COST
+from fairlead_testing.kube.api_server import ApiServer
+from fairlead_testing.kube.helm import CHART_FOLDER, render_chart
+from fairlead_testing.kube.installed_chart import apply_rights, kubeconfig_for_account, kubectl
+from fairlead_testing.kube.operator_process import operator_process
+from fairlead_testing.prometheus import expression_names, expressions, parse_scrape
+from fairlead_testing.waiting import wait_until_async
 
 pytestmark = [pytest.mark.api_server, pytest.mark.timeout(300)]
 PLACE = "scaled"

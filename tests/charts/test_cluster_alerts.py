@@ -13,6 +13,10 @@ from typing import Any
 
 import pytest
 import yaml
+
+from fairlead.kube.client import KubeApi
+from fairlead.kube.resources import DEPLOYMENTS, MODEL_DEPLOYMENTS, Manifest
+from fairlead.runtime.clock import SystemClock
 from fairlead_testing.engines.simulated_process import engine_process
 from fairlead_testing.gateway.gateway_process import GatewayProcess, gateway_process
 from fairlead_testing.http.raw_client import request
@@ -22,10 +26,6 @@ from fairlead_testing.kube.installed_chart import apply_crds, apply_namespace, a
 from fairlead_testing.kube.operator_process import OperatorProcess, operator_process
 from fairlead_testing.prometheus import AlertRules, Scrape, SeriesRecording, expression_names, expressions, parse_scrape
 from fairlead_testing.waiting import wait_until_async
-
-from fairlead.kube.client import KubeApi
-from fairlead.kube.resources import DEPLOYMENTS, MODEL_DEPLOYMENTS, Manifest
-from fairlead.runtime.clock import SystemClock
 
 pytestmark = [pytest.mark.api_server, pytest.mark.timeout(300)]
 HEALTHY: dict[str, str] = yaml.safe_load((Path(__file__).parent / "alerts.yaml").read_text())["healthy"]

@@ -11,15 +11,15 @@ from pathlib import Path
 
 import pytest
 import yaml
-from fairlead_testing.kube.api_server import ApiServer, api_server_for_test
-from fairlead_testing.kube.helm import CHART_FOLDER, HelmRelease
-from fairlead_testing.kube.installed_chart import kubectl
-from fairlead_testing.waiting import wait_until_async
 
 from fairlead.kube.client import KubeApi
 from fairlead.kube.errors import Invalid, KubeError
 from fairlead.kube.resources import ACCELERATOR_CLASSES, DEPLOYMENTS, MODEL_DEPLOYMENTS, Manifest, Resource
 from fairlead.runtime.clock import SystemClock
+from fairlead_testing.kube.api_server import ApiServer, api_server_for_test
+from fairlead_testing.kube.helm import CHART_FOLDER, HelmRelease
+from fairlead_testing.kube.installed_chart import kubectl
+from fairlead_testing.waiting import wait_until_async
 
 pytestmark = [pytest.mark.api_server, pytest.mark.timeout(300)]
 OLDER = Path(__file__).parent / "older"

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fairlead_testing.kube.helm import CHART_FOLDER, ChartTools, render_chart
-from fairlead_testing.prometheus import AlertRules, expression_names
 
 from fairlead_gateway.telemetry.families import FAMILIES
+from fairlead_testing.kube.helm import CHART_FOLDER, ChartTools, render_chart
+from fairlead_testing.prometheus import AlertRules, expression_names
 
 FILES = sorted((CHART_FOLDER / "dashboards").glob("*.json"))
 BOARDS = {path.stem: json.loads(path.read_text()) for path in FILES}

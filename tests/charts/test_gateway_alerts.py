@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import yaml
+
 from fairlead_testing.engines.simulated_process import EngineProcess, engine_process
 from fairlead_testing.gateway.gateway_process import GatewayProcess, gateway_process
 from fairlead_testing.http.raw_client import request

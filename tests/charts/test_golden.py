@@ -4,6 +4,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+
 from fairlead_testing.kube.helm import CHART_FOLDER, HelmError, golden_text, render_chart
 
 FOLDER = Path(__file__).parent

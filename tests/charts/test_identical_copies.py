@@ -4,6 +4,7 @@ import importlib.metadata
 from pathlib import Path
 
 import yaml
+
 from fairlead_testing.kube.helm import CHART_FOLDER, pod_specs, render_chart
 
 ROOT = CHART_FOLDER.parents[1]

@@ -12,6 +12,12 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 import yaml
+
+from fairlead.kube.client import KubeApi
+from fairlead.kube.resources import MODEL_DEPLOYMENTS, PODS, Manifest
+from fairlead.runtime.clock import SystemClock
+from fairlead.settings import IndexerSettings, variable_name
+from fairlead_kvstore.indexer.cli import _parse_arguments
 from fairlead_testing.engines.simulated_process import EngineProcess, engine_process
 from fairlead_testing.kube.api_server import ApiServer
 from fairlead_testing.kube.helm import CHART_FOLDER, ChartTools, pod_specs, render_chart
@@ -20,12 +26,6 @@ from fairlead_testing.kvstore.indexer_process import IndexerProcess, indexer_pro
 from fairlead_testing.prometheus import AlertRules, SeriesRecording, expression_names, parse_scrape
 from fairlead_testing.redis.valkey import Valkey
 from fairlead_testing.waiting import wait_until_async
-
-from fairlead.kube.client import KubeApi
-from fairlead.kube.resources import MODEL_DEPLOYMENTS, PODS, Manifest
-from fairlead.runtime.clock import SystemClock
-from fairlead.settings import IndexerSettings, variable_name
-from fairlead_kvstore.indexer.cli import _parse_arguments
 
 CASES = sorted((Path(__file__).parent / "values").glob("*.yaml"))
 NAMES = [case.stem for case in CASES]

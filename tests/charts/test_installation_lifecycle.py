@@ -5,14 +5,14 @@ import base64
 from pathlib import Path
 
 import pytest
-from fairlead_testing.kube.api_server import ApiServer
-from fairlead_testing.kube.helm import CHART_FOLDER, HelmRelease
-from fairlead_testing.waiting import wait_until_async
 
 from fairlead.kube.client import KubeApi
 from fairlead.kube.errors import NotFound
 from fairlead.kube.resources import DEPLOYMENTS, MODEL_DEPLOYMENTS, SECRETS, SERVICES
 from fairlead.runtime.clock import SystemClock
+from fairlead_testing.kube.api_server import ApiServer
+from fairlead_testing.kube.helm import CHART_FOLDER, HelmRelease
+from fairlead_testing.waiting import wait_until_async
 
 pytestmark = [pytest.mark.api_server, pytest.mark.timeout(300)]
 SPACE = "installed"

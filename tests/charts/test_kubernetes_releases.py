@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import yaml
+
 from fairlead_testing.kube.helm import CHART_FOLDER, ChartTools, render_chart
 from fairlead_testing.kube.openapi import KubernetesRelease
 

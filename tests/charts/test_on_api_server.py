@@ -5,17 +5,17 @@ from pathlib import Path
 
 import pytest
 import yaml
+
+from fairlead.kube.client import KubeApi
+from fairlead.kube.errors import NotFound
+from fairlead.kube.resources import DEPLOYMENTS, EVENTS, LEASES, MODEL_DEPLOYMENTS, Manifest, Resource, label_selector
+from fairlead.runtime.clock import SystemClock
 from fairlead_testing.gateway.gateway_process import gateway_process
 from fairlead_testing.kube.api_server import ApiServer
 from fairlead_testing.kube.helm import render_chart
 from fairlead_testing.kube.installed_chart import apply_namespace, apply_rights, kubeconfig_for_account, kubectl
 from fairlead_testing.kube.operator_process import operator_process
 from fairlead_testing.waiting import wait_until_async
-
-from fairlead.kube.client import KubeApi
-from fairlead.kube.errors import NotFound
-from fairlead.kube.resources import DEPLOYMENTS, EVENTS, LEASES, MODEL_DEPLOYMENTS, Manifest, Resource, label_selector
-from fairlead.runtime.clock import SystemClock
 
 pytestmark = [pytest.mark.api_server, pytest.mark.timeout(300)]
 CASES = sorted((Path(__file__).parent / "values").glob("*.yaml"))

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from fairlead_testing.kube.helm import pod_specs, render_chart
 
 CASES = sorted((Path(__file__).parent / "values").glob("*.yaml"))

@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from fairlead_cli.local.processes.embedded_redis import find_redis_program
 from fairlead_testing.engines.simulated_process import engine_process
 from fairlead_testing.gateway.gateway_process import gateway_process
 from fairlead_testing.kube.helm import CHART_FOLDER, pod_specs, render_chart
 from fairlead_testing.processes import is_listening, wait_until
 from fairlead_testing.redis.valkey_cluster import ValkeyGroup, sentinel_pair, valkey_cluster
 from fairlead_testing.waiting import wait_until_async
-
-from fairlead_cli.local.processes.embedded_redis import find_redis_program
 
 
 def secret(found: list[dict[str, Any]], name: str) -> dict[str, str]:

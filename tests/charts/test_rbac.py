@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import yaml
-from fairlead_testing.kube.helm import pod_specs, render_chart
 
 from fairlead.kube.resources import (
     ACCELERATOR_CLASSES,
@@ -22,6 +21,7 @@ from fairlead.kube.resources import (
 from fairlead_autoscaler.kubernetes import manager as autoscaler
 from fairlead_operator.kube.leader_election import LEASE_NAME
 from fairlead_operator.kube.object_cache import OPTIONAL_CHILD_KINDS, STANDARD_CHILD_KINDS
+from fairlead_testing.kube.helm import pod_specs, render_chart
 
 CASES = sorted((Path(__file__).parent / "values").glob("*.yaml"))
 NAMES = [case.stem for case in CASES]

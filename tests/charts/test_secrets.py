@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import yaml
-from fairlead_testing.kube.helm import pod_specs, render_chart
 
 from fairlead.settings import GatewaySettings, OperatorSettings, read_settings, variable_name
 from fairlead_gateway.__main__ import _parse_arguments as gateway_options
 from fairlead_kvstore.redis.address import parse_redis_url
 from fairlead_operator.__main__ import _flags as operator_options
 from fairlead_operator.settings import parse_options
+from fairlead_testing.kube.helm import pod_specs, render_chart
 
 CASES = sorted((Path(__file__).parent / "values").glob("*.yaml"))
 NAMES = [case.stem for case in CASES]

@@ -9,6 +9,7 @@ import pytest
 from cluster import levels
 from cluster.record import Record
 from cluster.say import ClusterError
+
 from fairlead_testing.kube import api_server
 
 

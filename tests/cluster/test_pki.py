@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from cluster.pki import KUBECONFIGS, Pki
+
 from fairlead_testing.http.certificates import has_openssl
 
 pytestmark = pytest.mark.skipif(not has_openssl(), reason="no openssl")

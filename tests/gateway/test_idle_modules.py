@@ -8,12 +8,12 @@ import signal
 from pathlib import Path
 
 import pytest
+
+from fairlead.fleet.file import write_fleet_file
 from fairlead_testing.engines.scripted import scripted_engine
 from fairlead_testing.gateway.gateway_process import GatewayProcess, gateway_process
 from fairlead_testing.gateway.running_gateway import fleet_of, run_async
 from fairlead_testing.http.raw_client import request
-
-from fairlead.fleet.file import write_fleet_file
 
 GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 TELL = """

@@ -12,14 +12,14 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from fairlead_testing.engines.scripted import PausedStream, scripted_engine
-from fairlead_testing.gateway.running_gateway import fleet_of, run_async
-from fairlead_testing.http.raw_client import RawConnection, get_request, post_request, request, send
-from fairlead_testing.waiting import wait_until, wait_until_async
 
 from fairlead.fleet.file import write_fleet_file
 from fairlead.fleet.model import InstanceState
 from fairlead_gateway.__main__ import main as gateway_main
+from fairlead_testing.engines.scripted import PausedStream, scripted_engine
+from fairlead_testing.gateway.running_gateway import fleet_of, run_async
+from fairlead_testing.http.raw_client import RawConnection, get_request, post_request, request, send
+from fairlead_testing.waiting import wait_until, wait_until_async
 
 GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 COMMAND = (sys.executable, "-m", "fairlead_gateway")

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 import openai
 import pytest
-from fairlead_testing.engines.scripted import EngineCall, HangUp, Script, scripted_engine, token
-from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, run_async, running_gateway
-from fairlead_testing.sim.engines import running_engines
-from fairlead_testing.waiting import wait_until
 
 from fairlead.fleet.model import InstanceState
 from fairlead_sim.runtime.settings import EngineSettings
 from fairlead_sim.server.process import RunningEngine
+from fairlead_testing.engines.scripted import EngineCall, HangUp, Script, scripted_engine, token
+from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, run_async, running_gateway
+from fairlead_testing.sim.engines import running_engines
+from fairlead_testing.waiting import wait_until
 
 SETTINGS = EngineSettings(model="tiny", served_names=("tiny",), speed=20.0)
 

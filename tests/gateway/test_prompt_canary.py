@@ -11,18 +11,19 @@ from typing import Any
 
 import msgspec
 import pytest
-from fairlead_testing.engines.scripted import EngineCall, HangUp, Script, event, scripted_engine, token, well_behaved
-from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, run_async, running_gateway
-from fairlead_testing.http.canned_server import CannedResponse, CannedServer
-from fairlead_testing.http.raw_client import RawConnection, post_request, request, send
 
 from fairlead.fleet.model import Fleet, Instance, Model, Role, SloTargets
 from fairlead.limits import Limits
 from fairlead.runtime.clock import SystemClock
-from fairlead_cli.explain.command import render_decision
+from fairlead_cli.explain.decision_text import render_decision
 from fairlead_cli.management import api_types
 from fairlead_gateway.supervisor.management.serializers import decision_out
-from fairlead_gateway.worker.observability.observers import ObservabilitySettings, RequestObservers
+from fairlead_gateway.worker.observability.observers import RequestObservers
+from fairlead_gateway.worker.observability.settings import ObservabilitySettings
+from fairlead_testing.engines.scripted import EngineCall, HangUp, Script, event, scripted_engine, token, well_behaved
+from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, run_async, running_gateway
+from fairlead_testing.http.canned_server import CannedResponse, CannedServer
+from fairlead_testing.http.raw_client import RawConnection, post_request, request, send
 
 CANARY = "canary-7c1e"
 LONG = f"tell me of {CANARY} and of nothing else " * 30

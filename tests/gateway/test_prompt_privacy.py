@@ -6,15 +6,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fairlead_testing.engines.scripted import EngineCall, HangUp, Script, event, scripted_engine, token, well_behaved
-from fairlead_testing.gateway.running_gateway import fleet_of, run_async, running_gateway
-from fairlead_testing.http.canned_server import CannedResponse, CannedServer
-from fairlead_testing.http.raw_client import RawConnection, post_request, request
 
 from fairlead.fleet.model import SloTargets
 from fairlead.limits import Limits
 from fairlead.runtime.clock import SystemClock
-from fairlead_gateway.worker.observability.observers import ObservabilitySettings, RequestObservers
+from fairlead_gateway.worker.observability.observers import RequestObservers
+from fairlead_gateway.worker.observability.settings import ObservabilitySettings
+from fairlead_testing.engines.scripted import EngineCall, HangUp, Script, event, scripted_engine, token, well_behaved
+from fairlead_testing.gateway.running_gateway import fleet_of, run_async, running_gateway
+from fairlead_testing.http.canned_server import CannedResponse, CannedServer
+from fairlead_testing.http.raw_client import RawConnection, post_request, request
 
 CANARY = "canary-7c1e"
 BODY = {

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from fairlead_testing.kube.in_memory import InMemoryKube
 
 from fairlead.api import Reason
 from fairlead.kube.events.event import EventDraft
@@ -16,7 +15,8 @@ from fairlead.names import shorten_name
 from fairlead.runtime.clock import ManualClock
 from fairlead_operator.controller.reconciler import Reconciler
 from fairlead_operator.kube.object_cache import OPTIONAL_CHILD_KINDS, STANDARD_CHILD_KINDS, ObjectCache
-from fairlead_operator.seam import ClusterCapabilities
+from fairlead_operator.render.context import ClusterCapabilities
+from fairlead_testing.kube.in_memory import InMemoryKube
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fairlead_testing.kube.api_server import ApiServer
-from fairlead_testing.kube.operators import apply_crds_and_namespaces, run_deployments
 
 from fairlead.kube.errors import Invalid
 from fairlead.kube.resources import DEPLOYMENTS, MODEL_DEPLOYMENTS, PODS, RESOURCE_QUOTAS, SERVICES, Manifest
+from fairlead_testing.kube.api_server import ApiServer
+from fairlead_testing.kube.operators import apply_crds_and_namespaces, run_deployments
 
 sys.path[:0] = [str(Path(__file__).parents[2] / "bench" / "operator")]
 

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from fairlead_testing.kube.api_server import ApiServer, api_server_for_test
 
 _BENCH = Path(__file__).parents[2] / "bench"

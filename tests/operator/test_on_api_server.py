@@ -7,9 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fairlead_testing.kube.api_server import ApiServer
-from fairlead_testing.kube.operators import OperatorProcesses, apply_crds_and_namespaces, run_deployments
-from fairlead_testing.waiting import wait_until_async
 
 from fairlead.kube.client import KubeApi
 from fairlead.kube.errors import NotFound, Unreachable
@@ -27,6 +24,9 @@ from fairlead.kube.resources import (
 )
 from fairlead.limits import Limits
 from fairlead.runtime.clock import SystemClock
+from fairlead_testing.kube.api_server import ApiServer
+from fairlead_testing.kube.operators import OperatorProcesses, apply_crds_and_namespaces, run_deployments
+from fairlead_testing.waiting import wait_until_async
 
 pytestmark = [pytest.mark.api_server, pytest.mark.timeout(300)]
 

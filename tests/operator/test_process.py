@@ -6,9 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fairlead_testing.fake_time import FakeTime
-from fairlead_testing.kube.fake_server import FakeApiServer, OrderedResponse, fake_api_server
-from fairlead_testing.waiting import wait_until
 
 from fairlead.errors import SettingsError
 from fairlead.kube.client import KubeApi
@@ -24,8 +21,11 @@ from fairlead_operator.kube.kopf_login import TOKEN_REFRESH_SECONDS, connection_
 from fairlead_operator.kube.leader_election import run_while_leading
 from fairlead_operator.kube.object_cache import ObjectCache
 from fairlead_operator.kube.watches import ClusterWatcher, is_ipv6_first
-from fairlead_operator.seam import ClusterCapabilities
+from fairlead_operator.render.context import ClusterCapabilities
 from fairlead_operator.settings import parse_options
+from fairlead_testing.fake_time import FakeTime
+from fairlead_testing.kube.fake_server import FakeApiServer, OrderedResponse, fake_api_server
+from fairlead_testing.waiting import wait_until
 
 LABELS = {"app.kubernetes.io/managed-by": "fairlead", "fairlead.io/model": "qwen"}
 

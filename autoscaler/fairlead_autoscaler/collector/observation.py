@@ -9,19 +9,17 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from fairlead.fleet.model import SloTargets
 from fairlead_autoscaler.collector.counter_deltas import CounterKey
 from fairlead_autoscaler.core import (
     GatewayTraffic,
     ModelSpec,
     Observation,
     PoolObservation,
-    PoolSpec,
     ReplicaMetrics,
     ReplicaState,
     ShapeCount,
 )
-from fairlead_autoscaler.core.sizing.pool_capacity import has_pool_choice
+from fairlead_autoscaler.core.types import has_pool_choice
 from fairlead_autoscaler.target import ModelState, PoolState, Replica
 
 
@@ -43,32 +41,6 @@ class GatewaySnapshot:
 
     gateways: tuple[GatewayMetrics, ...] = ()
     notes: tuple[str, ...] = ()
-
-
-def scaled_model(
-    name: str,
-    objectives: SloTargets,
-    pools: Iterable[PoolSpec],
-    *,
-    interval_seconds: float,
-    patience_seconds: float | None = None,
-    replicas_most: int | None = None,
-) -> ModelSpec:
-    """A model as the core knows it. Gateways count what was within the objectives, so these are the only edges of the histograms."""
-    ttft, itl = objectives.ttft_seconds, objectives.itl_seconds
-    return ModelSpec(
-        name=name,
-        ttft_seconds=ttft,
-        itl_seconds=itl,
-        pools=tuple(pools),
-        target=objectives.target,
-        patience_seconds=patience_seconds,
-        interval_seconds=interval_seconds,
-        ttft_bounds=() if ttft is None else (ttft,),
-        itl_bounds=() if itl is None else (itl,),
-        ttft_per_kilo_token_seconds=objectives.ttft_per_kilo_token_seconds,
-        replicas_most=replicas_most,
-    )
 
 
 def build_observation(

@@ -20,9 +20,16 @@ from fairlead_autoscaler.core.settings import ScalingSettings
 from fairlead_autoscaler.core.signals.tick import Tick, take_sample
 from fairlead_autoscaler.core.sizing.decode_slack import add_decode_slack
 from fairlead_autoscaler.core.sizing.group_sizer import plan_group
-from fairlead_autoscaler.core.sizing.pool_capacity import PoolGroup, pool_groups
 from fairlead_autoscaler.core.state import CoreState
-from fairlead_autoscaler.core.types import MixRequest, ModelSpec, Observation, PoolPlan, ScalingPlan
+from fairlead_autoscaler.core.types import (
+    MixRequest,
+    ModelSpec,
+    Observation,
+    PoolGroup,
+    PoolPlan,
+    ScalingPlan,
+    pool_groups,
+)
 from fairlead_autoscaler.core.workload.length_shift import is_shifting
 
 

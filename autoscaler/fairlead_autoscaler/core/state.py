@@ -10,14 +10,16 @@ from typing import Any
 import msgspec
 
 from fairlead.errors import BadInput
+from fairlead_autoscaler.core.performance.engine_speed import EngineSpeed
 from fairlead_autoscaler.core.performance.error_budget import ErrorBudget
+from fairlead_autoscaler.core.performance.startup_time import StartupTimes
 from fairlead_autoscaler.core.signals.consistency import ConsistencyState
 from fairlead_autoscaler.core.sizing.mix_requests import FollowedMix
 from fairlead_autoscaler.core.sizing.pool_allocation import PreviousAllocation
 from fairlead_autoscaler.core.sizing.stabilization_window import NeedWindow
 from fairlead_autoscaler.core.workload.arrivals import ArrivalHistory
 from fairlead_autoscaler.core.workload.idle_gaps import IdleGaps
-from fairlead_autoscaler.core.workload.request_lengths import EngineSpeed, RequestLengths, StartupTimes
+from fairlead_autoscaler.core.workload.request_lengths import RequestLengths
 from fairlead_autoscaler.core.workload.shape_histogram import ShapeHistogram
 
 

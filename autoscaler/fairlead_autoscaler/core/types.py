@@ -238,3 +238,27 @@ class ScalingPlan:
 
     pools: Mapping[str, PoolPlan] = field(default_factory=dict)
     asks: Mapping[str, MixRequest] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class PoolGroup:
+    """Pools of one model that do the same for a request."""
+
+    role: Role
+    pools: tuple[PoolSpec, ...]
+
+    @property
+    def allows_zero(self) -> bool:
+        """May the group be left without a replica?"""
+        return all(pool.minimum == 0 for pool in self.pools)
+
+
+def pool_groups(model: ModelSpec) -> tuple[PoolGroup, ...]:
+    """The groups of ``model``, those that requests meet first first."""
+    by_role = ((role, tuple(pool for pool in model.pools if pool.role is role)) for role in Role)
+    return tuple(PoolGroup(role, pools) for role, pools in by_role if pools)
+
+
+def has_pool_choice(model: ModelSpec) -> bool:
+    """Can a request of ``model`` be served by one pool or by another?"""
+    return any(len(group.pools) > 1 for group in pool_groups(model))

@@ -38,7 +38,6 @@ from fairlead.kube.resources import (
     name_of,
     uid_of,
 )
-from fairlead_autoscaler.collector.observation import scaled_model
 from fairlead_autoscaler.core import PoolSpec, ReplicaState
 from fairlead_autoscaler.kubernetes.scale_writer import foreign_writer
 from fairlead_autoscaler.kubernetes.sleep_labels import (
@@ -48,9 +47,8 @@ from fairlead_autoscaler.kubernetes.sleep_labels import (
     pool_sleep_state,
     split_desired,
 )
-from fairlead_autoscaler.model_spec import replica_cost, replica_usd
+from fairlead_autoscaler.model_spec import replica_cost, replica_usd, scaled_model, sleep_tier
 from fairlead_autoscaler.target import ModelState, PoolState, Replica
-from fairlead_autoscaler.tiers import sleep_tier
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,7 @@ An event is said of a change, never of a state: the same looked at twice says no
 from collections.abc import Iterable
 
 from fairlead.api import ConditionStatus, ConditionType, Reason
-from fairlead.kube.events.aggregator import EventType
-from fairlead.kube.events.event import EventDraft
+from fairlead.kube.events.event import EventDraft, EventType
 from fairlead_autoscaler.enforcer import EnforcedPlan
 from fairlead_autoscaler.history.recorder import TickRecord
 from fairlead_autoscaler.kubernetes.conditions import ConditionValue

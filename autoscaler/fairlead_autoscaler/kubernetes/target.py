@@ -46,8 +46,8 @@ from fairlead_autoscaler.kubernetes.cluster_state import (
     sync_blocked_reason,
 )
 from fairlead_autoscaler.kubernetes.sleep_labels import SleepStatus
+from fairlead_autoscaler.model_spec import sleep_tier
 from fairlead_autoscaler.target import ModelState
-from fairlead_autoscaler.tiers import sleep_tier
 
 _LOG = logging.getLogger("fairlead.autoscaler")
 _MANAGED_SELECTOR: Final = label_selector({MANAGED_BY_LABEL: FIELD_MANAGER})

@@ -10,10 +10,10 @@
 Nothing here does I/O; solving takes up to ``MixSettings.solve_seconds``.
 """
 
+from fairlead_autoscaler.mix.profile_tables import candidates_of, grid_of
 from fairlead_autoscaler.mix.solve import solve_mix
 from fairlead_autoscaler.mix.solver_adapter import Solver, create_solver, simulation_solver
 from fairlead_autoscaler.mix.solver_queue import SolverQueue
-from fairlead_autoscaler.mix.tables import candidates_of, grid_of
 from fairlead_autoscaler.mix.throughput import throughput
 from fairlead_autoscaler.mix.types import AcceleratorMix, MixSettings, PoolCandidate
 

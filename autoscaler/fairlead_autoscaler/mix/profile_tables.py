@@ -20,12 +20,14 @@ import csv
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from fairlead.errors import BadInput, FileProblem, ManifestError
+from fairlead.request_shapes import RequestShapeGrid
+from fairlead_autoscaler.mix.types import PoolCandidate
 
 COLUMNS = ("accelerator", "cost_per_hour", "prompt_tokens", "output_tokens", "requests_per_second")
 
@@ -259,3 +261,22 @@ def _parse_grid(
 def flatten(grid: Sequence[Sequence[float]]) -> tuple[float, ...]:
     """A grid as one row after the other, which is how shapes are counted."""
     return tuple(value for row in grid for value in row)
+
+
+def candidates_of(table: ProfileTable, pools: Mapping[str, PoolCandidate] | None = None) -> list[PoolCandidate]:
+    """The table's accelerators in its order. ``pools``: what is known of the pool of an accelerator, by its name (bounds,
+    running replicas, start-up; its throughput and cost are replaced by the table's); accelerators without one are free to be
+    used or not."""
+    found = []
+    for one in table.accelerators:
+        pool = (pools or {}).get(one.name) or PoolCandidate(one.name, one.cost_per_hour, ())
+        found.append(replace(pool, cost_per_hour=one.cost_per_hour, throughput=flatten(one.requests_per_second)))
+    return found
+
+
+def grid_of(table: ProfileTable) -> RequestShapeGrid:
+    """The buckets that the table's lengths are the upper edges of. Raises BadInput for a table without lengths (Mélange's
+    files)."""
+    if table.prompt_tokens is None or table.output_tokens is None:
+        raise BadInput("the table does not say which lengths its rows and columns stand for", field="table")
+    return RequestShapeGrid((0.0, *table.prompt_tokens), (0.0, *table.output_tokens))

@@ -14,8 +14,7 @@ from fairlead_sim.autoscaling.closed_loop import ControllerOutcome, run_controll
 from fairlead_sim.autoscaling.plant import AutoscalingScenario
 from fairlead_sim.autoscaling.pool import SleepTimings
 from fairlead_sim.autoscaling.reference_pools import COLD_START
-from fairlead_sim.autoscaling.scenarios import SCENARIOS
-from fairlead_sim.autoscaling.sleep_tier import with_sleep_tier
+from fairlead_sim.autoscaling.scenarios import SCENARIOS, with_sleep_tier
 
 WAKE_SECONDS: Final = 10.0
 PRICES: Final = MappingProxyType({"a tenth": 0.1, "the whole": 1.0})

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, Final
 
 import yaml
-from fairlead_testing.redis.valkey import Valkey
 
+from fairlead_testing.redis.valkey import Valkey
 from indexbench.streams import MODEL
 
 HERE: Final = Path(__file__).parent

@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 
-from fairlead_testing.kube.api_server import running_api_server
 from operatorbench.measure import ROOT, Figures, measure
 from operatorbench.rows import rows
 from operatorbench.subject import COMMANDS
 from table import write
+
+from fairlead_testing.kube.api_server import running_api_server
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from fairlead_testing.kube.api_server import ApiServer
-from fairlead_testing.waiting import wait_until, wait_until_async
 from operatorbench.subject import Asked, Subject, asked, reads, writes
 
 from fairlead.kube.client import KubeApi
@@ -19,6 +17,8 @@ from fairlead.kube.errors import NotFound
 from fairlead.kube.resources import DEPLOYMENTS, MODEL_DEPLOYMENTS, Manifest, Resource, metadata_of, name_of
 from fairlead.runtime.clock import SystemClock
 from fairlead.runtime.tasks import cancel_and_wait
+from fairlead_testing.kube.api_server import ApiServer
+from fairlead_testing.waiting import wait_until, wait_until_async
 
 ROOT = Path(__file__).parents[3]
 NAMESPACE, AT_ONCE, ALONE, LOST = "bench", 50, 30, 20

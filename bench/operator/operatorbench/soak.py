@@ -13,13 +13,14 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fairlead_testing.kube.api_server import ApiServer, running_api_server
 from operatorbench.measure import ROOT
 from operatorbench.trials.common import Verdict
 from operatorbench.trials.gone import away, silent
 from operatorbench.trials.kills import STORY, kills
 from operatorbench.trials.two import both_at_once, handing_over
 from table import machine, versions
+
+from fairlead_testing.kube.api_server import ApiServer, running_api_server
 
 TEN_MINUTES, MINUTE = 600.0, 60.0
 Trial = Callable[[ApiServer, Path], Awaitable[Verdict]]

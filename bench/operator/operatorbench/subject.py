@@ -10,11 +10,10 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
-from fairlead_testing.kube.api_server import ApiServer
-from fairlead_testing.processes import unused_port
-
 from fairlead.kube.transport.credentials import ClusterCredentials
 from fairlead.runtime.clock import SystemClock
+from fairlead_testing.kube.api_server import ApiServer
+from fairlead_testing.processes import unused_port
 
 FAIRLEAD, NAIVE = "Fairlead", "kopf's handlers"
 COMMANDS: Mapping[str, tuple[str, ...]] = {

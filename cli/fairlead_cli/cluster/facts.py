@@ -2,21 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
 
 from fairlead import __version__
 from fairlead.kube.resources import Manifest
 from fairlead_cli.cluster.access.access_reviews import Permission
+from fairlead_cli.cluster.components import COMPONENT_LABEL, RELEASE_LABEL, with_component
 from fairlead_cli.cluster.missing_value import MissingValue
 from fairlead_cli.cluster.object_fields import label_of, namespace_name
 from fairlead_cli.cluster.pod_http import PodReport
-
-NAME_LABEL: Final = "app.kubernetes.io/name"
-COMPONENT_LABEL: Final = "app.kubernetes.io/component"
-RELEASE_LABEL: Final = "app.kubernetes.io/instance"
-VERSION_LABEL: Final = "app.kubernetes.io/version"
-OWN_OBJECTS: Final = f"{NAME_LABEL}=fairlead"
-OPERATOR, GATEWAY, INDEXER, REDIS = "operator", "gateway", "indexer", "redis"
 
 Listing = Sequence[Manifest] | MissingValue
 
@@ -27,16 +20,6 @@ class SecretSummary:
 
     entries: frozenset[str]
     certificate_expires: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class SecretReference:
-    """What a Deployment takes from one Secret: the entries, and whether its pods start without."""
-
-    namespace: str
-    name: str
-    entries: frozenset[str]
-    is_optional: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,8 +73,3 @@ class ClusterFacts:
             if namespace_name(one) == namespace_name(deployment)
             and label_of(one, RELEASE_LABEL) == label_of(deployment, RELEASE_LABEL)
         ]
-
-
-def with_component(objects: Sequence[Manifest], name: str) -> list[Manifest]:
-    """Those that carry the component's label."""
-    return [one for one in objects if label_of(one, COMPONENT_LABEL) == name]

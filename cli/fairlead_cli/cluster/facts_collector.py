@@ -41,17 +41,17 @@ from fairlead_cli.cluster.access.permissions import (
     permissions_to_install,
 )
 from fairlead_cli.cluster.certificate import certificate_expiry
-from fairlead_cli.cluster.checks.analyzers.workloads import secret_references, service_account, watched_namespaces
-from fairlead_cli.cluster.facts import (
+from fairlead_cli.cluster.components import (
     GATEWAY,
     INDEXER,
     OPERATOR,
     OWN_OBJECTS,
-    ClusterFacts,
-    Listing,
-    SecretSummary,
+    secret_references,
+    service_account,
+    watched_namespaces,
     with_component,
 )
+from fairlead_cli.cluster.facts import ClusterFacts, Listing, SecretSummary
 from fairlead_cli.cluster.missing_value import MissingValue, value_or_missing
 from fairlead_cli.cluster.object_fields import arguments_of, namespace_name
 from fairlead_cli.cluster.timestamps import parse_http_date

@@ -6,13 +6,17 @@ from dataclasses import dataclass
 import uvloop
 
 from fairlead.fleet.model import Instance
-from fairlead.units import format_duration
 from fairlead_cli.replay.client.open_loop_client import OpenLoopClient, PlannedRequest
 from fairlead_cli.replay.client.progress import ProgressView
 from fairlead_cli.replay.client.prompts import ReplayTarget
 from fairlead_cli.replay.client.replay_result import ReplayResult
 from fairlead_cli.replay.report.summary import scale_times
-from fairlead_cli.replay.validity import MAX_LOOP_LAG_SECONDS, count_finished_requests, read_lags
+from fairlead_cli.replay.validity import (
+    count_finished_requests,
+    foreign_request_doubts,
+    lag_doubts,
+    read_lags,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,24 +58,3 @@ def measure(
     after = None if manage is None else count_finished_requests(manage)
     found = [*lag_doubts(lags), *foreign_request_doubts(before, after, len(plan))]
     return Measurement(scale_times(run.results, speed), lags, found, run.seconds)
-
-
-def lag_doubts(lags: Mapping[str, float | None]) -> list[str]:
-    """Why a run with these latenesses is not to be believed; empty when it is. Engines may keep theirs to themselves."""
-    found = []
-    for name, lag in lags.items():
-        if lag is None:
-            if not name.startswith("engine"):
-                found.append(f"{name}: how late it ran is not known")
-        elif lag > MAX_LOOP_LAG_SECONDS:
-            found.append(
-                f"{name} ran {format_duration(lag)} late (p99), more than {format_duration(MAX_LOOP_LAG_SECONDS)}"
-            )
-    return found
-
-
-def foreign_request_doubts(before: int | None, after: int | None, ours: int) -> list[str]:
-    """A doubt when the gateway answered more requests than were sent here."""
-    if before is None or after is None or after - before <= ours:
-        return []
-    return [f"the gateway answered {after - before - ours} requests of somebody else meanwhile"]

@@ -4,10 +4,12 @@ A measurement is believed only when no loop lagged and nobody else used the stac
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import httpx
 import msgspec
+
+from fairlead.units import format_duration
 
 MAX_LOOP_LAG_SECONDS = 0.020
 """A run is not believed when the p99 of any loop's lateness is above this (wall seconds)."""
@@ -62,3 +64,24 @@ class _StatsPage(msgspec.Struct):
     """``/api/stats``, as far as it is read here."""
 
     models: dict[str, _ModelTotals]
+
+
+def lag_doubts(lags: Mapping[str, float | None]) -> list[str]:
+    """Why a run with these latenesses is not to be believed; empty when it is. Engines may keep theirs to themselves."""
+    found = []
+    for name, lag in lags.items():
+        if lag is None:
+            if not name.startswith("engine"):
+                found.append(f"{name}: how late it ran is not known")
+        elif lag > MAX_LOOP_LAG_SECONDS:
+            found.append(
+                f"{name} ran {format_duration(lag)} late (p99), more than {format_duration(MAX_LOOP_LAG_SECONDS)}"
+            )
+    return found
+
+
+def foreign_request_doubts(before: int | None, after: int | None, ours: int) -> list[str]:
+    """A doubt when the gateway answered more requests than were sent here."""
+    if before is None or after is None or after - before <= ours:
+        return []
+    return [f"the gateway answered {after - before - ours} requests of somebody else meanwhile"]

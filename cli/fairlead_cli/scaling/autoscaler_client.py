@@ -1,17 +1,13 @@
 """Asks an autoscaler for what it has seen and decided: that of the running ``fairlead up``, or one that is named."""
 
-import math
 import os
 from collections.abc import Iterator, Mapping
-from datetime import datetime, timedelta
 from typing import Final
 
 import httpx
 import msgspec
 
-from fairlead.errors import BadInput
 from fairlead.settings import CliSettings, read_settings
-from fairlead.units import parse_duration
 from fairlead_autoscaler.history.recorder import TickRecord
 from fairlead_cli.addresses import service_url
 from fairlead_cli.errors import StackUnreachable
@@ -84,45 +80,3 @@ def _sized(look: TickRecord) -> Iterator[PoolScaling]:
                 else None,
                 ruling.asleep,
             )
-
-
-def parse_moment(text: str, now: float, flag: str = "--at") -> float:
-    """A moment as Unix time: ``5m`` (that long ago), ``14:05[:30]`` (today, or yesterday where that lies ahead), ISO 8601, or Unix
-    seconds. Raises BadInput, which names ``flag``."""
-    for reader in (_unix, _ago, _today, _iso):
-        found = reader(text.strip(), now)
-        if found is not None:
-            return found
-    raise BadInput(
-        f"{flag}: {text!r} is no moment", field=flag, hint="write it like 5m (ago), 14:05 or 2026-11-21T14:05"
-    )
-
-
-def _unix(text: str, now: float) -> float | None:
-    found = float(text) if text.replace(".", "", 1).isdecimal() else math.inf
-    return found if math.isfinite(found) else None
-
-
-def _ago(text: str, now: float) -> float | None:
-    try:
-        return now - parse_duration(text.removeprefix("-"), field="--at")
-    except BadInput:
-        return None
-
-
-def _today(text: str, now: float) -> float | None:
-    for form in ("%H:%M", "%H:%M:%S"):
-        try:
-            time = datetime.strptime(text, form).time()
-        except ValueError:
-            continue
-        found = datetime.combine(datetime.fromtimestamp(now).date(), time)
-        return (found if found.timestamp() <= now else found - timedelta(days=1)).timestamp()
-    return None
-
-
-def _iso(text: str, now: float) -> float | None:
-    try:
-        return datetime.fromisoformat(text).timestamp()
-    except ValueError:
-        return None

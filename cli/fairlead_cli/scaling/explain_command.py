@@ -7,8 +7,9 @@ import msgspec
 from fairlead.errors import BadInput
 from fairlead_autoscaler.history.recorder import decode_record
 from fairlead_cli.exit_codes import run_query
-from fairlead_cli.scaling.autoscaler_client import find_autoscaler, parse_moment, query
+from fairlead_cli.scaling.autoscaler_client import find_autoscaler, query
 from fairlead_cli.scaling.decision_text import render_look
+from fairlead_cli.scaling.time_argument import parse_moment
 
 
 def run(model: str | None, at: str | None, manage: str | None, as_json: bool) -> int:

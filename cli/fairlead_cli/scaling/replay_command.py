@@ -13,7 +13,8 @@ from fairlead_autoscaler.history.recorder import TickRecord, decode_record, read
 from fairlead_autoscaler.history.replay import PoolReplay, ReplayMoment, ReplayVariant, parse_changes, replay
 from fairlead_cli import formatting
 from fairlead_cli.exit_codes import run_query
-from fairlead_cli.scaling.autoscaler_client import find_autoscaler, parse_moment, query
+from fairlead_cli.scaling.autoscaler_client import find_autoscaler, query
+from fairlead_cli.scaling.time_argument import parse_moment
 
 MAX_SHOWN_MOMENTS = 20
 """Moments that are told of one pool; the JSON has all."""
@@ -84,7 +85,10 @@ def _pool(one: PoolReplay) -> Iterator[str]:
     begins = "" if one.has_state else "; it begins without what the core knew then"
     yield f"{one.model}/{one.pool}: {span}{begins}"
     if one.deviations:
-        yield f"  this release decides otherwise than was recorded at {formatting.pluralize(one.deviations, 'look')}, without any change"
+        yield (
+            f"  this release decides otherwise than was recorded at "
+            f"{formatting.pluralize(one.deviations, 'look')}, without any change"
+        )
     runs: tuple[tuple[ReplayVariant, str], ...] = (("again", "recorded settings"), ("other", "changed settings"))
     for which, name in runs:
         need = one.mean_need(which)

@@ -6,7 +6,8 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from fairlead.api.spec.pools import Parallelism
-from fairlead.api.strict_model import Profile, Rule, StrictModel
+from fairlead.api.spec.profile import Profile
+from fairlead.api.strict_model import Rule, StrictModel
 from fairlead.api.value_types import Cost, Labels, ResourceName
 
 

@@ -8,8 +8,8 @@ from zoneinfo import ZoneInfo
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from fairlead.api.strict_model import PositiveDuration, Rule, StrictModel, field_error
-from fairlead.api.value_types import CountOrPercent, Label, check_unique, list_map_schema
+from fairlead.api.strict_model import Rule, StrictModel, field_error
+from fairlead.api.value_types import CountOrPercent, Label, PositiveDuration, check_unique, list_map_schema
 
 _INT32 = {"format": "int32"}
 _TIME_PATTERN = r"^([01][0-9]|2[0-3]):[0-5][0-9]$"

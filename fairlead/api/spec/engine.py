@@ -6,8 +6,8 @@ from typing import Annotated, ClassVar, Self
 from pydantic import Field, model_validator
 
 from fairlead.api.spec.environment import EnvironmentVariable
-from fairlead.api.strict_model import Rule, ServedName, StrictModel
-from fairlead.api.value_types import Subdomain, check_unique, list_map_schema
+from fairlead.api.strict_model import Rule, StrictModel
+from fairlead.api.value_types import ServedName, Subdomain, check_unique, list_map_schema
 
 
 class EngineKind(StrEnum):

@@ -5,8 +5,8 @@ from typing import Annotated, ClassVar, Final
 
 from pydantic import Field
 
-from fairlead.api.strict_model import PositiveDuration, Rule, StrictModel
-from fairlead.api.value_types import Size
+from fairlead.api.strict_model import Rule, StrictModel
+from fairlead.api.value_types import PositiveDuration, Size
 
 _STORE_PATTERN: Final = r"^(lm|rediss?|mooncakestore)://[A-Za-z0-9.:\[\]-]+(/[A-Za-z0-9._/-]*)?$"
 """No user and no password: what stands in a spec is no secret."""

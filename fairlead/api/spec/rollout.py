@@ -6,8 +6,8 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from fairlead import units
-from fairlead.api.strict_model import PositiveDuration, Rule, StrictModel
-from fairlead.api.value_types import CountOrPercent
+from fairlead.api.strict_model import Rule, StrictModel
+from fairlead.api.value_types import CountOrPercent, PositiveDuration
 
 MAX_DRAIN_SECONDS = 24 * 3600.0
 

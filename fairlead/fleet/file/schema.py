@@ -6,7 +6,11 @@ from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from fairlead.api.strict_model import Profile, Routing, ServedName, Slo, StrictModel, field_error
+from fairlead.api.spec.profile import Profile
+from fairlead.api.spec.routing import Routing
+from fairlead.api.spec.slo import Slo
+from fairlead.api.strict_model import StrictModel, field_error
+from fairlead.api.value_types import ServedName
 from fairlead.engines import engine_kinds
 from fairlead.errors import BadInput
 from fairlead.fleet.engine_url import normalize_engine_url

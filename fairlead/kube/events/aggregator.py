@@ -6,50 +6,15 @@ happened, after 10 s, 20 s, 40 s … of gathering. An object that has more to sa
 
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from enum import StrEnum
 from hashlib import blake2b
 
-from fairlead.kube.resources import EVENTS, Manifest, format_micro_time, name_of, namespace_of, uid_of
+from fairlead.kube.events.event import EventKey, ObjectReference
+from fairlead.kube.resources import EVENTS, Manifest, format_micro_time
 from fairlead.limits import Limits
 
 MAX_NOTE_BYTES = 1024
 MAX_WORD_BYTES = 128
 """What the API server takes of a note, and of a reason and an action."""
-
-
-class EventType(StrEnum):
-    """How bad it is."""
-
-    NORMAL = "Normal"
-    WARNING = "Warning"
-
-
-@dataclass(frozen=True, slots=True)
-class ObjectReference:
-    """The object that an event is about."""
-
-    api_version: str
-    kind: str
-    namespace: str
-    name: str
-    uid: str
-
-    def __hash__(self) -> int:
-        return hash((self.uid, self.name))  # nearly always enough to tell them apart
-
-
-@dataclass(frozen=True, slots=True)
-class EventKey:
-    """What one event says: ``reason`` and ``action`` are CamelCase words, ``note`` is a sentence for people."""
-
-    regarding: ObjectReference
-    type: EventType
-    reason: str
-    action: str
-    note: str
-
-    def __hash__(self) -> int:
-        return hash((self.regarding.uid, self.note))
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,17 +186,6 @@ class EventAggregator:
             self._unwritten.pop(happening, None)
             self.waiting -= not told.written
             self.dropped += told.count > told.written
-
-
-def object_reference(manifest: Manifest) -> ObjectReference:
-    """The object itself, as events name it."""
-    return ObjectReference(
-        str(manifest.get("apiVersion", "")),
-        str(manifest.get("kind", "")),
-        namespace_of(manifest) or "",
-        name_of(manifest),
-        uid_of(manifest),
-    )
 
 
 def write_count(write: EventWrite) -> int:

@@ -10,14 +10,8 @@ from collections.abc import Awaitable, Callable
 from fairlead.errors import FairleadError
 from fairlead.kube.client import KubeApi
 from fairlead.kube.errors import AlreadyExists, NotFound, Unreachable
-from fairlead.kube.events.aggregator import (
-    EventAggregator,
-    EventKey,
-    EventType,
-    EventWrite,
-    object_reference,
-    write_count,
-)
+from fairlead.kube.events.aggregator import EventAggregator, EventWrite, write_count
+from fairlead.kube.events.event import EventKey, EventType, object_reference
 from fairlead.kube.resources import EVENTS, Manifest
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock

@@ -1,6 +1,7 @@
 """The beginning of a watch: an answer without an end, by aiohttp, with a connection for itself.
 
-Watches are few and live for minutes, so that what opening one costs does not matter; single requests go by ``fairlead.kube.transport.http_transport``.
+Watches are few and live for minutes, so that what opening one costs does not matter; single requests go by
+``fairlead.kube.transport.http_transport``.
 """
 
 from collections.abc import AsyncIterator

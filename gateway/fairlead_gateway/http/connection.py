@@ -8,13 +8,13 @@ everything, the rest; otherwise the kernel could throw away the answer that expl
 
 import asyncio
 from collections.abc import Callable
-from typing import Final, Protocol, cast
+from typing import Final, cast
 
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
-from fairlead_gateway.dates import http_date
 from fairlead_gateway.errors import GatewayError, Overloaded, RequestTimeout
 from fairlead_gateway.http.disconnect_detector import DisconnectDetector
+from fairlead_gateway.http.listener import HttpRequest, RequestHandler, http_date
 from fairlead_gateway.http.request_head import RequestHead
 from fairlead_gateway.http.request_parser import AWAITING_BODY_END, AWAITING_HEAD_END, AWAITING_REQUEST, RequestParser
 from fairlead_gateway.http.response_writer import ResponseTransport, ResponseWriter
@@ -29,47 +29,6 @@ _SSE_COMMENT_CHUNK: Final = b"3\r\n:\n\n\r\n"
 _CHUNK_SIZE_ZERO: Final = b"0"  # the size of a chunk may begin with any number of them
 _MAX_REQUEST_ID_BYTES: Final = 128
 _REQUEST_ID_CHARS: Final = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._:-")
-
-
-class HttpRequest:
-    """A whole request; ``received`` is the monotonic time of its last byte, ``wall`` the same for people; ``caller`` the
-    name of its key; ``client`` its sender's address, where somebody asked for it."""
-
-    __slots__ = ("body", "caller", "client_address", "head", "id", "received_at", "received_wall")
-
-    def __init__(
-        self,
-        head: RequestHead,
-        body: bytes,
-        id: str,
-        received_at: float,
-        received_wall: float,
-        caller: str | None = None,
-        client_address: str | None = None,
-    ) -> None:
-        self.head = head
-        self.body = body
-        self.id = id
-        self.received_at = received_at
-        self.received_wall = received_wall
-        self.caller = caller
-        self.client_address = client_address
-
-
-class RequestHandler(Protocol):
-    """Who answers requests."""
-
-    def check_headers(self, head: RequestHead) -> object:
-        """Raise a GatewayError when the body behind this head is not worth waiting for."""
-        ...
-
-    def handle(self, request: HttpRequest, response: ResponseWriter) -> None:
-        """Answer now, or later through ``reply``."""
-        ...
-
-    def on_rejected(self, error: GatewayError, response: ResponseWriter) -> None:
-        """Answer something that never became a request."""
-        ...
 
 
 class Listener:

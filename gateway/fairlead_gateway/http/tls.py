@@ -9,9 +9,8 @@ import asyncio
 import ssl
 from pathlib import Path
 
+from fairlead.engines.credentials import ALPN_PROTOCOLS
 from fairlead.errors import Unavailable
-
-ALPN_PROTOCOLS = ("http/1.1",)
 
 
 class TlsCertificate:

@@ -1,14 +1,14 @@
 """What helper and workers tell each other. Times are monotonic seconds of the machine's one clock unless they say ``wall``."""
 
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 import msgspec
 
 from fairlead.engine_profile import EngineProfile
 from fairlead.fleet.model import Fleet
-from fairlead_gateway.prefix_map.translator import CacheCorrection
+from fairlead_gateway.ipc.timing_events import TimingEvents
+from fairlead_gateway.prefix_map.cache_correction import CacheCorrection
 from fairlead_gateway.telemetry.snapshot import ModelSnapshot
-from fairlead_gateway.worker.reporting.timing_reporter import TimingEvents
 
 # From the helper ---------------------------------------------------------------------------------------------------------
 
@@ -380,3 +380,9 @@ class EncodedLoggedRequest(msgspec.Struct, array_like=True):
 
     records: list[EncodedDecisionRecord]
     outcome: dict[str, object] | None
+
+
+CHAT_SAMPLE: Final = "chat"
+
+
+COMPLETION_SAMPLE: Final = "completion"

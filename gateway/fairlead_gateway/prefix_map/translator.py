@@ -18,17 +18,18 @@ import heapq
 import math
 from array import array
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from enum import StrEnum
-from typing import Final, Protocol
+from collections.abc import Iterable, Sequence
+from typing import Final
 
 import msgspec
 
 from fairlead.limits import Limits
+from fairlead_gateway.prefix_map.cache_correction import CacheCorrection, ForgetScope
+from fairlead_gateway.prefix_map.index_view import IndexView
 from fairlead_gateway.prefix_map.inflight_blocks import InflightBlocks
 from fairlead_gateway.prefix_map.prefix_table import PrefixTable
 from fairlead_gateway.prefix_map.prompt_alignment import PromptAlignment, estimate_alignment, exact_alignment
-from fairlead_kvstore.analysis.removal_ranking import RecentBlocks
+from fairlead_gateway.prefix_map.recent_blocks import RecentBlocks
 from fairlead_kvstore.blockstore import block_hash
 from fairlead_kvstore.blockstore.changes import BlocksRemoved, BlocksStored, Change, InstanceCleared, InstanceDetached
 from fairlead_kvstore.blockstore.storage_tiers import StorageTier
@@ -43,59 +44,6 @@ class Standing(msgspec.Struct, frozen=True):
 
     complete: bool
     reason: str
-
-
-class CompletenessView(Protocol):
-    """As ``index.mirror.Known``."""
-
-    @property
-    def complete(self) -> bool: ...
-    @property
-    def reason(self) -> str: ...
-    @property
-    def since(self) -> float: ...
-
-
-class IndexView(Protocol):
-    """What is asked of ``index.mirror.IndexMirror``."""
-
-    def holders(self, token_hash: int) -> dict[str, tuple[StorageTier, ...]]:
-        """Who holds one block, and where."""
-        ...
-
-    def completeness(self, instance: str) -> CompletenessView | None:
-        """How sure it is what this instance holds."""
-        ...
-
-    def instances(self) -> tuple[str, ...]:
-        """All that something was told of."""
-        ...
-
-    def holder_sets(self) -> Iterator[tuple[Mapping[str, tuple[StorageTier, ...]], int]]:
-        """Every different set of holders, with how many blocks are held by just these."""
-        ...
-
-    def count_unique(self, hashes: Iterable[int]) -> dict[str, int]:
-        """Of these blocks, how many are held by just one instance, by that instance."""
-        ...
-
-
-class ForgetScope(StrEnum):
-    """What of an instance a correction begins with."""
-
-    NOTHING = ""
-    CORRECTED = "told"
-    ALL = "all"
-
-
-class CacheCorrection(msgspec.Struct, array_like=True):
-    """For one instance: first ``forget`` what corrections told, or all; then ``gone`` (byte blocks, 64-bit, native order), then
-    ``held``, chains of byte blocks from the prompt's start."""
-
-    instance: str
-    forget: ForgetScope
-    gone: bytes
-    held: list[bytes]
 
 
 class _SentPrompt:

@@ -35,11 +35,11 @@ from fairlead.decision import Decision, DecisionInput, RejectedCandidate
 from fairlead.engine_profile import EngineProfile
 from fairlead.fleet.model import Instance, Role, SloTargets
 from fairlead.units import format_duration
+from fairlead_gateway.routing.endpoint import Endpoint
 from fairlead_gateway.routing.hash_ring import HomeRings
 from fairlead_gateway.routing.load.sampled_load import SampledLoads
 from fairlead_gateway.routing.policies.dual_hash import DEFAULT_TTFT_SECONDS
 from fairlead_gateway.routing.prefix.approximate_index import PrefixMatch
-from fairlead_gateway.routing.prefix.cache_view import Endpoint
 
 SAME_KIND_RATIO: Final = 1.25
 REFERENCE_SHAPES: Final = ((100.0, 100.0), (1_000.0, 250.0), (8_000.0, 250.0))

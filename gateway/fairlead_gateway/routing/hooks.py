@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from fairlead_gateway.routing.load.shared_memory import SharedLoadTable
 from fairlead_gateway.routing.request import RouteRequest
 
 
@@ -14,3 +15,14 @@ class DispatchHooks:
 
     on_dispatch: Callable[[str, RouteRequest, str], None]
     on_finish: Callable[[str, RouteRequest, str, int | None, int | None, float, float], None]
+
+
+@dataclass(frozen=True, slots=True)
+class SiblingWorkers:
+    """The other workers of the same gateway: what they have in flight, how a dispatch is told (model, prompt, instance), how a
+    death (fingerprint of a body, instance, since when it had it, time), and how that such a body was answered (fingerprint, time)."""
+
+    loads: SharedLoadTable
+    report_dispatch: Callable[[str, RouteRequest, str], None]
+    report_crash: Callable[[bytes, str, float, float], None]
+    report_cleared: Callable[[bytes, float], None]

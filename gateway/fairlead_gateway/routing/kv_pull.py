@@ -12,8 +12,8 @@ from typing import Final
 
 from fairlead.engine_profile import EngineProfile
 from fairlead.fleet.model import KvPull
-from fairlead_gateway.routing.prefix.cache_view import Endpoint
-from fairlead_gateway.routing.request import Candidate
+from fairlead_gateway.routing.candidates import Candidate
+from fairlead_gateway.routing.endpoint import Endpoint
 
 MAX_TIME_SHARE: Final = 0.8
 """A pull takes at most this share of the seconds that it replaces."""

@@ -43,9 +43,9 @@ from typing import Final
 from fairlead.decision import Decision, DecisionInput, RejectedCandidate
 from fairlead.engine_profile import EngineProfile
 from fairlead.units import format_duration
+from fairlead_gateway.routing.endpoint import Endpoint
 from fairlead_gateway.routing.load.inflight import EndpointLoad
 from fairlead_gateway.routing.load.inter_token_times import WINDOW_SECONDS, InterTokenTimes
-from fairlead_gateway.routing.prefix.cache_view import Endpoint
 
 ITL_SHARE: Final = 0.9
 """Share of the inter-token objective that a step with prompts may take."""

@@ -16,19 +16,19 @@ from fairlead.errors import BadInput
 from fairlead.fleet.model import Instance, InstanceState, Model, SloTargets
 from fairlead.limits import Limits
 from fairlead_gateway.routing.accelerator_selection import AcceleratorSelector, RankedKinds, decide_by_kind, with_kind
-from fairlead_gateway.routing.candidates import policy_candidates
+from fairlead_gateway.routing.candidates import Candidate, policy_candidates
+from fairlead_gateway.routing.endpoint import Endpoint
 from fairlead_gateway.routing.hash_ring import HomeRings
-from fairlead_gateway.routing.hooks import DispatchHooks
+from fairlead_gateway.routing.hooks import DispatchHooks, SiblingWorkers
 from fairlead_gateway.routing.kv_pull import offer_pulls
 from fairlead_gateway.routing.load.inflight import EndpointLoad, InflightRequest, InflightTracker, InstanceLoad
 from fairlead_gateway.routing.load.inter_token_times import InterTokenTimes
 from fairlead_gateway.routing.load.load_window import LoadWindow
 from fairlead_gateway.routing.load.sampled_load import SampledLoads
-from fairlead_gateway.routing.load.shared_memory import SiblingWorkers
 from fairlead_gateway.routing.load.token_calibration import TokenCalibration
 from fairlead_gateway.routing.policies import dual_hash
 from fairlead_gateway.routing.policies.assigned_queue import AssignedQueue
-from fairlead_gateway.routing.policies.policy_input import PolicyInput
+from fairlead_gateway.routing.policies.policy_input import AssignedRequest, PolicyInput
 from fairlead_gateway.routing.policies.registry import (
     POLICIES,
     PRESETS,
@@ -38,11 +38,10 @@ from fairlead_gateway.routing.policies.registry import (
     Policy,
 )
 from fairlead_gateway.routing.prefill_placement import PrefillOption, prefill_option
-from fairlead_gateway.routing.prefix.cache_view import CachedTokens, CacheView, Endpoint
+from fairlead_gateway.routing.prefix.cache_view import CachedTokens, CacheView
 from fairlead_gateway.routing.prefix.hot_prefixes import HotPrefixes
 from fairlead_gateway.routing.prefix.prefix_hash import BYTES_PER_TOKEN, PrefixChain
-from fairlead_gateway.routing.presets.stay import AssignedRequest
-from fairlead_gateway.routing.request import Candidate, RouteRequest
+from fairlead_gateway.routing.request import RouteRequest
 from fairlead_gateway.routing.session_affinity import SessionAffinity
 
 DEFAULT_OUTPUT_TOKENS: Final = 256.0

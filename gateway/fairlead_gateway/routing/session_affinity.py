@@ -6,7 +6,8 @@ is found, and hashing sends the turn to homes that hold nothing. So whoever serv
 turn, for as long as a tool call or a human takes, and the first of those that cost the same. It is no command: a busy one is left
 like any other, and what it holds of the prompt is not guessed.
 
-Gateways tell one another (``fairlead_gateway.supervisor.peers``), so any replica knows. The oldest pins go beyond a number, and those of an
+Gateways tell one another (``fairlead_gateway.supervisor.peers``), so any replica knows. The oldest pins go beyond a
+number, and those of an
 instance with it.
 """
 

@@ -7,10 +7,13 @@ gateway serves as before.
 
 import asyncio
 from collections import deque
-from typing import Any, Final
+from itertools import islice
+from typing import Any, Final, Protocol
 
+import msgspec
 from redis.exceptions import ResponseError
 
+from fairlead.decision import Decision
 from fairlead.errors import BadInput
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
@@ -18,13 +21,47 @@ from fairlead.runtime.tasks import cancel_and_wait
 from fairlead.units import format_duration
 from fairlead_kvstore.redis import keys
 from fairlead_kvstore.redis.backends import Command
-from fairlead_kvstore.redis.codec import LoggedDecision, encode, published_decision
+from fairlead_kvstore.redis.codec import encode
 from fairlead_kvstore.redis.link import RedisLink
 
 FLUSH_SECONDS: Final = 0.1
 TRIM_SECONDS: Final = 10.0
 BATCH_RECORDS: Final = 100
 DATA_FIELD: Final = b"d"
+
+
+class LoggedDecision(Protocol):
+    """One decision as the gateway's log keeps it."""
+
+    @property
+    def request_id(self) -> str:
+        """The request that was routed."""
+        ...
+
+    @property
+    def wall(self) -> float:
+        """Unix seconds of the decision."""
+        ...
+
+    @property
+    def model_key(self) -> str:
+        """``namespace/name``."""
+        ...
+
+    @property
+    def decision(self) -> Decision:
+        """The choice with its reason."""
+        ...
+
+    @property
+    def attempt(self) -> int:
+        """1 for the first choice, more for retries."""
+        ...
+
+    @property
+    def prompt_tokens(self) -> float:
+        """The estimate that the choice was made with."""
+        ...
 
 
 class DecisionStream:
@@ -161,3 +198,48 @@ class DecisionStream:
         self._last_refusal = ""
         if entries:
             self._last_entry_ms = int(replies[entries - 1].partition(b"-")[0])
+
+
+MAX_REJECTED: Final = 16
+
+
+class PublishedDecision(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One entry of the decision stream. ``inputs`` maps a name to (value, age in seconds)."""
+
+    gateway: str
+    request: str
+    wall: float
+    model: str
+    chosen: str | None = None
+    rule: str = ""
+    reason: str = ""
+    attempt: int = 1
+    prompt_tokens: float = 0.0
+    cost_seconds: float | None = None
+    rejected: tuple[tuple[str, str], ...] = ()
+    inputs: dict[str, tuple[float | None, float | None]] = {}
+
+
+def published_decision(record: LoggedDecision, gateway_id: str) -> PublishedDecision:
+    """The entry for one record; of many rejected instances only the first few, with their inputs, go along."""
+    made = record.decision
+    rejected = tuple((item.id, item.why) for item in made.rejected[:MAX_REJECTED])
+    inputs = made.inputs.items()
+    if len(made.rejected) > MAX_REJECTED:
+        kept = {made.chosen, *(item for item, _ in rejected)}
+        known = {item.id for item in made.rejected} - kept
+        inputs = {name: value for name, value in inputs if name.rpartition("/")[0] not in known}.items()
+    return PublishedDecision(
+        gateway=gateway_id,
+        request=record.request_id,
+        wall=record.wall,
+        model=record.model_key,
+        chosen=made.chosen,
+        rule=made.rule,
+        reason=made.reason,
+        attempt=record.attempt,
+        prompt_tokens=record.prompt_tokens,
+        cost_seconds=made.cost_seconds,
+        rejected=rejected,
+        inputs={name: (value.value, value.age_seconds) for name, value in islice(inputs, 8 * (MAX_REJECTED + 2))},
+    )

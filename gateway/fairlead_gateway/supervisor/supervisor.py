@@ -8,26 +8,22 @@ moment, and none of them needs a YAML reader. Nothing of a request waits for the
 import asyncio
 import logging
 import signal
-import socket
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TYPE_CHECKING
 
-from fairlead.engines.credentials import EngineCredentials
-from fairlead.fleet.model import Fleet, FleetSource
+from fairlead.fleet.model import Fleet
 from fairlead.limits import Limits
 from fairlead.runtime import nonblocking_log, process_tuning
 from fairlead.runtime.clock import Clock
 from fairlead.runtime.file_watcher import FileWatcher
-from fairlead.runtime.loop_lag import LoopLag
 from fairlead.runtime.tasks import cancel_and_wait, first_failure
 from fairlead_gateway.errors import RelayedError
 from fairlead_gateway.http.sockets import socket_url
-from fairlead_gateway.http.tls import TlsCertificate
 from fairlead_gateway.ipc import messages as say
 from fairlead_gateway.ipc.decision_codec import decode_logged_request, decode_record
+from fairlead_gateway.ipc.timing_events import TimingEvents
 from fairlead_gateway.supervisor.background_services import BackgroundServices
-from fairlead_gateway.supervisor.key_file import KeyFile
+from fairlead_gateway.supervisor.config import GatewayConfig
 from fairlead_gateway.supervisor.kv_index.index_service import KvIndexService
 from fairlead_gateway.supervisor.kv_index.token_source import TokenSource
 from fairlead_gateway.supervisor.management import GatewayStatus
@@ -36,13 +32,12 @@ from fairlead_gateway.supervisor.profiling.profiling_service import ProfilingSer
 from fairlead_gateway.supervisor.scale_from_zero import ScaleUpNotifier
 from fairlead_gateway.supervisor.tokenizer.client import TokenizerClient
 from fairlead_gateway.supervisor.worker_handle import WorkerHandle
-from fairlead_gateway.supervisor.worker_pool import WorkerPool, merge_counts, merge_loads
-from fairlead_gateway.supervisor.worker_reports import merge_health_states
+from fairlead_gateway.supervisor.worker_pool import WorkerPool
+from fairlead_gateway.supervisor.worker_reports import MaxLoopLag, merge_counts, merge_health_states, merge_loads
 from fairlead_gateway.supervisor.worker_spawn import PreforkedWorkers
 from fairlead_gateway.telemetry import MetricsRecorder
 from fairlead_gateway.telemetry.decision_log import LoggedRequest
 from fairlead_gateway.telemetry.snapshot import restore_counters
-from fairlead_gateway.worker.reporting.timing_reporter import TimingEvents
 from fairlead_kvstore.blockstore.changes import Change
 
 if TYPE_CHECKING:  # without an engine that tells what it holds neither is loaded
@@ -53,43 +48,6 @@ if TYPE_CHECKING:  # without an engine that tells what it holds neither is loade
 _log = logging.getLogger("fairlead.gateway")
 _WARNINGS_SECONDS = 0.2
 _COUNTERS_SECONDS = 2.0
-
-
-@dataclass(frozen=True, slots=True)
-class GatewayConfig:
-    """What one gateway is to be. ``public`` is held and does not listen; ``private`` is the listening management port.
-    ``autoscaler`` is the URL at which it hears hints; ``tokenizers`` is the folder of tokenizers; ``index_secret`` keys the hashes of
-    an index in Redis, as its indexer's does."""
-
-    public_socket: socket.socket
-    management_socket: socket.socket
-    fleet_source: FleetSource
-    gateway_id: str
-    hash_secret: bytes
-    key_pepper: bytes | None = None
-    key_file: KeyFile | None = None
-    certificate: TlsCertificate | None = None
-    redis_url: str | None = None
-    credentials: EngineCredentials | None = None
-    autoscaler_url: str | None = None
-    manage_token: str | None = None
-    manage_hosts: Sequence[str] = ()
-    token_source: TokenSource = TokenSource.ENGINE
-    tokenizer_folder: str = ""
-    index_secret: bytes = b""
-    environ: Mapping[str, str] = field(default_factory=dict)
-
-
-class MaxLoopLag(LoopLag):
-    """The lateness of the latest of several loops, by quantile."""
-
-    def __init__(self, reported: Sequence[Sequence[tuple[float, float]]]) -> None:
-        super().__init__(max_samples=1)
-        self._reported = [dict(quantiles) for quantiles in reported]
-
-    def quantile(self, share: float) -> float | None:
-        """Seconds; None where no worker has told it."""
-        return max((told[share] for told in self._reported if share in told), default=None)
 
 
 class Supervisor:

@@ -17,9 +17,9 @@ from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
 from fairlead_gateway.ipc import messages as say
 from fairlead_gateway.ipc.channel import Channel
+from fairlead_gateway.ipc.timing_events import TimingEvents
 from fairlead_gateway.supervisor.worker_spawn import SpawnedWorker
 from fairlead_gateway.telemetry.snapshot import ModelSnapshot
-from fairlead_gateway.worker.reporting.timing_reporter import TimingEvents
 
 T = TypeVar("T")
 _log = logging.getLogger("fairlead.gateway")

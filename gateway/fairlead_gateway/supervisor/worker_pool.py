@@ -10,7 +10,7 @@ import logging
 import mmap
 import signal
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -23,10 +23,12 @@ from fairlead.runtime.clock import Clock
 from fairlead.units import format_duration
 from fairlead_gateway.ipc import messages as say
 from fairlead_gateway.ipc.channel import encode_message
+from fairlead_gateway.ipc.timing_events import TimingEvents
 from fairlead_gateway.routing.load import shared_memory
 from fairlead_gateway.supervisor.peers.peer_load_row import PeerLoadRow
 from fairlead_gateway.supervisor.slot_allocator import SlotAllocator
 from fairlead_gateway.supervisor.worker_handle import WorkerHandle, WorkerListener
+from fairlead_gateway.supervisor.worker_reports import _without_windows, merge_counts, merge_loads
 from fairlead_gateway.supervisor.worker_spawn import (
     ROWS_PER_WORKER,
     PreforkedWorkers,
@@ -35,7 +37,6 @@ from fairlead_gateway.supervisor.worker_spawn import (
     spawn_worker,
 )
 from fairlead_gateway.telemetry.snapshot import ModelSnapshot, sum_snapshots
-from fairlead_gateway.worker.reporting.timing_reporter import TimingEvents
 
 T = TypeVar("T")
 _log = logging.getLogger("fairlead.gateway")
@@ -451,40 +452,3 @@ class WorkerPool:
         last = recent[-1]
         times = "a worker died" if len(recent) == 1 else f"workers died {len(recent)} times"
         return (f"{times} in the last minute: worker {last.number} {last.cause}",)
-
-
-def merge_loads(workers: Iterable[Mapping[str, say.EncodedLoad]]) -> dict[str, say.EncodedLoad]:
-    """The loads of all workers, added up."""
-    found: dict[str, say.EncodedLoad] = {}
-    for loads in workers:
-        for item, load in loads.items():
-            known = found.get(item)
-            found[item] = load if known is None else _add_loads(known, load)
-    return found
-
-
-def merge_counts(workers: Iterable[Mapping[str, int]]) -> dict[str, int]:
-    """Counts of all workers, added up by name."""
-    found: dict[str, int] = {}
-    for counts in workers:
-        for name, count in counts.items():
-            found[name] = found.get(name, 0) + count
-    return found
-
-
-def _add_loads(one: say.EncodedLoad, other: say.EncodedLoad) -> say.EncodedLoad:
-    return say.EncodedLoad(
-        one.inflight + other.inflight,
-        one.waiting + other.waiting,
-        one.backlog_seconds + other.backlog_seconds,
-        one.inflight_tokens + other.inflight_tokens,
-    )
-
-
-def _without_windows(models: dict[str, ModelSnapshot]) -> dict[str, ModelSnapshot]:
-    """The totals alone: a minute that nobody rolled on is no window."""
-    for part in models.values():
-        part.window = None
-        for instance in part.instances.values():
-            instance.window = None
-    return models

@@ -18,9 +18,15 @@ from fairlead_gateway.telemetry import counters as at
 from fairlead_gateway.telemetry.counters import ModelCounters
 from fairlead_gateway.telemetry.families import FAMILIES
 from fairlead_gateway.telemetry.histogram import FINE_PER_DOUBLING, OVERHEAD_BOUNDS, SECONDS_BOUNDS, TOKEN_BOUNDS
-from fairlead_gateway.telemetry.load import LoadView, PublishStats
 from fairlead_gateway.telemetry.prometheus_text import escape_label, format_histogram
-from fairlead_gateway.telemetry.status_types import IndexState, IndexStatus, InstanceIndexStatus, ModelIndexStatus
+from fairlead_gateway.telemetry.status_types import (
+    IndexState,
+    IndexStatus,
+    InstanceIndexStatus,
+    LoadView,
+    ModelIndexStatus,
+    PublishStats,
+)
 
 TextChunks: TypeAlias = Iterator[bytes]
 Line: TypeAlias = str

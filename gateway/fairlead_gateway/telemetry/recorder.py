@@ -15,9 +15,8 @@ from fairlead.runtime.loop_lag import LoopLag
 from fairlead_gateway.telemetry import counters as at
 from fairlead_gateway.telemetry.counters import InstanceCounters, ModelCounters
 from fairlead_gateway.telemetry.histogram import SECONDS_BOUNDS, bucket_index
-from fairlead_gateway.telemetry.load import LoadView, PublishStats
 from fairlead_gateway.telemetry.outcome import RequestOutcome
-from fairlead_gateway.telemetry.status_types import IndexStatus
+from fairlead_gateway.telemetry.status_types import IndexStatus, LoadView, PublishStats
 
 if TYPE_CHECKING:
     from fairlead_gateway.telemetry import exposition

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Protocol
 
 from fairlead_kvstore.analysis.block_counts import BlockCounts
 from fairlead_kvstore.analysis.removal_ranking import RemovalRank
@@ -54,3 +55,60 @@ class ModelIndexStatus:
 
 IndexStatus = Mapping[str, ModelIndexStatus]
 """By model (``namespace/name``); a model without an engine that tells what it holds is missing."""
+
+
+class LoadView(Protocol):
+    """The router's ``InstanceLoad`` fits."""
+
+    @property
+    def inflight(self) -> int:
+        """Requests sent there and not ended."""
+        ...
+
+    @property
+    def waiting(self) -> int:
+        """Of those, the ones without a first token."""
+        ...
+
+    @property
+    def backlog_seconds(self) -> float:
+        """Engine time of work already sent there."""
+        ...
+
+    @property
+    def inflight_tokens(self) -> float:
+        """Tokens those requests hold."""
+        ...
+
+
+class PublishStats(Protocol):
+    """What this gateway told the others through Redis (``kvstore``'s ``Decisions`` fits)."""
+
+    @property
+    def connected(self) -> bool:
+        """Whether Redis answers."""
+        ...
+
+    @property
+    def published(self) -> int:
+        """Decisions told."""
+        ...
+
+    @property
+    def dropped(self) -> int:
+        """Decisions that waited too long for a Redis that was away."""
+        ...
+
+    @property
+    def refused(self) -> int:
+        """Decisions that Redis would not take."""
+        ...
+
+
+class HealthState(StrEnum):
+    """How far an instance may be used."""
+
+    HEALTHY = "Healthy"
+    EJECTED = "Ejected"
+    PROBING = "Probing"
+    WARMING = "WarmingUp"

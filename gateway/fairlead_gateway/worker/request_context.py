@@ -6,7 +6,7 @@ from typing import Final
 from fairlead.decision import Decision
 from fairlead.fleet.model import Instance
 from fairlead_gateway.admission.policy import AdmissionRequest, Admitted
-from fairlead_gateway.http.connection import HttpRequest
+from fairlead_gateway.http.listener import HttpRequest
 from fairlead_gateway.http.response_writer import ResponseWriter
 from fairlead_gateway.routing import ModelRouter, RouteRequest
 from fairlead_gateway.telemetry.handoff_record import HandoffRecord

@@ -6,14 +6,11 @@ that nobody else holds, then the one with the fewest at all. Of an instance that
 be lost: it has no rank. What the others lose is then at most what is said here, since it may hold the same.
 """
 
-from collections.abc import Iterable, Mapping
-from typing import Final
+from collections.abc import Mapping
 
 import msgspec
 
 from fairlead_kvstore.analysis.block_counts import BlockCounts
-
-_GENERATIONS: Final = 2
 
 
 class RemovalRank(msgspec.Struct, frozen=True):
@@ -49,39 +46,6 @@ def rank_removals(
         lately = used.get(name, 0) if used is not None else None
         found.append(RemovalRank(name, None, counts[name].unique, lately, f"cannot be told: {incomplete[name]}"))
     return tuple(found)
-
-
-class RecentBlocks:
-    """Blocks of prompts that were sent lately: at least ``seconds`` are covered, at most twice as many. Beyond ``most`` blocks the
-    older half goes sooner."""
-
-    def __init__(self, *, most: int, seconds: float) -> None:
-        self._most = most // _GENERATIONS
-        self._seconds = seconds
-        self._now: set[int] = set()
-        self._before: set[int] = set()
-        self._rotated_at = float("-inf")
-
-    def add(self, owns: Iterable[int], now: float) -> None:
-        """A prompt with these blocks was sent at ``now``, monotonic seconds."""
-        self._rotate(now)
-        self._now.update(owns)
-
-    def blocks(self, now: float) -> set[int]:
-        """Those that count at ``now``."""
-        self._rotate(now)
-        return self._now | self._before
-
-    def clear(self) -> None:
-        """Forget all: what prompts are linked to was wrong."""
-        self._now, self._before = set(), set()
-
-    def _rotate(self, now: float) -> None:
-        if now - self._rotated_at >= _GENERATIONS * self._seconds:
-            self._now = set()  # nothing of it is of the last ``seconds``
-        elif now - self._rotated_at < self._seconds and len(self._now) < self._most:
-            return
-        self._before, self._now, self._rotated_at = self._now, set(), now
 
 
 def _describe(one: BlockCounts, used: int | None) -> str:

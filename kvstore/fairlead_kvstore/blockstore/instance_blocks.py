@@ -45,8 +45,8 @@ from fairlead_kvstore.blockstore.lora_generations import LoraGenerations
 from fairlead_kvstore.blockstore.orphan_blocks import OrphanBlocks, PendingRun
 from fairlead_kvstore.blockstore.shared_store_hints import SharedStoreHints
 from fairlead_kvstore.blockstore.storage_tiers import INSTANCE_TIERS, StorageTier, storage_tier
+from fairlead_kvstore.blockstore.types import EventCounters
 from fairlead_kvstore.events.payloads import ClearedEvent, EngineHash, EventBatch, RemovedEvent, StoredEvent
-from fairlead_kvstore.truth.counts import EventCounters
 
 FULL_ATTENTION_KINDS: Final = frozenset({"full_attention", "mla_attention", "sink_full_attention"})
 _UNKNOWN_KINDS: Final = frozenset({None, "unknown"})

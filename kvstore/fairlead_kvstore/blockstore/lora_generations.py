@@ -30,8 +30,8 @@ from typing import Final
 
 from fairlead_kvstore.blockstore.block_table import MAX_COPIES, TIER_SHIFT, BlockTable
 from fairlead_kvstore.blockstore.changes import BlocksRemoved, BlocksStored, Change
-from fairlead_kvstore.blockstore.snapshot import AdapterSnapshot
 from fairlead_kvstore.blockstore.storage_tiers import INSTANCE_TIERS
+from fairlead_kvstore.blockstore.types import AdapterSnapshot
 
 LoadNumber = int | str
 """How an engine numbers a load: vLLM counts, SGLang draws a text."""

@@ -21,10 +21,12 @@ from array import array
 from collections.abc import Iterator
 from typing import Final
 
-import msgspec
-
-from fairlead_kvstore.blockstore.block_table import COLUMNS, BlockTable
-from fairlead_kvstore.blockstore.completeness import CompletenessMark, with_doubt
+from fairlead_kvstore.blockstore.block_table import COLUMNS, TICK_SECONDS, BlockTable
+from fairlead_kvstore.blockstore.changes import Change
+from fairlead_kvstore.blockstore.instance_blocks import InstanceBlocks
+from fairlead_kvstore.blockstore.lora_generations import LoraGenerations
+from fairlead_kvstore.blockstore.storage_tiers import StorageTier
+from fairlead_kvstore.blockstore.types import InstanceSnapshot, TableSnapshot
 from fairlead_kvstore.errors import SnapshotError
 
 ROWS_PER_PART: Final = 4_096
@@ -34,56 +36,8 @@ _INDEXER_COLUMNS: Final = ("handles", "parents", "ticks", "depths", "adapters")
 _MAX_ROWS: Final = 1 << 26
 _IS_BIG_ENDIAN: Final = sys.byteorder == "big"
 
-LoadNumber = int | str
 RowParts = dict[str, bytes]
 """Columns of rows by the name of their part."""
-
-
-class TableSnapshot(msgspec.Struct, gc=False):
-    """One table of rows; ``content`` and ``name`` say which adapter's, 0 for the main one. ``leads``: see ``Blocks.leads``."""
-
-    rows: int
-    leads: list[int] = []
-    content: int = 0
-    name: str = ""
-
-
-class AdapterSnapshot(msgspec.Struct, gc=False):
-    """See ``adapters.py``. Names are in the order of their index."""
-
-    names: list[str] = []
-    contents: list[tuple[str, LoadNumber, int]] = []
-    current: dict[str, int] = {}
-    newest: dict[str, LoadNumber] = {}
-    places: list[tuple[int, str, str]] = []
-    maybe: list[tuple[int, str, str]] = []
-    ordinal: int = 0
-    forgot: bool = False
-
-
-class InstanceSnapshot(msgspec.Struct, gc=False):
-    """What is known of one instance beside its rows. Seconds are monotonic; add ``wall`` to get Unix time."""
-
-    wall: float
-    complete: bool
-    reason: str
-    since: float
-    tables: list[TableSnapshot]
-    adapters: AdapterSnapshot
-    vague: list[int] = []
-    epoch: int = 1
-    block_size: int | None = None
-    hybrid: bool = False
-    evicted_age_seconds: float | None = None
-    group: int | None = None
-    names_extras: bool = False
-    awaited_until: float | None = None
-    last_clear: float | None = None
-    doubt: str = ""
-
-    def completeness(self) -> CompletenessMark:
-        """How sure it is, the doubt included."""
-        return with_doubt((self.complete, self.reason, self.since), self.doubt)
 
 
 def table_snapshot(blocks: BlockTable, content: int = 0, name: str = "") -> TableSnapshot:
@@ -156,3 +110,62 @@ def _bytes(column: "array[int]") -> bytes:
     if _IS_BIG_ENDIAN:
         column.byteswap()  # a slice is a copy
     return column.tobytes()
+
+
+_PLAIN_FIELDS: Final = ("epoch", "block_size", "hybrid", "evicted_age_seconds", "group", "names_extras")
+
+
+_TIME_FIELDS: Final = ("awaited_until", "last_clear")
+
+
+def take_snapshot(item: InstanceBlocks, wall: float) -> tuple[InstanceSnapshot, RowParts]:
+    """What another process needs to go on from here; the rows by the name of their part.
+
+    ``wall`` is Unix time less monotonic time, in seconds.
+    """
+    parked = item.adapters.parked.items()
+    tables = [
+        table_snapshot(item.blocks),
+        *(table_snapshot(blocks, content, name) for content, (name, blocks) in parked),
+    ]
+    numbered = enumerate((item.blocks, *item.adapters))
+    rows = {name: data for number, blocks in numbered for name, data in table_parts(blocks, number)}
+    vague = [int(tier) for tier in sorted(item.unknown_tiers)]
+    kept = InstanceSnapshot(
+        wall,
+        *item.completeness.mark_after_resume(),
+        tables,
+        item.adapters.snapshot(),
+        vague,
+        doubt=item.completeness.doubt,
+    )
+    for name in (*_PLAIN_FIELDS, *_TIME_FIELDS):
+        setattr(kept, name, getattr(item, name))
+    return kept, rows
+
+
+def restore_snapshot(
+    item: InstanceBlocks, kept: InstanceSnapshot, rows: RowParts, wall: float, now: float, out: list[Change]
+) -> None:
+    """Be what was kept, as if the stream had broken off at ``now``. Raises KeptError, having changed nothing.
+
+    The blocks are not told as changes: they are where the slice was kept.
+    """
+    later = kept.wall - wall
+    shift = round(later / TICK_SECONDS)
+    names = len(kept.adapters.names)
+    tables = [restore_table(one, number, rows, names, shift) for number, one in enumerate(kept.tables)]
+    if not tables:
+        raise SnapshotError("nothing was kept", reason="rows")
+    for name in _PLAIN_FIELDS:
+        setattr(item, name, getattr(kept, name))
+    for name in _TIME_FIELDS:
+        then = getattr(kept, name)
+        setattr(item, name, None if then is None else then + later)
+    item.unknown_tiers = {StorageTier(tier) for tier in kept.vague if tier in (StorageTier.CPU, StorageTier.DISK)}
+    item.blocks, *others = tables
+    item.adapters = LoraGenerations(item.instance, item.blocks, item.limits.kv_adapter_versions)
+    named = zip(kept.tables[1:], others, strict=True)
+    item.adapters.restore(kept.adapters, {one.content: (one.name, blocks) for one, blocks in named})
+    standing = (kept.complete, kept.reason, kept.since + later)
+    item.completeness.restore(standing, item.adapters.doubt(), "the indexer was restarted", now, out)

@@ -22,14 +22,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 from fairlead.limits import Limits
-from fairlead_kvstore.blockstore import keeping
+from fairlead_kvstore.blockstore import snapshot as snapshots
 from fairlead_kvstore.blockstore.block_table import MAX_COPIES, TIER_SHIFT, time_of
 from fairlead_kvstore.blockstore.changes import Change, CompletenessChanged, InstanceCleared, InstanceDetached
 from fairlead_kvstore.blockstore.instance_blocks import InstanceBlocks
 from fairlead_kvstore.blockstore.shared_store_hints import SharedStoreHints
-from fairlead_kvstore.blockstore.snapshot import InstanceSnapshot, RowParts
+from fairlead_kvstore.blockstore.snapshot import RowParts
 from fairlead_kvstore.blockstore.storage_tiers import INSTANCE_TIERS, StorageTier
-from fairlead_kvstore.blockstore.types import InstanceState
+from fairlead_kvstore.blockstore.types import InstanceSnapshot, InstanceState
 from fairlead_kvstore.events.payloads import EventBatch
 
 _LIMITS: Final = Limits()
@@ -102,7 +102,7 @@ class BlockStore:
 
     def take_snapshot(self, instance: str, wall: float) -> tuple[InstanceSnapshot, RowParts]:
         """What the next indexer needs to go on with this instance, see ``kept.py``. ``wall``: Unix time less monotonic time."""
-        return keeping.take_snapshot(self._instances[instance], wall)
+        return snapshots.take_snapshot(self._instances[instance], wall)
 
     def restore_snapshot(
         self, instance: str, kept: InstanceSnapshot, rows: RowParts, wall: float, now: float
@@ -115,7 +115,7 @@ class BlockStore:
         out: list[Change] = []
         item = self._instances[instance]
         before = len(item)
-        keeping.restore_snapshot(item, kept, rows, wall, now, out)
+        snapshots.restore_snapshot(item, kept, rows, wall, now, out)
         self._block_count += len(item) - before
         self._enforce_limits(item, now, out)
         return out

@@ -28,8 +28,8 @@ import xxhash
 
 from fairlead_kvstore.blockstore import changes
 from fairlead_kvstore.blockstore.changes import Change
-from fairlead_kvstore.blockstore.snapshot import InstanceSnapshot
 from fairlead_kvstore.blockstore.storage_tiers import INSTANCE_TIERS
+from fairlead_kvstore.blockstore.types import InstanceSnapshot
 from fairlead_kvstore.errors import UnreadableError
 from fairlead_kvstore.events.types import StreamPosition
 from fairlead_kvstore.index.instance_status import InstanceStatuses

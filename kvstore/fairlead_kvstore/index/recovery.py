@@ -5,7 +5,8 @@ from typing import Any, Final
 
 import msgspec
 
-from fairlead_kvstore.blockstore.snapshot import InstanceSnapshot, RowParts
+from fairlead_kvstore.blockstore.snapshot import RowParts
+from fairlead_kvstore.blockstore.types import InstanceSnapshot
 from fairlead_kvstore.errors import UnreadableError
 from fairlead_kvstore.events.types import StreamPosition
 from fairlead_kvstore.index.format import (

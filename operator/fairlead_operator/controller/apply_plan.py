@@ -17,11 +17,17 @@ from fairlead_operator.controller.field_ownership import (
     replica_field_owner,
     without_field,
 )
-from fairlead_operator.object_metadata import APPLIED_ANNOTATION, annotation, controller_uid, label, with_ownership
+from fairlead_operator.object_metadata import (
+    APPLIED_ANNOTATION,
+    WORKLOAD_KINDS,
+    ChildKey,
+    annotation,
+    child_key,
+    controller_uid,
+    label,
+    with_ownership,
+)
 
-ChildKey = tuple[str, str]
-"""(kind, name); a model's children share its namespace."""
-WORKLOAD_KINDS = ("Deployment", "LeaderWorkerSet")
 # Supports first, so that no pod is made before what it needs; workloads last.
 _SUPPORT_ORDER = (
     "ControllerRevision",
@@ -77,11 +83,6 @@ class PruneGuard:
     stale: str = ""
     incomplete: bool = False
     paused: bool = False
-
-
-def child_key(manifest: Manifest) -> ChildKey:
-    """What names a child within its model."""
-    return str(manifest.get("kind", "")), name_of(manifest)
 
 
 def make_plan(

@@ -38,9 +38,8 @@ from fairlead.kube.resources import (
     metadata_of,
     name_of,
 )
-from fairlead_operator.controller.apply_plan import ChildKey, child_key
 from fairlead_operator.controller.field_ownership import replica_field_owner
-from fairlead_operator.object_metadata import annotation, label
+from fairlead_operator.object_metadata import ChildKey, annotation, child_key, label
 from fairlead_operator.render.children.leader_worker_set import ALL_GROUPS_PARTITION
 
 _SET_LABEL = "leaderworkerset.sigs.k8s.io/name"

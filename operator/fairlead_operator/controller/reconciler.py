@@ -29,24 +29,20 @@ from fairlead.kube.resources import (
 )
 from fairlead.runtime.clock import Clock
 from fairlead_operator.controller import group_rollout, revisions
-from fairlead_operator.controller.apply_plan import (
-    WORKLOAD_KINDS,
-    ApplyPlan,
-    ApplyStep,
-    ChildKey,
-    PruneGuard,
-    make_plan,
-)
+from fairlead_operator.controller.apply_plan import ApplyPlan, ApplyStep, PruneGuard, make_plan
 from fairlead_operator.kube.object_cache import ModelSnapshot, ObjectCache
 from fairlead_operator.kube.writer import KubeClient, ModelMoved, ObjectWriter
 from fairlead_operator.object_metadata import (
     STATUS_FIELD_MANAGER,
+    WORKLOAD_KINDS,
+    ChildKey,
     annotation,
     controller_uid,
     generation_of,
     with_revision,
 )
-from fairlead_operator.seam import ClusterCapabilities, Render, World
+from fairlead_operator.render.context import ClusterCapabilities
+from fairlead_operator.seam import Render, World
 from fairlead_operator.status import events, model_status, pool_status
 from fairlead_operator.status.diagnosis import Failure, PendingCapacity, diagnose, pending_capacity
 

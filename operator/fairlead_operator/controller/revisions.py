@@ -13,8 +13,13 @@ from typing import Any
 from fairlead.api import Rollout
 from fairlead.kube.resources import CONTROLLER_REVISIONS, Manifest, name_of
 from fairlead.names import shorten_name
-from fairlead_operator.controller.apply_plan import WORKLOAD_KINDS
-from fairlead_operator.object_metadata import MODEL_REVISION_ANNOTATION, UNDO_ANNOTATION, annotation, json_digest
+from fairlead_operator.object_metadata import (
+    MODEL_REVISION_ANNOTATION,
+    UNDO_ANNOTATION,
+    WORKLOAD_KINDS,
+    annotation,
+    json_digest,
+)
 
 MAX_KEPT_REVISIONS = 10
 _FIELDS_WITHOUT_RESTART = ("replicas", "autoscaling", "rollout", "objectives", "routing")

@@ -29,8 +29,7 @@ from fairlead.kube.resources import (
     uid_of,
 )
 from fairlead.kube.watch_events import WatchEvent, WatchEventType
-from fairlead_operator.controller.apply_plan import ChildKey, child_key
-from fairlead_operator.object_metadata import owner_model_key
+from fairlead_operator.object_metadata import ChildKey, child_key, owner_model_key
 
 STANDARD_CHILD_KINDS = (
     DEPLOYMENTS,

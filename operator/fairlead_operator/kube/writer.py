@@ -27,10 +27,10 @@ from fairlead.kube.resources import (
     uid_of,
 )
 from fairlead.kube.watch_events import WatchEvent, WatchEventType
-from fairlead_operator.controller.apply_plan import ApplyPlan, ApplyStep, ChildKey, child_key
+from fairlead_operator.controller.apply_plan import ApplyPlan, ApplyStep
 from fairlead_operator.controller.field_ownership import FieldPath, missing_fields
 from fairlead_operator.kube.object_cache import ModelSnapshot, ObjectCache
-from fairlead_operator.object_metadata import controller_uid, generation_of, owner_model_key
+from fairlead_operator.object_metadata import ChildKey, child_key, controller_uid, generation_of, owner_model_key
 from fairlead_operator.status.diagnosis import Failure, diagnose_write
 
 _MAX_DROPPED_FIELDS = 4_096

@@ -65,3 +65,14 @@ def existing_workload(workload: Manifest) -> ExistingWorkload:
     status = workload.get("status") or {}
     begun = bool(status.get("observedGeneration") or status.get("replicas"))
     return ExistingWorkload(name_of(workload), parse_pin(annotations_of(workload)), begun)
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterCapabilities:
+    """What does not change while a process of the operator lives.
+
+    ``served``: (apiVersion, kind) of the optional kinds that the API server knows. ``ipv6``: pods have IPv6 addresses, only or first.
+    """
+
+    served_kinds: frozenset[tuple[str, str]] = frozenset()
+    ipv6: bool = False

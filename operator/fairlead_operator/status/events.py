@@ -7,11 +7,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from fairlead.api import ConditionType, Reason
-from fairlead.kube.events.aggregator import EventType
-from fairlead.kube.events.event import EventDraft
+from fairlead.kube.events.event import EventDraft, EventType
 from fairlead.kube.resources import Manifest, name_of
-from fairlead_operator.controller.apply_plan import WORKLOAD_KINDS, ApplyStep
-from fairlead_operator.object_metadata import MODEL_REVISION_ANNOTATION, annotation
+from fairlead_operator.controller.apply_plan import ApplyStep
+from fairlead_operator.object_metadata import MODEL_REVISION_ANNOTATION, WORKLOAD_KINDS, annotation
 from fairlead_operator.status.model_status import find_condition
 
 

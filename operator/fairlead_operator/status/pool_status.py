@@ -6,9 +6,16 @@ from fairlead.api import ModelDeploymentSpec, Pool
 from fairlead.fleet.labels import ENDPOINT_LABEL, POOL_LABEL, parse_sleep_mark
 from fairlead.fleet.labels import POD_REVISION_LABEL as POD_REVISION
 from fairlead.kube.resources import Manifest, annotations_of, is_deleting, is_ready
-from fairlead_operator.controller.apply_plan import WORKLOAD_KINDS, ChildKey, child_key
 from fairlead_operator.controller.group_rollout import is_group_workload, surplus_groups
-from fairlead_operator.object_metadata import MODEL_REVISION_ANNOTATION, annotation, generation_of, label
+from fairlead_operator.object_metadata import (
+    MODEL_REVISION_ANNOTATION,
+    WORKLOAD_KINDS,
+    ChildKey,
+    annotation,
+    child_key,
+    generation_of,
+    label,
+)
 from fairlead_operator.status.model_status import PoolState
 
 

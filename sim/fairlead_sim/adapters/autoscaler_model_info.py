@@ -23,7 +23,7 @@ from fairlead_sim.adapters.field_parsing import (
     require_mapping,
     require_object,
 )
-from fairlead_sim.autoscaling.step_profile import step_profile
+from fairlead_sim.autoscaling.reference_pools import step_profile
 
 MODEL_NAME = "model"
 MAX_REPLICAS = 1_000_000

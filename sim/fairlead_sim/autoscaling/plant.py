@@ -19,11 +19,11 @@ from heapq import heappop, heappush
 from random import Random
 
 from fairlead.fleet.model import Role
-from fairlead_autoscaler.core.sizing.pool_capacity import has_pool_choice
-from fairlead_autoscaler.core.types import GatewayTraffic, ModelSpec, Observation, ShapeCount
+from fairlead_autoscaler.core.types import GatewayTraffic, ModelSpec, Observation, ShapeCount, has_pool_choice
 from fairlead_gateway.routing.load.inter_token_times import InterTokenTimes
 from fairlead_gateway.routing.prefill_placement import LOCAL_RULES
-from fairlead_sim.autoscaling.aggregated_engine import AggregatedEngine, PlantEngine, StepTotals
+from fairlead_sim.autoscaling.aggregated_engine import AggregatedEngine
+from fairlead_sim.autoscaling.plant_engine import PlantEngine, StepTotals
 from fairlead_sim.autoscaling.pool import Pool, PoolSetup, Replica
 from fairlead_sim.autoscaling.request_table import ArrivalTrace, RequestTable
 from fairlead_sim.autoscaling.routing.by_shape import ShapeRouter

@@ -12,7 +12,7 @@ from random import Random
 
 from fairlead.engine_profile import EngineProfile
 from fairlead_autoscaler.core.types import PoolObservation, PoolSpec, ReplicaMetrics, ReplicaState, WakeTiming
-from fairlead_sim.autoscaling.aggregated_engine import PlantEngine
+from fairlead_sim.autoscaling.plant_engine import PlantEngine
 
 
 @dataclass(frozen=True, slots=True)

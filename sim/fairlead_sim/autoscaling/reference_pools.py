@@ -6,7 +6,6 @@ from fairlead.engine_profile import EngineProfile
 from fairlead.fleet.model import Role
 from fairlead_autoscaler.core.types import ModelSpec, PoolSpec
 from fairlead_sim.autoscaling.pool import PoolSetup, StartupDistribution
-from fairlead_sim.autoscaling.step_profile import step_profile
 
 TTFT_BOUNDS = (
     0.001,
@@ -86,4 +85,29 @@ def reference_model(
         patience_seconds=patience,
         ttft_bounds=TTFT_BOUNDS,
         itl_bounds=ITL_BOUNDS,
+    )
+
+
+def step_profile(
+    name: str,
+    base: float,
+    sequence: float,
+    kv: float,
+    prompt: float,
+    *,
+    step_tokens: int,
+    sequences: int,
+    kv_tokens: int,
+) -> EngineProfile:
+    """The profile of an engine whose step takes ``base + sequence·batch + kv·resident + prompt·tokens of prompts``. An
+    ``EngineProfile`` counts the decoded token of each sequence as computed, too, so ``sequence_seconds`` is less by that."""
+    return EngineProfile(
+        name,
+        prefill_token_seconds=prompt,
+        step_seconds=base,
+        sequence_seconds=sequence - prompt,
+        resident_token_seconds=kv,
+        kv_tokens=kv_tokens,
+        max_sequences=sequences,
+        step_tokens=step_tokens,
     )

@@ -13,9 +13,10 @@ from pathlib import Path
 from random import Random
 
 from fairlead.fleet.model import Role
+from fairlead_autoscaler.core.types import SleepTier
 from fairlead_sim.autoscaling import traffic as loads
 from fairlead_sim.autoscaling.plant import AutoscalingScenario, PlantFaults
-from fairlead_sim.autoscaling.pool import PoolSetup, StartupDistribution
+from fairlead_sim.autoscaling.pool import PoolSetup, SleepTimings, StartupDistribution
 from fairlead_sim.autoscaling.reference_pools import (
     COLD_START,
     LARGE_COLD_START,
@@ -296,3 +297,11 @@ def _with_minute_noise(rates: list[float], random_: Random) -> list[float]:
 
 def _duration_hours(load: ArrivalTrace) -> float:
     return math.ceil(load.arrivals[-1] / 60.0) / 60.0
+
+
+def with_sleep_tier(scenario: AutoscalingScenario, tier: SleepTier, sleep_timings: SleepTimings) -> AutoscalingScenario:
+    """The same load on the same pools, of which each may let replicas sleep as ``tier`` says; how that really goes says ``bed``."""
+    pools = tuple(
+        replace(setup, facts=replace(setup.facts, tier=tier), sleep_timings=sleep_timings) for setup in scenario.pools
+    )
+    return replace(scenario, pools=pools, model=replace(scenario.model, pools=tuple(setup.facts for setup in pools)))

@@ -4,7 +4,7 @@ from itertools import count
 
 from fairlead.engine_profile import EngineProfile
 from fairlead.fleet.model import Role
-from fairlead_sim.autoscaling.aggregated_engine import BLOCK_TOKENS, PlantEngine, StepTotals
+from fairlead_sim.autoscaling.plant_engine import BLOCK_TOKENS, PlantEngine, StepTotals
 from fairlead_sim.autoscaling.request_table import RequestTable
 from fairlead_sim.engine.scheduler import EngineCore
 from fairlead_sim.engine.sequence import EngineSequence

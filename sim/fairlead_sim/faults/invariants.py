@@ -14,7 +14,8 @@ from typing import Final
 from fairlead_sim.engine.block_pool import KvEvent
 from fairlead_sim.engine.scheduler import EngineSequence
 from fairlead_sim.engine.sequence import SequenceState
-from fairlead_sim.fleet.request import InflightRequest, RouterFront
+from fairlead_sim.fleet.request import InflightRequest
+from fairlead_sim.fleet.router_front import RouterFront
 from fairlead_sim.fleet.simulation import QUEUED, FleetSimulation
 from fairlead_sim.workload.traces import TraceRequest
 

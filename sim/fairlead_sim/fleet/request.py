@@ -4,14 +4,13 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
-from fairlead_sim.engine.block_pool import KvEvent
 from fairlead_sim.engine.scheduler import EngineSequence
 from fairlead_sim.workload.traces import TraceRequest
 
 if TYPE_CHECKING:
-    from fairlead_sim.fleet.simulation import FleetSimulation
+    pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,39 +120,3 @@ class InflightRequest:
             preemptions=sequence.preemptions if sequence else 0,
             retries=self.retries,
         )
-
-
-class RouterFront(Protocol):
-    """Who chooses an engine for a request, and what it is told. Times are simulated seconds."""
-
-    def start(self, simulation: "FleetSimulation") -> None:
-        """The simulation begins; ``course.later`` may be called from now on."""
-        ...
-
-    def route(self, request: TraceRequest, now: float) -> tuple[str | None, str]:
-        """Choose an engine and take the request as sent there; ``HELD`` to send it later; None and why where there is none."""
-        ...
-
-    def on_rejected(self, request: str, now: float) -> None:
-        """The engine did not take it."""
-        ...
-
-    def on_first_token(self, request: str, now: float) -> None:
-        """Its first token came."""
-        ...
-
-    def on_finished(self, sequence: EngineSequence, now: float) -> None:
-        """Its answer is complete."""
-        ...
-
-    def on_kv_events(self, instance: str, events: Sequence[KvEvent], now: float) -> None:
-        """An engine tells what it stored and removed in the step that ends now; only when the course has ``events``."""
-        ...
-
-    def on_membership(self, live_engines: Sequence[str], now: float) -> None:
-        """The engines that are there from now on; only where some come or go."""
-        ...
-
-    def on_lost(self, request: str, now: float) -> None:
-        """The engine that it was on is gone; it arrives anew at once where it has no first token yet."""
-        ...

@@ -25,7 +25,8 @@ from fairlead.engine_profile import EngineProfile
 from fairlead.errors import BadInput, FairleadError
 from fairlead_sim.engine.block_pool import BlockPool
 from fairlead_sim.engine.scheduler import EngineCore, EngineSequence, EngineStep
-from fairlead_sim.fleet.request import InflightRequest, RequestResult, RouterFront
+from fairlead_sim.fleet.request import InflightRequest, RequestResult
+from fairlead_sim.fleet.router_front import RouterFront
 from fairlead_sim.workload.trace_prompts import TracePromptCache
 from fairlead_sim.workload.traces import TraceRequest
 

@@ -15,7 +15,8 @@ from fairlead.limits import Limits
 from fairlead_gateway.prefix_map.prompt_alignment import estimate_alignment
 from fairlead_gateway.prefix_map.translator import PrefixTranslator
 from fairlead_gateway.routing import ModelRouter, PrefixChain, RouteRequest
-from fairlead_gateway.routing.load.shared_memory import SharedLoadTable, SiblingWorkers, table_bytes
+from fairlead_gateway.routing.hooks import SiblingWorkers
+from fairlead_gateway.routing.load.shared_memory import SharedLoadTable, table_bytes
 from fairlead_gateway.routing.prefix.hot_prefixes import HotPrefixes
 from fairlead_gateway.routing.prefix.prefix_hash import block_ends
 from fairlead_gateway.supervisor.peers.peer_load_row import PeerLoadRow

@@ -1,9 +1,32 @@
 """The part of the command line that says how KV goes from engine to engine. vLLM has these in ``--kv-transfer-config``."""
 
 import argparse
+from dataclasses import dataclass
 
 from fairlead.errors import SettingsError
-from fairlead_sim.runtime.settings import KvTransferSettings
+
+
+@dataclass(frozen=True, slots=True)
+class KvTransferSettings:
+    """How KV goes from engine to engine: ``none``, ``nixl``, ``mooncake``, ``sglang`` or ``p2p``, and what that takes.
+
+    ``recompute`` False = vLLM's default: a pull that fails is an error. Seconds are wall seconds, whatever the speed, except
+    the transfer itself.
+    """
+
+    connector: str = "none"
+    role: str = "kv_both"
+    recompute: bool = False
+    lease_seconds: float = 30.0  # NIXL: a prefill's blocks are kept this long for whoever decodes
+    abort_seconds: float = 480.0  # Mooncake, SGLang: the same, and how long a decode waits for a prefill
+    dead_peer_seconds: float = 2.0  # how long it takes to notice that the peer is gone; Mooncake: abort_seconds more
+    bytes_per_token: int = 131_072
+    bytes_per_second: float = 10e9
+    host: str = "127.0.0.1"  # what a prefill engine tells others to connect to
+
+    def seconds(self, tokens: int) -> float:
+        """How long so many tokens travel."""
+        return tokens * self.bytes_per_token / self.bytes_per_second
 
 
 def add_kv_arguments(parser: argparse.ArgumentParser) -> None:

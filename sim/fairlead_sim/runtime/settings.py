@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 
 from fairlead.engine_profile import EngineProfile, builtin_profile
 from fairlead_sim.engine.kv_event_codec import Encoding
+from fairlead_sim.kv_transfer.settings import KvTransferSettings
 
 VERSION = "0.32.0"
 
@@ -34,29 +35,6 @@ class KvEventsSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class KvTransferSettings:
-    """How KV goes from engine to engine: ``none``, ``nixl``, ``mooncake``, ``sglang`` or ``p2p``, and what that takes.
-
-    ``recompute`` False = vLLM's default: a pull that fails is an error. Seconds are wall seconds, whatever the speed, except
-    the transfer itself.
-    """
-
-    connector: str = "none"
-    role: str = "kv_both"
-    recompute: bool = False
-    lease_seconds: float = 30.0  # NIXL: a prefill's blocks are kept this long for whoever decodes
-    abort_seconds: float = 480.0  # Mooncake, SGLang: the same, and how long a decode waits for a prefill
-    dead_peer_seconds: float = 2.0  # how long it takes to notice that the peer is gone; Mooncake: abort_seconds more
-    bytes_per_token: int = 131_072
-    bytes_per_second: float = 10e9
-    host: str = "127.0.0.1"  # what a prefill engine tells others to connect to
-
-    def seconds(self, tokens: int) -> float:
-        """How long so many tokens travel."""
-        return tokens * self.bytes_per_token / self.bytes_per_second
-
-
-@dataclass(frozen=True, slots=True)
 class EngineSettings:
     """Everything about one engine but its port. ``served_names[0]`` is the name that answers carry.
 
@@ -81,7 +59,7 @@ class EngineSettings:
     missing_adapters: frozenset[str] = frozenset()
     max_adapters: int = 8
     kv_events: KvEventsSettings = KvEventsSettings()
-    kv_transfer: KvTransferSettings = KvTransferSettings()
+    kv_transfer: KvTransferSettings = field(default_factory=KvTransferSettings)
     surface: ApiSurface = ApiSurface()
     shutdown_timeout: float = 0.0
     on_sigterm: str | None = None

@@ -1,6 +1,7 @@
 """A small HTTP server that lists, watches and applies like the Kubernetes API server, and fails as it is told to.
 
-It knows neither schemas nor owners of fields: what depends on those is tested on a real one (``fairlead_testing.kube.api_server``). What it is
+It knows neither schemas nor owners of fields: what depends on those is tested on a real one
+(``fairlead_testing.kube.api_server``). What it is
 for are the faults that a real one shows once a month: 410, ends of watches, silence, 429, new tokens, resets.
 """
 

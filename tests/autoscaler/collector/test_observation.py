@@ -5,8 +5,9 @@ import pytest
 from fairlead.api import Autoscaling
 from fairlead.fleet.model import SloTargets
 from fairlead_autoscaler.collector.counter_deltas import CounterKey
-from fairlead_autoscaler.collector.observation import GatewayMetrics, GatewaySnapshot, build_observation, scaled_model
+from fairlead_autoscaler.collector.observation import GatewayMetrics, GatewaySnapshot, build_observation
 from fairlead_autoscaler.core import GatewayTraffic, PoolObservation, PoolSpec, ReplicaMetrics, ReplicaState, ShapeCount
+from fairlead_autoscaler.model_spec import scaled_model
 from fairlead_autoscaler.target import ModelState, PoolState, Replica
 
 KEY, ONE, TWO = "default/tiny", "main-0/9001/0", "main-1/9002/0"

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, replace
 
-from fairlead_testing.autoscaler.strategies import ITL, MISSES, OUTPUTS, PROFILES, PROMPTS, TTFT
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -19,6 +18,7 @@ from fairlead_autoscaler.core import (
     ScalingCore,
     decide,
 )
+from fairlead_testing.autoscaler.strategies import ITL, MISSES, OUTPUTS, PROFILES, PROMPTS, TTFT
 
 NIGHTS = settings(max_examples=2 * settings().max_examples)
 """Ten thousand series each in the nightly run."""

@@ -5,13 +5,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
-from fairlead_testing.kube.in_memory import InMemoryKube
 
 from fairlead.errors import Unavailable
 from fairlead.fleet.labels import SLEEP_ANNOTATION
 from fairlead.kube.errors import Conflict
 from fairlead.kube.field_managers import replicas_managers
 from fairlead_autoscaler.kubernetes.scale_writer import DELETION_COST, ScaleWriter, deletion_costs
+from fairlead_testing.kube.in_memory import InMemoryKube
 
 Manifest = dict[str, Any]
 Make = Callable[..., Manifest]

@@ -4,8 +4,6 @@ import asyncio
 from typing import Any
 
 import pytest
-from fairlead_testing.fake_time import FakeTime
-from fairlead_testing.kube.in_memory import InMemoryKube
 
 from fairlead.kube.errors import Unreachable
 from fairlead.kube.events.event import EventDraft
@@ -15,6 +13,8 @@ from fairlead_autoscaler.core import GatewayTraffic, ModelSpec, Observation, Poo
 from fairlead_autoscaler.enforcer import EnforcedPlan
 from fairlead_autoscaler.history.recorder import TickRecord
 from fairlead_autoscaler.kubernetes.status_writer import StatusWriter
+from fairlead_testing.fake_time import FakeTime
+from fairlead_testing.kube.in_memory import InMemoryKube
 
 MODEL = {
     "apiVersion": "serving.fairlead.io/v1alpha1",

@@ -5,9 +5,6 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from fairlead_testing.kube.api_server import ApiServer
-from fairlead_testing.kube.operators import apply_crds_and_namespaces
-from fairlead_testing.waiting import wait_until, wait_until_async
 
 from fairlead.errors import Unavailable
 from fairlead.fleet.labels import AUTOSCALER_FIELD_MANAGER, FIELD_MANAGER, MANAGED_BY_LABEL, MODEL_LABEL, POOL_LABEL
@@ -18,6 +15,9 @@ from fairlead.runtime.clock import SystemClock
 from fairlead.runtime.tasks import cancel_and_wait
 from fairlead_autoscaler.kubernetes.scale_writer import ScaleWriter
 from fairlead_autoscaler.kubernetes.target import KubernetesTarget
+from fairlead_testing.kube.api_server import ApiServer
+from fairlead_testing.kube.operators import apply_crds_and_namespaces
+from fairlead_testing.waiting import wait_until, wait_until_async
 
 pytestmark = pytest.mark.api_server
 KEY = "world/qwen"

@@ -9,19 +9,18 @@ from fairlead.errors import Unavailable
 from fairlead.fleet.model import SloTargets
 from fairlead.runtime.clock import ManualClock
 from fairlead_autoscaler.core import PoolSpec, ReplicaState
-from fairlead_autoscaler.local.target import (
+from fairlead_autoscaler.local.state_files import (
     DESIRED_FILE,
     STATE_FILE,
     DesiredPool,
-    FileScaler,
     LocalEngine,
     LocalModel,
     LocalPool,
     LocalState,
-    LocalTarget,
     read_desired,
     write_file,
 )
+from fairlead_autoscaler.local.target import FileScaler, LocalTarget
 from fairlead_autoscaler.target import PoolState, Replica
 
 KEY = "default/tiny"

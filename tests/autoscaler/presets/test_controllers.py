@@ -4,14 +4,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from fairlead_testing.autoscaler.presets import (
-    POOL,
-    PROFILE,
-    build_observation,
-    pool_observation,
-    ready_replica,
-    single_pool_model,
-)
 
 from fairlead.errors import BadInput
 from fairlead.fleet.model import Role
@@ -20,6 +12,14 @@ from fairlead_autoscaler.presets import PRESETS, Controller, Metric, build
 from fairlead_autoscaler.presets.apa import ApaSettings, apa
 from fairlead_autoscaler.presets.dynamo import decode_rate, prefill_rate, serve_rate
 from fairlead_autoscaler.presets.dynamo_forecast import ForecastMethod, LevelTrendSeries
+from fairlead_testing.autoscaler.presets import (
+    POOL,
+    PROFILE,
+    build_observation,
+    pool_observation,
+    ready_replica,
+    single_pool_model,
+)
 
 Load = Callable[[int], ReplicaMetrics]
 

@@ -1,4 +1,5 @@
-"""HPA and KPA against what Kubernetes' and Knative's own Go code did: 200 vectors each, see tests/autoscaler/presets/golden/README.md."""
+"""HPA and KPA against what Kubernetes' and Knative's own Go code did: 200 vectors each, see
+tests/autoscaler/presets/golden/README.md."""
 
 import json
 from collections import Counter

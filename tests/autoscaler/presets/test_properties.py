@@ -3,6 +3,11 @@
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fairlead_autoscaler.core.types import Observation
+from fairlead_autoscaler.presets import PRESETS, build
 from fairlead_testing.autoscaler.presets import (
     POOL,
     build_observation,
@@ -10,11 +15,6 @@ from fairlead_testing.autoscaler.presets import (
     ready_replica,
     single_pool_model,
 )
-from hypothesis import given
-from hypothesis import strategies as st
-
-from fairlead_autoscaler.core.types import Observation
-from fairlead_autoscaler.presets import PRESETS, build
 
 MOST = 9
 measured = st.none() | st.floats(0.0, 200.0)

@@ -9,11 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from fairlead_testing.http.canned_server import CannedResponse, CannedServer
 
 from fairlead_cli.chat.conversation import AnswerError, Conversation
 from fairlead_cli.chat.dialogue import Terminal, run_dialogue
 from fairlead_cli.errors import StackUnreachable
+from fairlead_testing.http.canned_server import CannedResponse, CannedServer
 
 CHAT, MODELS = "/v1/chat/completions", "/v1/models"
 HEADERS = {

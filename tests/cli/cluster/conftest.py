@@ -19,8 +19,8 @@ from fairlead_cli.cluster.access.permissions import (
     permissions_to_check,
     permissions_to_install,
 )
-from fairlead_cli.cluster.checks.analyzers.workloads import secret_references, watched_namespaces
-from fairlead_cli.cluster.facts import COMPONENT_LABEL, ClusterFacts, SecretSummary
+from fairlead_cli.cluster.components import COMPONENT_LABEL, secret_references, watched_namespaces
+from fairlead_cli.cluster.facts import ClusterFacts, SecretSummary
 from fairlead_cli.cluster.metrics_page import parse_metrics
 from fairlead_cli.cluster.pod_http import PodReport, Readiness
 

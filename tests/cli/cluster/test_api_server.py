@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fairlead_testing.kube.api_server import ApiServer, api_server_for_test, binaries_folder
-from fairlead_testing.waiting import wait_until_async
 
 from fairlead.api.crd import crd_manifest
 from fairlead.api.kinds import served_kinds
@@ -43,6 +41,8 @@ from fairlead_cli.cluster.facts_collector import collect_facts
 from fairlead_operator.kube.leader_election import LEASE_NAME
 from fairlead_operator.status.diagnosis import diagnose
 from fairlead_operator.status.model_status import PoolState, StatusInputs, model_status
+from fairlead_testing.kube.api_server import ApiServer, api_server_for_test, binaries_folder
+from fairlead_testing.waiting import wait_until_async
 
 pytestmark = pytest.mark.api_server
 ROOT = Path(__file__).parents[3]

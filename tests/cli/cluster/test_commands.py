@@ -10,7 +10,7 @@ from fairlead.errors import BadInput
 from fairlead.runtime.clock import ManualClock
 from fairlead_cli import target
 from fairlead_cli.cluster.access.connection import ClusterOptions
-from fairlead_cli.cluster.bundle import command
+from fairlead_cli.cluster.bundle import command as bundle_command
 from fairlead_cli.cluster.checks import command
 from fairlead_cli.cluster.checks.catalogue import all_checks
 from fairlead_cli.cluster.checks.command import CheckOptions

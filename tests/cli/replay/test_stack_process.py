@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from fairlead_testing.processes import descendants, is_alive, wait_until
 
 from fairlead.engine_profile import builtin_profile
 from fairlead.errors import Unavailable
@@ -24,6 +23,7 @@ from fairlead_cli.replay.stack_process import (
     _parse_ps,
 )
 from fairlead_cli.replay.traffic import load_traffic
+from fairlead_testing.processes import descendants, is_alive, wait_until
 
 
 def wish(tmp_path: Path, *, manifest: str | None = None) -> MeasuredStackOptions:

@@ -5,8 +5,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from fairlead_cli.replay.measurement import foreign_request_doubts, lag_doubts
-from fairlead_cli.replay.validity import count_finished_requests, lag_p99, read_lags
+from fairlead_cli.replay.validity import count_finished_requests, foreign_request_doubts, lag_doubts, lag_p99, read_lags
 
 
 @pytest.mark.parametrize("name", ["fairlead_gateway_loop_lag_seconds", "fairlead_sim_loop_lag_seconds"])

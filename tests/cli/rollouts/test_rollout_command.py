@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 import yaml
-from fairlead_testing.kube.api_server import ApiServer
-from fairlead_testing.waiting import wait_until_async
 
 from fairlead.kube.client import KubeApi
 from fairlead.kube.resources import DEPLOYMENTS, MODEL_DEPLOYMENTS, Manifest
 from fairlead.runtime.clock import SystemClock
 from fairlead_operator.object_metadata import UNDO_ANNOTATION
+from fairlead_testing.kube.api_server import ApiServer
+from fairlead_testing.waiting import wait_until_async
 
 pytestmark = [pytest.mark.api_server, pytest.mark.timeout(300)]
 ROOT = Path(__file__).parents[3]

@@ -17,7 +17,7 @@ from fairlead_autoscaler.history.recorder import TickRecord, encode_record
 from fairlead_cli.app import build_app
 from fairlead_cli.local.run_directory import RunningStack
 from fairlead_cli.scaling import autoscaler_client
-from fairlead_cli.scaling.autoscaler_client import parse_moment
+from fairlead_cli.scaling.time_argument import parse_moment
 
 NOW = datetime(2026, 11, 21, 14, 0).timestamp()
 

@@ -8,14 +8,14 @@ from random import Random
 
 import pytest
 import yaml
-from fairlead_testing.kube.api_server import ApiServer, api_server_for_test
-from fairlead_testing.waiting import wait_until_async
 
 from fairlead.api import AcceleratorClass, ModelDeployment
 from fairlead.kube.client import KubeApi
 from fairlead.kube.errors import Invalid
 from fairlead.kube.resources import ACCELERATOR_CLASSES, MODEL_DEPLOYMENTS, Manifest, name_of, namespace_of, resource_of
 from fairlead.runtime.clock import SystemClock
+from fairlead_testing.kube.api_server import ApiServer, api_server_for_test
+from fairlead_testing.waiting import wait_until_async
 
 EARLIER, CRDS = Path(__file__).parent / "earlier", Path(__file__).parents[3] / "crds"
 RELEASES = ("first", "second")

@@ -8,6 +8,11 @@ from random import Random
 
 import pytest
 import yaml
+
+from fairlead.kube.client import KubeApi
+from fairlead.kube.errors import Invalid
+from fairlead.kube.resources import ACCELERATOR_CLASSES, MODEL_DEPLOYMENTS, Manifest, resource_of
+from fairlead.runtime.clock import SystemClock
 from fairlead_testing.kube.api_rules import (
     AcceptedCase,
     ChangedCase,
@@ -19,11 +24,6 @@ from fairlead_testing.kube.api_rules import (
 )
 from fairlead_testing.kube.api_server import ApiServer
 from fairlead_testing.waiting import wait_until_async
-
-from fairlead.kube.client import KubeApi
-from fairlead.kube.errors import Invalid
-from fairlead.kube.resources import ACCELERATOR_CLASSES, MODEL_DEPLOYMENTS, Manifest, resource_of
-from fairlead.runtime.clock import SystemClock
 
 ROOT = Path(__file__).parents[3]
 TABLE = Path(__file__).parent / "rules"

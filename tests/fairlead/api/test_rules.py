@@ -7,6 +7,12 @@ from typing import Any
 
 import pytest
 import yaml
+
+from fairlead.api.crd import crd_manifest
+from fairlead.api.kinds import served_kinds
+from fairlead.errors import FileProblem
+from fairlead.limits import Limits
+from fairlead.manifests.loader import combine_texts, parse_manifests
 from fairlead_testing.kube.api_rules import (
     AcceptedCase,
     ChangedCase,
@@ -16,12 +22,6 @@ from fairlead_testing.kube.api_rules import (
     refused_cases,
     without_empty,
 )
-
-from fairlead.api.crd import crd_manifest
-from fairlead.api.kinds import served_kinds
-from fairlead.errors import FileProblem
-from fairlead.limits import Limits
-from fairlead.manifests.loader import combine_texts, parse_manifests
 
 TABLE = Path(__file__).parent / "rules"
 REFUSED = list(refused_cases(TABLE))

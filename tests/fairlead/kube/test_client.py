@@ -8,9 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fairlead_testing.fake_time import InstantTime
-from fairlead_testing.kube.fake_server import FakeApiServer, OrderedResponse, fake_api_server
-from fairlead_testing.waiting import wait_until
 
 from fairlead.kube.client import KubeApi
 from fairlead.kube.errors import (
@@ -29,6 +26,9 @@ from fairlead.kube.transport.kubeconfig import ClusterConfig
 from fairlead.kube.watch_events import WatchEventType
 from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock
+from fairlead_testing.fake_time import InstantTime
+from fairlead_testing.kube.fake_server import FakeApiServer, OrderedResponse, fake_api_server
+from fairlead_testing.waiting import wait_until
 
 MAP: Manifest = {
     "apiVersion": "v1",

@@ -8,9 +8,6 @@ from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 import pytest
-from fairlead_testing.fake_time import FakeTime
-from fairlead_testing.kube.fake_server import FakeApiServer, OrderedResponse, fake_api_server
-from fairlead_testing.waiting import wait_until
 
 from fairlead.kube.client import KubeApi
 from fairlead.kube.informer import Informer, InformerAction, InformerStep
@@ -18,6 +15,9 @@ from fairlead.kube.resources import CONFIG_MAPS, PODS
 from fairlead.kube.watch_events import WatchEvent
 from fairlead.limits import Limits
 from fairlead.runtime.tasks import cancel_and_wait
+from fairlead_testing.fake_time import FakeTime
+from fairlead_testing.kube.fake_server import FakeApiServer, OrderedResponse, fake_api_server
+from fairlead_testing.waiting import wait_until
 
 LIMITS = Limits()
 

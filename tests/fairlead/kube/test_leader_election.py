@@ -4,9 +4,6 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 import pytest
-from fairlead_testing.fake_time import FakeTime
-from fairlead_testing.kube.fake_server import FakeApiServer, OrderedResponse, fake_api_server
-from fairlead_testing.waiting import wait_until
 
 from fairlead.kube.client import KubeApi
 from fairlead.kube.leader_election import (
@@ -20,6 +17,9 @@ from fairlead.kube.leader_election import (
 )
 from fairlead.kube.resources import LEASES, Manifest
 from fairlead.runtime.tasks import cancel_and_wait
+from fairlead_testing.fake_time import FakeTime
+from fairlead_testing.kube.fake_server import FakeApiServer, OrderedResponse, fake_api_server
+from fairlead_testing.waiting import wait_until
 
 TIMING = LeaseTiming()
 PATH = "/apis/coordination.k8s.io/v1/namespaces/x/leases/operator"

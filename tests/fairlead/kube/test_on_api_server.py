@@ -9,9 +9,6 @@ from typing import Any
 
 import pytest
 import yaml
-from fairlead_testing.fake_time import FakeTime
-from fairlead_testing.kube.api_server import ApiServer
-from fairlead_testing.waiting import wait_until, wait_until_async
 
 from fairlead.kube.client import KubeApi
 from fairlead.kube.errors import (
@@ -24,7 +21,7 @@ from fairlead.kube.errors import (
     Unauthenticated,
     Unreachable,
 )
-from fairlead.kube.events.aggregator import EventType
+from fairlead.kube.events.event import EventType
 from fairlead.kube.events.recorder import EventRecorder
 from fairlead.kube.informer import Informer, InformerAction, InformerStep
 from fairlead.kube.leader_election import LeaderElector, LeaseTiming
@@ -49,6 +46,9 @@ from fairlead.kube.watch_events import WatchEventType
 from fairlead.limits import Limits
 from fairlead.runtime.clock import SystemClock
 from fairlead.runtime.tasks import cancel_and_wait
+from fairlead_testing.fake_time import FakeTime
+from fairlead_testing.kube.api_server import ApiServer
+from fairlead_testing.waiting import wait_until, wait_until_async
 
 pytestmark = pytest.mark.api_server
 ROOT = Path(__file__).parents[3]

@@ -13,9 +13,6 @@ from typing import Any
 
 import pytest
 import yaml
-from fairlead_testing.kube.api_server import ApiServer
-from fairlead_testing.kube.render_cases import default_context
-from fairlead_testing.waiting import wait_until_async
 
 from fairlead import __version__
 from fairlead.api import EngineKind, ModelDeployment
@@ -23,8 +20,11 @@ from fairlead.kube.client import KubeApi
 from fairlead.kube.resources import ACCELERATOR_CLASSES, MODEL_DEPLOYMENTS, resource_of
 from fairlead.manifests.loader import load_manifests
 from fairlead.runtime.clock import SystemClock
-from fairlead_cli.commands.manifests.lint import lint_paths
+from fairlead_cli.manifest_lint import lint_paths
 from fairlead_operator.render import render_model
+from fairlead_testing.kube.api_server import ApiServer
+from fairlead_testing.kube.render_cases import default_context
+from fairlead_testing.waiting import wait_until_async
 
 ROOT = Path(__file__).parents[3]
 EXAMPLES = ROOT / "examples"

@@ -10,16 +10,16 @@ import warnings
 from pathlib import Path
 
 import pytest
-from fairlead_testing.engines.scripted import scripted_engine
-from fairlead_testing.gateway.running_gateway import fleet_of, run_async
-from fairlead_testing.http.raw_client import get_request, request, send
-from fairlead_testing.waiting import wait_until_async
 
 from fairlead.errors import SettingsError
 from fairlead.fleet.file import write_fleet_file
 from fairlead.limits import Limits
 from fairlead.runtime import nonblocking_log
 from fairlead.runtime.nonblocking_log import NonBlockingHandler, NonBlockingWriter
+from fairlead_testing.engines.scripted import scripted_engine
+from fairlead_testing.gateway.running_gateway import fleet_of, run_async
+from fairlead_testing.http.raw_client import get_request, request, send
+from fairlead_testing.waiting import wait_until_async
 
 GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 FEW = Limits(log_lines_pending=3, log_line_bytes=20)

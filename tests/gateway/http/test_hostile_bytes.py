@@ -4,11 +4,11 @@ import asyncio
 import time
 
 import pytest
+
+from fairlead.limits import Limits
 from fairlead_testing.engines.scripted import ScriptedEngine, scripted_engine
 from fairlead_testing.gateway.running_gateway import fleet_of, run_async, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, RawResponse, get_request, post_request, send
-
-from fairlead.limits import Limits
 
 BODY = b'{"model":"tiny","messages":[{"role":"user","content":"hi"}]}'
 SMALL = Limits(header_timeout_seconds=0.2, body_idle_seconds=0.2, keepalive_idle_seconds=0.2)

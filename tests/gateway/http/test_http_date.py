@@ -5,7 +5,7 @@ from email.utils import formatdate
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairlead_gateway.dates import http_date
+from fairlead_gateway.http.listener import http_date
 
 
 @given(second=st.integers(0, 253_402_300_799))

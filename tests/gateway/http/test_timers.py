@@ -10,7 +10,7 @@ import pytest
 
 from fairlead.runtime.clock import ManualClock
 from fairlead_gateway import overdue as module
-from fairlead_gateway.overdue import TimeoutEntry, TimeoutQueue
+from fairlead_gateway.http.timers import TimeoutEntry, TimeoutQueue
 
 pytestmark = pytest.mark.skipif(
     not (module.__file__ or "").endswith(".py"), reason="no interpreted class can be derived from a compiled one"

@@ -10,11 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fairlead_testing.engines.scripted import EngineCall, scripted_engine, token
-from fairlead_testing.gateway.running_gateway import MODEL_KEY, fleet_of, run_async, running_gateway
-from fairlead_testing.http.certificates import Certificate, CertificateAuthority, has_openssl
-from fairlead_testing.http.raw_client import RawConnection, RawResponse, get_request, post_request, request, send
-from fairlead_testing.waiting import wait_until, wait_until_async
 
 from fairlead.engines.credentials import EngineCredentials
 from fairlead.fleet.file import write_fleet_file
@@ -23,6 +18,11 @@ from fairlead.runtime.clock import SystemClock
 from fairlead_gateway.__main__ import main as gateway_main
 from fairlead_gateway.http.tls import TlsCertificate
 from fairlead_gateway.supervisor.metrics_scraper import MetricsScraper
+from fairlead_testing.engines.scripted import EngineCall, scripted_engine, token
+from fairlead_testing.gateway.running_gateway import MODEL_KEY, fleet_of, run_async, running_gateway
+from fairlead_testing.http.certificates import Certificate, CertificateAuthority, has_openssl
+from fairlead_testing.http.raw_client import RawConnection, RawResponse, get_request, post_request, request, send
+from fairlead_testing.waiting import wait_until, wait_until_async
 
 GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 METRICS = b"vllm:num_requests_running 3.0\n"

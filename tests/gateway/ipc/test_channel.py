@@ -10,8 +10,6 @@ from dataclasses import replace
 
 import msgspec
 import pytest
-from fairlead_testing.gateway.running_gateway import run_async
-from fairlead_testing.waiting import wait_until
 
 from fairlead.decision import Decision, DecisionInput, RejectedCandidate
 from fairlead.engine_profile import builtin_profile
@@ -24,7 +22,10 @@ from fairlead_gateway.routing import InstanceLoad, PrefixChain, RouteRequest, pr
 from fairlead_gateway.telemetry import RequestOutcome
 from fairlead_gateway.telemetry.decision_log import DecisionRecord, LoggedRequest
 from fairlead_gateway.telemetry.handoff_record import HandoffRecord, PrefillAttempt
-from fairlead_gateway.worker.reporting.dispatch_reporter import DispatchReporter, PeerUpdateApplier
+from fairlead_gateway.worker.reporting.dispatch_reporter import DispatchReporter
+from fairlead_gateway.worker.reporting.peer_updates import PeerUpdateApplier
+from fairlead_testing.gateway.running_gateway import run_async
+from fairlead_testing.waiting import wait_until
 
 
 class End:

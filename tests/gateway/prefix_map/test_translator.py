@@ -6,12 +6,12 @@ from array import array
 
 import pytest
 import xxhash
-from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fairlead.limits import Limits
-from fairlead_gateway.prefix_map.translator import CacheCorrection, ForgetScope, PrefixTranslator
+from fairlead_gateway.prefix_map.cache_correction import CacheCorrection, ForgetScope
+from fairlead_gateway.prefix_map.translator import PrefixTranslator
 from fairlead_kvstore.blockstore import block_hash
 from fairlead_kvstore.blockstore.changes import BlocksRemoved, BlocksStored, Change
 from fairlead_kvstore.blockstore.storage_tiers import StorageTier
@@ -19,6 +19,7 @@ from fairlead_kvstore.blockstore.store import BlockStore
 from fairlead_kvstore.events.stream_sequencer import EventSequencer
 from fairlead_kvstore.index.replica import IndexReplica
 from fairlead_kvstore.reader.event_application import apply_outcomes
+from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
 
 KEY = "default/tiny"
 SECRET = b"a secret of the test"

@@ -8,8 +8,8 @@ from fairlead.decision import Decision
 from fairlead.engine_profile import builtin_profile
 from fairlead.fleet.model import Instance, Model, SloTargets
 from fairlead_gateway.routing import ModelRouter, PrefixChain, RouteRequest
+from fairlead_gateway.routing.candidates import Candidate
 from fairlead_gateway.routing.policies.dual_hash import NON_HOME_PRICE_UNINFORMED, choose
-from fairlead_gateway.routing.request import Candidate
 from fairlead_sim.seams import router as seam
 
 PROFILE = builtin_profile("h100-llama8b")

@@ -11,8 +11,9 @@ from fairlead.decision import Decision
 from fairlead.engine_profile import EngineProfile, builtin_profile
 from fairlead.fleet.model import Instance, Model, Role, SloTargets
 from fairlead_gateway.routing import ModelRouter, RouteRequest, prefix_chain
+from fairlead_gateway.routing.hooks import SiblingWorkers
 from fairlead_gateway.routing.load.inter_token_times import MIN_TOKENS, WINDOW_SECONDS, InterTokenTimes
-from fairlead_gateway.routing.load.shared_memory import FIELDS_PER_SLOT, SharedLoadTable, SiblingWorkers
+from fairlead_gateway.routing.load.shared_memory import FIELDS_PER_SLOT, SharedLoadTable
 from fairlead_gateway.routing.prefill_placement import (
     BATCH_SLACK,
     ITL_SHARE,

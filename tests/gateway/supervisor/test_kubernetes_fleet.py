@@ -7,18 +7,18 @@ from urllib.parse import urlsplit
 
 import pytest
 import yaml
-from fairlead_testing.engines.scripted import scripted_engine
-from fairlead_testing.gateway.gateway_process import GatewayProcess, gateway_process
-from fairlead_testing.http.raw_client import request
-from fairlead_testing.kube.api_server import ApiServer
-from fairlead_testing.kube.fake_server import fake_api_server
-from fairlead_testing.waiting import wait_until_async
 
 from fairlead.kube.client import KubeApi
 from fairlead.kube.resources import CUSTOM_RESOURCE_DEFINITIONS, MODEL_DEPLOYMENTS, NAMESPACES, PODS, Manifest
 from fairlead.kube.transport.kubeconfig import ClusterConfig
 from fairlead.runtime.clock import SystemClock
 from fairlead_gateway.__main__ import main as gateway_main
+from fairlead_testing.engines.scripted import scripted_engine
+from fairlead_testing.gateway.gateway_process import GatewayProcess, gateway_process
+from fairlead_testing.http.raw_client import request
+from fairlead_testing.kube.api_server import ApiServer
+from fairlead_testing.kube.fake_server import fake_api_server
+from fairlead_testing.waiting import wait_until_async
 
 ROOT = Path(__file__).parents[3]
 GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}

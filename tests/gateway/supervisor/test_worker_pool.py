@@ -10,16 +10,16 @@ from itertools import count
 from pathlib import Path
 
 import pytest
-from fairlead_testing.engines.scripted import EngineCall, HangUp, PausedStream, scripted_engine, token, well_behaved
-from fairlead_testing.gateway.gateway_process import GatewayProcess, gateway_process
-from fairlead_testing.gateway.running_gateway import fleet_of, run_async
-from fairlead_testing.http.raw_client import get_request, send
-from fairlead_testing.waiting import wait_until_async
 
 from fairlead.fleet.file import write_fleet_file
 from fairlead.fleet.model import InstanceState
 from fairlead_gateway.__main__ import main as gateway_main
 from fairlead_gateway.http.sockets import ListenAddress
+from fairlead_testing.engines.scripted import EngineCall, HangUp, PausedStream, scripted_engine, token, well_behaved
+from fairlead_testing.gateway.gateway_process import GatewayProcess, gateway_process
+from fairlead_testing.gateway.running_gateway import fleet_of, run_async
+from fairlead_testing.http.raw_client import get_request, send
+from fairlead_testing.waiting import wait_until_async
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 

@@ -11,10 +11,6 @@ from pathlib import Path
 
 import openai
 import pytest
-from fairlead_testing.engines.scripted import scripted_engine
-from fairlead_testing.gateway.running_gateway import fleet_of, run_async, running_gateway
-from fairlead_testing.http.raw_client import RawConnection, RawResponse, get_request, post_request, request, send
-from fairlead_testing.waiting import wait_until_async
 
 from fairlead.errors import ManifestError
 from fairlead.fleet.file import write_fleet_file
@@ -26,6 +22,10 @@ from fairlead_gateway.http.request_parser import RequestParser
 from fairlead_gateway.supervisor.key_file import KeyFile, parse_key_file
 from fairlead_gateway.telemetry.decision_log import LoggedRequest
 from fairlead_gateway.worker.api_keys import ApiKeys
+from fairlead_testing.engines.scripted import scripted_engine
+from fairlead_testing.gateway.running_gateway import fleet_of, run_async, running_gateway
+from fairlead_testing.http.raw_client import RawConnection, RawResponse, get_request, post_request, request, send
+from fairlead_testing.waiting import wait_until_async
 
 PEPPER = b"a pepper of the test"
 KEY = "fl-canary-key-of-team-a"

@@ -8,12 +8,12 @@ import weakref
 from urllib.parse import urlsplit
 
 import pytest
-from fairlead_testing.engines.scripted import EngineCall, scripted_engine
-from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, run_async, running_gateway
-from fairlead_testing.http.raw_client import RawConnection, get_request, post_request, request
 
 from fairlead.limits import Limits
 from fairlead_gateway.http import connection as listen
+from fairlead_testing.engines.scripted import EngineCall, scripted_engine
+from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, run_async, running_gateway
+from fairlead_testing.http.raw_client import RawConnection, get_request, post_request, request
 
 GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 LARGE = GOOD | {"user": "x" * 300_000}

@@ -7,16 +7,16 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from fairlead_testing.engines.scripted import scripted_engine
-from fairlead_testing.gateway.running_gateway import fleet_of, run_async, running_gateway
-from fairlead_testing.http.raw_client import RawConnection, get_request, post_request, request, send
-from fairlead_testing.waiting import wait_until_async
 
 from fairlead.errors import SettingsError
 from fairlead.fleet.file import write_fleet_file
 from fairlead.limits import Limits
 from fairlead_gateway.errors import Overloaded
 from fairlead_gateway.worker.memory_pressure import LARGE_BODY_BYTES, MemoryPressure, memory_share_reader, parse_size
+from fairlead_testing.engines.scripted import scripted_engine
+from fairlead_testing.gateway.running_gateway import fleet_of, run_async, running_gateway
+from fairlead_testing.http.raw_client import RawConnection, get_request, post_request, request, send
+from fairlead_testing.waiting import wait_until_async
 
 GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 LARGE = GOOD | {"user": "x" * 300_000}

@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from fairlead.fleet.file import write_fleet_file
+from fairlead.fleet.model import InstanceState, RoutingPreset
+from fairlead_gateway.errors import BadRequest, NoReadyInstance, UnknownModel, UnknownPath
 from fairlead_testing.engines.scripted import scripted_engine
 from fairlead_testing.gateway.gateway_process import gateway_process
 from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, run_async, running_gateway
 from fairlead_testing.http.raw_client import post_request, request, send
 from fairlead_testing.waiting import wait_until
-
-from fairlead.fleet.file import write_fleet_file
-from fairlead.fleet.model import InstanceState, RoutingPreset
-from fairlead_gateway.errors import BadRequest, NoReadyInstance, UnknownModel, UnknownPath
 
 CHAT = "/v1/chat/completions"
 

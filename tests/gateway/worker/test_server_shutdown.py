@@ -9,15 +9,15 @@ import socket
 import sys
 
 import pytest
-from fairlead_testing.engines.scripted import PausedStream, scripted_engine
-from fairlead_testing.gateway.running_gateway import fleet_of, run_async, running_gateway
-from fairlead_testing.http.raw_client import RawConnection, post_request
-from fairlead_testing.waiting import wait_until
 
 from fairlead.runtime.clock import ManualClock
 from fairlead_gateway.http.sockets import ListenAddress
 from fairlead_gateway.worker.proxy.gateway import Gateway
 from fairlead_gateway.worker.server import IDLE_SECONDS, PublicServer
+from fairlead_testing.engines.scripted import PausedStream, scripted_engine
+from fairlead_testing.gateway.running_gateway import fleet_of, run_async, running_gateway
+from fairlead_testing.http.raw_client import RawConnection, post_request
+from fairlead_testing.waiting import wait_until
 
 GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 HOSTS = ("127.0.0.1", "::1")

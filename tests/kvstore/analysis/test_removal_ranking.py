@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fairlead_gateway.prefix_map.recent_blocks import RecentBlocks
 from fairlead_kvstore.analysis.block_counts import BlockCounts, count_blocks
-from fairlead_kvstore.analysis.removal_ranking import RecentBlocks, RemovalRank, rank_removals
+from fairlead_kvstore.analysis.removal_ranking import RemovalRank, rank_removals
 from fairlead_kvstore.blockstore.changes import BlocksStored, InstanceDetached
 from fairlead_kvstore.blockstore.storage_tiers import StorageTier
 from fairlead_kvstore.index.replica import IndexReplica

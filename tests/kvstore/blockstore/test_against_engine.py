@@ -1,6 +1,7 @@
 """Random streams with every fault that real ones have, against the engine that published them.
 
-The engine of ``fairlead_testing.kvstore.prefix_cache_engine`` has its own cache with vLLM's rules, so it knows what it holds. What it publishes is lost,
+The engine of ``fairlead_testing.kvstore.prefix_cache_engine`` has its own cache with vLLM's rules, so it knows what
+it holds. What it publishes is lost,
 repeated, reordered and delayed; it restarts, clears and forgets its replay buffer. Whenever everything that arrives has arrived, the
 truth must hold no block that the engine does not (no ghosts, ever), and exactly the engine's blocks when it says ``complete`` (but
 for an adapter that was loaded again). Whoever applies the changes one by one must hold the same.
@@ -11,19 +12,20 @@ from collections import deque
 import hypothesis.strategies as st
 import msgspec
 import pytest
-from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from fairlead.limits import Limits
 from fairlead_kvstore.blockstore.block_hash import block_extras, block_hashes, cached_tokens, chain_root
 from fairlead_kvstore.blockstore.changes import BlocksRemoved, BlocksStored, CompletenessChanged, InstanceCleared
-from fairlead_kvstore.blockstore.snapshot import InstanceSnapshot, RowParts
+from fairlead_kvstore.blockstore.snapshot import RowParts
 from fairlead_kvstore.blockstore.storage_tiers import StorageTier
 from fairlead_kvstore.blockstore.store import BlockStore
+from fairlead_kvstore.blockstore.types import InstanceSnapshot
 from fairlead_kvstore.events.stream_sequencer import EventSequencer
 from fairlead_kvstore.events.types import EventFrame, StreamOutcome, StreamPosition
 from fairlead_kvstore.reader.event_application import apply_outcomes
+from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
 
 NIGHTLY = settings().max_examples > 1_000
 MODEL = "default/tiny"

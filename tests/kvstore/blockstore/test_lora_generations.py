@@ -1,7 +1,5 @@
 """An adapter's name outlives what was loaded under it."""
 
-from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
-
 from fairlead.limits import Limits
 from fairlead_kvstore.blockstore import changes
 from fairlead_kvstore.blockstore.block_hash import block_hashes, chain_root
@@ -9,6 +7,7 @@ from fairlead_kvstore.blockstore.changes import Change
 from fairlead_kvstore.blockstore.storage_tiers import StorageTier
 from fairlead_kvstore.blockstore.store import BlockStore
 from fairlead_kvstore.events.decoder import decode_events
+from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
 
 MODEL = "default/tiny"
 PROMPT = list(range(41))  # ten blocks of four, and one token

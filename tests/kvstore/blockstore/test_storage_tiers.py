@@ -1,6 +1,10 @@
 """Tiers and groups of blocks, as connectors and hybrid models announce them."""
 
 import pytest
+
+from fairlead.limits import Limits
+from fairlead_kvstore.blockstore.block_hash import block_extras, block_hashes, chain_root
+from fairlead_kvstore.events.payloads import RemovedEvent, StoredEvent
 from fairlead_testing.kvstore.block_store import (
     MODEL,
     TOKENS,
@@ -9,10 +13,6 @@ from fairlead_testing.kvstore.block_store import (
     removed_event,
     stored_event,
 )
-
-from fairlead.limits import Limits
-from fairlead_kvstore.blockstore.block_hash import block_extras, block_hashes, chain_root
-from fairlead_kvstore.events.payloads import RemovedEvent, StoredEvent
 
 # --- tiers --------------------------------------------------------------------------------------------------------------
 

@@ -1,6 +1,12 @@
 """The model of the truth, one thing that real engines do at a time."""
 
 import pytest
+
+from fairlead.limits import Limits
+from fairlead_kvstore.blockstore import changes
+from fairlead_kvstore.blockstore.block_hash import block_extras, block_hashes, chain_root
+from fairlead_kvstore.blockstore.storage_tiers import StorageTier
+from fairlead_kvstore.events.payloads import ClearedEvent, RemovedEvent, StoredEvent
 from fairlead_testing.kvstore.block_store import (
     BLOCK_HASHES,
     MODEL,
@@ -10,12 +16,6 @@ from fairlead_testing.kvstore.block_store import (
     removed_event,
     stored_event,
 )
-
-from fairlead.limits import Limits
-from fairlead_kvstore.blockstore import changes
-from fairlead_kvstore.blockstore.block_hash import block_extras, block_hashes, chain_root
-from fairlead_kvstore.blockstore.storage_tiers import StorageTier
-from fairlead_kvstore.events.payloads import ClearedEvent, RemovedEvent, StoredEvent
 
 # --- what is stored and removed -----------------------------------------------------------------------------------------
 

@@ -5,11 +5,6 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 import pytest
-from fairlead_testing.kvstore.index_harness import InMemoryIndexer
-from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
-from fairlead_testing.processes import wait_until
-from fairlead_testing.redis.valkey_cluster import ValkeyGroup
-from fairlead_testing.waiting import wait_until as until
 
 from fairlead.limits import Limits
 from fairlead.runtime.clock import SystemClock
@@ -18,6 +13,11 @@ from fairlead_kvstore.index.subscriber import IndexSubscriber
 from fairlead_kvstore.index.writer import IndexWriter
 from fairlead_kvstore.redis import keys
 from fairlead_kvstore.redis.link import RedisLink
+from fairlead_testing.kvstore.index_harness import InMemoryIndexer
+from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
+from fairlead_testing.processes import wait_until
+from fairlead_testing.redis.valkey_cluster import ValkeyGroup
+from fairlead_testing.waiting import wait_until as until
 
 pytestmark = pytest.mark.timeout(300)
 QUICK = replace(Limits(), redis_pause_seconds=0.2, redis_ping_seconds=0.05, redis_timeout_seconds=2.0)

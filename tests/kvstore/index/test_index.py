@@ -4,6 +4,12 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+
+from fairlead_kvstore.blockstore.changes import BlocksStored, CompletenessChanged
+from fairlead_kvstore.blockstore.storage_tiers import StorageTier
+from fairlead_kvstore.index.replica import IndexReplica
+from fairlead_kvstore.index.subscriber import IndexSubscriber
+from fairlead_kvstore.index.writer_state import HINTS_ITEM
 from fairlead_testing.kvstore.index_harness import (
     EVENTS_KEY,
     INDEX_KEY,
@@ -18,12 +24,6 @@ from fairlead_testing.kvstore.index_harness import (
 )
 from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
 from fairlead_testing.redis.valkey import Valkey
-
-from fairlead_kvstore.blockstore.changes import BlocksStored, CompletenessChanged
-from fairlead_kvstore.blockstore.storage_tiers import StorageTier
-from fairlead_kvstore.index.replica import IndexReplica
-from fairlead_kvstore.index.subscriber import IndexSubscriber
-from fairlead_kvstore.index.writer_state import HINTS_ITEM
 
 pytestmark = pytest.mark.timeout(300)
 

@@ -4,9 +4,6 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
-from fairlead_testing.kvstore.index_harness import InMemoryIndexer
-from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
-from fairlead_testing.redis.valkey import Valkey
 from redis.asyncio import Redis
 
 from fairlead.limits import Limits
@@ -14,6 +11,9 @@ from fairlead.runtime.clock import ManualClock
 from fairlead_kvstore.index.writer import IndexWriter
 from fairlead_kvstore.redis import keys
 from fairlead_kvstore.redis.backends import Command
+from fairlead_testing.kvstore.index_harness import InMemoryIndexer
+from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
+from fairlead_testing.redis.valkey import Valkey
 
 MODELS = [f"default/model-{number}" for number in range(40)]
 

@@ -9,6 +9,8 @@ is blind when nobody is credited with a prompt that an instance holds.
 from typing import Any
 
 import pytest
+
+from fairlead_kvstore.blockstore.block_hash import block_hashes, chain_root
 from fairlead_testing.kvstore.index_harness import (
     INDEX_KEY,
     LEASE_KEY,
@@ -20,8 +22,6 @@ from fairlead_testing.kvstore.index_harness import (
 )
 from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
 from fairlead_testing.redis.valkey import Valkey
-
-from fairlead_kvstore.blockstore.block_hash import block_hashes, chain_root
 
 pytestmark = pytest.mark.timeout(300)
 BLOCK = 4

@@ -12,9 +12,6 @@ from typing import Any, ClassVar
 
 import hypothesis.strategies as st
 import pytest
-from fairlead_testing.kvstore.index_harness import InMemoryIndexer
-from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
-from fairlead_testing.redis.valkey import Valkey
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, rule
 from redis import Redis
@@ -29,6 +26,9 @@ from fairlead_kvstore.index.subscriber import IndexSubscriber
 from fairlead_kvstore.index.writer import IndexWriter
 from fairlead_kvstore.redis import keys
 from fairlead_kvstore.redis.backends import Command
+from fairlead_testing.kvstore.index_harness import InMemoryIndexer
+from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
+from fairlead_testing.redis.valkey import Valkey
 
 NIGHTLY = settings().max_examples > 1_000
 MODEL = "default/tiny"

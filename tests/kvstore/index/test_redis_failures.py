@@ -6,6 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+
+from fairlead_kvstore.index.subscriber import IndexSubscriber
 from fairlead_testing.kvstore.index_harness import (
     EVENTS_KEY,
     INDEX_KEY,
@@ -18,8 +20,6 @@ from fairlead_testing.kvstore.index_harness import (
     store_content,
 )
 from fairlead_testing.redis.valkey import Valkey
-
-from fairlead_kvstore.index.subscriber import IndexSubscriber
 
 pytestmark = pytest.mark.timeout(300)
 

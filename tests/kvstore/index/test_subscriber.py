@@ -7,9 +7,6 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from fairlead_testing.kvstore.index_harness import InMemoryIndexer
-from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
-from fairlead_testing.redis.valkey import Valkey
 from redis.asyncio import Redis
 
 from fairlead.limits import Limits
@@ -19,6 +16,9 @@ from fairlead_kvstore.index.writer import IndexWriter
 from fairlead_kvstore.redis import keys
 from fairlead_kvstore.redis.backends import Command
 from fairlead_kvstore.redis.link import RedisLink
+from fairlead_testing.kvstore.index_harness import InMemoryIndexer
+from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
+from fairlead_testing.redis.valkey import Valkey
 
 pytestmark = pytest.mark.timeout(120)
 MODELS = ("default/one", "default/two")

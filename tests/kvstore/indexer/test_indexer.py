@@ -7,16 +7,16 @@ from dataclasses import replace
 
 import msgspec
 import pytest
-from fairlead_testing.kvstore.indexer_harness import IndexerHarness, frames, indexer_harness
-from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
-from fairlead_testing.kvstore.zmq_engine import ZmqEngine
-from fairlead_testing.waiting import wait_until
 
 from fairlead.errors import BadInput
 from fairlead.fleet.model import InstanceState
 from fairlead.limits import Limits
 from fairlead_kvstore.events.types import EventFrame
 from fairlead_kvstore.reader.engine_info_client import EVENT_SOURCES_PATH, MODELS_PATH
+from fairlead_testing.kvstore.indexer_harness import IndexerHarness, frames, indexer_harness
+from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
+from fairlead_testing.kvstore.zmq_engine import ZmqEngine
+from fairlead_testing.waiting import wait_until
 
 LIMITS = Limits()
 A, B = list(range(1, 10)), list(range(100, 117))

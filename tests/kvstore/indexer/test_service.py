@@ -10,15 +10,15 @@ from pathlib import Path
 
 import httpx
 import pytest
-from fairlead_testing.engines.simulated_process import EngineProcess, engine_process
-from fairlead_testing.kvstore.indexer_process import IndexerProcess, indexer_process
-from fairlead_testing.redis.valkey import Valkey
-from fairlead_testing.waiting import wait_until, wait_until_async
 
 from fairlead.runtime.clock import SystemClock
 from fairlead_kvstore.blockstore.block_hash import block_hashes, chain_root
 from fairlead_kvstore.index.subscriber import IndexSubscriber
 from fairlead_kvstore.redis.link import RedisLink
+from fairlead_testing.engines.simulated_process import EngineProcess, engine_process
+from fairlead_testing.kvstore.indexer_process import IndexerProcess, indexer_process
+from fairlead_testing.redis.valkey import Valkey
+from fairlead_testing.waiting import wait_until, wait_until_async
 
 MODEL = "default/tiny"
 EVENTS = ("--kv-events", "0", "--kv-replay", "0", "--block-size", "16")

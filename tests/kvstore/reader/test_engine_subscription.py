@@ -4,11 +4,11 @@ import asyncio
 from dataclasses import replace
 
 import pytest
+
+from fairlead.limits import Limits
 from fairlead_testing.kvstore.indexer_harness import frames, indexer_harness
 from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
 from fairlead_testing.waiting import wait_until
-
-from fairlead.limits import Limits
 
 LIMITS = Limits()
 A, B, C = list(range(1, 10)), list(range(100, 117)), list(range(200, 209))

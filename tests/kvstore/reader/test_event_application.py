@@ -1,13 +1,13 @@
 """From frames to changes: each outcome of a stream does to the truth what it says."""
 
 import msgspec
-from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
 
 from fairlead_kvstore.blockstore.changes import BlocksStored, CompletenessChanged, InstanceCleared
 from fairlead_kvstore.blockstore.store import BlockStore
 from fairlead_kvstore.events.stream_sequencer import EventSequencer
 from fairlead_kvstore.events.types import EventFrame, StreamOutcome
 from fairlead_kvstore.reader.event_application import AppliedEvents, apply_outcomes
+from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
 
 
 class Reader:

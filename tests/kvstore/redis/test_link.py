@@ -7,15 +7,15 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from fairlead_testing.http.slow_link import slow_link
-from fairlead_testing.redis.valkey import Valkey
-from fairlead_testing.waiting import wait_until
 from redis.asyncio import Redis
 
 from fairlead.errors import BadInput
 from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock, SystemClock
 from fairlead_kvstore.redis.link import RedisLink
+from fairlead_testing.http.slow_link import slow_link
+from fairlead_testing.redis.valkey import Valkey
+from fairlead_testing.waiting import wait_until
 
 FAST = replace(Limits(), redis_pause_seconds=0.05, redis_ping_seconds=0.02, redis_timeout_seconds=0.5)
 

@@ -5,15 +5,15 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 import pytest
-from fairlead_testing.processes import wait_until
-from fairlead_testing.redis.valkey_cluster import ValkeyGroup
-from fairlead_testing.waiting import wait_until as until
 from redis.exceptions import ResponseError
 
 from fairlead.limits import Limits
 from fairlead.runtime.clock import SystemClock
 from fairlead_kvstore.redis.backends import Command
 from fairlead_kvstore.redis.link import RedisLink
+from fairlead_testing.processes import wait_until
+from fairlead_testing.redis.valkey_cluster import ValkeyGroup
+from fairlead_testing.waiting import wait_until as until
 
 pytestmark = pytest.mark.timeout(300)
 QUICK = replace(Limits(), redis_pause_seconds=0.2, redis_ping_seconds=0.05, redis_timeout_seconds=2.0)

@@ -9,8 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from fairlead_testing.kube.lws_controllers import LwsControllers
-from fairlead_testing.kube.render_cases import default_context, read_case
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,6 +16,8 @@ from fairlead.api import Rollout
 from fairlead.kube.resources import Manifest
 from fairlead_operator.controller.group_rollout import SurgeStep, apply_surge, surge_step, surplus_groups, with_surge
 from fairlead_operator.render import render_model
+from fairlead_testing.kube.lws_controllers import LwsControllers
+from fairlead_testing.kube.render_cases import default_context, read_case
 
 GOLDEN = Path(__file__).parent / "groups.golden.txt"
 CASES = Path(__file__).parent / "render" / "cases"

@@ -7,13 +7,13 @@ groups ready than asked, and in the end there are just as many as asked, of what
 from typing import Any
 
 import pytest
-from fairlead_testing.kube.lws_controllers import LwsControllers
 
 from fairlead.api import EngineKind
 from fairlead.fleet.labels import SURGE_ANNOTATION
 from fairlead.kube.resources import LEADER_WORKER_SETS, Manifest
 from fairlead_operator.render import InstallationDefaults
 from fairlead_operator.rendering import renderer
+from fairlead_testing.kube.lws_controllers import LwsControllers
 
 NAMES = ("LeaderWorkerSet", "chat", "qwen-main")
 SERVED = frozenset({(LEADER_WORKER_SETS.api_version, LEADER_WORKER_SETS.kind)})

@@ -4,13 +4,13 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 import pytest
-from fairlead_testing.fake_time import FakeTime
-from fairlead_testing.waiting import wait_until
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fairlead.runtime.tasks import cancel_and_wait
 from fairlead_operator.controller.workqueue import BASE_DELAY_SECONDS, MAX_DELAY_SECONDS, RateLimitedQueue, WorkQueue
+from fairlead_testing.fake_time import FakeTime
+from fairlead_testing.waiting import wait_until
 
 
 def test_a_key_added_twice_is_taken_once() -> None:

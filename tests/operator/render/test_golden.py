@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from fairlead_testing.kube.render_cases import default_context, golden_text, read_case
 
 from fairlead.kube.resources import Manifest
 from fairlead_operator.render import CURRENT_VERSION, ExistingWorkload, RenderPin, render_model
 from fairlead_operator.render.template_versions import supported_versions
+from fairlead_testing.kube.render_cases import default_context, golden_text, read_case
 
 FOLDER = Path(__file__).parent
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)

@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fairlead_testing.kube.api_server import ApiServer
-from fairlead_testing.kube.render_cases import default_context, read_case
 
 from fairlead.kube.client import KubeApi
 from fairlead.kube.errors import KubeError
 from fairlead.kube.resources import NAMESPACES, PODS, Manifest
 from fairlead.runtime.clock import SystemClock
 from fairlead_operator.render import render_model
+from fairlead_testing.kube.api_server import ApiServer
+from fairlead_testing.kube.render_cases import default_context, read_case
 
 pytestmark = pytest.mark.api_server
 CASES = sorted((Path(__file__).parent / "cases").glob("*.yaml"))

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fairlead_testing.kube.render_cases import default_context, read_case
 
 from fairlead.kube.resources import Manifest, resource_of
 from fairlead_operator.render import render_model
+from fairlead_testing.kube.render_cases import default_context, read_case
 
 CASES = sorted((Path(__file__).parent / "cases").glob("*.yaml"), key=lambda path: path.name)
 VOLUMES = {

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fairlead_testing.kube.render_cases import default_context, read_case
 
 from fairlead.api import AcceleratorClassSpec, EngineKind, ModelDeployment, Reason
 from fairlead.fleet.labels import PodEngineInfo, parse_engine_info
@@ -20,6 +19,7 @@ from fairlead_operator.render import (
     pool_revision,
     render_model,
 )
+from fairlead_testing.kube.render_cases import default_context, read_case
 
 CASES = Path(__file__).parent / "cases"
 

@@ -9,8 +9,7 @@ from fairlead_autoscaler.core import ReplicaState, ScalingCore, SleepTier
 from fairlead_sim.autoscaling.closed_loop import run_controller
 from fairlead_sim.autoscaling.pool import Pool, PoolSetup, SleepTimings, StartupDistribution
 from fairlead_sim.autoscaling.reference_pools import reference_pool, small_profile
-from fairlead_sim.autoscaling.scenarios import SCENARIOS
-from fairlead_sim.autoscaling.sleep_tier import with_sleep_tier
+from fairlead_sim.autoscaling.scenarios import SCENARIOS, with_sleep_tier
 
 
 class FakeEngine:

@@ -5,10 +5,10 @@ import json
 from typing import Any
 
 import pytest
-from fairlead_testing.http.raw_client import request
-from fairlead_testing.sim.engines import running_engines
 
 from fairlead_sim.runtime.settings import EngineSettings
+from fairlead_testing.http.raw_client import request
+from fairlead_testing.sim.engines import running_engines
 
 SETTINGS = EngineSettings(model="tiny", served_names=("tiny",), speed=200.0)
 KIND = "content-type: application/json\r\n"

@@ -5,11 +5,11 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
-from fairlead_testing.sim.engines import running_engine
 
 from fairlead_sim.server.process import RunningEngine
 from fairlead_sim.transcripts.http_client import post_request, send_request
 from fairlead_sim.transcripts.recording import HttpResponse
+from fairlead_testing.sim.engines import running_engine
 
 
 def asked(target: str, **body: Any) -> HttpResponse:

@@ -4,11 +4,11 @@ import asyncio
 from typing import Any
 
 import pytest
-from fairlead_testing.sim.engines import running_engine
 
 from fairlead_sim.runtime.settings import EngineSettings
 from fairlead_sim.transcripts.http_client import get_request, post_request, send_request
 from fairlead_sim.transcripts.recording import HttpResponse, RecordedRequest
+from fairlead_testing.sim.engines import running_engine
 
 
 def asked(request: RecordedRequest) -> HttpResponse:

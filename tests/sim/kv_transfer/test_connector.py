@@ -8,12 +8,11 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from fairlead_testing.engines.handoff_bodies import PREFILL, decode_body, make_prompt, prefill_body
-from fairlead_testing.sim.engines import running_engine
 
 from fairlead.engine_profile import builtin_profile
 from fairlead_sim.kv_transfer.connector import WRONG_KV_TEXT
-from fairlead_sim.runtime.settings import EngineSettings, KvTransferSettings
+from fairlead_sim.kv_transfer.settings import KvTransferSettings
+from fairlead_sim.runtime.settings import EngineSettings
 from fairlead_sim.server.process import RunningEngine
 from fairlead_sim.transcripts.http_client import (
     ClientConnection,
@@ -24,6 +23,8 @@ from fairlead_sim.transcripts.http_client import (
     wait_for_value,
 )
 from fairlead_sim.transcripts.recording import HttpResponse
+from fairlead_testing.engines.handoff_bodies import PREFILL, decode_body, make_prompt, prefill_body
+from fairlead_testing.sim.engines import running_engine
 
 PATH = "/v1/completions"
 NIXL = EngineSettings(speed=50.0, kv_transfer=KvTransferSettings("nixl", dead_peer_seconds=0.0))

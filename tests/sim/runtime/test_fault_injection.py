@@ -6,13 +6,13 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
-from fairlead_testing.sim.engines import running_engine, running_engines
 
 from fairlead.errors import BadInput
 from fairlead_sim.runtime import fault_injection
 from fairlead_sim.server.process import RunningEngine
 from fairlead_sim.transcripts.http_client import get_request, open_client, post_request, send_request, wait_for_value
 from fairlead_sim.transcripts.recording import HttpResponse, RecordedRequest
+from fairlead_testing.sim.engines import running_engine, running_engines
 
 ASK = {"prompt": "x", "max_tokens": 20}
 

@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from fairlead_testing.sim.engines import running_engine
 
 from fairlead.engine_profile import builtin_profile
 from fairlead_sim.runtime.settings import EngineSettings
@@ -22,6 +21,7 @@ from fairlead_sim.transcripts.http_client import (
     wait_for_value,
 )
 from fairlead_sim.transcripts.recording import HttpResponse
+from fairlead_testing.sim.engines import running_engine
 
 ONE_AT_A_TIME = EngineSettings(profile=replace(builtin_profile("tiny-cpu"), max_sequences=1))
 LONG = 20_000

@@ -9,10 +9,10 @@ import openai
 import pytest
 import zmq
 import zmq.asyncio
-from fairlead_testing.sim.engines import running_engine, running_engines
 
 from fairlead_sim.runtime.settings import EngineSettings, KvEventsSettings
 from fairlead_sim.transcripts.http_client import get_request, post_request, send_request, wait_for_value
+from fairlead_testing.sim.engines import running_engine, running_engines
 
 HELLO: Any = [{"role": "user", "content": "Hello"}]
 

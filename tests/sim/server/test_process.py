@@ -12,11 +12,11 @@ from typing import Any
 
 import httpx
 import pytest
-from fairlead_testing.processes import is_listening
 
 from fairlead.engine_profile import builtin_profile
 from fairlead.errors import FairleadError, SettingsError
 from fairlead_sim.server import command_line
+from fairlead_testing.processes import is_listening
 
 PATIENCE = 120.0
 
@@ -159,9 +159,8 @@ def test_equal_engines_have_equal_fingerprints() -> None:
 
 
 def test_speed_makes_the_same_request_take_less_time_in_the_engine() -> None:
-    from fairlead_testing.sim.engines import running_engine
-
     from fairlead_sim.runtime.settings import EngineSettings
+    from fairlead_testing.sim.engines import running_engine
 
     async def first_step(speed: float) -> float:
         async with running_engine(EngineSettings(profile=builtin_profile("910b4"), speed=speed)) as served:

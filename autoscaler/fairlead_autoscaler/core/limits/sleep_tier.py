@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 
 from fairlead.decision import DecisionInput
 from fairlead.units import format_duration
+from fairlead_autoscaler.core.performance.startup_time import StartupTimes
 from fairlead_autoscaler.core.settings import ScalingSettings
 from fairlead_autoscaler.core.signals.tick import Tick
 from fairlead_autoscaler.core.sizing import stabilization_window
@@ -27,7 +28,6 @@ from fairlead_autoscaler.core.sizing.schedule_bounds import replica_bounds
 from fairlead_autoscaler.core.state import CoreState, PoolMemory
 from fairlead_autoscaler.core.types import PoolObservation, PoolPlan, PoolSpec, SleepTier
 from fairlead_autoscaler.core.workload import idle_gaps
-from fairlead_autoscaler.core.workload.request_lengths import StartupTimes
 
 WHOLE_REPLICAS_INPUT = "whole_replicas"
 """The input that says how many replicas are to be there, awake or asleep."""

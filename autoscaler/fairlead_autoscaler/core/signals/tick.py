@@ -7,15 +7,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from fairlead.fleet.model import Role
+from fairlead_autoscaler.core.performance import engine_speed, startup_time
 from fairlead_autoscaler.core.settings import ScalingSettings
 from fairlead_autoscaler.core.signals import consistency, validation
 from fairlead_autoscaler.core.signals.consistency import TrustedSignals
-from fairlead_autoscaler.core.sizing.pool_capacity import has_pool_choice, mean_request
 from fairlead_autoscaler.core.state import CoreState, PoolMemory, TickClock
-from fairlead_autoscaler.core.types import GatewayTraffic, MixResult, ModelSpec, Observation, PoolObservation
+from fairlead_autoscaler.core.types import (
+    GatewayTraffic,
+    MixResult,
+    ModelSpec,
+    Observation,
+    PoolObservation,
+    has_pool_choice,
+)
 from fairlead_autoscaler.core.workload import idle_gaps, request_lengths
 from fairlead_autoscaler.core.workload.arrivals import ArrivalBin, ArrivalHistory, record_tick
 from fairlead_autoscaler.core.workload.length_shift import detect_shift
+from fairlead_autoscaler.core.workload.mean_request import mean_request
 from fairlead_autoscaler.core.workload.shape_histogram import ShapeHistogram
 
 _COUNT_FIELDS = ("desired", "ready", "pending", "draining", "asleep_desired", "asleep", "waking")
@@ -182,7 +190,7 @@ def _learn(state: CoreState, look: Tick, tick: ArrivalBin | None) -> CoreState:
         speed = before.speed
         if totals is not None:
             if facts.role is not Role.PREFILL:
-                speed = request_lengths.update_engine_speed(speed, totals.gap_samples, facts, look.seconds, settings)
+                speed = engine_speed.update_engine_speed(speed, totals.gap_samples, facts, look.seconds, settings)
             answers = totals.completions
             generated, finished = generated + answers.generated_tokens, finished + answers.finished
             began += answers.started
@@ -190,8 +198,8 @@ def _learn(state: CoreState, look: Tick, tick: ArrivalBin | None) -> CoreState:
             prompt, cached = prompt + totals.prompt_tokens, cached + totals.cached_tokens
         seen = look.pools[facts.name]
         starts, wakes = (
-            request_lengths.update_startup_times(before.starts, seen),
-            request_lengths.update_wake_times(before.wakes, seen),
+            startup_time.update_startup_times(before.starts, seen),
+            startup_time.update_wake_times(before.wakes, seen),
         )
         pools[facts.name] = replace(before, seen_at=look.now, speed=speed, starts=starts, wakes=wakes)
     lengths, load = (state.lengths, state.load) if tick is None else detect_shift(state.lengths, state.load, settings)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from fairlead.fleet.model import Role
 from fairlead_autoscaler.core.types import GatewayTraffic, PoolObservation, PoolSpec, ReplicaMetrics, ReplicaState
-from fairlead_autoscaler.scaling.unsaid import hidden_prefill_queue
 
 _WARM_UP_SECONDS = 10.0
 """Two ticks: so long after its start a replica has served part of a tick, and computes at once what was held for it."""
@@ -214,3 +213,20 @@ def valid_duration(seconds: float | None) -> float | None:
     """Seconds that a start or a waking can have taken; None for what it cannot."""
     seen = valid_number(seconds)
     return seen if seen is not None and seen < 86_400.0 else None
+
+
+def hidden_prefill_queue(
+    facts: PoolSpec, running: float | None, first_tokens: float | None, computed_tokens: float | None
+) -> float:
+    """How many of the requests that an engine calls ``running`` wait, where ``began`` of them had their first token and ``computed``
+    prompt tokens were worked out since the last look; 0 where that cannot be told."""
+    if (
+        facts.role is not Role.PREFILL
+        or facts.profile is None
+        or not running
+        or not first_tokens
+        or not computed_tokens
+    ):
+        return 0.0
+    prompts = max(1.0, facts.profile.step_tokens * first_tokens / computed_tokens)
+    return max(0.0, running - prompts - 1.0)

@@ -5,16 +5,14 @@ them the last need holds, and after a minute the number rises from the most that
 rise by less than rounding and window had added already."""
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 
 from fairlead.decision import DecisionInput
 from fairlead.fleet.model import Role
 from fairlead_autoscaler.core.limits.sleep_tier import WHOLE_REPLICAS_INPUT, wake_seconds
 from fairlead_autoscaler.core.performance.capacity import (
-    LatencyTargets,
     MeanRequest,
-    ReplicaCapacity,
     StepModel,
     find_unreachable_target,
 )
@@ -24,104 +22,46 @@ from fairlead_autoscaler.core.performance.error_budget import (
     count_missed,
     update_error_budget,
 )
-from fairlead_autoscaler.core.settings import ScalingSettings
 from fairlead_autoscaler.core.signals.tick import Tick
-from fairlead_autoscaler.core.signals.validation import PoolTotals
 from fairlead_autoscaler.core.sizing import stabilization_window
 from fairlead_autoscaler.core.sizing.allocation_policy import allocate
+from fairlead_autoscaler.core.sizing.demand import Backlog, Demand, estimate_demand
+from fairlead_autoscaler.core.sizing.group_inputs import GroupInputs, group_inputs
+from fairlead_autoscaler.core.sizing.load_conditions import (
+    can_scale_to_zero,
+    has_waiting_requests,
+    is_overloaded,
+    is_short_of_replicas,
+    late_answer_share,
+    waiting_requests,
+)
 from fairlead_autoscaler.core.sizing.mix_requests import MixQuestion
 from fairlead_autoscaler.core.sizing.pool_allocation import PoolShare, own_need
 from fairlead_autoscaler.core.sizing.pool_capacity import (
-    NO_DECODE_PREFILL,
-    Backlog,
-    DecodePrefillShare,
-    Demand,
-    PoolGroup,
     bin_price,
-    decode_prefill_share,
-    estimate_demand,
     latency_targets,
-    mean_request,
-    output_growth,
     pool_profile,
     replica_capacity,
     replicas_for_pool,
-    request_for_role,
 )
 from fairlead_autoscaler.core.sizing.replica_count import PoolRequest, SignalDoubt, plan_pool
 from fairlead_autoscaler.core.sizing.schedule_bounds import replica_bounds
 from fairlead_autoscaler.core.state import CoreState, GroupMemory
-from fairlead_autoscaler.core.types import MixRequest, PoolCandidate, PoolPlan, PoolSpec, SleepTier
-from fairlead_autoscaler.core.workload import idle_gaps
-from fairlead_autoscaler.core.workload.arrivals import (
+from fairlead_autoscaler.core.types import MixRequest, PoolCandidate, PoolGroup, PoolPlan, PoolSpec, SleepTier
+from fairlead_autoscaler.core.workload.arrivals import keep_last_ticks
+from fairlead_autoscaler.core.workload.level import (
     BinPrice,
     LoadLevel,
     change_point_ticks,
     estimate_level,
-    keep_last_ticks,
-    prompt_growth,
     recurring_burst_level,
     upward_swing,
 )
-
-_STARTUP_SECONDS = 120.0
-"""Until a start was seen, and where nobody knows."""
-
-
-@dataclass(frozen=True, slots=True)
-class GroupInputs:
-    """What a group's replicas are worth now: the mix and the objectives they serve, what decode engines keep of prefill, how many
-    times as slow as its profile each pool is, what one replica of each carries; how long its slow starts take and how far ahead to
-    look."""
-
-    group: PoolGroup
-    mean_request: MeanRequest
-    decode_prefill: DecodePrefillShare
-    targets: LatencyTargets
-    slowdowns: Mapping[str, float]
-    capacities: Mapping[str, ReplicaCapacity]
-    replica_equivalents: Mapping[str, float]
-    startup_seconds: float
-    ahead_seconds: float
-
-    @property
-    def first_pool(self) -> PoolSpec:
-        """The pool whose replicas needs are counted in."""
-        return self.group.pools[0]
-
-    @property
-    def capacity(self) -> ReplicaCapacity:
-        """What one of those carries."""
-        return self.capacities[self.first_pool.name]
-
-    def equivalent_of(self, pool: str) -> float:
-        """A replica of ``pool``, in those of the first."""
-        return self.replica_equivalents[pool]
-
-    def ready_replicas(self, look: Tick) -> float:
-        """What is ready, in replicas of the first pool."""
-        return sum(look.pools[pool.name].ready * self.equivalent_of(pool.name) for pool in self.group.pools)
-
-    def desired_replicas(self, look: Tick) -> float:
-        """What is asked for, ready or not."""
-        return sum(look.pools[pool.name].desired * self.equivalent_of(pool.name) for pool in self.group.pools)
-
-    def desired_without_hedges(self, look: Tick, state: CoreState) -> float:
-        """What is asked for without what was started beside it."""
-        hedged = {
-            name: min(pool.hedged, look.pools[name].desired) for name, pool in state.pools.items() if name in look.pools
-        }
-        return self.desired_replicas(look) - sum(
-            hedged[pool.name] * self.equivalent_of(pool.name) for pool in self.group.pools
-        )
-
-    def asleep_replicas(self, look: Tick) -> float:
-        """What is to sleep beside it."""
-        return sum(look.pools[pool.name].asleep_desired * self.equivalent_of(pool.name) for pool in self.group.pools)
-
-    def max_replicas(self, look: Tick) -> float:
-        """What there may be."""
-        return sum(replica_bounds(pool, look.wall)[1] * self.equivalent_of(pool.name) for pool in self.group.pools)
+from fairlead_autoscaler.core.workload.mean_request import (
+    output_growth,
+    prompt_growth,
+    request_for_role,
+)
 
 
 def plan_group(
@@ -198,41 +138,6 @@ def plan_group(
     return replace(state, pools=pools, groups={**state.groups, group.role.value: after}), plans, division.mix_request
 
 
-def group_inputs(state: CoreState, tick: Tick, group: PoolGroup) -> GroupInputs:
-    settings = tick.settings
-    # Where pools share a number, what is kept is a consequence of how it is divided: by it any division would seem right.
-    converted = decode_prefill_share(state.lengths) if tick.model.replicas_most is None else NO_DECODE_PREFILL
-    mix = mean_request(state.lengths, group.role, converted)
-    objectives = latency_targets(tick.model, group.role, mix.prompt_tokens)
-    factors = {pool.name: state.pools[pool.name].speed.slowdown(settings) for pool in group.pools}
-    known = state.groups.get(group.role.value)
-    share = float(sum(tick.pools[pool.name].desired for pool in group.pools))
-    if known is not None and known.need is not None:
-        share = known.need
-    capacities = {
-        pool.name: replica_capacity(pool, mix, factors[pool.name], objectives, share, settings) for pool in group.pools
-    }
-    worths = _replica_equivalents(known, capacities, group, tick)
-    return GroupInputs(
-        group, mix, converted, objectives, factors, capacities, worths, *_startup_times(state, group, settings)
-    )
-
-
-def _replica_equivalents(
-    known: GroupMemory | None, capacities: Mapping[str, ReplicaCapacity], group: PoolGroup, tick: Tick
-) -> Mapping[str, float]:
-    """What a replica of each pool is worth in those of the first, on the mean of a window: from one tick's mix to the next the knees
-    of unlike pools differ by some percent, which would start and stop the smallest ones again and again."""
-    first = capacities[group.pools[0].name].requests_per_second
-    before = {} if known is None else known.worths
-    kept = math.exp(-tick.seconds / tick.settings.window_seconds)
-    found = {}
-    for pool in group.pools:
-        now = capacities[pool.name].requests_per_second / first
-        found[pool.name] = now + (before.get(pool.name, now) - now) * kept
-    return found
-
-
 def _estimate_need(
     state: CoreState, before: GroupMemory, tick: Tick, sizes: GroupInputs
 ) -> tuple[CoreState, GroupMemory, Demand | None]:
@@ -298,17 +203,6 @@ def _estimate_need(
             inputs={"output_growth": DecisionInput(growth), "prompt_growth": DecisionInput(prompts), **need.inputs},
         ),
     )
-
-
-def _startup_times(state: CoreState, group: PoolGroup, settings: ScalingSettings) -> tuple[float, float]:
-    """How long the slower starts of a group take, and how far ahead to look."""
-    slow = usual = 0.0
-    for pool in group.pools:
-        starts = state.pools[pool.name].starts
-        slow = max(slow, starts.quantile(0.9, pool.startup_p90_seconds, _STARTUP_SECONDS))
-        prior = pool.startup_p50_seconds if settings.ahead_quantile < 0.9 else pool.startup_p90_seconds
-        usual = max(usual, starts.quantile(settings.ahead_quantile, prior, _STARTUP_SECONDS))
-    return slow, usual + settings.ready_extra_seconds
 
 
 def _load_level(
@@ -417,20 +311,6 @@ def _return_seconds(state: CoreState, tick: Tick, sizes: GroupInputs) -> float:
     return wake_seconds(state.pools[pool.name], pool, tier, 0.9)
 
 
-def waiting_requests(tick: Tick, group: PoolGroup) -> float:
-    held = tick.signals.gateway.held if tick.signals.gateway is not None else 0.0
-    waiting = (tick.signals.pools.get(pool.name) for pool in group.pools)
-    return held + sum(totals.waiting for totals in waiting if totals is not None)
-
-
-def is_short_of_replicas(tick: Tick, sizes: GroupInputs, need: Demand) -> bool:
-    """Is less ready than what arrives takes, or more waiting than usual?"""
-    ready = sizes.ready_replicas(tick)
-    return ready < need.current_level or waiting_requests(tick, sizes.group) > tick.settings.queue_usual * max(
-        1.0, ready
-    )
-
-
 def _error_budget(after: GroupMemory, tick: Tick, sizes: GroupInputs, need: Demand | None) -> ErrorBudget:
     """The margin after what the objectives saw; only where what is ready has carried what arrives for a while."""
     role, model = sizes.group.role, tick.model
@@ -455,47 +335,6 @@ def _error_budget(after: GroupMemory, tick: Tick, sizes: GroupInputs, need: Dema
     return update_error_budget(
         after.budget, late, place, tick.seconds, max(1e-4, 1.0 - model.target), learn, tick.settings
     )
-
-
-def late_answer_share(tick: Tick, totals: Sequence[PoolTotals]) -> float:
-    """The share of answers whose mean gap passed the objective, where answers are what the histograms count (as gateways do); 0
-    where these count single gaps (as engines do), of which there are many more than answers."""
-    late, place, ended = MissedRequests(), 0.0, 0.0
-    for each in totals:
-        seen, where = count_missed(each.itl_counts, tick.model.itl_bounds, tick.model.itl_seconds)
-        late, place, ended = late.plus(1.0, seen), max(place, where), ended + each.finished
-    return late.missed_count(place) / late.judged if 0.0 < late.judged <= 2.0 * ended else 0.0
-
-
-def can_scale_to_zero(state: CoreState, tick: Tick, startup: float) -> bool:
-    """Has it been silent for longer than the odds allow, and is nothing under way that anybody knows of?"""
-    if tick.missing_seconds is not None or tick.signals.inconsistency is not None or tick.has_arrivals:
-        return False
-    known = tick.signals.pools.values()
-    if any(totals is None or totals.unread_replicas or totals.running + totals.waiting > 0.0 for totals in known):
-        return all(totals is None and tick.pools[name].ready == 0 for name, totals in tick.signals.pools.items())
-    last = state.silence.last_arrival
-    cost = startup * tick.settings.cold_start_price
-    if tick.model.ttft_seconds is not None and startup < tick.model.ttft_seconds:
-        cost = startup
-    return last is not None and not idle_gaps.is_worth_keeping(state.silence, tick.now - last, cost)
-
-
-def has_waiting_requests(tick: Tick, sizes: GroupInputs, need: Demand | None) -> bool:
-    """Do requests wait for replicas that are not there yet?"""
-    if need is None:
-        return False
-    ready = sizes.ready_replicas(tick)
-    waits = waiting_requests(tick, sizes.group) > tick.settings.queue_usual * max(1.0, ready)
-    return need.current_level > ready or (waits and need.replicas + need.backlog > ready)
-
-
-def is_overloaded(tick: Tick, sizes: GroupInputs, need: Demand | None) -> bool:
-    """Does what arrives take far more than is ready? Not asked of roles apart: what one of them needs where traffic turns rests on
-    lengths of answers that have not ended."""
-    if need is None or sizes.group.role is not Role.SERVE:
-        return False
-    return need.current_level > tick.settings.overloaded_share * sizes.ready_replicas(tick)
 
 
 def _pool_share(tick: Tick, pool: PoolSpec, sizes: GroupInputs) -> PoolShare:

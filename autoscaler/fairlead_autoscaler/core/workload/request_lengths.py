@@ -11,16 +11,11 @@ it ends, or what those in flight have generated already would be counted for the
 one on; sizes follow what is known of them when a bin is closed (``settled``), so that what arrives now can only add."""
 
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from fairlead_autoscaler.core.performance.capacity import StepModel
 from fairlead_autoscaler.core.settings import ScalingSettings
-from fairlead_autoscaler.core.signals import validation
-from fairlead_autoscaler.core.signals.validation import TokenGapSample
-from fairlead_autoscaler.core.types import GatewayTraffic, PoolObservation, PoolSpec, ReplicaState
+from fairlead_autoscaler.core.types import GatewayTraffic
 
-_MAX_STARTS = 24
 _MIN_REQUESTS = 150.0
 """Requests whose mean length is good enough."""
 _SIGMAS = 3.0
@@ -29,58 +24,6 @@ _PRIOR_REQUESTS = 2.0
 _EPSILON = 1e-9
 SETTLED_REQUESTS = 100.0
 """Requests from which on prompts are known well enough not to look at those of the open bin; before, the first burst says more."""
-
-
-@dataclass(frozen=True, slots=True)
-class EngineSpeed:
-    """Decaying sums of seconds between tokens: as seen, and as the profile says; and the same of the last tick alone, where it was
-    far from them."""
-
-    seen: float = 0.0
-    expected: float = 0.0
-    odd_seen: float = 0.0
-    odd_expected: float = 0.0
-
-    def slowdown(self, settings: ScalingSettings) -> float:
-        """How many times as long as its profile says an engine takes; 1 until something was seen."""
-        if self.expected <= 1.0:
-            return 1.0
-        return min(settings.speed_most, max(settings.speed_least, self.seen / self.expected))
-
-
-def update_engine_speed(
-    before: EngineSpeed,
-    gap_samples: Sequence[TokenGapSample],
-    facts: PoolSpec,
-    seconds: float,
-    settings: ScalingSettings,
-) -> EngineSpeed:
-    """``before`` with what one tick of ``seconds`` showed. Each replica is compared with what it had to do itself: where some have
-    just begun and others work off a queue, what they do on the mean none of them does."""
-    if facts.profile is None or seconds <= 0.0:
-        return before
-    step = StepModel.from_profile(facts.profile)
-    now_seen = now_expected = 0.0
-    for pace in gap_samples:
-        if pace.generated_tokens < 1.0 or pace.itl_seconds <= 0.0:
-            continue
-        now_seen += pace.itl_seconds
-        now_expected += pace.generated_tokens * (
-            step.base_seconds
-            + step.sequence_seconds * pace.itl_seconds / seconds
-            + step.resident_token_seconds * pace.resident_tokens
-        )
-        now_expected += step.prompt_token_seconds * pace.prompt_tokens / seconds * pace.itl_seconds
-    if now_expected <= 0.0:
-        return before
-    factor, odd = before.seen / max(before.expected, 1e-9), now_seen / now_expected
-    if before.expected > 1.0 and abs(odd / factor - 1.0) > settings.speed_odd:
-        if before.odd_expected and (odd - factor) * (before.odd_seen / before.odd_expected - factor) > 0.0:
-            # Two ticks in a row that are off to the same side: it is another engine now.
-            return EngineSpeed(before.odd_seen + now_seen, before.odd_expected + now_expected)
-        return replace(before, odd_seen=now_seen, odd_expected=now_expected)
-    keep = math.exp(-seconds / settings.speed_seconds)
-    return EngineSpeed(before.seen * keep + now_seen, before.expected * keep + now_expected)
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,50 +133,3 @@ def update_decode_prefill_share(
             min(traffic.kept_tokens, traffic.prompt_tokens), traffic.prompt_tokens, seconds, settings
         ),
     )
-
-
-@dataclass(frozen=True, slots=True)
-class StartupTimes:
-    """How long replicas took to become ready (the last ones), and which of those that are there are counted."""
-
-    seconds: tuple[float, ...] = ()
-    counted: tuple[str, ...] = ()
-
-    def quantile(self, share: float, prior: float | None, default: float) -> float:
-        """Of the starts that were seen, the prior counting as much as four of them."""
-        if not self.seconds:
-            return default if prior is None else prior
-        ordered = sorted(self.seconds)
-        seen = ordered[min(len(ordered) - 1, int(share * len(ordered)))]
-        return seen if prior is None else (seen * len(ordered) + prior * 4) / (len(ordered) + 4)
-
-
-def update_startup_times(before: StartupTimes, pool: PoolObservation) -> StartupTimes:
-    """``before`` with the replicas that became ready since."""
-    if pool.replicas is None:
-        return before
-    ready = [replica for replica in pool.replicas if replica.state is not ReplicaState.PENDING]
-    known = set(before.counted)
-    if len(ready) == len(known) and all(replica.id in known for replica in ready):
-        return before
-    new = [validation.startup_seconds(replica) for replica in ready if replica.id not in known]
-    seconds = (*before.seconds, *(each for each in new if each is not None))[-_MAX_STARTS:]
-    return StartupTimes(seconds, tuple(replica.id for replica in ready))
-
-
-def update_wake_times(before: Mapping[str, StartupTimes], pool: PoolObservation) -> Mapping[str, StartupTimes]:
-    """``before``, by the level of sleep, with the wakings that ended since."""
-    if pool.replicas is None:
-        return before
-    told: dict[str, list[tuple[str, float | None]]] = {}
-    for replica in pool.replicas:
-        if (woken := replica.woken) is not None:
-            once = f"{replica.id} {woken.number}", validation.valid_duration(woken.seconds)
-            told.setdefault(str(woken.level), []).append(once)
-    found = dict(before)
-    for level, ones in told.items():
-        was = before.get(level, StartupTimes())
-        known = set(was.counted)
-        new = [seconds for name, seconds in ones if name not in known and seconds is not None]
-        found[level] = StartupTimes((*was.seconds, *new)[-_MAX_STARTS:], tuple(name for name, _ in ones))
-    return found

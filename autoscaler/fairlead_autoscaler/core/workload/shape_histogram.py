@@ -1,6 +1,7 @@
 """How often each shape of request is seen.
 
-A bucket of the grid (``fairlead.request_shapes``) stands for the mean of what fell into it; one that nothing fell into, for the geometric
+A bucket of the grid (``fairlead.request_shapes``) stands for the mean of what fell into it; one that nothing fell
+into, for the geometric
 middle of its edges. Its requests are counted in time that fades: after ``half_life_seconds`` a request counts half, so that rates
 follow the traffic of the last minutes.
 """

@@ -7,16 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fairlead_testing.kube.api_server import ApiServer
-from fairlead_testing.kube.operators import OperatorProcesses, apply_crds_and_namespaces, run_deployments
-from fairlead_testing.waiting import wait_until_async
-
 from fairlead.errors import FairleadError
 from fairlead.kube.client import KubeApi
 from fairlead.kube.resources import MODEL_DEPLOYMENTS, Manifest
 from fairlead.limits import Limits
 from fairlead.runtime.clock import SystemClock
 from fairlead.runtime.tasks import cancel_and_wait
+from fairlead_testing.kube.api_server import ApiServer
+from fairlead_testing.kube.operators import OperatorProcesses, apply_crds_and_namespaces, run_deployments
+from fairlead_testing.waiting import wait_until_async
 
 PATIENCE_SECONDS = 300.0
 

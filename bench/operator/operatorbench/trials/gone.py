@@ -6,12 +6,12 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import yaml
-from fairlead_testing.http.cut_link import cut_link
-from fairlead_testing.kube.api_server import ApiServer
 from operatorbench.trials.common import Verdict, place, supervised
 from operatorbench.trials.tape import identities, recording
 
 from fairlead.kube.resources import DEPLOYMENTS, MODEL_DEPLOYMENTS, SERVICES
+from fairlead_testing.http.cut_link import cut_link
+from fairlead_testing.kube.api_server import ApiServer
 
 MODELS = 6
 

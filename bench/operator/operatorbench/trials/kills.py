@@ -4,12 +4,12 @@ import asyncio
 import signal
 from pathlib import Path
 
-from fairlead_testing.kube.api_server import ApiServer
-from fairlead_testing.kube.operators import OPERATOR_MODULE
 from operatorbench.trials.common import Place, Verdict, place
 from operatorbench.trials.tape import state
 
 from fairlead.kube.resources import MODEL_DEPLOYMENTS
+from fairlead_testing.kube.api_server import ApiServer
+from fairlead_testing.kube.operators import OPERATOR_MODULE
 
 KILLED = str(Path(__file__).parents[1] / "killed.py")
 Step = str

@@ -9,11 +9,11 @@ import signal
 import time
 from pathlib import Path
 
-from fairlead_testing.kube.api_server import ApiServer
 from operatorbench.trials.common import Place, Verdict, place
 from operatorbench.trials.tape import owners, recording
 
 from fairlead.kube.resources import DEPLOYMENTS
+from fairlead_testing.kube.api_server import ApiServer
 
 MODELS = 5
 LOOK_SECONDS = 8.0

@@ -28,7 +28,7 @@ from fairlead.kube.resources import (
     Resource,
 )
 from fairlead_cli.cluster.access.access_reviews import Permission
-from fairlead_cli.cluster.facts import GATEWAY, INDEXER, OPERATOR
+from fairlead_cli.cluster.components import GATEWAY, INDEXER, OPERATOR
 from fairlead_operator.kube.leader_election import LEASE_NAME
 
 _MANAGED_RESOURCES: Final = (

@@ -40,8 +40,8 @@ from fairlead_cli.cluster import pod_http
 from fairlead_cli.cluster.access.permissions import COMPONENTS_WITH_PERMISSIONS
 from fairlead_cli.cluster.bundle.archive import BundlePart
 from fairlead_cli.cluster.bundle.redaction import Scrubber, redact_manifest
-from fairlead_cli.cluster.checks.analyzers.workloads import secret_references
-from fairlead_cli.cluster.facts import COMPONENT_LABEL, GATEWAY, OWN_OBJECTS, ClusterFacts, Listing
+from fairlead_cli.cluster.components import COMPONENT_LABEL, GATEWAY, OWN_OBJECTS, secret_references
+from fairlead_cli.cluster.facts import ClusterFacts, Listing
 from fairlead_cli.cluster.facts_collector import list_objects
 from fairlead_cli.cluster.missing_value import MissingValue, value_or_missing
 from fairlead_cli.cluster.object_fields import label_of, namespace_name, restart_count, spec_of, status_of

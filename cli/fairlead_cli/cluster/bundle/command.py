@@ -83,7 +83,8 @@ def _print_summary(packed: PackedBundle, size: int) -> None:
     """On standard error, so that a script can read the path."""
     missing = packed.manifest["missing"]
     print(
-        f"{formatting.pluralize(len(packed.files) + 1, 'file')}, {formatting.format_count(size)}B; look through it before you send it",
+        f"{formatting.pluralize(len(packed.files) + 1, 'file')}, {formatting.format_count(size)}B; look "
+        f"through it before you send it",
         file=sys.stderr,
     )
     for one in missing[:_SHOWN]:

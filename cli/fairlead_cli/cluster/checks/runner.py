@@ -6,7 +6,8 @@ from types import MappingProxyType
 from typing import Final
 
 from fairlead_cli.cluster.checks.analyzers import gateway, indexer, models, operator, platform, safeguards, workloads
-from fairlead_cli.cluster.checks.catalogue import CheckStage, all_checks
+from fairlead_cli.cluster.checks.catalogue import all_checks
+from fairlead_cli.cluster.checks.check import CheckStage
 from fairlead_cli.cluster.checks.verdict import Analyzer, CheckOutcome, CheckResult
 from fairlead_cli.cluster.facts import ClusterFacts
 

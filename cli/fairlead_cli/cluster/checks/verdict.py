@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from fairlead_cli.cluster.checks.catalogue import Check
+from fairlead_cli.cluster.checks.check import Check
 from fairlead_cli.cluster.facts import ClusterFacts
 from fairlead_cli.cluster.missing_value import MissingValue
 

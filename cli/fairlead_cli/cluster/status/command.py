@@ -14,7 +14,7 @@ from fairlead.names import closest_matches
 from fairlead.runtime.clock import Clock, SystemClock
 from fairlead_cli.cluster import pod_http
 from fairlead_cli.cluster.access.connection import ClusterOptions, connect, resolve_access, unreachable_error
-from fairlead_cli.cluster.facts import GATEWAY, with_component
+from fairlead_cli.cluster.components import GATEWAY, with_component
 from fairlead_cli.cluster.facts_collector import list_objects, list_own_objects, read_server_clock
 from fairlead_cli.cluster.missing_value import MissingValue
 from fairlead_cli.cluster.object_fields import namespace_name, object_key
@@ -22,9 +22,8 @@ from fairlead_cli.cluster.pod_http import PodReport
 from fairlead_cli.cluster.status.advice import ModelAdvice, advise
 from fairlead_cli.cluster.status.model_report import ModelFacts, ModelReport, build_report
 from fairlead_cli.cluster.status.tree import render_table, render_tree, to_json, to_plain
-from fairlead_cli.console import stdout_console
+from fairlead_cli.console import program_name, stdout_console
 from fairlead_cli.errors import ClusterUnreachable
-from fairlead_cli.local.program import program_name
 
 OK, PROBLEM, UNREACHABLE = 0, 1, 3
 _MAX_EVENTS: Final = 500

@@ -112,7 +112,8 @@ def _signals(one: EngineSignals) -> str:
     if one.sleeping:
         return "sleeps"
     text = (
-        f"{formatting.format_count(one.running)} running, {formatting.format_count(one.waiting)} waiting  KV {formatting.format_share(one.kv_usage)}"
+        f"{formatting.format_count(one.running)} running, {formatting.format_count(one.waiting)} waiting  KV "
+        f"{formatting.format_share(one.kv_usage)}"
         f"  prefix hits {formatting.format_share(one.hit_share)}"
     )
     old = one.age_seconds is None or one.age_seconds > _STALE_SECONDS

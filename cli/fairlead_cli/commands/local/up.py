@@ -44,7 +44,8 @@ def up(
 
     Engines are simulated unless --real is given. Nothing is left behind, however it ends.
     """
-    from fairlead_cli.local.stack.launch import UpOptions, launch
+    from fairlead_cli.local.stack.launch import launch
+    from fairlead_cli.local.stack.options import UpOptions
     from fairlead_cli.manifest_arguments import collect_paths
 
     paths = collect_paths(up, files, file)

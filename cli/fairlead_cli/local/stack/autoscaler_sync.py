@@ -1,24 +1,21 @@
 """Local mode's side of the autoscaler: what of the manifests it is told, what there is of it, and the numbers that it wants.
 
-The two files of the run directory are ``fairlead_autoscaler.local.target``'s. What there is is written at every step of an engine; the
+The two files of the run directory are ``fairlead_autoscaler.local.target``'s. What there is is written at every step
+of an engine; the
 numbers wanted are looked for a few times a second and followed one after another, draining included.
 """
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
-from fairlead.api import Autoscaling, ModelDeployment, Pool, ScalingMode
+from fairlead.api import Autoscaling
 from fairlead.errors import FairleadError, Unavailable
-from fairlead.fleet.model import Role, SloTargets
-from fairlead.manifests.loader import Manifests
 from fairlead.runtime.clock import Clock
-from fairlead_autoscaler.core import PoolSpec, ReplicaState, SleepTier, WakeTiming
+from fairlead_autoscaler.core import PoolSpec, ReplicaState, WakeTiming
 from fairlead_autoscaler.enforcer import widest_pool_bounds
-from fairlead_autoscaler.local.target import (
+from fairlead_autoscaler.local.state_files import (
     DESIRED_FILE,
     STATE_FILE,
     DesiredPool,
@@ -29,10 +26,9 @@ from fairlead_autoscaler.local.target import (
     read_desired,
     write_file,
 )
-from fairlead_autoscaler.model_spec import replica_cost, replica_usd
-from fairlead_autoscaler.tiers import sleep_tier
 from fairlead_cli.local.processes.managed_process import ProcessPhase
-from fairlead_cli.local.stack.engine_process import EnginePoolSpec, EngineProcess, SleepState
+from fairlead_cli.local.stack.engine_process import EngineProcess, SleepState
+from fairlead_cli.local.stack.scaled_models import ScaledModelSpec
 from fairlead_cli.local.stack.supervisor import StackSupervisor
 
 POLL_SECONDS = 0.1
@@ -42,65 +38,6 @@ _REPLICA_STATES = {
     SleepState.ASLEEP: ReplicaState.ASLEEP,
     SleepState.WAKING: ReplicaState.WAKING,
 }
-
-
-@dataclass(frozen=True, slots=True)
-class ScaledModelSpec:
-    """A model that the autoscaler is to size: what it may do and what is wanted of it, as the manifest says it. The autoscaler's time
-    runs as fast as the engines' does."""
-
-    key: str
-    objectives: SloTargets
-    policy: Mapping[str, Any]
-    pools: tuple[PoolSpec, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class ScalingPlan:
-    """The models that are scaled, and in words why others that ask for it are not."""
-
-    models: tuple[ScaledModelSpec, ...] = ()
-    notes: tuple[str, ...] = ()
-
-
-def plan_scaling(manifests: Manifests, pools: Sequence[EnginePoolSpec]) -> ScalingPlan:
-    """What the manifests want of the autoscaler, for the pools that local mode runs."""
-    found, notes = [], []
-    for deployment in manifests.models:
-        spec, name = deployment.spec, deployment.metadata.name
-        if spec.autoscaling.mode is ScalingMode.OFF:
-            continue
-        plans = {plan.name: plan for plan in pools if plan.model.key == deployment.key and not plan.adopted}
-        if spec.replicas is not None:
-            notes.append(f"{name}: not scaled, since spec.replicas sets the number")
-        elif any(plan.engines_per_process > 1 for plan in plans.values()):
-            notes.append(f"{name}: not scaled, since its engines share processes")
-        elif plans:
-            found.append(_scaled_model(manifests, deployment, plans))
-    return ScalingPlan(tuple(found), tuple(notes))
-
-
-def _scaled_model(
-    manifests: Manifests, deployment: ModelDeployment, plans: Mapping[str, EnginePoolSpec]
-) -> ScaledModelSpec:
-    policy = deployment.spec.autoscaling.model_dump(mode="json", by_alias=True, exclude_defaults=True)
-    tier = sleep_tier(deployment.spec)
-    facts = tuple(_pool_facts(manifests, pool, tier) for pool in deployment.spec.pools if pool.name in plans)
-    return ScaledModelSpec(deployment.key, deployment.spec.objectives.to_targets(), policy, facts)
-
-
-def _pool_facts(manifests: Manifests, pool: Pool, tier: SleepTier | None) -> PoolSpec:
-    kind = manifests.accelerators.get(pool.accelerator or "")
-    return PoolSpec(
-        name=pool.name,
-        role=Role(pool.role.value),
-        cost_per_hour=replica_cost(None if kind is None else kind.spec, pool),
-        minimum=pool.replicas.min,
-        maximum=pool.replicas.min if pool.replicas.max is None else pool.replicas.max,
-        profile=manifests.engine_profile(pool),
-        usd_per_hour=replica_usd(None if kind is None else kind.spec, pool),
-        tier=tier,
-    )
 
 
 def rejection_reason(model: ScaledModelSpec, facts: PoolSpec, wish: DesiredPool) -> str | None:

@@ -15,8 +15,8 @@ from fairlead.fleet.model import Instance, Model, Role, RoutingPreset, SloTarget
 from fairlead.limits import Limits
 from fairlead.manifests.loader import Manifests, to_fleet_model
 from fairlead_cli.local.processes.child_process import ProcessCommand
-from fairlead_cli.local.stack.autoscaler_sync import ScaledModelSpec, plan_scaling
 from fairlead_cli.local.stack.engine_process import EnginePoolSpec
+from fairlead_cli.local.stack.scaled_models import ScaledModelSpec, plan_scaling
 from fairlead_cli.local.stack.unsupported_fields import ignored_fields, reject_unsupported
 
 SIMULATED_ENGINE = "sim"

@@ -4,7 +4,6 @@ import os
 import secrets
 import shutil
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import fairlead
@@ -14,31 +13,13 @@ from fairlead.manifests.loader import load_manifests
 from fairlead.runtime.clock import SystemClock
 from fairlead.settings import CliSettings, read_settings
 from fairlead_cli.addresses import Address, claim_port, parse_address
+from fairlead_cli.console import program_name
 from fairlead_cli.errors import PortInUse
-from fairlead_cli.local.program import program_name
 from fairlead_cli.local.run_directory import running_stacks
 from fairlead_cli.local.stack.engine_plan import PlanOptions, plan_engines
-from fairlead_cli.local.stack.stack_run import StackConfig, run
+from fairlead_cli.local.stack.options import StackConfig, UpOptions
+from fairlead_cli.local.stack.stack_run import run
 from fairlead_cli.local.view.screen import choose_screen
-
-
-@dataclass(frozen=True, slots=True)
-class UpOptions:
-    """The arguments of ``fairlead up``."""
-
-    files: tuple[str, ...]
-    listen: str
-    manage: str
-    speed: float
-    seed: int | None
-    preset: str | None
-    engines_per_process: int
-    real: bool
-    insecure: bool
-    redis: bool
-    workers: int
-    logs: Path | None
-    plain: bool
 
 
 def launch(options: UpOptions) -> int:

@@ -9,7 +9,6 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +19,14 @@ from fairlead.runtime.clock import Clock
 from fairlead_cli.addresses import Address, find_free_ports
 from fairlead_cli.errors import StackUnreachable, StartFailed
 from fairlead_cli.formatting import pluralize
-from fairlead_cli.local.processes.child_process import ProcessCommand
 from fairlead_cli.local.processes.embedded_redis import RedisServer, find_redis_program, redis_server_command
 from fairlead_cli.local.processes.readiness_probe import get_http_status, wait_until
 from fairlead_cli.local.processes.reaper import Reaper
 from fairlead_cli.local.run_directory import RunningStack, make_run_directory, write_stack_file
 from fairlead_cli.local.stack.autoscaler_sync import AutoscalerSync
+from fairlead_cli.local.stack.component_commands import autoscaler_command, gateway_command, indexer_command
 from fairlead_cli.local.stack.engine_plan import SIMULATED_ENGINE, EnginePlan
+from fairlead_cli.local.stack.options import StackConfig
 from fairlead_cli.local.stack.supervisor import StackSpec, StackSupervisor
 from fairlead_cli.local.view.banner import StackSummary
 from fairlead_cli.local.view.screen import Screen
@@ -34,26 +34,6 @@ from fairlead_cli.local.view.screen import Screen
 REDRAW_INTERVAL_SECONDS = 1.0
 FIRST_ROUTE_TIMEOUT_SECONDS = 15.0
 MAX_EVENTS = 50
-SECRET_VARIABLE = "FAIRLEAD_HASH_SECRET"
-REDIS_VARIABLE = "FAIRLEAD_REDIS_URL"
-AUTOSCALER_VARIABLE = "FAIRLEAD_AUTOSCALER_URL"
-
-
-@dataclass(frozen=True, slots=True)
-class StackConfig:
-    """What ``up`` was asked for, checked."""
-
-    plan: EnginePlan
-    listen: Address
-    manage: Address
-    secret: str
-    token: str | None = None
-    insecure: bool = False
-    redis: bool = True
-    workers: int = 1
-    speed: float = 1.0
-    logs: Path | None = None
-    program: str = "fairlead"
 
 
 class StackRun:
@@ -299,48 +279,12 @@ class LazySleepCalls:
         return sleep_client(Limits())
 
 
-def gateway_command(
-    fleet_file: Path, setup: StackConfig, redis: RedisServer | None, autoscaler: Address | None = None
-) -> ProcessCommand:
-    """The gateway as a child process. Its secrets go by the environment, which other users cannot read."""
-    argv = [sys.executable, "-m", "fairlead_gateway", "--fleet", str(fleet_file)]
-    argv += ["--listen", str(setup.listen), "--manage", str(setup.manage)]
-    argv += ["--workers", str(setup.workers)]
-    if setup.insecure:
-        argv.append("--insecure")
-    environment = {SECRET_VARIABLE: setup.secret}
-    if redis is not None:
-        environment[REDIS_VARIABLE] = redis.url
-    if autoscaler is not None:
-        environment[AUTOSCALER_VARIABLE] = autoscaler.url
-    return ProcessCommand(tuple(argv), environment)
-
-
-def autoscaler_command(directory: Path, setup: StackConfig, listen: Address | None) -> ProcessCommand | None:
-    """The autoscaler as a child process; None where nothing is scaled."""
-    if listen is None:
-        return None
-    argv = [sys.executable, "-m", "fairlead_autoscaler", "--local", str(directory), "--listen", str(listen)]
-    argv += ["--gateway", setup.manage.url, "--speed", f"{setup.speed:g}"]
-    if setup.logs is not None:
-        argv += ["--record", str(setup.logs / "scaling")]
-    return ProcessCommand(tuple(argv))
-
-
 def _autoscaler_address(plan: EnginePlan) -> Address | None:
     """Where the autoscaler is to listen; None where nothing is scaled."""
     if not plan.scaled_models:
         return None
     ((port,),) = find_free_ports([1])
     return Address("127.0.0.1", port)
-
-
-def indexer_command(fleet_file: Path, setup: StackConfig, redis: RedisServer | None) -> ProcessCommand | None:
-    """The indexer as a child process; None without Redis, where the gateway indexes by itself."""
-    if redis is None:
-        return None
-    argv = (sys.executable, "-m", "fairlead_kvstore", "--fleet", str(fleet_file))
-    return ProcessCommand(argv, {SECRET_VARIABLE: setup.secret, REDIS_VARIABLE: redis.url})
 
 
 def run(setup: StackConfig, screen: Screen, clock: Clock) -> int:

@@ -9,9 +9,8 @@ from fairlead.errors import BadInput
 from fairlead.names import closest_matches
 from fairlead.settings import CliSettings, read_settings
 from fairlead_cli.addresses import service_url
-from fairlead_cli.console import stdout_console
+from fairlead_cli.console import program_name, stdout_console
 from fairlead_cli.errors import StackUnreachable
-from fairlead_cli.local.program import program_name
 from fairlead_cli.local.run_directory import newest_stack, running_stacks
 from fairlead_cli.local.status.report import PoolScaling, build_report
 from fairlead_cli.management import api_types

@@ -143,7 +143,10 @@ def advise(
         return StackAdvice(True, f"{window.errors} of {asked} failed in the last minute{example}")
     target = model.objectives.target
     if window.within_objective is not None and window.within_objective < target:
-        reached = f"{formatting.format_share(window.within_objective)} of requests meet the objective, {formatting.format_share(target)} should"
+        reached = (
+            f"{formatting.format_share(window.within_objective)} of requests meet the objective, "
+            f"{formatting.format_share(target)} should"
+        )
         return StackAdvice(True, f"{reached}: {_remedy(model, ready, program, scaled_pools)}, or relax spec.objectives")
     if starting:
         return StackAdvice(False, f"{formatting.pluralize(starting, 'engine')} starting")

@@ -11,7 +11,7 @@ from rich.tree import Tree
 from fairlead_autoscaler.enforcer import describe_replicas
 from fairlead_cli import formatting
 from fairlead_cli.local.status.report import ASLEEP_STATE, READY_STATE, PoolScaling, StackModelReport, StackReport
-from fairlead_cli.local.view.live_view import (
+from fairlead_cli.local.view.fragments import (
     PHASE_MARKS,
     PHASE_STYLES,
     RULE_STYLES,

@@ -2,26 +2,23 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from fairlead_cli import formatting
+from fairlead_cli.local.view.fragments import (
+    PHASE_MARKS,
+    PHASE_STYLES,
+    RULE_STYLES,
+    format_clock,
+    format_result,
+    last_minute_text,
+)
 from fairlead_cli.management import api_types
 from fairlead_cli.management.client import GatewaySnapshot
 
-PHASE_STYLES = {
-    "Ready": "green",
-    "Starting": "yellow",
-    "Draining": "yellow",
-    "Sleeping": "dim",
-    "Waiting": "red",
-    "Stopped": "dim",
-}
-RULE_STYLES = {"affinity": "green", "slo-spill": "yellow", "load": "cyan", "none": "red"}
-PHASE_MARKS = {"Ready": "●", "Starting": "◌", "Draining": "◐", "Sleeping": "☾", "Waiting": "×", "Stopped": "○"}
 BAR_BLOCKS = " ▏▎▍▌▋▊▉█"
 MAX_EVENTS, MIN_EVENTS = 5, 2
 MAX_DECISIONS, MIN_DECISIONS = 8, 3
@@ -126,20 +123,6 @@ def _model_lines(frame: Frame, key: str) -> list[Text]:
     return [name, last_minute_text(stats.window)]
 
 
-def last_minute_text(window: api_types.PeriodStats) -> Text:
-    """Rate, hit rate, latencies and objective of a model's last minute."""
-    line = Text(formatting.format_rate(window.requests_per_second), no_wrap=True, overflow="ellipsis")
-    line.append(f"  hit rate {formatting.format_share(window.cached_token_share)}")
-    line.append(
-        f"  TTFT {formatting.format_seconds(window.ttft_seconds.p50)} (p90 {formatting.format_seconds(window.ttft_seconds.p90)})"
-    )
-    line.append(f"  ITL {formatting.format_seconds(window.itl_seconds.p50)}")
-    line.append(f"  in objective {formatting.format_share(window.within_objective)}")
-    if window.errors:
-        line.append(f"  {formatting.pluralize(window.errors, 'error')}", "bold red")
-    return line
-
-
 def _rows(process: ProcessView) -> list[tuple[ProcessView, str]]:
     """A line for each instance of a process."""
     return [(process, one) for one in process.instances or (process.name,)]
@@ -234,17 +217,6 @@ def _decisions(shown: Sequence[api_types.Decision]) -> Table:
     return table
 
 
-def format_result(outcome: api_types.RequestOutcome | None) -> str:
-    """How a request ended, in a word or two."""
-    if outcome is None:
-        return "running"
-    if outcome.client_gone:
-        return "client left"
-    if outcome.error or outcome.status >= 400:
-        return f"{outcome.status} {outcome.error or ''}".strip()
-    return f"TTFT {formatting.format_seconds(outcome.ttft_seconds)}" if outcome.ttft_seconds is not None else "done"
-
-
 def _events(shown: Sequence[tuple[float, str]]) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
     table.add_column(no_wrap=True, style="dim")
@@ -252,8 +224,3 @@ def _events(shown: Sequence[tuple[float, str]]) -> Table:
     for wall, text in shown:
         table.add_row(format_clock(wall), text.partition("\n")[0])
     return table
-
-
-def format_clock(wall: float) -> str:
-    """The time of day."""
-    return datetime.fromtimestamp(wall).strftime("%H:%M:%S")

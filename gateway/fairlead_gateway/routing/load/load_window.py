@@ -6,9 +6,8 @@ code stand for them.
 """
 
 from collections import deque
+from collections.abc import Iterable
 from typing import Final
-
-from fairlead.median import median
 
 WINDOW_SECONDS: Final = 180.0
 DEFAULT_OUTPUT_TOKENS: Final = 45.0
@@ -88,3 +87,10 @@ class LoadWindow:
         if not dispatches:
             window.seconds = window.uncached_tokens = 0.0  # rounding ends with the last one
         return window
+
+
+def median(values: Iterable[float]) -> float:
+    """Of at least one; of an even number the mean of the two in the middle."""
+    ordered = sorted(values)
+    middle = len(ordered) // 2
+    return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2

@@ -5,10 +5,7 @@ are given out by the helper. A number is written whole (eight aligned bytes), so
 may be of two moments, a microsecond apart. Only the owner writes a row, so nothing is ever lost or counted twice.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-
-from fairlead_gateway.routing.request import RouteRequest
+from collections.abc import Mapping, Sequence
 
 FIELDS_PER_SLOT = 4
 CELL_BYTES = 8
@@ -59,17 +56,6 @@ class SharedLoadTable:
                 backlog += cells[cell + 2]
                 tokens += cells[cell + 3]
         return (inflight, waiting, backlog / _MICROSECONDS, float(tokens)) if inflight else None
-
-
-@dataclass(frozen=True, slots=True)
-class SiblingWorkers:
-    """The other workers of the same gateway: what they have in flight, how a dispatch is told (model, prompt, instance), how a
-    death (fingerprint of a body, instance, since when it had it, time), and how that such a body was answered (fingerprint, time)."""
-
-    loads: SharedLoadTable
-    report_dispatch: Callable[[str, RouteRequest, str], None]
-    report_crash: Callable[[bytes, str, float, float], None]
-    report_cleared: Callable[[bytes, float], None]
 
 
 def table_bytes(rows: int, slots_per_row: int) -> int:

@@ -8,11 +8,12 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
+from fairlead_gateway.routing.endpoint import Endpoint
 from fairlead_gateway.routing.load.inflight import InflightTracker
 from fairlead_gateway.routing.policies import dualmap
-from fairlead_gateway.routing.prefix.cache_view import CacheView, Endpoint
+from fairlead_gateway.routing.policies.policy_input import AssignedRequest, QueueKey
+from fairlead_gateway.routing.prefix.cache_view import CacheView
 from fairlead_gateway.routing.prefix.prefix_hash import BYTES_PER_TOKEN
-from fairlead_gateway.routing.presets.stay import AssignedRequest, QueueKey
 from fairlead_gateway.routing.request import RouteRequest
 
 

@@ -163,3 +163,28 @@ def _decide_by_inflight(
 ) -> Decision:
     scores = {item.id: float(item.inflight) for item in compared}
     return scored_decision(policy_input, best, rule, reason, score_name="inflight", scores=scores)
+
+
+def round_robin(policy_input: PolicyInput) -> Decision:
+    """The next instance, counting around."""
+    options = policy_input.candidates
+    turn = policy_input.decision_count % len(options)
+    return scored_decision(
+        policy_input, options[turn], "round-robin", f"turn {turn + 1} of {len(options)}", score_name="turn", scores={}
+    )
+
+
+def least_request(policy_input: PolicyInput) -> Decision:
+    """The instance with the fewest of this gateway's requests in flight."""
+    best = least_inflight(policy_input, policy_input.candidates)
+    scores = {item.id: float(item.inflight) for item in policy_input.candidates}
+    return scored_decision(
+        policy_input, best, "least-request", f"fewest in flight: {best.inflight}", score_name="inflight", scores=scores
+    )
+
+
+def session(policy_input: PolicyInput) -> Decision:
+    """The first home of the session (or, without a session id, of the prompt's key), whatever its load."""
+    best = policy_input.candidate(policy_input.homes[0])
+    what = "the session's" if policy_input.is_session_key else "no session id was sent; the prompt's"
+    return scored_decision(policy_input, best, "session", f"{what} home", score_name="home", scores={})

@@ -40,8 +40,8 @@ from typing import Final
 
 from fairlead.decision import Decision, DecisionInput, RejectedCandidate
 from fairlead.units import format_duration
-from fairlead_gateway.routing.presets.stay import AssignedRequest, QueueKey
-from fairlead_gateway.routing.request import Candidate
+from fairlead_gateway.routing.candidates import Candidate
+from fairlead_gateway.routing.policies.policy_input import AssignedRequest, QueueKey
 
 RECOMPUTE_PRICE: Final = 16.0
 NON_HOME_PRICE: Final = 4.0

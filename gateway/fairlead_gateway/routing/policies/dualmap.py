@@ -25,9 +25,8 @@ from typing import Final
 
 from fairlead.decision import Decision
 from fairlead.units import format_duration
-from fairlead_gateway.routing.policies.policy_input import PolicyInput
+from fairlead_gateway.routing.policies.policy_input import AssignedRequest, PolicyInput, QueueKey
 from fairlead_gateway.routing.policies.scored_decision import scored_decision
-from fairlead_gateway.routing.presets.stay import AssignedRequest, QueueKey
 
 SWITCH_SHARE: Final = 0.5
 """Of the objective: from which predicted first token on the hit counts no more."""

@@ -6,6 +6,7 @@ metrics, ours read the ledger (``routing.ledger``), which knows a dispatch when 
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import xxhash
 
@@ -117,3 +118,19 @@ class PolicyInput:
         """What breaks ties: drawn for each request and instance, since by order an idle fleet sends everything to its first member,
         and equal for every process that is asked the same."""
         return int(xxhash.xxh3_64_intdigest(f"{self.request_id}|{instance}".encode()))
+
+
+QueueKey = tuple[float, float, str]
+"""The smallest goes first."""
+
+
+@dataclass(frozen=True, slots=True)
+class AssignedRequest:
+    """``hit_tokens`` of its prompt are cached where it is to go, ``own_seconds`` takes the rest; it ``arrived`` when it was assigned
+    first, and wants its first token ``objective_seconds`` later."""
+
+    id: str
+    assigned_at: float
+    cached_tokens: float
+    prefill_seconds: float
+    objective_seconds: float

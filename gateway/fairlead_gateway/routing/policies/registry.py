@@ -6,9 +6,8 @@ from typing import Final
 
 from fairlead.decision import Decision
 from fairlead.fleet.model import RoutingPreset
-from fairlead_gateway.routing.policies import baselines, dual_hash, dualmap, preble, simple
-from fairlead_gateway.routing.policies.policy_input import PolicyInput
-from fairlead_gateway.routing.presets.stay import AssignedRequest, QueueKey
+from fairlead_gateway.routing.policies import baselines, dual_hash, dualmap, preble
+from fairlead_gateway.routing.policies.policy_input import AssignedRequest, PolicyInput, QueueKey
 
 PRESETS: Final = tuple(item.value for item in RoutingPreset)
 """All names, the default first."""
@@ -17,9 +16,9 @@ Policy = Callable[[PolicyInput], Decision]
 POLICIES: Final[Mapping[str, Policy]] = MappingProxyType(
     {
         "dualmap": dualmap.choose,
-        "round-robin": simple.round_robin,
-        "least-request": simple.least_request,
-        "session": simple.session,
+        "round-robin": baselines.round_robin,
+        "least-request": baselines.least_request,
+        "session": baselines.session,
         "power-of-two": baselines.power_of_two,
         "chwbl": baselines.chwbl,
         "prefix-cache": baselines.prefix_cache,

@@ -7,7 +7,8 @@ level deeper; a hot prefix cools when its share falls below 1/n. What we changed
 (two of the paper's 512-token blocks; one block would be the same for a whole trace), levels are byte positions (256
 B, 512 B, 1, 2, 4 KiB, then every 2 KiB), and the window is counted once per request.
 
-Where several gateways share a Redis, one of them counts for all (``fairlead_gateway.supervisor.peers.hot_prefix_lease``): its table, whole and with
+Where several gateways share a Redis, one of them counts for all
+(``fairlead_gateway.supervisor.peers.hot_prefix_lease``): its table, whole and with
 its epoch, then takes the place of the own count, and equal epochs give equal keys. When there is no table any more, the last one is
 gone by until the own window is full again, so that keys do not all change at that moment.
 

@@ -11,7 +11,8 @@ The chain is seeded with everything else that decides what the engine caches (mo
 keyed by the installation's secret: without the secret nobody can aim many prompts at one instance. Hash: XXH3-64.
 """
 
-from collections.abc import Callable
+from array import array
+from collections.abc import Callable, Hashable
 from functools import cache
 from typing import Any, Final
 
@@ -110,3 +111,8 @@ def _all_ends(count: int) -> tuple[int, ...]:
         )
         ends.append(position)
     return tuple(ends)
+
+
+def unpack_hashes(packed: bytes) -> frozenset[Hashable]:
+    """The hashes that one half of a ``Hot`` holds."""
+    return frozenset(array("Q", packed))

@@ -13,7 +13,7 @@ import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
 from fairlead.errors import Unavailable
-from fairlead_gateway.worker.reporting.prompt_samples import CHAT_SAMPLE
+from fairlead_gateway.ipc.messages import CHAT_SAMPLE
 
 TOKENIZE_PATH: Final = "/tokenize"
 MODELS_PATH: Final = "/v1/models"

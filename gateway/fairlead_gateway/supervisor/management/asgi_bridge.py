@@ -2,7 +2,7 @@
 
 import asyncio
 
-from fairlead_gateway.http.connection import HttpRequest
+from fairlead_gateway.http.listener import HttpRequest
 from fairlead_gateway.http.response_writer import ResponseWriter
 from fairlead_gateway.supervisor.management.access_guard import App, Message, Scope
 

@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from fairlead.limits import Limits
 from fairlead.runtime import nonblocking_log
 from fairlead_gateway.errors import GatewayError, MethodNotAllowed
-from fairlead_gateway.http.connection import HttpRequest, Listener
+from fairlead_gateway.http.connection import Listener
+from fairlead_gateway.http.listener import HttpRequest
 from fairlead_gateway.http.request_head import RequestHead
 from fairlead_gateway.http.response_writer import ResponseWriter
 from fairlead_gateway.http.sockets import LISTEN_BACKLOG

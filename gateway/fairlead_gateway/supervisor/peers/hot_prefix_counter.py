@@ -13,9 +13,8 @@ from typing import Any, NamedTuple
 from fairlead.fleet.model import Fleet, InstanceState, Role
 from fairlead.limits import Limits
 from fairlead_gateway.routing.prefix.hot_prefixes import HotPrefixes, level_blocks, window_size
-from fairlead_gateway.routing.prefix.prefix_hash import PrefixChain
+from fairlead_gateway.routing.prefix.prefix_hash import PrefixChain, unpack_hashes
 from fairlead_gateway.supervisor.peers.peer_messages import HotPrefixTable
-from fairlead_gateway.worker.reporting.dispatch_reporter import unpack_hashes
 
 ACTIVE_SECONDS = 60.0
 

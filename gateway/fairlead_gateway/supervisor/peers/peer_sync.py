@@ -1,6 +1,7 @@
 """The other gateways, as the helper knows them: what our workers do is told to them, what they do is told to our workers.
 
-Three things go both ways (``fairlead_gateway.supervisor.peers``): what was just sent where, which the workers' mirrors take as they take
+Three things go both ways (``fairlead_gateway.supervisor.peers``): what was just sent where, which the workers'
+mirrors take as they take
 that of their siblings; what is in flight, which lies in a row of the memory that workers read for a decision; and the table of hot
 prefixes. Nothing of a request waits for any of it: workers read memory and messages, and only the helper talks to Redis.
 """

@@ -1,4 +1,5 @@
-"""Tells in Redis which hot prefixes want another home (``fairlead_kvstore.analysis.replication_hints``): who keeps the table of hot prefixes does,
+"""Tells in Redis which hot prefixes want another home (``fairlead_kvstore.analysis.replication_hints``): who keeps
+the table of hot prefixes does,
 so one of the gateways, every few seconds, under a key that goes by itself when nobody does."""
 
 import asyncio

@@ -1,6 +1,7 @@
 """An engine's profile, learned from what its requests took.
 
-A span (``spans``) is an equation in the coefficients of the profile (``fairlead.engine_profile``): so many steps of ``d``, so many that only
+A span (``spans``) is an equation in the coefficients of the profile (``fairlead.engine_profile``): so many steps of
+``d``, so many that only
 read the weights (``w``), so many computed tokens (``p``), sequences (``s``), resident tokens (``c``), pairs (``q``) and hits
 (``h``) took so many seconds together. The coefficients are those that explain the spans of the last while best, by least squares
 of the error as a share of what was predicted, none below zero.

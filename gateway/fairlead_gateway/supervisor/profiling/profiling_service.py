@@ -8,9 +8,9 @@ from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
 from fairlead.runtime.tasks import cancel_and_wait
 from fairlead_gateway.ipc.messages import ProfileUpdate
+from fairlead_gateway.ipc.timing_events import TimingEvents
 from fairlead_gateway.routing.prefix.prefix_hash import BYTES_PER_TOKEN, block_ends
 from fairlead_gateway.supervisor.profiling.profile_estimator import LearnedProfile, ProfileEstimator
-from fairlead_gateway.worker.reporting.timing_reporter import TimingEvents
 
 
 class ProfilingService:

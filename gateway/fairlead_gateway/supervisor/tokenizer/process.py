@@ -1,4 +1,5 @@
-"""``python -m fairlead_gateway.supervisor.tokenizer.process``: answers questions on its standard input with tokens on its standard output.
+"""``python -m fairlead_gateway.supervisor.tokenizer.process``: answers questions on its standard input with tokens
+on its standard output.
 
 It does one question after another, and nothing that is not in the question: it opens no socket, asks no hub, keeps no text. What it
 may use of memory is limited by the operating system, since a file of a tokenizer decides what is made of it, and it writes no core

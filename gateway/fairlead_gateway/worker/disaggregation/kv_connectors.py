@@ -17,7 +17,7 @@ import msgspec
 
 from fairlead.fleet.model import Instance
 from fairlead.limits import Limits
-from fairlead_gateway.worker.openai import field_presence
+from fairlead_gateway.worker.openai import schemas
 from fairlead_gateway.worker.openai.json_edit import set_members
 from fairlead_gateway.worker.openai.schemas import ChatRequest, CommonFields, CompletionRequest, GenerationFields
 
@@ -63,7 +63,7 @@ def ineligible_reason(parsed: CommonFields, body: bytes) -> tuple[str, str] | No
         return "not-generation", "nothing is generated"
     if isinstance(parsed, CompletionRequest) and not _is_one_prompt(bytes(parsed.prompt)):
         return "several-prompts", "several prompts in one request"
-    if parsed.prompt_logprobs is not None or field_presence.is_any_enabled(_ECHO, body):
+    if parsed.prompt_logprobs is not None or schemas.is_any_enabled(_ECHO, body):
         return "prompt-asked", "the prompt's own probabilities or text are asked for"
     return None
 

@@ -14,8 +14,7 @@ from fairlead.fleet.model import Fleet, Instance, InstanceState, Role
 from fairlead.limits import Limits
 from fairlead_gateway.errors import NoReadyInstance
 from fairlead_gateway.routing import InstanceLoad, ModelRouter, PrefixChain, RouteRequest
-from fairlead_gateway.routing.hooks import DispatchHooks
-from fairlead_gateway.routing.load.shared_memory import SiblingWorkers
+from fairlead_gateway.routing.hooks import DispatchHooks, SiblingWorkers
 from fairlead_gateway.worker.resilience.outlier_detection import OutlierDetector
 from fairlead_gateway.worker.resilience.retry_after import StartupTimes, retry_after_for_backlog
 

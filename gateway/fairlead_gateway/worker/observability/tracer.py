@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from fairlead_gateway.http import trace_context
-from fairlead_gateway.http.connection import HttpRequest
+from fairlead_gateway.http.listener import HttpRequest
 from fairlead_gateway.telemetry import RequestOutcome
 from fairlead_gateway.worker.observability.trace_record import PREFILL, SpanRecord, TraceRecord, random_id
 from fairlead_gateway.worker.request_context import RequestContext

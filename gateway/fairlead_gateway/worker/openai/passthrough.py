@@ -17,7 +17,8 @@ from fairlead_gateway.http.request_head import RequestHead
 from fairlead_gateway.worker.openai.body_parser import parsed_body
 from fairlead_gateway.worker.openai.json_edit import set_members
 from fairlead_gateway.worker.openai.kv_transfer_fields import KV_TRANSFER_FIELDS, strip_kv_transfer_fields
-from fairlead_gateway.worker.openai.request import ModelRequest, resolve_model
+from fairlead_gateway.worker.openai.model_names import resolve_model
+from fairlead_gateway.worker.openai.request import ModelRequest
 from fairlead_gateway.worker.openai.schemas import GenericRequest
 from fairlead_gateway.worker.openai.validation import decode_body
 

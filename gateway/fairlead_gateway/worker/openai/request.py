@@ -5,22 +5,15 @@ changes that are ever made to a body: the usage of a stream is asked for, which 
 with which engines hand over caches are cut out (``handoff``).
 """
 
-import heapq
-from collections import Counter
-from collections.abc import Iterable
-from itertools import takewhile
-
 import msgspec
 from msgspec import UNSET
 
-from fairlead.errors import BadInput
 from fairlead.fleet.model import Fleet, Model
 from fairlead.limits import Limits
-from fairlead.names import closest_matches, normalize_model_name
-from fairlead_gateway.errors import BadRequest, UnknownModel
 from fairlead_gateway.worker.openai.body_parser import ParsedBody, parse_body
 from fairlead_gateway.worker.openai.json_edit import prepend_members, set_members
 from fairlead_gateway.worker.openai.kv_transfer_fields import strip_kv_transfer_fields
+from fairlead_gateway.worker.openai.model_names import resolve_model_entry
 from fairlead_gateway.worker.openai.schemas import (
     ChatRequest,
     CommonFields,
@@ -39,8 +32,6 @@ BODY_TYPES: dict[str, type[CommonFields]] = {
     **dict.fromkeys(("/rerank", "/v1/rerank", "/v2/rerank"), GenericRequest),
     **dict.fromkeys(("/score", "/v1/score", "/classify", "/v1/classify"), GenericRequest),
 }
-_MAX_COMPARED_CHARACTERS = 64
-_MAX_COMPARED_NAMES = 40
 
 
 class ModelRequest:
@@ -133,71 +124,3 @@ def parse_request(path: str, body: bytes, fleet: Fleet, limits: Limits) -> Model
     return ModelRequest(
         asked, key, model, prepend_members(body, new) if new else body, client_body=given, strip_usage=strip
     )
-
-
-def resolve_model(name: str, fleet: Fleet) -> Model:
-    """The model that a client's name means. Raises UnknownModel."""
-    return resolve_model_entry(name, fleet)[1]
-
-
-def resolve_model_entry(name: str, fleet: Fleet) -> tuple[str, Model]:
-    """The model that a client's name means, behind its key. Raises UnknownModel."""
-    key = _resolve_key(name, fleet)
-    if key is None:
-        try:
-            key = _resolve_key(normalize_model_name(name), fleet)
-        except BadInput as error:
-            raise BadRequest(f"model: {error.message}", param="model", code="invalid_value") from None
-    if key is None:
-        raise _unknown_model(name, fleet)
-    return key, fleet.models[key]
-
-
-def _resolve_key(name: str, fleet: Fleet) -> str | None:
-    """As ``Fleet.resolve``, which is not compiled."""
-    models = fleet.models
-    if name in models:
-        return name
-    only: str | None = None
-    for key, model in models.items():
-        if model.name == name and not model.shadowed:
-            if only is not None:
-                return None
-            only = key
-    return only
-
-
-def public_model_names(fleet: Fleet) -> dict[str, Model]:
-    """What clients may call the models: the bare name where it is the model's own, else ``namespace/name``."""
-    counts = Counter(model.name for model in fleet.models.values() if not model.shadowed)
-    return {
-        model.name if counts[model.name] == 1 and not model.shadowed else key: model
-        for key, model in sorted(fleet.models.items())
-    }
-
-
-def _unknown_model(name: str, fleet: Fleet) -> UnknownModel:
-    clashing = sorted(key for key, model in fleet.models.items() if model.name == name)
-    if clashing:
-        hint = f"several namespaces have it; write one of: {', '.join(clashing[:5])}"
-        return UnknownModel("model: the name is not unique", param="model", hint=hint)
-    near = _similar_names(name, [*public_model_names(fleet), *fleet.models])
-    hint = f"did you mean: {', '.join(near)}?" if near else "GET /v1/models lists what is served"
-    return UnknownModel("model: no model of this name is served here", param="model", hint=hint)
-
-
-def _similar_names(name: str, known: list[str]) -> list[str]:
-    """Known names like ``name``. Comparing is slow for long names and for many: only the likeliest are compared."""
-    if len(name) > _MAX_COMPARED_CHARACTERS:
-        return []
-
-    def shared(other: str) -> int:
-        return _common_prefix_length(name, other) + _common_prefix_length(reversed(name), reversed(other))
-
-    short = [other for other in known if len(other) <= 2 * _MAX_COMPARED_CHARACTERS]
-    return closest_matches(name, heapq.nlargest(_MAX_COMPARED_NAMES, short, key=shared))
-
-
-def _common_prefix_length(one: Iterable[str], other: Iterable[str]) -> int:
-    """Characters that both begin with."""
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))

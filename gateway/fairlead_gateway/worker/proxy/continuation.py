@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from fairlead_gateway.worker.openai import field_presence
+from fairlead_gateway.worker.openai import schemas
 from fairlead_gateway.worker.openai.json_edit import set_members
 from fairlead_gateway.worker.openai.request import ModelRequest
 from fairlead_gateway.worker.openai.schemas import ChatRequest, CompletionRequest, GenerationFields, StreamOptions
@@ -34,21 +34,15 @@ def can_resume(request: ModelRequest) -> bool:
         return False
     steady = parsed.temperature == 0 or parsed.seed is not None
     one = (parsed.n or 1) == 1
-    plain = (
-        not field_presence.has_value(parsed.stop)
-        and not parsed.min_tokens
-        and not field_presence.has_value(parsed.logit_bias)
-    )
+    plain = not schemas.has_value(parsed.stop) and not parsed.min_tokens and not schemas.has_value(parsed.logit_bias)
     unpunished = not parsed.frequency_penalty and not parsed.presence_penalty and parsed.repetition_penalty in (None, 1)
-    free = not field_presence.has_value(parsed.response_format) and not field_presence.has_value(
-        parsed.structured_outputs
-    )
+    free = not schemas.has_value(parsed.response_format) and not schemas.has_value(parsed.structured_outputs)
     if not (steady and one and plain and unpunished and free and parsed.prompt_logprobs is None):
         return False
-    if field_presence.is_any_enabled(_UNRESUMABLE_FIELDS, request.body) or _has_continuous_usage(parsed):
+    if schemas.is_any_enabled(_UNRESUMABLE_FIELDS, request.body) or _has_continuous_usage(parsed):
         return False
     if isinstance(parsed, ChatRequest):
-        return not field_presence.has_value(parsed.tools) and not parsed.logprobs
+        return not schemas.has_value(parsed.tools) and not parsed.logprobs
     if isinstance(parsed, CompletionRequest):
         text = bytes(parsed.prompt)[:1] == b'"' and not parsed.echo and not parsed.suffix and parsed.logprobs is None
         return text and (parsed.best_of or 1) == 1

@@ -13,7 +13,7 @@ from typing import Final
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
 from fairlead_gateway.errors import GatewayError
-from fairlead_gateway.overdue import TimeoutEntry, TimeoutQueue
+from fairlead_gateway.http.timers import TimeoutEntry, TimeoutQueue
 from fairlead_gateway.routing import ModelRouter
 from fairlead_gateway.worker.dispatch.admission_control import AdmissionController
 from fairlead_gateway.worker.dispatch.router_registry import RouterRegistry

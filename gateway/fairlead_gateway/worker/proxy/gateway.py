@@ -23,12 +23,12 @@ from fairlead.runtime import nonblocking_log
 from fairlead.runtime.clock import Clock
 from fairlead.runtime.loop_lag import LoopLag
 from fairlead_gateway.errors import GatewayError, MethodNotAllowed, UnknownPath
-from fairlead_gateway.http.connection import HttpRequest, Listener
+from fairlead_gateway.http.connection import Listener
+from fairlead_gateway.http.listener import HttpRequest
 from fairlead_gateway.http.request_head import RequestHead
 from fairlead_gateway.http.response_writer import ResponseWriter
 from fairlead_gateway.routing import InstanceLoad, PrefixChain, RouteRequest
-from fairlead_gateway.routing.hooks import DispatchHooks
-from fairlead_gateway.routing.load.shared_memory import SiblingWorkers
+from fairlead_gateway.routing.hooks import DispatchHooks, SiblingWorkers
 from fairlead_gateway.telemetry import MetricsRecorder
 from fairlead_gateway.telemetry.decision_log import DecisionLog, LoggedRequest
 from fairlead_gateway.worker import route_preview
@@ -37,19 +37,14 @@ from fairlead_gateway.worker.disaggregation.prefill_coordinator import PrefillCo
 from fairlead_gateway.worker.dispatch.admission_control import AdmissionController
 from fairlead_gateway.worker.dispatch.router_registry import RouterRegistry
 from fairlead_gateway.worker.memory_pressure import MemoryPressure, MemoryShare
+from fairlead_gateway.worker.openai.model_names import public_model_names, resolve_model
 from fairlead_gateway.worker.openai.passthrough import (
     PASSTHROUGH_METHODS,
     is_passthrough_path,
     parse_passthrough_request,
 )
 from fairlead_gateway.worker.openai.prefix_key import build_route_request
-from fairlead_gateway.worker.openai.request import (
-    BODY_TYPES,
-    ModelRequest,
-    parse_request,
-    public_model_names,
-    resolve_model,
-)
+from fairlead_gateway.worker.openai.request import BODY_TYPES, ModelRequest, parse_request
 from fairlead_gateway.worker.proxy.fast_path import FastPath, FastPathAttempt, RequestLifecycle
 from fairlead_gateway.worker.proxy.forwarder import Forwarder, StartedAttempt
 from fairlead_gateway.worker.proxy.request_outcome import CLIENT_CLOSED_STATUS, record_outcome

@@ -16,13 +16,10 @@ from fairlead.limits import Limits
 from fairlead_gateway.ipc.decision_codec import encode_record
 from fairlead_gateway.ipc.messages import Dispatch, EncodedLoad, WorkerReport
 from fairlead_gateway.routing import InstanceLoad, PrefixChain, RouteRequest
-from fairlead_gateway.routing.prefix.prefix_hash import block_ends
 from fairlead_gateway.telemetry.decision_log import DecisionRecord
 
 _IMMEDIATE_FLUSH_COUNT = 64
-_BLOCKS_PER_TURN = 8_192
 _encode = msgspec.msgpack.Encoder().encode
-_dispatch_decoder = msgspec.msgpack.Decoder(list[Dispatch])
 
 
 class MessageSender(Protocol):
@@ -127,48 +124,6 @@ class DispatchReporter:
             self._timer = self._loop.call_later(0, self.flush)
         elif self._timer is None:
             self._timer = self._loop.call_later(self._limits.sibling_batch_seconds, self.flush)
-
-
-class PeerUpdateApplier:
-    """What siblings and other gateways have sent, given to ``heard`` (model, instance, chain, the session's pin or None) a
-    bounded number of blocks a turn of
-    the loop."""
-
-    def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        limits: Limits,
-        on_peer_dispatch: Callable[[str, str, PrefixChain, Hashable], None],
-    ) -> None:
-        self._loop = loop
-        self._max_waiting = limits.sibling_decisions_pending
-        self._on_peer_dispatch = on_peer_dispatch
-        self._waiting: deque[Dispatch] = deque()
-
-    def enqueue(self, sent: bytes) -> None:
-        """One batch; the oldest go when too many wait."""
-        idle = not self._waiting
-        self._waiting.extend(_dispatch_decoder.decode(sent))
-        while len(self._waiting) > self._max_waiting:
-            self._waiting.popleft()
-        if idle:
-            self._apply_batch()
-
-    def _apply_batch(self) -> None:
-        blocks = 0
-        while self._waiting and blocks < _BLOCKS_PER_TURN:
-            item = self._waiting.popleft()
-            hashes = array("Q", item.hashes)
-            blocks += len(hashes) + 1
-            chain = PrefixChain(tuple(hashes), block_ends(len(hashes)), item.tail)
-            self._on_peer_dispatch(item.model, item.instance, chain, item.pin or None)
-        if self._waiting:
-            self._loop.call_soon(self._apply_batch)
-
-
-def unpack_hashes(packed: bytes) -> frozenset[Hashable]:
-    """The hashes that one half of a ``Hot`` holds."""
-    return frozenset(array("Q", packed))
 
 
 def _encode_dispatch(model: str, instance: str, chain: PrefixChain, pin: Hashable) -> Dispatch:

@@ -6,15 +6,12 @@ model.
 """
 
 from collections import OrderedDict
-from typing import Final
 
 from fairlead.limits import Limits
+from fairlead_gateway.ipc.messages import CHAT_SAMPLE, COMPLETION_SAMPLE
 from fairlead_gateway.routing import RouteRequest
 from fairlead_gateway.worker.openai.request import ModelRequest
 from fairlead_gateway.worker.openai.schemas import ChatRequest, CompletionRequest
-
-CHAT_SAMPLE: Final = "chat"
-COMPLETION_SAMPLE: Final = "completion"
 
 
 class PromptSampleBuffer:

@@ -16,8 +16,9 @@ from typing import Final
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
 from fairlead_gateway.telemetry import MetricsRecorder
+from fairlead_gateway.telemetry.status_types import HealthState
 from fairlead_gateway.worker.request_context import RequestContext
-from fairlead_gateway.worker.resilience.outlier_detection import HealthState, OutlierDetector
+from fairlead_gateway.worker.resilience.outlier_detection import OutlierDetector
 from fairlead_gateway.worker.resilience.retry import AttemptFailure, RetryBudget, should_retry
 from fairlead_gateway.worker.resilience.stall_timeout import StallTimeout
 from fairlead_gateway.worker.upstream.connection import EndpointActivity

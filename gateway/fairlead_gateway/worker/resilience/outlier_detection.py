@@ -12,9 +12,9 @@ Pure: times come in as arguments, and the only randomness is the jitter that is 
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
 
 from fairlead.limits import Limits
+from fairlead_gateway.telemetry.status_types import HealthState
 
 _WINDOW_SECONDS = 10.0
 _MAX_RECENT = 64
@@ -30,15 +30,6 @@ _CAUSE_TEXTS = {
     "aborted": "abort",
 }
 _NONE_EJECTED: Mapping[str, str] = {}
-
-
-class HealthState(StrEnum):
-    """How far an instance may be used."""
-
-    HEALTHY = "Healthy"
-    EJECTED = "Ejected"
-    PROBING = "Probing"
-    WARMING = "WarmingUp"
 
 
 @dataclass(slots=True)

@@ -4,7 +4,6 @@ import itertools
 import math
 
 import pytest
-from fairlead_testing.autoscaler.strategies import MIXES, OBJECTIVES, PROFILES
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,6 +18,7 @@ from fairlead_autoscaler.core.performance.capacity import (
     replicas_for,
 )
 from fairlead_autoscaler.core.settings import ScalingSettings
+from fairlead_testing.autoscaler.strategies import MIXES, OBJECTIVES, PROFILES
 
 _SETTINGS = ScalingSettings()
 _SMALL = StepModel.from_profile(

@@ -8,15 +8,9 @@ import pytest
 from fairlead.engine_profile import EngineProfile
 from fairlead_autoscaler.core import PoolSpec, ScalingSettings
 from fairlead_autoscaler.core.performance.capacity import LatencyTargets, MeanRequest
-from fairlead_autoscaler.core.sizing.pool_capacity import (
-    Backlog,
-    Demand,
-    ReplicasForRate,
-    estimate_demand,
-    replica_capacity,
-    replicas_for_pool,
-)
-from fairlead_autoscaler.core.workload.arrivals import LoadLevel
+from fairlead_autoscaler.core.sizing.demand import Backlog, Demand, estimate_demand
+from fairlead_autoscaler.core.sizing.pool_capacity import ReplicasForRate, replica_capacity, replicas_for_pool
+from fairlead_autoscaler.core.workload.level import LoadLevel
 
 _SETTINGS = ScalingSettings()
 _NONE_WAITS = Backlog(0.0, 20.0, 20.0, 120.0)

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 from fairlead.engine_profile import builtin_profile
 from fairlead.fleet.model import Role, SloTargets
-from fairlead_autoscaler.collector.observation import scaled_model
 from fairlead_autoscaler.core import (
     GatewayTraffic,
     Observation,
@@ -15,6 +14,7 @@ from fairlead_autoscaler.core import (
     ScalingCore,
 )
 from fairlead_autoscaler.core.sizing.pool_capacity import latency_targets
+from fairlead_autoscaler.model_spec import scaled_model
 
 POOL = PoolSpec("main", maximum=60, profile=builtin_profile("h100-llama8b"))
 GROWS = SloTargets(ttft_seconds=0.3, ttft_per_kilo_token_seconds=0.5)

@@ -12,7 +12,7 @@ from fairlead.fleet.model import Role
 from fairlead_autoscaler.collector.observation import GatewayMetrics, GatewaySnapshot, gateway_traffic
 from fairlead_autoscaler.core import GatewayTraffic, ModelSpec, Observation, PoolObservation, PoolSpec, ScalingCore
 from fairlead_autoscaler.core.signals.validation import validated_traffic
-from fairlead_autoscaler.core.sizing.pool_capacity import DecodePrefillShare, decode_prefill_share, mean_request
+from fairlead_autoscaler.core.workload.mean_request import DecodePrefillShare, decode_prefill_share, mean_request
 from fairlead_autoscaler.core.workload.request_lengths import DecayingRatio, RequestLengths
 
 PROMPT = 2_000.0

@@ -7,10 +7,10 @@ import pytest
 from fairlead.fleet.model import Role
 from fairlead_autoscaler.core import ScalingCore, ScalingSettings
 from fairlead_autoscaler.core.limits.shared_replica_limit import recent_need
-from fairlead_autoscaler.core.sizing.pool_capacity import output_growth
 from fairlead_autoscaler.core.sizing.stabilization_window import NeedWindow
 from fairlead_autoscaler.core.workload.arrivals import ArrivalBin, ArrivalHistory
 from fairlead_autoscaler.core.workload.length_shift import bins_for_growth, detect_shift
+from fairlead_autoscaler.core.workload.mean_request import output_growth
 from fairlead_autoscaler.core.workload.request_lengths import DecayingRatio, RequestLengths
 from fairlead_sim.autoscaling.closed_loop import run_controller
 from fairlead_sim.autoscaling.plant import AutoscalingScenario

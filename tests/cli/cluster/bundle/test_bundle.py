@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fairlead_testing.kube.api_server import ApiServer, api_server_for_test
-from fairlead_testing.waiting import wait_until_async
 
 from fairlead.api.crd import crd_manifest
 from fairlead.api.kinds import served_kinds
@@ -32,6 +30,8 @@ from fairlead.runtime.clock import SystemClock
 from fairlead_cli.cluster.bundle.archive import BundleLimits, BundlePart, PackedBundle, pack, write_archive
 from fairlead_cli.cluster.bundle.command import build_bundle
 from fairlead_cli.cluster.missing_value import MissingValue
+from fairlead_testing.kube.api_server import ApiServer, api_server_for_test
+from fairlead_testing.waiting import wait_until_async
 
 SECRET = "canarysecretvalue77"
 PROMPT = "tell me of the yellow canary"

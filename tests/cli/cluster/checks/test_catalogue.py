@@ -11,11 +11,12 @@ import yaml
 from fairlead.api.conditions import condition_types, reasons
 from fairlead_cli.cluster.access.permissions import COMPONENTS_WITH_PERMISSIONS, component_permissions
 from fairlead_cli.cluster.checks.analyzers.models import STALL_REASONS
-from fairlead_cli.cluster.checks.catalogue import OLDEST_KUBERNETES, REFERENCE_PAGE, Check, all_checks
+from fairlead_cli.cluster.checks.catalogue import all_checks
+from fairlead_cli.cluster.checks.check import OLDEST_KUBERNETES, REFERENCE_PAGE, Check
 from fairlead_cli.cluster.checks.seeded_faults import SEEDED_FAULTS
 from fairlead_cli.cluster.checks.text_output import render_lines
 from fairlead_cli.cluster.checks.verdict import MAX_LINES, CheckOutcome, CheckResult, Verdict
-from fairlead_cli.cluster.facts import OPERATOR
+from fairlead_cli.cluster.components import OPERATOR
 from fairlead_cli.cluster.facts_collector import dry_run_pod
 from fairlead_operator.kube.leader_election import LEASE_NAME
 

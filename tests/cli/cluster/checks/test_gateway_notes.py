@@ -9,15 +9,15 @@ from typing import Any
 import msgspec
 import pytest
 import yaml
-from fairlead_testing.gateway.gateway_process import GatewayProcess, gateway_process
-from fairlead_testing.kube.fake_server import fake_api_server
-from fairlead_testing.waiting import wait_until_async
 
 from fairlead_cli.cluster.checks.runner import run_checks
 from fairlead_cli.cluster.checks.verdict import CheckOutcome
 from fairlead_cli.cluster.facts import ClusterFacts
 from fairlead_cli.cluster.metrics_page import parse_metrics
 from fairlead_cli.cluster.pod_http import PodReport, Readiness
+from fairlead_testing.gateway.gateway_process import GatewayProcess, gateway_process
+from fairlead_testing.kube.fake_server import fake_api_server
+from fairlead_testing.waiting import wait_until_async
 
 Build = Mapping[str, Callable[..., Any]]
 

@@ -8,7 +8,8 @@ import pytest
 
 from fairlead_cli.cluster.checks.runner import run_checks
 from fairlead_cli.cluster.checks.verdict import CheckOutcome, Verdict
-from fairlead_cli.cluster.facts import COMPONENT_LABEL, ClusterFacts
+from fairlead_cli.cluster.components import COMPONENT_LABEL
+from fairlead_cli.cluster.facts import ClusterFacts
 from fairlead_cli.cluster.missing_value import MissingValue
 
 Build = Mapping[str, Callable[..., Any]]

@@ -7,13 +7,12 @@ import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from fairlead_testing.processes import is_alive, wait_until
-
 from fairlead.errors import BadInput
 from fairlead.runtime.clock import ManualClock
 from fairlead_cli.local.processes.child_process import ChildProcess, ProcessCommand
 from fairlead_cli.local.processes.managed_process import ManagedProcess, ProcessPhase
 from fairlead_cli.local.processes.reaper import Reaper
+from fairlead_testing.processes import is_alive, wait_until
 
 PATIENCE = 120.0
 SERVES = "import sys, time; print('ready http://x', flush=True); time.sleep(600)"

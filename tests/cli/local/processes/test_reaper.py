@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from fairlead_testing.processes import is_alive, wait_until
 
 SUPERVISOR = """

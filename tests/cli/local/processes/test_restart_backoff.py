@@ -1,6 +1,11 @@
 """The pause before a restart is arithmetic on failures in a row."""
 
-from fairlead_cli.local.backoff import MAX_DELAY_SECONDS, RESET_AFTER_SECONDS, count_failures, restart_delay_seconds
+from fairlead_cli.local.processes.managed_process import (
+    MAX_DELAY_SECONDS,
+    RESET_AFTER_SECONDS,
+    count_failures,
+    restart_delay_seconds,
+)
 
 
 def test_a_process_that_never_failed_starts_at_once() -> None:

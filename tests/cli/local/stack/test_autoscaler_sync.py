@@ -14,19 +14,14 @@ from fairlead.fleet.model import Instance, Model, Role
 from fairlead.manifests.loader import load_manifests
 from fairlead.runtime.clock import ManualClock
 from fairlead_autoscaler.core import ReplicaState, SleepTier, WakeTiming
-from fairlead_autoscaler.local.target import (
-    DESIRED_FILE,
-    STATE_FILE,
-    DesiredPool,
-    DesiredPools,
-    LocalTarget,
-    write_file,
-)
+from fairlead_autoscaler.local.state_files import DESIRED_FILE, STATE_FILE, DesiredPool, DesiredPools, write_file
+from fairlead_autoscaler.local.target import LocalTarget
 from fairlead_cli.local.processes.child_process import ProcessCommand
 from fairlead_cli.local.processes.managed_process import ProcessPhase
-from fairlead_cli.local.stack.autoscaler_sync import AutoscalerSync, ScaledModelSpec
+from fairlead_cli.local.stack.autoscaler_sync import AutoscalerSync
 from fairlead_cli.local.stack.engine_plan import EnginePlan, PlanOptions, plan_engines
 from fairlead_cli.local.stack.engine_process import EnginePoolSpec, EngineProcess, SleepState
+from fairlead_cli.local.stack.scaled_models import ScaledModelSpec
 
 MANIFEST = """\
 apiVersion: serving.fairlead.io/v1alpha1

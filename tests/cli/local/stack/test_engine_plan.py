@@ -3,20 +3,20 @@
 from pathlib import Path
 
 import pytest
-from fairlead_testing.local_stack import SMALL_MANIFEST
 
 from fairlead.engines import engine_adapter
 from fairlead.errors import BadInput
 from fairlead.manifests.loader import Manifests, load_manifests
 from fairlead_cli.local.stack.engine_plan import EnginePlan, PlanOptions, plan_engines
 from fairlead_cli.local.stack.launch import (
-    UpOptions,
     build_config,
     bundled_example,
     check_workers,
     claim_addresses,
     default_hash_secret,
 )
+from fairlead_cli.local.stack.options import UpOptions
+from fairlead_testing.local_stack import SMALL_MANIFEST
 
 TWO_MODELS = """
 apiVersion: serving.fairlead.io/v1alpha1

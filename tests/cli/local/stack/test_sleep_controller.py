@@ -8,7 +8,6 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
-from fairlead_testing.processes import wait_until
 
 from fairlead.errors import Unavailable
 from fairlead.fleet.file import parse_fleet_file
@@ -19,6 +18,7 @@ from fairlead_cli.local.processes.managed_process import ProcessPhase
 from fairlead_cli.local.processes.reaper import Reaper
 from fairlead_cli.local.stack.engine_process import EnginePoolSpec, SleepState
 from fairlead_cli.local.stack.supervisor import StackSpec, StackSupervisor
+from fairlead_testing.processes import wait_until
 
 KEY = "default/m"
 POOL = (KEY, "main")

@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fairlead_testing.processes import is_alive, wait_until
 
 from fairlead.errors import BadInput
 from fairlead.fleet.file import parse_fleet_file
@@ -22,6 +21,7 @@ from fairlead_cli.local.processes.managed_process import ManagedProcess, Process
 from fairlead_cli.local.processes.reaper import Reaper
 from fairlead_cli.local.stack.engine_process import EnginePoolSpec
 from fairlead_cli.local.stack.supervisor import StackSpec, StackSupervisor
+from fairlead_testing.processes import is_alive, wait_until
 
 PATIENCE = 120.0
 KEY = "default/m"

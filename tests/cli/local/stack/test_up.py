@@ -15,6 +15,7 @@ from signal import SIGHUP, SIGINT, SIGKILL, SIGTERM, Signals
 import httpx
 import openai
 import pytest
+
 from fairlead_testing.local_stack import LocalStack, StackFootprint
 from fairlead_testing.processes import descendants, is_alive, is_listening, wait_until
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from fairlead_testing.http.canned_server import CannedResponse, CannedServer
 
 from fairlead_autoscaler.core import ModelSpec, Observation, PoolSpec, ScalingPlan
 from fairlead_autoscaler.enforcer import EnforcedPlan
 from fairlead_autoscaler.history.recorder import TickRecord
 from fairlead_cli.local.run_directory import RunningStack, make_run_directory, write_stack_file
 from fairlead_cli.management import api_types
+from fairlead_testing.http.canned_server import CannedResponse, CannedServer
 
 KEY = "default/tiny"
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import uvloop
-from fairlead_testing.http import scripted_server
 
 from fairlead.errors import Unavailable
 from fairlead_cli.replay.client.open_loop_client import (
@@ -18,6 +17,7 @@ from fairlead_cli.replay.client.open_loop_client import (
 )
 from fairlead_cli.replay.client.prompts import ReplayTarget, plan_requests
 from fairlead_sim.workload.traces import TraceRequest
+from fairlead_testing.http import scripted_server
 
 DONE = scripted_server.event("[DONE]")
 

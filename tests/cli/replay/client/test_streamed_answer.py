@@ -1,11 +1,11 @@
 """A streamed answer read piece by piece: tokens counted, the last events understood, however the bytes are cut."""
 
 import pytest
-from fairlead_testing.http import scripted_server
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fairlead_cli.replay.client.streamed_answer import StreamedAnswer, http_error_text
+from fairlead_testing.http import scripted_server
 
 DONE = scripted_server.event("[DONE]")
 

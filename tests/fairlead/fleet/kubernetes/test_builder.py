@@ -12,7 +12,7 @@ from fairlead.fleet.kubernetes.spec_cache import SpecCache
 from fairlead.fleet.model import Fleet, Instance, InstanceState, KvPull, Role
 from fairlead.kube.resources import MODEL_DEPLOYMENTS, PODS, Manifest
 from fairlead.limits import Limits
-from fairlead_gateway.worker.openai.request import public_model_names, resolve_model
+from fairlead_gateway.worker.openai.model_names import public_model_names, resolve_model
 
 LIMITS = Limits()
 READY = {"phase": "Running", "podIP": "10.0.0.1", "conditions": [{"type": "Ready", "status": "True"}]}

@@ -6,11 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from fairlead_testing.fake_time import FakeTime
-from fairlead_testing.kube.fake_server import FakeApiServer, OrderedResponse, fake_api_server
-from fairlead_testing.waiting import wait_until
 
-from fairlead.api.strict_model import Profile
+from fairlead.api.spec.profile import Profile
 from fairlead.engine_profile import EngineProfile
 from fairlead.fleet.kubernetes.source import KubeFleetSource
 from fairlead.fleet.model import Fleet, FleetSource, InstanceState
@@ -18,6 +15,9 @@ from fairlead.kube.client import KubeApi
 from fairlead.kube.resources import ACCELERATOR_CLASSES, CONFIG_MAPS, MODEL_DEPLOYMENTS, PODS
 from fairlead.limits import Limits
 from fairlead.runtime.tasks import cancel_and_wait
+from fairlead_testing.fake_time import FakeTime
+from fairlead_testing.kube.fake_server import FakeApiServer, OrderedResponse, fake_api_server
+from fairlead_testing.waiting import wait_until
 
 LIMITS = Limits()
 MARKS = {"fairlead.io/pool": "main", "fairlead.io/role": "Serve", "fairlead.io/endpoint": "true"}

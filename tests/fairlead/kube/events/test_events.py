@@ -5,25 +5,19 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 import pytest
-from fairlead_testing.fake_time import FakeTime
-from fairlead_testing.kube.fake_server import FakeApiServer, OrderedResponse, fake_api_server
-from fairlead_testing.waiting import wait_until
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fairlead.kube.client import KubeApi
-from fairlead.kube.events.aggregator import (
-    EventAggregator,
-    EventKey,
-    EventType,
-    ObjectReference,
-    truncate_utf8,
-    write_count,
-)
+from fairlead.kube.events.aggregator import EventAggregator, truncate_utf8, write_count
+from fairlead.kube.events.event import EventKey, EventType, ObjectReference
 from fairlead.kube.events.recorder import EventRecorder
 from fairlead.kube.resources import Manifest
 from fairlead.limits import Limits
 from fairlead.runtime.tasks import cancel_and_wait
+from fairlead_testing.fake_time import FakeTime
+from fairlead_testing.kube.fake_server import FakeApiServer, OrderedResponse, fake_api_server
+from fairlead_testing.waiting import wait_until
 
 LIMITS = Limits()
 POD: Manifest = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p", "namespace": "x", "uid": "u"}}

@@ -4,10 +4,10 @@ import asyncio
 from collections.abc import Awaitable, Callable, Container
 
 import pytest
-from fairlead_testing.waiting import wait_until
 
 from fairlead.errors import BadInput
 from fairlead.kube.transport.http_transport import HttpRequest, HttpResponse, HttpTransport, NotSent
+from fairlead_testing.waiting import wait_until
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 GET, POST = HttpRequest("GET", "/x"), HttpRequest("POST", "/x", body=b"{}", repeatable=False)

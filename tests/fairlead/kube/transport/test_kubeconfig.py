@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import yaml
-from fairlead_testing.http.certificates import CertificateAuthority
 
 from fairlead.kube.transport.credentials import ClusterCredentials
 from fairlead.kube.transport.kubeconfig import (
@@ -16,6 +15,7 @@ from fairlead.kube.transport.kubeconfig import (
     load_config,
 )
 from fairlead.runtime.clock import ManualClock
+from fairlead_testing.http.certificates import CertificateAuthority
 
 IN_POD = {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "KUBERNETES_SERVICE_PORT": "6443"}
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from fairlead_testing.http.certificates import CertificateAuthority, has_openssl
 
 from fairlead.kube.transport.watch_stream import WatchTransport
+from fairlead_testing.http.certificates import CertificateAuthority, has_openssl
 
 HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n"
 

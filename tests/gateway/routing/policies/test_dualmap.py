@@ -11,8 +11,7 @@ from collections.abc import Sequence
 import pytest
 
 from fairlead_gateway.routing.policies.dualmap import QueuedAssignment, choose, queue_key, rebalance
-from fairlead_gateway.routing.policies.policy_input import PolicyCandidate, PolicyInput
-from fairlead_gateway.routing.presets.stay import AssignedRequest
+from fairlead_gateway.routing.policies.policy_input import AssignedRequest, PolicyCandidate, PolicyInput
 
 SLO = 5.0
 

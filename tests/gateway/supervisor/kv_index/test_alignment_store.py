@@ -8,8 +8,6 @@ from dataclasses import dataclass, field, replace
 
 import msgspec
 import pytest
-from fairlead_testing.redis.valkey import Valkey
-from fairlead_testing.waiting import wait_until
 from hypothesis import given
 from hypothesis import strategies as st
 from redis.asyncio import Redis
@@ -28,6 +26,8 @@ from fairlead_gateway.supervisor.kv_index.alignment_store import PAGE_ENTRIES, A
 from fairlead_gateway.supervisor.peers.peer_messages import DATA_FIELD, GATEWAY_FIELD
 from fairlead_kvstore.redis import keys
 from fairlead_kvstore.redis.link import RedisLink
+from fairlead_testing.redis.valkey import Valkey
+from fairlead_testing.waiting import wait_until
 
 KEY = "ns/a"
 SECRET = b"a secret of the test"

@@ -8,18 +8,18 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
-from fairlead_testing.gateway.gateway_process import gateway_process
-from fairlead_testing.gateway.index_stage import ENGINE_BLOCKS, MODEL_KEY, EnginePorts, index_stage
-from fairlead_testing.gateway.running_gateway import run_async
-from fairlead_testing.http.raw_client import post_request, send
-from fairlead_testing.redis.valkey import Valkey
-from fairlead_testing.waiting import wait_until_async
 from redis.asyncio import Redis
 
 from fairlead.fleet.file import write_fleet_file
 from fairlead_gateway.supervisor.peers.peer_messages import DATA_FIELD
 from fairlead_kvstore.redis import keys
 from fairlead_sim.engine.tokenizer import Tokenizer
+from fairlead_testing.gateway.gateway_process import gateway_process
+from fairlead_testing.gateway.index_stage import ENGINE_BLOCKS, MODEL_KEY, EnginePorts, index_stage
+from fairlead_testing.gateway.running_gateway import run_async
+from fairlead_testing.http.raw_client import post_request, send
+from fairlead_testing.redis.valkey import Valkey
+from fairlead_testing.waiting import wait_until_async
 
 TOKENIZER = Tokenizer()
 

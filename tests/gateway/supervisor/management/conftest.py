@@ -1,6 +1,7 @@
 """A made-up gateway for the management port: made with real telemetry, a real log and the real app, only the traffic is invented.
 
-Run as a script it serves the status page to look at:  python tests/gateway/supervisor/management/conftest.py busy|empty|unready|idle [PORT]
+Run as a script it serves the status page to look at:  python tests/gateway/supervisor/management/conftest.py
+busy|empty|unready|idle [PORT]
 """
 
 import asyncio

@@ -7,18 +7,19 @@ from contextlib import asynccontextmanager
 from typing import Any, cast
 
 import pytest
-from fairlead_testing.gateway.running_gateway import run_async
-from fairlead_testing.http.raw_client import RawConnection, get_request, post_request, send
-from fairlead_testing.waiting import wait_until
 
 from fairlead.limits import Limits
 from fairlead.runtime.clock import SystemClock
-from fairlead_gateway.http.connection import ClientConnection, HttpRequest, Listener
+from fairlead_gateway.http.connection import ClientConnection, Listener
+from fairlead_gateway.http.listener import HttpRequest
 from fairlead_gateway.http.request_head import parse_head
 from fairlead_gateway.http.response_writer import ResponseWriter
 from fairlead_gateway.supervisor.management.access_guard import AccessGuard
 from fairlead_gateway.supervisor.management.asgi_bridge import serve_request
 from fairlead_gateway.supervisor.management.server import ManagementServer
+from fairlead_testing.gateway.running_gateway import run_async
+from fairlead_testing.http.raw_client import RawConnection, get_request, post_request, send
+from fairlead_testing.waiting import wait_until
 
 
 @asynccontextmanager

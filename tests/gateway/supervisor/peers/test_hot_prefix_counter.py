@@ -1,11 +1,10 @@
 """How much hot prefixes are used, as the helper counts it for hints."""
 
-from fairlead_testing.gateway.running_gateway import fleet_of
-
 from fairlead.fleet.model import InstanceState
 from fairlead.limits import Limits
 from fairlead_gateway.routing.prefix.prefix_hash import PrefixChain, block_ends
 from fairlead_gateway.supervisor.peers.hot_prefix_counter import HotPrefixCounter
+from fairlead_testing.gateway.running_gateway import fleet_of
 
 KEY = "default/tiny"
 BLOCKS = 8

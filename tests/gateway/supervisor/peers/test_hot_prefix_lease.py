@@ -4,8 +4,6 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 
-from fairlead_testing.redis.valkey import Valkey
-from fairlead_testing.waiting import wait_until
 from redis.asyncio import Redis
 
 from fairlead.limits import Limits
@@ -14,6 +12,8 @@ from fairlead_gateway.supervisor.peers.hot_prefix_lease import HotPrefixLeases, 
 from fairlead_gateway.supervisor.peers.peer_messages import HotPrefixTable
 from fairlead_kvstore.redis import keys
 from fairlead_kvstore.redis.link import RedisLink
+from fairlead_testing.redis.valkey import Valkey
+from fairlead_testing.waiting import wait_until
 
 KEY = "ns/a"
 LIMITS = replace(Limits(), redis_pause_seconds=0.05, redis_ping_seconds=0.05, redis_timeout_seconds=2.0)

@@ -6,9 +6,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
-from fairlead_testing.redis.valkey import Valkey
-from fairlead_testing.redis.valkey_cluster import ValkeyGroup
-from fairlead_testing.waiting import wait_until, wait_until_async
 from redis.asyncio import Redis
 
 from fairlead.limits import Limits
@@ -17,6 +14,9 @@ from fairlead_gateway.supervisor.peers.peer_exchange import PAGE_ENTRIES, Exchan
 from fairlead_gateway.supervisor.peers.peer_messages import DATA_FIELD, GATEWAY_FIELD, PeerLoad, SentPrompt
 from fairlead_kvstore.redis import keys
 from fairlead_kvstore.redis.link import RedisLink
+from fairlead_testing.redis.valkey import Valkey
+from fairlead_testing.redis.valkey_cluster import ValkeyGroup
+from fairlead_testing.waiting import wait_until, wait_until_async
 
 KEY = "ns/a"
 READY = ("e-0", "e-1")

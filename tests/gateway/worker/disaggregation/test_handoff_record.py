@@ -7,14 +7,14 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from fairlead_testing.engines.scripted import EngineCall, HangUp, scripted_engine, well_behaved
-from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, run_async, running_gateway
-from fairlead_testing.http.raw_client import RawConnection, post_request, request
 
 from fairlead.fleet.model import Fleet, Instance, Model, Role
 from fairlead.limits import Limits
 from fairlead_gateway.supervisor.management.serializers import decision_out
 from fairlead_gateway.telemetry.handoff_record import HandoffRecord
+from fairlead_testing.engines.scripted import EngineCall, HangUp, scripted_engine, well_behaved
+from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, run_async, running_gateway
+from fairlead_testing.http.raw_client import RawConnection, post_request, request
 
 Script = Callable[[EngineCall], Awaitable[None]]
 LIMITS = Limits(handoff_min_tokens=16, handoff_prefill_seconds=0.5, handoff_first_event_seconds=0.5)

@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
+
+from fairlead.fleet.model import Fleet, Instance, Model, Role
+from fairlead.limits import Limits
 from fairlead_testing.engines.scripted import EngineCall, HangUp, ScriptedEngine, scripted_engine, well_behaved
 from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, run_async, running_gateway
 from fairlead_testing.http.raw_client import RawResponse, request
 from fairlead_testing.waiting import wait_until
-
-from fairlead.fleet.model import Fleet, Instance, Model, Role
-from fairlead.limits import Limits
 
 OBJECT: dict[str, Any] = {
     "do_remote_prefill": True,

@@ -7,14 +7,14 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+
+from fairlead.engine_profile import EngineProfile
+from fairlead.fleet.model import KvPull, SloTargets
 from fairlead_testing.engines.disaggregated import KillableEngine, killable_engine
 from fairlead_testing.engines.handoff_bodies import make_prompt
 from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, fleet_of, run_async, running_gateway
 from fairlead_testing.http.raw_client import RawResponse, get_request, send
 from fairlead_testing.http.raw_client import request as ask
-
-from fairlead.engine_profile import EngineProfile
-from fairlead.fleet.model import KvPull, SloTargets
 
 SLOW = EngineProfile("slow", 1e-3, kv_tokens=4_096)
 """As the gateway knows the engines: a token takes a millisecond, and little is in flight before an engine is full."""

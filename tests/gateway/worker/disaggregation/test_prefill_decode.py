@@ -6,12 +6,12 @@ from contextlib import ExitStack, asynccontextmanager
 from typing import Any
 
 import pytest
+
+from fairlead.limits import Limits
 from fairlead_testing.engines.disaggregated import DisaggregatedModel, killable_engine
 from fairlead_testing.engines.handoff_bodies import make_prompt
 from fairlead_testing.gateway.running_gateway import RunningGateway, run_async, running_gateway
 from fairlead_testing.http.raw_client import RawResponse, get_request, request, send
-
-from fairlead.limits import Limits
 
 PATH = "/v1/completions"
 QUICK = ("--profile", "tiny-cpu", "--speed", "50", "--kv-lease-seconds", "30", "--kv-dead-peer-seconds", "0.1")

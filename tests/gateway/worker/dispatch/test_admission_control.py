@@ -6,14 +6,13 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
 
-from fairlead_testing.engines.scripted import EngineCall, PausedStream, ScriptedEngine, scripted_engine, well_behaved
-from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, fleet_of, run_async, running_gateway
-from fairlead_testing.http.raw_client import RawConnection, RawResponse, post_request, request
-
 from fairlead.engine_profile import EngineProfile
 from fairlead.fleet.model import Fleet, InstanceState, SloTargets
 from fairlead.limits import Limits
 from fairlead_gateway.telemetry import counters as at
+from fairlead_testing.engines.scripted import EngineCall, PausedStream, ScriptedEngine, scripted_engine, well_behaved
+from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, fleet_of, run_async, running_gateway
+from fairlead_testing.http.raw_client import RawConnection, RawResponse, post_request, request
 
 READY, STARTING = InstanceState.READY, InstanceState.STARTING
 SLOW = EngineProfile("slow", 1.0, kv_tokens=100_000, step_tokens=8)

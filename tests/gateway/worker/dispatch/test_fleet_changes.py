@@ -4,13 +4,13 @@ import asyncio
 from dataclasses import replace
 
 import pytest
-from fairlead_testing.engines.scripted import PausedStream, scripted_engine, well_behaved
-from fairlead_testing.gateway.running_gateway import fleet_of, run_async, running_gateway
-from fairlead_testing.http.raw_client import RawConnection, get_request, post_request, request, send
 
 from fairlead.fleet.model import Fleet, InstanceState
 from fairlead.limits import Limits
 from fairlead_gateway.worker.upstream.connection import ConnectionPool, EngineConnection
+from fairlead_testing.engines.scripted import PausedStream, scripted_engine, well_behaved
+from fairlead_testing.gateway.running_gateway import fleet_of, run_async, running_gateway
+from fairlead_testing.http.raw_client import RawConnection, get_request, post_request, request, send
 
 GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 READY, DRAINING, STARTING = InstanceState.READY, InstanceState.DRAINING, InstanceState.STARTING

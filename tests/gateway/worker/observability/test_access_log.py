@@ -12,9 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fairlead_testing.engines.scripted import EngineCall, HangUp, Script, scripted_engine
-from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, fleet_of, run_async, running_gateway
-from fairlead_testing.http.raw_client import RawConnection, get_request, post_request, request, send
 
 from fairlead.errors import SettingsError
 from fairlead.fleet.model import Fleet
@@ -23,12 +20,11 @@ from fairlead.runtime.clock import SystemClock
 from fairlead.settings import GatewaySettings
 from fairlead_gateway.supervisor.key_file import KeyFile
 from fairlead_gateway.worker.api_keys import ApiKeys, key_digest
-from fairlead_gateway.worker.observability.observers import (
-    ObservabilitySettings,
-    RequestObservers,
-    create_observers,
-    parse_observability_settings,
-)
+from fairlead_gateway.worker.observability.observers import RequestObservers, create_observers
+from fairlead_gateway.worker.observability.settings import ObservabilitySettings, parse_observability_settings
+from fairlead_testing.engines.scripted import EngineCall, HangUp, Script, scripted_engine
+from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, fleet_of, run_async, running_gateway
+from fairlead_testing.http.raw_client import RawConnection, get_request, post_request, request, send
 
 CANARY = "canary-7c1e"
 BODY: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": f"tell me of {CANARY}"}]}

@@ -11,12 +11,12 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+
+from fairlead.fleet.file import write_fleet_file
 from fairlead_testing.engines.scripted import scripted_engine
 from fairlead_testing.gateway.running_gateway import fleet_of, run_async
 from fairlead_testing.http.canned_server import CannedResponse, CannedServer
 from fairlead_testing.http.raw_client import get_request, request, send
-
-from fairlead.fleet.file import write_fleet_file
 
 GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "tell me of canary-7c1e"}], "stream": True}
 REQUESTS = 12

@@ -8,6 +8,12 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
+
+from fairlead.fleet.model import Fleet, Instance, Model, Role
+from fairlead.limits import Limits
+from fairlead.runtime.clock import SystemClock
+from fairlead_gateway.worker.observability.observers import RequestObservers
+from fairlead_gateway.worker.observability.settings import ObservabilitySettings
 from fairlead_testing.engines.scripted import (
     EngineCall,
     HangUp,
@@ -21,11 +27,6 @@ from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, 
 from fairlead_testing.http.canned_server import CannedResponse, CannedServer
 from fairlead_testing.http.raw_client import RawConnection, post_request
 from fairlead_testing.http.raw_client import request as ask
-
-from fairlead.fleet.model import Fleet, Instance, Model, Role
-from fairlead.limits import Limits
-from fairlead.runtime.clock import SystemClock
-from fairlead_gateway.worker.observability.observers import ObservabilitySettings, RequestObservers
 
 Script = Callable[[EngineCall], Awaitable[None]]
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"

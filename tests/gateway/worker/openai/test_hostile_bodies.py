@@ -3,11 +3,11 @@
 import json
 
 import pytest
+
+from fairlead.limits import Limits
 from fairlead_testing.engines.scripted import scripted_engine
 from fairlead_testing.gateway.running_gateway import fleet_of, run_async, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, get_request, post_request, request
-
-from fairlead.limits import Limits
 
 GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 

@@ -3,13 +3,13 @@
 import json
 
 import pytest
-from fairlead_testing.engines.scripted import scripted_engine
-from fairlead_testing.gateway.running_gateway import fleet_of, run_async, running_gateway
-from fairlead_testing.http.raw_client import request
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fairlead_gateway.worker.openai.kv_transfer_fields import KV_TRANSFER_FIELDS, strip_kv_transfer_fields
+from fairlead_testing.engines.scripted import scripted_engine
+from fairlead_testing.gateway.running_gateway import fleet_of, run_async, running_gateway
+from fairlead_testing.http.raw_client import request
 
 Pairs = list[tuple[str, object]]
 NAMES = st.sampled_from(

@@ -4,12 +4,12 @@ import asyncio
 import json
 
 import pytest
-from fairlead_testing.engines.scripted import EngineCall, scripted_engine
-from fairlead_testing.gateway.running_gateway import MODEL_KEY, fleet_of, run_async, running_gateway
-from fairlead_testing.http.raw_client import RawConnection, get_request, post_request, request, send
 
 from fairlead.fleet.model import Fleet, Model
 from fairlead_gateway.worker.openai.passthrough import is_passthrough_path
+from fairlead_testing.engines.scripted import EngineCall, scripted_engine
+from fairlead_testing.gateway.running_gateway import MODEL_KEY, fleet_of, run_async, running_gateway
+from fairlead_testing.http.raw_client import RawConnection, get_request, post_request, request, send
 
 KNOWN: dict[str, dict[str, object]] = {
     "/tokenize": {"prompt": "hi"},

@@ -6,16 +6,16 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from fairlead_testing.engines.scripted import EngineCall, event, scripted_engine, token, usage
-from fairlead_testing.engines.simulated_process import engine_process
-from fairlead_testing.gateway.running_gateway import MODEL_KEY, fleet_of, run_async, running_gateway
-from fairlead_testing.http.raw_client import RawConnection, get_request, post_request, request, send
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fairlead.fleet.model import Fleet, Role
 from fairlead.limits import Limits
 from fairlead_gateway.worker.openai.served_name import ServedNameRewriter, body_with_model, target_with_model
+from fairlead_testing.engines.scripted import EngineCall, event, scripted_engine, token, usage
+from fairlead_testing.engines.simulated_process import engine_process
+from fairlead_testing.gateway.running_gateway import MODEL_KEY, fleet_of, run_async, running_gateway
+from fairlead_testing.http.raw_client import RawConnection, get_request, post_request, request, send
 
 THEIRS = "Qwen/Qwen3-8B"
 GOOD: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}

@@ -6,11 +6,11 @@ import struct
 from collections.abc import Callable
 
 import pytest
+
+from fairlead.limits import Limits
 from fairlead_testing.engines.scripted import EngineCall, Script, ScriptedEngine, event, scripted_engine, token
 from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, run_async, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, post_request, request
-
-from fairlead.limits import Limits
 
 GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 STREAM = GOOD | {"stream": True}

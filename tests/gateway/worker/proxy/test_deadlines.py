@@ -4,14 +4,14 @@ import asyncio
 from dataclasses import replace
 
 import pytest
+
+from fairlead.fleet.model import InstanceState
+from fairlead.limits import Limits
+from fairlead_gateway.telemetry.status_types import HealthState
 from fairlead_testing.engines.scripted import EngineCall, HangUp, scripted_engine, token, well_behaved
 from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, fleet_of, run_async, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, post_request, request
 from fairlead_testing.waiting import wait_until
-
-from fairlead.fleet.model import InstanceState
-from fairlead.limits import Limits
-from fairlead_gateway.worker.resilience.outlier_detection import HealthState
 
 GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 STREAM = GOOD | {"stream": True}

@@ -4,11 +4,11 @@ import asyncio
 from typing import cast
 
 import pytest
+
+from fairlead.limits import Limits
 from fairlead_testing.engines.scripted import EngineCall, HangUp, Script, event, scripted_engine, token, well_behaved
 from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, run_async, running_gateway, with_engines
 from fairlead_testing.http.raw_client import RawConnection, RawResponse, post_request, request
-
-from fairlead.limits import Limits
 
 GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 STREAM = GOOD | {"stream": True}

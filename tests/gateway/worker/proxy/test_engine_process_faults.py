@@ -10,14 +10,14 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
+
+from fairlead.limits import Limits
+from fairlead_gateway.telemetry.status_types import HealthState
 from fairlead_testing.engines.simulated_process import engine_process, engine_processes
 from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, run_async, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, post_request, request
 from fairlead_testing.processes import is_alive
 from fairlead_testing.waiting import wait_until
-
-from fairlead.limits import Limits
-from fairlead_gateway.worker.resilience.outlier_detection import HealthState
 
 POISONABLE = """
 import os, re

@@ -4,11 +4,11 @@ import asyncio
 import json
 
 import pytest
+
+from fairlead.fleet.model import Fleet, Instance, Model, SloTargets
 from fairlead_testing.engines.scripted import EngineCall, event, scripted_engine, token, usage
 from fairlead_testing.gateway.running_gateway import MODEL_KEY, fleet_of, run_async, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, get_request, post_request, request, send
-
-from fairlead.fleet.model import Fleet, Instance, Model, SloTargets
 
 GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 

@@ -6,13 +6,13 @@ import signal
 from typing import Any
 
 import pytest
+
+from fairlead.limits import Limits
 from fairlead_testing.engines.scripted import EngineCall, HangUp, Script, event, scripted_engine, token, usage
 from fairlead_testing.engines.simulated_process import engine_processes
 from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, fleet_of, run_async, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, RawResponse, post_request, request
 from fairlead_testing.waiting import wait_until
-
-from fairlead.limits import Limits
 
 CHAT: dict[str, Any] = {
     "model": "tiny",

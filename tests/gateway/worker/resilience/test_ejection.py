@@ -4,15 +4,15 @@ import signal
 from collections import Counter
 
 import pytest
+
+from fairlead.limits import Limits
+from fairlead_gateway.supervisor.management.serializers import fleet_out
+from fairlead_gateway.telemetry.status_types import HealthState
 from fairlead_testing.engines.scripted import EngineCall, HangUp, Script, scripted_engine, token, well_behaved
 from fairlead_testing.engines.simulated_process import engine_processes
 from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, fleet_of, run_async, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, post_request, request
 from fairlead_testing.waiting import wait_until, wait_until_async
-
-from fairlead.limits import Limits
-from fairlead_gateway.supervisor.management.serializers import fleet_out
-from fairlead_gateway.worker.resilience.outlier_detection import HealthState
 
 GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 STREAM = GOOD | {"stream": True, "max_tokens": 20}

@@ -4,7 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fairlead.limits import Limits
-from fairlead_gateway.worker.resilience.outlier_detection import HealthState, OutlierDetector
+from fairlead_gateway.telemetry.status_types import HealthState
+from fairlead_gateway.worker.resilience.outlier_detection import OutlierDetector
 
 LIMITS = Limits()
 FOUR = ("a", "b", "c", "d")

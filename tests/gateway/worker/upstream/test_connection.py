@@ -5,6 +5,10 @@ import contextlib
 import socket
 
 import pytest
+
+from fairlead.engines.credentials import EngineCredentials
+from fairlead.limits import Limits
+from fairlead_gateway.worker.upstream.connection import ConnectionPool, UpstreamError
 from fairlead_testing.engines.scripted import (
     EngineCall,
     HangUp,
@@ -25,10 +29,6 @@ from fairlead_testing.gateway.running_gateway import (
 )
 from fairlead_testing.http.raw_client import RawConnection, post_request, request, send
 from fairlead_testing.waiting import wait_until
-
-from fairlead.engines.credentials import EngineCredentials
-from fairlead.limits import Limits
-from fairlead_gateway.worker.upstream.connection import ConnectionPool, UpstreamError
 
 GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 STREAM = GOOD | {"stream": True}

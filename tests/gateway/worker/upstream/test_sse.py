@@ -3,11 +3,11 @@
 import itertools
 import json
 
-from fairlead_testing.engines.scripted import event, token, usage
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fairlead_gateway.worker.upstream.sse import SseScanner, filter_first_chunks
+from fairlead_testing.engines.scripted import event, token, usage
 
 LIMIT = 1_048_576
 VALUES = st.recursive(

@@ -4,9 +4,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from fairlead.kube.resources import Manifest
+from fairlead_cli.cluster import components
 from fairlead_cli.cluster.checks.analyzers import workloads
 from fairlead_cli.cluster.checks.verdict import CheckOutcome, Verdict, failed, passed, unknown, verdict_of, warned
-from fairlead_cli.cluster.facts import GATEWAY, REDIS, ClusterFacts
+from fairlead_cli.cluster.components import GATEWAY, REDIS
+from fairlead_cli.cluster.facts import ClusterFacts
 from fairlead_cli.cluster.missing_value import MissingValue
 from fairlead_cli.cluster.object_fields import arguments_of, namespace_name, object_key, pod_spec_of
 from fairlead_cli.cluster.pod_http import PodReport, Readiness
@@ -67,9 +69,11 @@ def check_notes(facts: ClusterFacts) -> Verdict | None:
 @workloads.for_component(GATEWAY)
 def check_redis(facts: ClusterFacts, found: Sequence[Manifest]) -> Verdict | None:
     """As each gateway has it; a gateway that was given none decides alone."""
-    without = [one for one in found if not workloads.has_redis(one)]
+    without = [one for one in found if not components.has_redis(one)]
     alone = [
-        f"{object_key(one)} has several gateways and no Redis" for one in without if workloads.desired_replicas(one) > 1
+        f"{object_key(one)} has several gateways and no Redis"
+        for one in without
+        if components.desired_replicas(one) > 1
     ]
     if len(without) == len(found):
         return warned(*alone) if alone else None

@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 
 from fairlead.kube.resources import Manifest
+from fairlead_cli.cluster import components
 from fairlead_cli.cluster.checks.analyzers import workloads
 from fairlead_cli.cluster.checks.verdict import CheckOutcome, Verdict, passed, unknown, verdict_of, warned
-from fairlead_cli.cluster.facts import GATEWAY, INDEXER, ClusterFacts
+from fairlead_cli.cluster.components import GATEWAY, INDEXER
+from fairlead_cli.cluster.facts import ClusterFacts
 from fairlead_cli.cluster.metrics_page import MetricsPage
 from fairlead_cli.cluster.missing_value import MissingValue
 from fairlead_cli.cluster.object_fields import object_key
@@ -18,7 +20,7 @@ def check_installed(facts: ClusterFacts) -> Verdict | None:
         return unknown(found if isinstance(found, MissingValue) else MissingValue("gateways could not be looked for"))
     if found:
         return passed(", ".join(object_key(one) for one in found))
-    waiting = [object_key(one) for one in gateways if workloads.has_redis(one)]
+    waiting = [object_key(one) for one in gateways if components.has_redis(one)]
     return warned(*(f"{name} has a Redis, and nobody writes the index there" for name in waiting)) if waiting else None
 
 

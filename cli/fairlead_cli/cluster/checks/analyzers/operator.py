@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from typing import Final
 
 from fairlead.kube.resources import Manifest
+from fairlead_cli.cluster import components
 from fairlead_cli.cluster.checks.analyzers import workloads
 from fairlead_cli.cluster.checks.verdict import Verdict, failed, unknown, verdict_of
-from fairlead_cli.cluster.facts import OPERATOR, ClusterFacts
+from fairlead_cli.cluster.components import OPERATOR
+from fairlead_cli.cluster.facts import ClusterFacts
 from fairlead_cli.cluster.missing_value import MissingValue
 from fairlead_cli.cluster.object_fields import namespace_name, object_key, spec_of
 from fairlead_cli.cluster.timestamps import format_age, parse_time
@@ -35,7 +37,7 @@ def check_installed(facts: ClusterFacts) -> Verdict:
 
 def _shared_namespaces(one: Manifest, other: Manifest) -> str:
     """Namespaces of two operators that are the same; empty for none."""
-    first, second = set(workloads.watched_namespaces(one)), set(workloads.watched_namespaces(other))
+    first, second = set(components.watched_namespaces(one)), set(components.watched_namespaces(other))
     if not first or not second:
         return "all namespaces" if not first and not second else ", ".join(sorted(first or second))
     return ", ".join(sorted(first & second))

@@ -10,7 +10,7 @@ from fairlead.api.kinds import served_kinds
 from fairlead.api.v1alpha1 import GROUP, VERSION
 from fairlead.kube.resources import Manifest, metadata_of, name_of
 from fairlead_cli.cluster.access.permissions import permissions_to_check, permissions_to_install
-from fairlead_cli.cluster.checks.catalogue import OLDEST_KUBERNETES
+from fairlead_cli.cluster.checks.check import OLDEST_KUBERNETES
 from fairlead_cli.cluster.checks.verdict import Verdict, failed, passed, unknown, verdict_of, warned
 from fairlead_cli.cluster.facts import ClusterFacts
 from fairlead_cli.cluster.missing_value import MissingValue

@@ -4,9 +4,9 @@ from collections.abc import Iterator, Sequence
 
 from fairlead.kube.resources import Manifest
 from fairlead_cli.cluster.access.permissions import COMPONENTS_WITH_PERMISSIONS
-from fairlead_cli.cluster.checks.analyzers.workloads import desired_replicas
 from fairlead_cli.cluster.checks.verdict import CheckOutcome, Verdict, passed, unknown, verdict_of, warned
-from fairlead_cli.cluster.facts import COMPONENT_LABEL, RELEASE_LABEL, VERSION_LABEL, ClusterFacts
+from fairlead_cli.cluster.components import COMPONENT_LABEL, RELEASE_LABEL, VERSION_LABEL, desired_replicas
+from fairlead_cli.cluster.facts import ClusterFacts
 from fairlead_cli.cluster.missing_value import MissingValue
 from fairlead_cli.cluster.object_fields import label_of, namespace_name, object_key, spec_of, status_of
 

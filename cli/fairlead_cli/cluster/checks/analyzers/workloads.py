@@ -6,22 +6,16 @@ from functools import wraps
 from fairlead.kube.resources import Manifest, is_deleting, is_ready, name_of
 from fairlead_cli.cluster.access.access_reviews import Permission
 from fairlead_cli.cluster.checks.verdict import Analyzer, CheckOutcome, Verdict, passed, unknown, verdict_of, warned
-from fairlead_cli.cluster.facts import ClusterFacts, SecretReference
+from fairlead_cli.cluster.components import desired_replicas, secret_references
+from fairlead_cli.cluster.facts import ClusterFacts
 from fairlead_cli.cluster.missing_value import MissingValue
 from fairlead_cli.cluster.object_fields import (
-    arguments_of,
     conditions_of,
-    containers_of,
-    environment_of,
-    namespace_name,
     object_key,
-    pod_spec_of,
     shorten,
-    spec_of,
     waiting_reason,
 )
 
-WATCH_NAMESPACES_VARIABLE = "FAIRLEAD_WATCH_NAMESPACES"
 _IMAGE_PULL_REASONS = (
     "ErrImagePull",
     "ImagePullBackOff",
@@ -94,12 +88,6 @@ def _pods_ready(facts: ClusterFacts, found: Sequence[Manifest]) -> Verdict:
     return warned(*short_of) if short_of else passed(f"{count} of {wanted}")
 
 
-def desired_replicas(deployment: Manifest) -> int:
-    """As asked; one where nobody says."""
-    asked = spec_of(deployment).get("replicas")
-    return 1 if asked is None else int(asked)
-
-
 def not_ready_reasons(facts: ClusterFacts, deployment: Manifest) -> Iterator[str]:
     """What its pods wait for; what its controller says where there are none."""
     pods = facts.pods_of(deployment)
@@ -129,36 +117,6 @@ def check_images(facts: ClusterFacts) -> Verdict | None:
     )
 
 
-def watched_namespaces(deployment: Manifest) -> list[str]:
-    """The namespaces whose models it looks after; none named: all."""
-    named = environment_of(deployment).get(WATCH_NAMESPACES_VARIABLE, "")
-    if not named:
-        argument = next((word for word in arguments_of(deployment) if word.startswith("--kube=")), "")
-        named = argument.removeprefix("--kube=")
-    return [part.strip() for part in named.split(",") if part.strip()]
-
-
-def secret_references(deployment: Manifest) -> list[SecretReference]:
-    """Every Secret that its pods name, with the entries that they take from it; pull secrets aside."""
-    pods = pod_spec_of(deployment)
-    entries: dict[tuple[str, bool], set[str]] = {}
-    for container in containers_of(pods):
-        for one in container.get("env") or []:
-            chosen = (one.get("valueFrom") or {}).get("secretKeyRef")
-            if chosen and chosen.get("name"):
-                where = (str(chosen["name"]), bool(chosen.get("optional")))
-                entries.setdefault(where, set()).add(str(chosen.get("key", "")))
-    for volume in pods.get("volumes") or []:
-        chosen = volume.get("secret")
-        if chosen and chosen.get("secretName"):
-            where = (str(chosen["secretName"]), bool(chosen.get("optional")))
-            entries.setdefault(where, set()).update(str(one.get("key", "")) for one in chosen.get("items") or [])
-    return [
-        SecretReference(namespace_name(deployment), name, frozenset(found), optional)
-        for (name, optional), found in entries.items()
-    ]
-
-
 def check_secrets(facts: ClusterFacts, component: str) -> Verdict | None:
     """Every Secret that the component's pods name is there, with the entries that they take."""
     return for_component(component)(_secrets_complete)(facts)
@@ -178,20 +136,6 @@ def _secrets_complete(facts: ClusterFacts, found: Sequence[Manifest]) -> Verdict
         elif lacks := sorted(wanted.entries - there.entries):
             bad.append(f"the Secret {name} has no {', '.join(lacks)}")
     return verdict_of(bad, unsure)
-
-
-def has_redis(deployment: Manifest) -> bool:
-    """Are its pods told where Redis is?"""
-    return any(
-        one.get("name") == "FAIRLEAD_REDIS_URL"
-        for container in containers_of(pod_spec_of(deployment))
-        for one in container.get("env") or []
-    )
-
-
-def service_account(deployment: Manifest) -> str:
-    """The service account of its pods."""
-    return str(pod_spec_of(deployment).get("serviceAccountName") or "default")
 
 
 def check_permissions(facts: ClusterFacts, component: str) -> Verdict | None:

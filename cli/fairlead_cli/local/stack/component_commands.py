@@ -1,0 +1,53 @@
+"""Component commands."""
+
+import sys
+from pathlib import Path
+
+from fairlead_cli.addresses import Address
+from fairlead_cli.local.processes.child_process import ProcessCommand
+from fairlead_cli.local.processes.embedded_redis import RedisServer
+from fairlead_cli.local.stack.options import StackConfig
+
+SECRET_VARIABLE = "FAIRLEAD_HASH_SECRET"
+
+
+REDIS_VARIABLE = "FAIRLEAD_REDIS_URL"
+
+
+AUTOSCALER_VARIABLE = "FAIRLEAD_AUTOSCALER_URL"
+
+
+def gateway_command(
+    fleet_file: Path, setup: StackConfig, redis: RedisServer | None, autoscaler: Address | None = None
+) -> ProcessCommand:
+    """The gateway as a child process. Its secrets go by the environment, which other users cannot read."""
+    argv = [sys.executable, "-m", "fairlead_gateway", "--fleet", str(fleet_file)]
+    argv += ["--listen", str(setup.listen), "--manage", str(setup.manage)]
+    argv += ["--workers", str(setup.workers)]
+    if setup.insecure:
+        argv.append("--insecure")
+    environment = {SECRET_VARIABLE: setup.secret}
+    if redis is not None:
+        environment[REDIS_VARIABLE] = redis.url
+    if autoscaler is not None:
+        environment[AUTOSCALER_VARIABLE] = autoscaler.url
+    return ProcessCommand(tuple(argv), environment)
+
+
+def autoscaler_command(directory: Path, setup: StackConfig, listen: Address | None) -> ProcessCommand | None:
+    """The autoscaler as a child process; None where nothing is scaled."""
+    if listen is None:
+        return None
+    argv = [sys.executable, "-m", "fairlead_autoscaler", "--local", str(directory), "--listen", str(listen)]
+    argv += ["--gateway", setup.manage.url, "--speed", f"{setup.speed:g}"]
+    if setup.logs is not None:
+        argv += ["--record", str(setup.logs / "scaling")]
+    return ProcessCommand(tuple(argv))
+
+
+def indexer_command(fleet_file: Path, setup: StackConfig, redis: RedisServer | None) -> ProcessCommand | None:
+    """The indexer as a child process; None without Redis, where the gateway indexes by itself."""
+    if redis is None:
+        return None
+    argv = (sys.executable, "-m", "fairlead_kvstore", "--fleet", str(fleet_file))
+    return ProcessCommand(argv, {SECRET_VARIABLE: setup.secret, REDIS_VARIABLE: redis.url})

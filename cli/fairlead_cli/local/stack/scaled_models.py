@@ -1,0 +1,71 @@
+"""Scaled models."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fairlead.api import ModelDeployment, Pool, ScalingMode
+from fairlead.fleet.model import Role, SloTargets
+from fairlead.manifests.loader import Manifests
+from fairlead_autoscaler.core import PoolSpec, SleepTier
+from fairlead_autoscaler.model_spec import replica_cost, replica_usd, sleep_tier
+from fairlead_cli.local.stack.engine_process import EnginePoolSpec
+
+
+@dataclass(frozen=True, slots=True)
+class ScaledModelSpec:
+    """A model that the autoscaler is to size: what it may do and what is wanted of it, as the manifest says it. The autoscaler's time
+    runs as fast as the engines' does."""
+
+    key: str
+    objectives: SloTargets
+    policy: Mapping[str, Any]
+    pools: tuple[PoolSpec, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ScalingPlan:
+    """The models that are scaled, and in words why others that ask for it are not."""
+
+    models: tuple[ScaledModelSpec, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def plan_scaling(manifests: Manifests, pools: Sequence[EnginePoolSpec]) -> ScalingPlan:
+    """What the manifests want of the autoscaler, for the pools that local mode runs."""
+    found, notes = [], []
+    for deployment in manifests.models:
+        spec, name = deployment.spec, deployment.metadata.name
+        if spec.autoscaling.mode is ScalingMode.OFF:
+            continue
+        plans = {plan.name: plan for plan in pools if plan.model.key == deployment.key and not plan.adopted}
+        if spec.replicas is not None:
+            notes.append(f"{name}: not scaled, since spec.replicas sets the number")
+        elif any(plan.engines_per_process > 1 for plan in plans.values()):
+            notes.append(f"{name}: not scaled, since its engines share processes")
+        elif plans:
+            found.append(_scaled_model(manifests, deployment, plans))
+    return ScalingPlan(tuple(found), tuple(notes))
+
+
+def _scaled_model(
+    manifests: Manifests, deployment: ModelDeployment, plans: Mapping[str, EnginePoolSpec]
+) -> ScaledModelSpec:
+    policy = deployment.spec.autoscaling.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+    tier = sleep_tier(deployment.spec)
+    facts = tuple(_pool_facts(manifests, pool, tier) for pool in deployment.spec.pools if pool.name in plans)
+    return ScaledModelSpec(deployment.key, deployment.spec.objectives.to_targets(), policy, facts)
+
+
+def _pool_facts(manifests: Manifests, pool: Pool, tier: SleepTier | None) -> PoolSpec:
+    kind = manifests.accelerators.get(pool.accelerator or "")
+    return PoolSpec(
+        name=pool.name,
+        role=Role(pool.role.value),
+        cost_per_hour=replica_cost(None if kind is None else kind.spec, pool),
+        minimum=pool.replicas.min,
+        maximum=pool.replicas.min if pool.replicas.max is None else pool.replicas.max,
+        profile=manifests.engine_profile(pool),
+        usd_per_hour=replica_usd(None if kind is None else kind.spec, pool),
+        tier=tier,
+    )

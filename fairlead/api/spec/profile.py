@@ -1,0 +1,68 @@
+"""Profile."""
+
+from dataclasses import replace
+from typing import Annotated, ClassVar, Self
+
+from pydantic import (
+    Field,
+    model_validator,
+)
+
+from fairlead.api.strict_model import Rule, StrictModel, field_error
+from fairlead.engine_profile import EngineProfile, builtin_profiles
+
+OptionalSeconds = Annotated[float | None, Field(ge=0, le=3600)]
+
+
+OptionalCount = Annotated[int | None, Field(ge=1, le=2**40)]
+
+
+class Profile(StrictModel):
+    """What a step of an engine costs: a preset, coefficients of your own, or a preset with some of them changed."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            cel="has(self.preset) || has(self.prefillTokenSeconds)",
+            message="a profile needs a preset or at least prefillTokenSeconds",
+            fix="add `preset:` with the name of a built-in profile, such as h100-llama8b",
+            violation=lambda one: one.preset is None and one.prefill_token_seconds is None,
+        ),
+    )
+
+    preset: Annotated[
+        str | None, Field(min_length=1, max_length=63, description="a built-in profile", examples=["h100-llama8b"])
+    ] = None
+    prefill_token_seconds: Annotated[
+        float | None, Field(gt=0, le=3600, description="p: one computed token (prompt or decode)", examples=["3.6e-5"])
+    ] = None
+    attention_seconds: Annotated[
+        OptionalSeconds, Field(description="q: attention of one token on one token before it")
+    ] = None
+    weights_seconds: Annotated[
+        OptionalSeconds, Field(description="w: the least a step takes, reading the weights once")
+    ] = None
+    step_seconds: Annotated[OptionalSeconds, Field(description="d: fixed overhead of a step")] = None
+    sequence_seconds: Annotated[OptionalSeconds, Field(description="s: one sequence in the batch")] = None
+    resident_token_seconds: Annotated[
+        OptionalSeconds, Field(description="c: one resident KV token read by decoding")
+    ] = None
+    hit_token_seconds: Annotated[OptionalSeconds, Field(description="h: one prompt token found in the cache")] = None
+    kv_tokens: Annotated[OptionalCount, Field(description="tokens that the KV cache holds")] = None
+    max_sequences: Annotated[OptionalCount, Field(description="sequences in one batch")] = None
+    step_tokens: Annotated[OptionalCount, Field(description="token budget of one step")] = None
+
+    @model_validator(mode="after")
+    def _check_preset(self) -> Self:
+        known = builtin_profiles()
+        if self.preset is not None and self.preset not in known:
+            message = f'no engine profile is called "{self.preset}"'
+            raise field_error(message, f"use one of {', '.join(sorted(known))}, or give coefficients", at=("preset",))
+        return self
+
+    def to_engine_profile(self, name: str) -> EngineProfile:
+        """The profile as a value; ``name`` is used where it is not just a preset."""
+        given = self.model_dump(exclude_none=True, exclude={"preset", "name"})
+        if self.preset is None:
+            return EngineProfile(name=name, **given)
+        base = builtin_profiles()[self.preset]
+        return replace(base, name=name, **given) if given else base

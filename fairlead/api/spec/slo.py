@@ -1,0 +1,51 @@
+"""Slo."""
+
+from typing import Annotated, ClassVar
+
+from pydantic import (
+    Field,
+)
+
+from fairlead import units
+from fairlead.api.strict_model import Rule, StrictModel
+from fairlead.api.value_types import Duration, PositiveDuration
+from fairlead.fleet.model import SloTargets as ObjectiveValues
+
+
+class Slo(StrictModel):
+    """What a request should see. Attained means: time to first token and mean inter-token latency are both within."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            cel="!has(self.ttftPerKiloToken) || has(self.ttft)",
+            message="ttftPerKiloToken is added to ttft, which is missing",
+            fix="add `ttft: 800ms`",
+            at=("ttftPerKiloToken",),
+            violation=lambda one: one.ttft_per_kilo_token is not None and one.ttft is None,
+        ),
+    )
+
+    target: Annotated[
+        float,
+        Field(gt=0, le=1, description="the share of requests that should attain the objectives", examples=["0.95"]),
+    ] = 0.95
+    ttft: Annotated[
+        PositiveDuration | None,
+        Field(description="time to first token of a short prompt; left out = no such objective", examples=["800ms"]),
+    ] = None
+    ttft_per_kilo_token: Annotated[
+        Duration | None, Field(description="added to ttft for every 1,000 prompt tokens", examples=["120ms"])
+    ] = None
+    itl: Annotated[
+        PositiveDuration | None,
+        Field(description="mean inter-token latency; left out = no such objective", examples=["40ms"]),
+    ] = None
+
+    def to_targets(self) -> ObjectiveValues:
+        """The same in seconds, as routing reads it."""
+        return ObjectiveValues(
+            target=self.target,
+            ttft_seconds=None if self.ttft is None else units.parse_duration(self.ttft),
+            ttft_per_kilo_token_seconds=units.parse_duration(self.ttft_per_kilo_token or "0s"),
+            itl_seconds=None if self.itl is None else units.parse_duration(self.itl),
+        )

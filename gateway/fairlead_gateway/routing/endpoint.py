@@ -1,0 +1,23 @@
+"""Endpoint."""
+
+from fairlead.engine_profile import EngineProfile
+from fairlead.fleet.model import KvPull
+from fairlead_gateway.routing.load.inflight import EndpointLoad
+
+
+class Endpoint:
+    """A ready instance with what a decision asks about it. ``bit`` finds what it should hold by all that is known, ``indexed`` (0:
+    the index says nothing of it) what it holds by the index."""
+
+    __slots__ = ("cache_bit", "id", "index_bit", "kv_tokens", "load", "profile", "pull")
+
+    def __init__(
+        self, id: str, profile: EngineProfile, load: EndpointLoad, cache_bit: int, index_bit: int, pull: KvPull | None
+    ) -> None:
+        self.pull = pull
+        self.id = id
+        self.profile = profile
+        self.kv_tokens = profile.kv_tokens
+        self.load = load
+        self.cache_bit = cache_bit | index_bit
+        self.index_bit = index_bit
