@@ -1,0 +1,43 @@
+"""Values that leave a process keep their encoding, whatever their classes and fields are called in the source.
+
+``recorded_encodings.json`` holds one sample of each struct in MessagePack and the fields of each model of
+the management API, as an earlier release wrote them. Messages between a supervisor and its own workers
+are not recorded: both ends always come from one release.
+"""
+
+import json
+from pathlib import Path
+
+import msgspec
+import pytest
+from pydantic import BaseModel
+
+from fairlead_gateway.supervisor.management import schemas
+from fairlead_testing.struct_samples import encoded, struct_classes
+
+RECORDED = json.loads((Path(__file__).parent / "recorded_encodings.json").read_text())
+PACKAGES = (
+    "fairlead",
+    "fairlead_gateway",
+    "fairlead_kvstore",
+    "fairlead_autoscaler",
+    "fairlead_operator",
+    "fairlead_cli",
+    "fairlead_sim",
+)
+
+
+@pytest.fixture(scope="module")
+def encodings() -> frozenset[str]:
+    return frozenset(encoded(cls) for cls in struct_classes(PACKAGES))
+
+
+@pytest.mark.parametrize("recorded", RECORDED["structs"], ids=range(len(RECORDED["structs"])))
+def test_each_recorded_struct_is_still_encoded_the_same(recorded: str, encodings: frozenset[str]) -> None:
+    assert recorded in encodings, f"no struct encodes to {msgspec.msgpack.decode(bytes.fromhex(recorded))}"
+
+
+def test_models_of_the_management_api_keep_their_fields() -> None:
+    models = [value for value in vars(schemas).values() if isinstance(value, type) and issubclass(value, BaseModel)]
+    fields = [sorted(item.alias or name for name, item in model.model_fields.items()) for model in models]
+    assert [names for names in RECORDED["models"] if names not in fields] == []
