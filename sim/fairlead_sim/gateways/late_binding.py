@@ -6,11 +6,11 @@ whether some had better wait elsewhere.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 from fairlead.engine_profile import EngineProfile
 from fairlead_gateway.admission.policy import MAX_WAITING_STEP_SHARE
-from fairlead_gateway.routing import RouteRequest
+from fairlead_gateway.routing import ModelRouter, RouteRequest
 from fairlead_sim.engine.scheduler import EngineSequence
 from fairlead_sim.fleet.simulation import QUEUED
 
@@ -117,7 +117,7 @@ class Dispatcher:
 
     def __init__(
         self,
-        router: Any,
+        router: ModelRouter,
         profile: EngineProfile,
         send: Callable[[str, str, float], None],
         schedule: Callable[[float, Callable[[float], None]], None],
@@ -127,19 +127,19 @@ class Dispatcher:
     ) -> None:
         self._router = router
         self._queue: LateBindingQueue | None = None
-        if not never_queues and getattr(router, "holds", False):
+        if not never_queues and router.queues_assigned:
             room = MAX_WAITING_STEP_SHARE * profile.prefill_time(profile.step_tokens)
             self._queue = LateBindingQueue(router, send, schedule, max_backlog_seconds=room, rebalances=rebalances)
 
     def dispatch(self, route_request: RouteRequest, chosen: str, now: float) -> str:
         """It counts at the engine ``chosen`` from now on, which is given back where it is to be sent there at once; else ``HELD``."""
         if self._queue is None:
-            self._router.dispatch(route_request, chosen, now)
+            self._router.on_dispatch(route_request, chosen, now)
             return chosen
-        endpoint = self._router.place(chosen)
-        backlog_before = 0.0 if endpoint is None else endpoint.tally.backlog_seconds
-        self._router.dispatch(route_request, chosen, now)
-        prefill_seconds = 0.0 if endpoint is None else endpoint.tally.backlog_seconds - backlog_before
+        endpoint = self._router.endpoint(chosen)
+        backlog_before = 0.0 if endpoint is None else endpoint.load.backlog_seconds
+        self._router.on_dispatch(route_request, chosen, now)
+        prefill_seconds = 0.0 if endpoint is None else endpoint.load.backlog_seconds - backlog_before
         return chosen if self._queue.assign(route_request.id, chosen, now, prefill_seconds) else QUEUED
 
     def on_first_token(self, request: str, now: float) -> None:
@@ -150,7 +150,7 @@ class Dispatcher:
 
     def on_finished(self, sequence: EngineSequence, now: float) -> None:
         """With what an engine reports."""
-        self._router.on_finished(
+        self._router.on_finish(
             sequence.id,
             now,
             prompt_tokens=sequence.prompt_tokens,
@@ -160,7 +160,7 @@ class Dispatcher:
 
     def on_abandoned(self, request: str, now: float) -> None:
         """It is not there any more, without an answer: its load is gone at once."""
-        self._router.abandoned(request, now)
+        self._router.on_abandoned(request, now)
         if self._queue is not None:
             self._queue.on_first_token(request, now)
 
@@ -168,5 +168,5 @@ class Dispatcher:
         """What was kept for engines that are not among these counts nowhere from now on, and is to be chosen for anew."""
         dropped = [] if self._queue is None else self._queue.retain(reached)
         for request in dropped:
-            self._router.abandoned(request, now)
+            self._router.on_abandoned(request, now)
         return dropped
