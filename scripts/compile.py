@@ -8,6 +8,7 @@ interpreted. Takes about a minute of one core.
 """
 
 import argparse
+import ast
 import os
 import shlex
 import shutil
@@ -15,148 +16,54 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from fairlead.runtime import compiled_build
 from fairlead_sim import compiled as compiled_sim
 
-ROOMS = (
-    "listen",
-    "reader",
-    "head",
-    "chunked",
-    "reply",
-    "halfclose",
-    "deadline",
-    "request_ids",
-    "body",
-    "usual",
-    "model",
-    "splice",
-    "served_name",
-    "handoff",
-    "prompt",
-    "route",
-    "wire",
-    "reach",
-    "upstream",
-    "sse",
-    "events",
-    "answer",
-    "forward",
-    "short",
-    "overdue",
-    "judge",
-    "keys",
-    "retry",
-    "settle",
-    "gateway",
-    "berths",
-    "job",
-    "decision_log",
-    "health",
-    "patience",
-    "quarantine",
-    "breaker",
-    "lateness",
-)
-ROUTING = (
-    "__init__",
-    "convertible",
-    "gaps",
-    "glimpses",
-    "held",
-    "holdings",
-    "hotness",
-    "index",
-    "kinds",
-    "ledger",
-    "options",
-    "pins",
-    "prefix",
-    "presets/__init__",
-    "presets/answer",
-    "presets/dual_hash",
-    "presets/dualmap",
-    "presets/preble",
-    "presets/published",
-    "presets/question",
-    "presets/simple",
-    "presets/table",
-    "recent",
-    "reported",
-    "request",
-    "ring",
-    "router",
-    "shared",
-    "sources",
-)
-TELEMETRY = (
-    "telemetry",
-    "histogram",
-    "series",
-    "outcome",
-)
-INDEX = (
-    "follow",
-    "mirror",
-    "events/decode",
-    "events/sequence",
-    "index/book",
-    "index/mirror",
-    "reader/line",
-    "reader/link",
-    "reader/replay",
-    "reader/sockets",
-    "reader/turns",
-    "truth/adapters",
-    "truth/blocks",
-    "truth/identity",
-    "truth/orphans",
-    "truth/shared",
-    "truth/slice",
-    "truth/standing",
-    "truth/truth",
-)
-MODULES = [
-    *(f"fairlead_gateway/{room}.py" for room in ROOMS),
-    *(f"fairlead_gateway/routing/{part}.py" for part in ROUTING),
-    *(f"fairlead_gateway/telemetry/{part}.py" for part in TELEMETRY),
-    *(f"fairlead_kvstore/{part}.py" for part in INDEX),
+DATA_PLANE = (
     "fairlead/decision.py",
     "fairlead/engine_profile.py",
-]
-"""What a request, and what an engine tells, passes through. Left out: modules with msgspec structs (mypyc cannot make them) and
-what runs once in a while."""
-SIMULATOR = [
-    *(f"fairlead_gateway/routing/{part}.py" for part in ROUTING),
-    "fairlead_gateway/routing/prefix/approximate_index.py",
+    "fairlead/engines/credentials.py",
+    "fairlead_gateway/http/*.py",
+    "fairlead_gateway/routing/**/*.py",
+    "fairlead_gateway/telemetry/counters.py",
+    "fairlead_gateway/telemetry/decision_log.py",
+    "fairlead_gateway/telemetry/histogram.py",
+    "fairlead_gateway/telemetry/outcome.py",
+    "fairlead_gateway/telemetry/recorder.py",
+    "fairlead_gateway/worker/api_keys.py",
+    "fairlead_gateway/worker/request_context.py",
+    "fairlead_gateway/worker/request_ids.py",
+    "fairlead_gateway/worker/dispatch/*.py",
+    "fairlead_gateway/worker/openai/*.py",
+    "fairlead_gateway/worker/proxy/*.py",
+    "fairlead_gateway/worker/resilience/*.py",
+    "fairlead_gateway/worker/upstream/*.py",
+    "fairlead_kvstore/blockstore/*.py",
+    "fairlead_kvstore/events/*.py",
+    "fairlead_kvstore/index/replica.py",
+    "fairlead_kvstore/index/writer_state.py",
+    "fairlead_kvstore/reader/*.py",
+)
+"""The modules that requests and KV events pass through. Modules that define msgspec structs are
+left out, since mypyc cannot compile them."""
+SIMULATION = (
     "fairlead/decision.py",
     "fairlead/engine_profile.py",
-    *(
-        f"fairlead_sim/{part}.py"
-        for part in (
-            "blocks",
-            "course",
-            "engine",
-            "fleet",
-            "holding",
-            "outside",
-            "seam_router",
-            "seam_silence",
-            "seam_view",
-            "seam_words",
-            "sequence",
-            "served",
-            "trace_prompts",
-        )
-    ),
-    *(
-        f"fairlead_sim/scaling/{part}.py"
-        for part in ("book", "engine", "load", "loop", "oracle", "plant", "pool", "prefilling", "token_engine")
-    ),
-]
-"""What a simulated request passes through."""
+    "fairlead_gateway/routing/**/*.py",
+    *(f"fairlead_sim/adapters/{name}.py" for name in ("endpoint_view", "external_router", "field_parsing")),
+    *(f"fairlead_sim/adapters/{name}.py" for name in ("missing_feedback", "router_adapter")),
+    *(f"fairlead_sim/autoscaling/{name}.py" for name in ("aggregated_engine", "closed_loop", "oracle", "plant")),
+    *(f"fairlead_sim/autoscaling/{name}.py" for name in ("pool", "request_table", "token_engine", "traffic")),
+    "fairlead_sim/autoscaling/routing/prefill_placement.py",
+    *(f"fairlead_sim/engine/{name}.py" for name in ("block_pool", "scheduler", "sequence")),
+    *(f"fairlead_sim/fleet/{name}.py" for name in ("request", "simulation")),
+    *(f"fairlead_sim/gateways/{name}.py" for name in ("late_binding", "single_gateway")),
+    "fairlead_sim/workload/trace_prompts.py",
+)
+"""The modules that a simulated request passes through."""
 
 _SETUP = """
 import sys
@@ -203,10 +110,21 @@ def main() -> int:
         )
         return NO_COMPILER
     print("compiling the data plane (once per state of its sources, about a minute) ...", file=sys.stderr)
-    return _build(folders, target, SIMULATOR if options.sim else MODULES)
+    return _build(folders, target, SIMULATION if options.sim else DATA_PLANE)
 
 
-def _build(folders: list[Path], target: Path, modules: list[str]) -> int:
+def compiled_modules(root: Path, patterns: Iterable[str]) -> list[str]:
+    """Returns the modules below `root` that match `patterns` and that mypyc can compile."""
+    paths = dict.fromkeys(path for pattern in patterns for path in sorted(root.glob(pattern)))
+    return [str(path.relative_to(root)) for path in paths if not _defines_struct(path)]
+
+
+def _defines_struct(path: Path) -> bool:
+    classes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ClassDef)]
+    return any(ast.unparse(base).endswith("Struct") for node in classes for base in node.bases)
+
+
+def _build(folders: list[Path], target: Path, patterns: Iterable[str]) -> int:
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix="compiling-") as name:
         work = Path(name) / "work"
@@ -219,7 +137,7 @@ def _build(folders: list[Path], target: Path, modules: list[str]) -> int:
         command = [
             sys.executable,
             "setup.py",
-            ",".join(modules),
+            ",".join(compiled_modules(work, patterns)),
             " ".join(_known_flags(Path(name))),
             "build_ext",
             "--inplace",

@@ -1,3 +1,9 @@
-"""Requests that a gateway holds: who goes next when an engine can start one, and when holding is worth it at all.
+"""Admission control: admits a request now, queues it in the gateway, or refuses it.
 
-Pure: no clock, no I/O; the caller says what time it is and what the engines have before them."""
+Pure: no clock and no I/O. Callers pass the time and the load of the instances.
+
+In reading order: `policy` decides. `request_queue` orders queued requests, with `fair_share`
+between tenants. `kv_capacity` checks memory, with `kv_peak` and `output_lengths`. `length_classes`
+separates long prompts from short ones. `drain_rate` estimates waits; `backlog_decay` estimates
+backlogs.
+"""

@@ -1,8 +1,11 @@
-"""How much prefill is still before an engine, when nobody says that it is done.
+"""An estimate of the prefill backlog of instances between reports.
 
-A stream says when its first token comes; a plain answer says nothing before it is whole, and what other processes sent is known
-as a sum alone. So a backlog is also taken to be worked off, at ``PACE`` seconds a second: slower than an engine that does nothing
-else, so that it is not given the next prompt while the last is under way. What is told sooner counts at once.
+A stream reports its first token. A plain response reports nothing before it is complete, and the
+requests of other processes are known only as a sum. So a backlog also decays, at `DECAY_RATE`
+seconds per second. A reported decrease counts at once.
+
+Why: the rate is below that of an idle engine. So an instance does not get the next prompt while it
+computes the last one.
 """
 
 from typing import Final
@@ -11,13 +14,18 @@ DECAY_RATE: Final = 0.7
 
 
 class BacklogDecay:
-    """By engine: the sum as it was last told, what is left of it, and when that was."""
+    """The backlog of each instance: the last report, the estimated rest, and the time of the
+    report.
+    """
 
     def __init__(self) -> None:
         self._known: dict[str, tuple[float, float, float]] = {}
 
     def remaining_seconds(self, engine: str, reported_seconds: float, now: float) -> float:
-        """Seconds of prefill before it ``now``, of ``told_seconds`` that have had no first token yet."""
+        """Returns the estimated seconds of prefill that wait at an instance.
+
+        reported_seconds: prefill sent there that has had no first token.
+        """
         if reported_seconds <= 0.0:
             self._known.pop(engine, None)
             return 0.0

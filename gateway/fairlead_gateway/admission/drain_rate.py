@@ -1,7 +1,7 @@
-"""How fast a line moves, and with it how long who joins it now will wait: what a Retry-After is made of.
+"""The speed at which a queue drains. `Retry-After` is computed from it.
 
-Seconds of engine time that were let go, over the last seconds in which anybody was held. Before anything is known each ready engine
-is taken to do one second's work a second.
+It is the engine time of dispatched requests over the last seconds in which any request was queued.
+Until it is known, each ready instance is assumed to do one second of work per second.
 """
 
 import math
@@ -12,7 +12,7 @@ _MIN_SECONDS: Final = 1.0
 
 
 class DrainRate:
-    """The pace of one line."""
+    """The drain rate of one queue."""
 
     def __init__(self) -> None:
         self._work = 0.0
@@ -20,16 +20,16 @@ class DrainRate:
         self._updated_at = 0.0
 
     def start(self, now: float) -> None:
-        """The first is held: what passed without anybody waiting does not count."""
+        """Called when the queue becomes non-empty: the time before that does not count."""
         self._updated_at = now
 
     def on_dispatch(self, prefill_seconds: float, now: float) -> None:
-        """A held request of so much engine time went."""
+        """Counts a queued request that was dispatched."""
         self._advance(now)
         self._work += prefill_seconds
 
     def rate(self, engines: int, now: float) -> float:
-        """Seconds of engine time a second."""
+        """Returns seconds of engine time per second."""
         self._advance(now)
         if self._queued_seconds < _MIN_SECONDS or self._work <= 0.0:
             return float(max(1, engines))

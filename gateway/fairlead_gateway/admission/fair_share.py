@@ -1,24 +1,26 @@
-"""How much engine time each tenant was served, for its weight: who was served least goes first.
+"""Engine time served per tenant and weight: the tenant that was served least goes first.
 
-A tenant that begins to wait anew starts at the least of those that wait, not at what it had long ago: nobody saves up credit by being
-away, and nobody pays for having been served while no one else wanted to be (VTC's lift, arXiv 2401.00588).
+A tenant that begins to wait starts at the least of the waiting tenants. So no tenant gains credit
+while it is away, and none pays for having been served while no other waited.
+
+Source: the counter lift of VTC (arXiv 2401.00588).
 """
 
 from collections.abc import Hashable, Iterable
 
 
 class FairShare:
-    """Seconds of engine time by tenant, divided by its weight."""
+    """Seconds of engine time by tenant, divided by the tenant's weight."""
 
     def __init__(self) -> None:
         self._seconds: dict[Hashable, float] = {}
 
     def served_seconds(self, tenant: Hashable) -> float:
-        """What a tenant was served; 0 of one never seen."""
+        """Returns what a tenant was served; 0 for an unknown one."""
         return self._seconds.get(tenant, 0.0)
 
     def on_join(self, tenant: Hashable, present: Iterable[Hashable]) -> None:
-        """A tenant waits now beside the ``present`` ones; where nobody else waits, everything begins anew."""
+        """Called when a tenant begins to wait. Resets all counters if no other tenant waits."""
         served_others = [self.served_seconds(other) for other in present]
         if not served_others:
             self._seconds = {tenant: self.served_seconds(tenant)}
@@ -26,5 +28,8 @@ class FairShare:
         self._seconds[tenant] = max(self.served_seconds(tenant), min(served_others))
 
     def charge(self, tenant: Hashable, seconds: float, weight: float) -> None:
-        """A request of ``seconds`` engine time went; ``weight`` > 0 is the tenant's share against others'."""
+        """Charges a tenant for a request of `seconds` engine time.
+
+        weight: share of the tenant against others, above 0.
+        """
         self._seconds[tenant] = self.served_seconds(tenant) + seconds / weight

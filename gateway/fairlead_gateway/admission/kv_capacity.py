@@ -1,19 +1,18 @@
-"""Whether a request's tokens will fit an engine's memory to the end: Past-Future, over everything this process has sent there.
+"""A plan of each instance's KV memory: whether the tokens of a request fit to its end.
 
-What is held now is known: prompts without what they share, and the tokens that came since (the time since the first, at the pace
-of the engine's last answers). What is still to come is what six of ten answers that got as far stay within
-(``learning/lengths``), never more than the client allowed. The request joins where the worst moment still to come
-(``learning/peak``) stays under the memory.
+Held now are prompts without their shared prefixes, and generated tokens: the time since the first
+token at the pace of the engine's last responses. Still to come is what six of ten responses that
+got as far stay within (`output_lengths`), at most what the client allows. A request fits if the
+peak (`kv_peak`) stays within the memory.
 
-Nobody is stopped by what is not known: an engine whose memory nobody stated has room; before the first answers of a model its
-requests count ``GUESS_TOKENS`` of output. While an engine is at most half planned, nothing is computed for it at all.
+Unknown values refuse nothing. An instance of unknown memory has room. Before the first responses of
+a model, a request counts `DEFAULT_OUTPUT_TOKENS` of output. While an instance is planned at most
+half full, nothing is computed for it. Tokens of other processes count as the caller states them.
 
-**Headroom** (Llumnix): a request of a lower tier leaves ``HEADROOM`` of the memory free for each tier above it. **Freeness**,
-tokens free at the worst moment for each sequence there, is what engines are compared by; one that drains has none.
+**Headroom** (Llumnix): a request of a lower tier leaves `HEADROOM_PER_TIER` of the memory free for
+each tier above it.
 
-What other processes hold there is not known one by one; the caller says how many tokens that is, and they count as they are.
-
-Sources: Past-Future (arXiv 2507.10150), Llumnix (arXiv 2406.03243).
+Source: Past-Future (arXiv 2507.10150), Llumnix (arXiv 2406.03243).
 """
 
 from collections.abc import Callable, Hashable
@@ -30,8 +29,9 @@ DEFAULT_TOKEN_SECONDS: Final = 0.02
 _TOKEN_SECONDS_SMOOTHING: Final = 0.1
 
 RemainingTokens = Callable[[Hashable, float, int, float], float | None]
-"""Tokens still to come of an answer: of a class (whatever the caller tells apart), of a prompt of so many tokens, with so many out,
-at a time. None where nothing was seen yet."""
+"""Tokens still to come: by length class, prompt tokens, generated tokens and time.
+None: unknown.
+"""
 
 
 class _Sequence:
@@ -58,7 +58,7 @@ class _EngineUsage:
 
 
 class KvCapacityPlanner:
-    """Of one model: what is in flight, by engine."""
+    """The sequences in flight of one model, by instance."""
 
     def __init__(self, remaining_tokens: RemainingTokens) -> None:
         self._remaining_tokens = remaining_tokens
@@ -69,7 +69,7 @@ class KvCapacityPlanner:
     def on_dispatch(
         self, request: RouteRequest, instance: str, prompt_tokens: float, length_class: Hashable, now: float
     ) -> None:
-        """A request went to an engine; a retry first ends what it was."""
+        """Counts a dispatched request. A retry first ends its former attempt."""
         if request.id in self._sequences:
             self.on_finish(request.id)
         planned = prompt_tokens + self._expected_remaining(request, prompt_tokens, length_class, 0, now)
@@ -82,13 +82,13 @@ class KvCapacityPlanner:
         self._planned_tokens += planned
 
     def on_first_token(self, request_id: str, now: float) -> None:
-        """From now on its answer grows."""
+        """Called when output begins to grow."""
         sequence = self._sequences.get(request_id)
         if sequence is not None and sequence.first_at is None:
             sequence.first_at = now
 
     def on_finish(self, request_id: str, now: float | None = None, output_tokens: int | None = None) -> None:
-        """It holds nothing any more. What a complete answer had in how long is the engine's pace."""
+        """Removes a sequence. A complete response updates the instance's pace."""
         sequence = self._sequences.pop(request_id, None)
         if sequence is None:
             return
@@ -102,24 +102,17 @@ class KvCapacityPlanner:
             )
 
     def retain(self, instances: frozenset[str]) -> None:
-        """The others are gone, once nothing of ours is there."""
+        """Forgets the other instances once none of their sequences is left."""
         for name in [name for name, usage in self._usage.items() if name not in instances and not usage.sequences]:
             del self._usage[name]
 
     def has_headroom(self, request: RouteRequest, capacity: float) -> bool:
-        """Whether the request fits an engine of this capacity even with all that is in flight anywhere."""
+        """Returns True if the request fits any instance of this capacity, even with all that is in
+        flight.
+        """
         max_tokens = request.max_tokens
         needed = 2.0 * request.prompt_tokens + (max_tokens or DEFAULT_OUTPUT_TOKENS)
         return self._planned_tokens + needed <= UNCHECKED_SHARE * USABLE_SHARE * capacity
-
-    def free_tokens(self, engine: str, capacity: float, now: float) -> float:
-        """Llumnix's numerator: what is free at the worst moment still to come."""
-        return USABLE_SHARE * capacity - self._peak_tokens(engine, None, 0.0, None, now)
-
-    def freeness(self, engine: str, capacity: float, now: float) -> float:
-        """Tokens free for each sequence there."""
-        place = self._usage.get(engine)
-        return self.free_tokens(engine, capacity, now) / max(1, len(place.sequences) if place is not None else 0)
 
     def missing_tokens(
         self,
@@ -133,7 +126,7 @@ class KvCapacityPlanner:
         tier: int = 0,
         other_tokens: float = 0.0,
     ) -> float:
-        """Tokens that would be missing at the worst moment still to come if the request joined ``now``; 0 where it fits."""
+        """Returns the tokens missing at the peak if the request joined now; 0 if it fits."""
         usage = self._usage.get(instance)
         planned = other_tokens + (0.0 if usage is None else usage.planned_tokens)
         needed = prompt_tokens + self._expected_remaining(request, prompt_tokens, length_class, 0, now)
@@ -177,7 +170,9 @@ class KvCapacityPlanner:
 
 
 def _unshared_tokens(request: RouteRequest, prompt_tokens: float, seen_blocks: set[int]) -> float:
-    """Tokens of a prompt but for the blocks at its front that somebody before it holds there as well; ``seen`` learns of it."""
+    """Returns the prompt tokens without blocks that an earlier sequence holds. Adds to
+    `seen_blocks`.
+    """
     chain = request.chain
     hashes, shared = chain.hashes, 0
     while shared < len(hashes) and hashes[shared] in seen_blocks:

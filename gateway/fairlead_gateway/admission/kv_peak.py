@@ -1,46 +1,43 @@
-"""How much memory the sequences of an engine will take at the worst moment still to come.
+"""The peak of an engine's KV memory, as the running sequences grow and end.
 
-A sequence holds its tokens until it ends and grows by one a step, so memory peaks just before some sequence ends. With a_j
-tokens held now and b_j still to come, sequences in falling order of b: when the i-th ends, i of them are still there, and each has
-grown by b_i:
+A sequence holds its tokens until it ends and grows by one token per step. So memory peaks just
+before some sequence ends. Let a_j be the tokens held now and b_j those still to come, in falling
+order of b. When the i-th sequence ends, i of them are present, and each has grown by b_i:
 
     peak = max over i of (a_1 + … + a_i + i · b_i)
 
-A request is let in when the peak with it stays under the engine's memory. b is the *median* of what is still to come, given what
-is out (``lengths``); high quantiles of each would reserve for all answers being long at once, which never happens: their sum is far
-above the quantile of the sum. A margin for the sum's own spread was tried: one standard deviation costs a twentieth of the goodput
-and saves preemptions that were already rare, since medians are drawn anew at every token.
+A request is admitted if the peak with it stays within the memory. b is the *median* of the
+remaining tokens, given those already generated (`output_lengths`).
 
-Source: Past-Future, as LightLLM schedules by it (arXiv 2507.10150); ours is the median given what is out in place of a sample of past
-lengths.
+Why: the sum of high quantiles is far above the quantile of the sum; it would reserve memory for all
+outputs being long at once. A margin of one standard deviation was measured: it costs 5 % of the
+goodput and saves preemptions that were already rare, since medians are updated with every token.
+
+Source: Past-Future, the scheduler of LightLLM (arXiv 2507.10150). Changed: the median given what
+was generated, instead of a sample of past lengths.
 """
 
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 USABLE_SHARE: Final = 0.99
-"""Of the memory, what may be planned for: blocks are only full at their ends."""
+"""Share of the memory that may be planned for: the last block of a sequence is partly empty."""
 
 
 class SequenceForecast(NamedTuple):
-    """One sequence: tokens it holds now, or will once its prompt is computed, and tokens still to come."""
+    """The tokens of one sequence: held now (or once its prompt is computed), and still to come."""
 
     now_tokens: float
     remaining_tokens: float
 
 
 def peak_tokens(sequences: Iterable[SequenceForecast]) -> float:
-    """What is held at the worst moment still to come; 0 of nothing."""
+    """Returns the tokens held at the peak; 0 without sequences."""
     peak = total = 0.0
     for count, (now, remaining) in enumerate(sorted(sequences, key=_remaining_tokens, reverse=True), 1):
         total += now
         peak = max(peak, total + count * remaining)
     return peak
-
-
-def fits(held: Iterable[SequenceForecast], capacity_tokens: float) -> bool:
-    """Whether all of them can be expected to run to their ends without one being put back."""
-    return peak_tokens(held) <= USABLE_SHARE * capacity_tokens
 
 
 def _remaining_tokens(sequence: SequenceForecast) -> float:

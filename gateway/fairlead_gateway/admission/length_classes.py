@@ -1,22 +1,26 @@
-"""How many engines may be at long prompts at once: soft pools by length.
+"""A bound on the number of instances that compute long prompts at the same time.
 
-A short prompt behind a long one waits for all of it, and most of those that wait are short. Fixed pools are worse still: whichever
-pool has too much misses its objectives while the other idles. So no engine belongs to a class here. *Long* is a prompt
-whose prefill takes more than half of the tightest objective of the last minutes; what is bounded is how many engines may be at long
-ones at the same time, so that the others are there for the short ones that come meanwhile. The bound is the share of long prompts
-in the work of the last half minute, so that neither class pays for the other's overload, and one more (long prompts come in
-bursts, and engines that are kept idle for short ones are lost) until a short one that waits is too late for that. Where the fleet has
-more than both need, what is over goes to those that cannot wait: long prompts get no more engines than their work keeps
-``LONG_BUSY`` busy, unless the short ones would be no more than ``SHORT_BUSY`` busy on the rest.
+A prompt is *long* if its prefill takes more than half of the tightest TTFT objective of the last
+minutes. No instance belongs to a class. Only the number of instances with long prompts is bounded,
+so that the others are free for short ones.
 
-Measured (six thousand requests): where long prompts go as others do, the highest load at which both classes keep their objectives
-is 0.8 to 0.9 of what the engines can compute, in whatever order they go; where each goes to an engine of nothing else (``gate``),
-0.99 by deadline alone and 1.02 by the order and the bound. A bound from the short prompts' need alone starves the long ones near
-saturation. By the share alone the short class of LAPS' mix (load 0.7) had 1.4 times the p90 of a fleet without long prompts; by all
-of it 1.1, and the long ones keep theirs.
+The bound is the share of long prompts in the work of the last 30 seconds, so that neither class
+pays for the overload of the other. One more instance is allowed until a queued short prompt is too
+late: long prompts arrive in bursts, and idle instances are lost. If the fleet has more instances
+than both need, the rest goes to the short prompts. Then long prompts get as many instances as their
+work keeps `LONG_UTILIZATION` busy, unless the short ones would keep the rest less than
+`SHORT_UTILIZATION` busy.
 
-Source: LAPS (arXiv 2601.11589) for the two classes and the moving bound; ours: seconds of the uncached part instead of
-tokens, and a bound on what runs instead of a set of engines.
+Why: a short prompt behind a long one waits for all of it, and most queued prompts are short. Fixed
+pools are worse: one misses its objectives while the other idles. Measured with 6,000 requests, as
+the highest load at which both classes meet their objectives. Without classes: 0.8 to 0.9 of
+capacity, in any order. With instances of their own (`policy`): 0.99 by deadline alone, 1.02 with
+order and bound. A bound from the need of short prompts alone starves the long ones near saturation.
+With the share alone, the short class of LAPS' mix (load 0.7) had 1.4 times the p90 of a fleet
+without long prompts; with the whole rule 1.1, and the long ones meet their objectives.
+
+Source: LAPS (arXiv 2601.11589) for the two classes and the moving bound. Changed: seconds of the
+uncached part instead of tokens, and a bound on what runs instead of a set of instances.
 """
 
 import math
@@ -25,13 +29,13 @@ from typing import Final
 LONG_SHARE: Final = 0.5
 LONG_UTILIZATION: Final = 0.9
 SHORT_UTILIZATION: Final = 0.4
-"""How busy engines may be that are kept for one class: objectives of long prompts let them wait a little."""
+"""Utilization of instances kept for one class. Objectives of long prompts allow some waiting."""
 WINDOW_SECONDS: Final = 30.0
 _ROLL_SECONDS: Final = 60.0
 
 
 class LengthClasses:
-    """What came lately, of one model."""
+    """The recent work of one model by length class."""
 
     def __init__(self) -> None:
         self._short_seconds = self._long_seconds = 0.0
@@ -42,7 +46,7 @@ class LengthClasses:
         self._rolled_at = 0.0
 
     def classify(self, objective_seconds: float, prefill_seconds: float, now: float) -> bool:
-        """A request came; whether it is long."""
+        """Counts an arrived request; returns True if it is long."""
         if self._started_at is None:
             self._started_at = self._rolled_at = self._updated_at = now
         if now - self._rolled_at >= _ROLL_SECONDS:
@@ -65,13 +69,15 @@ class LengthClasses:
 
     @property
     def objective_spread(self) -> float:
-        """The loosest objective of the last minutes over the tightest; 1 where there is one."""
+        """The loosest objective of the last minutes over the tightest; 1 if there is only one."""
         tightest = min(self._tightest, self._former_tightest)
         return max(self._loosest, self._former_loosest) / tightest if 0.0 < tightest < math.inf else 1.0
 
     def max_long_engines(self, engines: int, now: float, *, short_late: bool = False) -> int:
-        """How many of so many engines may be at long prompts at once; one at least. ``short_late``: some short one that waits cannot
-        meet its objective any more."""
+        """Returns how many of `engines` instances may compute long prompts at once; at least one.
+
+        short_late: a queued short prompt can no longer meet its objective.
+        """
         self._fade(now)
         both = self._short_seconds + self._long_seconds
         if both <= 0.0:
@@ -80,7 +86,7 @@ class LengthClasses:
         window_seconds = (
             0.0 if self._started_at is None else -math.expm1((self._started_at - now) / WINDOW_SECONDS) * WINDOW_SECONDS
         )
-        if window_seconds > 0.0:  # what fades with that window is so much a second
+        if window_seconds > 0.0:  # the decayed sum divided by the window is a rate
             needed = math.ceil(self._long_seconds / window_seconds / LONG_UTILIZATION)
             bound = min(bound, max(needed, engines - round(self._short_seconds / window_seconds / SHORT_UTILIZATION)))
         return max(1, bound)

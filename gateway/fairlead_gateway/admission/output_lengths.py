@@ -1,18 +1,20 @@
-"""How long answers get: distributions, never points.
+"""Distributions of output lengths, by length class and prompt size.
 
-Equal prompts give answers whose lengths differ by a factor (CASTILLO measured it over thirteen models), so what is asked here is a
-quantile: of the whole length, or of what is still to come where ``generated`` tokens are out already. Counted are tokens, in bins
-that grow by a fixed ratio, per model, class of request (whatever the caller tells apart: a tenant, a route) and size of the prompt.
+A *length class* is what the caller distinguishes: a tenant, a route. The interest is in quantiles:
+of the whole length, or of the rest after `generated` tokens. Tokens are counted in bins of a fixed
+ratio.
 
-Counts fade with a half-life of an hour. That is too slow for a new release of an application, so the last ``RECENT`` answers are kept
-apart as well: where they contradict the picture (the largest distance of the cumulated shares is over what chance gives), they
-become the picture, and the hour begins anew.
+Counts decay with a half-life of an hour. To follow a new release of an application sooner, the last
+`RECENT_ANSWERS` are kept as well. If they contradict the distribution (Kolmogorov–Smirnov test),
+they replace it.
 
-A class with few answers is completed by the next wider one: class and size of prompt, class, everything. Each level counts as
-``SHY`` answers of the level below, in its shares.
+A class with few answers is completed by the next wider one: class and prompt size, class,
+everything. Each level counts as `PRIOR_ANSWERS` answers of the level below.
 
-Source: CASTILLO (arXiv 2505.16881) for the finding; histogram, fading, back-off and the test for change (Kolmogorov and Smirnov's)
-are ours.
+Why: equal prompts get outputs whose lengths differ by a factor, so a single estimate says little.
+
+Source: CASTILLO (arXiv 2505.16881) for the finding. Histogram, decay, back-off and the test for
+change are ours.
 """
 
 import math
@@ -22,7 +24,7 @@ from typing import Final
 
 BIN_RATIO: Final = 2.0 ** (1 / 8)
 BINS: Final = 140
-"""Up to 2^17.5, some 185,000 tokens; longer ones count as that long."""
+"""Up to 2^17.5, some 185,000 tokens. Longer outputs count as that long."""
 HALF_LIFE_SECONDS: Final = 3_600.0
 PRIOR_ANSWERS: Final = 20.0
 RECENT_ANSWERS: Final = 128
@@ -30,14 +32,19 @@ CHANGE_THRESHOLD: Final = 2.2
 """Bound on the distance times the root of the number of answers: passed by chance once in 8,000."""
 TABLE_SECONDS: Final = 2.0
 PLANNED_SHARE: Final = 0.6
-"""A little over the median: the tail is heavy, and the sum of medians below the median of the sum."""
+"""A little over the median: the tail is heavy, and the sum of medians is below the median of the
+sum.
+"""
 _CHECK_INTERVAL: Final = 32
 _MAX_WEIGHT: Final = 1e9
 _LOG_RATIO: Final = math.log(BIN_RATIO)
 
 
 class LengthHistogram:
-    """Answers of one class, counted by length. Later ones weigh more instead of earlier ones fading: one addition for an answer."""
+    """Answers of one class, counted by length.
+
+    Later answers weigh more instead of earlier ones decaying, so an answer costs one addition.
+    """
 
     __slots__ = ("_answers", "_recent", "_since", "counts", "total")
 
@@ -49,7 +56,6 @@ class LengthHistogram:
         self.total = 0.0
 
     def add(self, bin_: int, now: float) -> None:
-        """One more answer."""
         weight = self._weight(now)
         self.counts[bin_] += weight
         self.total += weight
@@ -62,7 +68,7 @@ class LengthHistogram:
             self.total = RECENT_ANSWERS * weight
 
     def size(self, now: float) -> float:
-        """How many answers still count."""
+        """Returns the effective number of answers."""
         return self.total / self._weight(now)
 
     def _has_changed(self) -> bool:
@@ -80,7 +86,7 @@ class LengthHistogram:
         if self._since is None:
             self._since = now
         weight = math.exp2((now - self._since) / HALF_LIFE_SECONDS)
-        if weight > _MAX_WEIGHT:  # begin the scale anew before numbers get large
+        if weight > _MAX_WEIGHT:  # rescale before numbers get large
             self.counts = [count / weight for count in self.counts]
             self.total /= weight
             self._since, weight = now, 1.0
@@ -88,7 +94,9 @@ class LengthHistogram:
 
 
 class OutputLengths:
-    """Of one model. ``most`` classes are kept, those longest unused go first."""
+    """Length histograms of one model. Beyond `max_classes`, the longest unused classes
+    are dropped.
+    """
 
     def __init__(self, *, max_classes: int) -> None:
         self._max_classes = max(1, max_classes)
@@ -96,7 +104,7 @@ class OutputLengths:
         self._all = LengthHistogram()
 
     def learn(self, length_class: Hashable, prompt_tokens: float, output_tokens: int, now: float) -> None:
-        """An answer of ``output_tokens`` is complete. Those that were cut off by their client are not to be told."""
+        """Counts a complete response. Callers must not pass responses that their client cut off."""
         if output_tokens < 1:
             return
         bin_ = bin_of(output_tokens)
@@ -114,42 +122,17 @@ class OutputLengths:
     def quantile(
         self, share: float, length_class: Hashable, prompt_tokens: float, now: float, *, generated: int = 0
     ) -> float | None:
-        """The length (tokens, all of the answer) that ``share`` of the answers that reach more than ``generated`` stay within. None
-        where nothing was seen yet."""
+        """Returns the length that `share` of the answers longer than `generated` stay within.
+
+        None if no answer was seen.
+        """
         counts = self.shares(length_class, prompt_tokens, now)
         if counts is None:
             return None
         return conditional_quantile(counts, share, generated)
 
-    def mean(self, length_class: Hashable, prompt_tokens: float, now: float, *, generated: int = 0) -> float | None:
-        """The mean length of the answers that reach more than ``generated``; None where nothing was seen yet."""
-        counts = self.shares(length_class, prompt_tokens, now)
-        if counts is None:
-            return None
-        first, part = _after(counts, generated)
-        total = part + sum(counts[first + 1 :])
-        if total <= 0.0:
-            return float(generated + 1)
-        lower = max(float(generated), lower_edge(first))
-        weighted = part * (lower + lower_edge(first + 1)) / 2
-        weighted += sum(
-            count * (lower_edge(index) + lower_edge(index + 1)) / 2
-            for index, count in enumerate(counts[first + 1 :], first + 1)
-        )
-        return weighted / total
-
-    @property
-    def classes(self) -> int:
-        """How many are kept."""
-        return len(self._histograms)
-
-    def weight(self, length_class: Hashable, prompt_tokens: float, now: float) -> float:
-        """How many answers of that class still count."""
-        found = self._histograms.get(_class_keys(length_class, prompt_tokens)[0])
-        return 0.0 if found is None else found.size(now)
-
     def shares(self, length_class: Hashable, prompt_tokens: float, now: float) -> list[float] | None:
-        """Shares by bin; what few answers leave open is filled in from wider classes."""
+        """Returns shares by bin. Classes with few answers are completed by wider ones."""
         shares: list[float] | None = None
         narrow, wide = _class_keys(length_class, prompt_tokens)
         for histogram in (self._all, self._histograms.get(wide), self._histograms.get(narrow)):
@@ -166,8 +149,10 @@ class OutputLengths:
 
 
 class OutputForecast:
-    """What to plan for answers that got as far: the length that ``PLANNED`` of them stay within. Tables are made anew every few
-    seconds at most: they are asked for once for each sequence of an engine."""
+    """The length to plan for: what `PLANNED_SHARE` of the answers that got as far stay within.
+
+    Its tables are computed at most every few seconds, since every sequence needs them.
+    """
 
     def __init__(self, output_lengths: OutputLengths) -> None:
         self._output_lengths = output_lengths
@@ -176,7 +161,7 @@ class OutputForecast:
     def expected_remaining(
         self, length_class: Hashable, prompt_tokens: float, generated: int, now: float
     ) -> float | None:
-        """Tokens; None where nothing was seen yet."""
+        """Returns tokens; None if no answer was seen."""
         key = _class_keys(length_class, prompt_tokens)[0]
         known = self._tables.get(key)
         if known is None or not 0.0 <= now - known[0] < TABLE_SECONDS:
@@ -191,7 +176,10 @@ class OutputForecast:
 
 
 def forecast_table(counts: list[float]) -> list[float]:
-    """By bin, the length that ``PLANNED`` of the answers beyond the bin's beginning stay within; the next token where none was."""
+    """Returns, by bin, the length that `PLANNED_SHARE` of the longer answers stay within.
+
+    The next token where no answer was so long.
+    """
     after, sums = 0.0, [0.0] * BINS
     for index in range(BINS - 1, -1, -1):
         after += counts[index]
@@ -210,18 +198,21 @@ def forecast_table(counts: list[float]) -> list[float]:
 
 
 def bin_of(tokens: float) -> int:
-    """The bin of a length; bin 0 holds one token."""
+    """Returns the bin of a length; bin 0 holds one token."""
     return min(BINS - 1, max(0, math.floor(math.log(max(1.0, tokens)) / _LOG_RATIO + 1e-9)))
 
 
 def lower_edge(index: int) -> float:
-    """The shortest length of a bin."""
+    """Returns the shortest length of a bin."""
     return math.exp(index * _LOG_RATIO)
 
 
 def conditional_quantile(counts: list[float], share: float, generated: int) -> float:
-    """The length that ``share`` of those longer than ``generated`` stay within; even within a bin. ``generated`` + 1 where no
-    answer was ever so long."""
+    """Returns the length that `share` of those longer than `generated` stay within, even within a
+    bin.
+
+    `generated` + 1 where no answer was so long.
+    """
     if share <= 0.0:
         return float(generated + 1)
     first, part = _after(counts, generated)
@@ -240,7 +231,7 @@ def conditional_quantile(counts: list[float], share: float, generated: int) -> f
 
 
 def _after(counts: list[float], generated: int) -> tuple[int, float]:
-    """The bin that ``generated`` lies in, and what of it is longer."""
+    """Returns the bin of `generated`, and what of it is longer."""
     if generated < 1:
         return 0, counts[0]
     first = bin_of(generated)
@@ -249,5 +240,5 @@ def _after(counts: list[float], generated: int) -> tuple[int, float]:
 
 
 def _class_keys(length_class: Hashable, prompt_tokens: float) -> tuple[Hashable, Hashable]:
-    """The narrow class and the wide one: prompts are told apart by powers of four."""
+    """Returns the narrow and the wide class. Prompt sizes differ by powers of four."""
     return (length_class, int(math.log(max(1.0, prompt_tokens), 4))), (length_class,)

@@ -1,25 +1,31 @@
-"""When a request goes to an engine: at once, later, or not at all.
+"""The admission policy: a request is admitted now, queued, or refused.
 
-**At once** unless there is a reason to hold. The gate is open while (a) all requests want the same (one objective, one tenant,
-one tier: then any order is as good as that of arrival, and the engine's own queue is as good as ours) and no engine's memory is
-near its end, or (b) some engine has room. Holding has a price (an engine that has finished waits for the next request to travel),
-and by itself gains nothing where routing is right; it pays where somebody should overtake, and where an engine would put requests
-back.
+**Admitted** at once, unless queueing can help. That is if an instance has room. It is also if all
+requests are alike (one objective, tenant and tier) and no memory is near its limit. Then arrival
+order is as good as any.
 
-**Room** of an engine: what waits there for its first token fills less than ``ROOM_STEPS`` of one step, and the request's memory
-fits at the worst moment still to come (``memory``). A long prompt (``pools``) has room where nothing waits at all: an engine puts
-what waits into one step, and short prompts beside the first chunk of a long one get their first token when all of that step is
-computed (at a load of 0.95 to 1 that had cost the short class 6 to 12 of a hundred). So that short ones cannot fill every engine up
-again for ever, the one with the least before it is kept for the long prompt whose turn it is, and works off what it has. Long
-prompts have room on as many engines as short ones leave them. Who goes next is ``order``'s to say. If the memory of who is next fits
-nowhere, nobody goes: a request that needs much would otherwise be passed by small ones for ever, and engines that are not refilled
+**Room**: prefill that waits at an instance fills less than `MAX_WAITING_STEP_SHARE` of one step,
+and the request's memory fits at the peak (`kv_capacity`). A long prompt (`length_classes`) has room
+only where nothing waits. So that short prompts do not fill every instance, the one with the least
+backlog is reserved for the next long prompt.
+
+**Queued**: the order is that of `request_queue`. If the memory of the next request fits nowhere, no
+request is released. Else small requests would pass a large one for ever. Instances that get nothing
 drain towards it (Llumnix counts the head of the queue as load for the same reason).
 
-**Not at all**: a sheddable request whose objective is beyond what the line's pace promises (429), anybody when the line is at its
-limits, and who has waited as long as anybody may (503; a sheddable one at three objectives, where another would go before all).
-Each says when to come back, by the line's pace.
+**Refused**, with a `Retry-After` from the drain rate:
 
-Pure: the caller says what time it is and what the engines have before them, in any of the gateway, the simulator and tests.
+- a sheddable request that cannot meet its objective at the drain rate (429),
+- any request if the queue is at its limits,
+- a request that waited too long (503), a sheddable one at three objectives.
+
+Why: queueing has a price, since an engine that has finished waits for the next request to arrive.
+It gains nothing where routing is right. It pays where order matters, and where engines would
+preempt. An engine puts waiting prompts into one step. If a long prompt's first chunk is in it,
+short ones get their first token when the whole step is computed. At a load of 0.95 to 1 that cost
+the short class 6 to 12 %.
+
+Pure: callers pass the time and the load, in gateway, simulator and tests.
 """
 
 import math
@@ -39,19 +45,23 @@ from fairlead_gateway.routing.request import RouteRequest
 
 MAX_WAITING_STEP_SHARE: Final = 0.3
 POLL_SECONDS: Final = 0.02
-"""How often those who drive a gate look at what is held when nothing happens: others' work ends without a word."""
+"""Interval at which callers check the queue without an event: other processes' requests
+end unseen.
+"""
 OBJECTIVE_SPREAD_RATIO: Final = 1.5
-"""Objectives that far apart are different ones."""
+"""Objectives that differ by this factor make order relevant."""
 ALL_LEARNED_ANSWERS: Final = 1_000
 LEARNED_ANSWER_INTERVAL: Final = 8
-"""So many answers are counted each; then one of so many, which is enough for shares and spares most requests the counting."""
+"""The first `ALL_LEARNED_ANSWERS` answers are learned, then one of so many, which is enough for
+shares.
+"""
 _MAX_LENGTH_CLASSES: Final = 256
 _NOBODY: Final[frozenset[str]] = frozenset()
 _LONG_CLOSED: Final = (True,)
 
 
 class AdmissionAction(StrEnum):
-    """What becomes of a request that arrives."""
+    """The outcome for a request that arrived."""
 
     ADMIT = "pass"
     QUEUE = "hold"
@@ -60,8 +70,13 @@ class AdmissionAction(StrEnum):
 
 @dataclass(slots=True)
 class EngineLoad:
-    """A ready engine: prefill seconds before it (all gateways'), seconds that a full step of prefill takes, memory in tokens
-    (None: not known), and tokens that others than this process have there."""
+    """The load of a ready instance.
+
+    - backlog_seconds: prefill that waits there, sent by all gateways.
+    - step_seconds: prefill time of a full step.
+    - kv_tokens: memory; None if unknown.
+    - other_tokens: tokens that other processes hold there.
+    """
 
     id: str
     backlog_seconds: float
@@ -72,7 +87,12 @@ class EngineLoad:
 
 @dataclass(slots=True)
 class AdmissionVerdict:
-    """``full`` are the engines that it should not go to. Of a refusal: ``retry_after`` in seconds; ``shed`` for its tier's sake."""
+    """The decision on a request.
+
+    - full_instances: instances to avoid.
+    - retry_after: seconds, of a refusal.
+    - is_shed: refused for its tier.
+    """
 
     action: AdmissionAction
     rule: str
@@ -84,7 +104,9 @@ class AdmissionVerdict:
 
 @dataclass(slots=True)
 class Admitted:
-    """Who goes now, by which rule of ``order``, past which engines, and how long it was held."""
+    """A request released from the queue: the rule, instances to avoid, and how long it
+    was queued.
+    """
 
     id: str
     rule: str
@@ -93,13 +115,17 @@ class Admitted:
     waited_seconds: float
 
     def describe(self) -> str:
-        """As the decision says it."""
-        return f"held for {self.waited_seconds:.3f} s ({self.rule}: {self.reason})"
+        """Returns the text for the decision's reason."""
+        return f"queued for {self.waited_seconds:.3f} s ({self.rule}: {self.reason})"
 
 
 @dataclass(slots=True)
 class AdmissionRequest:
-    """A request before the gate. ``kind`` is the class whose answers are alike, ``sheddable`` what its tier says."""
+    """A request as admission sees it.
+
+    - length_class: class of similar output lengths.
+    - sheddable: its tier may be refused early.
+    """
 
     queued: QueuedRequest
     request: RouteRequest
@@ -108,12 +134,17 @@ class AdmissionRequest:
     sheddable: bool = False
 
 
-_ADMIT_OPEN: Final = AdmissionVerdict(AdmissionAction.ADMIT, "open", "nobody waits, and there is no reason to hold")
+_ADMIT_OPEN: Final = AdmissionVerdict(
+    AdmissionAction.ADMIT, "open", "no request is queued, and queueing would not help"
+)
 
 
 class AdmissionPolicy:
-    """Of one model, in one process. ``line`` is another order to compare with; without
-    ``pooled`` long prompts go as others do."""
+    """The admission of one model in one process.
+
+    - queue: another order to compare with.
+    - separate_long: False treats long prompts like short ones.
+    """
 
     def __init__(self, limits: Limits, queue: RequestQueue | None = None, *, separate_long: bool = True) -> None:
         self._limits = limits
@@ -140,27 +171,30 @@ class AdmissionPolicy:
         other_tokens: float,
         now: float,
     ) -> EngineLoad:
-        """An engine as the gate sees it ``now``; ``told_seconds`` of prefill there have had no first token yet."""
+        """Returns the load of an instance.
+
+        reported_seconds: prefill sent there that has had no first token.
+        """
         return EngineLoad(
             id, self._backlog_decay.remaining_seconds(id, reported_seconds, now), step_seconds, kv_tokens, other_tokens
         )
 
-    # Those that come -----------------------------------------------------------------------------------------------------
+    # --- requests that arrive
 
     def admit(self, request: AdmissionRequest, engines: Sequence[EngineLoad], now: float) -> AdmissionVerdict:
-        """A request came. It is held from here on where the verdict says so."""
+        """Decides on a request that arrived. It is queued if the verdict says so."""
         return self.admit_now(request, engines, now) or self.enqueue(request, engines, now)
 
     def admit_now(
         self, request: AdmissionRequest, engines: Sequence[EngineLoad], now: float
     ) -> AdmissionVerdict | None:
-        """A request came: it goes at once, or None."""
+        """Returns the verdict if the request is admitted at once, else None."""
         queued = request.queued
         queued.is_long = self._length_classes.classify(queued.objective_seconds, queued.prefill_seconds, now)
         return None if self._requests else self._admit_without_queue(request, engines, now)
 
     def enqueue(self, request: AdmissionRequest, engines: Sequence[EngineLoad], now: float) -> AdmissionVerdict:
-        """A request that came and did not go at once is held, or refused."""
+        """Queues or refuses a request that was not admitted at once."""
         queued = request.queued
         refusal = self._refusal(request, len(engines), now)
         if refusal is not None:
@@ -174,7 +208,7 @@ class AdmissionPolicy:
         return AdmissionVerdict(AdmissionAction.QUEUE, rule, self._queue_reason(request, engines, now))
 
     def is_order_relevant(self) -> bool:
-        """Whether requests differ in what they may expect, so that order matters."""
+        """Returns True if requests differ in what they may expect."""
         return self._has_several_classes or self._length_classes.objective_spread >= OBJECTIVE_SPREAD_RATIO
 
     def _admit_without_queue(
@@ -199,7 +233,7 @@ class AdmissionPolicy:
     def _full_instances(
         self, request: AdmissionRequest, engines: Sequence[EngineLoad], now: float, reserved: str | None = None
     ) -> frozenset[str]:
-        """The engines that have no room for it."""
+        """Returns the instances that have no room for the request."""
         ordered, long, full = self.is_order_relevant(), self._has_own_engines(request.queued), []
         if long and self._is_closed_to_long(engines, now):
             return frozenset(engine.id for engine in engines)
@@ -230,41 +264,41 @@ class AdmissionPolicy:
         )
 
     def _has_own_engines(self, queued: QueuedRequest) -> bool:
-        """Whether it is a long prompt, where those have engines of their own."""
+        """Returns True for a long prompt, if those have instances of their own."""
         return queued.is_long and self._separate_long and self.is_order_relevant()
 
     def _is_closed_to_long(self, engines: Sequence[EngineLoad], now: float) -> bool:
-        """Whether as many engines are at long prompts as may be."""
+        """Returns True if as many instances as allowed compute long prompts."""
         boundary = self._length_classes.boundary_seconds
-        busy = sum([one.backlog_seconds > boundary for one in engines])
+        busy = sum([engine.backlog_seconds > boundary for engine in engines])
         return busy >= self._length_classes.max_long_engines(
             len(engines), now, short_late=self._queue.has_late(long=False)
         )
 
     def _queue_reason(self, request: AdmissionRequest, engines: Sequence[EngineLoad], now: float) -> str:
         if not engines:
-            return "no engine is ready; it goes when one is"
+            return "no instance is ready yet"
         if len(self._requests) > 1:
-            return f"{len(self._requests) - 1} are held before it or beside it"
+            return f"{len(self._requests) - 1} other requests are queued"
         if self._has_own_engines(request.queued) and self._is_closed_to_long(engines, now):
             return f"as many of {len(engines)} engines are at long prompts as the short ones leave them"
-        if any(self._lacks_memory(request, one, now) for one in engines):
+        if any(self._lacks_memory(request, engine, now) for engine in engines):
             return f"its answer is not expected to fit the memory of any of {len(engines)} engines that have room"
-        least = min(one.backlog_seconds for one in engines)
-        return f"all {len(engines)} engines are busy, the least for {least:.2f} s; who goes next is chosen here"
+        least = min(engine.backlog_seconds for engine in engines)
+        return f"all {len(engines)} engines are busy, the least for {least:.2f} s"
 
-    # Those that do not -----------------------------------------------------------------------------------------------------
+    # --- requests that are refused
 
     def expected_wait(self, tier: int, engines: int, now: float) -> float:
-        """Seconds until those that are held now, of this tier or a higher one, have gone, by the line's pace."""
-        work = sum([one.prefill_seconds for one in self._queue.requests() if one.tier <= tier])
+        """Returns the seconds until the queued requests of this tier or higher are released."""
+        work = sum([engine.prefill_seconds for engine in self._queue.requests() if engine.tier <= tier])
         return work / self._drain_rate.rate(engines, now)
 
     def _refusal(self, request: AdmissionRequest, engines: int, now: float) -> AdmissionVerdict | None:
         queued, limits = request.queued, self._limits
         if len(self._requests) >= limits.queued_requests or self._bytes + queued.body_bytes > limits.queued_bytes:
             wait = self.expected_wait(queued.tier, engines, now)
-            reason = f"{len(self._requests)} requests ({self._bytes:,} bytes) are held already"
+            reason = f"{len(self._requests)} requests ({self._bytes:,} bytes) are queued already"
             return AdmissionVerdict(
                 AdmissionAction.REFUSE, "line-full", reason, retry_after=wait, is_shed=request.sheddable
             )
@@ -275,15 +309,20 @@ class AdmissionPolicy:
         if wait <= spare:
             return None
         reason = (
-            f"{wait:.1f} s of work is held before it, and its first token is due in {queued.objective_seconds:.1f} s"
+            f"{wait:.1f} s of work is queued before it, and its first token is due in {queued.objective_seconds:.1f} s"
         )
         return AdmissionVerdict(
             AdmissionAction.REFUSE, "shed", reason, retry_after=wait - max(0.0, spare), is_shed=True
         )
 
     def take_expired(self, engines: int, now: float, since: float = -math.inf) -> list[tuple[str, AdmissionVerdict]]:
-        """Those that are held no longer: who has waited as long as anybody may, and the sheddable that would otherwise soon go
-        before higher tiers for being overdue. Nobody's time counts before ``since``, when there was no engine yet."""
+        """Removes and returns the requests that must be refused now.
+
+        - Those queued for longer than `limits.hold_seconds`.
+        - Sheddable ones that are overdue, and would otherwise go before higher tiers.
+
+        since: when the first instance became ready; waiting before that does not count.
+        """
         before = now - self._limits.queue_seconds
         expired = [
             request
@@ -296,7 +335,7 @@ class AdmissionPolicy:
             queued = request.queued
             self.remove(queued.id)
             wait = self.expected_wait(queued.tier, engines, now)
-            reason = f"it was held for {now - queued.arrived_at:.1f} s and no engine had room for it"
+            reason = f"it was queued for {now - queued.arrived_at:.1f} s and no instance had room for it"
             rule = "shed-late" if request.sheddable else "held-too-long"
             refusals.append(
                 (
@@ -307,7 +346,9 @@ class AdmissionPolicy:
         return refusals
 
     def remove(self, request_id: str) -> bool:
-        """Its client has gone, or its time is over. False when it is not held."""
+        """Removes a request whose client disconnected or whose time is over. False if it is not
+        queued.
+        """
         request = self._requests.pop(request_id, None)
         if request is None:
             return False
@@ -318,25 +359,22 @@ class AdmissionPolicy:
     def __len__(self) -> int:
         return len(self._requests)
 
-    @property
-    def held_bytes(self) -> int:
-        """Of the bodies that are held."""
-        return self._bytes
-
-    # Those that go -------------------------------------------------------------------------------------------------------
+    # --- requests that are released
 
     def release_next(self, engines: Sequence[EngineLoad], now: float) -> Admitted | None:
-        """The next of those that are held, if some engine has room for it. Ask again once it has been sent."""
+        """Returns the next queued request if an instance has room. Call again after it was
+        dispatched.
+        """
         if not self._requests or not engines:
             return None
         ordered = self.is_order_relevant()
-        if ordered and not any(_has_room(one, long=False) for one in engines):
+        if ordered and not any(_has_room(engine, long=False) for engine in engines):
             return None
         candidate, reserved = self._queue.peek(now), None
         if candidate is not None and self._has_own_engines(candidate.request):
             if self._is_closed_to_long(engines, now):
                 candidate = self._queue.peek(now, _LONG_CLOSED)
-            elif not any(_has_room(one, long=True) for one in engines):
+            elif not any(_has_room(engine, long=True) for engine in engines):
                 reserved = min(engines, key=_backlog_seconds).id
                 candidate = self._queue.peek(now, _LONG_CLOSED)
         if candidate is None:
@@ -355,12 +393,15 @@ class AdmissionPolicy:
         self._bytes -= queued.body_bytes
         return Admitted(queued.id, candidate.rule, candidate.reason, full, now - queued.arrived_at)
 
-    # What engines do -----------------------------------------------------------------------------------------------------
+    # --- requests that have finished
 
     def on_finish(
         self, request_id: str, length_class: Hashable, prompt_tokens: float, output_tokens: int | None, now: float
     ) -> None:
-        """An answer is over; ``output_tokens`` None when it was cut, or its engine did not tell."""
+        """Called when a request has finished.
+
+        output_tokens: None if the response was cut or the engine did not report it.
+        """
         self.kv_capacity.on_finish(request_id, now, output_tokens)
         if not output_tokens:
             return
@@ -370,7 +411,7 @@ class AdmissionPolicy:
 
 
 def _has_room(engine: EngineLoad, *, long: bool) -> bool:
-    """Whether it can begin one more soon, or a long prompt at once."""
+    """Returns True if the instance can begin one more soon; a long prompt at once."""
     return (
         engine.backlog_seconds <= 0.0 if long else engine.backlog_seconds < MAX_WAITING_STEP_SHARE * engine.step_seconds
     )

@@ -1,23 +1,28 @@
-"""Who goes next of the requests that are held.
+"""The order in which queued requests are released.
 
-1. **Overdue** ones before all others: who has waited ``OVERDUE`` times the objective goes now, the latest by that measure first.
-   This is what bounds everybody's wait, whatever the rules below prefer.
-2. The highest **tier** that has anyone.
-3. In it the tenants with **credit**: those that were served least for their weight, and all within ``QUANTUM_SECONDS`` of them, so
-   that deadlines are still compared among several tenants.
-4. Among theirs, those that can still meet their objective if they start now (slack ≥ 0), by **deadline**.
-5. For a twentieth of the work (``RESCUE``), and whenever nobody can meet his any more, one that cannot: the one whose **program**
-   began first, so that a conversation half done is finished before another begins. By work and not by turns: a long prompt takes
-   as much as fifteen short ones, so every twentieth turn was far more of the work (at load 1 the long class lost six of a hundred
-   by it).
+1. **Overdue** requests come first: those that waited `OVERDUE_OBJECTIVES` times their objective.
+   This bounds every wait, whatever the other rules prefer.
+2. Then the highest **tier** with a queued request.
+3. In it, the tenants with **credit**: those served least for their weight. All within
+   `QUANTUM_SECONDS` of the least count, so that deadlines are compared among several tenants.
+4. Among their requests, those that can still meet the objective if started now (slack ≥ 0), by
+   **deadline**.
+5. For a twentieth of the work (`RESCUE_SHARE`), and if no objective can be met, a late one. Its
+   **program** began first, so a conversation half done ends before another begins.
 
-Why not simply the earliest deadline: near saturation those that are already lost come first and make the next ones late too. And
-not only those that can be saved: whoever has just missed would wait for ever. With eight engines, 88 % short prompts (objective
-0.25 s) and 12 % of 8,000 to 16,000 tokens (4 s), the highest load at which nine of ten of both keep theirs is 0.82 of what the
-engines can compute by order of arrival, 0.96 by deadline, and 0.99 by these rules; nobody waits beyond five objectives.
+Why: near saturation, earliest deadline first serves requests that are already lost and makes the
+next ones late. Serving only those that can be saved would starve the rest. The rescue share is of
+work, not of turns: a long prompt takes as much as fifteen short ones. By turns, the long class lost
+6 % at load 1.
 
-Sources: FlowPrefill's S-EDF (feasible first) with the bounded rescue that its implementers added; VTC's counters of service
-(arXiv 2401.00588); Continuum's order by the program's arrival (arXiv 2511.02230). Ours: rule 1, and the quantum of rule 3.
+Measured with eight engines, 88 % short prompts (objective 0.25 s) and 12 % of 8,000 to 16,000
+tokens (4 s). The highest load at which nine of ten of both meet their objectives is 0.82 of
+capacity by arrival. By deadline it is 0.96, by these rules 0.99. No request waits beyond five
+objectives.
+
+Source: S-EDF of FlowPrefill (feasible first), with the bounded rescue of its implementers. Counters
+of service: VTC (arXiv 2401.00588). Order by arrival of the program: Continuum (arXiv 2511.02230).
+Rule 1 and the quantum of rule 3 are ours.
 """
 
 import heapq
@@ -35,9 +40,15 @@ QUANTUM_SECONDS: Final = 0.5
 
 @dataclass(slots=True, eq=False)
 class QueuedRequest:
-    """A request that is held. ``tier`` 0 goes before 1; ``objective_seconds`` is to its first token; ``own_seconds`` the engine time
-    of its prefill; ``program_at`` when the conversation or program it belongs to began (its own arrival where it belongs to none);
-    ``long`` is its class of prompts; ``size`` the bytes kept while it waits."""
+    """A queued request.
+
+    - tier: 0 goes before 1.
+    - objective_seconds: TTFT objective.
+    - prefill_seconds: engine time of its prefill.
+    - program_started_at: start of its conversation; None: its own arrival.
+    - is_long: its length class.
+    - body_bytes: memory used while it waits.
+    """
 
     id: str
     arrived_at: float
@@ -57,7 +68,7 @@ class QueuedRequest:
 
     @property
     def latest_start(self) -> float:
-        """When its prefill has to begin for that."""
+        """When its prefill must begin to meet the deadline."""
         return self.deadline - self.prefill_seconds
 
     @property
@@ -68,8 +79,10 @@ class QueuedRequest:
 
 @dataclass(frozen=True, slots=True)
 class NextRequest:
-    """Who goes now, and by which rule: ``overdue``, ``deadline``, ``rescue`` or ``late`` (nobody can meet the objective). ``owed``:
-    those that are late were passed over, and come nearer to their turn."""
+    """The request to release next, and the rule: `overdue`, `deadline`, `rescue` or `late`.
+
+    passes_over_late: late requests were passed over, which brings their turn nearer.
+    """
 
     request: QueuedRequest
     rule: str
@@ -82,7 +95,9 @@ _TenantKey = tuple[Hashable, bool]
 
 
 class _TenantQueue:
-    """One tenant's requests of one tier: those that can meet their objective by deadline, the others by program."""
+    """Requests of one tenant and tier: those that can meet their objective by deadline, others by
+    program.
+    """
 
     __slots__ = ("feasible", "late")
 
@@ -92,7 +107,7 @@ class _TenantQueue:
 
 
 class RequestQueue:
-    """All requests held of one model. What left while it waited is skipped when it surfaces."""
+    """All queued requests of one model. A request that left is skipped when it surfaces."""
 
     def __init__(self) -> None:
         self._requests: dict[str, QueuedRequest] = {}
@@ -109,11 +124,10 @@ class RequestQueue:
         return request_id in self._requests
 
     def requests(self) -> Iterable[QueuedRequest]:
-        """All of them, by arrival here."""
+        """Returns all queued requests, in order of arrival."""
         return self._requests.values()
 
     def add(self, request: QueuedRequest) -> None:
-        """Hold one more."""
         self._requests[request.id] = request
         queues = self._tiers.setdefault(request.tier, {})
         key = (request.tenant, request.is_long)
@@ -126,24 +140,17 @@ class RequestQueue:
         self._fair_share.on_join(request.tenant, self._queued_tenants(request.tenant))
 
     def remove(self, request_id: str) -> bool:
-        """It is not held any more, and was not served: its client left. False when it is not here."""
+        """Removes a request that was not served. Returns False if it is not queued."""
         found = self._requests.pop(request_id, None) is not None
         self._clear_if_empty()
         return found
 
     def has_late(self, *, long: bool) -> bool:
-        """Whether anybody of that class was found too late for his objective and is still held."""
+        """Returns True if a request of that class has missed its chance to meet the objective."""
         return any(queue.late for queues in self._tiers.values() for (_, its), queue in queues.items() if its is long)
 
-    def take_next(self, now: float, closed: Collection[bool] = ()) -> NextRequest | None:
-        """Who goes ``now``, taken. None when nobody is held who may."""
-        candidate = self.peek(now, closed)
-        if candidate is not None:
-            self.take(candidate)
-        return candidate
-
     def peek(self, now: float, closed: Collection[bool] = ()) -> NextRequest | None:
-        """Who would go ``now``, of the classes (``Waiting.long``) that are not ``closed``."""
+        """Returns the next request of the length classes that are not `closed`."""
         overdue = self._most_overdue(now, closed)
         if overdue is not None:
             waited = (now - overdue.arrived_at) / overdue.objective_seconds
@@ -155,7 +162,7 @@ class RequestQueue:
         return None
 
     def take(self, candidate: NextRequest) -> None:
-        """It goes: it is no longer held, and its tenant is charged for it."""
+        """Removes a request and charges its tenant."""
         request = candidate.request
         del self._requests[request.id]
         self._fair_share.charge(request.tenant, request.prefill_seconds, request.weight)
@@ -166,7 +173,7 @@ class RequestQueue:
         self._clear_if_empty()
 
     def _next_of(self, queues: dict[_TenantKey, _TenantQueue]) -> NextRequest:
-        """By credit, then by deadline or rescue. Each lane has somebody."""
+        """Chooses by credit, then by deadline or rescue. No queue is empty."""
         least = min(self._fair_share.served_seconds(tenant) for tenant, _ in queues)
         near = [
             lane
@@ -180,13 +187,15 @@ class RequestQueue:
             request = min(feasible, key=_first_feasible).feasible[0][2]
             reason = "has the earliest deadline of those that can still be met"
             return NextRequest(request, "deadline", reason, passes_over_late=rescued is not None)
-        assert rescued is not None  # each lane has somebody
+        assert rescued is not None
         if not feasible:
-            return NextRequest(rescued, "late", "nobody's objective can be met; its program began first")
-        return NextRequest(rescued, "rescue", "is late, and a twentieth of the work belongs to those")
+            return NextRequest(rescued, "late", "no objective can be met; its program began first")
+        return NextRequest(rescued, "rescue", "is late; a twentieth of the work goes to late requests")
 
     def _open_queues(self, tier: int, now: float, closed: Collection[bool]) -> dict[_TenantKey, _TenantQueue]:
-        """The lanes of a tier that have somebody, after those that cannot meet their objective any more have moved over."""
+        """Returns the non-empty queues of a tier, after requests that became late have
+        moved over.
+        """
         queues, found = self._tiers[tier], {}
         for key, queue in list(queues.items()):
             if key[1] in closed:
@@ -210,7 +219,7 @@ class RequestQueue:
         return found
 
     def _most_overdue(self, now: float, closed: Collection[bool]) -> QueuedRequest | None:
-        """Of those that are overdue, the one that waits longest for its objective."""
+        """Returns the overdue request that waits longest for its objective."""
         latest: QueuedRequest | None = None
         due: list[_HeapEntry] = []
         while self._overdue and self._overdue[0][0] <= now:
@@ -237,12 +246,12 @@ class RequestQueue:
         return self._requests.get(request.id) is request
 
     def _queued_tenants(self, newcomer: Hashable) -> list[Hashable]:
-        """The tenants that have somebody, but for the newcomer."""
+        """Returns the tenants with queued requests, without the newcomer."""
         return [tenant for lanes in self._tiers.values() for tenant, _ in lanes if tenant != newcomer]
 
 
 _MAX_COMPARED: Final = 64
-"""So many that are overdue are compared; they come by the moment they became so."""
+"""So many overdue requests are compared, in the order in which they became overdue."""
 
 
 def _wait_ratio(request: QueuedRequest, now: float) -> float:

@@ -1,9 +1,11 @@
-"""The body of a chunked request, read strictly, in time that grows with its bytes and with nothing else.
+"""A strict parser of chunked request bodies, linear in the number of bytes.
 
-A chunk is ``SIZE[;extension] CRLF data CRLF``; a chunk of size 0 ends the body, then come trailers and an empty line. Sizes are plain
-hexadecimal digits, line ends CRLF; extensions and trailers are read and dropped, and bounded, as is what framing may cost. The
-body's end is found to the byte, because what follows is the next request: that is why no parser library does this, as none
-tells where a message ended without being stopped at every place where it might.
+A chunk is `SIZE[;extension] CRLF data CRLF`. A chunk of size 0 ends the body; trailers and an empty
+line follow. Sizes are plain hexadecimal digits and line ends are CRLF. Extensions and trailers are
+read, bounded and dropped. The overhead of framing is bounded too.
+
+Why: the next request begins right behind the body, so its end must be found to the byte. Parser
+libraries do not report where a message ended.
 """
 
 import re
@@ -20,23 +22,26 @@ _FORBIDDEN_TRAILERS = frozenset({b"content-length", b"transfer-encoding", b"host
 
 
 class ChunkedBody:
-    """Feed it what arrives until ``feed`` returns what lies behind the body."""
+    """The body of one chunked request, fed with bytes as they arrive."""
 
     __slots__ = ("_chunk_bytes_left", "_data", "_limits", "_partial_line", "_received_bytes", "_trailer_bytes")
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._data = bytearray()
-        self._partial_line = b""  # the beginning of a line
-        self._chunk_bytes_left = 0  # of a chunk's data with its CRLF
+        self._partial_line = b""
+        self._chunk_bytes_left = 0  # with the CRLF behind the data
         self._received_bytes = 0
-        self._trailer_bytes = -1  # bytes of trailers; -1 before the last chunk
+        self._trailer_bytes = -1  # -1 before the last chunk
 
     def __len__(self) -> int:
         return len(self._data)
 
     def feed(self, data: bytes) -> bytes | None:
-        """None: more is needed. Bytes: the body is whole and these lie behind it. Raises BadRequest and its kin."""
+        """Adds bytes; returns those behind the body once it is complete, else None.
+
+        Raises BadRequest and its subclasses.
+        """
         self._received_bytes += len(data)
         data, self._partial_line = self._partial_line + data, b""
         position = self._read_chunks(data)
@@ -49,11 +54,11 @@ class ChunkedBody:
         return None if end is None else data[end:]
 
     def body(self) -> bytes:
-        """The decoded body."""
+        """Returns the decoded body."""
         return bytes(self._data)
 
     def _read_chunks(self, data: bytes) -> int:
-        """Take data and size lines; where it stopped."""
+        """Reads size lines and data; returns the position where it stopped."""
         position = 0
         view = memoryview(data)
         match, body, max_bytes = _SIZE_LINE.match, self._data, self._limits.body_bytes
@@ -81,7 +86,7 @@ class ChunkedBody:
         return position
 
     def _take_chunk_data(self, view: memoryview, position: int) -> int:
-        """A chunk's data and the CRLF behind it, as far as they are here."""
+        """Reads the data of a chunk and its CRLF, as far as they have arrived."""
         if self._chunk_bytes_left > 2:
             part = view[position : position + self._chunk_bytes_left - 2]
             self._data += part
@@ -95,7 +100,9 @@ class ChunkedBody:
         return position
 
     def _read_trailers(self, data: bytes, position: int) -> int | None:
-        """Trailers and the empty line; where the body ends, None while that is not here."""
+        """Reads the trailers and the empty line; returns the end of the body, None if it has not
+        arrived.
+        """
         while True:
             if data.startswith(b"\r\n", position):
                 return position + 2
@@ -111,7 +118,7 @@ class ChunkedBody:
                 raise self._trailers_too_long()
 
     def _keep_partial_line(self, data: bytes, position: int, partial: re.Pattern[bytes]) -> None:
-        """Keep the beginning of a line, unless it can no longer become one."""
+        """Keeps the start of a line for later. Raises if it cannot become a valid line."""
         if partial.fullmatch(data, position) is None:
             raise _malformed_body()
         if len(data) - position > self._limits.trailer_bytes:

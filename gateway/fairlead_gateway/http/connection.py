@@ -1,103 +1,55 @@
-"""Room 1, listen: a client's connection. Bytes in, whole requests out, one at a time and in order.
+"""One client connection: bytes in, complete requests out, one at a time and in order.
 
-What a client can do wrong is settled here before anything else sees the request: heads and bodies are bounded, deadlined and
-read strictly (``reader``, ``head``, ``chunked``). While a request is being answered, what follows on the connection waits as bytes,
-and reading pauses when that becomes too much. A connection closes gently: first our side, then, when the client has read
-everything, the rest; otherwise the kernel could throw away the answer that explains why.
+Heads and bodies are bounded in size and time and parsed strictly before anything else sees the
+request. While a request is answered, further bytes wait in a buffer; reading pauses when that grows
+too large.
+
+A connection closes in two steps: first the gateway's side, then, when the client has read
+everything, the rest. Else the kernel could discard the response that explains the closing.
 """
 
 import asyncio
 from collections.abc import Callable
 from typing import Final, cast
 
-from fairlead.limits import Limits
-from fairlead.runtime.clock import Clock
 from fairlead_gateway.errors import GatewayError, Overloaded, RequestTimeout
 from fairlead_gateway.http.disconnect_detector import DisconnectDetector
-from fairlead_gateway.http.listener import HttpRequest, RequestHandler, http_date
+from fairlead_gateway.http.listener import HttpRequest, Listener
 from fairlead_gateway.http.request_head import RequestHead
 from fairlead_gateway.http.request_parser import AWAITING_BODY_END, AWAITING_HEAD_END, AWAITING_REQUEST, RequestParser
 from fairlead_gateway.http.response_writer import ResponseTransport, ResponseWriter
 from fairlead_gateway.http.timers import IdleTimer
 
 _LINGER_SECONDS: Final = 2.0
-_YIELD_BYTES: Final = 65_536  # read at once, they let others have a turn before the next
-_UNTRACKED_BYTES: Final = 65_536  # a body of at most this is not weighed
+_YIELD_BYTES: Final = 65_536  # after so many bytes in one read, other connections come first
+_UNTRACKED_BYTES: Final = 65_536  # bodies up to this size are not counted
 _CONTINUE_RESPONSE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 _STATUS_LINE_START: Final = b"HTTP/1.1 "
 _SSE_COMMENT_CHUNK: Final = b"3\r\n:\n\n\r\n"
-_CHUNK_SIZE_ZERO: Final = b"0"  # the size of a chunk may begin with any number of them
+_CHUNK_SIZE_ZERO: Final = b"0"  # a chunk size may begin with any number of zeros
 _MAX_REQUEST_ID_BYTES: Final = 128
 _REQUEST_ID_CHARS: Final = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._:-")
 
 
-class Listener:
-    """What the connections of one listening port share."""
-
-    def __init__(
-        self,
-        handler: RequestHandler,
-        *,
-        clock: Clock,
-        limits: Limits,
-        loop: asyncio.AbstractEventLoop,
-        create_request_id: Callable[[], str],
-    ) -> None:
-        self.handler = handler
-        self.limits = limits
-        self.loop = loop
-        self.create_request_id = create_request_id
-        self.now = clock.now
-        self.wall = clock.wall
-        self.max_pipelined = limits.pipelined_requests
-        self.idle_seconds = limits.keepalive_idle_seconds
-        self.connections: set[ClientConnection] = set()
-        self.draining = False
-        self.buffered_bytes = 0
-        self.under_memory_pressure = False
-        self._cached_date = (0, "")
-
-    def create_connection(self) -> asyncio.Protocol:
-        """One more connection."""
-        return cast(asyncio.Protocol, ClientConnection(self))
-
-    def set_memory_pressure(self, under_pressure: bool) -> None:
-        """From now on large bodies are not read on, or are again."""
-        self.under_memory_pressure = under_pressure
-
-    def date(self) -> str:
-        """The Date header's value, made once a second."""
-        second = int(self.wall())
-        if second != self._cached_date[0]:
-            self._cached_date = (second, http_date(second))
-        return self._cached_date[1]
-
-    def drain(self) -> None:
-        """From now on every answer is the last of its connection. Idle connections stay, so that a request that is
-        already on its way to us is answered."""
-        self.draining = True
-
-    def count_busy(self) -> int:
-        """Connections on which a request is being read or answered."""
-        return sum(connection.is_busy for connection in self.connections)
-
-    def close(self) -> None:
-        """Close every connection."""
-        for connection in list(self.connections):
-            connection.close()
-
-
-_READING: Final = (
-    1  # the states of a connection; plain numbers, since compiled code looks an Enum's members up each time
-)
+# The states of a connection. Why numbers: compiled code looks up the members of an Enum each time.
+_READING: Final = 1
 _RESPONDING: Final = 2
 _LINGERING: Final = 3
 _CLOSED: Final = 4
 
 
+def connection_factory(listener: Listener) -> Callable[[], asyncio.Protocol]:
+    """Returns what asyncio calls for the protocol of each new connection."""
+    return lambda: cast(asyncio.Protocol, ClientConnection(listener))
+
+
 class ClientConnection(ResponseTransport):
-    """One client connection; also the ``Line`` that its answers go out on. To asyncio it is a Protocol, without being derived from
-    it: a compiled class with an interpreted base is slower, and must not be referred to weakly."""
+    """One client connection, and the `ResponseTransport` of its responses.
+
+    It implements asyncio.Protocol without deriving from it.
+
+    Why: a compiled class with an interpreted base is slower and must not be weakly referenced.
+    """
 
     def __init__(self, listener: Listener) -> None:
         self._listener = listener
@@ -115,7 +67,7 @@ class ClientConnection(ResponseTransport):
         self._processing = self._reading_paused = self._writing_paused = self._is_tls = False
         self._eof_received = self._status_line_started = self._response_started = self._rejected = False
 
-    # What asyncio calls.
+    # --- called by asyncio
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
@@ -132,10 +84,10 @@ class ClientConnection(ResponseTransport):
         if self._state == _READING:
             self._parser.feed(data)
             self._process_requests()
-            if self._accounted_bytes or self._response is None:  # a request that came whole has been weighed
+            if self._accounted_bytes or self._response is None:  # a complete request was counted already
                 self._account_buffered_bytes()
             if len(data) >= _YIELD_BYTES and self._state == _READING and not self._reading_paused:
-                self._pause_reading()  # a sender that never pauses would be read from again and again
+                self._pause_reading()  # else a fast sender would starve the others
                 self._listener.loop.call_soon(self._process_requests)
         elif self._state == _RESPONDING:
             self._parser.feed(data)
@@ -145,7 +97,7 @@ class ClientConnection(ResponseTransport):
     def eof_received(self) -> bool:
         self._eof_received = True
         if self._is_tls:
-            return False  # TLS knows no half-closed connection: who says goodbye has gone
+            return False  # TLS has no half-closed connections
         if self._state == _RESPONDING:
             self._probe_client()
             return True
@@ -178,10 +130,10 @@ class ClientConnection(ResponseTransport):
         elif self._state == _READING:
             self._process_requests()
 
-    # What an answer calls.
+    # --- called by the response
 
     def write(self, data: bytes) -> None:
-        """Send bytes of the answer."""
+        """Sends bytes of the response."""
         if self._status_line_started:
             self._status_line_started = False
             data = data[len(_STATUS_LINE_START) :]
@@ -189,7 +141,7 @@ class ClientConnection(ResponseTransport):
         self._write_bytes(data)
 
     def on_response_complete(self, keep_alive: bool) -> None:
-        """The answer is complete: take the next request, or close."""
+        """Takes the next request, or closes."""
         self._response = None
         self._request_body_bytes = 0
         if self._accounted_bytes:
@@ -208,41 +160,43 @@ class ClientConnection(ResponseTransport):
             self._process_requests()
 
     def close(self) -> None:
-        """Close now; with a reset where an answer is incomplete."""
+        """Closes the connection, with a reset if a response is incomplete."""
         if self._state == _RESPONDING:
             self._transport.abort()
         else:
             self._transport.close()
 
     def abort(self) -> None:
-        """Close with a reset: what was sent cannot be taken for complete."""
+        """Closes with a reset, so that the client cannot take the response for complete."""
         self._transport.abort()
 
     def date(self) -> str:
-        """The Date header's value."""
+        """Returns the value of the Date header."""
         return self._listener.date()
 
     def client_address(self) -> str | None:
-        """The address at the other end; None when it has gone, or has none."""
+        """Returns the address of the client; None if it has none, or has disconnected."""
         peer = self._transport.get_extra_info("peername")
         return str(peer[0]) if peer else None
 
     @property
     def is_draining(self) -> bool:
-        """No request is taken behind the present one."""
+        """True if no request is taken after the present one."""
         return self._listener.draining
 
     @property
     def is_busy(self) -> bool:
-        """A request is being read or answered, or an answer is still on its way to a slow client."""
+        """True while a request is read or answered, or a response is on its way to a
+        slow client.
+        """
         if self._state == _RESPONDING or (self._state == _READING and not self._parser.is_empty):
             return True
         return self._state != _CLOSED and self._transport.get_write_buffer_size() > 0
 
-    # Reading requests.
+    # --- reading requests
 
     def _process_requests(self) -> None:
-        """Take requests until bytes are missing, one is being answered, or others should have their turn."""
+        """Takes requests until bytes are missing, one is being answered, or it is time to yield."""
         self._processing = True
         try:
             processed = 0
@@ -269,7 +223,7 @@ class ClientConnection(ResponseTransport):
             self._transport.resume_reading()
 
     def _arm_read_timeout(self) -> None:
-        """Bytes are missing: set the deadline that fits."""
+        """Sets the timeout of the part that is missing."""
         if self._eof_received:
             self._parser.on_eof()
             self._start_lingering_close()
@@ -323,7 +277,9 @@ class ClientConnection(ResponseTransport):
                 self._watch_for_disconnect()
 
     def _account_buffered_bytes(self) -> None:
-        """Tell the listener what this connection holds. When all together hold too much, a large body is not read on."""
+        """Reports the buffered bytes to the listener. Refuses a large body if the total is too
+        large.
+        """
         buffered = self._parser.buffered_bytes + self._request_body_bytes
         if buffered <= _UNTRACKED_BYTES:
             buffered = 0
@@ -338,13 +294,13 @@ class ClientConnection(ResponseTransport):
             self._reject(Overloaded("too many large bodies at once", hint=hint, headers=(("retry-after", "1"),)))
 
     def _discard_unread(self) -> None:
-        """Let go what was read and will not be used."""
+        """Drops buffered bytes that will not be used."""
         self._parser = RequestParser(self._limits)
 
-    # Ends.
+    # --- closing
 
     def _reject(self, error: GatewayError) -> None:
-        """Answer what is not a request, and close."""
+        """Answers what is not a valid request, and closes."""
         self._state = _RESPONDING
         self._rejected = True
         self._discard_unread()
@@ -352,10 +308,10 @@ class ClientConnection(ResponseTransport):
         self._listener.handler.on_rejected(error, response)
 
     def _on_timeout(self) -> None:
-        """The deadline of what is awaited has passed."""
+        """Called when the awaited part has not arrived in time."""
         if self._state == _LINGERING:
             unsent = self._transport.get_write_buffer_size()
-            if 0 < unsent < self._unsent_bytes:  # slow, but reading
+            if 0 < unsent < self._unsent_bytes:  # the client is slow, but it reads
                 self._unsent_bytes = unsent
                 self._idle_timer.restart(self._limits.body_idle_seconds)
             else:
@@ -368,7 +324,9 @@ class ClientConnection(ResponseTransport):
                 self._reject(RequestTimeout(f"the {part} did not arrive in time"))
 
     def _start_lingering_close(self) -> None:
-        """Close our side; read and forget the other's until it closes too or patience ends."""
+        """Closes the gateway's side, then reads and discards until the client closes or time is
+        over.
+        """
         self._state = _LINGERING
         if self._eof_received or (self._is_tls and not self._rejected):
             self._transport.close()
@@ -382,7 +340,7 @@ class ClientConnection(ResponseTransport):
         self._idle_timer.restart(self._limits.body_idle_seconds if self._unsent_bytes else _LINGER_SECONDS)
 
     def _probe_client(self) -> None:
-        """The client closed its sending side while it is being answered: find out whether it is still there."""
+        """Sends a byte of the response to find out whether a half-closed client still listens."""
         self._stop_detector()
         if not self._response_started:
             self._status_line_started = True
@@ -394,7 +352,7 @@ class ClientConnection(ResponseTransport):
         self._disconnect_detector = DisconnectDetector(self._listener.loop, self._transport, self._transport.abort)
 
     def _watch_for_disconnect(self) -> None:
-        """Nothing is read while the answer is made: ask the system whether the client leaves."""
+        """Polls for a disconnect while the connection is not read from."""
         self._stop_detector()
         self._disconnect_detector = DisconnectDetector(
             self._listener.loop, self._transport, self._transport.abort, self._probe_client
@@ -407,4 +365,4 @@ class ClientConnection(ResponseTransport):
 
 
 def _write_before_connect(data: bytes) -> None:
-    """Nothing is written before the connection is made."""
+    """Discards bytes written before the connection is made."""

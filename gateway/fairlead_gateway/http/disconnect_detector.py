@@ -1,11 +1,11 @@
-"""A client that has stopped sending: has it gone, or does it still listen?
+"""Detection of clients that disconnected while their request is being answered.
 
-TCP says the same in both cases (FIN). A client that is gone must free its engine at once; one that only closed its sending
-side (``nc -N``, a few proxies) must get its answer. A byte tells: a closed peer answers it with RST. So the connection
-writes something that belongs to its answer anyway, and this asks the socket for the RST, first often, then once a second.
+TCP reports a half-closed connection and a closed one alike, with a FIN. A client that disconnected
+must free its engine at once. One that only closed its sending side (`nc -N`, some proxies) must get
+its response. Writing a byte tells them apart: a closed peer replies with RST. The connection writes
+a byte that belongs to its response anyway; the detector polls the socket for the RST.
 
-While a connection is not read from, because too much waits on it already, even the FIN goes unseen. Linux tells the state
-of the connection all the same.
+While the connection is not read from, even the FIN stays unseen. On Linux, `TCP_INFO` shows it.
 """
 
 import asyncio
@@ -16,12 +16,15 @@ from collections.abc import Callable
 _POLL_DELAYS = (0.001, 0.004, 0.02, 0.1, 0.25, 0.5)
 _MAX_POLL_DELAY = 1.0
 _TCP_INFO: int | None = getattr(socket, "TCP_INFO", None) if sys.platform == "linux" else None
-_CLOSE_WAIT = 8  # the first byte of struct tcp_info: the other side has sent FIN
+_CLOSE_WAIT = 8  # state in the first byte of struct tcp_info: the peer has sent FIN
 
 
 class DisconnectDetector:
-    """Calls ``gone`` when the socket has met an error, ``ended`` once the other side has sent FIN; ``cancel`` when the answer
-    is out."""
+    """Polls the socket of one connection, first often, then once a second.
+
+    on_disconnect: called once if the socket has an error.
+    on_half_close: called once if the client has sent FIN.
+    """
 
     __slots__ = ("_handle", "_loop", "_on_disconnect", "_on_half_close", "_polls", "_socket")
 
@@ -41,7 +44,7 @@ class DisconnectDetector:
         self._schedule_poll()
 
     def cancel(self) -> None:
-        """Stop asking."""
+        """Stops polling."""
         if self._handle is not None:
             self._handle.cancel()
             self._handle = None
@@ -67,7 +70,7 @@ class DisconnectDetector:
 
 
 def _has_received_fin(connection: socket.socket) -> bool:
-    """Whether the other side has closed its sending side, read or not; False where the system does not tell."""
+    """Returns True if the client has closed its sending side; False if the system does not tell."""
     if _TCP_INFO is None:
         return False
     try:

@@ -1,12 +1,12 @@
-"""The head of a request, read strictly, once, by one piece of code: what this file accepts is what the request is.
+"""A strict parser of request heads. It is the only one, so requests have one interpretation.
 
-Two readers that disagree about where a request ends can be made to see different requests (smuggling), so nothing here is
-forgiving: CRLF line ends only, no folded lines, one Host, at most one of Content-Length and Transfer-Encoding and that
-only once, ``chunked`` the only coding and never on HTTP/1.0. Nothing of the received framing is passed on: requests to
-engines are framed anew.
+Why: two parsers that disagree about the end of a request allow request smuggling. So nothing here
+is forgiving. Accepted are CRLF line ends only, no folded lines and one Host. At most one of
+Content-Length and Transfer-Encoding may appear, and only once. `chunked` is the only coding, never
+on HTTP/1.0. Requests to engines are framed anew; nothing of the received framing is forwarded.
 
-A client sends much the same head with every request of a connection; only Content-Length differs. ``Template`` knows the last
-head that was read strictly, and knows the next one again when it is the same text around other digits.
+Clients send nearly the same head with every request of a connection; only Content-Length differs.
+`HeadTemplate` recognizes such a head without parsing it again.
 """
 
 import re
@@ -40,10 +40,16 @@ _STRAY_CONTROL_PARTIAL: Final = re.compile(rb"(?<!\r)\n|\r[^\n]|\x00")
 
 
 class RequestHead:
-    """``path`` is without query and scheme, percent-decoded; ``query`` is as it came; ``length`` is None for a chunked body.
+    """A parsed request head.
 
-    ``fields`` are without Content-Length. ``passed_on`` is for ``wire``: what of them engines get, once somebody has asked.
-    ``shown`` is for ``keys``: whose key is in them, and among which keys it was found.
+    path: without query and scheme, percent-decoded.
+    query: as received.
+    version: 10 or 11.
+    length: None for a chunked body.
+    fields: without Content-Length.
+    forwarded_fields: cache of the request encoder; the fields that engines get.
+    caller_cache: cache of `api_keys`; the API key's name, and the set of keys in which it was
+        found.
     """
 
     __slots__ = (
@@ -65,7 +71,7 @@ class RequestHead:
         method: str,
         path: str,
         fields: HeaderFields,
-        version: int,  # 10 or 11
+        version: int,
         length: int | None,
         keep_alive: bool,
         expects_continue: bool,
@@ -84,15 +90,15 @@ class RequestHead:
         self._fields_by_name: dict[bytes, bytes] | None = None
 
     def get(self, name: bytes) -> bytes | None:
-        """The first field of that (lower-case) name."""
+        """Returns the first field of that lower-case name."""
         table = self._fields_by_name
         if table is None:
             table = self._fields_by_name = dict(reversed(self.fields))
         return table.get(name)
 
     def with_content_length(self, length: int) -> "RequestHead":
-        """The head of a further request that differs in its length only."""
-        self.get(b"")  # so that all share one table
+        """Returns the head of a further request that differs only in its length."""
+        self.get(b"")  # fills the table, which all copies then share
         head = RequestHead(
             self.method, self.path, self.fields, self.version, length, self.keep_alive, False, self.query
         )
@@ -103,9 +109,9 @@ class RequestHead:
 
 
 class HeadTemplate:
-    """The text of a head that was read strictly, around the digits of its Content-Length, with the empty line behind it.
+    """The text of a strictly parsed head, before and behind the digits of its Content-Length.
 
-    ``end`` is where the head ended that was read last.
+    head_end: where the head ended that matched last.
     """
 
     __slots__ = ("_head", "_max_body_bytes", "_prefix", "_prefix_bytes", "_suffix", "_suffix_bytes", "head_end")
@@ -120,14 +126,14 @@ class HeadTemplate:
         self.head_end = 0
 
     def match(self, data: bytes) -> RequestHead | None:
-        """The head that ``data`` begins with, None when it is not the same text around other digits."""
+        """Returns the head at the start of `data`; None if its text differs in more than the
+        digits.
+        """
         if not data.startswith(self._prefix):
             return None
         position, length = self._prefix_bytes, 0
         end_of_digits = min(len(data), position + _MAX_LENGTH_DIGITS)
-        while (
-            position < end_of_digits
-        ):  # by hand: it is four digits, and to cut them out and convert them is a dozen calls
+        while position < end_of_digits:  # faster than cutting the digits out and converting them
             digit = data[position] - _DIGIT_ZERO
             if digit < 0 or digit > 9:
                 break
@@ -141,7 +147,10 @@ class HeadTemplate:
 
 
 def create_template(raw: bytes, head: RequestHead, limits: Limits) -> HeadTemplate | None:
-    """What to know further heads of the connection by; None for a request that has no plain body or an expectation."""
+    """Returns a template for further heads of the connection.
+
+    None if the request has no plain body, or an expectation.
+    """
     found = _LENGTH_FIELD.search(raw) if head.length and not head.expects_continue else None
     if found is None:
         return None
@@ -149,7 +158,10 @@ def create_template(raw: bytes, head: RequestHead, limits: Limits) -> HeadTempla
 
 
 def check_partial_head(received: bytes | bytearray, start: int, limits: Limits) -> None:
-    """Refuse a head that can no longer become right, so that nobody waits for its end. ``start``: checked before."""
+    """Raises if an incomplete head can no longer become valid.
+
+    start: how many bytes were checked before.
+    """
     if not received[0:1].isalpha():
         raise BadRequest("this is not an HTTP request", code="malformed_http")
     if _STRAY_CONTROL_PARTIAL.search(received, max(0, start - 1)):
@@ -161,7 +173,9 @@ def check_partial_head(received: bytes | bytearray, start: int, limits: Limits) 
 
 
 def parse_head(raw: bytes, limits: Limits) -> RequestHead:
-    """Read a whole head (without its final empty line). Raises BadRequest and its kin."""
+    """Parses a complete head, without its final empty line. Raises BadRequest and its
+    subclasses.
+    """
     line_end = raw.find(b"\r\n")
     line_end = len(raw) if line_end < 0 else line_end
     if line_end > limits.request_line_bytes:
@@ -239,7 +253,7 @@ def _parse_length(value: bytes | None, limits: Limits) -> int:
 
 
 def _parse_path(method: str, target: bytes) -> str:
-    """The path of an origin-form or absolute-form target; ``*`` stays what it is."""
+    """Returns the path of an origin-form or absolute-form target; `*` is returned unchanged."""
     if target == b"*" and method == "OPTIONS":
         return "*"
     scheme, found, rest = target.partition(b"://")
@@ -255,7 +269,7 @@ def _parse_path(method: str, target: bytes) -> str:
 
 
 def _malformed_head(raw: bytes, in_request_line: bool) -> BadRequest:
-    """Say what is wrong without repeating a byte of it."""
+    """Returns an error that names the defect without repeating received bytes."""
     if _STRAY_CONTROL.search(raw):
         what = "it holds a bare CR, a bare LF or a NUL"
     elif in_request_line:

@@ -1,7 +1,8 @@
-"""Bytes of a connection in, whole requests out; no I/O, so that any cutting of the bytes can be tried in a test.
+"""The parser of a connection's bytes into requests. It does no I/O, so tests can cut bytes
+anywhere.
 
-It reads one request at a time: ``next`` never looks behind the end of the request it returns, so bytes that follow stay
-bytes until their turn comes.
+It parses one request at a time. `next_request` never reads behind the end of the request that it
+returns.
 """
 
 import re
@@ -22,13 +23,13 @@ _MAX_EMPTY_LINES: Final = 16
 _LEADING_EMPTY_LINES: Final = re.compile(rb"(?:\r\n){0,%d}" % (_MAX_EMPTY_LINES + 1))
 
 
-AWAITING_REQUEST: Final = 1  # what is missing for the next request
+AWAITING_REQUEST: Final = 1
 AWAITING_HEAD_END: Final = 2
 AWAITING_BODY_END: Final = 3
 
 
 class RequestParser:
-    """``feed`` it what arrives, take requests with ``next`` until it says None."""
+    """The parser of one connection: `feed` takes bytes, `next_request` returns requests."""
 
     __slots__ = (
         "_body_parts",
@@ -46,7 +47,7 @@ class RequestParser:
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._buffer: bytes | bytearray = b""
-        self._body_start = 0  # of ``_ahead``, where the body begins whose head has just been read
+        self._body_start = 0  # in `_buffer`, where the body of the head just parsed begins
         self._checked_bytes = 0
         self._empty_lines = 0
         self._head: RequestHead | None = None
@@ -57,19 +58,21 @@ class RequestParser:
 
     @property
     def awaited(self) -> int:
-        """What ``next`` found missing: one of the three above."""
+        """The part that `next_request` found missing: one of the three `AWAITING_…` constants."""
         if self._head is not None:
             return AWAITING_BODY_END
         return AWAITING_HEAD_END if self._buffer else AWAITING_REQUEST
 
     @property
     def head(self) -> RequestHead | None:
-        """The head of a request whose body is not whole yet."""
+        """The head of the request whose body is incomplete."""
         return self._head
 
     @property
     def needs_100_continue(self) -> bool:
-        """The client waits for ``100 Continue`` before it sends its body; true at most once a request."""
+        """True once per request, if the client waits for `100 Continue` before it sends
+        its body.
+        """
         head = self._head
         if head is None or not head.expects_continue:
             return False
@@ -78,14 +81,14 @@ class RequestParser:
 
     @property
     def should_pause_reading(self) -> bool:
-        """So much is read ahead that reading should pause."""
+        """True if so much is read ahead that reading should pause."""
         return len(self._buffer) > self._limits.header_bytes or (
             self._buffer.count(b"\r\n\r\n") >= self._limits.pipelined_requests
         )
 
     @property
     def buffered_bytes(self) -> int:
-        """Bytes kept: of an unfinished body, and read ahead."""
+        """Bytes in memory: of an incomplete body, and read ahead."""
         head = self._head
         if head is None:
             return len(self._buffer)
@@ -93,11 +96,11 @@ class RequestParser:
 
     @property
     def is_empty(self) -> bool:
-        """Nothing of a further request is here."""
+        """True if no byte of a further request has arrived."""
         return self._head is None and not self._buffer
 
     def feed(self, data: bytes) -> None:
-        """Add what arrived."""
+        """Adds received bytes."""
         if not self._buffer:
             self._buffer = data
         elif isinstance(self._buffer, bytearray):
@@ -106,7 +109,10 @@ class RequestParser:
             self._buffer = bytearray(self._buffer) + data
 
     def next_request(self) -> tuple[RequestHead, bytes] | None:
-        """The next whole request, or None while bytes are missing. Raises BadRequest and its kin."""
+        """Returns the next complete request; None while bytes are missing.
+
+        Raises BadRequest and its subclasses.
+        """
         head = self._head
         if head is None:
             head = self._next_head()
@@ -119,7 +125,7 @@ class RequestParser:
         return head, body
 
     def on_eof(self) -> None:
-        """The client sends no more. Raises BadRequest when that leaves a request unfinished."""
+        """Called when the client sends no more. Raises BadRequest if a request is incomplete."""
         if not self.is_empty:
             raise BadRequest("the request ends before it is whole", code="malformed_http")
 
@@ -147,7 +153,7 @@ class RequestParser:
         return self._start_body(head, end + 4)
 
     def _start_body(self, head: RequestHead, body_start: int) -> RequestHead:
-        """The body of ``head`` comes next; it begins at ``at`` of what is here."""
+        """Prepares for the body of `head`, which begins at `body_start` of the buffer."""
         self._checked_bytes = self._empty_lines = 0
         self._body_start = body_start
         self._head = head
@@ -165,7 +171,7 @@ class RequestParser:
             and isinstance(buffered, bytes)
             and len(buffered) >= start + missing
         ):
-            stop = start + missing  # all of it came at once: most do
+            stop = start + missing  # most requests arrive at once
             self._buffer = buffered[stop:] if len(buffered) > stop else b""
             return buffered[start:stop]
         buffered, self._buffer = bytes(buffered[start:]), b""
@@ -188,7 +194,9 @@ class RequestParser:
         return body
 
     def _skip_empty_lines(self, data: bytes | bytearray) -> bytes:
-        """A few empty lines before a request line are passed over (RFC 9112, 2.2); a lone CR or LF is not one."""
+        """Skips a few empty lines before a request line (RFC 9112, 2.2). A lone CR or LF is not a
+        line.
+        """
         found = _LEADING_EMPTY_LINES.match(data)
         skipped = found.end() if found else 0
         self._empty_lines += skipped // 2

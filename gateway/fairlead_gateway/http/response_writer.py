@@ -1,7 +1,8 @@
-"""The answer to one request: one whole message, or a stream of pieces; exactly one, exactly once.
+"""The writer of one response: a complete message, or a stream of chunks.
 
-It frames anew: own head, own Content-Length or chunks (one chunk for every piece, so that a client sees the pieces that the
-engine sent), and ``Connection: close`` where the connection ends behind it. HTTP/1.0 gets its stream without chunks.
+It frames the response anew. It writes its own head with its own Content-Length or chunks, and
+`Connection: close` if the connection ends. One chunk of a stream is one chunk of the engine. An
+HTTP/1.0 client gets its stream without chunks.
 """
 
 from abc import abstractmethod
@@ -12,43 +13,52 @@ from typing import Final
 from fairlead_gateway.http.request_head import RequestHead
 
 _STATUS_LINES: Final = {int(status): f"HTTP/1.1 {int(status)} {status.phrase}\r\ndate: " for status in HTTPStatus}
-_CHUNK_SIZE_LINES: Final = [b"%x\r\n" % size for size in range(1_024)]  # how a chunk of so many bytes begins
+_CHUNK_SIZE_LINES: Final = [b"%x\r\n" % size for size in range(1_024)]
 
 
 class ResponseTransport:
-    """What an answer needs of the connection it goes out on. A class to derive from: through a Protocol compiled code would have to
-    look up every method by its name. It is no ABC: instances of a compiled class that has one for its base break on weak references
-    instead of refusing them."""
+    """The connection that a response is written to, as an abstract base class.
+
+    Why: through a Protocol, compiled code looks up every method by its name. It is not an ABC:
+    instances of a compiled class with an ABC as base break on weak references.
+    """
 
     @abstractmethod
     def write(self, data: bytes) -> None:
-        """Send bytes."""
+        """Sends bytes."""
 
     @abstractmethod
     def on_response_complete(self, keep_alive: bool) -> None:
-        """The answer is complete; ``keep`` says whether the connection may serve another request."""
+        """Called when the response is complete.
+
+        keep_alive: whether the connection may serve another request.
+        """
 
     @abstractmethod
     def abort(self) -> None:
-        """Break off so that the answer cannot look complete."""
+        """Closes the connection so that the response cannot look complete."""
 
     @abstractmethod
     def date(self) -> str:
-        """The Date header's value."""
+        """Returns the value of the Date header."""
 
     @abstractmethod
     def client_address(self) -> str | None:
-        """The address at its other end."""
+        """Returns the address of the client."""
 
     @property
     @abstractmethod
     def is_draining(self) -> bool:
-        """The connection takes no further request."""
+        """True if the connection takes no further request."""
 
 
 class ResponseWriter:
-    """``gone`` is called when the client leaves before the end; ``flow`` with True when it does not keep up, with False
-    when it does again. ``pulses``: an SSE comment may be put between two pieces."""
+    """Writes the response to one request, exactly once.
+
+    on_client_gone: called if the client disconnects before the end.
+    on_backpressure: called with True if the client reads too slowly, with False when it catches up.
+    accepts_comments: True if an SSE comment may be written between two chunks.
+    """
 
     __slots__ = (
         "_chunked",
@@ -79,11 +89,14 @@ class ResponseWriter:
 
     @property
     def is_between_chunks(self) -> bool:
-        """What is written next is the size of a chunk, the last one included."""
+        """True if the next bytes are the size of a chunk."""
         return self._chunked and not self.finished
 
     def send(self, status: int, header_text: str, body: bytes, *, content_type: str = "application/json") -> None:
-        """Answer with one message. ``fields`` is ready header text, each line with its CRLF."""
+        """Sends a complete response.
+
+        header_text: header lines, each with its CRLF.
+        """
         if self.finished or self.started:
             return
         self.started = True
@@ -93,7 +106,7 @@ class ResponseWriter:
         self._complete()
 
     def start_stream(self, status: int, header_text: str, *, length: int | None = None) -> None:
-        """Send the head of an event stream, or of a long answer of ``length`` bytes."""
+        """Sends the head of an event stream, or of a long response of `length` bytes."""
         if self.finished or self.started:
             return
         self.started = True
@@ -106,7 +119,7 @@ class ResponseWriter:
         self._transport.write(self._build_head(status, framing + header_text))
 
     def write_chunks(self, chunks: Sequence[bytes], *, final: bool = False) -> None:
-        """Send pieces, each as a chunk of its own; ``last`` ends the answer."""
+        """Sends each item as one chunk; `final` ends the response."""
         if self.finished:
             return
         if self._chunked:
@@ -124,22 +137,25 @@ class ResponseWriter:
             self._complete()
 
     def end_with_error(self, event: bytes) -> None:
-        """End a stream with an error event: said aloud and framed properly, so that the connection, which was told keep-alive, may
-        ask again: clients that read to the end do, and would lose their next request."""
+        """Ends a stream with an error event and correct framing.
+
+        Why: the client was promised keep-alive. If the connection were cut, a client that read to
+        the end would lose its next request.
+        """
         self.write_chunks([event], final=True)
 
     def abort(self) -> None:
-        """Break off an answer that began and cannot be completed."""
+        """Aborts a response that was started and cannot be completed."""
         if not self.finished:
             self._detach()
             self._transport.abort()
 
     def client_address(self) -> str | None:
-        """The address that the request came from, as the connection has it."""
+        """Returns the address of the client, as the connection has it."""
         return self._transport.client_address()
 
     def on_connection_lost(self) -> None:
-        """The connection is gone; whoever makes the answer is told."""
+        """Called when the connection is lost; calls `on_client_gone`."""
         if not self.finished:
             on_client_gone = self.on_client_gone
             self._detach()
@@ -160,18 +176,15 @@ class ResponseWriter:
         return text.encode("latin-1")
 
     def _detach(self) -> None:
-        """Nobody is called any more, and nobody is known any more: a circle of references would wait for the collector."""
+        """Drops the callbacks. A cycle of references would wait for the garbage collector."""
         self.finished = True
         self.on_client_gone = self.on_backpressure = None
 
     def _complete(self) -> None:
         self._detach()
-        self._transport.on_response_complete(
-            self._keep_alive
-        )  # what the head said: a client that was told `keep-alive` may ask once more
+        self._transport.on_response_complete(self._keep_alive)  # as the head said
 
 
 def _frame_chunk(data: bytes) -> bytes:
-    """A piece, framed."""
     size = len(data)
     return (_CHUNK_SIZE_LINES[size] if size < len(_CHUNK_SIZE_LINES) else b"%x\r\n" % size) + data + b"\r\n"

@@ -1,8 +1,8 @@
-"""Addresses and listening sockets: the management port, which is the helper's, and the public one, which all workers share.
+"""Listening sockets: of the management port, and of the public port that all workers share.
 
-The kernel shares a port among sockets that ask for it (``SO_REUSEPORT``), also with a process of the same user that was left
-behind by somebody else, and says nothing. So the port is asked for alone first: that is refused while anybody listens there.
-Then it is held by a socket that never listens, so that its number stays ours while workers come and go.
+With `SO_REUSEPORT`, the kernel silently shares a port with any process of the same user, also with
+one left behind. So the port is first bound exclusively, which fails while another process listens.
+Then a socket that never listens reserves the port, so that workers can come and go.
 """
 
 import errno
@@ -14,36 +14,39 @@ from dataclasses import dataclass
 
 LISTEN_BACKLOG = 4096
 _log = logging.getLogger("fairlead.gateway")
-_SO_BINDTOIFINDEX = 62  # of <asm-generic/socket.h>: which interface a socket belongs to
-_UNUSED_INTERFACE = 2**31 - 1  # the kernel does not ask whether there is one of this number
-_RELEASE_SECONDS = 1.0  # workers of a gateway that was killed close the port within a twentieth
+_SO_BINDTOIFINDEX = 62  # <asm-generic/socket.h>: the interface that a socket is bound to
+_UNUSED_INTERFACE = 2**31 - 1  # the kernel does not check that it exists
+_RELEASE_SECONDS = 1.0  # workers of a killed gateway close the port within 50 ms
 _RETRY_SECONDS = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class ListenAddress:
-    """Where to listen; port 0 is a free one."""
+    """An address to listen on; port 0 is a free port."""
 
     host: str
     port: int
 
     def bind(self, *, shared: bool = False) -> socket.socket:
-        """A listening socket; ``shared`` with others of this user that say so too."""
+        """Returns a listening socket.
+
+        shared: share the port with other sockets of this user that share it too.
+        """
         return socket.create_server(
             (self.host, self.port), family=self.family, backlog=LISTEN_BACKLOG, reuse_port=shared
         )
 
     def reserve(self) -> socket.socket:
-        """Hold the port without listening. Raises OSError when somebody else has it."""
+        """Returns a bound socket that does not listen. Raises OSError if another process has the
+        port.
+        """
         if self.port:
             self._check_exclusive()
-        reserved = self._create_socket(
-            reuse_address=bool(self.port)
-        )  # a free port is nobody's, also not of one who waits to listen
+        reserved = self._create_socket(reuse_address=bool(self.port))
         try:
             reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             reserved.bind((self.host, self.port))
-            reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)  # so that others who ask are refused
+            reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)  # so that an exclusive bind by others fails
         except OSError as error:
             reserved.close()
             raise self._bind_error(error) from error
@@ -55,7 +58,9 @@ class ListenAddress:
         return socket.AF_INET6 if ":" in self.host else socket.AF_INET
 
     def _check_exclusive(self) -> None:
-        """Ask for the port without sharing, for a moment: the last user may be on its way out."""
+        """Binds the port exclusively for a moment. Retries for a second if the last user is closing
+        it.
+        """
         end = time.monotonic() + _RELEASE_SECONDS
         while True:
             probe = self._create_socket(reuse_address=True)
@@ -70,7 +75,10 @@ class ListenAddress:
                 probe.close()
 
     def _create_socket(self, *, reuse_address: bool) -> socket.socket:
-        """A socket; ``again``: also where connections of the last user have not quite ended."""
+        """Returns a socket.
+
+        reuse_address: bind even if connections of the last user linger.
+        """
         created = socket.socket(self.family, socket.SOCK_STREAM)
         created.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, int(reuse_address))
         if self.family is socket.AF_INET6:
@@ -83,14 +91,17 @@ class ListenAddress:
 
 
 def refuse_new_connections(listening: socket.socket) -> bool:
-    """From now on let no new connection in through this socket, while handshakes that are under way come to their end; False where
-    the system cannot.
+    """Refuses new connections on a listening socket and lets started handshakes finish.
 
-    There is no call for that: a listening socket lets in until it is closed, and closing it resets whom nobody has accepted. But one
-    that belongs to an interface hears nothing from others, and a handshake keeps the interface that it began with. New clients
-    are refused at once; where others listen on the port too, the share of this one is dropped, and reaches them when the
-    clients try again after a second. It takes no privilege (Linux 5.7), unlike a packet filter (``SO_ATTACH_FILTER``), which
-    newer kernels keep for CAP_NET_ADMIN."""
+    Returns False if the system cannot do that.
+
+    Why: there is no system call for it. A listening socket accepts until it is closed, and closing
+    it resets connections that were not accepted. But a socket that is bound to an interface gets
+    nothing from other interfaces, and a started handshake keeps its interface. New clients are
+    refused at once. If other workers listen on the port, clients of this one reach them by retrying
+    after a second. It needs no privilege (Linux 5.7), unlike `SO_ATTACH_FILTER`, which newer
+    kernels keep for CAP_NET_ADMIN.
+    """
     try:
         if sys.platform != "linux":
             raise OSError(errno.ENOPROTOOPT, "not Linux")
@@ -102,6 +113,6 @@ def refuse_new_connections(listening: socket.socket) -> bool:
 
 
 def socket_url(bound: socket.socket, *, secure: bool = False) -> str:
-    """The URL of a listening socket."""
+    """Returns the URL of a listening socket."""
     host, port = bound.getsockname()[:2]
     return f"http{'s' if secure else ''}://{f'[{host}]' if ':' in host else host}:{port}"

@@ -1,8 +1,4 @@
-"""A deadline that is cheap to move: one timer a connection, armed late and seldom.
-
-Setting a deadline on every request would cost a timer each. Here the timer that is already armed is left alone when the new
-deadline lies behind it; when it fires too early it is simply armed again.
-"""
+"""Cheap timers: one per connection for idle times, one for all requests of equal timeout."""
 
 import asyncio
 from abc import abstractmethod
@@ -10,7 +6,11 @@ from collections.abc import Callable
 
 
 class IdleTimer:
-    """Calls ``passed`` once when ``seconds`` after the last ``set`` have gone by without ``clear``."""
+    """A timer that is cheap to restart; calls `on_expired` once after an idle period.
+
+    Why: a timer per request would be expensive. A restart leaves the armed timer alone if the new
+    due time is later. If it fires too early, it is armed again.
+    """
 
     __slots__ = ("_active", "_armed_until", "_due", "_handle", "_loop", "_now", "_on_expired")
 
@@ -21,10 +21,10 @@ class IdleTimer:
         self._active = False
         self._due = 0.0
         self._handle: asyncio.TimerHandle | None = None
-        self._armed_until = 0.0  # when the handle fires
+        self._armed_until = 0.0
 
     def restart(self, seconds: float) -> None:
-        """Move the deadline to ``seconds`` from now."""
+        """Sets the due time to `seconds` from now."""
         due = self._due = self._now() + seconds
         self._active = True
         if self._handle is None:
@@ -34,11 +34,11 @@ class IdleTimer:
             self._arm(due)
 
     def pause(self) -> None:
-        """No deadline for now; the timer stays armed and will find nothing to do."""
+        """Removes the due time. The armed timer remains and does nothing when it fires."""
         self._active = False
 
     def cancel(self) -> None:
-        """No deadline ever again, and no timer left behind; whom it would have called is let go."""
+        """Stops the timer for good and drops the callback."""
         self._active = False
         self._on_expired = _ignore
         if self._handle is not None:
@@ -61,11 +61,11 @@ class IdleTimer:
 
 
 def _ignore() -> None:
-    """Nobody waits any more."""
+    """Does nothing; the callback of a cancelled timer."""
 
 
 class TimeoutEntry:
-    """What can be too late. It knows who began before and after it, so that it can leave the row at once."""
+    """An entry of a `TimeoutQueue`. It links to its neighbours, so that removal is one step."""
 
     __slots__ = ("_due", "_newer", "_older")
 
@@ -76,11 +76,16 @@ class TimeoutEntry:
 
     @abstractmethod
     def on_timeout(self) -> None:
-        """The time is over."""
+        """Called once when the time of the entry is over."""
 
 
 class TimeoutQueue:
-    """``seconds`` are what each may take, by the clock ``now``."""
+    """Timeouts of equal length for many entries, with one timer: the oldest entry is the next to
+    expire.
+
+    seconds: the timeout of every entry.
+    now: the clock.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, seconds: float, now: Callable[[], float]) -> None:
         self._loop = loop
@@ -91,7 +96,9 @@ class TimeoutQueue:
         self._timer: asyncio.TimerHandle | None = None
 
     def add(self, entry: TimeoutEntry, started_at: float) -> None:
-        """Its time began then: not before that of those who are here."""
+        """Adds an entry that started at `started_at`, which must not be before that of earlier
+        entries.
+        """
         entry._due = started_at + self._seconds
         older = entry._older = self._newest
         if older is None:
@@ -103,7 +110,7 @@ class TimeoutQueue:
             self._timer = self._loop.call_later(self._seconds, self._on_timer)
 
     def remove(self, entry: TimeoutEntry) -> None:
-        """It is done; nothing happens when it had been before."""
+        """Removes an entry. Does nothing if it is not in the queue."""
         older, newer = entry._older, entry._newer
         if older is None and self._oldest is not entry:
             return
@@ -118,7 +125,7 @@ class TimeoutQueue:
             newer._older = older
 
     def clear(self) -> None:
-        """Nobody is watched any more."""
+        """Removes all entries and stops the timer."""
         while self._oldest is not None:
             self.remove(self._oldest)
         if self._timer is not None:

@@ -1,8 +1,10 @@
-"""TLS on the public port: a certificate and its key from files, read again when they change.
+"""The TLS certificate of the public port, reloaded when its files change.
 
-A new certificate is shown from the next handshake on; connections that stand keep theirs and nobody is cut. The context that listens
-stays the same object: it hands every handshake the newest one, so that nothing of an old certificate is left (a context keeps one
-certificate for each kind of key, and loading into it again would leave the other kind).
+A new certificate is used from the next handshake on; open connections keep theirs. The listening
+context stays the same object and gives every handshake the newest context.
+
+Why: a context keeps one certificate per kind of key. Loading into it again would keep the old
+certificate of another kind.
 """
 
 import asyncio
@@ -14,7 +16,9 @@ from fairlead.errors import Unavailable
 
 
 class TlsCertificate:
-    """``context`` is what listens, once ``load`` has been called."""
+    """A certificate and its key, from files. `context` is for listening, set by the
+    first `load`.
+    """
 
     def __init__(self, certificate: Path, key: Path) -> None:
         self.files = (certificate, key)
@@ -22,14 +26,14 @@ class TlsCertificate:
         self.context: ssl.SSLContext | None = None
 
     async def load(self) -> None:
-        """Read both files. Raises Unavailable and keeps what it had when they do not fit each other."""
+        """Reads both files. Raises Unavailable and changes nothing if they do not match."""
         self._current = await asyncio.to_thread(self._read)
         if self.context is None:
             self.context = self._current
             self.context.sni_callback = self._install_current
 
     def _install_current(self, connection: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
-        """Called in every handshake, also of clients that name no server."""
+        """Called in every handshake, also for clients that send no server name."""
         if self._current is not None:
             connection.context = self._current
 
@@ -47,5 +51,5 @@ class TlsCertificate:
 
 
 def _reject_password_prompt() -> str:
-    """Nobody is there to type one: without this, an encrypted key would ask the terminal."""
+    """Raises; without this callback, an encrypted key would prompt on the terminal."""
     raise ValueError("the key is encrypted; a key without a passphrase is needed")

@@ -1,7 +1,9 @@
-"""W3C trace context: what a client sent, read strictly, and what engines are sent on.
+"""W3C trace context: strict parsing of what clients send, and headers for engines.
 
-Nothing here samples or measures. A ``traceparent`` that is right is passed on as it came, with its ``tracestate``; one that is not is
-dropped, and its ``tracestate`` with it, as the specification wants. https://www.w3.org/TR/trace-context/
+A valid `traceparent` is forwarded unchanged with its `tracestate`. An invalid one is dropped with
+its `tracestate`. Sampling is not decided here.
+
+Source: https://www.w3.org/TR/trace-context/
 """
 
 import re
@@ -22,7 +24,9 @@ HeaderFields = Sequence[tuple[bytes, bytes]]
 
 @dataclass(frozen=True, slots=True)
 class TraceContext:
-    """Where a request comes from. Ids are lower-case hexadecimal; ``state`` is the ``tracestate`` as it came, all of it."""
+    """The trace that a request belongs to. Ids are lower-case hexadecimal; `state` is `tracestate`
+    unchanged.
+    """
 
     trace_id: str
     span_id: str
@@ -31,12 +35,12 @@ class TraceContext:
 
     @property
     def is_sampled(self) -> bool:
-        """The caller records this trace."""
+        """True if the client records this trace."""
         return bool(self.flags & _SAMPLED_FLAG)
 
 
 def parse_traceparent(value: bytes) -> tuple[bytes, bytes, int] | None:
-    """Trace id, span id and flags of a ``traceparent``; None when it is malformed."""
+    """Returns trace id, span id and flags of a `traceparent`; None if it is malformed."""
     found = _TRACEPARENT_VALUE.fullmatch(value)
     if found is None:
         return None
@@ -52,7 +56,7 @@ def parse_traceparent(value: bytes) -> tuple[bytes, bytes, int] | None:
 
 
 def extract_context(fields: HeaderFields) -> TraceContext | None:
-    """What the header fields of a request say; None when there is nothing, or nothing right."""
+    """Returns the trace context of a request; None if there is no valid one."""
     values = [value for name, value in fields if name == TRACEPARENT]
     found = parse_traceparent(values[0].strip(b" \t")) if len(values) == 1 else None
     if found is None:
@@ -62,7 +66,7 @@ def extract_context(fields: HeaderFields) -> TraceContext | None:
 
 
 def forwarded_header(fields: HeaderFields) -> bytes:
-    """The client's own trace context as ready header text; empty where it sent none that is right."""
+    """Returns the client's trace context as header text; empty if there is no valid one."""
     found = extract_context(fields)
     if found is None:
         return b""
@@ -72,14 +76,16 @@ def forwarded_header(fields: HeaderFields) -> bytes:
 
 
 def sampled_header(trace_id: str, span_id: str, flags: int, state: str) -> str:
-    """Ready header text of a context that is sampled here. Flags that nobody knows yet are not passed on."""
+    """Returns header text of a context that the gateway samples. Unknown flags are cleared."""
     kept = (flags & _RANDOM_FLAG) | _SAMPLED_FLAG
     more = f"tracestate: {state}\r\n" if state else ""
     return f"traceparent: 00-{trace_id}-{span_id}-{kept:02x}\r\n{more}"
 
 
 def _parse_tracestate(fields: HeaderFields) -> str:
-    """Several fields are one list; a list that is too long is left out, as the specification allows."""
+    """Joins the `tracestate` fields into one list; empty if it is too long, as the specification
+    allows.
+    """
     parts = [value.strip(b" \t") for name, value in fields if name == TRACESTATE]
     joined = b",".join(part for part in parts if part)
     return joined.decode("latin-1") if len(joined) <= _MAX_STATE_BYTES else ""

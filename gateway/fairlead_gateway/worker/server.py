@@ -6,6 +6,7 @@ Idle connections stay open for a moment, so that a request that is already on it
 import asyncio
 import socket
 
+from fairlead_gateway.http.connection import connection_factory
 from fairlead_gateway.http.sockets import LISTEN_BACKLOG, refuse_new_connections
 from fairlead_gateway.http.tls import TlsCertificate
 from fairlead_gateway.worker.proxy.gateway import Gateway
@@ -32,7 +33,7 @@ class PublicServer:
         secure = self._certificate.context if self._certificate is not None else None
         gateway.lag.start()
         self._server = await asyncio.get_running_loop().create_server(
-            gateway.listener.create_connection,
+            connection_factory(gateway.listener),
             sock=self._public,
             backlog=LISTEN_BACKLOG,
             ssl=secure,
@@ -54,7 +55,7 @@ class PublicServer:
     def _accept_pending(self) -> None:
         """Take what the kernel has let in until this very moment: closing the port would reset it, and its clients may have
         sent a request already."""
-        loop, make = asyncio.get_running_loop(), self._gateway.listener.create_connection
+        loop, make = asyncio.get_running_loop(), connection_factory(self._gateway.listener)
         secure = self._certificate.context if self._certificate is not None else None
         patience = self._gateway.limits.header_timeout_seconds if secure is not None else None
         with self._public.dup() as port:

@@ -12,11 +12,13 @@ from fairlead.fleet.model import Fleet, Instance, InstanceState, Model, SloTarge
 from fairlead.limits import Limits
 from fairlead.runtime.clock import SystemClock
 from fairlead.runtime.event_loop import loop_factory
+from fairlead_gateway.http.connection import connection_factory
 from fairlead_gateway.http.sockets import socket_url
 from fairlead_gateway.worker.api_keys import ApiKeys
 from fairlead_gateway.worker.memory_pressure import MemoryShare
 from fairlead_gateway.worker.observability.observers import RequestObservers
 from fairlead_gateway.worker.proxy.gateway import Gateway
+from fairlead_gateway.worker.reporting.timing_reporter import TimingReporter
 from fairlead_testing.engines.scripted import Script, scripted_engine
 
 MODEL_KEY = "default/tiny"
@@ -66,6 +68,7 @@ async def running_gateway(
     host: str = "127.0.0.1",
     observers: RequestObservers | None = None,
     memory_share: MemoryShare | None = None,
+    timing_reporter: TimingReporter | None = None,
 ) -> AsyncIterator[RunningGateway]:
     """Listen on a free loopback port until the block ends."""
     loop = asyncio.get_running_loop()
@@ -80,9 +83,10 @@ async def running_gateway(
         environ=environ or {},
         memory_share=memory_share,
         observers=observers,
+        timing_reporter=timing_reporter,
     )
     gateway.update_fleet(fleet)
-    server = await loop.create_server(gateway.listener.create_connection, host, 0, ssl=tls)
+    server = await loop.create_server(connection_factory(gateway.listener), host, 0, ssl=tls)
     try:
         yield RunningGateway(socket_url(server.sockets[0], secure=tls is not None), gateway)
     finally:

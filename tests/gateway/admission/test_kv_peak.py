@@ -1,34 +1,33 @@
-"""The worst moment still to come, against stepping through it."""
+"""The peak of an engine's KV memory, against stepping through it."""
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairlead_gateway.admission.kv_peak import SequenceForecast, fits, peak_tokens
+from fairlead_gateway.admission.kv_peak import SequenceForecast, peak_tokens
 
-HELD = st.lists(st.builds(SequenceForecast, st.integers(1, 500), st.integers(1, 60)), max_size=12)
+SEQUENCE = st.builds(SequenceForecast, st.integers(1, 500), st.integers(1, 60))
+SEQUENCES = st.lists(SEQUENCE, max_size=12)
 
 
-def stepped(held: list[SequenceForecast]) -> float:
-    """Each grows by one a step and leaves when its last token is out."""
-    most = 0.0
+def stepped_peak(sequences: list[SequenceForecast]) -> float:
+    """Lets every sequence grow by one token a step until its last token is out."""
+    peak = 0.0
     for step in range(1, 61):
-        most = max(most, sum(one.now_tokens + step for one in held if one.remaining_tokens >= step))
-    return most
+        present = [sequence for sequence in sequences if sequence.remaining_tokens >= step]
+        peak = max(peak, sum(sequence.now_tokens + step for sequence in present))
+    return peak
 
 
-@given(HELD)
-def test_it_is_the_most_that_is_ever_held(held: list[SequenceForecast]) -> None:
-    assert peak_tokens(held) == stepped(held)
+@given(SEQUENCES)
+def test_the_peak_is_the_most_that_is_ever_cached(sequences: list[SequenceForecast]) -> None:
+    assert peak_tokens(sequences) == stepped_peak(sequences)
 
 
-@given(HELD, st.builds(SequenceForecast, st.integers(1, 500), st.integers(1, 60)))
-def test_one_more_never_lowers_it(held: list[SequenceForecast], more: SequenceForecast) -> None:
-    assert peak_tokens([*held, more]) >= peak_tokens(held)
+@given(SEQUENCES, SEQUENCE)
+def test_one_more_sequence_never_lowers_the_peak(sequences: list[SequenceForecast], more: SequenceForecast) -> None:
+    assert peak_tokens([*sequences, more]) >= peak_tokens(sequences)
 
 
-def test_a_request_is_let_in_while_all_can_run_to_their_ends() -> None:
-    running = [SequenceForecast(400, 100), SequenceForecast(300, 50)]
-    assert peak_tokens(running) == 800
-    assert fits([*running, SequenceForecast(150, 10)], 1_000)
-    assert not fits([*running, SequenceForecast(150, 90)], 1_000)
+def test_the_peak_of_known_sequences() -> None:
+    assert peak_tokens([SequenceForecast(400, 100), SequenceForecast(300, 50)]) == 800
     assert peak_tokens([]) == 0

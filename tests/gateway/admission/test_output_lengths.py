@@ -48,15 +48,11 @@ def test_given_what_is_out_the_median_is_that_of_the_longer_ones() -> None:
         found = lengths.quantile(0.5, "chat", 900.0, 300.0, generated=generated)
         assert found is not None
         assert math.isclose(found, longer[len(longer) // 2], rel_tol=0.08)
-        mean = lengths.mean("chat", 900.0, 300.0, generated=generated)
-        assert mean is not None
-        assert math.isclose(mean, sum(longer) / len(longer), rel_tol=0.05)
 
 
 def test_nothing_seen_is_nothing_said_and_a_new_class_begins_with_what_all_do() -> None:
     lengths = OutputLengths(max_classes=64)
     assert lengths.quantile(0.5, "chat", 900.0, 0.0) is None
-    assert lengths.mean("chat", 900.0, 0.0) is None
     for number in range(200):
         lengths.learn("chat", 900.0, 100, float(number))
     stranger = lengths.quantile(0.5, "batch", 20.0, 200.0)
@@ -97,7 +93,7 @@ def test_without_a_change_chance_does_not_empty_the_hour() -> None:
     for number in range(20_000):
         lengths.learn("chat", 900.0, drawn(draw, "chat"), number * 0.5)
         if number % 1_000 == 999:
-            sizes.append(lengths.weight("chat", 900.0, number * 0.5))
+            sizes.append(lengths._all.size(number * 0.5))
     assert sizes[-1] > 3_000  # of five minutes alone it would be 860
 
 
@@ -105,7 +101,7 @@ def test_only_so_many_classes_are_kept() -> None:
     lengths = OutputLengths(max_classes=8)
     for number in range(100):
         lengths.learn(f"tenant-{number}", 900.0, 100, float(number))
-    assert lengths.classes <= 8
+    assert len(lengths._histograms) <= 8
     assert lengths.quantile(0.5, "tenant-0", 900.0, 100.0) is not None
 
 

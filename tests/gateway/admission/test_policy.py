@@ -132,15 +132,15 @@ def test_the_pace_of_the_line_is_what_was_let_go() -> None:
 
 def test_the_line_has_limits_of_number_and_bytes() -> None:
     gate = mixed(replace(Limits(), queued_requests=2, queued_bytes=100))
-    hold(gate, asked("a", size=60))
-    full = gate.admit(asked("b", size=60), engines(9.0), 0.0)
+    hold(gate, asked("a", body_bytes=60))
+    full = gate.admit(asked("b", body_bytes=60), engines(9.0), 0.0)
     assert (full.action, full.rule, full.is_shed) == (AdmissionAction.REFUSE, "line-full", False)
-    hold(gate, asked("c", size=1))
+    hold(gate, asked("c", body_bytes=1))
     assert _refused(gate.admit(asked("d"), engines(9.0), 0.0)) == "line-full"
     assert gate.remove("a")
     assert not gate.remove("a")
     assert gate.held_bytes == 1
-    hold(gate, asked("e", size=90))
+    hold(gate, asked("e", body_bytes=90))
 
 
 def test_nobody_is_held_longer_than_the_limit() -> None:

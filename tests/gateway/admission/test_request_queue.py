@@ -45,12 +45,12 @@ def test_who_cannot_meet_it_any_more_goes_behind_those_who_can() -> None:
 
 
 def test_of_those_that_are_late_the_oldest_program_goes_first() -> None:
-    line = of(waiting("new", 0.0, 1.0, program_at=0.0), waiting("old", 0.1, 1.0, program_at=-60.0))
+    line = of(waiting("new", 0.0, 1.0, program_started_at=0.0), waiting("old", 0.1, 1.0, program_started_at=-60.0))
     assert [name for name, _ in turns(line, 1.05)] == ["old", "new"]
 
 
 def test_it_says_which_class_has_somebody_who_is_late() -> None:
-    line = of(waiting("short", 0.0, 1.0), waiting("long", 0.0, 5.0, own=1.0, long=True))
+    line = of(waiting("short", 0.0, 1.0), waiting("long", 0.0, 5.0, own=1.0, is_long=True))
     assert line.peek(0.5) is not None
     assert not line.has_late(long=False)
     line.peek(1.5)

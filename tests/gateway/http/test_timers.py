@@ -9,11 +9,11 @@ from typing import cast
 import pytest
 
 from fairlead.runtime.clock import ManualClock
-from fairlead_gateway import overdue as module
+from fairlead_gateway.http import timers
 from fairlead_gateway.http.timers import TimeoutEntry, TimeoutQueue
 
 pytestmark = pytest.mark.skipif(
-    not (module.__file__ or "").endswith(".py"), reason="no interpreted class can be derived from a compiled one"
+    not (timers.__file__ or "").endswith(".py"), reason="no interpreted class can be derived from a compiled one"
 )
 
 

@@ -400,7 +400,7 @@ def test_whole_answers_are_counted_by_shape_and_a_model_has_a_hundred_of_them_at
         sum(value for (family, _), value in _samples(telemetry).items() if family == name) == series.ints[at.FINISHED]
     )
     before = dict(series.by_shape)
-    for cut in ({"client_gone": True}, {"error": "broken"}, {"status": 503}, {"output_tokens": None}):
+    for cut in ({"client_disconnected": True}, {"error": "broken"}, {"status": 503}, {"output_tokens": None}):
         telemetry.record_finished(replace(ENDED, **cut))  # type: ignore[arg-type]  # a test's shorthand
     assert series.by_shape == before
 

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from fairlead.limits import Limits
 from fairlead.runtime import nonblocking_log
 from fairlead_gateway.errors import GatewayError, MethodNotAllowed
-from fairlead_gateway.http.connection import Listener
-from fairlead_gateway.http.listener import HttpRequest
+from fairlead_gateway.http.connection import connection_factory
+from fairlead_gateway.http.listener import HttpRequest, Listener
 from fairlead_gateway.http.request_head import RequestHead
 from fairlead_gateway.http.response_writer import ResponseWriter
 from fairlead_gateway.http.sockets import LISTEN_BACKLOG
@@ -50,7 +50,9 @@ class ManagementServer:
         listener = self._listener = Listener(
             desk, clock=self._clock, limits=self._limits, loop=loop, create_request_id=lambda: f"manage-{next(numbers)}"
         )
-        self._server = await loop.create_server(listener.create_connection, sock=self._private, backlog=LISTEN_BACKLOG)
+        self._server = await loop.create_server(
+            connection_factory(listener), sock=self._private, backlog=LISTEN_BACKLOG
+        )
 
     async def stop(self) -> None:
         """Answer what is being asked, and no more."""

@@ -23,8 +23,7 @@ from fairlead.runtime import nonblocking_log
 from fairlead.runtime.clock import Clock
 from fairlead.runtime.loop_lag import LoopLag
 from fairlead_gateway.errors import GatewayError, MethodNotAllowed, UnknownPath
-from fairlead_gateway.http.connection import Listener
-from fairlead_gateway.http.listener import HttpRequest
+from fairlead_gateway.http.listener import HttpRequest, Listener
 from fairlead_gateway.http.request_head import RequestHead
 from fairlead_gateway.http.response_writer import ResponseWriter
 from fairlead_gateway.routing import InstanceLoad, PrefixChain, RouteRequest

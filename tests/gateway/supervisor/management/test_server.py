@@ -10,8 +10,8 @@ import pytest
 
 from fairlead.limits import Limits
 from fairlead.runtime.clock import SystemClock
-from fairlead_gateway.http.connection import ClientConnection, Listener
-from fairlead_gateway.http.listener import HttpRequest
+from fairlead_gateway.http.connection import ClientConnection
+from fairlead_gateway.http.listener import HttpRequest, Listener
 from fairlead_gateway.http.request_head import parse_head
 from fairlead_gateway.http.response_writer import ResponseWriter
 from fairlead_gateway.supervisor.management.access_guard import AccessGuard
