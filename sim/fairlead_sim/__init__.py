@@ -1,1 +1,12 @@
-"""The simulated engine, the fleet simulator, traces and the seams that outside tools drive."""
+"""The simulated engine, the fleet simulator and the seams for outside tools.
+
+- ``engine``: scheduler, block pool, tokenizer, KV events and metrics; no clock, no I/O
+- ``server``, ``api``, ``http``, ``generation``, ``runtime``, ``kv_transfer``: that core as a
+  process with vLLM's HTTP API
+- ``workload``: traffic, recorded and generated
+- ``fleet``, ``gateways``, ``experiments``: the fleet simulator, on a virtual clock
+- ``faults``: seeded fault runs with an invariant checker
+- ``autoscaling``: the autoscaler in a closed loop
+- ``adapters``, ``seams``: protocols for outside tools
+- ``transcripts``: recordings of a real vLLM, replayed and compared
+"""

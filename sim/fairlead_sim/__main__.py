@@ -12,7 +12,7 @@ from fairlead_sim.server import command_line, process
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run until told to stop; the exit code."""
+    """Runs until a signal; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m fairlead_sim", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     engine = commands.add_parser("engine", help="serve simulated engines over HTTP")
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """uvloop where it is installed."""
+    """Returns uvloop's factory if it is installed."""
     try:
         import uvloop
     except ImportError:

@@ -1,9 +1,10 @@
-"""The fleet simulator compiled to machine code, with the router that it runs, where ``scripts/compile.py --sim`` has done so.
+"""The compiled copy of the fleet simulator and its router, made by ``scripts/compile.py --sim``.
 
-Benchmarks and nightly runs simulate tens of millions of requests; compiled, one core does three times as many a minute. The copy
-is found as a gateway's worker finds its own (``fairlead.runtime.compiled_build``): under a name made of the sources'
-very bytes, so it
-is never out of date, and without it everything runs from the sources.
+Why: benchmarks and nightly runs simulate tens of millions of requests. Compiled, a core simulates
+three times as many per minute.
+
+The copy's folder is named by a hash of the sources (``fairlead.runtime.compiled_build``), so that
+it is never stale. Without a copy everything runs from the sources.
 """
 
 import os
@@ -17,12 +18,15 @@ from fairlead_sim.engine import scheduler
 
 
 def package_folders() -> list[Path]:
-    """Where the packages that may be compiled lie, the simulator's among them."""
+    """Returns the folders of all packages that may be compiled."""
     return [*compiled_build.package_folders(), *[Path(place) for place in fairlead_sim.__path__]]
 
 
 def simulator_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """The environment of a process that simulates: with the compiled copy in front, if there is one and it is wanted."""
+    """Returns the environment of a simulating process, with the compiled copy first on its path.
+
+    The environment is unchanged if there is no copy, or if ``FAIRLEAD_COMPILED`` is 0.
+    """
     environment = dict(environ)
     if environ.get("FAIRLEAD_COMPILED") == "0":
         return environment
@@ -36,7 +40,7 @@ def simulator_environment(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def run_compiled() -> None:
-    """Start this very program anew from the compiled copy, if there is one; returns where there is none or it is the copy already."""
+    """Restarts this program from the compiled copy; returns if there is none or it runs already."""
     environ = simulator_environment(os.environ)
     if environ != os.environ and not compiled_build.is_compiled(scheduler.__file__):
         os.execve(sys.executable, [sys.executable, *sys.argv], environ)

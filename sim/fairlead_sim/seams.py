@@ -1,7 +1,8 @@
-"""Where outside tools take hold of the production cores: ``router(info)`` and ``autoscaler(info)``, and both as JSON lines.
+"""The seams for outside tools: ``router(info)`` and ``autoscaler(info)``, also as JSON lines.
 
-An adapter translates types and nothing else: every choice is made by the class that the gateway or the autoscaler runs.
-docs/reference/seams.md is the manual, and says which hints of the protocol the core does not use. Importing this module does nothing.
+The adapters translate types; every choice is made by the class that the gateway or the autoscaler
+runs. ``docs/reference/seams.md`` has the protocol, with the hints that the cores do not use. The
+import of this module has no side effect.
 
     python -m fairlead_sim.seams router [--preset NAME] [--seed N]
     python -m fairlead_sim.seams autoscaler
@@ -22,45 +23,54 @@ from fairlead_sim.adapters.router_adapter import LateBindingRouterAdapter, Route
 
 
 def router(info: Any, *, preset: str = "dual-hash", seed: int = 0) -> "RouterAdapter":
-    """A fresh scheduling core for ``info`` (a mapping, or an object with these attributes). That of a preset which holds requests
-    before engines also has ``order_key`` and ``rebalance``."""
+    """Returns a new scheduling core for ``info``, a mapping or an object with these attributes.
+
+    The core of a preset with late binding also has ``order_key`` and ``rebalance``.
+    """
     return (LateBindingRouterAdapter if preset in QUEUEING_PRESETS else RouterAdapter)(info, preset=preset, seed=seed)
 
 
 def autoscaler(info: Any, **settings: Any) -> AutoscalerAdapter:
-    """A fresh scaling core for ``info``; ``settings`` are fields of ``fairlead_autoscaler.core.ScalingSettings``. Raises
-    BadInput for what neither can be."""
+    """Returns a new scaling core for ``info``. Raises BadInput for impossible values.
+
+    settings: fields of ``fairlead_autoscaler.core.ScalingSettings``.
+    """
     model = parse_model(info)
     return AutoscalerAdapter(ScalingCore(model, parse_settings(settings)), model, _mix_solver)
 
 
 def _mix_solver() -> Callable[[MixRequest], MixResult]:
-    """Of the mix of accelerators; only who tells shapes is asked for it, and needs its library."""
+    """Returns the solver of accelerator mixes. Only tools that report shapes need its library."""
     from fairlead_autoscaler.mix import simulation_solver
 
     return simulation_solver()
 
 
 Operation = Callable[[str, Mapping[str, Any]], str | None]
-"""An operation and its message: the answer line, None where there is none."""
+"""Runs an operation with its message; returns the reply line or None."""
 
 OPERATIONS_WITHOUT_REPLY: Final = frozenset({"first_token", "complete", "endpoints"})
-"""Operations that get no answer line, be they right or wrong."""
+"""Operations that get no reply line, not even for an error."""
 
 _INPUT_ERRORS: Final = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError)
 
 
 class JsonLinesSession:
-    """A seam as JSON lines: one operation a line. ``begin`` is called with the message of a ``reset``, and what it gives does the
-    operations after it."""
+    """A seam as JSON lines, one operation per line.
+
+    begin: takes the message of a ``reset`` and returns what runs the operations after it.
+    """
 
     def __init__(self, begin: Callable[[Mapping[str, Any]], Operation]) -> None:
         self._begin = begin
         self._operate: Operation | None = None
 
     def reply(self, line: str) -> tuple[str | None, str | None]:
-        """The answer line to one operation, None where there is none; and what was wrong with it, None where nothing was. Whoever
-        waits for an answer to a wrong line gets one: ``{"error": …}``. Nothing else comes of a wrong line."""
+        """Returns the reply line and the error of one operation; each may be None.
+
+        A wrong line gets the reply ``{"error": …}`` if its operation has a reply, and has no other
+        effect.
+        """
         operation = None
         try:
             message = _message(line)
@@ -99,7 +109,7 @@ def _required_field(message: Mapping[str, Any], field: str) -> Any:
 
 
 def _router_operations(core: RouterAdapter) -> Operation:
-    """``pick`` is answered, the rest is not."""
+    """Returns the operations of the router seam; only ``pick`` has a reply."""
 
     def operate(operation: str, message: Mapping[str, Any]) -> str | None:
         if operation == "pick":
@@ -133,7 +143,7 @@ def _router_operations(core: RouterAdapter) -> Operation:
 
 
 def _autoscaler_operations(core: AutoscalerAdapter) -> Operation:
-    """``step`` is the only one."""
+    """Returns the operations of the autoscaler seam; there is only ``step``."""
 
     def operate(operation: str, message: Mapping[str, Any]) -> str | None:
         if operation != "step":
@@ -144,7 +154,10 @@ def _autoscaler_operations(core: AutoscalerAdapter) -> Operation:
 
 
 def main(arguments: Sequence[str], source: TextIO, sink: TextIO, errors: TextIO) -> int:
-    """Serve one seam until the input ends; 2 when a line was wrong, which is then told in ``errors`` and skipped."""
+    """Serves one seam until the input ends.
+
+    Returns 2 if a line was wrong; the error is printed to ``errors`` and the line skipped.
+    """
     parser = argparse.ArgumentParser(prog="python -m fairlead_sim.seams", description="Fairlead's cores as JSON lines.")
     seams = parser.add_subparsers(dest="seam", required=True)
     router_parser = seams.add_parser("router", help="where requests go")
@@ -173,6 +186,6 @@ def main(arguments: Sequence[str], source: TextIO, sink: TextIO, errors: TextIO)
 
 
 if __name__ == "__main__":
-    # A byte that is no UTF-8 spoils its line and no other.
+    # Bytes that are not UTF-8 spoil their line only.
     with open(sys.stdin.fileno(), encoding="utf-8", errors="replace", closefd=False) as lines:
         sys.exit(main(sys.argv[1:], lines, sys.stdout, sys.stderr))

@@ -1,6 +1,7 @@
-"""The autoscaler behind the words of its seam (docs/reference/seams.md): mappings or objects in, numbers of replicas out.
+"""The autoscaler's core behind its seam: mappings or objects in, replica counts out.
 
-Nothing is decided here: every number comes from the controller, which sees ``fairlead_autoscaler.core.types``.
+``docs/reference/seams.md`` has the protocol. The adapter decides nothing: every number comes from
+the controller, which sees ``fairlead_autoscaler.core.types``.
 """
 
 import math
@@ -33,7 +34,7 @@ from fairlead_sim.adapters.field_parsing import (
 from fairlead_sim.autoscaling.closed_loop import Controller
 
 _REPLICA_STATES = (ReplicaState.PENDING, ReplicaState.READY, ReplicaState.DRAINING)
-_COUNTER_FIELDS = {  # the seam's word for each of ours
+_COUNTER_FIELDS = {  # field of the seam → field of ReplicaMetrics
     "running": "running",
     "waiting": "waiting",
     "kv": "kv_share",
@@ -47,7 +48,10 @@ _COUNTER_FIELDS = {  # the seam's word for each of ours
 
 
 class AutoscalerAdapter:
-    """A controller, called as the seam says. ``solver`` makes what answers its questions, each at the next step."""
+    """A controller with the interface of the seam.
+
+    solver: returns the solver of accelerator mixes. Each mix is answered at the next step.
+    """
 
     def __init__(
         self, controller: Controller, model: ModelSpec, solver: Callable[[], Callable[[MixRequest], MixResult]]
@@ -58,7 +62,7 @@ class AutoscalerAdapter:
         self._mix_requests: Mapping[str, MixRequest] = {}
 
     def step(self, obs: Any) -> dict[str, int]:
-        """How many replicas each pool should have; one that is missing stays as it is."""
+        """Returns the desired replicas by pool; a missing pool stays as it is."""
         observation = parse_observation(obs, self._model)
         if self._mix_requests:
             solve = self._solver()
@@ -71,9 +75,14 @@ class AutoscalerAdapter:
 
 
 def parse_observation(obs: Any, model: ModelSpec) -> Observation:
-    """One look at ``model``. What is missing, or a number that nobody can have counted, is unknown; of a pool whose pods nobody
-    counted nothing is said, so that it stays as it is. Raises BadInput, which names the field, for a word where a number, a list or
-    an object belongs, for a state that is none, and for replicas that cannot be told apart."""
+    """Returns one observation of ``model``.
+
+    Missing fields and impossible counts are unknown. A pool without known replica counts is left
+    out, so that it stays as it is.
+
+    Raises BadInput, with the field's name, for a value of a wrong type, an unknown state or a
+    duplicate replica id.
+    """
     gateway_fields = require_object(read_field(obs, "gateway"), "gateway")
     arrivals, prompt = (
         read_count(gateway_fields, "d_arrivals", "gateway"),
@@ -113,7 +122,7 @@ def _parse_shapes(shapes: Any, field: str) -> tuple[ShapeCount, ...] | None:
 
 
 def _parse_pool(fields: Any, owner: str, model: ModelSpec) -> PoolObservation | None:
-    """None where it is not known how many replicas are asked, ready, pending or draining."""
+    """Returns None if the desired, ready, pending or draining count is unknown."""
     require_object(fields, owner)
     counts = [read_count(fields, name, owner) for name in ("desired", "ready")]
     counts += [
@@ -144,7 +153,7 @@ def _parse_replicas(replicas: Any, field: str, model: ModelSpec) -> tuple[Replic
 
 
 def _parse_replica(fields: Any, owner: str, model: ModelSpec) -> ReplicaMetrics | None:
-    """None where nobody says what it is doing."""
+    """Returns None for a replica without a state."""
     state = read_field(require_object(fields, owner), "state")
     if state is None:
         return None
@@ -159,7 +168,7 @@ def _parse_replica(fields: Any, owner: str, model: ModelSpec) -> ReplicaMetrics 
         startup_seconds=read_count(fields, "startup_s", owner),
         ttft_counts=_parse_histogram(fields, "ttft_hist", owner, model.ttft_bounds, first),
         itl_counts=_parse_histogram(fields, "itl_hist", owner, model.itl_bounds, None),
-        woken=None,  # the seam knows no sleep
+        woken=None,  # the seam has no sleep
         **{ours: read_count(fields, theirs, owner) for theirs, ours in _COUNTER_FIELDS.items()},
     )
 
@@ -167,8 +176,11 @@ def _parse_replica(fields: Any, owner: str, model: ModelSpec) -> ReplicaMetrics 
 def _parse_histogram(
     fields: Any, name: str, owner: str, bounds: tuple[float, ...], total: float | None
 ) -> tuple[float, ...] | None:
-    """With a last bucket for what lies beyond all ``bounds``: who tells none leaves it to the ``total``, where there is one. None
-    where there are not as many as ``bounds``: nobody knows where each begins then."""
+    """Returns counts with a last bucket beyond all ``bounds``, or None if their number does not
+    fit.
+
+    total: fills the last bucket if the tool does not send it.
+    """
     told_counts, field = read_field(fields, name), f"{owner}.{name}"
     if told_counts is None:
         return None

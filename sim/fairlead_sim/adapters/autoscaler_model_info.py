@@ -1,7 +1,7 @@
-"""What an outside tool tells the autoscaler's seam of a model before the first step (docs/reference/seams.md).
+"""The model description that an outside tool passes to the autoscaler's seam before the first step.
 
-It is told once, by somebody who can mend it: what is missing has its usual value, and what cannot be is an error that names the
-field and what may be there instead.
+A missing field has its default. An impossible value is an error that names the field and the
+permitted values. ``docs/reference/seams.md`` has the fields.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ from fairlead_sim.autoscaling.reference_pools import step_profile
 
 MODEL_NAME = "model"
 MAX_REPLICAS = 1_000_000
-"""No tool has more of one pool."""
+"""An upper bound that no tool reaches in one pool."""
 _ROLES = {"both": Role.SERVE, "prefill": Role.PREFILL, "decode": Role.DECODE}
 _INTERVAL_SECONDS = 5.0
 _MIN_SECONDS, _DAY_SECONDS = 1e-6, 86_400.0
@@ -37,7 +37,7 @@ _MAX_TOKENS = 1e12
 
 
 def parse_model(info: Any) -> ModelSpec:
-    """What ``info`` says of the model and its pools. Raises BadInput for what cannot be."""
+    """Returns the model and its pools. Raises BadInput for impossible values."""
     objectives = require_object(read_field(info, "slo"), "slo")
     pools = read_field(info, "pools")
     if pools is None:
@@ -55,7 +55,9 @@ def parse_model(info: Any) -> ModelSpec:
 
 
 def parse_settings(changes: Mapping[str, Any]) -> ScalingSettings:
-    """The core's settings with ``given`` changed. Raises BadInput for what is no setting, or no value of it."""
+    """Returns the default settings with ``changes``. Raises BadInput for an unknown name or
+    value.
+    """
     defaults = {item.name: item.default for item in dataclasses.fields(ScalingSettings)}
     for name, value in changes.items():
         if name not in defaults:
@@ -74,7 +76,7 @@ def parse_settings(changes: Mapping[str, Any]) -> ScalingSettings:
 
 
 def _parse_limit(source: Any, name: str, owner: str) -> float | None:
-    """Seconds that something may take; None where that is not limited."""
+    """Returns a limit in seconds; None for no limit."""
     seconds = read_bounded(source, name, owner, _MIN_SECONDS, math.inf)
     return None if seconds is None or seconds > _DAY_SECONDS else seconds
 
@@ -113,7 +115,7 @@ def _parse_profile(owner: str, name: str, fields: Any) -> EngineProfile | None:
         for coefficient in ("step_base", "step_per_seq", "step_per_kv_token", "step_per_prompt_token")
     ]
     if not any(coefficients):
-        raise BadInput(f"{field}: its steps take no time", field=field, hint="leave out a profile that nobody knows")
+        raise BadInput(f"{field}: its steps take no time", field=field, hint="omit the profile if it is unknown")
     return step_profile(
         name,
         *coefficients,
@@ -133,7 +135,7 @@ def _parse_count(source: Any, name: str, owner: str, minimum: int, maximum: floa
 
 
 def _parse_bounds(info: Any, name: str) -> tuple[float, ...]:
-    """Without an infinite one at the end, which ours do not list. Raises BadInput where they do not rise."""
+    """Returns histogram bounds without a final infinity. Raises BadInput if they do not rise."""
     edges = read_field(info, name)
     values = (
         ()

@@ -1,14 +1,16 @@
-"""What a tool behind the router seam tells of its endpoints, as the router takes it.
+"""The router's view of the endpoints that a tool describes through the router seam.
 
-**Load.** The tool's counters are the whole load of an endpoint: this core's own part, exact, and that of the others as it was
-published last. They are read when a decision asks for that endpoint and not before. Where they count just the requests that
-this core sent, prefill before us is the less of what the tool counts and of our own ledger: both count a cached prompt that they have
-not heard of as uncached, the tool for as long as events are late, we where another gateway sent it. A tool that does not count what
-it was told to send is not believed, unless it is the one that does not say what ends (``seam_silence``).
+**Load.** The tool's counters are the whole load of an endpoint: this core's own part, exact, and
+the part of others as last published. They are read only for endpoints that a decision compares. If
+they count only the requests of this core, the backlog is the smaller of the tool's count and our
+own. Both overestimate: the tool counts a cached prompt as uncached until events arrive, and we do
+so if another gateway sent it. Counters below what this core sent are ignored, unless the tool
+reports no completions (``missing_feedback``).
 
-**Cached prefixes.** ``matched_tokens`` is what KV events tell. They come late, and never of what waits or runs, so the blocks of
-every request sent there count as cached from the pick until ``LATE_SECONDS`` after its end. Where no endpoint says what is cached,
-or none has ever said more than 0, the router goes by its own memory.
+**Cached prefixes.** ``matched_tokens`` comes from KV events. Events are late and do not cover
+waiting or running requests. So the blocks of a routed request count as cached from the pick until
+``EVENT_DELAY_SECONDS`` after its end. If no endpoint has ever reported more than 0, the router uses
+its own prefix map.
 """
 
 from collections import deque
@@ -22,7 +24,7 @@ EVENT_DELAY_SECONDS: Final = 5.0
 
 
 class _BlockRoutes:
-    """How many of the requests under way to an endpoint have a block, and a bit for each endpoint that has any."""
+    """The endpoints to which a block is routed: a request count and a bit for each."""
 
     __slots__ = ("counts", "endpoint_mask")
 
@@ -32,8 +34,7 @@ class _BlockRoutes:
 
 
 class EndpointView:
-    """The endpoints of the last call by name, and who was sent which blocks. ``prefill_token_seconds`` turns tokens into
-    seconds."""
+    """The endpoints of the last call by name, and the blocks routed to each."""
 
     def __init__(self, prefill_token_seconds: float, block_tokens: int) -> None:
         self._prefill_token_seconds = prefill_token_seconds
@@ -41,26 +42,24 @@ class EndpointView:
         self._endpoints: Mapping[str, Any] = {}
         self._reported: dict[
             str, tuple[Mapping[str, float], Sequence[Hashable]]
-        ] = {}  # by request: what events told, its blocks
+        ] = {}  # request → reported cache, its blocks
         self._sent: dict[str, tuple[str, tuple[Hashable, ...]]] = {}
         self._blocks: dict[Hashable, _BlockRoutes] = {}
         self._names: list[str] = []  # by bit
         self._bits: dict[str, int] = {}
         self._expiring: deque[tuple[float, str, tuple[Hashable, ...]]] = deque()
-        self._reports_cache = (
-            False  # of some request something was cached somewhere: a tool without events may write 0 everywhere
-        )
-        self._reports_load = False  # some endpoint has had something in flight
-        self.is_inferring = (
-            False  # the tool says of no request that it is over, so we do not know better than its counters
-        )
+        self._reports_cache = False  # a tool without events may send 0 everywhere
+        self._reports_load = False  # an endpoint has had load
+        self.is_inferring = False  # the tool reports no completions, so its counters are better than ours
 
     def set_endpoints(self, endpoints: Mapping[str, Any]) -> None:
-        """These are offered from now on."""
+        """Replaces the offered endpoints."""
         self._endpoints = endpoints
 
     def add_request(self, request: str, blocks: Sequence[Hashable], now: float) -> None:
-        """A request is to be placed: what events tell of it now is what is known until its first token."""
+        """Notes the reported cache of a request that is about to be routed, until its first
+        token.
+        """
         while self._expiring and self._expiring[0][0] <= now:
             _, endpoint, expired_blocks = self._expiring.popleft()
             self._drop_blocks(endpoint, expired_blocks)
@@ -72,7 +71,9 @@ class EndpointView:
             self.settle(request)
 
     def cached_tokens(self, request: str) -> Mapping[str, float] | None:
-        """Prompt tokens of a request that are cached, by endpoint; None where nobody tells."""
+        """Returns the cached prompt tokens of a request by endpoint; None if the tool
+        reports none.
+        """
         entry = self._reported.get(request)
         if entry is None:
             return None
@@ -84,7 +85,10 @@ class EndpointView:
         return by_endpoint
 
     def load(self, own: EndpointLoad) -> EndpointLoad:
-        """An endpoint's whole load, given what this core sent there."""
+        """Returns the whole load of an endpoint.
+
+        own: the load that this core sent.
+        """
         endpoint = self._endpoints.get(own.instance)
         inflight = None if endpoint is None else read_count(endpoint, "inflight", "endpoint")
         if inflight is None:
@@ -96,7 +100,7 @@ class EndpointView:
         pending = read_count(endpoint, "pending_prefill_tokens", "endpoint")
         tokens = read_count(endpoint, "inflight_tokens", "endpoint")
         backlog = own.backlog_seconds if pending is None else pending * self._prefill_token_seconds
-        if inflight == own.inflight:  # all of it is ours, and who knows of more that is cached is right
+        if inflight == own.inflight:  # all load is ours: the side that knows of more cached blocks is right
             backlog = min(backlog, own.backlog_seconds)
         return EndpointLoad(
             own.instance,
@@ -107,7 +111,7 @@ class EndpointView:
         )
 
     def add_routed(self, request: str, endpoint: str, blocks: Sequence[Hashable], now: float) -> None:
-        """It goes there, or there instead of where it went before."""
+        """Counts the blocks of a request at its endpoint, which may replace an earlier one."""
         self.remove_routed(request, now, had_first_token=False)
         routed_blocks = tuple(blocks)
         self._sent[request] = (endpoint, routed_blocks)
@@ -123,11 +127,11 @@ class EndpointView:
             routes.endpoint_mask |= bit
 
     def settle(self, request: str) -> None:
-        """Its place is settled: what events told of it is not asked for again."""
+        """Drops the reported cache of a request."""
         self._reported.pop(request, None)
 
     def remove_routed(self, request: str, now: float, *, had_first_token: bool = True) -> None:
-        """It is over there; where it never ``began``, nothing of it is cached."""
+        """Ends a request. Its blocks count for a while, but not at all without a first token."""
         if had_first_token:
             self.settle(request)
         routed = self._sent.pop(request, None)
@@ -139,14 +143,14 @@ class EndpointView:
             self._drop_blocks(*routed)
 
     def remove_endpoint(self, endpoint: str) -> None:
-        """It is out of service, and its cache with it."""
+        """Drops an endpoint that left, with its cache."""
         for block in [block for block, routes in self._blocks.items() if endpoint in routes.counts]:
             self._clear_block(block, endpoint)
         self._expiring = deque(item for item in self._expiring if item[1] != endpoint)
         self._sent = {name: sent for name, sent in self._sent.items() if sent[0] != endpoint}
 
     def _routed_tokens(self, blocks: Iterable[Hashable]) -> dict[str, float]:
-        """Tokens from the prompt's start that somebody was sent lately, by endpoint."""
+        """Returns the routed prefix of a prompt in tokens, by endpoint."""
         by_endpoint: dict[str, float] = {}
         reached, alive, tokens = 0, -1, 0.0
         for block in blocks:
@@ -179,7 +183,7 @@ class EndpointView:
                 self._clear_block(block, endpoint)
 
     def _clear_block(self, block: Hashable, endpoint: str) -> None:
-        """Nothing under way to the endpoint has the block."""
+        """Removes the last route of a block to an endpoint."""
         routes = self._blocks[block]
         del routes.counts[endpoint]
         routes.endpoint_mask &= ~self._bits[endpoint]

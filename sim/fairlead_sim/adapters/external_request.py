@@ -1,10 +1,13 @@
-"""A request as an outside tool offers it to a core: in a module that is not compiled, since a core may set attributes of its own."""
+"""A request as an outside tool passes it to a core.
+
+Why: cores may set attributes on it, so this module is not compiled.
+"""
 
 from fairlead_sim.workload.traces import TraceRequest
 
 
 class ExternalRequest:
-    """By the router seam's words; ``blocks`` are the keys of its full cache blocks."""
+    """The request fields of the router seam; ``blocks`` are the keys of its full cache blocks."""
 
     def __init__(self, request: TraceRequest, blocks: tuple[int, ...]) -> None:
         self.id = request.id

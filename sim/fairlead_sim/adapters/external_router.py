@@ -1,8 +1,12 @@
-"""An outside tool before the simulator's engines: it drives cores by the router seam (docs/reference/seams.md) and knows no more.
+"""An outside tool in front of simulated engines: it drives cores through the router seam.
 
-Each gateway has a core of its own. What a core is told of an endpoint is what such a tool knows: this gateway's counters, exact, and
-the others' as they were ``loads_seconds`` ago; of its cache what engines' events told, and what any gateway decided to send there,
-``sent_seconds`` after it happened. Where gateways share nothing, a core is told its own counters and no cached prefix at all.
+Each gateway has its own core. A core sees what such a tool knows of an endpoint:
+
+- the counters of this gateway, exact
+- those of the other gateways, ``loads_seconds`` late
+- the cache by KV events and by the decisions of all gateways, ``sent_seconds`` late
+
+Gateways that share nothing see their own counters and no cached prefix.
 """
 
 from collections import Counter
@@ -30,14 +34,14 @@ _TOKENS_COUNTER: Final = 3
 
 @dataclass(frozen=True, slots=True)
 class SharingDelays:
-    """How late gateways hear what others sent and what engines tell, and of others' load."""
+    """The delays with which gateways receive decisions and KV events, and loads."""
 
     sent_seconds: float = 0.0
     loads_seconds: float = 0.0
 
 
 class ExternalEndpoint:
-    """An engine as one gateway sees it when it asks its core."""
+    """An engine as one gateway offers it to its core."""
 
     def __init__(
         self,
@@ -60,7 +64,7 @@ class ExternalEndpoint:
 
 
 class _CoreOrder:
-    """Late binding, by the seam."""
+    """The late-binding interface of a core behind the seam."""
 
     def __init__(self, gateway: "ExternalGateway") -> None:
         self._gateway = gateway
@@ -80,7 +84,7 @@ class _CoreOrder:
 
 
 class ExternalGateway:
-    """One core, and the counters of what it sent."""
+    """One core and the counters of its requests."""
 
     def __init__(self, router: "ExternalRouter", core: Any) -> None:
         self.router = router
@@ -92,11 +96,11 @@ class ExternalGateway:
         self._inflight: dict[str, tuple[str, list[float]]] = {}
 
     def inflight_requests(self, engines: frozenset[str] | None = None) -> list[str]:
-        """Requests that it sent or holds, to any engine or to these."""
+        """Returns its sent and queued requests, to any engine or to ``engines``."""
         return [request for request, (to, _) in self._inflight.items() if engines is None or to in engines]
 
     def endpoints(self, blocks: Sequence[int], held: Mapping[str, Sequence[ExternalRequest]]) -> list[ExternalEndpoint]:
-        """All that are in service and can be reached, as this gateway sees them."""
+        """Returns the engines in service that this gateway reaches."""
         endpoints, sharing = [], self.router.sharing
         for name in self.router.live:
             if name in self.unreachable:
@@ -111,21 +115,21 @@ class ExternalGateway:
         return endpoints
 
     def count_sent(self, request: ExternalRequest, to: str, now: float) -> None:
-        """It counts there from now on."""
+        """Counts a request at its engine."""
         hit = self.router.matched_blocks(to, request.blocks) * TRACE_BLOCK_TOKENS
         counted = [1.0, 1.0, float(max(0, request.prompt_tokens - hit)), float(request.prompt_tokens)]
         self._inflight[request.id] = to, counted
         self._add(to, counted, now)
 
     def move(self, request: str, to: str, now: float) -> None:
-        """It counts elsewhere."""
+        """Counts a request at another engine."""
         self.count_ended(request, now)
         self.count_sent(self.router.requests[request], to, now)
         self.router.forget_decision(request, now)
         self.router.publish_decision(request, to, now)
 
     def count_first_token(self, request: str, now: float) -> str | None:
-        """Its prefill is over; where."""
+        """Removes the prefill of a request; returns its engine."""
         entry = self._inflight.get(request)
         if entry is None:
             return None
@@ -135,7 +139,7 @@ class ExternalGateway:
         return to
 
     def count_ended(self, request: str, now: float) -> str | None:
-        """It counts no more; where it did."""
+        """Removes a request; returns its engine."""
         entry = self._inflight.pop(request, None)
         if entry is None:
             return None
@@ -151,8 +155,11 @@ class ExternalGateway:
 
 
 class ExternalRouter:
-    """The front: ``cores`` are those of the gateways, which requests reach by chance from ``seed``. ``sharing`` None: nothing is
-    shared between gateways, nor told by engines."""
+    """An outside tool as the router of a fleet simulation.
+
+    - cores: one per gateway; ``seed`` draws the gateway of each request.
+    - sharing: None if neither gateways nor engines share anything.
+    """
 
     def __init__(
         self,
@@ -178,18 +185,18 @@ class ExternalRouter:
         self._simulation: FleetSimulation | None = None
 
     def start(self, simulation: FleetSimulation) -> None:
-        """Those that bind late hold requests from now on."""
         self._simulation = simulation
         for gateway in self.gateways:
             self._set_queue(gateway, simulation)
 
     def schedule(self, at: float, action: Callable[[float], None]) -> None:
-        """As the course has it."""
         assert self._simulation is not None
         self._simulation.schedule(at, action)
 
     def matched_blocks(self, name: str, blocks: Sequence[int]) -> int:
-        """Blocks from the prompt's start that are cached there, or on their way, as far as everybody has heard."""
+        """Returns how many first blocks of a prompt are cached or routed there, as far as
+        shared.
+        """
         reported, routed, count = self._cached[name], self._routed[name], 0
         for block in blocks:
             if block not in reported and block not in routed:
@@ -198,7 +205,7 @@ class ExternalRouter:
         return count
 
     def route(self, request: TraceRequest, now: float) -> tuple[str | None, str]:
-        """As the core of one gateway decides; always the same one for a request."""
+        """Routes by the core of one gateway, which is always the same for a request."""
         external_request = self.requests.get(request.id)
         if external_request is None:
             blocks = trace_keys(request.blocks, request.prompt_tokens, TRACE_BLOCK_TOKENS)
@@ -208,7 +215,7 @@ class ExternalRouter:
         gateway = self._gateway_of[request.id]
         chosen = gateway.core.pick(external_request, gateway.endpoints(external_request.blocks, {}), now)
         if chosen is None:
-            return None, "the core chose nobody"
+            return None, "the core chose no endpoint"
         gateway.count_sent(external_request, chosen, now)
         self.publish_decision(request.id, chosen, now)
         if gateway.queue is not None and not gateway.queue.assign(request.id, chosen, now):
@@ -216,11 +223,9 @@ class ExternalRouter:
         return chosen, ""
 
     def on_rejected(self, request: str, now: float) -> None:
-        """It counts nowhere."""
         self.on_lost(request, now)
 
     def on_first_token(self, request: str, now: float) -> None:
-        """With what the engine reports of its cache."""
         gateway = self._gateway_of[request]
         to = gateway.count_first_token(request, now)
         assert self._simulation is not None
@@ -232,7 +237,6 @@ class ExternalRouter:
             gateway.queue.on_first_token(request, now)
 
     def on_finished(self, sequence: EngineSequence, now: float) -> None:
-        """Its answer is complete."""
         gateway = self._gateway_of[sequence.id]
         to = gateway.count_ended(sequence.id, now)
         if to is not None and hasattr(gateway.core, "on_complete"):
@@ -240,13 +244,13 @@ class ExternalRouter:
         self.forget_decision(sequence.id, now)
 
     def on_kv_events(self, instance: str, events: Sequence[KvEvent], now: float) -> None:
-        """Engines' events, as late as everything that is shared."""
+        """Delivers the events with the delay of all shared information."""
         if self.sharing is not None:
             for at in self._network.delivery_times(now, self.sharing.sent_seconds):
                 self.schedule(at, lambda _: self._apply_events(instance, events))
 
     def on_membership(self, live_engines: Sequence[str], now: float) -> None:
-        """As a watch tells it; what was held for an engine that left is asked anew."""
+        """Updates all cores and reroutes requests queued for engines that left."""
         for name in live_engines:
             if name not in self.live:
                 self._cached[name], self._routed[name] = Counter(), Counter()
@@ -261,7 +265,6 @@ class ExternalRouter:
                 self._simulation.reroute(request, now)
 
     def on_lost(self, request: str, now: float) -> None:
-        """It counts nowhere any more."""
         gateway = self._gateway_of[request]
         gateway.count_ended(request, now)
         if gateway.queue is not None:
@@ -269,18 +272,23 @@ class ExternalRouter:
         self.forget_decision(request, now)
 
     def set_unreachable(self, gateway: int, names: frozenset[str], now: float) -> None:
-        """One gateway does not reach these engines from now on, and no others: what it has there without a first token arrives
-        anew, the other answers are cut."""
+        """Cuts one gateway off exactly these engines.
+
+        Its requests there without a first token are rerouted; answers in progress are cut.
+        """
         cut_gateway = self.gateways[gateway]
         cut_gateway.unreachable = names
         self._reroute(cut_gateway, names, now)
 
     def unreachable_for(self, request: str) -> frozenset[str]:
-        """The engines that the request's gateway does not reach."""
+        """Returns the engines that the request's gateway does not reach."""
         return self._gateway_of[request].unreachable
 
     def kill_gateway(self, gateway: int, core: Any, now: float) -> None:
-        """One gateway is killed and its answers are cut; what had no first token arrives anew, at the one with this ``core``."""
+        """Kills one gateway and replaces it by one with ``core``.
+
+        Its answers are cut; requests without a first token are rerouted.
+        """
         assert self._simulation is not None
         old = self.gateways[gateway]
         new = self.gateways[gateway] = ExternalGateway(self, core)
@@ -294,7 +302,7 @@ class ExternalRouter:
         self._reroute(old, None, now)
 
     def _reroute(self, gateway: "ExternalGateway", engines: frozenset[str] | None, now: float) -> None:
-        """Everything that it has in flight."""
+        """Reroutes all requests of a gateway, or those on ``engines``."""
         assert self._simulation is not None
         for request in gateway.inflight_requests(engines):
             to = gateway.count_ended(request, now)
@@ -314,14 +322,14 @@ class ExternalRouter:
         self._simulation.send(request, to, now)
 
     def publish_decision(self, request: str, to: str, now: float) -> None:
-        """It was decided that it goes there, whether at once or when the engine can begin: decisions are what gateways share."""
+        """Shares a decision with the other gateways, also that for a queued request."""
         self._engine_of[request] = to
         if self.sharing is not None:
             blocks = self.requests[request].blocks
             self.schedule(now + self.sharing.sent_seconds, lambda _: self._routed[to].update(blocks))
 
     def forget_decision(self, request: str, now: float) -> None:
-        """Events tell by now what an engine has of it."""
+        """Withdraws a decision; by now KV events report the request's blocks."""
         to = self._engine_of.pop(request, None)
         if self.sharing is not None and to is not None:
             self.schedule(

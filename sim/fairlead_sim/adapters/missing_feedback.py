@@ -1,9 +1,10 @@
-"""What to make of a tool that does not say how requests go on: feedback is optional.
+"""Completion inference for tools that report routing decisions but no completions.
 
-A request that was never said to be over stays in the ledger and weighs on its endpoint for ever, and what was sent looks more
-than what the tool counts. So, when the tool was given ``SILENT_REQUESTS`` and has said of none that it is over, each is taken as
-over ``SILENT_SECONDS`` after its first token, and where no first token was ever told either, after its pick. One word of an end,
-and nothing is assumed any more: an engine may be slow.
+Feedback is optional in the seam. Without completions every request would stay in the load forever
+and weigh on its endpoint. Once ``INFERENCE_REQUESTS`` requests were routed and none was reported
+complete, each counts as complete ``INFERENCE_SECONDS`` after its first token. For a tool that
+reports no first tokens either, the time counts from the pick. The first real completion ends the
+inference for good: then the tool does report, and slow engines are slow.
 """
 
 from collections import deque
@@ -11,11 +12,11 @@ from typing import Final
 
 INFERENCE_SECONDS: Final = 10.0
 INFERENCE_REQUESTS: Final = 200
-"""So many, for a tool that tries a few picks by hand is not silent."""
+"""A bound that a person who tries some picks by hand does not reach."""
 
 
 class CompletionInference:
-    """The requests of a tool that has told no end yet."""
+    """The requests of a tool that has not reported a completion yet."""
 
     def __init__(self) -> None:
         self._reports_first_tokens = False
@@ -26,24 +27,24 @@ class CompletionInference:
         self.is_inferring = False
 
     def on_routed(self, request: str, now: float) -> None:
-        """It was picked."""
         self._sent += 1
         self._note(request, now, began=False)
 
     def on_first_token(self, request: str, now: float) -> None:
-        """Its first token was told."""
         self._reports_first_tokens = True
         self._note(request, now, began=True)
 
     def on_complete(self) -> None:
-        """Some request's end was told: the tool tells them."""
+        """Ends the inference: the tool reports completions."""
         if not self._reports_completions:
             self._reports_completions, self.is_inferring = True, False
             self._due.clear()
             self._last.clear()
 
     def infer_completed(self, now: float) -> list[str]:
-        """Those that are to be taken as over; ``deaf`` from the first one on, as long as no end is told."""
+        """Returns the requests that count as complete now; sets ``is_inferring`` if there
+        are any.
+        """
         completed: list[str] = []
         if self._sent < INFERENCE_REQUESTS:
             return completed

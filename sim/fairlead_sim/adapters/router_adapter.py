@@ -1,4 +1,7 @@
-"""The gateway's router behind the words of the routing seam (docs/reference/seams.md): it translates, every choice is the core's."""
+"""The gateway's router behind the router seam; it translates types and decides nothing.
+
+``docs/reference/seams.md`` has the protocol.
+"""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -21,8 +24,11 @@ MODEL = "model"
 
 
 class RouterAdapter:
-    """The gateway's router behind the protocol's words. Equal seeds give equal homes, so several of them act as one. ``now`` is
-    seconds and counts are of tokens; what is neither is told by name, so they are ``Any`` to the compiler."""
+    """The gateway's router with the interface of the seam.
+
+    Equal seeds give equal homes, so that several routers act as one. The tool's values are ``Any``
+    to the compiler.
+    """
 
     def __init__(self, info: Any, *, preset: str, seed: int) -> None:
         objectives = SloTargets(
@@ -41,19 +47,19 @@ class RouterAdapter:
             cached_tokens=lambda request: self._view.cached_tokens(request.id),
         )
         self._epoch = 0
-        self._ids: dict[str, Any] = {}  # the core's names are text; the tool's may be numbers
-        self._endpoint_of: dict[str, str] = {}  # request → endpoint, while it is in flight
+        self._ids: dict[str, Any] = {}  # name in the core (text) → id of the tool
+        self._endpoint_of: dict[str, str] = {}  # request in flight → endpoint
         self._cached: dict[str, int] = {}
         self._inference = CompletionInference()
-        self._absent: dict[
-            str, tuple[str, ...]
-        ] = {}  # endpoints not offered now → what was in flight there when they went
+        self._absent: dict[str, tuple[str, ...]] = {}  # absent endpoint → its requests in flight when it left
         live = read_field(info, "live")
         self._update(() if live is None else require_list(live, "info.live"))
 
     def pick(self, request: Any, endpoints: Any, now: Any) -> Any:
-        """The endpoint that the request goes to, which is then taken as sent; None when there is none. Raises BadInput where a field
-        is missing or no number, with its name."""
+        """Returns the endpoint of the request and counts it as sent; None if there is no endpoint.
+
+        Raises BadInput, with the field's name, for a missing or malformed field.
+        """
         now = parse_time(now)
         blocks = _blocks(request)
         route_request = self._route_request(request, blocks)
@@ -71,7 +77,10 @@ class RouterAdapter:
         return self._ids[decision.chosen]
 
     def on_first_token(self, request: Any, endpoint: Any, now: Any, cached_tokens: Any = None) -> None:
-        """The endpoint answered; ``cached_tokens`` is what its engine reported."""
+        """Notes the first token.
+
+        cached_tokens: as the engine reported them.
+        """
         name, now, cached = read_id(request, "request"), parse_time(now), _known_count(cached_tokens, "cached_tokens")
         if self._endpoint_of.get(name) == str(endpoint):
             self._router.on_first_token(name, now)
@@ -81,7 +90,7 @@ class RouterAdapter:
                 self._cached[name] = cached
 
     def on_complete(self, request: Any, endpoint: Any, now: Any, output_tokens: Any = None) -> None:
-        """The answer is complete."""
+        """Notes a complete answer."""
         name, now, generated = (
             read_id(request, "request"),
             parse_time(now),
@@ -92,7 +101,7 @@ class RouterAdapter:
             self._finish(name, now, generated)
 
     def on_endpoints(self, live_ids: Any, now: Any) -> None:
-        """The set in service changed; what was in flight on an endpoint that left is not counted any more."""
+        """Replaces the set in service and drops the requests on endpoints that left."""
         now = parse_time(now)
         before = set(self._ids)
         self._update(require_list(live_ids, "live"))
@@ -114,14 +123,14 @@ class RouterAdapter:
             self._router.on_abandoned(name, now)
 
     def _infer_completions(self, now: float) -> None:
-        """What a tool that tells no ends leaves open is over after a while."""
+        """Finishes requests of tools that report no completions."""
         for name in self._inference.infer_completed(now):
             if name in self._endpoint_of:
                 self._finish(name, now, None)
         self._view.is_inferring = self._inference.is_inferring
 
     def _offered(self, endpoints: Any, now: float) -> Mapping[str, Any]:
-        """Those that may be chosen, by name; new ones are known from now on."""
+        """Returns the endpoints that may be chosen, by name, and registers new ones."""
         named = [(read_id(item, "endpoint"), item) for item in require_list(endpoints, "endpoints")]
         offered = {name: item for name, item in named if read_field(item, "up") is not False}
         new = [read_field(item, "id") for name, item in offered.items() if name not in self._ids]
@@ -133,8 +142,11 @@ class RouterAdapter:
         return offered
 
     def _track_absences(self, offered: Mapping[str, Any], now: float) -> None:
-        """Of an endpoint that was away and comes back with less in flight than was sent there, what it had then is lost: the tool
-        need not call ``on_endpoints``."""
+        """Detects endpoints that restarted without a call of ``on_endpoints``.
+
+        An endpoint that returns with less in flight than was sent there has lost its earlier
+        requests.
+        """
         for name in self._absent.keys() & offered.keys():
             before = self._absent.pop(name)
             inflight = read_count(offered[name], "inflight", "endpoint")
@@ -178,15 +190,18 @@ class RouterAdapter:
 
 
 class LateBindingRouterAdapter(RouterAdapter):
-    """Of a preset that wants requests to be held before engines and released in its order."""
+    """A router adapter for presets with late binding."""
 
     def order_key(self, request: Any) -> tuple[float, float, str]:
-        """Of requests held for one endpoint the smallest goes first."""
+        """Returns the sort key of a queued request; the smallest goes first."""
         return self._router.queue_key(read_id(request, "request"))
 
     def rebalance(self, endpoints: Any, now: Any) -> list[tuple[Any, Any]]:
-        """Which of the requests in ``endpoint.held`` go to another endpoint (request, endpoint id). They count there at once. Who
-        tells only how many are held, or nothing, gets none to move."""
+        """Returns moves (request, endpoint id) among the requests in ``endpoint.held``.
+
+        The moves are counted at once. A tool that passes only the number of queued requests gets no
+        moves.
+        """
         now = parse_time(now)
         offered = self._offered(endpoints, now)
         requests = {
@@ -203,7 +218,7 @@ class LateBindingRouterAdapter(RouterAdapter):
 
 
 def _block_number(block: Any) -> int:
-    """A block's hash as a number, however the tool writes it."""
+    """Returns a block hash as a number, however the tool writes it."""
     return block if isinstance(block, int) else xxh3_64_intdigest(str(block).encode())
 
 
@@ -218,18 +233,18 @@ def _queued_requests(endpoint: Any) -> Iterable[Any]:
 
 
 def _known_count(value: Any, field: str) -> int | None:
-    """None where nobody can have counted it."""
+    """Returns None for an impossible count."""
     counted = -1.0 if value is None else parse_number(value, field)
     return int(counted) if 0.0 <= counted < math.inf else None
 
 
 def _hint_or_default(info: Any, name: str, default: int) -> int:
-    """``usual`` where it is missing, or nothing that an engine could have."""
+    """Returns the default for a missing or impossible hint."""
     return int(read_count(info, name, "info") or 0.0) or default
 
 
 def _profile(info: Any) -> EngineProfile:
-    """The hints as an engine profile; what is not hinted is a current engine's."""
+    """Returns the hints as an engine profile; the rest is that of a present engine."""
     defaults = builtin_profile("h100-llama8b")
     return EngineProfile(
         name="seam",

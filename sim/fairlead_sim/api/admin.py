@@ -1,4 +1,4 @@
-"""What an operator does to an engine over HTTP: sleep, pause, reset, abort, adapters."""
+"""Management endpoints: sleep, pause, reset, abort and LoRA adapters."""
 
 import msgspec
 
@@ -12,19 +12,18 @@ PAUSE_MODES = ("abort", "wait", "keep")
 
 
 def is_sleeping(call: RequestContext) -> None:
-    """Asleep at any level?"""
     send_json(call, {"is_sleeping": call.engine.sleep_mode.level is not None})
 
 
 def sleep(call: RequestContext) -> None:
-    """``?level=0|1|2&mode=abort|wait``: new requests hang until ``/wake_up``; from level 1 on the cache is lost."""
+    """Serves ``?level=0|1|2&mode=abort|wait``; new requests wait until ``/wake_up``."""
     level = _query_integer(call, "level", 1, 2)
     mode = _query_mode(call, "abort")
     call.engine.sleep(level, mode, lambda: send_json(call, {"status": "sleeping", "level": level}))
 
 
 def wake_up(call: RequestContext) -> None:
-    """``?tags=weights|kv_cache``: that part is back, without it all are, and the engine with the last of them."""
+    """Serves ``?tags=weights|kv_cache``: restores that part, or all without a tag."""
     tags = call.request.query.get("tags")
     parts = MEMORY_PARTS if tags is None else frozenset({tags})
     body = {"status": "awake", "tags": None if tags is None else [tags]}
@@ -32,12 +31,12 @@ def wake_up(call: RequestContext) -> None:
 
 
 def is_paused(call: RequestContext) -> None:
-    """True while sleeping, too."""
+    """Serves ``/is_paused``, which is true while sleeping, too."""
     send_json(call, {"is_paused": call.engine.is_paused})
 
 
 def pause(call: RequestContext) -> None:
-    """``?mode=abort|wait|keep&clear_cache=…``."""
+    """Serves ``?mode=abort|wait|keep&clear_cache=…``."""
     engine = call.engine
     mode = _query_mode(call, "abort")
     clear = _query_flag(call, "clear_cache", default=True)
@@ -51,19 +50,18 @@ def pause(call: RequestContext) -> None:
 
 
 def resume(call: RequestContext) -> None:
-    """Go on after ``/pause``."""
     call.engine.resume()
     send_json(call, {"status": "resumed"})
 
 
 def reset_prefix_cache(call: RequestContext) -> None:
-    """200 in any case: the body says whether it was done."""
+    """Answers 200 in any case; the body has the success."""
     preempt = _query_flag(call, "reset_running_requests", default=False)
     send_json(call, {"success": call.engine.reset_prefix_cache(preempt_running=preempt)})
 
 
 def abort_requests(call: RequestContext) -> None:
-    """End requests by id. Unknown ids count as aborted, as in the real engine."""
+    """Ends requests by id. Unknown ids count as aborted, as in the real engine."""
     fields = RequestFields(json_body(call.request))
     names = fields.strings("request_ids")
     fields.check()
@@ -72,7 +70,7 @@ def abort_requests(call: RequestContext) -> None:
 
 
 def collective_rpc(call: RequestContext) -> None:
-    """``reload_weights`` is the one method that a worker here has."""
+    """Serves ``reload_weights``, the only method of this worker."""
     fields = RequestFields(json_body(call.request))
     fields.require("method")
     method = fields.text("method")
@@ -88,17 +86,14 @@ def collective_rpc(call: RequestContext) -> None:
 
 
 def load_adapter(call: RequestContext) -> None:
-    """``/v1/load_lora_adapter``."""
     call.writer.send(200, call.engine.models.load(RequestFields(json_body(call.request))).encode(), None)
 
 
 def unload_adapter(call: RequestContext) -> None:
-    """``/v1/unload_lora_adapter``."""
     call.writer.send(200, call.engine.models.unload(RequestFields(json_body(call.request))).encode(), None)
 
 
 def list_adapters(call: RequestContext) -> None:
-    """The adapters loaded now."""
     loaded = call.engine.models.adapters
     call.writer.send(200, msgspec.json.encode([{"name": adapter.name, "path": adapter.path} for adapter in loaded]))
 

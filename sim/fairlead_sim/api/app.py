@@ -1,4 +1,4 @@
-"""From a request to its handler: faults first, then path and method, then the handler, and the count of what was answered."""
+"""The dispatch of requests to handlers, with faults and HTTP metrics."""
 
 import asyncio
 import time
@@ -25,15 +25,25 @@ class RequestContext:
     writer: ResponseWriter
     fault: Fault | None = None
 
+    def new_request_id(self) -> str:
+        """Returns 16 hex digits, the second half of a UUID, as in vLLM."""
+        return f"{self.engine.random.getrandbits(62) | 1 << 63:016x}"
+
+    def require_generation(self) -> None:
+        """Raises RouteNotFound on an engine that only embeds."""
+        if self.engine.settings.task == "embed":
+            raise RouteNotFound
+
 
 Handler = Callable[[RequestContext], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """What answers a path: a handler a method. ``generates``: counted in ``/load`` and the target of most faults.
+    """The handlers of one path, by method.
 
-    ``switch`` names the part of the surface that the route belongs to: without it there is no such path (403 for scale-out).
+    - generates: counted in ``/load``, and the target of most faults.
+    - switch: the switch of the surface; without it the path is unknown (403 for scale-out).
     """
 
     handlers: Mapping[str, Handler]
@@ -61,7 +71,7 @@ class EngineApp:
         self._routes = routes
 
     def on_connection_made(self, connection: ServerConnection) -> bool:
-        """Let a connection in, unless a fault says otherwise."""
+        """Accepts a connection unless a fault refuses it."""
         fault = self.engine.fault_injector.pick_for_connection()
         self.connections.add(connection)
         self.has_no_connections.clear()
@@ -70,13 +80,11 @@ class EngineApp:
         return fault != "refuse"
 
     def on_connection_lost(self, connection: ServerConnection) -> None:
-        """Forget a connection."""
         self.connections.discard(connection)
         if not self.connections:
             self.has_no_connections.set()
 
     def handle(self, request: HttpRequest, writer: ResponseWriter) -> None:
-        """Answer one request."""
         engine = self.engine
         route = self._routes.get(request.path)
         if route is not None:
@@ -119,7 +127,7 @@ class EngineApp:
 
 
 def _apply_fault(fault: Fault, reply: ResponseWriter) -> bool:
-    """Answer as the fault wants; False when it acts later."""
+    """Answers as the fault demands. Returns False for a fault that acts later."""
     if fault.kind == "refuse":
         reply.drop_connection()
     elif fault.kind == "hang":
@@ -129,7 +137,7 @@ def _apply_fault(fault: Fault, reply: ResponseWriter) -> bool:
     elif fault.kind == "content-type":
         reply.send(200, b"<html><body>It works!</body></html>", b"text/html; charset=utf-8")
     elif fault.kind == "error":
-        problem = ApiError("The simulated engine was told to fail.")
+        problem = ApiError("The simulated engine fails on demand.")
         problem.status = fault.status
         reply.fail(problem)
     else:

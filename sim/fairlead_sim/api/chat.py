@@ -1,7 +1,8 @@
-"""``/v1/chat/completions``: a conversation through the fixed template, whole or as a stream."""
+"""``/v1/chat/completions``: a conversation in the fixed template, whole or as a stream."""
 
 from typing import Any
 
+from fairlead_sim.api.app import RequestContext
 from fairlead_sim.generation import logprobs, requests
 from fairlead_sim.generation.prompts import PromptParser, injected_token_ids, parse_messages
 from fairlead_sim.generation.requests import GenerationRequest, TokenizedPrompt
@@ -9,16 +10,27 @@ from fairlead_sim.generation.responses import GenerationResponse, ResponseChoice
 from fairlead_sim.generation.streaming import DONE_CHUNK, StreamingResponse, json_bytes
 from fairlead_sim.http.connection import HttpRequest, ResponseWriter
 from fairlead_sim.http.errors import InvalidRequest, MalformedRequest
-from fairlead_sim.http.fields import RequestFields
+from fairlead_sim.http.fields import RequestFields, json_body
 from fairlead_sim.http.headers import http_chunk
 
 _NO_PARSER = "requires --tool-call-parser to be set"
 
 
+def create_chat_completion(call: RequestContext) -> None:
+    engine = call.engine
+    call.require_generation()
+    fields = RequestFields(json_body(call.request))
+    ask = parse_chat_request(fields, call.request, call.new_request_id(), engine.prompt_parser)
+    engine.begin(ask, ChatCompletionStream if ask.stream else ChatCompletion, call.writer, call.fault)
+
+
 def parse_chat_request(
     fields: RequestFields, request: HttpRequest, request_id: str, frontend: PromptParser
 ) -> GenerationRequest:
-    """The ask of a chat body. Raises Malformed, Unknown or Refused."""
+    """Returns the request of a chat body.
+
+    Raises MalformedRequest, ResourceNotFound or InvalidRequest.
+    """
     generation_request = requests.parse_common(fields, request, request_id)
     latest, older = fields.integer("max_completion_tokens"), fields.integer("max_tokens")
     generation_request.max_tokens = older if latest is None else latest
@@ -45,7 +57,10 @@ def parse_chat_request(
 
 
 def _continues_last_message(fields: RequestFields, messages: list[dict[str, Any]]) -> bool:
-    """Whether the last message goes on. Raises Malformed when the next turn is asked for as well."""
+    """Whether the answer continues the last message.
+
+    Raises MalformedRequest if a generation prompt is requested as well.
+    """
     continues = fields.flag("continue_final_message")
     if continues and fields.flag("add_generation_prompt", True):
         raise MalformedRequest(
@@ -55,7 +70,7 @@ def _continues_last_message(fields: RequestFields, messages: list[dict[str, Any]
 
 
 def _validate_tools(fields: RequestFields, *, auto: bool) -> None:
-    """Tools are read and never called; without a parser the engine refuses to be made to."""
+    """Checks the tools, which are never called. A forced call needs a parser, so it is rejected."""
     tools, choice = fields.items("tools"), fields.body.get("tool_choice")
     fields.check()
     if not tools or choice == "none":
@@ -69,7 +84,7 @@ def _validate_tools(fields: RequestFields, *, auto: bool) -> None:
 
 
 class ChatCompletion(GenerationResponse):
-    """One JSON object with all choices."""
+    """The JSON object with all choices."""
 
     id_prefix = "chatcmpl-"
 
@@ -122,7 +137,7 @@ class ChatCompletion(GenerationResponse):
 
 
 class ChatCompletionStream(StreamingResponse):
-    """A role event for each choice, then one event a token."""
+    """A stream of a role event per choice and an event per token."""
 
     id_prefix = "chatcmpl-"
 

@@ -1,7 +1,8 @@
-"""``/v1/completions``: several prompts, n choices each, whole or as a stream, with echo and log-probabilities in shape."""
+"""``/v1/completions``: several prompts with n choices each, whole or as a stream."""
 
 from typing import Any
 
+from fairlead_sim.api.app import RequestContext
 from fairlead_sim.generation import logprobs, requests
 from fairlead_sim.generation.prompts import PromptParser, parse_completion_prompts
 from fairlead_sim.generation.requests import GenerationRequest
@@ -9,14 +10,25 @@ from fairlead_sim.generation.responses import GenerationResponse, ResponseChoice
 from fairlead_sim.generation.streaming import DONE_CHUNK, StreamingResponse, json_bytes
 from fairlead_sim.http.connection import HttpRequest, ResponseWriter
 from fairlead_sim.http.errors import InvalidRequest
-from fairlead_sim.http.fields import RequestFields
+from fairlead_sim.http.fields import RequestFields, json_body
 from fairlead_sim.http.headers import http_chunk
+
+
+def create_completion(call: RequestContext) -> None:
+    engine = call.engine
+    call.require_generation()
+    fields = RequestFields(json_body(call.request))
+    ask = parse_completion_request(fields, call.request, call.new_request_id(), engine.prompt_parser)
+    engine.begin(ask, TextCompletionStream if ask.stream else TextCompletion, call.writer, call.fault)
 
 
 def parse_completion_request(
     fields: RequestFields, request: HttpRequest, request_id: str, frontend: PromptParser
 ) -> GenerationRequest:
-    """The ask of a completions body. Raises Malformed, Unknown or Refused."""
+    """Returns the request of a completions body.
+
+    Raises MalformedRequest, ResourceNotFound or InvalidRequest.
+    """
     generation_request = requests.parse_common(fields, request, request_id)
     generation_request.max_tokens = fields.integer("max_tokens", requests.DEFAULT_COMPLETION_TOKENS)
     generation_request.logprobs = fields.integer("logprobs")
@@ -34,7 +46,7 @@ def parse_completion_request(
 
 
 def _echoed_prompt(answer: GenerationResponse, choice: ResponseChoice) -> str:
-    """The prompt's text when it is echoed."""
+    """Returns the text of an echoed prompt, else an empty string."""
     if not answer.request.echo:
         return ""
     text = choice.prompt.text
@@ -42,7 +54,7 @@ def _echoed_prompt(answer: GenerationResponse, choice: ResponseChoice) -> str:
 
 
 class TextCompletion(GenerationResponse):
-    """One JSON object with all choices."""
+    """The JSON object with all choices."""
 
     def finish(self) -> None:
         body = {
@@ -86,7 +98,7 @@ class TextCompletion(GenerationResponse):
 
 
 class TextCompletionStream(StreamingResponse):
-    """One event a token; the first of a choice echoes the prompt if asked."""
+    """A stream of an event per token; the first event of a choice echoes the prompt on request."""
 
     def __init__(self, host: ResponseHost, ask: GenerationRequest, reply: ResponseWriter) -> None:
         super().__init__(host, ask, reply)

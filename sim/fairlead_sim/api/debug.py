@@ -1,4 +1,4 @@
-"""``/sim/…``: what no real engine has. The state inside for tests, and failures on demand."""
+"""``/sim/…``: the engine's state for tests, and faults on demand."""
 
 from dataclasses import asdict
 from typing import Any
@@ -12,7 +12,6 @@ from fairlead_sim.runtime import fault_injection
 
 
 def show_state(call: RequestContext) -> None:
-    """Gauges, counters and what is armed."""
     engine, app = call.engine, call.app
     ranks = [driver.core.stats for driver in engine.drivers]
     body: dict[str, Any] = {
@@ -35,12 +34,12 @@ def show_state(call: RequestContext) -> None:
 
 
 def show_faults(call: RequestContext) -> None:
-    """What is armed, and what could be."""
+    """Sends the armed faults and all kinds."""
     send_json(call, {"armed": call.engine.fault_injector.armed_faults(), "kinds": fault_injection.FAULT_KINDS})
 
 
 def arm_faults(call: RequestContext) -> None:
-    """One fault or a list of them, added to what is armed."""
+    """Arms one fault or a list of them."""
     body = json_body(call.request)
     try:
         armed = [fault_injection.fault_from_mapping(item) for item in (body if isinstance(body, list) else [body])]
@@ -52,6 +51,5 @@ def arm_faults(call: RequestContext) -> None:
 
 
 def clear_faults(call: RequestContext) -> None:
-    """Disarm everything."""
     call.engine.fault_injector.clear()
     show_faults(call)

@@ -1,4 +1,4 @@
-"""``/v1/embeddings``: a prompt is computed as any other, then answered with a unit vector drawn from its tokens."""
+"""``/v1/embeddings``: the prompt is computed, and the answer is a unit vector of its tokens."""
 
 import base64
 import hashlib
@@ -6,7 +6,6 @@ import math
 from array import array
 
 from fairlead_sim.api.app import RequestContext
-from fairlead_sim.api.generation import new_request_id
 from fairlead_sim.generation import requests
 from fairlead_sim.generation.prompts import parse_prompts
 from fairlead_sim.generation.requests import TokenizedPrompt
@@ -17,12 +16,11 @@ from fairlead_sim.http.fields import RequestFields, json_body
 
 
 def embeddings(call: RequestContext) -> None:
-    """Answer for one input or several."""
     engine = call.engine
     if engine.settings.task == "generate":
         raise RouteNotFound
     fields = RequestFields(json_body(call.request))
-    generation_request = requests.parse_common(fields, call.request, new_request_id(call))
+    generation_request = requests.parse_common(fields, call.request, call.new_request_id())
     dimensions = fields.integer("dimensions") or engine.settings.embedding_dimensions
     encoding = fields.text("encoding_format", "float")
     fields.check()
@@ -43,7 +41,7 @@ def embeddings(call: RequestContext) -> None:
 
 
 class EmbeddingResponse(GenerationResponse):
-    """One JSON object with a vector for each input."""
+    """The JSON object with a vector per input."""
 
     id_prefix = "embd-"
     dimensions = 1
@@ -75,7 +73,7 @@ class EmbeddingResponse(GenerationResponse):
 
 
 def embedding_vector(tokens: list[int], dimensions: int) -> "array[float]":
-    """A unit vector that depends on every token; equal tokens, equal vector."""
+    """Returns a unit vector that depends on every token; equal tokens have equal vectors."""
     numbers = array("H", hashlib.shake_128(array("I", tokens).tobytes()).digest(2 * dimensions))
     centred = [value / 32_767.5 - 1.0 for value in numbers]
     length = math.sqrt(sum(value * value for value in centred)) or 1.0

@@ -1,4 +1,6 @@
-"""What an engine tells of itself: health, version, load, models, configuration, event sources, metrics."""
+"""Information endpoints: health, version, load, models, configuration, event sources and
+metrics.
+"""
 
 import json
 from importlib.resources import files
@@ -13,28 +15,26 @@ METRICS_TYPE = b"text/plain; version=1.0.0; charset=utf-8"
 
 
 def send_json(call: RequestContext, body: object) -> None:
-    """200 with a JSON body."""
+    """Sends 200 with a JSON body."""
     call.writer.send(200, msgspec.json.encode(body))
 
 
 def health(call: RequestContext) -> None:
-    """Liveness only: 200 while draining, sleeping and paused too; 503 once the core is dead."""
+    """Sends 200 also while draining, sleeping and paused; 503 once the core is dead."""
     call.writer.send(503 if call.engine.is_core_dead else 200, b"", None)
 
 
 def version(call: RequestContext) -> None:
-    """The version of vLLM that this surface is."""
     send_json(call, {"version": VERSION})
 
 
 def load(call: RequestContext) -> None:
-    """Requests inside, running and queued; 0 without load tracking."""
+    """Sends the running and queued requests; 0 without load tracking."""
     tracked = call.engine.settings.surface.server_load_tracking
     send_json(call, {"server_load": len(call.engine.responses) if tracked else 0})
 
 
 def models(call: RequestContext) -> None:
-    """The base model and the adapters loaded now."""
     engine = call.engine
     count = len(engine.models.names) + len(engine.models.adapters)
     ids = [f"{engine.random.getrandbits(62) | 1 << 63:016x}" for _ in range(count)]
@@ -42,17 +42,16 @@ def models(call: RequestContext) -> None:
 
 
 def world_size(call: RequestContext) -> None:
-    """One worker a data-parallel rank."""
+    """Sends one worker per data-parallel rank."""
     send_json(call, {"world_size": call.engine.settings.data_parallel})
 
 
 def weight_info(call: RequestContext) -> None:
-    """Weights are never updated here."""
     send_json(call, {"weight_version": "default"})
 
 
 def kv_event_sources(call: RequestContext) -> None:
-    """Where each rank publishes its KV events."""
+    """Sends where each rank publishes its KV events."""
     sources: dict[str, Any] = {}
     for publisher in reversed(call.engine.publishers):
         sources.update(publisher.sources())
@@ -60,12 +59,11 @@ def kv_event_sources(call: RequestContext) -> None:
 
 
 def metrics(call: RequestContext) -> None:
-    """The Prometheus page."""
     call.writer.send(200, call.engine.metrics.render(), METRICS_TYPE)
 
 
 def server_info(call: RequestContext) -> None:
-    """The configuration: vLLM's tree with the values of this engine put in."""
+    """Sends vLLM's configuration tree with the values of this engine."""
     config = _config(call)
     if call.request.query.get("config_format") == "json":
         send_json(call, {"vllm_config": config})
@@ -75,7 +73,7 @@ def server_info(call: RequestContext) -> None:
 
 def _config(call: RequestContext) -> dict[str, Any]:
     settings, core = call.engine.settings, call.engine.drivers[0].core
-    text = files("fairlead_sim.server").joinpath("vllm_config.json").read_text("utf-8")
+    text = files("fairlead_sim.api").joinpath("vllm_config.json").read_text("utf-8")
     config: dict[str, Any] = json.loads(text)
     config["model_config"] |= {
         "model": settings.model,
@@ -119,7 +117,6 @@ def _events(call: RequestContext) -> dict[str, Any] | None:
 
 
 def tokenizer_info(call: RequestContext) -> None:
-    """What the tokenizer is, in the keys that vLLM uses."""
     settings = call.engine.settings
     send_json(call, {"tokenizer_class": "SimulatedTokenizer", **_TOKENIZER, **_tokenizer_of(settings)})
 

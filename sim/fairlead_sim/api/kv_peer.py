@@ -1,7 +1,7 @@
-"""The side channel between engines: what a prefill engine answers to one that decodes.
+"""The side channel of KV transfer: what a prefill engine answers to other engines.
 
-Real engines use ports and protocols of their own for this; here it is a few paths of the same server, so that an engine that is
-frozen or dead is so for its peers, too.
+Why: real engines use other ports and protocols. Paths of the same server make a frozen or dead
+engine so for its peers, too.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from fairlead_sim.kv_transfer.connector import KvConnector
 
 
 def bootstrap_info(call: RequestContext) -> None:
-    """Mooncake's bootstrap server: rank → engine id and the addresses of its workers."""
+    """Serves Mooncake's bootstrap server: rank → engine id and worker addresses."""
     transfer = _connector(call)
     if transfer.settings.connector != "mooncake":
         raise RouteNotFound
@@ -27,7 +27,7 @@ def bootstrap_info(call: RequestContext) -> None:
 
 
 def read_blocks(call: RequestContext) -> None:
-    """What is in some blocks, whoever asks; only the engine's id must be right."""
+    """Sends the contents of blocks to any reader with the right engine id."""
     transfer, body = _connector_and_body(call)
     if body.get("engine_id") != transfer.engine_id:
         raise ResourceNotFound("no engine of this id")
@@ -42,7 +42,9 @@ def read_blocks(call: RequestContext) -> None:
 
 
 def take_blocks(call: RequestContext) -> None:
-    """The blocks of one transfer, as soon as it is prefilled; an error when that takes too long."""
+    """Sends the blocks of one transfer as soon as it is prefilled; fails after
+    ``abort_seconds``.
+    """
     transfer, body = _connector_and_body(call)
     if transfer.settings.connector == "mooncake" and body.get("engine_id") != transfer.engine_id:
         raise ResourceNotFound("no engine of this id")
@@ -73,13 +75,13 @@ def take_blocks(call: RequestContext) -> None:
 
 
 def count_cached_blocks(call: RequestContext) -> None:
-    """How much of a prompt is in this engine's cache, for a peer that would get it from here."""
+    """Sends how many blocks of a prompt are cached here."""
     transfer, body = _connector_and_body(call)
     send_json(call, {"blocks": transfer.cached_blocks([int(key) for key in body.get("keys") or ()])})
 
 
 def release_lease(call: RequestContext) -> None:
-    """The blocks were pulled."""
+    """Releases pulled blocks."""
     transfer, body = _connector_and_body(call)
     send_json(call, {"released": transfer.leases.release(str(body.get("name")))})
 

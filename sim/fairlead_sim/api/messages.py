@@ -1,9 +1,8 @@
-"""``/v1/messages``: the Anthropic form of the same generation, with its own errors, usage and events."""
+"""``/v1/messages``: Anthropic's form of generation, with its errors, usage and events."""
 
 from typing import Any
 
 from fairlead_sim.api.app import RequestContext
-from fairlead_sim.api.generation import new_request_id
 from fairlead_sim.generation import requests
 from fairlead_sim.generation.prompts import parse_messages
 from fairlead_sim.generation.requests import GenerationRequest
@@ -16,10 +15,9 @@ _STOPS = {"length": "max_tokens", "stop": "end_turn", "abort": "end_turn"}
 
 
 def create_message(call: RequestContext) -> None:
-    """Answer one turn."""
     engine = call.engine
     fields = RequestFields(json_body(call.request))
-    ask = requests.parse_common(fields, call.request, new_request_id(call))
+    ask = requests.parse_common(fields, call.request, call.new_request_id())
     fields.require("max_tokens")
     ask.max_tokens = fields.integer("max_tokens")
     ask.stop = fields.strings("stop_sequences")
@@ -32,7 +30,7 @@ def create_message(call: RequestContext) -> None:
 
 
 def count_tokens(call: RequestContext) -> None:
-    """The prompt's length in tokens."""
+    """Sends the length of the prompt in tokens."""
     engine = call.engine
     fields = RequestFields(json_body(call.request))
     ask = GenerationRequest(model=fields.text("model") or "", request_id="")
@@ -65,7 +63,7 @@ def _stop_fields(choice: ResponseChoice) -> dict[str, object]:
 
 
 class AnthropicMessage(GenerationResponse):
-    """One JSON object."""
+    """The JSON object of one message."""
 
     id_prefix = "chatcmpl-"
 
@@ -84,7 +82,7 @@ class AnthropicMessage(GenerationResponse):
 
 
 class AnthropicMessageStream(StreamingResponse):
-    """Named events around text deltas."""
+    """A stream of named events around text deltas."""
 
     id_prefix = "chatcmpl-"
 

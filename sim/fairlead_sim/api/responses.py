@@ -1,9 +1,8 @@
-"""``/v1/responses``: the same generation once more, in the newest OpenAI form; nothing is stored."""
+"""``/v1/responses``: OpenAI's newest form of generation; nothing is stored."""
 
 from typing import Any
 
 from fairlead_sim.api.app import RequestContext
-from fairlead_sim.api.generation import new_request_id
 from fairlead_sim.generation import requests, structured_output
 from fairlead_sim.generation.prompts import parse_messages
 from fairlead_sim.generation.requests import GenerationRequest
@@ -15,10 +14,9 @@ from fairlead_sim.http.headers import http_chunk
 
 
 def create_response(call: RequestContext) -> None:
-    """Answer one input."""
     engine = call.engine
     fields = RequestFields(json_body(call.request))
-    ask = requests.parse_common(fields, call.request, new_request_id(call))
+    ask = requests.parse_common(fields, call.request, call.new_request_id())
     ask.max_tokens = fields.integer("max_output_tokens")
     turns = _conversation(fields)
     text = fields.mapping("text")
@@ -55,7 +53,7 @@ def _conversation(fields: RequestFields) -> list[dict[str, Any]]:
 def _response_object(
     answer: GenerationResponse, status: str, output: list[dict[str, Any]], usage: dict[str, Any] | None
 ) -> dict[str, Any]:
-    """The response object at any time of its life."""
+    """Returns the response object at any stage."""
     ask = answer.request
     return {
         "id": answer.id,
@@ -137,7 +135,7 @@ def _finished_response(answer: GenerationResponse, message_id: str) -> dict[str,
 
 
 class ResponseObject(GenerationResponse):
-    """One JSON object."""
+    """The JSON object of one response."""
 
     id_prefix = "resp_"
 
@@ -150,7 +148,7 @@ def _message_id(answer: GenerationResponse) -> str:
 
 
 class ResponseObjectStream(StreamingResponse):
-    """Numbered, named events around text deltas."""
+    """A stream of numbered, named events around text deltas."""
 
     id_prefix = "resp_"
 

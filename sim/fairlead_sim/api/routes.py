@@ -1,6 +1,6 @@
-"""The table of everything an engine serves, in one place."""
+"""The table of all routes of the simulated engine."""
 
-from fairlead_sim.api import admin, debug, embeddings, generation, info, kv_peer, messages, responses, tokenization
+from fairlead_sim.api import admin, chat, completions, debug, embeddings, info, kv_peer, messages, responses, tokenization
 from fairlead_sim.api.app import Handler, Route
 
 
@@ -17,7 +17,7 @@ def _generation_route(handler: Handler, switch: str | None = None, *, anthropic:
 
 
 def build_routes() -> dict[str, Route]:
-    """Path → route."""
+    """Returns the route of each path."""
     return {
         "/health": _get_route(info.health),
         "/ping": Route({"GET": info.health, "POST": info.health}),
@@ -32,8 +32,8 @@ def build_routes() -> dict[str, Route]:
         "/tokenizer_info": _get_route(info.tokenizer_info, "tokenizer_info"),
         "/tokenize": _post_route(tokenization.tokenize),
         "/detokenize": _post_route(tokenization.detokenize),
-        "/v1/chat/completions": _generation_route(generation.chat_completions),
-        "/v1/completions": _generation_route(generation.text_completions),
+        "/v1/chat/completions": _generation_route(chat.create_chat_completion),
+        "/v1/completions": _generation_route(completions.create_completion),
         "/v1/embeddings": _generation_route(embeddings.embeddings),
         "/v1/messages": _generation_route(messages.create_message, anthropic=True),
         "/v1/messages/count_tokens": Route({"POST": messages.count_tokens}, anthropic=True),

@@ -1,10 +1,9 @@
-"""Tokens in and out: ``/tokenize``, ``/detokenize``, the render endpoints, and generation on bare token ids."""
+"""Token endpoints: tokenize, detokenize, render, and generation from token ids."""
 
 from typing import Any
 
 from fairlead_sim.api import chat, completions
 from fairlead_sim.api.app import RequestContext
-from fairlead_sim.api.generation import new_request_id
 from fairlead_sim.api.info import send_json
 from fairlead_sim.generation import requests
 from fairlead_sim.generation.prompts import parse_messages
@@ -16,7 +15,7 @@ from fairlead_sim.http.fields import RequestFields, json_body
 
 
 def tokenize(call: RequestContext) -> None:
-    """A prompt or a conversation → token ids."""
+    """Sends the token ids of a prompt or a conversation."""
     engine = call.engine
     fields = RequestFields(json_body(call.request))
     _resolve_model(call, fields)
@@ -44,7 +43,6 @@ def tokenize(call: RequestContext) -> None:
 
 
 def detokenize(call: RequestContext) -> None:
-    """Token ids → text."""
     engine = call.engine
     fields = RequestFields(json_body(call.request))
     _resolve_model(call, fields)
@@ -58,10 +56,10 @@ def detokenize(call: RequestContext) -> None:
 
 
 def render_chat(call: RequestContext) -> None:
-    """What ``/v1/chat/completions`` would run, without running it."""
+    """Sends the request that ``/v1/chat/completions`` would run."""
     engine = call.engine
     fields = RequestFields(json_body(call.request))
-    ask = chat.parse_chat_request(fields, call.request, new_request_id(call), engine.prompt_parser)
+    ask = chat.parse_chat_request(fields, call.request, call.new_request_id(), engine.prompt_parser)
     requests.validate_prompts(ask, engine.settings.max_model_len, engine.tokenizer.vocab_size)
     room = engine.settings.max_model_len - len(ask.prompts[0].tokens)
     max_tokens = room if ask.max_tokens is None else ask.max_tokens
@@ -69,10 +67,10 @@ def render_chat(call: RequestContext) -> None:
 
 
 def render_completions(call: RequestContext) -> None:
-    """The same for ``/v1/completions``: a list, one entry a prompt."""
+    """Sends the requests that ``/v1/completions`` would run, one per prompt."""
     engine = call.engine
     fields = RequestFields(json_body(call.request))
-    ask = completions.parse_completion_request(fields, call.request, new_request_id(call), engine.prompt_parser)
+    ask = completions.parse_completion_request(fields, call.request, call.new_request_id(), engine.prompt_parser)
     requests.validate_prompts(ask, engine.settings.max_model_len, engine.tokenizer.vocab_size)
     max_tokens = None if ask.max_tokens == requests.DEFAULT_COMPLETION_TOKENS else ask.max_tokens
     send_json(call, [_rendered_request(call, fields, ask, prompt, "cmpl-", max_tokens) for prompt in ask.prompts])
@@ -137,7 +135,7 @@ def _sampling_params(fields: RequestFields, ask: GenerationRequest, max_tokens: 
 
 
 def _token_offsets(call: RequestContext, tokens: list[int]) -> list[list[int]]:
-    """Where each token's text begins and ends in the rendered text."""
+    """Returns where each token's text begins and ends."""
     offsets, at = [], 0
     for token in tokens:
         end = at + len(call.engine.tokenizer.piece(token))
@@ -147,10 +145,10 @@ def _token_offsets(call: RequestContext, tokens: list[int]) -> list[list[int]]:
 
 
 def generate_from_tokens(call: RequestContext) -> None:
-    """``/inference/v1/generate``: token ids in, token ids out."""
+    """Serves ``/inference/v1/generate``: token ids in, token ids out."""
     engine = call.engine
     fields = RequestFields(json_body(call.request))
-    ask = requests.parse_common(fields, call.request, new_request_id(call))
+    ask = requests.parse_common(fields, call.request, call.new_request_id())
     fields.require("token_ids")
     tokens = fields.token_ids("token_ids")
     fields.require("sampling_params")
@@ -169,7 +167,7 @@ def generate_from_tokens(call: RequestContext) -> None:
 
 
 class TokensResponse(GenerationResponse):
-    """The answer of ``/inference/v1/generate``."""
+    """The response of ``/inference/v1/generate``."""
 
     id_prefix = "generate-tokens-"
 
@@ -206,7 +204,6 @@ def _choice_fields(choice: ResponseChoice) -> dict[str, Any]:
 
 
 def _resolve_model(call: RequestContext, fields: RequestFields) -> None:
-    """Check the model's name."""
     ask = GenerationRequest(model=fields.text("model") or "", request_id="")
     fields.check()
     call.engine.models.resolve(ask)

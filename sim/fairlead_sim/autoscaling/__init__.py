@@ -1,5 +1,10 @@
-"""The autoscaler in a closed loop, simulated: an aggregated plant, kinds of scenario, the loop around a controller.
+"""The autoscaler in a closed loop with a simulated plant.
 
-``load`` and ``scenarios`` make traffic, ``engine`` is one replica in closed form, ``pool`` and ``plant`` are the replicas' lives
-and the gateway before them, ``loop`` lets a controller run it.
+- ``scenarios``: each kind of load and fault, made of ``traffic`` and ``reference_pools``
+- ``plant``: the gateway and the pools; ``pool`` has the lives of replicas
+- ``plant_engine``: the interface of one replica; ``aggregated_engine`` in closed form,
+  ``token_engine`` token by token; both write into a ``request_table``
+- ``closed_loop``: a controller runs a plant
+- ``offline_optimum``, ``optimum_cache``: the cheapest schedule with knowledge of the future
+- ``routing``: the gateway's rules for prefill placement and accelerators
 """

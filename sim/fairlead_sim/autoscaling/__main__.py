@@ -1,10 +1,13 @@
-"""One controller through scenarios, printed a line each; compiled where ``scripts/compile.py --sim`` has been run.
+"""Runs one controller through scenarios and prints a line for each.
 
-    python -m fairlead_sim.autoscaling [SCENARIO ...] [--preset NAME | --controller MODULE:NAME | --replicas N] [--set NAME=VALUE ...]
-                                      [--seed N] [--traces FOLDER] [--oracles FILE] [--series] [--preempting]
+    python -m fairlead_sim.scaling [SCENARIO ...] [--set NAME=VALUE ...] [--seed N]
+        [--preset NAME | --controller MODULE:NAME | --replicas N]
+        [--traces FOLDER] [--oracles FILE] [--series] [--preempting]
 
-Without a controller it is our core, of which ``--set`` changes a setting (``spread_sigmas=1.5``); of a preset it turns a knob
-(``target=10``). ``MODULE:NAME`` is called with the scenario's ``ScaledModel`` and gives an object with ``step(observation) -> Plan``.
+The default controller is the production core; ``--set`` changes one of its settings
+(``spread_sigmas=1.5``), or a parameter of a preset (``target=10``). ``MODULE:NAME`` is called with
+the scenario's ``ModelSpec`` and returns an object with ``step(observation)``. The command runs
+compiled after ``scripts/compile.py --sim``.
 """
 
 import argparse
@@ -26,11 +29,11 @@ from fairlead_sim.autoscaling.scenarios import SCENARIOS
 from fairlead_sim.compiled import run_compiled
 
 EXAMPLE_SCENARIO = "step-warm"
-"""Before any scenario is made and run, a controller is tried on the model of this one."""
+"""A controller is tried on the model of this scenario before any scenario is built."""
 
 
 def main(arguments: Sequence[str]) -> int:
-    """0; wrong arguments end in argparse's way."""
+    """Returns 0; wrong arguments exit as argparse does."""
     parser = argparse.ArgumentParser(
         prog="python -m fairlead_sim.autoscaling", description=(__doc__ or "").splitlines()[0]
     )
@@ -84,7 +87,10 @@ def _controller_for(
 
 
 def _controller_factory(options: argparse.Namespace) -> Callable[[ModelSpec], Controller]:
-    """What makes a controller for a model. Raises FairleadError for a preset, a knob or a setting that there is not."""
+    """Returns what makes a controller for a model.
+
+    Raises FairleadError for an unknown preset, parameter or setting.
+    """
     if options.changes and (options.controller or options.replicas is not None):
         raise BadInput("--set is for our core and for presets", field="--set")
     if options.controller is not None:
@@ -128,5 +134,5 @@ def _print_series(scenario: AutoscalingScenario, outcome: ControllerOutcome) -> 
 
 
 if __name__ == "__main__":
-    run_compiled()  # returns where it runs compiled already, or nothing is
+    run_compiled()  # returns if it runs compiled already, or cannot
     sys.exit(main(sys.argv[1:]))

@@ -1,22 +1,22 @@
-"""One replica as the autoscaler's plant needs it: every step's time exact, every token counted, none of them touched.
+"""A replica in closed form: exact step times and token counts without a visit to each token.
 
-A token-level engine (``fairlead_sim.engine.scheduler``) visits each running sequence in each step. For a day of a
-million requests that is two
-hundred million visits, and what a controller can see of them is sums. The sums have a shorter way, because between two changes
-of the batch all sequences do the same thing:
+Why: the token-level engine (``fairlead_sim.engine.scheduler``) visits each running sequence in each
+step, 200 million visits for a day of a million requests. A controller only sees sums of them.
 
-* A sequence that joins the decode batch at the end of step number ``k`` and still owes ``o - 1`` tokens ends with step
-  ``k + o - 1``. So a heap of step numbers says who ends when, and nobody's progress is kept.
-* While no prompt is computed, step ``j`` of a stretch with ``n`` sequences and ``r`` resident KV tokens takes
-  ``fixed(n) + c·(r + j·n)``, and ``k`` of them take ``k·first + c·n·k·(k - 1)/2``. A stretch runs to the next end, or to the first
-  step boundary at or after the moment the caller asks for (the root of that quadratic), in one go.
-* Steps that compute prompts are taken one at a time: about three a prompt.
+Between two changes of the batch all sequences do the same, so sums have a closed form:
 
-Prompts, the token budget, the order of admission and the memory that is set aside for a prompt and its whole answer are those of
-``fairlead_sim.engine.scheduler`` with nothing cached, so that both give the same first and last tokens but for the
-floats' last digits; the
-tests run both in one plant and compare request by request. What is left out: prefix caches, preemption (impossible when a whole
-answer is set aside), priorities.
+- A sequence that joins the decode batch at the end of step ``k`` and needs ``o - 1`` more tokens
+  ends with step ``k + o - 1``. A heap of step numbers replaces the progress of each sequence.
+- Without prompts, step ``j`` of a run with ``n`` sequences and ``r`` resident KV tokens takes
+  ``fixed(n) + c·(r + j·n)``, and ``k`` steps take ``k·first + c·n·k·(k - 1)/2``. A run extends to
+  the next end of a sequence, or to the first step boundary after the requested time: the root of
+  that quadratic.
+- Steps that compute prompts are taken one by one, about three per prompt.
+
+Prompts, token budget, order of admission and reserved memory are those of the token-level engine
+with an empty cache. Both give the same first and last tokens up to the last digits of the floats;
+tests compare them request by request. Prefix caches, preemption (impossible with all output
+reserved) and priorities are left out.
 """
 
 from collections import deque
@@ -34,19 +34,19 @@ _NO_REQUEST = -1
 
 
 class AggregatedEngine(PlantEngine):
-    """The short way, see above."""
+    """A plant engine in closed form."""
 
     def __init__(self, profile: EngineProfile, role: Role, requests: RequestTable, totals: StepTotals) -> None:
         super().__init__(profile, role, requests, totals)
         self._steps = 0
-        self._batch = 0  # sequences that decode
+        self._batch = 0  # decoding sequences
         self._resident = 0  # KV tokens that the next decode step reads
         self._free_blocks = profile.kv_tokens // BLOCK_TOKENS
         self._max_batch = max(1, min(profile.max_sequences, profile.step_tokens))
         self._ends: list[int] = []  # heap of (step number << 24 | request)
         self._queue: deque[int] = deque()
-        self._queued_tokens = 0  # prompt tokens of the queue, all of them
-        self._partial_prompt = _NO_REQUEST  # the prompt that did not fit the last step's budget
+        self._queued_tokens = 0
+        self._partial_prompt = _NO_REQUEST  # the prompt that exceeded the last step's budget
         self._partial_prompt_left = 0
 
     def add(self, request: int, now: float) -> None:
@@ -101,14 +101,14 @@ class AggregatedEngine(PlantEngine):
         return self._resident + 2 * self._queued_tokens + in_prompt
 
     def _drop_head(self) -> None:
-        """The queue's head has gone."""
+        """Drops the head of the queue, whose client is gone."""
         request = self._queue.popleft()
         self.on_client_gone(request)
         self._queued_tokens -= self.requests.prompt[request]
         self.requests.abandoned += 1
 
     def _prompt_step(self) -> bool:
-        """One step that computes prompts; False when none can be admitted now."""
+        """Takes one step that computes prompts. Returns False if no prompt can be admitted."""
         book, profile, queue = self.requests, self.profile, self._queue
         budget = profile.step_tokens - self._batch
         computed, chunks, attention = 0, 0, 0.0
@@ -154,7 +154,7 @@ class AggregatedEngine(PlantEngine):
                 self._partial_prompt, self._partial_prompt_left = request, whole - size
         if not chunks:
             return False
-        # profile.step, written out: a call with keywords for each step costs as much as all the rest.
+        # profile.step, inlined: a call with keywords costs as much as the rest of the step.
         batch = self._batch
         seconds = self.slowdown * (
             profile.step_seconds
@@ -169,7 +169,7 @@ class AggregatedEngine(PlantEngine):
         return True
 
     def _complete_prompt(self, request: int) -> None:
-        """Its prompt is computed and its first token there."""
+        """Notes the first token of a request and adds it to the decode batch."""
         self.on_first_token(request, self.next_step_at)
         tokens = self.tokens_to_generate(request)
         if tokens == 1:
@@ -181,7 +181,9 @@ class AggregatedEngine(PlantEngine):
         self._resident += self.requests.prompt[request] + 1
 
     def _decode(self, until: float) -> None:
-        """Steps without prompts, up to the next end or the first boundary at or after ``until``."""
+        """Takes steps without prompts up to the next end of a sequence, or to the first boundary ≥
+        ``until``.
+        """
         profile, batch = self.profile, self._batch
         fixed = (
             profile.step_seconds
@@ -197,7 +199,7 @@ class AggregatedEngine(PlantEngine):
         self._end_steps(steps, steps * (first + rise * (steps - 1) / 2))
 
     def _end_steps(self, steps: int, seconds: float) -> None:
-        """So many steps of the decode batch are over."""
+        """Advances the decode batch by this many steps."""
         batch = self._batch
         self._steps += steps
         self.next_step_at += seconds
@@ -216,7 +218,10 @@ class AggregatedEngine(PlantEngine):
 
 
 def _steps_until(gap: float, first: float, rise: float) -> int:
-    """The fewest steps that take at least ``gap`` seconds, the first ``first`` and each ``rise`` longer than the one before."""
+    """Returns the least number of steps that take ``gap`` seconds or more.
+
+    The first step takes ``first`` seconds, each further one ``rise`` more than the one before.
+    """
     straight = first - rise / 2
     if rise * gap < 1e-9 * straight * straight:
         return ceil(gap / first)

@@ -1,8 +1,7 @@
-"""A controller runs a plant: an observation every tick, its plan applied at once; and what came of it, as numbers.
+"""The loop of a controller and a plant: an observation and a plan per tick, and the outcome.
 
-What a plan asks of a solver is answered with the next observation, as it is in an autoscaler whose solver takes less than a tick.
-Where gateways hint, a request that meets no replica and none ordered has the next look come sooner, as it does in a cluster; at the
-seam looks come every so many seconds, whatever happens.
+A plan's mix requests are answered with the next observation, as by a solver that takes less than a
+tick. With wake hints, a request that finds no replica brings the next tick forward.
 """
 
 import math
@@ -20,16 +19,16 @@ _HOUR = 3600.0
 
 
 class Controller(Protocol):
-    """What sizes pools: the production core, a preset, an outside tool behind an adapter."""
+    """The interface of whatever sizes pools: the core, a preset, an outside tool."""
 
     def step(self, observation: Observation) -> ScalingPlan:
-        """What to do now."""
+        """Returns the plan for this tick."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class PlantSample:
-    """One tick: what each pool had and was asked to have, in the order of the scenario's pools."""
+    """One tick: ready and desired replicas, in the order of the scenario's pools."""
 
     now: float
     ready: tuple[int, ...]
@@ -38,9 +37,14 @@ class PlantSample:
 
 @dataclass(frozen=True, slots=True)
 class ControllerOutcome:
-    """``attainment`` is the share (0..1) of all requests whose TTFT and mean ITL were within the objectives; who gave up or was
-    cut is not. ``cost`` is in the pools' currency, ``replica_hours`` by pool. ``turns_per_hour`` counts changes of direction of a
-    pool's desired replicas, ``changes_per_hour`` all changes. ``starts`` are (ordered, ready) by pool."""
+    """The outcome of one run.
+
+    - attainment: share (0..1) of all requests with TTFT and TPOT within the SLO; abandoned and lost
+      requests are not.
+    - cost: in the currency of the pools.
+    - changes_per_hour: changes of desired replicas; ``reversals_per_hour``: changes of direction.
+    - starts: (ordered, ready) by pool, in seconds.
+    """
 
     scenario: str
     requests: int
@@ -58,7 +62,9 @@ class ControllerOutcome:
     itl_seconds: float
 
     def attainment_between(self, begin: float, end: float) -> float | None:
-        """The share of the requests that arrived in [begin, end); None when none did."""
+        """Returns the attainment of the requests that arrived in [begin, end); None if there are
+        none.
+        """
         requests = [at for at, arrival in enumerate(self.request_table.arrival) if begin <= arrival < end]
         if not requests:
             return None
@@ -68,7 +74,7 @@ class ControllerOutcome:
 
 
 def is_within_slo(requests: RequestTable, request: int, ttft_seconds: float, itl_seconds: float) -> bool:
-    """Whether a request met both objectives."""
+    """Whether a request met both latency targets."""
     first, end = requests.first[request], requests.end[request]
     if first < 0.0 or end < 0.0 or first - requests.arrival[request] > ttft_seconds:
         return False
@@ -77,8 +83,10 @@ def is_within_slo(requests: RequestTable, request: int, ttft_seconds: float, itl
 
 
 def run_schedule(scenario: AutoscalingScenario, steps: Sequence[tuple[float, Mapping[str, int]]]) -> ControllerOutcome:
-    """The whole scenario under a clairvoyant who has so many replicas *ready* from each moment on (from when, replicas by pool). The
-    first step may be at 0: those are there from the start."""
+    """Runs the scenario with a schedule of ready replicas, as if the future were known.
+
+    steps: (time, ready replicas by pool). Those of time 0 are there from the start.
+    """
     plant = Plant(scenario, foresight=True)
     names = list(plant.pools)
     samples: list[PlantSample] = []
@@ -101,9 +109,12 @@ def run_controller(
     solver: Callable[[MixRequest], MixResult] | None = None,
     hint_seconds: float | None = None,
 ) -> ControllerOutcome:
-    """The whole scenario under one controller. ``engines``: other ones than in closed form. ``solver`` answers what plans ask;
-    without one nobody does. ``hint_seconds``: from a request that meets no replica to the look that a gateway's hint brings; None:
-    no gateway hints."""
+    """Runs the scenario under one controller.
+
+    - solver: answers the plan's mix requests; None: they stay open.
+    - hint_seconds: delay from a request without a replica to the tick of its wake hint; None:
+      gateways send no hints.
+    """
     plant = Plant(scenario, engine_model=engine_model)
     names = list(plant.pools)
     samples: list[PlantSample] = []
@@ -123,7 +134,7 @@ def run_controller(
 
 
 def _hinted_tick(plant: Plant, now: float, hint_seconds: float | None) -> float:
-    """When a gateway's hint brings the next look; never where there are replicas or some are ordered."""
+    """Returns the time of the tick that a wake hint brings; infinity if any replica is desired."""
     if hint_seconds is None or any(pool.desired for pool in plant.pools.values()):
         return math.inf
     arrivals = plant.requests.arrival
@@ -166,14 +177,13 @@ def _controller_outcome(scenario: AutoscalingScenario, plant: Plant, samples: li
 
 
 class ScheduleController:
-    """A controller that knows when it wants how many: ``steps`` are (from when on, replicas by pool), in the order of time."""
+    """A controller that follows ``steps`` (time, replicas by pool), in the order of time."""
 
     def __init__(self, steps: Sequence[tuple[float, Mapping[str, int]]]) -> None:
         self._steps = steps
         self._next = 0
 
     def step(self, observation: Observation) -> ScalingPlan:
-        """What the schedule says at this moment."""
         counts: Mapping[str, int] = {}
         while self._next < len(self._steps) and self._steps[self._next][0] <= observation.now:
             counts = {**counts, **self._steps[self._next][1]}

@@ -1,19 +1,21 @@
-"""The cheapest schedule found that keeps the target: what a clairvoyant would have paid, and the yardstick of every controller.
+"""The offline optimum: the cheapest schedule found with knowledge of the future.
 
-The clairvoyant knows each request and how long each start will take. So replicas are ready when it wants them, and it pays for each
-from as long before as its start takes (``Pool``'s foresight). What is searched for is how many are ready when, in segments:
+It is the yardstick of every controller. The search knows each request and the duration of each
+start. Replicas are ready when they are wanted, and cost from the beginning of their start
+(``Pool``'s foresight). The search varies the ready replicas per segment of time:
 
-1. **A first schedule.** The work of each segment in engine-seconds (prompt tokens, generated tokens, the KV that these read, at the
-   speed that the engines really have then) divided by a share of busy time and by the segment gives replicas. A replica that
-   would leave and be back before a start is paid back stays. The share is the highest that keeps the target, by bisection; and one
-   step more generous, for what follows.
-2. **Lowering.** One replica less over a stretch costs some misses and saves its time, and more where it spares a start. Misses stay
-   near their cause, so stretches far enough apart are tried in one and the same run. Those that save enough per miss are taken
-   together, as many as the target bears, over long and short stretches in turn. What is enough falls by and by: first what costs
-   no misses or hardly any, last whatever the target still bears; otherwise the first stretches would spend what others use better.
+1. **Initial schedule.** The work of a segment in engine-seconds counts prompt tokens, generated
+   tokens and the KV that these read, at the engines' true speed. Work ÷ (share of busy time ×
+   segment) is the number of replicas. A replica that would return within a start stays. Bisection
+   finds the highest share that attains the target; the search starts with one more generous step.
+2. **Lowering.** One replica less for a while costs misses and saves its time, and a start where
+   there is one. Misses stay near their cause, so distant lowerings share a run. Lowerings that save
+   enough per miss are taken together, as many as the target allows, in long and short stretches by
+   turns. The required saving falls over time: the first lowerings must not spend the misses that
+   later ones use better.
 
-It is a search: a cheaper schedule may exist, and none of ours can be called better than "so much above the best that was found".
-With two kinds of accelerator the large one carries what is always there, in whole replicas, the small one the rest.
+The result is an upper bound: a cheaper schedule may exist. With two accelerators the large one
+carries the permanent load in whole replicas, the small one the rest.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,7 +33,7 @@ _BISECTION_STEPS = 8
 _GENEROUS_FACTOR = 0.85
 _STRETCHES_SECONDS = (1_800.0, 600.0, 120.0)
 _MIN_SAVINGS_PER_MISS = (1.0, 0.3, 0.1, 0.03, 0.0)
-"""Of what the whole schedule costs per miss that the target bears: so much must a miss save to be accepted."""
+"""Least saving per miss, as a share of cost ÷ permitted misses."""
 
 ReplicaCounts = dict[str, list[int]]
 """Replicas by pool and segment."""
@@ -39,33 +41,36 @@ ReplicaCounts = dict[str, list[int]]
 
 @dataclass(frozen=True, slots=True)
 class OracleSchedule:
-    """A schedule of ready replicas, (from when, replicas by pool), and what came of it."""
+    """A schedule of ready replicas (time, replicas by pool) and its outcome."""
 
     steps: tuple[tuple[float, Mapping[str, int]], ...]
     attainment: float
     cost: float
 
     def is_better_than(self, other: "OracleSchedule", target: float = 0.99) -> bool:
-        """Cheaper of two that keep the target; else whichever keeps it, or comes nearer."""
+        """Whether it is the cheaper of two that attain the target, or else attains more."""
         if self.attainment >= target and other.attainment >= target:
             return self.cost < other.cost
         return self.attainment > other.attainment
 
 
 def replay_schedule(scenario: AutoscalingScenario, steps: Sequence[tuple[float, Mapping[str, int]]]) -> OracleSchedule:
-    """A schedule that was found before, run again."""
+    """Runs a known schedule again."""
     outcome = run_schedule(scenario, steps)
     return OracleSchedule(tuple(steps), outcome.attainment, outcome.cost)
 
 
 def search_schedule(scenario: AutoscalingScenario, *, target: float = 0.99, runs: int = 400) -> OracleSchedule:
-    """At most about so many runs of the plant. Where nothing reaches the target, the schedule with the most attainment."""
+    """Searches with about ``runs`` runs of the plant.
+
+    Returns the schedule with the most attainment if none reaches the target.
+    """
     return _ScheduleSearch(scenario, target, runs).run()
 
 
 @dataclass(frozen=True, slots=True)
 class _Lowering:
-    """One replica of a pool less over segments [begin, end): what it saves, and the misses that it makes."""
+    """One replica less in the segments [begin, end): the saved cost and the further misses."""
 
     pool: str
     begin: int
@@ -75,6 +80,8 @@ class _Lowering:
 
 
 class _ScheduleSearch:
+    """One search: the best schedule so far, and the runs that are left."""
+
     def __init__(self, scenario: AutoscalingScenario, target: float, runs: int) -> None:
         self._scenario = scenario
         self._target = target
@@ -86,7 +93,7 @@ class _ScheduleSearch:
         self._best: OracleSchedule | None = None
 
     def run(self) -> OracleSchedule:
-        low, high = 0.05, 1.5  # of busy time: surely enough replicas, surely too few
+        low, high = 0.05, 1.5  # share of busy time: certainly enough replicas, certainly too few
         for _ in range(_BISECTION_STEPS):
             middle = (low + high) / 2
             if self._evaluate(self._initial_counts(middle))[0].attainment >= self._target:
@@ -102,7 +109,9 @@ class _ScheduleSearch:
     # The first schedule --------------------------------------------------------------------------------------------------
 
     def _work(self, setup: PoolSetup) -> list[float]:
-        """Engine-seconds of each segment's arrivals on this pool, the steps' base left out."""
+        """Returns the engine-seconds per second of each segment's arrivals, without the base of the
+        steps.
+        """
         profile, role, load = setup.profile, setup.facts.role, self._scenario.load
         work = [0.0] * self._segments
         token = profile.sequence_seconds + profile.prefill_token_seconds
@@ -119,7 +128,7 @@ class _ScheduleSearch:
         return [seconds / self._segment_seconds for seconds in work]
 
     def _initial_counts(self, share: float) -> ReplicaCounts:
-        """Replicas for a share of busy time."""
+        """Returns the replicas for a share of busy time."""
         serving = [name for name, setup in self._pools.items() if setup.facts.role is Role.SERVE]
         if len(serving) == 2:
             small, large = sorted(serving, key=lambda name: self._pools[name].facts.cost_per_hour)
@@ -135,18 +144,18 @@ class _ScheduleSearch:
         }
 
     def _steady_work(self, work: list[float]) -> list[float]:
-        """Of each segment the least within a quarter of an hour around."""
+        """Returns for each segment the least work within a quarter of an hour."""
         around = max(1, int(_SEPARATION_SECONDS / 2 / self._segment_seconds))
         return [min(work[max(0, at - around) : at + around + 1]) for at in range(len(work))]
 
     def _within_bounds(self, pool: str, counts: list[int]) -> list[int]:
-        """Within the pool's bounds, and closed where leaving is not worth a start."""
+        """Returns the counts within the pool's bounds, with short gaps closed."""
         facts = self._pools[pool].facts
         counts = [max(facts.minimum, min(facts.maximum, count)) for count in counts]
         return self._close_gaps(pool, counts)
 
     def _close_gaps(self, pool: str, counts: list[int]) -> list[int]:
-        """At every level, gaps that cost less than a start are filled."""
+        """Fills gaps that cost less than a start, at every level."""
         max_gap = int(self._start_seconds(pool) / self._segment_seconds)
         closed = list(counts)
         for level in range(1, max(counts, default=0) + 1):
@@ -161,14 +170,14 @@ class _ScheduleSearch:
         return closed
 
     def _start_seconds(self, pool: str) -> float:
-        """Of a start, on the mean (u² is a third on the mean)."""
+        """Returns the mean duration of a start; the mean of u² is a third."""
         startup = self._pools[pool].startup
         return (startup.min_seconds + startup.spread_seconds / 3.0) / (1.0 - startup.failure_share)
 
-    # Running one ---------------------------------------------------------------------------------------------------------
+    # Evaluation ---------------------------------------------------------------------------------------------------------
 
     def _evaluate(self, counts: ReplicaCounts) -> tuple[ControllerOutcome, list[int]]:
-        """What comes of it, and the misses of each segment's arrivals."""
+        """Runs a schedule. Returns the outcome and the misses by segment of arrival."""
         self._runs_left -= 1
         steps: list[tuple[float, Mapping[str, int]]] = []
         last: dict[str, int] = {}
@@ -191,7 +200,7 @@ class _ScheduleSearch:
     # Lowering ------------------------------------------------------------------------------------------------------------
 
     def _lower_all(self, counts: ReplicaCounts, spare: int) -> None:
-        """Lower stretch by stretch, while the target holds and more than ``spare`` runs are left."""
+        """Lowers while the target holds and more than ``spare`` runs are left."""
         budget = int((1.0 - self._target) * len(self._scenario.load))
         _, misses = self._evaluate(counts)
         turn = 0
@@ -213,7 +222,7 @@ class _ScheduleSearch:
                     idle = 0
 
     def _measure_lowerings(self, counts: ReplicaCounts, misses: list[int], length: int, turn: int) -> list[_Lowering]:
-        """Every stretch of that length lowered by one, each measured; those that would cost are left out."""
+        """Returns the measured lowerings of all stretches of this length, the best first."""
         far = max(length, int(_SEPARATION_SECONDS / self._segment_seconds))
         shift = (turn * 7919) % length
         begins = range(shift - length if shift else 0, self._segments, length)
@@ -241,7 +250,7 @@ class _ScheduleSearch:
         return sorted(offers, key=lambda one: one.saves / one.misses if one.misses > 0 else inf, reverse=True)
 
     def _lower_stretch(self, counts: ReplicaCounts, pool: str, begin: int, end: int) -> bool:
-        """One less over these segments where there are more than the least; False where nowhere."""
+        """Lowers the counts of these segments by one. Returns False if all are at the minimum."""
         minimum = self._pools[pool].facts.minimum
         replicas = counts[pool]
         before = replicas[begin:end]
@@ -249,7 +258,7 @@ class _ScheduleSearch:
         return replicas[begin:end] != before
 
     def _cost(self, pool: str, counts: list[int]) -> float:
-        """Replica-seconds of a schedule, starts included, in money."""
+        """Returns the cost of a schedule, starts included."""
         starts = sum([max(0, after - before) for before, after in pairwise(counts)])
         return (sum(counts) * self._segment_seconds + starts * self._start_seconds(pool)) * self._pools[
             pool
@@ -258,7 +267,10 @@ class _ScheduleSearch:
     def _apply_best(
         self, counts: ReplicaCounts, misses: list[int], offers: list[_Lowering], budget: int
     ) -> tuple[ReplicaCounts, list[int]] | None:
-        """As many of the best offers as the target bears, none near another; None when it bears none."""
+        """Applies as many of the best lowerings as the target allows, none near another.
+
+        Returns None if the target allows none.
+        """
         chosen: list[_Lowering] = []
         spent = sum(misses)
         far = int(_SEPARATION_SECONDS / 3 / self._segment_seconds)

@@ -1,7 +1,7 @@
-"""Schedules that were found before, in a file: a search takes minutes, running its result again seconds.
+"""A file of known schedules: a search takes minutes, a run of its result seconds.
 
-A schedule belongs to a scenario's name, seed and very load, which a digest names; what it is worth is measured anew by whoever
-wants to be sure (``oracle.replayed``), since engines and plant may have changed since.
+The key is the scenario's name, its seed and a digest of its load. Engines and plant may have
+changed since; ``replay_schedule`` measures a schedule again.
 """
 
 import json
@@ -16,14 +16,14 @@ from fairlead_sim.autoscaling.plant import AutoscalingScenario
 
 
 class OracleCache:
-    """The schedules of one file; one that is not there yet holds none."""
+    """The schedules of one file, which may be absent."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._entries: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
     def get(self, scenario: AutoscalingScenario) -> OracleSchedule | None:
-        """What is known of exactly this load."""
+        """Returns the known schedule of exactly this load."""
         entry = self._entries.get(_scenario_key(scenario))
         if entry is None:
             return None
@@ -31,7 +31,7 @@ class OracleCache:
         return OracleSchedule(steps, entry["attainment"], entry["cost"])
 
     def put(self, scenario: AutoscalingScenario, schedule: OracleSchedule) -> None:
-        """Remember, and write the file."""
+        """Stores a schedule and writes the file."""
         self._entries[_scenario_key(scenario)] = {
             "attainment": schedule.attainment,
             "cost": schedule.cost,

@@ -1,15 +1,17 @@
-"""The plant that a controller runs: pools of replicas, the gateway before them, and what goes wrong.
+"""The plant of an autoscaling run: the gateway, its pools, and faults.
 
-The gateway sends each request at its arrival to the ready replica with the least to do (tokens in flight, those of prompts not yet
-computed twice, times what a prompt token costs there, so that unlike pools share the load by their speed); where a scenario goes
-by shape, to that of the kind which the gateway's own rule names (``shaped``). It keeps a request only while no replica is ready;
-what it kept goes out in the order of arrival, to each replica as many as its batch takes, and who arrives meanwhile queues behind.
-A client gives up when it has no first token after its patience. A replica that crashes cuts the
-answers that had begun (those requests are lost); the others are sent again.
+The gateway sends each request on arrival to the ready replica with the least load. The load is the
+tokens in flight, with uncomputed prompts twice, times the price of a prompt token. Unlike pools so share the
+load by speed. A scenario may route by shape instead, by the gateway's own rule
+(``routing.by_shape``). Requests wait in the gateway only while no replica is ready. They leave in
+order of arrival, to each replica as many as its batch takes.
 
-With a prefill and a decode pool a prompt is computed in the first, or in the second where the scenario's ``Computing`` says so
-(``prefilling``). In the first its KV moves: the decode engine has the request
-``base + tokens · per token`` seconds after the prompt was done, and the client's first token is the decode engine's.
+A client gives up without a first token after its patience. A crash cuts the answers in progress
+(those requests are lost); other requests are sent again.
+
+With a prefill and a decode pool the scenario's ``PrefillPolicy`` chooses where a prompt is computed
+(``routing.prefill_placement``). After a prefill the decode engine gets the request ``base + tokens
+· per token`` seconds later, and the client's first token comes from there.
 """
 
 from collections.abc import Sequence
@@ -36,8 +38,13 @@ _TRANSFER_POLL_SECONDS = 0.02
 
 
 class EngineModelKind(Enum):
-    """What a plant's replicas are: engines in closed form; token by token, which gives the same answers and takes thirty times as
-    long; or token by token and admitting more than their memory may bear in the end, as vLLM does, so that they preempt."""
+    """The engine model of a plant.
+
+    - AGGREGATED: closed form.
+    - TOKEN_LEVEL: token by token; the same results at 30 times the run time.
+    - PREEMPTING: token by token, admitting without reserved output as vLLM does, so that it
+      preempts.
+    """
 
     AGGREGATED = auto()
     TOKEN_LEVEL = auto()
@@ -46,8 +53,12 @@ class EngineModelKind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class PlantFaults:
-    """What goes wrong, in seconds from the start. ``blind`` and ``lying``: stretches (from, to) without metrics, and with zeros;
-    ``slow``: from when on steps take how many times as long."""
+    """The faults of a scenario, in seconds from the start.
+
+    - crashes: times at which a replica crashes.
+    - slow: (time, factor) for the duration of steps.
+    - missing, zeroed: intervals without metrics, and with metrics of 0.
+    """
 
     crashes: tuple[float, ...] = ()
     slow: tuple[tuple[float, float], ...] = ()
@@ -57,7 +68,7 @@ class PlantFaults:
 
 @dataclass(frozen=True, slots=True)
 class KvTransferCost:
-    """What moving KV from prefill to decode takes."""
+    """The duration of a KV transfer from prefill to decode."""
 
     base_seconds: float = 0.02
     token_seconds: float = 131e3 / 12e9
@@ -65,8 +76,10 @@ class KvTransferCost:
 
 @dataclass(frozen=True, slots=True)
 class AutoscalingScenario:
-    """A load, the pools that carry it, what is wanted and what goes wrong; the same seed draws the same start-ups and crashes.
-    ``by_shape``: between unlike pools the gateway goes by the shapes of requests, as the real one does (``shaped``)."""
+    """A load, its pools, the SLO and the faults; a seed draws startup times and crashes.
+
+    by_shape: between unlike pools the gateway routes by the shape of requests.
+    """
 
     name: str
     seed: int
@@ -81,7 +94,10 @@ class AutoscalingScenario:
 
 
 class Plant:
-    """``foresight``: see ``Pool``."""
+    """A running plant.
+
+    foresight: see ``Pool``.
+    """
 
     def __init__(
         self,
@@ -102,9 +118,9 @@ class Plant:
         self._decode_pools = [pool for pool in pools if pool.setup.facts.role is Role.DECODE]
         self._entry_pools = [pool for pool in pools if pool.setup.facts.role is not Role.DECODE]
         self._cursor = 0
-        self._queued: list[int] = []  # at the gateway, in the order of arrival
+        self._queued: list[int] = []  # at the gateway, in order of arrival
         self._queued_decode: list[int] = []
-        self._transfers: list[tuple[float, int]] = []  # heap: when its KV arrives, request
+        self._transfers: list[tuple[float, int]] = []  # heap of (arrival of the KV, request)
         self._random = Random(f"{scenario.name} {scenario.seed} troubles")
         happenings = [(at, 0, 0.0) for at in scenario.faults.crashes]
         happenings += [(at, 1, factor) for at, factor in scenario.faults.slow]
@@ -115,7 +131,7 @@ class Plant:
         self._shape_router = ShapeRouter(scenario.model) if scenario.by_shape else None
         self._unfinished_requests: list[
             int
-        ] = []  # arrived and not ended as of the last look; only where somebody wants to know
+        ] = []  # unfinished at the last observation; only for controllers that read shapes
         self._has_choice = has_pool_choice(scenario.model)
         self._now = 0.0
 
@@ -126,7 +142,7 @@ class Plant:
     # Time ----------------------------------------------------------------------------------------------------------------
 
     def run(self, until: float) -> None:
-        """Let everything happen that happens before ``until``."""
+        """Simulates all events before ``until``."""
         arrivals = self.requests.arrival
         count = len(arrivals)
         while True:
@@ -163,7 +179,7 @@ class Plant:
         return change
 
     def _apply_changes(self, now: float) -> None:
-        """Start-ups end, replicas die, KV arrives, what was held goes out."""
+        """Applies due startups, faults and KV transfers, and releases queued requests."""
         self._advance(now)
         while self._fault_events and self._fault_events[-1][0] <= now:
             _, kind, factor = self._fault_events.pop()
@@ -184,21 +200,23 @@ class Plant:
         for pool in self.pools.values():
             for replica in pool.ready:
                 replica.engine.advance(now)
-            if self._decode_pools:  # what they hand on must not wait for the end of a tick
+            if self._decode_pools:  # their KV must not wait for the end of a tick
                 for replica in pool.draining:
                     replica.engine.advance(now)
 
     # The gateway ---------------------------------------------------------------------------------------------------------
 
     def _admit(self, request: int, now: float) -> bool:
-        """To whoever computes its prompt; False when none is ready."""
+        """Sends the request to where its prompt is computed. Returns False if no replica is
+        ready.
+        """
         self.requests.computed_at_decode[request] = self._computes_at_decode(request, now)
         return self._send(
             request, self._decode_pools if self.requests.computed_at_decode[request] else self._entry_pools, now
         )
 
     def _computes_at_decode(self, request: int, now: float) -> bool:
-        """Does the decode engine that would answer compute the prompt?"""
+        """Returns whether a decode engine computes the prompt itself."""
         scenario, decoder = self.scenario, None
         if scenario.prefill_policy is not PrefillPolicy.APART and not self._queued_decode:
             decoder = self._least_loaded(self._decode_pools, now)
@@ -215,7 +233,7 @@ class Plant:
         )
 
     def _send(self, request: int, pools: list[Pool], now: float) -> bool:
-        """To the ready replica with the least to do; False when none is ready."""
+        """Sends the request to the least loaded ready replica. Returns False if there is none."""
         if self._shape_router is None:
             best = self._least_loaded(pools, now)
         else:
@@ -229,7 +247,7 @@ class Plant:
         return True
 
     def _least_loaded(self, pools: Sequence[Pool], now: float) -> tuple[Pool, Replica] | None:
-        """The ready replica with the least to do, and its pool."""
+        """Returns the least loaded ready replica and its pool."""
         least_loaded: tuple[Pool, Replica] | None = None
         least_load = _FOREVER
         for pool in pools:
@@ -244,7 +262,7 @@ class Plant:
         return least_loaded
 
     def _release(self, queued: list[int], pools: list[Pool], now: float) -> list[int]:
-        """Send what was held, each replica as much as its batch takes: what still has to wait."""
+        """Sends queued requests, to each replica as many as its batch takes. Returns the rest."""
         if not queued:
             return queued
         requests = self.requests
@@ -256,7 +274,7 @@ class Plant:
         return staying[room:]
 
     def _transfer_kv(self, now: float) -> None:
-        """From prefill to decode."""
+        """Starts KV transfers, and sends the requests of completed ones to decode engines."""
         requests, transfer = self.requests, self.scenario.transfer
         for done, request in requests.prefilled:
             heappush(
@@ -280,7 +298,7 @@ class Plant:
     # The controller's side -----------------------------------------------------------------------------------------------
 
     def observe(self) -> Observation:
-        """What a controller sees now; counters begin anew."""
+        """Returns the observation of this tick and resets the counters."""
         now, faults = self._now, self.scenario.faults
         missing = _is_during(faults.missing, now)
         zeroed = _is_during(faults.zeroed, now)
@@ -301,7 +319,7 @@ class Plant:
         return Observation(now, gateway, pools, shapes=None if missing or zeroed or not self._has_choice else ended)
 
     def _kept_at_decode(self, arrived: range) -> tuple[float | None, float | None]:
-        """How many of those that arrived are computed where they are answered, and their prompt tokens."""
+        """Returns the number and the prompt tokens of arrivals that a decode engine computes."""
         if not self._decode_pools:
             return None, None
         computed_at_decode = [request for request in arrived if self.requests.computed_at_decode[request]]
@@ -310,7 +328,7 @@ class Plant:
         )
 
     def _finished_shapes(self, arrived: range) -> tuple[ShapeCount, ...]:
-        """The shapes of what ended since the last look."""
+        """Returns the shapes of requests that finished since the last observation."""
         requests, staying, shapes = self.requests, [], []
         for request in (*self._unfinished_requests, *arrived):
             if 0.0 <= requests.end[request] <= self._now:
@@ -323,7 +341,7 @@ class Plant:
         return tuple(shapes)
 
     def scale(self, pool: str, desired: int, asleep: int = 0) -> None:
-        """Order so many replicas and so many beside them that sleep, within the pool's bounds."""
+        """Orders replicas, and sleeping ones, within the pool's bounds."""
         scaled_pool = self.pools[pool]
         facts = scaled_pool.setup.facts
         desired = max(facts.minimum, min(facts.maximum, desired))
@@ -332,7 +350,7 @@ class Plant:
             scaled_pool.scale(desired, self._now, asleep)
 
     def finish(self) -> None:
-        """Stop the costs and let what has arrived come to its end."""
+        """Stops the costs and lets the requests finish."""
         for pool in self.pools.values():
             pool.close(self._now)
         seconds = (self.scenario.model.patience_seconds or 0.0) + 600.0
@@ -351,7 +369,7 @@ class Plant:
 
 
 class EngineFactory:
-    """Makes a pool's engines."""
+    """The factory of a pool's engines."""
 
     def __init__(
         self, setup: PoolSetup, requests: RequestTable, totals: StepTotals, engine_model: EngineModelKind

@@ -1,4 +1,4 @@
-"""Plant engine."""
+"""The interface of a plant's engines, with what all engine models share."""
 
 from abc import ABC, abstractmethod
 
@@ -11,7 +11,10 @@ BLOCK_TOKENS = 16
 
 
 class StepTotals:
-    """What an engine counted since the counters were last taken. Histograms are counts per bucket, the last one beyond all bounds."""
+    """The counters of an engine since the last observation.
+
+    Histograms count per bucket; the last bucket is beyond all bounds.
+    """
 
     def __init__(self, ttft_bounds: tuple[float, ...], itl_bounds: tuple[float, ...]) -> None:
         self._ttft_bounds = ttft_bounds
@@ -26,7 +29,7 @@ class StepTotals:
         self.itl_counts = [0] * (len(itl_bounds) + 1)
 
     def add_gaps(self, tokens: int, seconds: float) -> None:
-        """So many tokens came, each so long after the one before it."""
+        """Counts tokens, each ``seconds`` after the one before."""
         self.gap_seconds += tokens * seconds
         bucket = 0
         for bound in self._itl_bounds:
@@ -36,7 +39,7 @@ class StepTotals:
         self.itl_counts[bucket] += tokens
 
     def add_first_token(self, seconds: float, prompt_tokens: int) -> None:
-        """A first token came so long after its request."""
+        """Counts a first token ``seconds`` after its request."""
         self.prompt_tokens += prompt_tokens
         self.generated_tokens += 1
         self.first_tokens += 1
@@ -49,15 +52,20 @@ class StepTotals:
         self.ttft_counts[bucket] += 1
 
     def empty_copy(self) -> "StepTotals":
-        """The same with nothing counted."""
+        """Returns the same counters at zero."""
         return StepTotals(self._ttft_bounds, self._itl_bounds)
 
 
 class PlantEngine(ABC):
-    """What the plant asks of an engine. ``at`` is when its next step can begin; ``factor`` stretches every step (1 = as its profile
-    says). A decode engine computes one token of each prompt whose KV came from a prefill engine, which answered with a single token
-    that no client sees, and all of one that was kept there. ``backlog_seconds`` and ``inflight_tokens`` are what a gateway's ledger
-    has of an engine with a role."""
+    """One engine of the plant.
+
+    - next_step_at: when its next step can begin.
+    - slowdown: factor on every step; 1 is the profile's speed.
+    - backlog_seconds, inflight_tokens: the load that a gateway counts, for engines with a role.
+
+    A prefill engine answers with one token that no client sees. A decode engine computes one token
+    of a prompt whose KV was transferred, and all tokens of a prompt that stayed with it.
+    """
 
     def __init__(self, profile: EngineProfile, role: Role, requests: RequestTable, totals: StepTotals) -> None:
         self.profile = profile
@@ -71,40 +79,39 @@ class PlantEngine(ABC):
 
     @abstractmethod
     def add(self, request: int, now: float) -> None:
-        """Queue a request; ``advance`` has been called up to ``now``."""
+        """Queues a request; ``advance`` has been called up to ``now``."""
 
     @abstractmethod
     def advance(self, until: float) -> None:
-        """Take every step that begins before ``until``."""
+        """Takes every step that begins before ``until``."""
 
     @abstractmethod
     def drop_abandoned(self, now: float) -> None:
-        """Drop waiting requests whose clients gave up."""
+        """Drops waiting requests whose clients gave up."""
 
     @abstractmethod
     def evict(self) -> list[int]:
-        """Everything that is here, in the order in which it came; nothing is afterwards."""
+        """Removes and returns all requests in order of arrival."""
 
     @abstractmethod
     def running(self) -> int:
-        """Sequences in the batch."""
+        """Returns the sequences in the batch."""
 
     @abstractmethod
     def waiting(self) -> int:
-        """Sequences queued."""
+        """Returns the queued sequences."""
 
     @abstractmethod
     def kv_share(self) -> float:
-        """Of the KV memory that running sequences fill, 0..1."""
+        """Returns the share (0..1) of KV memory that running sequences fill."""
 
     @abstractmethod
     def load_tokens(self) -> int:
-        """What a router goes by: tokens in flight, those of prompts not yet computed twice."""
+        """Returns the tokens in flight, with uncomputed prompt tokens twice."""
 
-    # What both kinds do alike --------------------------------------------------------------------------------------------
+    # Shared by both engine models --------------------------------------------------------------------------------------------
 
     def prompt_tokens_to_compute(self, request: int) -> int:
-        """Prompt tokens that this engine computes."""
         return (
             1
             if self.role is Role.DECODE and not self.requests.computed_at_decode[request]
@@ -112,27 +119,25 @@ class PlantEngine(ABC):
         )
 
     def tokens_to_generate(self, request: int) -> int:
-        """Tokens that this engine answers with."""
         return 1 if self.role is Role.PREFILL else self.requests.output[request]
 
     def blocks_needed(self, request: int) -> int:
-        """KV blocks that a prompt and its answer take."""
+        """Returns the KV blocks of a prompt with its answer."""
         return -(-(self.requests.prompt[request] + self.tokens_to_generate(request) - 1) // BLOCK_TOKENS)
 
     def on_routed(self, request: int) -> None:
-        """It was sent here."""
+        """Adds a request to the gateway's load."""
         if self.role is not Role.SERVE:
             self.backlog_seconds += self._prefill_seconds(request)
             self.inflight_tokens += self.requests.prompt[request] + DEFAULT_OUTPUT_TOKENS
 
     def on_client_gone(self, request: int) -> None:
-        """Its client has gone before the first token."""
+        """Removes a request whose client left before the first token."""
         if self.role is not Role.SERVE:
             self.backlog_seconds -= self._prefill_seconds(request)
             self.inflight_tokens -= self.requests.prompt[request] + DEFAULT_OUTPUT_TOKENS
 
     def on_first_token(self, request: int, now: float) -> None:
-        """Its first token came."""
         book = self.requests
         if self.role is not Role.SERVE:
             self.backlog_seconds -= self._prefill_seconds(request)
@@ -141,7 +146,6 @@ class PlantEngine(ABC):
             book.first[request] = now
 
     def on_finished(self, request: int, now: float) -> None:
-        """Its last token came."""
         if self.role is not Role.SERVE:
             self.inflight_tokens -= self.requests.prompt[request] + DEFAULT_OUTPUT_TOKENS
         self.totals.finished += 1

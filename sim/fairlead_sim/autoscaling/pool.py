@@ -1,9 +1,9 @@
-"""A pool's replicas and their lives: ordered, starting, ready, draining, gone; what each costs from the first to the last second.
+"""The replicas of a pool and their lives: ordered, starting, ready, draining, gone; and their cost.
 
-As on a cluster: what is asked for is a number, and whoever keeps it replaces what crashed or failed to start. Fewer are wanted: the
-youngest still starting go first, then the ready ones with the least in flight, which take nothing new and end when all they had
-is done. A replica that drains to end never comes back; one that drains to sleep turns back at once, and one that sleeps is woken
-before another is ordered.
+As in a cluster, the pool keeps a desired number and replaces replicas that crash or fail to start.
+On scale-down the youngest starting replicas go first, then the ready ones with the least in flight.
+Those drain: they take no new request and end after their last one. A replica that drains to sleep
+can return at once, and a sleeping one is woken before another is ordered.
 """
 
 from collections.abc import Callable
@@ -17,20 +17,25 @@ from fairlead_sim.autoscaling.plant_engine import PlantEngine
 
 @dataclass(frozen=True, slots=True)
 class StartupDistribution:
-    """Seconds from the order to readiness: ``least + spread·u²``, u uniform in 0..1; so many starts in all fail at their end."""
+    """The seconds from order to readiness: ``min + spread·u²`` with u uniform in 0..1.
+
+    failure_share: share of the starts that fail at their end.
+    """
 
     min_seconds: float = 60.0
     spread_seconds: float = 240.0
     failure_share: float = 0.0
 
     def quantile(self, share: float) -> float:
-        """Seconds within which that share of starts is over."""
+        """Returns the seconds within which this share of starts is over."""
         return self.min_seconds + self.spread_seconds * share * share
 
 
 @dataclass(frozen=True, slots=True)
 class SleepTimings:
-    """How long waking really takes, and what a sleeping replica costs, as a share of one that is awake."""
+    """The true duration of a wake-up, and the cost of a sleeping replica relative to an
+    awake one.
+    """
 
     wake_seconds: float = 10.0
     cost_share: float = 0.1
@@ -38,7 +43,9 @@ class SleepTimings:
 
 @dataclass(frozen=True, slots=True)
 class PoolSetup:
-    """A pool of a scenario: what the autoscaler is told of it, what its engines really are, and how many are ready at the start."""
+    """A pool of a scenario: the autoscaler's description, the true engines, and the initial
+    replicas.
+    """
 
     facts: PoolSpec
     profile: EngineProfile
@@ -48,8 +55,11 @@ class PoolSetup:
 
 
 class Replica:
-    """One of them. Times are seconds; ``ready_at`` is when it will be or became ready, ``awake_at`` when it will be or was awake
-    after its last sleep. ``rests``: it drains to sleep, not to end."""
+    """One replica. Times are seconds.
+
+    - ready_at: when it will be or became ready; ``awake_at``: the same after its last sleep.
+    - drains_to_sleep: it drains to sleep, not to end.
+    """
 
     def __init__(self, name: str, engine: PlantEngine, created: float, startup: float, fails: bool) -> None:
         self.name = name
@@ -67,8 +77,13 @@ class Replica:
 
 
 class Pool:
-    """``make`` gives a fresh engine. ``next_change`` is when the next start is over. With ``foresight`` a replica is ready when it is
-    asked for, and costs as if it had been ordered as long before as its start takes: what a clairvoyant would have done."""
+    """The replicas of one pool.
+
+    - make_engine: returns a new engine.
+    - next_change: when the next start or wake-up is over.
+    - foresight: a replica is ready when it is wanted, and costs as if it had been ordered as long
+      before as its start takes. The offline optimum uses this.
+    """
 
     def __init__(
         self, setup: PoolSetup, make_engine: Callable[[], PlantEngine], random_: Random, *, foresight: bool = False
@@ -89,13 +104,13 @@ class Pool:
         self.next_change = float("inf")
         self.replica_seconds = 0.0
         self.factor = 1.0
-        self.starts: list[tuple[float, float]] = []  # (ordered, ready) of those that became ready
-        self.is_free = False  # from now on replicas cost nothing
+        self.starts: list[tuple[float, float]] = []  # (ordered, ready) of successful starts
+        self.is_free = False  # replicas cost nothing any more
         for _ in range(setup.initial):
             self.ready.append(self._order(0.0, 0.0, False))
 
     def scale(self, desired: int, now: float, asleep: int = 0) -> None:
-        """So many are wanted from now on, and so many beside them that sleep."""
+        """Sets the desired numbers of awake and of sleeping replicas."""
         self.desired, self.asleep_desired = desired, asleep
         while len(self.ready) + len(self.waking) < desired and self._asleep_count():
             self._wake(now)
@@ -122,7 +137,7 @@ class Pool:
         self.apply_due(now)
 
     def apply_due(self, now: float) -> None:
-        """Starts and wakings that are over and drains that are done."""
+        """Completes due starts, wake-ups and drains."""
         if self.next_change <= now:
             for replica in [one for one in self.waking if one.awake_at <= now]:
                 self.waking.remove(replica)
@@ -150,7 +165,7 @@ class Pool:
         return len(self.pending) + len(self.waking) + len(self.ready)
 
     def _asleep_count(self) -> int:
-        """Asleep, or on the way."""
+        """Returns the replicas that sleep or drain to sleep."""
         return len(self.asleep) + len([replica for replica in self.draining if replica.drains_to_sleep])
 
     def _sleep(self, replica: Replica, now: float) -> None:
@@ -158,7 +173,7 @@ class Pool:
         self.asleep.append(replica)
 
     def _wake(self, now: float) -> None:
-        """The one that is awake soonest."""
+        """Wakes the replica that is awake soonest."""
         falling = next((one for one in self.draining if one.drains_to_sleep), None)
         if falling is not None:
             falling.drains_to_sleep = False
@@ -172,7 +187,7 @@ class Pool:
         self.waking.append(replica)
 
     def crash(self, now: float) -> list[int]:
-        """A ready replica dies, and another is ordered: what was on it."""
+        """Crashes a random ready replica and orders another. Returns its requests."""
         if not self.ready:
             return []
         replica = self.ready.pop(self._random.randrange(len(self.ready)))
@@ -182,13 +197,13 @@ class Pool:
         return requests
 
     def slow(self, factor: float) -> None:
-        """Every step takes so many times as long as its profile says, from now on."""
+        """Multiplies the duration of all further steps."""
         self.factor = factor
         for replica in self._all_replicas():
             replica.engine.slowdown = factor
 
     def close(self, now: float) -> None:
-        """What is there from now on costs nothing."""
+        """Ends the costs."""
         for replica in self._all_replicas():
             if replica in self.asleep:
                 replica.slept_seconds += now - replica.slept_at
@@ -199,7 +214,11 @@ class Pool:
         return [*self.pending, *self.waking, *self.ready, *self.draining, *self.asleep]
 
     def observe(self, now: float, *, missing: bool, zeroed: bool) -> PoolObservation:
-        """What a controller sees: the API server's view, and what engines measured unless that is ``blind`` or ``lying``."""
+        """Returns what a controller sees: the API server's view and the engines' metrics.
+
+        - missing: no metrics.
+        - zeroed: metrics of 0.
+        """
         replicas: tuple[ReplicaMetrics, ...] | None = (
             *[_idle_metrics(replica, now, ReplicaState.PENDING) for replica in self.pending],
             *[_replica_metrics(replica, now, ReplicaState.READY, zeroed) for replica in self.ready],
@@ -222,7 +241,7 @@ class Pool:
         )
 
     def _order_missing(self, now: float) -> None:
-        """Order what is missing."""
+        """Orders the missing replicas."""
         startup = self.setup.startup
         while self._awake_count() + self._asleep_count() < self.desired + self.asleep_desired:
             seconds = startup.quantile(self._random.random())
@@ -245,7 +264,6 @@ class Pool:
         return Replica(f"{self.name}-{self._ordered_count}", engine, now, seconds, fails)
 
     def _end_sleeping(self, replica: Replica, now: float) -> None:
-        """One that sleeps ends."""
         replica.slept_seconds += now - replica.slept_at
         self._account(replica, now)
 
@@ -265,7 +283,7 @@ def _draining_state(replica: Replica) -> ReplicaState:
 
 
 def _idle_metrics(replica: Replica, now: float, state: ReplicaState) -> ReplicaMetrics:
-    """One that does nothing."""
+    """Returns the metrics of a replica that serves nothing."""
     started = None if state is ReplicaState.PENDING else replica.ready_at - replica.ordered_at
     return ReplicaMetrics(replica.name, state, now - replica.ordered_at, started or None)
 
@@ -277,7 +295,7 @@ def _wake_timing(replica: Replica) -> WakeTiming | None:
 
 
 def _replica_metrics(replica: Replica, now: float, state: ReplicaState, zeroed: bool) -> ReplicaMetrics:
-    """Counters since the last look, which this ends."""
+    """Returns the counters since the last observation and resets them."""
     engine = replica.engine
     totals = engine.totals
     engine.totals = totals.empty_copy()

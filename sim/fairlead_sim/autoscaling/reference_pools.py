@@ -1,4 +1,4 @@
-"""The pools, start-up times and objectives that the scenarios have in common."""
+"""The pools, startup times and SLOs that the scenarios share."""
 
 from collections.abc import Sequence
 
@@ -29,7 +29,7 @@ TTFT_BOUNDS = (
     80.0,
 )
 ITL_BOUNDS = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5)
-"""The edges of vLLM's own histograms; none lies at a TTFT objective of 2 or 3 s."""
+"""The bounds of vLLM's histograms; none is at a TTFT target of 2 or 3 s."""
 PATIENCE_SECONDS = 60.0
 MAX_REPLICAS = 60
 SMALL_COST = 1.0
@@ -40,12 +40,12 @@ LARGE_COLD_START = StartupDistribution(90.0, 270.0)
 
 
 def small_profile() -> EngineProfile:
-    """Pool S: an 8B model on an A10G."""
+    """Returns pool S: an 8B model on an A10G."""
     return step_profile("S", 28e-3, 1e-4, 2.2e-7, 3.3e-4, step_tokens=512, sequences=64, kv_tokens=40_000)
 
 
 def large_profile() -> EngineProfile:
-    """Pool L: an 8B model on an A100 with 80 GB."""
+    """Returns pool L: an 8B model on an A100 with 80 GB."""
     return step_profile("L", 12e-3, 4e-5, 8.7e-8, 9e-5, step_tokens=1_024, sequences=256, kv_tokens=400_000)
 
 
@@ -59,7 +59,7 @@ def reference_pool(
     minimum: int = 1,
     name: str | None = None,
 ) -> PoolSetup:
-    """A pool with start-up times as they are known, after its profile."""
+    """Returns a pool, named after its profile, whose startup times are known to the autoscaler."""
     facts = PoolSpec(
         name=name or profile.name,
         role=role,
@@ -76,7 +76,7 @@ def reference_pool(
 def reference_model(
     pools: Sequence[PoolSetup], ttft: float, itl: float, *, patience: float = PATIENCE_SECONDS
 ) -> ModelSpec:
-    """The model that these pools serve."""
+    """Returns the model of these pools."""
     return ModelSpec(
         name="model",
         ttft_seconds=ttft,
@@ -99,8 +99,12 @@ def step_profile(
     sequences: int,
     kv_tokens: int,
 ) -> EngineProfile:
-    """The profile of an engine whose step takes ``base + sequence·batch + kv·resident + prompt·tokens of prompts``. An
-    ``EngineProfile`` counts the decoded token of each sequence as computed, too, so ``sequence_seconds`` is less by that."""
+    """Returns the profile of an engine with the step model of autoscaling studies.
+
+    A step takes ``base + sequence·batch + kv·resident + prompt·prompt tokens``. An
+    ``EngineProfile`` also counts the decoded token of each sequence as computed;
+    ``sequence_seconds`` is less by that.
+    """
     return EngineProfile(
         name,
         prefill_token_seconds=prompt,

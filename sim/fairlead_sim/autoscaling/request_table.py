@@ -1,4 +1,4 @@
-"""What arrives at a simulated model and what became of it: a load, and the book of a run over it."""
+"""The requests of one autoscaling run: their arrivals, and a table of what happened to them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,9 @@ NOT_YET = -1.0
 
 @dataclass(frozen=True, slots=True)
 class ArrivalTrace:
-    """Requests in the order of arrival: seconds from the start, tokens of prompt and of answer (at least one of each)."""
+    """Requests in order of arrival: seconds from the start, and tokens of prompt and answer
+    (≥ 1).
+    """
 
     arrivals: Sequence[float]
     prompts: Sequence[int]
@@ -19,11 +21,13 @@ class ArrivalTrace:
 
 
 class RequestTable:
-    """A load being served. Times are seconds, ``NEVER`` = it has not happened; a request is named by its place in the load.
+    """The requests of one run, as columns. A request is named by its index; ``NOT_YET`` marks no
+    time.
 
-    ``sent`` is when a gateway last handed it to an engine, ``first`` when the client had its first token, ``end`` its last.
-    ``prefilled`` collects what prefill engines have done, (when, request), for the plant to hand on; ``kept`` is 1 of a request whose
-    prompt the decode engine computes that answers it.
+    - sent: when a gateway last sent it to an engine; ``first``, ``end``: the client's first and
+      last token.
+    - prefilled: completed prefills (time, request), which the plant transfers.
+    - computed_at_decode: 1 for a request whose prompt its decode engine computes.
     """
 
     def __init__(self, load: ArrivalTrace, patience_seconds: float) -> None:
@@ -41,5 +45,5 @@ class RequestTable:
         self.computed_at_decode = bytearray(count)
 
     def has_given_up(self, request: int, now: float) -> bool:
-        """Whether its client has given up waiting for a first token."""
+        """Whether the client has given up waiting for a first token."""
         return self.first[request] < 0.0 and now > self.arrival[request] + self.patience_seconds

@@ -1,9 +1,9 @@
-"""What an autoscaler is put through: each kind of scenario from a seed.
+"""The scenarios of the autoscaler benchmark, each from a seed.
 
-The kinds, pools and objectives are those of the study that came before this code: smooth days, a noisy hour, crashes, an engine
-slower than its profile, answers that grow, long prompts, a mix that moves between prefill and decode, missing or lying metrics,
-steps, bursts and silence. Two take a published trace where its folder is given (Azure's hour of conversations, Mooncake's
-conversations) and traffic of its shape where not; Azure's hour of code completion is always of its shape, see ``load.bursts``.
+There are smooth days, a noisy hour, crashes, an engine slower than its profile, growing answers and
+long prompts. Others have a workload that moves between prefill and decode, missing or zeroed
+metrics, steps, bursts and silence. With their folder at hand, two scenarios read a published trace (Azure's hour of
+conversations, Mooncake's conversations), and generate similar traffic without it.
 """
 
 import math
@@ -40,13 +40,15 @@ _MINUTE_NOISE, _MINUTE_MEMORY = 0.06, 0.3
 
 
 def smooth_chat(seed: int, traces: Path | None = None, *, mean: float = 8.0) -> AutoscalingScenario:
-    """A day of conversations; ``mean`` requests a second."""
+    """Returns a day of conversations with ``mean`` requests per second."""
     del traces
     return _chat_scenario("smooth-chat", seed, 0.0, 24, mean)
 
 
 def smooth_short(seed: int, traces: Path | None = None) -> AutoscalingScenario:
-    """A day of code completion, bound by prompts: from night to day eleven times as much within three hours."""
+    """Returns a day of code completion, bound by prompts; it grows elevenfold within three
+    hours.
+    """
     del traces
     random_ = Random(f"smooth-short {seed}")
     rates = _with_minute_noise(loads.daily_rates(loads.CODE_DAY, 24 * 60, 12.0), random_)
@@ -55,7 +57,7 @@ def smooth_short(seed: int, traces: Path | None = None) -> AutoscalingScenario:
 
 
 def smooth_mixed(seed: int, traces: Path | None = None) -> AutoscalingScenario:
-    """The first half of the day of conversations, on two kinds of accelerator."""
+    """Returns half a day of conversations on two accelerators."""
     del traces
     random_ = Random(f"smooth-mixed {seed}")
     rates = _with_minute_noise(loads.daily_rates(loads.CHAT_DAY, 12 * 60, 12.0), random_)
@@ -75,8 +77,10 @@ def smooth_mixed(seed: int, traces: Path | None = None) -> AutoscalingScenario:
 
 
 def mixed_shapes(seed: int, pools: Sequence[PoolSetup]) -> AutoscalingScenario:
-    """Two hours of the day's rise, short chat and a fifth of documents, in front of ``pools``; the gateway goes by shape. For
-    ``bench/mix``, where the pools are not the same in each run."""
+    """Returns two rising hours of short chat and a fifth of documents, routed by shape.
+
+    ``bench/mix`` varies ``pools``.
+    """
     random_ = Random(f"mixed-shapes {seed}")
     rates = _with_minute_noise(loads.daily_rates(loads.CHAT_DAY, 24 * 60, 14.0)[8 * 60 : 10 * 60], random_)
     chat, documents = (
@@ -90,7 +94,9 @@ def mixed_shapes(seed: int, pools: Sequence[PoolSetup]) -> AutoscalingScenario:
 
 
 def noisy_hour(seed: int, traces: Path | None = None) -> AutoscalingScenario:
-    """A real hour of conversations, three times as dense: a minute's load may be half or twice that of the one before."""
+    """Returns an hour of conversations at three times its density; minutes differ by a
+    factor of 2.
+    """
     random_ = Random(f"noisy-hour {seed}")
     trace = None if traces is None else traces / AZURE_CONVERSATIONS
     if trace is not None and trace.is_file():
@@ -104,21 +110,25 @@ def noisy_hour(seed: int, traces: Path | None = None) -> AutoscalingScenario:
 
 
 def failures(seed: int, traces: Path | None = None) -> AutoscalingScenario:
-    """Four hours of conversations; a replica crashes every twenty minutes, 15 of 100 starts fail."""
+    """Returns four hours of conversations; a replica crashes every 20 minutes, 15 % of
+    starts fail.
+    """
     del traces
     scenario = _chat_scenario("failures", seed, 10.0, 4, 8.0, replace(COLD_START, failure_share=0.15))
     return replace(scenario, faults=PlantFaults(crashes=tuple([1_200.0 * number for number in range(1, 12)])))
 
 
 def slow_engine(seed: int, traces: Path | None = None) -> AutoscalingScenario:
-    """Two hours of conversations; after fifty minutes every step takes 1.35 times as long."""
+    """Returns two hours of conversations; steps take 1.35 times as long after 50 minutes."""
     del traces
     scenario = _chat_scenario("slow-engine", seed, 10.0, 2, 8.0)
     return replace(scenario, faults=PlantFaults(slow=((3_000.0, 1.35),)))
 
 
 def drift(seed: int, traces: Path | None = None) -> AutoscalingScenario:
-    """The same requests a second for two hours; answers grow to two and a half times their length within ten minutes."""
+    """Returns two hours at a constant rate; answers grow to 2.5 times their length in 10
+    minutes.
+    """
     del traces
     random_ = Random(f"drift {seed}")
 
@@ -130,8 +140,11 @@ def drift(seed: int, traces: Path | None = None) -> AutoscalingScenario:
 
 
 def long_prompts(seed: int, traces: Path | None = None) -> AutoscalingScenario:
-    """Conversations with prompts of 6,800 tokens on the mean and up to 20,480 (longer ones are left out, as everywhere), twice as
-    dense as recorded. A step with a full chunk alone takes longer than the inter-token objective."""
+    """Returns conversations with prompts of 6,800 tokens on average, up to 20,480, at twice the
+    density.
+
+    A step with a full chunk alone takes longer than the ITL target.
+    """
     random_ = Random(f"long-prompts {seed}")
     trace = None if traces is None else traces / MOONCAKE_CONVERSATIONS
     if trace is not None and trace.is_file():
@@ -150,7 +163,7 @@ def long_prompts(seed: int, traces: Path | None = None) -> AutoscalingScenario:
 
 
 def mix_move(seed: int, traces: Path | None = None) -> AutoscalingScenario:
-    """Prefill and decode apart; requests turn from conversations to code completion within ten minutes, and back."""
+    """Returns prefill/decode pools; requests turn from conversation to code completion and back."""
     del traces
     random_ = Random(f"mix-move {seed}")
     rates = _with_minute_noise(
@@ -174,33 +187,33 @@ def mix_move(seed: int, traces: Path | None = None) -> AutoscalingScenario:
 
 
 def missing_metrics(seed: int, traces: Path | None = None) -> AutoscalingScenario:
-    """Four hours of conversations, two of them with rising load; twice five minutes without any metrics."""
+    """Returns four hours of conversations with two outages of all metrics, five minutes each."""
     del traces
     scenario = _chat_scenario("blind", seed, 6.0, 4, 8.0)
     return replace(scenario, faults=PlantFaults(missing=((5_400.0, 5_700.0), (10_800.0, 11_100.0))))
 
 
 def zeroed_metrics(seed: int, traces: Path | None = None) -> AutoscalingScenario:
-    """The same, with metrics that read zero."""
+    """Returns four hours of conversations with metrics of 0, twice for five minutes."""
     del traces
     scenario = _chat_scenario("lying", seed, 6.0, 4, 8.0)
     return replace(scenario, faults=PlantFaults(zeroed=((5_400.0, 5_700.0), (10_800.0, 11_100.0))))
 
 
 def step_cold(seed: int, traces: Path | None = None) -> AutoscalingScenario:
-    """Five times the load at once, for twenty minutes, unforeseen."""
+    """Returns a sudden load of five times the usual for twenty minutes."""
     del traces
     return _step_scenario("step-cold", seed, COLD_START)
 
 
 def step_warm(seed: int, traces: Path | None = None) -> AutoscalingScenario:
-    """The same where replicas start within 10 s."""
+    """Returns ``step_cold`` with replicas that start within 10 s."""
     del traces
     return _step_scenario("step-warm", seed, WARM_START)
 
 
 def on_off(seed: int, traces: Path | None = None) -> AutoscalingScenario:
-    """An hour of code completion in bursts, a third of its minutes silent."""
+    """Returns an hour of code completion in bursts; a third of its minutes is silent."""
     del traces
     random_ = Random(f"on-off {seed}")
     load = loads.bursty_load(random_)
@@ -208,13 +221,13 @@ def on_off(seed: int, traces: Path | None = None) -> AutoscalingScenario:
 
 
 def zero_cold(seed: int, traces: Path | None = None) -> AutoscalingScenario:
-    """Silence, then a few requests for some minutes, six hours long; replicas start cold."""
+    """Returns six hours with silence and some minutes of few requests; replicas start cold."""
     del traces
     return _scale_to_zero_scenario("zero-cold", seed, COLD_START, _CHAT_TTFT)
 
 
 def zero_warm(seed: int, traces: Path | None = None) -> AutoscalingScenario:
-    """The same where replicas start within 10 s and the first token has 15 s."""
+    """Returns ``zero_cold`` with starts within 10 s and a TTFT target of 15 s."""
     del traces
     return _scale_to_zero_scenario("zero-warm", seed, WARM_START, 15.0)
 
@@ -237,7 +250,7 @@ SCENARIOS: Mapping[str, Callable[[int, Path | None], AutoscalingScenario]] = {
     "zero-cold": zero_cold,
     "zero-warm": zero_warm,
 }
-"""Each makes a scenario from a seed and the folder of the published traces, None where it is not at hand."""
+"""Each makes a scenario from a seed and the folder of published traces, or None."""
 
 
 def _scenario(
@@ -259,7 +272,9 @@ def _scenario(
 def _chat_scenario(
     name: str, seed: int, begin: float, hours: int, mean: float, startup: StartupDistribution = COLD_START
 ) -> AutoscalingScenario:
-    """Hours of the day of conversations, ``mean`` requests a second over the whole day."""
+    """Returns hours of the day of conversations; ``mean`` requests per second over the whole
+    day.
+    """
     random_ = Random(f"{name} {seed}")
     day = loads.daily_rates(loads.CHAT_DAY, 24 * 60, mean)
     rates = _with_minute_noise(day[int(begin * 60) : int(begin * 60) + hours * 60], random_)
@@ -300,7 +315,11 @@ def _duration_hours(load: ArrivalTrace) -> float:
 
 
 def with_sleep_tier(scenario: AutoscalingScenario, tier: SleepTier, sleep_timings: SleepTimings) -> AutoscalingScenario:
-    """The same load on the same pools, of which each may let replicas sleep as ``tier`` says; how that really goes says ``bed``."""
+    """Returns the scenario with pools whose replicas may sleep.
+
+    - tier: what the autoscaler may do.
+    - sleep_timings: how the replicas behave.
+    """
     pools = tuple(
         replace(setup, facts=replace(setup.facts, tier=tier), sleep_timings=sleep_timings) for setup in scenario.pools
     )

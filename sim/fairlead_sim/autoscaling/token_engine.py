@@ -1,4 +1,4 @@
-"""The token-level engine in the plant's clothes: what the aggregated one is compared with."""
+"""The token-level engine in the plant, to compare the aggregated engine with."""
 
 from itertools import count
 
@@ -11,8 +11,10 @@ from fairlead_sim.engine.sequence import EngineSequence
 
 
 class TokenEngine(PlantEngine):
-    """``EngineCore``, step by step. Nothing is found in its cache. ``preempting``: a prompt is admitted where it fits, and its answer
-    may have to make room for others later."""
+    """A plant engine that is an ``EngineCore``, without a prefix cache.
+
+    preempting: admits a prompt that fits without its output, and preempts later.
+    """
 
     def __init__(
         self,
@@ -28,7 +30,7 @@ class TokenEngine(PlantEngine):
         self._order = count()
         self._requests_by_name: dict[str, int] = {}
         self._reserve_tokens = 0 if preempting else None
-        self._preempted_at: dict[str, float] = {}  # when the last token came of answers that were preempted
+        self._preempted_at: dict[str, float] = {}  # preempted answer → time of its last token
 
     def add(self, request: int, now: float) -> None:
         if self._core.is_idle:

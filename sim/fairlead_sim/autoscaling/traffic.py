@@ -1,8 +1,8 @@
-"""Traffic for the autoscaler's scenarios, from a seed: how many arrive when, and how long their prompts and answers are.
+"""Seeded traffic for the autoscaler's scenarios: arrivals, and lengths of prompts and answers.
 
-What a day looks like was read off published plots (Azure, one week of 2024: conversation and code); how long requests are and how
-much a minute differs from the next off its hour of conversations of 2023. Those files are not in the tree: their quantiles are, and
-where a file is at hand ``recorded`` reads the hour itself.
+Source: the shape of a day is read off published plots (Azure, one week of 2024: conversation and
+code). Lengths and the noise between minutes are those of its hour of conversations of 2023. The
+files are not in the repository, but their quantiles are.
 """
 
 import math
@@ -45,19 +45,21 @@ CODE_DAY = (
     (21.0, 1.3),
     (24.0, 0.6),
 )
-"""(hour, level): eleven times as much by day as by night, risen within three hours."""
+"""(hour, level): eleven times as much by day as by night, reached within three hours."""
 
 
 @dataclass(frozen=True, slots=True)
 class LengthDistribution:
-    """Tokens of prompt and answer by quantile (0..1 in equal steps), drawn independently: the hour of conversations has -0.11
-    between the two."""
+    """Quantiles (0..1 in equal steps) of prompt and answer tokens, which are drawn independently.
+
+    Source: their correlation in the hour of conversations is -0.11.
+    """
 
     prompt: tuple[int, ...]
     output: tuple[int, ...]
 
     def sampling_grids(self, output_factor: float = 1.0) -> tuple[list[int], list[int]]:
-        """Values to draw from evenly; answers ``stretch`` times as long."""
+        """Returns values to draw from uniformly; answers are ``output_factor`` times as long."""
         outputs = [max(1, round(value * output_factor)) for value in _quantile_grid(self.output)]
         return [max(1, round(value)) for value in _quantile_grid(self.prompt)], outputs
 
@@ -66,7 +68,7 @@ CHAT_LENGTHS = LengthDistribution(
     (2, 181, 207, 372, 387, 396, 403, 414, 703, 984, 1020, 1045, 1071, 1097, 1130, 1189, 1315, 1877, 2735, 4083, 4142),
     (7, 41, 54, 67, 77, 85, 91, 96, 103, 113, 129, 151, 177, 217, 384, 395, 400, 411, 424, 451, 620),
 )
-"""Of the hour of conversations: 1,155 / 211 on the mean."""
+"""The hour of conversations: 1,155 / 211 tokens on average."""
 SHORT_OUTPUT_LENGTHS = LengthDistribution(
     (
         20,
@@ -93,23 +95,23 @@ SHORT_OUTPUT_LENGTHS = LengthDistribution(
     ),
     (1, 5, 6, 7, 8, 8, 9, 10, 11, 12, 13, 15, 17, 19, 22, 26, 31, 40, 56, 100, 250),
 )
-"""Of code completion: about 2,048 / 28 on the mean."""
+"""Code completion: about 2,048 / 28 tokens on average."""
 
 
 SHORT_CHAT_LENGTHS = LengthDistribution(
     (2, 20, 33, 45, 60, 80, 100, 120, 145, 175, 215, 265, 340, 450, 620, 950, 1_900),
     (5, 25, 45, 65, 85, 110, 135, 160, 190, 230, 290, 380, 520, 800),
 )
-"""Questions without a history, some 250 / 200 on the mean; round numbers."""
+"""Questions without history: about 250 / 200 tokens on average, in round numbers."""
 DOCUMENT_LENGTHS = LengthDistribution(
     (1_100, 1_900, 2_400, 2_900, 3_300, 3_700, 4_100, 4_600, 5_200, 6_100, 8_000),
     (60, 110, 140, 170, 200, 240, 280, 330, 400, 520, 800),
 )
-"""Long prompts, some 3,900 / 270 on the mean; round numbers."""
+"""Long prompts: about 3,900 / 270 tokens on average, in round numbers."""
 
 
 def daily_rates(shape: Sequence[tuple[float, float]], minutes: int, mean: float) -> list[float]:
-    """Requests a second in each minute: a day's shape (repeated), smooth between its points, with this mean over the minutes."""
+    """Returns the requests per second of each minute: a repeated day, smooth between its points."""
     hours = [hour for hour, _ in shape]
     rates = []
     for minute in range(minutes):
@@ -123,7 +125,7 @@ def daily_rates(shape: Sequence[tuple[float, float]], minutes: int, mean: float)
 
 
 def add_noise(rates: Sequence[float], random_: Random, *, sigma: float, memory: float) -> list[float]:
-    """The same with noise: a minute's logarithm is off by ``sigma`` on the average, of which ``memory`` stays for the next minute."""
+    """Returns the rates with log-normal noise of ``sigma``; ``memory`` is its autocorrelation."""
     state, noisy_rates = 0.0, []
     for rate in rates:
         state = memory * state + math.sqrt(1.0 - memory * memory) * random_.gauss(0.0, sigma)
@@ -137,7 +139,10 @@ def poisson_arrivals(
     random_: Random,
     output_factor: Callable[[float], float] | None = None,
 ) -> ArrivalTrace:
-    """Arrivals at the rate of their minute. ``stretch`` says by when how many times as long answers are."""
+    """Returns arrivals at the rate of their minute.
+
+    output_factor: the factor on answer lengths by time.
+    """
     arrivals: list[float] = []
     for minute, rate in enumerate(rates):
         at, end = minute * _MINUTE_SECONDS, (minute + 1) * _MINUTE_SECONDS
@@ -159,7 +164,10 @@ def poisson_arrivals(
 def densify(
     requests: Sequence[TraceRequest], times: int, random_: Random, jitter_seconds: float = 30.0
 ) -> ArrivalTrace:
-    """A recorded hour ``times`` as dense: each request again so often, at about the same time and with somebody else's lengths."""
+    """Returns a recorded hour at ``times`` its density.
+
+    Copies arrive at about the same time, with lengths of other requests.
+    """
     copies = [*requests]
     for _ in range(times - 1):
         lengths = list(requests)
@@ -179,7 +187,7 @@ def densify(
 def mix_loads(
     first: ArrivalTrace, second: ArrivalTrace, share: Callable[[float], float], random_: Random
 ) -> ArrivalTrace:
-    """Of two loads of the same rate, ``share`` by time (0..1) of the other and the rest of the one."""
+    """Returns requests of two loads of equal rate; ``share(time)`` of them are of the second."""
     selected = [
         (at, prompt, output)
         for load, of_other in ((first, False), (second, True))
@@ -193,8 +201,10 @@ def mix_loads(
 
 
 def bursty_load(random_: Random, *, minutes: int = 60, times: int = 3) -> ArrivalTrace:
-    """Code completion as Azure's hour of 2023 has it, ``times`` as dense: 0 to 632 requests a minute (147 on the mean), about a third
-    of the minutes nearly silent, seconds of up to 67."""
+    """Returns code completion like Azure's hour of 2023, at ``times`` its density.
+
+    Minutes have 0 to 632 requests (147 on average), a third of them nearly none; seconds up to 67.
+    """
     levels: list[float] = []
     while len(levels) < minutes:
         levels += [0.0] * random_.choice((1, 1, 2))

@@ -1,7 +1,8 @@
-"""How long KV blocks live, lie idle and wait for their next use, read from a core's steps.
+"""Lifetime, idle time and reuse gap of KV blocks, measured from the steps of a core.
 
-A block is used when it is stored and when an admitted prompt finds it. It costs a dictionary entry per resident block, so
-it is measured only where asked for.
+A block counts as used when it is stored and when an admitted prompt finds it.
+
+Why: it costs a dictionary entry per resident block, so it is measured only on request.
 """
 
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ from fairlead_sim.engine.sequence import EngineStep
 
 
 class BlockLifetimes:
-    """Feeds the three ``kv_block_*`` histograms of one rank."""
+    """The observer that feeds the three ``kv_block_*`` histograms of one rank."""
 
     def __init__(self, rank: int, members: Mapping[str, Mapping[str, Any]], block_tokens: int) -> None:
         self._block_tokens = block_tokens
@@ -24,7 +25,7 @@ class BlockLifetimes:
         self._used_at: dict[int, float] = {}
 
     def observe_step(self, step: EngineStep, ended_at: float) -> None:
-        """Read one step's events and first tokens."""
+        """Counts the events and the first tokens of one step."""
         for event in step.events:
             match event:
                 case BlocksStored(keys):

@@ -1,11 +1,18 @@
 """The block prefix cache of one simulated engine.
 
-KV memory is a pool of equal blocks. A block is *empty*, *held* by running sequences (counted references), or *kept*: unheld but
-still findable under its key. A key is the hash of its tokens chained to its parent's key, so one equal key means an equal
-prefix. When no empty block is left, the kept block unused for the longest time goes; a sequence lets its blocks go tail
-first, so a long prefix loses its end before its beginning. Two sequences that compute the same prefix side by side make two
-copies under one key. Every copy that becomes findable is announced once and every copy that goes is announced once:
-what was stored minus what was removed is what is resident.
+KV memory is a pool of equal blocks. A block is in one of three states:
+
+- *free*: empty
+- *referenced*: used by running sequences, which are counted
+- *evictable*: not referenced, but still cached under its key
+
+A key is the hash of the block's tokens, chained to the key of its parent. Equal keys mean equal
+prefixes. When no block is free, the least recently used evictable block is evicted. A sequence
+releases its last block first, so that a long prefix loses its end before its start.
+
+Two sequences that compute the same prefix at the same time make two copies under one key. Every
+copy is reported once when it is stored and once when it is evicted. What was stored minus what was
+evicted is what is resident.
 """
 
 from array import array
@@ -18,9 +25,10 @@ from xxhash import xxh3_64_intdigest
 
 @dataclass(frozen=True, slots=True)
 class BlocksStored:
-    """A run of blocks became findable. ``parent`` is None when it starts a prompt; only then does ``salt`` apply.
+    """The event of a run of blocks that became cached.
 
-    ``tokens`` are the ids of the whole run (``len(keys) * block_tokens``), or None where the engine knows no ids.
+    - parent: None at the start of a prompt; ``salt`` applies only there.
+    - tokens: the ids of the whole run (``len(keys) * block_tokens``); None if they are unknown.
     """
 
     keys: tuple[int, ...]
@@ -34,21 +42,24 @@ class BlocksStored:
 
 @dataclass(frozen=True, slots=True)
 class BlockEvicted:
-    """One copy of one block is gone."""
+    """The event of one copy of one block that was evicted."""
 
     key: int
 
 
 @dataclass(frozen=True, slots=True)
 class CacheCleared:
-    """Every block is gone."""
+    """The event of a cache that was emptied."""
 
 
 KvEvent = BlocksStored | BlockEvicted | CacheCleared
 
 
 def chain_root(*, salt: str | None = None, adapter: str | None = None) -> int:
-    """What the first block of a prompt is chained to: equal tokens under another adapter or salt are other blocks."""
+    """Returns the key to which the first block of a prompt is chained.
+
+    Equal tokens under another adapter or salt are other blocks.
+    """
     if salt is None and adapter is None:
         return 0
     framed = (
@@ -58,14 +69,16 @@ def chain_root(*, salt: str | None = None, adapter: str | None = None) -> int:
 
 
 def chain_key(parent: int, tokens: Sequence[int]) -> int:
-    """The key of one full block behind ``parent`` (64 bits)."""
+    """Returns the 64-bit key of one full block behind ``parent``."""
     return xxh3_64_intdigest(array("I", tokens).tobytes(), parent)
 
 
 def block_keys(
     tokens: Sequence[int], block_tokens: int, *, salt: str | None = None, adapter: str | None = None
 ) -> tuple[int, ...]:
-    """The chained keys of the full blocks of ``tokens``; a part of a block at the end has none."""
+    """Returns the chained keys of the full blocks of ``tokens``; a partial block at the end has
+    none.
+    """
     data = array("I", tokens).tobytes()
     size = array("I").itemsize * block_tokens
     key = chain_root(salt=salt, adapter=adapter)
@@ -77,7 +90,10 @@ def block_keys(
 
 
 class BlockPool:
-    """``blocks`` blocks of ``block_tokens`` tokens each. ``recording``: what happens is collected until it is drained."""
+    """A pool of ``blocks`` blocks, each of ``block_tokens`` tokens.
+
+    records_events: events are collected until ``drain_events``.
+    """
 
     def __init__(self, blocks: int, block_tokens: int, *, events: bool = True) -> None:
         self.blocks = blocks
@@ -93,21 +109,24 @@ class BlockPool:
 
     @property
     def referenced(self) -> int:
-        """Blocks that running sequences refer to."""
+        """Returns the number of blocks that running sequences use."""
         return self.blocks - len(self._free) - len(self._evictable)
 
     @property
     def allocatable(self) -> int:
-        """Blocks that can be taken: empty ones and kept ones."""
+        """Returns the number of free and evictable blocks."""
         return len(self._free) + len(self._evictable)
 
     @property
     def resident(self) -> int:
-        """Findable blocks, held or kept, copies counted."""
+        """Returns the number of cached blocks, referenced or evictable, with all copies."""
         return len(self._block_of) + sum(len(copies) for copies in self._copies.values())
 
     def match(self, keys: Sequence[int], limit: int) -> list[int]:
-        """The blocks of the longest findable prefix of ``keys``, at most ``limit``; nothing is held by looking."""
+        """Returns the blocks of the longest cached prefix of ``keys``, at most ``limit``.
+
+        The match acquires nothing.
+        """
         block_of, blocks = self._block_of, []
         for key in keys[:limit]:
             block = block_of.get(key)
@@ -117,16 +136,18 @@ class BlockPool:
         return blocks
 
     def count_evictable(self, blocks: Sequence[int]) -> int:
-        """How many of these nobody holds, so that holding them leaves fewer to take."""
+        """Returns how many of these blocks would no longer be allocatable once they are
+        acquired.
+        """
         references = self._references
         return sum(1 for block in blocks if not references[block])
 
     def key_in(self, block: int) -> int | None:
-        """The key of what is findable in a block; None when that is nothing."""
+        """Returns the key of the cached content of a block; None if there is none."""
         return self._keys[block]
 
     def acquire(self, blocks: Sequence[int]) -> None:
-        """Refer to blocks found by ``match``."""
+        """Adds a reference to blocks that ``match`` returned."""
         references, evictable = self._references, self._evictable
         for block in blocks:
             if not references[block]:
@@ -134,7 +155,7 @@ class BlockPool:
             references[block] += 1
 
     def allocate(self) -> int | None:
-        """One block to write to, held once; None when every block is held."""
+        """Returns an empty block with one reference; None if all blocks are referenced."""
         if self._free:
             block = self._free.pop()
         elif self._evictable:
@@ -146,7 +167,7 @@ class BlockPool:
         return block
 
     def register(self, blocks: Sequence[int], keys: Sequence[int], event: BlocksStored | None) -> None:
-        """Make freshly written blocks findable under ``keys``; ``event`` tells of it, None where nobody listens."""
+        """Caches freshly written blocks under ``keys`` and records ``event``, if there is one."""
         for block, key in zip(blocks, keys, strict=True):
             self._keys[block] = key
             if self._block_of.setdefault(key, block) != block:
@@ -155,11 +176,11 @@ class BlockPool:
             self._events.append(event)
 
     def publish(self, event: BlocksStored) -> None:
-        """Tell again of blocks that were found, for listeners that missed them."""
+        """Records the event of blocks that were cached already, for listeners that missed them."""
         self._events.append(event)
 
     def release(self, blocks: Sequence[int]) -> None:
-        """Let one reference of each go, the tail first."""
+        """Drops one reference of each block, the last block first."""
         references, key_of = self._references, self._keys
         for block in reversed(blocks):
             references[block] -= 1
@@ -171,7 +192,7 @@ class BlockPool:
                 self._evictable[block] = None
 
     def clear(self) -> bool:
-        """Forget every block; False, and nothing happens, while any is held."""
+        """Evicts every block. Returns False and does nothing while any block is referenced."""
         if self.referenced:
             return False
         self._free = list(range(self.blocks - 1, -1, -1))
@@ -184,7 +205,7 @@ class BlockPool:
         return True
 
     def drain_events(self) -> list[KvEvent]:
-        """The events since the last call, in order."""
+        """Returns the events since the last call, in order."""
         events, self._events = self._events, []
         return events
 

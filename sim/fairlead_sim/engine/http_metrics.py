@@ -1,4 +1,4 @@
-"""The HTTP part of an engine's metrics: requests by route, sizes and durations, in the names vLLM's instrumentation uses."""
+"""HTTP metrics of an engine in the names of vLLM's instrumentation: counts, sizes and durations."""
 
 from collections.abc import Iterable
 
@@ -10,7 +10,10 @@ _NO_ROUTE = "none"
 
 
 class HttpMetrics:
-    """Counts answered requests. ``created`` is the Unix time of the start."""
+    """The HTTP metrics of one engine.
+
+    created: Unix time of the start.
+    """
 
     def __init__(self, created: float) -> None:
         self._requests = MetricFamily(
@@ -32,7 +35,10 @@ class HttpMetrics:
     def observe_response(
         self, route: str | None, method: str, status: int, seconds: float, *, received_bytes: int, sent_bytes: int
     ) -> None:
-        """Count one request. ``route`` is the path's pattern, None where no route matched; some are never counted."""
+        """Counts one answered request.
+
+        route: the pattern of the path; None if no route matched. Some routes are never counted.
+        """
         if route in _UNCOUNTED:
             return
         handler = route or _NO_ROUTE
@@ -56,6 +62,6 @@ class HttpMetrics:
         self._all_durations.observe(seconds)
 
     def lines(self) -> Iterable[str]:
-        """The families as they stand on the page."""
+        """Yields the lines of the metrics page."""
         for family in (self._requests, self._received, self._sent, self._durations_family, self._by_route):
             yield from family.lines()

@@ -1,7 +1,8 @@
-"""KV events as bytes: what a block store, a removal and a clear look like on the wire of an engine.
+"""The wire format of vLLM's KV events.
 
-A batch is an array ``[unix seconds, events, data-parallel rank]``. Its events are maps with a ``type`` in today's engines
-(fields at their default are left out), and arrays that begin with the type in older ones, which knew fewer fields.
+A batch is an array ``[unix seconds, events, data-parallel rank]``. Present engines send each event
+as a map with a ``type`` and leave out fields at their default. Older engines send arrays that begin
+with the type and have fewer fields. The class names of the events are their types on the wire.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +21,7 @@ _CACHE_SPEC_KIND = "full_attention"
 
 
 class EventBatch(msgspec.Struct, array_like=True, omit_defaults=True, gc=False):
-    """What one engine step did to the cache."""
+    """The cache changes of one engine step."""
 
     ts: float
     events: Sequence[msgspec.Struct]
@@ -28,7 +29,10 @@ class EventBatch(msgspec.Struct, array_like=True, omit_defaults=True, gc=False):
 
 
 class BlockStored(msgspec.Struct, tag_field="type", tag=True, omit_defaults=True, gc=False):
-    """A run of blocks, as a map. ``extra_keys`` has what else than tokens went into each block's hash, or None."""
+    """A run of stored blocks, as a map.
+
+    extra_keys: what else went into each block's hash; None for tokens only.
+    """
 
     block_hashes: Sequence[int]
     parent_block_hash: int | None
@@ -44,7 +48,7 @@ class BlockStored(msgspec.Struct, tag_field="type", tag=True, omit_defaults=True
 
 
 class BlockRemoved(msgspec.Struct, tag_field="type", tag=True, omit_defaults=True, gc=False):
-    """One copy of one block, as a map."""
+    """One evicted copy of one block, as a map."""
 
     block_hashes: Sequence[int]
     medium: str | None
@@ -52,11 +56,11 @@ class BlockRemoved(msgspec.Struct, tag_field="type", tag=True, omit_defaults=Tru
 
 
 class AllBlocksCleared(msgspec.Struct, tag_field="type", tag=True, gc=False):
-    """Everything, as a map."""
+    """The emptied cache, as a map."""
 
 
 class BlockStoredArray(msgspec.Struct, array_like=True, tag="BlockStored", omit_defaults=True, gc=False):
-    """A run of blocks, as an older engine's array."""
+    """A run of stored blocks, as an array."""
 
     block_hashes: Sequence[int]
     parent_block_hash: int | None
@@ -69,26 +73,26 @@ class BlockStoredArray(msgspec.Struct, array_like=True, tag="BlockStored", omit_
 
 
 class BlockRemovedArray(msgspec.Struct, array_like=True, tag="BlockRemoved", omit_defaults=True, gc=False):
-    """One copy of one block, as an older engine's array."""
+    """One evicted copy of one block, as an array."""
 
     block_hashes: Sequence[int]
     medium: str | None
 
 
 class AllBlocksClearedArray(msgspec.Struct, array_like=True, tag="AllBlocksCleared", gc=False):
-    """Everything, as an older engine's array."""
+    """The emptied cache, as an array."""
 
 
 def event_batch(
     events: Sequence[KvEvent], *, wall: float, rank: int, encoding: Encoding, adapter_id: AdapterIds
 ) -> EventBatch:
-    """A batch of a core's events, ready to be encoded."""
+    """Returns the events of one step as a batch, ready to be encoded."""
     convert = _as_map if encoding == "map" else _as_array
     return EventBatch(wall, [convert(event, adapter_id) for event in events], rank)
 
 
 def extra_keys(event: BlocksStored) -> ExtraKeys:
-    """Per block: the adapter, and for the first block of a prompt the cache salt; None where neither applies."""
+    """Returns per block the adapter, and for the first block of a prompt also the cache salt."""
     rest = [event.adapter] if event.adapter is not None else []
     first = [*rest, event.salt] if event.parent is None and event.salt is not None else rest
     return [(first if number == 0 else rest) or None for number in range(len(event.keys))]
@@ -125,7 +129,7 @@ _StoredFieldValues = tuple[Sequence[int], int | None, Sequence[int], int, int | 
 
 
 def _stored_fields(event: BlocksStored, adapter_id: AdapterIds) -> _StoredFieldValues:
-    """The fields that both encodings begin with, in the order of the wire."""
+    """Returns the fields that begin both encodings, in the order of the wire."""
     adapter = event.adapter
     number = adapter_id(adapter) if adapter is not None else None
     return (event.keys, event.parent, event.tokens or (), event.block_tokens, number, _STORAGE_MEDIUM, adapter)

@@ -1,12 +1,14 @@
-"""The KV-event publisher of a simulated engine: a PUB socket for the stream, a ROUTER socket for what was missed.
+"""The KV-event publisher of a simulated engine: a PUB socket, and a ROUTER socket for replays.
 
-Every batch goes out as three frames: topic, sequence number (8 bytes, big-endian, from 0 in each process) and payload.
-A listener that missed some sends ``["", first number]`` to the ROUTER and is told every batch still in the buffer
-from there, four frames each, and then an end mark; a request with another number of frames gets no answer at all.
-Nothing is said at start or stop. A core hands its events out with the next step, so a clear of an idle engine is
-published no earlier than that; an empty step publishes nothing.
+Every batch has three frames: topic, sequence number (8 bytes, big-endian, from 0 in each process)
+and payload. A subscriber that missed batches sends ``["", first number]`` to the ROUTER. It
+receives every buffered batch from there on, four frames each, and then an end mark. A request with
+another number of frames gets no reply.
 
-Nothing here waits: PUB drops for a listener that is too slow, and replays are sent in slices between other work.
+Start and stop publish nothing, and neither does an empty step. The event of a cache that is cleared
+while the engine is idle leaves with the next step.
+
+Nothing here blocks: PUB drops messages for slow subscribers, and replays are sent in slices.
 """
 
 import asyncio
@@ -34,10 +36,11 @@ def _no_adapter_id(_name: str) -> int | None:
 
 
 class KvEventPublisher:
-    """Publishes one rank's events. Binding happens at once; ``start`` needs a running loop and serves replays.
+    """The publisher of one rank. It binds at once; ``start`` needs a running loop and serves
+    replays.
 
-    An endpoint is ``tcp://HOST:PORT``; port 0 takes a free one, another port is raised by the rank.
-    Raises BadInput when an address cannot be bound.
+    An endpoint is ``tcp://HOST:PORT``. Port 0 takes a free port; the rank is added to any other
+    port. Raises BadInput for an address that cannot be bound.
     """
 
     def __init__(
@@ -79,21 +82,19 @@ class KvEventPublisher:
 
     @property
     def sequence(self) -> int:
-        """The number that the next batch will carry."""
+        """Returns the sequence number of the next batch."""
         return self._sequence
 
     def start(self) -> None:
-        """Serve replays on the running loop."""
+        """Serves replays on the running loop."""
         if self._router is None:
             return
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._router.fileno(), self._read_requests)
-        self._loop.call_soon(
-            self._read_requests
-        )  # the descriptor tells of changes only: look once for what came before
+        self._loop.call_soon(self._read_requests)  # the descriptor reports changes only
 
     def publish(self, events: Sequence[KvEvent]) -> None:
-        """Send one step's events as one batch; nothing when there are none."""
+        """Sends the events of one step as one batch, if there are any."""
         if not events:
             return
         batch = kv_event_codec.event_batch(
@@ -106,7 +107,7 @@ class KvEventPublisher:
         self._publisher.send_multipart((self._topic, number.to_bytes(8, "big"), payload), flags=zmq.NOBLOCK, copy=True)
 
     def sources(self) -> dict[str, dict[str, Any]]:
-        """This rank's part of the answer to ``/kv_event_sources``."""
+        """Returns this rank's part of the answer to ``/kv_event_sources``."""
         return {
             str(self._rank): {
                 "enable_kv_cache_events": True,
@@ -121,7 +122,7 @@ class KvEventPublisher:
         }
 
     def close(self) -> None:
-        """Stop serving and let go of the addresses; batches already handed over get a second to leave."""
+        """Stops serving and releases the addresses; queued batches get a second to leave."""
         if self._loop is not None and self._router is not None:
             self._loop.remove_reader(self._router.fileno())
         self._loop = None
@@ -133,7 +134,10 @@ class KvEventPublisher:
             self._context.term()
 
     def _read_requests(self) -> None:
-        """Take every waiting request. The descriptor reports changes, not states, so it is read until it is dry."""
+        """Reads all waiting replay requests.
+
+        Why: the descriptor reports changes, not states, so the socket is read until it is empty.
+        """
         router = self._router
         if router is None or self._loop is None:
             return
@@ -149,7 +153,7 @@ class KvEventPublisher:
                 self._loop.call_soon(self._send_replay_slice)
 
     def _send_replay_slice(self) -> None:
-        """Send a part of the oldest replay, so that a long one does not hold up tokens; then look for requests again."""
+        """Sends a part of the oldest replay, so that a long one does not delay tokens."""
         router = self._router
         if router is None or self._loop is None or not self._replays:
             return
@@ -166,7 +170,7 @@ class KvEventPublisher:
 
 
 def _send_reply(router: "zmq.Socket[bytes]", frames: tuple[bytes, ...]) -> None:
-    """Send one reply; a peer that left or reads too slowly loses it, as with the engine."""
+    """Sends one reply; a peer that left or reads too slowly loses it, as with the real engine."""
     try:
         router.send_multipart(frames, flags=zmq.NOBLOCK)
     except zmq.Again:
@@ -174,7 +178,7 @@ def _send_reply(router: "zmq.Socket[bytes]", frames: tuple[bytes, ...]) -> None:
 
 
 def _bind(socket: "zmq.Socket[bytes]", endpoint: str, rank: int) -> str:
-    """Bind and return the address to tell others. Raises BadInput when it cannot be bound."""
+    """Binds the socket and returns its public address. Raises BadInput if that fails."""
     base, colon, port = endpoint.rpartition(":")
     if not base.startswith("tcp://") or not port.isdecimal():
         raise BadInput(f"{endpoint!r} is no ZMQ address", field="endpoint", hint="write tcp://HOST:PORT")

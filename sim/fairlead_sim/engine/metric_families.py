@@ -1,6 +1,7 @@
-"""Every metric of vLLM 0.32 that the simulated engine exposes, in the order of the page: name, kind, buckets, own labels.
+"""The metrics of vLLM 0.32 that the simulated engine exposes, in the order of its page.
 
-All of them carry ``engine`` (the data-parallel rank) and ``model_name`` besides, except where ``per_rank`` is False.
+All carry the labels ``engine`` (the data-parallel rank) and ``model_name``, except where
+``per_rank`` is False.
 """
 
 from dataclasses import dataclass
@@ -38,7 +39,11 @@ LOW_RESOLUTION_BUCKETS = (0.1, 0.5, 1.0)
 
 @dataclass(frozen=True, slots=True)
 class MetricSpec:
-    """One metric. ``values`` are the values of its own label ``label``; ``buckets`` are a histogram's bounds."""
+    """The specification of one metric.
+
+    - label, values: the metric's own label and its values.
+    - buckets: the bounds of a histogram.
+    """
 
     name: str
     kind: str
@@ -95,13 +100,13 @@ _COUNTERS_AND_GAUGES = (
 
 
 def token_buckets(max_model_len: int) -> tuple[float, ...]:
-    """1, 2, 5, 10, 20, 50 ... up to the longest sequence that the engine takes."""
+    """Returns 1, 2, 5, 10, 20, 50 … up to the longest sequence of the engine."""
     steps = (digit * 10.0**power for power in range(12) for digit in (1, 2, 5))
     return tuple(step for step in steps if step <= max_model_len)
 
 
 def metric_specs(max_model_len: int) -> tuple[MetricSpec, ...]:
-    """All metrics but those of BLOCK_FAMILIES."""
+    """Returns all metrics except BLOCK_METRIC_SPECS."""
     tokens = token_buckets(max_model_len)
     return (*_COUNTERS_AND_GAUGES, *_histograms(tokens))
 
@@ -134,7 +139,7 @@ BLOCK_METRIC_SPECS = (
     _histogram("vllm:kv_block_idle_before_evict_seconds", "From a block's last use to its eviction.", _BLOCK_BUCKETS),
     _histogram("vllm:kv_block_reuse_gap_seconds", "From one use of a block to the next.", _BLOCK_BUCKETS),
 )
-"""Exposed only where the engine is told to measure blocks, as with vLLM's ``--kv-cache-metrics``."""
+"""The metrics that need ``--kv-cache-metrics`` in vLLM."""
 
 CACHE_CONFIG_LABELS = MappingProxyType(
     dict.fromkeys(
@@ -172,4 +177,4 @@ CACHE_CONFIG_LABELS = MappingProxyType(
         "user_specified_block_size": "True",
     }
 )
-"""What ``vllm:cache_config_info`` says where the engine is not told otherwise."""
+"""Default labels of ``vllm:cache_config_info``."""

@@ -1,7 +1,8 @@
-"""What a simulated engine tells of itself at ``/metrics``: vLLM's names, labels, types and buckets.
+"""The ``/metrics`` page of a simulated engine, with vLLM's names, labels, types and buckets.
 
-Gauges and token counters are read from the core when somebody asks; only what a step or a request measures is counted as
-it happens. A client that leaves is counted nowhere, as in the real engine: only running and waiting show it.
+Gauges and token counters are read from the core at each scrape. Only measurements of steps and
+requests are counted as they happen. As in the real engine, a client that disconnects is counted in
+no counter; only the running and waiting gauges show it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -28,10 +29,12 @@ _MAX_ABANDONED_REQUESTS = 4_096
 
 
 class EngineMetrics:
-    """One engine's page. ``stats`` reads each data-parallel rank's core; ``cache_config`` adds to its info labels.
+    """The metrics of one engine.
 
-    ``block_tokens`` asks to measure blocks of that size, as vLLM's ``--kv-cache-metrics`` does.
-    ``lag`` should keep a short window (a thousand wakes): its quantiles are sorted at every scrape.
+    - stats: reads the statistics of each data-parallel rank.
+    - cache_config: further labels of ``vllm:cache_config_info``.
+    - block_tokens: measures blocks of this size, as vLLM's ``--kv-cache-metrics`` does.
+    - lag: keep its window short (a thousand wakes); every scrape sorts it.
     """
 
     def __init__(
@@ -75,26 +78,26 @@ class EngineMetrics:
             collector(registry=self._process)
 
     def observe_step(self, rank: int, step: sequence.EngineStep, began_at: float, ended_at: float) -> None:
-        """Count a delivered step; times are of the clock that arrivals are told in."""
+        """Counts a delivered step; times are on the clock of the arrivals."""
         self.ranks[rank].observe_step(step, ended_at)
 
     def observe_finished(
         self, rank: int, ended: sequence.EngineSequence, reason: str, now: float, *, choices: int = 1
     ) -> None:
-        """Count a request that the caller ended itself (a stop string); those in a step are counted with it."""
+        """Counts a request that the caller ended, for example by a stop string."""
         self.ranks[rank].observe_finished(ended, reason, now, choices=choices)
 
     def count_rejection(self, reason: str) -> None:
-        """Count a request refused at admission: ``max_num_queued_reqs`` or ``max_num_queued_tokens``."""
+        """Counts a rejected request; ``max_num_queued_reqs`` or ``max_num_queued_tokens``."""
         self._rejections[reason].value += 1
 
     def set_sleep_level(self, level: int | None) -> None:
-        """The engine went to sleep at ``level``, or woke (None)."""
+        """Records that the engine sleeps at ``level``, or is awake (None)."""
         for rank in self.ranks:
             rank.set_sleep_level(level)
 
     def render(self) -> bytes:
-        """The page in Prometheus' text format."""
+        """Returns the page in Prometheus' text format."""
         for rank in self.ranks:
             rank.refresh()
         lines: list[str] = []
@@ -108,7 +111,9 @@ class EngineMetrics:
         return generate_latest(self._process) + "\n".join(lines).encode() + b"\n"
 
     def _build(self, described: Sequence[MetricSpec], ranks: int) -> dict[str, dict[str, Any]]:
-        """Create families; their members by name, and then by ``rank`` and label value."""
+        """Creates families; returns their series by metric name and then by ``rank`` and label
+        value.
+        """
         members: dict[str, dict[str, Any]] = {}
         for item in described:
             created = None if item.kind == "gauge" else self._created
@@ -156,7 +161,7 @@ class RankMetrics:
         self.set_sleep_level(None)
 
     def observe_step(self, step: sequence.EngineStep, ended_at: float) -> None:
-        """Count one step that ended at ``ended``."""
+        """Counts one step that ended at ``ended_at``."""
         last, first = self._last, self._first
         for item in step.first_tokens:
             self._first_token.observe(ended_at - item.arrival)
@@ -172,13 +177,13 @@ class RankMetrics:
             self._blocks.observe_step(step, ended_at)
         for item, reason in step.finished:
             self.observe_finished(item, reason, ended_at)
-        if len(last) > len(step.tokens) + _MAX_ABANDONED_REQUESTS:  # clients that left are told to nobody
+        if len(last) > len(step.tokens) + _MAX_ABANDONED_REQUESTS:  # clients that left are not reported
             alive = {item.id for item in step.tokens}
             self._last = {name: at for name, at in last.items() if name in alive}
             self._first = {name: at for name, at in first.items() if name in alive}
 
     def observe_finished(self, item: sequence.EngineSequence, reason: str, now: float, *, choices: int = 1) -> None:
-        """Count one request that ended at ``now``."""
+        """Counts one request that ended at ``now``."""
         self._last.pop(item.id, None)
         first = self._first.pop(item.id, now)
         admitted = item.arrival if item.admitted_at is None else item.admitted_at
@@ -199,13 +204,13 @@ class RankMetrics:
             self._histogram("request_time_per_output_token_seconds").observe((now - first) / (item.generated - 1))
 
     def set_sleep_level(self, level: int | None) -> None:
-        """Level 0 is neither awake nor one of the two told states, as in the real engine."""
+        """Records the sleep level. As in the real engine, level 0 sets none of the states."""
         state = {None: SLEEP_STATES[0], 1: SLEEP_STATES[1], 2: SLEEP_STATES[2]}.get(level)
         for name in SLEEP_STATES:
             self._value("engine_sleep_state", name).value = float(name == state)
 
     def refresh(self) -> None:
-        """Read gauges and token counters from the core."""
+        """Reads gauges and token counters from the core."""
         stats = self._stats()
         for name, label, value in (
             ("num_requests_running", None, stats.running),
@@ -236,7 +241,9 @@ class RankMetrics:
 
 
 class _AdapterInfo:
-    """``vllm:lora_requests_info``: one series per set of running adapters, whose value is when it was last seen."""
+    """``vllm:lora_requests_info``: a series per set of running adapters, with the time of its last
+    step.
+    """
 
     def __init__(self, limit: int | None, clock: Clock) -> None:
         self.family = MetricFamily("vllm:lora_requests_info", "gauge", "When these adapters last ran together.")
@@ -245,7 +252,7 @@ class _AdapterInfo:
         self._series: dict[str, MetricValue] = {}
 
     def observe_running(self, running: Sequence[sequence.EngineSequence]) -> None:
-        """These sequences were in a step."""
+        """Records the adapters of the sequences in one step."""
         if self._limit is None:
             return
         names = ",".join(sorted({item.adapter for item in running if item.adapter is not None}))
@@ -257,7 +264,7 @@ class _AdapterInfo:
 
 
 def _cache_config_info(overrides: Mapping[str, object], ranks: int) -> MetricFamily:
-    """``vllm:cache_config_info``: the configuration as labels of a series that is always 1."""
+    """Returns ``vllm:cache_config_info``, a constant 1 with the configuration as labels."""
     labels = {**CACHE_CONFIG_LABELS, **{name: str(value) for name, value in overrides.items()}}
     family = MetricFamily("vllm:cache_config_info", "gauge", "The cache's configuration.")
     for rank in range(ranks):

@@ -1,6 +1,6 @@
-"""Metrics as plain numbers with their text around them cached: observing is an index and an addition, rendering a join.
+"""Prometheus metrics as plain numbers with cached text around them.
 
-A page has a few hundred lines of which only the numbers change, so everything before a number is built once.
+Why: only the numbers of a page change. Observing costs an index and an addition, rendering a join.
 """
 
 from bisect import bisect_left
@@ -10,7 +10,7 @@ Labels = Mapping[str, str]
 
 
 def series_name(name: str, labels: Labels) -> str:
-    """``name{a="1",b="2"}`` with labels in the order of their names, as the Prometheus client writes them."""
+    """Returns ``name{a="1",b="2"}`` with sorted labels, as the Prometheus client writes it."""
     if not labels:
         return name
     pairs = ",".join(f'{label}="{_escaped(labels[label])}"' for label in sorted(labels))
@@ -18,7 +18,7 @@ def series_name(name: str, labels: Labels) -> str:
 
 
 class MetricValue:
-    """One series of a counter or a gauge: set or add to ``value``."""
+    """One series of a counter or a gauge; set ``value`` or add to it."""
 
     __slots__ = ("_prefix", "labels", "value")
 
@@ -28,12 +28,11 @@ class MetricValue:
         self._prefix = series_name(name, labels) + " "
 
     def lines(self) -> Iterable[str]:
-        """The line of this series."""
         return (self._prefix + format_number(self.value),)
 
 
 class HistogramSeries:
-    """One series of a histogram; ``bounds`` without the infinite one."""
+    """One series of a histogram; ``bounds`` has no infinity."""
 
     __slots__ = ("_bounds", "_counts", "_prefixes", "_total", "labels")
 
@@ -47,12 +46,12 @@ class HistogramSeries:
         self._prefixes += [series_name(f"{name}_count", labels) + " ", series_name(f"{name}_sum", labels) + " "]
 
     def observe(self, value: float, times: int = 1) -> None:
-        """Count ``value``; ``times`` for several equal ones."""
+        """Counts ``value``; ``times`` counts several equal ones."""
         self._counts[bisect_left(self._bounds, value)] += times
         self._total += value * times
 
     def lines(self) -> Iterable[str]:
-        """Cumulative buckets, count and sum."""
+        """Returns cumulative buckets, count and sum."""
         lines, below = [], 0
         for before, count in zip(self._prefixes, self._counts, strict=False):
             below += count
@@ -74,17 +73,18 @@ class SummarySeries:
         self._prefixes = (series_name(f"{name}_count", labels) + " ", series_name(f"{name}_sum", labels) + " ")
 
     def observe(self, value: float) -> None:
-        """Count ``value``."""
         self._count += 1
         self._total += value
 
     def lines(self) -> Iterable[str]:
-        """Count and sum."""
         return (f"{self._prefixes[0]}{self._count}.0", self._prefixes[1] + format_number(self._total))
 
 
 class MetricFamily:
-    """All series of one metric. ``created`` is the Unix time told in its ``_created`` gauges; None = it has none."""
+    """All series of one metric.
+
+    created: Unix time shown by ``_created`` gauges; None: there are none.
+    """
 
     def __init__(self, name: str, kind: str, help_text: str, *, created: float | None = None) -> None:
         self.name = name
@@ -96,25 +96,25 @@ class MetricFamily:
         self._created_lines = [f"# HELP {self._created_name} {help_text}\n# TYPE {self._created_name} gauge"]
 
     def value(self, labels: Labels, value: float = 0.0) -> MetricValue:
-        """Add a counter's or gauge's series."""
+        """Adds a series of a counter or a gauge."""
         member = MetricValue(self.name, labels, value)
         self._add(member)
         return member
 
     def histogram(self, labels: Labels, bounds: Sequence[float]) -> HistogramSeries:
-        """Add a histogram's series."""
+        """Adds a series of a histogram."""
         member = HistogramSeries(self.name, labels, bounds)
         self._add(member)
         return member
 
     def summary(self, labels: Labels) -> SummarySeries:
-        """Add a summary's series."""
+        """Adds a series of a summary."""
         member = SummarySeries(self.name, labels)
         self._add(member)
         return member
 
     def lines(self) -> Iterable[str]:
-        """The family as it stands on the page."""
+        """Returns the lines of the family on the page."""
         lines = [self._header]
         for member in self._members:
             lines.extend(member.lines())
@@ -131,7 +131,7 @@ class MetricFamily:
 
 
 def format_number(value: float) -> str:
-    """A number as Prometheus writes it."""
+    """Returns a number as Prometheus writes it."""
     return "0.0" if value == 0 else repr(float(value))
 
 

@@ -1,20 +1,25 @@
-"""The scheduler core of a simulated engine: continuous batching over a block prefix cache, timed by a profile.
+"""The scheduler of a simulated engine: continuous batching over a block prefix cache.
 
-The core has no clock and does no I/O. ``step(now)`` plans one step and says how long it takes; the caller waits that long, on a real
-or a virtual clock, delivers the results and calls again. One step:
+The core has no clock and does no I/O. ``step(now)`` plans one step and returns its duration by the
+engine profile. The caller waits that long on a real or a virtual clock, delivers the results and
+calls again. One step:
 
-1. Every decoding sequence gets one token. A sequence whose blocks are full needs another first; where none is left, the
-   last-come running sequence is put back to the queue and computed anew later (preemption).
-2. What is left of the step's token budget goes to prompts under way, then to new ones in the queue's order, in chunks. The queue's
-   head is admitted when the rest of its prompt and its reserved output fit beside what was promised to the others, and
-   nobody overtakes it. Whole blocks found in the cache are not computed, but at least one token always is.
-3. A prompt completed in this step yields its first token in it.
+1. Every decoding sequence gets one token. A sequence whose blocks are full needs another block
+   first. If none is left, the running sequence that came last returns to the queue and is computed
+   again later (preemption).
+2. The rest of the step's token budget goes to prompts: first to those in progress, then to new ones
+   in queue order, in chunks. The head of the queue is admitted when the rest of its prompt and its
+   reserved output fit with all other reservations. No sequence overtakes the head. Cached blocks
+   are not computed, but at least one token always is.
+3. A prompt that is complete in this step yields its first token in it.
 
-Stretches in which sequences only decode need not be stepped through: ``steady`` says for how many steps nothing else happens,
-``foresee`` when each of them ends, to the last bit as ``step`` would have it, and ``advance`` takes them all at once.
+Runs of steps that only decode need not be taken one by one. ``steady_steps`` returns their number,
+``predict_step_ends`` their end times, equal to those of ``step`` to the last bit, and ``advance``
+takes them at once.
 
-A block is findable from the moment its computation is planned: a sequence planned later in the same step reads what this very
-step writes, as real engines do. Block keys know nothing of text; they are the caller's, or chained from token ids.
+A block is cached from the moment its computation is planned. A sequence that is planned later in
+the same step reads it, as in real engines. Block keys come from the caller or are chained from
+token ids.
 """
 
 import heapq
@@ -35,12 +40,15 @@ _RUNNING = SequenceState.RUNNING
 
 
 class QueueFull(Unavailable):
-    """Raised when the engine has as many unfinished sequences as it may."""
+    """Raised when the engine has its maximum of unfinished sequences."""
 
 
 class EngineCore:
-    """One engine. ``max_queue`` caps all unfinished sequences at admission, as ``--max-num-queued-reqs`` does. ``pool``: memory
-    that it shares with other engines, which none does in reality (``fairlead_sim.experiments.ideal_bound``)."""
+    """The scheduler of one engine.
+
+    - max_queue: bound on all unfinished sequences, like ``--max-num-queued-reqs``.
+    - pool: memory that several engines share; only ``experiments.ideal_bound`` does that.
+    """
 
     def __init__(
         self,
@@ -66,22 +74,22 @@ class EngineCore:
         self._sequences: dict[str, EngineSequence] = {}
         self._queue: list[
             tuple[tuple[float, float, int], EngineSequence]
-        ] = []  # a heap; the aborted stay until they surface
+        ] = []  # a heap; aborted ones stay until they surface
         self._waiting = 0
         self._prefilling: list[EngineSequence] = []
         self._decoding: list[EngineSequence] = []
-        self._block_full: list[EngineSequence] = []  # decoding, and their blocks are full
+        self._block_full: list[EngineSequence] = []  # decoding sequences whose blocks are full
         self._resident = 0  # KV tokens that the next decode step reads
-        self._reserved_blocks = 0  # blocks reserved for running sequences and not taken yet
+        self._reserved_blocks = 0  # reserved by running sequences, not allocated yet
         self._paused = False
         self._computed_total = self._cached_total = self._pulled_total = self._generated_total = 0
         self._queries_total = self._hits_total = self._preempted_total = self._steps_total = 0
 
-    # What callers ask for ------------------------------------------------------------------------------------------------
+    # Interface ------------------------------------------------------------------------------------------------
 
     @property
     def max_sequence_tokens(self) -> int:
-        """The longest sequence, prompt and output together, that memory holds."""
+        """Returns the longest sequence, prompt and output together, that memory holds."""
         return self.pool.blocks * self.block_tokens
 
     @property
@@ -91,15 +99,18 @@ class EngineCore:
 
     @property
     def is_paused(self) -> bool:
-        """Whether ``step`` is stopped."""
+        """Whether ``step`` returns None until ``resume``."""
         return self._paused
 
     def sequences(self) -> list[EngineSequence]:
-        """Everything running or waiting, oldest first."""
+        """Returns all running and waiting sequences, oldest first."""
         return list(self._sequences.values())
 
     def add(self, sequence: EngineSequence) -> None:
-        """Queue a fresh sequence. Raises QueueFull, or BadInput when it could never run here."""
+        """Queues a new sequence.
+
+        Raises QueueFull, or BadInput for a sequence that could never run here.
+        """
         if len(self._sequences) >= self._max_unfinished:
             raise QueueFull(f"the engine already has {len(self._sequences)} unfinished requests")
         if sequence.id in self._sequences:
@@ -120,25 +131,31 @@ class EngineCore:
         self._enqueue(sequence)
 
     def abort(self, sequence_id: str) -> bool:
-        """Drop a sequence at once, its blocks stay findable; False when it is not here."""
+        """Drops a sequence at once; its blocks stay cached. Returns False if the sequence is not
+        here.
+        """
         return self._end_early(sequence_id, SequenceState.ABORTED, "abort")
 
     def finish(self, sequence_id: str, reason: str) -> bool:
-        """End a sequence early and well, as a stop string does; False when it is not here any more."""
+        """Ends a sequence early, as a stop string does. Returns False if the sequence is not
+        here.
+        """
         return self._end_early(sequence_id, SequenceState.FINISHED, reason)
 
     def pause(self) -> None:
-        """No more steps until ``resume``; everything stays where it is and may be added to."""
+        """Stops stepping until ``resume``. Sequences stay and may be added."""
         self._paused = True
 
     def resume(self) -> None:
-        """Go on after ``pause``."""
+        """Continues after ``pause``."""
         self._paused = False
 
     def reset_prefix_cache(self, *, preempt_running: bool = False) -> bool:
-        """Forget all cached blocks; False while any runs. ``preempt_running`` puts those back to the queue first.
+        """Empties the prefix cache. Returns False while any sequence runs.
 
-        Listeners hear of it with the events of the next step.
+        The event leaves with the next step.
+
+        preempt_running: first returns the running sequences to the queue.
         """
         if preempt_running:
             for sequence in sorted(self._running(), key=_rank, reverse=True):
@@ -147,7 +164,7 @@ class EngineCore:
 
     @property
     def stats(self) -> EngineStats:
-        """Gauges and counters at this moment."""
+        """Returns the present gauges and counters."""
         return EngineStats(
             running=len(self._decoding) + len(self._prefilling),
             waiting=self._waiting,
@@ -166,7 +183,9 @@ class EngineCore:
         )
 
     def step(self, now: float) -> EngineStep | None:
-        """Plan the step that begins at ``now``; None when there is nothing to do or the engine is paused."""
+        """Plans the step that begins at ``now``; returns None if there is nothing to do, or on
+        pause.
+        """
         if self._paused or not self._sequences:
             return None
         step = EngineStep()
@@ -205,14 +224,18 @@ class EngineCore:
         return step
 
     def steady_steps(self) -> int:
-        """For how many steps from now on every one is one more token for each decoding sequence and nothing else; often none."""
+        """Returns how many steps from now on only add a token to each decoding sequence;
+        often 0.
+        """
         if self._paused or self._waiting or self._prefilling or self._block_full or not self._decoding:
             return 0
         return min([sequence.steps_to_block_end for sequence in self._decoding]) - 1
 
     def predict_step_ends(self, now: float, steps: int, ends: "array[float]") -> float:
-        """When each of so many steady steps ends, the first beginning at ``now``, put behind ``ends``; the last of them is
-        returned. Nothing changes by it."""
+        """Appends the end times of the next steady steps to ``ends`` and returns the last one.
+
+        The first step begins at ``now``. The state of the core does not change.
+        """
         profile, decoding, resident = self.profile, len(self._decoding), self._resident
         fixed = profile.step_time(computed=decoding, sequences=decoding, resident=0)
         resident_token_seconds = profile.resident_token_seconds
@@ -223,7 +246,7 @@ class EngineCore:
         return now
 
     def advance(self, steps: int) -> None:
-        """Take so many steady steps at once."""
+        """Takes this many steady steps at once."""
         decoding = self._decoding
         tokens = steps * len(decoding)
         self._resident += tokens
@@ -236,7 +259,7 @@ class EngineCore:
     # Prompts -------------------------------------------------------------------------------------------------------------
 
     def _prefill(self, step: EngineStep, prefilled: list[EngineSequence], now: float) -> tuple[float, int]:
-        """Spend the budget that decoding leaves on prompts: (attention pairs, chunks)."""
+        """Spends the budget that decoding leaves on prompts. Returns (attention pairs, chunks)."""
         budget = self.profile.step_tokens - len(self._decoding)
         attention, chunks = 0.0, 0
         for sequence in tuple(self._prefilling):  # at most one: a prompt stays incomplete only when the budget is spent
@@ -261,7 +284,7 @@ class EngineCore:
         return attention, chunks
 
     def _admit(self, step: EngineStep, now: float) -> EngineSequence | None:
-        """Move the queue's head to the running ones if it fits."""
+        """Starts the head of the queue if it fits."""
         if self._running_count() >= self._max_sequences:
             return None
         sequence = self._queue_head()
@@ -297,7 +320,9 @@ class EngineCore:
         return sequence
 
     def _write_pulled(self, sequence: EngineSequence, step: EngineStep) -> bool:
-        """Put KV that came from another engine into blocks of its own; the last token is always computed here."""
+        """Allocates blocks for KV that another engine computed. The last token is always computed
+        here.
+        """
         begin = len(sequence.blocks)
         reached = min(sequence.pulled_tokens, sequence.prompt_tokens - 1)
         for _ in range(begin, -(-reached // self.block_tokens)):
@@ -309,7 +334,9 @@ class EngineCore:
         return True
 
     def _compute_chunk(self, sequence: EngineSequence, budget: int, step: EngineStep) -> int:
-        """Compute up to ``budget`` more tokens of a prompt: how many. 0 when it had to be put back itself."""
+        """Computes up to ``budget`` tokens of a prompt. Returns their number; 0 after a
+        preemption.
+        """
         target = sequence.prompt_tokens + sequence.generated
         size = min(budget, target - sequence.computed)
         needed = -(-(sequence.computed + size) // self.block_tokens) - len(sequence.blocks)
@@ -323,7 +350,7 @@ class EngineCore:
         return size
 
     def _complete_prefill(self, prefilled: list[EngineSequence], step: EngineStep, end: float) -> None:
-        """Prompts completed in this step give their first token and decode from the next step on."""
+        """Gives the completed prompts their first token; they decode from the next step on."""
         for sequence in prefilled:
             if sequence.first_token_at is None:
                 self._computed_total += sequence.prompt_tokens - sequence.cached_tokens - sequence.pulled_tokens
@@ -348,14 +375,14 @@ class EngineCore:
     # Decoding ------------------------------------------------------------------------------------------------------------
 
     def _allocate_for_decoding(self, step: EngineStep) -> None:
-        """Give each decoding sequence whose blocks are full one more."""
+        """Allocates a block for each decoding sequence whose blocks are full."""
         growing, self._block_full = self._block_full, []
         for sequence in growing:
             if sequence.state is _RUNNING:
                 self._allocate_block(sequence, step)
 
     def _end_block(self, sequence: EngineSequence, step: EngineStep) -> None:
-        """A decoding sequence has filled a block or reached its end."""
+        """Registers the block that a decoding sequence has filled, or completes the sequence."""
         computed = sequence.prompt_tokens + sequence.generated - 1
         if computed % self.block_tokens == 0:
             full = computed // self.block_tokens
@@ -382,7 +409,9 @@ class EngineCore:
     # Blocks --------------------------------------------------------------------------------------------------------------
 
     def _allocate_block(self, sequence: EngineSequence, step: EngineStep) -> bool:
-        """One more block for a running sequence; False when it was put back itself to make room."""
+        """Allocates a block for a running sequence. Returns False if the sequence itself was
+        preempted.
+        """
         block = self.pool.allocate()
         while block is None:
             preempted = max(self._running(), key=_rank)
@@ -403,7 +432,9 @@ class EngineCore:
         sequence.reserved_blocks = 0
 
     def _register_blocks(self, sequence: EngineSequence, begin: int, end: int) -> None:
-        """Make the sequence's blocks ``begin`` … ``end`` − 1 findable, as far as their keys can be known."""
+        """Caches the blocks from ``begin`` to ``end`` − 1 of a sequence, as far as their keys are
+        known.
+        """
         chain = sequence.chain
         while len(chain) < end:
             key = self._next_key(sequence)
@@ -429,7 +460,10 @@ class EngineCore:
         )
 
     def _next_key(self, sequence: EngineSequence) -> int | None:
-        """The key behind the sequence's last one: from its token ids, made up where it has none, None if they lag."""
+        """Returns the next block key of a sequence; None if its token ids lag behind.
+
+        The key comes from token ids, or from the sequence's name where it has none.
+        """
         at = len(sequence.chain)
         parent = sequence.chain[-1] if at else chain_root(salt=sequence.salt, adapter=sequence.adapter)
         if sequence.tokens is None:
@@ -437,7 +471,7 @@ class EngineCore:
         begin, end = at * self.block_tokens, (at + 1) * self.block_tokens
         return chain_key(parent, sequence.tokens[begin:end]) if end <= len(sequence.tokens) else None
 
-    # Leaving and coming back ---------------------------------------------------------------------------------------------
+    # Preemption and removal ---------------------------------------------------------------------------------------------
 
     def _running(self) -> list[EngineSequence]:
         return self._decoding + self._prefilling
@@ -446,7 +480,7 @@ class EngineCore:
         return len(self._decoding) + len(self._prefilling)
 
     def _remove_running(self, sequence: EngineSequence) -> None:
-        """Take a running sequence out of its list and let its blocks go."""
+        """Removes a running sequence from its list and releases its blocks."""
         if sequence in self._prefilling:
             self._prefilling.remove(sequence)
         else:
@@ -455,7 +489,7 @@ class EngineCore:
         self._release_blocks(sequence)
 
     def _preempt(self, sequence: EngineSequence) -> None:
-        """Back to the queue, where its old rank puts it before everyone who came later."""
+        """Returns a sequence to the queue, where its rank puts it before all later arrivals."""
         self._remove_running(sequence)
         sequence.computed = sequence.pulled_tokens = 0
         sequence.preemptions += 1
@@ -468,7 +502,7 @@ class EngineCore:
         self._waiting += 1
 
     def _queue_head(self) -> EngineSequence:
-        """The first of the queue that still waits; only called when one does."""
+        """Returns the first waiting sequence. There must be one."""
         while self._queue[0][1].state is not SequenceState.WAITING:
             heapq.heappop(self._queue)
         return self._queue[0][1]

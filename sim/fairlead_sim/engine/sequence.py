@@ -1,4 +1,4 @@
-"""The values that pass between an engine core and its caller: a sequence, what one step did, and what the engine counts."""
+"""The values between an engine core and its caller: sequence, step and statistics."""
 
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -7,7 +7,7 @@ from fairlead_sim.engine.block_pool import KvEvent
 
 
 class SequenceState(StrEnum):
-    """Where a sequence is in its life; ABORTED and FINISHED are the end."""
+    """The stage of a sequence's life; ABORTED and FINISHED are final."""
 
     WAITING = "waiting"
     RUNNING = "running"
@@ -17,12 +17,19 @@ class SequenceState(StrEnum):
 
 @dataclass(slots=True, eq=False)
 class EngineSequence:
-    """One prompt and the tokens generated from it. The caller gives the first part, the core fills the second.
+    """One prompt and the tokens generated from it.
 
-    ``keys`` are the chained keys of the prompt's full blocks. ``tokens`` are the prompt's ids; the caller appends each generated
-    id before the next step, so that blocks completed by decoding get true keys; None = ids unknown (keys are then made up).
-    ``reserve_tokens`` = output tokens that must fit beside the prompt at admission; None = all of ``max_tokens``,
-    0 = none, which lets more in and preempts when memory runs out. ``max_tokens`` 0 = compute the prompt only.
+    The caller sets the first part of the fields, the core the second.
+
+    - keys: the chained keys of the prompt's full blocks.
+    - tokens: the prompt's ids. The caller appends each generated id before the next step, so that
+      blocks completed by decoding get true keys. None: unknown, and keys are made up.
+    - reserve_tokens: output tokens that must fit with the prompt at admission. None: all of
+      ``max_tokens``. 0: none, which admits more and preempts when memory runs out.
+    - max_tokens: 0 computes the prompt only.
+    - uses_cache: False computes the whole prompt, whatever is cached.
+    - publishes_hits: also reports the cached blocks that the prompt used.
+    - pulled_tokens: prompt tokens whose KV another engine computed; lost by a preemption.
     """
 
     id: str
@@ -36,21 +43,21 @@ class EngineSequence:
     salt: str | None = None
     session: str | None = None
     reserve_tokens: int | None = None
-    uses_cache: bool = True  # False = compute the whole prompt, whatever is cached
-    publishes_hits: bool = False  # True = tell of the blocks that were hit, too
-    pulled_tokens: int = 0  # of the prompt, that another engine computed and whose KV is here; lost when preempted
+    uses_cache: bool = True
+    publishes_hits: bool = False
+    pulled_tokens: int = 0
 
     state: SequenceState = SequenceState.WAITING
-    cached_tokens: int = 0  # of the prompt, found when it was first admitted
+    cached_tokens: int = 0  # prompt tokens cached at the first admission
     generated: int = 0
     admitted_at: float | None = None
     first_token_at: float | None = None
     finish_reason: str | None = None
     preemptions: int = 0
 
-    # The core's own book-keeping.
+    # State of the core.
     rank: tuple[float, float, int] = (0.0, 0.0, 0)
-    chain: list[int] = field(default_factory=list)  # keys of all blocks so far, generated ones included
+    chain: list[int] = field(default_factory=list)  # keys of all blocks so far, with generated ones
     blocks: list[int] = field(default_factory=list)
     reserved_blocks: int = 0
     computed: int = 0  # tokens in KV while the prompt is being computed
@@ -64,41 +71,51 @@ class EngineSequence:
 
 @dataclass(slots=True)
 class EngineStep:
-    """What one engine step does; its results exist ``seconds`` after it began.
+    """The result of one engine step, due ``seconds`` after the step began.
 
-    A sequence aborted while the step runs is still listed: look at its state before delivering.
+    A sequence that is aborted during the step is still listed; check its state before delivery.
+
+    - tokens: sequences that got one token each.
+    - first_tokens: those of ``tokens`` that got their first token.
+    - decode_starts: those of ``tokens`` that begin to decode, for the first time or after
+      preemption.
+    - finished: sequences and their finish reasons; the last token is in ``tokens``.
+    - prefilled: computed prompt tokens.
+    - cached: prompt tokens that the sequences admitted in this step found in the cache.
     """
 
     seconds: float = 0.0
-    tokens: list[EngineSequence] = field(default_factory=list)  # each got exactly one token
-    first_tokens: list[EngineSequence] = field(default_factory=list)  # of those, the ones whose first token it is
-    decode_starts: list[EngineSequence] = field(
-        default_factory=list
-    )  # and those that begin to decode with it, for the first time or again
-    finished: list[tuple[EngineSequence, str]] = field(
-        default_factory=list
-    )  # with the reason; the last token is in ``tokens``
+    tokens: list[EngineSequence] = field(default_factory=list)
+    first_tokens: list[EngineSequence] = field(default_factory=list)
+    decode_starts: list[EngineSequence] = field(default_factory=list)
+    finished: list[tuple[EngineSequence, str]] = field(default_factory=list)
     preempted: list[EngineSequence] = field(default_factory=list)
     events: list[KvEvent] = field(default_factory=list)
-    prefilled: int = 0  # prompt tokens computed
-    cached: int = 0  # prompt tokens found in the cache by the sequences admitted in this step
+    prefilled: int = 0
+    cached: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """Gauges now and counters since the start. ``kv_usage`` = 0..1 of the blocks that running sequences hold."""
+    """Present gauges, and counters since the start.
+
+    - kv_usage: share (0..1) of the blocks that running sequences reference.
+    - prompt_tokens_total: computed, cached and pulled, counted when a prompt is complete.
+    - prefix_queries_total, prefix_hits_total: tokens looked up and found.
+    - pulled_prompt_tokens_total: tokens whose KV another engine computed.
+    """
 
     running: int
     waiting: int
     kv_usage: float
     blocks: int
     resident_blocks: int
-    prompt_tokens_total: int  # computed + cached, counted when a prompt is complete
+    prompt_tokens_total: int
     computed_prompt_tokens_total: int
     cached_prompt_tokens_total: int
     generation_tokens_total: int
-    prefix_queries_total: int  # tokens looked up
-    prefix_hits_total: int  # tokens found
+    prefix_queries_total: int
+    prefix_hits_total: int
     preemptions_total: int
     steps_total: int
-    pulled_prompt_tokens_total: int = 0  # neither computed here nor cached: KV of another engine
+    pulled_prompt_tokens_total: int = 0

@@ -1,8 +1,9 @@
-"""One small fixed vocabulary that every simulated engine shares: fast, deterministic and reversible.
+"""The small fixed vocabulary of all simulated engines: fast, deterministic and reversible.
 
-Text is cut over its UTF-8 bytes: an optional space and one to three lower-case ASCII letters make one token, any other
-byte is a token of its own. English comes out near 2.5 bytes a token; `` abc def`` is exactly 4 bytes a token, so that replay can
-build a prompt of any length in tokens. Control tokens are never read out of text: only the chat template writes them.
+The text is cut over its UTF-8 bytes. An optional space and one to three lower-case ASCII letters
+make one token; any other byte is a token of its own. English has about 2.5 bytes per token. `` abc
+def`` has exactly 4 bytes per token, so that ``fairlead replay`` can build a prompt of any length in
+tokens. Text never yields control tokens; only the chat template writes them.
 """
 
 import hashlib
@@ -29,7 +30,7 @@ _PIECE_PATTERN = re.compile(r" ?[a-z]{1,3}|[\x00-\xff]")
 
 
 class Tokenizer:
-    """Build one and share it: the tables take some milliseconds and a few megabytes."""
+    """The tokenizer. Share one: its tables take milliseconds and a few megabytes."""
 
     pad, bos, eos, system, user, assistant, tool = range(7)
 
@@ -39,41 +40,47 @@ class Tokenizer:
         self._pieces = [*CONTROL_TOKENS, *single, *letters, *(" " + word for word in letters)]
         self._ids = {piece: token for token, piece in enumerate(self._pieces) if token >= _FIRST_BYTE_TOKEN}
         self._roles = {"system": self.system, "user": self.user, "assistant": self.assistant, "tool": self.tool}
-        # A 16-bit number picks a word: the last 17,576 pieces are a space and three letters.
+        # The last 17,576 pieces are a space and three letters; a 16-bit number picks one of them.
         spaced = range(len(self._pieces) - 26**3, len(self._pieces))
         self._word_tokens = [spaced[value % len(spaced)] for value in range(65_536)]
         self._word_texts = [self._pieces[token] for token in self._word_tokens]
 
     @property
     def vocab_size(self) -> int:
-        """Token ids are 0 … vocab_size − 1."""
+        """Returns the number of tokens; ids begin at 0."""
         return len(self._pieces)
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of ``text``; never a control token."""
+        """Returns the token ids of ``text``, without control tokens."""
         bytewise = text if text.isascii() else text.encode("utf-8", "surrogatepass").decode("latin-1")
         return list(map(self._ids.__getitem__, _PIECE_PATTERN.findall(bytewise)))
 
     def decode(self, tokens: Iterable[int]) -> str:
-        """The text of ``tokens``. Raises IndexError for an id outside the vocabulary; broken UTF-8 becomes U+FFFD."""
+        """Returns the text of ``tokens``; broken UTF-8 becomes U+FFFD.
+
+        Raises IndexError for an id outside the vocabulary.
+        """
         pieces = self._pieces
         text = "".join([pieces[token] for token in tokens])
         return text if text.isascii() else text.encode("latin-1").decode("utf-8", "replace")
 
     def piece(self, token: int) -> str:
-        """The text of one token; a byte that is only a part of a character becomes U+FFFD."""
+        """Returns the text of one token; a byte that is part of a character becomes U+FFFD."""
         return self.decode((token,))
 
     def printable_piece(self, token: int) -> str:
-        """One token as vocabularies print it: printable, a space as ``Ġ`` and a line feed as ``Ċ``."""
+        """Returns a token as vocabularies print it: a space as ``Ġ``, a line feed as ``Ċ``."""
         piece = self._pieces[token]
         return piece if token < _FIRST_BYTE_TOKEN else "".join(_printable_char(ord(char)) for char in piece)
 
     def encode_chat(self, messages: Iterable[Mapping[str, Any]], *, continues_last: bool = False) -> list[int]:
-        """The fixed chat template: begin, then role, content and end of each message, then the assistant's turn.
+        """Returns the tokens of a conversation in the fixed chat template.
 
-        ``unfinished``: the last message stays open, and what follows is its rest.
-        ``content`` is a string, None, or a list of parts of which the ``text`` ones are read.
+        The template writes a begin token, the role, content and end of each message, and then the
+        opening of the assistant's message. The content is a string, None or a list of parts, of
+        which the ``text`` ones count.
+
+        continues_last: leaves the last message open for its continuation.
         """
         line = self.encode("\n")
         tokens = [self.bos]
@@ -90,20 +97,27 @@ class Tokenizer:
         return [*tokens, self.assistant, *line]
 
     def word_token(self, value: int) -> int:
-        """The word token that a 16-bit number picks."""
+        """Returns the word token for a 16-bit number."""
         return self._word_tokens[value]
 
     def random_tokens(self, n_tokens: int, seed: int | str) -> list[int]:
-        """``n_tokens`` word tokens drawn from ``seed``; a shorter draw is the beginning of a longer one."""
+        """Returns ``n_tokens`` word tokens drawn from ``seed``; a shorter draw is a prefix of a
+        longer one.
+        """
         return [self._word_tokens[value] for value in _random_numbers(n_tokens, seed)]
 
     def random_text(self, n_tokens: int, seed: int | str) -> str:
-        """Text of exactly ``n_tokens`` tokens and 4 bytes each; equal seeds give equal text, and parts may be joined."""
+        """Returns text of ``n_tokens`` tokens, 4 bytes each; equal seeds give equal text.
+
+        Such texts may be joined.
+        """
         return "".join([self._word_texts[value] for value in _random_numbers(n_tokens, seed)])
 
 
 def _random_numbers(count: int, seed: int | str) -> tuple[int, ...]:
-    """``count`` 16-bit numbers from an extendable hash: the same on every machine and every Python."""
+    """Returns ``count`` 16-bit numbers of an extendable hash, the same on every machine and
+    Python.
+    """
     return struct.unpack(f"<{count}H", hashlib.shake_128(str(seed).encode()).digest(2 * count))
 
 
@@ -117,7 +131,10 @@ def _content_text(content: object) -> str:
 
 
 def _printable_char(byte: int) -> str:
-    """The usual byte-level alphabet: what prints stays, the rest moves up to U+0100 and on, in order."""
+    """Returns the character of a byte in the usual byte-level alphabet.
+
+    Printable bytes stay; the others map to U+0100 and on, in order.
+    """
     if 33 <= byte <= 126 or 161 <= byte <= 172 or byte >= 174:
         return chr(byte)
     moved = byte if byte <= 32 else byte - 94 if byte <= 160 else 67

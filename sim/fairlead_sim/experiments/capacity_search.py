@@ -1,7 +1,7 @@
-"""How much a fleet can carry: the highest rate of arrivals at which first tokens still come in time.
+"""The capacity of a fleet: the highest arrival rate at which first tokens meet a goal.
 
-The requests stay the same and their arrivals are scaled, pauses within sessions too. A run that is going to miss the bar is ended as
-soon as that is certain, which is early: most of the runs that a search needs are of one or the other clear kind.
+Requests stay the same; their arrivals are scaled, with the pauses of sessions. A run that must miss
+its goal ends early, and most runs of a search clearly meet or miss it.
 """
 
 import math
@@ -12,18 +12,20 @@ from fairlead_sim.fleet.results import WARMUP_SHARE, CapacityGoal
 from fairlead_sim.workload.traces import TraceRequest
 
 TOLERANCE = 0.015
-"""How closely a capacity is found."""
+"""The relative precision of a capacity."""
 _SEARCH_FACTOR = 1.25
 _MAX_DISTANCE_FACTOR = 40.0
-"""A capacity further than this factor from the guess is none."""
+"""A capacity further than this factor from the guess counts as none."""
 
 
 class GoalMissed(Exception):
-    """Raised out of a run whose bar cannot be kept any more."""
+    """Raised in a run that cannot meet its goal any more."""
 
 
 class GoalWatch:
-    """Watches a course and ends it when too many first tokens were late. Requests that warm the caches do not count."""
+    """The observer that ends a run with too many late first tokens. Warm-up requests do not
+    count.
+    """
 
     def __init__(self, goal: CapacityGoal, requests: Sequence[TraceRequest]) -> None:
         arrivals = sorted([request.arrival for request in requests])
@@ -36,7 +38,7 @@ class GoalWatch:
         self._late = self._starved = 0
 
     def __call__(self, inflight: InflightRequest, now: float) -> None:
-        """Raises Missed."""
+        """Counts a first token or an error. Raises GoalMissed."""
         arrival = inflight.request.arrival
         if arrival < self._counted_from or (inflight.error is not None and inflight.first_token_at is not None):
             return
@@ -50,8 +52,10 @@ class GoalWatch:
 
 
 def search_capacity(meets_goal: Callable[[float], bool], guess: float, *, tolerance: float = TOLERANCE) -> float:
-    """The highest rate that is ``kept``, to within ``tolerance``, from a ``guess`` on; 0 where none near it is. More load may by
-    chance be kept where less is not: then it is one of the borders."""
+    """Returns the highest rate that meets the goal, found from ``guess``; 0 if none is near it.
+
+    The result is a border: by chance a higher rate may meet the goal where a lower one does not.
+    """
     low = high = guess
     if meets_goal(guess):
         while meets_goal(high := high * _SEARCH_FACTOR):

@@ -1,8 +1,8 @@
-"""What no fleet can be: engines over one cache, as large as all of theirs, and a router that sees every queue as it is.
+"""An upper bound for all routing: one cache under all engines, and exact knowledge of every queue.
 
-A bound to hold routing against. Every engine finds every block and writes into the same memory, each block is there once, and a
-request goes where the least prefill is queued. Nothing travels and nothing is late, so what is left is the queue itself. The bound
-is that of the study behind ``docs/decisions/0031``; it is not a preset, since no gateway could follow it.
+Every engine reads and writes one memory of the fleet's size, which has each block once. A request
+goes to the engine with the least queued prefill. Nothing is transferred and nothing is late, so
+only the queues remain. No gateway could follow this policy, so it is not a preset.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,10 @@ from fairlead_sim.workload.traces import TraceRequest
 
 
 class PooledCacheBound:
-    """Sends each request where the least prefill waits, in seconds, with what the one cache holds of it left out."""
+    """A router that sends each request to the engine with the least queued prefill.
+
+    The prefill is in seconds, without what the shared cache has.
+    """
 
     def __init__(self, names: Sequence[str], profile: EngineProfile, prompts: TracePromptCache) -> None:
         self._profile = profile
@@ -27,11 +30,10 @@ class PooledCacheBound:
         self._simulation: FleetSimulation | None = None
 
     def start(self, simulation: FleetSimulation) -> None:
-        """From now on its engines' cache can be looked into."""
         self._simulation = simulation
 
     def route(self, request: TraceRequest, now: float) -> tuple[str | None, str]:
-        """The engine with the least prefill before it, the first of equal ones."""
+        """Returns the engine with the least queued prefill; the first of equal ones."""
         del now
         assert self._simulation is not None
         core = next(iter(self._simulation.cores.values()))
@@ -44,35 +46,32 @@ class PooledCacheBound:
         return name, ""
 
     def on_first_token(self, request: str, now: float) -> None:
-        """Its prefill is done."""
         self.on_lost(request, now)
 
     def on_lost(self, request: str, now: float) -> None:
-        """Nothing of it is queued any more."""
+        """Removes the prefill of the request from its queue."""
         del now
         name, seconds = self._sent.pop(request, ("", 0.0))
         if name:
             self._queued[name] = max(0.0, self._queued[name] - seconds)
 
     def on_rejected(self, request: str, now: float) -> None:
-        """Likewise."""
         self.on_lost(request, now)
 
     def on_finished(self, sequence: EngineSequence, now: float) -> None:
-        """Likewise, of one whose first token was its last."""
         self.on_lost(sequence.id, now)
 
     def on_kv_events(self, instance: str, events: Sequence[KvEvent], now: float) -> None:
-        """It looks by itself."""
+        """Does nothing: the router reads the cache itself."""
 
     def on_membership(self, live_engines: Sequence[str], now: float) -> None:
-        """Engines come with nothing queued, and leave with what they had."""
+        """Adds engines with an empty queue, and drops engines with theirs."""
         del now
         self._queued = {name: self._queued.get(name, 0.0) for name in live_engines}
 
     def set_unreachable(self, names: frozenset[str], now: float) -> None:
-        """It is no gateway, and reaches all."""
+        """Does nothing: the bound reaches every engine."""
 
     def loads(self) -> Mapping[str, InstanceLoad]:
-        """Nothing that a gateway would count."""
+        """Returns an empty mapping: the bound has no gateway."""
         return {}

@@ -1,4 +1,4 @@
-"""One trial: a preset before a fleet on some traffic, from a seed; what it served, and how much it can carry."""
+"""One trial: a preset, a fleet and a traffic from a seed; its results and its capacity."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -28,8 +28,13 @@ NO_DELAY: Final = SharingDelays()
 
 @dataclass(frozen=True, slots=True)
 class SeamKind:
-    """Cores of an outside tool: ``core(info, preset, seed)`` makes one (``fairlead_sim.seams``), and each gateway has its own.
-    ``sharing`` None: gateways and engines tell nothing. ``weather`` is what becomes of engines' events on their way."""
+    """Cores behind the router seam, driven as an outside tool drives them.
+
+    - core: makes one from (info, preset, seed), such as ``fairlead_sim.seams.router``; each gateway
+      has its own.
+    - sharing: None if gateways and engines share nothing.
+    - network: what happens to KV events on their way.
+    """
 
     core: Callable[[Mapping[str, Any], str, int], Any]
     gateways: int = 1
@@ -39,9 +44,13 @@ class SeamKind:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """``seed`` draws the names' hashes, so that homes are a draw too. ``script`` is what happens to the fleet meanwhile. Without a
-    ``seam`` one router sees all that is sent and no event, which is the faster way. ``pooled``: neither, but the bound that no fleet
-    can be (``pooled.py``)."""
+    """One trial.
+
+    - seed: draws the hashes of names, and so the homes.
+    - events: fleet events during the trial.
+    - seam: None for one router that sees all traffic and no KV events, which is faster.
+    - is_pooled_bound: measures ``ideal_bound`` in place of the preset.
+    """
 
     preset: str = "dual-hash"
     profile: EngineProfile = H100
@@ -53,15 +62,15 @@ class Trial:
     is_pooled_bound: bool = False
 
     def prompt_cache(self) -> TracePromptCache:
-        """For the requests of one traffic, to be shared by trials of one seed."""
+        """Returns a cache for one traffic, which trials of one seed may share."""
         return TracePromptCache(TRACE_BLOCK_TOKENS, secret=self._secret, seed=self._model.key.encode())
 
     def run(self, requests: Sequence[TraceRequest], *, prompts: TracePromptCache | None = None) -> list[RequestResult]:
-        """What became of each request, in the order given."""
+        """Returns the result of each request, in the order given."""
         return self._simulate(requests, prompts, None)[0]
 
     def metrics(self, requests: Sequence[TraceRequest], *, prompts: TracePromptCache | None = None) -> RunMetrics:
-        """Of the requests that count; ``requests`` by arrival."""
+        """Returns the metrics after warm-up; ``requests`` are by arrival."""
         results, router = self._simulate(requests, prompts, None)
         home_share = None
         if isinstance(router, SingleGateway) and self.preset == "dual-hash" and results:
@@ -73,7 +82,7 @@ class Trial:
     def meets_goal(
         self, requests: Sequence[TraceRequest], goal: CapacityGoal, *, prompts: TracePromptCache | None = None
     ) -> bool:
-        """Whether the fleet keeps the bar on these requests; an answer of no comes early."""
+        """Whether the fleet meets the goal. A negative answer comes early."""
         try:
             return goal.is_met(without_warmup(self._simulate(requests, prompts, GoalWatch(goal, requests))[0]))
         except GoalMissed:
@@ -87,17 +96,17 @@ class Trial:
         guess: float = 25.0,
         prompts: TracePromptCache | None = None,
     ) -> float:
-        """Requests a second, to within 1.5 %."""
+        """Returns the capacity in requests per second, to within 1.5 %."""
         goal, shared = goal or CapacityGoal(), prompts or self.prompt_cache()
         return search_capacity(lambda rate: self.meets_goal(at_rate(requests, rate), goal, prompts=shared), guess)
 
     @property
     def engine_names(self) -> list[str]:
-        """Of the engines that are there at the beginning."""
+        """Returns the engines of the start."""
         return [f"sim-{index}/0/0" for index in range(self.engines)]
 
     def router(self, prompts: TracePromptCache) -> SingleGateway | ExternalRouter:
-        """What stands before engines with a cache each."""
+        """Returns the router in front of engines with a cache each."""
         if self.seam is None:
             return self._single_gateway(self.engine_names, prompts)
         profile, seam = self.profile, self.seam
@@ -112,7 +121,7 @@ class Trial:
         )
 
     def core(self, seam: SeamKind) -> Any:
-        """One more of the seam's cores, told of the engines of the beginning."""
+        """Returns a new core of the seam."""
         profile = self.profile
         info = {
             "n": self.engines,
@@ -162,5 +171,5 @@ class Trial:
 
 
 def with_seed(trial: Trial, seed: int) -> Trial:
-    """The same from another seed."""
+    """Returns the same trial from another seed."""
     return replace(trial, seed=seed)

@@ -1,1 +1,6 @@
-"""Faults."""
+"""Fault runs: seeded simulations in which engines, gateways and messages fail.
+
+- ``scenarios``: a fleet and its faults, drawn from a seed
+- ``invariants``: the checker that must find no violation
+- ``runner``: runs a scenario under the checker
+"""

@@ -1,10 +1,13 @@
-"""Looks on while a fleet serves, and writes down whatever must never be. It stands as a front between a course and the real front.
+"""The invariant checker of fault runs: a router between the simulation and the real router.
 
-- A request goes only to an engine that is in service and that its gateway reaches; nobody is chosen only where there is none.
-- It is answered once: it arrives anew only while it has no first token, and its first token and its end come once.
-- What an engine works on is what is on its way there, and every open request is somewhere.
-- What gateways count as theirs (requests, those without a first token) is what is on its way; nothing counted is below zero.
-- Nothing waits for ever: who is still open ``PATIENCE_SECONDS`` after the last arrival is lost.
+- A request goes only to an engine in service that its gateway reaches. It is refused only if there
+  is none.
+- A request is answered once. It arrives again only without a first token; its first token and its
+  end come once.
+- The requests of an engine are those in flight there, and every open request is at one engine.
+- The gateways' counts (requests, those without a first token) are the requests in flight. No count
+  is negative.
+- Every request ends. One that is open ``PATIENCE_SECONDS`` after the last arrival is lost.
 """
 
 from collections import Counter
@@ -25,16 +28,24 @@ _MAX_VIOLATIONS: Final = 20
 _MIN_COUNT: Final = -1e-6
 
 EndpointCount = tuple[str, int, int, float, float]
-"""Of one gateway at one engine: requests in flight, those without a first token, their prefill, their tokens."""
+"""The counts of one gateway for one engine.
+
+Name, requests in flight, those without a first token, their prefill seconds, their tokens.
+"""
 
 
 class RequestLost(Exception):
-    """Raised out of a run in which somebody waits for ever."""
+    """Raised in a run with a request that never ends."""
 
 
 class InvariantChecker:
-    """``counts`` is what all gateways count. Where the front ``holds`` requests, the course does not know for which engine, so only
-    the sum is compared. ``reached(request)`` are those in service that its gateway reaches."""
+    """The checker of one run.
+
+    - counts: returns the counts of all gateways.
+    - queues_requests: the router queues requests. The simulation does not know for which engine, so
+      only sums are compared.
+    - reachable: returns the engines in service that the request's gateway reaches.
+    """
 
     def __init__(
         self,
@@ -63,51 +74,46 @@ class InvariantChecker:
     # --- what passes -----------------------------------------------------------------------------------------------------
 
     def start(self, simulation: FleetSimulation) -> None:
-        """Looks begin too."""
         self._simulation = simulation
         self._router.start(simulation)
         simulation.schedule(CHECK_SECONDS, self._check)
 
     def route(self, request: TraceRequest, now: float) -> tuple[str | None, str]:
-        """Whom the front chooses."""
         inflight = self._inflight_request(request.id)
         if inflight.is_ended or inflight.first_token_at is not None:
-            self._report(now, f"{request.id} arrives anew although it has begun")
+            self._report(now, f"{request.id} arrives again after its first token")
         chosen, reason = self._router.route(request, now)
         reachable = self._reachable(request.id, self._live)
         if chosen is None:
             self.unserved.add(request.id)
             if reachable:
-                self._report(now, f"{request.id} gets nobody ({reason}) although {len(reachable)} are in service")
+                self._report(now, f"{request.id} gets no engine ({reason}) although {len(reachable)} are in service")
         elif chosen != QUEUED and chosen not in reachable:
-            self._report(now, f"{request.id} goes to {chosen}, which is not in service or not in reach")
+            self._report(now, f"{request.id} goes to {chosen}, which is not in service or not reachable")
         return chosen, reason
 
     def on_rejected(self, request: str, now: float) -> None:
-        """No engine refuses what it is sent here."""
-        self._report(now, f"{request} is refused by {self._inflight_request(request).instance}")
+        """Reports a violation: no engine rejects a request here."""
+        self._report(now, f"{request} is rejected by {self._inflight_request(request).instance}")
         self._router.on_rejected(request, now)
 
     def on_first_token(self, request: str, now: float) -> None:
-        """Once for each request."""
         if request in self._first_tokens:
-            self._report(now, f"{request} begins twice")
+            self._report(now, f"{request} has two first tokens")
         self._first_tokens.add(request)
         self._router.on_first_token(request, now)
 
     def on_finished(self, sequence: EngineSequence, now: float) -> None:
-        """Once, after its first token."""
         if sequence.id in self._ends or sequence.id not in self._first_tokens:
-            self._report(now, f"{sequence.id} ends twice, or before it begins")
+            self._report(now, f"{sequence.id} ends twice, or before its first token")
         self._ends.add(sequence.id)
         self._router.on_finished(sequence, now)
 
     def on_kv_events(self, instance: str, events: Sequence[KvEvent], now: float) -> None:
-        """What engines tell."""
         self._router.on_kv_events(instance, events, now)
 
     def on_membership(self, live_engines: Sequence[str], now: float) -> None:
-        """Who is in service, and since when."""
+        """Notes when each engine is in service."""
         for name in live_engines:
             if name not in self._live:
                 self._in_service.setdefault(name, []).append([now, float("inf")])
@@ -118,13 +124,12 @@ class InvariantChecker:
         self._router.on_membership(live_engines, now)
 
     def on_lost(self, request: str, now: float) -> None:
-        """Its engine is gone."""
         self._router.on_lost(request, now)
 
     # --- looks -----------------------------------------------------------------------------------------------------------
 
     def check_end(self) -> None:
-        """When all is over: nothing is left anywhere, and who was sent anything was in service at that moment."""
+        """Checks the end: engines and counts are empty, and requests went to engines in service."""
         simulation = self._require_simulation()
         for name, core in simulation.cores.items():
             if core.sequences() or core.pool.referenced:
@@ -159,11 +164,11 @@ class InvariantChecker:
             present, sequence = by_engine.get(inflight.instance or "", {}), inflight.sequence
             if sequence is not None and present.get(inflight.request.id) is sequence:
                 known[inflight.instance or ""] += 1
-            elif sequence is None or sequence.state is not SequenceState.FINISHED:  # it ends with the step under way
+            elif sequence is None or sequence.state is not SequenceState.FINISHED:  # it ends with the present step
                 self._report(now, f"{inflight.request.id} is open and not at {inflight.instance}")
         for name, present in by_engine.items():
             if len(present) != known[name]:
-                self._report(now, f"{name} works on {len(present)} requests, and {known[name]} are on their way there")
+                self._report(now, f"{name} has {len(present)} requests, and {known[name]} are in flight there")
 
     def _check_counts(self, simulation: FleetSimulation, now: float) -> None:
         expected: Counter[tuple[str, bool]] = Counter()

@@ -1,7 +1,4 @@
-"""Plays fleets in trouble (``trouble``) under a guard (``guard``) and judges them: safety while it lasts, liveness after.
-
-python -m fairlead_sim.faults.runner SEED        one of them again, with what happens in it and what was found
-"""
+"""The runner of fault scenarios: safety is checked all the time, liveness after the faults."""
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -35,12 +32,12 @@ from fairlead_sim.workload.traces import TRACE_BLOCK_TOKENS
 
 REPLAY_COMMAND: Final = ".venv/bin/python scripts/nightly_fleet.py --replay {}"
 RECOVERED_ATTAINMENT: Final = 0.9
-"""Of the first tokens of those that arrive when all has been well for long enough, by ``TARGET_SECONDS``."""
+"""The least share of first tokens within ``TARGET_SECONDS`` after recovery."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunReport:
-    """One seed: what was found ``broken``, and how much happened."""
+    """The violations of one seed, and how much happened."""
 
     seed: int
     violations: tuple[str, ...]
@@ -52,18 +49,21 @@ class RunReport:
     attainment_after: float
 
     def describe(self) -> str:
-        """What was found, and the one command that plays it again."""
+        """Returns the violations and the command that runs the seed again."""
         lines = [f"seed {self.seed}: {len(self.violations)} findings", *[f"  {what}" for what in self.violations]]
         return "\n".join([*lines, f"  {REPLAY_COMMAND.format(self.seed)}"])
 
 
 def run_seed(seed: int) -> RunReport:
-    """Play it."""
+    """Runs the scenario of a seed."""
     return run_scenario(from_seed(seed))
 
 
 def run_scenario(scenario: FaultScenario, core: Callable[..., Any] | None = None) -> RunReport:
-    """``core`` instead of ours behind the seam, to see that the guard sees."""
+    """Runs a scenario.
+
+    core: replaces the production core behind the seam, to test the checker.
+    """
     prompts = (trial := _trial(scenario, core)).prompt_cache()
     router = _gateways(scenario) if scenario.router == GATEWAY_CLUSTER else trial.router(prompts)
     checker = InvariantChecker(
@@ -95,7 +95,7 @@ def run_scenario(scenario: FaultScenario, core: Callable[..., Any] | None = None
     attainment = share_within(recovered, TARGET_SECONDS)
     broken = [*checker.violations, *_failed_requests(scenario, results, checker.unserved)]
     if scenario.preset == "dual-hash" and attainment < RECOVERED_ATTAINMENT:
-        broken.append(f"{attainment:.3f} of {len(recovered)} first tokens in time, long after all is well")
+        broken.append(f"{attainment:.3f} of {len(recovered)} first tokens in time after recovery")
     return RunReport(
         seed=scenario.seed,
         violations=tuple(broken),
@@ -191,12 +191,12 @@ def _reachable_engines(
 
 
 def _failed_requests(scenario: FaultScenario, results: Sequence[RequestResult], unserved: Collection[str]) -> list[str]:
-    """What became of requests that may not become of them."""
+    """Returns a line for each request with an outcome that the scenario does not permit."""
     problems = []
     for request, result in zip(scenario.traffic, results, strict=True):
         if result.error is not None:
             if result.arrival > FAULT_SECONDS:
-                problems.append(f"{result.id} fails although all is well: {result.error}")
+                problems.append(f"{result.id} fails after recovery: {result.error}")
             elif result.error != CLIENT_DISCONNECT and result.id not in unserved:
                 problems.append(f"{result.id} fails: {result.error}")
             continue

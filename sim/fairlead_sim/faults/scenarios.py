@@ -1,18 +1,19 @@
-"""Fleets in trouble, drawn from seeds: what `make nightly` plays ten thousand of (docs/reference/faults.md).
+"""The fault scenarios of ``make nightly``, drawn from seeds (``docs/reference/faults.md``).
 
-A seed draws a fleet, what stands before it, its traffic, and what happens in the first ``TROUBLE_SECONDS``: faults of the fault
-matrix that a simulator can have. Then all is well again (lost engines are replaced, slow ones are fast, everybody reaches
-everybody), and the traffic goes on: after ``RECOVERY_SECONDS`` the fleet must serve as if nothing had been.
+A seed draws a fleet, its router, its traffic, and the faults of the first ``FAULT_SECONDS``. Then
+the faults end: lost engines are replaced, slow ones recover, and every gateway reaches every
+engine. Traffic continues. After ``RECOVERY_SECONDS`` the fleet must serve as if there had been no
+fault.
 
-| fault | here |
-|---|---|
-| engines killed, also all at once, and started anew under their names | ``lose``, ``join`` |
-| engines drained, others added | ``drain``, ``join`` |
-| an engine ten times slower, or hanging | ``slow`` by 10, by 50 |
-| a gateway does not reach some engines; links cut one by one and mended in another order | ``partitions`` |
-| a herd: three tenths of the requests of those seconds arrive within one | ``traffic`` |
-| a gateway killed in the middle of its answers | ``kills`` |
-| what engines and gateways tell is lost, comes twice, late or out of order; Redis away | ``spells`` |
+    | fault | here |
+    |---|---|
+    | engines killed, also all at once, and restarted under their names | ``LOSE``, ``JOIN`` |
+    | engines drained, others added | ``DRAIN``, ``JOIN`` |
+    | an engine ten times slower, or hanging | ``SLOW`` by 10, by 50 |
+    | a gateway does not reach some engines; links are cut and mended one by one | ``partitions`` |
+    | a thundering herd: 30 % of the requests of those seconds arrive within one | ``traffic`` |
+    | a gateway killed during its answers | ``kills`` |
+    | messages lost, duplicated, late or out of order; Redis gone | ``network_faults`` |
 """
 
 from collections.abc import Sequence
@@ -32,7 +33,7 @@ RECOVERY_SECONDS: Final = 60.0
 OBSERVED_SECONDS: Final = 20.0
 _PROFILES: Final = ("h100-llama8b", "a100-qwen7b")
 _ENGINE_RATE: Final = {"h100-llama8b": 2.4, "a100-qwen7b": 1.0}
-"""Requests a second that one engine carries without finding anything in its cache."""
+"""Requests per second that one engine carries without cache hits."""
 SINGLE_GATEWAY: Final = "one"
 EXTERNAL_ROUTER: Final = "seam"
 GATEWAY_CLUSTER: Final = "gateways"
@@ -40,7 +41,7 @@ GATEWAY_CLUSTER: Final = "gateways"
 
 @dataclass(frozen=True, slots=True)
 class NetworkPartition:
-    """At a moment a gateway reaches all engines but these."""
+    """From a time on, a gateway reaches all engines but these."""
 
     at: float
     gateway: int
@@ -49,7 +50,7 @@ class NetworkPartition:
 
 @dataclass(frozen=True, slots=True)
 class GatewayKill:
-    """At a moment a gateway is killed, and another takes its place."""
+    """The replacement of a killed gateway at a time."""
 
     at: float
     gateway: int
@@ -57,8 +58,12 @@ class GatewayKill:
 
 @dataclass(frozen=True, slots=True)
 class FaultScenario:
-    """``front``: one router that sees all (``one``), cores of the seam as an outside tool drives them (``seam``), or the production's
-    gateways with what they tell one another (``gateways``). ``shared`` False: gateways and engines tell nothing."""
+    """A fleet, its traffic and its faults.
+
+    - router: one router (``SINGLE_GATEWAY``), cores behind the seam (``EXTERNAL_ROUTER``), or
+      production's gateways with their exchange (``GATEWAY_CLUSTER``).
+    - shared: False if gateways and engines share nothing.
+    """
 
     seed: int
     router: str
@@ -76,16 +81,16 @@ class FaultScenario:
 
     @property
     def engine_names(self) -> list[str]:
-        """Of the engines of the beginning."""
+        """Returns the engines of the start."""
         return [engine_name(number) for number in range(self.engines)]
 
     @property
     def all_engine_names(self) -> list[str]:
-        """Also of those that come."""
+        """Returns all engines, also those that join."""
         return list(dict.fromkeys([*self.engine_names, *[event.engine for event in self.fleet_events]]))
 
     def describe(self) -> str:
-        """In one line."""
+        """Returns a one-line description."""
         faults = [
             *[(one.at, f"{one.kind} {one.engine.split('/')[0]}") for one in self.fleet_events],
             *[(one.at, f"gateway {one.gateway} without {len(one.unreachable)}") for one in self.partitions],
@@ -100,16 +105,15 @@ class FaultScenario:
 
 
 def engine_name(number: int) -> str:
-    """An engine's name."""
     return f"sim-{number}/0/0"
 
 
 def from_seed(seed: int) -> FaultScenario:
-    """Equal seeds are equal scenes."""
+    """Returns the scenario of a seed."""
     random_ = Random(f"trouble {seed}")
     router = random_.choice(
         [SINGLE_GATEWAY, SINGLE_GATEWAY, EXTERNAL_ROUTER, EXTERNAL_ROUTER, GATEWAY_CLUSTER]
-    )  # the last takes five times as long
+    )  # a cluster takes five times as long
     rule = "dual-hash" if router == GATEWAY_CLUSTER or random_.random() < 0.5 else random_.choice(list(PRESETS))
     gateways = 1 if router == SINGLE_GATEWAY else random_.randint(1, 4)
     engines = random_.randint(2, 6)
@@ -150,7 +154,7 @@ def _traffic(random_: Random, seed: int, rate: float) -> tuple[TraceRequest, ...
 
 
 def _profile(random_: Random, name: str) -> EngineProfile:
-    """Some with half the memory, some with few sequences at once."""
+    """Returns a profile, sometimes with half the memory or with few sequences."""
     base = builtin_profile(name)
     return replace(
         base,
@@ -195,7 +199,7 @@ def _fleet_events(random_: Random, names: Sequence[str]) -> tuple[FleetEvent, ..
 
 
 def _partitions(random_: Random, names: Sequence[str], gateways: int) -> tuple[NetworkPartition, ...]:
-    """Links of one gateway, cut one by one and mended in another order; for some gateways, at some moment."""
+    """Returns partitions of some gateways, whose links are cut and mended in different orders."""
     partitions: list[NetworkPartition] = []
     for gateway in range(gateways):
         if random_.random() >= 0.25:

@@ -1,4 +1,4 @@
-"""What happens to a fleet while it serves: engines are lost, come, are drained, or become slow. A script is a list of it."""
+"""Events of a fleet under load: engines are lost, join, drain or become slow."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,11 @@ from fairlead_sim.fleet.simulation import FleetSimulation
 
 
 class FleetEventKind(StrEnum):
-    """Losing takes everything with it; a drained engine ends what it has; a slow one takes so many times as long for a step."""
+    """The kind of a fleet event.
+
+    A lost engine takes its requests with it. A drained engine finishes its requests. A slow engine
+    takes ``factor`` times as long for a step.
+    """
 
     LOSE = "lose"
     JOIN = "join"
@@ -19,7 +23,10 @@ class FleetEventKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class FleetEvent:
-    """At a moment, to one engine by name. ``factor`` is how many times slower it is from then on; 1 is as before."""
+    """An event of one engine at a simulated time.
+
+    factor: how many times slower the engine is from then on; 1 restores its speed.
+    """
 
     at: float
     kind: FleetEventKind
@@ -28,7 +35,9 @@ class FleetEvent:
 
 
 def schedule_events(events: Sequence[FleetEvent], simulation: FleetSimulation) -> None:
-    """Let it happen. What cannot (an engine that is not there any more) does not."""
+    """Schedules the events. An event that does not apply, such as the loss of a lost engine, is
+    skipped.
+    """
     actions: dict[str, Callable[[FleetEvent, float], None]] = {
         FleetEventKind.LOSE: lambda event, now: simulation.lose_engine(event.engine, now),
         FleetEventKind.JOIN: lambda event, now: simulation.add_engine(event.engine, now),
@@ -45,7 +54,9 @@ def schedule_events(events: Sequence[FleetEvent], simulation: FleetSimulation) -
 
 
 def scale_out_and_in(first: int, end: int, out_at: float, in_at: float) -> tuple[FleetEvent, ...]:
-    """Engines ``sim-<first>`` to before ``sim-<most>`` come at ``up`` and are drained at ``down`` (6 → 8 → 6)."""
+    """Returns joins of ``sim-<first>`` to ``sim-<end - 1>`` at ``out_at``, and their drains at
+    ``in_at``.
+    """
     names = [f"sim-{index}/0/0" for index in range(first, end)]
     return (
         *[FleetEvent(out_at, FleetEventKind.JOIN, name) for name in names],

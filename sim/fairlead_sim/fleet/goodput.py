@@ -1,18 +1,25 @@
-"""Smooth goodput: what users got out of their answers, as one number that neither waiting nor giving up can raise.
+"""Smooth goodput: what users get out of answers, as one number that neither delay nor abandoning
+raises.
 
-Plain goodput counts an answer or not, so a server gains by abandoning what is late already. Here (``research/papers.md``, B6) a
-user is taken to read: the first token is due ``ttft_seconds`` after the request, each one after it ``token_seconds`` after the one
-before. A token that comes later than it is due stops the reader, and everything after it is due that much later (the slip is
-carried). The benefit of an answer of n tokens is
+Why: plain goodput counts an answer or not, so that a server gains by abandoning late answers.
 
-    w(n) · max(0, 1 - alpha · idle / (ttft_seconds + token_seconds · n))        idle = the sum of all slips
+The model is a user who reads. The first token is due ``ttft_seconds`` after the request, each
+further one ``token_seconds`` after the one before. A late token stops the reader, and all later
+deadlines move by the delay (the slip is carried). The benefit of an answer of n tokens is
 
-with w(n) = n, and for an answer that was dropped minus ``beta`` per token that was sent in vain, never more than the same answer
-complete would have brought. Goodput is the sum of benefits over engine-seconds.
+    w(n) · max(0, 1 - alpha · idle / (ttft_seconds + token_seconds · n))
 
-What holds, and is tested on drawn timelines: a token delivered later never raises it; dropping an answer never raises it; with
-``alpha`` to infinity (and ``beta`` to 0) it becomes the tokens of the answers that were never late, plain goodput; over replicas
-it adds up.
+where idle is the sum of all slips and w(n) = n. A dropped answer costs ``beta`` per token that was
+sent in vain, and never brings more than the complete answer. Goodput is the sum of benefits per
+engine-second.
+
+Properties, tested on random timelines:
+
+- A later token never raises it.
+- A dropped answer never raises it.
+- With ``alpha`` to infinity and ``beta`` to 0 it becomes plain goodput: the tokens of the answers
+  that were never late.
+- It adds up over replicas.
 """
 
 from collections.abc import Iterable, Sequence
@@ -23,7 +30,10 @@ from fairlead_sim.fleet.request import RequestResult
 
 @dataclass(frozen=True, slots=True)
 class TokenDeadlines:
-    """How fast an answer is read and how much waiting costs. ``token_seconds`` 0 is a program that waits for the whole answer."""
+    """The speed at which a user reads, and the price of waiting.
+
+    token_seconds: 0 describes a program that waits for the whole answer.
+    """
 
     ttft_seconds: float = 5.0
     token_seconds: float = 0.05
@@ -32,7 +42,7 @@ class TokenDeadlines:
 
 
 def idle_seconds(deadlines: TokenDeadlines, arrival: float, times: Iterable[float]) -> float:
-    """How long a reader stood still over tokens that came at ``times``."""
+    """Returns how long a user waits for tokens that come at ``times``."""
     idle = 0.0
     due = arrival + deadlines.ttft_seconds
     for at in times:
@@ -43,7 +53,10 @@ def idle_seconds(deadlines: TokenDeadlines, arrival: float, times: Iterable[floa
 
 
 def benefit(deadlines: TokenDeadlines, arrival: float, times: Sequence[float], *, dropped: bool = False) -> float:
-    """Of one answer, in tokens read with pleasure. ``times`` are when its tokens came, those of a dropped one until then."""
+    """Returns the benefit of one answer, in tokens.
+
+    times: when its tokens came; those of a dropped answer up to the drop.
+    """
     tokens = len(times)
     if dropped:
         return -deadlines.beta * tokens
@@ -56,7 +69,7 @@ def benefit(deadlines: TokenDeadlines, arrival: float, times: Sequence[float], *
 def smooth_goodput(
     results: Iterable[RequestResult], engine_seconds: float, deadlines: TokenDeadlines | None = None
 ) -> float:
-    """Tokens read with pleasure per second of an engine. ``engine_seconds`` must be positive."""
+    """Returns the benefit per engine-second. ``engine_seconds`` must be positive."""
     deadlines = deadlines or TokenDeadlines()
     total = sum(
         [benefit(deadlines, result.arrival, result.token_times, dropped=result.error is not None) for result in results]
@@ -67,7 +80,9 @@ def smooth_goodput(
 def plain_goodput(
     served: Iterable[RequestResult], engine_seconds: float, reader: TokenDeadlines | None = None
 ) -> float:
-    """The tokens of answers in which no token came later than it was due, per second of an engine."""
+    """The tokens of answers in which no token came later than it was due, per second of an
+    engine.
+    """
     reader = reader or TokenDeadlines()
     good = [
         sum([end - begin for begin, end in one.spans])

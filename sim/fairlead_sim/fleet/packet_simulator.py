@@ -1,6 +1,7 @@
-"""What becomes of messages on their way: most come when they are due; in a spell some are lost, come twice, or come later.
+"""Packet simulator: drops, duplicates and delays messages between gateways and engines.
 
-Those that come later are delayed apart, so they also come out of order. A ``Weather`` draws from a seed, in the order of asking.
+Delays are drawn per message, so that delayed messages also reorder. All draws come from one seed,
+in call order.
 """
 
 from collections.abc import Sequence
@@ -11,8 +12,12 @@ from typing import Final
 
 @dataclass(frozen=True, slots=True)
 class NetworkFault:
-    """From ``begin`` to before ``end`` (seconds) these shares (0..1) of messages are ``lost`` or come ``twice``, and each comes up to
-    ``late_seconds`` later."""
+    """A stretch of simulated time in which messages are lost, duplicated or late.
+
+    - begin, end: seconds; ``end`` is outside.
+    - drop, duplicate: shares (0..1) of the messages.
+    - max_delay_seconds: upper bound of the further delay.
+    """
 
     begin: float
     end: float
@@ -22,14 +27,14 @@ class NetworkFault:
 
 
 class PacketSimulator:
-    """Of spells that may overlap: the first of them counts."""
+    """The network faults of one run. Faults may overlap; the first in the list applies."""
 
     def __init__(self, faults: Sequence[NetworkFault] = (), seed: int = 0) -> None:
         self._faults = tuple(faults)
         self._random = Random(f"weather {seed}")
 
     def delivery_times(self, now: float, delay_seconds: float) -> list[float]:
-        """When a message sent now comes: once, twice, or never."""
+        """Returns when a message sent at ``now`` arrives: once, twice or never."""
         for fault in self._faults:
             if fault.begin <= now < fault.end:
                 if self._random.random() < fault.drop:

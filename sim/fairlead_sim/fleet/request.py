@@ -1,4 +1,4 @@
-"""What passes between a course and those around it: the front that chooses, a request on its way, and what became of it."""
+"""A simulated request: in flight, and its result."""
 
 from array import array
 from collections.abc import Sequence
@@ -15,10 +15,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class RequestResult:
-    """What became of one request; times in simulated seconds, ``finish`` since the simulation began.
+    """The result of one request, in simulated seconds.
 
-    ``error`` is set when no engine could take it, or its answer was cut. Its tokens came at the ends of its engine's steps from
-    ``spans[i][0]`` to before ``spans[i][1]``; more spans than one where it was preempted.
+    - error: set if no engine took the request, or if the answer was cut.
+    - finish: seconds since the start of the simulation.
+    - step_ends, spans: token i of span s came at ``step_ends[spans[s][0] + i]``. A preempted
+      request has several spans.
     """
 
     id: str
@@ -37,7 +39,7 @@ class RequestResult:
 
     @property
     def token_times(self) -> "array[float]":
-        """When each of its tokens came."""
+        """Returns the time of each token."""
         times: array[float] = array("d")
         for begin, end in self.spans:
             times.extend(self.step_ends[begin:end])
@@ -45,13 +47,13 @@ class RequestResult:
 
     @property
     def token_gaps(self) -> "array[float]":
-        """The seconds between its tokens, in order."""
+        """Returns the seconds between tokens, in order."""
         times = self.token_times
         return array("d", [later - earlier for earlier, later in pairwise(times)])
 
     @property
     def tpot_seconds(self) -> float | None:
-        """Mean of the gaps; None for an answer of one token."""
+        """Returns the mean gap between tokens; None for an answer of one token."""
         tokens = sum([end - begin for begin, end in self.spans])
         if tokens < 2:
             return None
@@ -59,7 +61,7 @@ class RequestResult:
 
 
 class InflightRequest:
-    """One request on its way: what it is, where it went, when its tokens came."""
+    """One request in flight: its route and the times of its tokens."""
 
     __slots__ = (
         "_span_begin",
@@ -89,21 +91,21 @@ class InflightRequest:
         self._spans: list[tuple[int, int]] = []
 
     def is_current(self, sequence: EngineSequence) -> bool:
-        """Whether what happens to this sequence is still about the request: not when it has been cut, or sent elsewhere."""
+        """Whether a sequence still belongs to the request, which was neither cut nor rerouted."""
         return self.sequence is sequence and not self.is_ended
 
     def begin_span(self, index: int) -> None:
-        """From the end of this step on, each gives it a token."""
+        """Notes that the request gets a token at the end of this step and of each later one."""
         self._span_begin = index
 
     def end_span(self, index: int) -> None:
-        """The end of this step gives it none, nor do those after it."""
+        """Notes that the request gets no token at the end of this step nor later."""
         if self._span_begin >= 0:
             self._spans.append((self._span_begin, index))
             self._span_begin = -1
 
     def result(self) -> RequestResult:
-        """What became of it, once it has ended."""
+        """Returns the result of the ended request."""
         request, sequence = self.request, self.sequence
         return RequestResult(
             id=request.id,

@@ -1,4 +1,4 @@
-"""The numbers of one run: what the requests that count got, and how the fleet carried them. Pure."""
+"""The metrics of one run: latencies, cache hits and load balance of the requests after warm-up."""
 
 import math
 from collections.abc import Sequence
@@ -12,13 +12,16 @@ TARGET_SHARE = 0.90
 GUARD_SECONDS = 15.0
 GUARD_SHARE = 0.99
 WARMUP_SHARE = 0.1
-"""Of the requests, by arrival: they fill the caches and do not count."""
+"""Share of the requests, by arrival, that fill the caches and do not count."""
 
 
 @dataclass(frozen=True, slots=True)
 class CapacityGoal:
-    """What a fleet must keep to be within its capacity: so many first tokens within so many seconds, and the guard that the others
-    are not starved for it."""
+    """The latency goal that bounds the capacity of a fleet.
+
+    ``share`` of the first tokens must come within ``seconds``. The guard bounds the rest: no policy
+    may starve some requests for the others.
+    """
 
     seconds: float = TARGET_SECONDS
     share: float = TARGET_SHARE
@@ -26,7 +29,7 @@ class CapacityGoal:
     guard_share: float = GUARD_SHARE
 
     def is_met(self, results: Sequence[RequestResult]) -> bool:
-        """By requests that count. What failed is late for both."""
+        """Whether these requests meet the goal. A failed request is late."""
         return (
             share_within(results, self.seconds) >= self.share
             and share_within(results, self.guard_seconds) >= self.guard_share
@@ -38,7 +41,7 @@ WITHOUT_GUARD = CapacityGoal(guard_share=0.0)
 
 @dataclass(frozen=True, slots=True)
 class RunMetrics:
-    """Of the requests that count. Shares are 0..1, seconds simulated ones; what nothing was measured of is None."""
+    """The metrics of one run. Shares are 0..1, seconds are simulated; None was not measured."""
 
     requests: int
     errors: int
@@ -57,12 +60,12 @@ class RunMetrics:
 
 
 def without_warmup(results: Sequence[RequestResult]) -> Sequence[RequestResult]:
-    """Without those that warm the caches; ``served`` in the order of arrival."""
+    """Returns the results after warm-up; ``results`` are in order of arrival."""
     return results[int(WARMUP_SHARE * len(results)) :]
 
 
 def share_within(results: Sequence[RequestResult], seconds: float) -> float:
-    """Share of requests whose first token came in time; 0 of none."""
+    """Returns the share of requests with a first token within ``seconds``; 0 for no request."""
     in_time = sum([result.ttft_seconds is not None and result.ttft_seconds <= seconds for result in results])
     return in_time / len(results) if results else 0.0
 
@@ -74,8 +77,11 @@ def run_metrics(
     home_share: float | None = None,
     target_seconds: float = TARGET_SECONDS,
 ) -> RunMetrics:
-    """Of the requests given, all of them; ``engines`` is how many there were, those that got nothing included. ``attainment`` is of
-    first tokens within ``target_seconds``."""
+    """Returns the metrics of all given requests.
+
+    - engines: the number of engines, with those that got no request.
+    - target_seconds: the TTFT bound of ``attainment``.
+    """
     ttfts = sorted([result.ttft_seconds for result in results if result.ttft_seconds is not None])
     tpots = sorted([pace for result in results if (pace := result.tpot_seconds) is not None])
     last = max([result.finish for result in results if result.finish is not None], default=0.0)
@@ -100,7 +106,7 @@ def run_metrics(
 
 
 def attainment_by_window(results: Sequence[RequestResult], seconds: float) -> list[float]:
-    """Attainment of each stretch of so many seconds of arrivals, from the first arrival on; those without arrivals are left out."""
+    """Returns the attainment of each window of arrivals; windows without arrivals are left out."""
     by_window: dict[int, list[RequestResult]] = {}
     for result in results:
         by_window.setdefault(int((result.arrival - results[0].arrival) / seconds), []).append(result)
@@ -108,7 +114,7 @@ def attainment_by_window(results: Sequence[RequestResult], seconds: float) -> li
 
 
 def quantile(ordered: Sequence[float], share: float) -> float:
-    """Of at least one value in rising order, linear between the two nearest."""
+    """Returns a quantile of at least one ascending value, with linear interpolation."""
     position = share * (len(ordered) - 1)
     below = int(position)
     above = min(below + 1, len(ordered) - 1)
@@ -124,7 +130,7 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 def _load_cov(results: Sequence[RequestResult], engines: int) -> float | None:
-    """Standard deviation ÷ mean, over engines, of the prompt tokens that they computed."""
+    """Returns standard deviation ÷ mean, over engines, of computed prompt tokens."""
     computed: dict[str, int] = {}
     for result in results:
         if result.instance:

@@ -1,4 +1,4 @@
-"""Router front."""
+"""The interface between the fleet simulation and whatever routes its requests."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
@@ -12,36 +12,48 @@ if TYPE_CHECKING:
 
 
 class RouterFront(Protocol):
-    """Who chooses an engine for a request, and what it is told. Times are simulated seconds."""
+    """The router of a fleet simulation. Times are simulated seconds.
+
+    A router receives what a gateway receives, when the gateway receives it.
+    """
 
     def start(self, simulation: "FleetSimulation") -> None:
-        """The simulation begins; ``course.later`` may be called from now on."""
+        """Starts the router; ``simulation.schedule`` works from now on."""
         ...
 
     def route(self, request: TraceRequest, now: float) -> tuple[str | None, str]:
-        """Choose an engine and take the request as sent there; ``HELD`` to send it later; None and why where there is none."""
+        """Chooses an engine and counts the request as sent.
+
+        Returns ``QUEUED`` to send the request later. Returns None and the reason if no engine is
+        available.
+        """
         ...
 
     def on_rejected(self, request: str, now: float) -> None:
-        """The engine did not take it."""
+        """Notes that the engine did not take the request."""
         ...
 
     def on_first_token(self, request: str, now: float) -> None:
-        """Its first token came."""
+        """Notes the first token of a request."""
         ...
 
     def on_finished(self, sequence: EngineSequence, now: float) -> None:
-        """Its answer is complete."""
+        """Notes a complete answer."""
         ...
 
     def on_kv_events(self, instance: str, events: Sequence[KvEvent], now: float) -> None:
-        """An engine tells what it stored and removed in the step that ends now; only when the course has ``events``."""
+        """Notes what an engine stored and evicted in the step that ends now, if the fleet publishes
+        events.
+        """
         ...
 
     def on_membership(self, live_engines: Sequence[str], now: float) -> None:
-        """The engines that are there from now on; only where some come or go."""
+        """Replaces the set of engines that take requests."""
         ...
 
     def on_lost(self, request: str, now: float) -> None:
-        """The engine that it was on is gone; it arrives anew at once where it has no first token yet."""
+        """Notes that the engine of a request is gone.
+
+        A request without a first token arrives again right after.
+        """
         ...

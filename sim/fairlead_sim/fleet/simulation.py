@@ -1,13 +1,14 @@
-"""The course of a simulation: engines, requests on their way, and one heap of what happens when.
+"""The fleet simulation: engines, requests in flight and one heap of events on a virtual clock.
 
-No byte is sent and no time is read, so equal arguments give equal results. At one moment, ends of steps come first (in the order
-of the engines), then what is told, then arrivals. What stands before the engines (one router, or several gateways) is a
-``Front``: it chooses, and is told what a gateway would be told, when it would be told.
+No byte is sent and no clock is read, so equal arguments give equal results. Events of the same
+moment are ordered: ends of steps first (by engine), then notices, then arrivals. A ``RouterFront``
+chooses engines and receives what a gateway would receive, when it would receive it.
 
-Where an engine does nothing but decode, its steps are not gone through one by one: the course foresees when each of them ends, up to
-the first at which a sequence fills a block or ends, and takes them all when that comes. Whatever happens to the engine before (a
-request arrives, it is lost) takes those that have begun until then and lets the engine go on from there. Every time is the same to
-the last bit as in a course of single steps; a property test holds the two together.
+Steps that only decode are not simulated one by one. The simulation predicts their ends up to the
+first step in which a sequence fills a block or ends, and takes them together. If the engine changes
+before that (a request arrives, it is lost), it takes the steps that have begun and continues from
+there. All times equal those of single steps to the last bit; a property test
+compares the two.
 """
 
 import heapq
@@ -37,15 +38,18 @@ _STEP_END: Final = 0
 _NOTICE: Final = 1
 _ARRIVAL: Final = 2
 _MAX_FORESEEN_STEPS: Final = 64
-"""So many steps are foreseen at once: most stretches are shorter, because somebody arrives."""
+"""The number of predicted steps. Most runs are shorter, because a request arrives."""
 QUEUED: Final = ""
-"""What a front chooses that keeps the request and sends it later (``Course.send``)."""
+"""The choice of a router that keeps a request and sends it later."""
 CLIENT_DISCONNECT: Final = "its engine was lost in the middle of the answer"
 
 
 class _FleetEngine:
-    """One simulated engine. ``ends`` are those of all its steps; of the last, ``foreseen`` have not been taken yet. What was put
-    into the heap of an older ``version`` does not happen."""
+    """One engine of the fleet.
+
+    - step_ends: the ends of all steps; the last ``foreseen`` of them have not been taken yet.
+    - version: heap entries of an older version are void.
+    """
 
     __slots__ = ("core", "foreseen", "index", "is_stepping", "name", "step_ends", "version")
 
@@ -60,11 +64,11 @@ class _FleetEngine:
 
 
 class FleetSimulation:
-    """``names`` are those of engines with ``profile``, or with their own in ``profiles``; with ``events`` the front hears what they
-    store and remove. The front hears of first tokens and ends ``hearing_seconds`` after they happened, as a gateway does. ``prompts``
-    may be shared by courses. ``watch`` sees each request at its first token, and at its end where that is an error.
-    ``reserve_tokens`` of output must fit beside a prompt that an engine admits (None: all of them; 0: it admits by the prompt, and
-    preempts). ``pooled``: one memory for all of them."""
+    """A simulation of one fleet behind one router.
+
+    - prompts: block keys, which several simulations may share.
+    - on_progress: called for each request at its first token, and at its end if that is an error.
+    """
 
     def __init__(
         self,
@@ -105,15 +109,18 @@ class FleetSimulation:
 
     @property
     def cores(self) -> Mapping[str, EngineCore]:
-        """The engines that are there by name, for a front that knows everything."""
+        """Returns the present engines by name."""
         return {name: engine.core for name, engine in self._engines.items()}
 
     def schedule(self, at: float, act: Action) -> None:
-        """``act(at)`` is called then, unless every request has ended before."""
+        """Calls ``act(at)`` at a simulated time, unless all requests have ended before."""
         heapq.heappush(self._event_heap, (at, _NOTICE, next(self._order), 0, act))
 
     def run(self, requests: Sequence[TraceRequest]) -> list[RequestResult]:
-        """Open loop: requests arrive when the trace says, whatever the engines do. In the order given."""
+        """Runs an open loop: requests arrive at their times, whatever the engines do.
+
+        Returns the results in the order given.
+        """
         _check_ids_unique(requests)
         self._open_requests = len(requests)
         self._run_events(sorted(requests, key=_arrival))
@@ -122,8 +129,12 @@ class FleetSimulation:
     def run_sessions(
         self, sessions: Sequence[Sequence[TraceRequest]], *, concurrency: int, round_trip_seconds: float, seed: int
     ) -> list[RequestResult]:
-        """Closed loop: so many sessions at once, each turn some ``way_seconds`` (0.5 to 1.5 times) behind the end of the one
-        before; when the trace says its requests arrive does not matter."""
+        """Runs a closed loop of ``concurrency`` sessions; the arrival times of the requests are
+        ignored.
+
+        round_trip_seconds: mean pause between an answer and the next turn, drawn from 0.5 to 1.5
+        times it.
+        """
         _check_ids_unique([request for session in sessions for request in session])
         random_, waiting = random.Random(seed), deque(sessions)
 
@@ -147,17 +158,22 @@ class FleetSimulation:
     # --- what a front or a script does ------------------------------------------------------------------------------------
 
     def send(self, request_id: str, instance: str, now: float) -> None:
-        """Send a request that was held. The front is told at once where the engine is not there or does not take it."""
+        """Sends a queued request. If the engine is absent or rejects it, the router is notified at
+        once.
+        """
         inflight = self._requests[request_id]
         inflight.instance = instance
         self._submit(inflight, now)
 
     def refuse(self, request_id: str, reason: str, now: float) -> None:
-        """A request that was held is served no more."""
+        """Ends a queued request with an error."""
         self._end(self._requests[request_id], now, reason)
 
     def reroute(self, request_id: str, now: float) -> None:
-        """A request without a first token arrives anew, at a front that has forgotten it; an answer under way is cut."""
+        """Routes a request without a first token again; cuts an answer in progress.
+
+        The router must have dropped the request.
+        """
         inflight = self._requests[request_id]
         engine = None if inflight.instance is None else self._engines.get(inflight.instance)
         if engine is not None and inflight.sequence is not None:
@@ -166,12 +182,15 @@ class FleetSimulation:
         self._on_lost(inflight, now)
 
     def lose_engine(self, name: str, now: float) -> None:
-        """An engine is gone with everything in it: what has no first token yet arrives anew, the other answers are cut."""
+        """Removes an engine and its requests.
+
+        Requests without a first token arrive again; answers in progress are cut.
+        """
         engine = self._engines.pop(name)
         self._take_begun_steps(engine, now)
         engine.version += 1
         self._publish_membership(now)
-        # Not those that the core still has: who is given the last token by the step under way has left it already.
+        # Not the core's sequences: one that gets its last token in the present step has left the core.
         for inflight in [
             candidate for candidate in self._requests.values() if candidate.instance == name and not candidate.is_ended
         ]:
@@ -179,27 +198,27 @@ class FleetSimulation:
             self._on_lost(inflight, now)
 
     def add_engine(self, name: str, now: float) -> None:
-        """A new engine with nothing in its cache."""
+        """Adds an engine with an empty cache."""
         self._add_engine(name)
         self._publish_membership(now)
 
     def drain_engine(self, name: str, now: float) -> None:
-        """Nobody is to send anything to an engine any more; it ends what it has."""
+        """Takes an engine out of routing; it finishes its requests."""
         self._draining.add(name)
         self._publish_membership(now)
 
     def slow_engine(self, name: str, factor: float, now: float) -> None:
-        """From its next step on an engine takes so many times as long as its profile says; what it holds stays."""
+        """Multiplies the duration of the engine's further steps by ``factor``."""
         engine = self._engines[name]
         self._take_begun_steps(engine, now)
         engine.core.profile = self._profile_of(name).sped_up(1.0 / factor)
 
     def inflight_request(self, request_id: str) -> InflightRequest:
-        """A request that has arrived."""
+        """Returns a request that has arrived."""
         return self._requests[request_id]
 
     def inflight_requests(self) -> Iterator[InflightRequest]:
-        """All requests so far, for those that look whether everything is as it must be."""
+        """Returns all requests that have arrived, also the ended ones."""
         return iter(self._requests.values())
 
     # --- what happens ---------------------------------------------------------------------------------------------------
@@ -299,7 +318,7 @@ class FleetSimulation:
         self._begin_step(engine, now)
 
     def _take_begun_steps(self, engine: _FleetEngine, now: float) -> None:
-        """Take the steps that have begun; the engine goes on when the last of them ends."""
+        """Takes the steps that have begun; the engine continues when the last of them ends."""
         if not engine.foreseen:
             return
         ends = engine.step_ends
@@ -340,7 +359,7 @@ class FleetSimulation:
         self._begin_step(engine, now)
 
     def _on_lost(self, inflight: InflightRequest, now: float) -> None:
-        """Its engine is gone, or the gateway between."""
+        """Reroutes or cuts a request whose engine or gateway is gone."""
         if inflight.first_token_at is None:
             inflight.sequence = None
             inflight.retries += 1

@@ -1,4 +1,6 @@
-"""A front whose requests pass the gateway's gate: held, ordered and let go as a gateway does, in simulated time."""
+"""A simulated gateway with admission: requests are queued, ordered and released as in
+production.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -25,7 +27,7 @@ _DEFAULT_TTFT_SLO_SECONDS: Final = 5.0
 
 @dataclass(frozen=True, slots=True)
 class TenantClass:
-    """What a tenant's requests may expect."""
+    """The admission class of a tenant."""
 
     tier: int = 0
     weight: float = 1.0
@@ -36,8 +38,13 @@ _DEFAULT_CLASS: Final = TenantClass()
 
 
 class AdmissionControlledGateway(SingleGateway):
-    """``objective`` of a request in seconds (None: the model's), ``tenants`` by name, ``most_tokens`` what clients allow an answer
-    (None: just what it has). ``held`` counts those that did not go at once."""
+    """A single gateway whose requests pass the gateway's admission.
+
+    - objective: TTFT target of a request in seconds; None: the model's.
+    - tenants: admission classes by tenant.
+    - max_tokens: output bound that clients set; None: the output that the request has.
+    - queued: counts requests that did not start at once.
+    """
 
     def __init__(
         self,
@@ -61,7 +68,7 @@ class AdmissionControlledGateway(SingleGateway):
         self.queued = 0
 
     def route(self, request: TraceRequest, now: float) -> tuple[str | None, str]:
-        """At once, later, or not at all."""
+        """Sends, queues or refuses the request."""
         gate_request = self._gate_request(request)
         verdict = self._gate.admit(gate_request, self._engines(now), now)
         if verdict.action is AdmissionAction.ADMIT:
@@ -74,20 +81,18 @@ class AdmissionControlledGateway(SingleGateway):
         return QUEUED, ""
 
     def on_first_token(self, request: str, now: float) -> None:
-        """Its engine may have room now."""
         super().on_first_token(request, now)
         self._gate.kv_capacity.on_first_token(request, now)
         self._schedule_release(now)
 
     def on_finished(self, sequence: EngineSequence, now: float) -> None:
-        """Its memory is free."""
         super().on_finished(sequence, now)
         gate_request = self._open_requests.pop(sequence.id)
         self._gate.on_finish(sequence.id, gate_request.length_class, sequence.prompt_tokens, sequence.generated, now)
         self._schedule_release(now)
 
     def on_lost(self, request: str, now: float) -> None:
-        """What is held stays held; what was sent is not there any more."""
+        """Drops the request unless it is queued."""
         super().on_lost(request, now)
         self._gate.remove(request)
         self._gate.kv_capacity.on_finish(request)
@@ -136,7 +141,7 @@ class AdmissionControlledGateway(SingleGateway):
         return decision.chosen, ""
 
     def _schedule_release(self, now: float) -> None:
-        """Once for all that happens at this moment."""
+        """Schedules one release for all events of this moment."""
         if len(self._gate) and not self._release_scheduled and self._simulation is not None:
             self._release_scheduled = True
             self._simulation.schedule(now, self._release)

@@ -1,15 +1,21 @@
-"""What gateways know of one another and of engines, in the fleet simulator, and how late."""
+"""The information that simulated gateways share, and its delays."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class InformationDelays:
-    """What gateways know of one another and of the engines: what others ``sent``, what they have in flight (``loads``), one table of
-    ``hot`` prefixes for all, who served a session last (``pins``, where clients name it), and the ``index`` of what engines tell.
-    Loads are taken for what is to be expected of them (``exchange.pace``), or where ``as_said`` for what was said, which shows what
-    that is good for. ``perfect``: before each choice, what every engine holds at that moment or is about to compute, instead of all
-    beliefs; the load is then its own and what ``loads`` tells."""
+    """The information that simulated gateways have of one another and of the engines.
+
+    - sent: prompts that other gateways routed.
+    - loads: in-flight load of other gateways, as expected by now. ``raw_loads``: as last published.
+    - hot: one table of hot prefixes for all gateways.
+    - pins: the engine that served a session last, for clients that name their session.
+    - index: KV events of the engines.
+    - perfect: before each choice, what every engine has cached or is about to compute. It replaces
+      all other knowledge of caches.
+    - round_seconds: interval of publication; ``publish_seconds`` and ``index_seconds``: delays.
+    """
 
     sent: bool = True
     loads: bool = True

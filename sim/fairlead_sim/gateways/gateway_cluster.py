@@ -1,17 +1,18 @@
-"""Several gateways in front of one simulated fleet, and what each of them knows of what the others do.
+"""A cluster of gateways in front of one simulated fleet, with production's exchange of information.
 
-A gateway here (``gateway_run``) is the production router and the pure cores around it: what it tells (``exchange.outgoing``), what
-it hears of others (``exchange.peers``), the row of memory in which their load lies (``others_row``), the count of hot prefixes, the
-bridge from what engines tell to what the router believes (``links.bridge``), and the requests that it keeps until their engines can
-begin (``holding``). Redis and sockets are replaced by delays:
+Each gateway (``simulated_gateway``) is the production router with the pure cores around it. These
+are the outbox, the state of its peers, the shared load row, the counter of hot prefixes, the
+translation of KV events, and the queue of assigned requests. Delays replace Redis and sockets:
 
-    every ``round_seconds``      a gateway tells what it sent and what it has in flight; ``told_seconds`` later the others know
-    every ``hot_ask_seconds``    the keeper of the table of hot prefixes tells it; it is known just as much later
-    ``index_seconds``            after the end of a step gateways hear what the engine stored and removed
+- every ``round_seconds`` a gateway publishes its routed prompts and in-flight load; its peers
+  receive them ``publish_seconds`` later
+- every ``hot_ask_seconds`` the leader of the hot-prefix table publishes it, with the same delay
+- ``index_seconds`` after a step gateways receive the engine's KV events
 
-A gateway that is restarted in good order goes on with what it has in flight; a new one takes what arrives, and knows what it
-finds in the stream (the last ``sent_kept_seconds``), the table, and what engines tell from then on of prompts that it has seen.
-A gateway chooses anew for what it loses before a first token; what a killed one had or kept comes back to any.
+A restarted gateway finishes its requests in flight. Its successor takes new requests and starts
+with the stream (the last ``sent_kept_seconds``), the hot-prefix table and the index. A gateway
+reroutes requests that it loses before their first token. The requests of a killed gateway return to
+any gateway.
 """
 
 from collections import Counter
@@ -45,18 +46,14 @@ _LIMITS = Limits()
 
 @dataclass(frozen=True, slots=True)
 class GatewayRestart:
-    """Gateway number ``gateway`` is restarted when the request with this number (in the order of arrival) arrives."""
+    """A restart of one gateway at the arrival of the request with this number."""
 
     gateway: int
     at_request: int
 
 
 class GatewayCluster:
-    """``count`` gateways of one fleet as one ``Front``. Requests go to one of them by chance, or where ``by_session`` all of a
-    session go to one. ``engines`` are the names of equal engines, those that
-    come later included (``members`` says who is there). ``weather`` is what becomes of all that is told.
-    ``chain`` replaces the made-up prefix chains where the prompts' real text is known; ``choices`` (request id → engine) overrule
-    the routers: what the same fleet makes of decisions taken elsewhere."""
+    """Several gateways as one router of a fleet simulation."""
 
     def __init__(
         self,
@@ -104,12 +101,12 @@ class GatewayCluster:
         self._all = list(self._gateways)
         self._gateway_of: dict[str, SimulatedGateway] = {}
         self._last_gateway = self._gateways[0]
-        self._last_lost: tuple[str, SimulatedGateway] | None = None  # who was lost just now, and where
+        self._last_lost: tuple[str, SimulatedGateway] | None = None  # the request lost last, and its gateway
 
     # --- the front of a course --------------------------------------------------------------------------------------------
 
     def start(self, simulation: FleetSimulation) -> None:
-        """Everybody begins to tell and to listen, not all at the same moment."""
+        """Starts all gateways, spread over one round."""
         self.simulation = simulation
         has_peers = len(self._gateways) > 1
         for index, gateway in enumerate(self._gateways):
@@ -118,7 +115,7 @@ class GatewayCluster:
             simulation.schedule(_LIMITS.hot_prefix_poll_seconds, self._publish_hot_prefixes)
 
     def route(self, request: TraceRequest, now: float) -> tuple[str | None, str]:
-        """One of the gateways chooses."""
+        """Routes the request through one of the gateways."""
         if self._restart is not None and self._routed == self._restart.at_request:
             self._replace_gateway(self._restart.gateway, now)
         self._routed += 1
@@ -129,26 +126,23 @@ class GatewayCluster:
         return chosen, reason
 
     def on_rejected(self, request: str, now: float) -> None:
-        """Its load is gone at once."""
         self.on_lost(request, now)
 
     def on_first_token(self, request: str, now: float) -> None:
-        """The gateway that sent it hears of it."""
         self._gateway_of[request].on_first_token(request, now)
 
     def on_finished(self, sequence: EngineSequence, now: float) -> None:
-        """The same."""
         self._gateway_of.pop(sequence.id).on_finished(sequence, now)
 
     def on_kv_events(self, instance: str, events: Sequence[KvEvent], now: float) -> None:
-        """Every gateway hears of it a little later, in the order in which engines tell."""
+        """Delivers the events to every gateway after ``index_seconds``."""
         if self.delays.index:
             incarnation = self._incarnations[instance]
             for at in self._network.delivery_times(now, self.delays.index_seconds):
                 self._simulation().schedule(at, partial(self._deliver_kv_events, instance, incarnation, events))
 
     def on_membership(self, live_engines: Sequence[str], now: float) -> None:
-        """Every gateway's watch tells it. Of an engine that left nothing is believed any more."""
+        """Updates every gateway, and forgets the cache of engines that left."""
         self._epoch += 1
         left = [name for name in self.live if name not in live_engines]
         self.live = list(live_engines)
@@ -161,14 +155,16 @@ class GatewayCluster:
             self._reroute(gateway.remove_unreached(live_engines, now), now)
 
     def on_lost(self, request: str, now: float) -> None:
-        """Its load is gone at once."""
+        """Drops the load of the request at once."""
         gateway = self._gateway_of.pop(request)
         gateway.on_abandoned(request, now)
         self._last_lost = request, gateway
 
     def set_unreachable(self, gateway: int, names: frozenset[str], now: float) -> None:
-        """One gateway does not reach these engines from now on, and no others: what it has there without a first token arrives
-        anew, the other answers are cut."""
+        """Cuts one gateway off exactly these engines.
+
+        Its requests there without a first token are rerouted; answers in progress are cut.
+        """
         cut_gateway = self._gateways[gateway]
         cut_gateway.unreachable = names
         simulation = self._simulation()
@@ -181,14 +177,17 @@ class GatewayCluster:
         self._reroute(request_ids, now)
 
     def unreachable_for(self, request: str) -> frozenset[str]:
-        """The engines that the gateway does not reach which has, or just refused, the request."""
+        """Returns the engines that the request's gateway does not reach."""
         return self._gateway_of.get(request, self._last_gateway).unreachable
 
     def kill_gateway(self, gateway: int, now: float) -> None:
-        """One gateway is killed and its answers are cut; what had no first token arrives anew, at a new gateway."""
+        """Kills one gateway and starts another in its place.
+
+        Its answers are cut; requests without a first token arrive again.
+        """
         old = self._gateways[gateway]
         old.is_gone = True
-        old.remove_unreached((), now)  # what it kept goes nowhere any more
+        old.remove_unreached((), now)  # drops what it queued
         self._replace_gateway(gateway, now)
         self._gateways[gateway].unreachable = old.unreachable
         self._reroute([name for name, owner in self._gateway_of.items() if owner is old], now)
@@ -199,18 +198,18 @@ class GatewayCluster:
             self._simulation().reroute(request, now)
 
     def loads(self) -> list[Mapping[str, InstanceLoad]]:
-        """What each gateway that is there counts as its own."""
+        """Returns the local load of each present gateway."""
         return [gateway.router.loads() for gateway in self._all if not gateway.is_gone]
 
     def believed_cached_tokens(self, request: TraceRequest) -> float:
-        """Tokens of a prompt that some instance holds, as the gateway believes that believes most."""
+        """Returns the largest cached prefix of the prompt, in tokens, that any gateway expects."""
         route_request = RouteRequest(request.id, self._chain(request), request.prompt_tokens)
         return max(request.prompt_tokens - gateway.router.uncached_tokens(route_request) for gateway in self._gateways)
 
     # --- between gateways -------------------------------------------------------------------------------------------------
 
     def publish(self, sender: SimulatedGateway, batch: PeerBatch, now: float) -> None:
-        """The others know it a little later."""
+        """Delivers a gateway's batch to its peers after ``publish_seconds``."""
         arrivals = self._network.delivery_times(now, self.delays.publish_seconds)
         if arrivals:
             self.stream.append((now, sender.name, batch))
@@ -218,11 +217,9 @@ class GatewayCluster:
             self._simulation().schedule(at, partial(self._deliver, sender.name, batch))
 
     def schedule(self, at: float, action: Callable[[float], None]) -> None:
-        """As the course's."""
         self._simulation().schedule(at, action)
 
     def send(self, request: str, instance: str, now: float) -> None:
-        """As the course's."""
         self._simulation().send(request, instance, now)
 
     def _simulation(self) -> FleetSimulation:
@@ -258,12 +255,14 @@ class GatewayCluster:
         return self._random.randrange(len(self._gateways))
 
     def _gateway_of_lost(self, request: str) -> SimulatedGateway | None:
-        """A gateway that is there chooses anew itself; a client whose gateway is gone comes back to any."""
+        """Returns the gateway that reroutes its own request; None: a client may return to any
+        gateway.
+        """
         left, self._last_lost = self._last_lost, None
         return left[1] if left is not None and left[0] == request and not left[1].is_gone else None
 
     def _replace_gateway(self, index: int, now: float) -> None:
-        """What it has in flight goes on; who comes in its place has only what others know."""
+        """Lets a gateway finish its requests, and starts its successor with what the peers know."""
         old = self._gateways[index]
         old.is_leaving = True
         new = self._gateways[index] = self._start_gateway()
@@ -276,12 +275,12 @@ class GatewayCluster:
         return SimulatedGateway(self, f"gateway {self._started}")
 
     def cores(self) -> Mapping[str, EngineCore]:
-        """The engines, for perfect knowledge."""
+        """Returns the engines, for perfect knowledge."""
         return self._simulation().cores
 
 
 class _HotPrefixTable:
-    """The table of hot prefixes and who keeps it; who finds it kept by nobody keeps it from then on."""
+    """The table of hot prefixes and its leader; a gateway that finds no leader becomes it."""
 
     def __init__(self) -> None:
         self.epoch = 0
@@ -290,7 +289,9 @@ class _HotPrefixTable:
         self._lease_until = 0.0
 
     def refresh(self, gateways: Sequence[SimulatedGateway], now: float) -> bool:
-        """Whether the table has changed; a keeper that has left is followed when its lease is over."""
+        """Returns whether the table has changed. The lease of a leader that left must expire
+        first.
+        """
         if self._owner is None or self._owner.is_leaving:
             if self._owner is not None and now < self._lease_until:
                 return False

@@ -1,8 +1,8 @@
-"""Requests that one gateway keeps before engines, for presets that bind late: assigned at once, sent when the engine can begin.
+"""Late binding: requests are assigned to an engine at once and sent when it can begin them.
 
-An engine is given the next request, the first in the preset's order, when nothing that this gateway sent there waits for its first
-token any more, or less of it than a live gateway leaves (``berths``). While any are kept, the preset is asked now and then
-whether some had better wait elsewhere.
+An engine gets the next request, in the preset's order, when the prefill that this gateway sent
+there is nearly done. Live gateways use the same bound. While requests are queued, the preset may
+move them to other engines.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,24 +15,29 @@ from fairlead_sim.engine.scheduler import EngineSequence
 from fairlead_sim.fleet.simulation import QUEUED
 
 REBALANCE_SECONDS: Final = 0.25
-"""How often a preset is asked about moves."""
+"""Interval of rebalancing."""
 
 
 class LateBindingRouter(Protocol):
-    """What a router of such a preset offers (``ModelRouter``)."""
+    """The interface of a router with late binding, such as ``ModelRouter``."""
 
     def queue_key(self, request_id: str) -> tuple[float, float, str]:
-        """Of requests held for one instance the smallest goes first."""
+        """Returns the sort key of a queued request; the smallest goes first."""
         ...
 
     def rebalance(self, queued: Mapping[str, Sequence[str]], now: float) -> list[tuple[str, str]]:
-        """Moves (request, instance); they count there from now on."""
+        """Returns moves (request, instance), which the router has counted already."""
         ...
 
 
 class LateBindingQueue:
-    """``send`` lets a request go (request, instance, time); ``later`` calls back at a time. An engine that has less than
-    ``room_seconds`` of prefill before it can begin one more. Without ``moving`` the preset is not asked about moves."""
+    """The assigned requests of one gateway.
+
+    - send: sends a request (request, instance, time).
+    - schedule: calls back at a time.
+    - max_backlog_seconds: an engine with less prefill before it gets the next request.
+    - rebalances: False for live gateways, which move no request.
+    """
 
     def __init__(
         self,
@@ -48,13 +53,13 @@ class LateBindingQueue:
         self._router = router
         self._send = send
         self._schedule = schedule
-        self._queued: dict[str, dict[str, float]] = {}  # seconds of their own, by instance
-        self._sent: dict[str, dict[str, float]] = {}  # the same of those without a first token
-        self._instance_of: dict[str, str] = {}  # of both
+        self._queued: dict[str, dict[str, float]] = {}  # instance → request → seconds of its prefill
+        self._sent: dict[str, dict[str, float]] = {}  # the same for sent requests without a first token
+        self._instance_of: dict[str, str] = {}
         self._rebalance_scheduled = False
 
     def assign(self, request_id: str, instance: str, now: float, prefill_seconds: float = 0.0) -> bool:
-        """Whether the request, with so many seconds of prefill, is to be sent at once; else it is kept."""
+        """Returns True if the request is to be sent at once; otherwise queues it."""
         self._instance_of[request_id] = instance
         if self._has_room(instance) and not self._queued.get(instance):
             self._sent.setdefault(instance, {})[request_id] = prefill_seconds
@@ -66,7 +71,7 @@ class LateBindingQueue:
         return False
 
     def on_first_token(self, request_id: str, now: float) -> None:
-        """Its first token came, or it is not there any more: the next may go."""
+        """Releases the next request after a first token, or after the end of a request."""
         instance = self._instance_of.pop(request_id, None)
         if instance is None:
             return
@@ -75,7 +80,7 @@ class LateBindingQueue:
         self._release(instance, now)
 
     def retain(self, live_engines: Sequence[str]) -> list[str]:
-        """Forget instances that are not among these; the requests that were kept for them."""
+        """Drops the queues of other instances and returns their requests."""
         unreached = [name for name in self._queued if name not in live_engines]
         dropped = [request for name in unreached for request in self._queued.pop(name)]
         for request in dropped:
@@ -83,7 +88,7 @@ class LateBindingQueue:
         return dropped
 
     def queued(self) -> list[str]:
-        """All that is kept, in no order."""
+        """Returns all queued requests in no particular order."""
         return [request for requests in self._queued.values() for request in requests]
 
     def _release(self, instance: str, now: float) -> None:
@@ -112,8 +117,10 @@ class LateBindingQueue:
 
 
 class Dispatcher:
-    """A router and what it keeps before engines: how one gateway sends. ``at_once``: it keeps nothing, whatever the preset wants.
-    ``moving`` as ``Holding`` has it; live gateways move nothing."""
+    """The sending half of one gateway: a router and, for presets with late binding, its queue.
+
+    never_queues: sends at once, whatever the preset wants.
+    """
 
     def __init__(
         self,
@@ -132,7 +139,9 @@ class Dispatcher:
             self._queue = LateBindingQueue(router, send, schedule, max_backlog_seconds=room, rebalances=rebalances)
 
     def dispatch(self, route_request: RouteRequest, chosen: str, now: float) -> str:
-        """It counts at the engine ``chosen`` from now on, which is given back where it is to be sent there at once; else ``HELD``."""
+        """Counts the request at the chosen engine. Returns the engine, or ``QUEUED`` for a queued
+        request.
+        """
         if self._queue is None:
             self._router.on_dispatch(route_request, chosen, now)
             return chosen
@@ -143,13 +152,11 @@ class Dispatcher:
         return chosen if self._queue.assign(route_request.id, chosen, now, prefill_seconds) else QUEUED
 
     def on_first_token(self, request: str, now: float) -> None:
-        """Its prefill is before nobody any more."""
         self._router.on_first_token(request, now)
         if self._queue is not None:
             self._queue.on_first_token(request, now)
 
     def on_finished(self, sequence: EngineSequence, now: float) -> None:
-        """With what an engine reports."""
         self._router.on_finish(
             sequence.id,
             now,
@@ -159,13 +166,13 @@ class Dispatcher:
         )
 
     def on_abandoned(self, request: str, now: float) -> None:
-        """It is not there any more, without an answer: its load is gone at once."""
+        """Drops the load of a request that got no answer."""
         self._router.on_abandoned(request, now)
         if self._queue is not None:
             self._queue.on_first_token(request, now)
 
     def retain(self, reached: Sequence[str], now: float) -> list[str]:
-        """What was kept for engines that are not among these counts nowhere from now on, and is to be chosen for anew."""
+        """Drops the requests queued for other engines and returns them for a new choice."""
         dropped = [] if self._queue is None else self._queue.retain(reached)
         for request in dropped:
             self._router.on_abandoned(request, now)

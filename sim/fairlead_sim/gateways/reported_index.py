@@ -1,4 +1,4 @@
-"""What simulated engines tell, as the index of a whole installation has it, and what they really hold."""
+"""The KV-cache index that gateways build from simulated engines' events, and the true cache."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from fairlead_sim.engine.scheduler import EngineCore
 
 
 class ReportedIndex:
-    """What engines tell, as changes of an index: the first and the last copy of a block only."""
+    """The engines' events as index changes: only the first and the last copy of a block count."""
 
     def __init__(self, engines: Sequence[str]) -> None:
         self.mirror = IndexReplica()
@@ -20,7 +20,7 @@ class ReportedIndex:
         self.mirror.apply([said.CompletenessChanged(name, True, "", 0.0) for name in engines])
 
     def remove_instance(self, instance: str) -> list[said.Change]:
-        """It is gone with all it held."""
+        """Returns the changes of an instance that left with its cache."""
         self._copies[instance].clear()
         self._epoch += 1
         changes: list[said.Change] = [
@@ -31,7 +31,7 @@ class ReportedIndex:
         return changes
 
     def apply_events(self, instance: str, events: Sequence[KvEvent]) -> list[said.Change]:
-        """In their order; the mirror has taken them over."""
+        """Applies KV events to the mirror. Returns the changes in order."""
         copies = self._copies[instance]
         changes: list[said.Change] = []
         for event in events:
@@ -53,7 +53,7 @@ class ReportedIndex:
 
 
 def cached_or_pending_blocks(core: EngineCore, keys: Sequence[int]) -> int:
-    """How many blocks of a prompt an engine holds or is about to compute for somebody else."""
+    """Returns how many blocks of a prompt an engine has cached or is about to compute."""
     matched = len(core.pool.match(keys, len(keys)))
     for sequence in core.sequences():
         shared = 0

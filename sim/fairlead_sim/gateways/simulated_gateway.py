@@ -1,7 +1,7 @@
-"""One run of one gateway in the fleet simulator: the production router, the pure cores around it, and what it keeps before engines.
+"""One gateway of a simulated cluster: the production router and the pure cores around it.
 
-As a live one (``berths``) it keeps a request for the sake of what it sent itself alone, and moves nothing to another engine. Who
-tells it what, and when, is the business of ``gateways``.
+Like a live gateway, it queues a request only behind its own requests and never moves one to another
+engine. The cluster decides when it receives what.
 """
 
 from array import array
@@ -38,7 +38,7 @@ _SECRET_FINGERPRINT = b"one secret for all"
 
 
 class SimulatedGateway:
-    """``all_`` are the gateways that it is one of."""
+    """One gateway process of a simulated cluster."""
 
     def __init__(self, cluster: "GatewayCluster", name: str) -> None:
         self.name = name
@@ -68,7 +68,7 @@ class SimulatedGateway:
         self._dispatcher = Dispatcher(self.router, cluster.profile, cluster.send, cluster.schedule, rebalances=False)
 
     def start(self, at: float, *, shares: bool) -> None:
-        """Rounds begin."""
+        """Starts the rounds of publication and correction."""
         knowledge = self._cluster.delays
         if shares and (knowledge.sent or knowledge.loads or knowledge.hot):
             self._cluster.schedule(at, self._publish)
@@ -76,7 +76,7 @@ class SimulatedGateway:
             self._cluster.schedule(at, self._apply_corrections)
 
     def read_history(self, now: float) -> None:
-        """What Redis keeps is read back: what was sent, the table, and what engines hold."""
+        """Reads the stream, the hot-prefix table and the index, as a new gateway reads Redis."""
         for at, name, batch in self._cluster.stream:
             if now - at <= _LIMITS.dispatch_retention_seconds:
                 self.receive(name, batch, now, live=False)
@@ -87,7 +87,7 @@ class SimulatedGateway:
     # --- requests -------------------------------------------------------------------------------------------------------
 
     def route(self, request: TraceRequest, chain: PrefixChain, now: float) -> tuple[str | None, str]:
-        """Choose, and send now or later."""
+        """Chooses an engine and sends or queues the request."""
         pin = None
         if self._cluster.delays.pins and request.session is not None:
             pin = xxhash.xxh3_64_intdigest(request.session.encode())
@@ -105,21 +105,19 @@ class SimulatedGateway:
         return to, ""
 
     def on_first_token(self, request: str, now: float) -> None:
-        """Its engine may begin the next."""
         self._dispatcher.on_first_token(request, now)
 
     def on_finished(self, sequence: EngineSequence, now: float) -> None:
-        """With what an engine reports."""
         self._dispatcher.on_finished(sequence, now)
         self._on_request_ended(sequence.id, now)
 
     def on_abandoned(self, request: str, now: float) -> None:
-        """It has no answer there: refused, or the engine is gone or out of reach."""
+        """Drops a request that was rejected, or whose engine is gone or unreachable."""
         self._dispatcher.on_abandoned(request, now)
         self._on_request_ended(request, now)
 
     def remove_unreached(self, reached: Sequence[str], now: float) -> list[str]:
-        """What was kept for engines that are not among these is to be chosen for anew."""
+        """Drops the requests queued for other engines and returns them for a new choice."""
         queued = self._dispatcher.retain(reached, now)
         for request in queued:
             self._on_request_ended(request, now)
@@ -186,7 +184,7 @@ class SimulatedGateway:
         self._refresh_peer_loads(now)
 
     def receive(self, name: str, batch: PeerBatch, now: float, *, live: bool) -> None:
-        """Another gateway's batch."""
+        """Applies a batch of another gateway."""
         knowledge = self._cluster.delays
         for item in self.peers.apply_batch(MODEL, name, batch, now, is_live=live):
             self._apply_routed(item, now)

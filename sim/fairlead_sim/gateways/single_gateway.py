@@ -1,7 +1,7 @@
-"""The fleet simulator: the production router in front of simulated engines, on a virtual clock.
+"""One gateway in front of the simulated fleet.
 
-Open loop: requests arrive when the trace says, whatever the engines do. The router is the class that the gateway runs, told what
-the gateway would be told, when it would be told: dispatch at the arrival, the first token and the end when their steps end.
+The router is the class that the gateway runs. It receives what the gateway would receive, when the
+gateway would receive it: dispatch at the arrival, first token and end at the ends of their steps.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -26,12 +26,12 @@ NAMESPACE = "default"
 
 
 def synthetic_chain(request: TraceRequest, *, secret: bytes, seed: bytes) -> PrefixChain:
-    """The chain of a prompt of which only block ids are known."""
+    """Returns the prefix chain of a prompt of which only block ids are known."""
     return trace_chain(request.blocks, request.prompt_tokens, secret=secret, seed=seed)
 
 
 def instances_of(names: Sequence[str], profile: EngineProfile) -> list[Instance]:
-    """Equal engines as a router sees them."""
+    """Returns equal engines as instances of the router."""
     return [Instance(id=name, namespace=NAMESPACE, model=MODEL, pool="sim", url="", profile=profile) for name in names]
 
 
@@ -51,14 +51,7 @@ def simulate(
     feedback_delay_seconds: float = 0.0,
     prompts: TracePromptCache | None = None,
 ) -> list[RequestResult]:
-    """Every request served by ``engines`` equal engines under one routing preset, in the order given.
-
-    ``instance_ids`` name the engines as the router sees them; homes depend on names. ``chain`` replaces the made-up prefix
-    chain where the prompts' real text is known: with both, homes are the very ones that a live gateway computes.
-    ``choices`` (request id → instance id) overrule the router: what the same engines make of decisions taken elsewhere.
-    The router hears of first tokens and ends ``hearing_seconds`` after they happened, as a gateway does. ``prompts`` may be
-    shared by simulations of the same requests.
-    """
+    """Returns the results of the requests behind one gateway, in the order given."""
     names = [f"sim-{index}/0/0" for index in range(engines)] if instance_ids is None else list(instance_ids)
     if not names or len(names) != engines or len(set(names)) != engines:
         raise BadInput(f"{engines} engines need as many different instance ids", field="engines")
@@ -80,8 +73,11 @@ def simulate(
 
 
 class SingleGateway:
-    """One router that sees everything that is sent. ``on_home`` counts the requests that went to one of their homes. ``at_once``:
-    nothing is held before engines, whatever the preset wants."""
+    """One router that sees all traffic.
+
+    - never_queues: disables late binding.
+    - routed_to_home: counts the requests that went to one of their homes.
+    """
 
     def __init__(
         self,
@@ -106,14 +102,12 @@ class SingleGateway:
         self.routed_to_home = 0
 
     def start(self, simulation: FleetSimulation) -> None:
-        """From now on requests may be held."""
         self._simulation = simulation
         self._dispatcher = Dispatcher(
             self._router, self._profile, simulation.send, simulation.schedule, never_queues=self._never_queues
         )
 
     def route(self, request: TraceRequest, now: float) -> tuple[str | None, str]:
-        """As the router decides, or as was decided elsewhere."""
         route_request = RouteRequest(
             request.id, self._chain(request), request.prompt_tokens, request.output_tokens, request.session
         )
@@ -125,22 +119,19 @@ class SingleGateway:
         return self._sender().dispatch(route_request, chosen, now), ""
 
     def on_rejected(self, request: str, now: float) -> None:
-        """Its load is gone at once."""
         self.on_lost(request, now)
 
     def on_first_token(self, request: str, now: float) -> None:
-        """Its prefill is before nobody any more."""
         self._sender().on_first_token(request, now)
 
     def on_finished(self, sequence: EngineSequence, now: float) -> None:
-        """With what an engine reports."""
         self._sender().on_finished(sequence, now)
 
     def on_kv_events(self, instance: str, events: Sequence[KvEvent], now: float) -> None:
-        """Nobody listens."""
+        """Does nothing: the router does not read KV events."""
 
     def on_membership(self, live_engines: Sequence[str], now: float) -> None:
-        """As a watch tells it. What was held for an engine that left is asked anew."""
+        """Updates the router and reroutes requests queued for engines that left."""
         self._epoch += 1
         self._router.update(self._model, instances_of(live_engines, self._profile), self._epoch)
         if self._simulation is not None:
@@ -148,12 +139,14 @@ class SingleGateway:
                 self._simulation.reroute(request, now)
 
     def on_lost(self, request: str, now: float) -> None:
-        """Its load is gone at once."""
+        """Drops the load of the request at once."""
         self._sender().on_abandoned(request, now)
 
     def set_unreachable(self, names: frozenset[str], now: float) -> None:
-        """The gateway does not reach these engines from now on, and no others: what it has there without a first token arrives
-        anew, the other answers are cut."""
+        """Cuts the gateway off exactly these engines.
+
+        Its requests there without a first token are rerouted; answers in progress are cut.
+        """
         self._unreachable = names
         assert self._simulation is not None
         reached = [endpoint.id for endpoint, _ in self._router.endpoint_loads() if endpoint.id not in names]
@@ -168,11 +161,11 @@ class SingleGateway:
             self._simulation.reroute(request, now)
 
     def loads(self) -> Mapping[str, InstanceLoad]:
-        """What the router counts as sent and not over."""
+        """Returns the in-flight load by engine."""
         return self._router.loads()
 
     def unreachable_for(self, request: str) -> frozenset[str]:
-        """The engines that are out of reach."""
+        """Returns the engines that the gateway does not reach."""
         del request
         return self._unreachable
 

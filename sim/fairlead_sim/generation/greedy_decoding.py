@@ -1,8 +1,9 @@
-"""What an engine says at temperature 0: each token follows from everything before it, and from nothing else.
+"""Deterministic tokens at temperature 0: each follows from all tokens before it.
 
-So an answer that is cut anywhere and sent back as the end of a prompt goes on as if nothing had happened, on any engine
-with the same seed: what makes continuing a broken answer testable. A token is drawn from the key of the last full block
-(which stands for all blocks before it) and the tokens behind that; one draw in a hundred and seventy ends the answer.
+An answer that is cut anywhere and sent back as the end of a prompt continues unchanged, on any
+engine with the same seed. That makes stream resumption testable. A token is drawn from the key of
+the last full block, which stands for all blocks before, and the tokens behind it. One draw in 173
+ends the answer.
 """
 
 from array import array
@@ -28,8 +29,11 @@ def continue_greedily(
     seed: int,
     min_tokens: int | None = None,
 ) -> tuple[list[int], bool]:
-    """Up to ``count`` tokens behind a prompt of full blocks ``keys`` and ``rest``, and whether they end by themselves,
-    which they may after ``least`` tokens; with None they do not."""
+    """Returns up to ``count`` tokens behind a prompt, and whether they end by themselves.
+
+    - keys, rest: the full blocks of the prompt, and the tokens behind them.
+    - min_tokens: the answer may end by itself after these; None: it does not.
+    """
     key = keys[-1] if keys else root
     tail = array("I", rest)
     generated: list[int] = []

@@ -1,4 +1,4 @@
-"""Made-up log-probabilities in the shapes that the engine sends; the same token at the same place always gets the same ones."""
+"""Made-up log-probabilities in vLLM's form; equal tokens at equal positions have equal values."""
 
 from typing import Any
 
@@ -12,13 +12,13 @@ def _logprob(token: int, at: int) -> float:
 
 
 def _alternative_tokens(token: int, count: int, vocab_size: int) -> list[int]:
-    """``count`` different tokens that were not chosen."""
+    """Returns ``count`` tokens that were not chosen."""
     step = vocab_size // 7
     return [(token + (place + 1) * step) % vocab_size for place in range(count)]
 
 
 def chat_logprobs(tokenizer: Tokenizer, ids: list[int], begin: int, top: int) -> dict[str, Any]:
-    """``logprobs`` of a chat choice; ``begin`` is the place of the first of ``ids`` in the answer."""
+    """Returns the ``logprobs`` of a chat choice; ``begin`` is the position of the first id."""
     content = []
     for at, token in enumerate(ids, begin):
         value = _logprob(token, at)
@@ -41,7 +41,10 @@ def _logprob_entry(tokenizer: Tokenizer, token: int, value: float) -> dict[str, 
 def completion_logprobs(
     tokenizer: Tokenizer, ids: list[int], top: int, *, begin: int = 0, first: bool = False
 ) -> dict[str, Any]:
-    """``logprobs`` of a completion; ``first``: these ids open an echoed prompt, whose first token has no probability."""
+    """Returns the ``logprobs`` of a completion.
+
+    first: the ids begin an echoed prompt, whose first token has no probability.
+    """
     offsets, values, pieces, tops = [], [], [], []
     offset = begin
     for at, token in enumerate(ids):
@@ -65,7 +68,9 @@ def completion_logprobs(
 
 
 def prompt_logprobs(tokenizer: Tokenizer, ids: list[int], top: int) -> list[dict[str, Any] | None]:
-    """``prompt_logprobs``: None for the first token, then the token itself and ``top`` likelier ones."""
+    """Returns ``prompt_logprobs``: None for the first token, then each token and ``top`` likelier
+    ones.
+    """
     entries_by_token: list[dict[str, Any] | None] = [None]
     for at, token in enumerate(ids[1:], 1):
         value = _logprob(token, at) - 8.0

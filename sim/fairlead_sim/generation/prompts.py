@@ -1,4 +1,7 @@
-"""Prompts as clients write them: text, token ids, lists of either, or a conversation. Text far too long is not tokenised."""
+"""Prompts as clients write them: text, token ids, lists of either, or a conversation.
+
+Text that is far too long is rejected before tokenization.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +18,10 @@ _NONE_GIVEN = "Either prompt or prompt_embeds must be provided and non-empty. (p
 
 @dataclass(frozen=True, slots=True)
 class PromptParser:
-    """What turns requests into prompts; ``resolve`` finds the model of an ask, or raises Unknown."""
+    """The parser of prompts.
+
+    resolve_model: sets the model of a request, or raises ResourceNotFound.
+    """
 
     tokenizer: Tokenizer
     max_model_len: int
@@ -23,12 +29,15 @@ class PromptParser:
     auto_tools: bool
 
     def from_text(self, text: str) -> TokenizedPrompt:
-        """A prompt of plain text. Raises Refused when it cannot fit, however its tokens fall."""
+        """Returns a text prompt. Raises InvalidRequest if it cannot fit."""
         self._check_length(len(text))
         return TokenizedPrompt(self.tokenizer.encode(text), text)
 
     def from_chat(self, messages: list[dict[str, Any]], *, unfinished: bool = False) -> TokenizedPrompt:
-        """A prompt of a conversation; ``unfinished``: its last message goes on. Raises Refused as ``text`` does."""
+        """Returns the prompt of a conversation. Raises InvalidRequest if it cannot fit.
+
+        unfinished: the answer continues the last message.
+        """
         self._check_length(sum(_count_characters(message.get("content")) for message in messages))
         return TokenizedPrompt(self.tokenizer.encode_chat(messages, continues_last=unfinished))
 
@@ -48,14 +57,17 @@ def _count_characters(content: Any) -> int:
 
 
 def parse_completion_prompts(fields: RequestFields, frontend: PromptParser) -> list[TokenizedPrompt]:
-    """``prompt`` of the completions endpoint. Raises Refused when there is none."""
+    """Returns the prompts of the completions endpoint. Raises InvalidRequest if there is none."""
     if fields.body.get("prompt") in (None, ""):
         raise InvalidRequest(_NONE_GIVEN, param="prompt")
     return parse_prompts(fields, "prompt", frontend)
 
 
 def parse_prompts(fields: RequestFields, name: str, frontend: PromptParser) -> list[TokenizedPrompt]:
-    """A text, token ids, or a list of either. Raises Refused for an empty list."""
+    """Returns the prompts of a text, token ids, or a list of either.
+
+    Raises InvalidRequest for an empty list.
+    """
     value = fields.body.get(name)
     if isinstance(value, str):
         return [frontend.from_text(value)]
@@ -78,7 +90,7 @@ def parse_prompts(fields: RequestFields, name: str, frontend: PromptParser) -> l
 
 
 def parse_messages(fields: RequestFields) -> list[dict[str, Any]]:
-    """``messages``, each an object with a role. Raises Refused for parts that only multi-modal models read."""
+    """Returns ``messages``. Raises InvalidRequest for parts that need a multi-modal model."""
     if "messages" not in fields.body:
         fields.add_missing("messages")
         return []
@@ -97,7 +109,10 @@ def parse_messages(fields: RequestFields) -> list[dict[str, Any]]:
 
 
 def injected_token_ids(fields: RequestFields) -> list[int] | None:
-    """Token ids in ``kv_transfer_params`` that replace the rendered prompt: how a gateway hands on what it tokenised."""
+    """Returns the token ids in ``kv_transfer_params`` that replace the rendered prompt.
+
+    A gateway passes its own tokenization this way.
+    """
     params = fields.body.get("kv_transfer_params")
     ids = params.get("prompt_token_ids") if isinstance(params, dict) else None
     return ids if isinstance(ids, list) and ids and _is_token_ids(ids) else None

@@ -1,8 +1,8 @@
-"""What an engine will say: the whole answer of one choice is drawn from a seed before its first token is computed.
+"""The script of a reply: the whole answer of one choice, drawn before its first token.
 
-Every token is a space and three letters, so an answer is a byte string cut every four bytes, and reading it again gives
-the same token ids (the next turn of a conversation finds its blocks). A stop string or a natural end only shortens
-the script; the scheduler core then sees nothing but a number of tokens.
+Every token is a space and three letters. An answer is a byte string cut every four bytes. Its text
+tokenizes to the same ids, so that the next turn of a conversation finds its blocks. A stop
+string or a natural end only shortens the script. The scheduler sees a number of tokens.
 """
 
 import math
@@ -21,8 +21,11 @@ MAX_NATURAL_TOKENS = 2_000
 
 @dataclass(frozen=True, slots=True)
 class ReplyLimits:
-    """How long an answer may be and what ends it. ``natural``: it may also end by itself.
-    ``greedy`` says the tokens instead of a seed (see ``greedy.go_on``)."""
+    """The bounds of a reply and what ends it.
+
+    - may_end_naturally: it may end before ``max_tokens``.
+    - greedy_decoder: yields the tokens in place of a seed (``continue_greedily``).
+    """
 
     max_tokens: int
     min_tokens: int = 0
@@ -36,10 +39,11 @@ class ReplyLimits:
 
 @dataclass(frozen=True, slots=True)
 class ReplyScript:
-    """``ids`` are all tokens that will be generated; ``text`` is what the client sees in the end.
+    """The tokens of a reply and its text.
 
-    The last token has no text when it is what ended the answer. ``held`` characters stay back in a stream until they
-    cannot be part of a stop string any more. ``ends``: where each token's text ends, when not every four bytes.
+    - ids: all tokens; a last token that only ends the reply has no text.
+    - held_back: characters that a stream delays until they cannot be part of a stop string.
+    - ends: the end of each token's text, if not every four bytes.
     """
 
     ids: list[int]
@@ -51,11 +55,11 @@ class ReplyScript:
 
     @property
     def is_even(self) -> bool:
-        """Whether every token but the last is four bytes, sent at once."""
+        """Whether every token but the last has four bytes and is sent at once."""
         return self.ends is None and not self.held_back
 
     def text_bytes(self, tokens: int) -> int:
-        """Bytes of ``text`` that so many tokens make."""
+        """Returns the bytes of ``text`` in the first ``tokens`` tokens."""
         if tokens >= len(self.ids):
             return len(self.text)
         if self.ends is not None:
@@ -63,19 +67,19 @@ class ReplyScript:
         return min(len(self.text), tokens * TOKEN_BYTES)
 
     def streamed_bytes(self, tokens: int) -> int:
-        """Of these, the bytes that the client of a stream has."""
+        """Returns the bytes that a stream's client has after ``tokens`` tokens."""
         generated_bytes = self.text_bytes(tokens)
         return generated_bytes if tokens >= len(self.ids) else max(0, generated_bytes - self.held_back)
 
 
 def natural_length(seed: str) -> int:
-    """Tokens after which an answer ends by itself: log-normal, 2 to 2,000, half of them below 120."""
+    """Returns the natural length of an answer: log-normal, 2 to 2,000, with a median of 120."""
     tokens = round(MEDIAN_NATURAL_TOKENS * math.exp2(Random(seed).gauss(0.0, 1.0)))
     return max(2, min(MAX_NATURAL_TOKENS, tokens))
 
 
 def write_script(tokenizer: Tokenizer, seed: str, limits: ReplyLimits) -> ReplyScript:
-    """The answer to one wish; the same seed and wish give the same answer."""
+    """Returns the script for a seed and limits; equal arguments give equal scripts."""
     if limits.forced_text is not None:
         return _forced_script(tokenizer, limits.forced_text, limits.max_tokens)
     ids, text, ends_itself = _unstopped_reply(tokenizer, seed, limits)
@@ -99,7 +103,7 @@ def write_script(tokenizer: Tokenizer, seed: str, limits: ReplyLimits) -> ReplyS
 
 
 def _unstopped_reply(tokenizer: Tokenizer, seed: str, limits: ReplyLimits) -> tuple[list[int], str, bool]:
-    """Tokens and text as far as nothing stops them, and whether they end by themselves."""
+    """Returns tokens, text, and whether they end by themselves, before any stop."""
     if limits.greedy_decoder is not None:
         ids, ends_itself = limits.greedy_decoder(
             limits.max_tokens, limits.min_tokens if limits.may_end_naturally else None
@@ -112,7 +116,7 @@ def _unstopped_reply(tokenizer: Tokenizer, seed: str, limits: ReplyLimits) -> tu
 
 
 def _forced_script(tokenizer: Tokenizer, text: str, max_tokens: int) -> ReplyScript:
-    """A given text, then the end; cut where the tokens run out, but never inside a character."""
+    """Returns the script of a given text, cut at ``max_tokens`` but not within a character."""
     ids = [*tokenizer.encode(text), tokenizer.eos]
     raw = text.encode()
     ends = list(accumulate(len(tokenizer.printable_piece(token)) for token in ids[:-1]))
@@ -130,7 +134,10 @@ def _first_stop_token(ids: list[int], wish: ReplyLimits) -> int | None:
 
 
 def _first_stop_string(text: str, wish: ReplyLimits) -> tuple[int, str] | None:
-    """Where the stop string that is complete first begins, and which; none that ends within ``min_tokens``."""
+    """Returns the position and text of the stop string that completes first.
+
+    None ends within ``min_tokens``.
+    """
     matches: list[tuple[int, str]] = []
     for string in wish.stop:
         at = text.find(string, max(0, wish.min_tokens * TOKEN_BYTES - len(string) + 1))

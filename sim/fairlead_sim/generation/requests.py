@@ -1,4 +1,4 @@
-"""What a client asked for: one value for every endpoint that generates, with vLLM's defaults, checks and words."""
+"""The parsed request of every generating endpoint, with vLLM's defaults, checks and wording."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +16,7 @@ DEFAULT_COMPLETION_TOKENS = 16
 
 @dataclass(frozen=True, slots=True)
 class LoraAdapter:
-    """A LoRA adapter that is loaded: ``number`` counts loads since the start, as events carry it."""
+    """A loaded LoRA adapter; ``number`` counts loads since the start, as KV events carry it."""
 
     name: str
     path: str
@@ -25,7 +25,11 @@ class LoraAdapter:
 
 @dataclass(slots=True)
 class TokenizedPrompt:
-    """One prompt; ``text`` is kept for echo where it came as text. ``given``: the ids are the client's, not ours."""
+    """One prompt.
+
+    - text: for echo; None for token ids.
+    - is_token_ids: the client sent token ids.
+    """
 
     tokens: list[int]
     text: str | None = None
@@ -34,7 +38,10 @@ class TokenizedPrompt:
 
 @dataclass(slots=True)
 class GenerationRequest:
-    """One request for generated tokens. ``request_id`` is the bare id, without ``cmpl-`` or ``chatcmpl-``."""
+    """One request for generated tokens.
+
+    request_id: the bare id, without ``cmpl-`` or ``chatcmpl-``.
+    """
 
     model: str
     request_id: str
@@ -50,7 +57,7 @@ class GenerationRequest:
     forced_text: str | None = None
     seed: int | None = None
     is_greedy: bool = False
-    logprobs: int | None = None  # alternatives a token; 0 = the token alone
+    logprobs: int | None = None  # alternatives per token; 0: the token alone
     prompt_logprobs: int | None = None
     echo: bool = False
     return_token_ids: bool = False
@@ -64,13 +71,13 @@ class GenerationRequest:
     publishes_hits: bool = False
     rank: int | None = None
     load_metrics_format: str | None = None
-    kv_transfer_params: dict[str, Any] | None = (
-        None  # what the client says of KV that comes from, or goes to, another engine
-    )
-    reported_cached_tokens: int | None = None  # told instead of what was found
+    kv_transfer_params: dict[str, Any] | None = None  # KV from or for another engine
+    reported_cached_tokens: int | None = None  # reported in place of the true number
 
     def reply_limits(self, prompt: TokenizedPrompt, max_model_len: int) -> ReplyLimits:
-        """How long the answer to one prompt may get: as asked, else to a natural end within the model's length."""
+        """Returns the limits of the answer to one prompt: as requested, else by the model's
+        length.
+        """
         room = max_model_len - len(prompt.tokens)
         return ReplyLimits(
             max_tokens=room if self.max_tokens is None else self.max_tokens,
@@ -84,7 +91,10 @@ class GenerationRequest:
 
 
 def parse_common(fields: RequestFields, request: HttpRequest, request_id: str) -> GenerationRequest:
-    """The parts that all generating endpoints share. Findings are collected, values are checked by ``sound``."""
+    """Parses the fields that all generating endpoints share.
+
+    Findings are collected; ``validate_sampling`` checks the values.
+    """
     body, headers = fields.body, request.headers
     xargs = body.get("vllm_xargs")
     modes = (body.get("kv_cache_report_mode"), xargs.get("kv_cache_report_mode") if isinstance(xargs, dict) else None)
@@ -131,7 +141,7 @@ def _parse_stream_options(fields: RequestFields, ask: GenerationRequest) -> None
 
 
 def validate_sampling(fields: RequestFields, request: GenerationRequest) -> None:
-    """Check the sampling values. Raises Refused with the engine's words for the first that is out of range."""
+    """Checks the sampling values. Raises InvalidRequest for the first one out of range."""
     fields.check()
     numbers = {name: fields.number(name) for name in _SAMPLING_RANGES}
     request.is_greedy = numbers["temperature"] == 0
@@ -175,7 +185,7 @@ _SAMPLING_RANGES: dict[str, tuple[Any, str]] = {
 
 
 def validate_prompts(request: GenerationRequest, max_model_len: int, vocab_size: int) -> None:
-    """Check the prompts against the model. Raises Refused."""
+    """Checks the prompts against the model. Raises InvalidRequest."""
     for prompt in request.prompts:
         count = len(prompt.tokens)
         if not count:
@@ -201,7 +211,7 @@ def validate_prompts(request: GenerationRequest, max_model_len: int, vocab_size:
 
 
 def prompt_too_long(count: int, max_model_len: int) -> InvalidRequest:
-    """The problem of a prompt that leaves no room for output."""
+    """Returns the error of a prompt that leaves no room for output."""
     message = (
         f"This model's maximum context length is {max_model_len} tokens. However, your prompt contains {count} "
         "input tokens, which exceeds this limit even without any output tokens. "

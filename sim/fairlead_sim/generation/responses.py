@@ -1,7 +1,8 @@
-"""One HTTP answer made of one or more choices; each choice is a sequence in a scheduler core and a script of what it says.
+"""The answer to one generation request, made of choices.
 
-The engine starts an answer, the driver feeds its choices, and the answer tells the engine when it is settled: finished, failed,
-aborted, or left by its client. Formats (chat, completions, …) and delivery (whole or stream) are the subclasses' business.
+Each choice is a sequence in a scheduler core and a script. The engine starts the response, the
+driver delivers tokens to its choices, and the response reports its end: finished, failed, aborted
+or gone. Subclasses implement formats (chat, completions, …) and delivery (whole or stream).
 """
 
 from typing import Protocol
@@ -17,7 +18,7 @@ ABORT_REASON = "abort"
 
 
 class ResponseHost(Protocol):
-    """The engine, as an answer sees it."""
+    """The engine, as a response sees it."""
 
     tokenizer: Tokenizer
     fingerprint: str
@@ -25,24 +26,28 @@ class ResponseHost(Protocol):
     reports_details: bool
 
     def drop_choice(self, choice: "ResponseChoice") -> None:
-        """Take the choice's sequence out of its core."""
+        """Removes the choice's sequence from its core."""
         ...
 
     def on_response_ended(self, answer: "GenerationResponse", outcome: str) -> None:
-        """``outcome``: finished, aborted, failed or gone."""
+        """Notes the end of a response: finished, aborted, failed or gone."""
         ...
 
-    def unix_seconds(self) -> int:
-        """Unix seconds."""
-        ...
+    def unix_seconds(self) -> int: ...
 
     def transfer_params(self, answer: "GenerationResponse") -> dict[str, object] | None:
-        """What the client must tell another engine so that it finds this prompt's KV; None = nothing is kept for it."""
+        """Returns what the client must pass to another engine for this prompt's KV; None if none is
+        leased.
+        """
         ...
 
 
 class ResponseChoice:
-    """One sequence of an answer. ``count`` tokens were delivered; ``reason`` is set when it is over."""
+    """One choice of a response.
+
+    - delivered: delivered tokens.
+    - reason: the finish reason; None while it runs.
+    """
 
     __slots__ = ("delivered", "index", "prompt", "rank", "reason", "response", "script", "sequence")
 
@@ -64,47 +69,47 @@ class ResponseChoice:
         self.reason: str | None = None
 
     def on_token(self, last: bool) -> None:
-        """One more token."""
+        """Notes one more token."""
         self.delivered += 1
         if last:
             self.reason = self.script.reason
             self.response.on_choice_ended(self)
 
     def on_ended(self, reason: str) -> None:
-        """Over without a token."""
+        """Notes an end without a token."""
         self.reason = reason
         self.response.on_choice_ended(self)
 
     @property
     def end_reason(self) -> str:
-        """Why it ends if it is let."""
+        """Returns the finish reason if nothing interrupts it."""
         return self.script.reason
 
     @property
     def stop_reason(self) -> str | int | None:
-        """The stop string or token that ended it."""
+        """Returns the stop string or token that ended it."""
         return self.script.stop_reason if self.reason == "stop" else None
 
     @property
     def text(self) -> str:
-        """What the client sees of it, so far or in the end."""
+        """Returns the visible text so far."""
         return self.script.text[: self.script.text_bytes(self.delivered)].decode()
 
     @property
     def ids(self) -> list[int]:
-        """The tokens so far."""
+        """Returns the tokens so far."""
         return self.script.ids[: self.delivered]
 
     @property
     def created_cache_tokens(self) -> int:
-        """Prompt tokens that this sequence added to the cache."""
+        """Returns the prompt tokens that this sequence added to the cache."""
         block = self.response.host.block_tokens
         full = self.sequence.prompt_tokens // block * block
         return max(0, full - self.sequence.cached_tokens)
 
 
 class GenerationResponse:
-    """The base of all answers; ``id`` is the id in the body."""
+    """The base of all responses; ``id`` is the id in the body."""
 
     id_prefix = "cmpl-"
     choice_kind = ResponseChoice
@@ -116,15 +121,15 @@ class GenerationResponse:
         self.id = self.id_prefix + request.request_id
         self.created = host.unix_seconds()
         self.choices: list[ResponseChoice] = []
-        self.cut_after: int | None = None  # failure injection: tokens after which the connection breaks
+        self.cut_after: int | None = None  # fault injection: tokens after which the connection breaks
         self._ended_choices = 0
         writer.on_gone = self._on_client_gone
 
     def start(self) -> None:
-        """Before admission: what goes out even when the queue is full."""
+        """Sends what precedes admission, even if the queue is full."""
 
     def on_choice_ended(self, choice: ResponseChoice) -> None:
-        """One of the choices is complete."""
+        """Finishes the response after its last choice."""
         self._ended_choices += 1
         if self._ended_choices == len(self.choices):
             aborted = any(sibling.reason == ABORT_REASON for sibling in self.choices)
@@ -132,24 +137,24 @@ class GenerationResponse:
             self.host.on_response_ended(self, "aborted" if aborted else "finished")
 
     def finish(self) -> None:
-        """All choices are over: send the rest."""
+        """Sends the rest after all choices ended."""
         raise AssertionError("a format completes its answers")
 
     def abort(self) -> None:
-        """End every choice that runs, as the engine does on abort: reason ``abort`` and a proper end."""
+        """Ends every running choice with the finish reason ``abort``."""
         for choice in self.choices:
             if choice.reason is None:
                 self.host.drop_choice(choice)
                 choice.on_ended(ABORT_REASON)
 
     def fail(self, problem: ApiError) -> None:
-        """End with an error: plain, or as an event in a stream."""
+        """Ends with an error: plain, or as an event of a stream."""
         self._drop_running()
         self.writer.fail(problem)
         self.host.on_response_ended(self, "failed")
 
     def cut(self) -> None:
-        """Break the connection in mid-answer."""
+        """Resets the connection."""
         self.writer.drop_connection()
 
     def _on_client_gone(self) -> None:
@@ -161,21 +166,21 @@ class GenerationResponse:
             if choice.reason is None:
                 self.host.drop_choice(choice)
 
-    # What formats need ---------------------------------------------------------------------------------------------------
+    # Fields of all formats ---------------------------------------------------------------------------------------------------
 
     @property
     def prompt_tokens(self) -> int:
-        """Of all prompts, each counted once."""
+        """Returns the tokens of all prompts, each counted once."""
         return sum(len(prompt.tokens) for prompt in self.request.prompts)
 
     @property
     def completion_tokens(self) -> int:
-        """Of all choices, so far."""
+        """Returns the tokens of all choices so far."""
         return sum(choice.delivered for choice in self.choices)
 
     @property
     def cached_tokens(self) -> int:
-        """Prompt tokens found in the cache; with several prompts those of the last."""
+        """Returns the cached prompt tokens; with several prompts those of the last."""
         reported = self.request.reported_cached_tokens
         if reported is not None:
             return reported
@@ -183,11 +188,11 @@ class GenerationResponse:
 
     @property
     def created_cache_tokens(self) -> int:
-        """Prompt tokens added to the cache."""
+        """Returns the prompt tokens that were added to the cache."""
         return self.choices[-1].created_cache_tokens
 
     def usage(self, created: int | None) -> dict[str, object]:
-        """The usage object of a whole answer."""
+        """Returns the usage object of a whole response."""
         prompt, completion = self.prompt_tokens, self.completion_tokens
         details = {"cached_tokens": self.cached_tokens, "created_cache_tokens": created, "multimodal_tokens": None}
         return {

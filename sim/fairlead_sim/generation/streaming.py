@@ -1,8 +1,8 @@
-"""Answers as streams of server-sent events: one event a token, one HTTP chunk an event, one write a step.
+"""Responses as server-sent events: an event per token, a chunk per event, a write per step.
 
-Nearly every token is four bytes of text and changes nothing else, so a choice's event is built once with a marker in the
-text's place and cut there; delivering a token is then joining three byte strings. Everything rarer (the first and last event,
-token ids, log-probabilities, continuous usage, held-back text) takes the long way through ``event``.
+Nearly every token is four bytes of text and changes nothing else. A choice builds its event once
+around a marker and cuts it there; a token then joins three byte strings. First and last events,
+token ids, log-probabilities, continuous usage and delayed text take the slow path ``token_event``.
 """
 
 import msgspec
@@ -19,12 +19,11 @@ _TEXT_MARKER = b"\0" * TOKEN_BYTES  # cannot occur in JSON text
 
 
 def json_bytes(value: object) -> bytes:
-    """JSON text of a value."""
     return msgspec.json.encode(value)
 
 
 class StreamingChoice(ResponseChoice):
-    """A choice whose tokens leave at once."""
+    """A choice whose tokens are sent at once."""
 
     __slots__ = ("_after", "_before", "_is_uniform", "_shown_bytes", "_text", "_write")
 
@@ -71,7 +70,7 @@ class StreamingChoice(ResponseChoice):
         self._write_event(self.script.ids[self.delivered - 1 : self.delivered])
 
     def _new_text(self) -> bytes:
-        """The text since the last event, fit for JSON; an abort lets go of what was held back."""
+        """Returns the text since the last event as JSON; an abort releases delayed text."""
         aborted = self.reason is not None and self.reason != self.script.reason
         shown = self._shown_bytes
         self._shown_bytes = (
@@ -81,7 +80,9 @@ class StreamingChoice(ResponseChoice):
         return news if self.script.ends is None else json_bytes(news.decode())[1:-1]
 
     def _write_event(self, ids: list[int]) -> None:
-        """Write an event, behind the opening ones if it is the first, ahead of the closing ones if it is the last."""
+        """Writes an event, after the opening events if it is the first, before the closing ones if
+        last.
+        """
         answer = self.response
         opening = b"" if answer.has_begun else answer.opening_events()
         data = opening + http_chunk(answer.frame_event(answer.token_event(self, self._new_text(), ids, self.reason)))
@@ -96,7 +97,10 @@ class StreamingChoice(ResponseChoice):
 
 
 class StreamingResponse(GenerationResponse):
-    """The base of the streaming formats. ``tail``: bytes that wait for the end of the answer, if it is now."""
+    """The base of the streaming formats.
+
+    pending: bytes that wait for the end of the response, if it is now.
+    """
 
     choice_kind = StreamingChoice
 
@@ -112,20 +116,20 @@ class StreamingResponse(GenerationResponse):
         self.writer.start(EVENT_STREAM_TYPE)
 
     def opening_events(self) -> bytes:
-        """Chunks ahead of the very first token's event."""
+        """Returns the chunks before the first token's event."""
         self.has_begun = True
         return b""
 
     def frame_event(self, event: bytes) -> bytes:
-        """An event's JSON as a server-sent event."""
+        """Returns an event's JSON as a server-sent event."""
         return b"data: %b\n\n" % event
 
     def token_event(self, choice: ResponseChoice, text: bytes, ids: list[int], reason: str | None) -> bytes:
-        """The JSON of one event; ``text`` is already fit for JSON."""
+        """Returns the JSON of one event; ``text`` is JSON already."""
         raise AssertionError("a format writes its events")
 
     def closing_events(self) -> bytes:
-        """Chunks behind the last token's event."""
+        """Returns the chunks after the last token's event."""
         return DONE_CHUNK
 
     def finish(self) -> None:
@@ -135,7 +139,7 @@ class StreamingResponse(GenerationResponse):
     # Shared by the OpenAI formats ------------------------------------------------------------------------------------------
 
     def running_usage(self, choice: ResponseChoice, *, details: bool) -> bytes:
-        """``,"usage":{…}`` of one event when usage is wanted continuously."""
+        """Returns ``,"usage":{…}`` of one event, if usage is wanted continuously."""
         if not self.request.continuous_usage:
             return b""
         prompt, count = len(choice.prompt.tokens), choice.delivered
@@ -148,7 +152,7 @@ class StreamingResponse(GenerationResponse):
         )
 
     def final_usage(self, *, created: bool) -> bytes:
-        """``"usage":{…}`` of the event that only carries usage."""
+        """Returns ``"usage":{…}`` of the event that only carries usage."""
         prompt, completion = self.prompt_tokens, self.completion_tokens
         details = b""
         if self.host.reports_details:
@@ -162,7 +166,9 @@ class StreamingResponse(GenerationResponse):
         )
 
     def fingerprint_field(self, reason: str | None) -> bytes:
-        """``,"system_fingerprint":…`` where it belongs: a choice's last event, unless a usage event follows."""
+        """Returns ``,"system_fingerprint":…`` for a choice's last event, unless a usage event
+        follows.
+        """
         if reason is None or self.request.include_usage:
             return b""
         return b',"system_fingerprint":%b' % json_bytes(self.host.fingerprint)

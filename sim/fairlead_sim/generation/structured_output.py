@@ -1,7 +1,8 @@
-"""Answers that must have a form: JSON of a schema, any JSON object, or one of some choices. The smallest thing that fits is said.
+"""Answers with a required form: JSON of a schema, any JSON object, or a choice; the smallest that
+fits.
 
-A schema is read as far as clients usually write one (types, properties, required, enum, const, items, references, unions and
-the lower bounds of lengths and numbers); what is not understood becomes a string.
+The supported parts of a schema are types, properties, required, enum, const, items, references,
+unions and lower bounds. Anything else becomes a string.
 """
 
 import math
@@ -18,7 +19,9 @@ _FILLER_WORD = "simulated"
 
 
 def parse_forced_text(fields: RequestFields) -> str | None:
-    """What ``response_format`` or ``structured_outputs`` make the answer say; None when it is free."""
+    """Returns the answer that ``response_format`` or ``structured_outputs`` require; None if it is
+    free.
+    """
     form = fields.mapping("response_format")
     if form is not None:
         kind = form.get("type")
@@ -44,12 +47,12 @@ def parse_forced_text(fields: RequestFields) -> str | None:
 
 
 def minimal_value(schema: dict[str, Any]) -> Any:
-    """The smallest value of a schema."""
+    """Returns the smallest value of a schema."""
     return _ValueBuilder(schema).build(schema, 0)
 
 
 class _ValueBuilder:
-    """Builds one value; a schema that goes on for ever runs out of depth and parts, and gets nulls from there."""
+    """The builder of one value. Bounds on depth and parts end endless schemas with nulls."""
 
     def __init__(self, root: dict[str, Any]) -> None:
         self._root = root
@@ -80,7 +83,7 @@ class _ValueBuilder:
         return _plain_value(schema, kind)
 
     def _object(self, schema: dict[str, Any], depth: int) -> dict[str, Any]:
-        """Required properties; all of them where none is said to be required, but not deep down."""
+        """Returns the required properties, or all near the root if none is marked required."""
         properties = schema.get("properties")
         known = properties if isinstance(properties, dict) else {}
         required = schema.get("required")

@@ -1,7 +1,7 @@
-"""One client connection: bytes → Request → Reply → bytes, on httptools, one request answered at a time.
+"""One client connection: bytes in, one answer at a time, bytes out.
 
-It behaves as uvicorn does: requests that arrive while one is being answered wait their turn, an idle connection is closed after the
-keep-alive time, a client that goes away is told to whoever is answering, and nonsense gets a plain 400.
+It behaves as uvicorn does. Pipelined requests wait for their turn. An idle connection closes after
+the keep-alive time. The response learns that its client is gone. Invalid bytes get a plain 400.
 """
 
 import asyncio
@@ -22,13 +22,13 @@ from fairlead_sim.http.headers import JSON_TYPE, LAST_CHUNK, HeaderBuilder, http
 
 INVALID_HTTP_BODY = b"Invalid HTTP request received."
 MAX_HEADER_BYTES = 65_536
-MAX_PIPELINED_REQUESTS = 16  # requests of one connection that wait; then reading pauses
+MAX_PIPELINED_REQUESTS = 16  # waiting requests of one connection; then reading pauses
 TEXT_TYPE = b"text/plain; charset=utf-8"
 
 
 @dataclass(slots=True)
 class HttpRequest:
-    """A whole request; header names are lower case, the last of several equal ones counts."""
+    """A complete request. Header names are lower case; the last of several equal ones counts."""
 
     method: str
     path: str
@@ -39,7 +39,7 @@ class HttpRequest:
 
 
 class RequestHandler(Protocol):
-    """What answers requests; one per listening engine."""
+    """The interface that answers requests; there is one per listening engine."""
 
     header_builder: HeaderBuilder
     random: Random
@@ -48,22 +48,22 @@ class RequestHandler(Protocol):
     echo_request_ids: bool
 
     def on_connection_made(self, connection: "ServerConnection") -> bool:
-        """A connection came in; False = drop it at once."""
+        """Returns False to drop the connection at once."""
         ...
 
     def on_connection_lost(self, connection: "ServerConnection") -> None:
-        """A connection is gone."""
+        """Forgets the connection."""
         ...
 
     def handle(self, request: HttpRequest, writer: "ResponseWriter") -> None:
-        """Answer now or later through ``reply``; an ApiProblem raised here becomes the answer."""
+        """Answers now or later through ``writer``. An ApiError raised here becomes the answer."""
         ...
 
 
 class ResponseWriter:
-    """The answer to one request: either ``send`` once, or ``start``, ``write`` … and ``finish``.
+    """The writer of one response: ``send``, or ``start``, ``write`` … and ``finish``.
 
-    ``on_gone`` is called when the client leaves before the end. After that every method does nothing.
+    on_gone: called if the client disconnects before the end; then all methods do nothing.
     """
 
     __slots__ = (
@@ -83,14 +83,17 @@ class ResponseWriter:
         self._close = close
         self._started = False
         self.request_id = request_id
-        self.extra_headers = b""  # header lines that stand ahead of the content length
-        self.is_anthropic = False  # problems take the other provider's form
+        self.extra_headers = b""  # header lines before the content length
+        self.is_anthropic = False  # errors have Anthropic's form
         self.is_done = False
         self.on_gone: Callable[[], None] | None = None
-        self.on_sent: Callable[[int, int], None] | None = None  # told status and body bytes of a complete answer
+        self.on_sent: Callable[[int, int], None] | None = None  # gets status and body bytes of a complete answer
 
     def send(self, status: int, body: bytes, content_type: bytes | None = JSON_TYPE, *, bare: bool = False) -> None:
-        """A whole answer in one write; a ``bare`` one lacks the headers that middleware adds."""
+        """Sends a complete response in one write.
+
+        bare: leaves out the headers that middleware adds.
+        """
         if self.is_done or self._connection is None:
             return
         connection = self._connection
@@ -100,7 +103,9 @@ class ResponseWriter:
         self._end(head + body, status, len(body))
 
     def start(self, content_type: bytes, first: bytes = b"") -> None:
-        """The head of a stream, at once, as StreamingResponse does: long before the first token."""
+        """Sends the head of a stream at once, long before the first token, as StreamingResponse
+        does.
+        """
         if self.is_done or self._connection is None:
             return
         self._started = True
@@ -108,17 +113,17 @@ class ResponseWriter:
         self._connection.write(head + first)
 
     def write(self, chunks: bytes) -> None:
-        """Bytes that are already cut into HTTP chunks."""
+        """Sends bytes that are HTTP chunks already."""
         if not self.is_done and self._connection is not None:
             self._connection.write(chunks)
 
     def finish(self, chunks: bytes = b"") -> None:
-        """The end of a stream."""
+        """Ends a stream."""
         if not self.is_done:
             self._end(chunks + LAST_CHUNK, 200, 0)
 
     def fail(self, problem: ApiError) -> None:
-        """The answer for a problem: a plain one before the head, an event and ``[DONE]`` after it."""
+        """Sends an error: a plain response before the head, an event and ``[DONE]`` after it."""
         if self._started:
             self.finish(http_chunk(problem.event()) + http_chunk(b"data: [DONE]\n\n"))
         else:
@@ -128,23 +133,23 @@ class ResponseWriter:
             self.send(problem.status, body, bare=isinstance(problem, InternalError) and problem.is_bare)
 
     def close_after(self) -> None:
-        """Close the connection after this answer."""
+        """Closes the connection after this response."""
         if self._connection is not None:
             self._connection.close_after()
 
     def send_raw(self, data: bytes) -> None:
-        """Bytes that are no HTTP (failure injection), then the end of the connection."""
+        """Sends bytes that are not HTTP and closes the connection (fault injection)."""
         if self._connection is not None:
             self._connection.write(data)
             self._connection.close()
 
     def drop_connection(self) -> None:
-        """Drop the connection in the middle."""
+        """Resets the connection."""
         if self._connection is not None:
             self._connection.drop()
 
     def client_gone(self) -> None:
-        """Called by the connection: the client left."""
+        """Notes that the client disconnected; called by the connection."""
         if self.is_done:
             return
         self.is_done = True
@@ -173,7 +178,7 @@ class ResponseWriter:
 
 
 class ServerConnection(asyncio.Protocol):
-    """The protocol object of one TCP connection."""
+    """The protocol of one TCP connection."""
 
     def __init__(self, app: RequestHandler) -> None:
         self.app = app
@@ -213,12 +218,12 @@ class ServerConnection(asyncio.Protocol):
             self._reject_bytes()
 
     def write(self, data: bytes) -> None:
-        """Send; nothing happens once the connection is gone."""
+        """Sends bytes, unless the connection is gone."""
         if self._transport is not None:
             self._transport.write(data)
 
     def on_response_sent(self) -> None:
-        """The present request is done: take the next, wait for one, or close."""
+        """Answers the next request, waits for one, or closes."""
         self._writer = None
         if not self._keep_alive:
             self.close()
@@ -228,27 +233,27 @@ class ServerConnection(asyncio.Protocol):
             self._set_idle_timer(True)
 
     def close_after(self) -> None:
-        """Close after the present answer."""
+        """Closes after the present response."""
         self._keep_alive = False
 
     def close_when_idle(self) -> None:
-        """Shutdown: close now if nothing is being answered, else after the answer."""
+        """Closes now if idle, else after the present response."""
         self._keep_alive = False
         if self._writer is None:
             self.close()
 
     def close(self) -> None:
-        """Close after what is written has left."""
+        """Closes after all written bytes are sent."""
         if self._transport is not None:
             self._transport.close()
 
     def drop(self) -> None:
-        """Close at once, unsent bytes are lost and the client sees a reset."""
+        """Resets the connection; unsent bytes are lost."""
         if self._transport is not None:
             self._transport.abort()
 
     def stop_answering(self) -> None:
-        """Read and never answer: the hang of a stuck engine."""
+        """Reads and never answers, as a stuck engine does."""
         self._never_answers = True
 
     @property

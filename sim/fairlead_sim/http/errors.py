@@ -1,13 +1,13 @@
-"""The error tree of the simulated engine: each knows its status and the body that vLLM sends for it.
+"""The error tree of the simulated engine, with the status and the body that vLLM sends for each.
 
-ApiProblem
-├── NotServed       404 ``{"detail": "Not Found"}`` or 405: the web framework's own words, not the OpenAI shape
-├── Malformed       400 ``Bad Request``: the body is no JSON or a field has the wrong type; lists every finding
-├── Refused         400 ``BadRequestError``: well-formed, but not possible; may name the parameter and its value
-├── Unknown         404 ``NotFoundError``: no such model or adapter
-├── Disabled        403 ``PermissionDeniedError``: a family of endpoints is switched off
-├── Busy            503 ``Service Unavailable``: the queue is full
-└── Broken          500 ``InternalServerError``
+    ApiError
+    ├── RouteNotFound     404 ``{"detail": "Not Found"}`` or 405, in the web framework's form
+    ├── MalformedRequest  400 ``Bad Request``: no JSON, or fields of wrong types, all of them listed
+    ├── InvalidRequest    400 ``BadRequestError``: well-formed but impossible; may name the parameter
+    ├── ResourceNotFound  404 ``NotFoundError``: no such model or adapter
+    ├── EndpointDisabled  403 ``PermissionDeniedError``: a switch of the surface is off
+    ├── EngineBusy        503 ``Service Unavailable``: the queue is full
+    └── InternalError     500 ``InternalServerError``
 """
 
 import json
@@ -24,8 +24,8 @@ CORE_DIED_MESSAGE = "EngineCore encountered an issue. See stack trace (above) fo
 DRAINING_MESSAGE = "cannot schedule new futures after shutdown"
 
 
-class ApiError(FairleadError):
-    """Raised while answering; the connection turns it into the response that the real engine would give."""
+class     ApiError(FairleadError):
+    """Raised by handlers; the connection turns it into the response of the real engine."""
 
     status = 500
     kind = "InternalServerError"
@@ -35,24 +35,24 @@ class ApiError(FairleadError):
         self.param = param
 
     def error_fields(self) -> dict[str, object]:
-        """The OpenAI error object."""
+        """Returns the OpenAI error object."""
         return {"message": self.message, "type": self.kind, "param": self.param, "code": self.status}
 
     def body(self) -> bytes:
-        """The body of a plain answer."""
+        """Returns the body of a plain response."""
         return msgspec.json.encode({"error": self.error_fields()})
 
     def event(self) -> bytes:
-        """The same inside a stream; there the engine writes it with blanks after the separators."""
+        """Returns the event of a stream, in which the engine writes spaces after the separators."""
         return b"data: %b\n\n" % json.dumps({"error": self.error_fields()}, ensure_ascii=False).encode()
 
     def anthropic_body(self) -> bytes:
-        """The body on the Anthropic routes."""
+        """Returns the body for the Anthropic routes."""
         return msgspec.json.encode({"type": "error", "error": {"type": self.kind, "message": self.message}})
 
 
-class RouteNotFound(ApiError):
-    """Raised for a path that is not served (404) or not with this method (405, ``allow`` names those that are)."""
+class RouteNotFound(    ApiError):
+    """Raised for an unknown path (404) or method (405; ``allow`` lists the permitted ones)."""
 
     def __init__(self, allow: str | None = None) -> None:
         super().__init__("Not Found" if allow is None else "Method Not Allowed")
@@ -63,8 +63,8 @@ class RouteNotFound(ApiError):
         return msgspec.json.encode({"detail": self.message})
 
 
-class MalformedRequest(ApiError):
-    """Raised when a body or query does not have the documented form; never 422."""
+class MalformedRequest(    ApiError):
+    """Raised for a body or query that does not have the documented form; never 422."""
 
     status = 400
     kind = "Bad Request"
@@ -80,7 +80,7 @@ class MalformedRequest(ApiError):
 
 
 class ValidationFinding:
-    """One line of a Malformed problem: type, place, words, and the input in short."""
+    """One line of a MalformedRequest: type, location, message and shortened input."""
 
     def __init__(self, kind: str, where: str, message: str, value: object, context: str | None = None) -> None:
         self.kind = kind
@@ -98,40 +98,42 @@ class ValidationFinding:
         return str(parts)
 
 
-class InvalidRequest(ApiError):
-    """Raised when a well-formed request asks for what the engine cannot or will not do."""
+class InvalidRequest(    ApiError):
+    """Raised for a well-formed request that the engine cannot or will not serve."""
 
     status = 400
     kind = "BadRequestError"
 
     @classmethod
     def for_value(cls, message: str, param: str, value: object) -> "InvalidRequest":
-        """Named parameter and value at the end of the message, as vLLM writes them."""
+        """Returns an error with parameter and value at the end of the message, as vLLM
+        writes it.
+        """
         return cls(f"{message} (parameter={param}, value={value})", param=param)
 
 
 class InvalidAdapterRequest(InvalidRequest):
-    """Raised by the adapter endpoints, which have an error type of their own."""
+    """Raised by the adapter endpoints, which have their own error type."""
 
     kind = "InvalidUserInput"
 
 
-class ResourceNotFound(ApiError):
-    """Raised when a model or adapter is not served here."""
+class ResourceNotFound(    ApiError):
+    """Raised for a model or an adapter that is not served here."""
 
     status = 404
     kind = "NotFoundError"
 
 
-class EndpointDisabled(ApiError):
-    """Raised when the switch of a family of endpoints is off."""
+class EndpointDisabled(    ApiError):
+    """Raised for an endpoint whose switch is off."""
 
     status = 403
     kind = "PermissionDeniedError"
 
 
-class EngineBusy(ApiError):
-    """Raised when the queue limit is reached."""
+class EngineBusy(    ApiError):
+    """Raised at the queue limit."""
 
     status = 503
     kind = "Service Unavailable"
@@ -140,8 +142,11 @@ class EngineBusy(ApiError):
         super().__init__(BUSY_MESSAGE)
 
 
-class InternalError(ApiError):
-    """Raised when the engine itself is at fault; ``bare`` answers lack the middleware's headers."""
+class InternalError(    ApiError):
+    """Raised for a fault of the engine itself.
+
+    bare: leaves out the middleware's headers.
+    """
 
     def __init__(self, message: str, *, bare: bool = False) -> None:
         super().__init__(message)
@@ -149,4 +154,4 @@ class InternalError(ApiError):
 
 
 class DropConnection(FairleadError):
-    """Raised when the engine would drop the connection without a word."""
+    """Raised where the engine would drop the connection without a response."""

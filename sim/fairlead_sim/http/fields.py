@@ -1,7 +1,7 @@
-"""Request bodies: JSON in, typed fields out, and every finding in the words of the framework under vLLM.
+"""Request bodies: JSON in, typed fields out, with findings in the wording of vLLM's framework.
 
-Reading is lax as there: ``"3"`` is a whole number, ``3.0`` too, ``3.5`` is not. Findings are collected, so that one answer names
-all wrong fields; ``check`` raises them.
+Parsing is as lax as there: ``"3"`` and ``3.0`` are integers, ``3.5`` is not. Findings are
+collected, so that one response names all wrong fields; ``check`` raises them.
 """
 
 import json
@@ -17,7 +17,9 @@ _FALSE = frozenset({"false", "0", "no", "off", "f", "n"})
 
 
 def json_body(request: HttpRequest) -> Any:
-    """The decoded body. Raises Malformed when it is no JSON, or not labelled as JSON."""
+    """Returns the decoded body. Raises MalformedRequest if it is not JSON, or not labelled
+    as JSON.
+    """
     kind = request.headers.get("content-type", "").split(";", 1)[0].strip().lower()
     if kind != "application/json":
         raise MalformedRequest(["Unsupported Media Type: Only 'application/json' is allowed"])
@@ -28,10 +30,12 @@ def json_body(request: HttpRequest) -> Any:
 
 
 def _decode_with_stdlib(body: bytes) -> Any:
-    """Once more with the standard library, which says where and why (and takes NaN, as the real engine's parser does)."""
+    """Decodes again with the standard library, which reports the position and permits NaN as vLLM
+    does.
+    """
     try:
         document = json.loads(body)
-        json.dumps(document, ensure_ascii=False).encode()  # half of a surrogate pair is no text
+        json.dumps(document, ensure_ascii=False).encode()  # half of a surrogate pair is not text
         return document
     except UnicodeEncodeError:
         message = "Input should be a valid string, unable to parse raw data as a unicode string"
@@ -55,26 +59,25 @@ class RequestFields:
         self.body: dict[str, Any] = body
 
     def check(self) -> None:
-        """Raise what was found so far."""
+        """Raises the findings so far."""
         if self.findings:
             raise MalformedRequest(self.findings)
 
     def add_missing(self, name: str) -> None:
-        """Note that a required field is not there."""
+        """Notes a missing required field."""
         self.findings.append(ValidationFinding("missing", f"{self._where}.{name}", "Field required", self.body))
 
     def add_wrong(self, kind: str, name: str, message: str, value: object) -> None:
-        """Note a wrong value."""
+        """Notes a wrong value."""
         self.findings.append(ValidationFinding(kind, f"{self._where}.{name}", message, value))
 
     def require(self, name: str) -> Any:
-        """The value as it is; None after a finding."""
+        """Returns the value as it is, or None after a finding."""
         if name not in self.body:
             self.add_missing(name)
         return self.body.get(name)
 
     def text(self, name: str, default: str | None = None) -> str | None:
-        """A string or None."""
         value = self.body.get(name)
         if value is None:
             return default
@@ -84,7 +87,6 @@ class RequestFields:
         return default
 
     def integer(self, name: str, default: int | None = None) -> int | None:
-        """A whole number or None."""
         value = self.body.get(name)
         if value is None:
             return default
@@ -108,7 +110,6 @@ class RequestFields:
         return default
 
     def number(self, name: str, default: float | None = None) -> float | None:
-        """A number or None."""
         value = self.body.get(name)
         if value is None:
             return default
@@ -125,7 +126,6 @@ class RequestFields:
         return default
 
     def flag(self, name: str, default: bool = False) -> bool:
-        """A boolean."""
         value = self.body.get(name)
         if value is None:
             return default
@@ -139,7 +139,6 @@ class RequestFields:
         return default
 
     def mapping(self, name: str) -> dict[str, Any] | None:
-        """An object or None."""
         value = self.body.get(name)
         if value is None or isinstance(value, dict):
             return value
@@ -147,7 +146,7 @@ class RequestFields:
         return None
 
     def items(self, name: str) -> list[Any] | None:
-        """A list or None."""
+        """Returns a list or None."""
         value = self.body.get(name)
         if value is None or isinstance(value, list):
             return value
@@ -155,7 +154,7 @@ class RequestFields:
         return None
 
     def strings(self, name: str) -> tuple[str, ...]:
-        """A string or a list of strings."""
+        """Returns the strings of a string or a list."""
         value = self.body.get(name)
         if value is None:
             return ()
@@ -167,7 +166,7 @@ class RequestFields:
         return ()
 
     def token_ids(self, name: str) -> list[int]:
-        """A list of whole numbers, empty when absent."""
+        """Returns a list of integers, empty if the field is absent."""
         value = self.body.get(name)
         if value is None:
             return []

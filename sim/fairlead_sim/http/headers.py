@@ -1,4 +1,4 @@
-"""Response heads, byte for byte in the order that uvicorn under vLLM sends them."""
+"""Response heads, byte for byte in the order of uvicorn under vLLM."""
 
 from email.utils import formatdate
 from http import HTTPStatus
@@ -10,7 +10,7 @@ EVENT_STREAM_TYPE = b"text/event-stream; charset=utf-8"
 
 
 class HeaderBuilder:
-    """Builds response heads; the status line with the date is rebuilt once a second, not once a response."""
+    """A builder of response heads; it rebuilds the dated status line once per second."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -19,7 +19,7 @@ class HeaderBuilder:
         self._date = b""
 
     def status_lines(self, status: int) -> bytes:
-        """Status line, ``date`` and ``server``."""
+        """Returns the status line, ``date`` and ``server``."""
         second = int(self._clock.wall())
         if second != self._second:
             self._second = second
@@ -33,12 +33,16 @@ class HeaderBuilder:
         return opening
 
     def response_head(self, status: int, length: int, content_type: bytes | None, before: bytes, tail: bytes) -> bytes:
-        """The head of an answer of known length; ``before`` stands ahead of the length, ``tail`` behind the type."""
+        """Returns the head of a response of known length.
+
+        - before: header lines ahead of the length.
+        - tail: header lines behind the type.
+        """
         kind = b"content-type: %b\r\n" % content_type if content_type is not None else b""
         return b"%b%bcontent-length: %d\r\n%b%b\r\n" % (self.status_lines(status), before, length, kind, tail)
 
     def stream_head(self, status: int, content_type: bytes, tail: bytes) -> bytes:
-        """The head of a chunked answer."""
+        """Returns the head of a chunked response."""
         return b"%bcontent-type: %b\r\n%btransfer-encoding: chunked\r\n\r\n" % (
             self.status_lines(status),
             content_type,
@@ -47,7 +51,6 @@ class HeaderBuilder:
 
 
 def http_chunk(data: bytes) -> bytes:
-    """One HTTP chunk."""
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 

@@ -1,7 +1,7 @@
-"""What a prefill engine keeps for those who decode: blocks that stay held until they were pulled or their lease runs out.
+"""The blocks that a prefill engine keeps until they are pulled or their lease expires.
 
-Contents are told by block number and nothing else is checked, as the real thing does it: whoever reads a block after it was
-reused reads what is in it now.
+Readers name block numbers, and nothing else is checked, as in real engines. A reader of a block
+that was reused gets its present content.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from fairlead_sim.engine.scheduler import EngineCore, EngineSequence
 
 @dataclass(slots=True)
 class BlockLease:
-    """One prefilled prompt; ``blocks`` in order, the last perhaps only partly filled."""
+    """The lease of one prefilled prompt; the last of its ``blocks`` may be partial."""
 
     rank: int
     blocks: list[int]
@@ -23,7 +23,7 @@ class BlockLease:
 
 
 class BlockLeases:
-    """The blocks of one engine that others may read, under the names that they were promised by."""
+    """The leases of one engine, by the name that was promised to the reader."""
 
     def __init__(self, cores: Sequence[EngineCore], seconds: float) -> None:
         self._cores = cores
@@ -38,11 +38,12 @@ class BlockLeases:
         return len(self._leases)
 
     def get(self, name: str) -> BlockLease | None:
-        """What is kept under a name."""
         return self._leases.get(name)
 
     def grant(self, name: str, rank: int, sequence: EngineSequence) -> BlockLease | None:
-        """Keep the blocks of a prompt that was just completed; None when memory has no room for its last one."""
+        """Keeps the blocks of a completed prompt. Returns None if memory lacks room for its last
+        block.
+        """
         core = self._cores[rank]
         pool, size = core.pool, core.block_tokens
         full = sequence.prompt_tokens // size
@@ -65,21 +66,21 @@ class BlockLeases:
         return lent
 
     def renew(self, name: str) -> None:
-        """Somebody is about to read: the lease gets two thirds more."""
+        """Extends the lease by two thirds before a read."""
         lent = self._leases.get(name)
         if lent is not None:
             lent.expiry.cancel()
             lent.expiry = self._loop.call_later(self._seconds * 2 / 3, self._expire_lease, name)
 
     def contents(self, rank: int, blocks: Sequence[int]) -> list[int | None]:
-        """What is in these blocks now. Raises IndexError for numbers that no block has."""
+        """Returns the present contents of blocks. Raises IndexError for an unknown block number."""
         pool = self._cores[rank].pool
         if any(not 0 <= block < pool.blocks for block in blocks):
             raise IndexError("no such block")
         return [pool.key_in(block) or self._partial.get((rank, block)) for block in blocks]
 
     def release(self, name: str) -> bool:
-        """The blocks were pulled; False when nothing was kept under that name any more."""
+        """Releases pulled blocks. Returns False if there is no such lease any more."""
         lent = self._leases.pop(name, None)
         if lent is None:
             return False
@@ -88,17 +89,16 @@ class BlockLeases:
         return True
 
     def call_when_granted(self, name: str, callback: Callable[[], None]) -> None:
-        """Call ``told`` once something is kept under the name."""
+        """Calls ``callback`` once there is a lease of this name."""
         self._waiters.setdefault(name, []).append(callback)
 
     def remove_waiter(self, name: str, callback: Callable[[], None]) -> None:
-        """Nobody waits for it any more."""
         waiting = self._waiters.get(name, [])
         if callback in waiting:
             waiting.remove(callback)
 
     def close(self) -> None:
-        """No more expiries."""
+        """Cancels all expiries."""
         for lent in self._leases.values():
             lent.expiry.cancel()
 

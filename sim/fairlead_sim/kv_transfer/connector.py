@@ -1,9 +1,13 @@
-"""KV that goes from a prefill engine to one that decodes, with the failures that real connectors have.
+"""The KV connector of one engine: it leases blocks to decode engines and pulls them from prefill
+ones.
 
-A prefill (``do_remote_decode``) keeps its blocks and answers what the other engine must be told. A decode (``do_remote_prefill``)
-is held back until the blocks are here. What a real engine does not check is not checked here either: a decode that reads the
-blocks of another prompt, or blocks that were reused after the lease, answers 200 with ``WRONG_TEXT``, and its prefix cache is
-spoilt for that prompt; a field that is missing lets it wait for ever, and the engine core dies when its client gives up.
+A prefill (``do_remote_decode``) keeps its blocks and returns what the decode engine needs. A decode
+(``do_remote_prefill``) waits until the blocks are here. What real engines do not check is not
+checked here:
+
+- A decode may read blocks of another prompt, or blocks reused after the lease. It answers 200 with
+  ``WRONG_KV_TEXT``, and its prefix cache is wrong for that prompt.
+- A decode with a missing field waits forever; the engine core dies when its client gives up.
 """
 
 import asyncio
@@ -35,23 +39,24 @@ _NIXL_FIELDS: tuple[tuple[str, type], ...] = (
 
 
 class ConnectorHost(Protocol):
-    """The engine, as the hand-over sees it."""
+    """The engine, as the connector sees it."""
 
     def start(self, response: GenerationResponse, *, pulled: int = 0, is_wrong: bool = False) -> None:
-        """Let the answer run; the KV of so many tokens of its prompt was pulled."""
+        """Starts the response.
+
+        pulled: prompt tokens whose KV was pulled.
+        """
         ...
 
-    def kill_core(self) -> None:
-        """The engine core dies."""
-        ...
+    def kill_core(self) -> None: ...
 
     def block_keys(self, ask: GenerationRequest, prompt: TokenizedPrompt) -> tuple[int, ...]:
-        """The keys of the prompt's full blocks."""
+        """Returns the keys of the prompt's full blocks."""
         ...
 
 
 class KvConnector:
-    """The connector of one engine: lender and puller at once; roles are enforced only where the real one does."""
+    """The connector of one engine. Roles are enforced only where the real connector does so."""
 
     def __init__(
         self, settings: EngineSettings, *, cores: Sequence[EngineCore], random: Random, port: int, host: ConnectorHost
@@ -72,7 +77,7 @@ class KvConnector:
         self.pulled_total = self.failed_total = self.wrong_total = 0
 
     def state(self) -> dict[str, object]:
-        """Counts for ``/sim/state``."""
+        """Returns counters for ``/sim/state``."""
         return {
             "engine_id": self.engine_id,
             "lent": len(self.leases),
@@ -85,17 +90,19 @@ class KvConnector:
         }
 
     def is_spoilt(self, rank: int, keys: Sequence[int]) -> bool:
-        """Whether a plain request of this prompt would find wrong KV in the prefix cache."""
+        """Whether the prefix cache has wrong KV for this prompt."""
         if not self._spoilt:
             return False
         cached = self._cores[rank].pool.match(list(keys), len(keys))
-        self._spoilt.difference_update(keys[len(cached) :])  # evicted since, and computed anew now
+        self._spoilt.difference_update(keys[len(cached) :])  # evicted and recomputed since
         return not self._spoilt.isdisjoint(keys[: len(cached)])
 
     # Prefill -------------------------------------------------------------------------------------------------------------
 
     def grant_lease(self, answer: GenerationResponse) -> dict[str, object] | None:
-        """Keep the prompt of a complete answer if that was asked for; what NIXL's client must pass on, None for the others."""
+        """Keeps the prompt of a complete response if requested. Returns NIXL's parameters for the
+        client.
+        """
         params = answer.request.kv_transfer_params
         if params is None or len(answer.choices) != 1:
             return None
@@ -132,7 +139,9 @@ class KvConnector:
     # Decode --------------------------------------------------------------------------------------------------------------
 
     def take_over(self, answer: GenerationResponse) -> bool:
-        """Whether the answer is for the connector to start, once its KV is here; deadly parameters act now."""
+        """Returns whether the connector will start the response. Parameters that kill the core do
+        so now.
+        """
         params, connector = answer.request.kv_transfer_params, self.settings.connector
         if params is None or len(answer.request.prompts) != 1:
             return False
@@ -160,7 +169,7 @@ class KvConnector:
         return self._start_pull(answer, self._pull_nixl(answer, params))
 
     def on_response_ended(self, answer: GenerationResponse, outcome: str) -> None:
-        """An answer is over. A client that gives up on one that hangs takes the engine core with it."""
+        """Cancels the pull. With NIXL, a client that leaves a hanging response kills the core."""
         pull = self._pulls.pop(answer, None)
         if pull is not None:
             pull.cancel()
@@ -170,7 +179,7 @@ class KvConnector:
                 self._host.kill_core()
 
     def close(self) -> None:
-        """Stop pulling and keeping."""
+        """Cancels all pulls and leases."""
         self.leases.close()
         for pull in self._pulls.values():
             pull.cancel()
@@ -189,7 +198,7 @@ class KvConnector:
         return self._start_pull(answer, self._pull_mooncake(answer, params))
 
     def _take_from_peer(self, answer: GenerationResponse, source: object) -> bool:
-        """The peer-to-peer tier: what is not wholly said is not looked for."""
+        """Starts a pull from the peer-to-peer tier if the source is complete."""
         if not isinstance(source, dict):
             return False
         host, port, name = (source.get(field) for field in ("remote_host", "remote_port", "kv_request_id"))
@@ -198,11 +207,13 @@ class KvConnector:
         return self._start_pull(answer, self._pull_from_peer(answer, f"{host}:{port}"))
 
     def cached_blocks(self, keys: Sequence[int]) -> int:
-        """How many of these blocks, from the first, some rank has."""
+        """Returns the longest cached prefix of any rank, in blocks."""
         return max(len(core.pool.match(keys, len(keys))) for core in self._cores)
 
     async def _pull_from_peer(self, answer: GenerationResponse, address: str) -> None:
-        """Ask a peer what it has of the prompt, and get what is not here; a peer that is gone or has nothing costs its answer."""
+        """Pulls the blocks that a peer has and this engine lacks. A failed query costs its round
+        trip.
+        """
         keys = self._host.block_keys(answer.request, answer.request.prompts[0])
         local = self.cached_blocks(keys)
         try:
@@ -224,7 +235,7 @@ class KvConnector:
         return True
 
     async def _pull_nixl(self, answer: GenerationResponse, params: dict[str, Any]) -> None:
-        """NIXL: read the named blocks from the named engine, whatever is in them."""
+        """Reads the named blocks of the named engine, whatever they contain."""
         answer.request.reported_cached_tokens = int(params.get("remote_prefill_cached_tokens") or 0)
         address = f"{params['remote_host']}:{params['remote_port']}"
         question = {
@@ -235,14 +246,14 @@ class KvConnector:
         await self._pull(answer, address, "/sim/kv/read", question, params["remote_request_id"])
 
     async def _pull_mooncake(self, answer: GenerationResponse, params: dict[str, Any]) -> None:
-        """Mooncake: wait until the peer has the transfer, then get it."""
+        """Waits until the peer has the transfer, then pulls it."""
         answer.request.reported_cached_tokens = answer.prompt_tokens
         address = urlsplit(str(params.get("remote_bootstrap_addr"))).netloc
         question = {"engine_id": params.get("remote_engine_id"), "transfer_id": params["transfer_id"]}
         await self._pull(answer, address, "/sim/kv/take", question, params["transfer_id"])
 
     async def _pull_sglang(self, answer: GenerationResponse, params: dict[str, Any]) -> None:
-        """SGLang: the same by the number of a room."""
+        """Waits until the peer has the bootstrap room, then pulls it."""
         address = f"{params.get('bootstrap_host')}:{params.get('bootstrap_port')}"
         room = str(params["bootstrap_room"])
         await self._pull(answer, address, "/sim/kv/take", {"transfer_id": room}, room)
@@ -277,7 +288,7 @@ class KvConnector:
         self._host.start(answer, pulled=len(prompt.tokens), is_wrong=wrong)
 
     def _on_pull_failed(self, answer: GenerationResponse) -> None:
-        """Nothing was pulled: compute the prompt here, or say so, as the policy wants."""
+        """Computes the prompt here or fails the response, by policy."""
         self.failed_total += 1
         self._pulls.pop(answer, None)
         if self.settings.recompute:

@@ -1,4 +1,4 @@
-"""One question to another engine over its side channel. There is no time limit: who asks a frozen engine waits."""
+"""A query to another engine over its side channel. It has no timeout: a frozen peer blocks it."""
 
 import asyncio
 from typing import Any
@@ -9,15 +9,17 @@ from fairlead.errors import FairleadError
 
 
 class PeerUnreachable(FairleadError):
-    """Raised when nobody listens there, or the connection broke."""
+    """Raised if the peer does not listen or breaks the connection."""
 
 
 class PeerRejected(FairleadError):
-    """Raised when the peer says no."""
+    """Raised if the peer rejects the query."""
 
 
 async def query_peer(address: str, path: str, query: object) -> dict[str, Any]:
-    """POST a question to ``HOST:PORT`` and read the answer. Raises PeerGone or PeerRefused."""
+    """Posts a query to ``HOST:PORT`` and returns the reply. Raises PeerUnreachable or
+    PeerRejected.
+    """
     host, _, port = address.rpartition(":")
     body = msgspec.json.encode(query)
     head = f"POST {path} HTTP/1.1\r\nhost: {address}\r\ncontent-type: application/json\r\nconnection: close\r\n"

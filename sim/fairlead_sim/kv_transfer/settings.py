@@ -1,4 +1,4 @@
-"""The part of the command line that says how KV goes from engine to engine. vLLM has these in ``--kv-transfer-config``."""
+"""Settings and command line of KV transfer; vLLM has these in ``--kv-transfer-config``."""
 
 import argparse
 from dataclasses import dataclass
@@ -8,29 +8,28 @@ from fairlead.errors import SettingsError
 
 @dataclass(frozen=True, slots=True)
 class KvTransferSettings:
-    """How KV goes from engine to engine: ``none``, ``nixl``, ``mooncake``, ``sglang`` or ``p2p``, and what that takes.
+    """The settings of one connector: ``none``, ``nixl``, ``mooncake``, ``sglang`` or ``p2p``.
 
-    ``recompute`` False = vLLM's default: a pull that fails is an error. Seconds are wall seconds, whatever the speed, except
-    the transfer itself.
+    - recompute: False is vLLM's default, by which a failed pull is an error.
+    - seconds: of the wall clock, except the transfer itself.
     """
 
     connector: str = "none"
     role: str = "kv_both"
     recompute: bool = False
-    lease_seconds: float = 30.0  # NIXL: a prefill's blocks are kept this long for whoever decodes
-    abort_seconds: float = 480.0  # Mooncake, SGLang: the same, and how long a decode waits for a prefill
-    dead_peer_seconds: float = 2.0  # how long it takes to notice that the peer is gone; Mooncake: abort_seconds more
+    lease_seconds: float = 30.0  # NIXL: how long a prefill's blocks are kept
+    abort_seconds: float = 480.0  # Mooncake, SGLang: the same, and the wait of a decode
+    dead_peer_seconds: float = 2.0  # until a dead peer is noticed; Mooncake: plus abort_seconds
     bytes_per_token: int = 131_072
     bytes_per_second: float = 10e9
-    host: str = "127.0.0.1"  # what a prefill engine tells others to connect to
+    host: str = "127.0.0.1"  # address that a prefill engine gives to others
 
     def seconds(self, tokens: int) -> float:
-        """How long so many tokens travel."""
+        """Returns the transfer time of this many tokens."""
         return tokens * self.bytes_per_token / self.bytes_per_second
 
 
 def add_kv_arguments(parser: argparse.ArgumentParser) -> None:
-    """The switches of the hand-over."""
     default = KvTransferSettings()
     parser.add_argument(
         "--kv-connector", choices=("none", "nixl", "mooncake", "sglang", "p2p"), default=default.connector
@@ -59,11 +58,11 @@ def add_kv_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--kv-bytes-per-token", type=int, default=default.bytes_per_token)
     parser.add_argument("--kv-bytes-per-second", type=float, default=default.bytes_per_second)
-    parser.add_argument("--kv-host", default=default.host, help="the address that other engines are told to pull from")
+    parser.add_argument("--kv-host", default=default.host, help="the address from which other engines pull")
 
 
 def parse_kv_settings(arguments: argparse.Namespace) -> KvTransferSettings:
-    """The settings of a parsed command line. Raises SettingsError naming the flag."""
+    """Returns the settings. Raises SettingsError with the flag's name."""
     names = ("lease_seconds", "abort_seconds", "dead_peer_seconds", "bytes_per_token")
     for name in names:
         if getattr(arguments, f"kv_{name}") < 0:

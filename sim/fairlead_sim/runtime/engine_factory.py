@@ -1,4 +1,4 @@
-"""What an engine is put together from: its cores, event publishers and metrics, built from its settings."""
+"""The parts of an engine, built from its settings: cores, event publishers and metrics."""
 
 import functools
 from dataclasses import replace
@@ -18,7 +18,7 @@ ZmqContext = zmq.Context[zmq.Socket[bytes]]
 
 
 def build_cores(settings: EngineSettings, profile: EngineProfile) -> list[EngineCore]:
-    """One core a data-parallel rank; ``profile`` is the one that runs at the wanted speed."""
+    """Returns a core per data-parallel rank; ``profile`` has the wanted speed."""
     return [
         EngineCore(
             profile,
@@ -33,7 +33,7 @@ def build_cores(settings: EngineSettings, profile: EngineProfile) -> list[Engine
 def build_publishers(
     settings: EngineSettings, *, port: int, clock: Clock, adapter_id: AdapterIds, context: ZmqContext | None
 ) -> list[KvEventPublisher]:
-    """One publisher a rank, or none; the topic names the engine's own address unless it was given."""
+    """Returns a publisher per rank, or none. The default topic names the engine's own address."""
     events = settings.kv_events
     if events.endpoint is None:
         return []
@@ -56,7 +56,7 @@ def build_publishers(
 def build_metrics(
     settings: EngineSettings, built: list[EngineCore], clock: Clock, lag: LoopLag | None
 ) -> EngineMetrics:
-    """The metrics page over all ranks."""
+    """Returns the metrics page over all ranks."""
     tokens = built[0].max_sequence_tokens
     return EngineMetrics(
         settings.served_names[0],
@@ -76,7 +76,9 @@ def build_metrics(
 
 
 def shift_event_ports(settings: EngineSettings, offset: int) -> EngineSettings:
-    """The settings of the ``offset``-th engine of one process: fixed event ports move up, free ones stay free."""
+    """Returns the settings of engine number ``offset`` in one process, with fixed event ports moved
+    up.
+    """
     events = settings.kv_events
     ports = offset * settings.data_parallel
     shifted = replace(

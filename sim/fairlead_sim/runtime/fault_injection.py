@@ -1,8 +1,8 @@
-"""Failures on demand: from the command line at the start, or at run time through ``/sim/faults``.
+"""Faults on demand, from the command line or at run time through ``/sim/faults``.
 
-A fault is a kind with limits: ``share`` of the requests it may hit (seeded), ``count`` of them at most, ``seconds`` it stays armed.
-``refuse`` and ``hang`` act on connections as they come in and on every request of those already open; the others on requests
-that generate, or on all with ``everywhere``.
+A fault has a kind and limits. These are the ``share`` of requests that it hits (seeded), a maximum
+``count``, and the ``seconds`` for which it is armed. ``refuse`` and ``hang`` act on new connections and on
+requests of open ones. Other kinds act on requests that generate, or on all with ``everywhere``.
 """
 
 import os
@@ -30,8 +30,6 @@ _IMMEDIATE_KINDS = frozenset({"core-dead", "die"})
 
 @dataclass(slots=True)
 class Fault:
-    """One armed failure."""
-
     kind: str
     share: float = 1.0
     count: int | None = None
@@ -44,7 +42,7 @@ class Fault:
 
 
 def parse_fault(text: str) -> Fault:
-    """``KIND[,name=value]…``, as on the command line. Raises BadInput."""
+    """Returns the fault of ``KIND[,name=value]…``. Raises BadInput."""
     kind, *rest = text.split(",")
     fields: dict[str, Any] = {"kind": kind}
     for part in rest:
@@ -56,7 +54,7 @@ def parse_fault(text: str) -> Fault:
 
 
 def fault_from_mapping(fields: Any) -> Fault:
-    """A fault from JSON or from parsed text. Raises BadInput naming the field."""
+    """Returns a fault from JSON or parsed text. Raises BadInput with the field's name."""
     if not isinstance(fields, dict) or fields.get("kind") not in FAULT_KINDS:
         raise BadInput("the kind of a fault is unknown", field="kind", hint=f"known: {', '.join(sorted(FAULT_KINDS))}")
     readers: dict[str, Callable[[Any], Any]] = {
@@ -86,7 +84,11 @@ def fault_from_mapping(fields: Any) -> Fault:
 
 
 class FaultInjector:
-    """What is armed at one engine. ``leave`` ends the engine; ``slow`` is told the factor that stretches steps now."""
+    """The armed faults of one engine.
+
+    - set_slowdown: gets the factor on the duration of steps.
+    - exit_engine: ends the engine.
+    """
 
     def __init__(
         self,
@@ -105,7 +107,7 @@ class FaultInjector:
         self._armed: list[Fault] = []
 
     def arm(self, fault: Fault) -> None:
-        """Add a failure; the ones that end the engine happen now."""
+        """Arms a fault; one that ends the engine acts now."""
         if fault.kind in _IMMEDIATE_KINDS:
             (self._leave if fault.kind == "die" else self._core_dead)()
             return
@@ -115,21 +117,21 @@ class FaultInjector:
         self._update_slowdown()
 
     def clear(self) -> None:
-        """Disarm everything."""
+        """Disarms all faults."""
         self._armed.clear()
         self._update_slowdown()
 
     def armed_faults(self) -> list[dict[str, Any]]:
-        """What is armed, for ``/sim/faults``."""
+        """Returns the armed faults for ``/sim/faults``."""
         return [asdict(fault) for fault in self._armed]
 
     def pick_for_connection(self) -> str | None:
-        """``refuse`` or ``hang`` for a connection that comes in."""
+        """Returns ``refuse`` or ``hang`` for a new connection, or None."""
         fault = self._pick(lambda each: each.kind in _CONNECTION_KINDS)
         return None if fault is None else fault.kind
 
     def pick_for_request(self, *, generates: bool) -> Fault | None:
-        """The failure that hits this request."""
+        """Returns the fault that hits this request."""
         return self._pick(
             lambda each: each.kind != "slow" and (generates or each.everywhere or each.kind in _CONNECTION_KINDS)
         )
@@ -156,5 +158,5 @@ class FaultInjector:
 
 
 def exit_process() -> None:
-    """The death of a process that hosts one engine: nothing is flushed, the kernel resets its connections."""
+    """Ends the process without a flush; the kernel resets its connections."""
     os._exit(70)

@@ -1,4 +1,4 @@
-"""The models that one engine serves under its names: the base model and the LoRA adapters loaded now."""
+"""The models that one engine serves: the base model and its loaded LoRA adapters."""
 
 import re
 from typing import Any
@@ -10,7 +10,9 @@ from fairlead_sim.runtime.settings import EngineSettings
 
 
 class ServedModels:
-    """What ``/v1/models`` lists and requests may name. No adapter is ever read: every path loads but the missing ones."""
+    """The models of ``/v1/models``. Adapters are never read: every path loads except the missing
+    ones.
+    """
 
     def __init__(self, settings: EngineSettings) -> None:
         self._names = settings.served_names
@@ -24,21 +26,21 @@ class ServedModels:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The base model's names; answers carry the first."""
+        """Returns the base model's names; responses carry the first."""
         return self._names
 
     @property
     def adapters(self) -> tuple[LoraAdapter, ...]:
-        """The adapters loaded now."""
+        """Returns the loaded adapters."""
         return tuple(self._adapters.values())
 
     def adapter_number(self, name: str) -> int | None:
-        """The number that KV events carry for an adapter."""
+        """Returns the number of an adapter in KV events."""
         adapter = self._adapters.get(name)
         return None if adapter is None else adapter.number
 
     def resolve(self, request: GenerationRequest) -> None:
-        """Set the ask's adapter and the model name of its answer. Raises Unknown."""
+        """Sets the adapter and the response's model name of a request. Raises ResourceNotFound."""
         if not request.model or request.model in self._names:
             request.model = self._names[0]
             return
@@ -51,7 +53,10 @@ class ServedModels:
         request.adapter = adapter
 
     def load(self, fields: RequestFields) -> str:
-        """Load an adapter: what the engine says. Raises Malformed, InvalidInput or Unknown."""
+        """Loads an adapter and returns the engine's message.
+
+        Raises MalformedRequest, InvalidAdapterRequest or ResourceNotFound.
+        """
         name, path = _required_text(fields, "lora_name"), _required_text(fields, "lora_path")
         fields.check()
         if name in self._adapters and not fields.flag("load_inplace"):
@@ -65,7 +70,10 @@ class ServedModels:
         return f"Success: LoRA adapter '{name}' added successfully."
 
     def unload(self, fields: RequestFields) -> str:
-        """Unload an adapter: what the engine says. Raises Malformed or Unknown."""
+        """Unloads an adapter and returns the engine's message.
+
+        Raises MalformedRequest or ResourceNotFound.
+        """
         name = _required_text(fields, "lora_name")
         fields.check()
         if self._adapters.pop(name, None) is None:
@@ -73,7 +81,7 @@ class ServedModels:
         return f"Success: LoRA adapter '{name}' removed successfully."
 
     def model_cards(self, created: int, ids: "list[str]") -> list[dict[str, Any]]:
-        """The entries of ``/v1/models``; ``ids`` are fresh 16-hex ids, one an entry."""
+        """Returns the entries of ``/v1/models``; ``ids`` are new 16-hex ids, one per entry."""
         cards = [
             _model_card(name, self._root, None, self._max_model_len, created, each)
             for name, each in zip(self._names, ids, strict=False)
@@ -88,7 +96,7 @@ class ServedModels:
 
 
 def parse_adapter(text: str) -> tuple[str, str]:
-    """``NAME=PATH``. Raises ValueError."""
+    """Parses ``NAME=PATH``. Raises ValueError."""
     name, equals, path = text.partition("=")
     if not (equals and path and re.fullmatch(r"\S+", name)):
         raise ValueError(f"{text!r} is not NAME=PATH")

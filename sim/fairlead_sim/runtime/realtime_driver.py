@@ -1,8 +1,9 @@
-"""One scheduler core in real time: plan a step, wait until it would be over, hand out its tokens, plan the next.
+"""One scheduler core in real time: plan a step, wait for its end, deliver its tokens, plan the
+next.
 
-Steps follow one another on absolute deadlines: a step begins when the one before was due, not when the event loop came round
-to it, so a late loop delays single tokens but never slows the engine down. Only when the loop is more than ``FORGIVEN`` seconds
-behind is the lost time given up, and counted.
+Steps follow absolute deadlines. A step begins when the one before was due, not when the event loop
+got to it. So a late loop delays single tokens but does not slow the engine down. If the loop is
+more than ``MAX_LAG_SECONDS`` behind, the lost time is skipped and counted.
 """
 
 import asyncio
@@ -17,34 +18,34 @@ MAX_LAG_SECONDS = 1.0
 
 
 class TokenReceiver(Protocol):
-    """Who gets the tokens of one sequence."""
+    """The receiver of one sequence's tokens."""
 
     sequence: EngineSequence
 
     @property
     def end_reason(self) -> str:
-        """Why it will end if the core lets it reach its last token."""
+        """Returns the finish reason for a sequence that reaches its last token."""
         ...
 
     def on_token(self, last: bool) -> None:
-        """One more token; ``last`` = the sequence has left the core."""
+        """Notes one more token; ``last`` if the sequence has left the core."""
         ...
 
     def on_ended(self, reason: str) -> None:
-        """The sequence left the core without a token: aborted, or it wanted none."""
+        """Notes that the sequence left the core without a token: aborted, or without output."""
         ...
 
 
 class StepObserver(Protocol):
-    """Who counts."""
+    """The observer of delivered steps."""
 
     def observe_step(self, rank: int, step: EngineStep, began_at: float, ended_at: float) -> None:
-        """A step was delivered."""
+        """Counts a delivered step."""
         ...
 
 
 class RealtimeDriver:
-    """Drives the core of one data-parallel rank."""
+    """The driver of one data-parallel rank's core."""
 
     def __init__(
         self,
@@ -71,37 +72,39 @@ class RealtimeDriver:
 
     @property
     def unfinished(self) -> int:
-        """Sequences that run or wait."""
+        """Returns the running and waiting sequences."""
         return len(self._receivers)
 
     def submit(self, receiver: TokenReceiver) -> None:
-        """Queue a sequence; its tokens go to ``receiver``. Raises what ``EngineCore.add`` raises."""
+        """Queues a sequence, whose tokens go to ``receiver``. Raises the errors of
+        ``EngineCore.add``.
+        """
         self.core.add(receiver.sequence)
         self._receivers[receiver.sequence.id] = receiver
         self.wake()
 
     def abort(self, sequence_id: str) -> None:
-        """Drop a sequence: its slot is free from the next step on. Nobody is told."""
+        """Drops a sequence without a notification; its slot is free from the next step on."""
         if self._receivers.pop(sequence_id, None) is not None:
             self.core.abort(sequence_id)
 
     def wake(self) -> None:
-        """There may be something to do."""
+        """Starts the next step soon if none is running."""
         if self._handle is None and not self._stopped:
-            # One turn of the loop later: requests that arrive together start in the same step.
+            # One iteration later: requests that arrive together start in the same step.
             self._handle = self._loop.call_soon(self._begin_now)
 
     def pause(self) -> None:
-        """Freeze after the step under way."""
+        """Freezes the engine after the present step."""
         self.core.pause()
 
     def resume(self) -> None:
-        """Go on."""
+        """Continues after ``pause``."""
         self.core.resume()
         self.wake()
 
     def stop(self) -> None:
-        """No more steps, and nobody is told."""
+        """Stops for good, without notifications."""
         self._stopped = True
         if self._handle is not None:
             self._handle.cancel()
@@ -142,7 +145,7 @@ class RealtimeDriver:
             self._begin(self._due_at)
 
     def _reason(self, sequence_id: str, reason: str) -> str:
-        """The core knows only that the last token was made; the script knows why it was the last."""
+        """Returns the script's finish reason; the core only knows that it was the last token."""
         receiver = self._receivers.get(sequence_id)
         return reason if receiver is None else receiver.end_reason
 

@@ -1,4 +1,4 @@
-"""What one simulated engine is told at its start. The names of the switches are vLLM's."""
+"""The settings of a simulated engine, named like vLLM's flags."""
 
 import hashlib
 from dataclasses import dataclass, field, replace
@@ -12,7 +12,7 @@ VERSION = "0.32.0"
 
 @dataclass(frozen=True, slots=True)
 class ApiSurface:
-    """Which parts of the HTTP surface are switched on. A bare vLLM has most of them off; here all are on."""
+    """The enabled parts of the HTTP surface. A bare vLLM has most of them off; here all are on."""
 
     prompt_tokens_details: bool = True
     request_id_headers: bool = True
@@ -26,7 +26,10 @@ class ApiSurface:
 
 @dataclass(frozen=True, slots=True)
 class KvEventsSettings:
-    """Where KV events go; ``encoding`` is ``map`` (0.32) or ``array`` (older). No endpoint = no events."""
+    """The KV-event endpoints of an engine; None: no events.
+
+    encoding: ``map`` (0.32) or ``array`` (older).
+    """
 
     endpoint: str | None = None
     replay_endpoint: str | None = None
@@ -36,10 +39,11 @@ class KvEventsSettings:
 
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
-    """Everything about one engine but its port. ``served_names[0]`` is the name that answers carry.
+    """The settings of one engine without its port.
 
-    ``wake_seconds``: how long weights take back from host memory (sleep level 1); ``reload_seconds``: how long they take to be
-    loaded anew (level 2, ``reload_weights``). Both at the profile's own speed.
+    - served_names: responses carry the first.
+    - wake_seconds: load time of weights from host memory (sleep level 1).
+    - reload_seconds: load time by ``reload_weights`` (level 2). Both at the profile's speed.
     """
 
     model: str = "sim"
@@ -70,7 +74,7 @@ class EngineSettings:
 
     @property
     def fingerprint(self) -> str:
-        """``vllm-<version>[-dpN]-<8 hex>``: equal for engines of equal configuration."""
+        """Returns ``vllm-<version>[-dpN]-<8 hex>``, equal for equal configurations."""
         same = replace(self, seed=0, kv_events=KvEventsSettings(), kv_transfer=KvTransferSettings(), adapters=())
         digest = hashlib.sha256(repr(same).encode()).hexdigest()[:8]
         ranks = f"-dp{self.data_parallel}" if self.data_parallel > 1 else ""

@@ -1,8 +1,8 @@
-"""One simulated engine: its cores and their drivers, its models, and every request inside it.
+"""One simulated engine: cores, drivers, models, and every request in it.
 
-A generating request goes: admitted (or refused as the real engine does) → its choices scripted → submitted to the core of one
-data-parallel rank, or held back while the engine is paused → settled. Everything that a control plane can do to an engine
-(sleep, pause, drain, abort) acts here.
+A request is admitted or rejected as by the real engine. Its choices get scripts and are submitted
+to the core of one data-parallel rank, or wait while the engine is paused. Sleep, pause, drain and
+abort of a control plane act here.
 """
 
 import asyncio
@@ -43,7 +43,10 @@ from fairlead_sim.runtime.sleep_mode import SleepMode
 
 
 class SimulatedEngine:
-    """The state of one engine; build it on a running loop. ``die`` is what its death does (leave the process, by default)."""
+    """The state of one engine; create it on a running loop.
+
+    on_death: ends the engine; by default the process exits.
+    """
 
     def __init__(
         self,
@@ -115,7 +118,7 @@ class SimulatedEngine:
 
     @property
     def unfinished(self) -> int:
-        """Sequences running, waiting or held."""
+        """Returns the running, waiting and paused sequences."""
         return sum(driver.unfinished for driver in self.drivers) + len(self._held_choices)
 
     def begin(
@@ -125,7 +128,10 @@ class SimulatedEngine:
         writer: ResponseWriter,
         fault: Fault | None = None,
     ) -> None:
-        """Start one answer. Raises Refused before anything was sent; a full queue is told through the answer."""
+        """Starts one response.
+
+        Raises InvalidRequest before anything is sent. A full queue fails the response.
+        """
         settings = self.settings
         if request.rank is not None and request.rank >= settings.data_parallel:
             raise InvalidRequest(f"data_parallel_rank {request.rank} is out of range [0, {settings.data_parallel}).")
@@ -154,8 +160,11 @@ class SimulatedEngine:
             self.start(response)
 
     def start(self, response: GenerationResponse, *, pulled: int = 0, is_wrong: bool = False) -> None:
-        """Let an answer's choices run. ``pulled``: the KV of so many of the prompt's tokens came from elsewhere; ``wrong``: it was
-        another prompt's."""
+        """Starts the choices of a response.
+
+        - pulled: prompt tokens whose KV was pulled.
+        - is_wrong: that KV belongs to another prompt.
+        """
         request = response.request
         rank = self._pick_rank(request)
         response.choices = [
@@ -167,11 +176,11 @@ class SimulatedEngine:
             for choice in response.choices:
                 choice.sequence.pulled_tokens = min(pulled, choice.sequence.prompt_tokens)
         for choice in response.choices:
-            if response in self.responses:  # it fails as a whole when one of its choices is refused
+            if response in self.responses:  # the response fails as a whole if a choice is rejected
                 self._submit(choice)
 
     def compute(self, response: GenerationResponse, prompts: list[TokenizedPrompt]) -> None:
-        """Start an answer whose prompts are only computed (embeddings)."""
+        """Starts a response that only computes its prompts (embeddings)."""
         self.responses.add(response)
         rank = self._pick_rank(response.request)
         nothing = reply_script.ReplyScript([], b"", "stop")
@@ -184,7 +193,7 @@ class SimulatedEngine:
             self._submit(choice)
 
     def block_keys(self, ask: GenerationRequest, prompt: TokenizedPrompt) -> tuple[int, ...]:
-        """The keys of the prompt's full blocks."""
+        """Returns the keys of the prompt's full blocks."""
         name = None if ask.adapter is None else f"{ask.adapter.name}\0{ask.adapter.path}"
         return block_keys(prompt.tokens, self.block_tokens, salt=ask.cache_salt, adapter=name)
 
@@ -207,7 +216,7 @@ class SimulatedEngine:
             wish = replace(wish, greedy_decoder=self._greedy_decoder(ask, keys, rest))
         script = reply_script.write_script(self.tokenizer, seed, wish)
         sequence = self._sequence(ask, prompt, keys, len(script.ids))
-        # The ids of the whole script at once: the core reads them by place, as far as it has come.
+        # All ids of the script at once: the core reads them up to its position.
         sequence.tokens = prompt.tokens + script.ids
         choice = answer.choice_kind(answer, index, prompt, script, sequence)
         choice.rank = rank
@@ -257,7 +266,7 @@ class SimulatedEngine:
         return min(self.drivers, key=lambda driver: driver.unfinished).rank
 
     def _exceeded_queue_limit(self, ask: GenerationRequest) -> str | None:
-        """The limit that this request would pass, by its name in the metrics; all unfinished requests count."""
+        """Returns the metric label of the queue limit that this request would exceed, or None."""
         settings = self.settings
         if settings.max_queued_requests is not None and self.unfinished >= settings.max_queued_requests:
             return "max_num_queued_reqs"
@@ -268,7 +277,7 @@ class SimulatedEngine:
         return None
 
     def _load_header(self, form: str) -> bytes:
-        """The load header on plain answers, for those who ask for it."""
+        """Returns the load header of plain responses, for clients that request it."""
         stats = [driver.core.stats for driver in self.drivers]
         waiting = float(sum(core_stats.waiting for core_stats in stats))
         usage = max(core_stats.kv_usage for core_stats in stats)
@@ -280,25 +289,24 @@ class SimulatedEngine:
             return f"endpoint-load-metrics: TEXT {named}\r\n".encode()
         return b""
 
-    # What answers ask of their engine --------------------------------------------------------------------------------------
+    # ResponseHost --------------------------------------------------------------------------------------
 
     def unix_seconds(self) -> int:
-        """Unix seconds."""
         return int(self.clock.wall())
 
     def transfer_params(self, answer: GenerationResponse) -> dict[str, object] | None:
-        """What the client must tell the engine that is to decode; None when nothing is kept for it."""
+        """Returns what the client must pass to the decode engine; None if no block is leased."""
         return None if self.kv_connector is None else self.kv_connector.grant_lease(answer)
 
     def drop_choice(self, choice: ResponseChoice) -> None:
-        """Take a choice's sequence out of its core."""
+        """Removes a choice's sequence from its core."""
         if choice in self._held_choices:
             self._held_choices.remove(choice)
         else:
             self.drivers[choice.rank].abort(choice.sequence.id)
 
     def on_response_ended(self, answer: GenerationResponse, outcome: str) -> None:
-        """An answer is over; those that were aborted here are counted, clients that left are not."""
+        """Forgets a response. Aborted ones are counted, clients that left are not."""
         self.responses.discard(answer)
         if self.kv_connector is not None:
             self.kv_connector.on_response_ended(answer, outcome)
@@ -314,16 +322,19 @@ class SimulatedEngine:
             call, self._on_empty = self._on_empty, None
             call()
 
-    # What a control plane does ---------------------------------------------------------------------------------------------
+    # Control ---------------------------------------------------------------------------------------------
 
     def abort_responses(self, names: "set[str] | None" = None) -> None:
-        """End the named answers, or all, with finish reason ``abort``."""
+        """Ends the named responses, or all, with the finish reason ``abort``."""
         for answer in list(self.responses):
             if names is None or names & {answer.id, answer.request.request_id}:
                 answer.abort()
 
     def pause(self, mode: str, done: Callable[[], None]) -> None:
-        """``abort`` ends what runs, ``wait`` lets it end, ``keep`` freezes it; new requests are held. ``done`` follows."""
+        """Pauses the engine: ``abort`` ends what runs, ``wait`` lets it end, ``keep`` freezes it.
+
+        New requests wait. ``done`` is called when the engine is paused.
+        """
         self.is_paused = True
         if mode == "keep":
             for driver in self.drivers:
@@ -336,7 +347,7 @@ class SimulatedEngine:
             done()
 
     def resume(self) -> None:
-        """Go on, with what was frozen and what was held."""
+        """Continues frozen and waiting requests."""
         self.is_paused = False
         choices, self._held_choices = self._held_choices, []
         for driver in self.drivers:
@@ -345,21 +356,21 @@ class SimulatedEngine:
             self._submit(choice)
 
     def call_when_idle(self, call: Callable[[], None]) -> None:
-        """Call when nothing runs or waits in the cores, perhaps at once."""
+        """Calls when nothing runs or waits in the cores, perhaps at once."""
         if any(driver.unfinished for driver in self.drivers):
             self._on_idle.append(call)
         else:
             call()
 
     def call_when_empty(self, call: Callable[[], None]) -> None:
-        """Call when the last answer is over, held ones included."""
+        """Calls after the last response, with those that wait for a resume."""
         if self.responses:
             self._on_empty = call
         else:
             call()
 
     def sleep(self, level: int, mode: str, done: Callable[[], None]) -> None:
-        """Pause; from level 1 on the KV cache is lost."""
+        """Pauses and sleeps; from level 1 on the KV cache is lost."""
 
         def asleep() -> None:
             self.sleep_mode.fall_asleep(level)
@@ -371,17 +382,16 @@ class SimulatedEngine:
         self.pause(mode, asleep)
 
     def _on_woken(self) -> None:
-        """Awake and running."""
         self.metrics.set_sleep_level(None)
         self.resume()
 
     def reset_prefix_cache(self, *, preempt_running: bool = False) -> bool:
-        """Forget cached blocks at every rank; False where something runs."""
+        """Empties the cache of every rank. Returns False if a sequence runs."""
         done = [driver.core.reset_prefix_cache(preempt_running=preempt_running) for driver in self.drivers]
         return all(done)
 
     def kill_core(self) -> None:
-        """The engine core is dead: errors in every answer, then the server leaves by itself."""
+        """Kills the engine core: all responses fail, then the server exits."""
         self.is_core_dead = True
         for driver in self.drivers:
             driver.stop()
@@ -390,7 +400,7 @@ class SimulatedEngine:
         asyncio.get_running_loop().call_later(0.05, self._on_death)
 
     def stop(self) -> None:
-        """No more steps, no more events."""
+        """Stops steps, transfers and events."""
         for driver in self.drivers:
             driver.stop()
         if self.kv_connector is not None:

@@ -1,8 +1,9 @@
-"""Sleep and waking of a simulated engine, as vLLM's sleep mode has them.
+"""The sleep mode of a simulated engine, as in vLLM.
 
-Level 1 keeps the weights in host memory and level 2 forgets them; the KV cache goes with both. Waking brings parts back, all of
-them or those that are named, and the engine sleeps until it has all. After level 2 the memory of the weights comes back with
-nothing in it: until ``reload_weights`` an engine that was woken answers nonsense, and does not say so.
+Level 1 keeps the weights in host memory, level 2 drops them; both drop the KV cache. A wake-up
+restores all parts or the named ones, and the engine sleeps until it has all. After level 2 the
+weights' memory is empty: until ``reload_weights`` an awake engine answers nonsense without an
+error.
 """
 
 from collections.abc import Callable
@@ -12,8 +13,11 @@ Schedule = Callable[[float, Callable[[], None]], object]
 
 
 class SleepMode:
-    """``level`` is None while the engine is awake; ``hollow``: its weights are gone and were not loaded anew. ``later`` calls after
-    so many seconds; ``woken`` is called when the last part is back."""
+    """The sleep state of one engine.
+
+    - level: None while awake.
+    - weights_missing: the weights were dropped and not loaded again.
+    """
 
     def __init__(
         self, wake_seconds: float, reload_seconds: float, schedule: Schedule, on_woken: Callable[[], None]
@@ -28,20 +32,21 @@ class SleepMode:
         self._sleep_count = 0
 
     def fall_asleep(self, level: int) -> None:
-        """Asleep from now on."""
         self._sleep_count += 1
         self.level = level
         self._missing_parts = MEMORY_PARTS if level >= 1 else frozenset()
         self.weights_missing = self.weights_missing or level == 2
 
     def wake_up(self, parts: frozenset[str], done: Callable[[], None]) -> None:
-        """Bring ``parts`` back; ``done`` follows when they are. One that is put to sleep meanwhile stays asleep."""
+        """Restores ``parts`` and then calls ``done``. An engine that fell asleep meanwhile stays
+        asleep.
+        """
         falls, slow = self._sleep_count, self.level == 1 and "weights" in parts & self._missing_parts
 
         def back() -> None:
             if falls == self._sleep_count:
                 self._missing_parts -= parts
-                if not self._missing_parts:  # of one that did not sleep, too: what was paused goes on
+                if not self._missing_parts:  # also for an engine that did not sleep: paused requests continue
                     self.level = None
                     self._on_woken()
             done()
@@ -49,7 +54,7 @@ class SleepMode:
         self._call_after(self._wake_seconds if slow else 0.0, back)
 
     def reload_weights(self, done: Callable[[], None]) -> None:
-        """Load the weights anew; ``done`` follows."""
+        """Loads the weights and then calls ``done``."""
         falls = self._sleep_count
 
         def loaded() -> None:

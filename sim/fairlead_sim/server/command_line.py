@@ -1,4 +1,4 @@
-"""The command line of the simulated engine. Where vLLM has a switch, it has the same name here."""
+"""The command line of the simulated engine; flags that vLLM has, too, have its names."""
 
 import argparse
 import json
@@ -28,7 +28,7 @@ _SURFACE_FLAGS = {
 
 @dataclass(frozen=True, slots=True)
 class EngineProcessOptions:
-    """What the command line says about the process."""
+    """The options of one process."""
 
     host: str
     port: int
@@ -38,7 +38,6 @@ class EngineProcessOptions:
 
 
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
-    """Everything that ``engine`` takes."""
     parser.add_argument("--listen", default="127.0.0.1:0", metavar="HOST:PORT", help="port 0 takes free ones")
     parser.add_argument("--count", type=int, default=1, help="engines in this process, on successive ports")
     parser.add_argument("--model", default="sim", help="what /v1/models gives as the root")
@@ -99,7 +98,7 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def parse_engine_options(arguments: argparse.Namespace) -> EngineProcessOptions:
-    """The options of a parsed command line. Raises SettingsError naming the flag."""
+    """Returns the options. Raises SettingsError with the flag's name."""
     host, colon, port = arguments.listen.rpartition(":")
     if not colon or not port.isdecimal() or int(port) + arguments.count - 1 > 65_535:
         raise SettingsError(f"{arguments.listen!r} is not HOST:PORT", field="--listen")
@@ -156,7 +155,10 @@ def parse_engine_options(arguments: argparse.Namespace) -> EngineProcessOptions:
 
 
 def parse_profile(text: str) -> EngineProfile:
-    """A profile by name, or from JSON: any field in snake or camel case, ``base`` names the preset to start from."""
+    """Returns a profile by name or from JSON.
+
+    JSON fields are in snake or camel case; ``base`` names the preset to start from.
+    """
     if not text.lstrip().startswith("{"):
         return builtin_profile(text, field="--profile")
     try:
@@ -171,7 +173,7 @@ def parse_profile(text: str) -> EngineProfile:
 
 
 def _with_capacities(profile: EngineProfile, arguments: argparse.Namespace) -> EngineProfile:
-    """The profile with the capacities that the command line gives."""
+    """Returns the profile with the capacities of the command line."""
     blocks = arguments.num_gpu_blocks_override
     sized = replace(
         profile,

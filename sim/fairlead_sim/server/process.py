@@ -1,4 +1,4 @@
-"""One process with one or many engines on their ports: start, say ``ready``, serve, and leave on SIGTERM or SIGINT."""
+"""A process with one or many engines: start, print ``ready``, serve, exit on SIGTERM or SIGINT."""
 
 import asyncio
 import functools
@@ -38,7 +38,9 @@ class RunningEngine:
         self._gone = asyncio.Event()
 
     async def stop(self, timeout: float) -> None:
-        """Leave as vLLM does: abort what runs, or with a timeout let it finish first. Listens until nothing runs."""
+        """Stops as vLLM does: aborts requests, or lets them finish within ``timeout`` seconds
+        first.
+        """
         engine = self.engine
         engine.is_draining = True
         if timeout > 0 and engine.responses:
@@ -60,7 +62,7 @@ class RunningEngine:
         await self.close()
 
     async def close(self) -> None:
-        """Close listener and connections; what is written gets a second to leave."""
+        """Closes listener and connections; written bytes get a second to leave."""
         self._listening.close()
         self.engine.stop()
         for connection in list(self.app.connections):
@@ -74,7 +76,7 @@ class RunningEngine:
         self._gone.set()
 
     def kill(self) -> None:
-        """Be gone like a killed process: resets everywhere, nothing said."""
+        """Ends like a killed process: all connections are reset."""
         self._listening.close()
         self.engine.stop()
         for connection in list(self.app.connections):
@@ -82,11 +84,12 @@ class RunningEngine:
         self._gone.set()
 
     async def wait_gone(self) -> None:
-        """Returns once this engine is gone."""
         await self._gone.wait()
 
     async def _freeze_streams(self) -> None:
-        """The worst of the real outcomes: the core is gone, streams get neither byte nor end, until clients give up."""
+        """Stops the core and leaves streams open without a byte: the worst outcome of the real
+        engine.
+        """
         self._listening.close()
         for driver in self.engine.drivers:
             driver.stop()
@@ -108,7 +111,10 @@ async def start_engine(
     context: engine_factory.ZmqContext | None = None,
     on_death: "Callable[[RunningEngine], None] | None" = None,
 ) -> RunningEngine:
-    """Start one engine listening on ``host:port`` (0 = a free one). Without ``die`` its death ends only itself."""
+    """Starts one engine that listens on ``host:port``; port 0 takes a free one.
+
+    on_death: ends the engine; without it only this engine ends.
+    """
     loop = asyncio.get_running_loop()
     listening_socket = _listen(host, port)
     bound = listening_socket.getsockname()[1]
@@ -151,7 +157,7 @@ async def run_engines(
     initial_faults: Sequence[tuple[int | None, fault_injection.Fault]],
     print_line: Callable[[str], None],
 ) -> None:
-    """Serve ``count`` engines until a signal comes, or until every engine has died."""
+    """Serves ``count`` engines until a signal comes or all engines have died."""
     if not 1 <= count <= Limits().sim_engines_per_process:
         max_engines = Limits().sim_engines_per_process
         raise SettingsError(f"{count} engines in one process", field="--count", hint=f"from 1 to {max_engines}")
@@ -193,7 +199,7 @@ async def run_engines(
 
 
 def _listen_for_signals(fleet: Sequence[RunningEngine]) -> asyncio.Event:
-    """SIGTERM or SIGINT sets the event; a second one ends everything at once."""
+    """Returns an event that SIGTERM or SIGINT sets; a second signal kills all engines."""
     signalled = asyncio.Event()
 
     def on_signal() -> None:
@@ -208,7 +214,7 @@ def _listen_for_signals(fleet: Sequence[RunningEngine]) -> asyncio.Event:
 
 
 async def _wait_for_exit(signalled: asyncio.Event, fleet: Sequence[RunningEngine]) -> None:
-    """Wait for a signal, or for the last engine to go by itself."""
+    """Waits for a signal, or for the end of the last engine."""
 
     async def all_left() -> None:
         for served in fleet:

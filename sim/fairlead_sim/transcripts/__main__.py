@@ -1,4 +1,4 @@
-"""``python -m fairlead_sim.transcripts [DIR] [--write PAGE]``: replay the recordings in DIR and print the table; write the page."""
+"""Replays the recordings in DIR and prints the results; ``--write`` writes the reference page."""
 
 import argparse
 import asyncio
@@ -10,7 +10,7 @@ from fairlead_sim.transcripts.replay import replay_all
 
 
 def main() -> int:
-    """Exit status 0 when every claim of the manifest holds."""
+    """Returns 0 if every claim of the manifest holds."""
     parser = argparse.ArgumentParser(prog="fairlead_sim.transcripts", description=__doc__)
     parser.add_argument("folder", type=Path, nargs="?", metavar="DIR", help="the folder of recordings (*.txt)")
     parser.add_argument("--write", type=Path, metavar="PAGE", help="write the reference page, from the manifest alone")

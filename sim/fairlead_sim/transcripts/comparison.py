@@ -1,13 +1,13 @@
-"""Two ways to say that an answer is like the recorded one. Each returns what differs, as sentences; nothing means equal.
+"""Two comparisons of a live response with the recorded one; both return differences as sentences.
 
-*exact*: status line, headers in order and body are equal after masking (masks.py), JSON down to key order and spacing,
-a stream event by event, each in a chunk of its own.
+*exact*: status line, headers in order and body are equal after masking (``masking``). JSON is equal
+down to key order and spacing, a stream event by event, each event in its own chunk.
 
-*shape*: same status, same header names, same JSON keys and types at every depth, and for a stream the same kinds of
-events in order. The order is taken within each choice, because two choices of one request interleave as the scheduler
-likes, and a run of content events counts once, because an engine under load merges tokens. A list has the set of its
-elements' shapes. Beyond keys and types, words from a closed set (``finish_reason``, ``object`` ...) must be equal, and
-a count of cached tokens must be zero or positive as recorded.
+*shape*: equal status, header names, JSON keys and types at every depth, and for a stream the same
+kinds of events in order. The order counts within a choice, because the choices of a request
+interleave freely. A run of content events counts once, because an engine under load merges tokens.
+A list has the set of its elements' shapes. Words of closed sets (``finish_reason``, ``object``, …)
+must be equal. Counts of cached tokens must be zero or positive as recorded.
 """
 
 import json
@@ -23,7 +23,7 @@ _KEYED_BY_TEXT = frozenset({"top_logprobs", "prompt_logprobs", "added_tokens_dec
 
 
 def compare_exact(recorded: HttpResponse, live: HttpResponse) -> list[str]:
-    """What keeps ``live`` from being the recorded answer, apart from what masks.py hides."""
+    """Returns the differences from the recording, except those that ``masking`` hides."""
     differences = _compare_status(recorded, live)
     if masking.mask_headers(recorded) != masking.mask_headers(live):
         differences.append(f"headers: recorded {masking.mask_headers(recorded)}, live {masking.mask_headers(live)}")
@@ -42,7 +42,7 @@ def compare_exact(recorded: HttpResponse, live: HttpResponse) -> list[str]:
 
 
 def compare_shape(recorded: HttpResponse, live: HttpResponse) -> list[str]:
-    """What keeps ``live`` from having the recorded answer's shape."""
+    """Returns the differences from the recording's shape."""
     differences = _compare_status(recorded, live)
     if masking.header_names(recorded.headers) != masking.header_names(live.headers):
         differences.append(
@@ -60,7 +60,10 @@ def compare_shape(recorded: HttpResponse, live: HttpResponse) -> list[str]:
 
 
 def event_kinds_by_choice(events: list[Any]) -> dict[str, list[str]]:
-    """The kinds of a stream's events in order, by choice; events of no choice (usage, error, end) under ``stream``."""
+    """Returns the kinds of a stream's events in order, by choice.
+
+    Events without a choice (usage, error, end) are under ``stream``.
+    """
     kinds: dict[str, list[str]] = {}
     for event in events:
         owner, kind = _event_kind(event)
@@ -108,7 +111,7 @@ def _shape_stream(recorded: HttpResponse, live: HttpResponse) -> list[str]:
 
 
 def _event_kind(event: Any) -> tuple[str, str]:
-    """(owner, kind) of an event; the owner is a choice's number or ``stream``."""
+    """Returns (owner, kind) of an event; the owner is a choice's number or ``stream``."""
     if not isinstance(event, dict):
         return "stream", str(event)
     if "error" in event:
@@ -138,7 +141,7 @@ def _shape_of(item: Any, key: str | None) -> Any:
 
 
 def _union(shapes: list[Any]) -> Any:
-    """One shape for several: the shape itself when all agree, else the tuple of different ones in a fixed order."""
+    """Returns the common shape, or the tuple of different shapes in a fixed order."""
     distinct = {json.dumps(shape, sort_keys=True): shape for shape in shapes}
     if len(distinct) == 1:
         return next(iter(distinct.values()))

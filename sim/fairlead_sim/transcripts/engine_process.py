@@ -1,4 +1,4 @@
-"""A simulated engine as a child process: started, waited for, and ended with its context."""
+"""A simulated engine as a child process."""
 
 import asyncio
 import re
@@ -16,7 +16,7 @@ _STOP_SECONDS = 30.0
 
 @dataclass(frozen=True, slots=True)
 class EngineProcess:
-    """A running engine: where it listens, and its process."""
+    """A running engine and its address."""
 
     host: str
     port: int
@@ -24,13 +24,16 @@ class EngineProcess:
 
     @property
     def authority(self) -> str:
-        """``host:port``, as a Host header says it."""
+        """Returns ``host:port``, as in a Host header."""
         return f"{self.host}:{self.port}"
 
 
 @asynccontextmanager
 async def launch_engine(switches: Sequence[str]) -> AsyncIterator[EngineProcess]:
-    """Start one engine on a free port and wait for its ready line. Raises Unavailable when it does not come up."""
+    """Yields an engine on a free port; it ends with the context.
+
+    Raises Unavailable if it does not start.
+    """
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "fairlead_sim", "engine", "--listen", "127.0.0.1:0", *switches),
         stdin=asyncio.subprocess.DEVNULL,
@@ -53,7 +56,9 @@ async def _wait_ready(process: asyncio.subprocess.Process) -> tuple[str, int]:
 
 
 async def _stop_process(process: asyncio.subprocess.Process) -> None:
-    """TERM, then KILL; the pipe is read to its end so that its transport closes."""
+    """Terminates or kills the process, and reads its pipe to the end so that the transport
+    closes.
+    """
     if process.returncode is None:
         process.terminate()
         try:

@@ -1,4 +1,4 @@
-"""A plain HTTP/1.1 client that keeps every byte: what an answer is made of matters more here than comfort."""
+"""A plain HTTP/1.1 client that keeps every byte of a response."""
 
 import asyncio
 import json
@@ -12,7 +12,7 @@ _READ_BYTES = 65_536
 
 
 class ClientConnection:
-    """One TCP connection to an engine. ``received`` is everything it said so far."""
+    """One TCP connection to an engine; ``received`` has its unread bytes."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
@@ -21,25 +21,24 @@ class ClientConnection:
         self.is_closed = False
 
     async def send(self, raw: bytes) -> None:
-        """Write bytes as they are."""
         self._writer.write(raw)
         await self._writer.drain()
 
     async def read_more(self) -> bytes:
-        """The next bytes; empty when the peer closed."""
+        """Returns the next bytes; empty if the peer closed."""
         data = await asyncio.wait_for(self._reader.read(_READ_BYTES), RESPONSE_TIMEOUT_SECONDS)
         self.received += data
         self.is_closed = not data
         return data
 
     async def read_until(self, mark: bytes) -> None:
-        """Read until ``mark`` was received. Raises EOFError when the peer closes first."""
+        """Reads until ``mark``. Raises EOFError if the peer closes first."""
         while mark not in self.received:
             if not await self.read_more():
                 raise EOFError(f"the engine closed before {mark!r}")
 
     async def read_response(self) -> HttpResponse:
-        """One whole answer. Raises EOFError when the engine closes before its end."""
+        """Returns one complete response. Raises EOFError if the engine closes before its end."""
         while not is_complete(bytes(self.received)):
             if not await self.read_more():
                 raise EOFError(f"the engine closed after {len(self.received)} bytes")
@@ -48,7 +47,7 @@ class ClientConnection:
         return whole
 
     async def close(self) -> None:
-        """Close this side; the engine sees the client leave."""
+        """Closes this side, so that the engine sees a disconnect."""
         self._writer.close()
         try:
             await self._writer.wait_closed()
@@ -58,7 +57,7 @@ class ClientConnection:
 
 @asynccontextmanager
 async def open_client(authority: str) -> AsyncIterator[ClientConnection]:
-    """A connection to ``host:port``, closed at the end."""
+    """Yields a connection to ``host:port``."""
     host, _, port = authority.rpartition(":")
     connection = ClientConnection(*await asyncio.open_connection(host, int(port)))
     try:
@@ -68,19 +67,18 @@ async def open_client(authority: str) -> AsyncIterator[ClientConnection]:
 
 
 async def send_request(authority: str, request: RecordedRequest) -> HttpResponse:
-    """One request on a connection of its own."""
+    """Sends one request on its own connection and returns the response."""
     async with open_client(authority) as connection:
         await connection.send(request.to_bytes(authority))
         return await connection.read_response()
 
 
 def get_request(target: str) -> RecordedRequest:
-    """A GET."""
     return RecordedRequest("GET", target, (("Host", ""), ("Accept", "*/*")), b"")
 
 
 def post_request(target: str, document: object = None) -> RecordedRequest:
-    """A POST of a JSON document, or of nothing."""
+    """Returns a POST of a JSON document, or without a body."""
     if document is None:
         return RecordedRequest("POST", target, (("Host", ""), ("Accept", "*/*"), ("Content-Length", "0")), b"")
     headers = (("Host", ""), ("Content-Type", "application/json"), ("Content-Length", ""))
@@ -88,7 +86,7 @@ def post_request(target: str, document: object = None) -> RecordedRequest:
 
 
 async def read_metric(authority: str, *names: str) -> float:
-    """The sum of the series of one or more metrics, over all their labels."""
+    """Returns the sum of all series of the metrics."""
     page = (await send_request(authority, get_request("/metrics"))).body.decode()
     total = 0.0
     for line in page.splitlines():
@@ -99,19 +97,21 @@ async def read_metric(authority: str, *names: str) -> float:
 
 
 async def read_load(authority: str) -> float:
-    """Requests inside the engine's server, as ``/load`` tells: also those it holds back while it sleeps."""
+    """Returns the requests in the engine's server by ``/load``, with those that wait for its
+    wake-up.
+    """
     return float((await send_request(authority, get_request("/load"))).json()["server_load"])
 
 
 async def wait_for_metric(authority: str, is_wanted: Callable[[float], bool], *names: str) -> float:
-    """Read metrics again and again until their sum is as wanted. Raises TimeoutError naming the last one seen."""
+    """Reads metrics until their sum is as wanted. Raises TimeoutError with the last value."""
     return await wait_for_value(lambda: read_metric(authority, *names), is_wanted, " + ".join(names))
 
 
 async def wait_for_value(
     read_value: Callable[[], Awaitable[float]], is_wanted: Callable[[float], bool], what: str
 ) -> float:
-    """Ask again and again until the answer is as wanted. Raises TimeoutError naming the last one."""
+    """Reads a value until it is as wanted. Raises TimeoutError with the last one."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + RESPONSE_TIMEOUT_SECONDS
     while not is_wanted(value := await read_value()):

@@ -1,6 +1,6 @@
-"""The manifest: what each file of the study's recordings is, and how equal the simulated engine must be to it.
+"""The manifest: what each recording is, and how equal the simulated engine must be to it.
 
-Recordings stand in the order in which they are replayed, because state (what is cached, loaded, asleep) carries over.
+Recordings are in the order of their replay, because state (cached, loaded, asleep) carries over.
 """
 
 from collections.abc import Mapping
@@ -20,10 +20,10 @@ _MATCH_LEVELS = frozenset({EXACT, SHAPE, EXCLUDED})
 
 @dataclass(frozen=True, slots=True)
 class ManifestEntry:
-    """One request/response recording.
+    """One recorded request and response.
 
-    ``hold`` requests are sent at once and kept open until the recording named ``until`` has been replayed;
-    ``abandon`` says to leave a ``stream`` or a ``plain`` request in the middle before this one is sent.
+    - hold: so many requests are sent and kept open until the recording named ``until`` is replayed.
+    - abandon: a ``stream`` or ``plain`` request that is left in the middle before this one.
     """
 
     name: str
@@ -38,7 +38,7 @@ class ManifestEntry:
 
 @dataclass(frozen=True, slots=True)
 class ManifestScenario:
-    """A file that tells a whole scenario; ``tests`` are the tests that cover it, ``what`` says what it shows."""
+    """A file with a whole scenario, and the tests that cover it."""
 
     name: str
     summary: str
@@ -47,25 +47,25 @@ class ManifestScenario:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """All files: ``engines`` are the switches each configuration is started with."""
+    """All files; ``engines`` has the flags of each engine configuration."""
 
     engines: Mapping[str, tuple[str, ...]]
     entries: tuple[ManifestEntry, ...]
     scenarios: tuple[ManifestScenario, ...]
 
     def entries_for(self, engine: str) -> list[ManifestEntry]:
-        """The recordings to replay against one configuration, in order."""
+        """Returns the recordings to replay against one configuration, in order."""
         return [entry for entry in self.entries if entry.engine == engine and entry.match != EXCLUDED]
 
 
 def load_manifest() -> Manifest:
-    """The manifest that ships with this package. Raises BadInput naming the entry that is wrong."""
+    """Returns the manifest of this package. Raises BadInput with the entry's name."""
     text = resources.files(__package__).joinpath("manifest.yaml").read_text("utf-8")
     return parse_manifest(yaml.safe_load(text))
 
 
 def parse_manifest(document: Mapping[str, Any]) -> Manifest:
-    """A manifest from its YAML document. Raises BadInput naming the entry that is wrong."""
+    """Returns a manifest from its YAML document. Raises BadInput with the entry's name."""
     engines = {name: tuple(str(word) for word in words) for name, words in document["engines"].items()}
     entries = tuple(_parse_entry(name, fields, engines) for name, fields in document["recordings"].items())
     scenarios = tuple(

@@ -1,6 +1,7 @@
-"""What may differ between two runs of the same engine: ids, times, generated text, Content-Length. Nothing else.
+"""Masks for what may differ between two runs: ids, times, generated text and Content-Length.
 
-Token counts are not masked: another tokenizer counts otherwise, and such a recording can only match in shape.
+Token counts are not masked. Another tokenizer counts differently, so such a recording can only
+match in shape.
 """
 
 import json
@@ -17,7 +18,7 @@ _GENERATED = frozenset({"text", "content", "token_ids", "logprobs"})
 
 
 def mask_header(name: str, value: str) -> tuple[str, str]:
-    """A header in lower case with its value masked where it holds an id, a time or a length."""
+    """Returns a header in lower case; a value with an id, a time or a length is masked."""
     lowered = name.lower()
     if lowered in ("date", "content-length"):
         return lowered, "*"
@@ -25,34 +26,33 @@ def mask_header(name: str, value: str) -> tuple[str, str]:
 
 
 def mask_document(document: Any) -> Any:
-    """A JSON document with ids, times and generated text replaced; key order is kept."""
+    """Returns a JSON document with masked ids, times and generated text, in its key order."""
     generated = isinstance(document, dict) and ("choices" in document or "output" in document or _is_message(document))
     return _mask_item(document, None, within=generated)
 
 
 def decode_body(raw: bytes) -> str:
-    """A body that is not JSON, as text."""
     return raw.decode("utf-8", "replace")
 
 
 def is_compact(raw: bytes) -> bool:
-    """Whether JSON was written without spaces: the engine writes bodies so, and in-stream errors with spaces."""
+    """Whether JSON was written without spaces, as in bodies; errors within streams have spaces."""
     document = json.loads(raw)
     return len(raw) <= len(json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace"))
 
 
 def mask_headers(response: HttpResponse) -> list[tuple[str, str]]:
-    """All headers of an answer, masked, in order."""
+    """Returns all headers, masked, in order."""
     return [mask_header(*pair) for pair in response.headers]
 
 
 def mask_events(response: HttpResponse) -> list[Any]:
-    """All server-sent events of an answer, masked, in order."""
+    """Returns all events, masked, in order."""
     return [mask_document(event) for event in response.events()]
 
 
 def header_names(pairs: Iterable[tuple[str, str]]) -> list[str]:
-    """Header names, sorted and in lower case."""
+    """Returns the header names, sorted and in lower case."""
     return sorted(name.lower() for name, _ in pairs)
 
 
@@ -75,7 +75,7 @@ def _mask_item(item: Any, key: str | None, *, within: bool) -> Any:
 
 
 def _mask_generated(item: Any, key: str) -> Any:
-    """Generated text is masked; its absence (null, or the empty text of a stream's first event) is not."""
+    """Masks generated text, but not its absence (null, or the empty text of a first event)."""
     if isinstance(item, str):
         return "*" if item else ""
     if isinstance(item, list) and all(isinstance(child, int) for child in item):

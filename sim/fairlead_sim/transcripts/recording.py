@@ -1,7 +1,7 @@
-"""One recorded exchange: the request as it went out, the answer as it came back.
+"""One recorded exchange: the request as sent, and the response as received.
 
-A recording is a text file with three marked sections. Where a file path was blanked after recording, line ends are LF
-instead of CRLF and Content-Length no longer fits; the parser takes both and never trusts a recorded length.
+A recording is a text file with three marked sections. Files with a blanked path have LF line ends
+and a wrong Content-Length. The parser permits both and ignores the recorded length.
 """
 
 import json
@@ -17,7 +17,7 @@ _TIMELINE = b"\n===== RECV TIMELINE"
 
 @dataclass(frozen=True, slots=True)
 class RecordedRequest:
-    """What the recorder sent; ``headers`` in order, as written."""
+    """A request; ``headers`` are in order, as written."""
 
     method: str
     target: str
@@ -25,7 +25,7 @@ class RecordedRequest:
     body: bytes
 
     def to_bytes(self, host: str) -> bytes:
-        """The request as bytes for another address: Host and Content-Length are rewritten, the rest is as recorded."""
+        """Returns the request for another address, with new Host and Content-Length headers."""
         lines = [f"{self.method} {self.target} HTTP/1.1"]
         for name, value in self.headers:
             lowered = name.lower()
@@ -39,7 +39,7 @@ class RecordedRequest:
 
 @dataclass(frozen=True, slots=True)
 class HttpResponse:
-    """An answer, recorded or live. ``chunks`` is what the chunked coding framed, empty when the body came plain."""
+    """A response, recorded or live; ``chunks`` is empty without chunked encoding."""
 
     status: int
     reason: str
@@ -49,20 +49,20 @@ class HttpResponse:
 
     @property
     def fields(self) -> Mapping[str, str]:
-        """Headers by lower-case name."""
+        """Returns the headers by lower-case name."""
         return {name.lower(): value for name, value in self.headers}
 
     @property
     def is_stream(self) -> bool:
-        """Whether this is a server-sent event stream."""
+        """Whether it is a stream of server-sent events."""
         return self.fields.get("content-type", "").startswith("text/event-stream")
 
     def json(self) -> Any:
-        """The body as JSON. Raises ValueError when it is none."""
+        """Returns the body as JSON. Raises ValueError if it is not JSON."""
         return json.loads(self.body)
 
     def events(self) -> list[Any]:
-        """The ``data:`` of each server-sent event: parsed JSON, or the text itself (``[DONE]``)."""
+        """Returns the ``data:`` of each event: parsed JSON, or text such as ``[DONE]``."""
         events: list[Any] = []
         for block in self.body.split(b"\n\n"):
             if not block.startswith(b"data: "):
@@ -74,7 +74,7 @@ class HttpResponse:
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """A file of the study; ``response`` is None where the engine did not answer before the recorder gave up."""
+    """A recorded exchange; ``response`` is None if the engine did not answer in time."""
 
     name: str
     request: RecordedRequest
@@ -82,12 +82,12 @@ class Recording:
 
 
 def is_recording(raw: bytes) -> bool:
-    """Whether a file is a request/response recording (the others are notes of whole scenarios)."""
+    """Whether the file is a recorded exchange; other files describe scenarios."""
     return _REQUEST in raw and _RESPONSE in raw
 
 
 def read_recording(path: Path) -> Recording:
-    """Read a recording. Raises ValueError when the file is not one."""
+    """Returns the recording of a file. Raises ValueError if it is not one."""
     raw = path.read_bytes()
     if not is_recording(raw):
         raise ValueError(f"{path.name} is not a request/response recording")
@@ -103,7 +103,7 @@ def _parse_request(raw: bytes) -> RecordedRequest:
 
 
 def parse_response(raw: bytes) -> HttpResponse:
-    """Split the bytes of a whole answer. Raises ValueError when they are no HTTP answer."""
+    """Parses a complete response. Raises ValueError if it is not HTTP."""
     lines, body = _split_head(raw)
     version, status, reason = [*lines[0].split(" ", 2), ""][:3]
     if not version.startswith("HTTP/"):
@@ -115,7 +115,7 @@ def parse_response(raw: bytes) -> HttpResponse:
 
 
 def is_complete(raw: bytes) -> bool:
-    """Whether ``raw`` holds one complete answer (by Content-Length or the last chunk)."""
+    """Whether ``raw`` has one complete response, by Content-Length or the last chunk."""
     head, separator, body = raw.partition(b"\r\n\r\n")
     if not separator:
         return False

@@ -1,7 +1,7 @@
-"""Replays the recordings of one engine configuration in the manifest's order and says how each compares.
+"""The replay of recordings, in the manifest's order, with a comparison of each.
 
-A few recordings need company: some are held open while others are replayed (a request to a sleeping engine, three long
-ones whose load is read), and some come after a client that left in the middle.
+Some recordings need company. Some stay open while others are replayed (a request to a sleeping
+engine, long ones whose load is read). Some follow a client that left in the middle.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ _RUNNING = "vllm:num_requests_running"
 
 @dataclass(frozen=True, slots=True)
 class ReplayResult:
-    """How one recording compared, in both ways, whatever the manifest asks for."""
+    """Both comparisons of one recording."""
 
     entry: ManifestEntry
     exact_differences: tuple[str, ...]
@@ -42,12 +42,12 @@ class ReplayResult:
 
     @property
     def differences(self) -> tuple[str, ...]:
-        """What speaks against the manifest's claim."""
+        """Returns the differences that break the manifest's claim."""
         return self.exact_differences if self.entry.match == EXACT else self.shape_differences
 
     @property
     def likeness(self) -> str:
-        """The closest likeness that was found: ``exact``, ``shape`` or ``differs``."""
+        """Returns the closest match: ``exact``, ``shape`` or ``differs``."""
         if not self.exact_differences:
             return "exact"
         return "differs" if self.shape_differences else "shape"
@@ -55,7 +55,7 @@ class ReplayResult:
 
 @dataclass(frozen=True, slots=True)
 class _HeldRecording:
-    """A recording whose requests are open; each task ends with an answer."""
+    """A recording with open requests; each task ends with a response."""
 
     entry: ManifestEntry
     recording: Recording
@@ -63,7 +63,7 @@ class _HeldRecording:
 
 
 async def replay_all(manifest: Manifest, folder: Path) -> list[ReplayResult]:
-    """Replay every recording that is not excluded, each configuration on an engine of its own."""
+    """Replays every recording that is not excluded, with an engine per configuration."""
     results: dict[str, ReplayResult] = {}
     for name, switches in manifest.engines.items():
         entries = manifest.entries_for(name)
@@ -78,7 +78,7 @@ async def replay_all(manifest: Manifest, folder: Path) -> list[ReplayResult]:
 async def replay_recordings(
     entries: Iterable[ManifestEntry], folder: Path, engine: EngineProcess
 ) -> list[ReplayResult]:
-    """Replay recordings against a running engine, in order."""
+    """Replays recordings against a running engine, in order."""
     results: list[ReplayResult] = []
     open_recordings: list[_HeldRecording] = []
     async with AsyncExitStack() as stack:
@@ -101,7 +101,7 @@ async def replay_recordings(
 
 
 def compare_responses(entry: ManifestEntry, recorded: HttpResponse, live: HttpResponse) -> ReplayResult:
-    """Both comparisons of one answer."""
+    """Returns both comparisons of one response."""
     return ReplayResult(
         entry, tuple(comparison.compare_exact(recorded, live)), tuple(comparison.compare_shape(recorded, live))
     )
@@ -117,7 +117,7 @@ def _compare_live(entry: ManifestEntry, recording: Recording, live: HttpResponse
 
 
 async def _send_recorded(recording: Recording, engine: EngineProcess) -> HttpResponse | str:
-    """The live answer, or a sentence saying why there is none."""
+    """Returns the live response, or the reason why there is none."""
     try:
         return await send_request(engine.authority, recording.request)
     except (OSError, EOFError, TimeoutError) as error:
@@ -125,7 +125,7 @@ async def _send_recorded(recording: Recording, engine: EngineProcess) -> HttpRes
 
 
 def _as_recorded(recording: Recording, live: HttpResponse) -> HttpResponse:
-    """The recorder blanked one file path in an answer; the live answer's is blanked alike."""
+    """Blanks the file path in the live response that the recorder blanked."""
     if recording.response is None or b"<path>" not in recording.response.body:
         return live
     path = json.loads(recording.request.body)["lora_path"]
@@ -135,7 +135,7 @@ def _as_recorded(recording: Recording, live: HttpResponse) -> HttpResponse:
 async def _send_held(
     entry: ManifestEntry, recording: Recording, engine: EngineProcess, stack: AsyncExitStack
 ) -> _HeldRecording:
-    """Send a request several times and wait until the engine has them all."""
+    """Sends a request several times and waits until the engine has them all."""
     before = await read_load(engine.authority)
     answers: list[asyncio.Task[HttpResponse]] = []
     for _ in range(entry.hold):
@@ -147,7 +147,7 @@ async def _send_held(
 
 
 async def _finish_held(item: _HeldRecording, answered_early: bool) -> ReplayResult:
-    """Wait for held answers. A recording without an answer is matched when the engine was silent until released."""
+    """Waits for open responses. A recording without a response matches a silent engine."""
     lives = await asyncio.gather(*item.answers)
     if item.recording.response is None:
         differences = ("answered before it was released",) if answered_early else ()
@@ -156,7 +156,7 @@ async def _finish_held(item: _HeldRecording, answered_early: bool) -> ReplayResu
 
 
 async def _abandon_request(kind: str, engine: EngineProcess) -> None:
-    """Leave a request in the middle, and wait until the engine noticed."""
+    """Leaves a request in the middle and waits until the engine notices."""
     document = {"prompt": "Once upon a time", "max_tokens": 1900, "ignore_eos": True, "stream": kind == "stream"}
     async with open_client(engine.authority) as connection:
         await connection.send(post_request("/v1/completions", document).to_bytes(engine.authority))

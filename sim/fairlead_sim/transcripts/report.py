@@ -1,4 +1,4 @@
-"""The table of results, as text for a terminal and as the reference page."""
+"""The results of a replay, as text for a terminal and as the reference page."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -19,7 +19,7 @@ in order. Token counts are not masked, so an answer that counts the tokens of a 
 
 
 def summarize(manifest: Manifest) -> str:
-    """One line: how many recordings are claimed at which level."""
+    """Returns a line with the number of recordings per match."""
     count = Counter(entry.match for entry in manifest.entries)
     matched = count["exact"] + count["shape"]
     return (
@@ -29,7 +29,7 @@ def summarize(manifest: Manifest) -> str:
 
 
 def render_page(manifest: Manifest) -> str:
-    """The reference page. What it claims is what the replay test proves, so it needs no run to be written."""
+    """Returns the reference page. The replay test proves its claims, so it needs no run."""
     lines = [
         _HEAD,
         summarize(manifest),
@@ -52,7 +52,7 @@ def render_page(manifest: Manifest) -> str:
 
 
 def render_table(manifest: Manifest, results: Sequence[ReplayResult]) -> str:
-    """What a run found: one line per recording, the differences of broken claims below it."""
+    """Returns a line per recording, with the differences of broken claims."""
     lines = [f"{'recording':52} {'claimed':9} found"]
     for result in results:
         lines.append(f"{result.entry.name:52} {result.entry.match:9} {result.likeness}")
@@ -68,5 +68,5 @@ def render_table(manifest: Manifest, results: Sequence[ReplayResult]) -> str:
 
 
 def broken_claims(results: Iterable[ReplayResult]) -> list[ReplayResult]:
-    """The results that do not keep what the manifest claims."""
+    """Returns the results that break the manifest's claims."""
     return [result for result in results if not result.is_as_claimed]

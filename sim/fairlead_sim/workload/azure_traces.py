@@ -1,7 +1,9 @@
-"""Azure's published traces of LLM inference: when requests came and how long prompts and answers were, without what they share.
+"""The reader of Azure's published LLM traces: arrivals and lengths, without content.
 
-Format: CSV with the columns TIMESTAMP, ContextTokens and GeneratedTokens (Microsoft, *AzurePublicDataset*, traces of 2023 and 2024).
-Since nothing is known of their content, every prompt is one of its own here: no routing can find anything of it in a cache.
+Each prompt is unique here, since its content is unknown; routing finds nothing of it in a cache.
+
+Source: Microsoft, *AzurePublicDataset*, traces of 2023 and 2024; CSV with the columns TIMESTAMP,
+ContextTokens and GeneratedTokens.
 """
 
 import csv
@@ -18,7 +20,10 @@ COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 def read_azure(
     path: str | Path, *, max_prompt: int = MAX_PROMPT_TOKENS, limit: int | None = None
 ) -> list[TraceRequest]:
-    """The first ``limit`` requests of at most ``max_prompt`` tokens, by arrival. Raises TraceError naming the line."""
+    """Returns the first ``limit`` requests of at most ``max_prompt`` tokens, by arrival.
+
+    Raises TraceError with the line's number.
+    """
     try:
         with open(path, encoding="utf-8", newline="") as file:
             rows = [row for row in _parse_rows(csv.DictReader(file), str(path)) if row[1] <= max_prompt]

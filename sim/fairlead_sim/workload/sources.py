@@ -1,4 +1,4 @@
-"""Where simulated traffic comes from, by one word: a family of generated traffic, or a trace's file in one of the known formats."""
+"""Traffic by name: a family of generated traffic, or the file of a recorded trace."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,26 +10,29 @@ from fairlead_sim.workload.generators import FAMILIES, conversation_traffic
 from fairlead_sim.workload.traces import TraceRequest, read_mooncake, spread_ties
 
 DEFAULT_REQUESTS = 12_000
-"""Of generated traffic, where no number is asked for: an hour of it."""
+"""The default size of generated traffic: one hour."""
 GENERATED_SOURCES = (*FAMILIES, "conversation")
 
 
 @dataclass(frozen=True, slots=True)
 class TrafficSource:
-    """Requests by arrival, and what they are in words."""
+    """Requests by arrival, and a description of them."""
 
     name: str
     requests: Sequence[TraceRequest]
 
     @property
     def rate(self) -> float:
-        """Mean arrivals a second."""
+        """Returns the mean arrivals per second."""
         span = self.requests[-1].arrival - self.requests[0].arrival
         return (len(self.requests) - 1) / span if span > 0 else 1.0
 
 
 def load_source(name: str, *, limit: int | None = None, seed: int = 0) -> TrafficSource:
-    """A family by name, else a file: Azure's CSV by its first line, else Mooncake's JSON lines. Raises BadInput."""
+    """Returns a family by name, else the requests of a file.
+
+    The first line distinguishes Azure's CSV from Mooncake's JSON lines. Raises BadInput.
+    """
     if limit is not None and limit < 1:
         raise BadInput(f"at least 1 request is simulated, not {limit}", field="limit")
     generator = FAMILIES.get(name)

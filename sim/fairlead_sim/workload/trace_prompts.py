@@ -1,7 +1,8 @@
 """A trace's prompt as router and engine see it, without its text.
 
-A trace names the blocks of a prompt by ids: two prompts share exactly the blocks at their front whose ids are equal. From the
-ids come the prefix chain that the gateway would hash out of the text, and the keys of the engine's cache blocks.
+A trace names the blocks of a prompt by ids. Two prompts share exactly the first blocks with equal
+ids. The ids yield the prefix chain that a gateway would hash from the text, and the keys of the
+engine's cache blocks.
 """
 
 from collections.abc import Sequence
@@ -15,12 +16,12 @@ from fairlead_gateway.routing.prefix.prefix_hash import block_ends, chain_seed, 
 from fairlead_sim.workload.traces import TRACE_BLOCK_TOKENS, TraceRequest
 
 BYTES_PER_TOKEN = 4
-"""What replay's prompts have, and what the gateway assumes."""
+"""The ratio of replayed prompts, and the gateway's assumption."""
 _MAX_PREFIX_BLOCKS = Limits().prefix_blocks
 
 
 class TracePromptCache:
-    """Chains and keys of requests by their ids, made once: courses over the same requests share them."""
+    """Prefix chains and block keys by request id, which simulations of the same requests share."""
 
     def __init__(self, block_tokens: int, *, secret: bytes = b"", seed: bytes = b"") -> None:
         self._block_tokens = block_tokens
@@ -30,7 +31,7 @@ class TracePromptCache:
         self._keys: dict[str, tuple[int, ...]] = {}
 
     def prefix_chain(self, request: TraceRequest) -> PrefixChain:
-        """As the gateway would find it."""
+        """Returns the chain that a gateway would compute."""
         chain = self._chains.get(request.id)
         if chain is None:
             chain = trace_chain(request.blocks, request.prompt_tokens, secret=self._secret, seed=self._seed)
@@ -38,7 +39,7 @@ class TracePromptCache:
         return chain
 
     def block_keys(self, request: TraceRequest) -> tuple[int, ...]:
-        """Of the engine's full blocks."""
+        """Returns the keys of the engine's full blocks."""
         keys = self._keys.get(request.id)
         if keys is None:
             keys = self._keys[request.id] = trace_keys(request.blocks, request.prompt_tokens, self._block_tokens)
@@ -53,8 +54,11 @@ def trace_chain(
     seed: bytes,
     block_tokens: int = TRACE_BLOCK_TOKENS,
 ) -> PrefixChain:
-    """The chain that the gateway would find in a prompt of these blocks: hashes that are equal exactly where it would find equal
-    ones. Instead of the text between two ends, the ids of the blocks that it lies in are hashed."""
+    """Returns the chain that a gateway would find in a prompt of these blocks.
+
+    Hashes are equal exactly where those of the texts would be. They cover the ids of the blocks
+    between two ends in place of the text.
+    """
     size = block_tokens * BYTES_PER_TOKEN
     length = min(int(prompt_tokens * BYTES_PER_TOKEN), size * len(blocks))
     ends = block_ends(min(full_block_count(length), _MAX_PREFIX_BLOCKS))
@@ -73,7 +77,10 @@ def trace_chain(
 
 
 def trace_keys(blocks: Sequence[int], prompt_tokens: int, block_tokens: int) -> tuple[int, ...]:
-    """The keys of the full engine blocks: equal where all ids up to there are equal. Raises BadInput when blocks straddle."""
+    """Returns the keys of the full engine blocks, equal where all ids up to there are equal.
+
+    Raises BadInput if engine blocks cross the boundaries of trace blocks.
+    """
     each, rest = divmod(TRACE_BLOCK_TOKENS, block_tokens)
     if rest:
         raise BadInput(f"blocks of {block_tokens} tokens do not divide {TRACE_BLOCK_TOKENS}", field="block_tokens")
@@ -85,7 +92,7 @@ def trace_keys(blocks: Sequence[int], prompt_tokens: int, block_tokens: int) -> 
 
 
 def _block_ids_between(named: Sequence[bytes], at: int, end: int, size: int) -> bytes:
-    """The names of all blocks that the bytes from ``at`` to before ``end`` lie in."""
+    """Returns the ids of all blocks that contain bytes from ``at`` to before ``end``."""
     return b"".join(named[at // size : -(-end // size)])
 
 

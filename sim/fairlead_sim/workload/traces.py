@@ -1,6 +1,7 @@
-"""Traffic as values: one request of a trace, the reader of Mooncake's format, and the two things done to arrival times.
+"""The request of a trace, the reader of Mooncake's format, and changes of arrival times.
 
-A prompt is a chain of 512-token blocks named by ids: two requests share exactly the blocks at the front whose ids are equal.
+A prompt is a chain of 512-token blocks named by ids. Two requests share exactly the first blocks
+with equal ids.
 """
 
 from collections.abc import Sequence
@@ -13,12 +14,12 @@ from fairlead.errors import BadInput
 
 TRACE_BLOCK_TOKENS = 512
 MAX_PROMPT_TOKENS = 20_480
-"""The published studies leave longer prompts out; so does everything that is compared with them."""
+"""The bound of the published studies, which leave longer prompts out."""
 
 
 @dataclass(frozen=True, slots=True)
 class TraceRequest:
-    """One request: when it arrives (seconds from the start), what it asks and which blocks its prompt is made of."""
+    """One request: arrival in seconds from the start, lengths, and the block ids of its prompt."""
 
     id: str
     arrival: float
@@ -30,7 +31,7 @@ class TraceRequest:
 
 
 class TraceError(BadInput):
-    """Raised when a trace file cannot be used; the message starts with file and line."""
+    """Raised for an unusable trace file; the message begins with file and line."""
 
 
 class _MooncakeLine(msgspec.Struct):
@@ -45,7 +46,10 @@ class _MooncakeLine(msgspec.Struct):
 def read_mooncake(
     path: str | Path, *, max_prompt: int = MAX_PROMPT_TOKENS, limit: int | None = None
 ) -> list[TraceRequest]:
-    """The first ``limit`` requests of at most ``max_prompt`` tokens, by arrival. Raises TraceError naming the line."""
+    """Returns the first ``limit`` requests of at most ``max_prompt`` tokens, by arrival.
+
+    Raises TraceError with the line's number.
+    """
     requests: list[TraceRequest] = []
     decoder = msgspec.json.Decoder(_MooncakeLine)
     try:
@@ -98,7 +102,10 @@ def _request(line: _MooncakeLine, number: int) -> TraceRequest:
 
 
 def spread_ties(requests: Sequence[TraceRequest]) -> list[TraceRequest]:
-    """Requests with one timestamp, spread evenly up to the next timestamp; the last group gets the gap before it."""
+    """Returns the requests with equal timestamps spread evenly up to the next timestamp.
+
+    The last group gets the gap before it.
+    """
     starts = [i for i, request in enumerate(requests) if i == 0 or request.arrival != requests[i - 1].arrival]
     spread: list[TraceRequest] = []
     gap = 0.0
@@ -115,7 +122,7 @@ def spread_ties(requests: Sequence[TraceRequest]) -> list[TraceRequest]:
 
 
 def at_rate(requests: Sequence[TraceRequest], rate: float) -> list[TraceRequest]:
-    """The same requests from time 0 on, arrivals scaled so that their mean rate is ``rate`` requests/s."""
+    """Returns the requests from time 0 on, at a mean rate of ``rate`` requests per second."""
     if rate <= 0:
         raise BadInput(f"the rate must be positive, got {rate}", field="rate")
     if not requests:
@@ -129,7 +136,7 @@ def at_rate(requests: Sequence[TraceRequest], rate: float) -> list[TraceRequest]
 
 
 def ideal_cached_share(requests: Sequence[TraceRequest]) -> float:
-    """Share of the prompt tokens (0..1) that one endless cache holding everything seen so far would have."""
+    """Returns the share (0..1) of prompt tokens that one endless cache would have."""
     cached: set[int] = set()
     reused = total = 0
     for request in requests:

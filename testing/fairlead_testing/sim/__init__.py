@@ -1,1 +1,1 @@
-"""Sim."""
+"""Simulated engines for tests."""

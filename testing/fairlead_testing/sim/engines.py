@@ -1,4 +1,4 @@
-"""Simulated engines inside the caller's event loop: for tests that look at both sides, and for small programs."""
+"""Simulated engines in the caller's event loop, for tests and small programs."""
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -14,7 +14,7 @@ from fairlead_sim.server.process import RunningEngine, start_engine
 async def running_engine(
     settings: EngineSettings | None = None, *, clock: Clock | None = None, tokenizer: Tokenizer | None = None
 ) -> AsyncIterator[RunningEngine]:
-    """One engine on a free loopback port, gone at the end of the block."""
+    """Yields one engine on a free loopback port."""
     async with running_engines(1, settings, clock=clock, tokenizer=tokenizer) as (running,):
         yield running
 
@@ -27,7 +27,7 @@ async def running_engines(
     clock: Clock | None = None,
     tokenizer: Tokenizer | None = None,
 ) -> AsyncIterator[list[RunningEngine]]:
-    """Several equal engines, each on a port of its own."""
+    """Yields several equal engines, each on its own port."""
     shared = tokenizer or Tokenizer()
     async with AsyncExitStack() as stack:
         engines = []

@@ -109,16 +109,16 @@ def test_a_quiet_scene_is_whole() -> None:
 
 
 def test_the_guard_sees_who_is_sent_to_an_engine_that_was_lost() -> None:
-    assert "not in service or not in reach" in found(ToTheLost, preset="round-robin")
-    assert "is refused by sim-1/0/0" in found(ToTheLost)  # which was held for it, and let go
+    assert "not in service or not reachable" in found(ToTheLost, preset="round-robin")
+    assert "is rejected by sim-1/0/0" in found(ToTheLost)  # which was held for it, and let go
 
 
 def test_the_guard_sees_who_is_sent_where_its_gateway_does_not_reach() -> None:
-    assert "not in reach" in found(ToTheLost, partitions=(NetworkPartition(5.0, 0, frozenset({engine_name(1)})),))
+    assert "not reachable" in found(ToTheLost, partitions=(NetworkPartition(5.0, 0, frozenset({engine_name(1)})),))
 
 
 def test_the_guard_sees_who_is_turned_away_without_a_reason() -> None:
-    assert "gets nobody" in found(ToNobody)
+    assert "gets no engine" in found(ToNobody)
 
 
 def test_the_guard_sees_who_is_held_for_an_engine_that_is_not_there() -> None:

@@ -15,7 +15,7 @@ import pytest
 from fairlead_sim.transcripts.engine_process import EngineProcess, launch_engine
 
 SWITCHES = ("--model", "tiny", "--profile", "tiny-cpu", "--max-model-len", "4096", "--lora", "static-lora=/models/a")
-HELLO: list[openai.types.from_chat.ChatCompletionMessageParam] = [{"role": "user", "content": "Hello"}]
+HELLO: list[openai.types.chat.ChatCompletionMessageParam] = [{"role": "user", "content": "Hello"}]
 
 
 class Verdict(pydantic.BaseModel):

@@ -1,4 +1,4 @@
-"""The plant's gateway where it goes by shape: the gateway's own choice among kinds of accelerator, on the plant's loads."""
+"""The gateway's choice among accelerator classes, on the loads of the plant."""
 
 from collections.abc import Callable, Sequence
 
@@ -15,7 +15,7 @@ PoolReplica = tuple[Pool, Replica]
 
 
 class ShapeRouter:
-    """For one scenario; it learns prices and lengths of answers as a gateway does."""
+    """The shape routing of one scenario; it learns prices and answer lengths as a gateway does."""
 
     def __init__(self, model: ModelSpec) -> None:
         self._objectives = SloTargets(
@@ -27,14 +27,17 @@ class ShapeRouter:
         self._tallies: dict[str, EndpointLoad] = {}
 
     def on_finished(self, prompt: int, output: int) -> None:
-        """An answer of so many tokens came to a prompt of that length."""
+        """Learns the answer length of one request."""
         self._accelerator_kinds.observe_answer(prompt, output)
 
     def pick(
         self, prompt: int, pools: Sequence[Pool], least_loaded: Callable[[Sequence[Pool]], PoolReplica | None]
     ) -> PoolReplica | None:
-        """The replica of the kind that the prompt is for; of the next where nobody of it meets the objective for the first token,
-        and of all where nobody does. ``least`` finds the ready replica of some pools with the least to do."""
+        """Returns a replica of the first ranked accelerator class that meets the TTFT target.
+
+        If none does, returns the least loaded replica. ``least_loaded`` finds that among some
+        pools.
+        """
         self._refresh(pools)
         if not self._accelerator_kinds.has_choice:
             return least_loaded(pools)
@@ -52,7 +55,7 @@ class ShapeRouter:
         return least_loaded(pools)
 
     def _refresh(self, pools: Sequence[Pool]) -> None:
-        """Who is ready, and what is on each."""
+        """Updates the ready replicas and their loads."""
         replicas = [(f"{pool.name}/{replica.name}", pool, replica) for pool in pools for replica in pool.ready]
         ready = tuple([name for name, _, _ in replicas])
         if ready != self._ready:
@@ -73,7 +76,7 @@ class ShapeRouter:
 
 
 def _backlog_seconds(pool: Pool, replica: Replica) -> float:
-    """Seconds of prompts that are not computed yet: they count twice in the burden."""
+    """Returns the prefill seconds of uncomputed prompts, which count twice in the load."""
     engine, profile = replica.engine, pool.setup.profile
     resident_tokens = engine.kv_share() * profile.kv_tokens
     return profile.prefill_token_seconds * max(0.0, engine.load_tokens() - resident_tokens) / 2.0

@@ -1,5 +1,7 @@
-"""Who computes a prompt in a plant whose prefill and decode are apart: the gateway's own decision (``routing.convertible``), from
-what its ledger would know of the two engines. What KV takes to travel it has learned; how far apart tokens come it is not told."""
+"""The gateway's choice of the engine that computes a prompt, on the loads of the plant.
+
+The plant passes what a gateway would know of both engines, with the true duration of a KV transfer.
+"""
 
 from enum import Enum, auto
 
@@ -14,8 +16,12 @@ _MIN_HANDOFF_TOKENS = Limits().handoff_min_tokens
 
 
 class PrefillPolicy(Enum):
-    """Where prompts are computed: every one on a prefill engine; those under the gateway's limit on the engine that answers; or as
-    the gateway decides from slack."""
+    """The engine that computes prompts.
+
+    - APART: always a prefill engine.
+    - BY_LENGTH: the decode engine for prompts below the gateway's limit.
+    - SLACK: the gateway's decision by slack.
+    """
 
     APART = auto()
     BY_LENGTH = auto()
@@ -32,8 +38,10 @@ def decide_placement(
     gaps: InterTokenTimes,
     now: float,
 ) -> Decision:
-    """Whether ``here``, the decode replica that would answer, computes the prompt, or ``there``, the best of those that prefill.
-    ``gaps`` hears of it when it stays."""
+    """Decides whether the decode replica or the best prefill replica computes the prompt.
+
+    gaps: records the prompt if the decode replica computes it.
+    """
     decode_side = _engine_side(*decoder, prompt_tokens, gaps.prefill_share(decoder[1].name, now))
     decision = place_prefill(
         decode_side,

@@ -1,4 +1,12 @@
-"""Traffic from seeds, a family a file: what routers are compared on beside recorded traces (docs/guides/routing.md)."""
+"""Generated traffic, one family per module, from seeds.
+
+Routers are compared on the five ``FAMILIES`` and on recorded traces (``docs/guides/routing.md``).
+
+- ``agents``, ``tenants``, ``rag``, ``flash_crowd``, ``bursty``: the families
+- ``chat``: a session that several families use
+- ``conversation``: a substitute for Mooncake's recorded trace
+- ``building_blocks``: growing prompts, Zipf popularity, arrivals
+"""
 
 from collections.abc import Mapping
 from typing import Protocol
@@ -15,7 +23,7 @@ __all__ = ["FAMILIES", "ConversationShape", "agent_sessions", "conversation_traf
 
 
 class TrafficFamily(Protocol):
-    """Makes the first ``requests`` requests of a family, at the pace of about 12,000 an hour."""
+    """A generator of the first ``requests`` requests, about 12,000 per hour."""
 
     def __call__(self, requests: int, *, seed: int) -> list[TraceRequest]: ...
 
@@ -27,4 +35,4 @@ FAMILIES: Mapping[str, TrafficFamily] = {
     "flash-crowd": flash_crowd_traffic,
     "bursty": bursty_chat,
 }
-"""The five that ratios are taken over, by name."""
+"""The five families over which benchmarks average, by name."""

@@ -1,7 +1,9 @@
-"""Agents: programs that call a model again and again, each with the instructions and tools of its application in front.
+"""Agents: programs with repeated calls, each behind the instructions and tools of its application.
 
-30 applications (Zipf 1) with instructions of 2 to 16 blocks; sessions begin by chance; about 8 calls, each 1 to 8 s behind the
-answer to the one before and 300 to 3,000 tokens longer than it with its answer, which is short (median 80 tokens).
+30 applications (Zipf 1) have instructions of 2 to 16 blocks, and sessions arrive at random. A
+session has about 8 calls. Each call follows 1 to 8 s after the answer before. Its prompt is 300 to
+3,000 tokens longer than that of the call before with its answer. Answers are short (median 80
+tokens).
 """
 
 import random
@@ -25,14 +27,14 @@ from fairlead_sim.workload.traces import TRACE_BLOCK_TOKENS, TraceRequest
 APPS: Final = 30
 CALLS: Final = 8
 CALLS_MADE: Final = 5.7
-"""What is left of them, because sessions end before their prompts are too long."""
+"""The mean calls of a session, since sessions end before their prompts get too long."""
 OUTPUT_TOKENS: Final = 80
 OUTPUT_SIGMA: Final = 0.8
 TOKEN_SECONDS: Final = 0.012
 
 
 def agent_traffic(requests: int, *, seed: int) -> list[TraceRequest]:
-    """The first so many requests; equal arguments give equal traffic."""
+    """Returns the first requests; equal arguments give equal traffic."""
     random_, fresh, into = random.Random(f"agents {seed}"), BlockIds(), TrafficBuilder(requests)
     apps = [fresh.take(random_.randint(2, 16)) for _ in range(APPS)]
     popular = ZipfDistribution(APPS, 1.0)
@@ -50,7 +52,7 @@ def add_agent_session(
     session: str,
     tenant: str | None = None,
 ) -> None:
-    """One session from ``at`` on, behind the instructions that ``prompt`` begins with."""
+    """Adds one session from ``at`` on, behind the instructions in ``prompt``."""
     while True:
         prompt.grow(random_.randint(300, 3_000))
         output = int(lognormal(random_, OUTPUT_TOKENS, OUTPUT_SIGMA, maximum=1_000))
@@ -62,7 +64,11 @@ def add_agent_session(
 
 @dataclass(frozen=True, slots=True)
 class AgentShape:
-    """Sessions over ``apps`` (Zipf 1), each with instructions of its own; prompts grow by what is asked and answered. In tokens."""
+    """The shape of agent sessions, in tokens.
+
+    Sessions belong to ``apps`` applications (Zipf 1) with instructions of their own. Prompts grow
+    by questions and answers.
+    """
 
     apps: int = 12
     instruction_tokens: int = 1_024
@@ -73,7 +79,7 @@ class AgentShape:
 
 
 def agent_sessions(sessions: int, *, seed: int = 0, shape: AgentShape | None = None) -> list[list[TraceRequest]]:
-    """Each session's turns; when they arrive is for the closed loop to say that runs them (all at 0)."""
+    """Returns the turns of each session for a closed loop; all arrivals are 0."""
     shape = shape or AgentShape()
     random_, new_ids = random.Random(seed), count(1_000_000)
     common = -(-shape.instruction_tokens // TRACE_BLOCK_TOKENS)

@@ -1,4 +1,6 @@
-"""What all generators share: a prompt that grows block by block, popularity by Zipf's law, and arrivals at a rate that changes."""
+"""The parts that all generators share: growing prompts, Zipf popularity, arrivals at varying
+rates.
+"""
 
 import math
 import random
@@ -11,23 +13,26 @@ from fairlead.errors import BadInput
 from fairlead_sim.workload.traces import MAX_PROMPT_TOKENS, TRACE_BLOCK_TOKENS, TraceRequest
 
 HOUR_REQUESTS = 12_000
-"""Before scaling, every family sends about so many requests an hour."""
+"""About the requests per hour of every family before scaling."""
 HOUR_SECONDS = 3_600.0
 
 
 class BlockIds:
-    """Names for blocks of 512 tokens that nobody else has."""
+    """A source of unique ids for blocks of 512 tokens."""
 
     def __init__(self) -> None:
         self._next = count(1)
 
     def take(self, blocks: int) -> tuple[int, ...]:
-        """So many new ones."""
+        """Returns new ids."""
         return tuple([next(self._next) for _ in range(blocks)])
 
 
 class GrowingPrompt:
-    """A prompt that begins with whole ``blocks`` and grows. A block that was not full has another name once it is."""
+    """A prompt that begins with full ``blocks`` and grows.
+
+    A partial block gets a new id when it grows.
+    """
 
     def __init__(self, block_ids: BlockIds, blocks: Sequence[int], tokens: int = 0) -> None:
         self._fresh = block_ids
@@ -37,37 +42,37 @@ class GrowingPrompt:
             self.grow(tokens)
 
     def grow(self, tokens: int) -> None:
-        """So many tokens more that no other prompt has."""
+        """Adds tokens that no other prompt has."""
         whole = self._blocks[: self.tokens // TRACE_BLOCK_TOKENS]
         self.tokens += tokens
         self._blocks = whole + self._fresh.take(blocks_of(self.tokens) - len(whole))
 
     @property
     def blocks(self) -> tuple[int, ...]:
-        """As a trace names them."""
+        """Returns the block ids."""
         return self._blocks
 
 
 class ZipfDistribution:
-    """``items`` of which the k-th is drawn with a probability that goes with 1/k to the power of ``exponent``."""
+    """A distribution of ranks, where rank k (from 1) has a weight of ``k ** -exponent``."""
 
     def __init__(self, items: int, exponent: float) -> None:
         self._sums = list(accumulate([(1 + rank) ** -exponent for rank in range(items)]))
 
     def draw(self, random_: random.Random) -> int:
-        """A rank from 0 on."""
+        """Returns a rank from 0 on."""
         return bisect_left(self._sums, random_.random() * self._sums[-1])
 
 
 def blocks_of(tokens: int) -> int:
-    """How many blocks so many tokens take, the last one full or not."""
+    """Returns the number of blocks for this many tokens, with a partial one."""
     return -(-tokens // TRACE_BLOCK_TOKENS)
 
 
 def poisson_process(
     random_: random.Random, rate: Callable[[float], float], max_rate: float, until: float
 ) -> Iterator[float]:
-    """When things happen that happen by chance at ``rate(t)`` a second, which is never above ``most``."""
+    """Yields event times of rate ``rate(t)`` per second, which is never above ``max_rate``."""
     at = random_.expovariate(max_rate)
     while at < until:
         if random_.random() * max_rate < rate(at):
@@ -78,12 +83,12 @@ def poisson_process(
 def lognormal(
     random_: random.Random, median: float, sigma: float, *, minimum: float = 1.0, maximum: float = 1e9
 ) -> float:
-    """A length or a time whose logarithm is normal, within bounds."""
+    """Returns a log-normal value within bounds."""
     return min(maximum, max(minimum, random_.lognormvariate(math.log(median), sigma)))
 
 
 def state_changes(random_: random.Random, low: float, high: float, until: float) -> list[float]:
-    """When a state changes that is low for ``low`` seconds in the mean and then high for ``high``, beginning low."""
+    """Returns the change times of a state that is low for ``low`` seconds on average, then high."""
     changes, at, is_high = [], 0.0, False
     while at < until:
         at += random_.expovariate(1 / (high if is_high else low))
@@ -93,12 +98,12 @@ def state_changes(random_: random.Random, low: float, high: float, until: float)
 
 
 def is_high(changes: Sequence[float], at: float) -> bool:
-    """The state at a moment."""
+    """Whether the state is high at a time."""
     return bisect_left(changes, at) % 2 == 1
 
 
 class TrafficBuilder:
-    """Requests of a family as its generator makes them, of any time; ``first`` puts them in order."""
+    """The collected requests of a family, in any order until ``build``."""
 
     def __init__(self, requests: int) -> None:
         if requests < 1:
@@ -107,11 +112,13 @@ class TrafficBuilder:
         self.seconds = HOUR_SECONDS * requests / HOUR_REQUESTS
         """About when the last of them arrives."""
         self.until = 1.3 * self.seconds + 120.0
-        """For how long sessions may begin, so that there are enough requests."""
+        """The end of session starts, late enough for the wanted number of requests."""
         self._requests: list[TraceRequest] = []
 
     def add(self, at: float, prompt: GrowingPrompt, output: int, session: str, tenant: str | None = None) -> bool:
-        """One request of the prompt as it is now; False, and none is made, where it is longer than the studies' prompts are."""
+        """Adds a request for the present prompt. Returns False if the prompt exceeds
+        MAX_PROMPT_TOKENS.
+        """
         if prompt.tokens > MAX_PROMPT_TOKENS:
             return False
         self._requests.append(
@@ -120,7 +127,7 @@ class TrafficBuilder:
         return True
 
     def build(self) -> list[TraceRequest]:
-        """As many as were wanted, by arrival."""
+        """Returns the wanted number of requests, by arrival."""
         self._requests.sort(key=_arrival)
         return [replace(request, id=f"g{number}") for number, request in enumerate(self._requests[: self.requested])]
 

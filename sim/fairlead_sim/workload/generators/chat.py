@@ -1,4 +1,6 @@
-"""Chat as the families have it: some turns, a person's time between them, now and then something long that is pasted."""
+"""A chat session: some turns, a person's pauses between them, and now and then a long pasted
+text.
+"""
 
 import random
 from typing import Final
@@ -13,7 +15,7 @@ ASKED_SIGMA: Final = 1.1
 ANSWERED_TOKENS: Final = 250
 ANSWERED_SIGMA: Final = 0.7
 TOKEN_SECONDS: Final = 0.012
-"""What a person waits for before reading: the answer takes about so long."""
+"""Seconds per token of the answer that a person waits for before reading."""
 
 
 def add_chat_session(
@@ -24,7 +26,9 @@ def add_chat_session(
     session: str,
     tenant: str | None = None,
 ) -> None:
-    """One session from ``at`` on that goes on from what ``prompt`` begins with; its turns are geometric with a mean of ``TURNS``."""
+    """Adds one session from ``at`` on that continues ``prompt``; ``TURNS`` is its mean number of
+    turns.
+    """
     while True:
         prompt.grow(int(lognormal(random_, ASKED_TOKENS, ASKED_SIGMA, minimum=20, maximum=16_000)))
         output = int(lognormal(random_, ANSWERED_TOKENS, ANSWERED_SIGMA, maximum=2_000))

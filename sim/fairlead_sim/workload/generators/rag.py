@@ -1,7 +1,7 @@
-"""Answers from documents: each request is one system block, one to three of 2,000 documents and a question, and stands alone.
+"""Answers from documents: one system block, one to three of 2,000 documents and a question.
 
-Documents are of 2 to 12 blocks, popular by Zipf 0.9, and stand in the prompt in the order of their popularity, so that pairs of
-popular ones come up as a common prefix. Arrivals are by chance.
+Documents have 2 to 12 blocks and a popularity of Zipf 0.9. They are ordered by popularity in the
+prompt, so that popular pairs form common prefixes. Requests are independent and arrive at random.
 """
 
 import random
@@ -27,7 +27,7 @@ _MAX_BLOCKS: Final = (MAX_PROMPT_TOKENS - QUESTION_TOKENS[1]) // TRACE_BLOCK_TOK
 
 
 def rag_traffic(requests: int, *, seed: int) -> list[TraceRequest]:
-    """The first so many requests; equal arguments give equal traffic."""
+    """Returns the first requests; equal arguments give equal traffic."""
     random_, fresh, into = random.Random(f"rag {seed}"), BlockIds(), TrafficBuilder(requests)
     system, library = fresh.take(1), DocumentLibrary(fresh, random_, DOCUMENTS)
     rate = HOUR_REQUESTS / HOUR_SECONDS
@@ -37,14 +37,16 @@ def rag_traffic(requests: int, *, seed: int) -> list[TraceRequest]:
 
 
 class DocumentLibrary:
-    """Documents by popularity, the most popular first."""
+    """Documents by descending popularity."""
 
     def __init__(self, fresh: BlockIds, random_: random.Random, documents: int) -> None:
         self._documents = [fresh.take(random_.randint(2, 12)) for _ in range(documents)]
         self._popular = ZipfDistribution(documents, EXPONENT)
 
     def pick_documents(self, random_: random.Random, max_blocks: int) -> tuple[int, ...]:
-        """The blocks of one to three different documents that fit ``room`` blocks together, the more popular before."""
+        """Returns the blocks of one to three documents that fit ``max_blocks``, the more popular
+        first.
+        """
         count = random_.randint(1, 3)
         ranks = sorted({self._popular.draw(random_) for _ in range(count)})
         blocks: tuple[int, ...] = ()
@@ -64,7 +66,7 @@ def add_rag_request(
     session: str,
     tenant: str | None = None,
 ) -> None:
-    """One request behind the ``system`` blocks."""
+    """Adds one request behind the ``system`` blocks."""
     document_blocks = library.pick_documents(random_, _MAX_BLOCKS - len(system))
     prompt = GrowingPrompt(fresh, (*system, *document_blocks), random_.randint(*QUESTION_TOKENS))
     into.add(at, prompt, random_.randint(*OUTPUT_TOKENS), session, tenant)

@@ -1,7 +1,7 @@
-"""Tenants side by side: 50 of them (Zipf 0.8), each with a prefix of its own of 1 to 12 blocks in front of all that it asks.
+"""50 tenants (Zipf 0.8), each with a prefix of its own of 1 to 12 blocks.
 
-A tenant does chat, agents or answers from documents. Each has its own clock: about every 200 s it sends four times as much
-for about 30 s.
+A tenant sends chat, agents or answers from documents. About every 200 s each sends four times as
+much for about 30 s, independently of the others.
 """
 
 import random
@@ -30,11 +30,10 @@ CYCLE_SECONDS: Final = 200.0
 DOCUMENTS: Final = 30
 KINDS: Final = ("chat", "agent", "rag")
 _REQUESTS_PER_SESSION: Final = {"chat": TURNS, "agent": float(CALLS), "rag": 1.0}
-"""Requests of a session."""
 
 
 def tenant_traffic(requests: int, *, seed: int) -> list[TraceRequest]:
-    """The first so many requests; equal arguments give equal traffic."""
+    """Returns the first requests; equal arguments give equal traffic."""
     random_, fresh, into = random.Random(f"tenants {seed}"), BlockIds(), TrafficBuilder(requests)
     weights = [(1 + rank) ** -EXPONENT for rank in range(TENANTS)]
     mean = 1.0 + (BURST - 1.0) * BURST_SECONDS / CYCLE_SECONDS
@@ -48,7 +47,7 @@ def tenant_traffic(requests: int, *, seed: int) -> list[TraceRequest]:
 def _add_tenant(
     into: TrafficBuilder, random_: random.Random, fresh: BlockIds, kind: str, rate: float, name: str
 ) -> None:
-    """All that one tenant asks; ``rate`` is that of sessions outside bursts."""
+    """Adds all requests of one tenant; ``rate`` is that of its sessions outside bursts."""
     own = fresh.take(random_.randint(1, 12))
     library = DocumentLibrary(fresh, random_, DOCUMENTS) if kind == "rag" else None
     bursts = state_changes(random_, CYCLE_SECONDS - BURST_SECONDS, BURST_SECONDS, into.until)

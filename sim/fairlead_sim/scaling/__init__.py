@@ -1,0 +1,3 @@
+"""The documented command ``python -m fairlead_sim.scaling``; the code is
+``fairlead_sim.autoscaling``.
+"""
