@@ -4,38 +4,24 @@ Run without workers, all tests are one lane. They share one cluster, which the f
 down.
 """
 
-import sys
 import uuid
-from pathlib import Path
 
 import pytest
-from xdist.remote import Producer
-from xdist.scheduler import LoadScopeScheduling
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from cluster import levels, pins
-from cluster.record import Record
-from lanes import lane, place
+from e2e.cluster import levels
+from e2e.cluster.artifacts import pinned_versions
+from e2e.cluster.run_record import RunRecord
+from e2e.parallel_lanes import lane, lane_position
 
 SESSION = pytest.StashKey[str]()
 
 
-class Lanes(LoadScopeScheduling):
-    """A lane is done by one worker, in its order."""
-
-    def _split_scope(self, nodeid: str) -> str:
-        return lane(nodeid)
-
-
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """In the order of the table, whoever runs them."""
-    items.sort(key=lambda item: place(item.nodeid))
-
-
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Lanes:
-    """Instead of what ``--dist`` names."""
-    return Lanes(config, log)
+    """Orders tests by lane and position, and makes each lane a group of ``--dist loadgroup``."""
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(lane(item.get_closest_marker("lane"))))
+    items.sort(key=lambda item: lane_position(item.get_closest_marker("lane")))
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -55,6 +41,6 @@ def session(request: pytest.FixtureRequest) -> str:
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """The cluster goes with the session that brought it up, once all workers have ended."""
     if not hasattr(session.config, "workerinput"):
-        run = pins.cache_folder() / "cluster"
-        if Record(run).told("session") == session.config.stash[SESSION]:
+        run = pinned_versions.cache_folder() / "cluster"
+        if RunRecord(run).get("session") == session.config.stash[SESSION]:
             levels.down(run)

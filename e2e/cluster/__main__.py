@@ -3,10 +3,10 @@
 import sys
 from pathlib import Path
 
-# This folder is started, not imported: the modules find one another under its name.
-sys.path[0] = str(Path(__file__).resolve().parents[1])
+# The folder is run by its path: the package is found from the repository root.
+sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from cluster.cli import main  # noqa: E402
+from e2e.cluster.cli import main  # noqa: E402
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -17,9 +17,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cluster import images, levels, pins, tools
-from cluster.build import GoMissing, assets, ready
-from cluster.say import ClusterError, say
+from e2e.cluster import levels
+from e2e.cluster.artifacts import chart_tools, image_set, pinned_versions
+from e2e.cluster.artifacts.go_builds import GoMissing, assets, is_built
+from e2e.cluster.progress import ClusterError, print_progress
 
 ABSENT = 3
 
@@ -37,23 +38,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
             case "status":
                 return 0 if levels.status(run) else ABSENT
             case "load":
-                levels.load(run, options.tag)
+                levels.load_images(run, options.tag)
             case "metrics":
-                levels.measure(run)
+                levels.memory_usage(run)
             case "images":
-                print(*images.write(Path(options.out), options.tag), sep="\n")
+                print(*image_set.write(Path(options.out), options.tag), sep="\n")
             case "build":
                 print(levels.prepare(options.level)[0])
             case "assets":
-                if assets() == pins.binaries() and not ready("api"):
+                if assets() == pinned_versions.binaries() and not is_built("api"):
                     return ABSENT
                 print(assets())
             case "tools":
-                if options.look and not tools.ready():
+                if options.look and not chart_tools.are_built():
                     return ABSENT
-                print(json.dumps(tools.make()))
+                print(json.dumps(chart_tools.build_tools()))
             case "test-tools":
-                tools.make_for_tests()
+                chart_tools.build_tools_for_tests()
     except GoMissing as error:
         print(f"cluster: {error}", file=sys.stderr)
         return ABSENT if options.command == "test-tools" else 1
@@ -61,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"cluster: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        say("interrupted; `down` removes what is there")
+        print_progress("interrupted; `down` removes what is there")
         return 1
     return 0
 
@@ -76,12 +77,12 @@ def _parser() -> argparse.ArgumentParser:
     level = argparse.ArgumentParser(add_help=False)
     level.add_argument(
         "--level",
-        choices=tuple(pins.LEVELS),
+        choices=tuple(pinned_versions.LEVELS),
         default="full",
         help="api: the API alone; full: pods run; kind: the same in docker",
     )
     run = argparse.ArgumentParser(add_help=False)
-    place = pins.cache_folder() / "cluster"
+    place = pinned_versions.cache_folder() / "cluster"
     run.add_argument(
         "--run", default=str(place), metavar="DIR", help="folder of this cluster, which `down` removes (%(default)s)"
     )
@@ -89,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("down", parents=[run], help="end and remove it")
     commands.add_parser("status", parents=[run], help="what runs")
     tag = argparse.ArgumentParser(add_help=False)
-    tag.add_argument("--tag", help=f"of our own images ({images.version()})")
+    tag.add_argument("--tag", help=f"of our own images ({image_set.version()})")
     commands.add_parser("load", parents=[tag, run], help="give a cluster that is up our images as they are now")
     commands.add_parser("metrics", parents=[run], help="add metrics-server to a cluster that is up")
     made = commands.add_parser("images", parents=[tag], help="write our images as OCI archives")

@@ -6,160 +6,161 @@ import subprocess
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-from cluster import control_plane, debian, full, images, kind, network, pins
-from cluster.build import build, compile_missing, exclusive
-from cluster.control_plane import LOOPBACK, ControlPlane, free_port
-from cluster.node import Node
-from cluster.oci import Image
-from cluster.record import Record
-from cluster.running import Cluster
-from cluster.say import ClusterError, say, step
+from e2e.cluster.artifacts import debian_packages, image_set, pinned_versions
+from e2e.cluster.artifacts.go_builds import build, build_lock, compile_missing
+from e2e.cluster.artifacts.oci_archive import OciImage
+from e2e.cluster.nodes import control_plane, full_level, kind_cluster, network
+from e2e.cluster.nodes.control_plane import LOOPBACK, ControlPlane, free_port
+from e2e.cluster.nodes.node import ClusterNode
+from e2e.cluster.progress import ClusterError, print_progress, progress_step
+from e2e.cluster.run_record import RunRecord
+from e2e.cluster.running_cluster import RunningCluster
 
-PATH_LONGEST = 60
+MAX_PATH_LENGTH = 60
 
 
-def prepare(level: str) -> tuple[Path, list[Image]]:
+def prepare(level: str) -> tuple[Path, list[OciImage]]:
     """All that takes long, before anything runs: packages, programs, layers. The programs' folder, and the images to give."""
     if level == "full":
-        debian.install()
+        debian_packages.install()
     binaries = build(level)
-    given = [images.pause()] if level == "full" else []
-    return binaries, given if level == "api" else [*given, images.lws(), *images.given()]
+    given = [image_set.pause()] if level == "full" else []
+    return binaries, given if level == "api" else [*given, image_set.lws(), *image_set.write_set()]
 
 
-def up(level: str, run: Path) -> Cluster:
+def up(level: str, run: Path) -> RunningCluster:
     """Bring a cluster up; one that is up already stays as it is. A failure leaves what there is, for a look at the logs.
 
     A cluster of which nothing runs any more (the machine was started anew, or all that ran on it was ended) is no cluster to look
     at: what is left of it is taken down first.
     """
-    with _alone(level):
-        found = Record(run)
-        if found and found.told("level") != "kind" and not found.pids():
-            say(f"nothing of the cluster in {run} runs any more: it is taken down and brought up anew")
+    with _check_alone(level):
+        found = RunRecord(run)
+        if found and found.get("level") != "kind" and not found.pids():
+            print_progress(f"nothing of the cluster in {run} runs any more: it is taken down and brought up anew")
             _down(found)
         return _up(level, run)
 
 
-def _up(level: str, run: Path) -> Cluster:
-    found = Record(run)
+def _up(level: str, run: Path) -> RunningCluster:
+    found = RunRecord(run)
     if found:
-        return _already(found, level)
+        return _running_cluster(found, level)
     if run.exists() and any(run.iterdir()):
         raise ClusterError(f"{run} is neither empty nor a cluster's; `down` removes the folder, so it must be its own")
     if level == "full":
         _check_machine(run)
     elif level == "kind":
-        kind.check()
+        kind_cluster.check()
     binaries, given = prepare(level)
-    cluster = Cluster(run, binaries)
-    with step(f"level {level} is up, in all"):
+    cluster = RunningCluster(run, binaries)
+    with progress_step(f"level {level} is up, in all"):
         run.mkdir(parents=True, exist_ok=True)
-        record = Record(run)
-        record.keep(level=level, binaries=str(binaries))
+        record = RunRecord(run)
+        record.update(level=level, binaries=str(binaries))
         match level:
             case "full":
-                full.start(record, cluster, given)
+                full_level.start(record, cluster, given)
             case "kind":
-                kind.start(cluster, given)
+                kind_cluster.start(cluster, given)
             case _:
                 ControlPlane(record, binaries, LOOPBACK, free_port(), whole=False).start()
-        record.keep(up=True)
+        record.update(up=True)
     return cluster
 
 
-def load(run: Path, tag: str | None) -> None:
+def load_images(run: Path, tag: str | None) -> None:
     """Give the cluster in ``run`` our images as the working tree has them now."""
-    record = Record(run)
-    if not record.told("up") or record.told("level") == "api":
+    record = RunRecord(run)
+    if not record.get("up") or record.get("level") == "api":
         raise ClusterError(f"no cluster that runs pods is up in {run}")
-    given = images.given(tag)
-    if record.told("level") == "kind":
-        kind.load(run, given)
+    given = image_set.write_set(tag)
+    if record.get("level") == "kind":
+        kind_cluster.load_images(run, given)
     else:
-        full.load(Node(record, Path(record.told("binaries"))), given)
+        full_level.load_images(ClusterNode(record, Path(record.get("binaries"))), given)
 
 
-def measure(run: Path) -> None:
+def memory_usage(run: Path) -> None:
     """Add metrics-server to the cluster in ``run``."""
-    record = Record(run)
-    if not record.told("up") or record.told("level") != "full":
+    record = RunRecord(run)
+    if not record.get("up") or record.get("level") != "full":
         raise ClusterError(f"no cluster of level full is up in {run}")
-    compile_missing([pins.METRICS])
-    full.measure(record, Cluster(run, Path(record.told("binaries"))))
+    compile_missing([pinned_versions.METRICS])
+    full_level.memory_usage(record, RunningCluster(run, Path(record.get("binaries"))))
 
 
 def down(run: Path) -> None:
     """End and remove what the record tells of. Nothing where there is none."""
-    record = Record(run)
+    record = RunRecord(run)
     if not record:
-        say(f"nothing to take down in {run}")
+        print_progress(f"nothing to take down in {run}")
         return
-    with _alone(str(record.told("level"))):
+    with _check_alone(str(record.get("level"))):
         _down(record)
 
 
 def status(run: Path) -> bool:
     """Say what runs, and whether all of it does."""
-    record = Record(run)
+    record = RunRecord(run)
     if not record:
-        say(f"no cluster in {run}")
+        print_progress(f"no cluster in {run}")
         return False
     running, total = record.pids(), 0
-    for name in record.told("processes", {}):
-        mebibytes = _resident(running[name]) >> 20 if name in running else 0
+    for name in record.get("processes", {}):
+        mebibytes = _resident_bytes(running[name]) >> 20 if name in running else 0
         total += mebibytes
-        say(f"  {name:<18} {f'pid {running[name]}' if name in running else 'dead':<12} {mebibytes:5d} MiB")
-    say(f"  {'in all':<18} {'':<12} {total:5d} MiB")
-    cluster = Cluster(run, Path(record.told("binaries")))
-    if record.told("level") != "api":
+        print_progress(f"  {name:<18} {f'pid {running[name]}' if name in running else 'dead':<12} {mebibytes:5d} MiB")
+    print_progress(f"  {'in all':<18} {'':<12} {total:5d} MiB")
+    cluster = RunningCluster(run, Path(record.get("binaries")))
+    if record.get("level") != "api":
         subprocess.run(["kubectl", "get", "nodes,pods", "-A", "-o", "wide"], env=cluster.environ(), check=False)
-    return len(running) == len(record.told("processes", {}))
+    return len(running) == len(record.get("processes", {}))
 
 
-def _down(record: Record) -> None:
-    with step("taken down, in all"):
-        match record.told("level"):
+def _down(record: RunRecord) -> None:
+    with progress_step("taken down, in all"):
+        match record.get("level"):
             case "full":
-                full.stop(record)
+                full_level.stop(record)
             case "kind":
-                kind.stop()
+                kind_cluster.stop()
             case _:
                 control_plane.stop(record)
-        with step("files removed"):
+        with progress_step("files removed"):
             shutil.rmtree(record.run)
 
 
-def _alone(level: str) -> AbstractContextManager[None]:
+def _check_alone(level: str) -> AbstractContextManager[None]:
     """Of the levels with a node one is brought up or taken down at a time; those of the API alone have nothing in common."""
-    return nullcontext() if level == "api" else exclusive("node")
+    return nullcontext() if level == "api" else build_lock("node")
 
 
-def _already(record: Record, level: str) -> Cluster:
-    dead = set(record.told("processes", {})) - set(record.pids())
-    if dead or not record.told("up"):
+def _running_cluster(record: RunRecord, level: str) -> RunningCluster:
+    dead = set(record.get("processes", {})) - set(record.pids())
+    if dead or not record.get("up"):
         why = f"{', '.join(sorted(dead))} ended" if dead else "it did not come up"
         raise ClusterError(f"there is half a cluster in {record.run} ({why}); take it down first")
-    if record.told("level") != level:
+    if record.get("level") != level:
         raise ClusterError(
-            f"in {record.run} runs a cluster of level {record.told('level')}; take it down, or give another --run"
+            f"in {record.run} runs a cluster of level {record.get('level')}; take it down, or give another --run"
         )
-    say(f"up already in {record.run}")
-    return Cluster(record.run, Path(record.told("binaries")))
+    print_progress(f"up already in {record.run}")
+    return RunningCluster(record.run, Path(record.get("binaries")))
 
 
 def _check_machine(run: Path) -> None:
     if os.geteuid() != 0:
         raise ClusterError("level full makes network interfaces and mounts: it needs root")
-    if len(str(run)) > PATH_LONGEST:
-        raise ClusterError(f"{run} is too long for the sockets in it: {PATH_LONGEST} characters at most, see --run")
+    if len(str(run)) > MAX_PATH_LENGTH:
+        raise ClusterError(f"{run} is too long for the sockets in it: {MAX_PATH_LENGTH} characters at most, see --run")
     if network.bridge_exists():
         raise ClusterError(
             f"a node is up on this machine already (interface {network.BRIDGE}), and there is room for one"
         )
 
 
-def _resident(pid: int) -> int:
+def _resident_bytes(pid: int) -> int:
     """Memory of a process, bytes."""
     try:
         pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])

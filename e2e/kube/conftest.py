@@ -7,25 +7,24 @@ that was up before stays up, and gets the images of now. Without either, the tes
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from e2e.cluster import levels
+from e2e.cluster.artifacts import pinned_versions
+from e2e.cluster.run_record import RunRecord
+from e2e.cluster.running_cluster import RunningCluster
+from e2e.kube.cluster_access.api_reader import ApiReader
+from e2e.kube.cluster_access.kubectl import Kubectl
+from e2e.kube.workloads.helm_release import HelmRelease
+from e2e.resource_locks import INSTALLATION_LOCK, SETUP_LOCK, file_lock
+
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "e2e"))
 
-from cluster import levels, pins  # noqa: E402
-from cluster.record import Record  # noqa: E402
-from cluster.running import Cluster  # noqa: E402
-from kube.kubectl import Kubectl  # noqa: E402
-from kube.reading import Reader  # noqa: E402
-from kube.release import Release  # noqa: E402
-from locks import BEGINNING, FAIRLEAD, held  # noqa: E402
-
-OURS = ("fairlead-e2e", "kind-")
+TEST_CONTEXTS = ("fairlead-e2e", "kind-")
 """Contexts that tests may do to whatever they want begin like this."""
 
 
@@ -33,7 +32,7 @@ OURS = ("fairlead-e2e", "kind-")
 def kubectl(session: str) -> Iterator[Kubectl]:
     """``kubectl`` at the cluster, as its administrator."""
     environ = _environ(session)
-    with closing(Reader(environ)) as reader:
+    with closing(ApiReader(environ)) as reader:
         yield Kubectl(environ, reader)
 
 
@@ -42,30 +41,30 @@ def _environ(session: str) -> Mapping[str, str]:
     if "KUBECONFIG" in os.environ:
         asked = ["kubectl", "config", "current-context"]
         context = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
-        if not context.startswith(OURS):
+        if not context.startswith(TEST_CONTEXTS):
             pytest.fail(
                 f"KUBECONFIG names {context!r}, which is no cluster for tests: unset it, or name kind's", pytrace=False
             )
         return os.environ
-    with held(BEGINNING, alone=True):
-        return _ours(session).environ()
+    with file_lock(SETUP_LOCK, alone=True):
+        return _own_cluster(session).environ()
 
 
-def _ours(session: str) -> Cluster:
+def _own_cluster(session: str) -> RunningCluster:
     """The cluster of this machine, with the images of now. Who brings it up writes down for which session, which takes it down."""
-    run = pins.cache_folder() / "cluster"
-    before = bool(Record(run).told("up") and Record(run).pids())
+    run = pinned_versions.cache_folder() / "cluster"
+    before = bool(RunRecord(run).get("up") and RunRecord(run).pids())
     try:
-        cluster: Cluster = levels.up("full", run)
+        cluster: RunningCluster = levels.up("full", run)
     except BaseException:
         if not before:
             levels.down(run)
         raise
     if not before:
-        Record(run).keep(session=session)
-    elif Record(run).told("given") != session:
-        levels.load(run, None)  # the working tree may have moved on since
-    Record(run).keep(given=session)
+        RunRecord(run).update(session=session)
+    elif RunRecord(run).get("given") != session:
+        levels.load_images(run, None)  # the working tree may have moved on since
+    RunRecord(run).update(given=session)
     return cluster
 
 
@@ -93,42 +92,42 @@ def here(kubectl: Kubectl, request: pytest.FixtureRequest) -> Iterator[Kubectl]:
         "metadata": {"generateName": "e2e-", "labels": {"pod-security.kubernetes.io/enforce": "restricted"}},
     }
     made = kubectl.run("create", "-f", "-", "-o", "jsonpath={.metadata.name}", given=json.dumps(namespace))
-    inside = kubectl.within(made)
+    inside = kubectl.in_namespace(made)
     try:
         yield inside
     finally:
         report = getattr(request.node, "report_call", None)
         if report is None or report.failed:
             inside.dump(ROOT / "out" / "e2e" / request.node.name)
-            Release(kubectl).here.dump(ROOT / "out" / "e2e" / request.node.name / "fairlead")
+            HelmRelease(kubectl).here.dump(ROOT / "out" / "e2e" / request.node.name / "fairlead")
         # Models first: of a namespace that is deleted the pods go first, and until they have gone its models would keep their names.
-        inside.forget_models()
+        inside.delete_models()
         kubectl.run("delete", "namespace", made, "--wait=false")
 
 
 @pytest.fixture
-def installed(kubectl: Kubectl) -> Iterator[Release]:
+def installed(kubectl: Kubectl) -> Iterator[HelmRelease]:
     """Fairlead, installed by its chart where the tests before have not left it so. It stays, for the tests that follow."""
-    with held(FAIRLEAD, alone=False):
-        release = Release(kubectl)
-        with held(BEGINNING, alone=True):
+    with file_lock(INSTALLATION_LOCK, alone=False):
+        release = HelmRelease(kubectl)
+        with file_lock(SETUP_LOCK, alone=True):
             release.ensure()
         yield release
 
 
 @pytest.fixture
-def empty(kubectl: Kubectl) -> Iterator[Release]:
+def empty(kubectl: Kubectl) -> Iterator[HelmRelease]:
     """The same where nothing of it is there, for a test that installs it."""
-    with held(FAIRLEAD, alone=True):
-        release = Release(kubectl)
+    with file_lock(INSTALLATION_LOCK, alone=True):
+        release = HelmRelease(kubectl)
         release.remove()
         yield release
 
 
 @pytest.fixture
-def installation(kubectl: Kubectl) -> Iterator[Release]:
+def installation(kubectl: Kubectl) -> Iterator[HelmRelease]:
     """The same, for tests that change or remove it: no other test uses it meanwhile."""
-    with held(FAIRLEAD, alone=True):
-        release = Release(kubectl)
+    with file_lock(INSTALLATION_LOCK, alone=True):
+        release = HelmRelease(kubectl)
         release.ensure()
         yield release

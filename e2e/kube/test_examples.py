@@ -9,11 +9,14 @@ from typing import Any
 
 import pytest
 import yaml
-from kube.clients import HOST, Client
-from kube.index import Index
-from kube.kubectl import Kubectl, Manifest
-from kube.models import Model
-from kube.release import Release
+
+from e2e.kube.cluster_access.index_status import IndexStatus
+from e2e.kube.cluster_access.kubectl import Kubectl, Manifest
+from e2e.kube.workloads.client_pods import HOST, ClientPod
+from e2e.kube.workloads.helm_release import HelmRelease
+from e2e.kube.workloads.model_deployments import DeployedModel
+
+pytestmark = pytest.mark.lane("models", position=20)
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SIMULATED = sorted(str(path.relative_to(EXAMPLES)) for path in EXAMPLES.glob("*/simulated*.yaml"))
@@ -52,7 +55,7 @@ _STATE = "import urllib.request as u; print(u.urlopen('http://127.0.0.1:8000/sim
 
 
 @dataclass(frozen=True, slots=True)
-class Streamed:
+class StreamedAnswer:
     """A streamed answer: its header fields, and the data of its events."""
 
     fields: dict[str, str]
@@ -70,40 +73,40 @@ class Streamed:
 
 
 @dataclass(frozen=True, slots=True)
-class Example:
+class AppliedExample:
     """One that is applied and Ready, in a namespace of its own. ``name`` is what clients call it: whole, since others may have
     the same."""
 
     here: Kubectl
-    release: Release
-    client: Client
-    model: Model
+    release: HelmRelease
+    client: ClientPod
+    model: DeployedModel
     pods: dict[str, Manifest]
 
     @property
     def name(self) -> str:
         return f"{self.here.namespace}/{self.model.name}"
 
-    def stream(self, prompt: str = "Why?", tokens: int = 8) -> Streamed:
+    def stream(self, prompt: str = "Why?", tokens: int = 8) -> StreamedAnswer:
         """A chat through the gateway's Service."""
         body = {"model": self.name, "messages": [{"role": "user", "content": prompt}], "stream": True}
         words = (f"http://{HOST}/v1/chat/completions", self.client.key, json.dumps(body | {"max_tokens": tokens}))
         told = self.here.run("exec", self.client.name, "--", "python3", "-c", _STREAM, *words)
         fields, data = json.loads(told)
         assert data[-1] == "[DONE]"
-        return Streamed({name.lower(): value for name, value in fields.items()}, data)
+        return StreamedAnswer({name.lower(): value for name, value in fields.items()}, data)
 
-    def streams(self, instances: set[str], most: int = 40) -> list[Streamed]:
+    def streams(self, instances: set[str], most: int = 40) -> list[StreamedAnswer]:
         """Different prompts, several at a time, until each of these instances has answered one; which prompt goes where is
         anybody's guess, and one at a time they might all go to the fastest."""
-        found: list[Streamed] = []
+        found: list[StreamedAnswer] = []
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             while {one.instance for one in found} != instances and len(found) < most:
                 prompts = [f"{len(found) + more} {'and so on ' * 40}" for more in range(_AT_ONCE)]
                 found += pool.map(partial(self.stream, tokens=100), prompts)
         return found
 
-    def together(self, prompts: list[str]) -> set[str]:
+    def stream_together(self, prompts: list[str]) -> set[str]:
         """The instances that answer these prompts, all asked in one moment."""
         bodies = [
             json.dumps({"model": self.name, "messages": [{"role": "user", "content": prompt}], "max_tokens": 16})
@@ -113,7 +116,7 @@ class Example:
         told = self.here.run("exec", self.client.name, "--", "python3", "-c", _TOGETHER, *words)
         return {instance.partition("/")[0] for instance in json.loads(told)}
 
-    def decision(self, answer: Streamed) -> dict[str, Any]:
+    def decision(self, answer: StreamedAnswer) -> dict[str, Any]:
         """Why it went where it went, from whichever gateway it came through."""
         for pod in self.release.pods("gateway").values():
             words = ("exec", pod["metadata"]["name"], "--", "python3", "-c", _DECISION)
@@ -129,30 +132,30 @@ class Example:
         return {uid: pod for uid, pod in self.pods.items() if pod["metadata"]["labels"].get("fairlead.io/role") == role}
 
 
-def serving(here: Kubectl, installed: Release, file: str) -> Example:
+def serving(here: Kubectl, installed: HelmRelease, file: str) -> AppliedExample:
     """Apply the example as it stands, and wait until it is Ready and answers."""
     theirs = (EXAMPLES / file).with_name("their-engines.yaml")
     if theirs.exists():
         here.run("apply", "-f", str(theirs))
     here.run("apply", "-f", str(EXAMPLES / file))
     name = yaml.safe_load((EXAMPLES / file).read_text())["metadata"]["name"]
-    client, model = Client(here, installed).start(), Model(here, name)
+    client, model = ClientPod(here, installed).start(), DeployedModel(here, name)
     client.first_token(f"{here.namespace}/{name}")
-    return Example(here, installed, client, model, model.settled())
+    return AppliedExample(here, installed, client, model, model.wait_until_settled())
 
 
 @pytest.mark.parametrize("file", [one for one in SIMULATED if one.partition("/")[0] == "single-model"])
-def test_a_model_serves_from_each_of_its_instances(here: Kubectl, installed: Release, file: str) -> None:
+def test_a_model_serves_from_each_of_its_instances(here: Kubectl, installed: HelmRelease, file: str) -> None:
     example = serving(here, installed, file)
     assert len(example.pods) == 2
     assert example.stream().models == {example.model.name}
     assert {one.instance for one in example.streams(set(example.pods))} == set(example.pods)
-    Index(installed, example.name).followed(len(example.pods))
+    IndexStatus(installed, example.name).wait_until_followed(len(example.pods))
 
 
 @pytest.mark.parametrize("file", [one for one in SIMULATED if one.partition("/")[0] == "prefill-decode"])
 def test_a_long_prompt_is_computed_by_one_pool_and_answered_by_the_other(
-    here: Kubectl, installed: Release, file: str
+    here: Kubectl, installed: HelmRelease, file: str
 ) -> None:
     example = serving(here, installed, file)
     prefill, decode = example.roles("Prefill"), example.roles("Decode")
@@ -167,7 +170,7 @@ def test_a_long_prompt_is_computed_by_one_pool_and_answered_by_the_other(
 
 
 @pytest.mark.parametrize("file", [one for one in SIMULATED if one.partition("/")[0] == "multi-node"])
-def test_an_instance_over_two_nodes_answers_by_its_first_pod(here: Kubectl, installed: Release, file: str) -> None:
+def test_an_instance_over_two_nodes_answers_by_its_first_pod(here: Kubectl, installed: HelmRelease, file: str) -> None:
     example = serving(here, installed, file)
     group = here.get("leaderworkersets")["items"]
     assert [(one["spec"]["leaderWorkerTemplate"]["size"], one["status"]["readyReplicas"]) for one in group] == [(2, 1)]
@@ -177,20 +180,20 @@ def test_an_instance_over_two_nodes_answers_by_its_first_pod(here: Kubectl, inst
 
 
 @pytest.mark.parametrize("file", [one for one in SIMULATED if one.partition("/")[0] == "heterogeneous-pools"])
-def test_cheap_and_fast_engines_serve_side_by_side(here: Kubectl, installed: Release, file: str) -> None:
+def test_cheap_and_fast_engines_serve_side_by_side(here: Kubectl, installed: HelmRelease, file: str) -> None:
     example = serving(here, installed, file)
     pools = {uid: pod["metadata"]["labels"]["fairlead.io/pool"] for uid, pod in example.pods.items()}
     assert sorted(pools.values()) == ["cheap", "cheap", "fast"]
     assert pools[example.stream().instance] == "fast"  # which is calm
     seen = set[str]()
     for turn in range(5):  # as much at once as the fast one has no time for within the objective
-        seen |= example.together([f"{turn} {number} {'and so on ' * 120}" for number in range(16)])
+        seen |= example.stream_together([f"{turn} {number} {'and so on ' * 120}" for number in range(16)])
     assert seen == set(pools)
 
 
 @pytest.mark.parametrize("file", [one for one in SIMULATED if one.partition("/")[0] == "external-engines"])
 def test_engines_of_others_answer_under_the_name_that_clients_know(
-    here: Kubectl, installed: Release, file: str
+    here: Kubectl, installed: HelmRelease, file: str
 ) -> None:
     example = serving(here, installed, file)
     theirs = {pod["metadata"]["uid"] for pod in here.get("pods", "-l", "app=their-vllm")["items"]}

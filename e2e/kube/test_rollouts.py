@@ -8,16 +8,20 @@ import subprocess
 import sys
 
 import pytest
-from kube.clients import Client
-from kube.kubectl import Kubectl, Manifest, eventually
-from kube.models import Model
-from kube.release import Release
-from kube.report import FULL
-from kube.watching import Watching
+
+from e2e.kube.cluster_access.kubectl import Kubectl, Manifest, eventually
+from e2e.kube.cluster_access.kubectl_watch import KubectlWatch
+from e2e.kube.workloads.client_pods import ClientPod
+from e2e.kube.workloads.helm_release import HelmRelease
+from e2e.kube.workloads.model_deployments import DeployedModel
+from e2e.kube.workloads.report import FULL
+
+pytestmark = pytest.mark.lane("engines", position=50)
 
 UNDO = "fairlead.io/run-revision"
-GROUPS = [("group", 2, 2), ("alone", 1, 2)] if FULL else []
-"""Three rollouts of groups of nodes take minutes of waiting, so they belong to ``make e2e-load``."""
+_LOAD = pytest.mark.load
+GROUPS = [pytest.param("group", 2, 2, marks=_LOAD), pytest.param("alone", 1, 2, marks=_LOAD)] if FULL else []
+"""Three rollouts of groups of nodes take minutes of waiting, so they belong to ``make e2e LOAD=1``."""
 
 
 def model(name: str, *, replicas: int, nodes: int) -> Manifest:
@@ -40,7 +44,7 @@ def model(name: str, *, replicas: int, nodes: int) -> Manifest:
     }
 
 
-class Fewest(Watching):
+class ReadyMinimum(KubectlWatch):
     """How many instances were ready while the block lasted, each time that anything changed: as the workload ``told`` and as the pods
     were ``seen``. Who drains is not counted among the latter."""
 
@@ -78,7 +82,7 @@ def rollout(here: Kubectl, *words: str) -> tuple[int, str]:
     return done.returncode, done.stdout
 
 
-def rounds(found: Model) -> set[str]:
+def rounds(found: DeployedModel) -> set[str]:
     """Which change the engines are of: the variable ``ROUND`` of each."""
     containers = [pod["spec"]["containers"][0] for pod in found.pods().values()]
     return {
@@ -89,15 +93,15 @@ def rounds(found: Model) -> set[str]:
 @pytest.mark.timeout(900, func_only=True)
 @pytest.mark.parametrize(("name", "replicas", "nodes"), [("one", 2, 1), *GROUPS])
 def test_a_change_is_held_let_through_and_taken_back(
-    here: Kubectl, installed: Release, name: str, replicas: int, nodes: int
+    here: Kubectl, installed: HelmRelease, name: str, replicas: int, nodes: int
 ) -> None:
     here.apply(model(name, replicas=replicas, nodes=nodes))
-    client, found = Client(here, installed).start(), Model(here, name)
+    client, found = ClientPod(here, installed).start(), DeployedModel(here, name)
     client.first_token(f"{here.namespace}/{name}")
-    first = found.settled(pods=replicas * nodes)
+    first = found.wait_until_settled(pods=replicas * nodes)
     workload = "leaderworkersets" if nodes > 1 else "deployments"
     (one,) = here.get(workload, "-l", f"fairlead.io/model={name}")["items"]
-    with Fewest(here, f"{workload}/{one['metadata']['name']}", name) as fewest:
+    with ReadyMinimum(here, f"{workload}/{one['metadata']['name']}", name) as fewest:
         assert rollout(here, "pause", name)[0] == 0
         found.patch({"engine": {"env": [{"name": "ROUND", "value": "second"}]}})
         eventually("it says that it waits", lambda: found.condition("Reconciling").get("reason") == "Paused")
@@ -108,7 +112,7 @@ def test_a_change_is_held_let_through_and_taken_back(
 
         assert rollout(here, "resume", name, "--wait", "200s")[0] == 0
         assert rounds(found) == {"second"}
-        assert not found.settled(pods=replicas * nodes).keys() & first.keys()
+        assert not found.wait_until_settled(pods=replicas * nodes).keys() & first.keys()
 
         before = found.get()
         assert rollout(here, "undo", name, "--wait", "200s")[0] == 0
@@ -119,11 +123,11 @@ def test_a_change_is_held_let_through_and_taken_back(
 
         here.run("annotate", f"modeldeployment/{name}", f"{UNDO}-")  # as one who has kubectl only
         eventually("the spec runs again", lambda: rounds(found) == {"second"}, seconds=200)
-        found.settled(pods=replicas * nodes, seconds=200)
+        found.wait_until_settled(pods=replicas * nodes, seconds=200)
     assert min(fewest.told) >= replicas, fewest.told
     assert min(fewest.seen) >= replicas, fewest.seen
 
-    answered = client.begun(f"{here.namespace}/{name}", tokens=400)
+    answered = client.begin(f"{here.namespace}/{name}", tokens=400)
     here.run("delete", f"modeldeployment/{name}", "--wait=false")
     got = answered()
     assert (got.status, got.text.rstrip()[-12:]) == (200, "data: [DONE]")

@@ -38,12 +38,12 @@ def write(part: str, begun: float, figures: Mapping[str, Any], lines: list[Repor
     return [line for line in lines if not line.holds]
 
 
-def count(variable: str, small: int, full: int) -> int:
+def scaled_count(variable: str, small: int, full: int) -> int:
     """How often: a few times among the other tests, as often as the bar says in ``make soak``, or what a variable says."""
     return int(os.environ.get(variable, full if FULL else small))
 
 
-def resident(pid: int) -> int:
+def resident_bytes(pid: int) -> int:
     """Resident memory of a process and of everything that it started, in bytes."""
     parents = {}
     for entry in Path("/proc").iterdir():
@@ -59,7 +59,7 @@ def resident(pid: int) -> int:
     return sum(parents[one][1] for one in tree if one in parents) * os.sysconf("SC_PAGESIZE")
 
 
-def flat(samples: list[int], share: float = 0.10, least: int = 8 << 20) -> bool:
+def is_flat(samples: list[int], share: float = 0.10, least: int = 8 << 20) -> bool:
     """Whether memory stays what it was after the first third, within a tenth or 8 MiB: until then bounded tables fill."""
     steady = samples[len(samples) // 3 :]
     return max(steady) - steady[0] <= max(least, share * steady[0])

@@ -9,14 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from install import HERE
-
+from e2e.vllm.engine.installation import HERE
 from fairlead_testing.reports import commit
 
 Numbers = dict[str, Any]
 
 
-class Broken(AssertionError):
+class CheckFailed(AssertionError):
     """Raised by a check that did not hold; ``numbers`` say how far it got."""
 
     def __init__(self, why: str, numbers: Numbers | None = None) -> None:
@@ -24,14 +23,14 @@ class Broken(AssertionError):
         self.numbers = numbers or {}
 
 
-def demand(holds: object, why: str, numbers: Numbers | None = None) -> None:
+def require(holds: object, why: str, numbers: Numbers | None = None) -> None:
     """Raise Broken unless it holds."""
     if not holds:
-        raise Broken(why, numbers)
+        raise CheckFailed(why, numbers)
 
 
 @dataclass(slots=True)
-class Part:
+class ReportPart:
     """One part of a run: its checks in the order in which they were made."""
 
     when: str
@@ -40,7 +39,7 @@ class Part:
     began: float = field(default_factory=time.monotonic)
     seconds: int = 0
 
-    def shown(self) -> Numbers:
+    def summary(self) -> Numbers:
         """As JSON."""
         held = bool(self.checks) and all(one["holds"] for one in self.checks.values())
         return {
@@ -53,29 +52,29 @@ class Part:
 
 
 @dataclass(slots=True)
-class Report:
+class VllmReport:
     """All parts. Parts that a former run wrote into the same file stay, as long as the versions are the same."""
 
     versions: Mapping[str, str]
-    parts: dict[str, Part] = field(default_factory=dict)
+    parts: dict[str, ReportPart] = field(default_factory=dict)
     conformance: dict[str, Any] | None = None
 
     @property
-    def held(self) -> bool:
+    def all_passed(self) -> bool:
         """Everything that was checked in this run."""
-        return all(part.shown()["held"] for part in self.parts.values())
+        return all(part.summary()["held"] for part in self.parts.values())
 
     def begin(self, part: str) -> None:
         """What is checked from now on belongs to this part."""
         when = time.strftime("%Y-%m-%dT%H:%MZ", time.gmtime())
-        self.parts[part] = Part(when, commit(HERE, mark="+"))
+        self.parts[part] = ReportPart(when, commit(HERE, mark="+"))
 
     async def check(self, name: str, what: Callable[[], Awaitable[Numbers]]) -> bool:
         """Make one check; whatever it raises is its result."""
         began = time.monotonic()
         try:
             found = {"holds": True, **await what()}
-        except Broken as error:
+        except CheckFailed as error:
             found = {"holds": False, "why": str(error), **error.numbers}
         except Exception as error:  # noqa: BLE001 - one broken check must not hide the others
             found = {"holds": False, "why": f"{type(error).__name__}: {error}"}
@@ -104,7 +103,7 @@ class Report:
             "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores",
             "python": platform.python_version(),
             "versions": dict(self.versions),
-            "parts": {**before.get("parts", {}), **{name: part.shown() for name, part in self.parts.items()}},
+            "parts": {**before.get("parts", {}), **{name: part.summary() for name, part in self.parts.items()}},
             "conformance": self.conformance or before.get("conformance"),
         }
         path.write_text(json.dumps(whole, indent=1) + "\n")

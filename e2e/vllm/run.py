@@ -18,18 +18,18 @@ from tempfile import TemporaryDirectory
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "scripts"))  # the conformance probes
 
-from connectors import mooncake, nixl  # noqa: E402
-from engines import Stage  # noqa: E402
-from handoff import Handoff  # noqa: E402
-from index import INDEXES, Index  # noqa: E402
-from install import install  # noqa: E402
-from report import Report  # noqa: E402
-from surface import Surface  # noqa: E402
+from e2e.vllm.engine.engine_processes import EngineStage  # noqa: E402
+from e2e.vllm.engine.installation import install  # noqa: E402
+from e2e.vllm.engine.kv_connectors import mooncake, nixl  # noqa: E402
+from e2e.vllm.report import VllmReport  # noqa: E402
+from e2e.vllm.scenarios.api_surface import ApiSurface  # noqa: E402
+from e2e.vllm.scenarios.index_scenarios import INDEXES, IndexScenarios  # noqa: E402
+from e2e.vllm.scenarios.prefill_handoff import HandoffScenario  # noqa: E402
 
 PARTS = ("surface", *INDEXES, "nixl", "mooncake")
 
 
-async def run(stage: Stage, report: Report, parts: Sequence[str]) -> None:
+async def run(stage: EngineStage, report: VllmReport, parts: Sequence[str]) -> None:
     """The parts, one after another; one that cannot even begin does not hide the others."""
     for part in parts:
         report.begin(part)
@@ -39,12 +39,12 @@ async def run(stage: Stage, report: Report, parts: Sequence[str]) -> None:
             report.add("the whole part", {"holds": False, "why": f"{type(error).__name__}: {error}"[-2_000:]})
 
 
-def _room(part: str, stage: Stage, report: Report) -> Surface | Handoff | Index:
+def _room(part: str, stage: EngineStage, report: VllmReport) -> ApiSurface | HandoffScenario | IndexScenarios:
     if part == "surface":
-        return Surface(stage, report)
+        return ApiSurface(stage, report)
     if part in INDEXES:
-        return Index(stage, report, part)
-    return Handoff(stage, report, nixl() if part == "nixl" else mooncake(stage.installed))
+        return IndexScenarios(stage, report, part)
+    return HandoffScenario(stage, report, nixl() if part == "nixl" else mooncake(stage.installed))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -62,19 +62,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"unknown parts: {', '.join(unknown)}; known: {', '.join(PARTS)}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that engines end with us
     installed = install()
-    report = Report(installed.versions())
+    report = VllmReport(installed.versions())
     try:
         with TemporaryDirectory(prefix="fairlead-vllm-") as folder:
             try:
-                with Stage(installed, Path(folder)) as stage:
+                with EngineStage(installed, Path(folder)) as stage:
                     asyncio.run(run(stage, report, parts))
             finally:
                 if not report.held:
                     _keep_logs(Path(folder))
     finally:
         report.write(options.report)  # also of a run that was ended: what was checked by then
-    print(f"{'everything held' if report.held else 'NOT everything held'}; report in {options.report}")
-    return 0 if report.held else 1
+    print(f"{'everything held' if report.all_passed else 'NOT everything held'}; report in {options.report}")
+    return 0 if report.all_passed else 1
 
 
 def _keep_logs(folder: Path) -> None:

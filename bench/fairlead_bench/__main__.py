@@ -1,0 +1,87 @@
+"""``python -m fairlead_bench [--trace FILE] [NAME [arguments of the benchmark]]``; without a name, one after the other.
+
+``--list`` prints the names. ``NAME --help`` prints a benchmark's own arguments. Each benchmark writes ``out/bench/NAME.json``
+and prints the same as a table.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+
+from fairlead_bench.registry import BENCHMARKS, Benchmark, Code
+
+ROOT = Path(__file__).resolve().parents[2]
+_NO_COMPILER = 3
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs one benchmark, or all; 0 when all ended well, as each one judges itself."""
+    options = _options(arguments)
+    if options.list:
+        for benchmark in BENCHMARKS.values():
+            print(f"{benchmark.name:22}{benchmark.minutes:>3} min  {benchmark.summary}")
+        return 0
+    if options.name is not None:
+        return _run(BENCHMARKS[options.name], [*_trace_arguments(options), *options.arguments])
+    names = [benchmark.name for benchmark in BENCHMARKS.values() if benchmark.in_all]
+    command = [sys.executable, "-m", "fairlead_bench", *(["--trace", str(options.trace)] if options.trace else [])]
+    failed = [name for name in names if subprocess.run([*command, name], check=False).returncode]
+    if failed:
+        print(f"failed, or a goal was missed: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _run(benchmark: Benchmark, arguments: Sequence[str]) -> int:
+    """Runs a benchmark in this process, which may start anew from a compiled copy."""
+    if benchmark.code is not Code.SOURCES and not any(word in ("-h", "--help") for word in arguments):
+        _compile(with_simulator=benchmark.code is Code.COMPILED_SIMULATOR)
+        _restart_compiled(benchmark.code)
+    status: int = import_module(benchmark.module).main(list(arguments))
+    return status
+
+
+def _compile(*, with_simulator: bool) -> None:
+    """Makes the compiled copy, once for each state of the sources. Raises SystemExit where that fails."""
+    command = [sys.executable, str(ROOT / "scripts" / "compile.py"), *(["--sim"] if with_simulator else [])]
+    status = subprocess.run(command, check=False).returncode
+    if status not in (0, _NO_COMPILER):
+        sys.exit(status)
+
+
+def _restart_compiled(code: Code) -> None:
+    """Starts this program anew from the compiled copy; returns where it runs from there already, or none is wanted."""
+    if code is Code.COMPILED_SIMULATOR:
+        from fairlead_sim.compiled import run_compiled
+
+        run_compiled()
+    elif code is Code.COMPILED_WORKER:
+        from fairlead.runtime.compiled_build import worker_environment
+
+        environ = worker_environment(os.environ)
+        if environ != os.environ:
+            os.execve(sys.executable, [sys.executable, *sys.argv], environ)
+
+
+def _trace_arguments(options: argparse.Namespace) -> list[str]:
+    """The trace as the benchmark takes it; nothing where there is none."""
+    benchmark = BENCHMARKS[options.name]
+    if options.trace is None or benchmark.trace_option is None or not options.trace.exists():
+        return []
+    return [benchmark.trace_option, str(options.trace.parent if benchmark.trace_folder else options.trace)]
+
+
+def _options(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m fairlead_bench", description="Runs Fairlead's benchmarks.")
+    parser.add_argument("--list", action="store_true", help="print the benchmarks with what they take")
+    parser.add_argument("--trace", type=Path, metavar="FILE", help="a conversation trace for those that replay one")
+    parser.add_argument("name", nargs="?", choices=BENCHMARKS, metavar="NAME", help="without it: all of them")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="arguments of the benchmark")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,292 @@
+"""The simulator beside real gateways and simulated engines over HTTP: the same requests, instance names, secret and hence homes.
+
+    python bench/fairlead_bench/accuracy/fleet_vs_http.py [--requests 400] [--speed 1] [--out out/bench/agreement.json]
+
+One gateway, and three that share a Redis, under four presets each; requests reach one of the three by the same draw here and there.
+What is compared is the share of prompt tokens that engines found in their caches, the mean TTFT, and the order of the presets by
+either. Two presets whose simulated values differ by less than ``TIE`` have no order. A policy that looks at load is chaotic (see
+``fairlead_cli.replay.fleet_simulation``), so the simulated value is the mean over arrivals that are a few milliseconds apart.
+
+Then the default alone at a rate at which it keeps nearly every second request before engines, which the others do not.
+"""
+
+import argparse
+import asyncio
+import math
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
+from itertools import combinations
+from operator import attrgetter
+from pathlib import Path
+from random import Random
+from statistics import fmean
+
+from fairlead.engine_profile import EngineProfile, builtin_profile
+from fairlead.fleet.file import write_fleet_file
+from fairlead.fleet.model import SloTargets
+from fairlead_bench.results import ResultRow, load_goals, ratio_row, value_row, write_results
+from fairlead_cli.replay.client.open_loop_client import OpenLoopClient
+from fairlead_cli.replay.client.prompts import PromptBuilder, ReplayTarget, plan_requests, prefix_chains
+from fairlead_cli.replay.client.replay_result import ReplayResult
+from fairlead_cli.replay.fleet_simulation import ENGINE_BLOCK_TOKENS, JITTER_SECONDS, jitter_arrivals
+from fairlead_cli.replay.report.summary import scale_times
+from fairlead_gateway.routing import PrefixChain
+from fairlead_sim.engine.tokenizer import Tokenizer
+from fairlead_sim.fleet.simulation import FleetSimulation, RequestResult
+from fairlead_sim.gateways.cluster_options import InformationDelays
+from fairlead_sim.gateways.gateway_cluster import GatewayCluster
+from fairlead_sim.workload.generators import FAMILIES
+from fairlead_sim.workload.traces import TraceRequest, at_rate
+from fairlead_testing.engines.simulated_process import engine_processes
+from fairlead_testing.gateway.gateway_process import gateway_process
+from fairlead_testing.gateway.running_gateway import MODEL_KEY, fleet_of
+from fairlead_testing.redis.valkey import Valkey
+
+NAME = "agreement"
+PRESETS = ("dual-hash", "prefix-cache", "llm-d", "round-robin")
+GATEWAYS = (1, 3)
+ENGINES = 4
+NAMES = tuple([f"e-{number}/{number}/0" for number in range(ENGINES)])
+PROFILE = "h100-llama8b"
+FAMILY = "agents"
+RATE = 8.0
+BUSY_RATE = 20.0
+HOLDING = "dual-hash"
+DRAWS = 5
+TIE = 0.03
+SEED = 21
+SECRET = "the secret of all gateways of this benchmark"
+OBJECTIVES = SloTargets(ttft_seconds=5.0)
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """Of one run, or the mean of several: share of prompt tokens found in caches, seconds to the first token, failures. ``retraced``
+    is what the simulator's engines take for the very choices of a live run."""
+
+    cached: float
+    ttft: float
+    failed: int = 0
+    retraced: float | None = None
+
+
+LiveAndSimulated = tuple[RunResult, RunResult]
+"""Live and simulated."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineGroup:
+    """Equal engines as the simulator has them."""
+
+    names: Sequence[str]
+    profile: EngineProfile
+    block_tokens: int = ENGINE_BLOCK_TOKENS
+
+
+SAME_AS_LIVE = EngineGroup(NAMES, builtin_profile(PROFILE))
+
+
+def simulate(
+    count: int,
+    rule: str,
+    requests: Sequence[TraceRequest],
+    chain: Callable[[TraceRequest], PrefixChain],
+    engines: EngineGroup = SAME_AS_LIVE,
+) -> RunResult:
+    """The mean over draws of arrivals."""
+    found = []
+    for draw in range(DRAWS):
+        arrivals = jitter_arrivals(requests, JITTER_SECONDS, draw) if draw else requests
+        served = _simulate_requests(count, rule, arrivals, engines, chain=chain)
+        cached = sum(one.cached_tokens for one in served) / sum(one.prompt_tokens for one in served)
+        found.append(RunResult(cached, _mean_ttft(served)))
+    return RunResult(fmean(one.cached for one in found), fmean(one.ttft for one in found))
+
+
+def _simulate_requests(
+    count: int,
+    rule: str,
+    requests: Sequence[TraceRequest],
+    engines: EngineGroup,
+    *,
+    chain: Callable[[TraceRequest], PrefixChain] | None = None,
+    choices: Mapping[str, str] | None = None,
+) -> list[RequestResult]:
+    front = GatewayCluster(
+        count,
+        engines.names,
+        engines.profile,
+        delays=InformationDelays(),
+        objectives=OBJECTIVES,
+        secret=SECRET.encode(),
+        seed=SEED,
+        block_tokens=engines.block_tokens,
+        preset=rule,
+        chain=chain,
+        choices=choices,
+    )
+    return FleetSimulation(front, engines.names, engines.profile, block_tokens=engines.block_tokens).run(requests)
+
+
+def _mean_ttft(served: Sequence[RequestResult]) -> float:
+    return fmean(one.ttft_seconds for one in served if one.ttft_seconds is not None)
+
+
+async def run_live(
+    count: int, rule: str, requests: Sequence[TraceRequest], builder: PromptBuilder, speed: float
+) -> RunResult:
+    """Processes of their own, and gone again."""
+    os.environ["FAIRLEAD_HASH_SECRET"] = SECRET
+    async with AsyncExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        # fmt: off
+        engines = await stack.enter_async_context(engine_processes(
+            ENGINES, "--block-size", str(ENGINE_BLOCK_TOKENS), "--max-model-len", "32768", "--profile", PROFILE,
+            "--speed", str(speed),
+        ))
+        # fmt: on
+        fleet = fleet_of([engine.url for engine in engines], preset=rule, objectives=OBJECTIVES)
+        profile = builtin_profile(PROFILE).sped_up(speed)
+        fleet = replace(
+            fleet, instances={MODEL_KEY: tuple(replace(one, profile=profile) for one in fleet.instances[MODEL_KEY])}
+        )
+        path = folder / "fleet.yaml"
+        write_fleet_file(path, fleet)
+        sharing: list[str] = []
+        if count > 1:
+            server = Valkey(folder)
+            server.start()
+            stack.callback(server.kill)
+            sharing = ["--redis", server.url]
+        running = [await stack.enter_async_context(gateway_process(path, *sharing)) for _ in range(count)]
+        outcomes = await replay([one.url for one in running], requests, builder, speed)
+    return summarize(count, rule, outcomes, requests)
+
+
+def summarize(
+    count: int,
+    rule: str,
+    outcomes: Sequence[ReplayResult],
+    requests: Sequence[TraceRequest],
+    engines: EngineGroup = SAME_AS_LIVE,
+) -> RunResult:
+    """Of a live run of ``requests``."""
+    whole = [one for one in outcomes if one.error is None]
+    choices = {one.id: one.instance for one in whole if one.instance is not None}
+    return RunResult(
+        sum(one.cached_tokens or 0 for one in whole) / max(1, sum(one.prompt_tokens for one in whole)),
+        fmean(one.ttft_seconds for one in whole if one.ttft_seconds is not None),
+        len(outcomes) - len(whole),
+        _mean_ttft(_simulate_requests(count, rule, requests, engines, choices=choices)),
+    )
+
+
+async def replay(
+    urls: Sequence[str], requests: Sequence[TraceRequest], builder: PromptBuilder, speed: float
+) -> list[ReplayResult]:
+    """Each request at the gateway that the simulator draws for it, too."""
+    draw = Random(f"which gateway {SEED}")
+    ways = [draw.randrange(len(urls)) for _ in requests]
+    runs = []
+    for number, url in enumerate(urls):
+        mine = [one for one, way in zip(requests, ways, strict=True) if way == number]
+        target = ReplayTarget(url, model=MODEL_KEY.partition("/")[2])
+        planned = plan_requests(mine, target, speed=speed, builder=builder)
+        runs.append(OpenLoopClient(target.host, target.port).run(planned))
+    return [one for run in await asyncio.gather(*runs) for one in scale_times(run.results, speed)]
+
+
+def rows(found: Mapping[tuple[int, str], LiveAndSimulated], busy: Mapping[int, LiveAndSimulated]) -> list[ResultRow]:
+    """``found``: live and simulated, by gateways and preset; ``busy``: of the preset that holds, by gateways."""
+    wanted = load_goals(NAME)
+    made = []
+    for count in GATEWAYS:
+        apart, slower = [], []
+        pairs = [found[count, rule] for rule in PRESETS]
+        for rule in PRESETS:
+            real, same = found[count, rule]
+            apart.append(abs(100 * (real.cached - same.cached)))
+            slower.append(real.ttft / real.retraced if real.retraced else math.inf)
+            made += _compare_sides(f"{count} gateway{'s' if count > 1 else ''}, {rule}", real, same)
+        for metric, value, unit in (
+            (f"{count} gateways: cached tokens, live and simulated apart, at most", max(apart), "points"),
+            (
+                f"{count} gateways: pairs of presets in another order by cached tokens",
+                cross_validation_rows(pairs, attrgetter("cached")),
+                "pairs",
+            ),
+            (
+                f"{count} gateways: pairs of presets in another order by mean TTFT",
+                cross_validation_rows(pairs, attrgetter("ttft")),
+                "pairs",
+            ),
+            (
+                f"{count} gateways: mean TTFT on the same choices, live ÷ simulated, furthest from 1",
+                max(slower, key=lambda one: abs(one - 1.0)),
+                "ratio",
+            ),
+        ):
+            made.append(value_row(metric, unit, value, wanted[metric]))
+    for count, both in busy.items():
+        made += _compare_sides(f"{count} gateway{'s' if count > 1 else ''}, {HOLDING} at {BUSY_RATE:g}/s", *both)
+    metric = "requests that failed"
+    failed = sum(real.failed for real, _ in (*found.values(), *busy.values()))
+    made.append(value_row(metric, "requests", failed, wanted[metric]))
+    return made
+
+
+def _compare_sides(what: str, real: RunResult, same: RunResult) -> list[ResultRow]:
+    return [
+        ratio_row(f"{what}: cached tokens", "share", real.cached, "simulated", same.cached, None),
+        ratio_row(f"{what}: mean TTFT on its own choices", "s", real.ttft, "simulated", real.retraced, None),
+        ratio_row(f"{what}: mean TTFT", "s", real.ttft, "simulated", same.ttft, None),
+    ]
+
+
+def cross_validation_rows(pairs: Sequence[tuple[RunResult, RunResult]], what: Callable[[RunResult], float]) -> int:
+    """How many pairs of presets, each live and simulated, are live in another order than simulated."""
+    found = 0
+    for one, other in combinations(pairs, 2):
+        (real, same), (real_other, same_other) = map(what, one), map(what, other)
+        if abs(same - same_other) > TIE * max(same, same_other):
+            found += (real < real_other) != (same < same_other)
+    return found
+
+
+async def _main(count: int, speed: float, out: Path) -> None:
+    asked = FAMILIES[FAMILY](count, seed=SEED)
+    builder = PromptBuilder(Tokenizer())
+    chain = prefix_chains(builder, secret=SECRET.encode(), model_key=MODEL_KEY)
+    chains = {request.id: chain(request) for request in asked}
+    loads = [os.getloadavg()[0]]
+
+    async def both(gateways: int, rule: str, rate: float) -> LiveAndSimulated:
+        requests = at_rate(asked, rate)
+        same = simulate(gateways, rule, requests, lambda request: chains[request.id])
+        real = await run_live(gateways, rule, requests, builder, speed)
+        print(gateways, rule, rate, real, same, flush=True)
+        loads.append(os.getloadavg()[0])
+        return real, same
+
+    found = {(gateways, rule): await both(gateways, rule, RATE) for gateways in GATEWAYS for rule in PRESETS}
+    busy = {gateways: await both(gateways, HOLDING, BUSY_RATE) for gateways in GATEWAYS}
+    write_results(NAME, rows(found, busy), seed=SEED, file=out, load_average=loads)
+
+
+def main(arguments: list[str]) -> int:
+    """Measure, write, print."""
+    parser = argparse.ArgumentParser(description="The simulator beside what it simulates.")
+    parser.add_argument("--requests", type=int, default=400)
+    parser.add_argument("--speed", type=float, default=1.0)
+    parser.add_argument("--out", type=Path, default=Path(f"out/bench/{NAME}.json"))
+    given = parser.parse_args(arguments)
+    asyncio.run(_main(given.requests, given.speed, given.out))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,279 @@
+"""The simulator beside two real vLLM engines on processors, with the profile that a gateway has learned of them from its requests.
+
+    python bench/fairlead_bench/accuracy/vllm_fit.py [--requests 130] [--lessons 240] [--rate 2] [--out out/bench/fitted.json]
+
+1. Two engines that nobody has profiled: of their profile the gateway is told what an engine itself says (how much it holds, how much
+   a step takes), and its costs are another's (an H100's). The gateway carries ``--lessons`` requests and learns.
+2. What it has learned (``/api/fleet``) is the profile, of the simulator's engines and in the fleets that follow.
+3. The same requests, of another seed, live and simulated under four presets. Before each preset the engines' caches are emptied.
+
+Prompts are of agents, those that fit the engine. Their text is made of words that are one token each for the engine's tokenizer, so
+that both count alike; the engine is asked whether they do. Client, gateway and the engines' servers go ahead of everything else on
+the machine where that is allowed, and the engines before what else computes there. Their costs are those of a two-layer model on one
+thread of a shared machine and say nothing of hardware that is meant for this.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import signal
+import statistics
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
+from operator import attrgetter
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import httpx
+
+ROOT = Path(__file__).resolve().parents[3]
+
+from e2e.vllm.engine.engine_processes import BLOCK_TOKENS, EngineProcess, EngineStage  # noqa: E402
+from e2e.vllm.engine.installation import Installation, install  # noqa: E402
+from fairlead.engine_profile import EngineProfile, builtin_profile  # noqa: E402
+from fairlead.fleet.file import write_fleet_file  # noqa: E402
+from fairlead.fleet.file.schema import FileProfile  # noqa: E402
+from fairlead_bench.accuracy.fleet_vs_http import (  # noqa: E402
+    OBJECTIVES,
+    PRESETS,
+    SECRET,
+    EngineGroup,
+    RunResult,
+    cross_validation_rows,
+    replay,
+    simulate,
+    summarize,
+)
+from fairlead_bench.results import ResultRow, load_goals, ratio_row, value_row, write_results  # noqa: E402
+from fairlead_cli.replay.client.prompts import PromptBuilder, prefix_chains  # noqa: E402
+from fairlead_cli.replay.client.replay_result import ReplayResult  # noqa: E402
+from fairlead_sim.engine.tokenizer import Tokenizer  # noqa: E402
+from fairlead_sim.workload.generators import FAMILIES  # noqa: E402
+from fairlead_sim.workload.traces import TraceRequest, at_rate  # noqa: E402
+from fairlead_testing.gateway.gateway_process import GatewayProcess, gateway_process  # noqa: E402
+from fairlead_testing.gateway.running_gateway import MODEL_KEY, fleet_of  # noqa: E402
+
+NAME = "fitted"
+NAMES = ("e-0/0/0", "e-1/1/0")
+CONTEXT_TOKENS = 8_192
+STEP_TOKENS = 2_048
+SEQUENCES = 32
+BLOCKS = 2_048
+OPTIONS = (
+    *("--max-model-len", str(CONTEXT_TOKENS), "--max-num-batched-tokens", str(STEP_TOKENS)),
+    *("--max-num-seqs", str(SEQUENCES), "--num-gpu-blocks-override", str(BLOCKS)),
+)
+UNKNOWN = replace(
+    builtin_profile("h100-llama8b"),
+    name="nobody-profiled",
+    kv_tokens=BLOCKS * BLOCK_TOKENS,
+    max_sequences=SEQUENCES,
+    step_tokens=STEP_TOKENS,
+)
+SEED, TRAINING_SEED = 31, 32
+COUNTED = 20
+REPORT_SECONDS = 15.0
+"""Learning waits for the latest rows and settles every ten seconds."""
+
+
+class PromptWords(Tokenizer):
+    """Text of words that are one token each where the engine's vocabulary is ``known``: a space and three letters, four bytes."""
+
+    def __init__(self, known: Sequence[str]) -> None:
+        super().__init__()
+        letters = [piece[1:] for piece in known if len(piece) == 4 and piece[0] == "Ġ" and piece[1:].isascii()]
+        self._words = sorted(f" {word}" for word in letters if word.isalpha() and word.islower())
+
+    def random_text(self, n_tokens: int, seed: int | str) -> str:
+        """So many of them, drawn from ``seed``."""
+        return "".join(Random(str(seed)).choices(self._words, k=n_tokens))
+
+
+def draw_traffic(count: int, *, seed: int, rate: float) -> list[TraceRequest]:
+    """The first so many requests of agents whose prompts and answers fit the engine, ``rate`` a second."""
+    most = CONTEXT_TOKENS - 2 * BLOCK_TOKENS
+    found: list[TraceRequest] = []
+    asked = count
+    while len(found) < count:
+        asked *= 2
+        made = FAMILIES["agents"](asked, seed=seed)
+        found = [one for one in made if one.prompt_tokens + one.output_tokens <= most][:count]
+    return at_rate(found, rate)
+
+
+def profile_from_report(told: Mapping[str, Any]) -> EngineProfile:
+    """What a gateway has learned, from its ``/api/fleet``: the mean over equal engines. Raises RuntimeError where it has not."""
+    known = [one["profile"] for one in told["models"][0]["instances"]]
+    if not all(one is not None and one["learned"] for one in known):
+        raise RuntimeError(f"nothing was learned: {known}")
+    profiles = [FileProfile.model_validate(one["coefficients"]).to_engine_profile("learned") for one in known]
+    first = profiles[0]
+    costs = [name for name in EngineProfile.__slots__ if name.endswith("_seconds")]
+    mean = {name: statistics.fmean([getattr(one, name) for one in profiles]) for name in costs}
+    return replace(first, name="learned", **mean)
+
+
+def rows(
+    found: Mapping[str, tuple[RunResult, RunResult]], *, miscounted: int, errors: Sequence[float]
+) -> list[ResultRow]:
+    """``found``: live and simulated by preset; ``errors``: what the gateway says of its own predictions, engine by engine."""
+    wanted = load_goals(NAME)
+    made, slower = [], []
+    for rule, (real, same) in found.items():
+        made.append(ratio_row(f"{rule}: cached tokens", "share", real.cached, "simulated", same.cached, None))
+        made.append(
+            ratio_row(f"{rule}: mean TTFT on its own choices", "s", real.ttft, "simulated", real.retraced, None)
+        )
+        made.append(ratio_row(f"{rule}: mean TTFT", "s", real.ttft, "simulated", same.ttft, None))
+        slower.append(real.ttft / same.ttft)
+    pairs = [found[rule] for rule in PRESETS]
+    figures = (
+        ("mean TTFT, live ÷ simulated, furthest from 1", max(slower, key=lambda one: abs(one - 1.0)), "ratio"),
+        ("pairs of presets in another order by mean TTFT", cross_validation_rows(pairs, attrgetter("ttft")), "pairs"),
+        (
+            "pairs of presets in another order by cached tokens",
+            cross_validation_rows(pairs, attrgetter("cached")),
+            "pairs",
+        ),
+        ("requests that failed", sum(real.failed for real, _ in pairs), "requests"),
+        ("prompts of which the engine counts other tokens", miscounted, "prompts"),
+    )
+    made += [value_row(metric, unit, value, wanted[metric]) for metric, value, unit in figures]
+    made += [
+        value_row(f"engine {number}: single predictions off", "share", error, None)
+        for number, error in enumerate(errors)
+    ]
+    return made
+
+
+class FitBenchmark:
+    """Two engines that are healthy, and what is done with them."""
+
+    def __init__(self, engines: Sequence[EngineProcess], builder: PromptBuilder, folder: Path) -> None:
+        self._engines = engines
+        self._builder = builder
+        self._fleet = folder / "fleet.yaml"
+
+    async def learn_profile(self, lessons: Sequence[TraceRequest]) -> Mapping[str, Any]:
+        """What a gateway says of the engines after it has carried ``lessons``."""
+        self._write("dual-hash", UNKNOWN)
+        async with gateway_process(self._fleet) as gateway:
+            await self._replayed(gateway, lessons)
+            await asyncio.sleep(REPORT_SECONDS)
+            told: Mapping[str, Any] = await gateway.get_json("/api/fleet")
+            return told
+
+    async def run_live(self, rule: str, profile: EngineProfile, requests: Sequence[TraceRequest]) -> RunResult:
+        """A gateway of its own, before empty caches."""
+        async with httpx.AsyncClient(timeout=60.0) as client:
+            for engine in self._engines:
+                (await client.post(f"{engine.url}/reset_prefix_cache")).raise_for_status()
+        self._write(rule, profile)
+        async with gateway_process(self._fleet) as gateway:
+            outcomes = await self._replayed(gateway, requests)
+        return summarize(1, rule, outcomes, requests, EngineGroup(NAMES, profile, BLOCK_TOKENS))
+
+    def count_token_errors(self, requests: Sequence[TraceRequest]) -> int:
+        """Prompts of which the engine counts another number of tokens than the simulator."""
+        wrong = 0
+        for request in requests[:COUNTED]:
+            asked = {"model": "tiny", "messages": self._builder.messages(request)}
+            answer = httpx.post(f"{self._engines[0].url}/tokenize", json=asked, timeout=60.0).raise_for_status()
+            wrong += answer.json()["count"] != request.prompt_tokens
+        return wrong
+
+    async def _replayed(self, gateway: GatewayProcess, requests: Sequence[TraceRequest]) -> list[ReplayResult]:
+        with start_gateway(
+            [gateway.process.pid, *gateway.worker_pids(), *[engine.process.pid for engine in self._engines]]
+        ):
+            return await replay([gateway.url], requests, self._builder, 1.0)
+
+    def _write(self, rule: str, profile: EngineProfile) -> None:
+        fleet = fleet_of([engine.url for engine in self._engines], preset=rule, objectives=OBJECTIVES)
+        instances = tuple(replace(one, profile=profile) for one in fleet.instances[MODEL_KEY])
+        write_fleet_file(self._fleet, replace(fleet, instances={MODEL_KEY: instances}))
+
+
+@contextmanager
+def start_gateway(servers: Iterable[int]) -> Iterator[None]:
+    """Let this process and servers, who hardly compute, be waited for by nobody: an idle engine that asks again and again whether
+    there is work keeps them from a processor for a second at a time where others want it, too. Without the right to, as it is."""
+    first = os.sched_param(1)
+    with suppress(PermissionError):
+        os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, first)
+        for thread in [int(path.name) for server in servers for path in Path(f"/proc/{server}/task").iterdir()]:
+            os.sched_setscheduler(thread, os.SCHED_FIFO, first)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+
+
+def start_engines(stage: EngineStage) -> list[EngineProcess]:
+    """Two engines on a processor each."""
+    switches = {"VLLM_SERVER_DEV_MODE": "1"}  # caches can be emptied
+    engines = [
+        stage.engine(f"engine-{core}", *OPTIONS, core=core, environment=switches, nice=0) for core in range(len(NAMES))
+    ]
+    for engine in engines:
+        engine.await_health()
+        with suppress(OSError):  # where sessions share processors, niceness counts within one only
+            Path(f"/proc/{engine.process.pid}/autogroup").write_text("-10")
+    return engines
+
+
+def load_words(installed: Installation) -> PromptWords:
+    """Of the installed model's vocabulary."""
+    told = json.loads((installed.model / "tokenizer.json").read_text(encoding="utf-8"))
+    return PromptWords(list(told["model"]["vocab"]))
+
+
+async def measure(bench: FitBenchmark, builder: PromptBuilder, given: argparse.Namespace) -> None:
+    """Learn, replay, simulate, write."""
+    requests = draw_traffic(given.requests, seed=SEED, rate=given.rate)
+    miscounted = bench.count_token_errors(requests)
+    loads = [os.getloadavg()[0]]
+    told = await bench.learn_profile(draw_traffic(given.lessons, seed=TRAINING_SEED, rate=given.rate))
+    profile = profile_from_report(told)
+    print(profile, flush=True)
+    chain = prefix_chains(builder, secret=SECRET.encode(), model_key=MODEL_KEY)
+    chains = {request.id: chain(request) for request in requests}
+    engines = EngineGroup(NAMES, profile, BLOCK_TOKENS)
+    found = {}
+    for rule in PRESETS:
+        loads.append(os.getloadavg()[0])
+        real = await bench.run_live(rule, profile, requests)
+        found[rule] = real, simulate(1, rule, requests, lambda request: chains[request.id], engines)
+        print(rule, *found[rule], flush=True)
+    errors = [one["profile"]["error"] for one in told["models"][0]["instances"]]
+    made = rows(found, miscounted=miscounted, errors=errors)
+    costs = {name: getattr(profile, name) for name in EngineProfile.__slots__}
+    write_results(NAME, made, seed=SEED, file=given.out, load_average=loads, more={"learned": costs})
+
+
+def main(arguments: list[str]) -> int:
+    """Measure, write, print."""
+    parser = argparse.ArgumentParser(description="The simulator beside two real engines.")
+    parser.add_argument("--requests", type=int, default=130)
+    parser.add_argument("--lessons", type=int, default=240, help="requests from which the gateway learns")
+    parser.add_argument("--rate", type=float, default=2.0, help="requests a second")
+    parser.add_argument("--out", type=Path, default=Path(f"out/bench/{NAME}.json"))
+    given = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that engines end with us
+    os.environ["FAIRLEAD_HASH_SECRET"] = SECRET
+    installed = install()
+    builder = PromptBuilder(load_words(installed))
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fairlead-fitted-")))
+        engines = start_engines(stack.enter_context(EngineStage(installed, folder)))
+        asyncio.run(measure(FitBenchmark(engines, builder, folder), builder, given))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,98 @@
+"""What an outcome says beyond its share and its cost: how soon a step is caught up with, what happened while metrics were missing,
+how a pool woke up. Pure; seconds from the scenario's start."""
+
+import math
+from bisect import bisect_left
+from collections.abc import Sequence
+
+from fairlead_sim.autoscaling.closed_loop import ControllerOutcome
+from fairlead_sim.autoscaling.plant import AutoscalingScenario
+
+AFTER_SECONDS = 300.0
+AGAIN_SHARE = 0.95
+AGAIN_SECONDS = 60.0
+QUIET_SECONDS = 400.0
+_GRAIN = 5.0
+
+
+def indicators(scenario: AutoscalingScenario, outcome: ControllerOutcome) -> dict[str, float]:
+    """The figures that go into a cell."""
+    found = {
+        "requests": float(outcome.requests),
+        "attainment": outcome.attainment,
+        "cost": outcome.cost,
+        "changes": outcome.changes_per_hour,
+        "turns": outcome.reversals_per_hour,
+        "abandoned": float(outcome.abandoned),
+        "lost": float(outcome.lost),
+    }
+    windows = (*scenario.faults.missing, *scenario.faults.zeroed)
+    if windows:
+        found |= in_windows(outcome, windows)
+    if scenario.name.startswith("step"):
+        found["again_seconds"] = recovery_seconds(scenario, outcome)
+    if scenario.name.startswith("zero"):
+        found["wake_seconds"] = wake_seconds(outcome)
+    return found
+
+
+def in_windows(outcome: ControllerOutcome, windows: Sequence[tuple[float, float]]) -> dict[str, float]:
+    """The least share inside a window and ``AFTER_SECONDS`` beyond it, and the most replicas that were taken away in one, both over
+    all windows; a replica is away when fewer are asked for than just before it began."""
+    shares, away = [], 0
+    for begin, end in windows:
+        share = outcome.attainment_between(begin, end + AFTER_SECONDS)
+        shares.append(1.0 if share is None else share)
+        before = [look.desired for look in outcome.samples if look.now < begin][-1]
+        for look in outcome.samples:
+            if begin <= look.now < end + AFTER_SECONDS:
+                away = max(away, *[was - now for was, now in zip(before, look.desired, strict=True)])
+    return {"window_attainment": min(shares), "window_away": float(away)}
+
+
+def rising_steps(scenario: AutoscalingScenario) -> float:
+    """When the load stepped up: the minute that brings the largest rise."""
+    counts: dict[int, int] = {}
+    for arrival in scenario.load.arrivals:
+        counts[int(arrival / 60.0)] = counts.get(int(arrival / 60.0), 0) + 1
+    last = int(scenario.seconds / 60.0)
+    return 60.0 * max(range(1, last), key=lambda minute: counts.get(minute, 0) - counts.get(minute - 1, 0))
+
+
+def recovery_seconds(scenario: AutoscalingScenario, outcome: ControllerOutcome) -> float:
+    """From the first moment at which a replica ordered at the step can be ready until the requests of a minute are again within the
+    objectives to ``AGAIN_SHARE``; 0 where they never fell below it after that moment."""
+    first = rising_steps(scenario) + min(setup.startup.min_seconds for setup in scenario.pools)
+    at = first
+    while at + AGAIN_SECONDS <= scenario.seconds:
+        share = outcome.attainment_between(at, at + AGAIN_SECONDS)
+        if share is None or share >= AGAIN_SHARE:
+            return at - first
+        at += _GRAIN
+    return math.inf
+
+
+def wake_seconds(outcome: ControllerOutcome) -> float:
+    """Of the first requests after silence: how much longer than a start they waited for their first token, the most; infinite where
+    one never had any. Beyond the start is what passes before the first replica is ordered, and after the first is ready; which of
+    several that were ordered is ready first is the start's business. Who found a replica ready waited for no start."""
+    book = outcome.request_table
+    readies = sorted([ready for pool in outcome.starts.values() for _, ready in pool])
+    orders = [look.now for look in outcome.samples if any(look.desired)]
+    longest, last = 0.0, -math.inf
+    for arrival, first in zip(book.arrival, book.first, strict=True):
+        silent = arrival - last >= QUIET_SECONDS
+        last = arrival
+        if silent and first < 0.0:
+            return math.inf
+        if silent:
+            ordered, ready = _first(orders, arrival, first), _first(readies, arrival, first)
+            start = 0.0 if ordered is None or ready is None else max(0.0, ready - ordered)
+            longest = max(longest, first - arrival - start)
+    return longest
+
+
+def _first(moments: Sequence[float], begin: float, end: float) -> float | None:
+    """The first of the rising ``moments`` in [begin, end]."""
+    at = bisect_left(moments, begin)
+    return moments[at] if at < len(moments) and moments[at] <= end else None

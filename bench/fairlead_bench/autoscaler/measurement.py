@@ -1,0 +1,98 @@
+"""One measurement: a controller through a scenario."""
+
+import gc
+import time
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from hashlib import sha256
+from pathlib import Path
+
+import fairlead_autoscaler
+import fairlead_sim
+from fairlead.runtime.compiled_build import sources_digest
+from fairlead_autoscaler.core import ScalingCore
+from fairlead_autoscaler.mix import simulation_solver
+from fairlead_autoscaler.presets import PRESETS, build
+from fairlead_bench.autoscaler.indicators import indicators
+from fairlead_bench.measurement_cache import Measured
+from fairlead_sim.autoscaling.closed_loop import Controller, ControllerOutcome, run_controller
+from fairlead_sim.autoscaling.plant import AutoscalingScenario, EngineModelKind
+from fairlead_sim.autoscaling.scenarios import SCENARIOS
+
+FAIRLEAD = "fairlead"
+_HINT_SECONDS = 0.5
+"""From a request that a gateway holds to the look of an autoscaler that it told of it: 0.2 s at most until it looks, and the look."""
+MIXED_SCENARIOS = ("smooth-mixed",)
+"""Scenarios with several pools of one role: there our core asks a solver, as it does in the autoscaler."""
+
+
+@dataclass(frozen=True, slots=True)
+class AutoscalerCell:
+    """``knob`` is the value of a preset's first knob, None for what it is fixed to; our core has none. ``traces``: the folder of
+    the published ones, empty where it is not at hand. ``preempting``: on engines that do, token by token."""
+
+    scenario: str
+    seed: int
+    make_controller: str
+    knob: float | None = None
+    traces: str = ""
+    preempting: bool = False
+
+
+def measure(cell: AutoscalerCell) -> Measured:
+    """``signs``, and the processor seconds that it took."""
+    scenario = scenario_of(cell.scenario, cell.seed, cell.traces)
+    gc.freeze()  # the requests of a day are looked through again and again otherwise
+    begun = time.process_time()
+    outcome = run_scenario(cell, scenario)
+    seconds = time.process_time() - begun
+    return {**indicators(scenario, outcome), "seconds": seconds}
+
+
+def run_scenario(cell: AutoscalerCell, scenario: AutoscalingScenario) -> ControllerOutcome:
+    """The cell's scenario under its controller; ours has a solver to ask and gateways that hint, as it has in a cluster."""
+    ours = cell.controller == FAIRLEAD
+    return run_controller(
+        scenario,
+        make_controller(cell, scenario),
+        engine_model=EngineModelKind.PREEMPTING if cell.preempting else EngineModelKind.AGGREGATED,
+        solver=simulation_solver() if ours else None,
+        hint_seconds=_HINT_SECONDS if ours else None,
+    )
+
+
+@lru_cache(maxsize=1)
+def scenario_of(name: str, seed: int, traces: str) -> AutoscalingScenario:
+    """The last one is kept: the next cell is often of the same."""
+    return SCENARIOS[name](seed, Path(traces) if traces else None)
+
+
+def make_controller(cell: AutoscalerCell, scenario: AutoscalingScenario) -> Controller:
+    """A fresh one."""
+    if cell.controller == FAIRLEAD:
+        return ScalingCore(scenario.model)
+    preset = PRESETS[cell.controller]
+    values = {} if cell.knob is None else {preset.parameters[0].name: cell.knob}
+    return build(cell.controller, scenario.model, **values)
+
+
+def source_digest(cell: AutoscalerCell) -> str:
+    """Of the sources of the plant and of the controller: a change of one preset leaves what was measured of others."""
+    place = Path(fairlead_autoscaler.__path__[0])
+    if cell.controller == FAIRLEAD:
+        parts = ("scaling", "mix") if cell.scenario in MIXED_SCENARIOS else ("scaling",)
+        return _digest(tuple([file for part in parts for file in sorted((place / part).glob("*.py"))]), ())
+    rule = cell.controller.partition("-")[0]
+    files = sorted((place / "presets").glob(f"{rule}*.py")) + [
+        place / "presets" / f"{name}.py" for name in ("signals", "scaler")
+    ]
+    return _digest(tuple(files), tuple([knob.default for knob in PRESETS[cell.controller].parameters[1:]]))
+
+
+@cache
+def _digest(files: tuple[Path, ...], values: tuple[float, ...]) -> str:
+    plant = [Path(place) / "scaling" for place in fairlead_sim.__path__]
+    digest = sha256(f"{sources_digest(plant)} {values}".encode())
+    for file in files:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]

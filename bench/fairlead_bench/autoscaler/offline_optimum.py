@@ -1,0 +1,50 @@
+#!/usr/bin/env python3
+"""Search for the cheapest schedules that keep 99 %, and keep them in bench/fairlead_bench/autoscaler/offline_optima.json.
+
+    python bench/fairlead_bench/autoscaler/offline_optimum.py [SCENARIO ...] [--seed 1] [--runs 300] [--traces FOLDER]
+
+A day takes some minutes. A schedule that is known already stays unless the new one is cheaper.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from fairlead_sim.compiled import run_compiled
+
+FILE = Path(__file__).with_name("offline_optima.json")
+
+
+def main(arguments: list[str]) -> int:
+    """Search, compare, keep."""
+    from fairlead_sim.autoscaling.oracle import replay_schedule, search_schedule
+    from fairlead_sim.autoscaling.oracle_cache import OracleCache
+    from fairlead_sim.autoscaling.scenarios import SCENARIOS
+
+    parser = argparse.ArgumentParser(description="The clairvoyant's schedules.")
+    parser.add_argument("scenarios", nargs="*", choices=[*SCENARIOS, []])
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--runs", type=int, default=300)
+    parser.add_argument("--traces", type=Path)
+    given = parser.parse_args(arguments)
+    for name in given.scenarios or SCENARIOS:
+        scenario = SCENARIOS[name](given.seed, given.traces)
+        begun = time.monotonic()
+        before = OracleCache(FILE).get(scenario)
+        if before is not None:
+            before = replay_schedule(scenario, before.steps)
+        found = search_schedule(scenario, runs=given.runs)
+        if before is None or not before.is_better_than(found):
+            OracleCache(FILE).put(scenario, found)
+        was = "" if before is None else f", known {100 * before.attainment:.2f} % at {before.cost:.3f}"
+        print(
+            f"{name}: {100 * found.attainment:.2f} % at {found.cost:.3f}{was}; {time.monotonic() - begun:.0f} s",
+            flush=True,
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    run_compiled()  # returns where it runs compiled already, or nothing is
+    sys.exit(main(sys.argv[1:]))

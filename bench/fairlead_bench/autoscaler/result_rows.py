@@ -1,0 +1,175 @@
+"""The rows: the bar of the autoscaler, ours beside every preset, the plant itself. Pure: from figures that were measured."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import exp, fsum, log
+
+from fairlead_bench.autoscaler.measurement import FAIRLEAD
+from fairlead_bench.measurement_cache import Measured
+from fairlead_bench.results import ResultRow, load_goals, meets_goal, ratio_row, value_row
+
+NAME = "autoscaler"
+TARGET = 0.99
+SMOOTH = ("smooth-chat", "smooth-short", "smooth-mixed")
+HARD = ("noisy-hour", "failures", "slow-engine", "drift", "long-prompts", "mix-move")
+METRICS_OUTAGES = ("blind", "lying")
+COMPARED_SCENARIOS = (*SMOOTH, *HARD, *METRICS_OUTAGES)
+"""Where presets are compared: without those that no controller without foresight can meet."""
+STRETCH_SCENARIOS = ("step-cold", "step-warm", "on-off", "zero-warm", "zero-cold")
+ALL_SCENARIOS = (*COMPARED_SCENARIOS, *STRETCH_SCENARIOS)
+UNSTABLE_PRESETS = ("noisy-hour", "failures", "slow-engine", "drift", "step-warm")
+"""Where engines that preempt are tried, too: those whose memory bounds what a replica carries."""
+EXCEL, STRETCH = ", to excel", ", at a stretch"
+
+
+@dataclass(frozen=True, slots=True)
+class TunedPreset:
+    """A preset and its knob: the best single value over all compared scenarios, or what it is fixed to."""
+
+    preset: str
+    knob: float
+    best: bool
+
+    @property
+    def name(self) -> str:
+        """As rows and plots call it."""
+        return f"{self.preset} at {self.knob:g}{' (best)' if self.best else ' (fixed)'}"
+
+
+def geometric_mean(values: Sequence[float]) -> float | None:
+    """Their geometric mean; None of none."""
+    return exp(fsum(map(log, values)) / len(values)) if values else None
+
+
+def best_knob(found: Mapping[float, Mapping[str, Measured]]) -> float:
+    """Of figures by knob and scenario the knob that keeps the target most often, then the cheapest."""
+
+    def standing(knob: float) -> tuple[int, float]:
+        cells = list(found[knob].values())
+        return sum(map(meets_slo, cells)), -(geometric_mean([cell["cost"] for cell in cells]) or 0.0)
+
+    return max(found, key=standing)
+
+
+def fairlead_rows(found: Mapping[str, Measured], oracles: Mapping[str, float]) -> Iterator[ResultRow]:
+    """The bar's lines of our core, by scenario."""
+    wanted = load_goals(NAME)
+
+    def row(metric: str, unit: str, value: float | None) -> ResultRow:
+        return value_row(metric, unit, value, wanted[metric])
+
+    def priced(metric: str, name: str) -> ResultRow:
+        return ratio_row(metric, "money", found[name]["cost"], "oracle", oracles[name], wanted[metric])
+
+    for name in SMOOTH:
+        yield row(f"{name}: within the objectives", "share", found[name]["attainment"])
+        for level in ("", EXCEL, STRETCH):
+            yield priced(f"{name}: cost ÷ oracle{level}", name)
+        yield row(f"{name}: changes of direction an hour{EXCEL}", "1/h", found[name]["turns"])
+    for name in HARD:
+        for level in ("", EXCEL):
+            yield row(f"{name}: within the objectives{level}", "share", found[name]["attainment"])
+        yield priced(f"{name}: cost ÷ oracle{EXCEL}", name)
+    mean = geometric_mean([found[name]["cost"] / oracles[name] for name in HARD])
+    for level in ("", EXCEL, STRETCH):
+        yield row(f"six hard scenarios: cost ÷ oracle, geometric mean{level}", "ratio", mean)
+    for name in METRICS_OUTAGES:
+        yield row(
+            f"{name}: within the objectives in a window and 5 minutes after, least",
+            "share",
+            found[name]["window_attainment"],
+        )
+        yield row(
+            f"{name}: replicas taken away in a window and 5 minutes after", "replicas", found[name]["window_away"]
+        )
+    yield row(
+        f"step-cold: from the first possible moment until 95 % again{EXCEL}", "s", found["step-cold"]["again_seconds"]
+    )
+    yield priced(f"step-cold: cost ÷ oracle{EXCEL}", "step-cold")
+    yield row(f"step-warm: within the objectives{EXCEL}", "share", found["step-warm"]["attainment"])
+    yield row(f"on-off: within the objectives{EXCEL}", "share", found["on-off"]["attainment"])
+    for level in (EXCEL, STRETCH):
+        yield priced(f"on-off: cost ÷ oracle{level}", "on-off")
+    for level in (EXCEL, STRETCH):
+        yield row(f"zero-warm: within the objectives{level}", "share", found["zero-warm"]["attainment"])
+        yield priced(f"zero-warm: cost ÷ oracle{level}", "zero-warm")
+    cold = found["zero-cold"]
+    yield row(f"zero-cold: requests lost{EXCEL}", "requests", cold["abandoned"] + cold["lost"])
+    yield row(f"zero-cold: first token after silence, beyond the start-up, longest{EXCEL}", "s", cold["wake_seconds"])
+
+
+def crowded_rows(found: Mapping[str, Measured]) -> Iterator[ResultRow]:
+    """Our core on engines that it has no model of: they admit more than their memory may bear in the end, as vLLM does."""
+    for name, cell in found.items():
+        yield value_row(f"{name}, engines that preempt: within the objectives", "share", cell["attainment"], None)
+        yield value_row(f"{name}, engines that preempt: cost", "money", cell["cost"], None)
+
+
+def comparison_rows(
+    found: Mapping[str, Measured], others: Mapping[TunedPreset, Mapping[str, Measured]]
+) -> Iterator[ResultRow]:
+    """Ours ÷ each preset's cost, over the compared scenarios in which both keep the target; and how many each keeps."""
+    wanted = load_goals(NAME)
+    yield value_row(
+        f"{FAIRLEAD}: of {len(COMPARED_SCENARIOS)} scenarios keeps 99 % in",
+        "scenarios",
+        _share_meeting_slo(found),
+        None,
+    )
+    for chosen, cells in others.items():
+        yield value_row(
+            f"{chosen.name}: of {len(COMPARED_SCENARIOS)} scenarios keeps 99 % in",
+            "scenarios",
+            _share_meeting_slo(cells),
+            None,
+        )
+        both = [name for name in COMPARED_SCENARIOS if meets_slo(found[name]) and meets_slo(cells[name])]
+        value = geometric_mean([found[name]["cost"] for name in both])
+        other = geometric_mean([cells[name]["cost"] for name in both])
+        if not chosen.best:
+            metric = f"{chosen.name}: cost where both keep 99 %, geometric mean: {FAIRLEAD} ÷ it"
+            yield ratio_row(metric, "money", value, chosen.preset, other, None)
+            continue
+        metric = beats_goal(chosen.preset)
+        ratio = None if value is None or not other else value / other
+        # Who keeps the target nowhere is beaten without a price.
+        holds = ratio is None or meets_goal(wanted[metric], ratio)
+        yield ResultRow(metric, value, "money", chosen.name, other, ratio, wanted[metric], holds)
+
+
+def tune(preset: str, ours: Mapping[str, Measured], found: Mapping[float, Mapping[str, Measured]]) -> ResultRow:
+    """Ours ÷ a preset whose knob is chosen anew for each scenario, the cheapest that keeps the target there: what nobody can do who
+    does not know the day to come, and the hardest to beat."""
+    pairs = []
+    for name, cell in ours.items():
+        kept = [cells[name]["cost"] for cells in found.values() if name in cells and meets_slo(cells[name])]
+        if kept and meets_slo(cell):
+            pairs.append((cell["cost"], min(kept)))
+    metric = f"{preset}, its knob chosen for each of {len(pairs)} scenarios where both keep 99 %: cost: {FAIRLEAD} ÷ it"
+    value, other = (geometric_mean([pair[place] for pair in pairs]) for place in (0, 1))
+    return ratio_row(metric, "money", value, preset, other, None)
+
+
+def beats_goal(preset: str) -> str:
+    """The metric of the line that says whether ours costs less than a preset."""
+    return f"{preset} at its best knob: cost where both keep 99 %, geometric mean: {FAIRLEAD} ÷ it"
+
+
+def simulator_rows(day_seconds: float, quick: Measured, exact: Measured) -> Iterator[ResultRow]:
+    """The plant: how fast it is, and how far from token-level engines in the same plant."""
+    wanted = load_goals(NAME)
+    metric = "a day of a million requests under one controller, simulated on one core"
+    yield value_row(metric, "s", day_seconds, wanted[metric])
+    metric = "aggregated and token-level engines: attainment apart"
+    yield value_row(metric, "points", 100.0 * abs(quick["attainment"] - exact["attainment"]), wanted[metric])
+    metric = "aggregated ÷ token-level engines: replica-hours"
+    yield ratio_row(metric, "h", quick["cost"], "token-level", exact["cost"], wanted[metric])
+
+
+def meets_slo(cell: Measured) -> bool:
+    """The target."""
+    return cell["attainment"] >= TARGET
+
+
+def _share_meeting_slo(cells: Mapping[str, Measured]) -> int:
+    return sum(meets_slo(cells[name]) for name in COMPARED_SCENARIOS)

@@ -1,0 +1,80 @@
+"""The core with a tier of sleeping replicas beside the same without: what requests see, what it costs, how many starts it takes."""
+
+import argparse
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Final
+
+from fairlead_autoscaler.core import ScalingCore, SleepTier
+from fairlead_bench.results import ResultRow, ratio_row, write_results
+from fairlead_sim.autoscaling.closed_loop import ControllerOutcome, run_controller
+from fairlead_sim.autoscaling.plant import AutoscalingScenario
+from fairlead_sim.autoscaling.pool import SleepTimings
+from fairlead_sim.autoscaling.reference_pools import COLD_START
+from fairlead_sim.autoscaling.scenarios import SCENARIOS, with_sleep_tier
+
+WAKE_SECONDS: Final = 10.0
+PRICES: Final = MappingProxyType({"a tenth": 0.1, "the whole": 1.0})
+ScenarioMaker = Callable[[int, Path | None], AutoscalingScenario]
+
+
+def scale_from_zero_scenario(seed: int, traces: Path | None = None) -> AutoscalingScenario:
+    """Silence and cold starts, and 15 s for a first token, which somebody who sleeps can keep."""
+    found = SCENARIOS["zero-warm"](seed, traces)
+    known = {"startup_p50_seconds": COLD_START.quantile(0.5), "startup_p90_seconds": COLD_START.quantile(0.9)}
+    pools = tuple(replace(one, startup=COLD_START, facts=replace(one.facts, **known)) for one in found.pools)
+    return replace(found, pools=pools, model=replace(found.model, pools=tuple(one.facts for one in pools)))
+
+
+QUICK_CASES: Final = SleepTier(8, wake_seconds=WAKE_SECONDS)
+CASES: Final[Mapping[str, tuple[ScenarioMaker, SleepTier]]] = MappingProxyType(
+    {
+        "step, up to 8 asleep": (SCENARIOS["step-cold"], QUICK_CASES),
+        "step, 10 always asleep": (SCENARIOS["step-cold"], SleepTier(12, least=10, wake_seconds=WAKE_SECONDS)),
+        "from zero within 15 s, up to 8 asleep": (scale_from_zero_scenario, QUICK_CASES),
+        "on-off, up to 8 asleep": (SCENARIOS["on-off"], QUICK_CASES),
+        "noisy-hour, up to 8 asleep": (SCENARIOS["noisy-hour"], QUICK_CASES),
+        "drift, up to 8 asleep": (SCENARIOS["drift"], QUICK_CASES),
+    }
+)
+
+
+def rows(seeds: Sequence[int], traces: Path | None) -> Iterator[ResultRow]:
+    """Every case with every seed."""
+    for name, (make, tier) in CASES.items():
+        for seed in seeds:
+            scenario = make(seed, traces)
+            yield from compare_tiers(f"{name}, seed {seed}", scenario, tier)
+
+
+def compare_tiers(name: str, scenario: AutoscalingScenario, tier: SleepTier) -> Iterator[ResultRow]:
+    """One scenario with the tier, at each price of sleep, beside the same without."""
+    without = run_controller(scenario, ScalingCore(scenario.model))
+    with_: dict[str, ControllerOutcome] = {}
+    for price, share in PRICES.items():
+        tiered = with_sleep_tier(scenario, tier, SleepTimings(WAKE_SECONDS, share))
+        with_[price] = run_controller(tiered, ScalingCore(tiered.model))
+    first = next(iter(with_.values()))  # what sleep costs changes nothing of what is decided
+    share, other = first.attainment, without.attainment
+    yield ratio_row(f"{name}: within the objectives", "share", share, "no tier", other, None)
+    gone, were = (float(one.abandoned + one.lost) for one in (first, without))
+    yield ratio_row(f"{name}: given up or lost", "requests", gone, "no tier", were, None)
+    starts, before = (float(sum(map(len, one.starts.values()))) for one in (first, without))
+    yield ratio_row(f"{name}: starts", "starts", starts, "no tier", before, None)
+    for price, found in with_.items():
+        metric = f"{name}: cost, asleep at {price} of the price"
+        yield ratio_row(metric, "replica-hours", found.cost, "no tier", without.cost, None)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run both of each, print the table, write it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", default="1,2,3")
+    parser.add_argument("--traces", type=Path)
+    parser.add_argument("--out", type=Path, default=Path("out/bench/asleep.json"))
+    given = parser.parse_args(arguments)
+    seeds = [int(one) for one in given.seeds.split(",")]
+    write_results("asleep", list(rows(seeds, given.traces)), seed=seeds[0], file=given.out)
+    return 0

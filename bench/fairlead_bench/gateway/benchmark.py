@@ -1,0 +1,288 @@
+"""The run as a whole: build, install, start everything, go round the targets again and again, report."""
+
+import argparse
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from rich.console import Console
+
+from fairlead_bench.gateway.load_cases import (
+    CASES,
+    DECISION_SIZES,
+    FULL,
+    QUICK,
+    WITH_KV_EVENTS,
+    LoadCase,
+    MeasurementPlan,
+)
+from fairlead_bench.gateway.measurement import CaseRun, measure
+from fairlead_bench.gateway.mock_engine import MockEngine
+from fairlead_bench.gateway.native_programs import BuildError, NativePrograms, build
+from fairlead_bench.gateway.peer_installation import InstalledPeer, PeerUnavailable, install_peer
+from fairlead_bench.gateway.plot import draw
+from fairlead_bench.gateway.report import print_report, write
+from fairlead_bench.gateway.request_bodies import write_bodies as write_bodies
+from fairlead_bench.gateway.result_rows import decision_rows, rows
+from fairlead_bench.gateway.routing_decision import decisions_seconds
+from fairlead_bench.gateway.tail_latency import measure_tail
+from fairlead_bench.gateway.target_process import TargetDied, TargetProcess, start
+from fairlead_bench.gateway.targets import DIRECT, TARGETS, Target, gateway_help, gateway_options
+from fairlead_bench.results import write_results as write_alone
+
+_ENGINES = 4
+_INDEX_BLOCKS = 1_000_000
+_START_ATTEMPTS = 3
+_WIDTH = 200
+_DECISION_KINDS = tuple([size + followed for size in DECISION_SIZES for followed in ("", WITH_KV_EVENTS)])
+
+
+@dataclass
+class BenchmarkSession:
+    """What is running, what was measured, what is missing."""
+
+    programs: NativePrograms
+    engine: MockEngine
+    folder: Path
+    seed: int
+    pinned: bool
+    running: dict[str, TargetProcess] = field(default_factory=dict)
+    peers: dict[str, InstalledPeer] = field(default_factory=dict)
+    absent: dict[str, str] = field(default_factory=dict)
+    idle_bytes: dict[str, float] = field(default_factory=dict)
+    runs: list[CaseRun] = field(default_factory=list)
+
+    @property
+    def load_prefix(self) -> list[str]:
+        """Where the load generator runs; nowhere in particular unless told."""
+        return _on_core(0) if self.pinned else []
+
+    def start_target(self, target: Target) -> TargetProcess | None:
+        """Start a target, installing it if need be; one that cannot be started is absent from then on."""
+        why = "it does not start"
+        try:
+            program = Path(sys.executable)
+            if target.peer is not None:
+                self.peers[target.peer] = install_peer(target.peer)
+                program = self.peers[target.peer].program
+        except PeerUnavailable as error:
+            self.absent[target.name] = str(error)
+            return None
+        prefix = _on_core((os.cpu_count() or 2) - 1) if self.pinned else []
+        for _ in range(_START_ATTEMPTS):
+            try:
+                found = start(target, self.engine, self.folder, program, prefix=prefix)
+            except PeerUnavailable as error:
+                why = str(error)
+                continue
+            self.idle_bytes.setdefault(target.name, found.idle_rss_bytes)
+            return found
+        self.absent[target.name] = why
+        return None
+
+    def run_case(self, case: LoadCase, name: str, number: int, seconds: float) -> CaseRun | None:
+        """One run; None for a target that cannot be had."""
+        if name == DIRECT:
+            return self._measure(case, None, number, seconds)
+        if case.fresh or name not in self.running:
+            self.stop_target(name)
+            found = self.start_target(TARGETS[name])
+            if found is None:
+                return None
+            self.running[name] = found
+            if case.fresh:
+                self._measure(replace(CASES["request-2k"], connections=8), found, 0, 0.5)
+        try:
+            return self._measure(case, self.running[name], number, seconds)
+        except TargetDied as error:
+            del self.running[name]
+            return CaseRun(case.name, name, number, problems=(str(error),))
+
+    def stop_target(self, name: str) -> None:
+        """Stop a target that runs."""
+        found = self.running.pop(name, None)
+        if found is not None:
+            found.stop()
+
+    def stop_all(self) -> None:
+        """Stop everything."""
+        for name in list(self.running):
+            self.stop_target(name)
+
+    def _measure(self, case: LoadCase, target: TargetProcess | None, number: int, seconds: float) -> CaseRun:
+        bodies = write_bodies(
+            self.folder, case.size_bytes, seed=self.seed, max_tokens=case.events or 128, stream=bool(case.events)
+        )
+        return measure(
+            case,
+            target,
+            self.engine,
+            load=self.programs.load,
+            bodies=bodies,
+            seconds=seconds,
+            number=number,
+            seed=self.seed,
+            prefix=self.load_prefix,
+        )
+
+
+def schedule(plan: MeasurementPlan, targets: Sequence[str]) -> Iterator[tuple[LoadCase, str, int]]:
+    """Case after case; within it round after round, each over all targets (A B C A B C …), so that a slow minute of the
+    machine meets all of them."""
+    for name in plan.cases:
+        case = CASES[name]
+        taking_part = ([DIRECT] if case.direct else []) + [target for target in targets if target != DIRECT]
+        for number in range(1, plan.rounds + 1):
+            for target in taking_part:
+                near = target == DIRECT or TARGETS[target].near
+                if number <= plan.rounds_of(case, near_target=near):
+                    yield case, target, number
+
+
+def main(arguments: list[str]) -> int:
+    """Measure, write, print, draw. A goal that does not hold stays in the table and fails nothing."""
+    given = _options(arguments)
+    if given.decisions:
+        return _decisions(given.out.with_name("decision.json"), given.seed)
+    plan = _plan(given)
+    targets = _targets(given, plan)
+    try:
+        programs = build()
+    except BuildError as error:
+        print(error, file=sys.stderr)
+        return 2
+    decisions = decisions_seconds(_DECISION_KINDS, blocks=_INDEX_BLOCKS, seed=given.seed)
+    slow = measure_tail(blocks=_INDEX_BLOCKS, seed=given.seed)
+    console = Console(width=None if sys.stdout.isatty() else _WIDTH)
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fairlead-bench-")))
+        prefix = _on_core(0) if given.pin else []
+        engine = stack.enter_context(MockEngine(programs.engine, ports=_ENGINES, prefix=prefix))
+        session = BenchmarkSession(programs, engine, folder, given.seed, given.pin)
+        stack.callback(session.stop_all)
+        _run_schedule(session, plan, targets, console)
+        if given.keep_logs is not None:
+            _keep_logs(folder, given.keep_logs)
+    found = rows(
+        session.runs,
+        idle_bytes=session.idle_bytes,
+        decisions=decisions,
+        slow=slow,
+        absent=session.absent,
+        cases=plan.cases,
+    )
+    settings = {
+        "plan": "smoke" if given.smoke else "quick" if given.quick else "full",
+        "rounds": plan.rounds,
+        "seconds": plan.seconds,
+        "pinned": given.pin,
+        "keys_checked": "--keys" in gateway_options(gateway_help()),
+        "load_average": os.getloadavg(),
+    }
+    peers = {name: peer.version for name, peer in session.peers.items()}
+    write(given.out, found, session.runs, seed=given.seed, settings=settings, peers=peers, absent=session.absent)
+    draw(session.runs, given.out.with_suffix(".png"), title=_title(settings))
+    print_report(found, session.runs, session.absent, console)
+    print(f"written: {given.out}, {given.out.with_suffix('.png')}")
+    return 0
+
+
+def _decisions(out: Path, seed: int) -> int:
+    """Nothing but the decision alone, in a file of its own."""
+    loads = [os.getloadavg()[0]]
+    decisions = decisions_seconds(_DECISION_KINDS, blocks=_INDEX_BLOCKS, seed=seed)
+    slow = measure_tail(blocks=_INDEX_BLOCKS, seed=seed)
+    loads.append(os.getloadavg()[0])
+    write_alone("gateway, the decision alone", decision_rows(decisions, slow), seed=seed, file=out, load_average=loads)
+    return 0
+
+
+def _run_schedule(session: BenchmarkSession, plan: MeasurementPlan, targets: Sequence[str], console: Console) -> None:
+    for name in targets:
+        if name not in session.running and (found := session.start_target(TARGETS[name])) is not None:
+            session.running[name] = found
+    for case, name, number in schedule(plan, targets):
+        if name in session.absent:
+            continue
+        run = session.run_case(case, name, number, plan.seconds_of(case))
+        if run is None:
+            continue
+        session.runs.append(run)
+        shown = "–" if run.cpu_microseconds is None else f"{run.cpu_microseconds:.1f} µs"
+        notes = "; ".join(run.problems)
+        console.print(
+            f"{case.name:13} {number} {name:46} {shown:>10} each, {run.units} in {run.seconds:.1f} s {notes}",
+            highlight=False,
+            markup=False,
+        )
+
+
+def _on_core(number: int) -> list[str]:
+    return ["taskset", "-c", str(number)]
+
+
+def _options(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="bench/gateway/run.py", description="What the gateway costs, beside its peers, in one run."
+    )
+    parser.add_argument("--quick", action="store_true", help="the near peers and the main cases only (1–2 minutes)")
+    parser.add_argument("--smoke", action="store_true", help="as --quick, and the result says that it settles nothing")
+    parser.add_argument("--decisions", action="store_true", help="the routing decision alone (a minute), decision.json")
+    parser.add_argument("--targets", metavar="A;B", help=f"only these; known: {'; '.join(TARGETS)}")
+    parser.add_argument("--cases", metavar="A,B", help=f"only these; known: {', '.join(CASES)}")
+    parser.add_argument("--rounds", type=int, help="how often each run is repeated")
+    parser.add_argument("--seconds", type=float, help="how long each run measures")
+    parser.add_argument("--pin", action="store_true", help="targets on the last core, load and engine on the first")
+    parser.add_argument("--keep-logs", type=Path, metavar="FOLDER", help="copy the targets' logs and settings there")
+    parser.add_argument("--out", type=Path, default=Path("out/bench/gateway.json"))
+    parser.add_argument("--seed", type=int, default=1)
+    return parser.parse_args(arguments)
+
+
+def _plan(given: argparse.Namespace) -> MeasurementPlan:
+    plan = QUICK if given.quick or given.smoke else FULL
+    if given.cases:
+        plan = replace(plan, cases=tuple(_require_known(given.cases.split(","), CASES, "case")))
+    if given.rounds:
+        plan = replace(plan, rounds=given.rounds, other_rounds=min(given.rounds, plan.other_rounds))
+    if given.seconds:
+        plan = replace(plan, seconds=given.seconds, other_seconds=given.seconds)
+    return plan
+
+
+def _targets(given: argparse.Namespace, plan: MeasurementPlan) -> list[str]:
+    if given.targets:
+        return _require_known(given.targets.split(";"), TARGETS, "target")
+    return [
+        name
+        for name, target in TARGETS.items()
+        if not target.asked_for and (plan.targets is None or name in plan.targets)
+    ]
+
+
+def _require_known(names: Sequence[str], known: Mapping[str, object], what: str) -> list[str]:
+    stripped = [name.strip() for name in names]
+    for name in stripped:
+        if name not in known:
+            sys.exit(f"no {what} is called {name!r}; known: {'; '.join(known)}")
+    return stripped
+
+
+def _title(settings: Mapping[str, object]) -> str:
+    label = {"smoke": "smoke run, settles nothing", "quick": "quick run"}.get(str(settings["plan"]), "full run")
+    return f"Fairlead beside its peers ({label}): {settings['rounds']} × {settings['seconds']:g} s"
+
+
+def _keep_logs(folder: Path, wanted: Path) -> None:
+    shutil.copytree(
+        folder, wanted, dirs_exist_ok=True, ignore=shutil.ignore_patterns("bodies-*", "*_temp", "client_body")
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

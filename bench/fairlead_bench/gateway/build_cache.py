@@ -1,0 +1,32 @@
+"""Where the bench keeps what it builds and installs: outside the tree, under names that hold a hash of what made them."""
+
+import fcntl
+import hashlib
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from fairlead.runtime.compiled_build import cache_folder
+
+
+def cache_path() -> Path:
+    """Fairlead's cache on this machine."""
+    return cache_folder(os.environ)
+
+
+def content_digest(parts: Iterable[bytes]) -> str:
+    """A short name for the whole of ``parts``."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "big") + part)
+    return digest.hexdigest()[:16]
+
+
+@contextmanager
+def exclusive_lock(folder: Path) -> Iterator[None]:
+    """Nobody else makes something in ``folder`` meanwhile."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,51 @@
+"""The mock engine as a running program: its ports, the pace of its streams, its counters."""
+
+import json
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+
+class MockEngine:
+    """A context manager. ``prefix`` is put before the command, for example ``taskset -c 0``."""
+
+    def __init__(self, program: Path, *, ports: int, prefix: Sequence[str] = ()) -> None:
+        self._process = subprocess.Popen(
+            [*prefix, str(program), str(ports)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+        )
+        self.ports = tuple(int(word) for word in self._read_line().split()[1:])
+
+    def set_pace(self, interval_seconds: float) -> None:
+        """The time between the events of a stream; 0 is as fast as they are taken."""
+        self._query(f"interval {round(interval_seconds * 1e6)}")
+
+    def stats(self) -> dict[str, int]:
+        """Counters since the start; ``open`` is the number of streams at this moment."""
+        found: dict[str, int] = json.loads(self._query("stats"))
+        return found
+
+    def __enter__(self) -> "MockEngine":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.stdout.close()
+        self._process.wait()
+
+    def _query(self, command: str) -> str:
+        assert self._process.stdin is not None
+        self._process.stdin.write(command + "\n")
+        self._process.stdin.flush()
+        return self._read_line()
+
+    def _read_line(self) -> str:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError("the mock engine has died")
+        return line.strip()

@@ -1,0 +1,207 @@
+"""From runs to rows: statistics over the rounds, the goals' rows first, then every figure of every target.
+
+A figure is the median of its valid runs. A goal whose figure, or whose peer's figure, is missing does not hold.
+"""
+
+import statistics
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+from fairlead_bench.gateway.load_cases import CASES, DECISION_SIZES, WITH_KV_EVENTS, LoadCase
+from fairlead_bench.gateway.measurement import CaseRun
+from fairlead_bench.gateway.tail_latency import DecisionTail
+from fairlead_bench.gateway.targets import DIRECT, ENVOY, FAIRLEAD, SGLANG
+from fairlead_bench.results import ResultRow, load_goals, ratio_row, value_row
+
+SEPARATOR = " | "
+"""In a metric's name between what was measured and on which target."""
+UNCONDITIONAL_METRICS = "always"
+"""Stands for the case of what is measured in every run."""
+
+CROWDED = "decision alone, 32 KB, 1M-block index, 64 busy engines"
+
+Figure = Callable[[CaseRun], float | None]
+
+
+def cpu(run: CaseRun) -> float | None:
+    """µs of CPU for each unit."""
+    return run.cpu_microseconds
+
+
+def core(run: CaseRun) -> float | None:
+    """Share of one core."""
+    return run.core_share
+
+
+def under_way(share: str) -> Figure:
+    """Seconds from the engine's write of an event to the client's read of it."""
+    return lambda run: run.under_way.get(share)
+
+
+def first_event(share: str) -> Figure:
+    """Seconds from when a request was due to its first event."""
+    return lambda run: run.first_event.get(share)
+
+
+def delay(share: str) -> Figure:
+    """Seconds from when a request was due to the end of its answer."""
+    return lambda run: run.delay.get(share)
+
+
+def kilobytes_each(run: CaseRun) -> float | None:
+    """KB of memory for each open stream."""
+    if run.rss_bytes is None or run.rss_before_bytes is None:
+        return None
+    return (run.rss_bytes - run.rss_before_bytes) / 1024 / CASES[run.case].connections
+
+
+class RunTable:
+    """Runs by case and target."""
+
+    def __init__(self, runs: Iterable[CaseRun]) -> None:
+        self._runs: dict[tuple[str, str], list[CaseRun]] = {}
+        for run in runs:
+            self._runs.setdefault((run.case, run.target), []).append(run)
+
+    def valid_runs(self, case: str, target: str) -> list[CaseRun]:
+        """The runs whose figures may be used."""
+        return [run for run in self._runs.get((case, target), []) if run.is_valid]
+
+    def median(self, case: str, target: str, figure: Figure) -> float | None:
+        """Over the valid runs; None when there is none."""
+        values = [value for run in self.valid_runs(case, target) if (value := figure(run)) is not None]
+        return statistics.median(values) if values else None
+
+    def added_over_direct(self, case: str, target: str, figure: Figure) -> float | None:
+        """What the target adds to the same load without anything in between; None unless both are known."""
+        through, direct = self.median(case, target, figure), self.median(case, DIRECT, figure)
+        return None if through is None or direct is None else max(0.0, through - direct)
+
+    def targets(self, case: str) -> list[str]:
+        """Those with any run, valid or not, in the order of the first."""
+        return [target for known, target in self._runs if known == case]
+
+
+def rows(
+    runs: Sequence[CaseRun],
+    *,
+    idle_bytes: Mapping[str, float],
+    decisions: Mapping[str, float | None],
+    slow: DecisionTail | None = None,
+    absent: Iterable[str] = (),
+    cases: Iterable[str] = tuple(CASES),
+) -> list[ResultRow]:
+    """The goals' rows as far as ``cases`` were asked for, then all figures. ``absent`` targets keep their rows, without a
+    value."""
+    table = RunTable(runs)
+    asked = {UNCONDITIONAL_METRICS, *cases}
+    found = [row for case, row in goal_rows(table, idle_bytes, decisions, slow) if case in asked]
+    for name in dict.fromkeys(run.case for run in runs):
+        found += _case_rows(table, CASES[name], [*table.targets(name), *absent])
+    found += _decision_rows(decisions, slow)
+    found += [
+        value_row(f"memory, idle{SEPARATOR}{target}", "MB", size / 1e6, None) for target, size in idle_bytes.items()
+    ]
+    return found
+
+
+def goal_rows(
+    table: RunTable, idle_bytes: Mapping[str, float], decisions: Mapping[str, float | None], slow: DecisionTail | None
+) -> Iterator[tuple[str, ResultRow]]:
+    """One row for each goal that the issue sets, in its order, with the case that it needs."""
+    wanted = load_goals("gateway")
+
+    def versus(title: str, case: str, peer: str) -> tuple[str, ResultRow]:
+        metric = f"CPU per {title} ÷ {peer}"
+        ours, theirs = table.median(case, FAIRLEAD, cpu), table.median(case, peer, cpu)
+        return case, ratio_row(metric, "µs", ours, peer, theirs, wanted[metric])
+
+    def alone(case: str, metric: str, unit: str, value: float | None) -> tuple[str, ResultRow]:
+        return case, value_row(metric, unit, value, wanted[metric])
+
+    yield versus("2 KB request", "request-2k", SGLANG)
+    yield versus("2 KB request", "request-2k", ENVOY)
+    yield versus("32 KB request", "request-32k", SGLANG)
+    yield versus("128 KB request", "request-128k", SGLANG)
+    yield versus("paced chunk", "paced-200", ENVOY)
+    yield versus("paced chunk", "paced-200", SGLANG)
+    case, many = "paced-1000", "1,000 streams × 20 chunks/s"
+    yield alone(case, f"{many}: share of a core", "core", table.median(case, FAIRLEAD, core))
+    yield alone(case, f"{many}: added delay p50", "s", table.added_over_direct(case, FAIRLEAD, under_way("p50")))
+    yield alone(case, f"{many}: added delay p99", "s", table.added_over_direct(case, FAIRLEAD, under_way("p99")))
+    yield alone("memory", "memory per open stream", "KB", table.median("memory", FAIRLEAD, kilobytes_each))
+    idle = idle_bytes.get(FAIRLEAD)
+    yield alone(UNCONDITIONAL_METRICS, "memory, idle", "MB", None if idle is None else idle / 1e6)
+    for row in decision_goal_rows(decisions, slow):
+        yield UNCONDITIONAL_METRICS, row
+    yield alone("abort", "aborts that the engine saw", "%", aborts_seen(table.valid_runs("abort", FAIRLEAD)))
+    left = [run.streams_left for run in table.valid_runs("abort", FAIRLEAD)]
+    yield alone("abort", "streams left 0.5 s after their clients", "streams", max(left) if left else None)
+    case = "open-220k"
+    yield alone(
+        case, "220 KB at 100/s: added TTFT p99", "s", table.added_over_direct(case, FAIRLEAD, first_event("p99"))
+    )
+    yield versus("220 KB request at 100/s", case, SGLANG)
+
+
+def decision_goal_rows(decisions: Mapping[str, float | None], slow: DecisionTail | None) -> list[ResultRow]:
+    """The goals of the decision alone."""
+    wanted = load_goals("gateway")
+    found = [(f"decision alone, {size[:-1]} KB, 1M-block index", decisions.get(size)) for size in DECISION_SIZES]
+    found += [
+        (f"{CROWDED}: p99", None if slow is None else slow.p99_seconds),
+        (f"{CROWDED}: hash, match and pick: p99", None if slow is None else slow.routing_seconds),
+        (f"{CROWDED}: p99 of what is slow each time", None if slow is None else slow.same_seconds),
+    ]
+    return [value_row(metric, "µs", _micro(seconds), wanted[metric]) for metric, seconds in found]
+
+
+def decision_rows(decisions: Mapping[str, float | None], slow: DecisionTail | None) -> list[ResultRow]:
+    """All of the decision alone, as of a run of nothing else."""
+    return [*decision_goal_rows(decisions, slow), *_decision_rows(decisions, slow)]
+
+
+def aborts_seen(runs: Sequence[CaseRun]) -> float | None:
+    """Per cent of the clients' departures that the engine noticed."""
+    made = sum(run.aborts for run in runs)
+    return 100.0 * sum(run.aborts_seen for run in runs) / made if made else None
+
+
+def _decision_rows(decisions: Mapping[str, float | None], slow: DecisionTail | None) -> Iterator[ResultRow]:
+    for size in DECISION_SIZES:
+        metric = f"decision alone, {size[:-1]} KB, 1M-block index that engines confirm"
+        with_it, without = (_micro(decisions.get(kind)) for kind in (size + WITH_KV_EVENTS, size))
+        yield ratio_row(metric, "µs", with_it, "without engines' events", without, None)
+    if slow is not None:
+        yield value_row(f"{CROWDED}: median", "µs", _micro(slow.median_seconds), None)
+        counting = _micro(slow.counting_seconds)
+        yield ratio_row(f"{CROWDED}: p99", "µs", _micro(slow.p99_seconds), "counting as long", counting, None)
+
+
+def _case_rows(table: RunTable, case: LoadCase, targets: Iterable[str]) -> Iterator[ResultRow]:
+    """Everything that was measured with one kind of load, a row for each figure and target."""
+    figures: list[tuple[str, str, Figure]] = [(f"CPU per {case.title}", "µs", cpu)]
+    if case.mode == "hold" and not case.fresh:
+        figures.append((f"{case.title}: share of a core", "core", core))
+        figures += [(f"{case.title}: delay {share}", "s", under_way(share)) for share in ("p50", "p99")]
+    if case.fresh:
+        figures = [(f"{case.title}: memory of each", "KB", kilobytes_each)]
+    if case.mode == "open" and case.events:
+        figures += [(f"{case.title}: TTFT {share}", "s", first_event(share)) for share in ("p50", "p99")]
+    if not case.events:
+        figures += [(f"{case.title}: latency {share}", "s", delay(share)) for share in ("p50", "p99")]
+    if case.mode == "abort":
+        figures.append((f"{case.title}: streams left", "streams", lambda run: float(run.streams_left)))
+    for title, unit, figure in figures:
+        ours = table.median(case.name, FAIRLEAD, figure)
+        for target in dict.fromkeys(targets):
+            value = table.median(case.name, target, figure)
+            if target == DIRECT and figure in (cpu, core):
+                continue
+            if target == FAIRLEAD:
+                yield value_row(f"{title}{SEPARATOR}{target}", unit, value, None)
+            else:
+                yield ratio_row(f"{title}{SEPARATOR}{target}", unit, value, FAIRLEAD, ours, None)
+
+
+def _micro(seconds: float | None) -> float | None:
+    return None if seconds is None else seconds * 1e6

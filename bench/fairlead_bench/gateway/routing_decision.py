@@ -1,0 +1,187 @@
+"""The decision alone: parse, validate, hash, match, pick and insert, with the gateway's own code and a full index.
+
+It runs in a process that is started as a worker is, so that it measures the compiled copy where workers run one.
+
+The index is filled to its limit before, so every insertion also drops the oldest blocks, as in a gateway that has run for a while.
+
+``followed``: engines tell what they hold. Then the blocks that were sent are confirmed by the index as well, each prompt is put aside
+for the helper, and holders are known by two bits instead of one. The slowest of a hundred is in ``tail``.
+"""
+
+import asyncio
+import gc
+import os
+import random
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, NamedTuple, cast
+
+from fairlead.engine_profile import builtin_profiles
+from fairlead.fleet.model import Fleet, Instance, Model
+from fairlead.limits import Limits
+from fairlead.runtime import process_tuning
+from fairlead.runtime.compiled_build import worker_environment
+from fairlead_bench.gateway.load_cases import WITH_KV_EVENTS
+from fairlead_bench.gateway.request_bodies import SIZES, UNIQUE, make_bodies
+from fairlead_gateway.http.request_head import RequestHead
+from fairlead_gateway.routing import ModelRouter, PrefixChain, RouteRequest
+from fairlead_gateway.worker.openai.prefix_key import build_route_request
+from fairlead_gateway.worker.openai.request import parse_request
+from fairlead_gateway.worker.reporting.index_reporter import IndexReporter
+
+INSTANCES = 10
+_SECRET = b"bench"
+_CHAIN_BLOCKS = 500
+_BLOCK_BYTES = 256
+_PATH = "/v1/chat/completions"
+_KV_TOKENS = 1 << 40  # the index is bounded by its blocks, not by what an engine can hold
+
+
+def decisions_seconds(sizes: Sequence[str], *, blocks: int, seed: int) -> dict[str, float]:
+    """``decision_seconds`` by size (and ``FOLLOWED``, where engines tell), each measured in a process like a worker's."""
+    return {
+        size: float(run_like_worker("fairlead_bench.gateway.routing_decision", str(blocks), str(seed), size))
+        for size in sizes
+    }
+
+
+def run_like_worker(module: str, *arguments: str) -> str:
+    """What a module of this benchmark prints, in a process that finds the code that workers find."""
+    environ = worker_environment(os.environ)
+    command = [sys.executable, "-m", module, *arguments]
+    return subprocess.run(command, env=environ, check=True, capture_output=True, text=True).stdout
+
+
+class DeferredCalls:
+    """What is to be done when nobody is measured: a loop, as far as whoever tells the helper needs one, and the channel to it."""
+
+    def __init__(self) -> None:
+        self._due: list[Callable[[], object]] = []
+
+    def call_later(self, _seconds: float, callback: Callable[[], object]) -> None:
+        """Keep it."""
+        self._due.append(callback)
+
+    def send(self, _message: object) -> bool:
+        """Sent."""
+        return True
+
+    def run(self) -> None:
+        """Now."""
+        due, self._due = self._due, []
+        for callback in due:
+            callback()
+
+
+class DecisionTime(NamedTuple):
+    """Seconds of one decision: all of it, and of that hashing the prompt, matching and picking."""
+
+    whole: float
+    routing: float
+
+
+class DecisionBench:
+    """A model's router with a full index, and requests of one size for it; equal arguments decide alike."""
+
+    def __init__(self, size: str, *, instances: int, blocks: int, seed: int, followed: bool = False) -> None:
+        limits = replace(Limits(), mirror_blocks_per_instance=blocks // instances)
+        self._fleet, self._limits = _fleet(instances, followed=followed), limits
+        (key,) = self._fleet.models
+        self.later = DeferredCalls()
+        teller = IndexReporter(self.later, cast(asyncio.AbstractEventLoop, cast(Any, self.later)), limits)
+        self.router = ModelRouter(secret=_SECRET, limits=limits, hooks=teller.hooks)
+        self.router.update(self._fleet.models[key], self._fleet.instances[key], self._fleet.membership_epoch)
+        _fill(self.router, blocks, instances, random.Random(seed), followed=followed)
+        self._texts = make_bodies(SIZES[size], count=64, seed=seed, max_tokens=128, stream=False)
+        self._head = RequestHead("POST", _PATH, [(b"host", b"localhost")], 11, 0, True, False)
+
+    def batch(self, turn: int, count: int) -> list[DecisionTime]:
+        """Of each of ``count`` decisions; the requests' ends and what is told later are not part of it."""
+        first, texts, router = turn * count, self._texts, self.router
+        wanted = [
+            texts[number % len(texts)].replace(UNIQUE, f"{first + number:016x}").encode() for number in range(count)
+        ]
+        spent = []
+        for number, body in enumerate(wanted):
+            start = time.perf_counter()
+            ask = parse_request(_PATH, body, self._fleet, self._limits)
+            understood = time.perf_counter()
+            request = build_route_request(ask, self._head, f"turn-{turn}-{number}", _SECRET)
+            decision = router.decide(request, start)
+            decided = time.perf_counter()
+            assert decision.chosen is not None
+            router.on_dispatch(request, decision.chosen, start)
+            spent.append(DecisionTime(time.perf_counter() - start, decided - understood))
+            router.on_abandoned(request.id, start)
+        self.later.run()
+        return spent
+
+
+def decision_seconds(
+    size: str, *, blocks: int, seed: int, followed: bool = False, batches: int = 20, batch: int = 100
+) -> float:
+    """Seconds of one decision: the median of the means of ``batches`` batches."""
+    decider = DecisionBench(size, instances=INSTANCES, blocks=blocks, seed=seed, followed=followed)
+    with frozen_heap():
+        return statistics.median(
+            [statistics.fmean([one.whole for one in decider.batch(turn, batch)]) for turn in range(batches)]
+        )
+
+
+@contextmanager
+def frozen_heap() -> Iterator[None]:
+    """What is there now is not looked through by the collector, as in a worker that has started."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+def _fill(router: ModelRouter, blocks: int, instances: int, rng: random.Random, *, followed: bool) -> None:
+    """Prompts that nobody will ask for again, evenly on all instances."""
+    ends = tuple(range(_BLOCK_BYTES, (_CHAIN_BLOCKS + 1) * _BLOCK_BYTES, _BLOCK_BYTES))
+    for number in range(-(-blocks // _CHAIN_BLOCKS)):
+        chain = PrefixChain(tuple(rng.getrandbits(64) for _ in ends), ends, 0)
+        request = RouteRequest(f"filling-{number}", chain, ends[-1] / 4)
+        router.on_dispatch(request, instance_id(number % instances), 0.0)
+        router.on_abandoned(request.id, 0.0)
+        if followed:
+            router.apply_correction(instance_id(number % instances), "", (), [chain.hashes])
+
+
+def _fleet(count: int, *, followed: bool) -> Fleet:
+    model = Model("default", "bench-model")
+    profile = replace(builtin_profiles()["h100-llama8b"], kv_tokens=_KV_TOKENS)
+    instances = tuple(
+        Instance(
+            instance_id(number),
+            "default",
+            model.name,
+            "main",
+            f"http://127.0.0.1:{9000 + number}",
+            profile=profile,
+            kv_events=f"tcp://127.0.0.1:{9100 + number}" if followed else None,
+        )
+        for number in range(count)
+    )
+    return Fleet(1, 1, {model.key: model}, {model.key: instances})
+
+
+def instance_id(number: int) -> str:
+    """Of an instance of the fleet here."""
+    return f"main-{number}/8000/0"
+
+
+if __name__ == "__main__":
+    process_tuning.relax_gc()  # as a worker
+    size, comma, kind = sys.argv[3].partition(",")
+    print(
+        decision_seconds(size, blocks=int(sys.argv[1]), seed=int(sys.argv[2]), followed=comma + kind == WITH_KV_EVENTS)
+    )

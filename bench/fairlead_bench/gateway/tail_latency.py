@@ -1,0 +1,108 @@
+"""The slowest of a hundred decisions on a prompt of 32 KB, among 64 engines that all are busy.
+
+A virtual machine is taken away from whoever runs on it, some hundred times a second for some tens of microseconds, and so is a
+decision: with a decision of 40 µs that alone is more than one of a hundred. Hence several figures. ``p99_seconds`` is what the
+clock said, ``routing_seconds`` the same of hashing, matching and picking, without reading the body before and booking the choice
+behind. ``same_seconds`` is what the code makes slow each time: the run is made ``RUNS`` times alike, from an equal state with equal
+requests (the collector comes at the same request, and a table grows at the same one), and each request counts with the median of
+its times. ``counting_seconds`` is the p99 of counting as far as one comes in the time of the median decision: what the machine
+does to anything that long.
+"""
+
+import json
+import random
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from fairlead.runtime import process_tuning
+from fairlead_bench.gateway.routing_decision import (
+    DecisionBench,
+    DecisionTime,
+    frozen_heap,
+    instance_id,
+    run_like_worker,
+)
+from fairlead_gateway.routing import ModelRouter, PrefixChain, RouteRequest
+
+SIZE = "32k"
+INSTANCES = 64
+BUSY_EACH = 4
+"""Requests in flight on each, so that mean and least are worked out and not known to be nothing."""
+RUNS = 5
+BATCHES = 20
+BATCH = 100
+_CALIBRATIONS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class DecisionTail:
+    """Seconds; see above."""
+
+    median_seconds: float
+    p99_seconds: float
+    routing_seconds: float
+    same_seconds: float
+    counting_seconds: float
+
+
+def measure_tail(*, blocks: int, seed: int) -> DecisionTail:
+    """Measured in a process like a worker's."""
+    return DecisionTail(**json.loads(run_like_worker("fairlead_bench.gateway.tail_latency", str(blocks), str(seed))))
+
+
+def measure_run(*, blocks: int, seed: int, batches: int = BATCHES, batch: int = BATCH) -> DecisionTail:
+    """The same in this process."""
+    runs = [_run(blocks, seed, batches, batch) for _ in range(RUNS)]
+    whole = [[one.whole for one in run] for run in runs]
+    all_of_them = [seconds for run in whole for seconds in run]
+    median = statistics.median(all_of_them)
+    return DecisionTail(
+        median,
+        p99(all_of_them),
+        p99([one.routing for run in runs for one in run]),
+        p99([statistics.median(times) for times in zip(*whole, strict=True)]),
+        _time_counting(median, RUNS * batches * batch),
+    )
+
+
+def p99(values: Sequence[float]) -> float:
+    """What at least 99 % of them do not exceed."""
+    return sorted(values)[-(-99 * len(values) // 100) - 1]
+
+
+def _run(blocks: int, seed: int, batches: int, batch: int) -> list[DecisionTime]:
+    decider = DecisionBench(SIZE, instances=INSTANCES, blocks=blocks, seed=seed)
+    _occupy(decider.router, random.Random(seed))
+    decider.batch(batches, batch)  # code and tables that nobody used yet are slow once in a gateway's life
+    with frozen_heap():
+        return [one for turn in range(batches) for one in decider.batch(turn, batch)]
+
+
+def _occupy(router: ModelRouter, rng: random.Random) -> None:
+    """Every instance has requests that wait for their first token, of different lengths."""
+    for number in range(INSTANCES * BUSY_EACH):
+        request = RouteRequest(f"busy-{number}", PrefixChain((), (), rng.getrandbits(64)), rng.uniform(100.0, 8_000.0))
+        router.on_dispatch(request, instance_id(number % INSTANCES), 0.0)
+
+
+def _time_counting(seconds: float, times: int) -> float:
+    """The p99 of counting as far as takes ``seconds`` most of the time."""
+    far = 1_000
+    for _ in range(_CALIBRATIONS):
+        far = max(1, round(far * seconds / statistics.median([_count_to(far) for _ in range(100)])))
+    return p99([_count_to(far) for _ in range(times)])
+
+
+def _count_to(far: int) -> float:
+    start = time.perf_counter()
+    for _ in range(far):
+        pass
+    return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    process_tuning.relax_gc()  # as a worker
+    print(json.dumps(asdict(measure_run(blocks=int(sys.argv[1]), seed=int(sys.argv[2])))))

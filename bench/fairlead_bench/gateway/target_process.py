@@ -1,0 +1,161 @@
+"""Targets as running programs: started on a port that nobody else listens on, proven to reach the mock engines, stopped again."""
+
+import contextlib
+import http.client
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from fairlead_bench.gateway.mock_engine import MockEngine
+from fairlead_bench.gateway.peer_installation import PeerUnavailable
+from fairlead_bench.gateway.process_usage import ProcessUsage, listening_inodes, owns_sockets, process_tree, tree_usage
+from fairlead_bench.gateway.targets import KEY, Target, TargetLocation, gateway_environment
+
+_START_SECONDS = 60.0
+_LITELLM_START_SECONDS = 180.0
+_STOP_SECONDS = 3.0
+_SETTLE_SECONDS = 1.0
+
+
+class TargetDied(Exception):
+    """Raised when a target has ended by itself."""
+
+
+class TargetProcess:
+    """One target that serves ``port``. ``idle_rss_bytes`` was taken before it had anything to do."""
+
+    def __init__(self, target: Target, process: "subprocess.Popen[bytes]", port: int, log: Path) -> None:
+        self.target = target
+        self.port = port
+        self.idle_rss_bytes = 0
+        self._process = process
+        self._log = log
+
+    def usage(self) -> ProcessUsage:
+        """CPU and memory of all its processes. Raises Died."""
+        if self._process.poll() is not None:
+            raise TargetDied(f"{self.target.name} ended with status {self._process.returncode}; {self.log_tail()}")
+        return tree_usage(self._process.pid)
+
+    def log_tail(self) -> str:
+        """The end of its log."""
+        text = self._log.read_text(encoding="utf-8", errors="replace").strip()
+        return text[-400:] or "its log is empty"
+
+    def owns_its_port(self) -> bool:
+        """Whether its own processes hold every listening socket of its port: one left over would take connections."""
+        inodes = listening_inodes(self.port)
+        return bool(inodes) and owns_sockets(self._process.pid, inodes)
+
+    def stop(self) -> None:
+        """End its processes, those that it started too."""
+        pids = process_tree(self._process.pid)
+        self._process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_STOP_SECONDS)
+        for pid in pids if self._process.poll() is None else pids[1:]:
+            if pid == self._process.pid or (os.path.exists(f"/proc/{pid}") and _session(pid) == self._process.pid):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        self._process.wait()
+
+
+def start(
+    target: Target, engine: MockEngine, folder: Path, program: Path, *, prefix: Sequence[str] = ()
+) -> TargetProcess:
+    """Start ``target`` and wait until it answers. Raises Absent when it does not."""
+    port, side_port = _free_ports(2)
+    place = TargetLocation(
+        port, side_port, engine.ports, folder / target.name.replace(" ", "-").replace(",", ""), program
+    )
+    shutil.rmtree(place.folder, ignore_errors=True)
+    place.folder.mkdir(parents=True)
+    if listening_inodes(port):
+        raise PeerUnavailable(f"port {port} is in use")
+    log = place.folder / "log"
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            [*prefix, *target.command(place)],
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+            env=environment(os.environ),
+            cwd=place.folder,
+            start_new_session=True,
+        )
+    running = TargetProcess(target, process, port, log)
+    try:
+        _wait_until_it_answers(running, engine)
+    except BaseException:
+        running.stop()
+        raise
+    return running
+
+
+def environment(given: Mapping[str, str]) -> dict[str, str]:
+    """Nothing that would change how a target behaves."""
+    dropped = ("FAIRLEAD_", "RUST_LOG", "LITELLM_", "OTEL_", "http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")
+    kept = {name: value for name, value in given.items() if not name.startswith(dropped)}
+    return {**kept, **gateway_environment()}
+
+
+def _wait_until_it_answers(running: TargetProcess, engine: MockEngine) -> None:
+    """Until a request has come through to an engine, all engines count as found, and the target has come to rest."""
+    patience = _LITELLM_START_SECONDS if running.target.asked_for else _START_SECONDS
+    end = time.monotonic() + patience
+    answered = 0
+    while answered < 2 * len(engine.ports):
+        before = engine.stats()["requests"]
+        if _is_answering(running.port):
+            if engine.stats()["requests"] == before:
+                raise PeerUnavailable(f"something else answers on port {running.port}")
+            answered += 1
+            continue
+        try:
+            running.usage()
+        except TargetDied as error:
+            raise PeerUnavailable(str(error)) from None
+        if time.monotonic() > end:
+            raise PeerUnavailable(f"{running.target.name} does not answer; {running.log_tail()}")
+        time.sleep(0.1)
+    if not running.owns_its_port():
+        raise PeerUnavailable(f"somebody else listens on port {running.port} too")
+    time.sleep(_SETTLE_SECONDS)
+    running.idle_rss_bytes = running.usage().rss_bytes
+
+
+def _is_answering(port: int) -> bool:
+    body = json.dumps({"model": "bench-model", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 4})
+    fields = {"content-type": "application/json", "authorization": f"Bearer {KEY}"}
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    try:
+        connection.request("POST", "/v1/chat/completions", body, fields)
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def _session(pid: int) -> int:
+    try:
+        return os.getsid(pid)
+    except ProcessLookupError:
+        return 0
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+    finally:
+        for one in sockets:
+            one.close()

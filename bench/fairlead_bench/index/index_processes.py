@@ -1,0 +1,263 @@
+"""Redis, engines, the indexer and a mirror as processes of their own, and what each of them costs.
+
+Processor time is user and system time of the process, from its CPU clock. The publisher's is not counted. A run begins when the
+indexer is connected to all engines and has asked for their replays; it ends when the mirror has every mark and the indexer has come
+to rest, so that what it writes down of instances is in the figures.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from fairlead_bench.index.event_streams import MODEL
+from fairlead_testing.redis.valkey import Valkey
+
+REST_SECONDS: Final = 3.0
+"""The indexer asks an engine a second after connecting for what it may have missed."""
+TIMEOUT_SECONDS: Final = 1_800.0
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessCost:
+    """Of one process in a run: CPU seconds, and bytes by which it grew."""
+
+    cpu: float
+    grew: int
+
+
+@dataclass(slots=True)
+class IndexRun:
+    """``blocks``: stored and removed; ``held``: in the mirror at the end; ``extra``: whatever else was asked for."""
+
+    kind: str
+    blocks: int
+    held: int
+    seconds: float
+    start_indexer: ProcessCost
+    mirror: ProcessCost
+    redis: ProcessCost
+    redis_bytes: int
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def plain(self) -> dict[str, Any]:
+        """For the file."""
+        costs = {name: {"cpu": one.cpu, "grew": one.grew} for name, one in self._costs()}
+        own = {"kind": self.kind, "blocks": self.blocks, "held": self.held, "seconds": self.seconds}
+        return own | costs | {"redis_bytes": self.redis_bytes} | self.extra
+
+    def _costs(self) -> Iterator[tuple[str, ProcessCost]]:
+        yield "indexer", self.indexer
+        yield "mirror", self.mirror
+        yield "redis", self.redis
+
+
+class ChildProcess:
+    """A process that answers a line with a line of JSON."""
+
+    def __init__(self, *words: str) -> None:
+        command = [sys.executable, "-m", *words]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def read(self) -> Any:
+        """Its next line."""
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{self.process.args} ended with {self.process.wait()}")
+        return json.loads(line)
+
+    def query(self, line: str) -> Any:
+        """Say this, and read the answer."""
+        self.send(line)
+        return self.read()
+
+    def send(self, line: str) -> None:
+        """One line."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+
+    def stop(self) -> None:
+        """Close its standard input, and see it go."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.close()
+        try:
+            self.process.wait(30)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.process.stdout.close()
+
+
+@contextmanager
+def start_child(*words: str) -> Iterator[ChildProcess]:
+    """One, ended afterwards."""
+    made = ChildProcess(*words)
+    try:
+        yield made
+    finally:
+        made.stop()
+
+
+@contextmanager
+def start_redis() -> Iterator[Valkey]:
+    """A server of one's own, without a disk."""
+    with tempfile.TemporaryDirectory() as folder:
+        server = Valkey(Path(folder))
+        server.start()
+        try:
+            yield server
+        finally:
+            server.kill()
+
+
+@contextmanager
+def start_indexer(redis: str, engines: list[dict[str, str]], folder: Path) -> Iterator[int]:
+    """``python -m fairlead_kvstore`` before these engines; its pid."""
+    instances = [
+        {
+            "url": f"http://127.0.0.1:{1_000 + number}",
+            "engine": "vllm",
+            "kvEvents": one["events"],
+            "kvReplay": one["replay"],
+        }
+        for number, one in enumerate(engines)
+    ]
+    fleet = folder / "fleet.yaml"
+    fleet.write_text(yaml.safe_dump({"models": [{"name": MODEL.partition("/")[2], "instances": instances}]}))
+    command = [sys.executable, "-m", "fairlead_kvstore", "--fleet", str(fleet), "--redis", redis]
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("FAIRLEAD_")}
+    with (folder / "indexer.log").open("w") as log:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environ)
+        assert process.stdout is not None
+        try:
+            if not process.stdout.readline().startswith("ready "):
+                raise RuntimeError((folder / "indexer.log").read_text())
+            yield process.pid
+        finally:
+            process.terminate()
+            process.wait(60)
+            process.stdout.close()
+
+
+def run(
+    kind: str, blocks: int, *, engines: int, rate: int, seed: int, cold: bool = False, emptied: bool = False
+) -> IndexRun:
+    """One kind of traffic. ``cold``: afterwards another mirror is loaded from what is in Redis. ``emptied``: when half of it was sent
+    Redis is emptied, so that everything is written down in a new epoch while the other half arrives."""
+    marks = ",".join(str(seed + number) for number in range(engines))
+    words = (kind, str(blocks), str(engines), str(rate), str(seed))
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        start_redis() as redis,
+        start_child("fairlead_bench.index.event_publisher", *words) as publisher,
+    ):
+        pid_redis = _pid(redis)
+        with (
+            start_indexer(redis.url, publisher.read(), Path(folder)) as pid,
+            start_child("fairlead_bench.index.mirror_process", redis.url, marks) as mirror,
+        ):
+            start = mirror.read()
+            time.sleep(REST_SECONDS)
+            _wait_until_idle(pid)
+            before = {name: usage(one) for name, one in (("indexer", pid), ("redis", pid_redis))}
+            base = mirror.query("")
+            begun = time.monotonic()
+            publisher.send("go")
+            if emptied:
+                time.sleep(blocks / rate / 2)
+                _empty(redis.url)
+            sent = publisher.read()["sent"]
+            _wait_until_mirrored(mirror, engines)
+            seconds = time.monotonic() - begun
+            _wait_until_idle(pid)
+            after = {name: usage(one) for name, one in (("indexer", pid), ("redis", pid_redis))}
+            state = mirror.query("")
+            costs = {
+                name: ProcessCost(after[name][0] - before[name][0], after[name][1] - before[name][1]) for name in before
+            }
+            own = ProcessCost(state["cpu_now"] - base["cpu_now"], state["memory"] - start["before"])
+            found = IndexRun(
+                kind, sent, state["blocks"], seconds, costs["indexer"], own, costs["redis"], _used(redis.url)
+            )
+            found.extra = {"loads": state["loads"], "mirror_says": state["words"]}
+            if cold:
+                found.extra["cold"] = _cold(redis.url, marks)
+        return found
+
+
+def run_baseline(kind: str, blocks: int, *, engines: int, seed: int) -> dict[str, Any]:
+    """The layout of a hash for each block, with the same changes."""
+    with start_redis() as redis:
+        pid = _pid(redis)
+        before = usage(pid)
+        with start_child(
+            "fairlead_bench.index.per_block_hash_baseline", redis.url, kind, str(blocks), str(seed), str(engines)
+        ) as made:
+            found: dict[str, Any] = made.read()
+        found["redis_cpu"] = usage(pid)[0] - before[0]
+        found["redis_bytes"] = _used(redis.url)
+        return found
+
+
+def usage(pid: int) -> tuple[float, int]:
+    """CPU seconds since its start, and bytes in memory."""
+    cpu = time.clock_gettime_ns((~pid << 3) | 2) / 1e9
+    text = Path(f"/proc/{pid}/status").read_text()
+    return cpu, int(text.partition("VmRSS:")[2].split()[0]) * 1024
+
+
+def _cold(url: str, marks: str) -> Any:
+    with start_child("fairlead_bench.index.mirror_process", url, marks) as made:
+        first = made.read()
+        return first | {"held": made.query("census")["held"]}
+
+
+def _wait_until_mirrored(mirror: ChildProcess, marks: int) -> None:
+    until = time.monotonic() + TIMEOUT_SECONDS
+    while mirror.query("")["marks"] < marks:
+        if time.monotonic() > until:
+            raise RuntimeError(f"the mirror did not get everything: {mirror.query('')}")
+        time.sleep(0.1)
+
+
+def _wait_until_idle(pid: int) -> None:
+    """Return when the process has little to do for a second, three seconds in a row."""
+    quiet, before = 0, usage(pid)[0]
+    while quiet < REST_SECONDS:
+        time.sleep(1.0)
+        now = usage(pid)[0]
+        quiet = quiet + 1 if now - before < 0.1 else 0
+        before = now
+
+
+def _used(url: str) -> int:
+    from redis import Redis
+
+    with Redis.from_url(url) as client:
+        return int(client.info("memory")["used_memory"])  # type: ignore[index]
+
+
+def _empty(url: str) -> None:
+    from redis import Redis
+
+    with Redis.from_url(url) as client:
+        client.flushall()
+
+
+def _pid(server: Valkey) -> int:
+    from redis import Redis
+
+    with Redis.from_url(server.url) as client:
+        return int(client.info("server")["process_id"])  # type: ignore[index]

@@ -1,0 +1,74 @@
+"""A process that keeps a mirror of the index, as a gateway's helper does, and says on request how it is.
+
+    python -m fairlead_bench.index.mirror_process REDIS MARKS
+
+Answers a line on standard input with a line of JSON: how many blocks, how many of the marks it has, its processor time and memory.
+The first line that it prints tells that the mirror was loaded for the first time, and what that took.
+"""
+
+import asyncio
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from fairlead.runtime.clock import SystemClock
+from fairlead_bench.index.event_streams import MODEL, marker_hash
+from fairlead_kvstore.analysis.block_counts import count_blocks
+from fairlead_kvstore.index.subscriber import IndexSubscriber
+from fairlead_kvstore.redis.link import RedisLink
+
+
+async def main() -> None:
+    """Until standard input ends."""
+    clock = SystemClock()
+    link = RedisLink(sys.argv[1], clock)
+    marks = [marker_hash(int(seed)) for seed in sys.argv[2].split(",") if seed]
+    link.start()
+    await link.wait_connected()
+    before = resident_bytes()
+    loaded = asyncio.Event()
+    feed = IndexSubscriber(link, clock, on_reload=lambda *_: loaded.set())
+    begun, cpu = time.perf_counter(), time.process_time()
+    feed.set_models([MODEL])
+    feed.start()
+    await loaded.wait()
+    first = {"seconds": time.perf_counter() - begun, "cpu": time.process_time() - cpu, "before": before}
+    print(json.dumps(first | mirror_state(feed, marks)), flush=True)
+    loop = asyncio.get_running_loop()
+    while line := await loop.run_in_executor(None, sys.stdin.readline):
+        found = mirror_state(feed, marks)
+        if line.strip() == "census":
+            mirror = feed.replica(MODEL)
+            found["held"] = sum(one.blocks for one in count_blocks(mirror).values()) if mirror is not None else 0
+        print(json.dumps(found), flush=True)
+    await feed.stop()
+    await link.stop()
+
+
+def mirror_state(feed: IndexSubscriber, marks: list[int]) -> dict[str, Any]:
+    """How it is."""
+    mirror = feed.replica(MODEL)
+    blocks = len(mirror) if mirror is not None else 0
+    seen = sum(1 for one in marks if mirror is not None and mirror.holders(one))
+    return {
+        "blocks": blocks,
+        "marks": seen,
+        "words": feed.describe(MODEL),
+        "loads": feed.load_count(MODEL),
+        "cpu_now": time.process_time(),
+        "memory": resident_bytes(),
+        "most": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
+
+
+def resident_bytes() -> int:
+    """Bytes of this process in memory."""
+    text = Path("/proc/self/status").read_text()
+    return int(text.partition("VmRSS:")[2].split()[0]) * 1024
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -1,0 +1,337 @@
+"""What the accelerator mix saves and how long it takes, beside the best fleet of one kind, Mélange's slices and the greedy
+mix; what dividing engines between prefill and decode brings after the traffic turns, and what it brings that decode engines compute
+prompts while they have slack.
+
+    python bench/fairlead_bench/mix/benchmark.py [--out out/bench/mix.json] [--seed 1] [--only mix|roles] [--jobs N] [--table FILE --rate R]
+
+It takes four to five minutes of a core, shared by ``--jobs`` processes (as many as there are cores unless told); the figures are the
+same with any number of them.
+
+With ``--table`` it solves an imported table instead, at R requests a second spread as the file says (Mélange's do) or
+evenly, and prints what comes of it.
+"""
+
+import argparse
+import json
+import math
+import os
+import random
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import repeat
+from multiprocessing import get_context
+from pathlib import Path
+
+from fairlead.errors import FairleadError
+from fairlead.request_shapes import RequestShapeGrid
+from fairlead_autoscaler.mix import AcceleratorMix, MixSettings, PoolCandidate, candidates_of, solve_mix
+from fairlead_autoscaler.mix.greedy import solve_greedily
+from fairlead_autoscaler.mix.milp import solve_milp
+from fairlead_autoscaler.mix.profile_tables import flatten, load_profile_table
+from fairlead_bench.mix.closed_loop import FLEETS, run_fleet
+from fairlead_bench.mix.prefill_decode_rows import ROLE_ROWS
+from fairlead_bench.mix.roofline import ITL_SECONDS, objectives, price_lists, throughput_at_knee
+from fairlead_bench.mix.routed_fleet import slo_attainment
+from fairlead_bench.mix.throughput_tables import tabled_throughput
+from fairlead_bench.mix.workloads import WORKLOADS, dense, histogram, homogeneous, skewed, traffic
+from fairlead_bench.results import MapFunction, ResultRow, load_goals, ratio_row, value_row, write_results
+from fairlead_sim.experiments.capacity_search import search_capacity
+from fairlead_sim.workload.traces import at_rate
+
+RESULTS = Path(__file__).parents[2] / "results" / "mix.json"
+ROW_GROUPS = MIX, ROLES = "mix", "roles"
+OF_ROLES = "P/D"
+"""What the metrics of prefill and decode begin with."""
+GRID = RequestShapeGrid()
+RATES = (2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
+SLICES = 4
+SLICED_SECONDS = 30.0
+SLICED_RATES = (8.0, 64.0)
+SKEWED_SEEDS = 4
+DENSE = 50
+ROUTED_PRICES, ROUTED_ITL, ROUTED_RATE, ROUTED_REQUESTS = "hyperscalers", 0.12, 16.0, 3_000
+ROUTED = "by shape", "all kinds alike", "one kind"
+ROUTED_SKEWED, ROUTED_FLEET = "80 % short chat, 20 % documents", {"L4": 8, "H100-80GB": 1}
+"""Fleets that are served: of which table, at how many requests a second, and how many."""
+PLANTED_SEEDS = 3
+_STATIC = MixSettings(change_share=0.0)
+"""A mix from scratch: nothing runs, so nothing is charged for changing."""
+
+
+@dataclass(frozen=True, slots=True)
+class MixProblem:
+    """Requests per second of each shape and the types that may serve them, in a ``group`` of problems alike; to be solved with
+    ``slices``, too?"""
+
+    group: str
+    rates: Sequence[float]
+    types: Sequence[PoolCandidate]
+    slices: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class MixCase:
+    """One problem and what came of it. ``sliced`` is the cost with slices, and whether it is proven cheapest; None where
+    not tried."""
+
+    mix: AcceleratorMix
+    seconds: float
+    single: float
+    greedy: float
+    solve_sliced: float | None = None
+    proven: bool = False
+
+    @property
+    def ratio(self) -> float:
+        """Cost ÷ that of the best fleet of one kind."""
+        return self.mix.cost_per_hour / self.single
+
+
+def solve(rates: Sequence[float], types: Sequence[PoolCandidate]) -> MixCase:
+    """One problem by every method but slices."""
+    began = time.perf_counter()
+    mix = solve_mix(rates, types, _STATIC)
+    seconds = time.perf_counter() - began
+    greedy = sum(
+        [count * one.cost_per_hour for count, one in zip(solve_greedily(rates, types).replicas, types, strict=True)]
+    )
+    return MixCase(mix, seconds, homogeneous(rates, types), greedy)
+
+
+def solve_sliced(rates: Sequence[float], types: Sequence[PoolCandidate]) -> tuple[float, bool]:
+    """What the same costs in slices, and whether it is proven cheapest."""
+    found = solve_milp(rates, types, replace(_STATIC, solve_seconds=SLICED_SECONDS), slices=SLICES)
+    assert found.replicas is not None
+    cost = sum([count * one.cost_per_hour for count, one in zip(found.replicas, types, strict=True)])
+    return cost, found.status == "optimal"
+
+
+def problems(seed: int) -> Iterator[MixProblem]:
+    """Every problem."""
+    for prices, priced in price_lists().items():
+        for itl_seconds in ITL_SECONDS:
+            kept_to = objectives(itl_seconds)
+            tables = {
+                "": tabled_throughput(priced, kept_to),
+                ", by the knee": throughput_at_knee(priced, GRID, kept_to),
+            }
+            for how, types in tables.items():
+                group = f"{prices}, {itl_seconds * 1e3:.0f} ms"
+                for rate in RATES:
+                    slices = rate in SLICED_RATES and not how
+                    alike = [rate / GRID.size] * GRID.size
+                    yield MixProblem(f"{group}, all shapes alike{how}", alike, types, slices)
+                    for workload in WORKLOADS:
+                        rates = [rate * share for share in histogram(workload, GRID, seed)]
+                        yield MixProblem(f"{group}, six traffics{how}", rates, types, slices)
+    for table in range(SKEWED_SEEDS):
+        types = skewed(GRID, seed + table)
+        for workload in WORKLOADS:
+            shares = histogram(workload, GRID, seed)
+            for rate in RATES:
+                yield MixProblem("skewed", [rate * share for share in shares], types, rate in SLICED_RATES)
+    draw = random.Random(seed)
+    for _ in range(DENSE):
+        yield MixProblem("dense", *dense(GRID, draw))
+
+
+def mean(values: Sequence[float]) -> float:
+    """The geometric mean."""
+    return math.exp(sum([math.log(value) for value in values]) / len(values))
+
+
+def mix_rows(
+    found: Sequence[tuple[MixProblem, MixCase]], bars: Mapping[str, str], each: MapFunction
+) -> list[ResultRow]:
+    """The bar's rows, and those that inform, of problems that are solved but for slices."""
+    wanted = [problem for problem, _ in found if problem.slices]
+    costs = iter(each(solve_sliced, [problem.rates for problem in wanted], [problem.types for problem in wanted]))
+    groups: dict[str, list[MixCase]] = {}
+    for problem, case in found:
+        if problem.slices:
+            cost, proven = next(costs)
+            case = replace(case, sliced=cost, proven=proven)
+        groups.setdefault(problem.group, []).append(case)
+    every = [case for group in groups.values() for case in group]
+    slowest = max(case.seconds for case in every)
+    metric = "solving 10 × 10 shapes × 6 accelerators, the slowest"
+    rows = [value_row(metric, "s", slowest, bars[metric])]
+    with_slices = [case for case in every if case.sliced is not None]
+    worst = max(with_slices, key=lambda case: case.mix.cost_per_hour / (case.sliced or math.inf))
+    metric = "cost ÷ binary optimum of 4 slices, the worst"
+    rows.append(
+        ratio_row(
+            metric, "USD/h", round(worst.mix.cost_per_hour, 6), "4 slices", round(worst.sliced or 0.0, 6), bars[metric]
+        )
+    )
+    share = sum([case.proven for case in with_slices]) / len(with_slices)
+    rows.append(
+        value_row(
+            f"of {len(with_slices)} optima with slices, proven within {SLICED_SECONDS:.0f} s", "share", share, None
+        )
+    )
+    for name, group in groups.items():
+        if name == "dense":
+            continue
+        metric = f"cost ÷ best fleet of one kind, {name}"
+        spent, single = mean([case.mix.cost_per_hour for case in group]), mean([case.single for case in group])
+        rows.append(ratio_row(metric, "USD/h", spent, "best of one kind", single, bars[metric]))
+        least = min([case.ratio for case in group])
+        rows.append(value_row(f"the least of {len(group)} cases, {name}", "ratio", least, None))
+        greedy = mean([case.greedy for case in group])
+        rows.append(ratio_row(f"greedy ÷ mix, {name}", "USD/h", greedy, "mix", spent, None))
+    fallen = [case for case in every if case.mix.rule != "milp"]
+    rows.append(value_row(f"of {len(every)} mixes, not proven cheapest", "mixes", float(len(fallen)), None))
+    return rows
+
+
+def run_routed(workload: str, how: str, seed: int) -> tuple[str, float]:
+    """A fleet that was sized for a traffic, in words, and the share of that within the objectives behind the gateway's router."""
+    priced, wanted = price_lists()[ROUTED_PRICES], objectives(ROUTED_ITL)
+    types = tabled_throughput(priced, wanted)
+    rates = [ROUTED_RATE * share for share in histogram(workload, GRID, seed)]
+    fleet = best_single(rates, types)
+    if how != "one kind":
+        fleet = {name: count for name, count in solve_mix(rates, types, _STATIC).replicas.items() if count}
+    requests = traffic(workload, ROUTED_RATE, ROUTED_REQUESTS, seed)
+    profiles = {one.profile.name: one.profile for one in priced}
+    ones = {name: (profiles[name], count) for name, count in fleet.items()}
+    named = ", ".join([f"{count} x {name}" for name, count in fleet.items()])
+    return named, slo_attainment(ones, requests, wanted, apart=how == "by shape", seed=seed)
+
+
+def routed_capacity(apart: bool, seed: int) -> float:
+    """Requests per second that an unlike fleet carries at 99 %, divided by shape or not."""
+    profiles = {one.profile.name: one.profile for one in price_lists()[ROUTED_PRICES]}
+    requests = traffic(ROUTED_SKEWED, 1.0, ROUTED_REQUESTS, seed)
+    fleet = {name: (profiles[name], count) for name, count in ROUTED_FLEET.items()}
+    wanted = objectives(ROUTED_ITL)
+    return search_capacity(
+        lambda rate: slo_attainment(fleet, at_rate(requests, rate), wanted, apart=apart, seed=seed) >= 0.99, 10.0
+    )
+
+
+def routed_rows(seed: int, bars: Mapping[str, str], each: MapFunction) -> list[ResultRow]:
+    """Fleets as they were sized, under the traffic that they were sized for: simulated engines behind the gateway's own router."""
+    rows: list[ResultRow] = []
+    shares: dict[str, list[float]] = {how: [] for how in ROUTED}
+    pairs = [(workload, how) for workload in WORKLOADS for how in ROUTED]
+    found = each(run_routed, [workload for workload, _ in pairs], [how for _, how in pairs], repeat(seed))
+    both = each(routed_capacity, (True, False), repeat(seed))
+    for (workload, how), (named, share) in zip(pairs, found, strict=True):
+        shares[how].append(share)
+        rows.append(value_row(f"routed, {workload}, {how} ({named}): within the objectives", "share", share, None))
+    for how, values in shares.items():
+        metric = f"routed, six traffics, {how}: within the objectives, the least"
+        rows.append(value_row(metric, "share", min(values), bars.get(metric)))
+    by_shape, alike = both
+    metric = "routed, 8 x L4 and 1 x H100, a fifth documents: carried at 99 % by shape ÷ all kinds alike"
+    rows.append(ratio_row(metric, "requests/s", by_shape, "all kinds alike", alike, bars.get(metric)))
+    return rows
+
+
+def planted_figures(way: str, seed: int) -> tuple[float, float, float]:
+    """Of two hours: the share within the objectives, USD, and changes of direction per hour."""
+    found = run_fleet(way, seed)
+    return found.attainment, found.cost, found.reversals_per_hour
+
+
+def planted_rows(seed: int, each: MapFunction) -> list[ResultRow]:
+    """A day's rise on two kinds, scaled by the core as it runs."""
+    rows: list[ResultRow] = []
+    pairs = [(number, way) for number in range(seed, seed + PLANTED_SEEDS) for way in FLEETS]
+    figures = each(planted_figures, [way for _, way in pairs], [number for number, _ in pairs])
+    for (number, way), (share, cost, turns) in zip(pairs, figures, strict=True):
+        name = f"scaled, seed {number}, {way}"
+        rows.append(value_row(f"{name}: within the objectives", "share", share, None))
+        rows.append(value_row(f"{name}: cost of two hours", "USD", cost, None))
+        rows.append(value_row(f"{name}: changes of direction", "per hour", turns, None))
+    return rows
+
+
+def best_single(rates: Sequence[float], types: Sequence[PoolCandidate]) -> dict[str, int]:
+    """The cheapest fleet of one type that serves every shape."""
+    found = {
+        one.name: math.ceil(
+            sum([rate / each for rate, each in zip(rates, one.throughput, strict=True) if rate > 0.0]) - 1e-9
+        )
+        for one in types
+        if all(each > 0.0 for rate, each in zip(rates, one.throughput, strict=True) if rate > 0.0)
+    }
+    costs = {one.name: one.cost_per_hour for one in types}
+    best = min(found, key=lambda name: found[name] * costs[name])
+    return {best: found[best]}
+
+
+def import_rates(file: Path, rate: float | None) -> None:
+    """Solve a table that somebody else made."""
+    table = load_profile_table(file)
+    types = candidates_of(table)
+    shapes = len(types[0].throughput)
+    rates = list(flatten(table.rates)) if table.rates is not None else [1.0 / shapes] * shapes
+    if rate is not None:
+        rates = [rate * one / sum(rates) for one in rates]
+    case = solve(rates, types)
+    cost, proven = solve_sliced(rates, types)
+    print(case.mix.reason)
+    how = "proven" if proven else "not proven"
+    print(
+        f"{SLICES} slices: {cost:.2f} an hour ({how}); best of one kind: {case.single:.2f}; greedy: {case.greedy:.2f}"
+    )
+
+
+def measure(seed: int, only: str | None, jobs: int) -> list[ResultRow]:
+    """The rows of one part or of both. How long a solver takes is measured, and while it is nothing else runs; the rest runs on so
+    many processes."""
+    bars = load_goals("mix")
+    solutions = [] if only == ROLES else [(one, solve(one.rates, one.types)) for one in problems(seed)]
+    # Processes that fork from one with threads may inherit a lock that nobody lets go.
+    with ProcessPoolExecutor(jobs, get_context("spawn")) as processes, ThreadPoolExecutor() as threads:
+        each = processes.map
+        parts: list[Future[list[ResultRow]]] = []
+        if only != MIX:
+            parts += [threads.submit(part, seed, bars, each) for part in ROLE_ROWS]
+        if only != ROLES:
+            of_mix = (
+                threads.submit(mix_rows, solutions, bars, each),
+                threads.submit(routed_rows, seed, bars, each),
+                threads.submit(planted_rows, seed, each),
+            )
+            parts = [*of_mix, *parts]
+        return [row for part in parts for row in part.result()]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """0 when every goal holds."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("out/bench/mix.json"))
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument(
+        "--only", choices=ROW_GROUPS, help="one part; the other's rows are those of bench/results/mix.json"
+    )
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes; all cores unless told")
+    parser.add_argument("--table", type=Path)
+    parser.add_argument("--rate", type=float)
+    asked = parser.parse_args(arguments)
+    if asked.rate is not None and not 0.0 < asked.rate < math.inf:
+        parser.error(f"--rate: requests a second, more than none, and not {asked.rate:g}")
+    if asked.table is not None:
+        try:
+            import_rates(asked.table, asked.rate)
+        except FairleadError as error:
+            parser.exit(2, f"{error}\n")
+        return 0
+    rows = measure(asked.seed, asked.only, asked.jobs)
+    if asked.only is not None:
+        before = [ResultRow(**row) for row in json.loads(RESULTS.read_text(encoding="utf-8"))["rows"]]
+        other = [row for row in before if row.metric.startswith(OF_ROLES) == (asked.only == MIX)]
+        rows = [*rows, *other] if asked.only == MIX else [*other, *rows]
+    write_results("mix", rows, seed=asked.seed, file=asked.out)
+    return 0 if all(row.holds for row in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,34 @@
+"""A model on two kinds of accelerator, scaled for two hours: with the mix, without it, and on one kind alone.
+
+The simulator's plant with the profiles and prices of the roofline table, L4 and H100, which differ most, under short chat and a
+fifth of documents. The gateway goes by shape, as the real one does, or by load alone.
+"""
+
+from dataclasses import replace
+
+from fairlead_autoscaler.core import ScalingCore
+from fairlead_autoscaler.mix import simulation_solver
+from fairlead_bench.mix.roofline import price_lists
+from fairlead_sim.autoscaling.closed_loop import ControllerOutcome, run_controller
+from fairlead_sim.autoscaling.pool import PoolSetup
+from fairlead_sim.autoscaling.reference_pools import reference_pool
+from fairlead_sim.autoscaling.scenarios import mixed_shapes
+
+PRICES = "hyperscalers"
+SMALL, LARGE = "L4", "H100-80GB"
+FLEETS = ("mix, by shape", "mean request, by shape", "mix, by load", "mean request, by load", SMALL, LARGE)
+
+
+def run_fleet(way: str, seed: int) -> ControllerOutcome:
+    """The two hours in one of ``WAYS``: how the need is divided among pools, and how the gateway chooses between them; or the only
+    accelerator."""
+    pools = (_pool(way, 3, 1),) if way in (SMALL, LARGE) else (_pool(SMALL, 8, 0), _pool(LARGE, 1, 0))
+    scenario = replace(mixed_shapes(seed, pools), by_shape=way.endswith("by shape"))
+    return run_controller(
+        scenario, ScalingCore(scenario.model), solver=simulation_solver() if way.startswith("mix") else None
+    )
+
+
+def _pool(name: str, initial: int, minimum: int) -> PoolSetup:
+    one = next(one for one in price_lists()[PRICES] if one.profile.name == name)
+    return reference_pool(one.profile, initial, cost=one.cost_per_hour, minimum=minimum, name=name)

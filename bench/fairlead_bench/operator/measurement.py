@@ -1,0 +1,245 @@
+"""One subject before one API server: alone, a crowd created, a crowd changed, rest, deleted children, a restart."""
+
+import asyncio
+import random
+import statistics
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fairlead.kube.client import KubeApi
+from fairlead.kube.errors import NotFound
+from fairlead.kube.resources import DEPLOYMENTS, MODEL_DEPLOYMENTS, Manifest, Resource, metadata_of, name_of
+from fairlead.runtime.clock import SystemClock
+from fairlead.runtime.tasks import cancel_and_wait
+from fairlead_bench.operator.subject_process import RequestCounts, SubjectProcess, api_requests, reads, writes
+from fairlead_testing.kube.api_server import ApiServer
+from fairlead_testing.waiting import wait_until, wait_until_async
+
+ROOT = Path(__file__).parents[3]
+NAMESPACE, CONCURRENT_MODELS, SINGLE_MODELS, DELETED_CHILDREN = "bench", 50, 30, 20
+TIMEOUT_SECONDS, QUIET_SECONDS, AGAIN_SECONDS = 900.0, 2.0, 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class BatchFigures:
+    """What all models together took."""
+
+    models: int
+    done: int
+    seconds: float
+    cpu_seconds: float
+    writes: int
+    reads: int
+
+    @property
+    def cpu_ms(self) -> float:
+        """For one model."""
+        return 1e3 * self.cpu_seconds / self.models
+
+    @property
+    def writes_each(self) -> float:
+        """For one model."""
+        return self.writes / self.models
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorFigures:
+    """What one subject showed."""
+
+    alone_seconds: list[float] = field(default_factory=list)
+    created: BatchFigures | None = None
+    changed: BatchFigures | None = None
+    rest_writes: int | None = None
+    rest_cpu_seconds: float | None = None
+    made_again: int | None = None
+    restart_writes: int | None = None
+    memory_idle: float | None = None
+    memory: float | None = None
+
+    @property
+    def alone(self) -> float | None:
+        """The median."""
+        return statistics.median(self.alone_seconds) if self.alone_seconds else None
+
+    def plain(self) -> dict[str, Any]:
+        """For a JSON file."""
+        return {**asdict(self), "alone_seconds": [round(one, 4) for one in self.alone_seconds]}
+
+
+class ObjectWatch:
+    """Follows all objects of one kind by a watch: their last states, by name."""
+
+    def __init__(self, api: KubeApi, kind: Resource) -> None:
+        self.items: dict[str, Manifest] = {}
+        self._api, self._kind = api, kind
+
+    async def follow(self) -> None:
+        """Until cancelled."""
+
+        async def listed() -> bool:
+            """A kind that was just defined is known before it is served."""
+            nonlocal version
+            try:
+                found = await self._api.list(self._kind, NAMESPACE)
+            except NotFound:
+                return False
+            self.items, version = {name_of(one): one for one in found.items}, found.resource_version
+            return True
+
+        version = ""
+        await wait_until_async(listed)
+        while True:
+            async for change in self._api.watch(self._kind, NAMESPACE, resource_version=version):
+                version = str(metadata_of(change.object).get("resourceVersion") or version)
+                if change.type == "DELETED":
+                    self.items.pop(name_of(change.object), None)
+                elif change.type != "BOOKMARK":
+                    self.items[name_of(change.object)] = change.object
+
+
+class OperatorBenchmark:
+    """``names`` are the models of the crowd, in the order in which they are applied."""
+
+    def __init__(self, server: ApiServer, api: KubeApi, begin: Callable[[], SubjectProcess], names: list[str]) -> None:
+        self._server, self._api, self._begin, self._names = server, api, begin, names
+        self._models, self._children = ObjectWatch(api, MODEL_DEPLOYMENTS), ObjectWatch(api, DEPLOYMENTS)
+
+    async def run(self, rest_seconds: float) -> OperatorFigures:
+        """All of it."""
+        eyes = [asyncio.ensure_future(eye.follow()) for eye in (self._models, self._children)]
+        subject = self._begin()
+        try:
+            await self._alone("warm", 3)
+            idle = subject.memory()
+            alone = await self._alone("one", SINGLE_MODELS)
+            created = await self._crowd(subject)
+            changed = await self._crowd(subject, "--max-num-seqs=3")
+            rest = await self._rest(subject, rest_seconds)
+            memory, again = subject.memory("VmHWM"), await self._lose()
+        finally:
+            await asyncio.to_thread(subject.stop)
+        before = await self._counted()
+        subject = self._begin()
+        try:
+            await self._api.apply(model("last"), "kubectl")
+            await wait_until(lambda: self._has_status("last"), TIMEOUT_SECONDS)
+            await self._quiet()
+            restart = writes(await self._counted() - before)
+            memory = max(memory, subject.memory("VmHWM"))
+        finally:
+            await asyncio.to_thread(subject.stop)
+            for eye in eyes:
+                await cancel_and_wait(eye)
+        own = round(created.writes_each)  # of the model that shows that it has looked
+        return OperatorFigures(alone, created, changed, *rest, again, max(0, restart - own), idle, memory)
+
+    async def _alone(self, prefix: str, count: int) -> list[float]:
+        found = []
+        for number in range(count):
+            name = f"{prefix}{number:03d}"
+            began = time.monotonic()
+            await self._api.apply(model(name), "kubectl")
+            await self._until_there(f"{name}-main")
+            found.append(time.monotonic() - began)
+            await wait_until(lambda name=name: self._has_status(name), TIMEOUT_SECONDS)  # type: ignore[misc]
+        return found
+
+    async def _until_there(self, child: str) -> None:
+        async with asyncio.timeout(TIMEOUT_SECONDS):
+            while child not in self._children.items:  # noqa: ASYNC110  # looked at more often than the clock's error matters
+                await asyncio.sleep(0.0005)
+
+    async def _crowd(self, subject: SubjectProcess, *args: str) -> BatchFigures:
+        """Apply all of them, and wait until a status about each is there and nothing is written any more."""
+        before, cpu, began = await self._counted(), subject.cpu_seconds(), time.monotonic()
+        room = asyncio.Semaphore(CONCURRENT_MODELS)
+
+        async def put(name: str) -> None:
+            async with room:
+                made = await self._api.apply(model(name, *args), "kubectl")
+                wanted[name] = made["metadata"]["generation"]
+
+        wanted: dict[str, int] = {}
+        await asyncio.gather(*(put(name) for name in self._names))
+        await wait_until(lambda: all(self._has_status(name, of) for name, of in wanted.items()), TIMEOUT_SECONDS)
+        seconds = time.monotonic() - began
+        await self._quiet()
+        spent, requests = subject.cpu_seconds() - cpu, await self._counted() - before
+        done = sum(f"{name}-main" in self._children.items for name in self._names)
+        return BatchFigures(len(self._names), done, seconds, spent, writes(requests), reads(requests))
+
+    async def _rest(self, subject: SubjectProcess, seconds: float) -> tuple[int, float]:
+        before, cpu = await self._counted(), subject.cpu_seconds()
+        await asyncio.sleep(seconds)
+        return writes(await self._counted() - before), subject.cpu_seconds() - cpu
+
+    async def _lose(self) -> int:
+        """Delete some Deployments; how many are there again after a while."""
+        lost = {
+            f"{name}-main": model_uid(self._children.items[f"{name}-main"]) for name in self._names[:DELETED_CHILDREN]
+        }
+        for name in lost:
+            await self._api.delete(DEPLOYMENTS, NAMESPACE, name)
+
+        def again() -> int:
+            return sum(
+                model_uid(self._children.items.get(name) or {}) not in ("", before) for name, before in lost.items()
+            )
+
+        try:
+            await wait_until(lambda: again() == len(lost), AGAIN_SECONDS)
+        except TimeoutError:
+            pass  # that is the finding
+        return again()
+
+    def _has_status(self, name: str, generation: int = 1) -> bool:
+        status = (self._models.items.get(name) or {}).get("status") or {}
+        return int(status.get("observedGeneration") or 0) >= generation
+
+    async def _counted(self) -> RequestCounts:
+        return await asyncio.to_thread(api_requests, self._server)
+
+    async def _quiet(self) -> None:
+        """Until the API server has counted no write for a while."""
+        while True:
+            before = writes(await self._counted())
+            await asyncio.sleep(QUIET_SECONDS)
+            if writes(await self._counted()) == before:
+                return
+
+
+def model(name: str, *args: str) -> Manifest:
+    """The smallest with a simulated engine."""
+    return {
+        "apiVersion": MODEL_DEPLOYMENTS.api_version,
+        "kind": "ModelDeployment",
+        "metadata": {"name": name, "namespace": NAMESPACE},
+        "spec": {
+            "model": {"source": "hf://Qwen/Qwen3-8B"},
+            "engine": {"kind": "sim", "args": list(args)},
+            "pools": [{"accelerator": "cpu"}],
+        },
+    }
+
+
+def model_uid(manifest: Manifest) -> str:
+    """Empty for nothing."""
+    return str(metadata_of(manifest).get("uid", ""))
+
+
+async def measure(server: ApiServer, name: str, names: list[str], rest_seconds: float, log: Path) -> OperatorFigures:
+    """``name`` is the subject's."""
+    async with KubeApi(server.config(), SystemClock(), random.random) as api:
+        for path in sorted((ROOT / "crds").glob("*.yaml")):
+            await api.apply(yaml.safe_load(path.read_text()), "bench")
+        await api.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}, "bench")
+        served: Callable[[], Awaitable[bool]] = lambda: api.has_resource(MODEL_DEPLOYMENTS)  # noqa: E731
+        await wait_until_async(served)
+        return await OperatorBenchmark(server, api, lambda: SubjectProcess(name, server.kubeconfig, log), names).run(
+            rest_seconds
+        )

@@ -1,0 +1,153 @@
+"""What every trial needs: models, a supervisor such as a Deployment is, and patience."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fairlead.errors import FairleadError
+from fairlead.kube.client import KubeApi
+from fairlead.kube.resources import MODEL_DEPLOYMENTS, Manifest
+from fairlead.limits import Limits
+from fairlead.runtime.clock import SystemClock
+from fairlead.runtime.tasks import cancel_and_wait
+from fairlead_testing.kube.api_server import ApiServer
+from fairlead_testing.kube.operators import OperatorProcesses, apply_crds_and_namespaces, run_deployments
+from fairlead_testing.waiting import wait_until_async
+
+TIMEOUT_SECONDS = 300.0
+
+
+@dataclass(slots=True)
+class TrialVerdict:
+    """What a trial found. ``broken`` names what did not hold; ``figures`` go into the report."""
+
+    figures: dict[str, Any] = field(default_factory=dict)
+    broken: list[str] = field(default_factory=list)
+
+    def check(self, says: str, holds: bool, found: object = "") -> None:
+        """One line of the bar."""
+        if not holds:
+            self.broken.append(f"{says}: {found}")
+
+
+@dataclass(slots=True)
+class TrialCluster:
+    """A namespace on an API server, with the operators that work there."""
+
+    server: ApiServer
+    api: KubeApi
+    namespace: str
+    operators: OperatorProcesses
+
+    async def model(self, name: str, *args: str, pools: tuple[str, ...] = ("main",), **spec: Any) -> Manifest:
+        """Apply one, as people do."""
+        return await self.api.apply(
+            {
+                "apiVersion": MODEL_DEPLOYMENTS.api_version,
+                "kind": "ModelDeployment",
+                "metadata": {"name": name, "namespace": self.namespace},
+                "spec": {
+                    "model": {"source": "hf://Qwen/Qwen3-8B"},
+                    "engine": {"kind": "sim", "args": list(args)},
+                    "pools": [{"name": pool, "accelerator": "cpu"} for pool in pools],
+                    **spec,
+                },
+            },
+            "kubectl",
+        )
+
+    async def settled(self) -> bool:
+        """Controllers have done their part, and every model is Ready at its generation."""
+        await run_deployments(self.api, self.namespace)
+        models = (await self.api.list(MODEL_DEPLOYMENTS, self.namespace)).items
+        return all(_ready(one) for one in models)
+
+    async def until_settled(self) -> None:
+        """Raises TimeoutError with the operators' logs."""
+        await self.until(self.settled, "every model is Ready")
+
+    async def until(self, condition: Callable[[], Awaitable[bool]], what: str) -> None:
+        """The same for any condition; an API server that is away just makes it wait."""
+
+        async def holds() -> bool:
+            try:
+                return await condition()
+            except FairleadError:
+                return False
+
+        try:
+            await wait_until_async(holds, TIMEOUT_SECONDS)
+        except TimeoutError:
+            raise TimeoutError(f"{what}: not within {TIMEOUT_SECONDS:g} s\n{self.operators.logs()}") from None
+
+    async def until_rest(self, *among: int) -> None:
+        """Until those of them that lead have looked at everything, and no news is on its way."""
+
+        def resting() -> bool:
+            leading = [one for one in among if self.operators.is_alive(one) and self.operators.is_leading(one)]
+            return bool(leading) and all(self.operators.is_idle(one) for one in leading)
+
+        async def rests() -> bool:
+            for _ in range(3):
+                if not await asyncio.to_thread(resting):
+                    return False
+                await asyncio.sleep(0.3)
+            return True
+
+        await self.until(rests, "the leader rests")
+
+    async def leader(self, *among: int) -> int:
+        """The one that leads, as soon as one does."""
+        found = -1
+
+        async def leads() -> bool:
+            nonlocal found
+            living = [which for which in among if self.operators.is_alive(which)]
+            leading = [which for which in living if await asyncio.to_thread(self.operators.is_leading, which)]
+            found = leading[0] if leading else -1
+            return bool(leading)
+
+        await self.until(leads, "an operator leads")
+        return found
+
+
+def _ready(model: Manifest) -> bool:
+    status = model.get("status") or {}
+    conditions = {one["type"]: one["status"] for one in status.get("conditions") or []}
+    return conditions == {"Ready": "True"} and status.get("observedGeneration") == model["metadata"]["generation"]
+
+
+@asynccontextmanager
+async def open_cluster(
+    server: ApiServer, namespace: str, logs: Path, kubeconfig: Path | None = None, **settings: str
+) -> AsyncIterator[TrialCluster]:
+    """A namespace of its own; its operators are ended at the end."""
+    limits = Limits(kube_attempts=2)
+    async with KubeApi(server.config(), SystemClock(), lambda: 0.5, limits=limits) as api:
+        await apply_crds_and_namespaces(api, namespace)
+        operators = OperatorProcesses(kubeconfig or server.kubeconfig, namespace, logs, settings)
+        try:
+            yield TrialCluster(server, api, namespace, operators)
+        finally:
+            await asyncio.to_thread(operators.close)
+
+
+@asynccontextmanager
+async def keep_running(one: TrialCluster) -> AsyncIterator[list[int]]:
+    """One operator that is started again whenever it ends, as its Deployment would; the places of all of them."""
+    started = [one.operators.start()]
+
+    async def watch() -> None:
+        while True:
+            await asyncio.sleep(0.2)
+            if not one.operators.is_alive(started[-1]):
+                started.append(one.operators.start())
+
+    task = asyncio.ensure_future(watch())
+    try:
+        yield started
+    finally:
+        await cancel_and_wait(task)

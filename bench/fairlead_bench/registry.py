@@ -1,0 +1,137 @@
+"""The benchmarks by name: the module of each, what it runs on, and how long it takes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Code(Enum):
+    """The code that a benchmark measures."""
+
+    SOURCES = "the sources"
+    COMPILED_PROCESSES = "processes that find the compiled data plane themselves"
+    COMPILED_WORKER = "the compiled data plane, in this process"
+    COMPILED_SIMULATOR = "the compiled simulator, in this process"
+
+
+@dataclass(frozen=True, slots=True)
+class Benchmark:
+    """One benchmark. ``module`` has ``main(arguments) -> int``.
+
+    trace_option: how its ``main`` takes the conversation trace; None where it does not
+    trace_folder: the option takes the folder of all traces
+    in_all: part of a run without a name
+    """
+
+    name: str
+    module: str
+    summary: str
+    minutes: int
+    code: Code = Code.SOURCES
+    trace_option: str | None = None
+    trace_folder: bool = False
+    in_all: bool = True
+
+
+BENCHMARKS: Mapping[str, Benchmark] = {
+    benchmark.name: benchmark
+    for benchmark in (
+        Benchmark(
+            "gateway-instructions",
+            "fairlead_bench.gateway_instructions.benchmark",
+            "instructions per request, chunk and routing decision, beside an older commit",
+            10,
+        ),
+        Benchmark(
+            "routing",
+            "fairlead_bench.routing.benchmark",
+            "capacity of routing presets in the fleet simulator, and a grid of them",
+            60,
+            Code.COMPILED_SIMULATOR,
+            trace_option="--trace",
+        ),
+        Benchmark(
+            "sharing",
+            "fairlead_bench.sharing.simulated_gateways",
+            "several gateways in the fleet simulator, by what they know of one another",
+            10,
+            trace_option="--trace",
+        ),
+        Benchmark(
+            "gateways",
+            "fairlead_bench.sharing.gateway_processes",
+            "one gateway, three that share a Redis and three that share nothing, over HTTP",
+            10,
+        ),
+        Benchmark(
+            "scheduling",
+            "fairlead_bench.scheduling.benchmark",
+            "admission before simulated engines: two SLOs, long prompts among short ones, memory",
+            10,
+        ),
+        Benchmark(
+            "autoscaler",
+            "fairlead_bench.autoscaler.benchmark",
+            "the autoscaler and the presets of other autoscalers, beside an offline optimum",
+            60,
+            Code.COMPILED_SIMULATOR,
+            trace_option="--traces",
+            trace_folder=True,
+        ),
+        Benchmark(
+            "sleep-tier",
+            "fairlead_bench.autoscaler.sleep_tier",
+            "the autoscaler with a tier of sleeping replicas, and without",
+            10,
+            Code.COMPILED_SIMULATOR,
+            trace_option="--traces",
+            trace_folder=True,
+        ),
+        Benchmark(
+            "mix",
+            "fairlead_bench.mix.benchmark",
+            "accelerator mixes beside one kind of accelerator; prefill and decode after traffic shifts",
+            5,
+        ),
+        Benchmark(
+            "agreement",
+            "fairlead_bench.accuracy.fleet_vs_http",
+            "the simulator beside one and three gateways with simulated engines, over HTTP",
+            15,
+        ),
+        Benchmark(
+            "fitted",
+            "fairlead_bench.accuracy.vllm_fit",
+            "the simulator beside two vLLM engines; installs 6 GB the first time",
+            60,
+            in_all=False,
+        ),
+        Benchmark(
+            "operator",
+            "fairlead_bench.operator.benchmark",
+            "the operator and a thousand models before an API server, beside kopf's own handlers",
+            30,
+        ),
+        Benchmark(
+            "operator-soak",
+            "fairlead_bench.operator.soak",
+            "operators that hand over, lose the API server and are killed around every write",
+            30,
+            in_all=False,
+        ),
+        Benchmark(
+            "index",
+            "fairlead_bench.index.benchmark",
+            "the indexer, replicas of the index and Redis, beside a Redis hash for each block",
+            8,
+            Code.COMPILED_WORKER,
+        ),
+        Benchmark(
+            "gateway",
+            "fairlead_bench.gateway.benchmark",
+            "processor time and memory of the gateway, beside Envoy, nginx and other routers",
+            60,
+            Code.COMPILED_PROCESSES,
+        ),
+    )
+}

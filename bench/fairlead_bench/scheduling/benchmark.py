@@ -1,0 +1,298 @@
+"""What the gate before engines brings: two objectives, long prompts among short ones, memory; and the goals that it must reach.
+
+    python bench/fairlead_bench/scheduling/benchmark.py [--out out/bench/scheduling.json] [--requests 6000] [--seeds 1,2,3]
+
+Simulated engines behind the production router (h100-llama8b, eight of them, prompts that share nothing). *Load* is the prefill
+that comes ÷ the prefill that the engines can compute alone. FCFS: each request goes to an engine at once, which serves by
+arrival. EDF and S-EDF hold as the gate does, by deadline alone or by its order, but long prompts go as others do. EDF is there twice
+more: with one prompt at a time before an engine, and with long prompts placed as the gate places them. The seeds were not those it
+was built with.
+"""
+
+import argparse
+import random
+import sys
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from fairlead.engine_profile import EngineProfile, builtin_profile
+from fairlead.fleet.model import Model, SloTargets
+from fairlead.limits import Limits
+from fairlead_bench.results import ResultRow, load_goals, ratio_row, value_row, write_results
+from fairlead_gateway.admission.output_lengths import OutputLengths
+from fairlead_gateway.admission.policy import AdmissionPolicy, EngineLoad
+from fairlead_gateway.admission.request_queue import NextRequest, QueuedRequest, RequestQueue
+from fairlead_gateway.routing import ModelRouter
+from fairlead_sim.fleet.request import RequestResult
+from fairlead_sim.fleet.simulation import FleetSimulation
+from fairlead_sim.gateways.admission_gate import AdmissionControlledGateway
+from fairlead_sim.gateways.single_gateway import MODEL, NAMESPACE, SingleGateway, instances_of
+from fairlead_sim.workload.trace_prompts import TracePromptCache
+from fairlead_sim.workload.traces import TRACE_BLOCK_TOKENS, TraceRequest
+
+H100 = builtin_profile("h100-llama8b")
+A100 = replace(builtin_profile("a100-qwen7b"), kv_tokens=120_000)
+ENGINES = 8
+SHORT_SECONDS, LONG_SECONDS = 0.25, 4.0
+LAPS_SHORT_SECONDS = 0.4
+SHARE = 0.9
+_SECRET = b"bench"
+_AMPLE_TOKENS = replace(Limits(), queued_requests=10**9, queued_bytes=10**15, queue_seconds=1e9)
+
+SloOfRequest = Callable[[TraceRequest], float]
+
+
+class KeyedLine(RequestQueue):
+    """Whoever is first by a ``key``, whether or not his objective can be met."""
+
+    def __init__(self, key: Callable[[QueuedRequest], float]) -> None:
+        super().__init__()
+        self._key = key
+
+    def peek(self, now: float, closed: Collection[bool] = ()) -> NextRequest | None:
+        """The first of all that are held."""
+        first = min(self.requests(), key=self._key, default=None)
+        return None if first is None else NextRequest(first, "first", "is first by the order that is compared")
+
+
+class SingleStepGate(AdmissionControlledGateway):
+    """Before whom an engine has room when nothing waits there."""
+
+    def _engines(self, now: float) -> list[EngineLoad]:
+        return [replace(one, step_seconds=_NO_SECONDS) for one in super()._engines(now)]
+
+
+QUEUE_ORDERS: Mapping[str, Callable[[QueuedRequest], float]] = {
+    "edf": lambda one: one.deadline,
+    "edf placed": lambda one: one.deadline,
+    "edf one at a time": lambda one: one.deadline,
+    "one queue": lambda one: one.arrived_at,
+}
+"""Of the ways to hold that the gate is compared with; ``sedf`` is the gate's own order."""
+PLACEMENTS = ("gate", "edf placed")
+"""Of them those that place long prompts as the gate does."""
+_NO_SECONDS = 1e-9
+CONCURRENT_REQUESTS: Mapping[str, str] = {"fcfs": "dual-hash", "jsq": "least-request", "round-robin": "round-robin"}
+"""Of the ways to send at once: the preset that says where."""
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulingTraffic:
+    """Prompt sizes as drawn, an objective for each, and how many tokens answers have."""
+
+    sizes: Callable[[random.Random], int]
+    objective: SloOfRequest
+
+    def requests(self, load: float, seed: int, count: int) -> list[TraceRequest]:
+        """Poisson arrivals at a load of all engines' prefill."""
+        draw = random.Random(seed)
+        sizes = [self.sizes(draw) for _ in range(count)]
+        rate = load * ENGINES * count / sum(H100.prefill_time(size) for size in sizes)
+        return draw_arrivals(draw, rate, [(size, 16) for size in sizes])
+
+
+def draw_arrivals(draw: random.Random, rate: float, sizes: Sequence[tuple[int, int]]) -> list[TraceRequest]:
+    """Prompt and answer tokens at ``rate`` a second."""
+    at, made = 0.0, []
+    for number, (prompt, output) in enumerate(sizes):
+        at += draw.expovariate(rate)
+        made.append(TraceRequest(f"r{number}", at, prompt, output, ()))
+    return made
+
+
+def _two_classes(draw: random.Random) -> int:
+    return draw.randint(200, 2_000) if draw.random() < 0.88 else draw.randint(8_000, 16_000)
+
+
+def _lmsys(draw: random.Random) -> int:
+    return draw.randint(32, 256) if draw.random() < 0.81 else draw.randint(257, 2_048)
+
+
+def _laps(draw: random.Random) -> int:
+    return 16_000 if draw.random() < 0.05 else _lmsys(draw)
+
+
+TWO = SchedulingTraffic(_two_classes, lambda one: SHORT_SECONDS if one.prompt_tokens <= 2_000 else LONG_SECONDS)
+LAPS = SchedulingTraffic(_laps, lambda one: LAPS_SHORT_SECONDS if one.prompt_tokens <= 2_048 else LONG_SECONDS)
+LAPS_SHORT = SchedulingTraffic(_lmsys, lambda one: LAPS_SHORT_SECONDS)
+
+
+def run(
+    requests: list[TraceRequest],
+    how: str,
+    *,
+    objective: SloOfRequest | None = None,
+    profile: EngineProfile = H100,
+    engines: int = ENGINES,
+    block_tokens: int = TRACE_BLOCK_TOKENS,
+    reserve_tokens: int | None = None,
+    most_tokens: int | None = None,
+) -> list[RequestResult]:
+    """``how``: one of ``AT_ONCE``, or who holds: ``gate``, ``sedf`` (its order, long prompts go as others do), ``ORDERS``."""
+    names = [f"sim-{number}/0/0" for number in range(engines)]
+    model = Model(NAMESPACE, MODEL, SloTargets(ttft_seconds=LONG_SECONDS), CONCURRENT_REQUESTS.get(how, "dual-hash"))
+    router = ModelRouter(secret=_SECRET)
+    router.update(model, instances_of(names, profile), 1)
+    prompts = TracePromptCache(block_tokens, secret=_SECRET, seed=model.key.encode())
+    front: SingleGateway = SingleGateway(router, prompts.prefix_chain, {}, model, profile, never_queues=True)
+    if how not in CONCURRENT_REQUESTS:
+        gate = AdmissionPolicy(
+            _AMPLE_TOKENS,
+            KeyedLine(QUEUE_ORDERS[how]) if how in QUEUE_ORDERS else None,
+            separate_long=how in PLACEMENTS,
+        )
+        kind = SingleStepGate if how == "edf one at a time" else AdmissionControlledGateway
+        front = kind(router, prompts.prefix_chain, model, profile, gate, objective=objective, max_tokens=most_tokens)
+    course = FleetSimulation(
+        front, names, profile, block_tokens=block_tokens, prompts=prompts, reserve_tokens=reserve_tokens
+    )
+    return course.run(requests)
+
+
+def slo_attainment(
+    traffic: SchedulingTraffic, how: str, load: float, seeds: Sequence[int], count: int
+) -> tuple[float, float, float]:
+    """Shares of the short and the long class within their objectives, means over seeds, and the longest wait in objectives."""
+    shares: tuple[list[float], list[float]] = ([], [])
+    stretch = 0.0
+    for seed in seeds:
+        requests = traffic.requests(load, seed, count)
+        served = run(requests, how, objective=traffic.objective)
+        within: tuple[list[bool], list[bool]] = ([], [])
+        for request, one in list(zip(requests, served, strict=True))[count // 10 :]:
+            wanted = traffic.objective(request)
+            took = float("inf") if one.ttft_seconds is None else one.ttft_seconds
+            within[wanted > 1.0].append(took <= wanted)
+            stretch = max(stretch, took / wanted)
+        for share, ones in zip(shares, within, strict=True):
+            share.append(sum(ones) / len(ones))
+    return sum(shares[0]) / len(seeds), sum(shares[1]) / len(seeds), stretch
+
+
+def find_capacity(how: str, seeds: Sequence[int], count: int) -> float:
+    """The highest load, to a hundredth, at which both classes have nine of ten within their objectives."""
+    low, high = 0.4, 1.2
+    while high - low > 0.01:
+        middle = (low + high) / 2
+        short, long, _ = slo_attainment(TWO, how, middle, seeds, count)
+        low, high = (middle, high) if min(short, long) >= SHARE else (low, middle)
+    return low
+
+
+def two_class_rows(wanted: dict[str, str], seeds: Sequence[int], count: int) -> Iterator[ResultRow]:
+    """Knees, and what nobody waits beyond."""
+    knees = {how: find_capacity(how, seeds, count) for how in ("gate", "sedf", *CONCURRENT_REQUESTS, *QUEUE_ORDERS)}
+    for how, name in (("fcfs", "FCFS"), ("edf", "EDF")):
+        metric = f"two objectives: highest load where both keep 90 %: gate ÷ {name}"
+        yield ratio_row(metric, "load", knees["gate"], name, knees[how], wanted[metric])
+    for how, name in (
+        ("edf one at a time", "EDF, one prompt at a time"),
+        ("edf placed", "EDF with the gate's place for long prompts"),
+        ("sedf", "S-EDF without it"),
+        ("one queue", "one queue by arrival"),
+        ("jsq", "the shortest queue"),
+        ("round-robin", "round robin"),
+    ):
+        yield ratio_row(f"the same, gate ÷ {name}", "load", knees["gate"], name, knees[how], None)
+    for load in (knees["gate"], 1.0):
+        short, long, stretch = slo_attainment(TWO, "gate", load, seeds, count)
+        at = "at the knee" if load != 1.0 else "at load 1.0"
+        metric = f"two objectives: longest wait {at}, in objectives"
+        yield value_row(metric, "×", stretch, wanted[metric])
+        yield value_row(f"two objectives: short within theirs {at}", "share", short, None)
+        yield value_row(f"two objectives: long within theirs {at}", "share", long, None)
+
+
+def laps_rows(wanted: dict[str, str], seeds: Sequence[int], count: int) -> Iterator[ResultRow]:
+    """The short class among long ones against a fleet that has only short ones, at equal loads."""
+    for load in (0.5, 0.7, 0.8):
+        mixed = _p90(LAPS, "gate", load, seeds, count)
+        alone = _p90(LAPS_SHORT, "fcfs", load, seeds, count)
+        metric = f"LAPS mix at load {load:g}: short p90 TTFT ÷ a short-only fleet's"
+        yield ratio_row(metric, "s", mixed, "short only", alone, wanted.get(metric))
+        metric = f"LAPS mix at load {load:g}: short p90 TTFT ÷ without the gate"
+        yield ratio_row(metric, "s", mixed, "FCFS", _p90(LAPS, "fcfs", load, seeds, count), None)
+
+
+def _p90(traffic: SchedulingTraffic, how: str, load: float, seeds: Sequence[int], count: int) -> float:
+    found: list[float] = []
+    for seed in seeds:
+        requests = traffic.requests(load, seed, count)
+        served = run(requests, how, objective=traffic.objective)
+        pairs = list(zip(requests, served, strict=True))[count // 10 :]
+        found += [one.ttft_seconds or 0.0 for request, one in pairs if request.prompt_tokens <= 2_048]
+    return sorted(found)[int(0.9 * len(found))]
+
+
+def answer_lengths(draw: random.Random) -> tuple[int, int]:
+    """Prompt and answer of a chat; 15 % reason at length. At most 8,192 tokens."""
+    prompt = min(8_000, max(16, int(draw.lognormvariate(6.6, 0.9))))
+    output = draw.lognormvariate(7.6, 0.5) if draw.random() < 0.15 else draw.lognormvariate(5.0, 0.9)
+    return prompt, max(1, min(8_192, int(output)))
+
+
+def memory_rows(wanted: dict[str, str], seeds: Sequence[int], count: int) -> Iterator[ResultRow]:
+    """One engine of 120,000 tokens that admits by the prompt alone, with the gate before it and without."""
+    for rate in (3.5, 3.75, 4.0):
+        found: dict[str, tuple[float, float]] = {}
+        for how in ("fcfs", "gate"):
+            preempted = good = total = 0
+            for seed in seeds:
+                draw = random.Random(seed)
+                requests = draw_arrivals(draw, rate, [answer_lengths(draw) for _ in range(count)])
+                options = {"profile": A100, "engines": 1, "block_tokens": 16, "reserve_tokens": 0, "most_tokens": 8_192}
+                served = run(requests, how, **options)[count // 10 :]  # type: ignore[arg-type]
+                preempted += sum(one.preemptions for one in served)
+                good += sum(_meets_slo(one) for one in served)
+                total += len(served)
+            found[how] = preempted / total, good / total
+        at = f"at {rate:g}/s"
+        metric = f"memory {at}: preemptions per request"
+        yield value_row(metric, "share", found["gate"][0], wanted.get(metric))
+        metric = f"memory {at}: preemptions: gate ÷ aggressive"
+        yield ratio_row(metric, "share", found["gate"][0], "aggressive", found["fcfs"][0], wanted.get(metric))
+        metric = f"memory {at}: goodput: gate ÷ aggressive"
+        yield ratio_row(metric, "share", found["gate"][1], "aggressive", found["fcfs"][1], wanted.get(metric))
+
+
+def _meets_slo(one: RequestResult) -> bool:
+    """First token within 5 s, then 0.1 s a token at most."""
+    pace = one.tpot_seconds
+    return one.ttft_seconds is not None and one.ttft_seconds <= 5.0 and (pace is None or pace <= 0.1)
+
+
+def length_rows(wanted: dict[str, str], seeds: Sequence[int]) -> Iterator[ResultRow]:
+    """How far the share of answers within the ninth decile is from nine tenths, after 500 answers."""
+    covered = total = 0
+    for seed in range(12 * len(seeds)):
+        draw, lengths = random.Random(seed), OutputLengths(max_classes=64)
+        for number in range(500):
+            lengths.learn("chat", 900.0, answer_lengths(draw)[1], number * 0.5)
+        bound = lengths.quantile(0.9, "chat", 900.0, 250.0)
+        seen = [bound is not None and answer_lengths(draw)[1] <= bound for _ in range(4_000)]
+        covered, total = covered + sum(seen), total + len(seen)
+    metric = "length: ninth decile after 500 answers, points off"
+    yield value_row(metric, "points", 100.0 * abs(covered / total - 0.9), wanted[metric])
+
+
+def main(arguments: list[str]) -> int:
+    """Measure, write, print. A goal that does not hold stays in the table and fails nothing."""
+    parser = argparse.ArgumentParser(description="Scheduling before simulated engines.")
+    parser.add_argument("--out", type=Path, default=Path("out/bench/scheduling.json"))
+    parser.add_argument("--requests", type=int, default=6_000)
+    parser.add_argument("--seeds", default="11,12,13")
+    given = parser.parse_args(arguments)
+    seeds, wanted = [int(one) for one in given.seeds.split(",")], load_goals("scheduling")
+    rows = [
+        *length_rows(wanted, seeds),
+        *memory_rows(wanted, seeds, given.requests // 2),
+        *laps_rows(wanted, seeds, given.requests),
+        *two_class_rows(wanted, seeds, given.requests),
+    ]
+    write_results("scheduling", rows, seed=seeds[0], file=given.out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,336 @@
+"""One gateway, three that share a Redis near or far away, and three that share nothing, on the same requests to simulated engines
+over HTTP.
+
+    python bench/fairlead_bench/sharing/gateway_processes.py [--seeds 5] [--out out/bench/gateways.json]
+
+The traffic is that of agents: a dozen applications with long instructions of their own, sessions whose prompts grow, each turn at a
+gateway drawn by chance, as a load balancer would. Engines are small, so that every duplicate pushes something out. What is compared
+is the share of prompt tokens that engines found in their caches, as they report it. In the setting ``short`` a request takes less
+time than gateways need to tell of it, and there is little to cache it in. What a gateway takes before an engine has a request is
+what it says itself in ``server-timing``: who waited for a Redis that is 200 ms away would show there.
+"""
+
+import argparse
+import asyncio
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from random import Random
+from statistics import fmean, stdev
+from typing import Any
+
+from fairlead.engine_profile import builtin_profile
+from fairlead.fleet.file import write_fleet_file
+from fairlead.fleet.model import Fleet
+from fairlead_bench.results import ResultRow, load_goals, ratio_row, value_row, write_results
+from fairlead_testing.engines.simulated_process import engine_processes
+from fairlead_testing.gateway.gateway_process import GatewayProcess, gateway_process
+from fairlead_testing.gateway.running_gateway import MODEL_KEY, fleet_of
+from fairlead_testing.http.raw_client import request
+from fairlead_testing.http.slow_link import slow_link
+from fairlead_testing.redis.valkey import Valkey
+from fairlead_testing.waiting import wait_until_async
+
+ENGINES = 4
+CONCURRENT_REQUESTS = 10
+BLOCK_TOKENS = 16
+APPLICATIONS = 12
+TURNS = 5
+SECRET = "the secret of all gateways of this benchmark"
+_NAME = "gateways"
+
+
+@dataclass(frozen=True, slots=True)
+class FleetSetting:
+    """Engines of a profile so many times as fast, with so many blocks each, and how many sessions they get."""
+
+    profile: str
+    speed: float
+    blocks: int
+    sessions: int
+
+
+SETTINGS = {"short": FleetSetting("tiny-cpu", 1.0, 1_500, 20), "agents": FleetSetting("l4-qwen8b", 2.0, 2_500, 40)}
+REDIS_DELAY_SECONDS = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayTopology:
+    """So many gateways, and how far their Redis is away; None: they have none."""
+
+    name: str
+    gateways: int
+    away_seconds: float | None
+
+
+TOPOLOGIES = (
+    GatewayTopology("one gateway", 1, 0.0),
+    GatewayTopology("three that share", 3, 0.0),
+    GatewayTopology("three that share, Redis 200 ms away", 3, REDIS_DELAY_SECONDS),
+    GatewayTopology("three that share nothing", 3, None),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class SharingFigures:
+    """Of one run: tokens of all prompts, those found in caches, requests and how many of them failed; seconds of each until an engine
+    had it, and until its client had the answer."""
+
+    prompt_tokens: int
+    cached_tokens: int
+    requests: int
+    failures: int
+    own_seconds: tuple[float, ...] = ()
+    whole_seconds: tuple[float, ...] = ()
+
+    @property
+    def cached_share(self) -> float:
+        """Of prompt tokens, found in caches."""
+        return self.cached_tokens / max(1, self.prompt_tokens)
+
+
+def sessions(
+    count: int, seed: int, *, apps: int = APPLICATIONS, turns: int = TURNS
+) -> list[list[list[dict[str, str]]]]:
+    """``count`` sessions as lists of turns, each the messages of one request; the answers in them are made up, so that every
+    run asks the same."""
+    random = Random(seed)
+    instructions = [f"application {app}: " + _words(Random(f"{seed} {app}"), 700) for app in range(apps)]
+    weights = [1.0 / (1 + app) for app in range(apps)]
+    found = []
+    for _ in range(count):
+        (system,) = random.choices(instructions, weights)
+        messages = [{"role": "system", "content": system}]
+        session = []
+        for _ in range(turns):
+            messages = [*messages, {"role": "user", "content": _words(random, 120)}]
+            session.append(messages)
+            messages = [*messages, {"role": "assistant", "content": _words(random, 40)}]
+        found.append(session)
+    return found
+
+
+def _words(random: Random, count: int) -> str:
+    return " ".join(str(random.randrange(100_000)) for _ in range(count))
+
+
+async def drive(
+    urls: Sequence[str],
+    wanted: Sequence[Sequence[list[dict[str, str]]]],
+    *,
+    at_once: int,
+    seed: int,
+    between: Callable[[], Awaitable[None]] | None = None,
+) -> SharingFigures:
+    """Send all sessions, so many at once, each turn to one of the gateways; ``between`` is awaited after every answer."""
+    room = asyncio.Semaphore(at_once)
+    draw = Random(seed)
+    ways = [[draw.random() for _ in session] for session in wanted]
+    totals = [0, 0, 0, 0]
+    own: list[float] = []
+    whole: list[float] = []
+
+    async def one(session: Sequence[list[dict[str, str]]], way: list[float]) -> None:
+        async with room:
+            for messages, drawn in zip(session, way, strict=True):
+                body = {"model": "tiny", "messages": messages, "max_tokens": 8}
+                begun = time.perf_counter()
+                answer = await request(urls[int(drawn * len(urls))], body)
+                whole.append(time.perf_counter() - begun)
+                totals[2] += 1
+                if answer.status != 200:
+                    totals[3] += 1
+                    continue
+                own.append(_gateway_seconds(answer.fields["server-timing"]))
+                usage: dict[str, Any] = answer.json["usage"]
+                totals[0] += usage["prompt_tokens"]
+                totals[1] += (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
+                if between is not None:
+                    await between()
+
+    await asyncio.gather(*[one(session, way) for session, way in zip(wanted, ways, strict=True)])
+    return SharingFigures(*totals, tuple(own), tuple(whole))
+
+
+def _gateway_seconds(timing: str) -> float:
+    """What the gateway took before an engine had the request, of a ``server-timing``."""
+    return float(timing.partition("gateway;dur=")[2].partition(",")[0]) / 1e3
+
+
+async def measure(
+    gateways: int,
+    wanted: Sequence[Sequence[list[dict[str, str]]]],
+    *,
+    redis: str | None,
+    folder: Path,
+    at_once: int,
+    seed: int,
+    setting: FleetSetting,
+    in_step: bool = False,
+) -> SharingFigures:
+    """One run with engines and gateways of its own. ``in_step``: the next request waits until all have heard of the last one."""
+    os.environ["FAIRLEAD_HASH_SECRET"] = SECRET
+    path = folder / f"fleet-{gateways}.yaml"
+    async with AsyncExitStack() as stack:
+        # fmt: off
+        engines = await stack.enter_async_context(engine_processes(
+            ENGINES, "--num-gpu-blocks-override", str(setting.blocks), "--block-size", str(BLOCK_TOKENS),
+            "--max-model-len", "16384", "--profile", setting.profile, "--speed", str(setting.speed),
+        ))
+        # fmt: on
+        write_fleet_file(path, _fleet([engine.url for engine in engines], setting))
+        sharing = ["--redis", redis] if redis is not None else []
+        running = [await stack.enter_async_context(gateway_process(path, *sharing)) for _ in range(gateways)]
+        if redis is not None:
+            await _wait_for_beats(running)
+        step = _StepGate(running) if in_step and redis is not None else None
+        urls = [one.url for one in running]
+        return await drive(urls, wanted, at_once=at_once, seed=seed, between=step.wait if step else None)
+
+
+def _fleet(urls: list[str], setting: FleetSetting) -> Fleet:
+    fleet = fleet_of(urls)
+    profile = replace(builtin_profile(setting.profile).sped_up(setting.speed), kv_tokens=setting.blocks * BLOCK_TOKENS)
+    return replace(
+        fleet, instances={MODEL_KEY: tuple(replace(one, profile=profile) for one in fleet.instances[MODEL_KEY])}
+    )
+
+
+async def _wait_for_beats(gateways: Sequence[GatewayProcess]) -> None:
+    async def all_heard() -> bool:
+        return all([await one.metric("fairlead_gateway_peers") == len(gateways) - 1 for one in gateways])
+
+    await wait_until_async(all_heard)
+
+
+class _StepGate:
+    """Waits until every gateway has heard of all that the others have sent, and that nothing of it is in flight."""
+
+    def __init__(self, gateways: Sequence[GatewayProcess]) -> None:
+        self._gateways = gateways
+        self._sent = 0
+
+    async def wait(self) -> None:
+        self._sent += 1
+
+        async def all_heard() -> bool:
+            for one in self._gateways:
+                told = await one.metric("fairlead_gateway_peer_sent_total")
+                if told + await one.metric("fairlead_gateway_peer_heard_total") < self._sent:
+                    return False
+                if await one.metric("fairlead_gateway_peer_in_flight"):
+                    return False
+            return True
+
+        await wait_until_async(all_heard)
+
+
+def rows(found: Mapping[str, Sequence[Sequence[SharingFigures]]]) -> list[ResultRow]:
+    """The bar: three gateways that share are within three points of one. By setting, for each seed the figures of each form."""
+    goal = load_goals(_NAME)
+    made: list[ResultRow] = []
+    for name, seeds in found.items():
+        one, shared, *others = [fmean(run[form].cached_share for run in seeds) for form in range(len(TOPOLOGIES))]
+        lost = f"{name}: cached tokens: one gateway − three that share, points"
+        made.append(value_row(lost, "points", 100 * (one - shared), goal[lost]))
+        each = [100 * (run[0].cached_share - run[1].cached_share) for run in seeds]
+        error = stdev(each) / len(each) ** 0.5 if len(each) > 1 else None
+        made.append(value_row(f"{lost}: standard error over {len(each)} seeds", "points", error, None))
+        made += _latency_row(name, seeds, goal)
+        for form, share in zip(TOPOLOGIES[1:], (shared, *others), strict=True):
+            made.append(
+                ratio_row(f"{name}: cached tokens: {form.name} ÷ one", "share", share, TOPOLOGIES[0].name, one, None)
+            )
+        for seed, run in enumerate(seeds):
+            for form, figures in zip(TOPOLOGIES, run, strict=True):
+                made.append(
+                    value_row(f"{name}, seed {seed}: cached tokens: {form.name}", "share", figures.cached_share, None)
+                )
+    failed = "requests that failed"
+    failures = sum(each.failures for seeds in found.values() for run in seeds for each in run)
+    return [*made, value_row(failed, "requests", failures, goal[failed])]
+
+
+def _latency_row(name: str, seeds: Sequence[Sequence[SharingFigures]], goal: Mapping[str, str]) -> Iterator[ResultRow]:
+    """Whether anybody waits for Redis: the requests of all seeds together, with a near one and with one that is far away."""
+    for what, read in (("until an engine has it", _gateway_milliseconds), ("whole", _total_milliseconds)):
+        near, far = [percentile([value for run in seeds for value in read(run[form])]) for form in (1, 2)]
+        metric = f"{name}: p99 of a request, {what}: Redis 200 ms away − near"
+        longer = None if near is None or far is None else far - near
+        yield value_row(metric, "s", longer, goal.get(metric))
+        yield ratio_row(f"{name}: p99 of a request, {what}: Redis 200 ms away ÷ near", "s", far, "near", near, None)
+
+
+def _gateway_milliseconds(one: SharingFigures) -> Sequence[float]:
+    return one.own_seconds
+
+
+def _total_milliseconds(one: SharingFigures) -> Sequence[float]:
+    return one.whole_seconds
+
+
+def percentile(values: Sequence[float], share: float = 0.99) -> float | None:
+    """Of sorted values the one below which lies such a share of them; None of none."""
+    return sorted(values)[min(len(values) - 1, int(share * len(values)))] if values else None
+
+
+async def _runs(setting: FleetSetting, seed: int, folder: Path) -> list[SharingFigures]:
+    """One of each form."""
+    found = []
+    for form in TOPOLOGIES:
+        async with AsyncExitStack() as stack:
+            redis = None if form.away_seconds is None else await _redis(stack, folder, form.away_seconds)
+            wanted = sessions(setting.sessions, seed)
+            found.append(
+                await measure(
+                    form.gateways,
+                    wanted,
+                    redis=redis,
+                    folder=folder,
+                    at_once=CONCURRENT_REQUESTS,
+                    seed=seed,
+                    setting=setting,
+                )
+            )
+    return found
+
+
+async def _redis(stack: AsyncExitStack, folder: Path, away_seconds: float) -> str:
+    """A server of this run's own, and such a way to it."""
+    server = Valkey(folder)
+    server.start()
+    stack.callback(server.kill)
+    if not away_seconds:
+        return server.url
+    return f"redis://127.0.0.1:{await stack.enter_async_context(slow_link(server.path, away_seconds))}/0"
+
+
+async def _main(seeds: int, out: Path) -> None:
+    found: dict[str, list[list[SharingFigures]]] = {name: [] for name in SETTINGS}
+    loads = [os.getloadavg()[0]]
+    with tempfile.TemporaryDirectory() as folder:
+        for name, setting in SETTINGS.items():
+            for seed in range(seeds):
+                found[name].append(await _runs(setting, seed, Path(folder)))
+                print(name, seed, *[f"{one.share:.4f}" for one in found[name][-1]], flush=True)
+            loads.append(os.getloadavg()[0])
+    write_results(_NAME, rows(found), seed=0, file=out, load_average=loads)
+
+
+def main(arguments: list[str]) -> int:
+    """Measure, write, print."""
+    parser = argparse.ArgumentParser(description="Several gateways as one.")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=Path("out/bench/gateways.json"))
+    given = parser.parse_args(arguments)
+    asyncio.run(_main(given.seeds, given.out))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

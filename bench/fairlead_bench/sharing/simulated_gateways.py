@@ -1,0 +1,200 @@
+"""What gateways that share find in engines' caches, in the fleet simulator: the same requests, and more or less knowledge.
+
+    python bench/fairlead_bench/sharing/simulated_gateways.py [--trace FILE] [--requests 10091] [--seeds 3] [--out out/bench/sharing.json]
+
+Two kinds of traffic. *Conversations* (the trace, or made up in its likeness) arrive at 8 requests/s at eight engines that hold 4 % of
+the traffic's different tokens together; in the middle one of the gateways is restarted. *Short requests* are answered in less time
+than gateways need to tell of them: sessions of agents, ten at once, at four engines of 24,000 tokens each. Nothing is sent and
+no time is read: equal arguments give equal rows. What is possible is a row too: gateways that know before each choice what every
+engine holds.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from statistics import fmean
+
+from fairlead.engine_profile import builtin_profile
+from fairlead.fleet.model import SloTargets
+from fairlead_bench.results import ResultRow, load_goals, ratio_row, value_row, write_results
+from fairlead_cli.replay.traffic import load_traffic
+from fairlead_sim.fleet.simulation import FleetSimulation, RequestResult
+from fairlead_sim.gateways.cluster_options import NO_SHARING, PERFECT_KNOWLEDGE, InformationDelays
+from fairlead_sim.gateways.gateway_cluster import GatewayCluster, GatewayRestart
+from fairlead_sim.workload.generators import agent_sessions
+from fairlead_sim.workload.traces import TRACE_BLOCK_TOKENS, TraceRequest
+
+_NAME = "sharing"
+REQUESTS = 10_091
+RATE, HIGH_RATE, ENGINES = 8.0, 0.04, 8
+WARM_UP_REQUESTS = 0.1
+"""Of the conversations' requests: they fill the caches and do not count."""
+TOPOLOGIES = InformationDelays(index=True)
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayTopology:
+    """So many gateways with such knowledge, and whether one of them is restarted in the middle."""
+
+    gateways: int
+    knowledge: InformationDelays
+    restarted: bool = False
+
+
+CONVERSATIONS = {
+    "one gateway": GatewayTopology(1, NO_SHARING),
+    "one that knows everything, restarted": GatewayTopology(1, PERFECT_KNOWLEDGE, True),
+    "three apart, one restarted": GatewayTopology(3, NO_SHARING, True),
+    "three that share, one restarted": GatewayTopology(3, TOPOLOGIES, True),
+    "three that share without the index, one restarted": GatewayTopology(3, InformationDelays(), True),
+    "three that share": GatewayTopology(3, TOPOLOGIES),
+}
+SHORT = {
+    "one gateway": GatewayTopology(1, NO_SHARING),
+    "three that know everything, and of load what was said": GatewayTopology(
+        3, replace(PERFECT_KNOWLEDGE, raw_loads=True)
+    ),
+    "three apart": GatewayTopology(3, NO_SHARING),
+    "three that share": GatewayTopology(3, TOPOLOGIES),
+    "three that share, load as it was said": GatewayTopology(3, replace(TOPOLOGIES, raw_loads=True)),
+    "three that share, no load": GatewayTopology(3, replace(TOPOLOGIES, loads=False)),
+    "three that share, no prompts": GatewayTopology(3, replace(TOPOLOGIES, sent=False)),
+    "three that share, no table of hot prefixes": GatewayTopology(3, replace(TOPOLOGIES, hot=False)),
+}
+SHORT_SEEDS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class SharingFigures:
+    """Of one run: the share of prompt tokens that engines found, mean seconds to the first token, requests that failed."""
+
+    cached: float
+    ttft_seconds: float
+    failures: int
+
+
+def simulate_conversations(
+    requests: Sequence[TraceRequest], form: GatewayTopology, seed: int, *, share: float = HIGH_RATE
+) -> SharingFigures:
+    """One run in the open loop; the engines hold such a ``share`` of the different tokens together."""
+    different = TRACE_BLOCK_TOKENS * len({block for request in requests for block in request.blocks})
+    blocks = int(different * share / ENGINES) // TRACE_BLOCK_TOKENS
+    profile = replace(builtin_profile("h100-llama8b"), kv_tokens=blocks * TRACE_BLOCK_TOKENS)
+    names = [f"e-{index}" for index in range(ENGINES)]
+    front = GatewayCluster(
+        form.gateways,
+        names,
+        profile,
+        delays=form.knowledge,
+        objectives=SloTargets(ttft_seconds=5.0),
+        secret=f"secret {seed}".encode(),
+        seed=seed,
+        block_tokens=TRACE_BLOCK_TOKENS,
+        restart=GatewayRestart(form.gateways - 1, len(requests) // 2) if form.restarted else None,
+    )
+    course = FleetSimulation(front, names, profile, block_tokens=TRACE_BLOCK_TOKENS, events=form.knowledge.index)
+    return _figures(course.run(requests)[int(WARM_UP_REQUESTS * len(requests)) :])
+
+
+def simulate_short_prompts(form: GatewayTopology, seed: int) -> SharingFigures:
+    """One run in the closed loop."""
+    profile = replace(builtin_profile("tiny-cpu"), kv_tokens=24_000)
+    names = [f"e-{index}" for index in range(4)]
+    front = GatewayCluster(
+        form.gateways,
+        names,
+        profile,
+        delays=form.knowledge,
+        objectives=SloTargets(),
+        secret=f"secret {seed}".encode(),
+        seed=seed,
+        block_tokens=16,
+    )
+    course = FleetSimulation(front, names, profile, block_tokens=16, events=form.knowledge.index)
+    return _figures(
+        course.run_sessions(agent_sessions(20, seed=seed), concurrency=10, round_trip_seconds=0.01, seed=seed)
+    )
+
+
+def _figures(served: Sequence[RequestResult]) -> SharingFigures:
+    firsts = [one.ttft_seconds for one in served if one.ttft_seconds is not None]
+    return SharingFigures(
+        sum(one.cached_tokens for one in served) / sum(one.prompt_tokens for one in served),
+        fmean(firsts),
+        sum(one.error is not None for one in served),
+    )
+
+
+def rows(
+    long: Mapping[str, Sequence[SharingFigures]], brief: Mapping[str, Sequence[SharingFigures]]
+) -> list[ResultRow]:
+    """The goals first. By form, the figures of each seed."""
+    goal = load_goals(_NAME)
+    held = {name: fmean([one.cached for one in runs]) for name, runs in long.items()}
+    made: list[ResultRow] = []
+    shared, apart, known = (
+        "three that share, one restarted",
+        "three apart, one restarted",
+        "one that knows everything, restarted",
+    )
+    for versus in (apart, known):
+        metric = f"conversations: cached tokens: {shared} ÷ {versus}"
+        made.append(ratio_row(metric, "share", held[shared], versus, held[versus], goal[metric]))
+    for kind, found in (("conversations", long), ("short requests", brief)):
+        metric = f"{kind}: cached tokens: one gateway − three that share, points"
+        lost = fmean([one.cached for one in found["one gateway"]])
+        lost -= fmean([one.cached for one in found["three that share"]])
+        made.append(value_row(metric, "points", 100 * lost, goal[metric]))
+    metric = "short requests: cached tokens: three apart − three that share, points"
+    lost = fmean([one.cached for one in brief["three apart"]]) - fmean(
+        [one.cached for one in brief["three that share"]]
+    )
+    made.append(value_row(metric, "points", 100 * lost, goal[metric]))
+    metric = "requests that failed"
+    failures = sum(one.failures for found in (long, brief) for runs in found.values() for one in runs)
+    made.append(value_row(metric, "requests", failures, goal[metric]))
+    for kind, found in (("conversations", long), ("short requests", brief)):
+        for name, runs in found.items():
+            made.append(value_row(f"{kind}: cached tokens: {name}", "share", fmean([one.cached for one in runs]), None))
+            worst = min(one.cached for one in runs)
+            made.append(value_row(f"{kind}: cached tokens, the worst seed: {name}", "share", worst, None))
+            seconds = fmean([one.ttft_seconds for one in runs])
+            made.append(value_row(f"{kind}: mean TTFT: {name}", "s", seconds, None))
+    return made
+
+
+def main(arguments: list[str]) -> int:
+    """Measure, write, print."""
+    parser = argparse.ArgumentParser(description="Several gateways in the fleet simulator, and what they know.")
+    parser.add_argument("--trace", type=Path, help="a trace in Mooncake's format; without it one is generated")
+    parser.add_argument("--requests", type=int, default=REQUESTS)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=Path("out/bench/sharing.json"))
+    given = parser.parse_args(arguments)
+    loads = [os.getloadavg()[0]]
+    wanted = load_traffic(given.trace, limit=given.requests, rate=RATE)
+    print(f"traffic: {wanted.name}, {len(wanted.requests)} requests")
+    with ProcessPoolExecutor(max_workers=2) as pool:
+        seeds = range(given.seeds)
+        long = {
+            name: pool.map(partial(simulate_conversations, wanted.requests, form), seeds)
+            for name, form in CONVERSATIONS.items()
+        }
+        brief = {
+            name: pool.map(partial(simulate_short_prompts, form), range(SHORT_SEEDS)) for name, form in SHORT.items()
+        }
+        found = rows(
+            {name: list(runs) for name, runs in long.items()}, {name: list(runs) for name, runs in brief.items()}
+        )
+    loads.append(os.getloadavg()[0])
+    write_results(_NAME, found, seed=0, file=given.out, load_average=loads)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

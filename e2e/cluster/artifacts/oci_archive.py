@@ -1,0 +1,149 @@
+"""Image archives without a container engine: folders become layers, layers an OCI archive that containerd, docker and kind load.
+
+The same content gives the same bytes: entries in order, owner root, no times. Everything is readable by whatever user a container is
+given, and nothing but ``/tmp`` is writable.
+"""
+
+import gzip
+import hashlib
+import io
+import json
+import os
+import platform
+import tarfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
+_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+_CONFIG = "application/vnd.oci.image.config.v1+json"
+_LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
+
+
+@dataclass(frozen=True, slots=True)
+class ImageLayer:
+    """A layer in a file: the digest of its compressed bytes, and of the tar inside."""
+
+    path: Path
+    digest: str
+    diff: str
+
+    @property
+    def size(self) -> int:
+        """Of the compressed file, bytes."""
+        return self.path.stat().st_size
+
+
+def write_layer(root: Path, target: Path) -> ImageLayer:
+    """The tree below ``root``, as a compressed layer in ``target``; its digests in a file beside."""
+    diff = hashlib.sha256()
+    partial = target.with_name(f"{target.name}.{os.getpid()}")
+    with (
+        partial.open("wb") as file,
+        gzip.GzipFile(fileobj=file, mode="wb", compresslevel=1, filename="", mtime=0) as zipped,
+        tarfile.open(fileobj=_Hashing(zipped, diff), mode="w|", format=tarfile.PAX_FORMAT) as tar,
+    ):
+        for path in sorted(root.rglob("*")):
+            tar.add(path, arcname=str(path.relative_to(root)), recursive=False, filter=_normalize)
+    with partial.open("rb") as written:
+        digest = hashlib.file_digest(written, "sha256").hexdigest()
+    partial.replace(target)
+    _digests_of(target).write_text(json.dumps({"digest": digest, "diff": diff.hexdigest()}))
+    return ImageLayer(target, digest, diff.hexdigest())
+
+
+def read_layer(target: Path) -> ImageLayer | None:
+    """A layer that was written before, if it is there."""
+    try:
+        return ImageLayer(target, **json.loads(_digests_of(target).read_text()))
+    except FileNotFoundError:
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class OciImage:
+    """An image: ``name`` with registry and tag, its layers, and its settings as the runtime reads them."""
+
+    name: str
+    layers: Sequence[ImageLayer]
+    config: Mapping[str, Any]
+
+
+def write_archive(target: Path, images: Sequence[OciImage]) -> None:
+    """One archive with all of these; what they share is in it once."""
+    small: dict[str, bytes] = {}
+
+    def blob(document: object, kind: str) -> dict[str, object]:
+        data = json.dumps(document, sort_keys=True).encode()
+        digest = hashlib.sha256(data).hexdigest()
+        small[f"blobs/sha256/{digest}"] = data
+        return {"mediaType": kind, "digest": f"sha256:{digest}", "size": len(data)}
+
+    manifests = []
+    for image in images:
+        stored = [{"mediaType": _LAYER, "digest": f"sha256:{one.digest}", "size": one.size} for one in image.layers]
+        config = blob(_describe(image), _CONFIG)
+        manifest = {"schemaVersion": 2, "mediaType": _MANIFEST, "config": config, "layers": stored}
+        names = {
+            "io.containerd.image.name": image.name,
+            "org.opencontainers.image.ref.name": image.name.rpartition(":")[2],
+        }
+        manifests.append(blob(manifest, _MANIFEST) | {"annotations": names})
+    small["oci-layout"] = b'{"imageLayoutVersion":"1.0.0"}'
+    small["index.json"] = json.dumps({"schemaVersion": 2, "manifests": manifests}, sort_keys=True).encode()
+    layers = {layer.digest: layer for image in images for layer in image.layers}
+    partial = target.with_name(f"{target.name}.{os.getpid()}")
+    with tarfile.open(partial, "w") as tar:
+        for path, data in sorted(small.items()):
+            tar.addfile(_entry(path, len(data)), io.BytesIO(data))
+        for digest, layer in sorted(layers.items()):
+            with layer.path.open("rb") as file:
+                tar.addfile(_entry(f"blobs/sha256/{digest}", layer.size), file)
+    partial.replace(target)
+
+
+def _describe(image: OciImage) -> dict[str, object]:
+    return {
+        "architecture": _ARCHITECTURES.get(platform.machine(), platform.machine()),
+        "os": "linux",
+        "config": dict(image.config),
+        "rootfs": {"type": "layers", "diff_ids": [f"sha256:{layer.diff}" for layer in image.layers]},
+        "history": [{"created_by": layer.path.name} for layer in image.layers],
+    }
+
+
+class _Hashing(io.RawIOBase):
+    """Hashes what passes through to ``into``."""
+
+    def __init__(self, into: gzip.GzipFile, seen: "hashlib._Hash") -> None:
+        self._into, self._seen = into, seen
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self._seen.update(data)
+        return self._into.write(data)
+
+
+def _normalize(entry: tarfile.TarInfo) -> tarfile.TarInfo:
+    entry.uid = entry.gid = 0
+    entry.uname = entry.gname = ""
+    entry.mtime = 0
+    if entry.isdir():
+        entry.mode = 0o1777 if entry.name == "tmp" else 0o755
+    elif entry.isfile():
+        entry.mode = 0o755 if entry.mode & 0o100 else 0o644
+    return entry
+
+
+def _entry(name: str, size: int) -> tarfile.TarInfo:
+    entry = tarfile.TarInfo(name)
+    entry.size = size
+    return entry
+
+
+def _digests_of(target: Path) -> Path:
+    return target.with_suffix(".json")

@@ -1,0 +1,124 @@
+"""Everything that this cluster is made of, with its version: what is compiled, from which module, with which flags.
+
+The versions stand in the ``go.mod`` of each module, every byte of them in the ``go.sum`` beside; here is what
+to build of them. Kubernetes 1.36 is the last line for Debian 12's containerd 1.6 and Go 1.26. LeaderWorkerSet has a module of its
+own: it does not compile beside client-go 0.36; Prometheus has one, since its tool is for tests and no part of a cluster. All else
+shares one module, so that no dependency is compiled twice.
+"""
+
+import hashlib
+import os
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[2]
+
+KUBERNETES = "v1.36.3"
+HELM = "v4.2.4"
+LWS = "v0.8.0"
+PROMETHEUS = "v0.313.0"
+NEEDS_GO = (1, 21)
+"""An older Go does not fetch the one that go.mod asks for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """One program to compile: its package, the module folder that pins it, what the linker is told beside the versions, and what
+    else of its module is kept beside it: name there, module, path inside."""
+
+    name: str
+    package: str
+    module: str = "kubernetes"
+    link: str = ""
+    brings: tuple[str, str, str] | None = None
+
+
+def _kubernetes(name: str, brings: tuple[str, str, str] | None = None) -> Program:
+    return Program(name, f"k8s.io/kubernetes/cmd/{name}", brings=brings)
+
+
+API = (Program("etcd", "go.etcd.io/etcd/server/v3"), _kubernetes("kube-apiserver"), _kubernetes("kubectl"))
+"""What level *api* needs; the names are those that KUBEBUILDER_ASSETS holds."""
+HELM_PROGRAM = Program("helm", "helm.sh/helm/v4/cmd/helm", link=f"-X helm.sh/helm/v4/internal/version.version={HELM}")
+PAUSE_SOURCE = "pause.c"
+LWS_CHART = "lws-chart"
+NODE = (
+    *(_kubernetes(name) for name in ("kube-controller-manager", "kube-scheduler", "kube-proxy")),
+    _kubernetes("kubelet", brings=(PAUSE_SOURCE, "k8s.io/kubernetes", "build/pause/linux/pause.c")),
+    Program("coredns", "./coredns"),
+    HELM_PROGRAM,
+    Program("lws", "sigs.k8s.io/lws/cmd", module="lws", brings=(LWS_CHART, "sigs.k8s.io/lws", "charts/lws")),
+)
+"""What level *full* needs beside it."""
+LEVELS = {"api": API, "full": (*API, *NODE), "kind": (API[2], *NODE[-2:])}
+"""Level → its programs; ``kind`` brings everything but the clients and LeaderWorkerSet along."""
+
+PROMTOOL = Program("promtool", "github.com/prometheus/prometheus/cmd/promtool", module="prometheus")
+"""For tests of alert rules."""
+METRICS = Program("metrics-server", "sigs.k8s.io/metrics-server/cmd/metrics-server")
+"""Only on request."""
+
+DEBIAN = (
+    "containerd",
+    "runc",
+    "containernetworking-plugins",
+    "iptables",
+    "nftables",
+    "iproute2",
+    "openssl",
+    "gcc",
+    "libc6-dev",
+)
+"""What level *full* takes from Debian."""
+
+
+def tags(module: str) -> tuple[str, ...]:
+    """What ``go build`` is told of a module's parts: promtool need not know the clouds that Prometheus can find its targets in."""
+    return ("-tags", "remove_all_sd") if module == "prometheus" else ()
+
+
+def linker_flags(program: Program) -> str:
+    """Small, and with the versions that Kubernetes' own release build stamps: server and kubelet report them."""
+    if program.module != "kubernetes":
+        return "-s -w"
+    major, minor, _ = KUBERNETES.removeprefix("v").split(".")
+    version = "k8s.io/component-base/version"
+    stamps = {
+        f"{version}.gitVersion": KUBERNETES,
+        f"{version}.gitMajor": major,
+        f"{version}.gitMinor": minor,
+        f"{version}.gitTreeState": "clean",
+        f"{version}.buildDate": "1970-01-01T00:00:00Z",
+        "k8s.io/client-go/pkg/version.gitVersion": KUBERNETES,
+    }
+    return " ".join(["-s -w", program.link, *(f"-X {name}={value}" for name, value in stamps.items())]).replace(
+        "  ", " "
+    )
+
+
+@cache
+def digest(module: str) -> str:
+    """Names what is built of one module: its pins, its sources, the flags. Another compiler's result is as good."""
+    seen = hashlib.sha256()
+    for path in sorted((HERE / module).rglob("*")):
+        if path.is_file():
+            seen.update(f"{path.relative_to(HERE)}\n".encode() + path.read_bytes())
+    seen.update("".join(tags(module)).encode())
+    for program in LEVELS["full"]:
+        if program.module == module:
+            seen.update(f"{program}{linker_flags(program)}\n".encode())
+    return seen.hexdigest()[:12]
+
+
+def cache_folder() -> Path:
+    """Where built things are kept, never in the tree."""
+    given = os.environ.get("FAIRLEAD_CACHE")
+    return Path(given) if given else Path.home() / ".cache" / "fairlead"
+
+
+def binaries(module: str = "kubernetes") -> Path:
+    """The folder of a module's programs."""
+    name = {"kubernetes": f"k8s-{KUBERNETES}", "lws": f"lws-{LWS}", "prometheus": f"prometheus-{PROMETHEUS}"}[module]
+    return cache_folder() / f"{name}-{digest(module)}"

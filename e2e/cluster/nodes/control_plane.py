@@ -1,0 +1,155 @@
+"""etcd and API server, and on level *full* controller-manager and scheduler, as processes of this machine.
+
+On level *api* there is nobody who makes service accounts, collects garbage or runs pods; the API server is the real one with its
+schemas, CEL, server-side apply, RBAC and watch cache. Durability is switched off: nobody's data is in there.
+"""
+
+import socket
+import ssl
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+from e2e.cluster.nodes.pki import KUBECONFIGS, SERVICE_NETWORK, CertificateAuthority
+from e2e.cluster.progress import progress_step
+from e2e.cluster.run_record import RunRecord
+
+READY_SECONDS = 120.0
+LOOPBACK = "127.0.0.1"
+
+
+@dataclass(frozen=True, slots=True)
+class ControlPlane:
+    """Where it is to run: with the programs of ``binaries``, listening on ``address``; ``whole`` also acts on what it stores."""
+
+    record: RunRecord
+    binaries: Path
+    address: str
+    port: int
+    whole: bool
+
+    @property
+    def pki(self) -> CertificateAuthority:
+        """Its certificates."""
+        return CertificateAuthority(self.record.run / "pki")
+
+    @property
+    def url(self) -> str:
+        """Where the API server listens."""
+        return f"https://{self.address}:{self.port}"
+
+    def kubeconfig(self, name: str = "admin") -> Path:
+        """The file that makes somebody this user."""
+        return self.record.run / f"{name}.kubeconfig"
+
+    def start(self) -> None:
+        """Everything up to an API server that says it is ready, and then the two that work for it."""
+        with progress_step("keys and certificates"):
+            self.pki.make(self.address)
+            for name in KUBECONFIGS if self.whole else ("admin",):
+                self.pki.kubeconfig(name, self.url, self.kubeconfig(name))
+        with progress_step("etcd and API server ready"):
+            self._start_storage_and_server()
+            self.record.wait("API server", READY_SECONDS, self._ready)
+        if self.whole:
+            self._start_workers()
+
+    def _start_storage_and_server(self) -> None:
+        clients, peers = (f"http://{LOOPBACK}:{free_port()}" for _ in range(2))
+        flags = {
+            "data-dir": self.record.run / "etcd",
+            "unsafe-no-fsync": "true",
+            "log-level": "warn",
+            "listen-client-urls": clients,
+            "advertise-client-urls": clients,
+            "listen-peer-urls": peers,
+            "initial-advertise-peer-urls": peers,
+            "initial-cluster": f"default={peers}",
+        }
+        self.record.start("etcd", [self.binaries / "etcd", *(f"--{name}={value}" for name, value in flags.items())])
+        self.record.start("apiserver", [self.binaries / "kube-apiserver", *self._server_flags(clients)])
+
+    def _server_flags(self, etcd: str) -> list[str]:
+        pki = self.pki
+        flags = {
+            "etcd-servers": etcd,
+            "bind-address": self.address,
+            "advertise-address": self.address,
+            "secure-port": str(self.port),
+            "tls-cert-file": pki.certificate("apiserver"),
+            "tls-private-key-file": pki.key("apiserver"),
+            "client-ca-file": pki.certificate("ca"),
+            "service-account-issuer": "https://kubernetes.default.svc",
+            "service-account-key-file": pki.folder / "sa.pub",
+            "service-account-signing-key-file": pki.key("sa"),
+            "service-cluster-ip-range": SERVICE_NETWORK,
+            "authorization-mode": "Node,RBAC",
+            "allow-privileged": "true",
+            "enable-admission-plugins": "NodeRestriction",
+            # Without names allowed, an authority that is also the clients' lets everybody pose as the front proxy: refused.
+            "requestheader-client-ca-file": pki.certificate("ca"),
+            "requestheader-allowed-names": "front-proxy",
+            "requestheader-username-headers": "X-Remote-User",
+            "requestheader-group-headers": "X-Remote-Group",
+            "requestheader-extra-headers-prefix": "X-Remote-Extra-",
+            "proxy-client-cert-file": pki.certificate("front"),
+            "proxy-client-key-file": pki.key("front"),
+            "kubelet-client-certificate": pki.certificate("apiserver-kubelet"),
+            "kubelet-client-key": pki.key("apiserver-kubelet"),
+            "kubelet-preferred-address-types": "InternalIP",  # else logs and exec resolve the node's name
+            "endpoint-reconciler-type": "lease" if self.whole else "none",
+        }
+        if not self.whole:  # nobody makes the service accounts that this plugin asks for
+            flags["disable-admission-plugins"] = "ServiceAccount"
+        return [f"--{name}={value}" for name, value in flags.items()]
+
+    def _start_workers(self) -> None:
+        """With the default rate of 20 requests a second the first service account takes 4.5 s."""
+        common = ["--kube-api-qps=200", "--kube-api-burst=400", "--leader-elect=false", f"--bind-address={LOOPBACK}"]
+
+        def identity(name: str) -> list[str]:
+            kinds = ("kubeconfig", "authentication-kubeconfig", "authorization-kubeconfig")
+            return [*common, f"--secure-port={free_port()}", *(f"--{kind}={self.kubeconfig(name)}" for kind in kinds)]
+
+        signing = {
+            "service-account-private-key-file": self.pki.key("sa"),
+            "root-ca-file": self.pki.certificate("ca"),
+            "cluster-signing-cert-file": self.pki.certificate("ca"),
+            "cluster-signing-key-file": self.pki.key("ca"),
+            "use-service-account-credentials": "true",
+            "horizontal-pod-autoscaler-sync-period": "5s",  # a test need not wait for the usual 15
+        }
+        flags = [f"--{name}={value}" for name, value in signing.items()]
+        self.record.start("kcm", [self.binaries / "kube-controller-manager", *identity("kcm"), *flags])
+        self.record.start("scheduler", [self.binaries / "kube-scheduler", *identity("scheduler")])
+
+    def get_text(self, path: str) -> bytes | None:
+        """What the API server says to its administrator about ``path``; none where it says no, or nothing."""
+        context = ssl.create_default_context(cafile=self.pki.certificate("ca"))
+        context.load_cert_chain(self.pki.certificate("admin"), self.pki.key("admin"))
+        return fetch(f"{self.url}{path}", context)
+
+    def _ready(self) -> bool:
+        return self.get_text("/readyz") is not None
+
+
+def stop(record: RunRecord) -> None:
+    """The API server before etcd: without etcd it would not stop by itself."""
+    for name in ("scheduler", "kcm", "apiserver", "etcd"):
+        record.stop(name)
+
+
+def fetch(url: str, context: ssl.SSLContext | None = None) -> bytes | None:
+    """The body of a good answer."""
+    try:
+        with urllib.request.urlopen(url, context=context, timeout=5.0) as answer:
+            return bytes(answer.read())
+    except OSError:
+        return None
+
+
+def free_port() -> int:
+    """A port on loopback that nobody listens on now."""
+    with socket.socket() as taken:
+        taken.bind((LOOPBACK, 0))
+        return int(taken.getsockname()[1])

@@ -1,0 +1,67 @@
+"""The same cluster where there is docker: kind's node instead of ours, with the same images and LeaderWorkerSet on it."""
+
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from e2e.cluster.addons import leader_worker_set
+from e2e.cluster.artifacts import pinned_versions
+from e2e.cluster.artifacts.oci_archive import OciImage, write_archive
+from e2e.cluster.progress import ClusterError, progress_step
+from e2e.cluster.running_cluster import RunningCluster
+
+NAME = "fairlead-e2e"
+CONFIG = pinned_versions.ROOT / "e2e" / "kind.yaml"
+
+
+def check() -> None:
+    """Raises ClusterError where there is no kind."""
+    if shutil.which("kind") is None:
+        raise ClusterError(
+            "level kind needs the kind command and docker; without them, level full does the same on Linux"
+        )
+
+
+def start(cluster: RunningCluster, given: Sequence[OciImage]) -> None:
+    """A cluster of kind's that has these images. kind and docker are the user's own."""
+    if shutil.which("kind") is None:
+        raise ClusterError(
+            "level kind needs the kind command and docker; without them, level full does the same on Linux"
+        )
+    with progress_step("kind create cluster"):
+        _kind(
+            "create",
+            "cluster",
+            "--name",
+            NAME,
+            "--config",
+            str(CONFIG),
+            "--kubeconfig",
+            str(cluster.kubeconfig),
+            "--wait",
+            "180s",
+        )
+    with progress_step("images"):
+        load_images(cluster.run, given)
+    with progress_step("LeaderWorkerSet"):
+        leader_worker_set.install(cluster)
+
+
+def load_images(run: Path, given: Sequence[OciImage]) -> None:
+    """Give its node these images."""
+    archive = run / "images.tar"
+    write_archive(archive, given)
+    _kind("load", "image-archive", str(archive), "--name", NAME)
+    archive.unlink()
+
+
+def stop() -> None:
+    """Remove it."""
+    _kind("delete", "cluster", "--name", NAME)
+
+
+def _kind(*words: str) -> None:
+    done = subprocess.run(["kind", *words], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ClusterError(f"kind {' '.join(words[:2])} failed:\n{done.stderr[-2_000:]}")

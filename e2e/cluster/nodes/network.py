@@ -1,0 +1,172 @@
+"""What a node changes of this machine outside its run folder, put back: bridge, kernel settings, packet filter, folders."""
+
+import os
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from e2e.cluster.progress import print_progress
+
+BRIDGE = "fairlead0"
+NETWORK = "10.244.0"
+GATEWAY = f"{NETWORK}.1"
+"""The machine as pods see it. API server, kubelet and DNS listen here and nowhere else."""
+
+MAX_MEMORY_BYTES = "4g"
+"""For the images (0.4 GB), and for what containers write."""
+
+_CGROUPS = Path("/sys/fs/cgroup")
+_OUTSIDE = (
+    *("/var/lib/kubelet", "/var/lib/cni", "/var/log/containers", "/var/log/pods", "/run/containerd", "/run/netns"),
+    *("/opt/containerd", "/opt/cni", "/usr/libexec/kubernetes", "/run/xtables.lock", "/run/mount"),
+)
+"""What kubelet, CNI plugins, runc and mount make wherever one asks them to work."""
+_SYSCTLS = (
+    *(
+        "net.ipv4.ip_forward",
+        "net.ipv4.conf.all.route_localnet",
+        "vm.overcommit_memory",
+        "vm.panic_on_oom",
+        "kernel.panic",
+    ),
+    *("kernel.panic_on_oops", "kernel.keys.root_maxkeys", "kernel.keys.root_maxbytes"),
+    *("net.bridge.bridge-nf-call-iptables", "net.bridge.bridge-nf-call-ip6tables"),
+)
+"""Kernel settings that kubelet and kube-proxy change, and the one that we do."""
+FAMILIES = {"iptables": "ip", "ip6tables": "ip6"}
+"""Command → its family's name in nftables."""
+
+
+def snapshot() -> dict[str, Any]:
+    """What the machine looks like before; :func:`restore` goes back to it."""
+    groups = [path for path in (_CGROUPS, *sorted(_CGROUPS.glob("*/"))) if (path / "cgroup.procs").exists()]
+    candidates = [Path(path) for path in _OUTSIDE] + [path / "kubepods" for path in groups]
+    settings = {name: _sysctl(name).read_text().strip() for name in _SYSCTLS if _sysctl(name).exists()}
+    rules = {command: _saved(command) for command in FAMILIES}
+    return {"absent": [str(path) for path in candidates if not path.exists()], "sysctls": settings, "rules": rules}
+
+
+def bridge_exists() -> bool:
+    """Whether a node is up on this machine: there is room for one."""
+    return Path("/sys/class/net", BRIDGE).exists()
+
+
+def make_bridge() -> None:
+    """The bridge that pods are plugged into, with the machine's address on it."""
+    _sysctl("net.ipv4.ip_forward").write_text("1")
+    for words in (f"link add {BRIDGE} type bridge", f"addr add {GATEWAY}/24 dev {BRIDGE}", f"link set {BRIDGE} up"):
+        subprocess.run(["ip", *words.split()], check=True, capture_output=True)
+
+
+def mount_memory(folder: Path) -> None:
+    """Images and containers into memory: unpacking and removing thousands of small files takes seconds there, not tens."""
+    folder.mkdir(parents=True)
+    subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={MAX_MEMORY_BYTES},mode=0711", "tmpfs", str(folder)],
+        check=True,
+        capture_output=True,
+    )
+
+
+def restore(before: Mapping[str, Any], run: Path) -> None:
+    """Undo what the node has done, and that alone. Its processes have ended."""
+    _unmount(run)
+    subprocess.run(["ip", "link", "del", BRIDGE], check=False, capture_output=True)
+    for command in FAMILIES:
+        _remove_chains(command, before["rules"][command])
+    for path in Path("/var/log/containers").glob("*"):
+        if path.is_symlink() and str(path.readlink()).startswith(f"{run}/"):
+            path.unlink()
+    for path in map(Path, before["absent"]):
+        if path.exists():
+            _remove(path)
+    for name, value in before["sysctls"].items():
+        if _sysctl(name).exists() and _sysctl(name).read_text().strip() != value:
+            _sysctl(name).write_text(value)
+
+
+def undo_chains(table: str, rules: Iterable[str]) -> str:
+    """What to tell ``iptables-restore --noflush`` so that it removes every KUBE- chain of ``table``, whose rules are given as ``-S``
+    prints them; empty where there is none."""
+    lines = list(rules)
+    chains = [words[1] for line in lines if (words := line.split())[0] == "-N" and words[1].startswith("KUBE-")]
+    if not chains:
+        return ""
+    # Rules of other chains that lead into ours; ours are emptied as a whole.
+    outer = [
+        re.sub("^-A", "-D", line) for line in lines if line.startswith("-A ") and "KUBE-" in line.split(maxsplit=2)[2]
+    ]
+    ours = set(chains)
+    outer = [line for line in outer if line.split()[1] not in ours]
+    return "\n".join(
+        [f"*{table}", *outer, *(f"-F {name}" for name in chains), *(f"-X {name}" for name in chains), "COMMIT", ""]
+    )
+
+
+def _remove_chains(command: str, before: str) -> None:
+    if ":KUBE-" in before:
+        print_progress(f"  {command}: there were KUBE- chains before, so they are left alone")
+        return
+    for table in ("raw", "mangle", "nat", "filter"):
+        listed = _listed(command, table)
+        if undo := undo_chains(table, listed):
+            done = subprocess.run(
+                [f"{command}-restore", "-w", "5", "--noflush"], input=undo, text=True, capture_output=True, check=False
+            )
+            if done.returncode:
+                print_progress(f"  {command}, table {table}: {done.stderr.strip()}")
+        # A table that was not there before stays behind empty, and only nft can take it away.
+        if f"*{table}\n" not in before and not any(line.startswith(("-A", "-N")) for line in _listed(command, table)):
+            subprocess.run(["nft", "delete", "table", FAMILIES[command], table], check=False, capture_output=True)
+
+
+def _listed(command: str, table: str) -> list[str]:
+    done = subprocess.run([command, "-w", "5", "-t", table, "-S"], capture_output=True, text=True, check=False)
+    return done.stdout.splitlines()
+
+
+def _saved(command: str) -> str:
+    done = subprocess.run([f"{command}-save"], capture_output=True, text=True, check=False)
+    return done.stdout
+
+
+def mounts_below(folder: Path) -> list[str]:
+    """What is mounted below a folder, the innermost first."""
+    points = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    return sorted((point for point in points if point == str(folder) or point.startswith(f"{folder}/")), reverse=True)
+
+
+def _unmount(folder: Path) -> None:
+    for point in mounts_below(folder):
+        if subprocess.run(["umount", point], check=False, capture_output=True).returncode:
+            subprocess.run(["umount", "-l", point], check=False, capture_output=True)
+
+
+def _remove(path: Path) -> None:
+    if path.is_relative_to(_CGROUPS):
+        _remove_cgroup(path)
+    elif mounts_below(path):
+        print_progress(f"  something is still mounted below {path}, so it is left")
+    elif path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def _remove_cgroup(path: Path) -> None:
+    """From the leaves; the kernel takes a moment to let go of one whose last process has just ended."""
+    end = time.monotonic() + 5.0
+    while path.exists() and time.monotonic() < end:
+        for folder, _, _ in os.walk(path, topdown=False):
+            try:
+                os.rmdir(folder)
+            except OSError:
+                time.sleep(0.02)
+
+
+def _sysctl(name: str) -> Path:
+    return Path("/proc/sys") / name.replace(".", "/")

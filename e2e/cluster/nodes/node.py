@@ -1,0 +1,230 @@
+"""The one node: containerd, kubelet, kube-proxy and the cluster's DNS, as processes of this machine.
+
+Each setting that is not plain was found by failing without it; the remark beside says how.
+"""
+
+import json
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from e2e.cluster.artifacts.image_set import PAUSE
+from e2e.cluster.nodes import containerd_shims
+from e2e.cluster.nodes.control_plane import fetch
+from e2e.cluster.nodes.network import BRIDGE, GATEWAY, NETWORK, mount_memory
+from e2e.cluster.progress import ClusterError, print_progress
+from e2e.cluster.run_record import RunRecord
+
+DNS = "10.96.0.10"
+DNS_PORT = 5353
+_READY_PORT = 18181
+
+_CONTAINERD = """
+version = 2
+root = "{run}/cri/data"
+state = "{run}/cri/state"
+disabled_plugins = [
+  "io.containerd.internal.v1.opt", "io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.zfs",
+  "io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.devmapper",
+]
+[grpc]
+  address = "{run}/cri/containerd.sock"
+[plugins."io.containerd.grpc.v1.cri"]
+  sandbox_image = "{pause}"
+  # Without CAP_SYS_RESOURCE no sandbox starts otherwise, and runc says only "can't get final child's PID from pipe: EOF".
+  restrict_oom_score_adj = true
+  # Network namespaces go with the run folder.
+  netns_mounts_under_state_dir = true
+  [plugins."io.containerd.grpc.v1.cri".cni]
+    bin_dir = "/usr/lib/cni"
+    conf_dir = "{run}/cri/cni"
+  [plugins."io.containerd.grpc.v1.cri".containerd]
+    default_runtime_name = "runc"
+    snapshotter = "overlayfs"
+    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+      runtime_type = "io.containerd.runc.v2"
+      [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
+        SystemdCgroup = false
+        Root = "{run}/cri/runc"
+"""
+_COREFILE = """
+.:{port} {{
+  bind {gateway}
+  errors
+  health {gateway}:18080
+  ready {gateway}:{ready}
+  kubernetes cluster.local in-addr.arpa {{
+    kubeconfig {run}/admin.kubeconfig
+    pods insecure
+    ttl 5
+  }}
+  cache 5
+}}
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterNode:
+    """The node of one run folder, with the Kubernetes programs of ``binaries``."""
+
+    record: RunRecord
+    binaries: Path
+
+    @property
+    def run(self) -> Path:
+        """Where it lives."""
+        return self.record.run
+
+    def start_runtime(self) -> None:
+        """containerd, until it answers."""
+        mount_memory(self.run / "cri")
+        networks = self.run / "cri" / "cni"
+        networks.mkdir()
+        (networks / "10-bridge.conflist").write_text(json.dumps(self._network()))
+        config = self.run / "cri" / "containerd.toml"
+        config.write_text(_CONTAINERD.format(run=self.run, pause=PAUSE))
+        self.record.start("containerd", ["containerd", "-c", config])
+        self.record.wait("containerd", 30.0, lambda: self.ctr("version", check=False).returncode == 0)
+
+    def load(self, archive: Path) -> None:
+        """Give the node the images of an archive."""
+        self.ctr("images", "import", str(archive))
+
+    def start(self) -> None:
+        """kubelet, kube-proxy and DNS; not yet ready when this returns."""
+        for name, document in (("kubelet", self._kubelet()), ("kube-proxy", self._proxy())):
+            (self.run / f"{name}.yaml").write_text(yaml.safe_dump(document))
+        (self.run / "Corefile").write_text(
+            _COREFILE.format(run=self.run, gateway=GATEWAY, port=DNS_PORT, ready=_READY_PORT)
+        )
+        kubelet = {
+            "config": self.run / "kubelet.yaml",
+            "kubeconfig": self.run / "node.kubeconfig",
+            "hostname-override": "local",
+            "node-ip": GATEWAY,
+            "root-dir": self.run / "kubelet",
+            "cert-dir": self.run / "kubelet" / "pki",
+        }
+        (self.run / "kubelet").mkdir()
+        self.record.start(
+            "kubelet", [self.binaries / "kubelet", *(f"--{name}={value}" for name, value in kubelet.items())]
+        )
+        self.record.start("kube-proxy", [self.binaries / "kube-proxy", "--config", self.run / "kube-proxy.yaml"])
+        self.record.start("coredns", [self.binaries / "coredns", "-conf", self.run / "Corefile"])
+
+    def ctr(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Ask containerd, among Kubernetes' containers."""
+        command = ["ctr", "-a", str(self.run / "cri" / "containerd.sock"), "-n", "k8s.io", *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if check and done.returncode:
+            raise ClusterError(f"ctr {' '.join(arguments[:2])}: {done.stderr.strip()}")
+        return done
+
+    def remove_containers(self) -> None:
+        """All of them, at once; kubelet is gone and brings none back. Works without an API server, and without containerd, which its
+        containers outlive."""
+        if not self.record.is_alive("containerd") or self.ctr("version", check=False).returncode:
+            self.record.stop("containerd")
+            if left := containerd_shims.end_shims(self.run / "cri" / "containerd.sock"):
+                print_progress(f"  shims that outlived containerd, ended with their containers: {left}")
+            return
+        for name in self.ctr("tasks", "ls", "-q").stdout.split():
+            self.ctr("tasks", "kill", "-s", "SIGKILL", name, check=False)
+        for name in self.ctr("containers", "ls", "-q").stdout.split():
+            self.ctr("tasks", "rm", "-f", name, check=False)
+            self.ctr("containers", "rm", name, check=False)
+
+    def is_dns_ready(self) -> bool:
+        """Whether the DNS has seen the services."""
+        return fetch(f"http://{GATEWAY}:{_READY_PORT}/ready") is not None
+
+    def _network(self) -> dict[str, Any]:
+        ipam = {
+            "type": "host-local",
+            "dataDir": f"{self.run}/cri/ipam",
+            "ranges": [[{"subnet": f"{NETWORK}.0/24"}]],
+            "routes": [{"dst": "0.0.0.0/0"}],
+        }
+        plugin = {
+            "type": "bridge",
+            "bridge": BRIDGE,
+            "isGateway": True,
+            "ipMasq": False,
+            "hairpinMode": True,
+            "ipam": ipam,
+        }
+        return {"cniVersion": "0.4.0", "name": "fairlead", "plugins": [plugin]}
+
+    def _kubelet(self) -> dict[str, Any]:
+        return {
+            "apiVersion": "kubelet.config.k8s.io/v1beta1",
+            "kind": "KubeletConfiguration",
+            "failCgroupV1": False,  # machines with the first version of control groups are refused since 1.35
+            "cgroupDriver": "cgroupfs",  # no systemd is assumed
+            "cgroupRoot": "/",
+            "cgroupsPerQOS": True,
+            "enforceNodeAllocatable": [],
+            "localStorageCapacityIsolation": False,  # the root file system's size cannot be told everywhere
+            "failSwapOn": False,
+            "containerRuntimeEndpoint": f"unix://{self.run}/cri/containerd.sock",
+            "authentication": {
+                "anonymous": {"enabled": False},
+                "webhook": {"enabled": True},
+                "x509": {"clientCAFile": f"{self.run}/pki/ca.crt"},
+            },
+            "authorization": {"mode": "Webhook"},
+            "address": GATEWAY,
+            "port": 10250,
+            "healthzBindAddress": "127.0.0.1",
+            "clusterDomain": "cluster.local",
+            "clusterDNS": [DNS],
+            "evictionHard": {"memory.available": "100Mi", "nodefs.available": "1%", "imagefs.available": "1%"},
+            "imageGCHighThresholdPercent": 100,  # images that were loaded cannot be pulled again
+            "maxPods": 250,
+            "podLogsDir": f"{self.run}/cri/podlogs",
+            "volumePluginDir": f"{self.run}/kubelet/plugins",
+            "resolvConf": "/etc/resolv.conf",
+            "serializeImagePulls": False,
+            "nodeStatusUpdateFrequency": "5s",
+            "syncFrequency": "5s",
+        }
+
+    def _proxy(self) -> dict[str, Any]:
+        return {
+            "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
+            "kind": "KubeProxyConfiguration",
+            "mode": "iptables",
+            "clientConnection": {"kubeconfig": f"{self.run}/kube-proxy.kubeconfig"},
+            "bindAddress": "127.0.0.1",
+            "healthzBindAddress": "127.0.0.1:10256",
+            "metricsBindAddress": "127.0.0.1:10249",
+            "hostnameOverride": "local",
+            "clusterCIDR": f"{NETWORK}.0/24",
+            "conntrack": {"maxPerCore": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s"},
+            "iptables": {"syncPeriod": "5s", "minSyncPeriod": "0.2s"},
+        }
+
+
+def dns_manifests() -> Sequence[dict[str, Any]]:
+    """A service without selector whose endpoint is the process on this machine."""
+    ports = [{"name": "dns", "port": 53, "protocol": "UDP"}, {"name": "dns-tcp", "port": 53, "protocol": "TCP"}]
+    service = {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": "kube-dns", "namespace": "kube-system"},
+        "spec": {"clusterIP": DNS, "ports": ports},
+    }
+    labels = {"kubernetes.io/service-name": "kube-dns"}
+    endpoints = {
+        "apiVersion": "discovery.k8s.io/v1",
+        "kind": "EndpointSlice",
+        "metadata": {"name": "kube-dns-host", "namespace": "kube-system", "labels": labels},
+        "addressType": "IPv4",
+        "endpoints": [{"addresses": [GATEWAY], "conditions": {"ready": True}}],
+        "ports": [{**port, "port": DNS_PORT} for port in ports],
+    }
+    return [service, endpoints]

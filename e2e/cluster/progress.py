@@ -1,0 +1,26 @@
+"""What is going on, and how long it took: one line a step, on standard error. Standard output is for what scripts read."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+def print_progress(line: str) -> None:
+    """One line for whoever watches."""
+    print(line, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def progress_step(what: str) -> Iterator[None]:
+    """Say what was done and how many seconds it took; said also where it failed."""
+    began, outcome = time.monotonic(), "failed after"
+    try:
+        yield
+        outcome = ""
+    finally:
+        print_progress(f"  {what:<58} {outcome} {time.monotonic() - began:7.1f} s".rstrip())
+
+
+class ClusterError(Exception):
+    """Something that whoever started this can mend; the message says how."""

@@ -1,0 +1,56 @@
+"""What is indexed on the cluster: as the indexers' pods tell it, and as the gateways follow it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from e2e.kube.cluster_access.kubectl import eventually
+from e2e.kube.workloads.helm_release import HelmRelease
+from fairlead_testing.prometheus import parse_scrape
+
+_PAGE = "import urllib.request as u; print(u.urlopen('http://127.0.0.1:{port}/metrics', timeout=10).read().decode())"
+_PORTS = {"indexer": 8080, "gateway": 8081}
+
+
+@dataclass(frozen=True, slots=True)
+class IndexStatus:
+    """Of one model, by its whole name."""
+
+    release: HelmRelease
+    model: str
+
+    def reports(self, component: str, name: str, **labels: str) -> list[float]:
+        """A family of this model, a number for each pod of the component that tells it."""
+        wanted = {"model": self.model, **labels}.items()
+        found = []
+        for page in self._pages(component):
+            series = parse_scrape(page).items()
+            found += [value for (metric, has), value in series if metric == name and wanted <= set(has)]
+        return found
+
+    def wait_until_followed(self, instances: int) -> None:
+        """Wait until one indexer reads all of them and has blocks of each answer, and every gateway follows what it writes."""
+
+        def read() -> bool:
+            return (
+                sum(self.reports("indexer", "fairlead_indexer_leads")) == 1.0
+                and self.reports("indexer", "fairlead_indexer_connected") == [float(instances)]
+                and self.reports("indexer", "fairlead_indexer_incomplete") == [0.0]
+                and sum(self.reports("indexer", "fairlead_indexer_blocks")) > 0.0
+            )
+
+        def known() -> bool:
+            gateways = len(self.release.pods("gateway"))
+            states = self.reports("gateway", "fairlead_gateway_index_instances", state="index")
+            return states == [float(instances)] * gateways
+
+        eventually("an indexer reads the model's engines", read, told=lambda: self._page_texts("indexer"))
+        eventually("the gateways follow the index", known, told=lambda: self._page_texts("gateway"))
+
+    def _pages(self, component: str) -> Iterator[str]:
+        for pod in self.release.pods(component).values():
+            if "deletionTimestamp" not in pod["metadata"]:
+                yield self.release.here.python(pod["metadata"]["name"], _PAGE.format(port=_PORTS[component]))
+
+    def _page_texts(self, component: str) -> str:
+        lines = "\n".join(self._pages(component)).splitlines()
+        return "\n".join(line for line in lines if self.model in line and "_index" in line)

@@ -1,0 +1,219 @@
+"""A client inside the cluster: a pod that asks the gateway by its Service, as applications do."""
+
+import json
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from e2e.kube.cluster_access.kubectl import Kubectl
+from e2e.kube.workloads.helm_release import GATEWAY, NAMESPACE, HelmRelease
+from e2e.kube.workloads.manifests import config_map, pod, pod_spec
+
+HOST = f"{GATEWAY}.{NAMESPACE}.svc"
+STREAMS = Path(__file__).with_name("streaming_load.py")
+_FIRST = """
+import json, sys, time, urllib.error, urllib.request
+url, key, body, seconds = sys.argv[1:]
+fields = {"authorization": f"Bearer {key}", "content-type": "application/json"}
+end, said = time.monotonic() + float(seconds), "never asked"
+while time.monotonic() < end:
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, body.encode(), fields), timeout=30) as answer:
+            for line in answer:
+                told = json.loads(line[5:]) if line.startswith(b"data: {") else {}
+                if any(one["delta"].get("content") for one in told.get("choices", ())):
+                    print(json.dumps({"at": time.time(), "instance": answer.headers["x-fairlead-instance"]}))
+                    sys.exit()
+            said = "the stream ended without a token"
+    except urllib.error.HTTPError as error:
+        said = f"{error.code} {error.read()[:500]}"
+    except OSError as error:
+        said = repr(error)
+    time.sleep(0.05)
+sys.exit(f"no token within {seconds} s: {said}")
+"""
+_ASK = """
+import json, sys, urllib.error, urllib.request
+url, key, body = sys.argv[1:]
+fields = {"authorization": f"Bearer {key}", "content-type": "application/json"}
+try:
+    with urllib.request.urlopen(urllib.request.Request(url, body.encode() or None, fields), timeout=120) as answer:
+        first = answer.readline()
+        print("begun", flush=True)
+        text = (first + answer.read()).decode()
+        print(json.dumps([answer.status, answer.headers["x-fairlead-instance"], text]))
+except urllib.error.HTTPError as error:
+    print(json.dumps([error.code, None, error.read().decode()]))
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class ClientAnswer:
+    """``instance`` is the engine that gave it, None where none did."""
+
+    status: int
+    instance: str | None
+    text: str
+
+
+class ClientPod:
+    """A pod in the namespace ``here`` that has the installation's first key."""
+
+    def __init__(self, here: Kubectl, release: HelmRelease) -> None:
+        self.here = here
+        self.key = release.key()
+        self.name = "client"
+
+    def start(self) -> Self:
+        """Make it, and wait until it runs."""
+        spec = pod_spec("gateway", command=("python3", "-c", "import signal; signal.pause()"), files=self.name)
+        self.here.apply(config_map(self.name, streams__py=STREAMS.read_text()), pod(self.name, spec))
+        self.here.wait("condition=Ready", f"pod/{self.name}")
+        return self
+
+    def first_token(self, model: str, seconds: float = 120.0) -> float:
+        """Ask until a stream's first token comes; the wall-clock time of it. What is refused meanwhile is asked again."""
+        body = json.dumps({**_question(model, 8), "stream": True})
+        return float(json.loads(self._run(_FIRST, _url("chat/completions"), self.key, body, f"{seconds:g}"))["at"])
+
+    def send(self, model: str, tokens: int = 4) -> ClientAnswer:
+        """One completion, not streamed."""
+        return self._answer(_url("chat/completions"), json.dumps(_question(model, tokens)))
+
+    def begin(self, model: str, tokens: int) -> Callable[[], ClientAnswer]:
+        """Begin a stream; what is returned once it has begun gives the whole of it, when it has ended."""
+        body = json.dumps({**_question(model, tokens), "stream": True})
+        words = ["exec", self.name, "--", "python3", "-c", _ASK, _url("chat/completions"), self.key, body]
+        command = ["kubectl", "-n", self.here.namespace, *words]
+        process = subprocess.Popen(command, env=dict(self.here.environ), stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        lines = process.stdout
+        begun = lines.readline()
+
+        def ended() -> ClientAnswer:
+            with process:
+                told = lines.read() if begun == "begun\n" else begun
+            return ClientAnswer(*json.loads(told))
+
+        return ended
+
+    def models(self) -> set[str]:
+        """What the gateway lists."""
+        listed = self._answer(_url("models"), "")
+        assert listed.status == 200, listed
+        return {str(one["id"]) for one in json.loads(listed.text)["data"]}
+
+    def _answer(self, url: str, body: str) -> ClientAnswer:
+        return ClientAnswer(*json.loads(self._run(_ASK, url, self.key, body).splitlines()[-1]))
+
+    def _run(self, code: str, *words: str) -> str:
+        return self.here.run("exec", self.name, "--", "python3", "-c", code, *words)
+
+
+class StreamSession:
+    """Streams at a constant rate through the gateway's Service, for as long as the block lasts: ``streams.py`` in the client's pod.
+
+    ``end`` has the last line of it: the count of everything. ``prompt`` says how often a prompt repeats its words (``repeats``), and
+    of how many conversations each is another turn (``conversations``).
+    """
+
+    def __init__(
+        self, client: ClientPod, model: str, *, rate: float, tokens: int, prompt: Mapping[str, int] | None = None
+    ) -> None:
+        self.failures: list[dict[str, Any]] = []
+        self.seconds: list[dict[str, Any]] = []
+        self.steps: list[dict[str, Any]] = []
+        self.end: dict[str, Any] = {}
+        self._client = client
+        options = {"host": HOST, "port": 80, "key": client.key, "model": model, "rate": rate, "tokens": tokens}
+        self._options = json.dumps(options | dict(prompt or {}))
+
+    def __enter__(self) -> Self:
+        here = self._client.here
+        program = ["python3", "/etc/fairlead/streams.py", self._options]
+        self._process = subprocess.Popen(
+            ["kubectl", "-n", here.namespace, "exec", "-i", self._client.name, "--", *program],
+            env=dict(here.environ),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._process as process:
+            assert process.stdin is not None
+            assert process.stderr is not None
+            process.stdin.close()
+            self._reader.join()
+            said, code = process.stderr.read(), process.wait()
+        assert kind is not None or code == 0, f"the client of the streams ended with {code}: {said[-2_000:]}"
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """What is done meanwhile, so that a failure can be put down to it."""
+        begun = time.time()
+        try:
+            yield
+        finally:
+            self.steps.append({"step": name, "at": round(begun, 3), "seconds": round(time.time() - begun, 1)})
+
+    def failures(self) -> list[dict[str, Any]]:
+        """The failures, each with the last step that had begun before it, and how many seconds after that."""
+        found = []
+        for one in self.failures:
+            before = [step for step in self.steps if step["at"] <= one["at"]]
+            during = {"step": before[-1]["step"], "into": round(one["at"] - before[-1]["at"], 1)} if before else {}
+            found.append({**one, **during})
+        return found
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        places = {"failure": self.failures, "second": self.seconds}
+        for line in self._process.stdout:
+            told = json.loads(line)
+            what = told.pop("what")
+            if what == "end":
+                self.end = told
+            else:
+                places[what].append(told)
+
+
+def run_streams(
+    client: ClientPod, model: str, *, rate: float, tokens: int, seconds: float
+) -> Callable[[], dict[str, Any]]:
+    """The same streams from a pod of their own, for so long, that nobody reads meanwhile: for when there is no API server to read
+    through. What is returned waits for their end and has the count of everything."""
+    here, name = client.here, "streams"
+    options = {"host": HOST, "port": 80, "key": client.key, "model": model, "rate": rate, "tokens": tokens}
+    command = f"sleep {seconds:g} | exec python3 /etc/fairlead/streams.py '{json.dumps(options)}'"
+    spec = pod_spec("gateway", command=("sh", "-c", command), files=client.name)
+    here.apply(pod(name, {**spec, "restartPolicy": "Never"}))
+    here.wait("condition=Ready", f"pod/{name}")
+
+    def end() -> dict[str, Any]:
+        here.wait("jsonpath={.status.phase}=Succeeded", f"pod/{name}", seconds=round(seconds) + 120)
+        told = [json.loads(line) for line in here.run("logs", name).splitlines()]
+        return next(one for one in told if one["what"] == "end")
+
+    return end
+
+
+def _url(path: str) -> str:
+    return f"http://{HOST}/v1/{path}"
+
+
+def _question(model: str, tokens: int) -> dict[str, Any]:
+    messages = [{"role": "user", "content": "Why?"}]
+    return {"model": model, "messages": messages, "max_tokens": tokens, "ignore_eos": True}

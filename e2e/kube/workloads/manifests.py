@@ -1,0 +1,122 @@
+"""Manifests that several tests need, with the least that restricted Pod Security asks for."""
+
+from typing import Any
+
+from e2e.cluster.artifacts import image_set
+
+Manifest = dict[str, Any]
+PORT = 8000
+API = "serving.fairlead.io/v1alpha1"
+PACED_ENGINE = "e2e-paced"
+SMALL_ENGINE = "e2e-narrow"
+
+
+def image(component: str, tag: str | None = None) -> str:
+    """One of our images, as every cluster of ours has it."""
+    return f"{image_set.PREFIX}/{component}:{tag or image_set.version()}"
+
+
+def pod_spec(
+    component: str,
+    *arguments: str,
+    command: tuple[str, ...] = (),
+    ready: str | None = None,
+    files: str | None = None,
+) -> Manifest:
+    """One container under a user id that nobody knows; ``ready`` is the path of its probe, ``files`` a ConfigMap at /etc/fairlead.
+
+    ``command`` instead of what the image runs.
+    """
+    container: Manifest = {
+        "name": component,
+        "image": image(component),
+        "imagePullPolicy": "IfNotPresent",
+        "args": list(arguments),
+        "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}],
+        "resources": {"requests": {"cpu": "20m", "memory": "64Mi"}},
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+    }
+    volumes: list[Manifest] = [{"name": "tmp", "emptyDir": {}}]
+    if command:
+        container["command"] = list(command)
+    if ready is not None:
+        container["readinessProbe"] = {"httpGet": {"path": ready, "port": PORT}, "periodSeconds": 1}
+    if files is not None:
+        container["volumeMounts"].append({"name": "files", "mountPath": "/etc/fairlead"})
+        volumes.append({"name": "files", "configMap": {"name": files}})
+    return {
+        "terminationGracePeriodSeconds": 5,
+        "automountServiceAccountToken": False,
+        "securityContext": {"runAsNonRoot": True, "runAsUser": 31337, "seccompProfile": {"type": "RuntimeDefault"}},
+        "containers": [container],
+        "volumes": volumes,
+    }
+
+
+def pod(name: str, spec: Manifest) -> Manifest:
+    """A pod of its own, which nobody replaces."""
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec}
+
+
+def deployment(name: str, spec: Manifest, *, replicas: int = 1) -> Manifest:
+    """Pods of this kind, labelled ``app: name``."""
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": name},
+        "spec": {
+            "replicas": replicas,
+            "selector": {"matchLabels": {"app": name}},
+            "template": {"metadata": {"labels": {"app": name}}, "spec": spec},
+        },
+    }
+
+
+def small_engine() -> Manifest:
+    """An accelerator that carries four streams at once, each with 20 tokens a second: of 40 tokens, two a second."""
+    profile = {"preset": "tiny-cpu", "stepSeconds": 0.0445, "sequenceSeconds": 0.0, "kvTokens": 65_536}
+    spec = {"profile": {**profile, "maxSequences": 4, "stepTokens": 8_192}}
+    return {"apiVersion": API, "kind": "AcceleratorClass", "metadata": {"name": SMALL_ENGINE}, "spec": spec}
+
+
+def service(name: str, port: int = PORT) -> Manifest:
+    """A name for the pods that are labelled ``app: name``."""
+    ports = [{"port": port, "targetPort": port}]
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": name},
+        "spec": {"selector": {"app": name}, "ports": ports},
+    }
+
+
+def config_map(name: str, **files: str) -> Manifest:
+    """Files by name; two underscores stand for a dot."""
+    data = {key.replace("__", "."): text for key, text in files.items()}
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": data}
+
+
+def model(name: str, *, replicas: int = 1, **spec: Any) -> Manifest:
+    """A ModelDeployment with one pool of simulated engines, ``PACED`` ones; ``spec`` goes before."""
+    return {
+        "apiVersion": API,
+        "kind": "ModelDeployment",
+        "metadata": {"name": name},
+        "spec": {
+            "model": {"source": "hf://Qwen/Qwen3-8B"},
+            "engine": {"kind": "sim"},
+            "pools": [{"accelerator": PACED_ENGINE, "replicas": {"min": replicas}}],
+            **spec,
+        },
+    }
+
+
+def paced_engine() -> Manifest:
+    """An accelerator on which every stream gets 20 tokens a second, however many there are."""
+    profile = {"preset": "tiny-cpu", "stepSeconds": 0.0445, "sequenceSeconds": 0.0, "kvTokens": 262_144}
+    spec = {"profile": {**profile, "maxSequences": 256, "stepTokens": 8_192}}
+    return {"apiVersion": API, "kind": "AcceleratorClass", "metadata": {"name": PACED_ENGINE}, "spec": spec}

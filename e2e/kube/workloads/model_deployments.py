@@ -1,0 +1,55 @@
+"""A ModelDeployment on the cluster as tests look at it: its conditions, its pods, and waiting for both."""
+
+from dataclasses import dataclass
+
+from e2e.kube.cluster_access.kubectl import Kubectl, Manifest, eventually
+
+
+@dataclass(frozen=True, slots=True)
+class DeployedModel:
+    """The one of this name in the namespace of ``here``."""
+
+    here: Kubectl
+    name: str
+
+    def get(self) -> Manifest:
+        """The object."""
+        return self.here.get("modeldeployment", self.name)
+
+    def patch(self, spec: Manifest) -> None:
+        """Merge this into its spec."""
+        self.here.patch(f"modeldeployment/{self.name}", {"spec": spec})
+
+    def condition(self, kind: str) -> Manifest:
+        """One of its conditions; empty where it is not there."""
+        conditions = self.get().get("status", {}).get("conditions", [])
+        return next((one for one in conditions if one["type"] == kind), {})
+
+    def pods(self, *, going: bool = False) -> dict[str, Manifest]:
+        """Its pods by uid; with ``going`` those too that finish their requests."""
+        listed = self.here.get("pods", "-l", f"fairlead.io/model={self.name}")["items"]
+        return {one["metadata"]["uid"]: one for one in listed if going or "deletionTimestamp" not in one["metadata"]}
+
+    def wait_until_settled(self, *, pods: int | None = None, seconds: float = 120.0) -> dict[str, Manifest]:
+        """Wait until it is ready with what its spec says now, nothing moves, and it has so many pods; these, by uid."""
+        found: dict[str, Manifest] = {}
+
+        def is_so() -> bool:
+            model = self.get()
+            status = model.get("status", {})
+            conditions = {one["type"]: one["status"] for one in status.get("conditions", [])}
+            found.clear()
+            found.update(self.pods(going=True))
+            ready = status.get("observedGeneration") == model["metadata"]["generation"] and conditions == {
+                "Ready": "True"
+            }
+            return ready and (pods is None or len(found) == pods)
+
+        eventually(f"{self.name} is settled", is_so, seconds=seconds, told=lambda: str(self.get().get("status")))
+        return found
+
+    def wait_until_stalled(self, reason: str, seconds: float = 60.0) -> str:
+        """Wait until it is stalled for this reason; the message beside it."""
+        is_so = lambda: self.condition("Stalled").get("reason") == reason  # noqa: E731
+        eventually(f"{self.name} says {reason}", is_so, seconds=seconds, told=lambda: str(self.get().get("status")))
+        return str(self.condition("Stalled")["message"])

@@ -1,0 +1,142 @@
+"""Local mode sizes a pool while it is used: from no engine at all, through five times what one carries, and back; no request fails.
+
+Time runs ten times as fast: what takes ten minutes takes one. The autoscaler is killed in the middle of growing, and the gateway's
+metrics are away for a while.
+"""
+
+import asyncio
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+
+from fairlead_testing.http.raw_client import request
+from fairlead_testing.local_stack import LocalStack
+from fairlead_testing.processes import PATIENCE_SECONDS, find_process, is_alive, wait_until
+
+SPEED = 10
+PER_SECOND = 0.5
+"""Simulated requests a simulated second: what one engine carries."""
+MANY = 5
+"""Engines that the load of one does not need."""
+MANIFEST = """
+apiVersion: serving.fairlead.io/v1alpha1
+kind: ModelDeployment
+metadata: {name: tiny}
+spec:
+  model: {source: "hf://org/tiny"}
+  pools: [{accelerator: nvidia-l4, replicas: {min: 0, max: 12}}]
+  objectives: {ttft: 10s, itl: 1s}
+  autoscaling: {mode: Auto, downWindow: 30s, zero: {after: 30s}}
+"""
+
+
+class LocalLoad:
+    """Streams that begin at random moments, ``rate`` a second; what failed is kept in words."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.rate = 0.0
+        self.sent = 0
+        self.failed: list[str] = []
+        self._random = random.Random(1)
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            if self.rate == 0.0:
+                await asyncio.sleep(0.01)
+                continue
+            await asyncio.sleep(self._random.expovariate(self.rate))
+            task = asyncio.create_task(self.send_one())
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def send_one(self) -> None:
+        """One request; a prompt that nobody has cached."""
+        self.sent += 1
+        words = " ".join(f"w{self._random.getrandbits(30):x}" for _ in range(400))
+        body = {"model": "tiny", "messages": [{"role": "user", "content": words}], "max_tokens": 60, "stream": True}
+        try:
+            answer = await request(self.url, body)
+        except (OSError, TimeoutError, AssertionError) as error:
+            self.failed.append(repr(error))
+            return
+        if answer.status != 200 or not answer.complete or "[DONE]" not in answer.events:
+            self.failed.append(f"{answer.status}: {answer.body[-200:]!r}")
+
+    async def finished(self) -> None:
+        """All that were sent are over."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+
+def ready(up: LocalStack) -> int:
+    """Engines that get requests, as the gateway sees it."""
+    fleet = httpx.get(f"{up.manage}/api/fleet", timeout=PATIENCE_SECONDS).json()
+    return sum(one["state"] == "Ready" for model in fleet["models"] for one in model["instances"])
+
+
+async def until(seen: Callable[[], bool], what: str) -> None:
+    """Asked beside the load."""
+    await asyncio.to_thread(wait_until, seen, what)
+
+
+def notes(up: LocalStack) -> str:
+    """What the autoscaler says is wrong; nothing while it starts."""
+    try:
+        return httpx.get(f"{up.state()['autoscaler']}/readyz", timeout=PATIENCE_SECONDS).text
+    except httpx.ConnectError:
+        return ""
+
+
+def status_lines(up: LocalStack, *words: str) -> str:
+    """What a verb prints of this stack."""
+    done = subprocess.run(
+        [sys.executable, "-m", "fairlead_cli", *words], env=up.environment, capture_output=True, text=True, check=True
+    )
+    return done.stdout
+
+
+def test_a_pool_follows_its_load_from_nothing_and_back_and_no_request_fails(tmp_path: Path) -> None:
+    with LocalStack(tmp_path, "--speed", f"{SPEED}", manifest=MANIFEST) as up:
+        up.wait_ready()
+        assert ready(up) == 0
+        asyncio.run(_story(up))
+
+
+async def _story(up: LocalStack) -> None:
+    load = LocalLoad(up.url)
+    await load.send_one()
+    assert load.failed == []
+    running = asyncio.create_task(load.run())
+    load.rate = PER_SECOND * SPEED
+    await until(lambda: load.sent > 20, "one engine's load is served")
+    load.rate *= 5
+    await until(lambda: ready(up) >= 3, "the pool grows")
+    gone = find_process(up.process.pid, "fairlead_autoscaler")
+    os.kill(gone, signal.SIGKILL)
+    await until(lambda: ready(up) >= MANY, "the pool carries five times the load")
+    assert not is_alive(gone)
+    helper = find_process(up.process.pid, "fairlead_gateway")
+    os.kill(helper, signal.SIGSTOP)  # its workers serve on, and nobody tells what arrives
+    await until(lambda: "is missing" in notes(up), "the autoscaler misses the gateway")
+    os.kill(helper, signal.SIGCONT)
+    await until(lambda: "is missing" not in notes(up), "the gateway is heard again")
+    assert ready(up) >= MANY
+    load.rate /= 5
+    await until(lambda: ready(up) < MANY, "the pool shrinks again")
+    running.cancel()
+    await load.finished()
+    assert load.failed == []
+    assert load.sent > 100
+    explained = status_lines(up, "explain", "scale", "tiny")
+    assert "capacity" in explained
+    assert "planned: " in explained
+    assert "recorded settings" in status_lines(up, "replay-scaling")

@@ -1,0 +1,34 @@
+"""Lanes of the end-to-end tests: tests of one lane run one after another in one process, lanes run side by side.
+
+A test names its lane by ``@pytest.mark.lane(NAME, position=N)``; all others are local. Lower positions run first.
+"""
+
+from typing import Protocol
+
+LOCAL = "local"
+INSTALLATION = "installation"
+"""Tests that install, change and remove Fairlead. They have it for themselves first, while the others do what needs no Fairlead,
+and again at their end, when the others are done with what they need it for."""
+LANES = (INSTALLATION, "models", "engines", LOCAL)
+_POSITION = 50
+
+
+class LaneMarker(Protocol):
+    """What a ``lane`` marker holds (pytest.Mark)."""
+
+    args: tuple[object, ...]
+    kwargs: dict[str, object]
+
+
+def lane(marker: LaneMarker | None) -> str:
+    """The name of a test's lane. Raises ValueError for an unknown one."""
+    name = LOCAL if marker is None else str(marker.args[0])
+    if name not in LANES:
+        raise ValueError(f"no lane is called {name!r}; known: {', '.join(LANES)}")
+    return name
+
+
+def lane_position(marker: LaneMarker | None) -> tuple[int, int]:
+    """Where a test stands among all: its lane's place, then its own within the lane."""
+    position = _POSITION if marker is None else int(str(marker.kwargs.get("position", _POSITION)))
+    return LANES.index(lane(marker)), position

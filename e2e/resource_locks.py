@@ -1,0 +1,22 @@
+"""What tests beside one another share, and who may have it for himself: locks that end with their holder, however that ends."""
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from e2e.cluster.artifacts import pinned_versions
+
+INSTALLATION_LOCK = "fairlead"
+"""The installation on the cluster. Had alone by tests that install, remove or stop it."""
+SETUP_LOCK = "beginning"
+"""Held while a cluster is brought up or Fairlead installed, which is done once for all."""
+
+
+@contextmanager
+def file_lock(what: str, *, alone: bool) -> Iterator[None]:
+    """Have it for as long as the block lasts: with others who do not want it alone, or ``alone``."""
+    folder = pinned_versions.cache_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f"e2e-{what}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        yield

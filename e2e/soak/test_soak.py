@@ -1,0 +1,27 @@
+"""The soak: engines die, gateways restart, garbage comes in, a million requests pass. A few minutes of it here; ``make soak`` does
+it as often as the bar says and writes bench/results/soak.json (see e2e/soak)."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from e2e.soak import engine_kills, gateway_restarts, malformed_requests, request_volume
+
+pytestmark = [pytest.mark.timeout(2_400), pytest.mark.alone]
+
+
+def test_engines_that_die_under_load_lose_no_request_that_had_not_started(tmp_path: Path) -> None:
+    assert asyncio.run(engine_kills.run(tmp_path)) == []
+
+
+def test_gateways_that_are_restarted_one_after_the_other_make_no_errors(tmp_path: Path) -> None:
+    assert asyncio.run(gateway_restarts.run(tmp_path)) == []
+
+
+def test_malformed_requests_make_no_5xx_no_stall_and_no_growth(tmp_path: Path) -> None:
+    assert asyncio.run(malformed_requests.run(tmp_path)) == []
+
+
+def test_many_requests_are_answered_whole_and_leave_memory_as_it_was(tmp_path: Path) -> None:
+    assert asyncio.run(request_volume.run(tmp_path)) == []

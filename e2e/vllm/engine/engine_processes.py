@@ -1,0 +1,283 @@
+"""Real engines and a real gateway as processes: started, looked at, stopped and frozen, and gone when this program ends.
+
+An engine is several processes (server, core, worker). A killed server leaves its core behind, which keeps ports and memory, so
+each engine is a process group of its own and is always signalled as one.
+"""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from e2e.vllm.engine.installation import Installation
+
+BLOCK_TOKENS = 32
+CONTEXT_TOKENS = 4_096
+START_SECONDS = 600
+_POLL_SECONDS = 0.25
+_SPINNING = 0.15  # of a core, while nothing is asked and others want it, too
+_SPIN_CHECK_SECONDS = 3.0
+_LEAST = 19
+_TAKEN_SECONDS = 30.0
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def free_port() -> int:
+    """A loopback port that is free now."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port: int = one.getsockname()[1]
+        return port
+
+
+def fetch(url: str, *, seconds: float = 10.0) -> bytes:
+    """The body of a GET. Raises OSError when there is none in time."""
+    with urllib.request.urlopen(url, timeout=seconds) as answer:
+        found: bytes = answer.read()
+        return found
+
+
+@dataclass(slots=True)
+class EngineProcess:
+    """One engine: a process group that listens on ``url`` and writes to ``log``."""
+
+    name: str
+    url: str
+    process: "subprocess.Popen[bytes]"
+    log: Path
+    started_seconds: float = 0.0
+
+    def signal(self, number: int) -> None:
+        """Send a signal to all processes of the engine."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, number)
+
+    def kill(self) -> None:
+        """End it without a word."""
+        self.signal(signal.SIGKILL)
+        self.process.wait()
+
+    def await_health(self, seconds: float = START_SECONDS) -> None:
+        """Wait until it answers. Raises RuntimeError when it ends or takes too long, with the end of its log."""
+        began = time.monotonic()
+        while time.monotonic() - began < seconds:
+            if self.process.poll() is not None:
+                break
+            with suppress(OSError):
+                fetch(f"{self.url}/health", seconds=5.0)
+                self.started_seconds = round(time.monotonic() - began, 1)
+                return
+            time.sleep(_POLL_SECONDS)
+        tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-30:])
+        raise RuntimeError(f"{self.name} is not healthy after {time.monotonic() - began:.0f} s:\n{tail}")
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum of a metric's series that have all of these labels; 0 when there are none."""
+        total = 0.0
+        for line in fetch(f"{self.url}/metrics", seconds=60.0).decode().splitlines():
+            if re.match(rf"{re.escape(name)}[{{ ]", line) and all(
+                f'{key}="{one}"' in line for key, one in labels.items()
+            ):
+                total += float(line.rpartition(" ")[2])
+        return total
+
+    def running(self) -> float:
+        """Requests that it computes or that wait in it."""
+        return self.metric("vllm:num_requests_running") + self.metric("vllm:num_requests_waiting")
+
+    def lower_spinning_priority(self) -> int:
+        """Put threads that burn a core while nothing is asked behind everything else; how many there are.
+
+        Not behind all of it with ``SCHED_IDLE``: such a thread, when it holds a lock, holds up the engine for half a minute.
+        """
+        before = _thread_ticks(self.process.pid)
+        time.sleep(_SPIN_CHECK_SECONDS)
+        after = _thread_ticks(self.process.pid)
+        busy = [
+            one for one in after if after[one] - before.get(one, after[one]) > _SPINNING * _SPIN_CHECK_SECONDS * _TICKS
+        ]
+        for thread in busy:
+            with suppress(ProcessLookupError):
+                os.setpriority(os.PRIO_PROCESS, thread, _LEAST)
+        return len(busy)
+
+
+def _thread_ticks(group: int) -> dict[int, int]:
+    """Processor time of every thread of a process group."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*/task/[0-9]*"):
+        with suppress(OSError):
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+            if int(fields[2]) == group:
+                found[int(folder.name)] = int(fields[11]) + int(fields[12])
+    return found
+
+
+@dataclass(slots=True)
+class EngineStage:
+    """What was started here; leaving the block ends all of it."""
+
+    installed: Installation
+    folder: Path
+    engines: list[EngineProcess] = field(default_factory=list)
+    gateways: list["GatewayProcess"] = field(default_factory=list)
+
+    def __enter__(self) -> "EngineStage":
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for gateway in self.gateways:
+            gateway.stop()
+        for engine in self.engines:
+            engine.signal(signal.SIGCONT)
+            engine.kill()
+
+    def engine(
+        self,
+        name: str,
+        *options: str,
+        core: int = 0,
+        environment: Mapping[str, str] | None = None,
+        names: Sequence[str] = ("tiny",),
+        port: int | None = None,
+        nice: int = 10,
+    ) -> EngineProcess:
+        """Start an engine on the ``core``-th processor that is ours; it is not healthy yet. ``names``: of its model; ``options``
+        win over what all engines here have in common; ``nice``: how far it stands behind everything else."""
+        cores = sorted(os.sched_getaffinity(0))
+        port = port or free_port()
+        log = self.folder / f"{name}.log"
+        command = [
+            str(self.installed.engine_python.with_name("vllm")),
+            *("serve", str(self.installed.model), "--served-model-name", *names),
+            *(
+                "--host",
+                "127.0.0.1",
+                "--port",
+                str(port),
+                "--dtype",
+                "bfloat16",
+                "--enforce-eager",
+                "--max-model-len",
+                str(CONTEXT_TOKENS),
+            ),
+            *("--block-size", str(BLOCK_TOKENS), "--num-gpu-blocks-override", "2048"),
+            *("--enable-prompt-tokens-details", "--enable-request-id-headers", "--enable-server-load-tracking"),
+            *options,
+        ]
+        alone = {
+            "HF_HUB_OFFLINE": "1",
+            "VLLM_NO_USAGE_STATS": "1",
+            "DO_NOT_TRACK": "1",
+            "VLLM_CPU_KVCACHE_SPACE": "1",
+            "VLLM_CPU_OMP_THREADS_BIND": str(cores[core % len(cores)]),
+        }
+        with log.open("wb") as out:
+            process = subprocess.Popen(
+                command,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+                env={**_plain_environment(), **alone, **(environment or {})},
+                preexec_fn=partial(os.nice, nice),
+            )
+        engine = EngineProcess(name, f"http://127.0.0.1:{port}", process, log)
+        self.engines.append(engine)
+        return engine
+
+    def gateway(
+        self, fleet: Mapping[str, Any], *options: str, environment: Mapping[str, str] | None = None
+    ) -> "GatewayProcess":
+        """Start a gateway process before a fleet and wait until it serves."""
+        number = len(self.gateways)
+        file = self.folder / f"fleet-{number}.yaml"
+        file.write_text(json.dumps(fleet))
+        log = self.folder / f"gateway-{number}.log"
+        command = [sys.executable, "-m", "fairlead_gateway", "--fleet", str(file), "--listen", "127.0.0.1:0", *options]
+        with log.open("wb") as out:
+            process = subprocess.Popen(
+                command,
+                stdout=subprocess.PIPE,
+                stderr=out,
+                stdin=subprocess.DEVNULL,
+                text=True,
+                env={**os.environ, **(environment or {})},
+            )
+        assert process.stdout is not None
+        words = process.stdout.readline().split()
+        if words[:1] != ["ready"]:
+            process.kill()
+            raise RuntimeError(f"the gateway did not start: {log.read_text()}")
+        gateway = GatewayProcess(words[1], words[3], process, file, log)
+        self.gateways.append(gateway)
+        return gateway
+
+
+@dataclass(slots=True)
+class GatewayProcess:
+    """A gateway process: its public URL, its management URL, and the fleet file that it follows."""
+
+    url: str
+    manage: str
+    process: "subprocess.Popen[str]"
+    fleet: Path
+    log: Path
+
+    def serve(self, fleet: Mapping[str, Any]) -> None:
+        """Give it another fleet, and wait until it has taken it."""
+        if json.loads(self.fleet.read_text()) == fleet:
+            return
+        version = self._version()
+        beside = self.fleet.with_suffix(".new")
+        beside.write_text(json.dumps(fleet))
+        beside.rename(self.fleet)
+        began = time.monotonic()
+        while self._version() == version:
+            if time.monotonic() - began > _TAKEN_SECONDS:
+                raise RuntimeError(
+                    f"the gateway does not take the new fleet: {fetch(f'{self.manage}/readyz').decode()}"
+                )
+            time.sleep(_POLL_SECONDS)
+
+    def decision(self, request_id: str) -> dict[str, Any]:
+        """What it tells of a request. Raises OSError once it is forgotten."""
+        found: dict[str, Any] = json.loads(fetch(f"{self.manage}/api/decisions/{request_id}"))
+        return found
+
+    def stop(self) -> None:
+        """Let it drain; kill it when it takes too long."""
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(30)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+
+    def _version(self) -> object:
+        return json.loads(fetch(f"{self.manage}/api/fleet")).get("version")
+
+
+def fleet_of(model: str, engines: Sequence[tuple[EngineProcess, str]], transfer: str | None = None) -> dict[str, Any]:
+    """A model of a fleet file; each engine with its role, its name as id."""
+    instances = [{"id": engine.name, "url": engine.url, "role": role} for engine, role in engines]
+    return {"name": model, "instances": instances} | ({"kvTransfer": transfer} if transfer else {})
+
+
+def _plain_environment() -> dict[str, str]:
+    """Ours, without what would reach into an engine's interpreter."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "FAIRLEAD_", "VLLM_"))}

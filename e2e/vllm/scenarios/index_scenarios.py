@@ -1,0 +1,447 @@
+"""The index before real engines: everything that vLLM does with its cache, and after each of it the index must know what is there.
+
+Five parts, an engine each: ``index-peace``, what a cache does in peace, and adapters; ``index-clears``, clears and a death;
+``index-eviction``, 40 blocks, and preemption; ``index-ranks``, two data-parallel ranks; ``index-tiers``, one with a CPU tier
+(``tiered.py``). What is compared, and with what, is told in ``watched.py``; the traffic of many at once is in ``traffic.py``.
+"""
+
+import asyncio
+import contextlib
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+
+import httpx
+
+from e2e.vllm.engine.engine_processes import EngineStage
+from e2e.vllm.engine.installation import HERE
+from e2e.vllm.engine.kv_connectors import cpu_tier
+from e2e.vllm.observation.index_under_test import (
+    MODEL,
+    IndexUnderTest,
+    InProcessIndex,
+    RedisIndex,
+    completeness,
+    content,
+)
+from e2e.vllm.observation.observed_engine import EngineShape, ObservedEngine
+from e2e.vllm.observation.token_prompts import TokenPrompt, send_prompt, tokens, until
+from e2e.vllm.report import Numbers, VllmReport, require
+from e2e.vllm.scenarios.concurrent_traffic import LONG, SHORT, mixed_prompts, under_eviction, without_eviction
+from e2e.vllm.scenarios.tiered_cache import TieredCache
+from fairlead_kvstore.blockstore.storage_tiers import StorageTier
+
+LARGE_BLOCKS = 8_192
+SMALL_BLOCKS = 40
+SHORT_BUFFER = 20
+TIER_BYTES = 256 * 32 * 1_024  # 256 blocks of the tiny model
+DETECTION_SECONDS = 60.0  # adapters that are known are looked at every thirty seconds
+REPORT_SECONDS = 3.0
+ATTEMPTS = 5
+MIXED = 150
+Scenario = list[tuple[str, Callable[[], Awaitable[Numbers]]]]
+INDEXES = ("index-peace", "index-clears", "index-eviction", "index-ranks", "index-tiers")
+_LORA = ("--enable-lora", "--max-loras", "2", "--max-lora-rank", "8")
+
+
+class IndexScenarios:
+    """The scenarios of one of the parts."""
+
+    def __init__(self, stage: EngineStage, report: VllmReport, part: str) -> None:
+        self._stage = stage
+        self._report = report
+        self._part = part
+
+    def _made(self, name: str) -> dict[str, IndexUnderTest]:
+        """Both forms of the index, which know nothing yet."""
+        return {"in_process": InProcessIndex(), "through_redis": RedisIndex(self._stage.folder / name)}
+
+    async def run(self) -> None:
+        """Everything, in order; the engine is gone afterwards."""
+        self._adapters = await asyncio.to_thread(self._make_adapters)
+        shape, story = self._stories()[self._part]
+        async with ObservedEngine(self._stage, self._report, shape, self._made(shape.name)) as self.at:
+            for name, check in story():
+                await self._report.check(name, check)
+
+    def _stories(self) -> dict[str, tuple[EngineShape, Callable[[], Scenario]]]:
+        small = ("--num-gpu-blocks-override", str(SMALL_BLOCKS), "--max-model-len", "1024", "--max-num-seqs", "8")
+        ranks = ("--num-gpu-blocks-override", "1024", "--data-parallel-size", "2", "--api-server-count", "1")
+        tier = cpu_tier(self._stage.folder / "cpu-tier", TIER_BYTES)
+        tiers = ("--num-gpu-blocks-override", "160", "--kv-transfer-config", tier.engine_arguments("kv_both"))
+        large = ("--num-gpu-blocks-override", str(LARGE_BLOCKS), *_LORA)
+        binding = {"VLLM_CPU_OMP_THREADS_BIND": "0|1"}
+        beside = {"PYTHONPATH": str(tier.path)}
+        stories: list[tuple[EngineShape, Callable[[], Scenario]]] = [
+            (EngineShape("index-peace", large), self._large),
+            (EngineShape("index-clears", large), self._clears),
+            (EngineShape("index-eviction", small, buffer=SHORT_BUFFER), self._small),
+            (EngineShape("index-ranks", ranks, ranks=2, environment=binding), self._ranks),
+            (
+                EngineShape("index-tiers", tiers, environment=beside, tier=StorageTier.CPU),
+                lambda: TieredCache(self.at).story(),
+            ),
+        ]
+        return {shape.name: (shape, story) for shape, story in stories}
+
+    def _make_adapters(self) -> list[str]:
+        """Two folders with an adapter each."""
+        folders = [str(self._stage.folder / f"adapter-{number}") for number in (1, 2)]
+        installed = self._stage.installed
+        command = [str(installed.engine_python), str(HERE / "tiny_adapters.py"), str(installed.model), *folders]
+        subprocess.run(command, check=True, stdout=sys.stderr)
+        return folders
+
+    # The large engine --------------------------------------------------------------------------------------------------
+
+    def _large(self) -> Scenario:
+        return [
+            ("a cold prompt", self._cold),
+            ("the same again", self._repeat),
+            ("a longer one", self._extension),
+            ("a whole number of blocks, all cached", self._exact),
+            ("what is said is cached, too", self._decode),
+            ("a long prompt in chunks", self._chunks),
+            ("salts", self._salts),
+            ("four at once, two answers each", self._same_at_once),
+            ("log-probabilities of a prompt store it again", self._stored_again),
+            ("clients that leave", self._left),
+            ("adapters", self._lora),
+            ("8 at once without eviction", lambda: without_eviction(self.at, 8)),
+            ("32 at once without eviction", lambda: without_eviction(self.at, 32)),
+            ("a name loaded from another path, and back", self._reloaded),
+            ("who joins late is replayed everything", self._late),
+            (f"{MIXED} mixed prompts, one at a time", lambda: self._in_peace("large")),
+        ]
+
+    def _clears(self) -> Scenario:
+        return [
+            ("a cold prompt", self._cold),
+            ("reset", lambda: self._cleared("/reset_prefix_cache")),
+            ("sleep", lambda: self._cleared("/sleep?level=1", "/wake_up")),
+            ("pause and clear", lambda: self._cleared("/pause?mode=wait&clear_cache=true", "/resume")),
+            ("a reset that nobody told of", self._reset_by_others),
+            ("SIGKILL, and a restart on the same port", self._killed),
+        ]
+
+    async def _cold(self) -> Numbers:
+        first = len(self.at.rows)
+        await self.at.ask(TokenPrompt(tokens("a", 100)))
+        await self.at.wait_until_quiet()
+        require(self.at.recorders[0].stored == 3, "three blocks were expected")
+        return await self.at.expect_agreement(first)
+
+    async def _repeat(self) -> Numbers:
+        first, batches = len(self.at.rows), len(self.at.recorders[0].numbers)
+        await self.at.ask(TokenPrompt(tokens("a", 100)))
+        await self.at.wait_until_quiet()
+        require(self.at.rows[-1].reported == 96, "not found")
+        require(len(self.at.recorders[0].numbers) == batches, "something was published")
+        return await self.at.expect_agreement(first)
+
+    async def _extension(self) -> Numbers:
+        first = len(self.at.rows)
+        await self.at.ask(TokenPrompt(tokens("a", 196)))
+        require(self.at.rows[-1].reported == 96, "its beginning was not found")
+        return await self.at.expect_agreement(first)
+
+    async def _exact(self) -> Numbers:
+        first, recorder = len(self.at.rows), self.at.recorders[0]
+        for _ in range(3):
+            await self.at.ask(TokenPrompt(tokens("a", 96)))
+            require(self.at.rows[-1].reported == 64, "not all but the last block")
+        await self.at.wait_until_quiet()
+        twice = recorder.copies - recorder.stored
+        require(twice >= 1, "no block lies there twice")
+        return await self.at.expect_agreement(first, {"copies_beside_the_first": twice})
+
+    async def _decode(self) -> Numbers:
+        first = len(self.at.rows)
+        prompt = TokenPrompt(tokens("talk", 50), output=40)
+        for turn in range(4):
+            answer = await self.at.ask(prompt)
+            prompt = prompt.continued(answer.tokens, tokens(("turn", turn), 20))
+        return await self.at.expect_agreement(first, {"turns": 4})
+
+    async def _chunks(self) -> Numbers:
+        first, seen = len(self.at.rows), len(self.at.recorders[0].numbers)
+        await self.at.ask(TokenPrompt(tokens("long", 3_900)))
+        await self.at.wait_until_quiet()
+        return await self.at.expect_agreement(
+            first, {"batches_of_the_prompt": len(self.at.recorders[0].numbers) - seen}
+        )
+
+    async def _salts(self) -> Numbers:
+        first = len(self.at.rows)
+        for salt in ("tenant-7", "tenant-8", None):
+            for count in (100, 161, 100):
+                await self.at.ask(TokenPrompt(tokens("a", count), salt=salt))
+        return await self.at.expect_agreement(first)
+
+    async def _same_at_once(self) -> Numbers:
+        first = len(self.at.rows)
+        prompt = TokenPrompt(tokens("crowd", 150), output=20, more=(("n", 2), ("temperature", 1.0), ("seed", 1)))
+        await self.at.wait_until_quiet()
+        for _ in range(2):
+            await asyncio.gather(*(send_prompt(self.at.client, MODEL, prompt) for _ in range(4)))
+        await self.at.ask(replace(prompt, output=1, more=()))
+        return await self.at.expect_agreement(first)
+
+    async def _stored_again(self) -> Numbers:
+        """Such a request looks nothing up, so nothing is predicted of it; but its blocks lie there twice afterwards."""
+        first, recorder = len(self.at.rows), self.at.recorders[0]
+        before = recorder.copies - recorder.stored
+        prompt = TokenPrompt(tokens("a", 100), more=(("prompt_logprobs", 1),))
+        answer = await send_prompt(self.at.client, MODEL, prompt)
+        await self.at.wait_until_quiet()
+        twice = recorder.copies - recorder.stored - before
+        return await self.at.expect_agreement(first, {"reported": answer.cached, "copies_beside_the_first": twice})
+
+    async def _left(self) -> Numbers:
+        first = len(self.at.rows)
+        for number in range(4):
+            prompt = TokenPrompt(tokens(("left", number), 90), output=400, more=(("stream", True),))
+            with contextlib.suppress(httpx.HTTPError):
+                async with self.at.client.stream("POST", "/v1/completions", json=prompt.body(MODEL)) as answer:
+                    lines = answer.aiter_lines()
+                    for _ in range(80):
+                        await anext(lines)
+            await self.at.ask(replace(prompt, output=1, more=()))
+        return await self.at.expect_agreement(first)
+
+    async def _lora(self) -> Numbers:
+        first = len(self.at.rows)
+        await self._load("one", self._adapters[0])
+        await self._load("two", self._adapters[1])
+        for adapter in ("one", "two", None):
+            for salt in (None, "tenant-8"):
+                for count in (100, 161):
+                    await self.at.ask(TokenPrompt(tokens("lora", count), adapter=adapter, salt=salt))
+        await asyncio.sleep(
+            REPORT_SECONDS
+        )  # until it was read where they are from; then one more event of each shows it
+        for adapter in ("one", "two"):
+            await self.at.ask(TokenPrompt(tokens(("shown", adapter), 40), adapter=adapter))
+        return await self.at.expect_agreement(first)
+
+    async def _load(self, name: str, place: str) -> None:
+        if name in self.at.loaded:
+            await self.at.post("/v1/unload_lora_adapter", {"lora_name": name})
+        self.at.loaded[name] = place
+        await self.at.post("/v1/load_lora_adapter", {"lora_name": name, "lora_path": place})
+        self.at.record_note("loaded", name, Path(place).name)
+
+    async def _reloaded(self) -> Numbers:
+        """Elsewhere, back, and elsewhere again. First only ``/v1/models`` tells. Blocks of a new load count when it is told once more
+        where that came from, and shown by an event that it still is the same load: so two cold prompts are asked, then what is known.
+        """
+        first, seconds = len(self.at.rows), []
+        for turn, place in enumerate((1, 0, 1)):
+            began = time.monotonic()
+            await self._load("one", self._adapters[place])
+            noticed = await until(lambda: not self.at.differs(), DETECTION_SECONDS)
+            require(noticed, f"not noticed after load {turn}: {self.at.differs()}")
+            noticed_seconds = round(time.monotonic() - began, 3)
+            for number in range(ATTEMPTS):
+                await self.at.ask(TokenPrompt(tokens(("lora", turn, number), 100), adapter="one"))
+                await self.at.wait_until_quiet()  # nobody differs before it is told
+                if await until(lambda: not self.at.differs(), REPORT_SECONDS):
+                    break
+            seconds.append([noticed_seconds, number + 1])
+            await self.at.ask(TokenPrompt(tokens("lora", 161), adapter="one"))
+            await asyncio.sleep(
+                REPORT_SECONDS
+            )  # until it was read once more where the load is from: one that is gone by then is forgotten
+        return await self.at.expect_agreement(first, {"noticed_after_seconds_and_cold_prompts": seconds})
+
+    async def _in_peace(self, seed: str) -> Numbers:
+        first = len(self.at.rows)
+        for prompt in mixed_prompts(MIXED, seed, step=LONG if seed == "large" else SHORT):
+            await self.at.ask(prompt, keep=False)
+        return await self.at.expect_agreement(first, again=False)
+
+    async def _late(self) -> Numbers:
+        """Others that begin now hold nothing that is not there, and all of what the base model stored. Of an adapter's earlier loads
+        nobody can tell them where they came from: those they may miss, but then they say that they do not know all, until a clear.
+        """
+        late = self._made("late")
+        numbers: Numbers = {"replayed_batches": len(self.at.recorders[0].numbers), "known_prompts": len(self.at.known)}
+        try:
+            for name, index in late.items():
+                began = time.monotonic()
+                await index.follow(self.at.sources)
+                require(await until(lambda at=index: self._told(at)), f"{name}: {self._says(index)}", numbers)
+                numbers[name] = {"told_after_seconds": round(time.monotonic() - began, 3)}
+            await self.at.wait_until_quiet()
+            for name, index in late.items():
+                await until(lambda at=index: not self._wrong(at), REPORT_SECONDS)
+                numbers[name] |= {**self.at.compare(index), "says": self._says(index), "wrong": self._wrong(index)}
+                require(not numbers[name]["wrong"], f"{name} predicts something else", numbers)
+                require(numbers[name]["ghosts"] == 0, f"{name} holds what is not there", numbers)
+                unsaid = numbers[name]["missing"] and self.at.is_complete(index)
+                require(not unsaid, f"{name} misses blocks and says that it is complete", numbers)
+            await self.at.post("/reset_prefix_cache")
+            self.at.tell_cleared()
+            for count in (100, 196):
+                await send_prompt(self.at.client, MODEL, TokenPrompt(tokens("a", count)))
+            return await self.at.equal(numbers, {**late, **self.at.indexes})
+        finally:
+            for index in late.values():
+                await index.close()
+
+    def _says(self, index: IndexUnderTest) -> str:
+        return completeness(index.mirror(), self.at.sources[0].instance)[1]
+
+    def _told(self, index: IndexUnderTest) -> bool:
+        """Whether it has heard everything; what was replayed to it may leave a doubt about adapters."""
+        return self.at.is_complete(index) or self._says(index).startswith("nobody told where an earlier load")
+
+    def _wrong(self, index: IndexUnderTest) -> list[list[object]]:
+        """Prompts of which it says something else than is there: of the base model anything, of adapters more than is there."""
+        found: list[list[object]] = []
+        for one in self.at.known:
+            said, there = self.at.predict(one, index), self.at.reference(one)
+            if said > there or (said != there and (one.adapter is None or self.at.is_complete(index))):
+                found.append([one.adapter, len(one.tokens), said, there])
+        return found
+
+    # Clears and deaths -------------------------------------------------------------------------------------------------
+
+    async def _cleared(self, path: str, then: str | None = None) -> Numbers:
+        """Fairlead asks for it and clears the index that it can tell; the engine only says so with its next step."""
+        first = len(self.at.rows)
+        await self.at.ask(TokenPrompt(tokens("a", 100)))
+        await self.at.wait_until_quiet()
+        before, announced = self.at.recorders[0].stored, self.at.recorders[0].clears
+        answer = (await self.at.post(path)).text
+        told, untold = self.at.tell_cleared()
+        seconds = await self.at.wait_until_gone(told, time.monotonic())
+        if then is not None:
+            await self.at.post(then)
+        require(None not in seconds.values(), "an index that was told still holds something", seconds)
+        await self.at.ask(TokenPrompt(tokens("a", 100)), excused=untold)
+        await self.at.ask(TokenPrompt(tokens("a", 196)))
+        more = {"answer": answer, "blocks_before": before, "empty_after_seconds": seconds}
+        require(self.at.recorders[0].clears > announced, "the engine has not said so itself", more)
+        return await self.at.expect_agreement(first, more)
+
+    async def _reset_by_others(self) -> Numbers:
+        """Nobody can know before the engine's next step; that request's prediction is wrong, and from then on all is right."""
+        first = len(self.at.rows)
+        await self.at.ask(TokenPrompt(tokens("a", 100)))
+        await self.at.wait_until_quiet()
+        await self.at.post("/reset_prefix_cache")
+        row, _ = await self.at.ask_and_compare(TokenPrompt(tokens("a", 100)))
+        require(set(row.predicted.values()) == {96} and not row.reported, f"{row} was not expected")
+        return await self.at.expect_agreement(first, {"wrong_until_the_engine_said_so": 1})
+
+    async def _killed(self) -> Numbers:
+        """Nothing says goodbye; the new process begins with 0, under the same address."""
+        first = len(self.at.rows)
+        await self.at.wait_until_quiet()
+        before, began = self.at.recorders[0].stored, time.monotonic()
+        self.at.engine.kill()
+        self.at.record_note("killed")
+        for recorder in self.at.recorders:
+            recorder.restarted()
+        self.at.loaded.clear()
+        unsure: Numbers = {}
+        for name, index in self.at.indexes.items():
+            noticed = await until(lambda at=index: not self.at.is_complete(at))
+            unsure[name] = round(time.monotonic() - began, 3) if noticed else None
+        self.at.known = dict.fromkeys(one for one in self.at.known if one.adapter is None)
+        await self.at.start()
+        more = {"blocks_before": before, "unsure_after_seconds": unsure}
+        require(None not in unsure.values(), "an index has not noticed that the engine is gone", more)
+        for prompt in list(self.at.known)[:6]:
+            await self.at.ask(prompt)
+        require(self.at.rows[first].reported == 0, "the engine is not a new one", more)
+        return await self.at.expect_agreement(first, more)
+
+    # The small engine --------------------------------------------------------------------------------------------------
+
+    def _small(self) -> Scenario:
+        return [
+            ("eviction", self._evicted),
+            ("preemption", self._preempted),
+            (f"{MIXED} mixed prompts, one at a time, 40 blocks", lambda: self._in_peace("small")),
+            ("8 at once with eviction", lambda: under_eviction(self.at, 8)),
+            ("who joins later than the buffer reaches", self._too_late),
+        ]
+
+    async def _evicted(self) -> Numbers:
+        """The end of the oldest prompt goes first; copies of a block are removed one by one."""
+        first = len(self.at.rows)
+        for number in range(3):
+            await self.at.ask(TokenPrompt(tokens(("big", number), 480)))
+        await self.at.ask(TokenPrompt(tokens(("big", 0), 480)))
+        partly = self.at.rows[-1].reported
+        require(0 < partly < 448, f"{partly} tokens were found of a prompt that was partly evicted")
+        for _ in range(3):
+            await self.at.ask(TokenPrompt(tokens("exact", 128)), keep=False)
+        for number in range(4):
+            await self.at.ask(TokenPrompt(tokens(("other", number), 300)), keep=False)
+            await self.at.ask(TokenPrompt(tokens("exact", 128)), keep=False)
+        return await self.at.expect_agreement(first, {"partly_evicted_reported": partly})
+
+    async def _preempted(self) -> Numbers:
+        """Six answers that do not fit together: some are thrown out and computed again."""
+        first = len(self.at.rows)
+        before = await asyncio.to_thread(self.at.engine.metric, "vllm:num_preemptions_total")
+        prompts = [TokenPrompt(tokens(("preempted", number), 100), output=400) for number in range(6)]
+        await asyncio.gather(*(send_prompt(self.at.client, MODEL, one) for one in prompts))
+        after = await asyncio.to_thread(self.at.engine.metric, "vllm:num_preemptions_total")
+        require(after > before, "nothing was preempted")
+        for prompt in prompts:
+            await self.at.ask(replace(prompt, output=1))
+        return await self.at.expect_agreement(first, {"preemptions": round(after - before)})
+
+    async def _too_late(self) -> Numbers:
+        """What is missing makes it incomplete, never wrong: no ghosts; and a clear makes it whole."""
+        late = self._made("too-late")
+        numbers: Numbers = {"batches": len(self.at.recorders[0].numbers), "buffer": SHORT_BUFFER}
+        instance = self.at.sources[0].instance
+        try:
+            for name, index in late.items():
+                await index.follow(self.at.sources)
+                await until(lambda at=index: bool(content(at.mirror(), instance, StorageTier.GPU)))
+                await self.at.wait_until_quiet()
+                complete, reason = completeness(index.mirror(), instance)
+                found = self.at.compare(index)
+                numbers[name] = {**found, "says": reason}
+                require(not complete, f"{name} says that it is complete", numbers)
+                require(found["ghosts"] == 0, f"{name} holds what is not there", numbers)
+            await self.at.post("/reset_prefix_cache")
+            self.at.tell_cleared()
+            for count in (100, 196):
+                await send_prompt(self.at.client, MODEL, TokenPrompt(tokens("a", count)))
+            return await self.at.equal(numbers, late)
+        finally:
+            for index in late.values():
+                await index.close()
+
+    # Two ranks ---------------------------------------------------------------------------------------------------------
+
+    def _ranks(self) -> Scenario:
+        return [("each rank has its own", self._own_of_each), ("both ranks at once", self._both)]
+
+    async def _own_of_each(self) -> Numbers:
+        first = len(self.at.rows)
+        for rank in (0, 1, 0, 1):
+            await self.at.ask(TokenPrompt(tokens("shared", 100), rank=rank))
+            await self.at.ask(TokenPrompt(tokens(("only", rank), 200), rank=rank))
+        wanted = [0, 0, 0, 0, 96, 192, 96, 192]
+        require([one.reported for one in self.at.rows[first:]] == wanted, "ranks share something")
+        return await self.at.expect_agreement(first)
+
+    async def _both(self) -> Numbers:
+        first = len(self.at.rows)
+        prompts = [TokenPrompt(tokens(("both", number % 12), 60 + 10 * number), output=20) for number in range(48)]
+        await asyncio.gather(*(send_prompt(self.at.client, MODEL, one) for one in prompts))
+        for number in (0, 20, 40):
+            for rank in (0, 1):
+                await self.at.ask(replace(prompts[number], output=1, rank=rank))
+        return await self.at.expect_agreement(first)

@@ -1,0 +1,84 @@
+"""The benchmark that sets the simulator beside what it simulates carries the goals that are checked in, and takes real runs."""
+
+import asyncio
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from fairlead_bench.accuracy.fleet_vs_http import GATEWAYS, PRESETS, RATE, SECRET, RunResult, rows, run_live, simulate
+from fairlead_bench.results import load_goals
+from fairlead_cli.replay.client.prompts import PromptBuilder, prefix_chains
+from fairlead_sim.engine.tokenizer import Tokenizer
+from fairlead_sim.workload.generators import FAMILIES
+from fairlead_sim.workload.traces import at_rate
+from fairlead_testing.gateway.running_gateway import MODEL_KEY
+
+BENCH = Path(__file__).parents[3] / "bench"
+
+BAR = {
+    f"{count} gateways: {what}": goal
+    for count in (1, 3)
+    for what, goal in (
+        ("cached tokens, live and simulated apart, at most", "<= 2"),
+        ("pairs of presets in another order by cached tokens", "<= 0"),
+        ("pairs of presets in another order by mean TTFT", "<= 0"),
+        ("mean TTFT on the same choices, live ÷ simulated, furthest from 1", "within 5 %"),
+    )
+} | {"requests that failed": "<= 0"}
+"""The bar as it was asked for; bench/goals.yaml may not drift from it."""
+SAME = {
+    (count, rule): RunResult(0.8 - 0.1 * number, 0.1 * (1 + number), 0, 0.1 * (1 + number))
+    for count in GATEWAYS
+    for number, rule in enumerate(PRESETS)
+}
+
+
+def missed(*changed: tuple[tuple[int, str], RunResult]) -> list[str]:
+    """The goals that do not hold where live is as simulated but for these."""
+    made = rows({key: (dict(changed).get(key, same), same) for key, same in SAME.items()}, {})
+    assert {row.metric: row.goal for row in made if row.goal} == BAR
+    return [row.metric for row in made if not row.holds]
+
+
+def test_the_checked_in_goals_are_the_bar_and_rows_hold_within_it_only() -> None:
+    assert load_goals("agreement") == BAR
+    first, second = (1, PRESETS[0]), (3, PRESETS[1])
+    assert missed() == []
+    assert missed((first, replace(SAME[first], cached=0.821))) == [next(iter(BAR))]
+    below_the_next = replace(SAME[first], cached=0.69)
+    assert missed((first, below_the_next)) == list(BAR)[:2]
+    assert missed((second, replace(SAME[second], ttft=0.31, retraced=0.31))) == [list(BAR)[6]]
+    assert missed((second, replace(SAME[second], ttft=0.189))) == [list(BAR)[7]]
+    assert missed((second, replace(SAME[second], failed=1))) == ["requests that failed"]
+
+
+def test_presets_that_are_as_good_as_equal_have_no_order() -> None:
+    first, second = ((1, rule) for rule in PRESETS[:2])
+    near = replace(SAME[first], cached=0.79)
+    made = rows(
+        {key: (near if key == first else same, near if key == second else same) for key, same in SAME.items()}, {}
+    )
+    crossed = [row for row in made if "order by cached" in row.metric]
+    assert [row.value for row in crossed] == [0, 0]
+
+
+def test_a_busy_fleet_has_rows_of_its_own_without_goals_and_its_failures_count() -> None:
+    failing = replace(SAME[1, PRESETS[0]], failed=2)
+    made = rows({key: (same, same) for key, same in SAME.items()}, {1: (failing, failing)})
+    (failed,) = [row for row in made if row.metric == "requests that failed"]
+    assert failed.value == 2
+    assert len([row for row in made if "at 20/s" in row.metric and row.goal is None]) == 3
+
+
+def test_three_gateways_over_http_find_about_what_three_simulated_ones_do() -> None:
+    requests = at_rate(FAMILIES["agents"](60, seed=3), 3 * RATE)
+    builder = PromptBuilder(Tokenizer())
+    chain = prefix_chains(builder, secret=SECRET.encode(), model_key=MODEL_KEY)
+    real = asyncio.run(run_live(3, "round-robin", requests, builder, 4.0))
+    assert real.failed == 0
+    assert abs(real.cached - simulate(3, "round-robin", requests, chain).cached) < 0.15
+
+
+def test_the_run_that_is_committed_carries_the_bar() -> None:
+    report = json.loads((BENCH / "results" / "agreement.json").read_text(encoding="utf-8"))
+    assert {row["metric"]: row["goal"] for row in report["rows"] if row["goal"]} == BAR

@@ -1,0 +1,32 @@
+"""The bench of sleeping replicas: every case is in the kept results, and both sides of one are measured alike."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from fairlead_bench.autoscaler.sleep_tier import CASES, PRICES, QUICK_CASES, compare_tiers, scale_from_zero_scenario
+
+BENCH = Path(__file__).parents[3] / "bench"
+
+
+def test_every_case_is_in_the_results_with_each_price() -> None:
+    rows = json.loads((BENCH / "results" / "asleep.json").read_text(encoding="utf-8"))["rows"]
+    found = {row["metric"] for row in rows}
+    for name in CASES:
+        for price in PRICES:
+            assert f"{name}, seed 1: cost, asleep at {price} of the price" in found
+        assert f"{name}, seed 1: within the objectives" in found
+
+
+def test_a_case_is_the_same_load_with_and_without_and_sleep_at_the_whole_price_costs_more() -> None:
+    rows = list(compare_tiers("an hour", replace(scale_from_zero_scenario(1), seconds=3_600.0), QUICK_CASES))
+    by_name = {row.metric.removeprefix("an hour: "): row for row in rows}
+    tenth, whole = (by_name[f"cost, asleep at {price} of the price"] for price in PRICES)
+    assert tenth.value is not None
+    assert whole.value is not None
+    assert tenth.value < whole.value
+    assert tenth.versus_value == whole.versus_value
+    starts = by_name["starts"]
+    assert starts.value is not None
+    assert starts.versus_value is not None
+    assert starts.value <= starts.versus_value

@@ -1,0 +1,282 @@
+"""The gateway benchmark's own parts: what is made of runs, and that its two programs tell the truth about each other."""
+
+import json
+import os
+import shutil
+import socket
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from fairlead_bench.gateway import peer_installation, process_usage, report, routing_decision, tail_latency
+from fairlead_bench.gateway.benchmark import schedule
+from fairlead_bench.gateway.load_cases import CASES, FULL, QUICK
+from fairlead_bench.gateway.measurement import CaseRun, measure, summarize
+from fairlead_bench.gateway.mock_engine import MockEngine
+from fairlead_bench.gateway.native_programs import NativePrograms, build
+from fairlead_bench.gateway.process_usage import ProcessUsage
+from fairlead_bench.gateway.request_bodies import SIZES, UNIQUE, make_bodies
+from fairlead_bench.gateway.request_bodies import write_bodies as write_bodies
+from fairlead_bench.gateway.result_rows import (
+    SEPARATOR,
+    RunTable,
+    aborts_seen,
+    cpu,
+    decision_rows,
+    kilobytes_each,
+    rows,
+    under_way,
+)
+from fairlead_bench.gateway.targets import DIRECT, ENVOY, FAIRLEAD, SGLANG, TARGETS, gateway_options
+from fairlead_bench.results import load_goals
+
+FOUND = {
+    "seconds": 2.0,
+    "requests": 1000,
+    "errors": 0,
+    "wrong": 0,
+    "status": 0,
+    "unfinished": 0,
+    "events": 0,
+    "aborts": 0,
+    "aborts_measured": 0,
+    "opened": 0,
+    "delay": {"p50": 0.001},
+    "first_event": {},
+    "under_way": {},
+}
+BEFORE = {"connections": 10, "requests": 100, "aborted": 0, "open": 0}
+
+
+def _run(case: str, target: str, number: int = 1, **given: object) -> CaseRun:
+    return CaseRun(case, target, number, **given)  # type: ignore[arg-type]  # keyword by keyword, as a test needs them
+
+
+def _usage(cpu_seconds: float, pids: tuple[int, ...] = (1,)) -> ProcessUsage:
+    return ProcessUsage(cpu_seconds, cpu_seconds / 2, 1 << 20, frozenset(pids))
+
+
+# From runs to rows.
+
+
+def test_a_figure_is_the_median_of_its_valid_runs() -> None:
+    table = RunTable(
+        [
+            _run("request-2k", FAIRLEAD, 1, cpu_microseconds=30.0),
+            _run("request-2k", FAIRLEAD, 2, cpu_microseconds=90.0, problems=("nothing was measured",)),
+            _run("request-2k", FAIRLEAD, 3, cpu_microseconds=50.0),
+        ]
+    )
+    assert table.median("request-2k", FAIRLEAD, cpu) == 40.0
+
+
+def test_every_goal_of_the_table_has_its_row_in_the_same_order() -> None:
+    found = [row for row in rows([], idle_bytes={}, decisions={}) if row.goal is not None]
+    assert [(row.metric, row.goal) for row in found] == list(load_goals("gateway").items())
+
+
+def test_goals_that_the_run_did_not_ask_about_have_no_row() -> None:
+    found = rows([], idle_bytes={}, decisions={}, cases=QUICK.cases)
+    assert not [row for row in found if row.metric.startswith("CPU per 128 KB")]
+    assert [row for row in found if row.metric.startswith("CPU per 32 KB")]
+
+
+def test_a_goal_is_held_against_the_ratio_to_its_peer() -> None:
+    runs = [
+        _run("request-2k", FAIRLEAD, cpu_microseconds=45.0),
+        _run("request-2k", SGLANG, cpu_microseconds=90.0),
+        _run("request-2k", ENVOY, cpu_microseconds=29.0),
+    ]
+    by_peer = {row.versus: row for row in rows(runs, idle_bytes={}, decisions={}) if row.goal and row.ratio}
+    assert (by_peer[SGLANG].ratio, by_peer[SGLANG].holds) == (0.5, True)
+    assert by_peer[ENVOY].ratio == pytest.approx(45 / 29)
+    assert not by_peer[ENVOY].holds
+
+
+def test_a_goal_whose_peer_is_absent_does_not_hold_and_its_row_stays() -> None:
+    runs = [_run("request-2k", FAIRLEAD, cpu_microseconds=1.0)]
+    found = rows(runs, idle_bytes={}, decisions={}, absent=[ENVOY])
+    goal = next(row for row in found if row.metric.endswith(f"÷ {ENVOY}"))
+    assert (goal.value, goal.versus_value, goal.holds) == (1.0, None, False)
+    assert any(row.metric == f"CPU per 2 KB request{SEPARATOR}{ENVOY}" and row.value is None for row in found)
+
+
+def test_added_delay_is_the_difference_to_the_same_load_without_a_target() -> None:
+    table = RunTable(
+        [
+            _run("paced-1000", FAIRLEAD, under_way={"p50": 0.0005}),
+            _run("paced-1000", DIRECT, under_way={"p50": 0.0003}),
+        ]
+    )
+    assert table.added_over_direct("paced-1000", FAIRLEAD, under_way("p50")) == pytest.approx(0.0002)
+    assert table.added_over_direct("paced-1000", ENVOY, under_way("p50")) is None
+
+
+def test_memory_of_a_stream_is_what_a_thousand_of_them_add() -> None:
+    run = _run("memory", FAIRLEAD, rss_bytes=60_000_000 + 1000 * 16 * 1024, rss_before_bytes=60_000_000)
+    assert kilobytes_each(run) == 16.0
+
+
+def test_departures_are_counted_over_all_runs() -> None:
+    runs = [_run("abort", FAIRLEAD, 1, aborts=10, aborts_seen=10), _run("abort", FAIRLEAD, 2, aborts=10, aborts_seen=9)]
+    assert aborts_seen(runs) == 95.0
+    assert aborts_seen([]) is None
+
+
+def test_rounds_are_interleaved_and_far_targets_leave_early() -> None:
+    near, far = "fairlead", "nginx"
+    order = [(target, number) for case, target, number in schedule(FULL, [near, far]) if case.name == "request-2k"]
+    assert order[:4] == [(near, 1), (far, 1), (near, 2), (far, 2)]
+    assert order[4:] == [(near, 3), (near, 4), (near, 5)]
+
+
+def test_the_result_file_has_the_shape_that_outside_tools_read(tmp_path: Path) -> None:
+    runs = [_run("request-2k", FAIRLEAD, cpu_microseconds=30.0)]
+    found = rows(runs, idle_bytes={FAIRLEAD: 6e7}, decisions={"2k": 9e-6})
+    file = tmp_path / "gateway.json"
+    report.write(file, found, runs, seed=3, settings={"plan": "quick"}, peers={"envoy": "1.40.0"}, absent={"smg": "no"})
+    content = json.loads(file.read_text())
+    assert {"machine", "versions", "seed", "rows"} <= content.keys()
+    assert content["versions"]["envoy"] == "1.40.0"
+    assert content["absent"] == {"smg": "no"}
+    assert set(content["rows"][0]) == {"metric", "value", "unit", "versus", "versus_value", "ratio", "goal", "holds"}
+    assert content["rows"] == [asdict(row) for row in found]
+
+
+# From what was seen to a run.
+
+
+def test_cpu_is_divided_by_what_was_done_meanwhile() -> None:
+    after = BEFORE | {"requests": 1200}
+    run = summarize(CASES["request-2k"], FAIRLEAD, 1, FOUND, BEFORE, after, [_usage(1.0), _usage(1.05)], 1)
+    assert run.is_valid
+    assert run.cpu_microseconds == pytest.approx(50.0)
+    assert run.core_share == pytest.approx(0.025)
+
+
+@pytest.mark.parametrize(
+    ("found", "after", "why"),
+    [
+        ({"errors": 5}, {}, "failed"),
+        ({"wrong": 5, "status": 503}, {}, "status 503"),
+        ({"requests": 0}, {}, "nothing"),
+        ({}, {"connections": 900}, "no connection is kept"),
+    ],
+)
+def test_a_run_that_measured_something_else_is_not_used(found: dict[str, int], after: dict[str, int], why: str) -> None:
+    seen = [_usage(1.0), _usage(1.05)]
+    counters = BEFORE | {"requests": 1100} | after
+    run = summarize(CASES["request-2k"], FAIRLEAD, 1, FOUND | found, BEFORE, counters, seen, 1)
+    assert not run.is_valid
+    assert why in run.problems[0]
+
+
+def test_a_run_during_which_processes_change_is_not_used() -> None:
+    seen = [_usage(1.0), _usage(1.05, pids=(1, 2))]
+    run = summarize(CASES["request-2k"], FAIRLEAD, 1, FOUND, BEFORE, BEFORE | {"requests": 1100}, seen, 1)
+    assert run.problems == ("processes came or went meanwhile",)
+
+
+# Prompts, targets, processes.
+
+
+@pytest.mark.parametrize("size", ["2k", "32k", "220k"])
+def test_prompts_have_their_size_and_end_with_something_new(size: str) -> None:
+    made = make_bodies(SIZES[size], count=16, seed=1, max_tokens=8, stream=True)
+    assert all(abs(len(body) - SIZES[size]) <= 2 for body in made)
+    assert all(body.count(UNIQUE) == 1 for body in made)
+    messages = [json.loads(body)["messages"] for body in made]
+    assert messages[0][0] == messages[8][0]
+    assert messages[0][0] != messages[1][0]
+    assert UNIQUE in messages[0][-1]["content"]
+
+
+def test_prompts_are_the_same_for_the_same_seed() -> None:
+    assert make_bodies(4096, count=3, seed=7, max_tokens=8, stream=False) == make_bodies(
+        4096, count=3, seed=7, max_tokens=8, stream=False
+    )
+
+
+def test_every_target_names_a_peer_that_can_be_installed() -> None:
+    assert {target.peer for target in TARGETS.values()} <= {None, *peer_installation.PEERS}
+    assert QUICK.targets is not None
+    assert set(QUICK.targets) <= set(TARGETS)
+
+
+def test_keys_are_checked_where_the_gateway_knows_how() -> None:
+    assert gateway_options("usage: [--fleet FILE] [--keys FILE] [--workers N]") == ["--keys", "--workers"]
+    assert gateway_options("usage: [--fleet FILE]") == []
+
+
+def test_the_decision_alone_is_measured_with_the_gateways_code() -> None:
+    assert routing_decision.decision_seconds("2k", blocks=1_000, seed=1, batches=2, batch=5) > 0
+
+
+def test_what_is_slow_once_is_the_clocks_and_what_is_slow_each_time_the_codes() -> None:
+    slow = tail_latency.measure_run(blocks=6_400, seed=1, batches=2, batch=5)
+    assert 0 < slow.median_seconds <= slow.p99_seconds
+    assert 0 < slow.same_seconds <= slow.p99_seconds
+    assert 0 < slow.routing_seconds < slow.p99_seconds
+
+
+def test_the_slowest_of_a_hundred_leaves_one_of_a_hundred_out() -> None:
+    assert tail_latency.p99([float(number) for number in range(1, 101)]) == 99.0
+    assert tail_latency.p99([1.0, 2.0]) == 2.0
+
+
+def test_a_run_of_the_decision_alone_has_its_goals_and_what_counting_takes() -> None:
+    slow = tail_latency.DecisionTail(
+        median_seconds=4e-5, p99_seconds=7e-5, routing_seconds=3e-5, same_seconds=5e-5, counting_seconds=6e-5
+    )
+    found = decision_rows({"2k": 9e-6, "32k": 3e-5}, slow)
+    assert [row.holds for row in found if row.goal is not None] == [True, True, False, True, True]
+    assert [row.ratio for row in found if row.versus == "counting as long"] == [pytest.approx(7 / 6)]
+
+
+def test_the_usage_of_a_process_tree_grows_with_its_work() -> None:
+    before = process_usage.tree_usage(os.getpid())
+    total = sum(number * number for number in range(200_000))
+    after = process_usage.tree_usage(os.getpid())
+    assert total > 0
+    assert after.cpu_seconds > before.cpu_seconds
+    assert os.getpid() in after.processes
+    assert after.rss_bytes > 1 << 20
+
+
+def test_a_port_has_the_listeners_that_its_owner_opened() -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        found = process_usage.listening_inodes(listener.getsockname()[1])
+        assert len(found) == 1
+        assert process_usage.owns_sockets(os.getpid(), found)
+        assert not process_usage.owns_sockets(os.getpid(), {"0"})
+
+
+# The two programs.
+
+
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> NativePrograms:
+    if shutil.which("cc") is None or not sys.platform.startswith("linux"):
+        pytest.skip("needs Linux and a C compiler")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FAIRLEAD_CACHE", str(tmp_path_factory.mktemp("cache")))
+        return build()
+
+
+@pytest.mark.parametrize("name", ["request-2k", "bulk", "abort", "paced-200", "open-220k"])
+def test_load_generator_and_engine_agree(programs: NativePrograms, tmp_path: Path, name: str) -> None:
+    case = CASES[name]
+    made = write_bodies(tmp_path, case.size_bytes, seed=1, max_tokens=case.events or 128, stream=bool(case.events))
+    with MockEngine(programs.engine, ports=2) as engine:
+        run = measure(case, None, engine, load=programs.load, bodies=made, seconds=0.2, number=1, seed=1)
+        counted = engine.stats()
+    assert run.is_valid, run.problems
+    assert run.units > 0
+    assert run.streams_left == 0
+    assert run.aborts == run.aborts_seen
+    assert counted["requests"] >= (run.units if case.unit == "request" else 1)
+    assert bool(run.under_way.get("p50")) == bool(case.events)

@@ -1,0 +1,94 @@
+"""The instruction counter's pure parts: reading dumps, costs per unit, rows with goals, and the bytes of its scripted ends."""
+
+import socket
+
+import pytest
+
+from fairlead_bench.gateway_instructions.callgrind import total_of
+from fairlead_bench.gateway_instructions.result_rows import DECISION, rows, standard_errors
+from fairlead_bench.gateway_instructions.scenarios import instructions_per_unit
+from fairlead_bench.gateway_instructions.scripted_engine import Call, read_request
+from fairlead_bench.gateway_instructions.source_tree import is_source
+from fairlead_bench.results import load_goals, meets_goal
+
+TURNS = {"plain": 10, "short_streams": 10, "long_streams": 10, "retried": 10, "waiting": 10}
+
+
+def test_a_dump_holds_its_total() -> None:
+    assert total_of(b"# callgrind format\nevents: Ir\nsummary: 70632778\n\nob=(1)\n") == 70_632_778
+    with pytest.raises(ValueError, match="without a summary"):
+        total_of(b"# callgrind format\n")
+
+
+def test_costs_per_unit_leave_out_the_plain_requests_beside_them() -> None:
+    counts = {
+        "plain": 10 * 100.0,
+        "short_streams": 10 * (200.0 + 4 * 7),
+        "long_streams": 10 * (200.0 + 36 * 7),
+        "retried": 10 * (5 * 100.0 + 250.0),
+        "waiting": 10 * (100.0 + 300.0) + 100.0,
+    }
+    assert instructions_per_unit(counts, TURNS) == {
+        "plain request": 100.0,
+        "streamed request of 4 chunks": 228.0,
+        "chunk of a stream": 7.0,
+        "waiting request": 300.0,
+        "retried request": 250.0,
+    }
+
+
+def test_every_unit_has_a_row_with_its_goal() -> None:
+    units = [*instructions_per_unit(dict.fromkeys(TURNS, 1.0), TURNS), DECISION]
+    base = {unit: [100.0, 100.0] for unit in units}
+    assert {row.metric: row.goal for row in rows(base, base, "0123abc")} == load_goals("gateway-instructions")
+    assert all(row.holds and row.ratio == 1.0 for row in rows(base, base, "0123abc"))
+    slower = {unit: [104.0, 104.0] for unit in units}
+    assert not any(row.holds for row in rows(slower, base, "0123abc"))
+    assert not any(row.holds for row in rows(slower, {}, "0123abc")), "what the base cannot do is not compared"
+
+
+def test_the_standard_error_is_that_of_the_windows_quotients() -> None:
+    alike = {"chunk": [110.0, 220.0, 330.0]}
+    assert standard_errors(alike, {"chunk": [100.0, 200.0, 300.0]})["chunk"] == pytest.approx(0.0)
+    assert standard_errors(alike, {"chunk": [100.0, 200.0, 330.0]})["chunk"] == pytest.approx(1 / 30)
+
+
+@pytest.mark.parametrize(("ratio", "reached"), [(0.96, False), (0.97, True), (1.03, True), (1.04, False)])
+def test_a_range_is_a_goal(ratio: float, reached: bool) -> None:
+    assert meets_goal("0.97..1.03", ratio) is reached
+
+
+def test_sources_are_code_and_settings_but_no_tests_or_benchmarks() -> None:
+    assert is_source("gateway/fairlead_gateway/__main__.py")
+    assert is_source("pyproject.toml")
+    assert not is_source("tests/gateway/test_listen.py")
+    assert not is_source("bench/fairlead_bench/results.py")
+    assert not is_source("README.md")
+
+
+def test_a_scripted_stream_ends_with_the_usage_where_it_was_asked_for() -> None:
+    for body, wanted in ((b'{"stream_options":{"include_usage":true}}', 1), (b'{"stream":true}', 0)):
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            call = Call(ours, "bench-model", body)
+            call.begin_stream()
+            call.send_event()
+            call.end_stream(2)
+            received = theirs.recv(65_536)
+        assert received.count(b"data: ") == 4 + wanted
+        assert received.count(b'"completion_tokens":2') == wanted
+        assert received.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
+
+
+def test_requests_are_read_one_by_one_from_one_connection() -> None:
+    ours, theirs = socket.socketpair()
+    with theirs:
+        with ours:
+            ours.sendall(b"POST /v1 HTTP/1.1\r\nContent-Length: 2\r\n\r\n{}GET /metrics HTTP/1.1\r\n\r\n")
+        first = read_request(theirs, b"")
+        assert first is not None
+        assert (first.method, first.body) == ("POST", b"{}")
+        second = read_request(theirs, first.rest)
+        assert second is not None
+        assert (second.method, second.body, second.rest) == ("GET", b"", b"")
+        assert read_request(theirs, second.rest) is None

@@ -1,0 +1,43 @@
+"""A cluster of which nothing runs any more does not stand in the way of the next."""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from e2e.cluster import levels
+from e2e.cluster.progress import ClusterError
+from e2e.cluster.run_record import RunRecord
+from fairlead_testing.kube import api_server
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[Path]:
+    if api_server.binaries_folder() is None:
+        pytest.skip(api_server.MISSING_API_SERVER_MESSAGE)
+    yield tmp_path / "run"
+    levels.down(tmp_path / "run")
+
+
+def kill(run: Path, *names: str) -> None:
+    record = RunRecord(run)
+    for name in names:
+        pid = record.pids()[name]
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+def test_what_is_left_of_a_cluster_that_ended_is_taken_down_and_half_of_one_is_left_for_a_look(run: Path) -> None:
+    levels.up("api", run)
+    first = RunRecord(run).pids()
+    kill(run, "apiserver")
+    with pytest.raises(ClusterError, match=r"half a cluster.*apiserver ended.*take it down first"):
+        levels.up("api", run)
+    assert RunRecord(run).pids() == {"etcd": first["etcd"]}
+    kill(run, "etcd")
+    (run / "left").write_text("by the one that ended")
+    levels.up("api", run)
+    assert set(RunRecord(run).pids()) == set(first)
+    assert not (run / "left").exists()

@@ -1,0 +1,26 @@
+"""The committed run of the story on a cluster is one in full, in which no stream was lost."""
+
+import json
+from pathlib import Path
+
+RESULT = Path(__file__).parents[3] / "bench" / "results" / "e2e.json"
+MOVES = {
+    "engines are replaced",
+    "gateways are replaced",
+    "the operator is replaced",
+    "six instances",
+    "half of them are evicted",
+    "two instances",
+    "fairlead is upgraded",
+}
+
+
+def test_no_stream_was_lost_while_everything_moved() -> None:
+    report = json.loads(RESULT.read_text())
+    load = report["parts"]["under_load"]
+    assert (report["full"], report["holds"]) == (True, True)
+    assert (load["rate"], load["tokens"], load["failures"]) == (20.0, 200, [])
+    assert load["outcomes"] == {"complete": load["streams"]}
+    assert {one["step"] for one in load["steps"]} >= MOVES
+    assert load["per_second"] >= 19.6
+    assert report["parts"]["first_token"]["seconds"]["apply_to_first_token"] <= 30.0

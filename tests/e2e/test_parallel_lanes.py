@@ -1,0 +1,59 @@
+"""Lanes of the end-to-end tests: each test on the cluster is in one, and the order within keeps installations apart."""
+
+import ast
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from e2e.parallel_lanes import INSTALLATION, LANES, LOCAL, LaneMarker, lane, lane_position
+
+KUBE = Path(__file__).parents[2] / "e2e" / "kube"
+
+
+def marker(name: str, **keywords: object) -> LaneMarker:
+    return SimpleNamespace(args=(name,), kwargs=keywords)
+
+
+def markers(tree: ast.Module) -> dict[str, LaneMarker]:
+    """Test -> its closest lane marker, as the file's text has it."""
+    found, own = {}, None
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "pytestmark":
+            own = _lane_of([node.value])
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+            found[node.name] = _lane_of(node.decorator_list) or own
+    return found
+
+
+def _lane_of(expressions: list[ast.expr]) -> LaneMarker | None:
+    for call in expressions:
+        if isinstance(call, ast.Call) and ast.unparse(call.func) == "pytest.mark.lane":
+            keywords = {item.arg: ast.literal_eval(item.value) for item in call.keywords}
+            return marker(ast.literal_eval(call.args[0]), **keywords)
+    return None
+
+
+def test_every_test_on_the_cluster_is_in_a_lane_of_its_own_choice() -> None:
+    found = {path.name: markers(ast.parse(path.read_text())) for path in sorted(KUBE.glob("test_*.py"))}
+    assert not [name for tests in found.values() for name, given in tests.items() if given is None]
+    assert {lane(given) for tests in found.values() for given in tests.values()} == set(LANES) - {LOCAL}
+
+
+def test_a_fresh_installation_is_the_first_and_removals_are_the_last_of_their_lane() -> None:
+    order = sorted(
+        (lane_position(given), path.name != "test_model_lifecycle.py", node.lineno, node)
+        for path in sorted(KUBE.glob("test_*.py"))
+        for tree in [ast.parse(path.read_text())]
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef) and (given := markers(tree).get(node.name)) and lane(given) == INSTALLATION
+    )
+    alone = [bool({"installation", "empty"} & {item.arg for item in node.args.args}) for *_, node in order]
+    assert alone == [True, *[False] * (len(order) - 4), True, True, True]
+
+
+def test_tests_without_a_lane_are_local_and_unknown_lanes_are_refused() -> None:
+    assert lane(None) == LOCAL
+    assert lane_position(None) > lane_position(marker("engines", position=99))
+    with pytest.raises(ValueError, match="no lane is called 'elsewhere'"):
+        lane(marker("elsewhere"))
