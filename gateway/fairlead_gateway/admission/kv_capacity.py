@@ -20,9 +20,8 @@ from typing import Final
 
 from fairlead_gateway.admission.kv_peak import USABLE_SHARE, SequenceForecast, peak_tokens
 from fairlead_gateway.routing.prefix.prefix_hash import BYTES_PER_TOKEN
-from fairlead_gateway.routing.request import RouteRequest
+from fairlead_gateway.routing.request import DEFAULT_OUTPUT_TOKENS, RouteRequest
 
-DEFAULT_OUTPUT_TOKENS: Final = 256.0
 HEADROOM_PER_TIER: Final = 0.05
 UNCHECKED_SHARE: Final = 0.5
 DEFAULT_TOKEN_SECONDS: Final = 0.02

@@ -41,7 +41,7 @@ from fairlead_gateway.admission.kv_capacity import KvCapacityPlanner
 from fairlead_gateway.admission.length_classes import LengthClasses
 from fairlead_gateway.admission.output_lengths import OutputForecast, OutputLengths
 from fairlead_gateway.admission.request_queue import NextRequest, QueuedRequest, RequestQueue
-from fairlead_gateway.routing.request import RouteRequest
+from fairlead_gateway.routing.request import NO_INSTANCES, RouteRequest
 
 MAX_WAITING_STEP_SHARE: Final = 0.3
 POLL_SECONDS: Final = 0.02
@@ -56,7 +56,6 @@ LEARNED_ANSWER_INTERVAL: Final = 8
 shares.
 """
 _MAX_LENGTH_CLASSES: Final = 256
-_NOBODY: Final[frozenset[str]] = frozenset()
 _LONG_CLOSED: Final = (True,)
 
 
@@ -97,7 +96,7 @@ class AdmissionVerdict:
     action: AdmissionAction
     rule: str
     reason: str
-    full_instances: frozenset[str] = _NOBODY
+    full_instances: frozenset[str] = NO_INSTANCES
     retry_after: float | None = None
     is_shed: bool = False
 
@@ -244,7 +243,7 @@ class AdmissionPolicy:
                 or self._lacks_memory(request, engine, now)
             ):
                 full.append(engine.id)
-        return frozenset(full) if full else _NOBODY
+        return frozenset(full) if full else NO_INSTANCES
 
     def _lacks_memory(self, request: AdmissionRequest, engine: EngineLoad, now: float) -> bool:
         if engine.kv_tokens is None:

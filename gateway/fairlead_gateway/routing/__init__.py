@@ -1,8 +1,12 @@
-"""Where a request goes, and why: a pure core that gateway, simulator and seams share.
+"""The routing core: chooses the instance for a request, and says why.
 
-In the order of a decision: ``prefix`` (what of the prompt counts), ``hotness`` (how deep its key reaches), ``ring`` (its two
-homes), ``holdings`` (who has how much of it), ``ledger`` (who is busy), ``presets`` (the rules), and ``router``, which holds
-the state between them; ``held`` for presets that keep requests before engines.
+Pure: gateway workers, the fleet simulator and the seams run the same code.
+
+In reading order: `request` and `endpoint` (values), `prefix` (prefix hashes, and which instance
+caches them), `load` (in-flight load), `hash_ring` (the two homes) and `policies` (one file per
+preset). `router` holds the state between decisions. `candidates` collects what a policy compares.
+`session_affinity`, `accelerator_selection`, `kv_pull` and `prefill_placement` are parts of the
+default policy. `hooks` are the router's callbacks.
 """
 
 from fairlead_gateway.routing.load.inflight import InstanceLoad

@@ -1,30 +1,36 @@
-"""Which kind of accelerator a prompt is for, where a model's instances stand on several.
+"""Accelerator selection: which kind of accelerator a prompt is for, where a model has several.
 
-What a request takes of an instance differs more from kind to kind for some shapes than for others: a prompt of 8,000 tokens may
-take 40 times as much of a small accelerator as of a large one, one of 100 tokens ten times. A fleet carries most where each shape
-goes where it is comparatively cheap, and where all kinds are equally full. So each kind has a **price**, and a request goes to the
-kind where price times work is least:
+The cost of a request differs between kinds by its shape. A prompt of 8,000 tokens may cost 40 times
+as much on a small accelerator as on a large one, a prompt of 100 tokens ten times. A fleet carries
+most if each shape goes where it is comparatively cheap and all kinds are equally full. So each kind
+has a **price**, and a request goes to the kind with the least price times work:
 
-    work = prefill + output · step(n) / n        share of one instance that the request takes, in seconds
-    n    = sequences that an instance runs within memory, batch and the inter-token objective, less three roots of that many:
-           where memory holds few sequences they come in twos and threes, and whoever waits for memory holds up all behind it
+    work = prefill + output · step(n) / n        share of one instance that the request takes, in s
+    n    = sequences that an instance runs within memory, batch and inter-token objective,
+           less three roots of that: small memories fill in jumps, and a waiting sequence blocks all
 
-Prices are the multipliers of a linear program (the most load within all kinds' capacity), found as it goes (dual ascent): the kind
-that a request is charged to becomes dearer by its work per instance, all of them cheaper by their share of that, so that prices
-stand still when every kind is charged alike. It is what was sent that counts, not what is measured, so nothing lags and nothing
-swings; and only ratios count, so that each of several gateways finds the same prices from its part of the traffic. How long answers
-are is learned by the length of prompts.
+Prices are the multipliers of a linear program (the most load within all capacities), found by
+online dual ascent. The kind that a request is charged to becomes dearer by its work per instance,
+and all of them cheaper by their share. Prices are stable when every kind is charged alike. Only
+dispatches count, not measurements, so nothing lags or oscillates. Only ratios count, so each
+gateway finds the same prices from its part of the traffic. Output lengths are learned by prompt
+length.
 
-What is sent is an estimate of work, one that is too low where a single instance stands for a kind, or where long prompts hold up a
-small memory. So work counts for more on a kind that is more than four tenths full by what is in flight, in the choice and in what is
-charged. While a faster kind is calm (three tenths full) a request goes there: prices are for a fleet that has work to do.
+Dispatched work is an estimate. It is too low if a single instance is a kind, or if long prompts
+block a small memory. So work counts more on a kind that is over four tenths full by what is in
+flight, in the choice and in the charge. While a faster kind is lightly loaded (three tenths),
+requests go there: prices are for a busy fleet.
 
-The kind only comes first: inside it the preset decides as in any fleet (homes, holders, load), and where nobody of it would meet the
-objective, the kind that is next in price is asked. Where a prefix is held its work is less, so that a conversation stays.
+The kind only comes first. Inside it, the preset decides as in any fleet. If no endpoint of it meets
+the objective, the kind with the next price is tried. A cached prefix lowers the work, so a
+conversation stays.
 
-Kinds are pools whose instances differ by a quarter or more in what they take for some shape; a model with one kind knows nothing of
-all this. Sources: Mélange (arXiv 2404.14527: shapes and kinds; it assigns by throughput and output length), the online form of the
-assignment dual. Ours: prices from what is sent, no table and no message from the autoscaler.
+Pools are of different kinds if their instances differ by a quarter or more in the work of some
+shape. A model with one kind skips all of this.
+
+Source: Mélange (arXiv 2404.14527: shapes and kinds; it assigns by throughput and output length),
+and the online assignment dual. Prices from dispatches, without a table or a message from the
+autoscaler, are ours.
 """
 
 import math
@@ -38,38 +44,43 @@ from fairlead.units import format_duration
 from fairlead_gateway.routing.endpoint import Endpoint
 from fairlead_gateway.routing.hash_ring import HomeRings
 from fairlead_gateway.routing.load.sampled_load import SampledLoads
-from fairlead_gateway.routing.policies.dual_hash import DEFAULT_TTFT_SECONDS
 from fairlead_gateway.routing.prefix.approximate_index import PrefixMatch
+from fairlead_gateway.routing.request import DEFAULT_OUTPUT_TOKENS, DEFAULT_TTFT_SECONDS
 
 SAME_KIND_RATIO: Final = 1.25
 REFERENCE_SHAPES: Final = ((100.0, 100.0), (1_000.0, 250.0), (8_000.0, 250.0))
-"""Pools are one kind if what their instances take for these prompts and answers differs by less than this."""
+"""Pools are one kind if their work for these prompts and outputs differs by less than
+this ratio.
+"""
 CROWD_SIGMAS: Final = 3.0
 ITL_SHARE: Final = 0.8
-"""Of the inter-token objective that a step may take: the rest is for steps that compute prompts."""
+"""Share of the inter-token objective for a step; the rest is for steps that compute prompts."""
 MIN_BATCH: Final = 0.1
 PRICE_STEP: Final = 0.02
-"""How fast prices follow: some hundred requests."""
+"""Speed at which prices follow: some hundred requests."""
 MAX_STEP_RATIO: Final = 5.0
-"""Of the usual step: no single request moves prices by more."""
+"""Bound on a single step, in usual steps."""
 MAX_LOG_PRICE: Final = 8.0
-"""Of its logarithm, from the middle of all: where a kind can serve almost nothing, no price makes it as full as the others."""
+"""Bound on the logarithm of a price, from the mean: no price can fill a kind that serves almost
+nothing.
+"""
 MEAN_SMOOTHING: Final = 0.01
 LIGHT_LOAD: Final = 0.3
 FULL_BACKLOG_SHARE: Final = 0.2
-"""An instance with so much of the first-token objective before it counts as full."""
+"""An instance with this share of the TTFT objective as backlog counts as full."""
 HEAVY_LOAD: Final = 0.4
 HEAVY_LOAD_PRICE: Final = 3.0
 MAX_HEAVY_LOAD: Final = 4.0
-"""From so full on work counts for more there: e to the threefold of what is beyond, which is taken for that much at most."""
-DEFAULT_OUTPUT_TOKENS: Final = 256.0
+"""Above `HEAVY_LOAD`, work counts e to the `HEAVY_LOAD_PRICE`-fold of the excess, which
+is bounded.
+"""
 _PRIOR_ANSWERS: Final = 4.0
 _MAX_ANSWERS: Final = 200.0
 _PROMPT_BANDS: Final = 24
 
 
 class AcceleratorKind:
-    """Instances that are alike. ``price`` is a logarithm."""
+    """Instances of one kind. `log_price` is the logarithm of the price."""
 
     __slots__ = ("decodes", "endpoints", "homes", "log_price", "name", "prefills", "profile")
 
@@ -91,7 +102,7 @@ class AcceleratorKind:
         self.log_price = 0.0
 
     def batch(self, context: float, itl_seconds: float | None) -> float:
-        """Sequences of ``context`` tokens that an instance runs within the objective."""
+        """Returns the sequences of `context` tokens that an instance runs within the objective."""
         profile = self.profile
         max_sequences = min(float(profile.max_sequences), profile.kv_tokens / context)
         root = (math.sqrt(CROWD_SIGMAS * CROWD_SIGMAS + 4.0 * max_sequences) - CROWD_SIGMAS) / 2.0
@@ -106,7 +117,10 @@ class AcceleratorKind:
     def work_seconds(
         self, prompt: float, cached: float, output: float, ttft_seconds: float | None, itl_seconds: float | None
     ) -> float:
-        """Seconds of one instance that a request takes; infinite where it cannot be served within the objectives even alone."""
+        """Returns the seconds of one instance that a request takes.
+
+        Infinite if it cannot meet the objectives even on an idle instance.
+        """
         profile, seconds = self.profile, 0.0
         context = prompt + output
         if context > profile.kv_tokens:
@@ -129,7 +143,7 @@ class AcceleratorKind:
         return seconds + output * step / batch
 
     def cached_tokens(self, match: PrefixMatch, prompt: float, tokens_per_byte: float) -> float:
-        """Tokens of a prompt that some instance of this kind holds."""
+        """Returns the prompt tokens that some instance of this kind has cached."""
         if not match.masks:
             return 0.0
         bits = 0
@@ -143,7 +157,10 @@ class AcceleratorKind:
         return 0.0
 
     def load_share(self, loads: SampledLoads, ttft_seconds: float, itl_seconds: float | None) -> float:
-        """How full its instances are, by what is in flight: 1 is a full batch, or a backlog that is long for the objective."""
+        """Returns how full the instances are by what is in flight.
+
+        1 is a full batch, or a backlog that is long for the objective.
+        """
         inflight, tokens, backlog = 0, 0.0, 0.0
         for endpoint in self.endpoints:
             load = loads.estimate(endpoint.load)
@@ -160,8 +177,11 @@ class AcceleratorKind:
 
 
 class RankedKinds:
-    """The kinds that can serve a request, the one to ask first at the front, with the work on each and price times work.
-    ``charged`` is the place of the cheapest; where that is not the first, the first is faster and calm."""
+    """The kinds that can serve a request, best first, with work, and price times work.
+
+    charged_index: index of the cheapest. If it is not 0, the first kind is faster and lightly
+    loaded.
+    """
 
     __slots__ = ("charged_index", "costs", "kinds", "objective_seconds", "work_seconds")
 
@@ -181,7 +201,7 @@ class RankedKinds:
 
 
 class AcceleratorSelector:
-    """Of one model. ``several``: there is a choice."""
+    """The kinds of one model and their prices."""
 
     def __init__(self, secret: bytes) -> None:
         self._secret = secret
@@ -194,7 +214,7 @@ class AcceleratorSelector:
         self.has_choice = False
 
     def update(self, ready: Sequence[Instance], endpoints: Mapping[str, Endpoint], objectives: SloTargets) -> None:
-        """These are ready. Kinds that stay keep their prices."""
+        """Sets the ready instances. Kinds that stay keep their prices."""
         self._objectives, itl_seconds = objectives, objectives.itl_seconds
         roles = {item.role for item in ready}
         pools: dict[str, list[Instance]] = {}
@@ -219,14 +239,18 @@ class AcceleratorSelector:
         self.has_choice = True
 
     def _homes_for(self, name: str, weights: dict[str, float]) -> HomeRings:
-        """The homes of a kind, made anew where its instances changed: a profile that was learned moves nobody."""
+        """Returns the homes of a kind, rebuilt only if its instances changed. A learned profile
+        moves no key.
+        """
         before = self._homes.get(name)
         if before is None or before[0] != weights:
             before = self._homes[name] = (weights, HomeRings(weights, secret=self._secret))
         return before[1]
 
     def _set_prices(self, former_prices: Mapping[str, float], itl_seconds: float | None) -> None:
-        """Prices as they were; a new kind's such that a usual request costs there what it costs elsewhere."""
+        """Keeps prices. A new kind's price makes a usual request cost the same there as
+        elsewhere.
+        """
         usual_seconds = [min(1e6, kind.work_seconds(*_USUAL_SHAPE, None, itl_seconds)) for kind in self._kinds]
         known = [
             former_prices[kind.name] + math.log(work)
@@ -238,13 +262,16 @@ class AcceleratorSelector:
             kind.log_price = former_prices[kind.name] if kind.name in former_prices else level - math.log(work)
 
     def expected_output(self, prompt: float, max_tokens: float | None) -> float:
-        """Tokens of the answer to a prompt of that length; ``most`` is what the client allows."""
+        """Returns the expected output tokens for a prompt of that length.
+
+        max_tokens: the client's limit.
+        """
         band = _prompt_band(prompt)
         mean = self._output_sums[band] / self._answer_counts[band]
         return mean if not max_tokens or max_tokens > mean else max_tokens
 
     def observe_answer(self, prompt: float, output: float) -> None:
-        """An answer of so many tokens came to a prompt of that length."""
+        """Learns the output length of a response."""
         band = _prompt_band(prompt)
         remembered = min(1.0, _MAX_ANSWERS / self._answer_counts[band])
         self._output_sums[band] = self._output_sums[band] * remembered + output
@@ -258,8 +285,10 @@ class AcceleratorSelector:
         tokens_per_byte: float,
         loads: SampledLoads,
     ) -> RankedKinds:
-        """Which kinds to ask, in which order, for a prompt of so many tokens and at ``most`` so many of an answer. ``rate`` is
-        tokens of a byte of what was ``found``."""
+        """Returns the kinds for a prompt, best first.
+
+        prompt: in tokens.
+        """
         output, itl_seconds = self.expected_output(prompt, max_tokens), self._objectives.itl_seconds
         limit = self._objectives.ttft_limit_seconds(prompt)
         ttft_seconds = DEFAULT_TTFT_SECONDS if limit is None else limit
@@ -288,7 +317,9 @@ class AcceleratorSelector:
         return RankedKinds(kinds, work_seconds, costs, 1 if first else 0, ttft_seconds)
 
     def charge(self, ranked: RankedKinds) -> None:
-        """A request goes where its price says: the kind becomes dearer by what it takes, all of them cheaper by their share."""
+        """Charges a request to its kind: the kind becomes dearer, all of them cheaper by their
+        share.
+        """
         if not ranked.kinds:
             return
         kind = ranked.kinds[ranked.charged_index]
@@ -311,7 +342,7 @@ def _prompt_band(prompt: float) -> int:
 def _group_pools(
     pools: Mapping[str, list[Instance]], endpoints: Mapping[str, Endpoint], role: Role, itl_seconds: float | None
 ) -> dict[str, list[Instance]]:
-    """Pools put together where they are alike, by the name of the first of them."""
+    """Groups pools of one kind, under the name of the first."""
     groups: dict[str, list[Instance]] = {}
     work_by_pool: dict[str, list[float]] = {}
     for name, items in sorted(pools.items()):
@@ -338,7 +369,10 @@ def _is_comparable(first: float, second: float) -> bool:
 def _create_kind(
     name: str, instances: Sequence[Instance], endpoints: Mapping[str, Endpoint], role: Role, homes: HomeRings
 ) -> AcceleratorKind:
-    """Its profile is that of the instance in the middle by prefill: one slow engine does not make another accelerator."""
+    """Returns a kind. Its profile is that of the median instance by prefill time.
+
+    Why: one slow engine does not make another accelerator.
+    """
     own = [endpoints[item.id] for item in instances]
     middle = sorted(own, key=_by_prefill)[len(own) // 2]
     return AcceleratorKind(name, middle.profile, own, homes, role is not Role.DECODE, role is not Role.PREFILL)
@@ -353,7 +387,7 @@ def _by_id(item: Instance) -> str:
 
 
 class KindExplanation:
-    """The account of a decision inside a kind: what decided there, and why that kind."""
+    """The explanation of a decision inside a kind, with the reason for the kind."""
 
     __slots__ = ("_decision", "_kind_index", "_ranked")
 
@@ -363,15 +397,15 @@ class KindExplanation:
         self._kind_index = kind_index
 
     def reason(self) -> str:
-        """One sentence."""
+        """Returns one sentence."""
         ranked, kind_index = self._ranked, self._kind_index
         if kind_index < 0:
             return f"{self._decision.reason}; no kind of accelerator has an instance that meets the objective"
         name = ranked.kinds[kind_index].name
         if kind_index:
-            why = f"nobody of {ranked.kinds[0].name} meets the objective"
+            why = f"no instance of {ranked.kinds[0].name} meets the objective"
         elif ranked.charged_index:
-            why = "faster, and calm"
+            why = "faster, and lightly loaded"
         elif len(ranked.kinds) == 1:
             why = "no other kind can serve it within the objectives"
         else:
@@ -379,11 +413,11 @@ class KindExplanation:
         return f"{self._decision.reason}; on {name} ({format_duration(ranked.work_seconds[kind_index])} of an instance): {why}"
 
     def rejected(self) -> tuple[RejectedCandidate, ...]:
-        """The others of the same kind."""
+        """Returns the other endpoints of the same kind."""
         return self._decision.rejected
 
     def inputs(self) -> Mapping[str, DecisionInput]:
-        """Those of the decision, and work and price of each kind."""
+        """Returns the inputs of the decision, and work and price of each kind."""
         table = dict(self._decision.inputs)
         ranked = self._ranked
         for kind, work, cost in zip(ranked.kinds, ranked.work_seconds, ranked.costs, strict=True):
@@ -393,7 +427,10 @@ class KindExplanation:
 
 
 def with_kind(decision: Decision, ranked: RankedKinds, kind_index: int) -> Decision:
-    """``inside`` with the reason for its kind; ``asked`` is the kind's place in the order, -1: all were asked together."""
+    """Returns `decision` with the reason for its kind.
+
+    kind_index: -1 if all kinds were compared together.
+    """
     return Decision(
         decision.chosen,
         decision.rule,
@@ -409,10 +446,14 @@ def with_kind(decision: Decision, ranked: RankedKinds, kind_index: int) -> Decis
 def decide_by_kind(
     ranked: RankedKinds, decide_among: Callable[[HomeRings, list[Endpoint]], Decision], excluded: frozenset[str]
 ) -> Decision | None:
-    """The decision of the first kind in which somebody meets the objective; None where nobody does. ``among`` decides among
-    instances with these homes."""
+    """Returns the decision of the first kind that meets the objective; None if no kind does.
+
+    decide_among: decides among endpoints with these homes.
+    """
     for kind_index, kind in enumerate(ranked.kinds):
-        endpoints = [place for place in kind.endpoints if place.id not in excluded] if excluded else kind.endpoints
+        endpoints = (
+            [endpoint for endpoint in kind.endpoints if endpoint.id not in excluded] if excluded else kind.endpoints
+        )
         if not endpoints:
             continue
         decision = decide_among(kind.homes, endpoints)

@@ -1,4 +1,4 @@
-"""All that a published rule may look at, of every instance that may take a request."""
+"""Candidates: endpoints as a decision compares them."""
 
 from collections.abc import Sequence
 
@@ -21,7 +21,10 @@ def policy_candidates(
     tokens_per_byte: float,
     now: float,
 ) -> list[PolicyCandidate]:
-    """One for each place, in their order. ``prompt`` is in tokens, ``rate`` tokens of a byte."""
+    """Returns one candidate per endpoint, in their order, for the published policies.
+
+    prompt: in tokens.
+    """
     match, candidates = cache.match(request), []
     for endpoint in endpoints:
         load = inflight.total_load(endpoint.load)
@@ -47,10 +50,13 @@ def policy_candidates(
 
 
 class Candidate:
-    """One instance with what a request would meet there. Seconds are engine time, tokens are tokens.
+    """One endpoint as it is now, for one request. Seconds are engine time.
 
-    Not frozen, for speed: a frozen one takes six times as long to make. Nobody changes it, but for ``cost_seconds``, which the
-    preset that compares candidates puts in, and what ``pulls`` says.
+    - indexed_tokens: cached tokens by the KV-cache index; negative if it says nothing.
+    - cost_seconds: set by the policy.
+    - served_session: it served the session last.
+
+    Why: not frozen, since a frozen class takes six times as long to create.
     """
 
     __slots__ = (
@@ -94,18 +100,20 @@ class Candidate:
         self.kv_tokens = kv_tokens
         self.is_home = is_home
         self.is_holder = is_holder
-        self.indexed_tokens = indexed_tokens  # of those matched, what the index says; negative where it says nothing
+        self.indexed_tokens = indexed_tokens
         self.cost_seconds = 0.0
-        self.served_session = served_session  # it served the session last
+        self.served_session = served_session
         self.pull_source: str | None = None
         self.pull_tokens = self.recompute_seconds = 0.0
 
     def add_pull(self, source: str, tokens: float, seconds: float) -> None:
-        """It gets so many tokens from the instance ``source``, and has prefilled the prompt after ``seconds``."""
+        """Adds a pull of so many tokens from `source`, with which the prompt is prefilled after
+        `seconds`.
+        """
         self.pull_source, self.pull_tokens = source, tokens
         self.recompute_seconds, self.prefill_seconds = self.prefill_seconds, seconds
 
     @property
     def ttft_seconds(self) -> float:
-        """Predicted time to the first token: what is before us, then our own uncached prompt."""
+        """Predicted time to first token: the backlog, then the request's own prefill."""
         return self.backlog_seconds + self.prefill_seconds

@@ -1,4 +1,4 @@
-"""Endpoint."""
+"""The router's record of a ready instance."""
 
 from fairlead.engine_profile import EngineProfile
 from fairlead.fleet.model import KvPull
@@ -6,8 +6,11 @@ from fairlead_gateway.routing.load.inflight import EndpointLoad
 
 
 class Endpoint:
-    """A ready instance with what a decision asks about it. ``bit`` finds what it should hold by all that is known, ``indexed`` (0:
-    the index says nothing of it) what it holds by the index."""
+    """A ready instance with what decisions need.
+
+    - cache_bit: bits of the instance in prefix matches, by all that is known.
+    - index_bit: bit of what the KV-cache index says; 0 if it says nothing of the instance.
+    """
 
     __slots__ = ("cache_bit", "id", "index_bit", "kv_tokens", "load", "profile", "pull")
 

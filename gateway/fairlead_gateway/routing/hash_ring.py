@@ -1,12 +1,15 @@
-"""Two independent consistent-hash rings: every key gets two homes, and a member's coming or going moves few of them.
+"""Two independent consistent-hash rings: every key has two homes.
 
-Each ring places every member at ``weight`` × 96 points computed from the installation's secret, the ring's number
-and the member's id; a key's home is the first point at or after its hash. When both rings name the same member, the
-second home is the next other member on its ring. So each of n members is a home of 2/n of the pairs, and one that comes
-or goes changes just those: 2/9 from eight to nine on average over secrets, 0.20 to 0.26 for one, as its points fell.
-Source: DualMap (arXiv 2602.06502) uses two rings of different hash
-functions; ours are one keyed function with two keys, so that nobody outside can compute homes, and every worker and
-replica with the same secret computes the same ones.
+Each ring places every member at `weight` × 96 points. They are computed from the installation's
+secret, the number of the ring and the member's id. The home of a key is the first point at or after
+its hash. If both rings name the same member, the second home is the next other member on its ring.
+
+Each of n members is a home of 2/n of the pairs. A member that comes or goes changes just those: 2/9
+from eight to nine on average, 0.20 to 0.26 for a single secret.
+
+Source: DualMap (arXiv 2602.06502) uses two rings of different hash functions. Changed: one keyed
+function with two keys. So clients cannot compute homes, and all workers and replicas with the same
+secret compute the same ones.
 """
 
 from bisect import bisect_left
@@ -15,14 +18,15 @@ from typing import Final
 
 import xxhash
 
+from fairlead_gateway.routing.request import NO_INSTANCES
+
 POINTS_PER_MEMBER: Final = 96
 _MAX_CACHED_PAIRS: Final = 4_096
-"""So many keys' homes are remembered: the next turn of a conversation asks for the same ones."""
-_NOBODY: frozenset[str] = frozenset()
+"""So many pairs are cached: the next turn of a conversation needs the same one."""
 
 
 class HashRing:
-    """One ring over ``weights`` (member id → capacity weight > 0); immutable, rebuilt when members change."""
+    """One ring over `weights` (member id → weight > 0). Immutable; rebuilt when members change."""
 
     def __init__(self, weights: Mapping[str, float], *, key: bytes) -> None:
         placed: list[tuple[int, str]] = []
@@ -34,8 +38,10 @@ class HashRing:
         self._points = [digest for digest, _ in placed]
         self._members = [member for _, member in placed]
 
-    def home(self, digest: int, *, excluded: frozenset[str] = _NOBODY) -> str | None:
-        """The first member at or after ``digest`` that is not in ``other_than``; None when there is none."""
+    def home(self, digest: int, *, excluded: frozenset[str] = NO_INSTANCES) -> str | None:
+        """Returns the first member at or after `digest` that is not excluded; None if there is
+        none.
+        """
         count = len(self._points)
         start = bisect_left(self._points, digest)
         if not excluded and count:
@@ -48,7 +54,7 @@ class HashRing:
 
 
 class HomeRings:
-    """Both rings. ``pair`` is a pure function of the secret, the members with their weights, and the key."""
+    """Both rings. `pair` is a pure function of secret, weighted members and key."""
 
     def __init__(self, weights: Mapping[str, float], *, secret: bytes) -> None:
         self._first = HashRing(weights, key=secret + b"|ring-1|")
@@ -56,8 +62,8 @@ class HomeRings:
         self._secret = secret
         self._cached_pairs: dict[Hashable, tuple[str, ...]] = {}
 
-    def pair(self, key: Hashable, *, excluded: frozenset[str] = _NOBODY) -> tuple[str, ...]:
-        """The homes of ``key``, a 64-bit number: two different members, one when only one is left, none when none is."""
+    def pair(self, key: Hashable, *, excluded: frozenset[str] = NO_INSTANCES) -> tuple[str, ...]:
+        """Returns the homes of a 64-bit key: two different members, or as many as there are."""
         if excluded:
             return self._compute_pair(key, excluded)
         homes = self._cached_pairs.get(key)

@@ -1,4 +1,4 @@
-"""What a router tells of the prompts that it sends, for the index, and the words for how far an instance is followed there."""
+"""The callbacks of a router: for the KV-cache index, and for sibling workers."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,9 +9,13 @@ from fairlead_gateway.routing.request import RouteRequest
 
 @dataclass(frozen=True, slots=True)
 class DispatchHooks:
-    """Hooks of a router whose model's instances tell what they hold. ``sent``: (model, prompt, instance). ``ended``: (model, prompt,
-    instance, prompt tokens and cached tokens as the engine reported them, and what had been expected to be held there, as shares of
-    the prompt: by the index, negative where it said nothing, and by all that was known)."""
+    """Callbacks of a router whose instances report their cache.
+
+    - on_dispatch: called with model, request and instance.
+    - on_finish: called with model, request, instance, prompt tokens and cached tokens as reported.
+      The last two arguments are the shares of the prompt that were expected to be cached. The first
+      is by the index (negative if it said nothing), the second by all that was known.
+    """
 
     on_dispatch: Callable[[str, RouteRequest, str], None]
     on_finish: Callable[[str, RouteRequest, str, int | None, int | None, float, float], None]
@@ -19,8 +23,14 @@ class DispatchHooks:
 
 @dataclass(frozen=True, slots=True)
 class SiblingWorkers:
-    """The other workers of the same gateway: what they have in flight, how a dispatch is told (model, prompt, instance), how a
-    death (fingerprint of a body, instance, since when it had it, time), and how that such a body was answered (fingerprint, time)."""
+    """The other workers of the same gateway: their in-flight load, and callbacks that report to
+    them.
+
+    - report_dispatch: called with model, request and instance.
+    - report_crash: called with the fingerprint of a body, the instance, when it got the body, and
+      the time.
+    - report_cleared: called with the fingerprint of such a body that was answered, and the time.
+    """
 
     loads: SharedLoadTable
     report_dispatch: Callable[[str, RouteRequest, str], None]

@@ -1,11 +1,15 @@
-"""Where a prefix that an instance lacks comes from at the least price: its own computing, or the cache of a peer that holds it.
+"""The choice between computing a missing prefix and pulling its KV from a peer instance.
 
-    computing   prefill(prompt, held here)
-    pulling     latency + (held there - held here) · bytes of a token ÷ bandwidth + prefill(prompt, held there)
+    computing   prefill(prompt, cached here)
+    pulling     latency + (cached there - cached here) · bytes of a token ÷ bandwidth
+                + prefill(prompt, cached there)
 
-Pulling pays only where the network is faster than the engine (``research/routing.md``, fact 9: 1.4 times the throughput on long
-shared prefixes at 100 Gb/s, a loss at 25 Gb/s for a small model on a fast accelerator), so it is asked anew for every prompt. Both
-numbers are estimates and a pull that is held up costs its whole time, so what it saves must be a fifth of the computing.
+Both numbers are estimates, and a delayed pull costs its whole time. So a pull must save a fifth of
+the computing.
+
+Why: pulling pays only where the network is faster than the engine. At 100 Gb/s it gives 1.4 times
+the throughput on long shared prefixes. At 25 Gb/s it loses for a small model on a fast accelerator.
+So it is decided for every prompt.
 """
 
 from typing import Final
@@ -22,8 +26,11 @@ MAX_TIME_SHARE: Final = 0.8
 def pull_prefill_seconds(
     profile: EngineProfile, prompt: float, cached_here: float, cached_there: float, pull: KvPull, prefill_seconds: float
 ) -> float:
-    """Seconds until a prompt of ``prompt`` tokens, of which ``here`` are held, is prefilled when those that are held ``there`` are
-    pulled; negative where computing them, which takes ``computed_seconds`` in all, is the better choice."""
+    """Returns the seconds until the prompt is prefilled if the cached tokens of the peer are
+    pulled.
+
+    Negative if computing, which takes `prefill_seconds`, is the better choice.
+    """
     if cached_there <= cached_here:
         return -1.0
     seconds = pull.transfer_seconds(cached_there - cached_here) + profile.prefill_time(prompt, cached_there)
@@ -31,8 +38,10 @@ def pull_prefill_seconds(
 
 
 def offer_pulls(candidates: list[Candidate], endpoints: list[Endpoint], holder: Endpoint, prompt: float) -> None:
-    """Those candidates (at the places ``wanted``) that lack what the holder has may get it from there, where that is cheaper than
-    to compute it."""
+    """Adds a pull from `holder` to the candidates for which it is cheaper than computing.
+
+    endpoints: those of the candidates, in the same order.
+    """
     if holder.pull is None:
         return
     cached_there = 0.0

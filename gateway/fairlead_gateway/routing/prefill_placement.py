@@ -1,40 +1,45 @@
-"""Where a prompt is computed when prefill and decode are apart: on a prefill engine, or on the decode engine that answers it
-(TokenScale's convertible decoders, for every prompt anew).
+"""Prefill placement: computes a prompt on a prefill instance, or on the decode instance that
+answers it.
 
-A decode engine below its batch has time left in each step before the inter-token objective, and a prompt that it computes
-itself travels nowhere. So it does, if nobody there is hurt by it:
+A decode instance below its batch limit has time left in each step before the inter-token objective,
+and a prompt that it computes itself needs no KV transfer. It computes the prompt if all of the
+following hold.
 
-- *the batch has room*: sequences and KV tokens stay below ``BATCH_SLACK`` of what the engine holds. Longer steps keep every answer
-  there longer, and in a full engine that is throughput lost;
-- *the steps have room*. Either the longest step that the prompt can make, with what already waits there, takes at most ``most``,
-  which is ``ITL_SHARE`` of the inter-token objective:
+- *The batch has room*: sequences and KV tokens stay below `BATCH_SLACK` of the instance's limits.
+  Longer steps keep every response longer, which costs throughput in a full engine.
+- *The steps have room*. The longest step that the prompt can cause, with what already waits, takes
+  at most `most`, which is `ITL_SHARE` of the inter-token objective. With b sequences in flight,
+  every gap is then within it:
 
-      m    = min(step tokens - b, uncached + those that wait)            prompt tokens in one step
+      m    = min(step tokens - b, uncached + waiting tokens)             prompt tokens in a step
       step = d + max(w, p·(b + m)) + s·(b + 1) + c·resident + q·m·context
 
-  with b sequences in flight: then every gap is within it, whatever follows whom. Or, where prefill engines are late (``there`` takes
-  ``LATE_SHARE`` of its objective), some gaps pass it, but the objective, which is one of an answer's mean gap, is kept:
+If prefill instances are late (`there` takes `LATE_SHARE` of its objective), single gaps may exceed
+it. The objective is of a response's mean gap, and is kept:
 
-      run  = backlog + own                   ≤ ``SHORT_TOKENS`` · (most - plain step): an answer of so many tokens absorbs it
+      run  = backlog + own           ≤ `MIN_ANSWER_TOKENS` · (most - plain step)
       mean = plain step / (1 - share)        ≤ most
 
-  ``share`` is that of prefill in the engine's time over the last ``gaps.SECONDS``, this prompt included. Prefill on decode engines
-  is thereby bounded to 1 - plain step / most of their time;
-- *the gaps seen agree*: where this gateway's own streams from there were further apart lately than ``most`` (a profile that is wrong,
-  load that nobody told of), there is no slack, whatever the sums say;
-- *the first token is no later* than by way of the best prefill engine:
+`share` is the share of prefill in the instance's time over the last `WINDOW_SECONDS` of
+`inter_token_times`, this prompt included. So prefill is bounded to 1 - plain step / most.
+- *Observed gaps agree*: if streams of this gateway had larger gaps there lately than `most`, there
+  is no slack. Then the profile is wrong, or there is unknown load.
+- *The first token is no later* than with the best prefill instance:
 
-      here  = step + (backlog + own) · stretch         stretch: how much longer steps take there than in an engine that only prefills
-      there = max(backlog and own of the prefill engine + way, backlog here · stretch) + 2 · step
+      here  = step + (backlog + own) · stretch        stretch: steps there ÷ steps of prefill alone
+      there = max(backlog and own of the prefill instance + transfer, backlog here · stretch)
+              + 2 · step
 
-  ``way`` is what KV takes to travel. As here ≤ there, the first-token objective is met here whenever it would be met there, and when
-  neither meets it the sooner is taken: decode then takes a part of a burst that prefill engines are too few for.
+As here ≤ there, the TTFT objective is met here whenever it would be met there. If neither meets it,
+the sooner one is taken. So decode takes a part of a burst that is too large for the prefill
+instances.
 
-A prompt that is as good as cached (it lengthens a step by no more than ``LIGHT_SHARE``) never travels. Where one of the numbers is
-not known (no inter-token objective, no profile of the engine), prompts of up to a limit stay and longer ones go.
+A prompt that is nearly cached (it lengthens a step by at most `LIGHT_SHARE`) is never transferred.
+If the inter-token objective or the profile is unknown, prompts up to a limit stay, and longer ones
+go to a prefill instance.
 
-Source: TokenScale (convertible decoders: a few engines that take chunks in bursts), papers.md "flip by request class". Ours: no
-engine has the property for good, every prompt asks anew, by the same numbers as routing.
+Source: TokenScale (convertible decoders: a few engines that take chunks in bursts). Changed: no
+engine has the property for good; each prompt is placed by the same numbers as routing.
 """
 
 from dataclasses import dataclass
@@ -50,30 +55,37 @@ from fairlead_gateway.routing.load.inter_token_times import WINDOW_SECONDS, Inte
 ITL_SHARE: Final = 0.9
 """Share of the inter-token objective that a step with prompts may take."""
 BATCH_SLACK: Final = 0.8
-"""A decode engine takes prompts while it is filled to less than this share."""
+"""A decode instance takes prompts while it is filled to less than this share."""
 MIN_ANSWER_TOKENS: Final = 16.0
-"""Answers of so many tokens are to bear a run of steps with prompts, and still have their mean gap, where prefill engines are late: a
-first token that is missed costs more than a shorter answer now and then."""
+"""Responses of so many tokens keep their mean gap in a run of steps with prompts.
+
+It applies where prefill instances are late. A missed first token costs more than a late short
+response now and then.
+"""
 LATE_SHARE: Final = 0.7
-"""They are from this share of the first-token objective on."""
+"""Prefill instances are late from this share of the TTFT objective on."""
 LIGHT_SHARE: Final = 0.05
-"""By so much of itself a prompt may lengthen a step and be as good as none."""
+"""A prompt that lengthens a step by at most this share counts as none."""
 MAX_GAP_AGE_SECONDS: Final = 15.0
-"""Gaps that were seen longer ago say nothing of now."""
+"""Older gaps say nothing about the present."""
 
 LOCAL_RULES: Final = frozenset({"slack", "light", "short"})
-"""The rules by which a prompt is computed where it is answered."""
+"""The rules by which the decode instance computes the prompt."""
 REMOTE_RULES: Final = frozenset(
     {"gaps-long", "batch-full", "run-long", "share-full", "sooner-there", "step-full", "long"}
 )
-"""Those by which it goes to a prefill engine."""
+"""The rules by which a prefill instance computes it."""
 
 
 @dataclass(frozen=True, slots=True)
 class PrefillOption:
-    """One engine as a prompt would find it. ``profile`` is None where nobody knows it; ``own_seconds`` of prefill are the prompt's
-    uncached part, ``backlog_seconds`` those before it. ``prefill_share`` of its time is spent on prompts that it computes itself.
-    ``gap_seconds`` is the mean gap of streams that ended ``gap_age_seconds`` ago, None where none did."""
+    """An instance as the place to compute a prompt.
+
+    - profile: None if unknown.
+    - prefill_seconds: of the uncached part of the prompt.
+    - prefill_share: share of its time spent on prompts that it computes itself.
+    - gap_seconds: mean gap of streams that ended `gap_age_seconds` ago; None without any.
+    """
 
     id: str
     profile: EngineProfile | None
@@ -89,7 +101,7 @@ class PrefillOption:
 
     @property
     def uncached_tokens(self) -> float:
-        """What of the prompt it would compute, at least one token."""
+        """Tokens of the prompt that it would compute; at least one."""
         return max(1.0, self.prompt_tokens - self.matched_tokens)
 
 
@@ -102,9 +114,13 @@ def prefill_option(
     inter_token: InterTokenTimes | None,
     now: float,
 ) -> PrefillOption:
-    """A ready instance with ``load`` on it, others' included, and ``hit`` tokens of the ``prompt``; ``profiled``: its profile is its
-    own, not the default one. ``gaps`` is what this gateway saw of it; others are taken to keep as many prompts there for each request
-    as this one."""
+    """Returns a ready instance as an option for a prompt.
+
+    - load: includes other processes.
+    - has_profile: its profile is its own, not the default one.
+    - inter_token: what this gateway observed. Other gateways are assumed to keep as many prompts
+      there per request.
+    """
     gap = None if inter_token is None else inter_token.mean_gap(endpoint.id, now)
     share = 0.0
     if inter_token is not None:
@@ -126,9 +142,14 @@ def prefill_option(
 
 @dataclass(frozen=True, slots=True)
 class StepEstimate:
-    """Seconds of a decode engine's steps: without a prompt, with this one, and the longest that it and those that wait make;
-    ``stretch`` is how many times as long prefill takes there as in an engine that only prefills. ``mean`` is the gap that answers
-    there have on average if the prompt stays, ``run`` what it and those that wait add to the answers that meet them all."""
+    """Estimated steps of a decode instance, in seconds.
+
+    - plain_seconds, with_prompt_seconds, longest_seconds: a step without the prompt, with it, and
+      the longest that it can cause.
+    - stretch: prefill time there ÷ prefill time on an instance that only prefills.
+    - mean_gap_seconds: the mean gap of its responses if it computes the prompt.
+    - run_seconds: what prefill adds to a response that meets all of it.
+    """
 
     plain_seconds: float
     with_prompt_seconds: float
@@ -139,7 +160,7 @@ class StepEstimate:
 
 
 def estimate_steps(option: PrefillOption, profile: EngineProfile) -> StepEstimate:
-    """What a prompt makes of the steps of a decode engine."""
+    """Returns the steps of a decode instance with the prompt."""
     running = option.inflight
     resident = int(option.inflight_tokens)
     plain = profile.step_time(computed=running, sequences=running, resident=resident)
@@ -179,10 +200,16 @@ def place_prefill(
     transfer_seconds: float,
     min_remote_tokens: float,
 ) -> Decision:
-    """Who computes a prompt that ``here``, the engine that would answer it, and ``there``, the best prefill engine (None: there is
-    none), could. ``chosen`` is that engine. The rule is ``slack``, ``light`` or ``short`` where the prompt stays, and ``long``,
-    one of ``GOES`` where it goes. ``way_seconds``: what its KV takes from there to
-    here; ``least_tokens``: from how many uncached tokens on a prompt goes where the numbers are not known."""
+    """Chooses the instance that computes a prompt.
+
+    - decode: the instance that answers.
+    - prefill: the best prefill instance; None: there is none.
+    - transfer_seconds: time of the KV transfer from `prefill` to `decode`.
+    - min_remote_tokens: uncached tokens from which a prompt goes to `prefill` if numbers are
+      missing.
+
+    The rule of the decision is one of `LOCAL_RULES` or `REMOTE_RULES`.
+    """
     profile = decode.profile
     if itl_seconds is None or profile is None or prefill is None or prefill.profile is None:
         return _place_by_length(
@@ -264,7 +291,7 @@ def place_prefill(
 def _place_by_length(
     decode: PrefillOption, prefill: PrefillOption | None, min_remote_tokens: float, missing: str
 ) -> Decision:
-    """By the limit alone."""
+    """Decides by the limit alone."""
     tokens = decode.uncached_tokens
     inputs = {"uncached_tokens": DecisionInput(tokens), "least_tokens": DecisionInput(min_remote_tokens)}
     unknown = "no prefill engine is ready" if prefill is None else f"no {missing} is known"

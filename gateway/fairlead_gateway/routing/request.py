@@ -1,14 +1,24 @@
-"""The values that routing works on: the request as far as a route needs it, and one instance as it looks right now."""
+"""A request as routing sees it."""
 
 from collections.abc import Hashable
+from typing import Final
 
 from fairlead_gateway.routing.prefix.prefix_hash import PrefixChain
 
+DEFAULT_OUTPUT_TOKENS: Final = 256.0
+"""The expected output of a request, while nothing is known."""
+DEFAULT_TTFT_SECONDS: Final = 5.0
+"""The TTFT objective of a model that states none."""
+NO_INSTANCES: Final[frozenset[str]] = frozenset()
+
 
 class RouteRequest:
-    """``prompt_tokens`` may be an estimate; ``session`` is the client's conversation id where it
-    sends one, and ``pin`` a keyed hash of it (64-bit), by which gateways tell one another who served it last. Like a candidate it
-    is never changed."""
+    """A request as routing sees it. It is never changed.
+
+    - prompt_tokens: may be an estimate.
+    - session: the client's conversation id.
+    - session_hash: a keyed 64-bit hash of `session`, by which gateways share session affinity.
+    """
 
     __slots__ = ("adapter", "chain", "id", "max_tokens", "prompt_tokens", "session", "session_hash")
 

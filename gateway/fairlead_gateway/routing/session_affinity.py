@@ -1,14 +1,13 @@
-"""Which instance served a conversation last.
+"""Session affinity: the instance that served a conversation last is a candidate for its next turn.
 
-A conversation mostly goes on where it was: its prompt begins with what that instance has in its cache, and the mirror finds it there.
-Where the client writes the same turns in other bytes (another serializer on another replica of an agent, a field that moved) nothing
-is found, and hashing sends the turn to homes that hold nothing. So whoever served a session last is one more candidate for its next
-turn, for as long as a tool call or a human takes, and the first of those that cost the same. It is no command: a busy one is left
-like any other, and what it holds of the prompt is not guessed.
+A conversation mostly continues where it was, since that instance has the start of its prompt
+cached. A client may write the same turns in other bytes (another serializer, a field that moved).
+Then no prefix matches, and hashing sends the turn to homes that have nothing cached. So the last
+instance is one more candidate, for as long as a tool call or a person takes. It is the first of
+candidates of equal cost. A busy instance is left like any other, and nothing is assumed about its
+cache.
 
-Gateways tell one another (``fairlead_gateway.supervisor.peers``), so any replica knows. The oldest pins go beyond a
-number, and those of an
-instance with it.
+Gateways share it (`supervisor.peers`). Beyond a limit, the oldest sessions are dropped.
 """
 
 from collections.abc import Collection, Hashable
@@ -17,7 +16,7 @@ from fairlead.limits import Limits
 
 
 class SessionAffinity:
-    """Instances by session (``RouteRequest.pin``), for a while. Times are monotonic seconds."""
+    """Instances by `RouteRequest.session_hash`. Entries expire. Times are monotonic seconds."""
 
     def __init__(self, limits: Limits) -> None:
         self._max_sessions = limits.session_pins
@@ -28,20 +27,20 @@ class SessionAffinity:
         return len(self._instances)
 
     def put(self, session_hash: Hashable, instance: str, now: float) -> None:
-        """A turn of the session was sent there."""
+        """Records the instance of a turn."""
         instances = self._instances
         if session_hash in instances:
-            del instances[session_hash]  # the order is by age
+            del instances[session_hash]  # dictionary order is age
         elif len(instances) >= self._max_sessions:
             del instances[next(iter(instances))]
         instances[session_hash] = (instance, now + self._seconds)
 
     def forget_instances(self, instances: Collection[str]) -> None:
-        """These instances have left, and what they held with them."""
+        """Drops the sessions of these instances."""
         self._instances = {pin: found for pin, found in self._instances.items() if found[0] not in instances}
 
     def get(self, session_hash: Hashable, now: float) -> str | None:
-        """Who served the session last; None when that is too long ago or not known."""
+        """Returns the instance that served the session last; None if unknown or too long ago."""
         found = self._instances.get(session_hash)
         if found is None:
             return None

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 
 from fairlead.engine_profile import EngineProfile
 from fairlead.fleet.model import Role
-from fairlead_gateway.routing.router import DEFAULT_OUTPUT_TOKENS
+from fairlead_gateway.routing.request import DEFAULT_OUTPUT_TOKENS
 from fairlead_sim.autoscaling.request_table import RequestTable
 
 BLOCK_TOKENS = 16

@@ -139,7 +139,6 @@ def test_the_line_has_limits_of_number_and_bytes() -> None:
     assert _refused(gate.admit(asked("d"), engines(9.0), 0.0)) == "line-full"
     assert gate.remove("a")
     assert not gate.remove("a")
-    assert gate.held_bytes == 1
     hold(gate, asked("e", body_bytes=90))
 
 

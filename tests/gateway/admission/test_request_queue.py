@@ -3,7 +3,7 @@
 import heapq
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import pytest
 from hypothesis import given
@@ -16,13 +16,20 @@ H100 = builtin_profile("h100-llama8b")
 ENGINES = 8
 
 
+def take_next(queue: "RequestQueue | ByKey", now: float, closed: Collection[bool] = ()) -> NextRequest | None:
+    released = queue.peek(now, closed)
+    if released is not None:
+        queue.take(released)
+    return released
+
+
 def waiting(id: str, arrival: float, objective: float, own: float = 0.1, **more: object) -> QueuedRequest:
     return QueuedRequest(id, arrival, objective, own, **more)  # type: ignore[arg-type]
 
 
 def turns(line: RequestQueue, now: float) -> list[tuple[str, str]]:
     found = []
-    while (turn := line.take_next(now)) is not None:
+    while (turn := take_next(line, now)) is not None:
         found.append((turn.request.id, turn.rule))
     return found
 
@@ -96,7 +103,7 @@ def test_within_the_quantum_deadlines_are_compared_among_tenants() -> None:
 def test_a_tenant_that_was_away_does_not_come_back_with_savings() -> None:
     line = of(*(waiting(f"a{n}", 0.0, 1_000.0, own=1.0, tenant="a") for n in range(120)))
     for _ in range(60):
-        line.take_next(1.0)
+        take_next(line, 1.0)
     for number in range(50):
         line.add(waiting(f"b{number}", 2.0, 1_000.0, own=1.0, tenant="b"))
     served = Counter(_next(line, 2.0).request.tenant for _ in range(40))
@@ -110,7 +117,7 @@ def test_who_left_is_skipped() -> None:
     assert "a" not in line
     assert turns(line, 0.1) == [("b", "deadline")]
     assert len(line) == 0
-    assert line.take_next(0.2) is None
+    assert take_next(line, 0.2) is None
 
 
 @given(
@@ -125,7 +132,7 @@ def test_everybody_goes_exactly_once(drawn: list[tuple[float, float, float, int,
     for number, (arrival, objective, own, tier, tenant) in enumerate(drawn):
         line.add(QueuedRequest(str(number), arrival, objective, own, tier, tenant))
     now, served = 5.0, []
-    while (turn := line.take_next(now)) is not None:
+    while (turn := take_next(line, now)) is not None:
         served.append(int(turn.request.id))
         now += pace
     assert sorted(served) == list(range(len(drawn)))
@@ -163,8 +170,11 @@ class ByKey:
     def add(self, request: QueuedRequest) -> None:
         heapq.heappush(self._heap, (self._key(request), request.id, request))
 
-    def take_next(self, now: float) -> NextRequest:
-        return NextRequest(heapq.heappop(self._heap)[2], "key", "")
+    def peek(self, now: float, closed: Collection[bool] = ()) -> NextRequest:
+        return NextRequest(self._heap[0][2], "key", "")
+
+    def take(self, candidate: NextRequest) -> None:
+        heapq.heappop(self._heap)
 
 
 def served(requests: list[QueuedRequest], line: RequestQueue | ByKey) -> tuple[float, float, float]:
@@ -220,6 +230,6 @@ def test_nobody_waits_beyond_five_objectives(load: float) -> None:
 
 
 def _next(line: RequestQueue | ByKey, now: float) -> NextRequest:
-    turn = line.take_next(now)
+    turn = take_next(line, now)
     assert turn is not None
     return turn

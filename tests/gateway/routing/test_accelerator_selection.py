@@ -13,6 +13,7 @@ from fairlead.fleet.model import Instance, Model, Role, SloTargets
 from fairlead_gateway.routing import ModelRouter, RouteRequest, prefix_chain
 from fairlead_gateway.routing.accelerator_selection import AcceleratorKind
 from fairlead_gateway.routing.hash_ring import HomeRings
+from fairlead_sim.fleet.fleet_options import FleetOptions
 from fairlead_sim.fleet.simulation import FleetSimulation
 from fairlead_sim.gateways.single_gateway import SingleGateway
 from fairlead_sim.workload.trace_prompts import TracePromptCache
@@ -102,11 +103,8 @@ def test_a_fleet_of_two_kinds_keeps_the_objectives_of_more() -> None:
         profiles = {one.id: one.profile for one in ones if one.profile is not None}
         course = FleetSimulation(
             SingleGateway(made, prompts.prefix_chain, {}, MODEL, L4),
-            list(profiles),
-            L4,
-            block_tokens=128,
+            FleetOptions(list(profiles), L4, 128, profiles),
             prompts=prompts,
-            profiles=profiles,
         )
         served = course.run(requests)[150:]
         good = 0
@@ -142,7 +140,7 @@ def test_while_the_large_kind_is_calm_everything_goes_there() -> None:
         request = prompt(f"r{number}", 120)
         reasons.add(made.preview(request, 0.0).reason.rpartition(": ")[2])
         assert send(made, request) == "large"
-    assert "faster, and calm" in reasons
+    assert "faster, and lightly loaded" in reasons
 
 
 def test_where_nobody_of_a_kind_meets_the_objective_the_next_is_asked() -> None:

@@ -57,7 +57,8 @@ def test_no_index_engines_that_have_more_than_was_told_keep_prompts_at_home() ->
         ended(router, asked(number), TOKENS // 4)  # other gateways sent it there
     quiet = router.decide(asked(900), 0.0)
     assert quiet.reason.endswith(
-        f"engines had 24.9% of prompts cached that nobody told of, so leaving home costs {NON_HOME_PRICE_UNINFORMED:.0f} x its part"
+        "engines had 24.9% of prompts cached that no source reported, "
+        f"so leaving home costs {NON_HOME_PRICE_UNINFORMED:.0f} x its part"
     )
     homes = router.homes(asked(901))
     for number in range(1_000, 1_012):  # both homes are busier than all others
@@ -74,9 +75,9 @@ def test_no_index_engines_that_have_more_than_was_told_keep_prompts_at_home() ->
 def test_no_redis_hot_prefixes_go_by_the_last_table_and_then_by_what_is_counted_here() -> None:
     router = made()
     router.set_hot_prefixes(7, frozenset())
-    assert "told last" not in send(router, asked(0)).reason
+    assert "last shared table" not in send(router, asked(0)).reason
     router.set_hot_prefixes(0, frozenset())
-    said = ["hot prefixes as they were told last" in send(router, asked(number)).reason for number in range(1, 400)]
+    said = ["hot prefixes of the last shared table" in send(router, asked(number)).reason for number in range(1, 400)]
     assert said[0]
     assert not said[-1]
     assert said == sorted(said, reverse=True)

@@ -1,13 +1,15 @@
-"""What this gateway has sent where and not seen the end of: the load that routing works from.
+"""The in-flight load of endpoints: requests that this process sent and that have not finished.
 
-Engines report their load late and slowest when it matters; the gateway knows at once what it dispatched. Work that
-waits for its first token is counted in seconds of prefill, everything in flight in tokens. A request leaves when it
-finishes, fails or its client goes, whatever happened in between, so the sums cannot drift.
+Prefill that has had no first token counts in seconds, everything in flight in tokens. A request
+leaves when it finishes, fails or its client disconnects, so the sums cannot drift.
+
+Why: engines report their load late, and slowest when it matters. The gateway knows its dispatches
+at once.
 """
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from math import fsum  # the same sum in whatever order
+from math import fsum  # the same sum in any order
 
 from fairlead_gateway.routing.load.shared_memory import SharedLoadTable
 from fairlead_gateway.routing.request import RouteRequest
@@ -15,7 +17,10 @@ from fairlead_gateway.routing.request import RouteRequest
 
 @dataclass(frozen=True, slots=True)
 class InstanceLoad:
-    """This gateway's own work on one instance: counts, seconds of prefill not yet answered, tokens held in flight."""
+    """A snapshot of this gateway's own load on one instance.
+
+    backlog_seconds: prefill that has had no first token.
+    """
 
     inflight: int = 0
     waiting: int = 0
@@ -24,7 +29,7 @@ class InstanceLoad:
 
 
 class EndpointLoad:
-    """The running sums of one instance; read them, never change them."""
+    """The running sums of one endpoint. Only the tracker changes them."""
 
     __slots__ = ("backlog_seconds", "inflight", "inflight_tokens", "instance", "waiting")
 
@@ -43,7 +48,7 @@ class EndpointLoad:
         self.inflight_tokens = inflight_tokens
 
     def is_busier_than(self, other: "EndpointLoad") -> bool:
-        """By backlog, then by tokens in flight, then by id."""
+        """Compares by backlog, then by tokens in flight, then by id."""
         if self.backlog_seconds != other.backlog_seconds:
             return self.backlog_seconds > other.backlog_seconds
         if self.inflight_tokens != other.inflight_tokens:
@@ -52,8 +57,11 @@ class EndpointLoad:
 
 
 class InflightRequest:
-    """A request on its way: what it weighs, and whether it still waits for its first token. ``indexed`` and ``matched`` are
-    the shares of its prompt that should be held there by the index (negative where it said nothing) and by all that is known."""
+    """A dispatched request: its weight, and whether it waits for its first token.
+
+    - indexed_share: share of the prompt that the index credited; negative if it said nothing.
+    - matched_share: share that should be cached by all that is known.
+    """
 
     __slots__ = ("indexed_share", "load", "matched_share", "prefill_seconds", "request", "tokens", "waiting")
 
@@ -76,9 +84,11 @@ class InflightRequest:
 
 
 class InflightTracker:
-    """All requests in flight of one model, by request id. ``shared`` is where workers of one gateway show theirs to each other:
-    what is asked for a decision then counts the siblings' too, and nothing is written or read there without it. ``load`` says
-    what an instance's whole load is, given our own."""
+    """All requests in flight of one model, by request id.
+
+    - shared_loads: where sibling workers publish their sums; total loads then include them.
+    - load_override: returns an endpoint's whole load, given the own part.
+    """
 
     def __init__(
         self,
@@ -92,13 +102,15 @@ class InflightTracker:
         self._retained: Collection[str] = ()
 
     def retain(self, instances: Collection[str]) -> None:
-        """The sums of these stay when nothing is in flight there; those of others go then."""
+        """Keeps the sums of these instances. Others are dropped when their last request
+        finishes.
+        """
         self._retained = instances
-        for item in [name for name, total in self._loads.items() if not total.inflight and name not in instances]:
-            del self._loads[item]
+        for departed in [name for name, total in self._loads.items() if not total.inflight and name not in instances]:
+            del self._loads[departed]
 
     def local_load(self, instance: str) -> EndpointLoad:
-        """This gateway's own sums of an instance, kept up to date as long as the instance is kept."""
+        """Returns the own sums of an instance, which stay current while it is retained."""
         load = self._loads.get(instance)
         if load is None:
             load = self._loads[instance] = EndpointLoad(instance)
@@ -114,8 +126,7 @@ class InflightTracker:
         indexed_share: float = -1.0,
         matched_share: float = 0.0,
     ) -> None:
-        """``seconds`` of prefill and ``tokens`` of KV now rest on ``instance``; a retry first ends the former
-        dispatch."""
+        """Counts a dispatch. A retry first ends the former one."""
         request_id = request.id
         if request_id in self._requests:
             self.on_finish(request_id)
@@ -131,15 +142,14 @@ class InflightTracker:
             self._publish(load)
 
     def get(self, request_id: str) -> InflightRequest | None:
-        """What is in flight under this id."""
+        """Returns the request in flight under this id."""
         return self._requests.get(request_id)
 
     def is_inflight(self, request_id: str) -> bool:
-        """Whether the request has been dispatched and has not ended."""
         return request_id in self._requests
 
     def on_first_token(self, request_id: str) -> None:
-        """The prefill is done; unknown ids are ignored (the client may have left)."""
+        """Ends the request's prefill. Unknown ids are ignored."""
         inflight = self._requests.get(request_id)
         if inflight is not None and inflight.waiting:
             _end_prefill(inflight)
@@ -147,7 +157,7 @@ class InflightTracker:
                 self._publish(inflight.load)
 
     def on_finish(self, request_id: str) -> InflightRequest | None:
-        """The request is over; returns what it was, None when it is unknown."""
+        """Ends the request and returns it; None if it is unknown."""
         inflight = self._requests.get(request_id)
         if inflight is None:
             return None
@@ -164,25 +174,25 @@ class InflightTracker:
         return inflight
 
     def total_load(self, local: EndpointLoad) -> EndpointLoad:
-        """The live sums of one instance for a decision made at once: the siblings' too where there are any."""
+        """Returns the current load of an endpoint, siblings included."""
         if self._shared_loads is None:
             return local if self._load_override is None else self._load_override(local)
         return _add_load(local, self._shared_loads.sum_other_rows(local.instance))
 
     def total_loads(self, local: list[EndpointLoad]) -> list[EndpointLoad]:
-        """``seen`` of each."""
+        """Returns the total load of each."""
         return (
             local
             if self._shared_loads is None and self._load_override is None
-            else [self.total_load(item) for item in local]
+            else [self.total_load(load) for load in local]
         )
 
     def busy_instances(self) -> Sequence[str]:
-        """The instances on which anything of ours is in flight."""
+        """Returns the instances with requests in flight."""
         return tuple([name for name, total in self._loads.items() if total.inflight])
 
     def republish(self) -> None:
-        """The slots of the shared rows have been given out anew."""
+        """Publishes all sums again, after slots were reassigned."""
         for load in self._loads.values():
             if load.inflight:
                 self._publish(load)
@@ -193,7 +203,7 @@ class InflightTracker:
         self._shared_loads.write(load.instance, load.inflight, load.waiting, backlog_seconds, tokens)
 
     def instance_load(self, instance: str) -> InstanceLoad:
-        """The present sums of one instance; zeros when nothing of ours is there."""
+        """Returns the sums of one instance; zeros if it has none."""
         load = self._loads.get(instance)
         if load is None:
             return InstanceLoad()
@@ -201,7 +211,7 @@ class InflightTracker:
 
 
 def least_busy(loads: list[EndpointLoad]) -> EndpointLoad:
-    """The least busy of at least one."""
+    """Returns the least busy of at least one load."""
     least = loads[0]
     for load in loads:
         if least.is_busier_than(load):
@@ -210,7 +220,7 @@ def least_busy(loads: list[EndpointLoad]) -> EndpointLoad:
 
 
 def total_backlog_seconds(loads: list[EndpointLoad]) -> float:
-    """Seconds of prefill before all of them together, the same in whatever order they come."""
+    """Returns the sum of the backlogs, the same in any order."""
     first = second = 0.0
     for load in loads:
         seconds = load.backlog_seconds
@@ -222,7 +232,7 @@ def total_backlog_seconds(loads: list[EndpointLoad]) -> float:
             second = seconds
         else:
             return fsum([load.backlog_seconds for load in loads])
-    return first + second  # of two the sum is as exact as fsum's, at a tenth of its cost
+    return first + second  # for two, the sum is as exact as fsum's at a tenth of its cost
 
 
 def _add_load(local: EndpointLoad, other: tuple[int, int, float, float] | None) -> EndpointLoad:
@@ -239,7 +249,7 @@ def _add_load(local: EndpointLoad, other: tuple[int, int, float, float] | None) 
 
 
 def _end_prefill(inflight: InflightRequest) -> None:
-    """A prefill is done: its seconds are before nobody any more."""
+    """Removes the request's prefill from the backlog."""
     inflight.waiting = False
     load = inflight.load
     load.waiting -= 1

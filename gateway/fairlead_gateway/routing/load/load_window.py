@@ -1,8 +1,7 @@
-"""What each instance was given in the last minutes, for rules that go by that and not by what is in flight (``presets.preble``).
+"""The window of dispatches to each instance in the last minutes, used by `policies.preble`.
 
-Every dispatch counts at its instance for ``WINDOW_SECONDS`` from then on, with the seconds and the tokens that were not cached there.
-Answers say how long answers are and what a token of one takes at each instance; until the first one, the constants of Preble's public
-code stand for them.
+Every dispatch counts at its instance for `WINDOW_SECONDS`, with its seconds and its uncached
+tokens. Responses show how long outputs are, and the time per token of each instance.
 """
 
 from collections import deque
@@ -12,13 +11,13 @@ from typing import Final
 WINDOW_SECONDS: Final = 180.0
 DEFAULT_OUTPUT_TOKENS: Final = 45.0
 DEFAULT_TOKEN_SECONDS: Final = 0.15
-"""How long an answer is and what a token of it takes, before there was one."""
+"""Output length and time per token before the first response; constants of Preble's public code."""
 MAX_ANSWERS: Final = 200
-"""So many of the last answers count."""
+"""So many of the last responses count."""
 
 
 class _EndpointWindow:
-    """One instance's: what was sent there, by time, with its sums, and what a token of an answer takes there."""
+    """The window of one instance: its dispatches with their sums, and its times per token."""
 
     __slots__ = ("dispatches", "seconds", "token_seconds", "token_times", "uncached_tokens")
 
@@ -30,7 +29,7 @@ class _EndpointWindow:
 
 
 class LoadWindow:
-    """Of one model. Times are monotonic seconds."""
+    """The window of one model. Times are monotonic seconds."""
 
     def __init__(self) -> None:
         self._windows: dict[str, _EndpointWindow] = {}
@@ -38,22 +37,23 @@ class LoadWindow:
         self._output_tokens: deque[float] = deque(maxlen=MAX_ANSWERS)
 
     def retain(self, instances: dict[str, float]) -> None:
-        """Those that are gone are forgotten."""
+        """Forgets other instances."""
         self._windows = {name: here for name, here in self._windows.items() if name in instances}
 
     def on_dispatch(self, instance: str, seconds: float, uncached_tokens: float, now: float) -> None:
-        """A prompt goes there, of which so many tokens are not cached, which take so many seconds."""
+        """Counts a prompt with `uncached_tokens`, which take `seconds`."""
         window = self._window(instance, now)
         window.dispatches.append((now, seconds, uncached_tokens))
         window.seconds += seconds
         window.uncached_tokens += uncached_tokens
 
     def on_first_token(self, request_id: str, now: float) -> None:
-        """Its answer begins."""
         self._started_at[request_id] = now
 
     def on_finish(self, request_id: str, instance: str, output_tokens: int | None, now: float) -> None:
-        """It is over. An answer of one token has no pace, and one that failed (None) says nothing."""
+        """Called when a request has finished. A failed one (None) or a single token has no time per
+        token.
+        """
         started_at = self._started_at.pop(request_id, None)
         if started_at is None or output_tokens is None or output_tokens < 2:
             return
@@ -63,14 +63,19 @@ class LoadWindow:
         window.token_seconds = median(window.token_times)
 
     def load_seconds(self, instance: str, inflight: int, now: float) -> float:
-        """Seconds: prefill that was sent there within the window, and the answers of all that is in flight."""
+        """Returns the prefill of the window, plus the expected output of all in flight,
+        in seconds.
+        """
         window = self._window(instance, now)
         output = sum(self._output_tokens) / len(self._output_tokens) if self._output_tokens else DEFAULT_OUTPUT_TOKENS
         return window.seconds + inflight * output * window.token_seconds
 
     def eviction_seconds(self, instance: str, uncached_tokens: float, kv_tokens: int, now: float) -> float:
-        """Seconds to compute again what has to go for so many new tokens, as far as it was used within the window: what is older has
-        nobody who asked for it. By what tokens took on average there."""
+        """Returns the seconds to recompute what so many new tokens evict, at the mean cost of
+        tokens there.
+
+        Only what was used within the window counts.
+        """
         window = self._window(instance, now)
         evicted = min(window.uncached_tokens, uncached_tokens, window.uncached_tokens + uncached_tokens - kv_tokens)
         return window.seconds / window.uncached_tokens * evicted if evicted > 0.0 else 0.0
@@ -85,12 +90,15 @@ class LoadWindow:
             window.seconds -= seconds
             window.uncached_tokens -= tokens
         if not dispatches:
-            window.seconds = window.uncached_tokens = 0.0  # rounding ends with the last one
+            window.seconds = window.uncached_tokens = 0.0  # drops rounding errors
         return window
 
 
 def median(values: Iterable[float]) -> float:
-    """Of at least one; of an even number the mean of the two in the middle."""
+    """Returns the median of at least one value.
+
+    Why: importing `statistics` for this alone costs memory in every process.
+    """
     ordered = sorted(values)
     middle = len(ordered) // 2
     return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2

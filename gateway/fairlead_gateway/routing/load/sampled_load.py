@@ -1,9 +1,9 @@
-"""What is known of a fleet's load without looking at all of it: our own part exactly, and the others' as it was seen last.
+"""The load of a large fleet, sampled: the own part exactly, that of others as last seen.
 
-A fleet of up to ``SCAN_MOST`` instances is looked at as a whole for each request. A larger one is not: what others have on an
-instance is remembered from the last time it was looked at, and a decision looks at its candidates, which are few, and at one more
-in turn. The mean that prices recomputation, who of several holders is asked and who seems least busy come of what is remembered;
-what a candidate costs comes of what is seen now. With nobody beside us what is remembered is nothing, and all of it is exact.
+With up to `MAX_FULL_SCAN` instances, each decision reads the load of all. With more, it reads its
+candidates and one instance in rotation, and uses the last known load of the others. Remembered
+values give the mean backlog, the holder that is asked and the least busy endpoint. The cost of a
+candidate comes from its current load. Without other processes, all of it is exact.
 """
 
 from collections.abc import Collection
@@ -13,11 +13,11 @@ from fairlead_gateway.routing.load.inflight import EndpointLoad, InflightTracker
 
 MAX_FULL_SCAN: Final = 16
 MAX_SAMPLES: Final = 5
-"""Instances of a larger fleet whose load is looked at for one decision."""
+"""Loads that one decision reads in a large fleet."""
 
 
 class SampledLoads:
-    """Of one model's instances."""
+    """The sampled loads of one model's endpoints."""
 
     def __init__(self, inflight: InflightTracker) -> None:
         self._inflight = inflight
@@ -27,16 +27,16 @@ class SampledLoads:
         self._is_large = False
 
     def retain(self, instances: Collection[str]) -> None:
-        """Those that are gone are forgotten."""
+        """Forgets other instances."""
         self._other_loads = {name: beside for name, beside in self._other_loads.items() if name in instances}
 
     def begin_decision(self, instances: int) -> None:
-        """A decision among so many begins."""
+        """Starts a decision among so many instances."""
         self._is_large = instances > MAX_FULL_SCAN
         self._samples = 0
 
     def measure(self, local: EndpointLoad) -> EndpointLoad:
-        """The load of an instance as it is."""
+        """Returns the current load of an endpoint."""
         total = self._inflight.total_load(local)
         if self._is_large:
             self._samples += 1
@@ -45,24 +45,26 @@ class SampledLoads:
         return total
 
     def estimate(self, local: EndpointLoad) -> EndpointLoad:
-        """The same; of a large fleet as far as it is known without looking."""
+        """Returns the load; in a large fleet, as far as it is known without reading."""
         if not self._is_large:
             return self._inflight.total_load(local)
         other = self._other_loads.get(local.instance)
         return local if other is None else _add_load(local, other)
 
     def summarize(self, local: list[EndpointLoad]) -> tuple[float, EndpointLoad]:
-        """Mean backlog in seconds, and who is the least busy, roughly where there are many."""
+        """Returns the mean backlog in seconds and the least busy load, estimated in a
+        large fleet.
+        """
         if not self._is_large:
             loads = self._inflight.total_loads(local)
         elif self._other_loads:
-            loads = [self.estimate(item) for item in local]
+            loads = [self.estimate(load) for load in local]
         else:
             loads = local
         return total_backlog_seconds(loads) / len(loads), least_busy(loads)
 
     def end_decision(self, local: list[EndpointLoad]) -> None:
-        """A decision has looked at its candidates; one more in turn, so that what is remembered of the rest stays young."""
+        """Reads one more load in rotation, so that remembered values stay recent."""
         if self._is_large and self._samples < MAX_SAMPLES:
             self._next_sample = (self._next_sample + 1) % len(local)
             self.measure(local[self._next_sample])

@@ -1,8 +1,10 @@
-"""What the workers of one gateway have in flight, in memory that all of them read and each writes its own row of.
+"""A table in shared memory of what the workers of one gateway have in flight.
 
-A row has a slot per instance: requests in flight, those without a first token, microseconds of prefill before them, tokens. Slots
-are given out by the helper. A number is written whole (eight aligned bytes), so a reader never meets half of one; the four of a slot
-may be of two moments, a microsecond apart. Only the owner writes a row, so nothing is ever lost or counted twice.
+Each worker writes its own row and reads all. A row has a slot per instance: requests in flight,
+those without a first token, microseconds of prefill, tokens. The supervisor assigns the slots.
+
+A number is eight aligned bytes, so a reader never sees half of one. The four numbers of a slot may
+differ in age by a microsecond. Only the owner writes a row, so no update is lost.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,7 +15,11 @@ _MICROSECONDS = 1e6
 
 
 class SharedLoadTable:
-    """``cells`` are signed 64-bit integers, ``slots_each`` × ``FIELDS`` of them a row; ``row`` is the owner's."""
+    """One worker's access to the table.
+
+    - cells: signed 64-bit integers.
+    - row: index of the row that this worker writes.
+    """
 
     def __init__(self, cells: memoryview, slots_per_row: int, row: int) -> None:
         self._cells = cells
@@ -23,15 +29,17 @@ class SharedLoadTable:
         self._slots: Mapping[str, int] = {}
 
     def set_slots(self, slots: Mapping[str, int]) -> None:
-        """Where each instance has its slot; instances without one are counted by each worker alone."""
+        """Sets the slots of instances. An instance without a slot is counted by each
+        worker alone.
+        """
         self._slots = slots
 
     def set_active_rows(self, rows: Sequence[int]) -> None:
-        """Whose rows count beside our own."""
+        """Sets the rows of other workers that count."""
         self._other_offsets = tuple([row * self._row_cells for row in rows])
 
     def write(self, instance: str, inflight: int, waiting: int, backlog_seconds: float, tokens: float) -> None:
-        """Our own sums of one instance are these now."""
+        """Writes the own sums of one instance."""
         slot = self._slots.get(instance)
         if slot is None:
             return
@@ -42,7 +50,7 @@ class SharedLoadTable:
         cells[cell + 3] = int(tokens)
 
     def sum_other_rows(self, instance: str) -> tuple[int, int, float, float] | None:
-        """The siblings' sums of one instance; None when nothing of theirs is there."""
+        """Returns the sums of the other rows for an instance; None if they are zero."""
         slot = self._slots.get(instance)
         if slot is None:
             return None
@@ -59,16 +67,16 @@ class SharedLoadTable:
 
 
 def table_bytes(rows: int, slots_per_row: int) -> int:
-    """How much memory so many rows take."""
+    """Returns the size of the table."""
     return rows * slots_per_row * FIELDS_PER_SLOT * CELL_BYTES
 
 
 def clear_row(cells: memoryview, slots_per_row: int, row: int) -> None:
-    """Zero the row of a worker that is no more."""
+    """Zeroes the row of a worker that has exited."""
     size = slots_per_row * FIELDS_PER_SLOT
     cells.cast("B")[row * size * CELL_BYTES : (row + 1) * size * CELL_BYTES] = bytes(size * CELL_BYTES)
 
 
 def is_slot_idle(cells: memoryview, slots_per_row: int, rows: int, slot: int) -> bool:
-    """Whether no row has anything in this slot."""
+    """Returns True if no row has anything in this slot."""
     return not any(cells[(row * slots_per_row + slot) * FIELDS_PER_SLOT] for row in range(rows))

@@ -1,5 +1,6 @@
-"""The rules by which an instance is chosen, one a file: the default, ``dual_hash``, and published ones to compare it with.
+"""The routing policies, one file per preset: pure functions from endpoints to a decision.
 
-Each is a pure function. ``question`` says what the published ones are asked, ``answer`` how they say what they chose, and ``table``
-which name is whose.
+In reading order: `dual_hash` (the default), `policy_input` and `scored_decision` (input and result
+of the published policies), `dualmap`, `preble`, `baselines`, `registry` (presets by name) and
+`assigned_queue` (requests that wait for their instance).
 """

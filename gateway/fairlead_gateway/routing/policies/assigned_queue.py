@@ -1,7 +1,8 @@
-"""Requests that a preset keeps before engines: in which order they go, and which had better wait elsewhere.
+"""Assigned requests that wait for their instance: their order, and which ones move.
 
-A request that has been assigned counts at its instance at once, so that the next choice sees it. Here is what that choice knew
-(what of the prompt was cached there) until its first token comes. Who lets requests go to engines tells which are still held.
+An assigned request counts at its instance at once, so that the next decision sees it. Its entry
+keeps what the decision knew (its cached prefix there) until its first token. The caller states
+which requests are still queued.
 """
 
 import math
@@ -18,7 +19,7 @@ from fairlead_gateway.routing.request import RouteRequest
 
 
 class _QueueEntry:
-    """A request with how it waits, and what of it is cached where it is to go, in bytes."""
+    """An assigned request, and how much of it was cached at its instance."""
 
     __slots__ = ("assignment", "cached_bytes", "request")
 
@@ -29,7 +30,11 @@ class _QueueEntry:
 
 
 class AssignedQueue:
-    """Of one model, by request id. ``order`` is the preset's; ``moving``: it moves them too."""
+    """The assigned requests of one model, by id.
+
+    - queue_key: the preset's sort key.
+    - rebalances: the preset moves requests.
+    """
 
     def __init__(
         self,
@@ -46,23 +51,26 @@ class AssignedQueue:
         self._entries: dict[str, _QueueEntry] = {}
 
     def add(self, request: RouteRequest, cached_bytes: int, assignment: AssignedRequest) -> None:
-        """It was assigned, or anew: it arrived when it was assigned first."""
+        """Adds a request. One that is assigned again keeps the time of its first assignment."""
         former = self._entries.get(request.id)
         if former is not None:
             assignment = replace(assignment, assigned_at=former.assignment.assigned_at)
         self._entries[request.id] = _QueueEntry(request, assignment, cached_bytes)
 
     def forget(self, request_id: str) -> None:
-        """It waits no more."""
+        """Removes a request that no longer waits."""
         self._entries.pop(request_id, None)
 
     def queue_key(self, request_id: str) -> QueueKey:
-        """Smallest first is who goes next; who is not known here goes last."""
+        """Returns the sort key of a request. Unknown requests go last."""
         entry = self._entries.get(request_id)
         return (math.inf, math.inf, request_id) if entry is None else self._queue_key(entry.assignment)
 
     def remove(self, request_id: str, endpoint: Endpoint | None) -> RouteRequest | None:
-        """It leaves ``place``, where what only it would have brought is not held then. None when it is not known."""
+        """Removes a request from `endpoint`, with the cached blocks that only it would have added.
+
+        None if it is unknown.
+        """
         entry = self._entries.get(request_id)
         if entry is None:
             return None
@@ -80,7 +88,11 @@ class AssignedQueue:
         objective_seconds: float,
         now: float,
     ) -> list[tuple[str, str]]:
-        """Moves (request, instance). ``held`` are request ids by instance; ``scale`` corrects estimates of tokens."""
+        """Returns moves (request, instance).
+
+        - queued: request ids by instance.
+        - scale: corrects estimated tokens.
+        """
         if not self._rebalances:
             return []
         known = {endpoint.id: endpoint for endpoint in endpoints}
@@ -100,7 +112,7 @@ class AssignedQueue:
             waiting[endpoint.id] = assignments = []
             for request_id, entry, prefill_seconds in entries:
                 costs, alternate = {endpoint.id: (entry.assignment.cached_tokens, prefill_seconds)}, None
-                if needs_rebalance:  # who stays where he is need not know how it would be elsewhere
+                if needs_rebalance:  # other queues need no costs of alternatives
                     alternate = next((known[home] for home in homes(entry.request) if home != endpoint.id), None)
                     for other in (alternate, neighbour):
                         if other is not None and other is not endpoint:
@@ -114,7 +126,7 @@ class AssignedQueue:
         return dualmap.rebalance(waiting, pending, objective_seconds=objective_seconds, now=now)
 
     def _queued_at(self, request_ids: Sequence[str], instance: str) -> list[tuple[str, _QueueEntry, float]]:
-        """Of these the ones that are known to be there, with their seconds."""
+        """Returns those that are assigned to the instance, with their prefill seconds."""
         found = []
         for request_id in request_ids:
             entry, inflight = self._entries.get(request_id), self._inflight.get(request_id)
@@ -123,7 +135,7 @@ class AssignedQueue:
         return found
 
     def _cached_and_cost(self, request: RouteRequest, endpoint: Endpoint, scale: float) -> tuple[float, float]:
-        """Tokens of a request that are cached at an instance, and the seconds that the rest takes there."""
+        """Returns the cached tokens of a request at an endpoint, and the seconds of the rest."""
         prompt = request.prompt_tokens * scale
         cached = min(prompt, self._cache.match(request).bytes_at(endpoint.cache_bit) * (scale / BYTES_PER_TOKEN))
         return cached, endpoint.profile.prefill_time(prompt, cached)

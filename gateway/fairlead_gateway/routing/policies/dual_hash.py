@@ -1,38 +1,48 @@
-"""The default preset: two hashed homes, and leave them only for a reason that can be said in seconds.
+"""The default policy: two hashed homes, left only for a reason in seconds.
 
-A prompt's key (``hotness``) hashes to two homes. Besides them more candidates are looked at: the least busy of the
-instances that hold the longest prefix, the least busy instance of all, and who served the session last (``pins``), which is
-priced as a home. Each is priced in seconds of engine time:
+A prompt's routing key (`prefix.hot_prefixes`) hashes to two homes. Further candidates are the least
+busy of the endpoints with the longest cached prefix, the least busy of all, and the one that served
+the session last, priced as a home. Each has a cost in seconds of engine time:
 
     J = backlog + own · (1 + 16·busy + 4·(1 - busy)·[not a home]) + 0.4·T · in-flight tokens / KV tokens
     busy = min(1, mean backlog / 0.06·T)
 
-``backlog`` is prefill sent there and not yet answered, ``own`` this prompt's uncached part there, T the first-token
-objective. The middle term is a price on recomputation: the busier the fleet, the dearer a second copy of a prefix,
-since it evicts another; without it the fleet falls off a cliff (every duplicate evicts, every eviction recomputes).
-Leaving home costs extra because homes are what keeps several gateways in step when they see different loads, and what spreads
-prefixes while a fleet is calm; in a busy one a prompt that nobody holds belongs where there is room (with the extra price it carries
-1 % less of long prompts). It costs 32 however busy the fleet is
-where engines report cached prefixes that nobody had told of: others send there and we hear nothing of it (no Redis, no index, an
-index that is late), and homes are all that is common then. The last term spreads decoding, which prefill alone never sees.
+`backlog` is prefill sent there and not answered, `own` this prompt's uncached part there, T the
+TTFT objective. The middle term is a price on recomputation. The busier the fleet, the dearer a
+second copy of a prefix, since it evicts another. Without it the fleet degrades abruptly: every
+duplicate evicts, every eviction recomputes. The last term spreads decoding, which prefill alone
+does not show.
 
-The objective decides how long affinity holds: as long as some candidate is predicted to meet it, the cheapest of those is taken. When
-none is, the cheapest of those that are at most three times as late is (``slo-spill``): a fleet that gives up its caches because it is
-overloaded has to compute more, and is overloaded for longer (measured 4 to 7 % over capacity: mean first token after 11.8 s by the
-soonest alone, 8.5 s by price). Only when none of them is within that either, the soonest first token wins.
+Leaving home costs extra, since homes keep several gateways in step when they see different loads,
+and spread prefixes while load is light. In a busy fleet, a prompt that is cached nowhere belongs
+where there is room. With the extra price the fleet carries 1 % less of long prompts. The price is
+32, however busy the fleet is, if engines report cached prefixes that no source announced. Then
+other routers send there, and homes are all that is common (no Redis, no index, or a late index).
 
-**Who waits, waits here** (``order``). An engine serves by arrival, and what a prompt would have found in its cache may be gone
-by its turn. So what has been assigned to a busy engine stays in the gateway until the engine can begin, and then the one goes that
-arrived first if each second of its own part counts as ``PATIENCE`` seconds of waiting, up to twice the objective: nobody is passed
-by who comes later than that. Short parts are those with much in the cache, which is so used before it is evicted; and when
-a fleet is at its edge they keep their objective while the longest wait. An idle engine is given what comes at once. Measured on the
-recorded conversations (21 arrivals a second, share within 5 s): by arrival 0.73, longest hit first 0.86, each second as 4 of
-waiting 0.85, as 8 0.90, as 16 0.93, as 40 0.95, but then one in 200 waits for more than 15 s.
+While some candidate is predicted to meet the objective, the cheapest of those is taken. If none is,
+the cheapest of those at most three times as late is (`slo-spill`). If none is within that either,
+the soonest first token wins.
 
-Sources: DualMap (arXiv 2602.06502: two homes, adaptive key, objective-aware switch); Preble and Mooncake (cost of
-recomputation, minimal TTFT); for the order, shortest first with ageing. Ours: one price list in seconds instead of thresholds on one
-signal at a time, the price on recomputation, and candidates beyond the pair. The constants are fractions of T, so that a fleet on
-a clock twice as fast decides alike.
+Why: a fleet that gives up its caches under overload has to compute more, and stays overloaded
+longer. At 4 to 7 % over capacity, the mean first token came after 11.8 s by the soonest alone,
+after 8.5 s by price.
+
+**Assigned requests wait in the gateway** (`queue_key`). An engine serves by arrival, and what a
+prompt would have found cached may be gone by its turn. So requests for a busy engine wait until it
+can begin. Then the one goes that arrived first, if each second of its own prefill counts as
+`WAIT_PER_PREFILL_SECOND` seconds of waiting, up to twice the objective. Prompts with much cached
+are short, and so use the cache before it is evicted. At the edge of capacity they meet their
+objective while the longest wait. An idle engine gets a request at once.
+
+Measured on the recorded conversations (21 arrivals a second, share within 5 s): by arrival 0.73,
+longest match first 0.86. Each second as 4 of waiting: 0.85, as 8: 0.90, as 16: 0.93. As 40: 0.95,
+but then one in 200 waits more than 15 s.
+
+Source: DualMap (arXiv 2602.06502: two homes, adaptive key, objective-aware switch); Preble and
+Mooncake (cost of recomputation, minimal TTFT); shortest first with ageing for the order. Ours: one
+price list in seconds instead of thresholds on single signals, the price on recomputation, and
+candidates beyond the pair. Constants are fractions of T, so that a fleet twice as fast decides
+alike.
 """
 
 from collections.abc import Mapping
@@ -42,21 +52,23 @@ from fairlead.decision import Decision, DecisionInput, RejectedCandidate
 from fairlead.units import format_duration
 from fairlead_gateway.routing.candidates import Candidate
 from fairlead_gateway.routing.policies.policy_input import AssignedRequest, QueueKey
+from fairlead_gateway.routing.request import DEFAULT_TTFT_SECONDS
 
 RECOMPUTE_PRICE: Final = 16.0
 NON_HOME_PRICE: Final = 4.0
 NON_HOME_PRICE_UNINFORMED: Final = 32.0
 INFORMED_SHARE: Final = 0.005
 UNINFORMED_SHARE: Final = 0.03
-"""Of prompts: what engines had cached beyond what was known. Less than the first is chance; from the second on we are blind."""
+"""Share of prompts that engines had cached beyond what was known. Below the first it is chance;
+from the second on, the gateway is uninformed.
+"""
 BUSY_SHARE: Final = 0.06
 DECODE_SHARE: Final = 0.4
-DEFAULT_TTFT_SECONDS: Final = 5.0
 WAIT_PER_PREFILL_SECOND: Final = 16.0
 MAX_WAIT_OBJECTIVES: Final = 2.0
-"""The objective: by so much waiting at most may a long prompt be passed."""
+"""A long prompt is passed over by at most so many objectives of waiting."""
 MAX_LATE_OBJECTIVES: Final = 3.0
-"""The objective: up to so late a first token prices still hold where nobody meets the objective."""
+"""Prices still hold for a first token up to so many objectives late."""
 
 
 def choose(
@@ -68,12 +80,14 @@ def choose(
     hot_table_lost: bool = False,
     unforeseen_share: float = 0.0,
 ) -> Decision:
-    """The best of at least one candidate, with the sums that decided it (J of the essay above, in seconds of engine time).
-    ``hot_epoch`` is of the table by which the homes were found, 0 where the gateway counts for itself or (``hot_lost``) goes
-    by the last that was told; ``unforeseen_share`` is what engines had cached of prompts lately beyond what was known.
+    """Returns the best of at least one candidate, with the sums that decided.
 
-    A tie goes to the first of the candidates, and those come in order: who served the session last, home 1, home 2, the holder, the
-    least busy.
+    Ties go to the first candidate. Their order is: session's last, home 1, home 2, holder, least
+    busy.
+
+    - hot_epoch: epoch of the table by which the homes were found; 0: the own count.
+    - hot_table_lost: homes follow the last shared table.
+    - unforeseen_share: share of prompts that engines had cached lately beyond what was known.
     """
     objective = DEFAULT_TTFT_SECONDS if objective_seconds is None else objective_seconds
     busy = _busy_share(mean_backlog_seconds, objective)
@@ -122,7 +136,7 @@ def choose(
 
 
 def queue_key(request: AssignedRequest) -> QueueKey:
-    """What those that are held for one instance are sorted by. How much of a prompt is cached matters by what is left to compute."""
+    """Returns the sort key of requests assigned to one instance."""
     allowed_wait = min(
         WAIT_PER_PREFILL_SECOND * request.prefill_seconds, MAX_WAIT_OBJECTIVES * request.objective_seconds
     )
@@ -130,7 +144,7 @@ def queue_key(request: AssignedRequest) -> QueueKey:
 
 
 def non_home_price(unforeseen_share: float, busy: float) -> float:
-    """What leaving home costs beside recomputation, in times the prompt's own part; ``busy`` from 0 to 1."""
+    """Returns the price of leaving home, in times the prompt's own part. `busy` is from 0 to 1."""
     uninformed = (unforeseen_share - INFORMED_SHARE) / (UNINFORMED_SHARE - INFORMED_SHARE)
     informed_price = NON_HOME_PRICE * (1.0 - busy)
     return informed_price + (NON_HOME_PRICE_UNINFORMED - informed_price) * min(1.0, max(0.0, uninformed))
@@ -147,12 +161,12 @@ def _rule(best: Candidate, candidates: list[Candidate], feasible: bool, objectiv
         return "slo-spill"
     if best.is_home or best.is_holder or best.served_session:
         return "affinity"
-    homes = [item for item in candidates if item.is_home]
-    return "slo-spill" if homes and all(item.ttft_seconds > objective for item in homes) else "load"
+    homes = [candidate for candidate in candidates if candidate.is_home]
+    return "slo-spill" if homes and all(candidate.ttft_seconds > objective for candidate in homes) else "load"
 
 
 class _DualHashExplanation:
-    """The numbers of a decision; sentences and tables are made when somebody asks."""
+    """The numbers of a decision. Text and tables are built when they are read."""
 
     __slots__ = (
         "_best",
@@ -189,7 +203,7 @@ class _DualHashExplanation:
         self._unforeseen = unforeseen_share
 
     def reason(self) -> str:
-        """Why the best one was taken, where what it lacks comes from, and what was not known."""
+        """Returns why the candidate was chosen, its pull, and what was unknown."""
         best, why = self._best, self._choice_reason()
         if best.pull_source is not None:
             took, instead = format_duration(best.prefill_seconds), format_duration(best.recompute_seconds)
@@ -198,10 +212,10 @@ class _DualHashExplanation:
             )
         price = non_home_price(self._unforeseen, _busy_share(self._mean, self._objective))
         if price > NON_HOME_PRICE and len(self._candidates) > 1:
-            why += f"; engines had {self._unforeseen:.1%} of prompts cached that nobody told of"
+            why += f"; engines had {self._unforeseen:.1%} of prompts cached that no source reported"
             why += f", so leaving home costs {price:.0f} x its part"
         if self._hot_table_lost:
-            why += "; hot prefixes as they were told last"
+            why += "; hot prefixes of the last shared table"
         return why
 
     def _choice_reason(self) -> str:
@@ -226,41 +240,42 @@ class _DualHashExplanation:
         return f"cheaper than its homes; {first}"
 
     def rejected(self) -> tuple[RejectedCandidate, ...]:
-        """The others."""
         return tuple(
-            RejectedCandidate(item.id, self._rejection(item)) for item in self._candidates if item is not self._best
+            RejectedCandidate(candidate.id, self._rejection(candidate))
+            for candidate in self._candidates
+            if candidate is not self._best
         )
 
     def inputs(self) -> Mapping[str, DecisionInput]:
-        """All numbers by name."""
+        """Returns all numbers by name."""
         table = {
             "mean/backlog_seconds": DecisionInput(self._mean),
             "mean/unforeseen_share": DecisionInput(self._unforeseen),
         }
-        # None: no table is shared, and how deep keys reach is this gateway's own count.
+        # None: no table is shared, and this gateway counts hot prefixes itself.
         table["hot/table_epoch"] = DecisionInput(float(self._hot_epoch) if self._hot_epoch else None)
-        for item in self._candidates:
-            table[f"{item.id}/backlog_seconds"] = DecisionInput(item.backlog_seconds)
-            table[f"{item.id}/matched_tokens"] = DecisionInput(item.matched_tokens)
-            if item.indexed_tokens >= 0.0:
-                table[f"{item.id}/indexed_tokens"] = DecisionInput(item.indexed_tokens)
-            if item.pull_source is not None:
-                table[f"{item.id}/pull_tokens"] = DecisionInput(item.pull_tokens)
-                table[f"{item.id}/recompute_seconds"] = DecisionInput(item.recompute_seconds)
-            table[f"{item.id}/predicted_ttft_seconds"] = DecisionInput(item.ttft_seconds)
-            table[f"{item.id}/home"] = DecisionInput(float(item.is_home))
-            if item.served_session:
-                table[f"{item.id}/session_last"] = DecisionInput(1.0)
-            table[f"{item.id}/cost_seconds"] = DecisionInput(item.cost_seconds)
+        for candidate in self._candidates:
+            table[f"{candidate.id}/backlog_seconds"] = DecisionInput(candidate.backlog_seconds)
+            table[f"{candidate.id}/matched_tokens"] = DecisionInput(candidate.matched_tokens)
+            if candidate.indexed_tokens >= 0.0:
+                table[f"{candidate.id}/indexed_tokens"] = DecisionInput(candidate.indexed_tokens)
+            if candidate.pull_source is not None:
+                table[f"{candidate.id}/pull_tokens"] = DecisionInput(candidate.pull_tokens)
+                table[f"{candidate.id}/recompute_seconds"] = DecisionInput(candidate.recompute_seconds)
+            table[f"{candidate.id}/predicted_ttft_seconds"] = DecisionInput(candidate.ttft_seconds)
+            table[f"{candidate.id}/home"] = DecisionInput(float(candidate.is_home))
+            if candidate.served_session:
+                table[f"{candidate.id}/session_last"] = DecisionInput(1.0)
+            table[f"{candidate.id}/cost_seconds"] = DecisionInput(candidate.cost_seconds)
         return table
 
-    def _rejection(self, item: Candidate) -> str:
+    def _rejection(self, candidate: Candidate) -> str:
         objective = self._objective
-        if item.ttft_seconds > objective and self._best.ttft_seconds <= objective:
-            return f"first token in {format_duration(item.ttft_seconds)}, over the objective of {format_duration(objective)}"
-        if self._best.ttft_seconds > objective and item.ttft_seconds > self._best.ttft_seconds:
-            return f"first token later: {format_duration(item.ttft_seconds)}"
-        mine, theirs = format_duration(item.cost_seconds), format_duration(self._best.cost_seconds)
+        if candidate.ttft_seconds > objective and self._best.ttft_seconds <= objective:
+            return f"first token in {format_duration(candidate.ttft_seconds)}, over the objective of {format_duration(objective)}"
+        if self._best.ttft_seconds > objective and candidate.ttft_seconds > self._best.ttft_seconds:
+            return f"first token later: {format_duration(candidate.ttft_seconds)}"
+        mine, theirs = format_duration(candidate.cost_seconds), format_duration(self._best.cost_seconds)
         if mine == theirs:
             return f"costs as much ({mine}), and is asked after it"
         return f"costs {mine} against {theirs}"

@@ -1,21 +1,27 @@
-"""DualMap as its public code does it: two hashed homes, the longer hit while the objective is safe, and queues that are mended.
+"""DualMap as its public code does it: two homes, the longer match while the objective is safe.
 
-A prompt's key reaches as deep as it is shared (``hotness``) and hashes to two homes, and nobody else is asked.
+A prompt's routing key (`prefix.hot_prefixes`) hashes to two homes, which are the only candidates.
 
-1. **Choice.** The home that holds more of the prompt is taken, unless its first token is predicted later than half the objective;
-   then the one whose first token is sooner. Equal hits: the one with fewer tokens in flight, and then a lot per request.
-2. **Order.** The gateway holds what it has assigned, a queue for each instance: longest hit first, then arrival. An instance is
-   given the next when it has no prefill before it any more. So a long prompt without a hit waits as long as hits keep coming.
-3. **Rebalancing.** Where what is queued and pending exceeds the objective, or the oldest waits 3 s or longer, requests move to where
-   they gain most: to their other home, or, if that is as full, to the instance behind it. Largest gain first, while there is one.
+1. **Choice.** The home with the longer cached prefix is taken, unless its first token is predicted
+   later than half of the objective. Then the sooner one is taken. Ties go to fewer tokens in
+   flight, then by hash.
+2. **Order.** Assigned requests wait in the gateway, in a queue per instance: longest match first,
+   then arrival. An instance gets the next when no prefill waits there. So a long prompt without a
+   match waits as long as matches keep coming.
+3. **Rebalancing.** If queued and pending work exceeds the objective, or the oldest request waits 3
+   s or longer, requests move to where they gain most. That is their other home or, if it is as
+   full, the next instance. The largest gain moves first.
 
-Source: DualMap (arXiv 2602.06502) and its public code; where the two differ (the switch at half the objective, the neighbour),
-the code. What we changed: keys grow beyond a share of 2/n and shrink below 1/n as in the paper (the code has fixed shares for
-its own fleet); seconds come of the engine's profile, with the attention that a price per token leaves out; ties of the code's
-fixed random seed are a lot per request; a round of moves is made in one pass, each gain computed with the moves before it,
-instead of a simulation of all queues after each; the code's allowance for engines that finish no prefill for 2 s is left out.
+Source: DualMap (arXiv 2602.06502) and its public code. Where the two differ (the switch at half of
+the objective, the next instance), the code is followed. Changed:
 
-Live the choice and the order are DualMap's (``berths``); nothing is moved there.
+- Keys grow above a share of 2/n and shrink below 1/n as in the paper; the code has fixed shares.
+- Seconds come from the engine profile, with the attention that a price per token leaves out.
+- Ties go by hash instead of a fixed random seed.
+- A round of moves is one pass, each gain computed after the moves before it.
+- The code's allowance for engines that finish no prefill for 2 s is left out.
+
+The gateway follows choice and order (`dispatch_queue`); it moves nothing.
 """
 
 from bisect import bisect_left
@@ -29,30 +35,30 @@ from fairlead_gateway.routing.policies.policy_input import AssignedRequest, Poli
 from fairlead_gateway.routing.policies.scored_decision import scored_decision
 
 SWITCH_SHARE: Final = 0.5
-"""Of the objective: from which predicted first token on the hit counts no more."""
+"""Share of the objective above which the predicted first token counts more than the match."""
 MAX_OLDEST_WAIT_SECONDS: Final = 3.0
-"""Who waits so long in a queue makes it one to be mended."""
+"""A queue with a request that waits so long is rebalanced."""
 
 
 def choose(policy_input: PolicyInput) -> Decision:
-    """One of the homes; of one home, that."""
+    """Chooses one of the homes."""
     homes = [policy_input.candidate(home) for home in policy_input.homes]
-    scores = {item.id: item.ttft_seconds for item in homes}
-    longer = min(homes, key=lambda item: (-item.matched_tokens, item.inflight_tokens, policy_input.tie_break(item.id)))
-    sooner = min(homes, key=lambda item: (item.ttft_seconds, item.inflight_tokens, policy_input.tie_break(item.id)))
+    scores = {home.id: home.ttft_seconds for home in homes}
+    longer = min(homes, key=lambda home: (-home.matched_tokens, home.inflight_tokens, policy_input.tie_break(home.id)))
+    sooner = min(homes, key=lambda home: (home.ttft_seconds, home.inflight_tokens, policy_input.tie_break(home.id)))
     limit = SWITCH_SHARE * policy_input.objective_seconds
     if longer.ttft_seconds > limit and sooner is not longer:
-        reason = f"the home with the longer hit would take {format_duration(longer.ttft_seconds)}, over {format_duration(limit)}"
+        reason = f"the home with the longer match would take {format_duration(longer.ttft_seconds)}, over {format_duration(limit)}"
         best = sooner
     else:
         best = longer
-        equal = all(item.matched_tokens == best.matched_tokens for item in homes)
-        reason = "the less busy of homes that hold as much" if equal else "the home with the longer hit"
+        equal = all(home.matched_tokens == best.matched_tokens for home in homes)
+        reason = "the less busy of homes with equal matches" if equal else "the home with the longer match"
     return scored_decision(policy_input, best, "dualmap", reason, score_name="predicted_ttft_seconds", scores=scores)
 
 
 def queue_key(request: AssignedRequest) -> QueueKey:
-    """What a queue is sorted by."""
+    """Returns the sort key of a queue."""
     return _queue_key(request.cached_tokens, request.assigned_at, request.id)
 
 
@@ -62,8 +68,11 @@ def _queue_key(cached_tokens: float, assigned_at: float, request_id: str) -> Que
 
 @dataclass(frozen=True, slots=True)
 class QueuedAssignment:
-    """A request that the gateway still holds. ``at`` says of each instance it may be at what of it is cached there (tokens) and
-    what the rest takes (seconds); ``twin`` is its other home, None where there is none."""
+    """An assigned request that waits in the gateway.
+
+    - alternate: its other home; None if there is none.
+    - costs: cached tokens and prefill seconds, by instance.
+    """
 
     id: str
     assigned_at: float
@@ -71,14 +80,16 @@ class QueuedAssignment:
     costs: Mapping[str, tuple[float, float]]
 
     def queue_key(self, instance: str) -> QueueKey:
-        """Where it stands in the queue of an instance."""
+        """Returns its sort key in the queue of an instance."""
         return _queue_key(self.costs[instance][0], self.assigned_at, self.id)
 
 
 class _EndpointQueue:
-    """One instance's: what was sent there and is not prefilled yet, and what is held for it, in order. ``total_seconds`` is until it
-    was empty before anything moved. How long each place waits is summed from the front as far as it is asked for: most requests that
-    might move are looked at between two moves of their queues."""
+    """The queue of one instance: pending seconds, then queued requests in order.
+
+    total_seconds: until it was empty, before any move. Waits are summed lazily, since most requests
+    are looked up between two moves.
+    """
 
     __slots__ = ("_keys", "_pending", "_seconds", "_summed", "total_seconds")
 
@@ -88,17 +99,16 @@ class _EndpointQueue:
         inside = sorted(entries)
         self._keys = [place for place, _ in inside]
         self._seconds = [seconds for _, seconds in inside]
-        self._summed = [0.0]  # of the first so many, as far as nothing has changed
+        self._summed = [0.0]  # prefix sums, as far as nothing has changed
 
     def seconds_before(self, key: QueueKey) -> float:
-        """Seconds before a request at that place begins."""
+        """Returns the seconds before a request with that key begins."""
         summed, index = self._summed, bisect_left(self._keys, key)
         while len(summed) <= index:
             summed.append(summed[-1] + self._seconds[len(summed) - 1])
         return self._pending + summed[index]
 
     def add(self, key: QueueKey, seconds: float) -> None:
-        """One more is held."""
         index = bisect_left(self._keys, key)
         self._keys.insert(index, key)
         self._seconds.insert(index, seconds)
@@ -113,7 +123,7 @@ class _EndpointQueue:
 
 
 class _Move:
-    """A request that had better wait at ``to``, with its place and its own seconds here and there."""
+    """A possible move of a request, with its key and seconds at source and target."""
 
     __slots__ = ("request_id", "source", "source_key", "source_seconds", "target", "target_key", "target_seconds")
 
@@ -125,7 +135,7 @@ class _Move:
         self.target_key, self.target_seconds = assignment.queue_key(target), assignment.costs[target][1]
 
     def gain_seconds(self, queues: Mapping[str, _EndpointQueue]) -> float:
-        """By how many seconds its first token comes sooner there."""
+        """Returns by how many seconds its first token comes sooner at the target."""
         here = queues[self.source].seconds_before(self.source_key) + self.source_seconds
         return here - queues[self.target].seconds_before(self.target_key) - self.target_seconds
 
@@ -137,10 +147,15 @@ def rebalance(
     objective_seconds: float,
     now: float,
 ) -> list[tuple[str, str]]:
-    """Moves (request, instance) of requests that are ``held``, by instance. ``pending_seconds`` names all instances, in the
-    order in which they are neighbours, with what was sent to each and is not prefilled."""
+    """Returns moves (request, instance).
+
+    - queued: assigned requests by instance.
+    - pending_seconds: prefill that waits at each instance. Its order defines the next instance.
+    """
     queues = {
-        name: _EndpointQueue(seconds, [(one.queue_key(name), one.costs[name][1]) for one in queued.get(name, ())])
+        name: _EndpointQueue(
+            seconds, [(assignment.queue_key(name), assignment.costs[name][1]) for assignment in queued.get(name, ())]
+        )
         for name, seconds in pending_seconds.items()
     }
     ring = list(queues)
@@ -149,7 +164,7 @@ def rebalance(
     candidates = []
     for name, assignments in queued.items():
         if needs_rebalance(
-            queues[name].total_seconds, [one.assigned_at for one in assignments], objective_seconds, now
+            queues[name].total_seconds, [assignment.assigned_at for assignment in assignments], objective_seconds, now
         ):
             candidates += _possible_moves(assignments, name, full, neighbours[name])
     gains = sorted([(-move.gain_seconds(queues), move.request_id, index) for index, move in enumerate(candidates)])
@@ -164,7 +179,7 @@ def rebalance(
 
 
 def needs_rebalance(total_seconds: float, assigned_at: Sequence[float], objective_seconds: float, now: float) -> bool:
-    """Whether a queue is looked at for moves: for how long it is, or for who waits in it."""
+    """Returns True if a queue is too long, or its oldest request waits too long."""
     return total_seconds > objective_seconds or (
         bool(assigned_at) and now - min(assigned_at) >= MAX_OLDEST_WAIT_SECONDS
     )
@@ -173,7 +188,9 @@ def needs_rebalance(total_seconds: float, assigned_at: Sequence[float], objectiv
 def _possible_moves(
     assignments: Sequence[QueuedAssignment], name: str, full: Mapping[str, bool], neighbour: str
 ) -> list[_Move]:
-    """Where each might go: its other home, or the one behind this when it is as full."""
+    """Returns a move for each request: to its other home or, if that is as full, to the next
+    instance.
+    """
     found = []
     for assignment in assignments:
         target = assignment.alternate

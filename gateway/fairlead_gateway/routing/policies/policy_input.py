@@ -1,8 +1,9 @@
-"""What a published rule is asked: a request, and every instance that may take it with all that some rule looks at.
+"""The input of a published policy: a request, and every eligible endpoint.
 
-The published rules differ in their units. Where their sources count uncached tokens, ours count the seconds that an engine takes to
-prefill them: the same order between equal engines, and the right one between different ones. Where they read an engine's own
-metrics, ours read the ledger (``routing.ledger``), which knows a dispatch when it happens and not when it is scraped next.
+Published policies differ in their units. Where a source counts uncached tokens, the input has the
+seconds to prefill them: the same order between equal engines, the right one between different ones.
+Where a source reads an engine's metrics, the input has the in-flight load, which counts a dispatch
+at once.
 """
 
 from collections.abc import Callable
@@ -10,15 +11,19 @@ from dataclasses import dataclass
 
 import xxhash
 
+from fairlead_gateway.routing.request import DEFAULT_TTFT_SECONDS
+
 
 def _empty_ring(_: frozenset[str]) -> str | None:
     return None
 
 
 class PolicyCandidate:
-    """One instance as it looks now. Seconds are of engine time, tokens are tokens; ``held_bytes`` is all that it should have in its
-    cache, as prompt text; ``recent_seconds`` and ``eviction_seconds`` are of ``routing.recent``, zero for rules that do not go by it.
-    Nobody changes one."""
+    """One endpoint as it is now, for one request. Seconds are engine time.
+
+    - cached_bytes: all that it should have cached, as prompt text.
+    - recent_seconds, eviction_seconds: of `load.load_window`; zero for other policies.
+    """
 
     __slots__ = (
         "backlog_seconds",
@@ -63,14 +68,18 @@ class PolicyCandidate:
 
     @property
     def ttft_seconds(self) -> float:
-        """Predicted time to the first token: what is before us, then our own uncached prompt."""
+        """Predicted time to first token: the backlog, then the request's own prefill."""
         return self.backlog_seconds + self.prefill_seconds
 
 
 class PolicyInput:
-    """A request and its ``options``, at least one, sorted by id. ``homes`` are of its key, the first ring's first; ``named`` says
-    whether that key is a session's. ``ring`` finds the first on the ring from the prompt's first block that is not among those given,
-    None when all are. ``turn`` counts the model's decisions."""
+    """A request and its candidates: at least one, sorted by id.
+
+    - homes: of its routing key, the first ring's first.
+    - is_session_key: that key is the session's.
+    - first_on_ring: returns the first instance on the prompt's ring that is not excluded.
+    - decision_count: decisions of the model so far.
+    """
 
     __slots__ = (
         "candidates",
@@ -91,7 +100,7 @@ class PolicyInput:
         *,
         homes: tuple[str, ...] = (),
         prompt_tokens: float = 0.0,
-        objective_seconds: float = 5.0,
+        objective_seconds: float = DEFAULT_TTFT_SECONDS,
         is_session_key: bool = False,
         first_on_ring: Callable[[frozenset[str]], str | None] = _empty_ring,
         decision_count: int = 0,
@@ -108,15 +117,18 @@ class PolicyInput:
         self.now = now
 
     def candidate(self, instance: str) -> PolicyCandidate:
-        """The option of that id, which is among them."""
+        """Returns the candidate of that id, which must exist."""
         for candidate in self.candidates:
             if candidate.id == instance:
                 return candidate
         raise KeyError(instance)
 
     def tie_break(self, instance: str) -> int:
-        """What breaks ties: drawn for each request and instance, since by order an idle fleet sends everything to its first member,
-        and equal for every process that is asked the same."""
+        """Returns a number that breaks ties, by request and instance.
+
+        Why: by order, an idle fleet would send everything to its first member. The number is equal
+        in every process.
+        """
         return int(xxhash.xxh3_64_intdigest(f"{self.request_id}|{instance}".encode()))
 
 
@@ -126,8 +138,11 @@ QueueKey = tuple[float, float, str]
 
 @dataclass(frozen=True, slots=True)
 class AssignedRequest:
-    """``hit_tokens`` of its prompt are cached where it is to go, ``own_seconds`` takes the rest; it ``arrived`` when it was assigned
-    first, and wants its first token ``objective_seconds`` later."""
+    """An assigned request that waits for its instance.
+
+    - assigned_at: when it was assigned first.
+    - cached_tokens: of its prompt, at the instance; `prefill_seconds` takes the rest.
+    """
 
     id: str
     assigned_at: float

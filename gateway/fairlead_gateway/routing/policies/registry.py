@@ -1,4 +1,7 @@
-"""Which name is whose rule. The default is not among them: it asks few instances and not all, and so is asked in its own way."""
+"""The presets by name.
+
+The default preset is missing in `POLICIES`: it compares few endpoints and has its own input.
+"""
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -32,9 +35,11 @@ POLICIES: Final[Mapping[str, Policy]] = MappingProxyType(
 QUEUE_KEYS: Final[Mapping[str, Callable[[AssignedRequest], QueueKey]]] = MappingProxyType(
     {"dual-hash": dual_hash.queue_key, "dualmap": dualmap.queue_key}
 )
-"""Of those that want requests to be held before engines: by what they go, the smallest first."""
+"""Presets that queue assigned requests, with the sort key of their queues; the smallest
+goes first.
+"""
 QUEUEING_PRESETS: Final = frozenset(QUEUE_KEYS)
 REBALANCING_PRESETS: Final = frozenset({"dualmap"})
-"""Of those the ones that move what is held between engines."""
+"""Presets that move assigned requests between instances."""
 WINDOWED_PRESETS: Final = frozenset({"preble"})
-"""Those that go by what was sent in the last minutes."""
+"""Presets that use the dispatches of the last minutes."""

@@ -1,4 +1,4 @@
-"""How a published rule says what it chose: the numbers are kept, and written out when somebody asks."""
+"""The decision of a published policy: a choice by score, with its explanation."""
 
 from collections.abc import Mapping, Sequence
 from typing import Final
@@ -10,7 +10,10 @@ _NUMBER_FORMAT: Final = "{:.6g}"
 
 
 class _ScoreExplanation:
-    """The options, what each scored by the rule, and why. Where ``scores`` is shorter than the options, the rest was not scored."""
+    """The candidates and their scores. Text and tables are built when they are read.
+
+    scores: may miss candidates that the policy did not score.
+    """
 
     __slots__ = ("_best", "_candidates", "_reason", "_score_name", "_scores")
 
@@ -29,33 +32,35 @@ class _ScoreExplanation:
         self._scores = scores
 
     def reason(self) -> str:
-        """As the rule said it."""
+        """Returns the policy's reason."""
         return self._reason
 
     def rejected(self) -> tuple[RejectedCandidate, ...]:
-        """The others, by what they scored."""
+        """Returns the other candidates with their scores."""
         return tuple(
-            RejectedCandidate(item.id, self._rejection(item.id)) for item in self._candidates if item is not self._best
+            RejectedCandidate(candidate.id, self._rejection(candidate.id))
+            for candidate in self._candidates
+            if candidate is not self._best
         )
 
     def inputs(self) -> Mapping[str, DecisionInput]:
-        """All that some rule looks at, and the scores."""
+        """Returns the numbers that policies use, and the scores."""
         table: dict[str, DecisionInput] = {}
-        for item in self._candidates:
-            table[f"{item.id}/inflight"] = DecisionInput(float(item.inflight))
-            table[f"{item.id}/waiting"] = DecisionInput(float(item.waiting))
-            table[f"{item.id}/backlog_seconds"] = DecisionInput(item.backlog_seconds)
-            table[f"{item.id}/inflight_tokens"] = DecisionInput(item.inflight_tokens)
-            table[f"{item.id}/matched_tokens"] = DecisionInput(item.matched_tokens)
-            table[f"{item.id}/predicted_ttft_seconds"] = DecisionInput(item.ttft_seconds)
-            if item.id in self._scores:
-                table[f"{item.id}/{self._score_name}"] = DecisionInput(self._scores[item.id])
+        for candidate in self._candidates:
+            table[f"{candidate.id}/inflight"] = DecisionInput(float(candidate.inflight))
+            table[f"{candidate.id}/waiting"] = DecisionInput(float(candidate.waiting))
+            table[f"{candidate.id}/backlog_seconds"] = DecisionInput(candidate.backlog_seconds)
+            table[f"{candidate.id}/inflight_tokens"] = DecisionInput(candidate.inflight_tokens)
+            table[f"{candidate.id}/matched_tokens"] = DecisionInput(candidate.matched_tokens)
+            table[f"{candidate.id}/predicted_ttft_seconds"] = DecisionInput(candidate.ttft_seconds)
+            if candidate.id in self._scores:
+                table[f"{candidate.id}/{self._score_name}"] = DecisionInput(self._scores[candidate.id])
         return table
 
     def _rejection(self, instance: str) -> str:
         score, best_score = self._scores.get(instance), self._scores.get(self._best.id)
         if score is None:
-            return "not looked at by this rule"
+            return "not compared by this rule"
         if best_score is None:
             return f"{self._score_name} {_NUMBER_FORMAT.format(score)}"
         if score == best_score:
@@ -72,7 +77,12 @@ def scored_decision(
     score_name: str,
     scores: Mapping[str, float],
 ) -> Decision:
-    """``best`` by ``rule``. ``scores`` is what the rule made of each option that it looked at, under the name ``what``."""
+    """Returns the decision for `best`.
+
+    - rule: name of the policy.
+    - scores: what the policy computed for each candidate that it scored.
+    - score_name: name of these values.
+    """
     return Decision(
         best.id,
         rule,
@@ -84,7 +94,7 @@ def scored_decision(
 
 
 def least_inflight(policy_input: PolicyInput, candidates: Sequence[PolicyCandidate]) -> PolicyCandidate:
-    """The one with the fewest requests in flight; of equals the one that the lot falls on."""
+    """Returns the candidate with the fewest requests in flight; ties go by hash."""
     best = candidates[0]
     for candidate in candidates:
         if candidate.inflight < best.inflight or (

@@ -1,20 +1,26 @@
-"""The local mirror: which instance probably holds which prefix, looked up in microseconds.
+"""The approximate prefix index: which instance probably has which prefix cached.
 
-A dict maps a chained block hash to a bit mask of instances (one bit each). Equal hashes mean equal prompts up to there, and the
-tail of a prompt goes before its head, so an instance that holds a block holds all before it: how deep each one reaches is found
-by bisection, not by a walk. Every instance also has a least-recently-used order of its blocks, bounded by the KV tokens that it
-can hold: what the engine must have evicted by now is forgotten here too. That order is kept by *runs*, stretches of a chain that
-were always used together, so a prompt of a hundred known blocks moves two or three things. Entries are hints from this gateway's
-own decisions: a wrong one costs a recomputation, never a request.
+It maps a block hash to a bit mask of instances. Equal hashes mean equal prompts up to there, and
+the tail of a prompt is evicted before its head. So an instance with a block has all blocks before
+it, and a match is found by bisection.
 
-Hashes are taken as ``Hashable`` and not as ``int``: compiled code then hands a 64-bit number on as it is.
+Each instance has an LRU order of its blocks, bounded by its KV memory: what the engine must have
+evicted is dropped here too. The order is kept in *runs*, stretches of a chain that were always used
+together. So a prompt of a hundred known blocks moves two or three entries.
+
+Entries come from this gateway's own dispatches. A wrong one costs a recomputation, never a request.
+
+Why: hashes are typed `Hashable`, not `int`, so that compiled code passes 64-bit numbers on
+unconverted.
 """
 
 from collections.abc import Collection, Hashable, Sequence
 
 
 class PrefixMatch:
-    """How far into a prompt instances hold it: ``reached[i]`` bytes at those in ``masks[i]``, deeper the further back."""
+    """The match of a prompt: `matched_bytes[i]` bytes at the instances in `masks[i]`, in rising
+    order.
+    """
 
     __slots__ = ("masks", "matched_bytes")
 
@@ -23,7 +29,9 @@ class PrefixMatch:
         self.masks: list[int] = []
 
     def bytes_at(self, bit: int) -> int:
-        """Bytes from the prompt's start that the instance with this bit holds."""
+        """Returns the bytes from the start of the prompt that the instance with this bit has
+        cached.
+        """
         masks = self.masks
         index = len(masks)
         while index:
@@ -34,9 +42,13 @@ class PrefixMatch:
 
 
 class _Run:
-    """Blocks ``first`` to ``first + count`` of a chain, all last used at the same time; a run without blocks is something else that
-    takes ``extra`` bytes of the cache. ``before`` is the block that it goes on from, ``ends`` is of the whole chain. ``branched``:
-    prompts that go on differently part at its end."""
+    """Blocks `first` to `first + count` of a chain, last used at the same time.
+
+    - previous: the block before the run.
+    - ends: of the whole chain.
+    - branched: prompts that continue differently part at its end.
+    - extra_bytes: cache used by other content, for a run without blocks.
+    """
 
     __slots__ = ("branched", "count", "ends", "extra_bytes", "first", "hashes", "newer", "older", "previous")
 
@@ -50,15 +62,15 @@ class _Run:
         self.count = len(hashes)
         self.extra_bytes = extra_bytes
         self.branched = False
-        self.newer: _Run | None = None  # both are None out of the order of use
+        self.newer: _Run | None = None  # both are None outside of the LRU order
         self.older: _Run | None = None
 
     def block_bytes(self, index: int) -> int:
-        """Bytes of the chain's block ``index``."""
+        """Returns the bytes of the chain's block `index`."""
         return self.ends[index] - (self.ends[index - 1] if index else 0)
 
     def move_behind(self, older: "_Run | None") -> None:
-        """Leave the present place in the order of use for the one behind ``older``."""
+        """Moves the run behind `older` in the LRU order."""
         if older is self or older is None:
             return
         self.unlink()
@@ -68,7 +80,7 @@ class _Run:
         older.newer = newer.older = self
 
     def unlink(self) -> None:
-        """Go out of the order of use. Nothing then refers to itself, so what is dropped is gone at once."""
+        """Removes the run from the LRU order. No cycle of references remains."""
         newer, older = self.newer, self.older
         if newer is not None and older is not None:
             newer.older, older.newer = older, newer
@@ -76,8 +88,10 @@ class _Run:
 
 
 class _InstanceCache:
-    """What one instance holds: its runs by block, those that go on from a block (``after``), and all in their order of use as a ring
-    from ``order.newer`` (the oldest)."""
+    """The blocks of one instance: its runs by block, by the block before them, and in LRU order.
+
+    The LRU order is a ring; `lru.newer` is the oldest run.
+    """
 
     __slots__ = ("bit", "blocks", "lru", "runs", "runs_after", "size")
 
@@ -91,7 +105,7 @@ class _InstanceCache:
         self.blocks = 0
 
     def cached_blocks(self, hashes: tuple[Hashable, ...]) -> int:
-        """How many blocks of the chain are held."""
+        """Returns how many blocks of the chain are cached."""
         runs = self.runs
         low, high = 0, len(hashes)
         while low < high:
@@ -103,14 +117,17 @@ class _InstanceCache:
         return low
 
     def touch(self, hashes: tuple[Hashable, ...], count: int) -> "_Run | None":
-        """The first ``known`` blocks have just been used; the run in which the last of them lies, ending with it."""
+        """Marks the first `count` blocks as used.
+
+        Returns the run that ends with the last of them.
+        """
         runs, order = self.runs, self.lru
         deepest: _Run | None = None
         at = count
         while at:
             run = runs.get(hashes[at - 1])
             if run is None or run.first >= at:
-                break  # two prompts with the same 64-bit hash
+                break  # a collision of 64-bit hashes
             if run.first + run.count > at:
                 run = self._split(run, at - run.first)
             # Tail first, head last: the head ends up as the most recently used, as in an engine's own cache.
@@ -121,7 +138,9 @@ class _InstanceCache:
         return deepest
 
     def extend(self, deepest: _Run | None, hashes: tuple[Hashable, ...], ends: tuple[int, ...], known: int) -> None:
-        """The blocks from ``known`` on are held now too; ``deepest`` is what they go on from, which has just been used."""
+        """Adds the blocks from `known` on. `deepest` is the run before them, which was
+        just used.
+        """
         runs = self.runs
         if deepest is None or deepest.branched or deepest.first + deepest.count != known:
             run = _Run(hashes[known - 1] if known else None, hashes[known:] if known else hashes, ends, known)
@@ -141,7 +160,7 @@ class _InstanceCache:
         self.size += ends[count - 1] - (ends[known - 1] if known else 0)
 
     def _link_run(self, run: _Run) -> None:
-        """The run begins behind ``run.before``."""
+        """Records that the run begins behind `run.previous`."""
         known = self.runs_after.get(run.previous)
         if known is None:
             self.runs_after[run.previous] = [run]
@@ -149,7 +168,7 @@ class _InstanceCache:
             known.append(run)
 
     def unlink_run(self, run: _Run) -> None:
-        """It does not begin there any more."""
+        """Removes that record."""
         known = self.runs_after.get(run.previous)
         if known is not None and run in known:
             known.remove(run)
@@ -157,7 +176,10 @@ class _InstanceCache:
                 del self.runs_after[run.previous]
 
     def _split(self, run: _Run, head_count: int) -> _Run:
-        """Cut a run behind its first ``kept`` blocks and return these. The longer part stays as it is, as its blocks point to it."""
+        """Cuts a run behind its first `head_count` blocks and returns these.
+
+        The longer part stays the same object, since its blocks point to it.
+        """
         runs, count = self.runs, run.count
         head, tail = run.hashes[:head_count], run.hashes[head_count:count]
         if head_count * 2 <= count:
@@ -183,7 +205,7 @@ class _InstanceCache:
 
 
 class ApproximatePrefixIndex:
-    """Blocks by instance for one model. Sizes are bytes of prompt text, capacity likewise; chains are whole, from the start."""
+    """Blocks by instance for one model. Sizes and capacities are bytes of prompt text."""
 
     def __init__(self, max_blocks: int) -> None:
         self._max_blocks = max_blocks
@@ -195,21 +217,21 @@ class ApproximatePrefixIndex:
         return len(self._masks)
 
     def register(self, instance: str) -> int:
-        """Make room for what an instance will hold; its bit in the masks of ``Matched``, until it is forgotten."""
+        """Returns the bit of an instance in matches, valid until the instance is removed."""
         return self._instance_cache(instance).bit
 
     def bit_of(self, instance: str) -> int:
-        """The same, 0 when nothing is known of the instance."""
+        """Returns the bit of an instance; 0 if it is unknown."""
         cache = self._instances.get(instance)
         return 0 if cache is None else cache.bit
 
     def cached_bytes(self, instance: str) -> int:
-        """Bytes of all that an instance holds."""
+        """Returns the bytes of all that an instance has cached."""
         cache = self._instances.get(instance)
         return 0 if cache is None else cache.size
 
     def match(self, hashes: tuple[Hashable, ...], ends: tuple[int, ...]) -> PrefixMatch:
-        """How far from its start each instance holds the prompt."""
+        """Returns how far each instance has the prompt cached."""
         result = PrefixMatch()
         masks, count = self._masks, len(hashes)
         holders = (masks.get(hashes[0]) or 0) if count else 0
@@ -229,7 +251,9 @@ class ApproximatePrefixIndex:
         return result
 
     def add(self, instance: str, hashes: tuple[Hashable, ...], ends: tuple[int, ...], *, capacity: int) -> None:
-        """``instance`` holds (or is about to hold) these blocks; the least recently used beyond ``capacity`` bytes are dropped."""
+        """Adds blocks to an instance. Evicts the least recently used ones beyond
+        `capacity` bytes.
+        """
         cache = self._instance_cache(instance)
         count = len(hashes)
         if count:
@@ -242,7 +266,7 @@ class ApproximatePrefixIndex:
             self._evict(cache, capacity)
 
     def reserve(self, instance: str, size: int, *, capacity: int) -> None:
-        """Something that no prompt asks for takes ``size`` bytes there, and pushes out what is beyond ``capacity``."""
+        """Counts `size` bytes of other content, which evicts blocks beyond `capacity`."""
         cache = self._instance_cache(instance)
         _Run(None, (), (), 0, size).move_behind(cache.lru.older)
         cache.blocks += 1
@@ -251,7 +275,7 @@ class ApproximatePrefixIndex:
             self._evict(cache, capacity)
 
     def remove(self, instance: str, hashes: Sequence[Hashable]) -> None:
-        """``instance`` turned out not to hold these blocks, hence none of those that go on from them."""
+        """Removes blocks, and those that continue from them, from an instance."""
         cache = self._instances.get(instance)
         if cache is None:
             return
@@ -265,12 +289,12 @@ class ApproximatePrefixIndex:
                 removed += self._truncate(cache, child, 0)
 
     def retain(self, instances: Collection[str]) -> None:
-        """Forget all others."""
+        """Removes all other instances."""
         for gone in [name for name in self._instances if name not in instances]:
             self.remove_instance(gone)
 
     def remove_instance(self, instance: str) -> None:
-        """Everything of an instance that is gone or has started anew."""
+        """Removes an instance that left or lost its cache."""
         cache = self._instances.pop(instance, None)
         if cache is None:
             return
@@ -279,7 +303,7 @@ class ApproximatePrefixIndex:
         cache.runs.clear()
         cache.runs_after.clear()
         while (run := cache.lru.newer) is not None:
-            run.unlink()  # the ring would keep them until the next search for garbage; it is itself the last to go
+            run.unlink()  # the ring is a cycle of references; its head is unlinked last
         self._free_bits.append(cache.bit)
 
     def _instance_cache(self, instance: str) -> _InstanceCache:
@@ -312,7 +336,7 @@ class ApproximatePrefixIndex:
                 run.unlink()
 
     def _drop_last_block(self, cache: _InstanceCache, run: _Run) -> None:
-        """The run's last block goes, and the run with its last one."""
+        """Removes the run's last block, and the run with its only one."""
         runs = cache.runs
         run.count -= 1
         digest = run.hashes[run.count]
@@ -327,7 +351,7 @@ class ApproximatePrefixIndex:
                 cache.unlink_run(run)
 
     def _truncate(self, cache: _InstanceCache, run: _Run, count: int) -> tuple[Hashable, ...]:
-        """Shorten a run to so many blocks; those that went."""
+        """Shortens a run to `count` blocks and returns the removed ones."""
         removed = run.hashes[count : run.count]
         while run.count > count:
             self._drop_last_block(cache, run)

@@ -1,6 +1,7 @@
-"""Who should hold how much of a prompt: what this gateway sent where, what the index says, and who of several is asked.
+"""The router's view of what is cached where: from its own dispatches and from the KV-cache index.
 
-Every ready instance is a ``Place`` with one bit for what it should hold by all that is known, and one for what the index says.
+Each ready instance has one bit for what it should have cached by all that is known, and one for
+what the index says.
 """
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -18,14 +19,18 @@ from fairlead_gateway.routing.request import RouteRequest
 _BYTES_PER_TOKEN: Final = float(BYTES_PER_TOKEN)
 _INDEX_SUFFIX: Final = "\0"
 _UNLIMITED_BYTES: Final = 1 << 60
-"""What the index told of an instance is held in the mirror under its id and this, without a capacity: engines tell what they
-evict."""
+"""Blocks that the index reports lie in the approximate index too, under the instance's id and
+`_INDEX_SUFFIX`. They have no capacity, since engines report evictions.
+"""
 CachedTokens = Callable[[RouteRequest], Mapping[str, float] | None]
-"""Somebody who knows better: prompt tokens of a request that are cached, by instance; None where he knows nothing."""
+"""A lookup that replaces the view: cached prompt tokens by instance; None if it knows nothing."""
 
 
 class CacheView:
-    """The mirror of one model, and the places it is asked for. ``knows`` takes the mirror's place where it is given."""
+    """The prefixes of one model, by endpoint.
+
+    cached_tokens: replaces the approximate index where given.
+    """
 
     def __init__(self, max_blocks: int, cached_tokens: CachedTokens | None = None) -> None:
         self._index = ApproximatePrefixIndex(max_blocks)
@@ -40,44 +45,44 @@ class CacheView:
         return len(self._index)
 
     def retain(self, instances: Sequence[str]) -> None:
-        """Those that are neither ready nor draining have lost their cache."""
+        """Forgets instances that are neither ready nor draining: they have lost their cache."""
         self._index.retain({*instances, *[item + _INDEX_SUFFIX for item in instances]})
 
     def create_endpoint(
         self, instance: str, profile: EngineProfile, load: EndpointLoad, pull: KvPull | None
     ) -> Endpoint:
-        """A ready instance."""
+        """Returns the endpoint of a ready instance."""
         mirror = self._index
         return Endpoint(
             instance, profile, load, mirror.register(instance), mirror.bit_of(instance + _INDEX_SUFFIX), pull
         )
 
     def set_endpoints(self, endpoints: Mapping[str, Endpoint]) -> None:
-        """These are ready, and no others. Both bits of an instance lead to it."""
+        """Sets the ready endpoints. Both bits of an instance lead to its endpoint."""
         found: dict[int, Endpoint] = {}
-        for place in endpoints.values():
-            found[place.cache_bit ^ place.index_bit] = place
-            if place.index_bit:
-                found[place.index_bit] = place
+        for endpoint in endpoints.values():
+            found[endpoint.cache_bit ^ endpoint.index_bit] = endpoint
+            if endpoint.index_bit:
+                found[endpoint.index_bit] = endpoint
         self._endpoint_by_bit = found
         self._endpoint_by_id = dict(endpoints)
         self._ready_bits = sum(found)
 
     def bit_of(self, instance: str) -> int:
-        """Of an instance that is not ready any more; 0 when nothing is known of it."""
+        """Returns the bit of an instance that may not be ready; 0 if it is unknown."""
         return self._index.bit_of(instance)
 
     def cached_bytes(self, endpoint: Endpoint) -> int:
-        """All that an instance should have in its cache, as prompt text."""
+        """Returns all that an instance should have cached, as bytes of prompt text."""
         return self._index.cached_bytes(endpoint.id)
 
     def drop_match(self) -> None:
-        """What was found is of another request, or of another moment."""
+        """Drops the cached match, at the start of another decision."""
         self._matched_request = None
 
     def match(self, request: RouteRequest) -> PrefixMatch:
-        """What of the prompt each instance holds, in bytes."""
-        if self._matched_request is not request:  # it is at the dispatch of what has just been decided
+        """Returns how much of the prompt each instance has cached, in bytes."""
+        if self._matched_request is not request:  # else the match of the decision just made is reused
             tokens = None if self._cached_tokens is None else self._cached_tokens(request)
             if tokens is None:
                 self._match = self._index.match(request.chain.hashes, request.chain.ends)
@@ -99,7 +104,7 @@ class CacheView:
         return found
 
     def longest_match(self, request: RouteRequest) -> int:
-        """Bytes of the prompt that the instance which holds most of it holds."""
+        """Returns the longest cached prefix of the prompt, in bytes."""
         found = self.match(request)
         index = len(found.masks)
         while index:
@@ -116,7 +121,10 @@ class CacheView:
         endpoints: list[Endpoint] | None,
         loads: SampledLoads,
     ) -> Endpoint | None:
-        """The least busy of those that hold the longest prefix, among ``places`` or (None) all. ``rate`` is tokens of a byte."""
+        """Returns the least busy of the endpoints with the longest cached prefix.
+
+        endpoints: the eligible ones; None: all.
+        """
         usable = self._ready_bits if endpoints is None else sum([endpoint.cache_bit for endpoint in endpoints])
         longest = least = 0.0
         chosen: Endpoint | None = None
@@ -140,24 +148,29 @@ class CacheView:
         return chosen
 
     def add(self, endpoint: Endpoint, chain: PrefixChain, capacity: int) -> None:
-        """A prompt was sent there: its blocks count as held from now on. ``capacity`` is of the cache, in bytes of prompt text."""
+        """Adds the blocks of a dispatched prompt.
+
+        capacity: of the instance's cache, in bytes of prompt text.
+        """
         self._index.add(endpoint.id, chain.hashes, chain.ends, capacity=capacity)
 
     def remove(self, endpoint: Endpoint, chain: PrefixChain, size: int) -> None:
-        """A prompt goes elsewhere before it began: what it would have added to the first ``size`` bytes is not held there."""
+        """Removes blocks that a prompt would have added behind `size` bytes, had it not moved
+        elsewhere.
+        """
         for digest, end in zip(chain.hashes, chain.ends, strict=True):
             if end > size:
                 self._index.remove(endpoint.id, (digest,))
                 return
 
     def reserve(self, endpoint: Endpoint, size: int, capacity: int) -> None:
-        """What was generated occupies the engine's cache too and pushes older blocks out."""
+        """Counts generated tokens, which push older blocks out of the cache."""
         self._index.reserve(endpoint.id, size, capacity=capacity)
 
     def apply_correction(
         self, endpoint: Endpoint, forget: str, removed: Sequence[Hashable], cached: Sequence[tuple[Hashable, ...]]
     ) -> None:
-        """What the index says of an instance, as ``ModelRouter.corrected`` is told it."""
+        """Applies what the index reports; see `ModelRouter.apply_correction`."""
         instance, mirror, indexed = endpoint.id, self._index, endpoint.id + _INDEX_SUFFIX
         if forget:
             mirror.remove_instance(indexed)

@@ -1,18 +1,20 @@
-"""How deep into a prompt its routing key reaches: deeper exactly where many prompts begin alike.
+"""The length of routing keys: a key is longer where many prompts begin alike.
 
-A key that is too short sends half the traffic to one pair of homes (every request may share a system prompt); one
-that is too long forgets that two prompts share anything. DualMap's answer, kept here: look at the last requests; a
-prefix that more than 2/n of them share (n instances: more than its pair can carry) is *hot* and the key reaches one
-level deeper; a hot prefix cools when its share falls below 1/n. What we changed: the key starts at 4 KiB of text
-(two of the paper's 512-token blocks; one block would be the same for a whole trace), levels are byte positions (256
-B, 512 B, 1, 2, 4 KiB, then every 2 KiB), and the window is counted once per request.
+A short key sends half of the traffic to one pair of homes, since all requests may share a system
+prompt. A long key hides that two prompts share anything. So the last requests form a window. A
+prefix that more than 2/n of them share (n instances) is *hot*, and the key reaches one level
+deeper. It cools when its share falls below 1/n.
 
-Where several gateways share a Redis, one of them counts for all
-(``fairlead_gateway.supervisor.peers.hot_prefix_lease``): its table, whole and with
-its epoch, then takes the place of the own count, and equal epochs give equal keys. When there is no table any more, the last one is
-gone by until the own window is full again, so that keys do not all change at that moment.
+If several gateways share a Redis, one of them counts for all (`supervisor.peers.hot_prefix_lease`).
+Its table, with an epoch, then replaces the own count; equal epochs give equal keys. If the table is
+lost, the last one is used until the own window is full, so that keys do not all change at once.
 
-Invariant: the depth of a key depends only on the prompts seen (in order) and n, or on the table, never on a clock or on load.
+Invariant: the length of a key depends only on the prompts seen and n, or on the table. It never
+depends on a clock or on load.
+
+Source: DualMap (arXiv 2602.06502). Changed: keys start at 4 KiB of text, two of the paper's
+512-token blocks, since one block would be the same for a whole trace. Levels are byte positions
+(256 B, 512 B, 1, 2, 4 KiB, then every 2 KiB). The window counts each request once.
 """
 
 from collections.abc import Hashable
@@ -32,9 +34,12 @@ _SINGLE_BLOCK: Final = (0,)
 
 
 def level_blocks(ends: tuple[int, ...]) -> tuple[int, ...]:
-    """The blocks at whose ends a key may end, shallow to deep: the base first (or the deepest fit block of a shorter prompt)."""
+    """Returns the blocks at which a key may end, shallow to deep.
+
+    The base comes first, or the deepest suitable block of a shorter prompt.
+    """
     if ends[-1] < BASE_BYTES:
-        # A short prompt: the deepest block that ends at a power of two, so that its next turn often keeps the key.
+        # A short prompt ends at a power of two, so that its next turn often keeps the key.
         return (max(index for index, end in enumerate(ends) if end & (end - 1) == 0),)
     blocks: list[int] = []
     next_end = BASE_BYTES
@@ -44,13 +49,13 @@ def level_blocks(ends: tuple[int, ...]) -> tuple[int, ...]:
             next_end += LEVEL_BYTES
             if len(blocks) == MAX_LEVELS:
                 break
-        elif end > next_end:  # behind 64 KiB blocks are coarser than levels
+        elif end > next_end:  # beyond 64 KiB, blocks are coarser than levels
             next_end = end + LEVEL_BYTES - (end % LEVEL_BYTES)
     return tuple(blocks)
 
 
 class _LevelCuts:
-    """Where the levels lie in all chains of one length."""
+    """The level blocks of all chains of one length."""
 
     __slots__ = ("blocks", "ends")
 
@@ -60,7 +65,7 @@ class _LevelCuts:
 
 
 class _PrefixLevel:
-    """A level of some prompt in the window: ``count`` of the window's prompts reach it. ``above`` is the one before it."""
+    """A level of some prompt in the window, with the number of prompts that reach it."""
 
     __slots__ = ("count", "digest", "hot", "parent")
 
@@ -72,31 +77,31 @@ class _PrefixLevel:
 
 
 class HotPrefixes:
-    """The sliding window and the hot prefixes of one model. Hashes are ``Hashable`` for the reason given in the mirror.
+    """The window and the hot prefixes of one model.
 
-    A level's hash names everything before it, so the levels of all prompts make a tree: a prompt is counted and forgotten from its
-    deepest level up, without asking for each by its hash.
+    The hash of a level names everything before it, so the levels of all prompts form a tree. A
+    prompt is counted from its deepest level up, without a lookup per level.
     """
 
     def __init__(self) -> None:
-        self._window: list[_PrefixLevel] = []  # the deepest of each prompt
-        self._first_counted = 0  # before it the window has been forgotten
+        self._window: list[_PrefixLevel] = []  # the deepest level of each prompt
+        self._first_counted = 0  # older entries are no longer counted
         self._levels: dict[Hashable, _PrefixLevel] = {}
-        self._cuts: dict[int, _LevelCuts] = {}  # by how many blocks there are, of chains that are cut the usual way
+        self._cuts: dict[int, _LevelCuts] = {}  # by number of blocks
         self._table: frozenset[Hashable] | None = None
         self.epoch = 0
-        """Of the table that keys are made by; 0 while they are made by what was counted here, or a table is about to be left."""
+        """Epoch of the shared table; 0 while keys follow the own count or a lost table."""
 
     @property
     def has_lost_table(self) -> bool:
-        """Whether keys are made by the last of the tables that nobody tells any more."""
+        """True if keys follow the last shared table, which is no longer updated."""
         return self._table is not None and not self.epoch
 
     def __len__(self) -> int:
         return sum([level.hot for level in self._levels.values()])
 
     def routing_key(self, chain: PrefixChain) -> Hashable:
-        """The routing key of a prompt: the hash of its first level that is not hot, else of the deepest."""
+        """Returns the hash of the prompt's first level that is not hot, else of the deepest."""
         if self._table is not None:
             return self._key_by_table(chain, self._table)
         hashes = self._hashes(chain)
@@ -108,8 +113,9 @@ class HotPrefixes:
         return hashes[blocks[-1]]
 
     def observe(self, chain: PrefixChain, instances: int) -> Hashable:
-        """Count one request, move its levels across the 2/n and 1/n thresholds, and say its routing key then. While a table is
-        followed, nothing is counted."""
+        """Counts one request and returns its routing key. Counts nothing while a table
+        is shared.
+        """
         table = self._table
         if table is not None:
             if self.epoch:
@@ -121,7 +127,9 @@ class HotPrefixes:
         return self._count(chain, instances)
 
     def set_shared_table(self, epoch: int, table: frozenset[Hashable]) -> None:
-        """Make keys by this table from now on; epoch 0: count again, and leave the last table when enough has been."""
+        """Uses a shared table from now on. Epoch 0: the table is lost; count again,
+        then drop it.
+        """
         if epoch:
             self._table = table
             self._window.clear()
@@ -130,14 +138,16 @@ class HotPrefixes:
         self.epoch = epoch
 
     def top_prefixes(self, max_prefixes: int) -> list[Hashable]:
-        """The hot prefixes as counted here, at most so many of them: those that most prompts share, in no order."""
+        """Returns at most `max_prefixes` hot prefixes as counted here, those of most prompts,
+        unordered.
+        """
         hot = [level for level in self._levels.values() if level.hot]
         if len(hot) > max_prefixes:
             hot.sort(key=_prompt_count, reverse=True)
         return [level.digest for level in hot[:max_prefixes]]
 
     def start_from_table(self, table: frozenset[Hashable]) -> None:
-        """Go on from another's table: what it called hot is hot here, as far as it is known, until the own count says otherwise."""
+        """Takes over which known prefixes are hot; the own count continues from there."""
         for level in self._levels.values():
             level.hot = level.digest in table
 
@@ -185,11 +195,11 @@ class HotPrefixes:
             level = level.parent
 
     def _deepest_level(self, chain: PrefixChain) -> _PrefixLevel:
-        """The prompt's deepest level, made with those above it where they are new."""
+        """Returns the prompt's deepest level. Creates it and those above it if they are new."""
         levels, hashes, blocks = self._levels, self._hashes(chain), self._level_blocks(chain)
         deepest: _PrefixLevel | None = None
         low, high = 0, len(blocks)
-        while low < high:  # a known level has only known ones above it
+        while low < high:  # all levels above a known one are known
             middle = (low + high) >> 1
             level = levels.get(hashes[blocks[middle]])
             if level is None:
@@ -220,7 +230,7 @@ class HotPrefixes:
 
 
 def window_size(instances: int) -> int:
-    """Of how many prompts the window is."""
+    """Returns the number of prompts in the window."""
     return max(WINDOW, WINDOW_PER_INSTANCE * instances)
 
 
@@ -229,10 +239,10 @@ def _prompt_count(level: _PrefixLevel) -> int:
 
 
 def _update_hot_levels(deepest: _PrefixLevel, prompts: int, instances: int) -> None:
-    """Levels that more than 2/n share are hot; the first that is shared by fewer cools when that is below 1/n."""
+    """Marks levels that more than 2/n share as hot. Cools the first one below 1/n."""
     first_shared_by_fewer = deepest
     level: _PrefixLevel | None = deepest
-    while level is not None:  # the further up, the more share it
+    while level is not None:  # higher levels are shared by more prompts
         if level.count * instances <= 2 * prompts:
             first_shared_by_fewer = level
         else:

@@ -1,14 +1,16 @@
-"""What of a prompt decides its route: a chain of keyed hashes over its raw JSON text.
+"""The prefix hash of a prompt: a chain of keyed hashes over its raw JSON text.
 
-Two prompts share cached work only where they begin alike, so a prompt is cut into blocks from its start and every
-block's hash is chained to the one before: equal hash means equal text up to there. The text is what the client sent
-between the brackets of ``"messages"`` (or ``"prompt"``, ``"input"``), hashed as bytes: hashing the tokens would cost
-hundreds of times more, and the engine's tokens are a function of this text anyway. Blocks grow (256 B up to 8 KiB, 1
-KiB up to 64 KiB, then 4 KiB), so a long prompt costs few hashes and a match is never coarser than an eighth of its
-length.
+A prompt is cut into blocks from its start. Each block's hash includes the one before, so equal
+hashes mean equal text up to there. The text is what the client sent between the brackets of
+`"messages"` (or `"prompt"`, `"input"`). Blocks grow: 256 B up to 8 KiB, 1 KiB up to 64 KiB, then 4
+KiB. So a long prompt needs few hashes, and a match is never coarser than an eighth of its length.
 
-The chain is seeded with everything else that decides what the engine caches (model, adapter, tenant salt, tools), and
-keyed by the installation's secret: without the secret nobody can aim many prompts at one instance. Hash: XXH3-64.
+The seed of the chain is everything else that decides what an engine caches: model, adapter, tenant
+salt, tools. The key is the installation's secret, so clients cannot aim prompts at one instance.
+The hash is XXH3-64.
+
+Why: hashing tokens would cost hundreds of times more, and the engine's tokens are a function of
+this text.
 """
 
 from array import array
@@ -21,7 +23,7 @@ import xxhash
 from fairlead.limits import Limits
 
 BYTES_PER_TOKEN: Final = 4
-"""English text and the common tokenizers: 4 bytes a token; the router corrects it by what engines report."""
+"""Typical for English text. The router corrects it by what engines report."""
 
 _SMALL_BLOCK: Final = 256
 _SMALL_UNTIL: Final = 8 * 1024
@@ -32,12 +34,20 @@ _SMALL_BLOCKS: Final = _SMALL_UNTIL // _SMALL_BLOCK
 _MIDDLE_BLOCKS: Final = (_MIDDLE_UNTIL - _SMALL_UNTIL) // _MIDDLE_BLOCK
 _DEFAULT_BLOCKS: Final = Limits().prefix_blocks
 _HASH: Final[Callable[[Any, Any], Any]] = xxhash.xxh3_64_intdigest
-"""Its numbers stay objects: as compiled code's own integers 64 bits would be wrapped and unwrapped at every step."""
+"""Typed `Any`, so that its results stay objects.
+
+Why: compiled code would convert 64-bit numbers to its own integers and back at every step.
+"""
 
 
 class PrefixChain:
-    """``hashes[i]`` names the first ``ends[i]`` bytes of the prompt's text; ``tail`` names all of it, full block or
-    not. Nobody changes a chain; it is not frozen because that makes it dear to build."""
+    """The prefix hash of one prompt. It is never changed.
+
+    - hashes: `hashes[i]` names the first `ends[i]` bytes of the text.
+    - tail: names the whole text.
+
+    Why: not frozen, since a frozen class is expensive to create.
+    """
 
     __slots__ = ("ends", "hashes", "tail")
 
@@ -53,20 +63,22 @@ class PrefixChain:
 
     @property
     def full_block_bytes(self) -> int:
-        """Bytes in full blocks."""
+        """Bytes in complete blocks."""
         return self.ends[-1] if self.ends else 0
 
 
 def chain_seed(secret: bytes, seed: bytes) -> int:
-    """The 64-bit start of a chain: the installation's secret and everything but the text that decides what is
-    cached."""
+    """Returns the 64-bit start of a chain from the secret and the seed."""
     return xxhash.xxh3_64_intdigest(secret + b"\0" + seed)
 
 
 def prefix_chain(
     text: bytes, *, secret: bytes, seed: bytes, blocks: int = _DEFAULT_BLOCKS, start: int = 0, end: int = -1
 ) -> PrefixChain:
-    """Chain of ``text``, or of its part from ``start`` to ``end``; at most ``blocks`` blocks, the tail names the rest."""
+    """Returns the chain of `text`, or of its part from `start` to `end`.
+
+    blocks: the maximum number of blocks; the tail names the rest.
+    """
     end = len(text) if end < 0 else end
     ends = block_ends(min(full_block_count(end - start), blocks))
     state: Any = chain_seed(secret, seed)
@@ -75,7 +87,7 @@ def prefix_chain(
     view = None
     for block_end in ends:
         block_stop = start + block_end
-        if block_stop - position <= _MIDDLE_BLOCK:  # short pieces are cheaper to copy than to view
+        if block_stop - position <= _MIDDLE_BLOCK:  # a short part is cheaper to copy than to view
             state = _HASH(text[position:block_stop], state)
         else:
             view = memoryview(text) if view is None else view
@@ -87,7 +99,7 @@ def prefix_chain(
 
 
 def full_block_count(size: int) -> int:
-    """How many blocks ``size`` bytes fill."""
+    """Returns how many complete blocks `size` bytes have."""
     if size < _SMALL_UNTIL:
         return size // _SMALL_BLOCK
     if size < _MIDDLE_UNTIL:
@@ -97,7 +109,7 @@ def full_block_count(size: int) -> int:
 
 @cache
 def block_ends(count: int) -> tuple[int, ...]:
-    """Where the first ``count`` blocks of any prompt end; equal counts give the same tuple."""
+    """Returns the ends of the first `count` blocks. Equal counts give the same tuple object."""
     return _all_ends(max(count, _DEFAULT_BLOCKS))[:count]
 
 

@@ -53,7 +53,7 @@ def test_nobody_but_the_homes_is_looked_at() -> None:
     idle = home("c", hit=9_000, own=0.0)
     decision = choose(question(home("a", backlog=9.0), home("b", backlog=9.5), idle))
     assert decision.chosen == "a"
-    assert {item.id: item.why for item in decision.rejected}["c"] == "not looked at by this rule"
+    assert {item.id: item.why for item in decision.rejected}["c"] == "not compared by this rule"
 
 
 def test_a_full_tie_is_drawn_for_each_request_and_drawn_alike_every_time() -> None:
@@ -69,7 +69,7 @@ def test_a_single_home_is_taken_whatever_its_load() -> None:
 def test_the_decision_says_which_branch_decided_and_what_the_homes_were_predicted() -> None:
     decision = choose(question(home("a", hit=512, backlog=3.0), home("b")))
     assert (decision.rule, decision.home) == ("dualmap", True)
-    assert decision.reason == "the home with the longer hit would take 4s, over 2.5s"
+    assert decision.reason == "the home with the longer match would take 4s, over 2.5s"
     assert decision.inputs["a/predicted_ttft_seconds"].value == 4.0
     assert decision.rejected[0].why == "predicted_ttft_seconds 4 against 1"
 

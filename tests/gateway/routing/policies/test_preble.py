@@ -49,13 +49,13 @@ def test_golden_decisions(what: str, options: list[PolicyCandidate], chosen: str
 
 def test_the_decision_says_whether_it_exploits_and_what_each_would_cost() -> None:
     holder = choose(PolicyInput("r", [one("a", 800.0), one("b", 800.0, recent=1.0), one("c")], prompt_tokens=PROMPT))
-    assert holder.reason == "holds 800 tokens, more than it lacks; the least asked of 2 that do"
+    assert holder.reason == "has 800 tokens cached, more than it lacks; the cheapest of 2 that do"
     assert {item.id: item.why for item in holder.rejected} == {
         "b": "window_cost_seconds 2 against 1",
-        "c": "not looked at by this rule",
+        "c": "not compared by this rule",
     }
     explored = choose(PolicyInput("r", [one("a", recent=3.0), one("b", recent=1.0)], prompt_tokens=PROMPT))
-    assert explored.reason.startswith("nobody holds more")
+    assert explored.reason.startswith("no instance has most of the prompt")
     assert explored.inputs["a/window_cost_seconds"].value == 4.0
 
 
