@@ -36,9 +36,12 @@ from fairlead_cli.replay.fleet_simulation import ENGINE_BLOCK_TOKENS, JITTER_SEC
 from fairlead_cli.replay.report.summary import scale_times
 from fairlead_gateway.routing import PrefixChain
 from fairlead_sim.engine.tokenizer import Tokenizer
-from fairlead_sim.fleet.simulation import FleetSimulation, RequestResult
-from fairlead_sim.gateways.cluster_options import InformationDelays
+from fairlead_sim.fleet.fleet_options import FleetOptions
+from fairlead_sim.fleet.request import RequestResult
+from fairlead_sim.fleet.simulation import FleetSimulation
+from fairlead_sim.gateways.cluster_options import ClusterOptions
 from fairlead_sim.gateways.gateway_cluster import GatewayCluster
+from fairlead_sim.gateways.single_gateway import RoutingOptions
 from fairlead_sim.workload.generators import FAMILIES
 from fairlead_sim.workload.traces import TraceRequest, at_rate
 from fairlead_testing.engines.simulated_process import engine_processes
@@ -116,20 +119,9 @@ def _simulate_requests(
     chain: Callable[[TraceRequest], PrefixChain] | None = None,
     choices: Mapping[str, str] | None = None,
 ) -> list[RequestResult]:
-    front = GatewayCluster(
-        count,
-        engines.names,
-        engines.profile,
-        delays=InformationDelays(),
-        objectives=OBJECTIVES,
-        secret=SECRET.encode(),
-        seed=SEED,
-        block_tokens=engines.block_tokens,
-        preset=rule,
-        chain=chain,
-        choices=choices,
-    )
-    return FleetSimulation(front, engines.names, engines.profile, block_tokens=engines.block_tokens).run(requests)
+    fleet = FleetOptions(engines.names, engines.profile, engines.block_tokens)
+    routing = RoutingOptions(OBJECTIVES, SECRET.encode(), SEED, rule, chain, choices or {})
+    return FleetSimulation(GatewayCluster(fleet, routing, ClusterOptions(count)), fleet).run(requests)
 
 
 def _mean_ttft(served: Sequence[RequestResult]) -> float:

@@ -41,9 +41,9 @@ from fairlead_bench.measurement_cache import Measured, MeasurementCache
 from fairlead_bench.results import ResultRow, write_results
 from fairlead_sim.autoscaling import traffic as loads
 from fairlead_sim.autoscaling.closed_loop import ScheduleController, run_controller
-from fairlead_sim.autoscaling.oracle import OracleSchedule as Oracle
-from fairlead_sim.autoscaling.oracle import replay_schedule, search_schedule
-from fairlead_sim.autoscaling.oracle_cache import OracleCache
+from fairlead_sim.autoscaling.offline_optimum import OptimumSchedule as Oracle
+from fairlead_sim.autoscaling.offline_optimum import replay_schedule, search_schedule
+from fairlead_sim.autoscaling.optimum_cache import OptimumCache
 from fairlead_sim.autoscaling.plant import AutoscalingScenario, EngineModelKind, PlantFaults
 from fairlead_sim.autoscaling.scenarios import smooth_chat, step_cold
 
@@ -115,7 +115,7 @@ class AutoscalerBenchmark:
     def _oracle(self, name: str) -> Oracle:
         """A schedule that was kept, and still keeps the target; else a new one, searched for briefly and not kept."""
         scenario = scenario_of(name, self._seed, self.traces)
-        known = OracleCache(ORACLES).get(scenario)
+        known = OptimumCache(ORACLES).get(scenario)
         if known is not None:
             known = replay_schedule(scenario, known.steps)
             if known.attainment >= TARGET:

@@ -18,8 +18,8 @@ FILE = Path(__file__).with_name("offline_optima.json")
 
 def main(arguments: list[str]) -> int:
     """Search, compare, keep."""
-    from fairlead_sim.autoscaling.oracle import replay_schedule, search_schedule
-    from fairlead_sim.autoscaling.oracle_cache import OracleCache
+    from fairlead_sim.autoscaling.offline_optimum import replay_schedule, search_schedule
+    from fairlead_sim.autoscaling.optimum_cache import OptimumCache
     from fairlead_sim.autoscaling.scenarios import SCENARIOS
 
     parser = argparse.ArgumentParser(description="The clairvoyant's schedules.")
@@ -31,12 +31,12 @@ def main(arguments: list[str]) -> int:
     for name in given.scenarios or SCENARIOS:
         scenario = SCENARIOS[name](given.seed, given.traces)
         begun = time.monotonic()
-        before = OracleCache(FILE).get(scenario)
+        before = OptimumCache(FILE).get(scenario)
         if before is not None:
             before = replay_schedule(scenario, before.steps)
         found = search_schedule(scenario, runs=given.runs)
         if before is None or not before.is_better_than(found):
-            OracleCache(FILE).put(scenario, found)
+            OptimumCache(FILE).put(scenario, found)
         was = "" if before is None else f", known {100 * before.attainment:.2f} % at {before.cost:.3f}"
         print(
             f"{name}: {100 * found.attainment:.2f} % at {found.cost:.3f}{was}; {time.monotonic() - begun:.0f} s",

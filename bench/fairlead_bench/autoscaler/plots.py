@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fairlead_sim.autoscaling.closed_loop import PlantSample
-from fairlead_sim.autoscaling.oracle import OracleSchedule
+from fairlead_sim.autoscaling.offline_optimum import OptimumSchedule
 
 _INK, _QUIET, _OURS, _BEST = "#1f2933", "#7b8794", "#d64545", "#3e7cb1"
 
@@ -26,7 +26,7 @@ class ReplicaTimeline:
     pools: tuple[str, ...]
     attainment: float
     looks: tuple[PlantSample, ...]
-    oracle: OracleSchedule | None
+    oracle: OptimumSchedule | None
 
 
 def draw_timelines(runs: Sequence[ReplicaTimeline], file: Path) -> None:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from fairlead.engine_profile import EngineProfile
 from fairlead.fleet.model import Instance, Model, SloTargets
 from fairlead_gateway.routing import ModelRouter
+from fairlead_sim.fleet.fleet_options import FleetOptions
 from fairlead_sim.fleet.request import RequestResult
 from fairlead_sim.fleet.results import without_warmup
 from fairlead_sim.fleet.simulation import FleetSimulation
@@ -50,9 +51,8 @@ def slo_attainment(
     profiles = {one.id: one.profile for one in ones if one.profile is not None}
     first = next(iter(profiles.values()))
     front = UnknownLengthRouter(router, prompts.prefix_chain, {}, model, first)
-    course = FleetSimulation(
-        front, list(profiles), first, block_tokens=BLOCK_TOKENS, prompts=prompts, profiles=profiles
-    )
+    options = FleetOptions(list(profiles), first, BLOCK_TOKENS, profiles)
+    course = FleetSimulation(front, options, prompts=prompts)
     served = without_warmup(course.run(requests))
     return sum([_meets_slo(one, objectives) for one in served]) / len(served)
 

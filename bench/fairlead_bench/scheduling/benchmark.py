@@ -24,6 +24,7 @@ from fairlead_gateway.admission.output_lengths import OutputLengths
 from fairlead_gateway.admission.policy import AdmissionPolicy, EngineLoad
 from fairlead_gateway.admission.request_queue import NextRequest, QueuedRequest, RequestQueue
 from fairlead_gateway.routing import ModelRouter
+from fairlead_sim.fleet.fleet_options import FleetOptions
 from fairlead_sim.fleet.request import RequestResult
 from fairlead_sim.fleet.simulation import FleetSimulation
 from fairlead_sim.gateways.admission_gate import AdmissionControlledGateway
@@ -144,9 +145,8 @@ def run(
         )
         kind = SingleStepGate if how == "edf one at a time" else AdmissionControlledGateway
         front = kind(router, prompts.prefix_chain, model, profile, gate, objective=objective, max_tokens=most_tokens)
-    course = FleetSimulation(
-        front, names, profile, block_tokens=block_tokens, prompts=prompts, reserve_tokens=reserve_tokens
-    )
+    fleet = FleetOptions(names, profile, block_tokens, reserve_tokens=reserve_tokens)
+    course = FleetSimulation(front, fleet, prompts=prompts)
     return course.run(requests)
 
 

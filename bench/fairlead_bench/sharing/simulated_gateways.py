@@ -19,22 +19,31 @@ from functools import partial
 from pathlib import Path
 from statistics import fmean
 
-from fairlead.engine_profile import builtin_profile
+from fairlead.engine_profile import EngineProfile, builtin_profile
 from fairlead.fleet.model import SloTargets
 from fairlead_bench.results import ResultRow, load_goals, ratio_row, value_row, write_results
 from fairlead_cli.replay.traffic import load_traffic
-from fairlead_sim.fleet.simulation import FleetSimulation, RequestResult
-from fairlead_sim.gateways.cluster_options import NO_SHARING, PERFECT_KNOWLEDGE, InformationDelays
-from fairlead_sim.gateways.gateway_cluster import GatewayCluster, GatewayRestart
+from fairlead_sim.fleet.fleet_options import FleetOptions
+from fairlead_sim.fleet.request import RequestResult
+from fairlead_sim.fleet.simulation import FleetSimulation
+from fairlead_sim.gateways.cluster_options import (
+    NO_SHARING,
+    PERFECT_KNOWLEDGE,
+    ClusterOptions,
+    GatewayRestart,
+    SharingOptions,
+)
+from fairlead_sim.gateways.gateway_cluster import GatewayCluster
+from fairlead_sim.gateways.single_gateway import RoutingOptions
 from fairlead_sim.workload.generators import agent_sessions
 from fairlead_sim.workload.traces import TRACE_BLOCK_TOKENS, TraceRequest
 
 _NAME = "sharing"
 REQUESTS = 10_091
-RATE, HIGH_RATE, ENGINES = 8.0, 0.04, 8
-WARM_UP_REQUESTS = 0.1
+RATE, CACHE_SHARE, ENGINES = 8.0, 0.04, 8
+WARM_UP_SHARE = 0.1
 """Of the conversations' requests: they fill the caches and do not count."""
-TOPOLOGIES = InformationDelays(index=True)
+SHARED = SharingOptions(index=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +51,7 @@ class GatewayTopology:
     """So many gateways with such knowledge, and whether one of them is restarted in the middle."""
 
     gateways: int
-    knowledge: InformationDelays
+    knowledge: SharingOptions
     restarted: bool = False
 
 
@@ -50,9 +59,9 @@ CONVERSATIONS = {
     "one gateway": GatewayTopology(1, NO_SHARING),
     "one that knows everything, restarted": GatewayTopology(1, PERFECT_KNOWLEDGE, True),
     "three apart, one restarted": GatewayTopology(3, NO_SHARING, True),
-    "three that share, one restarted": GatewayTopology(3, TOPOLOGIES, True),
-    "three that share without the index, one restarted": GatewayTopology(3, InformationDelays(), True),
-    "three that share": GatewayTopology(3, TOPOLOGIES),
+    "three that share, one restarted": GatewayTopology(3, SHARED, True),
+    "three that share without the index, one restarted": GatewayTopology(3, SharingOptions(), True),
+    "three that share": GatewayTopology(3, SHARED),
 }
 SHORT = {
     "one gateway": GatewayTopology(1, NO_SHARING),
@@ -60,11 +69,11 @@ SHORT = {
         3, replace(PERFECT_KNOWLEDGE, raw_loads=True)
     ),
     "three apart": GatewayTopology(3, NO_SHARING),
-    "three that share": GatewayTopology(3, TOPOLOGIES),
-    "three that share, load as it was said": GatewayTopology(3, replace(TOPOLOGIES, raw_loads=True)),
-    "three that share, no load": GatewayTopology(3, replace(TOPOLOGIES, loads=False)),
-    "three that share, no prompts": GatewayTopology(3, replace(TOPOLOGIES, sent=False)),
-    "three that share, no table of hot prefixes": GatewayTopology(3, replace(TOPOLOGIES, hot=False)),
+    "three that share": GatewayTopology(3, SHARED),
+    "three that share, load as it was said": GatewayTopology(3, replace(SHARED, raw_loads=True)),
+    "three that share, no load": GatewayTopology(3, replace(SHARED, loads=False)),
+    "three that share, no prompts": GatewayTopology(3, replace(SHARED, sent=False)),
+    "three that share, no table of hot prefixes": GatewayTopology(3, replace(SHARED, hot=False)),
 }
 SHORT_SEEDS = 32
 
@@ -79,43 +88,38 @@ class SharingFigures:
 
 
 def simulate_conversations(
-    requests: Sequence[TraceRequest], form: GatewayTopology, seed: int, *, share: float = HIGH_RATE
+    requests: Sequence[TraceRequest], form: GatewayTopology, seed: int, *, share: float = CACHE_SHARE
 ) -> SharingFigures:
     """One run in the open loop; the engines hold such a ``share`` of the different tokens together."""
     different = TRACE_BLOCK_TOKENS * len({block for request in requests for block in request.blocks})
     blocks = int(different * share / ENGINES) // TRACE_BLOCK_TOKENS
     profile = replace(builtin_profile("h100-llama8b"), kv_tokens=blocks * TRACE_BLOCK_TOKENS)
     names = [f"e-{index}" for index in range(ENGINES)]
-    front = GatewayCluster(
-        form.gateways,
-        names,
-        profile,
-        delays=form.knowledge,
-        objectives=SloTargets(ttft_seconds=5.0),
-        secret=f"secret {seed}".encode(),
-        seed=seed,
-        block_tokens=TRACE_BLOCK_TOKENS,
-        restart=GatewayRestart(form.gateways - 1, len(requests) // 2) if form.restarted else None,
-    )
-    course = FleetSimulation(front, names, profile, block_tokens=TRACE_BLOCK_TOKENS, events=form.knowledge.index)
-    return _figures(course.run(requests)[int(WARM_UP_REQUESTS * len(requests)) :])
+    restart = GatewayRestart(form.gateways - 1, len(requests) // 2) if form.restarted else None
+    course = _simulation(form, names, profile, TRACE_BLOCK_TOKENS, SloTargets(ttft_seconds=5.0), seed, restart)
+    return _figures(course.run(requests)[int(WARM_UP_SHARE * len(requests)) :])
+
+
+def _simulation(
+    form: GatewayTopology,
+    names: Sequence[str],
+    profile: EngineProfile,
+    block_tokens: int,
+    slo: SloTargets,
+    seed: int,
+    restart: GatewayRestart | None = None,
+) -> FleetSimulation:
+    fleet = FleetOptions(names, profile, block_tokens, publishes_kv_events=form.knowledge.index)
+    routing = RoutingOptions(slo, f"secret {seed}".encode(), seed)
+    cluster = GatewayCluster(fleet, routing, ClusterOptions(form.gateways, form.knowledge, restart=restart))
+    return FleetSimulation(cluster, fleet)
 
 
 def simulate_short_prompts(form: GatewayTopology, seed: int) -> SharingFigures:
     """One run in the closed loop."""
     profile = replace(builtin_profile("tiny-cpu"), kv_tokens=24_000)
     names = [f"e-{index}" for index in range(4)]
-    front = GatewayCluster(
-        form.gateways,
-        names,
-        profile,
-        delays=form.knowledge,
-        objectives=SloTargets(),
-        secret=f"secret {seed}".encode(),
-        seed=seed,
-        block_tokens=16,
-    )
-    course = FleetSimulation(front, names, profile, block_tokens=16, events=form.knowledge.index)
+    course = _simulation(form, names, profile, 16, SloTargets(), seed)
     return _figures(
         course.run_sessions(agent_sessions(20, seed=seed), concurrency=10, round_trip_seconds=0.01, seed=seed)
     )

@@ -1,9 +1,9 @@
-"""The same requests through the fleet simulator: what the report sets beside the live numbers.
+"""The same requests in the fleet simulator, for comparison with the live numbers.
 
-A policy that looks at load is chaotic: two arrivals that swap places send a request elsewhere, and everything after it differs.
-Shifting arrivals by at most 10 ms moves least-request's mean TTFT by ± 9 % and dual hash's by ± 3 %. One simulated run would
-be as much of a draw as the live one, so several are made, each with arrivals a few milliseconds later, as a network would
-have it, and the one with the median mean TTFT is kept whole.
+Why: a policy that uses load is chaotic. Two arrivals that swap places send a request elsewhere, and
+everything after it differs. Shifting arrivals by at most 10 ms moves least-request's mean TTFT by ±
+9 % and dual hash's by ± 3 %. So several runs are made, each with arrivals a few milliseconds later,
+and the one with the median mean TTFT is used.
 """
 
 import math
@@ -17,7 +17,8 @@ from fairlead.engine_profile import EngineProfile
 from fairlead.fleet.model import SloTargets
 from fairlead_cli.replay.client.replay_result import ReplayResult
 from fairlead_gateway.routing import PrefixChain
-from fairlead_sim.gateways.single_gateway import simulate
+from fairlead_sim.fleet.fleet_options import FleetOptions
+from fairlead_sim.gateways.single_gateway import RoutingOptions, simulate
 from fairlead_sim.workload.traces import TraceRequest
 
 ENGINE_BLOCK_TOKENS = 16
@@ -28,7 +29,9 @@ MAX_TIMING_DIFFERENCE = 0.05
 
 @dataclass(frozen=True, slots=True)
 class FleetSimulation:
-    """A fleet under one preset. All seconds in and out are the profile's. With ``chain`` homes are those of the real prompts."""
+    """A fleet under one preset. All seconds are the profile's. With ``chain`` the homes are those
+    of the real prompts.
+    """
 
     profile: EngineProfile
     instance_ids: Sequence[str]
@@ -45,35 +48,28 @@ class FleetSimulation:
         choices: Mapping[str, str] | None = None,
         hearing_seconds: float = 0.0,
     ) -> list[ReplayResult]:
-        """One run, outcomes in the order of ``requests``. ``choices`` (request → instance) overrule the router."""
-        served = simulate(
-            requests,
-            profile=self.profile,
-            engines=len(self.instance_ids),
-            preset=self.preset,
-            objectives=self.objectives,
-            block_tokens=ENGINE_BLOCK_TOKENS,
-            secret=self.secret,
-            seed=self.seed,
-            instance_ids=self.instance_ids,
-            chain=self.chain,
-            choices=choices,
-            feedback_delay_seconds=hearing_seconds,
+        """Runs once; returns results in the order of ``requests``. ``choices`` (request → instance)
+        override the router.
+        """
+        fleet = FleetOptions(
+            self.instance_ids, self.profile, ENGINE_BLOCK_TOKENS, feedback_delay_seconds=hearing_seconds
         )
+        routing = RoutingOptions(self.objectives, self.secret, self.seed, self.preset, self.chain, choices or {})
+        served = simulate(requests, fleet, routing)
         return [
             ReplayResult(
-                id=item.id,
-                due_seconds=item.arrival,
-                prompt_tokens=item.prompt_tokens,
-                instance=item.instance,
-                ttft_seconds=item.ttft_seconds,
-                gaps=array("d", item.token_gaps),
-                finished_seconds=item.finish,
-                cached_tokens=None if item.error else item.cached_tokens,
-                output_tokens=item.output_tokens,
-                error=item.error,
+                id=request.id,
+                due_seconds=request.arrival,
+                prompt_tokens=request.prompt_tokens,
+                instance=request.instance,
+                ttft_seconds=request.ttft_seconds,
+                gaps=array("d", request.token_gaps),
+                finished_seconds=request.finish,
+                cached_tokens=None if request.error else request.cached_tokens,
+                output_tokens=request.output_tokens,
+                error=request.error,
             )
-            for item in served
+            for request in served
         ]
 
     def run_median(
@@ -81,36 +77,41 @@ class FleetSimulation:
         requests: Sequence[TraceRequest],
         *,
         hearing_seconds: float = 0.0,
-        draws: int = RUN_COUNT,
+        run_count: int = RUN_COUNT,
         jitter_seconds: float = JITTER_SECONDS,
     ) -> list[ReplayResult]:
-        """The draw with the median mean TTFT; the first draw has the arrivals as they are."""
-        once = self if self.chain is None else replace(self, chain=_cached_chain(self.chain))
+        """Returns the run with the median mean TTFT; the first run has unshifted arrivals."""
+        cached = self if self.chain is None else replace(self, chain=_cached_chain(self.chain))
         runs = [
-            once.run(
-                jitter_arrivals(requests, jitter_seconds, draw) if draw else requests, hearing_seconds=hearing_seconds
+            cached.run(
+                jitter_arrivals(requests, jitter_seconds, number) if number else requests,
+                hearing_seconds=hearing_seconds,
             )
-            for draw in range(draws)
+            for number in range(run_count)
         ]
         return sorted(runs, key=_mean_ttft)[len(runs) // 2]
 
     def run_on_choices(self, requests: Sequence[TraceRequest], live: Sequence[ReplayResult]) -> list[ReplayResult]:
-        """The simulator on a live run's own choices: what then still differs from ``live`` is timing alone."""
-        return self.run(requests, choices={one.id: one.instance for one in live if one.instance is not None})
+        """Runs with a live run's own choices: what then differs from ``live`` is timing alone."""
+        return self.run(
+            requests, choices={result.id: result.instance for result in live if result.instance is not None}
+        )
 
 
 def transport_seconds(live: Sequence[ReplayResult], retraced: Sequence[ReplayResult]) -> float:
-    """What a first token takes longer live than the engine needs for it: the median way through sockets and processes."""
-    longer = [
-        one.ttft_seconds - other.ttft_seconds
-        for one, other in zip(live, retraced, strict=True)
-        if one.ttft_seconds is not None and other.ttft_seconds is not None
+    """Returns the median extra TTFT of the live run: the way through sockets and processes."""
+    differences = [
+        live_result.ttft_seconds - simulated_result.ttft_seconds
+        for live_result, simulated_result in zip(live, retraced, strict=True)
+        if live_result.ttft_seconds is not None and simulated_result.ttft_seconds is not None
     ]
-    return max(0.0, median(longer)) if longer else 0.0
+    return max(0.0, median(differences)) if differences else 0.0
 
 
 def timing_doubts(live: Sequence[ReplayResult], retraced: Sequence[ReplayResult]) -> list[str]:
-    """A doubt when the live run was much slower or faster than the same engines are on the same choices."""
+    """Returns a doubt when the live run was much slower or faster than the same engines with the
+    same choices.
+    """
     ratio = _mean_ttft(live) / _mean_ttft(retraced)
     if abs(ratio - 1.0) <= MAX_TIMING_DIFFERENCE:
         return []
@@ -118,22 +119,22 @@ def timing_doubts(live: Sequence[ReplayResult], retraced: Sequence[ReplayResult]
 
 
 def jitter_arrivals(requests: Sequence[TraceRequest], seconds: float, seed: int) -> list[TraceRequest]:
-    """Each request up to ``seconds`` later, in the order given."""
-    draw = random.Random(seed)
-    return [replace(request, arrival=request.arrival + draw.uniform(0.0, seconds)) for request in requests]
+    """Returns each request up to ``seconds`` later, in the given order."""
+    random_source = random.Random(seed)
+    return [replace(request, arrival=request.arrival + random_source.uniform(0.0, seconds)) for request in requests]
 
 
 def _cached_chain(chain: Callable[[TraceRequest], PrefixChain]) -> Callable[[TraceRequest], PrefixChain]:
-    """Chains depend on a request's text only, so one computation serves all draws."""
-    known: dict[str, PrefixChain] = {}
+    """Caches chains, which depend on the request's text only."""
+    chains: dict[str, PrefixChain] = {}
 
-    def remembered(request: TraceRequest) -> PrefixChain:
-        found = known.get(request.id)
-        if found is None:
-            found = known[request.id] = chain(request)
-        return found
+    def cached(request: TraceRequest) -> PrefixChain:
+        prefix_chain = chains.get(request.id)
+        if prefix_chain is None:
+            prefix_chain = chains[request.id] = chain(request)
+        return prefix_chain
 
-    return remembered
+    return cached
 
 
 def _mean_ttft(outcomes: Sequence[ReplayResult]) -> float:

@@ -21,7 +21,7 @@ from fairlead_sim.adapters.external_request import ExternalRequest
 from fairlead_sim.engine.block_pool import BlockEvicted, BlocksStored, CacheCleared, KvEvent
 from fairlead_sim.engine.scheduler import EngineSequence
 from fairlead_sim.fleet.packet_simulator import NO_FAULTS, PacketSimulator
-from fairlead_sim.fleet.simulation import QUEUED, FleetSimulation
+from fairlead_sim.fleet.router_front import QUEUED, SimulationContext
 from fairlead_sim.gateways.late_binding import LateBindingQueue
 from fairlead_sim.workload.trace_prompts import trace_keys
 from fairlead_sim.workload.traces import TRACE_BLOCK_TOKENS, TraceRequest
@@ -182,9 +182,9 @@ class ExternalRouter:
         self._cached: dict[str, Counter[int]] = {name: Counter() for name in engine_names}
         self._routed: dict[str, Counter[int]] = {name: Counter() for name in engine_names}
         self._engine_of: dict[str, str] = {}
-        self._simulation: FleetSimulation | None = None
+        self._simulation: SimulationContext | None = None
 
-    def start(self, simulation: FleetSimulation) -> None:
+    def start(self, simulation: SimulationContext) -> None:
         self._simulation = simulation
         for gateway in self.gateways:
             self._set_queue(gateway, simulation)
@@ -313,7 +313,7 @@ class ExternalRouter:
             self.forget_decision(request, now)
             self._simulation.reroute(request, now)
 
-    def _set_queue(self, gateway: "ExternalGateway", simulation: FleetSimulation) -> None:
+    def _set_queue(self, gateway: "ExternalGateway", simulation: SimulationContext) -> None:
         if hasattr(gateway.core, "order_key"):
             gateway.queue = LateBindingQueue(_CoreOrder(gateway), self._send, simulation.schedule)
 

@@ -1,6 +1,17 @@
 """The table of all routes of the simulated engine."""
 
-from fairlead_sim.api import admin, chat, completions, debug, embeddings, info, kv_peer, messages, responses, tokenization
+from fairlead_sim.api import (
+    admin,
+    chat,
+    completions,
+    debug,
+    embeddings,
+    info,
+    kv_peer,
+    messages,
+    responses,
+    tokenization,
+)
 from fairlead_sim.api.app import Handler, Route
 
 

@@ -23,7 +23,7 @@ from fairlead_autoscaler.core import ModelSpec, ScalingCore, ScalingSettings
 from fairlead_autoscaler.history.replay import parse_changes
 from fairlead_autoscaler.presets import PRESETS, build
 from fairlead_sim.autoscaling.closed_loop import Controller, ControllerOutcome, ScheduleController, run_controller
-from fairlead_sim.autoscaling.oracle_cache import OracleCache
+from fairlead_sim.autoscaling.optimum_cache import OptimumCache
 from fairlead_sim.autoscaling.plant import AutoscalingScenario, EngineModelKind
 from fairlead_sim.autoscaling.scenarios import SCENARIOS
 from fairlead_sim.compiled import run_compiled
@@ -71,7 +71,7 @@ def main(arguments: Sequence[str]) -> int:
         started = time.monotonic()
         outcome = run_controller(scenario, _controller_for(options, scenario, make_controller), engine_model=engines)
         seconds = time.monotonic() - started
-        oracle = None if options.oracles is None else OracleCache(options.oracles).get(scenario)
+        oracle = None if options.oracles is None else OptimumCache(options.oracles).get(scenario)
         _print_outcome(outcome, None if oracle is None else oracle.cost, seconds)
         if options.series:
             _print_series(scenario, outcome)

@@ -11,7 +11,7 @@ from fairlead.engine_profile import EngineProfile
 from fairlead_gateway.routing import InstanceLoad
 from fairlead_sim.engine.block_pool import KvEvent
 from fairlead_sim.engine.sequence import EngineSequence
-from fairlead_sim.fleet.simulation import FleetSimulation
+from fairlead_sim.fleet.router_front import SimulationContext
 from fairlead_sim.workload.trace_prompts import TracePromptCache
 from fairlead_sim.workload.traces import TraceRequest
 
@@ -27,9 +27,9 @@ class PooledCacheBound:
         self._prompts = prompts
         self._queued = dict.fromkeys(names, 0.0)
         self._sent: dict[str, tuple[str, float]] = {}
-        self._simulation: FleetSimulation | None = None
+        self._simulation: SimulationContext | None = None
 
-    def start(self, simulation: FleetSimulation) -> None:
+    def start(self, simulation: SimulationContext) -> None:
         self._simulation = simulation
 
     def route(self, request: TraceRequest, now: float) -> tuple[str | None, str]:

@@ -11,6 +11,7 @@ from fairlead_sim.adapters.external_router import ExternalRouter, SharingDelays
 from fairlead_sim.experiments.capacity_search import GoalMissed, GoalWatch, search_capacity
 from fairlead_sim.experiments.ideal_bound import PooledCacheBound
 from fairlead_sim.fleet.fleet_events import FleetEvent, schedule_events
+from fairlead_sim.fleet.fleet_options import FleetOptions
 from fairlead_sim.fleet.packet_simulator import NO_FAULTS, PacketSimulator
 from fairlead_sim.fleet.request import RequestResult
 from fairlead_sim.fleet.results import TARGET_SECONDS, CapacityGoal, RunMetrics, run_metrics, without_warmup
@@ -142,16 +143,14 @@ class Trial:
         router = (
             PooledCacheBound(self.engine_names, self.profile, shared) if self.is_pooled_bound else self.router(shared)
         )
-        simulation = FleetSimulation(
-            router,
+        fleet = FleetOptions(
             self.engine_names,
             self.profile,
-            block_tokens=TRACE_BLOCK_TOKENS,
-            events=self.seam is not None and self.seam.sharing is not None,
-            prompts=shared,
-            on_progress=watch,
-            pooled=self.is_pooled_bound,
+            TRACE_BLOCK_TOKENS,
+            publishes_kv_events=self.seam is not None and self.seam.sharing is not None,
+            is_pooled=self.is_pooled_bound,
         )
+        simulation = FleetSimulation(router, fleet, prompts=shared, on_progress=watch)
         schedule_events(self.events, simulation)
         return simulation.run(requests), router
 

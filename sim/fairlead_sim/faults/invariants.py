@@ -18,8 +18,7 @@ from fairlead_sim.engine.block_pool import KvEvent
 from fairlead_sim.engine.scheduler import EngineSequence
 from fairlead_sim.engine.sequence import SequenceState
 from fairlead_sim.fleet.request import InflightRequest
-from fairlead_sim.fleet.router_front import RouterFront
-from fairlead_sim.fleet.simulation import QUEUED, FleetSimulation
+from fairlead_sim.fleet.router_front import QUEUED, RouterFront, SimulationContext
 from fairlead_sim.workload.traces import TraceRequest
 
 CHECK_SECONDS: Final = 1.0
@@ -66,14 +65,14 @@ class InvariantChecker:
         self._queues_requests = queues_requests
         self._reachable = reachable
         self._last_arrival = last_arrival
-        self._simulation: FleetSimulation | None = None
+        self._simulation: SimulationContext | None = None
         self._in_service: dict[str, list[list[float]]] = {name: [[0.0, float("inf")]] for name in engine_names}
         self._first_tokens: set[str] = set()
         self._ends: set[str] = set()
 
     # --- what passes -----------------------------------------------------------------------------------------------------
 
-    def start(self, simulation: FleetSimulation) -> None:
+    def start(self, simulation: SimulationContext) -> None:
         self._simulation = simulation
         self._router.start(simulation)
         simulation.schedule(CHECK_SECONDS, self._check)
@@ -155,7 +154,7 @@ class InvariantChecker:
         self._check_counts(simulation, now)
         simulation.schedule(now + CHECK_SECONDS, self._check)
 
-    def _check_engines(self, simulation: FleetSimulation, now: float) -> None:
+    def _check_engines(self, simulation: SimulationContext, now: float) -> None:
         by_engine = {name: {item.id: item for item in core.sequences()} for name, core in simulation.cores.items()}
         known: Counter[str] = Counter()
         for inflight in simulation.inflight_requests():
@@ -170,7 +169,7 @@ class InvariantChecker:
             if len(present) != known[name]:
                 self._report(now, f"{name} has {len(present)} requests, and {known[name]} are in flight there")
 
-    def _check_counts(self, simulation: FleetSimulation, now: float) -> None:
+    def _check_counts(self, simulation: SimulationContext, now: float) -> None:
         expected: Counter[tuple[str, bool]] = Counter()
         for open_request in simulation.inflight_requests():
             if not open_request.is_ended:
@@ -196,6 +195,6 @@ class InvariantChecker:
     def _inflight_request(self, request: str) -> InflightRequest:
         return self._require_simulation().inflight_request(request)
 
-    def _require_simulation(self) -> FleetSimulation:
+    def _require_simulation(self) -> SimulationContext:
         assert self._simulation is not None, "nothing happens before the course begins"
         return self._simulation

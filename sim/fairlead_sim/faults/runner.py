@@ -20,13 +20,14 @@ from fairlead_sim.faults.scenarios import (
     from_seed,
 )
 from fairlead_sim.fleet.fleet_events import schedule_events
+from fairlead_sim.fleet.fleet_options import FleetOptions
 from fairlead_sim.fleet.packet_simulator import PacketSimulator
 from fairlead_sim.fleet.request import RequestResult
 from fairlead_sim.fleet.results import TARGET_SECONDS, share_within
-from fairlead_sim.fleet.simulation import CLIENT_DISCONNECT, FleetSimulation
-from fairlead_sim.gateways.cluster_options import InformationDelays
+from fairlead_sim.fleet.simulation import ENGINE_LOST, FleetSimulation
+from fairlead_sim.gateways.cluster_options import ClusterOptions, SharingOptions
 from fairlead_sim.gateways.gateway_cluster import GatewayCluster
-from fairlead_sim.gateways.single_gateway import SingleGateway
+from fairlead_sim.gateways.single_gateway import RoutingOptions, SingleGateway
 from fairlead_sim.seams import router
 from fairlead_sim.workload.traces import TRACE_BLOCK_TOKENS
 
@@ -74,14 +75,7 @@ def run_scenario(scenario: FaultScenario, core: Callable[..., Any] | None = None
         reachable=partial(_reachable_engines, router),
         last_arrival=scenario.traffic[-1].arrival,
     )
-    simulation = FleetSimulation(
-        checker,
-        scenario.engine_names,
-        scenario.profile,
-        block_tokens=TRACE_BLOCK_TOKENS,
-        events=scenario.shared,
-        prompts=prompts,
-    )
+    simulation = FleetSimulation(checker, _fleet(scenario, scenario.engine_names), prompts=prompts)
     schedule_events(scenario.fleet_events, simulation)
     _schedule_gateway_faults(scenario, router, trial, simulation)
     try:
@@ -100,7 +94,7 @@ def run_scenario(scenario: FaultScenario, core: Callable[..., Any] | None = None
         seed=scenario.seed,
         violations=tuple(broken),
         requests=len(results),
-        cut=sum([result.error == CLIENT_DISCONNECT for result in results]),
+        cut=sum([result.error == ENGINE_LOST for result in results]),
         retried=sum([result.retries > 0 for result in results]),
         unserved=len(checker.unserved),
         checks=checker.checks,
@@ -117,19 +111,19 @@ def _trial(scenario: FaultScenario, core: Callable[..., Any] | None) -> Trial:
     return Trial(scenario.preset, profile=scenario.profile, engines=scenario.engines, seed=scenario.seed, seam=seam)
 
 
+def _fleet(scenario: FaultScenario, names: Sequence[str]) -> FleetOptions:
+    return FleetOptions(names, scenario.profile, TRACE_BLOCK_TOKENS, publishes_kv_events=scenario.shared)
+
+
 def _gateways(scenario: FaultScenario) -> GatewayCluster:
     shared, late = scenario.shared, max(0.01, scenario.delay_seconds)
+    sharing = SharingOptions(
+        sent=shared, loads=shared, hot=shared, index=shared, publish_seconds=late, index_seconds=late
+    )
     cluster = GatewayCluster(
-        scenario.gateways,
-        scenario.all_engine_names,
-        scenario.profile,
-        delays=InformationDelays(
-            sent=shared, loads=shared, hot=shared, index=shared, publish_seconds=late, index_seconds=late
-        ),
-        objectives=Trial().objectives,
-        secret=f"secret {scenario.seed}".encode(),
-        seed=scenario.seed,
-        block_tokens=TRACE_BLOCK_TOKENS,
+        _fleet(scenario, scenario.all_engine_names),
+        RoutingOptions(Trial().objectives, f"secret {scenario.seed}".encode(), scenario.seed),
+        ClusterOptions(scenario.gateways, sharing),
         network=PacketSimulator(scenario.network_faults, scenario.seed),
     )
     cluster.live = scenario.engine_names
@@ -197,7 +191,7 @@ def _failed_requests(scenario: FaultScenario, results: Sequence[RequestResult], 
         if result.error is not None:
             if result.arrival > FAULT_SECONDS:
                 problems.append(f"{result.id} fails after recovery: {result.error}")
-            elif result.error != CLIENT_DISCONNECT and result.id not in unserved:
+            elif result.error != ENGINE_LOST and result.id not in unserved:
                 problems.append(f"{result.id} fails: {result.error}")
             continue
         times = result.token_times

@@ -75,18 +75,3 @@ def smooth_goodput(
         [benefit(deadlines, result.arrival, result.token_times, dropped=result.error is not None) for result in results]
     )
     return total / engine_seconds
-
-
-def plain_goodput(
-    served: Iterable[RequestResult], engine_seconds: float, reader: TokenDeadlines | None = None
-) -> float:
-    """The tokens of answers in which no token came later than it was due, per second of an
-    engine.
-    """
-    reader = reader or TokenDeadlines()
-    good = [
-        sum([end - begin for begin, end in one.spans])
-        for one in served
-        if one.error is None and idle_seconds(reader, one.arrival, one.token_times) <= 0.0
-    ]
-    return sum(good) / engine_seconds

@@ -1,14 +1,59 @@
 """The interface between the fleet simulation and whatever routes its requests."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Final, Protocol, TypeAlias
 
 from fairlead_sim.engine.block_pool import KvEvent
-from fairlead_sim.engine.scheduler import EngineSequence
+from fairlead_sim.engine.scheduler import EngineCore, EngineSequence
+from fairlead_sim.fleet.request import InflightRequest
 from fairlead_sim.workload.traces import TraceRequest
 
-if TYPE_CHECKING:
-    from fairlead_sim.fleet.simulation import FleetSimulation
+Action: TypeAlias = Callable[[float], None]
+QUEUED: Final = ""
+"""The choice of a router that keeps a request and sends it later."""
+
+
+class SimulationContext(ABC):
+    """The fleet simulation, as its router sees it.
+
+    Why: a base class, since compiled calls through a Protocol look up each method by name.
+    """
+
+    @property
+    @abstractmethod
+    def cores(self) -> Mapping[str, EngineCore]:
+        """Returns the present engines by name."""
+
+    @abstractmethod
+    def schedule(self, at: float, act: Action) -> None:
+        """Calls ``act(at)`` at a simulated time, unless all requests have ended before."""
+
+    @abstractmethod
+    def send(self, request_id: str, instance: str, now: float) -> None:
+        """Sends a queued request.
+
+        If the engine is absent or rejects it, the router is notified at once.
+        """
+
+    @abstractmethod
+    def refuse(self, request_id: str, reason: str, now: float) -> None:
+        """Ends a queued request with an error."""
+
+    @abstractmethod
+    def reroute(self, request_id: str, now: float) -> None:
+        """Routes a request without a first token again; cuts an answer in progress.
+
+        The router must have dropped the request.
+        """
+
+    @abstractmethod
+    def inflight_request(self, request_id: str) -> InflightRequest:
+        """Returns a request that has arrived."""
+
+    @abstractmethod
+    def inflight_requests(self) -> Iterator[InflightRequest]:
+        """Returns all requests that have arrived, also the ended ones."""
 
 
 class RouterFront(Protocol):
@@ -17,7 +62,7 @@ class RouterFront(Protocol):
     A router receives what a gateway receives, when the gateway receives it.
     """
 
-    def start(self, simulation: "FleetSimulation") -> None:
+    def start(self, simulation: SimulationContext) -> None:
         """Starts the router; ``simulation.schedule`` works from now on."""
         ...
 

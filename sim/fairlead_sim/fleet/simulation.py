@@ -20,28 +20,24 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import count
-from typing import Final, TypeAlias
+from typing import Final
 
 from fairlead.engine_profile import EngineProfile
 from fairlead.errors import BadInput, FairleadError
 from fairlead_sim.engine.block_pool import BlockPool
 from fairlead_sim.engine.scheduler import EngineCore, EngineSequence, EngineStep
+from fairlead_sim.fleet.fleet_options import FleetOptions
 from fairlead_sim.fleet.request import InflightRequest, RequestResult
-from fairlead_sim.fleet.router_front import RouterFront
+from fairlead_sim.fleet.router_front import QUEUED, Action, RouterFront, SimulationContext
 from fairlead_sim.workload.trace_prompts import TracePromptCache
 from fairlead_sim.workload.traces import TraceRequest
 
-__all__ = ["CLIENT_DISCONNECT", "QUEUED", "FleetSimulation", "RequestResult", "RouterFront"]
-
-Action: TypeAlias = Callable[[float], None]
 _STEP_END: Final = 0
 _NOTICE: Final = 1
 _ARRIVAL: Final = 2
 _MAX_FORESEEN_STEPS: Final = 64
 """The number of predicted steps. Most runs are shorter, because a request arrives."""
-QUEUED: Final = ""
-"""The choice of a router that keeps a request and sends it later."""
-CLIENT_DISCONNECT: Final = "its engine was lost in the middle of the answer"
+ENGINE_LOST: Final = "the engine was lost during the answer"
 
 
 class _FleetEngine:
@@ -63,7 +59,7 @@ class _FleetEngine:
         self.version = 0
 
 
-class FleetSimulation:
+class FleetSimulation(SimulationContext):
     """A simulation of one fleet behind one router.
 
     - prompts: block keys, which several simulations may share.
@@ -73,33 +69,24 @@ class FleetSimulation:
     def __init__(
         self,
         router: RouterFront,
-        engine_names: Sequence[str],
-        profile: EngineProfile,
+        options: FleetOptions,
         *,
-        block_tokens: int,
-        events: bool = False,
-        feedback_delay_seconds: float = 0.0,
         prompts: TracePromptCache | None = None,
         on_progress: Callable[[InflightRequest, float], None] | None = None,
-        reserve_tokens: int | None = None,
-        pooled: bool = False,
-        profiles: Mapping[str, EngineProfile] | None = None,
     ) -> None:
-        self._reserve_tokens = reserve_tokens
-        blocks = profile.kv_tokens // block_tokens * len(engine_names)
-        self._pool = BlockPool(blocks, block_tokens, events=False) if pooled else None
-        self._on_progress = on_progress
         self._router = router
-        self._profile = profile
-        self._profiles = dict(profiles or {})
-        self._block_tokens = block_tokens
-        self._events = events
-        self._feedback_delay_seconds = feedback_delay_seconds
-        self._prompts = prompts or TracePromptCache(block_tokens)
+        self._options = options
+        self._publishes_kv_events = options.publishes_kv_events
+        self._feedback_delay_seconds = options.feedback_delay_seconds
+        self._reserve_tokens = options.reserve_tokens
+        self._prompts = prompts or TracePromptCache(options.block_tokens)
+        self._on_progress = on_progress
+        blocks = options.profile.kv_tokens // options.block_tokens * len(options.engine_names)
+        self._pool = BlockPool(blocks, options.block_tokens, events=False) if options.is_pooled else None
         self._engines: dict[str, _FleetEngine] = {}
         self._draining: set[str] = set()
         self._engine_indexes = count()
-        for name in engine_names:
+        for name in options.engine_names:
             self._add_engine(name)
         self._event_heap: list[tuple[float, int, int, int, Action]] = []
         self._order = count()
@@ -109,11 +96,9 @@ class FleetSimulation:
 
     @property
     def cores(self) -> Mapping[str, EngineCore]:
-        """Returns the present engines by name."""
         return {name: engine.core for name, engine in self._engines.items()}
 
     def schedule(self, at: float, act: Action) -> None:
-        """Calls ``act(at)`` at a simulated time, unless all requests have ended before."""
         heapq.heappush(self._event_heap, (at, _NOTICE, next(self._order), 0, act))
 
     def run(self, requests: Sequence[TraceRequest]) -> list[RequestResult]:
@@ -158,22 +143,14 @@ class FleetSimulation:
     # --- what a front or a script does ------------------------------------------------------------------------------------
 
     def send(self, request_id: str, instance: str, now: float) -> None:
-        """Sends a queued request. If the engine is absent or rejects it, the router is notified at
-        once.
-        """
         inflight = self._requests[request_id]
         inflight.instance = instance
         self._submit(inflight, now)
 
     def refuse(self, request_id: str, reason: str, now: float) -> None:
-        """Ends a queued request with an error."""
         self._end(self._requests[request_id], now, reason)
 
     def reroute(self, request_id: str, now: float) -> None:
-        """Routes a request without a first token again; cuts an answer in progress.
-
-        The router must have dropped the request.
-        """
         inflight = self._requests[request_id]
         engine = None if inflight.instance is None else self._engines.get(inflight.instance)
         if engine is not None and inflight.sequence is not None:
@@ -214,11 +191,9 @@ class FleetSimulation:
         engine.core.profile = self._profile_of(name).sped_up(1.0 / factor)
 
     def inflight_request(self, request_id: str) -> InflightRequest:
-        """Returns a request that has arrived."""
         return self._requests[request_id]
 
     def inflight_requests(self) -> Iterator[InflightRequest]:
-        """Returns all requests that have arrived, also the ended ones."""
         return iter(self._requests.values())
 
     # --- what happens ---------------------------------------------------------------------------------------------------
@@ -228,11 +203,13 @@ class FleetSimulation:
 
     def _add_engine(self, name: str) -> None:
         profile = self._profile_of(name)
-        core = EngineCore(profile, block_tokens=self._block_tokens, events=self._events, pool=self._pool)
+        core = EngineCore(
+            profile, block_tokens=self._options.block_tokens, events=self._publishes_kv_events, pool=self._pool
+        )
         self._engines[name] = _FleetEngine(name, next(self._engine_indexes), core)
 
     def _profile_of(self, name: str) -> EngineProfile:
-        return self._profiles.get(name, self._profile)
+        return self._options.profiles.get(name, self._options.profile)
 
     def _run_events(self, requests: Sequence[TraceRequest]) -> None:
         self._router.start(self)
@@ -334,7 +311,7 @@ class FleetSimulation:
             return
         requests, router = self._requests, self._router
         index = len(engine.step_ends) - 1
-        if self._events and step.events:
+        if self._publishes_kv_events and step.events:
             router.on_kv_events(engine.name, step.events, now)
         for sequence in step.preempted:
             requests[sequence.id].end_span(index)
@@ -366,7 +343,7 @@ class FleetSimulation:
             self._arrive(inflight.request, now)
         else:
             inflight.end_span(bisect_right(inflight.step_ends, now))
-            self._end(inflight, now, CLIENT_DISCONNECT)
+            self._end(inflight, now, ENGINE_LOST)
 
     def _end(self, inflight: InflightRequest, now: float, error: str | None) -> None:
         inflight.error = error

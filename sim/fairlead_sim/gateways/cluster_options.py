@@ -1,10 +1,10 @@
-"""The information that simulated gateways share, and its delays."""
+"""The size of a simulated gateway cluster, and the information that its gateways share."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class InformationDelays:
+class SharingOptions:
     """The information that simulated gateways have of one another and of the engines.
 
     - sent: prompts that other gateways routed.
@@ -29,5 +29,26 @@ class InformationDelays:
     index_seconds: float = 0.05
 
 
-NO_SHARING = InformationDelays(sent=False, loads=False, hot=False)
-PERFECT_KNOWLEDGE = InformationDelays(sent=False, loads=True, hot=True, perfect=True)
+NO_SHARING = SharingOptions(sent=False, loads=False, hot=False)
+PERFECT_KNOWLEDGE = SharingOptions(sent=False, loads=True, hot=True, perfect=True)
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayRestart:
+    """A restart of one gateway at the arrival of the request with this number."""
+
+    gateway: int
+    at_request: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterOptions:
+    """A cluster of gateways.
+
+    by_session: all requests of a session go to one gateway; otherwise each goes to a random one.
+    """
+
+    gateways: int = 1
+    sharing: SharingOptions = SharingOptions()
+    by_session: bool = False
+    restart: GatewayRestart | None = None

@@ -16,40 +16,30 @@ any gateway.
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import partial
 from random import Random
 
 import xxhash
 
-from fairlead.engine_profile import EngineProfile
 from fairlead.errors import BadInput
-from fairlead.fleet.model import Model, SloTargets
 from fairlead.limits import Limits
-from fairlead_gateway.routing import PrefixChain, RouteRequest
+from fairlead_gateway.routing import RouteRequest
 from fairlead_gateway.routing.load.inflight import InstanceLoad
 from fairlead_gateway.supervisor.peers.peer_messages import PeerBatch
 from fairlead_kvstore.blockstore import changes as said
 from fairlead_sim.engine.block_pool import KvEvent
 from fairlead_sim.engine.scheduler import EngineCore, EngineSequence
+from fairlead_sim.fleet.fleet_options import FleetOptions
 from fairlead_sim.fleet.packet_simulator import NO_FAULTS, PacketSimulator
-from fairlead_sim.fleet.simulation import FleetSimulation
-from fairlead_sim.gateways.cluster_options import InformationDelays
+from fairlead_sim.fleet.router_front import Action, SimulationContext
+from fairlead_sim.gateways.cluster_options import ClusterOptions
 from fairlead_sim.gateways.reported_index import ReportedIndex
 from fairlead_sim.gateways.simulated_gateway import SimulatedGateway
-from fairlead_sim.gateways.single_gateway import MODEL, NAMESPACE, instances_of, synthetic_chain
+from fairlead_sim.gateways.single_gateway import RoutingOptions, instances_of, synthetic_chain
 from fairlead_sim.workload.traces import TraceRequest
 
 _LIMITS = Limits()
-
-
-@dataclass(frozen=True, slots=True)
-class GatewayRestart:
-    """A restart of one gateway at the arrival of the request with this number."""
-
-    gateway: int
-    at_request: int
 
 
 class GatewayCluster:
@@ -57,67 +47,54 @@ class GatewayCluster:
 
     def __init__(
         self,
-        count: int,
-        engine_names: Sequence[str],
-        profile: EngineProfile,
+        fleet: FleetOptions,
+        routing: RoutingOptions,
+        options: ClusterOptions,
         *,
-        delays: InformationDelays,
-        objectives: SloTargets,
-        secret: bytes,
-        seed: int,
-        block_tokens: int,
-        by_session: bool = False,
-        restart: GatewayRestart | None = None,
         network: PacketSimulator = NO_FAULTS,
-        preset: str = "dual-hash",
-        chain: Callable[[TraceRequest], PrefixChain] | None = None,
-        choices: Mapping[str, str] | None = None,
     ) -> None:
-        if count < 1:
-            raise BadInput(f"{count} gateways cannot answer anything", field="gateways")
-        self.delays = delays
-        self.engines = tuple(engine_names)
-        self.live: Sequence[str] = self.engines
-        self.profile = profile
-        self.choices = choices or {}
-        self.model = Model(NAMESPACE, MODEL, objectives, preset)
-        self.secret = secret
-        self.block_tokens = block_tokens
-        self.index = ReportedIndex(self.engines)
-        self.hot = _HotPrefixTable()
+        if options.gateways < 1:
+            raise BadInput(f"{options.gateways} gateways: at least 1 is needed", field="gateways")
+        self.fleet = fleet
+        self.routing = routing
+        self.options = options
+        self.sharing = options.sharing
+        self.live = fleet.engine_names
+        self.index = ReportedIndex(fleet.engine_names)
+        self._hot_table = _HotPrefixTable()
         self.stream: list[tuple[float, str, PeerBatch]] = []
-        self.simulation: FleetSimulation | None = None
-        self._seed = seed
+        self.simulation: SimulationContext | None = None
         self._started = 0
-        self._random = Random(f"which gateway {seed}")
-        self._by_session = by_session
-        self._restart = restart
+        self._random = Random(f"which gateway {routing.seed}")
         self._network = network
         self._incarnations = Counter[str]()
         self._routed = 0
         self._epoch = 1
-        self._chain = chain or partial(synthetic_chain, secret=secret, seed=self.model.key.encode())
-        self._gateways = [self._start_gateway() for _ in range(count)]
+        self._chain = routing.prefix_chain or partial(
+            synthetic_chain, secret=routing.secret, seed=routing.model.key.encode()
+        )
+        self._gateways = [self._start_gateway() for _ in range(options.gateways)]
         self._all = list(self._gateways)
         self._gateway_of: dict[str, SimulatedGateway] = {}
         self._last_gateway = self._gateways[0]
         self._last_lost: tuple[str, SimulatedGateway] | None = None  # the request lost last, and its gateway
 
-    # --- the front of a course --------------------------------------------------------------------------------------------
+    # --- RouterFront --------------------------------------------------------------------------------------------
 
-    def start(self, simulation: FleetSimulation) -> None:
+    def start(self, simulation: SimulationContext) -> None:
         """Starts all gateways, spread over one round."""
         self.simulation = simulation
         has_peers = len(self._gateways) > 1
         for index, gateway in enumerate(self._gateways):
-            gateway.start(self.delays.round_seconds * (1 + index / len(self._gateways)), shares=has_peers)
-        if self.delays.hot and has_peers:
+            gateway.start(self.sharing.round_seconds * (1 + index / len(self._gateways)), shares=has_peers)
+        if self.sharing.hot and has_peers:
             simulation.schedule(_LIMITS.hot_prefix_poll_seconds, self._publish_hot_prefixes)
 
     def route(self, request: TraceRequest, now: float) -> tuple[str | None, str]:
         """Routes the request through one of the gateways."""
-        if self._restart is not None and self._routed == self._restart.at_request:
-            self._replace_gateway(self._restart.gateway, now)
+        restart = self.options.restart
+        if restart is not None and self._routed == restart.at_request:
+            self._replace_gateway(restart.gateway, now)
         self._routed += 1
         gateway = self._last_gateway = self._gateway_of_lost(request.id) or self._gateways[self._pick_gateway(request)]
         chosen, reason = gateway.route(request, self._chain(request), now)
@@ -136,9 +113,9 @@ class GatewayCluster:
 
     def on_kv_events(self, instance: str, events: Sequence[KvEvent], now: float) -> None:
         """Delivers the events to every gateway after ``index_seconds``."""
-        if self.delays.index:
+        if self.sharing.index:
             incarnation = self._incarnations[instance]
-            for at in self._network.delivery_times(now, self.delays.index_seconds):
+            for at in self._network.delivery_times(now, self.sharing.index_seconds):
                 self._simulation().schedule(at, partial(self._deliver_kv_events, instance, incarnation, events))
 
     def on_membership(self, live_engines: Sequence[str], now: float) -> None:
@@ -150,7 +127,7 @@ class GatewayCluster:
         for name in left:
             self._publish_index_changes(self.index.remove_instance(name))
         for gateway in self._all:
-            gateway.router.update(self.model, instances_of(live_engines, self.profile), self._epoch)
+            gateway.router.update(self.routing.model, instances_of(live_engines, self.fleet.profile), self._epoch)
         for gateway in self._all:
             self._reroute(gateway.remove_unreached(live_engines, now), now)
 
@@ -208,22 +185,22 @@ class GatewayCluster:
 
     # --- between gateways -------------------------------------------------------------------------------------------------
 
-    def publish(self, sender: SimulatedGateway, batch: PeerBatch, now: float) -> None:
+    def publish(self, sender: str, batch: PeerBatch, now: float) -> None:
         """Delivers a gateway's batch to its peers after ``publish_seconds``."""
-        arrivals = self._network.delivery_times(now, self.delays.publish_seconds)
+        arrivals = self._network.delivery_times(now, self.sharing.publish_seconds)
         if arrivals:
-            self.stream.append((now, sender.name, batch))
+            self.stream.append((now, sender, batch))
         for at in arrivals:
-            self._simulation().schedule(at, partial(self._deliver, sender.name, batch))
+            self._simulation().schedule(at, partial(self._deliver, sender, batch))
 
-    def schedule(self, at: float, action: Callable[[float], None]) -> None:
+    def schedule(self, at: float, action: Action) -> None:
         self._simulation().schedule(at, action)
 
     def send(self, request: str, instance: str, now: float) -> None:
         self._simulation().send(request, instance, now)
 
-    def _simulation(self) -> FleetSimulation:
-        assert self.simulation is not None, "nothing happens before the course begins"
+    def _simulation(self) -> SimulationContext:
+        assert self.simulation is not None, "the simulation has not started"
         return self.simulation
 
     def _deliver(self, name: str, batch: PeerBatch, now: float) -> None:
@@ -240,9 +217,9 @@ class GatewayCluster:
             gateway.translator.on_changes(changes)
 
     def _publish_hot_prefixes(self, now: float) -> None:
-        if self.hot.refresh(self._gateways, now):
-            for at in self._network.delivery_times(now, self.delays.publish_seconds):
-                self.schedule(at, partial(self._deliver_hot_prefixes, self.hot.epoch, self.hot.table))
+        if self._hot_table.refresh(self._gateways, now):
+            for at in self._network.delivery_times(now, self.sharing.publish_seconds):
+                self.schedule(at, partial(self._deliver_hot_prefixes, self._hot_table.epoch, self._hot_table.table))
         self.schedule(now + _LIMITS.hot_prefix_poll_seconds, self._publish_hot_prefixes)
 
     def _deliver_hot_prefixes(self, epoch: int, table: frozenset[int], now: float) -> None:
@@ -250,8 +227,8 @@ class GatewayCluster:
             gateway.router.set_hot_prefixes(epoch, table)
 
     def _pick_gateway(self, request: TraceRequest) -> int:
-        if self._by_session and request.session is not None:
-            return xxhash.xxh3_64_intdigest(request.session.encode(), self._seed) % len(self._gateways)
+        if self.options.by_session and request.session is not None:
+            return xxhash.xxh3_64_intdigest(request.session.encode(), self.routing.seed) % len(self._gateways)
         return self._random.randrange(len(self._gateways))
 
     def _gateway_of_lost(self, request: str) -> SimulatedGateway | None:
@@ -267,15 +244,17 @@ class GatewayCluster:
         old.is_leaving = True
         new = self._gateways[index] = self._start_gateway()
         self._all = [gateway for gateway in self._all if not gateway.is_gone] + [new]
-        new.start(now + self.delays.round_seconds, shares=len(self._gateways) > 1)
+        new.start(now + self.sharing.round_seconds, shares=len(self._gateways) > 1)
         new.read_history(now)
 
     def _start_gateway(self) -> SimulatedGateway:
         self._started += 1
         return SimulatedGateway(self, f"gateway {self._started}")
 
+    def hot_prefixes(self) -> tuple[int, frozenset[int]]:
+        return self._hot_table.epoch, self._hot_table.table
+
     def cores(self) -> Mapping[str, EngineCore]:
-        """Returns the engines, for perfect knowledge."""
         return self._simulation().cores
 
 

@@ -12,7 +12,7 @@ from fairlead.engine_profile import EngineProfile
 from fairlead_gateway.admission.policy import MAX_WAITING_STEP_SHARE
 from fairlead_gateway.routing import ModelRouter, RouteRequest
 from fairlead_sim.engine.scheduler import EngineSequence
-from fairlead_sim.fleet.simulation import QUEUED
+from fairlead_sim.fleet.router_front import QUEUED
 
 REBALANCE_SECONDS: Final = 0.25
 """Interval of rebalancing."""

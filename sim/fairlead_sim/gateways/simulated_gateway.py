@@ -6,8 +6,8 @@ engine. The cluster decides when it receives what.
 
 from array import array
 from bisect import bisect_left
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import xxhash
 
@@ -23,27 +23,55 @@ from fairlead_gateway.supervisor.peers.peer_load_row import PeerLoadRow
 from fairlead_gateway.supervisor.peers.peer_messages import PeerBatch, PeerLoad, SentPrompt
 from fairlead_gateway.supervisor.peers.peer_outbox import PeerOutbox
 from fairlead_gateway.supervisor.peers.peer_state import PeerState
-from fairlead_sim.engine.scheduler import EngineSequence
+from fairlead_sim.engine.scheduler import EngineCore, EngineSequence
+from fairlead_sim.fleet.fleet_options import FleetOptions
+from fairlead_sim.fleet.router_front import Action
+from fairlead_sim.gateways.cluster_options import SharingOptions
 from fairlead_sim.gateways.late_binding import Dispatcher
-from fairlead_sim.gateways.reported_index import cached_or_pending_blocks
-from fairlead_sim.gateways.single_gateway import MODEL, instances_of
+from fairlead_sim.gateways.reported_index import ReportedIndex, cached_or_pending_blocks
+from fairlead_sim.gateways.single_gateway import MODEL, RoutingOptions, instances_of
 from fairlead_sim.workload.trace_prompts import BYTES_PER_TOKEN, trace_keys
 from fairlead_sim.workload.traces import TraceRequest
-
-if TYPE_CHECKING:
-    from fairlead_sim.gateways.gateway_cluster import GatewayCluster
 
 _LIMITS = Limits()
 _SECRET_FINGERPRINT = b"one secret for all"
 
 
+class GatewayContext(Protocol):
+    """The cluster, as one of its gateways sees it.
+
+    - live: engines in service.
+    - stream: published batches (time, sender, batch), as Redis keeps them.
+    """
+
+    fleet: FleetOptions
+    routing: RoutingOptions
+    sharing: SharingOptions
+    index: ReportedIndex
+    live: Sequence[str]
+    stream: list[tuple[float, str, PeerBatch]]
+
+    def schedule(self, at: float, action: Action) -> None: ...
+
+    def send(self, request: str, instance: str, now: float) -> None: ...
+
+    def publish(self, sender: str, batch: PeerBatch, now: float) -> None:
+        """Delivers a gateway's batch to its peers after ``publish_seconds``."""
+
+    def hot_prefixes(self) -> tuple[int, frozenset[int]]:
+        """Returns the epoch and the entries of the hot-prefix table."""
+
+    def cores(self) -> Mapping[str, EngineCore]:
+        """Returns the engines, for perfect sharing."""
+
+
 class SimulatedGateway:
     """One gateway process of a simulated cluster."""
 
-    def __init__(self, cluster: "GatewayCluster", name: str) -> None:
+    def __init__(self, cluster: GatewayContext, name: str) -> None:
         self.name = name
         self._cluster = cluster
-        self._slots = {engine: slot for slot, engine in enumerate(cluster.engines)}
+        self._slots = {engine: slot for slot, engine in enumerate(cluster.fleet.engine_names)}
         cells = memoryview(bytearray(table_bytes(2, len(self._slots)))).cast("q")
         rows = SharedLoadTable(cells, len(self._slots), 0)
         rows.set_slots(self._slots)
@@ -53,26 +81,29 @@ class SimulatedGateway:
         self.outbox = PeerOutbox(_SECRET_FINGERPRINT, _LIMITS)
         self.peers = PeerState(_SECRET_FINGERPRINT, _LIMITS)
         self.hot_prefixes = HotPrefixes()
-        self.translator = PrefixTranslator(cluster.model.key, cluster.index.mirror, secret=cluster.secret)
+        self.translator = PrefixTranslator(
+            cluster.routing.model.key, cluster.index.mirror, secret=cluster.routing.secret
+        )
         self._inflight: dict[str, tuple[str, int]] = {}
         self.is_leaving = False
         self.is_gone = False
         self.unreachable: frozenset[str] = frozenset()
         self._last_beat = float("-inf")
         self.router = ModelRouter(
-            secret=cluster.secret,
+            secret=cluster.routing.secret,
             seed=0,
             siblings=SiblingWorkers(rows, self._on_routed, lambda *_: None, lambda *_: None),
         )
-        self.router.update(cluster.model, instances_of(cluster.live, cluster.profile), 1)
-        self._dispatcher = Dispatcher(self.router, cluster.profile, cluster.send, cluster.schedule, rebalances=False)
+        profile = cluster.fleet.profile
+        self.router.update(cluster.routing.model, instances_of(cluster.live, profile), 1)
+        self._dispatcher = Dispatcher(self.router, profile, cluster.send, cluster.schedule, rebalances=False)
 
     def start(self, at: float, *, shares: bool) -> None:
         """Starts the rounds of publication and correction."""
-        knowledge = self._cluster.delays
-        if shares and (knowledge.sent or knowledge.loads or knowledge.hot):
+        sharing = self._cluster.sharing
+        if shares and (sharing.sent or sharing.loads or sharing.hot):
             self._cluster.schedule(at, self._publish)
-        if knowledge.index:
+        if sharing.index:
             self._cluster.schedule(at, self._apply_corrections)
 
     def read_history(self, now: float) -> None:
@@ -80,8 +111,9 @@ class SimulatedGateway:
         for at, name, batch in self._cluster.stream:
             if now - at <= _LIMITS.dispatch_retention_seconds:
                 self.receive(name, batch, now, live=False)
-        if self._cluster.delays.hot and self._cluster.hot.epoch:
-            self.router.set_hot_prefixes(self._cluster.hot.epoch, self._cluster.hot.table)
+        epoch, table = self._cluster.hot_prefixes()
+        if self._cluster.sharing.hot and epoch:
+            self.router.set_hot_prefixes(epoch, table)
         self.translator.resend_all()
 
     # --- requests -------------------------------------------------------------------------------------------------------
@@ -89,18 +121,18 @@ class SimulatedGateway:
     def route(self, request: TraceRequest, chain: PrefixChain, now: float) -> tuple[str | None, str]:
         """Chooses an engine and sends or queues the request."""
         pin = None
-        if self._cluster.delays.pins and request.session is not None:
+        if self._cluster.sharing.pins and request.session is not None:
             pin = xxhash.xxh3_64_intdigest(request.session.encode())
         tokens, output = request.prompt_tokens, request.output_tokens
         route_request = RouteRequest(request.id, chain, tokens, output, request.session, session_hash=pin)
-        if self._cluster.delays.perfect:
+        if self._cluster.sharing.perfect:
             self._learn_true_cache(request, chain)
         decision = self.router.decide(route_request, now, excluded=self.unreachable)
-        chosen = self._cluster.choices.get(request.id, decision.chosen)
+        chosen = self._cluster.routing.choices.get(request.id, decision.chosen)
         if chosen is None:
             return None, decision.reason
         to = self._dispatcher.dispatch(route_request, chosen, now)
-        if self._cluster.delays.index:
+        if self._cluster.sharing.index:
             self._link_prefix(request, chain, chosen, now)
         return to, ""
 
@@ -129,14 +161,14 @@ class SimulatedGateway:
             self.translator.on_finish(*sent, now)
 
     def _learn_true_cache(self, request: TraceRequest, chain: PrefixChain) -> None:
-        keys = trace_keys(request.blocks, request.prompt_tokens, self._cluster.block_tokens)
+        keys = trace_keys(request.blocks, request.prompt_tokens, self._cluster.fleet.block_tokens)
         for name, core in self._cluster.cores().items():
             blocks = cached_or_pending_blocks(core, keys)
-            cached = bisect_left(chain.ends, blocks * self._cluster.block_tokens * BYTES_PER_TOKEN + 1)
+            cached = bisect_left(chain.ends, blocks * self._cluster.fleet.block_tokens * BYTES_PER_TOKEN + 1)
             self.router.apply_correction(name, "all", (), [chain.hashes[:cached]] if cached else [])
 
     def _link_prefix(self, request: TraceRequest, chain: PrefixChain, chosen: str, now: float) -> None:
-        block_tokens = self._cluster.block_tokens
+        block_tokens = self._cluster.fleet.block_tokens
         self._inflight[request.id] = (chosen, chain.tail)
         self.translator.on_dispatch(chosen, chain.tail, chain.hashes, now, reports_end=True)
         self.translator.add_alignment(
@@ -150,13 +182,13 @@ class SimulatedGateway:
             )
         )
 
-    # --- telling and hearing --------------------------------------------------------------------------------------------
+    # --- exchange with peers --------------------------------------------------------------------------------------------
 
     def _on_routed(self, model: str, request: RouteRequest, instance: str) -> None:
-        knowledge, chain, pin = self._cluster.delays, request.chain, request.session_hash
-        if knowledge.hot:
+        sharing, chain, pin = self._cluster.sharing, request.chain, request.session_hash
+        if sharing.hot:
             self.hot_prefixes.observe(chain, len(self._slots))
-        if knowledge.sent or knowledge.hot:
+        if sharing.sent or sharing.hot:
             self.outbox.add(
                 MODEL, instance, array("Q", chain.hashes).tobytes(), chain.tail, pin if isinstance(pin, int) else 0
             )
@@ -165,7 +197,7 @@ class SimulatedGateway:
         if self.is_gone:
             return
         loads: dict[str, PeerLoad] = {}
-        if self._cluster.delays.loads:
+        if self._cluster.sharing.loads:
             for name, load in self.router.loads().items():
                 if load.inflight:
                     loads[name] = (load.inflight, load.waiting, load.backlog_seconds, load.inflight_tokens)
@@ -174,40 +206,40 @@ class SimulatedGateway:
             self._last_beat = now
         for model, batch in self.outbox.take_due([MODEL], {MODEL: loads} if loads else {}, now, is_beat=is_beat):
             self.outbox.on_written(model, batch, now)
-            self._cluster.publish(self, batch, now)
+            self._cluster.publish(self.name, batch, now)
         if self.is_leaving and not any(load.inflight for load in self.router.loads().values()):
             for _, batch in self.outbox.farewell_batches():
-                self._cluster.publish(self, batch, now)
+                self._cluster.publish(self.name, batch, now)
             self.is_gone = True
         else:
-            self._cluster.schedule(now + self._cluster.delays.round_seconds, self._publish)
+            self._cluster.schedule(now + self._cluster.sharing.round_seconds, self._publish)
         self._refresh_peer_loads(now)
 
     def receive(self, name: str, batch: PeerBatch, now: float, *, live: bool) -> None:
         """Applies a batch of another gateway."""
-        knowledge = self._cluster.delays
+        sharing = self._cluster.sharing
         for item in self.peers.apply_batch(MODEL, name, batch, now, is_live=live):
             self._apply_routed(item, now)
-        if live and knowledge.loads:
+        if live and sharing.loads:
             self._refresh_peer_loads(now)
 
     def _apply_routed(self, item: SentPrompt, now: float) -> None:
-        knowledge = self._cluster.delays
+        sharing = self._cluster.sharing
         instance, packed, tail, pin = item
         hashes = tuple(array("Q", packed))
         chain = PrefixChain(hashes, block_ends(len(hashes)), tail)
-        if knowledge.hot:
+        if sharing.hot:
             self.hot_prefixes.observe(chain, len(self._slots))
-        if knowledge.sent:
+        if sharing.sent:
             self.router.on_peer_dispatch(instance, chain, now, pin or None)
-            if knowledge.index:
+            if sharing.index:
                 self.translator.on_dispatch(instance, tail, hashes, now, reports_end=False)
 
     def _refresh_peer_loads(self, now: float) -> None:
         self.peers.expire(now)
-        as_said = self._cluster.delays.raw_loads
+        uses_reported = self._cluster.sharing.raw_loads
         self._peer_row.set_loads(
-            self.peers.reported_loads() if as_said else self.peers.expected_loads({MODEL: (self._cluster.live,)})
+            self.peers.reported_loads() if uses_reported else self.peers.expected_loads({MODEL: (self._cluster.live,)})
         )
 
     def _apply_corrections(self, now: float) -> None:

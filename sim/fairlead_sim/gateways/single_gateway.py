@@ -5,6 +5,7 @@ gateway would receive it: dispatch at the arrival, first token and end at the en
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from fairlead.engine_profile import EngineProfile
 from fairlead.errors import BadInput
@@ -13,13 +14,13 @@ from fairlead_gateway.routing import ModelRouter, PrefixChain, RouteRequest
 from fairlead_gateway.routing.load.inflight import InstanceLoad
 from fairlead_sim.engine.block_pool import KvEvent
 from fairlead_sim.engine.scheduler import EngineSequence
+from fairlead_sim.fleet.fleet_options import FleetOptions
 from fairlead_sim.fleet.request import RequestResult
+from fairlead_sim.fleet.router_front import SimulationContext
 from fairlead_sim.fleet.simulation import FleetSimulation
 from fairlead_sim.gateways.late_binding import Dispatcher
 from fairlead_sim.workload.trace_prompts import TracePromptCache, trace_chain
 from fairlead_sim.workload.traces import TraceRequest
-
-__all__ = ["MODEL", "NAMESPACE", "RequestResult", "SingleGateway", "instances_of", "simulate", "synthetic_chain"]
 
 MODEL = "sim"
 NAMESPACE = "default"
@@ -35,41 +36,46 @@ def instances_of(names: Sequence[str], profile: EngineProfile) -> list[Instance]
     return [Instance(id=name, namespace=NAMESPACE, model=MODEL, pool="sim", url="", profile=profile) for name in names]
 
 
+@dataclass(frozen=True, slots=True)
+class RoutingOptions:
+    """The routing of the simulated model.
+
+    - prefix_chain: chains of the prompts' real text. With them and the live engines' names, homes
+      are those of a live gateway. None: chains of the block ids.
+    - choices: instances by request id that replace the router's, to replay decisions.
+    """
+
+    objectives: SloTargets
+    secret: bytes
+    seed: int = 0
+    preset: str = "dual-hash"
+    prefix_chain: Callable[[TraceRequest], PrefixChain] | None = None
+    choices: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def model(self) -> Model:
+        """Returns the model that the fleet serves."""
+        return Model(NAMESPACE, MODEL, self.objectives, self.preset)
+
+
 def simulate(
     requests: Sequence[TraceRequest],
+    fleet: FleetOptions,
+    routing: RoutingOptions,
     *,
-    profile: EngineProfile,
-    engines: int,
-    preset: str,
-    objectives: SloTargets,
-    block_tokens: int,
-    secret: bytes,
-    seed: int,
-    instance_ids: Sequence[str] | None = None,
-    chain: Callable[[TraceRequest], PrefixChain] | None = None,
-    choices: Mapping[str, str] | None = None,
-    feedback_delay_seconds: float = 0.0,
     prompts: TracePromptCache | None = None,
 ) -> list[RequestResult]:
     """Returns the results of the requests behind one gateway, in the order given."""
-    names = [f"sim-{index}/0/0" for index in range(engines)] if instance_ids is None else list(instance_ids)
-    if not names or len(names) != engines or len(set(names)) != engines:
-        raise BadInput(f"{engines} engines need as many different instance ids", field="engines")
-    model = Model(NAMESPACE, MODEL, objectives, preset)
-    router = ModelRouter(secret=secret, seed=seed)
-    router.update(model, instances_of(names, profile), 1)
+    names = list(fleet.engine_names)
+    if not names or len(set(names)) != len(names):
+        raise BadInput("a fleet needs at least one engine, and engine names must differ", field="engines")
+    model = routing.model
+    router = ModelRouter(secret=routing.secret, seed=routing.seed)
+    router.update(model, instances_of(names, fleet.profile), 1)
     if prompts is None:
-        prompts = TracePromptCache(block_tokens, secret=secret, seed=model.key.encode())
-    gateway = SingleGateway(router, chain or prompts.prefix_chain, choices or {}, model, profile)
-    simulation = FleetSimulation(
-        gateway,
-        names,
-        profile,
-        block_tokens=block_tokens,
-        feedback_delay_seconds=feedback_delay_seconds,
-        prompts=prompts,
-    )
-    return simulation.run(requests)
+        prompts = TracePromptCache(fleet.block_tokens, secret=routing.secret, seed=model.key.encode())
+    gateway = SingleGateway(router, routing.prefix_chain or prompts.prefix_chain, routing.choices, model, fleet.profile)
+    return FleetSimulation(gateway, fleet, prompts=prompts).run(requests)
 
 
 class SingleGateway:
@@ -97,11 +103,11 @@ class SingleGateway:
         self._chain = chain
         self._choices = choices
         self._dispatcher: Dispatcher | None = None
-        self._simulation: FleetSimulation | None = None
+        self._simulation: SimulationContext | None = None
         self._unreachable: frozenset[str] = frozenset()
         self.routed_to_home = 0
 
-    def start(self, simulation: FleetSimulation) -> None:
+    def start(self, simulation: SimulationContext) -> None:
         self._simulation = simulation
         self._dispatcher = Dispatcher(
             self._router, self._profile, simulation.send, simulation.schedule, never_queues=self._never_queues

@@ -1,13 +1,13 @@
 """The error tree of the simulated engine, with the status and the body that vLLM sends for each.
 
-    ApiError
-    ├── RouteNotFound     404 ``{"detail": "Not Found"}`` or 405, in the web framework's form
-    ├── MalformedRequest  400 ``Bad Request``: no JSON, or fields of wrong types, all of them listed
-    ├── InvalidRequest    400 ``BadRequestError``: well-formed but impossible; may name the parameter
-    ├── ResourceNotFound  404 ``NotFoundError``: no such model or adapter
-    ├── EndpointDisabled  403 ``PermissionDeniedError``: a switch of the surface is off
-    ├── EngineBusy        503 ``Service Unavailable``: the queue is full
-    └── InternalError     500 ``InternalServerError``
+ApiError
+├── RouteNotFound     404 ``{"detail": "Not Found"}`` or 405, in the web framework's form
+├── MalformedRequest  400 ``Bad Request``: no JSON, or fields of wrong types, all of them listed
+├── InvalidRequest    400 ``BadRequestError``: well-formed but impossible; may name the parameter
+├── ResourceNotFound  404 ``NotFoundError``: no such model or adapter
+├── EndpointDisabled  403 ``PermissionDeniedError``: a switch of the surface is off
+├── EngineBusy        503 ``Service Unavailable``: the queue is full
+└── InternalError     500 ``InternalServerError``
 """
 
 import json
@@ -24,7 +24,7 @@ CORE_DIED_MESSAGE = "EngineCore encountered an issue. See stack trace (above) fo
 DRAINING_MESSAGE = "cannot schedule new futures after shutdown"
 
 
-class     ApiError(FairleadError):
+class ApiError(FairleadError):
     """Raised by handlers; the connection turns it into the response of the real engine."""
 
     status = 500
@@ -51,7 +51,7 @@ class     ApiError(FairleadError):
         return msgspec.json.encode({"type": "error", "error": {"type": self.kind, "message": self.message}})
 
 
-class RouteNotFound(    ApiError):
+class RouteNotFound(ApiError):
     """Raised for an unknown path (404) or method (405; ``allow`` lists the permitted ones)."""
 
     def __init__(self, allow: str | None = None) -> None:
@@ -63,7 +63,7 @@ class RouteNotFound(    ApiError):
         return msgspec.json.encode({"detail": self.message})
 
 
-class MalformedRequest(    ApiError):
+class MalformedRequest(ApiError):
     """Raised for a body or query that does not have the documented form; never 422."""
 
     status = 400
@@ -98,7 +98,7 @@ class ValidationFinding:
         return str(parts)
 
 
-class InvalidRequest(    ApiError):
+class InvalidRequest(ApiError):
     """Raised for a well-formed request that the engine cannot or will not serve."""
 
     status = 400
@@ -118,21 +118,21 @@ class InvalidAdapterRequest(InvalidRequest):
     kind = "InvalidUserInput"
 
 
-class ResourceNotFound(    ApiError):
+class ResourceNotFound(ApiError):
     """Raised for a model or an adapter that is not served here."""
 
     status = 404
     kind = "NotFoundError"
 
 
-class EndpointDisabled(    ApiError):
+class EndpointDisabled(ApiError):
     """Raised for an endpoint whose switch is off."""
 
     status = 403
     kind = "PermissionDeniedError"
 
 
-class EngineBusy(    ApiError):
+class EngineBusy(ApiError):
     """Raised at the queue limit."""
 
     status = 503
@@ -142,7 +142,7 @@ class EngineBusy(    ApiError):
         super().__init__(BUSY_MESSAGE)
 
 
-class InternalError(    ApiError):
+class InternalError(ApiError):
     """Raised for a fault of the engine itself.
 
     bare: leaves out the middleware's headers.

@@ -24,7 +24,7 @@ from fairlead_sim.generation.responses import GenerationResponse
 from fairlead_sim.http.errors import InternalError
 from fairlead_sim.kv_transfer import peer_client
 from fairlead_sim.kv_transfer.block_leases import BlockLeases
-from fairlead_sim.runtime.settings import EngineSettings
+from fairlead_sim.kv_transfer.settings import KvTransferSettings
 
 WRONG_KV_TEXT = " bad"
 MAX_WRONG_KV_TOKENS = 64
@@ -59,17 +59,24 @@ class KvConnector:
     """The connector of one engine. Roles are enforced only where the real connector does so."""
 
     def __init__(
-        self, settings: EngineSettings, *, cores: Sequence[EngineCore], random: Random, port: int, host: ConnectorHost
+        self,
+        settings: KvTransferSettings,
+        *,
+        cores: Sequence[EngineCore],
+        speed: float,
+        random: Random,
+        port: int,
+        host: ConnectorHost,
     ) -> None:
-        self.settings = settings.kv_transfer
+        self.settings = settings
         self.port = port
         number = f"{random.getrandbits(128):032x}"
         self.engine_id = f"{number[:8]}-{number[8:12]}-{number[12:16]}-{number[16:20]}-{number[20:]}"
         nixl = self.settings.connector == "nixl"
         self.leases = BlockLeases(cores, self.settings.lease_seconds if nixl else self.settings.abort_seconds)
         self._cores = cores
-        self._speed = settings.speed
-        self._block_tokens = settings.block_tokens
+        self._speed = speed
+        self._block_tokens = cores[0].block_tokens
         self._host = host
         self._pulls: dict[GenerationResponse, asyncio.Task[None]] = {}
         self._hanging_responses: set[GenerationResponse] = set()

@@ -110,7 +110,9 @@ class SimulatedEngine:
         self._on_death = on_death
         self.kv_connector: KvConnector | None = None
         if settings.kv_transfer.connector != "none":
-            self.kv_connector = KvConnector(settings, cores=cores, random=random, port=port, host=self)
+            self.kv_connector = KvConnector(
+                settings.kv_transfer, cores=cores, speed=settings.speed, random=random, port=port, host=self
+            )
         for publisher in self.publishers:
             publisher.start()
 

@@ -13,12 +13,11 @@ from fairlead_bench.sharing.simulated_gateways import (
     simulate_conversations,
     simulate_short_prompts,
 )
-from fairlead_sim.gateways.cluster_options import NO_SHARING, InformationDelays
+from fairlead_sim.gateways.cluster_options import NO_SHARING, SharingOptions
 from fairlead_sim.workload.generators import conversation_traffic
 from fairlead_sim.workload.traces import at_rate
 
 BENCH = Path(__file__).parents[3] / "bench"
-
 BAR = {
     "conversations: cached tokens: three that share, one restarted ÷ three apart, one restarted": ">= 1.05",
     "conversations: cached tokens: three that share, one restarted ÷ one that knows everything, restarted": ">= 0.97",
@@ -59,7 +58,7 @@ def test_the_run_that_is_committed_carries_the_bar() -> None:
 
 def test_both_kinds_of_traffic_run_and_fail_nothing() -> None:
     requests = at_rate(conversation_traffic(600, seed=1), 8.0)
-    for form in (GatewayTopology(1, NO_SHARING, True), GatewayTopology(3, InformationDelays(index=True), True)):
+    for form in (GatewayTopology(1, NO_SHARING, True), GatewayTopology(3, SharingOptions(index=True), True)):
         figures = simulate_conversations(requests, form, 0, share=0.2)
         assert figures.failures == 0
         assert 0.0 < figures.cached < 1.0

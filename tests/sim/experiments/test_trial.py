@@ -9,7 +9,7 @@ from fairlead_sim.experiments.trial import Trial
 from fairlead_sim.fleet.fleet_events import FleetEvent, FleetEventKind, scale_out_and_in
 from fairlead_sim.fleet.request import InflightRequest
 from fairlead_sim.fleet.results import WITHOUT_GUARD, CapacityGoal, without_warmup
-from fairlead_sim.fleet.simulation import CLIENT_DISCONNECT
+from fairlead_sim.fleet.simulation import ENGINE_LOST
 from fairlead_sim.gateways.late_binding import REBALANCE_SECONDS, LateBindingQueue
 from fairlead_sim.workload.generators import FAMILIES
 from fairlead_sim.workload.traces import TraceRequest, at_rate
@@ -161,5 +161,5 @@ def test_an_engine_that_is_lost_during_the_step_of_a_last_token_takes_that_answe
     (cut,) = Trial(engines=1, events=(FleetEvent(between, FleetEventKind.LOSE, ENGINE.format(0)),)).run(
         [request(0, 0.0)]
     )
-    assert cut.error == CLIENT_DISCONNECT
+    assert cut.error == ENGINE_LOST
     assert list(cut.token_times) == list(whole.token_times[:-1])

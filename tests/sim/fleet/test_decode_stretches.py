@@ -11,6 +11,7 @@ from fairlead.engine_profile import EngineProfile, builtin_profile
 from fairlead.fleet.model import Model, SloTargets
 from fairlead_gateway.routing import ModelRouter
 from fairlead_sim.engine.scheduler import EngineCore
+from fairlead_sim.fleet.fleet_options import FleetOptions
 from fairlead_sim.fleet.request import RequestResult
 from fairlead_sim.fleet.simulation import FleetSimulation
 from fairlead_sim.gateways.single_gateway import MODEL, NAMESPACE, SingleGateway
@@ -66,7 +67,7 @@ def served(
         if prompt + output <= profile.kv_tokens
     ]
     front = ScriptedGateway(profile, happenings)
-    return FleetSimulation(front, NAMES, profile, block_tokens=16).run(requests)
+    return FleetSimulation(front, FleetOptions(NAMES, profile, 16)).run(requests)
 
 
 @settings(deadline=None)

@@ -3,10 +3,10 @@
 import math
 import random
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from fairlead_sim.fleet.goodput import TokenDeadlines, benefit, idle_seconds, plain_goodput, smooth_goodput
+from fairlead_sim.fleet.goodput import TokenDeadlines, benefit, idle_seconds, smooth_goodput
 from fairlead_sim.fleet.request import RequestResult
 
 TIMELINES = 10_000
@@ -59,6 +59,16 @@ def test_dropping_an_answer_never_raises_it() -> None:
         assert dropped <= whole
         lower += dropped < whole
     assert lower > TIMELINES / 2
+
+
+def plain_goodput(results: Iterable[RequestResult], engine_seconds: float, deadlines: TokenDeadlines) -> float:
+    """Returns the tokens per engine-second of answers without a late token."""
+    tokens = [
+        len(result.token_times)
+        for result in results
+        if result.error is None and idle_seconds(deadlines, result.arrival, result.token_times) <= 0.0
+    ]
+    return sum(tokens) / engine_seconds
 
 
 def test_it_tends_to_plain_goodput() -> None:

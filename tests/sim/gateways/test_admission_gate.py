@@ -9,8 +9,9 @@ from fairlead.limits import Limits
 from fairlead_gateway.admission.policy import AdmissionPolicy
 from fairlead_gateway.routing import ModelRouter
 from fairlead_sim.fleet.fleet_events import FleetEvent, FleetEventKind, schedule_events
+from fairlead_sim.fleet.fleet_options import FleetOptions
 from fairlead_sim.fleet.request import RequestResult
-from fairlead_sim.fleet.simulation import FleetSimulation
+from fairlead_sim.fleet.simulation import ENGINE_LOST, FleetSimulation
 from fairlead_sim.gateways.admission_gate import AdmissionControlledGateway, TenantClass
 from fairlead_sim.gateways.single_gateway import MODEL, NAMESPACE, SingleGateway, instances_of
 from fairlead_sim.workload.trace_prompts import TracePromptCache
@@ -49,7 +50,7 @@ def served(
         front = AdmissionControlledGateway(
             router, prompts.prefix_chain, model, H100, gate, objective=objective, tenants=tenants
         )
-    course = FleetSimulation(front, NAMES, H100, block_tokens=TRACE_BLOCK_TOKENS, prompts=prompts)
+    course = FleetSimulation(front, FleetOptions(NAMES, H100, TRACE_BLOCK_TOKENS), prompts=prompts)
     schedule_events(script, course)
     return course.run(requests)
 
@@ -73,7 +74,7 @@ def test_what_is_held_outlives_the_loss_of_an_engine() -> None:
     loss = (FleetEvent(requests[300].arrival, FleetEventKind.LOSE, NAMES[0]),)
     ones = served(requests, gated=True, limits=Limits(), script=loss)
     cut = [one for one in ones if one.error is not None]
-    assert all(one.error is not None and "lost in the middle" in one.error for one in cut)
+    assert all(one.error == ENGINE_LOST for one in cut)
     assert len(cut) < 20
 
 

@@ -10,9 +10,18 @@ import pytest
 from fairlead.engine_profile import EngineProfile, builtin_profile
 from fairlead.errors import BadInput
 from fairlead.fleet.model import SloTargets
-from fairlead_sim.fleet.simulation import FleetSimulation, RequestResult
-from fairlead_sim.gateways.cluster_options import NO_SHARING, PERFECT_KNOWLEDGE, InformationDelays
-from fairlead_sim.gateways.gateway_cluster import GatewayCluster, GatewayRestart
+from fairlead_sim.fleet.fleet_options import FleetOptions
+from fairlead_sim.fleet.request import RequestResult
+from fairlead_sim.fleet.simulation import FleetSimulation
+from fairlead_sim.gateways.cluster_options import (
+    NO_SHARING,
+    PERFECT_KNOWLEDGE,
+    ClusterOptions,
+    GatewayRestart,
+    SharingOptions,
+)
+from fairlead_sim.gateways.gateway_cluster import GatewayCluster
+from fairlead_sim.gateways.single_gateway import RoutingOptions
 from fairlead_sim.workload.generators import agent_sessions
 from fairlead_sim.workload.trace_prompts import trace_keys
 from fairlead_sim.workload.traces import TraceRequest
@@ -24,30 +33,21 @@ LONG = replace(builtin_profile("l4-qwen8b").sped_up(2.0), kv_tokens=40_000)
 
 def gateways(
     number: int,
-    knowledge: InformationDelays,
+    knowledge: SharingOptions,
     *,
     profile: EngineProfile = SHORT,
     seed: int = 0,
     by_session: bool = False,
     restart: GatewayRestart | None = None,
 ) -> GatewayCluster:
-    return GatewayCluster(
-        number,
-        ENGINES,
-        profile,
-        delays=knowledge,
-        objectives=SloTargets(),
-        secret=f"secret {seed}".encode(),
-        seed=seed,
-        block_tokens=16,
-        by_session=by_session,
-        restart=restart,
-    )
+    fleet = FleetOptions(ENGINES, profile, 16)
+    routing = RoutingOptions(SloTargets(), f"secret {seed}".encode(), seed)
+    return GatewayCluster(fleet, routing, ClusterOptions(number, knowledge, by_session, restart))
 
 
 def served(
     number: int,
-    knowledge: InformationDelays,
+    knowledge: SharingOptions,
     *,
     profile: EngineProfile = SHORT,
     sessions: int = 20,
@@ -55,7 +55,7 @@ def served(
     **how: Any,
 ) -> list[RequestResult]:
     front = gateways(number, knowledge, profile=profile, seed=seed, **how)
-    course = FleetSimulation(front, ENGINES, profile, block_tokens=16, events=knowledge.index)
+    course = FleetSimulation(front, FleetOptions(ENGINES, profile, 16, publishes_kv_events=knowledge.index))
     return course.run_sessions(agent_sessions(sessions, seed=seed), concurrency=10, round_trip_seconds=0.01, seed=seed)
 
 
@@ -69,37 +69,37 @@ def cached(runs: Sequence[Sequence[RequestResult]]) -> float:
     return sum(one.cached_tokens for one in every) / sum(one.prompt_tokens for one in every)
 
 
-def mean(number: int, knowledge: InformationDelays, **how: Any) -> float:
+def mean(number: int, knowledge: SharingOptions, **how: Any) -> float:
     return cached([served(number, knowledge, seed=seed, **how) for seed in range(4)])
 
 
 def test_equal_arguments_give_equal_results() -> None:
-    knowledge = InformationDelays(index=True)
+    knowledge = SharingOptions(index=True)
     assert served(3, knowledge, restart=GatewayRestart(1, 50)) == served(3, knowledge, restart=GatewayRestart(1, 50))
 
 
 def test_one_gateway_is_the_same_whatever_it_would_tell() -> None:
-    assert served(1, InformationDelays()) == served(1, NO_SHARING)
+    assert served(1, SharingOptions()) == served(1, NO_SHARING)
 
 
 def test_every_request_is_answered_while_a_gateway_is_restarted() -> None:
-    for knowledge in (NO_SHARING, InformationDelays(), InformationDelays(index=True), PERFECT_KNOWLEDGE):
+    for knowledge in (NO_SHARING, SharingOptions(), SharingOptions(index=True), PERFECT_KNOWLEDGE):
         assert all(
             one.error is None and one.finish is not None for one in served(3, knowledge, restart=GatewayRestart(0, 40))
         )
 
 
 def test_requests_as_short_as_the_delay_are_not_driven_from_their_caches_by_loads_that_are_past() -> None:
-    shared, apart = mean(3, InformationDelays()), mean(3, NO_SHARING)
+    shared, apart = mean(3, SharingOptions()), mean(3, NO_SHARING)
     assert shared > apart - 0.03  # who hears nothing of others keeps to the homes, which serves such traffic best
-    assert shared > mean(3, InformationDelays(loads=False)) - 0.03
-    assert mean(3, InformationDelays(raw_loads=True)) < apart - 0.05, "this is no case to tell the difference by"
+    assert shared > mean(3, SharingOptions(loads=False)) - 0.03
+    assert mean(3, SharingOptions(raw_loads=True)) < apart - 0.05, "this is no case to tell the difference by"
 
 
 def test_three_gateways_that_share_find_what_one_finds() -> None:
     one = mean(1, NO_SHARING, profile=LONG, sessions=40)
     shared, apart = (
-        mean(3, InformationDelays(), profile=LONG, sessions=40),
+        mean(3, SharingOptions(), profile=LONG, sessions=40),
         mean(3, NO_SHARING, profile=LONG, sessions=40),
     )
     assert shared > one - 0.02
@@ -109,7 +109,7 @@ def test_three_gateways_that_share_find_what_one_finds() -> None:
 def test_a_restarted_gateway_goes_on_from_what_others_kept() -> None:
     restart = GatewayRestart(0, 100)
     one = mean(1, NO_SHARING, profile=LONG, sessions=40, restart=restart)
-    shared = mean(3, InformationDelays(), profile=LONG, sessions=40, restart=restart)
+    shared = mean(3, SharingOptions(), profile=LONG, sessions=40, restart=restart)
     assert shared > one
 
 
@@ -118,9 +118,9 @@ def test_engines_that_tell_what_they_removed_are_not_believed_to_hold_it() -> No
     slow = builtin_profile("l4-qwen8b").sped_up(0.1)  # other gateways' prompts count as on their way for half a minute
     wrong, real = replace(slow, kv_tokens=160_000), replace(slow, kv_tokens=8_000)
     believed = {False: 0.0, True: 0.0}
-    for seed, knowledge in product(range(4), (InformationDelays(), InformationDelays(index=True))):
+    for seed, knowledge in product(range(4), (SharingOptions(), SharingOptions(index=True))):
         front = gateways(3, knowledge, profile=wrong, seed=seed)
-        course = FleetSimulation(front, ENGINES, real, block_tokens=16, events=knowledge.index)
+        course = FleetSimulation(front, FleetOptions(ENGINES, real, 16, publishes_kv_events=knowledge.index))
         sessions = agent_sessions(40, seed=seed)
         course.run_sessions(sessions, concurrency=10, round_trip_seconds=0.01, seed=seed)
         lasts = [session[-1] for session in sessions]
@@ -134,7 +134,7 @@ def test_engines_that_tell_what_they_removed_are_not_believed_to_hold_it() -> No
 
 def test_sessions_that_stay_at_a_gateway_need_less_sharing() -> None:
     assert mean(3, NO_SHARING, by_session=True) > mean(3, NO_SHARING) - 0.02
-    runs = [served(3, InformationDelays(), by_session=True, seed=seed) for seed in range(2)]
+    runs = [served(3, SharingOptions(), by_session=True, seed=seed) for seed in range(2)]
     assert all(one.error is None for run in runs for one in run)
 
 

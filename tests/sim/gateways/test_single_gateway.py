@@ -10,7 +10,9 @@ from fairlead.engine_profile import EngineProfile, builtin_profile
 from fairlead.errors import BadInput
 from fairlead.fleet.model import SloTargets
 from fairlead_gateway.routing import prefix_chain
-from fairlead_sim.gateways.single_gateway import RequestResult, simulate
+from fairlead_sim.fleet.fleet_options import FleetOptions
+from fairlead_sim.fleet.request import RequestResult
+from fairlead_sim.gateways.single_gateway import RoutingOptions, simulate
 from fairlead_sim.workload.trace_prompts import trace_chain, trace_keys
 from fairlead_sim.workload.traces import TraceRequest, at_rate, read_mooncake, spread_ties
 
@@ -35,16 +37,10 @@ def chats(conversations: int, turns: int, gap: float = 1.0) -> list[TraceRequest
 
 
 def run(requests: list[TraceRequest], name: str = "dual-hash", **changes: Any) -> list[RequestResult]:
-    arguments: dict[str, Any] = {
-        "profile": FLAT,
-        "engines": 4,
-        "preset": name,
-        "objectives": SloTargets(ttft_seconds=5.0),
-        "block_tokens": 512,
-        "secret": b"test",
-        "seed": 0,
-    }
-    return simulate(requests, **{**arguments, **changes})
+    engines = changes.pop("engines", 4)
+    names = changes.pop("instance_ids", None) or [f"sim-{index}/0/0" for index in range(engines)]
+    fleet = FleetOptions(names, **{"profile": FLAT, "block_tokens": 512, **changes})
+    return simulate(requests, fleet, RoutingOptions(SloTargets(ttft_seconds=5.0), b"test", preset=name))
 
 
 def test_every_request_is_served_once_and_in_the_order_given() -> None:
@@ -106,7 +102,7 @@ def test_the_instances_may_be_named() -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"engines": 0}, {"block_tokens": 100}, {"preset": "best"}, {"instance_ids": ["a", "a", "b", "c"]}]
+    "changes", [{"engines": 0}, {"block_tokens": 100}, {"name": "best"}, {"instance_ids": ["a", "a", "b", "c"]}]
 )
 def test_wrong_arguments_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(BadInput):

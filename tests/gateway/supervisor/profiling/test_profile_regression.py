@@ -12,6 +12,7 @@ from fairlead_gateway.supervisor.profiling.observations import ComputedWork, Eng
 from fairlead_gateway.supervisor.profiling.profile_regression import MIN_OBSERVATIONS, ProfileRegression
 from fairlead_sim.engine.block_pool import KvEvent
 from fairlead_sim.engine.scheduler import EngineSequence
+from fairlead_sim.fleet.fleet_options import FleetOptions
 from fairlead_sim.fleet.simulation import FleetSimulation
 from fairlead_sim.workload.trace_prompts import trace_keys
 from fairlead_sim.workload.traces import TraceRequest
@@ -95,7 +96,7 @@ def learned(true: EngineProfile, prior: EngineProfile, *, load: float, seconds: 
     """What five minutes of chat at that share of what four such engines can do teach of them."""
     request = true.prefill_time(1_200) + 211 * (true.step_seconds + true.weights_seconds) / 30
     watching = Watching(prior, engines=4, until=seconds)
-    course = FleetSimulation(watching, [f"e{index}" for index in range(4)], true, block_tokens=BLOCK_TOKENS)
+    course = FleetSimulation(watching, FleetOptions([f"e{index}" for index in range(4)], true, BLOCK_TOKENS))
     course.run(chat(4 * load / request, seconds, seed=1))
     watching.fit.solve()
     return watching.fit

@@ -8,8 +8,8 @@ import pytest
 from fairlead.fleet.model import Role
 from fairlead_sim.autoscaling import reference_pools
 from fairlead_sim.autoscaling.closed_loop import run_schedule
-from fairlead_sim.autoscaling.oracle import OracleSchedule, replay_schedule, search_schedule
-from fairlead_sim.autoscaling.oracle_cache import OracleCache
+from fairlead_sim.autoscaling.offline_optimum import OptimumSchedule, replay_schedule, search_schedule
+from fairlead_sim.autoscaling.optimum_cache import OptimumCache
 from fairlead_sim.autoscaling.plant import AutoscalingScenario
 from fairlead_sim.autoscaling.pool import PoolSetup, StartupDistribution
 from fairlead_sim.autoscaling.request_table import ArrivalTrace
@@ -114,9 +114,9 @@ def test_where_nothing_keeps_the_target_the_best_is_told() -> None:
 
 def test_better_is_cheaper_only_among_those_that_keep_the_target() -> None:
     keeps, dear, misses = (
-        OracleSchedule((), 0.995, 10.0),
-        OracleSchedule((), 0.999, 11.0),
-        OracleSchedule((), 0.98, 5.0),
+        OptimumSchedule((), 0.995, 10.0),
+        OptimumSchedule((), 0.999, 11.0),
+        OptimumSchedule((), 0.98, 5.0),
     )
     assert keeps.is_better_than(dear)
     assert not dear.is_better_than(keeps)
@@ -126,12 +126,12 @@ def test_better_is_cheaper_only_among_those_that_keep_the_target() -> None:
 
 def test_schedules_are_kept_by_the_very_load(tmp_path: Path) -> None:
     file = tmp_path / "oracles.json"
-    made, found = humped(), OracleSchedule(((0.0, {"S": 2}), (60.0, {"S": 3})), 0.99, 1.5)
-    assert OracleCache(file).get(made) is None
-    OracleCache(file).put(made, found)
-    assert OracleCache(file).get(made) == found
+    made, found = humped(), OptimumSchedule(((0.0, {"S": 2}), (60.0, {"S": 3})), 0.99, 1.5)
+    assert OptimumCache(file).get(made) is None
+    OptimumCache(file).put(made, found)
+    assert OptimumCache(file).get(made) == found
     load = made.load
     other = AutoscalingScenario(
         "made", 1, 1_200.0, made.model, made.pools, ArrivalTrace(load.arrivals, load.prompts, [*load.outputs[:-1], 1])
     )
-    assert OracleCache(file).get(other) is None
+    assert OptimumCache(file).get(other) is None

@@ -11,26 +11,26 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from fairlead_sim.autoscaling.oracle import OracleSchedule
+from fairlead_sim.autoscaling.offline_optimum import OptimumSchedule
 from fairlead_sim.autoscaling.plant import AutoscalingScenario
 
 
-class OracleCache:
+class OptimumCache:
     """The schedules of one file, which may be absent."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._entries: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
-    def get(self, scenario: AutoscalingScenario) -> OracleSchedule | None:
+    def get(self, scenario: AutoscalingScenario) -> OptimumSchedule | None:
         """Returns the known schedule of exactly this load."""
         entry = self._entries.get(_scenario_key(scenario))
         if entry is None:
             return None
         steps: tuple[tuple[float, Mapping[str, int]], ...] = tuple([(at, counts) for at, counts in entry["steps"]])
-        return OracleSchedule(steps, entry["attainment"], entry["cost"])
+        return OptimumSchedule(steps, entry["attainment"], entry["cost"])
 
-    def put(self, scenario: AutoscalingScenario, schedule: OracleSchedule) -> None:
+    def put(self, scenario: AutoscalingScenario, schedule: OptimumSchedule) -> None:
         """Stores a schedule and writes the file."""
         self._entries[_scenario_key(scenario)] = {
             "attainment": schedule.attainment,

@@ -40,27 +40,27 @@ ReplicaCounts = dict[str, list[int]]
 
 
 @dataclass(frozen=True, slots=True)
-class OracleSchedule:
+class OptimumSchedule:
     """A schedule of ready replicas (time, replicas by pool) and its outcome."""
 
     steps: tuple[tuple[float, Mapping[str, int]], ...]
     attainment: float
     cost: float
 
-    def is_better_than(self, other: "OracleSchedule", target: float = 0.99) -> bool:
+    def is_better_than(self, other: "OptimumSchedule", target: float = 0.99) -> bool:
         """Whether it is the cheaper of two that attain the target, or else attains more."""
         if self.attainment >= target and other.attainment >= target:
             return self.cost < other.cost
         return self.attainment > other.attainment
 
 
-def replay_schedule(scenario: AutoscalingScenario, steps: Sequence[tuple[float, Mapping[str, int]]]) -> OracleSchedule:
+def replay_schedule(scenario: AutoscalingScenario, steps: Sequence[tuple[float, Mapping[str, int]]]) -> OptimumSchedule:
     """Runs a known schedule again."""
     outcome = run_schedule(scenario, steps)
-    return OracleSchedule(tuple(steps), outcome.attainment, outcome.cost)
+    return OptimumSchedule(tuple(steps), outcome.attainment, outcome.cost)
 
 
-def search_schedule(scenario: AutoscalingScenario, *, target: float = 0.99, runs: int = 400) -> OracleSchedule:
+def search_schedule(scenario: AutoscalingScenario, *, target: float = 0.99, runs: int = 400) -> OptimumSchedule:
     """Searches with about ``runs`` runs of the plant.
 
     Returns the schedule with the most attainment if none reaches the target.
@@ -90,9 +90,9 @@ class _ScheduleSearch:
         self._segments = ceil(scenario.seconds / self._segment_seconds)
         self._pools = {setup.facts.name: setup for setup in scenario.pools}
         self._works = {name: self._work(setup) for name, setup in self._pools.items()}
-        self._best: OracleSchedule | None = None
+        self._best: OptimumSchedule | None = None
 
-    def run(self) -> OracleSchedule:
+    def run(self) -> OptimumSchedule:
         low, high = 0.05, 1.5  # share of busy time: certainly enough replicas, certainly too few
         for _ in range(_BISECTION_STEPS):
             middle = (low + high) / 2
@@ -188,7 +188,7 @@ class _ScheduleSearch:
                 steps.append((segment * self._segment_seconds, changed))
             last = now
         outcome = run_schedule(self._scenario, steps)
-        schedule = OracleSchedule(tuple(steps), outcome.attainment, outcome.cost)
+        schedule = OptimumSchedule(tuple(steps), outcome.attainment, outcome.cost)
         if self._best is None or schedule.is_better_than(self._best, self._target):
             self._best = schedule
         book, misses = outcome.request_table, [0] * self._segments
