@@ -196,7 +196,7 @@ def _apply_parts(
     for owns, counts in [decode_replica_part(data) for data in columns]:
         mirror.load_rows(instance, owns, counts)
     kept = header.slice
-    complete, reason, since = kept.mark()
+    complete, reason, since = kept.completeness()
     mirror.apply([CompletenessChanged(instance, complete, reason, since + kept.wall - ahead)])
 
 
