@@ -15,6 +15,7 @@ import pytest
 from cyclopts import CycloptsError
 
 from fairlead.settings import TOOL_VARIABLES, settings_table
+from fairlead_bench.registry import BENCHMARKS
 from fairlead_cli.app import VERBS, build_app
 from fairlead_gateway.routing import PRESETS
 from fairlead_gateway.routing.prefill_placement import LOCAL_RULES, REMOTE_RULES
@@ -198,6 +199,7 @@ def test_every_option_is_documented() -> None:
 
 def test_every_target_of_make_that_is_named_exists() -> None:
     targets = set(re.findall(r"^([a-z0-9-]+):", text_of(ROOT / "Makefile"), re.MULTILINE))
+    targets |= {f"bench-{name}" for name in BENCHMARKS}
     for page in PAGES:
         for snippet in snippets(page):
             if (found := re.match(r"(?:\$ )?make ([a-z0-9-]+)", snippet)) and found[1] not in targets:

@@ -1,4 +1,4 @@
-"""What the tests on a cluster measured, written down: out/e2e.json, and bench/results/e2e.json by ``make e2e-load``.
+"""What the tests on a cluster measured, written down: out/e2e.json, and bench/results/e2e.json by ``make e2e LOAD=1``.
 
 Times are compared with the bar where somebody reads them, never in a test: a machine with other work would fail it for nothing.
 """
