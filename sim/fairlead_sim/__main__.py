@@ -22,14 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(
                 process.run_engines(
-                    given.settings,
-                    host=given.host,
-                    port=given.port,
-                    count=given.count,
-                    clock=SystemClock(),
-                    random=Random(),
-                    initial_faults=given.faults,
-                    print_line=lambda line: print(line, flush=True),
+                    given, clock=SystemClock(), random=Random(), print_line=lambda line: print(line, flush=True)
                 )
             )
     except FairleadError as error:

@@ -14,6 +14,7 @@ Nothing here blocks: PUB drops messages for slow subscribers, and replays are se
 import asyncio
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -35,6 +36,19 @@ def _no_adapter_id(_name: str) -> int | None:
     return None
 
 
+@dataclass(frozen=True, slots=True)
+class KvEventsSettings:
+    """The KV-event endpoints of an engine; None: no events.
+
+    encoding: ``map`` (0.32) or ``array`` (older).
+    """
+
+    endpoint: str | None = None
+    replay_endpoint: str | None = None
+    topic: str | None = None
+    encoding: kv_event_codec.Encoding = "map"
+
+
 class KvEventPublisher:
     """The publisher of one rank. It binds at once; ``start`` needs a running loop and serves
     replays.
@@ -45,20 +59,19 @@ class KvEventPublisher:
 
     def __init__(
         self,
-        endpoint: str,
-        replay_endpoint: str | None,
-        topic: str = "",
+        settings: KvEventsSettings,
         *,
         clock: Clock,
-        encoding: kv_event_codec.Encoding = "map",
         buffer_steps: int = BUFFER_STEPS,
         rank: int = 0,
         adapter_id: kv_event_codec.AdapterIds = _no_adapter_id,
         context: "zmq.Context[zmq.Socket[bytes]] | None" = None,
     ) -> None:
-        self._topic = topic.encode()
+        if settings.endpoint is None:
+            raise BadInput("a publisher needs an endpoint", field="endpoint")
+        self._topic = (settings.topic or "").encode()
         self._clock = clock
-        self._encoding = encoding
+        self._encoding = settings.encoding
         self._rank = rank
         self._adapter_id = adapter_id
         self._encoder = msgspec.msgpack.Encoder()
@@ -72,10 +85,10 @@ class KvEventPublisher:
         self._router: zmq.Socket[bytes] | None = None
         self.replay_endpoint: str | None = None
         try:
-            self.endpoint = _bind(self._publisher, endpoint, rank)
-            if replay_endpoint is not None:
+            self.endpoint = _bind(self._publisher, settings.endpoint, rank)
+            if settings.replay_endpoint is not None:
                 self._router = self._context.socket(zmq.ROUTER)
-                self.replay_endpoint = _bind(self._router, replay_endpoint, rank)
+                self.replay_endpoint = _bind(self._router, settings.replay_endpoint, rank)
         except BaseException:
             self.close()
             raise

@@ -1,7 +1,8 @@
 """The parts of an engine, built from its settings: cores, event publishers and metrics."""
 
 import functools
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from random import Random
 
 import zmq
 
@@ -12,9 +13,24 @@ from fairlead_sim.engine.kv_event_codec import AdapterIds
 from fairlead_sim.engine.kv_event_publisher import KvEventPublisher
 from fairlead_sim.engine.metrics import EngineMetrics
 from fairlead_sim.engine.scheduler import EngineCore, EngineStats
+from fairlead_sim.engine.tokenizer import Tokenizer
 from fairlead_sim.runtime.settings import EngineSettings
 
 ZmqContext = zmq.Context[zmq.Socket[bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineResources:
+    """The resources that the engines of one process share.
+
+    zmq_context: None: each publisher makes its own.
+    """
+
+    clock: Clock
+    random: Random
+    tokenizer: Tokenizer
+    lag: LoopLag | None = None
+    zmq_context: ZmqContext | None = None
 
 
 def build_cores(settings: EngineSettings, profile: EngineProfile) -> list[EngineCore]:
@@ -31,7 +47,7 @@ def build_cores(settings: EngineSettings, profile: EngineProfile) -> list[Engine
 
 
 def build_publishers(
-    settings: EngineSettings, *, port: int, clock: Clock, adapter_id: AdapterIds, context: ZmqContext | None
+    settings: EngineSettings, resources: EngineResources, *, port: int, adapter_id: AdapterIds
 ) -> list[KvEventPublisher]:
     """Returns a publisher per rank, or none. The default topic names the engine's own address."""
     events = settings.kv_events
@@ -40,28 +56,23 @@ def build_publishers(
     topic = f"kv@127.0.0.1:{port}@{settings.served_names[0]}" if events.topic is None else events.topic
     return [
         KvEventPublisher(
-            events.endpoint,
-            events.replay_endpoint,
-            topic,
-            clock=clock,
-            encoding=events.encoding,
+            replace(events, topic=topic),
+            clock=resources.clock,
             rank=rank,
             adapter_id=adapter_id,
-            context=context,
+            context=resources.zmq_context,
         )
         for rank in range(settings.data_parallel)
     ]
 
 
-def build_metrics(
-    settings: EngineSettings, built: list[EngineCore], clock: Clock, lag: LoopLag | None
-) -> EngineMetrics:
+def build_metrics(settings: EngineSettings, built: list[EngineCore], resources: EngineResources) -> EngineMetrics:
     """Returns the metrics page over all ranks."""
     tokens = built[0].max_sequence_tokens
     return EngineMetrics(
         settings.served_names[0],
         [functools.partial(_stats, core) for core in built],
-        clock=clock,
+        clock=resources.clock,
         cache_config={
             "block_size": settings.block_tokens,
             "effective_attention_block_size": settings.block_tokens,
@@ -71,7 +82,7 @@ def build_metrics(
         },
         max_model_len=settings.max_model_len,
         max_adapters=settings.max_adapters,
-        lag=lag,
+        lag=resources.lag,
     )
 
 

@@ -4,7 +4,7 @@ import hashlib
 from dataclasses import dataclass, field, replace
 
 from fairlead.engine_profile import EngineProfile, builtin_profile
-from fairlead_sim.engine.kv_event_codec import Encoding
+from fairlead_sim.engine.kv_event_publisher import KvEventsSettings
 from fairlead_sim.kv_transfer.settings import KvTransferSettings
 
 VERSION = "0.32.0"
@@ -22,19 +22,6 @@ class ApiSurface:
     runtime_lora: bool = True
     tokenizer_info: bool = True
     auto_tool_choice: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class KvEventsSettings:
-    """The KV-event endpoints of an engine; None: no events.
-
-    encoding: ``map`` (0.32) or ``array`` (older).
-    """
-
-    endpoint: str | None = None
-    replay_endpoint: str | None = None
-    topic: str | None = None
-    encoding: Encoding = "map"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +49,7 @@ class EngineSettings:
     adapters: tuple[tuple[str, str], ...] = ()
     missing_adapters: frozenset[str] = frozenset()
     max_adapters: int = 8
-    kv_events: KvEventsSettings = KvEventsSettings()
+    kv_events: KvEventsSettings = field(default_factory=KvEventsSettings)
     kv_transfer: KvTransferSettings = field(default_factory=KvTransferSettings)
     surface: ApiSurface = ApiSurface()
     shutdown_timeout: float = 0.0

@@ -14,11 +14,8 @@ from itertools import count
 from random import Random
 
 from fairlead.errors import BadInput
-from fairlead.runtime.clock import Clock
-from fairlead.runtime.loop_lag import LoopLag
 from fairlead_sim.engine.block_pool import block_keys, chain_root
 from fairlead_sim.engine.scheduler import EngineSequence, QueueFull
-from fairlead_sim.engine.tokenizer import Tokenizer
 from fairlead_sim.generation import reply_script
 from fairlead_sim.generation.greedy_decoding import continue_greedily
 from fairlead_sim.generation.prompts import PromptParser
@@ -51,22 +48,18 @@ class SimulatedEngine:
     def __init__(
         self,
         settings: EngineSettings,
+        resources: engine_factory.EngineResources,
         *,
-        tokenizer: Tokenizer,
-        clock: Clock,
-        random: Random,
         port: int = 0,
-        lag: LoopLag | None = None,
-        context: engine_factory.ZmqContext | None = None,
         on_death: Callable[[], None],
     ) -> None:
         self.settings = settings
-        self.tokenizer = tokenizer
-        self.random = random
-        self.clock = clock
+        self.tokenizer = resources.tokenizer
+        self.random = resources.random
+        self.clock = resources.clock
         self.models = ServedModels(settings)
         self.prompt_parser = PromptParser(
-            tokenizer, settings.max_model_len, self.models.resolve, settings.surface.auto_tool_choice
+            self.tokenizer, settings.max_model_len, self.models.resolve, settings.surface.auto_tool_choice
         )
         self.fingerprint = settings.fingerprint
         self.block_tokens = settings.block_tokens
@@ -87,10 +80,10 @@ class SimulatedEngine:
         self._ids = count()
         self._base_profile = settings.profile.sped_up(settings.speed)
         self.publishers = engine_factory.build_publishers(
-            settings, port=port, clock=clock, adapter_id=self.models.adapter_number, context=context
+            settings, resources, port=port, adapter_id=self.models.adapter_number
         )
         cores = engine_factory.build_cores(settings, self._base_profile)
-        self.metrics = engine_factory.build_metrics(settings, cores, clock, lag)
+        self.metrics = engine_factory.build_metrics(settings, cores, resources)
         self.drivers = [
             RealtimeDriver(
                 core,
@@ -111,7 +104,7 @@ class SimulatedEngine:
         self.kv_connector: KvConnector | None = None
         if settings.kv_transfer.connector != "none":
             self.kv_connector = KvConnector(
-                settings.kv_transfer, cores=cores, speed=settings.speed, random=random, port=port, host=self
+                settings.kv_transfer, cores=cores, speed=settings.speed, random=self.random, port=port, host=self
             )
         for publisher in self.publishers:
             publisher.start()

@@ -19,9 +19,11 @@ from fairlead_sim.api.app import EngineApp
 from fairlead_sim.engine.tokenizer import Tokenizer
 from fairlead_sim.http.connection import ServerConnection
 from fairlead_sim.http.errors import CORE_DIED_MESSAGE, InternalError
-from fairlead_sim.runtime import engine_factory, fault_injection
+from fairlead_sim.runtime import fault_injection
+from fairlead_sim.runtime.engine_factory import EngineResources, ZmqContext, shift_event_ports
 from fairlead_sim.runtime.settings import EngineSettings
 from fairlead_sim.runtime.simulated_engine import SimulatedEngine
+from fairlead_sim.server.command_line import EngineProcessOptions
 
 _FLUSH_SECONDS = 1.0
 _LAG_SAMPLES = 1_000
@@ -101,14 +103,10 @@ class RunningEngine:
 
 async def start_engine(
     settings: EngineSettings,
+    resources: EngineResources,
     *,
     host: str,
     port: int,
-    clock: Clock,
-    random: Random,
-    tokenizer: Tokenizer,
-    lag: LoopLag | None = None,
-    context: engine_factory.ZmqContext | None = None,
     on_death: "Callable[[RunningEngine], None] | None" = None,
 ) -> RunningEngine:
     """Starts one engine that listens on ``host:port``; port 0 takes a free one.
@@ -123,9 +121,7 @@ async def start_engine(
     def die() -> None:
         (on_death or RunningEngine.kill)(started[0])
 
-    engine = SimulatedEngine(
-        settings, tokenizer=tokenizer, clock=clock, random=random, port=bound, lag=lag, context=context, on_death=die
-    )
+    engine = SimulatedEngine(settings, resources, port=bound, on_death=die)
     app = EngineApp(engine, routes.build_routes())
     listening = await loop.create_server(functools.partial(ServerConnection, app), sock=listening_socket, backlog=2048)
     shown = f"[{host}]" if ":" in host else host
@@ -147,17 +143,10 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 async def run_engines(
-    settings: EngineSettings,
-    *,
-    host: str,
-    port: int,
-    count: int,
-    clock: Clock,
-    random: Random,
-    initial_faults: Sequence[tuple[int | None, fault_injection.Fault]],
-    print_line: Callable[[str], None],
+    options: EngineProcessOptions, *, clock: Clock, random: Random, print_line: Callable[[str], None]
 ) -> None:
-    """Serves ``count`` engines until a signal comes or all engines have died."""
+    """Serves engines until a signal comes or all engines have died."""
+    settings, port, count = options.settings, options.port, options.count
     if not 1 <= count <= Limits().sim_engines_per_process:
         max_engines = Limits().sim_engines_per_process
         raise SettingsError(f"{count} engines in one process", field="--count", hint=f"from 1 to {max_engines}")
@@ -165,23 +154,19 @@ async def run_engines(
     signalled = _listen_for_signals(engines)
     lag = LoopLag(max_samples=_LAG_SAMPLES)
     lag.start()
-    tokenizer = Tokenizer()
-    context: engine_factory.ZmqContext | None = zmq.Context() if settings.kv_events.endpoint else None
+    context: ZmqContext | None = zmq.Context() if settings.kv_events.endpoint else None
+    resources = EngineResources(clock, random, Tokenizer(), lag, context)
     try:
         for index in range(count):
             running = await start_engine(
-                engine_factory.shift_event_ports(settings, index),
-                host=host,
+                shift_event_ports(settings, index),
+                resources,
+                host=options.host,
                 port=port + index if port else 0,
-                clock=clock,
-                random=random,
-                tokenizer=tokenizer,
-                lag=lag,
-                context=context,
                 on_death=_exit_process if count == 1 else None,
             )
             engines.append(running)
-            for number, fault in initial_faults:
+            for number, fault in options.faults:
                 if number is None or number == index:
                     running.engine.fault_injector.arm(fault)
         gc.collect()

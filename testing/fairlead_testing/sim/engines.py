@@ -6,6 +6,7 @@ from random import Random
 
 from fairlead.runtime.clock import Clock, SystemClock
 from fairlead_sim.engine.tokenizer import Tokenizer
+from fairlead_sim.runtime.engine_factory import EngineResources
 from fairlead_sim.runtime.settings import EngineSettings
 from fairlead_sim.server.process import RunningEngine, start_engine
 
@@ -34,11 +35,9 @@ async def running_engines(
         for number in range(count):
             running = await start_engine(
                 settings or EngineSettings(),
+                EngineResources(clock or SystemClock(), Random(number), shared),
                 host="127.0.0.1",
                 port=0,
-                clock=clock or SystemClock(),
-                random=Random(number),
-                tokenizer=shared,
             )
             stack.push_async_callback(running.close)
             engines.append(running)

@@ -16,7 +16,8 @@ from fairlead.errors import BadInput
 from fairlead.runtime.clock import ManualClock
 from fairlead_sim.engine import kv_event_codec
 from fairlead_sim.engine.block_pool import BlockEvicted, BlocksStored, CacheCleared, KvEvent
-from fairlead_sim.engine.kv_event_publisher import END_OF_REPLAY, KvEventPublisher
+from fairlead_sim.engine.kv_event_codec import Encoding
+from fairlead_sim.engine.kv_event_publisher import END_OF_REPLAY, KvEventPublisher, KvEventsSettings
 from fairlead_sim.engine.scheduler import EngineCore
 from fairlead_sim.engine.sequence import EngineSequence
 
@@ -38,10 +39,15 @@ def context() -> Iterator["zmq.Context[zmq.Socket[bytes]]"]:
 
 
 def published(
-    context: "zmq.Context[zmq.Socket[bytes]]", events: list[list[KvEvent]], **options: Any
+    context: "zmq.Context[zmq.Socket[bytes]]",
+    events: list[list[KvEvent]],
+    topic: str = "",
+    encoding: Encoding = "map",
+    **options: Any,
 ) -> list[tuple[bytes, int, Any]]:
     """What a subscriber hears of these steps: (topic, sequence number, decoded payload)."""
-    publisher = KvEventPublisher(LOCAL, None, clock=ManualClock(), context=context, **options)
+    settings = KvEventsSettings(LOCAL, None, topic, encoding)
+    publisher = KvEventPublisher(settings, clock=ManualClock(), context=context, **options)
     subscriber = context.socket(zmq.XSUB)
     subscriber.connect(publisher.endpoint)
     # A subscription reaches a PUB socket at some later time; an XPUB would tell. Publishing goes on until it is heard.
@@ -56,9 +62,9 @@ def published(
     heard: list[tuple[bytes, int, Any]] = []
     while not heard or heard[-1][1] < last:
         assert subscriber.poll(PATIENCE_MS), "nothing more was published"
-        topic, number, payload = subscriber.recv_multipart()
+        batch_topic, number, payload = subscriber.recv_multipart()
         assert len(number) == 8
-        heard.append((topic, int.from_bytes(number, "big"), msgspec.msgpack.decode(payload)))
+        heard.append((batch_topic, int.from_bytes(number, "big"), msgspec.msgpack.decode(payload)))
     publisher.close()
     subscriber.close(linger=0)
     return [item for item in heard if item[1] >= warm]
@@ -139,10 +145,12 @@ def test_an_adapter_has_the_number_it_was_loaded_under(context: "zmq.Context[zmq
 
 
 def test_the_rank_is_in_the_batch_and_moves_the_port(context: "zmq.Context[zmq.Socket[bytes]]") -> None:
-    free = KvEventPublisher(LOCAL, None, clock=ManualClock())
+    free = KvEventPublisher(KvEventsSettings(LOCAL, None), clock=ManualClock())
     base = int(free.endpoint.rpartition(":")[2])
     free.close()
-    publisher = KvEventPublisher(f"tcp://127.0.0.1:{base - 1}", LOCAL, clock=ManualClock(), context=context, rank=1)
+    publisher = KvEventPublisher(
+        KvEventsSettings(f"tcp://127.0.0.1:{base - 1}", LOCAL), clock=ManualClock(), context=context, rank=1
+    )
     assert publisher.endpoint == f"tcp://127.0.0.1:{base}"
     assert list(publisher.sources()) == ["1"]
     publisher.close()
@@ -151,7 +159,9 @@ def test_the_rank_is_in_the_batch_and_moves_the_port(context: "zmq.Context[zmq.S
 
 
 def test_port_0_takes_a_free_one_and_sources_tell_the_real_one(context: "zmq.Context[zmq.Socket[bytes]]") -> None:
-    publisher = KvEventPublisher("tcp://*:0", "tcp://*:0", "t", clock=ManualClock(), context=context, buffer_steps=5)
+    publisher = KvEventPublisher(
+        KvEventsSettings("tcp://*:0", "tcp://*:0", "t"), clock=ManualClock(), context=context, buffer_steps=5
+    )
     source = publisher.sources()["0"]
     for field in ("endpoint", "replay_endpoint"):
         host, _, port = source[field].rpartition(":")
@@ -163,11 +173,11 @@ def test_port_0_takes_a_free_one_and_sources_tell_the_real_one(context: "zmq.Con
 
 
 def test_an_address_in_use_or_malformed_is_told(context: "zmq.Context[zmq.Socket[bytes]]") -> None:
-    publisher = KvEventPublisher(LOCAL, None, clock=ManualClock(), context=context)
+    publisher = KvEventPublisher(KvEventsSettings(LOCAL, None), clock=ManualClock(), context=context)
     with pytest.raises(BadInput, match="cannot bind"):
-        KvEventPublisher(publisher.endpoint, LOCAL, clock=ManualClock(), context=context)
+        KvEventPublisher(KvEventsSettings(publisher.endpoint, LOCAL), clock=ManualClock(), context=context)
     with pytest.raises(BadInput, match="no ZMQ address"):
-        KvEventPublisher("nonsense", None, clock=ManualClock(), context=context)
+        KvEventPublisher(KvEventsSettings("nonsense", None), clock=ManualClock(), context=context)
     publisher.close()
 
 
@@ -176,7 +186,7 @@ def test_a_late_listener_is_told_what_it_missed(
     context: "zmq.Context[zmq.Socket[bytes]]", loop: Callable[[], asyncio.AbstractEventLoop]
 ) -> None:
     async def main() -> list[list[bytes]]:
-        publisher = KvEventPublisher(LOCAL, LOCAL, "t", clock=ManualClock(), context=context)
+        publisher = KvEventPublisher(KvEventsSettings(LOCAL, LOCAL, "t"), clock=ManualClock(), context=context)
         publisher.start()
         for key in range(1_000):
             publisher.publish([BlockEvicted(key)])
@@ -202,7 +212,9 @@ def test_a_late_listener_is_told_what_it_missed(
 
 def test_only_the_last_batches_can_be_replayed(context: "zmq.Context[zmq.Socket[bytes]]") -> None:
     async def main() -> list[list[bytes]]:
-        publisher = KvEventPublisher(LOCAL, LOCAL, clock=ManualClock(), context=context, buffer_steps=3)
+        publisher = KvEventPublisher(
+            KvEventsSettings(LOCAL, LOCAL), clock=ManualClock(), context=context, buffer_steps=3
+        )
         publisher.start()
         for key in range(10):
             publisher.publish([BlockEvicted(key)])
@@ -217,7 +229,7 @@ def test_a_short_number_is_read_as_one_and_a_request_without_delimiter_gets_no_a
     context: "zmq.Context[zmq.Socket[bytes]]",
 ) -> None:
     async def main() -> tuple[list[list[bytes]], list[list[bytes]]]:
-        publisher = KvEventPublisher(LOCAL, LOCAL, clock=ManualClock(), context=context)
+        publisher = KvEventPublisher(KvEventsSettings(LOCAL, LOCAL), clock=ManualClock(), context=context)
         publisher.start()
         for key in range(7):
             publisher.publish([BlockEvicted(key)])
@@ -249,7 +261,7 @@ def _two_requests(endpoint: str, first: list[bytes], second: list[bytes]) -> lis
 
 def test_a_plain_request_socket_gets_one_reply(context: "zmq.Context[zmq.Socket[bytes]]") -> None:
     async def main() -> list[bytes]:
-        publisher = KvEventPublisher(LOCAL, LOCAL, "t", clock=ManualClock(), context=context)
+        publisher = KvEventPublisher(KvEventsSettings(LOCAL, LOCAL, "t"), clock=ManualClock(), context=context)
         publisher.start()
         publisher.publish([BlockEvicted(1)])
         told = await asyncio.to_thread(_requested, str(publisher.replay_endpoint))
@@ -277,7 +289,7 @@ def test_many_listeners_at_once_and_again_are_all_told(
     context: "zmq.Context[zmq.Socket[bytes]]", loop: Callable[[], asyncio.AbstractEventLoop]
 ) -> None:
     async def main() -> list[int]:
-        publisher = KvEventPublisher(LOCAL, LOCAL, clock=ManualClock(), context=context)
+        publisher = KvEventPublisher(KvEventsSettings(LOCAL, LOCAL), clock=ManualClock(), context=context)
         publisher.start()
         for key in range(600):
             publisher.publish([BlockEvicted(key)])
@@ -295,7 +307,7 @@ def test_many_listeners_at_once_and_again_are_all_told(
 
 def test_a_replay_does_not_hold_up_the_event_loop(context: "zmq.Context[zmq.Socket[bytes]]") -> None:
     async def main() -> int:
-        publisher = KvEventPublisher(LOCAL, LOCAL, clock=ManualClock(), context=context)
+        publisher = KvEventPublisher(KvEventsSettings(LOCAL, LOCAL), clock=ManualClock(), context=context)
         publisher.start()
         for key in range(10_000):
             publisher.publish([BlockEvicted(key)])
@@ -313,12 +325,12 @@ def test_a_replay_does_not_hold_up_the_event_loop(context: "zmq.Context[zmq.Sock
 
 def test_a_restarted_engine_counts_from_0_and_has_no_past() -> None:
     async def main() -> tuple[list[list[bytes]], list[list[bytes]]]:
-        publisher = KvEventPublisher(LOCAL, LOCAL, clock=ManualClock())
+        publisher = KvEventPublisher(KvEventsSettings(LOCAL, LOCAL), clock=ManualClock())
         for key in range(5):
             publisher.publish([BlockEvicted(key)])
         endpoint, replay = publisher.endpoint, str(publisher.replay_endpoint)
         publisher.close()
-        again = KvEventPublisher(endpoint, replay, clock=ManualClock())
+        again = KvEventPublisher(KvEventsSettings(endpoint, replay), clock=ManualClock())
         again.start()
         again.publish([BlockEvicted(99)])
         told = await asyncio.gather(
