@@ -1,6 +1,7 @@
-"""``python -m fairlead_gateway --fleet FILE --listen HOST:PORT``: the helper, and where workers, fleet, clock and ports come from.
+"""`python -m fairlead_gateway --fleet FILE --listen HOST:PORT`: the start of the supervisor.
 
-The workers are started first and import their modules while this process imports its own; that is why most imports stand below.
+The workers are started first and import their modules while this process imports its own. That is
+why most imports are inside functions.
 """
 
 import argparse
@@ -26,7 +27,10 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a gateway until SIGTERM or SIGINT; 0 after a clean drain, 1 when that was cut short, 2 when it cannot start."""
+    """Runs a gateway until SIGTERM or SIGINT.
+
+    Returns 0 after a clean drain, 1 if the drain was cut short, 2 if the gateway cannot start.
+    """
     options = _parse_arguments(arguments)
     try:
         settings = read_settings(GatewaySettings, os.environ)
@@ -76,7 +80,7 @@ def _run(
     from fairlead_gateway.supervisor.kv_index.token_source import parse_token_source
     from fairlead_gateway.supervisor.supervisor import Supervisor
 
-    process_tuning.raise_open_file_limit()  # engines that hang while they are asked for their metrics hold one each
+    process_tuning.raise_open_file_limit()  # every engine that hangs in a scrape uses one
     process_tuning.tune_malloc()
     nonblocking_log.start_logging(settings.log_level)
     for line in unknown_variables(os.environ):
@@ -114,7 +118,7 @@ def _run(
 
 
 def _validate_worker_settings(settings: GatewaySettings) -> None:
-    """What the workers will read of the settings: what is wrong with it is said here, once. Raises SettingsError."""
+    """Raises SettingsError for what the workers would reject, so that it is reported once."""
     from fairlead_gateway.worker import memory_pressure
 
     memory_pressure.memory_share_reader(settings.memory_limit)
@@ -164,7 +168,9 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _parse_address(text: str, option: str, *, open_to_all: bool, fix: str) -> ListenAddress:
-    """``HOST:PORT`` or ``[IPv6]:PORT``; only loopback where the port would be ``open_to_all``."""
+    """Parses `HOST:PORT` or `[IPv6]:PORT`. Raises unless a port that is `open_to_all` is on
+    loopback.
+    """
     host, colon, port = text.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
     if not colon or not port.isdigit() or int(port) > 65_535:
@@ -199,7 +205,7 @@ def _parse_worker_count(text: str, limits: Limits) -> int:
 
 
 def _key_file(path: str | None, settings: GatewaySettings, limits: Limits) -> "KeyFile | None":
-    """The keys that ``--keys`` names; they are read when the gateway starts."""
+    """Returns the file that `--keys` names; it is read when the gateway starts."""
     from fairlead_gateway.supervisor.key_file import KeyFile
 
     if path is None:
@@ -214,7 +220,7 @@ def _key_file(path: str | None, settings: GatewaySettings, limits: Limits) -> "K
 
 
 def _certificate_files(certificate: str | None, key: str | None) -> "TlsCertificate | None":
-    """What ``--tls-cert`` and ``--tls-key`` name; it is read when the gateway starts."""
+    """Returns what `--tls-cert` and `--tls-key` name; it is read when the gateway starts."""
     from fairlead_gateway.http.tls import TlsCertificate
 
     if certificate is None and key is None:

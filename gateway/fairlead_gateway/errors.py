@@ -1,20 +1,22 @@
-"""What the gateway can answer instead of an engine. Each error knows its status, its OpenAI type and code, and the fix.
+"""The errors that the gateway answers itself. Each has a status, an OpenAI type and code, and a
+hint.
 
-GatewayError
-├── BadRequest             400  the bytes or the body are wrong; ``param`` names the field
-│   ├── HeadTooLarge       431      TargetTooLong  414      BodyTooLarge  413
-│   ├── BodyType           415      BadExpectation 417      BadVersion    400
-│   └── TooSlow            408  a head or a body did not arrive in time
-├── NoKey                  401  no API key, or one that is not known
-├── UnknownPath            404      UnknownModel   404      WrongMethod   405
-├── Quarantined            422  engines broke off on this very request before
-├── Shed                   429  the request's tier goes last, and its objective cannot be met
-├── NoInstance             503  no engine of this model is ready
-├── Overloaded             503  engines, or this gateway, are full
-├── EngineFailed           502  engines were asked and failed
-└── EngineSilent           504  an engine said nothing in time
+    GatewayError
+    ├── BadRequest             400  the bytes or the body are wrong; `param` names the field
+    │   ├── HeadTooLarge       431      TargetTooLong           414      BodyTooLarge  413
+    │   ├── UnsupportedBodyType 415     UnsupportedExpectation  417
+    │   ├── UnsupportedHttpVersion 400
+    │   └── RequestTimeout     408  a head or a body did not arrive in time
+    ├── InvalidApiKey          401  no API key, or an unknown one
+    ├── UnknownPath            404      UnknownModel            404      MethodNotAllowed 405
+    ├── QuarantinedRequest     422  instances crashed on this request before
+    ├── RequestShed            429  a sheddable request cannot meet its objective
+    ├── NoReadyInstance        503  no instance of the model is ready
+    ├── Overloaded             503  the instances, or this gateway, are full
+    ├── EngineFailed           502  all attempts failed
+    └── EngineTimeout          504  an engine did not answer in time
 
-No message ever repeats bytes of a request: it names the field, and known names only.
+A message never repeats bytes of a request: it names the field, and known names only.
 """
 
 from collections.abc import Sequence
@@ -25,7 +27,7 @@ from fairlead.errors import FairleadError
 
 
 class GatewayError(FairleadError):
-    """Raised on the request's way; becomes the answer. ``fields`` are extra header fields of that answer."""
+    """An error that becomes the response to a request. `headers` are added to that response."""
 
     status = 500
     error_type = "server_error"
@@ -47,12 +49,12 @@ class GatewayError(FairleadError):
             self.code = code
 
     def body(self, request_id: str) -> bytes:
-        """The OpenAI error object, with the request's id beside it."""
+        """Returns the OpenAI error object, with the request's id."""
         return error_body(str(self), self.error_type, self.param, self.code, request_id)
 
 
 class RelayedError(GatewayError):
-    """Raised when another process of the gateway says what a request would be answered."""
+    """Raised if another process of the gateway returned the error."""
 
     def __init__(self, status: int, message: str, param: str | None, code: str | None) -> None:
         super().__init__(message, param=param, code=code)
@@ -60,7 +62,7 @@ class RelayedError(GatewayError):
 
 
 class BadRequest(GatewayError):
-    """Raised when a request cannot be understood or holds a value that is out of range."""
+    """Raised if a request is malformed or a value is out of range."""
 
     status = 400
     error_type = "invalid_request_error"
@@ -68,35 +70,35 @@ class BadRequest(GatewayError):
 
 
 class HeadTooLarge(BadRequest):
-    """Raised when the header fields are too many or too long."""
+    """Raised if the header fields are too many or too long."""
 
     status = 431
     code = "headers_too_large"
 
 
 class TargetTooLong(BadRequest):
-    """Raised when the request line is too long."""
+    """Raised if the request line is too long."""
 
     status = 414
     code = "target_too_long"
 
 
 class BodyTooLarge(BadRequest):
-    """Raised when a body passes the limit, or costs far more bytes on the wire than it holds."""
+    """Raised if a body is too large, or its framing costs far more bytes than its data."""
 
     status = 413
     code = "body_too_large"
 
 
 class UnsupportedBodyType(BadRequest):
-    """Raised when a body is compressed."""
+    """Raised if a body is compressed."""
 
     status = 415
     code = "unsupported_media_type"
 
 
 class UnsupportedExpectation(BadRequest):
-    """Raised when a client expects something else than 100-continue."""
+    """Raised if a client expects anything but 100-continue."""
 
     status = 417
     code = "expectation_failed"
@@ -109,14 +111,14 @@ class UnsupportedHttpVersion(BadRequest):
 
 
 class RequestTimeout(BadRequest):
-    """Raised when the rest of a request does not arrive in time."""
+    """Raised if the rest of a request does not arrive in time."""
 
     status = 408
     code = "request_timeout"
 
 
 class InvalidApiKey(BadRequest):
-    """Raised when a caller shows no API key or an unknown one."""
+    """Raised if the API key is missing or unknown."""
 
     status = 401
     code = "invalid_api_key"
@@ -126,28 +128,28 @@ class InvalidApiKey(BadRequest):
 
 
 class UnknownPath(BadRequest):
-    """Raised when nothing is served under a path."""
+    """Raised if no resource has this path."""
 
     status = 404
     code = "unknown_url"
 
 
 class UnknownModel(BadRequest):
-    """Raised when no model has the name that the client gave."""
+    """Raised if no model has the requested name."""
 
     status = 404
     code = "model_not_found"
 
 
 class MethodNotAllowed(BadRequest):
-    """Raised when a path exists and the method does not."""
+    """Raised if a path exists, but not the method."""
 
     status = 405
     code = "method_not_allowed"
 
 
 class QuarantinedRequest(BadRequest):
-    """Raised when engines broke off on this very request before; ``seconds`` are left until it may be tried again."""
+    """Raised if instances crashed on this request before; it may be retried after `seconds`."""
 
     status = 422
     code = "quarantined"
@@ -161,7 +163,7 @@ class QuarantinedRequest(BadRequest):
 
 
 class RequestShed(GatewayError):
-    """Raised when a request of a sheddable tier could not meet its objective behind those that are held."""
+    """Raised if a sheddable request cannot meet its objective behind the queued ones."""
 
     status = 429
     error_type = "rate_limit_error"
@@ -169,28 +171,28 @@ class RequestShed(GatewayError):
 
 
 class NoReadyInstance(GatewayError):
-    """Raised when no instance of a model is ready."""
+    """Raised if no instance of a model is ready."""
 
     status = 503
     code = "no_ready_instance"
 
 
 class Overloaded(GatewayError):
-    """Raised when every engine that was asked, or the gateway itself, is full."""
+    """Raised if all instances that were tried, or the gateway itself, are full."""
 
     status = 503
     code = "overloaded"
 
 
 class EngineFailed(GatewayError):
-    """Raised when the engines that were asked failed before the first byte of an answer."""
+    """Raised if all attempts failed before the first byte of a response."""
 
     status = 502
     code = "engine_failed"
 
 
 class EngineTimeout(GatewayError):
-    """Raised when an engine took a request and said nothing until the deadline."""
+    """Raised if an engine accepted a request and did not answer before the deadline."""
 
     status = 504
     code = "engine_timeout"
@@ -200,12 +202,12 @@ _encode = msgspec.json.Encoder().encode
 
 
 def error_body(message: str, error_type: str, param: str | None, code: str | int | None, request_id: str) -> bytes:
-    """An OpenAI error object as bytes."""
+    """Returns an OpenAI error object as bytes."""
     return _encode(
         {"error": {"message": message, "type": error_type, "param": param, "code": code}, "request_id": request_id}
     )
 
 
 def error_event(message: str, code: str, request_id: str) -> bytes:
-    """The same object as the last event of a stream that broke."""
+    """Returns the same object as the last event of a broken stream."""
     return b"data: " + error_body(message, GatewayError.error_type, None, code, request_id) + b"\n\n"

@@ -1,7 +1,8 @@
-"""The private line between the helper process and one worker: messages over a socket pair, each behind its length.
+"""The IPC channel between the supervisor and one worker: length-prefixed messages over a socket
+pair.
 
-Both ends are of one build and one start, so nothing is versioned. What waits to be read by the other end is bounded: a message
-beyond that is dropped, and ``send`` says so; nobody ever waits for the other end.
+Both ends are of one build and one start, so messages have no version. Unread messages are bounded:
+a message beyond the bound is dropped, and `send` returns False. Neither end waits for the other.
 """
 
 import asyncio
@@ -19,7 +20,11 @@ _encode = msgspec.msgpack.Encoder().encode
 
 
 class Channel(asyncio.Protocol, Generic[T]):
-    """One end. ``received`` gets each message in order; ``closed`` is called once, when the other end is gone or talks nonsense."""
+    """One end of a channel.
+
+    - on_message: called with each message, in order.
+    - on_closed: called once, when the other end is gone or sends invalid bytes.
+    """
 
     def __init__(
         self, message_type: Any, on_message: Callable[[T], None], on_closed: Callable[[], None], limits: Limits
@@ -34,16 +39,16 @@ class Channel(asyncio.Protocol, Generic[T]):
         self.dropped = 0
 
     async def open(self, sock: socket.socket) -> None:
-        """Begin on this socket, on the running loop; the socket then belongs to the channel."""
+        """Starts on this socket and the running loop. The channel then owns the socket."""
         sock.setblocking(False)
         await asyncio.get_running_loop().create_unix_connection(lambda: self, sock=sock)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """As asyncio calls it."""
+        """Called by asyncio."""
         self._transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
-        """Hand over every message that is whole."""
+        """Calls `on_message` for every complete message."""
         buffer = self._buffer
         buffer += data
         begin = 0
@@ -66,26 +71,28 @@ class Channel(asyncio.Protocol, Generic[T]):
         del buffer[:begin]
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The other end is gone."""
+        """Called by asyncio."""
         self._transport = None
         self._on_closed()
 
     @property
     def is_open(self) -> bool:
-        """Whether anything can be sent."""
+        """True if messages can be sent."""
         return self._transport is not None and not self._transport.is_closing()
 
     @property
     def unsent_bytes(self) -> int:
-        """What the other end has not read yet, beyond what the system holds."""
+        """Bytes that wait in this process, beyond the system's buffers."""
         return self._transport.get_write_buffer_size() if self._transport is not None else 0
 
     def send(self, message: msgspec.Struct) -> bool:
-        """Send it some time soon; False when it was dropped, because the channel is closed or too much waits already."""
+        """Sends a message. Returns False if it was dropped: the channel is closed, or too much
+        waits.
+        """
         return self.send_encoded(_encode(message))
 
     def send_encoded(self, message: bytes) -> bool:
-        """The same for a message that was encoded once for several channels."""
+        """Like `send`, for a message that was encoded once for several channels."""
         transport = self._transport
         if transport is None or transport.is_closing():
             return False
@@ -97,11 +104,11 @@ class Channel(asyncio.Protocol, Generic[T]):
         return True
 
     def close(self) -> None:
-        """Close after what was sent has gone out."""
+        """Closes the channel after sent messages have gone out."""
         if self._transport is not None:
             self._transport.close()
 
 
 def encode_message(message: msgspec.Struct) -> bytes:
-    """For ``send_encoded``."""
+    """Encodes a message for `send_encoded`."""
     return _encode(message)

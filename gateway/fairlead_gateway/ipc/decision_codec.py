@@ -1,4 +1,4 @@
-"""Decisions as they go from a worker to the helper, there and back. Sentences and tables are written out here, on being asked."""
+"""The codec of decisions between worker and supervisor. Texts and tables are built when encoded."""
 
 from dataclasses import fields
 from typing import Any
@@ -19,14 +19,13 @@ _OUTCOME_FIELDS = tuple(item.name for item in fields(RequestOutcome))
 
 
 def encode_logged_request(logged: LoggedRequest) -> EncodedLoggedRequest:
-    """A request's choices and its end."""
+    """Encodes a request's decisions and outcome."""
     result = logged.outcome
     outcome = None if result is None else {name: getattr(result, name) for name in _OUTCOME_FIELDS}
     return EncodedLoggedRequest([encode_record(record) for record in logged.records], outcome)
 
 
 def encode_record(record: DecisionRecord) -> EncodedDecisionRecord:
-    """One choice."""
     return EncodedDecisionRecord(
         record.request_id,
         record.wall,
@@ -40,13 +39,12 @@ def encode_record(record: DecisionRecord) -> EncodedDecisionRecord:
 
 
 def decode_logged_request(encoded: EncodedLoggedRequest) -> LoggedRequest:
-    """As the log keeps it."""
+    """Decodes what `encode_logged_request` returned."""
     outcome = None if encoded.outcome is None else _decode_outcome(encoded.outcome)
     return LoggedRequest([decode_record(record) for record in encoded.records], outcome)
 
 
 def decode_record(encoded: EncodedDecisionRecord) -> DecisionRecord:
-    """As the log keeps it."""
     return DecisionRecord(
         encoded.request_id,
         encoded.wall,

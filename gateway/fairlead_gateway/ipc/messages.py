@@ -1,4 +1,7 @@
-"""What helper and workers tell each other. Times are monotonic seconds of the machine's one clock unless they say ``wall``."""
+"""All messages between supervisor and workers.
+
+Times are monotonic seconds of the machine's clock unless their name says `wall`.
+"""
 
 from typing import Final, TypeAlias
 
@@ -10,13 +13,17 @@ from fairlead_gateway.ipc.timing_events import TimingEvents
 from fairlead_gateway.prefix_map.cache_correction import CacheCorrection
 from fairlead_gateway.telemetry.snapshot import ModelSnapshot
 
-# From the helper ---------------------------------------------------------------------------------------------------------
+# --- supervisor → worker
 
 
 class Configure(msgspec.Struct, tag=True):
-    """The first message: who the worker is and what it serves. ``keys`` maps digests to names, None where nobody is asked for
-    one; ``rows`` says how much memory is shared, ``siblings`` whose rows in it are in use; ``publish``: there is a Redis;
-    ``indexed``: there is an index where engines tell what they hold."""
+    """Supervisor → worker: the first message, with what the worker serves.
+
+    - keys: names by digest; None if no API key is required.
+    - row, siblings: its own row of the shared load table, and the rows in use.
+    - publish: decisions and loads go to Redis.
+    - indexed: there is a KV-cache index where engines report their cache.
+    """
 
     number: int
     gateway_id: str
@@ -36,37 +43,41 @@ class Configure(msgspec.Struct, tag=True):
 
 
 class FleetUpdate(msgspec.Struct, tag=True):
-    """A fleet that takes the place of the last one; ``slots`` are the instances' places in the shared rows."""
+    """Supervisor → worker: the fleet that replaces the last one, and the slots of its instances."""
 
     fleet: Fleet
     slots: dict[str, int]
 
 
 class KeyUpdate(msgspec.Struct, tag=True):
-    """The keys file was read again."""
+    """Supervisor → worker: the key file was read again."""
 
     keys: dict[bytes, str]
 
 
 class ReloadCertificate(msgspec.Struct, tag=True):
-    """The certificate's files have changed and fit each other."""
+    """Supervisor → worker: the certificate's files have changed and match."""
 
 
 class ActiveRows(msgspec.Struct, tag=True):
-    """The rows of the other workers that serve or drain just now."""
+    """Supervisor → worker: the rows of other workers that serve or drain."""
 
     rows: list[int]
 
 
 class WarningsUpdate(msgspec.Struct, tag=True):
-    """What is wrong or degraded beside the workers, in words."""
+    """Supervisor → worker: warnings of the supervisor's own parts, as text."""
 
     notes: list[str]
 
 
 class PeerUpdates(msgspec.Struct, tag=True):
-    """What a sibling, or another gateway, has sent where: a list of ``Sent``, as it encoded it; on which bodies which engines broke
-    off, since when they had them and when; and which of those bodies were answered, and when."""
+    """Supervisor → worker: what sibling workers and other gateways did.
+
+    - sent: dispatches, an encoded list of `Dispatch`.
+    - deaths: crashes, as (fingerprint, instance, sent at, crashed at).
+    - cleared: bodies that were answered after all, as (fingerprint, answered at).
+    """
 
     sent: bytes | None
     deaths: list[tuple[bytes, str, float, float]]
@@ -74,8 +85,12 @@ class PeerUpdates(msgspec.Struct, tag=True):
 
 
 class HotPrefixUpdate(msgspec.Struct, tag=True):
-    """The hot prefixes of a model as all gateways see them: hashes (64-bit, native order) of prompts for instances that answer,
-    and for those that only prefill. Epoch 0: nobody tells them any more."""
+    """Supervisor → worker: the hot prefixes of a model that all gateways share.
+
+    - serving, prefilling: 64-bit hashes in native order, for instances that answer and for those
+      that only prefill.
+    - epoch: 0 if the table is no longer updated.
+    """
 
     model: str
     epoch: int
@@ -84,38 +99,39 @@ class HotPrefixUpdate(msgspec.Struct, tag=True):
 
 
 class IndexCorrections(msgspec.Struct, tag=True):
-    """What the index says of a model's instances."""
+    """Supervisor → worker: what the KV-cache index reports of a model's instances."""
 
     model: str
     corrections: list[CacheCorrection]
 
 
 class SampleRequest(msgspec.Struct, tag=True):
-    """Prompts of a model that the index wants to see, by the hashes of their ends; answered by ``Given`` with those that are still
-    there."""
+    """Supervisor → worker: asks for prompts by the hashes of their ends. The reply is
+    `PromptSamples`.
+    """
 
     model: str
     tails: list[int]
 
 
 class ProfileUpdate(msgspec.Struct, tag=True):
-    """What was learned of engines, by instance."""
+    """Supervisor → worker: learned engine profiles, by instance."""
 
     profiles: dict[str, EngineProfile]
 
 
 class StartDrain(msgspec.Struct, tag=True):
-    """Take no more, let what is under way finish, end."""
+    """Supervisor → worker: accept nothing new, finish what is in flight, exit."""
 
 
 class GetState(msgspec.Struct, tag=True):
-    """Answered by one ``State``."""
+    """Query: replied by one `WorkerState`."""
 
     ask: int
 
 
 class GetCounters(msgspec.Struct, tag=True):
-    """Answered by one ``ModelPart`` per model; with windows, the last minute until ``now`` too."""
+    """Query: replied by one `ModelSnapshot` per model; with `windows`, also of the last minute."""
 
     ask: int
     now: float
@@ -123,7 +139,7 @@ class GetCounters(msgspec.Struct, tag=True):
 
 
 class GetDecisions(msgspec.Struct, tag=True):
-    """Answered by lists of ``WireLogged``, newest first."""
+    """Query: replied by lists of `EncodedLoggedRequest`, newest first."""
 
     ask: int
     limit: int
@@ -131,14 +147,14 @@ class GetDecisions(msgspec.Struct, tag=True):
 
 
 class GetDecision(msgspec.Struct, tag=True):
-    """Answered by a list of at most one ``WireLogged``."""
+    """Query: replied by a list of at most one `EncodedLoggedRequest`."""
 
     ask: int
     request_id: str
 
 
 class PreviewRoute(msgspec.Struct, tag=True):
-    """Where would this request go? Answered by one ``Would``."""
+    """Query: the instance that this request would be sent to. Replied by one `RoutePreview`."""
 
     ask: int
     path: str
@@ -167,42 +183,48 @@ ToWorker: TypeAlias = (
 )
 Query: TypeAlias = GetState | GetCounters | GetDecisions | GetDecision | PreviewRoute
 
-# From a worker -----------------------------------------------------------------------------------------------------------
+# --- worker → supervisor
 
 
 class WorkerReady(msgspec.Struct, tag=True):
-    """It listens, with the fleet of this version."""
+    """Worker → supervisor: it listens, with the fleet of this version."""
 
     version: int
 
 
 class StartFailed(msgspec.Struct, tag=True):
-    """It could not start, and ends."""
+    """Worker → supervisor: it could not start and exits."""
 
     message: str
 
 
 class FleetApplied(msgspec.Struct, tag=True):
-    """From now on nothing is routed by an older snapshot than this version; ``problem`` says why this one was not taken."""
+    """Worker → supervisor: nothing is routed by a fleet older than this version any more.
+
+    problem: why this version was not applied.
+    """
 
     version: int
     problem: str | None = None
 
 
 class DrainRequested(msgspec.Struct, tag=True):
-    """It was told to go, and asks to be drained as soon as somebody has taken its place."""
+    """Worker → supervisor: it got a signal to exit, and is to be drained once it is replaced."""
 
 
 class FinalCounters(msgspec.Struct, tag=True):
-    """Its counters as it ends."""
+    """Worker → supervisor: its counters as it exits."""
 
     models: list[ModelSnapshot]
     own: dict[str, int]
 
 
 class WorkerReport(msgspec.Struct, tag=True):
-    """What has happened since the last time. ``sent`` (a list of ``Sent``, encoded), ``deaths`` and ``cleared`` (as in ``Heard``) are
-    for the siblings; ``sent``, ``records`` and ``loads`` for Redis (loads None: as before)."""
+    """Worker → supervisor: what happened since the last report.
+
+    - sent, deaths, cleared: as in `PeerUpdates`, for sibling workers.
+    - sent, records, loads: for Redis. `loads` is None if unchanged.
+    """
 
     sent: bytes | None
     deaths: list[tuple[bytes, str, float, float]]
@@ -213,7 +235,11 @@ class WorkerReport(msgspec.Struct, tag=True):
 
 
 class IndexReport(msgspec.Struct, tag=True):
-    """For the index: what was sent to instances that tell what they hold, and what of it is over; ``dropped`` rows did not fit."""
+    """Worker → supervisor: prompts sent to instances that report their cache, and prompts that
+    finished.
+
+    dropped: rows that did not fit.
+    """
 
     sent: list["PromptDispatched"]
     ended: list["PromptFinished"]
@@ -221,20 +247,20 @@ class IndexReport(msgspec.Struct, tag=True):
 
 
 class PromptSamples(msgspec.Struct, tag=True):
-    """Prompts that the helper asked for."""
+    """Worker → supervisor: the prompts of a `SampleRequest` that are still in memory."""
 
     model: str
     samples: list["PromptSample"]
 
 
 class NeedsInstance(msgspec.Struct, tag=True):
-    """Requests of a model wait for a first instance."""
+    """Worker → supervisor: requests of a model wait for a first instance."""
 
     model: str
 
 
 class ReplyChunk(msgspec.Struct, tag=True):
-    """A part of an answer, encoded."""
+    """Worker → supervisor: a part of an encoded reply."""
 
     ask: int
     data: bytes
@@ -255,12 +281,16 @@ FromWorker: TypeAlias = (
     | ReplyChunk
 )
 
-# Within them -------------------------------------------------------------------------------------------------------------
+# --- values of messages
 
 
 class Dispatch(msgspec.Struct, array_like=True):
-    """A prompt was sent to an instance: the hashes of its blocks (64-bit, native order), of its end and of its session (0: it has
-    none)."""
+    """A prompt that was sent to an instance.
+
+    - hashes: of its blocks, 64-bit in native order.
+    - tail: hash of its end.
+    - pin: hash of its session; 0: none.
+    """
 
     model: str
     instance: str
@@ -270,7 +300,7 @@ class Dispatch(msgspec.Struct, array_like=True):
 
 
 class PromptDispatched(msgspec.Struct, array_like=True):
-    """A prompt on its way: its end's hash, those of its blocks (64-bit, native order), the bytes of its text."""
+    """A prompt that was sent; `size` is in bytes of its text."""
 
     model: str
     instance: str
@@ -280,8 +310,12 @@ class PromptDispatched(msgspec.Struct, array_like=True):
 
 
 class PromptFinished(msgspec.Struct, array_like=True):
-    """It is over. Tokens as the engine reported them; the shares of the prompt that should have been held there, by the index and by
-    all that was known. None: not known."""
+    """A prompt that has finished.
+
+    - prompt_tokens, cached_tokens: as the engine reported them; None: not.
+    - indexed, matched: shares of the prompt expected to be cached, by the index and by all that was
+      known.
+    """
 
     model: str
     instance: str
@@ -293,7 +327,7 @@ class PromptFinished(msgspec.Struct, array_like=True):
 
 
 class PromptSample(msgspec.Struct, array_like=True):
-    """A request's body; ``kind`` as in ``samples``."""
+    """The body of a request; `kind` is `CHAT` or `COMPLETION`."""
 
     tail: int
     kind: str
@@ -301,7 +335,7 @@ class PromptSample(msgspec.Struct, array_like=True):
 
 
 class EncodedLoad(msgspec.Struct, array_like=True, frozen=True):
-    """A worker's own work on one instance; as ``telemetry.Load``."""
+    """A worker's own load on one instance, as `routing.InstanceLoad`."""
 
     inflight: int
     waiting: int
@@ -310,8 +344,11 @@ class EncodedLoad(msgspec.Struct, array_like=True, frozen=True):
 
 
 class WorkerState(msgspec.Struct, array_like=True):
-    """How a worker is. ``standings`` are those of instances that are not simply healthy: (standing, why in words); ``held`` are
-    requests that wait, by model."""
+    """The state of a worker.
+
+    - standings: health states that are not simply healthy, as (state, reason).
+    - held: queued requests by model.
+    """
 
     ready: bool
     notes: list[str]
@@ -324,7 +361,7 @@ class WorkerState(msgspec.Struct, array_like=True):
 
 
 class EncodedDecision(msgspec.Struct, array_like=True):
-    """A ``Decision``."""
+    """An encoded `Decision`."""
 
     chosen: str | None
     rule: str
@@ -335,7 +372,7 @@ class EncodedDecision(msgspec.Struct, array_like=True):
 
 
 class EncodedPrefillAttempt(msgspec.Struct, array_like=True):
-    """A ``PrefillLeg``."""
+    """An encoded `PrefillAttempt`."""
 
     instance_id: str
     decision: EncodedDecision
@@ -345,7 +382,7 @@ class EncodedPrefillAttempt(msgspec.Struct, array_like=True):
 
 
 class EncodedHandoff(msgspec.Struct, array_like=True):
-    """A ``HandoffStory``."""
+    """An encoded `HandoffRecord`."""
 
     outcome: str
     reason: str
@@ -356,7 +393,7 @@ class EncodedHandoff(msgspec.Struct, array_like=True):
 
 
 class EncodedDecisionRecord(msgspec.Struct, array_like=True):
-    """A ``DecisionRecord``."""
+    """An encoded `DecisionRecord`."""
 
     request_id: str
     wall: float
@@ -369,14 +406,17 @@ class EncodedDecisionRecord(msgspec.Struct, array_like=True):
 
 
 class RoutePreview(msgspec.Struct):
-    """Where a request would go; ``refused`` (status, message, param, code) in its place is what it would be answered."""
+    """The reply to `PreviewRoute`.
+
+    refused: (status, message, param, code) of the response that the request would get instead.
+    """
 
     found: "EncodedLoggedRequest | None"
     refused: tuple[int, str, str | None, str | None] | None = None
 
 
 class EncodedLoggedRequest(msgspec.Struct, array_like=True):
-    """A ``Logged``; ``outcome`` holds the outcome's fields by name."""
+    """An encoded `LoggedRequest`; `outcome` has the outcome's fields by name."""
 
     records: list[EncodedDecisionRecord]
     outcome: dict[str, object] | None

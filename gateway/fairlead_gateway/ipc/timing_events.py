@@ -1,4 +1,4 @@
-"""Timing events."""
+"""Timing events of requests, from which the supervisor learns engine profiles."""
 
 from enum import IntEnum
 
@@ -6,7 +6,7 @@ import msgspec
 
 
 class TimingEventKind(IntEnum):
-    """What a row tells."""
+    """The kind of a timing event."""
 
     DISPATCHED = 0
     FIRST_TOKEN = 1
@@ -15,8 +15,13 @@ class TimingEventKind(IntEnum):
 
 
 class TimingEvent(msgspec.Struct, array_like=True, gc=False):
-    """``tokens`` and ``cached``: of the prompt, as expected (SENT) or as the engine told (DONE; negative: it did not); ``output``: of
-    the answer, negative where it is not known. ``instance`` is empty but for SENT."""
+    """One event in the life of a request.
+
+    - request, instance: ids; `instance` is empty unless DISPATCHED.
+    - tokens, cached: of the prompt, as expected (DISPATCHED) or as reported (FINISHED; negative:
+      not).
+    - output: output tokens; negative if unknown.
+    """
 
     kind: int
     at: float
@@ -28,7 +33,7 @@ class TimingEvent(msgspec.Struct, array_like=True, gc=False):
 
 
 class TimingEvents(msgspec.Struct, tag=True):
-    """``dropped`` did not fit."""
+    """Worker → supervisor: timing events. `dropped` did not fit."""
 
     rows: list[TimingEvent]
     dropped: int

@@ -1,1 +1,8 @@
-"""Between the bytes that gateways route by and the token blocks that engines tell of. No I/O and no clock."""
+"""The prefix map: from the bytes that gateways route by to the token blocks that engines report.
+
+Pure: no clock and no I/O. The supervisor and the simulator use it.
+
+In reading order: `translator` (engine reports in terms of byte prefixes), `prefix_table` (links
+from byte blocks to token blocks), `prompt_alignment` (what links are learned from). Then
+`inflight_blocks`, `recent_blocks`, `index_view` and `cache_correction` (values).
+"""

@@ -1,4 +1,4 @@
-"""Cache correction."""
+"""A correction of a worker's prefix index: a message, so the module is not compiled."""
 
 from enum import StrEnum
 
@@ -6,7 +6,7 @@ import msgspec
 
 
 class ForgetScope(StrEnum):
-    """What of an instance a correction begins with."""
+    """What a correction removes first."""
 
     NOTHING = ""
     CORRECTED = "told"
@@ -14,8 +14,12 @@ class ForgetScope(StrEnum):
 
 
 class CacheCorrection(msgspec.Struct, array_like=True):
-    """For one instance: first ``forget`` what corrections told, or all; then ``gone`` (byte blocks, 64-bit, native order), then
-    ``held``, chains of byte blocks from the prompt's start."""
+    """A correction for one instance, applied in this order.
+
+    - forget: first drop what earlier corrections reported, or all.
+    - gone: byte blocks that are not cached, 64-bit in native order.
+    - held: chains of byte blocks from the start of a prompt that are cached.
+    """
 
     instance: str
     forget: ForgetScope

@@ -1,4 +1,4 @@
-"""Index view."""
+"""The replica of the KV-cache index, as the prefix map reads it."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Protocol
@@ -7,7 +7,7 @@ from fairlead_kvstore.blockstore.storage_tiers import StorageTier
 
 
 class CompletenessView(Protocol):
-    """As ``index.mirror.Known``."""
+    """The completeness of an instance, as `fairlead_kvstore.index.replica` has it."""
 
     @property
     def complete(self) -> bool: ...
@@ -18,24 +18,24 @@ class CompletenessView(Protocol):
 
 
 class IndexView(Protocol):
-    """What is asked of ``index.mirror.IndexMirror``."""
+    """An index replica, as `fairlead_kvstore.index.replica` has it."""
 
     def holders(self, token_hash: int) -> dict[str, tuple[StorageTier, ...]]:
-        """Who holds one block, and where."""
+        """Returns the instances that have one block, with their tiers."""
         ...
 
     def completeness(self, instance: str) -> CompletenessView | None:
-        """How sure it is what this instance holds."""
+        """Returns how complete the blocks of an instance are known."""
         ...
 
     def instances(self) -> tuple[str, ...]:
-        """All that something was told of."""
+        """Returns all instances with reports."""
         ...
 
     def holder_sets(self) -> Iterator[tuple[Mapping[str, tuple[StorageTier, ...]], int]]:
-        """Every different set of holders, with how many blocks are held by just these."""
+        """Yields each different set of holders, with its number of blocks."""
         ...
 
     def count_unique(self, hashes: Iterable[int]) -> dict[str, int]:
-        """Of these blocks, how many are held by just one instance, by that instance."""
+        """Returns, by instance, how many of these blocks no other instance has."""
         ...

@@ -1,17 +1,19 @@
-"""Blocks of prompts that are on their way to one instance: sent, and not answered yet.
+"""The blocks of prompts that were sent to one instance and not answered yet.
 
-The engine has such a block by the time whoever is sent after it is admitted: it takes requests in their order, stores a prompt's
-blocks as it begins with it, and evicts none of a request that runs. So they count as held, before any event tells of them (a real
-vLLM, eight clients, a cache that is far too small: of 91 prompts of which copy-counting at the engine expected too little, the
-blocks of 90 were on their way). A block is on its way as often as prompts that have it are. Blocks are 64-bit numbers, of bytes or
-of tokens; it is all the same here.
+They count as cached before any event reports them. The engine has such a block by the time it
+admits a later request. It takes requests in order, stores a prompt's blocks as it begins, and
+evicts none of a running request. A block counts as often as prompts with it are in flight. Blocks
+are 64-bit numbers, of bytes or of tokens.
+
+Why: with a real vLLM, eight clients and a cache far too small, an exact count at the engine
+expected too little of 91 prompts. The blocks of 90 were in flight.
 """
 
 from collections.abc import Iterable
 
 
 class InflightBlocks:
-    """``block in flying`` says whether a block is on its way."""
+    """A multiset of blocks: `block in inflight` is True for a block in flight."""
 
     __slots__ = ("_counts",)
 
@@ -26,12 +28,12 @@ class InflightBlocks:
         return len(self._counts)
 
     def add(self, blocks: Iterable[int]) -> None:
-        """A prompt with these was sent."""
+        """Adds the blocks of a prompt that was sent."""
         for block in blocks:
             self._counts[block] = self._counts.get(block, 0) + 1
 
     def remove(self, blocks: Iterable[int]) -> None:
-        """One that took off with these is over, or given up."""
+        """Removes the blocks of a prompt that has finished or was given up."""
         for block in blocks:
             left = self._counts.get(block, 0) - 1
             if left > 0:

@@ -1,25 +1,27 @@
-"""Which token block a prefix of bytes ends with: the bridge between what gateways see and what engines tell.
+"""The links from byte prefixes to token blocks: between what gateways see and what engines report.
 
-A worker knows a prompt as a chain over its raw JSON text and never tokenizes; an engine's events name blocks of tokens. Both chains
-of one prompt, learned together, say how far its text reaches in tokens. A *link* leads from a byte block to (depth, own hash): the
-last token block that lies wholly before that byte block's end. The prefix of text is held where this own hash is held.
+A worker hashes raw JSON text and never tokenizes; an engine's events name token blocks. Both chains
+of one prompt, learned together, say how far its text reaches in tokens. A *link* leads from a byte
+block to (depth, token hash): the last token block that lies wholly before the end of that byte
+block. The byte prefix is cached where that token block is.
 
-**Where a byte prefix ends in tokens is not known, only where the prompt does.** Chat templates put text before, between and behind
-messages, JSON spells characters with one byte or six, and a tokenizer's pieces are of any length. So a link starts as a guess:
-the prefix's share of the bytes is its share of the tokens, less ``lesson.GUESS_SHARE`` and a few tokens. The guess is then
-held against every prompt that is learned later: two prompts that begin with the same bytes have the same tokens *there*, so a link
-is right only if the two chains agree at its depth. Where they do not, it is lowered to the longest prefix that they share. Nothing
-ever raises a link, so it moves at most ``depth`` times and comes to rest; and what is left holds for each pair of prompts seen:
+**A link starts as an estimate**, since only the end of a prompt is known in both. Chat templates
+add text, JSON encodes a character in one byte or six, and tokens have any length. The estimate is
+the prefix's share of the bytes, less a margin (`prompt_alignment`). It is checked against every
+prompt learned later. Two prompts that begin with the same bytes have the same tokens there, so
+their chains must agree at its depth. If they do not, the link is lowered to their common prefix. A
+link is never raised, so it moves at most `depth` times. For each pair of prompts seen:
 
-    link(b).depth ≤ common prefix, in blocks, of the own chains of any two prompts learned through b
+    link(b).depth ≤ common prefix, in blocks, of the token chains of any two prompts through b
 
-A link that is too shallow credits text that is held a little less far than it says; the credit in tokens is still what is held. A
-link that is too deep asks for tokens that another continuation does not have, and loses a hit until that continuation is learned.
-Token ids as a prompt have no such doubt: their text is cut at commas, and ``lesson.counted`` says how many lie before each end.
+A link that is too shallow credits a little less than is cached. One that is too deep expects tokens
+that another continuation does not have, and loses a hit until that continuation is learned. Token
+ids as a prompt need no estimate (`exact_alignment`).
 
-**Memory.** The own chains are arrays that the links of one prompt share. A longer prompt that goes on from a known one takes its
-links over, so a conversation keeps one array, not one a turn. Links are forgotten least recently used first; a use touches the end of
-a prompt before its head, so what is left is always whole from the start.
+**Memory.** Links of one prompt share an array of token hashes. A longer prompt that continues a
+known one takes over its links, so a conversation keeps one array. Links are dropped least recently
+used first. A use touches the end of a prompt before its head, so what remains is complete from the
+start.
 """
 
 from array import array
@@ -30,7 +32,7 @@ from fairlead_gateway.prefix_map.prompt_alignment import PromptAlignment
 
 
 class _TokenChain:
-    """A prompt's own chain, and how many links use it."""
+    """The token hashes of a prompt, and how many links use them."""
 
     __slots__ = ("hashes", "uses")
 
@@ -40,8 +42,12 @@ class _TokenChain:
 
 
 class PrefixLink:
-    """One byte block: ``before`` is the byte block before it (0: none), ``index`` its number in the chain, ``depth`` in token
-    blocks."""
+    """The link of one byte block.
+
+    - previous: the byte block before it; 0: none.
+    - index: its number in the chain.
+    - depth: in token blocks.
+    """
 
     __slots__ = ("_chain", "depth", "index", "previous")
 
@@ -53,17 +59,20 @@ class PrefixLink:
 
     @property
     def token_hash(self) -> int:
-        """The own hash at its depth; 0 when no token block lies wholly before its end."""
+        """The token hash at its depth; 0 if no token block lies wholly before its end."""
         return self._chain.hashes[self.depth - 1] if self.depth else 0
 
     @property
     def token_hashes(self) -> "array[int]":
-        """The own hashes from the prompt's start up to its depth."""
+        """The token hashes from the start of the prompt to its depth."""
         return self._chain.hashes[: self.depth]
 
 
 class PrefixTable:
-    """The links of one model: byte blocks to own hashes and back. ``most`` links and ``most_owns`` own hashes in all chains."""
+    """The links of one model, in both directions.
+
+    max_links, max_token_hashes: bounds of the table and of all its chains.
+    """
 
     def __init__(self, *, max_links: int, max_token_hashes: int) -> None:
         self._max_links = max_links
@@ -80,14 +89,14 @@ class PrefixTable:
     def __contains__(self, digest: object) -> bool:
         return digest in self._links
 
-    # --- questions ------------------------------------------------------------------------------------------------------
+    # --- reads
 
     def get(self, digest: int) -> PrefixLink | None:
-        """The link of a byte block."""
+        """Returns the link of a byte block."""
         return self._links.get(digest)
 
     def linked_count(self, hashes: Sequence[int]) -> int:
-        """How many blocks from a prompt's start are linked."""
+        """Returns how many blocks from the start of a prompt are linked."""
         links, low, high = self._links, 0, len(hashes)
         while low < high:
             middle = (low + high) >> 1
@@ -98,16 +107,16 @@ class PrefixTable:
         return low
 
     def token_hashes_of(self, digest: int) -> "array[int]":
-        """The own hashes of all token blocks up to this byte block's link; empty where it has none."""
+        """Returns the token hashes up to this byte block's link; empty without one."""
         link = self._links.get(digest)
         return link.token_hashes if link is not None else array("Q")
 
     def linked_blocks(self, token_hash: int) -> tuple[int, ...]:
-        """The byte blocks that are linked to an own hash."""
+        """Returns the byte blocks that are linked to a token hash."""
         return self._by_token_hash.get(token_hash, ())
 
     def alignment(self, hashes: Sequence[int], block_size: int) -> PromptAlignment | None:
-        """What is known of a prompt, all of whose blocks are linked; None where one is not."""
+        """Returns the alignment of a prompt whose blocks are all linked; else None."""
         links = [self._links.get(digest) for digest in hashes]
         if not links or None in links:
             return None
@@ -115,7 +124,9 @@ class PrefixTable:
         return PromptAlignment(hashes, self.token_hashes_of(hashes[-1]), depths, block_size)
 
     def chain(self, digest: int) -> list[int]:
-        """The byte blocks from the prompt's start to this one; empty where one of them is not known any more."""
+        """Returns the byte blocks from the start of the prompt to this one; empty if one is
+        unknown.
+        """
         found: list[int] = []
         links = self._links
         while digest:
@@ -128,20 +139,20 @@ class PrefixTable:
         return found
 
     def items(self) -> Iterable[tuple[int, PrefixLink]]:
-        """All byte blocks that are linked, and their links."""
+        """Returns all linked byte blocks with their links."""
         return self._links.items()
 
-    # --- what is told ---------------------------------------------------------------------------------------------------
+    # --- changes
 
     def touch(self, hashes: Sequence[int]) -> None:
-        """A prompt was used: its links stay longer than others, its head longer than its end."""
+        """Marks a prompt as used, its head as more recent than its end."""
         links = self._links
         for digest in reversed(hashes):
             if digest in links:
                 links.move_to_end(digest)
 
     def learn(self, alignment: PromptAlignment) -> list[int]:
-        """Both chains of one prompt; the byte blocks whose link is new or another now."""
+        """Adds the chains of one prompt; returns the byte blocks whose link is new or changed."""
         hashes, token_hashes = alignment.hashes, alignment.token_hashes
         self.learned_prompts += 1
         fresh = _TokenChain(array("Q", token_hashes))
@@ -174,16 +185,18 @@ class PrefixTable:
         return changed
 
     def clear(self) -> None:
-        """Forget all: what was learned is wrong."""
+        """Removes all links."""
         self._links.clear()
         self._by_token_hash.clear()
         self.token_hash_count = 0
 
-    # --- inside ---------------------------------------------------------------------------------------------------------
+    # --- helpers
 
     def _merge(self, digest: int, link: PrefixLink, fresh: _TokenChain, shared: int) -> bool:
-        """Another prompt with the same bytes up to here, whose chain shares so many blocks with the link's; whether that changed
-        it."""
+        """Merges a link with another prompt of the same bytes. Returns True if that lowered it.
+
+        shared: how many token blocks the two chains share.
+        """
         token_hash, lowered = link.token_hash, link.depth > shared
         if lowered:
             self.lowered_links += 1
@@ -220,7 +233,7 @@ class PrefixTable:
 
 
 def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
-    """How many blocks from the start two chains share: equal hashes are equal prefixes, so a bisection finds it."""
+    """Returns how many blocks two chains share from the start, by bisection."""
     low, high = 0, min(len(first), len(second))
     while low < high:
         middle = (low + high) >> 1

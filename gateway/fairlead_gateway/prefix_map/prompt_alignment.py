@@ -1,7 +1,8 @@
-"""One prompt in both chains: what links are learned from, and what of it is kept in Redis.
+"""One prompt as byte blocks and as token blocks: what links are learned from, and its form in
+Redis.
 
-In Redis lie hashes and counts only: a prompt's byte blocks and token blocks under the installation's secrets, eight bytes each,
-never its text and never a token. Nothing that is read there is believed unchecked.
+Redis holds hashes and counts only: byte blocks and token blocks under the installation's secrets,
+eight bytes each. It never holds text or tokens. What is read from it is validated.
 """
 
 from array import array
@@ -15,13 +16,20 @@ from fairlead_kvstore.redis.codec import SCHEMA, encode
 
 ESTIMATE_MARGIN_SHARE: Final = 0.05
 ESTIMATE_MARGIN_TOKENS: Final = 4.0
-"""What a guess leaves out of a prefix's share of the tokens: a share of it, and the frame that templates put around every message."""
+"""Margin of an estimate: a share of the tokens, and the frame that templates put around
+messages.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class PromptAlignment:
-    """``hashes``: the prompt's byte blocks. ``owns``: its whole token blocks. ``depths``: for each byte block, how many token blocks
-    lie wholly before its end as far as is known, some of them perhaps more than there are. ``block_size`` is in tokens."""
+    """A prompt as byte blocks and token blocks.
+
+    - hashes: the byte blocks.
+    - token_hashes: the whole token blocks.
+    - depths: for each byte block, how many token blocks lie wholly before its end, as far as known.
+    - block_size: in tokens.
+    """
 
     hashes: Sequence[int]
     token_hashes: Sequence[int]
@@ -32,7 +40,11 @@ class PromptAlignment:
 def estimate_alignment(
     hashes: Sequence[int], ends: Sequence[int], token_hashes: Sequence[int], *, size: int, tokens: int, block_size: int
 ) -> PromptAlignment:
-    """``hashes`` end at ``ends`` of its ``size`` bytes, ``owns`` are its whole blocks of ``block_size`` among ``tokens``."""
+    """Estimates the alignment from lengths.
+
+    - ends: where `hashes` end in its `size` bytes.
+    - tokens: the number of tokens, of which `token_hashes` are the whole blocks.
+    """
     depths = [_estimate_tokens(end, size, tokens) // block_size if size > 0 else 0 for end in ends]
     return PromptAlignment(hashes, token_hashes, depths, block_size)
 
@@ -40,12 +52,17 @@ def estimate_alignment(
 def exact_alignment(
     hashes: Sequence[int], token_hashes: Sequence[int], token_ends: Sequence[int], *, block_size: int
 ) -> PromptAlignment:
-    """``reaches``: how many tokens lie wholly before each byte block's end, where that is known exactly."""
+    """Returns the alignment where it is known exactly.
+
+    token_ends: how many tokens lie wholly before the end of each byte block.
+    """
     return PromptAlignment(hashes, token_hashes, [reach // block_size for reach in token_ends], block_size)
 
 
 class _StoredAlignment(msgspec.Struct, frozen=True):
-    """``secret`` tells installations apart; ``block_size`` in tokens; the rest are arrays of numbers, little-endian."""
+    """An alignment as stored; arrays are little-endian. `secret` identifies the installation's
+    secret.
+    """
 
     secret: bytes
     block_size: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
@@ -58,14 +75,14 @@ _decoder = msgspec.msgpack.Decoder(_StoredAlignment)
 
 
 def encode_alignment(alignment: PromptAlignment, *, secret: bytes) -> bytes:
-    """A lesson as it is kept. ``secret`` is the print of the installation's."""
+    """Encodes an alignment. `secret` is the fingerprint of the installation's."""
     depths = [min(depth, len(alignment.token_hashes)) for depth in alignment.depths]
     parts = array("Q", alignment.hashes), array("Q", alignment.token_hashes), array("I", depths)
     return encode(_StoredAlignment(secret, alignment.block_size, *(one.tobytes() for one in parts)))
 
 
 def decode_alignment(data: bytes, *, secret: bytes, max_bytes: int) -> PromptAlignment | None:
-    """None for what is damaged, too large, of another schema or under another secret."""
+    """Returns an alignment; None if it is damaged, too large, of another schema or secret."""
     if data[:1] != SCHEMA or len(data) > max_bytes:
         return None
     try:
@@ -85,5 +102,5 @@ def decode_alignment(data: bytes, *, secret: bytes, max_bytes: int) -> PromptAli
 
 
 def _estimate_tokens(end: int, size: int, tokens: int) -> int:
-    """Tokens that surely lie before so many of the bytes, if they lie evenly."""
+    """Returns the tokens that surely lie before so many bytes, if they lie evenly."""
     return max(0, int(tokens * (end / size) * (1.0 - ESTIMATE_MARGIN_SHARE) - ESTIMATE_MARGIN_TOKENS))

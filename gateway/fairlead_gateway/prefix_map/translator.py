@@ -1,17 +1,21 @@
-"""One model's index in byte space: what workers, who know prompts as bytes only, are told of what engines hold.
+"""The translation of an engine's reports into corrections of a worker's prefix index.
 
-Three things come together here: the links, the mirror of what engines told, and what was just sent where. Out of them come
-*corrections*: for an instance, chains of byte blocks that it holds, and byte blocks that it does not. A correction is made from
-what is true at the moment of ``corrections``, not from the change that gave rise to it, so any order of events, links and
-questions ends in the same place, and telling one twice does no harm.
+Workers know prompts as bytes only. The translator joins the prefix table, the index replica and
+what was just sent. It produces *corrections*: for an instance, chains of byte blocks that are
+cached, and byte blocks that are not. A correction is computed from the state at the time of
+`take_corrections`, not from single changes. So any order of events ends in the same state, and a
+repeated correction does no harm.
 
-    held     every link of the chain, from its start, leads to a block that the mirror finds at the instance
-    not      the first link of a chain that does not, when absence means something: the block was told to be removed,
-             or the slice is complete, so that everything that the instance holds was told
-    neither  while a prompt with that block is on its way there: its blocks count as held, since the engine will have them
-             (``research/routing.md``, fact 6), and are looked at again a moment after its end, when all was told
+A block of an instance is reported as
 
-Blocks of stores that all instances share are hints for the whole model and no reason to prefer an instance; they are not told.
+- cached: if every link of the chain, from its start, leads to a block that the replica finds there,
+- not cached: the first link that does not, if its absence is known. That is if its removal was
+  reported, or the instance is complete,
+- neither: while a prompt with it is in flight there. Its blocks count as cached, since the engine
+  will have them. They are checked a moment after its end.
+
+Blocks of stores that all instances share are hints for the whole model. They are no reason to
+prefer an instance, and are not reported.
 """
 
 import heapq
@@ -20,8 +24,6 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from typing import Final
-
-import msgspec
 
 from fairlead.limits import Limits
 from fairlead_gateway.prefix_map.cache_correction import CacheCorrection, ForgetScope
@@ -36,18 +38,15 @@ from fairlead_kvstore.blockstore.storage_tiers import StorageTier
 
 _LIMITS: Final = Limits()
 BLOCK_SIZES: Final = (16, 32, 64, 128, 256, 1, 2, 4, 8, 48, 96, 112, 144, 192, 272, 400, 512, 528, 544, 784, 1024, 1056)
-"""Tokens of a block, the usual ones first; the odd ones are those of hybrid models. Which one it is, a prompt that is held tells."""
-
-
-class Standing(msgspec.Struct, frozen=True):
-    """Whether all of an instance is known, and if not, why."""
-
-    complete: bool
-    reason: str
+"""Tokens of a block, the usual ones first; the odd ones are those of hybrid models. A cached prompt
+shows which one it is.
+"""
 
 
 class _SentPrompt:
-    """A prompt that was sent to an instance: its byte blocks, how many of it are under way, when it is looked at again."""
+    """A prompt that was sent to an instance: its byte blocks, open requests, and time of the next
+    check.
+    """
 
     __slots__ = ("hashes", "is_inflight", "open_requests", "recheck_at")
 
@@ -59,15 +58,15 @@ class _SentPrompt:
 
 
 class _InstanceChanges:
-    """What is to be told of one instance, and what is on its way there."""
+    """What is to be corrected for one instance, and what is in flight there."""
 
     __slots__ = ("doubtful", "forget", "inflight", "removed", "removed_at", "stored")
 
     def __init__(self) -> None:
-        self.removed_at: OrderedDict[int, float] = OrderedDict()  # told to be removed, and when we heard of it
-        self.stored: set[int] = set()  # byte blocks whose own hash was stored there
+        self.removed_at: OrderedDict[int, float] = OrderedDict()  # reported removals and their times
+        self.stored: set[int] = set()  # byte blocks whose token block was stored there
         self.removed: set[int] = set()
-        self.doubtful: set[int] = set()  # linked anew, or no longer on their way
+        self.doubtful: set[int] = set()  # linked again, or no longer in flight
         self.forget = ForgetScope.NOTHING
         self.inflight = InflightBlocks()
 
@@ -76,7 +75,10 @@ class _InstanceChanges:
 
 
 class PrefixTranslator:
-    """``model_key`` and ``secret`` are those of the own hashes. Times are monotonic seconds."""
+    """The translator of one model. Times are monotonic seconds.
+
+    model_key, secret: those of the token hashes.
+    """
 
     def __init__(self, model_key: str, index: IndexView, *, secret: bytes, limits: Limits = _LIMITS) -> None:
         self.index = index
@@ -92,10 +94,13 @@ class PrefixTranslator:
         self._rechecks: list[tuple[float, str, int]] = []
         self._distrusted: set[str] = set()
 
-    # --- what gateways do -----------------------------------------------------------------------------------------------
+    # --- dispatches and links
 
     def on_dispatch(self, instance: str, tail: int, hashes: Sequence[int], now: float, *, reports_end: bool) -> bool:
-        """A prompt was sent there; whether a part of it is not linked. ``ends_told``: ``ended`` will say when it is over."""
+        """Records a dispatch. Returns True if a part of the prompt is not linked.
+
+        reports_end: `on_finish` will be called.
+        """
         self.table.touch(hashes)
         self._last_sent_at = now
         key = (instance, tail)
@@ -119,7 +124,7 @@ class PrefixTranslator:
         return linked < len(hashes)
 
     def on_finish(self, instance: str, tail: int, now: float) -> None:
-        """One of those is over; what the engine then told of it comes within a moment."""
+        """Records the end of a request; the engine's events follow within a moment."""
         key = (instance, tail)
         sent = self._sent.get(key)
         if sent is not None and sent.open_requests:
@@ -140,11 +145,13 @@ class PrefixTranslator:
         token_ends: Sequence[int] | None = None,
         is_unverified: bool = False,
     ) -> int | None:
-        """A prompt's byte blocks and its tokens; how many whole blocks these are, None when no engine's block size is known yet.
+        """Learns a prompt's byte blocks and tokens; returns the number of whole token blocks.
 
-        Equal tokens under another cache salt or another LoRA adapter are other blocks: both are those that the engine computes with.
-        ``doubted``: the tokens are no engine's word. Then nothing is linked (None) until an engine holds the last of the blocks,
-        which the chain makes a proof of all of them.
+        None if no block size is known yet. Equal tokens under another cache salt or LoRA adapter
+        are other blocks.
+
+        is_unverified: the tokens do not come from an engine. Then None, until an engine has the
+        last of the blocks, which proves all of them.
         """
         root = block_hash.chain_root(self._model_key, adapter, secret=self._secret)
         block_size = self._find_block_size(root, tokens, salt)
@@ -153,7 +160,7 @@ class PrefixTranslator:
         token_hashes = _token_hashes(root, tokens, block_size, salt)
         if is_unverified and token_hashes and not self.index.holders(token_hashes[-1]):
             return None
-        self.recent.add(token_hashes, self._last_sent_at)  # a prompt is learned a moment after it was sent
+        self.recent.add(token_hashes, self._last_sent_at)  # prompts are learned a moment after their dispatch
         self.add_alignment(
             estimate_alignment(hashes, ends, token_hashes, size=size, tokens=len(tokens), block_size=block_size)
             if token_ends is None
@@ -162,7 +169,7 @@ class PrefixTranslator:
         return len(token_hashes)
 
     def add_alignment(self, alignment: PromptAlignment) -> None:
-        """The same from own hashes, of a prompt that nobody here need have sent."""
+        """Learns an alignment, of a prompt that this gateway need not have sent."""
         if self.block_size is None:
             self.block_size = alignment.block_size
         changed = self.table.learn(alignment)
@@ -171,17 +178,17 @@ class PrefixTranslator:
                 self._pending(instance).doubtful.update(changed)
 
     def clear(self) -> None:
-        """What was learned is wrong: begin anew."""
+        """Drops all links, because they are wrong."""
         self.table.clear()
         self.recent.clear()
         for instance in self.index.instances():
             pending = self._pending(instance)
             pending.forget = pending.forget or ForgetScope.CORRECTED
 
-    # --- what engines tell ----------------------------------------------------------------------------------------------
+    # --- changes of the index
 
     def on_changes(self, changes: Iterable[Change]) -> None:
-        """The mirror has just taken these over."""
+        """Called when the index replica has applied these changes."""
         linked_blocks = self.table.linked_blocks
         for change in changes:
             if isinstance(change, BlocksStored | BlocksRemoved):
@@ -201,35 +208,37 @@ class PrefixTranslator:
                 pending.doubtful.clear()
 
     def set_index(self, index: IndexView) -> None:
-        """Another mirror, or the same with another content: everything is told anew."""
+        """Sets another index replica, or the same with other content; everything is
+        reported again.
+        """
         self.index = index
         self._resend({*self._instances, *index.instances()})
 
     def resend_all(self) -> None:
-        """A worker knows nothing yet."""
+        """Reports everything again, for a new worker."""
         self.set_index(self.index)
 
     def has_removed_since(self, instance: str, hashes: Iterable[int], since: float) -> bool:
-        """Whether the instance was heard to lose any of these byte blocks at or after that moment, though it may hold them again."""
+        """Returns True if the instance reported the loss of any of these byte blocks since then."""
         pending = self._instances.get(instance)
         return pending is not None and any(pending.removed_at.get(digest, -math.inf) >= since for digest in hashes)
 
-    # --- trust ----------------------------------------------------------------------------------------------------------
+    # --- trust
 
     def distrust(self, instance: str) -> None:
-        """What is told of this instance does not hold: nothing of it counts until ``trust``."""
+        """Ignores the reports of an instance until `trust`."""
         self._distrusted.add(instance)
         pending = self._pending(instance)
         pending.forget = pending.forget or ForgetScope.CORRECTED
 
     def trust(self, instance: str) -> None:
-        """It counts again, as it is now."""
+        """Uses the reports of an instance again."""
         if instance in self._distrusted:
             self._distrusted.discard(instance)
             self._resend({instance})
 
     def retain(self, instances: Iterable[str]) -> None:
-        """Instances that have left the fleet are forgotten."""
+        """Forgets instances that left the fleet."""
         kept = set(instances)
         for gone in self._instances.keys() - kept:
             del self._instances[gone]
@@ -237,10 +246,12 @@ class PrefixTranslator:
         for key in [key for key in self._sent if key[0] not in kept]:
             del self._sent[key]
 
-    # --- corrections ----------------------------------------------------------------------------------------------------
+    # --- corrections
 
     def take_corrections(self, now: float) -> list[CacheCorrection]:
-        """What is to be told now; the rest, where that is much, the next time."""
+        """Returns corrections that are due. The rest, if there are many, follows with the next
+        call.
+        """
         self._run_rechecks(now)
         corrections: list[CacheCorrection] = []
         free = self._limits.prefix_map_corrections
@@ -300,7 +311,10 @@ class PrefixTranslator:
             removed_at.popitem(last=False)
 
     def _cached_depth(self, chain: Sequence[int], instance: str) -> int:
-        """How many of these byte blocks, from the start, the instance holds; those that reach no token block count with the next."""
+        """Returns how many of these byte blocks, from the start, the instance has cached.
+
+        Those that reach no token block count with the next one.
+        """
         depth = last = 0
         for index, digest in enumerate(chain):
             link = self.table.get(digest)
@@ -315,14 +329,14 @@ class PrefixTranslator:
         return depth
 
     def _first_missing(self, chain: Sequence[int], depth: int) -> int | None:
-        """The first byte block behind those that are held, of which anything is known."""
+        """Returns the first linked byte block behind the cached ones."""
         for digest in chain[depth:]:
             link = self.table.get(digest)
             if link is not None and link.depth:
                 return digest
         return None
 
-    # --- inside ---------------------------------------------------------------------------------------------------------
+    # --- helpers
 
     def _pending(self, instance: str) -> _InstanceChanges:
         pending = self._instances.get(instance)
@@ -331,7 +345,7 @@ class PrefixTranslator:
         return pending
 
     def _resend(self, instances: set[str]) -> None:
-        """Forget what was told of these, and tell what they hold."""
+        """Reports the blocks of these instances again."""
         for instance in instances:
             pending = self._pending(instance)
             pending.forget = pending.forget or ForgetScope.CORRECTED
@@ -346,7 +360,9 @@ class PrefixTranslator:
         heapq.heappush(self._rechecks, (due, *key))
 
     def _run_rechecks(self, now: float) -> None:
-        """Prompts whose time on the way is over: what of them the engine did not tell of, it does not hold."""
+        """Ends prompts whose time in flight is over: what the engine did not report is
+        not cached.
+        """
         while self._rechecks and self._rechecks[0][0] <= now:
             due, instance, tail = heapq.heappop(self._rechecks)
             sent = self._sent.get((instance, tail))
@@ -364,7 +380,9 @@ class PrefixTranslator:
             self._pending(instance).inflight.remove(sent.hashes)
 
     def _find_block_size(self, root: int, tokens: Sequence[int], salt: str | None) -> int | None:
-        """The block size with which the prompt's first block is one that some engine holds; else the one known before."""
+        """Returns the block size with which an engine has the prompt's first block, else the known
+        one.
+        """
         sizes = BLOCK_SIZES if self.block_size is None else (self.block_size, *BLOCK_SIZES)
         for size in sizes:
             if len(tokens) >= size and self.index.holders(_token_hashes(root, tokens[:size], size, salt)[0]):
@@ -379,7 +397,7 @@ def _token_hashes(root: int, tokens: Sequence[int], block_size: int, salt: str |
 
 
 def _take_beyond(digests: set[int], limit: int) -> set[int]:
-    """Leave so many in the set, and return what was taken out of it."""
+    """Removes and returns the items beyond `limit`."""
     rest: set[int] = set()
     while len(digests) > max(1, limit):
         rest.add(digests.pop())

@@ -1,4 +1,9 @@
-"""What the gateway counts: cheap integer arrays on the request's way, rendered as Prometheus text elsewhere."""
+"""Counters and logs of the gateway: values that both processes read.
+
+In reading order: `recorder` (called by the request path), `counters` (integer arrays), `histogram`,
+`outcome`, `snapshot` (counters to send and add up). Then `decision_log`, `handoff_record`,
+`status_types`, `families` (all metrics), `exposition`, `renderers` and `prometheus_text`.
+"""
 
 from fairlead_gateway.telemetry.outcome import Attainment, RequestOutcome, assess_attainment
 from fairlead_gateway.telemetry.recorder import OK, UNKNOWN, MetricsRecorder

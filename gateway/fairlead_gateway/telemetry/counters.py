@@ -1,11 +1,13 @@
-"""Everything counted for one model or one instance: a flat list of integers, a list of sums, and a window of a minute.
+"""The counters of one model or instance: a list of integers, a list of sums, and a one-minute
+window.
 
-The window is a ring of copies, one for each second in which something happened, taken before that second's first event. What
-happened in the last minute is then the present state minus the first copy that is young enough: the hot path adds
-once, and only the first event of a second pays for the copy (about 1 µs).
+The window is a ring of copies, one for each second with an event, taken before the first event of
+that second. The last minute is the present state minus the first copy that is young enough. An
+event adds once; only the first event of a second pays for the copy (about 1 µs).
 
-What nearly every request adds to is kept in fields of its own until somebody asks for the lists: compiled, an addition to a field
-costs a few instructions, one to a list a hundred and fifty.
+Nearly every request adds to some counters. They are kept in fields until the lists are read.
+
+Why: compiled, an addition to a field costs a few instructions, one to a list 150.
 """
 
 from collections import deque
@@ -17,7 +19,7 @@ from fairlead_gateway.telemetry.outcome import RequestOutcome
 
 WINDOW_SECONDS: Final = 60
 
-# Positions in the flat list: counters first, histograms behind them. (Written out: compiled, they are constants.)
+# Positions in the list of integers: counters, then histograms. Compiled, they are constants.
 RECEIVED: Final = 0
 FINISHED: Final = 1
 REJECTED: Final = 2
@@ -87,13 +89,13 @@ I_ITL_SUM: Final = 1
 I_SUMS: Final = 2
 
 REQUEST_SHAPES: Final = RequestShapeGrid()
-"""The shapes of requests that are told apart, of which there are a hundred."""
+"""The request shapes that are counted separately: a hundred of them."""
 
 _HTTP_OK: Final = 200
 
 
 class CounterSet:
-    """A list of integers and a list of sums that remember how they were up to a minute ago."""
+    """A list of integers and a list of sums, with their state of up to a minute ago."""
 
     __slots__ = ("_has_pending", "_history", "_ints", "_sums", "current_second")
 
@@ -119,17 +121,17 @@ class CounterSet:
         return self._sums
 
     def replace(self, ints: list[int], sums: list[float]) -> None:
-        """Show these from now on."""
+        """Replaces both lists."""
         self._flush_pending()
         self._ints, self._sums = ints, sums
 
     def start_second(self, second: int) -> None:
-        """Keep a copy of the state before the first event of ``second``; call when ``second`` is a new one."""
+        """Copies the state before the first event of a new second."""
         self._history.append((second, self.ints[:], self.sums[:]))
         self.current_second = second
 
     def last_minute(self, now: float) -> tuple[list[int], list[float]]:
-        """What was added in the last minute (60 to 61 seconds)."""
+        """Returns what was added in the last minute (60 to 61 seconds)."""
         oldest = int(now) - WINDOW_SECONDS
         for second, ints, sums in self._history:
             if second >= oldest:
@@ -140,12 +142,12 @@ class CounterSet:
         return [0] * len(self._ints), [0.0] * len(self._sums)
 
     def _flush_pending(self) -> None:
-        """Bring what is in fields of its own into the lists."""
+        """Moves pending additions from fields to the lists."""
         self._has_pending = False
 
 
 class ModelCounters(CounterSet):
-    """All counts of one model; ``instances`` in the order in which they were first used."""
+    """All counters of one model. Instances are in the order of first use."""
 
     __slots__ = (
         "_arrived_tokens",
@@ -231,19 +233,19 @@ class ModelCounters(CounterSet):
 
     @property
     def by_status(self) -> dict[int, int]:
-        """Requests ended, by the status told to the client."""
+        """Finished requests by the status that the client received."""
         if self._has_pending:
             self._flush_pending()
         return self._by_status
 
     def count_received(self, prompt_tokens: int) -> None:
-        """A request has been read whole, of so many prompt tokens as far as that is known by then."""
+        """Counts a completely received request, with its estimated prompt tokens."""
         self._has_pending = True
         self._received += 1
         self._arrived_tokens += prompt_tokens
 
     def count_routed(self, rule: str, on_home: bool, max_rules: int) -> None:
-        """An instance was chosen by a rule; at most ``limit`` rules are told apart."""
+        """Counts a chosen instance. At most `max_rules` rules are counted separately."""
         self._has_pending = True
         self._routed += 1
         if on_home:
@@ -251,13 +253,13 @@ class ModelCounters(CounterSet):
         increment(self.by_rule, rule, max_rules)
 
     def observe_gap(self, seconds: float) -> None:
-        """One more piece of a stream."""
+        """Counts one further chunk of a stream."""
         self._has_pending = True
         self._itl_sum += seconds
         _add_one(self._ints, ITL + bucket_index(SECONDS_BOUNDS, seconds))
 
     def count_finished(self, outcome: RequestOutcome, limit: int) -> int:
-        """Count what became of a routed request; the prompt tokens that had to be computed are returned."""
+        """Counts the outcome of a routed request; returns the prompt tokens that were computed."""
         self._has_pending = True
         self._finished += 1
         status = outcome.status
@@ -292,12 +294,12 @@ class ModelCounters(CounterSet):
         return self._count_tokens(outcome)
 
     def count_status(self, status: int) -> None:
-        """A client was told a status."""
+        """Counts a status that a client received."""
         status = status if 100 <= status <= 599 else 0
         self._by_status[status] = self._by_status.get(status, 0) + 1
 
     def _count_tokens(self, outcome: RequestOutcome) -> int:
-        """Count the tokens of an outcome; the prompt tokens that had to be computed are returned."""
+        """Counts the tokens of an outcome; returns the prompt tokens that were computed."""
         computed = 0
         prompt, cached, predicted = outcome.prompt_tokens, outcome.cached_tokens, outcome.predicted_cached_tokens
         if prompt is not None:
@@ -322,9 +324,7 @@ class ModelCounters(CounterSet):
                 and outcome.error is None
                 and not outcome.client_disconnected
             ):
-                shape = REQUEST_SHAPES.bucket_index(
-                    prompt, output
-                )  # of whole answers only: one that was cut has another length
+                shape = REQUEST_SHAPES.bucket_index(prompt, output)  # of complete responses only
                 self.by_shape[shape] = self.by_shape.get(shape, 0) + 1
         return computed
 
@@ -334,7 +334,7 @@ class ModelCounters(CounterSet):
 
 
 class InstanceCounters(CounterSet):
-    """The counts of one instance; ``seen`` is when a scrape last found it in the fleet."""
+    """The counters of one instance. `last_seen` is when a scrape last found it in the fleet."""
 
     __slots__ = ("_computed_tokens", "_finished", "_gaps", "_itl_sum", "_output_tokens", "_routed", "last_seen")
 
@@ -357,18 +357,17 @@ class InstanceCounters(CounterSet):
         self._itl_sum = 0.0
 
     def count_routed(self) -> None:
-        """A request goes there."""
         self._has_pending = True
         self._routed += 1
 
     def observe_gap(self, seconds: float) -> None:
-        """One more piece of one of its streams."""
+        """Counts one further chunk of a stream."""
         self._has_pending = True
         self._gaps += 1
         self._itl_sum += seconds
 
     def count_finished(self, computed: int, output: int) -> None:
-        """A request ended there; prompt tokens computed and tokens generated."""
+        """Counts a finished request, with prompt tokens computed and tokens generated."""
         self._has_pending = True
         self._finished += 1
         self._computed_tokens += computed
@@ -380,7 +379,7 @@ def _add_one(ints: list[int], position: int) -> None:
 
 
 def increment(table: dict[str, int], name: str, limit: int) -> None:
-    """Add one to ``table[name]``, or to ``table["other"]`` when the table already holds ``limit`` names."""
+    """Adds one to `table[name]`; to `table["other"]` if the table has `limit` names."""
     known = table.get(name)
     if known is None and len(table) >= limit:
         name = "other"
@@ -389,7 +388,7 @@ def increment(table: dict[str, int], name: str, limit: int) -> None:
 
 
 def increment_pair(table: dict[tuple[str, str], int], first: str, second: str, limit: int) -> None:
-    """The same for a pair, of which the second word becomes ``other``."""
+    """Adds one to a pair; its second word becomes `other` if the table is full."""
     pair = (first, second)
     if pair not in table and len(table) >= limit:
         pair = (first, "other")

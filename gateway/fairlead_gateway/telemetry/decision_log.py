@@ -1,6 +1,7 @@
-"""The last decisions, kept in memory so that ``explain`` and the status page can say why a request went where it did.
+"""The decision log: the last decisions, in memory, for `explain` and the status page.
 
-Bounded by count, oldest out first. It never holds a prompt: ids, counts, seconds and the words of the rule only.
+It is bounded by number. It never holds a prompt: only ids, counts, seconds and the texts of the
+rules.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,13 +13,18 @@ from fairlead_gateway.telemetry import RequestOutcome
 from fairlead_gateway.telemetry.handoff_record import HandoffRecord
 
 CONTINUATION_RULE = "continue-1"
-"""The rule of a choice that was made for the rest of a stream that had begun."""
+"""The rule of a decision for the rest of a stream that had begun."""
 
 
 @dataclass(slots=True)
 class DecisionRecord:
-    """One choice of an instance; ``attempt`` counts from 1, ``prompt_tokens`` is the estimate it was made with, ``caller``
-    the name of the API key that was shown, ``story`` what becomes of the hand-off where prefill and decode are split."""
+    """One choice of an instance.
+
+    - attempt: counts from 1.
+    - prompt_tokens: the estimate with which it was made.
+    - caller: name of the API key.
+    - handoff: the record of disaggregated prefill, if any.
+    """
 
     request_id: str
     wall: float
@@ -52,7 +58,7 @@ class DecisionRecord:
 
 @dataclass(slots=True)
 class LoggedRequest:
-    """All choices made for one request, in order, and how it ended (None while it runs)."""
+    """All decisions of one request, in order, and its outcome (None while it runs)."""
 
     records: list[DecisionRecord]
     outcome: RequestOutcome | None
@@ -63,12 +69,12 @@ class LoggedRequest:
 
     @property
     def latest(self) -> DecisionRecord:
-        """The choice that stood."""
+        """The latest decision."""
         return self.records[-1]
 
 
 class _LogEntry(LoggedRequest):
-    """One in the log. It knows its neighbours, so that the oldest leaves, and an id that comes again moves up, at once."""
+    """An entry of the log, linked to its neighbours: removal and moving up are one step."""
 
     __slots__ = ("newer", "older")
 
@@ -79,9 +85,9 @@ class _LogEntry(LoggedRequest):
 
 
 class DecisionLog:
-    """Keeps ``limit`` requests; appending and settling are dictionary operations.
+    """Keeps the decisions of at most `max_requests` requests.
 
-    ``told`` is handed every record at once; it must only put it aside (the board's ``offer`` does).
+    on_record: called with every record; must return at once.
     """
 
     def __init__(self, max_requests: int, on_record: Callable[[DecisionRecord], None] | None = None) -> None:
@@ -95,7 +101,7 @@ class DecisionLog:
         return len(self._entries)
 
     def append(self, record: DecisionRecord) -> None:
-        """Remember a choice; a retry, and what follows a hand-off that failed, joins the choices of its request."""
+        """Adds a decision. Those of a retry, or after a failed hand-off, join their request."""
         if self.on_record is not None:
             self.on_record(record)
         requests, name = self._entries, record.request_id
@@ -115,17 +121,17 @@ class DecisionLog:
             self._remove(self._oldest)
 
     def complete(self, outcome: RequestOutcome) -> None:
-        """Say how a request ended; one that has left the log is ignored."""
+        """Sets the outcome of a request. Unknown requests are ignored."""
         known = self._entries.get(outcome.request_id)
         if known is not None:
             known.outcome = outcome
 
     def latest(self, count: int, model_key: str | None = None) -> list[LoggedRequest]:
-        """The newest ``count`` requests, newest first, of one model or of all."""
+        """Returns the newest `count` requests, newest first, of one model or of all."""
         return list(islice(self._newest_first(model_key), max(0, count)))
 
     def get(self, request_id: str) -> LoggedRequest | None:
-        """Everything known of one request; None when it is not (or no longer) in the log."""
+        """Returns the decisions of one request; None if it is not in the log."""
         return self._entries.get(request_id)
 
     def _remove(self, entry: _LogEntry) -> None:

@@ -1,4 +1,4 @@
-"""What became of one prompt's way from prefill to decode, for the decision log, metrics and traces. It holds no prompt."""
+"""The record of one prompt's way from prefill to decode, for decision log, metrics and traces."""
 
 from dataclasses import dataclass, field
 from typing import Final
@@ -14,8 +14,13 @@ FAILED: Final = "failed"
 
 @dataclass(slots=True)
 class PrefillAttempt:
-    """One prefill engine that was asked. ``result`` is ``pending``, ``ok`` or one word for what went wrong; ``began`` is
-    monotonic seconds, ``seconds`` None until it ended. ``died``: it had the prompt and broke off."""
+    """One attempt at a prefill instance.
+
+    - result: `pending`, `ok`, or one word for the failure.
+    - started_at: monotonic seconds.
+    - seconds: None until it has ended.
+    - crashed: the instance crashed while it had the prompt.
+    """
 
     instance_id: str
     decision: Decision
@@ -27,9 +32,14 @@ class PrefillAttempt:
 
 @dataclass(slots=True)
 class HandoffRecord:
-    """``outcome`` is ``pending``, ``done``, ``bypassed`` or ``failed``, ``reason`` one word of a closed list, ``words`` the same for
-    people. ``where`` is the decision who computes the prompt (``routing.convertible``), None where two engines cannot.
-    ``waited_seconds`` passed before a decode engine could be chosen."""
+    """The record of a hand-off. It holds no prompt.
+
+    - outcome: `pending`, `done`, `bypassed` or `failed`.
+    - reason: one word of a closed list; `message` is the same as text.
+    - placement: the decision where to compute the prompt (`routing.prefill_placement`); None if
+      there was no choice.
+    - waited_seconds: time before a decode instance could be chosen.
+    """
 
     outcome: str = PENDING
     reason: str = "none"
@@ -40,11 +50,14 @@ class HandoffRecord:
 
     @property
     def prefilled_locally(self) -> bool:
-        """No prefill engine has computed the prompt: the one that answers does."""
+        """True if no prefill instance computed the prompt: the decode instance does."""
         return not any(leg.result == OK for leg in self.attempts)
 
     @property
     def is_suspicious(self) -> bool:
-        """A prefill engine broke off on the prompt and no other has computed it: whoever answered it then has not shown that it
-        is harmless to those that prefill."""
+        """True if a prefill instance crashed on the prompt and no other has computed it.
+
+        Why: the instance that then answers has not shown that the prompt is harmless to prefill
+        instances.
+        """
         return self.outcome != DONE and any(leg.crashed for leg in self.attempts)

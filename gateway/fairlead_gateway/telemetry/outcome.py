@@ -1,4 +1,4 @@
-"""How one request ended, as a value: what metrics, the decision log and the trace are all made from."""
+"""The outcome of one request, from which metrics, decision log and trace are made."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -8,12 +8,14 @@ from fairlead.fleet.model import SloTargets
 
 @dataclass(slots=True)
 class RequestOutcome:
-    """One request from the first byte read to the last byte written; None is "not known" and never zero.
+    """The outcome of one request. None is "unknown", never zero.
 
-    ``status`` is what the client was (or would have been) told, ``error`` the kind of failure in one word.
-    ``within_objective`` is None when the model has no objective; the two parts may be given beside it.
-    ``overhead_seconds`` is the gateway's own time: from the request's last byte to its dispatch, without the prefill leg; None
-    where that cannot be told apart from a failed attempt. ``failures`` are (instance, why) of attempts before the one that stood.
+    - status: what the client received, or would have received.
+    - error: the failure in one word.
+    - within_objective: None if the model has no objective; the two parts are given with it.
+    - overhead_seconds: the gateway's own time, from the request's last byte to its dispatch,
+      without prefill elsewhere. None after a failed attempt.
+    - failures: (instance, reason) of attempts before the last one.
     """
 
     request_id: str
@@ -84,7 +86,9 @@ class RequestOutcome:
 
 @dataclass(slots=True)
 class Attainment:
-    """Whether a request met the objectives; None where there was nothing to meet or nothing to measure."""
+    """The attainment of the objectives by one request; None if there was no objective or
+    measurement.
+    """
 
     ttft: bool | None
     itl: bool | None
@@ -107,7 +111,10 @@ def assess_attainment(
     itl_mean_seconds: float | None,
     failed: bool,
 ) -> Attainment:
-    """Judge one request. A failed one misses every objective there is; one without a second token has no ITL to miss."""
+    """Returns whether a request met its objectives.
+
+    A failed request misses all of them. Without a second token there is no gap to judge.
+    """
     if objectives.ttft_seconds is None and objectives.itl_seconds is None:
         return _NO_OBJECTIVE
     limit = objectives.ttft_limit_seconds(prompt_tokens or 0.0)

@@ -1,4 +1,4 @@
-"""Lines of Prometheus text (version 0.0.4): labels as the format wants them, and histograms."""
+"""Lines of the Prometheus text format (version 0.0.4): labels and histograms."""
 
 import re
 from collections.abc import Sequence
@@ -9,14 +9,16 @@ _ESCAPES: Final = {"\\": r"\\", '"': r"\"", "\n": r"\n"}
 
 
 def escape_label(value: str) -> str:
-    """A label's value as the text format wants it."""
+    """Returns a label value as the text format wants it."""
     return _UNSAFE.sub(lambda match: _ESCAPES[match[0]], value)
 
 
 def format_histogram(
     name: str, labels: str, counts: Sequence[int], exported: Sequence[tuple[int, str]], total: str
 ) -> str:
-    """The lines of one histogram; ``exported`` says up to which fine bucket each bound reaches."""
+    """Returns the lines of one histogram. `exported` gives each bound the last fine bucket below
+    it.
+    """
     out: list[str] = []
     running, position = 0, 0
     for index, bound in exported:

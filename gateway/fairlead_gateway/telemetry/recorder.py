@@ -1,7 +1,8 @@
-"""The gateway's counters, as the request's way calls them: each method adds to integer lists and returns.
+"""The metrics recorder: what the request path calls to count.
 
-Nothing here allocates label objects, takes a lock or does I/O; it belongs to one event loop. A request ends in exactly one
-call of ``rejected`` (it never reached an engine) or ``finished`` (everything else), after one call of ``received``.
+Nothing here allocates labels, takes a lock or does I/O. It belongs to one event loop. A request
+ends in exactly one call of `record_rejected` (it never reached an engine) or `record_finished`,
+after one call of `record_received`.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,11 +26,11 @@ OTHER: Final = "other"
 UNKNOWN: Final = "unknown"
 OK: Final = "ok"
 HOME_RULES: Final = frozenset({"affinity", "session", "only-one"})
-"""Rules that choose a home by their nature; the others say it in the decision's inputs."""
+"""Rules that always choose a home. Other decisions say it in `home`."""
 
 
 class MetricsRecorder:
-    """Counts per model and per instance. Models beyond the limit share one series called ``other``."""
+    """Counters per model and instance. Models beyond the limit share one set called `other`."""
 
     def __init__(self, clock: Clock, limits: Limits | None = None, loop_lag: LoopLag | None = None) -> None:
         self._now = clock.now
@@ -43,21 +44,26 @@ class MetricsRecorder:
         self.health_state: Callable[[str], tuple[str, str]] | None = None
         self.started_at = clock.now()
         self.models: dict[str, ModelCounters] = {}
-        self.process_counters: dict[str, int] = {}  # what belongs to no model, by the metric's name without its prefix
-        self.queued: Mapping[str, int] = {}  # requests held now, by model
-        self.index_status: IndexStatus = {}  # the same of the index
-        self.peer_values: dict[str, float] = {}  # the same of other gateways, known to the helper alone
+        self.process_counters: dict[str, int] = {}  # values of no model, by metric name without prefix
+        self.queued: Mapping[str, int] = {}  # queued requests by model
+        self.index_status: IndexStatus = {}
+        self.peer_values: dict[str, float] = {}  # values of other gateways; only the supervisor knows them
 
     def record_received(self, model_key: str, prompt_tokens: float = 0.0) -> None:
-        """A request for a model that exists has been read whole; ``prompt_tokens`` as estimated by then."""
+        """Counts a completely received request of a known model, with its estimated
+        prompt tokens.
+        """
         self._model_counters(model_key).count_received(int(prompt_tokens))
 
     def record_abandoned(self, model_key: str) -> None:
-        """A client left before any engine was asked."""
+        """Counts a client that disconnected before its request reached an engine."""
         self._model_counters(model_key).ints[at.ABANDONED] += 1
 
     def record_rejected(self, model_key: str | None, status: int, kind: str) -> None:
-        """A request was answered by the gateway itself; ``kind`` is one word of a closed list (``unknown-model``)."""
+        """Counts a request that the gateway answered itself.
+
+        kind: one word of a closed list (`unknown-model`).
+        """
         series = self._model_counters(model_key or UNKNOWN)
         series.ints[at.REJECTED] += 1
         if status >= 500:
@@ -69,37 +75,43 @@ class MetricsRecorder:
         series.by_kind[key] = series.by_kind.get(key, 0) + 1
 
     def record_routed(self, model_key: str, instance_id: str, decision: Decision) -> None:
-        """An instance was chosen; also called for every retry."""
+        """Counts a chosen instance, also of a retry."""
         series = self._model_counters(model_key)
         series.count_routed(decision.rule, chose_home(decision), self._max_label_values)
         self._instance_counters(series, instance_id).count_routed()
 
     def record_retry(self, model_key: str, instance_id: str, why: str) -> None:
-        """The attempt on ``instance_id`` failed before its first byte and another follows; ``why`` is one word."""
+        """Counts an attempt that failed before its first byte and is repeated; `why` is
+        one word.
+        """
         series = self._model_counters(model_key)
         series.ints[at.RETRIES] += 1
         at.increment(series.retries_by_reason, why, self._max_label_values)
         self._instance_counters(series, instance_id).ints[at.I_RETRIED_AWAY] += 1
 
     def record_ejection(self, model_key: str, instance_id: str, why: str) -> None:
-        """The instance sits out for a while; ``why`` is the last fault in one word."""
+        """Counts an ejection; `why` is the last failure in one word."""
         series = self._model_counters(model_key)
         at.increment(series.ejections_by_reason, why, self._max_label_values)
         self._instance_counters(series, instance_id).ints[at.I_EJECTED] += 1
 
     def record_resumption(self, model_key: str, how: str) -> None:
-        """Another engine was asked for the rest of a stream that broke: ``whole``, or ``broken`` again."""
+        """Counts a stream that another instance continued: `whole`, or `broken` again."""
         at.increment(self._model_counters(model_key).continued, how, self._max_label_values)
 
     def record_queue_exit(self, model_key: str, rule: str) -> None:
-        """A request is held no longer, or was not let wait; ``rule`` is one word of a closed list."""
+        """Counts a request that left a queue or was refused; `rule` is one word of a
+        closed list.
+        """
         at.increment(self._model_counters(model_key).held, rule, self._max_label_values)
 
     def record_handoff(
         self, model_key: str, outcome: str, reason: str, local_prefill_tokens: float | None = None
     ) -> None:
-        """What became of one prompt's way from prefill to decode: ``done``, ``bypassed`` or ``failed``; ``reason`` is one word.
-        ``kept_tokens``: its estimated length, where no prefill engine has computed it."""
+        """Counts a hand-off: `done`, `bypassed` or `failed`; `reason` is one word.
+
+        local_prefill_tokens: estimated prompt tokens that no prefill instance computed.
+        """
         series = self._model_counters(model_key)
         at.increment_pair(series.handoffs, outcome, reason, self._max_label_values)
         if local_prefill_tokens is not None:
@@ -107,7 +119,7 @@ class MetricsRecorder:
             series.ints[at.LOCAL_PREFILL_TOKENS] += int(local_prefill_tokens)
 
     def record_prefill(self, model_key: str, instance_id: str, seconds: float, result: str) -> None:
-        """A prefill engine was asked, and ended in ``seconds`` with ``ok`` or one word for what went wrong."""
+        """Counts an attempt at a prefill instance: `ok`, or one word for the failure."""
         series = self._model_counters(model_key)
         at.increment(series.prefill_legs, result, self._max_label_values)
         instance = self._instance_counters(series, instance_id)
@@ -122,7 +134,10 @@ class MetricsRecorder:
     def record_first_token(
         self, model_key: str, instance_id: str, seconds: float, limit_seconds: float | None = None
     ) -> None:
-        """The first token left for the client ``seconds`` after the request was read; ``limit_seconds`` is its objective."""
+        """Counts a first token that left `seconds` after the request was received.
+
+        limit_seconds: its objective.
+        """
         series = self._model_counters(model_key)
         series.ints[at.TTFT + bucket_index(SECONDS_BOUNDS, seconds)] += 1
         series.sums[at.TTFT_SUM] += seconds
@@ -134,7 +149,9 @@ class MetricsRecorder:
             instance.ints[at.I_WITHIN_TTFT] += seconds <= limit_seconds
 
     def record_inter_token(self, model_key: str, instance_id: str, seconds: float) -> None:
-        """One more piece of a stream, ``seconds`` after the piece before it. The hottest call of all."""
+        """Counts one further chunk of a stream, `seconds` after the one before. The most frequent
+        call.
+        """
         series = self.models.get(model_key) or self._model_counters(model_key)
         second = int(self._now())
         if second != series.current_second:
@@ -145,7 +162,7 @@ class MetricsRecorder:
             instance.observe_gap(seconds)
 
     def record_finished(self, outcome: RequestOutcome) -> None:
-        """A request that was routed has ended, well or badly."""
+        """Counts the end of a routed request."""
         series = self._model_counters(outcome.model_key)
         computed = series.count_finished(outcome, self._max_label_values)
         if outcome.instance_id is not None:
@@ -158,25 +175,30 @@ class MetricsRecorder:
                 instance.ints[at.I_ERRORS] += 1
 
     def render(self, fleet: Fleet, loads: Mapping[str, LoadView], now: float) -> bytes:
-        """Everything as Prometheus text (version 0.0.4)."""
+        """Returns all metrics as Prometheus text (version 0.0.4)."""
         return b"".join(self.render_chunks(fleet, loads, now))
 
     def render_chunks(self, fleet: Fleet, loads: Mapping[str, LoadView], now: float) -> "exposition.TextChunks":
-        """The same text in pieces of bounded work, so that a scrape of many models need not hold the loop."""
-        from fairlead_gateway.telemetry import exposition  # workers count, and show nothing
+        """Yields the same text in chunks of bounded work, so that a scrape does not
+        block the loop.
+        """
+        from fairlead_gateway.telemetry import exposition  # only the supervisor renders
+        from fairlead_gateway.telemetry.renderers import Scrape
 
         self.remove_departed(fleet, now)
         return exposition.render_families(
-            self.models,
-            fleet,
-            loads,
-            lag=self.loop_lag,
-            publish_stats=self.publish_stats,
-            now=now,
-            uptime_seconds=now - self.started_at,
-            process_values={**self.process_counters, **self.peer_values},
-            queued=self.queued,
-            index_status=self.index_status,
+            Scrape(
+                models=self.models,
+                fleet=fleet,
+                loads=loads,
+                lag=self.loop_lag,
+                publish_stats=self.publish_stats,
+                now=now,
+                uptime_seconds=now - self.started_at,
+                process_values={**self.process_counters, **self.peer_values},
+                queued=self.queued,
+                index_status=self.index_status,
+            )
         )
 
     def _model_counters(self, key: str) -> ModelCounters:
@@ -201,7 +223,7 @@ class MetricsRecorder:
         return instance
 
     def remove_departed(self, fleet: Fleet, now: float) -> None:
-        """Drop instances that left the fleet a while ago: pods come and go, their counters must not pile up."""
+        """Drops instances that left the fleet a while ago."""
         for key, series in self.models.items():
             present = {instance.id for instance in fleet.instances.get(key, ())}
             for instance_id, instance in list(series.instances.items()):
@@ -212,5 +234,5 @@ class MetricsRecorder:
 
 
 def chose_home(decision: Decision) -> bool:
-    """Whether the chosen instance is one of the request's two homes."""
+    """Returns True if the chosen instance is a home of the request."""
     return decision.rule in HOME_RULES if decision.home is None else decision.home

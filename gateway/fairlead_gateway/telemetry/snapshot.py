@@ -1,7 +1,7 @@
-"""The counters of one process as values that can be sent and added up: what several workers counted is the sum of their parts.
+"""Snapshots of counters, to be sent to another process and added up.
 
-Adding is exact: counters and histograms are integers over the same bounds everywhere, and a window is a difference of two states of
-them, so windows that end at the same moment add up too. (Sums of seconds are floats and exact to their last digits.)
+Adding is exact: counters and histograms are integers over the same bounds everywhere. A window is a
+difference of two states, so windows that end together add up too. Sums of seconds are floats.
 """
 
 from collections.abc import Iterable, Mapping
@@ -27,18 +27,18 @@ TABLES = (
     "prefill_legs",
     "retries_by_reason",
 )
-"""The tables of a model's series, by name."""
+"""The tables of a model's counters, by name."""
 
 
 class InstanceSnapshot(msgspec.Struct, array_like=True):
-    """One instance; ``window`` is what the last minute added, None where nobody asked."""
+    """The counters of one instance; `window` is the last minute, None if it was not requested."""
 
     totals: CounterValues
     window: CounterValues | None
 
 
 class ModelSnapshot(msgspec.Struct, array_like=True):
-    """One model; each table is a list of (key, count)."""
+    """The counters of one model; each table is a list of (key, count)."""
 
     key: str
     totals: CounterValues
@@ -48,7 +48,7 @@ class ModelSnapshot(msgspec.Struct, array_like=True):
 
 
 def snapshot_of(key: str, series: ModelCounters, now: float | None) -> ModelSnapshot:
-    """A copy of a series, with the minute before ``now``."""
+    """Returns a copy of counters, with the minute before `now`."""
     return ModelSnapshot(
         key,
         _totals(series),
@@ -62,7 +62,7 @@ def snapshot_of(key: str, series: ModelCounters, now: float | None) -> ModelSnap
 
 
 def merge(first: ModelSnapshot, second: ModelSnapshot) -> ModelSnapshot:
-    """Both together, for the same model."""
+    """Returns the sum of two snapshots of one model."""
     instances = dict(first.instances)
     for item, part in second.instances.items():
         known = instances.get(item)
@@ -81,7 +81,7 @@ def merge(first: ModelSnapshot, second: ModelSnapshot) -> ModelSnapshot:
 
 
 def sum_snapshots(processes: Iterable[Mapping[str, ModelSnapshot]]) -> dict[str, ModelSnapshot]:
-    """The models of all processes, added up."""
+    """Returns the sums of all processes, by model."""
     totals: dict[str, ModelSnapshot] = {}
     for models in processes:
         for key, part in models.items():
@@ -90,7 +90,9 @@ def sum_snapshots(processes: Iterable[Mapping[str, ModelSnapshot]]) -> dict[str,
 
 
 def restore_counters(snapshot: ModelSnapshot, now: float) -> ModelCounters:
-    """A series that shows what a part says; its window is the part's when it is asked for about ``now``."""
+    """Returns counters with the values of a snapshot. Their window is the snapshot's
+    around `now`.
+    """
     series = ModelCounters()
     _restore(series, snapshot.totals, snapshot.window, now)
     for name in TABLES:
@@ -106,7 +108,7 @@ def _totals(series: CounterSet) -> CounterValues:
 
 
 def _restore(series: CounterSet, totals: CounterValues, window: CounterValues | None, now: float) -> None:
-    """A window is kept as the state before it."""
+    """Sets totals, and the window as the state before it."""
     ints, sums = totals
     if window is not None:
         series.replace(

@@ -1,4 +1,4 @@
-"""How far the index follows a model's instances and how good it was, as status and metrics show it."""
+"""Values that metrics and management API read from other parts of the gateway."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from fairlead_kvstore.analysis.replication_hints import ReplicationHint
 
 
 class IndexState(StrEnum):
-    """How far routing knows what an instance holds."""
+    """The degree to which routing knows what an instance has cached."""
 
     INDEX = "index"
     INCOMPLETE = "incomplete"
@@ -22,10 +22,14 @@ class IndexState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class InstanceIndexStatus:
-    """One instance. Tokens are sums over answers whose cached tokens were reported; ``silent`` are those whose were not, ``late``
-    those that found less since the engine had just lost it; ``ratio``
-    is predicted to reported, None until both are known. ``held`` and ``victim``: what it holds and what would be lost with it, None
-    where it does not tell."""
+    """The index status of one instance.
+
+    - predicted_tokens, reported_tokens: sums over responses that reported cached tokens.
+    - unreported: responses that did not.
+    - late: responses that found less because the engine had just evicted it.
+    - ratio: predicted to reported; None until both are known.
+    - block_counts, removal_rank: None if the instance does not report its cache.
+    """
 
     state: IndexState
     reason: str
@@ -42,8 +46,12 @@ class InstanceIndexStatus:
 
 @dataclass(frozen=True, slots=True)
 class ModelIndexStatus:
-    """One model: its instances by id; blocks of prompts that are linked, links that had to be lowered, prompts that were learned, and
-    how they are learned, in words; hot prefixes that want another home."""
+    """The index status of one model.
+
+    - linked_blocks, lowered_links, learned_prompts: sizes of its prefix map.
+    - token_source: how the gateway gets tokens of prompts, as text.
+    - replication_hints: hot prefixes that need another home.
+    """
 
     instances: Mapping[str, InstanceIndexStatus]
     linked_blocks: int
@@ -54,54 +62,56 @@ class ModelIndexStatus:
 
 
 IndexStatus = Mapping[str, ModelIndexStatus]
-"""By model (``namespace/name``); a model without an engine that tells what it holds is missing."""
+"""By model (`namespace/name`). A model without an engine that reports its cache is missing."""
 
 
 class LoadView(Protocol):
-    """The router's ``InstanceLoad`` fits."""
+    """The load of an instance, as `routing.InstanceLoad` has it."""
 
     @property
     def inflight(self) -> int:
-        """Requests sent there and not ended."""
+        """Requests sent there and not finished."""
         ...
 
     @property
     def waiting(self) -> int:
-        """Of those, the ones without a first token."""
+        """Requests without a first token."""
         ...
 
     @property
     def backlog_seconds(self) -> float:
-        """Engine time of work already sent there."""
+        """Engine time of work sent there."""
         ...
 
     @property
     def inflight_tokens(self) -> float:
-        """Tokens those requests hold."""
+        """Tokens of those requests."""
         ...
 
 
 class PublishStats(Protocol):
-    """What this gateway told the others through Redis (``kvstore``'s ``Decisions`` fits)."""
+    """Statistics of what this gateway published to Redis, as
+    `supervisor.decision_stream` has them.
+    """
 
     @property
     def connected(self) -> bool:
-        """Whether Redis answers."""
+        """True while Redis answers."""
         ...
 
     @property
     def published(self) -> int:
-        """Decisions told."""
+        """Decisions published."""
         ...
 
     @property
     def dropped(self) -> int:
-        """Decisions that waited too long for a Redis that was away."""
+        """Decisions dropped while Redis was away."""
         ...
 
     @property
     def refused(self) -> int:
-        """Decisions that Redis would not take."""
+        """Decisions that Redis refused."""
         ...
 
 
