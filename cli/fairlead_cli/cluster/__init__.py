@@ -1,1 +1,9 @@
-"""What the command line says of a cluster: ``status``, ``check`` and ``support-bundle``. Gathering is thin; judging is pure."""
+"""Commands against a cluster, over the API server.
+
+Reading order: `access` (kubeconfig, login, permissions) → `facts_collector` (reads the cluster) →
+`facts` → `checks` (``fairlead check``), `status` (``fairlead status``), `bundle` (``fairlead
+support-bundle``).
+
+Shared: `pod_http` (queries pods through the API server's proxy), `missing_value` (a value that
+could not be read, with the reason).
+"""

@@ -1,7 +1,10 @@
-"""When a certificate ends: the one thing of X.509 that is asked here, read from the DER itself.
+"""The expiry of an X.509 certificate, read from its DER encoding.
 
-RFC 5280: Certificate → tbsCertificate → [0] version?, serialNumber, signature, issuer, validity → notBefore, notAfter. Five steps
-over lengths, no cryptography: a package for it would be the command line's largest.
+RFC 5280: Certificate → tbsCertificate → [0] version?, serialNumber, signature, issuer, validity →
+notBefore, notAfter.
+
+Why: five steps over lengths need no cryptography package, which would be the largest dependency of
+the command line.
 """
 
 import base64
@@ -15,31 +18,33 @@ _SEQUENCE, _VERSION, _UTC_TIME, _GENERALIZED = 0x30, 0xA0, 0x17, 0x18
 
 
 def certificate_expiry(pem: bytes) -> float | None:
-    """``notAfter`` of the first certificate of a file as Unix time; None when there is none that can be read."""
-    found = _PEM.search(pem)
-    if found is None:
+    """Returns ``notAfter`` of the first certificate of a PEM file as Unix time; None when none is
+    readable.
+    """
+    match = _PEM.search(pem)
+    if match is None:
         return None
     try:
-        der = base64.b64decode(b"".join(found[1].split()), validate=True)
+        der = base64.b64decode(b"".join(match[1].split()), validate=True)
         tag, whole, _ = _element(der)
         inner, body, _ = _element(whole)
         if (tag, inner) != (_SEQUENCE, _SEQUENCE):
             return None
-        kind, _, rest = _element(body)
-        if kind == _VERSION:
-            _, _, rest = _element(rest)
+        tag_, _, remaining = _element(body)
+        if tag_ == _VERSION:
+            _, _, remaining = _element(remaining)
         for _ in range(2):  # signature, issuer
-            _, _, rest = _element(rest)
-        _, validity, _ = _element(rest)
-        _, _, after = _element(validity)
-        kind, text, _ = _element(after)
-        return _time(kind, text.decode("ascii"))
+            _, _, remaining = _element(remaining)
+        _, validity, _ = _element(remaining)
+        _, _, not_after = _element(validity)
+        tag_, text, _ = _element(not_after)
+        return _time(tag_, text.decode("ascii"))
     except (ValueError, IndexError, binascii.Error):
         return None
 
 
 def _element(der: bytes) -> tuple[int, bytes, bytes]:
-    """Tag, content and what follows. Raises ValueError when it does not fit."""
+    """Returns tag, content and remaining bytes. Raises ValueError when the DER is cut off."""
     tag, length, start = der[0], der[1], 2
     if length & 0x80:
         size = length & 0x7F
@@ -50,7 +55,7 @@ def _element(der: bytes) -> tuple[int, bytes, bytes]:
 
 
 def _time(kind: int, text: str) -> float | None:
-    """UTCTime has two digits of the year, those from 50 on of the last century."""
+    """Parses a time; a UTCTime has a two-digit year, from 50 on of the last century."""
     if kind == _UTC_TIME:
         text = ("19" if int(text[:2]) >= 50 else "20") + text
     elif kind != _GENERALIZED:

@@ -1,4 +1,4 @@
-"""Components."""
+"""The installed components: labels of the chart, and what their Deployments refer to. Pure."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ OPERATOR, GATEWAY, INDEXER, REDIS = "operator", "gateway", "indexer", "redis"
 
 @dataclass(frozen=True, slots=True)
 class SecretReference:
-    """What a Deployment takes from one Secret: the entries, and whether its pods start without."""
+    """Entries of a Secret that a Deployment uses; ``is_optional``: its pods start without them."""
 
     namespace: str
     name: str
@@ -44,58 +44,62 @@ class SecretReference:
 
 
 def with_component(objects: Sequence[Manifest], name: str) -> list[Manifest]:
-    """Those that carry the component's label."""
-    return [one for one in objects if label_of(one, COMPONENT_LABEL) == name]
+    """Returns the objects with the label of a component."""
+    return [object_ for object_ in objects if label_of(object_, COMPONENT_LABEL) == name]
 
 
 WATCH_NAMESPACES_VARIABLE = "FAIRLEAD_WATCH_NAMESPACES"
 
 
 def desired_replicas(deployment: Manifest) -> int:
-    """As asked; one where nobody says."""
-    asked = spec_of(deployment).get("replicas")
-    return 1 if asked is None else int(asked)
+    """Returns ``spec.replicas``, 1 by default."""
+    replicas = spec_of(deployment).get("replicas")
+    return 1 if replicas is None else int(replicas)
 
 
 def watched_namespaces(deployment: Manifest) -> list[str]:
-    """The namespaces whose models it looks after; none named: all."""
-    named = environment_of(deployment).get(WATCH_NAMESPACES_VARIABLE, "")
-    if not named:
+    """Returns the namespaces that a Deployment watches; empty means all."""
+    value = environment_of(deployment).get(WATCH_NAMESPACES_VARIABLE, "")
+    if not value:
         argument = next((word for word in arguments_of(deployment) if word.startswith("--kube=")), "")
-        named = argument.removeprefix("--kube=")
-    return [part.strip() for part in named.split(",") if part.strip()]
+        value = argument.removeprefix("--kube=")
+    return [part.strip() for part in value.split(",") if part.strip()]
 
 
 def secret_references(deployment: Manifest) -> list[SecretReference]:
-    """Every Secret that its pods name, with the entries that they take from it; pull secrets aside."""
+    """Returns the Secrets that a Deployment's pods use, with their entries; image pull secrets are
+    left out.
+    """
     pods = pod_spec_of(deployment)
     entries: dict[tuple[str, bool], set[str]] = {}
     for container in containers_of(pods):
-        for one in container.get("env") or []:
-            chosen = (one.get("valueFrom") or {}).get("secretKeyRef")
-            if chosen and chosen.get("name"):
-                where = (str(chosen["name"]), bool(chosen.get("optional")))
-                entries.setdefault(where, set()).add(str(chosen.get("key", "")))
+        for variable in container.get("env") or []:
+            reference = (variable.get("valueFrom") or {}).get("secretKeyRef")
+            if reference and reference.get("name"):
+                key = (str(reference["name"]), bool(reference.get("optional")))
+                entries.setdefault(key, set()).add(str(reference.get("key", "")))
     for volume in pods.get("volumes") or []:
-        chosen = volume.get("secret")
-        if chosen and chosen.get("secretName"):
-            where = (str(chosen["secretName"]), bool(chosen.get("optional")))
-            entries.setdefault(where, set()).update(str(one.get("key", "")) for one in chosen.get("items") or [])
+        reference = volume.get("secret")
+        if reference and reference.get("secretName"):
+            key = (str(reference["secretName"]), bool(reference.get("optional")))
+            entries.setdefault(key, set()).update(
+                str(variable.get("key", "")) for variable in reference.get("items") or []
+            )
     return [
-        SecretReference(namespace_name(deployment), name, frozenset(found), optional)
-        for (name, optional), found in entries.items()
+        SecretReference(namespace_name(deployment), name, frozenset(names), optional)
+        for (name, optional), names in entries.items()
     ]
 
 
 def has_redis(deployment: Manifest) -> bool:
-    """Are its pods told where Redis is?"""
+    """Whether the pods get the URL of a Redis."""
     return any(
-        one.get("name") == "FAIRLEAD_REDIS_URL"
+        variable.get("name") == "FAIRLEAD_REDIS_URL"
         for container in containers_of(pod_spec_of(deployment))
-        for one in container.get("env") or []
+        for variable in container.get("env") or []
     )
 
 
 def service_account(deployment: Manifest) -> str:
-    """The service account of its pods."""
+    """Returns the service account of the pods."""
     return str(pod_spec_of(deployment).get("serviceAccountName") or "default")

@@ -1,4 +1,6 @@
-"""Everything that checks are judged by, as values. What could not be had is a ``Missing`` in its place, never something empty."""
+"""The facts about a cluster that checks judge, as values. A value that could not be read is a
+MissingValue, never empty.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +18,7 @@ Listing = Sequence[Manifest] | MissingValue
 
 @dataclass(frozen=True, slots=True)
 class SecretSummary:
-    """Of a Secret only the names of its entries; and when its certificate (``tls.crt``) ends, as Unix time."""
+    """Names of a Secret's entries, and the expiry of its certificate (``tls.crt``) as Unix time."""
 
     entries: frozenset[str]
     certificate_expires: float | None = None
@@ -24,52 +26,60 @@ class SecretSummary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterFacts:
-    """A cluster at one moment. ``now`` is the API server's clock, ``skew_seconds`` how far ours is ahead of it.
+    """A cluster at one moment.
 
-    ``rights`` are ours, ``account_rights`` those of a component's service account by (component, namespace). ``told``: what pods
-    said, by component. ``place``: the namespace of the installation, and whether it is there. ``trial``: how the API server took a
-    pod like ours as a dry run; empty when it did.
+    now: time of the API server; ``skew_seconds``: how far this machine's clock is ahead of it.
+
+    permissions: those of the user; ``account_permissions``: those of service accounts, by
+    (component, namespace).
+
+    pod_reports: answers of the components' pods, by component.
+
+    dry_run_refusal: the API server's refusal of a pod like ours; empty when it accepted the dry
+    run.
     """
 
     server: str = ""
-    found: str = ""
+    access_source: str = ""
     version: str = ""
     now: float = 0.0
     skew_seconds: float | None = None
-    place: str = "fairlead"
-    place_exists: bool | MissingValue = True
-    rights: Mapping[Permission, bool | MissingValue] = field(default_factory=dict)
-    trial: str | MissingValue | None = None
+    install_namespace: str = "fairlead"
+    namespace_exists: bool | MissingValue = True
+    permissions: Mapping[Permission, bool | MissingValue] = field(default_factory=dict)
+    dry_run_refusal: str | MissingValue | None = None
     quotas: Listing = ()
     nodes: Listing = ()
-    classes: Listing = ()
+    accelerator_classes: Listing = ()
     storage_classes: Listing = ()
     leader_worker_sets: bool | MissingValue = True
-    definitions: Listing = ()
+    crds: Listing = ()
     deployments: Listing = ()
     pods: Listing = ()
     leases: Mapping[str, Manifest | MissingValue] = field(default_factory=dict)
-    account_rights: Mapping[tuple[str, str], Mapping[Permission, bool | MissingValue]] = field(default_factory=dict)
+    account_permissions: Mapping[tuple[str, str], Mapping[Permission, bool | MissingValue]] = field(
+        default_factory=dict
+    )
     secrets: Mapping[tuple[str, str], SecretSummary | MissingValue] = field(default_factory=dict)
-    told: Mapping[str, Sequence[PodReport]] = field(default_factory=dict)
+    pod_reports: Mapping[str, Sequence[PodReport]] = field(default_factory=dict)
     models: Listing = ()
-    budgets: Listing = ()
-    policies: Listing = ()
+    disruption_budgets: Listing = ()
+    network_policies: Listing = ()
     our_version: str = __version__
 
     def component_deployments(self, name: str) -> Listing:
-        """The Deployments of a component."""
+        """Returns the Deployments of a component."""
         return (
             self.deployments if isinstance(self.deployments, MissingValue) else with_component(self.deployments, name)
         )
 
     def pods_of(self, deployment: Manifest) -> Listing:
-        """The pods of a component that belong to the installation of this Deployment."""
+        """Returns the pods of the component's installation that a Deployment belongs to."""
         if isinstance(self.pods, MissingValue):
             return self.pods
         return [
-            one
-            for one in with_component(self.pods, label_of(deployment, COMPONENT_LABEL))
-            if namespace_name(one) == namespace_name(deployment)
-            and label_of(one, RELEASE_LABEL) == label_of(deployment, RELEASE_LABEL)
+            pod
+            for pod in with_component(self.pods, label_of(deployment, COMPONENT_LABEL))
+            if namespace_name(pod) == namespace_name(deployment)
+            and label_of(pod, RELEASE_LABEL) == label_of(deployment, RELEASE_LABEL)
         ]

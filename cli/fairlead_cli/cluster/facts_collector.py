@@ -1,4 +1,4 @@
-"""Gathers the facts for the checks: reads, and asks; nothing is written but a dry run."""
+"""Collects the facts for the checks from a cluster. It only reads; the one write is a dry run."""
 
 import asyncio
 import base64
@@ -61,13 +61,16 @@ DEFAULT_NAMESPACE: Final = "fairlead"
 _REFUSALS: Final = ("violates PodSecurity", "denied the request", "exceeded quota", "ValidatingAdmissionPolicy")
 """Words of admission: anything else that is said about the dry run is about us, not about the pod."""
 _MAX_QUERIED_PODS: Final = 16
-"""Pods of a component that are asked; an installation has two or three."""
+"""Pods of a component that are queried; an installation has two or three."""
 
 
 async def collect_facts(
     api: KubeApi, version: str, clock: Clock, *, namespace: str | None, before_install: bool
 ) -> ClusterFacts:
-    """Everything that is judged. ``place`` is the namespace of the installation; without it, it is found by the chart's labels."""
+    """Returns all facts.
+
+    namespace: of the installation; None to find it by the chart's labels.
+    """
     deployments, pods = await asyncio.gather(
         list_own_objects(api, DEPLOYMENTS, namespace), list_own_objects(api, PODS, namespace)
     )
@@ -76,31 +79,31 @@ async def collect_facts(
     common = await _common(api, there)
     facts: dict[str, Any] = {
         "server": api.config.server,
-        "found": api.config.source,
+        "access_source": api.config.source,
         "version": version,
         "now": now,
         "skew_seconds": skew,
-        "place": there,
+        "install_namespace": there,
         "deployments": deployments,
         "pods": pods,
         **common,
     }
     wanted = [
         *permissions_to_check(there, before_install=before_install),
-        *(permissions_to_install(there, common["place_exists"] is True) if before_install else []),
+        *(permissions_to_install(there, common["namespace_exists"] is True) if before_install else []),
     ]
     said = await asyncio.gather(*(review_own_access(api, one) for one in wanted))
-    facts["rights"] = dict(zip(wanted, said, strict=True))
+    facts["permissions"] = dict(zip(wanted, said, strict=True))
     facts |= await (_before(api, there) if before_install else _after(api, deployments, pods, there))
     return ClusterFacts(**facts)
 
 
 async def list_own_objects(api: KubeApi, resource: Resource, namespace: str | None) -> Listing:
-    """Fairlead's objects of a kind: in one namespace, else in all, else where it is usually installed."""
-    found = await list_objects(api, resource, namespace, OWN_OBJECTS)
-    if namespace is None and isinstance(found, MissingValue) and found.is_forbidden:
+    """Returns Fairlead's objects of a kind: in one namespace, else in all, else in the default one."""
+    objects = await list_objects(api, resource, namespace, OWN_OBJECTS)
+    if namespace is None and isinstance(objects, MissingValue) and objects.is_forbidden:
         return await list_objects(api, resource, DEFAULT_NAMESPACE, OWN_OBJECTS)
-    return found
+    return objects
 
 
 async def list_objects(
@@ -110,29 +113,33 @@ async def list_objects(
     labels: str | None = None,
     fields: str | None = None,
 ) -> Listing:
-    """A list, or why there is none. A kind that the cluster does not know is an absent one."""
-    found = await value_or_missing(api.list(resource, namespace, labels, fields=fields))
-    return found if isinstance(found, MissingValue) else found.items
+    """Returns a list, or why there is none. An unknown kind counts as absent."""
+    answer = await value_or_missing(api.list(resource, namespace, labels, fields=fields))
+    return answer if isinstance(answer, MissingValue) else answer.items
 
 
 def _place(deployments: Listing) -> str:
-    """The namespace of the first operator, else of anything that is ours."""
+    """Returns the namespace of the first operator, else of any of our Deployments."""
     if isinstance(deployments, MissingValue) or not deployments:
         return DEFAULT_NAMESPACE
     return namespace_name([*with_component(deployments, OPERATOR), *deployments][0])
 
 
 async def read_server_clock(api: KubeApi, clock: Clock) -> tuple[float, float | None]:
-    """The API server's time and how far ours is ahead; ours where it tells none. Its ``Date`` is cut to the second."""
+    """Returns the API server's time and how far this machine's clock is ahead; (local time, None)
+    without a ``Date``.
+
+    The server's ``Date`` is cut to the second.
+    """
     try:
-        told = parse_http_date((await api.get_raw("/version", 4_096, 5.0)).date)
+        server_time = parse_http_date((await api.get_raw("/version", 4_096, 5.0)).date)
     except FairleadError:
-        told = None
-    here = clock.wall()
-    if told is None:
-        return here, None
-    skew = here - told - 0.5
-    return told + 0.5, 0.0 if math.fabs(skew) <= 1.0 else skew
+        server_time = None
+    local_time = clock.wall()
+    if server_time is None:
+        return local_time, None
+    skew = local_time - server_time - 0.5
+    return server_time + 0.5, 0.0 if math.fabs(skew) <= 1.0 else skew
 
 
 async def _common(api: KubeApi, place: str) -> dict[str, Any]:
@@ -147,31 +154,31 @@ async def _common(api: KubeApi, place: str) -> dict[str, Any]:
     if isinstance(models, MissingValue) and models.is_absent:
         models = ()  # without its CRD there is none
     return {
-        "definitions": definitions,
+        "crds": definitions,
         "quotas": quotas,
-        "classes": classes,
+        "accelerator_classes": classes,
         "leader_worker_sets": sets,
-        "place_exists": exists,
+        "namespace_exists": exists,
         "models": models,
     }
 
 
 async def _definitions(api: KubeApi) -> Listing:
-    """The CRDs of our names, one by one: all of a cluster's together are tens of megabytes."""
-    asked = await asyncio.gather(
+    """Returns our CRDs, read one by one: all CRDs of a cluster together are tens of megabytes."""
+    answers = await asyncio.gather(
         *(
             value_or_missing(api.get(CUSTOM_RESOURCE_DEFINITIONS, None, f"{kind.plural}.{GROUP}"))
             for kind in served_kinds()
         )
     )
-    refused = next((one for one in asked if isinstance(one, MissingValue) and not one.is_absent), None)
-    return refused or [one for one in asked if not isinstance(one, MissingValue)]
+    refused = next((answer for answer in answers if isinstance(answer, MissingValue) and not answer.is_absent), None)
+    return refused or [answer for answer in answers if not isinstance(answer, MissingValue)]
 
 
 async def _exists(api: KubeApi, place: str) -> bool | MissingValue:
-    found = await value_or_missing(api.get(NAMESPACES, None, place))
-    if isinstance(found, MissingValue):
-        return False if found.is_absent else found
+    answer = await value_or_missing(api.get(NAMESPACES, None, place))
+    if isinstance(answer, MissingValue):
+        return False if answer.is_absent else answer
     return True
 
 
@@ -182,29 +189,32 @@ async def _before(api: KubeApi, place: str) -> dict[str, Any]:
     nodes, classes, trial = await asyncio.gather(
         list_objects(api, NODES), list_objects(api, STORAGE_CLASSES), value_or_missing(_dry_run(api, place))
     )
-    return {"nodes": nodes, "storage_classes": classes, "trial": trial}
+    return {"nodes": nodes, "storage_classes": classes, "dry_run_refusal": trial}
 
 
 async def _dry_run(api: KubeApi, place: str) -> str:
-    """How admission takes a pod like the chart's, as a dry run; empty when it does. Raises what is no answer to that."""
+    """Returns the refusal of a pod like the chart's in a dry run; empty when admission accepts it.
+
+    Raises an error that is no answer of admission.
+    """
     try:
         await api.apply(dry_run_pod(place), "fairlead-check", dry_run=True)
     except NotFound:
         raise
     except FairleadError as error:
-        said = error.message.partition(": ")[2] or error.message
+        message = error.message.partition(": ")[2] or error.message
         refused = any(
-            word in said
-            for word in ("violates PodSecurity", "denied the request", "exceeded quota", "ValidatingAdmission")
+            marker in message
+            for marker in ("violates PodSecurity", "denied the request", "exceeded quota", "ValidatingAdmission")
         )
         if not refused:
             raise
-        return said
+        return message
     return ""
 
 
 def dry_run_pod(namespace: str) -> Manifest:
-    """What every pod of the chart has, for any user id; a test holds it to the chart."""
+    """Returns a pod with the security context of the chart's pods; a test holds it to the chart."""
     security = {
         "allowPrivilegeEscalation": False,
         "readOnlyRootFilesystem": True,
@@ -247,24 +257,24 @@ async def _after(api: KubeApi, deployments: Listing, pods: Listing, place: str) 
         _told(api, () if isinstance(pods, MissingValue) else pods),
     )
     return {
-        "budgets": budgets,
-        "policies": policies,
+        "disruption_budgets": budgets,
+        "network_policies": policies,
         "leases": leases,
-        "account_rights": rights,
+        "account_permissions": rights,
         "secrets": secrets,
-        "told": told,
+        "pod_reports": told,
     }
 
 
 async def _inside(api: KubeApi, resource: Resource, places: Iterable[str]) -> Listing:
-    """Ours of a kind in these namespaces."""
-    found: list[Manifest] = []
+    """Returns our objects of a kind in these namespaces."""
+    objects: list[Manifest] = []
     for place in places:
         listed = await list_objects(api, resource, place, OWN_OBJECTS)
         if isinstance(listed, MissingValue):
             return listed
-        found += listed
-    return found
+        objects += listed
+    return objects
 
 
 async def _leases(api: KubeApi, places: Iterable[str]) -> dict[str, Manifest | MissingValue]:
@@ -274,51 +284,69 @@ async def _leases(api: KubeApi, places: Iterable[str]) -> dict[str, Manifest | M
 async def _account_rights(
     api: KubeApi, deployments: Sequence[Manifest]
 ) -> dict[tuple[str, str], Mapping[Permission, bool | MissingValue]]:
-    """Of each operator, and of gateways and indexers that follow the cluster. The first refusal to tell ends the asking."""
-    found: dict[tuple[str, str], Mapping[Permission, bool | MissingValue]] = {}
+    """Returns permissions of operators, and of gateways and indexers that follow the cluster.
+
+    The first refusal of a review ends the reviews of its account.
+    """
+    permissions: dict[tuple[str, str], Mapping[Permission, bool | MissingValue]] = {}
     for component in COMPONENTS_WITH_PERMISSIONS:
-        for one in with_component(deployments, component):
-            if component != OPERATOR and not any(word.startswith("--kube") for word in arguments_of(one)):
+        for deployment in with_component(deployments, component):
+            if component != OPERATOR and not any(
+                argument.startswith("--kube") for argument in arguments_of(deployment)
+            ):
                 continue
-            wanted = component_permissions(component, namespace_name(one), watched_namespaces(one))
-            first = await review_account_access(api, namespace_name(one), service_account(one), wanted[0])
+            needed = component_permissions(component, namespace_name(deployment), watched_namespaces(deployment))
+            first = await review_account_access(api, namespace_name(deployment), service_account(deployment), needed[0])
             if isinstance(first, MissingValue):
-                found[component, namespace_name(one)] = {wanted[0]: first}
+                permissions[component, namespace_name(deployment)] = {needed[0]: first}
                 continue
             rest = await asyncio.gather(
-                *(review_account_access(api, namespace_name(one), service_account(one), right) for right in wanted[1:])
+                *(
+                    review_account_access(api, namespace_name(deployment), service_account(deployment), right)
+                    for right in needed[1:]
+                )
             )
-            found[component, namespace_name(one)] = {wanted[0]: first, **dict(zip(wanted[1:], rest, strict=True))}
-    return found
+            permissions[component, namespace_name(deployment)] = {
+                needed[0]: first,
+                **dict(zip(needed[1:], rest, strict=True)),
+            }
+    return permissions
 
 
 async def _secrets(
     api: KubeApi, deployments: Sequence[Manifest]
 ) -> dict[tuple[str, str], SecretSummary | MissingValue]:
-    named = dict.fromkeys(
-        (one.namespace, one.name) for deployment in deployments for one in secret_references(deployment)
+    keys = dict.fromkeys(
+        (reference.namespace, reference.name)
+        for deployment in deployments
+        for reference in secret_references(deployment)
     )
-    return {(space, name): await value_or_missing(_entries(api, space, name)) for space, name in named}
+    return {(space, name): await value_or_missing(_entries(api, space, name)) for space, name in keys}
 
 
 async def _entries(api: KubeApi, namespace: str, name: str) -> SecretSummary:
-    """The names of a Secret's entries; what they hold is forgotten at once, but for when a certificate ends."""
+    """Returns the names of a Secret's entries and the expiry of its certificate; the values are
+    dropped at once.
+    """
     data = (await api.get(SECRETS, namespace, name)).get("data") or {}
-    ends = None
+    expires = None
     if "tls.crt" in data:
         try:
-            ends = certificate_expiry(base64.b64decode(data["tls.crt"], validate=True))
+            expires = certificate_expiry(base64.b64decode(data["tls.crt"], validate=True))
         except (binascii.Error, ValueError):
-            ends = None
-    return SecretSummary(frozenset(data), ends)
+            expires = None
+    return SecretSummary(frozenset(data), expires)
 
 
 async def _told(api: KubeApi, pods: Sequence[Manifest]) -> dict[str, Sequence[pod_http.PodReport]]:
-    """What our pods say, all asked at once."""
-    asked = {GATEWAY: pod_http.query_gateway, OPERATOR: pod_http.query_component, INDEXER: pod_http.query_component}
-    found = {
-        name: [one for one in with_component(pods, name) if not is_deleting(one)][:_MAX_QUERIED_PODS] for name in asked
+    """Returns the answers of our pods; all are queried at once."""
+    queries = {GATEWAY: pod_http.query_gateway, OPERATOR: pod_http.query_component, INDEXER: pod_http.query_component}
+    pods_by_component = {
+        name: [pod for pod in with_component(pods, name) if not is_deleting(pod)][:_MAX_QUERIED_PODS]
+        for name in queries
     }
-    said = await asyncio.gather(*(ask(api, one) for name, ask in asked.items() for one in found[name]))
-    rest = iter(said)
-    return {name: [next(rest) for _ in found[name]] for name in asked}
+    reports = await asyncio.gather(
+        *(query(api, pod) for name, query in queries.items() for pod in pods_by_component[name])
+    )
+    remaining = iter(reports)
+    return {name: [next(remaining) for _ in pods_by_component[name]] for name in queries}

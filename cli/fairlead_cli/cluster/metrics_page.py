@@ -1,4 +1,4 @@
-"""Reading a page of Prometheus text, as gateways and operators write it: names, labels, numbers. Lines that are none are left out."""
+"""A parser of Prometheus text, as gateways and operators write it. Invalid lines are left out."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,7 +11,7 @@ _ESCAPED = re.compile(r"\\(.)")
 
 @dataclass(frozen=True, slots=True)
 class MetricSample:
-    """One line."""
+    """One line of the page."""
 
     name: str
     labels: Mapping[str, str]
@@ -20,29 +20,29 @@ class MetricSample:
 
 @dataclass(frozen=True, slots=True)
 class MetricsPage:
-    """All samples of a page by name. What is not on it is None: missing is not zero."""
+    """All samples of a page by name. An absent sample is None: missing is not zero."""
 
     samples: Mapping[str, Sequence[MetricSample]] = field(default_factory=dict)
 
     def matching(self, name: str, **labels: str) -> Iterator[MetricSample]:
-        """Those with at least these labels."""
-        for one in self.samples.get(name, ()):
-            if labels.items() <= one.labels.items():
-                yield one
+        """Yields the samples with at least these labels."""
+        for sample in self.samples.get(name, ()):
+            if labels.items() <= sample.labels.items():
+                yield sample
 
     def value(self, name: str, **labels: str) -> float | None:
-        """The first of them."""
-        return next((one.value for one in self.matching(name, **labels)), None)
+        """Returns the first matching value."""
+        return next((sample.value for sample in self.matching(name, **labels)), None)
 
     def total(self, name: str, **labels: str) -> float | None:
-        """Their sum; None where there is none."""
-        found = [one.value for one in self.matching(name, **labels)]
-        return sum(found) if found else None
+        """Returns the sum of the matching values; None without any."""
+        values = [sample.value for sample in self.matching(name, **labels)]
+        return sum(values) if values else None
 
 
 def parse_metrics(text: str) -> MetricsPage:
-    """The page in ``text``; buckets of histograms, which nobody here asks for, are left out."""
-    found: dict[str, list[MetricSample]] = {}
+    """Returns the samples of a page, without histogram buckets, which no check uses."""
+    samples: dict[str, list[MetricSample]] = {}
     for line in text.splitlines():
         if not line or line[0] == "#":
             continue
@@ -54,8 +54,8 @@ def parse_metrics(text: str) -> MetricsPage:
         except ValueError:
             continue
         labels = {name: _ESCAPED.sub(_plain, text) for name, text in _LABEL.findall(match[2] or "")}
-        found.setdefault(match[1], []).append(MetricSample(match[1], labels, value))
-    return MetricsPage(found)
+        samples.setdefault(match[1], []).append(MetricSample(match[1], labels, value))
+    return MetricsPage(samples)
 
 
 def _plain(match: re.Match[str]) -> str:

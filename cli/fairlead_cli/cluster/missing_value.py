@@ -1,4 +1,6 @@
-"""What could not be had, with the reason: it takes the place of a value, so that nobody can mistake it for an empty one."""
+"""A value that could not be read, with the reason; it takes the place of the value, so that nobody
+reads it as empty.
+"""
 
 import re
 from collections.abc import Awaitable
@@ -10,9 +12,9 @@ from fairlead.kube.errors import Forbidden, NotFound
 
 _Value = TypeVar("_Value")
 NOT_ALLOWED_PREFIX: Final = "you may not"
-"""How what we have no right to begins."""
+"""Beginning of a reason that is a missing permission."""
 _NO_KIND: Final = ("404 page not found", "the server could not find the requested resource")
-"""How the API server says that it serves nothing under a path."""
+"""Messages of the API server for a path that it does not serve."""
 _DENIED: Final = re.compile(
     r'cannot (\w+) resource "([^"]+)" in API group "[^"]*" (?:at the cluster scope|in the namespace "([^"]+)")'
 )
@@ -20,7 +22,9 @@ _DENIED: Final = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class MissingValue:
-    """``why`` in words for people. ``forbidden``: we may not; ``absent``: the API server says that it is not there."""
+    """The reason why there is no value. ``is_absent``: the API server says that the object does not
+    exist.
+    """
 
     reason: str
     is_forbidden: bool = False
@@ -28,7 +32,7 @@ class MissingValue:
 
 
 async def value_or_missing(request: Awaitable[_Value]) -> _Value | MissingValue:
-    """The answer, or why there is none."""
+    """Returns the answer, or a MissingValue with the reason."""
     try:
         return await request
     except Forbidden as error:
@@ -40,12 +44,12 @@ async def value_or_missing(request: Awaitable[_Value]) -> _Value | MissingValue:
 
 
 def _reason(error: FairleadError) -> str:
-    """Without the request in front, which says nothing to people."""
+    """Returns the message without the request line in front."""
     head, _, rest = error.message.partition(": ")
-    words = rest if rest and head.startswith(("GET /", "POST /", "PATCH /")) else error.message
-    if words in _NO_KIND:
+    message = rest if rest and head.startswith(("GET /", "POST /", "PATCH /")) else error.message
+    if message in _NO_KIND:
         return "the cluster does not know this kind"
-    denied = _DENIED.search(words)
-    if denied is None:
-        return words
-    return f"{NOT_ALLOWED_PREFIX} {denied[1]} {denied[2]} {f'in {denied[3]}' if denied[3] else 'in the whole cluster'}"
+    match = _DENIED.search(message)
+    if match is None:
+        return message
+    return f"{NOT_ALLOWED_PREFIX} {match[1]} {match[2]} {f'in {match[3]}' if match[3] else 'in the whole cluster'}"

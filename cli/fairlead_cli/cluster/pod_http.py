@@ -1,7 +1,8 @@
-"""What our pods say of themselves on their management ports, asked through the API server's proxy.
+"""HTTP queries to the management ports of our pods, through the API server's proxy.
 
-The API server connects to the pod from where it runs; our credentials stay with it, so only pages that need no token are asked for:
-readiness and metrics. A NetworkPolicy may keep the API server out, and then the reason is told instead.
+The API server connects to the pod and keeps the user's credentials, so only pages without a token
+are readable: readiness and metrics. A NetworkPolicy may keep the API server out; then the reason is
+reported.
 """
 
 from dataclasses import dataclass
@@ -20,11 +21,11 @@ MAX_PAGE_BYTES: Final = 8 * 1024 * 1024
 GATEWAY_PORT, HTTP_PORT = 8081, 8080
 _NETWORK_POLICY_HINT: Final = "; a NetworkPolicy may keep the API server out"
 _PRIVATE_HOST: Final = "gateway.localhost"
-"""A Host that a management port takes, where the API server's own name is one that it refuses."""
+"""A host name that management ports accept, for pods that reject the API server's name."""
 
 
 class Readiness(msgspec.Struct, frozen=True):
-    """``/readyz`` of a gateway."""
+    """Answer of a gateway's ``/readyz``."""
 
     ready: bool
     notes: list[str]
@@ -32,7 +33,7 @@ class Readiness(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class PodReport:
-    """What one pod said. Each may be missing by itself."""
+    """Readiness and metrics of one pod; each may be missing."""
 
     pod: str
     namespace: str
@@ -41,7 +42,7 @@ class PodReport:
 
 
 def pod_port(pod: Manifest, name: str, default: int) -> int:
-    """The number of a named container port."""
+    """Returns the number of a named container port."""
     for container in (pod.get("spec") or {}).get("containers") or []:
         for port in container.get("ports") or []:
             if port.get("name") == name:
@@ -50,7 +51,7 @@ def pod_port(pod: Manifest, name: str, default: int) -> int:
 
 
 async def query_gateway(api: KubeApi, pod: Manifest) -> PodReport:
-    """Readiness and metrics of a gateway's pod."""
+    """Returns readiness and metrics of a gateway's pod."""
     port = pod_port(pod, "manage", GATEWAY_PORT)
     readiness: Readiness | MissingValue
     answer = await get_page(api, pod, port, "/readyz")
@@ -65,7 +66,9 @@ async def query_gateway(api: KubeApi, pod: Manifest) -> PodReport:
 
 
 async def query_component(api: KubeApi, pod: Manifest) -> PodReport:
-    """The same of an operator's or an indexer's pod, whose readiness is text."""
+    """Returns readiness and metrics of an operator's or an indexer's pod, whose readiness is plain
+    text.
+    """
     port = pod_port(pod, "http", HTTP_PORT)
     answer = await get_page(api, pod, port, "/readyz")
     readiness: Readiness | MissingValue
@@ -90,41 +93,43 @@ async def _metrics(
 
 
 async def get_page(api: KubeApi, pod: Manifest, port: int, path: str) -> RawResponse | MissingValue:
-    """A pod's own answer to GET, whatever its status; Missing where the API server did not get through."""
+    """Returns a pod's answer to GET with any status, or a MissingValue when the API server does not
+    reach the pod.
+    """
     if not (pod.get("status") or {}).get("podIP"):
         return MissingValue(f"pod {name_of(pod)} has no address yet")
-    where = f"{PODS.path(_space(pod), name_of(pod))}:{port}/proxy{path}"
+    path_of_pod = f"{PODS.path(_space(pod), name_of(pod))}:{port}/proxy{path}"
     try:
-        answer = await api.get_raw(where, MAX_PAGE_BYTES, TIMEOUT_SECONDS)
+        answer = await api.get_raw(path_of_pod, MAX_PAGE_BYTES, TIMEOUT_SECONDS)
         if (
             answer.status == 403 and _api_server_error(answer) is None
         ):  # the pod's guard against foreign host names, not the API server
-            answer = await api.get_raw(where, MAX_PAGE_BYTES, TIMEOUT_SECONDS, host=_PRIVATE_HOST)
+            answer = await api.get_raw(path_of_pod, MAX_PAGE_BYTES, TIMEOUT_SECONDS, host=_PRIVATE_HOST)
     except FairleadError as error:
         if isinstance(error.__cause__, TimeoutError):
             return MissingValue(f"pod {name_of(pod)} says nothing for {TIMEOUT_SECONDS:.0f} s{_NETWORK_POLICY_HINT}")
         return MissingValue(f"the API server does not answer: {error.message}")
-    refused = _api_server_error(answer)
-    if refused is None:
+    error_ = _api_server_error(answer)
+    if error_ is None:
         return answer
-    said = " ".join(str(refused.get("message", "")).split())
+    message = " ".join(str(error_.get("message", "")).split())
     if answer.status == 403:
         return MissingValue(f"you may not get pods/proxy in {_space(pod)}", is_forbidden=True)
-    hint = _NETWORK_POLICY_HINT if "timeout" in said or "deadline" in said else ""
-    return MissingValue(f"the API server does not reach pod {name_of(pod)}: {said or answer.status}{hint}")
+    hint = _NETWORK_POLICY_HINT if "timeout" in message or "deadline" in message else ""
+    return MissingValue(f"the API server does not reach pod {name_of(pod)}: {message or answer.status}{hint}")
 
 
 def _api_server_error(answer: RawResponse) -> dict[str, Any] | None:
-    """The API server's own words; None when the pod spoke."""
+    """Returns the API server's own error; None when the pod itself answered."""
     if answer.status < 400:
         return None
     try:
-        found = msgspec.json.decode(answer.body)
+        answer_body = msgspec.json.decode(answer.body)
     except msgspec.DecodeError:
         # It words a refused connection in plain text.
         text = answer.body[:400].decode("utf-8", "replace").strip()
         return {"message": text} if text.startswith(("error trying to reach service", "address not allowed")) else None
-    return found if isinstance(found, dict) and found.get("kind") == "Status" else None
+    return answer_body if isinstance(answer_body, dict) and answer_body.get("kind") == "Status" else None
 
 
 def _space(pod: Manifest) -> str:

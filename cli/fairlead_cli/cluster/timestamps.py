@@ -1,4 +1,4 @@
-"""Times as the API has them, and ages as people read them."""
+"""Timestamps of the API, and ages for people."""
 
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -9,16 +9,16 @@ _STEPS = ((86_400.0, "d"), (3_600.0, "h"), (60.0, "m"), (1.0, "s"))
 
 
 def parse_time(text: object) -> float | None:
-    """``2026-11-20T17:43:20Z`` as Unix time; None for what is no time."""
+    """Returns ``2026-11-20T17:43:20Z`` as Unix time; None for an invalid time."""
     try:
-        found = datetime.fromisoformat(str(text).replace("Z", "+00:00"))
+        time = datetime.fromisoformat(str(text).replace("Z", "+00:00"))
     except ValueError:
         return None
-    return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
+    return (time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp()
 
 
 def parse_http_date(text: str) -> float | None:
-    """An HTTP ``Date`` as Unix time, exact to a second; None for what is no date."""
+    """Returns an HTTP ``Date`` as Unix time, exact to a second; None for an invalid date."""
     try:
         return parsedate_to_datetime(text).timestamp()
     except (TypeError, ValueError):
@@ -26,7 +26,9 @@ def parse_http_date(text: str) -> float | None:
 
 
 def format_age(since: float | None, now: float) -> str:
-    """``41s``, ``12m``, ``3h``, ``8d``: as kubectl has it, in one unit; a dash when it is not known."""
+    """Returns ``41s``, ``12m``, ``3h``, ``8d``, in one unit as kubectl has it; a dash for an
+    unknown time.
+    """
     if since is None:
         return UNKNOWN
     seconds = max(0.0, now - since)

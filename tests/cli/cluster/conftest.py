@@ -135,23 +135,23 @@ def healthy() -> ClusterFacts:
     ]
     return ClusterFacts(
         server="https://10.0.0.1:6443",
-        found="the context prod of ~/.kube/config",
+        access_source="the context prod of ~/.kube/config",
         version="v1.36.3",
         now=NOW,
         skew_seconds=0.0,
-        rights=dict.fromkeys(asked, True),
-        trial="",
+        permissions=dict.fromkeys(asked, True),
+        dry_run_refusal="",
         nodes=[{"kind": "Node", "metadata": {"name": "n"}, "status": {"allocatable": {"nvidia.com/gpu": "8"}}}],
         storage_classes=[
             {"metadata": {"name": "fast", "annotations": {"storageclass.kubernetes.io/is-default-class": "true"}}}
         ],
-        definitions=[established(crd_manifest(kind)) for kind in served_kinds()],
+        crds=[established(crd_manifest(kind)) for kind in served_kinds()],
         deployments=deployments,
         pods=pods,
         leases={"fairlead": lease()},
-        account_rights=accounts,
+        account_permissions=accounts,
         secrets=secrets,
-        told={
+        pod_reports={
             "operator": [told(one, OPERATOR_PAGE, "leading") for one in by["operator"]],
             "gateway": [told(one, GATEWAY_PAGE) for one in by["gateway"]],
             "indexer": [
@@ -159,8 +159,8 @@ def healthy() -> ClusterFacts:
             ],
         },
         models=[a_model()],
-        budgets=named("PodDisruptionBudget", found),
-        policies=named("NetworkPolicy", found),
+        disruption_budgets=named("PodDisruptionBudget", found),
+        network_policies=named("NetworkPolicy", found),
         our_version=__version__,
     )
 

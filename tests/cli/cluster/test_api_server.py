@@ -243,9 +243,7 @@ SEEDS: dict[str, tuple[Callable[[Api], Awaitable[None]], str]] = {
 }
 
 
-def test_a_healthy_installation_passes_and_each_of_the_ten_faults_is_named_and_nothing_else(
-    server: ApiServer, builders: Build
-) -> None:
+def test_each_seeded_fault_fails_only_its_check_on_an_api_server(server: ApiServer, builders: Build) -> None:
     assert [one.name for one in SEEDED_FAULTS] == list(SEEDS)
 
     async def work(api: Api) -> None:
@@ -270,7 +268,7 @@ def test_a_healthy_installation_passes_and_each_of_the_ten_faults_is_named_and_n
     run(server, work)
 
 
-def test_before_an_installation(server: ApiServer) -> None:
+def test_check_pre_before_an_installation(server: ApiServer) -> None:
     """A namespace that enforces ``restricted`` takes the pod."""
 
     async def work(api: Api) -> None:
@@ -279,8 +277,8 @@ def test_before_an_installation(server: ApiServer) -> None:
         await api.apply(strict, "test")
         await api.apply(of(SERVICE_ACCOUNTS, "strict", "default"), "test")
         facts = await collect_facts(api, await api.version(), SystemClock(), namespace="strict", before_install=True)
-        found = {one.check.id: one.verdict for one in run_checks(facts, before=True)}
-        assert facts.trial == ""
+        found = {one.check.id: one.verdict for one in run_checks(facts, before_install=True)}
+        assert facts.dry_run_refusal == ""
         assert {name for name, one in found.items() if one.outcome is CheckOutcome.FAILED} == set()
         assert found["storage-class"].outcome is found["accelerators"].outcome is CheckOutcome.WARNING
 
@@ -313,7 +311,7 @@ def furnished(server: ApiServer) -> ApiServer:
     return server
 
 
-def test_status_of_a_model_of_the_cluster(furnished: ApiServer) -> None:
+def test_status_of_one_model(furnished: ApiServer) -> None:
     done = fairlead(furnished, "status", "tiny", "-n", MODELS)
     assert done.returncode == 1, done.stderr
     assert done.stdout.startswith("× chat/tiny  0/1 ready  vllm  hf://a/b")
@@ -332,13 +330,13 @@ def test_status_of_all_models_is_a_table(furnished: ApiServer) -> None:
     assert done.stdout.splitlines()[1].split()[:2] == ["chat", "tiny"]
 
 
-def test_a_model_that_is_not_there_names_the_nearest(furnished: ApiServer) -> None:
+def test_unknown_model_error_names_the_nearest(furnished: ApiServer) -> None:
     done = fairlead(furnished, "status", "tinny")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "fairlead: no model is called 'tinny' (there is: chat/tiny)\n"
 
 
-def test_kubectl_finds_the_plugin(furnished: ApiServer) -> None:
+def test_kubectl_runs_the_plugin(furnished: ApiServer) -> None:
     found = binaries_folder()
     assert found is not None
     path = f"{Path(sys.executable).parent}{os.pathsep}{found}"
@@ -358,7 +356,7 @@ def test_kubectl_finds_the_plugin(furnished: ApiServer) -> None:
     assert done.stdout.startswith("× chat/tiny")
 
 
-def test_kubectl_get_shows_the_columns(furnished: ApiServer) -> None:
+def test_kubectl_get_shows_the_printer_columns(furnished: ApiServer) -> None:
     found = binaries_folder()
     assert found is not None
     command = [str(found / "kubectl"), "--kubeconfig", str(furnished.kubeconfig), "get", "mdep", "-n", MODELS]
@@ -367,7 +365,7 @@ def test_kubectl_get_shows_the_columns(furnished: ApiServer) -> None:
     assert lines[1].split()[:4] == ["tiny", "tiny", "0/1", "ImagePullFailed"]
 
 
-def test_who_may_nothing_is_told_so_by_every_command(furnished: ApiServer, tmp_path: Path) -> None:
+def test_missing_permissions_are_reported_by_every_command(furnished: ApiServer, tmp_path: Path) -> None:
     document = json.loads(furnished.kubeconfig.read_text())
     document["users"][0]["user"]["as"] = "jane"
     (tmp_path / "jane").write_text(json.dumps(document))
@@ -390,7 +388,7 @@ def test_who_may_nothing_is_told_so_by_every_command(furnished: ApiServer, tmp_p
     assert "not in it: " in done.stderr
 
 
-def test_a_cluster_that_is_away_is_named_with_its_context_and_the_fix(furnished: ApiServer, tmp_path: Path) -> None:
+def test_unreachable_cluster_names_context_and_fix(furnished: ApiServer, tmp_path: Path) -> None:
     document = json.loads(furnished.kubeconfig.read_text())
     document["clusters"][0]["cluster"]["server"] = "https://127.0.0.1:1"
     (tmp_path / "away").write_text(json.dumps(document))
@@ -406,7 +404,7 @@ def test_a_cluster_that_is_away_is_named_with_its_context_and_the_fix(furnished:
     assert "kubectl config get-contexts" in done.stderr
 
 
-def test_check_in_linkerds_form(furnished: ApiServer) -> None:
+def test_check_output_has_linkerd_form(furnished: ApiServer) -> None:
     done = fairlead(furnished, "check", "-n", "elsewhere")
     assert done.returncode == 1
     lines = done.stdout.splitlines()

@@ -43,20 +43,20 @@ def looked(
     return asyncio.run(command._check_until_passed(CheckOptions(ClusterOptions()), limit, clock, pause)), pauses
 
 
-def test_without_waiting_one_look_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_runs_once_without_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     assert looked(monkeypatch, [BAD], None) == (BAD, [])
     with pytest.raises(ClusterUnreachable):
         looked(monkeypatch, [ClusterUnreachable("away")], None)
 
 
-def test_waiting_ends_when_all_is_well_and_when_the_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wait_ends_when_checks_pass_or_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
     assert looked(monkeypatch, [BAD, ClusterUnreachable("away"), GOOD], 60.0) == (GOOD, [2.0, 2.0])
     assert looked(monkeypatch, [BAD, BAD, BAD, BAD], 5.0) == (BAD, [2.0, 2.0, 1.0])
     with pytest.raises(ClusterUnreachable):
         looked(monkeypatch, [BAD, ClusterUnreachable("away"), ClusterUnreachable("away")], 3.0)
 
 
-def test_a_wait_that_is_no_duration_is_refused() -> None:
+def test_invalid_wait_is_refused() -> None:
     with pytest.raises(BadInput) as refused:
         command.run(CheckOptions(ClusterOptions(), wait="soon"))
     assert refused.value.field == "--wait"
@@ -76,14 +76,14 @@ def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[pytest.Mo
     return monkeypatch
 
 
-def test_options_decide_which_is_meant(alone: pytest.MonkeyPatch) -> None:
+def test_options_select_cluster_or_stack(alone: pytest.MonkeyPatch) -> None:
     assert is_cluster_target(ClusterOptions(namespace="chat"), None)
     assert not is_cluster_target(ClusterOptions(), "127.0.0.1:8001")
     with pytest.raises(BadInput, match="give one of the two"):
         is_cluster_target(ClusterOptions(context="prod"), "127.0.0.1:8001")
 
 
-def test_without_options_what_is_there_decides(alone: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_default_target_is_running_stack_then_kubeconfig(alone: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert not is_cluster_target(ClusterOptions(), None)
     alone.setenv("KUBECONFIG", str(tmp_path / "config"))
     assert is_cluster_target(ClusterOptions(), None)
@@ -93,13 +93,13 @@ def test_without_options_what_is_there_decides(alone: pytest.MonkeyPatch, tmp_pa
     assert is_cluster_target(ClusterOptions(), None)
 
 
-def test_in_a_pod_its_cluster_is_meant(alone: pytest.MonkeyPatch) -> None:
+def test_default_target_in_a_pod_is_its_cluster(alone: pytest.MonkeyPatch) -> None:
     alone.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
     assert is_cluster_target(ClusterOptions(), None)
 
 
-def test_a_bundle_overwrites_nothing(tmp_path: Path) -> None:
+def test_bundle_never_overwrites_a_file(tmp_path: Path) -> None:
     there = tmp_path / "b.tar.gz"
     there.touch()
     with pytest.raises(BadInput, match="is there already"):
-        command.run(ClusterOptions(), there)
+        bundle_command.run(ClusterOptions(), there)

@@ -13,7 +13,7 @@ from fairlead_cli.cluster.object_fields import waiting_reason
 from fairlead_cli.cluster.timestamps import format_age, parse_http_date, parse_time
 
 
-def test_a_page_of_metrics() -> None:
+def test_metrics_page_is_parsed() -> None:
     page = parse_metrics(
         '# TYPE a gauge\na 1\na{x="1",y="q\\"z\\\\"} 2.5 1700000000\nb{} NaN\nnonsense\nc{x="} 1\nd_bucket{le="1"} 3\n'
     )
@@ -23,7 +23,7 @@ def test_a_page_of_metrics() -> None:
     assert (page.value("d_bucket"), page.value("none"), page.total("none")) == (None, None, None)
 
 
-def test_times() -> None:
+def test_timestamps_are_parsed() -> None:
     assert parse_time("2027-01-15T08:00:00Z") == 1_800_000_000.0
     assert parse_time("2027-01-15T08:00:00.500000Z") == 1_800_000_000.5
     assert (parse_time(""), parse_time(None), parse_http_date(""), parse_http_date("soon")) == (None, None, None, None)
@@ -40,7 +40,7 @@ def test_ages_have_one_unit(seconds: float, text: str) -> None:
 
 
 @pytest.mark.parametrize("days", [1, 400, 20_000])
-def test_when_a_certificate_ends(tmp_path: Path, days: int) -> None:
+def test_certificate_expiry_is_read(tmp_path: Path, days: int) -> None:
     """Those of openssl, with both forms of time (the years from 2050 on have four digits)."""
     target = tmp_path / "cert.pem"
     command = [
@@ -72,7 +72,7 @@ def _http(text: str) -> str:
 
 
 @pytest.mark.parametrize("text", [b"", b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----", b"\xff" * 40])
-def test_what_is_no_certificate_ends_at_no_time(text: bytes) -> None:
+def test_invalid_certificate_has_no_expiry(text: bytes) -> None:
     assert certificate_expiry(text) is None
 
 
@@ -80,11 +80,11 @@ def test_what_is_no_certificate_ends_at_no_time(text: bytes) -> None:
     ("text", "value"),
     [("500m", 0.5), ("4Gi", 4 * 2**30), ("2", 2.0), ("1e3", 1000.0), ("x", None), ("1Zi", None), ("", None)],
 )
-def test_quantities(text: str, value: float | None) -> None:
+def test_quantities_are_parsed(text: str, value: float | None) -> None:
     assert parse_quantity(text) == value
 
 
-def test_what_a_pod_waits_for() -> None:
+def test_waiting_reason_of_a_pod() -> None:
     def pod(**status: Any) -> dict[str, Any]:
         return {"metadata": {}, "status": status}
 

@@ -53,7 +53,7 @@ def test_readiness_and_metrics() -> None:
     assert told.metrics.value("a") == 1.0
 
 
-def test_a_pod_that_is_not_ready_says_so_itself() -> None:
+def test_pod_that_is_not_ready_reports_its_notes() -> None:
     told, _ = asked(
         {
             f"{AT}/readyz": said(503, {"ready": False, "notes": ["no fleet has been read yet"]}),
@@ -63,7 +63,7 @@ def test_a_pod_that_is_not_ready_says_so_itself() -> None:
     assert told.readiness == Readiness(False, ["no fleet has been read yet"])
 
 
-def test_an_operator_answers_in_a_line_of_text() -> None:
+def test_operator_readiness_is_plain_text() -> None:
     where = AT.replace("8081", "8080")
     told, _ = asked(
         {f"{where}/readyz": said(503, b"not everything has been listed yet\n"), f"{where}/metrics": said(200, b"")},
@@ -89,9 +89,7 @@ def test_an_operator_answers_in_a_line_of_text() -> None:
         (refusal(404, 'pods "g" not found'), 'pods "g" not found', False),
     ],
 )
-def test_a_way_that_is_closed_is_told_with_the_reason_and_tried_once(
-    answer: CannedResponse, why: str, forbidden: bool
-) -> None:
+def test_unreachable_pod_has_a_reason_and_one_attempt(answer: CannedResponse, why: str, forbidden: bool) -> None:
     told, server = asked({f"{AT}/readyz": answer})
     assert isinstance(told.readiness, MissingValue)
     assert why in told.readiness.reason
@@ -100,7 +98,7 @@ def test_a_way_that_is_closed_is_told_with_the_reason_and_tried_once(
     assert len(server.requests) == 1
 
 
-def test_a_guard_that_does_not_know_the_api_servers_name_is_given_one_that_it_knows() -> None:
+def test_host_check_of_a_pod_is_retried_with_a_known_host() -> None:
     told, server = asked({f"{AT}/readyz": said(403, {"error": {"message": "this host name is not served here"}})})
     assert [one.headers.get("Host") for one in server.requests[:2]] == [
         server.url.removeprefix("http://"),
@@ -109,7 +107,7 @@ def test_a_guard_that_does_not_know_the_api_servers_name_is_given_one_that_it_kn
     assert told.readiness == MissingValue("/readyz answers 403 with something else than readiness")
 
 
-def test_a_pod_without_an_address_is_not_asked() -> None:
+def test_pod_without_an_address_is_not_queried() -> None:
     told, server = asked({}, {**POD, "status": {}})
     assert told.readiness == MissingValue("pod g has no address yet")
     assert server.requests == []
@@ -119,7 +117,7 @@ def test_ports_are_found_by_name() -> None:
     assert (pod_port(POD, "manage", 1), pod_port(POD, "other", 1), pod_port({}, "manage", 1)) == (8081, 1, 1)
 
 
-def test_an_answer_is_cut_and_any_status_is_one() -> None:
+def test_long_answer_is_cut_and_any_status_accepted() -> None:
     async def main(server: CannedServer) -> None:
         async with KubeApi(ClusterConfig(server=server.url, source="a test"), SystemClock(), lambda: 0.5) as api:
             found = await api.get_raw("/long", 4, 5.0)

@@ -1,4 +1,4 @@
-"""Asking the API server who may do what: about ourselves, and about service accounts."""
+"""Access reviews: asks the API server whether the user, or a service account, has a permission."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +13,7 @@ _FIELD_MANAGER = "fairlead-cli"
 
 @dataclass(frozen=True, slots=True, order=True)
 class Permission:
-    """``namespace`` None: in all of them. ``name``: on that object only."""
+    """A verb on a resource. ``namespace`` None: in all namespaces. ``name``: on that object only."""
 
     group: str
     resource: str
@@ -22,37 +22,39 @@ class Permission:
     name: str | None = None
 
     def __str__(self) -> str:
-        what = f"{self.resource}.{self.group}" if self.group else self.resource
-        what = f"{what}/{self.name}" if self.name else what
-        return f"{self.verb} {what} {f'in {self.namespace}' if self.namespace else 'in the whole cluster'}"
+        resource = f"{self.resource}.{self.group}" if self.group else self.resource
+        resource = f"{resource}/{self.name}" if self.name else resource
+        return f"{self.verb} {resource} {f'in {self.namespace}' if self.namespace else 'in the whole cluster'}"
 
     def _attributes(self) -> dict[str, Any]:
         resource, _, sub = self.resource.partition("/")
-        found = {"group": self.group, "resource": resource, "subresource": sub, "verb": self.verb}
-        found |= {"namespace": self.namespace or "", "name": self.name or ""}
-        return {name: value for name, value in found.items() if value}
+        attributes = {"group": self.group, "resource": resource, "subresource": sub, "verb": self.verb}
+        attributes |= {"namespace": self.namespace or "", "name": self.name or ""}
+        return {name: value for name, value in attributes.items() if value}
 
 
 async def review_own_access(api: KubeApi, permission: Permission) -> bool | MissingValue:
-    """Everybody may ask this about themselves."""
+    """Returns whether the user has the permission; every user may ask this."""
     return await value_or_missing(_create_review(api, SELF_REVIEWS.kind, permission, {}))
 
 
 async def review_account_access(
     api: KubeApi, namespace: str, account: str, permission: Permission
 ) -> bool | MissingValue:
-    """About a service account, as the API server itself would decide. That takes the right to create SubjectAccessReviews."""
+    """Returns whether a service account has the permission. Needs the right to create
+    SubjectAccessReviews.
+    """
     groups = ["system:serviceaccounts", f"system:serviceaccounts:{namespace}", "system:authenticated"]
-    who = {"user": f"system:serviceaccount:{namespace}:{account}", "groups": groups}
-    return await value_or_missing(_create_review(api, ACCESS_REVIEWS.kind, permission, who))
+    subject = {"user": f"system:serviceaccount:{namespace}:{account}", "groups": groups}
+    return await value_or_missing(_create_review(api, ACCESS_REVIEWS.kind, permission, subject))
 
 
-async def _create_review(api: KubeApi, kind: str, right: Permission, who: dict[str, Any]) -> bool:
+async def _create_review(api: KubeApi, kind: str, right: Permission, subject: dict[str, Any]) -> bool:
     review = {
         "apiVersion": SELF_REVIEWS.api_version,
         "kind": kind,
         "metadata": {},
-        "spec": {"resourceAttributes": right._attributes(), **who},
+        "spec": {"resourceAttributes": right._attributes(), **subject},
     }
     status = (await api.create(review, _FIELD_MANAGER)).get("status") or {}
     if status.get("evaluationError") and not status.get("allowed"):

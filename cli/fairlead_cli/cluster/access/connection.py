@@ -1,4 +1,4 @@
-"""The way to a cluster as the command line has it: kubeconfig and context of the person who types, and errors that name both."""
+"""The connection to a cluster: kubeconfig, context and errors that name both."""
 
 import os
 import random
@@ -18,12 +18,14 @@ from fairlead_cli.cluster.access.exec_plugin import run_exec_plugin
 from fairlead_cli.errors import ClusterUnreachable
 
 CLI_LIMITS: Final = Limits(kube_attempts=2, kube_connect_seconds=4.0, kube_response_seconds=20.0)
-"""Somebody waits for the answer: a cluster that is away is told of at once."""
+"""Short timeouts, because a person waits for the answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClusterOptions:
-    """What was typed: another kubeconfig, another context, a namespace; None for those of kubectl."""
+    """Options that select a cluster: kubeconfig, context and namespace; None for kubectl's
+    defaults.
+    """
 
     kubeconfig: Path | None = None
     context: str | None = None
@@ -31,14 +33,16 @@ class ClusterOptions:
 
     @property
     def is_explicit(self) -> bool:
-        """Was a cluster asked for in words?"""
-        return any(one is not None for one in (self.kubeconfig, self.context, self.namespace))
+        """Whether an option names a cluster."""
+        return any(option is not None for option in (self.kubeconfig, self.context, self.namespace))
 
 
 def resolve_access(
     options: ClusterOptions, environment: Mapping[str, str] | None = None, home: Path | None = None
 ) -> ClusterConfig:
-    """Where the cluster is and who we are there, plugins run. Raises NoCluster: exit code 3."""
+    """Returns address and credentials of the cluster; runs login plugins. Raises ClusterUnreachable
+    (exit code 3).
+    """
     environment = os.environ if environment is None else environment
     home = Path.home() if home is None else home
     try:
@@ -51,19 +55,19 @@ def resolve_access(
 
 
 def kubeconfig_paths(options: ClusterOptions, environment: Mapping[str, str], home: Path) -> list[Path]:
-    """The files to read, as kubectl has it; none within a pod."""
+    """Returns the kubeconfig files to read, by kubectl's rules; none within a pod."""
     if options.kubeconfig is not None:
         return [options.kubeconfig]
     if named := environment.get("KUBECONFIG", ""):
         return [Path(part) for part in named.split(os.pathsep) if part]
-    usual = home / ".kube" / "config"
-    if usual.exists() or (options.context is not None and "KUBERNETES_SERVICE_HOST" not in environment):
-        return [usual]
+    default = home / ".kube" / "config"
+    if default.exists() or (options.context is not None and "KUBERNETES_SERVICE_HOST" not in environment):
+        return [default]
     return []
 
 
 def _hint(error: ClusterConfigError) -> str:
-    """What the person who types can do; an error about a field of the kubeconfig has its own."""
+    """Returns what the user can do; an error about a field of the kubeconfig has its own hint."""
     if error.field == "contexts":
         return "`kubectl config get-contexts` lists what there is"
     if error.field in (None, "KUBECONFIG", "current-context"):
@@ -73,7 +77,10 @@ def _hint(error: ClusterConfigError) -> str:
 
 @asynccontextmanager
 async def connect(access: ClusterConfig, clock: Clock | None = None) -> AsyncIterator[tuple[KubeApi, str]]:
-    """The API server and its version. Raises NoCluster when it does not answer or does not know us."""
+    """Yields a client of the API server and the server's version.
+
+    Raises ClusterUnreachable when the server does not answer or rejects the credentials.
+    """
     chance = random.SystemRandom().random
     async with KubeApi(
         access, clock or SystemClock(), chance, agent=f"fairlead/{__version__}", limits=CLI_LIMITS
@@ -88,7 +95,7 @@ async def connect(access: ClusterConfig, clock: Clock | None = None) -> AsyncIte
 
 
 def unreachable_error(error: KubeError, access: ClusterConfig) -> ClusterUnreachable:
-    """The same in words for who typed: which server, from where, and what to try."""
+    """Returns the error for the user: which server, from which kubeconfig, and what to try."""
     if isinstance(error, Unauthenticated):
         return ClusterUnreachable(
             f"the API server {access.server} does not accept us, as {access.source} has it",

@@ -1,7 +1,9 @@
-"""Login by a plugin, as the kubeconfigs of cloud providers want it: ``aws eks get-token``, ``gke-gcloud-auth-plugin``, ``kubelogin``.
+"""Login by an exec credential plugin, such as ``aws eks get-token``, ``gke-gcloud-auth-plugin`` or
+``kubelogin``.
 
-The plugin is the user's own program, named in the user's own kubeconfig, and is run as kubectl runs it: told about the call in
-``KUBERNETES_EXEC_INFO``, it prints an ExecCredential. What it prints is a secret and appears in no message.
+The plugin is a program of the user, named in the kubeconfig, and runs as kubectl runs it: it reads
+``KUBERNETES_EXEC_INFO`` and prints an ExecCredential. Its output is a secret and appears in no
+message.
 """
 
 import base64
@@ -22,7 +24,7 @@ _MAX_ERROR_CHARACTERS = 500
 
 
 def run_exec_plugin(plugin: Mapping[str, Any], kubeconfig: Path, access: ClusterConfig) -> PluginCredential:
-    """Run it once. Raises AccessError that names the command and what it said on its standard error."""
+    """Runs the plugin once. Raises AccessError with the command and its standard error."""
     version, command = str(plugin.get("apiVersion") or ""), str(plugin.get("command") or "")
     if version not in EXEC_API_VERSIONS:
         raise ClusterConfigError(
@@ -35,7 +37,7 @@ def run_exec_plugin(plugin: Mapping[str, Any], kubeconfig: Path, access: Cluster
         raise ClusterConfigError(
             f"the plugin {command!r} wants a terminal", field="exec", hint="run this in a terminal"
         )
-    told = _run_command(
+    output = _run_command(
         [_program(command, kubeconfig), *map(str, plugin.get("args") or ())],
         {
             **os.environ,
@@ -45,16 +47,22 @@ def run_exec_plugin(plugin: Mapping[str, Any], kubeconfig: Path, access: Cluster
         interactive,
         str(plugin.get("installHint") or "").strip() or "is it installed, and on PATH?",
     )
-    return _credential(told, version, command)
+    return _credential(output, version, command)
 
 
 def _program(command: str, kubeconfig: Path) -> str:
-    """A bare name is looked up on PATH; a path is relative to the kubeconfig that holds it."""
+    """Returns the program to run: a bare name is looked up on PATH, a path is relative to its
+    kubeconfig.
+    """
     return command if os.sep not in command else str(kubeconfig.parent / command)
 
 
 def _environment(plugin: Mapping[str, Any]) -> dict[str, str]:
-    return {str(one["name"]): str(one["value"]) for one in plugin.get("env") or () if "name" in one and "value" in one}
+    return {
+        str(variable["name"]): str(variable["value"])
+        for variable in plugin.get("env") or ()
+        if "name" in variable and "value" in variable
+    }
 
 
 def _exec_info(plugin: Mapping[str, Any], version: str, interactive: bool, access: ClusterConfig) -> dict[str, Any]:
@@ -73,7 +81,7 @@ def _exec_info(plugin: Mapping[str, Any], version: str, interactive: bool, acces
 def _run_command(command: list[str], environment: dict[str, str], interactive: bool, missing: str) -> bytes:
     name = command[0]
     try:
-        done = subprocess.run(
+        result = subprocess.run(
             command,
             stdin=None if interactive else subprocess.DEVNULL,
             capture_output=not interactive,
@@ -90,20 +98,20 @@ def _run_command(command: list[str], environment: dict[str, str], interactive: b
         raise ClusterConfigError(
             f"the login plugin {name!r} took longer than {TIMEOUT_SECONDS:.0f} s", field="exec"
         ) from None
-    if done.returncode:
-        said = " ".join((done.stderr or b"").decode("utf-8", "replace").split())[-_MAX_ERROR_CHARACTERS:]
+    if result.returncode:
+        stderr = " ".join((result.stderr or b"").decode("utf-8", "replace").split())[-_MAX_ERROR_CHARACTERS:]
         raise ClusterConfigError(
-            f"the login plugin {name!r} exited with {done.returncode}" + (f": {said}" if said else ""),
+            f"the login plugin {name!r} exited with {result.returncode}" + (f": {stderr}" if stderr else ""),
             field="exec",
             hint="log in again",
         )
-    return done.stdout
+    return result.stdout
 
 
-def _credential(told: bytes, version: str, command: str) -> PluginCredential:
+def _credential(output: bytes, version: str, command: str) -> PluginCredential:
     try:
-        found = json.loads(told)
-        status = found["status"] if found.get("apiVersion") == version else {}
+        document = json.loads(output)
+        status = document["status"] if document.get("apiVersion") == version else {}
         token, certificate, key = (
             str(status.get(name) or "") for name in ("token", "clientCertificateData", "clientKeyData")
         )

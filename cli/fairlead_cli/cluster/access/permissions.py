@@ -1,4 +1,8 @@
-"""Which rights the checks ask about: our components' (those of the chart, which a test holds equal), and ours."""
+"""Permissions that the checks ask about: those of the components, as in the chart, and those of the
+user.
+
+A test holds the components' permissions equal to the chart's.
+"""
 
 from collections.abc import Iterator, Sequence
 from typing import Final
@@ -45,16 +49,21 @@ _MANAGED_RESOURCES: Final = (
 
 
 def component_permissions(component: str, install_namespace: str, namespaces: Sequence[str]) -> list[Permission]:
-    """What a component's service account must be allowed: installed in ``place``, for models of ``namespaces`` (none: all)."""
-    found = [_permission(ACCELERATOR_CLASSES, verb, None) for verb in ("list", "watch")]
+    """Returns the permissions that a component's service account needs.
+
+    install_namespace: where the component runs.
+
+    namespaces: of its models; empty means all.
+    """
+    permissions = [_permission(ACCELERATOR_CLASSES, verb, None) for verb in ("list", "watch")]
     for namespace in namespaces or (None,):
-        found += _operator_permissions(namespace) if component == OPERATOR else _fleet_permissions(namespace)
+        permissions += _operator_permissions(namespace) if component == OPERATOR else _fleet_permissions(namespace)
     if component == OPERATOR:
-        found.append(_permission(LEASES, "create", install_namespace))
-        found += [
+        permissions.append(_permission(LEASES, "create", install_namespace))
+        permissions += [
             Permission(LEASES.group, LEASES.plural, verb, install_namespace, LEASE_NAME) for verb in ("get", "patch")
         ]
-    return found
+    return permissions
 
 
 def _operator_permissions(namespace: str | None) -> Iterator[Permission]:
@@ -78,12 +87,13 @@ def _fleet_permissions(namespace: str | None) -> Iterator[Permission]:
 
 
 def permissions_to_install(namespace: str, exists: bool) -> list[Permission]:
-    """What whoever runs ``helm install`` into ``place`` must be allowed."""
-    found = [] if exists else [_permission(NAMESPACES, "create", None)]
-    found += [
-        _permission(one, "create", None) for one in (CUSTOM_RESOURCE_DEFINITIONS, CLUSTER_ROLES, CLUSTER_ROLE_BINDINGS)
+    """Returns the permissions that ``helm install`` into ``namespace`` needs."""
+    permissions = [] if exists else [_permission(NAMESPACES, "create", None)]
+    permissions += [
+        _permission(resource, "create", None)
+        for resource in (CUSTOM_RESOURCE_DEFINITIONS, CLUSTER_ROLES, CLUSTER_ROLE_BINDINGS)
     ]
-    inside = (
+    namespaced = (
         DEPLOYMENTS,
         SERVICES,
         SECRETS,
@@ -93,29 +103,29 @@ def permissions_to_install(namespace: str, exists: bool) -> list[Permission]:
         ROLES,
         ROLE_BINDINGS,
     )
-    return found + [_permission(one, "create", namespace) for one in inside]
+    return permissions + [_permission(resource, "create", namespace) for resource in namespaced]
 
 
 def permissions_to_check(namespace: str, *, before_install: bool) -> list[Permission]:
-    """What the checks themselves read."""
-    found = [_permission(CUSTOM_RESOURCE_DEFINITIONS, "get", None), _permission(QUOTAS, "list", None)]
+    """Returns the permissions that the checks themselves need."""
+    permissions = [_permission(CUSTOM_RESOURCE_DEFINITIONS, "get", None), _permission(QUOTAS, "list", None)]
     if before_install:
-        return [*found, _permission(NODES, "list", None)]
-    found += [_permission(one, "list", None) for one in (DEPLOYMENTS, PODS, MODEL_DEPLOYMENTS)]
-    found += [_permission(one, "list", namespace) for one in (DISRUPTION_BUDGETS, NETWORK_POLICIES)]
-    found += [
+        return [*permissions, _permission(NODES, "list", None)]
+    permissions += [_permission(resource, "list", None) for resource in (DEPLOYMENTS, PODS, MODEL_DEPLOYMENTS)]
+    permissions += [_permission(resource, "list", namespace) for resource in (DISRUPTION_BUDGETS, NETWORK_POLICIES)]
+    permissions += [
         _permission(SECRETS, "get", namespace),
         Permission(LEASES.group, LEASES.plural, "get", namespace, LEASE_NAME),
     ]
     return [
-        *found,
+        *permissions,
         _permission(PODS, "get", namespace, "/proxy"),
         Permission("authorization.k8s.io", "subjectaccessreviews", "create"),
     ]
 
 
 COMPONENTS_WITH_PERMISSIONS: Final = (OPERATOR, GATEWAY, INDEXER)
-"""Those that have rights at all."""
+"""Components whose service accounts have permissions."""
 
 
 def _permission(resource: Resource, verb: str, namespace: str | None, sub: str = "") -> Permission:

@@ -1,4 +1,6 @@
-"""The file of ``fairlead support-bundle``: a tar.gz of bounded size, with a manifest of what is in it, what is not, and why."""
+"""The archive of ``fairlead support-bundle``: a tar.gz of bounded size, with a manifest of its
+content and of what is missing.
+"""
 
 import gzip
 import io
@@ -18,7 +20,7 @@ MANIFEST_NAME: Final = "manifest.json"
 
 @dataclass(frozen=True, slots=True)
 class BundleLimits:
-    """Bytes, before compression."""
+    """Limits in bytes before compression."""
 
     part_bytes: int = 2 * 1024 * 1024
     total_bytes: int = 48 * 1024 * 1024
@@ -26,7 +28,9 @@ class BundleLimits:
 
 @dataclass(frozen=True, slots=True)
 class BundlePart:
-    """One file, or why it could not be had. ``end``: of what is too long the end counts (logs), else the beginning."""
+    """One file, or why it is missing. ``keep_end``: cut the beginning of a long file (a log), not
+    its end.
+    """
 
     path: str
     content: bytes | MissingValue
@@ -35,19 +39,19 @@ class BundlePart:
 
 @dataclass(frozen=True, slots=True)
 class PackedBundle:
-    """What goes into the file, and the manifest that says so."""
+    """Files of the archive, and the manifest that lists them."""
 
     files: tuple[tuple[str, bytes], ...]
     manifest: dict[str, Any]
 
 
 def pack(parts: Sequence[BundlePart], about: dict[str, Any], bounds: BundleLimits | None = None) -> PackedBundle:
-    """In their order, as long as there is room. Pure."""
+    """Returns the parts that fit, in order. Pure."""
     bounds = bounds or BundleLimits()
     files: list[tuple[str, bytes]] = []
     listed: list[dict[str, Any]] = []
     missing: list[dict[str, str]] = []
-    room = bounds.total_bytes
+    remaining_bytes = bounds.total_bytes
     for part in parts:
         if isinstance(part.content, MissingValue):
             missing.append({"path": part.path, "why": part.content.reason})
@@ -55,33 +59,35 @@ def pack(parts: Sequence[BundlePart], about: dict[str, Any], bounds: BundleLimit
         content = part.content
         if len(content) > bounds.part_bytes:
             content = content[-bounds.part_bytes :] if part.keep_end else content[: bounds.part_bytes]
-        if len(content) > room:
+        if len(content) > remaining_bytes:
             missing.append({"path": part.path, "why": f"the bundle is full ({bounds.total_bytes} bytes)"})
             continue
-        room -= len(content)
+        remaining_bytes -= len(content)
         files.append((part.path, content))
-        cut = len(part.content) - len(content)
-        listed.append({"path": part.path, "bytes": len(content), **({"bytes_cut": cut} if cut else {})})
+        cut_bytes = len(part.content) - len(content)
+        listed.append({"path": part.path, "bytes": len(content), **({"bytes_cut": cut_bytes} if cut_bytes else {})})
     manifest = {**about, "files": listed, "missing": missing}
     return PackedBundle(tuple(files), manifest)
 
 
-def write_archive(packed: PackedBundle, target: Path, folder: str, wall: float) -> int:
-    """The file, for its owner only; its size in bytes. It appears whole or not at all. Raises OSError."""
-    beside = target.with_name(f".{target.name}.{os.getpid()}")
+def write_archive(packed: PackedBundle, target: Path, folder: str, now: float) -> int:
+    """Writes the archive for its owner only and returns its size. It appears whole or not at all.
+    Raises OSError.
+    """
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
     manifest = msgspec.json.format(msgspec.json.encode(packed.manifest))
     try:
         with (
-            os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as raw,
-            gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=int(wall)) as packing,
+            os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as raw,
+            gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=int(now)) as packing,
             tarfile.open(fileobj=packing, mode="w") as tar,
         ):
             for path, content in ((MANIFEST_NAME, manifest), *packed.files):
                 entry = tarfile.TarInfo(f"{folder}/{path}")
-                entry.size, entry.mtime, entry.mode = len(content), int(wall), 0o600
+                entry.size, entry.mtime, entry.mode = len(content), int(now), 0o600
                 tar.addfile(entry, io.BytesIO(content))
-        beside.replace(target)
+        temporary.replace(target)
     except BaseException:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
     return target.stat().st_size

@@ -1,4 +1,4 @@
-"""What goes into a support bundle, read from the cluster and redacted on the way: nothing unredacted is kept longer than it takes."""
+"""Collects a support bundle from a cluster; everything is redacted before it is stored."""
 
 import asyncio
 import base64
@@ -66,31 +66,39 @@ _OWN: Final = (DEPLOYMENTS, SERVICES, DISRUPTION_BUDGETS, NETWORK_POLICIES, PODS
 
 
 async def build_scrubber(api: KubeApi, facts: ClusterFacts) -> tuple[Scrubber, MissingValue | None]:
-    """Knows what the control plane's own Secrets hold, so that it is found wherever it got to; else why it does not."""
-    known: list[str] = []
-    why: MissingValue | None = None
+    """Returns a scrubber that knows the values of the control plane's Secrets; and why it does not,
+    if so.
+    """
+    secret_texts: list[str] = []
+    problem: MissingValue | None = None
     deployments = () if isinstance(facts.deployments, MissingValue) else facts.deployments
-    named = dict.fromkeys((one.namespace, one.name) for each in deployments for one in secret_references(each))
-    for namespace, name in named:
-        found = await value_or_missing(api.get(SECRETS, namespace, name))
-        if isinstance(found, MissingValue):
-            why = why or found
+    keys = dict.fromkeys(
+        (reference.namespace, reference.name)
+        for deployment in deployments
+        for reference in secret_references(deployment)
+    )
+    for namespace, name in keys:
+        secret = await value_or_missing(api.get(SECRETS, namespace, name))
+        if isinstance(secret, MissingValue):
+            problem = problem or secret
         else:
-            known += secret_spellings((found.get("data") or {}).values())
-    return Scrubber(known), why
+            secret_texts += secret_spellings((secret.get("data") or {}).values())
+    return Scrubber(secret_texts), problem
 
 
 def secret_spellings(encoded: Iterable[str]) -> Iterator[str]:
-    """What a Secret's entries may look like elsewhere: as they are, in base64, and the password of a URL. Lines of files too."""
-    for one in encoded:
-        yield one
+    """Yields the forms in which a Secret's value may appear: plain, base64, long words of its
+    lines, the password of a URL.
+    """
+    for value in encoded:
+        yield value
         try:
-            text = base64.b64decode(one, validate=True).decode("utf-8")
+            text = base64.b64decode(value, validate=True).decode("utf-8")
         except (binascii.Error, ValueError):
             continue
         yield text.strip()
         if "\n" in text.strip():
-            yield from (word for line in text.splitlines() for word in line.split() if len(word) >= 24)
+            yield from (token for line in text.splitlines() for token in line.split() if len(token) >= 24)
         try:
             password = urlsplit(text.strip()).password
         except ValueError:
@@ -100,44 +108,46 @@ def secret_spellings(encoded: Iterable[str]) -> Iterator[str]:
 
 
 async def collect_parts(api: KubeApi, facts: ClusterFacts, scrub: Scrubber) -> list[BundlePart]:
-    """Everything, the smallest and most telling first, so that a full bundle lacks what matters least."""
-    fixed = [_json("versions.json", _versions(facts)), _json("crds.json", _definitions(facts), facts.definitions)]
-    listed = await asyncio.gather(*(_listed(api, facts, *which) for which in _wanted()))
+    """Returns all parts, the smallest and most informative first, so that a full bundle lacks the
+    least.
+    """
+    fixed = [_json("versions.json", _versions(facts)), _json("crds.json", _definitions(facts), facts.crds)]
+    listed = await asyncio.gather(*(_listed(api, facts, *query) for query in _wanted()))
     objects = [_objects(path, found, scrub) for (path, _), found in zip(_named(), listed, strict=True)]
     events = await _events(api, facts, listed)
     pods = () if isinstance(facts.pods, MissingValue) else facts.pods[:_MAX_PODS]
-    said = await asyncio.gather(*(_pod_pages(api, one, scrub) for one in pods))
-    logs = await asyncio.gather(*(_logs(api, one, scrub) for one in pods))
+    pages = await asyncio.gather(*(_pod_pages(api, pod, scrub) for pod in pods))
+    logs = await asyncio.gather(*(_logs(api, pod, scrub) for pod in pods))
     return [
         *fixed,
         *objects,
         _objects("objects/quotas.json", facts.quotas, scrub),
         _objects("objects/events.json", events, scrub),
-        *(part for group in said for part in group),
+        *(part for group in pages for part in group),
         *(part for group in logs for part in group),
     ]
 
 
 def _named() -> list[tuple[str, Resource]]:
-    own = [(f"control-plane/{one.plural}.json", one) for one in _OWN]
+    control_plane = [(f"control-plane/{resource.plural}.json", resource) for resource in _OWN]
     models = [
         ("models/modeldeployments.json", MODEL_DEPLOYMENTS),
         ("models/acceleratorclasses.json", ACCELERATOR_CLASSES),
     ]
-    children = [(f"models/{one.plural}.json", one) for one in (*_CHILDREN, PODS)]
-    return [*models, *own, *children]
+    children = [(f"models/{resource.plural}.json", resource) for resource in (*_CHILDREN, PODS)]
+    return [*models, *control_plane, *children]
 
 
 async def _listed(api: KubeApi, facts: ClusterFacts, resource: Resource, labels: str | None) -> Listing:
-    """In all namespaces; who may not look there gets what is in that of the installation."""
-    found = await list_objects(api, resource, None, labels)
-    if isinstance(found, MissingValue) and found.is_forbidden and resource.namespaced:
-        return await list_objects(api, resource, facts.place, labels)
-    return found
+    """Lists in all namespaces, or only in the installation's when the user may not."""
+    objects = await list_objects(api, resource, None, labels)
+    if isinstance(objects, MissingValue) and objects.is_forbidden and resource.namespaced:
+        return await list_objects(api, resource, facts.install_namespace, labels)
+    return objects
 
 
 def _wanted() -> Iterator[tuple[Resource, str | None]]:
-    """For each of those: the kind, and the labels."""
+    """Yields kind and label selector of each file of ``_named``."""
     for path, resource in _named():
         if resource in (MODEL_DEPLOYMENTS, ACCELERATOR_CLASSES):
             labels = None
@@ -156,53 +166,57 @@ def _versions(facts: ClusterFacts) -> dict[str, Any]:
         "machine": f"{platform.system()} {platform.machine()}",
         "kubernetes": facts.version,
         "components": {
-            f"{namespace_name(one)}/{name_of(one)}": label_of(one, "app.kubernetes.io/version") for one in deployments
+            f"{namespace_name(deployment)}/{name_of(deployment)}": label_of(deployment, "app.kubernetes.io/version")
+            for deployment in deployments
         },
         "images": sorted(
             {
                 str(container.get("image"))
-                for one in deployments
-                for container in (spec_of(one).get("template") or {}).get("spec", {}).get("containers") or []
+                for deployment in deployments
+                for container in (spec_of(deployment).get("template") or {}).get("spec", {}).get("containers") or []
             }
         ),
     }
 
 
 def _definitions(facts: ClusterFacts) -> list[dict[str, Any]]:
-    """Of our CRDs what tells them apart; whole they are a hundred times as long."""
+    """Returns what distinguishes our CRDs; in full they are a hundred times as long."""
     ours = {f"{kind.plural}.{GROUP}": crd_manifest(kind) for kind in served_kinds()}
-    found = () if isinstance(facts.definitions, MissingValue) else facts.definitions
+    crds = () if isinstance(facts.crds, MissingValue) else facts.crds
     return [
         {
-            "name": name_of(one),
-            "created": metadata_of(one).get("creationTimestamp"),
-            "generation": metadata_of(one).get("generation"),
-            "stored": status_of(one).get("storedVersions"),
-            "same_as_ours": spec_of(one).get("versions") == spec_of(ours[name_of(one)]).get("versions"),
+            "name": name_of(crd),
+            "created": metadata_of(crd).get("creationTimestamp"),
+            "generation": metadata_of(crd).get("generation"),
+            "stored": status_of(crd).get("storedVersions"),
+            "same_as_ours": spec_of(crd).get("versions") == spec_of(ours[name_of(crd)]).get("versions"),
         }
-        for one in found
-        if name_of(one) in ours
+        for crd in crds
+        if name_of(crd) in ours
     ]
 
 
 async def _events(api: KubeApi, facts: ClusterFacts, listed: Iterable[Listing]) -> Listing:
-    """About objects that are ours, in the namespaces that have any."""
+    """Returns events about our objects, in the namespaces that have any."""
     known = {
-        uid_of(one): namespace_name(one) for found in listed if not isinstance(found, MissingValue) for one in found
+        uid_of(object_): namespace_name(object_)
+        for events_ in listed
+        if not isinstance(events_, MissingValue)
+        for object_ in events_
     }
-    found: list[Manifest] = []
-    for namespace in sorted({facts.place, *filter(None, known.values())})[:_MAX_NAMESPACES]:
+    events_: list[Manifest] = []
+    for namespace in sorted({facts.install_namespace, *filter(None, known.values())})[:_MAX_NAMESPACES]:
         events = await list_objects(api, EVENTS, namespace)
         if isinstance(events, MissingValue):
             return events
-        found += [one for one in events if (one.get("regarding") or {}).get("uid") in known]
-    return found
+        events_ += [object_ for object_ in events if (object_.get("regarding") or {}).get("uid") in known]
+    return events_
 
 
-def _objects(path: str, found: Listing, scrub: Scrubber) -> BundlePart:
-    if isinstance(found, MissingValue):
-        return BundlePart(path, found)
-    return _json(path, [redact_manifest(one, scrub) for one in found[:_MAX_OBJECTS]])
+def _objects(path: str, objects: Listing, scrub: Scrubber) -> BundlePart:
+    if isinstance(objects, MissingValue):
+        return BundlePart(path, objects)
+    return _json(path, [redact_manifest(object_, scrub) for object_ in objects[:_MAX_OBJECTS]])
 
 
 def _json(path: str, value: object, missing: object = None) -> BundlePart:
@@ -212,12 +226,12 @@ def _json(path: str, value: object, missing: object = None) -> BundlePart:
 
 
 async def _pod_pages(api: KubeApi, pod: Manifest, scrub: Scrubber) -> list[BundlePart]:
-    """What a gateway, an operator or an indexer says of itself."""
+    """Returns the pages of a gateway, an operator or an indexer."""
     component = label_of(pod, COMPONENT_LABEL)
     if component not in COMPONENTS_WITH_PERMISSIONS:
         return []
-    where = ("manage", pod_http.GATEWAY_PORT) if component == GATEWAY else ("http", pod_http.HTTP_PORT)
-    port = pod_http.pod_port(pod, *where)
+    port_name = ("manage", pod_http.GATEWAY_PORT) if component == GATEWAY else ("http", pod_http.HTTP_PORT)
+    port = pod_http.pod_port(pod, *port_name)
     parts: list[BundlePart] = []
     for page in ("/readyz", "/metrics"):
         answer = await pod_http.get_page(api, pod, port, page)
@@ -229,7 +243,9 @@ async def _pod_pages(api: KubeApi, pod: Manifest, scrub: Scrubber) -> list[Bundl
 
 
 async def _logs(api: KubeApi, pod: Manifest, scrub: Scrubber) -> list[BundlePart]:
-    """The end of each container's log, and of the one before it where it was restarted. Engines' logs are not asked for."""
+    """Returns the end of each container's log, and of the previous one after a restart. Engine logs
+    are never read.
+    """
     parts = []
     for container in spec_of(pod).get("containers") or []:
         for previous in (False, True) if restart_count(pod) else (False,):
@@ -260,11 +276,11 @@ async def _log(api: KubeApi, pod: Manifest, container: str, previous: bool, scru
 
 def _error_message(text: str, status_code: int) -> str:
     try:
-        found = msgspec.json.decode(text.encode())
+        error = msgspec.json.decode(text.encode())
     except msgspec.DecodeError:
-        found = None
+        error = None
     return (
-        str(found["message"])
-        if isinstance(found, dict) and found.get("message")
+        str(error["message"])
+        if isinstance(error, dict) and error.get("message")
         else f"the API server answers {status_code}"
     )

@@ -1,4 +1,4 @@
-"""``fairlead support-bundle``, from its arguments to its exit code."""
+"""``fairlead support-bundle``: from the options to the exit code."""
 
 import asyncio
 import io
@@ -29,7 +29,7 @@ _SHOWN: Final = 5
 
 
 def run(options: ClusterOptions, target: Path | None) -> int:
-    """Collect, pack, write. Raises BadInput for a file that is there already."""
+    """Collects, packs and writes the bundle. Raises BadInput for an existing file."""
     clock = SystemClock()
     name = f"fairlead-support-{datetime.fromtimestamp(clock.wall(), UTC):%Y%m%dT%H%M%SZ}"
     path = target or Path(f"{name}.tar.gz")
@@ -54,9 +54,9 @@ async def _build(way: ClusterOptions, clock: Clock) -> PackedBundle:
 
 
 async def build_bundle(api: KubeApi, version: str, clock: Clock, namespace: str | None) -> PackedBundle:
-    """Everything that goes into the file."""
+    """Returns the content of the archive."""
     facts = await collect_facts(api, version, clock, namespace=namespace, before_install=False)
-    scrub, unknown = await build_scrubber(api, facts)
+    scrub, secrets_problem = await build_scrubber(api, facts)
     results = run_checks(facts)
     about: dict[str, Any] = {
         "made_by": f"fairlead {__version__}",
@@ -64,8 +64,8 @@ async def build_bundle(api: KubeApi, version: str, clock: Clock, namespace: str 
         "cluster": scrub.scrub_text(facts.server),
         "redacted": "values of Secrets, environment variables, foreign labels and annotations, long arguments, and lines that may "
         "hold a prompt; engines' logs are not in here",
-        "secrets_known": f"no: {unknown.reason}; only what has the form of a secret was taken out of texts"
-        if unknown
+        "secrets_known": f"no: {secrets_problem.reason}; only what has the form of a secret was taken out of texts"
+        if secrets_problem
         else "yes",
     }
     return pack([*_checks(results, scrub), *await collect_parts(api, facts, scrub)], about)
@@ -80,14 +80,14 @@ def _checks(results: tuple[CheckResult, ...], scrub: Scrubber) -> list[BundlePar
 
 
 def _print_summary(packed: PackedBundle, size: int) -> None:
-    """On standard error, so that a script can read the path."""
+    """Prints a summary to stderr, so that a script can read the path from stdout."""
     missing = packed.manifest["missing"]
     print(
         f"{formatting.pluralize(len(packed.files) + 1, 'file')}, {formatting.format_count(size)}B; look "
         f"through it before you send it",
         file=sys.stderr,
     )
-    for one in missing[:_SHOWN]:
-        print(f"not in it: {one['path']}: {one['why']}", file=sys.stderr)
+    for entry in missing[:_SHOWN]:
+        print(f"not in it: {entry['path']}: {entry['why']}", file=sys.stderr)
     if len(missing) > _SHOWN:
         print(f"and {len(missing) - _SHOWN} more, which its manifest.json lists", file=sys.stderr)

@@ -1,8 +1,9 @@
-"""What of objects and logs may be shown to others. Pure.
+"""Redaction of objects and logs. Pure.
 
-What is not known to be harmless goes: values of environment variables, of annotations and labels that are neither ours nor
-Kubernetes', of arguments that are long or have spaces, command lines behind their first word, what engines wrote last (it may hold
-prompts). What stays is scrubbed as text: of values of Secrets that are known, and of what has the form of a key, token or password.
+Whatever is not known to be harmless is removed: values of environment variables, foreign
+annotations and labels, long arguments or ones with spaces, command lines after their first word,
+and engines' last messages, which may hold prompts. The rest is scrubbed as text: of known values of
+Secrets, and of what looks like a key, token or password.
 """
 
 import re
@@ -14,7 +15,7 @@ from fairlead.settings import settings_table
 REDACTED_PLACEHOLDER: Final = "[redacted]"
 PROMPT_LINE_PLACEHOLDER: Final = "[a line that may hold a prompt was left out]"
 _MIN_SECRET_CHARACTERS: Final = 6
-"""Shorter values of Secrets (``1``, ``true``, ``admin``) would be found everywhere."""
+"""Shorter values of Secrets (``1``, ``true``, ``admin``) would match everywhere."""
 _MAX_ARGUMENT_CHARACTERS: Final = 128
 _WORDS: Final = r"(?:api[_-]?key|token|secret|passw(?:or)?d|pepper|credential|authorization|signature|private[_-]?key)"
 _UPPER: Final = r"(?:API_?KEY|TOKEN|SECRET|PASSW(?:OR)?D|PEPPER|CREDENTIAL|AUTHORIZATION|SIGNATURE|PRIVATE_?KEY)"
@@ -56,106 +57,110 @@ _SHOWN_KEY_PREFIXES: Final = (
     *("leaderworkerset.sigs.k8s.io/", "pod-template-hash", "controller-revision-hash", "kubernetes.io/metadata.name"),
 )
 _CONTENT_FIELDS: Final = frozenset({"data", "binaryData", "stringData"})
-"""Of Secrets and ConfigMaps; the ``data`` of ControllerRevisions is looked into, and elsewhere the word means something else."""
+"""Content of Secrets and ConfigMaps. The ``data`` of ControllerRevisions is redacted; elsewhere the
+word has other meanings.
+"""
 _ALWAYS_REDACTED_FIELDS: Final = frozenset({"managedFields", "binaryData", "stringData"})
 
 
 class Scrubber:
-    """Takes values of Secrets, and what looks like one, out of text."""
+    """Removes values of Secrets, and what looks like one, from text."""
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
-        known = sorted({one for one in secrets if len(one) >= _MIN_SECRET_CHARACTERS}, key=len, reverse=True)
+        known = sorted({value for value in secrets if len(value) >= _MIN_SECRET_CHARACTERS}, key=len, reverse=True)
         self._known = re.compile("|".join(map(re.escape, known))) if known else None
 
     def scrub_text(self, text: str) -> str:
-        """A text without them."""
+        """Returns a text without them."""
         if self._known is not None:
             text = self._known.sub(REDACTED_PLACEHOLDER, text)
-        for pattern, instead in _PATTERNS:
-            text = pattern.sub(instead, text)
+        for pattern, replacement in _PATTERNS:
+            text = pattern.sub(replacement, text)
         return text
 
     def scrub_value(self, value: Any) -> Any:
-        """The same for every text in a structure; its names stay."""
+        """Scrubs every text in a structure; the names of fields stay."""
         if isinstance(value, dict):
-            return {name: self.scrub_value(one) for name, one in value.items()}
+            return {name: self.scrub_value(item) for name, item in value.items()}
         if isinstance(value, list | tuple):
-            return [self.scrub_value(one) for one in value]
+            return [self.scrub_value(item) for item in value]
         return self.scrub_text(value) if isinstance(value, str) else value
 
     def scrub_log(self, text: str) -> str:
-        """Lines of a log; one that may hold a prompt goes as a whole."""
+        """Scrubs a log; a line that may hold a prompt is removed."""
         return "\n".join(
             PROMPT_LINE_PLACEHOLDER if _PROMPT.search(line) else line for line in self.scrub_text(text).split("\n")
         )
 
 
-def redact_manifest(found: Mapping[str, Any], scrub: Scrubber) -> dict[str, Any]:
-    """An object as it may be shown."""
-    shown = {name: _value(name, value, scrub) for name, value in found.items() if name not in _CONTENT_FIELDS}
-    if found.get("kind") == "ControllerRevision" and isinstance(found.get("data"), dict):
-        shown["data"] = _value("data", found["data"], scrub)
+def redact_manifest(object_: Mapping[str, Any], scrub: Scrubber) -> dict[str, Any]:
+    """Returns an object as others may see it."""
+    shown = {name: _value(name, value, scrub) for name, value in object_.items() if name not in _CONTENT_FIELDS}
+    if object_.get("kind") == "ControllerRevision" and isinstance(object_.get("data"), dict):
+        shown["data"] = _value("data", object_["data"], scrub)
     return shown
 
 
 def _value(name: str, value: Any, scrub: Scrubber) -> Any:
-    """By the name of the field that holds it."""
+    """Redacts a value by the name of its field."""
     if name in _ALWAYS_REDACTED_FIELDS:
         return _managers(value) if name == "managedFields" else REDACTED_PLACEHOLDER
     if name in ("annotations", "labels", "matchLabels") and isinstance(value, dict):
         return {
-            key: scrub.scrub_text(str(one)) if key.startswith(_SHOWN_KEY_PREFIXES) else REDACTED_PLACEHOLDER
-            for key, one in value.items()
+            key: scrub.scrub_text(str(item)) if key.startswith(_SHOWN_KEY_PREFIXES) else REDACTED_PLACEHOLDER
+            for key, item in value.items()
         }
     if name == "env" and isinstance(value, list):
-        return [_variable(one, scrub) for one in value]
+        return [_variable(item, scrub) for item in value]
     if name in ("args", "command") and isinstance(value, list):
         return list(_arguments(name, value, scrub))
     if name == "httpHeaders":
         return REDACTED_PLACEHOLDER
     if name == "terminated" and isinstance(value, dict):
         return {
-            key: REDACTED_PLACEHOLDER if key == "message" else _value(key, one, scrub) for key, one in value.items()
+            key: REDACTED_PLACEHOLDER if key == "message" else _value(key, item, scrub) for key, item in value.items()
         }
     if isinstance(value, dict):
-        return {key: _value(key, one, scrub) for key, one in value.items()}
+        return {key: _value(key, item, scrub) for key, item in value.items()}
     if isinstance(value, list):
-        return [_value(name, one, scrub) for one in value]
+        return [_value(name, item, scrub) for item in value]
     return scrub.scrub_text(value) if isinstance(value, str) else value
 
 
 def _managers(entries: Any) -> Any:
-    """Who wrote when, which tells who fights whom; not what."""
+    """Returns who wrote when, which shows competing writers, but not what they wrote."""
     shown = ("manager", "operation", "subresource", "time")
     if not isinstance(entries, list):
         return REDACTED_PLACEHOLDER
-    return [{key: one[key] for key in shown if key in one} for one in entries if isinstance(one, dict)]
+    return [{key: entry[key] for key in shown if key in entry} for entry in entries if isinstance(entry, dict)]
 
 
-def _variable(one: Any, scrub: Scrubber) -> Any:
-    """References stay (they name, and hold nothing); values only of our own settings that are no secrets."""
-    if not isinstance(one, dict) or "value" not in one:
-        return _value("", one, scrub) if isinstance(one, dict) else REDACTED_PLACEHOLDER
-    shown = scrub.scrub_text(str(one["value"])) if one.get("name") in _shown_variables() else REDACTED_PLACEHOLDER
-    return {**{key: _value(key, rest, scrub) for key, rest in one.items() if key != "value"}, "value": shown}
+def _variable(variable: Any, scrub: Scrubber) -> Any:
+    """Keeps references, and values of our own settings that are no secrets."""
+    if not isinstance(variable, dict) or "value" not in variable:
+        return _value("", variable, scrub) if isinstance(variable, dict) else REDACTED_PLACEHOLDER
+    shown = (
+        scrub.scrub_text(str(variable["value"])) if variable.get("name") in _shown_variables() else REDACTED_PLACEHOLDER
+    )
+    return {**{key: _value(key, item, scrub) for key, item in variable.items() if key != "value"}, "value": shown}
 
 
 def _shown_variables() -> frozenset[str]:
     return frozenset(row.variable for row in settings_table() if not row.secret) | {"PYTHONHASHSEED", "HF_HOME", "HOME"}
 
 
-def _arguments(name: str, words: list[Any], scrub: Scrubber) -> Iterator[str]:
-    """Switches stay with short values; a value of its own word is judged by the switch before it."""
-    before = ""
-    for position, word in enumerate(map(str, words)):
-        switch, equals, value = word.partition("=")
-        if name == "command" and position and not word.startswith("-"):
+def _arguments(name: str, arguments: list[Any], scrub: Scrubber) -> Iterator[str]:
+    """Keeps switches with short values; a separate value is judged by the switch before it."""
+    previous_switch = ""
+    for position, argument in enumerate(map(str, arguments)):
+        switch, equals, value = argument.partition("=")
+        if name == "command" and position and not argument.startswith("-"):
             yield REDACTED_PLACEHOLDER
-        elif not word.startswith("-"):
-            yield _argument(before, word, scrub)
+        elif not argument.startswith("-"):
+            yield _argument(previous_switch, argument, scrub)
         else:
-            yield f"{switch}={_argument(switch, value, scrub)}" if equals else _argument("", word, scrub)
-        before = word if word.startswith("-") and not equals else ""
+            yield f"{switch}={_argument(switch, value, scrub)}" if equals else _argument("", argument, scrub)
+        previous_switch = argument if argument.startswith("-") and not equals else ""
 
 
 def _argument(switch: str, value: str, scrub: Scrubber) -> str:

@@ -1,1 +1,5 @@
-"""Checks."""
+"""``fairlead check``: `catalogue` (all checks) → `analyzers` (a pure function each) → `runner` →
+`text_output` → `command`.
+
+`check` and `verdict` are the value types; `seeded_faults` lists the faults that tests seed.
+"""

@@ -1,6 +1,7 @@
-"""What ``fairlead check`` looks at: a closed list, each with what it means and what to do when it fails.
+"""All checks of ``fairlead check``: a closed list with meaning and remedy.
 
-docs/reference/checks.md is generated from here, so every check has its anchor there. How one is judged stands in ``checks``.
+docs/reference/checks.md is generated from it, so every check has an anchor there. `analyzers` holds
+the functions.
 """
 
 from fairlead_cli.cluster.checks.check import OLDEST_KUBERNETES, Check, CheckSection, CheckStage
@@ -440,5 +441,5 @@ _SAFEGUARDS = (
 
 
 def all_checks() -> tuple[Check, ...]:
-    """All of them, in the order in which they are printed."""
+    """Returns all checks in the order of output."""
     return (*_CLUSTER, *_OPERATOR, *_GATEWAY, *_INDEXER, *_MODELS, *_SAFEGUARDS)

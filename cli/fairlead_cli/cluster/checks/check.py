@@ -1,4 +1,4 @@
-"""Check."""
+"""The description of one check, its section, and when it applies."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -12,7 +12,7 @@ OLDEST_KUBERNETES: Final = (1, 30)
 
 
 class CheckSection(StrEnum):
-    """The headings, in the order in which they are printed: what is below rests on what is above."""
+    """Headings in the order of output; a section depends on those above it."""
 
     API = "kubernetes-api"
     PERMISSIONS = "permissions"
@@ -27,7 +27,7 @@ class CheckSection(StrEnum):
 
 
 class CheckStage(StrEnum):
-    """Before an installation (``--pre``), after it, or both."""
+    """Whether a check applies before an installation (``--pre``), after it, or both."""
 
     PRE = "pre"
     POST = "post"
@@ -36,7 +36,9 @@ class CheckStage(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """``says`` is the line that is printed, in the form of what should be so; ``means`` and ``do`` are for who reads on."""
+    """A check. ``title`` states what should be true; ``meaning`` and ``remedy`` are for the
+    reference page.
+    """
 
     id: str
     section: CheckSection
@@ -47,5 +49,5 @@ class Check:
 
     @property
     def anchor(self) -> str:
-        """Where the documentation has it."""
+        """The check's heading in the reference page."""
         return f"{REFERENCE_PAGE}#{self.id}"

@@ -1,4 +1,4 @@
-"""``fairlead check``, from its arguments to its exit code."""
+"""``fairlead check``: from the options to the exit code."""
 
 import asyncio
 import sys
@@ -23,7 +23,7 @@ Sleep = Callable[[float], Awaitable[object]]
 
 @dataclass(frozen=True, slots=True)
 class CheckOptions:
-    """What was typed."""
+    """Options of ``fairlead check``."""
 
     cluster: ClusterOptions
     pre: bool = False
@@ -32,7 +32,10 @@ class CheckOptions:
 
 
 def run(options: CheckOptions) -> int:
-    """Gather, judge, print. Raises BadInput for a ``--wait`` that is no duration."""
+    """Collects facts, runs the checks, prints the results and returns the exit code.
+
+    Raises BadInput when ``--wait`` is not a duration.
+    """
     limit = None if options.wait is None else parse_duration(options.wait, field="--wait")
     clock = SystemClock()
     try:
@@ -50,7 +53,7 @@ def run(options: CheckOptions) -> int:
 async def _check_until_passed(
     options: CheckOptions, limit: float | None, clock: Clock, sleep: Sleep
 ) -> tuple[CheckResult, ...]:
-    """Once; or again until nothing fails or the time is over. What was found last is what counts."""
+    """Runs the checks once, or until nothing fails or the time is over; returns the last results."""
     start = clock.now()
     while True:
         try:
@@ -67,16 +70,17 @@ async def _check_until_passed(
 
 
 async def check_once(options: CheckOptions, clock: Clock) -> tuple[CheckResult, ...]:
-    """One look. Raises NoCluster."""
-    place = options.cluster.namespace or (DEFAULT_NAMESPACE if options.pre else None)
+    """Runs the checks once. Raises ClusterUnreachable."""
+    namespace = options.cluster.namespace or (DEFAULT_NAMESPACE if options.pre else None)
     async with connect(resolve_access(options.cluster)) as (api, version):
         return run_checks(
-            await collect_facts(api, version, clock, namespace=place, before_install=options.pre), before=options.pre
+            await collect_facts(api, version, clock, namespace=namespace, before_install=options.pre),
+            before_install=options.pre,
         )
 
 
 def print_results(results: tuple[CheckResult, ...]) -> None:
-    """For people."""
+    """Prints the results as text."""
     console = stdout_console()
     for line in render_lines(results):
         console.print(line, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""Which function judges which check; and all of them over the facts of one moment."""
+"""Runs all checks on the facts of one moment."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -63,24 +63,24 @@ ANALYZERS: Final[Mapping[str, Analyzer]] = MappingProxyType(
 )
 
 
-def run_checks(facts: ClusterFacts, *, before: bool = False) -> tuple[CheckResult, ...]:
-    """Every check that concerns this cluster, in order. ``before``: those of ``--pre``."""
-    wanted = (CheckStage.PRE, CheckStage.BOTH) if before else (CheckStage.POST, CheckStage.BOTH)
-    found = []
+def run_checks(facts: ClusterFacts, *, before_install: bool = False) -> tuple[CheckResult, ...]:
+    """Returns the results of all checks that concern this cluster, in order."""
+    stages = (CheckStage.PRE, CheckStage.BOTH) if before_install else (CheckStage.POST, CheckStage.BOTH)
+    results = []
     for check in all_checks():
-        if check.stage not in wanted:
+        if check.stage not in stages:
             continue
-        ask = (
-            partial(platform.check_read_permissions, before_install=before)
+        analyzer = (
+            partial(platform.check_read_permissions, before_install=before_install)
             if check.id == "rights-read"
             else ANALYZERS[check.id]
         )
-        verdict = ask(facts)
+        verdict = analyzer(facts)
         if verdict is not None:
-            found.append(CheckResult(check, verdict))
-    return tuple(found)
+            results.append(CheckResult(check, verdict))
+    return tuple(results)
 
 
 def has_failures(results: tuple[CheckResult, ...]) -> bool:
-    """Is anything not as it should be? Warnings, and what cannot be told, are none."""
-    return any(one.verdict.outcome is CheckOutcome.FAILED for one in results)
+    """Whether any check failed. Warnings and unknown outcomes do not count."""
+    return any(result.verdict.outcome is CheckOutcome.FAILED for result in results)

@@ -1,4 +1,6 @@
-"""The faults that ``fairlead check`` must name: a closed list, which the page of the checks shows and tests seed."""
+"""Faults that ``fairlead check`` must name: a closed list, which the reference page shows and tests
+seed.
+"""
 
 from dataclasses import dataclass
 from typing import Final
@@ -6,7 +8,9 @@ from typing import Final
 
 @dataclass(frozen=True, slots=True)
 class SeededFault:
-    """One that happens in clusters, and the check that names it. Tests seed each; alert rules fire on the same."""
+    """A fault that happens in clusters, and the check that names it. Tests seed each; alert rules
+    fire on the same faults.
+    """
 
     name: str
     check: str
@@ -29,4 +33,3 @@ SEEDED_FAULTS: Final = (
     SeededFault("accelerator-unschedulable", "model-capacity", "a model asks for more devices than any node has"),
     SeededFault("credentials-missing", "model-references", "`model.credentials` names a Secret that does not exist"),
 )
-"""The ten."""

@@ -1,4 +1,4 @@
-"""Results of checks as people read them, in Linkerd's form, and as programs do."""
+"""Results of checks as text, in the form of ``linkerd check``, and as JSON."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -29,37 +29,39 @@ _LINK: Final = re.compile(r"\[([^]]*)\]\([^)]*\)")
 
 
 def render_lines(results: Sequence[CheckResult]) -> Iterator[Text]:
-    """A heading for each section, a line for each check, and below what is not right: what was found, and what to do."""
-    for section, found in groupby(results, lambda one: one.check.section):
+    """Yields a heading for each section, a line for each check, and below a failure its findings
+    and the fix.
+    """
+    for section, section_results in groupby(results, lambda result: result.check.section):
         yield Text(section, style="bold")
-        for one in found:
-            yield from _result(one)
+        for result in section_results:
+            yield from _result(result)
         yield Text()
     yield Text(summarize(results))
 
 
-def _result(one: CheckResult) -> Iterator[Text]:
-    mark = one.verdict.outcome
-    note = f" ({one.verdict.note})" if one.verdict.note else ""
-    yield Text.assemble((f"{OUTCOME_SIGNS[mark]} ", OUTCOME_STYLES[mark]), one.check.title, (note, "dim"))
-    if mark is CheckOutcome.OK:
+def _result(result: CheckResult) -> Iterator[Text]:
+    outcome = result.verdict.outcome
+    note = f" ({result.verdict.note})" if result.verdict.note else ""
+    yield Text.assemble((f"{OUTCOME_SIGNS[outcome]} ", OUTCOME_STYLES[outcome]), result.check.title, (note, "dim"))
+    if outcome is CheckOutcome.OK:
         return
-    for line in truncate_lines(one.verdict.lines):
+    for line in truncate_lines(result.verdict.lines):
         yield Text(f"{_INDENT}{line}")
-    if mark is not CheckOutcome.UNKNOWN:
-        yield Text(f"{_INDENT}fix: {_plain(one.check.remedy)}", style="dim")
-    elif all(line.startswith(NOT_ALLOWED_PREFIX) for line in one.verdict.lines):
+    if outcome is not CheckOutcome.UNKNOWN:
+        yield Text(f"{_INDENT}fix: {_plain(result.check.remedy)}", style="dim")
+    elif all(line.startswith(NOT_ALLOWED_PREFIX) for line in result.verdict.lines):
         return  # the check of rights has said where to read on
-    yield Text(f"{_INDENT}see {one.check.anchor}", style="dim")
+    yield Text(f"{_INDENT}see {result.check.anchor}", style="dim")
 
 
 def _plain(text: str) -> str:
-    """The first sentence of what to do, without Markdown; the page has the rest."""
+    """Returns the first sentence of a remedy without Markdown; the reference page has the rest."""
     return _LINK.sub(r"\1", text.partition(". ")[0].rstrip(".")).replace("`", "")
 
 
 def summarize(results: Sequence[CheckResult]) -> str:
-    """``27 checks: 25 passed, 1 warning, 1 failed``"""
+    """Returns ``27 checks: 25 passed, 1 warning, 1 failed``."""
     counts = count_outcomes(results)
     parts = [f"{counts['ok']} passed"]
     parts += [f"{counts['warning']} warning{'' if counts['warning'] == 1 else 's'}"] if counts["warning"] else []
@@ -69,32 +71,32 @@ def summarize(results: Sequence[CheckResult]) -> str:
 
 
 def count_outcomes(results: Sequence[CheckResult]) -> dict[str, int]:
-    """How many of each mark."""
-    return {str(mark): sum(one.verdict.outcome is mark for one in results) for mark in CheckOutcome}
+    """Returns the number of checks by outcome."""
+    return {str(outcome): sum(result.verdict.outcome is outcome for result in results) for outcome in CheckOutcome}
 
 
 def to_plain(results: Sequence[CheckResult], *, before_install: bool) -> dict[str, Any]:
-    """For programs: complete, nothing is cut."""
+    """Returns the complete results for JSON."""
     return {
-        "ok": not any(one.verdict.outcome is CheckOutcome.FAILED for one in results),
+        "ok": not any(result.verdict.outcome is CheckOutcome.FAILED for result in results),
         "pre": before_install,
         "counts": count_outcomes(results),
         "checks": [
             {
-                "id": one.check.id,
-                "section": str(one.check.section),
-                "says": one.check.title,
-                "outcome": str(one.verdict.outcome),
-                "note": one.verdict.note,
-                "lines": list(one.verdict.lines),
-                "hint": one.check.remedy,
-                "docs": one.check.anchor,
+                "id": result.check.id,
+                "section": str(result.check.section),
+                "says": result.check.title,
+                "outcome": str(result.verdict.outcome),
+                "note": result.verdict.note,
+                "lines": list(result.verdict.lines),
+                "hint": result.check.remedy,
+                "docs": result.check.anchor,
             }
-            for one in results
+            for result in results
         ],
     }
 
 
 def to_json(results: Sequence[CheckResult], *, before_install: bool) -> str:
-    """The same as text."""
+    """Returns the results as JSON text."""
     return msgspec.json.format(msgspec.json.encode(to_plain(results, before_install=before_install))).decode()

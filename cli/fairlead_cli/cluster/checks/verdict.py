@@ -1,4 +1,4 @@
-"""What a check finds: a mark, and lines that name the objects of the case."""
+"""The verdict of a check: an outcome, and lines that name the objects concerned."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -10,11 +10,11 @@ from fairlead_cli.cluster.facts import ClusterFacts
 from fairlead_cli.cluster.missing_value import MissingValue
 
 MAX_LINES: Final = 6
-"""Findings shown of one check; what lies behind is counted."""
+"""Findings printed of one check; the rest is counted."""
 
 
 class CheckOutcome(StrEnum):
-    """How it stands. Only FAILED makes the exit code 1."""
+    """Outcome of a check. Only FAILED makes the exit code 1."""
 
     OK = "ok"
     WARNING = "warning"
@@ -24,7 +24,7 @@ class CheckOutcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """``note`` follows the line in brackets, ``lines`` stand below it."""
+    """Outcome with findings. ``note`` follows the title in brackets, ``lines`` stand below it."""
 
     outcome: CheckOutcome
     lines: tuple[str, ...] = ()
@@ -40,41 +40,41 @@ class CheckResult:
 
 
 Analyzer = Callable[[ClusterFacts], Verdict | None]
-"""None: the check does not concern this cluster, and is not printed."""
+"""Returns None when the check does not concern the cluster; it is then not printed."""
 
 
 def passed(note: str = "") -> Verdict:
-    """It is so."""
+    """Returns a verdict that the check passed."""
     return Verdict(CheckOutcome.OK, note=note)
 
 
 def failed(*lines: str) -> Verdict:
-    """It is not so."""
+    """Returns a verdict that the check failed."""
     return Verdict(CheckOutcome.FAILED, lines)
 
 
 def warned(*lines: str) -> Verdict:
-    """It is not so, and everything works all the same."""
+    """Returns a warning: the title is not true, but everything works."""
     return Verdict(CheckOutcome.WARNING, lines)
 
 
 def unknown(missing: MissingValue | str) -> Verdict:
-    """It cannot be told, and why."""
+    """Returns a verdict that the check could not be made, with the reason."""
     return Verdict(CheckOutcome.UNKNOWN, (missing if isinstance(missing, str) else missing.reason,))
 
 
 def verdict_of(
-    bad: Iterable[str], unsure: Iterable[str] = (), note: str = "", mark: CheckOutcome = CheckOutcome.FAILED
+    findings: Iterable[str], doubts: Iterable[str] = (), note: str = "", outcome: CheckOutcome = CheckOutcome.FAILED
 ) -> Verdict:
-    """``mark`` with every finding; without one UNKNOWN with what is unsure; OK where there is neither."""
-    findings = tuple(dict.fromkeys(bad))
-    if findings:
-        return Verdict(mark, findings)
-    doubts = tuple(dict.fromkeys(unsure))
-    return Verdict(CheckOutcome.UNKNOWN, doubts) if doubts else passed(note)
+    """Returns ``outcome`` with all findings; without findings UNKNOWN with the doubts; else OK."""
+    problems = tuple(dict.fromkeys(findings))
+    if problems:
+        return Verdict(outcome, problems)
+    reasons = tuple(dict.fromkeys(doubts))
+    return Verdict(CheckOutcome.UNKNOWN, reasons) if reasons else passed(note)
 
 
 def truncate_lines(lines: Sequence[str]) -> list[str]:
-    """At most so many of them, and how many more there are."""
+    """Returns at most MAX_LINES lines, and how many more there are."""
     more = len(lines) - MAX_LINES
     return [*lines[:MAX_LINES], *([f"and {more} more"] if more > 0 else [])]

@@ -1,7 +1,8 @@
-"""One line of advice on a model: a pure function from what is known to what to do next, the most urgent first.
+"""One line of advice on a model: a pure function from its report to the next thing to do, the most
+urgent first.
 
-The order is that of causes: what nobody has seen cannot be ready; what stalls explains what is not ready; what is ready may still not
-be routed to; and only what is routed to can be slow.
+The rules follow the order of causes: an unseen model cannot be ready; a stall explains what is not
+ready; a ready instance may not be routed to; and only a routed instance can be slow.
 """
 
 from collections.abc import Callable
@@ -17,9 +18,9 @@ from fairlead_cli.cluster.timestamps import format_age, parse_time
 from fairlead_operator.object_metadata import UNDO_ANNOTATION
 
 CHANGE_GRACE_SECONDS: Final = 30.0
-"""A change that is younger may be on its way."""
+"""A younger change may still be in progress."""
 SLOW_START_SECONDS: Final = 1_800.0
-"""As long as the start-up probe of an engine gives it."""
+"""As long as the start-up probe of an engine allows."""
 _FULL: Final = 0.95
 _RESTARTS: Final = 3
 _NOTE: Final = 160
@@ -37,11 +38,11 @@ _Rule = Callable[[ModelReport, str], ModelAdvice | None]
 
 
 def advise(report: ModelReport, program: str = "fairlead") -> ModelAdvice:
-    """The one thing to do; ``program`` is how this command line is called."""
+    """Returns the next thing to do; ``program`` is the name of this command in hints."""
     for rule in _RULES:
-        found = rule(report, program)
-        if found is not None:
-            return found
+        advice = rule(report, program)
+        if advice is not None:
+            return advice
     return ModelAdvice(False, "nothing to do")
 
 
@@ -53,40 +54,44 @@ def _deleted(report: ModelReport, program: str) -> ModelAdvice | None:
 
 def _unseen(report: ModelReport, program: str) -> ModelAdvice | None:
     model = report.facts.model
-    seen, now = status_of(model).get("observedGeneration"), int(metadata_of(model).get("generation") or 0)
-    if seen is not None and int(seen) >= now:
+    observed, current = status_of(model).get("observedGeneration"), int(metadata_of(model).get("generation") or 0)
+    if observed is not None and int(observed) >= current:
         return None
-    written = [
-        parse_time(one.get("time")) for one in metadata_of(model).get("managedFields") or [] if "subresource" not in one
+    times = [
+        parse_time(entry.get("time"))
+        for entry in metadata_of(model).get("managedFields") or []
+        if "subresource" not in entry
     ]
-    changed = max((one for one in written if one is not None), default=report.since)
+    changed = max((entry for entry in times if entry is not None), default=report.since)
     if changed is not None and report.facts.now - changed < CHANGE_GRACE_SECONDS:
         return ModelAdvice(False, "wait: the operator has not seen the last change yet")
-    what = "this model" if seen is None else f"the last change (generation {now}, it is at {seen})"
-    return ModelAdvice(True, f"no operator has seen {what}: {program} check says why")
+    subject = "this model" if observed is None else f"the last change (generation {current}, it is at {observed})"
+    return ModelAdvice(True, f"no operator has seen {subject}: {program} check says why")
 
 
 def _stalled(report: ModelReport, program: str) -> ModelAdvice | None:
-    found = _true(report.condition(ConditionType.STALLED))
-    if found is None:
+    stalled = _true(report.condition(ConditionType.STALLED))
+    if stalled is None:
         return None
-    return ModelAdvice(True, _by_reason(report, found))
+    return ModelAdvice(True, _by_reason(report, stalled))
 
 
 def _not_ready(report: ModelReport, program: str) -> ModelAdvice | None:
-    found = report.condition(ConditionType.READY)
-    if found is None or found.get("status") == "True":
+    ready = report.condition(ConditionType.READY)
+    if ready is None or ready.get("status") == "True":
         return None
-    if found.get("reason") != Reason.STARTING:
-        return ModelAdvice(True, _by_reason(report, found))
+    if ready.get("reason") != Reason.STARTING:
+        return ModelAdvice(True, _by_reason(report, ready))
     slow = [
-        one for one in report.instances() if one.since is not None and report.facts.now - one.since > SLOW_START_SECONDS
+        instance
+        for instance in report.instances()
+        if instance.since is not None and report.facts.now - instance.since > SLOW_START_SECONDS
     ]
     if slow:
         return ModelAdvice(
             True, f"{slow[0].name} has been starting for {_age(report, slow[0])}: {_logs(report, slow[0])}"
         )
-    waiting = next((one for one in report.instances() if one.state == "Starting"), None)
+    waiting = next((instance for instance in report.instances() if instance.state == "Starting"), None)
     if waiting is None:
         return ModelAdvice(False, "wait: its pods are being made")
     return ModelAdvice(
@@ -96,8 +101,8 @@ def _not_ready(report: ModelReport, program: str) -> ModelAdvice | None:
 
 
 def _zero(report: ModelReport, program: str) -> ModelAdvice | None:
-    found = report.condition(ConditionType.READY)
-    if found is None or found.get("reason") != Reason.SCALED_TO_ZERO:
+    ready = report.condition(ConditionType.READY)
+    if ready is None or ready.get("reason") != Reason.SCALED_TO_ZERO:
         return None
     if _true(report.condition(ConditionType.AUTOSCALING)) is not None:
         return ModelAdvice(False, "nothing runs, since nobody asks: the first request starts an engine")
@@ -109,7 +114,7 @@ def _zero(report: ModelReport, program: str) -> ModelAdvice | None:
 
 def _unrouted(report: ModelReport, program: str) -> ModelAdvice | None:
     """Ready pods that no gateway routes to."""
-    ready = sum(one.is_ready for one in report.instances())
+    ready = sum(instance.is_ready for instance in report.instances())
     if not ready or not report.gateways_reached or report.routed_instances is None or report.routed_instances > 0:
         return None
     return ModelAdvice(True, f"{ready} pods are ready and no gateway routes to them: {program} check says why")
@@ -122,12 +127,12 @@ def _name(report: ModelReport, program: str) -> ModelAdvice | None:
 
 
 def _moving(report: ModelReport, program: str) -> ModelAdvice | None:
-    found = _true(report.condition(ConditionType.RECONCILING))
-    return None if found is None else ModelAdvice(False, _by_reason(report, found))
+    reconciling = _true(report.condition(ConditionType.RECONCILING))
+    return None if reconciling is None else ModelAdvice(False, _by_reason(report, reconciling))
 
 
 def _restarting(report: ModelReport, program: str) -> ModelAdvice | None:
-    worst = max(report.instances(), key=lambda one: one.restarts, default=None)
+    worst = max(report.instances(), key=lambda instance: instance.restarts, default=None)
     if worst is None or worst.restarts < _RESTARTS:
         return None
     return ModelAdvice(
@@ -136,9 +141,16 @@ def _restarting(report: ModelReport, program: str) -> ModelAdvice | None:
 
 
 def _full(report: ModelReport, program: str) -> ModelAdvice | None:
-    """Every engine that told has requests waiting and no room for their KV."""
-    told = [one for instance in report.instances() for one in instance.signals if one.kv_usage is not None]
-    if not told or any((one.kv_usage or 0.0) < _FULL or not one.waiting for one in told):
+    """All engines with signals have waiting requests and a full KV cache."""
+    signals = [
+        rank_signals
+        for instance in report.instances()
+        for rank_signals in instance.signals
+        if rank_signals.kv_usage is not None
+    ]
+    if not signals or any(
+        (rank_signals.kv_usage or 0.0) < _FULL or not rank_signals.waiting for rank_signals in signals
+    ):
         return None
     return ModelAdvice(
         True, "the KV caches of all engines are full and requests wait: raise replicas, or shorten contexts"
@@ -146,21 +158,21 @@ def _full(report: ModelReport, program: str) -> ModelAdvice | None:
 
 
 def _missed(report: ModelReport, program: str) -> ModelAdvice | None:
-    found = report.condition(ConditionType.OBJECTIVES_MET)
-    if found is None or found.get("status") != "False":
+    objectives = report.condition(ConditionType.OBJECTIVES_MET)
+    if objectives is None or objectives.get("status") != "False":
         return None
-    said = shorten(str(found.get("message", "")), _NOTE)
+    message = shorten(str(objectives.get("message", "")), _NOTE)
     scaled = _true(report.condition(ConditionType.AUTOSCALING))
     more = "raise replicas" if scaled is None else "raise replicas.max"
     if scaled is not None and scaled.get("reason") == Reason.DECIDING:
         more = "wait for the instances that the autoscaler starts"
     return ModelAdvice(
-        True, f"requests miss the objectives{f' ({said})' if said else ''}: {more}, or relax spec.objectives"
+        True, f"requests miss the objectives{f' ({message})' if message else ''}: {more}, or relax spec.objectives"
     )
 
 
 def _unheard(report: ModelReport, program: str) -> ModelAdvice | None:
-    """Last, since the model itself is in order."""
+    """Comes last, because the model itself is in order."""
     if not report.signals_problem:
         return None
     return ModelAdvice(
@@ -173,29 +185,29 @@ _RULES: Final[tuple[_Rule, ...]] = (
 )
 
 
-def _true(found: Condition | None) -> Condition | None:
-    return found if found is not None and found.get("status") == "True" else None
+def _true(condition: Condition | None) -> Condition | None:
+    return condition if condition is not None and condition.get("status") == "True" else None
 
 
-def _by_reason(report: ModelReport, found: Condition) -> str:
-    """What the documentation says to do, and the case's own words where the conditions above do not stand on the same line."""
-    do = next((one.advice for one in reasons() if one.reason == found.get("reason")), "")
-    first = do.partition(". ")[0].rstrip(".").replace("`", "")
-    said = shorten(str(found.get("message", "")), _NOTE)
+def _by_reason(report: ModelReport, condition: Condition) -> str:
+    """Returns the documented remedy of a reason, with the condition's message."""
+    remedy = next((reason.advice for reason in reasons() if reason.reason == condition.get("reason")), "")
+    first = remedy.partition(". ")[0].rstrip(".").replace("`", "")
+    message = shorten(str(condition.get("message", "")), _NOTE)
     first = first[:1].lower() + first[1:]
-    return f"{first} ({said})" if first and said else first or said
+    return f"{first} ({message})" if first and message else first or message
 
 
-def _age(report: ModelReport, one: InstanceReport) -> str:
-    return format_age(one.since, report.facts.now)
+def _age(report: ModelReport, instance: InstanceReport) -> str:
+    return format_age(instance.since, report.facts.now)
 
 
-def _logs(report: ModelReport, one: InstanceReport) -> str:
-    return f"kubectl logs -n {report.key.partition('/')[0]} {one.name}"
+def _logs(report: ModelReport, instance: InstanceReport) -> str:
+    return f"kubectl logs -n {report.key.partition('/')[0]} {instance.name}"
 
 
 def revision_note(report: ModelReport) -> str:
-    """Said beside the name while an earlier revision runs."""
+    """Returns a note beside the name while an earlier revision runs."""
     notes = metadata_of(report.facts.model).get("annotations") or {}
     paused = (spec_of(report.facts.model).get("rollout") or {}).get("paused")
     undone = notes.get(UNDO_ANNOTATION)

@@ -1,4 +1,4 @@
-"""``fairlead status`` of a cluster, from its arguments to its exit code."""
+"""``fairlead status`` of a cluster: from the options to the exit code."""
 
 import asyncio
 import sys
@@ -32,7 +32,7 @@ _MAX_GATEWAYS: Final = 8
 
 
 def run(model: str | None, options: ClusterOptions, output: str) -> int:
-    """Gather, report, print. Raises BadInput for a model that is not there."""
+    """Collects, reports, prints and returns the exit code. Raises BadInput for an unknown model."""
     try:
         return asyncio.run(_run(model, options, output, SystemClock()))
     except ClusterUnreachable as error:
@@ -46,38 +46,44 @@ async def _run(model: str | None, way: ClusterOptions, output: str, clock: Clock
         try:
             if model is None:
                 return await _print_all(api, way, output, clock)
-            found = build_report(await collect_model_facts(api, await find_model(api, model, way.namespace), clock))
+            model_report = build_report(
+                await collect_model_facts(api, await find_model(api, model, way.namespace), clock)
+            )
         except Unreachable as error:
             raise unreachable_error(error, access) from None
-    advice = advise(found, program_name())
-    _print(found, advice, output)
+    advice = advise(model_report, program_name())
+    _print(model_report, advice, output)
     return PROBLEM if advice.is_problem else OK
 
 
 async def _print_all(api: KubeApi, way: ClusterOptions, output: str, clock: Clock) -> int:
-    """Every model that we may see. Its pods and engines are not asked: that is ``status NAME``."""
+    """Prints every visible model without its pods and engines, which need ``status NAME``."""
     models = await _models(api, way.namespace)
     now, _ = await read_server_clock(api, clock)
-    reports = [build_report(ModelFacts(one, (), (), MissingValue("not asked"), now)) for one in models]
-    advices = [advise(one, program_name()) for one in reports]
+    reports = [build_report(ModelFacts(model, (), (), MissingValue("not asked"), now)) for model in models]
+    advices = [advise(model, program_name()) for model in reports]
     if output == "json":
-        print(to_json([to_plain(one, advice) for one, advice in zip(reports, advices, strict=True)]))
+        print(to_json([to_plain(model, advice) for model, advice in zip(reports, advices, strict=True)]))
     elif not models:
         where = f" in {way.namespace}" if way.namespace else ""
         print(f"there is no ModelDeployment{where}; examples/ has some to begin with", file=sys.stderr)
     else:
         print(render_table(models, now))
-    wrong = [one.key for one, advice in zip(reports, advices, strict=True) if advice.is_problem]
-    if wrong and output != "json":
-        namespace, _, name = wrong[0].partition("/")
+    failing = [model.key for model, advice in zip(reports, advices, strict=True) if advice.is_problem]
+    if failing and output != "json":
+        namespace, _, name = failing[0].partition("/")
         print(f"\nnext: {program_name()} status {name} -n {namespace}", file=sys.stderr)
-    return PROBLEM if wrong else OK
+    return PROBLEM if failing else OK
 
 
 async def _models(api: KubeApi, namespace: str | None) -> Sequence[Manifest]:
-    """Sorted by namespace and name. Raises NoCluster for a cluster without the kind, BadInput when we may not look."""
+    """Returns the models sorted by namespace and name.
+
+    Raises ClusterUnreachable when the cluster does not know the kind, BadInput when the user may
+    not list it.
+    """
     try:
-        found = (await api.list(MODEL_DEPLOYMENTS, namespace)).items
+        models = (await api.list(MODEL_DEPLOYMENTS, namespace)).items
     except NotFound:
         raise ClusterUnreachable(
             f"the cluster {api.config.server} knows no ModelDeployments",
@@ -88,87 +94,97 @@ async def _models(api: KubeApi, namespace: str | None) -> Sequence[Manifest]:
         raise BadInput(
             f"you may not list ModelDeployments {where}", field="--namespace", hint="name a namespace with -n"
         ) from error
-    return sorted(found, key=lambda one: (namespace_name(one), name_of(one)))
+    return sorted(models, key=lambda model: (namespace_name(model), name_of(model)))
 
 
 async def find_model(api: KubeApi, name: str, namespace: str | None) -> Manifest:
-    """``name`` or ``namespace/name``: in the namespace that is given, in that of the context, else where there is only one.
+    """Returns the model ``name`` or ``namespace/name``: in the given namespace, the context's, else
+    the only one of this name.
 
-    Raises BadInput that names the nearest models.
+    Raises BadInput with the nearest names.
     """
-    before, _, after = name.rpartition("/")
-    first = before or namespace or api.config.namespace
+    given_namespace, _, model_name = name.rpartition("/")
+    likely_namespace = given_namespace or namespace or api.config.namespace
     try:
-        return await api.get(MODEL_DEPLOYMENTS, first, after)
+        return await api.get(MODEL_DEPLOYMENTS, likely_namespace, model_name)
     except NotFound:
         pass  # the rest of the cluster is looked at, and whether it knows the kind at all
     except Forbidden as error:
         raise BadInput(
-            f"you may not get ModelDeployments in {first}", field="MODEL", hint="name a namespace with -n"
+            f"you may not get ModelDeployments in {likely_namespace}", field="MODEL", hint="name a namespace with -n"
         ) from error
     try:
-        models = await _models(api, before or namespace)
+        models = await _models(api, given_namespace or namespace)
     except BadInput:
         raise BadInput(
-            f"{first} has no ModelDeployment {after!r}", field="MODEL", hint="name its namespace with -n"
+            f"{likely_namespace} has no ModelDeployment {model_name!r}",
+            field="MODEL",
+            hint="name its namespace with -n",
         ) from None
-    same = [one for one in models if name_of(one) == after]
-    if len(same) == 1 and not before and namespace is None:
-        return same[0]
-    if same:
+    matches = [model for model in models if name_of(model) == model_name]
+    if len(matches) == 1 and not given_namespace and namespace is None:
+        return matches[0]
+    if matches:
         raise BadInput(
-            f"several models are called {name!r}", field="MODEL", hint=f"say which: {', '.join(map(object_key, same))}"
+            f"several models are called {name!r}",
+            field="MODEL",
+            hint=f"say which: {', '.join(map(object_key, matches))}",
         )
-    close = closest_matches(after, [name_of(one) for one in models]) or sorted({name_of(one) for one in models})[:5]
-    there = [object_key(one) for one in models if name_of(one) in close]
-    raise BadInput(f"no model is called {name!r}", field="MODEL", hint=f"there is: {', '.join(there) or 'none'}")
+    similar = (
+        closest_matches(model_name, [name_of(model) for model in models])
+        or sorted({name_of(model) for model in models})[:5]
+    )
+    keys = [object_key(model) for model in models if name_of(model) in similar]
+    raise BadInput(f"no model is called {name!r}", field="MODEL", hint=f"there is: {', '.join(keys) or 'none'}")
 
 
 async def collect_model_facts(api: KubeApi, model: Manifest, clock: Clock) -> ModelFacts:
-    """A model with its pods, their events, and what gateways say."""
+    """Returns a model with its pods, their events, and the gateways' reports."""
     (now, _), pods, events, gateways = await asyncio.gather(
         read_server_clock(api, clock),
         list_objects(api, PODS, namespace_name(model), f"{MODEL_LABEL}={name_of(model)}"),
         _events(api, model),
         _gateways(api),
     )
-    names = set() if isinstance(pods, MissingValue) else {name_of(one) for one in pods}
+    names = set() if isinstance(pods, MissingValue) else {name_of(pod) for pod in pods}
     return ModelFacts(model, pods, _related_events(events, names), gateways, now)
 
 
 async def _events(api: KubeApi, model: Manifest) -> Sequence[Manifest] | MissingValue:
-    """Of the model, and warnings of the namespace's pods; which of these are its own is seen later."""
-    own = f"regarding.kind=ModelDeployment,regarding.name={name_of(model)}"
-    about, warnings = await asyncio.gather(
-        list_objects(api, EVENTS, namespace_name(model), fields=own),
+    """Returns events of the model, and warnings of all pods of the namespace."""
+    selector = f"regarding.kind=ModelDeployment,regarding.name={name_of(model)}"
+    model_events, warnings = await asyncio.gather(
+        list_objects(api, EVENTS, namespace_name(model), fields=selector),
         list_objects(api, EVENTS, namespace_name(model), fields="regarding.kind=Pod,type=Warning"),
     )
-    if isinstance(about, MissingValue):
-        return about
-    return [*about[-_MAX_EVENTS:], *(() if isinstance(warnings, MissingValue) else warnings[-_MAX_EVENTS:])]
+    if isinstance(model_events, MissingValue):
+        return model_events
+    return [*model_events[-_MAX_EVENTS:], *(() if isinstance(warnings, MissingValue) else warnings[-_MAX_EVENTS:])]
 
 
 def _related_events(events: Sequence[Manifest] | MissingValue, pods: set[str]) -> Sequence[Manifest] | MissingValue:
     if isinstance(events, MissingValue):
         return events
     return [
-        one
-        for one in events
-        if (one.get("regarding") or {}).get("kind") != "Pod" or (one.get("regarding") or {}).get("name") in pods
+        event
+        for event in events
+        if (event.get("regarding") or {}).get("kind") != "Pod" or (event.get("regarding") or {}).get("name") in pods
     ]
 
 
 async def _gateways(api: KubeApi) -> Sequence[PodReport] | MissingValue:
-    """What each gateway's metrics say."""
+    """Returns the report of each gateway's pod."""
     pods = await list_own_objects(api, PODS, None)
     if isinstance(pods, MissingValue):
         return MissingValue(f"no gateway was found: {pods.reason}")
-    found = [one for one in with_component(pods, GATEWAY) if not is_deleting(one)][:_MAX_GATEWAYS]
-    return await asyncio.gather(*(pod_http.query_gateway(api, one) for one in found))
+    gateways = [pod for pod in with_component(pods, GATEWAY) if not is_deleting(pod)][:_MAX_GATEWAYS]
+    return await asyncio.gather(*(pod_http.query_gateway(api, pod) for pod in gateways))
 
 
-def _print(found: ModelReport, advice: ModelAdvice, output: str) -> None:
+def _print(model_report: ModelReport, advice: ModelAdvice, output: str) -> None:
     if output == "json":
-        print(to_json(to_plain(found, advice)))
+        print(to_json(to_plain(model_report, advice)))
         return
-    stdout_console().print(render_tree(found, advice))  # a terminal has a width, and long lines go on below one another
+    stdout_console().print(
+        render_tree(model_report, advice)
+    )  # a terminal has a width, and long lines go on below one another

@@ -1,4 +1,4 @@
-"""One model as ``fairlead status NAME`` tells it: model → pools → pods → what engines say. Pure: facts in, a report out."""
+"""The report of one model: model → pools → pods → engine signals. Pure: facts in, report out."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +28,9 @@ MAX_EVENTS = 5
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """What is known of a model. ``gateways``: what each gateway's pod said, or why none could be asked. ``now``: Unix time."""
+    """Facts about a model. ``gateways``: report of each gateway's pod, or why none was queried.
+    ``now``: Unix time.
+    """
 
     model: Manifest
     pods: Sequence[Manifest] | MissingValue
@@ -39,7 +41,9 @@ class ModelFacts:
 
 @dataclass(frozen=True, slots=True)
 class InstanceReport:
-    """A pod, or an engine of somebody else's. ``why``: what keeps it from being ready. ``signals``: one for each rank."""
+    """A pod, or an adopted engine. ``why``: the reason why it is not ready. ``signals``: one for
+    each rank.
+    """
 
     name: str
     state: str
@@ -51,13 +55,15 @@ class InstanceReport:
 
     @property
     def is_ready(self) -> bool:
-        """Does it get requests?"""
+        """Whether it receives requests."""
         return self.state == "Ready"
 
 
 @dataclass(frozen=True, slots=True)
 class PoolReport:
-    """A pool of the spec, or one that is going. Numbers are the operator's, None where it has not said any."""
+    """A pool of the spec, or one that is being removed. Numbers come from the operator; None is
+    unknown.
+    """
 
     name: str
     role: str
@@ -70,7 +76,7 @@ class PoolReport:
 
 @dataclass(frozen=True, slots=True)
 class EventReport:
-    """One event, about the model or a pod of it."""
+    """One Kubernetes event about the model or one of its pods."""
 
     at: float | None
     warning: bool
@@ -82,7 +88,9 @@ class EventReport:
 
 @dataclass(frozen=True, slots=True)
 class ModelReport:
-    """All of it. ``unheard``: why what engines say could not be had; empty when it was."""
+    """All facts about a model in their places. ``signals_problem``: why engine signals are missing;
+    empty when they are not.
+    """
 
     key: str
     client_name: str | None
@@ -100,21 +108,21 @@ class ModelReport:
     facts: ModelFacts
 
     def condition(self, type: ConditionType) -> Condition | None:
-        """One of its conditions, whatever its status."""
-        return next((one for one in self.conditions if one.get("type") == type), None)
+        """Returns the condition of a type with any status, or None."""
+        return next((condition for condition in self.conditions if condition.get("type") == type), None)
 
     def instances(self) -> Iterator[InstanceReport]:
-        """Of all pools."""
+        """Yields the instances of all pools."""
         for pool in self.pools:
             yield from pool.instances
 
 
 def build_report(facts: ModelFacts) -> ModelReport:
-    """Everything in its place; what is not known stays None or has its reason."""
+    """Returns the report; an unknown value stays None or has its reason."""
     model = facts.model
-    told = () if isinstance(facts.gateways, MissingValue) else facts.gateways
-    pages = [one.metrics for one in told if not isinstance(one.metrics, MissingValue)]
-    said = signals.signals_by_instance(pages, object_key(model))
+    reports = () if isinstance(facts.gateways, MissingValue) else facts.gateways
+    pages = [report.metrics for report in reports if not isinstance(report.metrics, MissingValue)]
+    signals_ = signals.signals_by_instance(pages, object_key(model))
     routed = [count for page in pages if (count := signals.ready_instances(page, object_key(model))) is not None]
     return ModelReport(
         key=object_key(model),
@@ -124,7 +132,7 @@ def build_report(facts: ModelFacts) -> ModelReport:
         ready=status_of(model).get("ready"),
         since=parse_time(metadata_of(model).get("creationTimestamp")),
         conditions=tuple(conditions_of(model)),
-        pools=tuple(_pools(facts, said)),
+        pools=tuple(_pools(facts, signals_)),
         events=tuple(_events(facts)),
         gateways_reached=len(pages),
         signals_problem=_signals_problem(facts.gateways),
@@ -139,40 +147,42 @@ def _signals_problem(gateways: Sequence[PodReport] | MissingValue) -> str:
         return gateways.reason
     if not gateways:
         return "no gateway was found"
-    if any(not isinstance(one.metrics, MissingValue) for one in gateways):
+    if any(not isinstance(gateway.metrics, MissingValue) for gateway in gateways):
         return ""
-    return next(one.metrics.reason for one in gateways if isinstance(one.metrics, MissingValue))
+    return next(gateway.metrics.reason for gateway in gateways if isinstance(gateway.metrics, MissingValue))
 
 
-def _pools(facts: ModelFacts, said: Mapping[str, EngineSignals]) -> Iterator[PoolReport]:
+def _pools(facts: ModelFacts, signals: Mapping[str, EngineSignals]) -> Iterator[PoolReport]:
     model = facts.model
-    numbers = {str(one.get("name")): one for one in status_of(model).get("pools") or []}
-    wanted = {str(one.get("name") or "main"): one for one in spec_of(model).get("pools") or []}
+    numbers = {str(pool.get("name")): pool for pool in status_of(model).get("pools") or []}
+    spec_pools = {str(pool.get("name") or "main"): pool for pool in spec_of(model).get("pools") or []}
     pods: dict[str, list[Manifest]] = {}
-    for one in () if isinstance(facts.pods, MissingValue) else facts.pods:
-        pods.setdefault(label_of(one, POOL_LABEL), []).append(one)
-    uids = {uid_of(one) for group in pods.values() for one in group}
-    others = {name: one for name, one in said.items() if name.partition("/")[0] not in uids}
-    for name in dict.fromkeys((*wanted, *numbers, *pods)):
-        have, asked = numbers.get(name, {}), wanted.get(name, {})
-        instances = [_instance(one, said) for one in sorted(pods.get(name, []), key=name_of)]
-        adopted = bool(asked.get("endpoints") or asked.get("selector"))
+    for pool in () if isinstance(facts.pods, MissingValue) else facts.pods:
+        pods.setdefault(label_of(pool, POOL_LABEL), []).append(pool)
+    uids = {uid_of(pool) for group in pods.values() for pool in group}
+    adopted_signals = {name: pool for name, pool in signals.items() if name.partition("/")[0] not in uids}
+    for name in dict.fromkeys((*spec_pools, *numbers, *pods)):
+        numbers_, pool_spec = numbers.get(name, {}), spec_pools.get(name, {})
+        instances = [_instance(pool, signals) for pool in sorted(pods.get(name, []), key=name_of)]
+        adopted = bool(pool_spec.get("endpoints") or pool_spec.get("selector"))
         if adopted:
             instances += [
-                InstanceReport(one.id, "Routed", signals=(one,)) for one in others.values() if one.pool == name
+                InstanceReport(pool.id, "Routed", signals=(pool,))
+                for pool in adopted_signals.values()
+                if pool.pool == name
             ]
         yield PoolReport(
             name=name,
-            role=str(asked.get("role") or have.get("role") or "Serve"),
-            accelerator=str(asked.get("accelerator") or ""),
-            desired=have.get("desired"),
-            ready=have.get("ready"),
-            updated=have.get("updated"),
+            role=str(pool_spec.get("role") or numbers_.get("role") or "Serve"),
+            accelerator=str(pool_spec.get("accelerator") or ""),
+            desired=numbers_.get("desired"),
+            ready=numbers_.get("ready"),
+            updated=numbers_.get("updated"),
             instances=tuple(instances),
         )
 
 
-def _instance(pod: Manifest, said: Mapping[str, EngineSignals]) -> InstanceReport:
+def _instance(pod: Manifest, signals: Mapping[str, EngineSignals]) -> InstanceReport:
     uid = uid_of(pod)
     return InstanceReport(
         name=name_of(pod),
@@ -181,12 +191,12 @@ def _instance(pod: Manifest, said: Mapping[str, EngineSignals]) -> InstanceRepor
         node=str(spec_of(pod).get("nodeName") or ""),
         restarts=restart_count(pod),
         since=parse_time(metadata_of(pod).get("creationTimestamp")),
-        signals=tuple(one for name, one in said.items() if name.partition("/")[0] == uid),
+        signals=tuple(rank_signals for instance, rank_signals in signals.items() if instance.partition("/")[0] == uid),
     )
 
 
 def _state(pod: Manifest) -> str:
-    """As the fleet calls it; a worker of an instance over several nodes answers nobody."""
+    """Returns the state in the fleet's words; a worker of a multi-node instance serves no requests."""
     if is_deleting(pod):
         return "Draining"
     if str(status_of(pod).get("phase")) in ("Failed", "Succeeded"):
@@ -200,31 +210,33 @@ def _state(pod: Manifest) -> str:
 
 
 def _events(facts: ModelFacts) -> Iterator[EventReport]:
-    """The newest last: of the model, and warnings of pods that it has."""
+    """Yields the newest events last: of the model, and warnings of its pods."""
     if isinstance(facts.events, MissingValue):
         return
-    found = [_event(one) for one in facts.events]
-    found.sort(key=lambda one: one.at or 0.0)
-    yield from found[-MAX_EVENTS:]
+    events = [_event(event) for event in facts.events]
+    events.sort(key=lambda event: event.at or 0.0)
+    yield from events[-MAX_EVENTS:]
 
 
-def _event(one: Manifest) -> EventReport:
-    series, regarding = one.get("series") or {}, one.get("regarding") or {}
-    times = [series.get("lastObservedTime"), one.get("deprecatedLastTimestamp"), one.get("eventTime")]
+def _event(event: Manifest) -> EventReport:
+    series, regarding = event.get("series") or {}, event.get("regarding") or {}
+    times = [series.get("lastObservedTime"), event.get("deprecatedLastTimestamp"), event.get("eventTime")]
     known = [at for at in map(parse_time, filter(None, times)) if at is not None]
     kind = str(regarding.get("kind") or "")
     return EventReport(
-        at=known[0] if known else parse_time(metadata_of(one).get("creationTimestamp")),
-        warning=one.get("type") == "Warning",
+        at=known[0] if known else parse_time(metadata_of(event).get("creationTimestamp")),
+        warning=event.get("type") == "Warning",
         about="" if kind == "ModelDeployment" else f"{kind.lower()} {regarding.get('name')}",
-        reason=str(one.get("reason") or ""),
-        note=str(one.get("note") or ""),
-        count=int(series.get("count") or one.get("deprecatedCount") or 1),
+        reason=str(event.get("reason") or ""),
+        note=str(event.get("note") or ""),
+        count=int(series.get("count") or event.get("deprecatedCount") or 1),
     )
 
 
 def table_row(model: Manifest) -> tuple[str, str, str, str, str, str, str]:
-    """Namespace, name, client name, engine, ready, objectives, reason: what ``kubectl get mdep`` shows."""
+    """Returns the row of ``kubectl get mdep``: namespace, name, client name, engine, ready,
+    objectives, reason.
+    """
     ready, objectives = condition_of(model, ConditionType.READY), condition_of(model, ConditionType.OBJECTIVES_MET)
     namespace, _, name = object_key(model).partition("/")
     return (

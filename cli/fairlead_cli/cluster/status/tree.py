@@ -1,4 +1,4 @@
-"""A model's report as a tree for people and as JSON for programs; and the table of all models."""
+"""A model's report as a tree for a terminal and as JSON; and the table of all models."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -32,10 +32,10 @@ TABLE_HEADINGS: Final = ("NAMESPACE", "NAME", "CLIENT-NAME", "ENGINE", "READY", 
 
 
 def render_tree(report: ModelReport, advice: ModelAdvice) -> RenderableType:
-    """Model, conditions, pools with pods and what their engines say, the last events, and what to do next."""
+    """Returns model, conditions, pools with pods and signals, the last events, and the advice."""
     root = Tree(_head(report, advice), guide_style="dim")
-    for one in report.conditions:
-        root.add(_condition(one, report.facts.now))
+    for condition in report.conditions:
+        root.add(_condition(condition, report.facts.now))
     for pool in report.pools:
         branch = root.add(_pool(pool))
         for instance in pool.instances:
@@ -68,14 +68,14 @@ def _head(report: ModelReport, advice: ModelAdvice) -> Text:
     return line
 
 
-def _condition(one: Condition, now: float) -> Text:
-    good = (one.get("status") == "True") == (one.get("type") not in ("Stalled", "NameTaken", "Reconciling"))
-    style = "green" if good else "yellow" if one.get("type") == "Reconciling" else "red"
+def _condition(condition: Condition, now: float) -> Text:
+    good = (condition.get("status") == "True") == (condition.get("type") not in ("Stalled", "NameTaken", "Reconciling"))
+    style = "green" if good else "yellow" if condition.get("type") == "Reconciling" else "red"
     return Text.assemble(
-        (f"{one.get('type')} {one.get('status')}", style),
-        f"  {one.get('reason')}",
-        (f"  {format_age(parse_time(one.get('lastTransitionTime')), now)}", "dim"),
-        f"  {shorten(str(one.get('message', '')), _MAX_MESSAGE)}",
+        (f"{condition.get('type')} {condition.get('status')}", style),
+        f"  {condition.get('reason')}",
+        (f"  {format_age(parse_time(condition.get('lastTransitionTime')), now)}", "dim"),
+        f"  {shorten(str(condition.get('message', '')), _MAX_MESSAGE)}",
     )
 
 
@@ -86,38 +86,40 @@ def _pool(pool: PoolReport) -> Text:
     return Text.assemble(("pool ", "dim"), pool.name, f"  {pool.role}  {pool.accelerator}".rstrip(), f"  {numbers}")
 
 
-def _instance(one: InstanceReport, report: ModelReport) -> Text:
+def _instance(instance: InstanceReport, report: ModelReport) -> Text:
     sign = (
         "√"
-        if one.state in ("Ready", "Routed", "Worker", "Sleeping")
+        if instance.state in ("Ready", "Routed", "Worker", "Sleeping")
         else "‼"
-        if one.state == "Draining" or not one.why
+        if instance.state == "Draining" or not instance.why
         else "×"
     )
-    line = Text.assemble((f"{sign} {one.name}", ""), (f"  {one.state}", STATE_STYLES.get(one.state, "red")))
-    if one.why:
-        line.append(f"  {one.why}", "" if one.state == "Starting" and sign == "‼" else "red")
-    for said in one.signals:
-        rank = f"rank {said.id.rpartition('/')[2]}: " if len(one.signals) > 1 else ""
-        line.append(f"  {rank}{_signals(said)}")
-    if one.restarts:
-        line.append(f"  restarted {formatting.pluralize(one.restarts, 'time')}", "yellow")
-    if one.node or one.since is not None:
-        line.append(f"  {format_age(one.since, report.facts.now)}  {one.node}".rstrip(), "dim")
+    line = Text.assemble(
+        (f"{sign} {instance.name}", ""), (f"  {instance.state}", STATE_STYLES.get(instance.state, "red"))
+    )
+    if instance.why:
+        line.append(f"  {instance.why}", "" if instance.state == "Starting" and sign == "‼" else "red")
+    for signals in instance.signals:
+        rank = f"rank {signals.id.rpartition('/')[2]}: " if len(instance.signals) > 1 else ""
+        line.append(f"  {rank}{_signals(signals)}")
+    if instance.restarts:
+        line.append(f"  restarted {formatting.pluralize(instance.restarts, 'time')}", "yellow")
+    if instance.node or instance.since is not None:
+        line.append(f"  {format_age(instance.since, report.facts.now)}  {instance.node}".rstrip(), "dim")
     return line
 
 
-def _signals(one: EngineSignals) -> str:
-    """What nobody told is a dash; what was told long ago says so."""
-    if one.sleeping:
+def _signals(signals: EngineSignals) -> str:
+    """Returns signals as text: a dash for an unknown one, with the age of old ones."""
+    if signals.sleeping:
         return "sleeps"
     text = (
-        f"{formatting.format_count(one.running)} running, {formatting.format_count(one.waiting)} waiting  KV "
-        f"{formatting.format_share(one.kv_usage)}"
-        f"  prefix hits {formatting.format_share(one.hit_share)}"
+        f"{formatting.format_count(signals.running)} running, {formatting.format_count(signals.waiting)} waiting  KV "
+        f"{formatting.format_share(signals.kv_usage)}"
+        f"  prefix hits {formatting.format_share(signals.hit_share)}"
     )
-    old = one.age_seconds is None or one.age_seconds > _STALE_SECONDS
-    return f"{text}  ({formatting.format_seconds(one.age_seconds)} old)" if old else text
+    old = signals.age_seconds is None or signals.age_seconds > _STALE_SECONDS
+    return f"{text}  ({formatting.format_seconds(signals.age_seconds)} old)" if old else text
 
 
 def _signals_source(report: ModelReport) -> Text:
@@ -134,27 +136,29 @@ def _signals_source(report: ModelReport) -> Text:
     )
 
 
-def _event(one: EventReport, now: float) -> Text:
-    line = Text.assemble((f"{format_age(one.at, now):>4}  ", "dim"), (one.reason, "yellow" if one.warning else ""))
-    if one.about:
-        line.append(f"  {one.about}", "dim")
-    line.append(f"  {shorten(one.note, _MAX_MESSAGE)}")
-    if one.count > 1:
-        line.append(f"  ({one.count} times)", "dim")
+def _event(event: EventReport, now: float) -> Text:
+    line = Text.assemble(
+        (f"{format_age(event.at, now):>4}  ", "dim"), (event.reason, "yellow" if event.warning else "")
+    )
+    if event.about:
+        line.append(f"  {event.about}", "dim")
+    line.append(f"  {shorten(event.note, _MAX_MESSAGE)}")
+    if event.count > 1:
+        line.append(f"  ({event.count} times)", "dim")
     return line
 
 
 def to_plain(report: ModelReport, advice: ModelAdvice) -> dict[str, Any]:
-    """For programs: complete, and null for what is not known."""
+    """Returns the complete report for JSON; null is unknown."""
     return {
         "key": report.key,
         "client_name": report.client_name,
         "engine": report.engine,
         "source": report.source,
         "ready": report.ready,
-        "conditions": [dict(one) for one in report.conditions],
+        "conditions": [dict(item) for item in report.conditions],
         "pools": [asdict(pool) for pool in report.pools],
-        "events": [asdict(one) for one in report.events],
+        "events": [asdict(item) for item in report.events],
         "gateways_heard": report.gateways_reached,
         "instances_routed": report.routed_instances,
         "pods_problem": report.pods_problem or None,
@@ -165,15 +169,18 @@ def to_plain(report: ModelReport, advice: ModelAdvice) -> dict[str, Any]:
 
 
 def to_json(value: object) -> str:
-    """Any of these as text."""
+    """Returns a value as JSON text."""
     return msgspec.json.format(msgspec.json.encode(value)).decode()
 
 
 def render_table(models: Sequence[Manifest], now: float) -> str:
-    """Columns as kubectl has them, as wide as they must be."""
+    """Returns a table like kubectl's, with columns as wide as needed."""
     rows = [
         TABLE_HEADINGS,
-        *((*table_row(one), format_age(parse_time(metadata_of(one).get("creationTimestamp")), now)) for one in models),
+        *(
+            (*table_row(model), format_age(parse_time(metadata_of(model).get("creationTimestamp")), now))
+            for model in models
+        ),
     ]
     widths = [max(len(row[column]) for row in rows) for column in range(len(TABLE_HEADINGS))]
     return "\n".join(

@@ -51,7 +51,7 @@ print(json.dumps({"apiVersion": info["apiVersion"], "kind": "ExecCredential", "s
 """
 
 
-def test_its_token_is_used_and_it_is_told_what_kubectl_tells_it(tmp_path: Path) -> None:
+def test_plugin_token_is_used_and_exec_info_is_passed(tmp_path: Path) -> None:
     env = [{"name": "WHO", "value": "jane"}]
     user = entry(plugin(tmp_path, TELL), args=["get-token"], env=env, provideClusterInfo=True)
     access = config_from_kubeconfig([kubeconfig(tmp_path, exec=user)], login=run_exec_plugin)
@@ -60,7 +60,7 @@ def test_its_token_is_used_and_it_is_told_what_kubectl_tells_it(tmp_path: Path) 
     assert "jane" not in repr(access)
 
 
-def test_a_certificate_may_come_instead(tmp_path: Path) -> None:
+def test_plugin_may_return_a_certificate(tmp_path: Path) -> None:
     body = (
         f'print(json.dumps({{"apiVersion": "{V1}", "status": {{"clientCertificateData": "C", "clientKeyData": "K"}}}}))'
     )
@@ -77,7 +77,7 @@ def test_a_certificate_may_come_instead(tmp_path: Path) -> None:
         ("sys.exit('your session has run out')", "exited with 1: your session has run out"),
     ],
 )
-def test_what_goes_wrong_is_told_with_the_command(tmp_path: Path, body: str, words: str) -> None:
+def test_plugin_failure_names_the_command(tmp_path: Path, body: str, words: str) -> None:
     with pytest.raises(ClusterConfigError, match="login plugin") as refused:
         config_from_kubeconfig([kubeconfig(tmp_path, exec=entry(plugin(tmp_path, body)))], login=run_exec_plugin)
     assert words in str(refused.value)
@@ -97,18 +97,18 @@ def test_what_goes_wrong_is_told_with_the_command(tmp_path: Path, body: str, wor
         (entry("x") | {"interactiveMode": "Always"}, "wants a terminal"),
     ],
 )
-def test_a_plugin_that_cannot_be_run_is_told_with_the_fix(tmp_path: Path, user: dict[str, Any], words: str) -> None:
+def test_missing_plugin_has_a_hint(tmp_path: Path, user: dict[str, Any], words: str) -> None:
     with pytest.raises(ClusterConfigError, match=words):
         config_from_kubeconfig([kubeconfig(tmp_path, exec=user)], login=run_exec_plugin)
 
 
-def test_who_runs_no_plugins_still_refuses_them(tmp_path: Path) -> None:
+def test_components_refuse_exec_plugins(tmp_path: Path) -> None:
     """Operator and gateway run nobody's programs."""
     with pytest.raises(ClusterConfigError, match="exec of a user is not honoured"):
         config_from_kubeconfig([kubeconfig(tmp_path, exec=entry("x"))])
 
 
-def test_a_token_beside_a_plugin_goes_before_it(tmp_path: Path) -> None:
+def test_static_token_precedes_a_plugin(tmp_path: Path) -> None:
     access = config_from_kubeconfig(
         [kubeconfig(tmp_path, token="t", exec=entry("fairlead-no-such-plugin"))], login=run_exec_plugin
     )
@@ -118,7 +118,7 @@ def test_a_token_beside_a_plugin_goes_before_it(tmp_path: Path) -> None:
 # --- where it is looked for ---------------------------------------------------------------------------------------------
 
 
-def test_a_kubeconfig_is_looked_for_as_kubectl_does(tmp_path: Path) -> None:
+def test_kubeconfig_is_found_by_kubectl_rules(tmp_path: Path) -> None:
     usual = tmp_path / ".kube" / "config"
     assert kubeconfig_paths(ClusterOptions(), {}, tmp_path) == []
     assert kubeconfig_paths(ClusterOptions(context="x"), {}, tmp_path) == [usual]
@@ -137,12 +137,12 @@ def test_a_kubeconfig_is_looked_for_as_kubectl_does(tmp_path: Path) -> None:
         (ClusterOptions(context="prod"), "no kubeconfig at .*--kubeconfig"),
     ],
 )
-def test_without_a_way_the_error_names_the_fix(tmp_path: Path, way: ClusterOptions, words: str) -> None:
+def test_missing_kubeconfig_error_has_a_hint(tmp_path: Path, way: ClusterOptions, words: str) -> None:
     with pytest.raises(ClusterUnreachable, match=words) as refused:
         resolve_access(way, {}, tmp_path)
     assert refused.value.hint
 
 
-def test_json_is_a_kubeconfig_too(tmp_path: Path) -> None:
+def test_json_kubeconfig_is_accepted(tmp_path: Path) -> None:
     (tmp_path / "json").write_text(json.dumps(yaml.safe_load(kubeconfig(tmp_path, token="t").read_text())))
     assert resolve_access(ClusterOptions(kubeconfig=tmp_path / "json"), {}, tmp_path).token == "t"

@@ -47,7 +47,7 @@ def parts(*sizes: int) -> list[BundlePart]:
     return [BundlePart(f"{number}.log", bytes([48 + number]) * size) for number, size in enumerate(sizes)]
 
 
-def test_what_is_too_long_is_cut_and_what_has_no_room_is_listed() -> None:
+def test_long_parts_are_cut_and_omitted_parts_listed() -> None:
     found = pack(
         [*parts(10, 3, 3), BundlePart("end", b"0123456789", keep_end=True), BundlePart("gone", MissingValue("no"))],
         {"a": 1},
@@ -65,7 +65,7 @@ def test_what_is_too_long_is_cut_and_what_has_no_room_is_listed() -> None:
     assert kept.files == (("end", b"6789"),)
 
 
-def test_the_file_is_its_owners_and_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_archive_is_private_and_written_atomically(tmp_path: Path) -> None:
     target = tmp_path / "b.tar.gz"
     size = write_archive(PackedBundle((("a/b.txt", b"x"),), {"files": []}), target, "top", 1_800_000_000.0)
     assert (target.stat().st_mode & 0o777, target.stat().st_size) == (0o600, size)
@@ -187,7 +187,7 @@ async def planted(api: Api) -> None:
 
 
 @pytest.mark.api_server
-def test_a_secret_and_a_prompt_that_are_planted_everywhere_appear_nowhere(server: ApiServer, tmp_path: Path) -> None:
+def test_planted_secret_and_prompt_appear_nowhere_in_the_bundle(server: ApiServer, tmp_path: Path) -> None:
     async def main() -> PackedBundle:
         async with Api(server.config(), SystemClock(), lambda: 0.5) as api:
             await planted(api)

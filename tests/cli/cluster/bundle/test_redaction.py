@@ -35,7 +35,7 @@ SCRUB = Scrubber(["hunter2hunter", "no", "aHVudGVyMmh1bnRlcg=="])
         ),
     ],
 )
-def test_what_has_the_form_of_a_secret_goes(text: str, shown: str) -> None:
+def test_secret_like_text_is_redacted(text: str, shown: str) -> None:
     assert SCRUB.scrub_text(text) == shown
 
 
@@ -51,7 +51,7 @@ def test_what_has_the_form_of_a_secret_goes(text: str, shown: str) -> None:
         'fairlead_gateway_prompt_tokens_total{model="a"} 12',
     ],
 )
-def test_what_says_something_useful_stays(text: str) -> None:
+def test_useful_text_is_kept(text: str) -> None:
     assert SCRUB.scrub_text(text) == text
 
 
@@ -59,7 +59,7 @@ def test_what_says_something_useful_stays(text: str) -> None:
     "line",
     ['{"messages": [{"role": "user"}]}', "{'prompt': 'hi'}", 'got prompt="hi"', 'x "content": "hi"', "prompt: 'Why"],
 )
-def test_lines_of_logs_that_may_hold_a_prompt_go_as_a_whole(line: str) -> None:
+def test_log_lines_with_prompts_are_removed(line: str) -> None:
     assert SCRUB.scrub_log(f"before\n{line}\nafter") == f"before\n{PROMPT_LINE_PLACEHOLDER}\nafter"
 
 
@@ -72,7 +72,7 @@ def container(shown: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def test_variables_show_what_they_refer_to_and_only_harmless_values() -> None:
+def test_variables_keep_references_and_harmless_values() -> None:
     env = [
         {"name": "SYSTEM_PROMPT", "value": "You are a canary"},
         {"name": "FAIRLEAD_LEASE", "value": "15s"},
@@ -111,7 +111,7 @@ def test_arguments_keep_switches_and_short_values() -> None:
     assert shown["command"] == ["sh", "-c", REDACTED_PLACEHOLDER]
 
 
-def test_metadata_of_others_data_and_last_words_of_engines_go() -> None:
+def test_foreign_metadata_data_and_engine_messages_are_redacted() -> None:
     found = {
         "kind": "Secret",
         "metadata": {

@@ -22,7 +22,7 @@ DENIED = MissingValue("you may not", is_forbidden=True)
 
 
 def marks(facts: ClusterFacts, *, before: bool = False) -> dict[str, CheckOutcome]:
-    return {one.check.id: one.verdict.outcome for one in run_checks(facts, before=before)}
+    return {one.check.id: one.verdict.outcome for one in run_checks(facts, before_install=before)}
 
 
 def failing(facts: ClusterFacts, *, before: bool = False) -> set[str]:
@@ -30,7 +30,9 @@ def failing(facts: ClusterFacts, *, before: bool = False) -> set[str]:
 
 
 def lines(facts: ClusterFacts, check: str, *, before: bool = False) -> str:
-    return "\n".join(next(one for one in run_checks(facts, before=before) if one.check.id == check).verdict.lines)
+    return "\n".join(
+        next(one for one in run_checks(facts, before_install=before) if one.check.id == check).verdict.lines
+    )
 
 
 def not_ready(pod: dict[str, Any]) -> dict[str, Any]:
@@ -43,18 +45,18 @@ def of(facts: ClusterFacts, component: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("before", [False, True])
-def test_a_healthy_cluster_passes_everything(facts: ClusterFacts, before: bool) -> None:
+def test_healthy_cluster_passes_all_checks(facts: ClusterFacts, before: bool) -> None:
     if before:
-        facts = replace(facts, definitions=[])
+        facts = replace(facts, crds=[])
     assert set(marks(facts, before=before).values()) == {CheckOutcome.OK}
-    assert not has_failures(run_checks(facts, before=before))
+    assert not has_failures(run_checks(facts, before_install=before))
 
 
-def test_every_check_has_a_judge_and_every_judge_a_check() -> None:
+def test_every_check_has_an_analyzer() -> None:
     assert list(ANALYZERS) == [one.id for one in all_checks()]
 
 
-def test_a_healthy_cluster_is_looked_at_by_every_check_that_needs_nothing_special(facts: ClusterFacts) -> None:
+def test_healthy_cluster_runs_all_unconditional_checks(facts: ClusterFacts) -> None:
     rare = {"gateway-certificate"}
     asked = set(marks(facts)) | set(marks(facts, before=True))
     assert asked == {one.id for one in all_checks()} - rare
@@ -69,7 +71,7 @@ def operator_down(facts: ClusterFacts, build: Build) -> ClusterFacts:
         facts,
         pods=pods,
         leases={"fairlead": build["lease"]("2027-01-15T07:40:00Z")},
-        told={**facts.told, "operator": []},
+        pod_reports={**facts.pod_reports, "operator": []},
     )
 
 
@@ -78,16 +80,16 @@ def operator_not_leading(facts: ClusterFacts, build: Build) -> ClusterFacts:
 
 
 def operator_right_removed(facts: ClusterFacts, build: Build) -> ClusterFacts:
-    mine = dict(facts.account_rights["operator", "fairlead"])
+    mine = dict(facts.account_permissions["operator", "fairlead"])
     mine |= {right: False for right in mine if right.resource == "services" and right.verb in ("create", "patch")}
-    return replace(facts, account_rights={**facts.account_rights, ("operator", "fairlead"): mine})
+    return replace(facts, account_permissions={**facts.account_permissions, ("operator", "fairlead"): mine})
 
 
 def crd_outdated(facts: ClusterFacts, build: Build) -> ClusterFacts:
-    found = copy.deepcopy(list(facts.definitions))
+    found = copy.deepcopy(list(facts.crds))
     model = next(one for one in found if one["metadata"]["name"].startswith("modeldeployments"))
     del model["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]["rollout"]
-    return replace(facts, definitions=found)
+    return replace(facts, crds=found)
 
 
 def keys_missing(facts: ClusterFacts, build: Build) -> ClusterFacts:
@@ -99,7 +101,8 @@ def fleet_stale(facts: ClusterFacts, build: Build) -> ClusterFacts:
     note = "the cluster cannot be followed, the last fleet stays: Pod was last heard of more than 190 s ago: forbidden"
     page = "fairlead_gateway_redis_connected 1\n"
     return replace(
-        facts, told={**facts.told, "gateway": [build["told"](one, page, note) for one in of(facts, "gateway")]}
+        facts,
+        pod_reports={**facts.pod_reports, "gateway": [build["told"](one, page, note) for one in of(facts, "gateway")]},
     )
 
 
@@ -107,7 +110,8 @@ def redis_unreachable(facts: ClusterFacts, build: Build) -> ClusterFacts:
     note = "Redis is away for 41s (Connection refused): decisions are not shared with other gateways"
     page = "fairlead_gateway_redis_connected 0\n"
     return replace(
-        facts, told={**facts.told, "gateway": [build["told"](one, page, note) for one in of(facts, "gateway")]}
+        facts,
+        pod_reports={**facts.pod_reports, "gateway": [build["told"](one, page, note) for one in of(facts, "gateway")]},
     )
 
 
@@ -140,9 +144,7 @@ SEEDED: dict[str, tuple[Callable[[ClusterFacts, Build], ClusterFacts], str]] = {
 
 
 @pytest.mark.parametrize("fault", SEEDED_FAULTS, ids=lambda one: one.name)
-def test_each_of_the_ten_faults_is_named_by_its_check_and_nothing_else_fails(
-    facts: ClusterFacts, builders: Build, fault: Any
-) -> None:
+def test_each_seeded_fault_fails_only_its_check(facts: ClusterFacts, builders: Build, fault: Any) -> None:
     seed, words = SEEDED[fault.name]
     found = seed(facts, builders)
     assert failing(found) == {fault.check}
@@ -159,7 +161,7 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_other_causes_of_models_have_their_checks(facts: ClusterFacts, builders: Build, name: str) -> None:
+def test_other_stall_reasons_have_their_checks(facts: ClusterFacts, builders: Build, name: str) -> None:
     check, seed = OTHERS[name]
     assert failing(seed(facts, builders)) == {check}
 
@@ -177,7 +179,7 @@ def test_other_causes_of_models_have_their_checks(facts: ClusterFacts, builders:
         ("?", CheckOutcome.UNKNOWN),
     ],
 )
-def test_the_version_of_kubernetes(facts: ClusterFacts, version: str, mark: CheckOutcome) -> None:
+def test_kubernetes_version_check(facts: ClusterFacts, version: str, mark: CheckOutcome) -> None:
     assert marks(replace(facts, version=version))["api-version"] is mark
 
 
@@ -185,26 +187,29 @@ def test_the_version_of_kubernetes(facts: ClusterFacts, version: str, mark: Chec
     ("skew", "mark"),
     [(0.0, CheckOutcome.OK), (61.0, CheckOutcome.WARNING), (-61.0, CheckOutcome.WARNING), (None, CheckOutcome.UNKNOWN)],
 )
-def test_clocks(facts: ClusterFacts, skew: float | None, mark: CheckOutcome) -> None:
+def test_clock_skew_check(facts: ClusterFacts, skew: float | None, mark: CheckOutcome) -> None:
     assert marks(replace(facts, skew_seconds=skew))["clock-skew"] is mark
 
 
-def test_rights_that_we_lack_are_a_warning_and_to_install_a_failure(facts: ClusterFacts) -> None:
-    none = dict.fromkeys(facts.rights, False)
-    assert marks(replace(facts, rights=none))["rights-read"] is CheckOutcome.WARNING
+def test_missing_read_permissions_warn_and_install_permissions_fail(facts: ClusterFacts) -> None:
+    none = dict.fromkeys(facts.permissions, False)
+    assert marks(replace(facts, permissions=none))["rights-read"] is CheckOutcome.WARNING
     assert "you may not create customresourcedefinitions" in lines(
-        replace(facts, rights=none), "rights-install", before=True
+        replace(facts, permissions=none), "rights-install", before=True
     )
 
 
-def test_a_refused_dry_run_is_told_in_the_words_of_the_policy(facts: ClusterFacts) -> None:
-    refused = replace(facts, trial="denied the request: images must be signed")
+def test_refused_dry_run_shows_the_policys_message(facts: ClusterFacts) -> None:
+    refused = replace(facts, dry_run_refusal="denied the request: images must be signed")
     assert failing(refused, before=True) == {"pod-security"}
-    assert marks(replace(facts, trial=AWAY), before=True)["pod-security"] is CheckOutcome.UNKNOWN
-    assert marks(replace(facts, place_exists=False, trial=AWAY), before=True)["pod-security"] is CheckOutcome.OK
+    assert marks(replace(facts, dry_run_refusal=AWAY), before=True)["pod-security"] is CheckOutcome.UNKNOWN
+    assert (
+        marks(replace(facts, namespace_exists=False, dry_run_refusal=AWAY), before=True)["pod-security"]
+        is CheckOutcome.OK
+    )
 
 
-def test_only_quotas_of_our_namespaces_count(facts: ClusterFacts) -> None:
+def test_quotas_of_other_namespaces_are_ignored(facts: ClusterFacts) -> None:
     def quota(namespace: str, used: str) -> dict[str, Any]:
         status = {
             "hard": {"requests.nvidia.com/gpu": "8", "pods": "0"},
@@ -219,7 +224,7 @@ def test_only_quotas_of_our_namespaces_count(facts: ClusterFacts) -> None:
     assert failing(replace(facts, quotas=[quota("elsewhere", "8"), quota("chat", "7")])) == set()
 
 
-def test_leader_worker_sets_are_a_failure_where_a_model_needs_them(facts: ClusterFacts, builders: Build) -> None:
+def test_missing_leader_worker_sets_fail_when_needed(facts: ClusterFacts, builders: Build) -> None:
     without = replace(facts, leader_worker_sets=False)
     assert marks(without)["leader-worker-set"] is CheckOutcome.WARNING
     model = builders["model"]()
@@ -227,17 +232,17 @@ def test_leader_worker_sets_are_a_failure_where_a_model_needs_them(facts: Cluste
     assert failing(replace(without, models=[model])) == {"leader-worker-set"}
 
 
-def test_crds_that_are_missing_not_established_newer_or_of_others(facts: ClusterFacts, builders: Build) -> None:
-    found = list(facts.definitions)
-    assert failing(replace(facts, definitions=found[:1])) == {"crd-installed"}
+def test_missing_unestablished_newer_and_foreign_crds(facts: ClusterFacts, builders: Build) -> None:
+    found = list(facts.crds)
+    assert failing(replace(facts, crds=found[:1])) == {"crd-installed"}
     bare = {name: value for name, value in found[0].items() if name != "status"}
-    assert "is not established" in lines(replace(facts, definitions=[bare, found[1]]), "crd-installed")
+    assert "is not established" in lines(replace(facts, crds=[bare, found[1]]), "crd-installed")
     foreign = {**found[0], "spec": {**found[0]["spec"], "names": {"kind": "Else"}}}
-    assert failing(replace(facts, definitions=[foreign]), before=True) == {"crd-names"}
-    assert marks(replace(facts, definitions=found), before=True)["crd-names"] is CheckOutcome.WARNING
+    assert failing(replace(facts, crds=[foreign]), before=True) == {"crd-names"}
+    assert marks(replace(facts, crds=found), before=True)["crd-names"] is CheckOutcome.WARNING
 
 
-def test_two_operators_of_the_same_namespaces_clash(facts: ClusterFacts) -> None:
+def test_operators_with_shared_namespaces_fail(facts: ClusterFacts) -> None:
     operator = next(one for one in facts.deployments if one["metadata"]["name"] == "fairlead-operator")
     second = copy.deepcopy(operator)
     second["metadata"]["namespace"] = "other"
@@ -259,23 +264,24 @@ def test_two_operators_of_the_same_namespaces_clash(facts: ClusterFacts) -> None
     assert marks(two)["operator-installed"] is CheckOutcome.OK
 
 
-def test_an_operator_that_hears_nothing_of_a_kind(facts: ClusterFacts, builders: Build) -> None:
+def test_silent_watch_of_the_operator_fails(facts: ClusterFacts, builders: Build) -> None:
     page = 'fairlead_operator_leading 1\nfairlead_operator_watch_age_seconds{kind="Deployment"} 400\n'
     deaf = replace(
-        facts, told={**facts.told, "operator": [builders["told"](one, page) for one in of(facts, "operator")]}
+        facts,
+        pod_reports={**facts.pod_reports, "operator": [builders["told"](one, page) for one in of(facts, "operator")]},
     )
     assert failing(deaf) == {"operator-watches"}
     assert "has heard nothing of Deployment for 400 s" in lines(deaf, "operator-watches")
 
 
-def test_some_pods_that_are_not_ready_are_a_warning(facts: ClusterFacts) -> None:
+def test_partly_ready_deployment_is_a_warning(facts: ClusterFacts) -> None:
     first, *rest = of(facts, "gateway")
     pods = [not_ready(one) if one is first else one for one in facts.pods]
     assert marks(replace(facts, pods=pods))["gateway-ready"] is CheckOutcome.WARNING
     assert rest
 
 
-def test_a_control_plane_whose_image_cannot_be_pulled(facts: ClusterFacts) -> None:
+def test_unpullable_control_plane_image_fails(facts: ClusterFacts) -> None:
     pods = []
     for one in facts.pods:
         if one in of(facts, "redis"):
@@ -295,14 +301,14 @@ def test_a_control_plane_whose_image_cannot_be_pulled(facts: ClusterFacts) -> No
         (NOW + 90 * 86_400, CheckOutcome.OK),
     ],
 )
-def test_certificates_run_out(facts: ClusterFacts, ends: float, mark: CheckOutcome) -> None:
+def test_expiring_certificates(facts: ClusterFacts, ends: float, mark: CheckOutcome) -> None:
     gateway = next(one for one in facts.deployments if one["metadata"]["name"] == "fairlead-gateway")
     gateway["spec"]["template"]["spec"]["volumes"].append({"name": "tls", "secret": {"secretName": "cert"}})
     found = SecretSummary(frozenset({"tls.crt", "tls.key"}), ends)
     assert marks(replace(facts, secrets={**facts.secrets, ("fairlead", "cert"): found}))["gateway-certificate"] is mark
 
 
-def test_a_deployment_without_pods_says_why(facts: ClusterFacts) -> None:
+def test_deployment_without_pods_shows_the_reason(facts: ClusterFacts) -> None:
     assert "no pod of fairlead-operator has been made" in lines(replace(facts, pods=[]), "operator-ready")
     operator = next(one for one in facts.deployments if one["metadata"]["name"] == "fairlead-operator")
     refused = [{"type": "ReplicaFailure", "status": "True", "message": "exceeded quota: small"}]
@@ -312,13 +318,13 @@ def test_a_deployment_without_pods_says_why(facts: ClusterFacts) -> None:
     assert "is scaled to 0" in lines(replace(facts, pods=[]), "operator-ready")
 
 
-def test_of_a_redis_of_the_charts_own_it_is_said_why_it_is_not_ready(facts: ClusterFacts, builders: Build) -> None:
+def test_chart_redis_failure_shows_its_pods_reason(facts: ClusterFacts, builders: Build) -> None:
     pods = [not_ready(one) if one in of(facts, "redis") else one for one in facts.pods]
     found = redis_unreachable(replace(facts, pods=pods), builders)
     assert "pod fairlead-redis-0: containers with unready status" in lines(found, "redis")
 
 
-def test_a_model_that_nobody_has_seen(facts: ClusterFacts, builders: Build) -> None:
+def test_unobserved_model_fails(facts: ClusterFacts, builders: Build) -> None:
     model = builders["model"]()
     model["status"]["observedGeneration"] = 1
     assert failing(replace(facts, models=[model])) == {"model-observed"}
@@ -326,7 +332,7 @@ def test_a_model_that_nobody_has_seen(facts: ClusterFacts, builders: Build) -> N
     assert failing(replace(facts, models=[model])) == set()
 
 
-def test_names_that_clash_and_models_that_start_are_warnings(facts: ClusterFacts, builders: Build) -> None:
+def test_name_clashes_and_starting_models_are_warnings(facts: ClusterFacts, builders: Build) -> None:
     taken = builders["model"](NameTaken=("True", "BareNameTaken", "clients that say tiny get a/tiny"))
     assert marks(replace(facts, models=[taken]))["model-name"] is CheckOutcome.WARNING
     starting = builders["model"](ready=False, Ready=("False", "Starting", "pool main has 0 of 1 ready"))
@@ -335,28 +341,28 @@ def test_names_that_clash_and_models_that_start_are_warnings(facts: ClusterFacts
     assert failing(replace(facts, models=[lost])) == {"model-ready"}
 
 
-def test_what_is_not_guarded_or_of_another_release_is_a_warning(facts: ClusterFacts) -> None:
-    assert marks(replace(facts, policies=[]))["network-policies"] is CheckOutcome.WARNING
-    assert marks(replace(facts, budgets=[]))["disruption-budgets"] is CheckOutcome.WARNING
+def test_missing_safeguards_and_version_skew_are_warnings(facts: ClusterFacts) -> None:
+    assert marks(replace(facts, network_policies=[]))["network-policies"] is CheckOutcome.WARNING
+    assert marks(replace(facts, disruption_budgets=[]))["disruption-budgets"] is CheckOutcome.WARNING
     assert marks(replace(facts, our_version="9.9.9"))["version-skew"] is CheckOutcome.WARNING
 
 
-def test_what_could_not_be_had_is_neither_passed_nor_failed(facts: ClusterFacts) -> None:
+def test_missing_facts_make_checks_unknown(facts: ClusterFacts) -> None:
     """Missing is not zero: whatever is taken away, no check fails by it and none that needs it passes."""
     blind = replace(
         facts,
         deployments=DENIED,
         pods=DENIED,
-        definitions=DENIED,
+        crds=DENIED,
         models=DENIED,
         quotas=DENIED,
-        budgets=DENIED,
-        policies=DENIED,
+        disruption_budgets=DENIED,
+        network_policies=DENIED,
         leader_worker_sets=AWAY,
         leases={},
         secrets={},
-        account_rights={},
-        told={},
+        account_permissions={},
+        pod_reports={},
     )
     found = marks(blind)
     assert CheckOutcome.FAILED not in found.values()
@@ -368,18 +374,28 @@ def test_what_could_not_be_had_is_neither_passed_nor_failed(facts: ClusterFacts)
     }
 
 
-def test_gateways_that_are_not_reached_are_told_with_the_reason(facts: ClusterFacts) -> None:
+def test_unreached_gateways_show_the_reason(facts: ClusterFacts) -> None:
     away = MissingValue("pod g says nothing for 8 s; a NetworkPolicy may keep the API server out")
-    said = {name: [replace(one, readiness=away, metrics=away) for one in found] for name, found in facts.told.items()}
-    found = replace(facts, told=said)
+    said = {
+        name: [replace(one, readiness=away, metrics=away) for one in found] for name, found in facts.pod_reports.items()
+    }
+    found = replace(facts, pod_reports=said)
     for check in ("gateway-fleet", "redis", "gateway-index", "gateway-notes", "operator-watches"):
         assert marks(found)[check] is CheckOutcome.UNKNOWN
         assert "NetworkPolicy" in lines(found, check)
 
 
-def test_a_cluster_without_fairlead_says_so_once_for_each_component(facts: ClusterFacts) -> None:
+def test_missing_installation_fails_once_per_component(facts: ClusterFacts) -> None:
     bare = replace(
-        facts, deployments=[], pods=[], definitions=[], models=[], leases={}, account_rights={}, secrets={}, told={}
+        facts,
+        deployments=[],
+        pods=[],
+        crds=[],
+        models=[],
+        leases={},
+        account_permissions={},
+        secrets={},
+        pod_reports={},
     )
     assert failing(bare) == {"crd-installed", "operator-installed", "gateway-installed"}
 
@@ -392,11 +408,11 @@ def test_a_cluster_without_fairlead_says_so_once_for_each_component(facts: Clust
         "1 engines do not tell what they hold: e-0/0/0: no answer within 3 s",
     ],
 )
-def test_an_index_that_is_not_true_or_not_kept_up_is_named_once(facts: ClusterFacts, note: str) -> None:
-    first, *rest = facts.told["gateway"]
+def test_quarantined_or_stale_index_is_reported_once(facts: ClusterFacts, note: str) -> None:
+    first, *rest = facts.pod_reports["gateway"]
     assert isinstance(first.readiness, Readiness)
     degraded = replace(first, readiness=msgspec.structs.replace(first.readiness, notes=[note]))
-    found = replace(facts, told={**facts.told, "gateway": [degraded, *rest]})
+    found = replace(facts, pod_reports={**facts.pod_reports, "gateway": [degraded, *rest]})
     assert marks(facts)["gateway-index"] is CheckOutcome.OK
     assert marks(found)["gateway-index"] is CheckOutcome.WARNING
     assert note in lines(found, "gateway-index")

@@ -24,18 +24,18 @@ ROOT = Path(__file__).parents[4]
 Build = Mapping[str, Callable[..., Any]]
 
 
-def test_every_check_has_its_anchor() -> None:
+def test_every_check_has_an_anchor_in_the_reference() -> None:
     headings = re.findall(r"^### (\S+)$", (ROOT / REFERENCE_PAGE).read_text(encoding="utf-8"), re.MULTILINE)
     assert headings == [one.id for one in all_checks()]
     assert len(set(headings)) == len(headings)
 
 
-def test_ten_faults_have_a_check_each() -> None:
+def test_ten_seeded_faults_have_a_check_each() -> None:
     assert len(SEEDED_FAULTS) == len({one.check for one in SEEDED_FAULTS}) == 10
     assert {one.check for one in SEEDED_FAULTS} <= {one.id for one in all_checks()}
 
 
-def test_every_check_says_what_it_means_and_what_to_do() -> None:
+def test_every_check_has_meaning_and_remedy() -> None:
     for one in all_checks():
         assert one.title[0].islower() or one.title.startswith(
             ("Kubernetes", "LeaderWorkerSets", "NetworkPolicies", "Redis")
@@ -44,7 +44,7 @@ def test_every_check_says_what_it_means_and_what_to_do() -> None:
         assert len(one.remedy) > 20
 
 
-def test_the_oldest_kubernetes_is_the_charts() -> None:
+def test_oldest_kubernetes_is_that_of_the_chart() -> None:
     chart = yaml.safe_load((ROOT / "charts" / "fairlead" / "Chart.yaml").read_text(encoding="utf-8"))
     assert chart["kubeVersion"] == f">={OLDEST_KUBERNETES[0]}.{OLDEST_KUBERNETES[1]}.0-0"
 
@@ -62,12 +62,12 @@ def granted(build: Build, component: str) -> set[tuple[str, str, str]]:
 
 
 @pytest.mark.parametrize("component", COMPONENTS_WITH_PERMISSIONS)
-def test_the_rights_that_are_asked_about_are_those_of_the_chart(builders: Build, component: str) -> None:
+def test_checked_permissions_are_those_of_the_chart(builders: Build, component: str) -> None:
     asked = component_permissions(component, "fairlead", [])
     assert {(one.group, one.resource, one.verb) for one in asked} == granted(builders, component)
 
 
-def test_with_namespaces_named_rights_are_asked_about_there() -> None:
+def test_permissions_are_checked_per_watched_namespace() -> None:
     asked = component_permissions(OPERATOR, "fairlead", ["a", "b"])
     assert {one.namespace for one in asked if one.resource == "pods"} == {"a", "b"}
     assert {(one.namespace, one.name) for one in asked if one.resource == "leases" and one.verb == "get"} == {
@@ -75,7 +75,7 @@ def test_with_namespaces_named_rights_are_asked_about_there() -> None:
     }
 
 
-def test_the_pod_of_the_dry_run_is_as_the_charts_are(builders: Build) -> None:
+def test_dry_run_pod_matches_the_charts_pods(builders: Build) -> None:
     spec = dry_run_pod("x")["spec"]
     for one in builders["chart"]():
         if one["kind"] == "Deployment":
@@ -84,7 +84,7 @@ def test_the_pod_of_the_dry_run_is_as_the_charts_are(builders: Build) -> None:
             assert spec["containers"][0]["securityContext"] == pods["containers"][0]["securityContext"]
 
 
-def test_the_reasons_that_have_checks_are_reasons_that_stall() -> None:
+def test_reasons_with_checks_are_stall_reasons() -> None:
     stalling = {one.reason for one in reasons() if one.type == "Stalled"}
     assert set().union(*STALL_REASONS.values()) <= stalling
     assert {str(one.type) for one in condition_types()} >= {"Ready", "Stalled", "NameTaken", "Reconciling"}
@@ -97,7 +97,7 @@ def printed(check: Check, verdict: Verdict) -> list[str]:
     return [line.plain for line in render_lines([CheckResult(check, verdict)])]
 
 
-def test_a_line_for_what_is_right_and_four_for_what_is_not() -> None:
+def test_passed_check_has_one_line_and_failed_one_four() -> None:
     check = next(one for one in all_checks() if one.id == "redis")
     well = printed(check, Verdict(CheckOutcome.OK, note="2 of 2"))
     assert well == ["gateway", "√ Redis answers the gateways (2 of 2)", "", "1 check: 1 passed"]
@@ -117,7 +117,7 @@ def test_a_line_for_what_is_right_and_four_for_what_is_not() -> None:
     ]
 
 
-def test_many_findings_are_counted_behind_the_first() -> None:
+def test_findings_after_the_first_are_counted() -> None:
     found = printed(all_checks()[0], Verdict(CheckOutcome.FAILED, tuple(map(str, range(MAX_LINES + 3)))))
     assert f"    {MAX_LINES - 1}" in found
     assert "    and 3 more" in found

@@ -28,11 +28,11 @@ async def told(gateway: GatewayProcess) -> PodReport:
 
 
 def failing(facts: ClusterFacts, said: PodReport) -> dict[str, str]:
-    found = run_checks(replace(facts, told={**facts.told, "gateway": [said]}))
+    found = run_checks(replace(facts, pod_reports={**facts.pod_reports, "gateway": [said]}))
     return {one.check.id: one.verdict.lines[0] for one in found if one.verdict.outcome is CheckOutcome.FAILED}
 
 
-def test_lost_fleet_and_lost_redis_are_understood(
+def test_gateway_notes_on_lost_fleet_and_redis_are_recognised(
     facts: ClusterFacts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def main() -> None:

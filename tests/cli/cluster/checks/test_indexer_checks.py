@@ -25,7 +25,7 @@ def said(facts: ClusterFacts) -> dict[str, Verdict]:
 def telling(facts: ClusterFacts, build: Build, *pages: str) -> ClusterFacts:
     pods = [one for one in facts.pods if one["metadata"]["labels"][COMPONENT_LABEL] == "indexer"]
     told = [build["told"](pod, page) for pod, page in zip(pods, pages, strict=True)]
-    return replace(facts, told={**facts.told, "indexer": told})
+    return replace(facts, pod_reports={**facts.pod_reports, "indexer": told})
 
 
 def without(facts: ClusterFacts, *components: str) -> ClusterFacts:
@@ -33,13 +33,13 @@ def without(facts: ClusterFacts, *components: str) -> ClusterFacts:
     return replace(facts, deployments=kept)
 
 
-def test_an_installation_that_is_well_is_looked_at_by_all_of_them(facts: ClusterFacts) -> None:
+def test_healthy_installation_passes_all_indexer_checks(facts: ClusterFacts) -> None:
     notes = {one.check.id: one.verdict.note for one in run_checks(facts)}
     assert {f"indexer-{name}" for name in CHECKS} <= notes.keys()
     assert (notes["indexer-leads"], notes["indexer-hears"]) == ("1 of 1", "2 of 2 engines")
 
 
-def test_a_model_that_nobody_reads_fails_and_one_of_two_is_enough(facts: ClusterFacts, builders: Build) -> None:
+def test_model_without_a_leading_indexer_fails(facts: ClusterFacts, builders: Build) -> None:
     idle, leads = (f'{CONNECTED}fairlead_indexer_leads{{model="chat/tiny"}} {number}\n' for number in (0, 1))
     assert said(telling(facts, builders, idle, leads)) == {}
     found = said(telling(facts, builders, idle, idle))
@@ -47,15 +47,15 @@ def test_a_model_that_nobody_reads_fails_and_one_of_two_is_enough(facts: Cluster
     assert {name: one.outcome for name, one in found.items()} == {"indexer-leads": CheckOutcome.FAILED}
 
 
-def test_one_that_was_not_reached_may_be_who_reads(facts: ClusterFacts) -> None:
-    first, second = facts.told["indexer"]
+def test_unreached_indexer_makes_leadership_unknown(facts: ClusterFacts) -> None:
+    first, second = facts.pod_reports["indexer"]
     silent = replace(first, metrics=MissingValue("the API server does not reach pod x"))
-    found = said(replace(facts, told={**facts.told, "indexer": [silent, second]}))
+    found = said(replace(facts, pod_reports={**facts.pod_reports, "indexer": [silent, second]}))
     assert found["indexer-leads"].outcome is CheckOutcome.UNKNOWN
     assert "does not reach pod x" in found["indexer-leads"].lines[0]
 
 
-def test_engines_and_a_redis_that_are_not_heard_are_warnings(facts: ClusterFacts, builders: Build) -> None:
+def test_missing_engine_or_redis_connections_are_warnings(facts: ClusterFacts, builders: Build) -> None:
     page = (
         'fairlead_indexer_redis_connected 0\nfairlead_indexer_leads{model="chat/tiny"} 1\n'
         'fairlead_indexer_instances{model="chat/tiny"} 4\nfairlead_indexer_connected{model="chat/tiny"} 3\n'
@@ -68,7 +68,7 @@ def test_engines_and_a_redis_that_are_not_heard_are_warnings(facts: ClusterFacts
     ]
 
 
-def test_gateways_with_a_redis_and_no_indexer_are_told_and_those_without_are_not(facts: ClusterFacts) -> None:
+def test_missing_indexer_warns_only_for_gateways_with_redis(facts: ClusterFacts) -> None:
     found = said(without(facts, "indexer"))
     assert {name: one.outcome for name, one in found.items()} == {"indexer-installed": CheckOutcome.WARNING}
     assert "has a Redis, and nobody writes the index there" in found["indexer-installed"].lines[0]
@@ -81,11 +81,11 @@ def test_gateways_with_a_redis_and_no_indexer_are_told_and_those_without_are_not
 
 
 @pytest.mark.parametrize("gone", ["secrets", "rights"])
-def test_what_is_taken_from_it_is_named(facts: ClusterFacts, gone: str) -> None:
+def test_missing_secret_and_permission_are_named(facts: ClusterFacts, gone: str) -> None:
     if gone == "secrets":
         away = MissingValue('secrets "fairlead-redis" not found', is_absent=True)
         facts = replace(facts, secrets={**facts.secrets, ("fairlead", "fairlead-redis"): away})
     else:
-        mine = dict.fromkeys(facts.account_rights["indexer", "fairlead"], False)
-        facts = replace(facts, account_rights={**facts.account_rights, ("indexer", "fairlead"): mine})
+        mine = dict.fromkeys(facts.account_permissions["indexer", "fairlead"], False)
+        facts = replace(facts, account_permissions={**facts.account_permissions, ("indexer", "fairlead"): mine})
     assert said(facts)[f"indexer-{gone}"].outcome is CheckOutcome.FAILED

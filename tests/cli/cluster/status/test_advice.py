@@ -112,7 +112,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], bool, str]] = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_what_conditions_and_pods_say(builders: Build, name: str) -> None:
+def test_advice_follows_conditions_and_pods(builders: Build, name: str) -> None:
     conditions, of_pod, problem, words = CASES[name]
     ready = conditions.get("Ready", ("True",))[0] == "True"
     found = says(facts(builders["model"](ready=ready, **conditions), pod(**of_pod)))
@@ -120,7 +120,7 @@ def test_what_conditions_and_pods_say(builders: Build, name: str) -> None:
     assert words in found[1]
 
 
-def test_a_change_that_nobody_has_seen_goes_before_everything_else(builders: Build) -> None:
+def test_unobserved_change_comes_before_other_advice(builders: Build) -> None:
     model = builders["model"](ready=False, Stalled=("True", "ImagePullFailed", "x"))
     model["metadata"]["generation"] = 3
     assert says(facts(model)) == (
@@ -134,13 +134,13 @@ def test_a_change_that_nobody_has_seen_goes_before_everything_else(builders: Bui
     assert says(facts(model))[1].startswith("it is being deleted")
 
 
-def test_ready_pods_that_no_gateway_routes_to(builders: Build) -> None:
+def test_unrouted_ready_pods_have_advice(builders: Build) -> None:
     page = 'fairlead_gateway_instances{model="chat/tiny",state="Ready"} 0\n'
     assert says(facts(builders["model"](), pod(), page=page))[0]
     assert "no gateway routes to them" in says(facts(builders["model"](), pod(), page=page))[1]
 
 
-def test_engines_that_are_full(builders: Build) -> None:
+def test_full_engines_have_advice(builders: Build) -> None:
     def engine(usage: float, waiting: int) -> str:
         labels = '{model="chat/tiny",instance="u1/8000/0",pool="main"}'
         return WELL + "".join(
@@ -153,7 +153,7 @@ def test_engines_that_are_full(builders: Build) -> None:
     assert says(facts(builders["model"](), pod(), page=engine(0.5, 3))) == (False, "nothing to do")
 
 
-def test_what_could_not_be_asked_is_said_last_and_is_no_problem(builders: Build) -> None:
+def test_missing_signals_come_last_and_are_no_problem(builders: Build) -> None:
     away = MissingValue("a NetworkPolicy may keep the API server out")
     assert says(facts(builders["model"](), pod(), gateways=away)) == (
         False,

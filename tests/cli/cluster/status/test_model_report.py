@@ -55,7 +55,7 @@ def told(page: str, name: str = "g") -> PodReport:
     return PodReport(name, "fairlead", Readiness(True, []), parse_metrics(page))
 
 
-def test_the_tree_has_model_pool_pods_signals_conditions_events_and_advice(builders: Build) -> None:
+def test_tree_has_pools_pods_signals_conditions_events_and_advice(builders: Build) -> None:
     broken = {"name": "engine", "state": {"waiting": {"reason": "ImagePullBackOff", "message": "x/y:z not found"}}}
     event = {
         "type": "Warning",
@@ -79,7 +79,7 @@ def test_the_tree_has_model_pool_pods_signals_conditions_events_and_advice(build
     assert text.splitlines()[-1].startswith("next: check engine.image")
 
 
-def test_what_is_not_known_is_a_dash_or_a_reason_and_never_a_zero(builders: Build) -> None:
+def test_unknown_values_are_dashes_or_reasons_never_zeros(builders: Build) -> None:
     model = builders["model"]()
     silent = 'fairlead_gateway_engine_signals_age_seconds{model="chat/tiny",instance="u1/8000/0",pool="main"} 95\n'
     text = shown(ModelFacts(model, [pod("a", "u1")], MissingValue("no"), [told(silent)], NOW))
@@ -95,20 +95,20 @@ def test_what_is_not_known_is_a_dash_or_a_reason_and_never_a_zero(builders: Buil
     assert (pool["ready"], pool["desired"], pool["instances"]) == (None, None, [])
 
 
-def test_the_sign_says_whether_it_serves_and_whether_something_is_wrong(builders: Build) -> None:
+def test_sign_shows_serving_and_problems(builders: Build) -> None:
     starting = builders["model"](ready=False, Ready=("False", "Starting", ""))
     for model, sign in ((builders["model"](), "√"), (starting, "‼"), (builders["model"](ready=False), "×")):
         assert shown(ModelFacts(model, [], [], [told(PAGE)], NOW)).startswith(f"{sign} chat/tiny")
 
 
-def test_the_freshest_gateway_counts_for_engines_and_all_for_what_is_in_flight() -> None:
+def test_freshest_engine_signals_count_and_in_flight_adds_up() -> None:
     older = PAGE.replace("} 1.5\n", "} 30\n").replace("} 9\n", "} 1\n")
     (found,) = signals_by_instance([parse_metrics(older), parse_metrics(PAGE)], "chat/tiny").values()
     assert (found.running, found.age_seconds, found.in_flight) == (9.0, 1.5, 8.0)
     assert signals_by_instance([parse_metrics(PAGE)], "chat/other") == {}
 
 
-def test_engines_of_others_stand_in_the_pool_that_adopts_them(builders: Build) -> None:
+def test_adopted_engines_are_listed_in_their_pool(builders: Build) -> None:
     model = builders["model"]()
     model["spec"]["pools"] = [{"name": "main", "endpoints": [{"url": "http://10.0.0.1:8000"}]}]
     page = PAGE.replace("u1/8000/0", "10.0.0.1/8000/0")
@@ -116,7 +116,7 @@ def test_engines_of_others_stand_in_the_pool_that_adopts_them(builders: Build) -
     assert [(one.name, one.state) for one in pool.instances] == [("10.0.0.1/8000/0", "Routed")]
 
 
-def test_the_table_of_models_has_the_columns_of_kubectl(builders: Build) -> None:
+def test_model_table_has_kubectl_columns(builders: Build) -> None:
     lines = render_table([builders["model"](), builders["model"]("a-longer-name", ready=False)], NOW).splitlines()
     assert lines[0].split() == ["NAMESPACE", "NAME", "CLIENT-NAME", "ENGINE", "READY", "OBJECTIVES", "REASON", "AGE"]
     assert lines[2].split() == ["chat", "a-longer-name", "a-longer-name", "vllm", "0/1", "NoInstance", "60m"]

@@ -1,1 +1,3 @@
-"""The checks themselves: a pure function each, from facts to a verdict, by section."""
+"""Analyzers: one pure function for each check, from facts to a verdict. `workloads` holds what
+components share.
+"""

@@ -1,4 +1,6 @@
-"""The gateways: are they there, have they what they need, is their fleet fresh, does Redis answer them."""
+"""Checks of the gateways: installed, ready, Secrets, permissions, fresh fleet, Redis, index,
+certificate.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
@@ -17,49 +19,49 @@ from fairlead_cli.cluster.timestamps import format_age
 _STALE_FLEET_NOTES: Final = ("the cluster cannot be followed", "no fleet has been read yet")
 _REDIS_NOTES: Final = ("Redis is away", "Redis refuses writes", "no Redis")
 _INDEX_NOTES: Final = (" in quarantine: ", " not kept up: ", " do not tell what they hold: ")
-"""Within notes about the index; the models' names come before."""
+"""Parts of notes about the index; model names come before them."""
 _EXPIRY_WARNING_SECONDS: Final = 14 * 86_400.0
 
 
 def check_installed(facts: ClusterFacts) -> Verdict:
-    """Any at all."""
-    found = facts.component_deployments(GATEWAY)
-    if isinstance(found, MissingValue):
-        return unknown(found)
+    """Fails when no gateway is installed."""
+    deployments = facts.component_deployments(GATEWAY)
+    if isinstance(deployments, MissingValue):
+        return unknown(deployments)
     return (
-        passed(", ".join(object_key(one) for one in found))
-        if found
+        passed(", ".join(object_key(deployment) for deployment in deployments))
+        if deployments
         else failed("no Deployment has the labels of Fairlead's gateway")
     )
 
 
 def check_ready(facts: ClusterFacts) -> Verdict | None:
-    """Their pods."""
+    """Checks that gateway pods are ready."""
     return workloads.check_pods_ready(facts, GATEWAY)
 
 
 def check_secrets(facts: ClusterFacts) -> Verdict | None:
-    """All Secrets that they name; a pod that starts needs each."""
+    """Checks the Secrets that gateways refer to; a pod that starts needs all of them."""
     return workloads.check_secrets(facts, GATEWAY)
 
 
 def check_permissions(facts: ClusterFacts) -> Verdict | None:
-    """Of those that follow the cluster."""
+    """Checks the service accounts of gateways that follow the cluster."""
     return workloads.check_permissions(facts, GATEWAY)
 
 
 def check_fleet(facts: ClusterFacts) -> Verdict | None:
-    """By their own notes: they say since when they have heard nothing."""
+    """Fails when a gateway's own notes say that it cannot follow the cluster."""
     return _by_notes(facts, _STALE_FLEET_NOTES, CheckOutcome.FAILED)
 
 
 def check_index(facts: ClusterFacts) -> Verdict | None:
-    """By their own notes."""
+    """Warns about the gateways' notes on the index."""
     return _warn_about_notes(facts, _is_index_note)
 
 
 def check_notes(facts: ClusterFacts) -> Verdict | None:
-    """Whatever else they say."""
+    """Warns about all other notes of the gateways."""
     return _warn_about_notes(
         facts,
         lambda note: not note.startswith((*_STALE_FLEET_NOTES, *_REDIS_NOTES, "draining")) and not _is_index_note(note),
@@ -67,105 +69,121 @@ def check_notes(facts: ClusterFacts) -> Verdict | None:
 
 
 @workloads.for_component(GATEWAY)
-def check_redis(facts: ClusterFacts, found: Sequence[Manifest]) -> Verdict | None:
-    """As each gateway has it; a gateway that was given none decides alone."""
-    without = [one for one in found if not components.has_redis(one)]
+def check_redis(facts: ClusterFacts, deployments: Sequence[Manifest]) -> Verdict | None:
+    """Checks that Redis answers the gateways; a gateway without a Redis decides alone."""
+    without = [deployment for deployment in deployments if not components.has_redis(deployment)]
     alone = [
-        f"{object_key(one)} has several gateways and no Redis"
-        for one in without
-        if components.desired_replicas(one) > 1
+        f"{object_key(deployment)} has several gateways and no Redis"
+        for deployment in without
+        if components.desired_replicas(deployment) > 1
     ]
-    if len(without) == len(found):
+    if len(without) == len(deployments):
         return warned(*alone) if alone else None
-    bad = _by_notes(facts, _REDIS_NOTES[:2], CheckOutcome.FAILED)
-    if bad is None or bad.outcome is not CheckOutcome.OK:
-        return bad if bad is None or bad.outcome is not CheckOutcome.FAILED else failed(*bad.lines, *_own_redis(facts))
-    pages = [one.metrics for one in facts.told.get(GATEWAY, ()) if not isinstance(one.metrics, MissingValue)]
-    away = [page for page in pages if page.value("fairlead_gateway_redis_connected") == 0.0]
-    if away:
-        return failed(f"{len(away)} of {len(pages)} gateways are not connected")
+    verdict = _by_notes(facts, _REDIS_NOTES[:2], CheckOutcome.FAILED)
+    if verdict is None or verdict.outcome is not CheckOutcome.OK:
+        return (
+            verdict
+            if verdict is None or verdict.outcome is not CheckOutcome.FAILED
+            else failed(*verdict.lines, *_own_redis(facts))
+        )
+    pages = [
+        deployment.metrics
+        for deployment in facts.pod_reports.get(GATEWAY, ())
+        if not isinstance(deployment.metrics, MissingValue)
+    ]
+    disconnected = [page for page in pages if page.value("fairlead_gateway_redis_connected") == 0.0]
+    if disconnected:
+        return failed(f"{len(disconnected)} of {len(pages)} gateways are not connected")
     return warned(*alone) if alone else passed()
 
 
 def _own_redis(facts: ClusterFacts) -> Iterator[str]:
-    """What keeps the chart's own Redis from being ready."""
-    found = facts.component_deployments(REDIS)
-    for one in () if isinstance(found, MissingValue) else found:
-        if not workloads.ready_pods(facts, one):
-            yield from workloads.not_ready_reasons(facts, one)
+    """Yields why the chart's own Redis is not ready."""
+    deployments = facts.component_deployments(REDIS)
+    for deployment in () if isinstance(deployments, MissingValue) else deployments:
+        if not workloads.ready_pods(facts, deployment):
+            yield from workloads.not_ready_reasons(facts, deployment)
 
 
 @workloads.for_component(GATEWAY)
-def check_certificate(facts: ClusterFacts, found: Sequence[Manifest]) -> Verdict | None:
-    """Of gateways that speak TLS themselves."""
-    bad, soon, unsure, shown = [], [], [], []
-    for one in found:
-        for volume in pod_spec_of(one).get("volumes") or []:
+def check_certificate(facts: ClusterFacts, deployments: Sequence[Manifest]) -> Verdict | None:
+    """Checks the certificates of gateways that serve TLS."""
+    expired, expiring, unreadable, valid = [], [], [], []
+    for deployment in deployments:
+        for volume in pod_spec_of(deployment).get("volumes") or []:
             name = str((volume.get("secret") or {}).get("secretName", ""))
             if volume.get("name") != "tls" or not name:
                 continue
-            there = facts.secrets.get((namespace_name(one), name))
-            if there is None or isinstance(there, MissingValue) or there.certificate_expires is None:
-                unsure.append(
-                    f"{name}: {there.reason if isinstance(there, MissingValue) else 'its tls.crt cannot be read'}"
+            secret = facts.secrets.get((namespace_name(deployment), name))
+            if secret is None or isinstance(secret, MissingValue) or secret.certificate_expires is None:
+                unreadable.append(
+                    f"{name}: {secret.reason if isinstance(secret, MissingValue) else 'its tls.crt cannot be read'}"
                 )
-            elif there.certificate_expires <= facts.now:
-                bad.append(f"that of {name} ran out {format_age(there.certificate_expires, facts.now)} ago")
-            elif there.certificate_expires - facts.now < _EXPIRY_WARNING_SECONDS:
-                soon.append(f"that of {name} runs out in {format_age(facts.now, there.certificate_expires)}")
+            elif secret.certificate_expires <= facts.now:
+                expired.append(f"that of {name} ran out {format_age(secret.certificate_expires, facts.now)} ago")
+            elif secret.certificate_expires - facts.now < _EXPIRY_WARNING_SECONDS:
+                expiring.append(f"that of {name} runs out in {format_age(facts.now, secret.certificate_expires)}")
             else:
-                shown.append(f"{name}: {format_age(facts.now, there.certificate_expires)}")
-    if bad or unsure:
-        return verdict_of(bad, unsure)
-    return warned(*soon) if soon else passed(", ".join(shown)) if shown else None
+                valid.append(f"{name}: {format_age(facts.now, secret.certificate_expires)}")
+    if expired or unreadable:
+        return verdict_of(expired, unreadable)
+    return warned(*expiring) if expiring else passed(", ".join(valid)) if valid else None
 
 
 @workloads.for_component(GATEWAY)
-def check_authentication(_: ClusterFacts, found: Sequence[Manifest]) -> Verdict:
-    """A warning for those that ask nobody."""
+def check_authentication(_: ClusterFacts, deployments: Sequence[Manifest]) -> Verdict:
+    """Warns about gateways that ask for no key."""
     return verdict_of(
-        (f"{object_key(one)} asks nobody for a key" for one in found if "--insecure" in arguments_of(one)),
-        mark=CheckOutcome.WARNING,
+        (
+            f"{object_key(deployment)} asks nobody for a key"
+            for deployment in deployments
+            if "--insecure" in arguments_of(deployment)
+        ),
+        outcome=CheckOutcome.WARNING,
     )
 
 
 def _is_index_note(note: str) -> bool:
-    return any(words in note for words in _INDEX_NOTES)
+    return any(marker in note for marker in _INDEX_NOTES)
 
 
 def _warn_about_notes(facts: ClusterFacts, wanted: Callable[[str], bool]) -> Verdict | None:
-    """A warning with those notes; nothing where no gateway can have any."""
-    told = facts.told.get(GATEWAY, ())
-    if not told or workloads.has_no_ready_pod(facts, GATEWAY):
+    """Returns a warning with the wanted notes; None when no gateway can report any."""
+    reports = facts.pod_reports.get(GATEWAY, ())
+    if not reports or workloads.has_no_ready_pod(facts, GATEWAY):
         return None
-    return verdict_of(_notes(told, wanted), _unreached(told), mark=CheckOutcome.WARNING)
+    return verdict_of(_notes(reports, wanted), _unreached(reports), outcome=CheckOutcome.WARNING)
 
 
-def _notes(told: Sequence[PodReport], wanted: Callable[[str], bool]) -> list[str]:
-    """Those notes of the gateways that were reached, each with its pod."""
+def _notes(reports: Sequence[PodReport], wanted: Callable[[str], bool]) -> list[str]:
+    """Returns the wanted notes of all gateways that answered, each with its pod."""
     return [
-        f"{one.pod}: {note}"
-        for one in told
-        if isinstance(one.readiness, Readiness)
-        for note in one.readiness.notes
+        f"{report.pod}: {note}"
+        for report in reports
+        if isinstance(report.readiness, Readiness)
+        for note in report.readiness.notes
         if wanted(note)
     ]
 
 
-def _by_notes(facts: ClusterFacts, beginnings: tuple[str, ...], mark: CheckOutcome) -> Verdict | None:
-    told, there = facts.told.get(GATEWAY, ()), facts.component_deployments(GATEWAY)
-    if isinstance(there, MissingValue):
-        return unknown(there)
-    if not there:
+def _by_notes(facts: ClusterFacts, beginnings: tuple[str, ...], outcome: CheckOutcome) -> Verdict | None:
+    reports, deployments = facts.pod_reports.get(GATEWAY, ()), facts.component_deployments(GATEWAY)
+    if isinstance(deployments, MissingValue):
+        return unknown(deployments)
+    if not deployments:
         return None
-    if not told:
+    if not reports:
         return unknown("no pod of the gateway was found")
-    if workloads.has_no_ready_pod(facts, GATEWAY) and all(isinstance(one.readiness, MissingValue) for one in told):
+    if workloads.has_no_ready_pod(facts, GATEWAY) and all(
+        isinstance(report.readiness, MissingValue) for report in reports
+    ):
         return unknown("no pod of the gateway is ready")
-    found = _notes(told, lambda note: note.startswith(beginnings))
-    return verdict_of(found, _unreached(told), mark=mark)
+    notes = _notes(reports, lambda note: note.startswith(beginnings))
+    return verdict_of(notes, _unreached(reports), outcome=outcome)
 
 
-def _unreached(told: Sequence[PodReport]) -> list[str]:
-    """Why some were not reached; the same reason once."""
-    return list(dict.fromkeys(one.readiness.reason for one in told if isinstance(one.readiness, MissingValue)))
+def _unreached(reports: Sequence[PodReport]) -> list[str]:
+    """Returns why gateways did not answer; each reason once."""
+    return list(
+        dict.fromkeys(report.readiness.reason for report in reports if isinstance(report.readiness, MissingValue))
+    )

@@ -1,4 +1,4 @@
-"""The indexers: are they there, have they what they need, does one read each model, do they hear engines."""
+"""Checks of the indexers: installed, ready, Secrets, permissions, leadership, connections."""
 
 from collections.abc import Sequence
 
@@ -14,69 +14,80 @@ from fairlead_cli.cluster.object_fields import object_key
 
 
 def check_installed(facts: ClusterFacts) -> Verdict | None:
-    """Where gateways look for an index; those without Redis make their own."""
-    found, gateways = facts.component_deployments(INDEXER), facts.component_deployments(GATEWAY)
-    if isinstance(found, MissingValue) or isinstance(gateways, MissingValue):
-        return unknown(found if isinstance(found, MissingValue) else MissingValue("gateways could not be looked for"))
-    if found:
-        return passed(", ".join(object_key(one) for one in found))
-    waiting = [object_key(one) for one in gateways if components.has_redis(one)]
-    return warned(*(f"{name} has a Redis, and nobody writes the index there" for name in waiting)) if waiting else None
+    """Warns about gateways with a Redis but no indexer; gateways without Redis index by themselves."""
+    indexers, gateways = facts.component_deployments(INDEXER), facts.component_deployments(GATEWAY)
+    if isinstance(indexers, MissingValue) or isinstance(gateways, MissingValue):
+        return unknown(
+            indexers if isinstance(indexers, MissingValue) else MissingValue("gateways could not be looked for")
+        )
+    if indexers:
+        return passed(", ".join(object_key(deployment) for deployment in indexers))
+    unserved = [object_key(deployment) for deployment in gateways if components.has_redis(deployment)]
+    return (
+        warned(*(f"{name} has a Redis, and nobody writes the index there" for name in unserved)) if unserved else None
+    )
 
 
 def check_ready(facts: ClusterFacts) -> Verdict | None:
-    """Their pods."""
+    """Checks that indexer pods are ready."""
     return workloads.check_pods_ready(facts, INDEXER)
 
 
 def check_secrets(facts: ClusterFacts) -> Verdict | None:
-    """All that they name."""
+    """Checks the Secrets that indexers refer to."""
     return workloads.check_secrets(facts, INDEXER)
 
 
 def check_permissions(facts: ClusterFacts) -> Verdict | None:
-    """Of those that follow the cluster."""
+    """Checks the service accounts of indexers that follow the cluster."""
     return workloads.check_permissions(facts, INDEXER)
 
 
 @workloads.for_component(INDEXER, ready=True)
 def check_leadership(facts: ClusterFacts, _: Sequence[Manifest]) -> Verdict:
-    """Of each model that any of them knows; one that was not reached may be who does."""
+    """Fails for models that no indexer reads. An indexer that did not answer may read them."""
     pages, unreached = _pages(facts)
-    read: dict[str, float] = {}
+    leaders: dict[str, float] = {}
     for _pod, page in pages:
-        for one in page.matching("fairlead_indexer_leads"):
-            model = one.labels.get("model", "?")
-            read[model] = max(one.value, read.get(model, 0.0))
-    nobody = [f"no indexer reads the engines of {model}" for model, led in sorted(read.items()) if not led]
+        for sample in page.matching("fairlead_indexer_leads"):
+            model = sample.labels.get("model", "?")
+            leaders[model] = max(sample.value, leaders.get(model, 0.0))
+    unread = [f"no indexer reads the engines of {model}" for model, leads in sorted(leaders.items()) if not leads]
     if unreached:
         return unknown(unreached[0])
-    return verdict_of(nobody, note=f"{len(read)} of {len(read)}" if read else "no model yet")
+    return verdict_of(unread, note=f"{len(leaders)} of {len(leaders)}" if leaders else "no model yet")
 
 
 @workloads.for_component(INDEXER, ready=True)
 def check_connections(facts: ClusterFacts, _: Sequence[Manifest]) -> Verdict:
-    """A warning for what is away: what is known goes on being used."""
+    """Warns about missing connections to Redis and engines; the known index stays in use."""
     pages, unreached = _pages(facts)
-    found = [
+    findings = [
         f"{pod} is not connected to Redis"
         for pod, page in pages
         if page.value("fairlead_indexer_redis_connected") == 0.0
     ]
-    heard = wanted = 0
+    connected_count = expected_count = 0
     for pod, page in pages:
-        connected = {one.labels.get("model", "?"): one.value for one in page.matching("fairlead_indexer_connected")}
-        for one in page.matching("fairlead_indexer_instances"):
-            model = one.labels.get("model", "?")
-            wanted, heard = wanted + int(one.value), heard + int(connected.get(model, 0.0))
-            if connected.get(model, 0.0) < one.value:
-                found.append(f"{pod} hears {connected.get(model, 0.0):.0f} of {one.value:.0f} engines of {model}")
-    return verdict_of(found, unreached, mark=CheckOutcome.WARNING, note=f"{heard} of {wanted} engines")
+        connected = {
+            sample.labels.get("model", "?"): sample.value for sample in page.matching("fairlead_indexer_connected")
+        }
+        for sample in page.matching("fairlead_indexer_instances"):
+            model = sample.labels.get("model", "?")
+            expected_count, connected_count = (
+                expected_count + int(sample.value),
+                connected_count + int(connected.get(model, 0.0)),
+            )
+            if connected.get(model, 0.0) < sample.value:
+                findings.append(f"{pod} hears {connected.get(model, 0.0):.0f} of {sample.value:.0f} engines of {model}")
+    return verdict_of(
+        findings, unreached, outcome=CheckOutcome.WARNING, note=f"{connected_count} of {expected_count} engines"
+    )
 
 
 def _pages(facts: ClusterFacts) -> tuple[list[tuple[str, MetricsPage]], list[str]]:
-    """By pod what each tells; and why others do not, the same reason once."""
-    told = facts.told.get(INDEXER, ())
-    pages = [(one.pod, one.metrics) for one in told if not isinstance(one.metrics, MissingValue)]
-    away = dict.fromkeys(one.metrics.reason for one in told if isinstance(one.metrics, MissingValue))
-    return pages, list(away) or ([] if told else ["no pod of the indexer was found"])
+    """Returns the metrics page by pod, and why other pods did not answer; each reason once."""
+    reports = facts.pod_reports.get(INDEXER, ())
+    pages = [(report.pod, report.metrics) for report in reports if not isinstance(report.metrics, MissingValue)]
+    reasons = dict.fromkeys(report.metrics.reason for report in reports if isinstance(report.metrics, MissingValue))
+    return pages, list(reasons) or ([] if reports else ["no pod of the indexer was found"])

@@ -1,4 +1,4 @@
-"""The models: what their conditions say, one check for each kind of cause."""
+"""Checks of the models' conditions: one check for each kind of cause."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import wraps
@@ -14,7 +14,7 @@ from fairlead_cli.cluster.object_fields import condition_of, is_condition_true, 
 from fairlead_cli.cluster.timestamps import format_age, parse_time
 
 _GRACE_SECONDS: Final = 30.0
-"""A change that is younger may be on its way."""
+"""A younger change may still be in progress."""
 STALL_REASONS: Final[Mapping[str, frozenset[Reason]]] = MappingProxyType(
     {
         "model-image": frozenset({Reason.IMAGE_PULL_FAILED}),
@@ -25,95 +25,102 @@ STALL_REASONS: Final[Mapping[str, frozenset[Reason]]] = MappingProxyType(
         "model-admission": frozenset({Reason.QUOTA_EXCEEDED, Reason.POLICY_REFUSED, Reason.FORBIDDEN}),
     }
 )
-"""Check → the reasons of Stalled that it is about; all others are ``model-stalled``'s."""
+"""Check → reasons of Stalled that it covers; ``model-stalled`` covers all others."""
 
 
-def _for_models(judge: Callable[[ClusterFacts, Sequence[Manifest]], Verdict | None]) -> Analyzer:
-    """A judge of the models that stay: not known where they could not be read, silent where there are none."""
+def _for_models(analyzer: Callable[[ClusterFacts, Sequence[Manifest]], Verdict | None]) -> Analyzer:
+    """Makes an analyzer of all models that are not being deleted: unknown when they are unreadable,
+    None without any.
+    """
 
-    @wraps(judge)
-    def whole(facts: ClusterFacts) -> Verdict | None:
+    @wraps(analyzer)
+    def analyze(facts: ClusterFacts) -> Verdict | None:
         if isinstance(facts.models, MissingValue):
             return unknown(facts.models)
-        models = [one for one in facts.models if not is_deleting(one)]
-        return judge(facts, models) if models else None
+        models = [model for model in facts.models if not is_deleting(model)]
+        return analyzer(facts, models) if models else None
 
-    return whole
+    return analyze
 
 
 @_for_models
 def check_observed(facts: ClusterFacts, models: Sequence[Manifest]) -> Verdict:
-    """Is ``status`` about the present spec?"""
+    """Fails when ``status`` does not describe the present spec."""
     return verdict_of(
-        f"{object_key(one)}: {_generation_lag(one)}, changed {format_age(changed, facts.now)} ago"
-        for one in models
-        if _generation_lag(one) and (changed := _last_changed(one)) is not None and facts.now - changed > _GRACE_SECONDS
+        f"{object_key(model)}: {_generation_lag(model)}, changed {format_age(changed, facts.now)} ago"
+        for model in models
+        if _generation_lag(model)
+        and (changed := _last_changed(model)) is not None
+        and facts.now - changed > _GRACE_SECONDS
     )
 
 
 def _generation_lag(model: Manifest) -> str:
-    seen, now = status_of(model).get("observedGeneration"), int(metadata_of(model).get("generation") or 0)
-    if seen is None:
+    observed, current = status_of(model).get("observedGeneration"), int(metadata_of(model).get("generation") or 0)
+    if observed is None:
         return "no operator has seen it"
-    return f"generation {seen} of {now} was seen" if int(seen) < now else ""
+    return f"generation {observed} of {current} was seen" if int(observed) < current else ""
 
 
 def _last_changed(model: Manifest) -> float | None:
-    """When somebody last wrote something else than status."""
+    """Returns the last write to anything but status."""
     metadata = metadata_of(model)
     times = [
-        parse_time(one.get("time")) for one in metadata.get("managedFields") or [] if one.get("subresource") != "status"
+        parse_time(entry.get("time"))
+        for entry in metadata.get("managedFields") or []
+        if entry.get("subresource") != "status"
     ]
-    return max((one for one in times if one is not None), default=parse_time(metadata.get("creationTimestamp")))
+    return max((entry for entry in times if entry is not None), default=parse_time(metadata.get("creationTimestamp")))
 
 
 def stalled_analyzer(check: str) -> Analyzer:
-    """The judge of one of CAUSES, and of ``model-stalled``."""
+    """Returns the analyzer of one of STALL_REASONS, or of ``model-stalled``."""
 
     @_for_models
-    def judge(_: ClusterFacts, models: Sequence[Manifest]) -> Verdict:
+    def analyze(_: ClusterFacts, models: Sequence[Manifest]) -> Verdict:
         return verdict_of(_stalled(models, check))
 
-    return judge
+    return analyze
 
 
 def _stalled(models: Iterable[Manifest], check: str) -> Iterator[str]:
-    for one in models:
-        found = condition_of(one, ConditionType.STALLED)
-        if found is None or found.get("status") != "True":
+    for model in models:
+        stalled = condition_of(model, ConditionType.STALLED)
+        if stalled is None or stalled.get("status") != "True":
             continue
-        reason = str(found.get("reason", ""))
+        reason = str(stalled.get("reason", ""))
         if check == next((name for name, reasons in STALL_REASONS.items() if reason in reasons), "model-stalled"):
-            yield f"{object_key(one)}: {reason}: {shorten(str(found.get('message', '')))}"
+            yield f"{object_key(model)}: {reason}: {shorten(str(stalled.get('message', '')))}"
 
 
 @_for_models
 def check_ready(_: ClusterFacts, models: Sequence[Manifest]) -> Verdict | None:
-    """Those that are neither ready nor stalled; coming up is a warning."""
-    bad: list[str] = []
+    """Fails for models that are neither ready nor stalled; warns about starting ones."""
+    failing: list[str] = []
     starting: list[str] = []
-    others = [one for one in models if not is_condition_true(one, ConditionType.STALLED)]
-    for one in others:
-        found = condition_of(one, ConditionType.READY)
-        if found is None or found.get("status") == "True":
+    moving = [model for model in models if not is_condition_true(model, ConditionType.STALLED)]
+    for model in moving:
+        ready = condition_of(model, ConditionType.READY)
+        if ready is None or ready.get("status") == "True":
             continue
-        line = f"{object_key(one)}: {found.get('reason')}: {shorten(str(found.get('message', '')))}"
-        (starting if found.get("reason") == Reason.STARTING else bad).append(line)
-    if bad:
-        return verdict_of([*bad, *starting])
+        line = f"{object_key(model)}: {ready.get('reason')}: {shorten(str(ready.get('message', '')))}"
+        (starting if ready.get("reason") == Reason.STARTING else failing).append(line)
+    if failing:
+        return verdict_of([*failing, *starting])
     if starting:
         return warned(*starting)
-    return passed(f"{len(others)} of {len(models)}") if others else None
+    return passed(f"{len(moving)} of {len(models)}") if moving else None
 
 
 @_for_models
 def check_names(_: ClusterFacts, models: Sequence[Manifest]) -> Verdict:
-    """A warning: the model is served, under its long name."""
+    """Warns about models that have only their long name."""
     return verdict_of(
         (
-            f"{object_key(one)}: {shorten(str(found.get('message', '')))}"
-            for one in models
-            if (found := condition_of(one, ConditionType.NAME_TAKEN)) is not None and found.get("status") == "True"
+            f"{object_key(model)}: {shorten(str(name_taken.get('message', '')))}"
+            for model in models
+            if (name_taken := condition_of(model, ConditionType.NAME_TAKEN)) is not None
+            and name_taken.get("status") == "True"
         ),
-        mark=CheckOutcome.WARNING,
+        outcome=CheckOutcome.WARNING,
     )

@@ -1,4 +1,4 @@
-"""The operator: is it there, does it lead, does it hear the cluster, may it do its work."""
+"""Checks of the operator: installed, ready, leader, watches, permissions."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -16,89 +16,92 @@ from fairlead_operator.health import MAX_SILENCE_SECONDS
 from fairlead_operator.kube.leader_election import LEASE_NAME
 
 _MARGIN_SECONDS: Final = 5.0
-"""Clocks of operator and API server differ, and the API server tells its own to a second only."""
+"""Clocks of operator and API server differ, and the API server's time is cut to a second."""
 
 
 def check_installed(facts: ClusterFacts) -> Verdict:
-    """One for each namespace that is looked after."""
-    found = facts.component_deployments(OPERATOR)
-    if isinstance(found, MissingValue):
-        return unknown(found)
-    if not found:
+    """Fails without an operator, and when two watch the same namespace."""
+    operators = facts.component_deployments(OPERATOR)
+    if isinstance(operators, MissingValue):
+        return unknown(operators)
+    if not operators:
         return failed("no Deployment has the labels of Fairlead's operator")
     clashes = [
-        f"{object_key(one)} and {object_key(other)} both look after {where}"
-        for position, one in enumerate(found)
-        for other in found[position + 1 :]
-        if (where := _shared_namespaces(one, other))
+        f"{object_key(first)} and {object_key(other)} both look after {shared}"
+        for position, first in enumerate(operators)
+        for other in operators[position + 1 :]
+        if (shared := _shared_namespaces(first, other))
     ]
-    return verdict_of(clashes, note=", ".join(object_key(one) for one in found))
+    return verdict_of(clashes, note=", ".join(object_key(first) for first in operators))
 
 
-def _shared_namespaces(one: Manifest, other: Manifest) -> str:
-    """Namespaces of two operators that are the same; empty for none."""
-    first, second = set(components.watched_namespaces(one)), set(components.watched_namespaces(other))
+def _shared_namespaces(first_operator: Manifest, second_operator: Manifest) -> str:
+    """Returns the namespaces that both operators watch; empty for none."""
+    first, second = (
+        set(components.watched_namespaces(first_operator)),
+        set(components.watched_namespaces(second_operator)),
+    )
     if not first or not second:
         return "all namespaces" if not first and not second else ", ".join(sorted(first or second))
     return ", ".join(sorted(first & second))
 
 
 def check_ready(facts: ClusterFacts) -> Verdict | None:
-    """Their pods."""
+    """Checks that operator pods are ready."""
     return workloads.check_pods_ready(facts, OPERATOR)
 
 
 @workloads.for_component(OPERATOR, ready=True)
-def check_leader(facts: ClusterFacts, found: Sequence[Manifest]) -> Verdict:
-    """By the lease, judged by the API server's clock."""
-    bad: list[str] = []
-    unsure: list[str] = []
+def check_leader(facts: ClusterFacts, operators: Sequence[Manifest]) -> Verdict:
+    """Checks the leader's lease by the API server's clock."""
+    failures: list[str] = []
+    doubts: list[str] = []
     holders: list[str] = []
-    for place in dict.fromkeys(namespace_name(one) for one in found):
-        lease = facts.leases.get(place)
+    for namespace in dict.fromkeys(namespace_name(deployment) for deployment in operators):
+        lease = facts.leases.get(namespace)
         if isinstance(lease, MissingValue) and lease.is_absent:
-            bad.append(f"there is no Lease {place}/{LEASE_NAME}: none ever led")
+            failures.append(f"there is no Lease {namespace}/{LEASE_NAME}: none ever led")
         elif lease is None or isinstance(lease, MissingValue):
-            unsure.append(f"{place}/{LEASE_NAME}: {lease.reason if lease else 'it was not looked at'}")
+            doubts.append(f"{namespace}/{LEASE_NAME}: {lease.reason if lease else 'it was not looked at'}")
         elif problem := _lease_problem(lease, facts.now):
-            bad.append(f"{place}/{LEASE_NAME}: {problem}")
+            failures.append(f"{namespace}/{LEASE_NAME}: {problem}")
         else:
             holders.append(str(spec_of(lease)["holderIdentity"]).partition("_")[0])
-    return verdict_of(bad, unsure, note=", ".join(holders))
+    return verdict_of(failures, doubts, note=", ".join(holders))
 
 
 def _lease_problem(lease: Manifest, now: float) -> str:
-    """Why nobody leads by it; empty when somebody does."""
-    said = spec_of(lease)
-    holder, renewed = str(said.get("holderIdentity") or ""), parse_time(said.get("renewTime"))
+    """Returns why the lease has no active holder; empty when it has one."""
+    lease_spec = spec_of(lease)
+    holder, renewed = str(lease_spec.get("holderIdentity") or ""), parse_time(lease_spec.get("renewTime"))
     if not holder:
         return "nobody holds it"
-    lasts = float(said.get("leaseDurationSeconds") or 15)
+    duration = float(lease_spec.get("leaseDurationSeconds") or 15)
     if renewed is None:
         return f"{holder} holds it and never renewed it"
-    if now - renewed > lasts + _MARGIN_SECONDS:
-        return f"{holder} holds it and last renewed it {format_age(renewed, now)} ago; it lasts {lasts:.0f} s"
+    if now - renewed > duration + _MARGIN_SECONDS:
+        return f"{holder} holds it and last renewed it {format_age(renewed, now)} ago; it lasts {duration:.0f} s"
     return ""
 
 
 @workloads.for_component(OPERATOR, ready=True)
 def check_watches(facts: ClusterFacts, _: Sequence[Manifest]) -> Verdict:
-    """What the leader's metrics say."""
-    told = facts.told.get(OPERATOR, ())
-    pages = [(one.pod, one.metrics) for one in told if not isinstance(one.metrics, MissingValue)]
+    """Checks the age of the leader's watches by its metrics."""
+    reports = facts.pod_reports.get(OPERATOR, ())
+    pages = [(report.pod, report.metrics) for report in reports if not isinstance(report.metrics, MissingValue)]
     leading = [(pod, page) for pod, page in pages if page.value("fairlead_operator_leading") == 1.0]
     if not leading:
-        away = [one.metrics.reason for one in told if isinstance(one.metrics, MissingValue)]
-        return unknown(away[0] if away else "no pod that was asked says that it leads")
-    bad, oldest = [], 0.0
+        reasons = [report.metrics.reason for report in reports if isinstance(report.metrics, MissingValue)]
+        return unknown(reasons[0] if reasons else "no pod that was asked says that it leads")
+    silent, oldest = [], 0.0
     for pod, page in leading:
         for sample in page.matching("fairlead_operator_watch_age_seconds"):
             oldest = max(oldest, sample.value)
             if sample.value > MAX_SILENCE_SECONDS:
-                bad.append(f"{pod} has heard nothing of {sample.labels.get('kind', '?')} for {sample.value:.0f} s")
-    return verdict_of(bad, note=f"of each within {oldest:.0f} s")
+                silent.append(f"{pod} has heard nothing of {sample.labels.get('kind', '?')} for {sample.value:.0f} s")
+    return verdict_of(silent, note=f"of each within {oldest:.0f} s")
 
 
 def check_permissions(facts: ClusterFacts) -> Verdict | None:
-    """As the API server decides."""
+    """Checks the operators' service accounts."""
     return workloads.check_permissions(facts, OPERATOR)

@@ -1,4 +1,4 @@
-"""The cluster under Fairlead: API server, rights, admission, CRDs."""
+"""Checks of the cluster below Fairlead: API server, permissions, admission, CRDs."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -22,22 +22,22 @@ _MAX_SHOWN_FIELDS: Final = 4
 
 
 def check_api_reachable(facts: ClusterFacts) -> Verdict:
-    """Facts are only gathered where it is."""
-    return passed(f"{facts.server}, {facts.found}")
+    """Passes; facts exist only when the API server answers."""
+    return passed(f"{facts.server}, {facts.access_source}")
 
 
 def check_api_version(facts: ClusterFacts) -> Verdict:
-    """``v1.36.3``, also with what vendors add: ``v1.33.5-eks-1-2``."""
-    found = re.match(r"v?(\d+)\.(\d+)", facts.version)
-    if found is None:
+    """Checks the version, also with vendors' suffixes such as ``v1.33.5-eks-1-2``."""
+    version = re.match(r"v?(\d+)\.(\d+)", facts.version)
+    if version is None:
         return unknown(f"the API server calls itself {facts.version!r}")
-    if (int(found[1]), int(found[2])) < OLDEST_KUBERNETES:
+    if (int(version[1]), int(version[2])) < OLDEST_KUBERNETES:
         return failed(f"it is {facts.version}")
     return passed(facts.version)
 
 
 def check_clock_skew(facts: ClusterFacts) -> Verdict:
-    """Exact to a second, as ``Date`` is."""
+    """Warns when this machine's clock is off; the server's ``Date`` is exact to a second."""
     skew = facts.skew_seconds
     if skew is None:
         return unknown("the API server's answers carry no date")
@@ -47,50 +47,57 @@ def check_clock_skew(facts: ClusterFacts) -> Verdict:
 
 
 def check_read_permissions(facts: ClusterFacts, *, before_install: bool = False) -> Verdict:
-    """A warning: what cannot be read makes the checks that need it say so."""
-    asked = permissions_to_check(facts.place, before_install=before_install)
-    denied = [str(one) for one in asked if facts.rights.get(one) is False]
-    return warned(*(f"you may not {one}" for one in denied)) if denied else passed()
+    """Warns about missing permissions to read; the checks that need them are unknown."""
+    needed = permissions_to_check(facts.install_namespace, before_install=before_install)
+    denied = [str(permission) for permission in needed if facts.permissions.get(permission) is False]
+    return warned(*(f"you may not {permission}" for permission in denied)) if denied else passed()
 
 
 def check_install_permissions(facts: ClusterFacts) -> Verdict:
-    """All that the chart creates."""
-    exists = facts.place_exists is True
-    found = {one: facts.rights.get(one) for one in permissions_to_install(facts.place, exists)}
-    unsure = [f"{one}: {said.reason}" for one, said in found.items() if isinstance(said, MissingValue)]
-    return verdict_of((f"you may not {one}" for one, said in found.items() if said is False), unsure)
-
-
-def check_pod_security(facts: ClusterFacts) -> Verdict:
-    """By a dry run; without the namespace nothing can be tried."""
-    if facts.place_exists is not True:
-        return passed(f"the namespace {facts.place} is not there yet")
-    if facts.trial is None or isinstance(facts.trial, MissingValue):
-        return unknown(facts.trial or "it was not tried")
-    return failed(facts.trial) if facts.trial else passed()
-
-
-def check_quotas(facts: ClusterFacts) -> Verdict:
-    """Quotas of the namespaces that matter to us, where any entry is used up."""
-    if isinstance(facts.quotas, MissingValue):
-        return unknown(facts.quotas)
-    ours = {facts.place}
-    for objects in (facts.models, facts.deployments):
-        ours |= set() if isinstance(objects, MissingValue) else {namespace_name(one) for one in objects}
+    """Checks the permissions to create all that the chart holds."""
+    exists = facts.namespace_exists is True
+    answers = {
+        permission: facts.permissions.get(permission)
+        for permission in permissions_to_install(facts.install_namespace, exists)
+    }
+    doubts = [
+        f"{permission}: {answer.reason}" for permission, answer in answers.items() if isinstance(answer, MissingValue)
+    ]
     return verdict_of(
-        f"{object_key(one)}: {what} is used up ({used} of {most})"
-        for one in facts.quotas
-        if namespace_name(one) in ours
-        for what, used, most in _used_up(one)
+        (f"you may not {permission}" for permission, answer in answers.items() if answer is False), doubts
     )
 
 
-def _used_up(one: Manifest) -> Iterator[tuple[str, str, str]]:
-    hard, used = status_of(one).get("hard") or {}, status_of(one).get("used") or {}
-    for what, most in hard.items():
-        have, limit = parse_quantity(str(used.get(what, "0"))), parse_quantity(str(most))
-        if have is not None and limit is not None and have >= limit and (limit > 0 or have > 0):
-            yield what, str(used[what]), str(most)
+def check_pod_security(facts: ClusterFacts) -> Verdict:
+    """Checks the result of the dry run; without the namespace there is none."""
+    if facts.namespace_exists is not True:
+        return passed(f"the namespace {facts.install_namespace} is not there yet")
+    if facts.dry_run_refusal is None or isinstance(facts.dry_run_refusal, MissingValue):
+        return unknown(facts.dry_run_refusal or "it was not tried")
+    return failed(facts.dry_run_refusal) if facts.dry_run_refusal else passed()
+
+
+def check_quotas(facts: ClusterFacts) -> Verdict:
+    """Fails for used-up quotas in the namespaces of installation and models."""
+    if isinstance(facts.quotas, MissingValue):
+        return unknown(facts.quotas)
+    namespaces = {facts.install_namespace}
+    for objects in (facts.models, facts.deployments):
+        namespaces |= set() if isinstance(objects, MissingValue) else {namespace_name(quota) for quota in objects}
+    return verdict_of(
+        f"{object_key(quota)}: {resource} is used up ({used} of {limit})"
+        for quota in facts.quotas
+        if namespace_name(quota) in namespaces
+        for resource, used, limit in _used_up(quota)
+    )
+
+
+def _used_up(quota: Manifest) -> Iterator[tuple[str, str, str]]:
+    hard, used = status_of(quota).get("hard") or {}, status_of(quota).get("used") or {}
+    for resource, limit_text in hard.items():
+        used_amount, limit = parse_quantity(str(used.get(resource, "0"))), parse_quantity(str(limit_text))
+        if used_amount is not None and limit is not None and used_amount >= limit and (limit > 0 or used_amount > 0):
+            yield resource, str(used[resource]), str(limit_text)
 
 
 _SUFFIXES: Final[Mapping[str, float]] = {
@@ -114,23 +121,27 @@ _SUFFIXES: Final[Mapping[str, float]] = {
 
 
 def parse_quantity(text: str) -> float | None:
-    """A Kubernetes quantity (``500m``, ``4Gi``, ``1e3``); None for what is none."""
-    found = re.fullmatch(r"([+-]?[\d.]+(?:[eE][+-]?\d+)?)([A-Za-z]*)", text)
-    if found is None or found[2] not in _SUFFIXES:
+    """Returns a Kubernetes quantity (``500m``, ``4Gi``, ``1e3``) as a number; None for an invalid
+    one.
+    """
+    match = re.fullmatch(r"([+-]?[\d.]+(?:[eE][+-]?\d+)?)([A-Za-z]*)", text)
+    if match is None or match[2] not in _SUFFIXES:
         return None
     try:
-        return float(found[1]) * _SUFFIXES[found[2]]
+        return float(match[1]) * _SUFFIXES[match[2]]
     except ValueError:
         return None
 
 
 def check_accelerators(facts: ClusterFacts) -> Verdict:
-    """Any resource that a class, built in or applied, asks nodes for."""
+    """Warns when no node offers a resource of any AcceleratorClass, built in or applied."""
     if isinstance(facts.nodes, MissingValue):
         return unknown(facts.nodes)
-    names = {str(one.spec.resource) for one in builtin_accelerators().values() if one.spec.resource}
-    if not isinstance(facts.classes, MissingValue):
-        names |= {str(spec_of(one)["resource"]) for one in facts.classes if spec_of(one).get("resource")}
+    names = {str(class_.spec.resource) for class_ in builtin_accelerators().values() if class_.spec.resource}
+    if not isinstance(facts.accelerator_classes, MissingValue):
+        names |= {
+            str(spec_of(class_)["resource"]) for class_ in facts.accelerator_classes if spec_of(class_).get("resource")
+        }
     offered: dict[str, float] = {}
     for node in facts.nodes:
         for name, count in (status_of(node).get("allocatable") or {}).items():
@@ -142,25 +153,27 @@ def check_accelerators(facts: ClusterFacts) -> Verdict:
 
 
 def check_storage_class(facts: ClusterFacts) -> Verdict:
-    """A warning without one."""
+    """Warns without a default StorageClass."""
     if isinstance(facts.storage_classes, MissingValue):
         return unknown(facts.storage_classes)
-    for one in facts.storage_classes:
-        if (metadata_of(one).get("annotations") or {}).get(_DEFAULT_CLASS) == "true":
-            return passed(name_of(one))
+    for storage_class in facts.storage_classes:
+        if (metadata_of(storage_class).get("annotations") or {}).get(_DEFAULT_CLASS) == "true":
+            return passed(name_of(storage_class))
     return warned("claims that name no class stay unbound")
 
 
 def check_leader_worker_sets(facts: ClusterFacts) -> Verdict:
-    """An error where a model needs them."""
+    """Fails when a model needs LeaderWorkerSets and the cluster has none; else warns."""
     if isinstance(facts.leader_worker_sets, MissingValue):
         return unknown(facts.leader_worker_sets)
     if facts.leader_worker_sets:
         return passed()
     models = () if isinstance(facts.models, MissingValue) else facts.models
-    needing = [object_key(one) for one in models if any(_nodes(pool) > 1 for pool in spec_of(one).get("pools") or [])]
+    needing = [
+        object_key(model) for model in models if any(_nodes(pool) > 1 for pool in spec_of(model).get("pools") or [])
+    ]
     if needing:
-        return failed(*(f"{one} spans nodes and cannot be run" for one in needing))
+        return failed(*(f"{model} spans nodes and cannot be run" for model in needing))
     return warned("models whose instances span nodes cannot be run")
 
 
@@ -172,23 +185,23 @@ def _nodes(pool: Mapping[str, Any]) -> int:
 
 
 def _installed(facts: ClusterFacts) -> dict[str, Manifest] | MissingValue:
-    if isinstance(facts.definitions, MissingValue):
-        return facts.definitions
-    return {name_of(one): one for one in facts.definitions}
+    if isinstance(facts.crds, MissingValue):
+        return facts.crds
+    return {name_of(crd): crd for crd in facts.crds}
 
 
 def check_crd_names(facts: ClusterFacts) -> Verdict:
-    """Before an installation: CRDs of our group are either not there or ours."""
-    there = _installed(facts)
-    if isinstance(there, MissingValue):
-        return unknown(there)
-    ours = {f"{kind.plural}.{GROUP}": kind for kind in served_kinds()}
+    """Before an installation: fails when a CRD with our name has another kind."""
+    installed = _installed(facts)
+    if isinstance(installed, MissingValue):
+        return unknown(installed)
+    kinds_by_name = {f"{kind.plural}.{GROUP}": kind for kind in served_kinds()}
     foreign = [
-        f"{name} is {(spec_of(there[name]).get('names') or {}).get('kind')}, not {kind.name}"
-        for name, kind in ours.items()
-        if name in there and (spec_of(there[name]).get("names") or {}).get("kind") != kind.name
+        f"{name} is {(spec_of(installed[name]).get('names') or {}).get('kind')}, not {kind.name}"
+        for name, kind in kinds_by_name.items()
+        if name in installed and (spec_of(installed[name]).get("names") or {}).get("kind") != kind.name
     ]
-    present = [name for name in ours if name in there]
+    present = [name for name in kinds_by_name if name in installed]
     if foreign:
         return failed(*foreign)
     if present:
@@ -197,56 +210,58 @@ def check_crd_names(facts: ClusterFacts) -> Verdict:
 
 
 def check_crds_installed(facts: ClusterFacts) -> Verdict:
-    """Each kind of this release, established and served."""
-    there = _installed(facts)
-    if isinstance(there, MissingValue):
-        return unknown(there)
-    bad = []
+    """Checks that every kind of this release is established and served."""
+    installed = _installed(facts)
+    if isinstance(installed, MissingValue):
+        return unknown(installed)
+    missing = []
     for kind in served_kinds():
         name = f"{kind.plural}.{GROUP}"
-        found = there.get(name)
-        if found is None:
-            bad.append(f"{name} is missing")
-        elif not is_condition_true(found, "Established"):
-            bad.append(f"{name} is not established")
-        elif not any(one.get("name") == VERSION and one.get("served") for one in spec_of(found).get("versions") or []):
-            bad.append(f"{name} does not serve {VERSION}")
-    return verdict_of(bad, note=f"{len(served_kinds())} of {len(served_kinds())}")
+        crd = installed.get(name)
+        if crd is None:
+            missing.append(f"{name} is missing")
+        elif not is_condition_true(crd, "Established"):
+            missing.append(f"{name} is not established")
+        elif not any(
+            version.get("name") == VERSION and version.get("served") for version in spec_of(crd).get("versions") or []
+        ):
+            missing.append(f"{name} does not serve {VERSION}")
+    return verdict_of(missing, note=f"{len(served_kinds())} of {len(served_kinds())}")
 
 
 def check_crd_schemas(facts: ClusterFacts) -> Verdict | None:
-    """Field by field, so that what is named can be looked up."""
-    there = _installed(facts)
-    if isinstance(there, MissingValue):
-        return unknown(there)
-    bad: list[str] = []
+    """Compares the schemas field by field, so that the message names fields."""
+    installed = _installed(facts)
+    if isinstance(installed, MissingValue):
+        return unknown(installed)
+    differences: list[str] = []
     compared = 0
     for kind in served_kinds():
-        found = there.get(f"{kind.plural}.{GROUP}")
-        if found is None:
+        crd = installed.get(f"{kind.plural}.{GROUP}")
+        if crd is None:
             continue
         compared += 1
-        bad += _differences(name_of(found), _schema(found), _schema(crd_manifest(kind)))
-    return verdict_of(bad) if compared else None
+        differences += _differences(name_of(crd), _schema(crd), _schema(crd_manifest(kind)))
+    return verdict_of(differences) if compared else None
 
 
-def _schema(one: Manifest) -> Mapping[str, Any]:
-    for version in spec_of(one).get("versions") or []:
+def _schema(crd: Manifest) -> Mapping[str, Any]:
+    for version in spec_of(crd).get("versions") or []:
         if version.get("name") == VERSION:
             schema: Mapping[str, Any] = (version.get("schema") or {}).get("openAPIV3Schema") or {}
             return schema
     return {}
 
 
-def _differences(name: str, there: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
-    if there == ours:
+def _differences(name: str, installed: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
+    if installed == ours:
         return []
-    has, wants = set(_fields(there)), set(_fields(ours))
-    lacks, more = sorted(wants - has), sorted(has - wants)
-    if lacks:
-        return [f"{name} is older than this release: it lacks {_listed(lacks)}"]
-    if more:
-        return [f"{name} is newer than this release: it has {_listed(more)}"]
+    installed_fields, own_fields = set(_fields(installed)), set(_fields(ours))
+    missing, unknown_fields = sorted(own_fields - installed_fields), sorted(installed_fields - own_fields)
+    if missing:
+        return [f"{name} is older than this release: it lacks {_listed(missing)}"]
+    if unknown_fields:
+        return [f"{name} is newer than this release: it has {_listed(unknown_fields)}"]
     return [f"{name} has the same fields with other rules, defaults or descriptions"]
 
 
@@ -261,7 +276,7 @@ def _fields(schema: Mapping[str, Any], path: str = "") -> Iterator[str]:
 
 
 def _listed(names: list[str]) -> str:
-    """Without what lies below one that is listed itself."""
-    tops = [one for one in names if not any(one.startswith((f"{other}.", f"{other}[")) for other in names)]
-    more = len(tops) - _MAX_SHOWN_FIELDS
-    return ", ".join(tops[:_MAX_SHOWN_FIELDS]) + (f" and {more} more" if more > 0 else "")
+    """Returns the names without those below another listed one."""
+    top_names = [name for name in names if not any(name.startswith((f"{parent}.", f"{parent}[")) for parent in names)]
+    rest = len(top_names) - _MAX_SHOWN_FIELDS
+    return ", ".join(top_names[:_MAX_SHOWN_FIELDS]) + (f" and {rest} more" if rest > 0 else "")

@@ -1,4 +1,4 @@
-"""Around the components: what guards them, and whether they fit together."""
+"""Checks of what protects the components, and of their versions."""
 
 from collections.abc import Iterator, Sequence
 
@@ -12,69 +12,77 @@ from fairlead_cli.cluster.object_fields import label_of, namespace_name, object_
 
 
 def check_network_policies(facts: ClusterFacts) -> Verdict | None:
-    """One that selects each component."""
+    """Warns about components that no NetworkPolicy selects."""
     if isinstance(facts.deployments, MissingValue):
         return unknown(facts.deployments)
-    if isinstance(facts.policies, MissingValue):
-        return unknown(facts.policies)
+    if isinstance(facts.network_policies, MissingValue):
+        return unknown(facts.network_policies)
     if not facts.deployments:
         return None
-    guarded = {(namespace_name(one), *_selected_component(one)) for one in facts.policies}
+    selected = {(namespace_name(object_), *_selected_component(object_)) for object_ in facts.network_policies}
     return verdict_of(
         (
-            f"{object_key(one)} has none"
-            for one in facts.deployments
-            if (namespace_name(one), label_of(one, RELEASE_LABEL), label_of(one, COMPONENT_LABEL)) not in guarded
+            f"{object_key(object_)} has none"
+            for object_ in facts.deployments
+            if (namespace_name(object_), label_of(object_, RELEASE_LABEL), label_of(object_, COMPONENT_LABEL))
+            not in selected
         ),
-        mark=CheckOutcome.WARNING,
+        outcome=CheckOutcome.WARNING,
     )
 
 
 def check_disruption_budgets(facts: ClusterFacts) -> Verdict | None:
-    """A budget for each that has several replicas, with room now."""
+    """Warns about replicated components without a disruption budget, and about budgets without
+    room.
+    """
     if isinstance(facts.deployments, MissingValue):
         return unknown(facts.deployments)
-    if isinstance(facts.budgets, MissingValue):
-        return unknown(facts.budgets)
+    if isinstance(facts.disruption_budgets, MissingValue):
+        return unknown(facts.disruption_budgets)
     if not facts.deployments:
         return None
-    return verdict_of(_budget_problems(facts.deployments, facts.budgets), mark=CheckOutcome.WARNING)
+    return verdict_of(_budget_problems(facts.deployments, facts.disruption_budgets), outcome=CheckOutcome.WARNING)
 
 
 def _budget_problems(deployments: Sequence[Manifest], budgets: Sequence[Manifest]) -> Iterator[str]:
-    covered = {(namespace_name(one), *_selected_component(one)) for one in budgets}
-    for one in deployments:
+    covered = {(namespace_name(object_), *_selected_component(object_)) for object_ in budgets}
+    for object_ in deployments:
         if (
-            desired_replicas(one) > 1
-            and (namespace_name(one), label_of(one, RELEASE_LABEL), label_of(one, COMPONENT_LABEL)) not in covered
+            desired_replicas(object_) > 1
+            and (namespace_name(object_), label_of(object_, RELEASE_LABEL), label_of(object_, COMPONENT_LABEL))
+            not in covered
         ):
-            yield f"{object_key(one)} has {desired_replicas(one)} replicas and no budget"
-    for one in budgets:
-        found = status_of(one)
-        if found.get("expectedPods") and not found.get("disruptionsAllowed"):
-            healthy = f"{found.get('currentHealthy', 0)} of {found.get('expectedPods')} pods are healthy"
-            yield f"{object_key(one)} allows no disruption now: {healthy}"
+            yield f"{object_key(object_)} has {desired_replicas(object_)} replicas and no budget"
+    for object_ in budgets:
+        budget_status = status_of(object_)
+        if budget_status.get("expectedPods") and not budget_status.get("disruptionsAllowed"):
+            healthy = (
+                f"{budget_status.get('currentHealthy', 0)} of {budget_status.get('expectedPods')} pods are healthy"
+            )
+            yield f"{object_key(object_)} allows no disruption now: {healthy}"
 
 
 def check_version_skew(facts: ClusterFacts) -> Verdict | None:
-    """Components by their Deployments' labels, and this command line."""
+    """Warns when the components' versions, by their labels, differ from each other or from this
+    command line.
+    """
     if isinstance(facts.deployments, MissingValue):
         return unknown(facts.deployments)
-    found = {
-        f"{label_of(one, COMPONENT_LABEL)} of {namespace_name(one)}": label_of(one, VERSION_LABEL)
-        for one in facts.deployments
-        if label_of(one, COMPONENT_LABEL) in COMPONENTS_WITH_PERMISSIONS
+    versions = {
+        f"{label_of(deployment, COMPONENT_LABEL)} of {namespace_name(deployment)}": label_of(deployment, VERSION_LABEL)
+        for deployment in facts.deployments
+        if label_of(deployment, COMPONENT_LABEL) in COMPONENTS_WITH_PERMISSIONS
     }
-    if not found:
+    if not versions:
         return None
-    if set(found.values()) == {facts.our_version}:
+    if set(versions.values()) == {facts.our_version}:
         return passed(facts.our_version)
-    listed = [f"{name} is {version or 'not known'}" for name, version in found.items()]
-    return warned(f"the command line is {facts.our_version}", *listed)
+    component_lines = [f"{name} is {version or 'not known'}" for name, version in versions.items()]
+    return warned(f"the command line is {facts.our_version}", *component_lines)
 
 
-def _selected_component(one: Manifest) -> tuple[str, str]:
-    """Release and component that a policy or budget selects."""
-    chosen = spec_of(one).get("podSelector") or spec_of(one).get("selector") or {}
-    labels = chosen.get("matchLabels") or {}
+def _selected_component(policy: Manifest) -> tuple[str, str]:
+    """Returns release and component that a policy or budget selects."""
+    selector = spec_of(policy).get("podSelector") or spec_of(policy).get("selector") or {}
+    labels = selector.get("matchLabels") or {}
     return str(labels.get(RELEASE_LABEL, "")), str(labels.get(COMPONENT_LABEL, ""))

@@ -1,4 +1,4 @@
-"""What our components have in common: Deployments with pods, Secrets that these take, rights of their accounts."""
+"""Checks that components share: pods of Deployments, Secrets, and permissions of service accounts."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import wraps
@@ -28,139 +28,155 @@ _IMAGE_PULL_REASONS = (
 def for_component(
     component: str, *, ready: bool = False
 ) -> Callable[[Callable[[ClusterFacts, Sequence[Manifest]], Verdict | None]], Analyzer]:
-    """A judge of a component's Deployments: not known where they could not be read, silent where there are none.
+    """Makes an analyzer of a component's Deployments: unknown when they are unreadable, None
+    without any.
 
-    ``ready``: nor is it known while none of their pods is ready, since it is their pods that are asked.
+    ready: also unknown while no pod of the component is ready, because the check asks its pods.
     """
 
-    def made(judge: Callable[[ClusterFacts, Sequence[Manifest]], Verdict | None]) -> Analyzer:
-        @wraps(judge)
-        def whole(facts: ClusterFacts) -> Verdict | None:
-            found = facts.component_deployments(component)
-            if isinstance(found, MissingValue):
-                return unknown(found)
-            if not found:
+    def decorate(analyzer: Callable[[ClusterFacts, Sequence[Manifest]], Verdict | None]) -> Analyzer:
+        @wraps(analyzer)
+        def analyze(facts: ClusterFacts) -> Verdict | None:
+            deployments = facts.component_deployments(component)
+            if isinstance(deployments, MissingValue):
+                return unknown(deployments)
+            if not deployments:
                 return None
             if ready and has_no_ready_pod(facts, component):
                 return unknown(f"no pod of the {component} is ready")
-            return judge(facts, found)
+            return analyzer(facts, deployments)
 
-        return whole
+        return analyze
 
-    return made
+    return decorate
 
 
 def ready_pods(facts: ClusterFacts, deployment: Manifest) -> Sequence[Manifest] | MissingValue:
-    """Those of a Deployment that take work."""
+    """Returns the ready pods of a Deployment."""
     pods = facts.pods_of(deployment)
-    return pods if isinstance(pods, MissingValue) else [one for one in pods if is_ready(one) and not is_deleting(one)]
+    return pods if isinstance(pods, MissingValue) else [pod for pod in pods if is_ready(pod) and not is_deleting(pod)]
 
 
 def has_no_ready_pod(facts: ClusterFacts, component: str) -> bool:
-    """Is it known that no pod of the component is ready? What asks them cannot tell anything then."""
-    found = facts.component_deployments(component)
-    if isinstance(found, MissingValue) or isinstance(facts.pods, MissingValue):
+    """Whether it is certain that no pod of the component is ready."""
+    deployments = facts.component_deployments(component)
+    if isinstance(deployments, MissingValue) or isinstance(facts.pods, MissingValue):
         return False
-    return not any(ready_pods(facts, one) for one in found)
+    return not any(ready_pods(facts, deployment) for deployment in deployments)
 
 
 def check_pods_ready(facts: ClusterFacts, component: str) -> Verdict | None:
-    """FAILED for a Deployment without any ready pod, a warning where some are missing."""
+    """Fails for a Deployment without a ready pod, warns when some are missing."""
     return for_component(component)(_pods_ready)(facts)
 
 
-def _pods_ready(facts: ClusterFacts, found: Sequence[Manifest]) -> Verdict:
-    bad: list[str] = []
-    short_of: list[str] = []
-    count = wanted = 0
-    for one in found:
-        ready = ready_pods(facts, one)
+def _pods_ready(facts: ClusterFacts, deployments: Sequence[Manifest]) -> Verdict:
+    failing: list[str] = []
+    incomplete: list[str] = []
+    ready_count = wanted_count = 0
+    for deployment in deployments:
+        ready = ready_pods(facts, deployment)
         if isinstance(ready, MissingValue):
             return unknown(ready)
-        asked = desired_replicas(one)
-        count, wanted = count + len(ready), wanted + asked
-        if len(ready) < max(1, asked):
-            (short_of if ready else bad).extend(
-                [f"{object_key(one)}: {len(ready)} of {asked} ready", *not_ready_reasons(facts, one)]
+        desired = desired_replicas(deployment)
+        ready_count, wanted_count = ready_count + len(ready), wanted_count + desired
+        if len(ready) < max(1, desired):
+            (incomplete if ready else failing).extend(
+                [f"{object_key(deployment)}: {len(ready)} of {desired} ready", *not_ready_reasons(facts, deployment)]
             )
-    if bad:
-        return Verdict(CheckOutcome.FAILED, tuple(bad))
-    return warned(*short_of) if short_of else passed(f"{count} of {wanted}")
+    if failing:
+        return Verdict(CheckOutcome.FAILED, tuple(failing))
+    return warned(*incomplete) if incomplete else passed(f"{ready_count} of {wanted_count}")
 
 
 def not_ready_reasons(facts: ClusterFacts, deployment: Manifest) -> Iterator[str]:
-    """What its pods wait for; what its controller says where there are none."""
+    """Yields why the pods of a Deployment are not ready; without pods, the controller's message."""
     pods = facts.pods_of(deployment)
     if not isinstance(pods, MissingValue):
-        for one in pods:
-            if why := waiting_reason(one):
-                yield f"pod {name_of(one)}: {why}"
+        for pod in pods:
+            if reason := waiting_reason(pod):
+                yield f"pod {name_of(pod)}: {reason}"
     if desired_replicas(deployment) == 0:
         yield f"{name_of(deployment)} is scaled to 0"
     elif not pods:
         yield f"no pod of {name_of(deployment)} has been made"
-    for said in conditions_of(deployment):
-        if said.get("type") == "ReplicaFailure" and said.get("status") == "True":
-            yield shorten(str(said.get("message", "")))
+    for condition in conditions_of(deployment):
+        if condition.get("type") == "ReplicaFailure" and condition.get("status") == "True":
+            yield shorten(str(condition.get("message", "")))
 
 
 def check_images(facts: ClusterFacts) -> Verdict | None:
-    """Images of the control plane's own pods."""
+    """Fails for pods of the control plane whose image cannot be pulled."""
     if isinstance(facts.pods, MissingValue):
         return unknown(facts.pods)
     if not facts.pods:
         return None
     return verdict_of(
-        f"pod {object_key(one)}: {why}"
-        for one in facts.pods
-        if (why := waiting_reason(one)).partition(":")[0].partition(" ")[0] in _IMAGE_PULL_REASONS
+        f"pod {object_key(pod)}: {reason}"
+        for pod in facts.pods
+        if (reason := waiting_reason(pod)).partition(":")[0].partition(" ")[0] in _IMAGE_PULL_REASONS
     )
 
 
 def check_secrets(facts: ClusterFacts, component: str) -> Verdict | None:
-    """Every Secret that the component's pods name is there, with the entries that they take."""
+    """Checks that every Secret of the component exists, with all entries that its pods use."""
     return for_component(component)(_secrets_complete)(facts)
 
 
-def _secrets_complete(facts: ClusterFacts, found: Sequence[Manifest]) -> Verdict:
-    bad: list[str] = []
-    unsure: list[str] = []
-    for wanted in dict.fromkeys(
-        one for deployment in found for one in secret_references(deployment) if not one.is_optional
+def _secrets_complete(facts: ClusterFacts, deployments: Sequence[Manifest]) -> Verdict:
+    failing: list[str] = []
+    doubts: list[str] = []
+    for reference_ in dict.fromkeys(
+        reference
+        for deployment in deployments
+        for reference in secret_references(deployment)
+        if not reference.is_optional
     ):
-        name, there = f"{wanted.namespace}/{wanted.name}", facts.secrets.get((wanted.namespace, wanted.name))
-        if isinstance(there, MissingValue) and there.is_absent:
-            bad.append(f"the Secret {name} does not exist; it should hold {', '.join(sorted(wanted.entries))}")
-        elif there is None or isinstance(there, MissingValue):
-            unsure.append(f"{name}: {there.reason if there else 'it was not looked at'}")
-        elif lacks := sorted(wanted.entries - there.entries):
-            bad.append(f"the Secret {name} has no {', '.join(lacks)}")
-    return verdict_of(bad, unsure)
+        name, secret = (
+            f"{reference_.namespace}/{reference_.name}",
+            facts.secrets.get((reference_.namespace, reference_.name)),
+        )
+        if isinstance(secret, MissingValue) and secret.is_absent:
+            failing.append(f"the Secret {name} does not exist; it should hold {', '.join(sorted(reference_.entries))}")
+        elif secret is None or isinstance(secret, MissingValue):
+            doubts.append(f"{name}: {secret.reason if secret else 'it was not looked at'}")
+        elif missing := sorted(reference_.entries - secret.entries):
+            failing.append(f"the Secret {name} has no {', '.join(missing)}")
+    return verdict_of(failing, doubts)
 
 
 def check_permissions(facts: ClusterFacts, component: str) -> Verdict | None:
-    """Every right of the component's chart, as the API server decides about its account."""
-    asked = {where: found for (name, where), found in facts.account_rights.items() if name == component}
-    if not asked:
+    """Checks every permission of the component's chart, as the API server decides about its
+    account.
+    """
+    reviewed = {
+        namespace: answers for (name, namespace), answers in facts.account_permissions.items() if name == component
+    }
+    if not reviewed:
         return None
-    bad = [
-        f"{component} of {where} may not {right}"
-        for where, found in asked.items()
-        for right in denied_permissions(found)
+    denied = [
+        f"{component} of {namespace} may not {right}"
+        for namespace, answers in reviewed.items()
+        for right in denied_permissions(answers)
     ]
-    unsure = [said.reason for found in asked.values() for said in found.values() if isinstance(said, MissingValue)]
-    return verdict_of(bad, unsure, note=f"{sum(map(len, asked.values()))} rights")
+    doubts = [
+        answer.reason
+        for answers in reviewed.values()
+        for answer in answers.values()
+        if isinstance(answer, MissingValue)
+    ]
+    return verdict_of(denied, doubts, note=f"{sum(map(len, reviewed.values()))} rights")
 
 
-def denied_permissions(found: Mapping[Permission, bool | MissingValue]) -> list[str]:
-    """Those that are not there, verbs of one resource together."""
+def denied_permissions(answers: Mapping[Permission, bool | MissingValue]) -> list[str]:
+    """Returns the denied permissions as text, verbs of one resource together."""
     grouped: dict[Permission, list[str]] = {}
-    for right, said in found.items():
-        if said is False:
-            grouped.setdefault(Permission(right.group, right.resource, "", right.namespace, right.name), []).append(
-                right.verb
-            )
+    for permission_, answer in answers.items():
+        if answer is False:
+            grouped.setdefault(
+                Permission(permission_.group, permission_.resource, "", permission_.namespace, permission_.name), []
+            ).append(permission_.verb)
     return [
-        str(Permission(one.group, one.resource, ", ".join(verbs), one.namespace, one.name))
-        for one, verbs in grouped.items()
+        str(Permission(permission.group, permission.resource, ", ".join(verbs), permission.namespace, permission.name))
+        for permission, verbs in grouped.items()
     ]
